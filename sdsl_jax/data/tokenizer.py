@@ -1,0 +1,101 @@
+"""Text to ids and back: bytes, or a byte-level BPE trained on the training split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from tokenizers import Tokenizer as HuggingFaceTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from sdsl_jax.config import DataConfig
+from sdsl_jax.data.corpus import SEPARATOR
+from sdsl_jax.errors import SdslError
+
+END_OF_DOCUMENT = "<|endoftext|>"
+
+
+class Tokenizer(Protocol):
+    """What the rest of the package asks of a tokenizer. Id 0 ends a document in every one of ours."""
+
+    vocab_size: int
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of a text, int32 [tokens]; NUL becomes the end-of-document id."""
+        ...
+
+    def decode(self, ids: np.ndarray) -> str:
+        """The text of some ids; bytes that form no character are replaced."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Writes the tokenizer to a file, where there is anything to write."""
+        ...
+
+
+class ByteTokenizer:
+    """One id per byte of UTF-8."""
+
+    vocab_size = 256
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of a text, int32 [bytes]."""
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+    def decode(self, ids: np.ndarray) -> str:
+        """The text of some ids."""
+        return np.asarray(ids, np.uint8).tobytes().decode(errors="replace")
+
+    def save(self, path: Path) -> None:
+        """Bytes need no file."""
+
+
+class BPETokenizer:
+    """Byte-level BPE of the `tokenizers` library."""
+
+    def __init__(self, tokenizer: HuggingFaceTokenizer):
+        self._tokenizer = tokenizer
+        self.vocab_size = tokenizer.get_vocab_size()
+
+    @classmethod
+    def train(cls, text: str, vocab_size: int) -> BPETokenizer:
+        """Learns merges from a text; deterministic.
+
+        Raises:
+          SdslError: the text has too few different pairs for `vocab_size` entries.
+        """
+        tokenizer = HuggingFaceTokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[END_OF_DOCUMENT],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(text.split(SEPARATOR), trainer)
+        made = tokenizer.get_vocab_size()
+        if made != vocab_size:
+            raise SdslError(f"data.vocab_size is {vocab_size}; the training text yields a BPE of only {made} entries.")
+        return cls(tokenizer)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of a text, int32 [tokens]."""
+        pieces = self._tokenizer.encode_batch(text.split(SEPARATOR))
+        return np.concatenate([x for p in pieces for x in (np.asarray(p.ids, np.int32), np.zeros(1, np.int32))][:-1])
+
+    def decode(self, ids: np.ndarray) -> str:
+        """The text of some ids."""
+        return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
+
+    def save(self, path: Path) -> None:
+        """Writes the tokenizer's JSON."""
+        self._tokenizer.save(str(path))
+
+
+def make_tokenizer(config: DataConfig, train_text: str) -> Tokenizer:
+    """The tokenizer that the settings ask for; a BPE is trained on the training split alone."""
+    if config.tokenizer == "bytes":
+        return ByteTokenizer()
+    return BPETokenizer.train(train_text, config.vocab_size)

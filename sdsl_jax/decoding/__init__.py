@@ -1,0 +1,16 @@
+"""Lossless speculative decoding and the autoregressive baseline."""
+
+from sdsl_jax.decoding.loop import Decoded, Events, Model, autoregress, speculate
+from sdsl_jax.decoding.verification import overlap, probabilities, residual, verify_tokens
+
+__all__ = [
+    "Decoded",
+    "Events",
+    "Model",
+    "autoregress",
+    "overlap",
+    "probabilities",
+    "residual",
+    "speculate",
+    "verify_tokens",
+]

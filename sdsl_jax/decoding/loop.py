@@ -1,0 +1,361 @@
+"""Speculative and autoregressive decoding as jitted loops over batched rows.
+
+Both loops keep, for every row, a buffer of tokens and its length; caches hold what the models have seen of it. A model's
+cache is right up to the last position that was fed with a token the row kept, and everything later is overwritten before
+it is read, so nothing is ever copied back. Suffixes: B rows, G largest lookahead, V vocabulary, L token buffer.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from sdsl_jax.decoding.verification import overlap, probabilities, sample, verify_tokens
+from sdsl_jax.errors import require
+from sdsl_jax.models import KVCache, ModelConfig, Params, forward, init_cache
+
+# Streams of randomness within a round; keys are folded from (row, first position of the round, stream, position in it).
+_DRAFT, _ACCEPT, _RESIDUAL = range(3)
+
+# Why a row stopped.
+RUNNING, STOP_TOKEN, LENGTH = range(3)
+
+
+class Model(NamedTuple):
+    """A configuration and its parameters."""
+
+    config: ModelConfig
+    params: Params
+
+
+class Events(NamedTuple):
+    """What happened in each round of each row, [rows, rounds]; entries after a row's last round are zero.
+
+    Attributes:
+      start: position of the first token that the round emitted.
+      proposed: drafts verified, γ; 0 where the row took no part.
+      accepted: drafts kept and emitted, not counting any after a stop.
+      emitted: tokens emitted: accepted + 1, unless the row stopped first.
+      overlap: Σ_v min(p_v, q_v) at each drafted position that was tested, [rows, rounds, γ_max]; 0 elsewhere.
+      stop_reason: why the row stopped in this round: 0 it did not, 1 a stop token, 2 its maximum length.
+    """
+
+    start: Int[Array, "B R"]
+    proposed: Int[Array, "B R"]
+    accepted: Int[Array, "B R"]
+    emitted: Int[Array, "B R"]
+    overlap: Float[Array, "B R G"]
+    stop_reason: Int[Array, "B R"]
+
+
+class Decoded(NamedTuple):
+    """The outcome of a decoding run.
+
+    Attributes:
+      tokens: prompts followed by what was emitted, int32 [B, L]; past a row's length there are zeros.
+      lengths: tokens of each row, prompt included, int32 [B].
+      prompt_lengths: tokens of each prompt, int32 [B].
+      events: what happened in each round; None for the autoregressive loop.
+      batch_rounds: rounds that the whole batch took: each as slow as its slowest row.
+    """
+
+    tokens: Int[Array, "B L"]
+    lengths: Int[Array, " B"]
+    prompt_lengths: Int[Array, " B"]
+    events: Events | None
+    batch_rounds: Int[Array, ""]
+
+
+def row_keys(seed: int, rows: Int[np.ndarray, " B"]) -> Array:
+    """One key per row, made of the seed and the row's own number: a row decodes alike alone and in any batch."""
+    return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.asarray(rows, jnp.uint32))
+
+
+def _round_key(row_key: Array, start: Array, stream: int, position: Array | int) -> Array:
+    for part in (start, stream, position):
+        row_key = jax.random.fold_in(row_key, part)
+    return row_key
+
+
+class _Rows(NamedTuple):
+    """Rows in flight: what both loops carry."""
+
+    tokens: Array
+    lengths: Array
+    done: Array
+
+
+def _emit(rows: _Rows, new: Array, count: Array, max_lengths: Array, stop_tokens: Array) -> tuple[_Rows, Array, Array]:
+    """Appends the first `count` of the tokens `new` to each row that is not done, up to a stop.
+
+    Returns the rows, the numbers of tokens emitted, and the reasons for stopping.
+    """
+    positions = jnp.arange(new.shape[1])
+    room = max_lengths - rows.lengths
+    count = jnp.where(rows.done, 0, jnp.minimum(count, room))
+    stops = (new[:, :, None] == stop_tokens).any(-1) & (positions < count[:, None])
+    stopped = stops.any(axis=1)
+    count = jnp.where(stopped, jnp.argmax(stops, axis=1) + 1, count)
+    reason = jnp.where(stopped, STOP_TOKEN, jnp.where((count == room) & ~rows.done, LENGTH, RUNNING))
+    # Tokens past the count go to a column beyond the buffer, which scatter drops.
+    target = jnp.where(positions < count[:, None], rows.lengths[:, None] + positions, rows.tokens.shape[1])
+    tokens = rows.tokens.at[jnp.arange(new.shape[0])[:, None], target].set(new, mode="drop")
+    return _Rows(tokens, rows.lengths + count, rows.done | (reason != RUNNING)), count, reason
+
+
+def _prefill(model: ModelConfig, params: Params, tokens: Array, capacity: int) -> KVCache:
+    """A cache that has seen every prompt. Padding is seen as well, and overwritten before anything can attend to it."""
+    cache = init_cache(model, tokens.shape[0], capacity)
+    _, cache = forward(model, params, tokens, cache=cache)
+    assert cache is not None
+    return cache
+
+
+def _pad(tokens: Array, width: int) -> Array:
+    return jnp.zeros((tokens.shape[0], width), jnp.int32).at[:, : tokens.shape[1]].set(tokens)
+
+
+@functools.partial(jax.jit, static_argnames=("draft", "target", "max_lookahead", "buffer", "max_rounds"))
+def _speculate(
+    draft: ModelConfig,
+    target: ModelConfig,
+    draft_params: Any,
+    target_params: Any,
+    prompts: Array,
+    prompt_lengths: Array,
+    max_lengths: Array,
+    keys: Array,
+    temperature: Array,
+    lookahead: Array,
+    stop_tokens: Array,
+    *,
+    max_lookahead: int,
+    buffer: int,
+    max_rounds: int,
+) -> Decoded:
+    B, G, V = prompts.shape[0], max_lookahead, target.vocab_size
+    every = jnp.arange(B)
+
+    def draft_step(fed_BW, positions_BW, cache, starts, position):
+        """Feeds tokens to the draft and draws the round's draft number `position` from what follows the last of them."""
+        logits, cache = forward(draft, draft_params, fed_BW, positions_BW, cache)
+        probs = probabilities(logits[:, -1], temperature)
+        drawn = jax.vmap(lambda k, s, q: sample(_round_key(k, s, _DRAFT, position), q))(keys, starts, probs)
+        return drawn, probs, cache
+
+    def round_(carry):
+        rows, draft_cache, target_cache, events, number = carry
+        last = rows.lengths - 1
+        # The first draft step is two tokens wide: after a full acceptance the draft has not seen its own last token yet.
+        # A row of a single token feeds it twice, to the same slot.
+        pair = jnp.stack([jnp.maximum(last - 1, 0), last], axis=1)
+        drawn, probs, draft_cache = draft_step(
+            rows.tokens[every[:, None], pair], pair, draft_cache, rows.lengths, 0
+        )
+        drafts = jnp.zeros((B, G), jnp.int32).at[:, 0].set(drawn)
+        draft_probs = jnp.zeros((B, G, V), jnp.float32).at[:, 0].set(probs)
+
+        def more(i, state):
+            drafts, draft_probs, cache = state
+            drawn, probs, cache = draft_step(drafts[:, i - 1, None], (last + i)[:, None], cache, rows.lengths, i)
+            return drafts.at[:, i].set(drawn), draft_probs.at[:, i].set(probs), cache
+
+        drafts, draft_probs, draft_cache = jax.lax.fori_loop(1, lookahead, more, (drafts, draft_probs, draft_cache))
+
+        fed = jnp.concatenate([rows.tokens[every, last][:, None], drafts], axis=1)
+        logits, target_cache = forward(target, target_params, fed, last[:, None] + jnp.arange(G + 1), target_cache)
+        target_probs = probabilities(logits, temperature)
+
+        def verify(key, start, d, q, p):
+            accept, resid = _round_key(key, start, _ACCEPT, 0), _round_key(key, start, _RESIDUAL, 0)
+            return verify_tokens(d, q, p, lookahead, accept, resid)
+
+        verdict = jax.vmap(verify)(keys, rows.lengths, drafts, draft_probs, target_probs)
+        new = jnp.concatenate([drafts, jnp.zeros((B, 1), jnp.int32)], axis=1)
+        new = new.at[every, verdict.accepted].set(verdict.next_token)
+        active, starts = ~rows.done, rows.lengths
+        rows, emitted, reason = _emit(rows, new, verdict.accepted + 1, max_lengths, stop_tokens)
+        accepted = jnp.minimum(verdict.accepted, emitted)
+        tested = jnp.arange(G) < jnp.minimum(jnp.minimum(verdict.accepted + 1, lookahead), emitted)[:, None]
+        happened = Events(
+            start=jnp.where(active, starts, 0),
+            proposed=jnp.where(active, lookahead, 0),
+            accepted=accepted,
+            emitted=emitted,
+            overlap=jnp.where(tested, overlap(target_probs[:, :-1], draft_probs), 0.0),
+            stop_reason=reason,
+        )
+        events = jax.tree.map(lambda record, value: record.at[:, number].set(value), events, happened)
+        return rows, draft_cache, target_cache, events, number + 1
+
+    ints = jnp.zeros((B, max_rounds), jnp.int32)
+    events = Events(ints, ints, ints, ints, jnp.zeros((B, max_rounds, G), jnp.float32), ints)
+    carry = (
+        _Rows(_pad(prompts, buffer), prompt_lengths, prompt_lengths >= max_lengths),
+        _prefill(draft, draft_params, prompts, buffer + G + 1),
+        _prefill(target, target_params, prompts, buffer + G + 1),
+        events,
+        jnp.zeros((), jnp.int32),
+    )
+    rows, _, _, events, rounds = jax.lax.while_loop(lambda carry: ~carry[0].done.all(), round_, carry)
+    return Decoded(rows.tokens, rows.lengths, prompt_lengths, events, rounds)
+
+
+@functools.partial(jax.jit, static_argnames=("target", "buffer"))
+def _autoregress(
+    target: ModelConfig,
+    target_params: Any,
+    prompts: Array,
+    prompt_lengths: Array,
+    max_lengths: Array,
+    keys: Array,
+    temperature: Array,
+    stop_tokens: Array,
+    *,
+    buffer: int,
+) -> Decoded:
+    every = jnp.arange(prompts.shape[0])
+
+    def step(carry):
+        rows, cache, number = carry
+        last = rows.lengths - 1
+        logits, cache = forward(target, target_params, rows.tokens[every, last][:, None], last[:, None], cache)
+        probs = probabilities(logits[:, 0], temperature)
+        drawn = jax.vmap(lambda k, s, p: sample(_round_key(k, s, _RESIDUAL, 0), p))(keys, rows.lengths, probs)
+        rows, _, _ = _emit(rows, drawn[:, None], jnp.ones_like(last), max_lengths, stop_tokens)
+        return rows, cache, number + 1
+
+    carry = (
+        _Rows(_pad(prompts, buffer), prompt_lengths, prompt_lengths >= max_lengths),
+        _prefill(target, target_params, prompts, buffer + 1),
+        jnp.zeros((), jnp.int32),
+    )
+    rows, _, rounds = jax.lax.while_loop(lambda carry: ~carry[0].done.all(), step, carry)
+    return Decoded(rows.tokens, rows.lengths, prompt_lengths, None, rounds)
+
+
+class _Request(NamedTuple):
+    prompts: Array
+    prompt_lengths: Array
+    max_lengths: Array
+    keys: Array
+    temperature: Array
+    stop_tokens: Array
+
+
+def _request(prompts, prompt_lengths, new_tokens, seed, rows, temperature, stop_tokens, vocab_size: int):
+    """Checks and shapes the arguments that both loops share."""
+    prompts = np.asarray(prompts, np.int32)
+    require(prompts.ndim == 2 and prompts.size > 0, f"prompts have shape {prompts.shape}; they must be [rows, tokens].")
+    require(
+        0 <= prompts.min() and prompts.max() < vocab_size,
+        f"prompts hold ids from {prompts.min()} to {prompts.max()}; the vocabulary has ids from 0 to {vocab_size - 1}.",
+    )
+    B, width = prompts.shape
+    lengths = np.broadcast_to(np.asarray(width if prompt_lengths is None else prompt_lengths, np.int32), (B,))
+    require(
+        1 <= lengths.min() and lengths.max() <= width,
+        f"prompt lengths run from {lengths.min()} to {lengths.max()}; they must lie in [1, {width}].",
+    )
+    new = np.broadcast_to(np.asarray(new_tokens, np.int32), (B,))
+    require(new.min() >= 0, f"new_tokens holds {new.min()}; it must not be negative.")
+    require(temperature >= 0, f"the temperature is {temperature}; it must not be negative.")
+    keys = row_keys(seed, np.arange(B) if rows is None else np.asarray(rows))
+    request = _Request(
+        jnp.asarray(prompts),
+        jnp.asarray(lengths),
+        jnp.asarray(lengths + new),
+        keys,
+        jnp.float32(temperature),
+        jnp.asarray(stop_tokens, jnp.int32).reshape(-1),
+    )
+    return request, width + int(new.max()), int(new.max())
+
+
+def speculate(
+    draft: Model,
+    target: Model,
+    prompts: Int[np.ndarray, "B P"],
+    *,
+    lookahead: int,
+    new_tokens: int | Int[np.ndarray, " B"],
+    prompt_lengths: Int[np.ndarray, " B"] | None = None,
+    max_lookahead: int | None = None,
+    temperature: float = 1.0,
+    seed: int = 0,
+    rows: Int[np.ndarray, " B"] | None = None,
+    stop_tokens: tuple[int, ...] = (),
+) -> Decoded:
+    """Decodes with a draft; the output is distributed exactly as the target's own.
+
+    One trace serves every lookahead up to `max_lookahead`; the verify pass is then `max_lookahead` + 1 wide whatever the
+    lookahead, which is right for acceptance statistics and wrong for timing: to time, leave `max_lookahead` out.
+
+    Args:
+      draft: proposes tokens.
+      target: verifies them; must have the draft's vocabulary.
+      prompts: ids, padded on the right.
+      lookahead: drafts per round, γ.
+      new_tokens: tokens to emit at most, for all rows or for each.
+      prompt_lengths: tokens of each prompt; the full width if left out.
+      max_lookahead: largest lookahead of the trace; `lookahead` if left out.
+      temperature: 0 for greedy decoding.
+      seed: of the run.
+      rows: numbers that name the rows; 0..B−1 if left out. A row's output depends on seed, number and prompt alone.
+      stop_tokens: ids after which a row stops.
+
+    Raises:
+      SdslError: an argument lies outside its range, or the vocabularies differ.
+    """
+    max_lookahead = lookahead if max_lookahead is None else max_lookahead
+    require(lookahead >= 1, f"the lookahead is {lookahead}; it must be at least 1.")
+    require(lookahead <= max_lookahead, f"the lookahead is {lookahead}; it must not exceed max_lookahead ({max_lookahead}).")
+    require(
+        draft.config.vocab_size == target.config.vocab_size,
+        f"the draft has {draft.config.vocab_size} tokens and the target {target.config.vocab_size}; lossless decoding "
+        "needs one vocabulary.",
+    )
+    request, buffer, most = _request(
+        prompts, prompt_lengths, new_tokens, seed, rows, temperature, stop_tokens, target.config.vocab_size
+    )
+    with jax.default_matmul_precision("highest"):
+        return _speculate(
+            draft.config,
+            target.config,
+            draft.params,
+            target.params,
+            request.prompts,
+            request.prompt_lengths,
+            request.max_lengths,
+            request.keys,
+            request.temperature,
+            jnp.int32(lookahead),
+            request.stop_tokens,
+            max_lookahead=max_lookahead,
+            buffer=buffer,
+            max_rounds=max(1, most),
+        )
+
+
+def autoregress(
+    target: Model,
+    prompts: Int[np.ndarray, "B P"],
+    *,
+    new_tokens: int | Int[np.ndarray, " B"],
+    prompt_lengths: Int[np.ndarray, " B"] | None = None,
+    temperature: float = 1.0,
+    seed: int = 0,
+    rows: Int[np.ndarray, " B"] | None = None,
+    stop_tokens: tuple[int, ...] = (),
+) -> Decoded:
+    """Decodes with the target alone, one token a step; arguments as in `speculate`."""
+    request, buffer, _ = _request(
+        prompts, prompt_lengths, new_tokens, seed, rows, temperature, stop_tokens, target.config.vocab_size
+    )
+    with jax.default_matmul_precision("highest"):
+        return _autoregress(target.config, target.params, *request, buffer=buffer)

@@ -1,0 +1,28 @@
+"""The Transformer, its cache, and the families that shape it."""
+
+from sdsl_jax.models.family import ModelCounts, count, member, shape_rule
+from sdsl_jax.models.transformer import (
+    KVCache,
+    ModelConfig,
+    Params,
+    Transformer,
+    abstract_params,
+    forward,
+    init_cache,
+    init_params,
+)
+
+__all__ = [
+    "KVCache",
+    "ModelConfig",
+    "ModelCounts",
+    "Params",
+    "Transformer",
+    "abstract_params",
+    "count",
+    "forward",
+    "init_cache",
+    "init_params",
+    "member",
+    "shape_rule",
+]

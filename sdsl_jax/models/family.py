@@ -1,0 +1,105 @@
+"""Families: from a wanted non-embedding size to a configuration, and exact counts of what it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sdsl_jax.config import FamilyConfig
+from sdsl_jax.errors import require
+from sdsl_jax.models.transformer import ModelConfig
+from sdsl_jax.theory.costs import ShapeRule, layers_and_width
+
+# How far the size that a family makes may lie from the size that was asked for.
+SIZE_TOLERANCE = 0.10
+# Hidden sizes of the MLP come in steps of this many units: fine enough to meet a wanted size, coarse enough for vector units.
+_HIDDEN_STEP = 4
+
+
+@dataclass(frozen=True)
+class ModelCounts:
+    """Exact sizes of a model.
+
+    Attributes:
+      nonembedding: parameters other than the embedding and head matrices.
+      total: all parameters.
+      flops_per_token: forward FLOPs for one token at `context` tokens of context; a multiply-add counts as two.
+      weight_bytes: bytes of all parameters in float32.
+      cache_bytes_per_token: bytes of keys and values that one position occupies in float32.
+    """
+
+    nonembedding: int
+    total: int
+    flops_per_token: float
+    weight_bytes: int
+    cache_bytes_per_token: int
+
+
+def _block_params(c: ModelConfig) -> tuple[int, int]:
+    """Parameters of one block in its matrices and in its norms."""
+    matrices = 2 * c.width * c.head_dim * (c.heads + c.kv_heads) + 3 * c.width * c.hidden
+    return matrices, 2 * c.width + (2 * c.head_dim if c.qk_norm else 0)
+
+
+def count(config: ModelConfig, context: float) -> ModelCounts:
+    """Counts parameters, FLOPs and bytes of a model, at an average of `context` tokens of context."""
+    matrices, norms = _block_params(config)
+    nonembedding = config.layers * (matrices + norms) + config.width
+    table = config.vocab_size * config.width
+    total = nonembedding + table * (1 if config.tie_embeddings else 2)
+    attention = 4 * context * config.heads * config.head_dim * config.layers
+    return ModelCounts(
+        nonembedding=nonembedding,
+        total=total,
+        flops_per_token=2 * config.layers * matrices + 2 * table + attention,
+        weight_bytes=4 * total,
+        cache_bytes_per_token=4 * 2 * config.layers * config.kv_heads * config.head_dim,
+    )
+
+
+def shape_rule(family: FamilyConfig, vocab_size: int, sequence_length: int) -> ShapeRule:
+    """The smooth counterpart of the family; its average context is half a sequence."""
+    return ShapeRule(family.aspect_ratio, float(vocab_size), sequence_length / 2)
+
+
+def member(family: FamilyConfig, params: int, vocab_size: int) -> ModelConfig:
+    """The family's model with about `params` non-embedding parameters.
+
+    Layers and width follow the family's aspect ratio; the hidden size of the MLP then takes up what rounding left over.
+
+    Raises:
+      SdslError: no member lies within 10 % of `params`.
+    """
+    layers, width = (float(x) for x in layers_and_width(float(params), ShapeRule(family.aspect_ratio, 0.0, 0.0)))
+    layers = max(1, round(layers))
+    heads = max(1, round(width / family.head_dim))
+    kv_heads = max(1, heads // family.kv_groups)
+    heads = kv_heads * max(1, round(heads / kv_heads))
+    head_dim = max(8, 8 * round(width / heads / 8))
+
+    def build(hidden: int) -> ModelConfig:
+        return ModelConfig(
+            vocab_size=vocab_size,
+            width=heads * head_dim,
+            layers=layers,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            hidden=hidden,
+            qk_norm=family.qk_norm,
+            tie_embeddings=family.tie_embeddings,
+        )
+
+    base = count(build(_HIDDEN_STEP), 0).nonembedding
+    step = 3 * heads * head_dim * layers * _HIDDEN_STEP
+    config = build(_HIDDEN_STEP * (1 + max(0, round((params - base) / step))))
+    made = count(config, 0).nonembedding
+    require(
+        abs(made / params - 1) <= SIZE_TOLERANCE,
+        f"the family cannot make a model of {params} non-embedding parameters; the nearest it makes has {made}, "
+        f"and sizes from about {SMALLEST_SIZE} up are allowed.",
+    )
+    return config
+
+
+# Width 8, one layer: 256 attention weights, an MLP of hidden size 4 and the norms come to 392; the next sizes are 96 apart.
+SMALLEST_SIZE = 500

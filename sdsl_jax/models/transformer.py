@@ -1,0 +1,237 @@
+"""One decoder-only Transformer for drafts and targets, training and decoding.
+
+Pre-norm blocks with RMSNorm, rotary positions, grouped-query attention, optional qk-norm and a SwiGLU MLP. Suffixes of
+locals give shapes: B batch, T new tokens, S cache slots, D width, N query heads, K key-value heads, G query heads that share
+a key-value head, H head size, F hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from sdsl_jax.errors import require
+
+Params = Any  # an `nnx.State` of arrays, or the same tree of abstract or sharded arrays
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of one Transformer. Hashable, so that it can be a static argument of a jitted function."""
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    qk_norm: bool = True
+    tie_embeddings: bool = True
+    rope_theta: float = 10_000.0
+    norm_epsilon: float = 1e-6
+
+    def __post_init__(self):
+        for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "hidden"):
+            value = getattr(self, name)
+            require(value >= 1, f"the model's {name} is {value}; it must be at least 1.")
+        require(self.heads % self.kv_heads == 0, f"{self.heads} query heads cannot share {self.kv_heads} key-value heads.")
+        require(self.head_dim % 2 == 0, f"the head size is {self.head_dim}; rotary positions need an even one.")
+
+
+class KVCache(NamedTuple):
+    """Keys and values of one sequence per row, an array per layer.
+
+    Slot s holds position s. A query at position t attends to slots 0..t, so slots beyond the tokens kept so far are never
+    read before they are written again: rolling back costs nothing, it is enough to continue from an earlier position.
+    """
+
+    keys: tuple[Float[Array, "B S K H"], ...]
+    values: tuple[Float[Array, "B S K H"], ...]
+
+    @property
+    def capacity(self) -> int:
+        """Number of positions that each row can hold."""
+        return self.keys[0].shape[1]
+
+
+def init_cache(config: ModelConfig, batch: int, capacity: int, dtype: Any = jnp.float32) -> KVCache:
+    """An empty cache of `capacity` positions for `batch` rows."""
+    shape = (batch, capacity, config.kv_heads, config.head_dim)
+    zeros = tuple(jnp.zeros(shape, dtype) for _ in range(config.layers))
+    return KVCache(zeros, tuple(jnp.zeros(shape, dtype) for _ in range(config.layers)))
+
+
+def _normal(scale: float):
+    return nnx.initializers.normal(stddev=scale)
+
+
+class RMSNorm(nnx.Module):
+    """x · scale / rms(x), over the last axis."""
+
+    def __init__(self, size: int, epsilon: float):
+        self.scale = nnx.Param(jnp.ones((size,)))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+        return x * inverse_rms * self.scale[...]
+
+
+def _rotate(x_BTNH: Array, positions_BT: Array, theta: float) -> Array:
+    """Rotates the pair (i, i + H/2) of each head by position · theta^(−2i/H) (RoFormer, 2104.09864)."""
+    half = x_BTNH.shape[-1] // 2
+    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles_BT1h = positions_BT[..., None, None].astype(jnp.float32) * frequencies
+    cos, sin = jnp.cos(angles_BT1h).astype(x_BTNH.dtype), jnp.sin(angles_BT1h).astype(x_BTNH.dtype)
+    a, b = x_BTNH[..., :half], x_BTNH[..., half:]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+class Attention(nnx.Module):
+    """Causal grouped-query attention, over the new tokens alone or over a cache that they are first written to."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        query, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        scale_in = config.width**-0.5
+        scale_out = (2 * config.layers * query) ** -0.5
+        self.query = nnx.Param(_normal(scale_in)(rngs.params(), (config.width, query)))
+        self.key = nnx.Param(_normal(scale_in)(rngs.params(), (config.width, kv)))
+        self.value = nnx.Param(_normal(scale_in)(rngs.params(), (config.width, kv)))
+        self.out = nnx.Param(_normal(scale_out)(rngs.params(), (query, config.width)))
+        if config.qk_norm:
+            self.query_norm = RMSNorm(config.head_dim, config.norm_epsilon)
+            self.key_norm = RMSNorm(config.head_dim, config.norm_epsilon)
+
+    def __call__(self, x_BTD: Array, positions_BT: Array, cache: tuple[Array, Array] | None):
+        c = self.config
+        B, T, _ = x_BTD.shape
+        q_BTNH = (x_BTD @ self.query[...]).reshape(B, T, c.heads, c.head_dim)
+        k_BTKH = (x_BTD @ self.key[...]).reshape(B, T, c.kv_heads, c.head_dim)
+        v_BTKH = (x_BTD @ self.value[...]).reshape(B, T, c.kv_heads, c.head_dim)
+        if c.qk_norm:
+            q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
+        q_BTNH, k_BTKH = _rotate(q_BTNH, positions_BT, c.rope_theta), _rotate(k_BTKH, positions_BT, c.rope_theta)
+        if cache is not None:
+            rows_B1 = jnp.arange(B)[:, None]
+            k_BTKH = cache[0].at[rows_B1, positions_BT].set(k_BTKH.astype(cache[0].dtype))
+            v_BTKH = cache[1].at[rows_B1, positions_BT].set(v_BTKH.astype(cache[1].dtype))
+            cache = (k_BTKH, v_BTKH)
+        slots = jnp.arange(k_BTKH.shape[1])
+        visible_BTS = slots <= positions_BT[:, :, None] if cache is not None else slots <= jnp.arange(T)[None, :, None]
+
+        # Heads first, and the division by the softmax's sum after the second product: both are cheaper on a CPU.
+        q_BKGTH = q_BTNH.reshape(B, T, c.kv_heads, -1, c.head_dim).transpose(0, 2, 3, 1, 4) * c.head_dim**-0.5
+        scores_BKGTS = jnp.einsum("bkgth,bskh->bkgts", q_BKGTH, k_BTKH, preferred_element_type=jnp.float32)
+        scores_BKGTS = jnp.where(visible_BTS[:, None, None], scores_BKGTS, -jnp.inf)
+        weights_BKGTS = jnp.exp(scores_BKGTS - jax.lax.stop_gradient(scores_BKGTS.max(axis=-1, keepdims=True)))
+        total_BKGT1 = weights_BKGTS.sum(axis=-1, keepdims=True)
+        mixed_BKGTH = jnp.einsum("bkgts,bskh->bkgth", weights_BKGTS.astype(v_BTKH.dtype), v_BTKH)
+        mixed_BKGTH = mixed_BKGTH / total_BKGT1.astype(mixed_BKGTH.dtype)
+        return mixed_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, -1) @ self.out[...], cache
+
+
+class MLP(nnx.Module):
+    """SwiGLU (2002.05202): (silu(x·gate) ∘ (x·up)) · down."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        scale_out = (2 * config.layers * config.hidden) ** -0.5
+        self.gate = nnx.Param(_normal(config.width**-0.5)(rngs.params(), (config.width, config.hidden)))
+        self.up = nnx.Param(_normal(config.width**-0.5)(rngs.params(), (config.width, config.hidden)))
+        self.down = nnx.Param(_normal(scale_out)(rngs.params(), (config.hidden, config.width)))
+
+    def __call__(self, x_BTD: Array) -> Array:
+        return (jax.nn.silu(x_BTD @ self.gate[...]) * (x_BTD @ self.up[...])) @ self.down[...]
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each behind its own norm and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.attention_norm = RMSNorm(config.width, config.norm_epsilon)
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = RMSNorm(config.width, config.norm_epsilon)
+        self.mlp = MLP(config, rngs)
+
+    def __call__(self, x_BTD: Array, positions_BT: Array, cache: tuple[Array, Array] | None):
+        mixed_BTD, cache = self.attention(self.attention_norm(x_BTD), positions_BT, cache)
+        x_BTD = x_BTD + mixed_BTD
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD)), cache
+
+
+class Transformer(nnx.Module):
+    """Maps token ids to the logits of the next token at every position."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.embedding = nnx.Param(_normal(config.width**-0.5)(rngs.params(), (config.vocab_size, config.width)))
+        self.blocks = nnx.List([Block(config, rngs) for _ in range(config.layers)])
+        self.final_norm = RMSNorm(config.width, config.norm_epsilon)
+        if not config.tie_embeddings:
+            self.head = nnx.Param(_normal(config.width**-0.5)(rngs.params(), (config.width, config.vocab_size)))
+
+    def __call__(
+        self, tokens_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"] | None = None, cache: KVCache | None = None
+    ) -> tuple[Float[Array, "B T V"], KVCache | None]:
+        """Runs the model over new tokens.
+
+        Args:
+          tokens_BT: token ids.
+          positions_BT: their positions; 0..T−1 if left out. They name the cache slots that are written.
+          cache: keys and values of earlier positions, or None to attend to the new tokens alone.
+
+        Returns:
+          The logits, and the cache with the new tokens written to it (None without a cache).
+        """
+        B, T = tokens_BT.shape
+        if positions_BT is None:
+            positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
+        # Unit-variance activations, so that the tied matrix can keep the small scale that logits want.
+        x_BTD = self.embedding[...][tokens_BT] * self.config.width**0.5
+        keys, values = [], []
+        for i, block in enumerate(self.blocks):
+            layer = None if cache is None else (cache.keys[i], cache.values[i])
+            x_BTD, layer = block(x_BTD, positions_BT, layer)
+            if layer is not None:
+                keys.append(layer[0])
+                values.append(layer[1])
+        x_BTD = self.final_norm(x_BTD)
+        logits_BTV = x_BTD @ (self.embedding[...].T if self.config.tie_embeddings else self.head[...])
+        return logits_BTV, None if cache is None else KVCache(tuple(keys), tuple(values))
+
+
+@functools.cache
+def _graph(config: ModelConfig):
+    return nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))
+
+
+def init_params(config: ModelConfig, key: Array) -> Params:
+    """Random parameters of a model, as a pytree of float32 arrays."""
+
+    def create(key):
+        return nnx.state(Transformer(config, nnx.Rngs(params=key)), nnx.Param)
+
+    return jax.jit(create)(key)
+
+
+def abstract_params(config: ModelConfig) -> Params:
+    """Shapes and types of a model's parameters, without allocating any of them."""
+    return _graph(config)[1]
+
+
+def forward(
+    config: ModelConfig,
+    params: Params,
+    tokens_BT: Int[Array, "B T"],
+    positions_BT: Int[Array, "B T"] | None = None,
+    cache: KVCache | None = None,
+) -> tuple[Float[Array, "B T V"], KVCache | None]:
+    """`Transformer.__call__` as a pure function of parameters, to be used inside `jax.jit` with `config` static."""
+    return nnx.merge(_graph(config)[0], params)(tokens_BT, positions_BT, cache)

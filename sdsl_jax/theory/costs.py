@@ -1,0 +1,103 @@
+r"""What a decoding step costs, as smooth functions of a model's size.
+
+A round of speculative decoding with lookahead γ costs γ·d + v *target steps*: d is a draft step and v the verify pass, both in
+units of one autoregressive step of the target. The paper (arXiv 2603.11053) takes d = N/M and v = 1.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Scalar = Float[Array, ""] | float
+
+
+class ShapeRule(NamedTuple):
+    """The continuous rule behind a family of Transformers: an aspect ratio, never fewer than one layer.
+
+    Attributes:
+      aspect_ratio: width divided by layers, in the limit of many layers.
+      vocab_size: entries of the vocabulary, V.
+      context: tokens of context that an average decoding step attends to.
+    """
+
+    aspect_ratio: Scalar
+    vocab_size: Scalar
+    context: Scalar
+
+
+# One block holds 4·width² attention weights and about 8·width² of a SwiGLU MLP with hidden size 8/3·width.
+BLOCK_PARAMS_PER_WIDTH_SQUARED = 12.0
+# The power p of the smooth maximum of 1 and the layers that the aspect ratio asks for; where the two are equal it lies
+# 2**(1/p) - 1 = 9 % above them, and elsewhere less.
+_SMOOTH_MAX_POWER = 8.0
+
+
+def layers_and_width(params: Scalar, rule: ShapeRule) -> tuple[Scalar, Scalar]:
+    """Layers and width (real numbers) of the family member with `params` non-embedding parameters.
+
+    Solves params = 12·layers·width² with width = aspect_ratio·layers, and layers smoothly kept at 1 or above.
+    """
+    wanted = (params / (BLOCK_PARAMS_PER_WIDTH_SQUARED * rule.aspect_ratio**2)) ** (1 / 3)
+    layers = (1.0 + wanted**_SMOOTH_MAX_POWER) ** (1 / _SMOOTH_MAX_POWER)
+    return layers, (params / (BLOCK_PARAMS_PER_WIDTH_SQUARED * layers)) ** 0.5
+
+
+def flops_per_token(params: Scalar, rule: ShapeRule) -> Scalar:
+    """Forward FLOPs for one token: 2N for the blocks, 2·V·width for the head, 4·context·width·layers for attention."""
+    layers, width = layers_and_width(params, rule)
+    return 2 * params + 2 * rule.vocab_size * width + 4 * rule.context * width * layers
+
+
+class FlopCost(NamedTuple):
+    """Costs in FLOPs: a draft step is the ratio of FLOPs per token and the verify pass costs one target step.
+
+    With no head and no attention this is the paper's c = N/M.
+    """
+
+    rule: ShapeRule
+    target_params: Scalar
+
+    def draft_step(self, params: Scalar) -> Scalar:
+        """Cost of one draft step in target steps, for a draft of `params` non-embedding parameters."""
+        return flops_per_token(params, self.rule) / flops_per_token(self.target_params, self.rule)
+
+    @property
+    def verify_pass(self) -> Scalar:
+        """Cost of one verify pass in target steps."""
+        return 1.0
+
+
+class StepTimeLaw(NamedTuple):
+    """Seconds for one decoding step: a fixed overhead, a share for each layer, and a share for each FLOP."""
+
+    overhead_seconds: Scalar
+    seconds_per_layer: Scalar
+    seconds_per_flop: Scalar
+
+    def __call__(self, params: Scalar, rule: ShapeRule) -> Scalar:
+        """Seconds of a one-token step of the family member with `params` non-embedding parameters."""
+        layers, _ = layers_and_width(params, rule)
+        return self.overhead_seconds + self.seconds_per_layer * layers + self.seconds_per_flop * flops_per_token(params, rule)
+
+
+class MeasuredCost(NamedTuple):
+    """Costs from timings: the fitted time of a draft step, and the target's own measured step and verify pass."""
+
+    rule: ShapeRule
+    step_time: StepTimeLaw
+    target_step_seconds: Scalar
+    verify_seconds: Scalar
+
+    def draft_step(self, params: Scalar) -> Scalar:
+        """Cost of one draft step in target steps, for a draft of `params` non-embedding parameters."""
+        return self.step_time(params, self.rule) / self.target_step_seconds
+
+    @property
+    def verify_pass(self) -> Scalar:
+        """Cost of one verify pass in target steps."""
+        return jnp.asarray(self.verify_seconds) / self.target_step_seconds
+
+
+CostModel = FlopCost | MeasuredCost
+

@@ -1,0 +1,208 @@
+"""Training of one rung: a trunk at a constant learning rate, and a cool-down from it for every token budget.
+
+The trunk and the cool-downs are *segments*: ranges of steps that start from a checkpoint and end in one. A segment resumes
+from its own latest checkpoint, and since a batch depends only on (seed, step), a resumed run takes the very steps that an
+uninterrupted one would have taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grain
+import jax
+import numpy as np
+
+from sdsl_jax.config import TrainingConfig
+from sdsl_jax.errors import SdslError, require
+from sdsl_jax.models import ModelConfig, abstract_params, init_params
+from sdsl_jax.progress import Progress
+from sdsl_jax.training import checkpoints
+from sdsl_jax.training.step import TrainState, init_state, train_step
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Warm-up, stable rate, and linear cool-downs to zero that end each token budget (WSD; 2405.18392).
+
+    Attributes:
+      peak: learning rate after warm-up.
+      warmup: steps of linear warm-up.
+      ends: step at which each budget ends, ascending.
+      cooldowns: steps of each budget's cool-down.
+    """
+
+    peak: float
+    warmup: int
+    ends: tuple[int, ...]
+    cooldowns: tuple[int, ...]
+
+    @property
+    def branches(self) -> tuple[int, ...]:
+        """Step at which each cool-down leaves the trunk."""
+        return tuple(end - cooldown for end, cooldown in zip(self.ends, self.cooldowns))
+
+    def trunk_rate(self, step: int) -> float:
+        """Learning rate of the trunk's step number `step`, counted from 0."""
+        return self.peak * min(1.0, (step + 1) / max(1, self.warmup))
+
+    def cooldown_rate(self, budget: int, step: int) -> float:
+        """Learning rate in the cool-down of a budget; its last step still moves by a 1/cooldowns share of the peak."""
+        return self.trunk_rate(step) * (self.ends[budget] - step) / self.cooldowns[budget]
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the trunk and of all cool-downs together."""
+        return self.branches[-1] + sum(self.cooldowns)
+
+
+def make_schedule(config: TrainingConfig, params: int, budgets: tuple[int, ...], sequence_length: int) -> Schedule:
+    """The schedule of a rung with `params` non-embedding parameters and the given token budgets."""
+    tokens_per_step = config.batch_size * sequence_length
+    ends = tuple(max(1, round(tokens / tokens_per_step)) for tokens in sorted(budgets))
+    require(
+        len(set(ends)) == len(ends),
+        f"the token budgets {sorted(budgets)} are not whole steps apart; one step is {tokens_per_step} tokens.",
+    )
+    cooldowns = tuple(max(1, round(config.cooldown_fraction * end)) for end in ends)
+    peak = config.learning_rate * (params / config.reference_params) ** -config.learning_rate_exponent
+    # A budget shorter than the warm-up would never reach the peak: at most a quarter of the shortest one goes to it.
+    warmup = min(round(config.warmup_tokens / tokens_per_step), max(1, ends[0] // 4))
+    return Schedule(peak, warmup, ends, cooldowns)
+
+
+def init_rung(model: ModelConfig, config: TrainingConfig, seed: int) -> TrainState:
+    """The state of a rung before its first step."""
+    return init_state(config, init_params(model, jax.random.key(seed)))
+
+
+def rung_seed(*belongs_to: object) -> int:
+    """A 31-bit seed made of what it belongs to, never of the order in which things are trained."""
+    return int.from_bytes(hashlib.sha256(repr(belongs_to).encode()).digest()[:4]) >> 1
+
+
+@dataclass(frozen=True)
+class RungTrainer:
+    """Runs segments of one rung.
+
+    Attributes:
+      name: of the rung, for messages.
+      model: shape of the model.
+      config: recipe.
+      schedule: learning rates and budgets.
+      batches: training batches by step.
+      init_seed: seed of the initial parameters.
+      folder: where the rung's checkpoints and metrics live.
+      progress: told after every step; a unit is a training step.
+    """
+
+    name: str
+    model: ModelConfig
+    config: TrainingConfig
+    schedule: Schedule
+    batches: grain.MapDataset
+    init_seed: int
+    folder: Path
+    progress: Progress
+
+    def budgets(self) -> Iterator[tuple[int, TrainState, float]]:
+        """Trains the rung, and yields (index of budget, final state, seconds) as each cool-down ends.
+
+        The seconds are those that led to this state: the trunk up to the branch and the cool-down.
+        """
+        for i in range(len(self.schedule.ends)):
+            yield i, *self.cool_down(i)
+
+    def cool_down(self, budget: int) -> tuple[TrainState, float]:
+        """The state at the end of a budget, and the seconds that led to it. Continues from what is on disk."""
+        branch, end = self.schedule.branches[budget], self.schedule.ends[budget]
+        folder = self.folder / f"cooldown-{end}"
+        if latest := checkpoints.steps(folder):
+            state, seconds = self._load(folder, latest[-1])
+        else:
+            state, seconds = self._trunk(branch)
+        return self._run(folder, state, seconds, end, lambda step: self.schedule.cooldown_rate(budget, step))
+
+    def _trunk(self, step: int) -> tuple[TrainState, float]:
+        folder = self.folder / "trunk"
+        reached = [s for s in checkpoints.steps(folder) if s <= step]
+        state, seconds = (
+            self._load(folder, reached[-1]) if reached else (init_rung(self.model, self.config, self.init_seed), 0.0)
+        )
+        return self._run(folder, state, seconds, step, self.schedule.trunk_rate)
+
+    def _load(self, folder: Path, step: int) -> tuple[TrainState, float]:
+        like = jax.eval_shape(lambda: init_state(self.config, abstract_zeros(self.model)))
+        restored = checkpoints.restore(folder / str(step), like)
+        return restored.tree, float(restored.metadata["seconds"])
+
+    def _run(self, folder: Path, state: TrainState, seconds: float, stop: int, rate) -> tuple[TrainState, float]:
+        """Takes the steps up to `stop`, with a checkpoint every so often and one at the end."""
+        start = int(state.step)
+        metrics = _MetricsFile(folder / "metrics.jsonl", start)
+        tokens_per_step = self.config.batch_size * (self.batches[0].shape[1] - 1)
+        began, batch = time.perf_counter(), self.batches[start]
+        for step in range(start, stop):
+            step_began, learning_rate = time.perf_counter(), rate(step)
+            state, reported = train_step(
+                state, batch, np.float32(learning_rate), model=self.model, config=self.config
+            )
+            if step + 1 < stop:
+                batch = self.batches[step + 1]  # made while the device computes
+            loss, gradient_norm = float(reported.loss_nats), float(reported.gradient_norm)
+            if not math.isfinite(loss):
+                good = checkpoints.steps(folder)
+                raise SdslError(
+                    f"the loss of {self.name} became {loss} at step {step}; its last good checkpoint is "
+                    f"{folder / str(good[-1]) if good else 'the start of this segment'}. Lower training.learning_rate."
+                )
+            metrics.add(step=step, loss_nats=loss, gradient_norm=gradient_norm, learning_rate=learning_rate)
+            rate_now = tokens_per_step / (time.perf_counter() - step_began)
+            self.progress.advance(1, f"{self.name}  loss {loss:.3f}  {rate_now:,.0f} tokens/s")
+            if step + 1 == stop or (step + 1) % self.config.checkpoint_every_steps == 0:
+                metrics.flush()
+                seconds += time.perf_counter() - began
+                began = time.perf_counter()
+                checkpoints.save(folder / str(step + 1), state, {"seconds": seconds})
+                self._prune(folder, step + 1)
+        return state, seconds
+
+    def _prune(self, folder: Path, latest: int) -> None:
+        """Deletes what no resume can need: all but the latest checkpoint and the points where cool-downs leave."""
+        for step in checkpoints.steps(folder):
+            if step != latest and not (folder.name == "trunk" and step in self.schedule.branches):
+                checkpoints.delete(folder / str(step))
+
+
+def abstract_zeros(model: ModelConfig):
+    """Parameters of the model's shapes, all zero; free under `jax.eval_shape`."""
+    return jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), abstract_params(model))
+
+
+class _MetricsFile:
+    """Metrics of a segment, one JSON object a line, with neither gaps nor doubles across resumes."""
+
+    def __init__(self, path: Path, start: int):
+        self._path, self._pending = path, []
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] < start]
+            path.write_text("".join(line + "\n" for line in kept))
+
+    def add(self, **values: float) -> None:
+        self._pending.append(json.dumps(values))
+
+    def flush(self) -> None:
+        """Appends what is pending; called before a checkpoint is written, so that metrics are never behind it."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.writelines(line + "\n" for line in self._pending)
+        except OSError as error:
+            raise SdslError(f"cannot write {self._path} ({error.strerror}).") from None
+        self._pending.clear()

@@ -1,0 +1,92 @@
+"""The loss, the optimiser and one pure training step."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from sdsl_jax.config import TrainingConfig
+from sdsl_jax.models import ModelConfig, Params, forward
+
+
+class TrainState(NamedTuple):
+    """Everything that a step reads and writes. `step` is the number of steps taken so far."""
+
+    params: Params
+    optimizer: Any
+    step: Int[Array, ""]
+
+
+class StepMetrics(NamedTuple):
+    """What a step reports: cross-entropy in nats per token, and the global norm of the gradient before clipping."""
+
+    loss_nats: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+
+
+def token_losses(logits_BTV: Float[Array, "B T V"], labels_BT: Int[Array, "B T"]) -> tuple[Array, Array]:
+    """Cross-entropy in nats of each label, and the log of the softmax's normaliser, both float32 [B, T]."""
+    logits_BTV = logits_BTV.astype(jnp.float32)
+    log_normaliser_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    chosen_BT = jnp.take_along_axis(logits_BTV, labels_BT[..., None], axis=-1)[..., 0]
+    return log_normaliser_BT - chosen_BT, log_normaliser_BT
+
+
+def optimizer(config: TrainingConfig) -> optax.GradientTransformation:
+    """AdamW without its learning rate, which `train_step` applies: one compilation serves every phase of the schedule.
+
+    Weight decay acts on matrices only, never on the scales of norms.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(b1=config.adam_b1, b2=config.adam_b2),
+        optax.add_decayed_weights(config.weight_decay, mask=lambda p: jax.tree.map(lambda x: x.ndim >= 2, p)),
+    )
+
+
+def init_state(config: TrainingConfig, params: Params) -> TrainState:
+    """The state before the first step."""
+    return TrainState(params, optimizer(config).init(params), jnp.zeros((), jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "config"), donate_argnames="state")
+def train_step(
+    state: TrainState,
+    tokens: Int[Array, "B T+1"],
+    learning_rate: Float[Array, ""] | float,
+    *,
+    model: ModelConfig,
+    config: TrainingConfig,
+) -> tuple[TrainState, StepMetrics]:
+    """One step of AdamW on cross-entropy plus z-loss · log²Z (2204.02311).
+
+    Args:
+      state: parameters, optimiser state and step; donated.
+      tokens: a batch; position t predicts token t + 1.
+      learning_rate: of this step.
+      model: shape of the model.
+      config: recipe.
+    """
+
+    def objective(params):
+        logits, _ = forward(model, params, tokens[:, :-1])
+        losses, log_normaliser = token_losses(logits, tokens[:, 1:])
+        loss = losses.mean()
+        return loss + config.z_loss * jnp.square(log_normaliser).mean(), loss
+
+    gradients, loss = jax.grad(objective, has_aux=True)(state.params)
+    updates, opt_state = optimizer(config).update(gradients, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, jax.tree.map(lambda u: -learning_rate * u, updates))
+    return TrainState(params, opt_state, state.step + 1), StepMetrics(loss, optax.global_norm(gradients))
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def window_losses(params: Params, tokens: Int[Array, "B T+1"], *, model: ModelConfig) -> Float[Array, "B"]:
+    """Mean cross-entropy of each window, in nats per token."""
+    logits, _ = forward(model, params, tokens[:, :-1])
+    return token_losses(logits, tokens[:, 1:])[0].mean(axis=-1)
