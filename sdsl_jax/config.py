@@ -180,12 +180,15 @@ class FitConfig:
 
     estimator: Literal["teacher_forced_text", "teacher_forced_samples"] = "teacher_forced_samples"
     huber_delta: float = 1e-3
+    acceptance_huber_delta: float = 0.02
     starts: int = 64
     bootstrap: int = 400
     confidence: float = 0.9
 
     def __post_init__(self):
-        require(self.huber_delta > 0, f"fit.huber_delta is {self.huber_delta}; it must be positive.")
+        for name in ("huber_delta", "acceptance_huber_delta"):
+            value = getattr(self, name)
+            require(value > 0, f"fit.{name} is {value}; it must be positive.")
         require(self.starts >= 1, f"fit.starts is {self.starts}; it must be at least 1.")
         require(self.bootstrap >= 20, f"fit.bootstrap is {self.bootstrap}; an interval needs at least 20 draws.")
         require(0 < self.confidence < 1, f"fit.confidence is {self.confidence}; it must lie in (0, 1).")

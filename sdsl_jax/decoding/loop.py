@@ -108,8 +108,12 @@ def _emit(rows: _Rows, new: Array, count: Array, max_lengths: Array, stop_tokens
     return _Rows(tokens, rows.lengths + count, rows.done | (reason != RUNNING)), count, reason
 
 
-def _prefill(model: ModelConfig, params: Params, tokens: Array, capacity: int) -> KVCache:
-    """A cache that has seen every prompt. Padding is seen as well, and overwritten before anything can attend to it."""
+@functools.partial(jax.jit, static_argnames=("model", "capacity"))
+def _prefill(model: ModelConfig, params: Params, tokens: Array, *, capacity: int) -> KVCache:
+    """A cache that has seen every prompt. Padding is seen as well, and overwritten before anything can attend to it.
+
+    Compiled apart from the loops, so that the many pairs of a study share it.
+    """
     cache = init_cache(model, tokens.shape[0], capacity)
     _, cache = forward(model, params, tokens, cache=cache)
     assert cache is not None
@@ -131,8 +135,10 @@ def _speculate(
     max_lengths: Array,
     keys: Array,
     temperature: Array,
-    lookahead: Array,
     stop_tokens: Array,
+    lookahead: Array,
+    draft_cache: KVCache,
+    target_cache: KVCache,
     *,
     max_lookahead: int,
     buffer: int,
@@ -197,8 +203,8 @@ def _speculate(
     events = Events(ints, ints, ints, ints, jnp.zeros((B, max_rounds, G), jnp.float32), ints)
     carry = (
         _Rows(_pad(prompts, buffer), prompt_lengths, prompt_lengths >= max_lengths),
-        _prefill(draft, draft_params, prompts, buffer + G + 1),
-        _prefill(target, target_params, prompts, buffer + G + 1),
+        draft_cache,
+        target_cache,
         events,
         jnp.zeros((), jnp.int32),
     )
@@ -216,6 +222,7 @@ def _autoregress(
     keys: Array,
     temperature: Array,
     stop_tokens: Array,
+    cache: KVCache,
     *,
     buffer: int,
 ) -> Decoded:
@@ -232,7 +239,7 @@ def _autoregress(
 
     carry = (
         _Rows(_pad(prompts, buffer), prompt_lengths, prompt_lengths >= max_lengths),
-        _prefill(target, target_params, prompts, buffer + 1),
+        cache,
         jnp.zeros((), jnp.int32),
     )
     rows, _, rounds = jax.lax.while_loop(lambda carry: ~carry[0].done.all(), step, carry)
@@ -323,19 +330,17 @@ def speculate(
     request, buffer, most = _request(
         prompts, prompt_lengths, new_tokens, seed, rows, temperature, stop_tokens, target.config.vocab_size
     )
+    capacity = buffer + max_lookahead + 1
     with jax.default_matmul_precision("highest"):
         return _speculate(
             draft.config,
             target.config,
             draft.params,
             target.params,
-            request.prompts,
-            request.prompt_lengths,
-            request.max_lengths,
-            request.keys,
-            request.temperature,
+            *request,
             jnp.int32(lookahead),
-            request.stop_tokens,
+            _prefill(draft.config, draft.params, request.prompts, capacity=capacity),
+            _prefill(target.config, target.params, request.prompts, capacity=capacity),
             max_lookahead=max_lookahead,
             buffer=buffer,
             max_rounds=max(1, most),
@@ -358,4 +363,5 @@ def autoregress(
         prompts, prompt_lengths, new_tokens, seed, rows, temperature, stop_tokens, target.config.vocab_size
     )
     with jax.default_matmul_precision("highest"):
-        return _autoregress(target.config, target.params, *request, buffer=buffer)
+        cache = _prefill(target.config, target.params, request.prompts, capacity=buffer + 1)
+        return _autoregress(target.config, target.params, *request, cache, buffer=buffer)

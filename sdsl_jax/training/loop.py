@@ -24,7 +24,7 @@ from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models import ModelConfig, abstract_params, init_params
 from sdsl_jax.progress import Progress
 from sdsl_jax.training import checkpoints
-from sdsl_jax.training.step import TrainState, init_state, train_step
+from sdsl_jax.training.step import StepMetrics, TrainState, init_state, train_step
 
 
 @dataclass(frozen=True)
@@ -146,26 +146,35 @@ class RungTrainer:
         """Takes the steps up to `stop`, with a checkpoint every so often and one at the end."""
         start = int(state.step)
         metrics = _MetricsFile(folder / "metrics.jsonl", start)
-        tokens_per_step = self.config.batch_size * (self.batches[0].shape[1] - 1)
-        began, batch = time.perf_counter(), self.batches[start]
-        for step in range(start, stop):
-            step_began, learning_rate = time.perf_counter(), rate(step)
-            state, reported = train_step(
-                state, batch, np.float32(learning_rate), model=self.model, config=self.config
-            )
-            if step + 1 < stop:
-                batch = self.batches[step + 1]  # made while the device computes
-            loss, gradient_norm = float(reported.loss_nats), float(reported.gradient_norm)
+        began = last_report = time.perf_counter()
+        tokens_per_step = self.batches[start].size - self.config.batch_size
+
+        def report(step: int, reported: StepMetrics) -> None:
+            nonlocal last_report
+            loss = float(reported.loss_nats)
             if not math.isfinite(loss):
                 good = checkpoints.steps(folder)
                 raise SdslError(
                     f"the loss of {self.name} became {loss} at step {step}; its last good checkpoint is "
                     f"{folder / str(good[-1]) if good else 'the start of this segment'}. Lower training.learning_rate."
                 )
-            metrics.add(step=step, loss_nats=loss, gradient_norm=gradient_norm, learning_rate=learning_rate)
-            rate_now = tokens_per_step / (time.perf_counter() - step_began)
-            self.progress.advance(1, f"{self.name}  loss {loss:.3f}  {rate_now:,.0f} tokens/s")
+            norm = float(reported.gradient_norm)
+            metrics.add(step=step, loss_nats=loss, gradient_norm=norm, learning_rate=rate(step))
+            now = time.perf_counter()
+            self.progress.advance(1, f"{self.name}  loss {loss:.3f}  {tokens_per_step / (now - last_report):,.0f} tokens/s")
+            last_report = now
+
+        pending: tuple[int, StepMetrics] | None = None
+        for step in range(start, stop):
+            batch = self.batches[step]
+            state, reported = train_step(state, batch, np.float32(rate(step)), model=self.model, config=self.config)
+            # The loss of the step before is read while the device works on this one.
+            if pending is not None:
+                report(*pending)
+            pending = (step, reported)
             if step + 1 == stop or (step + 1) % self.config.checkpoint_every_steps == 0:
+                report(*pending)
+                pending = None
                 metrics.flush()
                 seconds += time.perf_counter() - began
                 began = time.perf_counter()

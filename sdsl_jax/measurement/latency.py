@@ -1,0 +1,128 @@
+"""The time of decoding steps, and speculative against autoregressive decoding on the clock."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from sdsl_jax.decoding import Model, autoregress, probabilities, speculate, verify_tokens
+from sdsl_jax.decoding.verification import sample
+from sdsl_jax.models import ModelConfig, Params, forward, init_cache
+from sdsl_jax.statistics import Interval, median_interval
+
+# Steps in one timed program: dispatching from Python is then a small share of what is timed.
+_STEPS = 16
+
+
+@functools.partial(jax.jit, static_argnames=("model", "width", "batch", "context"))
+def _steps(params: Params, key: Array, *, model: ModelConfig, width: int, batch: int, context: int) -> Array:
+    """Takes `_STEPS` steps as a decoder would: forward, probabilities, and a draw (width 1) or a verification."""
+    cache = init_cache(model, batch, context + width)
+    rows = jnp.arange(batch)
+
+    def step(i, carry):
+        tokens, cache = carry
+        positions = jnp.broadcast_to(context + jnp.arange(width), (batch, width))
+        logits, cache = forward(model, params, tokens, positions, cache)
+        p = probabilities(logits, 1.0)
+        keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, i), row))(rows)
+        if width == 1:
+            drawn = jax.vmap(sample)(keys, p[:, 0])
+        else:
+            # The drafts' own distributions stand in for q: what they hold does not change the work.
+            q = jnp.roll(p[:, :-1], 1, axis=-1)
+            drawn = jax.vmap(lambda k, t, q, p: verify_tokens(t, q, p, width - 1, k, jax.random.fold_in(k, 1)))(
+                keys, tokens[:, 1:], q, p
+            ).next_token
+        return jnp.broadcast_to(drawn[:, None], (batch, width)), cache
+
+    return jax.lax.fori_loop(0, _STEPS, step, (jnp.zeros((batch, width), jnp.int32), cache))[0]
+
+
+class Step(NamedTuple):
+    """One kind of step to be timed."""
+
+    model: Model
+    width: int
+
+
+def time_steps(
+    steps: dict[str, Step], *, batch: int, context: int, repetitions: int, confidence: float
+) -> dict[str, Interval]:
+    """Median seconds of each kind of step, all kinds interleaved so that drift of the machine hits them alike.
+
+    Args:
+      steps: kinds of steps by name.
+      batch: rows.
+      context: positions that precede the step.
+      repetitions: timed runs of each kind.
+      confidence: of the intervals.
+    """
+    shapes = {name: dict(model=s.model.config, width=s.width, batch=batch, context=context) for name, s in steps.items()}
+    key = jax.random.key(0)
+    for name, step in steps.items():
+        _steps(step.model.params, key, **shapes[name]).block_until_ready()
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repetitions):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            _steps(step.model.params, key, **shapes[name]).block_until_ready()
+            seconds[name].append((time.perf_counter() - began) / _STEPS)
+    return {name: median_interval(np.asarray(values), confidence) for name, values in seconds.items()}
+
+
+class ClockResult(NamedTuple):
+    """Rates of two decoders in interleaved runs: tokens per second of each, one entry per repetition."""
+
+    speculative: np.ndarray
+    autoregressive: np.ndarray
+    tokens_per_round: float
+
+
+def race(
+    draft: Model,
+    target: Model,
+    prompts: np.ndarray,
+    *,
+    lookahead: int,
+    new_tokens: int,
+    temperature: float,
+    repetitions: int,
+    seed: int,
+) -> ClockResult:
+    """Times speculative and autoregressive decoding of the same prompts, interleaved; prefill included, compilation not.
+
+    Args:
+      draft: of the speculative decoder.
+      target: of both.
+      prompts: ids [repetitions + 1, batch, tokens]; the first entry warms up.
+      lookahead: γ, static, so that the verify pass is no wider than it must be.
+      new_tokens: tokens to emit per row.
+      temperature: of both.
+      repetitions: timed runs of each.
+      seed: of the sampling.
+    """
+    rates: tuple[list[float], list[float]] = ([], [])
+    emitted = rounds = 0
+    for repetition in range(repetitions + 1):
+        for rate, runs_draft in zip(rates, (True, False)):
+            arguments = dict(new_tokens=new_tokens, temperature=temperature, seed=seed + repetition)
+            began = time.perf_counter()
+            if runs_draft:
+                decoded = speculate(draft, target, prompts[repetition], lookahead=lookahead, **arguments)  # type: ignore[arg-type]
+            else:
+                decoded = autoregress(target, prompts[repetition], **arguments)  # type: ignore[arg-type]
+            decoded.tokens.block_until_ready()
+            elapsed = time.perf_counter() - began
+            if repetition > 0:
+                rate.append(prompts.shape[1] * new_tokens / elapsed)
+                if decoded.events is not None:
+                    emitted += int(decoded.events.emitted.sum())
+                    rounds += int((decoded.events.proposed > 0).sum())
+    return ClockResult(np.asarray(rates[0]), np.asarray(rates[1]), emitted / rounds)

@@ -1,0 +1,285 @@
+"""The measurement of a study: acceptance, survival and latency of every draft × target pair, as records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas
+
+from sdsl_jax.config import StudyConfig
+from sdsl_jax.data import Dataset
+from sdsl_jax.decoding import Model, autoregress, speculate
+from sdsl_jax.measurement.decoded import DecodedStatistics, event_columns, summarise
+from sdsl_jax.measurement.latency import Step, race, time_steps
+from sdsl_jax.measurement.overlap import pairwise_overlap
+from sdsl_jax.progress import Progress
+from sdsl_jax.records import AcceptanceRecord, ClockRecord, LatencyRecord, ModelRecord, SurvivalRecord
+from sdsl_jax.statistics import Interval, ratio_interval
+from sdsl_jax.training import device_name, load_model
+
+
+class Measurements(NamedTuple):
+    """All that the stage found out. `self_checks` maps "draft × target, γ" to a standard normal statistic."""
+
+    acceptance: list[AcceptanceRecord]
+    survival: list[SurvivalRecord]
+    latency: list[LatencyRecord]
+    events: pandas.DataFrame
+    self_checks: dict[str, float]
+
+
+def domain(config: StudyConfig) -> str:
+    """What the contexts are: the test split of the corpus."""
+    if config.data.source == "sotu":
+        return f"sotu since {config.data.test_from_year}"
+    return f"last {config.data.test_fraction:.0%} of {config.data.source}"
+
+
+def load_models(config: StudyConfig, records: list[ModelRecord], dataset: Dataset, study: Path) -> dict[str, Model]:
+    """Every model of the records, its parameters checked against the recorded digest."""
+    return {r.model_id: Model(*load_model(config, r, dataset.tokenizer.vocab_size, study)) for r in records}
+
+
+def prompts(config: StudyConfig, dataset: Dataset, count: int) -> np.ndarray:
+    """The first tokens of windows spread over the test split, int32 [count, prompt_tokens]."""
+    windows = dataset.windows("test", count)
+    return windows[np.arange(count) % len(windows), : config.measure.prompt_tokens]
+
+
+def measure(
+    config: StudyConfig, dataset: Dataset, records: list[ModelRecord], study: Path, progress: Progress
+) -> Measurements:
+    """Measures every pair.
+
+    Args:
+      config: the study.
+      dataset: its corpus.
+      records: the trained models.
+      study: the study's folder, which holds their weights.
+      progress: told after every piece of work.
+
+    Raises:
+      SdslError: a checkpoint is missing or damaged.
+    """
+    models = load_models(config, records, dataset, study)
+    drafts = {r.model_id: models[r.model_id] for r in records if r.role == "draft"}
+    targets = {r.model_id: models[r.model_id] for r in records if r.role == "target"}
+    latency_models = {r.model_id: models[r.model_id] for r in _largest_budgets(records)}
+    # One unit is about one batched pass of a small model; a run of the decoder is worth many.
+    chunks = -(-config.measure.text_windows // 32) + len(targets) * -(-config.measure.prompts // 32)
+    decode_units = 20 * len(drafts) * len(targets) * len(config.measure.lookaheads)
+    progress.start("measure", chunks * len(models) + decode_units + 20 * len(latency_models))
+
+    acceptance = _exact(config, dataset, drafts, targets, progress)
+    survival: list[SurvivalRecord] = []
+    frames, checks = [], {}
+    for draft_id, draft in drafts.items():
+        for target_id, target in targets.items():
+            for lookahead in config.measure.lookaheads:
+                statistics, frame = _decode(config, dataset, draft, target, lookahead)
+                more, survived = _rows(config, draft_id, target_id, lookahead, statistics)
+                acceptance += more
+                survival += survived
+                frames.append(frame.assign(draft_id=draft_id, target_id=target_id))
+                checks[f"{draft_id} × {target_id}, γ = {lookahead}"] = statistics.self_check
+                progress.advance(
+                    20,
+                    f"{draft_id} × {target_id}  γ = {lookahead}  {statistics.tokens_per_round.estimate:.2f} tokens/round",
+                )
+    latency = _latency(config, latency_models, set(targets), progress)
+    progress.finish()
+    return Measurements(acceptance, survival, latency, pandas.concat(frames, ignore_index=True), checks)
+
+
+def _largest_budgets(records: list[ModelRecord]) -> list[ModelRecord]:
+    """One model of each shape: how long it trained does not change how fast it runs."""
+    best: dict[tuple[str, int], ModelRecord] = {}
+    for record in sorted(records, key=lambda r: (r.train_tokens, -r.seed)):
+        best[record.role, record.params_nonembedding] = record
+    return list(best.values())
+
+
+def _exact(
+    config: StudyConfig, dataset: Dataset, drafts: dict[str, Model], targets: dict[str, Model], progress: Progress
+) -> list[AcceptanceRecord]:
+    """Teacher-forced α on held-out text, and on every target's own samples."""
+    m = config.measure
+    advance = lambda n: progress.advance(n, "exact acceptance")  # noqa: E731
+    text = dataset.windows("test", m.text_windows)[:, :-1]
+    found = {
+        ("teacher_forced_text", pair): value
+        for pair, value in pairwise_overlap(
+            drafts, targets, text, first=0, temperature=m.temperature, advance=advance
+        ).items()
+    }
+    for target_id, target in targets.items():
+        sampled = autoregress(
+            target,
+            prompts(config, dataset, m.prompts),
+            new_tokens=m.new_tokens,
+            temperature=m.temperature,
+            seed=config.seed,
+        )
+        pairs = pairwise_overlap(
+            drafts,
+            {target_id: target},
+            np.asarray(sampled.tokens)[:, :-1],
+            first=m.prompt_tokens - 1,
+            temperature=m.temperature,
+            advance=advance,
+        )
+        found |= {("teacher_forced_samples", pair): value for pair, value in pairs.items()}
+    rows = []
+    for (estimator, (draft_id, target_id)), value in found.items():
+        clusters = len(value.sums)
+        interval = ratio_interval(value.sums, np.full(clusters, value.positions), m.confidence)
+        tokens = clusters * value.positions
+        rows.append(_acceptance(config, draft_id, target_id, estimator, 0, interval, clusters, tokens))
+    return rows
+
+
+def _acceptance(
+    config: StudyConfig, draft_id: str, target_id: str, estimator: str, lookahead: int, value: Interval, clusters, tokens
+) -> AcceptanceRecord:
+    return AcceptanceRecord(
+        draft_id=draft_id,
+        target_id=target_id,
+        estimator=estimator,
+        lookahead=lookahead,
+        temperature=config.measure.temperature,
+        domain=domain(config),
+        alpha=value.estimate,
+        alpha_low=value.low,
+        alpha_high=value.high,
+        confidence=config.measure.confidence,
+        clusters=clusters,
+        tokens=tokens,
+    )
+
+
+def _decode(config: StudyConfig, dataset: Dataset, draft: Model, target: Model, lookahead: int):
+    m = config.measure
+    decoded = speculate(
+        draft,
+        target,
+        prompts(config, dataset, m.prompts),
+        lookahead=lookahead,
+        max_lookahead=max(m.lookaheads),
+        new_tokens=m.new_tokens,
+        temperature=m.temperature,
+        seed=config.seed + lookahead,
+    )
+    max_lengths = np.full(m.prompts, m.prompt_tokens + m.new_tokens)
+    frame = pandas.DataFrame(event_columns(decoded)).assign(lookahead=lookahead, temperature=m.temperature)
+    return summarise(decoded, max_lengths, lookahead, m.confidence), frame
+
+
+def _rows(
+    config: StudyConfig, draft_id: str, target_id: str, lookahead: int, found: DecodedStatistics
+) -> tuple[list[AcceptanceRecord], list[SurvivalRecord]]:
+    m = config.measure
+    acceptance = [
+        _acceptance(config, draft_id, target_id, name, lookahead, value, m.prompts, tokens)
+        for name, value, tokens in (
+            ("decoded_per_test", found.per_test, found.tests),
+            ("decoded_tar", found.tar, found.rounds * lookahead),
+        )
+    ]
+    survival = [
+        SurvivalRecord(
+            draft_id=draft_id,
+            target_id=target_id,
+            lookahead=lookahead,
+            temperature=m.temperature,
+            domain=domain(config),
+            position=k,
+            survival=value.estimate,
+            survival_low=value.low,
+            survival_high=value.high,
+            confidence=m.confidence,
+            rounds=found.rounds,
+            tokens_per_round=found.tokens_per_round.estimate,
+            tokens_per_round_low=found.tokens_per_round.low,
+            tokens_per_round_high=found.tokens_per_round.high,
+        )
+        for k, value in enumerate(found.survival, 1)
+    ]
+    return acceptance, survival
+
+
+def _latency(
+    config: StudyConfig, models: dict[str, Model], targets: set[str], progress: Progress
+) -> list[LatencyRecord]:
+    """Decode steps of every shape, and verify passes of the targets at every lookahead."""
+    m = config.measure
+    steps = {(name, 1): Step(model, 1) for name, model in models.items()}
+    steps |= {(name, g + 1): Step(models[name], g + 1) for name in models if name in targets for g in m.lookaheads}
+    context = config.data.sequence_length // 2
+    names = {f"{name}/{width}": key for key in steps for name, width in [key]}
+    timed = time_steps(
+        {label: steps[key] for label, key in names.items()},
+        batch=m.latency_batch,
+        context=context,
+        repetitions=m.latency_repetitions,
+        confidence=m.confidence,
+    )
+    progress.advance(20 * len(models), "latency")
+    return [
+        LatencyRecord(
+            model_id=name,
+            operation="decode" if width == 1 else "verify",
+            width=width,
+            batch=m.latency_batch,
+            context=context,
+            seconds=timed[label].estimate,
+            seconds_low=timed[label].low,
+            seconds_high=timed[label].high,
+            confidence=m.confidence,
+            repetitions=m.latency_repetitions,
+            device=device_name(),
+        )
+        for label, (name, width) in names.items()
+    ]
+
+
+def clock(
+    config: StudyConfig, dataset: Dataset, draft: ModelRecord, target: ModelRecord, lookahead: int, study: Path
+) -> ClockRecord:
+    """Times one pair at one lookahead against the target alone, batch by batch of held-out prompts.
+
+    Raises:
+      SdslError: a checkpoint is missing or damaged.
+    """
+    m, repetitions = config.measure, config.codesign.clock_repetitions
+    models = load_models(config, [draft, target], dataset, study)
+    count = (repetitions + 1) * m.latency_batch
+    result = race(
+        models[draft.model_id],
+        models[target.model_id],
+        prompts(config, dataset, count).reshape(repetitions + 1, m.latency_batch, -1),
+        lookahead=lookahead,
+        new_tokens=m.new_tokens,
+        temperature=m.temperature,
+        repetitions=repetitions,
+        seed=config.seed,
+    )
+    ratios = result.speculative / result.autoregressive
+    return ClockRecord(
+        draft_id=draft.model_id,
+        target_id=target.model_id,
+        lookahead=lookahead,
+        temperature=m.temperature,
+        batch=m.latency_batch,
+        speculative_tokens_per_second=float(np.median(result.speculative)),
+        autoregressive_tokens_per_second=float(np.median(result.autoregressive)),
+        tokens_per_round=result.tokens_per_round,
+        speedup=float(np.median(ratios)),
+        speedup_low=float(ratios.min()),
+        speedup_high=float(ratios.max()),
+        repetitions=repetitions,
+        device=device_name(),
+    )
+
+

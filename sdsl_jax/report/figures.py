@@ -1,0 +1,323 @@
+"""The figures of a study, drawn from its records alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.lines import Line2D
+
+from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord, SurvivalRecord, read_json, read_table
+from sdsl_jax.report.style import COLOURS, NAMES, figure, label_sizes, short
+from sdsl_jax.theory import ACCEPTANCE_LAWS, ChinchillaLaw, ShapeRule, StepTimeLaw
+
+CAPTIONS = {
+    "loss": "Test loss against non-embedding parameters and training tokens, with the fitted law L = E + A/N^a + B/D^b. "
+    "Bars: intervals over windows of text, far smaller between models than they are, since all see the same windows.",
+    "acceptance": "Acceptance probability against the perplexities of draft and target: the paper's affine plane (left, points "
+    "filled with the measured value on the plane's own colours), its sections at each target (middle), and the bounded law in "
+    "the loss gap (right).",
+    "predicted": "Acceptance predicted by each fitted law against acceptance measured, for the estimator that the laws were "
+    "fitted to and for the live decoder. RMSE of left-out drafts in the title.",
+    "speedup": "Speed-up against draft size at the best lookahead of each size. Shaded: sizes within 1 % of the best. Dots: "
+    "trained drafts at their largest budget, with tokens per round measured by the decoder at its best measured lookahead.",
+    "optimiser": "Speed-up over draft size and lookahead, the path of the optimiser from its best start, and the closed form.",
+    "survival": "Share of rounds whose first k drafts were all accepted, at the largest measured lookahead, against the geometric "
+    "α^k of independent acceptance with α from the same rounds (dashed).",
+    "latency": "Median time of a one-token decoding step against size, with the fitted law, and of verify passes of the "
+    "targets against their width.",
+}
+
+
+class Records(NamedTuple):
+    """Everything that the figures and the report read."""
+
+    models: list[ModelRecord]
+    acceptance: list[AcceptanceRecord]
+    survival: list[SurvivalRecord]
+    latency: list[LatencyRecord]
+    fits: dict[str, Any]
+    codesign: list[dict[str, Any]]
+    landscapes: list[dict[str, Any]]
+
+    @property
+    def best_law(self) -> str:
+        """The acceptance law with the smallest error on left-out drafts."""
+        return self.fits["acceptance_laws"][0]["law"]
+
+    @property
+    def targets(self) -> list[ModelRecord]:
+        """Targets, the smallest first."""
+        return sorted((m for m in self.models if m.role == "target"), key=lambda m: m.params_nonembedding)
+
+
+def read_records(folder: Path) -> Records:
+    """Reads the records of a study.
+
+    Raises:
+      SdslError: one is missing or damaged.
+    """
+    tables = (read_table(folder, name) for name in ("models", "acceptance", "survival", "latency"))
+    return Records(*tables, *(read_json(folder / f"{name}.json") for name in ("fits", "codesign", "landscapes")))
+
+
+def draw_figures(records_folder: Path, folder: Path) -> None:
+    """Draws every figure of `CAPTIONS` into a folder, as PNG and PDF."""
+    records = read_records(records_folder)
+    for name, draw in _FIGURES.items():
+        draw(records, folder, name)
+
+
+def _law(description: dict[str, Any]) -> Any:
+    return ACCEPTANCE_LAWS[description["law"]](**description["coefficients"])
+
+
+def _loss(records: Records, folder: Path, name: str) -> None:
+    law = ChinchillaLaw(**records.fits["loss_law"]["coefficients"])
+    n = np.asarray([m.params_nonembedding for m in records.models], float)
+    d = np.asarray([m.train_tokens for m in records.models], float)
+    with figure(folder, name, 1, 2, (9.5, 3.9)) as (_, axes):
+        for axis, x, other, label, by in (
+            (axes[0, 0], n, d, "non-embedding parameters N", "tokens"),
+            (axes[0, 1], d, n, "training tokens D", "parameters"),
+        ):
+            for i, value in enumerate(sorted(set(other))):
+                colour = COLOURS[i % len(COLOURS)]
+                fine = np.geomspace(x.min() / 1.3, x.max() * 1.3, 80)
+                axis.plot(fine, np.asarray(law(fine, value) if by == "tokens" else law(value, fine)), color=colour, lw=1)
+                for model in (m for m, o in zip(records.models, other) if o == value):
+                    at = model.params_nonembedding if by == "tokens" else model.train_tokens
+                    error = [[model.loss_nats - model.loss_nats_low], [model.loss_nats_high - model.loss_nats]]
+                    marker = "s" if model.role == "target" else "o"
+                    axis.errorbar(at, model.loss_nats, yerr=error, fmt=marker, color=colour, elinewidth=0.8)
+                axis.plot([], [], color=colour, marker="o", label=f"{short(value)} {by}")
+            axis.set_xscale("log")
+            label_sizes(axis.xaxis, label)
+            axis.set_ylabel("test loss (nats per token)")
+            axis.legend()
+        axes[0, 0].set_title("Loss falls with size (squares: targets)")
+        axes[0, 1].set_title("Loss falls with data")
+
+
+def _pairs(records: Records, estimator: str, lookahead: int | None = None) -> list[tuple[ModelRecord, ModelRecord, AcceptanceRecord]]:
+    by_id = {m.model_id: m for m in records.models}
+    rows = [r for r in records.acceptance if r.estimator == estimator and lookahead in (None, r.lookahead)]
+    return [(by_id[r.draft_id], by_id[r.target_id], r) for r in rows]
+
+
+def _acceptance(records: Records, folder: Path, name: str) -> None:
+    laws = {f["law"]: _law(f) for f in records.fits["acceptance_laws"]}
+    estimator = records.fits["acceptance_laws"][0]["estimator"]
+    pairs = _pairs(records, estimator)
+    x = np.asarray([draft.perplexity for draft, _, _ in pairs])
+    y = np.asarray([target.perplexity for _, target, _ in pairs])
+    alpha = np.asarray([r.alpha for _, _, r in pairs])
+    with figure(folder, name, 1, 3, (12.5, 3.9)) as (made, axes):
+        left, middle, right = axes[0]
+        pad_x, pad_y = 0.08 * np.ptp(x), max(0.35 * np.ptp(y), 0.05)
+        fine_x = np.linspace(x.min() - pad_x, x.max() + pad_x, 60)
+        fine_y = np.linspace(y.min() - pad_y, y.max() + pad_y, 60)
+        plane = np.asarray(laws["affine_plane"](np.log(fine_x)[None], np.log(fine_y)[:, None]))
+        limits = dict(vmin=min(alpha.min(), plane.min()), vmax=max(alpha.max(), plane.max()))
+        shade = left.pcolormesh(fine_x, fine_y, plane, cmap="viridis", shading="gouraud", **limits)
+        left.scatter(x, y, c=alpha, cmap="viridis", edgecolors="white", s=55, linewidths=1.1, **limits)
+        made.colorbar(shade, ax=left, label="acceptance α")
+        left.set(xlabel="draft perplexity", ylabel="target perplexity", title="Affine plane, with measured points")
+        for i, target in enumerate(records.targets):
+            chosen = y == target.perplexity
+            colour = COLOURS[i % len(COLOURS)]
+            low = [r.alpha - r.alpha_low for (_, _, r), c in zip(pairs, chosen) if c]
+            high = [r.alpha_high - r.alpha for (_, _, r), c in zip(pairs, chosen) if c]
+            middle.plot(fine_x, np.asarray(laws["affine_plane"](np.log(fine_x), target.loss_nats)), color=colour, lw=1)
+            style = dict(fmt="o", color=colour, elinewidth=0.8, label=f"target {short(target.params_nonembedding)}")
+            middle.errorbar(x[chosen], alpha[chosen], yerr=[low, high], **style)
+            right.errorbar(np.log(x[chosen]) - target.loss_nats, alpha[chosen], yerr=[low, high], **style)
+        gap = np.linspace(min(0.0, (np.log(x) - np.log(y)).min()) - 0.03, (np.log(x) - np.log(y)).max() + 0.05, 80)
+        right.plot(gap, np.asarray(laws["logit_gap"](gap, 0.0)), color="0.3", lw=1, label="fitted law")
+        middle.set(xlabel="draft perplexity", ylabel="acceptance α", title="Affine plane, section at each target")
+        right.set(xlabel="loss gap, draft − target (nats)", ylabel="acceptance α", title="Logit in the loss gap (bounded)")
+        middle.legend()
+        right.legend()
+        made.suptitle(f"Acceptance: {NAMES[estimator]}", fontsize=11)
+
+
+def _predicted(records: Records, folder: Path, name: str) -> None:
+    described = records.fits["acceptance_laws"]
+    largest = max(r.lookahead for r in records.survival)
+    with figure(folder, name, 1, len(described), (4.6 * len(described), 4.2)) as (_, axes):
+        for axis, fit in zip(axes[0], described):
+            law, ends = _law(fit), []
+            for estimator, lookahead, marker in ((fit["estimator"], None, "o"), ("decoded_per_test", largest, "^")):
+                for i, target in enumerate(records.targets):
+                    rows = [p for p in _pairs(records, estimator, lookahead) if p[1] == target]
+                    predicted = np.asarray([float(law(draft.loss_nats, target.loss_nats)) for draft, _, _ in rows])
+                    measured = np.asarray([r.alpha for _, _, r in rows])
+                    error = [[r.alpha - r.alpha_low for *_, r in rows], [r.alpha_high - r.alpha for *_, r in rows]]
+                    axis.errorbar(
+                        predicted, measured, yerr=error, fmt=marker, color=COLOURS[i % len(COLOURS)], elinewidth=0.7,
+                        mfc=COLOURS[i % len(COLOURS)] if marker == "o" else "white",
+                    )
+                    ends += [*predicted, *measured]
+            span = [min(ends) - 0.02, max(ends) + 0.02]
+            axis.plot(span, span, color="0.5", lw=0.8, ls="--")
+            handles = [
+                Line2D([], [], color=COLOURS[i], marker="s", ls="", label=f"target {short(t.params_nonembedding)}")
+                for i, t in enumerate(records.targets)
+            ]
+            handles += [Line2D([], [], color="0.3", marker="o", ls="", label=NAMES[fit["estimator"]])]
+            handles += [Line2D([], [], color="0.3", marker="^", mfc="white", ls="", label=f"live decoder, γ = {largest}")]
+            axis.legend(handles=handles, loc="upper left")
+            axis.set(xlabel="predicted acceptance α", ylabel="measured acceptance α", aspect="equal")
+            axis.set_title(f"{NAMES[fit['law']].capitalize()}: left-out RMSE {fit['leave_one_draft_out_rmse']:.3f}")
+
+
+def _of(records: Records, target: ModelRecord, cost_model: str, law: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Entry and landscape of one target, cost model and acceptance law."""
+    wanted = (target.model_id, cost_model, law)
+    for entry, landscape in zip(records.codesign, records.landscapes):
+        if (entry["target_id"], entry["cost_model"], entry["acceptance_law"]) == wanted:
+            return entry, landscape
+    return None
+
+
+def _cost_models(records: Records) -> list[str]:
+    return list(dict.fromkeys(entry["cost_model"] for entry in records.codesign))
+
+
+def _best_measured(entry: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Sizes of the drafts with the most tokens, and the speed-up of each at its best measured lookahead."""
+    most = max((row["train_tokens"] for row in entry["trained"]), default=0)
+    best: dict[float, float] = {}
+    for row in entry["trained"]:
+        if row["train_tokens"] == most:
+            best[row["draft_params"]] = max(row["speedup"], best.get(row["draft_params"], 0.0))
+    return list(best), list(best.values())
+
+
+def _speedup(records: Records, folder: Path, name: str) -> None:
+    models = _cost_models(records)
+    with figure(folder, name, 1, len(models), (5.2 * len(models), 4.1)) as (_, axes):
+        for axis, cost_model in zip(axes[0], models):
+            lowest, highest = 1.0, 1.0
+            for i, target in enumerate(records.targets):
+                colour = COLOURS[i % len(COLOURS)]
+                for law, style in ((records.best_law, "-"), (records.fits["acceptance_laws"][-1]["law"], ":")):
+                    found = _of(records, target, cost_model, law)
+                    if found is None:
+                        continue
+                    entry, landscape = found
+                    curve = landscape["curve"]
+                    axis.plot(curve["draft_params"], curve["speedup"], style, color=colour, lw=1.8 if style == "-" else 1)
+                    highest = max(highest, *curve["speedup"])
+                    if style == "-":
+                        if entry["draft_params"] is not None:
+                            axis.axvspan(*entry["indifference_1pct"], color=colour, alpha=0.13, lw=0)
+                            axis.plot(entry["draft_params"], entry["speedup"], "*", color=colour, ms=12, mec="white")
+                        x, y = _best_measured(entry)
+                        axis.plot(x, y, "o", color=colour, mfc="white")
+                        lowest, highest = min(lowest, *y), max(highest, *y)
+            handles = [Line2D([], [], color=COLOURS[i], label=f"target {short(t.params_nonembedding)}") for i, t in enumerate(records.targets)]
+            handles += [
+                Line2D([], [], color="0.3", ls="-", label=NAMES[records.best_law]),
+                Line2D([], [], color="0.3", ls=":", lw=1, label=NAMES[records.fits["acceptance_laws"][-1]["law"]]),
+                Line2D([], [], color="0.3", marker="*", ms=10, ls="", label="optimum, shaded: within 1 %"),
+                Line2D([], [], color="0.3", marker="o", mfc="white", ls="", label="trained drafts, measured"),
+            ]
+            axis.axhline(1.0, color="0.5", lw=0.8)
+            axis.set_xscale("log")
+            label_sizes(axis.xaxis, "draft size N (non-embedding parameters)")
+            axis.set_ylim(min(0.95, lowest - 0.05), highest + 0.05 + 0.45 * (highest - min(1.0, lowest)))
+            axis.set_ylabel("speed-up S at the best lookahead")
+            axis.set_title(f"{NAMES[cost_model][0].upper()}{NAMES[cost_model][1:]}")
+            axis.legend(handles=handles, loc="upper right", ncols=2)
+
+
+def _optimiser(records: Records, folder: Path, name: str) -> None:
+    models = _cost_models(records)
+    with figure(folder, name, len(models), len(records.targets), (4.9 * len(records.targets), 3.9 * len(models))) as (made, axes):
+        for row, cost_model in zip(axes, models):
+            for axis, target in zip(row, records.targets):
+                found = _of(records, target, cost_model, records.best_law)
+                axis.set_title(f"Target {short(target.params_nonembedding)}, {NAMES[cost_model]}")
+                if found is None:
+                    continue
+                entry, landscape = found
+                surface, path = landscape["map"], landscape["path"]
+                values = np.asarray(surface["speedup"]).T
+                drawn = axis.contourf(surface["draft_params"], surface["lookahead"], values, levels=14, cmap="viridis")
+                made.colorbar(drawn, ax=axis, label="speed-up S")
+                if values.min() < 1 < values.max():
+                    axis.contour(surface["draft_params"], surface["lookahead"], values, levels=[1.0], colors="white", linewidths=1)
+                axis.plot(path["draft_params"], path["lookahead"], color=COLOURS[1], lw=1.4, marker=".", ms=3, label="gradient ascent")
+                axis.plot(path["draft_params"][0], path["lookahead"][0], "o", color=COLOURS[1], mec="white", label="start")
+                closed = entry["closed_form"]
+                if closed["draft_params"] is not None:
+                    axis.plot(closed["draft_params"], closed["lookahead"], "*", color="white", mec="black", ms=14, label="closed form")
+                else:
+                    axis.text(0.5, 0.95, "speculation does not pay", transform=axis.transAxes, ha="center", va="top", color="white", weight="bold")
+                axis.set_xscale("log")
+                label_sizes(axis.xaxis, "draft size N (non-embedding parameters)")
+                axis.set_ylim(0, max(surface["lookahead"]))
+                axis.set_ylabel("lookahead γ (tokens)")
+                axis.grid(False)
+                axis.legend(loc="center right", labelcolor="white")
+
+
+def _survival(records: Records, folder: Path, name: str) -> None:
+    largest = max(r.lookahead for r in records.survival)
+    tokens = max(m.train_tokens for m in records.models if m.role == "draft")
+    drafts = {m.model_id: m for m in records.models if m.role == "draft" and m.train_tokens == tokens}
+    tar = {(r.draft_id, r.target_id): r.alpha for r in records.acceptance if (r.estimator, r.lookahead) == ("decoded_tar", largest)}
+    with figure(folder, name, 1, len(records.targets), (4.9 * len(records.targets), 3.9)) as (_, axes):
+        for axis, target in zip(axes[0], records.targets):
+            for i, (draft_id, draft) in enumerate(drafts.items()):
+                rows = [r for r in records.survival if (r.draft_id, r.target_id, r.lookahead) == (draft_id, target.model_id, largest)]
+                k, s = [r.position for r in rows], [r.survival for r in rows]
+                error = [[r.survival - r.survival_low for r in rows], [r.survival_high - r.survival for r in rows]]
+                colour = COLOURS[i % len(COLOURS)]
+                label = f"{short(draft.params_nonembedding)}: {rows[0].tokens_per_round:.2f} tokens/round"
+                axis.errorbar(k, s, yerr=error, fmt="o-", color=colour, elinewidth=0.8, lw=1, label=label)
+                axis.plot(k, tar[draft_id, target.model_id] ** np.asarray(k), "--", color=colour, lw=0.9)
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:.2g}")
+            axis.set(xlabel="position k in the round", ylabel=f"P(first k accepted), γ = {largest}")
+            axis.set_title(f"Survival, target {short(target.params_nonembedding)} (dashed: geometric)")
+            axis.legend(title="draft", loc="lower left")
+
+
+def _latency(records: Records, folder: Path, name: str) -> None:
+    by_id = {m.model_id: m for m in records.models}
+    law, rule = StepTimeLaw(**records.fits["step_time"]["coefficients"]), ShapeRule(**records.fits["shape_rule"])
+    decode = [r for r in records.latency if r.operation == "decode"]
+    sizes = np.asarray([by_id[r.model_id].params_nonembedding for r in decode], float)
+
+    def bars(rows: list[LatencyRecord]) -> list[list[float]]:
+        return [[1e6 * (r.seconds - r.seconds_low) for r in rows], [1e6 * (r.seconds_high - r.seconds) for r in rows]]
+
+    with figure(folder, name, 1, 2, (9.5, 3.9)) as (_, axes):
+        left, right = axes[0]
+        left.errorbar(sizes, [1e6 * r.seconds for r in decode], yerr=bars(decode), fmt="o", color=COLOURS[0], label="measured median")
+        fine = np.geomspace(sizes.min(), sizes.max(), 80)
+        left.plot(fine, 1e6 * np.asarray(law(fine, rule)), color=COLOURS[1], lw=1.2, label="overhead + layers + FLOPs")
+        left.set_xscale("log")
+        label_sizes(left.xaxis, "non-embedding parameters")
+        left.set(ylabel="one-token step (µs)", title=f"Decode steps, batch {decode[0].batch}", ylim=(0, None))
+        left.legend()
+        for i, target in enumerate(records.targets):
+            rows = sorted((r for r in records.latency if r.model_id == target.model_id), key=lambda r: r.width)
+            label = f"target {short(target.params_nonembedding)}"
+            right.errorbar([r.width for r in rows], [1e6 * r.seconds for r in rows], yerr=bars(rows), fmt="o-", color=COLOURS[i], label=label)
+        right.set(xlabel="tokens in the pass (γ + 1)", ylabel="verify pass (µs)", title="A verify pass is not free", ylim=(0, None))
+        right.legend()
+
+
+_FIGURES = {
+    "loss": _loss,
+    "acceptance": _acceptance,
+    "predicted": _predicted,
+    "speedup": _speedup,
+    "optimiser": _optimiser,
+    "survival": _survival,
+    "latency": _latency,
+}

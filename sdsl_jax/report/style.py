@@ -1,0 +1,77 @@
+"""The look that all figures share, and how they are saved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which readers with colour-vision deficiency can tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+_STYLE: dict[str, Any] = {
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 150,
+    "pdf.fonttype": 42,
+}
+
+NAMES = {
+    "logit_gap": "logit in the loss gap",
+    "affine_plane": "affine plane",
+    "flops": "FLOP costs",
+    "measured": "measured costs",
+    "teacher_forced_text": "exact, held-out text",
+    "teacher_forced_samples": "exact, target's own samples",
+    "decoded_per_test": "decoder, accepted per tested draft",
+    "decoded_tar": "decoder, inverted from tokens per round",
+}
+
+
+@contextmanager
+def figure(folder: Path, name: str, rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple[Figure, Any]]:
+    """A figure with a grid of axes that is saved as PNG and PDF when the block ends."""
+    with pyplot.rc_context(_STYLE):
+        made, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False)
+        yield made, axes
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind in ("png", "pdf"):
+            # No creation date: the same records give the same file.
+            made.savefig(folder / f"{name}.{kind}", metadata={"CreationDate": None} if kind == "pdf" else None)
+        pyplot.close(made)
+
+
+def label_sizes(axis: Any, label: str) -> None:
+    """A logarithmic axis of parameter or token counts with ticks such as 3k, 30k, 1M."""
+    axis.set_label_text(label)
+    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 3.0)))
+    axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: short(value)))
+    axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+
+
+def short(value: float | None) -> str:
+    """A count with at most three digits and a suffix."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    for divisor, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= divisor:
+            return f"{value / divisor:.3g}{suffix}"
+    return f"{value:.3g}"
