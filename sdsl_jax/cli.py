@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 from rich.console import Console
@@ -15,6 +15,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from sdsl_jax.errors import SdslError
+
+if TYPE_CHECKING:
+    from sdsl_jax.study import SummaryRow
 
 
 class Terminal:
@@ -58,7 +61,9 @@ class Terminal:
             self._spoke = time.perf_counter()
             elapsed = self._spoke - self._began
             left = elapsed * (self._total / max(self._done, 1e-9) - 1)
-            self._console.print(f"  {self._done / self._total:4.0%}, {left:.0f} s left: {detail}", highlight=False)
+            self._console.print(
+                f"  {self._done / self._total:4.0%}, {left:.0f} s left: {detail}", highlight=False, soft_wrap=True
+            )
 
     def finish(self) -> None:
         """Takes the bar away and says how long the task took."""
@@ -95,7 +100,7 @@ def study(
 
     config = load_study(file, _overrides)
     folder = out or Path("runs") / config.name
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 124)
     progress = Terminal(console)
     try:
         run_study(config, folder, only=only, force=force, progress=progress)
@@ -105,44 +110,47 @@ def study(
         _print_summary(console, summary(folder), folder)
 
 
-def _print_summary(console: Console, rows: list, folder: Path) -> None:
+def _print_summary(console: Console, rows: list[SummaryRow], folder: Path) -> None:
     from sdsl_jax.training.ladder import compact
 
     def size(value: float | None) -> str:
         return "–" if value is None else compact(float(f"{value:.3g}"))
 
-    table = Table(title=f"Throughput-optimal drafts (acceptance law: {rows[0].acceptance_law})", title_justify="left")
-    for heading in (
-        "target",
-        "costs",
-        "N* by gradient",
-        "1 % interval",
-        "γ*",
-        "speed-up",
-        "N*, γ* in closed form",
-        "nearest trained draft",
-        "its measured speed-up",
-        "on the clock",
-    ):
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        speculates = row.draft_params is not None
-        table.add_row(
-            row.target,
-            row.cost_model,
+    def column(row: SummaryRow) -> list[str]:
+        pays = row.draft_params is not None
+        return [
             size(row.draft_params),
             f"{size(row.indifference[0])} – {size(row.indifference[1])}" if row.indifference else "–",
-            f"{row.lookahead:.2f}" if speculates else "0",
-            f"{row.speedup:.2f}×" if speculates else "does not pay",
-            f"{size(row.closed_form_params)}, {row.closed_form_lookahead:.2f}",
+            f"{row.lookahead:.2f}" if pays else "0",
+            f"{row.speedup:.2f}×" if pays else "does not pay",
+            size(row.closed_form_params),
+            f"{row.closed_form_lookahead:.2f}" if pays else "0",
             row.nearest_draft or "–",
-            f"{row.nearest_speedup:.2f}× at γ = {row.nearest_lookahead}" if row.nearest_speedup else "–",
-            f"{row.clock_speedup:.2f}× at γ = {row.clock_lookahead}" if row.clock_speedup else "–",
-        )
+            f"{row.nearest_speedup:.2f}× (γ = {row.nearest_lookahead})" if row.nearest_speedup else "–",
+            f"{row.clock_speedup:.2f}× (γ = {row.clock_lookahead})" if row.clock_speedup else "–",
+        ]
+
+    labels = [
+        "N*, by gradient",
+        "within 1 % of best S",
+        "γ*, by gradient",
+        "predicted speed-up S",
+        "N*, closed form",
+        "γ*, closed form",
+        "nearest trained draft",
+        "its measured speed-up",
+        "its speed-up by clock",
+    ]
+    table = Table(title=f"Throughput-optimal drafts, acceptance law: {rows[0].acceptance_law}", title_justify="left")
+    table.add_column("target\ncosts", no_wrap=True)
+    for row in rows:
+        table.add_column(f"{row.target}\n{row.cost_model}", justify="right", overflow="fold")
+    for cells in zip(labels, *map(column, rows)):
+        table.add_row(*cells)
     console.print(table)
     console.print(
-        "costs: flops = ratio of FLOPs per token; measured = step times on this machine. N counts non-embedding parameters.\n"
-        "measured speed-up: measured tokens per round in the costs of its line; on the clock: tokens per second against plain decoding.",
+        "N: non-embedding parameters. Costs: flops = ratio of FLOPs per token; measured = step times of this machine.\n"
+        "Measured speed-up: measured tokens per round in the costs of its column. By clock: tokens/s against plain decoding.",
         highlight=False,
         soft_wrap=True,
     )

@@ -159,7 +159,9 @@ class MeasureConfig:
 
     def __post_init__(self):
         require(len(self.lookaheads) > 0, "measure.lookaheads is empty; it must hold at least one lookahead.")
-        require(min(self.lookaheads) >= 1, f"measure.lookaheads holds {min(self.lookaheads)}; a lookahead must be >= 1.")
+        require(
+            min(self.lookaheads) >= 1, f"measure.lookaheads holds {min(self.lookaheads)}; a lookahead must be >= 1."
+        )
         require(
             len(set(self.lookaheads)) == len(self.lookaheads),
             f"measure.lookaheads is {list(self.lookaheads)}; it repeats a value.",

@@ -96,7 +96,9 @@ class SurvivalRecord:
     survival_high: float = _column("upper end of its interval", default=math.nan)
     confidence: float = _column("confidence of the interval", default=math.nan)
     rounds: int = _column("rounds observed", default=0)
-    tokens_per_round: float = _column("tau = 1 + sum of survival over positions, of the same lookahead", default=math.nan)
+    tokens_per_round: float = _column(
+        "tau = 1 + sum of survival over positions, of the same lookahead", default=math.nan
+    )
     tokens_per_round_low: float = _column("lower end of its interval", default=math.nan)
     tokens_per_round_high: float = _column("upper end of its interval", default=math.nan)
 

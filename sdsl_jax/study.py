@@ -315,5 +315,3 @@ def summary(folder: Path) -> list[SummaryRow]:
             )
         )
     return rows
-
-

@@ -41,7 +41,7 @@ class DesignProblem(NamedTuple):
         """S of a draft at a lookahead γ ≥ 0, real or whole."""
         return speedup(self.acceptance(params), lookahead, self.cost.draft_step(params), self.cost.verify_pass)
 
-    def log_speedup(self, x: Float[Array, "2"]) -> Scalar:
+    def log_speedup(self, x: Float[Array, 2]) -> Scalar:
         """ln S at x = (ln N, ln(1 + γ)), the coordinates of the optimiser."""
         return jnp.log(self.speedup(jnp.exp(x[0]), jnp.expm1(x[1])))
 

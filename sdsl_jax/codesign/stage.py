@@ -16,7 +16,16 @@ from sdsl_jax.errors import require
 from sdsl_jax.fitting import FittedLaws
 from sdsl_jax.progress import Progress
 from sdsl_jax.records import ModelRecord, SurvivalRecord
-from sdsl_jax.theory import CostModel, FlopCost, MeasuredCost, optimal_lookahead
+from sdsl_jax.theory import (
+    AcceptanceLaw,
+    ChinchillaLaw,
+    CostModel,
+    DraftOptimum,
+    FlopCost,
+    MeasuredCost,
+    optimal_lookahead,
+    speedup,
+)
 
 _CURVE_POINTS = 96
 _MAP_POINTS = 48
@@ -87,35 +96,58 @@ def cost_models(config: StudyConfig, laws: FittedLaws, target: ModelRecord) -> d
 
 
 @jax.jit
-def _closed_form(problem: DesignProblem):
-    return problem.closed_form()
+def _closed_forms(problem: DesignProblem, loss: ChinchillaLaw, acceptance: AcceptanceLaw) -> DraftOptimum:
+    """The closed form for many coefficients of the two laws at once."""
+    return jax.vmap(lambda one, other: problem._replace(loss=one, acceptance_law=other).closed_form())(loss, acceptance)
+
+
+class _Evaluation(NamedTuple):
+    """The objective at the optimum, at its whole-numbered neighbours, along N and over a map."""
+
+    at: dict[str, jax.Array]
+    whole: jax.Array
+    curve: dict[str, jax.Array]
+    map: jax.Array
 
 
 @jax.jit
-def _at(problem: DesignProblem, params, lookahead):
-    return {
-        "acceptance": problem.acceptance(params),
-        "cost": problem.cost.draft_step(params),
-        "verify_cost": jnp.asarray(problem.cost.verify_pass),
-        "speedup": problem.speedup(params, lookahead),
-    }
+def _evaluate(problem: DesignProblem, params, lookahead, whole, sizes, map_sizes, map_lookaheads) -> _Evaluation:
+    alpha, step = jax.vmap(problem.acceptance)(sizes), jax.vmap(problem.cost.draft_step)(sizes)
+    verify = jnp.asarray(problem.cost.verify_pass)
+    # S falls on both sides of its maximum in γ, so the best lookahead of at least one draft is that maximum or 1.
+    speculating = jnp.maximum(optimal_lookahead(alpha, step / verify).lookahead, 1.0)
+    return _Evaluation(
+        at={
+            "acceptance": problem.acceptance(params),
+            "cost": problem.cost.draft_step(params),
+            "verify_cost": verify,
+            "speedup": problem.speedup(params, lookahead),
+        },
+        whole=jax.vmap(lambda g: problem.speedup(params, g))(whole),
+        curve={
+            "acceptance": alpha,
+            "cost": step,
+            "lookahead": speculating,
+            "speedup": speedup(alpha, speculating, step, verify),
+        },
+        map=jax.vmap(lambda n: jax.vmap(lambda g: problem.speedup(n, g))(map_lookaheads))(map_sizes),
+    )
 
 
-@jax.jit
-def _curve(problem: DesignProblem, params):
-    alpha, step = jax.vmap(problem.acceptance)(params), jax.vmap(problem.cost.draft_step)(params)
-    best = optimal_lookahead(alpha, step, problem.cost.verify_pass)
-    return {"acceptance": alpha, "cost": step, "lookahead": best.lookahead, "speedup": best.speedup}
-
-
-@jax.jit
-def _map(problem: DesignProblem, params, lookaheads):
-    return jax.vmap(lambda n: jax.vmap(lambda g: problem.speedup(n, g))(lookaheads))(params)
-
-
-def _solve(config: StudyConfig, problem: DesignProblem, laws: FittedLaws, law: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _solve(
+    config: StudyConfig, problem: DesignProblem, laws: FittedLaws, law: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Entry and landscape of one problem, in float64."""
     c = config.codesign
-    closed = _closed_form(problem)
+    # The fitted coefficients come first, their bootstrap draws after them.
+    stacked = [
+        jax.tree.map(
+            lambda point, draw: jnp.concatenate([jnp.reshape(point, 1), draw]).astype(jnp.float64), point, draws
+        )
+        for point, draws in ((laws.loss, laws.loss_draws), (laws.acceptance[law], laws.acceptance_draws[law]))
+    ]
+    optima = jax.tree.map(np.asarray, _closed_forms(problem, *stacked))
+    closed: DraftOptimum = jax.tree.map(lambda x: x[0], optima)
     found = maximise(
         problem,
         c.max_lookahead,
@@ -124,28 +156,26 @@ def _solve(config: StudyConfig, problem: DesignProblem, laws: FittedLaws, law: s
         optimizer=c.optimizer,
         steps=c.steps,
     )
-    speculate = bool(found.speedup > 1) and float(found.lookahead) > 0
     n, gamma = float(found.params), float(found.lookahead)
-    whole = [g for g in (math.floor(gamma), math.ceil(gamma)) if g >= 1]
-    whole_speedup = {g: float(_at(problem, n, float(g))["speedup"]) for g in whole}
-    integer = max(whole_speedup, key=lambda g: whole_speedup[g]) if whole else 0
-    if integer and whole_speedup[integer] <= 1:
-        integer = 0
-    at = {k: float(v) for k, v in _at(problem, n, gamma).items()}
-    relative = {
-        "draft_params": abs(n / float(closed.params) - 1) if speculate and math.isfinite(float(closed.params)) else None,
-        "lookahead": abs(gamma / float(closed.lookahead) - 1) if speculate and float(closed.lookahead) > 0 else None,
-    }
+    low, high = (float(b) for b in problem.bounds)
+    sizes, map_sizes = np.geomspace(low, high, _CURVE_POINTS), np.geomspace(low, high, _MAP_POINTS)
+    widest = min(c.max_lookahead, max(8.0, 2.5 * gamma))
+    lookaheads = np.expm1(np.linspace(0, np.log1p(widest), _MAP_POINTS))
+    whole = np.maximum(1.0, [math.floor(gamma), math.ceil(gamma)])
+    values = jax.tree.map(np.asarray, _evaluate(problem, n, gamma, whole, sizes, map_sizes, lookaheads))
+    integer = int(whole[np.argmax(values.whole)]) if values.whole.max() > 1 else 0
+    pays = bool(found.speedup > 1) and gamma > 0
+    compare = pays and math.isfinite(float(closed.params))
     entry = {
-        "draft_params": n if speculate else None,
-        "lookahead": gamma if speculate else 0.0,
+        "draft_params": n if pays else None,
+        "lookahead": gamma if pays else 0.0,
         "lookahead_integer": integer,
         "speculate": integer > 0,
-        "acceptance": at["acceptance"] if speculate else None,
-        "cost": at["cost"] if speculate else None,
-        "verify_cost": at["verify_cost"],
-        "speedup": at["speedup"] if speculate else 1.0,
-        "speedup_integer": whole_speedup.get(integer, 1.0),
+        "acceptance": float(values.at["acceptance"]) if pays else None,
+        "cost": float(values.at["cost"]) if pays else None,
+        "verify_cost": float(values.at["verify_cost"]),
+        "speedup": float(values.at["speedup"]) if pays else 1.0,
+        "speedup_integer": float(values.whole.max()) if integer else 1.0,
         "interior": bool(closed.interior),
         "indifference_1pct": [float(x) for x in closed.indifference],
         "closed_form": {
@@ -153,7 +183,10 @@ def _solve(config: StudyConfig, problem: DesignProblem, laws: FittedLaws, law: s
             "lookahead": float(closed.lookahead),
             "speedup": float(closed.speedup),
         },
-        "relative_difference": relative,
+        "relative_difference": {
+            "draft_params": abs(n / float(closed.params) - 1) if compare else None,
+            "lookahead": abs(gamma / float(closed.lookahead) - 1) if compare else None,
+        },
         "gradient": {
             "optimizer": c.optimizer,
             "learning_rate": c.learning_rate,
@@ -163,23 +196,20 @@ def _solve(config: StudyConfig, problem: DesignProblem, laws: FittedLaws, law: s
             "stationarity": float(found.stationarity),
             "best_speedup_found": float(found.speedup),
         },
-        **_bootstrap(config, problem, laws, law),
+        **_intervals(config, jax.tree.map(lambda x: x[1:], optima)),
     }
-    low, high = (float(b) for b in problem.bounds)
-    params = np.geomspace(low, high, _CURVE_POINTS)
-    coarse = np.geomspace(low, high, _MAP_POINTS)
-    widest = min(c.max_lookahead, max(8.0, 2.5 * gamma))
-    lookaheads = np.expm1(np.linspace(0, np.log1p(widest), _MAP_POINTS))
     # The path slows down as it converges: points evenly spread in the logarithm of the step show all of it.
     kept = np.unique(np.geomspace(1, c.steps, _PATH_POINTS).astype(int)) - 1
     landscape = {
-        "curve": {"draft_params": _short(params)} | {k: _short(v) for k, v in _curve(problem, params).items()},
+        "curve": {"draft_params": _short(sizes)} | {k: _short(v) for k, v in values.curve.items()},
         "map": {
-            "draft_params": _short(coarse),
+            "draft_params": _short(map_sizes),
             "lookahead": _short(lookaheads),
-            "speedup": [_short(row) for row in np.asarray(_map(problem, coarse, lookaheads))],
+            "speedup": [_short(row) for row in values.map],
         },
-        "path": {k: _short(np.asarray(found.path)[kept, i]) for i, k in enumerate(("draft_params", "lookahead", "speedup"))},
+        "path": {
+            k: _short(np.asarray(found.path)[kept, i]) for i, k in enumerate(("draft_params", "lookahead", "speedup"))
+        },
     }
     return entry, landscape
 
@@ -188,26 +218,19 @@ def _short(values: Any) -> list[float]:
     return [float(f"{x:.6g}") for x in np.asarray(values)]
 
 
-@jax.jit
-def _closed_forms(problem: DesignProblem, loss, acceptance):
-    return jax.vmap(lambda l, a: problem._replace(loss=l, acceptance_law=a).closed_form())(loss, acceptance)
+def _intervals(config: StudyConfig, draws: DraftOptimum) -> dict[str, Any]:
+    """Intervals of N*, γ* and S* over the joint bootstrap draws of the two laws.
 
-
-def _bootstrap(config: StudyConfig, problem: DesignProblem, laws: FittedLaws, law: str) -> dict[str, Any]:
-    """Intervals of N*, γ* and S* from the joint bootstrap draws of the laws; draws in which speculation does not pay count."""
-    to_arrays = lambda draws: jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), draws)  # noqa: E731
-    optima = _closed_forms(problem, to_arrays(laws.loss_draws), to_arrays(laws.acceptance_draws[law]))
+    Draws in which speculation does not pay have γ* = 0 and S* = 1 and no N*; where they are the majority no interval of
+    an optimum means anything, and none is given.
+    """
     tail = (1 - config.fit.confidence) / 2
-    pays = np.asarray(optima.speedup) > 1
-    enough = pays.mean() > 0.5
-    intervals = {
-        "draft_params": np.asarray(optima.params)[pays],
-        "lookahead": np.asarray(optima.lookahead),
-        "speedup": np.asarray(optima.speedup),
-    }
+    pays = np.asarray(draws.speedup) > 1
+    values = {"draft_params": draws.params[pays], "lookahead": draws.lookahead, "speedup": draws.speedup}
     return {
         f"interval_{round(100 * config.fit.confidence)}": {
-            k: [float(x) for x in np.quantile(v, [tail, 1 - tail])] if enough else None for k, v in intervals.items()
+            k: [float(x) for x in np.quantile(v, [tail, 1 - tail])] if pays.mean() > 0.5 else None
+            for k, v in values.items()
         },
         "interval_basis": "joint bootstrap of loss law and acceptance law over models; N* among draws that speculate",
         "share_of_draws_that_speculate": float(pays.mean()),
@@ -223,7 +246,9 @@ def _trained(
     for row in survival:
         if row.target_id == target.model_id and row.position == 1 and row.draft_id in sizes:
             draft = sizes[row.draft_id]
-            of_round = row.lookahead * float(cost.draft_step(float(draft.params_nonembedding))) + float(cost.verify_pass)
+            of_round = row.lookahead * float(cost.draft_step(float(draft.params_nonembedding))) + float(
+                cost.verify_pass
+            )
             found.append(
                 {
                     "draft_id": row.draft_id,
@@ -255,11 +280,15 @@ def _warnings(entry: dict[str, Any], drafts: list[ModelRecord]) -> list[str]:
     warnings = []
     sizes = [m.params_nonembedding for m in drafts]
     if not entry["speculate"]:
-        warnings.append("speculation does not pay under this cost model: no draft size and whole lookahead beat plain decoding")
+        warnings.append(
+            "speculation does not pay under this cost model: no draft size and whole lookahead beat plain decoding"
+        )
     elif not min(sizes) <= entry["draft_params"] <= max(sizes):
         warnings.append(f"N* lies outside the trained drafts ({min(sizes):,} to {max(sizes):,} parameters)")
     if entry["acceptance"] is not None and not 0 < entry["acceptance"] < 1:
         warnings.append(f"the acceptance law leaves (0, 1) at N*: {entry['acceptance']:.3f}")
+    if entry["speculate"] and 0.99 * entry["speedup"] <= 1:
+        warnings.append("plain decoding is within 1 % of the optimum")
     if entry["speculate"] and not entry["interior"]:
         warnings.append("S still rises at the edge of the sizes considered")
     return warnings

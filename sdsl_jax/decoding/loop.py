@@ -19,8 +19,8 @@ from sdsl_jax.decoding.verification import overlap, probabilities, sample, verif
 from sdsl_jax.errors import require
 from sdsl_jax.models import KVCache, ModelConfig, Params, forward, init_cache
 
-# Streams of randomness within a round; keys are folded from (row, first position of the round, stream, position in it).
-_DRAFT, _ACCEPT, _RESIDUAL = range(3)
+# Streams of randomness within a round: one for the accept tests, one for the token after them, and one for each draft.
+_ACCEPT, _RESIDUAL, _FIRST_DRAFT = range(3)
 
 # Why a row stopped.
 RUNNING, STOP_TOKEN, LENGTH = range(3)
@@ -76,10 +76,9 @@ def row_keys(seed: int, rows: Int[np.ndarray, " B"]) -> Array:
     return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.asarray(rows, jnp.uint32))
 
 
-def _round_key(row_key: Array, start: Array, stream: int, position: Array | int) -> Array:
-    for part in (start, stream, position):
-        row_key = jax.random.fold_in(row_key, part)
-    return row_key
+def _round_keys(row_keys_B: Array, starts_B: Array) -> Array:
+    """One key per row for the round that starts at a position; what it decides is keyed by (row, start, stream)."""
+    return jax.vmap(jax.random.fold_in)(row_keys_B, starts_B)
 
 
 class _Rows(NamedTuple):
@@ -147,11 +146,11 @@ def _speculate(
     B, G, V = prompts.shape[0], max_lookahead, target.vocab_size
     every = jnp.arange(B)
 
-    def draft_step(fed_BW, positions_BW, cache, starts, position):
-        """Feeds tokens to the draft and draws the round's draft number `position` from what follows the last of them."""
+    def draft_step(fed_BW, positions_BW, cache, round_keys, number):
+        """Feeds tokens to the draft and draws the round's draft of this number from what follows the last of them."""
         logits, cache = forward(draft, draft_params, fed_BW, positions_BW, cache)
         probs = probabilities(logits[:, -1], temperature)
-        drawn = jax.vmap(lambda k, s, q: sample(_round_key(k, s, _DRAFT, position), q))(keys, starts, probs)
+        drawn = jax.vmap(lambda k, q: sample(jax.random.fold_in(k, _FIRST_DRAFT + number), q))(round_keys, probs)
         return drawn, probs, cache
 
     def round_(carry):
@@ -160,15 +159,14 @@ def _speculate(
         # The first draft step is two tokens wide: after a full acceptance the draft has not seen its own last token yet.
         # A row of a single token feeds it twice, to the same slot.
         pair = jnp.stack([jnp.maximum(last - 1, 0), last], axis=1)
-        drawn, probs, draft_cache = draft_step(
-            rows.tokens[every[:, None], pair], pair, draft_cache, rows.lengths, 0
-        )
+        round_keys = _round_keys(keys, rows.lengths)
+        drawn, probs, draft_cache = draft_step(rows.tokens[every[:, None], pair], pair, draft_cache, round_keys, 0)
         drafts = jnp.zeros((B, G), jnp.int32).at[:, 0].set(drawn)
         draft_probs = jnp.zeros((B, G, V), jnp.float32).at[:, 0].set(probs)
 
         def more(i, state):
             drafts, draft_probs, cache = state
-            drawn, probs, cache = draft_step(drafts[:, i - 1, None], (last + i)[:, None], cache, rows.lengths, i)
+            drawn, probs, cache = draft_step(drafts[:, i - 1, None], (last + i)[:, None], cache, round_keys, i)
             return drafts.at[:, i].set(drawn), draft_probs.at[:, i].set(probs), cache
 
         drafts, draft_probs, draft_cache = jax.lax.fori_loop(1, lookahead, more, (drafts, draft_probs, draft_cache))
@@ -177,11 +175,11 @@ def _speculate(
         logits, target_cache = forward(target, target_params, fed, last[:, None] + jnp.arange(G + 1), target_cache)
         target_probs = probabilities(logits, temperature)
 
-        def verify(key, start, d, q, p):
-            accept, resid = _round_key(key, start, _ACCEPT, 0), _round_key(key, start, _RESIDUAL, 0)
-            return verify_tokens(d, q, p, lookahead, accept, resid)
+        def verify(key, d, q, p):
+            accept_key, residual_key = jax.random.fold_in(key, _ACCEPT), jax.random.fold_in(key, _RESIDUAL)
+            return verify_tokens(d, q, p, lookahead, accept_key, residual_key)
 
-        verdict = jax.vmap(verify)(keys, rows.lengths, drafts, draft_probs, target_probs)
+        verdict = jax.vmap(verify)(round_keys, drafts, draft_probs, target_probs)
         new = jnp.concatenate([drafts, jnp.zeros((B, 1), jnp.int32)], axis=1)
         new = new.at[every, verdict.accepted].set(verdict.next_token)
         active, starts = ~rows.done, rows.lengths
@@ -233,7 +231,7 @@ def _autoregress(
         last = rows.lengths - 1
         logits, cache = forward(target, target_params, rows.tokens[every, last][:, None], last[:, None], cache)
         probs = probabilities(logits[:, 0], temperature)
-        drawn = jax.vmap(lambda k, s, p: sample(_round_key(k, s, _RESIDUAL, 0), p))(keys, rows.lengths, probs)
+        drawn = jax.vmap(sample)(_round_keys(keys, rows.lengths), probs)
         rows, _, _ = _emit(rows, drawn[:, None], jnp.ones_like(last), max_lengths, stop_tokens)
         return rows, cache, number + 1
 
@@ -260,13 +258,13 @@ def _request(prompts, prompt_lengths, new_tokens, seed, rows, temperature, stop_
     prompts = np.asarray(prompts, np.int32)
     require(prompts.ndim == 2 and prompts.size > 0, f"prompts have shape {prompts.shape}; they must be [rows, tokens].")
     require(
-        0 <= prompts.min() and prompts.max() < vocab_size,
+        prompts.min() >= 0 and prompts.max() < vocab_size,
         f"prompts hold ids from {prompts.min()} to {prompts.max()}; the vocabulary has ids from 0 to {vocab_size - 1}.",
     )
     B, width = prompts.shape
     lengths = np.broadcast_to(np.asarray(width if prompt_lengths is None else prompt_lengths, np.int32), (B,))
     require(
-        1 <= lengths.min() and lengths.max() <= width,
+        lengths.min() >= 1 and lengths.max() <= width,
         f"prompt lengths run from {lengths.min()} to {lengths.max()}; they must lie in [1, {width}].",
     )
     new = np.broadcast_to(np.asarray(new_tokens, np.int32), (B,))
@@ -321,7 +319,9 @@ def speculate(
     """
     max_lookahead = lookahead if max_lookahead is None else max_lookahead
     require(lookahead >= 1, f"the lookahead is {lookahead}; it must be at least 1.")
-    require(lookahead <= max_lookahead, f"the lookahead is {lookahead}; it must not exceed max_lookahead ({max_lookahead}).")
+    require(
+        lookahead <= max_lookahead, f"the lookahead is {lookahead}; it must not exceed max_lookahead ({max_lookahead})."
+    )
     require(
         draft.config.vocab_size == target.config.vocab_size,
         f"the draft has {draft.config.vocab_size} tokens and the target {target.config.vocab_size}; lossless decoding "

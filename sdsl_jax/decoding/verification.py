@@ -39,12 +39,12 @@ def sample(key: Array, probs: Float[Array, " V"]) -> Int[Array, ""]:
     return jax.random.categorical(key, jnp.log(probs)).astype(jnp.int32)
 
 
-def overlap(p: Float[Array, "... V"], q: Float[Array, "... V"]) -> Float[Array, "..."]:
+def overlap(p: Float[Array, "... V"], q: Float[Array, "... V"]) -> Float[Array, ...]:
     """Σ_v min(p_v, q_v): the probability that a draft drawn from q is accepted by a target p."""
     return jnp.minimum(p, q).sum(axis=-1)
 
 
-def is_accepted(uniform: Float[Array, "..."], p: Float[Array, "..."], q: Float[Array, "..."]) -> Bool[Array, "..."]:
+def is_accepted(uniform: Float[Array, ...], p: Float[Array, ...], q: Float[Array, ...]) -> Bool[Array, ...]:
     """Whether a token of target probability p and draft probability q is kept: u·q < p, which needs no division."""
     return uniform * q < p
 

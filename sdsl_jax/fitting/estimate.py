@@ -60,16 +60,19 @@ class _LossData(NamedTuple):
 # Exponents of published laws lie between .05 (Kaplan) and .6; wider bounds only keep a fit from running off to infinity
 # where the data do not hold it.
 _EXPONENTS = (0.02, 2.0)
+# Smallest E as a share of the smallest loss; an E that ends here is one that the data do not show.
+_SMALLEST_E = 1e-6
 
 
 def _loss_terms(x: Array, largest_e: Array | float) -> tuple[Array, Array, Array, Array, Array]:
-    """(ln E, ln A′, ln B′, a, b) from unbounded parameters: 0 < E < the smallest loss, and exponents within bounds.
+    """(ln E, ln A′, ln B′, a, b) from unbounded parameters: E below the smallest loss, and exponents within bounds.
 
     A′ and B′ are the two terms at the mean of ln N and ln D.
     """
     low, high = _EXPONENTS
     exponents = low * (high / low) ** jax.nn.sigmoid(x[3:])
-    return jnp.log(largest_e) + jax.nn.log_sigmoid(x[0]), x[1], x[2], exponents[0], exponents[1]
+    log_e = jnp.log(largest_e * (_SMALLEST_E + (1 - _SMALLEST_E) * jax.nn.sigmoid(x[0])))
+    return log_e, x[1], x[2], exponents[0], exponents[1]
 
 
 def _log_loss_residuals(x: Array, data: _LossData) -> Array:
@@ -86,7 +89,9 @@ def bootstrap_weights(groups: int, draws: int, seed: int) -> Float[np.ndarray, "
     return random.multinomial(groups, np.full(groups, 1 / groups), size=draws).astype(float)
 
 
-def fit_loss(models: list[ModelRecord], config: FitConfig, weights: Float[np.ndarray, "draws models"], seed: int) -> LawFit:
+def fit_loss(
+    models: list[ModelRecord], config: FitConfig, weights: Float[np.ndarray, "draws models"], seed: int
+) -> LawFit:
     """Fits L(N, D) = E + A/N^a + B/D^b to test losses; N counts non-embedding parameters.
 
     Args:
@@ -112,7 +117,9 @@ def fit_loss(models: list[ModelRecord], config: FitConfig, weights: Float[np.nda
     scales = np.log(share[:, 1:] * loss.mean())
     starts = np.concatenate([level[:, None], scales, random.normal(0, 1, (config.starts, 2))], axis=1)
     with jax.enable_x64(True):
-        data = _LossData(jnp.asarray(np.log(n) - centre_n), jnp.asarray(np.log(d) - centre_d), jnp.asarray(np.log(loss)))
+        data = _LossData(
+            jnp.asarray(np.log(n) - centre_n), jnp.asarray(np.log(d) - centre_d), jnp.asarray(np.log(loss))
+        )
         best = fit(_log_loss_residuals, jnp.asarray(starts), data, jnp.ones(len(models)), config.huber_delta)
         draws = refit(_log_loss_residuals, best.parameters, data, jnp.asarray(weights), config.huber_delta)
 
@@ -135,7 +142,12 @@ def fit_loss(models: list[ModelRecord], config: FitConfig, weights: Float[np.nda
             warnings=[],
         )
     per_parameter = np.log(d / n)
-    return made._replace(warnings=_unidentified(made, config) + _design_warnings(per_parameter, len(models)))
+    warnings = _unidentified(made, config) + _design_warnings(per_parameter, len(models))
+    if 1e-3 * loss.min() > made.law.E:
+        warnings.insert(
+            0, "E is not identified at this scale: the best fit has none, so losses far beyond the ladder are too low"
+        )
+    return made._replace(warnings=warnings)
 
 
 def _design_warnings(log_tokens_per_parameter: np.ndarray, rows: int) -> list[str]:
@@ -143,7 +155,9 @@ def _design_warnings(log_tokens_per_parameter: np.ndarray, rows: int) -> list[st
     if np.ptp(log_tokens_per_parameter) < np.log(1.5):
         warnings.append("every model has about the same tokens per parameter: a and b cannot be told apart")
     if rows < 15:
-        warnings.append(f"{rows} models for 5 coefficients: use the law between the sizes that were trained, not beyond them")
+        warnings.append(
+            f"{rows} models for 5 coefficients: use the law between the sizes that were trained, not beyond them"
+        )
     return warnings
 
 
@@ -158,7 +172,9 @@ def _unidentified(made: LawFit, config: FitConfig) -> list[str]:
                 f"{name} is not identified at this scale: {config.confidence:.0%} interval [{low:.3g}, {high:.3g}]"
             )
     if made.condition_number > _ILL_CONDITIONED:
-        warnings.append(f"the coefficients trade off against one another (condition number {made.condition_number:.0f})")
+        warnings.append(
+            f"the coefficients trade off against one another (condition number {made.condition_number:.0f})"
+        )
     return warnings
 
 
@@ -241,7 +257,9 @@ def fit_acceptance(
         warnings = _unidentified(made, config)
         targets = len(np.unique(target))
         if targets < 3:
-            warnings.append(f"fitted on {targets} target{'s' if targets > 1 else ''}: how α depends on the target is a guess")
+            warnings.append(
+                f"fitted on {targets} target{'s' if targets > 1 else ''}: how α depends on the target is a guess"
+            )
         fits.append(made._replace(warnings=warnings))
     return sorted(fits, key=lambda made: made.left_out_rmse)
 
@@ -256,7 +274,9 @@ def _step_time_residuals(x: Array, data: _TimeData) -> Array:
     return jnp.log(StepTimeLaw(*jnp.exp(x))(data.params, data.rule)) - data.log_seconds
 
 
-def fit_step_time(models: list[ModelRecord], latency: list[LatencyRecord], rule: ShapeRule, starts: int, seed: int) -> LawFit:
+def fit_step_time(
+    models: list[ModelRecord], latency: list[LatencyRecord], rule: ShapeRule, starts: int, seed: int
+) -> LawFit:
     """Fits seconds per one-token step = overhead + share per layer + share per FLOP, all three positive.
 
     Raises:
@@ -265,7 +285,9 @@ def fit_step_time(models: list[ModelRecord], latency: list[LatencyRecord], rule:
     by_id = {model.model_id: model for model in models}
     rows = [r for r in latency if r.operation == "decode" and r.model_id in by_id]
     sizes = np.asarray([by_id[r.model_id].params_nonembedding for r in rows], float)
-    require(len(set(sizes)) >= 4, f"the step-time law needs decode steps of at least 4 sizes; {len(set(sizes))} were timed.")
+    require(
+        len(set(sizes)) >= 4, f"the step-time law needs decode steps of at least 4 sizes; {len(set(sizes))} were timed."
+    )
     seconds = np.asarray(column(rows, "seconds"), float)
     guess = np.log([seconds.min() / 2, seconds.min() / 4, seconds.max() / 2 / (2 * sizes.max())])
     random = np.random.default_rng(seed)

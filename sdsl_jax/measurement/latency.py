@@ -22,8 +22,11 @@ _STEPS = 16
 
 @functools.partial(jax.jit, static_argnames=("model", "width", "batch", "context"))
 def _steps(params: Params, key: Array, *, model: ModelConfig, width: int, batch: int, context: int) -> Array:
-    """Takes `_STEPS` steps as a decoder would: forward, probabilities, and a draw (width 1) or a verification."""
-    cache = init_cache(model, batch, context + width)
+    """Takes `_STEPS` steps as a decoder would: forward, probabilities, and a draw (width 1) or a verification.
+
+    The cache has room for as much again as the context, as halfway through a decoding run: empty slots cost time as well.
+    """
+    cache = init_cache(model, batch, 2 * context + width)
     rows = jnp.arange(batch)
 
     def step(i, carry):
@@ -64,7 +67,9 @@ def time_steps(
       repetitions: timed runs of each kind.
       confidence: of the intervals.
     """
-    shapes = {name: dict(model=s.model.config, width=s.width, batch=batch, context=context) for name, s in steps.items()}
+    shapes = {
+        name: dict(model=s.model.config, width=s.width, batch=batch, context=context) for name, s in steps.items()
+    }
     key = jax.random.key(0)
     for name, step in steps.items():
         _steps(step.model.params, key, **shapes[name]).block_until_ready()

@@ -141,7 +141,14 @@ def _exact(
 
 
 def _acceptance(
-    config: StudyConfig, draft_id: str, target_id: str, estimator: str, lookahead: int, value: Interval, clusters, tokens
+    config: StudyConfig,
+    draft_id: str,
+    target_id: str,
+    estimator: str,
+    lookahead: int,
+    value: Interval,
+    clusters,
+    tokens,
 ) -> AcceptanceRecord:
     return AcceptanceRecord(
         draft_id=draft_id,
@@ -281,5 +288,3 @@ def clock(
         repetitions=repetitions,
         device=device_name(),
     )
-
-

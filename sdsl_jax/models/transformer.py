@@ -41,7 +41,9 @@ class ModelConfig:
         for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "hidden"):
             value = getattr(self, name)
             require(value >= 1, f"the model's {name} is {value}; it must be at least 1.")
-        require(self.heads % self.kv_heads == 0, f"{self.heads} query heads cannot share {self.kv_heads} key-value heads.")
+        require(
+            self.heads % self.kv_heads == 0, f"{self.heads} query heads cannot share {self.kv_heads} key-value heads."
+        )
         require(self.head_dim % 2 == 0, f"the head size is {self.head_dim}; rotary positions need an even one.")
 
 

@@ -20,7 +20,7 @@ CAPTIONS = {
     "the loss gap (right).",
     "predicted": "Acceptance predicted by each fitted law against acceptance measured, for the estimator that the laws were "
     "fitted to and for the live decoder. RMSE of left-out drafts in the title.",
-    "speedup": "Speed-up against draft size at the best lookahead of each size. Shaded: sizes within 1 % of the best. Dots: "
+    "speedup": "Speed-up against draft size at the best lookahead of at least 1 for each size. Shaded: sizes within 1 % of the best. Dots: "
     "trained drafts at their largest budget, with tokens per round measured by the decoder at its best measured lookahead.",
     "optimiser": "Speed-up over draft size and lookahead, the path of the optimiser from its best start, and the closed form.",
     "survival": "Share of rounds whose first k drafts were all accepted, at the largest measured lookahead, against the geometric "
@@ -77,7 +77,7 @@ def _loss(records: Records, folder: Path, name: str) -> None:
     law = ChinchillaLaw(**records.fits["loss_law"]["coefficients"])
     n = np.asarray([m.params_nonembedding for m in records.models], float)
     d = np.asarray([m.train_tokens for m in records.models], float)
-    with figure(folder, name, 1, 2, (9.5, 3.9)) as (_, axes):
+    with figure(folder, name, 1, 2, (11.5, 3.9)) as (_, axes):
         for axis, x, other, label, by in (
             (axes[0, 0], n, d, "non-embedding parameters N", "tokens"),
             (axes[0, 1], d, n, "training tokens D", "parameters"),
@@ -85,7 +85,9 @@ def _loss(records: Records, folder: Path, name: str) -> None:
             for i, value in enumerate(sorted(set(other))):
                 colour = COLOURS[i % len(COLOURS)]
                 fine = np.geomspace(x.min() / 1.3, x.max() * 1.3, 80)
-                axis.plot(fine, np.asarray(law(fine, value) if by == "tokens" else law(value, fine)), color=colour, lw=1)
+                axis.plot(
+                    fine, np.asarray(law(fine, value) if by == "tokens" else law(value, fine)), color=colour, lw=1
+                )
                 for model in (m for m, o in zip(records.models, other) if o == value):
                     at = model.params_nonembedding if by == "tokens" else model.train_tokens
                     error = [[model.loss_nats - model.loss_nats_low], [model.loss_nats_high - model.loss_nats]]
@@ -95,12 +97,14 @@ def _loss(records: Records, folder: Path, name: str) -> None:
             axis.set_xscale("log")
             label_sizes(axis.xaxis, label)
             axis.set_ylabel("test loss (nats per token)")
-            axis.legend()
+            axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         axes[0, 0].set_title("Loss falls with size (squares: targets)")
         axes[0, 1].set_title("Loss falls with data")
 
 
-def _pairs(records: Records, estimator: str, lookahead: int | None = None) -> list[tuple[ModelRecord, ModelRecord, AcceptanceRecord]]:
+def _pairs(
+    records: Records, estimator: str, lookahead: int | None = None
+) -> list[tuple[ModelRecord, ModelRecord, AcceptanceRecord]]:
     by_id = {m.model_id: m for m in records.models}
     rows = [r for r in records.acceptance if r.estimator == estimator and lookahead in (None, r.lookahead)]
     return [(by_id[r.draft_id], by_id[r.target_id], r) for r in rows]
@@ -136,7 +140,9 @@ def _acceptance(records: Records, folder: Path, name: str) -> None:
         gap = np.linspace(min(0.0, (np.log(x) - np.log(y)).min()) - 0.03, (np.log(x) - np.log(y)).max() + 0.05, 80)
         right.plot(gap, np.asarray(laws["logit_gap"](gap, 0.0)), color="0.3", lw=1, label="fitted law")
         middle.set(xlabel="draft perplexity", ylabel="acceptance α", title="Affine plane, section at each target")
-        right.set(xlabel="loss gap, draft − target (nats)", ylabel="acceptance α", title="Logit in the loss gap (bounded)")
+        right.set(
+            xlabel="loss gap, draft − target (nats)", ylabel="acceptance α", title="Logit in the loss gap (bounded)"
+        )
         middle.legend()
         right.legend()
         made.suptitle(f"Acceptance: {NAMES[estimator]}", fontsize=11)
@@ -155,7 +161,12 @@ def _predicted(records: Records, folder: Path, name: str) -> None:
                     measured = np.asarray([r.alpha for _, _, r in rows])
                     error = [[r.alpha - r.alpha_low for *_, r in rows], [r.alpha_high - r.alpha for *_, r in rows]]
                     axis.errorbar(
-                        predicted, measured, yerr=error, fmt=marker, color=COLOURS[i % len(COLOURS)], elinewidth=0.7,
+                        predicted,
+                        measured,
+                        yerr=error,
+                        fmt=marker,
+                        color=COLOURS[i % len(COLOURS)],
+                        elinewidth=0.7,
                         mfc=COLOURS[i % len(COLOURS)] if marker == "o" else "white",
                     )
                     ends += [*predicted, *measured]
@@ -166,13 +177,17 @@ def _predicted(records: Records, folder: Path, name: str) -> None:
                 for i, t in enumerate(records.targets)
             ]
             handles += [Line2D([], [], color="0.3", marker="o", ls="", label=NAMES[fit["estimator"]])]
-            handles += [Line2D([], [], color="0.3", marker="^", mfc="white", ls="", label=f"live decoder, γ = {largest}")]
+            handles += [
+                Line2D([], [], color="0.3", marker="^", mfc="white", ls="", label=f"live decoder, γ = {largest}")
+            ]
             axis.legend(handles=handles, loc="upper left")
             axis.set(xlabel="predicted acceptance α", ylabel="measured acceptance α", aspect="equal")
             axis.set_title(f"{NAMES[fit['law']].capitalize()}: left-out RMSE {fit['leave_one_draft_out_rmse']:.3f}")
 
 
-def _of(records: Records, target: ModelRecord, cost_model: str, law: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+def _of(
+    records: Records, target: ModelRecord, cost_model: str, law: str
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Entry and landscape of one target, cost model and acceptance law."""
     wanted = (target.model_id, cost_model, law)
     for entry, landscape in zip(records.codesign, records.landscapes):
@@ -199,7 +214,7 @@ def _speedup(records: Records, folder: Path, name: str) -> None:
     models = _cost_models(records)
     with figure(folder, name, 1, len(models), (5.2 * len(models), 4.1)) as (_, axes):
         for axis, cost_model in zip(axes[0], models):
-            lowest, highest = 1.0, 1.0
+            lowest, highest = 0.97, 1.03
             for i, target in enumerate(records.targets):
                 colour = COLOURS[i % len(COLOURS)]
                 for law, style in ((records.best_law, "-"), (records.fits["acceptance_laws"][-1]["law"], ":")):
@@ -208,16 +223,21 @@ def _speedup(records: Records, folder: Path, name: str) -> None:
                         continue
                     entry, landscape = found
                     curve = landscape["curve"]
-                    axis.plot(curve["draft_params"], curve["speedup"], style, color=colour, lw=1.8 if style == "-" else 1)
-                    highest = max(highest, *curve["speedup"])
+                    axis.plot(
+                        curve["draft_params"], curve["speedup"], style, color=colour, lw=1.8 if style == "-" else 1
+                    )
+                    lowest, highest = min(lowest, *curve["speedup"]), max(highest, *curve["speedup"])
                     if style == "-":
-                        if entry["draft_params"] is not None:
+                        if entry["speculate"]:
                             axis.axvspan(*entry["indifference_1pct"], color=colour, alpha=0.13, lw=0)
                             axis.plot(entry["draft_params"], entry["speedup"], "*", color=colour, ms=12, mec="white")
                         x, y = _best_measured(entry)
                         axis.plot(x, y, "o", color=colour, mfc="white")
                         lowest, highest = min(lowest, *y), max(highest, *y)
-            handles = [Line2D([], [], color=COLOURS[i], label=f"target {short(t.params_nonembedding)}") for i, t in enumerate(records.targets)]
+            handles = [
+                Line2D([], [], color=COLOURS[i], label=f"target {short(t.params_nonembedding)}")
+                for i, t in enumerate(records.targets)
+            ]
             handles += [
                 Line2D([], [], color="0.3", ls="-", label=NAMES[records.best_law]),
                 Line2D([], [], color="0.3", ls=":", lw=1, label=NAMES[records.fits["acceptance_laws"][-1]["law"]]),
@@ -225,17 +245,30 @@ def _speedup(records: Records, folder: Path, name: str) -> None:
                 Line2D([], [], color="0.3", marker="o", mfc="white", ls="", label="trained drafts, measured"),
             ]
             axis.axhline(1.0, color="0.5", lw=0.8)
+            axis.annotate(
+                "plain decoding",
+                (1, 1.0),
+                (-3, 2),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8,
+                color="0.4",
+            )
             axis.set_xscale("log")
             label_sizes(axis.xaxis, "draft size N (non-embedding parameters)")
-            axis.set_ylim(min(0.95, lowest - 0.05), highest + 0.05 + 0.45 * (highest - min(1.0, lowest)))
-            axis.set_ylabel("speed-up S at the best lookahead")
+            axis.set_ylim(max(0.0, lowest - 0.05), highest + 0.05 + 0.4 * (highest - lowest))
+            axis.set_ylabel("speed-up S at the best lookahead γ ≥ 1")
             axis.set_title(f"{NAMES[cost_model][0].upper()}{NAMES[cost_model][1:]}")
             axis.legend(handles=handles, loc="upper right", ncols=2)
 
 
 def _optimiser(records: Records, folder: Path, name: str) -> None:
     models = _cost_models(records)
-    with figure(folder, name, len(models), len(records.targets), (4.9 * len(records.targets), 3.9 * len(models))) as (made, axes):
+    with figure(folder, name, len(models), len(records.targets), (4.9 * len(records.targets), 3.9 * len(models))) as (
+        made,
+        axes,
+    ):
         for row, cost_model in zip(axes, models):
             for axis, target in zip(row, records.targets):
                 found = _of(records, target, cost_model, records.best_law)
@@ -248,31 +281,61 @@ def _optimiser(records: Records, folder: Path, name: str) -> None:
                 drawn = axis.contourf(surface["draft_params"], surface["lookahead"], values, levels=14, cmap="viridis")
                 made.colorbar(drawn, ax=axis, label="speed-up S")
                 if values.min() < 1 < values.max():
-                    axis.contour(surface["draft_params"], surface["lookahead"], values, levels=[1.0], colors="white", linewidths=1)
-                axis.plot(path["draft_params"], path["lookahead"], color=COLOURS[1], lw=1.4, marker=".", ms=3, label="gradient ascent")
-                axis.plot(path["draft_params"][0], path["lookahead"][0], "o", color=COLOURS[1], mec="white", label="start")
+                    axis.contour(
+                        surface["draft_params"],
+                        surface["lookahead"],
+                        values,
+                        levels=[1.0],
+                        colors="white",
+                        linewidths=1,
+                    )
+                axis.plot(path["draft_params"], path["lookahead"], color=COLOURS[1], lw=1.4, marker=".", ms=3)
+                axis.plot(path["draft_params"][0], path["lookahead"][0], "o", color=COLOURS[1], mec="white")
                 closed = entry["closed_form"]
                 if closed["draft_params"] is not None:
-                    axis.plot(closed["draft_params"], closed["lookahead"], "*", color="white", mec="black", ms=14, label="closed form")
+                    axis.plot(closed["draft_params"], closed["lookahead"], "*", color="white", mec="black", ms=14)
                 else:
-                    axis.text(0.5, 0.95, "speculation does not pay", transform=axis.transAxes, ha="center", va="top", color="white", weight="bold")
+                    axis.text(
+                        0.5,
+                        0.95,
+                        "speculation does not pay",
+                        transform=axis.transAxes,
+                        ha="center",
+                        va="top",
+                        color="white",
+                        weight="bold",
+                    )
                 axis.set_xscale("log")
                 label_sizes(axis.xaxis, "draft size N (non-embedding parameters)")
                 axis.set_ylim(0, max(surface["lookahead"]))
                 axis.set_ylabel("lookahead γ (tokens)")
                 axis.grid(False)
-                axis.legend(loc="center right", labelcolor="white")
+        handles = [
+            Line2D([], [], color=COLOURS[1], marker=".", label="gradient ascent, best start"),
+            Line2D([], [], color=COLOURS[1], marker="o", mec="white", ls="", label="its start"),
+            Line2D([], [], color="white", marker="*", mec="black", ms=14, ls="", label="closed form"),
+            Line2D([], [], color="0.7", label="S = 1 (white line)"),
+        ]
+        made.legend(handles=handles, loc="outside lower center", ncols=4)
 
 
 def _survival(records: Records, folder: Path, name: str) -> None:
     largest = max(r.lookahead for r in records.survival)
     tokens = max(m.train_tokens for m in records.models if m.role == "draft")
     drafts = {m.model_id: m for m in records.models if m.role == "draft" and m.train_tokens == tokens}
-    tar = {(r.draft_id, r.target_id): r.alpha for r in records.acceptance if (r.estimator, r.lookahead) == ("decoded_tar", largest)}
+    tar = {
+        (r.draft_id, r.target_id): r.alpha
+        for r in records.acceptance
+        if (r.estimator, r.lookahead) == ("decoded_tar", largest)
+    }
     with figure(folder, name, 1, len(records.targets), (4.9 * len(records.targets), 3.9)) as (_, axes):
         for axis, target in zip(axes[0], records.targets):
             for i, (draft_id, draft) in enumerate(drafts.items()):
-                rows = [r for r in records.survival if (r.draft_id, r.target_id, r.lookahead) == (draft_id, target.model_id, largest)]
+                rows = [
+                    r
+                    for r in records.survival
+                    if (r.draft_id, r.target_id, r.lookahead) == (draft_id, target.model_id, largest)
+                ]
                 k, s = [r.position for r in rows], [r.survival for r in rows]
                 error = [[r.survival - r.survival_low for r in rows], [r.survival_high - r.survival for r in rows]]
                 colour = COLOURS[i % len(COLOURS)]
@@ -297,7 +360,14 @@ def _latency(records: Records, folder: Path, name: str) -> None:
 
     with figure(folder, name, 1, 2, (9.5, 3.9)) as (_, axes):
         left, right = axes[0]
-        left.errorbar(sizes, [1e6 * r.seconds for r in decode], yerr=bars(decode), fmt="o", color=COLOURS[0], label="measured median")
+        left.errorbar(
+            sizes,
+            [1e6 * r.seconds for r in decode],
+            yerr=bars(decode),
+            fmt="o",
+            color=COLOURS[0],
+            label="measured median",
+        )
         fine = np.geomspace(sizes.min(), sizes.max(), 80)
         left.plot(fine, 1e6 * np.asarray(law(fine, rule)), color=COLOURS[1], lw=1.2, label="overhead + layers + FLOPs")
         left.set_xscale("log")
@@ -307,8 +377,20 @@ def _latency(records: Records, folder: Path, name: str) -> None:
         for i, target in enumerate(records.targets):
             rows = sorted((r for r in records.latency if r.model_id == target.model_id), key=lambda r: r.width)
             label = f"target {short(target.params_nonembedding)}"
-            right.errorbar([r.width for r in rows], [1e6 * r.seconds for r in rows], yerr=bars(rows), fmt="o-", color=COLOURS[i], label=label)
-        right.set(xlabel="tokens in the pass (γ + 1)", ylabel="verify pass (µs)", title="A verify pass is not free", ylim=(0, None))
+            right.errorbar(
+                [r.width for r in rows],
+                [1e6 * r.seconds for r in rows],
+                yerr=bars(rows),
+                fmt="o-",
+                color=COLOURS[i],
+                label=label,
+            )
+        right.set(
+            xlabel="tokens in the pass (γ + 1)",
+            ylabel="verify pass (µs)",
+            title="A verify pass is not free",
+            ylim=(0, None),
+        )
         right.legend()
 
 

@@ -28,10 +28,10 @@ def write_report(folder: Path, name: str, settings: str, stages: dict[str, Any],
     """
     records = read_records(folder / "records")
     checks = read_json(folder / "records" / "checks.json")["decoder_self_check"]
-    images = {
-        key: base64.b64encode((folder / "figures" / f"{key}.png").read_bytes()).decode() for key in CAPTIONS
-    }
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    images = {key: base64.b64encode((folder / "figures" / f"{key}.png").read_bytes()).decode() for key in CAPTIONS}
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters |= {"short": short, "named": lambda key: NAMES.get(key, key), "number": _number}
     template = environment.from_string(resources.files("sdsl_jax.report").joinpath("report.html.j2").read_text("utf-8"))
     page = template.render(
@@ -92,7 +92,9 @@ def _findings(records: Records) -> list[str]:
         target = f"target {short(entry['target_params'])}"
         if entry["draft_params"] is None or not entry["speculate"]:
             entry_cost = _cost_sentence(records, entry)
-            found.append(f"With {NAMES[entry['cost_model']]}, speculation does not pay for the {target} at this scale: {entry_cost}")
+            found.append(
+                f"With {NAMES[entry['cost_model']]}, speculation does not pay for the {target} at this scale: {entry_cost}"
+            )
             continue
         low, high = entry["indifference_1pct"]
         where = "inside the range of sizes considered" if entry["interior"] else "at the edge of the sizes considered"
@@ -104,7 +106,9 @@ def _findings(records: Records) -> list[str]:
     errors = ", ".join(
         f"{NAMES[fit['law']]} {fit['leave_one_draft_out_rmse']:.4f}" for fit in records.fits["acceptance_laws"]
     )
-    found.append(f"On left-out drafts the acceptance laws err by (root mean square): {errors}. The tables use the {law}.")
+    found.append(
+        f"On left-out drafts the acceptance laws err by (root mean square): {errors}. The tables use the {law}."
+    )
     return found
 
 
@@ -116,4 +120,3 @@ def _cost_sentence(records: Records, entry: dict[str, Any]) -> str:
         f"the cheapest draft step costs {cheapest:.2f} of a target step and a verify pass {entry['verify_cost']:.2f}; "
         f"the best lookahead above 0 on the map reaches only {best:.2f} times plain decoding."
     )
-

@@ -78,7 +78,11 @@ class StepTimeLaw(NamedTuple):
     def __call__(self, params: Scalar, rule: ShapeRule) -> Scalar:
         """Seconds of a one-token step of the family member with `params` non-embedding parameters."""
         layers, _ = layers_and_width(params, rule)
-        return self.overhead_seconds + self.seconds_per_layer * layers + self.seconds_per_flop * flops_per_token(params, rule)
+        return (
+            self.overhead_seconds
+            + self.seconds_per_layer * layers
+            + self.seconds_per_flop * flops_per_token(params, rule)
+        )
 
 
 class MeasuredCost(NamedTuple):
@@ -100,4 +104,3 @@ class MeasuredCost(NamedTuple):
 
 
 CostModel = FlopCost | MeasuredCost
-

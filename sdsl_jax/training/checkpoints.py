@@ -97,4 +97,6 @@ def verify(path: Path, params: Any, expected: str) -> None:
     """
     found = digest(params)
     if found != expected:
-        raise SdslError(f"the checkpoint {path} is damaged: its digest is {found[:12]}, and {expected[:12]} was recorded.")
+        raise SdslError(
+            f"the checkpoint {path} is damaged: its digest is {found[:12]}, and {expected[:12]} was recorded."
+        )

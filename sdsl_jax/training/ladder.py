@@ -82,7 +82,15 @@ def _plan(config: StudyConfig, dataset: Dataset, folder: Path) -> list[_Plan]:
         counts = count(model, dataset.sequence_length / 2)
         schedule = make_schedule(config.training, counts.nonembedding, rung.budgets, dataset.sequence_length)
         recipe = {k: v for k, v in to_dict(config.training).items() if k not in _STORAGE_ONLY}
-        identity = [rung.role, rung.seed, config.seed, dataclasses.asdict(model), recipe, schedule.warmup, dataset.digest]
+        identity = [
+            rung.role,
+            rung.seed,
+            config.seed,
+            dataclasses.asdict(model),
+            recipe,
+            schedule.warmup,
+            dataset.digest,
+        ]
         tag = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
         plans.append(_Plan(rung, model, counts, schedule, folder / "checkpoints" / f"{rung.name}.{tag}"))
     return plans

@@ -147,10 +147,11 @@ class RungTrainer:
         start = int(state.step)
         metrics = _MetricsFile(folder / "metrics.jsonl", start)
         began = last_report = time.perf_counter()
+        step_seconds = math.nan  # a moving average
         tokens_per_step = self.batches[start].size - self.config.batch_size
 
         def report(step: int, reported: StepMetrics) -> None:
-            nonlocal last_report
+            nonlocal last_report, step_seconds
             loss = float(reported.loss_nats)
             if not math.isfinite(loss):
                 good = checkpoints.steps(folder)
@@ -161,8 +162,10 @@ class RungTrainer:
             norm = float(reported.gradient_norm)
             metrics.add(step=step, loss_nats=loss, gradient_norm=norm, learning_rate=rate(step))
             now = time.perf_counter()
-            self.progress.advance(1, f"{self.name}  loss {loss:.3f}  {tokens_per_step / (now - last_report):,.0f} tokens/s")
-            last_report = now
+            took, last_report = now - last_report, now
+            # The first step compiles; the average forgets it within some fifty steps.
+            step_seconds = took if math.isnan(step_seconds) else 0.9 * step_seconds + 0.1 * took
+            self.progress.advance(1, f"{self.name}  loss {loss:.3f}  {tokens_per_step / step_seconds:,.0f} tokens/s")
 
         pending: tuple[int, StepMetrics] | None = None
         for step in range(start, stop):

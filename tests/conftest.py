@@ -1,0 +1,71 @@
+"""Fixtures that many tests share. Every test is seeded; Hypothesis draws the same examples in every run."""
+
+from pathlib import Path
+
+import hypothesis
+import jax
+import pytest
+
+from sdsl_jax.config import StudyConfig, from_dict
+from sdsl_jax.models import ModelConfig
+from sdsl_jax.study import run_study
+
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=60)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+TINY = {
+    "name": "tiny",
+    "data": {"sequence_length": 32},
+    "ladder": {
+        "draft_params": [600, 1200, 2500],
+        "draft_tokens": [8_000, 16_000],
+        "target_params": [5_000],
+        "target_tokens": [16_000],
+    },
+    "training": {
+        "batch_size": 8,
+        "warmup_tokens": 1_000,
+        "learning_rate": 0.01,
+        "checkpoint_every_steps": 10,
+        "evaluation_windows": 32,
+    },
+    "measure": {
+        "lookaheads": [1, 3],
+        "text_windows": 32,
+        "prompts": 8,
+        "prompt_tokens": 8,
+        "new_tokens": 16,
+        "latency_repetitions": 5,
+    },
+    "fit": {"starts": 8, "bootstrap": 20},
+    "codesign": {"steps": 800, "starts": 4, "clock_repetitions": 2},
+}
+
+
+def tiny(**sections) -> StudyConfig:
+    """A study of seconds, with some sections changed."""
+    return from_dict(
+        StudyConfig, {k: {**v, **sections.get(k, {})} if isinstance(v, dict) else v for k, v in TINY.items()}
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_study(tmp_path_factory) -> Path:
+    """The folder of a finished tiny study. Tests that change files must copy it first."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    run_study(tiny(), folder)
+    return folder
+
+
+@pytest.fixture
+def small_model() -> ModelConfig:
+    """Two layers, grouped-query attention, qk-norm."""
+    return ModelConfig(vocab_size=11, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=24)

@@ -1,0 +1,108 @@
+import json
+
+import numpy as np
+import pandas
+import pytest
+
+from sdsl_jax.config import DataConfig
+from sdsl_jax.data import load_dataset
+from sdsl_jax.data.corpus import load, read_documents
+from sdsl_jax.errors import SdslError
+
+
+@pytest.fixture(scope="module")
+def sotu():
+    return load_dataset(DataConfig())
+
+
+def test_embedded_corpus_is_split_by_year(sotu):
+    texts = load(DataConfig())
+    assert "Vice President Biden" in texts.test
+    assert "Vice President Biden" not in texts.train
+    assert texts.train.startswith("Fellow-Citizens of the Senate and House of Representatives")
+    assert len(sotu.splits["train"]) > 20 * len(sotu.splits["test"]) / 2
+    later = load(DataConfig(validation_from_year=1990, test_from_year=2000))
+    assert texts.train.startswith(later.train)
+    assert len(later.train) < len(texts.train)
+
+
+def test_a_batch_is_a_function_of_seed_and_step(sotu):
+    one, other = sotu.batches(7, 4), sotu.batches(7, 4)
+    later = one[50]
+    for step in (0, 3, 50):
+        np.testing.assert_array_equal(one[step], other[step])
+    np.testing.assert_array_equal(later, one[50])
+    assert later.shape == (4, 129)
+    assert not np.array_equal(sotu.batches(8, 4)[3], one[3])
+
+
+def test_an_epoch_sees_every_window_once(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("".join(chr(33 + i % 90) for i in range(2000)))
+    data = load_dataset(DataConfig(source=(str(path),), sequence_length=8, validation_fraction=0.1, test_fraction=0.1))
+    windows = data.window_count("train")
+    batches = data.batches(0, 1)
+    first = [batches[step][0].tobytes() for step in range(windows)]
+    second = [batches[windows + step][0].tobytes() for step in range(windows)]
+    expected = sorted(w.tobytes() for w in data.windows("train", windows))
+    assert sorted(first) == sorted(second) == expected
+    assert first != second
+
+
+def test_windows_are_spread_over_the_split(sotu):
+    windows = sotu.windows("test", 10)
+    assert windows.shape == (10, 129)
+    np.testing.assert_array_equal(windows[0], sotu.splits["test"][:129])
+    assert len(sotu.windows("test", 10**9)) == sotu.window_count("test")
+
+
+def test_bytes_round_trip(sotu):
+    text = "naïve – “quoted”\0next"
+    assert sotu.tokenizer.decode(sotu.tokenizer.encode(text)) == text
+
+
+def test_bpe_round_trips_and_compresses(tmp_path):
+    config = DataConfig(tokenizer="bpe", vocab_size=400, validation_from_year=1792, test_from_year=1793)
+    data, again = load_dataset(config), load_dataset(config)
+    assert data.digest == again.digest
+    assert data.bytes_per_token["train"] > 1.5
+    assert data.tokenizer.vocab_size == 400
+    text = "We the People – naïve"
+    assert data.tokenizer.decode(data.tokenizer.encode(text)) == text
+    assert (data.tokenizer.encode("a\0b") == 0).sum() == 1
+
+
+def test_own_files_of_every_kind(tmp_path):
+    texts = ["first document " * 20, "second document " * 20]
+    (tmp_path / "a.txt").write_text(texts[0])
+    (tmp_path / "b.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts))
+    pandas.DataFrame({"body": texts}).to_parquet(tmp_path / "c.parquet")
+    assert read_documents(tmp_path / "a.txt") == texts[:1]
+    assert read_documents(tmp_path / "b.jsonl") == texts
+    assert read_documents(tmp_path / "c.parquet", "body") == texts
+    splits = load(DataConfig(source=(str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl"))))
+    assert splits.train + splits.validation + splits.test == "\0".join([texts[0], *texts])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.txt", b"", "is empty"),
+        ("blank.txt", b" \n\n", "is empty"),
+        ("bad.txt", b"abc\xff\xfe", r"not valid UTF-8 \(byte 3\)"),
+        ("short.txt", b"0123456789" * 10, "must hold more than data.sequence_length"),
+        ("bad.jsonl", b'{"text": "a"}\n{oops', "line 2 .* is not valid JSON"),
+        ("column.jsonl", b'{"body": "a"}', "no text in the column 'text'"),
+        ("bad.parquet", b"PAR1 not really", "not a valid Parquet file"),
+        ("book.pdf", b"%PDF", "unknown kind; allowed are .txt, .jsonl, .parquet"),
+    ],
+)
+def test_unusable_corpora_are_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SdslError, match=message):
+        load_dataset(DataConfig(source=(str(tmp_path / name),)))
+
+
+def test_a_missing_corpus_is_named(tmp_path):
+    with pytest.raises(SdslError, match=r"gone\.txt cannot be read \(No such file"):
+        load_dataset(DataConfig(source=str(tmp_path / "gone.txt")))

@@ -1,0 +1,164 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+
+from sdsl_jax.config import FitConfig
+from sdsl_jax.errors import SdslError
+from sdsl_jax.fitting.estimate import bootstrap_weights, fit_acceptance, fit_loss, fit_step_time
+from sdsl_jax.fitting.solver import fit, huber, refit
+from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord
+from sdsl_jax.theory import AffinePlane, ChinchillaLaw, LogitGap, ShapeRule, StepTimeLaw
+
+TRUTH = ChinchillaLaw(E=1.2, A=12.0, B=60.0, a=0.35, b=0.4)
+CONFIG = FitConfig(starts=32, bootstrap=50)
+
+
+def models(
+    noise: float, seed: int = 0, sizes=(1e3, 3e3, 1e4, 3e4, 1e5, 3e5), budgets=(1e5, 4e5, 1.6e6, 6.4e6)
+) -> list[ModelRecord]:
+    random = np.random.default_rng(seed)
+    made = []
+    for n in sizes:
+        for d in budgets:
+            loss = float(TRUTH(n, d)) * np.exp(noise * random.normal())
+            role = "target" if n == max(sizes) else "draft"
+            made.append(ModelRecord(f"{role}-{n:g}-{d:g}", role, int(n), int(n), int(d), 0, loss, np.exp(loss)))
+    return made
+
+
+def exponential_residuals(x, data):
+    t, y = data
+    return x[0] * jnp.exp(-x[1] * t) - y
+
+
+def test_solver_reaches_scipys_optimum(x64):
+    """The same Huber objective, with outliers, against scipy's least_squares from a good start."""
+    random = np.random.default_rng(0)
+    t = np.linspace(0, 3, 40)
+    y = 2 * np.exp(-1.3 * t) + 0.01 * random.normal(size=40)
+    y[::9] += 0.5
+    starts = jnp.asarray(random.uniform(0.1, 4, (16, 2)))
+    found = fit(exponential_residuals, starts, (jnp.asarray(t), jnp.asarray(y)), jnp.ones(40), 0.02)
+    theirs = scipy.optimize.least_squares(
+        lambda x: np.asarray(exponential_residuals(x, (t, y))),
+        [2, 1.3],
+        loss="huber",
+        f_scale=0.02,
+        xtol=1e-15,
+        ftol=1e-15,
+    )
+    assert float(found.objective) <= theirs.cost * (1 + 1e-9)
+    np.testing.assert_allclose(found.parameters, theirs.x, rtol=1e-5)
+    assert float(found.starts_agreeing) == 1.0
+    np.testing.assert_allclose(found.parameters, [2, 1.3], rtol=0.02)  # the outliers did not pull
+
+
+def test_huber():
+    np.testing.assert_allclose(huber(jnp.array([0.5, -2.0]), 1.0), [0.125, 1.5])
+
+
+def test_weights_are_repetitions(x64):
+    """A weight of two is the row twice, and a weight of zero is the row left out."""
+    t, y = jnp.linspace(0, 3, 8), 2 * jnp.exp(-jnp.linspace(0, 3, 8)) + 0.1 * jnp.sin(9 * jnp.linspace(0, 3, 8))
+    weights = jnp.array([2.0, 0, 1, 1, 1, 0, 1, 2])
+    repeated = np.repeat(np.arange(8), np.asarray(weights, int))
+    start = jnp.array([1.0, 1.0])
+    one = refit(exponential_residuals, start, (t, y), weights[None], 0.05)[0]
+    other = refit(exponential_residuals, start, (t[repeated], y[repeated]), jnp.ones((1, len(repeated))), 0.05)[0]
+    np.testing.assert_allclose(one, other, rtol=1e-8)
+
+
+def test_loss_law_recovers_its_coefficients():
+    table = models(0.0)
+    made = fit_loss(table, CONFIG, bootstrap_weights(len(table), 20, 0), 0)
+    np.testing.assert_allclose(made.law, TRUTH, rtol=2e-3)
+    assert made.rmse < 1e-6
+
+
+def test_loss_law_intervals_hold_the_truth():
+    """Noise of 0.3 %: the truth lies inside the 98 % bootstrap interval of every coefficient for this seed."""
+    table = models(0.003, seed=3)
+    made = fit_loss(table, CONFIG, bootstrap_weights(len(table), 200, 0), 0)
+    for value, truth, draws in zip(made.law, TRUTH, made.draws):
+        low, high = np.quantile(draws, [0.01, 0.99])
+        assert low <= truth <= high
+        assert low < value < high
+
+
+def test_loss_law_says_what_it_cannot_identify():
+    """One ratio of tokens to parameters cannot separate a from b, and a flat table shows no E."""
+    table = models(0.002)
+    diagonal = [
+        ModelRecord(f"m{i}", "draft", int(n), int(n), int(20 * n), 0, float(TRUTH(n, 20 * n)), 1.0)
+        for i, n in enumerate(np.geomspace(1e3, 1e5, 8))
+    ]
+    made = fit_loss(diagonal, CONFIG, bootstrap_weights(8, 20, 0), 0)
+    assert any("same tokens per parameter" in w for w in made.warnings)
+    no_floor = ChinchillaLaw(E=0.0, A=3.5, B=8.0, a=0.07, b=0.3)
+    flat = [
+        ModelRecord(
+            m.model_id,
+            m.role,
+            m.params_nonembedding,
+            1,
+            m.train_tokens,
+            0,
+            float(no_floor(m.params_nonembedding, m.train_tokens)),
+            1.0,
+        )
+        for m in table
+    ]
+    made = fit_loss(flat, CONFIG, bootstrap_weights(len(flat), 20, 0), 0)
+    assert any(w.startswith("E is not identified") for w in made.warnings)
+
+
+def test_too_few_models_are_refused():
+    with pytest.raises(SdslError, match="needs at least 6 models, 2 sizes and 2 budgets"):
+        fit_loss(models(0.0)[:5], CONFIG, bootstrap_weights(5, 20, 0), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "law"), [("logit_gap", LogitGap(1.7, 2.1)), ("affine_plane", AffinePlane(-0.06, 0.05, 0.9))]
+)
+def test_acceptance_laws_recover_their_coefficients(name, law):
+    table = models(0.0)
+    targets = [m for m in table if m.role == "target"]
+    rows = [
+        AcceptanceRecord(
+            d.model_id, t.model_id, "teacher_forced_samples", 0, 1.0, "x", float(law(d.loss_nats, t.loss_nats))
+        )
+        for d in table
+        for t in targets
+        if d.role == "draft"
+    ]
+    fits = fit_acceptance(table, rows, CONFIG, bootstrap_weights(len(table), 20, 0), 0)
+    assert fits[0].name == name  # the law that made the data predicts left-out drafts best
+    np.testing.assert_allclose(fits[0].law, law, rtol=1e-5)
+    assert fits[0].left_out_rmse < 1e-5 < fits[1].left_out_rmse
+
+
+def test_acceptance_of_another_estimator_is_refused():
+    with pytest.raises(SdslError, match="at least 4 drafts measured by teacher_forced_samples; the records hold 0"):
+        fit_acceptance(models(0.0), [], CONFIG, bootstrap_weights(24, 20, 0), 0)
+
+
+def test_step_time_law():
+    truth, rule = StepTimeLaw(30e-6, 10e-6, 1e-10), ShapeRule(32.0, 256.0, 64.0)
+    table = models(0.0, budgets=(1e5, 2e5))
+    rows = [
+        LatencyRecord(m.model_id, "decode", 1, 1, 64, float(truth(float(m.params_nonembedding), rule)))
+        for m in table[::2]
+    ]
+    made = fit_step_time(table, rows, rule, 16, 0)
+    np.testing.assert_allclose(made.law, truth, rtol=1e-3)
+
+
+def test_fits_do_not_depend_on_the_default_precision():
+    table = models(0.002)
+    weights = bootstrap_weights(len(table), 20, 0)
+    single = fit_loss(table, CONFIG, weights, 0)
+    with jax.enable_x64(True):
+        double = fit_loss(table, CONFIG, weights, 0)
+    np.testing.assert_array_equal(single.law, double.law)

@@ -1,0 +1,118 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdsl_jax.decoding import Model, autoregress, overlap, probabilities, speculate
+from sdsl_jax.measurement.decoded import event_columns, summarise
+from sdsl_jax.measurement.latency import Step, race, time_steps
+from sdsl_jax.measurement.overlap import pairwise_overlap
+from sdsl_jax.models import ModelConfig, forward, init_params
+
+V = 6
+
+
+def make(seed: int, layers: int = 1) -> Model:
+    config = ModelConfig(vocab_size=V, width=8, layers=layers, heads=2, kv_heads=1, head_dim=4, hidden=12)
+    return Model(config, jax.tree.map(lambda x: 2.5 * x, init_params(config, jax.random.key(seed))))
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return make(1), make(2, layers=2)
+
+
+def test_every_pair_from_one_pass_per_model():
+    drafts, targets = {"a": make(1), "b": make(2)}, {"t": make(3), "u": make(4)}
+    contexts = np.random.default_rng(0).integers(0, V, (37, 9)).astype(np.int32)  # not a multiple of the chunk
+    found = pairwise_overlap(drafts, targets, contexts, first=3, temperature=0.7)
+    assert set(found) == {(d, t) for d in drafts for t in targets}
+    for (draft, target), value in found.items():
+        p, q = (
+            probabilities(forward(m.config, m.params, jnp.asarray(contexts))[0][:, 3:], 0.7)
+            for m in (targets[target], drafts[draft])
+        )
+        np.testing.assert_allclose(value.sums, overlap(p, q).sum(axis=1), rtol=1e-5)
+        assert value.positions == 6
+    same = pairwise_overlap({"t": targets["t"]}, {"t": targets["t"]}, contexts, first=0, temperature=1.0)["t", "t"]
+    np.testing.assert_allclose(same.sums, 9, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def decoded(pair):
+    draft, target = pair
+    prompts = np.random.default_rng(1).integers(0, V, (400, 4))
+    return speculate(draft, target, prompts, lookahead=3, new_tokens=41)
+
+
+def test_statistics_from_events(decoded):
+    found = summarise(decoded, np.full(400, 45), 3, 0.9)
+    events = jax.tree.map(np.asarray, decoded.events)
+    full = (events.proposed > 0) & (events.start + 4 <= 45)
+    assert found.rounds == full.sum()
+    for k in range(1, 4):
+        assert found.survival[k - 1].estimate == pytest.approx((events.accepted[full] >= k).mean())
+    assert found.tokens_per_round.estimate == pytest.approx(1 + sum(s.estimate for s in found.survival))
+    alpha = found.tar.estimate
+    assert 1 + alpha + alpha**2 + alpha**3 == pytest.approx(found.tokens_per_round.estimate, rel=1e-5)
+    # On random tokens of random models positions hardly differ: the two estimators agree within their intervals.
+    assert found.per_test.low < found.tar.estimate < found.per_test.high
+
+
+def test_self_check_of_the_decoder(decoded):
+    """Σ(accepted − β)/√Σβ(1 − β) is standard normal: |z| < 5 has a false alarm of 6e-7."""
+    found = summarise(decoded, np.full(400, 45), 3, 0.9)
+    assert found.tests > 5_000
+    assert abs(found.self_check) < 5
+    # The check can fail: one draft in twenty counted as rejected moves it far out.
+    events = decoded.events
+    wrong = decoded._replace(events=events._replace(overlap=jnp.where(events.overlap > 0, events.overlap * 0.95, 0)))
+    assert abs(summarise(wrong, np.full(400, 45), 3, 0.9).self_check) > 5
+
+
+def test_decoded_acceptance_equals_exact_acceptance_on_the_same_positions(decoded):
+    """Accepted per test against the mean β of the tested positions: five standard errors."""
+    found = summarise(decoded, np.full(400, 45), 3, 0.9)
+    beta = np.asarray(decoded.events.overlap)
+    tested = beta > 0
+    error = np.sqrt((beta[tested] * (1 - beta[tested])).sum()) / tested.sum()
+    assert abs(found.per_test.estimate - beta[tested].mean()) < 5 * error
+    assert tested.sum() == found.tests
+
+
+def test_event_columns_hold_every_round(decoded):
+    columns = event_columns(decoded)
+    assert columns["emitted"].sum() == 400 * 41
+    assert len(set(zip(columns["row"], columns["round"]))) == len(columns["row"])
+
+
+def test_latencies_are_positive_and_grow_with_the_work(pair):
+    _, target = pair
+    config = ModelConfig(vocab_size=256, width=256, layers=4, heads=4, kv_heads=4, head_dim=64, hidden=1024)
+    large = Model(config, init_params(config, jax.random.key(0)))
+    steps = {"small": Step(target, 1), "large": Step(large, 1)}
+    timed = time_steps(steps, batch=1, context=8, repetitions=5, confidence=0.9)
+    # A factor of several hundred in work shows through any noise of a machine.
+    assert 0 < timed["small"].estimate < timed["large"].estimate
+    assert timed["large"].low <= timed["large"].estimate <= timed["large"].high
+
+
+def test_race_counts_what_it_ran(pair):
+    draft, target = pair
+    prompts = np.random.default_rng(2).integers(0, V, (4, 2, 5))
+    result = race(draft, target, prompts, lookahead=2, new_tokens=10, temperature=1.0, repetitions=3, seed=0)
+    assert len(result.speculative) == len(result.autoregressive) == 3
+    assert (result.speculative > 0).all()
+    assert 1 <= result.tokens_per_round <= 3
+
+
+def test_samples_of_the_target_are_what_exact_acceptance_runs_on(pair):
+    """Teacher-forced α on the target's samples predicts the live decoder's first-position survival at γ = 1."""
+    draft, target = pair
+    prompts = np.random.default_rng(3).integers(0, V, (600, 2))
+    sampled = np.asarray(autoregress(target, prompts, new_tokens=30, seed=1).tokens)
+    exact = pairwise_overlap({"d": draft}, {"t": target}, sampled[:, :-1], first=1, temperature=1.0)["d", "t"]
+    live = summarise(speculate(draft, target, prompts, lookahead=1, new_tokens=30, seed=2), np.full(600, 32), 1, 0.99)
+    mean, spread = (exact.sums / exact.positions).mean(), (exact.sums / exact.positions).std() / np.sqrt(600)
+    # Rounds start where a token was just drawn from residual or bonus, so they see other contexts: .03 beyond the noise.
+    assert abs(live.per_test.estimate - mean) < 0.03 + 4 * spread

@@ -1,0 +1,105 @@
+import subprocess
+import sys
+
+import pytest
+from conftest import TINY, tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdsl_jax.config import StudyConfig, from_dict, load_study, parse_override, to_toml
+from sdsl_jax.errors import SdslError
+
+
+def test_toml_round_trip(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text(to_toml(tiny()))
+    assert load_study(path) == tiny()
+
+
+@given(st.integers(1, 10**6), st.floats(1e-5, 1.0), st.sets(st.integers(0, 100), min_size=1, max_size=4))
+def test_any_allowed_value_survives_the_round_trip(tmp_path_factory, batch, rate, seeds):
+    config = tiny(training={"batch_size": batch, "learning_rate": rate}, ladder={"seeds": sorted(seeds)})
+    path = tmp_path_factory.mktemp("toml") / "study.toml"
+    path.write_text(to_toml(config))
+    assert load_study(path) == config
+
+
+def test_overrides_win(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text(to_toml(tiny()))
+    config = load_study(path, ["training.batch_size=16", "--ladder.seeds=[1, 2]", "name=other", "data.source=a.txt"])
+    assert (config.training.batch_size, config.ladder.seeds, config.name, config.data.source) == (
+        16,
+        (1, 2),
+        "other",
+        "a.txt",
+    )
+
+
+def test_an_override_that_is_not_one():
+    with pytest.raises(SdslError, match="not of the form"):
+        parse_override("training.batch_size")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trianing": {}}, "unknown key trianing; the keys allowed here are name, ladder"),
+        ({"training": {"batchsize": 3}}, "unknown key training.batchsize"),
+        ({"training": {"batch_size": 0}}, "training.batch_size is 0; it must be at least 1"),
+        ({"training": {"batch_size": 2.5}}, "training.batch_size is 2.5; it must be a whole number"),
+        ({"training": {"learning_rate": "fast"}}, "training.learning_rate is 'fast'; it must be a number"),
+        ({"measure": {"lookaheads": [0, 2]}}, "measure.lookaheads holds 0; a lookahead must be >= 1"),
+        ({"measure": {"lookaheads": 3}}, "measure.lookaheads is 3; it must be an array"),
+        ({"measure": {"new_tokens": 500}}, "must not exceed data.sequence_length"),
+        ({"family": {"qk_norm": 1}}, "family.qk_norm is 1; it must be true or false"),
+        ({"data": {"tokenizer": "words"}}, "data.tokenizer is 'words'; it must be one of 'bytes', 'bpe'"),
+        ({"data": {"vocab_size": 100}}, "byte tokenizer has exactly 256"),
+        ({"data": {"source": 3}}, "data.source is 3; it must be a string or an array of strings"),
+        ({"ladder": {"draft_params": []}}, "ladder.draft_params is empty"),
+        ({"ladder": {"seeds": [1, 1]}}, "repeats a value"),
+        ({"ladder": 3}, "ladder is 3; it must be a table"),
+        ({"name": "../evil"}, "name is '../evil'"),
+    ],
+)
+def test_wrong_values_are_named(change, message):
+    values = {
+        k: {**v, **change.get(k, {})}
+        if isinstance(v, dict) and isinstance(change.get(k, {}), dict)
+        else change.get(k, v)
+        for k, v in TINY.items()
+    }
+    values |= {k: v for k, v in change.items() if k not in values}
+    with pytest.raises(SdslError) as caught:
+        from_dict(StudyConfig, values)
+    assert message in str(caught.value)
+
+
+def test_a_missing_key_is_named():
+    with pytest.raises(SdslError, match=r"the key ladder\.draft_tokens is missing"):
+        from_dict(StudyConfig, {"name": "x", "ladder": {"draft_params": [1]}})
+
+
+def test_unreadable_files_are_named(tmp_path):
+    with pytest.raises(SdslError, match="cannot be read"):
+        load_study(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("a = [1")
+    with pytest.raises(SdslError, match="not valid TOML"):
+        load_study(tmp_path / "bad.toml")
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("sdsl_jax", ("jax", "flax", "orbax", "pandas", "matplotlib")),
+        ("sdsl_jax.config", ("jax", "flax", "orbax")),
+        ("sdsl_jax.records", ("jax", "flax", "orbax", "pandas")),
+        ("sdsl_jax.theory", ("flax", "orbax", "optax", "pandas", "matplotlib", "grain")),
+        ("sdsl_jax.decoding.verification", ("orbax", "optax", "grain")),
+    ],
+)
+def test_ground_floor_imports_nothing_above(module, forbidden):
+    """In a fresh interpreter, since this one has loaded everything."""
+    code = f"import sys, {module}; print([m for m in {forbidden} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

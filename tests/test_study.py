@@ -1,0 +1,239 @@
+import shutil
+import sys
+
+import matplotlib.image
+import numpy as np
+import pandas
+import pytest
+from conftest import tiny
+
+from sdsl_jax import cli
+from sdsl_jax.config import load_study, to_toml
+from sdsl_jax.errors import SdslError
+from sdsl_jax.progress import Silent
+from sdsl_jax.records import read_json, read_table
+from sdsl_jax.report.figures import CAPTIONS
+from sdsl_jax.study import STAGES, run_study, summary
+
+
+class Notes(Silent):
+    """Remembers notes and tasks."""
+
+    def __init__(self):
+        self.notes, self.tasks = [], []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def start(self, task, total):
+        self.tasks.append(task)
+
+
+def test_all_outputs_are_there(tiny_study):
+    for path in (
+        "config.toml",
+        "records/models.csv",
+        "records/acceptance.csv",
+        "records/survival.csv",
+        "records/latency.csv",
+        "records/clock.csv",
+        "records/events.parquet",
+        "records/fits.json",
+        "records/codesign.json",
+        "records/schema.json",
+        "report.html",
+    ):
+        assert (tiny_study / path).stat().st_size > 50, path
+    assert load_study(tiny_study / "config.toml") == tiny()
+    assert not list(tiny_study.rglob("*.partial"))
+
+
+def test_records_hold_every_pair_and_estimator(tiny_study):
+    models = read_table(tiny_study / "records", "models")
+    assert [m.role for m in models].count("draft") == 6
+    assert all(len(m.params_digest) == 64 for m in models)
+    acceptance = pandas.read_csv(tiny_study / "records" / "acceptance.csv")
+    assert len(acceptance) == 6 * (2 + 2 * 2)
+    assert acceptance.groupby("estimator").size().to_dict() == {
+        "teacher_forced_text": 6,
+        "teacher_forced_samples": 6,
+        "decoded_per_test": 12,
+        "decoded_tar": 12,
+    }
+    assert ((acceptance.alpha_low < acceptance.alpha) & (acceptance.alpha < acceptance.alpha_high)).all()
+    survival = pandas.read_csv(tiny_study / "records" / "survival.csv")
+    assert len(survival) == 6 * (1 + 3)
+    for _, group in survival.groupby(["draft_id", "lookahead"]):
+        assert (np.diff(group.survival) <= 0).all()
+        assert group.tokens_per_round.iloc[0] == pytest.approx(1 + group.survival.sum())
+    events = pandas.read_parquet(tiny_study / "records" / "events.parquet")
+    assert events.groupby(["draft_id", "lookahead", "row"]).emitted.sum().eq(16).all()
+    latency = read_table(tiny_study / "records", "latency")
+    assert sorted((r.operation, r.width) for r in latency) == [("decode", 1)] * 4 + [("verify", 2), ("verify", 4)]
+
+
+def test_gradient_and_closed_form_agree_in_the_records(tiny_study):
+    entries = read_json(tiny_study / "records" / "codesign.json")
+    assert {(e["acceptance_law"], e["cost_model"]) for e in entries} == {
+        (law, cost) for law in ("logit_gap", "affine_plane") for cost in ("flops", "measured")
+    }
+    for entry in entries:
+        if entry["draft_params"] is None:
+            assert entry["closed_form"]["draft_params"] is None
+            continue
+        assert entry["relative_difference"]["draft_params"] <= 1e-3
+        assert entry["relative_difference"]["lookahead"] <= 1e-3
+        alpha, gamma = entry["acceptance"], entry["lookahead"]
+        tau = (1 - alpha ** (gamma + 1)) / (1 - alpha)
+        assert entry["speedup"] == pytest.approx(tau / (gamma * entry["cost"] + entry["verify_cost"]), rel=1e-9)
+    assert len(summary(tiny_study)) == 2
+
+
+def test_figures_show_something(tiny_study):
+    for name in CAPTIONS:
+        assert (tiny_study / "figures" / f"{name}.pdf").stat().st_size > 5_000
+        image = matplotlib.image.imread(tiny_study / "figures" / f"{name}.png")
+        assert image.shape[0] > 400
+        assert (image[..., :3].std(axis=(0, 1)) > 0.05).all()
+
+
+def test_report_is_self_contained(tiny_study):
+    page = (tiny_study / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(CAPTIONS)
+    assert "http://" not in page
+    assert "https://" not in page
+    for model in read_table(tiny_study / "records", "models"):
+        assert model.model_id in page
+    assert "learning_rate" in page
+
+
+def test_nothing_is_run_twice(tiny_study, tmp_path):
+    folder = shutil.copytree(tiny_study, tmp_path / "copy")
+    seen = Notes()
+    run_study(tiny(), folder, progress=seen)
+    assert seen.tasks == []
+    assert seen.notes == [f"{stage}: up to date" for stage in STAGES]
+
+
+def test_only_what_depends_on_a_change_is_run_again(tiny_study, tmp_path):
+    folder = shutil.copytree(tiny_study, tmp_path / "copy")
+    seen = Notes()
+    run_study(tiny(codesign={"starts": 2}), folder, progress=seen)
+    assert seen.notes[:3] == ["train: up to date", "measure: up to date", "fit: up to date"]
+    assert seen.tasks == ["codesign", "clock", "figures", "report"]
+
+
+def test_fits_and_figures_need_no_weights(tiny_study, tmp_path):
+    folder = shutil.copytree(tiny_study, tmp_path / "copy")
+    shutil.rmtree(folder / "checkpoints")
+    shutil.rmtree(folder / "figures")
+    for stage in STAGES[2:]:
+        run_study(tiny(fit={"bootstrap": 21}), folder, only=stage)
+    assert (folder / "figures" / "speedup.png").exists()
+    assert read_table(folder / "records", "clock") == []
+
+
+def test_a_stage_without_its_inputs_says_which_to_run(tmp_path):
+    with pytest.raises(
+        SdslError, match=r"the stage fit needs .*models\.csv, which does not exist; run the stage train first"
+    ):
+        run_study(tiny(), tmp_path, only="fit")
+
+
+def run_cli(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["sdsl", *map(str, arguments)])
+    try:
+        cli.main()
+        status = 0
+    except SystemExit as exit_:
+        status = int(exit_.code or 0)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_command_line_ends_with_the_table(tiny_study, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(tiny_study, tmp_path / "copy")
+    file = tmp_path / "tiny.toml"
+    file.write_text(to_toml(tiny()))
+    status, out, _ = run_cli(monkeypatch, capsys, "study", file, "--out", folder)
+    assert status == 0
+    assert "report: up to date" in out
+    for words in (
+        "N*, by gradient",
+        "within 1 % of best S",
+        "closed form",
+        "measured speed-up",
+        "report.html",
+        "target-5k-16k-s0",
+    ):
+        assert words in out
+    assert "\x1b[" not in out  # plain when not a terminal
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["measure.lookaheads=[0]"], "measure.lookaheads holds 0; a lookahead must be >= 1"),
+        (["--measure.lookaheads", "[0]"], "measure.lookaheads holds 0; a lookahead must be >= 1"),
+        (["--training.bathc_size=3"], "unknown key training.bathc_size"),
+        (["ladder.draft_params=[10]"], "cannot make a model of 10 non-embedding parameters"),
+        (["data.source=nowhere.txt"], "nowhere.txt cannot be read"),
+        (["--out", "/dev/null/x"], "cannot write /dev/null/x"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_status_two(tmp_path, monkeypatch, capsys, arguments, message):
+    file = tmp_path / "tiny.toml"
+    file.write_text(to_toml(tiny()))
+    if "--out" not in arguments:
+        arguments = [*arguments, "--out", str(tmp_path / "out")]
+    status, _, err = run_cli(monkeypatch, capsys, "study", file, *arguments)
+    assert status == 2
+    assert err.startswith("sdsl: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("name", ["acceptance.csv", "fits.json", "models.csv"])
+def test_a_damaged_record_is_named_and_the_rest_left_alone(tiny_study, tmp_path, monkeypatch, capsys, name):
+    folder = shutil.copytree(tiny_study, tmp_path / "copy")
+    damaged = folder / "records" / name
+    damaged.write_text(damaged.read_text()[: damaged.stat().st_size // 3])
+    before = {p: p.read_bytes() for p in (folder / "records").iterdir()}
+    file = tmp_path / "tiny.toml"
+    file.write_text(to_toml(tiny()))
+    status, _, err = run_cli(monkeypatch, capsys, "study", file, "--out", folder)
+    assert status == 2
+    assert name in err
+    assert "damaged" in err
+    assert {p: p.read_bytes() for p in (folder / "records").iterdir()} == before
+
+
+def test_a_damaged_checkpoint_is_named(tiny_study, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(tiny_study, tmp_path / "copy")
+    model = read_table(folder / "records", "models")[0]
+    for file in (folder / model.checkpoint).rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(file.read_bytes()[:100])
+    study = tmp_path / "tiny.toml"
+    study.write_text(to_toml(tiny()))
+    status, _, err = run_cli(monkeypatch, capsys, "study", study, "--out", folder, "--only", "measure", "--force")
+    assert status == 2
+    assert "damaged" in err
+    assert model.checkpoint.split("/")[1] in err
+
+
+def test_overrides_are_told_from_options():
+    rest, overrides = cli.split_overrides(
+        ["study", "a.toml", "--training.batch-size", "4", "--out", "b.c", "seed=3", "--data.source=x y", "--force"]
+    )
+    assert rest == ["study", "a.toml", "--out", "b.c", "--force"]
+    assert overrides == ["--training.batch-size=4", "seed=3", "--data.source=x y"]
+
+
+def test_the_quickstart_is_what_it_promises():
+    """Sizes and budgets that the README names."""
+    config = load_study("experiments/quickstart.toml")
+    assert len(config.ladder.draft_params) >= 5
+    assert len(config.ladder.draft_tokens) >= 2
+    assert max(config.ladder.target_tokens) >= 5 * max(config.ladder.target_params)

@@ -1,0 +1,150 @@
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+import scipy.special
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+from sdsl_jax.errors import SdslError
+from sdsl_jax.theory import (
+    acceptance_from_tokens_per_round,
+    optimal_lookahead,
+    solve_branch,
+    speedup,
+    tokens_per_round,
+)
+
+ALPHA = st.floats(0.01, 0.99)
+COST = st.floats(1e-4, 2.0)
+
+
+@given(ALPHA, st.integers(0, 40))
+def test_tokens_per_round_is_the_geometric_sum(alpha, lookahead):
+    with jax.enable_x64(True):
+        assert float(tokens_per_round(alpha, lookahead)) == pytest.approx(
+            sum(alpha**i for i in range(lookahead + 1)), rel=1e-12
+        )
+
+
+def test_tokens_per_round_at_the_ends_of_its_domain():
+    assert float(tokens_per_round(0.0, 5)) == 1.0
+    assert float(tokens_per_round(-0.3, 5)) == 1.0
+    assert float(tokens_per_round(1.0, 5)) == 6.0
+
+
+@given(ALPHA, st.floats(0.5, 30))
+def test_inversion_returns_the_acceptance(alpha, lookahead):
+    with jax.enable_x64(True):
+        tau = tokens_per_round(alpha, lookahead)
+        assert float(acceptance_from_tokens_per_round(tau, lookahead)) == pytest.approx(alpha, rel=1e-9)
+
+
+def test_inversion_saturates():
+    assert float(acceptance_from_tokens_per_round(1.0, 4)) == 0.0
+    assert float(acceptance_from_tokens_per_round(5.0, 4)) == 1.0
+
+
+@given(ALPHA, COST)
+def test_closed_form_equals_brute_force(alpha, cost):
+    """No point of a fine grid beats the closed form, and the best of them is near it."""
+    with jax.enable_x64(True):
+        found = optimal_lookahead(alpha, cost)
+        grid = np.concatenate([[0.0], np.geomspace(1e-6, 1e4, 20_001)])
+        values = np.asarray(speedup(alpha, grid, cost))
+        assert float(found.speedup) >= values.max() * (1 - 1e-13)
+        assert float(found.speedup) == pytest.approx(values.max(), rel=1e-5)
+        assert float(speedup(alpha, found.lookahead, cost)) == pytest.approx(float(found.speedup), rel=1e-12)
+
+
+@given(ALPHA, COST)
+def test_closed_form_equals_the_papers_lambert_form(alpha, cost):
+    """γ* = [1 + W₋₁(−α^(1/c − 1)/e)]/ln α − 1/c, where its argument has not underflowed."""
+    k = -np.log(alpha)
+    argument = -(alpha ** (1 / cost - 1)) / np.e
+    if not alpha * k / (1 - alpha) > cost * (1 + 1e-9) or abs(argument) < 1e-280:
+        return
+    paper = (1 + scipy.special.lambertw(argument, -1).real) / np.log(alpha) - 1 / cost
+    with jax.enable_x64(True):
+        # Near the branch point the paper's form loses half the digits: 1e-7 there, 1e-9 elsewhere.
+        assert float(optimal_lookahead(alpha, cost).lookahead) == pytest.approx(paper, rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lookahead_bound", "speedup_bound"), [(np.float32, 1e-5, 1e-6), (np.float64, 1e-13, 1e-13)]
+)
+def test_accuracy_against_fifty_digits(dtype, lookahead_bound, speedup_bound):
+    random = np.random.default_rng(0)
+    alpha = (1 / (1 + np.exp(-random.uniform(-13.8, 13.8, 400)))).astype(dtype)
+    cost = (1 / np.exp(random.uniform(np.log(1.01), np.log(1e6), 400))).astype(dtype)
+    with jax.enable_x64(dtype is np.float64), mpmath.workdps(50):
+        found = optimal_lookahead(alpha, cost)
+        for a, c, gamma, best in zip(alpha, cost, np.asarray(found.lookahead), np.asarray(found.speedup)):
+            a, c = mpmath.mpf(float(a)), mpmath.mpf(float(c))
+            k, exact_gamma, exact_best = -mpmath.log(a), mpmath.mpf(0), mpmath.mpf(1)
+            if a * k / (1 - a) > c:
+                level = 1 + (1 / c - 1) * k
+                start = (
+                    level + mpmath.log(level) + 1e-9
+                    if level > 2
+                    else 1 + mpmath.sqrt(2 * (level - 1)) + 2 * (level - 1) / 3
+                )
+                z = mpmath.findroot(lambda z, level=level: z - mpmath.log(z) - level, start)
+                exact_gamma, exact_best = mpmath.log(z) / k - 1, k / (c * (1 - a) * z)
+            assert abs(float(gamma) - exact_gamma) <= lookahead_bound * (1 + exact_gamma)
+            assert abs(float(best) / exact_best - 1) <= speedup_bound
+
+
+@given(st.floats(1e-12, 1e4))
+def test_branch_solves_its_equation(lam):
+    with jax.enable_x64(True):
+        w = float(solve_branch(lam))
+        with mpmath.workdps(40):
+            assert float(mpmath.mpf(w) - mpmath.log1p(mpmath.mpf(w))) == pytest.approx(lam, rel=1e-12)
+
+
+def test_derivatives_of_the_optimum(x64):
+    """First and second derivatives against finite differences, inside the region where speculation pays."""
+    for alpha, cost in ((0.7, 0.05), (0.9, 0.01), (0.4, 0.2), (0.65, 0.003)):
+        check_grads(
+            lambda a, c: optimal_lookahead(a, c).lookahead, (alpha, cost), order=2, modes=("fwd", "rev"), rtol=1e-4
+        )
+        check_grads(
+            lambda a, c: optimal_lookahead(a, c).speedup, (alpha, cost), order=2, modes=("fwd", "rev"), rtol=1e-4
+        )
+
+
+def test_gradients_are_finite_everywhere():
+    """The plateau γ* = 0, the boundary and the extreme corners included."""
+    gradient = jax.grad(lambda x: sum(optimal_lookahead(x[0], x[1], x[2])))
+    for alpha in (-0.5, 0.0, 1e-6, 0.3, 0.7, 1 - 1e-6):
+        for cost in (1e-6, 0.01, 0.516, 1.0, 3.0):
+            for verify in (0.8, 1.0, 2.0):
+                assert np.isfinite(gradient(jnp.array([alpha, cost, verify]))).all(), (alpha, cost, verify)
+
+
+def test_when_speculation_does_not_pay():
+    assert optimal_lookahead(0.3, 0.52) == (0.0, 1.0)
+    assert float(optimal_lookahead(0.3, 0.51).lookahead) > 0
+    assert optimal_lookahead(-0.1, 0.01) == (0.0, 1.0)
+    # A verify pass of two target steps eats up what a draft this poor saves.
+    assert optimal_lookahead(0.4, 0.1, 2.0) == (0.0, 1.0)
+
+
+@given(ALPHA, st.floats(1e-3, 0.5), st.floats(1.0, 1.5))
+def test_verify_cost_scales_the_problem(alpha, draft, verify):
+    """S(d, v) = S(d/v, 1)/v with the same γ*, unless plain decoding is then better."""
+    with jax.enable_x64(True):
+        scaled, plain = optimal_lookahead(alpha, draft, verify), optimal_lookahead(alpha, draft / verify)
+        if float(plain.speedup) / verify > 1:
+            assert float(scaled.lookahead) == pytest.approx(float(plain.lookahead))
+            assert float(scaled.speedup) == pytest.approx(float(plain.speedup) / verify)
+        else:
+            assert scaled == (0.0, 1.0)
+
+
+def test_certain_acceptance_is_an_error():
+    with pytest.raises(SdslError, match=r"1\.5.*below 1"):
+        optimal_lookahead(1.5, 0.1)
