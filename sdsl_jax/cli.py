@@ -117,12 +117,13 @@ def _print_summary(console: Console, rows: list[SummaryRow], folder: Path) -> No
         return "–" if value is None else compact(float(f"{value:.3g}"))
 
     def column(row: SummaryRow) -> list[str]:
-        pays = row.draft_params is not None
+        pays = row.draft_params is not None and row.speedup is not None
+        fails = "does not pay" if row.speedup is not None else "no finite optimum"
         return [
             size(row.draft_params),
             f"{size(row.indifference[0])} – {size(row.indifference[1])}" if row.indifference else "–",
             f"{row.lookahead:.2f}" if pays else "0",
-            f"{row.speedup:.2f}×" if pays else "does not pay",
+            f"{row.speedup:.2f}×" if pays else fails,
             size(row.closed_form_params),
             f"{row.closed_form_lookahead:.2f}" if pays else "0",
             row.nearest_draft or "–",

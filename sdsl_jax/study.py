@@ -274,10 +274,10 @@ class SummaryRow(NamedTuple):
     acceptance_law: str
     draft_params: float | None
     indifference: tuple[float, float] | None
-    lookahead: float
-    speedup: float
+    lookahead: float | None
+    speedup: float | None
     closed_form_params: float | None
-    closed_form_lookahead: float
+    closed_form_lookahead: float | None
     nearest_draft: str | None
     nearest_lookahead: int | None
     nearest_speedup: float | None

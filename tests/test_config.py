@@ -95,7 +95,6 @@ def test_unreadable_files_are_named(tmp_path):
         ("sdsl_jax.config", ("jax", "flax", "orbax")),
         ("sdsl_jax.records", ("jax", "flax", "orbax", "pandas")),
         ("sdsl_jax.theory", ("flax", "orbax", "optax", "pandas", "matplotlib", "grain")),
-        ("sdsl_jax.decoding.verification", ("orbax", "optax", "grain")),
     ],
 )
 def test_ground_floor_imports_nothing_above(module, forbidden):

@@ -164,18 +164,23 @@ def _solve(
     whole = np.maximum(1.0, [math.floor(gamma), math.ceil(gamma)])
     values = jax.tree.map(np.asarray, _evaluate(problem, n, gamma, whole, sizes, map_sizes, lookaheads))
     integer = int(whole[np.argmax(values.whole)]) if values.whole.max() > 1 else 0
-    pays = bool(found.speedup > 1) and gamma > 0
+    # An unbounded law may reach α = 1: no lookahead is then too long, and there is no optimum to report.
+    certain = bool(closed.acceptance >= 1) or bool(values.at["acceptance"] >= 1)
+    pays = bool(found.speedup > 1) and gamma > 0 and not certain
+    if certain:
+        integer = 0
+        closed = closed._replace(params=math.nan, lookahead=math.nan, speedup=math.nan, indifference=(math.nan, math.nan))
     compare = pays and math.isfinite(float(closed.params))
     entry = {
         "draft_params": n if pays else None,
-        "lookahead": gamma if pays else 0.0,
+        "lookahead": gamma if pays else None if certain else 0.0,
         "lookahead_integer": integer,
         "speculate": integer > 0,
         "acceptance": float(values.at["acceptance"]) if pays else None,
         "cost": float(values.at["cost"]) if pays else None,
         "verify_cost": float(values.at["verify_cost"]),
-        "speedup": float(values.at["speedup"]) if pays else 1.0,
-        "speedup_integer": float(values.whole.max()) if integer else 1.0,
+        "speedup": float(values.at["speedup"]) if pays else None if certain else 1.0,
+        "speedup_integer": float(values.whole.max()) if integer else None if certain else 1.0,
         "interior": bool(closed.interior),
         "indifference_1pct": [float(x) for x in closed.indifference],
         "closed_form": {
@@ -221,19 +226,23 @@ def _short(values: Any) -> list[float]:
 def _intervals(config: StudyConfig, draws: DraftOptimum) -> dict[str, Any]:
     """Intervals of N*, γ* and S* over the joint bootstrap draws of the two laws.
 
-    Draws in which speculation does not pay have γ* = 0 and S* = 1 and no N*; where they are the majority no interval of
-    an optimum means anything, and none is given.
+    Draws in which speculation does not pay have γ* = 0 and S* = 1 and no N*; draws whose law reaches α = 1 have no
+    optimum and are left out. Where fewer than half speculate no interval of an optimum means anything, and none is given.
     """
     tail = (1 - config.fit.confidence) / 2
-    pays = np.asarray(draws.speedup) > 1
+    finite = np.isfinite(draws.lookahead)
+    share = float(((draws.speedup > 1) & finite).mean())
+    draws = jax.tree.map(lambda x: x[finite], draws)
+    pays = draws.speedup > 1
     values = {"draft_params": draws.params[pays], "lookahead": draws.lookahead, "speedup": draws.speedup}
     return {
         f"interval_{round(100 * config.fit.confidence)}": {
-            k: [float(x) for x in np.quantile(v, [tail, 1 - tail])] if pays.mean() > 0.5 else None
+            k: [float(x) for x in np.quantile(v, [tail, 1 - tail])] if share > 0.5 else None
             for k, v in values.items()
         },
         "interval_basis": "joint bootstrap of loss law and acceptance law over models; N* among draws that speculate",
-        "share_of_draws_that_speculate": float(pays.mean()),
+        "share_of_draws_that_speculate": share,
+        "share_of_draws_without_optimum": float(1 - finite.mean()),
     }
 
 
@@ -279,14 +288,14 @@ def _nearest(entry: dict[str, Any]) -> dict[str, Any] | None:
 def _warnings(entry: dict[str, Any], drafts: list[ModelRecord]) -> list[str]:
     warnings = []
     sizes = [m.params_nonembedding for m in drafts]
+    if entry["lookahead"] is None:
+        return ["the acceptance law reaches 1 within the sizes considered, so that it has no finite optimum"]
     if not entry["speculate"]:
         warnings.append(
             "speculation does not pay under this cost model: no draft size and whole lookahead beat plain decoding"
         )
     elif not min(sizes) <= entry["draft_params"] <= max(sizes):
         warnings.append(f"N* lies outside the trained drafts ({min(sizes):,} to {max(sizes):,} parameters)")
-    if entry["acceptance"] is not None and not 0 < entry["acceptance"] < 1:
-        warnings.append(f"the acceptance law leaves (0, 1) at N*: {entry['acceptance']:.3f}")
     if entry["speculate"] and 0.99 * entry["speedup"] <= 1:
         warnings.append("plain decoding is within 1 % of the optimum")
     if entry["speculate"] and not entry["interior"]:

@@ -223,10 +223,11 @@ def _speedup(records: Records, folder: Path, name: str) -> None:
                         continue
                     entry, landscape = found
                     curve = landscape["curve"]
+                    values = np.asarray(curve["speedup"], float)  # a hole where the law reaches 1
                     axis.plot(
-                        curve["draft_params"], curve["speedup"], style, color=colour, lw=1.8 if style == "-" else 1
+                        curve["draft_params"], values, style, color=colour, lw=1.8 if style == "-" else 1
                     )
-                    lowest, highest = min(lowest, *curve["speedup"]), max(highest, *curve["speedup"])
+                    lowest, highest = min(lowest, np.nanmin(values)), max(highest, np.nanmax(values))
                     if style == "-":
                         if entry["speculate"]:
                             axis.axvspan(*entry["indifference_1pct"], color=colour, alpha=0.13, lw=0)
@@ -298,7 +299,7 @@ def _optimiser(records: Records, folder: Path, name: str) -> None:
                     axis.text(
                         0.5,
                         0.95,
-                        "speculation does not pay",
+                        "speculation does not pay" if entry["lookahead"] is not None else "no finite optimum",
                         transform=axis.transAxes,
                         ha="center",
                         va="top",

@@ -90,7 +90,10 @@ def _findings(records: Records) -> list[str]:
         if entry["acceptance_law"] != records.best_law:
             continue
         target = f"target {short(entry['target_params'])}"
-        if entry["draft_params"] is None or not entry["speculate"]:
+        if entry["lookahead"] is None:
+            found.append(f"With {NAMES[entry['cost_model']]}, the {law} has no finite optimum for the {target}: it reaches 1.")
+            continue
+        if not entry["speculate"]:
             entry_cost = _cost_sentence(records, entry)
             found.append(
                 f"With {NAMES[entry['cost_model']]}, speculation does not pay for the {target} at this scale: {entry_cost}"
