@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from sdsl_jax.theory import AcceptanceLaw, ChinchillaLaw, CostModel, DraftOptimum, optimal_draft, speedup
 
-Scalar = Float[Array, ""] | float
+Scalar = Float[Array, ""] | Float[np.ndarray, ""] | float
 
 
 class DesignProblem(NamedTuple):
@@ -33,15 +34,15 @@ class DesignProblem(NamedTuple):
     cost: CostModel
     bounds: tuple[Scalar, Scalar]
 
-    def acceptance(self, params: Scalar) -> Scalar:
+    def acceptance(self, params: Scalar) -> Array:
         """α of a draft of `params` non-embedding parameters."""
         return self.acceptance_law(self.loss(params, self.draft_tokens), self.target_loss)
 
-    def speedup(self, params: Scalar, lookahead: Scalar) -> Scalar:
+    def speedup(self, params: Scalar, lookahead: Scalar) -> Array:
         """S of a draft at a lookahead γ ≥ 0, real or whole."""
         return speedup(self.acceptance(params), lookahead, self.cost.draft_step(params), self.cost.verify_pass)
 
-    def log_speedup(self, x: Float[Array, 2]) -> Scalar:
+    def log_speedup(self, x: Float[Array, 2]) -> Array:
         """ln S at x = (ln N, ln(1 + γ)), the coordinates of the optimiser."""
         return jnp.log(self.speedup(jnp.exp(x[0]), jnp.expm1(x[1])))
 

@@ -169,7 +169,7 @@ def _solve(
     pays = bool(found.speedup > 1) and gamma > 0 and not certain
     if certain:
         integer = 0
-        closed = closed._replace(params=math.nan, lookahead=math.nan, speedup=math.nan, indifference=(math.nan, math.nan))
+        closed = jax.tree.map(lambda x: np.full_like(x, np.nan, float), closed)._replace(interior=np.False_)
     compare = pays and math.isfinite(float(closed.params))
     entry = {
         "draft_params": n if pays else None,
@@ -237,8 +237,7 @@ def _intervals(config: StudyConfig, draws: DraftOptimum) -> dict[str, Any]:
     values = {"draft_params": draws.params[pays], "lookahead": draws.lookahead, "speedup": draws.speedup}
     return {
         f"interval_{round(100 * config.fit.confidence)}": {
-            k: [float(x) for x in np.quantile(v, [tail, 1 - tail])] if share > 0.5 else None
-            for k, v in values.items()
+            k: [float(x) for x in np.quantile(v, [tail, 1 - tail])] if share > 0.5 else None for k, v in values.items()
         },
         "interval_basis": "joint bootstrap of loss law and acceptance law over models; N* among draws that speculate",
         "share_of_draws_that_speculate": share,

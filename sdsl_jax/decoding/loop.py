@@ -16,7 +16,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sdsl_jax.decoding.verification import overlap, probabilities, sample, verify_tokens
-from sdsl_jax.errors import require
 from sdsl_jax.models import KVCache, ModelConfig, Params, forward, init_cache
 
 # Streams of randomness within a round: one for the accept tests, one for the token after them, and one for each draft.
@@ -108,13 +107,12 @@ def _emit(rows: _Rows, new: Array, count: Array, max_lengths: Array, stop_tokens
 
 
 @functools.partial(jax.jit, static_argnames=("model", "capacity"))
-def _prefill(model: ModelConfig, params: Params, tokens: Array, *, capacity: int) -> KVCache:
+def prefill(model: ModelConfig, params: Params, tokens: Array, *, capacity: int) -> KVCache:
     """A cache that has seen every prompt. Padding is seen as well, and overwritten before anything can attend to it.
 
     Compiled apart from the loops, so that the many pairs of a study share it.
     """
-    cache = init_cache(model, tokens.shape[0], capacity)
-    _, cache = forward(model, params, tokens, cache=cache)
+    _, cache = forward(model, params, tokens, cache=init_cache(model, tokens.shape[0], capacity))
     assert cache is not None
     return cache
 
@@ -124,7 +122,7 @@ def _pad(tokens: Array, width: int) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames=("draft", "target", "max_lookahead", "buffer", "max_rounds"))
-def _speculate(
+def speculative_loop(
     draft: ModelConfig,
     target: ModelConfig,
     draft_params: Any,
@@ -143,6 +141,11 @@ def _speculate(
     buffer: int,
     max_rounds: int,
 ) -> Decoded:
+    """Rounds of draft steps, one verify pass and an emission, until every row is done; `decode.speculate` has the arguments.
+
+    Both caches hold the prompts and have room for `buffer` + `max_lookahead` + 1 positions, so that no write of a round that
+    starts before the end can fall outside.
+    """
     B, G, V = prompts.shape[0], max_lookahead, target.vocab_size
     every = jnp.arange(B)
 
@@ -211,7 +214,7 @@ def _speculate(
 
 
 @functools.partial(jax.jit, static_argnames=("target", "buffer"))
-def _autoregress(
+def autoregressive_loop(
     target: ModelConfig,
     target_params: Any,
     prompts: Array,
@@ -224,6 +227,7 @@ def _autoregress(
     *,
     buffer: int,
 ) -> Decoded:
+    """One token a step until every row is done; `decode.autoregress` has the arguments."""
     every = jnp.arange(prompts.shape[0])
 
     def step(carry):
@@ -242,126 +246,3 @@ def _autoregress(
     )
     rows, _, rounds = jax.lax.while_loop(lambda carry: ~carry[0].done.all(), step, carry)
     return Decoded(rows.tokens, rows.lengths, prompt_lengths, None, rounds)
-
-
-class _Request(NamedTuple):
-    prompts: Array
-    prompt_lengths: Array
-    max_lengths: Array
-    keys: Array
-    temperature: Array
-    stop_tokens: Array
-
-
-def _request(prompts, prompt_lengths, new_tokens, seed, rows, temperature, stop_tokens, vocab_size: int):
-    """Checks and shapes the arguments that both loops share."""
-    prompts = np.asarray(prompts, np.int32)
-    require(prompts.ndim == 2 and prompts.size > 0, f"prompts have shape {prompts.shape}; they must be [rows, tokens].")
-    require(
-        prompts.min() >= 0 and prompts.max() < vocab_size,
-        f"prompts hold ids from {prompts.min()} to {prompts.max()}; the vocabulary has ids from 0 to {vocab_size - 1}.",
-    )
-    B, width = prompts.shape
-    lengths = np.broadcast_to(np.asarray(width if prompt_lengths is None else prompt_lengths, np.int32), (B,))
-    require(
-        lengths.min() >= 1 and lengths.max() <= width,
-        f"prompt lengths run from {lengths.min()} to {lengths.max()}; they must lie in [1, {width}].",
-    )
-    new = np.broadcast_to(np.asarray(new_tokens, np.int32), (B,))
-    require(new.min() >= 0, f"new_tokens holds {new.min()}; it must not be negative.")
-    require(temperature >= 0, f"the temperature is {temperature}; it must not be negative.")
-    keys = row_keys(seed, np.arange(B) if rows is None else np.asarray(rows))
-    request = _Request(
-        jnp.asarray(prompts),
-        jnp.asarray(lengths),
-        jnp.asarray(lengths + new),
-        keys,
-        jnp.float32(temperature),
-        jnp.asarray(stop_tokens, jnp.int32).reshape(-1),
-    )
-    return request, width + int(new.max()), int(new.max())
-
-
-def speculate(
-    draft: Model,
-    target: Model,
-    prompts: Int[np.ndarray, "B P"],
-    *,
-    lookahead: int,
-    new_tokens: int | Int[np.ndarray, " B"],
-    prompt_lengths: Int[np.ndarray, " B"] | None = None,
-    max_lookahead: int | None = None,
-    temperature: float = 1.0,
-    seed: int = 0,
-    rows: Int[np.ndarray, " B"] | None = None,
-    stop_tokens: tuple[int, ...] = (),
-) -> Decoded:
-    """Decodes with a draft; the output is distributed exactly as the target's own.
-
-    One trace serves every lookahead up to `max_lookahead`; the verify pass is then `max_lookahead` + 1 wide whatever the
-    lookahead, which is right for acceptance statistics and wrong for timing: to time, leave `max_lookahead` out.
-
-    Args:
-      draft: proposes tokens.
-      target: verifies them; must have the draft's vocabulary.
-      prompts: ids, padded on the right.
-      lookahead: drafts per round, γ.
-      new_tokens: tokens to emit at most, for all rows or for each.
-      prompt_lengths: tokens of each prompt; the full width if left out.
-      max_lookahead: largest lookahead of the trace; `lookahead` if left out.
-      temperature: 0 for greedy decoding.
-      seed: of the run.
-      rows: numbers that name the rows; 0..B−1 if left out. A row's output depends on seed, number and prompt alone.
-      stop_tokens: ids after which a row stops.
-
-    Raises:
-      SdslError: an argument lies outside its range, or the vocabularies differ.
-    """
-    max_lookahead = lookahead if max_lookahead is None else max_lookahead
-    require(lookahead >= 1, f"the lookahead is {lookahead}; it must be at least 1.")
-    require(
-        lookahead <= max_lookahead, f"the lookahead is {lookahead}; it must not exceed max_lookahead ({max_lookahead})."
-    )
-    require(
-        draft.config.vocab_size == target.config.vocab_size,
-        f"the draft has {draft.config.vocab_size} tokens and the target {target.config.vocab_size}; lossless decoding "
-        "needs one vocabulary.",
-    )
-    request, buffer, most = _request(
-        prompts, prompt_lengths, new_tokens, seed, rows, temperature, stop_tokens, target.config.vocab_size
-    )
-    capacity = buffer + max_lookahead + 1
-    with jax.default_matmul_precision("highest"):
-        return _speculate(
-            draft.config,
-            target.config,
-            draft.params,
-            target.params,
-            *request,
-            jnp.int32(lookahead),
-            _prefill(draft.config, draft.params, request.prompts, capacity=capacity),
-            _prefill(target.config, target.params, request.prompts, capacity=capacity),
-            max_lookahead=max_lookahead,
-            buffer=buffer,
-            max_rounds=max(1, most),
-        )
-
-
-def autoregress(
-    target: Model,
-    prompts: Int[np.ndarray, "B P"],
-    *,
-    new_tokens: int | Int[np.ndarray, " B"],
-    prompt_lengths: Int[np.ndarray, " B"] | None = None,
-    temperature: float = 1.0,
-    seed: int = 0,
-    rows: Int[np.ndarray, " B"] | None = None,
-    stop_tokens: tuple[int, ...] = (),
-) -> Decoded:
-    """Decodes with the target alone, one token a step; arguments as in `speculate`."""
-    request, buffer, _ = _request(
-        prompts, prompt_lengths, new_tokens, seed, rows, temperature, stop_tokens, target.config.vocab_size
-    )
-    with jax.default_matmul_precision("highest"):
-        cache = _prefill(target.config, target.params, request.prompts, capacity=buffer + 1)
-        return _autoregress(target.config, target.params, *request, cache, buffer=buffer)

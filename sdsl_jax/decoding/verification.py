@@ -1,8 +1,9 @@
 """Verification of drafted tokens: pure functions of probabilities that know no model.
 
 Token verification (Leviathan et al., 2211.17192; Chen et al., 2302.01318): accept a drafted token v with probability
-min(1, p_v / q_v); at the first rejection draw from the residual max(p − q, 0), normalised; if nothing is rejected, draw one more
-token from the target. The emitted tokens are then distributed exactly as the target's own. Suffixes: G drafted tokens, V vocabulary.
+min(1, p_v / q_v); at the first rejection draw from the residual max(p − q, 0), normalised; if nothing is rejected, draw
+one more token from the target. The emitted tokens are then distributed exactly as the target's own. Suffixes: G drafted
+tokens, V vocabulary.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +38,8 @@ class LawFit(NamedTuple):
     """
 
     name: str
-    law: NamedTuple
-    draws: NamedTuple
+    law: Any
+    draws: Any
     objective: float
     rows: int
     starts: int

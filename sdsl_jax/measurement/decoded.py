@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from sdsl_jax.decoding import Decoded
@@ -47,7 +48,7 @@ def summarise(decoded: Decoded, max_lengths: np.ndarray, lookahead: int, confide
       confidence: of the intervals.
     """
     assert decoded.events is not None
-    events = decoded.events._replace(**{k: np.asarray(v) for k, v in decoded.events._asdict().items()})
+    events: Any = jax.tree.map(np.asarray, decoded.events)
     happened = events.proposed > 0
     rejected = happened & (events.emitted == events.accepted + 1) & (events.accepted < events.proposed)
     accepted = events.accepted.sum(axis=1)

@@ -82,6 +82,7 @@ class RMSNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Normalised activations."""
         inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
         return x * inverse_rms * self.scale[...]
 
@@ -113,6 +114,7 @@ class Attention(nnx.Module):
             self.key_norm = RMSNorm(config.head_dim, config.norm_epsilon)
 
     def __call__(self, x_BTD: Array, positions_BT: Array, cache: tuple[Array, Array] | None):
+        """What attention adds to the residual stream, and the cache with the new keys and values written to it."""
         c = self.config
         B, T, _ = x_BTD.shape
         q_BTNH = (x_BTD @ self.query[...]).reshape(B, T, c.heads, c.head_dim)
@@ -150,6 +152,7 @@ class MLP(nnx.Module):
         self.down = nnx.Param(_normal(scale_out)(rngs.params(), (config.hidden, config.width)))
 
     def __call__(self, x_BTD: Array) -> Array:
+        """What the MLP adds to the residual stream."""
         return (jax.nn.silu(x_BTD @ self.gate[...]) * (x_BTD @ self.up[...])) @ self.down[...]
 
 
@@ -163,6 +166,7 @@ class Block(nnx.Module):
         self.mlp = MLP(config, rngs)
 
     def __call__(self, x_BTD: Array, positions_BT: Array, cache: tuple[Array, Array] | None):
+        """The residual stream after the block, and the block's cache."""
         mixed_BTD, cache = self.attention(self.attention_norm(x_BTD), positions_BT, cache)
         x_BTD = x_BTD + mixed_BTD
         return x_BTD + self.mlp(self.mlp_norm(x_BTD)), cache

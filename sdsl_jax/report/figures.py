@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.lines import Line2D
 
-from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord, SurvivalRecord, read_json, read_table
+from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord
+from sdsl_jax.report.inputs import Records, read_records
+from sdsl_jax.report.landscapes import draw_optimiser, draw_speedup
 from sdsl_jax.report.style import COLOURS, NAMES, figure, label_sizes, short
 from sdsl_jax.theory import ACCEPTANCE_LAWS, ChinchillaLaw, ShapeRule, StepTimeLaw
 
@@ -20,46 +22,15 @@ CAPTIONS = {
     "the loss gap (right).",
     "predicted": "Acceptance predicted by each fitted law against acceptance measured, for the estimator that the laws were "
     "fitted to and for the live decoder. RMSE of left-out drafts in the title.",
-    "speedup": "Speed-up against draft size at the best lookahead of at least 1 for each size. Shaded: sizes within 1 % of the best. Dots: "
-    "trained drafts at their largest budget, with tokens per round measured by the decoder at its best measured lookahead.",
+    "speedup": "Speed-up against draft size at the best lookahead of at least 1 for each size. Shaded: sizes within 1 % of "
+    "the best. Dots: trained drafts at their largest budget, with the tokens per round that the decoder measured, at the best "
+    "measured lookahead.",
     "optimiser": "Speed-up over draft size and lookahead, the path of the optimiser from its best start, and the closed form.",
-    "survival": "Share of rounds whose first k drafts were all accepted, at the largest measured lookahead, against the geometric "
-    "α^k of independent acceptance with α from the same rounds (dashed).",
+    "survival": "Share of rounds whose first k drafts were all accepted, at the largest measured lookahead, "
+    "against the geometric α^k of independent acceptance with α from the same rounds (dashed).",
     "latency": "Median time of a one-token decoding step against size, with the fitted law, and of verify passes of the "
     "targets against their width.",
 }
-
-
-class Records(NamedTuple):
-    """Everything that the figures and the report read."""
-
-    models: list[ModelRecord]
-    acceptance: list[AcceptanceRecord]
-    survival: list[SurvivalRecord]
-    latency: list[LatencyRecord]
-    fits: dict[str, Any]
-    codesign: list[dict[str, Any]]
-    landscapes: list[dict[str, Any]]
-
-    @property
-    def best_law(self) -> str:
-        """The acceptance law with the smallest error on left-out drafts."""
-        return self.fits["acceptance_laws"][0]["law"]
-
-    @property
-    def targets(self) -> list[ModelRecord]:
-        """Targets, the smallest first."""
-        return sorted((m for m in self.models if m.role == "target"), key=lambda m: m.params_nonembedding)
-
-
-def read_records(folder: Path) -> Records:
-    """Reads the records of a study.
-
-    Raises:
-      SdslError: one is missing or damaged.
-    """
-    tables = (read_table(folder, name) for name in ("models", "acceptance", "survival", "latency"))
-    return Records(*tables, *(read_json(folder / f"{name}.json") for name in ("fits", "codesign", "landscapes")))
 
 
 def draw_figures(records_folder: Path, folder: Path) -> None:
@@ -185,141 +156,6 @@ def _predicted(records: Records, folder: Path, name: str) -> None:
             axis.set_title(f"{NAMES[fit['law']].capitalize()}: left-out RMSE {fit['leave_one_draft_out_rmse']:.3f}")
 
 
-def _of(
-    records: Records, target: ModelRecord, cost_model: str, law: str
-) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Entry and landscape of one target, cost model and acceptance law."""
-    wanted = (target.model_id, cost_model, law)
-    for entry, landscape in zip(records.codesign, records.landscapes):
-        if (entry["target_id"], entry["cost_model"], entry["acceptance_law"]) == wanted:
-            return entry, landscape
-    return None
-
-
-def _cost_models(records: Records) -> list[str]:
-    return list(dict.fromkeys(entry["cost_model"] for entry in records.codesign))
-
-
-def _best_measured(entry: dict[str, Any]) -> tuple[list[float], list[float]]:
-    """Sizes of the drafts with the most tokens, and the speed-up of each at its best measured lookahead."""
-    most = max((row["train_tokens"] for row in entry["trained"]), default=0)
-    best: dict[float, float] = {}
-    for row in entry["trained"]:
-        if row["train_tokens"] == most:
-            best[row["draft_params"]] = max(row["speedup"], best.get(row["draft_params"], 0.0))
-    return list(best), list(best.values())
-
-
-def _speedup(records: Records, folder: Path, name: str) -> None:
-    models = _cost_models(records)
-    with figure(folder, name, 1, len(models), (5.2 * len(models), 4.1)) as (_, axes):
-        for axis, cost_model in zip(axes[0], models):
-            lowest, highest = 0.97, 1.03
-            for i, target in enumerate(records.targets):
-                colour = COLOURS[i % len(COLOURS)]
-                for law, style in ((records.best_law, "-"), (records.fits["acceptance_laws"][-1]["law"], ":")):
-                    found = _of(records, target, cost_model, law)
-                    if found is None:
-                        continue
-                    entry, landscape = found
-                    curve = landscape["curve"]
-                    values = np.asarray(curve["speedup"], float)  # a hole where the law reaches 1
-                    axis.plot(
-                        curve["draft_params"], values, style, color=colour, lw=1.8 if style == "-" else 1
-                    )
-                    lowest, highest = min(lowest, np.nanmin(values)), max(highest, np.nanmax(values))
-                    if style == "-":
-                        if entry["speculate"]:
-                            axis.axvspan(*entry["indifference_1pct"], color=colour, alpha=0.13, lw=0)
-                            axis.plot(entry["draft_params"], entry["speedup"], "*", color=colour, ms=12, mec="white")
-                        x, y = _best_measured(entry)
-                        axis.plot(x, y, "o", color=colour, mfc="white")
-                        lowest, highest = min(lowest, *y), max(highest, *y)
-            handles = [
-                Line2D([], [], color=COLOURS[i], label=f"target {short(t.params_nonembedding)}")
-                for i, t in enumerate(records.targets)
-            ]
-            handles += [
-                Line2D([], [], color="0.3", ls="-", label=NAMES[records.best_law]),
-                Line2D([], [], color="0.3", ls=":", lw=1, label=NAMES[records.fits["acceptance_laws"][-1]["law"]]),
-                Line2D([], [], color="0.3", marker="*", ms=10, ls="", label="optimum, shaded: within 1 %"),
-                Line2D([], [], color="0.3", marker="o", mfc="white", ls="", label="trained drafts, measured"),
-            ]
-            axis.axhline(1.0, color="0.5", lw=0.8)
-            axis.annotate(
-                "plain decoding",
-                (1, 1.0),
-                (-3, 2),
-                xycoords=("axes fraction", "data"),
-                textcoords="offset points",
-                ha="right",
-                fontsize=8,
-                color="0.4",
-            )
-            axis.set_xscale("log")
-            label_sizes(axis.xaxis, "draft size N (non-embedding parameters)")
-            axis.set_ylim(max(0.0, lowest - 0.05), highest + 0.05 + 0.4 * (highest - lowest))
-            axis.set_ylabel("speed-up S at the best lookahead γ ≥ 1")
-            axis.set_title(f"{NAMES[cost_model][0].upper()}{NAMES[cost_model][1:]}")
-            axis.legend(handles=handles, loc="upper right", ncols=2)
-
-
-def _optimiser(records: Records, folder: Path, name: str) -> None:
-    models = _cost_models(records)
-    with figure(folder, name, len(models), len(records.targets), (4.9 * len(records.targets), 3.9 * len(models))) as (
-        made,
-        axes,
-    ):
-        for row, cost_model in zip(axes, models):
-            for axis, target in zip(row, records.targets):
-                found = _of(records, target, cost_model, records.best_law)
-                axis.set_title(f"Target {short(target.params_nonembedding)}, {NAMES[cost_model]}")
-                if found is None:
-                    continue
-                entry, landscape = found
-                surface, path = landscape["map"], landscape["path"]
-                values = np.asarray(surface["speedup"]).T
-                drawn = axis.contourf(surface["draft_params"], surface["lookahead"], values, levels=14, cmap="viridis")
-                made.colorbar(drawn, ax=axis, label="speed-up S")
-                if values.min() < 1 < values.max():
-                    axis.contour(
-                        surface["draft_params"],
-                        surface["lookahead"],
-                        values,
-                        levels=[1.0],
-                        colors="white",
-                        linewidths=1,
-                    )
-                axis.plot(path["draft_params"], path["lookahead"], color=COLOURS[1], lw=1.4, marker=".", ms=3)
-                axis.plot(path["draft_params"][0], path["lookahead"][0], "o", color=COLOURS[1], mec="white")
-                closed = entry["closed_form"]
-                if closed["draft_params"] is not None:
-                    axis.plot(closed["draft_params"], closed["lookahead"], "*", color="white", mec="black", ms=14)
-                else:
-                    axis.text(
-                        0.5,
-                        0.95,
-                        "speculation does not pay" if entry["lookahead"] is not None else "no finite optimum",
-                        transform=axis.transAxes,
-                        ha="center",
-                        va="top",
-                        color="white",
-                        weight="bold",
-                    )
-                axis.set_xscale("log")
-                label_sizes(axis.xaxis, "draft size N (non-embedding parameters)")
-                axis.set_ylim(0, max(surface["lookahead"]))
-                axis.set_ylabel("lookahead γ (tokens)")
-                axis.grid(False)
-        handles = [
-            Line2D([], [], color=COLOURS[1], marker=".", label="gradient ascent, best start"),
-            Line2D([], [], color=COLOURS[1], marker="o", mec="white", ls="", label="its start"),
-            Line2D([], [], color="white", marker="*", mec="black", ms=14, ls="", label="closed form"),
-            Line2D([], [], color="0.7", label="S = 1 (white line)"),
-        ]
-        made.legend(handles=handles, loc="outside lower center", ncols=4)
-
-
 def _survival(records: Records, folder: Path, name: str) -> None:
     largest = max(r.lookahead for r in records.survival)
     tokens = max(m.train_tokens for m in records.models if m.role == "draft")
@@ -399,8 +235,8 @@ _FIGURES = {
     "loss": _loss,
     "acceptance": _acceptance,
     "predicted": _predicted,
-    "speedup": _speedup,
-    "optimiser": _optimiser,
+    "speedup": draw_speedup,
+    "optimiser": draw_optimiser,
     "survival": _survival,
     "latency": _latency,
 }

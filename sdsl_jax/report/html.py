@@ -12,7 +12,8 @@ import jinja2
 import numpy as np
 
 from sdsl_jax.records import read_json, read_table, write_text
-from sdsl_jax.report.figures import CAPTIONS, Records, read_records
+from sdsl_jax.report.figures import CAPTIONS
+from sdsl_jax.report.inputs import Records, read_records
 from sdsl_jax.report.style import NAMES, short
 
 
@@ -32,7 +33,7 @@ def write_report(folder: Path, name: str, settings: str, stages: dict[str, Any],
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"short": short, "named": lambda key: NAMES.get(key, key), "number": _number}
+    environment.filters |= {"short": short, "named": _named, "number": _number}
     template = environment.from_string(resources.files("sdsl_jax.report").joinpath("report.html.j2").read_text("utf-8"))
     page = template.render(
         name=name,
@@ -49,6 +50,10 @@ def write_report(folder: Path, name: str, settings: str, stages: dict[str, Any],
         findings=_findings(records),
     )
     write_text(folder / "report.html", page)
+
+
+def _named(key: str) -> str:
+    return NAMES.get(key, key)
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -91,7 +96,9 @@ def _findings(records: Records) -> list[str]:
             continue
         target = f"target {short(entry['target_params'])}"
         if entry["lookahead"] is None:
-            found.append(f"With {NAMES[entry['cost_model']]}, the {law} has no finite optimum for the {target}: it reaches 1.")
+            found.append(
+                f"With {NAMES[entry['cost_model']]}, the {law} has no finite optimum for the {target}: it reaches 1."
+            )
             continue
         if not entry["speculate"]:
             entry_cost = _cost_sentence(records, entry)
@@ -104,7 +111,8 @@ def _findings(records: Records) -> list[str]:
         found.append(
             f"With {NAMES[entry['cost_model']]}, the best draft of the {target} has {short(entry['draft_params'])} parameters "
             f"({entry['target_params'] / entry['draft_params']:.0f} times fewer than the target), {where}; any size from "
-            f"{short(low)} to {short(high)} is within 1 % of its speed-up of {entry['speedup']:.2f} at γ = {entry['lookahead']:.1f}."
+            f"{short(low)} to {short(high)} is within 1 % of its speed-up of "
+            f"{entry['speedup']:.2f} at γ = {entry['lookahead']:.1f}."
         )
     errors = ", ".join(
         f"{NAMES[fit['law']]} {fit['leave_one_draft_out_rmse']:.4f}" for fit in records.fits["acceptance_laws"]

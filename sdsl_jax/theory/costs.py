@@ -7,9 +7,10 @@ units of one autoregressive step of the target. The paper (arXiv 2603.11053) tak
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-Scalar = Float[Array, ""] | float
+Scalar = Float[Array, ""] | Float[np.ndarray, ""] | float
 
 
 class ShapeRule(NamedTuple):
@@ -33,20 +34,21 @@ BLOCK_PARAMS_PER_WIDTH_SQUARED = 12.0
 _SMOOTH_MAX_POWER = 8.0
 
 
-def layers_and_width(params: Scalar, rule: ShapeRule) -> tuple[Scalar, Scalar]:
+def layers_and_width(params: Scalar, rule: ShapeRule) -> tuple[Array, Array]:
     """Layers and width (real numbers) of the family member with `params` non-embedding parameters.
 
     Solves params = 12·layers·width² with width = aspect_ratio·layers, and layers smoothly kept at 1 or above.
     """
+    params = jnp.asarray(params)
     wanted = (params / (BLOCK_PARAMS_PER_WIDTH_SQUARED * rule.aspect_ratio**2)) ** (1 / 3)
     layers = (1.0 + wanted**_SMOOTH_MAX_POWER) ** (1 / _SMOOTH_MAX_POWER)
     return layers, (params / (BLOCK_PARAMS_PER_WIDTH_SQUARED * layers)) ** 0.5
 
 
-def flops_per_token(params: Scalar, rule: ShapeRule) -> Scalar:
+def flops_per_token(params: Scalar, rule: ShapeRule) -> Array:
     """Forward FLOPs for one token: 2N for the blocks, 2·V·width for the head, 4·context·width·layers for attention."""
     layers, width = layers_and_width(params, rule)
-    return 2 * params + 2 * rule.vocab_size * width + 4 * rule.context * width * layers
+    return 2 * jnp.asarray(params) + 2 * rule.vocab_size * width + 4 * rule.context * width * layers
 
 
 class FlopCost(NamedTuple):
@@ -58,7 +60,7 @@ class FlopCost(NamedTuple):
     rule: ShapeRule
     target_params: Scalar
 
-    def draft_step(self, params: Scalar) -> Scalar:
+    def draft_step(self, params: Scalar) -> Array:
         """Cost of one draft step in target steps, for a draft of `params` non-embedding parameters."""
         return flops_per_token(params, self.rule) / flops_per_token(self.target_params, self.rule)
 
@@ -75,11 +77,11 @@ class StepTimeLaw(NamedTuple):
     seconds_per_layer: Scalar
     seconds_per_flop: Scalar
 
-    def __call__(self, params: Scalar, rule: ShapeRule) -> Scalar:
+    def __call__(self, params: Scalar, rule: ShapeRule) -> Array:
         """Seconds of a one-token step of the family member with `params` non-embedding parameters."""
         layers, _ = layers_and_width(params, rule)
         return (
-            self.overhead_seconds
+            jnp.asarray(self.overhead_seconds)
             + self.seconds_per_layer * layers
             + self.seconds_per_flop * flops_per_token(params, rule)
         )
@@ -93,7 +95,7 @@ class MeasuredCost(NamedTuple):
     target_step_seconds: Scalar
     verify_seconds: Scalar
 
-    def draft_step(self, params: Scalar) -> Scalar:
+    def draft_step(self, params: Scalar) -> Array:
         """Cost of one draft step in target steps, for a draft of `params` non-embedding parameters."""
         return self.step_time(params, self.rule) / self.target_step_seconds
 

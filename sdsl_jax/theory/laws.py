@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-Values = Float[Array, "*shape"] | float
+Values = Float[Array, "*shape"] | Float[np.ndarray, "*shape"] | float
 
 
 class ChinchillaLaw(NamedTuple):
@@ -31,9 +32,9 @@ class ChinchillaLaw(NamedTuple):
     a: Values
     b: Values
 
-    def __call__(self, params: Values, tokens: Values) -> Values:
+    def __call__(self, params: Values, tokens: Values) -> Array:
         """Loss of a model of `params` parameters after `tokens` tokens, in the counts that the law was fitted on."""
-        return self.E + self.A * params**-self.a + self.B * tokens**-self.b
+        return jnp.asarray(self.E) + self.A * jnp.asarray(params) ** -self.a + self.B * jnp.asarray(tokens) ** -self.b
 
 
 class AffinePlane(NamedTuple):
@@ -49,9 +50,9 @@ class AffinePlane(NamedTuple):
     B: Values
     C: Values
 
-    def __call__(self, draft_loss: Values, target_loss: Values) -> Values:
+    def __call__(self, draft_loss: Values, target_loss: Values) -> Array:
         """Acceptance probability at losses in nats per token; may leave [0, 1]."""
-        return self.A * jnp.exp(draft_loss) + self.B * jnp.exp(target_loss) + self.C
+        return jnp.asarray(self.A) * jnp.exp(draft_loss) + self.B * jnp.exp(target_loss) + self.C
 
 
 class LogitGap(NamedTuple):
@@ -67,7 +68,7 @@ class LogitGap(NamedTuple):
     level: Values
     slope: Values
 
-    def __call__(self, draft_loss: Values, target_loss: Values) -> Values:
+    def __call__(self, draft_loss: Values, target_loss: Values) -> Array:
         """Acceptance probability at losses in nats per token; in (0, 1)."""
         return jax.nn.sigmoid(self.level - self.slope * (jnp.asarray(draft_loss) - target_loss))
 

@@ -12,7 +12,8 @@ float32. It is equivalent to solving, for z > 1,
     z − ln z = Λ,    Λ = 1 + (1/c − 1)·k,    k = −ln α,
 
 and then γ* = ln z / k − 1 and S* = k / (c·(1 − α)·z). Below, w = z − 1 and λ = Λ − 1 keep every digit near the branch
-point z = 1. Everything is element-wise, differentiable and accurate in the precision of its inputs. The derivation is in docs/theory.md.
+point z = 1. Everything is element-wise, differentiable and accurate in the precision of its inputs. docs/theory.md has
+the derivation.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from sdsl_jax.errors import require
 
-Values = Float[Array, "*shape"] | float
+Values = Float[Array, "*shape"] | Float[np.ndarray, "*shape"] | float
 
 _NEWTON_STEPS = 6
 _SERIES_TERMS = 14
 
 
-def tokens_per_round(acceptance: Values, lookahead: Values) -> Values:
+def tokens_per_round(acceptance: Values, lookahead: Values) -> Array:
     """τ = (1 − α^(γ+1)) / (1 − α), for α in [0, 1) and γ ≥ 0; γ + 1 in the limit α → 1."""
     inside = (acceptance > 0) & (acceptance < 1)
     k = -jnp.log(jnp.where(inside, acceptance, 0.5))
@@ -39,12 +41,12 @@ def tokens_per_round(acceptance: Values, lookahead: Values) -> Values:
     return jnp.where(inside, tau, jnp.where(acceptance <= 0, 1.0, lookahead + 1.0))
 
 
-def speedup(acceptance: Values, lookahead: Values, draft_step: Values, verify_pass: Values = 1.0) -> Values:
+def speedup(acceptance: Values, lookahead: Values, draft_step: Values, verify_pass: Values = 1.0) -> Array:
     """S = τ / (γ·d + v), with costs in target steps; an acceptance of 0 or less counts as none."""
     return tokens_per_round(acceptance, lookahead) / (lookahead * draft_step + verify_pass)
 
 
-def acceptance_from_tokens_per_round(tau: Values, lookahead: Values) -> Values:
+def acceptance_from_tokens_per_round(tau: Values, lookahead: Values) -> Array:
     """The α whose `tokens_per_round` at this lookahead is τ, by bisection; the paper's inversion with τ = 1 + γ·TAR.
 
     τ at or below 1 gives 0, and at or above γ + 1 gives 1.
@@ -100,8 +102,8 @@ class LookaheadOptimum(NamedTuple):
       speedup: S at γ*, 1/v of plain verification included; 1 where the lookahead is 0.
     """
 
-    lookahead: Values
-    speedup: Values
+    lookahead: Float[Array, "*shape"]
+    speedup: Float[Array, "*shape"]
 
 
 def optimal_lookahead(acceptance: Values, draft_step: Values, verify_pass: Values = 1.0) -> LookaheadOptimum:

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from sdsl_jax.theory.lookahead import optimal_lookahead, speedup
 
-Scalar = Float[Array, ""] | float
+Scalar = Float[Array, ""] | Float[np.ndarray, ""] | float
 
 _GRID = 512
 _HALVINGS = 60
@@ -30,13 +31,13 @@ class DraftOptimum(NamedTuple):
       interior: whether N* lies inside the bounds rather than on one of them.
     """
 
-    params: Scalar
-    lookahead: Scalar
-    acceptance: Scalar
-    draft_step: Scalar
-    speedup: Scalar
-    indifference: tuple[Scalar, Scalar]
-    interior: Scalar
+    params: Float[Array, "*batch"]
+    lookahead: Float[Array, "*batch"]
+    acceptance: Float[Array, "*batch"]
+    draft_step: Float[Array, "*batch"]
+    speedup: Float[Array, "*batch"]
+    indifference: tuple[Float[Array, "*batch"], Float[Array, "*batch"]]
+    interior: Bool[Array, "*batch"]
 
 
 def _bisect(condition: Callable[[Array], Array], low: Array, high: Array) -> Array:

@@ -6,10 +6,11 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax
 import jax
@@ -210,16 +211,14 @@ def _evaluate(
 
 def device_name() -> str:
     """The kind of the default device and how many there are, with the number of cores where it is a CPU."""
-    import os
-
     device = jax.devices()[0]
     cores = f", {os.cpu_count()} cores" if device.platform == "cpu" else ""
     return f"{len(jax.devices())} x {device.device_kind}{cores}"
 
 
 def _read_record(path: Path) -> ModelRecord:
-    values = read_json(path)
-    return ModelRecord(**{k: math.nan if v is None else v for k, v in values.items()})
+    values: dict[str, Any] = {k: math.nan if v is None else v for k, v in read_json(path).items()}
+    return ModelRecord(**values)
 
 
 def load_model(config: StudyConfig, record: ModelRecord, vocab_size: int, study: Path) -> tuple[ModelConfig, Params]:

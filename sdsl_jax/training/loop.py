@@ -201,7 +201,8 @@ class _MetricsFile:
     """Metrics of a segment, one JSON object a line, with neither gaps nor doubles across resumes."""
 
     def __init__(self, path: Path, start: int):
-        self._path, self._pending = path, []
+        self._path = path
+        self._pending: list[str] = []
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] < start]
             path.write_text("".join(line + "\n" for line in kept))

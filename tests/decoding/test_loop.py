@@ -8,7 +8,10 @@ import scipy.stats
 from sdsl_jax.decoding import Model, autoregress, overlap, probabilities, speculate
 from sdsl_jax.decoding import loop as decoding_loop
 from sdsl_jax.errors import SdslError
-from sdsl_jax.models import ModelConfig, forward, init_params
+from sdsl_jax.models import ModelConfig, init_params
+from sdsl_jax.models import forward as eager_forward
+
+forward = jax.jit(eager_forward, static_argnums=0)
 
 V = 6
 
@@ -164,10 +167,10 @@ def test_stop_tokens_end_a_row_and_clip_its_counts(draft, target):
 
 def test_one_trace_serves_every_lookahead(draft, target):
     prompts = np.random.default_rng(6).integers(0, V, (3, 4))
-    before = decoding_loop._speculate._cache_size()
+    before = decoding_loop.speculative_loop._cache_size()
     for lookahead in (1, 2, 5):
         speculate(draft, target, prompts, lookahead=lookahead, max_lookahead=5, new_tokens=9)
-    assert decoding_loop._speculate._cache_size() == before + 1
+    assert decoding_loop.speculative_loop._cache_size() == before + 1
 
 
 def test_autoregressive_sampling_is_the_targets_distribution(target):

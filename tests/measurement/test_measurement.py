@@ -7,7 +7,10 @@ from sdsl_jax.decoding import Model, autoregress, overlap, probabilities, specul
 from sdsl_jax.measurement.decoded import event_columns, summarise
 from sdsl_jax.measurement.latency import Step, race, time_steps
 from sdsl_jax.measurement.overlap import pairwise_overlap
-from sdsl_jax.models import ModelConfig, forward, init_params
+from sdsl_jax.models import ModelConfig, init_params
+from sdsl_jax.models import forward as eager_forward
+
+forward = jax.jit(eager_forward, static_argnums=0)
 
 V = 6
 

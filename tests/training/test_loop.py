@@ -59,7 +59,7 @@ def test_a_step_is_adamw_on_the_documented_loss(dataset):
         loss, log_z = token_losses(forward(model, p, tokens[:, :-1])[0], tokens[:, 1:])
         return loss.mean() + 0.1 * jnp.square(log_z).mean()
 
-    gradient = jax.grad(objective)(params)
+    gradient = jax.jit(jax.grad(objective))(params)
     norm = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(gradient)))
     scale = min(1.0, config.clip_norm / norm)
 

@@ -1,0 +1,47 @@
+"""What the figures and the report read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord, SurvivalRecord, read_json, read_table
+
+
+class Records(NamedTuple):
+    """Everything that the figures and the report read."""
+
+    models: list[ModelRecord]
+    acceptance: list[AcceptanceRecord]
+    survival: list[SurvivalRecord]
+    latency: list[LatencyRecord]
+    fits: dict[str, Any]
+    codesign: list[dict[str, Any]]
+    landscapes: list[dict[str, Any]]
+
+    @property
+    def best_law(self) -> str:
+        """The acceptance law with the smallest error on left-out drafts."""
+        return self.fits["acceptance_laws"][0]["law"]
+
+    @property
+    def targets(self) -> list[ModelRecord]:
+        """Targets, the smallest first."""
+        return sorted((m for m in self.models if m.role == "target"), key=lambda m: m.params_nonembedding)
+
+
+def read_records(folder: Path) -> Records:
+    """Reads the records of a study.
+
+    Raises:
+      SdslError: one is missing or damaged.
+    """
+    return Records(
+        models=read_table(folder, "models"),
+        acceptance=read_table(folder, "acceptance"),
+        survival=read_table(folder, "survival"),
+        latency=read_table(folder, "latency"),
+        fits=read_json(folder / "fits.json"),
+        codesign=read_json(folder / "codesign.json"),
+        landscapes=read_json(folder / "landscapes.json"),
+    )
