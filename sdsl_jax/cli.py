@@ -117,7 +117,7 @@ def _print_summary(console: Console, rows: list[SummaryRow], folder: Path) -> No
         return "–" if value is None else compact(float(f"{value:.3g}"))
 
     def column(row: SummaryRow) -> list[str]:
-        pays = row.draft_params is not None and row.speedup is not None
+        pays = row.speculate
         fails = "does not pay" if row.speedup is not None else "no finite optimum"
         return [
             size(row.draft_params),
@@ -167,8 +167,8 @@ def version() -> None:
 
 
 _overrides: list[str] = []
-_DOTTED = re.compile(r"--[A-Za-z_-]+(\.[A-Za-z_-]+)+(=.*)?", re.DOTALL)
-_ASSIGNED = re.compile(r"[A-Za-z_-]+(\.[A-Za-z_-]+)*=.*", re.DOTALL)
+_DOTTED = re.compile(r"--[A-Za-z][\w-]*(\.[\w-]+)+(=.*)?", re.DOTALL)
+_ASSIGNED = re.compile(r"[A-Za-z]\w*(\.\w+)*=.*", re.DOTALL)
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:

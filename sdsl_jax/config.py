@@ -7,6 +7,7 @@ be constructed can be run.
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -132,11 +133,9 @@ class TrainingConfig:
             value = getattr(self, name)
             require(value > 0, f"training.{name} is {value}; it must be positive.")
         for name in ("warmup_tokens", "weight_decay", "z_loss"):
-            value = getattr(self, name)
-            require(value >= 0, f"training.{name} is {value}; it must not be negative.")
+            require(getattr(self, name) >= 0, f"training.{name} is {getattr(self, name)}; it must not be negative.")
         for name in ("adam_b1", "adam_b2"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"training.{name} is {value}; it must lie in [0, 1).")
+            require(0 <= getattr(self, name) < 1, f"training.{name} is {getattr(self, name)}; it must lie in [0, 1).")
         require(
             0 < self.cooldown_fraction <= 1,
             f"training.cooldown_fraction is {self.cooldown_fraction}; it must lie in (0, 1].",
@@ -169,7 +168,7 @@ class MeasureConfig:
         require(self.temperature >= 0, f"measure.temperature is {self.temperature}; it must not be negative.")
         for name in ("text_windows", "prompts"):
             value = getattr(self, name)
-            require(value >= 2, f"measure.{name} is {value}; an interval needs at least 2.")
+            require(value >= 4, f"measure.{name} is {value}; an interval over them needs at least 4.")
         for name in ("prompt_tokens", "new_tokens", "latency_repetitions", "latency_batch"):
             value = getattr(self, name)
             require(value >= 1, f"measure.{name} is {value}; it must be at least 1.")
@@ -237,6 +236,11 @@ class StudyConfig:
         require(
             0 <= self.seed < 2**31 and all(0 <= s < 2**31 for s in self.ladder.seeds), "seeds must lie in [0, 2**31)."
         )
+        require(
+            self.measure.new_tokens > max(self.measure.lookaheads),
+            f"measure.new_tokens is {self.measure.new_tokens}; it must exceed the largest of measure.lookaheads "
+            f"({max(self.measure.lookaheads)}), or no round could show all that it accepts.",
+        )
         needed = self.measure.prompt_tokens + self.measure.new_tokens
         require(
             needed <= self.data.sequence_length,
@@ -268,11 +272,11 @@ def _convert(value: Any, annotation: Any, name: str) -> Any:
             return value
     elif annotation is int and isinstance(value, int | float) and float(value).is_integer():
         return int(value)
-    elif annotation is float and isinstance(value, int | float):
+    elif annotation is float and isinstance(value, int | float) and math.isfinite(value):
         return float(value)
     elif annotation is str and isinstance(value, str):
         return value
-    wanted = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}.get(
+    wanted = {int: "a whole number", float: "a finite number", str: "a string", bool: "true or false"}.get(
         annotation, "an array" if origin is tuple else "a string or an array of strings"
     )
     raise SdslError(f"{name} is {value!r}; it must be {wanted}.")

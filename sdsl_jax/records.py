@@ -40,8 +40,8 @@ class ModelRecord:
     loss_nats: float = _column("cross-entropy on the test split, nats per token")
     perplexity: float = _column("exp(loss_nats)")
     params_digest: str = _column("SHA-256 over the parameters in canonical order", default="")
-    loss_nats_low: float = _column("lower end of the interval of loss_nats, windows as clusters", default=math.nan)
-    loss_nats_high: float = _column("upper end of the interval of loss_nats", default=math.nan)
+    loss_nats_low: float = _column("lower end of the 90 % interval of loss_nats, windows as clusters", default=math.nan)
+    loss_nats_high: float = _column("upper end of the 90 % interval of loss_nats", default=math.nan)
     validation_loss_nats: float = _column("cross-entropy on the validation split, nats per token", default=math.nan)
     bits_per_byte: float = _column("loss_nats / ln 2 / bytes per token", default=math.nan)
     epochs: float = _column("train_tokens / tokens of the training split", default=math.nan)
@@ -176,18 +176,31 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file.
+def read_json(path: Path, kind: type = dict, keys: Sequence[str] = ()) -> Any:
+    """Reads a JSON file that holds an object with at least some keys, or a list of such objects.
+
+    Args:
+      path: of the file.
+      kind: dict or list.
+      keys: that the object, or every object of the list, must have; a list must then hold at least one.
 
     Raises:
-      SdslError: the file is missing or damaged.
+      SdslError: the file is missing or damaged, or holds something else.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SdslError(f"the record file {path} cannot be read ({error.strerror}).") from None
     except ValueError as error:
         raise SdslError(f"the record file {path} is damaged: it is not valid JSON ({error}).") from None
+    objects = value if kind is list and isinstance(value, list) else [value]
+    good = isinstance(value, kind) and all(isinstance(item, dict) and all(k in item for k in keys) for item in objects)
+    require(
+        good and (bool(objects) or not keys),
+        f"the record file {path} is damaged: it must hold {'a list of objects' if kind is list else 'an object'} with the keys "
+        f"{', '.join(keys) or 'of a record'}.",
+    )
+    return value
 
 
 def write_table(folder: Path, name: str, rows: Sequence[Any]) -> None:
@@ -242,7 +255,10 @@ def read_table(folder: Path, name: str) -> list[Any]:
             required = [f.name for f in dataclasses.fields(row_type) if f.default is dataclasses.MISSING]
             missing = [column for column in required if column not in present]
             require(not missing, f"the record file {path} is damaged: it lacks the column {', '.join(missing)}.")
-            return [_parse(row, row_type, path, reader.line_num) for row in reader]
+            rows = [_parse(row, row_type, path, reader.line_num) for row in reader]
+            # Clock rows need weights, and may be missing; a study without any other kind of row is none.
+            require(bool(rows) or name == "clock", f"the record file {path} is damaged: it holds no rows.")
+            return rows
     except OSError as error:
         raise SdslError(f"the record file {path} cannot be read ({error.strerror}).") from None
     except (csv.Error, UnicodeDecodeError) as error:

@@ -42,6 +42,8 @@ class Stage(NamedTuple):
 
 _RECORDS = tuple(f"records/{n}" for n in ("models.csv", "acceptance.csv", "survival.csv", "latency.csv"))
 _SOLVED = ("records/fits.json", "records/codesign.json", "records/landscapes.json", "records/clock.csv")
+_FIGURES = ("loss", "acceptance", "predicted", "speedup", "optimiser", "survival", "latency")
+_FIGURE_FILES = tuple(f"figures/{name}.png" for name in _FIGURES)
 _PLAN: dict[str, Stage] = {
     "train": Stage(("seed", "data", "family", "ladder", "training"), (), ("records/models.csv",)),
     "measure": Stage(
@@ -55,8 +57,12 @@ _PLAN: dict[str, Stage] = {
         ("records/fits.json", "records/models.csv", "records/survival.csv"),
         _SOLVED[1:],
     ),
-    "figures": Stage((), (*_RECORDS, *_SOLVED), ("figures/speedup.png",)),
-    "report": Stage((), (*_RECORDS, *_SOLVED, "records/checks.json", "figures/speedup.png"), ("report.html",)),
+    "figures": Stage((), (*_RECORDS, *_SOLVED), _FIGURE_FILES),
+    "report": Stage(
+        ("name", "seed", "data", "family", "ladder", "training", "measure", "fit", "codesign"),
+        (*_RECORDS, *_SOLVED, "records/checks.json", *_FIGURE_FILES),
+        ("report.html",),
+    ),
 }
 
 
@@ -90,7 +96,13 @@ class Study:
             and all((self.folder / path).exists() for path in _PLAN[stage].outputs)
             and all((self.folder / path).exists() for path in _PLAN[stage].inputs)
             and stamp["key"] == self._key(stage)
+            and (stage != "train" or not self._lacks_weights())
         )
+
+    def _lacks_weights(self) -> bool:
+        """Whether some checkpoint is gone while others are there; a folder without any was left behind on purpose."""
+        folders = [self.folder / record.checkpoint for record in self.table("models") if record.checkpoint]
+        return (self.folder / "checkpoints").is_dir() and not all(folder.is_dir() for folder in folders)
 
     def run(self, stage: str) -> None:
         """Runs one stage and notes that it was completed.
@@ -105,6 +117,9 @@ class Study:
                 f"the stage {stage} needs {self.folder / path}, which does not exist; run the stage {maker} first.",
             )
         key, began = self._key(stage), time.perf_counter()
+        # While a stage overwrites its outputs one after another, they belong to no settings at all.
+        if stage in (stamps := self._stamps()):
+            write_json(self.folder / "stages.json", {k: v for k, v in stamps.items() if k != stage})
         _RUNNERS[stage](self)
         stamp = {"key": key, "seconds": time.perf_counter() - began, "finished": time.strftime("%Y-%m-%d %H:%M:%S")}
         write_json(self.folder / "stages.json", self._stamps() | {stage: stamp})
@@ -152,8 +167,11 @@ def _measure(study: Study) -> None:
     found = measure(study.config, study.dataset, study.table("models"), study.folder, study.progress)
     events = study.records / "events.parquet"
     partial = events.with_name(".events.parquet.partial")
-    found.events.to_parquet(partial, index=False)
-    os.replace(partial, events)
+    try:
+        found.events.to_parquet(partial, index=False)
+        os.replace(partial, events)
+    except OSError as error:
+        raise SdslError(f"cannot write {events} ({error.strerror}).") from None
     write_json(study.records / "checks.json", {"decoder_self_check": found.self_checks})
     for name in ("acceptance", "survival", "latency"):
         write_table(study.records, name, getattr(found, name))
@@ -194,7 +212,11 @@ def _race_nearest(study: Study, entries: list[dict[str, Any]], models: list[Mode
         nearest = entry["nearest_trained"]
         if nearest is not None and entry["acceptance_law"] == entries[0]["acceptance_law"]:
             wanted[nearest["draft_id"], entry["target_id"], max(1, entry["lookahead_integer"])] = None
-    wanted = {k: None for k in wanted if all((study.folder / by_id[i].checkpoint).is_dir() for i in k[:2])}
+
+    def has_weights(model_id: str) -> bool:
+        return bool(by_id[model_id].checkpoint) and (study.folder / by_id[model_id].checkpoint).is_dir()
+
+    wanted = {pair: None for pair in wanted if has_weights(pair[0]) and has_weights(pair[1])}
     study.progress.start("clock", len(wanted))
     rows = []
     for draft, target, lookahead in wanted:
@@ -258,7 +280,13 @@ def run_study(
     """
     require(only is None or only in STAGES, f"the stage {only!r} does not exist; the stages are {', '.join(STAGES)}.")
     study = Study(config, folder, progress or Silent())
-    write_text(folder / "config.toml", to_toml(config))
+    if only is None:
+        from sdsl_jax.training import check_ladder
+
+        check_ladder(config)
+    # A single stage run with other settings does not change what the results at large were made with.
+    if only is None or not (folder / "config.toml").exists():
+        write_text(folder / "config.toml", to_toml(config))
     for stage in STAGES if only is None else (only,):
         if not force and study.is_fresh(stage):
             study.progress.note(f"{stage}: up to date")
@@ -281,20 +309,21 @@ class SummaryRow(NamedTuple):
     nearest_draft: str | None
     nearest_lookahead: int | None
     nearest_speedup: float | None
+    speculate: bool
     clock_lookahead: int | None
     clock_speedup: float | None
 
 
 def summary(folder: Path) -> list[SummaryRow]:
     """The optimum of every target and cost model under the acceptance law that predicts left-out drafts best."""
-    entries = read_json(folder / "records" / "codesign.json")
-    clocked = {(r.draft_id, r.target_id): r for r in read_table(folder / "records", "clock")}
+    entries = read_json(folder / "records" / "codesign.json", list, ("target_id", "closed_form", "nearest_trained"))
+    clocked = {(r.draft_id, r.target_id, r.lookahead): r for r in read_table(folder / "records", "clock")}
     rows = []
     for entry in entries:
         if entry["acceptance_law"] != entries[0]["acceptance_law"]:
             continue
         nearest = entry["nearest_trained"] or {}
-        timed = clocked.get((nearest.get("draft_id", ""), entry["target_id"]))
+        timed = clocked.get((nearest.get("draft_id", ""), entry["target_id"], max(1, entry["lookahead_integer"])))
         interval = entry["indifference_1pct"]
         rows.append(
             SummaryRow(
@@ -310,6 +339,7 @@ def summary(folder: Path) -> list[SummaryRow]:
                 nearest_draft=nearest.get("draft_id"),
                 nearest_lookahead=nearest.get("lookahead"),
                 nearest_speedup=nearest.get("speedup"),
+                speculate=entry["speculate"],
                 clock_lookahead=timed.lookahead if timed else None,
                 clock_speedup=timed.speedup if timed else None,
             )

@@ -1,6 +1,11 @@
 """Fixtures that many tests share. Every test is seeded; Hypothesis draws the same examples in every run."""
 
+import os
 from pathlib import Path
+
+# Most of the time of these tests goes into compiling many small programs once; the arithmetic is the same without the
+# compiler's expensive passes. Set before jax is imported.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 import hypothesis
 import jax

@@ -48,7 +48,7 @@ def test_an_override_that_is_not_one():
         ({"training": {"batchsize": 3}}, "unknown key training.batchsize"),
         ({"training": {"batch_size": 0}}, "training.batch_size is 0; it must be at least 1"),
         ({"training": {"batch_size": 2.5}}, "training.batch_size is 2.5; it must be a whole number"),
-        ({"training": {"learning_rate": "fast"}}, "training.learning_rate is 'fast'; it must be a number"),
+        ({"training": {"learning_rate": "fast"}}, "training.learning_rate is 'fast'; it must be a finite number"),
         ({"measure": {"lookaheads": [0, 2]}}, "measure.lookaheads holds 0; a lookahead must be >= 1"),
         ({"measure": {"lookaheads": 3}}, "measure.lookaheads is 3; it must be an array"),
         ({"measure": {"new_tokens": 500}}, "must not exceed data.sequence_length"),

@@ -194,7 +194,7 @@ def test_wrong_input_is_one_sentence_and_status_two(tmp_path, monkeypatch, capsy
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("name", ["acceptance.csv", "fits.json", "models.csv"])
+@pytest.mark.parametrize("name", ["acceptance.csv", "fits.json"])
 def test_a_damaged_record_is_named_and_the_rest_left_alone(tiny_study, tmp_path, monkeypatch, capsys, name):
     folder = shutil.copytree(tiny_study, tmp_path / "copy")
     damaged = folder / "records" / name
@@ -225,10 +225,49 @@ def test_a_damaged_checkpoint_is_named(tiny_study, tmp_path, monkeypatch, capsys
 
 def test_overrides_are_told_from_options():
     rest, overrides = cli.split_overrides(
-        ["study", "a.toml", "--training.batch-size", "4", "--out", "b.c", "seed=3", "--data.source=x y", "--force"]
+        [
+            "study",
+            "a=b/c.toml",
+            "--training.adam-b1",
+            "0.8",
+            "--out=b.c",
+            "--only=fit",
+            "seed=3",
+            "--data.source=x y",
+            "--force",
+        ]
     )
-    assert rest == ["study", "a.toml", "--out", "b.c", "--force"]
-    assert overrides == ["--training.batch-size=4", "seed=3", "--data.source=x y"]
+    assert rest == ["study", "a=b/c.toml", "--out=b.c", "--only=fit", "--force"]
+    assert overrides == ["--training.adam-b1=0.8", "seed=3", "--data.source=x y"]
+
+
+@pytest.mark.parametrize(("name", "content"), [("fits.json", "{}"), ("codesign.json", "[]"), ("models.csv", None)])
+def test_records_that_parse_but_hold_nothing_are_named(tiny_study, tmp_path, name, content):
+    folder = shutil.copytree(tiny_study, tmp_path / "copy")
+    file = folder / "records" / name
+    file.write_text(file.read_text().splitlines()[0] + "\n" if content is None else content)
+    with pytest.raises(SdslError, match=rf"{name.replace('.', '[.]')} is damaged"):
+        run_study(tiny(), folder, only="figures")
+
+
+def test_a_refused_study_leaves_the_settings_of_the_results_alone(tiny_study, tmp_path):
+    folder = shutil.copytree(tiny_study, tmp_path / "copy")
+    for ladder, message in (
+        ({"draft_params": [3]}, "cannot make"),
+        ({"draft_params": [600]}, "need at least 4 drafts"),
+    ):
+        with pytest.raises(SdslError, match=message):
+            run_study(tiny(ladder=ladder), folder)
+        assert load_study(folder / "config.toml") == tiny()
+
+
+def test_a_deleted_checkpoint_is_made_again_from_the_trunk(tiny_study, tmp_path):
+    folder = shutil.copytree(tiny_study, tmp_path / "copy")
+    model = read_table(folder / "records", "models")[0]
+    shutil.rmtree(folder / model.checkpoint)
+    run_study(tiny(), folder, only="train")
+    assert (folder / model.checkpoint).is_dir()
+    assert read_table(folder / "records", "models")[0].params_digest == model.params_digest
 
 
 def test_the_quickstart_is_what_it_promises():

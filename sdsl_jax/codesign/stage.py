@@ -56,7 +56,7 @@ def solve_all(
     entries, landscapes = [], []
     for target in targets:
         for acceptance_law in laws.acceptance:
-            for cost_model, cost in cost_models(config, laws, target).items():
+            for cost_model, cost in cost_models(laws, models, target).items():
                 problem = DesignProblem(
                     loss=laws.loss,
                     draft_tokens=float(draft_tokens),
@@ -71,7 +71,7 @@ def solve_all(
                     problem = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), problem)
                     entry, landscape = _solve(config, problem, laws, acceptance_law)
                 entry |= {"target_params": target.params_nonembedding, "draft_tokens": draft_tokens}
-                entry["trained"] = _trained(drafts, target, survival, cost)
+                entry["trained"] = _trained(drafts, targets, target, survival, cost, laws)
                 entry["nearest_trained"] = _nearest(entry)
                 entry["warnings"] = _warnings(entry, drafts)
                 entries.append(name | entry)
@@ -81,18 +81,23 @@ def solve_all(
     return Solution(entries, landscapes)
 
 
-def cost_models(config: StudyConfig, laws: FittedLaws, target: ModelRecord) -> dict[str, CostModel]:
-    """The two cost models of a study for one target: the family's FLOPs, and this machine's step times.
+def cost_models(laws: FittedLaws, models: list[ModelRecord], target: ModelRecord) -> dict[str, CostModel]:
+    """The cost models of a study for one target: the family's FLOPs and, if the target was timed, this machine's step times."""
+    made: dict[str, CostModel] = {"flops": FlopCost(laws.rule, float(target.params_nonembedding))}
+    timed = _timed(laws, models, target)
+    if timed is not None and laws.verify_seconds.get(timed):
+        widths = laws.verify_seconds[timed]
+        lookaheads = np.asarray(list(widths), float)
+        # Over the measured lookaheads a line; with a single one, no cost for width.
+        slope, level = np.polyfit(lookaheads, list(widths.values()), 1) if len(widths) > 1 else (0.0, *widths.values())
+        made["measured"] = MeasuredCost(laws.rule, laws.step_time, laws.decode_seconds[timed], level, max(slope, 0.0))
+    return made
 
-    The verify pass of the second is the one measured at the median of the measured lookaheads.
-    """
-    models: dict[str, CostModel] = {"flops": FlopCost(laws.rule, float(target.params_nonembedding))}
-    shape = next((m for m in laws.decode_seconds if m == target.model_id), None)
-    if shape is not None and laws.verify_seconds.get(shape):
-        widths = laws.verify_seconds[shape]
-        middle = sorted(widths)[(len(widths) - 1) // 2]
-        models["measured"] = MeasuredCost(laws.rule, laws.step_time, laws.decode_seconds[shape], widths[middle])
-    return models
+
+def _timed(laws: FittedLaws, models: list[ModelRecord], model: ModelRecord) -> str | None:
+    """The timed model of the same shape: one model of each role and size was timed, whatever its budget and seed."""
+    alike = {m.model_id for m in models if (m.role, m.params_nonembedding) == (model.role, model.params_nonembedding)}
+    return next((name for name in laws.decode_seconds if name in alike), None)
 
 
 @jax.jit
@@ -246,29 +251,41 @@ def _intervals(config: StudyConfig, draws: DraftOptimum) -> dict[str, Any]:
 
 
 def _trained(
-    drafts: list[ModelRecord], target: ModelRecord, survival: list[SurvivalRecord], cost: CostModel
+    drafts: list[ModelRecord],
+    targets: list[ModelRecord],
+    target: ModelRecord,
+    survival: list[SurvivalRecord],
+    cost: CostModel,
+    laws: FittedLaws,
 ) -> list[dict[str, Any]]:
-    """Measured tokens per round of every trained draft and lookahead, put into a cost model: S = τ / (γ·d + v)."""
+    """Measured tokens per round of every trained draft and lookahead over the cost of such a round: S = τ / (γ·d + v).
+
+    Under measured costs the round is made of the draft's own timed step and the verify pass timed at that very lookahead.
+    """
     sizes = {m.model_id: m for m in drafts}
+    verify = laws.verify_seconds.get(_timed(laws, targets, target) or "", {})
     found = []
     for row in survival:
-        if row.target_id == target.model_id and row.position == 1 and row.draft_id in sizes:
-            draft = sizes[row.draft_id]
-            of_round = row.lookahead * float(cost.draft_step(float(draft.params_nonembedding))) + float(
-                cost.verify_pass
-            )
-            found.append(
-                {
-                    "draft_id": row.draft_id,
-                    "draft_params": draft.params_nonembedding,
-                    "train_tokens": draft.train_tokens,
-                    "lookahead": row.lookahead,
-                    "tokens_per_round": row.tokens_per_round,
-                    "speedup": row.tokens_per_round / of_round,
-                    "speedup_low": row.tokens_per_round_low / of_round,
-                    "speedup_high": row.tokens_per_round_high / of_round,
-                }
-            )
+        if row.target_id != target.model_id or row.position != 1 or row.draft_id not in sizes:
+            continue
+        draft = sizes[row.draft_id]
+        of_round = row.lookahead * float(cost.draft_step(float(draft.params_nonembedding))) + float(cost.verify_pass)
+        step = _timed(laws, drafts, draft)
+        if isinstance(cost, MeasuredCost) and step is not None and row.lookahead in verify:
+            seconds = row.lookahead * laws.decode_seconds[step] + verify[row.lookahead]
+            of_round = seconds / float(cost.target_step_seconds)
+        found.append(
+            {
+                "draft_id": row.draft_id,
+                "draft_params": draft.params_nonembedding,
+                "train_tokens": draft.train_tokens,
+                "lookahead": row.lookahead,
+                "tokens_per_round": row.tokens_per_round,
+                "speedup": row.tokens_per_round / of_round,
+                "speedup_low": row.tokens_per_round_low / of_round,
+                "speedup_high": row.tokens_per_round_high / of_round,
+            }
+        )
     return found
 
 

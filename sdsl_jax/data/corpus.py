@@ -86,15 +86,27 @@ def _read_txt(path: Path, _: str) -> list[str]:
 
 def _read_jsonl(path: Path, column: str) -> list[str]:
     documents = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if line.strip():
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise SdslError(f"line {number} of the corpus file {path} is not valid JSON ({error.msg}).") from None
             _require_text(isinstance(row, dict) and isinstance(row.get(column), str), path, column, f"line {number}")
+            require(
+                _encodable(row[column]),
+                f"line {number} of the corpus file {path} holds half a surrogate pair, which is no text.",
+            )
             documents.append(row[column])
     return documents
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_parquet(path: Path, column: str) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -75,6 +76,7 @@ def verify_tokens(
       accept_key: for the uniforms, one for each position; independent of the key that the drafts were drawn with.
       residual_key: for the token after the accepted ones; independent of both.
     """
+    chex.assert_shape(target_probs, (drafts.shape[0] + 1, draft_probs.shape[1]))
     positions = jnp.arange(drafts.shape[0])
     uniforms = jax.random.uniform(accept_key, drafts.shape)
     kept = is_accepted(uniforms, target_probs[positions, drafts], draft_probs[positions, drafts])

@@ -32,7 +32,7 @@ class LawFit(NamedTuple):
       starts_agreeing: share of them that reached the best objective.
       condition_number: of the scaled Jacobian.
       rmse: root mean square residual, in the units of `residual_unit`.
-      left_out_rmse: the same where each model's rows are predicted by a fit that did not see them; NaN if not computed.
+      left_out_rmse: the same where the rows of each draft size are predicted by a fit that did not see them; NaN if not computed.
       residual_unit: what a residual is.
       warnings: what this fit cannot tell.
     """
@@ -121,7 +121,10 @@ def fit_loss(
             jnp.asarray(np.log(n) - centre_n), jnp.asarray(np.log(d) - centre_d), jnp.asarray(np.log(loss))
         )
         best = fit(_log_loss_residuals, jnp.asarray(starts), data, jnp.ones(len(models)), config.huber_delta)
-        draws = refit(_log_loss_residuals, best.parameters, data, jnp.asarray(weights), config.huber_delta)
+        # Each resample starts from the optimum, and from the optimum with E at a fifth, half and 80 % of the smallest loss.
+        levels = jnp.log(jnp.array([0.25, 1.0, 4.0]))
+        around = jnp.concatenate([best.parameters[None], jnp.tile(best.parameters, (3, 1)).at[:, 0].set(levels)])
+        draws = refit(_log_loss_residuals, around, data, jnp.asarray(weights), config.huber_delta)
 
         def law(x: Array) -> ChinchillaLaw:
             e, log_a, log_b, a, b = (np.asarray(v) for v in _loss_terms(x.T, loss.min()))
@@ -229,7 +232,9 @@ def fit_acceptance(
     draft = np.asarray([by_id[r.draft_id] for r in rows])
     target = np.asarray([by_id[r.target_id] for r in rows])
     loss, alpha = np.asarray(column(models, "loss_nats"), float), np.asarray(column(rows, "alpha"), float)
-    left_out = np.stack([draft != index for index in np.unique(draft)]).astype(float)
+    # A draft is left out with all its budgets: they share a trunk, and one would give the others away.
+    sizes = np.asarray(column(models, "params_nonembedding"))[draft]
+    left_out = np.stack([sizes != size for size in np.unique(sizes)]).astype(float)
     fits = []
     for name, (law, residuals, start) in _ACCEPTANCE_FITS.items():
         starts = start * np.random.default_rng(seed).uniform(0.3, 2.0, (config.starts, len(start)))
@@ -237,8 +242,8 @@ def fit_acceptance(
             data = _PairData(jnp.asarray(loss[draft]), jnp.asarray(loss[target]), jnp.asarray(alpha))
             delta = config.acceptance_huber_delta
             best = fit(residuals, jnp.asarray(starts), data, jnp.ones(len(rows)), delta)
-            draws = refit(residuals, best.parameters, data, jnp.asarray(weights[:, draft]), delta)
-            without = refit(residuals, best.parameters, data, jnp.asarray(left_out), delta)
+            draws = refit(residuals, best.parameters[None], data, jnp.asarray(weights[:, draft]), delta)
+            without = refit(residuals, best.parameters[None], data, jnp.asarray(left_out), delta)
             errors = np.asarray(jax.vmap(lambda x, data=data, residuals=residuals: residuals(x, data))(without))
         made = LawFit(
             name=name,

@@ -108,7 +108,15 @@ def fit(
 
 @functools.partial(jax.jit, static_argnames="residuals")
 def refit(
-    residuals: Residuals, start: Float[Array, " P"], data: object, weights: Float[Array, "R n"], delta: Array | float
+    residuals: Residuals, starts: Float[Array, "S P"], data: object, weights: Float[Array, "R n"], delta: Array | float
 ) -> Float[Array, "R P"]:
-    """Parameters for every row of weights (a bootstrap resample, a left-out group), each from the same start."""
-    return jax.vmap(lambda w: minimise(residuals, start, data, w, delta).parameters)(weights)
+    """Parameters for every row of weights (a bootstrap resample, a left-out group), the best from the same few starts.
+
+    More than one start matters: from an optimum on a bound, where the gradient vanishes, no resample would ever leave it.
+    """
+
+    def best(w: Array) -> Array:
+        ends = jax.vmap(lambda start: minimise(residuals, start, data, w, delta))(starts)
+        return ends.parameters[jnp.argmin(ends.objective)]
+
+    return jax.vmap(best)(weights)

@@ -61,7 +61,8 @@ def _describe(made: LawFit, config: StudyConfig, delta: float) -> dict[str, Any]
         f"interval_{round(100 * config.fit.confidence)}": {
             k: [float(x) for x in np.quantile(v, [tail, 1 - tail])] for k, v in draws.items()
         },
-        "interval_basis": f"bootstrap over models, {config.fit.bootstrap} draws shared by all laws",
+        "interval_basis": f"bootstrap over models, as if the budgets of one run were independent; {config.fit.bootstrap} draws "
+        "shared by all laws",
         "objective": made.objective,
         "n": made.rows,
         "huber_delta": delta,

@@ -11,13 +11,14 @@ import pandas
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.decoding import Model, autoregress, speculate
+from sdsl_jax.errors import require
 from sdsl_jax.measurement.decoded import DecodedStatistics, event_columns, summarise
 from sdsl_jax.measurement.latency import Step, race, time_steps
 from sdsl_jax.measurement.overlap import pairwise_overlap
 from sdsl_jax.progress import Progress
 from sdsl_jax.records import AcceptanceRecord, ClockRecord, LatencyRecord, ModelRecord, SurvivalRecord
 from sdsl_jax.statistics import Interval, ratio_interval
-from sdsl_jax.training import device_name, load_model
+from sdsl_jax.training import device_name, load_model, rung_seed
 
 
 class Measurements(NamedTuple):
@@ -63,6 +64,11 @@ def measure(
     Raises:
       SdslError: a checkpoint is missing or damaged.
     """
+    available = dataset.window_count("test")
+    require(
+        config.measure.prompts <= available,
+        f"measure.prompts is {config.measure.prompts}; the test split has only {available} sequences to take prompts from.",
+    )
     models = load_models(config, records, dataset, study)
     drafts = {r.model_id: models[r.model_id] for r in records if r.role == "draft"}
     targets = {r.model_id: models[r.model_id] for r in records if r.role == "target"}
@@ -78,7 +84,7 @@ def measure(
     for draft_id, draft in drafts.items():
         for target_id, target in targets.items():
             for lookahead in config.measure.lookaheads:
-                statistics, frame = _decode(config, dataset, draft, target, lookahead)
+                statistics, frame = _decode(config, dataset, draft_id, draft, target_id, target, lookahead)
                 more, survived = _rows(config, draft_id, target_id, lookahead, statistics)
                 acceptance += more
                 survival += survived
@@ -166,7 +172,10 @@ def _acceptance(
     )
 
 
-def _decode(config: StudyConfig, dataset: Dataset, draft: Model, target: Model, lookahead: int):
+def _decode(
+    config: StudyConfig, dataset: Dataset, draft_id: str, draft: Model, target_id: str, target: Model, lookahead: int
+):
+    """Statistics and events of one pair at one lookahead; pairs share prompts but no randomness."""
     m = config.measure
     decoded = speculate(
         draft,
@@ -176,7 +185,7 @@ def _decode(config: StudyConfig, dataset: Dataset, draft: Model, target: Model, 
         max_lookahead=max(m.lookaheads),
         new_tokens=m.new_tokens,
         temperature=m.temperature,
-        seed=config.seed + lookahead,
+        seed=rung_seed("decode", config.seed, draft_id, target_id, lookahead),
     )
     max_lengths = np.full(m.prompts, m.prompt_tokens + m.new_tokens)
     frame = pandas.DataFrame(event_columns(decoded)).assign(lookahead=lookahead, temperature=m.temperature)

@@ -78,7 +78,8 @@ def _pairs(
 ) -> list[tuple[ModelRecord, ModelRecord, AcceptanceRecord]]:
     by_id = {m.model_id: m for m in records.models}
     rows = [r for r in records.acceptance if r.estimator == estimator and lookahead in (None, r.lookahead)]
-    return [(by_id[r.draft_id], by_id[r.target_id], r) for r in rows]
+    known = [r for r in rows if r.draft_id in by_id and r.target_id in by_id]
+    return [(by_id[r.draft_id], by_id[r.target_id], r) for r in known]
 
 
 def _acceptance(records: Records, folder: Path, name: str) -> None:

@@ -48,6 +48,9 @@ def write_report(folder: Path, name: str, settings: str, stages: dict[str, Any],
         estimators=_estimators(records),
         self_check=_self_check(checks),
         findings=_findings(records),
+        interval=next(
+            key for key in records.fits["loss_law"] if key.startswith("interval_") and key != "interval_basis"
+        ),
     )
     write_text(folder / "report.html", page)
 
@@ -126,7 +129,7 @@ def _findings(records: Records) -> list[str]:
 def _cost_sentence(records: Records, entry: dict[str, Any]) -> str:
     landscape = records.landscapes[records.codesign.index(entry)]
     cheapest = min(landscape["curve"]["cost"])
-    best = max(max(row) for row in landscape["map"]["speedup"])
+    best = max(max(row[1:]) for row in landscape["map"]["speedup"])  # the first lookahead is 0
     return (
         f"the cheapest draft step costs {cheapest:.2f} of a target step and a verify pass {entry['verify_cost']:.2f}; "
         f"the best lookahead above 0 on the map reaches only {best:.2f} times plain decoding."

@@ -41,7 +41,7 @@ def read_records(folder: Path) -> Records:
         acceptance=read_table(folder, "acceptance"),
         survival=read_table(folder, "survival"),
         latency=read_table(folder, "latency"),
-        fits=read_json(folder / "fits.json"),
-        codesign=read_json(folder / "codesign.json"),
-        landscapes=read_json(folder / "landscapes.json"),
+        fits=read_json(folder / "fits.json", dict, ("loss_law", "acceptance_laws", "step_time", "shape_rule")),
+        codesign=read_json(folder / "codesign.json", list, ("target_id", "closed_form", "nearest_trained", "trained")),
+        landscapes=read_json(folder / "landscapes.json", list, ("curve", "map", "path")),
     )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+
+from sdsl_jax.errors import SdslError
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -52,10 +55,15 @@ def figure(folder: Path, name: str, rows: int, columns: int, size: tuple[float, 
     with pyplot.rc_context(_STYLE):  # type: ignore[arg-type]
         made, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False)
         yield made, axes
-        folder.mkdir(parents=True, exist_ok=True)
         for kind in ("png", "pdf"):
-            # No creation date: the same records give the same file.
-            made.savefig(folder / f"{name}.{kind}", metadata={"CreationDate": None} if kind == "pdf" else None)
+            path, partial = folder / f"{name}.{kind}", folder / f".{name}.partial.{kind}"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                # No creation date: the same records give the same file.
+                made.savefig(partial, metadata={"CreationDate": None} if kind == "pdf" else None)
+                os.replace(partial, path)
+            except OSError as error:
+                raise SdslError(f"cannot write {path} ({error.strerror}).") from None
         pyplot.close(made)
 
 

@@ -88,20 +88,25 @@ class StepTimeLaw(NamedTuple):
 
 
 class MeasuredCost(NamedTuple):
-    """Costs from timings: the fitted time of a draft step, and the target's own measured step and verify pass."""
+    """Costs from timings: the fitted time of a draft step, and the target's own step and verify pass.
+
+    A verify pass of γ + 1 tokens takes `verify_seconds` + γ·`verify_seconds_per_draft`. A round therefore costs γ·d + v with
+    the second part counted in d: every draft widens the pass by a token, and the closed form holds as it stands.
+    """
 
     rule: ShapeRule
     step_time: StepTimeLaw
     target_step_seconds: Scalar
     verify_seconds: Scalar
+    verify_seconds_per_draft: Scalar
 
     def draft_step(self, params: Scalar) -> Array:
-        """Cost of one draft step in target steps, for a draft of `params` non-embedding parameters."""
-        return self.step_time(params, self.rule) / self.target_step_seconds
+        """Cost of one more draft in target steps: a step of the draft, and the verify pass made one token wider."""
+        return (self.step_time(params, self.rule) + self.verify_seconds_per_draft) / self.target_step_seconds
 
     @property
     def verify_pass(self) -> Scalar:
-        """Cost of one verify pass in target steps."""
+        """Cost of a round in target steps that does not depend on the lookahead."""
         return jnp.asarray(self.verify_seconds) / self.target_step_seconds
 
 

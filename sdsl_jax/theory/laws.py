@@ -75,7 +75,7 @@ class LogitGap(NamedTuple):
 
 AcceptanceLaw = AffinePlane | LogitGap
 
-# By the name that records carry. The bounded law is the project's default.
+# By the name that records carry.
 ACCEPTANCE_LAWS: dict[str, type] = {"logit_gap": LogitGap, "affine_plane": AffinePlane}
 
 # Besiroglu et al. (2404.10102), total parameters, and the plane of arXiv 2603.11053 on HellaSwag.

@@ -61,7 +61,8 @@ def acceptance_from_tokens_per_round(tau: Values, lookahead: Values) -> Array:
         return jnp.where(too_low, middle, low), jnp.where(too_low, high, middle)
 
     low, high = jax.lax.fori_loop(0, 60, halve, (low, high))
-    return jnp.where(tau <= 1, 0.0, jnp.where(tau >= lookahead + 1, 1.0, (low + high) / 2))
+    alpha = jnp.where(tau <= 1, 0.0, jnp.where(tau >= lookahead + 1, 1.0, (low + high) / 2))
+    return jnp.where(jnp.isnan(tau), jnp.nan, alpha)
 
 
 def _w_minus_log1p(w: Array) -> Array:

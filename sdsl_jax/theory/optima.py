@@ -28,7 +28,7 @@ class DraftOptimum(NamedTuple):
       draft_step: d there, in target steps.
       speedup: S there; 1 where speculation does not pay.
       indifference: ends of the interval of sizes around N* that lose at most `tolerance` of S.
-      interior: whether N* lies inside the bounds rather than on one of them.
+      interior: whether speculation pays and N* lies inside the bounds rather than on one of them.
     """
 
     params: Float[Array, "*batch"]
@@ -114,5 +114,5 @@ def optimal_draft(
         draft_step=jnp.where(pays, draft_step(n), none),
         speedup=top.speedup,
         indifference=(jnp.where(pays, jnp.exp(low), none), jnp.where(pays, jnp.exp(high), none)),
-        interior=interior,
+        interior=interior & pays,
     )

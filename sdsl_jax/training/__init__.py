@@ -1,5 +1,6 @@
 """Optimiser, train step, checkpoints, the loop and the ladder."""
 
-from sdsl_jax.training.ladder import device_name, load_model, train_ladder
+from sdsl_jax.training.ladder import check_ladder, device_name, load_model, train_ladder
+from sdsl_jax.training.loop import rung_seed
 
-__all__ = ["device_name", "load_model", "train_ladder"]
+__all__ = ["check_ladder", "device_name", "load_model", "rung_seed", "train_ladder"]

@@ -18,6 +18,7 @@ import numpy as np
 
 from sdsl_jax.config import StudyConfig, to_dict
 from sdsl_jax.data import Dataset
+from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models import ModelConfig, ModelCounts, Params, abstract_params, count, member
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import ModelRecord, read_json, write_json
@@ -67,6 +68,27 @@ def rungs(config: StudyConfig) -> list[Rung]:
     return sorted(made, key=lambda rung: (rung.params, rung.role, rung.seed))
 
 
+def check_ladder(config: StudyConfig) -> None:
+    """Checks what can be known before anything is trained: that every rung can be made, and that the laws can be fitted.
+
+    Raises:
+      SdslError: the family cannot make a size, two budgets are less than a step apart, or there are too few models.
+    """
+    sizes = set()
+    for rung in rungs(config):
+        made = count(member(config.family, rung.params, config.data.vocab_size), 0).nonembedding
+        make_schedule(config.training, made, rung.budgets, config.data.sequence_length)
+        sizes.add(made)
+    ladder = config.ladder
+    drafts = len(ladder.draft_params) * len(ladder.draft_tokens) * len(ladder.seeds)
+    budgets = {*ladder.draft_tokens, *ladder.target_tokens}
+    require(
+        drafts >= 4 and len(sizes) >= 4 and len(budgets) >= 2,
+        f"the ladder has {drafts} drafts, {len(sizes)} different sizes and {len(budgets)} token budgets; the laws need at "
+        "least 4 drafts, 4 sizes and 2 budgets.",
+    )
+
+
 class _Plan(NamedTuple):
     rung: Rung
     model: ModelConfig
@@ -106,7 +128,7 @@ def train_ladder(
       config: the study.
       dataset: its tokenised corpus.
       folder: the study's folder; checkpoints go to `folder/checkpoints/<rung>.<tag>/`, where the tag is a digest of
-        everything that decides the rung's parameters, so that a changed recipe trains beside the old one.
+        everything that decides the rung's parameters and records, so that a changed recipe trains beside the old one.
       progress: told after every step.
 
     Raises:
@@ -120,7 +142,7 @@ def train_ladder(
     for plan in plans:
         rung_progress = _Weighted(progress, plan.counts.flops_per_token)
         complete = [plan.folder / f"model-{end}" / "record.json" for end in plan.schedule.ends]
-        if all(path.exists() for path in complete):
+        if all(path.exists() and (path.parent / "params").is_dir() for path in complete):
             rung_progress.advance(plan.schedule.total_steps, f"{plan.rung.name}  already trained")
         else:
             _train_rung(config, dataset, plan, folder, rung_progress)
@@ -177,7 +199,7 @@ def _evaluate(
 ) -> ModelRecord:
     wanted = config.training.evaluation_windows
     losses = {s: evaluate(plan.model, params, dataset.windows(s, wanted)) for s in ("validation", "test")}
-    test: Interval = mean_interval(losses["test"], config.measure.confidence)
+    test: Interval = mean_interval(losses["test"], 0.9)
     steps = plan.schedule.ends[budget]
     tokens = steps * config.training.batch_size * dataset.sequence_length
     return ModelRecord(
@@ -217,8 +239,11 @@ def device_name() -> str:
 
 
 def _read_record(path: Path) -> ModelRecord:
-    values: dict[str, Any] = {k: math.nan if v is None else v for k, v in read_json(path).items()}
-    return ModelRecord(**values)
+    try:
+        values: dict[str, Any] = {k: math.nan if v is None else v for k, v in read_json(path).items()}
+        return ModelRecord(**values)
+    except (TypeError, AttributeError):
+        raise SdslError(f"the record file {path} is damaged: it is not the record of a model; delete it.") from None
 
 
 def load_model(config: StudyConfig, record: ModelRecord, vocab_size: int, study: Path) -> tuple[ModelConfig, Params]:
@@ -227,8 +252,12 @@ def load_model(config: StudyConfig, record: ModelRecord, vocab_size: int, study:
     Raises:
       SdslError: the checkpoint is missing, damaged, or not the one that the record describes.
     """
-    wanted = {(r.role, r.seed, r.model_id(i)): r.params for r in rungs(config) for i in range(len(r.budgets))}
-    model = member(config.family, wanted[record.role, record.seed, record.model_id], vocab_size)
+    wanted = {r.model_id(i): r.params for r in rungs(config) for i in range(len(r.budgets))}
+    require(
+        record.model_id in wanted and bool(record.checkpoint),
+        f"the records hold {record.model_id}, which is not a model of this study's ladder; its weights cannot be loaded.",
+    )
+    model = member(config.family, wanted[record.model_id], vocab_size)
     path = study / record.checkpoint
     params = checkpoints.restore(path, abstract_params(model)).tree
     checkpoints.verify(path, params, record.params_digest)

@@ -23,6 +23,7 @@ from sdsl_jax.config import TrainingConfig
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models import ModelConfig, abstract_params, init_params
 from sdsl_jax.progress import Progress
+from sdsl_jax.records import write_text
 from sdsl_jax.training import checkpoints
 from sdsl_jax.training.step import StepMetrics, TrainState, init_state, train_step
 
@@ -125,16 +126,22 @@ class RungTrainer:
         folder = self.folder / f"cooldown-{end}"
         if latest := checkpoints.steps(folder):
             state, seconds = self._load(folder, latest[-1])
+            before = max((b for b in self.schedule.branches if b < branch), default=0)
+            self.progress.advance(branch - before, f"{self.name}  resumed")
         else:
             state, seconds = self._trunk(branch)
+        self.progress.advance(int(state.step) - branch, f"{self.name}  resumed")
         return self._run(folder, state, seconds, end, lambda step: self.schedule.cooldown_rate(budget, step))
 
     def _trunk(self, step: int) -> tuple[TrainState, float]:
+        """The state of the trunk at a step, from the latest checkpoint at or before it."""
         folder = self.folder / "trunk"
         reached = [s for s in checkpoints.steps(folder) if s <= step]
         state, seconds = (
             self._load(folder, reached[-1]) if reached else (init_rung(self.model, self.config, self.init_seed), 0.0)
         )
+        before = max((b for b in self.schedule.branches if b < step), default=0)
+        self.progress.advance(int(state.step) - before, f"{self.name}  resumed")
         return self._run(folder, state, seconds, step, self.schedule.trunk_rate)
 
     def _load(self, folder: Path, step: int) -> tuple[TrainState, float]:
@@ -145,7 +152,7 @@ class RungTrainer:
     def _run(self, folder: Path, state: TrainState, seconds: float, stop: int, rate) -> tuple[TrainState, float]:
         """Takes the steps up to `stop`, with a checkpoint every so often and one at the end."""
         start = int(state.step)
-        metrics = _MetricsFile(folder / "metrics.jsonl", start)
+        metrics = _MetricsFile(folder / "metrics.jsonl", start, stop)
         began = last_report = time.perf_counter()
         step_seconds = math.nan  # a moving average
         tokens_per_step = self.batches[start].size - self.config.batch_size
@@ -178,7 +185,7 @@ class RungTrainer:
             if step + 1 == stop or (step + 1) % self.config.checkpoint_every_steps == 0:
                 report(*pending)
                 pending = None
-                metrics.flush()
+                metrics.flush(last=step + 1 == stop)
                 seconds += time.perf_counter() - began
                 began = time.perf_counter()
                 checkpoints.save(folder / str(step + 1), state, {"seconds": seconds})
@@ -198,24 +205,39 @@ def abstract_zeros(model: ModelConfig):
 
 
 class _MetricsFile:
-    """Metrics of a segment, one JSON object a line, with neither gaps nor doubles across resumes."""
+    """Metrics of a segment, one JSON object a line, with neither gaps nor doubles across resumes.
 
-    def __init__(self, path: Path, start: int):
+    Lines of steps from `start` to `stop` are about to be written again and are dropped; later ones, which a trunk holds when
+    a budget is added between two others, belong to the same trajectory and stay.
+    """
+
+    def __init__(self, path: Path, start: int, stop: int):
         self._path = path
         self._pending: list[str] = []
+        self._later: list[str] = []
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] < start]
-            path.write_text("".join(line + "\n" for line in kept))
+            steps = {line: step for line in path.read_text().splitlines() if (step := _step_of(line)) is not None}
+            self._later = [line for line, step in steps.items() if step >= stop]
+            write_text(path, "".join(line + "\n" for line, step in steps.items() if step < start))
 
     def add(self, **values: float) -> None:
         self._pending.append(json.dumps(values))
 
-    def flush(self) -> None:
+    def flush(self, last: bool) -> None:
         """Appends what is pending; called before a checkpoint is written, so that metrics are never behind it."""
+        lines = self._pending + (self._later if last else [])
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._path, "a", encoding="utf-8") as file:
-                file.writelines(line + "\n" for line in self._pending)
+                file.writelines(line + "\n" for line in lines)
         except OSError as error:
             raise SdslError(f"cannot write {self._path} ({error.strerror}).") from None
         self._pending.clear()
+
+
+def _step_of(line: str) -> int | None:
+    """The step of a line of metrics; None for a line that was cut short."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -12,7 +12,7 @@ LOSS = ChinchillaLaw(E=0.9, A=5.0, B=40.0, a=0.15, b=0.35)
 LAWS = {"logit_gap": LogitGap(1.7, 2.1), "affine_plane": AffinePlane(-0.06, 0.05, 0.9)}
 COSTS = {
     "flops": FlopCost(RULE, 300e3),
-    "measured": MeasuredCost(RULE, StepTimeLaw(3e-6, 1e-6, 1e-10), 90e-6, 100e-6),
+    "measured": MeasuredCost(RULE, StepTimeLaw(3e-6, 1e-6, 1e-10), 90e-6, 95e-6, 2e-6),
 }
 
 
@@ -21,9 +21,15 @@ def problem(law="logit_gap", cost="flops", **changes) -> DesignProblem:
     return jax.tree.map(jnp.float64, made)
 
 
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("cost", COSTS)
-@pytest.mark.parametrize("optimizer", ["adam", "nadam"])
+@pytest.mark.parametrize(
+    ("law", "cost", "optimizer"),
+    [
+        ("logit_gap", "flops", "adam"),
+        ("logit_gap", "measured", "adam"),
+        ("affine_plane", "flops", "nadam"),
+        ("affine_plane", "measured", "adam"),
+    ],
+)
 def test_gradient_agrees_with_the_closed_form(x64, law, cost, optimizer):
     made = problem(law, cost)
     found = maximise(made, 64.0, jnp.asarray(spread_starts(8)), 0.1, optimizer=optimizer, steps=1500)
@@ -64,7 +70,7 @@ def test_an_optimum_on_the_border_is_reached_exactly(x64):
 
 
 def test_where_speculation_does_not_pay_the_gradient_finds_no_speedup(x64):
-    slow = MeasuredCost(RULE, StepTimeLaw(80e-6, 1e-6, 1e-10), 90e-6, 150e-6)
+    slow = MeasuredCost(RULE, StepTimeLaw(80e-6, 1e-6, 1e-10), 90e-6, 150e-6, 0.0)
     made = problem()._replace(cost=jax.tree.map(jnp.float64, slow))
     found = maximise(made, 64.0, jnp.asarray(spread_starts(8)), 0.1, optimizer="adam", steps=800)
     assert float(found.speedup) < 1

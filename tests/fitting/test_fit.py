@@ -64,7 +64,7 @@ def test_weights_are_repetitions(x64):
     t, y = jnp.linspace(0, 3, 8), 2 * jnp.exp(-jnp.linspace(0, 3, 8)) + 0.1 * jnp.sin(9 * jnp.linspace(0, 3, 8))
     weights = jnp.array([2.0, 0, 1, 1, 1, 0, 1, 2])
     repeated = np.repeat(np.arange(8), np.asarray(weights, int))
-    start = jnp.array([1.0, 1.0])
+    start = jnp.array([[1.0, 1.0]])
     one = refit(exponential_residuals, start, (t, y), weights[None], 0.05)[0]
     other = refit(exponential_residuals, start, (t[repeated], y[repeated]), jnp.ones((1, len(repeated))), 0.05)[0]
     np.testing.assert_allclose(one, other, rtol=1e-8)
