@@ -168,7 +168,7 @@ def version() -> None:
 
 _overrides: list[str] = []
 _DOTTED = re.compile(r"--[A-Za-z][\w-]*(\.[\w-]+)+(=.*)?", re.DOTALL)
-_ASSIGNED = re.compile(r"[A-Za-z]\w*(\.\w+)*=.*", re.DOTALL)
+_ASSIGNED = re.compile(r"(name|seed|[A-Za-z]\w*(\.\w+)+)=.*", re.DOTALL)
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:

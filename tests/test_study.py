@@ -73,7 +73,7 @@ def test_records_hold_every_pair_and_estimator(tiny_study):
 
 
 def test_gradient_and_closed_form_agree_in_the_records(tiny_study):
-    entries = read_json(tiny_study / "records" / "codesign.json")
+    entries = read_json(tiny_study / "records" / "codesign.json", list)
     assert {(e["acceptance_law"], e["cost_model"]) for e in entries} == {
         (law, cost) for law in ("logit_gap", "affine_plane") for cost in ("flops", "measured")
     }
