@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -77,12 +77,15 @@ class Terminal:
             self._bar = None
 
 
+_STAGE = tyro.conf.arg(metavar="STAGE")
+
+
 def study(
-    file: tyro.conf.Positional[Path],
+    file: Annotated[Path, tyro.conf.arg(metavar="FILE.toml")],
     /,
-    out: Path | None = None,
-    only: Literal["train", "measure", "fit", "codesign", "figures", "report"] | None = None,
-    force: bool = False,
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
+    only: Annotated[Literal["train", "measure", "fit", "codesign", "figures", "report"] | None, _STAGE] = None,
+    force: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Run a study: train, measure, fit, codesign, figures, report.
 
@@ -92,7 +95,7 @@ def study(
     Args:
         file: the study's TOML.
         out: folder for the results; runs/<name> if left out.
-        only: run this stage alone, on the inputs that are there.
+        only: run this stage alone, on the inputs that are there: train, measure, fit, codesign, figures or report.
         force: run stages even if nothing they depend on has changed.
     """
     from sdsl_jax.config import load_study

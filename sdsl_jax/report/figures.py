@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord
 from sdsl_jax.report.inputs import Records, read_records
@@ -25,7 +26,8 @@ CAPTIONS = {
     "speedup": "Speed-up against draft size at the best lookahead of at least 1 for each size. Shaded: sizes within 1 % of "
     "the best. Dots: trained drafts at their largest budget, with the tokens per round that the decoder measured, at the best "
     "measured lookahead.",
-    "optimiser": "Speed-up over draft size and lookahead, the path of the optimiser from its best start, and the closed form.",
+    "optimiser": "Speed-up over draft size and lookahead, the path of the optimiser from its best start (which may lie above "
+    "the frame), and the closed form.",
     "survival": "Share of rounds whose first k drafts were all accepted, at the largest measured lookahead, "
     "against the geometric α^k of independent acceptance with α from the same rounds (dashed).",
     "latency": "Median time of a one-token decoding step against size, with the fitted law, and of verify passes of the "
@@ -181,7 +183,9 @@ def _survival(records: Records, folder: Path, name: str) -> None:
                 axis.errorbar(k, s, yerr=error, fmt="o-", color=colour, elinewidth=0.8, lw=1, label=label)
                 axis.plot(k, tar[draft_id, target.model_id] ** np.asarray(k), "--", color=colour, lw=0.9)
             axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axis.yaxis.set_major_formatter("{x:.2g}")
+            axis.yaxis.set_minor_formatter(NullFormatter())
             axis.set(xlabel="position k in the round", ylabel=f"P(first k accepted), γ = {largest}")
             axis.set_title(f"Survival, target {short(target.params_nonembedding)} (dashed: geometric)")
             axis.legend(title="draft", loc="lower left")

@@ -142,7 +142,9 @@ def draw_optimiser(records: Records, folder: Path, name: str) -> None:
         handles = [
             Line2D([], [], color=COLOURS[1], marker=".", label="gradient ascent, best start"),
             Line2D([], [], color=COLOURS[1], marker="o", mec="white", ls="", label="its start"),
-            Line2D([], [], color="white", marker="*", mec="black", ms=14, ls="", label="closed form"),
-            Line2D([], [], color="0.7", label="S = 1 (white line)"),
+            Line2D(
+                [], [], color="white", marker="*", mec="black", ms=14, ls="", label="closed form, if speculation pays"
+            ),
+            Line2D([], [], color="0.7", label="S = 1, if crossed (white)"),
         ]
         made.legend(handles=handles, loc="outside lower center", ncols=4)

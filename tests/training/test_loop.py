@@ -117,6 +117,11 @@ def test_a_budget_added_later_reuses_the_trunk_and_changes_nothing(tmp_path, dat
     after = train_ladder(more, dataset, tmp_path)
     kept = {r.model_id: r.params_digest for r in after}
     assert all(kept[r.model_id] == r.params_digest for r in before)
+    between = tiny(ladder=ONE_RUNG | {"draft_tokens": [8_000, 12_000, 16_000, 24_000]})
+    train_ladder(between, dataset, tmp_path)
+    trunk = next(f for f in tmp_path.rglob("trunk/metrics.jsonl") if "draft" in str(f))
+    steps = [json.loads(line)["step"] for line in trunk.read_text().splitlines()]
+    assert steps == list(range(70))  # the last cool-down of 94 steps leaves after 70
     alone = train_ladder(tiny(ladder=ONE_RUNG | {"draft_tokens": [8_000, 24_000]}), dataset, tmp_path / "alone")
     assert {r.model_id: r.params_digest for r in alone}["draft-600-24k-s0"] == kept["draft-600-24k-s0"]
 
