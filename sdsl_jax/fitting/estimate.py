@@ -146,7 +146,7 @@ def fit_loss(
         )
     per_parameter = np.log(d / n)
     warnings = _unidentified(made, config) + _design_warnings(per_parameter, len(models))
-    if made.law.E < 1e-3 * loss.min():
+    if loss.min() * 1e-3 > made.law.E:
         warnings = [w for w in warnings if not w.startswith("E ")]
         warnings.insert(
             0, "E is not identified at this scale: the best fit has none, so losses far beyond the ladder are too low"

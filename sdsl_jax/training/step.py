@@ -82,7 +82,7 @@ def train_step(
     gradients, loss = jax.grad(objective, has_aux=True)(state.params)
     updates, opt_state = optimizer(config).update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, jax.tree.map(lambda u: -learning_rate * u, updates))
-    return TrainState(params, opt_state, state.step + 1), StepMetrics(loss, optax.global_norm(gradients))
+    return TrainState(params, opt_state, state.step + 1), StepMetrics(loss, optax.tree.norm(gradients))
 
 
 @functools.partial(jax.jit, static_argnames="model")

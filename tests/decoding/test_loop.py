@@ -46,10 +46,20 @@ def exact_joint(target: Model, prompt: list[int], length: int, temperature: floa
 PROMPTS = ([3], [1, 4, 0, 2])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("lookahead", [1, 2, 4, 7])
+def test_joint_distribution_with_many_samples(draft, target, lookahead):
+    """As below, with 200,000 samples of each prompt: a bias of half a percent in a common sequence would show."""
+    check_joint_distribution(draft, target, lookahead, temperature=1.0, rows=8192, runs=49)
+
+
 @pytest.mark.parametrize(("lookahead", "temperature"), [(1, 1.0), (2, 0.7), (4, 1.0)])
 def test_joint_distribution_through_ragged_caches(draft, target, lookahead, temperature):
     """Three tokens after prompts of different lengths in one batch, against all 216 sequences. χ², false alarm 1e-6 each."""
-    rows, runs = 4096, 8
+    check_joint_distribution(draft, target, lookahead, temperature, rows=4096, runs=8)
+
+
+def check_joint_distribution(draft, target, lookahead, temperature, rows, runs):
     prompts = np.zeros((rows, 4), np.int32)
     lengths = np.where(np.arange(rows) % 2 == 0, 1, 4)
     for kind, prompt in enumerate(PROMPTS):
@@ -62,7 +72,7 @@ def test_joint_distribution_through_ragged_caches(draft, target, lookahead, temp
             prompts,
             prompt_lengths=lengths,
             lookahead=lookahead,
-            max_lookahead=4,
+            max_lookahead=max(4, lookahead),
             new_tokens=3,
             temperature=temperature,
             seed=run,
