@@ -87,11 +87,26 @@ def cost_models(laws: FittedLaws, models: list[ModelRecord], target: ModelRecord
     timed = _timed(laws, models, target)
     if timed is not None and laws.verify_seconds.get(timed):
         widths = laws.verify_seconds[timed]
-        lookaheads = np.asarray(list(widths), float)
-        # Over the measured lookaheads a line; with a single one, no cost for width.
-        slope, level = np.polyfit(lookaheads, list(widths.values()), 1) if len(widths) > 1 else (0.0, *widths.values())
-        made["measured"] = MeasuredCost(laws.rule, laws.step_time, laws.decode_seconds[timed], level, max(slope, 0.0))
+        level, slope = _verify_line(widths, laws.decode_seconds[timed])
+        made["measured"] = MeasuredCost(laws.rule, laws.step_time, laws.decode_seconds[timed], level, slope)
     return made
+
+
+def _verify_line(seconds: dict[int, float], step_seconds: float) -> tuple[float, float]:
+    """Level and slope of the verify pass over the lookahead, by least squares.
+
+    A wider pass is never cheaper than a step: where noise says otherwise, the line starts at the step or stays level.
+    """
+    lookaheads, times = np.asarray(list(seconds), float), np.asarray(list(seconds.values()))
+    slope, level = np.polyfit(lookaheads, times, 1) if len(seconds) > 1 else (0.0, times[0])
+    if slope < 0:
+        slope, level = 0.0, times.mean()
+    if level < step_seconds:
+        level, slope = (
+            step_seconds,
+            max(0.0, float(((times - step_seconds) * lookaheads).sum() / (lookaheads**2).sum())),
+        )
+    return float(level), float(slope)
 
 
 def _timed(laws: FittedLaws, models: list[ModelRecord], model: ModelRecord) -> str | None:
@@ -180,7 +195,7 @@ def _solve(
         "draft_params": n if pays else None,
         "lookahead": gamma if pays else None if certain else 0.0,
         "lookahead_integer": integer,
-        "speculate": integer > 0,
+        "speculate": pays and integer > 0,
         "acceptance": float(values.at["acceptance"]) if pays else None,
         "cost": float(values.at["cost"]) if pays else None,
         "verify_cost": float(values.at["verify_cost"]),

@@ -56,7 +56,7 @@ def draw_speedup(records: Records, folder: Path, name: str) -> None:
                     axis.plot(curve["draft_params"], values, style, color=colour, lw=1.8 if style == "-" else 1)
                     lowest, highest = min(lowest, np.nanmin(values)), max(highest, np.nanmax(values))
                     if style == "-":
-                        if entry["speculate"]:
+                        if entry["speculate"] and entry["indifference_1pct"][0] is not None:
                             axis.axvspan(*entry["indifference_1pct"], color=colour, alpha=0.13, lw=0)
                             axis.plot(entry["draft_params"], entry["speedup"], "*", color=colour, ms=12, mec="white")
                         x, y = _best_measured(entry)

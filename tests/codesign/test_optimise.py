@@ -5,6 +5,7 @@ import pytest
 from jax.test_util import check_grads
 
 from sdsl_jax.codesign import DesignProblem, maximise, spread_starts
+from sdsl_jax.codesign.stage import _verify_line
 from sdsl_jax.theory import AffinePlane, ChinchillaLaw, FlopCost, LogitGap, MeasuredCost, ShapeRule, StepTimeLaw
 
 RULE = ShapeRule(32.0, 256.0, 64.0)
@@ -83,3 +84,12 @@ def test_starts_cover_the_square():
     starts = spread_starts(64)
     assert starts.shape == (64, 2)
     assert all(len(np.unique((starts[:, i] * 8).astype(int))) == 8 for i in range(2))
+
+
+def test_a_verify_pass_is_never_cheaper_than_a_step():
+    assert _verify_line({1: 12.0, 4: 15.0}, 10.0) == pytest.approx((11.0, 1.0))
+    assert _verify_line({1: 8.0, 4: 20.0}, 10.0) == pytest.approx(
+        (10.0, (-2 + 40) / 17)
+    )  # least squares through (0, 10)
+    assert _verify_line({1: 13.0, 4: 11.0}, 10.0) == pytest.approx((12.0, 0.0))
+    assert _verify_line({3: 9.0}, 10.0) == pytest.approx((10.0, 0.0))
