@@ -81,6 +81,10 @@ def test_gradient_and_closed_form_agree_in_the_records(tiny_study):
         if entry["draft_params"] is None:
             assert entry["closed_form"]["draft_params"] is None
             continue
+        if entry["relative_difference"]["lookahead"] is None:
+            assert any("max_lookahead" in warning for warning in entry["warnings"])
+            assert entry["lookahead"] == pytest.approx(64)
+            continue
         assert entry["relative_difference"]["draft_params"] <= 1e-3
         assert entry["relative_difference"]["lookahead"] <= 1e-3
         alpha, gamma = entry["acceptance"], entry["lookahead"]

@@ -190,7 +190,8 @@ def _solve(
     if certain:
         integer = 0
         closed = jax.tree.map(lambda x: np.full_like(x, np.nan, float), closed)._replace(interior=np.False_)
-    compare = pays and math.isfinite(float(closed.params))
+    # The closed form knows no largest lookahead: beyond it the two solve different problems, and a warning says so.
+    compare = pays and float(closed.lookahead) <= c.max_lookahead
     entry = {
         "draft_params": n if pays else None,
         "lookahead": gamma if pays else None if certain else 0.0,
@@ -327,6 +328,8 @@ def _warnings(entry: dict[str, Any], drafts: list[ModelRecord]) -> list[str]:
         )
     elif not min(sizes) <= entry["draft_params"] <= max(sizes):
         warnings.append(f"N* lies outside the trained drafts ({min(sizes):,} to {max(sizes):,} parameters)")
+    if entry["speculate"] and entry["relative_difference"]["lookahead"] is None:
+        warnings.append("the lookahead stops at codesign.max_lookahead, which the closed form would exceed")
     if entry["speculate"] and 0.99 * entry["speedup"] <= 1:
         warnings.append("plain decoding is within 1 % of the optimum")
     if entry["speculate"] and not entry["interior"]:
