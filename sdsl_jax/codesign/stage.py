@@ -191,7 +191,7 @@ def _solve(
         integer = 0
         closed = jax.tree.map(lambda x: np.full_like(x, np.nan, float), closed)._replace(interior=np.False_)
     # The closed form knows no largest lookahead: beyond it the two solve different problems, and a warning says so.
-    compare = pays and float(closed.lookahead) <= c.max_lookahead
+    compare = pays and 0 < float(closed.lookahead) <= c.max_lookahead
     entry = {
         "draft_params": n if pays else None,
         "lookahead": gamma if pays else None if certain else 0.0,
