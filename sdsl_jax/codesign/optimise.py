@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from sdsl_jax.codesign.objective import DesignProblem
+from sdsl_jax.theory import DraftProblem
 
 OPTIMIZERS = {
     "adam": optax.adam,
@@ -51,7 +51,7 @@ def spread_starts(count: int) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames=("optimizer", "steps"))
 def maximise(
-    problem: DesignProblem,
+    problem: DraftProblem,
     max_lookahead: Array | float,
     starts: Float[Array, "S 2"],
     learning_rate: Array | float,

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdsl_jax.codesign.objective import DesignProblem
 from sdsl_jax.codesign.optimise import maximise, spread_starts
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.errors import require
@@ -21,8 +20,10 @@ from sdsl_jax.theory import (
     ChinchillaLaw,
     CostModel,
     DraftOptimum,
+    DraftProblem,
     FlopCost,
     MeasuredCost,
+    ModelPoint,
     optimal_lookahead,
     speedup,
 )
@@ -57,10 +58,10 @@ def solve_all(
     for target in targets:
         for acceptance_law in laws.acceptance:
             for cost_model, cost in cost_models(laws, models, target).items():
-                problem = DesignProblem(
-                    loss=laws.loss,
+                problem = DraftProblem(
+                    loss_law=laws.loss,
                     draft_tokens=float(draft_tokens),
-                    target_loss=target.loss_nats,
+                    target=ModelPoint(float(target.params_nonembedding), target.loss_nats),
                     acceptance_law=laws.acceptance[acceptance_law],
                     cost=cost,
                     # Down to a third of the smallest draft, so that an optimum at the edge of the ladder shows as such.
@@ -116,9 +117,9 @@ def _timed(laws: FittedLaws, models: list[ModelRecord], model: ModelRecord) -> s
 
 
 @jax.jit
-def _closed_forms(problem: DesignProblem, loss: ChinchillaLaw, acceptance: AcceptanceLaw) -> DraftOptimum:
+def _closed_forms(problem: DraftProblem, loss: ChinchillaLaw, acceptance: AcceptanceLaw) -> DraftOptimum:
     """The closed form for many coefficients of the two laws at once."""
-    return jax.vmap(lambda one, other: problem._replace(loss=one, acceptance_law=other).closed_form())(loss, acceptance)
+    return jax.vmap(lambda one, other: problem._replace(loss_law=one, acceptance_law=other).optimum())(loss, acceptance)
 
 
 class _Evaluation(NamedTuple):
@@ -131,7 +132,7 @@ class _Evaluation(NamedTuple):
 
 
 @jax.jit
-def _evaluate(problem: DesignProblem, params, lookahead, whole, sizes, map_sizes, map_lookaheads) -> _Evaluation:
+def _evaluate(problem: DraftProblem, params, lookahead, whole, sizes, map_sizes, map_lookaheads) -> _Evaluation:
     alpha, step = jax.vmap(problem.acceptance)(sizes), jax.vmap(problem.cost.draft_step)(sizes)
     verify = jnp.asarray(problem.cost.verify_pass)
     # S falls on both sides of its maximum in γ, so the best lookahead of at least one draft is that maximum or 1.
@@ -155,7 +156,7 @@ def _evaluate(problem: DesignProblem, params, lookahead, whole, sizes, map_sizes
 
 
 def _solve(
-    config: StudyConfig, problem: DesignProblem, laws: FittedLaws, law: str
+    config: StudyConfig, problem: DraftProblem, laws: FittedLaws, law: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Entry and landscape of one problem, in float64."""
     c = config.codesign
@@ -189,7 +190,7 @@ def _solve(
     pays = bool(found.speedup > 1) and gamma > 0 and not certain
     if certain:
         integer = 0
-        closed = jax.tree.map(lambda x: np.full_like(x, np.nan, float), closed)._replace(interior=np.False_)
+    closed_pays = bool(closed.speedup > 1) and not certain
     # The closed form knows no largest lookahead: beyond it the two solve different problems, and a warning says so.
     compare = pays and 0 < float(closed.lookahead) <= c.max_lookahead
     entry = {
@@ -202,12 +203,12 @@ def _solve(
         "verify_cost": float(values.at["verify_cost"]),
         "speedup": float(values.at["speedup"]) if pays else None if certain else 1.0,
         "speedup_integer": float(values.whole.max()) if integer else None if certain else 1.0,
-        "interior": bool(closed.interior),
-        "indifference_1pct": [float(x) for x in closed.indifference],
+        "interior": closed_pays and bool(closed.interior),
+        "indifference_1pct": [float(x) if closed_pays else None for x in closed.indifference_1pct],
         "closed_form": {
-            "draft_params": float(closed.params),
-            "lookahead": float(closed.lookahead),
-            "speedup": float(closed.speedup),
+            "draft_params": float(closed.params) if closed_pays else None,
+            "lookahead": None if certain else float(closed.lookahead),
+            "speedup": None if certain else float(closed.speedup),
         },
         "relative_difference": {
             "draft_params": abs(n / float(closed.params) - 1) if compare else None,

@@ -13,7 +13,7 @@ from sdsl_jax.config import FitConfig
 from sdsl_jax.errors import require
 from sdsl_jax.fitting.solver import fit, refit
 from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord, column
-from sdsl_jax.theory import AffinePlane, ChinchillaLaw, LogitGap, ShapeRule, StepTimeLaw
+from sdsl_jax.theory import AffinePlane, ChinchillaLaw, LogitGap, ModelPoint, ShapeRule, StepTimeLaw, coefficients
 
 # Past this condition number of the scaled Jacobian, some combination of coefficients moves without the fit noticing.
 _ILL_CONDITIONED = 100.0
@@ -25,7 +25,7 @@ class LawFit(NamedTuple):
     Attributes:
       name: of the law.
       law: the coefficients.
-      draws: the same named tuple, each field an array [draws] of bootstrap coefficients.
+      draws: the same law, each coefficient an array [draws] of bootstrap values.
       objective: Huber objective at the optimum.
       rows: observations.
       starts: descents.
@@ -169,7 +169,9 @@ def _unidentified(made: LawFit, config: FitConfig) -> list[str]:
     """Which coefficients the data leave open, by their intervals and by the condition number."""
     warnings = []
     tail = (1 - config.confidence) / 2
-    for name, value, drawn in zip(made.law._fields, made.law, made.draws):
+    for name, value, drawn in zip(
+        coefficients(made.law), coefficients(made.law).values(), coefficients(made.draws).values()
+    ):
         low, high = np.quantile(drawn, [tail, 1 - tail])
         if low <= 0 <= high or max(abs(value / low), abs(high / value)) > 2:
             warnings.append(
@@ -183,17 +185,17 @@ def _unidentified(made: LawFit, config: FitConfig) -> list[str]:
 
 
 class _PairData(NamedTuple):
-    draft_loss: Array
-    target_loss: Array
+    draft: ModelPoint
+    target: ModelPoint
     alpha: Array
 
 
 def _affine_residuals(x: Array, data: _PairData) -> Array:
-    return AffinePlane(*x)(data.draft_loss, data.target_loss) - data.alpha
+    return AffinePlane(*x)(data.draft, data.target) - data.alpha
 
 
 def _logit_residuals(x: Array, data: _PairData) -> Array:
-    return LogitGap(*x)(data.draft_loss, data.target_loss) - data.alpha
+    return LogitGap(*x)(data.draft, data.target) - data.alpha
 
 
 # For each law its residuals and a start; both problems are convex enough that jittered starts end in one place.
@@ -234,13 +236,15 @@ def fit_acceptance(
     target = np.asarray([by_id[r.target_id] for r in rows])
     loss, alpha = np.asarray(column(models, "loss_nats"), float), np.asarray(column(rows, "alpha"), float)
     # A draft is left out with all its budgets: they share a trunk, and one would give the others away.
-    sizes = np.asarray(column(models, "params_nonembedding"))[draft]
+    params = np.asarray(column(models, "params_nonembedding"), float)
+    sizes = params[draft]
     left_out = np.stack([sizes != size for size in np.unique(sizes)]).astype(float)
     fits = []
     for name, (law, residuals, start) in _ACCEPTANCE_FITS.items():
         starts = start * np.random.default_rng(seed).uniform(0.3, 2.0, (config.starts, len(start)))
         with jax.enable_x64(True):
-            data = _PairData(jnp.asarray(loss[draft]), jnp.asarray(loss[target]), jnp.asarray(alpha))
+            points = [ModelPoint(jnp.asarray(params[of]), jnp.asarray(loss[of])) for of in (draft, target)]
+            data = _PairData(points[0], points[1], jnp.asarray(alpha))
             delta = config.acceptance_huber_delta
             best = fit(residuals, jnp.asarray(starts), data, jnp.ones(len(rows)), delta)
             draws = refit(residuals, best.parameters[None], data, jnp.asarray(weights[:, draft]), delta)

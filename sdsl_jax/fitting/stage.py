@@ -11,7 +11,7 @@ from sdsl_jax.errors import SdslError
 from sdsl_jax.fitting.estimate import LawFit, bootstrap_weights, fit_acceptance, fit_loss, fit_step_time
 from sdsl_jax.models import shape_rule
 from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord
-from sdsl_jax.theory import ACCEPTANCE_LAWS, AcceptanceLaw, ChinchillaLaw, ShapeRule, StepTimeLaw
+from sdsl_jax.theory import ACCEPTANCE_LAWS, AcceptanceLaw, ChinchillaLaw, ShapeRule, StepTimeLaw, coefficients
 
 
 def fit_all(
@@ -53,10 +53,10 @@ def fitted_rule(config: StudyConfig) -> ShapeRule:
 
 def _describe(made: LawFit, config: StudyConfig, delta: float) -> dict[str, Any]:
     tail = (1 - config.fit.confidence) / 2
-    draws = {k: np.asarray(v, float) for k, v in made.draws._asdict().items()}
+    draws = {k: np.asarray(v, float) for k, v in coefficients(made.draws).items()}
     return {
         "law": made.name,
-        "coefficients": {k: float(v) for k, v in made.law._asdict().items()},
+        "coefficients": {k: float(v) for k, v in coefficients(made.law).items()},
         "standard_error": {k: float(v.std(ddof=1)) for k, v in draws.items()},
         f"interval_{round(100 * config.fit.confidence)}": {
             k: [float(x) for x in np.quantile(v, [tail, 1 - tail])] for k, v in draws.items()
@@ -97,11 +97,12 @@ def read_laws(fits: dict[str, Any]) -> FittedLaws:
       SdslError: something is missing.
     """
     try:
+        loss_draws: dict[str, Any] = {k: np.asarray(v) for k, v in fits["loss_law"]["draws"].items()}
         draws = {f["law"]: {k: np.asarray(v) for k, v in f["draws"].items()} for f in fits["acceptance_laws"]}
         laws = {f["law"]: f["coefficients"] for f in fits["acceptance_laws"]}
         return FittedLaws(
             loss=ChinchillaLaw(**fits["loss_law"]["coefficients"]),
-            loss_draws=ChinchillaLaw(**{k: np.asarray(v) for k, v in fits["loss_law"]["draws"].items()}),
+            loss_draws=ChinchillaLaw(**loss_draws),
             acceptance={name: ACCEPTANCE_LAWS[name](**c) for name, c in laws.items()},
             acceptance_draws={name: ACCEPTANCE_LAWS[name](**c) for name, c in draws.items()},
             step_time=StepTimeLaw(**fits["step_time"]["coefficients"]),

@@ -13,7 +13,7 @@ from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord
 from sdsl_jax.report.inputs import Records, read_records
 from sdsl_jax.report.landscapes import draw_optimiser, draw_speedup
 from sdsl_jax.report.style import COLOURS, NAMES, figure, label_sizes, short
-from sdsl_jax.theory import ACCEPTANCE_LAWS, ChinchillaLaw, ShapeRule, StepTimeLaw
+from sdsl_jax.theory import ACCEPTANCE_LAWS, ChinchillaLaw, ModelPoint, ShapeRule, StepTimeLaw
 
 CAPTIONS = {
     "loss": "Test loss against non-embedding parameters and training tokens, with the fitted law L = E + A/N^a + B/D^b. "
@@ -44,6 +44,15 @@ def draw_figures(records_folder: Path, folder: Path) -> None:
 
 def _law(description: dict[str, Any]) -> Any:
     return ACCEPTANCE_LAWS[description["law"]](**description["coefficients"])
+
+
+def _point(model: ModelRecord) -> ModelPoint:
+    return ModelPoint(model.params_nonembedding, model.loss_nats)
+
+
+def _at(loss: Any) -> ModelPoint:
+    """A point for the laws drawn against losses, which do not look at sizes."""
+    return ModelPoint(1.0, loss)
 
 
 def _loss(records: Records, folder: Path, name: str) -> None:
@@ -96,7 +105,7 @@ def _acceptance(records: Records, folder: Path, name: str) -> None:
         pad_x, pad_y = 0.08 * np.ptp(x), max(0.35 * np.ptp(y), 0.05)
         fine_x = np.linspace(x.min() - pad_x, x.max() + pad_x, 60)
         fine_y = np.linspace(y.min() - pad_y, y.max() + pad_y, 60)
-        plane = np.asarray(laws["affine_plane"](np.log(fine_x)[None], np.log(fine_y)[:, None]))
+        plane = np.asarray(laws["affine_plane"](_at(np.log(fine_x)[None]), _at(np.log(fine_y)[:, None])))
         limits = dict(vmin=min(alpha.min(), plane.min()), vmax=max(alpha.max(), plane.max()))
         shade = left.pcolormesh(fine_x, fine_y, plane, cmap="viridis", shading="gouraud", **limits)
         left.scatter(x, y, c=alpha, cmap="viridis", edgecolors="white", s=55, linewidths=1.1, **limits)
@@ -107,12 +116,14 @@ def _acceptance(records: Records, folder: Path, name: str) -> None:
             colour = COLOURS[i % len(COLOURS)]
             low = [r.alpha - r.alpha_low for (_, _, r), c in zip(pairs, chosen) if c]
             high = [r.alpha_high - r.alpha for (_, _, r), c in zip(pairs, chosen) if c]
-            middle.plot(fine_x, np.asarray(laws["affine_plane"](np.log(fine_x), target.loss_nats)), color=colour, lw=1)
+            middle.plot(
+                fine_x, np.asarray(laws["affine_plane"](_at(np.log(fine_x)), _at(target.loss_nats))), color=colour, lw=1
+            )
             style = dict(fmt="o", color=colour, elinewidth=0.8, label=f"target {short(target.params_nonembedding)}")
             middle.errorbar(x[chosen], alpha[chosen], yerr=[low, high], **style)
             right.errorbar(np.log(x[chosen]) - target.loss_nats, alpha[chosen], yerr=[low, high], **style)
         gap = np.linspace(min(0.0, (np.log(x) - np.log(y)).min()) - 0.03, (np.log(x) - np.log(y)).max() + 0.05, 80)
-        right.plot(gap, np.asarray(laws["logit_gap"](gap, 0.0)), color="0.3", lw=1, label="fitted law")
+        right.plot(gap, np.asarray(laws["logit_gap"](_at(gap), _at(0.0))), color="0.3", lw=1, label="fitted law")
         middle.set(xlabel="draft perplexity", ylabel="acceptance α", title="Affine plane, section at each target")
         right.set(
             xlabel="loss gap, draft − target (nats)", ylabel="acceptance α", title="Logit in the loss gap (bounded)"
@@ -131,7 +142,7 @@ def _predicted(records: Records, folder: Path, name: str) -> None:
             for estimator, lookahead, marker in ((fit["estimator"], None, "o"), ("decoded_per_test", largest, "^")):
                 for i, target in enumerate(records.targets):
                     rows = [p for p in _pairs(records, estimator, lookahead) if p[1] == target]
-                    predicted = np.asarray([float(law(draft.loss_nats, target.loss_nats)) for draft, _, _ in rows])
+                    predicted = np.asarray([float(law(_point(draft), _point(target))) for draft, _, _ in rows])
                     measured = np.asarray([r.alpha for _, _, r in rows])
                     error = [[r.alpha - r.alpha_low for *_, r in rows], [r.alpha_high - r.alpha for *_, r in rows]]
                     axis.errorbar(

@@ -7,10 +7,9 @@ units of one autoregressive step of the target. The paper (arXiv 2603.11053) tak
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-Scalar = Float[Array, ""] | Float[np.ndarray, ""] | float
+from sdsl_jax.theory.arrays import Scalar
 
 
 class ShapeRule(NamedTuple):
@@ -49,6 +48,22 @@ def flops_per_token(params: Scalar, rule: ShapeRule) -> Array:
     """Forward FLOPs for one token: 2N for the blocks, 2·V·width for the head, 4·context·width·layers for attention."""
     layers, width = layers_and_width(params, rule)
     return 2 * jnp.asarray(params) + 2 * rule.vocab_size * width + 4 * rule.context * width * layers
+
+
+class ParameterCost(NamedTuple):
+    """The paper's cost, c = N/M, and a fixed overhead c₀ of every draft step: d(N) = c₀ + N/M, v = 1."""
+
+    target_params: Scalar
+    overhead: Scalar = 0.0
+
+    def draft_step(self, params: Scalar) -> Array:
+        """Cost of one draft step in target steps, for a draft of `params` parameters."""
+        return jnp.asarray(self.overhead) + jnp.asarray(params) / self.target_params
+
+    @property
+    def verify_pass(self) -> Scalar:
+        """Cost of one verify pass in target steps."""
+        return 1.0
 
 
 class FlopCost(NamedTuple):
@@ -110,4 +125,4 @@ class MeasuredCost(NamedTuple):
         return jnp.asarray(self.verify_seconds) / self.target_step_seconds
 
 
-CostModel = FlopCost | MeasuredCost
+CostModel = ParameterCost | FlopCost | MeasuredCost

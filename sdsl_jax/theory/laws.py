@@ -1,21 +1,66 @@
-"""Loss laws and acceptance laws: small named tuples of coefficients that are called with sizes or losses.
+"""Loss laws and acceptance laws as data: frozen values of coefficients that know what they are valid for.
 
-This is their only home. `fitting` estimates the coefficients and `codesign` differentiates through them.
+This is their only home. `fitting` estimates the coefficients, `codesign` differentiates through them. A law is a pytree
+whose leaves are its coefficients, so that gradients with respect to a law are a law of sensitivities, and a law of
+arrays is a set of draws; what it is `about` is static.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool
 
-Values = Float[Array, "*shape"] | Float[np.ndarray, "*shape"] | float
+from sdsl_jax.theory.arrays import Values
 
 
-class ChinchillaLaw(NamedTuple):
+@dataclass(frozen=True)
+class About:
+    """Where a law comes from and where it holds.
+
+    Attributes:
+      source: publication or file.
+      params_count: what its N and M count: "total" or "non-embedding" parameters.
+      text: that its losses or perplexities were measured on; with the tokenizer it fixes the unit.
+      unit: of its values.
+      valid: for each variable of the law the smallest and largest value that it was fitted on; None where not published.
+      standard_error: marginal standard errors of coefficients, where published.
+      no_interval: why no interval can be derived from what is published.
+    """
+
+    source: str = "fitted by the user"
+    params_count: str = "non-embedding"
+    text: str = "the user's own"
+    unit: str = "nats per token"
+    valid: tuple[tuple[str, float, float], ...] | None = None
+    standard_error: tuple[tuple[str, float], ...] = ()
+    no_interval: str = "the law comes without bootstrap draws or a covariance matrix"
+
+    def outside(self, **values: Values) -> Bool[Array, "*shape"]:
+        """Whether any of the named values lies outside the range that the law was fitted on; unknown ranges never say so."""
+        found = jnp.zeros((), bool)
+        for name, low, high in self.valid or ():
+            if name in values:
+                value = jnp.asarray(values[name])
+                found = found | (value < low) | (value > high)
+        return found
+
+
+_law = jax.tree_util.register_dataclass
+_USERS, _STATIC = About(), {"static": True}
+
+
+def coefficients(law: Any) -> dict[str, Any]:
+    """The coefficients of a law by name, in the order in which its constructor takes them."""
+    return {f.name: getattr(law, f.name) for f in fields(law) if not f.metadata.get("static")}
+
+
+@_law
+@dataclass(frozen=True)
+class ChinchillaLaw:
     """L(N, D) = E + A/N^a + B/D^b, in nats per token (Hoffmann et al., 2203.15556).
 
     Attributes:
@@ -24,6 +69,7 @@ class ChinchillaLaw(NamedTuple):
       B: scale of the data term.
       a: exponent of the size term.
       b: exponent of the data term.
+      about: source and validity.
     """
 
     E: Values
@@ -31,53 +77,157 @@ class ChinchillaLaw(NamedTuple):
     B: Values
     a: Values
     b: Values
+    about: About = field(default=_USERS, metadata=_STATIC)
 
     def __call__(self, params: Values, tokens: Values) -> Array:
         """Loss of a model of `params` parameters after `tokens` tokens, in the counts that the law was fitted on."""
-        return jnp.asarray(self.E) + self.A * jnp.asarray(params) ** -self.a + self.B * jnp.asarray(tokens) ** -self.b
+        # Powers as exponentials of logs: their derivatives with respect to size and exponent share one exponential.
+        size = jnp.exp(-self.a * jnp.log(jnp.asarray(params)))
+        data = jnp.exp(-self.b * jnp.log(jnp.asarray(tokens)))
+        return jnp.asarray(self.E) + self.A * size + self.B * data
 
 
-class AffinePlane(NamedTuple):
+@_law
+@dataclass(frozen=True)
+class KaplanLaw:
+    """L(N, D) = [(N_c/N)^(α_N/α_D) + D_c/D]^α_D, in nats per token, N non-embedding (Kaplan et al., 2001.08361, eq. 1.5).
+
+    Attributes:
+      N_c: scale of sizes, in parameters.
+      D_c: scale of data, in tokens.
+      alpha_N: exponent in size.
+      alpha_D: exponent in data.
+      about: source and validity.
+    """
+
+    N_c: Values
+    D_c: Values
+    alpha_N: Values
+    alpha_D: Values
+    about: About = field(default=_USERS, metadata=_STATIC)
+
+    def __call__(self, params: Values, tokens: Values) -> Array:
+        """Loss of a model of `params` non-embedding parameters after `tokens` tokens."""
+        ratio = jnp.asarray(self.alpha_N) / self.alpha_D
+        size = jnp.exp(ratio * (jnp.log(self.N_c) - jnp.log(jnp.asarray(params))))
+        return jnp.exp(self.alpha_D * jnp.log(size + self.D_c / jnp.asarray(tokens)))
+
+
+LossLaw = ChinchillaLaw | KaplanLaw
+
+
+class ModelPoint(NamedTuple):
+    """What an acceptance law may look at in a model.
+
+    Attributes:
+      params: parameters, in the count of the law.
+      loss: nats per token.
+    """
+
+    params: Values
+    loss: Values
+
+
+@_law
+@dataclass(frozen=True)
+class AffinePlane:
     """α = A·x + B·y + C with x and y the perplexities of draft and target (arXiv 2603.11053). Unbounded.
 
     Attributes:
       A: per unit of draft perplexity.
       B: per unit of target perplexity.
       C: constant.
+      about: source and validity.
     """
 
     A: Values
     B: Values
     C: Values
+    about: About = field(default=_USERS, metadata=_STATIC)
 
-    def __call__(self, draft_loss: Values, target_loss: Values) -> Array:
-        """Acceptance probability at losses in nats per token; may leave [0, 1]."""
-        return jnp.asarray(self.A) * jnp.exp(draft_loss) + self.B * jnp.exp(target_loss) + self.C
+    def __call__(self, draft: ModelPoint, target: ModelPoint) -> Array:
+        """Acceptance probability; may leave [0, 1]."""
+        return jnp.asarray(self.A) * jnp.exp(draft.loss) + self.B * jnp.exp(target.loss) + self.C
 
 
-class LogitGap(NamedTuple):
-    """logit α = level − slope·(L_draft − L_target): bounded, and defined for drafts better than their target.
+@_law
+@dataclass(frozen=True)
+class LogitPlane:
+    """logit α = level − draft_slope·L_draft + target_slope·L_target, losses in nats per token. In (0, 1).
+
+    Attributes:
+      level: constant.
+      draft_slope: per nat of the draft's loss; positive where a better draft is accepted more often.
+      target_slope: per nat of the target's loss; equal to `draft_slope` it makes a `LogitGap`.
+      about: source and validity.
+    """
+
+    level: Values
+    draft_slope: Values
+    target_slope: Values
+    about: About = field(default=_USERS, metadata=_STATIC)
+
+    def __call__(self, draft: ModelPoint, target: ModelPoint) -> Array:
+        """Acceptance probability, in (0, 1)."""
+        return jax.nn.sigmoid(
+            self.level - self.draft_slope * jnp.asarray(draft.loss) + self.target_slope * jnp.asarray(target.loss)
+        )
+
+
+@_law
+@dataclass(frozen=True)
+class LogitGap:
+    """logit α = level − slope·(L_draft − L_target): in (0, 1), and defined for drafts better than their target.
 
     At equal loss α is sigmoid(level) < 1: two models of equal loss are not the same distribution.
 
     Attributes:
       level: logit of α at equal loss.
       slope: per nat of loss gap; positive where a better draft is accepted more often.
+      about: source and validity.
     """
 
     level: Values
     slope: Values
+    about: About = field(default=_USERS, metadata=_STATIC)
 
-    def __call__(self, draft_loss: Values, target_loss: Values) -> Array:
-        """Acceptance probability at losses in nats per token; in (0, 1)."""
-        return jax.nn.sigmoid(self.level - self.slope * (jnp.asarray(draft_loss) - target_loss))
+    def __call__(self, draft: ModelPoint, target: ModelPoint) -> Array:
+        """Acceptance probability, in (0, 1)."""
+        return jax.nn.sigmoid(self.level - self.slope * (jnp.asarray(draft.loss) - target.loss))
 
 
-AcceptanceLaw = AffinePlane | LogitGap
+@_law
+@dataclass(frozen=True)
+class PowerLaw:
+    """1 − α = scale · N^(−exponent) · M^target_exponent, N and M the sizes of draft and target. Below 1.
 
-# By the name that records carry.
-ACCEPTANCE_LAWS: dict[str, type] = {"logit_gap": LogitGap, "affine_plane": AffinePlane}
+    A draft so small that the right side exceeds 1 is given α ≤ 0: that none of its tokens is accepted.
 
-# Besiroglu et al. (2404.10102), total parameters, and the plane of arXiv 2603.11053 on HellaSwag.
-BESIROGLU = ChinchillaLaw(E=1.8172, A=482.01, B=2085.43, a=0.3478, b=0.3658)
-PAPER_PLANE = AffinePlane(A=-0.0067, B=0.01297, C=0.642)
+    Attributes:
+      scale: rejection probability of a draft of one parameter for a target of one, extrapolated.
+      exponent: in the draft's size; positive where larger drafts are accepted more often.
+      target_exponent: in the target's size; 0 makes the law blind to the target.
+      about: source and validity.
+    """
+
+    scale: Values
+    exponent: Values
+    target_exponent: Values = 0.0
+    about: About = field(default=_USERS, metadata=_STATIC)
+
+    def __call__(self, draft: ModelPoint, target: ModelPoint) -> Array:
+        """Acceptance probability, below 1."""
+        log_sizes = self.target_exponent * jnp.log(target.params) - self.exponent * jnp.log(draft.params)
+        return 1 - jnp.asarray(self.scale) * jnp.exp(log_sizes)
+
+
+AcceptanceLaw = AffinePlane | LogitPlane | LogitGap | PowerLaw
+
+# By the names that records and files carry.
+LOSS_LAWS: dict[str, type] = {"chinchilla": ChinchillaLaw, "kaplan": KaplanLaw}
+ACCEPTANCE_LAWS: dict[str, type] = {
+    "logit_gap": LogitGap,
+    "logit_plane": LogitPlane,
+    "affine_plane": AffinePlane,
+    "power_law": PowerLaw,
+}

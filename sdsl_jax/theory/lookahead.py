@@ -23,22 +23,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from sdsl_jax.errors import require
-
-Values = Float[Array, "*shape"] | Float[np.ndarray, "*shape"] | float
-
-_NEWTON_STEPS = 6
-_SERIES_TERMS = 14
+from sdsl_jax.theory.arrays import Values
+from sdsl_jax.theory.lambert import solve_branch
 
 
 def tokens_per_round(acceptance: Values, lookahead: Values) -> Array:
-    """τ = (1 − α^(γ+1)) / (1 − α), for α in [0, 1) and γ ≥ 0; γ + 1 in the limit α → 1."""
-    inside = (acceptance > 0) & (acceptance < 1)
+    """τ = (1 − α^(γ+1)) / (1 − α), for γ ≥ 0; 1 for α ≤ 0, and γ + 1 for α ≥ 1."""
+    inside = (jnp.asarray(acceptance) > 0) & (jnp.asarray(acceptance) < 1)
     k = -jnp.log(jnp.where(inside, acceptance, 0.5))
     tau = jnp.expm1(-k * (lookahead + 1)) / jnp.expm1(-k)
-    return jnp.where(inside, tau, jnp.where(acceptance <= 0, 1.0, lookahead + 1.0))
+    return jnp.where(inside, tau, jnp.where(jnp.asarray(acceptance) <= 0, 1.0, lookahead + 1.0))
 
 
 def speedup(acceptance: Values, lookahead: Values, draft_step: Values, verify_pass: Values = 1.0) -> Array:
@@ -65,34 +61,69 @@ def acceptance_from_tokens_per_round(tau: Values, lookahead: Values) -> Array:
     return jnp.where(jnp.isnan(tau), jnp.nan, alpha)
 
 
-def _w_minus_log1p(w: Array) -> Array:
-    """w − ln(1 + w) without cancellation: with s = w/(2 + w), ln(1 + w) = 2·artanh(s), and w − 2s = s·w."""
-    small = w < 0.5
-    s = jnp.where(small, w, 0.0) / (2 + jnp.where(small, w, 0.0))
-    square, tail = s * s, jnp.zeros_like(s)
-    for n in range(_SERIES_TERMS, 0, -1):
-        tail = square * (tail + 1 / (2 * n + 1))
-    return jnp.where(small, s * jnp.where(small, w, 0.0) - 2 * s * tail, w - jnp.log1p(w))
+class _Interior(NamedTuple):
+    """The stationary point over γ > 0; where it does not exist, that of a cost at which it does, to keep gradients finite."""
+
+    inside: Array  # 0 < α < 1
+    pays: Array  # the stationary point exists
+    threshold: Array  # α·k/(1 − α), the cost below which it does
+    lookahead: Array
+    speedup: Array
+
+
+def _interior(alpha: Array, step: Array, verify: Array) -> _Interior:
+    inside = (alpha > 0) & (alpha < 1)
+    a = jnp.where(inside, alpha, 0.5)
+    threshold = a * -jnp.log(a) / (1 - a)
+    pays = inside & (threshold > step / verify)
+    step = jnp.where(pays, step, 0.5 * threshold * verify)
+    return _Interior(inside, pays, threshold, _stationary_lookahead(a, step / verify), _best_speedup(a, step, verify))
+
+
+def _branch(alpha: Array, cost: Array) -> tuple[Array, Array]:
+    k = -jnp.log(alpha)
+    return k, solve_branch((1 - cost) / cost * k)
+
+
+def _stationary_lookahead(alpha: Array, cost: Array) -> Array:
+    k, w = _branch(alpha, cost)
+    return jnp.log1p(w) / k - 1
 
 
 @jax.custom_jvp
-def solve_branch(lam: Array) -> Array:
-    """The w > 0 with w − ln(1 + w) = λ, for λ > 0: w = −1 − W₋₁(−e^(−1−λ)). Its derivative is (1 + w)/w."""
-    lam = jnp.asarray(lam)
-    near = jnp.sqrt(2 * lam) + 2 * lam / 3
-    far = lam + jnp.log1p(lam + jnp.log1p(lam))
-    w = jnp.where(lam < 1, near, far)
-    # Newton on a convex increasing function; both starts are within a few percent, and it converges quadratically.
-    for _ in range(_NEWTON_STEPS):
-        w = w - (_w_minus_log1p(w) - lam) * (1 + w) / w
-    return w
+def _best_speedup(alpha: Array, step: Array, verify: Array) -> Array:
+    """S* = k / (c·(1 − α)·z)/v."""
+    k, w = _branch(alpha, step / verify)
+    return k / (step * (1 - alpha) * (1 + w))
 
 
-@solve_branch.defjvp
-def _solve_branch_jvp(primals, tangents):
-    (lam,), (lam_dot,) = primals, tangents
-    w = solve_branch(lam)
-    return w, (1 + w) / w * lam_dot
+@_best_speedup.defjvp
+def _best_speedup_jvp(primals, tangents):
+    """By the envelope theorem: the partial derivatives of ln τ(α, γ) − ln(γ·d + v) at γ = γ*.
+
+    Differentiating the closed form instead would lose every digit of ∂S*/∂d at small d, the difference of two terms of 1/d.
+    """
+    alpha, step, verify = primals
+    alpha_dot, step_dot, verify_dot = tangents
+    best = _best_speedup(alpha, step, verify)
+    k, w = _branch(alpha, step / verify)
+    gamma = jnp.log1p(w) / k - 1
+    by_acceptance = 1 / (1 - alpha) - jnp.log1p(w) / (k * alpha * w)
+    relative = by_acceptance * alpha_dot - (gamma * step_dot + verify_dot) / (gamma * step + verify)
+    return best, best * relative
+
+
+def best_log_speedup(acceptance: Values, draft_step: Values, verify_pass: Values = 1.0) -> Array:
+    """ln S* where some γ > 0 is better than γ → 0, and below it a continuous measure of how far that is from true.
+
+    This is what a search over draft sizes climbs: unlike S* itself, which is 1 wherever speculation does not pay, it has no
+    plateau. Where α·k/(1 − α) > c it is ln S* (possibly negative if v > 1), elsewhere α·k/(1 − α) − c − ln v, with α in
+    place of α·k/(1 − α) for α ≤ 0. At α ≥ 1 it is its limit, −ln d.
+    """
+    alpha, step, verify = (jnp.asarray(x) for x in (acceptance, draft_step, verify_pass))
+    interior = _interior(alpha, step, verify)
+    short = jnp.where(interior.inside, interior.threshold, alpha) - step / verify - jnp.log(verify)
+    return jnp.where(alpha >= 1, -jnp.log(step), jnp.where(interior.pays, jnp.log(interior.speedup), short))
 
 
 class LookaheadOptimum(NamedTuple):
@@ -100,18 +131,50 @@ class LookaheadOptimum(NamedTuple):
 
     Attributes:
       lookahead: γ* ≥ 0, a real number; 0 where no γ > 0 beats plain decoding.
-      speedup: S at γ*, 1/v of plain verification included; 1 where the lookahead is 0.
+      speedup: S at γ*; 1 where the lookahead is 0.
+      lookahead_integer: the best whole γ; 0 where none beats plain decoding.
+      speedup_integer: S at that; 1 where it is 0.
+      speculate: whether some whole lookahead is faster than plain decoding.
     """
 
     lookahead: Float[Array, "*shape"]
     speedup: Float[Array, "*shape"]
+    lookahead_integer: Float[Array, "*shape"]
+    speedup_integer: Float[Array, "*shape"]
+    speculate: Bool[Array, "*shape"]
+
+
+def _require(condition: object, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _known(value: Values) -> bool:
+    return not isinstance(value, jax.core.Tracer)
+
+
+def check_domain(acceptance: Values, draft_step: Values, verify_pass: Values) -> None:
+    """Raises `ValueError` for values that no optimum exists for, as far as they are known at call time (not under `jit`)."""
+    if _known(acceptance):
+        alpha = np.asarray(acceptance)
+        _require(not np.isnan(alpha).any(), "the acceptance is not a number (NaN).")
+        largest = float(alpha.max())
+        _require(largest < 1, f"the acceptance is {largest:g}; it must be below 1, or no finite lookahead is optimal.")
+    for name, cost in (("draft step", draft_step), ("verify pass", verify_pass)):
+        if _known(cost):
+            smallest = float(np.min(np.asarray(cost)))
+            _require(smallest > 0, f"the cost of a {name} is {smallest:g} target steps; it must be positive.")
 
 
 def optimal_lookahead(acceptance: Values, draft_step: Values, verify_pass: Values = 1.0) -> LookaheadOptimum:
-    """γ* and S* in closed form, for real γ ≥ 0.
+    """γ* and S* in closed form for real γ ≥ 0, and the best whole γ.
 
     γ* > 0 maximises S(γ) exactly when α·k/(1 − α) > c = d/v. With v > 1 that interior maximum may still lose against not
-    speculating at all, which costs one target step a token; the optimum is then (0, 1), as it is for α ≤ 0.
+    speculating at all, which costs one target step a token; the optimum is then (0, 1), as it is for α ≤ 0. S has a single
+    maximum over γ, so the best whole γ ≥ 1 is a neighbour of γ*. For v = 1 a whole lookahead pays exactly if α > c.
+
+    The derivatives of the real optimum exist to every order inside either region; at the boundary γ* is continuous and S*
+    once differentiable.
 
     Args:
       acceptance: α < 1.
@@ -119,23 +182,33 @@ def optimal_lookahead(acceptance: Values, draft_step: Values, verify_pass: Value
       verify_pass: v > 0, in target steps; independent of γ.
 
     Raises:
-      SdslError: an acceptance known at call time is 1 or more; under `jit`, where it is not, the limit α → 1 is
-        returned, γ* = ∞ and S* = 1/d.
+      ValueError: a value known at call time is outside its range. Under `jit`, where none is known, α ≥ 1 gives the limit
+        α → 1: γ* = ∞ and S* = 1/d.
     """
-    if not isinstance(acceptance, jax.core.Tracer):
-        largest = float(jnp.max(jnp.asarray(acceptance)))
-        require(largest < 1, f"the acceptance is {largest}; it must be below 1, or no finite lookahead is optimal.")
-    alpha, cost = jnp.asarray(acceptance), jnp.asarray(draft_step) / verify_pass
-    inside = (alpha > 0) & (alpha < 1)
-    alpha_inside = jnp.where(inside, alpha, 0.5)
-    k, miss = -jnp.log(alpha_inside), 1 - alpha_inside
-    pays = inside & (alpha_inside * k > cost * miss)
-    safe_cost = jnp.where(pays, cost, 0.5 * alpha_inside * k / miss)
-    w = solve_branch((1 - safe_cost) / safe_cost * k)
-    gamma = jnp.log1p(w) / k - 1
-    best = k / (safe_cost * miss * (1 + w)) / verify_pass
+    check_domain(acceptance, draft_step, verify_pass)
+    return _optimal_lookahead(acceptance, draft_step, verify_pass)
+
+
+@jax.jit
+def _optimal_lookahead(acceptance: Values, draft_step: Values, verify_pass: Values) -> LookaheadOptimum:
+    alpha, step, verify = jnp.broadcast_arrays(*(jnp.asarray(x) for x in (acceptance, draft_step, verify_pass)))
+    interior = _interior(alpha, step, verify)
+    gamma, best = interior.lookahead, interior.speedup
     # For v ≤ 1 an interior maximum always beats 1, be it by less than the precision shows.
-    pays = pays & ((jnp.asarray(verify_pass) <= 1) | (best > 1))
+    pays = interior.pays & ((verify <= 1) | (best > 1))
     certain = alpha >= 1
-    gamma = jnp.where(certain, jnp.inf, jnp.where(pays, gamma, 0.0))
-    return LookaheadOptimum(gamma, jnp.where(certain, 1 / (cost * verify_pass), jnp.where(pays, best, 1.0)))
+
+    peak = jax.lax.stop_gradient(jnp.where(interior.pays, gamma, 0.0))
+    below, above = jnp.maximum(jnp.floor(peak), 1.0), jnp.maximum(jnp.ceil(peak), 1.0)
+    at_below, at_above = speedup(alpha, below, step, verify), speedup(alpha, above, step, verify)
+    whole, at_whole = jnp.where(at_above > at_below, above, below), jnp.maximum(at_above, at_below)
+    # At v = 1 this is S(1) > 1, written so that rounding cannot turn it round.
+    speculate = certain | jnp.where(verify == 1, alpha > step, at_whole > 1)
+    limit = 1 / step
+    return LookaheadOptimum(
+        lookahead=jnp.where(certain, jnp.inf, jnp.where(pays, gamma, 0.0)),
+        speedup=jnp.where(certain, limit, jnp.where(pays, best, 1.0)),
+        lookahead_integer=jnp.where(certain, jnp.inf, jnp.where(speculate, whole, 0.0)),
+        speedup_integer=jnp.where(certain, limit, jnp.where(speculate, at_whole, 1.0)),
+        speculate=speculate,
+    )

@@ -10,109 +10,187 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from sdsl_jax.theory.lookahead import optimal_lookahead, speedup
+from sdsl_jax.theory.arrays import Scalar
+from sdsl_jax.theory.lookahead import best_log_speedup, optimal_lookahead
 
-Scalar = Float[Array, ""] | Float[np.ndarray, ""] | float
-
-_GRID = 512
-_HALVINGS = 60
+# Points of the grid in ln N that brackets the maximum: a ratio of 1.25 between neighbours over six decades.
+_GRID = 64
+# A safeguarded Newton iteration takes 4 to 6 steps; bisection alone would close a bracket of doubles in these.
+_STEPS = 60
 
 
 class DraftOptimum(NamedTuple):
-    """The best draft size and what it gives.
+    """The best draft size and what it gives. Never NaN for finite inputs.
 
     Attributes:
-      params: N*, in the parameter count of the functions given; NaN where no size makes speculation pay.
+      params: N*, in the parameter count of the functions given; where speculation pays at no size, the size that comes
+        nearest to paying.
       lookahead: γ* there, a real number.
-      acceptance: α there.
+      lookahead_integer: the best whole γ there.
+      acceptance: α there, as the function gave it: 0 or less and 1 or more are possible.
       draft_step: d there, in target steps.
-      speedup: S there; 1 where speculation does not pay.
-      indifference: ends of the interval of sizes around N* that lose at most `tolerance` of S.
-      interior: whether speculation pays and N* lies inside the bounds rather than on one of them.
+      speedup: S at γ*; 1 where speculation does not pay.
+      speedup_integer: S at the best whole γ.
+      speculate: whether a whole lookahead beats plain decoding at N*.
+      indifference_1pct: ends of the interval of sizes around N* that lose at most 1 % of S, plain decoding counted as S = 1.
+      indifference_5pct: the same for 5 %.
+      interior: whether N* is a stationary point inside the bounds at which some γ > 0 pays.
     """
 
     params: Float[Array, "*batch"]
     lookahead: Float[Array, "*batch"]
+    lookahead_integer: Float[Array, "*batch"]
     acceptance: Float[Array, "*batch"]
     draft_step: Float[Array, "*batch"]
     speedup: Float[Array, "*batch"]
-    indifference: tuple[Float[Array, "*batch"], Float[Array, "*batch"]]
+    speedup_integer: Float[Array, "*batch"]
+    speculate: Bool[Array, "*batch"]
+    indifference_1pct: tuple[Float[Array, "*batch"], Float[Array, "*batch"]]
+    indifference_5pct: tuple[Float[Array, "*batch"], Float[Array, "*batch"]]
     interior: Bool[Array, "*batch"]
 
 
-def _bisect(condition: Callable[[Array], Array], low: Array, high: Array) -> Array:
-    """The point where `condition` turns from true at `low` to false at `high`; `low` may lie above `high`."""
+def _crossing(value_and_slope: Callable, positive: Array, negative: Array, start: Array) -> Array:
+    """Where a function turns from above 0 at `positive` to below 0 at `negative`: Newton steps, and halvings where they leave.
 
-    def halve(_, ends):
-        low, high = ends
-        middle = (low + high) / 2
-        holds = condition(middle)
-        return jnp.where(holds, middle, low), jnp.where(holds, high, middle)
+    `positive` may lie above `negative`; `start` lies between them.
+    """
+    eps = jnp.finfo(start.dtype).eps
+    resolution = 4 * eps * jnp.maximum(jnp.abs(positive), jnp.abs(negative))
 
-    low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (low, high))
-    return (low + high) / 2
+    def unfinished(state):
+        step, positive, negative, _, done = state
+        return (step < _STEPS) & ~done & (jnp.abs(positive - negative) > resolution)
+
+    def advance(state):
+        step, positive, negative, x, _ = state
+        value, slope = value_and_slope(x)
+        positive, negative = jnp.where(value > 0, x, positive), jnp.where(value > 0, negative, x)
+        newton = x - value / jnp.where(slope == 0, 1.0, slope)
+        taken = (slope != 0) & ((newton - positive) * (newton - negative) <= 0)
+        # Newton's errors square: after a step as small as √eps the next one would be lost in rounding.
+        done = taken & (jnp.abs(newton - x) <= jnp.sqrt(eps))
+        return step + 1, positive, negative, jnp.where(taken, newton, (positive + negative) / 2), done
+
+    begin = (jnp.zeros((), int), positive, negative, start, jnp.zeros_like(start, bool))
+    return jax.lax.while_loop(unfinished, advance, begin)[3]
+
+
+def _slope(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    return lambda x: jax.jvp(function, (x,), (jnp.ones_like(x),))[1]
+
+
+class Peak(NamedTuple):
+    """A maximum over x = ln N: where, the grid that found it, and whether it is a stationary point inside."""
+
+    x: Array
+    grid: Array
+    values: Array
+    interior: Array
+
+
+def maximise_over_sizes(objective: Callable[[Array], Array], low: Array, high: Array) -> Peak:
+    """The global maximum of a smooth function of ln N on [low, high], up to the resolution of a grid of 64 points.
+
+    Inside a bracket of the grid the maximum is located as a root of the derivative, whose own derivatives with respect to
+    everything the objective closes over come from the implicit function theorem, to every order. A maximum at an end of
+    the interval moves with that end.
+    """
+    share = jnp.arange(_GRID) / (_GRID - 1)
+    grid = low + (high - low) * share.astype(jnp.result_type(low, float))
+    values = jax.vmap(objective)(grid)
+    peak = jnp.argmax(values)
+    left, right = jnp.maximum(peak - 1, 0), jnp.minimum(peak + 1, _GRID - 1)
+    slope = _slope(objective)
+    interior = (slope(grid[left]) > 0) & (slope(grid[right]) < 0)
+
+    def solve(function, start):
+        found = _crossing(lambda x: (function(x), _slope(function)(x)), grid[left], grid[right], start)
+        return jnp.where(interior, found, start)
+
+    def divide(linear, y):
+        curvature = linear(jnp.ones_like(y))
+        return y / jnp.where(curvature == 0, 1.0, curvature)
+
+    root = jax.lax.custom_root(slope, jax.lax.stop_gradient(grid[peak]), solve, divide)
+    end = jnp.where(peak == 0, low, jnp.where(peak == _GRID - 1, high, jax.lax.stop_gradient(grid[peak])))
+    return Peak(jnp.where(interior, root, end), grid, values, interior)
+
+
+def _indifference(objective: Callable[[Array], Array], peak: Peak, share: float) -> tuple[Array, Array]:
+    """Sizes around the peak whose S, or plain decoding, is at least 1 − share of the best."""
+    x, grid = peak.x, peak.grid
+    # Cut off from all tangents: a loop that carried one could not be differentiated in reverse mode.
+    floor = jax.lax.stop_gradient(jnp.maximum(objective(x), 0.0) + jnp.log1p(-share))
+    enough = jnp.maximum(peak.values, 0.0) >= floor
+    index = jnp.arange(_GRID)
+    below = jnp.max(jnp.where((grid < x) & ~enough, index, -1))
+    above = jnp.min(jnp.where((grid > x) & ~enough, index, _GRID))
+
+    def end(outside: Array, inside: Array) -> Array:
+        def value_and_slope(at: Array) -> tuple[Array, Array]:
+            return jax.lax.stop_gradient(jax.jvp(lambda t: objective(t) - floor, (at,), (jnp.ones_like(at),)))
+
+        return _crossing(value_and_slope, inside, outside, (inside + outside) / 2)
+
+    first = end(grid[jnp.maximum(below, 0)], jnp.minimum(grid[jnp.minimum(below + 1, _GRID - 1)], x))
+    last = end(grid[jnp.minimum(above, _GRID - 1)], jnp.maximum(grid[jnp.maximum(above - 1, 0)], x))
+    return jnp.exp(jnp.where(below < 0, grid[0], first)), jnp.exp(jnp.where(above >= _GRID, grid[-1], last))
 
 
 def optimal_draft(
     acceptance: Callable[[Array], Array],
     draft_step: Callable[[Array], Array],
-    verify_pass: Scalar,
     bounds: tuple[Scalar, Scalar],
-    tolerance: float = 0.01,
+    verify_pass: Scalar = 1.0,
 ) -> DraftOptimum:
-    """Maximises S(α(N), γ*(α(N), c(N)), c(N)) over N (arXiv 2603.11053).
+    """Maximises S(α(N), γ*(α(N), d(N), v), d(N), v) over N (arXiv 2603.11053).
 
-    The maximum is bracketed on a grid in log N and then located as the root of dS/d log N at fixed γ = γ* (by the envelope
-    theorem the derivative through γ* is zero). A grid is needed because S ≡ 1 wherever speculation does not pay: there
-    every derivative vanishes. May be called under `jit` and `vmap`.
+    `acceptance` and `draft_step` are plain functions that jax can differentiate; the optimum may be differentiated, under
+    `jit` and `vmap` too, with respect to anything they close over, and with respect to the bounds where it lies on one.
+    (The indifference intervals are not differentiable.)
 
     Args:
-      acceptance: α of a draft of N parameters, below 1.
+      acceptance: α of a draft of N parameters. Where it is 0 or less no token is accepted.
       draft_step: d of a draft of N parameters, in target steps.
+      bounds: smallest and largest N, both positive.
       verify_pass: v, in target steps.
-      bounds: smallest and largest N.
-      tolerance: share of S that the indifference interval gives away.
+
+    Raises:
+      ValueError: the bounds are out of order, or the acceptance reaches 1 at the optimum, so that no finite lookahead is
+        optimal, as far as that is known at call time. Under `jit` the result then has α ≥ 1, γ* = ∞ and S* = 1/d.
     """
-    grid = jnp.linspace(jnp.log(bounds[0]), jnp.log(bounds[1]), _GRID)
+    known = not any(isinstance(b, jax.core.Tracer) for b in bounds)
+    if known and not np.all((np.asarray(bounds[0]) > 0) & (np.asarray(bounds[0]) < np.asarray(bounds[1]))):
+        raise ValueError(
+            f"the bounds of the draft size are {bounds[0]} and {bounds[1]}; they must be positive and rising."
+        )
+    low, high = (jnp.log(jnp.asarray(b, jnp.result_type(float))) for b in bounds)
 
-    def best(x: Array):
+    def objective(x: Array) -> Array:
         n = jnp.exp(x)
-        return optimal_lookahead(acceptance(n), draft_step(n), verify_pass)
+        return best_log_speedup(acceptance(n), draft_step(n), verify_pass)
 
-    def slope(x: Array) -> Array:
-        gamma = jax.lax.stop_gradient(best(x).lookahead)
-
-        def at_fixed_lookahead(x):
-            n = jnp.exp(x)
-            return jnp.log(speedup(acceptance(n), gamma, draft_step(n), verify_pass))
-
-        return jax.grad(at_fixed_lookahead)(x)
-
-    values = jax.vmap(lambda x: best(x).speedup)(grid)
-    peak = jnp.argmax(values)
-    left, right = grid[jnp.maximum(peak - 1, 0)], grid[jnp.minimum(peak + 1, _GRID - 1)]
-    interior = (slope(left) > 0) & (slope(right) < 0)
-    x = jnp.where(interior, _bisect(lambda x: slope(x) > 0, left, right), grid[peak])
-    top = best(x)
-    pays = top.speedup > 1
-
-    floor = (1 - tolerance) * top.speedup
-    enough = jax.vmap(lambda x: best(x).speedup)(grid) >= floor
-    index = jnp.arange(_GRID)
-    below = jnp.max(jnp.where((grid < x) & ~enough, index, -1))
-    above = jnp.min(jnp.where((grid > x) & ~enough, index, _GRID))
-    good = lambda x: best(x).speedup >= floor  # noqa: E731
-    low = jnp.where(below < 0, grid[0], _bisect(good, x, grid[jnp.maximum(below, 0)]))
-    high = jnp.where(above >= _GRID, grid[-1], _bisect(good, x, grid[jnp.minimum(above, _GRID - 1)]))
-
-    n = jnp.exp(x)
-    none = jnp.nan
+    peak = maximise_over_sizes(objective, low, high)
+    n = jnp.exp(peak.x)
+    alpha, step = acceptance(n), draft_step(n)
+    if not isinstance(alpha, jax.core.Tracer) and bool(jnp.any(alpha >= 1)):
+        raise ValueError(
+            f"the acceptance reaches {float(jnp.max(alpha)):g} at {float(jnp.max(n)):g} parameters; it must stay below 1, or no "
+            "finite lookahead is optimal."
+        )
+    best = optimal_lookahead(alpha, step, verify_pass)
+    still = jax.tree.map(jax.lax.stop_gradient, peak)
     return DraftOptimum(
-        params=jnp.where(pays, n, none),
-        lookahead=top.lookahead,
-        acceptance=jnp.where(pays, acceptance(n), none),
-        draft_step=jnp.where(pays, draft_step(n), none),
-        speedup=top.speedup,
-        indifference=(jnp.where(pays, jnp.exp(low), none), jnp.where(pays, jnp.exp(high), none)),
-        interior=interior & pays,
+        params=n,
+        lookahead=best.lookahead,
+        lookahead_integer=best.lookahead_integer,
+        acceptance=jnp.asarray(alpha),
+        draft_step=jnp.asarray(step),
+        speedup=best.speedup,
+        speedup_integer=best.speedup_integer,
+        speculate=best.speculate,
+        indifference_1pct=_indifference(objective, still, 0.01),
+        indifference_5pct=_indifference(objective, still, 0.05),
+        interior=peak.interior & (best.speedup > 1),
     )

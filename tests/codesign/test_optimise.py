@@ -4,9 +4,19 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from sdsl_jax.codesign import DesignProblem, maximise, spread_starts
+from sdsl_jax.codesign import maximise, spread_starts
 from sdsl_jax.codesign.stage import _verify_line
-from sdsl_jax.theory import AffinePlane, ChinchillaLaw, FlopCost, LogitGap, MeasuredCost, ShapeRule, StepTimeLaw
+from sdsl_jax.theory import (
+    AffinePlane,
+    ChinchillaLaw,
+    DraftProblem,
+    FlopCost,
+    LogitGap,
+    MeasuredCost,
+    ModelPoint,
+    ShapeRule,
+    StepTimeLaw,
+)
 
 RULE = ShapeRule(32.0, 256.0, 64.0)
 LOSS = ChinchillaLaw(E=0.9, A=5.0, B=40.0, a=0.15, b=0.35)
@@ -17,8 +27,8 @@ COSTS = {
 }
 
 
-def problem(law="logit_gap", cost="flops", **changes) -> DesignProblem:
-    made = DesignProblem(LOSS, 2e6, 1.6, LAWS[law], COSTS[cost], (1e3, 300e3))._replace(**changes)
+def problem(law="logit_gap", cost="flops", **changes) -> DraftProblem:
+    made = DraftProblem(LOSS, 2e6, ModelPoint(300e3, 1.6), LAWS[law], COSTS[cost], (1e3, 300e3))._replace(**changes)
     return jax.tree.map(jnp.float64, made)
 
 
@@ -34,7 +44,7 @@ def problem(law="logit_gap", cost="flops", **changes) -> DesignProblem:
 def test_gradient_agrees_with_the_closed_form(x64, law, cost, optimizer):
     made = problem(law, cost)
     found = maximise(made, 64.0, jnp.asarray(spread_starts(8)), 0.1, optimizer=optimizer, steps=1500)
-    closed = made.closed_form()
+    closed = made.optimum()
     assert bool(closed.interior)
     assert float(found.params) == pytest.approx(float(closed.params), rel=1e-3)
     assert float(found.lookahead) == pytest.approx(float(closed.lookahead), rel=1e-3)
@@ -44,7 +54,7 @@ def test_gradient_agrees_with_the_closed_form(x64, law, cost, optimizer):
 
 def test_closed_form_agrees_with_brute_force(x64):
     made = problem()
-    closed = made.closed_form()
+    closed = made.optimum()
     n, gamma = np.geomspace(1e3, 300e3, 1500), np.linspace(0, 30, 1501)
     surface = np.asarray(jax.jit(jax.vmap(lambda n: jax.vmap(lambda g: made.speedup(n, g))(gamma)))(n))
     row, column = np.unravel_index(surface.argmax(), surface.shape)
@@ -75,9 +85,9 @@ def test_where_speculation_does_not_pay_the_gradient_finds_no_speedup(x64):
     made = problem()._replace(cost=jax.tree.map(jnp.float64, slow))
     found = maximise(made, 64.0, jnp.asarray(spread_starts(8)), 0.1, optimizer="adam", steps=800)
     assert float(found.speedup) < 1
-    closed = made.closed_form()
+    closed = made.optimum()
     assert float(closed.speedup) == 1.0
-    assert np.isnan(closed.params)
+    assert not bool(closed.speculate)
 
 
 def test_starts_cover_the_square():

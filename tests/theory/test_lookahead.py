@@ -8,11 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from sdsl_jax.errors import SdslError
 from sdsl_jax.theory import (
     acceptance_from_tokens_per_round,
+    best_log_speedup,
     optimal_lookahead,
-    solve_branch,
     speedup,
     tokens_per_round,
 )
@@ -97,14 +96,6 @@ def test_accuracy_against_fifty_digits(dtype, lookahead_bound, speedup_bound):
             assert abs(float(best) / exact_best - 1) <= speedup_bound
 
 
-@given(st.floats(1e-12, 1e4))
-def test_branch_solves_its_equation(lam):
-    with jax.enable_x64(True):
-        w = float(solve_branch(lam))
-        with mpmath.workdps(40):
-            assert float(mpmath.mpf(w) - mpmath.log1p(mpmath.mpf(w))) == pytest.approx(lam, rel=1e-12)
-
-
 def test_derivatives_of_the_optimum(x64):
     """First and second derivatives against finite differences (good to 1e-3 at second order) where speculation pays."""
     for alpha, cost in ((0.7, 0.05), (0.9, 0.01), (0.4, 0.2), (0.65, 0.003)):
@@ -125,26 +116,110 @@ def test_gradients_are_finite_everywhere():
                 assert np.isfinite(gradient(jnp.array([alpha, cost, verify]))).all(), (alpha, cost, verify)
 
 
+def outcome(*arguments) -> tuple[float, float]:
+    found = optimal_lookahead(*arguments)
+    return float(found.lookahead), float(found.speedup)
+
+
 def test_when_speculation_does_not_pay():
-    assert optimal_lookahead(0.3, 0.52) == (0.0, 1.0)
-    assert float(optimal_lookahead(0.3, 0.51).lookahead) > 0
-    assert optimal_lookahead(-0.1, 0.01) == (0.0, 1.0)
+    assert outcome(0.3, 0.52) == (0.0, 1.0)
+    assert outcome(0.3, 0.51)[0] > 0
+    assert outcome(-0.1, 0.01) == (0.0, 1.0)
+    assert outcome(0.0, 0.01) == (0.0, 1.0)
     # A verify pass of two target steps eats up what a draft this poor saves.
-    assert optimal_lookahead(0.4, 0.1, 2.0) == (0.0, 1.0)
+    assert outcome(0.4, 0.1, 2.0) == (0.0, 1.0)
 
 
 @given(ALPHA, st.floats(1e-3, 0.5), st.floats(1.0, 1.5))
 def test_verify_cost_scales_the_problem(alpha, draft, verify):
     """S(d, v) = S(d/v, 1)/v with the same γ*, unless plain decoding is then better."""
     with jax.enable_x64(True):
-        scaled, plain = optimal_lookahead(alpha, draft, verify), optimal_lookahead(alpha, draft / verify)
-        if float(plain.speedup) / verify > 1:
-            assert float(scaled.lookahead) == pytest.approx(float(plain.lookahead))
-            assert float(scaled.speedup) == pytest.approx(float(plain.speedup) / verify)
+        scaled, plain = outcome(alpha, draft, verify), outcome(alpha, draft / verify)
+        if plain[1] / verify > 1:
+            assert scaled == pytest.approx((plain[0], plain[1] / verify))
         else:
             assert scaled == (0.0, 1.0)
 
 
-def test_certain_acceptance_is_an_error():
-    with pytest.raises(SdslError, match=r"1\.5.*below 1"):
-        optimal_lookahead(1.5, 0.1)
+@given(ALPHA, st.floats(1e-4, 2.0), st.floats(0.5, 3.0))
+def test_whole_lookahead_equals_brute_force(alpha, draft, verify):
+    """The best whole γ from 1 on is found among all; it is used exactly if it beats plain decoding."""
+    with jax.enable_x64(True):
+        found = optimal_lookahead(alpha, draft, verify)
+        values = np.asarray(speedup(alpha, np.arange(1, 4001), draft, verify))
+        assert float(found.speedup_integer) == pytest.approx(max(values.max(), 1.0), rel=1e-12)
+        assert bool(found.speculate) == (values.max() > 1)
+        if bool(found.speculate):
+            whole = int(found.lookahead_integer)
+            assert float(speedup(alpha, whole, draft, verify)) == pytest.approx(values.max(), rel=1e-12)
+        else:
+            assert float(found.lookahead_integer) == 0
+
+
+def test_to_speculate_is_the_condition_of_a_whole_lookahead():
+    """At α = .3 a real γ > 0 pays up to c = .516, a whole one up to c = .30 (paper.md, section 2: α > c)."""
+    between = optimal_lookahead(0.3, 0.4)
+    assert float(between.lookahead) > 0
+    assert float(between.speedup) > 1
+    assert not bool(between.speculate)
+    assert bool(optimal_lookahead(0.3, 0.2999).speculate)
+    assert not bool(optimal_lookahead(0.3, 0.3001).speculate)
+
+
+@given(ALPHA, st.floats(1e-4, 1.5), st.floats(1.0, 2.0), st.floats(1.0001, 1.5))
+def test_the_best_speedup_falls_with_cost_and_rises_with_acceptance(alpha, draft, verify, factor):
+    with jax.enable_x64(True):
+        best = float(optimal_lookahead(alpha, draft, verify).speedup)
+        assert float(optimal_lookahead(alpha, draft * factor, verify).speedup) <= best * (1 + 1e-14)
+        assert float(optimal_lookahead(min(alpha * factor, 0.999), draft, verify).speedup) >= best * (1 - 1e-14)
+
+
+@given(ALPHA, st.floats(1e-4, 1.5), st.floats(0, 300))
+def test_no_lookahead_beats_the_best(alpha, draft, lookahead):
+    with jax.enable_x64(True):
+        assert float(speedup(alpha, lookahead, draft)) <= float(optimal_lookahead(alpha, draft).speedup) * (1 + 1e-13)
+
+
+@given(st.floats(-0.5, 0.9999), COST, st.floats(0.5, 2.0))
+def test_what_a_search_climbs_is_the_best_speedup_where_it_pays(alpha, draft, verify):
+    """Elsewhere it is at most −ln v, and never flat in the acceptance."""
+    with jax.enable_x64(True):
+        value, slope = jax.value_and_grad(best_log_speedup)(alpha, draft, verify)
+        plain = float(optimal_lookahead(alpha, draft / verify).speedup)
+        if plain > 1:
+            assert float(value) == pytest.approx(np.log(plain / verify), abs=1e-13)
+        else:
+            assert float(value) <= -np.log(verify) + 1e-13
+            assert float(slope) > 0
+
+
+@pytest.mark.parametrize("edge", [(1e-6, 1e-7), (1 - 2**-20, 1e-6), (1e-6, 0.99), (0.65, 1 / 300), (0.65, 1e-6)])
+def test_single_precision_gradients_in_the_corners(edge):
+    """Gradients in float32 against float64 to 1e-6, at costs where the paper's own form is subnormal or zero."""
+    gradients = jax.grad(lambda x: optimal_lookahead(x[0], x[1]).speedup)
+    x = np.asarray(edge, np.float32)
+    single = np.asarray(gradients(x))
+    with jax.enable_x64(True):
+        double = np.asarray(gradients(x.astype(np.float64)))
+    np.testing.assert_allclose(single, double, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((1.5, 0.1), r"1\.5.*below 1"),
+        ((1.0, 0.1), "acceptance is 1; it must be below 1"),
+        ((np.nan, 0.1), "not a number"),
+        ((0.5, 0.0), "draft step is 0 target steps; it must be positive"),
+        ((0.5, 0.1, -1.0), "verify pass is -1 target steps"),
+    ],
+)
+def test_values_without_an_optimum_are_errors(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        optimal_lookahead(*arguments)
+
+
+def test_certain_acceptance_under_jit_gives_the_limit():
+    found = jax.jit(optimal_lookahead)(1.0, 0.1)
+    assert np.isinf(found.lookahead)
+    assert float(found.speedup) == pytest.approx(10.0)

@@ -1,0 +1,171 @@
+r"""Tokens per round when acceptance is not i.i.d.: what replaces τ = (1 − α^(γ+1))/(1 − α), and how wrong it is.
+
+Whatever the dependence, a round with lookahead γ emits τ = 1 + Σ_{k=1..γ} S_k tokens, S_k the probability that its first k
+drafts are all accepted, at the block starts *of that very γ*. The models below give S_k in closed form; each reduces to
+the geometric formula in a limit.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sdsl_jax.theory.arrays import Scalar, Values
+from sdsl_jax.theory.lookahead import tokens_per_round
+
+
+def tokens_per_round_from_survival(survival: Float[Array, "*batch gamma"]) -> Float[Array, "*batch"]:
+    """τ = 1 + Σ_k S_k, with S_1 … S_γ measured or modelled at lookahead γ, in the last axis."""
+    return 1 + jnp.asarray(survival).sum(-1)
+
+
+def geometric_error(tau: Values, acceptance: Values, lookahead: Values) -> Array:
+    """Relative error of the geometric formula: τ(α, γ)/τ − 1, with α the mean acceptance and τ the truth."""
+    return tokens_per_round(acceptance, lookahead) / jnp.asarray(tau) - 1
+
+
+def _check_lookahead(lookahead: int) -> None:
+    if lookahead < 1:
+        raise ValueError(f"the lookahead is {lookahead}; it must be a whole number of at least 1.")
+
+
+class BetaAcceptance(NamedTuple):
+    """An acceptance probability that varies as Beta(a, b): from round to round, or from prompt to prompt.
+
+    Its mean is a/(a + b); the geometric formula is the limit of a large a + b at given mean.
+    """
+
+    a: Scalar
+    b: Scalar
+
+    @property
+    def mean(self) -> Array:
+        """Mean acceptance."""
+        return jnp.asarray(self.a) / (self.a + self.b)
+
+    def survival(self, lookahead: int) -> Float[Array, " gamma"]:
+        """S_k = E α^k = Π_{i<k} (a + i)/(a + b + i) where each round draws its own α."""
+        _check_lookahead(lookahead)
+        i = jnp.arange(lookahead)
+        return jnp.cumprod((self.a + i) / (self.a + self.b + i))
+
+    def tokens_per_round_over_rounds(self, lookahead: int) -> Float[Array, ""]:
+        """τ where each round draws its own α: above the geometric formula, since E α^k ≥ (E α)^k."""
+        return tokens_per_round_from_survival(self.survival(lookahead))
+
+    def tokens_per_round_over_prompts(self, lookahead: int, nodes: int = 32) -> Float[Array, ""]:
+        """τ = 1/E[1/τ(α)] where each prompt draws its own α and all generate the same number of tokens.
+
+        A prompt that accepts little needs more rounds and weighs more in the mean over rounds: τ lies below the geometric
+        formula wherever 1/τ(α) is convex.
+        """
+        _check_lookahead(lookahead)
+        alpha, weight = self.quadrature(nodes)
+        return 1 / (weight / tokens_per_round(alpha, lookahead)).sum()
+
+    def quadrature(self, nodes: int) -> tuple[Float[Array, " nodes"], Float[Array, " nodes"]]:
+        """Gauss–Jacobi nodes in (0, 1) and weights of expectations under Beta(a, b) (Golub & Welsch, 1969)."""
+        below, above = self.a - 1.0, self.b - 1.0  # exponents of x and of 1 − x
+        total = below + above
+        n = jnp.arange(1, nodes, dtype=jnp.result_type(float))
+        s = 2 * n + total
+        first = (below - above) / (total + 2)
+        rest = (below**2 - above**2) / (s * (s + 2))
+        # At n = 1 a factor n + total of numerator and denominator cancels; written out, for it may be 0.
+        square = 4 * n * (n + below) * (n + above) / (s**2 * (s + 1))
+        square = square * jnp.where(n == 1, 1.0, (n + total) / jnp.where(n == 1, 1.0, s - 1))
+        beside = jnp.sqrt(square)
+        matrix = jnp.diag(jnp.append(first, rest)) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
+        values, vectors = jnp.linalg.eigh(matrix)
+        return (1 + values) / 2, vectors[0] ** 2
+
+
+class PersistentAcceptance(NamedTuple):
+    """A two-state chain along the positions of a text: easy stretches and hard ones.
+
+    Attributes:
+      acceptance: α, the share of all positions at which the draft would be accepted.
+      persistence: ρ in [0, 1), the correlation of neighbouring positions; 0 gives the geometric formula. A position is
+        accepted with probability α + ρ(1 − α) after an accepted one, and α(1 − ρ) after a rejected one.
+    """
+
+    acceptance: Scalar
+    persistence: Scalar
+
+    def survival(self, lookahead: int) -> Float[Array, " gamma"]:
+        """S_k at true block starts of this γ: after a rejection, or after the bonus token of a fully accepted block.
+
+        With p the probability of acceptance after acceptance, r after a rejection, and f two positions after an
+        acceptance (the bonus token between them is not tested), a block accepted in full with probability
+        s·p^(γ−1) from a start with first acceptance s: the share φ of starts that follow a full block obeys
+        φ = (φ·f + (1 − φ)·r)·p^(γ−1), and S_k = (φ·f + (1 − φ)·r)·p^(k−1).
+        """
+        _check_lookahead(lookahead)
+        alpha, rho = jnp.asarray(self.acceptance), jnp.asarray(self.persistence)
+        again, after_rejection, after_bonus = alpha + rho * (1 - alpha), alpha * (1 - rho), alpha + rho**2 * (1 - alpha)
+        rest = again ** (lookahead - 1)
+        full = after_rejection * rest / (1 - (after_bonus - after_rejection) * rest)
+        first = full * after_bonus + (1 - full) * after_rejection
+        return first * again ** jnp.arange(lookahead)
+
+    def tokens_per_round(self, lookahead: int) -> Float[Array, ""]:
+        """τ at true block starts: below the geometric formula for the α that a teacher-forced pass measures."""
+        return tokens_per_round_from_survival(self.survival(lookahead))
+
+
+class Rounds(NamedTuple):
+    """Expected rounds over a sample; add those of many samples, then divide.
+
+    Attributes:
+      started: expected number of rounds that start where a whole block fits.
+      survived: of these, the expected number whose first k = 1 … γ drafts are accepted.
+    """
+
+    started: Float[Array, "*batch"]
+    survived: Float[Array, "*batch gamma"]
+
+    @property
+    def survival(self) -> Float[Array, "*batch gamma"]:
+        """S_1 … S_γ."""
+        return self.survived / self.started[..., None]
+
+    @property
+    def tokens_per_round(self) -> Float[Array, "*batch"]:
+        """τ = 1 + Σ_k S_k."""
+        return tokens_per_round_from_survival(self.survival)
+
+
+@partial(jax.jit, static_argnames="lookahead")
+def rounds_over_sample(acceptance: Float[Array, " length"], lookahead: int) -> Rounds:
+    """Exact expected rounds of token verification over one sample of the target, without decoding.
+
+    Given that the token emitted at a tested position is y, it came by acceptance with probability min(1, q(y)/p(y)),
+    independently of all else. So one sample of the target, scored once by each model, gives for every lookahead the
+    probability that a round starts at each position, by a recursion over positions: a position is tested as draft j + 1
+    if the one before it was accepted as draft j; it starts a round if the one before it was rejected or was a bonus token.
+
+    Args:
+      acceptance: min(1, q(y)/p(y)) at each position of the sample; the first starts a round.
+      lookahead: γ ≥ 1, at most the length of the sample.
+    """
+    _check_lookahead(lookahead)
+    acceptance = jnp.asarray(acceptance)
+    length = acceptance.shape[0]
+    if lookahead > length:
+        raise ValueError(f"the lookahead is {lookahead}; the sample holds only {length} tokens.")
+
+    def move(tested: Array, a: Array) -> tuple[Array, Array]:
+        # tested[j]: probability that this position is tested as draft j; tested[γ]: that it is a bonus token.
+        rejected = (tested[:-1] * (1 - a)).sum()
+        following = jnp.concatenate([(rejected + tested[-1])[None], tested[:-1] * a])
+        return following, tested[0]
+
+    begin = jnp.zeros(lookahead + 1, acceptance.dtype).at[0].set(1.0)
+    _, starts = jax.lax.scan(move, begin, acceptance)
+    fits = starts[: length - lookahead + 1]
+    windows = jnp.stack([acceptance[k : length - lookahead + 1 + k] for k in range(lookahead)])
+    return Rounds(fits.sum(), jnp.cumprod(windows, axis=0) @ fits)

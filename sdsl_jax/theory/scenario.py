@@ -1,0 +1,212 @@
+"""From laws to the draft for a target: the design problem, its optimum, and how the optimum moves with everything in it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from sdsl_jax.theory.arrays import Scalar
+from sdsl_jax.theory.costs import CostModel, ParameterCost
+from sdsl_jax.theory.laws import AcceptanceLaw, LossLaw, ModelPoint
+from sdsl_jax.theory.lookahead import speedup
+from sdsl_jax.theory.optima import DraftOptimum, maximise_over_sizes, optimal_draft
+
+
+class DraftProblem(NamedTuple):
+    """Which draft to train for one target: maximise S(α(N), γ, d(N), v) over N and γ (arXiv 2603.11053).
+
+    A pytree whose leaves are coefficients, so that one compilation serves every target and every bootstrap draw.
+
+    Attributes:
+      loss_law: gives the loss of a draft of N parameters.
+      draft_tokens: that the draft will be trained on.
+      target: size and loss of the target.
+      acceptance_law: from draft and target to α.
+      cost: d(N) and v.
+      bounds: smallest and largest N.
+    """
+
+    loss_law: LossLaw
+    draft_tokens: Scalar
+    target: ModelPoint
+    acceptance_law: AcceptanceLaw
+    cost: CostModel
+    bounds: tuple[Scalar, Scalar]
+
+    def acceptance(self, params: Scalar) -> Array:
+        """α of a draft of `params` parameters."""
+        return self.acceptance_law(ModelPoint(params, self.loss_law(params, self.draft_tokens)), self.target)
+
+    def speedup(self, params: Scalar, lookahead: Scalar) -> Array:
+        """S of a draft at a lookahead γ ≥ 0, real or whole."""
+        return speedup(self.acceptance(params), lookahead, self.cost.draft_step(params), self.cost.verify_pass)
+
+    def log_speedup(self, x: Float[Array, 2]) -> Array:
+        """ln S at x = (ln N, ln(1 + γ)), the coordinates of a gradient method."""
+        return jnp.log(self.speedup(jnp.exp(x[0]), jnp.expm1(x[1])))
+
+    def optimum(self) -> DraftOptimum:
+        """N* by a bracketed root and γ* by its closed form."""
+        return optimal_draft(self.acceptance, self.cost.draft_step, self.bounds, self.cost.verify_pass)
+
+
+class Scenario(NamedTuple):
+    """A target that does not have a draft yet, and the laws to choose one by.
+
+    A pytree: differentiate with respect to the whole of it for the sensitivity to each of its numbers.
+
+    Attributes:
+      target_params: M, in the count of the laws.
+      draft_tokens: D, that the draft will be trained on.
+      target_tokens: D′, that the target was trained on.
+      loss_law: L(N, D), for draft and target alike.
+      acceptance_law: from draft and target to α.
+      draft_overhead: c₀, cost of a draft step of any size in target steps, on top of N/M.
+      smallest_draft: smallest N considered; the largest is M.
+    """
+
+    target_params: Scalar
+    draft_tokens: Scalar
+    target_tokens: Scalar
+    loss_law: LossLaw
+    acceptance_law: AcceptanceLaw
+    draft_overhead: Scalar = 0.0
+    smallest_draft: Scalar = 1e6
+
+    def problem(self) -> DraftProblem:
+        """The design problem of this target, at the paper's costs."""
+        return DraftProblem(
+            loss_law=self.loss_law,
+            draft_tokens=self.draft_tokens,
+            target=ModelPoint(self.target_params, self.loss_law(self.target_params, self.target_tokens)),
+            acceptance_law=self.acceptance_law,
+            cost=ParameterCost(self.target_params, self.draft_overhead),
+            bounds=(self.smallest_draft, self.target_params),
+        )
+
+    def optimum(self) -> DraftOptimum:
+        """N*, γ* and S*."""
+        return self.problem().optimum()
+
+
+class Sensitivities(NamedTuple):
+    """Derivatives of ln N*, γ* and ln S* with respect to every number of a scenario, each in the shape of a scenario."""
+
+    log_draft_params: Scenario
+    lookahead: Scenario
+    log_speedup: Scenario
+
+
+def sensitivities(scenario: Scenario) -> Sensitivities:
+    """How the optimum moves with every number in it, by the implicit function theorem.
+
+    An entry is ∂(ln N*)/∂θ and so on, for θ in its own unit: multiply by a standard error to see what it is worth.
+    """
+
+    def answer(given: Scenario) -> Array:
+        best = given.optimum()
+        return jnp.stack([jnp.log(best.params), best.lookahead, jnp.log(best.speedup)])
+
+    rows = jax.jacrev(answer)(jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), scenario))
+    return Sensitivities(*(jax.tree.map(lambda x, i=i: x[i], rows) for i in range(3)))
+
+
+class Elasticities(NamedTuple):
+    """d ln N*/d ln of target size, draft tokens and target tokens."""
+
+    target_params: Float[Array, ""]
+    draft_tokens: Float[Array, ""]
+    target_tokens: Float[Array, ""]
+
+
+def elasticities(scenario: Scenario) -> Elasticities:
+    """The local exponents of N* in M, D and D′, by the implicit function theorem."""
+
+    def log_size(logs: Array) -> Array:
+        m, d, d_target = jnp.exp(logs)
+        moved = scenario._replace(target_params=m, draft_tokens=d, target_tokens=d_target)
+        return jnp.log(moved.optimum().params)
+
+    sizes = (scenario.target_params, scenario.draft_tokens, scenario.target_tokens)
+    return Elasticities(
+        *jax.grad(log_size)(jnp.log(jnp.stack([jnp.asarray(s, jnp.result_type(float)) for s in sizes])))
+    )
+
+
+class Flags(NamedTuple):
+    """What an answer rests on that its laws do not cover. True means: read the answer with that in mind.
+
+    Attributes:
+      draft_loss_extrapolated: N* or D lies outside the loss law's range.
+      target_loss_extrapolated: M or D′ lies outside the loss law's range.
+      acceptance_extrapolated: draft or target lies outside the acceptance law's range.
+      acceptance_not_positive: the law gives α ≤ 0 at N*, which counts as no acceptance at all.
+      acceptance_certain: the law gives α ≥ 1 at N*, so that there is no finite optimum.
+      not_interior: S rises up to the smallest or largest size considered.
+    """
+
+    draft_loss_extrapolated: Bool[Array, "*batch"]
+    target_loss_extrapolated: Bool[Array, "*batch"]
+    acceptance_extrapolated: Bool[Array, "*batch"]
+    acceptance_not_positive: Bool[Array, "*batch"]
+    acceptance_certain: Bool[Array, "*batch"]
+    not_interior: Bool[Array, "*batch"]
+
+
+def flags(scenario: Scenario, optimum: DraftOptimum) -> Flags:
+    """Where the optimum of a scenario leaves what its laws were fitted on."""
+    loss, accept = scenario.loss_law, scenario.acceptance_law
+    draft_loss = loss(optimum.params, scenario.draft_tokens)
+    target_loss = loss(scenario.target_params, scenario.target_tokens)
+    return Flags(
+        draft_loss_extrapolated=loss.about.outside(params=optimum.params, tokens=scenario.draft_tokens),
+        target_loss_extrapolated=loss.about.outside(params=scenario.target_params, tokens=scenario.target_tokens),
+        acceptance_extrapolated=accept.about.outside(
+            draft_params=optimum.params,
+            target_params=scenario.target_params,
+            draft_loss=draft_loss,
+            target_loss=target_loss,
+        ),
+        acceptance_not_positive=optimum.acceptance <= 0,
+        acceptance_certain=optimum.acceptance >= 1,
+        not_interior=optimum.speculate & ~optimum.interior,
+    )
+
+
+@partial(jax.jit, static_argnames=("points",))
+def smallest_target_that_pays(scenario: Scenario, largest: Scalar = 1e13, points: int = 64) -> Array:
+    """The smallest target size above which some draft and some whole lookahead beat plain decoding.
+
+    At v = 1 that is where max over N of α(N) − d(N) turns positive; drafts to which an unbounded law gives α ≥ 1 do not
+    count. `scenario.target_params` is ignored; sizes from just above `smallest_draft` to `largest` are considered, on a
+    grid and then by bisection. Infinite where no size pays.
+    """
+
+    def margin(log_m: Array) -> Array:
+        problem = scenario._replace(target_params=jnp.exp(log_m)).problem()
+
+        def advantage(x: Array) -> Array:
+            alpha = problem.acceptance(jnp.exp(x))
+            return jnp.where(alpha < 1, alpha - problem.cost.draft_step(jnp.exp(x)), -1.0)
+
+        low, high = (jnp.log(b) for b in problem.bounds)
+        return advantage(maximise_over_sizes(advantage, low, high).x)
+
+    low = jnp.log(jnp.asarray(scenario.smallest_draft, jnp.result_type(float)) * 1.01)
+    grid = jnp.linspace(low, jnp.log(largest), points)
+    pays = jax.vmap(margin)(grid) > 0
+    # The last grid point at which it does not pay; above it, it does throughout.
+    last = jnp.max(jnp.where(~pays, jnp.arange(points), -1))
+
+    def halve(_, ends):
+        below, above = ends
+        middle = (below + above) / 2
+        enough = margin(middle) > 0
+        return jnp.where(enough, below, middle), jnp.where(enough, middle, above)
+
+    _, above = jax.lax.fori_loop(0, 40, halve, (grid[jnp.maximum(last, 0)], grid[jnp.minimum(last + 1, points - 1)]))
+    return jnp.where(last == points - 1, jnp.inf, jnp.where(last < 0, jnp.exp(low), jnp.exp(above)))

@@ -1,0 +1,139 @@
+"""From uncertain coefficients to uncertain optima: bootstrap draws, covariances, and the linear law N* = μ·M + M₀."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from sdsl_jax.theory.laws import AcceptanceLaw, LossLaw, coefficients
+from sdsl_jax.theory.optima import DraftOptimum
+from sdsl_jax.theory.scenario import Scenario, sensitivities
+
+
+def draws_from_covariance(law: Any, covariance: Float[Array, "P P"], count: int, key: Key[Array, ""]) -> Any:
+    """A law of arrays [count]: normal draws of its coefficients, in the order of `coefficients(law)`.
+
+    Scales such as A and exponents such as a are strongly correlated in any fit: marginal standard errors on a diagonal
+    are not a covariance.
+
+    Raises:
+      ValueError: the matrix has another size, or is not symmetric and positive semi-definite.
+    """
+    names = list(coefficients(law))
+    matrix = jnp.asarray(covariance)
+    if matrix.shape != (len(names), len(names)):
+        raise ValueError(
+            f"the covariance has the shape {matrix.shape}; {type(law).__name__} has {len(names)} coefficients."
+        )
+    scale = jnp.sqrt(jnp.diag(matrix))
+    unit = matrix / jnp.outer(jnp.where(scale > 0, scale, 1.0), jnp.where(scale > 0, scale, 1.0))
+    smallest = float(jnp.linalg.eigvalsh(unit).min())
+    if not (smallest > -1e-5 and bool(jnp.allclose(unit, unit.T, atol=1e-5))):
+        raise ValueError("the covariance is not symmetric and positive semi-definite.")
+    values, vectors = jnp.linalg.eigh(unit)
+    normal = jax.random.normal(key, (count, len(names)), unit.dtype) * jnp.sqrt(jnp.maximum(values, 0.0))
+    moved = jnp.stack([jnp.asarray(v, unit.dtype) for v in coefficients(law).values()]) + normal @ vectors.T * scale
+    return type(law)(**dict(zip(names, moved.T)), about=law.about)
+
+
+@jax.jit
+def optima_of_draws(scenario: Scenario, loss_law: LossLaw, acceptance_law: AcceptanceLaw) -> DraftOptimum:
+    """The optimum of a scenario for every draw of its two laws, whose coefficients are arrays [draws] that belong together."""
+
+    def one(loss: LossLaw, acceptance: AcceptanceLaw) -> DraftOptimum:
+        return scenario._replace(loss_law=loss, acceptance_law=acceptance).optimum()
+
+    return jax.vmap(one)(loss_law, acceptance_law)
+
+
+class StandardErrors(NamedTuple):
+    """First-order standard errors of ln N*, γ* and ln S*."""
+
+    log_draft_params: Float[Array, ""]
+    lookahead: Float[Array, ""]
+    log_speedup: Float[Array, ""]
+
+
+def delta_method(
+    scenario: Scenario, loss_covariance: Float[Array, "P P"], acceptance_covariance: Float[Array, "Q Q"]
+) -> StandardErrors:
+    """Standard errors of the optimum from independent covariances of the two laws: √(gᵀΣg), g the sensitivities."""
+
+    def error(gradient: Scenario) -> Array:
+        total = jnp.zeros(())
+        for law, covariance in (
+            (gradient.loss_law, loss_covariance),
+            (gradient.acceptance_law, acceptance_covariance),
+        ):
+            g = jnp.stack(list(coefficients(law).values()))
+            total = total + g @ jnp.asarray(covariance) @ g
+        return jnp.sqrt(total)
+
+    return StandardErrors(*(error(row) for row in sensitivities(scenario)))
+
+
+class LinearLaw(NamedTuple):
+    """N* = μ·M + M₀, by least squares, with the usual standard errors of independent residuals.
+
+    Attributes:
+      slope: μ.
+      intercept: M₀, in parameters.
+      slope_error: standard error of μ.
+      intercept_error: standard error of M₀.
+      r_squared: share of the variance of N* that the line carries.
+    """
+
+    slope: Float[Array, "*batch"]
+    intercept: Float[Array, "*batch"]
+    slope_error: Float[Array, "*batch"]
+    intercept_error: Float[Array, "*batch"]
+    r_squared: Float[Array, "*batch"]
+
+
+def linear_law(target_params: Float[Array, " n"], draft_params: Float[Array, " n"]) -> LinearLaw:
+    """Regresses N* on M (arXiv 2603.11053). Under `vmap` over draws it turns draws of N* into draws of μ and M₀.
+
+    The points of such a pool are computed, not sampled: its standard errors describe how far a curve is from a line, and
+    not what is uncertain about either.
+    """
+    m, n = jnp.asarray(target_params), jnp.asarray(draft_params)
+    count = m.shape[0]
+    mean, scale = m.mean(), jnp.std(m)
+    x = (m - mean) / scale  # standardised, so that float32 holds the sums
+    level, per_scale = n.mean(), (x * n).mean()
+    residuals = n - level - per_scale * x
+    sigma = jnp.sqrt((residuals**2).sum() / (count - 2))
+    return LinearLaw(
+        slope=per_scale / scale,
+        intercept=level - per_scale * mean / scale,
+        slope_error=sigma / jnp.sqrt(count) / scale,
+        intercept_error=sigma * jnp.sqrt((1 + (mean / scale) ** 2) / count),
+        r_squared=1 - (residuals**2).mean() / jnp.var(n),
+    )
+
+
+@jax.jit
+def linear_laws_of_draws(pool: Scenario, loss_law: LossLaw, acceptance_law: AcceptanceLaw) -> LinearLaw:
+    """μ and M₀ for every draw of the laws, arrays [draws], over a pool of scenarios that share them.
+
+    Args:
+      pool: scenarios with arrays [n] of M, D and D′; their laws, overhead and smallest draft are scalars.
+      loss_law: draws.
+      acceptance_law: draws.
+    """
+
+    sizes, draft_tokens, target_tokens = (
+        jnp.asarray(x) for x in (pool.target_params, pool.draft_tokens, pool.target_tokens)
+    )
+
+    def one(loss: LossLaw, acceptance: AcceptanceLaw) -> LinearLaw:
+        def size(m: Array, d: Array, d_target: Array) -> Array:
+            given = Scenario(m, d, d_target, loss, acceptance, pool.draft_overhead, pool.smallest_draft)
+            return given.optimum().params
+
+        return linear_law(sizes, jax.vmap(size)(sizes, draft_tokens, target_tokens))
+
+    return jax.vmap(one)(loss_law, acceptance_law)

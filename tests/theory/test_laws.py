@@ -1,0 +1,112 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+from sdsl_jax.theory import (
+    BESIROGLU,
+    PAPER_PLANE,
+    PUBLISHED_ACCEPTANCE_LAWS,
+    PUBLISHED_LOSS_LAWS,
+    AffinePlane,
+    LogitGap,
+    LogitPlane,
+    ModelPoint,
+    PowerLaw,
+    coefficients,
+)
+
+LOSS, SIZE = st.floats(0.5, 6.0), st.floats(3.0, 13.0)
+
+
+@given(st.sampled_from(sorted(PUBLISHED_LOSS_LAWS)), st.floats(6, 13), st.floats(8, 14))
+def test_losses_fall_with_size_and_data(name, log_params, log_tokens):
+    with jax.enable_x64(True):
+        law, n, d = PUBLISHED_LOSS_LAWS[name], 10**log_params, 10**log_tokens
+        here = float(law(n, d))
+        assert 0 < float(law(2 * n, d)) < here
+        assert 0 < float(law(n, 2 * d)) < here
+
+
+def test_values_of_the_published_laws(x64):
+    """Written out by hand from the tables of paper.md: Chinchilla (70e9, 1.4e12), and Kaplan at 1.5e9, 23e9."""
+    assert float(BESIROGLU(70e9, 1.4e12)) == pytest.approx(1.8172 + 482.01 / 70e9**0.3478 + 2085.43 / 1.4e12**0.3658)
+    kaplan = ((6.4e13 / 1.5e9) ** (0.076 / 0.103) + 1.8e13 / 23e9) ** 0.103
+    assert float(PUBLISHED_LOSS_LAWS["kaplan"](1.5e9, 23e9)) == pytest.approx(kaplan)
+    # Section 5 of paper.md: perplexity 347 at N = 1e6, D = 1e12.
+    assert float(jnp.exp(BESIROGLU(1e6, 1e12))) == pytest.approx(347, rel=0.01)
+
+
+def test_every_published_law_says_what_it_is():
+    for law in [*PUBLISHED_LOSS_LAWS.values(), *PUBLISHED_ACCEPTANCE_LAWS.values()]:
+        about = law.about
+        assert "arXiv" in about.source
+        assert about.params_count in ("total", "non-embedding")
+        assert about.valid
+        assert all([about.unit, about.text, about.no_interval])
+        assert all(low < high for _, low, high in about.valid)
+
+
+@given(st.floats(-3, 3), st.floats(0, 5), st.floats(0, 5), LOSS, LOSS)
+def test_logit_laws_stay_between_0_and_1(level, slope, other, draft, target):
+    with jax.enable_x64(True):
+        for law in (LogitGap(level, slope), LogitPlane(level, slope, other)):
+            assert 0 < float(law(ModelPoint(1e6, draft), ModelPoint(1e9, target))) < 1
+
+
+@given(st.floats(0.01, 100), st.floats(0.01, 1), st.floats(0, 1), SIZE, SIZE)
+def test_power_law_stays_below_1(scale, exponent, target_exponent, draft, target):
+    with jax.enable_x64(True):
+        law = PowerLaw(scale, exponent, target_exponent)
+        alpha = float(law(ModelPoint(10**draft, 1.0), ModelPoint(10**target, 1.0)))
+        assert alpha < 1
+        assert 1 - alpha == pytest.approx(
+            scale * 10 ** (target_exponent * target - exponent * draft), rel=1e-9, abs=1e-15
+        )
+
+
+def test_a_gap_is_a_plane_with_equal_slopes(x64):
+    draft, target = ModelPoint(1e6, 3.1), ModelPoint(1e9, 2.2)
+    assert float(LogitGap(1.1, 0.7)(draft, target)) == pytest.approx(float(LogitPlane(1.1, 0.7, 0.7)(draft, target)))
+
+
+def test_laws_are_pytrees_of_their_coefficients(x64):
+    assert jax.tree.leaves(BESIROGLU) == [1.8172, 482.01, 2085.43, 0.3478, 0.3658]
+    assert list(coefficients(PAPER_PLANE)) == ["A", "B", "C"]
+    gradient = jax.grad(lambda law: law(1e9, 1e11))(jax.tree.map(jnp.float64, BESIROGLU))
+    assert isinstance(gradient, type(BESIROGLU))
+    assert float(gradient.E) == 1.0
+    assert gradient.about == BESIROGLU.about
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        BESIROGLU.E = 0.0
+
+
+def test_laws_are_differentiable_in_every_coefficient(x64):
+    draft, target = ModelPoint(jnp.float64(1e8), jnp.float64(2.6)), ModelPoint(jnp.float64(1e10), jnp.float64(2.1))
+    for law in (
+        AffinePlane(-0.0067, 0.013, 0.64),
+        LogitGap(1.0, 2.0),
+        LogitPlane(1.0, 2.0, 1.5),
+        PowerLaw(3.0, 0.2, 0.05),
+    ):
+        check_grads(
+            lambda law: law(draft, target), (jax.tree.map(jnp.float64, law),), order=2, modes=("rev",), rtol=1e-4
+        )
+    for law in PUBLISHED_LOSS_LAWS.values():
+        # In logs of the coefficients, which differ by thirteen orders of magnitude.
+        logs = jax.tree.map(lambda x: jnp.log(jnp.float64(x)), law)
+        check_grads(lambda x: jax.tree.map(jnp.exp, x)(1e9, 1e11), (logs,), order=1, modes=("rev",), rtol=1e-4)
+
+
+def test_ranges_are_told():
+    about = BESIROGLU.about
+    assert not bool(about.outside(params=1e9, tokens=1e11))
+    assert bool(about.outside(params=30e9, tokens=1e11))
+    assert bool(about.outside(params=1e9, tokens=1e9))
+    np.testing.assert_array_equal(about.outside(params=jnp.array([1e6, 1e9, 1e12])), [True, False, True])
+    assert not bool(LogitGap(1.0, 1.0).about.outside(draft_params=1e30))  # nothing is known

@@ -1,0 +1,130 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdsl_jax.theory import (
+    BESIROGLU,
+    PAPER_PLANE,
+    LogitGap,
+    Scenario,
+    coefficients,
+    elasticities,
+    flags,
+    optimal_lookahead,
+    sensitivities,
+    smallest_target_that_pays,
+)
+
+OPT_30B = Scenario(30e9, 180e9, 180e9, BESIROGLU, PAPER_PLANE)
+
+# Compiled once each; all numbers of a scenario are arguments.
+optimum = jax.jit(lambda scenario: scenario.optimum())
+slopes = jax.jit(elasticities)
+
+
+@settings(max_examples=20)
+@given(
+    st.floats(9.5, 12), st.floats(10, 13), st.floats(10, 13), st.floats(0.2, 2.5), st.floats(0.5, 3), st.floats(0, 0.1)
+)
+def test_elasticities_are_those_of_finite_differences(target, tokens, target_tokens, level, slope, overhead):
+    with jax.enable_x64(True):
+        made = Scenario(10**target, 10**tokens, 10**target_tokens, BESIROGLU, LogitGap(level, slope), overhead, 1e5)
+        if not bool(optimum(made).interior):
+            return
+        found, h = slopes(made), 1e-4
+        for name in ("target_params", "draft_tokens", "target_tokens"):
+            ahead, behind = (
+                float(jnp.log(optimum(made._replace(**{name: getattr(made, name) * np.exp(s)})).params))
+                for s in (h, -h)
+            )
+            assert float(getattr(found, name)) == pytest.approx((ahead - behind) / (2 * h), rel=1e-4, abs=1e-6)
+
+
+def test_sensitivity_to_every_coefficient(x64):
+    """Of N*, γ* and S*, to each coefficient of both laws and to the overhead, against central differences."""
+    made = OPT_30B._replace(draft_overhead=0.01)
+    found = jax.jit(sensitivities)(made)
+
+    def moved(name, step):
+        if name == "draft_overhead":
+            return made._replace(draft_overhead=made.draft_overhead + step)
+        field = "loss_law" if name in coefficients(BESIROGLU) and name not in "ABC" else "acceptance_law"
+        return field, step
+
+    checked = 0
+    for field in ("loss_law", "acceptance_law", "draft_overhead"):
+        law = getattr(made, field)
+        leaves, structure = jax.tree.flatten(law)
+        for i, value in enumerate(leaves):
+            h = 1e-5 * max(abs(value), 1e-4)
+            ends = []
+            for sign in (1, -1):
+                changed = jax.tree.unflatten(structure, [v + sign * h * (j == i) for j, v in enumerate(leaves)])
+                best = optimum(made._replace(**{field: changed}))
+                ends.append(np.array([np.log(best.params), best.lookahead, np.log(best.speedup)]))
+            expected = (ends[0] - ends[1]) / (2 * h)
+            ours = [jax.tree.leaves(getattr(row, field))[i] for row in found]
+            np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=1e-9)
+            checked += 1
+    assert checked == 5 + 3 + 1
+
+
+def test_sensitivities_in_single_precision():
+    single = jax.jit(sensitivities)(OPT_30B)
+    with jax.enable_x64(True):
+        double = jax.jit(sensitivities)(OPT_30B)
+    for one, other in zip(jax.tree.leaves(single), jax.tree.leaves(double)):
+        np.testing.assert_allclose(one, other, rtol=2e-4)
+
+
+def test_gradients_are_finite_where_speculation_does_not_pay(x64):
+    """A draft step as dear as a target step: N*, γ* and S* do not move, and nothing is NaN."""
+    hopeless = OPT_30B._replace(draft_overhead=1.0)
+    assert not bool(optimum(hopeless).speculate)
+    assert np.isfinite(jax.tree.leaves(jax.jit(sensitivities)(hopeless))).all()
+
+
+def test_flags(x64):
+    inside = Scenario(15e9, 180e9, 180e9, BESIROGLU, PAPER_PLANE)
+    assert not any(map(bool, flags(inside, optimum(inside))))
+    huge = inside._replace(target_params=1e12)
+    found = flags(huge, optimum(huge))
+    assert bool(found.target_loss_extrapolated)
+    assert bool(found.acceptance_extrapolated)
+    assert not bool(found.draft_loss_extrapolated)
+    tokens = inside._replace(draft_tokens=3e12)
+    assert bool(flags(tokens, optimum(tokens)).draft_loss_extrapolated)
+    # A plane that gives every draft a negative acceptance, and one that gives the best more than 1.
+    poor = inside._replace(acceptance_law=type(PAPER_PLANE)(-0.0067, 0.0, -0.1))
+    found = optimum(poor)
+    assert bool(flags(poor, found).acceptance_not_positive)
+    assert not bool(found.speculate)
+    assert float(found.speedup) == 1.0
+    rich = inside._replace(acceptance_law=type(PAPER_PLANE)(-0.0067, 0.0, 1.2))
+    assert bool(flags(rich, optimum(rich)).acceptance_certain)
+    edge = inside._replace(smallest_draft=1e9)
+    assert bool(flags(edge, optimum(edge)).not_interior)
+
+
+@pytest.mark.parametrize("overhead", [0.05, 0.3, 0.6])
+def test_smallest_target_that_pays(x64, overhead):
+    """At the size found max over N of α − c changes sign, by brute force."""
+    made = OPT_30B._replace(acceptance_law=LogitGap(1.7, 2.1), draft_overhead=overhead, target_tokens=3e12)
+    size = float(smallest_target_that_pays(made))
+
+    def advantage(m):
+        problem = made._replace(target_params=m).problem()
+        n = np.geomspace(1e6, m, 20_001)
+        return float(jnp.max(problem.acceptance(n) - problem.cost.draft_step(n)))
+
+    assert advantage(size * 1.001) > 0 > advantage(size * 0.999)
+    problem = made._replace(target_params=size * 1.01).problem()
+    n = np.geomspace(1e6, size, 20_001)
+    assert bool(optimal_lookahead(problem.acceptance(n), problem.cost.draft_step(n)).speculate.any())
+
+
+def test_no_target_pays_for_a_draft_step_as_dear_as_its_own(x64):
+    assert np.isinf(smallest_target_that_pays(OPT_30B._replace(acceptance_law=LogitGap(1.7, 2.1), draft_overhead=1.0)))
