@@ -10,7 +10,7 @@ from sdsl_jax.config import StudyConfig
 from sdsl_jax.errors import SdslError
 from sdsl_jax.fitting.estimate import LawFit, bootstrap_weights, fit_acceptance, fit_loss, fit_step_time
 from sdsl_jax.models import shape_rule
-from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord
+from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord, column
 from sdsl_jax.theory import ACCEPTANCE_LAWS, AcceptanceLaw, ChinchillaLaw, ShapeRule, StepTimeLaw, coefficients
 
 
@@ -23,6 +23,11 @@ def fit_all(
     """Fits every law of a study and returns what `fits.json` holds."""
     weights = bootstrap_weights(len(models), config.fit.bootstrap, config.seed)
     rule = fitted_rule(config)
+    ranges = {
+        f"{role}_{name}": _span([m for m in models if m.role == role], column_name)
+        for role in ("draft", "target")
+        for name, column_name in (("params", "params_nonembedding"), ("loss", "loss_nats"))
+    }
     verify: dict[str, dict[str, float]] = {}
     for row in latency:
         if row.operation == "verify":
@@ -30,9 +35,11 @@ def fit_all(
     step_time = fit_step_time(models, latency, rule, config.fit.starts, config.seed)
     return {
         "loss_law": _describe(fit_loss(models, config.fit, weights, config.seed), config, config.fit.huber_delta)
-        | {"params_count": "non-embedding", "split": "test"},
+        | {"params_count": "non-embedding", "split": "test"}
+        | {"valid": {"params": _span(models, "params_nonembedding"), "tokens": _span(models, "train_tokens")}},
         "acceptance_laws": [
-            _describe(made, config, config.fit.acceptance_huber_delta) | {"estimator": config.fit.estimator}
+            _describe(made, config, config.fit.acceptance_huber_delta)
+            | {"estimator": config.fit.estimator, "valid": ranges}
             for made in fit_acceptance(models, acceptance, config.fit, weights, config.seed)
         ],
         "step_time": {
@@ -49,6 +56,12 @@ def fit_all(
 def fitted_rule(config: StudyConfig) -> ShapeRule:
     """The smooth shape rule of the study's family."""
     return shape_rule(config.family, config.data.vocab_size, config.data.sequence_length)
+
+
+def _span(models: list[ModelRecord], name: str) -> list[float]:
+    """The smallest and largest value of a column: where a law was fitted."""
+    values = column(models, name)
+    return [float(min(values)), float(max(values))]
 
 
 def _describe(made: LawFit, config: StudyConfig, delta: float) -> dict[str, Any]:

@@ -9,10 +9,11 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from sdsl_jax.formatting import short_count
 from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord
 from sdsl_jax.report.inputs import Records, read_records
 from sdsl_jax.report.landscapes import draw_optimiser, draw_speedup
-from sdsl_jax.report.style import COLOURS, NAMES, figure, label_sizes, short
+from sdsl_jax.report.style import COLOURS, NAMES, figure, label_sizes
 from sdsl_jax.theory import ACCEPTANCE_LAWS, ChinchillaLaw, ModelPoint, ShapeRule, StepTimeLaw
 
 CAPTIONS = {
@@ -75,7 +76,7 @@ def _loss(records: Records, folder: Path, name: str) -> None:
                     error = [[model.loss_nats - model.loss_nats_low], [model.loss_nats_high - model.loss_nats]]
                     marker = "s" if model.role == "target" else "o"
                     axis.errorbar(at, model.loss_nats, yerr=error, fmt=marker, color=colour, elinewidth=0.8)
-                axis.plot([], [], color=colour, marker="o", label=f"{short(value)} {by}")
+                axis.plot([], [], color=colour, marker="o", label=f"{short_count(value)} {by}")
             axis.set_xscale("log")
             label_sizes(axis.xaxis, label)
             axis.set_ylabel("test loss (nats per token)")
@@ -119,7 +120,9 @@ def _acceptance(records: Records, folder: Path, name: str) -> None:
             middle.plot(
                 fine_x, np.asarray(laws["affine_plane"](_at(np.log(fine_x)), _at(target.loss_nats))), color=colour, lw=1
             )
-            style = dict(fmt="o", color=colour, elinewidth=0.8, label=f"target {short(target.params_nonembedding)}")
+            style = dict(
+                fmt="o", color=colour, elinewidth=0.8, label=f"target {short_count(target.params_nonembedding)}"
+            )
             middle.errorbar(x[chosen], alpha[chosen], yerr=[low, high], **style)
             right.errorbar(np.log(x[chosen]) - target.loss_nats, alpha[chosen], yerr=[low, high], **style)
         gap = np.linspace(min(0.0, (np.log(x) - np.log(y)).min()) - 0.03, (np.log(x) - np.log(y)).max() + 0.05, 80)
@@ -158,7 +161,9 @@ def _predicted(records: Records, folder: Path, name: str) -> None:
             span = [min(ends) - 0.02, max(ends) + 0.02]
             axis.plot(span, span, color="0.5", lw=0.8, ls="--")
             handles = [
-                Line2D([], [], color=COLOURS[i], marker="s", ls="", label=f"target {short(t.params_nonembedding)}")
+                Line2D(
+                    [], [], color=COLOURS[i], marker="s", ls="", label=f"target {short_count(t.params_nonembedding)}"
+                )
                 for i, t in enumerate(records.targets)
             ]
             handles += [Line2D([], [], color="0.3", marker="o", ls="", label=NAMES[fit["estimator"]])]
@@ -190,7 +195,7 @@ def _survival(records: Records, folder: Path, name: str) -> None:
                 k, s = [r.position for r in rows], [r.survival for r in rows]
                 error = [[r.survival - r.survival_low for r in rows], [r.survival_high - r.survival for r in rows]]
                 colour = COLOURS[i % len(COLOURS)]
-                label = f"{short(draft.params_nonembedding)}: {rows[0].tokens_per_round:.2f} tokens/round"
+                label = f"{short_count(draft.params_nonembedding)}: {rows[0].tokens_per_round:.2f} tokens/round"
                 axis.errorbar(k, s, yerr=error, fmt="o-", color=colour, elinewidth=0.8, lw=1, label=label)
                 axis.plot(k, tar[draft_id, target.model_id] ** np.asarray(k), "--", color=colour, lw=0.9)
             axis.set_yscale("log")
@@ -198,7 +203,7 @@ def _survival(records: Records, folder: Path, name: str) -> None:
             axis.yaxis.set_major_formatter("{x:.2g}")
             axis.yaxis.set_minor_formatter(NullFormatter())
             axis.set(xlabel="position k in the round", ylabel=f"P(first k accepted), γ = {largest}")
-            axis.set_title(f"Survival, target {short(target.params_nonembedding)} (dashed: geometric)")
+            axis.set_title(f"Survival, target {short_count(target.params_nonembedding)} (dashed: geometric)")
             axis.legend(title="draft", loc="lower left")
 
 
@@ -229,7 +234,7 @@ def _latency(records: Records, folder: Path, name: str) -> None:
         left.legend()
         for i, target in enumerate(records.targets):
             rows = sorted((r for r in records.latency if r.model_id == target.model_id), key=lambda r: r.width)
-            label = f"target {short(target.params_nonembedding)}"
+            label = f"target {short_count(target.params_nonembedding)}"
             right.errorbar(
                 [r.width for r in rows],
                 [1e6 * r.seconds for r in rows],

@@ -11,10 +11,11 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from sdsl_jax.formatting import short_count
 from sdsl_jax.records import read_json, read_table, write_text
 from sdsl_jax.report.figures import CAPTIONS
 from sdsl_jax.report.inputs import Records, read_records
-from sdsl_jax.report.style import NAMES, short
+from sdsl_jax.report.style import NAMES
 
 
 def write_report(folder: Path, name: str, settings: str, stages: dict[str, Any], versions: dict[str, str]) -> None:
@@ -33,7 +34,7 @@ def write_report(folder: Path, name: str, settings: str, stages: dict[str, Any],
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"short": short, "named": _named, "number": _number}
+    environment.filters |= {"short": short_count, "named": _named, "number": _number}
     template = environment.from_string(resources.files("sdsl_jax.report").joinpath("report.html.j2").read_text("utf-8"))
     page = template.render(
         name=name,
@@ -97,7 +98,7 @@ def _findings(records: Records) -> list[str]:
     for entry in records.codesign:
         if entry["acceptance_law"] != records.best_law:
             continue
-        target = f"target {short(entry['target_params'])}"
+        target = f"target {short_count(entry['target_params'])}"
         if entry["lookahead"] is None:
             found.append(
                 f"With {NAMES[entry['cost_model']]}, the {law} has no finite optimum for the {target}: it reaches 1."
@@ -112,9 +113,9 @@ def _findings(records: Records) -> list[str]:
         low, high = entry["indifference_1pct"]
         where = "inside the range of sizes considered" if entry["interior"] else "at the edge of the sizes considered"
         found.append(
-            f"With {NAMES[entry['cost_model']]}, the best draft of the {target} has {short(entry['draft_params'])} parameters "
-            f"({entry['target_params'] / entry['draft_params']:.0f} times fewer than the target), {where}; any size from "
-            f"{short(low)} to {short(high)} is within 1 % of its speed-up of "
+            f"With {NAMES[entry['cost_model']]}, the best draft of the {target} has {short_count(entry['draft_params'])} "
+            f"parameters ({entry['target_params'] / entry['draft_params']:.0f} times fewer than the target), {where}; any size "
+            f"from {short_count(low)} to {short_count(high)} is within 1 % of its speed-up of "
             f"{entry['speedup']:.2f} at γ = {entry['lookahead']:.1f}."
         )
     errors = ", ".join(

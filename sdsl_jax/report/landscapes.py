@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from matplotlib.lines import Line2D
 
+from sdsl_jax.formatting import short_count
 from sdsl_jax.records import ModelRecord
 from sdsl_jax.report.inputs import Records
-from sdsl_jax.report.style import COLOURS, NAMES, figure, label_sizes, short
+from sdsl_jax.report.style import COLOURS, NAMES, figure, label_sizes
 
 
 def _of(
@@ -63,7 +64,7 @@ def draw_speedup(records: Records, folder: Path, name: str) -> None:
                         axis.plot(x, y, "o", color=colour, mfc="white")
                         lowest, highest = min(lowest, *y), max(highest, *y)
             handles = [
-                Line2D([], [], color=COLOURS[i], label=f"target {short(t.params_nonembedding)}")
+                Line2D([], [], color=COLOURS[i], label=f"target {short_count(t.params_nonembedding)}")
                 for i, t in enumerate(records.targets)
             ]
             handles += [
@@ -101,7 +102,7 @@ def draw_optimiser(records: Records, folder: Path, name: str) -> None:
         for row, cost_model in zip(axes, models):
             for axis, target in zip(row, records.targets):
                 found = _of(records, target, cost_model, records.best_law)
-                axis.set_title(f"Target {short(target.params_nonembedding)}, {NAMES[cost_model]}")
+                axis.set_title(f"Target {short_count(target.params_nonembedding)}, {NAMES[cost_model]}")
                 if found is None:
                     continue
                 entry, landscape = found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 import matplotlib
 
 from sdsl_jax.errors import SdslError
+from sdsl_jax.formatting import short_count
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -71,15 +71,5 @@ def label_sizes(axis: Any, label: str) -> None:
     """A logarithmic axis of parameter or token counts with ticks such as 3k, 30k, 1M."""
     axis.set_label_text(label)
     axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 3.0)))
-    axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: short(value)))
+    axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: short_count(value)))
     axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-
-
-def short(value: float | None) -> str:
-    """A count with at most three digits and a suffix."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    for divisor, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= divisor:
-            return f"{value / divisor:.3g}{suffix}"
-    return f"{value:.3g}"

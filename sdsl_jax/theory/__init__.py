@@ -52,6 +52,7 @@ from sdsl_jax.theory.scenario import (
     Sensitivities,
     elasticities,
     flags,
+    optimum_with_elasticities,
     sensitivities,
     smallest_target_that_pays,
 )
@@ -116,6 +117,7 @@ __all__ = [
     "optima_of_draws",
     "optimal_draft",
     "optimal_lookahead",
+    "optimum_with_elasticities",
     "rounds_over_sample",
     "sensitivities",
     "smallest_target_that_pays",

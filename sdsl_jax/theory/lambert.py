@@ -32,10 +32,15 @@ def _w_minus_log1p(w: Array) -> Array:
     return jnp.where(small, s * near - 2 * s * tail, w - jnp.log1p(w))
 
 
-@jax.custom_jvp
-def solve_branch(lam: Array) -> Array:
+# Functions that others differentiate many times over are compiled ones, for those are traced once.
+@jax.jit
+def solve_branch(lam: Values) -> Array:
     """The w > 0 with w − ln(1 + w) = λ, for λ > 0: w = −1 − W₋₁(−e^(−1−λ)). Its derivative is (1 + w)/w."""
-    lam = jnp.asarray(lam)
+    return _solve_branch(jnp.asarray(lam))
+
+
+@jax.custom_jvp
+def _solve_branch(lam: Array) -> Array:
     near = jnp.sqrt(2 * lam) + 2 * lam / 3
     far = lam + jnp.log1p(lam + jnp.log1p(lam))
     w = jnp.where(lam < 1, near, far)
@@ -46,10 +51,10 @@ def solve_branch(lam: Array) -> Array:
     return w
 
 
-@solve_branch.defjvp
+@_solve_branch.defjvp
 def _solve_branch_jvp(primals, tangents):
     (lam,), (lam_dot,) = primals, tangents
-    w = solve_branch(lam)
+    w = _solve_branch(lam)
     return w, (1 + w) / w * lam_dot
 
 

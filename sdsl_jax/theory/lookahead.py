@@ -71,6 +71,7 @@ class _Interior(NamedTuple):
     speedup: Array
 
 
+@jax.jit
 def _interior(alpha: Array, step: Array, verify: Array) -> _Interior:
     inside = (alpha > 0) & (alpha < 1)
     a = jnp.where(inside, alpha, 0.5)

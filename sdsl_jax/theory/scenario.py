@@ -123,18 +123,23 @@ class Elasticities(NamedTuple):
     target_tokens: Float[Array, ""]
 
 
-def elasticities(scenario: Scenario) -> Elasticities:
-    """The local exponents of N* in M, D and D′, by the implicit function theorem."""
+def optimum_with_elasticities(scenario: Scenario) -> tuple[DraftOptimum, Elasticities]:
+    """The optimum, and the local exponents of N* in M, D and D′, by the implicit function theorem."""
 
-    def log_size(logs: Array) -> Array:
+    def log_size(logs: Array) -> tuple[Array, DraftOptimum]:
         m, d, d_target = jnp.exp(logs)
-        moved = scenario._replace(target_params=m, draft_tokens=d, target_tokens=d_target)
-        return jnp.log(moved.optimum().params)
+        best = scenario._replace(target_params=m, draft_tokens=d, target_tokens=d_target).optimum()
+        return jnp.log(best.params), best
 
     sizes = (scenario.target_params, scenario.draft_tokens, scenario.target_tokens)
-    return Elasticities(
-        *jax.grad(log_size)(jnp.log(jnp.stack([jnp.asarray(s, jnp.result_type(float)) for s in sizes])))
-    )
+    logs = jnp.log(jnp.stack([jnp.asarray(s, jnp.result_type(float)) for s in sizes]))
+    slopes, best = jax.grad(log_size, has_aux=True)(logs)
+    return best, Elasticities(*slopes)
+
+
+def elasticities(scenario: Scenario) -> Elasticities:
+    """The local exponents of N* in M, D and D′, by the implicit function theorem."""
+    return optimum_with_elasticities(scenario)[1]
 
 
 class Flags(NamedTuple):
@@ -145,7 +150,7 @@ class Flags(NamedTuple):
       target_loss_extrapolated: M or D′ lies outside the loss law's range.
       acceptance_extrapolated: draft or target lies outside the acceptance law's range.
       acceptance_not_positive: the law gives α ≤ 0 at N*, which counts as no acceptance at all.
-      acceptance_certain: the law gives α ≥ 1 at N*, so that there is no finite optimum.
+      acceptance_certain: the law gives α ≥ 1 at N* or at an end of its 5 % interval: there is no optimum to speak of.
       not_interior: S rises up to the smallest or largest size considered.
     """
 
@@ -162,6 +167,10 @@ def flags(scenario: Scenario, optimum: DraftOptimum) -> Flags:
     loss, accept = scenario.loss_law, scenario.acceptance_law
     draft_loss = loss(optimum.params, scenario.draft_tokens)
     target_loss = loss(scenario.target_params, scenario.target_tokens)
+    problem = scenario.problem()
+    certain = optimum.acceptance >= 1
+    for end in optimum.indifference_5pct:
+        certain = certain | (problem.acceptance(end) >= 1)
     return Flags(
         draft_loss_extrapolated=loss.about.outside(params=optimum.params, tokens=scenario.draft_tokens),
         target_loss_extrapolated=loss.about.outside(params=scenario.target_params, tokens=scenario.target_tokens),
@@ -172,7 +181,7 @@ def flags(scenario: Scenario, optimum: DraftOptimum) -> Flags:
             target_loss=target_loss,
         ),
         acceptance_not_positive=optimum.acceptance <= 0,
-        acceptance_certain=optimum.acceptance >= 1,
+        acceptance_certain=certain,
         not_interior=optimum.speculate & ~optimum.interior,
     )
 

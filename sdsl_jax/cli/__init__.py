@@ -1,0 +1,39 @@
+"""The command `sdsl`: thin subcommands, and the only place that prints."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import tyro
+
+from sdsl_jax.cli.predict import lookahead, predict
+from sdsl_jax.cli.study import overrides, split_overrides, study
+from sdsl_jax.errors import SdslError
+
+
+def version() -> None:
+    """Print the versions that a bug report should name."""
+    from sdsl_jax.study import versions
+
+    for name, value in versions().items():
+        print(f"{name} {value}")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    arguments, overrides[:] = split_overrides(sys.argv[1:])
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            {"predict": predict, "lookahead": lookahead, "study": study, "version": version},
+            prog="sdsl",
+            description="Speculative-decoding scaling laws: which draft to train for a target, and how far ahead to guess.",
+            args=arguments,
+        )
+    except SdslError as error:
+        print(f"sdsl: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("sdsl: interrupted; the same command continues where it stood.", file=sys.stderr)
+        sys.exit(130)

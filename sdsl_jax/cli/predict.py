@@ -1,0 +1,216 @@
+"""`sdsl predict` and `sdsl lookahead`: answers from laws and formulas, without training anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from sdsl_jax.cli.terminal import standard_console
+from sdsl_jax.errors import require
+from sdsl_jax.formatting import short_count
+
+_COUNT = tyro.conf.arg(metavar="COUNT")
+_COUNTS = tyro.conf.arg(metavar="COUNT[,COUNT...]")
+_LAW = tyro.conf.arg(metavar="NAME|FILE.json")
+
+
+def predict(
+    target_params: Annotated[str, _COUNTS] = "",
+    draft_tokens: Annotated[str, _COUNTS] = "",
+    target_tokens: Annotated[str, _COUNTS] = "",
+    csv: Annotated[Path | None, tyro.conf.arg(metavar="FILE.csv")] = None,
+    loss_law: Annotated[str, _LAW] = "besiroglu",
+    acceptance_law: Annotated[str, _LAW] = "paper",
+    draft_overhead: Annotated[float, tyro.conf.arg(metavar="C0")] = 0.0,
+    smallest_draft: Annotated[str, _COUNT] = "",
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """What draft should I train for my target? Answered from scaling laws, without any training.
+
+    Counts may be written 30e9 or 30B. Several targets: --target-params 13B,30B,66B, with one value of the other counts for
+    all or one for each; or a CSV.
+
+    Args:
+        target_params: size of the target, in the parameter count of the loss law (total, for the published ones but Kaplan's).
+        draft_tokens: training tokens of the draft.
+        target_tokens: training tokens of the target.
+        csv: targets, a row each: columns target_params, draft_tokens, target_tokens, and name if you like.
+        loss_law: besiroglu, hoffmann, hoffmann_unrounded, muennighoff, kaplan, or the JSON of a fit.
+        acceptance_law: paper, or the JSON of a fit.
+        draft_overhead: fixed cost of a draft step in target steps, on top of draft size / target size.
+        smallest_draft: smallest draft considered; a 100,000th of the target if left out.
+        json: print JSON: one object for one target, a list for several or for a CSV.
+    """
+    from sdsl_jax import law_files, prediction
+
+    def counts(text: str, flag: str) -> list[float]:
+        return [prediction.parse_count(part, flag) for part in text.split(",") if part.strip()]
+
+    sizes = counts(target_params, "--target-params")
+    tokens = {"--draft-tokens": counts(draft_tokens, "--draft-tokens")}
+    tokens["--target-tokens"] = counts(target_tokens, "--target-tokens")
+    require(bool(sizes) != bool(csv), "give the targets either by --target-params or by --csv.")
+    if csv is not None:
+        for flag, values in tokens.items():
+            require(len(values) <= 1, f"{flag} holds {len(values)} values; with --csv it must be one, or a column.")
+        everywhere = [values[0] if values else None for values in tokens.values()]
+        targets = prediction.targets_from_csv(csv, *everywhere)
+    else:
+        for flag, values in tokens.items():
+            require(bool(values), f"{flag} is missing: the loss of a model depends on how long it was trained.")
+            require(
+                len(values) in (1, len(sizes)),
+                f"{flag} holds {len(values)} values for {len(sizes)} targets; it must be one, or one for each.",
+            )
+        of_drafts, of_targets = (v * len(sizes) if len(v) == 1 else v for v in tokens.values())
+        targets = [prediction.Target(*row) for row in zip(sizes, of_drafts, of_targets)]
+    answers = prediction.predict(
+        targets,
+        law_files.loss_law(loss_law),
+        law_files.acceptance_law(acceptance_law),
+        draft_overhead,
+        prediction.parse_count(smallest_draft, "--smallest-draft") if smallest_draft else None,
+    )
+    if json:
+        _print_json(answers if csv is not None or len(answers) > 1 else answers[0])
+    else:
+        _print_predictions(standard_console(), answers)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _span(ends: list[float] | None) -> str:
+    return "–" if ends is None else f"{short_count(ends[0])} – {short_count(ends[1])}"
+
+
+# Up to so many targets stand side by side, with everything said about each; more are listed, a line each.
+_SIDE_BY_SIDE = 5
+
+
+def _cells(answer: dict[str, Any]) -> dict[str, str]:
+    size = short_count(answer["target_params"])
+    cells = {
+        "target": f"{answer['name']} ({size})" if "name" in answer else size,
+        "tokens D | D′": f"{short_count(answer['draft_tokens'])} | {short_count(answer['target_tokens'])}",
+        "draft N*": short_count(answer["draft_params"]),
+    }
+    if answer["draft_params"] is None:
+        verdict = "does not pay" if answer["speedup"] is not None else "no finite optimum"
+        return (
+            cells
+            | dict.fromkeys(("M / N*", "within 1 %", "within 5 %", "γ* (whole)", "α"), "–")
+            | {"speed-up": verdict}
+        )
+    slopes = answer["elasticity"]
+    return cells | {
+        "M / N*": f"{answer['target_params'] / answer['draft_params']:.0f}",
+        "within 1 %": _span(answer["indifference_1pct"]),
+        "within 5 %": _span(answer["indifference_5pct"]),
+        "γ* (whole)": f"{answer['lookahead']:.1f} ({answer['lookahead_integer']})",
+        "α": f"{answer['acceptance']:.3f}",
+        "speed-up": f"{answer['speedup_integer']:.2f}×",
+        "d ln N*/d ln M": f"{slopes['target_params']:.3f}",
+        "d ln N*/d ln D": f"{slopes['draft_tokens']:.3f}",
+        "d ln N*/d ln D′": f"{slopes['target_tokens']:.4f}",
+    }
+
+
+def _print_predictions(console: Console, answers: list[dict[str, Any]]) -> None:
+    first, rows = answers[0], [_cells(a) for a in answers]
+    table = Table()
+    if len(answers) <= _SIDE_BY_SIDE:
+        table.add_column("target", no_wrap=True)
+        for row in rows:
+            table.add_column(row["target"], justify="right", overflow="fold")
+        for label in max((list(row) for row in rows), key=len)[1:]:
+            table.add_row(label, *(row.get(label, "–") for row in rows))
+    else:
+        labels = [label for label in max((list(row) for row in rows), key=len) if not label.startswith("d ln")]
+        for label in labels:
+            table.add_column(label, justify="left" if label == "target" else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*(row.get(label, "–") for label in labels))
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    say(f"Drafts to train, by loss law {first['loss_law']} and acceptance law {first['acceptance_law']}")
+    console.print(table)
+    say(
+        f"M, N*: {first['params_count']} parameters of target and best draft; D, D′: training tokens of draft and target;\n"
+        "γ: drafts per round; α: acceptance probability; within 1 % (5 %): drafts that lose at most so much of the speed-up."
+    )
+    for text, who in _shared(answers, lambda a: [_interval(a)]).items():
+        say(f"90 % interval{who}: {text}")
+    for text, who in _shared(answers, lambda a: a["warnings"]).items():
+        say(f"warning{who}: {text}")
+
+
+def _interval(answer: dict[str, Any]) -> str:
+    found = answer["interval_90"]
+    if found is None:
+        return f"none ({answer['interval_basis']})"
+    return (
+        f"draft {_span(found['draft_params'])}, γ {found['lookahead'][0]:.1f} – {found['lookahead'][1]:.1f}, speed-up "
+        f"{found['speedup'][0]:.2f} – {found['speedup'][1]:.2f} ({answer['interval_basis']})"
+    )
+
+
+def _shared(answers: list[dict[str, Any]], texts: Any) -> dict[str, str]:
+    """Each text once, with the targets that it is about unless it is about all of them."""
+    about: dict[str, list[str]] = {}
+    for answer in answers:
+        for text in texts(answer):
+            about.setdefault(text, []).append(answer.get("name") or short_count(answer["target_params"]))
+    return {text: "" if len(who) == len(answers) else f" ({', '.join(who)})" for text, who in about.items()}
+
+
+def lookahead(
+    cost: Annotated[float, tyro.conf.arg(metavar="C")],
+    acceptance: Annotated[float | None, tyro.conf.arg(metavar="ALPHA")] = None,
+    acceptance_length: Annotated[float | None, tyro.conf.arg(metavar="TAU")] = None,
+    at_lookahead: Annotated[int | None, tyro.conf.arg(metavar="GAMMA")] = None,
+    verify_cost: Annotated[float, tyro.conf.arg(metavar="V")] = 1.0,
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """How far ahead should my draft guess, and does it pay?
+
+    Give the acceptance probability, or an acceptance length measured at a known lookahead, from which it is inverted.
+
+    Args:
+        cost: of one draft step, in target steps: time of a draft token / time of a target token.
+        acceptance: probability that a draft token is accepted.
+        acceptance_length: mean tokens emitted per round, the bonus token included; between 1 and GAMMA + 1.
+        at_lookahead: drafts per round with which that was measured.
+        verify_cost: of a verify pass with all overheads of a round, in target steps.
+        json: print JSON.
+    """
+    from sdsl_jax import prediction
+
+    answer = prediction.best_lookahead(cost, acceptance, acceptance_length, at_lookahead, verify_cost)
+    if json:
+        _print_json(answer)
+        return
+    console = standard_console()
+    inverted = "" if acceptance is not None else f", from {acceptance_length:g} tokens per round at γ = {at_lookahead}"
+    console.print(f"acceptance α = {answer['acceptance']:.3f}{inverted}", highlight=False)
+    if answer["speculate"]:
+        low, high = answer["lookahead_within_1pct"]
+        console.print(
+            f"best lookahead γ = {answer['lookahead_integer']} (γ* = {answer['lookahead']:.2f}; {low} to {high} are within 1 %)\n"
+            f"speed-up {answer['speedup_integer']:.3f}×, {answer['tokens_per_round']:.2f} tokens per round",
+            highlight=False,
+        )
+    else:
+        console.print("speculation does not pay: no whole lookahead beats plain decoding", highlight=False)
+    console.print(
+        f"it pays up to a cost of {answer['break_even_cost']:.3f} target steps per draft step; here {cost:g}",
+        highlight=False,
+    )

@@ -1,0 +1,118 @@
+"""`sdsl study`: run a study and print what it found."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from sdsl_jax.cli.terminal import Terminal, standard_console
+from sdsl_jax.formatting import short_count
+
+if TYPE_CHECKING:
+    from sdsl_jax.study import SummaryRow
+
+# Dotted overrides of the command line, set by `main` before the subcommand runs: tyro has no free-form options.
+overrides: list[str] = []
+_DOTTED = re.compile(r"--[A-Za-z][\w-]*(\.[\w-]+)+(=.*)?", re.DOTALL)
+_ASSIGNED = re.compile(r"(name|seed|[A-Za-z]\w*(\.\w+)+)=.*", re.DOTALL)
+
+
+_STAGE = tyro.conf.arg(metavar="STAGE")
+
+
+def study(
+    file: Annotated[Path, tyro.conf.arg(metavar="FILE.toml")],
+    /,
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
+    only: Annotated[Literal["train", "measure", "fit", "codesign", "figures", "report"] | None, _STAGE] = None,
+    force: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Run a study: train, measure, fit, codesign, figures, report.
+
+    Any setting of the TOML can be overridden on the command line by its dotted name, for example
+    --training.batch_size=16 or --ladder.seeds=[0,1].
+
+    Args:
+        file: the study's TOML.
+        out: folder for the results; runs/<name> if left out.
+        only: run this stage alone, on the inputs that are there: train, measure, fit, codesign, figures or report.
+        force: run stages even if nothing they depend on has changed.
+    """
+    from sdsl_jax.config import load_study
+    from sdsl_jax.study import run_study, summary
+
+    config = load_study(file, overrides)
+    folder = out or Path("runs") / config.name
+    console = standard_console()
+    progress = Terminal(console)
+    try:
+        run_study(config, folder, only=only, force=force, progress=progress)
+    finally:
+        progress.close()
+    if only is None:
+        _print_summary(console, summary(folder), folder)
+
+
+def _print_summary(console: Console, rows: list[SummaryRow], folder: Path) -> None:
+    def column(row: SummaryRow) -> list[str]:
+        pays = row.speculate
+        fails = "does not pay" if row.speedup is not None else "no finite optimum"
+        return [
+            short_count(row.draft_params),
+            f"{short_count(row.indifference[0])} – {short_count(row.indifference[1])}" if row.indifference else "–",
+            f"{row.lookahead:.2f}" if pays else "0",
+            f"{row.speedup:.2f}×" if pays else fails,
+            short_count(row.closed_form_params),
+            f"{row.closed_form_lookahead:.2f}" if pays else "0",
+            row.nearest_draft or "–",
+            f"{row.nearest_speedup:.2f}× (γ = {row.nearest_lookahead})" if row.nearest_speedup else "–",
+            f"{row.clock_speedup:.2f}× (γ = {row.clock_lookahead})" if row.clock_speedup else "–",
+        ]
+
+    labels = [
+        "N*, by gradient",
+        "within 1 % of best S",
+        "γ*, by gradient",
+        "predicted speed-up S",
+        "N*, closed form",
+        "γ*, closed form",
+        "nearest trained draft",
+        "its measured speed-up",
+        "its speed-up by clock",
+    ]
+    table = Table(title=f"Throughput-optimal drafts, acceptance law: {rows[0].acceptance_law}", title_justify="left")
+    table.add_column("target\ncosts", no_wrap=True)
+    for row in rows:
+        table.add_column(f"{row.target}\n{row.cost_model}", justify="right", overflow="fold")
+    for cells in zip(labels, *map(column, rows)):
+        table.add_row(*cells)
+    console.print(table)
+    console.print(
+        "N: non-embedding parameters. Costs: flops = ratio of FLOPs per token; measured = step times of this machine.\n"
+        "Measured speed-up: measured tokens per round in the costs of its column. By clock: tokens/s against plain decoding.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Separates dotted overrides (--a.b=v, --a.b v, a.b=v) from the other arguments."""
+    rest, found = [], []
+    queue = list(arguments)
+    while queue:
+        argument = queue.pop(0)
+        if _ASSIGNED.fullmatch(argument):
+            found.append(argument)
+        elif _DOTTED.fullmatch(argument):
+            if "=" not in argument and queue:
+                argument = f"{argument}={queue.pop(0)}"
+            found.append(argument)
+        else:
+            rest.append(argument)
+    return rest, found

@@ -1,0 +1,71 @@
+"""How the command shows what it is doing."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+def standard_console() -> Console:
+    """The terminal; elsewhere a page wide enough for the tables."""
+    return Console(width=None if sys.stdout.isatty() else 124)
+
+
+class Terminal:
+    """Draws a live bar on a terminal; elsewhere prints a line per stage, per note and per half minute."""
+
+    def __init__(self, console: Console):
+        self._console, self._live = console, console.is_terminal
+        self._bar: Progress | None = None
+        self._task, self._done, self._total, self._began, self._spoke = "", 0.0, 1.0, 0.0, 0.0
+
+    def note(self, text: str) -> None:
+        """Prints a line; on a terminal above the bar."""
+        self._console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
+
+    def start(self, task: str, total: float) -> None:
+        """Announces a task."""
+        self._task, self._done, self._total = task, 0.0, max(total, 1e-9)
+        self._began = self._spoke = time.perf_counter()
+        if not self._live:
+            self._console.print(f"{task} ...", highlight=False)
+            return
+        columns = (
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("{task.fields[detail]}"),
+        )
+        self._bar = Progress(*columns, console=self._console, transient=True)
+        self._bar.add_task(task, total=total, detail="")
+        self._bar.start()
+
+    def advance(self, amount: float, detail: str = "") -> None:
+        """Moves the bar."""
+        self._done += amount
+        if self._bar is not None:
+            self._bar.update(self._bar.tasks[0].id, advance=amount, detail=detail)
+        elif time.perf_counter() - self._spoke > 30:
+            self._spoke = time.perf_counter()
+            elapsed = self._spoke - self._began
+            left = elapsed * (self._total / max(self._done, 1e-9) - 1)
+            self._console.print(
+                f"  {self._done / self._total:4.0%}, {left:.0f} s left: {detail}", highlight=False, soft_wrap=True
+            )
+
+    def finish(self) -> None:
+        """Takes the bar away and says how long the task took."""
+        self.close()
+        self._console.print(f"{self._task}: done in {time.perf_counter() - self._began:.0f} s", highlight=False)
+
+    def close(self) -> None:
+        """Takes the bar away, if there is one."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,185 @@
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from sdsl_jax.errors import SdslError
+from sdsl_jax.law_files import acceptance_law, loss_law
+from sdsl_jax.prediction import Target, best_lookahead, parse_count, predict, targets_from_csv
+from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, LogitGap, Scenario, coefficients, delta_method
+
+PUBLISHED = loss_law("besiroglu"), acceptance_law("paper")
+OPT_30B = Target(30e9, 180e9, 180e9)
+KEYS = {
+    "target_params", "draft_tokens", "target_tokens", "loss_law", "acceptance_law", "draft_params", "lookahead",
+    "lookahead_integer", "acceptance", "speedup", "speculate", "indifference_1pct", "indifference_5pct", "elasticity",
+    "interval_90", "interval_basis", "warnings",
+}  # fmt: skip
+
+
+def test_the_papers_targets():
+    first, second = predict([OPT_30B, Target(110e9, 180e9, 3e12, "Qwen1.5-110B")], *PUBLISHED)
+    assert set(first) >= KEYS
+    assert first["draft_params"] == pytest.approx(189e6, rel=0.01)
+    assert second["draft_params"] == pytest.approx(410e6, rel=0.01)
+    assert second["name"] == "Qwen1.5-110B"
+    assert first["indifference_5pct"][0] < first["indifference_1pct"][0] < first["draft_params"]
+    assert set(first["elasticity"]) == {"target_params", "draft_tokens", "target_tokens"}
+    assert first["speculate"] is True
+    assert any("loss law for the target" in w for w in first["warnings"])
+
+
+def test_no_interval_is_invented():
+    (answer,) = predict([OPT_30B], *PUBLISHED)
+    assert answer["interval_90"] is None
+    assert "strongly correlated" in answer["interval_basis"]
+    assert "no covariance" in answer["interval_basis"]
+
+
+def write_law(path, form, law, **fields):
+    path.write_text(json.dumps({"law": form, "coefficients": coefficients(law), **fields}))
+    return str(path)
+
+
+def test_a_covariance_gives_an_interval(tmp_path):
+    """With small errors it is the one of the delta method, ±1.645 standard errors, to 15 % (1,000 draws)."""
+    loss_covariance = np.diag([0.002, 5.0, 15.0, 0.0006, 0.0004]) ** 2
+    gap, gap_covariance = LogitGap(1.0, 1.5), np.diag([0.01, 0.01]) ** 2
+    answer = predict(
+        [OPT_30B],
+        loss_law(write_law(tmp_path / "loss.json", "chinchilla", BESIROGLU, covariance=loss_covariance.tolist())),
+        acceptance_law(write_law(tmp_path / "gap.json", "logit_gap", gap, covariance=gap_covariance.tolist())),
+    )[0]
+    with jax.enable_x64(True):
+        error = delta_method(Scenario(30e9, 180e9, 180e9, BESIROGLU, gap), loss_covariance, gap_covariance)
+    low, high = answer["interval_90"]["draft_params"]
+    assert low < answer["draft_params"] < high
+    assert np.log(high / low) == pytest.approx(2 * 1.645 * float(error.log_draft_params), rel=0.15)
+    assert "taken as independent" in answer["interval_basis"]
+
+
+def test_results_of_a_study_plug_in(tiny_study):
+    """`fits.json` as a law file: joint draws, the study's warnings, and its ranges."""
+    path = str(tiny_study / "records" / "fits.json")
+    loss, acceptance = loss_law(path), acceptance_law(path)
+    (answer,) = predict([Target(5e3, 16e3, 16e3)], loss, acceptance)
+    assert "bootstrap over models" in answer["interval_basis"]
+    assert any(w.startswith("loss law: ") for w in answer["warnings"])
+    ranges = {name: (low, high) for name, low, high in loss.law.about.valid}
+    assert ranges["tokens"] == pytest.approx((8_000, 16_000), rel=0.02)
+    (far,) = predict([Target(5e6, 16e3, 16e3)], loss, acceptance)
+    assert any("extrapolates the loss law for the target" in w for w in far["warnings"])
+
+
+def test_speculation_that_does_not_pay():
+    (answer,) = predict([OPT_30B], *PUBLISHED, draft_overhead=0.9)
+    assert answer["speculate"] is False
+    assert answer["draft_params"] is None
+    assert answer["lookahead_integer"] == 0
+    assert answer["speedup_integer"] == 1.0
+    assert "does not pay" in answer["warnings"][0]
+
+
+def test_a_law_that_leaves_the_probabilities_is_told():
+    """The plane gives α ≥ 1 where target perplexities are huge: no number, a warning."""
+    (answer,) = predict([Target(2e6, 180e9, 180e9)], *PUBLISHED)
+    assert answer["draft_params"] is None
+    assert answer["speedup"] is None
+    assert "α ≥ 1" in answer["warnings"][0]
+    json.dumps(answer, allow_nan=False)
+
+
+def test_csv(tmp_path):
+    path = tmp_path / "targets.csv"
+    path.write_text("name,target_params,target_tokens\nOPT-30B,30e9,180B\nLlama-3-70B,70B,15T\n")
+    found = targets_from_csv(path, draft_tokens=180e9)
+    assert found == [Target(30e9, 180e9, 180e9, "OPT-30B"), Target(70e9, 180e9, 15e12, "Llama-3-70B")]
+    with pytest.raises(SdslError, match="line 2: no draft_tokens"):
+        targets_from_csv(path)
+    path.write_text("target_params\n-3\n")
+    with pytest.raises(SdslError, match="line 2: target_params is -3; it must be positive"):
+        targets_from_csv(path, 1e9, 1e9)
+    path.write_text("target_params\n")
+    with pytest.raises(SdslError, match="no rows"):
+        targets_from_csv(path, 1e9, 1e9)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("30e9", 30e9), ("30B", 30e9), ("1.5T", 1.5e12), ("180b", 180e9), ("7k", 7e3), ("1_000", 1000.0)],
+)
+def test_counts(text, value):
+    assert parse_count(text, "x") == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["", "B", "thirty", "-1", "nan", "inf", "0", "30BB"])
+def test_counts_that_are_none(text):
+    with pytest.raises(SdslError, match="x is"):
+        parse_count(text, "x")
+
+
+def test_law_files_that_are_wrong(tmp_path):
+    with pytest.raises(SdslError, match="foo is no loss law; it must be one of besiroglu"):
+        loss_law("foo")
+    with pytest.raises(SdslError, match="cannot be read"):
+        loss_law(str(tmp_path / "missing.json"))
+    swapped = write_law(tmp_path / "plane.json", "affine_plane", PAPER_PLANE)
+    with pytest.raises(SdslError, match="holds no loss law: its field law is affine_plane"):
+        loss_law(swapped)
+    (tmp_path / "few.json").write_text('{"law": "logit_gap", "coefficients": {"level": 1.0}}')
+    with pytest.raises(SdslError, match="usable acceptance law"):
+        acceptance_law(str(tmp_path / "few.json"))
+
+
+def test_best_lookahead():
+    answer = best_lookahead(0.05, acceptance=0.7)
+    assert answer["lookahead"] == pytest.approx(5.4803, abs=1e-4)
+    assert (answer["lookahead_integer"], answer["lookahead_within_1pct"]) == (6, [5, 6])
+    assert answer["break_even_cost"] == pytest.approx(0.7)
+    # A measured acceptance length is inverted at its own lookahead.
+    length = sum(0.7**k for k in range(5))
+    assert best_lookahead(0.05, acceptance_length=length, at_lookahead=4)["acceptance"] == pytest.approx(0.7, rel=1e-9)
+    assert best_lookahead(0.4, acceptance=0.3)["speculate"] is False
+    assert best_lookahead(0.1, acceptance=0.0)["lookahead_integer"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(cost=0.1), "give either"),
+        (dict(cost=0.1, acceptance=0.5, acceptance_length=2.0), "give either"),
+        (dict(cost=0.1, acceptance=1.0), "below 1"),
+        (dict(cost=-1.0, acceptance=0.5), "must be positive"),
+        (dict(cost=0.1, acceptance_length=2.0), "--at-lookahead"),
+        (dict(cost=0.1, acceptance_length=6.0, at_lookahead=5), "below 6"),
+    ],
+)
+def test_wrong_questions(arguments, message):
+    with pytest.raises(SdslError, match=message):
+        best_lookahead(**arguments)
+
+
+def sdsl(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "sdsl_jax.cli", *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_the_commands():
+    """As a user types them: a table, JSON, and one sentence where the input is wrong."""
+    question = ["--draft-tokens", "180e9", "--target-tokens", "180e9"]
+    done = sdsl("predict", "--target-params", "30e9,70B", *question, "--json")
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)
+    assert [a["target_params"] for a in answers] == [30e9, 70e9]
+    done = sdsl("predict", "--target-params", "30e9", *question)
+    assert "189M" in done.stdout
+    assert "within 1 %" in done.stdout
+    done = sdsl("lookahead", "--acceptance", ".7", "--cost", ".05")
+    assert "best lookahead γ = 6" in done.stdout
+    done = sdsl("predict", "--target-params", "30e9", "--draft-tokens", "0", "--target-tokens", "1T")
+    assert done.returncode == 2
+    assert done.stderr == "sdsl: error: --draft-tokens is 0; it must be positive and finite.\n"
