@@ -67,9 +67,9 @@ def figure(folder: Path, name: str, rows: int, columns: int, size: tuple[float, 
         pyplot.close(made)
 
 
-def label_sizes(axis: Any, label: str) -> None:
+def label_sizes(axis: Any, label: str, subs: tuple[float, ...] = (1.0, 3.0)) -> None:
     """A logarithmic axis of parameter or token counts with ticks such as 3k, 30k, 1M."""
     axis.set_label_text(label)
-    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 3.0)))
+    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=subs))
     axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: short_count(value)))
     axis.set_minor_formatter(matplotlib.ticker.NullFormatter())

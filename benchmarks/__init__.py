@@ -1,0 +1,1 @@
+"""Side-by-side measurements. Ratios within one run; never part of the tests."""

@@ -1,0 +1,66 @@
+"""The committed tables and the page are those that the code computes today."""
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from paper_figures import optima_table
+from paper_figures.__main__ import FIGURES, FOLDER, page
+from paper_figures.common import DRAFT_TOKENS, SIZES, TARGET_TOKENS, TARGETS, optima
+from paper_figures.linear_law import M0, MU
+from sdsl_jax.theory import linear_law
+
+
+def committed(name: str) -> pd.DataFrame:
+    return pd.read_csv(FOLDER / f"{name}.csv", keep_default_na=False)
+
+
+def test_the_thirteen_optima():
+    """N* of every target equals the committed table, and the paper's two within 1 %."""
+    table, found = committed("optima_table"), optima(SIZES, DRAFT_TOKENS, TARGET_TOKENS)
+    assert list(table.target) == [t.name for t in TARGETS]
+    assert len(table) == 13
+    np.testing.assert_allclose(found.params, table.draft_params, rtol=1e-6)
+    np.testing.assert_allclose(found.speedup, table.speedup, rtol=1e-6)
+    np.testing.assert_allclose(found.indifference_1pct, [table.low_1pct, table.high_1pct], rtol=1e-5)
+    rows = table.set_index("target").draft_params
+    for name, published in optima_table.PUBLISHED.items():
+        assert rows[name] == pytest.approx(published, rel=0.01)
+
+
+def test_the_linear_law():
+    """The pooled line of the committed pool; the paper's μ and M₀ lie within 6 % of it."""
+    pool = committed("linear_law").query("pool")
+    with jax.enable_x64(True):
+        line = linear_law(pool.target_params.to_numpy(), pool.draft_params.to_numpy())
+    assert float(line.slope) == pytest.approx(2.845e-3, rel=1e-3)
+    assert float(line.intercept) == pytest.approx(8.509e7, rel=1e-3)
+    assert pytest.approx(float(line.slope), rel=0.06) == MU
+    assert pytest.approx(float(line.intercept), rel=0.06) == M0
+
+
+def test_every_figure_is_there():
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for name in FIGURES:
+        for kind in ("png", "pdf", "csv"):
+            assert (FOLDER / f"{name}.{kind}").stat().st_size > 200
+        assert f"({name}.png)" in text
+
+
+@pytest.mark.slow
+def test_everything_is_what_the_code_computes():
+    """All tables to 1e-5, and the page word for word."""
+    claims = {}
+    for name, module in FIGURES.items():
+        table, kept = module.compute(), committed(name)
+        assert list(table.columns) == list(kept.columns)
+        for column in table.columns:
+            if table[column].dtype.kind == "f":
+                np.testing.assert_allclose(
+                    table[column], kept[column].astype(float), rtol=1e-5, atol=1e-9, err_msg=name
+                )
+            else:
+                assert list(map(str, table[column])) == list(map(str, kept[column])), (name, column)
+        claims[name] = module.claims(table)
+    assert page(claims) == (FOLDER / "README.md").read_text(encoding="utf-8")
