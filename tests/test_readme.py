@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text("utf-8"), re.DOTALL)
 
 
@@ -14,11 +16,13 @@ def test_your_own_functions():
     found = names["best"](names["theta"])
     assert float(found.params) == pytest.approx(711e6, rel=1e-3)
     assert [float(x) for x in found.indifference_1pct] == pytest.approx([481e6, 1.026e9], rel=2e-3)
-    assert (float(found.lookahead), float(found.speedup)) == (pytest.approx(7.8, abs=0.05), pytest.approx(2.99, abs=0.005))
+    assert (float(found.lookahead), float(found.speedup)) == (
+        pytest.approx(7.8, abs=0.05),
+        pytest.approx(2.99, abs=0.005),
+    )
     assert len(BLOCKS[0].splitlines()) <= 12
 
 
-@pytest.mark.slow
 def test_the_theory():
     names: dict = {}
     exec(BLOCKS[1], names)

@@ -10,6 +10,8 @@ from conftest import tiny
 from sdsl_jax import cli
 from sdsl_jax.config import load_study, to_toml
 from sdsl_jax.errors import SdslError
+from sdsl_jax.law_files import acceptance_law, loss_law
+from sdsl_jax.prediction import Target, predict
 from sdsl_jax.progress import Silent
 from sdsl_jax.records import read_json, read_table
 from sdsl_jax.report.figures import CAPTIONS
@@ -280,3 +282,16 @@ def test_the_quickstart_is_what_it_promises():
     assert len(config.ladder.draft_params) >= 5
     assert len(config.ladder.draft_tokens) >= 2
     assert max(config.ladder.target_tokens) >= 5 * max(config.ladder.target_params)
+
+
+def test_results_plug_into_predictions(tiny_study):
+    """`fits.json` as a law file of `sdsl predict`: joint draws, the study's warnings, and its ranges."""
+    path = str(tiny_study / "records" / "fits.json")
+    loss, acceptance = loss_law(path), acceptance_law(path)
+    (answer,) = predict([Target(5e3, 16e3, 16e3)], loss, acceptance)
+    assert "bootstrap over models" in answer["interval_basis"]
+    assert any(w.startswith("loss law: ") for w in answer["warnings"])
+    ranges = {name: (low, high) for name, low, high in loss.law.about.valid}
+    assert ranges["tokens"] == pytest.approx((8_000, 16_000), rel=0.02)
+    (far,) = predict([Target(5e6, 16e3, 16e3)], loss, acceptance)
+    assert any("extrapolates the loss law for the target" in w for w in far["warnings"])

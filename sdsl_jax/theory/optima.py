@@ -138,6 +138,23 @@ def _indifference(objective: Callable[[Array], Array], peak: Peak, share: float)
     return jnp.exp(jnp.where(below < 0, grid[0], first)), jnp.exp(jnp.where(above >= _GRID, grid[-1], last))
 
 
+def check_bounds(bounds: tuple[Scalar, Scalar]) -> None:
+    """Raises `ValueError` for bounds out of order, as far as they are known at call time (not under `jit`)."""
+    if not any(isinstance(b, jax.core.Tracer) for b in bounds):
+        low, high = (np.asarray(b) for b in bounds)
+        if not np.all((low > 0) & (low < high)):
+            raise ValueError(f"the bounds of the draft size are {low} and {high}; they must be positive and rising.")
+
+
+def check_acceptance(params: Array, acceptance: Array) -> None:
+    """Raises `ValueError` where an optimum has α ≥ 1, as far as it is known at call time."""
+    if not isinstance(acceptance, jax.core.Tracer) and bool(np.any(np.asarray(acceptance) >= 1)):
+        raise ValueError(
+            f"the acceptance reaches {float(np.max(acceptance)):g} at {float(np.max(params)):g} parameters; it must stay below "
+            "1, or no finite lookahead is optimal."
+        )
+
+
 def optimal_draft(
     acceptance: Callable[[Array], Array],
     draft_step: Callable[[Array], Array],
@@ -160,11 +177,7 @@ def optimal_draft(
       ValueError: the bounds are out of order, or the acceptance reaches 1 at the optimum, so that no finite lookahead is
         optimal, as far as that is known at call time. Under `jit` the result then has α ≥ 1, γ* = ∞ and S* = 1/d.
     """
-    known = not any(isinstance(b, jax.core.Tracer) for b in bounds)
-    if known and not np.all((np.asarray(bounds[0]) > 0) & (np.asarray(bounds[0]) < np.asarray(bounds[1]))):
-        raise ValueError(
-            f"the bounds of the draft size are {bounds[0]} and {bounds[1]}; they must be positive and rising."
-        )
+    check_bounds(bounds)
     low, high = (jnp.log(jnp.asarray(b, jnp.result_type(float))) for b in bounds)
 
     def objective(x: Array) -> Array:
@@ -174,11 +187,7 @@ def optimal_draft(
     peak = maximise_over_sizes(objective, low, high)
     n = jnp.exp(peak.x)
     alpha, step = acceptance(n), draft_step(n)
-    if not isinstance(alpha, jax.core.Tracer) and bool(jnp.any(alpha >= 1)):
-        raise ValueError(
-            f"the acceptance reaches {float(jnp.max(alpha)):g} at {float(jnp.max(n)):g} parameters; it must stay below 1, or no "
-            "finite lookahead is optimal."
-        )
+    check_acceptance(n, alpha)
     best = optimal_lookahead(alpha, step, verify_pass)
     still = jax.tree.map(jax.lax.stop_gradient, peak)
     return DraftOptimum(

@@ -13,7 +13,13 @@ from sdsl_jax.theory.arrays import Scalar
 from sdsl_jax.theory.costs import CostModel, ParameterCost
 from sdsl_jax.theory.laws import AcceptanceLaw, LossLaw, ModelPoint
 from sdsl_jax.theory.lookahead import speedup
-from sdsl_jax.theory.optima import DraftOptimum, maximise_over_sizes, optimal_draft
+from sdsl_jax.theory.optima import (
+    DraftOptimum,
+    check_acceptance,
+    check_bounds,
+    maximise_over_sizes,
+    optimal_draft,
+)
 
 
 class DraftProblem(NamedTuple):
@@ -50,8 +56,20 @@ class DraftProblem(NamedTuple):
         return jnp.log(self.speedup(jnp.exp(x[0]), jnp.expm1(x[1])))
 
     def optimum(self) -> DraftOptimum:
-        """N* by a bracketed root and γ* by its closed form."""
-        return optimal_draft(self.acceptance, self.cost.draft_step, self.bounds, self.cost.verify_pass)
+        """N* by a bracketed root and γ* by its closed form; compiled once for all problems of the same kinds of laws and costs.
+
+        Raises:
+          ValueError: as `optimal_draft` does.
+        """
+        check_bounds(self.bounds)
+        best = _optimum(self)
+        check_acceptance(best.params, best.acceptance)
+        return best
+
+
+@jax.jit
+def _optimum(problem: DraftProblem) -> DraftOptimum:
+    return optimal_draft(problem.acceptance, problem.cost.draft_step, problem.bounds, problem.cost.verify_pass)
 
 
 class Scenario(NamedTuple):
@@ -101,6 +119,7 @@ class Sensitivities(NamedTuple):
     log_speedup: Scenario
 
 
+@jax.jit
 def sensitivities(scenario: Scenario) -> Sensitivities:
     """How the optimum moves with every number in it, by the implicit function theorem.
 
@@ -123,6 +142,7 @@ class Elasticities(NamedTuple):
     target_tokens: Float[Array, ""]
 
 
+@jax.jit
 def optimum_with_elasticities(scenario: Scenario) -> tuple[DraftOptimum, Elasticities]:
     """The optimum, and the local exponents of N* in M, D and D′, by the implicit function theorem."""
 
