@@ -21,8 +21,8 @@ _HALLEY_STEPS = 3
 _SERIES_TERMS = 14
 
 
-def _w_minus_log1p(w: Array) -> Array:
-    """w − ln(1 + w) without cancellation: with s = w/(2 + w), ln(1 + w) = 2·artanh(s), and w − 2s = s·w."""
+def w_minus_log1p(w: Array) -> Array:
+    """w − ln(1 + w) for w ≥ −1/2, without cancellation: with s = w/(2 + w), ln(1 + w) = 2·artanh(s), and w − 2s = s·w."""
     small = w < 0.5
     near = jnp.where(small, w, 0.0)
     s = near / (2 + near)
@@ -46,7 +46,7 @@ def _solve_branch(lam: Array) -> Array:
     w = jnp.where(lam < 1, near, far)
     # Both starts are within a few percent, and Halley's steps converge cubically.
     for _ in range(_HALLEY_STEPS):
-        newton = (_w_minus_log1p(w) - lam) * (1 + w) / w
+        newton = (w_minus_log1p(w) - lam) * (1 + w) / w
         w = w - newton / (1 - newton / (2 * w * (1 + w)))
     return w
 

@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from sdsl_jax.theory.arrays import Values
-from sdsl_jax.theory.lambert import solve_branch
+from sdsl_jax.theory.lambert import solve_branch, w_minus_log1p
 
 
 def tokens_per_round(acceptance: Values, lookahead: Values) -> Array:
@@ -81,20 +81,21 @@ def _interior(alpha: Array, step: Array, verify: Array) -> _Interior:
     return _Interior(inside, pays, threshold, _stationary_lookahead(a, step / verify), _best_speedup(a, step, verify))
 
 
-def _branch(alpha: Array, cost: Array) -> tuple[Array, Array]:
+def _branch(alpha: Array, cost: Array) -> tuple[Array, Array, Array]:
     k = -jnp.log(alpha)
-    return k, solve_branch((1 - cost) / cost * k)
+    lam = (1 - cost) / cost * k
+    return k, lam, solve_branch(lam)
 
 
 def _stationary_lookahead(alpha: Array, cost: Array) -> Array:
-    k, w = _branch(alpha, cost)
+    k, _, w = _branch(alpha, cost)
     return jnp.log1p(w) / k - 1
 
 
 @jax.custom_jvp
 def _best_speedup(alpha: Array, step: Array, verify: Array) -> Array:
     """S* = k / (c·(1 − α)·z)/v."""
-    k, w = _branch(alpha, step / verify)
+    k, _, w = _branch(alpha, step / verify)
     return k / (step * (1 - alpha) * (1 + w))
 
 
@@ -107,9 +108,12 @@ def _best_speedup_jvp(primals, tangents):
     alpha, step, verify = primals
     alpha_dot, step_dot, verify_dot = tangents
     best = _best_speedup(alpha, step, verify)
-    k, w = _branch(alpha, step / verify)
-    gamma = jnp.log1p(w) / k - 1
-    by_acceptance = 1 / (1 - alpha) - jnp.log1p(w) / (k * alpha * w)
+    k, lam, w = _branch(alpha, step / verify)
+    gamma, miss = jnp.log1p(w) / k - 1, 1 - alpha
+    # ∂ln τ/∂α = 1/(1 − α) − ln z/(kαw). Near α = 1 both terms are large; by ln z = w − λ they are regrouped.
+    small = jnp.where(alpha > 0.5, miss, 0.5)
+    regrouped = (w_minus_log1p(-small) - k * miss) / (miss * k * alpha) + lam / (k * alpha * w)
+    by_acceptance = jnp.where(alpha > 0.5, regrouped, 1 / miss - jnp.log1p(w) / (k * alpha * w))
     relative = by_acceptance * alpha_dot - (gamma * step_dot + verify_dot) / (gamma * step + verify)
     return best, best * relative
 

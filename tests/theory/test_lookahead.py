@@ -193,15 +193,38 @@ def test_what_a_search_climbs_is_the_best_speedup_where_it_pays(alpha, draft, ve
             assert float(slope) > 0
 
 
-@pytest.mark.parametrize("edge", [(1e-6, 1e-7), (1 - 2**-20, 1e-6), (1e-6, 0.99), (0.65, 1 / 300), (0.65, 1e-6)])
-def test_single_precision_gradients_in_the_corners(edge):
-    """Gradients in float32 against float64 to 1e-6, at costs where the paper's own form is subnormal or zero."""
-    gradients = jax.grad(lambda x: optimal_lookahead(x[0], x[1]).speedup)
-    x = np.asarray(edge, np.float32)
-    single = np.asarray(gradients(x))
+def test_single_precision_over_the_whole_domain():
+    """100,000 points with α from 1e-6 to 1 − 1e-6 and 1/c from 1.01 to 1e6, a quarter of them at the edge of paying.
+
+    Against float64, which the test above holds to 50 digits: γ* to 1e-5·(1 + γ*), S* and its whole-lookahead form to 1e-6, the
+    verdict everywhere, and gradients to 1e-5 where γ* > 0.1 (nearer to the edge they vanish, and only their size is known).
+    """
+    random, count = np.random.default_rng(0), 100_000
+    alpha = (1 / (1 + np.exp(-random.uniform(-13.8, 13.8, count)))).astype(np.float32)
+    cost = 1 / np.exp(random.uniform(np.log(1.01), np.log(1e6), count))
+    edge = -np.log(alpha.astype(float)) * alpha / (1 - alpha.astype(float)) * (1 + 1e-6 * random.normal(size=count))
+    at_edge = (np.arange(count) < count // 4) & (edge < 1 / 1.01) & (edge > 1e-6)
+    cost = np.where(at_edge, edge, cost).astype(np.float32)
+
+    def gradients(alpha, cost):
+        both = (
+            jax.grad(lambda a, c: optimal_lookahead(a, c).speedup, (0, 1)),
+            jax.grad(lambda a, c: optimal_lookahead(a, c).lookahead, (0, 1)),
+        )
+        return [np.asarray(g) for f in both for g in jax.jit(jax.vmap(f))(alpha, cost)]
+
+    single, slopes = optimal_lookahead(alpha, cost), gradients(alpha, cost)
     with jax.enable_x64(True):
-        double = np.asarray(gradients(x.astype(np.float64)))
-    np.testing.assert_allclose(single, double, rtol=1e-6)
+        inputs = alpha.astype(np.float64), cost.astype(np.float64)
+        double, true_slopes = optimal_lookahead(*inputs), gradients(*inputs)
+    gamma = np.asarray(double.lookahead)
+    np.testing.assert_array_less(np.abs(np.asarray(single.lookahead) - gamma), 1e-5 * (1 + gamma))
+    np.testing.assert_allclose(single.speedup, double.speedup, rtol=1e-6)
+    np.testing.assert_allclose(single.speedup_integer, double.speedup_integer, rtol=1e-6)
+    np.testing.assert_array_equal(single.speculate, double.speculate)
+    for found, truth in zip(slopes, true_slopes):
+        assert np.isfinite(found).all()
+        np.testing.assert_allclose(found[gamma > 0.1], truth[gamma > 0.1], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
