@@ -29,8 +29,8 @@ DRAFT_TOKENS, TARGET_TOKENS = 180e9, 3e12
 GRID = 1000
 
 
-def log_speedup(x: np.ndarray, m: float) -> np.ndarray:
-    """−ln S* in numpy, by the paper's Lambert form; +0 where no lookahead pays."""
+def negative_log_speedup(x: np.ndarray, m: float) -> np.ndarray:
+    """−ln S* in numpy, by the paper's Lambert form; 0 where no lookahead pays."""
     law, plane = BESIROGLU, PAPER_PLANE
 
     def perplexity(n, d):
@@ -52,11 +52,13 @@ def by_scipy(targets: np.ndarray, polish: bool) -> np.ndarray:
     found = []
     for m in targets:
         grid = np.linspace(np.log(1e6), np.log(m), GRID)
-        best = int(np.argmin(log_speedup(grid, m)))
+        best = int(np.argmin(negative_log_speedup(grid, m)))
         if polish:
             ends = grid[max(best - 1, 0)], grid[min(best + 1, GRID - 1)]
             options = {"xatol": 1e-10}
-            x = scipy.optimize.minimize_scalar(log_speedup, bounds=ends, args=(m,), method="bounded", options=options).x
+            x = scipy.optimize.minimize_scalar(
+                negative_log_speedup, bounds=ends, args=(m,), method="bounded", options=options
+            ).x
         else:
             x = grid[best]
         found.append(np.exp(x))

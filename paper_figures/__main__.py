@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pandas as pd
+
 from paper_figures import (
     acceptance_plane,
     collapse,
@@ -38,8 +40,8 @@ FIGURES = {
 
 _HEAD = """# The paper's figures, computed again
 
-arXiv 2603.11053, *Speculative Decoding Scaling Laws (SDSL): Throughput Optimization Made Simple*. Every number below is computed by
-`sdsl_jax.theory` from the published laws named beside it; nothing is fitted to the paper's results. `python -m paper_figures` writes this page,
+arXiv 2603.11053, *Speculative Decoding Scaling Laws (SDSL): Throughput Optimization Made Simple*. The optima below are computed by
+`sdsl_jax.theory` from the published laws named beside them, lines and planes through points by least squares; nothing is fitted to the paper's results. `python -m paper_figures` writes this page,
 the figures (PNG and PDF) and the tables behind them (CSV) anew.
 
 - **Targets:** the paper's 13, at nominal sizes and public token counts. Llama-3-70B and 3.1-70B share both, so they share a row's numbers.
@@ -50,12 +52,14 @@ the figures (PNG and PDF) and the tables behind them (CSV) anew.
 """
 
 
-def page(found: dict[str, list[Claim]]) -> str:
-    """The Markdown page."""
+def page(tables: dict[str, pd.DataFrame], found: dict[str, list[Claim]]) -> str:
+    """The Markdown page, from the tables and claims of all figures."""
     parts = [_HEAD]
     for name, module in FIGURES.items():
         parts.append(f"## {module.TITLE}\n\n![{module.TITLE}]({name}.png)\n\n{module.CAPTION}\n\n")
         parts.append(f"Data: [{name}.csv]({name}.csv). Vector graphics: [{name}.pdf]({name}.pdf).\n\n")
+        if hasattr(module, "listing"):
+            parts.append(module.listing(tables[name]))
         parts.append("| quantity | paper | ours | difference | note |\n|---|---|---|---|---|\n")
         for claim in found[name]:
             paper = "–" if claim.paper is None else f"{claim.paper:{claim.form}}"
@@ -68,15 +72,15 @@ def page(found: dict[str, list[Claim]]) -> str:
 
 def main() -> None:
     """Writes everything into this folder."""
-    found = {}
+    tables, found = {}, {}
     for name, module in FIGURES.items():
         began = time.perf_counter()
-        table = module.compute()
+        table = tables[name] = module.compute()
         table.to_csv(FOLDER / f"{name}.csv", index=False, float_format="%.8g")
         module.draw(table, FOLDER, name)
         found[name] = module.claims(table)
         print(f"{name}: {time.perf_counter() - began:.1f} s")
-    (FOLDER / "README.md").write_text(page(found), encoding="utf-8")
+    (FOLDER / "README.md").write_text(page(tables, found), encoding="utf-8")
 
 
 if __name__ == "__main__":

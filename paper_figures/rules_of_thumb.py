@@ -57,7 +57,7 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
 def claims(table: pd.DataFrame) -> list[Claim]:
     """The worst, and for the habit the best, over the targets."""
     notes = {
-        "lost_line_pct": "as flat as the optimum is; below 0: another whole γ rounds better",
+        "lost_line_pct": "as flat as the optimum is",
         "lost_gamma4_pct": "the habit costs more than any of these draft sizes",
     }
     made = [

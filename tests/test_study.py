@@ -10,8 +10,7 @@ from conftest import tiny
 from sdsl_jax import cli
 from sdsl_jax.config import load_study, to_toml
 from sdsl_jax.errors import SdslError
-from sdsl_jax.law_files import acceptance_law, loss_law
-from sdsl_jax.prediction import Target, predict
+from sdsl_jax.prediction import Target, acceptance_law, loss_law, predict
 from sdsl_jax.progress import Silent
 from sdsl_jax.records import read_json, read_table
 from sdsl_jax.report.figures import CAPTIONS

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sdsl_jax.cli.terminal import standard_console
@@ -37,8 +38,8 @@ def predict(
 
     Args:
         target_params: size of the target, in the parameter count of the loss law (total, for the published ones but Kaplan's).
-        draft_tokens: training tokens of the draft.
-        target_tokens: training tokens of the target.
+        draft_tokens: training tokens of the draft; with --csv, for rows that give none.
+        target_tokens: training tokens of the target; with --csv, for rows that give none.
         csv: targets, a row each: columns target_params, draft_tokens, target_tokens, and name if you like.
         loss_law: besiroglu, hoffmann, hoffmann_unrounded, muennighoff, kaplan, or the JSON of a fit.
         acceptance_law: paper, or the JSON of a fit.
@@ -46,7 +47,7 @@ def predict(
         smallest_draft: smallest draft considered; a 100,000th of the target if left out.
         json: print JSON: one object for one target, a list for several or for a CSV.
     """
-    from sdsl_jax import law_files, prediction
+    from sdsl_jax import prediction
 
     def counts(text: str, flag: str) -> list[float]:
         return [prediction.parse_count(part, flag) for part in text.split(",") if part.strip()]
@@ -71,8 +72,8 @@ def predict(
         targets = [prediction.Target(*row) for row in zip(sizes, of_drafts, of_targets)]
     answers = prediction.predict(
         targets,
-        law_files.loss_law(loss_law),
-        law_files.acceptance_law(acceptance_law),
+        prediction.loss_law(loss_law),
+        prediction.acceptance_law(acceptance_law),
         draft_overhead,
         prediction.parse_count(smallest_draft, "--smallest-draft") if smallest_draft else None,
     )
@@ -97,7 +98,7 @@ _SIDE_BY_SIDE = 5
 def _cells(answer: dict[str, Any]) -> dict[str, str]:
     size = short_count(answer["target_params"])
     cells = {
-        "target": f"{answer['name']} ({size})" if "name" in answer else size,
+        "target": escape(f"{answer['name']} ({size})") if "name" in answer else size,
         "tokens D | D′": f"{short_count(answer['draft_tokens'])} | {short_count(answer['target_tokens'])}",
         "draft N*": short_count(answer["draft_params"]),
     }
@@ -145,7 +146,8 @@ def _print_predictions(console: Console, answers: list[dict[str, Any]]) -> None:
     console.print(table)
     say(
         f"M, N*: {first['params_count']} parameters of target and best draft; D, D′: training tokens of draft and target;\n"
-        "γ: drafts per round; α: acceptance probability; within 1 % (5 %): drafts that lose at most so much of the speed-up."
+        "γ: drafts per round, best real number (best whole one, of which the speed-up is); α: acceptance probability;\n"
+        "within 1 % (5 %): drafts that lose at most so much of the speed-up."
     )
     for text, who in _shared(answers, lambda a: [_interval(a)]).items():
         say(f"90 % interval{who}: {text}")
@@ -189,7 +191,7 @@ def lookahead(
         acceptance: probability that a draft token is accepted.
         acceptance_length: mean tokens emitted per round, the bonus token included; between 1 and GAMMA + 1.
         at_lookahead: drafts per round with which that was measured.
-        verify_cost: of a verify pass with all overheads of a round, in target steps.
+        verify_cost: of a verify pass with all overheads of a round, in target steps; at least 1.
         json: print JSON.
     """
     from sdsl_jax import prediction

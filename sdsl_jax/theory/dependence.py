@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from sdsl_jax.theory.arrays import Scalar, Values
@@ -28,6 +29,10 @@ def geometric_error(tau: Values, acceptance: Values, lookahead: Values) -> Array
     return tokens_per_round(acceptance, lookahead) / jnp.asarray(tau) - 1
 
 
+def _known(*values: Values) -> bool:
+    return not any(isinstance(value, jax.core.Tracer) for value in values)
+
+
 def _check_lookahead(lookahead: int) -> None:
     if lookahead < 1:
         raise ValueError(f"the lookahead is {lookahead}; it must be a whole number of at least 1.")
@@ -42,6 +47,13 @@ class BetaAcceptance(NamedTuple):
     a: Scalar
     b: Scalar
 
+    def _check(self, lookahead: int) -> None:
+        _check_lookahead(lookahead)
+        if _known(self.a, self.b) and not (np.all(np.asarray(self.a) > 0) and np.all(np.asarray(self.b) > 0)):
+            raise ValueError(
+                f"the parameters of the Beta distribution are {self.a} and {self.b}; they must be positive."
+            )
+
     @property
     def mean(self) -> Array:
         """Mean acceptance."""
@@ -49,7 +61,7 @@ class BetaAcceptance(NamedTuple):
 
     def survival(self, lookahead: int) -> Float[Array, " gamma"]:
         """S_k = E α^k = Π_{i<k} (a + i)/(a + b + i) where each round draws its own α."""
-        _check_lookahead(lookahead)
+        self._check(lookahead)
         i = jnp.arange(lookahead)
         return jnp.cumprod((self.a + i) / (self.a + self.b + i))
 
@@ -63,7 +75,7 @@ class BetaAcceptance(NamedTuple):
         A prompt that accepts little needs more rounds and weighs more in the mean over rounds: τ lies below the geometric
         formula wherever 1/τ(α) is convex.
         """
-        _check_lookahead(lookahead)
+        self._check(lookahead)
         alpha, weight = self.quadrature(nodes)
         return 1 / (weight / tokens_per_round(alpha, lookahead)).sum()
 
@@ -89,8 +101,8 @@ class PersistentAcceptance(NamedTuple):
 
     Attributes:
       acceptance: α, the share of all positions at which the draft would be accepted.
-      persistence: ρ in [0, 1), the correlation of neighbouring positions; 0 gives the geometric formula. A position is
-        accepted with probability α + ρ(1 − α) after an accepted one, and α(1 − ρ) after a rejected one.
+      persistence: ρ < 1, the correlation of neighbouring positions; 0 gives the geometric formula. A position is accepted
+        with probability α + ρ(1 − α) after an accepted one, and α(1 − ρ) after a rejected one; both must be probabilities.
     """
 
     acceptance: Scalar
@@ -106,6 +118,14 @@ class PersistentAcceptance(NamedTuple):
         """
         _check_lookahead(lookahead)
         alpha, rho = jnp.asarray(self.acceptance), jnp.asarray(self.persistence)
+        if _known(self.acceptance, self.persistence):
+            values = np.asarray(self.acceptance, float), np.asarray(self.persistence, float)
+            chances = values[0] + values[1] * (1 - values[0]), values[0] * (1 - values[1])
+            if not (all(np.all((x >= 0) & (x <= 1)) for x in (values[0], *chances)) and np.all(values[1] < 1)):
+                raise ValueError(
+                    f"an acceptance of {self.acceptance} with persistence {self.persistence} makes no chain: α, α + ρ(1 − α) and "
+                    "α(1 − ρ) must be probabilities, and ρ below 1."
+                )
         again, after_rejection, after_bonus = alpha + rho * (1 - alpha), alpha * (1 - rho), alpha + rho**2 * (1 - alpha)
         rest = again ** (lookahead - 1)
         full = after_rejection * rest / (1 - (after_bonus - after_rejection) * rest)
@@ -139,7 +159,6 @@ class Rounds(NamedTuple):
         return tokens_per_round_from_survival(self.survival)
 
 
-@partial(jax.jit, static_argnames="lookahead")
 def rounds_over_sample(acceptance: Float[Array, " length"], lookahead: int) -> Rounds:
     """Exact expected rounds of token verification over one sample of the target, without decoding.
 
@@ -153,10 +172,20 @@ def rounds_over_sample(acceptance: Float[Array, " length"], lookahead: int) -> R
       lookahead: γ ≥ 1, at most the length of the sample.
     """
     _check_lookahead(lookahead)
-    acceptance = jnp.asarray(acceptance)
+    if _known(acceptance):
+        values = np.asarray(acceptance)
+        if not np.all((values >= 0) & (values <= 1)):
+            raise ValueError(f"acceptances run from {values.min():g} to {values.max():g}; they must be probabilities.")
+    acceptance = jnp.asarray(acceptance, jnp.result_type(float))
     length = acceptance.shape[0]
     if lookahead > length:
         raise ValueError(f"the lookahead is {lookahead}; the sample holds only {length} tokens.")
+    return _rounds_over_sample(acceptance, lookahead)
+
+
+@partial(jax.jit, static_argnames="lookahead")
+def _rounds_over_sample(acceptance: Float[Array, " length"], lookahead: int) -> Rounds:
+    length = acceptance.shape[0]
 
     def move(tested: Array, a: Array) -> tuple[Array, Array]:
         # tested[j]: probability that this position is tested as draft j; tested[γ]: that it is a bonus token.

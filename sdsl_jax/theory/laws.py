@@ -116,6 +116,16 @@ class KaplanLaw:
 LossLaw = ChinchillaLaw | KaplanLaw
 
 
+def _below_one(alpha: Array) -> Array:
+    """α where it rounds to 1: the largest number below. A law that is below 1 in exact arithmetic shall be so in any."""
+    return jnp.minimum(alpha, 1 - jnp.finfo(alpha.dtype).epsneg)
+
+
+def _inside(logit: Values) -> Array:
+    alpha = _below_one(jax.nn.sigmoid(jnp.asarray(logit)))
+    return jnp.maximum(alpha, jnp.finfo(alpha.dtype).tiny)
+
+
 class ModelPoint(NamedTuple):
     """What an acceptance law may look at in a model.
 
@@ -169,7 +179,7 @@ class LogitPlane:
 
     def __call__(self, draft: ModelPoint, target: ModelPoint) -> Array:
         """Acceptance probability, in (0, 1)."""
-        return jax.nn.sigmoid(
+        return _inside(
             self.level - self.draft_slope * jnp.asarray(draft.loss) + self.target_slope * jnp.asarray(target.loss)
         )
 
@@ -193,7 +203,7 @@ class LogitGap:
 
     def __call__(self, draft: ModelPoint, target: ModelPoint) -> Array:
         """Acceptance probability, in (0, 1)."""
-        return jax.nn.sigmoid(self.level - self.slope * (jnp.asarray(draft.loss) - target.loss))
+        return _inside(self.level - self.slope * (jnp.asarray(draft.loss) - target.loss))
 
 
 @_law
@@ -218,7 +228,7 @@ class PowerLaw:
     def __call__(self, draft: ModelPoint, target: ModelPoint) -> Array:
         """Acceptance probability, below 1."""
         log_sizes = self.target_exponent * jnp.log(target.params) - self.exponent * jnp.log(draft.params)
-        return 1 - jnp.asarray(self.scale) * jnp.exp(log_sizes)
+        return _below_one(1 - jnp.asarray(self.scale) * jnp.exp(log_sizes))
 
 
 AcceptanceLaw = AffinePlane | LogitPlane | LogitGap | PowerLaw

@@ -45,20 +45,29 @@ def speedup(acceptance: Values, lookahead: Values, draft_step: Values, verify_pa
 def acceptance_from_tokens_per_round(tau: Values, lookahead: Values) -> Array:
     """The α whose `tokens_per_round` at this lookahead is τ, by bisection; the paper's inversion with τ = 1 + γ·TAR.
 
-    τ at or below 1 gives 0, and at or above γ + 1 gives 1.
+    τ at or below 1 gives 0, and at or above γ + 1 gives 1. Its derivatives are those of the implicit function.
     """
-    tau = jnp.asarray(tau)
-    low, high = jnp.zeros_like(tau), jnp.ones_like(tau)
+    tau, gamma = (x.astype(jnp.result_type(float)) for x in jnp.broadcast_arrays(tau, lookahead))
+    inside = (tau > 1) & (tau < gamma + 1)
+    wanted, gamma = jnp.where(inside, tau, 1.5), jnp.where(inside, gamma, 1.0)
 
-    def halve(_, ends):
-        low, high = ends
-        middle = (low + high) / 2
-        too_low = tokens_per_round(middle, lookahead) < tau
-        return jnp.where(too_low, middle, low), jnp.where(too_low, high, middle)
+    def excess(alpha: Array) -> Array:
+        return tokens_per_round(alpha, gamma) - wanted
 
-    low, high = jax.lax.fori_loop(0, 60, halve, (low, high))
-    alpha = jnp.where(tau <= 1, 0.0, jnp.where(tau >= lookahead + 1, 1.0, (low + high) / 2))
-    return jnp.where(jnp.isnan(tau), jnp.nan, alpha)
+    def bisect(function, start):
+        def halve(_, ends):
+            low, high = ends
+            middle = (low + high) / 2
+            too_low = function(middle) < 0
+            return jnp.where(too_low, middle, low), jnp.where(too_low, high, middle)
+
+        low, high = jax.lax.fori_loop(0, 60, halve, (jnp.zeros_like(start), jnp.ones_like(start)))
+        return (low + high) / 2
+
+    # Element by element, so that the linearised function is a diagonal.
+    alpha = jax.lax.custom_root(excess, jnp.full_like(wanted, 0.5), bisect, lambda g, y: y / g(jnp.ones_like(y)))
+    outside = jnp.where(jnp.isnan(tau), jnp.nan, jnp.where(tau <= 1, 0.0, 1.0))
+    return jnp.where(inside, alpha, outside)
 
 
 class _Interior(NamedTuple):
@@ -165,10 +174,15 @@ def check_domain(acceptance: Values, draft_step: Values, verify_pass: Values) ->
         _require(not np.isnan(alpha).any(), "the acceptance is not a number (NaN).")
         largest = float(alpha.max())
         _require(largest < 1, f"the acceptance is {largest:g}; it must be below 1, or no finite lookahead is optimal.")
-    for name, cost in (("draft step", draft_step), ("verify pass", verify_pass)):
-        if _known(cost):
-            smallest = float(np.min(np.asarray(cost)))
-            _require(smallest > 0, f"the cost of a {name} is {smallest:g} target steps; it must be positive.")
+    if _known(draft_step):
+        smallest = float(np.min(np.asarray(draft_step)))
+        _require(smallest > 0, f"the cost of a draft step is {smallest:g} target steps; it must be positive.")
+    if _known(verify_pass):
+        smallest = float(np.min(np.asarray(verify_pass)))
+        _require(
+            smallest >= 1,
+            f"the cost of a verify pass is {smallest:g} target steps; it must be at least 1, for it does all that a step does.",
+        )
 
 
 def optimal_lookahead(acceptance: Values, draft_step: Values, verify_pass: Values = 1.0) -> LookaheadOptimum:
@@ -184,22 +198,23 @@ def optimal_lookahead(acceptance: Values, draft_step: Values, verify_pass: Value
     Args:
       acceptance: α < 1.
       draft_step: d > 0, in target steps.
-      verify_pass: v > 0, in target steps; independent of γ.
+      verify_pass: v ≥ 1, in target steps; independent of γ.
 
     Raises:
       ValueError: a value known at call time is outside its range. Under `jit`, where none is known, α ≥ 1 gives the limit
         α → 1: γ* = ∞ and S* = 1/d.
     """
     check_domain(acceptance, draft_step, verify_pass)
-    return _optimal_lookahead(acceptance, draft_step, verify_pass)
+    return optimal_lookahead_unchecked(acceptance, draft_step, verify_pass)
 
 
 @jax.jit
-def _optimal_lookahead(acceptance: Values, draft_step: Values, verify_pass: Values) -> LookaheadOptimum:
+def optimal_lookahead_unchecked(acceptance: Values, draft_step: Values, verify_pass: Values) -> LookaheadOptimum:
+    """`optimal_lookahead` as it is under `jit`: α ≥ 1 gives its limit."""
     alpha, step, verify = jnp.broadcast_arrays(*(jnp.asarray(x) for x in (acceptance, draft_step, verify_pass)))
     interior = _interior(alpha, step, verify)
     gamma, best = interior.lookahead, interior.speedup
-    # For v ≤ 1 an interior maximum always beats 1, be it by less than the precision shows.
+    # At v = 1 an interior maximum always beats 1, be it by less than the precision shows.
     pays = interior.pays & ((verify <= 1) | (best > 1))
     certain = alpha >= 1
 

@@ -11,12 +11,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from sdsl_jax.theory.arrays import Scalar
-from sdsl_jax.theory.lookahead import best_log_speedup, optimal_lookahead
+from sdsl_jax.theory.lookahead import best_log_speedup, check_domain, optimal_lookahead_unchecked
 
 # Points of the grid in ln N that brackets the maximum: a ratio of 1.25 between neighbours over six decades.
 _GRID = 64
 # A safeguarded Newton iteration takes 4 to 6 steps; bisection alone would close a bracket of doubles in these.
 _STEPS = 60
+# At a root the slope is this share of its change over the bracket, or less.
+_KINK = 1e-3
 
 
 class DraftOptimum(NamedTuple):
@@ -35,6 +37,7 @@ class DraftOptimum(NamedTuple):
       indifference_1pct: ends of the interval of sizes around N* that lose at most 1 % of S, plain decoding counted as S = 1.
       indifference_5pct: the same for 5 %.
       interior: whether N* is a stationary point inside the bounds at which some γ > 0 pays.
+      certain: whether α reaches 1 at N* or at an end of its 5 % interval: an unbounded law has then no optimum to speak of.
     """
 
     params: Float[Array, "*batch"]
@@ -48,6 +51,7 @@ class DraftOptimum(NamedTuple):
     indifference_1pct: tuple[Float[Array, "*batch"], Float[Array, "*batch"]]
     indifference_5pct: tuple[Float[Array, "*batch"], Float[Array, "*batch"]]
     interior: Bool[Array, "*batch"]
+    certain: Bool[Array, "*batch"]
 
 
 def _crossing(value_and_slope: Callable, positive: Array, negative: Array, start: Array) -> Array:
@@ -112,9 +116,14 @@ def maximise_over_sizes(objective: Callable[[Array], Array], low: Array, high: A
         curvature = linear(jnp.ones_like(y))
         return y / jnp.where(curvature == 0, 1.0, curvature)
 
-    root = jax.lax.custom_root(slope, jax.lax.stop_gradient(grid[peak]), solve, divide)
-    end = jnp.where(peak == 0, low, jnp.where(peak == _GRID - 1, high, jax.lax.stop_gradient(grid[peak])))
-    return Peak(jnp.where(interior, root, end), grid, values, interior)
+    still = jax.lax.stop_gradient
+    root = jax.lax.custom_root(slope, still(grid[peak]), solve, divide)
+    # At a kink of a user's function the slope jumps over zero: a maximum, but none that the theorem applies to.
+    drop = slope(grid[left]) - slope(grid[right])
+    stationary = interior & (jnp.abs(slope(still(root))) <= _KINK * still(drop))
+    end = jnp.where(peak == 0, low, jnp.where(peak == _GRID - 1, high, still(grid[peak])))
+    x = jnp.where(stationary, root, jnp.where(interior, still(root), end))
+    return Peak(x, grid, values, stationary)
 
 
 def _indifference(objective: Callable[[Array], Array], peak: Peak, share: float) -> tuple[Array, Array]:
@@ -146,12 +155,12 @@ def check_bounds(bounds: tuple[Scalar, Scalar]) -> None:
             raise ValueError(f"the bounds of the draft size are {low} and {high}; they must be positive and rising.")
 
 
-def check_acceptance(params: Array, acceptance: Array) -> None:
-    """Raises `ValueError` where an optimum has α ≥ 1, as far as it is known at call time."""
-    if not isinstance(acceptance, jax.core.Tracer) and bool(np.any(np.asarray(acceptance) >= 1)):
+def check_acceptance(best: DraftOptimum) -> None:
+    """Raises `ValueError` where the acceptance reaches 1 around an optimum, as far as that is known at call time."""
+    if not isinstance(best.certain, jax.core.Tracer) and bool(np.any(best.certain)):
         raise ValueError(
-            f"the acceptance reaches {float(np.max(acceptance)):g} at {float(np.max(params)):g} parameters; it must stay below "
-            "1, or no finite lookahead is optimal."
+            f"the acceptance reaches 1 around {float(np.max(best.params)):g} parameters (it is {float(np.max(best.acceptance)):g}"
+            " there); it must stay below, or no finite lookahead is optimal."
         )
 
 
@@ -163,21 +172,26 @@ def optimal_draft(
 ) -> DraftOptimum:
     """Maximises S(α(N), γ*(α(N), d(N), v), d(N), v) over N (arXiv 2603.11053).
 
+    The best of 64 sizes, evenly spaced in ln N, is refined between its neighbours: peaks narrower than that are not seen. γ is
+    real here; where a real lookahead below 1 pays and no whole one does at N*, `speculate` is false, and no choice of
+    N and a whole γ gains more than `speedup`.
+
     `acceptance` and `draft_step` are plain functions that jax can differentiate; the optimum may be differentiated, under
     `jit` and `vmap` too, with respect to anything they close over, and with respect to the bounds where it lies on one.
-    (The indifference intervals are not differentiable.)
+    (The indifference intervals are not differentiable; at a kink of these functions N* counts as fixed.)
 
     Args:
       acceptance: α of a draft of N parameters. Where it is 0 or less no token is accepted.
       draft_step: d of a draft of N parameters, in target steps.
       bounds: smallest and largest N, both positive.
-      verify_pass: v, in target steps.
+      verify_pass: v ≥ 1, in target steps.
 
     Raises:
-      ValueError: the bounds are out of order, or the acceptance reaches 1 at the optimum, so that no finite lookahead is
-        optimal, as far as that is known at call time. Under `jit` the result then has α ≥ 1, γ* = ∞ and S* = 1/d.
+      ValueError: the bounds are out of order, or the acceptance reaches 1 around the optimum, so that no finite lookahead
+        is optimal, as far as that is known at call time. Under `jit` the result then says `certain`.
     """
     check_bounds(bounds)
+    check_domain(0.5, 1.0, verify_pass)
     low, high = (jnp.log(jnp.asarray(b, jnp.result_type(float))) for b in bounds)
 
     def objective(x: Array) -> Array:
@@ -187,10 +201,11 @@ def optimal_draft(
     peak = maximise_over_sizes(objective, low, high)
     n = jnp.exp(peak.x)
     alpha, step = acceptance(n), draft_step(n)
-    check_acceptance(n, alpha)
-    best = optimal_lookahead(alpha, step, verify_pass)
+    best = optimal_lookahead_unchecked(alpha, step, verify_pass)
     still = jax.tree.map(jax.lax.stop_gradient, peak)
-    return DraftOptimum(
+    one_percent, five_percent = (_indifference(objective, still, share) for share in (0.01, 0.05))
+    certain = (alpha >= 1) | (acceptance(five_percent[0]) >= 1) | (acceptance(five_percent[1]) >= 1)
+    found = DraftOptimum(
         params=n,
         lookahead=best.lookahead,
         lookahead_integer=best.lookahead_integer,
@@ -199,7 +214,10 @@ def optimal_draft(
         speedup=best.speedup,
         speedup_integer=best.speedup_integer,
         speculate=best.speculate,
-        indifference_1pct=_indifference(objective, still, 0.01),
-        indifference_5pct=_indifference(objective, still, 0.05),
+        indifference_1pct=one_percent,
+        indifference_5pct=five_percent,
         interior=peak.interior & (best.speedup > 1),
+        certain=certain,
     )
+    check_acceptance(found)
+    return found

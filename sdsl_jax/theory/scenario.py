@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -20,6 +19,9 @@ from sdsl_jax.theory.optima import (
     maximise_over_sizes,
     optimal_draft,
 )
+
+# Target sizes on the grid of `smallest_target_that_pays`.
+_TARGETS = 64
 
 
 class DraftProblem(NamedTuple):
@@ -63,7 +65,7 @@ class DraftProblem(NamedTuple):
         """
         check_bounds(self.bounds)
         best = _optimum(self)
-        check_acceptance(best.params, best.acceptance)
+        check_acceptance(best)
         return best
 
 
@@ -170,52 +172,82 @@ class Flags(NamedTuple):
       target_loss_extrapolated: M or D′ lies outside the loss law's range.
       acceptance_extrapolated: draft or target lies outside the acceptance law's range.
       acceptance_not_positive: the law gives α ≤ 0 at N*, which counts as no acceptance at all.
+      interval_extrapolated: an end of the 5 % interval lies outside the range of one of the laws.
       acceptance_certain: the law gives α ≥ 1 at N* or at an end of its 5 % interval: there is no optimum to speak of.
-      not_interior: S rises up to the smallest or largest size considered.
+      at_bound: N* is the smallest or largest size considered.
     """
 
     draft_loss_extrapolated: Bool[Array, "*batch"]
     target_loss_extrapolated: Bool[Array, "*batch"]
     acceptance_extrapolated: Bool[Array, "*batch"]
     acceptance_not_positive: Bool[Array, "*batch"]
+    interval_extrapolated: Bool[Array, "*batch"]
     acceptance_certain: Bool[Array, "*batch"]
-    not_interior: Bool[Array, "*batch"]
+    at_bound: Bool[Array, "*batch"]
 
 
 def flags(scenario: Scenario, optimum: DraftOptimum) -> Flags:
     """Where the optimum of a scenario leaves what its laws were fitted on."""
     loss, accept = scenario.loss_law, scenario.acceptance_law
-    draft_loss = loss(optimum.params, scenario.draft_tokens)
     target_loss = loss(scenario.target_params, scenario.target_tokens)
-    problem = scenario.problem()
-    certain = optimum.acceptance >= 1
-    for end in optimum.indifference_5pct:
-        certain = certain | (problem.acceptance(end) >= 1)
-    return Flags(
-        draft_loss_extrapolated=loss.about.outside(params=optimum.params, tokens=scenario.draft_tokens),
-        target_loss_extrapolated=loss.about.outside(params=scenario.target_params, tokens=scenario.target_tokens),
-        acceptance_extrapolated=accept.about.outside(
-            draft_params=optimum.params,
+
+    def leaves_loss_law(size: Array) -> Array:
+        return loss.about.outside(params=size, tokens=scenario.draft_tokens)
+
+    def leaves_acceptance_law(size: Array) -> Array:
+        return accept.about.outside(
+            draft_params=size,
             target_params=scenario.target_params,
-            draft_loss=draft_loss,
+            draft_loss=loss(size, scenario.draft_tokens),
             target_loss=target_loss,
-        ),
+        )
+
+    ends = optimum.indifference_5pct
+    interval = [leaves(end) for end in ends for leaves in (leaves_loss_law, leaves_acceptance_law)]
+    logs = jnp.log(optimum.params)
+    margin = 1e-6 * jnp.abs(logs)
+    return Flags(
+        draft_loss_extrapolated=leaves_loss_law(optimum.params),
+        target_loss_extrapolated=loss.about.outside(params=scenario.target_params, tokens=scenario.target_tokens),
+        acceptance_extrapolated=leaves_acceptance_law(optimum.params),
         acceptance_not_positive=optimum.acceptance <= 0,
-        acceptance_certain=certain,
-        not_interior=optimum.speculate & ~optimum.interior,
+        interval_extrapolated=interval[0] | interval[1] | interval[2] | interval[3],
+        acceptance_certain=optimum.certain,
+        at_bound=(logs - jnp.log(scenario.smallest_draft) <= margin)
+        | (jnp.log(scenario.target_params) - logs <= margin),
     )
 
 
-@partial(jax.jit, static_argnames=("points",))
-def smallest_target_that_pays(scenario: Scenario, largest: Scalar = 1e13, points: int = 64) -> Array:
+class PayingTarget(NamedTuple):
+    """The smallest target for which speculation pays.
+
+    Attributes:
+      params: its size; infinite where none pays.
+      certain: whether just below it the best draft has α ≥ 1: then the size is where an unbounded law becomes a
+        probability, and not a break-even.
+    """
+
+    params: Float[Array, ""]
+    certain: Bool[Array, ""]
+
+
+def smallest_target_that_pays(scenario: Scenario, largest: Scalar = 1e13) -> PayingTarget:
     """The smallest target size above which some draft and some whole lookahead beat plain decoding.
 
     At v = 1 that is where max over N of α(N) − d(N) turns positive; drafts to which an unbounded law gives α ≥ 1 do not
-    count. `scenario.target_params` is ignored; sizes from just above `smallest_draft` to `largest` are considered, on a
-    grid and then by bisection. Infinite where no size pays.
-    """
+    count. `scenario.target_params` is ignored; 64 sizes from just above `smallest_draft` to `largest` are considered, and then
+    bisected.
 
-    def margin(log_m: Array) -> Array:
+    Raises:
+      ValueError: `largest` is not above `smallest_draft`, as far as that is known at call time.
+    """
+    check_bounds((scenario.smallest_draft, largest))
+    return _smallest_target_that_pays(scenario, largest)
+
+
+@jax.jit
+def _smallest_target_that_pays(scenario: Scenario, largest: Scalar) -> PayingTarget:
+    def margin(log_m: Array) -> tuple[Array, Array]:
         problem = scenario._replace(target_params=jnp.exp(log_m)).problem()
 
         def advantage(x: Array) -> Array:
@@ -223,19 +255,23 @@ def smallest_target_that_pays(scenario: Scenario, largest: Scalar = 1e13, points
             return jnp.where(alpha < 1, alpha - problem.cost.draft_step(jnp.exp(x)), -1.0)
 
         low, high = (jnp.log(b) for b in problem.bounds)
-        return advantage(maximise_over_sizes(advantage, low, high).x)
+        peak = maximise_over_sizes(advantage, low, high)
+        certain = (jax.vmap(problem.acceptance)(jnp.exp(peak.grid)) >= 1).any()
+        return advantage(peak.x), certain
 
     low = jnp.log(jnp.asarray(scenario.smallest_draft, jnp.result_type(float)) * 1.01)
-    grid = jnp.linspace(low, jnp.log(largest), points)
-    pays = jax.vmap(margin)(grid) > 0
+    grid = jnp.linspace(low, jnp.log(largest), _TARGETS)
+    pays = jax.vmap(margin)(grid)[0] > 0
     # The last grid point at which it does not pay; above it, it does throughout.
-    last = jnp.max(jnp.where(~pays, jnp.arange(points), -1))
+    last = jnp.max(jnp.where(~pays, jnp.arange(_TARGETS), -1))
 
     def halve(_, ends):
         below, above = ends
         middle = (below + above) / 2
-        enough = margin(middle) > 0
+        enough = margin(middle)[0] > 0
         return jnp.where(enough, below, middle), jnp.where(enough, middle, above)
 
-    _, above = jax.lax.fori_loop(0, 40, halve, (grid[jnp.maximum(last, 0)], grid[jnp.minimum(last + 1, points - 1)]))
-    return jnp.where(last == points - 1, jnp.inf, jnp.where(last < 0, jnp.exp(low), jnp.exp(above)))
+    ends = grid[jnp.maximum(last, 0)], grid[jnp.minimum(last + 1, _TARGETS - 1)]
+    below, above = jax.lax.fori_loop(0, 40, halve, ends)
+    size = jnp.where(last == _TARGETS - 1, jnp.inf, jnp.where(last < 0, jnp.exp(low), jnp.exp(above)))
+    return PayingTarget(size, margin(below)[1] & jnp.isfinite(size))

@@ -142,6 +142,16 @@ def test_lookahead_is_checked(lookahead):
         rounds_over_sample(jnp.ones(5), lookahead)
 
 
+def test_parameters_are_checked():
+    with pytest.raises(ValueError, match="must be positive"):
+        BetaAcceptance(0.0, 1.0).survival(3)
+    for alpha, rho in ((0.7, 1.0), (1.5, 0.2), (0.3, -0.9)):
+        with pytest.raises(ValueError, match="makes no chain"):
+            PersistentAcceptance(alpha, rho).survival(3)
+    with pytest.raises(ValueError, match="must be probabilities"):
+        rounds_over_sample(np.array([0.5, 1.2, 0.1]), 2)
+
+
 def test_lookahead_longer_than_the_sample():
     with pytest.raises(ValueError, match="holds only 3 tokens"):
         rounds_over_sample(jnp.ones(3), 4)

@@ -70,6 +70,15 @@ def test_power_law_stays_below_1(scale, exponent, target_exponent, draft, target
         )
 
 
+def test_bounded_laws_are_bounded_in_single_precision_too():
+    for level in (-200.0, -20.0, 20.0, 200.0):
+        for law in (LogitGap(level, 1.0), LogitPlane(level, 1.0, 1.0)):
+            alpha = law(ModelPoint(1e6, 2.0), ModelPoint(1e9, 2.0))
+            assert alpha.dtype == np.float32
+            assert 0 < float(alpha) < 1
+    assert float(PowerLaw(1.0, 1.0)(ModelPoint(1e9, 1.0), ModelPoint(1e9, 1.0))) < 1
+
+
 def test_a_gap_is_a_plane_with_equal_slopes(x64):
     draft, target = ModelPoint(1e6, 3.1), ModelPoint(1e9, 2.2)
     assert float(LogitGap(1.1, 0.7)(draft, target)) == pytest.approx(float(LogitPlane(1.1, 0.7, 0.7)(draft, target)))

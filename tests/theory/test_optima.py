@@ -178,12 +178,31 @@ def test_an_unbounded_law_is_never_clipped_silently(x64):
     assert float(found.params) == pytest.approx(189.3e6, rel=1e-3)
     assert float(scenario(30e9, 180e9, 1e12).problem().acceptance(1e6)) == pytest.approx(-1.6, abs=0.05)
     certain = scenario(2e6, 180e9)
-    with pytest.raises(ValueError, match="must stay below 1"):
+    with pytest.raises(ValueError, match="acceptance reaches 1"):
         certain.optimum()
     found = solve(certain)
     assert float(found.acceptance) >= 1
     assert np.isinf(found.lookahead)
     assert float(found.speedup) == pytest.approx(1 / float(found.draft_step))
+
+
+def test_a_kink_is_a_maximum_without_derivatives(x64):
+    """A table of acceptances, interpolated: the best size sits on a knot, whatever the other numbers are."""
+    knots, values = jnp.log(jnp.array([1e3, 1e5, 1e7, 1e9])), jnp.array([0.1, 0.7, 0.701, 0.702])
+
+    def best(t):
+        return optimal_draft(lambda n: t * jnp.interp(jnp.log(n), knots, values), lambda n: n / 1e9, (1e3, 1e9))
+
+    found = best(1.0)
+    assert float(found.params) == pytest.approx(1e5, rel=1e-3)
+    assert not bool(found.interior)
+    assert float(jax.grad(lambda t: best(t).params)(1.0)) == 0.0
+
+
+def test_where_alpha_touches_one_is_an_error_however_it_rounds():
+    for shift in np.linspace(0.6, 1.0, 5):
+        with pytest.raises(ValueError, match="acceptance reaches 1"):
+            optimal_draft(lambda n, shift=shift: 0.2 * jnp.log10(n) - shift, lambda n: n / 1e12, (1e3, 1e12))
 
 
 def test_bounds_are_checked():

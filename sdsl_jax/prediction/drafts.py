@@ -1,23 +1,18 @@
-"""What draft to train for a target, from laws alone: published ones by name, fitted ones from a file. Nothing is trained.
-
-The mathematics is in `theory`; here laws are looked up, questions checked, and answers put into words.
-"""
+"""What draft to train for a target: the optimum of a scenario, put into words."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdsl_jax.errors import SdslError, require
+from sdsl_jax.errors import require
 from sdsl_jax.formatting import short_count
-from sdsl_jax.law_files import LoadedLaw
+from sdsl_jax.prediction.laws import LoadedLaw
+from sdsl_jax.prediction.targets import Target
 from sdsl_jax.theory import (
     About,
     AcceptanceLaw,
@@ -26,70 +21,10 @@ from sdsl_jax.theory import (
     Flags,
     LossLaw,
     Scenario,
-    acceptance_from_tokens_per_round,
     flags,
     optima_of_draws,
-    optimal_lookahead,
     optimum_with_elasticities,
-    speedup,
-    tokens_per_round,
 )
-
-
-@dataclass(frozen=True)
-class Target:
-    """A target in need of a draft: M, and the training tokens D of the draft and D′ of the target."""
-
-    target_params: float
-    draft_tokens: float
-    target_tokens: float
-    name: str = ""
-
-
-def targets_from_csv(path: Path, draft_tokens: float | None = None, target_tokens: float | None = None) -> list[Target]:
-    """Targets from a CSV with the column target_params, and draft_tokens, target_tokens and name unless given for all.
-
-    Raises:
-      SdslError: the file cannot be read, or lacks a column or a number.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SdslError(f"cannot read {path} ({getattr(error, 'strerror', None) or 'not a text file'}).") from None
-    require(bool(rows), f"{path} holds no rows below its header.")
-    given = {"target_params": None, "draft_tokens": draft_tokens, "target_tokens": target_tokens}
-    found = []
-    for line, row in enumerate(rows, 2):
-        values = {}
-        for name, everywhere in given.items():
-            text = (row.get(name) or "").strip()
-            require(
-                bool(text) or everywhere is not None,
-                f"{path}, line {line}: no {name}; give the column, or --{name.replace('_', '-')} for all.",
-            )
-            values[name] = parse_count(text, f"{path}, line {line}: {name}") if text else float(everywhere or 0)
-        found.append(Target(**values, name=(row.get("name") or "").strip()))
-    return found
-
-
-_SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
-
-
-def parse_count(text: str, name: str) -> float:
-    """A count of parameters or tokens: 30e9, 30B, 180b, 1.5T.
-
-    Raises:
-      SdslError: it is not a positive number.
-    """
-    plain = text.strip().replace("_", "")
-    factor = _SUFFIXES.get(plain[-1:].lower(), 1.0)
-    try:
-        value = float(plain[:-1] if factor > 1 else plain) * factor
-    except ValueError:
-        raise SdslError(f"{name} is {text!r}; it must be a number such as 30e9 or 30B.") from None
-    require(0 < value < float("inf"), f"{name} is {text}; it must be positive and finite.")
-    return value
 
 
 def predict(
@@ -101,7 +36,7 @@ def predict(
 ) -> list[dict[str, Any]]:
     """For each target the draft to train, as what `sdsl predict --json` prints: see the README for the fields.
 
-    Everything is computed in float64, all targets in one program.
+    Everything is computed in float64, the optima of all targets in one call.
 
     Args:
       targets: sizes in the parameter count of the laws.
@@ -129,6 +64,12 @@ def predict(
             best, slopes, flagged, losses = jax.tree.map(lambda x, i=i: x[i], answers)
             m, d, d_target = columns[:, i]
             scenario = Scenario(m, d, d_target, loss.law, acceptance.law, draft_overhead, lows[i])
+            require(
+                bool(np.isfinite([best.acceptance, *losses]).all()),
+                f"for the target of {short_count(target.target_params)} parameters and {short_count(target.draft_tokens)} | "
+                f"{short_count(target.target_tokens)} tokens "
+                "the laws give no finite loss and acceptance: it is too far outside them.",
+            )
             interval, basis = _interval(scenario, loss, acceptance)
             made.append(_describe(target, scenario, best, slopes, flagged, losses, loss, acceptance, interval, basis))
     return made
@@ -152,7 +93,7 @@ def _interval(scenario: Scenario, loss: LoadedLaw, acceptance: LoadedLaw) -> tup
     without = [(kind, law) for kind, law in (("loss", loss), ("acceptance", acceptance)) if law.draws is None]
     if without:
         return None, "; ".join(f"{kind} law {law.name}: {law.basis}" for kind, law in without)
-    joint = loss.law.about.source == acceptance.law.about.source
+    joint = loss.joint is not None and loss.joint == acceptance.joint
     count = min(len(jax.tree.leaves(law.draws)[0]) for law in (loss, acceptance))
     draws = [jax.tree.map(lambda x: jnp.asarray(x[:count]), law.draws) for law in (loss, acceptance)]
     found = jax.tree.map(np.asarray, optima_of_draws(scenario, *draws))
@@ -162,7 +103,7 @@ def _interval(scenario: Scenario, loss: LoadedLaw, acceptance: LoadedLaw) -> tup
     if not pays.all():
         basis += f"; speculation pays in {pays.mean():.0%} of the draws, and draft_params is among these"
     if pays.mean() <= 0.5:
-        return None, basis
+        return None, f"{basis}; too few for an interval"
 
     def ends(values: np.ndarray) -> list[float]:
         return [float(x) for x in np.quantile(values, [0.05, 0.95])]
@@ -212,7 +153,7 @@ def _describe(
         "elasticity": {k: float(v) for k, v in slopes._asdict().items()} if pays else None,
         "interval_90": interval if pays else None,
         "interval_basis": basis,
-        "warnings": _warnings(best, flagged, loss, acceptance),
+        "warnings": _warnings(scenario, best, flagged, loss, acceptance),
     }
 
 
@@ -223,99 +164,50 @@ def _range(about: About) -> str:
     )
 
 
-def _warnings(best: DraftOptimum, flagged: Flags, loss: LoadedLaw, acceptance: LoadedLaw) -> list[str]:
+def _warnings(
+    scenario: Scenario, best: DraftOptimum, flagged: Flags, loss: LoadedLaw, acceptance: LoadedLaw
+) -> list[str]:
     found = []
     if flagged.acceptance_certain:
         found.append(
             "the acceptance law gives α ≥ 1 to drafts as good as the best, which is no probability: it has no optimum here"
         )
     elif not best.speculate:
-        found.append("speculation does not pay: no draft size and whole lookahead beat plain decoding")
+        # No whole lookahead of any draft gains more than the best real one.
+        gain = 100 * (float(best.speedup) - 1)
+        found.append(
+            "speculation does not pay: no draft size and lookahead beat plain decoding"
+            if gain <= 0
+            else "speculation does not pay: the best draft size needs a lookahead below 1, and no size with a whole one "
+            f"gains more than {gain:.2g} %"
+        )
         if flagged.acceptance_not_positive:
             found.append("the acceptance law gives no draft a positive α")
-    elif 0.99 * best.speedup_integer <= 1:
-        found.append("plain decoding is within 1 % of the optimum")
-    if flagged.not_interior:
-        found.append("the optimum lies at the smallest or largest draft considered: S still rises there")
+    else:
+        if 0.99 * best.speedup_integer <= 1:
+            found.append("plain decoding is within 1 % of the optimum")
+        if flagged.at_bound:
+            found.append("the optimum is the smallest or largest draft considered: S may rise beyond it")
+        problem, (low, high) = scenario.problem(), best.indifference_1pct
+        if problem.acceptance(high) <= problem.acceptance(low):
+            found.append("the acceptance law does not rise with the size of the draft around the optimum")
     if flagged.acceptance_extrapolated:
         found.append(f"extrapolates the acceptance law, fitted on {_range(acceptance.law.about)}")
     for flag, who in ((flagged.draft_loss_extrapolated, "draft"), (flagged.target_loss_extrapolated, "target")):
         if flag:
             found.append(f"extrapolates the loss law for the {who}: fitted on {_range(loss.law.about)}")
+    if flagged.interval_extrapolated and not (flagged.acceptance_extrapolated or flagged.draft_loss_extrapolated):
+        found.append("the sizes within 5 % reach beyond what the laws were fitted on")
     texts = [law.law.about.text for law in (loss, acceptance)]
     if texts[0] != texts[1]:
         found.append(f"the laws are of different texts: losses on {texts[0]}; acceptance on {texts[1]}")
     counts = [law.law.about.params_count for law in (loss, acceptance)]
-    if counts[0] != "total":
-        found.append(f"sizes are {counts[0]} parameters, the count of the loss law")
+    if counts[0] != counts[1]:
+        found.append(
+            f"the loss law counts {counts[0]} parameters and the acceptance law {counts[1]}; sizes are taken for both"
+        )
+    elif counts[0] != "total":
+        found.append(f"sizes are {counts[0]} parameters, the count of the laws")
     return found + [
         f"{kind} law: {w}" for kind, law in (("loss", loss), ("acceptance", acceptance)) for w in law.warnings
     ]
-
-
-def best_lookahead(
-    cost: float,
-    acceptance: float | None = None,
-    acceptance_length: float | None = None,
-    at_lookahead: int | None = None,
-    verify_cost: float = 1.0,
-) -> dict[str, Any]:
-    """γ*, the best whole γ and what they give, as `sdsl lookahead --json` prints.
-
-    Args:
-      cost: d, of a draft step in target steps.
-      acceptance: α in [0, 1); or instead of it
-      acceptance_length: τ in [1, γ + 1), measured at
-      at_lookahead: γ.
-      verify_cost: v, in target steps.
-
-    Raises:
-      SdslError: a number is missing or out of range.
-    """
-    require(0 < cost < float("inf"), f"the cost of a draft step is {cost:g} target steps; it must be positive.")
-    require(
-        0 < verify_cost < float("inf"),
-        f"the cost of a verify pass is {verify_cost:g} target steps; it must be positive.",
-    )
-    require(
-        (acceptance is None) != (acceptance_length is None),
-        "give either --acceptance, or --acceptance-length with --at-lookahead.",
-    )
-    with jax.enable_x64(True):
-        if acceptance_length is not None:
-            require(
-                at_lookahead is not None and at_lookahead >= 1,
-                "an acceptance length means nothing without the lookahead it was measured at: give --at-lookahead 1 or more.",
-            )
-            assert at_lookahead is not None
-            require(
-                1 <= acceptance_length < at_lookahead + 1,
-                f"the acceptance length is {acceptance_length:g}; at lookahead {at_lookahead} it must be at least 1 and below "
-                f"{at_lookahead + 1}.",
-            )
-            acceptance = float(acceptance_from_tokens_per_round(acceptance_length, at_lookahead))
-        assert acceptance is not None
-        require(0 <= acceptance < 1, f"the acceptance is {acceptance:g}; it must be at least 0 and below 1.")
-        best = optimal_lookahead(acceptance, cost, verify_cost)
-        whole = int(best.lookahead_integer)
-        within = [whole, whole]
-        if whole:
-            near = np.arange(1, 4 * whole + 50)
-            good = near[np.asarray(speedup(acceptance, near, cost, verify_cost)) >= 0.99 * float(best.speedup_integer)]
-            within = [int(good[0]), int(good[-1])]
-        # S(γ) > 1 for some whole γ exactly if d < (τ(γ) − v)/γ for one of them; at v = 1 the best of these is γ = 1, and d < α.
-        every = np.arange(1, 10_001)
-        break_even = float(np.max((np.asarray(tokens_per_round(acceptance, every)) - verify_cost) / every))
-        return {
-            "acceptance": acceptance,
-            "cost": cost,
-            "verify_cost": verify_cost,
-            "lookahead": float(best.lookahead),
-            "lookahead_integer": whole,
-            "lookahead_within_1pct": within,
-            "tokens_per_round": float(tokens_per_round(acceptance, whole)),
-            "speedup": float(best.speedup),
-            "speedup_integer": float(best.speedup_integer),
-            "speculate": bool(best.speculate),
-            "break_even_cost": max(break_even, 0.0),
-        }

@@ -2,13 +2,13 @@ import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from sdsl_jax.errors import SdslError
-from sdsl_jax.law_files import acceptance_law, loss_law
-from sdsl_jax.prediction import Target, best_lookahead, parse_count, predict, targets_from_csv
-from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, LogitGap, coefficients
+from sdsl_jax.prediction import Target, acceptance_law, best_lookahead, loss_law, parse_count, predict, targets_from_csv
+from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, LogitGap, coefficients, speedup
 
 PUBLISHED = loss_law("besiroglu"), acceptance_law("paper")
 OPT_30B = Target(30e9, 180e9, 180e9)
@@ -79,8 +79,18 @@ def test_csv(tmp_path):
     path.write_text("name,target_params,target_tokens\nOPT-30B,30e9,180B\nLlama-3-70B,70B,15T\n")
     found = targets_from_csv(path, draft_tokens=180e9)
     assert found == [Target(30e9, 180e9, 180e9, "OPT-30B"), Target(70e9, 180e9, 15e12, "Llama-3-70B")]
-    with pytest.raises(SdslError, match="line 2: no draft_tokens"):
+    with pytest.raises(SdslError, match="line 2: no draft_tokens; give the column, or --draft-tokens for all"):
         targets_from_csv(path)
+    # Capitals, spaces and blank lines do not matter; the line named is that of the file.
+    path.write_text("Target_Params , Draft_Tokens,target_tokens\n\n30B,180B,180B\n\nx,1B,1B\n")
+    with pytest.raises(SdslError, match="line 5: target_params is 'x'"):
+        targets_from_csv(path)
+    path.write_text("a;b\n1;2\n")
+    with pytest.raises(SdslError, match="no column target_params; its columns are a;b"):
+        targets_from_csv(path)
+    path.write_text("target_params\n30B,1,2\n")
+    with pytest.raises(SdslError, match="more cells than columns"):
+        targets_from_csv(path, 1e9, 1e9)
     path.write_text("target_params\n-3\n")
     with pytest.raises(SdslError, match="line 2: target_params is -3; it must be positive"):
         targets_from_csv(path, 1e9, 1e9)
@@ -97,7 +107,7 @@ def test_counts(text, value):
     assert parse_count(text, "x") == pytest.approx(value)
 
 
-@pytest.mark.parametrize("text", ["", "B", "thirty", "-1", "nan", "inf", "0", "30BB"])
+@pytest.mark.parametrize("text", ["", "B", "thirty", "-1", "nan", "inf", "0", "30BB", "1e300"])
 def test_counts_that_are_none(text):
     with pytest.raises(SdslError, match="x is"):
         parse_count(text, "x")
@@ -114,6 +124,50 @@ def test_law_files_that_are_wrong(tmp_path):
     (tmp_path / "few.json").write_text('{"law": "logit_gap", "coefficients": {"level": 1.0}}')
     with pytest.raises(SdslError, match="usable acceptance law"):
         acceptance_law(str(tmp_path / "few.json"))
+
+
+@pytest.mark.parametrize(
+    "draws",
+    [{"level": [1.0, 2.0], "slope": [1.0]}, {"level": 1.0, "slope": 2.0}, {"level": [1.0, None], "slope": [1.0, 2.0]}],
+)
+def test_draws_that_cannot_be_used(tmp_path, draws):
+    path = write_law(tmp_path / "law.json", "logit_gap", LogitGap(1.0, 1.5), draws=draws)
+    with pytest.raises(SdslError, match=r"draws that cannot be used|usable acceptance law"):
+        acceptance_law(path)
+
+
+def test_warnings_of_what_does_not_fit_together(tmp_path):
+    (answer,) = predict([OPT_30B], loss_law("kaplan"), acceptance_law("paper"))
+    assert any("counts non-embedding parameters and the acceptance law total" in w for w in answer["warnings"])
+    falling = acceptance_law(write_law(tmp_path / "law.json", "logit_gap", LogitGap(1.0, -1.0)))
+    (answer,) = predict([OPT_30B], loss_law("besiroglu"), falling)
+    assert any("does not rise with the size" in w for w in answer["warnings"])
+    with pytest.raises(SdslError, match="may be given in draft_params"):
+        acceptance_law(write_law(tmp_path / "x.json", "logit_gap", LogitGap(1.0, 1.0), valid={"params": [1, 2]}))
+
+
+def test_a_draft_that_needs_a_lookahead_below_one(tmp_path):
+    """Between the real and the whole condition the answer is no, with a bound on what any choice could gain."""
+    gap = acceptance_law(write_law(tmp_path / "law.json", "logit_gap", LogitGap(-2.0, 1.0)))
+    (answer,) = predict([Target(1.35e9, 180e9, 3e12)], loss_law("besiroglu"), gap, draft_overhead=0.06)
+    assert answer["speculate"] is False
+    assert 0 < answer["lookahead"] < 1
+    assert "gains more than" in answer["warnings"][0]
+
+
+def test_laws_too_far_outside_are_refused():
+    with pytest.raises(SdslError, match="no finite loss and acceptance"):
+        predict([Target(30e9, 1.0, 1.0)], *PUBLISHED)
+
+
+def test_extreme_lookaheads():
+    answer = best_lookahead(1e-5, acceptance=0.99999, verify_cost=30000.0)
+    low, high = answer["lookahead_within_1pct"]
+    with jax.enable_x64(True):
+        values = np.asarray(speedup(0.99999, np.array([low - 1, low, high, high + 1.0]), 1e-5, 30000.0))
+    np.testing.assert_array_equal(values >= 0.99 * answer["speedup_integer"], [False, True, True, False])
+    assert answer["break_even_cost"] > 1e-5
+    assert best_lookahead(1e-9, acceptance=0.999999999)["speculate"] is True
 
 
 def test_best_lookahead():
@@ -136,6 +190,8 @@ def test_best_lookahead():
         (dict(cost=0.1, acceptance=1.0), "below 1"),
         (dict(cost=-1.0, acceptance=0.5), "must be positive"),
         (dict(cost=0.1, acceptance_length=2.0), "--at-lookahead"),
+        (dict(cost=0.1, acceptance=0.5, at_lookahead=4), "belongs to --acceptance-length"),
+        (dict(cost=0.1, acceptance=0.5, verify_cost=0.5), "at least 1"),
         (dict(cost=0.1, acceptance_length=6.0, at_lookahead=5), "below 6"),
     ],
 )
@@ -164,4 +220,4 @@ def test_the_commands():
     assert "best lookahead γ = 6" in done.stdout
     done = sdsl("predict", "--target-params", "30e9", "--draft-tokens", "0", "--target-tokens", "1T")
     assert done.returncode == 2
-    assert done.stderr == "sdsl: error: --draft-tokens is 0; it must be positive and finite.\n"
+    assert done.stderr == "sdsl: error: --draft-tokens is 0; it must be positive, and at most 1e+18.\n"

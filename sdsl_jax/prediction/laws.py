@@ -32,6 +32,7 @@ class LoadedLaw(NamedTuple):
       law: its coefficients and what they are about.
       draws: the same law with arrays of draws, or None.
       basis: what the draws are, or why there are none.
+      joint: the file whose joint draws these are; draws of laws from one file belong together.
       warnings: that came with the law.
     """
 
@@ -39,6 +40,7 @@ class LoadedLaw(NamedTuple):
     law: Any
     draws: Any
     basis: str
+    joint: Path | None
     warnings: list[str]
 
 
@@ -63,7 +65,7 @@ def acceptance_law(name: str) -> LoadedLaw:
 def _load(name: str, kind: str, published: dict[str, Any], forms: dict[str, type]) -> LoadedLaw:
     if name in published:
         law = published[name]
-        return LoadedLaw(name, law, None, law.about.no_interval, [])
+        return LoadedLaw(name, law, None, law.about.no_interval, None, [])
     path = Path(name)
     require(
         path.suffix == ".json" or path.exists(),
@@ -85,21 +87,48 @@ def _load(name: str, kind: str, published: dict[str, Any], forms: dict[str, type
             source=str(path),
             params_count=found.get("params_count", "non-embedding"),
             text=found.get("text", About.text),
-            valid=tuple((k, float(low), float(high)) for k, (low, high) in found.get("valid", {}).items()) or None,
+            valid=_ranges(found.get("valid", {}), kind, path),
         )
         values = {k: float(v) for k, v in found["coefficients"].items()}
         law = forms[form](**values, about=about)
         require(all(np.isfinite(v) for v in values.values()), f"{path} holds a coefficient that is not finite.")
-        draws, basis = None, about.no_interval
+        draws, basis, joint = None, about.no_interval, None
         if found.get("draws"):
             draws = forms[form](**{k: np.asarray(found["draws"][k], float) for k in values}, about=about)
-            basis = found.get("interval_basis", "draws of the coefficients")
+            shapes = {np.shape(x) for x in jax.tree.leaves(draws)}
+            finite = all(np.isfinite(x).all() for x in jax.tree.leaves(draws))
+            require(
+                len(shapes) == 1 and len(min(shapes)) == 1 and min(shapes)[0] > 1 and finite,
+                f"{path} holds draws that cannot be used: each coefficient needs a list of the same number of finite values.",
+            )
+            basis, joint = str(found.get("interval_basis", "draws of the coefficients")), path
         elif found.get("covariance"):
             with jax.enable_x64(True):
-                draws = draws_from_covariance(law, jnp.asarray(found["covariance"]), _DRAWS, jax.random.key(0))
+                draws = draws_from_covariance(
+                    law, jnp.asarray(found["covariance"]), _DRAWS, jax.random.key(int(kind == "loss"))
+                )
             basis = f"{_DRAWS} normal draws from the covariance of the coefficients"
-        return LoadedLaw(name, law, draws, basis, [str(w) for w in found.get("warnings", [])])
+        warnings = found.get("warnings", [])
+        return LoadedLaw(
+            name, law, draws, basis, joint, [str(w) for w in (warnings if isinstance(warnings, list) else [warnings])]
+        )
     except SdslError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise SdslError(f"{path} does not hold a usable {kind} law ({error}).") from None
+
+
+# What a law may be given a range of.
+_VARIABLES = {
+    "loss": ("params", "tokens"),
+    "acceptance": ("draft_params", "target_params", "draft_loss", "target_loss"),
+}
+
+
+def _ranges(valid: dict[str, Any], kind: str, path: Path) -> tuple[tuple[str, float, float], ...] | None:
+    for name in valid:
+        require(
+            name in _VARIABLES[kind],
+            f"{path} gives a range of {name}; the range of {kind} laws may be given in {', '.join(_VARIABLES[kind])}.",
+        )
+    return tuple((name, float(low), float(high)) for name, (low, high) in valid.items()) or None
