@@ -43,6 +43,7 @@ def write_law(path, form, law, **fields):
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_covariance_gives_an_interval(tmp_path):
     loss_covariance = np.diag([0.002, 5.0, 15.0, 0.0006, 0.0004]) ** 2
     gap, gap_covariance = LogitGap(1.0, 1.5), np.diag([0.01, 0.01]) ** 2
@@ -206,8 +207,15 @@ def sdsl(*arguments):
     )
 
 
+def test_wrong_input_is_one_sentence():
+    done = sdsl("predict", "--target-params", "30e9", "--draft-tokens", "0", "--target-tokens", "1T")
+    assert done.returncode == 2
+    assert done.stderr == "sdsl: error: --draft-tokens is 0; it must be positive, and at most 1e+18.\n"
+
+
+@pytest.mark.slow
 def test_the_commands():
-    """As a user types them: a table, JSON, and one sentence where the input is wrong."""
+    """As a user types them: a table, and JSON."""
     question = ["--draft-tokens", "180e9", "--target-tokens", "180e9"]
     done = sdsl("predict", "--target-params", "30e9,70B", *question, "--json")
     assert done.returncode == 0, done.stderr
@@ -218,6 +226,3 @@ def test_the_commands():
     assert "within 1 %" in done.stdout
     done = sdsl("lookahead", "--acceptance", ".7", "--cost", ".05")
     assert "best lookahead γ = 6" in done.stdout
-    done = sdsl("predict", "--target-params", "30e9", "--draft-tokens", "0", "--target-tokens", "1T")
-    assert done.returncode == 2
-    assert done.stderr == "sdsl: error: --draft-tokens is 0; it must be positive, and at most 1e+18.\n"

@@ -10,7 +10,8 @@ import sdsl_jax
 before = [m for m in sys.modules]
 s = sdsl_jax.speedup(0.7, 4, 0.05)
 g = sdsl_jax.optimal_lookahead(0.7, 0.05)
-n = sdsl_jax.optimal_draft(lambda n: 1 - (1e3 / n) ** 0.3, lambda n: n / 1e9, (1e4, 1e9))
+import jax
+n = jax.jit(lambda: sdsl_jax.optimal_draft(lambda n: 1 - (1e3 / n) ** 0.3, lambda n: n / 1e9, (1e4, 1e9)))()
 from sdsl_jax.theory import BetaAcceptance
 BetaAcceptance(6.0, 3.0).tokens_per_round_over_prompts(5)
 print(json.dumps([before, list(sys.modules), float(s), float(g.lookahead), float(n.params)]))

@@ -64,6 +64,7 @@ def test_sensitivity_to_every_coefficient(x64):
     assert checked == 5 + 3 + 1
 
 
+@pytest.mark.slow
 def test_sensitivities_in_single_precision():
     single = sensitivities(OPT_30B)
     with jax.enable_x64(True):
