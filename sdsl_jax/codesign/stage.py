@@ -19,7 +19,6 @@ from sdsl_jax.theory import (
     AcceptanceLaw,
     ChinchillaLaw,
     CostModel,
-    DraftOptimum,
     DraftProblem,
     FlopCost,
     MeasuredCost,
@@ -116,10 +115,26 @@ def _timed(laws: FittedLaws, models: list[ModelRecord], model: ModelRecord) -> s
     return next((name for name in laws.decode_seconds if name in alike), None)
 
 
+class _ClosedForm(NamedTuple):
+    """What the stage uses of a `DraftOptimum`: the compiler drops the rest."""
+
+    params: jax.Array
+    lookahead: jax.Array
+    acceptance: jax.Array
+    speedup: jax.Array
+    indifference_1pct: tuple[jax.Array, jax.Array]
+    interior: jax.Array
+
+
 @jax.jit
-def _closed_forms(problem: DraftProblem, loss: ChinchillaLaw, acceptance: AcceptanceLaw) -> DraftOptimum:
+def _closed_forms(problem: DraftProblem, loss: ChinchillaLaw, acceptance: AcceptanceLaw) -> _ClosedForm:
     """The closed form for many coefficients of the two laws at once."""
-    return jax.vmap(lambda one, other: problem._replace(loss_law=one, acceptance_law=other).optimum())(loss, acceptance)
+
+    def one(loss: ChinchillaLaw, acceptance: AcceptanceLaw) -> _ClosedForm:
+        best = problem._replace(loss_law=loss, acceptance_law=acceptance).optimum()
+        return _ClosedForm(*(getattr(best, name) for name in _ClosedForm._fields))
+
+    return jax.vmap(one)(loss, acceptance)
 
 
 class _Evaluation(NamedTuple):
@@ -168,7 +183,7 @@ def _solve(
         for point, draws in ((laws.loss, laws.loss_draws), (laws.acceptance[law], laws.acceptance_draws[law]))
     ]
     optima = jax.tree.map(np.asarray, _closed_forms(problem, *stacked))
-    closed: DraftOptimum = jax.tree.map(lambda x: x[0], optima)
+    closed: _ClosedForm = jax.tree.map(lambda x: x[0], optima)
     found = maximise(
         problem,
         c.max_lookahead,
@@ -245,7 +260,7 @@ def _short(values: Any) -> list[float]:
     return [float(f"{x:.6g}") for x in np.asarray(values)]
 
 
-def _intervals(config: StudyConfig, draws: DraftOptimum) -> dict[str, Any]:
+def _intervals(config: StudyConfig, draws: _ClosedForm) -> dict[str, Any]:
     """Intervals of N*, γ* and S* over the joint bootstrap draws of the two laws.
 
     Draws in which speculation does not pay have γ* = 0 and S* = 1 and no N*; draws whose law reaches α = 1 have no

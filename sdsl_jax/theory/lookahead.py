@@ -42,6 +42,7 @@ def speedup(acceptance: Values, lookahead: Values, draft_step: Values, verify_pa
     return tokens_per_round(acceptance, lookahead) / (lookahead * draft_step + verify_pass)
 
 
+@jax.jit
 def acceptance_from_tokens_per_round(tau: Values, lookahead: Values) -> Array:
     """The α whose `tokens_per_round` at this lookahead is τ, by bisection; the paper's inversion with τ = 1 + γ·TAR.
 

@@ -137,6 +137,7 @@ def test_draws_that_cannot_be_used(tmp_path, draws):
         acceptance_law(path)
 
 
+@pytest.mark.slow
 def test_warnings_of_what_does_not_fit_together(tmp_path):
     (answer,) = predict([OPT_30B], loss_law("kaplan"), acceptance_law("paper"))
     assert any("counts non-embedding parameters and the acceptance law total" in w for w in answer["warnings"])

@@ -46,7 +46,7 @@ def test_inversion_returns_the_acceptance(alpha, lookahead):
 
 
 def test_inversion_is_differentiable_and_takes_arrays(x64):
-    check_grads(acceptance_from_tokens_per_round, (2.0, 3.0), order=2, modes=("fwd", "rev"), rtol=1e-4)
+    check_grads(acceptance_from_tokens_per_round, (2.0, 3.0), order=1, modes=("fwd", "rev"), rtol=1e-6)
     both = acceptance_from_tokens_per_round(np.array([2, 3]), np.array([5, 7]))
     np.testing.assert_allclose(tokens_per_round(both, np.array([5.0, 7.0])), [2, 3], rtol=1e-12)
 

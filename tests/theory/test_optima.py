@@ -101,6 +101,7 @@ def test_single_precision_equals_double(target, tokens, target_tokens):
         assert float(one) == pytest.approx(float(other), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_costs_of_every_kind_against_brute_force(x64):
     rule = ShapeRule(32.0, 256.0, 64.0)
     for cost in (
@@ -164,7 +165,7 @@ def test_an_optimum_on_a_bound_moves_with_it(x64):
 
 def test_where_no_size_pays(x64):
     """The result is finite, says so, and its gradients are finite."""
-    found = optimal_draft(lambda n: 0.2 + 0 * n, lambda n: 0.9 + n / 1e9, (1e3, 1e6))
+    found = jax.jit(lambda: optimal_draft(lambda n: 0.2 + 0 * n, lambda n: 0.9 + n / 1e9, (1e3, 1e6)))()
     assert not bool(found.speculate)
     assert float(found.speedup) == float(found.speedup_integer) == 1.0
     assert float(found.lookahead) == 0.0
@@ -187,6 +188,7 @@ def test_an_unbounded_law_is_never_clipped_silently(x64):
     assert float(found.speedup) == pytest.approx(1 / float(found.draft_step))
 
 
+@pytest.mark.slow
 def test_a_kink_is_a_maximum_without_derivatives(x64):
     """A table of acceptances, interpolated: the best size sits on a knot, whatever the other numbers are."""
     knots, values = jnp.log(jnp.array([1e3, 1e5, 1e7, 1e9])), jnp.array([0.1, 0.7, 0.701, 0.702])
@@ -201,6 +203,7 @@ def test_a_kink_is_a_maximum_without_derivatives(x64):
     assert float(slope) == 0.0
 
 
+@pytest.mark.slow
 def test_where_alpha_touches_one_is_an_error_however_it_rounds():
     def best(shift):
         return optimal_draft(lambda n: 0.2 * jnp.log10(n) - shift, lambda n: n / 1e12, (1e3, 1e12))

@@ -66,6 +66,7 @@ def test_draws_and_the_delta_method_agree_for_small_errors(x64):
         assert np.std(values) == pytest.approx(float(error), rel=0.06)
 
 
+@pytest.mark.slow
 def test_marginal_errors_are_not_a_covariance(x64):
     """The very reason why `sdsl predict` gives no interval for laws with published standard errors only."""
     wanted, wanted_acceptance = covariances()
