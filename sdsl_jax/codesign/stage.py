@@ -102,10 +102,8 @@ def _verify_line(seconds: dict[int, float], step_seconds: float) -> tuple[float,
     if slope < 0:
         slope, level = 0.0, times.mean()
     if level < step_seconds:
-        level, slope = (
-            step_seconds,
-            max(0.0, float(((times - step_seconds) * lookaheads).sum() / (lookaheads**2).sum())),
-        )
+        level = step_seconds
+        slope = max(0.0, float(((times - step_seconds) * lookaheads).sum() / (lookaheads**2).sum()))
     return float(level), float(slope)
 
 
@@ -199,12 +197,10 @@ def _solve(
     lookaheads = np.expm1(np.linspace(0, np.log1p(widest), _MAP_POINTS))
     whole = np.maximum(1.0, [math.floor(gamma), math.ceil(gamma)])
     values = jax.tree.map(np.asarray, _evaluate(problem, n, gamma, whole, sizes, map_sizes, lookaheads))
-    integer = int(whole[np.argmax(values.whole)]) if values.whole.max() > 1 else 0
     # An unbounded law may reach α = 1: no lookahead is then too long, and there is no optimum to report.
     certain = bool(closed.acceptance >= 1) or bool(values.at["acceptance"] >= 1)
     pays = bool(found.speedup > 1) and gamma > 0 and not certain
-    if certain:
-        integer = 0
+    integer = int(whole[np.argmax(values.whole)]) if values.whole.max() > 1 and not certain else 0
     closed_pays = bool(closed.speedup > 1) and not certain
     # The closed form knows no largest lookahead: beyond it the two solve different problems, and a warning says so.
     compare = pays and 0 < float(closed.lookahead) <= c.max_lookahead
