@@ -1,17 +1,28 @@
 """Lossless speculative decoding and the autoregressive baseline."""
 
 from sdsl_jax.decoding.decode import autoregress, speculate
-from sdsl_jax.decoding.loop import Decoded, Events, Model
-from sdsl_jax.decoding.verification import overlap, probabilities, residual, verify_tokens
+from sdsl_jax.decoding.drafters import Model, NgramDraft
+from sdsl_jax.decoding.lookahead import ConfidenceThreshold, FixedLookahead, OnlineLookahead
+from sdsl_jax.decoding.loop import Blocks, Decoded, Events
+from sdsl_jax.decoding.sampling import Sampling, probabilities, sample
+from sdsl_jax.decoding.verification import overlap, residual, verify_block, verify_tokens
 
 __all__ = [
+    "Blocks",
+    "ConfidenceThreshold",
     "Decoded",
     "Events",
+    "FixedLookahead",
     "Model",
+    "NgramDraft",
+    "OnlineLookahead",
+    "Sampling",
     "autoregress",
     "overlap",
     "probabilities",
     "residual",
+    "sample",
     "speculate",
+    "verify_block",
     "verify_tokens",
 ]

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Int
 
-from sdsl_jax.decoding.loop import Decoded, Model, autoregressive_loop, prefill, row_keys, speculative_loop
+from sdsl_jax.decoding import loop
+from sdsl_jax.decoding.drafters import Drafter, Model, ModelDrafter, NgramDraft
+from sdsl_jax.decoding.lookahead import FixedLookahead, LookaheadRule
+from sdsl_jax.decoding.loop import Decoded, Requests, row_keys
+from sdsl_jax.decoding.sampling import Sampling
+from sdsl_jax.decoding.verification import VERIFICATIONS, Verification
 from sdsl_jax.errors import require
+from sdsl_jax.models import prefill
+
+_PLAIN = Sampling()
 
 
-class _Request(NamedTuple):
-    prompts: Array
-    prompt_lengths: Array
-    max_lengths: Array
-    keys: Array
-    temperature: Array
-    stop_tokens: Array
-
-
-def _request(prompts, prompt_lengths, new_tokens, seed, rows, temperature, stop_tokens, vocab_size: int):
-    """Checks and shapes the arguments that both loops share."""
+def _requests(prompts, prompt_lengths, new_tokens, seed, rows, stop_tokens, vocab_size: int) -> tuple[Requests, int]:
+    """Checks and shapes the arguments that both loops share; also the most tokens that any row may emit."""
     prompts = np.asarray(prompts, np.int32)
     require(prompts.ndim == 2 and prompts.size > 0, f"prompts have shape {prompts.shape}; they must be [rows, tokens].")
     require(
@@ -31,39 +28,49 @@ def _request(prompts, prompt_lengths, new_tokens, seed, rows, temperature, stop_
         f"prompts hold ids from {prompts.min()} to {prompts.max()}; the vocabulary has ids from 0 to {vocab_size - 1}.",
     )
     B, width = prompts.shape
-    lengths = np.broadcast_to(np.asarray(width if prompt_lengths is None else prompt_lengths, np.int32), (B,))
+
+    def per_row(values, name: str) -> np.ndarray:
+        values = np.asarray(values)
+        require(values.shape in ((), (B,)), f"{name} has shape {values.shape}; it must be one number or {B} of them.")
+        return np.broadcast_to(values, (B,))
+
+    lengths = per_row(width if prompt_lengths is None else prompt_lengths, "prompt_lengths").astype(np.int32)
     require(
         lengths.min() >= 1 and lengths.max() <= width,
         f"prompt lengths run from {lengths.min()} to {lengths.max()}; they must lie in [1, {width}].",
     )
-    new = np.broadcast_to(np.asarray(new_tokens, np.int32), (B,))
+    new = per_row(new_tokens, "new_tokens").astype(np.int32)
     require(new.min() >= 0, f"new_tokens holds {new.min()}; it must not be negative.")
-    require(temperature >= 0, f"the temperature is {temperature}; it must not be negative.")
-    keys = row_keys(seed, np.arange(B) if rows is None else np.asarray(rows))
-    request = _Request(
+    stops = np.asarray(stop_tokens, np.int32).reshape(-1)
+    require(
+        bool(((stops >= 0) & (stops < vocab_size)).all()),
+        f"the stop tokens are {stops.tolist()}; the vocabulary has ids from 0 to {vocab_size - 1}.",
+    )
+    requests = Requests(
         jnp.asarray(prompts),
         jnp.asarray(lengths),
         jnp.asarray(lengths + new),
-        keys,
-        jnp.float32(temperature),
-        jnp.asarray(stop_tokens, jnp.int32).reshape(-1),
+        row_keys(seed, per_row(np.arange(B) if rows is None else rows, "rows")),
+        jnp.asarray(stops),
     )
-    return request, width + int(new.max()), int(new.max())
+    return requests, int(new.max())
 
 
 def speculate(
-    draft: Model,
+    draft: Model | NgramDraft,
     target: Model,
     prompts: Int[np.ndarray, "B P"],
     *,
-    lookahead: int,
+    lookahead: int | LookaheadRule,
     new_tokens: int | Int[np.ndarray, " B"],
     prompt_lengths: Int[np.ndarray, " B"] | None = None,
     max_lookahead: int | None = None,
-    temperature: float = 1.0,
+    sampling: Sampling = _PLAIN,
+    verification: Verification = "token",
     seed: int = 0,
     rows: Int[np.ndarray, " B"] | None = None,
     stop_tokens: tuple[int, ...] = (),
+    keep_distributions: bool = False,
 ) -> Decoded:
     """Decodes with a draft; the output is distributed exactly as the target's own.
 
@@ -71,48 +78,64 @@ def speculate(
     lookahead, which is right for acceptance statistics and wrong for timing: to time, leave `max_lookahead` out.
 
     Args:
-      draft: proposes tokens.
+      draft: proposes tokens: a model, or n-grams of the text itself.
       target: verifies them; must have the draft's vocabulary.
       prompts: ids, padded on the right.
-      lookahead: drafts per round, γ.
+      lookahead: drafts per round, γ; or a rule by which each row chooses its own in every round.
       new_tokens: tokens to emit at most, for all rows or for each.
       prompt_lengths: tokens of each prompt; the full width if left out.
-      max_lookahead: largest lookahead of the trace; `lookahead` if left out.
-      temperature: 0 for greedy decoding.
+      max_lookahead: largest lookahead of the trace; `lookahead` if left out, and needed with a rule.
+      sampling: temperature and filters, of draft and target alike.
+      verification: "token" or "block".
       seed: of the run.
       rows: numbers that name the rows; 0..B−1 if left out. A row's output depends on seed, number and prompt alone.
       stop_tokens: ids after which a row stops.
+      keep_distributions: whether to return drafts and both distributions of every round, which takes
+        rows × rounds × (2γ + 1) × vocabulary numbers.
 
     Raises:
       SdslError: an argument lies outside its range, or the vocabularies differ.
     """
-    max_lookahead = lookahead if max_lookahead is None else max_lookahead
-    require(lookahead >= 1, f"the lookahead is {lookahead}; it must be at least 1.")
+    if isinstance(lookahead, int | np.integer):
+        max_lookahead = int(lookahead) if max_lookahead is None else max_lookahead
+        lookahead = FixedLookahead(int(lookahead))
+    elif isinstance(lookahead, FixedLookahead) and max_lookahead is None:
+        max_lookahead = int(lookahead.lookahead)
+    require(max_lookahead is not None, "a rule for the lookahead needs max_lookahead, the most drafts of a round.")
+    assert max_lookahead is not None
+    rule = lookahead.check(max_lookahead)
+    require(max_lookahead >= 1, f"max_lookahead is {max_lookahead}; it must be at least 1.")
     require(
-        lookahead <= max_lookahead, f"the lookahead is {lookahead}; it must not exceed max_lookahead ({max_lookahead})."
+        verification in VERIFICATIONS,
+        f"the verification is {verification!r}; it must be one of {', '.join(VERIFICATIONS)}.",
     )
+    drafter: Drafter = ModelDrafter(draft.config) if isinstance(draft, Model) else draft
+    draft_params = draft.params if isinstance(draft, Model) else None
+    vocab_size = draft.config.vocab_size if isinstance(draft, Model) else draft.vocab_size
     require(
-        draft.config.vocab_size == target.config.vocab_size,
-        f"the draft has {draft.config.vocab_size} tokens and the target {target.config.vocab_size}; lossless decoding "
+        vocab_size == target.config.vocab_size,
+        f"the draft has {vocab_size} tokens and the target {target.config.vocab_size}; lossless decoding "
         "needs one vocabulary.",
     )
-    request, buffer, most = _request(
-        prompts, prompt_lengths, new_tokens, seed, rows, temperature, stop_tokens, target.config.vocab_size
-    )
+    requests, most = _requests(prompts, prompt_lengths, new_tokens, seed, rows, stop_tokens, vocab_size)
+    buffer = requests.prompts.shape[1] + most
     capacity = buffer + max_lookahead + 1
     with jax.default_matmul_precision("highest"):
-        return speculative_loop(
-            draft.config,
+        return loop.speculative_loop(
+            drafter,
             target.config,
-            draft.params,
+            draft_params,
             target.params,
-            *request,
-            jnp.int32(lookahead),
-            prefill(draft.config, draft.params, request.prompts, capacity=capacity),
-            prefill(target.config, target.params, request.prompts, capacity=capacity),
+            requests,
+            sampling.check(),
+            rule,
+            drafter.start(draft_params, requests.prompts, capacity),
+            prefill(target.config, target.params, requests.prompts, capacity=capacity),
+            verification=verification,
             max_lookahead=max_lookahead,
             buffer=buffer,
             max_rounds=max(1, most),
+            keep_distributions=keep_distributions,
         )
 
 
@@ -122,15 +145,14 @@ def autoregress(
     *,
     new_tokens: int | Int[np.ndarray, " B"],
     prompt_lengths: Int[np.ndarray, " B"] | None = None,
-    temperature: float = 1.0,
+    sampling: Sampling = _PLAIN,
     seed: int = 0,
     rows: Int[np.ndarray, " B"] | None = None,
     stop_tokens: tuple[int, ...] = (),
 ) -> Decoded:
     """Decodes with the target alone, one token a step; arguments as in `speculate`."""
-    request, buffer, _ = _request(
-        prompts, prompt_lengths, new_tokens, seed, rows, temperature, stop_tokens, target.config.vocab_size
-    )
+    requests, most = _requests(prompts, prompt_lengths, new_tokens, seed, rows, stop_tokens, target.config.vocab_size)
+    buffer = requests.prompts.shape[1] + most
     with jax.default_matmul_precision("highest"):
-        cache = prefill(target.config, target.params, request.prompts, capacity=buffer + 1)
-        return autoregressive_loop(target.config, target.params, *request, cache, buffer=buffer)
+        cache = prefill(target.config, target.params, requests.prompts, capacity=buffer)
+        return loop.autoregressive_loop(target.config, target.params, requests, sampling.check(), cache, buffer=buffer)

@@ -2,7 +2,7 @@
 
 Both loops keep, for every row, a buffer of tokens and its length; caches hold what the models have seen of it. A model's
 cache is right up to the last position that was fed with a token the row kept, and everything later is overwritten before
-it is read, so nothing is ever copied back. Suffixes: B rows, G largest lookahead, V vocabulary, L token buffer.
+it is read, so nothing is ever copied back. Suffixes: B rows, G largest lookahead, R rounds, V vocabulary, L token buffer.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sdsl_jax.decoding.verification import overlap, probabilities, sample, verify_tokens
-from sdsl_jax.models import KVCache, ModelConfig, Params, forward, init_cache
+from sdsl_jax.decoding.drafters import Drafter
+from sdsl_jax.decoding.lookahead import LookaheadRule
+from sdsl_jax.decoding.sampling import Sampling, probabilities, sample
+from sdsl_jax.decoding.verification import VERIFICATIONS, Verdict, Verification
+from sdsl_jax.errors import require
+from sdsl_jax.models import KVCache, ModelConfig, forward
 
 # Streams of randomness within a round: one for the accept tests, one for the token after them, and one for each draft.
 _ACCEPT, _RESIDUAL, _FIRST_DRAFT = range(3)
@@ -25,31 +29,40 @@ _ACCEPT, _RESIDUAL, _FIRST_DRAFT = range(3)
 RUNNING, STOP_TOKEN, LENGTH = range(3)
 
 
-class Model(NamedTuple):
-    """A configuration and its parameters."""
-
-    config: ModelConfig
-    params: Params
-
-
 class Events(NamedTuple):
     """What happened in each round of each row, [rows, rounds]; entries after a row's last round are zero.
 
     Attributes:
       start: position of the first token that the round emitted.
-      proposed: drafts verified, γ; 0 where the row took no part.
-      accepted: drafts kept and emitted, not counting any after a stop.
-      emitted: tokens emitted: accepted + 1, unless the row stopped first.
-      overlap: Σ_v min(p_v, q_v) at each drafted position that was tested, [rows, rounds, γ_max]; 0 elsewhere.
+      proposed: drafts verified, γ; under a rule that may decline to draft it can be 0 in a round that took place.
+      verified: drafts that verification kept, before anything was cut off at a stop.
+      accepted: drafts kept and emitted: those after a stop do not count.
+      emitted: tokens emitted: accepted + 1, unless the row stopped first; 0 where the row took no part.
+      chance: `Verdict.chance`: its sum is what `verified` must equal on average, [rows, rounds, γ_max].
       stop_reason: why the row stopped in this round: 0 it did not, 1 a stop token, 2 its maximum length.
     """
 
     start: Int[Array, "B R"]
     proposed: Int[Array, "B R"]
+    verified: Int[Array, "B R"]
     accepted: Int[Array, "B R"]
     emitted: Int[Array, "B R"]
-    overlap: Float[Array, "B R G"]
+    chance: Float[Array, "B R G"]
     stop_reason: Int[Array, "B R"]
+
+
+class Blocks(NamedTuple):
+    """The drafts of each round, and both distributions at each of their positions; zero where nothing was drafted.
+
+    Attributes:
+      drafts: drafted tokens.
+      draft_probs: q that each was drawn from.
+      target_probs: p at the same positions and at the one after the last.
+    """
+
+    drafts: Int[Array, "B R G"]
+    draft_probs: Float[Array, "B R G V"]
+    target_probs: Float[Array, "B R G+1 V"]
 
 
 class Decoded(NamedTuple):
@@ -59,15 +72,37 @@ class Decoded(NamedTuple):
       tokens: prompts followed by what was emitted, int32 [B, L]; past a row's length there are zeros.
       lengths: tokens of each row, prompt included, int32 [B].
       prompt_lengths: tokens of each prompt, int32 [B].
+      max_lengths: length at which each row had to stop, int32 [B].
       events: what happened in each round; None for the autoregressive loop.
       batch_rounds: rounds that the whole batch took: each as slow as its slowest row.
+      blocks: drafts and distributions of every round, if they were asked for.
     """
 
     tokens: Int[Array, "B L"]
     lengths: Int[Array, " B"]
     prompt_lengths: Int[Array, " B"]
+    max_lengths: Int[Array, " B"]
     events: Events | None
     batch_rounds: Int[Array, ""]
+    blocks: Blocks | None = None
+
+
+class Requests(NamedTuple):
+    """What is asked for, row by row.
+
+    Attributes:
+      prompts: ids, padded on the right.
+      prompt_lengths: tokens of each prompt, at least 1.
+      max_lengths: length at which each row stops, prompt included.
+      keys: of each row.
+      stop_tokens: ids after which a row stops.
+    """
+
+    prompts: Int[Array, "B P"]
+    prompt_lengths: Int[Array, " B"]
+    max_lengths: Int[Array, " B"]
+    keys: Array
+    stop_tokens: Int[Array, " S"]
 
 
 def row_keys(seed: int, rows: Int[np.ndarray, " B"]) -> Array:
@@ -75,9 +110,12 @@ def row_keys(seed: int, rows: Int[np.ndarray, " B"]) -> Array:
     return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.asarray(rows, jnp.uint32))
 
 
-def _round_keys(row_keys_B: Array, starts_B: Array) -> Array:
-    """One key per row for the round that starts at a position; what it decides is keyed by (row, start, stream)."""
-    return jax.vmap(jax.random.fold_in)(row_keys_B, starts_B)
+def stream_key(row_key: Array, start: Int[Array, ""], stream: Int[Array, ""] | int) -> Array:
+    """The key of one decision: it names the row, the position at which its round starts, and the stream within the round.
+
+    Not the position of the token alone: under block verification the noise behind a dropped draft has been looked at.
+    """
+    return jax.random.fold_in(jax.random.fold_in(row_key, start), stream)
 
 
 class _Rows(NamedTuple):
@@ -88,15 +126,23 @@ class _Rows(NamedTuple):
     done: Array
 
 
-def _emit(rows: _Rows, new: Array, count: Array, max_lengths: Array, stop_tokens: Array) -> tuple[_Rows, Array, Array]:
+def _begin(requests: Requests, buffer: int) -> _Rows:
+    tokens = jnp.zeros((requests.prompts.shape[0], buffer), jnp.int32)
+    tokens = tokens.at[:, : requests.prompts.shape[1]].set(requests.prompts)
+    # What pads a prompt is none of the row's tokens.
+    tokens = jnp.where(jnp.arange(buffer) < requests.prompt_lengths[:, None], tokens, 0)
+    return _Rows(tokens, requests.prompt_lengths, requests.prompt_lengths >= requests.max_lengths)
+
+
+def emit(rows: _Rows, new: Array, count: Array, requests: Requests) -> tuple[_Rows, Array, Array]:
     """Appends the first `count` of the tokens `new` to each row that is not done, up to a stop.
 
     Returns the rows, the numbers of tokens emitted, and the reasons for stopping.
     """
     positions = jnp.arange(new.shape[1])
-    room = max_lengths - rows.lengths
+    room = requests.max_lengths - rows.lengths
     count = jnp.where(rows.done, 0, jnp.minimum(count, room))
-    stops = (new[:, :, None] == stop_tokens).any(-1) & (positions < count[:, None])
+    stops = (new[:, :, None] == requests.stop_tokens).any(-1) & (positions < count[:, None])
     stopped = stops.any(axis=1)
     count = jnp.where(stopped, jnp.argmax(stops, axis=1) + 1, count)
     reason = jnp.where(stopped, STOP_TOKEN, jnp.where((count == room) & ~rows.done, LENGTH, RUNNING))
@@ -106,143 +152,193 @@ def _emit(rows: _Rows, new: Array, count: Array, max_lengths: Array, stop_tokens
     return _Rows(tokens, rows.lengths + count, rows.done | (reason != RUNNING)), count, reason
 
 
-@functools.partial(jax.jit, static_argnames=("model", "capacity"))
-def prefill(model: ModelConfig, params: Params, tokens: Array, *, capacity: int) -> KVCache:
-    """A cache that has seen every prompt. Padding is seen as well, and overwritten before anything can attend to it.
+def verify_rows(
+    verification: Verification, keys: Array, starts: Array, drafts: Array, q: Array, p: Array, counts: Array
+) -> Verdict:
+    """The verdict on every row, each by its own keys."""
 
-    Compiled apart from the loops, so that the many pairs of a study share it.
-    """
-    _, cache = forward(model, params, tokens, cache=init_cache(model, tokens.shape[0], capacity))
-    assert cache is not None
-    return cache
+    def verify(key, start, drafts, q, p, count):
+        accept_key, residual_key = stream_key(key, start, _ACCEPT), stream_key(key, start, _RESIDUAL)
+        return VERIFICATIONS[verification](drafts, q, p, count, accept_key, residual_key)
 
-
-def _pad(tokens: Array, width: int) -> Array:
-    return jnp.zeros((tokens.shape[0], width), jnp.int32).at[:, : tokens.shape[1]].set(tokens)
+    return jax.vmap(verify)(keys, starts, drafts, q, p, counts)
 
 
-@functools.partial(jax.jit, static_argnames=("draft", "target", "max_lookahead", "buffer", "max_rounds"))
+class _Drafts(NamedTuple):
+    """A round's drafts so far: tokens, where they came from, how many each row has, and which rows may take more."""
+
+    tokens: Array
+    probs: Array
+    counts: Array
+    drafting: Array
+
+
+def _draft(drafter: Drafter, params: Any, state: Any, rows: _Rows, keys: Array, rule, most: Array, G: int, V: int, how):
+    """Draws up to `most` drafts for each row, stopping a row where its rule or its drafter has enough."""
+
+    def take(drafts: _Drafts, proposal, number) -> _Drafts:
+        """Decides which rows go on, and only then draws."""
+        going = drafts.drafting & (number < most) & proposal.available & rule.goes_on(proposal.probs)
+        key = jax.vmap(stream_key, (0, 0, None))(keys, rows.lengths, _FIRST_DRAFT + number)
+        drawn = jax.vmap(sample)(key, proposal.probs)
+        return _Drafts(
+            drafts.tokens.at[:, number].set(drawn),
+            drafts.probs.at[:, number].set(proposal.probs),
+            drafts.counts + going,
+            going,
+        )
+
+    def more(carry):
+        number, drafts, state = carry
+        proposal, state = drafter.next(
+            params, state, rows.tokens, rows.lengths, drafts.tokens[:, number - 1], number, how
+        )
+        return number + 1, take(drafts, proposal, number), state
+
+    B = rows.lengths.shape[0]
+    none = _Drafts(jnp.zeros((B, G), jnp.int32), jnp.zeros((B, G, V), jnp.float32), jnp.zeros(B, jnp.int32), ~rows.done)
+    proposal, state = drafter.first(params, state, rows.tokens, rows.lengths, how)
+    carry = (jnp.int32(1), take(none, proposal, 0), state)
+    _, drafts, state = jax.lax.while_loop(lambda c: (c[1].drafting & (c[0] < most)).any(), more, carry)
+    return drafts, state
+
+
+def _require_capacity(cache: Any, needed: int) -> None:
+    """Writes beyond a cache's end would be clamped to other slots without a word."""
+    for part in jax.tree.leaves(cache, is_leaf=lambda x: isinstance(x, KVCache)):
+        if isinstance(part, KVCache):
+            require(
+                part.capacity >= needed,
+                f"a cache has room for {part.capacity} positions; this run may write to {needed}.",
+            )
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        "drafter",
+        "target",
+        "verification",
+        "max_lookahead",
+        "buffer",
+        "max_rounds",
+        "keep_distributions",
+    ),
+)
 def speculative_loop(
-    draft: ModelConfig,
+    drafter: Drafter,
     target: ModelConfig,
     draft_params: Any,
     target_params: Any,
-    prompts: Array,
-    prompt_lengths: Array,
-    max_lengths: Array,
-    keys: Array,
-    temperature: Array,
-    stop_tokens: Array,
-    lookahead: Array,
-    draft_cache: KVCache,
+    requests: Requests,
+    sampling: Sampling,
+    rule: LookaheadRule,
+    draft_state: Any,
     target_cache: KVCache,
     *,
+    verification: Verification,
     max_lookahead: int,
     buffer: int,
     max_rounds: int,
+    keep_distributions: bool,
 ) -> Decoded:
     """Rounds of draft steps, one verify pass and an emission, until every row is done; `decode.speculate` has the arguments.
 
-    Both caches hold the prompts and have room for `buffer` + `max_lookahead` + 1 positions, so that no write of a round that
+    Caches hold the prompts and have room for `buffer` + `max_lookahead` + 1 positions, so that no write of a round that
     starts before the end can fall outside.
     """
-    B, G, V = prompts.shape[0], max_lookahead, target.vocab_size
+    B, G, V = requests.prompts.shape[0], max_lookahead, target.vocab_size
     every = jnp.arange(B)
-
-    def draft_step(fed_BW, positions_BW, cache, round_keys, number):
-        """Feeds tokens to the draft and draws the round's draft of this number from what follows the last of them."""
-        logits, cache = forward(draft, draft_params, fed_BW, positions_BW, cache)
-        probs = probabilities(logits[:, -1], temperature)
-        drawn = jax.vmap(lambda k, q: sample(jax.random.fold_in(k, _FIRST_DRAFT + number), q))(round_keys, probs)
-        return drawn, probs, cache
+    _require_capacity((draft_state, target_cache), buffer + G + 1)
 
     def round_(carry):
-        rows, draft_cache, target_cache, events, number = carry
-        last = rows.lengths - 1
-        # The first draft step is two tokens wide: after a full acceptance the draft has not seen its own last token yet.
-        # A row of a single token feeds it twice, to the same slot.
-        pair = jnp.stack([jnp.maximum(last - 1, 0), last], axis=1)
-        round_keys = _round_keys(keys, rows.lengths)
-        drawn, probs, draft_cache = draft_step(rows.tokens[every[:, None], pair], pair, draft_cache, round_keys, 0)
-        drafts = jnp.zeros((B, G), jnp.int32).at[:, 0].set(drawn)
-        draft_probs = jnp.zeros((B, G, V), jnp.float32).at[:, 0].set(probs)
+        rows, draft_state, target_cache, memory, events, blocks, number = carry
+        starts, active = rows.lengths, ~rows.done
+        most = jnp.where(active, rule.most(memory, G), 0)
+        drafts, draft_state = _draft(
+            drafter, draft_params, draft_state, rows, requests.keys, rule, most, G, V, sampling
+        )
 
-        def more(i, state):
-            drafts, draft_probs, cache = state
-            drawn, probs, cache = draft_step(drafts[:, i - 1, None], (last + i)[:, None], cache, round_keys, i)
-            return drafts.at[:, i].set(drawn), draft_probs.at[:, i].set(probs), cache
-
-        drafts, draft_probs, draft_cache = jax.lax.fori_loop(1, lookahead, more, (drafts, draft_probs, draft_cache))
-
-        fed = jnp.concatenate([rows.tokens[every, last][:, None], drafts], axis=1)
+        last = starts - 1
+        fed = jnp.concatenate([rows.tokens[every, last][:, None], drafts.tokens], axis=1)
         logits, target_cache = forward(target, target_params, fed, last[:, None] + jnp.arange(G + 1), target_cache)
-        target_probs = probabilities(logits, temperature)
+        target_probs = probabilities(logits, sampling)
+        verdict = verify_rows(
+            verification, requests.keys, starts, drafts.tokens, drafts.probs, target_probs, drafts.counts
+        )
 
-        def verify(key, d, q, p):
-            accept_key, residual_key = jax.random.fold_in(key, _ACCEPT), jax.random.fold_in(key, _RESIDUAL)
-            return verify_tokens(d, q, p, lookahead, accept_key, residual_key)
-
-        verdict = jax.vmap(verify)(round_keys, drafts, draft_probs, target_probs)
-        new = jnp.concatenate([drafts, jnp.zeros((B, 1), jnp.int32)], axis=1)
+        new = jnp.concatenate([drafts.tokens, jnp.zeros((B, 1), jnp.int32)], axis=1)
         new = new.at[every, verdict.accepted].set(verdict.next_token)
-        active, starts = ~rows.done, rows.lengths
-        rows, emitted, reason = _emit(rows, new, verdict.accepted + 1, max_lengths, stop_tokens)
-        accepted = jnp.minimum(verdict.accepted, emitted)
-        tested = jnp.arange(G) < jnp.minimum(jnp.minimum(verdict.accepted + 1, lookahead), emitted)[:, None]
+        rows, emitted, reason = emit(rows, new, verdict.accepted + 1, requests)
+        verified = jnp.where(active, verdict.accepted, 0)
+        memory = rule.learn(memory, jnp.minimum(verified + 1, drafts.counts), verified)
         happened = Events(
             start=jnp.where(active, starts, 0),
-            proposed=jnp.where(active, lookahead, 0),
-            accepted=accepted,
+            proposed=drafts.counts,
+            verified=verified,
+            accepted=jnp.minimum(verified, emitted),
             emitted=emitted,
-            overlap=jnp.where(tested, overlap(target_probs[:, :-1], draft_probs), 0.0),
+            chance=jnp.where(active[:, None], verdict.chance, 0.0),
             stop_reason=reason,
         )
         events = jax.tree.map(lambda record, value: record.at[:, number].set(value), events, happened)
-        return rows, draft_cache, target_cache, events, number + 1
+        if keep_distributions:
+            drafted = jnp.arange(G + 1) < (drafts.counts + 1)[:, None]
+            kept = Blocks(
+                jnp.where(drafted[:, 1:], drafts.tokens, 0),
+                jnp.where(drafted[:, 1:, None], drafts.probs, 0.0),
+                jnp.where((drafted & active[:, None])[..., None], target_probs, 0.0),
+            )
+            blocks = jax.tree.map(lambda record, value: record.at[:, number].set(value), blocks, kept)
+        return rows, draft_state, target_cache, memory, events, blocks, number + 1
 
-    ints = jnp.zeros((B, max_rounds), jnp.int32)
-    events = Events(ints, ints, ints, ints, jnp.zeros((B, max_rounds, G), jnp.float32), ints)
+    R = max_rounds
+    ints = jnp.zeros((B, R), jnp.int32)
+    events = Events(ints, ints, ints, ints, ints, jnp.zeros((B, R, G), jnp.float32), ints)
+    blocks = None
+    if keep_distributions:
+        blocks = Blocks(
+            jnp.zeros((B, R, G), jnp.int32),
+            jnp.zeros((B, R, G, V), jnp.float32),
+            jnp.zeros((B, R, G + 1, V), jnp.float32),
+        )
     carry = (
-        _Rows(_pad(prompts, buffer), prompt_lengths, prompt_lengths >= max_lengths),
-        draft_cache,
+        _begin(requests, buffer),
+        draft_state,
         target_cache,
+        rule.start(B),
         events,
+        blocks,
         jnp.zeros((), jnp.int32),
     )
-    rows, _, _, events, rounds = jax.lax.while_loop(lambda carry: ~carry[0].done.all(), round_, carry)
-    return Decoded(rows.tokens, rows.lengths, prompt_lengths, events, rounds)
+    rows, _, _, _, events, blocks, rounds = jax.lax.while_loop(lambda carry: ~carry[0].done.all(), round_, carry)
+    return Decoded(rows.tokens, rows.lengths, requests.prompt_lengths, requests.max_lengths, events, rounds, blocks)
 
 
 @functools.partial(jax.jit, static_argnames=("target", "buffer"))
 def autoregressive_loop(
     target: ModelConfig,
     target_params: Any,
-    prompts: Array,
-    prompt_lengths: Array,
-    max_lengths: Array,
-    keys: Array,
-    temperature: Array,
-    stop_tokens: Array,
+    requests: Requests,
+    sampling: Sampling,
     cache: KVCache,
     *,
     buffer: int,
 ) -> Decoded:
     """One token a step until every row is done; `decode.autoregress` has the arguments."""
-    every = jnp.arange(prompts.shape[0])
+    every = jnp.arange(requests.prompts.shape[0])
+    _require_capacity(cache, buffer)
 
     def step(carry):
         rows, cache, number = carry
         last = rows.lengths - 1
         logits, cache = forward(target, target_params, rows.tokens[every, last][:, None], last[:, None], cache)
-        probs = probabilities(logits[:, 0], temperature)
-        drawn = jax.vmap(sample)(_round_keys(keys, rows.lengths), probs)
-        rows, _, _ = _emit(rows, drawn[:, None], jnp.ones_like(last), max_lengths, stop_tokens)
+        probs = probabilities(logits[:, 0], sampling)
+        keys = jax.vmap(stream_key, (0, 0, None))(requests.keys, rows.lengths, _RESIDUAL)
+        drawn = jax.vmap(sample)(keys, probs)
+        rows, _, _ = emit(rows, drawn[:, None], jnp.ones_like(last), requests)
         return rows, cache, number + 1
 
-    carry = (
-        _Rows(_pad(prompts, buffer), prompt_lengths, prompt_lengths >= max_lengths),
-        cache,
-        jnp.zeros((), jnp.int32),
-    )
+    carry = (_begin(requests, buffer), cache, jnp.zeros((), jnp.int32))
     rows, _, rounds = jax.lax.while_loop(lambda carry: ~carry[0].done.all(), step, carry)
-    return Decoded(rows.tokens, rows.lengths, prompt_lengths, None, rounds)
+    return Decoded(rows.tokens, rows.lengths, requests.prompt_lengths, requests.max_lengths, None, rounds)

@@ -1,19 +1,29 @@
 """Verification of drafted tokens: pure functions of probabilities that know no model.
 
+Both rules emit tokens that are distributed exactly as the target's own. Suffixes: G drafted tokens, V vocabulary.
+
 Token verification (Leviathan et al., 2211.17192; Chen et al., 2302.01318): accept a drafted token v with probability
-min(1, p_v / q_v); at the first rejection draw from the residual max(p − q, 0), normalised; if nothing is rejected, draw
-one more token from the target. The emitted tokens are then distributed exactly as the target's own. Suffixes: G drafted
-tokens, V vocabulary.
+min(1, p_v / q_v); at the first rejection draw from the residual max(p − q, 0), normalised; if nothing is rejected, draw one
+more token from the target.
+
+Block verification (Sun et al., 2403.10444) decides on the block as a whole. With w_0 = 1 and w_i = min(1, w_{i−1}·p_i/q_i), draft
+i is the last one kept if it passes a test of probability h_i and no later one does, h_i chosen so that P(i or more kept | first i
+drafts) = w_i. It never keeps fewer drafts on average than token verification, since Π min(1, p/q) ≤ w.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from sdsl_jax.decoding.sampling import sample
+
+Verification = Literal["token", "block"]
 
 
 class Verdict(NamedTuple):
@@ -22,23 +32,13 @@ class Verdict(NamedTuple):
     Attributes:
       accepted: number of drafts kept, 0..lookahead.
       next_token: the token drawn after them, from the residual or, if all were kept, from the target.
+      chance: what the drafts kept are to be compared with: E[accepted] = E[Σ chance]. Under token verification Σ_v min(p_v, q_v)
+        at each position that was tested; under block verification P(i or more kept | first i drafts); 0 elsewhere.
     """
 
     accepted: Int[Array, ""]
     next_token: Int[Array, ""]
-
-
-def probabilities(logits: Float[Array, "... V"], temperature: Float[Array, ""] | float) -> Float[Array, "... V"]:
-    """Sampling probabilities in float32: softmax(logits / temperature), or all on the largest logit at temperature 0."""
-    logits = logits.astype(jnp.float32)
-    greedy = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.float32)
-    hot = temperature > 0
-    return jnp.where(hot, jax.nn.softmax(logits / jnp.where(hot, temperature, 1.0), axis=-1), greedy)
-
-
-def sample(key: Array, probs: Float[Array, " V"]) -> Int[Array, ""]:
-    """A token drawn from probabilities; one of probability zero is never drawn."""
-    return jax.random.categorical(key, jnp.log(probs)).astype(jnp.int32)
+    chance: Float[Array, " G"]
 
 
 def overlap(p: Float[Array, "... V"], q: Float[Array, "... V"]) -> Float[Array, ...]:
@@ -52,10 +52,15 @@ def is_accepted(uniform: Float[Array, ...], p: Float[Array, ...], q: Float[Array
 
 
 def residual(p: Float[Array, "... V"], q: Float[Array, "... V"]) -> Float[Array, "... V"]:
-    """max(p − q, 0), normalised; p itself where p = q, since there nothing can have been rejected."""
+    """max(p − q, 0), normalised; p itself where nothing is left, since there nothing can have been rejected."""
     positive = jnp.maximum(p - q, 0.0)
     total = positive.sum(axis=-1, keepdims=True)
     return jnp.where(total > 0, positive / jnp.where(total > 0, total, 1.0), p)
+
+
+def uniforms(key: Array, shape: tuple[int, ...]) -> Float[Array, ...]:
+    """One uniform of [0, 1) for each test."""
+    return jax.random.uniform(key, shape)
 
 
 def verify_tokens(
@@ -72,16 +77,91 @@ def verify_tokens(
       drafts: drafted tokens, each drawn from its row of `draft_probs`; those from `lookahead` on are not looked at.
       draft_probs: q at each drafted position.
       target_probs: p at each drafted position and at the one after the last.
-      lookahead: γ, from 1 to G.
+      lookahead: γ, from 0 to G.
       accept_key: for the uniforms, one for each position; independent of the key that the drafts were drawn with.
       residual_key: for the token after the accepted ones; independent of both.
     """
     chex.assert_shape(target_probs, (drafts.shape[0] + 1, draft_probs.shape[1]))
     positions = jnp.arange(drafts.shape[0])
-    uniforms = jax.random.uniform(accept_key, drafts.shape)
-    kept = is_accepted(uniforms, target_probs[positions, drafts], draft_probs[positions, drafts])
-    accepted = jnp.cumprod(kept & (positions < lookahead)).sum()
+    drafted = positions < lookahead
+    kept = is_accepted(
+        uniforms(accept_key, drafts.shape), target_probs[positions, drafts], draft_probs[positions, drafts]
+    )
+    accepted = jnp.cumprod(kept & drafted).sum()
     # Past the last draft there is no q to subtract: the bonus token comes from the target itself.
-    draft_probs = jnp.where((positions < lookahead)[:, None], draft_probs, 0.0)
-    q = jnp.concatenate([draft_probs, jnp.zeros_like(draft_probs[:1])])[accepted]
-    return Verdict(accepted, sample(residual_key, residual(target_probs[accepted], q)))
+    q = jnp.where(accepted < lookahead, draft_probs[jnp.minimum(accepted, drafts.shape[0] - 1)], 0.0)
+    tested = drafted & (positions <= accepted)
+    return Verdict(
+        accepted,
+        sample(residual_key, residual(target_probs[accepted], q)),
+        jnp.where(tested, overlap(target_probs[:-1], draft_probs), 0.0),
+    )
+
+
+class BlockTests(NamedTuple):
+    """What block verification asks of the drafts of one row.
+
+    Attributes:
+      weights: w_i = min(1, w_{i−1}·p_i/q_i), the probability that i drafts or more are kept given the first i, i = 1..G.
+      passing: h_i, the probability that the test of draft i passes; the last draft whose test passes is the last one kept.
+    """
+
+    weights: Float[Array, " G"]
+    passing: Float[Array, " G"]
+
+
+def block_tests(
+    drafts: Int[Array, " G"],
+    draft_probs: Float[Array, "G V"],
+    target_probs: Float[Array, "G+1 V"],
+    lookahead: Int[Array, ""] | int,
+) -> BlockTests:
+    """Weights and tests of the first `lookahead` drafts; arguments as in `verify_tokens`. Entries beyond mean nothing.
+
+    h_i = Σ_v max(w_i·p_v − q_v, 0) / (Σ_v max(w_i·p_v − q_v, 0) + 1 − w_i) with p and q after the i-th draft, and h_γ = w_γ.
+    """
+    positions = jnp.arange(drafts.shape[0])
+    p, q = target_probs[positions, drafts], draft_probs[positions, drafts]
+
+    def step(weight: Array, pair: tuple[Array, Array]) -> tuple[Array, Array]:
+        # A drafted token has q > 0; beyond the lookahead anything may stand, and nothing is read.
+        weight = jnp.minimum(1.0, weight * pair[0] / jnp.where(pair[1] > 0, pair[1], 1.0))
+        return weight, weight
+
+    _, weights = jax.lax.scan(step, jnp.ones((), p.dtype), (p, q), unroll=True)
+    following = jnp.concatenate([draft_probs[1:], jnp.zeros_like(draft_probs[:1])])
+    left = jnp.maximum(weights[:, None] * target_probs[1:] - following, 0.0).sum(axis=-1)
+    below = left + 1 - weights
+    # Where nothing is left and the weight is 1, every later draft passes with certainty: any value would do.
+    inner = jnp.where(below > 0, left / jnp.where(below > 0, below, 1.0), 1.0)
+    return BlockTests(weights, jnp.where(positions == lookahead - 1, weights, inner))
+
+
+def verify_block(
+    drafts: Int[Array, " G"],
+    draft_probs: Float[Array, "G V"],
+    target_probs: Float[Array, "G+1 V"],
+    lookahead: Int[Array, ""] | int,
+    accept_key: Array,
+    residual_key: Array,
+) -> Verdict:
+    """Block verification of the first `lookahead` drafts of one row; arguments as in `verify_tokens`.
+
+    The noise behind a draft has been looked at by the decision even where the draft is dropped, so it must not be used
+    again: keys of drafts have to name the block they belong to, not their position alone.
+    """
+    G = drafts.shape[0]
+    chex.assert_shape(target_probs, (G + 1, draft_probs.shape[1]))
+    positions = jnp.arange(G)
+    weights, passing = block_tests(drafts, draft_probs, target_probs, lookahead)
+    passed = (uniforms(accept_key, (G,)) < passing) & (positions < lookahead)
+    accepted = jnp.max(jnp.where(passed, positions + 1, 0))
+
+    # The block so far counts with its weight in the residual; after the last draft the token comes from the target itself.
+    weight = jnp.where((accepted > 0) & (accepted < lookahead), weights[jnp.maximum(accepted - 1, 0)], 1.0)
+    q = jnp.where(accepted < lookahead, draft_probs[jnp.minimum(accepted, G - 1)], 0.0)
+    rest = residual(weight * target_probs[accepted], q)
+    return Verdict(accepted, sample(residual_key, rest), jnp.where(positions < lookahead, weights, 0.0))
+
+
+VERIFICATIONS: dict[str, Callable[..., Verdict]] = {"token": verify_tokens, "block": verify_block}

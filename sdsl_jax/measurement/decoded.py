@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sdsl_jax.decoding import Decoded
+from sdsl_jax.decoding import Decoded, Events
+from sdsl_jax.decoding.verification import Verification
 from sdsl_jax.statistics import Interval, ratio_interval
 from sdsl_jax.theory import acceptance_from_tokens_per_round
 
@@ -23,7 +24,8 @@ class DecodedStatistics(NamedTuple):
       tokens_per_round: τ = 1 + Σ_k survival_k.
       rounds: rounds behind the last three.
       tests: drafts tested.
-      self_check: Σ(accepted − β)/√Σβ(1 − β) over tested drafts, β = Σ_v min(p_v, q_v); standard normal if the decoder is right.
+      self_check: how far the number of drafts kept lies from its expectation, in standard errors; standard normal if the decoder
+        is right. Under token verification Σ(accepted − β)/√Σβ(1 − β) over tested drafts, β = Σ_v min(p_v, q_v).
     """
 
     per_test: Interval
@@ -35,50 +37,64 @@ class DecodedStatistics(NamedTuple):
     self_check: float
 
 
-def summarise(decoded: Decoded, max_lengths: np.ndarray, lookahead: int, confidence: float) -> DecodedStatistics:
-    """Statistics of a run at one lookahead.
+def summarise(
+    decoded: Decoded, lookahead: int, confidence: float, verification: Verification = "token"
+) -> DecodedStatistics:
+    """Statistics of a run at one fixed lookahead.
 
-    Rounds that started with room for fewer than γ + 1 tokens cannot show all that they would have accepted; whether a
-    round has room is known before it starts, so leaving those out of survival and τ biases nothing.
+    Survival and τ are those of verification: a round counts what it kept, though its row stopped before the last of it was
+    emitted. Otherwise the last rounds of rows would make every draft look worse.
 
     Args:
-      decoded: a run of `speculate` without stop tokens.
-      max_lengths: the length at which each row stops, int [rows].
+      decoded: a run of `speculate`.
       lookahead: γ of the run.
       confidence: of the intervals.
+      verification: of the run.
     """
     assert decoded.events is not None
     events: Any = jax.tree.map(np.asarray, decoded.events)
-    happened = events.proposed > 0
+    happened = events.emitted > 0
     rejected = happened & (events.emitted == events.accepted + 1) & (events.accepted < events.proposed)
     accepted = events.accepted.sum(axis=1)
     tested = accepted + rejected.sum(axis=1)
-    full = happened & (events.start + lookahead + 1 <= max_lengths[:, None])
-    full_rounds = full.sum(axis=1)
+    rounds = happened.sum(axis=1)
     survival = [
-        ratio_interval((full & (events.accepted >= k)).sum(axis=1), full_rounds, confidence)
+        ratio_interval((happened & (events.verified >= k)).sum(axis=1), rounds, confidence)
         for k in range(1, lookahead + 1)
     ]
-    tau = ratio_interval((full * (events.accepted + 1)).sum(axis=1), full_rounds, confidence)
-    beta = events.overlap
-    spread = (beta * (1 - beta)).sum()
+    tau = ratio_interval((events.verified + happened).sum(axis=1), rounds, confidence)
     return DecodedStatistics(
         per_test=ratio_interval(accepted, tested, confidence),
         tar=Interval(*(float(acceptance_from_tokens_per_round(value, lookahead)) for value in tau)),
         survival=survival,
         tokens_per_round=tau,
-        rounds=int(full_rounds.sum()),
+        rounds=int(rounds.sum()),
         tests=int(tested.sum()),
-        self_check=float((accepted.sum() - beta.sum()) / math.sqrt(spread)) if spread > 0 else math.nan,
+        self_check=self_check(events, verification),
     )
+
+
+def self_check(events: Events, verification: Verification = "token") -> float:
+    """Σ(verified − chance) in standard errors: asymptotically standard normal, whatever the lookahead, if the decoder is right.
+
+    Under token verification the tests are Bernoulli trials with known probabilities, and so is their variance known. Under
+    block verification the rounds are differences of a martingale, which their own squares normalise.
+
+    Returns:
+      The statistic; NaN where nothing was left to chance.
+    """
+    chance, verified = np.asarray(events.chance, float), np.asarray(events.verified, float)
+    surplus = verified - chance.sum(axis=-1)
+    spread = (chance * (1 - chance)).sum() if verification == "token" else np.square(surplus).sum()
+    return float(surplus.sum() / math.sqrt(spread)) if spread > 0 else math.nan
 
 
 def event_columns(decoded: Decoded) -> dict[str, np.ndarray]:
     """Raw events as columns, one entry per row and round that took place."""
     assert decoded.events is not None
-    happened = np.asarray(decoded.events.proposed) > 0
+    happened = np.asarray(decoded.events.emitted) > 0
     row, number = np.nonzero(happened)
     columns = {"row": row, "round": number}
-    for name in ("start", "proposed", "accepted", "emitted", "stop_reason"):
+    for name in ("start", "proposed", "verified", "accepted", "emitted", "stop_reason"):
         columns[name] = np.asarray(getattr(decoded.events, name))[happened]
     return columns

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from sdsl_jax.decoding import Model, autoregress, probabilities, speculate, verify_tokens
-from sdsl_jax.decoding.verification import sample
+from sdsl_jax.decoding import Model, Sampling, autoregress, probabilities, sample, speculate, verify_tokens
 from sdsl_jax.models import ModelConfig, Params, forward, init_cache
 from sdsl_jax.statistics import Interval, median_interval
 
@@ -33,7 +32,7 @@ def _steps(params: Params, key: Array, *, model: ModelConfig, width: int, batch:
         tokens, cache = carry
         positions = jnp.broadcast_to(context + jnp.arange(width), (batch, width))
         logits, cache = forward(model, params, tokens, positions, cache)
-        p = probabilities(logits, 1.0)
+        p = probabilities(logits, Sampling())
         keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, i), row))(rows)
         if width == 1:
             drawn = jax.vmap(sample)(keys, p[:, 0])
@@ -97,7 +96,7 @@ def race(
     *,
     lookahead: int,
     new_tokens: int,
-    temperature: float,
+    sampling: Sampling,
     repetitions: int,
     seed: int,
 ) -> ClockResult:
@@ -109,7 +108,7 @@ def race(
       prompts: ids [repetitions + 1, batch, tokens]; the first entry warms up.
       lookahead: γ, static, so that the verify pass is no wider than it must be.
       new_tokens: tokens to emit per row.
-      temperature: of both.
+      sampling: of both.
       repetitions: timed runs of each.
       seed: of the sampling.
     """
@@ -117,7 +116,7 @@ def race(
     emitted = rounds = 0
     for repetition in range(repetitions + 1):
         for rate, runs_draft in zip(rates, (True, False)):
-            arguments = dict(new_tokens=new_tokens, temperature=temperature, seed=seed + repetition)
+            arguments = dict(new_tokens=new_tokens, sampling=sampling, seed=seed + repetition)
             began = time.perf_counter()
             if runs_draft:
                 decoded = speculate(draft, target, prompts[repetition], lookahead=lookahead, **arguments)  # type: ignore[arg-type]
@@ -129,5 +128,5 @@ def race(
                 rate.append(prompts.shape[1] * new_tokens / elapsed)
                 if decoded.events is not None:
                     emitted += int(decoded.events.emitted.sum())
-                    rounds += int((decoded.events.proposed > 0).sum())
+                    rounds += int((decoded.events.emitted > 0).sum())
     return ClockResult(np.asarray(rates[0]), np.asarray(rates[1]), emitted / rounds)

@@ -10,14 +10,14 @@ import pandas
 
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset
-from sdsl_jax.decoding import Model, autoregress, speculate
+from sdsl_jax.decoding import Model, Sampling, autoregress, speculate
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.decoded import DecodedStatistics, event_columns, summarise
 from sdsl_jax.measurement.latency import Step, race, time_steps
 from sdsl_jax.measurement.overlap import pairwise_overlap
 from sdsl_jax.progress import Progress
 from sdsl_jax.records import AcceptanceRecord, ClockRecord, LatencyRecord, ModelRecord, SurvivalRecord
-from sdsl_jax.statistics import Interval, ratio_interval
+from sdsl_jax.statistics import Interval
 from sdsl_jax.training import device_name, load_model, rung_seed
 
 
@@ -117,15 +117,15 @@ def _exact(
     found = {
         ("teacher_forced_text", pair): value
         for pair, value in pairwise_overlap(
-            drafts, targets, text, first=0, temperature=m.temperature, advance=advance
-        ).items()
+            drafts, targets, text, first=0, samplings=[Sampling(m.temperature)], advance=advance
+        ).pairs.items()
     }
     for target_id, target in targets.items():
         sampled = autoregress(
             target,
             prompts(config, dataset, m.prompts),
             new_tokens=m.new_tokens,
-            temperature=m.temperature,
+            sampling=Sampling(m.temperature),
             seed=config.seed,
         )
         pairs = pairwise_overlap(
@@ -133,15 +133,15 @@ def _exact(
             {target_id: target},
             np.asarray(sampled.tokens)[:, :-1],
             first=m.prompt_tokens - 1,
-            temperature=m.temperature,
+            samplings=[Sampling(m.temperature)],
             advance=advance,
-        )
+        ).pairs
         found |= {("teacher_forced_samples", pair): value for pair, value in pairs.items()}
     rows = []
     for (estimator, (draft_id, target_id)), value in found.items():
-        clusters = len(value.sums)
-        interval = ratio_interval(value.sums, np.full(clusters, value.positions), m.confidence)
-        tokens = clusters * value.positions
+        clusters = len(value.positions)
+        interval = value.mean(value.acceptance[0], m.confidence)
+        tokens = int(value.positions.sum())
         rows.append(_acceptance(config, draft_id, target_id, estimator, 0, interval, clusters, tokens))
     return rows
 
@@ -184,12 +184,11 @@ def _decode(
         lookahead=lookahead,
         max_lookahead=max(m.lookaheads),
         new_tokens=m.new_tokens,
-        temperature=m.temperature,
+        sampling=Sampling(m.temperature),
         seed=rung_seed("decode", config.seed, draft_id, target_id, lookahead),
     )
-    max_lengths = np.full(m.prompts, m.prompt_tokens + m.new_tokens)
     frame = pandas.DataFrame(event_columns(decoded)).assign(lookahead=lookahead, temperature=m.temperature)
-    return summarise(decoded, max_lengths, lookahead, m.confidence), frame
+    return summarise(decoded, lookahead, m.confidence), frame
 
 
 def _rows(
@@ -277,7 +276,7 @@ def clock(
         prompts(config, dataset, count).reshape(repetitions + 1, m.latency_batch, -1),
         lookahead=lookahead,
         new_tokens=m.new_tokens,
-        temperature=m.temperature,
+        sampling=Sampling(m.temperature),
         repetitions=repetitions,
         seed=config.seed,
     )

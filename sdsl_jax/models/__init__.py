@@ -10,6 +10,7 @@ from sdsl_jax.models.transformer import (
     forward,
     init_cache,
     init_params,
+    prefill,
 )
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "init_cache",
     "init_params",
     "member",
+    "prefill",
     "shape_rule",
 ]

@@ -82,9 +82,10 @@ class RMSNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        """Normalised activations."""
-        inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
-        return x * inverse_rms * self.scale[...]
+        """Normalised activations, in the type of x; the mean is taken in float32."""
+        wide = x.astype(jnp.float32)
+        inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
+        return (wide * inverse_rms).astype(x.dtype) * self.scale[...]
 
 
 def _rotate(x_BTNH: Array, positions_BT: Array, theta: float) -> Array:
@@ -241,3 +242,16 @@ def forward(
 ) -> tuple[Float[Array, "B T V"], KVCache | None]:
     """`Transformer.__call__` as a pure function of parameters, to be used inside `jax.jit` with `config` static."""
     return nnx.merge(_graph(config)[0], params)(tokens_BT, positions_BT, cache)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "capacity"))
+def prefill(config: ModelConfig, params: Params, tokens_BT: Int[Array, "B T"], *, capacity: int) -> KVCache:
+    """A cache of `capacity` positions that has seen every prompt.
+
+    Padding on the right is seen as well, and overwritten before anything can attend to it. Compiled apart from the
+    decoding loops, so that the many pairs of a study share it.
+    """
+    dtype = jax.tree.leaves(params)[0].dtype
+    _, cache = forward(config, params, tokens_BT, cache=init_cache(config, tokens_BT.shape[0], capacity, dtype))
+    assert cache is not None
+    return cache

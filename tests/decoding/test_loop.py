@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from sdsl_jax.decoding import Model, autoregress, overlap, probabilities, speculate
+from sdsl_jax.decoding import Model, Sampling, autoregress, overlap, probabilities, speculate
 from sdsl_jax.decoding import loop as decoding_loop
 from sdsl_jax.errors import SdslError
 from sdsl_jax.models import ModelConfig, init_params
@@ -38,7 +38,7 @@ def exact_joint(target: Model, prompt: list[int], length: int, temperature: floa
     continuations = np.asarray(list(np.ndindex(*(V,) * length)))
     tokens = np.concatenate([np.tile(prompt, (len(continuations), 1)), continuations], axis=1)
     logits, _ = forward(target.config, target.params, jnp.asarray(tokens))
-    probs = np.asarray(probabilities(logits, temperature), float)
+    probs = np.asarray(probabilities(logits, Sampling(temperature)), float)
     at = np.arange(len(prompt) - 1, len(prompt) + length - 1)
     return np.take_along_axis(probs[:, at], continuations[:, :, None], axis=2)[..., 0].prod(axis=1)
 
@@ -74,7 +74,7 @@ def check_joint_distribution(draft, target, lookahead, temperature, rows, runs):
             lookahead=lookahead,
             max_lookahead=max(4, lookahead),
             new_tokens=3,
-            temperature=temperature,
+            sampling=Sampling(temperature),
             seed=run,
         )
         tokens = np.asarray(decoded.tokens)
@@ -92,10 +92,10 @@ def check_joint_distribution(draft, target, lookahead, temperature, rows, runs):
 
 def test_greedy_speculation_equals_greedy_decoding(draft, target):
     prompts = np.random.default_rng(0).integers(0, V, (5, 7))
-    plain = autoregress(target, prompts, new_tokens=20, temperature=0.0)
+    plain = autoregress(target, prompts, new_tokens=20, sampling=Sampling(0.0))
     for lookahead in (1, 3):
         decoded = speculate(
-            draft, target, prompts, lookahead=lookahead, max_lookahead=3, new_tokens=20, temperature=0.0
+            draft, target, prompts, lookahead=lookahead, max_lookahead=3, new_tokens=20, sampling=Sampling(0.0)
         )
         np.testing.assert_array_equal(decoded.tokens, plain.tokens)
 
@@ -132,8 +132,8 @@ def test_overlap_seen_by_the_decoder_equals_full_forward_passes(draft, target):
     decoded = speculate(draft, target, prompts, lookahead=3, new_tokens=15, seed=9)
     events = jax.tree.map(np.asarray, decoded.events)
     tokens = decoded.tokens
-    p = probabilities(forward(target.config, target.params, tokens)[0], 1.0)
-    q = probabilities(forward(draft.config, draft.params, tokens)[0], 1.0)
+    p = probabilities(forward(target.config, target.params, tokens)[0], Sampling())
+    q = probabilities(forward(draft.config, draft.params, tokens)[0], Sampling())
     exact = np.asarray(overlap(p, q))
     checked = 0
     for row, number in zip(*np.nonzero(events.emitted)):
@@ -141,7 +141,7 @@ def test_overlap_seen_by_the_decoder_equals_full_forward_passes(draft, target):
         tested = min(events.accepted[row, number] + 1, 3, events.emitted[row, number])
         for i in range(tested):
             position = events.start[row, number] + i - 1
-            assert events.overlap[row, number, i] == pytest.approx(exact[row, position], abs=2e-6)
+            assert events.chance[row, number, i] == pytest.approx(exact[row, position], abs=2e-6)
             checked += 1
     assert checked > 40
 
@@ -153,7 +153,7 @@ def test_events_add_up(draft, target):
     events = jax.tree.map(np.asarray, decoded.events)
     np.testing.assert_array_equal(events.emitted.sum(axis=1), new)
     np.testing.assert_array_equal(decoded.lengths, 3 + new)
-    running = (events.proposed > 0) & (events.stop_reason == 0)
+    running = (events.emitted > 0) & (events.stop_reason == 0)
     np.testing.assert_array_equal(events.emitted[running], events.accepted[running] + 1)
     np.testing.assert_array_equal(events.start[:, 0], 3)
     np.testing.assert_array_equal((events.stop_reason == decoding_loop.LENGTH).sum(axis=1), 1)
@@ -200,7 +200,10 @@ def test_autoregressive_sampling_is_the_targets_distribution(target):
         ({"lookahead": 5, "max_lookahead": 4}, "must not exceed max_lookahead"),
         ({"prompts": np.array([[9]])}, "ids from 9 to 9"),
         ({"prompts": np.zeros((0, 3), int)}, "must be"),
-        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"sampling": Sampling(-1.0)}, "temperature is -1.0"),
+        ({"verification": "blocks"}, "verification is 'blocks'"),
+        ({"stop_tokens": (6,)}, "stop tokens are .6."),
+        ({"new_tokens": np.array([1, 2])}, "new_tokens has shape"),
         ({"prompt_lengths": np.array([0])}, "prompt lengths run from 0"),
     ],
 )

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,8 +8,8 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdsl_jax.decoding import overlap, probabilities, residual, verify_tokens
-from sdsl_jax.decoding.verification import is_accepted, sample
+from sdsl_jax.decoding import overlap, residual, sample, verify_block, verify_tokens
+from sdsl_jax.decoding.verification import block_tests, is_accepted
 
 
 def random_probs(seed, *shape, zeros=True):
@@ -43,52 +45,122 @@ def test_residual_of_equal_distributions_is_the_target():
     np.testing.assert_array_equal(residual(p, p), p)
 
 
-def test_probabilities_apply_the_temperature_and_are_greedy_at_zero():
-    logits = jnp.array([[1.0, 3.0, 2.0]])
-    expected = np.exp(np.array([1, 3, 2]) / 0.7)
-    np.testing.assert_allclose(probabilities(logits, 0.7)[0], expected / expected.sum(), rtol=1e-6)
-    np.testing.assert_array_equal(probabilities(logits, 0.0)[0], [0, 1, 0])
-
-
 def test_impossible_tokens_are_never_drawn():
     probs = jnp.array([0.0, 0.3, 0.0, 0.7])
     drawn = jax.vmap(lambda k: sample(k, probs))(jax.random.split(jax.random.key(0), 20_000))
     assert set(np.unique(drawn)) == {1, 3}
 
 
-@pytest.mark.parametrize("lookahead", [1, 2, 3])
-def test_joint_distribution_of_verified_tokens(lookahead):
+G, N = 3, 200_000
+# Positions independent of one another: q and p depend on the position only, so the target's joint is a product.
+P_FIXED, Q_FIXED = random_probs(3, G + 1, 5, zeros=False), random_probs(4, G, 5, zeros=False)
+
+
+@functools.cache
+def many_rounds(verify, lookahead):
+    """Tokens [N, G + 1], numbers accepted and chances of rounds on fixed p and q, each completed with draws from p."""
+    p, q = P_FIXED, Q_FIXED
+
+    def one_round(key):
+        draft_key, accept_key, residual_key, rest_key = jax.random.split(key, 4)
+        drafts = jax.vmap(sample)(jax.random.split(draft_key, G), q)
+        verdict = verify(drafts, q, p, lookahead, accept_key, residual_key)
+        rest = jax.vmap(sample)(jax.random.split(rest_key, G + 1), p)
+        at = jnp.arange(G + 1)
+        padded = jnp.append(drafts, 0)
+        tokens = jnp.where(at < verdict.accepted, padded, jnp.where(at == verdict.accepted, verdict.next_token, rest))
+        return tokens, verdict.accepted, verdict.chance
+
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(one_round))(jax.random.split(jax.random.key(1), N)))
+
+
+@pytest.mark.parametrize("verify", [verify_tokens, verify_block])
+@pytest.mark.parametrize("lookahead", [0, 1, 2, 3])
+def test_joint_distribution_of_verified_tokens(verify, lookahead):
     """All outcomes of a round on fixed p and q, enumerated exactly.
 
     A round of γ drafts emits a prefix; completing it with draws from p makes every outcome γ + 1 tokens long, and those must be
     distributed as γ + 1 draws from the target. χ² over 5^(γ+1) cells, false alarm 1e-6.
     """
-    V, G, N = 5, 3, 200_000
-    # Positions independent of one another: q and p depend on the position only, so the target's joint is a product.
-    p, q = random_probs(3, G + 1, V, zeros=False), random_probs(4, G, V, zeros=False)
-
-    def one_round(key):
-        draft_key, accept_key, residual_key, rest_key = jax.random.split(key, 4)
-        drafts = jax.vmap(sample)(jax.random.split(draft_key, G), q)
-        verdict = verify_tokens(drafts, q, p, lookahead, accept_key, residual_key)
-        rest = jax.vmap(sample)(jax.random.split(rest_key, G + 1), p)
-        at = jnp.arange(G + 1)
-        padded = jnp.append(drafts, 0)
-        return jnp.where(
-            at < verdict.accepted, padded, jnp.where(at == verdict.accepted, verdict.next_token, rest)
-        ), verdict.accepted
-
-    tokens, accepted = jax.jit(jax.vmap(one_round))(jax.random.split(jax.random.key(1), N))
-    tokens, accepted = np.asarray(tokens)[:, : lookahead + 1], np.asarray(accepted)
-    cells = np.ravel_multi_index(tokens.T, (V,) * (lookahead + 1))
+    tokens, accepted, chance = many_rounds(verify, lookahead)
+    tokens = tokens[:, : lookahead + 1]
+    cells = np.ravel_multi_index(tokens.T, (5,) * (lookahead + 1))
     expected = N * np.asarray(
-        [np.prod([p[i, t] for i, t in enumerate(c)]) for c in np.ndindex(*(V,) * (lookahead + 1))]
+        [np.prod([P_FIXED[i, t] for i, t in enumerate(c)]) for c in np.ndindex(*(5,) * (lookahead + 1))]
     )
     counts = np.bincount(cells, minlength=len(expected))
     statistic = ((counts - expected) ** 2 / expected).sum()
     assert scipy.stats.chi2.sf(statistic, len(expected) - 1) > 1e-6
-    # The number accepted: survival to k is the product of the overlaps, exactly. Five standard errors: 6e-7.
-    for k in range(1, lookahead + 1):
-        survival = float(np.prod(np.asarray(overlap(p[:k], q[:k]))))
-        assert abs((accepted >= k).mean() - survival) < 5 * np.sqrt(survival * (1 - survival) / N)
     assert accepted.max() <= lookahead
+    # What the verdict calls its chance is what happens on average, position by position. Five standard errors: 6e-7.
+    surplus = accepted - chance.sum(axis=1)
+    assert abs(surplus.mean()) <= 5 * surplus.std() / np.sqrt(N)
+    assert (chance[:, lookahead:] == 0).all()
+
+
+@pytest.mark.parametrize("lookahead", [1, 2, 3])
+def test_survival_of_token_verification_is_the_product_of_overlaps(lookahead):
+    """Five standard errors: 6e-7."""
+    _, accepted, _ = many_rounds(verify_tokens, lookahead)
+    for k in range(1, lookahead + 1):
+        survival = float(np.prod(np.asarray(overlap(P_FIXED[:k], Q_FIXED[:k]))))
+        assert abs((accepted >= k).mean() - survival) < 5 * np.sqrt(survival * (1 - survival) / N)
+
+
+@pytest.mark.parametrize("lookahead", [1, 2, 3])
+def test_survival_of_block_verification(lookahead):
+    """P(k or more kept) = E w_k, w_k = min(1, w_{k−1}·p/q), by enumeration of all drafts. Five standard errors: 6e-7."""
+    _, accepted, _ = many_rounds(verify_block, lookahead)
+    p, q = np.asarray(P_FIXED, float), np.asarray(Q_FIXED, float)
+    survival = np.zeros(lookahead)
+    for drafts in np.ndindex(*(5,) * lookahead):
+        weight, probability = 1.0, np.prod([q[i, t] for i, t in enumerate(drafts)])
+        for k, token in enumerate(drafts):
+            weight = min(1, weight * p[k, token] / q[k, token])
+            survival[k] += probability * weight
+    for k in range(1, lookahead + 1):
+        error = np.sqrt(survival[k - 1] * (1 - survival[k - 1]) / N)
+        assert abs((accepted >= k).mean() - survival[k - 1]) < 5 * error
+    # At one draft the two rules are the same rule; beyond, the block keeps more.
+    tokens = np.cumprod([float(overlap(p[i], q[i])) for i in range(lookahead)]).sum()
+    assert survival.sum() == pytest.approx(tokens) if lookahead == 1 else survival.sum() > tokens * 1.01
+
+
+def test_block_verification_is_exactly_lossless(x64):
+    """The sum over all drafts and decisions, completed with p, is the product of p to 1e-12: no sampling involved.
+
+    q and p depend on the position only, and have zeros; the code under test gives tests, weights and residual.
+    """
+    vocabulary, lookahead = 4, 3
+    drafts = np.asarray(list(np.ndindex(*(vocabulary,) * lookahead)))
+    tests = jax.jit(jax.vmap(block_tests, (0, None, None, None)), static_argnums=3)
+    for seed in range(20):
+        p, q = (
+            x / x.sum(-1, keepdims=True)
+            for x in (
+                np.asarray(random_probs(2 * seed, lookahead + 1, vocabulary), float),
+                np.asarray(random_probs(2 * seed + 1, lookahead, vocabulary), float),
+            )
+        )
+        if seed == 0:
+            q = p[:lookahead]  # nothing left for any residual
+        weights, passing = (np.asarray(x) for x in tests(drafts, q, p, lookahead))
+        rests = np.asarray(
+            residual(np.concatenate([np.ones((len(drafts), 1)), weights], 1)[:, :lookahead, None] * p[:lookahead], q)
+        )
+        joint = np.zeros((vocabulary,) * (lookahead + 1))
+        for d, h, rest in zip(drafts, passing, rests):
+            chance = np.prod(q[np.arange(lookahead), d])
+            later = 1.0  # probability that no longer prefix was kept
+            for kept in range(lookahead, -1, -1):
+                test = h[kept - 1] if kept else 1.0
+                if chance * later * test > 0:
+                    outcome = chance * later * test * (p[kept] if kept == lookahead else rest[kept])
+                    for i in range(kept + 1, lookahead + 1):
+                        outcome = np.multiply.outer(outcome, p[i])
+                    joint[tuple(d[:kept])] += outcome
+                later *= 1 - test
+        expected = p[0]
+        for i in range(1, lookahead + 1):
+            expected = np.multiply.outer(expected, p[i])
+        np.testing.assert_allclose(joint, expected, atol=1e-12)

@@ -3,14 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdsl_jax.decoding import Model, autoregress, overlap, probabilities, speculate
+from sdsl_jax.decoding import Model, Sampling, autoregress, speculate
 from sdsl_jax.measurement.decoded import event_columns, summarise
 from sdsl_jax.measurement.latency import Step, race, time_steps
 from sdsl_jax.measurement.overlap import pairwise_overlap
 from sdsl_jax.models import ModelConfig, init_params
-from sdsl_jax.models import forward as eager_forward
-
-forward = jax.jit(eager_forward, static_argnums=0)
 
 V = 6
 
@@ -25,22 +22,6 @@ def pair():
     return make(1), make(2, layers=2)
 
 
-def test_every_pair_from_one_pass_per_model():
-    drafts, targets = {"a": make(1), "b": make(2)}, {"t": make(3), "u": make(4)}
-    contexts = np.random.default_rng(0).integers(0, V, (37, 9)).astype(np.int32)  # not a multiple of the chunk
-    found = pairwise_overlap(drafts, targets, contexts, first=3, temperature=0.7)
-    assert set(found) == {(d, t) for d in drafts for t in targets}
-    for (draft, target), value in found.items():
-        p, q = (
-            probabilities(forward(m.config, m.params, jnp.asarray(contexts))[0][:, 3:], 0.7)
-            for m in (targets[target], drafts[draft])
-        )
-        np.testing.assert_allclose(value.sums, overlap(p, q).sum(axis=1), atol=2e-5)
-        assert value.positions == 6
-    same = pairwise_overlap({"t": targets["t"]}, {"t": targets["t"]}, contexts, first=0, temperature=1.0)["t", "t"]
-    np.testing.assert_allclose(same.sums, 9, rtol=1e-5)
-
-
 @pytest.fixture(scope="module")
 def decoded(pair):
     draft, target = pair
@@ -49,12 +30,12 @@ def decoded(pair):
 
 
 def test_statistics_from_events(decoded):
-    found = summarise(decoded, np.full(400, 45), 3, 0.9)
+    found = summarise(decoded, 3, 0.9)
     events = jax.tree.map(np.asarray, decoded.events)
-    full = (events.proposed > 0) & (events.start + 4 <= 45)
+    full = events.emitted > 0
     assert found.rounds == full.sum()
     for k in range(1, 4):
-        assert found.survival[k - 1].estimate == pytest.approx((events.accepted[full] >= k).mean())
+        assert found.survival[k - 1].estimate == pytest.approx((events.verified[full] >= k).mean())
     assert found.tokens_per_round.estimate == pytest.approx(1 + sum(s.estimate for s in found.survival))
     alpha = found.tar.estimate
     assert 1 + alpha + alpha**2 + alpha**3 == pytest.approx(found.tokens_per_round.estimate, rel=1e-5)
@@ -64,20 +45,21 @@ def test_statistics_from_events(decoded):
 
 def test_self_check_of_the_decoder(decoded):
     """Σ(accepted − β)/√Σβ(1 − β) is standard normal: |z| < 5 has a false alarm of 6e-7."""
-    found = summarise(decoded, np.full(400, 45), 3, 0.9)
+    found = summarise(decoded, 3, 0.9)
     assert found.tests > 5_000
     assert abs(found.self_check) < 5
     # The check can fail: one draft in twenty counted as rejected moves it far out.
     events = decoded.events
-    wrong = decoded._replace(events=events._replace(overlap=jnp.where(events.overlap > 0, events.overlap * 0.95, 0)))
-    assert abs(summarise(wrong, np.full(400, 45), 3, 0.9).self_check) > 5
+    wrong = decoded._replace(events=events._replace(chance=jnp.where(events.chance > 0, events.chance * 0.95, 0)))
+    assert abs(summarise(wrong, 3, 0.9).self_check) > 5
 
 
 def test_decoded_acceptance_equals_exact_acceptance_on_the_same_positions(decoded):
     """Accepted per test against the mean β of the tested positions: five standard errors."""
-    found = summarise(decoded, np.full(400, 45), 3, 0.9)
-    beta = np.asarray(decoded.events.overlap)
-    tested = beta > 0
+    found = summarise(decoded, 3, 0.9)
+    beta = np.asarray(decoded.events.chance)
+    # Positions that a row reached before it stopped.
+    tested = (beta > 0) & (np.arange(3) < np.asarray(decoded.events.emitted)[..., None])
     error = np.sqrt((beta[tested] * (1 - beta[tested])).sum()) / tested.sum()
     assert abs(found.per_test.estimate - beta[tested].mean()) < 5 * error
     assert tested.sum() == found.tests
@@ -103,7 +85,7 @@ def test_latencies_are_positive_and_grow_with_the_work(pair):
 def test_race_counts_what_it_ran(pair):
     draft, target = pair
     prompts = np.random.default_rng(2).integers(0, V, (4, 2, 5))
-    result = race(draft, target, prompts, lookahead=2, new_tokens=10, temperature=1.0, repetitions=3, seed=0)
+    result = race(draft, target, prompts, lookahead=2, new_tokens=10, sampling=Sampling(), repetitions=3, seed=0)
     assert len(result.speculative) == len(result.autoregressive) == 3
     assert (result.speculative > 0).all()
     assert 1 <= result.tokens_per_round <= 3
@@ -114,8 +96,9 @@ def test_samples_of_the_target_are_what_exact_acceptance_runs_on(pair):
     draft, target = pair
     prompts = np.random.default_rng(3).integers(0, V, (600, 2))
     sampled = np.asarray(autoregress(target, prompts, new_tokens=30, seed=1).tokens)
-    exact = pairwise_overlap({"d": draft}, {"t": target}, sampled[:, :-1], first=1, temperature=1.0)["d", "t"]
-    live = summarise(speculate(draft, target, prompts, lookahead=1, new_tokens=30, seed=2), np.full(600, 32), 1, 0.99)
-    mean, spread = (exact.sums / exact.positions).mean(), (exact.sums / exact.positions).std() / np.sqrt(600)
+    exact = pairwise_overlap({"d": draft}, {"t": target}, sampled[:, :-1], first=1).pairs["d", "t"]
+    live = summarise(speculate(draft, target, prompts, lookahead=1, new_tokens=30, seed=2), 1, 0.99)
+    each = exact.acceptance[0] / exact.positions
+    mean, spread = each.mean(), each.std() / np.sqrt(600)
     # Rounds start where a token was just drawn from residual or bonus, so they see other contexts: .03 beyond the noise.
     assert abs(live.per_test.estimate - mean) < 0.03 + 4 * spread

@@ -1,0 +1,156 @@
+"""What proposes tokens: a model with its cache, or the text's own earlier n-grams.
+
+A drafter is described by a hashable value, static under `jit`, and pure functions of arrays. It gives distributions; drawing
+from them, and deciding how often, is the loop's business. Suffixes: B rows, L token buffer, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from sdsl_jax.decoding.sampling import Sampling, probabilities
+from sdsl_jax.errors import require
+from sdsl_jax.models import KVCache, ModelConfig, Params, forward, prefill
+
+
+class Model(NamedTuple):
+    """A configuration and its parameters."""
+
+    config: ModelConfig
+    params: Params
+
+
+class Proposal(NamedTuple):
+    """Where the next draft of each row would come from.
+
+    Attributes:
+      probs: its distribution q; what stands in rows without a proposal is not looked at.
+      available: whether there is a proposal.
+    """
+
+    probs: Float[Array, "B V"]
+    available: Bool[Array, " B"]
+
+
+class Drafter(Protocol):
+    """Hashable, and static under `jit`; parameters are passed in."""
+
+    def start(self, params: Any, prompts: Int[Array, "B P"], capacity: int) -> Any:
+        """State of rows that have seen nothing but their prompts, with room for `capacity` positions."""
+        ...
+
+    def first(
+        self, params: Any, state: Any, tokens: Int[Array, "B L"], lengths: Int[Array, " B"], sampling: Sampling
+    ) -> tuple[Proposal, Any]:
+        """The first proposal of a round, after `lengths` tokens of each row."""
+        ...
+
+    def next(
+        self,
+        params: Any,
+        state: Any,
+        tokens: Int[Array, "B L"],
+        lengths: Int[Array, " B"],
+        drawn: Int[Array, " B"],
+        number: Int[Array, ""],
+        sampling: Sampling,
+    ) -> tuple[Proposal, Any]:
+        """The proposal after a round's draft of this number, from 1, was drawn; `tokens` and `lengths` as in `first`."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelDrafter:
+    """A model; its state is its cache."""
+
+    config: ModelConfig
+
+    def start(self, params: Params, prompts: Int[Array, "B P"], capacity: int) -> KVCache:
+        """The cache after the prompts."""
+        return prefill(self.config, params, prompts, capacity=capacity)
+
+    def first(self, params: Params, state: KVCache, tokens, lengths, sampling: Sampling) -> tuple[Proposal, KVCache]:
+        """Feeds the last two tokens of each row.
+
+        Two, for after a full acceptance the draft has not seen its own last token yet; elsewhere the first of them is written
+        again as it was. A row of a single token feeds it twice, to the same slot.
+        """
+        last = lengths - 1
+        pair = jnp.stack([jnp.maximum(last - 1, 0), last], axis=1)
+        fed = jnp.take_along_axis(tokens, pair, axis=1)
+        logits, state = forward(self.config, params, fed, pair, state)
+        return self._proposal(logits[:, -1], sampling), state
+
+    def next(
+        self, params: Params, state: KVCache, tokens, lengths, drawn, number, sampling: Sampling
+    ) -> tuple[Proposal, KVCache]:
+        """Feeds the draft."""
+        logits, state = forward(self.config, params, drawn[:, None], (lengths - 1 + number)[:, None], state)
+        return self._proposal(logits[:, 0], sampling), state
+
+    def _proposal(self, logits: Float[Array, "B V"], sampling: Sampling) -> Proposal:
+        return Proposal(probabilities(logits, sampling), jnp.ones(logits.shape[0], bool))
+
+
+@dataclass(frozen=True)
+class NgramDraft:
+    """Prompt look-up: continue as the text went on after the latest earlier occurrence of its last tokens.
+
+    A baseline that costs nothing to train: longer n-grams are tried first, and a row whose last token is new to it proposes
+    nothing. Proposals are certain (q is one at a single token), so a draft v is accepted with probability p_v.
+
+    Attributes:
+      vocab_size: of the target.
+      longest: longest n-gram to look for.
+      shortest: shortest one that is trusted.
+    """
+
+    vocab_size: int
+    longest: int = 3
+    shortest: int = 1
+
+    def __post_init__(self):
+        require(
+            1 <= self.shortest <= self.longest,
+            f"the n-grams run from {self.shortest} to {self.longest} tokens; they must satisfy 1 ≤ shortest ≤ longest.",
+        )
+
+    def start(self, params: Any, prompts: Int[Array, "B P"], capacity: int) -> Int[Array, " B"]:
+        """Where each row copies from; set by `first`."""
+        return jnp.full(prompts.shape[0], -1, jnp.int32)
+
+    def first(self, params: Any, state: Array, tokens, lengths, sampling: Sampling) -> tuple[Proposal, Array]:
+        """Finds the occurrence to copy from."""
+        source = jax.vmap(self._match)(tokens, lengths)
+        return self._proposal(source, tokens, lengths), source
+
+    def next(
+        self, params: Any, state: Array, tokens, lengths, drawn, number, sampling: Sampling
+    ) -> tuple[Proposal, Array]:
+        """Moves on by one token, for what was drawn is what was copied."""
+        source = jnp.where(state < 0, -1, state + 1)
+        return self._proposal(source, tokens, lengths), source
+
+    def _match(self, tokens: Int[Array, " L"], length: Int[Array, ""]) -> Int[Array, ""]:
+        """Position after the latest earlier occurrence of the longest known suffix; −1 if there is none."""
+        at = jnp.arange(tokens.shape[0])
+        # agrees[n − 1, i]: the n tokens before position i are the row's last n.
+        agrees = [
+            (jnp.roll(tokens, n) == tokens[jnp.maximum(length - n, 0)]) & (at >= n) for n in range(1, self.longest + 1)
+        ]
+        matches = jnp.cumprod(jnp.stack(agrees), axis=0).astype(bool) & (at < length)
+        latest = jnp.where(matches, at, -1).max(axis=1)[self.shortest - 1 :]
+        known = latest >= 0
+        # The last entry that is known belongs to the longest suffix.
+        longest = latest.shape[0] - 1 - jnp.argmax(known[::-1])
+        return jnp.where(known.any(), latest[longest], -1)
+
+    def _proposal(self, source: Array, tokens: Array, lengths: Array) -> Proposal:
+        copied = jnp.take_along_axis(tokens, jnp.maximum(source, 0)[:, None], axis=1)[:, 0]
+        probs = jax.nn.one_hot(copied, self.vocab_size, dtype=jnp.float32)
+        return Proposal(probs, (source >= 0) & (source < lengths))

@@ -1,0 +1,91 @@
+"""From logits to the distribution that tokens are drawn from: temperature, then top-k, top-p and min-p.
+
+The order is that of Hugging Face transformers: the logits are divided by the temperature first, and each filter looks at the
+probabilities that the one before it left, normalised. Draft and target go through this one function, so that the
+distribution a token was drawn from and the one it is verified against cannot differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from sdsl_jax.errors import require
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. Values are traced; which filters there are is not, so that those left out cost nothing.
+
+    Attributes:
+      temperature: of the softmax; 0 for greedy decoding, where the filters change nothing.
+      top_k: keep the k most probable tokens, and those as probable as the k-th.
+      top_p: keep the most probable tokens that together reach this mass, and those as probable as the last of them.
+      min_p: keep tokens at least this many times as probable as the most probable one.
+    """
+
+    temperature: float | Float[Array, ""] = 1.0
+    top_k: int | Int[Array, ""] | None = None
+    top_p: float | Float[Array, ""] | None = None
+    min_p: float | Float[Array, ""] | None = None
+
+    def check(self) -> Sampling:
+        """The same settings with canonical types.
+
+        Raises:
+          SdslError: a setting lies outside its range.
+        """
+        require(self.temperature >= 0, f"the temperature is {self.temperature}; it must not be negative.")
+        require(self.top_k is None or self.top_k >= 1, f"top_k is {self.top_k}; it must be at least 1.")
+        require(self.top_p is None or 0 < self.top_p <= 1, f"top_p is {self.top_p}; it must lie in (0, 1].")
+        require(self.min_p is None or 0 <= self.min_p <= 1, f"min_p is {self.min_p}; it must lie in [0, 1].")
+        return Sampling(
+            jnp.float32(self.temperature),
+            None if self.top_k is None else jnp.int32(self.top_k),
+            None if self.top_p is None else jnp.float32(self.top_p),
+            None if self.min_p is None else jnp.float32(self.min_p),
+        )
+
+
+def _normalise(probs: Float[Array, "... V"]) -> Float[Array, "... V"]:
+    return probs / probs.sum(axis=-1, keepdims=True)
+
+
+def _keep_top_k(probs: Float[Array, "... V"], k: int | Int[Array, ""]) -> Float[Array, "... V"]:
+    ranked = -jnp.sort(-probs, axis=-1)
+    last = jnp.take(ranked, jnp.minimum(jnp.asarray(k), probs.shape[-1]) - 1, axis=-1)
+    return jnp.where(probs >= last[..., None], probs, 0.0)
+
+
+def _keep_top_p(probs: Float[Array, "... V"], mass: float | Float[Array, ""]) -> Float[Array, "... V"]:
+    ranked = -jnp.sort(-probs, axis=-1)
+    before = jnp.cumsum(ranked, axis=-1) - ranked
+    # The least probable token that is needed to reach the mass; the first one always is.
+    needed = (before < mass).at[..., 0].set(True)
+    last = jnp.min(jnp.where(needed, ranked, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(probs >= last, probs, 0.0)
+
+
+def _keep_min_p(probs: Float[Array, "... V"], share: float | Float[Array, ""]) -> Float[Array, "... V"]:
+    return jnp.where(probs >= share * probs.max(axis=-1, keepdims=True), probs, 0.0)
+
+
+def probabilities(logits: Float[Array, "... V"], sampling: Sampling) -> Float[Array, "... V"]:
+    """Sampling probabilities in float32; all on the largest logit at temperature 0."""
+    logits = logits.astype(jnp.float32)
+    hot = jnp.asarray(sampling.temperature) > 0
+    greedy = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.float32)
+    probs = jax.nn.softmax(logits / jnp.where(hot, sampling.temperature, 1.0), axis=-1)
+    for keep, value in ((_keep_top_k, sampling.top_k), (_keep_top_p, sampling.top_p), (_keep_min_p, sampling.min_p)):
+        if value is not None:
+            probs = _normalise(keep(probs, value))
+    return jnp.where(hot, probs, greedy)
+
+
+def sample(key: Array, probs: Float[Array, " V"]) -> Int[Array, ""]:
+    """A token drawn from probabilities; one of probability zero is never drawn."""
+    return jax.random.categorical(key, jnp.log(probs)).astype(jnp.int32)
