@@ -1,0 +1,295 @@
+"""Is the decoder lossless? The joint distribution of its output against exact enumeration, over every combination of settings.
+
+A cell is one combination of lookahead, batch, temperature, filter, number type and verification. In each, a small model
+decodes some tokens many times through real caches and loops; every sequence that can come out is enumerated with passes of
+the target over it, and χ² compares the two. Sequences of probability zero must not occur at all.
+
+In float32 the reference is a full forward pass without any cache. In bfloat16 it is the target in cached passes: a pass without a
+cache adds in another order, and by default the compiler leaves out roundings between operations that it fuses, so that
+probabilities of one and the same model differ by up to .06 from program to program here. With XLA's flag
+`xla_allow_excess_precision=false`, which this benchmark and the tests set, cached passes of every width agree.
+
+    python -m benchmarks.lossless [--samples N] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# Before jax is imported.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_allow_excess_precision=false"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+
+from sdsl_jax.decoding import Model, NgramDraft, Sampling, loop, probabilities, speculate
+from sdsl_jax.decoding.drafters import ModelDrafter
+from sdsl_jax.decoding.lookahead import FixedLookahead
+from sdsl_jax.models import ModelConfig, forward, init_params, prefill
+
+V = 4
+STOP = 2
+FILTERS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "top-k": {"top_k": 3},
+    "top-p": {"top_p": 0.8},
+    "min-p": {"min_p": 0.15},
+}
+# Prompts of different lengths, and how many tokens follow each at most.
+PROMPTS = (((3,), 5), ((1, 0, 3, 1), 4))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of settings."""
+
+    lookahead: int
+    batch: str  # "1" or "ragged"
+    temperature: float
+    filter: str
+    dtype: str
+    verification: str
+
+    def __str__(self) -> str:
+        return "-".join(str(value) for value in dataclasses.astuple(self))
+
+    @property
+    def sampling(self) -> Sampling:
+        """The sampling settings."""
+        return Sampling(self.temperature, **FILTERS[self.filter])
+
+
+LEVELS = {
+    "lookahead": (1, 2, 4, 7),
+    "batch": ("1", "ragged"),
+    "temperature": (0.0, 0.7, 1.0, 1.3),
+    "filter": tuple(FILTERS),
+    "dtype": ("float32", "bfloat16"),
+    "verification": ("token", "block"),
+}
+
+
+def product() -> list[Cell]:
+    """Every cell."""
+    return [Cell(*values) for values in itertools.product(*LEVELS.values())]
+
+
+def covering() -> list[Cell]:
+    """A few cells in which every pair of settings of two factors occurs, chosen greedily."""
+
+    def pairs(cell: Cell) -> set[Any]:
+        return set(itertools.combinations(enumerate(dataclasses.astuple(cell)), 2))
+
+    left = set().union(*map(pairs, product()))
+    chosen = []
+    while left:
+        # Of equally good cells the one that comes first when read with a stride, so that settings do not stay together.
+        cells = product()[::-7] + product()
+        best = max(cells, key=lambda cell: len(pairs(cell) & left))
+        chosen.append(best)
+        left -= pairs(best)
+    return chosen
+
+
+@functools.cache
+def model(seed: int, layers: int, dtype: str = "float32", negate: bool = False) -> Model:
+    """A random model whose distributions are far from uniform; `negate` turns its logits round."""
+    config = ModelConfig(
+        vocab_size=V, width=8, layers=layers, heads=2, kv_heads=1, head_dim=4, hidden=12, tie_embeddings=False
+    )
+    params = jax.tree.map(lambda x: (1.3 * x).astype(dtype), init_params(config, jax.random.key(seed)))
+    if negate:
+        params["head"].set_value(-params["head"].get_value())
+    return Model(config, params)
+
+
+class Outcomes(NamedTuple):
+    """What can follow a prompt: tokens (−1 after the end), and the probability of each."""
+
+    sequences: np.ndarray
+    probabilities: np.ndarray
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(config: ModelConfig, params: Any, tokens: Any, positions: Any, cache: Any) -> Any:
+    return forward(config, params, tokens, positions, cache)
+
+
+def _target_probs(target: Model, tokens: np.ndarray, first: int, sampling: Sampling) -> np.ndarray:
+    """p of the tokens after positions first − 1, first, …: by one pass without a cache, or by cached steps in bfloat16."""
+    with jax.default_matmul_precision("highest"):
+        if target.params["head"].get_value().dtype == jnp.float32:
+            logits, _ = _forward(target.config, target.params, jnp.asarray(tokens), None, None)
+            return np.asarray(probabilities(logits, sampling), float)[:, first - 1 : -1]
+        last = tokens.shape[1]
+        cache = prefill(target.config, target.params, jnp.asarray(tokens[:, :first]), capacity=last)
+        parts = []
+        for position in range(first - 1, last - 1):
+            fed, positions = tokens[:, position, None], np.full((len(tokens), 1), position)
+            logits, cache = _forward(target.config, target.params, jnp.asarray(fed), jnp.asarray(positions), cache)
+            parts.append(np.asarray(probabilities(logits, sampling), float))
+    return np.concatenate(parts, axis=1)
+
+
+def outcomes(target: Model, prompt: tuple[int, ...], new: int, sampling: Sampling) -> Outcomes:
+    """Every continuation up to the stop token or `new` tokens, with its probability."""
+    continuations = np.asarray(list(np.ndindex(*(V,) * new)))
+    tokens = np.concatenate([np.tile(prompt, (len(continuations), 1)), continuations], axis=1)
+    probs = _target_probs(target, tokens, len(prompt), sampling)
+    steps = np.take_along_axis(probs, continuations[:, :, None], axis=2)[..., 0]
+    # Cut each continuation after its first stop token, and add up those that have become equal.
+    ended = np.cumsum(continuations == STOP, axis=1) - (continuations == STOP) > 0
+    cut = np.where(ended, -1, continuations)
+    # A cut continuation stands V^(cut tokens) times with the probability of what is left of it.
+    weight = np.where(ended, 1.0 / V, steps).prod(axis=1)
+    sequences, inverse = np.unique(cut, axis=0, return_inverse=True)
+    return Outcomes(sequences, np.bincount(inverse.reshape(-1), weights=weight))
+
+
+def _codes(sequences: np.ndarray) -> np.ndarray:
+    return (np.asarray(sequences) + 1) @ (V + 1) ** np.arange(sequences.shape[1])
+
+
+def chi_square(sequences: np.ndarray, expected: Outcomes) -> float:
+    """P(χ² at least as large) for observed sequences [N, tokens] padded with −1; 0 if an impossible one occurred."""
+    codes, values = _codes(expected.sequences), _codes(sequences)
+    order = np.argsort(codes)
+    index = np.searchsorted(codes[order], values)
+    counts = np.bincount(order[index], minlength=len(codes))
+    assert counts.sum() == len(sequences)
+    assert (codes[order[index]] == values).all()
+    possible = expected.probabilities > 0
+    if counts[~possible].any():
+        return 0.0
+    wanted, seen = expected.probabilities[possible] * len(sequences), counts[possible]
+    rare = wanted < 5
+    if rare.any():
+        wanted, seen = np.append(wanted[~rare], wanted[rare].sum()), np.append(seen[~rare], seen[rare].sum())
+    if len(wanted) == 1:
+        return 1.0
+    return float(scipy.stats.chi2.sf(((seen - wanted) ** 2 / wanted).sum(), len(wanted) - 1))
+
+
+def _continuations(tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray, new: int) -> np.ndarray:
+    columns = starts[:, None] + np.arange(new)
+    picked = np.take_along_axis(tokens, np.minimum(columns, tokens.shape[1] - 1), axis=1)
+    return np.where(columns < lengths[:, None], picked, -1)
+
+
+def decode_ragged(draft: Model | NgramDraft, target: Model, samples: int, rows: int = 8192, **settings: Any):
+    """Continuations of both prompts, mixed in one batch, at least `samples` of each."""
+    half = np.arange(rows) % 2
+    prompts = np.zeros((rows, max(len(p) for p, _ in PROMPTS)), np.int32)
+    for kind, (prompt, _) in enumerate(PROMPTS):
+        prompts[half == kind, : len(prompt)] = prompt
+    lengths = np.asarray([len(PROMPTS[kind][0]) for kind in half])
+    new = np.asarray([PROMPTS[kind][1] for kind in half])
+    found: tuple[list, list] = ([], [])
+    for run in range(-(-2 * samples // rows)):
+        decoded = speculate(
+            draft, target, prompts, prompt_lengths=lengths, new_tokens=new, stop_tokens=(STOP,), seed=run, **settings
+        )
+        for kind, (_, most) in enumerate(PROMPTS):
+            chosen = half == kind
+            found[kind].append(
+                _continuations(
+                    np.asarray(decoded.tokens)[chosen], lengths[chosen], np.asarray(decoded.lengths)[chosen], most
+                )
+            )
+    return [np.concatenate(parts) for parts in found]
+
+
+def decode_single(draft: Model, target: Model, samples: int, *, lookahead: int, sampling: Sampling, verification: str):
+    """Continuations of the longer prompt, one row at a time: the program is that of a batch of one, run in sequence."""
+    prompt, new = PROMPTS[1]
+    drafter = ModelDrafter(draft.config)
+    tokens = jnp.asarray([prompt], jnp.int32)
+    buffer = len(prompt) + new
+    capacity = buffer + lookahead + 1
+    rule = FixedLookahead(jnp.int32(lookahead))
+
+    @jax.jit
+    def run(draft_params, target_params, sampling, rule, draft_state, cache, numbers):
+        def one(number):
+            requests = loop.Requests(
+                tokens,
+                jnp.asarray([len(prompt)]),
+                jnp.asarray([buffer]),
+                loop.row_keys(0, number[None]),
+                jnp.asarray([STOP]),
+            )
+            decoded = loop.speculative_loop(
+                drafter, target.config, draft_params, target_params, requests, sampling, rule, draft_state, cache,
+                verification=verification, max_lookahead=lookahead, buffer=buffer, max_rounds=new, keep_distributions=False,
+            )  # fmt: skip
+            return decoded.tokens[0], decoded.lengths[0]
+
+        return jax.lax.map(one, numbers)
+
+    with jax.default_matmul_precision("highest"):
+        state = drafter.start(draft.params, tokens, capacity)
+        cache = prefill(target.config, target.params, tokens, capacity=capacity)
+        found, lengths = run(
+            draft.params, target.params, sampling.check(), rule, state, cache, jnp.arange(samples, dtype=jnp.uint32)
+        )
+    return _continuations(np.asarray(found), np.full(samples, len(prompt)), np.asarray(lengths), new)
+
+
+def check(cell: Cell, samples: int, draft: Model | None = None) -> Iterator[float]:
+    """Probability of a χ² at least as large, for each kind of prompt of the cell."""
+    target = model(2, 2, cell.dtype)
+    draft = draft or model(1, 1, cell.dtype)
+    settings = dict(lookahead=cell.lookahead, sampling=cell.sampling, verification=cell.verification)
+    if cell.batch == "1":
+        found = [decode_single(draft, target, samples, **settings)]  # type: ignore[arg-type]
+        kinds = [1]
+    else:
+        found, kinds = decode_ragged(draft, target, samples, **settings), [0, 1]
+    for kind, sequences in zip(kinds, found):
+        yield chi_square(sequences, outcomes(target, *PROMPTS[kind], cell.sampling))
+
+
+def main() -> None:
+    """Runs the full product and prints a line per cell."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=20_000, help="sequences per cell and prompt")
+    parser.add_argument("--json", type=Path, help="file for the results")
+    arguments = parser.parse_args()
+    cells, began, found = product(), time.perf_counter(), {}
+    for number, cell in enumerate(cells, 1):
+        found[str(cell)] = list(check(cell, arguments.samples))
+        print(
+            f"{number:4d}/{len(cells)}  {cell!s:40s}  p = {', '.join(f'{p:.3g}' for p in found[str(cell)])}", flush=True
+        )
+    values = np.asarray([p for ps in found.values() for p in ps])
+    # At temperature 0 there is one sequence and nothing to test beyond its being the only one.
+    tested = values[values < 1]
+    smallest, allowed = float(values.min()), 1e-6 / len(values)
+    uniform = scipy.stats.kstest(tested, "uniform").pvalue
+    print(
+        f"{len(values)} tests in {time.perf_counter() - began:.0f} s; smallest p {smallest:.2g} (fails below {allowed:.1g}, "
+        f"a false alarm of 1e-6 in all); p-values against uniform: {uniform:.2g} by Kolmogorov and Smirnov over {len(tested)}"
+    )
+    if arguments.json:
+        result = {"samples": arguments.samples, "device": jax.devices()[0].device_kind, "jax": jax.__version__}
+        result |= {"smallest": smallest, "uniformity": float(uniform), "p": found}
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    sys.exit(0 if smallest >= allowed and not math.isnan(smallest) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.lossless import V, model
+from sdsl_jax.decoding import (
+    ConfidenceThreshold,
+    FixedLookahead,
+    NgramDraft,
+    OnlineLookahead,
+    Sampling,
+    autoregress,
+    speculate,
+)
+from sdsl_jax.errors import SdslError
+from sdsl_jax.theory import optimal_lookahead
+
+PROMPTS = np.random.default_rng(0).integers(0, V, (4, 5))
+
+
+def test_online_lookahead_is_the_closed_form_of_the_running_estimate():
+    rule = OnlineLookahead(draft_step=0.1, verify_pass=2.0, prior=0.6, prior_tests=4.0, memory=0.5).check(9)
+    memory = rule.start(2)
+    np.testing.assert_allclose(rule.acceptance(memory), 0.6)
+    memory = rule.learn(memory, jnp.array([4, 2]), jnp.array([4, 1]))
+    memory = rule.learn(memory, jnp.array([3, 0]), jnp.array([2, 0]))
+    np.testing.assert_allclose(rule.acceptance(memory), [(2.4 + 2 + 2) / (4 + 2 + 3), (2.4 + 0.5) / (4 + 1)], rtol=1e-6)
+    best = optimal_lookahead(np.asarray(rule.acceptance(memory)), 0.05).lookahead_integer
+    np.testing.assert_array_equal(rule.most(memory, 9), np.clip(np.asarray(best), 1, 9))
+    # Where no draft pays, one is made all the same: the row keeps learning.
+    assert int(OnlineLookahead(draft_step=5.0).check(9).most(rule.start(1), 9)[0]) == 1
+
+
+def test_confidence_decides_by_the_distribution_and_not_by_the_draw():
+    """Every draft was drawn where the draft was sure enough; the one that was not drawn would have come from an unsure one."""
+    run = speculate(
+        model(1, 1), model(2, 2), PROMPTS, lookahead=ConfidenceThreshold(0.86), max_lookahead=4, new_tokens=40,
+        keep_distributions=True,
+    )  # fmt: skip
+    counts, q = np.asarray(run.events.proposed), np.asarray(run.blocks.draft_probs)
+    drawn = np.arange(4) < counts[..., None]
+    assert (q.max(-1)[drawn] >= 0.86).all()
+    assert set(np.unique(counts[np.asarray(run.events.emitted) > 0])) >= {0, 1, 2}
+    assert (np.asarray(run.events.emitted)[(counts == 0) & (np.asarray(run.events.start) > 0)] == 1).all()
+
+
+@pytest.mark.parametrize("rule", [ConfidenceThreshold(0.86), OnlineLookahead(0.2, prior_tests=1.0)])
+@pytest.mark.parametrize("verification", ["token", "block"])
+def test_adaptive_rows_depend_on_their_own_prompt_and_number_only(rule, verification):
+    settings = dict(lookahead=rule, max_lookahead=3, new_tokens=14, seed=5, verification=verification)
+    together = np.asarray(speculate(model(1, 1), model(2, 2), PROMPTS, **settings).tokens)
+    order = [2, 0, 3, 1]
+    shuffled = speculate(model(1, 1), model(2, 2), PROMPTS[order], rows=order, **settings)
+    np.testing.assert_array_equal(shuffled.tokens, together[order])
+    alone = speculate(model(1, 1), model(2, 2), PROMPTS[2:3], rows=[2], **settings)
+    np.testing.assert_array_equal(alone.tokens[0], together[2])
+
+
+def test_a_fixed_rule_is_a_number():
+    settings = dict(new_tokens=10, seed=3)
+    one = speculate(model(1, 1), model(2, 2), PROMPTS, lookahead=2, **settings)
+    other = speculate(model(1, 1), model(2, 2), PROMPTS, lookahead=FixedLookahead(2), **settings)
+    np.testing.assert_array_equal(one.tokens, other.tokens)
+
+
+def matched(tokens, longest=3, shortest=1):
+    """Where a plain search would copy from; None if the suffix occurs nowhere else."""
+    for n in range(min(longest, len(tokens) - 1), shortest - 1, -1):
+        for at in range(len(tokens) - 1, n - 1, -1):
+            if list(tokens[at - n : at]) == list(tokens[len(tokens) - n :]):
+                return at
+    return None
+
+
+def test_ngrams_are_found_as_a_plain_search_finds_them():
+    random = np.random.default_rng(1)
+    first = jax.jit(NgramDraft(6).first)
+    for _ in range(200):
+        length = int(random.integers(1, 20))
+        tokens = np.zeros(24, np.int32)
+        tokens[:length] = random.integers(0, 6, length)
+        proposal, source = first(None, jnp.array([-1]), jnp.asarray(tokens)[None], jnp.array([length]), Sampling())
+        expected = matched(tokens[:length])
+        assert bool(proposal.available[0]) == (expected is not None)
+        if expected is not None:
+            assert int(source[0]) == expected
+            np.testing.assert_array_equal(proposal.probs[0], np.eye(6)[tokens[expected]])
+
+
+def test_ngrams_speed_up_a_text_that_repeats_itself():
+    """A greedy target that has run into a cycle is copied with full acceptance."""
+    target = model(2, 2)
+    plain = autoregress(target, PROMPTS, new_tokens=60, sampling=Sampling(0.0))
+    run = speculate(NgramDraft(V), target, PROMPTS, lookahead=4, new_tokens=60, sampling=Sampling(0.0))
+    np.testing.assert_array_equal(run.tokens, plain.tokens)
+    assert int(run.batch_rounds) < 40
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lookahead": ConfidenceThreshold(0.86)}, "needs max_lookahead"),
+        ({"lookahead": ConfidenceThreshold(1.5), "max_lookahead": 2}, "threshold is 1.5"),
+        ({"lookahead": OnlineLookahead(0.0), "max_lookahead": 2}, "draft step's cost is 0.0"),
+        ({"lookahead": OnlineLookahead(0.1, prior=1.0), "max_lookahead": 2}, "prior acceptance is 1.0"),
+        ({"lookahead": OnlineLookahead(0.1, memory=0.0), "max_lookahead": 2}, "memory is 0.0"),
+        ({"lookahead": OnlineLookahead(0.1), "max_lookahead": 0}, "max_lookahead is 0"),
+    ],
+)
+def test_wrong_rules_are_refused(changes, message):
+    with pytest.raises(SdslError, match=message):
+        speculate(model(1, 1), model(2, 2), PROMPTS, new_tokens=3, **changes)
+
+
+def test_wrong_ngrams_are_refused():
+    with pytest.raises(SdslError, match="from 3 to 2 tokens"):
+        NgramDraft(4, longest=2, shortest=3)

@@ -1,0 +1,283 @@
+"""The joint distribution of what the decoder emits, and mutations that must fail the tests which the decoder passes.
+
+χ² tests have a false alarm of 1e-6 in all: 1e-6 over their number, at most 50, each. Mutations are written so that they fail
+by many orders of magnitude.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import lossless
+from benchmarks.lossless import chi_square, covering, decode_ragged, model, outcomes
+from sdsl_jax.decoding import (
+    ConfidenceThreshold,
+    NgramDraft,
+    OnlineLookahead,
+    Sampling,
+    drafters,
+    loop,
+    probabilities,
+    speculate,
+    verification,
+)
+from sdsl_jax.models import forward
+
+ALPHA = 1e-6 / 50
+PLAIN = Sampling()
+
+
+def p_values(draft, target, samples, sampling=PLAIN, **settings):
+    """One for each kind of prompt in a ragged batch whose rows stop at different times."""
+    found = decode_ragged(draft, target, samples, sampling=sampling, **settings)
+    return [chi_square(f, outcomes(target, *p, sampling)) for f, p in zip(found, lossless.PROMPTS)]
+
+
+def test_every_pair_of_settings_is_covered():
+    cells = covering()
+    assert len(cells) <= 22
+    seen = {
+        (i, a[i], j, a[j]) for a in (tuple(vars(c).values()) for c in cells) for i in range(6) for j in range(i + 1, 6)
+    }
+    levels = list(lossless.LEVELS.values())
+    assert len(seen) == sum(len(levels[i]) * len(levels[j]) for i in range(6) for j in range(i + 1, 6))
+
+
+def test_the_check_can_fail():
+    """One percent of probability moved from one sequence to another is seen; an impossible sequence is as well."""
+    target = model(2, 2)
+    expected = outcomes(target, *lossless.PROMPTS[0], PLAIN)
+    assert expected.probabilities.sum() == pytest.approx(1, abs=1e-5)
+    random = np.random.default_rng(0)
+    p = expected.probabilities / expected.probabilities.sum()
+    good = expected.sequences[random.choice(len(p), 40_000, p=p)]
+    assert chi_square(good, expected) > ALPHA
+    moved = p.copy()
+    likely, other = np.argsort(-p)[:2]
+    moved[likely] -= 0.02
+    moved[other] += 0.02
+    assert chi_square(expected.sequences[random.choice(len(p), 40_000, p=moved)], expected) < ALPHA
+    filtered = outcomes(target, *lossless.PROMPTS[0], Sampling(top_k=2))
+    assert (filtered.probabilities == 0).any()
+    assert chi_square(good, filtered) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", covering(), ids=str)
+def test_joint_distribution(cell):
+    assert min(lossless.check(cell, 20_000 if cell.batch == "1" else 40_000)) > ALPHA
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_a_draft_of_negated_logits(rule):
+    """The draft prefers what the target avoids: nearly everything comes from residuals."""
+    target = model(2, 2)
+    settings = dict(lookahead=4, verification=rule)
+    assert min(p_values(model(2, 2, negate=True), target, 40_000, **settings)) > ALPHA
+    decoded = speculate(model(2, 2, negate=True), target, np.array([[3]] * 512), new_tokens=5, **settings)
+    assert float(decoded.events.accepted.sum() / (decoded.events.emitted > 0).sum()) < 0.5
+
+
+RULES = {
+    "confidence": ConfidenceThreshold(0.86),
+    "online": OnlineLookahead(draft_step=0.2, prior_tests=1.0, memory=0.8),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verify", ["token", "block"])
+@pytest.mark.parametrize("rule", RULES)
+def test_adaptive_lookahead_is_lossless(rule, verify):
+    settings = dict(lookahead=RULES[rule], max_lookahead=4, verification=verify)
+    assert min(p_values(model(1, 1), model(2, 2), 60_000, **settings)) > ALPHA
+    decoded = speculate(model(1, 1), model(2, 2), np.array([[3]] * 64), new_tokens=20, **settings)
+    # The rule does vary the lookahead.
+    assert len(np.unique(np.asarray(decoded.events.proposed)[np.asarray(decoded.events.emitted) > 0])) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verify", ["token", "block"])
+def test_ngram_drafts_are_lossless(verify):
+    settings = dict(lookahead=3, verification=verify)
+    assert min(p_values(NgramDraft(lossless.V), model(2, 2), 60_000, **settings)) > ALPHA
+
+
+# ---- Mutations. Each replaces one piece of the loop, which is then traced anew.
+
+
+def fresh_loop(monkeypatch):
+    """The loop as a new function, so that nothing traced before is used."""
+    original = loop.speculative_loop.__wrapped__
+
+    @functools.wraps(original)
+    def copy(*args, **kwargs):
+        return original(*args, **kwargs)
+
+    static = ("drafter", "target", "verification", "max_lookahead", "buffer", "max_rounds", "keep_distributions")
+    monkeypatch.setattr(loop, "speculative_loop", jax.jit(copy, static_argnames=static))
+
+
+def shared_key(monkeypatch):
+    """Drafts, tests and residuals draw from one key."""
+    monkeypatch.setattr(loop, "stream_key", lambda key, start, stream: jax.random.fold_in(key, start))
+
+
+def reused_uniform(monkeypatch):
+    """One uniform serves every test of a round."""
+    monkeypatch.setattr(verification, "uniforms", lambda key, shape: jnp.broadcast_to(jax.random.uniform(key), shape))
+
+
+def keys_by_position(monkeypatch):
+    """Draft noise belongs to the position, whichever block it is drafted in."""
+
+    def key_of(key, start, stream):
+        draft = jnp.asarray(stream) >= loop._FIRST_DRAFT
+        position = jnp.where(draft, start + stream - loop._FIRST_DRAFT, start)
+        return jax.random.fold_in(jax.random.fold_in(key, position), jnp.where(draft, loop._FIRST_DRAFT, stream))
+
+    monkeypatch.setattr(loop, "stream_key", key_of)
+
+
+def argmax_draft(monkeypatch):
+    """Drafts are the most probable tokens, but are verified as if they had been drawn."""
+    monkeypatch.setattr(loop, "sample", lambda key, probs: jnp.argmax(probs, axis=-1).astype(jnp.int32))
+
+
+def batch_minimum(monkeypatch):
+    """The batch advances by the smallest number accepted; rows that had accepted more draw from the residual there."""
+    original = loop.verify_rows
+
+    def verify_rows(rule, keys, starts, drafts, q, p, counts):
+        verdict = original(rule, keys, starts, drafts, q, p, counts)
+        least = jnp.where(counts > 0, verdict.accepted, drafts.shape[1]).min()
+        accepted = jnp.minimum(verdict.accepted, least)
+        rest = verification.residual(p[:, least], q[:, jnp.minimum(least, q.shape[1] - 1)])
+        again = jax.vmap(lambda k, s, r: verification.sample(loop.stream_key(k, s, 99), r))(keys, starts, rest)
+        return verdict._replace(
+            accepted=accepted, next_token=jnp.where(verdict.accepted > least, again, verdict.next_token)
+        )
+
+    monkeypatch.setattr(loop, "verify_rows", verify_rows)
+
+
+def filter_before_temperature(monkeypatch):
+    """The target's filter looks at probabilities of temperature 1."""
+
+    def wrong(logits, sampling):
+        filtered = probabilities(logits, Sampling(jnp.float32(1.0), sampling.top_k, sampling.top_p, sampling.min_p))
+        return probabilities(jnp.where(filtered > 0, logits, -jnp.inf), Sampling(sampling.temperature))
+
+    monkeypatch.setattr(loop, "probabilities", wrong)
+
+
+def residual_is_target(monkeypatch):
+    """After a rejection a token is drawn from the target's whole distribution."""
+    monkeypatch.setattr(verification, "residual", lambda p, q: p)
+
+
+def discarded_draft(monkeypatch):
+    """A draft is dropped because of what it is: the decision to stop comes after the draw."""
+    original = loop.verify_rows
+
+    def verify_rows(rule, keys, starts, drafts, q, p, counts):
+        unsure = jnp.take_along_axis(q, drafts[..., None], axis=-1)[..., 0] < 0.4
+        first = jnp.where(unsure.any(axis=1), jnp.argmax(unsure, axis=1), q.shape[1])
+        return original(rule, keys, starts, drafts, q, p, jnp.minimum(counts, first))
+
+    monkeypatch.setattr(loop, "verify_rows", verify_rows)
+
+
+TOKEN, BLOCK = {"verification": "token"}, {"verification": "block"}
+MUTATIONS = [
+    (shared_key, TOKEN),
+    (shared_key, BLOCK),
+    (reused_uniform, TOKEN),
+    (keys_by_position, BLOCK),
+    (argmax_draft, TOKEN),
+    (argmax_draft, BLOCK),
+    (batch_minimum, TOKEN),
+    (filter_before_temperature, {"sampling": Sampling(0.7, top_p=0.8)}),
+    (residual_is_target, TOKEN),
+    (residual_is_target, BLOCK),
+    (discarded_draft, TOKEN),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mutate", "settings"), MUTATIONS, ids=lambda x: getattr(x, "__name__", ""))
+def test_mutations_of_the_distribution_fail(monkeypatch, mutate, settings):
+    fresh_loop(monkeypatch)
+    mutate(monkeypatch)
+    assert min(p_values(model(1, 1), model(2, 2), 60_000, lookahead=4, **settings)) < ALPHA / 1e3
+
+
+def largest_error_of_q(draft, decoded) -> float:
+    """Largest difference of a recorded q, at any drafted position, from a full forward pass over what led to it."""
+    events, blocks = jax.tree.map(np.asarray, (decoded.events, decoded.blocks))
+    tokens, worst = np.asarray(decoded.tokens), 0.0
+    rows, rounds = np.nonzero(events.proposed)
+    width = tokens.shape[1] + blocks.drafts.shape[2]
+    texts = np.zeros((len(rows), width), np.int32)
+    for n, (row, number) in enumerate(zip(rows, rounds)):
+        start, count = events.start[row, number], events.proposed[row, number]
+        texts[n, :start] = tokens[row, :start]
+        texts[n, start : start + count] = blocks.drafts[row, number, :count]
+    logits, _ = forward(draft.config, draft.params, jnp.asarray(texts))
+    full = np.asarray(probabilities(logits, PLAIN))
+    for n, (row, number) in enumerate(zip(rows, rounds)):
+        start, count = events.start[row, number], events.proposed[row, number]
+        found = blocks.draft_probs[row, number, :count]
+        worst = max(worst, np.abs(found - full[n, start - 1 : start - 1 + count]).max())
+    return worst
+
+
+def stale_draft_cache(monkeypatch):
+    """After a full acceptance the draft never sees its own last token."""
+
+    def first(self, params, state, tokens, lengths, sampling):
+        last = (lengths - 1)[:, None]
+        logits, state = forward(self.config, params, jnp.take_along_axis(tokens, last, axis=1), last, state)
+        return self._proposal(logits[:, -1], sampling), state
+
+    monkeypatch.setattr(drafters.ModelDrafter, "first", first)
+
+
+@pytest.mark.parametrize("mutate", [None, stale_draft_cache], ids=["right", "stale"])
+def test_cached_q_equals_full_forward_q_at_every_drafted_position(monkeypatch, mutate):
+    """Also over rounds of different lookahead, rows that stopped, and after full acceptances. A stale cache is far off."""
+    draft, target = model(1, 1), model(2, 2)
+    prompts = np.random.default_rng(0).integers(0, lossless.V, (6, 4))
+    fresh_loop(monkeypatch)
+    if mutate is not None:
+        mutate(monkeypatch)
+    decoded = speculate(
+        draft, target, prompts, prompt_lengths=[1, 2, 3, 4, 4, 4], new_tokens=[24, 30, 17, 1, 30, 30],
+        lookahead=ConfidenceThreshold(0.8), max_lookahead=4, keep_distributions=True,
+    )  # fmt: skip
+    full = (decoded.events.accepted == decoded.events.proposed) & (decoded.events.proposed > 1)
+    assert full.sum() > 5
+    error = largest_error_of_q(draft, decoded)
+    assert error < 1e-5 if mutate is None else error > 1e-2
+
+
+def dropped_bonus(monkeypatch):
+    """A fully accepted round emits its drafts only."""
+    original = loop.emit
+    monkeypatch.setattr(
+        loop, "emit", lambda rows, new, count, r: original(rows, new, jnp.minimum(count, new.shape[1] - 1), r)
+    )
+
+
+@pytest.mark.parametrize("mutate", [None, dropped_bonus], ids=["right", "dropped"])
+def test_every_round_emits_one_more_than_it_accepts(monkeypatch, mutate):
+    prompts = np.random.default_rng(0).integers(0, lossless.V, (6, 4))
+    fresh_loop(monkeypatch)
+    if mutate is not None:
+        mutate(monkeypatch)
+    events = speculate(model(1, 1), model(2, 2), prompts, lookahead=2, new_tokens=30).events
+    running = (events.emitted > 0) & (events.stop_reason == 0)
+    assert bool((events.emitted == events.accepted + 1)[running].all()) == (mutate is None)
