@@ -1,72 +1,258 @@
-"""Exact acceptance: α = E Σ_v min(p_v, q_v), every model scored once and every pair compared (Leviathan et al., 2211.17192)."""
+"""Exact acceptance of every pair, each model scored once on shared contexts: α = E Σ_v min(p_v, q_v) (2211.17192).
+
+Beside α at any number of samplings stand what else two distributions say about each other at the same positions: whether
+they agree on the most probable token, KL(p‖q), total variation, and each model's entropy. Those describe the models
+themselves, at temperature 1 and without filters. Suffixes: B contexts of a chunk, T compared positions, S samplings, V
+vocabulary.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from sdsl_jax.decoding import Model, overlap, probabilities
+from sdsl_jax.decoding import Model, Sampling, overlap, probabilities
+from sdsl_jax.errors import require
 from sdsl_jax.models import ModelConfig, Params, forward
+from sdsl_jax.statistics import Interval, ratio_interval
 
-# Rows scored at a time; with a few models this bounds the memory that their distributions take.
-_CHUNK = 32
+# Contexts scored at a time, at most: more would not be faster, and progress would be told less often.
+_MOST_ROWS = 32
 
 
-class PairOverlap(NamedTuple):
-    """Sums of Σ_v min(p_v, q_v) over the positions of each context, and how many positions each has."""
+@dataclass(frozen=True)
+class PairOverlap:
+    """Sums over the compared positions of each context.
 
-    sums: Float[np.ndarray, " contexts"]
-    positions: int
+    Attributes:
+      acceptance: Σ_v min(p_v, q_v) at each sampling.
+      top1_agreement: positions at which both find the same token most probable; α at temperature 0, and only there.
+      kl: KL(p‖q), nats.
+      total_variation: ½ Σ_v |p_v − q_v|.
+      positions: how many positions each context has.
+    """
+
+    acceptance: Float[np.ndarray, "S contexts"]
+    top1_agreement: Float[np.ndarray, " contexts"]
+    kl: Float[np.ndarray, " contexts"]
+    total_variation: Float[np.ndarray, " contexts"]
+    positions: Int[np.ndarray, " contexts"]
+
+    def mean(self, sums: Float[np.ndarray, " contexts"], confidence: float) -> Interval:
+        """Mean over all positions of one of the sums, contexts as clusters."""
+        return ratio_interval(sums, self.positions, confidence)
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """What one model says about the contexts by itself.
+
+    Attributes:
+      entropy: sum of its entropy over the compared positions of each context, nats.
+      log_probs: log-probability at each sampling of the token that followed each position, −∞ where the sampling rules it
+        out, NaN past the end of a context; None if no tokens were given.
+      positions: how many positions each context has.
+    """
+
+    entropy: Float[np.ndarray, " contexts"]
+    log_probs: Float[np.ndarray, "S contexts T"] | None
+    positions: Int[np.ndarray, " contexts"]
+
+    def mean_entropy(self, confidence: float) -> Interval:
+        """Mean entropy over all positions, contexts as clusters."""
+        return ratio_interval(self.entropy, self.positions, confidence)
+
+
+class Overlaps(NamedTuple):
+    """Every pair by (draft, target), and every model by its name."""
+
+    pairs: dict[tuple[str, str], PairOverlap]
+    drafts: dict[str, ModelScores]
+    targets: dict[str, ModelScores]
+
+
+class _Scored(NamedTuple):
+    """One model on one chunk: its own log-probabilities, its probabilities at each sampling, and what they sum to."""
+
+    log_probs: Float[Array, "B T V"]
+    probs: tuple[Float[Array, "B T V"], ...]
+    entropy: Float[Array, " B"]
+    following: Float[Array, "S B T"] | None
 
 
 @functools.partial(jax.jit, static_argnames=("model", "first"))
-def _distributions(params: Params, tokens: Int[Array, "B T"], temperature: Array, *, model: ModelConfig, first: int):
+def _score(
+    params: Params,
+    tokens: Int[Array, "B L"],
+    following: Int[Array, "B T"] | None,
+    counts: Bool[Array, "B T"],
+    samplings: tuple[Sampling, ...],
+    *,
+    model: ModelConfig,
+    first: int,
+) -> _Scored:
     with jax.default_matmul_precision("highest"):
         logits, _ = forward(model, params, tokens)
-    return probabilities(logits[:, first:], temperature)
+    logits = logits[:, first:].astype(jnp.float32)
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    plain = jnp.exp(log_probs)
+    entropy = -jnp.where(plain > 0, plain * log_probs, 0.0).sum(axis=-1)
+    probs = tuple(probabilities(logits, sampling) for sampling in samplings)
+    if following is not None:
+        chosen = [jnp.take_along_axis(each, following[..., None], axis=-1)[..., 0] for each in probs]
+        following = jnp.where(counts, jnp.log(jnp.stack(chosen)), jnp.nan)
+    return _Scored(log_probs, probs, (entropy * counts).sum(axis=-1), following)
 
 
 @jax.jit
-def _sums(p: Float[Array, "B T V"], q: Float[Array, "B T V"]) -> Float[Array, " B"]:
-    return overlap(p, q).sum(axis=-1)
+def _compare(p: _Scored, q: _Scored, counts: Bool[Array, "B T"]) -> tuple[Array, ...]:
+    plain_p, plain_q = jnp.exp(p.log_probs), jnp.exp(q.log_probs)
+    # Σ (q − p) is 0, but added term by term it makes every term positive and takes the rounding of both normalisers out to
+    # first order. With x = ln p − ln q a term is p·(x + e^(−x) − 1), which keeps its digits where x is small.
+    x = jnp.where(plain_p > 0, p.log_probs - q.log_probs, 0.0)
+    near = jnp.abs(x) < 1
+    small = jnp.where(near, x, 0.0)
+    terms = jnp.where(near & (plain_p > 0), plain_p * (small + jnp.expm1(-small)), plain_p * x + (plain_q - plain_p))
+    kl = terms.sum(axis=-1)
+    total_variation = jnp.abs(plain_p - plain_q).sum(axis=-1) / 2
+    same = jnp.argmax(p.log_probs, axis=-1) == jnp.argmax(q.log_probs, axis=-1)
+    acceptance = jnp.stack([overlap(a, b) for a, b in zip(p.probs, q.probs)])
+    return tuple(jnp.where(counts, x, 0).sum(axis=-1) for x in (acceptance, same, kl, total_variation))
+
+
+def rows_per_chunk(memory_bytes: int, targets: int, samplings: int, positions: int, width: int, vocab_size: int) -> int:
+    """Contexts that can be scored at a time within a memory.
+
+    What is held at once are the distributions (one plain, one for each sampling, float32) of every target and one draft over
+    the compared positions, and the logits and two temporaries of one model over the whole width. Weights and activations
+    inside the models come on top.
+
+    Raises:
+      SdslError: not even one context fits.
+    """
+    each = 4 * vocab_size * ((targets + 1) * (samplings + 1) * positions + 3 * width)
+    require(
+        each <= memory_bytes,
+        f"memory_bytes is {memory_bytes}; it must be at least {each} to hold one context of {width} tokens with {vocab_size} "
+        f"probabilities for {targets} targets and {samplings} samplings. Shorter contexts or fewer targets need less.",
+    )
+    return min(_MOST_ROWS, memory_bytes // each)
+
+
+def _check(contexts: Any, following: Any, lengths: Any, first: int, vocab_sizes: set[int]) -> tuple[np.ndarray, ...]:
+    require(len(vocab_sizes) == 1, f"the vocabularies have sizes {sorted(vocab_sizes)}; all models must share one.")
+    vocab_size = vocab_sizes.pop()
+    contexts = np.asarray(contexts, np.int32)
+    require(
+        contexts.ndim == 2 and contexts.size > 0,
+        f"contexts have shape {contexts.shape}; they must be [contexts, tokens].",
+    )
+    n, width = contexts.shape
+    require(0 <= first < width, f"first is {first}; it must lie in [0, {width - 1}] for contexts of {width} tokens.")
+    lengths = np.broadcast_to(np.asarray(width if lengths is None else lengths), (n,))
+    require(
+        lengths.min() >= 0 and lengths.max() <= width,
+        f"lengths run from {lengths.min()} to {lengths.max()}; they must lie in [0, {width}].",
+    )
+    counts = np.arange(first, width) < lengths[:, None]
+    for name, ids in (("contexts", contexts), ("following", following)):
+        require(
+            ids is None or 0 <= np.min(ids) <= np.max(ids) < vocab_size,
+            f"{name} hold ids outside the vocabulary, which runs from 0 to {vocab_size - 1}.",
+        )
+    require(
+        following is None or np.shape(following) == counts.shape,
+        f"following has shape {np.shape(following)}; it must be {counts.shape}, a token for each compared position.",
+    )
+    return contexts, counts
 
 
 def pairwise_overlap(
     drafts: Mapping[str, Model],
     targets: Mapping[str, Model],
-    contexts: Int[np.ndarray, "contexts T"],
+    contexts: Int[np.ndarray, "contexts L"],
     *,
     first: int,
-    temperature: float,
+    samplings: Sequence[Sampling] = (Sampling(),),
+    following: Int[np.ndarray, "contexts T"] | None = None,
+    lengths: Int[np.ndarray, " contexts"] | None = None,
+    memory_bytes: int = 2**30,
     advance: Callable[[int], None] = lambda models: None,
-) -> dict[tuple[str, str], PairOverlap]:
-    """Overlap of every (draft, target) on shared contexts, with one pass of each model over them.
+) -> Overlaps:
+    """Compares every (draft, target) on shared contexts, with one pass of each model over them.
+
+    A model is compiled once and the comparison once, whatever the number of pairs: contexts go in chunks of one size, the
+    last one filled up.
 
     Args:
       drafts: by name.
       targets: by name.
-      contexts: token ids; the distribution after position t is compared for t = first..T−1.
+      contexts: token ids; the distribution after position t is compared for t = first..L−1.
       first: first position whose next-token distribution counts.
-      temperature: of both distributions.
+      samplings: that α is wanted at.
+      following: the token after each compared position, for `ModelScores.log_probs`; T = L − first.
+      lengths: tokens of each context that are not padding; all if left out. Later positions are not compared.
+      memory_bytes: bound on what distributions take, see `rows_per_chunk`.
       advance: told how many models have just scored a chunk.
+
+    Raises:
+      SdslError: an argument lies outside its range, the vocabularies differ, or one context alone needs more memory.
     """
-    sums: dict[tuple[str, str], list[np.ndarray]] = {(d, t): [] for d in drafts for t in targets}
-    for begin in range(0, len(contexts), _CHUNK):
-        chunk = contexts[begin : begin + _CHUNK]
-        padded = np.resize(chunk, (_CHUNK, contexts.shape[1]))
+    require(len(drafts) > 0 and len(targets) > 0, "there are no drafts or no targets; at least one of each is needed.")
+    require(len(samplings) > 0, "samplings is empty; it must hold at least one.")
+    vocab_sizes = {model.config.vocab_size for model in (*drafts.values(), *targets.values())}
+    contexts, counts = _check(contexts, following, lengths, first, vocab_sizes.copy())
+    n, width = contexts.shape
+    rows = rows_per_chunk(memory_bytes, len(targets), len(samplings), width - first, width, *vocab_sizes)
+    rows = min(rows, n)
+    checked = tuple(sampling.check() for sampling in samplings)
+    sums: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    scores: dict[tuple[str, str], list[Any]] = defaultdict(list)
 
-        def score(model: Model, padded=padded):
+    def compare_chunk(begin: int) -> None:
+        """A function of its own, so that one chunk's distributions are gone before the next one's are made."""
+        kept = slice(0, min(rows, n - begin))
+        # Repeats of the first contexts fill up the last chunk.
+        index = np.arange(begin, begin + rows) % n
+        mask = jnp.asarray(counts[index])
+        next_tokens = None if following is None else jnp.asarray(np.asarray(following, np.int32)[index])
+
+        def score(role: str, name: str, model: Model) -> _Scored:
             advance(1)
-            return _distributions(model.params, padded, np.float32(temperature), model=model.config, first=first)
+            found = _score(model.params, contexts[index], next_tokens, mask, checked, model=model.config, first=first)
+            log_probs = None if found.following is None else np.asarray(found.following)[:, kept]
+            scores[role, name].append((np.asarray(found.entropy, float)[kept], log_probs))
+            return found
 
-        scored = {name: score(model) for name, model in targets.items()}
+        scored = {name: score("target", name, model) for name, model in targets.items()}
         for draft, model in drafts.items():
-            q = score(model)
+            q = score("draft", draft, model)
             for target, p in scored.items():
-                sums[draft, target].append(np.asarray(_sums(p, q), float)[: len(chunk)])
-    return {pair: PairOverlap(np.concatenate(parts), contexts.shape[1] - first) for pair, parts in sums.items()}
+                sums[draft, target].append([np.asarray(x, float)[..., kept] for x in _compare(p, q, mask)])
+
+    for begin in range(0, n, rows):
+        compare_chunk(begin)
+    positions = counts.sum(axis=1)
+
+    def gather(role: str, name: str) -> ModelScores:
+        entropy, log_probs = zip(*scores[role, name])
+        joined = None if following is None else np.concatenate(log_probs, axis=1)
+        return ModelScores(np.concatenate(entropy), joined, positions)
+
+    def join(pair: tuple[str, str]) -> PairOverlap:
+        acceptance, same, kl, total_variation = (np.concatenate(parts, axis=-1) for parts in zip(*sums[pair]))
+        return PairOverlap(acceptance, same, kl, total_variation, positions)
+
+    return Overlaps(
+        {pair: join(pair) for pair in sums},
+        {name: gather("draft", name) for name in drafts},
+        {name: gather("target", name) for name in targets},
+    )

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from sdsl_jax.theory.arrays import Scalar, Values
 from sdsl_jax.theory.lookahead import tokens_per_round
@@ -159,7 +159,9 @@ class Rounds(NamedTuple):
         return tokens_per_round_from_survival(self.survival)
 
 
-def rounds_over_sample(acceptance: Float[Array, " length"], lookahead: int) -> Rounds:
+def rounds_over_sample(
+    acceptance: Float[Array, " length"], lookahead: int, starts: Int[Array, ""] | int | None = None
+) -> Rounds:
     """Exact expected rounds of token verification over one sample of the target, without decoding.
 
     Given that the token emitted at a tested position is y, it came by acceptance with probability min(1, q(y)/p(y)),
@@ -170,6 +172,7 @@ def rounds_over_sample(acceptance: Float[Array, " length"], lookahead: int) -> R
     Args:
       acceptance: min(1, q(y)/p(y)) at each position of the sample; the first starts a round.
       lookahead: γ ≥ 1, at most the length of the sample.
+      starts: count only rounds that start at one of the first so many positions; all that fit if left out.
     """
     _check_lookahead(lookahead)
     if _known(acceptance):
@@ -180,11 +183,11 @@ def rounds_over_sample(acceptance: Float[Array, " length"], lookahead: int) -> R
     length = acceptance.shape[0]
     if lookahead > length:
         raise ValueError(f"the lookahead is {lookahead}; the sample holds only {length} tokens.")
-    return _rounds_over_sample(acceptance, lookahead)
+    return _rounds_over_sample(acceptance, lookahead, length if starts is None else starts)
 
 
 @partial(jax.jit, static_argnames="lookahead")
-def _rounds_over_sample(acceptance: Float[Array, " length"], lookahead: int) -> Rounds:
+def _rounds_over_sample(acceptance: Float[Array, " length"], lookahead: int, counted: Int[Array, ""] | int) -> Rounds:
     length = acceptance.shape[0]
 
     def move(tested: Array, a: Array) -> tuple[Array, Array]:
@@ -195,6 +198,6 @@ def _rounds_over_sample(acceptance: Float[Array, " length"], lookahead: int) -> 
 
     begin = jnp.zeros(lookahead + 1, acceptance.dtype).at[0].set(1.0)
     _, starts = jax.lax.scan(move, begin, acceptance)
-    fits = starts[: length - lookahead + 1]
+    fits = jnp.where(jnp.arange(length) < counted, starts, 0.0)[: length - lookahead + 1]
     windows = jnp.stack([acceptance[k : length - lookahead + 1 + k] for k in range(lookahead)])
     return Rounds(fits.sum(), jnp.cumprod(windows, axis=0) @ fits)

@@ -1,0 +1,203 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdsl_jax.decoding import Model, Sampling
+from sdsl_jax.errors import SdslError
+from sdsl_jax.measurement.overlap import _compare, _score, _Scored, pairwise_overlap, rows_per_chunk
+from sdsl_jax.models import ModelConfig, forward, init_params
+
+V, N, L, FIRST = 6, 37, 9, 3
+SAMPLINGS = (Sampling(), Sampling(0.6), Sampling(0.0), Sampling(1.3, top_k=3))
+
+
+CONFIG = ModelConfig(vocab_size=V, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, hidden=12)
+PARAMS = jax.tree.map(np.asarray, init_params(CONFIG, jax.random.key(0)))
+
+
+def make(seed: int, scale: float = 2.5) -> Model:
+    """A model of its own for every seed, by shuffling one set of weights: initialising each would compile each."""
+    random = np.random.default_rng(seed)
+    return Model(CONFIG, jax.tree.map(lambda x: scale * random.permutation(x.ravel()).reshape(x.shape), PARAMS))
+
+
+DRAFTS, TARGETS = {"a": make(1), "b": make(2)}, {"t": make(3), "u": make(4)}
+
+
+@pytest.fixture(scope="module")
+def case():
+    random = np.random.default_rng(0)
+    contexts = random.integers(0, V, (N, L)).astype(np.int32)
+    following = random.integers(0, V, (N, L - FIRST)).astype(np.int32)
+    lengths = random.integers(0, L + 1, N)
+    lengths[:2] = 0, L
+    found = pairwise_overlap(
+        DRAFTS, TARGETS, contexts, first=FIRST, samplings=SAMPLINGS, following=following, lengths=lengths
+    )
+    return contexts, following, lengths, found
+
+
+def log_softmax(logits):
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def by_hand(model, contexts):
+    """Log-probabilities in double precision, and the distributions of each sampling, written out."""
+    with jax.default_matmul_precision("highest"):
+        logits = np.asarray(jax.jit(forward, static_argnums=0)(*model, contexts)[0], np.float64)[:, FIRST:]
+    greedy = np.eye(V)[logits.argmax(-1)]
+    filtered = np.exp(log_softmax(logits / 1.3))
+    filtered = np.where(filtered >= np.sort(filtered, axis=-1)[..., -3:-2], filtered, 0)
+    filtered /= filtered.sum(axis=-1, keepdims=True)
+    plain = log_softmax(logits)
+    return plain, (np.exp(plain), np.exp(log_softmax(logits / 0.6)), greedy, filtered)
+
+
+@pytest.mark.parametrize(("draft", "target"), [("a", "t"), ("a", "u"), ("b", "t"), ("b", "u")])
+def test_every_quantity_of_every_pair_written_out(case, draft, target):
+    """Against numpy in double precision; sums over up to 6 positions of float32 numbers of order 1, so 1e-5 is ten roundings."""
+    contexts, _, lengths, found = case
+    pair = found.pairs[draft, target]
+    (log_q, qs), (log_p, ps) = by_hand(DRAFTS[draft], contexts), by_hand(TARGETS[target], contexts)
+    counts = np.arange(FIRST, L) < lengths[:, None]
+    for s, (p, q) in enumerate(zip(ps, qs)):
+        np.testing.assert_allclose(pair.acceptance[s], (np.minimum(p, q).sum(-1) * counts).sum(1), atol=1e-5)
+    p, q = np.exp(log_p), np.exp(log_q)
+    np.testing.assert_allclose(pair.kl, ((p * (log_p - log_q)).sum(-1) * counts).sum(1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(pair.total_variation, (abs(p - q).sum(-1) / 2 * counts).sum(1), atol=1e-5)
+    np.testing.assert_array_equal(pair.positions, counts.sum(1))
+    # One of three ways: top-1 agreement is α at temperature 0, and 1 − α is total variation at temperature 1.
+    np.testing.assert_array_equal(pair.top1_agreement, pair.acceptance[2])
+    np.testing.assert_allclose(pair.positions - pair.acceptance[0], pair.total_variation, atol=1e-5)
+
+
+def test_models_by_themselves(case):
+    contexts, following, lengths, found = case
+    counts = np.arange(FIRST, L) < lengths[:, None]
+    for scores, model in ((found.drafts["b"], DRAFTS["b"]), (found.targets["t"], TARGETS["t"])):
+        plain, probs = by_hand(model, contexts)
+        np.testing.assert_allclose(
+            scores.entropy, (-(np.exp(plain) * plain).sum(-1) * counts).sum(1), rtol=1e-5, atol=1e-5
+        )
+        chosen = [np.take_along_axis(p, following[..., None], axis=-1)[..., 0] for p in probs]
+        np.testing.assert_allclose(np.exp(scores.log_probs)[:, counts], np.stack(chosen)[:, counts], atol=1e-6)
+        assert np.isnan(scores.log_probs[:, ~counts]).all()
+        interval = scores.mean_entropy(0.9)
+        assert 0 < interval.low < interval.estimate < interval.high < np.log(V)
+
+
+def test_pinsker_in_every_context_and_over_all(case):
+    """1 − α ≤ √(KL/2) for each position, and by concavity for means over positions."""
+    for pair in case[3].pairs.values():
+        used = pair.positions > 0
+        miss = 1 - pair.acceptance[0][used] / pair.positions[used]
+        assert (miss <= np.sqrt(pair.kl[used] / pair.positions[used] / 2) + 1e-6).all()
+        alpha, kl = (pair.mean(sums, 0.9) for sums in (pair.acceptance[0], pair.kl))
+        assert 1 - alpha.estimate <= np.sqrt(kl.estimate / 2)
+        assert alpha.low < alpha.estimate < alpha.high
+
+
+def test_memory_changes_chunks_and_nothing_else(case):
+    """One context at a time, and all models told of after every chunk."""
+    contexts, following, lengths, found = case
+    told = []
+    least = 4 * V * ((2 + 1) * (len(SAMPLINGS) + 1) * (L - FIRST) + 3 * L)
+    assert rows_per_chunk(least, 2, len(SAMPLINGS), L - FIRST, L, V) == 1
+    assert rows_per_chunk(5 * least + 1, 2, len(SAMPLINGS), L - FIRST, L, V) == 5
+    few = pairwise_overlap(
+        DRAFTS,
+        TARGETS,
+        contexts,
+        first=FIRST,
+        samplings=SAMPLINGS,
+        following=following,
+        lengths=lengths,
+        memory_bytes=5 * least,
+        advance=told.append,
+    )
+    assert sum(told) == 4 * -(-N // 5)
+    for name, pair in found.pairs.items():
+        for a, b in zip(jax.tree.leaves(vars(pair)), jax.tree.leaves(vars(few.pairs[name]))):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.targets["u"].log_probs, few.targets["u"].log_probs, atol=1e-5)
+
+
+def test_compiled_once_for_all_models_of_a_shape_and_once_for_all_pairs():
+    """New sizes, so that nothing is in the cache yet; 3 × 2 models of one shape and two chunks, the last one not full."""
+    contexts = np.random.default_rng(1).integers(0, V, (40, 5))
+    models = {str(seed): make(seed) for seed in range(5)}
+    scored, compared = _score._cache_size(), _compare._cache_size()
+    names = list(models)
+    drafts, targets = ({name: models[name] for name in part} for part in (names[:3], names[3:]))
+    pairwise_overlap(drafts, targets, contexts, first=0, samplings=[Sampling(0.5)])
+    pairwise_overlap(drafts, targets, contexts, first=0, samplings=[Sampling(0.9)])
+    assert (_score._cache_size() - scored, _compare._cache_size() - compared) == (1, 1)
+
+
+def test_a_model_against_itself():
+    contexts = np.random.default_rng(2).integers(0, V, (N, L))
+    model = make(3)
+    same = pairwise_overlap({"t": model}, {"t": model}, contexts, first=0).pairs["t", "t"]
+    np.testing.assert_allclose(same.acceptance[0], L, rtol=1e-6)
+    np.testing.assert_array_equal(same.top1_agreement, L)
+    np.testing.assert_array_equal(same.kl, 0)
+    np.testing.assert_array_equal(same.total_variation, 0)
+
+
+def compare(logits_p, logits_q):
+    """KL(p‖q) and α at one position, of logits given outright."""
+
+    def scored(logits):
+        own = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32), axis=-1)[None, None]
+        return _Scored(own, (jnp.exp(own),), jnp.zeros(1), None)
+
+    alpha, _, kl, _ = _compare(scored(logits_p), scored(logits_q), jnp.ones((1, 1), bool))
+    return float(kl[0]), float(alpha[0, 0])
+
+
+def test_divergences_where_float32_probabilities_vanish():
+    """Probabilities of e^−300, which float32 does not hold, and tokens that both models rule out."""
+    kl, alpha = compare([0.0, -300, -300, -np.inf], [-300.0, 0, -300, -np.inf])
+    assert (kl, alpha) == (pytest.approx(300), 0)
+    assert compare([0.0, 1.0, -np.inf], [0.0, 1.0, -np.inf]) == (0, 1)
+    assert compare([0.0, 0.0], [0.0, -np.inf])[0] == np.inf
+
+
+@pytest.mark.parametrize("size", [1e-1, 1e-2, 1e-3, 1e-4])
+def test_small_divergences_are_not_lost_in_rounding(size):
+    """Logits this far apart: KL is about size²/2, down to 5e-9. An error of 3e-7 in each log-probability is its 0.6 % there."""
+    random = np.random.default_rng(4)
+    logits = random.normal(size=64)
+    other = logits + size * random.normal(size=64)
+    log_p, log_q = log_softmax(logits), log_softmax(other)
+    exact = (np.exp(log_p) * (log_p - log_q)).sum()
+    assert compare(logits, other)[0] == pytest.approx(exact, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(first=L), r"first is 9; it must lie in \[0, 8\]"),
+        (dict(contexts=np.zeros(4, int)), r"they must be \[contexts, tokens\]"),
+        (dict(contexts=np.full((2, L), V)), "outside the vocabulary, which runs from 0 to 5"),
+        (dict(samplings=()), "must hold at least one"),
+        (dict(following=np.zeros((N, L), int)), "a token for each compared position"),
+        (dict(lengths=np.full(N, L + 1)), r"lengths run from 10 to 10; they must lie in \[0, 9\]"),
+        (dict(memory_bytes=100), "must be at least"),
+        (dict(drafts={}), "at least one of each"),
+    ],
+)
+def test_arguments_are_checked(case, change, message):
+    arguments = dict(drafts=DRAFTS, targets=TARGETS, contexts=case[0], first=FIRST) | change
+    with pytest.raises(SdslError, match=message):
+        pairwise_overlap(**arguments)
+
+
+def test_vocabularies_must_agree():
+    config = dataclasses.replace(CONFIG, vocab_size=V + 1)
+    with pytest.raises(SdslError, match=r"sizes \[6, 7\]"):
+        pairwise_overlap({"x": Model(config, None)}, TARGETS, np.zeros((2, L), int), first=0)
