@@ -1,0 +1,1 @@
+"""Decoding beside Hugging Face transformers, and beside what the machine's memory and arithmetic allow."""

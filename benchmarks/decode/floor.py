@@ -1,0 +1,129 @@
+"""The least time that a step can take: bytes it must read over measured bandwidth, FLOPs over measured arithmetic.
+
+Bandwidth is the best of several readers, each over arrays as large as what the step reads, because a small model stays in a
+cache that is far faster than memory: numpy's sum and dot product in one thread per core (they release Python's lock), and
+XLA's sum and matrix-vector product. Arithmetic is a large square matrix product. The best repetition counts: a floor that
+is too high would flatter the decoder.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdsl_jax.models import ModelConfig, count
+
+_REPETITIONS = 5
+# Bytes that one timed reading covers, as often as it must go over the array to get there.
+_BYTES_TIMED = 1 << 30
+
+
+class Floor(NamedTuple):
+    """The least seconds of one step, and what they are made of."""
+
+    seconds: float
+    bytes_read: float
+    flops: float
+
+
+def _best_seconds(work: Callable[[], object]) -> float:
+    """Seconds of the best repetition, waiting for what runs on a device."""
+    jax.block_until_ready(work())
+    best = math.inf
+    for _ in range(_REPETITIONS):
+        began = time.perf_counter()
+        jax.block_until_ready(work())
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _sums(array, start, times):
+    # The addend makes every pass depend on the one before it, so that none can be left out.
+    return jax.lax.fori_loop(0, times, lambda _, s: (array + s * 1e-30).astype(jnp.float32).sum() * 1e-30, start)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _products(matrix, vector, times):
+    return jax.lax.fori_loop(0, times, lambda _, x: (matrix @ x) * jnp.asarray(1e-3, x.dtype), vector)
+
+
+def _numpy_rates(size: int, times: int) -> dict[str, float]:
+    threads = os.cpu_count() or 1
+    parts = np.array_split(np.ones(size // 4, np.float32), threads)
+    readers: dict[str, Callable[[np.ndarray], object]] = {"numpy sum": np.sum, "numpy dot": lambda x: np.dot(x, x)}
+
+    def passes(read: Callable[[np.ndarray], object], part: np.ndarray) -> None:
+        for _ in range(times):
+            read(part)
+
+    rates = {}
+    with ThreadPoolExecutor(threads) as pool:
+        for name, read in readers.items():
+            work = functools.partial(passes, read)
+            rates[f"{name}, {threads} threads"] = size * times / _best_seconds(lambda w=work: list(pool.map(w, parts)))  # type: ignore[misc]
+    return rates
+
+
+def bandwidth(size: int, dtype: Any = jnp.float32) -> dict[str, float]:
+    """Bytes per second of each reader over an array of about `size` bytes; "best" holds the largest."""
+    item = jnp.dtype(dtype).itemsize
+    side = max(64, math.isqrt(size // item))
+    actual = side * side * item
+    times = max(1, math.ceil(_BYTES_TIMED / actual))
+    rates = _numpy_rates(actual, times) if jax.default_backend() == "cpu" else {}
+    matrix, vector = jnp.full((side, side), 1e-3, dtype), jnp.ones(side, dtype)
+    readers = {
+        "XLA sum": functools.partial(_sums, matrix, jnp.float32(0), times),
+        "XLA matrix-vector": functools.partial(_products, matrix, vector, times),
+    }
+    for name, read in readers.items():
+        rates[name] = actual * times / _best_seconds(read)
+    rates["best"] = max(rates.values())
+    return rates
+
+
+def matmul_flops(dtype: Any = jnp.float32) -> float:
+    """FLOPs per second of a square matrix product at the precision that the decoder uses."""
+    side = 2048 if jax.default_backend() == "cpu" else 8192
+    with jax.default_matmul_precision("highest"):
+        product = jax.jit(jnp.matmul).lower(*[jax.ShapeDtypeStruct((side, side), dtype)] * 2).compile()
+    matrix = jnp.full((side, side), 1e-3, dtype)
+    return 2 * side**3 / _best_seconds(lambda: product(matrix, matrix))
+
+
+def bytes_read(config: ModelConfig, *, batch: int, context: float, dtype: Any = jnp.float32) -> float:
+    """Bytes of one step: all weights once, except an embedding that only gives rows, and each row's keys and values."""
+    counts = count(config, context)
+    table = config.vocab_size * config.width
+    weights = counts.total - (0 if config.tie_embeddings else table)
+    cache = counts.cache_bytes_per_token / 4 * context * batch
+    return (weights + cache) * jnp.dtype(dtype).itemsize
+
+
+def floor(
+    config: ModelConfig, *, batch: int, width: int, context: float, rate: float, flops: float, dtype: Any = jnp.float32
+) -> Floor:
+    """The floor of a step that feeds `width` tokens to each of `batch` rows.
+
+    Args:
+      config: of the model.
+      batch: rows.
+      width: tokens per row.
+      context: tokens that a row's cache holds on average; what no token fills need not be read.
+      rate: bytes per second.
+      flops: per second.
+      dtype: of weights and cache.
+    """
+    needed = bytes_read(config, batch=batch, context=context, dtype=dtype)
+    work = count(config, context).flops_per_token * batch * width
+    return Floor(max(needed / rate, work / flops), needed, work)
