@@ -7,6 +7,8 @@ import sys
 
 import tyro
 
+from sdsl_jax.cli.compilation import keep_compiled_programs
+from sdsl_jax.cli.measure import measure
 from sdsl_jax.cli.predict import lookahead, predict
 from sdsl_jax.cli.study import overrides, split_overrides, study
 from sdsl_jax.errors import SdslError
@@ -23,10 +25,12 @@ def version() -> None:
 def main() -> None:
     """Entry point of the console script."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    keep_compiled_programs()
     arguments, overrides[:] = split_overrides(sys.argv[1:])
+    resumable = arguments[:1] == ["study"]
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"predict": predict, "lookahead": lookahead, "study": study, "version": version},
+            {"predict": predict, "lookahead": lookahead, "study": study, "measure": measure, "version": version},
             prog="sdsl",
             description="Speculative-decoding scaling laws: which draft to train for a target, and how far ahead to guess.",
             args=arguments,
@@ -35,5 +39,5 @@ def main() -> None:
         print(f"sdsl: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("sdsl: interrupted; the same command continues where it stood.", file=sys.stderr)
+        print(f"sdsl: interrupted{'; the same command continues where it stood' * resumable}.", file=sys.stderr)
         sys.exit(130)

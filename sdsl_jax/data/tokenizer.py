@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Protocol
 
@@ -14,11 +16,19 @@ from sdsl_jax.data.corpus import SEPARATOR
 from sdsl_jax.errors import SdslError
 
 END_OF_DOCUMENT = "<|endoftext|>"
+# Ends a document in every one of our tokenizers: NUL among the bytes, the special token of a BPE.
+END_ID = 0
 
 
 class Tokenizer(Protocol):
-    """What the rest of the package asks of a tokenizer. Id 0 ends a document in every one of ours."""
+    """What the rest of the package asks of a tokenizer. Id 0 (`END_ID`) ends a document in every one of ours.
 
+    Attributes:
+      kind: "bytes" or "bpe", as in `data.tokenizer`.
+      vocab_size: ids run from 0 to one less.
+    """
+
+    kind: str
     vocab_size: int
 
     def encode(self, text: str) -> np.ndarray:
@@ -33,10 +43,29 @@ class Tokenizer(Protocol):
         """Writes the tokenizer to a file, where there is anything to write."""
         ...
 
+    def text(self) -> str | None:
+        """What the file holds; None where there is nothing to write."""
+        ...
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """The same for two of our tokenizers if they map texts to the same ids: the kind, and SHA-256 of vocabulary and merges.
+
+    Not of the file, whose form changes between versions of the library that writes it.
+    """
+    text = tokenizer.text()
+    if text is None:
+        return tokenizer.kind
+    model = json.loads(text)["model"]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    content = json.dumps([sorted(model["vocab"].items(), key=lambda item: item[1]), merges])
+    return f"{tokenizer.kind}:{hashlib.sha256(content.encode()).hexdigest()}"
+
 
 class ByteTokenizer:
     """One id per byte of UTF-8."""
 
+    kind = "bytes"
     vocab_size = 256
 
     def encode(self, text: str) -> np.ndarray:
@@ -50,9 +79,14 @@ class ByteTokenizer:
     def save(self, path: Path) -> None:
         """Bytes need no file."""
 
+    def text(self) -> None:
+        """Bytes need no file."""
+
 
 class BPETokenizer:
     """Byte-level BPE of the `tokenizers` library."""
+
+    kind = "bpe"
 
     def __init__(self, tokenizer: HuggingFaceTokenizer):
         self._tokenizer = tokenizer
@@ -92,6 +126,24 @@ class BPETokenizer:
     def save(self, path: Path) -> None:
         """Writes the tokenizer's JSON."""
         self._tokenizer.save(str(path))
+
+    def text(self) -> str:
+        """The tokenizer's JSON."""
+        return self._tokenizer.to_str(pretty=True)
+
+    @classmethod
+    def load(cls, path: Path) -> BPETokenizer:
+        """Reads a file that `save` wrote.
+
+        Raises:
+          SdslError: the file is missing or is not the JSON of a tokenizer.
+        """
+        try:
+            return cls(HuggingFaceTokenizer.from_str(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise SdslError(f"the tokenizer {path} cannot be read ({error.strerror}).") from None
+        except Exception:  # `tokenizers` raises bare exceptions for whatever is wrong with the JSON
+            raise SdslError(f"the tokenizer {path} is damaged: it is not the JSON of a tokenizer.") from None
 
 
 def make_tokenizer(config: DataConfig, train_text: str) -> Tokenizer:

@@ -4,7 +4,7 @@ from sdsl_jax.decoding.decode import autoregress, speculate
 from sdsl_jax.decoding.drafters import Model, NgramDraft
 from sdsl_jax.decoding.lookahead import ConfidenceThreshold, FixedLookahead, OnlineLookahead
 from sdsl_jax.decoding.loop import Blocks, Decoded, Events
-from sdsl_jax.decoding.sampling import Sampling, probabilities, sample
+from sdsl_jax.decoding.sampling import Sampling, draw, probabilities
 from sdsl_jax.decoding.verification import overlap, residual, verify_block, verify_tokens
 
 __all__ = [
@@ -18,10 +18,10 @@ __all__ = [
     "OnlineLookahead",
     "Sampling",
     "autoregress",
+    "draw",
     "overlap",
     "probabilities",
     "residual",
-    "sample",
     "speculate",
     "verify_block",
     "verify_tokens",

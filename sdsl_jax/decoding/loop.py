@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from sdsl_jax.decoding.drafters import Drafter
 from sdsl_jax.decoding.lookahead import LookaheadRule
-from sdsl_jax.decoding.sampling import Sampling, probabilities, sample
+from sdsl_jax.decoding.sampling import Sampling, draw, probabilities
 from sdsl_jax.decoding.verification import VERIFICATIONS, Verdict, Verification
 from sdsl_jax.errors import require
 from sdsl_jax.models import KVCache, ModelConfig, forward
@@ -118,6 +118,32 @@ def stream_key(row_key: Array, start: Int[Array, ""], stream: Int[Array, ""] | i
     return jax.random.fold_in(jax.random.fold_in(row_key, start), stream)
 
 
+class Noise(NamedTuple):
+    """All randomness of one round, made at once: many small draws cost more than a large one.
+
+    Attributes:
+      uniforms: of the accept tests.
+      residual: Gumbel noise of the token after the accepted ones.
+      drafts: Gumbel noise of the drafts.
+    """
+
+    uniforms: Float[Array, "B G"]
+    residual: Float[Array, "B V"]
+    drafts: Float[Array, "B G V"]
+
+
+def round_noise(keys: Array, starts: Int[Array, " B"], G: int, V: int) -> Noise:
+    """Noise of the rounds that start at these positions, each part keyed by what it belongs to."""
+
+    def of_row(key: Array, start: Array) -> tuple[Array, Array]:
+        streams = jax.vmap(lambda stream: stream_key(key, start, stream))(jnp.arange(_FIRST_DRAFT + G))
+        uniforms = jax.random.uniform(streams[_ACCEPT], (G,))
+        return uniforms, jax.vmap(lambda k: jax.random.gumbel(k, (V,)))(streams[_RESIDUAL:])
+
+    uniforms, gumbels = jax.vmap(of_row)(keys, starts)
+    return Noise(uniforms, gumbels[:, 0], gumbels[:, 1:])
+
+
 class _Rows(NamedTuple):
     """Rows in flight: what both loops carry."""
 
@@ -152,16 +178,9 @@ def emit(rows: _Rows, new: Array, count: Array, requests: Requests) -> tuple[_Ro
     return _Rows(tokens, rows.lengths + count, rows.done | (reason != RUNNING)), count, reason
 
 
-def verify_rows(
-    verification: Verification, keys: Array, starts: Array, drafts: Array, q: Array, p: Array, counts: Array
-) -> Verdict:
-    """The verdict on every row, each by its own keys."""
-
-    def verify(key, start, drafts, q, p, count):
-        accept_key, residual_key = stream_key(key, start, _ACCEPT), stream_key(key, start, _RESIDUAL)
-        return VERIFICATIONS[verification](drafts, q, p, count, accept_key, residual_key)
-
-    return jax.vmap(verify)(keys, starts, drafts, q, p, counts)
+def verify_rows(verification: Verification, drafts: Array, q: Array, p: Array, counts: Array, noise: Noise) -> Verdict:
+    """The verdict on every row."""
+    return jax.vmap(VERIFICATIONS[verification])(drafts, q, p, counts, noise.uniforms, noise.residual)
 
 
 class _Drafts(NamedTuple):
@@ -173,14 +192,13 @@ class _Drafts(NamedTuple):
     drafting: Array
 
 
-def _draft(drafter: Drafter, params: Any, state: Any, rows: _Rows, keys: Array, rule, most: Array, G: int, V: int, how):
+def _draft(drafter: Drafter, params: Any, state: Any, rows: _Rows, noise: Noise, rule, most: Array, how: Sampling):
     """Draws up to `most` drafts for each row, stopping a row where its rule or its drafter has enough."""
 
     def take(drafts: _Drafts, proposal, number) -> _Drafts:
         """Decides which rows go on, and only then draws."""
         going = drafts.drafting & (number < most) & proposal.available & rule.goes_on(proposal.probs)
-        key = jax.vmap(stream_key, (0, 0, None))(keys, rows.lengths, _FIRST_DRAFT + number)
-        drawn = jax.vmap(sample)(key, proposal.probs)
+        drawn = draw(proposal.probs, noise.drafts[:, number])
         return _Drafts(
             drafts.tokens.at[:, number].set(drawn),
             drafts.probs.at[:, number].set(proposal.probs),
@@ -195,7 +213,7 @@ def _draft(drafter: Drafter, params: Any, state: Any, rows: _Rows, keys: Array, 
         )
         return number + 1, take(drafts, proposal, number), state
 
-    B = rows.lengths.shape[0]
+    B, G, V = noise.drafts.shape
     none = _Drafts(jnp.zeros((B, G), jnp.int32), jnp.zeros((B, G, V), jnp.float32), jnp.zeros(B, jnp.int32), ~rows.done)
     proposal, state = drafter.first(params, state, rows.tokens, rows.lengths, how)
     carry = (jnp.int32(1), take(none, proposal, 0), state)
@@ -255,20 +273,18 @@ def speculative_loop(
         rows, draft_state, target_cache, memory, events, blocks, number = carry
         starts, active = rows.lengths, ~rows.done
         most = jnp.where(active, rule.most(memory, G), 0)
-        drafts, draft_state = _draft(
-            drafter, draft_params, draft_state, rows, requests.keys, rule, most, G, V, sampling
-        )
+        noise = round_noise(requests.keys, starts, G, V)
+        drafts, draft_state = _draft(drafter, draft_params, draft_state, rows, noise, rule, most, sampling)
 
         last = starts - 1
         fed = jnp.concatenate([rows.tokens[every, last][:, None], drafts.tokens], axis=1)
         logits, target_cache = forward(target, target_params, fed, last[:, None] + jnp.arange(G + 1), target_cache)
         target_probs = probabilities(logits, sampling)
-        verdict = verify_rows(
-            verification, requests.keys, starts, drafts.tokens, drafts.probs, target_probs, drafts.counts
-        )
+        verdict = verify_rows(verification, drafts.tokens, drafts.probs, target_probs, drafts.counts, noise)
 
-        new = jnp.concatenate([drafts.tokens, jnp.zeros((B, 1), jnp.int32)], axis=1)
-        new = new.at[every, verdict.accepted].set(verdict.next_token)
+        padded = jnp.concatenate([drafts.tokens, jnp.zeros((B, 1), jnp.int32)], axis=1)
+        next_place = jnp.arange(G + 1) == verdict.accepted[:, None]
+        new = jnp.where(next_place, verdict.next_token[:, None], padded)
         rows, emitted, reason = emit(rows, new, verdict.accepted + 1, requests)
         verified = jnp.where(active, verdict.accepted, 0)
         memory = rule.learn(memory, jnp.minimum(verified + 1, drafts.counts), verified)
@@ -334,8 +350,8 @@ def autoregressive_loop(
         last = rows.lengths - 1
         logits, cache = forward(target, target_params, rows.tokens[every, last][:, None], last[:, None], cache)
         probs = probabilities(logits[:, 0], sampling)
-        keys = jax.vmap(stream_key, (0, 0, None))(requests.keys, rows.lengths, _RESIDUAL)
-        drawn = jax.vmap(sample)(keys, probs)
+        noise = round_noise(requests.keys, rows.lengths, 0, target.vocab_size)
+        drawn = draw(probs, noise.residual)
         rows, _, _ = emit(rows, drawn[:, None], jnp.ones_like(last), requests)
         return rows, cache, number + 1
 

@@ -86,6 +86,9 @@ def probabilities(logits: Float[Array, "... V"], sampling: Sampling) -> Float[Ar
     return jnp.where(hot, probs, greedy)
 
 
-def sample(key: Array, probs: Float[Array, " V"]) -> Int[Array, ""]:
-    """A token drawn from probabilities; one of probability zero is never drawn."""
-    return jax.random.categorical(key, jnp.log(probs)).astype(jnp.int32)
+def draw(probs: Float[Array, "... V"], gumbels: Float[Array, "... V"]) -> Int[Array, ...]:
+    """The token at which ln p + noise is largest, noise being standard Gumbel: distributed as p, and never one of p = 0.
+
+    Apart from the noise, so that the noise of many draws can be made at once.
+    """
+    return jnp.argmax(jnp.log(probs) + gumbels, axis=-1).astype(jnp.int32)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sdsl_jax.decoding.sampling import sample
+from sdsl_jax.decoding.sampling import draw
 
 Verification = Literal["token", "block"]
 
@@ -58,18 +58,13 @@ def residual(p: Float[Array, "... V"], q: Float[Array, "... V"]) -> Float[Array,
     return jnp.where(total > 0, positive / jnp.where(total > 0, total, 1.0), p)
 
 
-def uniforms(key: Array, shape: tuple[int, ...]) -> Float[Array, ...]:
-    """One uniform of [0, 1) for each test."""
-    return jax.random.uniform(key, shape)
-
-
 def verify_tokens(
     drafts: Int[Array, " G"],
     draft_probs: Float[Array, "G V"],
     target_probs: Float[Array, "G+1 V"],
     lookahead: Int[Array, ""] | int,
-    accept_key: Array,
-    residual_key: Array,
+    uniforms: Float[Array, " G"],
+    gumbels: Float[Array, " V"],
 ) -> Verdict:
     """Token verification of the first `lookahead` drafts of one row.
 
@@ -78,22 +73,20 @@ def verify_tokens(
       draft_probs: q at each drafted position.
       target_probs: p at each drafted position and at the one after the last.
       lookahead: γ, from 0 to G.
-      accept_key: for the uniforms, one for each position; independent of the key that the drafts were drawn with.
-      residual_key: for the token after the accepted ones; independent of both.
+      uniforms: of [0, 1), one for each test; independent of the noise that the drafts were drawn with.
+      gumbels: standard Gumbel noise for the token after the accepted ones; independent of both.
     """
     chex.assert_shape(target_probs, (drafts.shape[0] + 1, draft_probs.shape[1]))
     positions = jnp.arange(drafts.shape[0])
     drafted = positions < lookahead
-    kept = is_accepted(
-        uniforms(accept_key, drafts.shape), target_probs[positions, drafts], draft_probs[positions, drafts]
-    )
+    kept = is_accepted(uniforms, target_probs[positions, drafts], draft_probs[positions, drafts])
     accepted = jnp.cumprod(kept & drafted).sum()
     # Past the last draft there is no q to subtract: the bonus token comes from the target itself.
     q = jnp.where(accepted < lookahead, draft_probs[jnp.minimum(accepted, drafts.shape[0] - 1)], 0.0)
     tested = drafted & (positions <= accepted)
     return Verdict(
         accepted,
-        sample(residual_key, residual(target_probs[accepted], q)),
+        draw(residual(target_probs[accepted], q), gumbels),
         jnp.where(tested, overlap(target_probs[:-1], draft_probs), 0.0),
     )
 
@@ -142,8 +135,8 @@ def verify_block(
     draft_probs: Float[Array, "G V"],
     target_probs: Float[Array, "G+1 V"],
     lookahead: Int[Array, ""] | int,
-    accept_key: Array,
-    residual_key: Array,
+    uniforms: Float[Array, " G"],
+    gumbels: Float[Array, " V"],
 ) -> Verdict:
     """Block verification of the first `lookahead` drafts of one row; arguments as in `verify_tokens`.
 
@@ -154,14 +147,14 @@ def verify_block(
     chex.assert_shape(target_probs, (G + 1, draft_probs.shape[1]))
     positions = jnp.arange(G)
     weights, passing = block_tests(drafts, draft_probs, target_probs, lookahead)
-    passed = (uniforms(accept_key, (G,)) < passing) & (positions < lookahead)
+    passed = (uniforms < passing) & (positions < lookahead)
     accepted = jnp.max(jnp.where(passed, positions + 1, 0))
 
     # The block so far counts with its weight in the residual; after the last draft the token comes from the target itself.
     weight = jnp.where((accepted > 0) & (accepted < lookahead), weights[jnp.maximum(accepted - 1, 0)], 1.0)
     q = jnp.where(accepted < lookahead, draft_probs[jnp.minimum(accepted, G - 1)], 0.0)
     rest = residual(weight * target_probs[accepted], q)
-    return Verdict(accepted, sample(residual_key, rest), jnp.where(positions < lookahead, weights, 0.0))
+    return Verdict(accepted, draw(rest, gumbels), jnp.where(positions < lookahead, weights, 0.0))
 
 
 VERIFICATIONS: dict[str, Callable[..., Verdict]] = {"token": verify_tokens, "block": verify_block}

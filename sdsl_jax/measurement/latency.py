@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from sdsl_jax.decoding import Model, Sampling, autoregress, probabilities, sample, speculate, verify_tokens
+from sdsl_jax.decoding import Model, Sampling, autoregress, draw, probabilities, speculate, verify_tokens
+from sdsl_jax.decoding.loop import round_noise, row_keys
 from sdsl_jax.models import ModelConfig, Params, forward, init_cache
 from sdsl_jax.statistics import Interval, median_interval
 
@@ -20,27 +21,28 @@ _STEPS = 16
 
 
 @functools.partial(jax.jit, static_argnames=("model", "width", "batch", "context"))
-def _steps(params: Params, key: Array, *, model: ModelConfig, width: int, batch: int, context: int) -> Array:
+def _steps(params: Params, *, model: ModelConfig, width: int, batch: int, context: int) -> Array:
     """Takes `_STEPS` steps as a decoder would: forward, probabilities, and a draw (width 1) or a verification.
 
     The cache has room for as much again as the context, as halfway through a decoding run: empty slots cost time as well.
     """
-    cache = init_cache(model, batch, 2 * context + width)
-    rows = jnp.arange(batch)
+    dtype = jax.tree.leaves(params)[0].dtype
+    cache = init_cache(model, batch, 2 * context + width, dtype)
+    keys = row_keys(0, np.arange(batch))
 
     def step(i, carry):
         tokens, cache = carry
         positions = jnp.broadcast_to(context + jnp.arange(width), (batch, width))
         logits, cache = forward(model, params, tokens, positions, cache)
         p = probabilities(logits, Sampling())
-        keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, i), row))(rows)
+        noise = round_noise(keys, jnp.full(batch, i), width - 1, model.vocab_size)
         if width == 1:
-            drawn = jax.vmap(sample)(keys, p[:, 0])
+            drawn = draw(p[:, 0], noise.residual)
         else:
             # The drafts' own distributions stand in for q: what they hold does not change the work.
             q = jnp.roll(p[:, :-1], 1, axis=-1)
-            drawn = jax.vmap(lambda k, t, q, p: verify_tokens(t, q, p, width - 1, k, jax.random.fold_in(k, 1)))(
-                keys, tokens[:, 1:], q, p
+            drawn = jax.vmap(verify_tokens, (0, 0, 0, None, 0, 0))(
+                tokens[:, 1:], q, p, width - 1, noise.uniforms, noise.residual
             ).next_token
         return jnp.broadcast_to(drawn[:, None], (batch, width)), cache
 
@@ -69,14 +71,13 @@ def time_steps(
     shapes = {
         name: dict(model=s.model.config, width=s.width, batch=batch, context=context) for name, s in steps.items()
     }
-    key = jax.random.key(0)
     for name, step in steps.items():
-        _steps(step.model.params, key, **shapes[name]).block_until_ready()
+        _steps(step.model.params, **shapes[name]).block_until_ready()
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repetitions):
         for name, step in steps.items():
             began = time.perf_counter()
-            _steps(step.model.params, key, **shapes[name]).block_until_ready()
+            _steps(step.model.params, **shapes[name]).block_until_ready()
             seconds[name].append((time.perf_counter() - began) / _STEPS)
     return {name: median_interval(np.asarray(values), confidence) for name, values in seconds.items()}
 

@@ -52,22 +52,24 @@ class KVCache(NamedTuple):
 
     Slot s holds position s. A query at position t attends to slots 0..t, so slots beyond the tokens kept so far are never
     read before they are written again: rolling back costs nothing, it is enough to continue from an earlier position.
+    Axes stand in the order in which the two products of attention read them: otherwise every step would transpose the
+    whole cache first.
     """
 
-    keys: tuple[Float[Array, "B S K H"], ...]
-    values: tuple[Float[Array, "B S K H"], ...]
+    keys: tuple[Float[Array, "B K H S"], ...]
+    values: tuple[Float[Array, "B K S H"], ...]
 
     @property
     def capacity(self) -> int:
         """Number of positions that each row can hold."""
-        return self.keys[0].shape[1]
+        return self.keys[0].shape[3]
 
 
 def init_cache(config: ModelConfig, batch: int, capacity: int, dtype: Any = jnp.float32) -> KVCache:
     """An empty cache of `capacity` positions for `batch` rows."""
-    shape = (batch, capacity, config.kv_heads, config.head_dim)
-    zeros = tuple(jnp.zeros(shape, dtype) for _ in range(config.layers))
-    return KVCache(zeros, tuple(jnp.zeros(shape, dtype) for _ in range(config.layers)))
+    B, K, H, S = batch, config.kv_heads, config.head_dim, capacity
+    keys = tuple(jnp.zeros((B, K, H, S), dtype) for _ in range(config.layers))
+    return KVCache(keys, tuple(jnp.zeros((B, K, S, H), dtype) for _ in range(config.layers)))
 
 
 def _normal(scale: float):
@@ -124,21 +126,23 @@ class Attention(nnx.Module):
         if c.qk_norm:
             q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
         q_BTNH, k_BTKH = _rotate(q_BTNH, positions_BT, c.rope_theta), _rotate(k_BTKH, positions_BT, c.rope_theta)
-        if cache is not None:
+        if cache is None:
+            k_BKHS, v_BKSH = k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 1, 3)
+        else:
             rows_B1 = jnp.arange(B)[:, None]
-            k_BTKH = cache[0].at[rows_B1, positions_BT].set(k_BTKH.astype(cache[0].dtype))
-            v_BTKH = cache[1].at[rows_B1, positions_BT].set(v_BTKH.astype(cache[1].dtype))
-            cache = (k_BTKH, v_BTKH)
-        slots = jnp.arange(k_BTKH.shape[1])
+            k_BKHS = cache[0].at[rows_B1, :, :, positions_BT].set(k_BTKH.astype(cache[0].dtype))
+            v_BKSH = cache[1].at[rows_B1, :, positions_BT].set(v_BTKH.astype(cache[1].dtype))
+            cache = (k_BKHS, v_BKSH)
+        slots = jnp.arange(k_BKHS.shape[3])
         visible_BTS = slots <= positions_BT[:, :, None] if cache is not None else slots <= jnp.arange(T)[None, :, None]
 
         # Heads first, and the division by the softmax's sum after the second product: both are cheaper on a CPU.
         q_BKGTH = q_BTNH.reshape(B, T, c.kv_heads, -1, c.head_dim).transpose(0, 2, 3, 1, 4) * c.head_dim**-0.5
-        scores_BKGTS = jnp.einsum("bkgth,bskh->bkgts", q_BKGTH, k_BTKH, preferred_element_type=jnp.float32)
+        scores_BKGTS = jnp.einsum("bkgth,bkhs->bkgts", q_BKGTH, k_BKHS, preferred_element_type=jnp.float32)
         scores_BKGTS = jnp.where(visible_BTS[:, None, None], scores_BKGTS, -jnp.inf)
         weights_BKGTS = jnp.exp(scores_BKGTS - jax.lax.stop_gradient(scores_BKGTS.max(axis=-1, keepdims=True)))
         total_BKGT1 = weights_BKGTS.sum(axis=-1, keepdims=True)
-        mixed_BKGTH = jnp.einsum("bkgts,bskh->bkgth", weights_BKGTS.astype(v_BTKH.dtype), v_BTKH)
+        mixed_BKGTH = jnp.einsum("bkgts,bksh->bkgth", weights_BKGTS.astype(v_BKSH.dtype), v_BKSH)
         mixed_BKGTH = mixed_BKGTH / total_BKGT1.astype(mixed_BKGTH.dtype)
         return mixed_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, -1) @ self.out[...], cache
 

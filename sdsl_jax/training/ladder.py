@@ -10,7 +10,7 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax
 import jax
@@ -18,12 +18,12 @@ import numpy as np
 
 from sdsl_jax.config import StudyConfig, to_dict
 from sdsl_jax.data import Dataset
-from sdsl_jax.errors import SdslError, require
+from sdsl_jax.errors import require
 from sdsl_jax.models import ModelConfig, ModelCounts, Params, abstract_params, count, member
 from sdsl_jax.progress import Progress, Silent
-from sdsl_jax.records import ModelRecord, read_json, write_json
+from sdsl_jax.records import ModelRecord
 from sdsl_jax.statistics import Interval, mean_interval
-from sdsl_jax.training import checkpoints
+from sdsl_jax.training import checkpoints, model_folder
 from sdsl_jax.training.loop import RungTrainer, Schedule, make_schedule, rung_seed
 from sdsl_jax.training.step import window_losses
 
@@ -141,12 +141,16 @@ def train_ladder(
     records = []
     for plan in plans:
         rung_progress = _Weighted(progress, plan.counts.flops_per_token)
-        complete = [plan.folder / f"model-{end}" / "record.json" for end in plan.schedule.ends]
-        if all(path.exists() and (path.parent / "params").is_dir() for path in complete):
+        models = [plan.folder / f"model-{end}" for end in plan.schedule.ends]
+        if all(map(model_folder.is_complete, models)):
             rung_progress.advance(plan.schedule.total_steps, f"{plan.rung.name}  already trained")
         else:
             _train_rung(config, dataset, plan, folder, rung_progress)
-        records += [_read_record(path) for path in complete]
+        for model in models:
+            # Folders of earlier versions do not say what they hold.
+            if not model_folder.is_described(model):
+                model_folder.describe(model, plan.model, dataset.tokenizer, config.data)
+            records.append(model_folder.read_record(model / model_folder.RECORD))
     progress.finish()
     return records
 
@@ -177,8 +181,7 @@ def _train_rung(config: StudyConfig, dataset: Dataset, plan: _Plan, study: Path,
     for budget, state, seconds in trainer.budgets():
         folder = plan.folder / f"model-{plan.schedule.ends[budget]}"
         record = _evaluate(config, dataset, plan, budget, state.params, seconds, str(folder.relative_to(study)))
-        checkpoints.save(folder / "params", state.params, {"model_id": record.model_id})
-        write_json(folder / "record.json", dataclasses.asdict(record))
+        model_folder.write_model_folder(folder, plan.model, state.params, dataset.tokenizer, record, config.data)
         rate = config.training.batch_size * dataset.sequence_length * plan.schedule.ends[budget] / max(seconds, 1e-9)
         progress.note(
             f"{record.model_id}: {record.params_nonembedding:,} non-embedding parameters, test loss "
@@ -237,14 +240,6 @@ def device_name() -> str:
     device = jax.devices()[0]
     cores = f", {os.cpu_count()} cores" if device.platform == "cpu" else ""
     return f"{len(jax.devices())} x {device.device_kind}{cores}"
-
-
-def _read_record(path: Path) -> ModelRecord:
-    try:
-        values: dict[str, Any] = {k: math.nan if v is None else v for k, v in read_json(path).items()}
-        return ModelRecord(**values)
-    except (TypeError, AttributeError):
-        raise SdslError(f"the record file {path} is damaged: it is not the record of a model; delete it.") from None
 
 
 def load_model(config: StudyConfig, record: ModelRecord, vocab_size: int, study: Path) -> tuple[ModelConfig, Params]:

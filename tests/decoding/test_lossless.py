@@ -128,7 +128,13 @@ def shared_key(monkeypatch):
 
 def reused_uniform(monkeypatch):
     """One uniform serves every test of a round."""
-    monkeypatch.setattr(verification, "uniforms", lambda key, shape: jnp.broadcast_to(jax.random.uniform(key), shape))
+    original = loop.round_noise
+
+    def round_noise(*arguments):
+        noise = original(*arguments)
+        return noise._replace(uniforms=jnp.broadcast_to(noise.uniforms[:, :1], noise.uniforms.shape))
+
+    monkeypatch.setattr(loop, "round_noise", round_noise)
 
 
 def keys_by_position(monkeypatch):
@@ -144,19 +150,19 @@ def keys_by_position(monkeypatch):
 
 def argmax_draft(monkeypatch):
     """Drafts are the most probable tokens, but are verified as if they had been drawn."""
-    monkeypatch.setattr(loop, "sample", lambda key, probs: jnp.argmax(probs, axis=-1).astype(jnp.int32))
+    monkeypatch.setattr(loop, "draw", lambda probs, noise: jnp.argmax(probs, axis=-1).astype(jnp.int32))
 
 
 def batch_minimum(monkeypatch):
     """The batch advances by the smallest number accepted; rows that had accepted more draw from the residual there."""
     original = loop.verify_rows
 
-    def verify_rows(rule, keys, starts, drafts, q, p, counts):
-        verdict = original(rule, keys, starts, drafts, q, p, counts)
+    def verify_rows(rule, drafts, q, p, counts, noise):
+        verdict = original(rule, drafts, q, p, counts, noise)
         least = jnp.where(counts > 0, verdict.accepted, drafts.shape[1]).min()
         accepted = jnp.minimum(verdict.accepted, least)
         rest = verification.residual(p[:, least], q[:, jnp.minimum(least, q.shape[1] - 1)])
-        again = jax.vmap(lambda k, s, r: verification.sample(loop.stream_key(k, s, 99), r))(keys, starts, rest)
+        again = verification.draw(rest, jnp.roll(noise.residual, 1, axis=1))
         return verdict._replace(
             accepted=accepted, next_token=jnp.where(verdict.accepted > least, again, verdict.next_token)
         )
@@ -183,10 +189,10 @@ def discarded_draft(monkeypatch):
     """A draft is dropped because of what it is: the decision to stop comes after the draw."""
     original = loop.verify_rows
 
-    def verify_rows(rule, keys, starts, drafts, q, p, counts):
+    def verify_rows(rule, drafts, q, p, counts, noise):
         unsure = jnp.take_along_axis(q, drafts[..., None], axis=-1)[..., 0] < 0.4
         first = jnp.where(unsure.any(axis=1), jnp.argmax(unsure, axis=1), q.shape[1])
-        return original(rule, keys, starts, drafts, q, p, jnp.minimum(counts, first))
+        return original(rule, drafts, q, p, jnp.minimum(counts, first), noise)
 
     monkeypatch.setattr(loop, "verify_rows", verify_rows)
 

@@ -8,7 +8,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdsl_jax.decoding import overlap, residual, sample, verify_block, verify_tokens
+from sdsl_jax.decoding import draw, overlap, residual, verify_block, verify_tokens
 from sdsl_jax.decoding.verification import block_tests, is_accepted
 
 
@@ -47,7 +47,7 @@ def test_residual_of_equal_distributions_is_the_target():
 
 def test_impossible_tokens_are_never_drawn():
     probs = jnp.array([0.0, 0.3, 0.0, 0.7])
-    drawn = jax.vmap(lambda k: sample(k, probs))(jax.random.split(jax.random.key(0), 20_000))
+    drawn = draw(probs, jax.random.gumbel(jax.random.key(0), (20_000, 4)))
     assert set(np.unique(drawn)) == {1, 3}
 
 
@@ -63,9 +63,10 @@ def many_rounds(verify, lookahead):
 
     def one_round(key):
         draft_key, accept_key, residual_key, rest_key = jax.random.split(key, 4)
-        drafts = jax.vmap(sample)(jax.random.split(draft_key, G), q)
-        verdict = verify(drafts, q, p, lookahead, accept_key, residual_key)
-        rest = jax.vmap(sample)(jax.random.split(rest_key, G + 1), p)
+        drafts = draw(q, jax.random.gumbel(draft_key, q.shape))
+        uniforms, gumbels = jax.random.uniform(accept_key, (G,)), jax.random.gumbel(residual_key, (5,))
+        verdict = verify(drafts, q, p, lookahead, uniforms, gumbels)
+        rest = draw(p, jax.random.gumbel(rest_key, p.shape))
         at = jnp.arange(G + 1)
         padded = jnp.append(drafts, 0)
         tokens = jnp.where(at < verdict.accepted, padded, jnp.where(at == verdict.accepted, verdict.next_token, rest))

@@ -1,0 +1,52 @@
+"""Compiled programs kept between runs of the command, in a folder of the user's."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+import warnings
+from collections.abc import MutableMapping
+from pathlib import Path
+
+# Programs that compile faster than this many seconds are compiled again: reading them would save little.
+_WORTH_KEEPING = "0.02"
+
+
+def keep_compiled_programs(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Points JAX's persistent compilation cache to a folder, by the environment that JAX reads when it is imported.
+
+    `SDSL_NO_CACHE=1` leaves it off, `JAX_COMPILATION_CACHE_DIR` names another folder, and a folder that cannot be written to is
+    passed over. Nothing changes in a process that has imported JAX already.
+    """
+    if environment.get("SDSL_NO_CACHE", "") not in ("", "0") or "jax" in sys.modules:
+        return
+    if "JAX_COMPILATION_CACHE_DIR" not in environment:
+        home = environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        folder = Path(home) / "sdsl_jax" / "xla" / _processor()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return
+        if not os.access(folder, os.W_OK | os.X_OK):
+            return
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    # An entry that cannot be read or written, for lack of room perhaps, costs a compilation and nothing else.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache entry")
+    environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", _WORTH_KEEPING)
+
+
+def _processor() -> str:
+    """The kind of processor: machine code for another one could stop the process, where a home is shared between machines.
+
+    JAX's own keys hold the processor's features too, in the versions looked at, but that is nowhere promised.
+    """
+    kind = [platform.machine(), platform.processor()]
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n")
+        # "flags" on x86, "Features" on ARM; the same for all cores.
+        kind += next(([line] for line in lines if line.startswith(("flags", "Features"))), [])
+    except OSError:
+        pass  # not Linux
+    return f"{platform.machine()}-{hashlib.sha256(repr(kind).encode()).hexdigest()[:8]}"

