@@ -52,24 +52,24 @@ class KVCache(NamedTuple):
 
     Slot s holds position s. A query at position t attends to slots 0..t, so slots beyond the tokens kept so far are never
     read before they are written again: rolling back costs nothing, it is enough to continue from an earlier position.
-    Axes stand in the order in which the two products of attention read them: otherwise every step would transpose the
-    whole cache first.
+    Axes stand in the order in which the two products of attention read them, and rows and key-value heads share the first
+    one: otherwise the compiler would transpose or copy the whole cache in every step.
     """
 
-    keys: tuple[Float[Array, "B K H S"], ...]
-    values: tuple[Float[Array, "B K S H"], ...]
+    keys: tuple[Float[Array, "B*K H S"], ...]
+    values: tuple[Float[Array, "B*K S H"], ...]
 
     @property
     def capacity(self) -> int:
         """Number of positions that each row can hold."""
-        return self.keys[0].shape[3]
+        return self.keys[0].shape[2]
 
 
 def init_cache(config: ModelConfig, batch: int, capacity: int, dtype: Any = jnp.float32) -> KVCache:
     """An empty cache of `capacity` positions for `batch` rows."""
-    B, K, H, S = batch, config.kv_heads, config.head_dim, capacity
-    keys = tuple(jnp.zeros((B, K, H, S), dtype) for _ in range(config.layers))
-    return KVCache(keys, tuple(jnp.zeros((B, K, S, H), dtype) for _ in range(config.layers)))
+    N, H, S = batch * config.kv_heads, config.head_dim, capacity
+    keys = tuple(jnp.zeros((N, H, S), dtype) for _ in range(config.layers))
+    return KVCache(keys, tuple(jnp.zeros((N, S, H), dtype) for _ in range(config.layers)))
 
 
 def _normal(scale: float):
@@ -100,6 +100,19 @@ def _rotate(x_BTNH: Array, positions_BT: Array, theta: float) -> Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
+def _write(cache: Array, new: Array, positions_BT: Array, axis: int) -> Array:
+    """The cache with the new entries in the slots of each row's consecutive positions, along one axis."""
+    new = new.astype(cache.dtype)
+    B = positions_BT.shape[0]
+    if B == 1:
+        # A scatter of one row would be compiled to several copies of the whole cache.
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, positions_BT[0, 0], axis)
+    N = cache.shape[0]
+    at_NT = jnp.repeat(positions_BT, N // B, axis=0)
+    at = (jnp.arange(N)[:, None], *(slice(None),) * (axis - 1), at_NT)
+    return cache.at[at].set(jnp.moveaxis(new, axis, 1), mode="promise_in_bounds")
+
+
 class Attention(nnx.Module):
     """Causal grouped-query attention, over the new tokens alone or over a cache that they are first written to."""
 
@@ -126,23 +139,25 @@ class Attention(nnx.Module):
         if c.qk_norm:
             q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
         q_BTNH, k_BTKH = _rotate(q_BTNH, positions_BT, c.rope_theta), _rotate(k_BTKH, positions_BT, c.rope_theta)
-        if cache is None:
-            k_BKHS, v_BKSH = k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 1, 3)
-        else:
-            rows_B1 = jnp.arange(B)[:, None]
-            k_BKHS = cache[0].at[rows_B1, :, :, positions_BT].set(k_BTKH.astype(cache[0].dtype))
-            v_BKSH = cache[1].at[rows_B1, :, positions_BT].set(v_BTKH.astype(cache[1].dtype))
-            cache = (k_BKHS, v_BKSH)
-        slots = jnp.arange(k_BKHS.shape[3])
+        N, H = B * c.kv_heads, c.head_dim
+        k_NHS = k_BTKH.transpose(0, 2, 3, 1).reshape(N, H, T)
+        v_NSH = v_BTKH.transpose(0, 2, 1, 3).reshape(N, T, H)
+        if cache is not None:
+            k_NHS, v_NSH = _write(cache[0], k_NHS, positions_BT, 2), _write(cache[1], v_NSH, positions_BT, 1)
+            cache = (k_NHS, v_NSH)
+        slots = jnp.arange(k_NHS.shape[2])
         visible_BTS = slots <= positions_BT[:, :, None] if cache is not None else slots <= jnp.arange(T)[None, :, None]
 
-        # Heads first, and the division by the softmax's sum after the second product: both are cheaper on a CPU.
-        q_BKGTH = q_BTNH.reshape(B, T, c.kv_heads, -1, c.head_dim).transpose(0, 2, 3, 1, 4) * c.head_dim**-0.5
-        scores_BKGTS = jnp.einsum("bkgth,bkhs->bkgts", q_BKGTH, k_BKHS, preferred_element_type=jnp.float32)
+        # Heads first, and the division by the softmax's sum after the second product: both are cheaper on a CPU. Query heads
+        # that share a key-value head are rows of the same product.
+        q_NQH = (q_BTNH * H**-0.5).reshape(B, T, c.kv_heads, -1, H).transpose(0, 2, 3, 1, 4).reshape(N, -1, H)
+        scores_NQS = jnp.einsum("nqh,nhs->nqs", q_NQH, k_NHS, preferred_element_type=jnp.float32)
+        scores_BKGTS = scores_NQS.reshape(B, c.kv_heads, -1, T, slots.size)
         scores_BKGTS = jnp.where(visible_BTS[:, None, None], scores_BKGTS, -jnp.inf)
         weights_BKGTS = jnp.exp(scores_BKGTS - jax.lax.stop_gradient(scores_BKGTS.max(axis=-1, keepdims=True)))
         total_BKGT1 = weights_BKGTS.sum(axis=-1, keepdims=True)
-        mixed_BKGTH = jnp.einsum("bkgts,bksh->bkgth", weights_BKGTS.astype(v_BKSH.dtype), v_BKSH)
+        mixed_NQH = jnp.einsum("nqs,nsh->nqh", weights_BKGTS.reshape(scores_NQS.shape).astype(v_NSH.dtype), v_NSH)
+        mixed_BKGTH = mixed_NQH.reshape(B, c.kv_heads, -1, T, H)
         mixed_BKGTH = mixed_BKGTH / total_BKGT1.astype(mixed_BKGTH.dtype)
         return mixed_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, -1) @ self.out[...], cache
 
@@ -195,7 +210,7 @@ class Transformer(nnx.Module):
 
         Args:
           tokens_BT: token ids.
-          positions_BT: their positions; 0..T−1 if left out. They name the cache slots that are written.
+          positions_BT: their positions, consecutive in each row; 0..T−1 if left out. They name the cache slots that are written.
           cache: keys and values of earlier positions, or None to attend to the new tokens alone.
 
         Returns:
