@@ -22,9 +22,6 @@ from sdsl_jax.decoding.verification import VERIFICATIONS, Verdict, Verification
 from sdsl_jax.errors import require
 from sdsl_jax.models import KVCache, ModelConfig, forward
 
-# Streams of randomness within a round: one for the accept tests, one for the token after them, and one for each draft.
-_ACCEPT, _RESIDUAL, _FIRST_DRAFT = range(3)
-
 # Why a row stopped.
 RUNNING, STOP_TOKEN, LENGTH = range(3)
 
@@ -110,12 +107,12 @@ def row_keys(seed: int, rows: Int[np.ndarray, " B"]) -> Array:
     return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.asarray(rows, jnp.uint32))
 
 
-def stream_key(row_key: Array, start: Int[Array, ""], stream: Int[Array, ""] | int) -> Array:
-    """The key of one decision: it names the row, the position at which its round starts, and the stream within the round.
+def start_keys(keys: Array, buffer: int) -> Array:
+    """One key per row and position at which a round may start, [B, L]: what a round's randomness belongs to.
 
-    Not the position of the token alone: under block verification the noise behind a dropped draft has been looked at.
+    Not to the position of the token alone: under block verification the noise behind a dropped draft has been looked at.
     """
-    return jax.random.fold_in(jax.random.fold_in(row_key, start), stream)
+    return jax.vmap(lambda key: jax.vmap(lambda start: jax.random.fold_in(key, start))(jnp.arange(buffer)))(keys)
 
 
 class Noise(NamedTuple):
@@ -133,15 +130,18 @@ class Noise(NamedTuple):
 
 
 def round_noise(keys: Array, starts: Int[Array, " B"], G: int, V: int) -> Noise:
-    """Noise of the rounds that start at these positions, each part keyed by what it belongs to."""
+    """Noise of the rounds that start at these positions, given the keys of all positions.
 
-    def of_row(key: Array, start: Array) -> tuple[Array, Array]:
-        streams = jax.vmap(lambda stream: stream_key(key, start, stream))(jnp.arange(_FIRST_DRAFT + G))
-        uniforms = jax.random.uniform(streams[_ACCEPT], (G,))
-        return uniforms, jax.vmap(lambda k: jax.random.gumbel(k, (V,)))(streams[_RESIDUAL:])
+    Draft i takes the (i + 1)-th stretch of V + 1 numbers, whatever G is, so that a wider trace decodes alike.
+    """
 
-    uniforms, gumbels = jax.vmap(of_row)(keys, starts)
-    return Noise(uniforms, gumbels[:, 0], gumbels[:, 1:])
+    def of_row(keys: Array, start: Array) -> Array:
+        tiny = jnp.finfo(jnp.float32).tiny
+        return jax.random.uniform(keys[start], (G + 1, V + 1), minval=tiny)
+
+    uniforms = jax.vmap(of_row)(keys, starts)
+    gumbels = -jnp.log(-jnp.log(uniforms[..., :V]))
+    return Noise(uniforms[:, 1:, V], gumbels[:, 0], gumbels[:, 1:])
 
 
 class _Rows(NamedTuple):
@@ -267,13 +267,14 @@ def speculative_loop(
     """
     B, G, V = requests.prompts.shape[0], max_lookahead, target.vocab_size
     every = jnp.arange(B)
+    keys = start_keys(requests.keys, buffer)
     _require_capacity((draft_state, target_cache), buffer + G + 1)
 
     def round_(carry):
         rows, draft_state, target_cache, memory, events, blocks, number = carry
         starts, active = rows.lengths, ~rows.done
         most = jnp.where(active, rule.most(memory, G), 0)
-        noise = round_noise(requests.keys, starts, G, V)
+        noise = round_noise(keys, starts, G, V)
         drafts, draft_state = _draft(drafter, draft_params, draft_state, rows, noise, rule, most, sampling)
 
         last = starts - 1
@@ -343,6 +344,7 @@ def autoregressive_loop(
 ) -> Decoded:
     """One token a step until every row is done; `decode.autoregress` has the arguments."""
     every = jnp.arange(requests.prompts.shape[0])
+    keys = start_keys(requests.keys, buffer)
     _require_capacity(cache, buffer)
 
     def step(carry):
@@ -350,7 +352,7 @@ def autoregressive_loop(
         last = rows.lengths - 1
         logits, cache = forward(target, target_params, rows.tokens[every, last][:, None], last[:, None], cache)
         probs = probabilities(logits[:, 0], sampling)
-        noise = round_noise(requests.keys, rows.lengths, 0, target.vocab_size)
+        noise = round_noise(keys, rows.lengths, 0, target.vocab_size)
         drawn = draw(probs, noise.residual)
         rows, _, _ = emit(rows, drawn[:, None], jnp.ones_like(last), requests)
         return rows, cache, number + 1

@@ -74,11 +74,18 @@ def _keep_min_p(probs: Float[Array, "... V"], share: float | Float[Array, ""]) -
     return jnp.where(probs >= share * probs.max(axis=-1, keepdims=True), probs, 0.0)
 
 
+def first_largest(values: Float[Array, "... V"]) -> Int[Array, ...]:
+    """`argmax` over the last axis as two plain reductions, which a CPU does many numbers at a time."""
+    at = jnp.arange(values.shape[-1], dtype=jnp.int32)
+    largest = values.max(axis=-1, keepdims=True)
+    return jnp.where(values == largest, at, values.shape[-1] - 1).min(axis=-1)
+
+
 def probabilities(logits: Float[Array, "... V"], sampling: Sampling) -> Float[Array, "... V"]:
     """Sampling probabilities in float32; all on the largest logit at temperature 0."""
     logits = logits.astype(jnp.float32)
     hot = jnp.asarray(sampling.temperature) > 0
-    greedy = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.float32)
+    greedy = jax.nn.one_hot(first_largest(logits), logits.shape[-1], dtype=jnp.float32)
     probs = jax.nn.softmax(logits / jnp.where(hot, sampling.temperature, 1.0), axis=-1)
     for keep, value in ((_keep_top_k, sampling.top_k), (_keep_top_p, sampling.top_p), (_keep_min_p, sampling.min_p)):
         if value is not None:
@@ -91,4 +98,4 @@ def draw(probs: Float[Array, "... V"], gumbels: Float[Array, "... V"]) -> Int[Ar
 
     Apart from the noise, so that the noise of many draws can be made at once.
     """
-    return jnp.argmax(jnp.log(probs) + gumbels, axis=-1).astype(jnp.int32)
+    return first_largest(jnp.log(probs) + gumbels)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from sdsl_jax.decoding import Model, Sampling, autoregress, draw, probabilities, speculate, verify_tokens
-from sdsl_jax.decoding.loop import round_noise, row_keys
+from sdsl_jax.decoding.loop import round_noise, row_keys, start_keys
 from sdsl_jax.models import ModelConfig, Params, forward, init_cache
 from sdsl_jax.statistics import Interval, median_interval
 
@@ -28,7 +28,7 @@ def _steps(params: Params, *, model: ModelConfig, width: int, batch: int, contex
     """
     dtype = jax.tree.leaves(params)[0].dtype
     cache = init_cache(model, batch, 2 * context + width, dtype)
-    keys = row_keys(0, np.arange(batch))
+    keys = start_keys(row_keys(0, np.arange(batch)), _STEPS)
 
     def step(i, carry):
         tokens, cache = carry

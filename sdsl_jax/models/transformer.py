@@ -121,9 +121,9 @@ class Attention(nnx.Module):
         query, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
         scale_in = config.width**-0.5
         scale_out = (2 * config.layers * query) ** -0.5
-        self.query = nnx.Param(_normal(scale_in)(rngs.params(), (config.width, query)))
-        self.key = nnx.Param(_normal(scale_in)(rngs.params(), (config.width, kv)))
-        self.value = nnx.Param(_normal(scale_in)(rngs.params(), (config.width, kv)))
+        # Queries, keys and values in one matrix, gate and up in another: a decoding step reads few large matrices faster than
+        # many small ones.
+        self.qkv = nnx.Param(_normal(scale_in)(rngs.params(), (config.width, query + 2 * kv)))
         self.out = nnx.Param(_normal(scale_out)(rngs.params(), (query, config.width)))
         if config.qk_norm:
             self.query_norm = RMSNorm(config.head_dim, config.norm_epsilon)
@@ -133,9 +133,8 @@ class Attention(nnx.Module):
         """What attention adds to the residual stream, and the cache with the new keys and values written to it."""
         c = self.config
         B, T, _ = x_BTD.shape
-        q_BTNH = (x_BTD @ self.query[...]).reshape(B, T, c.heads, c.head_dim)
-        k_BTKH = (x_BTD @ self.key[...]).reshape(B, T, c.kv_heads, c.head_dim)
-        v_BTKH = (x_BTD @ self.value[...]).reshape(B, T, c.kv_heads, c.head_dim)
+        qkv_BTAH = (x_BTD @ self.qkv[...]).reshape(B, T, -1, c.head_dim)
+        q_BTNH, k_BTKH, v_BTKH = jnp.split(qkv_BTAH, [c.heads, c.heads + c.kv_heads], axis=2)
         if c.qk_norm:
             q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
         q_BTNH, k_BTKH = _rotate(q_BTNH, positions_BT, c.rope_theta), _rotate(k_BTKH, positions_BT, c.rope_theta)
@@ -167,13 +166,13 @@ class MLP(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         scale_out = (2 * config.layers * config.hidden) ** -0.5
-        self.gate = nnx.Param(_normal(config.width**-0.5)(rngs.params(), (config.width, config.hidden)))
-        self.up = nnx.Param(_normal(config.width**-0.5)(rngs.params(), (config.width, config.hidden)))
+        self.gate_up = nnx.Param(_normal(config.width**-0.5)(rngs.params(), (config.width, 2 * config.hidden)))
         self.down = nnx.Param(_normal(scale_out)(rngs.params(), (config.hidden, config.width)))
 
     def __call__(self, x_BTD: Array) -> Array:
         """What the MLP adds to the residual stream."""
-        return (jax.nn.silu(x_BTD @ self.gate[...]) * (x_BTD @ self.up[...])) @ self.down[...]
+        gate_BTF, up_BTF = jnp.split(x_BTD @ self.gate_up[...], 2, axis=-1)
+        return (jax.nn.silu(gate_BTF) * up_BTF) @ self.down[...]
 
 
 class Block(nnx.Module):

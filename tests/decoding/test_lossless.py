@@ -123,7 +123,18 @@ def fresh_loop(monkeypatch):
 
 def shared_key(monkeypatch):
     """Drafts, tests and residuals draw from one key."""
-    monkeypatch.setattr(loop, "stream_key", lambda key, start, stream: jax.random.fold_in(key, start))
+    original = loop.round_noise
+
+    def round_noise(*arguments):
+        noise = original(*arguments)
+        one = jnp.exp(-jnp.exp(-noise.residual[:, :1]))
+        return loop.Noise(
+            jnp.broadcast_to(one, noise.uniforms.shape),
+            noise.residual,
+            jnp.broadcast_to(noise.residual[:, None], noise.drafts.shape),
+        )
+
+    monkeypatch.setattr(loop, "round_noise", round_noise)
 
 
 def reused_uniform(monkeypatch):
@@ -139,13 +150,14 @@ def reused_uniform(monkeypatch):
 
 def keys_by_position(monkeypatch):
     """Draft noise belongs to the position, whichever block it is drafted in."""
+    original = loop.round_noise
 
-    def key_of(key, start, stream):
-        draft = jnp.asarray(stream) >= loop._FIRST_DRAFT
-        position = jnp.where(draft, start + stream - loop._FIRST_DRAFT, start)
-        return jax.random.fold_in(jax.random.fold_in(key, position), jnp.where(draft, loop._FIRST_DRAFT, stream))
+    def round_noise(keys, starts, G, V):
+        at = [jnp.minimum(starts + i, keys.shape[1] - 1) for i in range(G)]
+        drafts = jnp.stack([original(keys, a, 1, V).drafts[:, 0] for a in at], axis=1)
+        return original(keys, starts, G, V)._replace(drafts=drafts)
 
-    monkeypatch.setattr(loop, "stream_key", key_of)
+    monkeypatch.setattr(loop, "round_noise", round_noise)
 
 
 def argmax_draft(monkeypatch):

@@ -136,15 +136,18 @@ def _tensors(model: ModelLike) -> dict[str, np.ndarray]:
     for i in range(c.layers):
         block, name = tree["blocks"][i], f"model.layers.{i}"
         attention, mlp = block["attention"], block["mlp"]
+        heads = [c.heads * c.head_dim, (c.heads + c.kv_heads) * c.head_dim]
+        query, key, value = np.split(array(attention["qkv"]), heads, axis=1)
+        gate, up = np.split(array(mlp["gate_up"]), 2, axis=1)
         tensors |= {
             f"{name}.input_layernorm.weight": array(block["attention_norm"]["scale"]),
-            f"{name}.self_attn.q_proj.weight": matrix(attention["query"]),
-            f"{name}.self_attn.k_proj.weight": matrix(attention["key"]),
-            f"{name}.self_attn.v_proj.weight": matrix(attention["value"]),
+            f"{name}.self_attn.q_proj.weight": matrix(query),
+            f"{name}.self_attn.k_proj.weight": matrix(key),
+            f"{name}.self_attn.v_proj.weight": matrix(value),
             f"{name}.self_attn.o_proj.weight": matrix(attention["out"]),
             f"{name}.post_attention_layernorm.weight": array(block["mlp_norm"]["scale"]),
-            f"{name}.mlp.gate_proj.weight": matrix(mlp["gate"]),
-            f"{name}.mlp.up_proj.weight": matrix(mlp["up"]),
+            f"{name}.mlp.gate_proj.weight": matrix(gate),
+            f"{name}.mlp.up_proj.weight": matrix(up),
             f"{name}.mlp.down_proj.weight": matrix(mlp["down"]),
         }
         if c.qk_norm:
