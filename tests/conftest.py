@@ -1,14 +1,30 @@
 """Fixtures that many tests share. Every test is seeded; Hypothesis draws the same examples in every run."""
 
+import atexit
 import os
+import shutil
+import tempfile
+from importlib import metadata
 from pathlib import Path
 
 # Most of the time of these tests goes into compiling many small programs once; the arithmetic is the same without the
-# compiler's expensive passes. The last flag makes bfloat16 round alike in every program. Set before jax is imported.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_allow_excess_precision=false",
-)
+# compiler's expensive passes, and with its older emitters where it still has them. The third flag makes bfloat16 round alike
+# in every program. Set before jax is imported.
+_flags = [
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_allow_excess_precision=false",
+]
+if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):
+    _flags.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(_flags))
+
+# What one process of the run has compiled the others need not compile again.
+if "PYTEST_XDIST_WORKER" not in os.environ and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = tempfile.mkdtemp(prefix="sdsl-tests-")
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
 import hypothesis
 import jax

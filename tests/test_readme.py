@@ -30,3 +30,10 @@ def test_the_theory():
     assert int(names["found"].lookahead_integer) == 6
     assert float(names["opt_30b"].optimum().params) == pytest.approx(189e6, rel=0.005)
     assert float(names["elasticities"](names["opt_30b"]).target_params) == pytest.approx(0.575, abs=5e-4)
+
+
+def test_the_decoder():
+    names: dict = {}
+    exec(BLOCKS[2], names)
+    events = names["run"].events
+    assert [int(x) for x in events.emitted.sum(axis=1)] == [40, 20]

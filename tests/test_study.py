@@ -120,6 +120,7 @@ def test_nothing_is_run_twice(tiny_study, tmp_path):
     assert seen.notes == [f"{stage}: up to date" for stage in STAGES]
 
 
+@pytest.mark.slow
 def test_only_what_depends_on_a_change_is_run_again(tiny_study, tmp_path):
     folder = shutil.copytree(tiny_study, tmp_path / "copy")
     seen = Notes()
@@ -128,6 +129,7 @@ def test_only_what_depends_on_a_change_is_run_again(tiny_study, tmp_path):
     assert seen.tasks == ["codesign", "clock", "figures", "report"]
 
 
+@pytest.mark.slow
 def test_fits_and_figures_need_no_weights(tiny_study, tmp_path):
     folder = shutil.copytree(tiny_study, tmp_path / "copy")
     shutil.rmtree(folder / "checkpoints")
@@ -283,6 +285,7 @@ def test_the_quickstart_is_what_it_promises():
     assert max(config.ladder.target_tokens) >= 5 * max(config.ladder.target_params)
 
 
+@pytest.mark.slow
 def test_results_plug_into_predictions(tiny_study):
     """`fits.json` as a law file of `sdsl predict`: joint draws, the study's warnings, and its ranges."""
     path = str(tiny_study / "records" / "fits.json")

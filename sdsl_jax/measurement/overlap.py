@@ -58,7 +58,7 @@ class ModelScores:
     Attributes:
       entropy: sum of its entropy over the compared positions of each context, nats.
       log_probs: log-probability at each sampling of the token that followed each position, −∞ where the sampling rules it
-        out, NaN past the end of a context; None if no tokens were given.
+        out; at positions that are not compared it belongs to whatever stands there. None if no tokens were given.
       positions: how many positions each context has.
     """
 
@@ -108,7 +108,7 @@ def _score(
     probs = tuple(probabilities(logits, sampling) for sampling in samplings)
     if following is not None:
         chosen = [jnp.take_along_axis(each, following[..., None], axis=-1)[..., 0] for each in probs]
-        following = jnp.where(counts, jnp.log(jnp.stack(chosen)), jnp.nan)
+        following = jnp.log(jnp.stack(chosen))
     return _Scored(log_probs, probs, (entropy * counts).sum(axis=-1), following)
 
 
@@ -147,7 +147,7 @@ def rows_per_chunk(memory_bytes: int, targets: int, samplings: int, positions: i
     return min(_MOST_ROWS, memory_bytes // each)
 
 
-def _check(contexts: Any, following: Any, lengths: Any, first: int, vocab_sizes: set[int]) -> tuple[np.ndarray, ...]:
+def _check(contexts: Any, following: Any, lengths: Any, first: Any, vocab_sizes: set[int]) -> tuple[Any, ...]:
     require(len(vocab_sizes) == 1, f"the vocabularies have sizes {sorted(vocab_sizes)}; all models must share one.")
     vocab_size = vocab_sizes.pop()
     contexts = np.asarray(contexts, np.int32)
@@ -156,13 +156,19 @@ def _check(contexts: Any, following: Any, lengths: Any, first: int, vocab_sizes:
         f"contexts have shape {contexts.shape}; they must be [contexts, tokens].",
     )
     n, width = contexts.shape
-    require(0 <= first < width, f"first is {first}; it must lie in [0, {width - 1}] for contexts of {width} tokens.")
+    firsts = np.broadcast_to(np.asarray(first), (n,))
+    begin = int(firsts.min())
+    require(
+        0 <= begin <= firsts.max() < width,
+        f"first is {first}; it must lie in [0, {width - 1}] for contexts of {width} tokens.",
+    )
     lengths = np.broadcast_to(np.asarray(width if lengths is None else lengths), (n,))
     require(
         lengths.min() >= 0 and lengths.max() <= width,
         f"lengths run from {lengths.min()} to {lengths.max()}; they must lie in [0, {width}].",
     )
-    counts = np.arange(first, width) < lengths[:, None]
+    positions = np.arange(begin, width)
+    counts = (positions >= firsts[:, None]) & (positions < lengths[:, None])
     for name, ids in (("contexts", contexts), ("following", following)):
         require(
             ids is None or 0 <= np.min(ids) <= np.max(ids) < vocab_size,
@@ -172,7 +178,7 @@ def _check(contexts: Any, following: Any, lengths: Any, first: int, vocab_sizes:
         following is None or np.shape(following) == counts.shape,
         f"following has shape {np.shape(following)}; it must be {counts.shape}, a token for each compared position.",
     )
-    return contexts, counts
+    return contexts, counts, begin
 
 
 def pairwise_overlap(
@@ -180,7 +186,7 @@ def pairwise_overlap(
     targets: Mapping[str, Model],
     contexts: Int[np.ndarray, "contexts L"],
     *,
-    first: int,
+    first: int | Int[np.ndarray, " contexts"],
     samplings: Sequence[Sampling] = (Sampling(),),
     following: Int[np.ndarray, "contexts T"] | None = None,
     lengths: Int[np.ndarray, " contexts"] | None = None,
@@ -196,9 +202,9 @@ def pairwise_overlap(
       drafts: by name.
       targets: by name.
       contexts: token ids; the distribution after position t is compared for t = first..L−1.
-      first: first position whose next-token distribution counts.
+      first: first position whose next-token distribution counts, of all contexts or of each.
       samplings: that α is wanted at.
-      following: the token after each compared position, for `ModelScores.log_probs`; T = L − first.
+      following: the token after each position from the smallest `first` on, for `ModelScores.log_probs`; T = L − first.
       lengths: tokens of each context that are not padding; all if left out. Later positions are not compared.
       memory_bytes: bound on what distributions take, see `rows_per_chunk`.
       advance: told how many models have just scored a chunk.
@@ -209,9 +215,9 @@ def pairwise_overlap(
     require(len(drafts) > 0 and len(targets) > 0, "there are no drafts or no targets; at least one of each is needed.")
     require(len(samplings) > 0, "samplings is empty; it must hold at least one.")
     vocab_sizes = {model.config.vocab_size for model in (*drafts.values(), *targets.values())}
-    contexts, counts = _check(contexts, following, lengths, first, vocab_sizes.copy())
+    contexts, counts, begin_at = _check(contexts, following, lengths, first, vocab_sizes.copy())
     n, width = contexts.shape
-    rows = rows_per_chunk(memory_bytes, len(targets), len(samplings), width - first, width, *vocab_sizes)
+    rows = rows_per_chunk(memory_bytes, len(targets), len(samplings), width - begin_at, width, *vocab_sizes)
     rows = min(rows, n)
     checked = tuple(sampling.check() for sampling in samplings)
     sums: dict[tuple[str, str], list[Any]] = defaultdict(list)
@@ -227,7 +233,9 @@ def pairwise_overlap(
 
         def score(role: str, name: str, model: Model) -> _Scored:
             advance(1)
-            found = _score(model.params, contexts[index], next_tokens, mask, checked, model=model.config, first=first)
+            found = _score(
+                model.params, contexts[index], next_tokens, mask, checked, model=model.config, first=begin_at
+            )
             log_probs = None if found.following is None else np.asarray(found.following)[:, kept]
             scores[role, name].append((np.asarray(found.entropy, float)[kept], log_probs))
             return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -10,15 +9,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from sdsl_jax.data.prompts import Prompts
-from sdsl_jax.decoding import Decoded, Model, Sampling, autoregress, overlap, probabilities, speculate
+from sdsl_jax.decoding import Decoded, Model, Sampling, autoregress, speculate
 from sdsl_jax.decoding.verification import Verification
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.conventions import ConventionRow, acceptance_report
 from sdsl_jax.measurement.decoded import DecodedStatistics, event_columns, summarise
-from sdsl_jax.models import ModelConfig, Params, forward
+from sdsl_jax.measurement.overlap import pairwise_overlap
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.statistics import Interval, ratio_interval
 from sdsl_jax.theory import rounds_over_sample
@@ -125,7 +124,8 @@ def measure_pair(
     batches = -(-len(prompts.lengths) // settings.batch)
     progress.start("measure", batches * (2 + len(settings.lookaheads)))
     samples = _sample(target, prompts, settings, lambda: progress.advance(1, "samples of the target"))
-    exact = _score(draft, target, samples, settings, lambda: progress.advance(1, "exact acceptance"))
+    exact = _score(draft, target, samples, settings)
+    progress.advance(batches, "exact acceptance")
     results = []
     for lookahead in settings.lookaheads:
         decoded = _decode(draft, target, prompts, lookahead, settings, lambda: progress.advance(1, f"γ = {lookahead}"))  # noqa: B023
@@ -137,9 +137,7 @@ def measure_pair(
         expected = expected_tokens_per_round(exact, lookahead, settings)
         results.append(LookaheadResult(lookahead, statistics, expected, report.table(), decoded))
     progress.finish()
-    weights = exact.counted.sum(axis=1)
-    alpha = ratio_interval((exact.overlap * exact.counted).sum(axis=1), weights, settings.confidence)
-    return PairMeasurement(alpha, int(weights.sum()), tuple(results))
+    return PairMeasurement(exact.alpha, exact.positions, tuple(results))
 
 
 def _batches(rows: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -213,55 +211,56 @@ def _sample(target: Model, prompts: Prompts, settings: PairSettings, advance: Ca
 
 
 class ExactAcceptance(NamedTuple):
-    """Exact quantities at every position of the target's samples.
+    """Exact quantities on the target's samples.
 
     Attributes:
-      overlap: Σ_v min(p_v, q_v): the probability that a draft is accepted there.
-      acceptance: min(1, q(y)/p(y)): the probability that the sample's own token came by acceptance.
-      counted: whether the position is among the tokens asked for and not behind a stop.
+      alpha: Σ_v min(p_v, q_v), averaged over the tokens asked for that no stop precedes.
+      positions: how many those are.
+      acceptance: min(1, q(y)/p(y)) of each sampled token: the probability that it came by acceptance.
+      counted: how many of the row's first tokens were asked for and are not behind a stop.
     """
 
-    overlap: Float[np.ndarray, "rows tokens"]
+    alpha: Interval
+    positions: int
     acceptance: Float[np.ndarray, "rows tokens"]
-    counted: Bool[np.ndarray, "rows tokens"]
+    counted: Int[np.ndarray, " rows"]
 
 
-@functools.partial(jax.jit, static_argnames=("draft", "target"))
-def _compare(
-    draft: ModelConfig,
-    target: ModelConfig,
-    draft_params: Params,
-    target_params: Params,
-    tokens: Array,
-    sampling: Sampling,
-) -> tuple[Array, Array]:
-    """Overlap and acceptance of each token but the first, [rows, length − 1]; what follows a row does not reach back."""
-    with jax.default_matmul_precision("highest"):
-        p = probabilities(forward(target, target_params, tokens[:, :-1])[0], sampling)
-        q = probabilities(forward(draft, draft_params, tokens[:, :-1])[0], sampling)
-    p_y, q_y = (jnp.take_along_axis(x, tokens[:, 1:, None], axis=-1)[..., 0] for x in (p, q))
-    # A token was drawn, so p_y > 0, unless a filter's border or a tie at temperature 0 falls differently in this pass.
-    return overlap(p, q), jnp.minimum(1.0, q_y / jnp.maximum(p_y, jnp.finfo(p.dtype).tiny))
-
-
-def _score(
-    draft: Model, target: Model, samples: _Samples, settings: PairSettings, advance: Callable[[], None]
-) -> ExactAcceptance:
-    sampling = settings.sampling.check()
-
-    def run(numbers: np.ndarray, meant: np.ndarray) -> tuple[Array, Array]:
-        tokens = samples.tokens[numbers]
-        return _compare(draft.config, target.config, draft.params, target.params, tokens, sampling)
-
-    alpha, acceptance = _in_batches(len(samples.tokens), settings.batch, run, advance)
+def _score(draft: Model, target: Model, samples: _Samples, settings: PairSettings) -> ExactAcceptance:
+    """One pass of each model over the samples."""
+    starts = samples.prompt_lengths
     new = settings.new_tokens + max(settings.lookaheads) - 1
-    at = samples.prompt_lengths[:, None] + np.arange(new)
+    at = starts[:, None] + np.arange(new)
     emitted = np.take_along_axis(samples.tokens, at, axis=1)
     stops = np.isin(emitted, settings.stop_tokens)
-    behind = np.cumsum(stops, axis=1) - stops > 0
-    counted = ~behind & (np.arange(new) < settings.new_tokens)
-    alpha, acceptance = (np.take_along_axis(x, at - 1, axis=1) for x in (alpha, acceptance))
-    return ExactAcceptance(alpha, acceptance, counted)
+    counted = ((np.cumsum(stops, axis=1) - stops == 0) & (np.arange(new) < settings.new_tokens)).sum(axis=1)
+    first = starts.min()
+    scored = pairwise_overlap(
+        {"draft": draft},
+        {"target": target},
+        samples.tokens[:, :-1],
+        first=starts - 1,
+        lengths=starts - 1 + counted,
+        samplings=[settings.sampling],
+        following=samples.tokens[:, first:],
+    )
+    pair = scored.pairs["draft", "target"]
+    log_p, log_q = (
+        np.take_along_axis(scores.log_probs[0], at - first, axis=1)  # type: ignore[index]
+        for scores in (scored.targets["target"], scored.drafts["draft"])
+    )
+    return ExactAcceptance(
+        pair.mean(pair.acceptance[0], settings.confidence),
+        int(pair.positions.sum()),
+        _acceptance(log_p, log_q),
+        counted,
+    )
+
+
+def _acceptance(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+    # A token was drawn, so ln p is finite, unless a filter's border or a tie at temperature 0 falls differently in this pass.
+    log_p = np.maximum(log_p, np.log(np.finfo(np.float32).tiny))
+    return np.exp(np.minimum(0.0, log_q - log_p))
 
 
 def expected_tokens_per_round(exact: ExactAcceptance, lookahead: int, settings: PairSettings) -> Interval:
@@ -269,8 +268,8 @@ def expected_tokens_per_round(exact: ExactAcceptance, lookahead: int, settings: 
 
     As in the decoder, rounds start at any of the `new_tokens` positions that no stop precedes, and may look beyond the last.
     """
-    acceptance = jnp.asarray(exact.acceptance[:, : settings.new_tokens + lookahead - 1])
-    starts = jnp.asarray(exact.counted.sum(axis=1))
+    acceptance = jnp.asarray(exact.acceptance[:, : settings.new_tokens + lookahead - 1], jnp.float32)
+    starts = jnp.asarray(exact.counted)
     rounds = jax.vmap(lambda row, n: rounds_over_sample(row, lookahead, n))(acceptance, starts)
     started = np.asarray(rounds.started, float)
     return ratio_interval(started + np.asarray(rounds.survived, float).sum(axis=-1), started, settings.confidence)

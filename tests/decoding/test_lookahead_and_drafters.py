@@ -16,6 +16,8 @@ from sdsl_jax.decoding import (
 from sdsl_jax.errors import SdslError
 from sdsl_jax.theory import optimal_lookahead
 
+# Between the quartiles of the draft's largest probability.
+SURE = 0.75
 PROMPTS = np.random.default_rng(0).integers(0, V, (4, 5))
 
 
@@ -35,18 +37,25 @@ def test_online_lookahead_is_the_closed_form_of_the_running_estimate():
 def test_confidence_decides_by_the_distribution_and_not_by_the_draw():
     """Every draft was drawn where the draft was sure enough; the one that was not drawn would have come from an unsure one."""
     run = speculate(
-        model(1, 1), model(2, 2), PROMPTS, lookahead=ConfidenceThreshold(0.86), max_lookahead=4, new_tokens=40,
+        model(1, 1), model(2, 2), PROMPTS, lookahead=ConfidenceThreshold(SURE), max_lookahead=4, new_tokens=40,
         keep_distributions=True,
     )  # fmt: skip
     counts, q = np.asarray(run.events.proposed), np.asarray(run.blocks.draft_probs)
     drawn = np.arange(4) < counts[..., None]
-    assert (q.max(-1)[drawn] >= 0.86).all()
+    assert (q.max(-1)[drawn] >= SURE).all()
     assert set(np.unique(counts[np.asarray(run.events.emitted) > 0])) >= {0, 1, 2}
     assert (np.asarray(run.events.emitted)[(counts == 0) & (np.asarray(run.events.start) > 0)] == 1).all()
 
 
-@pytest.mark.parametrize("rule", [ConfidenceThreshold(0.86), OnlineLookahead(0.2, prior_tests=1.0)])
-@pytest.mark.parametrize("verification", ["token", "block"])
+@pytest.mark.parametrize(
+    ("rule", "verification"),
+    [
+        (ConfidenceThreshold(SURE), "block"),
+        pytest.param(ConfidenceThreshold(SURE), "token", marks=pytest.mark.slow),
+        pytest.param(OnlineLookahead(0.2, prior_tests=1.0), "block", marks=pytest.mark.slow),
+        pytest.param(OnlineLookahead(0.2, prior_tests=1.0), "token", marks=pytest.mark.slow),
+    ],
+)
 def test_adaptive_rows_depend_on_their_own_prompt_and_number_only(rule, verification):
     settings = dict(lookahead=rule, max_lookahead=3, new_tokens=14, seed=5, verification=verification)
     together = np.asarray(speculate(model(1, 1), model(2, 2), PROMPTS, **settings).tokens)

@@ -53,7 +53,10 @@ def test_joint_distribution_with_many_samples(draft, target, lookahead):
     check_joint_distribution(draft, target, lookahead, temperature=1.0, rows=8192, runs=49)
 
 
-@pytest.mark.parametrize(("lookahead", "temperature"), [(1, 1.0), (2, 0.7), (4, 1.0)])
+@pytest.mark.parametrize(
+    ("lookahead", "temperature"),
+    [pytest.param(1, 1.0, marks=pytest.mark.slow), (2, 0.7), pytest.param(4, 1.0, marks=pytest.mark.slow)],
+)
 def test_joint_distribution_through_ragged_caches(draft, target, lookahead, temperature):
     """Three tokens after prompts of different lengths in one batch, against all 216 sequences. χ², false alarm 1e-6 each."""
     check_joint_distribution(draft, target, lookahead, temperature, rows=4096, runs=8)
@@ -165,7 +168,7 @@ def test_stop_tokens_end_a_row_and_clip_its_counts(draft, target):
     events = jax.tree.map(np.asarray, decoded.events)
     tokens, lengths = np.asarray(decoded.tokens), np.asarray(decoded.lengths)
     stopped = (events.stop_reason == decoding_loop.STOP_TOKEN).any(axis=1)
-    assert stopped.sum() > 10
+    assert stopped.sum() > 5
     for row in range(64):
         emitted = tokens[row, 3 : lengths[row]]
         assert (emitted[:-1] != 2).all()
@@ -175,12 +178,22 @@ def test_stop_tokens_end_a_row_and_clip_its_counts(draft, target):
     np.testing.assert_array_equal(events.emitted.sum(axis=1), lengths - 3)
 
 
-def test_one_trace_serves_every_lookahead(draft, target):
+def test_one_trace_serves_every_lookahead(draft, target, monkeypatch):
+    chex.clear_trace_counter()
+    once = chex.assert_max_traces(decoding_loop.speculative_loop.__wrapped__, n=1)
+    static = ("drafter", "target", "verification", "max_lookahead", "buffer", "max_rounds", "keep_distributions")
     prompts = np.random.default_rng(6).integers(0, V, (3, 4))
-    before = decoding_loop.speculative_loop._cache_size()
-    for lookahead in (1, 2, 5):
-        speculate(draft, target, prompts, lookahead=lookahead, max_lookahead=5, new_tokens=9)
-    assert decoding_loop.speculative_loop._cache_size() == before + 1
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding_loop, "speculative_loop", jax.jit(once, static_argnames=static))
+        for lookahead in (1, 2, 5):
+            wide = speculate(draft, target, prompts, lookahead=lookahead, max_lookahead=5, new_tokens=9)
+            assert wide.events.proposed.max() == lookahead
+        with pytest.raises(AssertionError, match="traced"):
+            speculate(draft, target, prompts, lookahead=2, max_lookahead=4, new_tokens=9)
+    # The noise of a draft does not depend on how many there might have been.
+    narrow = speculate(draft, target, prompts, lookahead=2, new_tokens=9)
+    wide = speculate(draft, target, prompts, lookahead=2, max_lookahead=5, new_tokens=9)
+    np.testing.assert_array_equal(narrow.tokens, wide.tokens)
 
 
 def test_autoregressive_sampling_is_the_targets_distribution(target):

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from sdsl_jax.decoding import Model, Sampling, autoregress, speculate
 from sdsl_jax.measurement.greedy import first_divergences
@@ -22,12 +23,14 @@ def runs(dtype, rows=8, new=40):
     return target, plain, fast
 
 
+@pytest.mark.slow
 def test_float32_runs_agree_token_for_token():
     target, plain, fast = runs(jnp.float32)
     np.testing.assert_array_equal(plain.tokens, fast.tokens)
     assert first_divergences(target, plain, fast) == []
 
 
+@pytest.mark.slow
 def test_bfloat16_runs_part_only_where_the_target_nearly_ties():
     """Whatever parts has a margin of at most three units in the last of bfloat16's 8 bits."""
     target, plain, fast = runs(jnp.bfloat16, rows=64)

@@ -91,6 +91,7 @@ def test_race_counts_what_it_ran(pair):
     assert 1 <= result.tokens_per_round <= 3
 
 
+@pytest.mark.slow
 def test_samples_of_the_target_are_what_exact_acceptance_runs_on(pair):
     """Teacher-forced α on the target's samples predicts the live decoder's first-position survival at γ = 1."""
     draft, target = pair

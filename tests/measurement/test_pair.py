@@ -6,6 +6,7 @@ from sdsl_jax.data.prompts import Prompts
 from sdsl_jax.decoding import Model, Sampling, overlap, probabilities
 from sdsl_jax.errors import SdslError
 from sdsl_jax.measurement import pair as module
+from sdsl_jax.measurement.overlap import pairwise_overlap
 from sdsl_jax.measurement.pair import PairSettings, measure_pair
 from sdsl_jax.models import ModelConfig, init_params
 from sdsl_jax.models import forward as eager_forward
@@ -59,15 +60,25 @@ def test_exact_acceptance_is_the_overlap_on_the_samples(pair, measured):
     draft, target = pair
     prompts, settings = ragged(400), PairSettings(**SETTINGS)
     samples = module._sample(target, prompts, settings, lambda: None)
-    exact = module._score(draft, target, samples, settings, lambda: None)
+    exact = module._score(draft, target, samples, settings)
     rows = np.flatnonzero(prompts.lengths == 6)
     ids = samples.tokens[rows, : 6 + 24]
     p, q = (probabilities(forward(m.config, m.params, ids)[0], Sampling())[:, 5:-1] for m in (target, draft))
-    np.testing.assert_allclose(exact.overlap[rows, :24], overlap(p, q), atol=1e-5)
+    of_rows = pairwise_overlap({"d": draft}, {"t": target}, ids[:, :-1], first=5).pairs["d", "t"]
+    np.testing.assert_allclose(of_rows.acceptance[0], overlap(p, q).sum(axis=1), atol=1e-4)
     p_y, q_y = (np.take_along_axis(np.asarray(x), ids[:, 6:, None], axis=-1)[..., 0] for x in (p, q))
     np.testing.assert_allclose(exact.acceptance[rows, :24], np.minimum(1, q_y / p_y), atol=1e-4)
     assert measured.positions == exact.counted.sum() == 400 * 24
-    assert measured.alpha.estimate == pytest.approx(exact.overlap[:, :24].mean())
+    sums = 0.0
+    for length in range(1, 7):
+        ids = samples.tokens[prompts.lengths == length, : length + 24]
+        sums += (
+            pairwise_overlap({"d": draft}, {"t": target}, ids[:, :-1], first=length - 1)
+            .pairs["d", "t"]
+            .acceptance.sum()
+        )
+    assert exact.alpha == measured.alpha
+    assert exact.alpha.estimate == pytest.approx(sums / (400 * 24), rel=1e-4)
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ KEYS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_papers_targets():
     first, second = predict([OPT_30B, Target(110e9, 180e9, 3e12, "Qwen1.5-110B")], *PUBLISHED)
     assert set(first) >= KEYS
@@ -148,6 +149,7 @@ def test_warnings_of_what_does_not_fit_together(tmp_path):
         acceptance_law(write_law(tmp_path / "x.json", "logit_gap", LogitGap(1.0, 1.0), valid={"params": [1, 2]}))
 
 
+@pytest.mark.slow
 def test_a_draft_that_needs_a_lookahead_below_one(tmp_path):
     """Between the real and the whole condition the answer is no, with a bound on what any choice could gain."""
     gap = acceptance_law(write_law(tmp_path / "law.json", "logit_gap", LogitGap(-2.0, 1.0)))

@@ -106,6 +106,7 @@ def test_accuracy_against_fifty_digits(dtype, lookahead_bound, speedup_bound):
             assert abs(float(best) / exact_best - 1) <= speedup_bound
 
 
+@pytest.mark.slow
 def test_derivatives_of_the_optimum(x64):
     """First and second derivatives against finite differences (good to 1e-3 at second order) where speculation pays."""
     for alpha, cost in ((0.7, 0.05), (0.9, 0.01), (0.4, 0.2), (0.65, 0.003)):

@@ -87,6 +87,7 @@ def test_no_size_and_lookahead_beats_the_optimum(level, slope, overhead, target,
         assert value <= float(solve(made).speedup) * (1 + 1e-12)
 
 
+@pytest.mark.slow
 @given(TARGET, TOKENS, TOKENS)
 def test_single_precision_equals_double(target, tokens, target_tokens):
     """N* to 1e-5 (a slope known to 1e-7, over a curvature of .05), S* to 1e-6, the ends of a flat interval to 1e-3."""
@@ -116,6 +117,7 @@ def test_costs_of_every_kind_against_brute_force(x64):
             assert float(found.params) == pytest.approx(sizes[values.argmax()], rel=2e-3)
 
 
+@pytest.mark.slow
 def test_derivatives_of_the_optimum_are_those_of_finite_differences(x64):
     """Implicit derivatives of N* to every order the solver allows, against differences of a scipy optimum."""
 
@@ -218,6 +220,7 @@ def test_bounds_are_checked():
         optimal_draft(lambda n: 0.5, lambda n: n, (10.0, 1.0))
 
 
+@pytest.mark.slow
 def test_solver_is_vmappable_and_differentiable_in_batches(x64):
     targets = jnp.array([13e9, 30e9, 70e9])
     size = lambda m: jnp.log(scenario(m, 180e9).optimum().params)  # noqa: E731

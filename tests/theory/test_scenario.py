@@ -42,6 +42,7 @@ def test_elasticities_are_those_of_finite_differences(target, tokens, target_tok
             assert float(getattr(found, name)) == pytest.approx((ahead - behind) / (2 * h), rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_sensitivity_to_every_coefficient(x64):
     """Of N*, γ* and S*, to each coefficient of both laws and to the overhead, against central differences."""
     made = OPT_30B._replace(draft_overhead=0.01)
@@ -74,6 +75,7 @@ def test_sensitivities_in_single_precision():
         np.testing.assert_allclose(one, other, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_where_speculation_does_not_pay(x64):
     """A draft step as dear as a target step: N*, γ* and S* do not move, and nothing is NaN."""
     hopeless = OPT_30B._replace(draft_overhead=1.0)

@@ -89,7 +89,10 @@ class _StopsAt(Silent):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("killed_at", [[3], [48, 20], [60]])
+@pytest.mark.parametrize(
+    "killed_at",
+    [pytest.param([3], marks=pytest.mark.slow), [48, 20], pytest.param([60], marks=pytest.mark.slow)],
+)
 def test_resume_equals_an_uninterrupted_run(tmp_path, dataset, killed_at):
     """Bitwise: parameters of every budget, and metrics without gaps or doubles."""
     config = tiny(ladder=ONE_RUNG)
@@ -110,6 +113,7 @@ def test_resume_equals_an_uninterrupted_run(tmp_path, dataset, killed_at):
         assert mine == file.read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_a_budget_added_later_reuses_the_trunk_and_changes_nothing(tmp_path, dataset):
     config = tiny(ladder=ONE_RUNG)
     before = train_ladder(config, dataset, tmp_path)

@@ -1,0 +1,183 @@
+"""`python -m benchmarks.adaptive --target DIR --draft DIR`: a lookahead that adapts against the best fixed one.
+
+Both models are folders that a study wrote. Every rule decodes the same held-out prompts one at a time, as batch 1 would: what
+adapts in a lockstep batch waits for its slowest row. Two comparisons, both in speed-up over plain decoding:
+
+- at given costs: tokens over the sum of what each round costs, its draft steps at `--draft-cost` target steps each and one
+  verify pass. A confidence threshold also pays for the step that found the draft unsure;
+- on the clock: here a rule that varies pays for the widest verify pass in every round, since a trace has one width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from sdsl_jax.data.prompts import load_prompts
+from sdsl_jax.decoding import (
+    ConfidenceThreshold,
+    FixedLookahead,
+    Model,
+    NgramDraft,
+    OnlineLookahead,
+    autoregress,
+    speculate,
+)
+from sdsl_jax.measurement.decoded import self_check
+from sdsl_jax.measurement.latency import Step, time_steps
+from sdsl_jax.training import device_name, load_model_folder
+
+_MOST = 8
+_CHUNK = 64
+
+
+def _rules(draft_cost: float) -> dict[str, tuple[Any, int, bool]]:
+    """Rule, largest lookahead of its trace, and whether the draft is n-grams."""
+    fixed = {f"fixed γ = {g}": (FixedLookahead(g), g, False) for g in range(1, _MOST + 1)}
+    unsure = {f"confidence ≥ {t:g}": (ConfidenceThreshold(t), _MOST, False) for t in (0.2, 0.3, 0.4, 0.5, 0.6)}
+    online = {"online closed form": (OnlineLookahead(draft_cost), _MOST, False)}
+    ngrams = {f"n-grams, γ = {g}": (FixedLookahead(g), g, True) for g in (2, 4)}
+    return fixed | unsure | online | ngrams
+
+
+def _at_given_costs(
+    draft: Any, target: Model, prompts, rule, most: int, new_tokens: int, cost: float
+) -> dict[str, float]:
+    """Row by row statistics from batched decoding: a row's rounds do not depend on its batch."""
+    emitted = rounds = proposed = steps = 0.0
+    checks = []
+    for begin in range(0, len(prompts.lengths), _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        decoded = speculate(
+            draft,
+            target,
+            prompts.tokens[part],
+            prompt_lengths=prompts.lengths[part],
+            rows=np.arange(begin, begin + len(prompts.lengths[part])),
+            lookahead=rule,
+            max_lookahead=most,
+            new_tokens=new_tokens,
+        )
+        events = decoded.events
+        assert events is not None
+        took_part = np.asarray(events.emitted) > 0
+        drafted = np.asarray(events.proposed)[took_part]
+        emitted += float(np.asarray(events.verified)[took_part].sum() + took_part.sum())
+        rounds += float(took_part.sum())
+        proposed += float(drafted.sum())
+        extra = (drafted < most).sum() if isinstance(rule, ConfidenceThreshold) else 0
+        steps += 0.0 if isinstance(draft, NgramDraft) else float(drafted.sum() + extra)
+        checks.append(self_check(events))
+    return {
+        "speedup": emitted / (rounds + steps * cost),
+        "tokens_per_round": emitted / rounds,
+        "lookahead": proposed / rounds,
+        "self_check": float(np.nansum(checks) / np.sqrt(np.isfinite(checks).sum())),
+    }
+
+
+def main() -> None:
+    """Prints one table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--target", type=Path, required=True)
+    parser.add_argument("--draft", type=Path, required=True)
+    parser.add_argument("--prompts", default="heldout")
+    parser.add_argument("--count", type=int, default=256, help="prompts at given costs")
+    parser.add_argument("--new-tokens", type=int, default=96)
+    parser.add_argument("--draft-cost", type=float, help="target steps per draft step; measured if left out")
+    parser.add_argument("--clock", type=int, default=5, help="prompts on the clock, one at a time")
+    parser.add_argument("--json", type=Path)
+    a = parser.parse_args()
+    loaded = {role: load_model_folder(getattr(a, role)) for role in ("target", "draft")}
+    target, draft = (Model(loaded[role].config, loaded[role].params) for role in ("target", "draft"))
+    prompts = load_prompts(
+        a.prompts, loaded["target"].tokenizer, count=a.count, max_tokens=32, data=loaded["target"].data
+    )
+    cost = a.draft_cost
+    if cost is None:
+        steps = {"draft": Step(draft, 1), "verify": Step(target, _MOST // 2 + 1)}
+        seconds = time_steps(steps, batch=1, context=64, repetitions=15, confidence=0.9)
+        cost = seconds["draft"].estimate / seconds["verify"].estimate
+
+    found: dict[str, dict[str, float]] = {}
+    runs = {}
+    for name, (rule, most, ngrams) in _rules(cost).items():
+        drafter: Any = NgramDraft(target.config.vocab_size) if ngrams else draft
+        found[name] = _at_given_costs(drafter, target, prompts, rule, most, a.new_tokens, cost)
+        runs[name] = (drafter, rule, most)
+
+    def plain(row: int) -> None:
+        one = slice(row, row + 1)
+        tokens, lengths = prompts.tokens[one], prompts.lengths[one]
+        autoregress(target, tokens, prompt_lengths=lengths, new_tokens=a.new_tokens).tokens.block_until_ready()
+
+    def fast(row: int, drafter: Any, rule: Any, most: int) -> None:
+        speculate(
+            drafter,
+            target,
+            prompts.tokens[row : row + 1],
+            prompt_lengths=prompts.lengths[row : row + 1],
+            rows=[row],
+            lookahead=rule,
+            max_lookahead=most,
+            new_tokens=a.new_tokens,
+        ).tokens.block_until_ready()
+
+    def clocked(call: Any, *arguments: Any) -> float:
+        began = time.perf_counter()
+        call(*arguments)
+        return time.perf_counter() - began
+
+    plain(0)
+    for arguments in runs.values():
+        fast(0, *arguments)
+    ratios: dict[str, list[float]] = {name: [] for name in runs}
+    for row in range(a.clock):
+        for name, arguments in runs.items():
+            ratios[name].append(clocked(plain, row) / clocked(fast, row, *arguments))
+    for name, values in ratios.items():
+        found[name]["clock_speedup"] = statistics.median(values)
+
+    console = Console()
+    best = max(v["speedup"] for k, v in found.items() if k.startswith("fixed"))
+    table = Table(
+        title=f"target {loaded['target'].record.model_id}, draft {loaded['draft'].record.model_id}, "
+        f"draft step {cost:.3f} verify passes, {len(prompts.lengths)} prompts × {a.new_tokens} tokens"
+    )
+    for column in (
+        "rule",
+        "mean γ",
+        "tokens/round",
+        "speed-up at costs",
+        "against best fixed",
+        "on the clock",
+        "self-check z",
+    ):
+        table.add_column(column, justify="left" if column == "rule" else "right")
+    for name, v in found.items():
+        table.add_row(
+            name,
+            f"{v['lookahead']:.2f}",
+            f"{v['tokens_per_round']:.3f}",
+            f"{v['speedup']:.3f}",
+            f"{v['speedup'] / best - 1:+.1%}",
+            f"{v['clock_speedup']:.2f}",
+            f"{v['self_check']:+.2f}",
+        )
+    console.print(table)
+    if a.json:
+        models = {role: loaded[role].record.model_id for role in loaded}
+        result = {"device": device_name(), "models": models, "draft_cost": cost, "prompts": len(prompts.lengths)}
+        a.json.write_text(json.dumps(result | {"new_tokens": a.new_tokens, "rules": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
