@@ -125,7 +125,7 @@ def main() -> None:
             target,
             prompts.tokens[row : row + 1],
             prompt_lengths=prompts.lengths[row : row + 1],
-            rows=[row],
+            rows=np.array([row]),
             lookahead=rule,
             max_lookahead=most,
             new_tokens=a.new_tokens,

@@ -73,7 +73,7 @@ class Cell:
         return Sampling(self.temperature, **FILTERS[self.filter])
 
 
-LEVELS = {
+LEVELS: dict[str, tuple[Any, ...]] = {
     "lookahead": (1, 2, 4, 7),
     "batch": ("1", "ragged"),
     "temperature": (0.0, 0.7, 1.0, 1.3),
@@ -253,14 +253,15 @@ def check(cell: Cell, samples: int, draft: Model | None = None) -> Iterator[floa
     """Probability of a χ² at least as large, for each kind of prompt of the cell."""
     target = model(2, 2, cell.dtype)
     draft = draft or model(1, 1, cell.dtype)
-    settings = dict(lookahead=cell.lookahead, sampling=cell.sampling, verification=cell.verification)
+    settings: dict[str, Any] = dict(lookahead=cell.lookahead, sampling=cell.sampling, verification=cell.verification)
     if cell.batch == "1":
         found = [decode_single(draft, target, samples, **settings)]  # type: ignore[arg-type]
         kinds = [1]
     else:
         found, kinds = decode_ragged(draft, target, samples, **settings), [0, 1]
     for kind, sequences in zip(kinds, found):
-        yield chi_square(sequences, outcomes(target, *PROMPTS[kind], cell.sampling))
+        prompt, new = PROMPTS[kind]
+        yield chi_square(sequences, outcomes(target, prompt, new, cell.sampling))
 
 
 def main() -> None:

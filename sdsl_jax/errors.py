@@ -9,7 +9,7 @@ class SdslError(ValueError):
     """
 
 
-def require(condition: bool, message: str) -> None:
+def require(condition: object, message: str) -> None:
     """Raises `SdslError(message)` unless `condition` holds."""
     if not condition:
         raise SdslError(message)

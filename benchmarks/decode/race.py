@@ -204,7 +204,8 @@ def _step_seconds(pair: Pair, lookaheads: dict[int, list[int]], context: int, op
     """Seconds of every kind of step and of both prefills, for each batch."""
     found: dict[str, float] = {}
     for batch, widths in lookaheads.items():
-        steps = {"draft": Step(pair.draft, 1), "target": Step(pair.target, 1)}
+        # The first draft step of a round feeds two tokens.
+        steps = {"first draft": Step(pair.draft, 2), "draft": Step(pair.draft, 1), "target": Step(pair.target, 1)}
         steps |= {f"verify {g}": Step(pair.target, g + 1) for g in widths}
         timed = time_steps(steps, batch=batch, context=context, repetitions=1, confidence=0.95)
         found |= {f"{name}, batch {batch}": interval.estimate for name, interval in timed.items()}
@@ -267,10 +268,12 @@ def _check(
     check["floor_seconds"] = g * least("draft", pair.draft, 1) + least("target", pair.target, g + 1)
     check["ratio_to_floor"] = round_seconds / check["floor_seconds"]
     emitted = contender.tokens_per_round
-    draft, verify, target = (steps[f"{name}, batch {batch}"] for name in ("draft", f"verify {g}", "target"))
+    names = ("first draft", "draft", f"verify {g}", "target")
+    first, draft, verify, target = (steps[f"{name}, batch {batch}"] for name in names)
+    model_round = first + (g - 1) * draft + verify
     check["measured_speedup"] = emitted * step / round_seconds
-    check["predicted_speedup"] = emitted * target / (g * draft + verify)
+    check["predicted_speedup"] = emitted * target / model_round
     check["relative_difference"] = check["predicted_speedup"] / check["measured_speedup"] - 1
-    check["model_round_seconds"] = g * draft + verify
+    check["model_round_seconds"] = model_round
     check["speedup_with_prefill"] = contender.tokens_per_second / alone[True].tokens_per_second
     return check

@@ -83,15 +83,17 @@ class ModelDrafter:
         last = lengths - 1
         pair = jnp.stack([jnp.maximum(last - 1, 0), last], axis=1)
         fed = jnp.take_along_axis(tokens, pair, axis=1)
-        logits, state = forward(self.config, params, fed, pair, state)
-        return self._proposal(logits[:, -1], sampling), state
+        logits, cache = forward(self.config, params, fed, pair, state)
+        assert cache is not None
+        return self._proposal(logits[:, -1], sampling), cache
 
     def next(
         self, params: Params, state: KVCache, tokens, lengths, drawn, number, sampling: Sampling
     ) -> tuple[Proposal, KVCache]:
         """Feeds the draft."""
-        logits, state = forward(self.config, params, drawn[:, None], (lengths - 1 + number)[:, None], state)
-        return self._proposal(logits[:, 0], sampling), state
+        logits, cache = forward(self.config, params, drawn[:, None], (lengths - 1 + number)[:, None], state)
+        assert cache is not None
+        return self._proposal(logits[:, 0], sampling), cache
 
     def _proposal(self, logits: Float[Array, "B V"], sampling: Sampling) -> Proposal:
         return Proposal(probabilities(logits, sampling), jnp.ones(logits.shape[0], bool))

@@ -87,9 +87,12 @@ def probabilities(logits: Float[Array, "... V"], sampling: Sampling) -> Float[Ar
     hot = jnp.asarray(sampling.temperature) > 0
     greedy = jax.nn.one_hot(first_largest(logits), logits.shape[-1], dtype=jnp.float32)
     probs = jax.nn.softmax(logits / jnp.where(hot, sampling.temperature, 1.0), axis=-1)
-    for keep, value in ((_keep_top_k, sampling.top_k), (_keep_top_p, sampling.top_p), (_keep_min_p, sampling.min_p)):
-        if value is not None:
-            probs = _normalise(keep(probs, value))
+    if sampling.top_k is not None:
+        probs = _normalise(_keep_top_k(probs, sampling.top_k))
+    if sampling.top_p is not None:
+        probs = _normalise(_keep_top_p(probs, sampling.top_p))
+    if sampling.min_p is not None:
+        probs = _normalise(_keep_min_p(probs, sampling.min_p))
     return jnp.where(hot, probs, greedy)
 
 
