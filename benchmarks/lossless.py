@@ -4,10 +4,11 @@ A cell is one combination of lookahead, batch, temperature, filter, number type 
 decodes some tokens many times through real caches and loops; every sequence that can come out is enumerated with passes of
 the target over it, and χ² compares the two. Sequences of probability zero must not occur at all.
 
-In float32 the reference is a full forward pass without any cache. In bfloat16 it is the target in cached passes: a pass without a
-cache adds in another order, and by default the compiler leaves out roundings between operations that it fuses, so that
-probabilities of one and the same model differ by up to .06 from program to program here. With XLA's flag
-`xla_allow_excess_precision=false`, which this benchmark and the tests set, cached passes of every width agree.
+In float32 the reference is a full forward pass without any cache. In bfloat16 one and the same model gives probabilities that
+differ by up to some hundredths from program to program, for sums are taken in another order before they are rounded (and, unless
+XLA's flag `xla_allow_excess_precision=false` is set as here, not rounded between fused operations). What decoding can preserve is
+the target as its verify passes compute it: the reference is p as recorded by the run itself, which must be one and the same
+wherever a context occurs.
 
     python -m benchmarks.lossless [--samples N] [--json FILE]
 """
@@ -145,11 +146,44 @@ def _target_probs(target: Model, tokens: np.ndarray, first: int, sampling: Sampl
     return np.concatenate(parts, axis=1)
 
 
-def outcomes(target: Model, prompt: tuple[int, ...], new: int, sampling: Sampling) -> Outcomes:
-    """Every continuation up to the stop token or `new` tokens, with its probability."""
+class Seen(NamedTuple):
+    """Contexts that a run went through after one prompt, by code, and the target's distribution in each."""
+
+    codes: np.ndarray
+    probs: np.ndarray
+
+
+def contexts_seen(continuations: np.ndarray, starts: np.ndarray, emitted: np.ndarray, probs: np.ndarray) -> Seen:
+    """The target's distribution in each context of a run.
+
+    Args:
+      continuations: of each row, [B, new].
+      starts: of its rounds, less the prompt's length, [B, R].
+      emitted: tokens of each round, [B, R].
+      probs: p of each round, [B, R, G + 1, V].
+    """
+    row, number, place = np.nonzero(np.arange(probs.shape[2]) < emitted[..., None])
+    length = starts[row, number] + place
+    prefix = np.where(np.arange(continuations.shape[1]) < length[:, None], continuations[row], -1)
+    codes, first, inverse = np.unique(_codes(prefix), return_index=True, return_inverse=True)
+    found = probs[row, number, place]
+    assert (found == found[first][inverse.reshape(-1)]).all(), "p differs between occurrences of one context"
+    return Seen(codes, np.asarray(found[first], float))
+
+
+def outcomes(
+    target: Model, prompt: tuple[int, ...], new: int, sampling: Sampling, seen: Seen | None = None
+) -> Outcomes:
+    """Every continuation up to the stop token or `new` tokens, with its probability; p of contexts seen takes precedence."""
     continuations = np.asarray(list(np.ndindex(*(V,) * new)))
     tokens = np.concatenate([np.tile(prompt, (len(continuations), 1)), continuations], axis=1)
     probs = _target_probs(target, tokens, len(prompt), sampling)
+    if seen is not None:
+        for length in range(new):
+            codes = _codes(np.where(np.arange(new) < length, continuations, -1))
+            at = np.minimum(np.searchsorted(seen.codes, codes), len(seen.codes) - 1)
+            known = seen.codes[at] == codes
+            probs[:, length] = np.where(known[:, None], seen.probs[at], probs[:, length])
     steps = np.take_along_axis(probs, continuations[:, :, None], axis=2)[..., 0]
     # Cut each continuation after its first stop token, and add up those that have become equal.
     ended = np.cumsum(continuations == STOP, axis=1) - (continuations == STOP) > 0
@@ -190,7 +224,16 @@ def _continuations(tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray, 
     return np.where(columns < lengths[:, None], picked, -1)
 
 
-def decode_ragged(draft: Model | NgramDraft, target: Model, samples: int, rows: int = 8192, **settings: Any):
+class Sampled(NamedTuple):
+    """Continuations of one prompt, and what the target said along them where it was recorded."""
+
+    sequences: np.ndarray
+    seen: Seen | None
+
+
+def decode_ragged(
+    draft: Model | NgramDraft, target: Model, samples: int, rows: int = 8192, record: bool = False, **settings: Any
+) -> list[Sampled]:
     """Continuations of both prompts, mixed in one batch, at least `samples` of each."""
     half = np.arange(rows) % 2
     prompts = np.zeros((rows, max(len(p) for p, _ in PROMPTS)), np.int32)
@@ -198,22 +241,36 @@ def decode_ragged(draft: Model | NgramDraft, target: Model, samples: int, rows: 
         prompts[half == kind, : len(prompt)] = prompt
     lengths = np.asarray([len(PROMPTS[kind][0]) for kind in half])
     new = np.asarray([PROMPTS[kind][1] for kind in half])
-    found: tuple[list, list] = ([], [])
+    found: list[list[Any]] = [[], []]
     for run in range(-(-2 * samples // rows)):
         decoded = speculate(
-            draft, target, prompts, prompt_lengths=lengths, new_tokens=new, stop_tokens=(STOP,), seed=run, **settings
-        )
-        for kind, (_, most) in enumerate(PROMPTS):
-            chosen = half == kind
-            found[kind].append(
-                _continuations(
-                    np.asarray(decoded.tokens)[chosen], lengths[chosen], np.asarray(decoded.lengths)[chosen], most
-                )
-            )
-    return [np.concatenate(parts) for parts in found]
+            draft, target, prompts, prompt_lengths=lengths, new_tokens=new, stop_tokens=(STOP,), seed=run,
+            keep_distributions=record, **settings,
+        )  # fmt: skip
+        decoded = jax.tree.map(np.asarray, decoded)
+        for kind, (prompt, most) in enumerate(PROMPTS):
+            rows_of = jax.tree.map(lambda x, kind=kind: x[half == kind] if x.ndim else x, decoded)
+            found[kind].append(_sequences(rows_of, len(prompt), most))
+    return [_joined(parts) for parts in found]
 
 
-def decode_single(draft: Model, target: Model, samples: int, *, lookahead: int, sampling: Sampling, verification: str):
+def _sequences(decoded: Any, start: int, new: int) -> tuple[np.ndarray, ...]:
+    """Continuations padded with −1, and what `contexts_seen` takes beside them if it was recorded."""
+    starts = np.full(len(decoded.lengths), start)
+    sequences = _continuations(decoded.tokens, starts, decoded.lengths, new)
+    if decoded.blocks is None:
+        return (sequences,)
+    return sequences, decoded.events.start - start, decoded.events.emitted, decoded.blocks.target_probs
+
+
+def _joined(parts: list[tuple[np.ndarray, ...]]) -> Sampled:
+    columns = [np.concatenate(column) for column in zip(*parts)]
+    return Sampled(columns[0], contexts_seen(*columns) if len(columns) > 1 else None)
+
+
+def decode_single(
+    draft: Model, target: Model, samples: int, record: bool, *, lookahead: int, sampling: Sampling, verification: Any
+) -> Sampled:
     """Continuations of the longer prompt, one row at a time: the program is that of a batch of one, run in sequence."""
     prompt, new = PROMPTS[1]
     drafter = ModelDrafter(draft.config)
@@ -232,36 +289,36 @@ def decode_single(draft: Model, target: Model, samples: int, *, lookahead: int, 
                 loop.row_keys(0, number[None]),
                 jnp.asarray([STOP]),
             )
-            decoded = loop.speculative_loop(
+            return loop.speculative_loop(
                 drafter, target.config, draft_params, target_params, requests, sampling, rule, draft_state, cache,
-                verification=verification, max_lookahead=lookahead, buffer=buffer, max_rounds=new, keep_distributions=False,
+                verification=verification, max_lookahead=lookahead, buffer=buffer, max_rounds=new, keep_distributions=record,
             )  # fmt: skip
-            return decoded.tokens[0], decoded.lengths[0]
 
         return jax.lax.map(one, numbers)
 
     with jax.default_matmul_precision("highest"):
         state = drafter.start(draft.params, tokens, capacity)
         cache = prefill(target.config, target.params, tokens, capacity=capacity)
-        found, lengths = run(
+        decoded = run(
             draft.params, target.params, sampling.check(), rule, state, cache, jnp.arange(samples, dtype=jnp.uint32)
         )
-    return _continuations(np.asarray(found), np.full(samples, len(prompt)), np.asarray(lengths), new)
+    rows = jax.tree.map(lambda x: np.asarray(x)[:, 0] if x.ndim > 1 else np.asarray(x), decoded)
+    return _joined([_sequences(rows, len(prompt), new)])
 
 
 def check(cell: Cell, samples: int, draft: Model | None = None) -> Iterator[float]:
     """Probability of a χ² at least as large, for each kind of prompt of the cell."""
     target = model(2, 2, cell.dtype)
     draft = draft or model(1, 1, cell.dtype)
+    record = cell.dtype != "float32"
     settings: dict[str, Any] = dict(lookahead=cell.lookahead, sampling=cell.sampling, verification=cell.verification)
     if cell.batch == "1":
-        found = [decode_single(draft, target, samples, **settings)]  # type: ignore[arg-type]
-        kinds = [1]
+        found, kinds = [decode_single(draft, target, samples, record, **settings)], [1]
     else:
-        found, kinds = decode_ragged(draft, target, samples, **settings), [0, 1]
-    for kind, sequences in zip(kinds, found):
+        found, kinds = decode_ragged(draft, target, samples, record=record, **settings), [0, 1]
+    for kind, sampled in zip(kinds, found):
         prompt, new = PROMPTS[kind]
-        yield chi_square(sequences, outcomes(target, prompt, new, cell.sampling))
+        yield chi_square(sampled.sequences, outcomes(target, prompt, new, cell.sampling, sampled.seen))
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ SURE = 0.75
 def p_values(draft, target, samples, sampling=PLAIN, **settings):
     """One for each kind of prompt in a ragged batch whose rows stop at different times."""
     found = decode_ragged(draft, target, samples, sampling=sampling, **settings)
-    return [chi_square(f, outcomes(target, *p, sampling)) for f, p in zip(found, lossless.PROMPTS)]
+    return [chi_square(f.sequences, outcomes(target, *p, sampling)) for f, p in zip(found, lossless.PROMPTS)]
 
 
 def test_every_pair_of_settings_is_covered():
@@ -233,7 +233,9 @@ MUTATIONS = [
 def test_mutations_of_the_distribution_fail(monkeypatch, mutate, settings):
     fresh_loop(monkeypatch)
     mutate(monkeypatch)
-    assert min(p_values(model(1, 1), model(2, 2), 60_000, lookahead=4, **settings)) < ALPHA / 1e3
+    # Noise used again shows least: only blocks that follow a dropped draft are touched.
+    samples = 240_000 if mutate is keys_by_position else 60_000
+    assert min(p_values(model(1, 1), model(2, 2), samples, lookahead=4, **settings)) < ALPHA / 1e3
 
 
 def largest_error_of_q(draft, decoded) -> float:
