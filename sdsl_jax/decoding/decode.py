@@ -10,7 +10,8 @@ from jaxtyping import Int
 from sdsl_jax.decoding import loop
 from sdsl_jax.decoding.drafters import Drafter, Model, ModelDrafter, NgramDraft
 from sdsl_jax.decoding.lookahead import FixedLookahead, LookaheadRule
-from sdsl_jax.decoding.loop import Decoded, Requests, row_keys
+from sdsl_jax.decoding.loop import Decoded, Requests
+from sdsl_jax.decoding.noise import row_keys
 from sdsl_jax.decoding.sampling import Sampling
 from sdsl_jax.decoding.verification import VERIFICATIONS, Verification
 from sdsl_jax.errors import require
@@ -19,9 +20,16 @@ from sdsl_jax.models import prefill
 _PLAIN = Sampling()
 
 
+def _whole(values, name: str) -> np.ndarray:
+    values = np.asarray(values)
+    values = values.astype(np.int64) if values.size == 0 else values
+    require(np.issubdtype(values.dtype, np.integer), f"{name} is of type {values.dtype}; it must hold whole numbers.")
+    return values
+
+
 def _requests(prompts, prompt_lengths, new_tokens, seed, rows, stop_tokens, vocab_size: int) -> tuple[Requests, int]:
     """Checks and shapes the arguments that both loops share; also the most tokens that any row may emit."""
-    prompts = np.asarray(prompts, np.int32)
+    prompts = _whole(prompts, "prompts")
     require(prompts.ndim == 2 and prompts.size > 0, f"prompts have shape {prompts.shape}; they must be [rows, tokens].")
     require(
         prompts.min() >= 0 and prompts.max() < vocab_size,
@@ -29,8 +37,10 @@ def _requests(prompts, prompt_lengths, new_tokens, seed, rows, stop_tokens, voca
     )
     B, width = prompts.shape
 
+    prompts = prompts.astype(np.int32)
+
     def per_row(values, name: str) -> np.ndarray:
-        values = np.asarray(values)
+        values = _whole(values, name)
         require(values.shape in ((), (B,)), f"{name} has shape {values.shape}; it must be one number or {B} of them.")
         return np.broadcast_to(values, (B,))
 
@@ -41,17 +51,23 @@ def _requests(prompts, prompt_lengths, new_tokens, seed, rows, stop_tokens, voca
     )
     new = per_row(new_tokens, "new_tokens").astype(np.int32)
     require(new.min() >= 0, f"new_tokens holds {new.min()}; it must not be negative.")
-    stops = np.asarray(stop_tokens, np.int32).reshape(-1)
+    stops = _whole(stop_tokens, "stop_tokens").reshape(-1)
     require(
         bool(((stops >= 0) & (stops < vocab_size)).all()),
         f"the stop tokens are {stops.tolist()}; the vocabulary has ids from 0 to {vocab_size - 1}.",
+    )
+    require(0 <= seed < 2**32, f"the seed is {seed}; it must lie in [0, 2**32).")
+    names = per_row(np.arange(B) if rows is None else rows, "rows")
+    require(
+        0 <= names.min() <= names.max() < 2**32,
+        f"rows run from {names.min()} to {names.max()}; they must lie in [0, 2**32).",
     )
     requests = Requests(
         jnp.asarray(prompts),
         jnp.asarray(lengths),
         jnp.asarray(lengths + new),
-        row_keys(seed, per_row(np.arange(B) if rows is None else rows, "rows")),
-        jnp.asarray(stops),
+        row_keys(seed, names),
+        jnp.asarray(stops, jnp.int32),
     )
     return requests, int(new.max())
 
@@ -96,12 +112,19 @@ def speculate(
     Raises:
       SdslError: an argument lies outside its range, or the vocabularies differ.
     """
-    if isinstance(lookahead, int | np.integer):
+    if not isinstance(lookahead, LookaheadRule):
+        require(
+            isinstance(lookahead, int | np.integer) and not isinstance(lookahead, bool),
+            f"the lookahead is {lookahead!r}; it must be a whole number or a rule.",
+        )
         max_lookahead = int(lookahead) if max_lookahead is None else max_lookahead
         lookahead = FixedLookahead(int(lookahead))
     elif isinstance(lookahead, FixedLookahead) and max_lookahead is None:
         max_lookahead = int(lookahead.lookahead)
     require(max_lookahead is not None, "a rule for the lookahead needs max_lookahead, the most drafts of a round.")
+    require(
+        isinstance(max_lookahead, int | np.integer), f"max_lookahead is {max_lookahead!r}; it must be a whole number."
+    )
     assert max_lookahead is not None
     rule = lookahead.check(max_lookahead)
     require(max_lookahead >= 1, f"max_lookahead is {max_lookahead}; it must be at least 1.")

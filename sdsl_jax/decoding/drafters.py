@@ -30,10 +30,12 @@ class Proposal(NamedTuple):
 
     Attributes:
       probs: its distribution q; what stands in rows without a proposal is not looked at.
+      confidence: the drafter's largest probability before temperature and filters, which at temperature 0 would make it 1.
       available: whether there is a proposal.
     """
 
     probs: Float[Array, "B V"]
+    confidence: Float[Array, " B"]
     available: Bool[Array, " B"]
 
 
@@ -96,7 +98,10 @@ class ModelDrafter:
         return self._proposal(logits[:, 0], sampling), cache
 
     def _proposal(self, logits: Float[Array, "B V"], sampling: Sampling) -> Proposal:
-        return Proposal(probabilities(logits, sampling), jnp.ones(logits.shape[0], bool))
+        logits = logits.astype(jnp.float32)
+        # The largest of a softmax, without the others.
+        confidence = jnp.exp(logits.max(axis=-1) - jax.nn.logsumexp(logits, axis=-1))
+        return Proposal(probabilities(logits, sampling), confidence, jnp.ones(logits.shape[0], bool))
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,8 @@ class NgramDraft:
     """Prompt look-up: continue as the text went on after the latest earlier occurrence of its last tokens.
 
     A baseline that costs nothing to train: longer n-grams are tried first, and a row whose last token is new to it proposes
-    nothing. Proposals are certain (q is one at a single token), so a draft v is accepted with probability p_v.
+    nothing. What was copied may be copied again, so that a text in a cycle is continued at any length. Proposals are certain (q
+    is one at a single token), so a draft v is accepted with probability p_v.
 
     Attributes:
       vocab_size: of the target.
@@ -129,14 +135,13 @@ class NgramDraft:
     def first(self, params: Any, state: Array, tokens, lengths, sampling: Sampling) -> tuple[Proposal, Array]:
         """Finds the occurrence to copy from."""
         source = jax.vmap(self._match)(tokens, lengths)
-        return self._proposal(source, tokens, lengths), source
+        return self._proposal(source, tokens, lengths, 0), source
 
     def next(
         self, params: Any, state: Array, tokens, lengths, drawn, number, sampling: Sampling
     ) -> tuple[Proposal, Array]:
         """Moves on by one token, for what was drawn is what was copied."""
-        source = jnp.where(state < 0, -1, state + 1)
-        return self._proposal(source, tokens, lengths), source
+        return self._proposal(state, tokens, lengths, number), state
 
     def _match(self, tokens: Int[Array, " L"], length: Int[Array, ""]) -> Int[Array, ""]:
         """Position after the latest earlier occurrence of the longest known suffix; −1 if there is none."""
@@ -152,7 +157,10 @@ class NgramDraft:
         longest = latest.shape[0] - 1 - jnp.argmax(known[::-1])
         return jnp.where(known.any(), latest[longest], -1)
 
-    def _proposal(self, source: Array, tokens: Array, lengths: Array) -> Proposal:
-        copied = jnp.take_along_axis(tokens, jnp.maximum(source, 0)[:, None], axis=1)[:, 0]
+    def _proposal(self, source: Array, tokens: Array, lengths: Array, number: Array | int) -> Proposal:
+        known = source >= 0
+        # Beyond the row's end stands what this round has copied so far: the stretch from the source on, over and over.
+        at = jnp.where(known, source + number % jnp.maximum(lengths - source, 1), 0)
+        copied = jnp.take_along_axis(tokens, at[:, None], axis=1)[:, 0]
         probs = jax.nn.one_hot(copied, self.vocab_size, dtype=jnp.float32)
-        return Proposal(probs, (source >= 0) & (source < lengths))
+        return Proposal(probs, jnp.ones(len(source)), known)

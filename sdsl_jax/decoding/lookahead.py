@@ -8,7 +8,7 @@ distributed as the target's own, with token and with block verification. Suffix:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from sdsl_jax.errors import require
 from sdsl_jax.theory import optimal_lookahead
 
 
+@runtime_checkable
 class LookaheadRule(Protocol):
     """A rule, as a pytree of traced numbers."""
 
@@ -33,8 +34,8 @@ class LookaheadRule(Protocol):
         """Most drafts that each row may take in the coming round."""
         ...
 
-    def goes_on(self, draft_probs: Float[Array, "B V"]) -> Bool[Array, " B"]:
-        """Whether each row draws one more draft, which would come from these distributions."""
+    def goes_on(self, confidence: Float[Array, " B"]) -> Bool[Array, " B"]:
+        """Whether each row draws one more draft, of which the drafter is so sure (`Proposal.confidence`)."""
         ...
 
     def learn(self, memory: Any, tested: Int[Array, " B"], accepted: Int[Array, " B"]) -> Any:
@@ -47,9 +48,9 @@ class _Memoryless:
         """One number, for the loop's state needs to know the number of rows."""
         return jnp.zeros(rows, jnp.int32)
 
-    def goes_on(self, draft_probs: Float[Array, "B V"]) -> Bool[Array, " B"]:
+    def goes_on(self, confidence: Float[Array, " B"]) -> Bool[Array, " B"]:
         """Always."""
-        return jnp.ones(draft_probs.shape[0], bool)
+        return jnp.ones(confidence.shape, bool)
 
     def learn(self, memory: Any, tested: Int[Array, " B"], accepted: Int[Array, " B"]) -> Any:
         """Nothing."""
@@ -82,6 +83,8 @@ class FixedLookahead(_Memoryless):
 class ConfidenceThreshold(_Memoryless):
     """Draft on while the draft's largest probability reaches a threshold, up to the largest lookahead of the run.
 
+    The probability is that before temperature and filters, so that the rule means the same in greedy decoding.
+
     The step that finds the draft unsure has been paid for and yields no draft; a round may have none at all.
     """
 
@@ -96,9 +99,9 @@ class ConfidenceThreshold(_Memoryless):
         """The largest lookahead of the run."""
         return jnp.full(memory.shape, max_lookahead, jnp.int32)
 
-    def goes_on(self, draft_probs: Float[Array, "B V"]) -> Bool[Array, " B"]:
+    def goes_on(self, confidence: Float[Array, " B"]) -> Bool[Array, " B"]:
         """Whether the largest probability reaches the threshold."""
-        return draft_probs.max(axis=-1) >= self.threshold
+        return confidence >= self.threshold
 
 
 @jax.tree_util.register_dataclass
@@ -106,8 +109,9 @@ class ConfidenceThreshold(_Memoryless):
 class OnlineLookahead(_Memoryless):
     """The closed form's best whole γ for a running estimate of each row's α, at measured costs.
 
-    The estimate is (prior_tests·prior + Σ accepted)/(prior_tests + Σ tested), older rounds discounted. At least one draft is
-    made in every round: a row that stopped drafting would never learn that its text became easier.
+    The estimate is (prior_tests·prior + Σ accepted)/(prior_tests + Σ tested), older rounds discounted; under block
+    verification, which does not test drafts one by one, the same counts stand for it. At least one draft is made in every
+    round: a row that stopped drafting would never learn that its text became easier.
 
     Attributes:
       draft_step: seconds of a draft step, or any unit that `verify_pass` shares.

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sdsl_jax.decoding.drafters import Drafter
 from sdsl_jax.decoding.lookahead import LookaheadRule
+from sdsl_jax.decoding.noise import Noise, round_noise, start_keys
 from sdsl_jax.decoding.sampling import Sampling, draw, probabilities
 from sdsl_jax.decoding.verification import VERIFICATIONS, Verdict, Verification
 from sdsl_jax.errors import require
@@ -36,6 +36,7 @@ class Events(NamedTuple):
       accepted: drafts kept and emitted: those after a stop do not count.
       emitted: tokens emitted: accepted + 1, unless the row stopped first; 0 where the row took no part.
       chance: `Verdict.chance`: its sum is what `verified` must equal on average, [rows, rounds, γ_max].
+      spread: `Verdict.spread`: the expected square of the difference.
       stop_reason: why the row stopped in this round: 0 it did not, 1 a stop token, 2 its maximum length.
     """
 
@@ -45,6 +46,7 @@ class Events(NamedTuple):
     accepted: Int[Array, "B R"]
     emitted: Int[Array, "B R"]
     chance: Float[Array, "B R G"]
+    spread: Float[Array, "B R"]
     stop_reason: Int[Array, "B R"]
 
 
@@ -102,48 +104,6 @@ class Requests(NamedTuple):
     stop_tokens: Int[Array, " S"]
 
 
-def row_keys(seed: int, rows: Int[np.ndarray, " B"]) -> Array:
-    """One key per row, made of the seed and the row's own number: a row decodes alike alone and in any batch."""
-    return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.asarray(rows, jnp.uint32))
-
-
-def start_keys(keys: Array, buffer: int) -> Array:
-    """One key per row and position at which a round may start, [B, L]: what a round's randomness belongs to.
-
-    Not to the position of the token alone: under block verification the noise behind a dropped draft has been looked at.
-    """
-    return jax.vmap(lambda key: jax.vmap(lambda start: jax.random.fold_in(key, start))(jnp.arange(buffer)))(keys)
-
-
-class Noise(NamedTuple):
-    """All randomness of one round, made at once: many small draws cost more than a large one.
-
-    Attributes:
-      uniforms: of the accept tests.
-      residual: Gumbel noise of the token after the accepted ones.
-      drafts: Gumbel noise of the drafts.
-    """
-
-    uniforms: Float[Array, "B G"]
-    residual: Float[Array, "B V"]
-    drafts: Float[Array, "B G V"]
-
-
-def round_noise(keys: Array, starts: Int[Array, " B"], G: int, V: int) -> Noise:
-    """Noise of the rounds that start at these positions, given the keys of all positions.
-
-    Draft i takes the (i + 1)-th stretch of V + 1 numbers, whatever G is, so that a wider trace decodes alike.
-    """
-
-    def of_row(keys: Array, start: Array) -> Array:
-        tiny = jnp.finfo(jnp.float32).tiny
-        return jax.random.uniform(keys[start], (G + 1, V + 1), minval=tiny)
-
-    uniforms = jax.vmap(of_row)(keys, starts)
-    gumbels = -jnp.log(-jnp.log(uniforms[..., :V]))
-    return Noise(uniforms[:, 1:, V], gumbels[:, 0], gumbels[:, 1:])
-
-
 class _Rows(NamedTuple):
     """Rows in flight: what both loops carry."""
 
@@ -197,7 +157,7 @@ def _draft(drafter: Drafter, params: Any, state: Any, rows: _Rows, noise: Noise,
 
     def take(drafts: _Drafts, proposal, number) -> _Drafts:
         """Decides which rows go on, and only then draws."""
-        going = drafts.drafting & (number < most) & proposal.available & rule.goes_on(proposal.probs)
+        going = drafts.drafting & (number < most) & proposal.available & rule.goes_on(proposal.confidence)
         drawn = draw(proposal.probs, noise.drafts[:, number])
         return _Drafts(
             drafts.tokens.at[:, number].set(drawn),
@@ -296,6 +256,7 @@ def speculative_loop(
             accepted=jnp.minimum(verified, emitted),
             emitted=emitted,
             chance=jnp.where(active[:, None], verdict.chance, 0.0),
+            spread=jnp.where(active, verdict.spread, 0.0),
             stop_reason=reason,
         )
         events = jax.tree.map(lambda record, value: record.at[:, number].set(value), events, happened)
@@ -311,7 +272,8 @@ def speculative_loop(
 
     R = max_rounds
     ints = jnp.zeros((B, R), jnp.int32)
-    events = Events(ints, ints, ints, ints, ints, jnp.zeros((B, R, G), jnp.float32), ints)
+    chance, spread = jnp.zeros((B, R, G), jnp.float32), jnp.zeros((B, R), jnp.float32)
+    events = Events(ints, ints, ints, ints, ints, chance, spread, ints)
     blocks = None
     if keep_distributions:
         blocks = Blocks(

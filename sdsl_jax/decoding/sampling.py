@@ -7,6 +7,7 @@ distribution a token was drawn from and the one it is verified against cannot di
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -39,7 +40,10 @@ class Sampling:
         Raises:
           SdslError: a setting lies outside its range.
         """
-        require(self.temperature >= 0, f"the temperature is {self.temperature}; it must not be negative.")
+        require(
+            0 <= self.temperature < math.inf,
+            f"the temperature is {self.temperature}; it must be a number from 0 up.",
+        )
         require(self.top_k is None or self.top_k >= 1, f"top_k is {self.top_k}; it must be at least 1.")
         require(self.top_p is None or 0 < self.top_p <= 1, f"top_p is {self.top_p}; it must lie in (0, 1].")
         require(self.min_p is None or 0 <= self.min_p <= 1, f"min_p is {self.min_p}; it must lie in [0, 1].")
@@ -86,6 +90,8 @@ def probabilities(logits: Float[Array, "... V"], sampling: Sampling) -> Float[Ar
     logits = logits.astype(jnp.float32)
     hot = jnp.asarray(sampling.temperature) > 0
     greedy = jax.nn.one_hot(first_largest(logits), logits.shape[-1], dtype=jnp.float32)
+    # The largest logit is taken off before the division, which could otherwise overflow.
+    logits = logits - logits.max(axis=-1, keepdims=True)
     probs = jax.nn.softmax(logits / jnp.where(hot, sampling.temperature, 1.0), axis=-1)
     if sampling.top_k is not None:
         probs = _normalise(_keep_top_k(probs, sampling.top_k))

@@ -34,11 +34,14 @@ class Verdict(NamedTuple):
       next_token: the token drawn after them, from the residual or, if all were kept, from the target.
       chance: what the drafts kept are to be compared with: E[accepted] = E[Σ chance]. Under token verification Σ_v min(p_v, q_v)
         at each position that was tested; under block verification P(i or more kept | first i drafts); 0 elsewhere.
+      spread: expected square of accepted − Σ chance: Σ chance·(1 − chance) under token verification; under block verification
+        that given the drafts.
     """
 
     accepted: Int[Array, ""]
     next_token: Int[Array, ""]
     chance: Float[Array, " G"]
+    spread: Float[Array, ""]
 
 
 def overlap(p: Float[Array, "... V"], q: Float[Array, "... V"]) -> Float[Array, ...]:
@@ -84,11 +87,9 @@ def verify_tokens(
     # Past the last draft there is no q to subtract: the bonus token comes from the target itself.
     q = jnp.where(accepted < lookahead, draft_probs[jnp.minimum(accepted, drafts.shape[0] - 1)], 0.0)
     tested = drafted & (positions <= accepted)
-    return Verdict(
-        accepted,
-        draw(residual(target_probs[accepted], q), gumbels),
-        jnp.where(tested, overlap(target_probs[:-1], draft_probs), 0.0),
-    )
+    chance = jnp.where(tested, jnp.minimum(overlap(target_probs[:-1], draft_probs), 1.0), 0.0)
+    next_token = draw(residual(target_probs[accepted], q), gumbels)
+    return Verdict(accepted, next_token, chance, (chance * (1 - chance)).sum())
 
 
 class BlockTests(NamedTuple):
@@ -154,7 +155,13 @@ def verify_block(
     weight = jnp.where((accepted > 0) & (accepted < lookahead), weights[jnp.maximum(accepted - 1, 0)], 1.0)
     q = jnp.where(accepted < lookahead, draft_probs[jnp.minimum(accepted, G - 1)], 0.0)
     rest = residual(weight * target_probs[accepted], q)
-    return Verdict(accepted, draw(rest, gumbels), jnp.where(positions < lookahead, weights, 0.0))
+    chance = jnp.where(positions < lookahead, weights, 0.0)
+    # P(draft i is the last one kept | drafts) = h_i · Π_{j>i} (1 − h_j), and none with what is left.
+    failing = jnp.where(positions < lookahead, 1 - passing, 1.0)
+    later = jnp.append(jnp.cumprod(failing[::-1])[::-1], 1.0)
+    last = jnp.append(later[0], (1 - failing) * later[1:])
+    spread = (last * jnp.square(jnp.arange(G + 1) - chance.sum())).sum()
+    return Verdict(accepted, draw(rest, gumbels), chance, spread)
 
 
 VERIFICATIONS: dict[str, Callable[..., Verdict]] = {"token": verify_tokens, "block": verify_block}

@@ -1,4 +1,4 @@
-"""Every convention of "acceptance" from one table of raw events, and conversion between them.
+"""Every convention of "acceptance" from one table of raw events.
 
 Tools mean different things by one word: the same run has an acceptance rate of .535 in vLLM and of .651 in older SGLang. So
 each quantity here carries the name of its source, all are ratios of sums over row-rounds, and what the sums run over is
@@ -52,7 +52,9 @@ CONVENTIONS: dict[str, Convention] = {
         "arXiv 2603.11053", "the α of 1 + γ·TAR = (1 − α^(γ+1))/(1 − α); for a γ that varies, of Σ a = Σ (τ(α, γ) − 1)"
     ),
     "rounds_per_row": Convention("raw events", "mean over rows of the rounds that a row took part in"),
-    "batch_rounds": Convention("lockstep batch", "rounds of all rows in one batch, as many as its slowest row takes"),
+    "batch_rounds": Convention(
+        "lockstep batch", "rounds of a batch, as many as its slowest row takes; of all batches together"
+    ),
     "tokens_per_batch_round": Convention("lockstep batch", "Σ emitted / (rows · batch rounds)"),
 }
 
@@ -164,20 +166,22 @@ def acceptance_report(
 ) -> AcceptanceReport:
     """Every convention from the raw events of one run, whoever recorded them.
 
-    What cuts do. `per_test_acceptance` and `eagle_alpha` count tests, and whether a draft is tested is settled before its
-    outcome: cuts bias neither. All others divide by rounds or by proposed drafts, and a cut round shows less than it would
-    have accepted. A round's *room*, the tokens left to the row's maximum length, is known before it is verified, so leaving
-    out rounds with room for fewer than γ + 1 tokens (`whole_rounds_only`) removes cuts by length and biases nothing; it only
-    gives late contexts less weight and, if γ adapts to the text, late rounds counted lean to short ones. Rounds cut by a
-    stop token are never left out: that would choose by outcome, since rounds that accept more reach the stop more often.
-    They stay, with what they emitted. To count instead what verification kept, drafts behind a stop included, pass the
-    column `verified` as accepted, and emitted as one more: then no round is cut.
+    What cuts do. `per_test_acceptance` and `eagle_alpha` count tests, and under token verification whether a draft is tested
+    is settled before its outcome: cuts bias neither. (Block verification does not test drafts one by one; there the two are
+    counts by the same definition, and no probabilities.) All others divide by rounds or by proposed drafts, and a cut round
+    shows less than it would have accepted. A round's *room*, the tokens left to the row's maximum length, is known before it
+    is verified, so leaving out rounds with room for fewer than γ + 1 tokens (`whole_rounds_only`) removes cuts by length and
+    biases nothing; it only gives late contexts less weight and, if γ adapts to the text, late rounds counted lean to short
+    ones. Rounds cut by a stop token are never left out: that would choose by outcome, since rounds that accept more reach
+    the stop more often. They stay, with what they emitted. To count instead what verification kept, drafts behind a stop
+    included, pass the column `verified` as accepted, and emitted as one more: then no round is cut.
 
     Args:
       events: a pandas frame or a mapping of one-dimensional columns, one entry per row and round: row, proposed, accepted,
         emitted; `start` (position of the first token emitted) for `whole_rounds_only`. A column `round` is used to see that
-        no row has a round twice, and others are passed over. `emitted` must be accepted + 1 for every round that was not
-        cut: for events of a decoder without a bonus token after full acceptance, add it first.
+        no row has a round twice, a column `batch` to know which rows waited for one another, and others are passed over.
+        `emitted` must be accepted + 1 for every round that was not cut: for events of a decoder without a bonus token after
+        full acceptance, add it first.
       max_lengths: length, prompt included, at which rows stop: one for all, or one for each row number.
       whole_rounds_only: count only rounds that began with room for γ + 1 tokens. Row and batch rounds count all.
       confidence: of the intervals.
@@ -199,12 +203,19 @@ def acceptance_report(
         require(bool(counted.any()), "no round began with room for γ + 1 tokens; use longer rows or count all rounds.")
     columns = {name: column[counted] for name, column in columns.items()}
     estimates = _estimates(columns, confidence)
-    slowest = int(sizes.max())
+    batches = (
+        np.asarray(events["batch"])[np.unique(np.asarray(events["row"]), return_index=True)[1]]
+        if "batch" in events
+        else 0
+    )
+    batches = np.broadcast_to(batches, sizes.shape)
+    slowest = {batch: int(sizes[batches == batch].max()) for batch in np.unique(batches)}
+    places = sum(int((batches == batch).sum()) * rounds for batch, rounds in slowest.items())
     # A maximum over the rows of one batch: what varies within it gives no interval for another batch.
     estimates |= {
         "rounds_per_row": mean_interval(sizes, confidence),
-        "batch_rounds": Interval(float(slowest), math.nan, math.nan),
-        "tokens_per_batch_round": Interval(emitted / (len(everything) * slowest), math.nan, math.nan),
+        "batch_rounds": Interval(float(sum(slowest.values())), math.nan, math.nan),
+        "tokens_per_batch_round": Interval(emitted / places, math.nan, math.nan),
     }
     lookaheads = np.unique(columns["proposed"][columns["proposed"] > 0])
     return AcceptanceReport(
@@ -277,73 +288,3 @@ def _geometric_acceptance(proposed: np.ndarray, accepted: np.ndarray, ratio: Any
     expected[proposed > 0] = (np.asarray(tokens_per_round(alpha, lookaheads), float) - 1)[index]
     around = ratio(accepted, expected)
     return Interval(alpha, *(invert(total * share) if total > 0 else alpha for share in (around.low, around.high)))
-
-
-# Conventions that are a linear function of the mean accepted drafts per round m at a fixed γ: (m + offset) / divisor.
-_LINEAR = {
-    "accepted_per_round": (0, lambda lookahead: 1),
-    "vllm_acceptance_length": (1, lambda lookahead: 1),
-    "vllm_acceptance_rate": (0, lambda lookahead: lookahead),
-    "eagle_tau": (1, lambda lookahead: 1),
-    "sglang_old_accept_rate": (1, lambda lookahead: lookahead + 1),
-    "deepspec_accept_rate": (1, lambda lookahead: lookahead + 1),
-    "specbench_tokens_per_round": (1, lambda lookahead: 1),
-    "paper_tar": (0, lambda lookahead: lookahead),
-}
-CONVERTIBLE = (*_LINEAR, "paper_alpha", "per_test_acceptance")
-
-
-def convert(value: float, source: str, target: str, lookahead: int, *, assume_geometric: bool = False) -> float:
-    """The value of one convention from that of another, for whole rounds of one fixed lookahead with a bonus token each.
-
-    All but `per_test_acceptance` are functions of the mean accepted drafts per round and of γ alone, so they determine one
-    another exactly; that holds for `paper_alpha` too, which is defined by inverting that mean. Acceptance per test does not
-    follow from a mean over rounds unless every draft is accepted with the same probability, independently of the others: it
-    then equals `paper_alpha`, and only `assume_geometric` allows it.
-
-    Args:
-      value: in the convention `source`.
-      source: one of `CONVERTIBLE`.
-      target: one of `CONVERTIBLE`.
-      lookahead: γ ≥ 1 of every round.
-      assume_geometric: take acceptance as independent and identically distributed.
-
-    Raises:
-      SdslError: a convention is unknown or cannot be converted, or the value lies outside the range of its convention.
-    """
-    require(
-        int(lookahead) == lookahead and lookahead >= 1,
-        f"the lookahead is {lookahead}; it must be a whole number of at least 1.",
-    )
-    for name in (source, target):
-        require(
-            name in CONVERTIBLE,
-            f"the convention {name!r} does not determine the mean accepted drafts per round or is unknown; it must be one of "
-            f"{', '.join(CONVERTIBLE)}.",
-        )
-        require(
-            name != "per_test_acceptance" or assume_geometric or source == target,
-            "per_test_acceptance does not follow from a mean over rounds, or the other way round; assume_geometric allows the "
-            "conversion for acceptance that is independent and identically distributed.",
-        )
-
-    def from_mean(name: str, mean: float) -> float:
-        if name in _LINEAR:
-            offset, divisor = _LINEAR[name]
-            return (mean + offset) / divisor(lookahead)
-        return float(acceptance_from_tokens_per_round(1 + mean, lookahead))
-
-    low, high = from_mean(source, 0.0), from_mean(source, float(lookahead))
-    require(
-        low - 1e-6 <= value <= high + 1e-6,
-        f"{source} is {value}; at a lookahead of {lookahead} it must lie in [{low:g}, {high:g}].",
-    )
-    if source == target:
-        return float(value)
-    value = min(max(value, low), high)
-    if source in _LINEAR:
-        offset, divisor = _LINEAR[source]
-        mean = value * divisor(lookahead) - offset
-    else:
-        mean = float(tokens_per_round(value, lookahead)) - 1
-    return from_mean(target, mean)

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from sdsl_jax.decoding import Decoded, Events
-from sdsl_jax.decoding.verification import Verification
 from sdsl_jax.statistics import Interval, ratio_interval
 from sdsl_jax.theory import acceptance_from_tokens_per_round
 
@@ -37,9 +36,7 @@ class DecodedStatistics(NamedTuple):
     self_check: float
 
 
-def summarise(
-    decoded: Decoded, lookahead: int, confidence: float, verification: Verification = "token"
-) -> DecodedStatistics:
+def summarise(decoded: Decoded, lookahead: int, confidence: float) -> DecodedStatistics:
     """Statistics of a run at one fixed lookahead.
 
     Survival and τ are those of verification: a round counts what it kept, though its row stopped before the last of it was
@@ -49,7 +46,6 @@ def summarise(
       decoded: a run of `speculate`.
       lookahead: γ of the run.
       confidence: of the intervals.
-      verification: of the run.
     """
     assert decoded.events is not None
     events: Any = jax.tree.map(np.asarray, decoded.events)
@@ -70,23 +66,23 @@ def summarise(
         tokens_per_round=tau,
         rounds=int(rounds.sum()),
         tests=int(tested.sum()),
-        self_check=self_check(events, verification),
+        self_check=self_check(events),
     )
 
 
-def self_check(events: Events, verification: Verification = "token") -> float:
-    """Σ(verified − chance) in standard errors: asymptotically standard normal, whatever the lookahead, if the decoder is right.
+def self_check(events: Events) -> float:
+    """Σ(verified − Σ chance)/√Σ spread: asymptotically standard normal, whatever the lookahead, if the decoder is right.
 
-    Under token verification the tests are Bernoulli trials with known probabilities, and so is their variance known. Under
-    block verification the rounds are differences of a martingale, which their own squares normalise.
+    It sees the draws of the drafts, the tests, and the q and p behind them. It is blind to what comes after a rejection or a
+    full acceptance, and to randomness that rounds share: those change which contexts are visited, not what happens there.
 
     Returns:
       The statistic; NaN where nothing was left to chance.
     """
-    chance, verified = np.asarray(events.chance, float), np.asarray(events.verified, float)
-    surplus = verified - chance.sum(axis=-1)
-    spread = (chance * (1 - chance)).sum() if verification == "token" else np.square(surplus).sum()
-    return float(surplus.sum() / math.sqrt(spread)) if spread > 0 else math.nan
+    surplus = np.asarray(events.verified, float).sum() - np.asarray(events.chance, float).sum()
+    spread = np.asarray(events.spread, float).sum()
+    # Rounding alone leaves about 1e-7 a draft.
+    return float(surplus / math.sqrt(spread)) if spread > 1e-6 * max(1, np.asarray(events.proposed).sum()) else math.nan
 
 
 def event_columns(decoded: Decoded) -> dict[str, np.ndarray]:

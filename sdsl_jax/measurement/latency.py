@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from sdsl_jax.decoding import Model, Sampling, autoregress, draw, probabilities, speculate, verify_tokens
-from sdsl_jax.decoding.loop import round_noise, row_keys, start_keys
+from sdsl_jax.decoding.noise import round_noise, row_keys, start_keys
 from sdsl_jax.models import ModelConfig, Params, forward, init_cache
 from sdsl_jax.statistics import Interval, median_interval
 

@@ -130,10 +130,11 @@ def measure_pair(
     for lookahead in settings.lookaheads:
         decoded = _decode(draft, target, prompts, lookahead, settings, lambda: progress.advance(1, f"γ = {lookahead}"))  # noqa: B023
         columns = event_columns(decoded)
+        columns["batch"] = columns["row"] // settings.batch
         report = acceptance_report(
             columns, max_lengths=decoded.max_lengths, whole_rounds_only=True, confidence=settings.confidence
         )
-        statistics = summarise(decoded, lookahead, settings.confidence, settings.verification)
+        statistics = summarise(decoded, lookahead, settings.confidence)
         expected = expected_tokens_per_round(exact, lookahead, settings)
         results.append(LookaheadResult(lookahead, statistics, expected, report.table(), decoded))
     progress.finish()

@@ -103,7 +103,8 @@ def test_ngrams_speed_up_a_text_that_repeats_itself():
     plain = autoregress(target, PROMPTS, new_tokens=60, sampling=Sampling(0.0))
     run = speculate(NgramDraft(V), target, PROMPTS, lookahead=4, new_tokens=60, sampling=Sampling(0.0))
     np.testing.assert_array_equal(run.tokens, plain.tokens)
-    assert int(run.batch_rounds) < 40
+    # Each row runs into a cycle sooner or later, and five tokens a round from there on.
+    assert int(run.batch_rounds) < 25
 
 
 @pytest.mark.parametrize(

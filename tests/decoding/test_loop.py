@@ -210,6 +210,13 @@ def test_autoregressive_sampling_is_the_targets_distribution(target):
     ("changes", "message"),
     [
         ({"lookahead": 0}, "lookahead is 0.*at least 1"),
+        ({"lookahead": 2.0}, "lookahead is 2.0; it must be a whole number"),
+        ({"max_lookahead": 2.5}, "max_lookahead is 2.5"),
+        ({"new_tokens": 1.7}, "new_tokens is of type float64"),
+        ({"prompt_lengths": np.array([1.9])}, "prompt_lengths is of type"),
+        ({"prompts": np.array([[2**32 + 1]])}, "ids from 4294967297"),
+        ({"seed": 2**40}, "seed is 1099511627776"),
+        ({"rows": [-1]}, "rows run from -1"),
         ({"lookahead": 5, "max_lookahead": 4}, "must not exceed max_lookahead"),
         ({"prompts": np.array([[9]])}, "ids from 9 to 9"),
         ({"prompts": np.zeros((0, 3), int)}, "must be"),

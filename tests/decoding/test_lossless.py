@@ -39,13 +39,14 @@ def p_values(draft, target, samples, sampling=PLAIN, **settings):
 
 
 def test_every_pair_of_settings_is_covered():
-    cells = covering()
+    cells = [cell for cell in covering() if cell.temperature > 0]
     assert len(cells) <= 22
     seen = {
         (i, a[i], j, a[j]) for a in (tuple(vars(c).values()) for c in cells) for i in range(6) for j in range(i + 1, 6)
     }
-    levels = list(lossless.LEVELS.values())
+    levels = [tuple(x for x in level if x != 0.0) for level in lossless.LEVELS.values()]
     assert len(seen) == sum(len(levels[i]) * len(levels[j]) for i in range(6) for j in range(i + 1, 6))
+    assert {c.lookahead for c in covering() if c.temperature == 0} == {1, 2, 4, 7}
 
 
 @pytest.mark.slow
@@ -83,6 +84,52 @@ def test_a_draft_of_negated_logits(rule):
     assert min(p_values(model(2, 2, negate=True), target, 40_000, **settings)) > ALPHA
     decoded = speculate(model(2, 2, negate=True), target, np.array([[3]] * 512), new_tokens=5, **settings)
     assert float(decoded.events.accepted.sum() / (decoded.events.emitted > 0).sum()) < 0.5
+
+
+def after_full_acceptance(lookahead, verify, samples=49_152):
+    """p-value of the last four tokens, and the share of rows that emitted more after a full acceptance.
+
+    With a draft close to the target and γ + 2 tokens, whole blocks are kept often, and what follows them is looked at. All
+    sequences are enumerated, and their probabilities added up over what precedes the last four tokens.
+    """
+    target, new, prompt = model(2, 2), lookahead + 2, (1, 0, 3)
+    noise = model(7, 2).params
+    draft = target._replace(params=jax.tree.map(lambda t, n: 0.9 * t + 0.1 * n, target.params, noise))
+    ids, followed = [], []
+    for run in range(samples // 8192):
+        decoded = speculate(
+            draft,
+            target,
+            np.tile(prompt, (8192, 1)),
+            lookahead=lookahead,
+            new_tokens=new,
+            seed=run,
+            verification=verify,
+        )
+        events = jax.tree.map(np.asarray, decoded.events)
+        full = (events.accepted == lookahead) & (events.emitted == lookahead + 1) & (events.stop_reason == 0)
+        followed.append(full.any(axis=1).mean())
+        ids.append(np.asarray(decoded.tokens)[:, -4:])
+    everything = np.asarray(list(np.ndindex(*(lossless.V,) * new)))
+    chances = np.ones(len(everything))
+    for part in np.array_split(np.arange(len(everything)), max(1, len(everything) // 32_768)):
+        tokens = np.concatenate([np.tile(prompt, (len(part), 1)), everything[part]], axis=1)
+        probs = lossless._target_probs(target, tokens, len(prompt), PLAIN)
+        chances[part] = np.take_along_axis(probs, everything[part][..., None], axis=2)[..., 0].prod(axis=1)
+    expected = np.bincount(everything[:, -4:] @ 4 ** np.arange(4), weights=chances, minlength=4**4)
+    assert expected.sum() == pytest.approx(1, abs=1e-4)
+    last = np.asarray(list(np.ndindex(4, 4, 4, 4)))
+    outcome = lossless.Outcomes(last, expected[last @ 4 ** np.arange(4)])
+    return chi_square(np.concatenate(ids), outcome), np.mean(followed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verify", ["token", "block"])
+@pytest.mark.parametrize("lookahead", [4, 7])
+def test_what_follows_a_full_acceptance(lookahead, verify):
+    p, followed = after_full_acceptance(lookahead, verify)
+    assert followed > 0.1
+    assert p > ALPHA
 
 
 RULES = {
@@ -210,6 +257,40 @@ def discarded_draft(monkeypatch):
         return original(rule, drafts, q, p, jnp.minimum(counts, first), noise)
 
     monkeypatch.setattr(loop, "verify_rows", verify_rows)
+
+
+def constant_bonus(monkeypatch):
+    """After a full acceptance always the same token comes."""
+    original = loop.verify_rows
+
+    def verify_rows(rule, drafts, q, p, counts, noise):
+        verdict = original(rule, drafts, q, p, counts, noise)
+        return verdict._replace(next_token=jnp.where(verdict.accepted == counts, 0, verdict.next_token))
+
+    monkeypatch.setattr(loop, "verify_rows", verify_rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lookahead", [4, 7])
+def test_a_constant_bonus_token_fails(monkeypatch, lookahead):
+    fresh_loop(monkeypatch)
+    constant_bonus(monkeypatch)
+    assert after_full_acceptance(lookahead, "token", samples=16_384)[0] < ALPHA / 1e3
+
+
+def negated_target(monkeypatch):
+    """The verify pass turns the target's logits round."""
+    monkeypatch.setattr(loop, "probabilities", lambda logits, sampling: probabilities(-logits, sampling))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutate", ["negated_target", "filter_before_temperature"])
+def test_bfloat16_cells_fail_for_a_wrong_target(monkeypatch, mutate):
+    """There the reference is what the run recorded, which must itself be the target's."""
+    fresh_loop(monkeypatch)
+    globals()[mutate](monkeypatch)
+    with pytest.raises(AssertionError, match="recorded p differs"):
+        list(lossless.check(lossless.Cell(2, "ragged", 0.7, "top-p", "bfloat16", "token"), 8192))
 
 
 TOKEN, BLOCK = {"verification": "token"}, {"verification": "block"}

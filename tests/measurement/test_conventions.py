@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdsl_jax.errors import SdslError
-from sdsl_jax.measurement.conventions import CONVENTIONS, CONVERTIBLE, acceptance_report, convert
+from sdsl_jax.measurement.conventions import CONVENTIONS, acceptance_report
+from sdsl_jax.measurement.conversion import CONVERTIBLE, convert
 from sdsl_jax.theory import acceptance_from_tokens_per_round
 
 
