@@ -32,6 +32,11 @@ def test_the_theory():
     assert float(names["elasticities"](names["opt_30b"]).target_params) == pytest.approx(0.575, abs=5e-4)
 
 
+def test_nothing_is_left_to_fill_in():
+    text = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    assert not re.findall(r"\b[A-Z]{3,}_[A-Z]{3,}\b", re.sub(r"SDSL_NO_CACHE|PAPER_PLANE", "", text))
+
+
 def test_the_decoder():
     names: dict = {}
     exec(BLOCKS[2], names)

@@ -182,8 +182,8 @@ def _print(console: Console, answer: dict[str, Any]) -> None:
     say(
         f"± is half of a {share} interval over prompts. α: chance that a draft is accepted, averaged over what the target\n"
         "writes. τ: tokens that one pass of the target yields, its own one included. τ expected follows from the\n"
-        "probabilities of the two models alone; that τ agrees with it, and that z looks standard normal, says that the decoder\n"
-        "is right. The second table counts rounds that began with room for γ + 1 tokens.\n"
+        "probabilities of the two models alone. That τ agrees with it, and that z looks standard normal, speaks for the\n"
+        "decoder's draws and accept tests. The second table counts rounds that began with room for γ + 1 tokens.\n"
         "Whether speculation pays: give τ and the cost of a draft step to sdsl lookahead."
     )
     for text in answer["warnings"]:

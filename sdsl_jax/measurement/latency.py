@@ -16,19 +16,20 @@ from sdsl_jax.decoding.noise import round_noise, row_keys, start_keys
 from sdsl_jax.models import ModelConfig, Params, forward, init_cache
 from sdsl_jax.statistics import Interval, median_interval
 
-# Steps in one timed program: dispatching from Python is then a small share of what is timed.
-_STEPS = 16
+# Steps in one timed program, at least, at most, and the seconds that it is to take: dispatching from Python, about a
+# millisecond, is then a small share of what is timed.
+_STEPS, _MOST_STEPS, _LONG_ENOUGH = 16, 512, 0.03
 
 
 @functools.partial(jax.jit, static_argnames=("model", "width", "batch", "context"))
-def _steps(params: Params, *, model: ModelConfig, width: int, batch: int, context: int) -> Array:
-    """Takes `_STEPS` steps as a decoder would: forward, probabilities, and a draw (width 1) or a verification.
+def _steps(params: Params, steps: Array, *, model: ModelConfig, width: int, batch: int, context: int) -> Array:
+    """Takes `steps` steps as a decoder would: forward, probabilities, and a draw (width 1) or a verification.
 
     The cache has room for as much again as the context, as halfway through a decoding run: empty slots cost time as well.
     """
     dtype = jax.tree.leaves(params)[0].dtype
     cache = init_cache(model, batch, 2 * context + width, dtype)
-    keys = start_keys(row_keys(0, np.arange(batch)), _STEPS)
+    keys = start_keys(row_keys(0, np.arange(batch)), _MOST_STEPS)
 
     def step(i, carry):
         tokens, cache = carry
@@ -46,7 +47,7 @@ def _steps(params: Params, *, model: ModelConfig, width: int, batch: int, contex
             ).next_token
         return jnp.broadcast_to(drawn[:, None], (batch, width)), cache
 
-    return jax.lax.fori_loop(0, _STEPS, step, (jnp.zeros((batch, width), jnp.int32), cache))[0]
+    return jax.lax.fori_loop(0, steps, step, (jnp.zeros((batch, width), jnp.int32), cache))[0]
 
 
 class Step(NamedTuple):
@@ -71,14 +72,21 @@ def time_steps(
     shapes = {
         name: dict(model=s.model.config, width=s.width, batch=batch, context=context) for name, s in steps.items()
     }
-    for name, step in steps.items():
-        _steps(step.model.params, **shapes[name]).block_until_ready()
+
+    def run(name: str, count: int) -> float:
+        began = time.perf_counter()
+        _steps(steps[name].model.params, jnp.int32(count), **shapes[name]).block_until_ready()
+        return time.perf_counter() - began
+
+    counts = dict.fromkeys(steps, _STEPS)
+    for name in steps:
+        run(name, _STEPS)
+        while counts[name] < _MOST_STEPS and run(name, counts[name]) < _LONG_ENOUGH:
+            counts[name] *= 2
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repetitions):
-        for name, step in steps.items():
-            began = time.perf_counter()
-            _steps(step.model.params, **shapes[name]).block_until_ready()
-            seconds[name].append((time.perf_counter() - began) / _STEPS)
+        for name in steps:
+            seconds[name].append(run(name, counts[name]) / counts[name])
     return {name: median_interval(np.asarray(values), confidence) for name, values in seconds.items()}
 
 
