@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=256, help="prompts at given costs")
     parser.add_argument("--new-tokens", type=int, default=96)
     parser.add_argument("--draft-cost", type=float, help="verify passes per draft step; measured if left out")
-    parser.add_argument("--clock", type=int, default=5, help="prompts on the clock, one at a time")
+    parser.add_argument("--clock", type=int, default=5, help="prompts on the clock, one at a time; 0 for none")
     parser.add_argument("--json", type=Path)
     a = parser.parse_args()
     loaded = {role: load_model_folder(getattr(a, role)) for role in ("target", "draft")}
@@ -137,15 +137,17 @@ def main() -> None:
         call(*arguments)
         return time.perf_counter() - began
 
-    plain(0)
-    for arguments in runs.values():
-        fast(0, *arguments)
+    if a.clock:
+        plain(0)
+        for arguments in runs.values():
+            fast(0, *arguments)
     ratios: dict[str, list[float]] = {name: [] for name in runs}
     for row in range(a.clock):
         for name, arguments in runs.items():
             ratios[name].append(clocked(plain, row) / clocked(fast, row, *arguments))
     for name, values in ratios.items():
-        found[name]["clock_speedup"] = statistics.median(values)
+        if values:
+            found[name]["clock_speedup"] = statistics.median(values)
 
     console = Console()
     best = max(v["tokens_per_pass"] for k, v in found.items() if k.startswith("fixed"))
@@ -170,7 +172,7 @@ def main() -> None:
             f"{v['tokens_per_round']:.3f}",
             f"{v['tokens_per_pass']:.3f}",
             f"{v['tokens_per_pass'] / best - 1:+.1%}",
-            f"{v['clock_speedup']:.2f}",
+            f"{v['clock_speedup']:.2f}" if "clock_speedup" in v else "–",
             f"{v['self_check']:+.2f}",
         )
     console.print(table)

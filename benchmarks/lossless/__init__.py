@@ -10,23 +10,17 @@ XLA's flag `xla_allow_excess_precision=false` is set as here, not rounded betwee
 the target as its verify passes compute it: the reference is p as recorded by the run itself, which must be one and the same
 wherever a context occurs, and that of cached single steps up to rounding.
 
-    python -m benchmarks.lossless [--samples N] [--json FILE]
+The module has the checks, which the tests share; `python -m benchmarks.lossless` runs them over every combination.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import itertools
-import json
-import math
 import os
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 # Before jax is imported.
@@ -346,35 +340,3 @@ def check(cell: Cell, samples: int, draft: Model | None = None) -> Iterator[floa
         if sampled.seen is not None:
             require_agreement(target, prompt, new, cell.sampling, sampled.seen)
         yield chi_square(sampled.sequences, outcomes(target, prompt, new, cell.sampling, sampled.seen))
-
-
-def main() -> None:
-    """Runs the full product and prints a line per cell."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, default=20_000, help="sequences per cell and prompt")
-    parser.add_argument("--json", type=Path, help="file for the results")
-    arguments = parser.parse_args()
-    cells, began, found = product(), time.perf_counter(), {}
-    for number, cell in enumerate(cells, 1):
-        found[str(cell)] = list(check(cell, arguments.samples))
-        print(
-            f"{number:4d}/{len(cells)}  {cell!s:40s}  p = {', '.join(f'{p:.3g}' for p in found[str(cell)])}", flush=True
-        )
-    values = np.asarray([p for ps in found.values() for p in ps])
-    # At temperature 0 there is one sequence and nothing to test beyond its being the only one.
-    tested = values[values < 1]
-    smallest, allowed = float(values.min()), 1e-6 / len(values)
-    uniform = scipy.stats.kstest(tested, "uniform").pvalue
-    print(
-        f"{len(values)} tests in {time.perf_counter() - began:.0f} s; smallest p {smallest:.2g} (fails below {allowed:.1g}, "
-        f"a false alarm of 1e-6 in all); p-values against uniform: {uniform:.2g} by Kolmogorov and Smirnov over {len(tested)}"
-    )
-    if arguments.json:
-        result = {"samples": arguments.samples, "device": jax.devices()[0].device_kind, "jax": jax.__version__}
-        result |= {"smallest": smallest, "uniformity": float(uniform), "p": found}
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-    sys.exit(0 if smallest >= allowed and not math.isnan(smallest) else 1)
-
-
-if __name__ == "__main__":
-    main()
