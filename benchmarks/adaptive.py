@@ -43,7 +43,7 @@ _CHUNK = 64
 def _rules(draft_cost: float) -> dict[str, tuple[Any, int, bool]]:
     """Rule, largest lookahead of its trace, and whether the draft is n-grams."""
     fixed = {f"fixed γ = {g}": (FixedLookahead(g), g, False) for g in (1, 2, 3, 4, 5, 6, 8)}
-    unsure = {f"confidence ≥ {t:g}": (ConfidenceThreshold(t), _MOST, False) for t in (0.3, 0.4, 0.5, 0.6)}
+    unsure = {f"confidence ≥ {t:g}": (ConfidenceThreshold(t), _MOST, False) for t in (0.1, 0.2, 0.3, 0.4)}
     online = {"online closed form": (OnlineLookahead(draft_cost), _MOST, False)}
     ngrams = {f"n-grams, γ = {g}": (FixedLookahead(g), g, True) for g in (2, 4)}
     return fixed | unsure | online | ngrams
@@ -149,7 +149,7 @@ def main() -> None:
         if values:
             found[name]["clock_speedup"] = statistics.median(values)
 
-    console = Console()
+    console = Console(width=110)
     best = max(v["tokens_per_pass"] for k, v in found.items() if k.startswith("fixed"))
     table = Table(
         title=f"target {loaded['target'].record.model_id}, draft {loaded['draft'].record.model_id}, "
@@ -164,7 +164,7 @@ def main() -> None:
         "on the clock",
         "self-check z",
     ):
-        table.add_column(column, justify="left" if column == "rule" else "right")
+        table.add_column(column, justify="left" if column == "rule" else "right", no_wrap=column == "rule")
     for name, v in found.items():
         table.add_row(
             name,
