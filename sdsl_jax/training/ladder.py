@@ -64,7 +64,11 @@ def rungs(config: StudyConfig) -> list[Rung]:
     ladder = config.ladder
     sizes = [("draft", n, ladder.draft_tokens) for n in ladder.draft_params]
     sizes += [("target", n, ladder.target_tokens) for n in ladder.target_params]
-    made = [Rung(role, n, seed, tuple(sorted(tokens))) for role, n, tokens in sizes for seed in ladder.seeds]
+    made = [
+        Rung(role, n, seed, tuple(sorted(tokens)))
+        for role, n, tokens in sizes
+        for seed in (*ladder.seeds, *(ladder.replicate_seeds if n <= ladder.replicate_below else ()))
+    ]
     return sorted(made, key=lambda rung: (rung.params, rung.role, rung.seed))
 
 
@@ -80,7 +84,7 @@ def check_ladder(config: StudyConfig) -> None:
         make_schedule(config.training, made, rung.budgets, config.data.sequence_length)
         sizes.add(made)
     ladder = config.ladder
-    drafts = len(ladder.draft_params) * len(ladder.draft_tokens) * len(ladder.seeds)
+    drafts = sum(len(rung.budgets) for rung in rungs(config) if rung.role == "draft")
     budgets = {*ladder.draft_tokens, *ladder.target_tokens}
     require(
         drafts >= 4 and len(sizes) >= 4 and len(budgets) >= 2,
@@ -173,7 +177,9 @@ def _train_rung(config: StudyConfig, dataset: Dataset, plan: _Plan, study: Path,
         model=plan.model,
         config=config.training,
         schedule=plan.schedule,
-        batches=dataset.batches(rung_seed("data", config.seed, rung.seed), config.training.batch_size),
+        batches=dataset.batches(
+            rung_seed("data", config.seed, rung.seed), config.training.batch(plan.counts.nonembedding)
+        ),
         init_seed=rung_seed("init", config.seed, rung.role, rung.params, rung.seed),
         folder=plan.folder,
         progress=progress,
@@ -182,7 +188,12 @@ def _train_rung(config: StudyConfig, dataset: Dataset, plan: _Plan, study: Path,
         folder = plan.folder / f"model-{plan.schedule.ends[budget]}"
         record = _evaluate(config, dataset, plan, budget, state.params, seconds, str(folder.relative_to(study)))
         model_folder.write_model_folder(folder, plan.model, state.params, dataset.tokenizer, record, config.data)
-        rate = config.training.batch_size * dataset.sequence_length * plan.schedule.ends[budget] / max(seconds, 1e-9)
+        rate = (
+            config.training.batch(plan.counts.nonembedding)
+            * dataset.sequence_length
+            * plan.schedule.ends[budget]
+            / max(seconds, 1e-9)
+        )
         progress.note(
             f"{record.model_id}: {record.params_nonembedding:,} non-embedding parameters, test loss "
             f"{record.loss_nats:.3f} nats, {rate:,.0f} tokens/s, {seconds:.0f} s"
@@ -205,7 +216,7 @@ def _evaluate(
     losses = {s: evaluate(plan.model, params, dataset.windows(s, count)) for s, count in wanted.items()}
     test: Interval = mean_interval(losses["test"], 0.9)
     steps = plan.schedule.ends[budget]
-    tokens = steps * config.training.batch_size * dataset.sequence_length
+    tokens = steps * config.training.batch(plan.counts.nonembedding) * dataset.sequence_length
     return ModelRecord(
         model_id=plan.rung.model_id(budget),
         role=plan.rung.role,

@@ -65,17 +65,16 @@ class Schedule:
 
 def make_schedule(config: TrainingConfig, params: int, budgets: tuple[int, ...], sequence_length: int) -> Schedule:
     """The schedule of a rung with `params` non-embedding parameters and the given token budgets."""
-    tokens_per_step = config.batch_size * sequence_length
+    tokens_per_step = config.batch(params) * sequence_length
     ends = tuple(max(1, round(tokens / tokens_per_step)) for tokens in sorted(budgets))
     require(
         len(set(ends)) == len(ends),
         f"the token budgets {sorted(budgets)} are not whole steps apart; one step is {tokens_per_step} tokens.",
     )
     cooldowns = tuple(max(1, round(config.cooldown_fraction * end)) for end in ends)
-    peak = config.learning_rate * (params / config.reference_params) ** -config.learning_rate_exponent
     # A budget shorter than the warm-up would never reach the peak: at most a quarter of the shortest one goes to it.
-    warmup = min(round(config.warmup_tokens / tokens_per_step), max(1, ends[0] // 4))
-    return Schedule(peak, warmup, ends, cooldowns)
+    warmup = min(round(config.warmup(params) / tokens_per_step), max(1, ends[0] // 4))
+    return Schedule(config.peak_learning_rate(params), warmup, ends, cooldowns)
 
 
 def init_rung(model: ModelConfig, config: TrainingConfig, seed: int) -> TrainState:
@@ -155,7 +154,7 @@ class RungTrainer:
         metrics = _MetricsFile(folder / "metrics.jsonl", start, stop)
         began = last_report = time.perf_counter()
         step_seconds = math.nan  # a moving average
-        tokens_per_step = self.batches[start].size - self.config.batch_size
+        tokens_per_step = self.batches[start][:, 1:].size
 
         def report(step: int, reported: StepMetrics) -> None:
             nonlocal last_report, step_seconds

@@ -1,4 +1,4 @@
-"""The settings of a study: frozen dataclasses, read from TOML and written back to it.
+"""The settings of a study: one frozen dataclass per section.
 
 Nothing here imports jax, and nothing here holds an array. Every section checks its own values, so that a study that could
 be constructed can be run.
@@ -6,20 +6,10 @@ be constructed can be run.
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import tomllib
-import types
-import typing
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-import tomli_w
-
-from sdsl_jax.errors import SdslError, require
-
-T = TypeVar("T")
+from sdsl_jax.errors import require
 
 
 @dataclass(frozen=True)
@@ -32,7 +22,6 @@ class DataConfig:
 
     source: str | tuple[str, ...] = "sotu"
     text_column: str = "text"
-    validation_from_year: int = 2001
     test_from_year: int = 2009
     validation_fraction: float = 0.05
     test_fraction: float = 0.05
@@ -54,9 +43,8 @@ class DataConfig:
             value = getattr(self, name)
             require(0 < value <= 0.4, f"data.{name} is {value}; it must lie in (0, 0.4].")
         require(
-            1790 < self.validation_from_year < self.test_from_year <= 2026,
-            f"data.validation_from_year is {self.validation_from_year} and data.test_from_year is {self.test_from_year}; "
-            "they must satisfy 1790 < validation_from_year < test_from_year <= 2026.",
+            1790 < self.test_from_year <= 2026,
+            f"data.test_from_year is {self.test_from_year}; it must lie in (1790, 2026].",
         )
         require(len(self.source) > 0, "data.source is empty; name 'sotu' or at least one file.")
 
@@ -84,62 +72,115 @@ class FamilyConfig:
 
 @dataclass(frozen=True)
 class LadderConfig:
-    """Which models are trained: non-embedding sizes and token budgets of drafts and targets, and the seeds."""
+    """Which models are trained: non-embedding sizes and token budgets of drafts and targets, and the seeds.
+
+    Every size is trained with each of `seeds`, and sizes up to `replicate_below` with each of `replicate_seeds` as well: at
+    the small end repetitions are cheap and scatter is large.
+    """
 
     draft_params: tuple[int, ...]
     draft_tokens: tuple[int, ...]
     target_params: tuple[int, ...]
     target_tokens: tuple[int, ...]
     seeds: tuple[int, ...] = (0,)
+    replicate_seeds: tuple[int, ...] = ()
+    replicate_below: int = 0
 
     def __post_init__(self):
         for name in ("draft_params", "draft_tokens", "target_params", "target_tokens"):
             values = getattr(self, name)
             require(len(values) > 0, f"ladder.{name} is empty; it must hold at least one value.")
             require(min(values) >= 1, f"ladder.{name} holds {min(values)}; every value must be at least 1.")
-        for name in ("draft_params", "draft_tokens", "target_params", "target_tokens", "seeds"):
+        for name in ("draft_params", "draft_tokens", "target_params", "target_tokens", "seeds", "replicate_seeds"):
             values = getattr(self, name)
             require(len(set(values)) == len(values), f"ladder.{name} is {list(values)}; it repeats a value.")
         require(len(self.seeds) > 0, "ladder.seeds is empty; it must hold at least one seed.")
+        shared = sorted({*self.seeds} & {*self.replicate_seeds})
+        require(not shared, f"ladder.replicate_seeds holds {shared}, which ladder.seeds holds already.")
+        require(
+            self.replicate_below >= 0, f"ladder.replicate_below is {self.replicate_below}; it must not be negative."
+        )
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """The recipe shared by every rung: warm-up, a stable learning rate, and a cool-down for each token budget.
 
-    The peak learning rate of a rung with N non-embedding parameters is
-    `learning_rate * (N / reference_params) ** -learning_rate_exponent`.
+    Learning rate, batch and warm-up are laws of size: a rung with N non-embedding parameters has
+    `learning_rate * (N / reference_params) ** -learning_rate_exponent`,
+    `batch_size * (N / reference_params) ** batch_size_exponent`, rounded to whole sequences, and
+    `warmup_tokens * (N / reference_params) ** warmup_exponent`.
     """
 
     batch_size: int = 8
+    batch_size_exponent: float = 0.0
     learning_rate: float = 9e-3
-    reference_params: int = 100_000
     learning_rate_exponent: float = 0.4
     warmup_tokens: int = 100_000
+    warmup_exponent: float = 0.0
+    reference_params: int = 100_000
     cooldown_fraction: float = 0.25
     adam_b1: float = 0.9
     adam_b2: float = 0.95
     weight_decay: float = 0.1
     clip_norm: float = 1.0
     z_loss: float = 1e-4
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    spike_deviations: float = 6.0
     checkpoint_every_steps: int = 500
     evaluation_windows: int = 256
+    tensorboard: bool = False
 
     def __post_init__(self):
         for name in ("batch_size", "reference_params", "checkpoint_every_steps", "evaluation_windows"):
             value = getattr(self, name)
             require(value >= 1, f"training.{name} is {value}; it must be at least 1.")
-        for name in ("learning_rate", "clip_norm"):
+        for name in ("learning_rate", "clip_norm", "spike_deviations"):
             value = getattr(self, name)
             require(value > 0, f"training.{name} is {value}; it must be positive.")
         for name in ("warmup_tokens", "weight_decay", "z_loss"):
             require(getattr(self, name) >= 0, f"training.{name} is {getattr(self, name)}; it must not be negative.")
+        for name in ("batch_size_exponent", "learning_rate_exponent", "warmup_exponent"):
+            value = getattr(self, name)
+            require(-2 <= value <= 2, f"training.{name} is {value}; it must lie in [-2, 2].")
         for name in ("adam_b1", "adam_b2"):
             require(0 <= getattr(self, name) < 1, f"training.{name} is {getattr(self, name)}; it must lie in [0, 1).")
         require(
             0 < self.cooldown_fraction <= 1,
             f"training.cooldown_fraction is {self.cooldown_fraction}; it must lie in (0, 1].",
         )
+
+    def peak_learning_rate(self, params: int) -> float:
+        """Learning rate after warm-up of a rung with `params` non-embedding parameters."""
+        return self.learning_rate * (params / self.reference_params) ** -self.learning_rate_exponent
+
+    def batch(self, params: int) -> int:
+        """Sequences per step of a rung with `params` non-embedding parameters."""
+        return max(1, round(self.batch_size * (params / self.reference_params) ** self.batch_size_exponent))
+
+    def warmup(self, params: int) -> float:
+        """Tokens of warm-up of a rung with `params` non-embedding parameters."""
+        return self.warmup_tokens * (params / self.reference_params) ** self.warmup_exponent
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """The mesh of devices that a rung is trained on: `data * fsdp` devices.
+
+    Batches are split over both axes; parameters and optimiser state are split over `fsdp` and repeated over `data`. Either may
+    be 0 (not both), which stands for all devices that the other axis leaves. How a rung is laid out does not change what it is: its
+    checkpoints restore onto any other mesh.
+    """
+
+    data: int = 1
+    fsdp: int = 1
+
+    def __post_init__(self):
+        for name in ("data", "fsdp"):
+            require(getattr(self, name) >= 0, f"parallel.{name} is {getattr(self, name)}; it must not be negative.")
+        require(self.data + self.fsdp > 0, "parallel.data and parallel.fsdp are both 0; only one of them can be.")
 
 
 @dataclass(frozen=True)
@@ -224,6 +265,7 @@ class StudyConfig:
     data: DataConfig = field(default_factory=DataConfig)
     family: FamilyConfig = field(default_factory=FamilyConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     codesign: CodesignConfig = field(default_factory=CodesignConfig)
@@ -234,7 +276,8 @@ class StudyConfig:
             f"name is {self.name!r}; it must be made of letters, digits, '-', '_' and '.'.",
         )
         require(
-            0 <= self.seed < 2**31 and all(0 <= s < 2**31 for s in self.ladder.seeds), "seeds must lie in [0, 2**31)."
+            0 <= self.seed < 2**31 and all(0 <= s < 2**31 for s in (*self.ladder.seeds, *self.ladder.replicate_seeds)),
+            "seeds must lie in [0, 2**31).",
         )
         require(
             self.measure.new_tokens > max(self.measure.lookaheads),
@@ -247,104 +290,3 @@ class StudyConfig:
             f"measure.prompt_tokens + measure.new_tokens is {needed}; it must not exceed data.sequence_length "
             f"({self.data.sequence_length}), the length that the models are trained on.",
         )
-
-
-def _convert(value: Any, annotation: Any, name: str) -> Any:
-    """Checks one TOML value against a field's annotation and returns it in the field's type."""
-    if dataclasses.is_dataclass(annotation):
-        return from_dict(typing.cast(type, annotation), value, name)
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        for option in arguments:
-            try:
-                return _convert(value, option, name)
-            except SdslError:
-                continue
-    elif origin is tuple:
-        if isinstance(value, list | tuple):
-            return tuple(_convert(item, arguments[0], f"{name}[{i}]") for i, item in enumerate(value))
-    elif origin is Literal:
-        if value in arguments:
-            return value
-        raise SdslError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, arguments))}.")
-    elif annotation is bool or isinstance(value, bool):
-        if annotation is bool and isinstance(value, bool):
-            return value
-    elif annotation is int and isinstance(value, int | float) and float(value).is_integer():
-        return int(value)
-    elif annotation is float and isinstance(value, int | float) and math.isfinite(value):
-        return float(value)
-    elif annotation is str and isinstance(value, str):
-        return value
-    wanted = {int: "a whole number", float: "a finite number", str: "a string", bool: "true or false"}.get(
-        annotation, "an array" if origin is tuple else "a string or an array of strings"
-    )
-    raise SdslError(f"{name} is {value!r}; it must be {wanted}.")
-
-
-def from_dict(cls: type[T], values: Any, name: str = "") -> T:
-    """Builds the dataclass `cls` from nested plain values.
-
-    Raises:
-      SdslError: a key is unknown or missing, or a value has the wrong type or lies outside its range.
-    """
-    prefix = f"{name}." if name else ""
-    require(isinstance(values, dict), f"{name} is {values!r}; it must be a table.")
-    annotations = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
-    for key in values:
-        require(key in fields, f"unknown key {prefix}{key}; the keys allowed here are {', '.join(fields)}.")
-    for key, f in fields.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        require(key in values or not required, f"the key {prefix}{key} is missing.")
-    return cls(**{key: _convert(value, annotations[key], f"{prefix}{key}") for key, value in values.items()})
-
-
-def parse_override(text: str) -> tuple[list[str], Any]:
-    """Splits "training.batch_size=16" into its path and its value, read as a TOML value or else as a bare string."""
-    key, separator, value = text.partition("=")
-    path = key.strip().lstrip("-").replace("-", "_").split(".")
-    require(bool(separator) and all(path), f"the override {text!r} is not of the form section.key=value.")
-    try:
-        return path, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return path, value
-
-
-def load_study(path: str | Path, overrides: typing.Sequence[str] = ()) -> StudyConfig:
-    """Reads a study from a TOML file and applies overrides of the form "section.key=value".
-
-    Raises:
-      SdslError: the file cannot be read or parsed, or a value in it is not allowed.
-    """
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SdslError(f"the study file {path} cannot be read ({error.strerror}).") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SdslError(f"the study file {path} is not valid TOML: {error}.") from None
-    for text in overrides:
-        (*sections, key), value = parse_override(text)
-        table = values
-        for section in sections:
-            table = table.setdefault(section, {})
-            require(isinstance(table, dict), f"the override {text!r} names {section}, which is not a section.")
-        table[key] = value
-    return from_dict(StudyConfig, values)
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """The nested plain values of a configuration, as TOML and JSON can hold them."""
-    return {
-        f.name: to_dict(value)
-        if dataclasses.is_dataclass(value := getattr(config, f.name))
-        else list(value)
-        if isinstance(value, tuple)
-        else value
-        for f in dataclasses.fields(config)
-    }
-
-
-def to_toml(config: Any) -> str:
-    """The configuration as TOML text that `load_study` reads back to an equal value."""
-    return tomli_w.dumps(to_dict(config))

@@ -1,0 +1,31 @@
+"""The settings of a study: frozen dataclasses, read from TOML and written back to it; no jax, no arrays."""
+
+from sdsl_jax.config.sections import (
+    CodesignConfig,
+    DataConfig,
+    FamilyConfig,
+    FitConfig,
+    LadderConfig,
+    MeasureConfig,
+    ParallelConfig,
+    StudyConfig,
+    TrainingConfig,
+)
+from sdsl_jax.config.toml import from_dict, load_study, parse_override, to_dict, to_toml
+
+__all__ = [
+    "CodesignConfig",
+    "DataConfig",
+    "FamilyConfig",
+    "FitConfig",
+    "LadderConfig",
+    "MeasureConfig",
+    "ParallelConfig",
+    "StudyConfig",
+    "TrainingConfig",
+    "from_dict",
+    "load_study",
+    "parse_override",
+    "to_dict",
+    "to_toml",
+]

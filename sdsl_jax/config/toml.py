@@ -1,0 +1,119 @@
+"""From TOML to the dataclasses of a study and back: every key and every type is checked on the way in."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tomli_w
+
+from sdsl_jax.config.sections import StudyConfig
+from sdsl_jax.errors import SdslError, require
+
+T = TypeVar("T")
+
+
+def _convert(value: Any, annotation: Any, name: str) -> Any:
+    """Checks one TOML value against a field's annotation and returns it in the field's type."""
+    if dataclasses.is_dataclass(annotation):
+        return from_dict(typing.cast(type, annotation), value, name)
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        for option in arguments:
+            try:
+                return _convert(value, option, name)
+            except SdslError:
+                continue
+    elif origin is tuple:
+        if isinstance(value, list | tuple):
+            return tuple(_convert(item, arguments[0], f"{name}[{i}]") for i, item in enumerate(value))
+    elif origin is Literal:
+        if value in arguments:
+            return value
+        raise SdslError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, arguments))}.")
+    elif annotation is bool or isinstance(value, bool):
+        if annotation is bool and isinstance(value, bool):
+            return value
+    elif annotation is int and isinstance(value, int | float) and float(value).is_integer():
+        return int(value)
+    elif annotation is float and isinstance(value, int | float) and math.isfinite(value):
+        return float(value)
+    elif annotation is str and isinstance(value, str):
+        return value
+    wanted = {int: "a whole number", float: "a finite number", str: "a string", bool: "true or false"}.get(
+        annotation, "an array" if origin is tuple else "a string or an array of strings"
+    )
+    raise SdslError(f"{name} is {value!r}; it must be {wanted}.")
+
+
+def from_dict(cls: type[T], values: Any, name: str = "") -> T:
+    """Builds the dataclass `cls` from nested plain values.
+
+    Raises:
+      SdslError: a key is unknown or missing, or a value has the wrong type or lies outside its range.
+    """
+    prefix = f"{name}." if name else ""
+    require(isinstance(values, dict), f"{name} is {values!r}; it must be a table.")
+    annotations = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
+    for key in values:
+        require(key in fields, f"unknown key {prefix}{key}; the keys allowed here are {', '.join(fields)}.")
+    for key, f in fields.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        require(key in values or not required, f"the key {prefix}{key} is missing.")
+    return cls(**{key: _convert(value, annotations[key], f"{prefix}{key}") for key, value in values.items()})
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """Splits "training.batch_size=16" into its path and its value, read as a TOML value or else as a bare string."""
+    key, separator, value = text.partition("=")
+    path = key.strip().lstrip("-").replace("-", "_").split(".")
+    require(bool(separator) and all(path), f"the override {text!r} is not of the form section.key=value.")
+    try:
+        return path, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return path, value
+
+
+def load_study(path: str | Path, overrides: typing.Sequence[str] = ()) -> StudyConfig:
+    """Reads a study from a TOML file and applies overrides of the form "section.key=value".
+
+    Raises:
+      SdslError: the file cannot be read or parsed, or a value in it is not allowed.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SdslError(f"the study file {path} cannot be read ({error.strerror}).") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SdslError(f"the study file {path} is not valid TOML: {error}.") from None
+    for text in overrides:
+        (*sections, key), value = parse_override(text)
+        table = values
+        for section in sections:
+            table = table.setdefault(section, {})
+            require(isinstance(table, dict), f"the override {text!r} names {section}, which is not a section.")
+        table[key] = value
+    return from_dict(StudyConfig, values)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The nested plain values of a configuration, as TOML and JSON can hold them."""
+    return {
+        f.name: to_dict(value)
+        if dataclasses.is_dataclass(value := getattr(config, f.name))
+        else list(value)
+        if isinstance(value, tuple)
+        else value
+        for f in dataclasses.fields(config)
+    }
+
+
+def to_toml(config: Any) -> str:
+    """The configuration as TOML text that `load_study` reads back to an equal value."""
+    return tomli_w.dumps(to_dict(config))
