@@ -25,7 +25,7 @@ from sdsl_jax.models import ModelConfig, abstract_params, init_params
 from sdsl_jax.progress import Progress
 from sdsl_jax.records import write_text
 from sdsl_jax.training import checkpoints
-from sdsl_jax.training.step import StepMetrics, TrainState, init_state, train_step
+from sdsl_jax.training.step import StepMetrics, TrainState, init_state, step_config, train_step
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def make_schedule(config: TrainingConfig, params: int, budgets: tuple[int, ...],
 
 def init_rung(model: ModelConfig, config: TrainingConfig, seed: int) -> TrainState:
     """The state of a rung before its first step."""
-    return init_state(config, init_params(model, jax.random.key(seed)))
+    return init_state(step_config(config), init_params(model, jax.random.key(seed)))
 
 
 def rung_seed(*belongs_to: object) -> int:
@@ -144,7 +144,7 @@ class RungTrainer:
         return self._run(folder, state, seconds, step, self.schedule.trunk_rate)
 
     def _load(self, folder: Path, step: int) -> tuple[TrainState, float]:
-        like = jax.eval_shape(lambda: init_state(self.config, abstract_zeros(self.model)))
+        like = jax.eval_shape(lambda: init_state(step_config(self.config), abstract_zeros(self.model)))
         restored = checkpoints.restore(folder / str(step), like)
         return restored.tree, float(restored.metadata["seconds"])
 
@@ -176,7 +176,9 @@ class RungTrainer:
         pending: tuple[int, StepMetrics] | None = None
         for step in range(start, stop):
             batch = self.batches[step]
-            state, reported = train_step(state, batch, np.float32(rate(step)), model=self.model, config=self.config)
+            state, reported = train_step(
+                state, batch, np.float32(rate(step)), model=self.model, config=step_config(self.config)
+            )
             # The loss of the step before is read while the device works on this one.
             if pending is not None:
                 report(*pending)

@@ -8,14 +8,33 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sdsl_jax.config import TrainingConfig
 from sdsl_jax.models import ModelConfig, Params, forward
 
 
+class StepConfig(NamedTuple):
+    """What of a recipe decides the compiled step: studies and sweeps that differ in anything else share the program."""
+
+    adam_b1: float
+    adam_b2: float
+    weight_decay: float
+    clip_norm: float
+    z_loss: float
+    compute_dtype: str
+    remat: bool
+    skip_nonfinite: bool
+
+
+def step_config(config: TrainingConfig) -> StepConfig:
+    """The part of a recipe that the compiled step depends on."""
+    same = {name: getattr(config, name) for name in StepConfig._fields if name != "skip_nonfinite"}
+    return StepConfig(**same, skip_nonfinite=config.on_nonfinite == "skip")
+
+
 class TrainState(NamedTuple):
-    """Everything that a step reads and writes. `step` is the number of steps taken so far."""
+    """Everything that a step reads and writes. `step` is the number of steps taken so far, skipped ones included."""
 
     params: Params
     optimizer: Any
@@ -23,10 +42,17 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """What a step reports: cross-entropy in nats per token, and the global norm of the gradient before clipping."""
+    """What a step reports.
+
+    Attributes:
+      loss_nats: cross-entropy in nats per token.
+      gradient_norm: global norm of the gradient before clipping.
+      skipped: whether the step left parameters and optimiser as they were, because one of the two was not finite.
+    """
 
     loss_nats: Float[Array, ""]
     gradient_norm: Float[Array, ""]
+    skipped: Bool[Array, ""]
 
 
 def token_losses(logits_BTV: Float[Array, "B T V"], labels_BT: Int[Array, "B T"]) -> tuple[Array, Array]:
@@ -37,7 +63,7 @@ def token_losses(logits_BTV: Float[Array, "B T V"], labels_BT: Int[Array, "B T"]
     return log_normaliser_BT - chosen_BT, log_normaliser_BT
 
 
-def optimizer(config: TrainingConfig) -> optax.GradientTransformation:
+def optimizer(config: StepConfig) -> optax.GradientTransformation:
     """AdamW without its learning rate, which `train_step` applies: one compilation serves every phase of the schedule.
 
     Weight decay acts on matrices only, never on the scales of norms.
@@ -49,7 +75,7 @@ def optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     )
 
 
-def init_state(config: TrainingConfig, params: Params) -> TrainState:
+def init_state(config: StepConfig, params: Params) -> TrainState:
     """The state before the first step."""
     return TrainState(params, optimizer(config).init(params), jnp.zeros((), jnp.int32))
 
@@ -61,7 +87,7 @@ def train_step(
     learning_rate: Float[Array, ""] | float,
     *,
     model: ModelConfig,
-    config: TrainingConfig,
+    config: StepConfig,
 ) -> tuple[TrainState, StepMetrics]:
     """One step of AdamW on cross-entropy plus z-loss · log²Z (2204.02311).
 
@@ -70,7 +96,7 @@ def train_step(
       tokens: a batch; position t predicts token t + 1.
       learning_rate: of this step.
       model: shape of the model.
-      config: recipe.
+      config: recipe; with `skip_nonfinite`, a loss or gradient that is not finite changes nothing but the step count.
     """
 
     def objective(params):
@@ -82,7 +108,13 @@ def train_step(
     gradients, loss = jax.grad(objective, has_aux=True)(state.params)
     updates, opt_state = optimizer(config).update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, jax.tree.map(lambda u: -learning_rate * u, updates))
-    return TrainState(params, opt_state, state.step + 1), StepMetrics(loss, optax.tree.norm(gradients))
+    norm = optax.tree.norm(gradients)
+    skipped = ~(jnp.isfinite(loss) & jnp.isfinite(norm)) if config.skip_nonfinite else jnp.zeros((), bool)
+    if config.skip_nonfinite:
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(skipped, old, new), (params, opt_state), (state.params, state.optimizer)
+        )
+    return TrainState(params, opt_state, state.step + 1), StepMetrics(loss, norm, skipped)
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -12,7 +12,7 @@ from sdsl_jax.models import forward, init_params, member
 from sdsl_jax.progress import Silent
 from sdsl_jax.training import checkpoints, load_model, train_ladder
 from sdsl_jax.training.loop import make_schedule
-from sdsl_jax.training.step import init_state, optimizer, token_losses, train_step
+from sdsl_jax.training.step import init_state, optimizer, step_config, token_losses, train_step
 
 ONE_RUNG = {"draft_params": [600], "draft_tokens": [8_000, 16_000], "target_params": [900], "target_tokens": [8_000]}
 
@@ -51,6 +51,7 @@ def test_token_losses_are_cross_entropies():
 def test_a_step_is_adamw_on_the_documented_loss(dataset):
     """One step against its definition, written out: gradient of loss + z-loss, clipped, Adam, decay on matrices only."""
     config = tiny(training={"weight_decay": 0.5, "z_loss": 0.1}).training
+    recipe = step_config(config)
     model = member(tiny().family, 600, 256)
     params = init_params(model, jax.random.key(0))
     tokens = jnp.asarray(dataset.batches(0, 8)[0])
@@ -69,12 +70,12 @@ def test_a_step_is_adamw_on_the_documented_loss(dataset):
         return p - 0.01 * (direction + (0.5 * p if p.ndim == 2 else 0.0))
 
     wanted = jax.tree.map(expected, params, gradient)
-    state, metrics = train_step(init_state(config, params), tokens, 0.01, model=model, config=config)
+    state, metrics = train_step(init_state(recipe, params), tokens, 0.01, model=model, config=recipe)
     assert float(metrics.gradient_norm) == pytest.approx(norm, rel=1e-5)
     for got, want in zip(jax.tree.leaves(state.params), jax.tree.leaves(wanted)):
         np.testing.assert_allclose(got, want, atol=2e-5)
     assert int(state.step) == 1
-    assert optimizer(config) is not None
+    assert optimizer(recipe) is not None
 
 
 class _StopsAt(Silent):
