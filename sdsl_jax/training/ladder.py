@@ -24,7 +24,8 @@ from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import ModelRecord
 from sdsl_jax.statistics import Interval, mean_interval
 from sdsl_jax.training import checkpoints, model_folder
-from sdsl_jax.training.loop import RungTrainer, Schedule, make_schedule, rung_seed
+from sdsl_jax.training.loop import RungTrainer, rung_seed
+from sdsl_jax.training.schedule import Schedule, make_schedule
 from sdsl_jax.training.step import window_losses
 
 # Settings that change how a rung is stored but not what it becomes.

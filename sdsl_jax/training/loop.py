@@ -8,7 +8,6 @@ uninterrupted one would have taken.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -20,61 +19,13 @@ import jax
 import numpy as np
 
 from sdsl_jax.config import TrainingConfig
-from sdsl_jax.errors import SdslError, require
+from sdsl_jax.errors import SdslError
 from sdsl_jax.models import ModelConfig, abstract_params, init_params
 from sdsl_jax.progress import Progress
-from sdsl_jax.records import write_text
 from sdsl_jax.training import checkpoints
+from sdsl_jax.training.metrics import MetricsFile
+from sdsl_jax.training.schedule import Schedule
 from sdsl_jax.training.step import StepMetrics, TrainState, init_state, step_config, train_step
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Warm-up, stable rate, and linear cool-downs to zero that end each token budget (WSD; 2405.18392).
-
-    Attributes:
-      peak: learning rate after warm-up.
-      warmup: steps of linear warm-up.
-      ends: step at which each budget ends, ascending.
-      cooldowns: steps of each budget's cool-down.
-    """
-
-    peak: float
-    warmup: int
-    ends: tuple[int, ...]
-    cooldowns: tuple[int, ...]
-
-    @property
-    def branches(self) -> tuple[int, ...]:
-        """Step at which each cool-down leaves the trunk."""
-        return tuple(end - cooldown for end, cooldown in zip(self.ends, self.cooldowns))
-
-    def trunk_rate(self, step: int) -> float:
-        """Learning rate of the trunk's step number `step`, counted from 0."""
-        return self.peak * min(1.0, (step + 1) / max(1, self.warmup))
-
-    def cooldown_rate(self, budget: int, step: int) -> float:
-        """Learning rate in the cool-down of a budget; its last step still moves by a 1/cooldowns share of the peak."""
-        return self.trunk_rate(step) * (self.ends[budget] - step) / self.cooldowns[budget]
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of the trunk and of all cool-downs together."""
-        return self.branches[-1] + sum(self.cooldowns)
-
-
-def make_schedule(config: TrainingConfig, params: int, budgets: tuple[int, ...], sequence_length: int) -> Schedule:
-    """The schedule of a rung with `params` non-embedding parameters and the given token budgets."""
-    tokens_per_step = config.batch(params) * sequence_length
-    ends = tuple(max(1, round(tokens / tokens_per_step)) for tokens in sorted(budgets))
-    require(
-        len(set(ends)) == len(ends),
-        f"the token budgets {sorted(budgets)} are not whole steps apart; one step is {tokens_per_step} tokens.",
-    )
-    cooldowns = tuple(max(1, round(config.cooldown_fraction * end)) for end in ends)
-    # A budget shorter than the warm-up would never reach the peak: at most a quarter of the shortest one goes to it.
-    warmup = min(round(config.warmup(params) / tokens_per_step), max(1, ends[0] // 4))
-    return Schedule(config.peak_learning_rate(params), warmup, ends, cooldowns)
 
 
 def init_rung(model: ModelConfig, config: TrainingConfig, seed: int) -> TrainState:
@@ -151,7 +102,7 @@ class RungTrainer:
     def _run(self, folder: Path, state: TrainState, seconds: float, stop: int, rate) -> tuple[TrainState, float]:
         """Takes the steps up to `stop`, with a checkpoint every so often and one at the end."""
         start = int(state.step)
-        metrics = _MetricsFile(folder / "metrics.jsonl", start, stop)
+        metrics = MetricsFile(folder / "metrics.jsonl", start, stop)
         began = last_report = time.perf_counter()
         step_seconds = math.nan  # a moving average
         tokens_per_step = self.batches[start][:, 1:].size
@@ -203,42 +154,3 @@ class RungTrainer:
 def abstract_zeros(model: ModelConfig):
     """Parameters of the model's shapes, all zero; free under `jax.eval_shape`."""
     return jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), abstract_params(model))
-
-
-class _MetricsFile:
-    """Metrics of a segment, one JSON object a line, with neither gaps nor doubles across resumes.
-
-    Lines of steps from `start` to `stop` are about to be written again and are dropped; later ones, which a trunk holds when
-    a budget is added between two others, belong to the same trajectory and stay.
-    """
-
-    def __init__(self, path: Path, start: int, stop: int):
-        self._path = path
-        self._pending: list[str] = []
-        self._later: list[str] = []
-        if path.exists():
-            steps = {line: step for line in path.read_text().splitlines() if (step := _step_of(line)) is not None}
-            self._later = [line for line, step in steps.items() if step >= stop]
-            write_text(path, "".join(line + "\n" for line, step in steps.items() if step < start))
-
-    def add(self, **values: float) -> None:
-        self._pending.append(json.dumps(values))
-
-    def flush(self, last: bool) -> None:
-        """Appends what is pending; called before a checkpoint is written, so that metrics are never behind it."""
-        lines = self._pending + (self._later if last else [])
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.writelines(line + "\n" for line in lines)
-        except OSError as error:
-            raise SdslError(f"cannot write {self._path} ({error.strerror}).") from None
-        self._pending.clear()
-
-
-def _step_of(line: str) -> int | None:
-    """The step of a line of metrics; None for a line that was cut short."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return None
