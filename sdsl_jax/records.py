@@ -6,11 +6,13 @@ from anybody's measurements. Units stand in the column names; `SCHEMA_VERSION` c
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
 import math
 import os
+import secrets
 import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -44,18 +46,32 @@ class ModelRecord:
     loss_nats_high: float = _column("upper end of the 90 % interval of loss_nats", default=math.nan)
     validation_loss_nats: float = _column("cross-entropy on the validation split, nats per token", default=math.nan)
     bits_per_byte: float = _column("loss_nats / ln 2 / bytes per token", default=math.nan)
+    validation_bits_per_byte: float = _column("validation_loss_nats / ln 2 / bytes per token", default=math.nan)
+    evaluation_windows: int = _column("windows of each split that the losses were asked for", default=0)
     epochs: float = _column("train_tokens / tokens of the training split", default=math.nan)
+    unique_tokens: int = _column("different tokens trained on, at most those of the training split", default=0)
     layers: int = _column("Transformer blocks", default=0)
     width: int = _column("size of the residual stream", default=0)
     flops_per_token: float = _column("forward FLOPs per token, head and attention included", default=math.nan)
     weight_bytes: int = _column("bytes of the weights in float32", default=0)
     learning_rate: float = _column("peak learning rate", default=math.nan)
+    batch_size: int = _column("sequences per step", default=0)
     steps: int = _column("optimiser steps", default=0)
     train_seconds: float = _column("wall-clock seconds of training that led to this model", default=math.nan)
+    compile_seconds: float = _column("of train_seconds, those spent compiling", default=math.nan)
+    data_wait_share: float = _column("share of the other train_seconds in which no batch was ready", default=math.nan)
+    spikes: int = _column("steps whose loss was a spike", default=0)
+    skipped_steps: int = _column("steps that changed nothing, their loss or gradient not being finite", default=0)
     data_digest: str = _column("SHA-256 over the tokenised corpus", default="")
     device: str = _column("device trained on", default="")
     versions: str = _column("versions of python, jax and flax", default="")
     checkpoint: str = _column("folder of the weights, relative to the study's folder", default="")
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Speed of training without compilation; not a number where it was not recorded."""
+        seconds = self.train_seconds - (0.0 if math.isnan(self.compile_seconds) else self.compile_seconds)
+        return self.train_tokens / seconds if seconds > 0 else math.nan
 
 
 @dataclass(frozen=True)
@@ -154,12 +170,15 @@ def write_text(path: Path, text: str) -> None:
     Raises:
       SdslError: the folder cannot be written to.
     """
-    temporary = path.with_name(f".{path.name}.partial")
+    # A name of its own: several processes may write the same file.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise SdslError(f"cannot write {path} ({error.strerror}).") from None
 
 

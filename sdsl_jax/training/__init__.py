@@ -1,16 +1,23 @@
 """Optimiser, train step, checkpoints, the loop and the ladder."""
 
-from sdsl_jax.training.ladder import check_ladder, device_name, load_model, train_ladder
+from sdsl_jax.training.evaluation import device_name
+from sdsl_jax.training.ladder import Outcome, check_ladder, load_model, read_records, train_ladder, train_rungs
 from sdsl_jax.training.loop import rung_seed
 from sdsl_jax.training.model_folder import LoadedModel, load_model_folder, write_model_folder
+from sdsl_jax.training.rungs import plan_rungs, select
 
 __all__ = [
     "LoadedModel",
+    "Outcome",
     "check_ladder",
     "device_name",
     "load_model",
     "load_model_folder",
+    "plan_rungs",
+    "read_records",
     "rung_seed",
+    "select",
     "train_ladder",
+    "train_rungs",
     "write_model_folder",
 ]

@@ -1,76 +1,28 @@
-"""The ladder: every rung of a study, trained and evaluated, as rows of `models.csv`."""
+"""The ladder: the rungs of a study, trained and evaluated by any number of processes, as rows of `models.csv`."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import math
-import os
-import platform
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import flax
-import jax
-import numpy as np
-
-from sdsl_jax.config import StudyConfig, to_dict
+from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.errors import require
-from sdsl_jax.models import ModelConfig, ModelCounts, Params, abstract_params, count, member
+from sdsl_jax.models import ModelConfig, Params, abstract_params, count, member
 from sdsl_jax.progress import Progress, Silent
-from sdsl_jax.records import ModelRecord
-from sdsl_jax.statistics import Interval, mean_interval
+from sdsl_jax.records import ModelRecord, write_json
 from sdsl_jax.training import checkpoints, model_folder
+from sdsl_jax.training.claims import Claim, ClaimLost, Owner, acquire
+from sdsl_jax.training.evaluation import held_out_losses, make_record
 from sdsl_jax.training.loop import RungTrainer, rung_seed
-from sdsl_jax.training.schedule import Schedule, make_schedule
-from sdsl_jax.training.step import window_losses
+from sdsl_jax.training.metrics import check_tensorboard
+from sdsl_jax.training.rungs import Plan, plan_rungs, rungs
+from sdsl_jax.training.schedule import make_schedule
 
-# Settings that change how a rung is stored but not what it becomes.
-_STORAGE_ONLY = ("checkpoint_every_steps",)
-_EVALUATION_BATCH = 32
-
-
-@dataclass(frozen=True)
-class Rung:
-    """One size and seed of one role, with the token budgets that its run yields."""
-
-    role: str
-    params: int
-    seed: int
-    budgets: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        """For example draft-14k-s0."""
-        return f"{self.role}-{compact(self.params)}-s{self.seed}"
-
-    def model_id(self, budget: int) -> str:
-        """For example draft-14k-2M-s0."""
-        return f"{self.role}-{compact(self.params)}-{compact(self.budgets[budget])}-s{self.seed}"
-
-
-def compact(number: float) -> str:
-    """A number with the suffix k, M or B, and as many digits as it needs up to six."""
-    for divisor, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= divisor:
-            return f"{number / divisor:.6g}{suffix}"
-    return f"{number:.6g}"
-
-
-def rungs(config: StudyConfig) -> list[Rung]:
-    """All rungs of a study, the smallest first."""
-    ladder = config.ladder
-    sizes = [("draft", n, ladder.draft_tokens) for n in ladder.draft_params]
-    sizes += [("target", n, ladder.target_tokens) for n in ladder.target_params]
-    made = [
-        Rung(role, n, seed, tuple(sorted(tokens)))
-        for role, n, tokens in sizes
-        for seed in (*ladder.seeds, *(ladder.replicate_seeds if n <= ladder.replicate_below else ()))
-    ]
-    return sorted(made, key=lambda rung: (rung.params, rung.role, rung.seed))
+_POLL_SECONDS = 1.0
 
 
 def check_ladder(config: StudyConfig) -> None:
@@ -94,70 +46,124 @@ def check_ladder(config: StudyConfig) -> None:
     )
 
 
-class _Plan(NamedTuple):
-    rung: Rung
-    model: ModelConfig
-    counts: ModelCounts
-    schedule: Schedule
-    folder: Path
+class Outcome(NamedTuple):
+    """What became of the rungs that were to be trained.
 
+    Attributes:
+      records: of all their models that are finished, in the order of the plans.
+      elsewhere: names of the other rungs, and the host:pid of the process that trains each.
+    """
 
-def _plan(config: StudyConfig, dataset: Dataset, folder: Path) -> list[_Plan]:
-    """What each rung will be, before anything is trained: a size that cannot be made is an error here."""
-    plans = []
-    for rung in rungs(config):
-        model = member(config.family, rung.params, dataset.tokenizer.vocab_size)
-        counts = count(model, dataset.sequence_length / 2)
-        schedule = make_schedule(config.training, counts.nonembedding, rung.budgets, dataset.sequence_length)
-        recipe = {k: v for k, v in to_dict(config.training).items() if k not in _STORAGE_ONLY}
-        identity = [
-            rung.role,
-            rung.seed,
-            config.seed,
-            dataclasses.asdict(model),
-            recipe,
-            schedule.warmup,
-            dataset.digest,
-        ]
-        tag = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
-        plans.append(_Plan(rung, model, counts, schedule, folder / "checkpoints" / f"{rung.name}.{tag}"))
-    return plans
+    records: list[ModelRecord]
+    elsewhere: dict[str, str]
 
 
 def train_ladder(
     config: StudyConfig, dataset: Dataset, folder: Path, progress: Progress | None = None
 ) -> list[ModelRecord]:
-    """Trains every rung that is not complete yet, and returns the records of all models.
+    """Trains every rung that is not complete yet, waits for those that other processes train, and returns all records.
 
     Args:
       config: the study.
       dataset: its tokenised corpus.
       folder: the study's folder; checkpoints go to `folder/checkpoints/<rung>.<tag>/`, where the tag is a digest of
-        everything that decides the rung's parameters and records, so that a changed recipe trains beside the old one.
+        everything that decides the rung's parameters, so that a changed recipe trains beside the old one.
       progress: told after every step.
 
     Raises:
-      SdslError: the family cannot make a size, a loss becomes non-finite, or a checkpoint is damaged.
+      SdslError: the family cannot make a size, a loss becomes non-finite, or a file cannot be written.
     """
+    return train_rungs(config, dataset, folder, plan_rungs(config, dataset, folder), progress).records
+
+
+def train_rungs(
+    config: StudyConfig,
+    dataset: Dataset,
+    folder: Path,
+    plans: Sequence[Plan],
+    progress: Progress | None = None,
+    wait: bool = True,
+) -> Outcome:
+    """Trains those rungs that are neither complete nor being trained by another process.
+
+    Args:
+      config: the study.
+      dataset: its tokenised corpus.
+      folder: the study's folder.
+      plans: the rungs, of `plan_rungs`, perhaps after `select`.
+      progress: told after every step.
+      wait: for the rungs that other processes train, and take over those whose process dies; otherwise they are left to them.
+
+    Raises:
+      SdslError: a loss becomes non-finite, or a file cannot be written.
+    """
+    if config.training.tensorboard:
+        check_tensorboard()
     progress = progress or Silent()
-    plans = _plan(config, dataset, folder)
-    total = sum(plan.schedule.total_steps * plan.counts.flops_per_token for plan in plans)
-    progress.start("train", total)
+    progress.start("train", sum(plan.flops for plan in plans))
+    todo, tried, elsewhere = list(plans), set[str](), dict[str, str]()
+    while todo:
+        held: list[Plan] = []
+        for plan in todo:
+            name = plan.rung.name
+            weighted = _Weighted(progress, plan.flops_per_step)
+            if _is_complete(plan, progress):
+                by = f"trained by {elsewhere.pop(name)}" if name in elsewhere else "already trained"
+                weighted.advance(plan.schedule.total_steps, f"{name}  {by}")
+                continue
+            claim = acquire(plan.folder)
+            if isinstance(claim, Owner):
+                if name not in tried:
+                    progress.note(f"{name}: being trained by {claim}")
+                tried.add(name)
+                elsewhere[name] = str(claim)
+                held.append(plan)
+                continue
+            elsewhere.pop(name, None)
+            if not _train_claimed(config, dataset, plan, folder, weighted, claim):
+                held.append(plan)
+        if held and not wait:
+            break
+        todo = held
+        if todo:
+            time.sleep(_POLL_SECONDS)
+    progress.finish()
+    finished = [plan for plan in plans if plan.rung.name not in elsewhere]
+    return Outcome(read_records(config, dataset, finished), elsewhere)
+
+
+def read_records(config: StudyConfig, dataset: Dataset, plans: Sequence[Plan]) -> list[ModelRecord]:
+    """The records of those rungs that are complete, evaluated again where the settings ask for other windows than before."""
     records = []
     for plan in plans:
-        rung_progress = _Weighted(progress, plan.counts.flops_per_token)
-        models = [plan.folder / f"model-{end}" for end in plan.schedule.ends]
-        if all(map(model_folder.is_complete, models)):
-            rung_progress.advance(plan.schedule.total_steps, f"{plan.rung.name}  already trained")
-        else:
-            _train_rung(config, dataset, plan, folder, rung_progress)
-        for model in models:
+        if not all(map(model_folder.is_complete, plan.models)):
+            continue
+        for folder in plan.models:
             # Folders of earlier versions do not say what they hold.
-            if not model_folder.is_described(model):
-                model_folder.describe(model, plan.model, dataset.tokenizer, config.data)
-            records.append(model_folder.read_record(model / model_folder.RECORD))
-    progress.finish()
+            if not model_folder.is_described(folder):
+                model_folder.describe(folder, plan.model, dataset.tokenizer, config.data)
+            record = model_folder.read_record(folder / model_folder.RECORD)
+            windows = config.training.evaluation_windows
+            if record.evaluation_windows != windows:
+                params = checkpoints.restore_params(
+                    folder / model_folder.PARAMS, abstract_params(plan.model), record.params_digest
+                )
+                record = dataclasses.replace(record, **held_out_losses(plan.model, params, dataset, windows))
+                write_json(folder / model_folder.RECORD, dataclasses.asdict(record))
+            records.append(record)
     return records
+
+
+def _is_complete(plan: Plan, progress: Progress) -> bool:
+    """Whether every model of a rung is there and whole; weights that are damaged are named, and will be written again."""
+    if not all(map(model_folder.is_complete, plan.models)):
+        return False
+    complete = True
+    for folder in plan.models:
+        if found := model_folder.damage(folder):
+            progress.note(f"the weights in {folder} are damaged ({found}); they are made again from the checkpoints.")
+            complete = False
+    return complete
 
 
 class _Weighted:
@@ -171,87 +177,49 @@ class _Weighted:
         self._inner.advance(amount * self._weight, detail)
 
 
-def _train_rung(config: StudyConfig, dataset: Dataset, plan: _Plan, study: Path, progress: Progress) -> None:
-    rung = plan.rung
+def _train_claimed(
+    config: StudyConfig, dataset: Dataset, plan: Plan, study: Path, progress: Progress, claim: Claim
+) -> bool:
+    """Trains a rung that this process has claimed; False if another one took it over."""
+    with claim:
+        # It may have been finished, and its claim given up, since its models were looked for.
+        if all(model_folder.is_complete(m) and not model_folder.damage(m) for m in plan.models):
+            progress.advance(plan.schedule.total_steps, f"{plan.rung.name}  already trained")
+            return True
+        try:
+            checkpoints.clean(plan.folder)
+            _train_rung(config, dataset, plan, study, progress, claim.check)
+        except ClaimLost as lost:
+            progress.note(f"{plan.rung.name}: {lost}; it is left to that one")
+            return False
+    return True
+
+
+def _train_rung(
+    config: StudyConfig, dataset: Dataset, plan: Plan, study: Path, progress: Progress, guard: Callable[[], None]
+) -> None:
+    rung, windows = plan.rung, config.training.evaluation_windows
     trainer = RungTrainer(
         name=rung.name,
         model=plan.model,
         config=config.training,
         schedule=plan.schedule,
-        batches=dataset.batches(
-            rung_seed("data", config.seed, rung.seed), config.training.batch(plan.counts.nonembedding)
-        ),
+        batches=dataset.batches(rung_seed("data", config.seed, rung.seed), plan.batch),
         init_seed=rung_seed("init", config.seed, rung.role, rung.params, rung.seed),
         folder=plan.folder,
         progress=progress,
+        guard=guard,
     )
-    for budget, state, seconds in trainer.budgets():
-        folder = plan.folder / f"model-{plan.schedule.ends[budget]}"
-        record = _evaluate(config, dataset, plan, budget, state.params, seconds, str(folder.relative_to(study)))
+    for budget, state, tally in trainer.budgets():
+        folder = plan.models[budget]
+        checkpoint = str((folder / model_folder.PARAMS).relative_to(study))
+        record = make_record(plan, budget, state.params, tally, dataset, windows, checkpoint)
+        guard()
         model_folder.write_model_folder(folder, plan.model, state.params, dataset.tokenizer, record, config.data)
-        rate = (
-            config.training.batch(plan.counts.nonembedding)
-            * dataset.sequence_length
-            * plan.schedule.ends[budget]
-            / max(seconds, 1e-9)
-        )
         progress.note(
             f"{record.model_id}: {record.params_nonembedding:,} non-embedding parameters, test loss "
-            f"{record.loss_nats:.3f} nats, {rate:,.0f} tokens/s, {seconds:.0f} s"
+            f"{record.loss_nats:.3f} nats, {record.tokens_per_second:,.0f} tokens/s, {record.train_seconds:.0f} s"
         )
-
-
-def evaluate(model: ModelConfig, params: Params, windows: np.ndarray) -> np.ndarray:
-    """Mean loss of each window in nats per token, float64 [windows]."""
-    chunks = [windows[i : i + _EVALUATION_BATCH] for i in range(0, len(windows), _EVALUATION_BATCH)]
-    padded = [np.resize(chunk, (_EVALUATION_BATCH, windows.shape[1])) for chunk in chunks]
-    losses = [np.asarray(window_losses(params, x, model=model), float)[: len(c)] for x, c in zip(padded, chunks)]
-    return np.concatenate(losses)
-
-
-def _evaluate(
-    config: StudyConfig, dataset: Dataset, plan: _Plan, budget: int, params: Params, seconds: float, folder: str
-) -> ModelRecord:
-    # The validation loss only watches over training: a quarter of the windows is enough for it.
-    wanted = {"validation": max(1, config.training.evaluation_windows // 4), "test": config.training.evaluation_windows}
-    losses = {s: evaluate(plan.model, params, dataset.windows(s, count)) for s, count in wanted.items()}
-    test: Interval = mean_interval(losses["test"], 0.9)
-    steps = plan.schedule.ends[budget]
-    tokens = steps * config.training.batch(plan.counts.nonembedding) * dataset.sequence_length
-    return ModelRecord(
-        model_id=plan.rung.model_id(budget),
-        role=plan.rung.role,
-        params_nonembedding=plan.counts.nonembedding,
-        params_total=plan.counts.total,
-        train_tokens=tokens,
-        seed=plan.rung.seed,
-        loss_nats=test.estimate,
-        perplexity=math.exp(test.estimate),
-        params_digest=checkpoints.digest(params),
-        loss_nats_low=test.low,
-        loss_nats_high=test.high,
-        validation_loss_nats=float(losses["validation"].mean()),
-        bits_per_byte=test.estimate / math.log(2) / dataset.bytes_per_token["test"],
-        epochs=tokens / len(dataset.splits["train"]),
-        layers=plan.model.layers,
-        width=plan.model.width,
-        flops_per_token=plan.counts.flops_per_token,
-        weight_bytes=plan.counts.weight_bytes,
-        learning_rate=plan.schedule.peak,
-        steps=steps,
-        train_seconds=seconds,
-        data_digest=dataset.digest,
-        device=device_name(),
-        versions=f"python {platform.python_version()}, jax {jax.__version__}, flax {flax.__version__}",
-        checkpoint=f"{folder}/params",
-    )
-
-
-def device_name() -> str:
-    """The kind of the default device and how many there are, with the number of cores where it is a CPU."""
-    device = jax.devices()[0]
-    cores = f", {os.cpu_count()} cores" if device.platform == "cpu" else ""
-    return f"{len(jax.devices())} x {device.device_kind}{cores}"
 
 
 def load_model(config: StudyConfig, record: ModelRecord, vocab_size: int, study: Path) -> tuple[ModelConfig, Params]:
@@ -266,7 +234,5 @@ def load_model(config: StudyConfig, record: ModelRecord, vocab_size: int, study:
         f"the records hold {record.model_id}, which is not a model of this study's ladder; its weights cannot be loaded.",
     )
     model = member(config.family, wanted[record.model_id], vocab_size)
-    path = study / record.checkpoint
-    params = checkpoints.restore(path, abstract_params(model)).tree
-    checkpoints.verify(path, params, record.params_digest)
+    params = checkpoints.restore_params(study / record.checkpoint, abstract_params(model), record.params_digest)
     return model, params

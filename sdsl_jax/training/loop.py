@@ -1,18 +1,21 @@
 """Training of one rung: a trunk at a constant learning rate, and a cool-down from it for every token budget.
 
 The trunk and the cool-downs are *segments*: ranges of steps that start from a checkpoint and end in one. A segment resumes
-from its own latest checkpoint, and since a batch depends only on (seed, step), a resumed run takes the very steps that an
+from its own newest good checkpoint, and since a batch depends only on (seed, step), a resumed run takes the very steps that an
 uninterrupted one would have taken.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
@@ -21,11 +24,18 @@ import numpy as np
 from sdsl_jax.config import TrainingConfig
 from sdsl_jax.errors import SdslError
 from sdsl_jax.models import ModelConfig, abstract_params, init_params
+from sdsl_jax.preemption import sigterm_held_back
 from sdsl_jax.progress import Progress
 from sdsl_jax.training import checkpoints
-from sdsl_jax.training.metrics import MetricsFile
+from sdsl_jax.training.compilation import compile_seconds
+from sdsl_jax.training.metrics import MetricsFile, Tally, tensorboard
 from sdsl_jax.training.schedule import Schedule
 from sdsl_jax.training.step import StepMetrics, TrainState, init_state, step_config, train_step
+
+# So many skipped steps in a row are no accident any more.
+_MOST_SKIPPED = 100
+# Batches that wait ready; two threads read them while the step runs.
+_READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
 
 
 def init_rung(model: ModelConfig, config: TrainingConfig, seed: int) -> TrainState:
@@ -51,6 +61,7 @@ class RungTrainer:
       init_seed: seed of the initial parameters.
       folder: where the rung's checkpoints and metrics live.
       progress: told after every step; a unit is a training step.
+      guard: called before anything is written; raises where another process has taken the rung over.
     """
 
     name: str
@@ -61,94 +72,188 @@ class RungTrainer:
     init_seed: int
     folder: Path
     progress: Progress
+    guard: Callable[[], None] = lambda: None
 
-    def budgets(self) -> Iterator[tuple[int, TrainState, float]]:
-        """Trains the rung, and yields (index of budget, final state, seconds) as each cool-down ends.
+    def place_state(self, state: TrainState) -> TrainState:
+        """Puts a new state where steps run; a restored one is there already."""
+        # Committed to its device as a restored state is: fresh and resumed rungs share a program.
+        return jax.device_put(state, jax.devices()[0])
 
-        The seconds are those that led to this state: the trunk up to the branch and the cool-down.
+    def place_batch(self, batch: np.ndarray) -> Any:
+        """Puts a batch where steps run."""
+        return jax.device_put(batch, jax.devices()[0])
+
+    def abstract_state(self) -> TrainState:
+        """Shapes and types of the state, with shardings where a checkpoint is to be restored onto a mesh."""
+        return jax.eval_shape(lambda: init_state(step_config(self.config), abstract_zeros(self.model)))
+
+    def budgets(self) -> Iterator[tuple[int, TrainState, Tally]]:
+        """Trains the rung, and yields (index of budget, final state, tally) as each cool-down ends.
+
+        The tally is of the steps that led to this state: the trunk up to the branch and the cool-down.
         """
         for i in range(len(self.schedule.ends)):
             yield i, *self.cool_down(i)
 
-    def cool_down(self, budget: int) -> tuple[TrainState, float]:
-        """The state at the end of a budget, and the seconds that led to it. Continues from what is on disk."""
+    def cool_down(self, budget: int) -> tuple[TrainState, Tally]:
+        """The state at the end of a budget, and the tally of the steps that led to it. Continues from what is on disk."""
         branch, end = self.schedule.branches[budget], self.schedule.ends[budget]
         folder = self.folder / f"cooldown-{end}"
-        if latest := checkpoints.steps(folder):
-            state, seconds = self._load(folder, latest[-1])
+        if found := self._newest(folder, end):
             before = max((b for b in self.schedule.branches if b < branch), default=0)
-            self.progress.advance(branch - before, f"{self.name}  resumed")
+            self._resumed(int(found[0].step) - before)
         else:
-            state, seconds = self._trunk(branch)
-        self.progress.advance(int(state.step) - branch, f"{self.name}  resumed")
-        return self._run(folder, state, seconds, end, lambda step: self.schedule.cooldown_rate(budget, step))
+            found = self._trunk(branch)
+        return self._run(folder, *found, end, lambda step: self.schedule.cooldown_rate(budget, step))
 
-    def _trunk(self, step: int) -> tuple[TrainState, float]:
-        """The state of the trunk at a step, from the latest checkpoint at or before it."""
+    def _trunk(self, step: int) -> tuple[TrainState, Tally]:
+        """The state of the trunk at a step, from the newest good checkpoint at or before it."""
         folder = self.folder / "trunk"
-        reached = [s for s in checkpoints.steps(folder) if s <= step]
-        state, seconds = (
-            self._load(folder, reached[-1]) if reached else (init_rung(self.model, self.config, self.init_seed), 0.0)
-        )
+        found = self._newest(folder, step)
+        if found is None:
+            found = self.place_state(init_rung(self.model, self.config, self.init_seed)), Tally()
         before = max((b for b in self.schedule.branches if b < step), default=0)
-        self.progress.advance(int(state.step) - before, f"{self.name}  resumed")
-        return self._run(folder, state, seconds, step, self.schedule.trunk_rate)
+        self._resumed(int(found[0].step) - before)
+        return self._run(folder, *found, step, self.schedule.trunk_rate)
 
-    def _load(self, folder: Path, step: int) -> tuple[TrainState, float]:
-        like = jax.eval_shape(lambda: init_state(step_config(self.config), abstract_zeros(self.model)))
-        restored = checkpoints.restore(folder / str(step), like)
-        return restored.tree, float(restored.metadata["seconds"])
+    def _resumed(self, steps: int) -> None:
+        if steps:
+            self.progress.advance(steps, f"{self.name}  resumed")
 
-    def _run(self, folder: Path, state: TrainState, seconds: float, stop: int, rate) -> tuple[TrainState, float]:
-        """Takes the steps up to `stop`, with a checkpoint every so often and one at the end."""
+    def _newest(self, folder: Path, at_most: int) -> tuple[TrainState, Tally] | None:
+        """The newest good checkpoint of a segment up to a step; those that are damaged are named and passed over."""
+        bad: list[SdslError] = []
+        found = None
+        for step in reversed([s for s in checkpoints.steps(folder) if s <= at_most]):
+            try:
+                restored = checkpoints.restore(folder / str(step), self.abstract_state())
+                found = restored.tree, Tally(**restored.metadata)
+                break
+            except SdslError as error:
+                bad.append(error)
+        instead = f"{folder / str(int(found[0].step))} is used instead" if found else f"{folder} starts again"
+        for error in bad:
+            self.progress.note(f"{error} {instead}")
+        return found
+
+    def _run(self, folder: Path, state: TrainState, tally: Tally, stop: int, rate) -> tuple[TrainState, Tally]:
+        """Takes the steps up to `stop`, with a checkpoint every so often, one at the end, and one when SIGTERM comes."""
         start = int(state.step)
-        metrics = MetricsFile(folder / "metrics.jsonl", start, stop)
-        began = last_report = time.perf_counter()
-        step_seconds = math.nan  # a moving average
-        tokens_per_step = self.batches[start][:, 1:].size
-
-        def report(step: int, reported: StepMetrics) -> None:
-            nonlocal last_report, step_seconds
-            loss = float(reported.loss_nats)
-            if not math.isfinite(loss):
-                good = checkpoints.steps(folder)
-                raise SdslError(
-                    f"the loss of {self.name} became {loss} at step {step}; its last good checkpoint is "
-                    f"{folder / str(good[-1]) if good else 'the start of this segment'}. Lower training.learning_rate."
-                )
-            norm = float(reported.gradient_norm)
-            metrics.add(step=step, loss_nats=loss, gradient_norm=norm, learning_rate=rate(step))
-            now = time.perf_counter()
-            took, last_report = now - last_report, now
-            # The first step compiles; the average forgets it within some fifty steps.
-            step_seconds = took if math.isnan(step_seconds) else 0.9 * step_seconds + 0.1 * took
-            self.progress.advance(1, f"{self.name}  loss {loss:.3f}  {tokens_per_step / step_seconds:,.0f} tokens/s")
-
+        if start >= stop:
+            return state, tally
+        self.guard()
+        recorder = _Recorder(self, folder, start, tally, rate)
+        began, compiled = time.perf_counter(), compile_seconds()
+        previous = start  # the checkpoint before the latest, kept in case that one is damaged
         pending: tuple[int, StepMetrics] | None = None
-        for step in range(start, stop):
-            batch = self.batches[step]
-            state, reported = train_step(
-                state, batch, np.float32(rate(step)), model=self.model, config=step_config(self.config)
-            )
-            # The loss of the step before is read while the device works on this one.
-            if pending is not None:
-                report(*pending)
-            pending = (step, reported)
-            if step + 1 == stop or (step + 1) % self.config.checkpoint_every_steps == 0:
-                report(*pending)
-                pending = None
-                metrics.flush(last=step + 1 == stop)
-                seconds += time.perf_counter() - began
-                began = time.perf_counter()
-                checkpoints.save(folder / str(step + 1), state, {"seconds": seconds})
-                self._prune(folder, step + 1)
-        return state, seconds
+        with sigterm_held_back() as sigterm, recorder, _reading(self.batches[start:stop]) as batches:
+            for step in range(start, stop):
+                waiting = time.perf_counter()
+                batch = self.place_batch(next(batches))
+                tally.wait_seconds += time.perf_counter() - waiting
+                state, reported = train_step(
+                    state, batch, np.float32(rate(step)), model=self.model, config=step_config(self.config)
+                )
+                # The loss of the step before is read while the device works on this one.
+                if pending is not None:
+                    recorder.report(*pending)
+                pending = (step, reported)
+                done = step + 1
+                if done == stop or done % self.config.checkpoint_every_steps == 0 or sigterm():
+                    recorder.report(*pending)
+                    pending = None
+                    self.guard()
+                    recorder.flush(last=done == stop)
+                    now, compiling = time.perf_counter(), compile_seconds()
+                    tally.seconds += now - began
+                    tally.compile_seconds += compiling - compiled
+                    began, compiled = now, compiling
+                    self._save(folder / str(done), state, tally)
+                    self._prune(folder, previous, done)
+                    previous = done
+                    if sigterm():
+                        break
+        return state, tally
 
-    def _prune(self, folder: Path, latest: int) -> None:
-        """Deletes what no resume can need: all but the latest checkpoint and the points where cool-downs leave."""
+    def _save(self, path: Path, state: TrainState, tally: Tally) -> None:
+        try:
+            checkpoints.save(path, state, dataclasses.asdict(tally))
+        except SdslError:
+            # Who has taken the rung over may have removed what this process was writing.
+            self.guard()
+            raise
+
+    def _prune(self, folder: Path, previous: int, latest: int) -> None:
+        """Deletes the checkpoints below the latest but the one before it and the points where cool-downs leave."""
+        branches = self.schedule.branches if folder.name == "trunk" else ()
         for step in checkpoints.steps(folder):
-            if step != latest and not (folder.name == "trunk" and step in self.schedule.branches):
+            if step < latest and step != previous and step not in branches:
                 checkpoints.delete(folder / str(step))
+
+
+class _Recorder(contextlib.AbstractContextManager):
+    """Turns what steps report into metrics, tally and progress, and stops a rung that has gone wrong."""
+
+    def __init__(self, trainer: RungTrainer, folder: Path, start: int, tally: Tally, rate: Callable[[int], float]):
+        self._trainer, self._folder, self._tally, self._rate = trainer, folder, tally, rate
+        board = tensorboard(folder, start) if trainer.config.tensorboard else None
+        self._metrics = MetricsFile(folder / "metrics.jsonl", board)
+        self.flush = self._metrics.flush
+        self._tokens_per_step = trainer.batches[start][:, 1:].size
+        self._reported = time.perf_counter()
+        self._step_seconds = math.nan  # a moving average
+
+    def report(self, step: int, reported: StepMetrics) -> None:
+        """Takes in what a step reported.
+
+        Raises:
+          SdslError: the loss or the gradient is not finite, and such steps are not, or no longer, to be skipped.
+        """
+        config, tally = self._trainer.config, self._tally
+        loss, norm, skipped = (value.item() for value in jax.device_get(reported))
+        flags = {"spike": tally.observe(loss, skipped, config.spike_deviations), "skipped": skipped}
+        raised = {name: value for name, value in flags.items() if value}
+        self._metrics.add(step, loss_nats=loss, gradient_norm=norm, learning_rate=self._rate(step), **raised)
+        stops = tally.skipped_in_a_row >= _MOST_SKIPPED
+        if stops or (config.on_nonfinite == "stop" and not (math.isfinite(loss) and math.isfinite(norm))):
+            self._stop(step, loss, norm)
+        now = time.perf_counter()
+        took, self._reported = now - self._reported, now
+        # The first step compiles; the average forgets it within some fifty steps.
+        average = self._step_seconds
+        self._step_seconds = took if math.isnan(average) else 0.9 * average + 0.1 * took
+        speed = self._tokens_per_step / self._step_seconds
+        self._trainer.progress.advance(1, f"{self._trainer.name}  loss {loss:.3f}  {speed:,.0f} tokens/s")
+
+    def _stop(self, step: int, loss: float, norm: float) -> None:
+        self._trainer.guard()
+        self.flush()
+        segments = [self._folder, self._folder.parent / "trunk"]
+        good = [f / str(s) for f in segments for s in reversed(checkpoints.steps(f)) if s <= step]
+        good = [path for path in good if checkpoints.damage(path) is None]
+        what = (
+            f"the loss of {self._trainer.name} became {loss}"
+            if not math.isfinite(loss)
+            else (f"the gradient of {self._trainer.name} had the norm {norm}")
+        )
+        again = f", after {_MOST_SKIPPED} skipped steps in a row" if self._tally.skipped_in_a_row else ""
+        raise SdslError(
+            f"{what} at step {step}{again}; its last good checkpoint is "
+            f"{good[0] if good else 'none: it had not reached the first one'}. Lower training.learning_rate."
+        )
+
+    def __exit__(self, *_: object) -> None:
+        self._metrics.close()
+
+
+@contextlib.contextmanager
+def _reading(batches: grain.MapDataset) -> Iterator[Iterator[np.ndarray]]:
+    """Batches in order, read ahead in the background."""
+    iterator = iter(batches.to_iter_dataset(_READ_AHEAD))
+    try:
+        yield iterator
+    finally:
+        iterator.close()
 
 
 def abstract_zeros(model: ModelConfig):

@@ -97,6 +97,11 @@ def is_complete(folder: Path) -> bool:
     return (folder / RECORD).exists() and (folder / PARAMS).is_dir()
 
 
+def damage(folder: Path) -> str | None:
+    """What is wrong with the files of the weights; None if nothing is, or if there is no manifest to tell by."""
+    return checkpoints.damage(folder / PARAMS) if (folder / PARAMS / checkpoints.MANIFEST).exists() else None
+
+
 def is_described(folder: Path) -> bool:
     """Whether the folder says what its weights are; those of earlier versions do not."""
     return (folder / MODEL).exists()
@@ -171,8 +176,7 @@ def load_model_folder(path: Path) -> LoadedModel:
         record.params_total == total,
         f"the model folder {folder} is damaged: {MODEL} describes {total} parameters, and {RECORD} {record.params_total}.",
     )
-    params = checkpoints.restore(folder / PARAMS, abstract_params(config)).tree
-    checkpoints.verify(folder / PARAMS, params, record.params_digest)
+    params = checkpoints.restore_params(folder / PARAMS, abstract_params(config), record.params_digest)
     return LoadedModel(config, params, tokenizer, record, data, folder)
 
 

@@ -1,0 +1,104 @@
+"""What a trained model is worth: its losses on held-out text, and its row of `models.csv`."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+
+from sdsl_jax.data import Dataset
+from sdsl_jax.models import ModelConfig, Params
+from sdsl_jax.records import ModelRecord
+from sdsl_jax.statistics import Interval, mean_interval
+from sdsl_jax.training import checkpoints
+from sdsl_jax.training.metrics import Tally
+from sdsl_jax.training.rungs import Plan
+from sdsl_jax.training.step import window_losses
+
+_BATCH = 32
+
+
+def evaluate(model: ModelConfig, params: Params, windows: np.ndarray) -> np.ndarray:
+    """Mean loss of each window in nats per token, float64 [windows]."""
+    chunks = [windows[i : i + _BATCH] for i in range(0, len(windows), _BATCH)]
+    padded = [np.resize(chunk, (_BATCH, windows.shape[1])) for chunk in chunks]
+    losses = [np.asarray(window_losses(params, x, model=model), float)[: len(c)] for x, c in zip(padded, chunks)]
+    return np.concatenate(losses)
+
+
+def held_out_losses(model: ModelConfig, params: Params, dataset: Dataset, windows: int) -> dict[str, Any]:
+    """The columns of a record that depend on the number of evaluation windows."""
+    validation, losses = (evaluate(model, params, dataset.windows(s, windows)) for s in ("validation", "test"))
+    test: Interval = mean_interval(losses, 0.9)
+
+    def bits(nats: float, split: str) -> float:
+        return nats / math.log(2) / dataset.bytes_per_token[split]
+
+    return {
+        "loss_nats": test.estimate,
+        "perplexity": math.exp(test.estimate),
+        "loss_nats_low": test.low,
+        "loss_nats_high": test.high,
+        "bits_per_byte": bits(test.estimate, "test"),
+        "validation_loss_nats": float(validation.mean()),
+        "validation_bits_per_byte": bits(float(validation.mean()), "validation"),
+        "evaluation_windows": windows,
+    }
+
+
+def make_record(
+    plan: Plan, budget: int, params: Params, tally: Tally, dataset: Dataset, windows: int, checkpoint: str
+) -> ModelRecord:
+    """Evaluates a model at the end of a budget.
+
+    Args:
+      plan: of its rung.
+      budget: index of the budget.
+      params: its weights.
+      tally: of the steps that led to them.
+      dataset: the tokenised corpus.
+      windows: to evaluate on, of each held-out split.
+      checkpoint: folder of the weights, relative to the study's.
+    """
+    steps, available = plan.schedule.ends[budget], len(dataset.splits["train"])
+    tokens = steps * plan.tokens_per_step
+    return ModelRecord(
+        model_id=plan.rung.model_id(budget),
+        role=plan.rung.role,
+        params_nonembedding=plan.counts.nonembedding,
+        params_total=plan.counts.total,
+        train_tokens=tokens,
+        seed=plan.rung.seed,
+        params_digest=checkpoints.digest(params),
+        epochs=tokens / available,
+        unique_tokens=min(tokens, available),
+        layers=plan.model.layers,
+        width=plan.model.width,
+        flops_per_token=plan.counts.flops_per_token,
+        weight_bytes=plan.counts.weight_bytes,
+        learning_rate=plan.schedule.peak,
+        batch_size=plan.batch,
+        steps=steps,
+        train_seconds=tally.seconds,
+        compile_seconds=tally.compile_seconds,
+        data_wait_share=tally.wait_seconds / max(tally.seconds - tally.compile_seconds, 1e-9),
+        spikes=tally.spikes,
+        skipped_steps=tally.skipped,
+        data_digest=dataset.digest,
+        device=device_name(),
+        versions=f"python {platform.python_version()}, jax {jax.__version__}, flax {flax.__version__}",
+        checkpoint=checkpoint,
+        **held_out_losses(plan.model, params, dataset, windows),
+    )
+
+
+def device_name() -> str:
+    """The kind of the default device and how many there are, with the number of cores where it is a CPU."""
+    device = jax.devices()[0]
+    cores = f", {os.cpu_count()} cores" if device.platform == "cpu" else ""
+    return f"{len(jax.devices())} x {device.device_kind}{cores}"

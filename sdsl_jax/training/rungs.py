@@ -1,0 +1,175 @@
+"""What a ladder consists of, before anything is trained: rungs, their plans, and parts of a ladder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NamedTuple
+
+from sdsl_jax.config import StudyConfig, TrainingConfig
+from sdsl_jax.data import Dataset
+from sdsl_jax.errors import require
+from sdsl_jax.models import ModelConfig, ModelCounts, count, member
+from sdsl_jax.training.schedule import Schedule, make_schedule
+
+# What of a recipe decides the parameters beside the schedule; the rest says how a rung is computed, watched and stored.
+_RECIPE = ("cooldown_fraction", "adam_b1", "adam_b2", "weight_decay", "clip_norm", "z_loss", "compute_dtype")
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One size and seed of one role, with the token budgets that its run yields."""
+
+    role: str
+    params: int
+    seed: int
+    budgets: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """For example draft-14k-s0."""
+        return f"{self.role}-{compact(self.params)}-s{self.seed}"
+
+    def model_id(self, budget: int) -> str:
+        """For example draft-14k-2M-s0."""
+        return f"{self.role}-{compact(self.params)}-{compact(self.budgets[budget])}-s{self.seed}"
+
+
+def compact(number: float) -> str:
+    """A number with the suffix k, M or B, and as many digits as it needs up to six."""
+    for divisor, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= divisor:
+            return f"{number / divisor:.6g}{suffix}"
+    return f"{number:.6g}"
+
+
+def rungs(config: StudyConfig) -> list[Rung]:
+    """All rungs of a study, the smallest first."""
+    ladder = config.ladder
+    sizes = [("draft", n, ladder.draft_tokens) for n in ladder.draft_params]
+    sizes += [("target", n, ladder.target_tokens) for n in ladder.target_params]
+    made = [
+        Rung(role, n, seed, tuple(sorted(tokens)))
+        for role, n, tokens in sizes
+        for seed in (*ladder.seeds, *(ladder.replicate_seeds if n <= ladder.replicate_below else ()))
+    ]
+    return sorted(made, key=lambda rung: (rung.params, rung.role, rung.seed))
+
+
+class Plan(NamedTuple):
+    """A rung and all that follows from the settings.
+
+    Attributes:
+      rung: role, size, seed and budgets.
+      model: shape of its model.
+      counts: its sizes.
+      schedule: learning rates by step.
+      batch: sequences per step.
+      tokens_per_step: of them.
+      folder: of its checkpoints, named by the rung and a tag of all that decides its parameters.
+    """
+
+    rung: Rung
+    model: ModelConfig
+    counts: ModelCounts
+    schedule: Schedule
+    batch: int
+    tokens_per_step: int
+    folder: Path
+
+    @property
+    def flops_per_step(self) -> float:
+        """Forward FLOPs of a training step, to which its time is about proportional."""
+        return self.counts.flops_per_token * self.tokens_per_step
+
+    @property
+    def flops(self) -> float:
+        """Forward FLOPs of all its training steps."""
+        return self.flops_per_step * self.schedule.total_steps
+
+    @property
+    def models(self) -> list[Path]:
+        """The model folder of each budget."""
+        return [self.folder / f"model-{end}" for end in self.schedule.ends]
+
+
+def plan_rungs(config: StudyConfig, dataset: Dataset, folder: Path) -> list[Plan]:
+    """What each rung of a study will be.
+
+    Args:
+      config: the study.
+      dataset: its tokenised corpus.
+      folder: the study's folder.
+
+    Raises:
+      SdslError: the family cannot make a size, or two budgets are less than a step apart.
+    """
+    plans = []
+    for rung in rungs(config):
+        model = member(config.family, rung.params, dataset.tokenizer.vocab_size)
+        counts = count(model, dataset.sequence_length / 2)
+        schedule = make_schedule(config.training, counts.nonembedding, rung.budgets, dataset.sequence_length)
+        batch = config.training.batch(counts.nonembedding)
+        tag = _tag(config, rung, model, schedule, batch, dataset)
+        path = folder / "checkpoints" / f"{rung.name}.{tag}"
+        plans.append(Plan(rung, model, counts, schedule, batch, batch * dataset.sequence_length, path))
+    return plans
+
+
+def _tag(config: StudyConfig, rung: Rung, model: ModelConfig, schedule: Schedule, batch: int, dataset: Dataset) -> str:
+    """A digest of what decides a rung's parameters, and of nothing else: budgets may be added, laws of size written anew."""
+    recipe: TrainingConfig = config.training
+    identity = {
+        "role": rung.role,
+        "params": rung.params,
+        "seeds": [config.seed, rung.seed],
+        "model": dataclasses.asdict(model),
+        # Twelve digits: laws that differ only in their reference size agree to rounding.
+        "learning_rate": f"{schedule.peak:.12g}",
+        "batch": batch,
+        "warmup": schedule.warmup,
+        "recipe": {name: getattr(recipe, name) for name in _RECIPE},
+        "data": [dataset.digest, dataset.sequence_length],
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def select(plans: Sequence[Plan], patterns: Sequence[str] = (), part: tuple[int, int] | None = None) -> list[Plan]:
+    """A part of a ladder.
+
+    Args:
+      plans: the ladder.
+      patterns: names of rungs, with or without the seed, in which `*`, `?` and `[…]` stand for others; none means all.
+      part: (i, n) for part i, from 1, of n parts of about equal FLOPs.
+
+    Raises:
+      SdslError: a pattern fits no rung, or there is no such part.
+    """
+    names = [(plan.rung.name, plan.rung.name.rpartition("-s")[0]) for plan in plans]
+    for pattern in patterns:
+        require(
+            any(fnmatchcase(name, pattern) for both in names for name in both),
+            f"no rung is named {pattern!r}; the rungs are {', '.join(name for name, _ in names)}.",
+        )
+    wanted = [
+        plan
+        for plan, both in zip(plans, names)
+        if not patterns or any(fnmatchcase(name, pattern) for name in both for pattern in patterns)
+    ]
+    if part is None:
+        return wanted
+    i, n = part
+    require(1 <= i <= n, f"the part is {i}/{n}; it must be i/n with 1 <= i <= n.")
+    # The largest first, each to the part with least to do.
+    loads, mine = [0.0] * n, set()
+    for plan in sorted(wanted, key=lambda p: (-p.flops, p.rung.name)):
+        least = loads.index(min(loads))
+        loads[least] += plan.flops
+        if least == i - 1:
+            mine.add(plan.rung.name)
+    return [plan for plan in wanted if plan.rung.name in mine]
