@@ -11,7 +11,9 @@ from sdsl_jax.cli.compilation import keep_compiled_programs
 from sdsl_jax.cli.measure import measure
 from sdsl_jax.cli.predict import lookahead, predict
 from sdsl_jax.cli.study import overrides, split_overrides, study
+from sdsl_jax.cli.train import train
 from sdsl_jax.errors import SdslError
+from sdsl_jax.preemption import Preempted, end_on_sigterm
 
 
 def version() -> None:
@@ -27,10 +29,20 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     keep_compiled_programs()
     arguments, overrides[:] = split_overrides(sys.argv[1:])
-    resumable = arguments[:1] == ["study"]
+    resumable = arguments[:1] in (["study"], ["train"])
+    continues = "; the same command continues where it stood" * resumable
     try:
+        if resumable:
+            end_on_sigterm()
         tyro.extras.subcommand_cli_from_dict(
-            {"predict": predict, "lookahead": lookahead, "study": study, "measure": measure, "version": version},
+            {
+                "predict": predict,
+                "lookahead": lookahead,
+                "study": study,
+                "train": train,
+                "measure": measure,
+                "version": version,
+            },
             prog="sdsl",
             description="Speculative-decoding scaling laws: which draft to train for a target, and how far ahead to guess.",
             args=arguments,
@@ -39,5 +51,8 @@ def main() -> None:
         print(f"sdsl: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"sdsl: interrupted{'; the same command continues where it stood' * resumable}.", file=sys.stderr)
+        print(f"sdsl: interrupted{continues}.", file=sys.stderr)
         sys.exit(130)
+    except Preempted:
+        print(f"sdsl: ended by SIGTERM{continues}.", file=sys.stderr)
+        sys.exit(143)

@@ -121,11 +121,12 @@ def train_rungs(
                 continue
             elsewhere.pop(name, None)
             if not _train_claimed(config, dataset, plan, folder, weighted, claim):
+                elsewhere[name] = "another process"
                 held.append(plan)
-        if held and not wait:
+        stuck, todo = len(held) == len(todo), held
+        if stuck and not wait:
             break
-        todo = held
-        if todo:
+        if stuck and todo:
             time.sleep(_POLL_SECONDS)
     progress.finish()
     finished = [plan for plan in plans if plan.rung.name not in elsewhere]

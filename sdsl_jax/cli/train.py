@@ -1,0 +1,94 @@
+"""`sdsl train`: train a study's ladder, or some of its rungs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from sdsl_jax.cli.study import overrides
+from sdsl_jax.cli.terminal import Terminal, standard_console
+from sdsl_jax.errors import require
+
+if TYPE_CHECKING:
+    from sdsl_jax.study import Trained
+
+
+def train(
+    file: Annotated[Path, tyro.conf.arg(metavar="FILE.toml")],
+    /,
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
+    rungs: Annotated[str | None, tyro.conf.arg(metavar="NAMES")] = None,
+    part: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None,
+) -> None:
+    """Train a study's ladder, or some of its rungs; any number of processes may share its folder.
+
+    Killed at any moment, the same command continues where it stood. `sdsl study` then trains what is missing and goes on.
+
+    Args:
+        file: the study's TOML; its settings can be overridden by their dotted names, as in sdsl study.
+        out: folder for the results; runs/<name> if left out.
+        rungs: names of rungs, with or without their seed, separated by commas; * and ? stand for others: draft-14k,target-*.
+        part: part I, from 1, of N parts of about equal FLOPs, for job arrays.
+    """
+    from sdsl_jax.config import load_study
+    from sdsl_jax.study import train_part
+
+    config = load_study(file, overrides)
+    folder = out or Path("runs") / config.name
+    patterns = [name.strip() for name in rungs.split(",")] if rungs is not None else []
+    chosen = None if part is None else _parse_part(part)
+    console = standard_console()
+    progress = Terminal(console)
+    try:
+        trained = train_part(config, folder, patterns, chosen, progress)
+    finally:
+        progress.close()
+    _print(console, trained, folder)
+
+
+def _parse_part(text: str) -> tuple[int, int]:
+    i, slash, n = text.partition("/")
+    good = bool(slash) and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)
+    require(good, f"--part is {text!r}; it must be I/N with whole numbers 1 <= I <= N.")
+    return int(i), int(n)
+
+
+def _print(console: Console, trained: Trained, folder: Path) -> None:
+    headings = ("model", "tokens", "epochs", "test\nnats", "bits per\nbyte", "valid.\nnats", "bits per\nbyte")
+    headings += ("tokens/s", "compile", "wait for\ndata", "spikes,\nskipped")
+    table = Table(title="Trained models", title_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=heading == "model")
+    for r in trained.records:
+        table.add_row(
+            r.model_id,
+            f"{r.train_tokens:,}",
+            f"{r.epochs:.2f}",
+            f"{r.loss_nats:.3f}",
+            f"{r.bits_per_byte:.3f}",
+            f"{r.validation_loss_nats:.3f}",
+            f"{r.validation_bits_per_byte:.3f}",
+            f"{r.tokens_per_second:,.0f}" if math.isfinite(r.tokens_per_second) else "–",
+            f"{r.compile_seconds:.1f} s",
+            f"{r.data_wait_share:.1%}",
+            f"{r.spikes}, {r.skipped_steps}",
+        )
+    console.print(table)
+    for name, owner in trained.elsewhere.items():
+        console.print(f"{name}: being trained by {owner}", highlight=False, soft_wrap=True)
+    console.print(
+        "Test: text of later years than was trained on; valid.: of the same years. Models of one rung share its trunk.\n"
+        + (
+            f"{trained.missing} models of the study are not finished yet; "
+            if trained.missing
+            else "the ladder is complete; "
+        )
+        + f"records: {folder / 'records' / 'models.csv'}",
+        highlight=False,
+        soft_wrap=True,
+    )
