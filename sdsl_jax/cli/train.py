@@ -59,7 +59,15 @@ def _parse_part(text: str) -> tuple[int, int]:
 
 
 def _print(console: Console, trained: Trained, folder: Path) -> None:
-    headings = ("model", "tokens", "epochs", "test\nnats", "bits per\nbyte", "valid.\nnats", "bits per\nbyte")
+    headings: tuple[str, ...] = (
+        "model",
+        "tokens",
+        "epochs",
+        "test\nnats",
+        "bits per\nbyte",
+        "valid.\nnats",
+        "bits per\nbyte",
+    )
     headings += ("tokens/s", "compile", "wait for\ndata", "spikes,\nskipped")
     table = Table(title="Trained models", title_justify="left")
     for heading in headings:

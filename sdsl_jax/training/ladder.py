@@ -107,7 +107,7 @@ def train_rungs(
         for plan in todo:
             name = plan.rung.name
             weighted = _Weighted(progress, plan.flops_per_step)
-            if _is_complete(plan, progress):
+            if all(map(model_folder.is_whole, plan.models)):
                 by = f"trained by {elsewhere.pop(name)}" if name in elsewhere else "already trained"
                 weighted.advance(plan.schedule.total_steps, f"{name}  {by}")
                 continue
@@ -155,18 +155,6 @@ def read_records(config: StudyConfig, dataset: Dataset, plans: Sequence[Plan]) -
     return records
 
 
-def _is_complete(plan: Plan, progress: Progress) -> bool:
-    """Whether every model of a rung is there and whole; weights that are damaged are named, and will be written again."""
-    if not all(map(model_folder.is_complete, plan.models)):
-        return False
-    complete = True
-    for folder in plan.models:
-        if found := model_folder.damage(folder):
-            progress.note(f"the weights in {folder} are damaged ({found}); they are made again from the checkpoints.")
-            complete = False
-    return complete
-
-
 class _Weighted:
     """Progress in FLOPs, so that the time left does not depend on which sizes come first."""
 
@@ -184,7 +172,7 @@ def _train_claimed(
     """Trains a rung that this process has claimed; False if another one took it over."""
     with claim:
         # It may have been finished, and its claim given up, since its models were looked for.
-        if all(model_folder.is_complete(m) and not model_folder.damage(m) for m in plan.models):
+        if all(map(model_folder.is_whole, plan.models)):
             progress.advance(plan.schedule.total_steps, f"{plan.rung.name}  already trained")
             return True
         try:
@@ -211,8 +199,15 @@ def _train_rung(
         progress=progress,
         guard=guard,
     )
-    for budget, state, tally in trainer.budgets():
-        folder = plan.models[budget]
+    for budget, folder in enumerate(plan.models):
+        if model_folder.is_whole(folder):
+            progress.advance(
+                plan.schedule.ends[budget] - plan.schedule.branch_before(budget), f"{rung.name}  already trained"
+            )
+            continue
+        if model_folder.is_complete(folder):
+            progress.note(f"the weights in {folder} are damaged; they are made again from the checkpoints.")
+        state, tally = trainer.cool_down(budget)
         checkpoint = str((folder / model_folder.PARAMS).relative_to(study))
         record = make_record(plan, budget, state.params, tally, dataset, windows, checkpoint)
         guard()

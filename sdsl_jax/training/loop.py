@@ -87,33 +87,30 @@ class RungTrainer:
         """Shapes and types of the state, with shardings where a checkpoint is to be restored onto a mesh."""
         return jax.eval_shape(lambda: init_state(step_config(self.config), abstract_zeros(self.model)))
 
-    def budgets(self) -> Iterator[tuple[int, TrainState, Tally]]:
-        """Trains the rung, and yields (index of budget, final state, tally) as each cool-down ends.
-
-        The tally is of the steps that led to this state: the trunk up to the branch and the cool-down.
-        """
-        for i in range(len(self.schedule.ends)):
-            yield i, *self.cool_down(i)
-
     def cool_down(self, budget: int) -> tuple[TrainState, Tally]:
-        """The state at the end of a budget, and the tally of the steps that led to it. Continues from what is on disk."""
-        branch, end = self.schedule.branches[budget], self.schedule.ends[budget]
+        """The state at the end of a budget, and the tally of the steps that led to it: those of the trunk and its own.
+
+        Continues from what is on disk.
+
+        Raises:
+          SdslError: the loss is no longer finite, or a file cannot be written.
+          Preempted: SIGTERM came; a checkpoint was written first.
+        """
+        end = self.schedule.ends[budget]
         folder = self.folder / f"cooldown-{end}"
         if found := self._newest(folder, end):
-            before = max((b for b in self.schedule.branches if b < branch), default=0)
-            self._resumed(int(found[0].step) - before)
+            self._resumed(int(found[0].step) - self.schedule.branch_before(budget))
         else:
-            found = self._trunk(branch)
+            found = self._trunk(budget)
         return self._run(folder, *found, end, lambda step: self.schedule.cooldown_rate(budget, step))
 
-    def _trunk(self, step: int) -> tuple[TrainState, Tally]:
-        """The state of the trunk at a step, from the newest good checkpoint at or before it."""
-        folder = self.folder / "trunk"
+    def _trunk(self, budget: int) -> tuple[TrainState, Tally]:
+        """The state of the trunk where a budget leaves it, from the newest good checkpoint at or before that step."""
+        folder, step = self.folder / "trunk", self.schedule.branches[budget]
         found = self._newest(folder, step)
         if found is None:
             found = self.place_state(init_rung(self.model, self.config, self.init_seed)), Tally()
-        before = max((b for b in self.schedule.branches if b < step), default=0)
-        self._resumed(int(found[0].step) - before)
+        self._resumed(int(found[0].step) - self.schedule.branch_before(budget))
         return self._run(folder, *found, step, self.schedule.trunk_rate)
 
     def _resumed(self, steps: int) -> None:
@@ -132,8 +129,8 @@ class RungTrainer:
             except SdslError as error:
                 bad.append(error)
         instead = f"{folder / str(int(found[0].step))} is used instead" if found else f"{folder} starts again"
-        for error in bad:
-            self.progress.note(f"{error} {instead}")
+        for damaged in bad:
+            self.progress.note(f"{damaged} {instead}")
         return found
 
     def _run(self, folder: Path, state: TrainState, tally: Tally, stop: int, rate) -> tuple[TrainState, Tally]:

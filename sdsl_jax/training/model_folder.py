@@ -97,9 +97,10 @@ def is_complete(folder: Path) -> bool:
     return (folder / RECORD).exists() and (folder / PARAMS).is_dir()
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with the files of the weights; None if nothing is, or if there is no manifest to tell by."""
-    return checkpoints.damage(folder / PARAMS) if (folder / PARAMS / checkpoints.MANIFEST).exists() else None
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds a finished model whose files are those that were written, as far as a manifest tells."""
+    params = folder / PARAMS
+    return is_complete(folder) and not ((params / checkpoints.MANIFEST).exists() and checkpoints.damage(params))
 
 
 def is_described(folder: Path) -> bool:

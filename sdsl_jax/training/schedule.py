@@ -29,6 +29,10 @@ class Schedule:
         """Step at which each cool-down leaves the trunk."""
         return tuple(end - cooldown for end, cooldown in zip(self.ends, self.cooldowns))
 
+    def branch_before(self, budget: int) -> int:
+        """Step at which the budget before left the trunk; a budget's own work begins there."""
+        return max((branch for branch in self.branches if branch < self.branches[budget]), default=0)
+
     def trunk_rate(self, step: int) -> float:
         """Learning rate of the trunk's step number `step`, counted from 0."""
         return self.peak * min(1.0, (step + 1) / max(1, self.warmup))

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from conftest import tiny
 
 from sdsl_jax.data import load_dataset
 from sdsl_jax.errors import SdslError
+from sdsl_jax.preemption import Preempted
 from sdsl_jax.progress import Silent
 from sdsl_jax.training import ladder, plan_rungs, select, train_ladder, train_rungs
 from sdsl_jax.training.claims import Owner, acquire
@@ -187,6 +189,27 @@ def test_only_rungs_that_resume_say_so(tmp_path, dataset):
     seen = Notes()
     train_ladder(config(), dataset, tmp_path, seen)
     assert [d for d in seen.details if d] == ["draft-600-s0  resumed", "target-600-s0  already trained"]
+
+
+def test_sigterm_is_held_back_until_a_checkpoint_is_written(tmp_path, dataset, trained):
+    class Terminates(Silent):
+        steps = 0
+
+        def advance(self, amount, detail=""):
+            self.steps += 1
+            if self.steps == 16:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted):
+        train_ladder(config(), dataset, tmp_path, Terminates())
+    assert signal.getsignal(signal.SIGTERM) is before
+    rung = next(tmp_path.glob("checkpoints/draft*"))
+    assert not list(rung.glob("claim-*"))
+    # The step after the one that had been reported was under way.
+    assert max(int(p.name) for p in (rung / "trunk").iterdir() if p.is_dir()) == 17
+    after = train_ladder(config(), dataset, tmp_path)
+    assert [r.params_digest for r in after] == [r.params_digest for r in trained[1]]
 
 
 def poisoned(monkeypatch, steps):

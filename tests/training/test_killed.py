@@ -1,0 +1,194 @@
+"""`sdsl train` in child processes that are really killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import tiny
+
+from sdsl_jax.config import to_toml
+from sdsl_jax.records import ModelRecord, read_table
+
+# Columns that tell of time, not of what was trained.
+TIMES = ("train_seconds", "compile_seconds", "data_wait_share")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """The TOML of two rungs of 44 steps each on text that is read in no time, with a checkpoint every three steps."""
+    folder = tmp_path_factory.mktemp("study")
+    rng = random.Random(0)
+    words = ["the", "people", "of", "union", "state", "congress", "and", "peace"]
+    (folder / "text.txt").write_text(" ".join(rng.choice(words) for _ in range(20_000)))
+    config = tiny(
+        data={"source": [str(folder / "text.txt")]},
+        ladder={
+            "draft_params": [600],
+            "draft_tokens": [4_096, 8_192],
+            "target_params": [900],
+            "target_tokens": [8_192],
+        },
+        training={"evaluation_windows": 8, "checkpoint_every_steps": 3, "warmup_tokens": 512},
+    )
+    (folder / "study.toml").write_text(to_toml(config))
+    return folder / "study.toml"
+
+
+def start(study, out, *more):
+    return subprocess.Popen(
+        [sys.executable, "-m", "sdsl_jax.cli", "train", str(study), "--out", str(out), *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(child):
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 0, err
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole(study, tmp_path_factory):
+    """The folder of an uninterrupted run."""
+    out = tmp_path_factory.mktemp("whole")
+    finish(start(study, out))
+    return out
+
+
+def rows(folder):
+    def row(record: ModelRecord):
+        return {k: v for k, v in vars(record).items() if k not in TIMES}
+
+    return [row(r) for r in read_table(folder / "records", "models")]
+
+
+def metrics(folder):
+    return {
+        str(f.relative_to(folder)): [json.loads(x) for x in f.read_text().splitlines()]
+        for f in folder.rglob("metrics.jsonl")
+    }
+
+
+def assert_equal(folder, whole):
+    assert rows(folder) == rows(whole)
+    assert metrics(folder) == metrics(whole)
+    for lines in metrics(folder).values():
+        steps = [line["step"] for line in lines]
+        assert steps == list(range(steps[0], steps[-1] + 1))
+    assert not list(folder.rglob(".*"))
+    assert not list(folder.rglob("claim-*"))
+
+
+def kill(child):
+    child.kill()
+    child.communicate()
+    return child.returncode == -signal.SIGKILL
+
+
+def kill_inside_a_write(child, folder, nth):
+    """Kills a child when it begins to write its n-th checkpoint; whether it came to that."""
+    seen = set()
+    while child.poll() is None:
+        seen |= {p.name for p in folder.glob("checkpoints/*/*/.*.partial*")}
+        if len({name.split(".partial")[0] for name in seen}) >= nth:
+            return kill(child)
+        time.sleep(0.001)
+    child.communicate()
+    return False
+
+
+def kill_after(child, seconds):
+    try:
+        child.communicate(timeout=seconds)
+        return False
+    except subprocess.TimeoutExpired:
+        return kill(child)
+
+
+def test_killed_inside_checkpoint_writes(study, whole, tmp_path):
+    killed = [kill_inside_a_write(start(study, tmp_path), tmp_path, nth) for nth in (2, 5)]
+    assert killed == [True, True]
+    assert not (tmp_path / "records").exists()
+    finish(start(study, tmp_path))
+    assert_equal(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_at_random(study, whole, tmp_path):
+    """Half of the times anywhere in the child's life, half inside the write of a checkpoint; three ladders of them."""
+    rng, kills, times = random.Random(5), 0, 0
+    began = time.perf_counter()
+    finish(start(study, tmp_path / "life"))
+    life = time.perf_counter() - began
+    while kills < 20:
+        out = tmp_path / str(times)
+        times += 1
+        alive = True
+        while alive:
+            child = start(study, out)
+            if rng.random() < 0.5:
+                alive = kill_inside_a_write(child, out, rng.randint(1, 6))
+            else:
+                alive = kill_after(child, rng.uniform(0.5, 1.0) * life)
+            kills += alive
+        assert child.returncode == 0
+        assert_equal(out, whole)
+
+
+def first_checkpoint(child, out):
+    while child.poll() is None and not list(out.glob("checkpoints/*/trunk/3")):
+        time.sleep(0.002)
+
+
+@pytest.mark.slow
+def test_sigterm_ends_with_a_checkpoint_at_once(study, whole, tmp_path):
+    rare = "--training.checkpoint_every_steps=100000"
+    child = start(study, tmp_path, rare)
+    while child.poll() is None and not list(tmp_path.glob("checkpoints/*/claim-1")):
+        time.sleep(0.002)
+    time.sleep(0.3)
+    child.send_signal(signal.SIGTERM)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 143
+    assert err.splitlines()[-1] == "sdsl: ended by SIGTERM; the same command continues where it stood."
+    assert not list(tmp_path.rglob("claim-*"))
+    assert list(tmp_path.glob("checkpoints/*/*/*/manifest.json"))
+    finish(start(study, tmp_path, rare))
+    assert_equal(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_two_processes_on_one_folder(study, whole, tmp_path):
+    """Each rung is trained by one of them; when both have ended everything is there."""
+    one, two = start(study, tmp_path), start(study, tmp_path)
+    out = finish(one) + finish(two)
+    for name in ("draft-600-4.096k-s0:", "draft-600-8.192k-s0:", "target-900-8.192k-s0:"):
+        assert out.count(f"{name} ") == 1, out
+    assert_equal(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_a_process_that_finds_a_dead_one_takes_its_rung(study, whole, tmp_path):
+    child = start(study, tmp_path)
+    first_checkpoint(child, tmp_path)
+    assert kill(child)
+    assert list(tmp_path.rglob("claim-1"))
+    out = finish(start(study, tmp_path))
+    assert "being trained by" not in out
+    assert_equal(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_parts_of_a_job_array(study, whole, tmp_path):
+    outs = [finish(start(study, tmp_path, "--part", f"{i}/2")) for i in (1, 2)]
+    assert "not finished yet" in outs[0]
+    assert "the ladder is complete" in outs[1]
+    assert_equal(tmp_path, whole)
+    assert os.listdir(tmp_path / "records")
