@@ -23,7 +23,7 @@ class Tally:
     Attributes:
       seconds: wall-clock time, compilation included.
       compile_seconds: of it, time in which XLA compiled.
-      wait_seconds: of it, time in which no batch was ready.
+      wait_seconds: of it, time in which the device had nothing to do for want of a batch; at most that.
       mean, variance: running moments of the loss.
       seen: losses that entered them.
       spikes: steps whose loss was a spike.

@@ -2,6 +2,8 @@ import json
 import os
 import shutil
 import signal
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +16,7 @@ from sdsl_jax.data import load_dataset
 from sdsl_jax.errors import SdslError
 from sdsl_jax.preemption import Preempted
 from sdsl_jax.progress import Silent
-from sdsl_jax.training import ladder, plan_rungs, select, train_ladder, train_rungs
+from sdsl_jax.training import checkpoints, ladder, plan_rungs, select, train_ladder, train_rungs
 from sdsl_jax.training.claims import Owner, acquire
 from sdsl_jax.training.loop import RungTrainer, _reading
 from sdsl_jax.training.step import TrainState, train_step
@@ -26,7 +28,7 @@ class Notes(Silent):
     """Remembers what it is told."""
 
     def __init__(self):
-        self.notes, self.details = [], []
+        self.notes, self.details, self.found = [], [], []
 
     def note(self, text):
         self.notes.append(text)
@@ -294,6 +296,42 @@ def test_a_rung_of_another_process_is_left_to_it(tmp_path, dataset):
     outcome = train_rungs(study, dataset, tmp_path, plans, wait=False)
     assert [r.role for r in outcome.records] == ["draft", "target"]
     assert outcome.elsewhere == {}
+
+
+def test_a_study_waits_for_rungs_of_other_processes(tmp_path, dataset, trained, monkeypatch):
+    monkeypatch.setattr(ladder, "_POLL_SECONDS", 0.02)
+    claim, seen = acquire(plan_rungs(config(), dataset, tmp_path)[0].folder), Notes()
+    with claim:
+        thread = threading.Thread(target=lambda: seen.found.extend(train_ladder(config(), dataset, tmp_path, seen)))
+        thread.start()
+        while not list(tmp_path.glob("checkpoints/target*/model-31/record.json")):
+            time.sleep(0.02)
+        time.sleep(0.2)
+        assert thread.is_alive()
+    thread.join(timeout=60)
+    assert [r.params_digest for r in seen.found] == [r.params_digest for r in trained[1]]
+    assert [n for n in seen.notes if "being trained" in n] == [f"draft-600-s0: being trained by {claim.owner}"]
+
+
+def test_a_disk_that_was_full_costs_nothing(tmp_path, dataset, trained, monkeypatch):
+    save = checkpoints.ocp.save_checkpointables
+    with monkeypatch.context() as full:
+
+        def fails(path, *arguments, **options):
+            if path.name.startswith(".18."):
+                raise OSError(28, "No space left on device")
+            save(path, *arguments, **options)
+
+        full.setattr(checkpoints.ocp, "save_checkpointables", fails)
+        with pytest.raises(
+            SdslError, match=r"trunk/18 \(No space left on device\); the checkpoints before it are still there"
+        ):
+            train_ladder(config(), dataset, tmp_path)
+    trunk = next(tmp_path.glob("checkpoints/draft*/trunk"))
+    assert sorted(p.name for p in trunk.iterdir()) == ["12", "6", "metrics.jsonl"]
+    assert [r.params_digest for r in train_ladder(config(), dataset, tmp_path)] == [r.params_digest for r in trained[1]]
+    lines = (trunk / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(23))
 
 
 def test_two_that_train_the_same_rung_at_once_do_no_harm(tmp_path, dataset, trained, monkeypatch):

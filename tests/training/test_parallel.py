@@ -1,0 +1,174 @@
+"""Layouts over devices and processes. The number of devices is fixed when JAX starts, so the runs are child processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import parallel_child
+import pytest
+
+from sdsl_jax.config import ParallelConfig
+from sdsl_jax.errors import SdslError
+from sdsl_jax.training import checkpoints
+from sdsl_jax.training.parallel import initialise_distributed, make_layout
+from sdsl_jax.training.step import train_step
+
+CHILD = Path(parallel_child.__file__)
+
+# Meshes differ in the order of sums over some hundred tokens, of relative error about 1e-7 each; Adam divides a gradient by its
+# own size, which enlarges that wherever a gradient is itself near rounding.
+FIRST, LATER = 1e-6, 1e-5
+
+
+def start(what: str, folder: Path, devices: int, **environment: str) -> subprocess.Popen:
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(CHILD.parents[2]), **environment}
+    return subprocess.Popen(
+        [sys.executable, str(CHILD), what, str(folder)], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def finish(*children: subprocess.Popen) -> None:
+    try:
+        outputs = [child.communicate(timeout=300)[0] for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    for child, output in zip(children, outputs, strict=True):
+        assert child.returncode == 0, output
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    finish(start("one", folder, 8))
+    return json.loads((folder / "one-0.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("several")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    both = [
+        start("several", folder, 4, SDSL_COORDINATOR=address, SDSL_PROCESSES="2", SDSL_PROCESS=str(i)) for i in range(2)
+    ]
+    finish(*both)
+    return folder, [json.loads((folder / f"several-{i}.json").read_text()) for i in range(2)]
+
+
+def assert_same_training(reported, reference):
+    reported, reference = np.array(reported), np.array(reference)
+    np.testing.assert_allclose(reported[0], reference[0], rtol=FIRST)
+    np.testing.assert_allclose(reported[:, 0], reference[:, 0], rtol=LATER)
+    np.testing.assert_allclose(reported[:, 1], reference[:, 1], rtol=10 * LATER)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["8x1", "1x8", "2x4"])
+def test_every_mesh_trains_alike(one, mesh):
+    assert_same_training(one[mesh]["reported"], one["1x1"]["reported"])
+    assert one[mesh]["gradient_difference"] < 1e-5
+    losses = [loss for loss, _ in one[mesh]["reported"]]
+    assert len(set(losses)) == parallel_child.STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mesh", "share"), [("1x1", 1), ("8x1", 1), ("1x8", 1 / 8), ("2x4", 1 / 4)])
+def test_a_device_keeps_its_part_of_the_state(one, mesh, share):
+    assert one[mesh]["stays"]
+    assert one[mesh]["share"] == pytest.approx(share, abs=0.02)
+
+
+@pytest.mark.slow
+def test_weights_are_gathered_and_activations_stay(one):
+    """With many tokens to a batch: what is gathered has the shape of a matrix, and nothing has that of an activation."""
+    found = one["collectives"]
+    assert set(found) <= {"all-gather", "all-reduce", "reduce-scatter"}
+    m = parallel_child.MODEL
+    shapes = {(m.vocab_size, m.width), (m.width, 512), (m.width, m.width), (m.width, 2 * m.hidden), (m.hidden, m.width)}
+    gathered = {tuple(shape) for shape in found["all-gather"]}
+    assert {tuple(sorted(shape)) for shape in gathered} == {tuple(sorted(shape)) for shape in shapes}
+
+
+@pytest.mark.slow
+def test_a_checkpoint_restores_onto_any_mesh_bit_for_bit(one):
+    assert len(set(one["digests"])) == 1
+    np.testing.assert_allclose(one["continued"], one["continued"][0], rtol=FIRST)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(several, one):
+    folder, results = several
+    for i, result in enumerate(results):
+        assert (result["devices"], result["mesh"]) == ([8, 4], [2, 4])
+        assert_same_training(result["reported"], one["2x4"]["reported"])
+        assert result["stays"]
+        assert result["share"] == pytest.approx(1 / 4, abs=0.02)
+        assert (result["primary"], result["agreed"], result["anywhere"]) == (i == 0, 10, [True, False])
+    # Parameters are the same, wherever they are, and so is what they are worth.
+    digests = {*results[0]["digests"], *results[1]["digests"], parallel_child.read_on_one_device(folder)}
+    assert len(digests) == 1
+    assert results[0]["evaluated"] == results[1]["evaluated"]
+    assert checkpoints.restore(folder / "saved", jax.eval_shape(parallel_child.init)).metadata == {"by": "both"}
+
+
+def test_one_device_is_left_alone():
+    layout = make_layout(ParallelConfig(), jax.devices()[:1])
+    assert layout.step(train_step) is train_step
+    state = jax.device_put(parallel_child.init(), jax.devices()[0])
+    for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(layout.place(state)), strict=True):
+        assert before.unsafe_buffer_pointer() == after.unsafe_buffer_pointer()
+        assert before.sharding == after.sharding
+    assert layout.whole(state) is state
+    assert layout.place_batch(parallel_child.tokens()[0]).sharding == jax.tree.leaves(state)[0].sharding
+
+
+def test_zero_is_all_that_the_other_axis_leaves():
+    for config in (ParallelConfig(0, 1), ParallelConfig(1, 0)):
+        assert make_layout(config, jax.devices()[:1]).mesh.devices.shape == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "fsdp", "message"),
+    [
+        (2, 1, r"parallel.data = 2 and parallel.fsdp = 1 need 2 devices, and there is 1 cpu device\."),
+        (0, 3, r"parallel.data is 0, for all devices that parallel.fsdp = 3 leaves, but 3 does not divide the 1 cpu device"),
+    ],
+)
+def test_devices_that_are_not_there(data, fsdp, message):
+    with pytest.raises(SdslError, match=message):
+        make_layout(ParallelConfig(data, fsdp), jax.devices()[:1])
+
+
+class _Fake:
+    """A layout of devices that do not exist: enough to ask what would be split."""
+
+    def __init__(self, data: int, fsdp: int):
+        self.layout = object.__new__(parallel_child.Layout)
+        axes = (jax.sharding.AxisType.Auto,) * 2
+        object.__setattr__(self.layout, "mesh", jax.sharding.AbstractMesh((data, fsdp), ("data", "fsdp"), axes))
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"SDSL_PROCESSES": "2"}, "SDSL_COORDINATOR and SDSL_PROCESS are not set"),
+        ({"SDSL_COORDINATOR": "h:1", "SDSL_PROCESSES": "2", "SDSL_PROCESS": "2"}, "SDSL_PROCESS is '2' of SDSL_PROCESSES '2'"),
+        ({"SDSL_COORDINATOR": "h", "SDSL_PROCESSES": "2", "SDSL_PROCESS": "1"}, "SDSL_COORDINATOR is 'h'; it must be host:port"),
+        ({}, "could not be joined .*; set SDSL_COORDINATOR, SDSL_PROCESSES, SDSL_PROCESS"),
+    ],
+)
+def test_an_environment_without_sense(monkeypatch, environment, message):
+    for name in ("SDSL_COORDINATOR", "SDSL_PROCESSES", "SDSL_PROCESS", "JAX_COORDINATOR_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SdslError, match=message):
+        initialise_distributed()
