@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -118,11 +118,14 @@ class Study:
             )
         key, began = self._key(stage), time.perf_counter()
         # While a stage overwrites its outputs one after another, they belong to no settings at all.
-        if stage in (stamps := self._stamps()):
-            write_json(self.folder / "stages.json", {k: v for k, v in stamps.items() if k != stage})
+        self.forget(stage)
         _RUNNERS[stage](self)
         stamp = {"key": key, "seconds": time.perf_counter() - began, "finished": time.strftime("%Y-%m-%d %H:%M:%S")}
         write_json(self.folder / "stages.json", self._stamps() | {stage: stamp})
+
+    def forget(self, stage: str) -> None:
+        """Takes back that a stage was completed."""
+        write_json(self.folder / "stages.json", {k: v for k, v in self._stamps().items() if k != stage})
 
     def _stamps(self) -> dict[str, Any]:
         path = self.folder / "stages.json"
@@ -292,59 +295,6 @@ def run_study(
             study.progress.note(f"{stage}: up to date")
         else:
             study.run(stage)
-
-
-class Trained(NamedTuple):
-    """What `train_part` leaves behind.
-
-    Attributes:
-      records: of the finished models among the rungs that were chosen.
-      elsewhere: the other rungs, and the host:pid that trains each.
-      missing: number of the study's models, chosen or not, that are not finished.
-    """
-
-    records: list[ModelRecord]
-    elsewhere: dict[str, str]
-    missing: int
-
-
-def train_part(
-    config: StudyConfig,
-    folder: Path,
-    patterns: Sequence[str] = (),
-    part: tuple[int, int] | None = None,
-    progress: Progress | None = None,
-) -> Trained:
-    """Trains some rungs of a study's ladder, beside any number of other processes that do the same.
-
-    `models.csv` then holds every model of the study that is finished, whoever trained it.
-
-    Args:
-      config: the study.
-      folder: of its results, shared by all processes.
-      patterns: names of rungs, `*` and `?` standing for others; none means all.
-      part: (i, n) for part i of n, from 1.
-      progress: told what happens.
-
-    Raises:
-      SdslError: there are no such rungs, or training cannot go on.
-    """
-    from sdsl_jax.training import plan_rungs, read_records, select, train_rungs
-
-    study = Study(config, folder, progress or Silent())
-    plans = plan_rungs(config, study.dataset, folder)
-    chosen = select(plans, patterns, part)
-    if not (folder / "config.toml").exists():
-        write_text(folder / "config.toml", to_toml(config))
-    outcome = train_rungs(config, study.dataset, folder, chosen, study.progress, wait=False)
-    finished = read_records(config, study.dataset, plans)
-    missing = sum(len(plan.models) for plan in plans) - len(finished)
-    if finished:
-        # What the table holds now need not be what the stage was completed with.
-        write_json(folder / "stages.json", {k: v for k, v in study._stamps().items() if k != "train"})
-        study.dataset.tokenizer.save(folder / "tokenizer.json")
-        write_table(study.records, "models", finished)
-    return Trained(outcome.records, outcome.elsewhere, missing)
 
 
 class SummaryRow(NamedTuple):

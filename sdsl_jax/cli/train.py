@@ -15,7 +15,7 @@ from sdsl_jax.cli.terminal import Terminal, standard_console
 from sdsl_jax.errors import require
 
 if TYPE_CHECKING:
-    from sdsl_jax.study import Trained
+    from sdsl_jax.shared_training import Trained
 
 
 def train(
@@ -36,7 +36,7 @@ def train(
         part: part I, from 1, of N parts of about equal FLOPs, for job arrays.
     """
     from sdsl_jax.config import load_study
-    from sdsl_jax.study import train_part
+    from sdsl_jax.shared_training import train_part
 
     config = load_study(file, overrides)
     folder = out or Path("runs") / config.name

@@ -148,7 +148,7 @@ class RungTrainer:
                 waiting = time.perf_counter()
                 batch = self.place_batch(next(batches))
                 # While the device is still at the step before, nothing waits.
-                if pending is None or pending[1].loss_nats.is_ready():
+                if pending is None or pending[1].loss_nats.is_ready():  # type: ignore[attr-defined]
                     tally.wait_seconds += time.perf_counter() - waiting
                 state, reported = train_step(
                     state, batch, np.float32(rate(step)), model=self.model, config=step_config(self.config)

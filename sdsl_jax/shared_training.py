@@ -1,0 +1,64 @@
+"""Training of a ladder, or of a part of it, by one of any number of processes that share the folder of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from sdsl_jax.config import StudyConfig, to_toml
+from sdsl_jax.progress import Progress, Silent
+from sdsl_jax.records import ModelRecord, write_table, write_text
+from sdsl_jax.study import Study
+from sdsl_jax.training import plan_rungs, read_records, select, train_rungs
+
+
+class Trained(NamedTuple):
+    """What `train_part` leaves behind.
+
+    Attributes:
+      records: of the finished models among the rungs that were chosen.
+      elsewhere: the other rungs, and the host:pid that trains each.
+      missing: number of the study's models, chosen or not, that are not finished.
+    """
+
+    records: list[ModelRecord]
+    elsewhere: dict[str, str]
+    missing: int
+
+
+def train_part(
+    config: StudyConfig,
+    folder: Path,
+    patterns: Sequence[str] = (),
+    part: tuple[int, int] | None = None,
+    progress: Progress | None = None,
+) -> Trained:
+    """Trains some rungs of a study's ladder, beside any number of other processes that do the same.
+
+    `models.csv` then holds every model of the study that is finished, whoever trained it.
+
+    Args:
+      config: the study.
+      folder: of its results, shared by all processes.
+      patterns: names of rungs, `*` and `?` standing for others; none means all.
+      part: (i, n) for part i of n, from 1.
+      progress: told what happens.
+
+    Raises:
+      SdslError: there are no such rungs, or training cannot go on.
+    """
+    study = Study(config, folder, progress or Silent())
+    plans = plan_rungs(config, study.dataset, folder)
+    chosen = select(plans, patterns, part)
+    if not (folder / "config.toml").exists():
+        write_text(folder / "config.toml", to_toml(config))
+    outcome = train_rungs(config, study.dataset, folder, chosen, study.progress, wait=False)
+    finished = read_records(config, study.dataset, plans)
+    missing = sum(len(plan.models) for plan in plans) - len(finished)
+    if finished:
+        # What the table holds now need not be what the stage was completed with.
+        study.forget("train")
+        study.dataset.tokenizer.save(folder / "tokenizer.json")
+        write_table(study.records, "models", finished)
+    return Trained(outcome.records, outcome.elsewhere, missing)
