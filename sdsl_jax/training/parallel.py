@@ -50,7 +50,7 @@ class Layout:
         Raises:
           SdslError: it does not.
         """
-        data, fsdp = self.mesh.devices.shape
+        data, fsdp = self.mesh.shape["data"], self.mesh.shape["fsdp"]
         require(
             rows % self.mesh.size == 0,
             f"the batch has {rows} rows, which cannot be split evenly over {self.mesh.size} devices (parallel.data = {data}, "

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 import parallel_child
 import pytest
+from jax.sharding import AbstractMesh
 
 from sdsl_jax.config import ParallelConfig
 from sdsl_jax.errors import SdslError
 from sdsl_jax.training import checkpoints
-from sdsl_jax.training.parallel import initialise_distributed, make_layout
+from sdsl_jax.training.parallel import Layout, initialise_distributed, make_layout
 from sdsl_jax.training.step import train_step
 
 CHILD = Path(parallel_child.__file__)
@@ -27,9 +28,13 @@ FIRST, LATER = 1e-6, 1e-5
 
 def start(what: str, folder: Path, devices: int, **environment: str) -> subprocess.Popen:
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(CHILD.parents[2]), **environment}
+    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(CHILD.parents[1]), **environment}
     return subprocess.Popen(
-        [sys.executable, str(CHILD), what, str(folder)], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [sys.executable, str(CHILD), what, str(folder)],
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
 
 
@@ -139,7 +144,11 @@ def test_zero_is_all_that_the_other_axis_leaves():
     ("data", "fsdp", "message"),
     [
         (2, 1, r"parallel.data = 2 and parallel.fsdp = 1 need 2 devices, and there is 1 cpu device\."),
-        (0, 3, r"parallel.data is 0, for all devices that parallel.fsdp = 3 leaves, but 3 does not divide the 1 cpu device"),
+        (
+            0,
+            3,
+            r"parallel.data is 0, for all devices that parallel.fsdp = 3 leaves, but 3 does not divide the 1 cpu device",
+        ),
     ],
 )
 def test_devices_that_are_not_there(data, fsdp, message):
@@ -147,21 +156,55 @@ def test_devices_that_are_not_there(data, fsdp, message):
         make_layout(ParallelConfig(data, fsdp), jax.devices()[:1])
 
 
-class _Fake:
-    """A layout of devices that do not exist: enough to ask what would be split."""
+def imagined(data: int, fsdp: int) -> Layout:
+    """A layout of devices that are not there: enough to ask what would be split."""
+    return Layout(AbstractMesh((data, fsdp), ("data", "fsdp")))
 
-    def __init__(self, data: int, fsdp: int):
-        self.layout = object.__new__(parallel_child.Layout)
-        axes = (jax.sharding.AxisType.Auto,) * 2
-        object.__setattr__(self.layout, "mesh", jax.sharding.AbstractMesh((data, fsdp), ("data", "fsdp"), axes))
+
+@pytest.mark.parametrize(
+    ("shape", "fsdp", "spec"),
+    [
+        ((512, 128), 8, ("fsdp",)),
+        ((128, 512), 8, (None, "fsdp")),
+        ((256, 256), 8, ("fsdp",)),
+        ((1000, 96), 16, (None, "fsdp")),  # the larger axis cannot be split
+        ((255, 256), 8, ()),  # small
+        ((100_000,), 8, ()),
+        ((), 8, ()),
+        ((512, 512), 1, ()),
+    ],
+)
+def test_what_is_split_along_which_axis(shape, fsdp, spec):
+    sharding = imagined(2, fsdp).state_shardings({"x": jax.ShapeDtypeStruct(shape, np.float32)})["x"]
+    assert tuple(sharding.spec) == spec
+
+
+def test_a_large_array_that_cannot_be_split():
+    state = {"w": jax.ShapeDtypeStruct((512, 256), np.float32)}
+    with pytest.raises(SdslError, match=r"parallel.fsdp is 3, which divides no axis of \['w'\] \[512, 256\]"):
+        imagined(1, 3).state_shardings(state)
+
+
+def test_rows_that_cannot_be_split_evenly():
+    imagined(2, 4).check_batch(16)
+    with pytest.raises(
+        SdslError, match=r"12 rows, .* 8 devices \(parallel.data = 2, parallel.fsdp = 4\); .* a multiple of 8"
+    ):
+        imagined(2, 4).check_batch(12)
 
 
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
         ({"SDSL_PROCESSES": "2"}, "SDSL_COORDINATOR and SDSL_PROCESS are not set"),
-        ({"SDSL_COORDINATOR": "h:1", "SDSL_PROCESSES": "2", "SDSL_PROCESS": "2"}, "SDSL_PROCESS is '2' of SDSL_PROCESSES '2'"),
-        ({"SDSL_COORDINATOR": "h", "SDSL_PROCESSES": "2", "SDSL_PROCESS": "1"}, "SDSL_COORDINATOR is 'h'; it must be host:port"),
+        (
+            {"SDSL_COORDINATOR": "h:1", "SDSL_PROCESSES": "2", "SDSL_PROCESS": "2"},
+            "SDSL_PROCESS is '2' of SDSL_PROCESSES '2'",
+        ),
+        (
+            {"SDSL_COORDINATOR": "h", "SDSL_PROCESSES": "2", "SDSL_PROCESS": "1"},
+            "SDSL_COORDINATOR is 'h'; it must be host:port",
+        ),
         ({}, "could not be joined .*; set SDSL_COORDINATOR, SDSL_PROCESSES, SDSL_PROCESS"),
     ],
 )

@@ -69,7 +69,9 @@ def collectives(layout: Layout) -> dict[str, list[list[int]]]:
     found: dict[str, list[list[int]]] = {}
     kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
     for shapes, kind in re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", lowered.compile().as_text()):
-        found.setdefault(kind, []).extend([int(n) for n in s.split(",") if n] for s in re.findall(r"\[([\d,]*)\]", shapes))
+        found.setdefault(kind, []).extend(
+            [int(n) for n in s.split(",") if n] for s in re.findall(r"\[([\d,]*)\]", shapes)
+        )
     return found
 
 
