@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from benchmarks.child import SETTLE_SECONDS
 from benchmarks.decode.pairs import Pair
-from benchmarks.decode.peer import SETTLE_SECONDS, Transformers
+from benchmarks.decode.peer import Transformers
 from sdsl_jax.decoding import Sampling, autoregress, speculate
 
 SAMPLING = Sampling(temperature=1.0)

@@ -6,11 +6,10 @@ libraries print goes to standard error. Times are taken here, around `generate` 
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import time
 from typing import Any
+
+from benchmarks.child import serve
 
 
 class Child:
@@ -94,21 +93,5 @@ class Child:
             self.torch.cuda.synchronize()
 
 
-def main() -> None:
-    """Answers requests until standard input ends."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    sys.stdout = sys.stderr
-    child: Child | None = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            child = child or Child()
-            answer = getattr(child, request.pop("do"))(**request)
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps(answer) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    serve(Child)

@@ -17,7 +17,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from sdsl_jax.errors import require
+from sdsl_jax.models.kernels import attend, linear, rotary_tables, rotate
 
+Rotation = tuple[Array, Array]  # cosines and sines of the positions
 Params = Any  # an `nnx.State` of arrays, or the same tree of abstract or sharded arrays
 
 
@@ -90,16 +92,6 @@ class RMSNorm(nnx.Module):
         return (wide * inverse_rms).astype(x.dtype) * self.scale[...]
 
 
-def _rotate(x_BTNH: Array, positions_BT: Array, theta: float) -> Array:
-    """Rotates the pair (i, i + H/2) of each head by position · theta^(−2i/H) (RoFormer, 2104.09864)."""
-    half = x_BTNH.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles_BT1h = positions_BT[..., None, None].astype(jnp.float32) * frequencies
-    cos, sin = jnp.cos(angles_BT1h).astype(x_BTNH.dtype), jnp.sin(angles_BT1h).astype(x_BTNH.dtype)
-    a, b = x_BTNH[..., :half], x_BTNH[..., half:]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-
-
 def _write(cache: Array, new: Array, positions_BT: Array, axis: int) -> Array:
     """The cache with the new entries in the slots of each row's consecutive positions, along one axis."""
     new = new.astype(cache.dtype)
@@ -129,36 +121,42 @@ class Attention(nnx.Module):
             self.query_norm = RMSNorm(config.head_dim, config.norm_epsilon)
             self.key_norm = RMSNorm(config.head_dim, config.norm_epsilon)
 
-    def __call__(self, x_BTD: Array, positions_BT: Array, cache: tuple[Array, Array] | None):
+    def __call__(self, x_BTD: Array, positions_BT: Array, rotation: Rotation, cache: tuple[Array, Array] | None):
         """What attention adds to the residual stream, and the cache with the new keys and values written to it."""
         c = self.config
         B, T, _ = x_BTD.shape
-        qkv_BTAH = (x_BTD @ self.qkv[...]).reshape(B, T, -1, c.head_dim)
-        q_BTNH, k_BTKH, v_BTKH = jnp.split(qkv_BTAH, [c.heads, c.heads + c.kv_heads], axis=2)
+        N, H = B * c.kv_heads, c.head_dim
+        sizes = (c.heads * H, c.kv_heads * H, c.kv_heads * H)
+        q_BTNH, k_BTKH, v_BTKH = (y.reshape(B, T, -1, H) for y in linear(x_BTD, self.qkv[...], sizes))
         if c.qk_norm:
             q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
-        q_BTNH, k_BTKH = _rotate(q_BTNH, positions_BT, c.rope_theta), _rotate(k_BTKH, positions_BT, c.rope_theta)
-        N, H = B * c.kv_heads, c.head_dim
+        q_BTNH, k_BTKH = rotate(q_BTNH, *rotation) * H**-0.5, rotate(k_BTKH, *rotation)
+        # Heads first, and query heads that share a key-value head as rows of the same product.
+        q_NGTH = q_BTNH.transpose(0, 2, 1, 3).reshape(N, -1, T, H)
         k_NHS = k_BTKH.transpose(0, 2, 3, 1).reshape(N, H, T)
         v_NSH = v_BTKH.transpose(0, 2, 1, 3).reshape(N, T, H)
-        if cache is not None:
+        if cache is None:
+            mixed_NGTH = attend(q_NGTH, k_NHS, v_NSH)
+        else:
             k_NHS, v_NSH = _write(cache[0], k_NHS, positions_BT, 2), _write(cache[1], v_NSH, positions_BT, 1)
             cache = (k_NHS, v_NSH)
-        slots = jnp.arange(k_NHS.shape[2])
-        visible_BTS = slots <= positions_BT[:, :, None] if cache is not None else slots <= jnp.arange(T)[None, :, None]
+            mixed_NGTH = _attend_to_cache(q_NGTH, k_NHS, v_NSH, positions_BT)
+        mixed_BTD = mixed_NGTH.reshape(B, c.heads, T, H).transpose(0, 2, 1, 3).reshape(B, T, -1)
+        return linear(mixed_BTD, self.out[...], (c.width,))[0], cache
 
-        # Heads first, and the division by the softmax's sum after the second product: both are cheaper on a CPU. Query heads
-        # that share a key-value head are rows of the same product.
-        q_NQH = (q_BTNH * H**-0.5).reshape(B, T, c.kv_heads, -1, H).transpose(0, 2, 3, 1, 4).reshape(N, -1, H)
-        scores_NQS = jnp.einsum("nqh,nhs->nqs", q_NQH, k_NHS, preferred_element_type=jnp.float32)
-        scores_BKGTS = scores_NQS.reshape(B, c.kv_heads, -1, T, slots.size)
-        scores_BKGTS = jnp.where(visible_BTS[:, None, None], scores_BKGTS, -jnp.inf)
-        weights_BKGTS = jnp.exp(scores_BKGTS - jax.lax.stop_gradient(scores_BKGTS.max(axis=-1, keepdims=True)))
-        total_BKGT1 = weights_BKGTS.sum(axis=-1, keepdims=True)
-        mixed_NQH = jnp.einsum("nqs,nsh->nqh", weights_BKGTS.reshape(scores_NQS.shape).astype(v_NSH.dtype), v_NSH)
-        mixed_BKGTH = mixed_NQH.reshape(B, c.kv_heads, -1, T, H)
-        mixed_BKGTH = mixed_BKGTH / total_BKGT1.astype(mixed_BKGTH.dtype)
-        return mixed_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, -1) @ self.out[...], cache
+
+def _attend_to_cache(q_NGTH: Array, k_NHS: Array, v_NSH: Array, positions_BT: Array) -> Array:
+    """Attention of scaled queries to the slots of a cache up to their own positions."""
+    N, G, T, H = q_NGTH.shape
+    B, S = positions_BT.shape[0], k_NHS.shape[2]
+    visible_BTS = jnp.arange(S) <= positions_BT[:, :, None]
+    scores_NQS = jnp.einsum("nqh,nhs->nqs", q_NGTH.reshape(N, -1, H), k_NHS, preferred_element_type=jnp.float32)
+    scores_BKGTS = jnp.where(visible_BTS[:, None, None], scores_NQS.reshape(B, -1, G, T, S), -jnp.inf)
+    weights_BKGTS = jnp.exp(scores_BKGTS - jax.lax.stop_gradient(scores_BKGTS.max(axis=-1, keepdims=True)))
+    total_NGT1 = weights_BKGTS.sum(axis=-1, keepdims=True).reshape(N, G, T, 1)
+    mixed_NQH = jnp.einsum("nqs,nsh->nqh", weights_BKGTS.reshape(scores_NQS.shape).astype(v_NSH.dtype), v_NSH)
+    # The division by the softmax's sum after the product is cheaper.
+    return mixed_NQH.reshape(N, G, T, H) / total_NGT1.astype(mixed_NQH.dtype)
 
 
 class MLP(nnx.Module):
@@ -171,8 +169,9 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BTD: Array) -> Array:
         """What the MLP adds to the residual stream."""
-        gate_BTF, up_BTF = jnp.split(x_BTD @ self.gate_up[...], 2, axis=-1)
-        return (jax.nn.silu(gate_BTF) * up_BTF) @ self.down[...]
+        hidden, width = self.down.shape
+        gate_BTF, up_BTF = linear(x_BTD, self.gate_up[...], (hidden, hidden))
+        return linear(jax.nn.silu(gate_BTF) * up_BTF, self.down[...], (width,))[0]
 
 
 class Block(nnx.Module):
@@ -184,9 +183,9 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(config.width, config.norm_epsilon)
         self.mlp = MLP(config, rngs)
 
-    def __call__(self, x_BTD: Array, positions_BT: Array, cache: tuple[Array, Array] | None):
+    def __call__(self, x_BTD: Array, positions_BT: Array, rotation: Rotation, cache: tuple[Array, Array] | None):
         """The residual stream after the block, and the block's cache."""
-        mixed_BTD, cache = self.attention(self.attention_norm(x_BTD), positions_BT, cache)
+        mixed_BTD, cache = self.attention(self.attention_norm(x_BTD), positions_BT, rotation, cache)
         x_BTD = x_BTD + mixed_BTD
         return x_BTD + self.mlp(self.mlp_norm(x_BTD)), cache
 
@@ -203,7 +202,11 @@ class Transformer(nnx.Module):
             self.head = nnx.Param(_normal(config.width**-0.5)(rngs.params(), (config.width, config.vocab_size)))
 
     def __call__(
-        self, tokens_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"] | None = None, cache: KVCache | None = None
+        self,
+        tokens_BT: Int[Array, "B T"],
+        positions_BT: Int[Array, "B T"] | None = None,
+        cache: KVCache | None = None,
+        remat: bool = False,
     ) -> tuple[Float[Array, "B T V"], KVCache | None]:
         """Runs the model over new tokens.
 
@@ -211,19 +214,23 @@ class Transformer(nnx.Module):
           tokens_BT: token ids.
           positions_BT: their positions, consecutive in each row; 0..T−1 if left out. They name the cache slots that are written.
           cache: keys and values of earlier positions, or None to attend to the new tokens alone.
+          remat: keep only what enters each block for the gradient, and compute the rest again: less memory, a third more work.
 
         Returns:
           The logits, and the cache with the new tokens written to it (None without a cache).
         """
         B, T = tokens_BT.shape
         if positions_BT is None:
-            positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
+            # Without a cache all rows share one row of angles, whose sines and cosines are then computed once.
+            positions_BT = jnp.broadcast_to(jnp.arange(T), (1 if cache is None else B, T))
+        rotation = rotary_tables(positions_BT[..., None], self.config.head_dim, self.config.rope_theta)
         # Unit-variance activations, so that the tied matrix can keep the small scale that logits want.
         x_BTD = self.embedding[...][tokens_BT] * self.config.width**0.5
         keys, values = [], []
         for i, block in enumerate(self.blocks):
             layer = None if cache is None else (cache.keys[i], cache.values[i])
-            x_BTD, layer = block(x_BTD, positions_BT, layer)
+            run = nnx.remat(Block.__call__) if remat else Block.__call__
+            x_BTD, layer = run(block, x_BTD, positions_BT, rotation, layer)
             if layer is not None:
                 keys.append(layer[0])
                 values.append(layer[1])
@@ -257,9 +264,10 @@ def forward(
     tokens_BT: Int[Array, "B T"],
     positions_BT: Int[Array, "B T"] | None = None,
     cache: KVCache | None = None,
+    remat: bool = False,
 ) -> tuple[Float[Array, "B T V"], KVCache | None]:
     """`Transformer.__call__` as a pure function of parameters, to be used inside `jax.jit` with `config` static."""
-    return nnx.merge(_graph(config)[0], params)(tokens_BT, positions_BT, cache)
+    return nnx.merge(_graph(config)[0], params)(tokens_BT, positions_BT, cache, remat)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "capacity"))

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sdsl_jax.config import TrainingConfig
 from sdsl_jax.models import ModelConfig, Params, forward
+from sdsl_jax.models.kernels import token_losses
 
 
 class StepConfig(NamedTuple):
@@ -55,14 +56,6 @@ class StepMetrics(NamedTuple):
     skipped: Bool[Array, ""]
 
 
-def token_losses(logits_BTV: Float[Array, "B T V"], labels_BT: Int[Array, "B T"]) -> tuple[Array, Array]:
-    """Cross-entropy in nats of each label, and the log of the softmax's normaliser, both float32 [B, T]."""
-    logits_BTV = logits_BTV.astype(jnp.float32)
-    log_normaliser_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    chosen_BT = jnp.take_along_axis(logits_BTV, labels_BT[..., None], axis=-1)[..., 0]
-    return log_normaliser_BT - chosen_BT, log_normaliser_BT
-
-
 def optimizer(config: StepConfig) -> optax.GradientTransformation:
     """AdamW without its learning rate, which `train_step` applies: one compilation serves every phase of the schedule.
 
@@ -100,7 +93,9 @@ def train_step(
     """
 
     def objective(params):
-        logits, _ = forward(model, params, tokens[:, :-1])
+        # Master weights stay float32; the cast's gradient brings theirs back to it.
+        params = jax.tree.map(lambda x: x.astype(config.compute_dtype), params)
+        logits, _ = forward(model, params, tokens[:, :-1], remat=config.remat)
         losses, log_normaliser = token_losses(logits, tokens[:, 1:])
         loss = losses.mean()
         return loss + config.z_loss * jnp.square(log_normaliser).mean(), loss

@@ -1,0 +1,179 @@
+"""Operations whose automatic gradients would be slow, with gradients written by hand.
+
+With them a training step on a CPU is no slower than the same model in PyTorch (`python -m benchmarks.train`). Each is tested
+against its plain formula and that formula's automatic gradient. They have no forward mode (`jax.jvp`).
+
+Suffixes of locals are those of `transformer`, but N counts rows × key-value heads, and M the rows of a flat matrix.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+# Queries are taken in blocks, each against the keys that it can see, so that of what lies above the diagonal only half a
+# block is computed: at least this many queries at once, and at most so many blocks.
+_QUERY_BLOCK, _MOST_BLOCKS = 64, 8
+
+
+def _cuts(sizes: tuple[int, ...]) -> list[int]:
+    return np.cumsum(sizes)[:-1].tolist()
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def linear(x: Float[Array, "... D"], weight: Float[Array, "D F"], sizes: tuple[int, ...]) -> tuple[Array, ...]:
+    """x · weight, its last axis cut into parts of the given sizes.
+
+    Left to itself, the CPU compiler joins the gradients of the parts into one array and transposes the larger operand of the
+    weight's gradient before it multiplies, which takes twice as long.
+    """
+    return tuple(jnp.split(x @ weight, _cuts(sizes), axis=-1))
+
+
+def _linear_forward(x, weight, sizes):
+    return linear(x, weight, sizes), (x, weight)
+
+
+def _linear_backward(sizes, saved, gradients):
+    x, weight = saved
+    x_MD, *gradients_MF = jax.lax.optimization_barrier([y.reshape(-1, y.shape[-1]) for y in (x, *gradients)])
+    parts_DF = jnp.split(weight, _cuts(sizes), axis=-1)
+    dx_MD = functools.reduce(jnp.add, [g_MF @ w_DF.T for g_MF, w_DF in zip(gradients_MF, parts_DF)])
+    return dx_MD.reshape(x.shape), jnp.concatenate([x_MD.T @ g_MF for g_MF in gradients_MF], axis=-1)
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
+def rotary_tables(positions: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
+    """Cosines and sines of position · theta^(−2i/H) (RoFormer, 2104.09864), float32 [..., H/2] for positions [...]."""
+    half = head_dim // 2
+    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+@jax.custom_vjp
+def rotate(
+    x: Float[Array, "... H"], cos: Float[Array, "... H/2"], sin: Float[Array, "... H/2"]
+) -> Float[Array, "... H"]:
+    """Rotates the pair (i, i + H/2) of every head by its angle. The gradient is the rotation back; the angles get none."""
+    half = x.shape[-1] // 2
+    # (−b, a) from (a, b) by a product with zeros and ones: exact, and what remains is contiguous arithmetic, which a
+    # concatenation inside of it would make eight times slower.
+    swap = np.kron([[0, 1], [-1, 0]], np.eye(half)).astype(x.dtype)
+    turned = jnp.matmul(x, swap, precision="highest")
+    cos, sin = (jnp.concatenate([y, y], axis=-1).astype(x.dtype) for y in (cos, sin))
+    return x * cos + turned * sin
+
+
+def _rotate_forward(x, cos, sin):
+    return rotate(x, cos, sin), (cos, sin)
+
+
+def _rotate_backward(saved, gradient):
+    cos, sin = saved
+    return rotate(gradient, cos, -sin), jnp.zeros_like(cos), jnp.zeros_like(sin)
+
+
+rotate.defvjp(_rotate_forward, _rotate_backward)
+
+
+def attend(q: Float[Array, "N G T H"], k: Float[Array, "N H T"], v: Float[Array, "N T H"]) -> Float[Array, "N G T H"]:
+    """Causal attention by the fused kernel of the device where there is one for these types, else by `causal_attention`."""
+    if jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
+        return _fused_attention(q, k, v, "cudnn")
+    return causal_attention(q, k, v)
+
+
+def _fused_attention(q, k, v, implementation: Literal["xla", "cudnn"]):
+    q_NTGH, k_NT1H, v_NT1H = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1)[:, :, None], v[:, :, None]
+    out_NTGH = jax.nn.dot_product_attention(
+        q_NTGH, k_NT1H, v_NT1H, scale=1.0, is_causal=True, implementation=implementation
+    )
+    return out_NTGH.transpose(0, 2, 1, 3)
+
+
+@jax.custom_vjp
+def causal_attention(
+    q: Float[Array, "N G T H"], k: Float[Array, "N H T"], v: Float[Array, "N T H"]
+) -> Float[Array, "N G T H"]:
+    """softmax(q · k, causal) · v, for queries that are scaled already; G query heads share a key-value head.
+
+    Scores are float32 at least. The weights are kept for the gradient, T²/2 numbers per query head; `remat` of whole blocks
+    saves them where memory is short.
+    """
+    return _attention_forward(q, k, v)[0]
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    size = max(_QUERY_BLOCK, -(-length // _MOST_BLOCKS))
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _attention_forward(q, k, v):
+    N, G, T, H = q.shape
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    outs, saved = [], []
+    for start, end in _blocks(T):
+        q_NQH = q[:, :, start:end].reshape(N, -1, H)
+        scores_NQS = jnp.einsum("nqh,nhs->nqs", q_NQH, k[:, :, :end], preferred_element_type=wide)
+        hidden_QS = np.tile(np.arange(end)[None, :] > np.arange(start, end)[:, None], (G, 1))
+        scores_NQS = jnp.where(hidden_QS, -jnp.inf, scores_NQS)
+        weights_NQS = jnp.exp(scores_NQS - scores_NQS.max(axis=-1, keepdims=True))
+        total_NQ1 = weights_NQS.sum(axis=-1, keepdims=True).astype(v.dtype)
+        weights_NQS = weights_NQS.astype(v.dtype)
+        # The division comes after the product: T/H times fewer of them.
+        out_NQH = jnp.einsum("nqs,nsh->nqh", weights_NQS, v[:, :end]) / total_NQ1
+        outs.append(out_NQH.reshape(N, G, -1, H))
+        saved.append((q_NQH, weights_NQS, total_NQ1, out_NQH))
+    return jnp.concatenate(outs, axis=2), (k, v, saved)
+
+
+def _attention_backward(residuals, gradient):
+    """With weights w, total Σw and out o = Σ w v / Σw: dS = w ∘ (g v′ − g · o) / Σw."""
+    k, v, saved = residuals
+    N, G, T, H = gradient.shape
+    dq, dk_NHS, dv_NHS = [], jnp.zeros_like(k), jnp.zeros((N, H, T), v.dtype)
+    for (start, end), (q_NQH, weights_NQS, total_NQ1, out_NQH) in zip(_blocks(T), saved):
+        g_NQH = gradient[:, :, start:end].reshape(out_NQH.shape) / total_NQ1
+        along_NQ1 = (g_NQH * out_NQH).sum(axis=-1, keepdims=True)
+        ds_NQS = weights_NQS * (jnp.einsum("nqh,nsh->nqs", g_NQH, v[:, :end]) - along_NQ1)
+        dq.append(jnp.einsum("nqs,nhs->nqh", ds_NQS, k[:, :, :end]).reshape(N, G, -1, H))
+        # Transposing the small operand, so that the products need not transpose the large one.
+        dk_NHS = dk_NHS.at[:, :, :end].add(jnp.einsum("nhq,nqs->nhs", q_NQH.transpose(0, 2, 1), ds_NQS))
+        dv_NHS = dv_NHS.at[:, :, :end].add(jnp.einsum("nhq,nqs->nhs", g_NQH.transpose(0, 2, 1), weights_NQS))
+    return jnp.concatenate(dq, axis=2), dk_NHS, dv_NHS.transpose(0, 2, 1)
+
+
+causal_attention.defvjp(_attention_forward, _attention_backward)
+
+
+@jax.custom_vjp
+def token_losses(logits: Float[Array, "... V"], labels: Array) -> tuple[Float[Array, " ..."], Float[Array, " ..."]]:
+    """Cross-entropy in nats of each label, and the log of the softmax's normaliser, both float32."""
+    return _losses_forward(logits, labels)[0]
+
+
+def _losses_forward(logits, labels):
+    wide = logits.astype(jnp.float32)
+    log_normaliser = jax.nn.logsumexp(wide, axis=-1)
+    chosen = jnp.take_along_axis(wide, labels[..., None], axis=-1)[..., 0]
+    return (log_normaliser - chosen, log_normaliser), (logits, labels, log_normaliser)
+
+
+def _losses_backward(saved, gradients):
+    """(g + h) · softmax − g · onehot for gradients g of the loss and h of the log-normaliser: one pass, and no scatter."""
+    logits, labels, log_normaliser = saved
+    g, h = (x[..., None] for x in gradients)
+    softmax = jnp.exp(logits.astype(jnp.float32) - log_normaliser[..., None])
+    chosen = jnp.arange(logits.shape[-1]) == labels[..., None]
+    return ((g + h) * softmax - jnp.where(chosen, g, 0.0)).astype(logits.dtype), None
+
+
+token_losses.defvjp(_losses_forward, _losses_backward)
