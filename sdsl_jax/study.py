@@ -93,8 +93,7 @@ class Study:
         stamp = self._stamps().get(stage)
         return (
             stamp is not None
-            and all((self.folder / path).exists() for path in _PLAN[stage].outputs)
-            and all((self.folder / path).exists() for path in _PLAN[stage].inputs)
+            and all((self.folder / path).exists() for path in (*_PLAN[stage].outputs, *_PLAN[stage].inputs))
             and stamp["key"] == self._key(stage)
             and (stage != "train" or not self._lacks_weights())
         )
