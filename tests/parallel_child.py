@@ -1,7 +1,9 @@
 """What test_parallel.py runs in processes of its own: the number of devices is fixed when JAX starts."""
 
 import json
+import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import jax
 import numpy as np
 
 from sdsl_jax.config import ParallelConfig, TrainingConfig
+from sdsl_jax.errors import SdslError
 from sdsl_jax.models import ModelConfig, abstract_params, init_params
 from sdsl_jax.training import checkpoints
 from sdsl_jax.training.parallel import (
@@ -64,7 +67,7 @@ def stays(layout: Layout, state) -> bool:
 def collectives(layout: Layout) -> dict[str, list[list[int]]]:
     """Shapes of what each kind of collective of a step returns, for batches of many more tokens than the model is wide."""
     step = layout.step(train_step)
-    state, batch = layout.abstract(jax.eval_shape(init)), layout.place_batch(tokens(16, 129, 1)[0])
+    state, batch = layout.abstract(jax.eval_shape(init)), layout.place_batch(tokens(16, 161, 1)[0])
     lowered = step.func.lower(state, batch, np.float32(0.01), model=MODEL, config=CONFIG, **step.keywords)
     found: dict[str, list[list[int]]] = {}
     kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
@@ -108,7 +111,10 @@ def one_process(folder: Path) -> dict:
 
 def one_of_several(folder: Path) -> dict:
     """The same training, by a part of the devices; and what the processes tell each other."""
+    signals: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
     initialise_distributed()
+    os.kill(os.getpid(), signal.SIGTERM)
     primary, process = is_primary(), jax.process_index()
     layout = make_layout(ParallelConfig(0, 4))
     start = layout.place(init())
@@ -119,6 +125,13 @@ def one_of_several(folder: Path) -> dict:
     params = layout.whole(state.params)
     assert all(isinstance(x.sharding, jax.sharding.SingleDeviceSharding) for x in jax.tree.leaves(params))
     barrier("before messages")
+    # Parameters that differ between the processes are refused, by both of them.
+    other_start = init()._replace(step=jax.numpy.asarray(process))
+    try:
+        layout.place(other_start)
+        refused = ""
+    except SdslError as error:
+        refused = str(error)
     return {
         "devices": [jax.device_count(), jax.local_device_count()],
         "mesh": list(layout.mesh.devices.shape),
@@ -127,6 +140,8 @@ def one_of_several(folder: Path) -> dict:
         "stays": stays(layout, state) and stays(other, restored),
         "digests": [checkpoints.digest(params), checkpoints.digest(other.whole(restored.params))],
         "evaluated": np.asarray(window_losses(params, tokens()[0], model=MODEL)).tolist(),
+        "refused": refused,
+        "signals": signals,
         "primary": primary,
         "agreed": agree(10 + process),
         "anywhere": [anywhere(process == 1), anywhere(False)],

@@ -23,6 +23,7 @@ from jaxtyping import Int
 
 from sdsl_jax.config import ParallelConfig
 from sdsl_jax.errors import SdslError, require
+from sdsl_jax.training import checkpoints
 
 _AXES = ("data", "fsdp")
 _ENVIRONMENT = ("SDSL_COORDINATOR", "SDSL_PROCESSES", "SDSL_PROCESS")
@@ -58,8 +59,10 @@ class Layout:
         )
 
     def state_shardings(self, state: Any) -> Any:
-        """The sharding of every array of a state, or of a part of one: large ones are split along their largest axis that
-        `fsdp` divides, and those with fewer than two axes or fewer than 65,536 elements are repeated.
+        """The sharding of every array of a state, or of a part of one.
+
+        Arrays of two or more axes and 65,536 or more elements are split along the first axis that `fsdp` divides, the others are
+        repeated. The first, for the columns of a matrix may be several matrices side by side, which are cut apart in the model.
 
         Args:
           state: a pytree of arrays or of their shapes.
@@ -80,8 +83,20 @@ class Layout:
         )
 
     def place(self, state: Any) -> Any:
-        """Puts a state where steps run. With several processes each of them must bring the whole state, and the same."""
-        return jax.device_put(state, self.state_shardings(state))
+        """Puts a state where steps run. With several processes each of them must bring the whole state.
+
+        Raises:
+          SdslError: the processes bring different states.
+        """
+        shardings = self.state_shardings(state)
+        if jax.process_count() == 1:
+            return jax.device_put(state, shardings)
+        mark = int(checkpoints.digest(state)[:7], 16)
+        require(
+            not anywhere(mark != agree(mark)),
+            "the processes computed different initial states; they must run on hardware of one kind.",
+        )
+        return jax.tree.map(lambda x, sharding: _from_host(np.asarray(x), sharding), state, shardings)
 
     def place_batch(self, batch: Int[np.ndarray, "B T+1"]) -> Int[jax.Array, "B T+1"]:
         """Puts a batch where steps run. With several processes each brings the whole batch, of which it uses its own rows.
@@ -92,8 +107,7 @@ class Layout:
         self.check_batch(len(batch))
         if self._alone:
             return jax.device_put(batch, self._device)
-        sharding = NamedSharding(self.mesh, PartitionSpec(_AXES))
-        return jax.make_array_from_callback(batch.shape, sharding, lambda rows: batch[rows])
+        return _from_host(batch, NamedSharding(self.mesh, PartitionSpec(_AXES)))
 
     def step(self, function: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
         """`train_step`, or a function of the same signature, made to leave the state where it was.
@@ -126,13 +140,17 @@ class Layout:
         fsdp = self.mesh.shape["fsdp"]
         if fsdp == 1 or len(shape) < 2 or math.prod(shape) < _SMALL:
             return NamedSharding(self.mesh, PartitionSpec())
-        divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
+        axis = next((axis for axis, size in enumerate(shape) if size % fsdp == 0), None)
         require(
-            bool(divisible),
+            axis is not None,
             f"parallel.fsdp is {fsdp}, which divides no axis of {name} {list(shape)}; it must divide one of every large array.",
         )
-        axis = max(divisible, key=lambda i: shape[i])
-        return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "fsdp"))
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * (axis or 0), "fsdp"))
+
+
+def _from_host(array: np.ndarray, sharding: Sharding) -> jax.Array:
+    """An array of which every process has the whole and puts its part on its own devices."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "function", "model", "config"), donate_argnames="state")
@@ -203,6 +221,8 @@ def initialise_distributed() -> None:
         host, _, port = coordinator.rpartition(":")
         require(bool(host) and port.isdecimal(), f"SDSL_COORDINATOR is {coordinator!r}; it must be host:port.")
         arguments = dict(coordinator_address=coordinator, num_processes=int(processes), process_id=int(process))
+    # It would swallow SIGTERM, on which the command line ends by itself.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -93,13 +94,13 @@ def test_a_device_keeps_its_part_of_the_state(one, mesh, share):
 
 @pytest.mark.slow
 def test_weights_are_gathered_and_activations_stay(one):
-    """With many tokens to a batch: what is gathered has the shape of a matrix, and nothing has that of an activation."""
-    found = one["collectives"]
+    """With many tokens to a batch, what is gathered has the sides of a matrix, or of a part of it; nothing else moves."""
+    found, m = one["collectives"], parallel_child.MODEL
     assert set(found) <= {"all-gather", "all-reduce", "reduce-scatter"}
-    m = parallel_child.MODEL
-    shapes = {(m.vocab_size, m.width), (m.width, 512), (m.width, m.width), (m.width, 2 * m.hidden), (m.hidden, m.width)}
-    gathered = {tuple(shape) for shape in found["all-gather"]}
-    assert {tuple(sorted(shape)) for shape in gathered} == {tuple(sorted(shape)) for shape in shapes}
+    query, kv = m.heads * m.head_dim, m.kv_heads * m.head_dim
+    sides = {m.vocab_size, m.width, query, kv, query + 2 * kv, m.hidden, 2 * m.hidden}
+    assert all(len(shape) == 2 and sides.issuperset(shape) for shape in found["all-gather"])
+    assert len(found["all-gather"]) >= 5
 
 
 @pytest.mark.slow
@@ -116,6 +117,8 @@ def test_two_processes_train_as_one_does(several, one):
         assert_same_training(result["reported"], one["2x4"]["reported"])
         assert result["stays"]
         assert result["share"] == pytest.approx(1 / 4, abs=0.02)
+        assert result["refused"].startswith("the processes computed different initial states")
+        assert result["signals"] == [signal.SIGTERM]
         assert (result["primary"], result["agreed"], result["anywhere"]) == (i == 0, 10, [True, False])
     # Parameters are the same, wherever they are, and so is what they are worth.
     digests = {*results[0]["digests"], *results[1]["digests"], parallel_child.read_on_one_device(folder)}
@@ -165,9 +168,9 @@ def imagined(data: int, fsdp: int) -> Layout:
     ("shape", "fsdp", "spec"),
     [
         ((512, 128), 8, ("fsdp",)),
-        ((128, 512), 8, (None, "fsdp")),
+        ((128, 512), 8, ("fsdp",)),
         ((256, 256), 8, ("fsdp",)),
-        ((1000, 96), 16, (None, "fsdp")),  # the larger axis cannot be split
+        ((1000, 96), 16, (None, "fsdp")),  # the first axis cannot be split
         ((255, 256), 8, ()),  # small
         ((100_000,), 8, ()),
         ((), 8, ()),
