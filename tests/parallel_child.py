@@ -97,6 +97,11 @@ def one_process(folder: Path) -> dict:
         }
     results["collectives"] = collectives(make_layout(ParallelConfig(1, 8)))
 
+    half, _ = run_steps(layout, layout.place(init()), tokens()[:2])
+    checkpoints.save(folder / "half", half, {})
+    half = checkpoints.restore(folder / "half", layout.abstract(jax.eval_shape(init))).tree
+    results["resumed"] = checkpoints.digest(run_steps(layout, half, tokens()[2:])[0])
+
     checkpoints.save(folder / "saved", state, {})
     digests = [checkpoints.digest(state)]
     for shape in ((4, 2), (1, 1), (1, 8)):

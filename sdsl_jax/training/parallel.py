@@ -123,7 +123,7 @@ class Layout:
         """
         if self._alone:
             return tree
-        repeated = jax.jit(lambda t: t, out_shardings=NamedSharding(self.mesh, PartitionSpec()))(tree)
+        repeated = jax.jit(_same, out_shardings=NamedSharding(self.mesh, PartitionSpec()))(tree)
         return jax.tree.map(lambda x: x.addressable_data(0), repeated)
 
     @property
@@ -146,6 +146,10 @@ class Layout:
             f"parallel.fsdp is {fsdp}, which divides no axis of {name} {list(shape)}; it must divide one of every large array.",
         )
         return NamedSharding(self.mesh, PartitionSpec(*[None] * (axis or 0), "fsdp"))
+
+
+def _same(tree: Any) -> Any:
+    return tree
 
 
 def _from_host(array: np.ndarray, sharding: Sharding) -> jax.Array:
