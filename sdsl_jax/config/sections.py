@@ -114,7 +114,7 @@ class TrainingConfig:
 
     batch_size: int = 8
     batch_size_exponent: float = 0.0
-    learning_rate: float = 9e-3
+    learning_rate: float = 7e-3
     learning_rate_exponent: float = 0.4
     warmup_tokens: int = 100_000
     warmup_exponent: float = 0.0

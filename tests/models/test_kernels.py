@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from sdsl_jax.models import ModelConfig, forward, init_params
 from sdsl_jax.models.kernels import (
@@ -91,7 +92,7 @@ def test_token_losses():
 
 def test_gradients_are_those_of_finite_differences(x64):
     q, k, v = (x.astype(jnp.float64) for x in (_normal(0, 1, 2, 70, 4), _normal(1, 1, 4, 70), _normal(2, 1, 70, 4)))
-    jax.test_util.check_grads(causal_attention, (q, k, v), order=1, modes=["rev"], atol=1e-4, rtol=1e-4)
+    check_grads(causal_attention, (q, k, v), order=1, modes=["rev"], atol=1e-4, rtol=1e-4)
 
 
 def test_rematerialised_blocks_change_neither_logits_nor_gradients(small_model: ModelConfig):
