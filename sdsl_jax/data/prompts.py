@@ -7,6 +7,7 @@ two are rows of HellaSwag: "ctx_a ctx_b", behind "activity_label: " where the ro
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +16,14 @@ import numpy as np
 from jaxtyping import Int
 
 from sdsl_jax.config import DataConfig
-from sdsl_jax.data.corpus import load
-from sdsl_jax.data.tokenizer import Tokenizer
+from sdsl_jax.data.corpus import EMBEDDED
+from sdsl_jax.data.dataset import load_dataset
+from sdsl_jax.data.shards import TokenArray
+from sdsl_jax.data.tokenizer import Tokenizer, fingerprint
 from sdsl_jax.errors import SdslError, require
 
 # What `--prompts` may name instead of a file.
-HELD_OUT, EMBEDDED = "heldout", "sotu"
+HELD_OUT = "heldout"
 _FIELDS = ("prompt", "text", "ctx", "ctx_a")
 
 
@@ -77,8 +80,8 @@ def load_prompts(
 def _held_out(source: str, tokenizer: Tokenizer, count: int, max_tokens: int, data: DataConfig) -> Prompts:
     if source == EMBEDDED and data.source != EMBEDDED:
         data = DataConfig(sequence_length=data.sequence_length)
-    text = load(data).test
-    ids = tokenizer.encode(text) if text else np.zeros(0, np.int32)
+    # Windows of any length can be cut from the corpus as it lies on disk; what is too short is said below.
+    ids = _test_ids(tokenizer, dataclasses.replace(data, sequence_length=8))
     windows = (len(ids) - 1) // data.sequence_length  # those of a study, so that its prompts are these
     require(
         windows > 0,
@@ -90,6 +93,16 @@ def _held_out(source: str, tokenizer: Tokenizer, count: int, max_tokens: int, da
     width = min(max_tokens, data.sequence_length)
     starts = [i * data.sequence_length for i in _spread(windows, count)]
     return _pad([ids[start : start + width] for start in starts], domain, windows, 0)
+
+
+def _test_ids(tokenizer: Tokenizer, data: DataConfig) -> TokenArray | np.ndarray:
+    """The test split in the ids of any tokenizer: as it lies on disk if that is the one of the data, else encoded anew."""
+    if tokenizer.kind == data.tokenizer:
+        dataset = load_dataset(data)
+        if fingerprint(tokenizer) == fingerprint(dataset.tokenizer):
+            return dataset.splits["test"]
+    text = load_dataset(dataclasses.replace(data, tokenizer="bytes", vocab_size=256)).splits["test"]
+    return tokenizer.encode(text[:].astype(np.uint8).tobytes().decode())
 
 
 def _spread(available: int, count: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -93,11 +94,13 @@ class BPETokenizer:
         self.vocab_size = tokenizer.get_vocab_size()
 
     @classmethod
-    def train(cls, text: str, vocab_size: int) -> BPETokenizer:
-        """Learns merges from a text; deterministic.
+    def train(cls, texts: str | Iterable[str], vocab_size: int) -> BPETokenizer:
+        """Learns merges from a text or several, each of one or more documents joined by NUL; deterministic.
+
+        What is kept of them is a count of each different word, so they may be larger than memory.
 
         Raises:
-          SdslError: the text has too few different pairs for `vocab_size` entries.
+          SdslError: the texts have too few different pairs for `vocab_size` entries.
         """
         tokenizer = HuggingFaceTokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -108,7 +111,8 @@ class BPETokenizer:
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(text.split(SEPARATOR), trainer)
+        texts = [texts] if isinstance(texts, str) else texts
+        tokenizer.train_from_iterator((part for text in texts for part in text.split(SEPARATOR)), trainer)
         made = tokenizer.get_vocab_size()
         if made != vocab_size:
             raise SdslError(f"data.vocab_size is {vocab_size}; the training text yields a BPE of only {made} entries.")
@@ -146,8 +150,8 @@ class BPETokenizer:
             raise SdslError(f"the tokenizer {path} is damaged: it is not the JSON of a tokenizer.") from None
 
 
-def make_tokenizer(config: DataConfig, train_text: str) -> Tokenizer:
-    """The tokenizer that the settings ask for; a BPE is trained on the training split alone."""
+def make_tokenizer(config: DataConfig, train_texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer that the settings ask for; a BPE is trained on texts of the training split alone."""
     if config.tokenizer == "bytes":
         return ByteTokenizer()
-    return BPETokenizer.train(train_text, config.vocab_size)
+    return BPETokenizer.train(train_texts, config.vocab_size)

@@ -1,29 +1,14 @@
-import json
-
 import numpy as np
-import pandas
 import pytest
 
 from sdsl_jax.config import DataConfig
 from sdsl_jax.data import load_dataset
-from sdsl_jax.data.corpus import load, read_documents
 from sdsl_jax.errors import SdslError
 
 
 @pytest.fixture(scope="module")
 def sotu():
     return load_dataset(DataConfig())
-
-
-def test_embedded_corpus_is_split_by_year(sotu):
-    texts = load(DataConfig())
-    assert "Vice President Biden" in texts.test
-    assert "Vice President Biden" not in texts.train
-    assert texts.train.startswith("Fellow-Citizens of the Senate and House of Representatives")
-    assert len(sotu.splits["train"]) > 20 * len(sotu.splits["test"]) / 2
-    later = load(DataConfig(validation_from_year=1990, test_from_year=2000))
-    assert texts.train.startswith(later.train)
-    assert len(later.train) < len(texts.train)
 
 
 def test_a_batch_is_a_function_of_seed_and_step(sotu):
@@ -61,9 +46,9 @@ def test_bytes_round_trip(sotu):
     assert sotu.tokenizer.decode(sotu.tokenizer.encode(text)) == text
 
 
-def test_bpe_round_trips_and_compresses(tmp_path):
+def test_bpe_round_trips_and_compresses(sotu, tmp_path):
     path = tmp_path / "speech.txt"
-    path.write_text(load(DataConfig()).test[:60_000])
+    path.write_text(sotu.tokenizer.decode(sotu.splits["test"][:60_000]))
     config = DataConfig(source=str(path), tokenizer="bpe", vocab_size=400, sequence_length=32)
     data, again = load_dataset(config), load_dataset(config)
     assert data.digest == again.digest
@@ -72,18 +57,6 @@ def test_bpe_round_trips_and_compresses(tmp_path):
     text = "We the People – naïve"
     assert data.tokenizer.decode(data.tokenizer.encode(text)) == text
     assert (data.tokenizer.encode("a\0b") == 0).sum() == 1
-
-
-def test_own_files_of_every_kind(tmp_path):
-    texts = ["first document " * 20, "second document " * 20]
-    (tmp_path / "a.txt").write_text(texts[0])
-    (tmp_path / "b.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts))
-    pandas.DataFrame({"body": texts}).to_parquet(tmp_path / "c.parquet")
-    assert read_documents(tmp_path / "a.txt") == texts[:1]
-    assert read_documents(tmp_path / "b.jsonl") == texts
-    assert read_documents(tmp_path / "c.parquet", "body") == texts
-    splits = load(DataConfig(source=(str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl"))))
-    assert splits.train + splits.validation + splits.test == "\0".join([texts[0], *texts])
 
 
 @pytest.mark.parametrize(

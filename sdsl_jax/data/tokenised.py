@@ -1,0 +1,205 @@
+"""The tokenised corpus on disk: made once, found again by every later start.
+
+A corpus is a folder, named by its key: what it is made of, how it is split and how it is tokenised. It holds the shards of each
+split, a BPE's tokenizer.json, and manifest.json. It is made in a private folder beside it and then renamed, so it is never seen
+unfinished; processes that want the same corpus wait for the one that is making it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import glob
+import hashlib
+import itertools
+import json
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdsl_jax.config import DataConfig
+from sdsl_jax.data.corpus import Span, identity, is_file, read_pieces, sources, write_text
+from sdsl_jax.data.shards import SHARD_TOKENS, Shard, file_sha256, id_type, write_shards
+from sdsl_jax.data.tokenizer import Tokenizer, fingerprint, make_tokenizer
+from sdsl_jax.errors import SdslError, require
+from sdsl_jax.records import read_json, write_json
+
+FORMAT, VERSION = "sdsl-corpus", 1
+MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
+
+
+def corpus_folder(config: DataConfig) -> Path:
+    """Where the corpus lies, or will lie.
+
+    Raises:
+      SdslError: a file of the corpus cannot be read.
+    """
+    parts = [FORMAT, VERSION, _settings(config), [identity(source) for source in sources(config)]]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdsl_jax" / "corpora"
+    return (Path(config.shards) if config.shards else cache) / key
+
+
+def source_digests(config: DataConfig) -> list[str]:
+    """Identity of the text: SHA-256 of every file, from the manifest where there is one; else the name and version of a source.
+
+    Raises:
+      SdslError: a file of the corpus cannot be read.
+    """
+    manifest = corpus_folder(config) / MANIFEST
+    if manifest.exists():
+        return [source["sha256"] or source["identity"][0] for source in read_manifest(manifest.parent)["sources"]]
+    return [_digest(source) or str(identity(source)[0]) for source in sources(config)]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a corpus.
+
+    Raises:
+      SdslError: it is damaged, or of another version.
+    """
+    manifest = read_json(folder / MANIFEST, keys=("format", "version", "digest", "tokenizer", "sources", "splits"))
+    require(
+        (manifest["format"], manifest["version"]) == (FORMAT, VERSION),
+        f"the corpus {folder} has the format {manifest['format']!r}, version {manifest['version']}; this version of sdsl_jax "
+        f"reads {FORMAT!r}, version {VERSION}.",
+    )
+    return manifest
+
+
+def prepare(
+    config: DataConfig, *, shard_tokens: int = SHARD_TOKENS, note: Callable[[str], None] = lambda text: None
+) -> Path:
+    """The folder of the tokenised corpus, which is made if it is not there.
+
+    Args:
+      config: what it is made of, and how.
+      shard_tokens: ids in a shard; they are the same ids, with the same digest, whatever it is.
+      note: told before and after a corpus is made.
+
+    Raises:
+      SdslError: the corpus cannot be read, or the folder cannot be written to.
+    """
+    folder = corpus_folder(config)
+    if (folder / MANIFEST).exists():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _turn(folder.with_name(f".{folder.name}.lock")) as alone:
+            if not (folder / MANIFEST).exists():
+                mine = f".{folder.name}.{socket.gethostname()}."
+                if alone:  # whoever left these behind would hold the lock if it were alive
+                    for left in folder.parent.glob(glob.escape(mine) + "*.partial"):
+                        shutil.rmtree(left)
+                private = folder.with_name(f"{mine}{secrets.token_hex(4)}.partial")
+                note(f"tokenising the corpus {config.source} into {folder}")
+                try:
+                    private.mkdir()
+                    _make(config, private, shard_tokens)
+                    _publish(private, folder)
+                finally:
+                    shutil.rmtree(private, ignore_errors=True)
+    except OSError as error:
+        raise SdslError(
+            f"the tokenised corpus cannot be written to {folder.parent} ({error.strerror or error}); "
+            "choose another folder with data.shards."
+        ) from None
+    return folder
+
+
+@contextlib.contextmanager
+def _turn(path: Path) -> Iterator[bool]:
+    """Waits while another process holds the lock, and holds it; false where the file system has no locks.
+
+    The kernel takes a lock back from a process that dies. Without locks several may make the same corpus, each in its own folder.
+    """
+    with open(path, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+def _publish(private: Path, folder: Path) -> None:
+    try:
+        private.rename(folder)
+    except OSError:
+        if not (folder / MANIFEST).exists():  # else another host was first, with the same corpus
+            raise
+
+
+def _make(config: DataConfig, folder: Path, shard_tokens: int) -> None:
+    made_of = _describe_sources(config)
+    text = folder / "text"
+    spans = write_text(config, text)
+    tokenizer = make_tokenizer(config, _sample(text, spans["train"], config.tokenizer_sample_bytes))
+    if tokenizer.text() is not None:
+        tokenizer.save(folder / TOKENIZER)
+    dtype, digest, splits = id_type(tokenizer.vocab_size), hashlib.sha256(), {}
+    for name, span in spans.items():
+        shards = write_shards(folder, name, _encoded(tokenizer, text, span, digest.update), dtype, shard_tokens)
+        splits[name] = {
+            "tokens": sum(shard.tokens for shard in shards),
+            "text_bytes": span.end - span.start,
+            "shards": [shard._asdict() for shard in shards],
+        }
+    text.unlink()
+    described = [{"identity": about, "sha256": _digest(source)} for source, about in made_of]
+    require(
+        made_of == _describe_sources(config), f"the corpus {config.source} has changed while it was read; start again."
+    )
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "digest": digest.hexdigest(),
+        "dtype": dtype.str,
+        "tokenizer": {"vocab_size": tokenizer.vocab_size, "fingerprint": fingerprint(tokenizer)},
+        "settings": _settings(config),
+        "sources": described,
+        "splits": splits,
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def _encoded(tokenizer: Tokenizer, text: Path, span: Span, seen: Callable[[bytes], None]) -> Iterator[np.ndarray]:
+    for piece in read_pieces(text, span):
+        ids = tokenizer.encode(piece)
+        seen(ids.astype("<i4").tobytes())
+        yield ids
+
+
+def _sample(text: Path, span: Span, limit: int) -> Iterator[str]:
+    """Every k-th piece of a split, with the smallest k that keeps to the limit: all of a corpus that is not larger."""
+    return itertools.islice(read_pieces(text, span), 0, None, max(1, -(-(span.end - span.start) // limit)))
+
+
+def _settings(config: DataConfig) -> dict[str, Any]:
+    """The settings that decide what ids there are, which is all but where they lie and how they are cut into sequences."""
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in ("source", "shards", "sequence_length")}
+
+
+def _describe_sources(config: DataConfig) -> list[tuple[str, list[str | int]]]:
+    return [(source, identity(source)) for source in sources(config)]
+
+
+def _digest(source: str) -> str | None:
+    if not is_file(source):
+        return None
+    try:
+        return file_sha256(Path(source))
+    except OSError as error:
+        raise SdslError(f"the corpus file {source} cannot be read ({error.strerror}).") from None
+
+
+def shards_of(split: dict[str, Any]) -> list[Shard]:
+    """The shards of one split of a manifest."""
+    return [Shard(**shard) for shard in split["shards"]]

@@ -1,0 +1,275 @@
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdsl_jax.config import DataConfig
+from sdsl_jax.data import load_dataset, source_digests, tokenised
+from sdsl_jax.data.tokenised import MANIFEST, corpus_folder, prepare, read_manifest
+from sdsl_jax.data.tokenizer import BPETokenizer
+from sdsl_jax.errors import SdslError
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Two hundred numbered documents."""
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": f"document {i} – of many words"}) + "\n" for i in range(200)))
+    return DataConfig(source=str(path), sequence_length=16, shards=str(tmp_path / "shards"))
+
+
+@settings(max_examples=30)
+@given(
+    texts=st.lists(st.text(st.sampled_from("abc é。😀\n"), max_size=60), min_size=3, max_size=12),
+    shard_tokens=st.integers(1, 400),
+    length=st.integers(8, 20),
+)
+def test_a_corpus_is_the_same_whatever_its_shards(tmp_path_factory, texts, shard_tokens, length):
+    folder = tmp_path_factory.mktemp("corpus")
+    texts = [*texts, "of words " * 60]
+    (folder / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    one = DataConfig(source=str(folder / "a.jsonl"), sequence_length=length, shards=str(folder / "one"))
+    many = dataclasses.replace(one, shards=str(folder / "many"))
+    prepare(many, shard_tokens=shard_tokens)
+    data, again = load_dataset(one), load_dataset(many)
+    whole = np.concatenate([data.splits[name] for name in ("train", "validation", "test")])
+    np.testing.assert_array_equal(whole, np.frombuffer("\0".join(texts).encode(), np.uint8))
+    assert data.digest == again.digest == hashlib.sha256(whole.astype("<i4").tobytes()).hexdigest()
+    assert data.bytes_per_token == again.bytes_per_token == dict.fromkeys(data.splits, 1.0)
+    for name in data.splits:
+        np.testing.assert_array_equal(data.splits[name], again.splits[name])
+        expected = np.asarray(data.splits[name])
+        windows = again.windows(name, 10**6)
+        for i, window in enumerate(windows):
+            np.testing.assert_array_equal(window, expected[i * length : (i + 1) * length + 1])
+    for step in (0, 3, 17):
+        np.testing.assert_array_equal(data.batches(5, 2)[step], again.batches(5, 2)[step])
+        assert again.batches(5, 2)[step].dtype == np.int32
+
+
+def test_the_next_start_reads_what_the_first_one_made(config, monkeypatch):
+    notes = []
+    data = load_dataset(config, note=notes.append)
+    assert [note.split(" into ")[0] for note in notes] == [f"tokenising the corpus {config.source}"]
+    monkeypatch.setattr(tokenised, "_make", None)  # would fail if it were called
+    again = load_dataset(dataclasses.replace(config, sequence_length=24), note=notes.append)
+    assert (data.digest, len(notes), again.sequence_length) == (again.digest, 1, 24)
+    with open(config.source, "rb") as file:
+        assert source_digests(config) == [hashlib.file_digest(file, "sha256").hexdigest()]
+
+
+def test_a_bpe_is_kept_with_what_it_made(config, monkeypatch):
+    config = dataclasses.replace(config, tokenizer="bpe", vocab_size=270)
+    data = load_dataset(config)
+    monkeypatch.setattr(tokenised, "_make", None)
+    again = load_dataset(config)
+    text = again.tokenizer.decode(data.splits["train"][:])
+    assert text.startswith("document 0 – of many words<|endoftext|>document 1 – of")
+    assert data.bytes_per_token["train"] > 1.2
+    tokenizer = corpus_folder(config) / "tokenizer.json"
+    BPETokenizer.train("other words of another text " * 9, 270).save(tokenizer)
+    with pytest.raises(SdslError, match=r"tokenizer\.json is damaged"):
+        load_dataset(config)
+
+
+def test_a_vocabulary_may_be_learnt_from_an_even_sample(tmp_path, monkeypatch):
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"{word} {word} {word}\n" * 40 for word in ("first", "second", "third", "fourth", "fifth")))
+    read = tokenised.read_pieces
+    monkeypatch.setattr(tokenised, "read_pieces", lambda text, span: read(text, span, 200))
+    config = DataConfig(
+        source=str(path), sequence_length=8, tokenizer="bpe", vocab_size=262, shards=str(tmp_path / "s")
+    )
+    seen = []
+
+    def spy(config, texts):
+        texts = list(texts)
+        seen.append(sum(map(len, texts)))
+        assert all(word in "".join(texts) for word in ("first", "second", "third"))
+        return original(config, texts)
+
+    original = tokenised.make_tokenizer
+    monkeypatch.setattr(tokenised, "make_tokenizer", spy)
+    whole, sampled = load_dataset(config), load_dataset(dataclasses.replace(config, tokenizer_sample_bytes=1000))
+    size = len(path.read_text())
+    assert seen[0] == round(size * 0.9)
+    assert 600 < seen[1] <= 1000
+    assert "".join(sampled.tokenizer.decode(sampled.splits[s][:]) for s in sampled.splits) == path.read_text()
+    assert whole.digest != sampled.digest
+
+
+def test_what_decides_the_ids_decides_the_folder(config, tmp_path):
+    folder = corpus_folder(config)
+    other = ({"tokenizer": "bpe", "vocab_size": 300}, {"test_fraction": 0.2}, {"text_column": "body"})
+    assert corpus_folder(dataclasses.replace(config, sequence_length=99)) == folder
+    assert len({folder, *(corpus_folder(dataclasses.replace(config, **c)) for c in other)}) == 4
+    made = load_dataset(config)
+    with open(config.source, "a") as file:
+        file.write(json.dumps({"text": "one more"}))
+    assert corpus_folder(config) != folder
+    assert load_dataset(config).digest != made.digest
+
+
+def test_the_users_cache_is_the_default(config, cache, monkeypatch, tmp_path):
+    assert corpus_folder(dataclasses.replace(config, shards="")).parent == cache
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert corpus_folder(dataclasses.replace(config, shards="")).parent == tmp_path / ".cache/sdsl_jax/corpora"
+
+
+_CHILD = """
+import os, sys
+from sdsl_jax.config import DataConfig
+from sdsl_jax.data import tokenised
+where, source, shards = sys.argv[1:]
+real, calls = getattr(tokenised, where), []
+def dying(*arguments, **named):
+    calls.append(1)
+    found = real(*arguments, **named) if where != "write_json" else None
+    if len(calls) == (2 if where == "write_shards" else 1):
+        os.kill(os.getpid(), 9)
+    return found
+setattr(tokenised, where, dying)
+tokenised.prepare(DataConfig(source=source, sequence_length=16, shards=shards), shard_tokens=100)
+"""
+
+
+@pytest.mark.parametrize("where", ["write_text", "write_shards", "write_json"])
+def test_killed_while_tokenising(config, where):
+    died = subprocess.run([sys.executable, "-c", _CHILD, where, config.source, config.shards], env=os.environ)
+    assert died.returncode == -signal.SIGKILL
+    folder = corpus_folder(config)
+    (left,) = folder.parent.glob(".*.partial")
+    assert any(left.iterdir())
+    assert not folder.exists()
+    data = load_dataset(config, verify=True)
+    assert not left.exists()
+    reference = load_dataset(dataclasses.replace(config, shards=config.shards + "-other"))
+    assert data.digest == reference.digest
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_several_that_start_at_once(config, monkeypatch, locks):
+    together, made, make = threading.Barrier(4), [], tokenised._make
+
+    def slow(config, folder, shard_tokens):
+        make(config, folder, shard_tokens)
+        made.append(folder)
+        if not locks:
+            together.wait(20)  # all four have made it before any one publishes it
+
+    def refused(file, operation):
+        raise OSError("no locks here")
+
+    if not locks:
+        monkeypatch.setattr(tokenised.fcntl, "flock", refused)
+    monkeypatch.setattr(tokenised, "_make", slow)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(prepare(config))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [corpus_folder(config)] * 4
+    assert len(made) == (1 if locks else 4)
+    assert not list(found[0].parent.glob(".*.partial"))
+    load_dataset(config, verify=True)
+
+
+def test_a_damaged_corpus_is_not_used(config):
+    folder = prepare(config, shard_tokens=1000)
+    shard = folder / "train-00002.bin"
+    shard.write_bytes(bytes([shard.read_bytes()[0] ^ 1]) + shard.read_bytes()[1:])
+    with pytest.raises(SdslError, match=r"train-00002\.bin is damaged"):
+        load_dataset(config)
+    manifest = folder / MANIFEST
+    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 9'))
+    with pytest.raises(SdslError, match=r"version 9; this version of sdsl_jax reads 'sdsl-corpus', version 1"):
+        load_dataset(config)
+    manifest.write_text("{")
+    with pytest.raises(SdslError, match=r"manifest\.json is damaged"):
+        load_dataset(config)
+
+
+def test_a_manifest_tells_what_is_there(config):
+    manifest = read_manifest(prepare(config, shard_tokens=1000))
+    data = load_dataset(config)
+    assert manifest["digest"] == data.digest
+    for name, split in manifest["splits"].items():
+        assert split["tokens"] == sum(s["tokens"] for s in split["shards"]) == len(data.splits[name])
+    ((path, size, modified),) = [source["identity"] for source in manifest["sources"]]
+    status = os.stat(config.source)
+    assert (path, size, modified) == (config.source, status.st_size, status.st_mtime_ns)
+
+
+def test_where_nothing_can_be_written(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SdslError, match=r"cannot be written to .*file/.*choose another folder with data\.shards"):
+        load_dataset(dataclasses.replace(config, shards=str(tmp_path / "file" / "shards")))
+
+
+def test_a_corpus_that_changes_while_it_is_read_is_refused(config, monkeypatch):
+    make = tokenised.make_tokenizer
+
+    def meanwhile(*arguments):
+        with open(config.source, "a") as file:
+            file.write("\n")
+        return make(*arguments)
+
+    monkeypatch.setattr(tokenised, "make_tokenizer", meanwhile)
+    with pytest.raises(SdslError, match="has changed while it was read"):
+        load_dataset(config)
+    assert not list((corpus_folder(config).parent).glob("*/manifest.json"))
+
+
+_FRUGAL = """
+import resource, sys
+from sdsl_jax.config import DataConfig
+from sdsl_jax.data import load_dataset
+source, shards, small = sys.argv[1:]
+def run(source):
+    data = load_dataset(DataConfig(source=source, sequence_length=128, shards=shards))
+    batches = data.batches(0, 8)
+    for step in range(50):
+        batches[step]
+    data.windows("test", 64)
+    return len(data.splits["train"])
+run(small)  # whatever the first use of every library takes
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+tokens = run(source)
+print(tokens, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
+def test_memory_stays_far_below_the_size_of_a_corpus(tmp_path, kind):
+    import pandas
+
+    rng, size = np.random.default_rng(0), 60_000_000
+    paths = {}
+    for name, rows in (("small", 50), ("large", 6000)):
+        texts = ["".join(map(chr, rng.integers(97, 123, size // 6000))) for _ in range(rows)]
+        paths[name] = path = tmp_path / f"{name}.{kind}"
+        if kind == "parquet":
+            pandas.DataFrame({"text": texts}).to_parquet(path, row_group_size=500)
+        else:
+            path.write_text("\n".join(texts if kind == "txt" else (json.dumps({"text": t}) for t in texts)))
+    out = subprocess.run(
+        [sys.executable, "-c", _FRUGAL, paths["large"], tmp_path / "shards", paths["small"]],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    tokens, grown = map(int, out.stdout.split())
+    assert tokens > 0.85 * size
+    assert grown < 0.6 * size
