@@ -27,10 +27,7 @@ def documents(path: Path, text_column: str = "text") -> Iterator[Iterable[str]]:
       SdslError: the file is missing, of another kind, undecodable, or lacks the column.
     """
     require(path.suffix in READERS, f"the corpus file {path} is of an unknown kind; allowed are {', '.join(READERS)}.")
-    try:
-        yield from READERS[path.suffix](path, text_column)
-    except OSError as error:
-        raise SdslError(f"the corpus file {path} cannot be read ({error.strerror or error}).") from None
+    yield from READERS[path.suffix](path, text_column)
 
 
 def hugging_face(name: str, text_column: str = "text") -> Iterator[Iterable[str]]:
@@ -80,14 +77,16 @@ def _read_parquet(path: Path, column: str) -> Iterator[Iterable[str]]:
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
+        with open(path, "rb") as opened, parquet.ParquetFile(opened) as file:
             _require_text(column in file.schema_arrow.names, column, "the table", f"corpus file {path}")
             batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=[column])
             rows = (text for batch in batches for text in batch.column(0).to_pylist())
             for number, text in enumerate(rows, 1):
                 yield (_row_text({column: text}, column, f"row {number}", f"corpus file {path}"),)
-    except pyarrow.ArrowInvalid:
+    except (pyarrow.ArrowInvalid, UnicodeDecodeError):
         raise SdslError(f"the corpus file {path} is not a valid Parquet file.") from None
+    except OSError as error:
+        raise SdslError(f"the corpus file {path} cannot be read ({error.strerror or error}).") from None
 
 
 READERS: dict[str, Callable[[Path, str], Iterator[Iterable[str]]]] = {
@@ -101,17 +100,17 @@ def _decoded(path: Path) -> Iterator[str]:
     """Text of a file in pieces, every end of line a newline."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     newlines = io.IncrementalNewlineDecoder(decoder, translate=True)
-    with open(path, "rb") as file:
-        while True:
-            data = file.read(_READ_BYTES)
-            pending = len(decoder.getstate()[0])
-            try:
-                yield newlines.decode(data, final=not data)
-            except UnicodeDecodeError as error:
-                at = file.tell() - len(data) - pending + error.start
-                raise SdslError(f"the corpus file {path} is not valid UTF-8 (byte {at}).") from None
-            if not data:
-                return
+    decoded = 0  # bytes
+    try:
+        with open(path, "rb") as file:
+            while data := file.read(_READ_BYTES):
+                yield newlines.decode(data)
+                decoded = file.tell() - len(decoder.getstate()[0])
+        yield newlines.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise SdslError(f"the corpus file {path} is not valid UTF-8 (byte {decoded + error.start}).") from None
+    except OSError as error:
+        raise SdslError(f"the corpus file {path} cannot be read ({error.strerror or error}).") from None
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -79,7 +79,7 @@ def load_prompts(
 
 def _held_out(source: str, tokenizer: Tokenizer, count: int, max_tokens: int, data: DataConfig) -> Prompts:
     if source == EMBEDDED and data.source != EMBEDDED:
-        data = DataConfig(sequence_length=data.sequence_length)
+        data = DataConfig(sequence_length=data.sequence_length, shards=data.shards)
     # Windows of any length can be cut from the corpus as it lies on disk; what is too short is said below.
     ids = _test_ids(tokenizer, dataclasses.replace(data, sequence_length=8))
     windows = (len(ids) - 1) // data.sequence_length  # those of a study, so that its prompts are these

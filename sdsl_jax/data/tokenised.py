@@ -92,7 +92,7 @@ def prepare(
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _turn(folder.with_name(f".{folder.name}.lock")) as alone:
+        with _turn(folder.with_name(f".{folder.name}.lock"), note) as alone:
             if not (folder / MANIFEST).exists():
                 mine = f".{folder.name}.{socket.gethostname()}."
                 if alone:  # whoever left these behind would hold the lock if it were alive
@@ -115,14 +115,18 @@ def prepare(
 
 
 @contextlib.contextmanager
-def _turn(path: Path) -> Iterator[bool]:
+def _turn(path: Path, note: Callable[[str], None]) -> Iterator[bool]:
     """Waits while another process holds the lock, and holds it; false where the file system has no locks.
 
     The kernel takes a lock back from a process that dies. Without locks several may make the same corpus, each in its own folder.
     """
     with open(path, "ab") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                note("waiting for another process that is tokenising the same corpus")
+                fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
             yield False
         else:
@@ -133,8 +137,10 @@ def _publish(private: Path, folder: Path) -> None:
     try:
         private.rename(folder)
     except OSError:
-        if not (folder / MANIFEST).exists():  # else another host was first, with the same corpus
-            raise
+        if (folder / MANIFEST).exists():
+            return  # another host was first, with the same corpus
+        shutil.rmtree(folder, ignore_errors=True)  # the rest of a corpus that somebody has begun to delete
+        private.rename(folder)
 
 
 def _make(config: DataConfig, folder: Path, shard_tokens: int) -> None:

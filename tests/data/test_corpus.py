@@ -105,6 +105,19 @@ def test_a_cut_by_position_loses_nothing_and_divides_no_character(tmp_path_facto
     assert -4 < len(splits["test"].encode()) - size * test <= 0.5
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    for kind in ("txt", "jsonl", "parquet"):
+        with pytest.raises(SdslError, match=rf"gone\.{kind} cannot be read \(No such file"):
+            read_documents(tmp_path / f"gone.{kind}")
+    (tmp_path / "cut.txt").write_bytes("abcé".encode()[:-1])
+    with pytest.raises(SdslError, match=r"cut\.txt is not valid UTF-8 \(byte 3\)"):
+        read_documents(tmp_path / "cut.txt")
+    pandas.DataFrame({"text": ["a", None]}).to_parquet(tmp_path / "a.parquet")
+    for column, where in (("text", "row 2"), ("body", "the table")):
+        with pytest.raises(SdslError, match=rf"{where} of the corpus file .* no text in the column '{column}'"):
+            read_documents(tmp_path / "a.parquet", column)
+
+
 WORDS = st.lists(
     st.tuples(
         st.text(st.sampled_from("abtheis'29.,é。-"), min_size=1, max_size=8),

@@ -6,7 +6,7 @@ import pytest
 from sdsl_jax.config import DataConfig
 from sdsl_jax.data import load_dataset
 from sdsl_jax.data.prompts import load_prompts, read_prompts
-from sdsl_jax.data.tokenizer import ByteTokenizer
+from sdsl_jax.data.tokenizer import BPETokenizer, ByteTokenizer
 from sdsl_jax.errors import SdslError
 
 BYTES = ByteTokenizer()
@@ -82,6 +82,20 @@ def test_held_out_text_of_files_is_their_end(tmp_path):
     assert rows(load("heldout", data=data, max_tokens=4)) == ["bbbb"] * 6
     assert "own.txt" in load("heldout", data=data).domain
     assert load("sotu", count=3, data=data).domain == "sotu since 2009"
+
+
+def test_held_out_text_in_the_ids_of_any_tokenizer(tmp_path):
+    text = "".join(f"number {i} – of many\n" for i in range(400))
+    (tmp_path / "own.txt").write_text(text)
+    data = DataConfig(source=str(tmp_path / "own.txt"), sequence_length=16, tokenizer="bpe", vocab_size=270)
+    dataset = load_dataset(data)
+    own = load_prompts("heldout", dataset.tokenizer, count=5, max_tokens=9, data=data)
+    np.testing.assert_array_equal(own.tokens, dataset.windows("test", 5)[:, :9])
+    other = BPETokenizer.train("many other words of another text " * 20, 272)
+    found = load_prompts("heldout", other, count=5, max_tokens=9, data=data)
+    expected = other.encode(dataset.tokenizer.decode(dataset.splits["test"][:]))
+    np.testing.assert_array_equal(found.tokens[0], expected[:9])
+    assert found.available == (len(expected) - 1) // 16
 
 
 @pytest.mark.parametrize(

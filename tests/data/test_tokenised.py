@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -209,6 +210,25 @@ def test_a_manifest_tells_what_is_there(config):
     ((path, size, modified),) = [source["identity"] for source in manifest["sources"]]
     status = os.stat(config.source)
     assert (path, size, modified) == (config.source, status.st_size, status.st_mtime_ns)
+
+
+def test_what_is_left_of_a_deleted_corpus_is_no_obstacle(config):
+    folder = prepare(config, shard_tokens=1000)
+    (folder / MANIFEST).unlink()
+    assert prepare(config) == folder
+    assert sorted(path.name for path in folder.iterdir())[-1] == "validation-00000.bin"
+    assert not (folder / "train-00001.bin").exists()
+    load_dataset(config, verify=True)
+
+
+def test_a_full_disk_leaves_nothing_behind(config, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tokenised, "write_shards", full)
+    with pytest.raises(SdslError, match=r"cannot be written to .* \(No space left on device\); choose another folder"):
+        load_dataset(config)
+    assert [path.suffix for path in corpus_folder(config).parent.iterdir()] == [".lock"]
 
 
 def test_where_nothing_can_be_written(config, tmp_path):
