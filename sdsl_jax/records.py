@@ -59,7 +59,9 @@ class ModelRecord:
     steps: int = _column("optimiser steps", default=0)
     train_seconds: float = _column("wall-clock seconds of training that led to this model", default=math.nan)
     compile_seconds: float = _column("of train_seconds, those spent compiling", default=math.nan)
-    data_wait_share: float = _column("share of the other train_seconds in which the device waited for a batch", default=math.nan)
+    data_wait_share: float = _column(
+        "share of the other train_seconds in which the device waited for a batch", default=math.nan
+    )
     spikes: int = _column("steps whose loss was a spike", default=0)
     skipped_steps: int = _column("steps that changed nothing, their loss or gradient not being finite", default=0)
     data_digest: str = _column("SHA-256 over the tokenised corpus", default="")

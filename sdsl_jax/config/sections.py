@@ -84,7 +84,8 @@ class LadderConfig:
     """Which models are trained: non-embedding sizes and token budgets of drafts and targets, and the seeds.
 
     Every size is trained with each of `seeds`, and sizes up to `replicate_below` with each of `replicate_seeds` as well: at
-    the small end repetitions are cheap and scatter is large.
+    the small end repetitions are cheap and scatter is large. `weights` names a folder that holds the trained ladder, or a larger
+    one of the same recipe, such as checkpoints/ladder: nothing is trained then.
     """
 
     draft_params: tuple[int, ...]
@@ -94,6 +95,7 @@ class LadderConfig:
     seeds: tuple[int, ...] = (0,)
     replicate_seeds: tuple[int, ...] = ()
     replicate_below: int = 0
+    weights: str = ""
 
     def __post_init__(self):
         for name in ("draft_params", "draft_tokens", "target_params", "target_tokens"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -71,9 +72,30 @@ def train_ladder(
       progress: told after every step.
 
     Raises:
-      SdslError: the family cannot make a size, a loss becomes non-finite, or a file cannot be written.
+      SdslError: the family cannot make a size, a loss becomes non-finite, or a file cannot be written; or `ladder.weights`
+        does not hold what the study asks for.
     """
+    if config.ladder.weights:
+        return _read_ladder(config, dataset, folder)
     return train_rungs(config, dataset, folder, plan_rungs(config, dataset, folder), progress).records
+
+
+def _read_ladder(config: StudyConfig, dataset: Dataset, folder: Path) -> list[ModelRecord]:
+    """The records of a ladder that was trained before, their checkpoints named from the study's folder."""
+    weights = Path(config.ladder.weights)
+    require(weights.is_dir(), f"ladder.weights is {config.ladder.weights!r}, which is not a folder.")
+    plans = plan_rungs(config, dataset, weights)
+    missing = [model for plan in plans for model in plan.models if not model_folder.is_complete(model)]
+    require(
+        not missing,
+        f"ladder.weights lacks {len(missing)} of the {sum(len(plan.models) for plan in plans)} models that the study asks "
+        f"for, {missing[0] if missing else ''} first: it holds other sizes, budgets or seeds, or was trained by another recipe.",
+    )
+    records = read_records(config, dataset, plans)
+    return [
+        dataclasses.replace(record, checkpoint=os.path.relpath(weights / record.checkpoint, folder))
+        for record in records
+    ]
 
 
 def train_rungs(

@@ -9,10 +9,10 @@ from conftest import tiny
 from sdsl_jax.data import load_dataset
 from sdsl_jax.errors import SdslError
 from sdsl_jax.models import forward, init_params, member
+from sdsl_jax.models.kernels import token_losses
 from sdsl_jax.progress import Silent
 from sdsl_jax.training import checkpoints, load_model, train_ladder
 from sdsl_jax.training.schedule import make_schedule
-from sdsl_jax.models.kernels import token_losses
 from sdsl_jax.training.step import init_state, optimizer, step_config, train_step
 
 ONE_RUNG = {"draft_params": [600], "draft_tokens": [8_000, 16_000], "target_params": [900], "target_tokens": [8_000]}
