@@ -9,6 +9,7 @@ import tyro
 
 from sdsl_jax.cli.compilation import keep_compiled_programs
 from sdsl_jax.cli.measure import measure
+from sdsl_jax.cli.memory import use_huge_pages
 from sdsl_jax.cli.predict import lookahead, predict
 from sdsl_jax.cli.study import overrides, split_overrides, study
 from sdsl_jax.cli.train import train
@@ -30,6 +31,8 @@ def main() -> None:
     keep_compiled_programs()
     arguments, overrides[:] = split_overrides(sys.argv[1:])
     resumable = arguments[:1] in (["study"], ["train"])
+    if resumable:
+        use_huge_pages()
     continues = "; the same command continues where it stood" * resumable
     try:
         if resumable:

@@ -181,8 +181,8 @@ class ParallelConfig:
     """The mesh of devices that a rung is trained on: `data * fsdp` devices.
 
     Batches are split over both axes; parameters and optimiser state are split over `fsdp` and repeated over `data`. Either may
-    be 0 (not both), which stands for all devices that the other axis leaves. How a rung is laid out does not change what it is: its
-    checkpoints restore onto any other mesh.
+    be 0 (not both), which stands for all devices that the other axis leaves. How a rung is laid out does not change what it is:
+    its checkpoints restore onto any other mesh.
     """
 
     data: int = 1
