@@ -33,6 +33,8 @@ from sdsl_jax.records import read_json, write_json
 
 FORMAT, VERSION = "sdsl-corpus", 1
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
+# Bytes of a piece of which a vocabulary is learnt; the library holds a few hundred of them at a time.
+_SAMPLE_BYTES = 1 << 16
 
 
 def corpus_folder(config: DataConfig) -> Path:
@@ -185,7 +187,8 @@ def _encoded(tokenizer: Tokenizer, text: Path, span: Span, seen: Callable[[bytes
 
 def _sample(text: Path, span: Span, limit: int) -> Iterator[str]:
     """Every k-th piece of a split, with the smallest k that keeps to the limit: all of a corpus that is not larger."""
-    return itertools.islice(read_pieces(text, span), 0, None, max(1, -(-(span.end - span.start) // limit)))
+    every = max(1, -(-(span.end - span.start) // limit))
+    return itertools.islice(read_pieces(text, span, _SAMPLE_BYTES), 0, None, every)
 
 
 def _settings(config: DataConfig) -> dict[str, Any]:

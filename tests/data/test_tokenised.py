@@ -85,8 +85,7 @@ def test_a_bpe_is_kept_with_what_it_made(config, monkeypatch):
 def test_a_vocabulary_may_be_learnt_from_an_even_sample(tmp_path, monkeypatch):
     path = tmp_path / "text.txt"
     path.write_text("".join(f"{word} {word} {word}\n" * 40 for word in ("first", "second", "third", "fourth", "fifth")))
-    read = tokenised.read_pieces
-    monkeypatch.setattr(tokenised, "read_pieces", lambda text, span: read(text, span, 200))
+    monkeypatch.setattr(tokenised, "_SAMPLE_BYTES", 200)
     config = DataConfig(
         source=str(path), sequence_length=8, tokenizer="bpe", vocab_size=262, shards=str(tmp_path / "s")
     )
