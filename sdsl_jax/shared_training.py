@@ -10,7 +10,7 @@ from sdsl_jax.config import StudyConfig, to_toml
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import ModelRecord, write_table, write_text
 from sdsl_jax.study import Study
-from sdsl_jax.training import plan_rungs, read_records, select, train_rungs
+from sdsl_jax.training import is_primary, plan_rungs, read_records, select, train_rungs
 
 
 class Trained(NamedTuple):
@@ -36,6 +36,8 @@ def train_part(
 ) -> Trained:
     """Trains some rungs of a study's ladder, beside any number of other processes that do the same.
 
+    The processes of one distributed program (`initialise_distributed`) must all call it, and train every rung together.
+
     `models.csv` then holds every model of the study that is finished, whoever trained it.
 
     Args:
@@ -51,12 +53,12 @@ def train_part(
     study = Study(config, folder, progress or Silent())
     plans = plan_rungs(config, study.dataset, folder)
     chosen = select(plans, patterns, part)
-    if not (folder / "config.toml").exists():
+    if is_primary() and not (folder / "config.toml").exists():
         write_text(folder / "config.toml", to_toml(config))
     outcome = train_rungs(config, study.dataset, folder, chosen, study.progress, wait=False)
     finished = read_records(config, study.dataset, plans)
     missing = sum(len(plan.models) for plan in plans) - len(finished)
-    if finished:
+    if finished and is_primary():
         # What the table holds now need not be what the stage was completed with.
         study.forget("train")
         study.dataset.tokenizer.save(folder / "tokenizer.json")

@@ -2,8 +2,9 @@
 
     python -m benchmarks.train [--sizes 25k,149k,786k,2.7M,6.3M] [--repetitions 7] [--out FILE.json] [--json]
 
-Both start from the same weights and take the same batches in float32, and their losses must agree. Repetitions are interleaved, in
-processes of their own; both allocate through huge pages (sdsl_jax.cli.memory) unless SDSL_NO_HUGE_PAGES=1. Needs the extra `bench`.
+Both start from the same weights and take the same batches in float32, and their losses must agree. Repetitions are
+interleaved, in processes of their own; both allocate through huge pages (sdsl_jax.cli.memory) unless SDSL_NO_HUGE_PAGES=1.
+Needs the extra `bench`.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ class _Ours:
     def steps(self, first: int, count: int) -> tuple[float, list[float]]:
         """Seconds, and the loss of each step."""
         time.sleep(SETTLE_SECONDS)
-        losses, began = [], time.perf_counter()
+        losses: list[Any] = []
+        began = time.perf_counter()
         for i in range(first, first + count):
             self.state, metrics = train_step(
                 self.state,
@@ -64,7 +65,7 @@ def race(size: str, repetitions: int, target_seconds: float, folder: Path, about
     batches = np.random.default_rng(0).integers(0, VOCABULARY, (8, BATCH, LENGTH + 1)).astype(np.int32)
     np.save(folder / "batches.npy", batches)
     ours = _Ours(size, batches)
-    np.savez(folder / "weights.npz", **peer_weights(ours.params))
+    np.savez(folder / "weights.npz", **peer_weights(ours.params))  # type: ignore[arg-type]
     training = TrainingConfig()
     recipe = {k: getattr(training, k) for k in ("weight_decay", "adam_b1", "adam_b2", "z_loss", "clip_norm")}
     asked = dict(

@@ -1,8 +1,8 @@
 """Memory in large pages for training on CPUs under Linux.
 
-A training step fills some hundred megabytes with intermediate results and gives them back. With the C library's settings the kernel
-takes the memory back as well, and maps and clears it anew in every step, 4 kB at a time: a third of the time of a step. The settings
-are read when a process starts, so the command starts itself once more with them.
+A training step fills some hundred megabytes with intermediate results and gives them back. With the C library's settings the
+kernel takes the memory back as well, and maps and clears it anew in every step, 4 kB at a time: up to a third of the time of a
+step. Other settings are read when a process starts, so the command starts itself once more with them.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ def train(
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
     rungs: Annotated[str | None, tyro.conf.arg(metavar="NAMES")] = None,
     part: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None,
+    distributed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Train a study's ladder, or some of its rungs; any number of processes may share its folder.
 
@@ -34,21 +35,28 @@ def train(
         out: folder for the results; runs/<name> if left out.
         rungs: names of rungs, with or without their seed, separated by commas; * and ? stand for others: draft-14k,target-*.
         part: part I, from 1, of N parts of about equal FLOPs, for job arrays.
+        distributed: join the processes of several hosts, which train every rung together on the study's [parallel] mesh; they are
+            found by JAX, or by SDSL_COORDINATOR=host:port, SDSL_PROCESSES and SDSL_PROCESS.
     """
     from sdsl_jax.config import load_study
+    from sdsl_jax.progress import Silent
     from sdsl_jax.shared_training import train_part
+    from sdsl_jax.training import initialise_distributed, is_primary
 
     config = load_study(file, overrides)
     folder = out or Path("runs") / config.name
     patterns = [name.strip() for name in rungs.split(",")] if rungs is not None else []
     chosen = None if part is None else _parse_part(part)
+    if distributed:
+        initialise_distributed()
     console = standard_console()
-    progress = Terminal(console)
+    terminal = Terminal(console)
     try:
-        trained = train_part(config, folder, patterns, chosen, progress)
+        trained = train_part(config, folder, patterns, chosen, terminal if is_primary() else Silent())
     finally:
-        progress.close()
-    _print(console, trained, folder)
+        terminal.close()
+    if is_primary():
+        _print(console, trained, folder)
 
 
 def _parse_part(text: str) -> tuple[int, int]:

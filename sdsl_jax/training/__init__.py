@@ -4,6 +4,7 @@ from sdsl_jax.training.evaluation import device_name
 from sdsl_jax.training.ladder import Outcome, check_ladder, load_model, read_records, train_ladder, train_rungs
 from sdsl_jax.training.loop import rung_seed
 from sdsl_jax.training.model_folder import LoadedModel, load_model_folder, write_model_folder
+from sdsl_jax.training.parallel import initialise_distributed, is_primary
 from sdsl_jax.training.rungs import plan_rungs, select
 
 __all__ = [
@@ -11,6 +12,8 @@ __all__ = [
     "Outcome",
     "check_ladder",
     "device_name",
+    "initialise_distributed",
+    "is_primary",
     "load_model",
     "load_model_folder",
     "plan_rungs",

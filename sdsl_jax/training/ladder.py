@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -20,6 +21,7 @@ from sdsl_jax.training.claims import Claim, ClaimLost, Owner, acquire
 from sdsl_jax.training.evaluation import held_out_losses, make_record
 from sdsl_jax.training.loop import RungTrainer, rung_seed
 from sdsl_jax.training.metrics import check_tensorboard
+from sdsl_jax.training.parallel import Layout, agree, barrier, is_primary, make_layout
 from sdsl_jax.training.rungs import Plan, plan_rungs, rungs
 from sdsl_jax.training.schedule import make_schedule
 
@@ -117,11 +119,14 @@ def train_rungs(
       wait: for the rungs that other processes train, and take over those whose process dies; otherwise they are left to them.
 
     Raises:
-      SdslError: a loss becomes non-finite, or a file cannot be written.
+      SdslError: a loss becomes non-finite, a file cannot be written, or the devices or batches do not suit `[parallel]`.
     """
     if config.training.tensorboard:
         check_tensorboard()
     progress = progress or Silent()
+    layout = make_layout(config.parallel)
+    for plan in plans:
+        layout.check_batch(plan.batch)
     progress.start("train", sum(plan.flops for plan in plans))
     todo, tried, elsewhere = list(plans), set[str](), dict[str, str]()
     while todo:
@@ -129,12 +134,13 @@ def train_rungs(
         for plan in todo:
             name = plan.rung.name
             weighted = _Weighted(progress, plan.flops_per_step)
-            if all(map(model_folder.is_whole, plan.models)):
+            if agree(all(map(model_folder.is_whole, plan.models))):
                 by = f"trained by {elsewhere.pop(name)}" if name in elsewhere else "already trained"
                 weighted.advance(plan.schedule.total_steps, f"{name}  {by}")
                 continue
-            claim = acquire(plan.folder)
-            if isinstance(claim, Owner):
+            # The processes of one distributed program train a rung together, under the claim of the first.
+            claim = acquire(plan.folder) if is_primary() else None
+            if agree(isinstance(claim, Owner)):
                 if name not in tried:
                     progress.note(f"{name}: being trained by {claim}")
                 tried.add(name)
@@ -142,7 +148,8 @@ def train_rungs(
                 held.append(plan)
                 continue
             elsewhere.pop(name, None)
-            if not _train_claimed(config, dataset, plan, folder, weighted, claim):
+            assert not isinstance(claim, Owner)
+            if not _train_claimed(config, dataset, plan, folder, weighted, claim, layout):
                 elsewhere[name] = "another process"
                 held.append(plan)
         stuck, todo = len(held) == len(todo), held
@@ -189,25 +196,44 @@ class _Weighted:
 
 
 def _train_claimed(
-    config: StudyConfig, dataset: Dataset, plan: Plan, study: Path, progress: Progress, claim: Claim
+    config: StudyConfig,
+    dataset: Dataset,
+    plan: Plan,
+    study: Path,
+    progress: Progress,
+    claim: Claim | None,
+    layout: Layout,
 ) -> bool:
     """Trains a rung that this process has claimed; False if another one took it over."""
-    with claim:
+    with claim or contextlib.nullcontext():
         # It may have been finished, and its claim given up, since its models were looked for.
-        if all(map(model_folder.is_whole, plan.models)):
+        if agree(all(map(model_folder.is_whole, plan.models))):
             progress.advance(plan.schedule.total_steps, f"{plan.rung.name}  already trained")
             return True
         try:
-            checkpoints.clean(plan.folder)
-            _train_rung(config, dataset, plan, study, progress, claim.check)
+            if claim is not None:
+                checkpoints.clean(plan.folder)
+            barrier("cleaned")
+            guard = claim.check if claim is not None else _no_guard
+            _train_rung(config, dataset, plan, study, progress, layout, guard)
         except ClaimLost as lost:
             progress.note(f"{plan.rung.name}: {lost}; it is left to that one")
             return False
     return True
 
 
+def _no_guard() -> None:
+    pass
+
+
 def _train_rung(
-    config: StudyConfig, dataset: Dataset, plan: Plan, study: Path, progress: Progress, guard: Callable[[], None]
+    config: StudyConfig,
+    dataset: Dataset,
+    plan: Plan,
+    study: Path,
+    progress: Progress,
+    layout: Layout,
+    guard: Callable[[], None],
 ) -> None:
     rung, windows = plan.rung, config.training.evaluation_windows
     trainer = RungTrainer(
@@ -219,10 +245,11 @@ def _train_rung(
         init_seed=rung_seed("init", config.seed, rung.role, rung.params, rung.seed),
         folder=plan.folder,
         progress=progress,
+        layout=layout,
         guard=guard,
     )
     for budget, folder in enumerate(plan.models):
-        if model_folder.is_whole(folder):
+        if agree(model_folder.is_whole(folder)):
             progress.advance(
                 plan.schedule.ends[budget] - plan.schedule.branch_before(budget), f"{rung.name}  already trained"
             )
@@ -231,9 +258,10 @@ def _train_rung(
             progress.note(f"the weights in {folder} are damaged; they are made again from the checkpoints.")
         state, tally = trainer.cool_down(budget)
         checkpoint = str((folder / model_folder.PARAMS).relative_to(study))
-        record = make_record(plan, budget, state.params, tally, dataset, windows, checkpoint)
+        record = make_record(plan, budget, layout.whole(state.params), tally, dataset, windows, checkpoint)
         guard()
         model_folder.write_model_folder(folder, plan.model, state.params, dataset.tokenizer, record, config.data)
+        barrier(record.model_id)
         progress.note(
             f"{record.model_id}: {record.params_nonembedding:,} non-embedding parameters, test loss "
             f"{record.loss_nats:.3f} nats, {record.tokens_per_second:,.0f} tokens/s, {record.train_seconds:.0f} s"

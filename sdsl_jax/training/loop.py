@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grain
 import jax
@@ -29,11 +28,14 @@ from sdsl_jax.progress import Progress
 from sdsl_jax.training import checkpoints
 from sdsl_jax.training.compilation import compile_seconds
 from sdsl_jax.training.metrics import MetricsFile, Tally, tensorboard
+from sdsl_jax.training.parallel import Layout, agree, anywhere, is_primary
 from sdsl_jax.training.schedule import Schedule
 from sdsl_jax.training.step import StepMetrics, TrainState, init_state, step_config, train_step
 
 # So many skipped steps in a row are no accident any more.
 _MOST_SKIPPED = 100
+# Steps after which the processes of a distributed program ask each other whether SIGTERM came.
+_ASK_EVERY = 16
 # Batches that wait ready; two threads read them while the step runs.
 _READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
 
@@ -61,6 +63,7 @@ class RungTrainer:
       init_seed: seed of the initial parameters.
       folder: where the rung's checkpoints and metrics live.
       progress: told after every step; a unit is a training step.
+      layout: of states and batches over devices.
       guard: called before anything is written; raises where another process has taken the rung over.
     """
 
@@ -72,20 +75,13 @@ class RungTrainer:
     init_seed: int
     folder: Path
     progress: Progress
+    layout: Layout
     guard: Callable[[], None] = lambda: None
 
-    def place_state(self, state: TrainState) -> TrainState:
-        """Puts a new state where steps run; a restored one is there already."""
-        # Committed to its device as a restored state is: fresh and resumed rungs share a program.
-        return jax.device_put(state, jax.devices()[0])
-
-    def place_batch(self, batch: np.ndarray) -> Any:
-        """Puts a batch where steps run."""
-        return jax.device_put(batch, jax.devices()[0])
-
     def abstract_state(self) -> TrainState:
-        """Shapes and types of the state, with shardings where a checkpoint is to be restored onto a mesh."""
-        return jax.eval_shape(lambda: init_state(step_config(self.config), abstract_zeros(self.model)))
+        """Shapes, types and shardings of the state."""
+        state = jax.eval_shape(lambda: init_state(step_config(self.config), abstract_zeros(self.model)))
+        return self.layout.abstract(state)
 
     def cool_down(self, budget: int) -> tuple[TrainState, Tally]:
         """The state at the end of a budget, and the tally of the steps that led to it: those of the trunk and its own.
@@ -109,7 +105,7 @@ class RungTrainer:
         folder, step = self.folder / "trunk", self.schedule.branches[budget]
         found = self._newest(folder, step)
         if found is None:
-            found = self.place_state(init_rung(self.model, self.config, self.init_seed)), Tally()
+            found = self.layout.place(init_rung(self.model, self.config, self.init_seed)), Tally()
         self._resumed(int(found[0].step) - self.schedule.branch_before(budget))
         return self._run(folder, *found, step, self.schedule.trunk_rate)
 
@@ -120,14 +116,15 @@ class RungTrainer:
     def _newest(self, folder: Path, at_most: int) -> tuple[TrainState, Tally] | None:
         """The newest good checkpoint of a segment up to a step; those that are damaged are named and passed over."""
         bad: list[SdslError] = []
-        found = None
-        for step in reversed([s for s in checkpoints.steps(folder) if s <= at_most]):
+        found, there = None, [s for s in checkpoints.steps(folder) if s <= at_most]
+        while (step := agree(there[-1] if there else -1)) >= 0:
             try:
                 restored = checkpoints.restore(folder / str(step), self.abstract_state())
                 found = restored.tree, Tally(**restored.metadata)
                 break
             except SdslError as error:
                 bad.append(error)
+                there = [s for s in there if s < step]
         instead = f"{folder / str(int(found[0].step))} is used instead" if found else f"{folder} starts again"
         for damaged in bad:
             self.progress.note(f"{damaged} {instead}")
@@ -141,16 +138,17 @@ class RungTrainer:
         self.guard()
         recorder = _Recorder(self, folder, start, tally, rate)
         began, compiled = time.perf_counter(), compile_seconds()
+        step_in_place = self.layout.step(train_step)
         previous = start  # the checkpoint before the latest, kept in case that one is damaged
         pending: tuple[int, StepMetrics] | None = None
         with sigterm_held_back() as sigterm, recorder, _reading(self.batches[start:stop]) as batches:
             for step in range(start, stop):
                 waiting = time.perf_counter()
-                batch = self.place_batch(next(batches))
+                batch = self.layout.place_batch(next(batches))
                 # While the device is still at the step before, nothing waits.
                 if pending is None or pending[1].loss_nats.is_ready():  # type: ignore[attr-defined]
                     tally.wait_seconds += time.perf_counter() - waiting
-                state, reported = train_step(
+                state, reported = step_in_place(
                     state, batch, np.float32(rate(step)), model=self.model, config=step_config(self.config)
                 )
                 # The loss of the step before is read while the device works on this one.
@@ -158,7 +156,9 @@ class RungTrainer:
                     recorder.report(*pending)
                 pending = (step, reported)
                 done = step + 1
-                if done == stop or done % self.config.checkpoint_every_steps == 0 or sigterm():
+                regular = done == stop or done % self.config.checkpoint_every_steps == 0
+                preempted = _came_anywhere(sigterm, done, regular)
+                if regular or preempted:
                     recorder.report(*pending)
                     pending = None
                     self.guard()
@@ -170,7 +170,7 @@ class RungTrainer:
                     self._save(folder / str(done), state, tally)
                     self._prune(folder, previous, done)
                     previous = done
-                    if sigterm():
+                    if preempted:
                         break
         return state, tally
 
@@ -184,6 +184,8 @@ class RungTrainer:
 
     def _prune(self, folder: Path, previous: int, latest: int) -> None:
         """Deletes the checkpoints below the latest but the one before it and the points where cool-downs leave."""
+        if not is_primary():
+            return
         branches = self.schedule.branches if folder.name == "trunk" else ()
         for step in checkpoints.steps(folder):
             if step < latest and step != previous and step not in branches:
@@ -195,9 +197,8 @@ class _Recorder(contextlib.AbstractContextManager):
 
     def __init__(self, trainer: RungTrainer, folder: Path, start: int, tally: Tally, rate: Callable[[int], float]):
         self._trainer, self._folder, self._tally, self._rate = trainer, folder, tally, rate
-        board = tensorboard(folder, start) if trainer.config.tensorboard else None
+        board = tensorboard(folder, start) if trainer.config.tensorboard and is_primary() else None
         self._metrics = MetricsFile(folder / "metrics.jsonl", board)
-        self.flush = self._metrics.flush
         self._tokens_per_step = trainer.batches[start][:, 1:].size
         self._reported = time.perf_counter()
         self._step_seconds = math.nan  # a moving average
@@ -224,6 +225,11 @@ class _Recorder(contextlib.AbstractContextManager):
         speed = self._tokens_per_step / self._step_seconds
         self._trainer.progress.advance(1, f"{self._trainer.name}  loss {loss:.3f}  {speed:,.0f} tokens/s")
 
+    def flush(self, last: bool = False) -> None:
+        """Writes the metrics so far, once for all processes."""
+        if is_primary():
+            self._metrics.flush(last=last)
+
     def _stop(self, step: int, loss: float, norm: float) -> None:
         self._trainer.guard()
         self.flush()
@@ -243,6 +249,14 @@ class _Recorder(contextlib.AbstractContextManager):
 
     def __exit__(self, *_: object) -> None:
         self._metrics.close()
+
+
+def _came_anywhere(sigterm: Callable[[], bool], done: int, regular: bool) -> bool:
+    """Whether SIGTERM came to this process or, every so often, to any other of the same distributed program."""
+    if jax.process_count() == 1:
+        return sigterm()
+    # To ask the others waits for the device.
+    return anywhere(sigterm()) if regular or done % _ASK_EVERY == 0 else False
 
 
 @contextlib.contextmanager

@@ -16,6 +16,8 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from sdsl_jax.config import DataConfig, from_dict, to_dict
 from sdsl_jax.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, fingerprint
 from sdsl_jax.errors import SdslError, require
@@ -53,6 +55,8 @@ def write_model_folder(
 ) -> None:
     """Writes a model to `folder`, which counts as complete from the moment that everything is there.
 
+    With several processes of one distributed program, all of them must call it.
+
     Args:
       folder: made where it is missing; what it holds of another model is replaced.
       config: shape of the model.
@@ -65,8 +69,9 @@ def write_model_folder(
       SdslError: the folder cannot be written to.
     """
     checkpoints.save(folder / PARAMS, params, {"model_id": record.model_id})
-    describe(folder, config, tokenizer, data)
-    write_json(folder / RECORD, dataclasses.asdict(record))
+    if jax.process_index() == 0:
+        describe(folder, config, tokenizer, data)
+        write_json(folder / RECORD, dataclasses.asdict(record))
 
 
 def describe(folder: Path, config: ModelConfig, tokenizer: Tokenizer, data: DataConfig) -> None:

@@ -1,0 +1,112 @@
+"""Whole ladders on several devices and in several processes, by the command line, against one device."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from conftest import tiny
+
+from sdsl_jax.config import to_toml
+from sdsl_jax.records import read_table
+
+pytestmark = pytest.mark.slow
+
+
+def _start(folder, out, devices, *arguments, **environment):
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "sdsl_jax.cli",
+            "train",
+            str(folder / "tiny.toml"),
+            "--out",
+            str(folder / out),
+            *arguments,
+        ],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"} | environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def _finish(*children):
+    outputs = [child.communicate(timeout=300)[0] for child in children]
+    for child, output in zip(children, outputs):
+        assert child.returncode == 0, output
+    return outputs
+
+
+def _losses(folder):
+    """Losses of every step, by segment."""
+    return {
+        str(file.relative_to(folder)): [json.loads(line)["loss_nats"] for line in file.read_text().splitlines()]
+        for file in sorted(folder.rglob("metrics.jsonl"))
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "text.txt").write_text("We the people of the United States, to form a more perfect union. " * 600)
+    config = tiny(
+        data={"source": [str(tmp_path / "text.txt")]},
+        ladder={
+            "draft_params": [600],
+            "draft_tokens": [2_048, 4_096],
+            "target_params": [900],
+            "target_tokens": [2_048],
+        },
+        training={"evaluation_windows": 4, "warmup_tokens": 256},
+    )
+    (tmp_path / "tiny.toml").write_text(to_toml(config))
+    return tmp_path
+
+
+def test_a_ladder_on_a_mesh_and_in_two_processes_is_that_of_one_device(folder):
+    """Within 1e-3 over sixteen steps at most: rounding differs by the order of sums, and training lets it grow."""
+    _finish(_start(folder, "one", 1))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = [
+        _start(
+            folder,
+            "two",
+            2,
+            "--distributed",
+            "--parallel.data=2",
+            "--parallel.fsdp=2",
+            SDSL_COORDINATOR=f"127.0.0.1:{port}",
+            SDSL_PROCESSES="2",
+            SDSL_PROCESS=str(process),
+        )
+        for process in range(2)
+    ]
+    outputs = _finish(*both)
+    assert "the ladder is complete" in outputs[0]
+    assert "Trained models" not in outputs[1]
+    _finish(_start(folder, "mesh", 4, "--parallel.data=0", "--parallel.fsdp=2"))
+    wanted = _losses(folder / "one")
+    assert len(wanted) == 5
+    for other in ("two", "mesh"):
+        found = _losses(folder / other)
+        assert found.keys() == wanted.keys()
+        for segment, losses in wanted.items():
+            assert found[segment] == pytest.approx(losses, rel=1e-3)
+        records = [read_table(folder / name / "records", "models") for name in ("one", other)]
+        assert [r.model_id for r in records[0]] == [r.model_id for r in records[1]]
+        for one, several in zip(*records):
+            assert several.loss_nats == pytest.approx(one.loss_nats, rel=1e-3)
+
+
+def test_a_mesh_that_is_not_there_is_one_sentence(folder):
+    child = _start(folder, "none", 2, "--parallel.data=4")
+    output = child.communicate(timeout=120)[0]
+    assert child.returncode == 2
+    assert "sdsl: error: parallel.data = 4 and parallel.fsdp = 1 need 4 devices" in output
+    assert "Traceback" not in output
