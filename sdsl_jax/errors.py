@@ -13,3 +13,7 @@ def require(condition: object, message: str) -> None:
     """Raises `SdslError(message)` unless `condition` holds."""
     if not condition:
         raise SdslError(message)
+
+
+class Diverged(SdslError):
+    """A training run whose loss is no longer finite."""

@@ -13,6 +13,7 @@ from sdsl_jax.cli.memory import use_huge_pages
 from sdsl_jax.cli.predict import lookahead, predict
 from sdsl_jax.cli.study import overrides, split_overrides, study
 from sdsl_jax.cli.train import train
+from sdsl_jax.cli.tune import tune
 from sdsl_jax.errors import SdslError
 from sdsl_jax.preemption import Preempted, end_on_sigterm
 
@@ -30,7 +31,7 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     keep_compiled_programs()
     arguments, overrides[:] = split_overrides(sys.argv[1:])
-    resumable = arguments[:1] in (["study"], ["train"])
+    resumable = arguments[:1] in (["study"], ["train"], ["tune"])
     if resumable:
         use_huge_pages()
     continues = "; the same command continues where it stood" * resumable
@@ -43,6 +44,7 @@ def main() -> None:
                 "lookahead": lookahead,
                 "study": study,
                 "train": train,
+                "tune": tune,
                 "measure": measure,
                 "version": version,
             },

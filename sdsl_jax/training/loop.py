@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from sdsl_jax.config import TrainingConfig
-from sdsl_jax.errors import SdslError
+from sdsl_jax.errors import Diverged, SdslError
 from sdsl_jax.models import ModelConfig, abstract_params, init_params
 from sdsl_jax.preemption import sigterm_held_back
 from sdsl_jax.progress import Progress
@@ -89,7 +89,8 @@ class RungTrainer:
         Continues from what is on disk.
 
         Raises:
-          SdslError: the loss is no longer finite, or a file cannot be written.
+          Diverged: the loss is no longer finite.
+          SdslError: a file cannot be written.
           Preempted: SIGTERM came; a checkpoint was written first.
         """
         end = self.schedule.ends[budget]
@@ -207,7 +208,7 @@ class _Recorder(contextlib.AbstractContextManager):
         """Takes in what a step reported.
 
         Raises:
-          SdslError: the loss or the gradient is not finite, and such steps are not, or no longer, to be skipped.
+          Diverged: the loss or the gradient is not finite, and such steps are not, or no longer, to be skipped.
         """
         config, tally = self._trainer.config, self._tally
         loss, norm, skipped = (value.item() for value in jax.device_get(reported))
@@ -242,7 +243,7 @@ class _Recorder(contextlib.AbstractContextManager):
             else (f"the gradient of {self._trainer.name} had the norm {norm}")
         )
         again = f", after {_MOST_SKIPPED} skipped steps in a row" if self._tally.skipped_in_a_row else ""
-        raise SdslError(
+        raise Diverged(
             f"{what} at step {step}{again}; its last good checkpoint is "
             f"{good[0] if good else 'none: it had not reached the first one'}. Lower training.learning_rate."
         )

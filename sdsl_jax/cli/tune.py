@@ -1,0 +1,142 @@
+"""`sdsl tune`: sweep a setting of the recipe at the small end and fit its law of size."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from sdsl_jax.cli.study import overrides
+from sdsl_jax.cli.terminal import Terminal, standard_console
+from sdsl_jax.errors import SdslError
+from sdsl_jax.formatting import short_count
+
+if TYPE_CHECKING:
+    from sdsl_jax.training.tune import Tuning
+
+_SUFFIXES = {"k": 1e3, "M": 1e6, "B": 1e9}
+_WORST_GAIN = 0.01
+
+
+def tune(
+    file: Annotated[Path, tyro.conf.arg(metavar="FILE.toml")],
+    /,
+    sizes: Annotated[str, tyro.conf.arg(metavar="N,N,…")] = "3k,14k,50k",
+    tokens: Annotated[str, tyro.conf.arg(metavar="D")] = "1M",
+    factors: Annotated[str, tyro.conf.arg(metavar="F,F,…")] = "0.25,0.5,1,2,4",
+    setting: Literal["learning_rate", "batch_size", "warmup_tokens"] = "learning_rate",
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
+    write: Annotated[Path | None, tyro.conf.arg(metavar="TUNED.toml")] = None,
+    as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Sweep a setting of a study's recipe over a few small sizes, and fit its law of size.
+
+    Killed at any moment, the same command continues. Validation text, of the training years, decides.
+
+    Args:
+        file: the study's TOML; its settings can be overridden by their dotted names, as in sdsl study.
+        sizes: non-embedding parameters, two or more.
+        tokens: budget of every trial.
+        factors: of the value that the study's present law gives, three or more.
+        setting: what is swept; the others follow their present laws.
+        out: folder of the trials; runs/<name>-tune if left out.
+        write: the study with the fitted law, as TOML.
+        as_json: print one object.
+    """
+    from sdsl_jax.config import load_study, to_toml
+    from sdsl_jax.records import write_text
+    from sdsl_jax.training.tune import tune as run
+
+    config = load_study(file, overrides)
+    console = Console(stderr=True) if as_json else standard_console()
+    progress = Terminal(console)
+    wanted = [round(_number(size, "--sizes")) for size in sizes.split(",")]
+    try:
+        found = run(
+            config,
+            out or Path("runs") / f"{config.name}-tune",
+            wanted,
+            round(_number(tokens, "--tokens")),
+            [_number(factor, "--factors") for factor in factors.split(",")],
+            setting,
+            progress,
+        )
+    finally:
+        progress.close()
+    if write is not None:
+        write_text(write, to_toml(found.study))
+    if as_json:
+        print(json.dumps(_plain(found), indent=1, allow_nan=False))
+    else:
+        _print(console, found, write)
+
+
+def _number(text: str, option: str) -> float:
+    text = text.strip()
+    try:
+        return float(text[:-1]) * _SUFFIXES[text[-1]] if text[-1:] in _SUFFIXES else float(text)
+    except ValueError:
+        raise SdslError(
+            f"{option} holds {text!r}; it must be numbers such as 14k or 0.5, separated by commas."
+        ) from None
+
+
+def _plain(found: Tuning) -> dict:
+    def finite(value):
+        if isinstance(value, tuple):
+            return [finite(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return {
+        "setting": found.setting,
+        "law": {name: finite(value) for name, value in found.law._asdict().items()},
+        "sizes": [{name: finite(value) for name, value in size._asdict().items()} for size in found.sizes],
+        "warnings": found.warnings,
+    }
+
+
+def _print(console: Console, found: Tuning, write: Path | None) -> None:
+    table = Table(title=f"Validation loss in nats, by factor of the present {found.setting}", title_justify="left")
+    table.add_column("N", justify="right")
+    for factor in found.sizes[0].factors:
+        table.add_column(f"× {factor:g}", justify="right")
+    for heading in ("present", "best", "within 1 %", "halved\ngains", "doubled\ngains"):
+        table.add_column(heading, justify="right")
+    for size in found.sizes:
+        losses = [f"{loss:.4f}" if math.isfinite(loss) else "diverged" for loss in size.losses]
+        low, high = size.within_1pct
+        table.add_row(
+            short_count(size.params),
+            *losses,
+            f"{size.present:.4g}",
+            f"{size.best:.4g}{' (border)' if size.at_border else ''}",
+            f"{low:.3g} – {high:.3g}" if math.isfinite(low) else "–",
+            *(f"{gain:+.2%}" if math.isfinite(gain) else "–" for gain in (size.gain_halved, size.gain_doubled)),
+        )
+    console.print(table)
+    law = found.law
+    errors = f"; standard errors {law.log_at_reference_error:.0%} and {law.slope_error:.2f}"
+    console.print(
+        f"law: {found.setting} = {law.at_reference:.4g} · (N / {short_count(law.reference)})^{law.slope:.3f}"
+        + (errors if math.isfinite(law.slope_error) else ""),
+        highlight=False,
+        soft_wrap=True,
+    )
+    gains = [(gain, size.params) for size in found.sizes for gain in (size.gain_halved, size.gain_doubled)]
+    worst = max((pair for pair in gains if math.isfinite(pair[0])), default=None)
+    if worst is not None:
+        verdict = "well tuned" if worst[0] <= _WORST_GAIN else "undertuned"
+        console.print(
+            f"the present law is {verdict}: halving or doubling gains at most {worst[0]:.2%}, at {short_count(worst[1])}.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    for warning in found.warnings:
+        console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
+    if write is not None:
+        console.print(f"written: {write}", highlight=False, soft_wrap=True)

@@ -1,0 +1,110 @@
+import math
+
+import numpy as np
+import pytest
+from conftest import tiny
+
+from sdsl_jax.config import load_study, to_toml
+from sdsl_jax.errors import Diverged, SdslError
+from sdsl_jax.training import tune as module
+from sdsl_jax.training.tune import find_optimum, fit_law, tune
+
+FACTORS = (0.25, 0.5, 1, 2, 4)
+
+
+def _parabola(best, curvature=0.1, lowest=2.0):
+    return [lowest + curvature / 2 * math.log(f / best) ** 2 for f in FACTORS]
+
+
+@pytest.mark.parametrize("best", [0.4, 0.7, 1.0, 1.3, 2.6])
+def test_a_parabola_is_found_exactly(best):
+    found = find_optimum(1000, 0.02, FACTORS, _parabola(best))
+    assert found.best == pytest.approx(0.02 * best)
+    assert found.best_loss == pytest.approx(2.0)
+    assert found.curvature == pytest.approx(0.1)
+    reach = math.sqrt(2 * 0.01 * 2.0 / 0.1)
+    assert found.within_1pct == pytest.approx((0.02 * best * math.exp(-reach), 0.02 * best * math.exp(reach)))
+    losses = dict(zip(FACTORS, _parabola(best)))
+    assert found.gain_halved == pytest.approx(1 - losses[0.5] / losses[1])
+    assert found.gain_doubled == pytest.approx(1 - losses[2] / losses[1])
+    assert not found.at_border
+
+
+def test_borders_and_divergence():
+    assert find_optimum(1000, 1.0, FACTORS, _parabola(0.1)).at_border
+    found = find_optimum(1000, 1.0, FACTORS, [2.0, 1.9, 2.0, math.nan, math.inf])
+    assert found.best == pytest.approx(0.5)
+    assert found.losses[-2:] == (math.inf, math.inf)
+    beside = find_optimum(1000, 1.0, FACTORS, [2.0, 1.95, 1.9, math.nan, math.inf])
+    assert beside.best == pytest.approx(1.0)
+    assert math.isnan(beside.curvature)
+    with pytest.raises(SdslError, match="every trial of the size 1000 diverged"):
+        find_optimum(1000, 1.0, FACTORS, [math.nan] * 5)
+    with pytest.raises(SdslError, match="at least 3"):
+        find_optimum(1000, 1.0, (1, 2), [1.0, 2.0])
+
+
+def test_a_law_of_size_is_recovered_and_sharp_optima_count_more():
+    sizes = [find_optimum(n, 1.0, FACTORS, _parabola((n / 1e5) ** -0.2)) for n in (2_000, 10_000, 50_000)]
+    law = fit_law(sizes, 100_000)
+    assert law.at_reference == pytest.approx(1.0)
+    assert law.slope == pytest.approx(-0.2)
+    assert law.slope_error == pytest.approx(0, abs=1e-9)
+    bent = [sizes[0]._replace(best=sizes[0].best * 2), *sizes[1:]]
+    flat = [bent[0]._replace(curvature=1e-6), *bent[1:]]
+    assert abs(fit_law(flat, 100_000).slope + 0.2) < 1e-3 < abs(fit_law(bent, 100_000).slope + 0.2)
+    with pytest.raises(SdslError, match="at least 2 sizes"):
+        fit_law(sizes[:1], 100_000)
+
+
+def test_standard_errors_are_those_of_repeated_draws():
+    """Of 2,000 noisy lines: the mean squared error bar equals the variance of slopes within 15 % (5 standard deviations)."""
+    rng = np.random.default_rng(0)
+    clean = [
+        find_optimum(n, 1.0, FACTORS, _parabola(n**-0.1 * 2.5)) for n in (1_000, 3_000, 9_000, 27_000, 81_000, 243_000)
+    ]
+    laws = [fit_law([s._replace(best=s.best * math.exp(0.1 * rng.normal())) for s in clean], 1000) for _ in range(2000)]
+    slopes, errors = np.array([law.slope for law in laws]), np.array([law.slope_error for law in laws])
+    assert (errors**2).mean() == pytest.approx(slopes.var(), rel=0.15)
+
+
+def test_a_sweep_is_made_of_ordinary_rungs_and_outlives_divergence(tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text("We the people of the United States, to form a more perfect union. " * 600)
+    config = tiny(data={"source": [str(tmp_path / "text.txt")]}, training={"evaluation_windows": 8})
+    arguments = (tmp_path / "out", [600, 1200], 8_192, [0.1, 1, 1e9])
+    first = tune(config, *arguments)
+    assert [s.params for s in first.sizes] == [584, 1224] or len(first.sizes) == 2
+    assert all(np.isfinite(s.losses[:2]).all() for s in first.sizes)
+    assert len(list((tmp_path / "out" / "checkpoints").iterdir())) == 6
+    law = first.study.training
+    assert law.learning_rate == pytest.approx(first.law.at_reference)
+    assert law.learning_rate_exponent == pytest.approx(-first.law.slope)
+    (tmp_path / "tuned.toml").write_text(to_toml(first.study))
+    assert load_study(tmp_path / "tuned.toml") == first.study
+
+    # The trials are there: nothing is trained again. One that diverges counts as infinitely bad.
+    real = module.train_rungs
+
+    def diverges(trial, dataset, folder, plans, progress):
+        if trial.training.learning_rate > 1:
+            raise Diverged("the loss became nan")
+        return real(trial, dataset, folder, plans, progress)
+
+    monkeypatch.setattr(module, "train_rungs", diverges)
+    second = tune(config, *arguments)
+    assert all(s.losses[2] == math.inf for s in second.sizes)
+    assert [s.losses[:2] for s in second.sizes] == [s.losses[:2] for s in first.sizes]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([600], 1000, [0.5, 1, 2]), "at least 2 of them"),
+        (([600, 900], 1000, [1, 2]), "at least 3, all positive"),
+        (([600, 900], 1000, [-1, 1, 2]), "all positive"),
+        (([600, 900], 0, [0.5, 1, 2]), "is 0 tokens"),
+    ],
+)
+def test_senseless_sweeps(tmp_path, arguments, message):
+    with pytest.raises(SdslError, match=message):
+        tune(tiny(), tmp_path, *arguments)
