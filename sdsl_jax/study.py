@@ -77,7 +77,7 @@ class Study:
     @cached_property
     def dataset(self) -> Dataset:
         """The tokenised corpus, read when a stage first asks for it."""
-        return load_dataset(self.config.data)
+        return load_dataset(self.config.data, note=self.progress.note)
 
     @property
     def records(self) -> Path:
@@ -133,6 +133,7 @@ class Study:
     def _key(self, stage: str) -> str:
         """Digest of everything that the stage's outputs depend on, other than the program."""
         settings = to_dict(self.config)
+        del settings["data"]["shards"]  # where the corpus is kept does not change what it is
         parts: list[Any] = [SCHEMA_VERSION, {name: settings[name] for name in _PLAN[stage].settings}]
         if "data" in _PLAN[stage].settings:
             parts.append(_source_digest(self.config))

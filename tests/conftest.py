@@ -26,6 +26,12 @@ if "PYTEST_XDIST_WORKER" not in os.environ and "JAX_COMPILATION_CACHE_DIR" not i
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
+# Tokenised corpora and the font list of matplotlib stay out of the user's folders.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _home = tempfile.mkdtemp(prefix="sdsl-tests-home-")
+    atexit.register(shutil.rmtree, _home, ignore_errors=True)
+    os.environ["XDG_CACHE_HOME"] = _home
+
 import hypothesis
 import jax
 import pytest

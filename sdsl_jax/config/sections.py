@@ -229,9 +229,13 @@ class MeasureConfig:
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How the laws are estimated: the robust loss, the multi-start, and the bootstrap."""
+    """How the laws are estimated: the robust loss, the multi-start, and the bootstrap.
+
+    Models that saw their text more than `max_epochs` times stay out of the loss law: L(N, D) counts tokens as if all were new.
+    """
 
     estimator: Literal["teacher_forced_text", "teacher_forced_samples"] = "teacher_forced_samples"
+    max_epochs: float = 4.0
     huber_delta: float = 1e-3
     acceptance_huber_delta: float = 0.02
     starts: int = 64
@@ -239,7 +243,7 @@ class FitConfig:
     confidence: float = 0.9
 
     def __post_init__(self):
-        for name in ("huber_delta", "acceptance_huber_delta"):
+        for name in ("max_epochs", "huber_delta", "acceptance_huber_delta"):
             value = getattr(self, name)
             require(value > 0, f"fit.{name} is {value}; it must be positive.")
         require(self.starts >= 1, f"fit.starts is {self.starts}; it must be at least 1.")

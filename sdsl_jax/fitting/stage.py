@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sdsl_jax.config import StudyConfig
-from sdsl_jax.errors import SdslError
+from sdsl_jax.errors import SdslError, require
 from sdsl_jax.fitting.estimate import LawFit, bootstrap_weights, fit_acceptance, fit_loss, fit_step_time
 from sdsl_jax.models import shape_rule
 from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord, column
@@ -33,10 +33,18 @@ def fit_all(
         if row.operation == "verify":
             verify.setdefault(row.model_id, {})[str(row.width - 1)] = row.seconds
     step_time = fit_step_time(models, latency, rule, config.fit.starts, config.seed)
+    # Records without the column count as new text.
+    fresh = [i for i, model in enumerate(models) if not model.epochs > config.fit.max_epochs]
+    once = [models[i] for i in fresh]
+    require(
+        len(once) >= 5,
+        f"only {len(once)} models saw their text at most fit.max_epochs = {config.fit.max_epochs:g} times; the loss law needs 5.",
+    )
+    loss_fit = fit_loss(once, config.fit, weights[:, fresh], config.seed)
     return {
-        "loss_law": _describe(fit_loss(models, config.fit, weights, config.seed), config, config.fit.huber_delta)
-        | {"params_count": "non-embedding", "split": "test"}
-        | {"valid": {"params": _span(models, "params_nonembedding"), "tokens": _span(models, "train_tokens")}},
+        "loss_law": _describe(loss_fit, config, config.fit.huber_delta)
+        | {"params_count": "non-embedding", "split": "test", "excluded_for_epochs": len(models) - len(once)}
+        | {"valid": {"params": _span(once, "params_nonembedding"), "tokens": _span(once, "train_tokens")}},
         "acceptance_laws": [
             _describe(made, config, config.fit.acceptance_huber_delta)
             | {"estimator": config.fit.estimator, "valid": ranges}

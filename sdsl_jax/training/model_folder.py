@@ -92,7 +92,8 @@ def describe(folder: Path, config: ModelConfig, tokenizer: Tokenizer, data: Data
             "file": None if text is None else TOKENIZER,
             "fingerprint": fingerprint(tokenizer),
         },
-        "data": to_dict(data),
+        # Where the corpus was kept is a matter of one machine.
+        "data": to_dict(dataclasses.replace(data, shards="")),
     }
     write_json(folder / MODEL, description)
 

@@ -9,6 +9,7 @@ from flax import nnx
 from sdsl_jax.errors import SdslError
 from sdsl_jax.models import ModelConfig, Transformer, count, init_cache, init_params
 from sdsl_jax.models import forward as eager_forward
+from sdsl_jax.models.kernels import rotary_tables
 
 forward = jax.jit(eager_forward, static_argnums=0)
 
@@ -54,8 +55,9 @@ def test_causality_by_gradients(small_model, variant):
 
     def from_embeddings(x):
         positions = jnp.arange(9)[None]
+        rotation = rotary_tables(positions[..., None], config.head_dim, config.rope_theta)
         for block in model.blocks:
-            x, _ = block(x, positions, None)
+            x, _ = block(x, positions, rotation, None)
         return model.final_norm(x)[0]
 
     x = params["embedding"][...][tokens]

@@ -19,6 +19,7 @@ from sdsl_jax.progress import Silent
 from sdsl_jax.training import checkpoints, ladder, plan_rungs, select, train_ladder, train_rungs
 from sdsl_jax.training.claims import Owner, acquire
 from sdsl_jax.training.loop import RungTrainer, _reading
+from sdsl_jax.training.parallel import make_layout
 from sdsl_jax.training.step import TrainState, train_step
 
 LADDER = {"draft_params": [600], "draft_tokens": [8_000], "target_params": [600], "target_tokens": [8_000]}
@@ -345,12 +346,12 @@ def test_two_that_train_the_same_rung_at_once_do_no_harm(tmp_path, dataset, trai
         # Before every other write of the first, a second process runs for one checkpoint further.
         if not interleaved and path.name == "12":
             interleaved.append(1)
-            ladder._train_rung(study, dataset, plan, tmp_path, Silent(), lambda: None)
+            ladder._train_rung(study, dataset, plan, tmp_path, Silent(), make_layout(study.parallel), lambda: None)
             reached.append(next(tmp_path.glob("checkpoints/draft*/model-31/record.json")).read_text())
         save(self, path, state, tally)
 
     monkeypatch.setattr(RungTrainer, "_save", other_first)
-    ladder._train_rung(study, dataset, plan, tmp_path, Silent(), lambda: None)
+    ladder._train_rung(study, dataset, plan, tmp_path, Silent(), make_layout(study.parallel), lambda: None)
     digest = trained[1][0].params_digest
     assert json.loads(reached[0])["params_digest"] == digest
     again = train_ladder(study, dataset, tmp_path)
