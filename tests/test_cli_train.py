@@ -81,7 +81,15 @@ def test_a_rung_of_another_process_is_named(sdsl, tmp_path):
 def test_wrong_input_is_one_sentence_and_status_two(sdsl, tmp_path, arguments, message):
     status, out, err = sdsl(*arguments)
     assert status == 2
-    assert out == ""
+    assert "Trained models" not in out
     assert message in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_an_accelerator_shows_its_utilisation(sdsl, tmp_path, monkeypatch):
+    monkeypatch.setattr("sdsl_jax.training.evaluation.device_name", lambda: "1 x NVIDIA H100 80GB HBM3")
+    status, out, _ = sdsl("--rungs", "draft-600")
+    assert status == 0
+    for words in ("TFLOP/s", "of bfloat16 peak", "0.0%"):
+        assert words in out

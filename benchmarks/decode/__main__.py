@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from benchmarks.decode import floor, report
-from benchmarks.decode.pairs import SIZES
+from benchmarks.decode.pairs import LADDER, SIZES
 from benchmarks.decode.peer import Transformers
 from benchmarks.decode.race import Machine, Options, measure
 from sdsl_jax.errors import SdslError, require
@@ -91,7 +91,7 @@ def main() -> None:
     """Runs, prints the tables and writes the JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decode", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--json", type=Path, help="file to write every number to")
-    parser.add_argument("--sizes", default="1m,33m", help=f"comma-separated, of {', '.join(SIZES)}")
+    parser.add_argument("--sizes", default="1m,33m", help=f"comma-separated, of {', '.join((*SIZES, LADDER))}")
     parser.add_argument("--quick", action="store_true", help="few tokens and turns: a trial, not a measurement")
     parser.add_argument("--rounds", type=int, help="turns of every contender")
     parser.add_argument("--new-tokens", type=int, help="tokens that every row emits")
@@ -104,8 +104,9 @@ def main() -> None:
     progress = Console(stderr=True)
     try:
         sizes = given.sizes.split(",")
-        unknown = [size for size in sizes if size not in SIZES]
-        require(not unknown, f"the sizes hold {unknown[0] if unknown else ''!r}; there are {', '.join(SIZES)}.")
+        known = (*SIZES, LADDER)
+        unknown = [size for size in sizes if size not in known]
+        require(not unknown, f"the sizes hold {unknown[0] if unknown else ''!r}; there are {', '.join(known)}.")
         folder = given.json.absolute().parent if given.json else Path()
         require(folder.is_dir(), f"there is no folder {folder} to write the JSON to.")
         options = Options(

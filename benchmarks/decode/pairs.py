@@ -1,28 +1,36 @@
-"""Pairs of random models whose acceptance is known, so that decoding can be timed at a useful one without training.
+"""Pairs to decode with: the largest of the trained ladder, and random ones of any size whose acceptance is known.
 
-The cost of a step does not depend on the weights, acceptance does, and two independent random models accept next to nothing.
-Here draft and target share a bigram model of low rank: r columns of both embeddings hold the same random vectors, and both
-heads read those columns, through the same random matrix, and no others. What the blocks add is then noise to the shared
-logits, different in draft and target, and its scale is bisected until the acceptance is the wanted one. Heads are untied:
-a tied head would predict each token's own repetition.
+Random pairs let decoding be timed at a useful acceptance without training. The cost of a step does not depend on the
+weights, acceptance does, and two independent random models accept next to nothing. Here draft and target share a bigram model
+of low rank: r columns of both embeddings hold the same random vectors, and both heads read those columns, through the same
+random matrix, and no others. What the blocks add is then noise to the shared logits, different in draft and target, and its
+scale is bisected until the acceptance is the wanted one. Heads are untied: a tied head would predict each token's own repetition.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdsl_jax.config import FamilyConfig
+from sdsl_jax.config import FamilyConfig, load_study
+from sdsl_jax.data import load_dataset
 from sdsl_jax.decoding import Model, Sampling, autoregress
 from sdsl_jax.models import ModelConfig, forward, init_params, member
+from sdsl_jax.training import load_model_folder
 
 # Non-embedding parameters of target and draft.
 SIZES = {"1m": (1_000_000, 50_000), "33m": (33_000_000, 164_000), "300m": (300_000_000, 1_500_000)}
 VOCAB = 256
+# The ladder that ships: its largest target and the draft nearest to that target's optimum by FLOPs, at the largest budget.
+LADDER = "ladder"
+_LADDER_FOLDER = Path("checkpoints/ladder")
+_LADDER_RUNGS = ("draft-16k-s0", "target-500k-s0")
 # Standard deviation of the shared logits: the likeliest of 256 tokens then has a probability of about a third.
 _SHARPNESS = 3.0
 # The scale is accepted when the acceptance, over this many prompts, is this close to the wanted one.
@@ -36,14 +44,24 @@ class Pair:
     Attributes:
       draft: proposes.
       target: verifies.
-      noise: scale of what the blocks add, bisected.
+      noise: scale of what the blocks add, bisected; nothing in trained models.
       acceptance: Σ_v min(p_v, q_v), averaged over the target's own samples, at that scale.
+      text: token ids that prompts are taken from.
     """
 
     draft: Model
     target: Model
-    noise: float
+    noise: float | None
     acceptance: float
+    text: np.ndarray | None = None
+
+    def prompts(self, shape: tuple[int, ...], seed: int) -> np.ndarray:
+        """Prompts, their length last: windows of `text` at random places, or random tokens where there is none."""
+        rng = np.random.default_rng(seed)
+        if self.text is None:
+            return rng.integers(0, VOCAB, shape).astype(np.int32)
+        starts = rng.integers(0, len(self.text) - shape[-1], shape[:-1])
+        return self.text[starts[..., None] + np.arange(shape[-1])].astype(np.int32)
 
 
 def acceptance(draft: Model, target: Model, tokens: np.ndarray, prompt_tokens: int) -> float:
@@ -143,3 +161,26 @@ def make_pair(
             break
         low, high = (noise, high) if reached > wanted else (low, noise)
     return Pair(*models, noise, reached)
+
+
+def trained_pair(*, prompt_tokens: int, new_tokens: int, dtype: Any = jnp.float32, seed: int = 0) -> Pair:
+    """The largest pair of the ladder that ships, and the test text of its study.
+
+    Args:
+      prompt_tokens: of the prompts at which acceptance is stated.
+      new_tokens: that follow them.
+      dtype: of the weights.
+      seed: of prompts and samples.
+    """
+
+    def load(rung: str) -> Model:
+        folders = (_LADDER_FOLDER / "checkpoints").glob(f"{rung}.*/model-*")
+        loaded = load_model_folder(max(folders, key=lambda folder: int(folder.name.removeprefix("model-"))))
+        return Model(loaded.config, jax.tree.map(lambda x: x.astype(dtype), loaded.params))
+
+    draft, target = (load(rung) for rung in _LADDER_RUNGS)
+    text = load_dataset(load_study(_LADDER_FOLDER / "config.toml").data).splits["test"][:]
+    pair = Pair(draft, target, None, 0.0, text)
+    prompts = pair.prompts((_PROMPTS, prompt_tokens), seed)
+    decoded = autoregress(target, prompts, new_tokens=new_tokens, sampling=Sampling(temperature=1.0), seed=seed)
+    return dataclasses.replace(pair, acceptance=acceptance(draft, target, np.asarray(decoded.tokens), prompt_tokens))

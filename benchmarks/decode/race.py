@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.decode import floor
 from benchmarks.decode.contenders import Contender, ours, theirs
-from benchmarks.decode.pairs import VOCAB, Pair, acceptance, make_pair
+from benchmarks.decode.pairs import LADDER, Pair, acceptance, make_pair, trained_pair
 from benchmarks.decode.peer import Transformers
 from sdsl_jax.decoding import Model
 from sdsl_jax.measurement.latency import Step, time_steps
@@ -67,7 +67,7 @@ def measure(
     """Every number of one size, as a tree for JSON.
 
     Args:
-      size: a key of `pairs.SIZES`.
+      size: a key of `pairs.SIZES`, or `pairs.LADDER`.
       options: what to run.
       machine: its bandwidth and arithmetic.
       peer: transformers in its process; None to leave it out.
@@ -75,11 +75,13 @@ def measure(
       say: is told what is being done.
     """
     dtype, began = jnp.dtype(options.dtype), time.perf_counter()
-    say(f"{size}: making a pair of acceptance {options.acceptance}")
     lengths = dict(prompt_tokens=options.prompt_tokens, new_tokens=options.new_tokens)
-    pair = make_pair(size, options.acceptance, **lengths, qk_norm=options.qk_norm, dtype=dtype)
-    rng = np.random.default_rng(1)
-    prompts = rng.integers(0, VOCAB, (options.rounds + 3, max(BATCHES), options.prompt_tokens)).astype(np.int32)
+    if size == LADDER:
+        pair = trained_pair(**lengths, dtype=dtype)
+    else:
+        say(f"{size}: making a pair of acceptance {options.acceptance}")
+        pair = make_pair(size, options.acceptance, **lengths, qk_norm=options.qk_norm, dtype=dtype)
+    prompts = pair.prompts((options.rounds + 3, max(BATCHES), options.prompt_tokens), 1)
     result: dict[str, Any] = {
         "size": size,
         "draft": _describe(pair.draft),

@@ -95,6 +95,7 @@ def _print(console: Console, trained: Trained, folder: Path) -> None:
             f"{r.spikes}, {r.skipped_steps}",
         )
     console.print(table)
+    _print_utilisation(console, trained)
     for name, owner in trained.elsewhere.items():
         console.print(f"{name}: being trained by {owner}", highlight=False, soft_wrap=True)
     console.print(
@@ -108,3 +109,19 @@ def _print(console: Console, trained: Trained, folder: Path) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _print_utilisation(console: Console, trained: Trained) -> None:
+    """Model FLOPs utilisation, where the peak of the device is known."""
+    from sdsl_jax.training.utilisation import utilisation
+
+    used = {r.model_id: utilisation(r) for r in trained.records}
+    known = {name: u for name, u in used.items() if math.isfinite(u.share)}
+    if not known:
+        return
+    table = Table(title="Model FLOPs utilisation (3 times the forward pass's)", title_justify="left")
+    for heading in ("model", "TFLOP/s", "of bfloat16 peak"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for name, u in known.items():
+        table.add_row(name, f"{u.flops_per_second / 1e12:.3g}", f"{u.share:.1%}")
+    console.print(table)

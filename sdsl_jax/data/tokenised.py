@@ -101,7 +101,8 @@ def prepare(
                     for left in folder.parent.glob(glob.escape(mine) + "*.partial"):
                         shutil.rmtree(left)
                 private = folder.with_name(f"{mine}{secrets.token_hex(4)}.partial")
-                note(f"tokenising the corpus {config.source} into {folder}")
+                source = config.source if isinstance(config.source, str) else ", ".join(config.source)
+                note(f"tokenising {source} into {folder}")
                 try:
                     private.mkdir()
                     _make(config, private, shard_tokens)

@@ -60,7 +60,7 @@ def test_a_corpus_is_the_same_whatever_its_shards(tmp_path_factory, texts, shard
 def test_the_next_start_reads_what_the_first_one_made(config, monkeypatch):
     notes = []
     data = load_dataset(config, note=notes.append)
-    assert [note.split(" into ")[0] for note in notes] == [f"tokenising the corpus {config.source}"]
+    assert [note.split(" into ")[0] for note in notes] == [f"tokenising {config.source}"]
     monkeypatch.setattr(tokenised, "_make", None)  # would fail if it were called
     again = load_dataset(dataclasses.replace(config, sequence_length=24), note=notes.append)
     assert (data.digest, len(notes), again.sequence_length) == (again.digest, 1, 24)

@@ -1,13 +1,17 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+from conftest import tiny
 
 from sdsl_jax.config import FitConfig
 from sdsl_jax.errors import SdslError
 from sdsl_jax.fitting.estimate import bootstrap_weights, fit_acceptance, fit_loss, fit_step_time
 from sdsl_jax.fitting.solver import fit, huber, refit
+from sdsl_jax.fitting.stage import fit_all
 from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord
 from sdsl_jax.theory import AffinePlane, ChinchillaLaw, LogitGap, ModelPoint, ShapeRule, StepTimeLaw
 
@@ -164,3 +168,24 @@ def test_fits_do_not_depend_on_the_default_precision():
     with jax.enable_x64(True):
         double = fit_loss(table, CONFIG, weights, 0)
     np.testing.assert_array_equal(jax.tree.leaves(single.law), jax.tree.leaves(double.law))
+
+
+def test_models_that_saw_their_text_too_often_stay_out_of_the_loss_law():
+    """Repeated text is worth less than new text: with it the law of the others would be another."""
+    fresh = [dataclasses.replace(m, epochs=1.0) for m in models(0.001)]
+    worn = [
+        dataclasses.replace(m, model_id=f"{m.model_id}-worn", train_tokens=m.train_tokens * 50, epochs=50.0)
+        for m in fresh
+    ]
+    drafts = [m for m in fresh if m.role == "draft"]
+    rows = [
+        AcceptanceRecord(d.model_id, t.model_id, "teacher_forced_samples", 0, 1.0, "text", 0.5 + 0.01 * i)
+        for t in fresh
+        if t.role == "target"
+        for i, d in enumerate(drafts)
+    ]
+    study = tiny(fit={"starts": 16, "bootstrap": 20})
+    times = [LatencyRecord(m.model_id, "decode", 1, 1, 64, 1e-4 + 1e-9 * m.params_nonembedding) for m in fresh]
+    fits = [fit_all(study, found, rows, times) for found in (fresh, fresh + worn)]
+    assert [fit["loss_law"]["excluded_for_epochs"] for fit in fits] == [0, len(worn)]
+    assert fits[0]["loss_law"]["coefficients"] == fits[1]["loss_law"]["coefficients"]

@@ -1,0 +1,77 @@
+import json
+import sys
+
+import pytest
+from conftest import tiny
+
+from sdsl_jax import cli
+from sdsl_jax.config import load_study, to_toml
+
+
+@pytest.fixture
+def sdsl(tmp_path, monkeypatch, capsys):
+    """Runs `sdsl tune` on a small study."""
+    text = tmp_path / "text.txt"
+    text.write_text("We the people of the United States, in order to form a more perfect union. " * 600)
+    config = tiny(
+        data={"source": [str(text)]},
+        training={"evaluation_windows": 4, "warmup_tokens": 256, "learning_rate_exponent": 0.0},
+    )
+    (tmp_path / "tiny.toml").write_text(to_toml(config))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        given = ["sdsl", "tune", str(tmp_path / "tiny.toml"), *arguments]
+        monkeypatch.setattr(sys, "argv", given)
+        monkeypatch.setattr(cli, "end_on_sigterm", lambda: None)
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as exit_:
+            status = int(exit_.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+def test_a_sweep_ends_in_a_law_and_a_study(sdsl, tmp_path):
+    arguments = ("--sizes", "600,1.2k", "--tokens", "2k", "--factors", ".1,1,2", "--write", "tuned.toml")
+    status, out, _ = sdsl(*arguments)
+    assert status == 0
+    for words in (
+        "× 0.1",
+        "× 2",
+        "within 1 %",
+        "law: learning_rate = ",
+        "doubling gains at most",
+        "written: tuned.toml",
+    ):
+        assert words in out
+    tuned = load_study(tmp_path / "tuned.toml").training
+    status, out, _ = sdsl(*arguments, "--json")
+    assert status == 0
+    found = json.loads(out)
+    assert found["setting"] == "learning_rate"
+    assert [len(size["losses"]) for size in found["sizes"]] == [3, 3]
+    assert tuned.learning_rate == pytest.approx(found["law"]["at_reference"])
+    assert tuned.learning_rate_exponent == pytest.approx(-found["law"]["slope"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sizes", "3k,many"], "--sizes holds 'many'; it must be numbers such as 14k or 0.5"),
+        (["--sizes", "600"], "a law of size needs at least 2 of them"),
+        (["--factors", "1,2"], "a sweep needs at least 3"),
+        (["--factors", "1,,2"], "--factors holds ''"),
+        (["--tokens", "0"], "the budget of a trial is 0 tokens"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_status_two(sdsl, tmp_path, arguments, message):
+    status, out, err = sdsl(*arguments)
+    assert status == 2
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()

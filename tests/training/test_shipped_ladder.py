@@ -1,0 +1,90 @@
+"""The ladder in checkpoints/, and studies of a ladder that was trained before."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from sdsl_jax.config import load_study
+from sdsl_jax.data import load_dataset
+from sdsl_jax.errors import SdslError
+from sdsl_jax.records import read_table
+from sdsl_jax.training import load_model_folder, train_ladder
+
+ROOT = Path(__file__).resolve().parents[2]
+LADDER = ROOT / "checkpoints" / "ladder"
+
+
+@pytest.fixture(scope="module")
+def records():
+    return read_table(LADDER / "records", "models")
+
+
+@pytest.fixture
+def study(monkeypatch):
+    """The study of the shipped ladder, whose path is relative to the repository."""
+    monkeypatch.chdir(ROOT)
+    return load_study(ROOT / "experiments" / "from-checkpoints.toml")
+
+
+def test_every_model_is_there_and_is_what_its_record_says(records):
+    """Loading compares the weights with their recorded SHA-256."""
+    assert len({r.model_id for r in records}) == len(records) == 65
+    for record in records:
+        loaded = load_model_folder(LADDER / record.checkpoint)
+        assert loaded.record.params_digest == record.params_digest
+        assert loaded.record.model_id == record.model_id
+
+
+def test_the_ladder_is_as_wide_as_it_claims(records):
+    drafts = [r for r in records if r.role == "draft"]
+    targets = [r for r in records if r.role == "target"]
+    sizes = sorted({r.params_nonembedding for r in drafts})
+    assert len(sizes) >= 8
+    assert sizes[0] < 3_500
+    assert len({r.params_nonembedding for r in targets}) == 3
+    assert max(r.params_nonembedding for r in targets) > 450_000
+    for size in sizes:
+        of_size = [r for r in drafts if r.params_nonembedding == size]
+        assert len({r.train_tokens for r in of_size}) >= 3
+        assert len({r.seed for r in of_size}) == (3 if size < 10_000 else 1)
+    assert all(0 < r.epochs < 4 for r in records)
+    assert all(r.unique_tokens <= r.train_tokens for r in records)
+    assert sum(f.stat().st_size for f in LADDER.rglob("*") if f.is_file()) < 60e6
+
+
+def test_its_settings_are_the_documented_ones():
+    made, documented = load_study(LADDER / "config.toml"), load_study(ROOT / "experiments" / "ladder.toml")
+    assert made.data == documented.data
+    assert made.ladder == documented.ladder
+    assert made.training == documented.training
+
+
+def test_a_study_of_it_trains_nothing(study, records, tmp_path):
+    found = train_ladder(study, load_dataset(study.data), tmp_path)
+    assert not list(tmp_path.iterdir())
+    by_id = {r.model_id: r for r in records}
+    assert {r.role for r in found} == {"draft", "target"}
+    for record in found:
+        assert dataclasses.replace(record, checkpoint="") == dataclasses.replace(by_id[record.model_id], checkpoint="")
+        assert (tmp_path / record.checkpoint).resolve().is_relative_to(LADDER)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"draft_tokens": (5_000_000,)}, r"ladder.weights lacks 8 of the 11 models .*draft-3k-s0.* first"),
+        ({"draft_params": (4_000, 9_000)}, r"ladder.weights lacks 2 of the 7 models"),
+        ({"weights": "nowhere"}, r"ladder.weights is 'nowhere', which is not a folder"),
+    ],
+)
+def test_what_it_lacks_is_named(study, tmp_path, changes, message):
+    asked = dataclasses.replace(study, ladder=dataclasses.replace(study.ladder, **changes))
+    with pytest.raises(SdslError, match=message):
+        train_ladder(asked, load_dataset(asked.data), tmp_path)
+
+
+def test_another_recipe_is_another_ladder(study, tmp_path):
+    asked = dataclasses.replace(study, training=dataclasses.replace(study.training, learning_rate=1e-3))
+    with pytest.raises(SdslError, match=r"lacks 19 of the 19 models .* or was trained by another recipe"):
+        train_ladder(asked, load_dataset(asked.data), tmp_path)
