@@ -34,7 +34,8 @@ def test_the_theory():
 
 def test_nothing_is_left_to_fill_in():
     text = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
-    assert not re.findall(r"\b[A-Z]{3,}_[A-Z]{3,}\b", re.sub(r"SDSL_NO_CACHE|PAPER_PLANE", "", text))
+    prose = re.sub(r"`[^`]+`", "", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    assert not re.findall(r"\b[A-Z]{3,}_[A-Z]{3,}\b", prose)
 
 
 def test_the_decoder():

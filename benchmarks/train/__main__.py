@@ -2,6 +2,8 @@
 
     python -m benchmarks.train [--sizes 25k,149k,786k,2.7M,6.3M] [--repetitions 7] [--out FILE.json] [--json]
 
+Ours also runs as one rung per core, each in a process bound to it, which is how small rungs are trained; the tokens of
+all count.
 Both start from the same weights and take the same batches in float32, and their losses must agree. Repetitions are
 interleaved, in processes of their own; both allocate through huge pages (sdsl_jax.cli.memory) unless SDSL_NO_HUGE_PAGES=1.
 Needs the extra `bench`.
@@ -45,7 +47,8 @@ def main(
     from benchmarks.train.race import race
 
     names = sizes.split(",")
-    console = Console(stderr=as_json)
+    stream = sys.stderr if as_json else sys.stdout
+    console = Console(stderr=as_json, width=None if stream.isatty() else 124)
     found: dict[str, Any] = {"goal": GOAL, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
     found["huge_pages"] = "GLIBC_TUNABLES" in os.environ
     found["sizes"] = []
@@ -62,7 +65,16 @@ def main(
     table = Table(
         title=f"Training step, T = 256, B = 16, V = 512, float32, {found['cores']} cores", title_justify="left"
     )
-    for heading in ("parameters", "ours\ntok/s", "PyTorch\ntok/s", "compiled\ntok/s", "ratio to\neager", "goal"):
+    for heading in (
+        "parameters",
+        "ours\ntok/s",
+        "PyTorch\ntok/s",
+        "compiled\ntok/s",
+        "ratio to\neager",
+        "goal",
+        "rung per\ncore, tok/s",
+        "ratio to\neager",
+    ):
         table.add_column(heading, justify="right")
     for heading in ("share of\nmatmul peak", "compile\ns", "loss\ndifference"):
         table.add_column(heading, justify="right")
@@ -74,7 +86,9 @@ def main(
             f"{row['eager_tokens_per_second']:,.0f}",
             f"{compiled:,.0f}" if compiled else "–",
             f"{row['ratio']:.2f} ({row['ratio_low']:.2f}–{row['ratio_high']:.2f})",
-            "met" if row["ratio"] >= GOAL else f"missed, {GOAL}",
+            "met" if row["ratio"] >= GOAL else "missed",
+            f"{row['rungs_tokens_per_second']:,.0f}" if row["rungs_at_once"] else "–",
+            f"{row['rungs_ratio']:.2f}" if row["rungs_at_once"] else "–",
             f"{row['share_of_peak']:.0%}",
             f"{row['compile_seconds']:.1f}",
             f"{row['loss_difference']:.0e}",

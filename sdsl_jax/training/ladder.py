@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset
-from sdsl_jax.errors import require
+from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models import ModelConfig, Params, abstract_params, count, member
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import ModelRecord, write_json
@@ -219,6 +221,14 @@ def _train_claimed(
         except ClaimLost as lost:
             progress.note(f"{plan.rung.name}: {lost}; it is left to that one")
             return False
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise SdslError(
+                f"{plan.rung.name} does not fit into the device's memory at batches of {plan.batch} × "
+                f"{config.data.sequence_length} tokens; a smaller training.batch_size, training.remat = true and "
+                "parallel.fsdp need less."
+            ) from None
     return True
 
 

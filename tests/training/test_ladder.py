@@ -423,3 +423,14 @@ def test_patterns_fit_names_with_and_without_seed():
         names("draft")
     with pytest.raises(SdslError, match="the part is 3/2"):
         select(plans, part=(3, 2))
+
+
+def test_a_rung_that_does_not_fit_says_what_needs_less(tmp_path, dataset, monkeypatch):
+    def cool_down(self, budget):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 156931372544 bytes.")
+
+    monkeypatch.setattr(RungTrainer, "cool_down", cool_down)
+    with pytest.raises(
+        SdslError, match=r"-s0 does not fit into the device's memory at batches of \d+ × \d+ tokens; a smaller"
+    ):
+        train_ladder(config(), dataset, tmp_path)
