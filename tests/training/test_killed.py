@@ -148,20 +148,24 @@ def first_checkpoint(child, out):
 
 
 @pytest.mark.slow
-def test_sigterm_ends_with_a_checkpoint_at_once(study, whole, tmp_path):
-    rare = "--training.checkpoint_every_steps=100000"
-    child = start(study, tmp_path, rare)
-    while child.poll() is None and not list(tmp_path.glob("checkpoints/*/claim-1")):
+def test_sigterm_ends_with_a_checkpoint_at_once(study, tmp_path):
+    """A rung of 1,562 steps, stopped between two of its regular checkpoints."""
+    long = ("--rungs", "target-*", "--ladder.target_tokens=[400000]", "--training.checkpoint_every_steps=200")
+    finish(start(study, tmp_path / "whole", *long))
+    out = tmp_path / "stopped"
+    child = start(study, out, *long)
+    while child.poll() is None and not list(out.glob("checkpoints/*/trunk/200")):
         time.sleep(0.002)
-    time.sleep(0.3)
+    before = set(out.glob("checkpoints/*/*/*/manifest.json"))
     child.send_signal(signal.SIGTERM)
     _, err = child.communicate(timeout=60)
     assert child.returncode == 143
     assert err.splitlines()[-1] == "sdsl: ended by SIGTERM; the same command continues where it stood."
-    assert not list(tmp_path.rglob("claim-*"))
-    assert list(tmp_path.glob("checkpoints/*/*/*/manifest.json"))
-    finish(start(study, tmp_path, rare))
-    assert_equal(tmp_path, whole)
+    assert not list(out.rglob("claim-*"))
+    assert not list(out.rglob("record.json"))
+    assert set(out.glob("checkpoints/*/*/*/manifest.json")) - before
+    finish(start(study, out, *long))
+    assert_equal(out, tmp_path / "whole")
 
 
 @pytest.mark.slow
