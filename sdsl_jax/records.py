@@ -64,7 +64,7 @@ class ModelRecord:
     )
     spikes: int = _column("steps whose loss was a spike", default=0)
     skipped_steps: int = _column("steps that changed nothing, their loss or gradient not being finite", default=0)
-    data_digest: str = _column("SHA-256 over the tokenised corpus", default="")
+    data_digest: str = _column("SHA-256 over the tokenised corpus and its splits", default="")
     device: str = _column("device trained on", default="")
     versions: str = _column("versions of python, jax and flax", default="")
     checkpoint: str = _column("folder of the weights, relative to the study's folder", default="")

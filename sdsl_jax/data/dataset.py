@@ -15,6 +15,9 @@ from sdsl_jax.data.tokenised import TOKENIZER, prepare, read_manifest, shards_of
 from sdsl_jax.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, fingerprint
 from sdsl_jax.errors import require
 
+# To read and digest so many bytes takes less than half a second.
+_ALWAYS_CHECKED_BYTES = 1 << 28
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -24,7 +27,7 @@ class Dataset:
       splits: ids of "train", "validation" and "test", read as int32 from shards on disk.
       bytes_per_token: mean UTF-8 bytes of a token in each split; nats per token over it and ln 2 is bits per byte.
       sequence_length: tokens that a model sees, T.
-      digest: SHA-256 over all ids, as int32.
+      digest: SHA-256 over the ids of every split; the same ids cut into other splits have another.
     """
 
     splits: dict[str, TokenArray]
@@ -67,14 +70,13 @@ class _WindowSource:
         return self._tokens[start : start + self._length + 1]
 
 
-def load_dataset(
-    config: DataConfig, *, verify: bool = False, note: Callable[[str], None] = lambda text: None
-) -> Dataset:
+def load_dataset(config: DataConfig, *, note: Callable[[str], None] = lambda text: None) -> Dataset:
     """Opens the tokenised corpus, which is read, split and tokenised first if no earlier start has done so.
+
+    The digest of a shard is checked if the shard has changed since it was written, and always in a corpus of up to 256 MiB.
 
     Args:
       config: the corpus, its splits, its tokenizer and the length of its sequences.
-      verify: check the digest of every shard, not only of those that have changed since they were written.
       note: told when a corpus is being tokenised, which may take long.
 
     Raises:
@@ -89,6 +91,7 @@ def load_dataset(
         "corpus is tokenised again.",
     )
     splits, ratios, dtype = {}, {}, np.dtype(manifest["dtype"])
+    thorough = dtype.itemsize * sum(split["tokens"] for split in manifest["splits"].values()) <= _ALWAYS_CHECKED_BYTES
     for name, split in manifest["splits"].items():
         require(
             split["tokens"] > config.sequence_length,
@@ -97,7 +100,7 @@ def load_dataset(
         )
         shards = shards_of(split)
         for shard in shards:
-            check_shard(folder / shard.file, shard, dtype, verify)
+            check_shard(folder / shard.file, shard, dtype, thorough)
         splits[name] = TokenArray([folder / shard.file for shard in shards], [s.tokens for s in shards], dtype)
         ratios[name] = split["text_bytes"] / split["tokens"]
     return Dataset(splits, ratios, tokenizer, config.sequence_length, manifest["digest"])

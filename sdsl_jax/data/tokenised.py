@@ -31,7 +31,7 @@ from sdsl_jax.data.tokenizer import Tokenizer, fingerprint, make_tokenizer
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.records import read_json, write_json
 
-FORMAT, VERSION = "sdsl-corpus", 1
+FORMAT, VERSION = "sdsl-corpus", 2
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 # Bytes of a piece of which a vocabulary is learnt; the library holds a few hundred of them at a time.
 _SAMPLE_BYTES = 1 << 16
@@ -67,13 +67,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
       SdslError: it is damaged, or of another version.
     """
-    manifest = read_json(folder / MANIFEST, keys=("format", "version", "digest", "tokenizer", "sources", "splits"))
+    path, remedy = folder / MANIFEST, f"delete the folder {folder} and the corpus is tokenised again."
+    try:
+        manifest = read_json(path, keys=("format", "version", "check"))
+    except SdslError:
+        raise SdslError(f"the manifest {path} cannot be read or is damaged; {remedy}") from None
     require(
         (manifest["format"], manifest["version"]) == (FORMAT, VERSION),
         f"the corpus {folder} has the format {manifest['format']!r}, version {manifest['version']}; this version of sdsl_jax "
-        f"reads {FORMAT!r}, version {VERSION}.",
+        f"reads {FORMAT!r}, version {VERSION}; {remedy}",
     )
+    require(manifest["check"] == _check(manifest), f"the manifest {path} is damaged: it was changed; {remedy}")
     return manifest
+
+
+def _check(manifest: dict[str, Any]) -> str:
+    """SHA-256 over all of a manifest but itself: what passes was written by `_make`, and needs no other check."""
+    return hashlib.sha256(json.dumps(manifest | {"check": ""}, sort_keys=True).encode()).hexdigest()
 
 
 def prepare(
@@ -153,12 +163,14 @@ def _make(config: DataConfig, folder: Path, shard_tokens: int) -> None:
     tokenizer = make_tokenizer(config, _sample(text, spans["train"], config.tokenizer_sample_bytes))
     if tokenizer.text() is not None:
         tokenizer.save(folder / TOKENIZER)
-    dtype, digest, splits = id_type(tokenizer.vocab_size), hashlib.sha256(), {}
+    dtype, splits = id_type(tokenizer.vocab_size), {}
     for name, span in spans.items():
+        digest = hashlib.sha256()
         shards = write_shards(folder, name, _encoded(tokenizer, text, span, digest.update), dtype, shard_tokens)
         splits[name] = {
             "tokens": sum(shard.tokens for shard in shards),
             "text_bytes": span.end - span.start,
+            "sha256": digest.hexdigest(),
             "shards": [shard._asdict() for shard in shards],
         }
     text.unlink()
@@ -169,14 +181,23 @@ def _make(config: DataConfig, folder: Path, shard_tokens: int) -> None:
     manifest = {
         "format": FORMAT,
         "version": VERSION,
-        "digest": digest.hexdigest(),
+        "digest": corpus_digest({name: split["sha256"] for name, split in splits.items()}),
         "dtype": dtype.str,
         "tokenizer": {"vocab_size": tokenizer.vocab_size, "fingerprint": fingerprint(tokenizer)},
         "settings": _settings(config),
         "sources": described,
         "splits": splits,
     }
-    write_json(folder / MANIFEST, manifest)
+    write_json(folder / MANIFEST, manifest | {"check": _check(manifest)})
+
+
+def corpus_digest(splits: dict[str, str]) -> str:
+    """Identity of a tokenised corpus: the same ids cut into other splits are another corpus.
+
+    Args:
+      splits: SHA-256 of the ids of each split, as int32, by its name.
+    """
+    return hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
 
 
 def _encoded(tokenizer: Tokenizer, text: Path, span: Span, seen: Callable[[bytes], None]) -> Iterator[np.ndarray]:

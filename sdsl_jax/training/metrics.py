@@ -12,8 +12,11 @@ from typing import Any
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.records import write_text
 
-# The running mean and deviation of the loss weigh the last steps with 1/50, and all steps alike while there are fewer.
-_MEMORY = 50
+# The running level of the loss weighs the latest step with 1/10, its running noise with 1/50, and both weigh all steps alike
+# while there are fewer. No step is a spike before the noise is known.
+_LEVEL_MEMORY, _NOISE_MEMORY = 10, 50
+# Nats; noise that is smaller counts as this much.
+_LEAST_NOISE = 1e-3
 
 
 @dataclass
@@ -24,8 +27,10 @@ class Tally:
       seconds: wall-clock time, compilation included.
       compile_seconds: of it, time in which XLA compiled.
       wait_seconds: of it, time in which the device had nothing to do for want of a batch; at most that.
-      mean, variance: running moments of the loss.
-      seen: losses that entered them.
+      level: running mean of the loss.
+      variance: running variance of its noise, from the differences of consecutive losses.
+      latest: the last loss that was no spike.
+      seen: losses that entered the level.
       spikes: steps whose loss was a spike.
       skipped: steps that changed nothing, because the loss or the gradient was not finite.
       skipped_in_a_row: the latest of them, without a good step in between.
@@ -34,8 +39,9 @@ class Tally:
     seconds: float = 0.0
     compile_seconds: float = 0.0
     wait_seconds: float = 0.0
-    mean: float = 0.0
+    level: float = 0.0
     variance: float = 0.0
+    latest: float = 0.0
     seen: int = 0
     spikes: int = 0
     skipped: int = 0
@@ -44,8 +50,9 @@ class Tally:
     def observe(self, loss: float, skipped: bool, deviations: float) -> bool:
         """Counts a step, and says whether its loss is a spike: a function of the losses so far and of nothing else.
 
-        A spike exceeds the running mean by more than `deviations` running standard deviations, once 50 losses have been seen.
-        It enters the mean cut down to that limit: a single one hardly moves it, yet a lasting rise becomes the new level.
+        A spike exceeds the running level by more than `deviations` times the running noise, once 50 losses have been seen. The
+        noise is that of differences, σ² = E(lᵢ − lᵢ₋₁)²/2, in which a loss that still falls leaves little. A spike enters both
+        cut down to the limit: a single one hardly moves them, yet a lasting rise becomes the new level.
 
         Args:
           loss: nats per token; a loss that is not finite is no spike and enters nothing.
@@ -56,13 +63,17 @@ class Tally:
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
         if not math.isfinite(loss):
             return False
-        limit = self.mean + deviations * math.sqrt(self.variance) if self.seen >= _MEMORY else math.inf
+        noise = max(math.sqrt(self.variance), _LEAST_NOISE)
+        limit = self.level + deviations * noise if self.seen >= _NOISE_MEMORY else math.inf
         spike = loss > limit
+        entering = min(loss, limit)
+        change = entering - self.level if spike else (loss - self.latest) / math.sqrt(2)
+        if self.seen:
+            self.variance += (change**2 - self.variance) / min(self.seen, _NOISE_MEMORY)
         self.spikes += spike
         self.seen += 1
-        weight, change = 1 / min(self.seen, _MEMORY), min(loss, limit) - self.mean
-        self.mean += weight * change
-        self.variance = (1 - weight) * (self.variance + weight * change**2)
+        self.level += (entering - self.level) / min(self.seen, _LEVEL_MEMORY)
+        self.latest = self.latest if spike else loss
         return spike
 
 

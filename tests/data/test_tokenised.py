@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sdsl_jax.config import DataConfig
 from sdsl_jax.data import load_dataset, source_digests, tokenised
-from sdsl_jax.data.tokenised import MANIFEST, corpus_folder, prepare, read_manifest
+from sdsl_jax.data.tokenised import MANIFEST, corpus_digest, corpus_folder, prepare, read_manifest
 from sdsl_jax.data.tokenizer import BPETokenizer
 from sdsl_jax.errors import SdslError
 
@@ -44,7 +44,8 @@ def test_a_corpus_is_the_same_whatever_its_shards(tmp_path_factory, texts, shard
     data, again = load_dataset(one), load_dataset(many)
     whole = np.concatenate([data.splits[name] for name in ("train", "validation", "test")])
     np.testing.assert_array_equal(whole, np.frombuffer("\0".join(texts).encode(), np.uint8))
-    assert data.digest == again.digest == hashlib.sha256(whole.astype("<i4").tobytes()).hexdigest()
+    ids = {name: hashlib.sha256(np.asarray(split).astype("<i4").tobytes()) for name, split in data.splits.items()}
+    assert data.digest == again.digest == corpus_digest({name: sha.hexdigest() for name, sha in ids.items()})
     assert data.bytes_per_token == again.bytes_per_token == dict.fromkeys(data.splits, 1.0)
     for name in data.splits:
         np.testing.assert_array_equal(data.splits[name], again.splits[name])
@@ -151,7 +152,7 @@ def test_killed_while_tokenising(config, where):
     (left,) = folder.parent.glob(".*.partial")
     assert any(left.iterdir())
     assert not folder.exists()
-    data = load_dataset(config, verify=True)
+    data = load_dataset(config)
     assert not left.exists()
     reference = load_dataset(dataclasses.replace(config, shards=config.shards + "-other"))
     assert data.digest == reference.digest
@@ -182,7 +183,7 @@ def test_several_that_start_at_once(config, monkeypatch, locks):
     assert found == [corpus_folder(config)] * 4
     assert len(made) == (1 if locks else 4)
     assert not list(found[0].parent.glob(".*.partial"))
-    load_dataset(config, verify=True)
+    load_dataset(config)
 
 
 def test_a_damaged_corpus_is_not_used(config):
@@ -192,12 +193,38 @@ def test_a_damaged_corpus_is_not_used(config):
     with pytest.raises(SdslError, match=r"train-00002\.bin is damaged"):
         load_dataset(config)
     manifest = folder / MANIFEST
-    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 9'))
-    with pytest.raises(SdslError, match=r"version 9; this version of sdsl_jax reads 'sdsl-corpus', version 1"):
+    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 9'))
+    with pytest.raises(SdslError, match=r"version 9; this version of sdsl_jax reads 'sdsl-corpus', version 2"):
         load_dataset(config)
-    manifest.write_text("{")
-    with pytest.raises(SdslError, match=r"manifest\.json is damaged"):
+
+
+@pytest.mark.parametrize("key", ["dtype", "digest", "splits", "tokenizer", "tokens"])
+def test_a_damaged_manifest_is_not_used(config, key):
+    manifest = prepare(config) / MANIFEST
+    for text in ("{", "[]", manifest.read_text().replace(f'"{key}"', f'"not {key}"')):
+        manifest.write_text(text)
+        with pytest.raises(SdslError, match=r"manifest.json .*damaged.*; delete the folder .* tokenised again"):
+            load_dataset(config)
+
+
+def test_rot_under_an_unchanged_time_is_found(config):
+    shard = prepare(config) / "test-00000.bin"
+    status, content = shard.stat(), shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(SdslError, match=r"test-00000.bin is damaged: its SHA-256 is another"):
         load_dataset(config)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"test_fraction": 0.1}, {"validation_fraction": 0.1}, {"test_fraction": 0.1, "validation_fraction": 0.1}]
+)
+def test_other_splits_of_the_same_ids_are_another_corpus(config, changes):
+    other = load_dataset(dataclasses.replace(config, **changes))
+    one = load_dataset(config)
+    assert other.digest != one.digest
+    joined = [np.concatenate([np.asarray(x) for x in data.splits.values()]) for data in (one, other)]
+    np.testing.assert_array_equal(*joined)
 
 
 def test_a_manifest_tells_what_is_there(config):
@@ -217,7 +244,7 @@ def test_what_is_left_of_a_deleted_corpus_is_no_obstacle(config):
     assert prepare(config) == folder
     assert sorted(path.name for path in folder.iterdir())[-1] == "validation-00000.bin"
     assert not (folder / "train-00001.bin").exists()
-    load_dataset(config, verify=True)
+    load_dataset(config)
 
 
 def test_a_full_disk_leaves_nothing_behind(config, monkeypatch):
