@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from sdsl_jax.config import StudyConfig, to_toml
+from sdsl_jax.errors import SdslError, require
 from sdsl_jax.progress import Progress, Silent
-from sdsl_jax.records import ModelRecord, write_table, write_text
+from sdsl_jax.records import ModelRecord, write_text
 from sdsl_jax.study import Study
-from sdsl_jax.training import is_primary, plan_rungs, read_records, select, train_rungs
+from sdsl_jax.training import is_primary, plan_rungs, read_records, select, train_rungs, write_records
 
 
 class Trained(NamedTuple):
@@ -38,7 +40,7 @@ def train_part(
 
     The processes of one distributed program (`initialise_distributed`) must all call it, and train every rung together.
 
-    `models.csv` then holds every model of the study that is finished, whoever trained it.
+    After every rung, and however the call ends, `models.csv` holds every model of the study that is finished, whoever trained it.
 
     Args:
       config: the study.
@@ -48,19 +50,39 @@ def train_part(
       progress: told what happens.
 
     Raises:
-      SdslError: there are no such rungs, or training cannot go on.
+      Diverged: the loss of one or more rungs became non-finite; all the others were trained first.
+      SdslError: there are no such rungs, the study trains none, or training cannot go on.
     """
+    require(
+        not config.ladder.weights,
+        f"ladder.weights is {config.ladder.weights!r}: the study takes its models from there and trains none.",
+    )
     study = Study(config, folder, progress or Silent())
     plans = plan_rungs(config, study.dataset, folder)
     chosen = select(plans, patterns, part)
-    if is_primary() and not (folder / "config.toml").exists():
+    if is_primary():
         write_text(folder / "config.toml", to_toml(config))
-    outcome = train_rungs(config, study.dataset, folder, chosen, study.progress, wait=False)
-    finished = read_records(config, study.dataset, plans)
-    missing = sum(len(plan.models) for plan in plans) - len(finished)
-    if finished and is_primary():
+
+    def publish() -> list[ModelRecord]:
+        finished = read_records(config, study.dataset, plans)
+        if not finished or not is_primary() or finished == _published(study):
+            return finished
         # What the table holds now need not be what the stage was completed with.
         study.forget("train")
-        study.dataset.tokenizer.save(folder / "tokenizer.json")
-        write_table(study.records, "models", finished)
+        return write_records(config, study.dataset, folder, plans)
+
+    try:
+        outcome = train_rungs(config, study.dataset, folder, chosen, study.progress, wait=False, finished=publish)
+    except BaseException:
+        with contextlib.suppress(SdslError):
+            publish()
+        raise
+    missing = sum(len(plan.models) for plan in plans) - len(publish())
     return Trained(outcome.records, outcome.elsewhere, missing)
+
+
+def _published(study: Study) -> list[ModelRecord]:
+    try:
+        return study.table("models")
+    except SdslError:
+        return []

@@ -1,7 +1,15 @@
 """Optimiser, train step, checkpoints, the loop and the ladder."""
 
 from sdsl_jax.training.evaluation import device_name
-from sdsl_jax.training.ladder import Outcome, check_ladder, load_model, read_records, train_ladder, train_rungs
+from sdsl_jax.training.ladder import (
+    Outcome,
+    check_ladder,
+    load_model,
+    read_records,
+    train_ladder,
+    train_rungs,
+    write_records,
+)
 from sdsl_jax.training.loop import rung_seed
 from sdsl_jax.training.model_folder import LoadedModel, load_model_folder, write_model_folder
 from sdsl_jax.training.parallel import initialise_distributed, is_primary
@@ -23,4 +31,5 @@ __all__ = [
     "train_ladder",
     "train_rungs",
     "write_model_folder",
+    "write_records",
 ]

@@ -88,8 +88,7 @@ def restore_params(path: Path, like: Any, expected: str) -> Any:
       SdslError: there are none, they are damaged, or they are others than those recorded.
     """
     require(path.is_dir(), f"there is no checkpoint in {path}.")
-    # Folders of earlier versions have no manifest; the digest covers their content all the same.
-    params = (restore if (path / MANIFEST).exists() else _load)(path, like).tree
+    params = restore(path, like).tree
     found = digest(params)
     require(
         found == expected,
@@ -120,7 +119,7 @@ def damage(path: Path) -> str | None:
 
 def steps(folder: Path) -> list[int]:
     """The steps for which `folder` holds a checkpoint named by its step, ascending; damaged ones are among them."""
-    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit() and p.is_dir())
+    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal() and p.is_dir())
 
 
 def digest(params: Any) -> str:

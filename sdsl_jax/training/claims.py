@@ -1,7 +1,7 @@
 """Claims: which process trains a rung, when any number of them share a folder.
 
-A claim is a file `claim-<generation>` in the rung's folder, made with O_EXCL, so that of several processes exactly one makes
-it. Its time of change is its heartbeat. A claim is stale when its process is gone, or when the heartbeat is two minutes old by
+A claim is a file `claim-<generation>` in the rung's folder. It is written under a private name and linked to its own, which
+exactly one of several processes can do, and which leaves no claim without content. Its time of change is its heartbeat. A claim is stale when its process is gone, or when the heartbeat is two minutes old by
 the clock of the file system itself, so that the clocks of hosts do not matter. Who finds a stale claim makes the file of the next
 generation, which again only one can; the highest generation holds.
 
@@ -17,6 +17,7 @@ import json
 import os
 import secrets
 import socket
+import tempfile
 import threading
 from pathlib import Path
 from typing import NamedTuple
@@ -101,12 +102,16 @@ def acquire(folder: Path) -> Claim | Owner:
         if older and not _is_stale(older[-1]):
             return _read(older[-1])
         path = folder / f"{_PREFIX}{1 + (_generation(older[-1]) if older else 0)}"
+        private = folder / f".{path.name}.{me.token}.partial"
         try:
-            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            private.write_text(json.dumps(me._asdict()))
+            os.link(private, path)
         except FileExistsError:
             return _read(path)
-        with os.fdopen(file, "w") as opened:
-            opened.write(json.dumps(me._asdict()))
+        except FileNotFoundError:
+            return acquire(folder)  # who holds the rung since has cleaned its folder
+        finally:
+            private.unlink(missing_ok=True)
         # A process that saw other files than this one may have made a later generation meanwhile.
         newest = _claims(folder)[-1]
         if newest != path:
@@ -129,7 +134,7 @@ def _generation(path: Path) -> int:
 
 
 def _read(path: Path) -> Owner:
-    """Who made a claim; nobody known, where it is gone or not yet written."""
+    """Who made a claim; nobody known, where it is gone or damaged."""
     try:
         return Owner(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
@@ -148,12 +153,11 @@ def _is_stale(path: Path) -> bool:
 
 def _now(folder: Path) -> float:
     """The time by the clock that stamps the files of a folder."""
-    probe = folder / f".now-{secrets.token_hex(4)}.partial"
-    probe.touch()
-    try:
-        return probe.stat().st_mtime
-    finally:
-        probe.unlink(missing_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        probe.write(b".")
+        probe.flush()
+        os.fsync(probe.fileno())
+        return os.fstat(probe.fileno()).st_mtime
 
 
 def _machine() -> str:

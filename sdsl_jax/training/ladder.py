@@ -14,10 +14,10 @@ import jax
 
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset
-from sdsl_jax.errors import SdslError, require
+from sdsl_jax.errors import Diverged, SdslError, require
 from sdsl_jax.models import ModelConfig, Params, abstract_params, count, member
 from sdsl_jax.progress import Progress, Silent
-from sdsl_jax.records import ModelRecord, write_json
+from sdsl_jax.records import ModelRecord, write_json, write_table
 from sdsl_jax.training import checkpoints, model_folder
 from sdsl_jax.training.claims import Claim, ClaimLost, Owner, acquire
 from sdsl_jax.training.evaluation import held_out_losses, make_record
@@ -76,12 +76,16 @@ def train_ladder(
       progress: told after every step.
 
     Raises:
-      SdslError: the family cannot make a size, a loss becomes non-finite, or a file cannot be written; or `ladder.weights`
-        does not hold what the study asks for.
+      Diverged: the loss of one or more rungs became non-finite; all the others were trained first.
+      SdslError: the family cannot make a size, or a file cannot be written; or `ladder.weights` does not hold what the study
+        asks for.
     """
     if config.ladder.weights:
         return _read_ladder(config, dataset, folder)
-    return train_rungs(config, dataset, folder, plan_rungs(config, dataset, folder), progress).records
+    plans = plan_rungs(config, dataset, folder)
+    return train_rungs(
+        config, dataset, folder, plans, progress, finished=lambda: write_records(config, dataset, folder, plans)
+    ).records
 
 
 def _read_ladder(config: StudyConfig, dataset: Dataset, folder: Path) -> list[ModelRecord]:
@@ -93,7 +97,8 @@ def _read_ladder(config: StudyConfig, dataset: Dataset, folder: Path) -> list[Mo
     require(
         not missing,
         f"ladder.weights lacks {len(missing)} of the {sum(len(plan.models) for plan in plans)} models that the study asks "
-        f"for, {missing[0] if missing else ''} first: it holds other sizes, budgets or seeds, or was trained by another recipe.",
+        f"for, {missing[0] if missing else ''} first: it holds other sizes, budgets or seeds, was trained by "
+        "another recipe or on other text, or is damaged.",
     )
     records = read_records(config, dataset, plans)
     return [
@@ -109,6 +114,7 @@ def train_rungs(
     plans: Sequence[Plan],
     progress: Progress | None = None,
     wait: bool = True,
+    finished: Callable[[], object] = lambda: None,
 ) -> Outcome:
     """Trains those rungs that are neither complete nor being trained by another process.
 
@@ -119,9 +125,11 @@ def train_rungs(
       plans: the rungs, of `plan_rungs`, perhaps after `select`.
       progress: told after every step.
       wait: for the rungs that other processes train, and take over those whose process dies; otherwise they are left to them.
+      finished: called after every rung that this process has trained.
 
     Raises:
-      SdslError: a loss becomes non-finite, a file cannot be written, or the devices or batches do not suit `[parallel]`.
+      Diverged: the loss of one or more rungs became non-finite; all the others were trained first.
+      SdslError: a file cannot be written, or the devices or batches do not suit `[parallel]`.
     """
     if config.training.tensorboard:
         check_tensorboard()
@@ -131,6 +139,7 @@ def train_rungs(
         layout.check_batch(plan.batch)
     progress.start("train", sum(plan.flops for plan in plans))
     todo, tried, elsewhere = list(plans), set[str](), dict[str, str]()
+    diverged: list[Diverged] = []
     while todo:
         held: list[Plan] = []
         for plan in todo:
@@ -151,17 +160,25 @@ def train_rungs(
                 continue
             elsewhere.pop(name, None)
             assert not isinstance(claim, Owner)
-            if not _train_claimed(config, dataset, plan, folder, weighted, claim, layout):
-                elsewhere[name] = "another process"
-                held.append(plan)
+            try:
+                if _train_claimed(config, dataset, plan, folder, weighted, claim, layout):
+                    finished()
+                else:
+                    elsewhere[name] = "another process"
+                    held.append(plan)
+            except Diverged as error:
+                progress.note(str(error))
+                diverged.append(error)
         stuck, todo = len(held) == len(todo), held
         if stuck and not wait:
             break
         if stuck and todo:
             time.sleep(_POLL_SECONDS)
     progress.finish()
-    finished = [plan for plan in plans if plan.rung.name not in elsewhere]
-    return Outcome(read_records(config, dataset, finished), elsewhere)
+    if diverged:
+        raise Diverged(" ".join(map(str, diverged)))
+    complete = [plan for plan in plans if plan.rung.name not in elsewhere]
+    return Outcome(read_records(config, dataset, complete), elsewhere)
 
 
 def read_records(config: StudyConfig, dataset: Dataset, plans: Sequence[Plan]) -> list[ModelRecord]:
@@ -171,9 +188,6 @@ def read_records(config: StudyConfig, dataset: Dataset, plans: Sequence[Plan]) -
         if not all(map(model_folder.is_complete, plan.models)):
             continue
         for folder in plan.models:
-            # Folders of earlier versions do not say what they hold.
-            if not model_folder.is_described(folder):
-                model_folder.describe(folder, plan.model, dataset.tokenizer, config.data)
             record = model_folder.read_record(folder / model_folder.RECORD)
             windows = config.training.evaluation_windows
             if record.evaluation_windows != windows:
@@ -184,6 +198,24 @@ def read_records(config: StudyConfig, dataset: Dataset, plans: Sequence[Plan]) -
                 write_json(folder / model_folder.RECORD, dataclasses.asdict(record))
             records.append(record)
     return records
+
+
+def write_records(config: StudyConfig, dataset: Dataset, folder: Path, plans: Sequence[Plan]) -> list[ModelRecord]:
+    """Makes `models.csv` hold every finished model of a ladder, and returns their records.
+
+    Any number of processes may do so at once: the last of them to write looks once more whether that was all.
+
+    Raises:
+      SdslError: the folder cannot be written to.
+    """
+    finished = read_records(config, dataset, plans)
+    while finished and is_primary():
+        dataset.tokenizer.save(folder / "tokenizer.json")
+        write_table(folder / "records", "models", finished)
+        finished, written = read_records(config, dataset, plans), finished
+        if len(finished) == len(written):
+            break
+    return finished
 
 
 class _Weighted:
@@ -264,8 +296,8 @@ def _train_rung(
                 plan.schedule.ends[budget] - plan.schedule.branch_before(budget), f"{rung.name}  already trained"
             )
             continue
-        if model_folder.is_complete(folder):
-            progress.note(f"the weights in {folder} are damaged; they are made again from the checkpoints.")
+        if (folder / model_folder.RECORD).exists():
+            progress.note(f"the model in {folder} is damaged; it is made again from the checkpoints.")
         state, tally = trainer.cool_down(budget)
         checkpoint = str((folder / model_folder.PARAMS).relative_to(study))
         record = make_record(plan, budget, layout.whole(state.params), tally, dataset, windows, checkpoint)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import typing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,19 +100,19 @@ def describe(folder: Path, config: ModelConfig, tokenizer: Tokenizer, data: Data
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder holds a finished model: record and weights, described or not."""
-    return (folder / RECORD).exists() and (folder / PARAMS).is_dir()
+    """Whether a folder holds a finished model with a record that can be read."""
+    if not (folder / PARAMS).is_dir() or not (folder / MODEL).exists():
+        return False
+    try:
+        read_record(folder / RECORD)
+    except SdslError:
+        return False
+    return True
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder holds a finished model whose files are those that were written, as far as a manifest tells."""
-    params = folder / PARAMS
-    return is_complete(folder) and not ((params / checkpoints.MANIFEST).exists() and checkpoints.damage(params))
-
-
-def is_described(folder: Path) -> bool:
-    """Whether the folder says what its weights are; those of earlier versions do not."""
-    return (folder / MODEL).exists()
+    """Whether a folder holds a finished model whose weights are those that were written."""
+    return is_complete(folder) and checkpoints.damage(folder / PARAMS) is None
 
 
 def read_record(path: Path) -> ModelRecord:
@@ -120,10 +121,13 @@ def read_record(path: Path) -> ModelRecord:
     Raises:
       SdslError: the file is missing or is not the record of a model.
     """
+    kinds = typing.get_type_hints(ModelRecord)
+    values: dict[str, Any] = {k: math.nan if v is None else v for k, v in read_json(path).items()}
+    wrong = [k for k, v in values.items() if not isinstance(v, (int, float) if kinds.get(k) is float else kinds.get(k, ()))]
     try:
-        values: dict[str, Any] = {k: math.nan if v is None else v for k, v in read_json(path).items()}
+        require(not wrong, f"the record file {path} is damaged: it holds {values[wrong[0]]!r} as {wrong[0]}." if wrong else "")
         return ModelRecord(**values)
-    except (TypeError, AttributeError):
+    except TypeError:
         raise SdslError(f"the record file {path} is damaged: it is not the record of a model; delete it.") from None
 
 
@@ -161,13 +165,8 @@ def load_model_folder(path: Path) -> LoadedModel:
       SdslError: the path means no single model, or a part of it is missing, damaged or of a later version.
     """
     folder = find_model_folder(Path(path))
-    missing = [name for name in (RECORD, PARAMS) if not (folder / name).exists()]
+    missing = [name for name in (RECORD, PARAMS, MODEL) if not (folder / name).exists()]
     require(not missing, f"the model folder {folder} is incomplete: it lacks {' and '.join(missing)}.")
-    require(
-        is_described(folder),
-        f"the model folder {folder} lacks {MODEL}, as folders of earlier versions do; `sdsl study FILE.toml --only train "
-        "--force` with the study's settings adds it, without training again.",
-    )
     values = _read_description(folder)
     config = _part(ModelConfig, values["architecture"], folder, "architecture")
     data = _part(DataConfig, values["data"], folder, "data")

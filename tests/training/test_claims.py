@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -7,7 +8,8 @@ import time
 
 import pytest
 
-from sdsl_jax.training import claims
+from sdsl_jax.errors import SdslError
+from sdsl_jax.training import checkpoints, claims
 from sdsl_jax.training.claims import Claim, ClaimLost, Owner, acquire
 
 HERE = """
@@ -103,9 +105,46 @@ def test_processes_of_other_machines_are_judged_by_their_heartbeat(tmp_path):
     assert isinstance(acquire(tmp_path), Claim)
 
 
-def test_a_claim_that_is_not_yet_written_is_respected(tmp_path):
-    (tmp_path / "claim-1").touch()
+def test_a_claim_that_cannot_be_read_is_judged_by_its_heartbeat(tmp_path):
+    claim = tmp_path / "claim-1"
+    claim.touch()
     assert acquire(tmp_path).host == "another host"
+    os.utime(claim, (1, 1))
+    assert isinstance(acquire(tmp_path), Claim)
+
+
+@pytest.mark.parametrize("fails", ["link", "fsync"])
+def test_a_full_disk_leaves_no_claim_behind(tmp_path, monkeypatch, fails):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    held = acquire(tmp_path) if fails == "fsync" else None
+    before = list(tmp_path.iterdir())
+    monkeypatch.setattr(claims.os, fails, full)
+    if held is not None:
+        rewrite(held, machine="elsewhere")
+    with pytest.raises(SdslError, match=r"cannot claim the rung's folder .* \(No space left on device\)"):
+        acquire(tmp_path)
+    assert list(tmp_path.iterdir()) == before
+
+
+def test_cleaning_a_folder_takes_no_claim_from_its_holder(tmp_path, monkeypatch):
+    """A holder that has just begun cleans the folder while another process looks at its claim, or tries for one itself."""
+    with acquire(tmp_path) as mine:
+        rewrite(mine, machine="elsewhere")
+        sync, link = os.fsync, os.link
+        monkeypatch.setattr(claims.os, "fsync", lambda file: (checkpoints.clean(tmp_path), sync(file)))
+        assert acquire(tmp_path) == mine.owner._replace(machine="elsewhere")
+        mine.path.unlink()
+
+        def cleaned_before(private, path):
+            monkeypatch.setattr(claims.os, "link", link)
+            checkpoints.clean(tmp_path)
+            link(private, path)
+
+        monkeypatch.setattr(claims.os, "link", cleaned_before)
+        assert isinstance(acquire(tmp_path), Claim)
+        assert [path.name for path in tmp_path.iterdir()] == ["claim-1"]
 
 
 @pytest.mark.slow

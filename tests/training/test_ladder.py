@@ -13,10 +13,11 @@ import pytest
 from conftest import tiny
 
 from sdsl_jax.data import load_dataset
-from sdsl_jax.errors import SdslError
+from sdsl_jax.errors import Diverged, SdslError
 from sdsl_jax.preemption import Preempted
 from sdsl_jax.progress import Silent
-from sdsl_jax.training import checkpoints, ladder, plan_rungs, select, train_ladder, train_rungs
+from sdsl_jax.records import read_table
+from sdsl_jax.training import checkpoints, ladder, plan_rungs, select, train_ladder, train_rungs, write_records
 from sdsl_jax.training.claims import Owner, acquire
 from sdsl_jax.training.loop import RungTrainer, _reading
 from sdsl_jax.training.parallel import make_layout
@@ -74,13 +75,13 @@ def tags(study, dataset):
         {"on_nonfinite": "skip"},
         {"remat": True},
         # The same laws, written from another reference size.
-        {"reference_params": 50_000, "learning_rate": 0.01 * 2**0.4},
+        {"reference_params": 50_000, "learning_rate": 0.003 * 2**0.4},
         # Laws that meet at the only size there is, which has 584 parameters.
         {
             "batch_size_exponent": 0.5,
             "batch_size": 8,
             "reference_params": 584,
-            "learning_rate": 0.01 * (584 / 1e5) ** -0.4,
+            "learning_rate": 0.003 * (584 / 1e5) ** -0.4,
         },
     ],
 )
@@ -171,14 +172,31 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(copy, dataset,
         assert [json.loads(line)["step"] for line in lines] == list(steps)
 
 
-def test_damaged_weights_of_a_finished_model_are_made_again(copy, dataset, trained):
-    params = copy / trained[1][0].checkpoint
-    flip(params)
+def cut(record):
+    record.write_text(record.read_text()[:60])
+
+
+def other_type(record):
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"params_total": "many"}))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda model: flip(model / "params"),
+        lambda model: (model / "params" / "manifest.json").unlink(),
+        lambda model: cut(model / "record.json"),
+        lambda model: other_type(model / "record.json"),
+    ],
+)
+def test_a_damaged_model_is_made_again(copy, dataset, trained, damage):
+    model = (copy / trained[1][0].checkpoint).parent
+    damage(model)
     seen = Notes()
     assert [r.params_digest for r in train_ladder(config(), dataset, copy, seen)] == [
         r.params_digest for r in trained[1]
     ]
-    assert f"the weights in {params.parent} are damaged" in seen.notes[0]
+    assert f"the model in {model} is damaged" in seen.notes[0]
     seen = Notes()
     train_ladder(config(), dataset, copy, seen)
     assert seen.notes == []
@@ -242,6 +260,40 @@ def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path, data
     assert not list(rung.glob("claim-*"))
     last = json.loads((rung / "trunk" / "metrics.jsonl").read_text().splitlines()[-1])
     assert (last["step"], last["loss_nats"]) == (15, None)
+
+
+def test_a_rung_that_diverges_stops_no_other(tmp_path, dataset, monkeypatch):
+    """The draft comes first and diverges; the target is trained, and stands in the table."""
+    cool_down = RungTrainer.cool_down
+
+    def diverges(self, budget):
+        if self.name.startswith("draft"):
+            raise Diverged(f"the loss of {self.name} became nan at step 15")
+        return cool_down(self, budget)
+
+    monkeypatch.setattr(RungTrainer, "cool_down", diverges)
+    for _ in range(2):
+        with pytest.raises(Diverged, match="the loss of draft-600-s0 became nan at step 15"):
+            train_ladder(config(), dataset, tmp_path)
+        assert [r.role for r in read_table(tmp_path / "records", "models")] == ["target"]
+    monkeypatch.undo()
+    train_ladder(config(), dataset, tmp_path)
+    assert [r.role for r in read_table(tmp_path / "records", "models")] == ["draft", "target"]
+
+
+def test_the_table_misses_no_rung_that_ends_while_it_is_written(copy, dataset, trained, monkeypatch):
+    plans = plan_rungs(config(), dataset, copy)
+    record = plans[1].models[0] / "record.json"
+    content, write = record.read_text(), ladder.write_table
+    record.unlink()
+
+    def meanwhile(*arguments):
+        record.write_text(content)
+        write(*arguments)
+
+    monkeypatch.setattr(ladder, "write_table", meanwhile)
+    write_records(config(), dataset, copy, plans)
+    assert [r.model_id for r in read_table(copy / "records", "models")] == [r.model_id for r in trained[1]]
 
 
 def test_skipped_steps_are_counted_across_segments(tmp_path, dataset, monkeypatch):

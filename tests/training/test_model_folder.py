@@ -86,7 +86,7 @@ def test_what_a_path_may_be(written, copy, bpe):
 def test_missing_parts_are_named(copy):
     for name, message in (
         ("tokenizer.json", "lacks tokenizer.json"),
-        ("model.json", r"lacks model\.json.*--only train --force"),
+        ("model.json", r"lacks model\.json"),
         ("record.json", r"lacks record\.json"),
     ):
         (copy / name).unlink()
@@ -94,7 +94,7 @@ def test_missing_parts_are_named(copy):
             load_model_folder(copy)
     shutil.rmtree(copy / "params")
     (copy / "model.json").write_text("{}")
-    with pytest.raises(SdslError, match=r"lacks record\.json and params"):
+    with pytest.raises(SdslError, match=r"lacks record\.json and params\."):
         load_model_folder(copy)
 
 
@@ -159,7 +159,7 @@ def test_a_fingerprint_is_of_the_mapping(bpe, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_ladder_describes_its_models_and_those_of_earlier_versions(tmp_path):
+def test_a_ladder_describes_its_models(tmp_path):
     ladder = {"draft_params": [600], "draft_tokens": [2_048], "target_params": [600], "target_tokens": [2_048]}
     config = tiny(ladder=ladder, training={"warmup_tokens": 256, "evaluation_windows": 4})
     dataset = load_dataset(config.data)
@@ -169,10 +169,3 @@ def test_a_ladder_describes_its_models_and_those_of_earlier_versions(tmp_path):
         assert repr(loaded.record) == repr(record)
         assert loaded.data == config.data
         assert dataclasses.asdict(loaded.config)["vocab_size"] == 256
-    described = (tmp_path / records[0].checkpoint).parent / "model.json"
-    content = described.read_text()
-    kept = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file() and p != described}
-    described.unlink()
-    assert repr(train_ladder(config, dataset, tmp_path)) == repr(records)
-    assert described.read_text() == content
-    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in kept} == kept
