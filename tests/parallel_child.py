@@ -14,15 +14,8 @@ from sdsl_jax.config import ParallelConfig, TrainingConfig
 from sdsl_jax.errors import SdslError
 from sdsl_jax.models import ModelConfig, abstract_params, init_params
 from sdsl_jax.training import checkpoints
-from sdsl_jax.training.parallel import (
-    Layout,
-    agree,
-    anywhere,
-    barrier,
-    initialise_distributed,
-    is_primary,
-    make_layout,
-)
+from sdsl_jax.training.parallel import Layout, make_layout
+from sdsl_jax.training.processes import agree, anywhere, barrier, initialise_distributed, is_primary
 from sdsl_jax.training.step import init_state, step_config, train_step, window_losses
 
 # Wide enough for most of its matrices to be split.

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from sdsl_jax.cli.study import overrides
 from sdsl_jax.cli.terminal import Terminal, standard_console
-from sdsl_jax.errors import SdslError
+from sdsl_jax.errors import require
 from sdsl_jax.formatting import short_count
 
 if TYPE_CHECKING:
@@ -68,22 +68,25 @@ def tune(
         )
     finally:
         progress.close()
-    if write is not None:
+    if write is not None and found.study is not None:
         write_text(write, to_toml(found.study))
     if as_json:
         print(json.dumps(_plain(found), indent=1, allow_nan=False))
     else:
         _print(console, found, write)
+    require(write is None or found.study is not None, f"{write} was not written: {found.warnings[-1]}")
 
 
 def _number(text: str, option: str) -> float:
     text = text.strip()
     try:
-        return float(text[:-1]) * _SUFFIXES[text[-1]] if text[-1:] in _SUFFIXES else float(text)
+        value = float(text[:-1]) * _SUFFIXES[text[-1]] if text[-1:] in _SUFFIXES else float(text)
     except ValueError:
-        raise SdslError(
-            f"{option} holds {text!r}; it must be numbers such as 14k or 0.5, separated by commas."
-        ) from None
+        value = math.nan
+    require(
+        math.isfinite(value), f"{option} holds {text!r}; it must be numbers such as 14k or 0.5, separated by commas."
+    )
+    return value
 
 
 def _plain(found: Tuning) -> dict:
@@ -138,5 +141,5 @@ def _print(console: Console, found: Tuning, write: Path | None) -> None:
         )
     for warning in found.warnings:
         console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
-    if write is not None:
+    if write is not None and found.study is not None:
         console.print(f"written: {write}", highlight=False, soft_wrap=True)

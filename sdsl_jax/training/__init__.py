@@ -12,7 +12,7 @@ from sdsl_jax.training.ladder import (
 )
 from sdsl_jax.training.loop import rung_seed
 from sdsl_jax.training.model_folder import LoadedModel, load_model_folder, write_model_folder
-from sdsl_jax.training.parallel import initialise_distributed, is_primary
+from sdsl_jax.training.processes import initialise_distributed, is_primary
 from sdsl_jax.training.rungs import plan_rungs, select
 
 __all__ = [

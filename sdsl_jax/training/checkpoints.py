@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
+import re
 import secrets
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.records import read_json, write_json
+from sdsl_jax.training.processes import is_primary, raise_together
 
 MANIFEST = "manifest.json"
 _NAME = "tree"
@@ -40,7 +43,7 @@ class Restored(NamedTuple):
 def save(path: Path, tree: Any, metadata: dict[str, Any]) -> None:
     """Writes a pytree of arrays to the folder `path`, which appears only when it is complete; an older one is replaced.
 
-    With several processes of one distributed program, all of them must call it.
+    With several processes of one distributed program, all of them must call it, and it fails on all or on none.
 
     Raises:
       SdslError: the folder cannot be written to, or the disk is full; what was at `path` before is still there.
@@ -48,25 +51,28 @@ def save(path: Path, tree: Any, metadata: dict[str, Any]) -> None:
     # The processes of one distributed program write one checkpoint together and must agree on its name.
     own = secrets.token_hex(4) if jax.process_count() == 1 else "shared"
     partial = path.absolute().with_name(f".{path.name}.{own}{_PARTIAL}")
+    failed = None
     try:
-        ocp.save_checkpointables(partial, {_NAME: tree}, overwrite=True, custom_metadata=metadata)
-        if jax.process_index() == 0:
+        with _quiet():
+            ocp.save_checkpointables(partial, {_NAME: tree}, overwrite=True, custom_metadata=metadata)
+        if is_primary():
             write_json(partial / MANIFEST, _manifest(partial))
             _publish(partial, path)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"saved {path}")
     except Exception as error:
         # Orbax and TensorStore raise many kinds of errors for the same thing: the files could not be written.
         for left in partial.parent.glob(f"{partial.name}*"):
             shutil.rmtree(left, ignore_errors=True)
-        raise SdslError(
+        failed = SdslError(
             f"cannot write the checkpoint {path} ({_reason(error)}); the checkpoints before it are still there, and the same "
             "command continues from them."
-        ) from None
+        )
+    raise_together(failed)
 
 
 def restore(path: Path, like: Any) -> Restored:
     """Reads the pytree in the folder `path`, after checking every file against the manifest.
+
+    With several processes of one distributed program, all of them must call it, and it fails on all or on none.
 
     Args:
       path: a folder that `save` wrote.
@@ -77,7 +83,7 @@ def restore(path: Path, like: Any) -> Restored:
       SdslError: there is no checkpoint, it is damaged, or it holds arrays of other shapes.
     """
     found = damage(path)
-    require(found is None, f"the checkpoint {path} is damaged: {found}.")
+    raise_together(SdslError(f"the checkpoint {path} is damaged: {found}.") if found else None)
     return _load(path, like)
 
 
@@ -157,16 +163,30 @@ def _load(path: Path, like: Any) -> Restored:
     def target(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or device)
 
+    loaded, failed = None, None
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore", UserWarning)
             tree = ocp.load_checkpointables(path.absolute(), {_NAME: jax.tree.map(target, like)})[_NAME]
-            metadata = ocp.checkpointables_metadata(path.absolute()).custom_metadata
+            loaded = Restored(tree, dict(ocp.checkpointables_metadata(path.absolute()).custom_metadata or {}))
     except Exception as error:
-        raise SdslError(
+        failed = SdslError(
             f"the checkpoint {path} is damaged or belongs to a model of another shape ({_reason(error)})."
-        ) from None
-    return Restored(tree, dict(metadata or {}))
+        )
+    raise_together(failed)
+    assert loaded is not None
+    return loaded
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the log of Orbax, which tells of an error at length before it raises it."""
+    log = logging.getLogger("absl")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -197,5 +217,7 @@ def _reason(error: Exception) -> str:
     """The first line of an error, shortened."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(code[1]))
     lines = str(error).strip().splitlines()
     return lines[0][-200:] if lines else type(error).__name__

@@ -1,9 +1,10 @@
 """Claims: which process trains a rung, when any number of them share a folder.
 
 A claim is a file `claim-<generation>` in the rung's folder. It is written under a private name and linked to its own, which
-exactly one of several processes can do, and which leaves no claim without content. Its time of change is its heartbeat. A claim is stale when its process is gone, or when the heartbeat is two minutes old by
-the clock of the file system itself, so that the clocks of hosts do not matter. Who finds a stale claim makes the file of the next
-generation, which again only one can; the highest generation holds.
+exactly one of several processes can do, and which leaves no claim without content. Its time of change is its heartbeat. A claim
+is stale when its process is gone, or when the heartbeat is two minutes old by the clock of the file system itself, so that the
+clocks of hosts do not matter. Who finds a stale claim makes the file of the next generation, which again only one can; the
+highest generation holds.
 
 Claims save work; they are not what keeps a folder whole. A process that was thought dead and wakes up finds its claim gone
 before it writes a checkpoint or metrics, and stops. Should it wake up in between, it publishes a whole checkpoint of the

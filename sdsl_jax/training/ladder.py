@@ -23,7 +23,8 @@ from sdsl_jax.training.claims import Claim, ClaimLost, Owner, acquire
 from sdsl_jax.training.evaluation import held_out_losses, make_record
 from sdsl_jax.training.loop import RungTrainer, rung_seed
 from sdsl_jax.training.metrics import check_tensorboard
-from sdsl_jax.training.parallel import Layout, agree, barrier, is_primary, make_layout
+from sdsl_jax.training.parallel import Layout, make_layout
+from sdsl_jax.training.processes import agree, barrier, is_primary
 from sdsl_jax.training.rungs import Plan, plan_rungs, rungs
 from sdsl_jax.training.schedule import make_schedule
 

@@ -28,7 +28,8 @@ from sdsl_jax.progress import Progress
 from sdsl_jax.training import checkpoints
 from sdsl_jax.training.compilation import compile_seconds
 from sdsl_jax.training.metrics import MetricsFile, Tally, tensorboard
-from sdsl_jax.training.parallel import Layout, agree, anywhere, is_primary
+from sdsl_jax.training.parallel import Layout
+from sdsl_jax.training.processes import agree, anywhere, is_primary
 from sdsl_jax.training.schedule import Schedule
 from sdsl_jax.training.step import StepMetrics, TrainState, init_state, step_config, train_step
 

@@ -17,14 +17,13 @@ import typing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
 from sdsl_jax.config import DataConfig, from_dict, to_dict
 from sdsl_jax.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, fingerprint
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models import ModelConfig, Params, abstract_params, count
 from sdsl_jax.records import ModelRecord, read_json, write_json, write_text
 from sdsl_jax.training import checkpoints
+from sdsl_jax.training.processes import is_primary
 
 FORMAT, FORMAT_VERSION = "sdsl_jax model", 1
 PARAMS, RECORD, MODEL, TOKENIZER = "params", "record.json", "model.json", "tokenizer.json"
@@ -70,7 +69,7 @@ def write_model_folder(
       SdslError: the folder cannot be written to.
     """
     checkpoints.save(folder / PARAMS, params, {"model_id": record.model_id})
-    if jax.process_index() == 0:
+    if is_primary():
         describe(folder, config, tokenizer, data)
         write_json(folder / RECORD, dataclasses.asdict(record))
 
@@ -123,9 +122,14 @@ def read_record(path: Path) -> ModelRecord:
     """
     kinds = typing.get_type_hints(ModelRecord)
     values: dict[str, Any] = {k: math.nan if v is None else v for k, v in read_json(path).items()}
-    wrong = [k for k, v in values.items() if not isinstance(v, (int, float) if kinds.get(k) is float else kinds.get(k, ()))]
+    wrong = [
+        k for k, v in values.items() if not isinstance(v, (int, float) if kinds.get(k) is float else kinds.get(k, ()))
+    ]
     try:
-        require(not wrong, f"the record file {path} is damaged: it holds {values[wrong[0]]!r} as {wrong[0]}." if wrong else "")
+        require(
+            not wrong,
+            f"the record file {path} is damaged: it holds {values[wrong[0]]!r} as {wrong[0]}." if wrong else "",
+        )
         return ModelRecord(**values)
     except TypeError:
         raise SdslError(f"the record file {path} is damaged: it is not the record of a model; delete it.") from None

@@ -1,4 +1,4 @@
-"""How a rung is laid out over devices, and what the processes of one distributed program must agree on.
+"""How a rung is laid out over devices.
 
 Batches are split over every device of the mesh; parameters and the moments of the optimiser are split over its axis `fsdp` and
 repeated over `data` (ZeRO, 1910.02054). The compiler is told where a state and a batch lie before a step, and that the state
@@ -10,23 +10,21 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from jaxtyping import Int
 
 from sdsl_jax.config import ParallelConfig
-from sdsl_jax.errors import SdslError, require
+from sdsl_jax.errors import require
 from sdsl_jax.training import checkpoints
+from sdsl_jax.training.processes import agree, anywhere
 
 _AXES = ("data", "fsdp")
-_ENVIRONMENT = ("SDSL_COORDINATOR", "SDSL_PROCESSES", "SDSL_PROCESS")
 
 # Arrays of fewer elements are repeated on every device. To gather one costs a latency that does not shrink with its size,
 # whereas keeping it costs at most .75 MB with its moments: models of such matrices have no more than a few million parameters.
@@ -195,66 +193,3 @@ def make_layout(config: ParallelConfig, devices: Sequence[jax.Device] | None = N
     # Axes of the type that make_mesh would choose by itself break the embedding's gather.
     auto = (AxisType.Auto,) * len(_AXES)
     return Layout(jax.make_mesh((data, fsdp), _AXES, axis_types=auto, devices=devices[: data * fsdp]))
-
-
-def initialise_distributed() -> None:
-    """Joins the processes of one distributed program; must run before anything else asks JAX for a device.
-
-    The environment names the coordinator, which is process 0, and this process: `SDSL_COORDINATOR=host:port`,
-    `SDSL_PROCESSES` and `SDSL_PROCESS`, from 0. Without them JAX finds out by itself under SLURM, Open MPI or Kubernetes and on
-    Cloud TPUs.
-
-    Raises:
-      SdslError: the environment is incomplete or senseless, or the processes did not find each other.
-    """
-    given = [os.environ.get(name) for name in _ENVIRONMENT]
-    missing = [name for name, value in zip(_ENVIRONMENT, given) if not value]
-    require(
-        len(missing) in (0, len(given)),
-        f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set; either all of {', '.join(_ENVIRONMENT)} "
-        "must be, or none.",
-    )
-    arguments: dict[str, Any] = {}
-    if not missing:
-        coordinator, processes, process = map(str, given)
-        good = processes.isdecimal() and process.isdecimal() and int(process) < int(processes)
-        require(
-            good,
-            f"SDSL_PROCESS is {process!r} of SDSL_PROCESSES {processes!r}; they must be whole numbers, 0 <= process < processes.",
-        )
-        host, _, port = coordinator.rpartition(":")
-        require(bool(host) and port.isdecimal(), f"SDSL_COORDINATOR is {coordinator!r}; it must be host:port.")
-        arguments = dict(coordinator_address=coordinator, num_processes=int(processes), process_id=int(process))
-    # It would swallow SIGTERM, on which the command line ends by itself.
-    jax.config.update("jax_enable_preemption_service", False)
-    try:
-        jax.distributed.initialize(**arguments)
-    except (RuntimeError, ValueError) as error:
-        hint = "" if arguments else f"; set {', '.join(_ENVIRONMENT)}"
-        raise SdslError(
-            f"the processes of a distributed program could not be joined ({str(error).splitlines()[0].rstrip('.')}){hint}."
-        ) from None
-
-
-def is_primary() -> bool:
-    """Whether this process writes what is written once: records, metrics, messages."""
-    return jax.process_index() == 0
-
-
-def barrier(name: str) -> None:
-    """Waits until every process is here; they must give the same name. Nothing, with one process."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
-def agree(value: int) -> int:
-    """The value that the primary process brings, on every one of them; all must call it.
-
-    For whatever decides what is computed next and might look different elsewhere: files, claims, clocks.
-    """
-    return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
-
-
-def anywhere(flag: bool) -> bool:
-    """Whether any process brings a true flag, on every one of them; all must call it."""
-    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.bool_(flag)).any())

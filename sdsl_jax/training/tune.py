@@ -2,7 +2,11 @@
 
 Every trial is an ordinary rung, so that a sweep resumes and is shared between processes like any ladder. The optimum of a size is
 the lowest point of a parabola through the best trial and its neighbours, in the logarithm of the factor; the law is a straight
-line through the optima in log-log, each weighted by how sharply its loss turns.
+line through the optima in log-log. The lowest point of a parabola through equally noisy losses has a standard error in inverse
+proportion to its curvature, whose square is its weight.
+
+What counts as the value of a trial is what its rung was trained with: warm-up never exceeds a quarter of the budget, and batches
+are whole sequences.
 """
 
 from __future__ import annotations
@@ -11,16 +15,16 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from sdsl_jax.config import StudyConfig
+from sdsl_jax.config import StudyConfig, TrainingConfig
 from sdsl_jax.data import load_dataset
-from sdsl_jax.errors import Diverged, require
+from sdsl_jax.errors import Diverged, SdslError, require
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.training.ladder import train_rungs
-from sdsl_jax.training.rungs import compact, plan_rungs, select
+from sdsl_jax.training.rungs import Plan, compact, plan_rungs, select
 
 Setting = Literal["learning_rate", "batch_size", "warmup_tokens"]
 # The exponent that belongs to each setting, and its sign in the law.
@@ -30,6 +34,8 @@ _EXPONENTS: dict[str, tuple[str, int]] = {
     "warmup_tokens": ("warmup_exponent", 1),
 }
 _INDIFFERENT = 0.01
+# A trial whose value is further from its nominal one than this share says nothing of halving or doubling.
+_SAME_VALUE = 0.15
 
 
 class SizeResult(NamedTuple):
@@ -38,7 +44,8 @@ class SizeResult(NamedTuple):
     Attributes:
       params: non-embedding parameters.
       present: the value that the present law gives.
-      factors: of the present value, ascending.
+      factors: of the trials, ascending.
+      values: with which they were trained; about the present one times the factor.
       losses: validation loss in nats per token at each factor, the mean over seeds; infinite where a trial diverged.
       best: optimal value.
       best_loss: at it, by the parabola.
@@ -52,6 +59,7 @@ class SizeResult(NamedTuple):
     params: int
     present: float
     factors: tuple[float, ...]
+    values: tuple[float, ...]
     losses: tuple[float, ...]
     best: float
     best_loss: float
@@ -81,16 +89,22 @@ class Law(NamedTuple):
 
 
 class Tuning(NamedTuple):
-    """A sweep, the law that follows from it, and the study with that law in place of the present one."""
+    """A sweep, the law that follows from it, and the study with that law in place of the present one; None if it has no use."""
 
     setting: Setting
     sizes: list[SizeResult]
     law: Law
-    study: StudyConfig
+    study: StudyConfig | None
     warnings: list[str]
 
 
-def find_optimum(params: int, present: float, factors: Sequence[float], losses: Sequence[float]) -> SizeResult:
+def find_optimum(
+    params: int,
+    present: float,
+    factors: Sequence[float],
+    losses: Sequence[float],
+    values: Sequence[float] | None = None,
+) -> SizeResult:
     """The optimum of one size from its trials.
 
     Args:
@@ -98,15 +112,20 @@ def find_optimum(params: int, present: float, factors: Sequence[float], losses: 
       present: the value of the setting at factor 1.
       factors: of the trials, at least three, all positive and different.
       losses: of the trials; what is not finite has diverged.
+      values: with which they were trained; `present` times the factors, if left out. Of equal ones the first counts.
 
     Raises:
       SdslError: there are fewer than three trials, or all diverged.
     """
     require(len(factors) >= 3, f"a sweep of {len(factors)} factors has no optimum; it must have at least 3.")
     order = np.argsort(factors)
-    x, y = np.log(np.asarray(factors, float)[order]), np.asarray(losses, float)[order]
-    y = np.where(np.isfinite(y), y, np.inf)
-    require(bool(np.isfinite(y).any()), f"every trial of the size {params} diverged; sweep lower values.")
+    nominal = np.asarray(factors, float)[order]
+    trained = present * nominal if values is None else np.asarray(values, float)[order]
+    found = np.asarray(losses, float)[order]
+    found = np.where(np.isfinite(found), found, np.inf)
+    require(bool(np.isfinite(found).any()), f"every trial of the size {params} diverged; sweep lower values.")
+    distinct, first = np.unique(trained, return_index=True)
+    x, y = np.log(distinct), found[first]
     i = int(np.argmin(y))
     at_border = i in (0, len(x) - 1)
     best, best_loss, curvature = x[i], y[i], math.nan
@@ -115,19 +134,22 @@ def find_optimum(params: int, present: float, factors: Sequence[float], losses: 
         a, b, c = np.polyfit(x[inner] - x[i], y[inner], 2)
         best, best_loss, curvature = x[i] - b / (2 * a), c - b * b / (4 * a), 2 * a
     reach = math.sqrt(2 * _INDIFFERENT * best_loss / curvature) if curvature > 0 else math.nan
-    at = {round(float(math.exp(v)), 9): float(loss) for v, loss in zip(x, y)}
 
     def gain(factor: float) -> float:
-        return 1 - at[factor] / at[1.0] if factor in at and 1.0 in at else math.nan
+        at = {
+            f: loss for f, value, loss in zip(nominal, trained, found) if abs(value / (present * f) - 1) < _SAME_VALUE
+        }
+        return float(1 - at[factor] / at[1.0]) if factor in at and 1.0 in at else math.nan
 
     return SizeResult(
         params=params,
         present=present,
-        factors=tuple(np.exp(x).tolist()),
-        losses=tuple(y.tolist()),
-        best=present * math.exp(best),
+        factors=tuple(nominal.tolist()),
+        values=tuple(trained.tolist()),
+        losses=tuple(found.tolist()),
+        best=math.exp(best),
         best_loss=float(best_loss),
-        within_1pct=(present * math.exp(best - reach), present * math.exp(best + reach)),
+        within_1pct=(math.exp(best - reach), math.exp(best + reach)),
         curvature=float(curvature),
         at_border=at_border,
         gain_halved=gain(0.5),
@@ -138,7 +160,8 @@ def find_optimum(params: int, present: float, factors: Sequence[float], losses: 
 def fit_law(sizes: Sequence[SizeResult], reference: int) -> Law:
     """The weighted straight line through the logarithms of the optima.
 
-    Sizes whose optimum lies at the border or has no curvature weigh as little as the flattest of the others.
+    Each optimum weighs as the square of its curvature. Sizes whose optimum lies at the border or has no curvature weigh as little
+    as the flattest of the others.
 
     Raises:
       SdslError: there are fewer than two sizes.
@@ -146,7 +169,7 @@ def fit_law(sizes: Sequence[SizeResult], reference: int) -> Law:
     require(len(sizes) >= 2, f"a law of size needs at least 2 sizes; there are {len(sizes)}.")
     known = [s.curvature for s in sizes if s.curvature > 0 and not s.at_border]
     least = min(known, default=1.0)
-    weights = np.array([s.curvature if s.curvature > 0 and not s.at_border else least for s in sizes])
+    weights = np.square([s.curvature if s.curvature > 0 and not s.at_border else least for s in sizes])
     x, y = np.log([s.params / reference for s in sizes]), np.log([s.best for s in sizes])
     design = np.stack([np.ones_like(x), x], axis=1)
     normal = design.T @ (weights[:, None] * design)
@@ -184,35 +207,24 @@ def tune(
     """
     require(len({*sizes}) >= 2, f"the sizes are {list(sizes)}; a law of size needs at least 2 of them.")
     require(
-        len({*factors}) >= 3 and min(factors) > 0,
-        f"the factors are {list(factors)}; a sweep needs at least 3, all positive and different.",
+        len({*factors}) >= 3 and all(0 < factor < math.inf for factor in factors),
+        f"the factors are {list(factors)}; a sweep needs at least 3, all positive, finite and different.",
     )
     require(tokens >= 1, f"the budget of a trial is {tokens} tokens; it must be positive.")
-    dataset, training, progress = load_dataset(config.data), config.training, progress or Silent()
-    exponent, sign = _EXPONENTS[setting]
-    sizes = tuple(sorted({*sizes}))
+    dataset, progress = load_dataset(config.data), progress or Silent()
+    sizes, factors = tuple(sorted({*sizes})), sorted({*factors})
+    trials = {factor: _trial(config, sizes, tokens, setting, factor) for factor in {*factors, 1.0}}
+    planned = {
+        factor: select(plan_rungs(trial, dataset, folder), ["draft-*"]) for factor, trial in sorted(trials.items())
+    }
+    sizes_made = {plan.counts.nonembedding for plan in planned[1.0]}
+    require(len(sizes_made) >= 2, f"the family makes the same model of all sizes {list(sizes)}; choose others.")
     losses: dict[tuple[int, float], list[float]] = {}
-    present: dict[int, tuple[int, float]] = {}
-    for factor in sorted({*factors}):
-        value = getattr(training, setting) * factor
-        recipe = dataclasses.replace(training, **{setting: type(getattr(training, setting))(value)})
-        ladder = dataclasses.replace(
-            config.ladder,
-            draft_params=sizes,
-            draft_tokens=(tokens,),
-            target_params=sizes[-1:],
-            target_tokens=(tokens,),
-            replicate_seeds=(),
-            weights="",
-        )
-        trial = dataclasses.replace(config, ladder=ladder, training=recipe)
-        plans = select(plan_rungs(trial, dataset, folder), ["draft-*"])
-        for plan in plans:
-            n = plan.counts.nonembedding
-            present[plan.rung.params] = n, _value(training, setting, n)
+    for factor in factors:
+        for plan in planned[factor]:
             name = f"{plan.rung.name}  {setting} × {factor:g}"
             try:
-                (record,) = train_rungs(trial, dataset, folder, [plan], _Named(progress, name)).records
+                (record,) = train_rungs(trials[factor], dataset, folder, [plan], _Named(progress, name)).records
                 loss = record.validation_loss_nats
             except Diverged as error:
                 progress.note(f"{name}: {error}")
@@ -220,26 +232,73 @@ def tune(
             losses.setdefault((plan.rung.params, factor), []).append(loss)
     results = []
     for size in sizes:
-        tried = [factor for factor in sorted({*factors}) if (size, factor) in losses]
-        found = [float(np.mean(losses[size, factor])) for factor in tried]
-        results.append(find_optimum(*present[size], tried, found))
-    law = fit_law(results, training.reference_params)
-    at_reference = type(getattr(training, setting))(max(law.at_reference, 1e-12))
-    tuned = dataclasses.replace(training, **{setting: at_reference, exponent: sign * law.slope})
-    warnings = [
-        f"the best {setting} at {compact(r.params)} is the {'smallest' if r.best <= r.present else 'largest'} tried; "
-        "widen the factors."
-        for r in results
-        if r.at_border
-    ]
+        made = {factor: next(plan for plan in planned[factor] if plan.rung.params == size) for factor in planned}
+        values = [_value(made[factor], setting) for factor in factors]
+        found = [float(np.mean(losses[size, factor])) for factor in factors]
+        results.append(find_optimum(made[1.0].counts.nonembedding, _value(made[1.0], setting), factors, found, values))
+    law = fit_law(results, config.training.reference_params)
+    warnings = [warning for result in results for warning in _warnings(result, setting)]
     if len(results) < 3:
         warnings.append("two sizes fix a line whatever they are; standard errors need three.")
-    return Tuning(setting, results, law, dataclasses.replace(config, training=tuned), warnings)
+    tuned = None
+    if all(result.at_border for result in results):
+        warnings.append("every optimum lies at the border, so no law follows; widen the factors.")
+    else:
+        try:
+            tuned = dataclasses.replace(config, training=_with_law(config.training, setting, law))
+        except SdslError as error:
+            warnings.append(f"the fitted law is no possible setting ({str(error).rstrip('.')}).")
+    return Tuning(setting, results, law, tuned, warnings)
 
 
-def _value(training: Any, setting: Setting, params: int) -> float:
-    laws = {"learning_rate": "peak_learning_rate", "batch_size": "batch", "warmup_tokens": "warmup"}
-    return float(getattr(training, laws[setting])(params))
+def _trial(config: StudyConfig, sizes: tuple[int, ...], tokens: int, setting: Setting, factor: float) -> StudyConfig:
+    """The study whose drafts are the trials of one factor."""
+    value = getattr(config.training, setting) * factor
+    ladder = dataclasses.replace(
+        config.ladder,
+        draft_params=sizes,
+        draft_tokens=(tokens,),
+        target_params=sizes[-1:],
+        target_tokens=(tokens,),
+        replicate_seeds=(),
+        weights="",
+    )
+    recipe = dataclasses.replace(config.training, **{setting: _as_setting(setting, value)})
+    return dataclasses.replace(config, ladder=ladder, training=recipe)
+
+
+def _as_setting(setting: Setting, value: float) -> float | int:
+    """A value in the type of a setting; a batch holds at least one sequence."""
+    return value if setting == "learning_rate" else max(int(setting == "batch_size"), round(value))
+
+
+def _value(plan: Plan, setting: Setting) -> float:
+    """What a rung is trained with."""
+    schedule = plan.schedule
+    return {
+        "learning_rate": schedule.peak,
+        "batch_size": float(plan.batch),
+        "warmup_tokens": float(schedule.warmup * plan.tokens_per_step),
+    }[setting]
+
+
+def _with_law(training: TrainingConfig, setting: Setting, law: Law) -> TrainingConfig:
+    exponent, sign = _EXPONENTS[setting]
+    return dataclasses.replace(
+        training, **{setting: _as_setting(setting, law.at_reference), exponent: sign * law.slope}
+    )
+
+
+def _warnings(result: SizeResult, setting: Setting) -> list[str]:
+    if result.at_border:
+        lowest = result.best <= min(result.values) * (1 + 1e-9)
+        end = "smallest" if lowest else "largest"
+        return [f"the best {setting} at {compact(result.params)} is the {end} tried; widen the factors."]
+    if not result.curvature > 0:
+        return [
+            f"a trial beside the best {setting} at {compact(result.params)} diverged: its optimum is not interpolated."
+        ]
+    return []
 
 
 class _Named:

@@ -217,7 +217,8 @@ def test_rot_under_an_unchanged_time_is_found(config):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"test_fraction": 0.1}, {"validation_fraction": 0.1}, {"test_fraction": 0.1, "validation_fraction": 0.1}]
+    "changes",
+    [{"test_fraction": 0.1}, {"validation_fraction": 0.1}, {"test_fraction": 0.1, "validation_fraction": 0.1}],
 )
 def test_other_splits_of_the_same_ids_are_another_corpus(config, changes):
     other = load_dataset(dataclasses.replace(config, **changes))

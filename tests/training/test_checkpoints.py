@@ -157,3 +157,26 @@ def test_whatever_orbax_raises_nothing_is_lost(copy, monkeypatch, kind):
         checkpoints.save(copy, TREE, {})
     assert [p.name for p in copy.parent.iterdir()] == ["7"]
     assert checkpoints.damage(copy) is None
+
+
+_LIMITED = """
+import resource, sys, pathlib, jax
+from sdsl_jax.errors import SdslError
+from sdsl_jax.training import checkpoints
+folder = pathlib.Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+try:
+    checkpoints.save(folder / "5", {"weights": jax.random.normal(jax.random.key(0), (300, 300))}, {})
+except SdslError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_what_the_system_refuses_to_write_is_one_sentence(tmp_path):
+    """A limit on the size of files stands for a full disk, which tests cannot have."""
+    child = subprocess.run([sys.executable, "-c", _LIMITED, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert f"cannot write the checkpoint {tmp_path / '5'} (File too large); the checkpoints before" in child.stdout
+    assert child.stdout.count("\n") == 1
+    assert child.stderr == ""
+    assert not list(tmp_path.iterdir())

@@ -17,7 +17,8 @@ from jax.sharding import AbstractMesh
 from sdsl_jax.config import ParallelConfig
 from sdsl_jax.errors import SdslError
 from sdsl_jax.training import checkpoints
-from sdsl_jax.training.parallel import Layout, initialise_distributed, make_layout
+from sdsl_jax.training.parallel import Layout, make_layout
+from sdsl_jax.training.processes import initialise_distributed
 from sdsl_jax.training.step import train_step
 
 CHILD = Path(parallel_child.__file__)
