@@ -128,7 +128,8 @@ class Study:
 
     def _stamps(self) -> dict[str, Any]:
         path = self.folder / "stages.json"
-        return read_json(path) if path.exists() else {}
+        stamps = read_json(path) if path.exists() else {}
+        return {stage: stamp for stage, stamp in stamps.items() if isinstance(stamp, dict) and "key" in stamp}
 
     def _key(self, stage: str) -> str:
         """Digest of everything that the stage's outputs depend on, other than the program."""

@@ -5,7 +5,9 @@ from conftest import tiny
 
 from sdsl_jax import cli
 from sdsl_jax.config import to_toml
+from sdsl_jax.errors import SdslError
 from sdsl_jax.records import read_json, read_table, write_json
+from sdsl_jax.training import ladder
 from sdsl_jax.training.claims import acquire
 
 
@@ -41,9 +43,10 @@ def test_subsets_add_up_to_a_ladder(sdsl, tmp_path):
     status, out, _ = sdsl("--rungs", "draft-600,target-*")
     assert status == 0
     assert "1 models of the study are not finished yet" in out
+    assert "Test: the last part of the text" in out
     found = [r.model_id for r in read_table(tmp_path / "out" / "records", "models")]
     assert found == ["draft-600-2.048k-s0", "target-900-2.048k-s0"]
-    write_json(tmp_path / "out" / "stages.json", {"train": {"key": "x"}, "fit": {"key": "y"}})
+    write_json(tmp_path / "out" / "stages.json", {"train": {"key": "x"}, "fit": {"key": "y"}, "measure": 3})
     status, out, _ = sdsl("--part=1/1")
     assert status == 0
     assert "the ladder is complete" in out
@@ -76,6 +79,10 @@ def test_a_rung_of_another_process_is_named(sdsl, tmp_path):
         (["--part", "0/2"], "--part is '0/2'"),
         (["--part", "2"], "--part is '2'"),
         (["--training.batch_size=0"], "training.batch_size is 0"),
+        (
+            ["--ladder.weights=there"],
+            "ladder.weights is 'there': the study takes its models from there and trains none",
+        ),
     ],
 )
 def test_wrong_input_is_one_sentence_and_status_two(sdsl, tmp_path, arguments, message):
@@ -93,3 +100,31 @@ def test_an_accelerator_shows_its_utilisation(sdsl, tmp_path, monkeypatch):
     assert status == 0
     for words in ("TFLOP/s", "of bfloat16 peak", "0.0%"):
         assert words in out
+
+
+def test_a_folder_that_cannot_be_used_is_one_sentence(sdsl, tmp_path, monkeypatch):
+    def refused(*arguments, **named):
+        raise PermissionError(13, "Permission denied", str(tmp_path / "out" / "checkpoints"))
+
+    monkeypatch.setattr("sdsl_jax.shared_training.train_rungs", refused)
+    status, _, err = sdsl()
+    assert status == 2
+    assert err.splitlines() == [
+        f"sdsl: error: cannot use {tmp_path / 'out' / 'checkpoints'} (Permission denied); the same command continues where it "
+        "stood."
+    ]
+
+
+def test_the_table_survives_what_ends_a_run(sdsl, tmp_path, monkeypatch):
+    """Rungs that are finished when another one fails are in the table."""
+    train = ladder._train_rung
+
+    def fails(config, dataset, plan, *arguments):
+        if plan.rung.role == "target":
+            raise SdslError("cannot write a checkpoint.")
+        train(config, dataset, plan, *arguments)
+
+    monkeypatch.setattr(ladder, "_train_rung", fails)
+    assert sdsl()[0] == 2
+    found = [r.model_id for r in read_table(tmp_path / "out" / "records", "models")]
+    assert found == ["draft-600-2.048k-s0", "draft-900-2.048k-s0"]

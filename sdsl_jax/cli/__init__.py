@@ -26,6 +26,16 @@ def version() -> None:
         print(f"{name} {value}")
 
 
+def _end(status: int) -> None:
+    """Ends the process, without waiting for others of the same distributed program, which cannot go on."""
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def main() -> None:
     """Entry point of the console script."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -54,7 +64,13 @@ def main() -> None:
         )
     except SdslError as error:
         print(f"sdsl: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(2)
+    except OSError as error:
+        # What no stage expects: a folder that may not be read, say. Without a file it is an error of the program.
+        if error.filename is None:
+            raise
+        print(f"sdsl: error: cannot use {error.filename} ({error.strerror}){continues}.", file=sys.stderr)
+        _end(2)
     except KeyboardInterrupt:
         print(f"sdsl: interrupted{continues}.", file=sys.stderr)
         sys.exit(130)

@@ -7,6 +7,7 @@ step. Other settings are read when a process starts, so the command starts itsel
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -27,4 +28,5 @@ def use_huge_pages() -> None:
     settings = ":".join(f"glibc.malloc.{name}={value}" for name, value in _SETTINGS.items())
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {_VARIABLE: settings})
+    with contextlib.suppress(OSError):  # large pages are worth no failure
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {_VARIABLE: settings})

@@ -39,6 +39,7 @@ def train(
             found by JAX, or by SDSL_COORDINATOR=host:port, SDSL_PROCESSES and SDSL_PROCESS.
     """
     from sdsl_jax.config import load_study
+    from sdsl_jax.data.corpus import EMBEDDED
     from sdsl_jax.progress import Silent
     from sdsl_jax.shared_training import train_part
     from sdsl_jax.training import initialise_distributed, is_primary
@@ -56,7 +57,7 @@ def train(
     finally:
         terminal.close()
     if is_primary():
-        _print(console, trained, folder)
+        _print(console, trained, folder, by_years=config.data.source == EMBEDDED)
 
 
 def _parse_part(text: str) -> tuple[int, int]:
@@ -66,7 +67,7 @@ def _parse_part(text: str) -> tuple[int, int]:
     return int(i), int(n)
 
 
-def _print(console: Console, trained: Trained, folder: Path) -> None:
+def _print(console: Console, trained: Trained, folder: Path, by_years: bool) -> None:
     headings: tuple[str, ...] = (
         "model",
         "tokens",
@@ -98,8 +99,13 @@ def _print(console: Console, trained: Trained, folder: Path) -> None:
     _print_utilisation(console, trained)
     for name, owner in trained.elsewhere.items():
         console.print(f"{name}: being trained by {owner}", highlight=False, soft_wrap=True)
+    splits = (
+        "Test: text of later years than was trained on; valid.: of the same years."
+        if by_years
+        else "Test: the last part of the text; valid.: the part before it."
+    )
     console.print(
-        "Test: text of later years than was trained on; valid.: of the same years. Models of one rung share its trunk.\n"
+        f"{splits} Models of one rung share its trunk.\n"
         + (
             f"{trained.missing} models of the study are not finished yet; "
             if trained.missing

@@ -163,7 +163,7 @@ def _make(config: DataConfig, folder: Path, shard_tokens: int) -> None:
     tokenizer = make_tokenizer(config, _sample(text, spans["train"], config.tokenizer_sample_bytes))
     if tokenizer.text() is not None:
         tokenizer.save(folder / TOKENIZER)
-    dtype, splits = id_type(tokenizer.vocab_size), {}
+    dtype, splits = id_type(tokenizer.vocab_size), dict[str, Any]()
     for name, span in spans.items():
         digest = hashlib.sha256()
         shards = write_shards(folder, name, _encoded(tokenizer, text, span, digest.update), dtype, shard_tokens)

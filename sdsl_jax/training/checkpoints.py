@@ -66,7 +66,7 @@ def save(path: Path, tree: Any, metadata: dict[str, Any]) -> None:
             f"cannot write the checkpoint {path} ({_reason(error)}); the checkpoints before it are still there, and the same "
             "command continues from them."
         )
-    raise_together(failed)
+    raise_together(failed, f"cannot write the checkpoint {path}, as another process finds; that one says why.")
 
 
 def restore(path: Path, like: Any) -> Restored:
@@ -83,7 +83,10 @@ def restore(path: Path, like: Any) -> Restored:
       SdslError: there is no checkpoint, it is damaged, or it holds arrays of other shapes.
     """
     found = damage(path)
-    raise_together(SdslError(f"the checkpoint {path} is damaged: {found}.") if found else None)
+    raise_together(
+        SdslError(f"the checkpoint {path} is damaged: {found}.") if found else None,
+        f"the checkpoint {path} is damaged, as another process finds.",
+    )
     return _load(path, like)
 
 
@@ -173,7 +176,7 @@ def _load(path: Path, like: Any) -> Restored:
         failed = SdslError(
             f"the checkpoint {path} is damaged or belongs to a model of another shape ({_reason(error)})."
         )
-    raise_together(failed)
+    raise_together(failed, f"the checkpoint {path} is damaged, as another process finds.")
     assert loaded is not None
     return loaded
 

@@ -27,7 +27,7 @@ from sdsl_jax.preemption import sigterm_held_back
 from sdsl_jax.progress import Progress
 from sdsl_jax.training import checkpoints
 from sdsl_jax.training.compilation import compile_seconds
-from sdsl_jax.training.metrics import MetricsFile, Tally, tensorboard
+from sdsl_jax.training.metrics import MetricsFile, Tally, read_metrics, tensorboard
 from sdsl_jax.training.parallel import Layout
 from sdsl_jax.training.processes import agree, anywhere, is_primary
 from sdsl_jax.training.schedule import Schedule
@@ -100,7 +100,8 @@ class RungTrainer:
             self._resumed(int(found[0].step) - self.schedule.branch_before(budget))
         else:
             found = self._trunk(budget)
-        return self._run(folder, *found, end, lambda step: self.schedule.cooldown_rate(budget, step))
+        steps = range(self.schedule.branches[budget], end)
+        return self._run(folder, *found, steps, lambda step: self.schedule.cooldown_rate(budget, step))
 
     def _trunk(self, budget: int) -> tuple[TrainState, Tally]:
         """The state of the trunk where a budget leaves it, from the newest good checkpoint at or before that step."""
@@ -109,7 +110,7 @@ class RungTrainer:
         if found is None:
             found = self.layout.place(init_rung(self.model, self.config, self.init_seed)), Tally()
         self._resumed(int(found[0].step) - self.schedule.branch_before(budget))
-        return self._run(folder, *found, step, self.schedule.trunk_rate)
+        return self._run(folder, *found, range(step), self.schedule.trunk_rate)
 
     def _resumed(self, steps: int) -> None:
         if steps:
@@ -132,13 +133,16 @@ class RungTrainer:
             self.progress.note(f"{damaged} {instead}")
         return found
 
-    def _run(self, folder: Path, state: TrainState, tally: Tally, stop: int, rate) -> tuple[TrainState, Tally]:
-        """Takes the steps up to `stop`, with a checkpoint every so often, one at the end, and one when SIGTERM comes."""
-        start = int(state.step)
+    def _run(self, folder: Path, state: TrainState, tally: Tally, steps: range, rate) -> tuple[TrainState, Tally]:
+        """Takes those steps of a segment that are not taken yet.
+
+        There is a checkpoint every so often, one at the end, and one when SIGTERM comes.
+        """
+        start, stop = int(state.step), steps.stop
         if start >= stop:
             return state, tally
         self.guard()
-        recorder = _Recorder(self, folder, start, tally, rate)
+        recorder = _Recorder(self, folder, range(steps.start, start), tally, rate)
         began, compiled = time.perf_counter(), compile_seconds()
         step_in_place = self.layout.step(train_step)
         previous = start  # the checkpoint before the latest, kept in case that one is damaged
@@ -197,11 +201,16 @@ class RungTrainer:
 class _Recorder(contextlib.AbstractContextManager):
     """Turns what steps report into metrics, tally and progress, and stops a rung that has gone wrong."""
 
-    def __init__(self, trainer: RungTrainer, folder: Path, start: int, tally: Tally, rate: Callable[[int], float]):
+    def __init__(self, trainer: RungTrainer, folder: Path, taken: range, tally: Tally, rate: Callable[[int], float]):
         self._trainer, self._folder, self._tally, self._rate = trainer, folder, tally, rate
-        board = tensorboard(folder, start) if trainer.config.tensorboard and is_primary() else None
-        self._metrics = MetricsFile(folder / "metrics.jsonl", board)
-        self._tokens_per_step = trainer.batches[start][:, 1:].size
+        board = tensorboard(folder, taken.stop) if trainer.config.tensorboard and is_primary() else None
+        path = folder / "metrics.jsonl"
+        self._metrics = MetricsFile(path, board)
+        if lost := len({*taken} - read_metrics(path).keys()):
+            trainer.progress.note(
+                f"{path} lacks {lost} of the {len(taken)} steps before step {taken.stop}: it was damaged; they are not repeated."
+            )
+        self._tokens_per_step = trainer.batches[taken.stop][:, 1:].size
         self._reported = time.perf_counter()
         self._step_seconds = math.nan  # a moving average
 

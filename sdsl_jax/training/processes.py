@@ -80,13 +80,17 @@ def anywhere(flag: bool) -> bool:
     return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.bool_(flag)).any())
 
 
-def raise_together(error: SdslError | None) -> None:
+def raise_together(error: SdslError | None, elsewhere: str) -> None:
     """Raises on every process what went wrong on any of them; all must call it.
 
     One that went on alone would wait for the others for ever.
 
+    Args:
+      error: of this process, if it has one.
+      elsewhere: the message where only another process has one.
+
     Raises:
-      SdslError: the own error, or that another process has one.
+      SdslError: the own error, or `elsewhere`.
     """
     if anywhere(error is not None):
-        raise error or SdslError("another process of the distributed program failed; it says why.")
+        raise error or SdslError(elsewhere)

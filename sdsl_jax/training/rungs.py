@@ -41,11 +41,11 @@ class Rung:
 
 
 def compact(number: float) -> str:
-    """A number with the suffix k, M or B, and as many digits as it needs up to six."""
+    """A number with the suffix k, M or B, and as many digits as it needs: different sizes have different names."""
     for divisor, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= divisor:
-            return f"{number / divisor:.6g}{suffix}"
-    return f"{number:.6g}"
+            return f"{number / divisor:.12g}{suffix}"
+    return f"{number:.12g}"
 
 
 def rungs(config: StudyConfig) -> list[Rung]:

@@ -15,7 +15,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -267,7 +267,7 @@ def _trial(config: StudyConfig, sizes: tuple[int, ...], tokens: int, setting: Se
     return dataclasses.replace(config, ladder=ladder, training=recipe)
 
 
-def _as_setting(setting: Setting, value: float) -> float | int:
+def _as_setting(setting: Setting, value: float) -> Any:
     """A value in the type of a setting; a batch holds at least one sequence."""
     return value if setting == "learning_rate" else max(int(setting == "batch_size"), round(value))
 

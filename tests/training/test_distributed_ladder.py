@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,13 +16,12 @@ from sdsl_jax.records import read_table
 pytestmark = pytest.mark.slow
 
 
-def _start(folder, out, devices, *arguments, **environment):
+def _start(folder, out, devices, *arguments, program=(), **environment):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [
             sys.executable,
-            "-m",
-            "sdsl_jax.cli",
+            *(program or ("-m", "sdsl_jax.cli")),
             "train",
             str(folder / "tiny.toml"),
             "--out",
@@ -102,6 +102,57 @@ def test_a_ladder_on_a_mesh_and_in_two_processes_is_that_of_one_device(folder):
         assert [r.model_id for r in records[0]] == [r.model_id for r in records[1]]
         for one, several in zip(*records):
             assert several.loss_nats == pytest.approx(one.loss_nats, rel=1e-3)
+
+
+# One process sees the first checkpoint that it reads as damaged, as on a shared file system whose views differ for a while;
+# or one cannot write the first manifest.
+_FAILING = """
+import os, sys
+from sdsl_jax.errors import SdslError
+from sdsl_jax.training import checkpoints
+what, calls = sys.argv.pop(1), []
+name = {"read": "damage", "write": "_manifest"}[what]
+real = getattr(checkpoints, name)
+def failing(path):
+    calls.extend([path] * (what == "write" or path.name.isdecimal()))
+    if len(calls) != 1 or os.environ["SDSL_PROCESS"] != ("1" if what == "read" else "0"):
+        return real(path)
+    if what == "read":
+        return "it is not there yet"
+    raise OSError(28, "No space left on device")
+setattr(checkpoints, name, failing)
+from sdsl_jax.cli import main
+main()
+"""
+
+
+def test_what_only_one_process_sees_is_agreed_on(folder):
+    """Neither a checkpoint that one process cannot read nor one that it cannot write leaves the other one waiting."""
+
+    def both(*program):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        told = dict(SDSL_COORDINATOR=f"127.0.0.1:{port}", SDSL_PROCESSES="2")
+        options = ("--distributed", "--parallel.data=2")
+        return [_start(folder, "two", 1, *options, program=program, **told, SDSL_PROCESS=str(i)) for i in range(2)]
+
+    failed = both("-c", _FAILING, "write")
+    outputs = [child.communicate(timeout=120)[0] for child in failed]
+    assert "(No space left on device); the checkpoints before it are still there" in outputs[0]
+    assert failed[0].returncode == 2
+    assert failed[1].returncode != 0
+    _finish(*both())
+    (rung,) = (folder / "two").glob("checkpoints/target*")
+    before = read_table(folder / "two" / "records", "models")
+    for model in rung.glob("model-*"):
+        shutil.rmtree(model)
+    output = _finish(*both("-c", _FAILING, "read"))[0]
+    assert "is damaged, as another process finds. " in output
+    assert "starts again" in output
+    assert [r.params_digest for r in read_table(folder / "two" / "records", "models")] == [
+        r.params_digest for r in before
+    ]
 
 
 def test_a_mesh_that_is_not_there_is_one_sentence(folder):

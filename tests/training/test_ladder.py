@@ -202,6 +202,19 @@ def test_a_damaged_model_is_made_again(copy, dataset, trained, damage):
     assert seen.notes == []
 
 
+def test_metrics_that_were_damaged_are_said_to_lack_steps(copy, dataset, trained):
+    rung = (copy / trained[1][0].checkpoint).parents[1]
+    path = rung / "trunk" / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:4] + lines[6:]))
+    shutil.rmtree(rung / "model-31")
+    shutil.rmtree(rung / "cooldown-31")
+    shutil.rmtree(rung / "trunk" / "23")
+    seen = Notes()
+    train_ladder(config(), dataset, copy, seen)
+    assert seen.notes[0] == f"{path} lacks 2 of the 18 steps before step 18: it was damaged; they are not repeated."
+
+
 def test_only_rungs_that_resume_say_so(tmp_path, dataset):
     seen = Notes()
     train_ladder(config(), dataset, tmp_path, seen)
