@@ -31,6 +31,7 @@ MANIFEST = "manifest.json"
 _NAME = "tree"
 _DELETED = ".deleted-"
 _PARTIAL = ".partial"
+_COMMITTED = "commit_success.txt"
 
 
 class Restored(NamedTuple):
@@ -56,6 +57,8 @@ def save(path: Path, tree: Any, metadata: dict[str, Any]) -> None:
         with _quiet():
             ocp.save_checkpointables(partial, {_NAME: tree}, overwrite=True, custom_metadata=metadata)
         if is_primary():
+            # Orbax looks for this file only, and writes to it where the checkpoint lay: a matter of one machine.
+            (partial / _COMMITTED).write_text("whole\n")
             write_json(partial / MANIFEST, _manifest(partial))
             _publish(partial, path)
     except Exception as error:

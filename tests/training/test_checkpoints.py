@@ -159,6 +159,12 @@ def test_whatever_orbax_raises_nothing_is_lost(copy, monkeypatch, kind):
     assert checkpoints.damage(copy) is None
 
 
+def test_a_checkpoint_does_not_tell_where_it_was_written(tmp_path):
+    checkpoints.save(tmp_path / "there", TREE, {})
+    for file in (tmp_path / "there").rglob("*"):
+        assert not file.is_file() or str(tmp_path).encode() not in file.read_bytes(), file
+
+
 _LIMITED = """
 import resource, sys, pathlib, jax
 from sdsl_jax.errors import SdslError
