@@ -48,7 +48,7 @@ def main(
 
     names = sizes.split(",")
     stream = sys.stderr if as_json else sys.stdout
-    console = Console(stderr=as_json, width=None if stream.isatty() else 124)
+    console = Console(stderr=as_json, width=None if stream.isatty() else 150)
     found: dict[str, Any] = {"goal": GOAL, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
     found["huge_pages"] = "GLIBC_TUNABLES" in os.environ
     found["sizes"] = []
