@@ -14,6 +14,7 @@ from sdsl_jax.prediction import Target, acceptance_law, loss_law, predict
 from sdsl_jax.progress import Silent
 from sdsl_jax.records import read_json, read_table
 from sdsl_jax.report.figures import CAPTIONS
+from sdsl_jax.report.style import colours
 from sdsl_jax.study import STAGES, run_study, summary
 
 
@@ -297,3 +298,8 @@ def test_results_plug_into_predictions(tiny_study):
     assert ranges["tokens"] == pytest.approx((8_000, 16_000), rel=0.02)
     (far,) = predict([Target(5e6, 16e3, 16e3)], loss, acceptance)
     assert any("extrapolates the loss law for the target" in w for w in far["warnings"])
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 20])
+def test_no_two_colours_of_a_figure_are_alike(count):
+    assert len({*colours(count)}) == count

@@ -13,7 +13,7 @@ from sdsl_jax.formatting import short_count
 from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord
 from sdsl_jax.report.inputs import Records, read_records
 from sdsl_jax.report.landscapes import draw_optimiser, draw_speedup
-from sdsl_jax.report.style import COLOURS, NAMES, figure, label_sizes
+from sdsl_jax.report.style import COLOURS, NAMES, colours, figure, label_sizes
 from sdsl_jax.theory import ACCEPTANCE_LAWS, ChinchillaLaw, ModelPoint, ShapeRule, StepTimeLaw
 
 CAPTIONS = {
@@ -65,8 +65,8 @@ def _loss(records: Records, folder: Path, name: str) -> None:
             (axes[0, 0], n, d, "non-embedding parameters N", "tokens"),
             (axes[0, 1], d, n, "training tokens D", "parameters"),
         ):
-            for i, value in enumerate(sorted(set(other))):
-                colour = COLOURS[i % len(COLOURS)]
+            values = sorted(set(other))
+            for value, colour in zip(values, colours(len(values))):
                 fine = np.geomspace(x.min() / 1.3, x.max() * 1.3, 80)
                 axis.plot(
                     fine, np.asarray(law(fine, value) if by == "tokens" else law(value, fine)), color=colour, lw=1
@@ -112,9 +112,8 @@ def _acceptance(records: Records, folder: Path, name: str) -> None:
         left.scatter(x, y, c=alpha, cmap="viridis", edgecolors="white", s=55, linewidths=1.1, **limits)
         made.colorbar(shade, ax=left, label="acceptance α")
         left.set(xlabel="draft perplexity", ylabel="target perplexity", title="Affine plane, with measured points")
-        for i, target in enumerate(records.targets):
+        for target, colour in zip(records.targets, colours(len(records.targets))):
             chosen = y == target.perplexity
-            colour = COLOURS[i % len(COLOURS)]
             low = [r.alpha - r.alpha_low for (_, _, r), c in zip(pairs, chosen) if c]
             high = [r.alpha_high - r.alpha for (_, _, r), c in zip(pairs, chosen) if c]
             middle.plot(
@@ -143,7 +142,7 @@ def _predicted(records: Records, folder: Path, name: str) -> None:
         for axis, fit in zip(axes[0], described):
             law, ends = _law(fit), []
             for estimator, lookahead, marker in ((fit["estimator"], None, "o"), ("decoded_per_test", largest, "^")):
-                for i, target in enumerate(records.targets):
+                for target, colour in zip(records.targets, colours(len(records.targets))):
                     rows = [p for p in _pairs(records, estimator, lookahead) if p[1] == target]
                     predicted = np.asarray([float(law(_point(draft), _point(target))) for draft, _, _ in rows])
                     measured = np.asarray([r.alpha for _, _, r in rows])
@@ -153,18 +152,16 @@ def _predicted(records: Records, folder: Path, name: str) -> None:
                         measured,
                         yerr=error,
                         fmt=marker,
-                        color=COLOURS[i % len(COLOURS)],
+                        color=colour,
                         elinewidth=0.7,
-                        mfc=COLOURS[i % len(COLOURS)] if marker == "o" else "white",
+                        mfc=colour if marker == "o" else "white",
                     )
                     ends += [*predicted, *measured]
             span = [min(ends) - 0.02, max(ends) + 0.02]
             axis.plot(span, span, color="0.5", lw=0.8, ls="--")
             handles = [
-                Line2D(
-                    [], [], color=COLOURS[i], marker="s", ls="", label=f"target {short_count(t.params_nonembedding)}"
-                )
-                for i, t in enumerate(records.targets)
+                Line2D([], [], color=colour, marker="s", ls="", label=f"target {short_count(t.params_nonembedding)}")
+                for t, colour in zip(records.targets, colours(len(records.targets)))
             ]
             handles += [Line2D([], [], color="0.3", marker="o", ls="", label=NAMES[fit["estimator"]])]
             handles += [
@@ -186,7 +183,7 @@ def _survival(records: Records, folder: Path, name: str) -> None:
     }
     with figure(folder, name, 1, len(records.targets), (4.9 * len(records.targets), 3.9)) as (_, axes):
         for axis, target in zip(axes[0], records.targets):
-            for i, (draft_id, draft) in enumerate(drafts.items()):
+            for (draft_id, draft), colour in zip(drafts.items(), colours(len(drafts))):
                 rows = [
                     r
                     for r in records.survival
@@ -194,7 +191,6 @@ def _survival(records: Records, folder: Path, name: str) -> None:
                 ]
                 k, s = [r.position for r in rows], [r.survival for r in rows]
                 error = [[r.survival - r.survival_low for r in rows], [r.survival_high - r.survival for r in rows]]
-                colour = COLOURS[i % len(COLOURS)]
                 label = f"{short_count(draft.params_nonembedding)}: {rows[0].tokens_per_round:.2f} tokens/round"
                 axis.errorbar(k, s, yerr=error, fmt="o-", color=colour, elinewidth=0.8, lw=1, label=label)
                 axis.plot(k, tar[draft_id, target.model_id] ** np.asarray(k), "--", color=colour, lw=0.9)
@@ -232,7 +228,7 @@ def _latency(records: Records, folder: Path, name: str) -> None:
         label_sizes(left.xaxis, "non-embedding parameters")
         left.set(ylabel="one-token step (µs)", title=f"Decode steps, batch {decode[0].batch}", ylim=(0, None))
         left.legend()
-        for i, target in enumerate(records.targets):
+        for target, colour in zip(records.targets, colours(len(records.targets))):
             rows = sorted((r for r in records.latency if r.model_id == target.model_id), key=lambda r: r.width)
             label = f"target {short_count(target.params_nonembedding)}"
             right.errorbar(
@@ -240,7 +236,7 @@ def _latency(records: Records, folder: Path, name: str) -> None:
                 [1e6 * r.seconds for r in rows],
                 yerr=bars(rows),
                 fmt="o-",
-                color=COLOURS[i],
+                color=colour,
                 label=label,
             )
         right.set(

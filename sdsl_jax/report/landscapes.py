@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from sdsl_jax.formatting import short_count
 from sdsl_jax.records import ModelRecord
 from sdsl_jax.report.inputs import Records
-from sdsl_jax.report.style import COLOURS, NAMES, figure, label_sizes
+from sdsl_jax.report.style import COLOURS, NAMES, colours, figure, label_sizes
 
 
 def _of(
@@ -45,8 +45,7 @@ def draw_speedup(records: Records, folder: Path, name: str) -> None:
     with figure(folder, name, 1, len(models), (5.2 * len(models), 4.1)) as (_, axes):
         for axis, cost_model in zip(axes[0], models):
             lowest, highest = 0.97, 1.03
-            for i, target in enumerate(records.targets):
-                colour = COLOURS[i % len(COLOURS)]
+            for target, colour in zip(records.targets, colours(len(records.targets))):
                 for law, style in ((records.best_law, "-"), (records.fits["acceptance_laws"][-1]["law"], ":")):
                     found = _of(records, target, cost_model, law)
                     if found is None:
@@ -64,8 +63,8 @@ def draw_speedup(records: Records, folder: Path, name: str) -> None:
                         axis.plot(x, y, "o", color=colour, mfc="white")
                         lowest, highest = min(lowest, *y), max(highest, *y)
             handles = [
-                Line2D([], [], color=COLOURS[i], label=f"target {short_count(t.params_nonembedding)}")
-                for i, t in enumerate(records.targets)
+                Line2D([], [], color=colour, label=f"target {short_count(t.params_nonembedding)}")
+                for t, colour in zip(records.targets, colours(len(records.targets)))
             ]
             handles += [
                 Line2D([], [], color="0.3", ls="-", label=NAMES[records.best_law]),

@@ -20,6 +20,15 @@ from matplotlib.figure import Figure
 # Okabe and Ito's colours, which readers with colour-vision deficiency can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
+
+def colours(count: int) -> list[str]:
+    """So many colours, no two alike; more than there are in `COLOURS` are spread over a scale from dark to light."""
+    if count <= len(COLOURS):
+        return list(COLOURS[:count])
+    scale = matplotlib.colormaps["viridis"]
+    return [matplotlib.colors.to_hex(scale(0.92 * i / (count - 1))) for i in range(count)]
+
+
 _STYLE: dict[str, Any] = {
     "font.size": 9.5,
     "axes.titlesize": 10.5,
