@@ -73,7 +73,7 @@ def main() -> None:
         _end(2)
     except KeyboardInterrupt:
         print(f"sdsl: interrupted{continues}.", file=sys.stderr)
-        sys.exit(130)
+        _end(130)
     except Preempted:
         print(f"sdsl: ended by SIGTERM{continues}.", file=sys.stderr)
-        sys.exit(143)
+        _end(143)

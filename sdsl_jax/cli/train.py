@@ -46,7 +46,8 @@ def train(
 
     config = load_study(file, overrides)
     folder = out or Path("runs") / config.name
-    patterns = [name.strip() for name in rungs.split(",")] if rungs is not None else []
+    patterns = [name.strip() for name in rungs.split(",") if name.strip()] if rungs is not None else []
+    require(rungs is None or bool(patterns), f"--rungs is {rungs!r}; it must hold at least one name.")
     chosen = None if part is None else _parse_part(part)
     if distributed:
         initialise_distributed()

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from sdsl_jax.training.tune import Tuning
 
 _SUFFIXES = {"k": 1e3, "M": 1e6, "B": 1e9}
-_WORST_GAIN = 0.01
 
 
 def tune(
@@ -97,7 +96,7 @@ def _plain(found: Tuning) -> dict:
 
     return {
         "setting": found.setting,
-        "law": {name: finite(value) for name, value in found.law._asdict().items()},
+        "law": None if found.law is None else {name: finite(value) for name, value in found.law._asdict().items()},
         "sizes": [{name: finite(value) for name, value in size._asdict().items()} for size in found.sizes],
         "warnings": found.warnings,
     }
@@ -122,23 +121,19 @@ def _print(console: Console, found: Tuning, write: Path | None) -> None:
             *(f"{gain:+.2%}" if math.isfinite(gain) else "–" for gain in (size.gain_halved, size.gain_doubled)),
         )
     console.print(table)
-    law = found.law
-    errors = f"; standard errors {law.log_at_reference_error:.0%} and {law.slope_error:.2f}"
-    console.print(
-        f"law: {found.setting} = {law.at_reference:.4g} · (N / {short_count(law.reference)})^{law.slope:.3f}"
-        + (errors if math.isfinite(law.slope_error) else ""),
-        highlight=False,
-        soft_wrap=True,
-    )
-    gains = [(gain, size.params) for size in found.sizes for gain in (size.gain_halved, size.gain_doubled)]
-    worst = max((pair for pair in gains if math.isfinite(pair[0])), default=None)
-    if worst is not None:
-        verdict = "well tuned" if worst[0] <= _WORST_GAIN else "undertuned"
+    if (law := found.law) is not None:
+        errors = f"; standard errors {law.log_at_reference_error:.0%} and {law.slope_error:.2f}"
         console.print(
-            f"the present law is {verdict}: halving or doubling gains at most {worst[0]:.2%}, at {short_count(worst[1])}.",
+            f"law: {found.setting} = {law.at_reference:.4g} · (N / {short_count(law.reference)})^{law.slope:.3f}"
+            + (errors if math.isfinite(law.slope_error) else ""),
             highlight=False,
             soft_wrap=True,
         )
+    gains = [(gain, size.params) for size in found.sizes for gain in (size.gain_halved, size.gain_doubled)]
+    most = max((pair for pair in gains if math.isfinite(pair[0])), default=None)
+    if most is not None:
+        gained = f"gains at most {most[0]:.2%}, at {short_count(most[1])}" if most[0] > 0 else "gains nothing"
+        console.print(f"Halving or doubling the present {found.setting} {gained}.", highlight=False, soft_wrap=True)
     for warning in found.warnings:
         console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
     if write is not None and found.study is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from sdsl_jax.training.evaluation import held_out_losses, make_record
 from sdsl_jax.training.loop import RungTrainer, rung_seed
 from sdsl_jax.training.metrics import check_tensorboard
 from sdsl_jax.training.parallel import Layout, make_layout
-from sdsl_jax.training.processes import agree, barrier, is_primary
+from sdsl_jax.training.processes import agree, anywhere, barrier, is_primary, raise_together
 from sdsl_jax.training.rungs import Plan, plan_rungs, rungs
 from sdsl_jax.training.schedule import make_schedule
 
@@ -151,7 +152,7 @@ def train_rungs(
                 weighted.advance(plan.schedule.total_steps, f"{name}  {by}")
                 continue
             # The processes of one distributed program train a rung together, under the claim of the first.
-            claim = acquire(plan.folder) if is_primary() else None
+            claim = _acquire_together(plan)
             if agree(isinstance(claim, Owner)):
                 if name not in tried:
                     progress.note(f"{name}: being trained by {claim}")
@@ -183,12 +184,10 @@ def train_rungs(
 
 
 def read_records(config: StudyConfig, dataset: Dataset, plans: Sequence[Plan]) -> list[ModelRecord]:
-    """The records of those rungs that are complete, evaluated again where the settings ask for other windows than before."""
+    """The records of those models that are finished, evaluated again where the settings ask for other windows than before."""
     records = []
     for plan in plans:
-        if not all(map(model_folder.is_complete, plan.models)):
-            continue
-        for folder in plan.models:
+        for folder in filter(model_folder.is_complete, plan.models):
             record = model_folder.read_record(folder / model_folder.RECORD)
             windows = config.training.evaluation_windows
             if record.evaluation_windows != windows:
@@ -249,8 +248,7 @@ def _train_claimed(
             if claim is not None:
                 checkpoints.clean(plan.folder)
             barrier("cleaned")
-            guard = claim.check if claim is not None else _no_guard
-            _train_rung(config, dataset, plan, study, progress, layout, guard)
+            _train_rung(config, dataset, plan, study, progress, layout, functools.partial(_check_together, claim))
         except ClaimLost as lost:
             progress.note(f"{plan.rung.name}: {lost}; it is left to that one")
             return False
@@ -265,8 +263,31 @@ def _train_claimed(
     return True
 
 
-def _no_guard() -> None:
-    pass
+def _acquire_together(plan: Plan) -> Claim | Owner | None:
+    """What the primary process has of a rung's folder; None on the others, which train under its claim."""
+    found, failed = None, None
+    try:
+        found = acquire(plan.folder) if is_primary() else None
+    except SdslError as error:
+        failed = error
+    raise_together(failed, f"{plan.rung.name} cannot be claimed, as another process finds.")
+    return found
+
+
+def _check_together(claim: Claim | None) -> None:
+    """Makes sure that the claim still holds; with several processes all of them must call it, and it is lost for all or none.
+
+    Raises:
+      ClaimLost: it does not.
+    """
+    lost = None
+    try:
+        if claim is not None:
+            claim.check()
+    except ClaimLost as error:
+        lost = error
+    if anywhere(lost is not None):
+        raise lost or ClaimLost("another process has taken over the rung")
 
 
 def _train_rung(

@@ -23,13 +23,13 @@ import numpy as np
 from sdsl_jax.config import TrainingConfig
 from sdsl_jax.errors import Diverged, SdslError
 from sdsl_jax.models import ModelConfig, abstract_params, init_params
-from sdsl_jax.preemption import sigterm_held_back
+from sdsl_jax.preemption import Preempted, sigterm_held_back
 from sdsl_jax.progress import Progress
 from sdsl_jax.training import checkpoints
 from sdsl_jax.training.compilation import compile_seconds
 from sdsl_jax.training.metrics import MetricsFile, Tally, read_metrics, tensorboard
 from sdsl_jax.training.parallel import Layout
-from sdsl_jax.training.processes import agree, anywhere, is_primary
+from sdsl_jax.training.processes import agree, anywhere, is_primary, raise_together
 from sdsl_jax.training.schedule import Schedule
 from sdsl_jax.training.step import StepMetrics, TrainState, init_state, step_config, train_step
 
@@ -177,7 +177,8 @@ class RungTrainer:
                     self._prune(folder, previous, done)
                     previous = done
                     if preempted:
-                        break
+                        # Here too where the signal came to another process of the same program.
+                        raise Preempted
         return state, tally
 
     def _save(self, path: Path, state: TrainState, tally: Tally) -> None:
@@ -237,9 +238,14 @@ class _Recorder(contextlib.AbstractContextManager):
         self._trainer.progress.advance(1, f"{self._trainer.name}  loss {loss:.3f}  {speed:,.0f} tokens/s")
 
     def flush(self, last: bool = False) -> None:
-        """Writes the metrics so far, once for all processes."""
-        if is_primary():
-            self._metrics.flush(last=last)
+        """Writes the metrics so far, once for all processes, and fails on all of them or on none."""
+        failed = None
+        try:
+            if is_primary():
+                self._metrics.flush(last=last)
+        except SdslError as error:
+            failed = error
+        raise_together(failed, f"the metrics in {self._folder} cannot be written, as another process finds.")
 
     def _stop(self, step: int, loss: float, norm: float) -> None:
         self._trainer.guard()

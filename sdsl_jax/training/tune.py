@@ -93,7 +93,7 @@ class Tuning(NamedTuple):
 
     setting: Setting
     sizes: list[SizeResult]
-    law: Law
+    law: Law | None
     study: StudyConfig | None
     warnings: list[str]
 
@@ -160,16 +160,18 @@ def find_optimum(
 def fit_law(sizes: Sequence[SizeResult], reference: int) -> Law:
     """The weighted straight line through the logarithms of the optima.
 
-    Each optimum weighs as the square of its curvature. Sizes whose optimum lies at the border or has no curvature weigh as little
-    as the flattest of the others.
+    Each optimum weighs as the square of its curvature. Sizes whose optimum lies at the border, or has no
+    curvature, say nothing and are left out.
 
     Raises:
-      SdslError: there are fewer than two sizes.
+      SdslError: fewer than two sizes have an optimum.
     """
-    require(len(sizes) >= 2, f"a law of size needs at least 2 sizes; there are {len(sizes)}.")
-    known = [s.curvature for s in sizes if s.curvature > 0 and not s.at_border]
-    least = min(known, default=1.0)
-    weights = np.square([s.curvature if s.curvature > 0 and not s.at_border else least for s in sizes])
+    sizes = [s for s in sizes if s.curvature > 0 and not s.at_border]
+    require(
+        len(sizes) >= 2,
+        f"a law of size needs at least 2 sizes with an optimum between the values tried; there are {len(sizes)}.",
+    )
+    weights = np.square([s.curvature for s in sizes])
     x, y = np.log([s.params / reference for s in sizes]), np.log([s.best for s in sizes])
     design = np.stack([np.ones_like(x), x], axis=1)
     normal = design.T @ (weights[:, None] * design)
@@ -219,6 +221,12 @@ def tune(
     }
     sizes_made = {plan.counts.nonembedding for plan in planned[1.0]}
     require(len(sizes_made) >= 2, f"the family makes the same model of all sizes {list(sizes)}; choose others.")
+    for size in sizes_made:
+        distinct = {_value(plan, setting) for f in factors for plan in planned[f] if plan.counts.nonembedding == size}
+        require(
+            len(distinct) >= 3,
+            f"the factors make {sorted(distinct)} the only values of {setting} at {compact(size)}; choose others.",
+        )
     losses: dict[tuple[int, float], list[float]] = {}
     for factor in factors:
         for plan in planned[factor]:
@@ -236,18 +244,15 @@ def tune(
         values = [_value(made[factor], setting) for factor in factors]
         found = [float(np.mean(losses[size, factor])) for factor in factors]
         results.append(find_optimum(made[1.0].counts.nonembedding, _value(made[1.0], setting), factors, found, values))
-    law = fit_law(results, config.training.reference_params)
     warnings = [warning for result in results for warning in _warnings(result, setting)]
-    if len(results) < 3:
-        warnings.append("two sizes fix a line whatever they are; standard errors need three.")
-    tuned = None
-    if all(result.at_border for result in results):
-        warnings.append("every optimum lies at the border, so no law follows; widen the factors.")
-    else:
-        try:
-            tuned = dataclasses.replace(config, training=_with_law(config.training, setting, law))
-        except SdslError as error:
-            warnings.append(f"the fitted law is no possible setting ({str(error).rstrip('.')}).")
+    law, tuned = None, None
+    try:
+        law = fit_law(results, config.training.reference_params)
+        if not math.isfinite(law.slope_error):
+            warnings.append("two sizes fix a line whatever they are; standard errors need three.")
+        tuned = dataclasses.replace(config, training=_with_law(config.training, setting, law))
+    except SdslError as error:
+        warnings.append(f"no law follows: {error}")
     return Tuning(setting, results, law, tuned, warnings)
 
 
@@ -278,7 +283,7 @@ def _value(plan: Plan, setting: Setting) -> float:
     return {
         "learning_rate": schedule.peak,
         "batch_size": float(plan.batch),
-        "warmup_tokens": float(schedule.warmup * plan.tokens_per_step),
+        "warmup_tokens": float(max(1, schedule.warmup) * plan.tokens_per_step),  # none is the same as one step
     }[setting]
 
 

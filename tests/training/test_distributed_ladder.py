@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import tiny
@@ -126,28 +128,55 @@ main()
 """
 
 
+def _both(folder, *options, program=()):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = dict(SDSL_COORDINATOR=f"127.0.0.1:{port}", SDSL_PROCESSES="2")
+    options = ("--distributed", "--parallel.data=2", *options)
+    return [_start(folder, "two", 1, *options, program=program, **told, SDSL_PROCESS=str(i)) for i in range(2)]
+
+
+@pytest.mark.parametrize("what", ["sigterm", "claim"])
+def test_what_ends_one_process_ends_both(folder, what):
+    """SIGTERM to the second process alone, or a rung that another program takes over: neither leaves one waiting."""
+    long = ("--rungs", "target-*", "--ladder.target_tokens=[2000000]", "--training.checkpoint_every_steps=64")
+    children = _both(folder, *long)
+    while not (found := list((folder / "two").glob("checkpoints/*/trunk/64"))) and children[0].poll() is None:
+        time.sleep(0.01)
+    rung = found[0].parents[1]
+    before = {p.parent.name for p in rung.glob("*/*/manifest.json")}
+    if what == "sigterm":
+        children[1].send_signal(signal.SIGTERM)
+    else:
+        other = {"host": "elsewhere", "machine": "elsewhere", "pid": 1, "started": "", "token": "x"}
+        (rung / "claim-9").write_text(json.dumps(other))
+    outputs = [child.communicate(timeout=120)[0] for child in children]
+    if what == "sigterm":
+        # Where the first one is quicker, the second one is ended by the loss of it.
+        assert children[0].returncode == 143, outputs[0]
+        assert children[1].returncode != 0
+        assert {p.parent.name for p in rung.glob("*/*/manifest.json")} - before
+    else:
+        assert children[0].returncode == 0, outputs[0]
+        assert "another process has taken over" in outputs[0]
+    assert not list(rung.glob("model-*"))
+
+
 def test_what_only_one_process_sees_is_agreed_on(folder):
     """Neither a checkpoint that one process cannot read nor one that it cannot write leaves the other one waiting."""
 
-    def both(*program):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        told = dict(SDSL_COORDINATOR=f"127.0.0.1:{port}", SDSL_PROCESSES="2")
-        options = ("--distributed", "--parallel.data=2")
-        return [_start(folder, "two", 1, *options, program=program, **told, SDSL_PROCESS=str(i)) for i in range(2)]
-
-    failed = both("-c", _FAILING, "write")
+    failed = _both(folder, program=("-c", _FAILING, "write"))
     outputs = [child.communicate(timeout=120)[0] for child in failed]
     assert "(No space left on device); the checkpoints before it are still there" in outputs[0]
     assert failed[0].returncode == 2
     assert failed[1].returncode != 0
-    _finish(*both())
+    _finish(*_both(folder))
     (rung,) = (folder / "two").glob("checkpoints/target*")
     before = read_table(folder / "two" / "records", "models")
     for model in rung.glob("model-*"):
         shutil.rmtree(model)
-    output = _finish(*both("-c", _FAILING, "read"))[0]
+    output = _finish(*_both(folder, program=("-c", _FAILING, "read")))[0]
     assert "is damaged, as another process finds. " in output
     assert "starts again" in output
     assert [r.params_digest for r in read_table(folder / "two" / "records", "models")] == [

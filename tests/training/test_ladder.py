@@ -294,6 +294,14 @@ def test_a_rung_that_diverges_stops_no_other(tmp_path, dataset, monkeypatch):
     assert [r.role for r in read_table(tmp_path / "records", "models")] == ["draft", "target"]
 
 
+def test_the_table_holds_finished_models_of_unfinished_rungs(copy, dataset, trained):
+    """A budget that is asked for later takes nothing out of the table."""
+    more = config(draft_tokens=[8_000, 16_000], target_tokens=[8_000, 16_000])
+    found = write_records(more, dataset, copy, plan_rungs(more, dataset, copy))
+    assert found == read_table(copy / "records", "models")
+    assert [r.model_id for r in found] == [r.model_id for r in trained[1]]
+
+
 def test_the_table_misses_no_rung_that_ends_while_it_is_written(copy, dataset, trained, monkeypatch):
     plans = plan_rungs(config(), dataset, copy)
     record = plans[1].models[0] / "record.json"

@@ -54,8 +54,19 @@ def test_a_law_of_size_is_recovered_and_sharp_optima_count_more():
     bent = [sizes[0]._replace(best=sizes[0].best * 2), *sizes[1:]]
     flat = [bent[0]._replace(curvature=1e-6), *bent[1:]]
     assert abs(fit_law(flat, 100_000).slope + 0.2) < 1e-3 < abs(fit_law(bent, 100_000).slope + 0.2)
-    with pytest.raises(SdslError, match="at least 2 sizes"):
-        fit_law(sizes[:1], 100_000)
+    outside = [bent[0]._replace(at_border=True), *bent[1:]]
+    assert fit_law(outside, 100_000).slope == pytest.approx(-0.2)
+    for few in (sizes[:1], outside[:2]):
+        with pytest.raises(SdslError, match="at least 2 sizes with an optimum"):
+            fit_law(few, 100_000)
+
+
+@pytest.mark.parametrize(("warmup", "factors"), [(0, [0.5, 1, 2]), (256, [0.01, 0.1, 1, 1.1])])
+def test_factors_that_change_nothing_are_refused_before_training(tmp_path, monkeypatch, warmup, factors):
+    """No warm-up and one step of it are the same."""
+    monkeypatch.setattr(module, "train_rungs", None)
+    with pytest.raises(SdslError, match=r"the factors make \[256.0\] the only values of warmup_tokens at 584"):
+        tune(tiny(training={"warmup_tokens": warmup}), tmp_path, [600, 1200], 8_192, factors, "warmup_tokens")
 
 
 def test_standard_errors_are_those_of_repeated_draws():
@@ -134,10 +145,15 @@ def test_a_law_without_use_is_none(tmp_path, monkeypatch):
     border = sweep([2.0, 1.9, 2.1, 2.0, 2.2, 2.1])  # factor by factor, the smaller size first
     assert border.study is None
     assert "is the smallest tried" in border.warnings[0]
-    assert "every optimum lies at the border" in border.warnings[-1]
+    assert border.law is None
+    assert (
+        "no law follows: a law of size needs at least 2 sizes with an optimum between the values" in border.warnings[-1]
+    )
+    one = sweep([2.0, 1.9, 1.9, 2.0, 2.0, 2.1])
+    assert (one.law, one.study) == (None, None)
     steep = sweep([2.0, 2.0, 1.9, 2.0, *[2.0] * 5, 1.9, 2.0, 2.0], (1, 2, 4, 64, 128, 256))
     assert steep.study is None
-    assert "no possible setting (training.learning_rate_exponent is" in steep.warnings[-1]
+    assert "no law follows: training.learning_rate_exponent is" in steep.warnings[-1]
     beside = sweep([2.0, 2.0, 1.9, 1.9, math.nan, 2.0])
     assert any("a trial beside the best learning_rate at 584 diverged" in w for w in beside.warnings)
 
@@ -145,7 +161,7 @@ def test_a_law_without_use_is_none(tmp_path, monkeypatch):
 def test_a_sweep_is_made_of_ordinary_rungs_and_outlives_divergence(tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text("We the people of the United States, to form a more perfect union. " * 600)
     config = tiny(data={"source": [str(tmp_path / "text.txt")]}, training={"evaluation_windows": 8})
-    arguments = (tmp_path / "out", [600, 1200], 8_192, [0.1, 1, 1e9])
+    arguments = (tmp_path / "out", [600, 1200], 8_192, [0.1, 1, 30])
     first = tune(config, *arguments)
     assert first.study is not None
     assert [s.params for s in first.sizes] == [584, 1224] or len(first.sizes) == 2
@@ -161,7 +177,7 @@ def test_a_sweep_is_made_of_ordinary_rungs_and_outlives_divergence(tmp_path, mon
     real = module.train_rungs
 
     def diverges(trial, dataset, folder, plans, progress):
-        if trial.training.learning_rate > 1:
+        if trial.training.learning_rate > 0.05:
             raise Diverged("the loss became nan")
         return real(trial, dataset, folder, plans, progress)
 
