@@ -70,11 +70,11 @@ def write_model_folder(
     """
     checkpoints.save(folder / PARAMS, params, {"model_id": record.model_id})
     if is_primary():
-        describe(folder, config, tokenizer, data)
+        _describe(folder, config, tokenizer, data)
         write_json(folder / RECORD, dataclasses.asdict(record))
 
 
-def describe(folder: Path, config: ModelConfig, tokenizer: Tokenizer, data: DataConfig) -> None:
+def _describe(folder: Path, config: ModelConfig, tokenizer: Tokenizer, data: DataConfig) -> None:
     """Writes what makes a folder of weights and record self-describing: the tokenizer, then model.json.
 
     Raises:

@@ -180,7 +180,7 @@ except SdslError as error:
 
 @pytest.mark.slow
 def test_what_the_system_refuses_to_write_is_one_sentence(tmp_path):
-    """A limit on the size of files stands for a full disk, which tests cannot have."""
+    """A limit on the size of files, where no file system can be mounted; and nothing of Orbax's log."""
     child = subprocess.run([sys.executable, "-c", _LIMITED, str(tmp_path)], capture_output=True, text=True, check=True)
     assert f"cannot write the checkpoint {tmp_path / '5'} (File too large); the checkpoints before" in child.stdout
     assert child.stdout.count("\n") == 1
