@@ -1,12 +1,12 @@
 """The settings of a study: frozen dataclasses, read from TOML and written back to it; no jax, no arrays."""
 
+from sdsl_jax.config.measurement import ConditionsConfig, DomainConfig, HoldoutConfig, MeasureConfig
 from sdsl_jax.config.sections import (
     CodesignConfig,
     DataConfig,
     FamilyConfig,
     FitConfig,
     LadderConfig,
-    MeasureConfig,
     ParallelConfig,
     StudyConfig,
     TrainingConfig,
@@ -15,9 +15,12 @@ from sdsl_jax.config.toml import from_dict, load_study, parse_override, to_dict,
 
 __all__ = [
     "CodesignConfig",
+    "ConditionsConfig",
     "DataConfig",
+    "DomainConfig",
     "FamilyConfig",
     "FitConfig",
+    "HoldoutConfig",
     "LadderConfig",
     "MeasureConfig",
     "ParallelConfig",

@@ -6,9 +6,10 @@ be constructed can be run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from sdsl_jax.config.measurement import ConditionsConfig, HoldoutConfig, MeasureConfig
 from sdsl_jax.errors import require
 
 
@@ -195,39 +196,6 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True)
-class MeasureConfig:
-    """How acceptance, survival and latency are measured."""
-
-    temperature: float = 1.0
-    lookaheads: tuple[int, ...] = (1, 2, 4, 8)
-    text_windows: int = 256
-    prompts: int = 64
-    prompt_tokens: int = 32
-    new_tokens: int = 96
-    confidence: float = 0.9
-    latency_repetitions: int = 40
-    latency_batch: int = 1
-
-    def __post_init__(self):
-        require(len(self.lookaheads) > 0, "measure.lookaheads is empty; it must hold at least one lookahead.")
-        require(
-            min(self.lookaheads) >= 1, f"measure.lookaheads holds {min(self.lookaheads)}; a lookahead must be >= 1."
-        )
-        require(
-            len(set(self.lookaheads)) == len(self.lookaheads),
-            f"measure.lookaheads is {list(self.lookaheads)}; it repeats a value.",
-        )
-        require(self.temperature >= 0, f"measure.temperature is {self.temperature}; it must not be negative.")
-        for name in ("text_windows", "prompts"):
-            value = getattr(self, name)
-            require(value >= 4, f"measure.{name} is {value}; an interval over them needs at least 4.")
-        for name in ("prompt_tokens", "new_tokens", "latency_repetitions", "latency_batch"):
-            value = getattr(self, name)
-            require(value >= 1, f"measure.{name} is {value}; it must be at least 1.")
-        require(0 < self.confidence < 1, f"measure.confidence is {self.confidence}; it must lie in (0, 1).")
-
-
-@dataclass(frozen=True)
 class FitConfig:
     """How the laws are estimated: the robust loss, the multi-start, and the bootstrap.
 
@@ -284,6 +252,8 @@ class StudyConfig:
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     codesign: CodesignConfig = field(default_factory=CodesignConfig)
+    conditions: ConditionsConfig = field(default_factory=ConditionsConfig)
+    holdout: HoldoutConfig = field(default_factory=HoldoutConfig)
 
     def __post_init__(self):
         require(
@@ -299,9 +269,26 @@ class StudyConfig:
             f"measure.new_tokens is {self.measure.new_tokens}; it must exceed the largest of measure.lookaheads "
             f"({max(self.measure.lookaheads)}), or no round could show all that it accepts.",
         )
+        for role in ("draft_params", "target_params"):
+            kept, sizes = getattr(self.holdout, role), getattr(self.ladder, role)
+            strange = sorted({*kept} - {*sizes})
+            require(not strange, f"holdout.{role} holds {strange}, which ladder.{role} does not hold.")
+            require(
+                not kept or bool({*sizes} - {*kept}),
+                f"holdout.{role} holds all of ladder.{role}; some must be left to fit the laws to.",
+            )
         needed = self.measure.prompt_tokens + self.measure.new_tokens
         require(
             needed <= self.data.sequence_length,
             f"measure.prompt_tokens + measure.new_tokens is {needed}; it must not exceed data.sequence_length "
             f"({self.data.sequence_length}), the length that the models are trained on.",
         )
+
+    @property
+    def seen(self) -> StudyConfig:
+        """The same study without the sizes that `holdout` keeps back, and without holdout."""
+        kept = {
+            role: tuple(n for n in getattr(self.ladder, role) if n not in getattr(self.holdout, role))
+            for role in ("draft_params", "target_params")
+        }
+        return replace(self, ladder=replace(self.ladder, **kept), holdout=HoldoutConfig())

@@ -104,14 +104,13 @@ def load_study(path: str | Path, overrides: typing.Sequence[str] = ()) -> StudyC
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The nested plain values of a configuration, as TOML and JSON can hold them."""
-    return {
-        f.name: to_dict(value)
-        if dataclasses.is_dataclass(value := getattr(config, f.name))
-        else list(value)
-        if isinstance(value, tuple)
-        else value
-        for f in dataclasses.fields(config)
-    }
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def to_toml(config: Any) -> str:

@@ -1,0 +1,100 @@
+"""The settings of what is measured: acceptance and step times, other conditions, and what is kept back from the fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sdsl_jax.errors import require
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """How acceptance, survival and latency are measured.
+
+    Exact α, and from the same pass the expected tokens per round of every lookahead up to `expected_lookahead`, is measured for
+    every pair; the decoder runs for every pair as well, or with `decode = "largest"` for models of their largest budget only.
+    """
+
+    temperature: float = 1.0
+    lookaheads: tuple[int, ...] = (1, 2, 4, 8)
+    text_windows: int = 256
+    prompts: int = 64
+    prompt_tokens: int = 32
+    new_tokens: int = 96
+    confidence: float = 0.9
+    latency_repetitions: int = 40
+    latency_batch: int = 1
+    decode: Literal["all", "largest"] = "all"
+    expected_lookahead: int = 12
+
+    def __post_init__(self):
+        require(len(self.lookaheads) > 0, "measure.lookaheads is empty; it must hold at least one lookahead.")
+        require(
+            min(self.lookaheads) >= 1, f"measure.lookaheads holds {min(self.lookaheads)}; a lookahead must be >= 1."
+        )
+        require(
+            len(set(self.lookaheads)) == len(self.lookaheads),
+            f"measure.lookaheads is {list(self.lookaheads)}; it repeats a value.",
+        )
+        require(self.temperature >= 0, f"measure.temperature is {self.temperature}; it must not be negative.")
+        for name in ("text_windows", "prompts"):
+            value = getattr(self, name)
+            require(value >= 4, f"measure.{name} is {value}; an interval over them needs at least 4.")
+        for name in ("prompt_tokens", "new_tokens", "latency_repetitions", "latency_batch"):
+            value = getattr(self, name)
+            require(value >= 1, f"measure.{name} is {value}; it must be at least 1.")
+        require(
+            1 <= self.expected_lookahead <= self.new_tokens,
+            f"measure.expected_lookahead is {self.expected_lookahead}; it must lie in [1, {self.new_tokens}], measure.new_tokens.",
+        )
+        require(0 < self.confidence < 1, f"measure.confidence is {self.confidence}; it must lie in (0, 1).")
+
+
+@dataclass(frozen=True)
+class DomainConfig:
+    """A text to measure on besides the test split.
+
+    `source` is "validation" for the study's own validation split; the path of a .txt, .jsonl or .parquet file, or of a folder of
+    them; or "package:NAME/PATH" for files inside an installed Python package, where PATH may hold the wildcards * and **.
+    """
+
+    name: str
+    source: str
+    text_column: str = "text"
+
+    def __post_init__(self):
+        require(
+            bool(self.name) and len(self.source) > 0,
+            "conditions.domains holds an entry without a name or source; every domain needs both.",
+        )
+
+
+@dataclass(frozen=True)
+class ConditionsConfig:
+    """Under which other conditions exact acceptance is measured: no decoding, one pass of each model for each condition.
+
+    `temperatures` are tried on the study's own domain, `domains` at `measure.temperature`. `other_drafts` names the folder of a
+    ladder that was trained on other text; its drafts are measured beside the study's own, and enter no fit.
+    """
+
+    temperatures: tuple[float, ...] = ()
+    domains: tuple[DomainConfig, ...] = ()
+    other_drafts: str = ""
+
+    def __post_init__(self):
+        for temperature in self.temperatures:
+            require(temperature >= 0, f"conditions.temperatures holds {temperature}; none may be negative.")
+        for values, what in (
+            (self.temperatures, "temperatures"),
+            (tuple(d.name for d in self.domains), "domains"),
+        ):
+            require(len(set(values)) == len(values), f"conditions.{what} is {list(values)}; it repeats a value.")
+
+
+@dataclass(frozen=True)
+class HoldoutConfig:
+    """Sizes that are kept back: laws are fitted without them and predict them before they are trained, measured or looked at."""
+
+    draft_params: tuple[int, ...] = ()
+    target_params: tuple[int, ...] = ()

@@ -1,0 +1,5 @@
+"""What the records say for and against the laws: the numbers behind the report's section for sceptics."""
+
+from sdsl_jax.evidence.stage import Inputs, gather
+
+__all__ = ["Inputs", "gather"]

@@ -1,0 +1,37 @@
+"""The tables that cross stages: one frozen dataclass per row, written as CSV beside a schema.
+
+Everything from fitting onward reads only these, so laws, optima and figures can be redone in seconds without weights, and
+from anybody's measurements. Units stand in the column names; `SCHEMA_VERSION` changes when a column changes its meaning.
+"""
+
+from sdsl_jax.records.files import column, read_json, read_table, schema, write_json, write_table, write_text
+from sdsl_jax.records.tables import (
+    SCHEMA_VERSION,
+    TABLES,
+    AcceptanceRecord,
+    ClockRecord,
+    ExpectedRecord,
+    LatencyRecord,
+    LossRecord,
+    ModelRecord,
+    SurvivalRecord,
+)
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "TABLES",
+    "AcceptanceRecord",
+    "ClockRecord",
+    "ExpectedRecord",
+    "LatencyRecord",
+    "LossRecord",
+    "ModelRecord",
+    "SurvivalRecord",
+    "column",
+    "read_json",
+    "read_table",
+    "schema",
+    "write_json",
+    "write_table",
+    "write_text",
+]

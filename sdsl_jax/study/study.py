@@ -1,0 +1,141 @@
+"""A study and the folder that holds its results; a stage is run only when its settings or inputs have changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sdsl_jax.config import StudyConfig, to_dict, to_toml
+from sdsl_jax.data import Dataset, load_dataset, source_digests
+from sdsl_jax.errors import require
+from sdsl_jax.progress import Progress, Silent
+from sdsl_jax.records import SCHEMA_VERSION, read_json, read_table, write_json, write_text
+from sdsl_jax.study.plan import PLAN, STAGES
+from sdsl_jax.study.stages import RUNNERS
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study and the folder that holds its results."""
+
+    config: StudyConfig
+    folder: Path
+    progress: Progress
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The tokenised corpus, read when a stage first asks for it."""
+        return load_dataset(self.config.data, note=self.progress.note)
+
+    @property
+    def records(self) -> Path:
+        """Folder of the record files."""
+        return self.folder / "records"
+
+    def table(self, name: str) -> list[Any]:
+        """Rows of one record table."""
+        return read_table(self.records, name)
+
+    def is_fresh(self, stage: str) -> bool:
+        """Whether a stage was completed with the present settings and inputs, and its outputs are still there."""
+        stamp = self.stamps().get(stage)
+        return (
+            stamp is not None
+            and all((self.folder / path).exists() for path in (*PLAN[stage].outputs, *PLAN[stage].inputs))
+            and stamp["key"] == self._key(stage)
+            and (stage != "train" or not self._lacks_weights())
+        )
+
+    def _lacks_weights(self) -> bool:
+        """Whether some checkpoint is gone while others are there; a folder without any was left behind on purpose."""
+        folders = [self.folder / record.checkpoint for record in self.table("models") if record.checkpoint]
+        return (self.folder / "checkpoints").is_dir() and not all(folder.is_dir() for folder in folders)
+
+    def run(self, stage: str) -> None:
+        """Runs one stage and notes that it was completed.
+
+        Raises:
+          SdslError: an input is missing or damaged, or the stage cannot do what the settings ask.
+        """
+        for path in PLAN[stage].inputs:
+            maker = next(name for name in STAGES if path in PLAN[name].outputs)
+            require(
+                (self.folder / path).exists(),
+                f"the stage {stage} needs {self.folder / path}, which does not exist; run the stage {maker} first.",
+            )
+        key, began = self._key(stage), time.perf_counter()
+        # While a stage overwrites its outputs one after another, they belong to no settings at all.
+        self.forget(stage)
+        RUNNERS[stage](self)
+        stamp = {"key": key, "seconds": time.perf_counter() - began, "finished": time.strftime("%Y-%m-%d %H:%M:%S")}
+        write_json(self.folder / "stages.json", self.stamps() | {stage: stamp})
+
+    def forget(self, stage: str) -> None:
+        """Takes back that a stage was completed."""
+        write_json(self.folder / "stages.json", {k: v for k, v in self.stamps().items() if k != stage})
+
+    def stamps(self) -> dict[str, Any]:
+        """For every completed stage the digest of what it was made from, its seconds, and when it ended."""
+        path = self.folder / "stages.json"
+        stamps = read_json(path) if path.exists() else {}
+        return {stage: stamp for stage, stamp in stamps.items() if isinstance(stamp, dict) and "key" in stamp}
+
+    def _key(self, stage: str) -> str:
+        """Digest of everything that the stage's outputs depend on, other than the program."""
+        settings = to_dict(self.config)
+        del settings["data"]["shards"]  # where the corpus is kept does not change what it is
+        parts: list[Any] = [SCHEMA_VERSION, {name: settings[name] for name in PLAN[stage].settings}]
+        if "data" in PLAN[stage].settings:
+            parts.append(_source_digest(self.config))
+        parts += [_file_digest(self.folder / path) for path in PLAN[stage].inputs]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _source_digest(config: StudyConfig) -> list[str]:
+    """Identity of the corpus: the version of the embedded one, or the digest of every file."""
+    return source_digests(config.data)
+
+
+def run_study(
+    config: StudyConfig,
+    folder: Path,
+    *,
+    only: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Runs a study.
+
+    Args:
+      config: its settings.
+      folder: where its results go; continued if it already holds some.
+      only: a single stage to run, with the inputs that are there.
+      force: run a stage even if nothing it depends on has changed.
+      progress: told what happens.
+
+    Raises:
+      SdslError: the folder cannot be written to, or a stage cannot do what the settings ask. Results of earlier stages stay.
+    """
+    require(only is None or only in STAGES, f"the stage {only!r} does not exist; the stages are {', '.join(STAGES)}.")
+    study = Study(config, folder, progress or Silent())
+    if only is None:
+        from sdsl_jax.training import check_ladder
+
+        check_ladder(config)
+    # A single stage run with other settings does not change what the results at large were made with.
+    if only is None or not (folder / "config.toml").exists():
+        write_text(folder / "config.toml", to_toml(config))
+    for stage in STAGES if only is None else (only,):
+        if not force and study.is_fresh(stage):
+            study.progress.note(f"{stage}: up to date")
+        else:
+            study.run(stage)
