@@ -46,7 +46,7 @@ class MeasureConfig:
             require(value >= 1, f"measure.{name} is {value}; it must be at least 1.")
         require(
             1 <= self.expected_lookahead <= self.new_tokens,
-            f"measure.expected_lookahead is {self.expected_lookahead}; it must lie in [1, {self.new_tokens}], measure.new_tokens.",
+            f"measure.expected_lookahead is {self.expected_lookahead}; it must lie in [1, measure.new_tokens].",
         )
         require(0 < self.confidence < 1, f"measure.confidence is {self.confidence}; it must lie in (0, 1).")
 

@@ -287,8 +287,9 @@ class StudyConfig:
     @property
     def seen(self) -> StudyConfig:
         """The same study without the sizes that `holdout` keeps back, and without holdout."""
-        kept = {
-            role: tuple(n for n in getattr(self.ladder, role) if n not in getattr(self.holdout, role))
-            for role in ("draft_params", "target_params")
-        }
-        return replace(self, ladder=replace(self.ladder, **kept), holdout=HoldoutConfig())
+        ladder = replace(
+            self.ladder,
+            draft_params=tuple(n for n in self.ladder.draft_params if n not in self.holdout.draft_params),
+            target_params=tuple(n for n in self.ladder.target_params if n not in self.holdout.target_params),
+        )
+        return replace(self, ladder=ladder, holdout=HoldoutConfig())
