@@ -8,6 +8,7 @@ import sys
 import tyro
 
 from sdsl_jax.cli.compilation import keep_compiled_programs
+from sdsl_jax.cli.fit import fit
 from sdsl_jax.cli.measure import measure
 from sdsl_jax.cli.memory import use_huge_pages
 from sdsl_jax.cli.predict import lookahead, predict
@@ -52,6 +53,7 @@ def main() -> None:
             {
                 "predict": predict,
                 "lookahead": lookahead,
+                "fit": fit,
                 "study": study,
                 "train": train,
                 "tune": tune,

@@ -17,10 +17,10 @@ from sdsl_jax.progress import Progress
 from sdsl_jax.records import ModelRecord, SurvivalRecord
 from sdsl_jax.theory import (
     AcceptanceLaw,
-    ChinchillaLaw,
     CostModel,
     DraftProblem,
     FlopCost,
+    LossLaw,
     MeasuredCost,
     ModelPoint,
     optimal_lookahead,
@@ -46,16 +46,17 @@ def solve_all(
     survival: list[SurvivalRecord],
     progress: Progress,
 ) -> Solution:
-    """Solves every target × acceptance law × cost model, by gradient and in closed form, in float64."""
+    """Solves every target × cost model under the best acceptance law and the paper's, by gradient and closed form, in float64."""
     drafts = [m for m in models if m.role == "draft"]
     targets = [m for m in models if m.role == "target"]
     require(bool(drafts) and bool(targets), "the records hold no draft or no target; co-design needs both.")
     draft_tokens = max(m.train_tokens for m in drafts)
     smallest = min(m.params_nonembedding for m in drafts)
-    progress.start("codesign", len(targets) * len(laws.acceptance) * 2)
+    chosen = _chosen_laws(list(laws.acceptance))
+    progress.start("codesign", len(targets) * len(chosen) * 2)
     entries, landscapes = [], []
     for target in targets:
-        for acceptance_law in laws.acceptance:
+        for acceptance_law in chosen:
             for cost_model, cost in cost_models(laws, models, target).items():
                 problem = DraftProblem(
                     loss_law=laws.loss,
@@ -79,6 +80,11 @@ def solve_all(
                 progress.advance(1, f"{target.model_id}  {acceptance_law}  {cost_model}")
     progress.finish()
     return Solution(entries, landscapes)
+
+
+def _chosen_laws(ranked: list[str]) -> list[str]:
+    """The law that predicts left-out drafts best, and the paper's plane, or the next best where the plane is the best."""
+    return [ranked[0], *[name for name in ("affine_plane", *ranked[1:]) if name != ranked[0]][:1]]
 
 
 def cost_models(laws: FittedLaws, models: list[ModelRecord], target: ModelRecord) -> dict[str, CostModel]:
@@ -125,10 +131,10 @@ class _ClosedForm(NamedTuple):
 
 
 @jax.jit
-def _closed_forms(problem: DraftProblem, loss: ChinchillaLaw, acceptance: AcceptanceLaw) -> _ClosedForm:
+def _closed_forms(problem: DraftProblem, loss: LossLaw, acceptance: AcceptanceLaw) -> _ClosedForm:
     """The closed form for many coefficients of the two laws at once."""
 
-    def one(loss: ChinchillaLaw, acceptance: AcceptanceLaw) -> _ClosedForm:
+    def one(loss: LossLaw, acceptance: AcceptanceLaw) -> _ClosedForm:
         best = problem._replace(loss_law=loss, acceptance_law=acceptance).optimum()
         return _ClosedForm(*(getattr(best, name) for name in _ClosedForm._fields))
 

@@ -197,13 +197,15 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How the laws are estimated: the robust loss, the multi-start, and the bootstrap.
+    """How the laws are estimated: the robust loss, the multi-start, and the bootstrap over models or over whole rungs.
 
     Models that saw their text more than `max_epochs` times stay out of the loss law: L(N, D) counts tokens as if all were new.
     """
 
     estimator: Literal["teacher_forced_text", "teacher_forced_samples"] = "teacher_forced_samples"
+    loss_law: Literal["chinchilla", "kaplan"] = "chinchilla"
     max_epochs: float = 4.0
+    resample: Literal["rows", "rungs"] = "rows"
     huber_delta: float = 1e-3
     acceptance_huber_delta: float = 0.02
     starts: int = 64

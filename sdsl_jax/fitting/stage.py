@@ -8,10 +8,13 @@ import numpy as np
 
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.errors import SdslError, require
-from sdsl_jax.fitting.estimate import LawFit, bootstrap_weights, fit_acceptance, fit_loss, fit_step_time
+from sdsl_jax.fitting.acceptance import fit_acceptance, pair_table
+from sdsl_jax.fitting.inference import bootstrap_weights
+from sdsl_jax.fitting.loss import fit_loss, loss_table
+from sdsl_jax.fitting.step_time import fit_step_time
 from sdsl_jax.models import shape_rule
 from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord, column
-from sdsl_jax.theory import ACCEPTANCE_LAWS, AcceptanceLaw, ChinchillaLaw, ShapeRule, StepTimeLaw, coefficients
+from sdsl_jax.theory import ACCEPTANCE_LAWS, LOSS_LAWS, AcceptanceLaw, LossLaw, ShapeRule, StepTimeLaw
 
 
 def fit_all(
@@ -21,7 +24,7 @@ def fit_all(
     latency: list[LatencyRecord],
 ) -> dict[str, Any]:
     """Fits every law of a study and returns what `fits.json` holds."""
-    weights = bootstrap_weights(len(models), config.fit.bootstrap, config.seed)
+    weights = _joint_weights(config, models)
     rule = fitted_rule(config)
     ranges = {
         f"{role}_{name}": _span([m for m in models if m.role == role], column_name)
@@ -40,15 +43,17 @@ def fit_all(
         len(once) >= 5,
         f"only {len(once)} models saw their text at most fit.max_epochs = {config.fit.max_epochs:g} times; the loss law needs 5.",
     )
-    loss_fit = fit_loss(once, config.fit, weights[:, fresh], config.seed)
+    loss_fit = fit_loss(loss_table(once), config.fit, weights[:, fresh], config.seed, config.fit.loss_law)
+    pairs = pair_table(models, acceptance, config.fit.estimator)
+    basis = f"{loss_fit.basis}, shared by all laws; a pair weighs as often as its draft was drawn"
     return {
-        "loss_law": _describe(loss_fit, config, config.fit.huber_delta)
+        "loss_law": loss_fit.describe()
         | {"params_count": "non-embedding", "split": "test", "excluded_for_epochs": len(models) - len(once)}
-        | {"valid": {"params": _span(once, "params_nonembedding"), "tokens": _span(once, "train_tokens")}},
+        | {"valid": {"params": _span(once, "params_nonembedding"), "tokens": _span(once, "train_tokens")}}
+        | {"residuals": {m.model_id: float(r) for m, r in zip(once, loss_fit.residuals)}},
         "acceptance_laws": [
-            _describe(made, config, config.fit.acceptance_huber_delta)
-            | {"estimator": config.fit.estimator, "valid": ranges}
-            for made in fit_acceptance(models, acceptance, config.fit, weights, config.seed)
+            made.describe() | {"estimator": config.fit.estimator, "valid": ranges}
+            for made in fit_acceptance(pairs, config.fit, weights[:, pairs.draft_model], config.seed, basis)
         ],
         "step_time": {
             "coefficients": {k: float(v) for k, v in step_time.law._asdict().items()},
@@ -72,37 +77,19 @@ def _span(models: list[ModelRecord], name: str) -> list[float]:
     return [float(min(values)), float(max(values))]
 
 
-def _describe(made: LawFit, config: StudyConfig, delta: float) -> dict[str, Any]:
-    tail = (1 - config.fit.confidence) / 2
-    draws = {k: np.asarray(v, float) for k, v in coefficients(made.draws).items()}
-    return {
-        "law": made.name,
-        "coefficients": {k: float(v) for k, v in coefficients(made.law).items()},
-        "standard_error": {k: float(v.std(ddof=1)) for k, v in draws.items()},
-        f"interval_{round(100 * config.fit.confidence)}": {
-            k: [float(x) for x in np.quantile(v, [tail, 1 - tail])] for k, v in draws.items()
-        },
-        "interval_basis": f"bootstrap over models, as if the budgets of one run were independent; {config.fit.bootstrap} draws "
-        "shared by all laws",
-        "objective": made.objective,
-        "n": made.rows,
-        "huber_delta": delta,
-        "starts": made.starts,
-        "starts_agreeing": made.starts_agreeing,
-        "condition_number": made.condition_number,
-        "rmse": made.rmse,
-        "leave_one_draft_out_rmse": made.left_out_rmse,
-        "residual_unit": made.residual_unit,
-        "warnings": made.warnings,
-        "draws": {k: [float(f"{x:.8g}") for x in v] for k, v in draws.items()},
-    }
+def _joint_weights(config: StudyConfig, models: list[ModelRecord]) -> np.ndarray:
+    """Bootstrap weights of all models, one ladder a draw: draw i of one law then belongs to draw i of another."""
+    if config.fit.resample == "rows":
+        return bootstrap_weights(len(models), config.fit.bootstrap, config.seed)
+    names, of = np.unique(loss_table(models).rungs, return_inverse=True)
+    return bootstrap_weights(len(names), config.fit.bootstrap, config.seed)[:, of]
 
 
 class FittedLaws(NamedTuple):
     """The laws of a `fits.json`, with bootstrap draws that belong together: draw i of one law goes with draw i of another."""
 
-    loss: ChinchillaLaw
-    loss_draws: ChinchillaLaw
+    loss: LossLaw
+    loss_draws: LossLaw
     acceptance: dict[str, AcceptanceLaw]
     acceptance_draws: dict[str, AcceptanceLaw]
     step_time: StepTimeLaw
@@ -122,8 +109,8 @@ def read_laws(fits: dict[str, Any]) -> FittedLaws:
         draws = {f["law"]: {k: np.asarray(v) for k, v in f["draws"].items()} for f in fits["acceptance_laws"]}
         laws = {f["law"]: f["coefficients"] for f in fits["acceptance_laws"]}
         return FittedLaws(
-            loss=ChinchillaLaw(**fits["loss_law"]["coefficients"]),
-            loss_draws=ChinchillaLaw(**loss_draws),
+            loss=LOSS_LAWS[fits["loss_law"]["law"]](**fits["loss_law"]["coefficients"]),
+            loss_draws=LOSS_LAWS[fits["loss_law"]["law"]](**loss_draws),
             acceptance={name: ACCEPTANCE_LAWS[name](**c) for name, c in laws.items()},
             acceptance_draws={name: ACCEPTANCE_LAWS[name](**c) for name, c in draws.items()},
             step_time=StepTimeLaw(**fits["step_time"]["coefficients"]),

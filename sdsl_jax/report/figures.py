@@ -14,10 +14,10 @@ from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord
 from sdsl_jax.report.inputs import Records, read_records
 from sdsl_jax.report.landscapes import draw_optimiser, draw_speedup
 from sdsl_jax.report.style import COLOURS, NAMES, colours, figure, label_sizes
-from sdsl_jax.theory import ACCEPTANCE_LAWS, ChinchillaLaw, ModelPoint, ShapeRule, StepTimeLaw
+from sdsl_jax.theory import ACCEPTANCE_LAWS, LOSS_LAWS, ModelPoint, ShapeRule, StepTimeLaw
 
 CAPTIONS = {
-    "loss": "Test loss against non-embedding parameters and training tokens, with the fitted law L = E + A/N^a + B/D^b. "
+    "loss": "Test loss against non-embedding parameters and training tokens, with the fitted law. "
     "Bars: intervals over windows of text, far smaller between models than they are, since all see the same windows.",
     "acceptance": "Acceptance probability against the perplexities of draft and target: the paper's affine plane (left, points "
     "filled with the measured value on the plane's own colours), its sections at each target (middle), and the bounded law in "
@@ -48,7 +48,7 @@ def _law(description: dict[str, Any]) -> Any:
 
 
 def _point(model: ModelRecord) -> ModelPoint:
-    return ModelPoint(model.params_nonembedding, model.loss_nats)
+    return ModelPoint(model.params_nonembedding, model.loss_nats, model.train_tokens)
 
 
 def _at(loss: Any) -> ModelPoint:
@@ -57,7 +57,7 @@ def _at(loss: Any) -> ModelPoint:
 
 
 def _loss(records: Records, folder: Path, name: str) -> None:
-    law = ChinchillaLaw(**records.fits["loss_law"]["coefficients"])
+    law = LOSS_LAWS[records.fits["loss_law"]["law"]](**records.fits["loss_law"]["coefficients"])
     n = np.asarray([m.params_nonembedding for m in records.models], float)
     d = np.asarray([m.train_tokens for m in records.models], float)
     with figure(folder, name, 1, 2, (11.5, 3.9)) as (_, axes):
@@ -138,8 +138,12 @@ def _acceptance(records: Records, folder: Path, name: str) -> None:
 def _predicted(records: Records, folder: Path, name: str) -> None:
     described = records.fits["acceptance_laws"]
     largest = max(r.lookahead for r in records.survival)
-    with figure(folder, name, 1, len(described), (4.6 * len(described), 4.2)) as (_, axes):
-        for axis, fit in zip(axes[0], described):
+    columns = min(3, len(described))
+    rows_of_axes = -(-len(described) // columns)
+    with figure(folder, name, rows_of_axes, columns, (4.4 * columns, 4.3 * rows_of_axes)) as (_, axes):
+        for axis in axes.ravel()[len(described) :]:
+            axis.set_axis_off()
+        for axis, fit in zip(axes.ravel(), described):
             law, ends = _law(fit), []
             for estimator, lookahead, marker in ((fit["estimator"], None, "o"), ("decoded_per_test", largest, "^")):
                 for target, colour in zip(records.targets, colours(len(records.targets))):
@@ -169,7 +173,7 @@ def _predicted(records: Records, folder: Path, name: str) -> None:
             ]
             axis.legend(handles=handles, loc="upper left")
             axis.set(xlabel="predicted acceptance α", ylabel="measured acceptance α", aspect="equal")
-            axis.set_title(f"{NAMES[fit['law']].capitalize()}: left-out RMSE {fit['leave_one_draft_out_rmse']:.3f}")
+            axis.set_title(f"{NAMES[fit['law']].capitalize()}\nleft-out RMSE {fit['leave_one_draft_out_rmse']:.4f}")
 
 
 def _survival(records: Records, folder: Path, name: str) -> None:

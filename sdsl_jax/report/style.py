@@ -48,7 +48,10 @@ _STYLE: dict[str, Any] = {
 
 NAMES = {
     "logit_gap": "logit in the loss gap",
+    "logit_plane": "logit plane",
     "affine_plane": "affine plane",
+    "power_law": "power law of 1 − α",
+    "log_linear_length": "log-linear acceptance length",
     "flops": "FLOP costs",
     "measured": "measured costs",
     "teacher_forced_text": "exact, held-out text",

@@ -132,10 +132,12 @@ class ModelPoint(NamedTuple):
     Attributes:
       params: parameters, in the count of the law.
       loss: nats per token.
+      tokens: trained on; only `LogLinearLength` looks at them, and only at the draft's.
     """
 
     params: Values
     loss: Values
+    tokens: Values = jnp.nan
 
 
 @_law
@@ -231,7 +233,41 @@ class PowerLaw:
         return _below_one(1 - jnp.asarray(self.scale) * jnp.exp(log_sizes))
 
 
-AcceptanceLaw = AffinePlane | LogitPlane | LogitGap | PowerLaw
+@_law
+@dataclass(frozen=True)
+class LogLinearLength:
+    """1/(1 − α) = level + params_slope·ln N + tokens_slope·ln D + target_slope·ln M: log-linear acceptance length. Below 1.
+
+    1/(1 − α) is the mean number of tokens per round of an unlimited lookahead under independent acceptance. That acceptance grows
+    with the logarithms of the draft's size and of its data is what Yan et al. report (2505.07858); the target's size is our
+    addition, since there it is fixed. A length of 1 or less means that nothing is accepted: α ≤ 0.
+
+    Attributes:
+      level: length at N = D = M = 1, extrapolated.
+      params_slope: tokens per e-fold of the draft's size.
+      tokens_slope: tokens per e-fold of the draft's training tokens.
+      target_slope: tokens per e-fold of the target's size.
+      about: source and validity.
+    """
+
+    level: Values
+    params_slope: Values
+    tokens_slope: Values
+    target_slope: Values
+    about: About = field(default=_USERS, metadata=_STATIC)
+
+    def __call__(self, draft: ModelPoint, target: ModelPoint) -> Array:
+        """Acceptance probability, below 1; −1 where the length is ½ or less, so that no pole gets in a search's way."""
+        length = (
+            jnp.asarray(self.level)
+            + self.params_slope * jnp.log(draft.params)
+            + self.tokens_slope * jnp.log(draft.tokens)
+            + self.target_slope * jnp.log(target.params)
+        )
+        return _below_one(1 - 1 / jnp.maximum(length, 0.5))
+
+
+AcceptanceLaw = AffinePlane | LogitPlane | LogitGap | PowerLaw | LogLinearLength
 
 # By the names that records and files carry.
 LOSS_LAWS: dict[str, type] = {"chinchilla": ChinchillaLaw, "kaplan": KaplanLaw}
@@ -240,4 +276,5 @@ ACCEPTANCE_LAWS: dict[str, type] = {
     "logit_plane": LogitPlane,
     "affine_plane": AffinePlane,
     "power_law": PowerLaw,
+    "log_linear_length": LogLinearLength,
 }

@@ -47,7 +47,8 @@ class DraftProblem(NamedTuple):
 
     def acceptance(self, params: Scalar) -> Array:
         """α of a draft of `params` parameters."""
-        return self.acceptance_law(ModelPoint(params, self.loss_law(params, self.draft_tokens)), self.target)
+        draft = ModelPoint(params, self.loss_law(params, self.draft_tokens), self.draft_tokens)
+        return self.acceptance_law(draft, self.target)
 
     def speedup(self, params: Scalar, lookahead: Scalar) -> Array:
         """S of a draft at a lookahead γ ≥ 0, real or whole."""

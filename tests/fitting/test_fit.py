@@ -9,11 +9,24 @@ from conftest import tiny
 
 from sdsl_jax.config import FitConfig
 from sdsl_jax.errors import SdslError
-from sdsl_jax.fitting.estimate import bootstrap_weights, fit_acceptance, fit_loss, fit_step_time
+from sdsl_jax.fitting.acceptance import fit_acceptance, pair_table
+from sdsl_jax.fitting.inference import bootstrap_weights
+from sdsl_jax.fitting.loss import fit_loss, loss_table
 from sdsl_jax.fitting.solver import fit, huber, refit
 from sdsl_jax.fitting.stage import fit_all
+from sdsl_jax.fitting.step_time import fit_step_time
 from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord
-from sdsl_jax.theory import AffinePlane, ChinchillaLaw, LogitGap, ModelPoint, ShapeRule, StepTimeLaw
+from sdsl_jax.theory import (
+    AffinePlane,
+    ChinchillaLaw,
+    LogitGap,
+    LogitPlane,
+    LogLinearLength,
+    ModelPoint,
+    PowerLaw,
+    ShapeRule,
+    StepTimeLaw,
+)
 
 TRUTH = ChinchillaLaw(E=1.2, A=12.0, B=60.0, a=0.35, b=0.4)
 CONFIG = FitConfig(starts=32, bootstrap=50)
@@ -33,7 +46,7 @@ def models(
 
 
 def point(model: ModelRecord) -> ModelPoint:
-    return ModelPoint(model.params_nonembedding, model.loss_nats)
+    return ModelPoint(model.params_nonembedding, model.loss_nats, model.train_tokens)
 
 
 def exponential_residuals(x, data):
@@ -80,7 +93,7 @@ def test_weights_are_repetitions(x64):
 
 def test_loss_law_recovers_its_coefficients():
     table = models(0.0)
-    made = fit_loss(table, CONFIG, bootstrap_weights(len(table), 20, 0), 0)
+    made = fit_loss(loss_table(table), CONFIG, bootstrap_weights(len(table), 20, 0), 0)
     np.testing.assert_allclose(jax.tree.leaves(made.law), jax.tree.leaves(TRUTH), rtol=2e-3)
     assert made.rmse < 1e-6
 
@@ -88,7 +101,7 @@ def test_loss_law_recovers_its_coefficients():
 def test_loss_law_intervals_hold_the_truth():
     """Noise of 0.3 %: the truth lies inside the 98 % bootstrap interval of every coefficient for this seed."""
     table = models(0.003, seed=3)
-    made = fit_loss(table, CONFIG, bootstrap_weights(len(table), 200, 0), 0)
+    made = fit_loss(loss_table(table), CONFIG, bootstrap_weights(len(table), 200, 0), 0)
     for value, truth, draws in zip(*map(jax.tree.leaves, (made.law, TRUTH, made.draws))):
         low, high = np.quantile(draws, [0.01, 0.99])
         assert low <= truth <= high
@@ -102,7 +115,7 @@ def test_loss_law_says_what_it_cannot_identify():
         ModelRecord(f"m{i}", "draft", int(n), int(n), int(20 * n), 0, float(TRUTH(n, 20 * n)), 1.0)
         for i, n in enumerate(np.geomspace(1e3, 1e5, 8))
     ]
-    made = fit_loss(diagonal, CONFIG, bootstrap_weights(8, 20, 0), 0)
+    made = fit_loss(loss_table(diagonal), CONFIG, bootstrap_weights(8, 20, 0), 0)
     assert any("same tokens per parameter" in w for w in made.warnings)
     no_floor = ChinchillaLaw(E=0.0, A=3.5, B=8.0, a=0.07, b=0.3)
     flat = [
@@ -118,36 +131,48 @@ def test_loss_law_says_what_it_cannot_identify():
         )
         for m in table
     ]
-    made = fit_loss(flat, CONFIG, bootstrap_weights(len(flat), 20, 0), 0)
+    made = fit_loss(loss_table(flat), CONFIG, bootstrap_weights(len(flat), 20, 0), 0)
     assert any(w.startswith("E is not identified") for w in made.warnings)
 
 
 def test_too_few_models_are_refused():
     with pytest.raises(SdslError, match="needs at least 6 models, 2 sizes and 2 budgets"):
-        fit_loss(models(0.0)[:5], CONFIG, bootstrap_weights(5, 20, 0), 0)
+        fit_loss(loss_table(models(0.0)[:5]), CONFIG, bootstrap_weights(5, 20, 0), 0)
 
 
-@pytest.mark.parametrize(
-    ("name", "law"), [("logit_gap", LogitGap(1.7, 2.1)), ("affine_plane", AffinePlane(-0.06, 0.05, 0.9))]
-)
-def test_acceptance_laws_recover_their_coefficients(name, law):
-    table = models(0.0)
-    targets = [m for m in table if m.role == "target"]
+LAWS = {
+    "logit_gap": LogitGap(1.7, 2.1),
+    "logit_plane": LogitPlane(1.9, 2.1, 1.4),
+    "affine_plane": AffinePlane(-0.06, 0.05, 0.9),
+    "power_law": PowerLaw(0.9, 0.2, 0.05),
+    "log_linear_length": LogLinearLength(1.0, 0.3, 0.1, -0.1),
+}
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_acceptance_laws_recover_their_coefficients(name):
+    """From pairs without noise, of three targets; the law that made the data predicts left-out drafts best."""
+    table, law = models(0.0), LAWS[name]
+    drafts = [m for m in table if m.params_nonembedding < 1e5]
+    targets = [m for m in table if m.params_nonembedding >= 3e4 and m.train_tokens > 1e6]
     rows = [
         AcceptanceRecord(d.model_id, t.model_id, "teacher_forced_samples", 0, 1.0, "x", float(law(point(d), point(t))))
-        for d in table
+        for d in drafts
         for t in targets
-        if d.role == "draft"
     ]
-    fits = fit_acceptance(table, rows, CONFIG, bootstrap_weights(len(table), 20, 0), 0)
-    assert fits[0].name == name  # the law that made the data predicts left-out drafts best
-    np.testing.assert_allclose(jax.tree.leaves(fits[0].law), jax.tree.leaves(law), rtol=1e-5)
-    assert fits[0].left_out_rmse < 1e-5 < fits[1].left_out_rmse
+    pairs = pair_table(table, rows, "teacher_forced_samples")
+    weights = bootstrap_weights(len(table), 20, 0)[:, pairs.draft_model]
+    fits = fit_acceptance(pairs, CONFIG, weights, 0, "test")
+    # A gap is a plane with equal slopes: where the truth is a gap, both predict it.
+    assert name in [made.name for made in fits[: 2 if name == "logit_gap" else 1]]
+    made = next(f for f in fits if f.name == name)
+    np.testing.assert_allclose(jax.tree.leaves(made.law), jax.tree.leaves(law), rtol=1e-4)
+    assert made.left_out_rmse < 1e-6 < fits[2].left_out_rmse
 
 
 def test_acceptance_of_another_estimator_is_refused():
     with pytest.raises(SdslError, match="at least 4 drafts measured by teacher_forced_samples; the records hold 0"):
-        fit_acceptance(models(0.0), [], CONFIG, bootstrap_weights(24, 20, 0), 0)
+        pair_table(models(0.0), [], "teacher_forced_samples")
 
 
 def test_step_time_law():
@@ -164,9 +189,9 @@ def test_step_time_law():
 def test_fits_do_not_depend_on_the_default_precision():
     table = models(0.002)
     weights = bootstrap_weights(len(table), 20, 0)
-    single = fit_loss(table, CONFIG, weights, 0)
+    single = fit_loss(loss_table(table), CONFIG, weights, 0)
     with jax.enable_x64(True):
-        double = fit_loss(table, CONFIG, weights, 0)
+        double = fit_loss(loss_table(table), CONFIG, weights, 0)
     np.testing.assert_array_equal(jax.tree.leaves(single.law), jax.tree.leaves(double.law))
 
 

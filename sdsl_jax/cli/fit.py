@@ -1,0 +1,166 @@
+"""`sdsl fit`: laws from anybody's table."""
+
+from __future__ import annotations
+
+import json as json_format
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from sdsl_jax.cli.terminal import standard_console
+from sdsl_jax.errors import require
+
+_COLUMN = tyro.conf.arg(metavar="NAME")
+
+
+def fit(
+    what: Annotated[Literal["loss", "acceptance"], tyro.conf.arg(metavar="loss|acceptance")],
+    /,
+    csv: Annotated[Path, tyro.conf.arg(metavar="FILE.csv")],
+    law: Annotated[Literal["chinchilla", "kaplan"], tyro.conf.arg(metavar="chinchilla|kaplan")] = "chinchilla",
+    params_column: Annotated[str, _COLUMN] = "params_nonembedding",
+    tokens_column: Annotated[str, _COLUMN] = "train_tokens",
+    loss_column: Annotated[str, _COLUMN] = "loss_nats",
+    rung_column: Annotated[str, _COLUMN] = "",
+    models: Annotated[Path | None, tyro.conf.arg(metavar="FILE.csv")] = None,
+    estimator: Annotated[str, _COLUMN] = "teacher_forced_samples",
+    domain: Annotated[str | None, _COLUMN] = None,
+    temperature: Annotated[float | None, tyro.conf.arg(metavar="T")] = None,
+    resample: Annotated[Literal["rows", "rungs"], tyro.conf.arg(metavar="rows|rungs")] = "rows",
+    huber_delta: Annotated[float | None, tyro.conf.arg(metavar="DELTA")] = None,
+    max_epochs: float = 4.0,
+    starts: int = 64,
+    bootstrap: int = 1000,
+    confidence: Annotated[float, tyro.conf.arg(metavar="P")] = 0.9,
+    seed: int = 0,
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Fit a loss law, or every acceptance law, to a table, and say what the table cannot tell.
+
+    loss: rows of size, training tokens and loss. acceptance: acceptance.csv of a study with models.csv beside it, or a table with
+    the columns draft_params, draft_loss, target_params, target_loss, alpha (and draft_tokens, draft_id if you like). What --json
+    prints can be given to sdsl predict --loss-law and --acceptance-law.
+
+    Args:
+        what: loss or acceptance.
+        csv: the table; records of a study as they are.
+        law: form of the loss law: E + A/N^a + B/D^b, or Kaplan's.
+        params_column: loss: column of the sizes.
+        tokens_column: loss: column of the training tokens.
+        loss_column: loss: column of the loss, in nats per token for sdsl predict.
+        rung_column: loss: column of the training run; rows of one size (and role and seed) if left out.
+        models: acceptance: records of the models; models.csv beside the table if left out.
+        estimator: acceptance: rows of a study's records to fit.
+        domain: acceptance: rows to fit; the most frequent domain if left out.
+        temperature: acceptance: rows to fit; the most frequent temperature if left out.
+        resample: the bootstrap draws rows, or whole rungs (acceptance: always all rows of a draft together).
+        huber_delta: where the Huber loss turns linear; .001 in ln L for losses, .02 for acceptance.
+        max_epochs: loss: rows of more epochs are left out, where the table has a column epochs.
+        starts: descents from different beginnings.
+        bootstrap: resamples.
+        confidence: of the intervals.
+        seed: of starts and resamples.
+        json: print JSON: one object for a loss law; for acceptance {"acceptance_laws": [...]}, the best first.
+    """
+    from sdsl_jax.config import FitConfig
+    from sdsl_jax.fitting import tables
+    from sdsl_jax.fitting.acceptance import fit_acceptance
+    from sdsl_jax.fitting.inference import bootstrap_weights
+    from sdsl_jax.fitting.loss import fit_loss, resamples
+
+    require(seed >= 0, f"--seed is {seed}; it must not be negative.")
+    config = FitConfig(
+        resample=resample,
+        starts=starts,
+        bootstrap=bootstrap,
+        confidence=confidence,
+        max_epochs=max_epochs,
+        huber_delta=FitConfig.huber_delta if huber_delta is None else huber_delta,
+        acceptance_huber_delta=FitConfig.acceptance_huber_delta if huber_delta is None else huber_delta,
+    )
+    if what == "loss":
+        read = tables.read_loss_table(csv, params_column, tokens_column, loss_column, rung_column, max_epochs)
+        table = read.table
+        made = fit_loss(table, config, resamples(table, config, seed), seed, law)
+        made = made._replace(warnings=[*read.notes, *made.warnings])
+        valid = {"params": _span(table.params), "tokens": _span(table.tokens)}
+        answer = made.describe() | {"params_count": read.params_count, "valid": valid}
+        if json:
+            _print_json(answer)
+        else:
+            _print_laws(standard_console(), [answer], csv)
+        return
+    read = tables.read_pair_table(csv, models, estimator, domain, temperature)
+    pairs = read.table
+    drafts = pairs.draft_model.max() + 1
+    weights = bootstrap_weights(drafts, bootstrap, seed)[:, pairs.draft_model]
+    basis = f"bootstrap over drafts, {bootstrap} draws"
+    valid = {
+        f"{role}_{name}": _span(getattr(getattr(pairs, role), name))
+        for role in ("draft", "target")
+        for name in ("params", "loss")
+    }
+    answers = [
+        made._replace(warnings=[*read.notes, *made.warnings]).describe()
+        | {"params_count": read.params_count, "valid": valid}
+        for made in fit_acceptance(pairs, config, weights, seed, basis)
+    ]
+    if json:
+        _print_json({"acceptance_laws": answers})
+    else:
+        _print_laws(standard_console(), answers, csv)
+
+
+def _span(values: Any) -> list[float]:
+    return [float(min(values)), float(max(values))]
+
+
+def _print_json(value: Any) -> None:
+    print(json_format.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _print_laws(console: Console, answers: list[dict[str, Any]], path: Path) -> None:
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    if len(answers) > 1:
+        ranking = Table(title=f"Acceptance laws fitted to {answers[0]['n']} pairs of {path}", title_justify="left")
+        for heading in ("law", "error on left-out drafts", "residual", "condition number"):
+            ranking.add_column(heading, justify="left" if heading == "law" else "right")
+        for a in answers:
+            ranking.add_row(
+                a["law"], f"{a['leave_one_draft_out_rmse']:.4f}", f"{a['rmse']:.4f}", f"{a['condition_number']:.3g}"
+            )
+        console.print(ranking)
+        say("Errors: root mean square of α; left-out: every draft size predicted by a fit that did not see it.")
+    for a in answers:
+        percent = next(k for k in a if k.startswith("interval_") and k != "interval_basis")[9:]
+        title = a["law"] if len(answers) > 1 else f"{a['law']}, fitted to {a['n']} rows of {path}"
+        table = Table(title=title, title_justify="left")
+        for heading in ("coefficient", "estimate", "standard error", f"{percent} % bootstrap", f"{percent} % profile"):
+            table.add_column(heading, justify="left" if heading == "coefficient" else "right")
+        for name, value in a["coefficients"].items():
+            ends = [a[f"interval_{percent}"][name], a[f"profile_interval_{percent}"][name]]
+            spans = [f"{low:.4g} – {high:.4g}" for low, high in ends]
+            table.add_row(name, f"{value:.5g}", f"{a['standard_error'][name]:.3g}", *spans)
+        console.print(table)
+        if len(answers) == 1:
+            say(
+                f"objective {a['objective']:.6g}, Huber δ {a['huber_delta']:g}, residual {a['rmse']:.4g} ({a['residual_unit']})\n"
+                f"{a['starts_agreeing']:.0%} of {a['starts']} starts agree; condition number {a['condition_number']:.3g}; "
+                f"{a['interval_basis']}"
+            )
+        for warning in a["warnings"]:
+            say(f"warning: {warning}")

@@ -1,0 +1,133 @@
+"""From a table of pairs to the coefficients of every acceptance law, ranked by drafts that the fit did not see."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
+
+from sdsl_jax.config import FitConfig
+from sdsl_jax.errors import require
+from sdsl_jax.fitting.forms import ACCEPTANCE_FORMS, Form, PairData, pair_data
+from sdsl_jax.fitting.law_fit import LawFit, fit_form, unidentified
+from sdsl_jax.fitting.solver import fit, refit
+from sdsl_jax.records import AcceptanceRecord, ModelRecord, column
+from sdsl_jax.theory import ModelPoint
+
+
+class PairTable(NamedTuple):
+    """Measured pairs.
+
+    Attributes:
+      draft: sizes, losses and training tokens of the drafts, arrays [n].
+      target: the same of the targets.
+      alpha: acceptance probability.
+      draft_model: number of the draft of each row among the models; rows of one model are resampled together.
+      target_model: number of the target.
+    """
+
+    draft: ModelPoint
+    target: ModelPoint
+    alpha: Float[np.ndarray, " n"]
+    draft_model: np.ndarray
+    target_model: np.ndarray
+
+    def rows(self, chosen: Bool[np.ndarray, " n"]) -> PairTable:
+        """Some of the rows."""
+        return jax.tree.map(lambda x: np.asarray(x)[chosen], self)
+
+
+def pair_table(
+    models: list[ModelRecord],
+    acceptance: list[AcceptanceRecord],
+    estimator: str,
+    params: str = "params_nonembedding",
+    loss: str = "loss_nats",
+) -> PairTable:
+    """The rows of one estimator whose models are known, as a table.
+
+    Args:
+      models: the records of drafts and targets.
+      acceptance: rows of any estimator.
+      estimator: which to take.
+      params: column to take sizes from.
+      loss: column to take losses from.
+
+    Raises:
+      SdslError: fewer than 4 drafts were measured so.
+    """
+    by_id = {model.model_id: i for i, model in enumerate(models)}
+    rows = [r for r in acceptance if r.estimator == estimator and r.draft_id in by_id and r.target_id in by_id]
+    drafts = len({r.draft_id for r in rows})
+    require(
+        drafts >= 4,
+        f"the acceptance laws need pairs of at least 4 drafts measured by {estimator}; the records hold {drafts}.",
+    )
+    draft, target = (np.asarray([by_id[getattr(r, role)] for r in rows]) for role in ("draft_id", "target_id"))
+    columns = [np.asarray(column(models, name), float) for name in (params, loss, "train_tokens")]
+    points = [ModelPoint(*(values[of] for values in columns)) for of in (draft, target)]
+    return PairTable(points[0], points[1], np.asarray(column(rows, "alpha"), float), draft, target)
+
+
+def fit_law(name: str, table: PairTable, delta: float, starts: int = 16, seed: int = 0) -> Any:
+    """The coefficients of one acceptance law, without any uncertainty."""
+    form = ACCEPTANCE_FORMS[name]
+    with jax.enable_x64(True):
+        data = pair_data(table.draft, table.target, table.alpha)
+        begin = jnp.asarray(form.starts(data, starts, np.random.default_rng(seed)))
+        best = fit(form.residuals, begin, data, jnp.ones(len(table.alpha)), delta)
+        return jax.tree.map(np.asarray, form.to_law(best.parameters, data))
+
+
+def fit_acceptance(
+    table: PairTable, config: FitConfig, weights: Float[np.ndarray, "draws n"], seed: int, basis: str
+) -> list[LawFit]:
+    """Fits every acceptance law, the best by left-out draft sizes first.
+
+    Args:
+      table: the pairs.
+      config: of the fit.
+      weights: bootstrap weights of the rows.
+      seed: of the starts.
+      basis: what the resamples are.
+    """
+    sizes = np.asarray(table.draft.params)
+    require(
+        len(set(sizes)) >= 3,
+        f"the acceptance laws need drafts of at least 3 sizes, to leave each out in turn; there are {len(set(sizes))}.",
+    )
+    # A draft is left out with all its budgets: they share a trunk, and one would give the others away.
+    kept = np.stack([sizes != size for size in np.unique(sizes)]).astype(float)
+    fits = []
+    for form in ACCEPTANCE_FORMS.values():
+        with jax.enable_x64(True):
+            data = pair_data(table.draft, table.target, table.alpha)
+            made, best = fit_form(
+                form,
+                data,
+                weights,
+                delta=config.acceptance_huber_delta,
+                starts=config.starts,
+                confidence=config.confidence,
+                seed=seed,
+                residual_unit="acceptance probability",
+                basis=basis,
+            )
+            errors = _left_out(form, data, best.parameters, kept, config.acceptance_huber_delta)
+        warnings = unidentified(made)
+        targets = len(np.unique(table.target_model))
+        if targets < 3:
+            warnings.append(
+                f"fitted on {targets} target{'s' if targets > 1 else ''}: how α depends on the target is a guess"
+            )
+        fits.append(made._replace(left_out_rmse=float(np.sqrt(np.square(errors).mean())), warnings=warnings))
+    return sorted(fits, key=lambda made: made.left_out_rmse)
+
+
+def _left_out(form: Form, data: PairData, optimum: jax.Array, kept: np.ndarray, delta: float) -> np.ndarray:
+    """Residuals of the rows that each group of kept rows leaves out."""
+    without = refit(form.residuals, optimum[None], data, jnp.asarray(kept), delta)
+    return np.asarray(jax.vmap(lambda x: form.residuals(x, data))(without))[kept == 0]

@@ -1,0 +1,239 @@
+"""What the solver must know of each law: its residuals, and how its coefficients become unbounded, hardly correlated numbers.
+
+The laws themselves live in `theory`. A form holds a bijection between a law and the vector x that the solver moves: bounds
+by sigmoids and logarithms, sizes and tokens by logarithms centred on the data, so that a scale such as A, which is the size
+term of a model of one parameter, becomes the size term of a model in the middle of the table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from sdsl_jax.theory import (
+    AffinePlane,
+    ChinchillaLaw,
+    KaplanLaw,
+    LogitGap,
+    LogitPlane,
+    LogLinearLength,
+    ModelPoint,
+    PowerLaw,
+    coefficients,
+)
+
+
+class LossData(NamedTuple):
+    """A table of losses, logarithms centred: add `centres` to have them back."""
+
+    log_params: Float[Array, " n"]
+    log_tokens: Float[Array, " n"]
+    log_loss: Float[Array, " n"]
+    centres: Float[Array, " 2"]
+
+
+class PairData(NamedTuple):
+    """A table of pairs: draft and target of each row, α, and the mean logarithms of N, D and M."""
+
+    draft: ModelPoint
+    target: ModelPoint
+    alpha: Float[Array, " n"]
+    centres: Float[Array, " 3"]
+
+
+class Form(NamedTuple):
+    """A law as the solver sees it.
+
+    Attributes:
+      name: of the law, as files carry it.
+      law_type: its class in `theory`.
+      residuals: (x, data) -> predicted − measured, [n].
+      to_law: (x, data) -> the law.
+      to_vector: (law, data) -> x, the inverse.
+      starts: (data, count, random) -> initial vectors, [count, P].
+    """
+
+    name: str
+    law_type: type
+    residuals: Callable[[Array, Any], Array]
+    to_law: Callable[[Array, Any], Any]
+    to_vector: Callable[[Any, Any], Array]
+    starts: Callable[[Any, int, np.random.Generator], np.ndarray]
+
+    def names(self) -> list[str]:
+        """Names of the coefficients, in their order."""
+        return [f.name for f in dataclasses.fields(self.law_type) if not f.metadata.get("static")]
+
+
+# Exponents of published laws lie between .05 (Kaplan) and .6; wider bounds only keep a fit from running off to infinity
+# where the data do not hold it.
+_EXPONENTS = (0.02, 2.0)
+# Smallest E as a share of the smallest loss; an E that ends here is one that the data do not show.
+SMALLEST_E = 1e-6
+
+
+def _exponent(x: Array) -> Array:
+    low, high = _EXPONENTS
+    return low * (high / low) ** jax.nn.sigmoid(x)
+
+
+def _from_exponent(exponent: Any) -> Array:
+    low, high = _EXPONENTS
+    share = jnp.log(jnp.asarray(exponent) / low) / jnp.log(high / low)
+    return jax.scipy.special.logit(jnp.clip(share, 1e-9, 1 - 1e-9))
+
+
+def _largest_e(data: LossData) -> Array:
+    return jnp.exp(data.log_loss.min())
+
+
+def _log_e(x: Array, data: LossData) -> Array:
+    return jnp.log(_largest_e(data) * (SMALLEST_E + (1 - SMALLEST_E) * jax.nn.sigmoid(x[0])))
+
+
+def _chinchilla_residuals(x: Array, data: LossData) -> Array:
+    """ln L̂ − ln L with L̂ = Σ exp of (ln E, ln A′ − a·ln N, ln B′ − b·ln D); A′, B′ are the terms in the middle of the table."""
+    flat = jnp.broadcast_to(_log_e(x, data), data.log_params.shape)
+    size = x[1] - _exponent(x[3]) * data.log_params
+    tokens = x[2] - _exponent(x[4]) * data.log_tokens
+    return jax.nn.logsumexp(jnp.stack([flat, size, tokens]), axis=0) - data.log_loss
+
+
+def _chinchilla(x: Array, data: LossData) -> ChinchillaLaw:
+    a, b = _exponent(x[3]), _exponent(x[4])
+    scales = jnp.exp(x[1] + a * data.centres[0]), jnp.exp(x[2] + b * data.centres[1])
+    return ChinchillaLaw(jnp.exp(_log_e(x, data)), *scales, a, b)
+
+
+def _chinchilla_vector(law: ChinchillaLaw, data: LossData) -> Array:
+    share = (jnp.asarray(law.E) / _largest_e(data) - SMALLEST_E) / (1 - SMALLEST_E)
+    size = jnp.log(jnp.asarray(law.A)) - law.a * data.centres[0]
+    tokens = jnp.log(jnp.asarray(law.B)) - law.b * data.centres[1]
+    level = jax.scipy.special.logit(jnp.clip(share, 1e-12, 1 - 1e-9))
+    return jnp.stack([level, size, tokens, _from_exponent(law.a), _from_exponent(law.b)])
+
+
+def _chinchilla_starts(data: LossData, count: int, random: np.random.Generator) -> np.ndarray:
+    share = random.dirichlet(np.ones(3), count)  # how the mean loss is divided among the three terms
+    level = np.log(share[:, :1] / (1 - share[:, :1]))
+    scales = np.log(share[:, 1:]) + float(data.log_loss.mean())
+    return np.concatenate([level, scales, random.normal(0, 1, (count, 2))], axis=1)
+
+
+def _kaplan_terms(x: Array, data: LossData) -> tuple[Array, Array, Array, Array]:
+    """ln of the size term and of the data term in the middle of the table, and the two exponents."""
+    return x[0], x[1], _exponent(x[2]), _exponent(x[3])
+
+
+def _kaplan_residuals(x: Array, data: LossData) -> Array:
+    """ln L̂ − ln L with ln L̂ = α_D · ln[(N_c/N)^(α_N/α_D) + D_c/D]."""
+    size, tokens, alpha_n, alpha_d = _kaplan_terms(x, data)
+    terms = jnp.stack([size - alpha_n / alpha_d * data.log_params, tokens - data.log_tokens])
+    return alpha_d * jax.nn.logsumexp(terms, axis=0) - data.log_loss
+
+
+def _kaplan(x: Array, data: LossData) -> KaplanLaw:
+    size, tokens, alpha_n, alpha_d = _kaplan_terms(x, data)
+    scales = jnp.exp(size * alpha_d / alpha_n + data.centres[0]), jnp.exp(tokens + data.centres[1])
+    return KaplanLaw(*scales, alpha_n, alpha_d)
+
+
+def _kaplan_vector(law: KaplanLaw, data: LossData) -> Array:
+    size = (jnp.log(jnp.asarray(law.N_c)) - data.centres[0]) * law.alpha_N / law.alpha_D
+    tokens = jnp.log(jnp.asarray(law.D_c)) - data.centres[1]
+    return jnp.stack([size, tokens, _from_exponent(law.alpha_N), _from_exponent(law.alpha_D)])
+
+
+def _kaplan_starts(data: LossData, count: int, random: np.random.Generator) -> np.ndarray:
+    exponents = random.uniform(-2, 1, (count, 2))
+    share = random.uniform(0.05, 0.95, (count, 1))
+    total = float(data.log_loss.mean()) / np.asarray(_exponent(jnp.asarray(exponents[:, 1:])))
+    return np.concatenate([total + np.log(share), total + np.log(1 - share), exponents], axis=1)
+
+
+LOSS_FORMS: dict[str, Form] = {
+    "chinchilla": Form(
+        "chinchilla", ChinchillaLaw, _chinchilla_residuals, _chinchilla, _chinchilla_vector, _chinchilla_starts
+    ),
+    "kaplan": Form("kaplan", KaplanLaw, _kaplan_residuals, _kaplan, _kaplan_vector, _kaplan_starts),
+}
+
+
+def _plain(law_type: type, start: tuple[float, ...], name: str) -> Form:
+    """A law whose coefficients are unbounded and hardly correlated as they are."""
+
+    def to_law(x: Array, data: PairData) -> Any:
+        return law_type(*x)
+
+    return _pair_form(name, law_type, to_law, lambda law, data: jnp.stack(list(coefficients(law).values())), start)
+
+
+def _pair_form(name: str, law_type: type, to_law: Callable, to_vector: Callable, start: tuple[float, ...]) -> Form:
+    def residuals(x: Array, data: PairData) -> Array:
+        return to_law(x, data)(data.draft, data.target) - data.alpha
+
+    def starts(data: PairData, count: int, random: np.random.Generator) -> np.ndarray:
+        drawn = np.asarray(start) * random.uniform(0.3, 2.0, (count, len(start)))
+        # A slope in something that is the same in every row moves no residual: it stays where it starts, which shall be 0.
+        constant = {"tokens": np.ptp(data.draft.tokens) == 0, "target": np.ptp(data.target.params) == 0}
+        for i, coefficient in enumerate(made.names()):
+            if constant["tokens"] and coefficient == "tokens_slope":
+                drawn[:, i] = 0.0
+            if constant["target"] and coefficient in ("target_exponent", "target_slope") and law_type is not LogitPlane:
+                drawn[:, i] = 0.0
+        return drawn
+
+    made = Form(name, law_type, residuals, to_law, to_vector, starts)
+    return made
+
+
+def _power(x: Array, data: PairData) -> PowerLaw:
+    return PowerLaw(jnp.exp(x[0] + x[1] * data.centres[0] - x[2] * data.centres[2]), x[1], x[2])
+
+
+def _power_vector(law: PowerLaw, data: PairData) -> Array:
+    level = jnp.log(jnp.asarray(law.scale)) - law.exponent * data.centres[0] + law.target_exponent * data.centres[2]
+    return jnp.stack([level, jnp.asarray(law.exponent), jnp.asarray(law.target_exponent)])
+
+
+def _length(x: Array, data: PairData) -> LogLinearLength:
+    return LogLinearLength(x[0] - x[1:] @ data.centres, *x[1:])
+
+
+def _length_vector(law: LogLinearLength, data: PairData) -> Array:
+    slopes = jnp.stack([jnp.asarray(s) for s in (law.params_slope, law.tokens_slope, law.target_slope)])
+    return jnp.concatenate([(law.level + slopes @ data.centres)[None], slopes])
+
+
+ACCEPTANCE_FORMS: dict[str, Form] = {
+    "logit_gap": _plain(LogitGap, (1.5, 2.0), "logit_gap"),
+    "logit_plane": _plain(LogitPlane, (1.5, 2.0, 2.0), "logit_plane"),
+    "affine_plane": _plain(AffinePlane, (-0.1, 0.1, 0.7), "affine_plane"),
+    "power_law": _pair_form("power_law", PowerLaw, _power, _power_vector, (-1.0, 0.15, 0.1)),
+    "log_linear_length": _pair_form(
+        "log_linear_length", LogLinearLength, _length, _length_vector, (3.5, 0.4, 0.2, -0.3)
+    ),
+}
+
+
+def loss_data(params: np.ndarray, tokens: np.ndarray, loss: np.ndarray) -> LossData:
+    """Centred logarithms of a table of losses; call within `jax.enable_x64`."""
+    logs = [np.log(np.asarray(values, float)) for values in (params, tokens)]
+    centres = [values.mean() for values in logs]
+    sizes, budgets = (jnp.asarray(values - centre) for values, centre in zip(logs, centres))
+    return LossData(sizes, budgets, jnp.asarray(np.log(np.asarray(loss, float))), jnp.asarray(centres))
+
+
+def pair_data(draft: ModelPoint, target: ModelPoint, alpha: np.ndarray) -> PairData:
+    """A table of pairs; rows without tokens stand for one budget. Call within `jax.enable_x64`."""
+    tokens = np.asarray(draft.tokens, float) * np.ones(len(alpha))
+    draft = draft._replace(tokens=np.where(np.isfinite(tokens), tokens, 1.0))
+    centres = [np.log(np.asarray(v, float)).mean() for v in (draft.params, draft.tokens, target.params)]
+    points = [ModelPoint(*(jnp.asarray(np.asarray(v, float)) for v in point)) for point in (draft, target)]
+    return PairData(points[0], points[1], jnp.asarray(np.asarray(alpha, float)), jnp.asarray(centres))

@@ -1,0 +1,164 @@
+"""One law fitted to one table, with everything that is uncertain about it, and as what `fits.json` holds."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from sdsl_jax.fitting.forms import Form
+from sdsl_jax.fitting.inference import covariance, profile_intervals
+from sdsl_jax.fitting.solver import Fit, fit, refit
+from sdsl_jax.theory import coefficients
+
+# Past this condition number of the scaled Jacobian, some combination of coefficients moves without the fit noticing.
+_ILL_CONDITIONED = 100.0
+# A resample starts from the optimum of all rows; where that rests on a bound, its gradient there vanishes, so that it starts from
+# the middle of the bounds as well.
+_MIDDLE = {"chinchilla": 0}
+
+
+class LawFit(NamedTuple):
+    """A fitted law.
+
+    Attributes:
+      name: of the law.
+      law: the coefficients.
+      draws: the same law, each coefficient an array [draws] of bootstrap values.
+      covariance: of the coefficients at the optimum, in their order, [P, P].
+      profile: for every coefficient the two ends of its profile interval.
+      confidence: of the intervals.
+      objective: Huber objective at the optimum.
+      residuals: predicted − measured, in `residual_unit`, [rows].
+      starts: descents.
+      starts_agreeing: share of them that reached the best objective.
+      condition_number: of the scaled Jacobian.
+      huber_delta: where the loss turns from square to linear.
+      left_out_rmse: root mean square residual where the rows of each draft size are predicted by a fit that did not see them; NaN
+        if not computed.
+      residual_unit: what a residual is.
+      basis: what the draws are.
+      warnings: what this fit cannot tell.
+    """
+
+    name: str
+    law: Any
+    draws: Any
+    covariance: np.ndarray
+    profile: dict[str, tuple[float, float]]
+    confidence: float
+    objective: float
+    residuals: np.ndarray
+    starts: int
+    starts_agreeing: float
+    condition_number: float
+    huber_delta: float
+    left_out_rmse: float
+    residual_unit: str
+    basis: str
+    warnings: list[str]
+
+    @property
+    def rmse(self) -> float:
+        """Root mean square residual."""
+        return float(np.sqrt(np.square(self.residuals).mean()))
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values, as `fits.json` and `sdsl fit --json` hold them."""
+        tail = (1 - self.confidence) / 2
+        percent = round(100 * self.confidence)
+        draws = {k: np.asarray(v, float) for k, v in coefficients(self.draws).items()}
+        return {
+            "law": self.name,
+            "coefficients": {k: float(v) for k, v in coefficients(self.law).items()},
+            "standard_error": {k: float(v.std(ddof=1)) for k, v in draws.items()},
+            f"interval_{percent}": {k: [float(x) for x in np.quantile(v, [tail, 1 - tail])] for k, v in draws.items()},
+            "interval_basis": self.basis,
+            f"profile_interval_{percent}": {k: [float(x) for x in ends] for k, ends in self.profile.items()},
+            "covariance": [[float(x) for x in row] for row in self.covariance],
+            "objective": self.objective,
+            "n": len(self.residuals),
+            "huber_delta": self.huber_delta,
+            "starts": self.starts,
+            "starts_agreeing": self.starts_agreeing,
+            "condition_number": self.condition_number,
+            "rmse": self.rmse,
+            "leave_one_draft_out_rmse": self.left_out_rmse,
+            "residual_unit": self.residual_unit,
+            "warnings": self.warnings,
+            "draws": {k: [float(f"{x:.8g}") for x in v] for k, v in draws.items()},
+        }
+
+
+def fit_form(
+    form: Form,
+    data: Any,
+    weights: Float[np.ndarray, "draws n"],
+    *,
+    delta: float,
+    starts: int,
+    confidence: float,
+    seed: int,
+    residual_unit: str,
+    basis: str,
+) -> tuple[LawFit, Fit]:
+    """Fits a law to a table: the best of many starts, bootstrap draws, covariance and profiles. Call within `jax.enable_x64`.
+
+    Args:
+      form: the law.
+      data: the table.
+      weights: how often each row counts in each bootstrap resample.
+      delta: of the Huber loss.
+      starts: descents.
+      confidence: of the intervals.
+      seed: of the starts.
+      residual_unit: what a residual is.
+      basis: what the resamples are.
+    """
+    begin = jnp.asarray(form.starts(data, starts, np.random.default_rng(seed)))
+    best = fit(form.residuals, begin, data, jnp.ones(weights.shape[1]), delta)
+    around = best.parameters[None]
+    if form.name in _MIDDLE:
+        around = jnp.concatenate([around, around.at[:, _MIDDLE[form.name]].set(0.0)])
+    drawn = refit(form.residuals, around, data, jnp.asarray(weights), delta)
+    matrix = covariance(form, best, data, delta)
+    errors = np.sqrt(np.maximum(np.diag(matrix), 0))
+    made = LawFit(
+        name=form.name,
+        law=jax.tree.map(np.asarray, form.to_law(best.parameters, data)),
+        draws=jax.tree.map(np.asarray, jax.vmap(lambda x: form.to_law(x, data))(drawn)),
+        covariance=matrix,
+        profile=profile_intervals(form, best, data, delta, errors, confidence),
+        confidence=confidence,
+        objective=float(best.objective),
+        residuals=np.asarray(best.residuals),
+        starts=starts,
+        starts_agreeing=float(best.starts_agreeing),
+        condition_number=float(best.condition_number),
+        huber_delta=delta,
+        left_out_rmse=float("nan"),
+        residual_unit=residual_unit,
+        basis=basis,
+        warnings=[],
+    )
+    return made, best
+
+
+def unidentified(made: LawFit) -> list[str]:
+    """Which coefficients the data leave open, by their intervals and by the condition number."""
+    warnings = []
+    tail = (1 - made.confidence) / 2
+    for name, value in coefficients(made.law).items():
+        low, high = np.quantile(coefficients(made.draws)[name], [tail, 1 - tail])
+        if low <= 0 <= high or max(abs(value / low), abs(high / value)) > 2:
+            warnings.append(
+                f"{name} is not identified at this scale: {made.confidence:.0%} interval [{low:.3g}, {high:.3g}]"
+            )
+    if not made.condition_number <= _ILL_CONDITIONED:
+        warnings.append(
+            f"the coefficients trade off against one another (condition number {made.condition_number:.0f})"
+        )
+    return warnings

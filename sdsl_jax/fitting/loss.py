@@ -1,0 +1,112 @@
+"""From a table of sizes, tokens and losses to the coefficients of a loss law."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from sdsl_jax.config import FitConfig
+from sdsl_jax.errors import require
+from sdsl_jax.fitting.forms import LOSS_FORMS, loss_data
+from sdsl_jax.fitting.inference import bootstrap_weights
+from sdsl_jax.fitting.law_fit import LawFit, fit_form, unidentified
+from sdsl_jax.records import ModelRecord, column
+
+# Fewer models than three for each coefficient of the Chinchilla law.
+_FEW_ROWS = 15
+
+
+class LossTable(NamedTuple):
+    """Trained models.
+
+    Attributes:
+      params: N, in one count.
+      tokens: D.
+      loss: nats per token, or any other unit, of one text.
+      rungs: labels; models of one rung share a training run, and so what is odd about it.
+    """
+
+    params: Float[np.ndarray, " n"]
+    tokens: Float[np.ndarray, " n"]
+    loss: Float[np.ndarray, " n"]
+    rungs: np.ndarray
+
+
+def loss_table(models: list[ModelRecord], params: str = "params_nonembedding", loss: str = "loss_nats") -> LossTable:
+    """Records of models as a table; a rung is one size of one role and seed.
+
+    Args:
+      models: the records.
+      params: column to take N from.
+      loss: column to take the loss from.
+    """
+    sizes, tokens, losses = (np.asarray(column(models, name), float) for name in (params, "train_tokens", loss))
+    labels = [(m.role, m.params_nonembedding, m.seed) for m in models]
+    return LossTable(sizes, tokens, losses, np.asarray([labels.index(label) for label in labels]))
+
+
+def resamples(table: LossTable, config: FitConfig, seed: int) -> Float[np.ndarray, "draws n"]:
+    """Bootstrap weights of the rows: rows drawn one by one, or whole rungs."""
+    if config.resample == "rows":
+        return bootstrap_weights(len(table.params), config.bootstrap, seed)
+    names, of = np.unique(table.rungs, return_inverse=True)
+    return bootstrap_weights(len(names), config.bootstrap, seed)[:, of]
+
+
+def fit_loss(
+    table: LossTable, config: FitConfig, weights: Float[np.ndarray, "draws n"], seed: int, law: str = "chinchilla"
+) -> LawFit:
+    """Fits L(N, D), Chinchilla's or Kaplan's form, by a Huber loss on ln L.
+
+    Args:
+      table: at least one row more than the law has coefficients, with at least 2 sizes and 2 token budgets.
+      config: of the fit.
+      weights: bootstrap weights of the rows.
+      seed: of the starts.
+      law: "chinchilla" or "kaplan".
+
+    Raises:
+      SdslError: the rows cannot determine the law.
+    """
+    form = LOSS_FORMS[law]
+    count, sizes, budgets = len(table.params), len(set(table.params)), len(set(table.tokens))
+    needed = len(form.names()) + 1
+    require(
+        count >= needed and sizes >= 2 and budgets >= 2,
+        f"the loss law has {needed - 1} coefficients, and there are {count} models of {sizes} sizes and {budgets} token "
+        f"budgets; it needs at least {needed} models, 2 sizes and 2 budgets.",
+    )
+    what = "models" if config.resample == "rows" else "whole rungs"
+    with jax.enable_x64(True):
+        made, _ = fit_form(
+            form,
+            loss_data(table.params, table.tokens, table.loss),
+            weights,
+            delta=config.huber_delta,
+            starts=config.starts,
+            confidence=config.confidence,
+            seed=seed,
+            residual_unit="log of the loss",
+            basis=f"bootstrap over {what}, {len(weights)} draws",
+        )
+    warnings = unidentified(made) + _design_warnings(table)
+    if law == "chinchilla" and table.loss.min() * 1e-3 > made.law.E:
+        warnings = [w for w in warnings if not w.startswith("E ")]
+        warnings.insert(
+            0, "E is not identified at this scale: the best fit has none, so losses far beyond the ladder are too low"
+        )
+    return made._replace(warnings=warnings)
+
+
+def _design_warnings(table: LossTable) -> list[str]:
+    warnings = []
+    if np.ptp(np.log(table.tokens / table.params)) < np.log(1.5):
+        warnings.append("every model has about the same tokens per parameter: a and b cannot be told apart")
+    if len(table.params) < _FEW_ROWS:
+        warnings.append(
+            f"{len(table.params)} models are few for a loss law: use it between the sizes that were trained, not beyond them"
+        )
+    return warnings
