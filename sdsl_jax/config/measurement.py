@@ -98,3 +98,8 @@ class HoldoutConfig:
 
     draft_params: tuple[int, ...] = ()
     target_params: tuple[int, ...] = ()
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is kept back."""
+        return bool(self.draft_params or self.target_params)

@@ -205,7 +205,7 @@ class FitConfig:
     estimator: Literal["teacher_forced_text", "teacher_forced_samples"] = "teacher_forced_samples"
     loss_law: Literal["chinchilla", "kaplan"] = "chinchilla"
     max_epochs: float = 4.0
-    resample: Literal["rows", "rungs"] = "rows"
+    resample: Literal["rows", "rungs"] = "rungs"
     huber_delta: float = 1e-3
     acceptance_huber_delta: float = 0.02
     starts: int = 64

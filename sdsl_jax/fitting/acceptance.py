@@ -72,13 +72,30 @@ def pair_table(
     return PairTable(points[0], points[1], np.asarray(column(rows, "alpha"), float), draft, target)
 
 
-def fit_law(name: str, table: PairTable, delta: float, starts: int = 16, seed: int = 0) -> Any:
-    """The coefficients of one acceptance law, without any uncertainty."""
+def fit_law(
+    name: str,
+    table: PairTable,
+    delta: float,
+    kept: Bool[np.ndarray, " n"] | None = None,
+    starts: int = 16,
+    seed: int = 0,
+) -> Any:
+    """The coefficients of one acceptance law, without any uncertainty.
+
+    Args:
+      name: of the law.
+      table: the pairs.
+      delta: of the Huber loss.
+      kept: rows to fit to; all if None. One compilation serves any choice of rows.
+      starts: descents.
+      seed: of the starts.
+    """
     form = ACCEPTANCE_FORMS[name]
     with jax.enable_x64(True):
         data = pair_data(table.draft, table.target, table.alpha)
         begin = jnp.asarray(form.starts(data, starts, np.random.default_rng(seed)))
-        best = fit(form.residuals, begin, data, jnp.ones(len(table.alpha)), delta)
+        weights = jnp.ones(len(table.alpha)) if kept is None else jnp.asarray(kept, float)
+        best = fit(form.residuals, begin, data, weights, delta)
         return jax.tree.map(np.asarray, form.to_law(best.parameters, data))
 
 

@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
 def _train(study: Study) -> None:
     from sdsl_jax.training import train_ladder
 
-    records = train_ladder(study.config, study.dataset, study.folder, study.progress)
+    records = train_ladder(study.config, study.dataset, study.home, study.progress)
     study.dataset.tokenizer.save(study.folder / "tokenizer.json")
     write_table(study.records, "models", records)
 
@@ -33,7 +33,7 @@ def _train(study: Study) -> None:
 def _measure(study: Study) -> None:
     from sdsl_jax.measurement import measure
 
-    found = measure(study.config, study.dataset, study.table("models"), study.folder, study.progress)
+    found = measure(study.config, study.dataset, study.table("models"), study.home, study.progress)
     events = study.records / "events.parquet"
     partial = events.with_name(".events.parquet.partial")
     try:
@@ -104,14 +104,20 @@ def _evidence(study: Study) -> None:
     from sdsl_jax.evidence import Inputs, gather
 
     study.progress.start("evidence", 1)
-    tables = {name: study.table(name) for name in ("models", "acceptance", "survival", "expected")}
-    tables |= {name: study.table(name) for name in ("conditions", "other_models", "losses")}
+    predictions = study.records / "predictions.json"
     inputs = Inputs(
         config=study.config,
-        **tables,
+        models=study.table("models"),
+        acceptance=study.table("acceptance"),
+        survival=study.table("survival"),
+        expected=study.table("expected"),
+        conditions=study.table("conditions"),
+        other_models=study.table("other_models"),
+        losses=study.table("losses"),
         fits=read_json(study.records / "fits.json"),
         codesign=read_json(study.records / "codesign.json", list),
         self_checks=read_json(study.records / "checks.json")["decoder_self_check"],
+        predictions=read_json(predictions) if study.config.holdout.any and predictions.exists() else None,
     )
     write_json(study.records / "evidence.json", gather(inputs))
     study.progress.finish()

@@ -21,11 +21,24 @@ from sdsl_jax.study.stages import RUNNERS
 
 @dataclass(frozen=True)
 class Study:
-    """A study and the folder that holds its results."""
+    """A study and the folder that holds its results.
+
+    Attributes:
+      config: its settings.
+      folder: of its records, figures and report.
+      progress: told what happens.
+      models_folder: that checkpoints lie in and are named from, where it is not `folder`.
+    """
 
     config: StudyConfig
     folder: Path
     progress: Progress
+    models_folder: Path | None = None
+
+    @property
+    def home(self) -> Path:
+        """The folder that checkpoints are named from."""
+        return self.folder if self.models_folder is None else self.models_folder
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -46,15 +59,15 @@ class Study:
         stamp = self.stamps().get(stage)
         return (
             stamp is not None
-            and all((self.folder / path).exists() for path in (*PLAN[stage].outputs, *PLAN[stage].inputs))
+            and all((self.folder / path).exists() for path in (*PLAN[stage].outputs, *self._inputs(stage)))
             and stamp["key"] == self._key(stage)
             and (stage != "train" or not self._lacks_weights())
         )
 
     def _lacks_weights(self) -> bool:
         """Whether some checkpoint is gone while others are there; a folder without any was left behind on purpose."""
-        folders = [self.folder / record.checkpoint for record in self.table("models") if record.checkpoint]
-        return (self.folder / "checkpoints").is_dir() and not all(folder.is_dir() for folder in folders)
+        folders = [self.home / record.checkpoint for record in self.table("models") if record.checkpoint]
+        return (self.home / "checkpoints").is_dir() and not all(folder.is_dir() for folder in folders)
 
     def run(self, stage: str) -> None:
         """Runs one stage and notes that it was completed.
@@ -85,6 +98,11 @@ class Study:
         stamps = read_json(path) if path.exists() else {}
         return {stage: stamp for stage, stamp in stamps.items() if isinstance(stamp, dict) and "key" in stamp}
 
+    def _inputs(self, stage: str) -> tuple[str, ...]:
+        """Files that a stage reads; the published predictions are among them where a study holds models back."""
+        published = ("records/predictions.json",) if stage == "evidence" and self.config.holdout.any else ()
+        return (*PLAN[stage].inputs, *(path for path in published if (self.folder / path).exists()))
+
     def _key(self, stage: str) -> str:
         """Digest of everything that the stage's outputs depend on, other than the program."""
         settings = to_dict(self.config)
@@ -92,7 +110,7 @@ class Study:
         parts: list[Any] = [SCHEMA_VERSION, {name: settings[name] for name in PLAN[stage].settings}]
         if "data" in PLAN[stage].settings:
             parts.append(_source_digest(self.config))
-        parts += [_file_digest(self.folder / path) for path in PLAN[stage].inputs]
+        parts += [_file_digest(self.folder / path) for path in self._inputs(stage)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -134,8 +152,41 @@ def run_study(
     # A single stage run with other settings does not change what the results at large were made with.
     if only is None or not (folder / "config.toml").exists():
         write_text(folder / "config.toml", to_toml(config))
+    if only is None and config.holdout.any:
+        publish_predictions(study, force)
     for stage in STAGES if only is None else (only,):
         if not force and study.is_fresh(stage):
             study.progress.note(f"{stage}: up to date")
         else:
             study.run(stage)
+
+
+# What the laws of a holdout are fitted to is made in a study of its own, of these stages.
+_SEEN_STAGES = ("train", "measure", "fit")
+
+
+def publish_predictions(study: Study, force: bool = False) -> None:
+    """Trains, measures and fits what is not held out, then writes `records/predictions.json`, before all else of the study.
+
+    The smaller study lives in `seen/`; its models are those of the whole study, and are not trained twice.
+
+    Raises:
+      SdslError: as the stages do.
+    """
+    from sdsl_jax.evidence import forecast
+
+    study.progress.note("holdout: what is not held out comes first, and is fitted, in seen/")
+    seen = Study(study.config.seen, study.folder / "seen", study.progress, models_folder=study.home)
+    for stage in _SEEN_STAGES:
+        if not force and seen.is_fresh(stage):
+            study.progress.note(f"seen, {stage}: up to date")
+        else:
+            seen.run(stage)
+    path = study.records / "predictions.json"
+    made_from = hashlib.sha256((seen.records / "fits.json").read_bytes())
+    made_from.update(json.dumps(to_dict(study.config), sort_keys=True).encode())
+    if path.exists() and read_json(path).get("made_from") == made_from.hexdigest():
+        return
+    predictions = forecast(study.config, seen.table("models"), read_json(seen.records / "fits.json"))
+    write_json(path, {"made_from": made_from.hexdigest(), **predictions})
+    study.progress.note(f"holdout: {len(predictions['losses'])} losses and their pairs are predicted in {path}")

@@ -1,0 +1,224 @@
+"""Published predictions against what was measured afterwards, and what acting on them would have cost."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from sdsl_jax.evidence.inputs import Inputs
+from sdsl_jax.evidence.speedups import Measured, largest_budgets, measured_speedups
+from sdsl_jax.records import ModelRecord
+from sdsl_jax.theory import ACCEPTANCE_LAWS, AcceptanceLaw, ModelPoint
+
+# What a study sets out to reach: relative error of the largest rung's loss, mean absolute error of α, and regret of S.
+GOALS = {"largest_loss": 0.01, "alpha_mae": 0.02, "regret": 0.03}
+# Budgets are rounded to whole steps.
+_SAME_TOKENS = 0.05
+
+
+def holdout(inputs: Inputs) -> dict[str, Any] | None:
+    """Every published prediction beside its measurement; None where nothing was held out."""
+    published = inputs.predictions
+    if published is None:
+        return None
+    losses = _losses(inputs, published)
+    pairs = _pairs(inputs, published)
+    choice = _choice(inputs, published)
+    if not losses or not pairs or choice is None:
+        return None
+    best = published["best_law"]
+    largest = max(losses, key=lambda row: (row["role"] == "target", row["params"], row["tokens"]))
+    by_law = {name: _alpha_errors([p for p in pairs if p["law"] == name]) for name in ACCEPTANCE_LAWS}
+    reached = {
+        "largest_loss": abs(largest["relative_error"]),
+        "alpha_mae": by_law[best]["mae"],
+        "regret": choice["strategies"]["predicted N* and γ*"]["regret"],
+    }
+    return {
+        "losses": losses,
+        "pairs": [p for p in pairs if p["law"] == best],
+        "alpha_by_law": by_law,
+        "best_law": best,
+        "choice": choice,
+        "goals": {k: {"goal": GOALS[k], "reached": reached[k], "met": reached[k] <= GOALS[k]} for k in GOALS},
+        "loss_coverage": float(np.mean([row["inside"] for row in losses])),
+        "alpha_coverage": float(np.mean([p["inside"] for p in pairs if p["law"] == best])),
+        "confidence": published["confidence"],
+        "basis": "predictions were written before the held-out models were trained, or, where a trained ladder is read, before "
+        "any of their records was; extrapolation: size over the largest size that the laws were fitted to",
+    }
+
+
+def _find(models: list[ModelRecord], role: str, params: int, tokens: int) -> ModelRecord | None:
+    """The model of a rung, the smallest seed of several."""
+    found = [
+        m
+        for m in models
+        if (m.role, m.params_nonembedding) == (role, params) and abs(m.train_tokens / tokens - 1) < _SAME_TOKENS
+    ]
+    return min(found, key=lambda m: m.seed, default=None)
+
+
+def _losses(inputs: Inputs, published: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for row in published["losses"]:
+        model = _find(inputs.models, row["role"], row["params"], row["tokens"])
+        if model is not None:
+            largest = max(published["largest_seen"].values())
+            rows.append(
+                row
+                | {
+                    "model_id": model.model_id,
+                    "measured": model.loss_nats,
+                    "relative_error": row["loss"] / model.loss_nats - 1,
+                    "inside": row["low"] <= model.loss_nats <= row["high"],
+                    "extrapolation": row["params"] / largest,
+                }
+            )
+    return rows
+
+
+def _pairs(inputs: Inputs, published: dict[str, Any]) -> list[dict[str, Any]]:
+    """Predictions of α beside measurements; `alpha_true_losses` is the same law given the losses that were measured later."""
+    measured = {(r.draft_id, r.target_id): r for r in inputs.acceptance if r.estimator == inputs.config.fit.estimator}
+    laws = published_laws(published)
+    rows = []
+    for row in published["pairs"]:
+        models = [
+            _find(inputs.models, role, row[f"{role}_params"], row[f"{role}_tokens"]) for role in ("draft", "target")
+        ]
+        if models[0] is None or models[1] is None:
+            continue
+        record = measured.get((models[0].model_id, models[1].model_id))
+        if record is None:
+            continue
+        points = [ModelPoint(float(m.params_nonembedding), m.loss_nats, float(m.train_tokens)) for m in models if m]
+        rows.append(
+            row
+            | {
+                "draft_id": models[0].model_id,
+                "target_id": models[1].model_id,
+                "measured": record.alpha,
+                "measured_low": record.alpha_low,
+                "measured_high": record.alpha_high,
+                "error": row["alpha"] - record.alpha,
+                "inside": row["low"] <= record.alpha <= row["high"],
+                "alpha_true_losses": float(laws[row["law"]](*points)),
+                "extrapolation": max(row[f"{r}_params"] / published["largest_seen"][r] for r in ("draft", "target")),
+                "draft_held_out": models[0].model_id not in published["seen_models"],
+                "target_held_out": models[1].model_id not in published["seen_models"],
+            }
+        )
+    return rows
+
+
+def published_laws(published: dict[str, Any]) -> dict[str, AcceptanceLaw]:
+    """The acceptance laws that the predictions were made with."""
+    return {name: ACCEPTANCE_LAWS[name](**values) for name, values in published["acceptance_laws"].items()}
+
+
+def _alpha_errors(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    errors = np.asarray([row["error"] for row in rows])
+    true_losses = np.asarray([row["alpha_true_losses"] - row["measured"] for row in rows])
+    kinds = {
+        "held-out draft, seen target": [r["draft_held_out"] and not r["target_held_out"] for r in rows],
+        "seen draft, held-out target": [r["target_held_out"] and not r["draft_held_out"] for r in rows],
+        "both held out": [r["draft_held_out"] and r["target_held_out"] for r in rows],
+    }
+    return {
+        "mae": float(np.abs(errors).mean()),
+        "bias": float(errors.mean()),
+        "mae_true_losses": float(np.abs(true_losses).mean()),
+        "n": len(rows),
+        "mae_by_kind": {k: float(np.abs(errors[np.asarray(v)]).mean()) for k, v in kinds.items() if any(v)},
+    }
+
+
+def _choice(inputs: Inputs, published: dict[str, Any]) -> dict[str, Any] | None:
+    """What each way of choosing would have given for the largest target, in measured S (FLOPs)."""
+    rung = published["largest_target"]
+    target = _find(inputs.models, "target", rung["params"], rung["tokens"])
+    if target is None:
+        return None
+    found = measured_speedups(inputs.models, inputs.expected, target, largest_budgets(inputs.models))
+    if found is None:
+        return None
+    optimum = published["optima"][published["best_law"]]
+    alpha = np.asarray([_predicted_alpha(published, m, target) for m in found.drafts])
+    lookahead = max(1, round(optimum["lookahead"]))
+    nearest = _nearest(found, optimum["draft_params"])
+    ratio = _nearest(found, target.params_nonembedding / 200)
+    ladder_draft, ladder_lookahead = found.choice(alpha)
+    best = np.unravel_index(np.argmax(found.speedup), found.speedup.shape)
+
+    def own_lookahead(draft: int) -> int:
+        """The lookahead that the predicted α of this draft asks for."""
+        alone = found._replace(drafts=[found.drafts[draft]], cost=found.cost[[draft]], speedup=found.speedup[[draft]])
+        return max(1, alone.choice(alpha[[draft]])[1])
+
+    everyone = range(len(found.drafts))
+    strategies = {
+        "predicted N* and γ*": _strategy(found, nearest, lookahead),
+        "best of the ladder by predicted α": _strategy(found, ladder_draft, ladder_lookahead),
+        "200× rule, its own predicted γ": _strategy(found, ratio, own_lookahead(ratio)),
+        "predicted N*, γ = 4": _strategy(found, nearest, 4),
+        "200× rule, γ = 4": _strategy(found, ratio, 4),
+        "random draft, its own predicted γ": _mean(found, [(i, own_lookahead(i)) for i in everyone]),
+        "random draft, γ = 4": _mean(found, [(i, 4) for i in everyone]),
+    }
+    return {
+        "target": target.model_id,
+        "predicted": optimum,
+        "best_measured": {
+            "draft_id": found.drafts[best[0]].model_id,
+            "lookahead": int(found.lookaheads[best[1]]),
+            "speedup": found.best,
+        },
+        "predicted_speedup_error": optimum["speedup"] / found.best - 1,
+        "strategies": strategies,
+        "within_3pct": [
+            {"draft_id": m.model_id, "lookaheads": [int(g) for g in found.lookaheads[row >= 0.97 * found.best]]}
+            for m, row in zip(found.drafts, found.speedup)
+            if (row >= 0.97 * found.best).any()
+        ],
+    }
+
+
+def _predicted_alpha(published: dict[str, Any], draft: ModelRecord, target: ModelRecord) -> float:
+    """α by the published law, with the published loss of whatever was held out."""
+    points = []
+    for model in (draft, target):
+        held = [
+            row["loss"]
+            for row in published["losses"]
+            if (row["role"], row["params"]) == (model.role, model.params_nonembedding)
+            and abs(row["tokens"] / model.train_tokens - 1) < _SAME_TOKENS
+        ]
+        loss = held[0] if held else model.loss_nats
+        points.append(ModelPoint(float(model.params_nonembedding), loss, float(model.train_tokens)))
+    return float(published_laws(published)[published["best_law"]](*points))
+
+
+def _nearest(found: Measured, params: float) -> int:
+    return int(np.argmin([abs(math.log(m.params_nonembedding / params)) for m in found.drafts]))
+
+
+def _strategy(found: Measured, draft: int, lookahead: int) -> dict[str, Any]:
+    return {
+        "draft_id": found.drafts[draft].model_id,
+        "lookahead": lookahead,
+        "speedup": found.at(draft, lookahead),
+        "regret": found.regret(draft, lookahead),
+    }
+
+
+def _mean(found: Measured, choices: list[tuple[int, int]]) -> dict[str, Any]:
+    """The mean over choices that are equally likely."""
+    return {
+        "draft_id": None,
+        "lookahead": None,
+        "speedup": float(np.mean([found.at(*choice) for choice in choices])),
+        "regret": float(np.mean([found.regret(*choice) for choice in choices])),
+    }

@@ -1,0 +1,170 @@
+"""Which acceptance law predicts what it has not seen: left-out drafts, the largest target, another domain; in α and in S."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from sdsl_jax.errors import SdslError
+from sdsl_jax.evidence.inputs import Inputs
+from sdsl_jax.evidence.speedups import largest_budgets, measured_speedups
+from sdsl_jax.fitting.acceptance import PairTable, fit_law, pair_table
+from sdsl_jax.records import LossRecord, ModelRecord
+from sdsl_jax.theory import ACCEPTANCE_LAWS, ModelPoint
+
+_RESAMPLES = 1000
+
+
+def acceptance_laws(inputs: Inputs) -> dict[str, Any] | None:
+    """Every law under every test: errors of α with intervals, and the regret in S of acting on it."""
+    estimator = inputs.config.fit.estimator
+    table = pair_table(inputs.models, inputs.acceptance, estimator)
+    drafts = left_out_predictions(table, np.asarray(table.draft.params), inputs)
+    rows: list[dict[str, Any]] = []
+    largest = _largest_target(table, inputs)
+    domains = _domain_tables(inputs)
+    for name in ACCEPTANCE_LAWS:
+        row: dict[str, Any] = {"law": name}
+        row["left_out_drafts"] = _errors(drafts[name] - table.alpha, np.asarray(table.draft.params), inputs) | {
+            "regret": _regret(table, drafts[name], inputs)
+        }
+        row["left_out_largest_target"] = largest and largest[name]
+        row["left_out_domains"] = _left_out_domains(name, domains, inputs) if len(domains) > 1 else None
+        rows.append(row)
+    rows.sort(key=lambda row: row["left_out_drafts"]["rmse"])
+    tests = [t for t in ("left_out_drafts", "left_out_largest_target", "left_out_domains") if rows[0][t] is not None]
+
+    def winner(test: str, measure: str) -> str:
+        return min(rows, key=lambda row: row[test][measure])["law"]
+
+    return {
+        "laws": rows,
+        "winners": {test: winner(test, "rmse") for test in tests},
+        "winners_in_regret": {t: winner(t, "regret") for t in tests if rows[0][t].get("regret") is not None},
+        "domains": sorted(domains),
+        "n": len(table.alpha),
+        "basis": "left-out drafts: all budgets and seeds of a size at once; largest target: laws fitted to the smaller targets "
+        "only; domains: laws fitted to all other domains, with losses of the predicted domain. Intervals: bootstrap over draft "
+        "sizes. Regret: share of the best measured S (FLOPs) lost by the draft and lookahead that the predicted α ask for, mean "
+        "over targets, drafts of the largest budget",
+    }
+
+
+def left_out_predictions(table: PairTable, groups: np.ndarray, inputs: Inputs) -> dict[str, np.ndarray]:
+    """For each law the α of every row as predicted by a fit to the rows of all other groups."""
+    found = {name: np.full(len(table.alpha), np.nan) for name in ACCEPTANCE_LAWS}
+    for group in np.unique(groups):
+        out = groups == group
+        for name in ACCEPTANCE_LAWS:
+            law = fit_law(name, table, inputs.config.fit.acceptance_huber_delta, ~out)
+            found[name][out] = predicted(law, table.rows(out))
+    return found
+
+
+def predicted(law: Any, table: PairTable) -> np.ndarray:
+    """α of every row by a law; rows without tokens are given one token each, as in the fit."""
+    tokens = np.where(np.isfinite(table.draft.tokens), table.draft.tokens, 1.0)
+    return np.asarray(law(table.draft._replace(tokens=tokens), table.target), float)
+
+
+def _errors(errors: np.ndarray, groups: np.ndarray, inputs: Inputs) -> dict[str, Any]:
+    """Root mean square and mean absolute error, with an interval from resampling the groups."""
+    names, of = np.unique(groups, return_inverse=True)
+    square = np.bincount(of, np.square(errors))
+    count = np.bincount(of)
+    random = np.random.default_rng(inputs.config.seed)
+    weights = random.multinomial(len(names), np.full(len(names), 1 / len(names)), size=_RESAMPLES)
+    drawn = np.sqrt((weights @ square) / (weights @ count))
+    tail = (1 - inputs.config.fit.confidence) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return {
+        "rmse": float(np.sqrt(np.square(errors).mean())),
+        "rmse_low": float(low),
+        "rmse_high": float(high),
+        "mae": float(np.abs(errors).mean()),
+        "bias": float(errors.mean()),
+        "n": len(errors),
+    }
+
+
+def _regret(table: PairTable, alpha: np.ndarray, inputs: Inputs, targets: list[int] | None = None) -> float | None:
+    """Mean over targets of the regret of acting on predicted α."""
+    candidates = largest_budgets(inputs.models)
+    regrets = []
+    for target in np.unique(table.target_model) if targets is None else targets:
+        found = measured_speedups(inputs.models, inputs.expected, inputs.models[target], candidates)
+        if found is None:
+            continue
+        rows = {
+            inputs.models[d].model_id: a for d, t, a in zip(table.draft_model, table.target_model, alpha) if t == target
+        }
+        if all(m.model_id in rows for m in found.drafts):
+            regrets.append(found.regret(*found.choice(np.asarray([rows[m.model_id] for m in found.drafts]))))
+    return float(np.mean(regrets)) if regrets else None
+
+
+def _largest_target(table: PairTable, inputs: Inputs) -> dict[str, dict[str, Any]] | None:
+    """Errors and regret on the largest target of laws that were fitted to the smaller ones; None with fewer than 3 targets."""
+    sizes = np.asarray(table.target.params)
+    if len(np.unique(sizes)) < 3:
+        return None
+    out = sizes == sizes.max()
+    found = {}
+    for name in ACCEPTANCE_LAWS:
+        law = fit_law(name, table, inputs.config.fit.acceptance_huber_delta, ~out)
+        alpha = predicted(law, table.rows(out))
+        errors = _errors(alpha - table.alpha[out], np.asarray(table.draft.params)[out], inputs)
+        targets = sorted({int(t) for t in table.target_model[out]})
+        found[name] = errors | {"regret": _regret(table.rows(out), alpha, inputs, targets)}
+    return found
+
+
+def _domain_tables(inputs: Inputs) -> dict[str, PairTable]:
+    """For every domain at the study's temperature the pairs of its own drafts, with losses of that very domain."""
+    found = {}
+    for domain in dict.fromkeys(r.domain for r in inputs.conditions):
+        rows = [
+            r for r in inputs.conditions if r.domain == domain and r.temperature == inputs.config.measure.temperature
+        ]
+        models = with_losses(inputs.models, inputs.losses, domain)
+        try:
+            found[domain] = pair_table(models, rows, inputs.config.fit.estimator)
+        except SdslError:
+            continue
+    return found
+
+
+def with_losses(models: list[ModelRecord], losses: list[LossRecord], domain: str) -> list[ModelRecord]:
+    """The models that were measured in a domain, with the losses of that domain."""
+    by_id = {r.model_id: r for r in losses if r.domain == domain}
+    return [
+        dataclasses.replace(m, loss_nats=by_id[m.model_id].loss_nats, bits_per_byte=by_id[m.model_id].bits_per_byte)
+        for m in models
+        if m.model_id in by_id
+    ]
+
+
+def joined(tables: list[PairTable]) -> PairTable:
+    """Several tables as one."""
+    points = [
+        ModelPoint(
+            *(np.concatenate([np.asarray(getattr(getattr(t, role), f)) for t in tables]) for f in ModelPoint._fields)
+        )
+        for role in ("draft", "target")
+    ]
+    rest = (np.concatenate([getattr(t, f) for t in tables]) for f in ("alpha", "draft_model", "target_model"))
+    return PairTable(points[0], points[1], *rest)
+
+
+def _left_out_domains(name: str, domains: dict[str, PairTable], inputs: Inputs) -> dict[str, Any]:
+    """Each domain predicted by the law of all others."""
+    table = joined(list(domains.values()))
+    of = np.repeat(np.arange(len(domains)), [len(t.alpha) for t in domains.values()])
+    error = np.full(len(of), np.nan)
+    for number in range(len(domains)):
+        law = fit_law(name, table, inputs.config.fit.acceptance_huber_delta, of != number)
+        error[of == number] = predicted(law, table.rows(of == number)) - table.alpha[of == number]
+    by_domain = {d: float(np.sqrt(np.square(error[of == i]).mean())) for i, d in enumerate(domains)}
+    return _errors(error, np.asarray(table.draft.params), inputs) | {"by_domain": by_domain}
