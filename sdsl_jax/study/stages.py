@@ -42,7 +42,7 @@ def _measure(study: Study) -> None:
     except OSError as error:
         raise SdslError(f"cannot write {events} ({error.strerror}).") from None
     write_json(study.records / "checks.json", {"decoder_self_check": found.self_checks})
-    for name in ("acceptance", "survival", "latency"):
+    for name in ("acceptance", "survival", "expected", "latency"):
         write_table(study.records, name, getattr(found, name))
 
 
