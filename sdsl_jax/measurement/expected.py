@@ -108,7 +108,7 @@ def expected_record(
     samples: int,
 ) -> ExpectedRecord:
     """One outcome as a row of `expected.csv`."""
-    columns = {}
+    columns: dict[str, float] = {}
     for name in ("tokens_per_round", "accepted_per_test", "alpha", "alpha_change"):
         value: Interval = getattr(outcome, name)
         columns |= {name: value.estimate, f"{name}_low": value.low, f"{name}_high": value.high}

@@ -9,7 +9,7 @@ import numpy as np
 import pandas
 
 from sdsl_jax.config import StudyConfig
-from sdsl_jax.data import Dataset
+from sdsl_jax.data import Dataset, Text
 from sdsl_jax.decoding import Model, Sampling, autoregress, speculate
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.decoded import DecodedStatistics, event_columns, summarise
@@ -46,9 +46,9 @@ def load_models(config: StudyConfig, records: list[ModelRecord], dataset: Datase
     return {r.model_id: Model(*load_model(config, r, dataset.tokenizer.vocab_size, study)) for r in records}
 
 
-def prompts(config: StudyConfig, dataset: Dataset, count: int) -> np.ndarray:
-    """The first tokens of windows spread over the test split, int32 [count, prompt_tokens]."""
-    windows = dataset.windows("test", count)
+def prompts(config: StudyConfig, text: Text, count: int) -> np.ndarray:
+    """The first tokens of windows spread over a text, int32 [count, prompt_tokens]."""
+    windows = text.windows(count)
     return windows[np.arange(count) % len(windows), : config.measure.prompt_tokens]
 
 
@@ -113,7 +113,7 @@ def _largest_budgets(records: list[ModelRecord]) -> list[ModelRecord]:
 
 
 def target_samples(config: StudyConfig, target: Model, starts: np.ndarray, temperature: float, seed: int) -> np.ndarray:
-    """Continuations of prompts by a target, int32 [prompts, prompt_tokens + new_tokens]: the tokens after the prompts are its own."""
+    """Prompts and how a target continues them, int32 [prompts, prompt_tokens + new_tokens]."""
     sampled = autoregress(
         target, starts, new_tokens=config.measure.new_tokens, sampling=Sampling(temperature), seed=seed
     )
@@ -135,7 +135,9 @@ def _exact(
     }
     expected = []
     for target_id, target in targets.items():
-        tokens = target_samples(config, target, prompts(config, dataset, m.prompts), m.temperature, config.seed)
+        tokens = target_samples(
+            config, target, prompts(config, dataset.text("test"), m.prompts), m.temperature, config.seed
+        )
         scored = pairwise_overlap(
             drafts,
             {target_id: target},
@@ -165,20 +167,21 @@ def _exact(
         clusters = len(value.positions)
         interval = value.mean(value.acceptance[0], m.confidence)
         positions = int(value.positions.sum())
-        rows.append(_acceptance(config, draft_id, target_id, estimator, 0, interval, clusters, positions))
+        rows.append(acceptance_record(config, draft_id, target_id, estimator, 0, interval, clusters, positions))
     return rows, expected
 
 
-def _acceptance(
+def acceptance_record(
     config: StudyConfig,
     draft_id: str,
     target_id: str,
     estimator: str,
     lookahead: int,
     value: Interval,
-    clusters,
-    tokens,
+    clusters: int,
+    tokens: int,
 ) -> AcceptanceRecord:
+    """A row of `acceptance.csv`."""
     return AcceptanceRecord(
         draft_id=draft_id,
         target_id=target_id,
@@ -203,7 +206,7 @@ def _decode(
     decoded = speculate(
         draft,
         target,
-        prompts(config, dataset, m.prompts),
+        prompts(config, dataset.text("test"), m.prompts),
         lookahead=lookahead,
         max_lookahead=max(m.lookaheads),
         new_tokens=m.new_tokens,
@@ -219,7 +222,7 @@ def _rows(
 ) -> tuple[list[AcceptanceRecord], list[SurvivalRecord]]:
     m = config.measure
     acceptance = [
-        _acceptance(config, draft_id, target_id, name, lookahead, value, m.prompts, tokens)
+        acceptance_record(config, draft_id, target_id, name, lookahead, value, m.prompts, tokens)
         for name, value, tokens in (
             ("decoded_per_test", found.per_test, found.tests),
             ("decoded_tar", found.tar, found.rounds * lookahead),
@@ -296,7 +299,7 @@ def clock(
     result = race(
         models[draft.model_id],
         models[target.model_id],
-        prompts(config, dataset, count).reshape(repetitions + 1, m.latency_batch, -1),
+        prompts(config, dataset.text("test"), count).reshape(repetitions + 1, m.latency_batch, -1),
         lookahead=lookahead,
         new_tokens=m.new_tokens,
         sampling=Sampling(m.temperature),

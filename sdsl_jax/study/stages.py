@@ -47,8 +47,13 @@ def _measure(study: Study) -> None:
 
 
 def _conditions(study: Study) -> None:
-    for name in ("conditions", "other_models", "losses"):
-        write_table(study.records, name, [])
+    from sdsl_jax.measurement import Conditions, measure_conditions
+
+    found = Conditions([], [], [])
+    if not study.config.conditions.is_empty:
+        found = measure_conditions(study.config, study.dataset, study.table("models"), study.folder, study.progress)
+    for name, rows in found._asdict().items():
+        write_table(study.records, name, rows)
 
 
 def _fit(study: Study) -> None:
