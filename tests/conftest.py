@@ -74,6 +74,7 @@ TINY = {
         "prompt_tokens": 8,
         "new_tokens": 16,
         "latency_repetitions": 5,
+        "expected_lookahead": 4,
     },
     "fit": {"starts": 8, "bootstrap": 20},
     "codesign": {"steps": 800, "starts": 4, "clock_repetitions": 2},

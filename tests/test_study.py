@@ -37,7 +37,11 @@ def test_all_outputs_are_there(tiny_study):
         "records/models.csv",
         "records/acceptance.csv",
         "records/survival.csv",
+        "records/expected.csv",
         "records/latency.csv",
+        "records/conditions.csv",
+        "records/other_models.csv",
+        "records/losses.csv",
         "records/clock.csv",
         "records/events.parquet",
         "records/fits.json",
@@ -65,6 +69,7 @@ def test_records_hold_every_pair_and_estimator(tiny_study):
     assert ((acceptance.alpha_low < acceptance.alpha) & (acceptance.alpha < acceptance.alpha_high)).all()
     survival = pandas.read_csv(tiny_study / "records" / "survival.csv")
     assert len(survival) == 6 * (1 + 3)
+    assert len(read_table(tiny_study / "records", "expected")) == 6 * 4
     for _, group in survival.groupby(["draft_id", "lookahead"]):
         assert (np.diff(group.survival) <= 0).all()
         assert group.tokens_per_round.iloc[0] == pytest.approx(1 + group.survival.sum())
@@ -126,8 +131,8 @@ def test_only_what_depends_on_a_change_is_run_again(tiny_study, tmp_path):
     folder = shutil.copytree(tiny_study, tmp_path / "copy")
     seen = Notes()
     run_study(tiny(codesign={"starts": 2}), folder, progress=seen)
-    assert seen.notes[:3] == ["train: up to date", "measure: up to date", "fit: up to date"]
-    assert seen.tasks == ["codesign", "clock", "figures", "report"]
+    assert seen.notes[:4] == [f"{stage}: up to date" for stage in ("train", "measure", "conditions", "fit")]
+    assert seen.tasks == ["codesign", "clock", "evidence", "figures", "report"]
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ _DOTTED = re.compile(r"--[A-Za-z][\w-]*(\.[\w-]+)+(=.*)?", re.DOTALL)
 _ASSIGNED = re.compile(r"(name|seed|[A-Za-z]\w*(\.\w+)+)=.*", re.DOTALL)
 
 
+_Stage = Literal["train", "measure", "conditions", "fit", "codesign", "evidence", "figures", "report"]
 _STAGE = tyro.conf.arg(metavar="STAGE")
 
 
@@ -29,10 +30,10 @@ def study(
     file: Annotated[Path, tyro.conf.arg(metavar="FILE.toml")],
     /,
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
-    only: Annotated[Literal["train", "measure", "fit", "codesign", "figures", "report"] | None, _STAGE] = None,
+    only: Annotated[_Stage | None, _STAGE] = None,
     force: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
-    """Run a study: train, measure, fit, codesign, figures, report.
+    """Run a study: train, measure, conditions, fit, codesign, evidence, figures, report.
 
     Any setting of the TOML can be overridden on the command line by its dotted name, for example
     --training.batch_size=16 or --ladder.seeds=[0,1].
@@ -40,7 +41,8 @@ def study(
     Args:
         file: the study's TOML.
         out: folder for the results; runs/<name> if left out.
-        only: run this stage alone, on the inputs that are there: train, measure, fit, codesign, figures or report.
+        only: run this stage alone, on the inputs that are there: train, measure, conditions, fit, codesign, evidence, figures
+            or report.
         force: run stages even if nothing they depend on has changed.
     """
     from sdsl_jax.config import load_study

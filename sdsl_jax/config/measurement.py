@@ -56,12 +56,14 @@ class DomainConfig:
     """A text to measure on besides the test split.
 
     `source` is "validation" for the study's own validation split; the path of a .txt, .jsonl or .parquet file, or of a folder of
-    them; or "package:NAME/PATH" for files inside an installed Python package, where PATH may hold the wildcards * and **.
+    them; or "package:NAME/PATH" for files inside an installed Python package, where PATH may hold the wildcards * and **. An
+    `optional` domain is left out, with a note, where its file or package is not there.
     """
 
     name: str
     source: str
     text_column: str = "text"
+    optional: bool = False
 
     def __post_init__(self):
         require(
@@ -90,6 +92,11 @@ class ConditionsConfig:
             (tuple(d.name for d in self.domains), "domains"),
         ):
             require(len(set(values)) == len(values), f"conditions.{what} is {list(values)}; it repeats a value.")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is asked for."""
+        return not (self.temperatures or self.domains or self.other_drafts)
 
 
 @dataclass(frozen=True)

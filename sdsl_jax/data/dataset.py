@@ -20,6 +20,33 @@ _ALWAYS_CHECKED_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
+class Text:
+    """Tokens of one kind of text.
+
+    Attributes:
+      ids: of the whole text.
+      bytes_per_token: mean UTF-8 bytes of a token; nats per token over it and ln 2 is bits per byte.
+      sequence_length: tokens that a model sees, T.
+    """
+
+    ids: TokenArray | Int[np.ndarray, " tokens"]
+    bytes_per_token: float
+    sequence_length: int
+
+    @property
+    def window_count(self) -> int:
+        """Number of windows of T + 1 tokens; neighbours share the token on their border."""
+        return (len(self.ids) - 1) // self.sequence_length
+
+    def windows(self, count: int) -> Int[np.ndarray, "count T+1"]:
+        """Windows spread evenly over the text, always the same ones; all of them if there are fewer than `count`."""
+        available = self.window_count
+        index = np.unique(np.linspace(0, available - 1, min(count, available)).round().astype(int))
+        starts = index * self.sequence_length
+        return self.ids[starts[:, None] + np.arange(self.sequence_length + 1)]
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A tokenised corpus.
 
@@ -36,16 +63,17 @@ class Dataset:
     sequence_length: int
     digest: str
 
+    def text(self, split: str) -> Text:
+        """One split."""
+        return Text(self.splits[split], self.bytes_per_token[split], self.sequence_length)
+
     def window_count(self, split: str) -> int:
-        """Number of windows of T + 1 tokens in a split; neighbours share the token on their border."""
-        return (len(self.splits[split]) - 1) // self.sequence_length
+        """Number of windows of T + 1 tokens in a split."""
+        return self.text(split).window_count
 
     def windows(self, split: str, count: int) -> Int[np.ndarray, "count T+1"]:
-        """Windows spread evenly over a split, always the same ones; all of them if there are fewer than `count`."""
-        available = self.window_count(split)
-        index = np.unique(np.linspace(0, available - 1, min(count, available)).round().astype(int))
-        starts = index * self.sequence_length
-        return self.splits[split][starts[:, None] + np.arange(self.sequence_length + 1)]
+        """Windows spread evenly over a split, see `Text.windows`."""
+        return self.text(split).windows(count)
 
     def batches(self, seed: int, batch_size: int) -> grain.MapDataset:
         """Training batches, int32 [batch_size, T + 1]: `batches(seed, n)[step]` depends on nothing but its arguments.

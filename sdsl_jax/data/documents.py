@@ -20,14 +20,20 @@ _BATCH_ROWS = 256
 _NAME = re.compile(r"(?P<path>[^:@\s]+)(:(?P<name>[^@\s]+))?(@(?P<revision>\S+))?")
 
 
-def documents(path: Path, text_column: str = "text") -> Iterator[Iterable[str]]:
+def documents(path: Path, text_column: str = "text", kind: str = "") -> Iterator[Iterable[str]]:
     """Documents of one .txt file (the whole file), or of one .jsonl or .parquet file (a column of its rows).
+
+    Args:
+      path: of the file.
+      text_column: of its rows.
+      kind: ".txt", ".jsonl" or ".parquet"; what the file's name ends in if left out.
 
     Raises:
       SdslError: the file is missing, of another kind, undecodable, or lacks the column.
     """
-    require(path.suffix in READERS, f"the corpus file {path} is of an unknown kind; allowed are {', '.join(READERS)}.")
-    yield from READERS[path.suffix](path, text_column)
+    kind = kind or path.suffix
+    require(kind in READERS, f"the corpus file {path} is of an unknown kind; allowed are {', '.join(READERS)}.")
+    yield from READERS[kind](path, text_column)
 
 
 def hugging_face(name: str, text_column: str = "text") -> Iterator[Iterable[str]]:
@@ -134,4 +140,4 @@ def _row_text(row: Any, column: str, where: str, what: str) -> str:
 
 
 def _require_text(condition: bool, column: str, where: str, what: str) -> None:
-    require(condition, f"{where} of the {what} has no text in the column {column!r} (data.text_column).")
+    require(condition, f"{where} of the {what} has no text in the column {column!r} (text_column).")

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -18,9 +17,9 @@ from sdsl_jax.errors import require
 from sdsl_jax.measurement.conventions import ConventionRow, acceptance_report
 from sdsl_jax.measurement.decoded import DecodedStatistics, event_columns, summarise
 from sdsl_jax.measurement.overlap import pairwise_overlap
+from sdsl_jax.measurement.replay import drawn_acceptance, rounds_of_samples
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.statistics import Interval, ratio_interval
-from sdsl_jax.theory import rounds_over_sample
 from sdsl_jax.training import rung_seed
 
 
@@ -253,15 +252,9 @@ def _score(draft: Model, target: Model, samples: _Samples, settings: PairSetting
     return ExactAcceptance(
         pair.mean(pair.acceptance[0], settings.confidence),
         int(pair.positions.sum()),
-        _acceptance(log_p, log_q),
+        drawn_acceptance(log_p, log_q),
         counted,
     )
-
-
-def _acceptance(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
-    # A token was drawn, so ln p is finite, unless a filter's border or a tie at temperature 0 falls differently in this pass.
-    log_p = np.maximum(log_p, np.log(np.finfo(np.float32).tiny))
-    return np.exp(np.minimum(0.0, log_q - log_p))
 
 
 def expected_tokens_per_round(exact: ExactAcceptance, lookahead: int, settings: PairSettings) -> Interval:
@@ -269,8 +262,6 @@ def expected_tokens_per_round(exact: ExactAcceptance, lookahead: int, settings: 
 
     As in the decoder, rounds start at any of the `new_tokens` positions that no stop precedes, and may look beyond the last.
     """
-    acceptance = jnp.asarray(exact.acceptance[:, : settings.new_tokens + lookahead - 1], jnp.float32)
-    starts = jnp.asarray(exact.counted)
-    rounds = jax.vmap(lambda row, n: rounds_over_sample(row, lookahead, n))(acceptance, starts)
-    started = np.asarray(rounds.started, float)
-    return ratio_interval(started + np.asarray(rounds.survived, float).sum(axis=-1), started, settings.confidence)
+    acceptance = exact.acceptance[:, : settings.new_tokens + lookahead - 1]
+    started, survived = rounds_of_samples(acceptance, exact.counted, lookahead)
+    return ratio_interval(started + survived.sum(axis=-1), started, settings.confidence)

@@ -38,9 +38,42 @@ class ExpectedRounds(NamedTuple):
     rounds: float
 
 
+class SampleRounds(NamedTuple):
+    """`theory.Rounds` of each sample, float64.
+
+    Attributes:
+      started: expected number of rounds.
+      survived: of these, those whose first k = 1 … γ drafts are accepted.
+    """
+
+    started: Float[np.ndarray, " samples"]
+    survived: Float[np.ndarray, "samples gamma"]
+
+
 @functools.partial(jax.jit, static_argnames="lookahead")
 def _rounds(acceptance: Float[Array, "samples T"], starts: Int[Array, " samples"], lookahead: int) -> Rounds:
     return jax.vmap(lambda sample, count: rounds_over_sample(sample, lookahead, count))(acceptance, starts)
+
+
+def rounds_of_samples(
+    acceptance: Float[np.ndarray, "samples T"], starts: Int[np.ndarray, " samples"], lookahead: int
+) -> SampleRounds:
+    """Expected rounds over each sample, see `theory.rounds_over_sample`; compiled once for each lookahead and shape.
+
+    Args:
+      acceptance: min(1, q(y)/p(y)) of each token.
+      starts: count only rounds that start at one of so many first positions of each sample.
+      lookahead: γ, from 1 to T.
+    """
+    rounds = _rounds(jnp.asarray(acceptance, jnp.float32), jnp.asarray(starts, jnp.int32), lookahead)
+    return SampleRounds(np.asarray(rounds.started, float), np.asarray(rounds.survived, float))
+
+
+def drawn_acceptance(target_log_probs: np.ndarray, draft_log_probs: np.ndarray) -> np.ndarray:
+    """min(1, q(y)/p(y)): the probability that a token which the target drew came by acceptance; of any shape."""
+    # It was drawn, so ln p is finite, unless a filter's border or a tie at temperature 0 falls differently in this pass.
+    log_p = np.maximum(target_log_probs, np.log(np.finfo(np.float32).tiny))
+    return np.exp(np.minimum(0.0, draft_log_probs - log_p))
 
 
 def expected_rounds(
@@ -98,10 +131,7 @@ def expected_rounds(
     found = []
     for lookahead in lookaheads:
         require(1 <= lookahead <= width, f"the lookahead is {lookahead}; it must lie in [1, {width}].")
-        starts = jnp.asarray(np.minimum(lengths, limits - lookahead + 1), jnp.int32)
-        rounds = _rounds(jnp.asarray(acceptance, jnp.float32), starts, lookahead)
-        started = np.asarray(rounds.started, float)
-        survived = np.asarray(rounds.survived, float)
+        started, survived = rounds_of_samples(acceptance, np.minimum(lengths, limits - lookahead + 1), lookahead)
         require(
             bool(started.sum() > 0), f"no sample has room for a block of {lookahead} drafts; longer samples are needed."
         )

@@ -9,14 +9,16 @@ import numpy as np
 import pandas
 
 from sdsl_jax.config import StudyConfig
-from sdsl_jax.data import Dataset
+from sdsl_jax.data import Dataset, Text
 from sdsl_jax.decoding import Model, Sampling, autoregress, speculate
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.decoded import DecodedStatistics, event_columns, summarise
+from sdsl_jax.measurement.expected import expected_outcomes, expected_record
 from sdsl_jax.measurement.latency import Step, race, time_steps
 from sdsl_jax.measurement.overlap import pairwise_overlap
+from sdsl_jax.measurement.replay import drawn_acceptance
 from sdsl_jax.progress import Progress
-from sdsl_jax.records import AcceptanceRecord, ClockRecord, LatencyRecord, ModelRecord, SurvivalRecord
+from sdsl_jax.records import AcceptanceRecord, ClockRecord, ExpectedRecord, LatencyRecord, ModelRecord, SurvivalRecord
 from sdsl_jax.statistics import Interval
 from sdsl_jax.training import device_name, load_model, rung_seed
 
@@ -26,6 +28,7 @@ class Measurements(NamedTuple):
 
     acceptance: list[AcceptanceRecord]
     survival: list[SurvivalRecord]
+    expected: list[ExpectedRecord]
     latency: list[LatencyRecord]
     events: pandas.DataFrame
     self_checks: dict[str, float]
@@ -43,16 +46,16 @@ def load_models(config: StudyConfig, records: list[ModelRecord], dataset: Datase
     return {r.model_id: Model(*load_model(config, r, dataset.tokenizer.vocab_size, study)) for r in records}
 
 
-def prompts(config: StudyConfig, dataset: Dataset, count: int) -> np.ndarray:
-    """The first tokens of windows spread over the test split, int32 [count, prompt_tokens]."""
-    windows = dataset.windows("test", count)
+def prompts(config: StudyConfig, text: Text, count: int) -> np.ndarray:
+    """The first tokens of windows spread over a text, int32 [count, prompt_tokens]."""
+    windows = text.windows(count)
     return windows[np.arange(count) % len(windows), : config.measure.prompt_tokens]
 
 
 def measure(
     config: StudyConfig, dataset: Dataset, records: list[ModelRecord], study: Path, progress: Progress
 ) -> Measurements:
-    """Measures every pair.
+    """Measures every pair; the live decoder runs for those that `measure.decode` asks for.
 
     Args:
       config: the study.
@@ -72,31 +75,33 @@ def measure(
     models = load_models(config, records, dataset, study)
     drafts = {r.model_id: models[r.model_id] for r in records if r.role == "draft"}
     targets = {r.model_id: models[r.model_id] for r in records if r.role == "target"}
-    latency_models = {r.model_id: models[r.model_id] for r in _largest_budgets(records)}
+    largest = {r.model_id for r in _largest_budgets(records)}
+    latency_models = {name: model for name, model in models.items() if name in largest}
+    decoded_pairs = [(d, t) for d in drafts for t in targets if config.measure.decode == "all" or {d, t} <= largest]
     # One unit is about one batched pass of a small model; a run of the decoder is worth many.
     chunks = -(-config.measure.text_windows // 32) + len(targets) * -(-config.measure.prompts // 32)
-    decode_units = 20 * len(drafts) * len(targets) * len(config.measure.lookaheads)
+    decode_units = 20 * len(decoded_pairs) * len(config.measure.lookaheads)
     progress.start("measure", chunks * len(models) + decode_units + 20 * len(latency_models))
 
-    acceptance = _exact(config, dataset, drafts, targets, progress)
+    acceptance, expected = _exact(config, dataset, drafts, targets, progress)
     survival: list[SurvivalRecord] = []
     frames, checks = [], {}
-    for draft_id, draft in drafts.items():
-        for target_id, target in targets.items():
-            for lookahead in config.measure.lookaheads:
-                statistics, frame = _decode(config, dataset, draft_id, draft, target_id, target, lookahead)
-                more, survived = _rows(config, draft_id, target_id, lookahead, statistics)
-                acceptance += more
-                survival += survived
-                frames.append(frame.assign(draft_id=draft_id, target_id=target_id))
-                checks[f"{draft_id} × {target_id}, γ = {lookahead}"] = statistics.self_check
-                progress.advance(
-                    20,
-                    f"{draft_id} × {target_id}  γ = {lookahead}  {statistics.tokens_per_round.estimate:.2f} tokens/round",
-                )
+    for draft_id, target_id in decoded_pairs:
+        draft, target = drafts[draft_id], targets[target_id]
+        for lookahead in config.measure.lookaheads:
+            statistics, frame = _decode(config, dataset, draft_id, draft, target_id, target, lookahead)
+            more, survived = _rows(config, draft_id, target_id, lookahead, statistics)
+            acceptance += more
+            survival += survived
+            frames.append(frame.assign(draft_id=draft_id, target_id=target_id))
+            checks[f"{draft_id} × {target_id}, γ = {lookahead}"] = statistics.self_check
+            progress.advance(
+                20,
+                f"{draft_id} × {target_id}  γ = {lookahead}  {statistics.tokens_per_round.estimate:.2f} tokens/round",
+            )
     latency = _latency(config, latency_models, set(targets), progress)
     progress.finish()
-    return Measurements(acceptance, survival, latency, pandas.concat(frames, ignore_index=True), checks)
+    return Measurements(acceptance, survival, expected, latency, pandas.concat(frames, ignore_index=True), checks)
 
 
 def _largest_budgets(records: list[ModelRecord]) -> list[ModelRecord]:
@@ -107,10 +112,18 @@ def _largest_budgets(records: list[ModelRecord]) -> list[ModelRecord]:
     return list(best.values())
 
 
+def target_samples(config: StudyConfig, target: Model, starts: np.ndarray, temperature: float, seed: int) -> np.ndarray:
+    """Prompts and how a target continues them, int32 [prompts, prompt_tokens + new_tokens]."""
+    sampled = autoregress(
+        target, starts, new_tokens=config.measure.new_tokens, sampling=Sampling(temperature), seed=seed
+    )
+    return np.asarray(sampled.tokens)
+
+
 def _exact(
     config: StudyConfig, dataset: Dataset, drafts: dict[str, Model], targets: dict[str, Model], progress: Progress
-) -> list[AcceptanceRecord]:
-    """Teacher-forced α on held-out text, and on every target's own samples."""
+) -> tuple[list[AcceptanceRecord], list[ExpectedRecord]]:
+    """Teacher-forced α on held-out text and on every target's own samples, and from the latter the expected rounds."""
     m = config.measure
     advance = lambda n: progress.advance(n, "exact acceptance")  # noqa: E731
     text = dataset.windows("test", m.text_windows)[:, :-1]
@@ -120,42 +133,55 @@ def _exact(
             drafts, targets, text, first=0, samplings=[Sampling(m.temperature)], advance=advance
         ).pairs.items()
     }
+    expected = []
     for target_id, target in targets.items():
-        sampled = autoregress(
-            target,
-            prompts(config, dataset, m.prompts),
-            new_tokens=m.new_tokens,
-            sampling=Sampling(m.temperature),
-            seed=config.seed,
+        tokens = target_samples(
+            config, target, prompts(config, dataset.text("test"), m.prompts), m.temperature, config.seed
         )
-        pairs = pairwise_overlap(
+        scored = pairwise_overlap(
             drafts,
             {target_id: target},
-            np.asarray(sampled.tokens)[:, :-1],
+            tokens[:, :-1],
             first=m.prompt_tokens - 1,
             samplings=[Sampling(m.temperature)],
+            following=tokens[:, m.prompt_tokens :],
             advance=advance,
-        ).pairs
-        found |= {("teacher_forced_samples", pair): value for pair, value in pairs.items()}
+        )
+        found |= {("teacher_forced_samples", pair): value for pair, value in scored.pairs.items()}
+        for draft_id, scores in scored.drafts.items():
+            drawn = drawn_acceptance(scored.targets[target_id].log_probs[0], scores.log_probs[0])  # type: ignore[index]
+            expected += [
+                expected_record(
+                    outcome,
+                    draft_id=draft_id,
+                    target_id=target_id,
+                    temperature=m.temperature,
+                    domain=domain(config),
+                    confidence=m.confidence,
+                    samples=len(drawn),
+                )
+                for outcome in expected_outcomes(drawn, m.expected_lookahead, m.confidence)
+            ]
     rows = []
     for (estimator, (draft_id, target_id)), value in found.items():
         clusters = len(value.positions)
         interval = value.mean(value.acceptance[0], m.confidence)
-        tokens = int(value.positions.sum())
-        rows.append(_acceptance(config, draft_id, target_id, estimator, 0, interval, clusters, tokens))
-    return rows
+        positions = int(value.positions.sum())
+        rows.append(acceptance_record(config, draft_id, target_id, estimator, 0, interval, clusters, positions))
+    return rows, expected
 
 
-def _acceptance(
+def acceptance_record(
     config: StudyConfig,
     draft_id: str,
     target_id: str,
     estimator: str,
     lookahead: int,
     value: Interval,
-    clusters,
-    tokens,
+    clusters: int,
+    tokens: int,
 ) -> AcceptanceRecord:
+    """A row of `acceptance.csv`."""
     return AcceptanceRecord(
         draft_id=draft_id,
         target_id=target_id,
@@ -180,7 +206,7 @@ def _decode(
     decoded = speculate(
         draft,
         target,
-        prompts(config, dataset, m.prompts),
+        prompts(config, dataset.text("test"), m.prompts),
         lookahead=lookahead,
         max_lookahead=max(m.lookaheads),
         new_tokens=m.new_tokens,
@@ -196,7 +222,7 @@ def _rows(
 ) -> tuple[list[AcceptanceRecord], list[SurvivalRecord]]:
     m = config.measure
     acceptance = [
-        _acceptance(config, draft_id, target_id, name, lookahead, value, m.prompts, tokens)
+        acceptance_record(config, draft_id, target_id, name, lookahead, value, m.prompts, tokens)
         for name, value, tokens in (
             ("decoded_per_test", found.per_test, found.tests),
             ("decoded_tar", found.tar, found.rounds * lookahead),
@@ -273,7 +299,7 @@ def clock(
     result = race(
         models[draft.model_id],
         models[target.model_id],
-        prompts(config, dataset, count).reshape(repetitions + 1, m.latency_batch, -1),
+        prompts(config, dataset.text("test"), count).reshape(repetitions + 1, m.latency_batch, -1),
         lookahead=lookahead,
         new_tokens=m.new_tokens,
         sampling=Sampling(m.temperature),

@@ -42,13 +42,18 @@ def _measure(study: Study) -> None:
     except OSError as error:
         raise SdslError(f"cannot write {events} ({error.strerror}).") from None
     write_json(study.records / "checks.json", {"decoder_self_check": found.self_checks})
-    for name in ("acceptance", "survival", "latency"):
+    for name in ("acceptance", "survival", "expected", "latency"):
         write_table(study.records, name, getattr(found, name))
 
 
 def _conditions(study: Study) -> None:
-    for name in ("conditions", "other_models", "losses"):
-        write_table(study.records, name, [])
+    from sdsl_jax.measurement import Conditions, measure_conditions
+
+    found = Conditions([], [], [])
+    if not study.config.conditions.is_empty:
+        found = measure_conditions(study.config, study.dataset, study.table("models"), study.folder, study.progress)
+    for name, rows in found._asdict().items():
+        write_table(study.records, name, rows)
 
 
 def _fit(study: Study) -> None:

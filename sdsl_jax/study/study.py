@@ -10,8 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sdsl_jax.config import StudyConfig, to_dict, to_toml
+from sdsl_jax.config import ConditionsConfig, StudyConfig, to_dict, to_toml
 from sdsl_jax.data import Dataset, load_dataset, source_digests
+from sdsl_jax.data.domains import domain_identity
 from sdsl_jax.errors import require
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import SCHEMA_VERSION, read_json, read_table, write_json, write_text
@@ -110,6 +111,8 @@ class Study:
         parts: list[Any] = [SCHEMA_VERSION, {name: settings[name] for name in PLAN[stage].settings}]
         if "data" in PLAN[stage].settings:
             parts.append(_source_digest(self.config))
+        if stage == "conditions":
+            parts.append(_conditions_identity(self.config.conditions))
         parts += [_file_digest(self.folder / path) for path in self._inputs(stage)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -121,6 +124,13 @@ def _file_digest(path: Path) -> str:
 def _source_digest(config: StudyConfig) -> list[str]:
     """Identity of the corpus: the version of the embedded one, or the digest of every file."""
     return source_digests(config.data)
+
+
+def _conditions_identity(conditions: ConditionsConfig) -> list[Any]:
+    """Identity of what conditions are measured on beside the corpus: the files of domains, and the drafts of another ladder."""
+    models = Path(conditions.other_drafts) / "records" / "models.csv"
+    drafts = _file_digest(models) if conditions.other_drafts and models.exists() else ""
+    return [[domain_identity(domain) for domain in conditions.domains], drafts]
 
 
 def run_study(
@@ -146,9 +156,11 @@ def run_study(
     require(only is None or only in STAGES, f"the stage {only!r} does not exist; the stages are {', '.join(STAGES)}.")
     study = Study(config, folder, progress or Silent())
     if only is None:
+        from sdsl_jax.measurement import check_conditions
         from sdsl_jax.training import check_ladder
 
         check_ladder(config)
+        check_conditions(config)
     # A single stage run with other settings does not change what the results at large were made with.
     if only is None or not (folder / "config.toml").exists():
         write_text(folder / "config.toml", to_toml(config))

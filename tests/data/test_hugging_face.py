@@ -61,7 +61,7 @@ def test_rows_are_streamed_once_and_kept(fake, tmp_path, name, parts):
             r"read from Hugging Face \(Couldn't reach .* Hub\)",
         ),
         (KeyError(), r"cannot be read from Hugging Face \(KeyError\)"),
-        ({"body": "x"}, r"row 101 of the data set owner/name has no text in the column 'text' \(data.text_column\)"),
+        ({"body": "x"}, r"row 101 of the data set owner/name has no text in the column 'text' \(text_column\)"),
         ({"text": None}, "row 101 .* has no text"),
         ({"text": "\ud800"}, "row 101 of the data set owner/name holds half a surrogate pair"),
     ],

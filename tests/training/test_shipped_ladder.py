@@ -88,3 +88,22 @@ def test_another_recipe_is_another_ladder(study, tmp_path):
     asked = dataclasses.replace(study, training=dataclasses.replace(study.training, learning_rate=1e-3))
     with pytest.raises(SdslError, match=r"lacks 15 of the 15 models .*, was trained by another recipe"):
         train_ladder(asked, load_dataset(asked.data), tmp_path)
+
+
+def test_drafts_of_other_years_are_what_their_records_say(records):
+    """Of the recipe of the ladder, on other text; loading compares the weights with their recorded SHA-256."""
+    folder = ROOT / "checkpoints" / "other-years"
+    others = read_table(folder / "records", "models")
+    assert [(r.role, r.seed) for r in others] == [("draft", 0)] * 8
+    assert {r.params_nonembedding for r in others} < {r.params_nonembedding for r in records}
+    assert not {r.data_digest for r in others} & {r.data_digest for r in records}
+    for record in others:
+        loaded = load_model_folder(folder / record.checkpoint)
+        assert loaded.record.params_digest == record.params_digest
+        assert loaded.data.test_from_year == 1900
+    made, documented = load_study(folder / "config.toml"), load_study(ROOT / "experiments" / "other-years.toml")
+    ladder = load_study(ROOT / "experiments" / "ladder.toml")
+    assert (made.data, made.ladder, made.training) == (documented.data, documented.ladder, documented.training)
+    assert dataclasses.replace(documented.data, test_from_year=2009) == ladder.data
+    assert (documented.training, documented.family) == (ladder.training, ladder.family)
+    assert {*documented.ladder.draft_params} < {*ladder.ladder.draft_params}

