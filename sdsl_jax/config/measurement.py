@@ -13,7 +13,7 @@ class MeasureConfig:
     """How acceptance, survival and latency are measured.
 
     Exact α, and from the same pass the expected tokens per round of every lookahead up to `expected_lookahead`, is measured for
-    every pair; the decoder runs for every pair as well, or with `decode = "largest"` for models of their largest budget only.
+    every pair; the decoder runs for every pair as well, or with `decode = "largest"` for models of their largest budget only; "none" leaves it out.
     """
 
     temperature: float = 1.0
@@ -25,7 +25,7 @@ class MeasureConfig:
     confidence: float = 0.9
     latency_repetitions: int = 40
     latency_batch: int = 1
-    decode: Literal["all", "largest"] = "all"
+    decode: Literal["all", "largest", "none"] = "all"
     expected_lookahead: int = 12
 
     def __post_init__(self):

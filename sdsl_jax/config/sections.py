@@ -288,10 +288,11 @@ class StudyConfig:
 
     @property
     def seen(self) -> StudyConfig:
-        """The same study without the sizes that `holdout` keeps back, and without holdout."""
+        """The same study without the sizes that `holdout` keeps back; without decoding, which no fit needs."""
         ladder = replace(
             self.ladder,
             draft_params=tuple(n for n in self.ladder.draft_params if n not in self.holdout.draft_params),
             target_params=tuple(n for n in self.ladder.target_params if n not in self.holdout.target_params),
         )
-        return replace(self, ladder=ladder, holdout=HoldoutConfig())
+        measure = replace(self.measure, decode="none")
+        return replace(self, ladder=ladder, measure=measure, holdout=HoldoutConfig())

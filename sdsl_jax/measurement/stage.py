@@ -77,7 +77,8 @@ def measure(
     targets = {r.model_id: models[r.model_id] for r in records if r.role == "target"}
     largest = {r.model_id for r in _largest_budgets(records)}
     latency_models = {name: model for name, model in models.items() if name in largest}
-    decoded_pairs = [(d, t) for d in drafts for t in targets if config.measure.decode == "all" or {d, t} <= largest]
+    wanted = {"all": {*models}, "largest": largest, "none": set[str]()}[config.measure.decode]
+    decoded_pairs = [(d, t) for d in drafts for t in targets if {d, t} <= wanted]
     # One unit is about one batched pass of a small model; a run of the decoder is worth many.
     chunks = -(-config.measure.text_windows // 32) + len(targets) * -(-config.measure.prompts // 32)
     decode_units = 20 * len(decoded_pairs) * len(config.measure.lookaheads)
@@ -101,7 +102,8 @@ def measure(
             )
     latency = _latency(config, latency_models, set(targets), progress)
     progress.finish()
-    return Measurements(acceptance, survival, expected, latency, pandas.concat(frames, ignore_index=True), checks)
+    events = pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame()
+    return Measurements(acceptance, survival, expected, latency, events, checks)
 
 
 def _largest_budgets(records: list[ModelRecord]) -> list[ModelRecord]:
