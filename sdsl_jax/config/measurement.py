@@ -13,7 +13,8 @@ class MeasureConfig:
     """How acceptance, survival and latency are measured.
 
     Exact α, and from the same pass the expected tokens per round of every lookahead up to `expected_lookahead`, is measured for
-    every pair; the decoder runs for every pair as well, or with `decode = "largest"` for models of their largest budget only; "none" leaves it out.
+    every pair. The live decoder runs for every pair as well, with `decode = "largest"` only for models of their largest budget,
+    and with "none" not at all.
     """
 
     temperature: float = 1.0

@@ -200,6 +200,7 @@ class FitConfig:
     """How the laws are estimated: the robust loss, the multi-start, and the bootstrap over models or over whole rungs.
 
     Models that saw their text more than `max_epochs` times stay out of the loss law: L(N, D) counts tokens as if all were new.
+    `coverage` tables are simulated from the fitted loss law to count how often its intervals hold the truth.
     """
 
     estimator: Literal["teacher_forced_text", "teacher_forced_samples"] = "teacher_forced_samples"
@@ -211,8 +212,10 @@ class FitConfig:
     starts: int = 64
     bootstrap: int = 400
     confidence: float = 0.9
+    coverage: int = 0
 
     def __post_init__(self):
+        require(self.coverage >= 0, f"fit.coverage is {self.coverage}; it must not be negative.")
         for name in ("max_epochs", "huber_delta", "acceptance_huber_delta"):
             value = getattr(self, name)
             require(value > 0, f"fit.{name} is {value}; it must be positive.")

@@ -21,13 +21,13 @@ def acceptance_laws(inputs: Inputs) -> dict[str, Any] | None:
     """Every law under every test: errors of α with intervals, and the regret in S of acting on it."""
     estimator = inputs.config.fit.estimator
     table = pair_table(inputs.models, inputs.acceptance, estimator)
-    drafts = left_out_predictions(table, np.asarray(table.draft.params), inputs)
+    drafts = left_out_predictions(table, table.draft_sizes, inputs)
     rows: list[dict[str, Any]] = []
     largest = _largest_target(table, inputs)
     domains = _domain_tables(inputs)
     for name in ACCEPTANCE_LAWS:
         row: dict[str, Any] = {"law": name}
-        row["left_out_drafts"] = _errors(drafts[name] - table.alpha, np.asarray(table.draft.params), inputs) | {
+        row["left_out_drafts"] = _errors(drafts[name] - table.alpha, table.draft_sizes, inputs) | {
             "regret": _regret(table, drafts[name], inputs)
         }
         row["left_out_largest_target"] = largest and largest[name]
@@ -107,7 +107,7 @@ def _regret(table: PairTable, alpha: np.ndarray, inputs: Inputs, targets: list[i
 
 def _largest_target(table: PairTable, inputs: Inputs) -> dict[str, dict[str, Any]] | None:
     """Errors and regret on the largest target of laws that were fitted to the smaller ones; None with fewer than 3 targets."""
-    sizes = np.asarray(table.target.params)
+    sizes = table.target_sizes
     if len(np.unique(sizes)) < 3:
         return None
     out = sizes == sizes.max()
@@ -115,7 +115,7 @@ def _largest_target(table: PairTable, inputs: Inputs) -> dict[str, dict[str, Any
     for name in ACCEPTANCE_LAWS:
         law = fit_law(name, table, inputs.config.fit.acceptance_huber_delta, ~out)
         alpha = predicted(law, table.rows(out))
-        errors = _errors(alpha - table.alpha[out], np.asarray(table.draft.params)[out], inputs)
+        errors = _errors(alpha - table.alpha[out], table.draft_sizes[out], inputs)
         targets = sorted({int(t) for t in table.target_model[out]})
         found[name] = errors | {"regret": _regret(table.rows(out), alpha, inputs, targets)}
     return found
@@ -167,4 +167,4 @@ def _left_out_domains(name: str, domains: dict[str, PairTable], inputs: Inputs) 
         law = fit_law(name, table, inputs.config.fit.acceptance_huber_delta, of != number)
         error[of == number] = predicted(law, table.rows(of == number)) - table.alpha[of == number]
     by_domain = {d: float(np.sqrt(np.square(error[of == i]).mean())) for i, d in enumerate(domains)}
-    return _errors(error, np.asarray(table.draft.params), inputs) | {"by_domain": by_domain}
+    return _errors(error, table.draft_sizes, inputs) | {"by_domain": by_domain}

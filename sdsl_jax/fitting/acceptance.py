@@ -35,6 +35,16 @@ class PairTable(NamedTuple):
     draft_model: np.ndarray
     target_model: np.ndarray
 
+    @property
+    def draft_sizes(self) -> Float[np.ndarray, " n"]:
+        """Size of the draft of each row."""
+        return np.asarray(self.draft.params, float)
+
+    @property
+    def target_sizes(self) -> Float[np.ndarray, " n"]:
+        """Size of the target of each row."""
+        return np.asarray(self.target.params, float)
+
     def rows(self, chosen: Bool[np.ndarray, " n"]) -> PairTable:
         """Some of the rows."""
         return jax.tree.map(lambda x: np.asarray(x)[chosen], self)
@@ -111,7 +121,7 @@ def fit_acceptance(
       seed: of the starts.
       basis: what the resamples are.
     """
-    sizes = np.asarray(table.draft.params)
+    sizes = table.draft_sizes
     require(
         len(set(sizes)) >= 3,
         f"the acceptance laws need drafts of at least 3 sizes, to leave each out in turn; there are {len(set(sizes))}.",

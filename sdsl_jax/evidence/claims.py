@@ -1,0 +1,254 @@
+"""Which conclusions of the paper (arXiv 2603.11053) hold on this ladder, each with an interval; and what moves N*."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdsl_jax.evidence.inputs import Inputs
+from sdsl_jax.fitting import FittedLaws, read_laws
+from sdsl_jax.records import ModelRecord
+from sdsl_jax.theory import (
+    AcceptanceLaw,
+    DraftProblem,
+    FlopCost,
+    LogitPlane,
+    LossLaw,
+    ModelPoint,
+    ShapeRule,
+    coefficients,
+)
+
+# Draws that optima and their elasticities are computed for: enough for a 90 % interval.
+_DRAWS = 200
+# The paper's ratio; and what "barely" is taken to mean, as a change of ln N* with ln D.
+_RATIO, _BARELY = 200.0, 0.1
+
+
+class _Answer(NamedTuple):
+    """N*, γ* and S* of one target, and how ln N* moves with ln M, ln D and ln D′."""
+
+    params: jax.Array
+    lookahead: jax.Array
+    speedup: jax.Array
+    slopes: jax.Array
+
+
+class _Place(NamedTuple):
+    """Where the laws are asked: target size, draft tokens, target tokens, the family's rule and the bounds of N."""
+
+    target_params: Any
+    draft_tokens: Any
+    target_tokens: Any
+    rule: ShapeRule
+    bounds: tuple[Any, Any]
+
+
+def _problem(loss: LossLaw, acceptance: AcceptanceLaw, place: _Place) -> DraftProblem:
+    """In FLOPs, with the target's loss from the law, so that it moves with its size."""
+    m = place.target_params
+    target = ModelPoint(m, loss(m, place.target_tokens), place.target_tokens)
+    return DraftProblem(loss, place.draft_tokens, target, acceptance, FlopCost(place.rule, m), place.bounds)
+
+
+@jax.jit
+def _answers(loss: LossLaw, acceptance: AcceptanceLaw, place: _Place) -> _Answer:
+    """For every draw of the laws."""
+
+    def one(loss: LossLaw, acceptance: AcceptanceLaw) -> _Answer:
+        def log_size(logs: jax.Array) -> tuple[jax.Array, Any]:
+            m, d, d_target = jnp.exp(logs)
+            moved = place._replace(target_params=m, draft_tokens=d, target_tokens=d_target)
+            best = _problem(loss, acceptance, moved).optimum()
+            return jnp.log(best.params), (best.params, best.lookahead, best.speedup)
+
+        at = jnp.log(jnp.stack([place.target_params, place.draft_tokens, place.target_tokens]))
+        slopes, (params, lookahead, speedup) = jax.grad(log_size, has_aux=True)(at)
+        return _Answer(params, lookahead, speedup, slopes)
+
+    return jax.vmap(one)(loss, acceptance)
+
+
+@jax.jit
+def _sensitivities(loss: LossLaw, acceptance: AcceptanceLaw, place: _Place) -> tuple[Any, Any]:
+    """∂(ln N*, γ*, ln S*) with respect to the coefficients of both laws."""
+
+    def answer(loss: LossLaw, acceptance: AcceptanceLaw) -> jax.Array:
+        best = _problem(loss, acceptance, place).optimum()
+        return jnp.stack([jnp.log(best.params), best.lookahead, jnp.log(best.speedup)])
+
+    return jax.jacrev(answer, argnums=(0, 1))(loss, acceptance)
+
+
+def _place(inputs: Inputs, laws: FittedLaws, target: ModelRecord) -> _Place:
+    drafts = [m for m in inputs.models if m.role == "draft"]
+    tokens = float(max(m.train_tokens for m in drafts))
+    bounds = min(m.params_nonembedding for m in drafts) / 3, float(target.params_nonembedding)
+    place = _Place(float(target.params_nonembedding), tokens, float(target.train_tokens), laws.rule, bounds)
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), place)
+
+
+def _largest_targets(models: list[ModelRecord]) -> list[ModelRecord]:
+    """One target of each size, the one trained longest; the smallest first."""
+    best: dict[int, ModelRecord] = {}
+    for m in models:
+        if m.role == "target" and m.train_tokens >= getattr(best.get(m.params_nonembedding), "train_tokens", 0):
+            best[m.params_nonembedding] = m
+    return [best[size] for size in sorted(best)]
+
+
+def sensitivity(inputs: Inputs) -> dict[str, Any] | None:
+    """What one standard error of each coefficient is worth in ln N*, γ* and ln S* for the largest target, in FLOPs."""
+    laws = read_laws(inputs.fits)
+    name, acceptance = next(iter(laws.acceptance.items()))
+    target = _largest_targets(inputs.models)[-1]
+    errors = {
+        "loss": inputs.fits["loss_law"]["standard_error"],
+        "acceptance": inputs.fits["acceptance_laws"][0]["standard_error"],
+    }
+    with jax.enable_x64(True):
+        floats = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (laws.loss, acceptance))
+        found = _sensitivities(*floats, _place(inputs, laws, target))
+    rows = []
+    for law, slopes in zip(("loss", "acceptance"), found):
+        for coefficient, values in coefficients(slopes).items():
+            values, error = np.asarray(values, float), errors[law][coefficient]
+            if not (np.isfinite(values).all() and error is not None):
+                continue
+            rows.append(
+                {
+                    "law": law,
+                    "coefficient": coefficient,
+                    "standard_error": error,
+                    "log_draft_params": float(values[0] * error),
+                    "lookahead": float(values[1] * error),
+                    "log_speedup": float(values[2] * error),
+                }
+            )
+    rows.sort(key=lambda row: -abs(row["log_draft_params"]))
+    return {
+        "target": target.model_id,
+        "acceptance_law": name,
+        "rows": rows,
+        "basis": "derivatives of the optimum by the implicit function theorem, times the bootstrap's standard error of each "
+        "coefficient alone; coefficients of one law are correlated, so that their effects partly cancel",
+    }
+
+
+def claims(inputs: Inputs) -> dict[str, Any] | None:
+    """The paper's conclusions with the answer of this ladder: estimate, interval, and yes, no or undecided."""
+    laws = read_laws(inputs.fits)
+    name = next(iter(laws.acceptance))
+    targets = _largest_targets(inputs.models)
+    with jax.enable_x64(True):
+        point = _optima(laws, name, inputs, targets, draws=False)
+        drawn = _optima(laws, name, inputs, targets, draws=True)
+    largest = targets[-1]
+    ratio = np.stack([m.params_nonembedding / a.params for m, a in zip(targets, drawn)])
+    ratio_now = float(np.mean([m.params_nonembedding / a.params[0] for m, a in zip(targets, point)]))
+    rows = [
+        _row(
+            inputs,
+            "the best draft is about 200 times smaller than its target",
+            "mean of M/N* over the targets",
+            ratio_now,
+            ratio.mean(axis=0),
+            holds=lambda low, high: low <= _RATIO <= high,
+            fails=lambda low, high: not low <= _RATIO <= high,
+        ),
+        _row(
+            inputs,
+            "the size of the best draft is proportional to that of its target",
+            f"d ln N*/d ln M at the largest target, {largest.params_nonembedding:,} parameters; 1 would be proportional",
+            float(point[-1].slopes[0, 0]),
+            np.asarray(drawn[-1].slopes)[:, 0],
+            holds=lambda low, high: low <= 1 <= high,
+            fails=lambda low, high: not low <= 1 <= high,
+        ),
+        _row(
+            inputs,
+            "the draft's training tokens barely matter for its best size",
+            f"d ln N*/d ln D at the largest target; barely: within ±{_BARELY:g}",
+            float(point[-1].slopes[0, 1]),
+            np.asarray(drawn[-1].slopes)[:, 1],
+            holds=lambda low, high: max(abs(low), abs(high)) <= _BARELY,
+            fails=lambda low, high: low > _BARELY or high < -_BARELY,
+        ),
+        _row(
+            inputs,
+            "the target's training tokens barely matter for the best draft's size",
+            f"d ln N*/d ln D′ at the largest target; barely: within ±{_BARELY:g}",
+            float(point[-1].slopes[0, 2]),
+            np.asarray(drawn[-1].slopes)[:, 2],
+            holds=lambda low, high: max(abs(low), abs(high)) <= _BARELY,
+            fails=lambda low, high: low > _BARELY or high < -_BARELY,
+        ),
+    ]
+    rows += _perplexity(inputs, laws)
+    return {
+        "claims": rows,
+        "acceptance_law": name,
+        "targets": [m.model_id for m in targets],
+        "basis": "optima in FLOPs under the best acceptance law, with every loss from the loss law; intervals from "
+        f"{_DRAWS} joint bootstrap draws of both laws",
+    }
+
+
+def _optima(laws: FittedLaws, name: str, inputs: Inputs, targets: list[ModelRecord], draws: bool) -> list[_Answer]:
+    loss, acceptance = (laws.loss_draws, laws.acceptance_draws[name]) if draws else (laws.loss, laws.acceptance[name])
+    loss, acceptance = (jax.tree.map(lambda x: jnp.atleast_1d(x)[:_DRAWS], law) for law in (loss, acceptance))
+    return [jax.tree.map(np.asarray, _answers(loss, acceptance, _place(inputs, laws, t))) for t in targets]
+
+
+def _perplexity(inputs: Inputs, laws: FittedLaws) -> list[dict[str, Any]]:
+    """Whether α follows the draft's perplexity rather than the target's: over the ladder's range, and per nat."""
+    plane, draws = laws.acceptance.get("logit_plane"), laws.acceptance_draws.get("logit_plane")
+    if (
+        not isinstance(plane, LogitPlane)
+        or not isinstance(draws, LogitPlane)
+        or len({m.params_nonembedding for m in inputs.models if m.role == "target"}) < 2
+    ):
+        return []
+    span = {role: float(np.ptp([m.loss_nats for m in inputs.models if m.role == role])) for role in ("draft", "target")}
+    ratio = span["target"] / span["draft"]
+
+    def row(claim: str, what: str, scale: float) -> dict[str, Any]:
+        return _row(
+            inputs,
+            claim,
+            what,
+            scale * abs(float(plane.target_slope) / float(plane.draft_slope)),
+            scale * np.abs(np.asarray(draws.target_slope) / np.asarray(draws.draft_slope)),
+            holds=lambda low, high: high < 1,
+            fails=lambda low, high: low > 1,
+        )
+
+    return [
+        row(
+            "the draft's perplexity dominates acceptance, over the range of this ladder",
+            "effect on logit α of the targets' range of loss over that of the drafts'; dominated: below 1",
+            ratio,
+        ),
+        row(
+            "the draft's perplexity dominates acceptance, nat for nat",
+            "slope of logit α in the target's loss over the slope in the draft's; dominated: below 1",
+            1.0,
+        ),
+    ]
+
+
+def _row(
+    inputs: Inputs, claim: str, what: str, estimate: float, drawn: np.ndarray, holds: Any, fails: Any
+) -> dict[str, Any]:
+    tail = (1 - inputs.config.fit.confidence) / 2
+    finite = drawn[np.isfinite(drawn)]
+    if len(finite) < len(drawn) / 2 or not math.isfinite(estimate):
+        low, high, answer = math.nan, math.nan, "undecided"
+    else:
+        low, high = (float(x) for x in np.quantile(finite, [tail, 1 - tail]))
+        answer = "yes" if holds(low, high) else "no" if fails(low, high) else "undecided"
+    return {"claim": claim, "quantity": what, "estimate": estimate, "low": low, "high": high, "answer": answer}
