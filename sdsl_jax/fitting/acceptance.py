@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,8 @@ from jaxtyping import Bool, Float
 from sdsl_jax.config import FitConfig
 from sdsl_jax.errors import require
 from sdsl_jax.fitting.forms import ACCEPTANCE_FORMS, Form, PairData, pair_data
-from sdsl_jax.fitting.law_fit import LawFit, fit_form, unidentified
+from sdsl_jax.fitting.inference import pin_of
+from sdsl_jax.fitting.law_fit import LawFit, fit_form, law_of, unidentified
 from sdsl_jax.fitting.solver import fit, refit
 from sdsl_jax.records import AcceptanceRecord, ModelRecord, column
 from sdsl_jax.theory import ModelPoint
@@ -104,9 +106,9 @@ def fit_law(
     with jax.enable_x64(True):
         data = pair_data(table.draft, table.target, table.alpha)
         begin = jnp.asarray(form.starts(data, starts, np.random.default_rng(seed)))
-        weights = jnp.ones(len(table.alpha)) if kept is None else jnp.asarray(kept, float)
-        best = fit(form.residuals, begin, data, weights, delta)
-        return jax.tree.map(np.asarray, form.to_law(best.parameters, data))
+        weights = np.ones(len(table.alpha)) if kept is None else np.asarray(kept, float)
+        best = fit(form.residuals, begin, data, weights, delta, pin_of(form))
+        return jax.tree.map(np.asarray, law_of(form, best.parameters, data))
 
 
 def fit_acceptance(
@@ -156,5 +158,10 @@ def fit_acceptance(
 
 def _left_out(form: Form, data: PairData, optimum: jax.Array, kept: np.ndarray, delta: float) -> np.ndarray:
     """Residuals of the rows that each group of kept rows leaves out."""
-    without = refit(form.residuals, optimum[None], data, jnp.asarray(kept), delta)
-    return np.asarray(jax.vmap(lambda x: form.residuals(x, data))(without))[kept == 0]
+    without = refit(form.residuals, optimum[None], data, kept, delta, pin_of(form))
+    return np.asarray(_residuals_of(form, without, data))[kept == 0]
+
+
+@functools.partial(jax.jit, static_argnames="form")
+def _residuals_of(form: Form, x: jax.Array, data: PairData) -> jax.Array:
+    return jax.vmap(lambda each: form.residuals(each, data))(x)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sdsl_jax.fitting.forms import Form
-from sdsl_jax.fitting.solver import Fit, constrained
+from sdsl_jax.fitting.solver import Fit, Pin, constrained
 from sdsl_jax.statistics import student_quantile
 from sdsl_jax.theory import coefficients
 
@@ -61,13 +61,17 @@ def covariance(form: Form, best: Fit, data: Any, delta: float) -> Float[np.ndarr
     moments = spread(np.asarray(best.residuals), jacobian.shape[1], delta)
     with np.errstate(all="ignore"):
         inverse = np.linalg.pinv(jacobian.T @ jacobian, rcond=1e-14, hermitian=True)
-        slopes = np.asarray(
-            jax.jacfwd(lambda x: jnp.stack(list(coefficients(form.to_law(x, data)).values())))(best.parameters)
-        )
+        slopes = np.asarray(_slopes(form, best.parameters, data))
         found = slopes @ (inverse * moments.score / moments.slope**2) @ slopes.T
     unseen = (slopes != 0) @ (np.linalg.norm(jacobian, axis=0) < 1e-9 * np.linalg.norm(jacobian))
     found[unseen, unseen] = np.inf
     return found
+
+
+@functools.partial(jax.jit, static_argnames="form")
+def _slopes(form: Form, x: Array, data: Any) -> Array:
+    """∂coefficients/∂x."""
+    return jax.jacfwd(lambda at: jnp.stack(list(coefficients(form.to_law(at, data)).values())))(x)
 
 
 def profile_intervals(
@@ -103,12 +107,12 @@ def profile_intervals(
     objective = np.asarray(
         constrained(
             form.residuals,
-            _pin(form),
+            pin_of(form),
             best.parameters,
-            jnp.asarray(which),
-            jnp.asarray(at.reshape(len(which), -1)),
+            which,
+            at.reshape(len(which), -1),
             data,
-            jnp.ones(len(best.residuals)),
+            np.ones(len(best.residuals)),
             delta,
         )
     ).reshape(steps.shape)
@@ -138,7 +142,7 @@ def _crossing(at: np.ndarray, root: np.ndarray, value: float, level: float) -> f
 
 
 @functools.cache
-def _pin(form: Form) -> Any:
+def pin_of(form: Form) -> Pin:
     """(x, k, value, data) -> x with coefficient k of the law at a value; one function for each form, so that it compiles once."""
 
     def pin(x: Array, k: Array, value: Array, data: Any) -> Array:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from sdsl_jax.fitting.forms import Form
-from sdsl_jax.fitting.inference import covariance, profile_intervals
+from sdsl_jax.fitting.inference import covariance, pin_of, profile_intervals
 from sdsl_jax.fitting.solver import Fit, fit, refit
 from sdsl_jax.theory import coefficients
 
@@ -93,6 +94,18 @@ class LawFit(NamedTuple):
         }
 
 
+@functools.partial(jax.jit, static_argnames="form")
+def law_of(form: Form, x: Array, data: Any) -> Any:
+    """The law of one vector."""
+    return form.to_law(x, data)
+
+
+@functools.partial(jax.jit, static_argnames="form")
+def _laws_of(form: Form, x: Array, data: Any) -> Any:
+    """The law whose coefficients are arrays, from as many vectors."""
+    return jax.vmap(lambda each: form.to_law(each, data))(x)
+
+
 def fit_form(
     form: Form,
     data: Any,
@@ -119,17 +132,17 @@ def fit_form(
       basis: what the resamples are.
     """
     begin = jnp.asarray(form.starts(data, starts, np.random.default_rng(seed)))
-    best = fit(form.residuals, begin, data, jnp.ones(weights.shape[1]), delta)
+    best = fit(form.residuals, begin, data, np.ones(weights.shape[1]), delta, pin_of(form))
     around = best.parameters[None]
     if form.name in _MIDDLE:
         around = jnp.concatenate([around, around.at[:, _MIDDLE[form.name]].set(0.0)])
-    drawn = refit(form.residuals, around, data, jnp.asarray(weights), delta)
+    drawn = refit(form.residuals, around, data, weights, delta, pin_of(form))
     matrix = covariance(form, best, data, delta)
     errors = np.sqrt(np.maximum(np.diag(matrix), 0))
     made = LawFit(
         name=form.name,
-        law=jax.tree.map(np.asarray, form.to_law(best.parameters, data)),
-        draws=jax.tree.map(np.asarray, jax.vmap(lambda x: form.to_law(x, data))(drawn)),
+        law=jax.tree.map(np.asarray, law_of(form, best.parameters, data)),
+        draws=jax.tree.map(np.asarray, _laws_of(form, drawn, data)),
         covariance=matrix,
         profile=profile_intervals(form, best, data, delta, errors, confidence),
         confidence=confidence,

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 # residuals(parameters [P], data) -> [n]
-Residuals = Callable[[Array, object], Array]
+Residuals = Callable[[Array, Any], Array]
+# pin(parameters [P], which quantity, its value, data) -> parameters near by at which it has that value
+Pin = Callable[[Array, Array, Array, Any], Array]
 
 _ITERATIONS = 200
 # A descent ends after so many steps in a row that gain, or if refused had hoped for, less than this share of the objective.
 _TOLERANCE, _PATIENCE = 1e-9, 4
-# Resamples that descend together: all wait for the slowest, so that small groups waste less.
-_TOGETHER = 16
+# Descents that run together: all wait for the slowest, so that small groups waste less.
+_TOGETHER = 32
 # Two starts agree when their objectives differ by less than this share.
 _AGREEMENT = 1e-4
 
@@ -47,8 +50,8 @@ class Fit(NamedTuple):
     objective: Float[Array, ""]
     residuals: Float[Array, " n"]
     jacobian: Float[Array, "n P"]
-    starts_agreeing: Float[Array, ""]
-    condition_number: Float[Array, ""]
+    starts_agreeing: float
+    condition_number: float
 
 
 def huber(residuals: Array, delta: Array | float) -> Array:
@@ -111,11 +114,77 @@ def minimise(residuals: Residuals, start: Array, data: object, weights: Array, d
     return Solution(x, value, count)
 
 
+@functools.partial(jax.jit, static_argnames=("residuals", "pin"))
+def _descend(
+    residuals: Residuals,
+    pin: Pin | None,
+    starts: Array,
+    which: Array,
+    values: Array,
+    data: object,
+    weights: Array,
+    delta: Array,
+) -> Solution:
+    """A group of descents, each with its own start, weights, and quantity held at a value (−1: none)."""
+
+    def one(start: Array, k: Array, value: Array, w: Array) -> Solution:
+        if pin is None:
+            return minimise(residuals, start, data, w, delta)
+        held = lambda x: jnp.where(k < 0, x, pin(x, k, value, data))  # noqa: E731
+        return minimise(lambda x, d: residuals(held(x), d), held(start), data, w, delta)
+
+    return jax.vmap(one)(starts, which, values, weights)
+
+
+def descend(
+    residuals: Residuals,
+    starts: Float[Any, "R P"],
+    data: object,
+    weights: Float[Any, "R n"],
+    delta: float,
+    pin: Pin | None = None,
+    which: Int[np.ndarray, " R"] | None = None,
+    values: Float[np.ndarray, " R"] | None = None,
+) -> Solution:
+    """Many descents, in groups of one size, so that one compilation serves any number of them.
+
+    Args:
+      residuals: function of parameters and data; hashable, since it is static.
+      starts: initial parameters of each descent.
+      data: pytree of arrays that `residuals` reads.
+      weights: of the rows, for each descent.
+      delta: where the Huber loss turns from square to linear.
+      pin: (parameters, which quantity, value, data) -> parameters near by at which the quantity has the value.
+      which: quantity that each descent holds; −1, as for all if left out, holds none.
+      values: that it is held at.
+    """
+    starts, weights = np.asarray(starts), np.asarray(weights, float)
+    count = len(starts)
+    held = np.full(count, -1) if which is None else np.asarray(which)
+    at = np.zeros(count) if values is None else np.asarray(values, float)
+    ends = []
+    for begin in range(0, count, _TOGETHER):
+        rows = np.arange(begin, begin + _TOGETHER) % count
+        ends.append(
+            _descend(residuals, pin, starts[rows], held[rows], at[rows], data, weights[rows], jnp.asarray(delta, float))
+        )
+    return Solution(*(jnp.concatenate(parts)[:count] for parts in zip(*ends)))
+
+
 @functools.partial(jax.jit, static_argnames="residuals")
+def _linearise(residuals: Residuals, x: Array, data: object) -> tuple[Array, Array]:
+    return residuals(x, data), jax.jacfwd(residuals)(x, data)
+
+
 def fit(
-    residuals: Residuals, starts: Float[Array, "S P"], data: object, weights: Float[Array, " n"], delta: Array | float
+    residuals: Residuals,
+    starts: Float[Any, "S P"],
+    data: object,
+    weights: Float[Any, " n"],
+    delta: float,
+    pin: Pin | None = None,
 ) -> Fit:
-    """The best of many starts, all at once.
+    """The best of many starts.
 
     Args:
       residuals: function of parameters and data; hashable, since it is static.
@@ -123,66 +192,70 @@ def fit(
       data: pytree of arrays that `residuals` reads.
       weights: of the rows; 0 leaves a row out.
       delta: where the Huber loss turns from square to linear.
+      pin: as in `descend`, if profiles are to follow: they share its compilation.
     """
-    ends = jax.vmap(lambda start: minimise(residuals, start, data, weights, delta))(starts)
-    best = jnp.argmin(ends.objective)
-    agreeing = (ends.objective <= ends.objective[best] * (1 + _AGREEMENT) + 1e-15).mean()
+    ends = descend(residuals, starts, data, np.broadcast_to(weights, (len(starts), len(weights))), delta, pin)
+    objectives = np.asarray(ends.objective)
+    best = int(np.argmin(objectives))
+    agreeing = (objectives <= objectives[best] * (1 + _AGREEMENT) + 1e-15).mean()
     x = ends.parameters[best]
-    jacobian = jax.jacfwd(residuals)(x, data)
-    weighted = jacobian * jnp.sqrt(weights)[:, None]
-    norms = jnp.linalg.norm(weighted, axis=0)
-    singular = jnp.linalg.svd(weighted / jnp.where(norms > 0, norms, 1.0), compute_uv=False)
-    condition = singular[0] / singular[-1]
-    return Fit(x, ends.objective[best], residuals(x, data), jacobian, agreeing, condition)
+    found, jacobian = _linearise(residuals, x, data)
+    return Fit(x, ends.objective[best], found, jacobian, agreeing, condition_number(jacobian, weights))
 
 
-@functools.partial(jax.jit, static_argnames="residuals")
+def condition_number(jacobian: Float[Array, "n P"], weights: Float[Any, " n"]) -> float:
+    """Of the weighted Jacobian with columns scaled to unit length; infinite where a parameter moves no residual."""
+    weighted = np.asarray(jacobian) * np.sqrt(np.asarray(weights))[:, None]
+    norms = np.linalg.norm(weighted, axis=0)
+    if not np.isfinite(weighted).all() or not (norms > 0).all():
+        return float("inf")
+    singular = np.linalg.svd(weighted / norms, compute_uv=False)
+    return float(singular[0] / singular[-1]) if singular[-1] > 0 else float("inf")
+
+
 def refit(
-    residuals: Residuals, starts: Float[Array, "S P"], data: object, weights: Float[Array, "R n"], delta: Array | float
+    residuals: Residuals,
+    starts: Float[Any, "S P"],
+    data: object,
+    weights: Float[Any, "R n"],
+    delta: float,
+    pin: Pin | None = None,
 ) -> Float[Array, "R P"]:
     """Parameters for every row of weights (a bootstrap resample, a left-out group), the best from the same few starts.
 
     More than one start matters: from an optimum on a bound, where the gradient vanishes, no resample would ever leave it.
     """
+    starts, weights = np.asarray(starts), np.asarray(weights, float)
+    each = len(starts)
+    ends = descend(residuals, np.tile(starts, (len(weights), 1)), data, np.repeat(weights, each, axis=0), delta, pin)
+    best = np.asarray(ends.objective).reshape(-1, each).argmin(axis=1)
+    return ends.parameters.reshape(len(weights), each, -1)[jnp.arange(len(weights)), best]
 
-    def best(w: Array) -> Array:
-        ends = jax.vmap(lambda start: minimise(residuals, start, data, w, delta))(starts)
-        return ends.parameters[jnp.argmin(ends.objective)]
 
-    return jax.lax.map(best, weights, batch_size=_TOGETHER)
-
-
-@functools.partial(jax.jit, static_argnames=("residuals", "pin"))
 def constrained(
     residuals: Residuals,
-    pin: Callable[[Array, Array, Array, object], Array],
-    start: Float[Array, " P"],
-    which: Int[Array, " K"],
-    values: Float[Array, "K G"],
+    pin: Pin,
+    start: Float[Any, " P"],
+    which: Int[np.ndarray, " K"],
+    values: Float[np.ndarray, "K G"],
     data: object,
-    weights: Float[Array, " n"],
-    delta: Array | float,
+    weights: Float[Any, " n"],
+    delta: float,
 ) -> Float[Array, "K G"]:
-    """The smallest objective where one quantity is held at a value: the profile of the objective.
+    """The smallest objective where quantity which[k] is held at each of values[k]: profiles of the objective.
 
-    Args:
-      residuals: function of parameters and data.
-      pin: (parameters, which quantity, value, data) -> parameters near by at which it has that value.
-      start: the optimum without constraint.
-      which: quantities to hold.
-      values: at each of G values in turn; each descent starts where the one before it ended, so they should move away from the
-        optimum.
-      data: pytree of arrays that `residuals` reads.
-      weights: of the rows.
-      delta: of the Huber loss.
+    Every descent starts from the optimum without constraint, moved to where the quantity has its value.
     """
-
-    def one(k: Array, line: Array) -> Array:
-        def move(x: Array, value: Array) -> tuple[Array, Array]:
-            held = lambda y, d: residuals(pin(y, k, value, d), d)  # noqa: E731
-            end = minimise(held, pin(x, k, value, data), data, weights, delta)
-            return pin(end.parameters, k, value, data), end.objective
-
-        return jax.lax.scan(move, start, line)[1]
-
-    return jax.vmap(one)(which, values)
+    values = np.asarray(values, float)
+    count = values.size
+    ends = descend(
+        residuals,
+        np.broadcast_to(start, (count, len(start))),
+        data,
+        np.broadcast_to(weights, (count, len(weights))),
+        delta,
+        pin,
+        np.repeat(which, values.shape[1]),
+        values.ravel(),
+    )
+    return ends.objective.reshape(values.shape)
