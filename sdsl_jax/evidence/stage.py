@@ -3,44 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from sdsl_jax.config import StudyConfig
-from sdsl_jax.records import AcceptanceRecord, ExpectedRecord, LossRecord, ModelRecord, SurvivalRecord
-
-
-class Inputs(NamedTuple):
-    """All that the evidence is drawn from: the settings and the records of a study.
-
-    Attributes:
-      config: the study.
-      models: its drafts and targets.
-      acceptance: α of every pair by every estimator, in the study's own domain and at its temperature.
-      survival: S_k of the live decoder.
-      expected: expected tokens per round of every pair and lookahead, without decoding.
-      conditions: exact α at other temperatures, in other domains, and of other drafts; may be empty.
-      other_models: drafts trained on other text; may be empty.
-      losses: losses of all these models in all these domains; may be empty.
-      fits: contents of `fits.json`.
-      codesign: contents of `codesign.json`.
-      self_checks: of the decoder, by run.
-    """
-
-    config: StudyConfig
-    models: list[ModelRecord]
-    acceptance: list[AcceptanceRecord]
-    survival: list[SurvivalRecord]
-    expected: list[ExpectedRecord]
-    conditions: list[AcceptanceRecord]
-    other_models: list[ModelRecord]
-    losses: list[LossRecord]
-    fits: dict[str, Any]
-    codesign: list[dict[str, Any]]
-    self_checks: dict[str, float]
-
+from sdsl_jax.evidence.conditions import domain, temperature
+from sdsl_jax.evidence.dependence import dependence
+from sdsl_jax.evidence.estimators import estimators
+from sdsl_jax.evidence.inputs import Inputs
+from sdsl_jax.evidence.same_data import same_data
 
 # What is asked of the records; None where they do not hold what the answer needs.
-_QUESTIONS: dict[str, Callable[[Inputs], Any]] = {}
+_QUESTIONS: dict[str, Callable[[Inputs], Any]] = {
+    "dependence": dependence,
+    "estimators": estimators,
+    "temperature": temperature,
+    "domain": domain,
+    "same_data": same_data,
+}
 
 
 def gather(inputs: Inputs) -> dict[str, Any]:

@@ -1,0 +1,38 @@
+"""What the evidence is drawn from."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from sdsl_jax.config import StudyConfig
+from sdsl_jax.records import AcceptanceRecord, ExpectedRecord, LossRecord, ModelRecord, SurvivalRecord
+
+
+class Inputs(NamedTuple):
+    """All that the evidence is drawn from: the settings and the records of a study.
+
+    Attributes:
+      config: the study.
+      models: its drafts and targets.
+      acceptance: α of every pair by every estimator, in the study's own domain and at its temperature.
+      survival: S_k of the live decoder.
+      expected: expected tokens per round of every pair and lookahead, without decoding.
+      conditions: exact α at other temperatures, in other domains, and of other drafts; may be empty.
+      other_models: drafts trained on other text; may be empty.
+      losses: losses of all these models in all these domains; may be empty.
+      fits: contents of `fits.json`.
+      codesign: contents of `codesign.json`.
+      self_checks: of the decoder, by run.
+    """
+
+    config: StudyConfig
+    models: list[ModelRecord]
+    acceptance: list[AcceptanceRecord]
+    survival: list[SurvivalRecord]
+    expected: list[ExpectedRecord]
+    conditions: list[AcceptanceRecord]
+    other_models: list[ModelRecord]
+    losses: list[LossRecord]
+    fits: dict[str, Any]
+    codesign: list[dict[str, Any]]
+    self_checks: dict[str, float]
