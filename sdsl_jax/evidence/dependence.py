@@ -105,12 +105,13 @@ def dependence(inputs: Inputs) -> dict[str, Any] | None:
         "verdict": _verdict(models, len(table.pairs)),
         "n": len(table.pairs),
         "drafts": len(set(table.clusters)),
-        "basis": f"τ of every lookahead is expected, not decoded, from samples of the target; α is exact on the same samples; errors "
-        f"are relative, model over measured τ minus 1, at lookaheads other than {fitted[0]} and {fitted[1]}, to which beta, "
-        "persistent and geometric_fitted were fitted with one free number for each pair. γ* maximises τ(γ)/(γ·d + 1) over whole "
-        "γ from 0 (no speculation) to the largest measured, d the ratio of FLOPs per token; regret is the share of the measured "
-        f"best S that is lost by acting on the model's γ*. Intervals: {BY_DRAFTS}. All pairs of a target share its samples; their "
-        "noise is not in these intervals, its size is the standard error beside each lookahead",
+        "basis": "τ of every lookahead is expected, not decoded, from samples of the target; α is exact on the same "
+        f"samples; errors are relative, model over measured τ minus 1, at lookaheads other than {fitted[0]} and "
+        f"{fitted[1]}, to which beta, persistent and geometric_fitted were fitted with one free number for each pair. "
+        "γ* maximises τ(γ)/(γ·d + 1) over whole γ from 0 (no speculation) to the largest measured, d the ratio of "
+        "FLOPs per token; regret is the share of the measured best S that is lost by acting on the model's γ*. "
+        f"Intervals: {BY_DRAFTS}. All pairs of a target share its samples; their noise is not in these intervals, its "
+        "size is the standard error beside each lookahead",
     }
 
 
@@ -194,7 +195,7 @@ def _noise(table: _Table, g: int) -> float:
 
 def _constancy(table: _Table) -> dict[str, Any]:
     """The change of α̂ from γ = 1 to the largest lookahead, pair by pair, and how many pairs it is not noise in."""
-    found = []
+    found: list[dict[str, Any]] = []
     for pair, rows in zip(table.pairs, table.rows):
         row = rows[-1]
         if row.samples < 2 or not math.isfinite(row.alpha_change_high - row.alpha_change_low):
@@ -213,8 +214,8 @@ def _constancy(table: _Table) -> dict[str, Any]:
         "n": len(found),
         "mean_change": float(np.mean([each["change"] for each in found])) if found else math.nan,
         "pairs": [each | {"rejected": bool(r)} for each, r in zip(found, rejected)],
-        "basis": f"α̂(γ) inverts the geometric formula; its change since γ = 1 has a t interval over samples, and the tests of all "
-        f"pairs together have a chance of {_LEVEL:.0%} of any false rejection (Holm), whatever pairs share",
+        "basis": "α̂(γ) inverts the geometric formula; its change since γ = 1 has a t interval over samples, and the "
+        f"tests of all pairs together have a chance of {_LEVEL:.0%} of any false rejection (Holm), whatever pairs share",
     }
 
 
@@ -245,6 +246,6 @@ def _verdict(models: dict[str, Any], pairs: int) -> dict[str, Any]:
         "better_than_geometric": bool(better["high"] < 0),
         "geometric_good_enough": good,
         "margin": _REGRET_MARGIN,
-        "basis": f"least mean absolute error of τ over {pairs} pairs; the geometric formula is good enough for choosing γ if the "
-        f"upper end of its mean regret lies below {_REGRET_MARGIN:.0%}, and is not if the lower end lies above",
+        "basis": f"least mean absolute error of τ over {pairs} pairs; the geometric formula is good enough for choosing "
+        f"γ if the upper end of its mean regret lies below {_REGRET_MARGIN:.0%}, and is not if the lower end lies above",
     }

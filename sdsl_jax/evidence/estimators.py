@@ -36,14 +36,14 @@ def estimators(inputs: Inputs) -> dict[str, Any] | None:
         for name, gamma in sorted(found)
         if name == "decoded_per_test"
     ]
-    differences = []
+    differences: list[dict[str, Any]] = []
     for first, second in wanted:
         one, other = found.get(first, {}), found.get(second, {})
         pairs = [pair for pair in one if pair in other and pair[0] in clusters]
         if not pairs:
             continue
         change = np.asarray([one[pair][0] - other[pair][0] for pair in pairs])
-        row = {"first": first[0], "second": second[0], "lookahead": first[1] or second[1]}
+        row: dict[str, Any] = {"first": first[0], "second": second[0], "lookahead": first[1] or second[1]}
         row["difference"] = clustered_mean(change, [clusters[draft] for draft, _ in pairs], confidence)
         row |= {"smallest": float(change.min()), "largest": float(change.max())}
         row["standard_error_of_a_pair"] = _mean([one[pair][1] for pair in pairs])
@@ -57,13 +57,14 @@ def estimators(inputs: Inputs) -> dict[str, Any] | None:
         "differences": differences,
         "self_check": self_check,
         "n": max((row["difference"]["n"] for row in differences), default=0),
-        "basis": "they differ by design, not by error: exact α averages Σ min(p, q) over every position of a text; a decoder tests "
-        "only some. The token after a fully accepted block is a bonus and goes untested, and every round starts just after a "
-        "rejection or a bonus, so tested positions are a selection: where acceptances cluster, hard positions are tested more "
-        "often than they occur, the more so the shorter γ. Accepted per tested draft of the recursion over samples is the "
-        "expectation of the decoder's at the same γ; their difference should be noise of the two sets of samples. Its z divides by "
-        "both standard errors, as if independent; shared prompts make it smaller, and pairs of a target, which share samples, "
-        f"move together. Intervals: {BY_DRAFTS}; the standard error of a pair shows the noise of samples that they leave out",
+        "basis": "they differ by design, not by error: exact α averages Σ min(p, q) over every position of a text; a "
+        "decoder tests only some. The token after a fully accepted block is a bonus and goes untested, and every round "
+        "starts just after a rejection or a bonus, so tested positions are a selection: where acceptances cluster, "
+        "hard positions are tested more often than they occur, the more so the shorter γ. Accepted per tested draft of "
+        "the recursion over samples is the expectation of the decoder's at the same γ; their difference should be "
+        "noise of the two sets of samples. Its z divides by both standard errors, as if independent; shared prompts "
+        f"make it smaller, and pairs of a target, which share samples, move together. Intervals: {BY_DRAFTS}; the "
+        "standard error of a pair shows the noise of samples that they leave out",
     }
 
 
@@ -74,10 +75,10 @@ def _values(inputs: Inputs) -> dict[tuple[str, int], dict[_Pair, _Value]]:
         if row.temperature == inputs.config.measure.temperature:
             value = row.alpha, _error(row.alpha_low, row.alpha_high, row.confidence, row.clusters)
             found.setdefault((row.estimator, row.lookahead), {})[_pair(row)] = value
-    for row in inputs.expected:
-        if row.temperature == inputs.config.measure.temperature and math.isfinite(row.accepted_per_test):
-            error = _error(row.accepted_per_test_low, row.accepted_per_test_high, row.confidence, row.samples)
-            found.setdefault(("expected_per_test", row.lookahead), {})[_pair(row)] = row.accepted_per_test, error
+    for each in inputs.expected:
+        if each.temperature == inputs.config.measure.temperature and math.isfinite(each.accepted_per_test):
+            error = _error(each.accepted_per_test_low, each.accepted_per_test_high, each.confidence, each.samples)
+            found.setdefault(("expected_per_test", each.lookahead), {})[_pair(each)] = each.accepted_per_test, error
     return found
 
 
@@ -126,7 +127,7 @@ def _self_check(values: list[float]) -> dict[str, Any] | None:
         "kolmogorov_p": kolmogorov_p_value(distance, n),
         "chi_squared": float(np.square(z).sum()),
         "chi_squared_p": 2 * min(upper, 1 - upper),
-        "basis": "each run of the decoder gives Σ(accepted − β)/√Σβ(1 − β) over tested drafts, β = Σ min(p, q) where each was tested; "
-        "runs share no randomness. p-values: Kolmogorov–Smirnov against N(0, 1), and two-sided χ² of Σz² with n "
-        "degrees of freedom",
+        "basis": "each run of the decoder gives Σ(accepted − β)/√Σβ(1 − β) over tested drafts, β = Σ min(p, q) where "
+        "each was tested; runs share no randomness. p-values: Kolmogorov–Smirnov against N(0, 1), and two-sided χ² of "
+        "Σz² with n degrees of freedom",
     }

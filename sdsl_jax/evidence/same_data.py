@@ -95,15 +95,17 @@ def same_data(inputs: Inputs) -> dict[str, Any] | None:
         "other_drafts": len(other_runs),
         "own_drafts": len(own_runs),
         "warnings": [
-            f"{outside.sum()} of {len(rows)} pairs have a loss outside the range of the study's own drafts: there the curve is extended"
+            f"{outside.sum()} of {len(rows)} pairs have a loss outside the range of the study's own drafts: there the "
+            "curve is extended"
         ]
         if outside.any()
         else [],
-        "basis": "α of a draft trained on other text minus α of a draft of the study's own data at the same loss on the study's own "
-        "text, against the same target; the latter from a logit law in the loss gap with weights that fall off with the distance in "
-        f"loss (standard deviation {_BANDWIDTH:.0%} of the range). Answer: yes (loss alone predicts α) if the interval of the mean "
-        f"difference lies within ±{_MARGIN:g}, no if it does not and excludes 0, else undecided. Intervals: {draws} bootstrap draws "
-        "that resample runs of other drafts and runs of own drafts at once",
+        "basis": "α of a draft trained on other text minus α of a draft of the study's own data at the same loss on "
+        "the study's own text, against the same target; the latter from a logit law in the loss gap with weights that "
+        f"fall off with the distance in loss (standard deviation {_BANDWIDTH:.0%} of the range). Answer: yes (loss "
+        f"alone predicts α) if the interval of the mean difference lies within ±{_MARGIN:g}, no if it does not and "
+        f"excludes 0, else undecided. Intervals: {draws} bootstrap draws that resample runs of other drafts and runs of "
+        "own drafts at once",
     }
 
 
