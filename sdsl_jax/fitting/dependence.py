@@ -21,8 +21,6 @@ from sdsl_jax.errors import require
 from sdsl_jax.fitting.solver import minimise
 from sdsl_jax.theory import BetaAcceptance, PersistentAcceptance, tokens_per_round
 
-# Gauss–Jacobi nodes: 1/τ is so smooth that 16 give what 32 give to nine digits.
-_NODES = 16
 # Least-squares without an outlier rule: there are two or three residuals.
 _SQUARE = 1e9
 _STARTS = (-3.0, -1.0, 1.0)
@@ -62,7 +60,7 @@ def _persistent(rho: Array, alpha: Array, lookahead: int) -> Array:
 
 def _beta(concentration: Array, alpha: Array, lookahead: int) -> Array:
     beta = BetaAcceptance(alpha * concentration, (1 - alpha) * concentration)
-    return beta.tokens_per_round_over_prompts(lookahead, _NODES)
+    return beta.tokens_per_round_over_prompts(lookahead)
 
 
 class _Model(NamedTuple):
