@@ -73,6 +73,14 @@ def _by_condition(
     ]
 
 
+def _pairs(grid: Grid, gap: np.ndarray) -> list[dict[str, Any]]:
+    """What figures draw: loss gap and α of every pair by condition."""
+    return [
+        {"draft_id": draft, "target_id": target, "gap": np.asarray(gap[i]).tolist(), "alpha": grid.alpha[i].tolist()}
+        for i, (draft, target) in enumerate(grid.pairs)
+    ]
+
+
 def temperature(inputs: Inputs) -> dict[str, Any] | None:
     """α by temperature, and whether the law in the loss gap needs a level and slope for each.
 
@@ -106,6 +114,7 @@ def temperature(inputs: Inputs) -> dict[str, Any] | None:
             )
         ],
         "laws": laws,
+        "pairs": _pairs(grid, gap),
         "verdict": {
             "best_law": best["law"],
             "temperature_needed": bool(best["squared_error_change"]["high"] < 0),
@@ -196,6 +205,7 @@ def domain(inputs: Inputs) -> dict[str, Any] | None:
             for k, row in enumerate(_by_condition(grid, 0, clusters, m.confidence, "domain"))
         ],
         "left_out": left_out,
+        "pairs": _pairs(grid, gaps),
         "squared_error_change": change,
         "verdict": {
             "better_loss": "own" if change["high"] < 0 else "base" if change["low"] > 0 else "undecided",

@@ -82,7 +82,7 @@ def dependence(inputs: Inputs) -> dict[str, Any] | None:
         for name in _MODELS
     }
     return {
-        "constancy": _constancy(table),
+        "constancy": _constancy(table, confidence),
         "fitted_lookaheads": list(fitted),
         "by_lookahead": [
             {"lookahead": gamma, "judged": bool(judged[g])}
@@ -193,15 +193,17 @@ def _noise(table: _Table, g: int) -> float:
     return float(np.mean(errors)) if errors else math.nan
 
 
-def _constancy(table: _Table) -> dict[str, Any]:
+def _constancy(table: _Table, confidence: float) -> dict[str, Any]:
     """The change of α̂ from γ = 1 to the largest lookahead, pair by pair, and how many pairs it is not noise in."""
     found: list[dict[str, Any]] = []
-    for pair, rows in zip(table.pairs, table.rows):
+    clusters = []
+    for pair, rows, cluster in zip(table.pairs, table.rows, table.clusters):
         row = rows[-1]
         if row.samples < 2 or not math.isfinite(row.alpha_change_high - row.alpha_change_low):
             continue
         error = standard_error(row.alpha_change_low, row.alpha_change_high, row.confidence, row.samples)
         z = row.alpha_change / error if error > 0 else 0.0
+        clusters.append(cluster)
         found.append(
             {"draft_id": pair[0], "target_id": pair[1], "change": row.alpha_change, "z": z}
             | {"low": row.alpha_change_low, "high": row.alpha_change_high, "p": student_p_value(z, row.samples - 1)}
@@ -212,7 +214,7 @@ def _constancy(table: _Table) -> dict[str, Any]:
         "level": _LEVEL,
         "rejected": int(rejected.sum()),
         "n": len(found),
-        "mean_change": float(np.mean([each["change"] for each in found])) if found else math.nan,
+        "mean_change": clustered_mean([each["change"] for each in found], clusters, confidence) if found else None,
         "pairs": [each | {"rejected": bool(r)} for each, r in zip(found, rejected)],
         "basis": "α̂(γ) inverts the geometric formula; its change since γ = 1 has a t interval over samples, and the "
         f"tests of all pairs together have a chance of {_LEVEL:.0%} of any false rejection (Holm), whatever pairs share",

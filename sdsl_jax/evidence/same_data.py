@@ -87,10 +87,15 @@ def same_data(inputs: Inputs) -> dict[str, Any] | None:
     return {
         "difference": everything,
         "difference_inside": inside,
-        "answer": _answer(everything),
+        "answer": "undecided" if inside is None else _answer(inside),
         "margin": _MARGIN,
         "estimator": estimator,
         "pairs": rows,
+        "own": [
+            {"draft_id": draft, "target_id": target, "loss": loss[draft], "alpha": value}
+            for target, found in usable.items()
+            for draft, value in found["own"].items()
+        ],
         "n": len(rows),
         "other_drafts": len(other_runs),
         "own_drafts": len(own_runs),
@@ -103,9 +108,9 @@ def same_data(inputs: Inputs) -> dict[str, Any] | None:
         "basis": "α of a draft trained on other text minus α of a draft of the study's own data at the same loss on "
         "the study's own text, against the same target; the latter from a logit law in the loss gap with weights that "
         f"fall off with the distance in loss (standard deviation {_BANDWIDTH:.0%} of the range). Answer: yes (loss "
-        f"alone predicts α) if the interval of the mean difference lies within ±{_MARGIN:g}, no if it does not and "
-        f"excludes 0, else undecided. Intervals: {draws} bootstrap draws that resample runs of other drafts and runs of "
-        "own drafts at once",
+        "alone predicts α) if the interval of the mean difference within the range of own losses lies within "
+        f"±{_MARGIN:g}, no if it does not and excludes 0, else undecided. Intervals: {draws} bootstrap draws that "
+        "resample runs of other drafts and runs of own drafts at once",
     }
 
 

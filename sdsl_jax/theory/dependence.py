@@ -18,7 +18,6 @@ from jaxtyping import Array, Float, Int
 from sdsl_jax.theory.arrays import Scalar, Values
 from sdsl_jax.theory.lookahead import tokens_per_round
 
-
 # How many spreads of logit α the quadrature reaches to either side: a tail of e^−20 or less is left out.
 _REACH = 20.0
 
