@@ -99,7 +99,7 @@ def law_study(seed: int = 0, noise: float = 0.003, temperatures=(), domains=(), 
     drafts = [
         model(f"draft-{i}-{j}", 1000 * 2**i, 2.2 - 0.08 * i - 0.02 * j, seed=j) for i in range(6) for j in range(2)
     ]
-    others = [] if shift is None else [model(f"other-{i}", 1500 * 2**i, 2.1 - 0.09 * i) for i in range(5)]
+    others = [] if shift is None else [model(f"other-{i}", 1500 * 2**i, 2.1 - 0.07 * i) for i in range(5)]
 
     def alpha(gap: float, level: float = 1.5, slope: float = 1.8) -> float:
         return 1 / (1 + math.exp(-level + slope * gap)) + noise * random.normal()

@@ -159,18 +159,19 @@ def _temperature_laws(
             | {"left_out_rmse": float(np.sqrt(square.mean()))}
             | {"squared_error_change": clustered_mean(square - ignored, list(of_cluster), confidence)}
         )
-    labels, index = np.unique(of_cluster, return_inverse=True)
+    labels, index = np.unique(np.asarray(clusters), return_inverse=True)
     drawn = bootstrap_weights(len(labels), inputs.config.fit.bootstrap, inputs.config.seed)[:, index]
-    fits = fit_gap_laws(gaps, alphas, each, each, np.concatenate([np.ones((1, len(gaps))), drawn]), delta)
+    weights, one = np.concatenate([np.ones((1, pairs)), drawn]), np.ones((pairs, 1))
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    by_temperature = [
-        {
-            name: {"estimate": float(x[0, k])}
-            | dict(zip(("low", "high"), (float(v) for v in np.quantile(x[1:, k], tails))))
-            for name, x in (("level", fits.levels), ("slope", fits.slopes))
-        }
-        for k in range(count)
-    ]
+    by_temperature = []
+    # Both free for each temperature, the joint fit falls apart into one for each.
+    for k in range(count):
+        fits = fit_gap_laws(gap, grid.alpha[:, k], one, one, weights, delta)
+        found = {}
+        for name, x in (("level", fits.levels[:, 0]), ("slope", fits.slopes[:, 0])):
+            low, high = np.quantile(x[1:], tails)
+            found[name] = {"estimate": float(x[0]), "low": float(low), "high": float(high)}
+        by_temperature.append(found)
     return laws, by_temperature
 
 

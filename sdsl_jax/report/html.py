@@ -34,6 +34,39 @@ def write_report(folder: Path, name: str, settings: str, stages: dict[str, Any],
     # Figures of the evidence are there only if the records hold what they show.
     shown = [*CAPTIONS, *(key for key in EVIDENCE_CAPTIONS if (folder / "figures" / f"{key}.png").exists())]
     images = {key: base64.b64encode((folder / "figures" / f"{key}.png").read_bytes()).decode() for key in shown}
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            name=name,
+            settings=settings,
+            stages=stages,
+            versions=versions,
+            records=records,
+            best_law=records.best_law,
+            clock=read_table(folder / "records", "clock"),
+            images=images,
+            captions=CAPTIONS,
+            evidence=records.evidence,
+            evidence_captions=EVIDENCE_CAPTIONS,
+            estimators=_estimators(records),
+            self_check=_self_check(checks),
+            findings=_findings(records),
+            interval=next(
+                key for key in records.fits["loss_law"] if key.startswith("interval_") and key != "interval_basis"
+            ),
+        )
+    )
+    write_text(folder / "report.html", page)
+
+
+def evidence_section(evidence: dict[str, Any], images: dict[str, str]) -> str:
+    """The section for sceptics by itself: of the contents of `evidence.json`, and of figures as base64 by their names."""
+    template = _environment().get_template("evidence.html.j2")
+    return template.render(evidence=evidence, images=images, evidence_captions=EVIDENCE_CAPTIONS)
+
+
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: resources.files("sdsl_jax.report").joinpath(name).read_text("utf-8")),
         autoescape=True,
@@ -42,26 +75,7 @@ def write_report(folder: Path, name: str, settings: str, stages: dict[str, Any],
         lstrip_blocks=True,
     )
     environment.filters |= {"short": short_count, "named": _named, "number": _number, "percent": _percent}
-    page = environment.get_template("report.html.j2").render(
-        name=name,
-        settings=settings,
-        stages=stages,
-        versions=versions,
-        records=records,
-        best_law=records.best_law,
-        clock=read_table(folder / "records", "clock"),
-        images=images,
-        captions=CAPTIONS,
-        evidence=records.evidence,
-        evidence_captions=EVIDENCE_CAPTIONS,
-        estimators=_estimators(records),
-        self_check=_self_check(checks),
-        findings=_findings(records),
-        interval=next(
-            key for key in records.fits["loss_law"] if key.startswith("interval_") and key != "interval_basis"
-        ),
-    )
-    write_text(folder / "report.html", page)
+    return environment
 
 
 def _named(key: str) -> str:
