@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,10 @@ from sdsl_jax.evidence.inputs import Inputs
 from sdsl_jax.fitting import fit_gap_laws
 from sdsl_jax.fitting.estimate import bootstrap_weights
 from sdsl_jax.records import AcceptanceRecord
+
+EXACT = ("teacher_forced_text", "teacher_forced_samples")
+# What the summary by the second estimator leaves out.
+_DETAILS = ("pairs", "own", "basis")
 
 
 class Grid(NamedTuple):
@@ -34,16 +38,30 @@ def base_domain(inputs: Inputs) -> str:
     return inputs.acceptance[0].domain if inputs.acceptance else ""
 
 
-def exact_rows(inputs: Inputs, drafts: set[str]) -> list[AcceptanceRecord]:
-    """Rows of some drafts, base conditions included, by the exact estimator that most of their conditions were measured by."""
+def exact_rows(inputs: Inputs, drafts: set[str], estimator: str) -> list[AcceptanceRecord]:
+    """Rows of some drafts by one exact estimator, those at base conditions included; none if no condition was measured by it."""
     targets = {model.model_id for model in inputs.models if model.role == "target"}
     rows = [row for row in inputs.conditions if row.draft_id in drafts and row.target_id in targets]
-    if not rows:
-        return []
-    estimator = Counter(row.estimator for row in rows).most_common(1)[0][0]
+    rows = [row for row in rows if row.estimator == estimator]
     # The conditions come last: their own rows at base conditions, if any, are of the same windows as the others.
-    known = [row for row in inputs.acceptance if row.draft_id in drafts]
-    return [row for row in (*known, *rows) if row.estimator == estimator and row.lookahead == 0]
+    known = [row for row in inputs.acceptance if row.draft_id in drafts and row.estimator == estimator]
+    return [*known, *rows] if rows else []
+
+
+def by_both(ask: Callable[[Inputs, str], dict[str, Any] | None], inputs: Inputs, first: str) -> dict[str, Any] | None:
+    """The answer by one exact estimator and, as `also`, the summary of that by the other one.
+
+    Args:
+      ask: gives the answer by one estimator, or None.
+      inputs: of the evidence.
+      first: the estimator that the question is about; where it was not measured the other one takes its place.
+    """
+    answers = [ask(inputs, name) for name in (first, *(name for name in EXACT if name != first))]
+    found = [answer for answer in answers if answer is not None]
+    if not found:
+        return None
+    also = [{key: value for key, value in answer.items() if key not in _DETAILS} for answer in found[1:]]
+    return found[0] | {"also": also}
 
 
 def losses(inputs: Inputs, domain_name: str) -> dict[str, float]:
@@ -84,12 +102,16 @@ def _pairs(grid: Grid, gap: np.ndarray) -> list[dict[str, Any]]:
 def temperature(inputs: Inputs) -> dict[str, Any] | None:
     """α by temperature, and whether the law in the loss gap needs a level and slope for each.
 
-    Returns None where fewer than two temperatures, or drafts of fewer than two sizes, were measured.
+    First on the target's own samples, which are what a decoder visits at that temperature. Returns None where fewer than two
+    temperatures, or drafts of fewer than two sizes, were measured.
     """
+    return by_both(_temperature, inputs, "teacher_forced_samples")
+
+
+def _temperature(inputs: Inputs, estimator: str) -> dict[str, Any] | None:
     drafts, base, m = _drafts(inputs), base_domain(inputs), inputs.config.measure
     values: dict[float, dict[tuple[str, str], float]] = {}
-    rows = exact_rows(inputs, set(drafts))
-    for row in rows:
+    for row in exact_rows(inputs, set(drafts), estimator):
         if row.domain == base:
             values.setdefault(row.temperature, {})[row.draft_id, row.target_id] = row.alpha
     if len(values) < 2:
@@ -106,7 +128,7 @@ def temperature(inputs: Inputs) -> dict[str, Any] | None:
     best = min(laws, key=lambda law: law["left_out_rmse"])
     return {
         "reference": grid.conditions[reference],
-        "estimator": rows[0].estimator,
+        "estimator": estimator,
         "by_temperature": [
             row | coefficients
             for row, coefficients in zip(
@@ -121,12 +143,13 @@ def temperature(inputs: Inputs) -> dict[str, Any] | None:
         },
         "n": len(grid.pairs),
         "drafts": len(set(clusters)),
-        "basis": "pairs measured at every temperature; changes within pairs. Temperature sharpens both models before they are "
-        "compared; at 0, α is the share of positions with the same most probable token. Laws: logit α = level − slope · "
-        "(loss of draft − loss of target), losses at temperature 1; level and slope common (ignored), a level for each "
-        "temperature (level), both for each (level_and_slope), or both on a line in the temperature (line). left_out_rmse: "
-        f"pairs of one draft size at all temperatures are predicted from the other sizes. Intervals: {BY_DRAFTS}; of "
-        "levels and slopes bootstrap over drafts",
+        "basis": "pairs measured at every temperature; changes within pairs. Temperature sharpens both models before "
+        "they are compared, and on the target's own samples it changes the contexts too; at 0, α is the share of "
+        "positions with the same most probable token. Laws: logit α = level − slope · (loss of draft − loss of "
+        "target), losses at temperature 1; level and slope common (ignored), a level for each temperature (level), "
+        "both for each (level_and_slope), or both on a line in the temperature (line). left_out_rmse: pairs of one "
+        f"draft size at all temperatures are predicted from the other sizes. Intervals: {BY_DRAFTS}; of levels and "
+        "slopes bootstrap over drafts",
     }
 
 
@@ -178,12 +201,16 @@ def _temperature_laws(
 def domain(inputs: Inputs) -> dict[str, Any] | None:
     """α by domain, and which loss carries the law over to a new one: that of the study's own text, or that of the very domain.
 
-    Returns None where fewer than two domains were measured with their losses.
+    First on the text itself, where losses and α are those of the same contexts: the target's samples soon leave the domain that
+    their prompts come from. Returns None where fewer than two domains were measured with their losses.
     """
+    return by_both(_domain, inputs, "teacher_forced_text")
+
+
+def _domain(inputs: Inputs, estimator: str) -> dict[str, Any] | None:
     drafts, base, m = _drafts(inputs), base_domain(inputs), inputs.config.measure
     values: dict[str, dict[tuple[str, str], float]] = {}
-    rows = exact_rows(inputs, set(drafts))
-    for row in rows:
+    for row in exact_rows(inputs, set(drafts), estimator):
         if row.temperature == m.temperature:
             values.setdefault(row.domain, {})[row.draft_id, row.target_id] = row.alpha
     names = [base, *sorted(set(values) - {base})]
@@ -200,7 +227,7 @@ def domain(inputs: Inputs) -> dict[str, Any] | None:
     left_out, change = _carried_over(inputs, grid, gaps, clusters)
     return {
         "base": base,
-        "estimator": rows[0].estimator,
+        "estimator": estimator,
         "by_domain": [
             row | {"mean_gap": float(gaps[:, k].mean())}
             for k, row in enumerate(_by_condition(grid, 0, clusters, m.confidence, "domain"))
@@ -213,11 +240,11 @@ def domain(inputs: Inputs) -> dict[str, Any] | None:
         },
         "n": len(grid.pairs),
         "drafts": len(set(clusters)),
-        "basis": "pairs measured in every domain; changes within pairs. A domain is left out, the logit law in the loss "
-        "gap is fitted to all others, and predicts its α: once from losses on the study's own text (base), once from "
-        "losses on the very domain (own). bias is predicted minus measured; squared_error_change is own minus base, "
-        f"negative where the domain's own loss predicts better. Intervals: {BY_DRAFTS}; they hold for these domains, not "
-        "for any domain",
+        "basis": "pairs measured in every domain; changes within pairs. On samples, a domain gives the prompts only. A "
+        "domain is left out, the logit law in the loss gap is fitted to all others, and predicts its α: once from "
+        "losses on the study's own text (base), once from losses on the very domain (own). bias is predicted minus "
+        "measured; squared_error_change is own minus base, negative where the domain's own loss predicts better. "
+        f"Intervals: {BY_DRAFTS}; they hold for these domains, not for any domain",
     }
 
 

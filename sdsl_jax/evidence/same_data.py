@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
 
 from sdsl_jax.evidence.common import trunk
-from sdsl_jax.evidence.conditions import base_domain, exact_rows, losses
+from sdsl_jax.evidence.conditions import base_domain, by_both, exact_rows, losses
 from sdsl_jax.evidence.inputs import Inputs
 from sdsl_jax.fitting import local_acceptance
 from sdsl_jax.fitting.estimate import bootstrap_weights
@@ -24,18 +23,21 @@ _FEWEST_RUNS = 4
 def same_data(inputs: Inputs) -> dict[str, Any] | None:
     """α of every other-text draft minus that of a same-data draft of equal loss, against the same targets and on the same text.
 
-    Returns None without other-text drafts whose loss and α on the study's own text are known, or with too few own drafts.
+    First on the text that the losses are of. Returns None without other-text drafts whose loss and α on the study's own text are
+    known, or with too few own drafts.
     """
+    return by_both(_same_data, inputs, "teacher_forced_text")
+
+
+def _same_data(inputs: Inputs, estimator: str) -> dict[str, Any] | None:
     base, m = base_domain(inputs), inputs.config.measure
     loss = losses(inputs, base)
     own = {model.model_id: model for model in inputs.models if model.role == "draft"}
     others = {model.model_id: model for model in inputs.other_models if model.model_id not in own}
     alpha: dict[str, dict[str, dict[str, float]]] = {}
-    everyone = exact_rows(inputs, set(others))
-    estimator = Counter(row.estimator for row in everyone).most_common(1)[0][0] if everyone else ""
-    for row in (*inputs.acceptance, *inputs.conditions):
-        here = row.domain == base and row.temperature == m.temperature and row.estimator == estimator
-        if here and row.draft_id in loss and row.target_id in loss and row.draft_id in own.keys() | others.keys():
+    for row in exact_rows(inputs, own.keys() | others.keys(), estimator):
+        here = row.domain == base and row.temperature == m.temperature
+        if here and row.draft_id in loss and row.target_id in loss:
             alpha.setdefault(row.target_id, {}).setdefault("own" if row.draft_id in own else "others", {})[
                 row.draft_id
             ] = row.alpha
@@ -106,11 +108,11 @@ def same_data(inputs: Inputs) -> dict[str, Any] | None:
         if outside.any()
         else [],
         "basis": "α of a draft trained on other text minus α of a draft of the study's own data at the same loss on "
-        "the study's own text, against the same target; the latter from a logit law in the loss gap with weights that "
-        f"fall off with the distance in loss (standard deviation {_BANDWIDTH:.0%} of the range). Answer: yes (loss "
-        "alone predicts α) if the interval of the mean difference within the range of own losses lies within "
-        f"±{_MARGIN:g}, no if it does not and excludes 0, else undecided. Intervals: {draws} bootstrap draws that "
-        "resample runs of other drafts and runs of own drafts at once",
+        "the study's own text, against the same target (on samples: α there, and loss still on the text); the latter "
+        "from a logit law in the loss gap with weights that fall off with the distance in loss (standard deviation "
+        f"{_BANDWIDTH:.0%} of the range). Answer: yes (loss alone predicts α) if the interval of the mean difference "
+        f"within the range of own losses lies within ±{_MARGIN:g}, no if it does not and excludes 0, else undecided. "
+        f"Intervals: {draws} bootstrap draws that resample runs of other drafts and runs of own drafts at once",
     }
 
 

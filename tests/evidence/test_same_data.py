@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 from evidence_records import law_study
 
@@ -41,3 +43,19 @@ def test_too_few_drafts_of_the_study_hold_no_curve():
     few = [m for m in study.models if m.role == "target" or m.model_id in ("draft-0-0", "draft-2-0", "draft-5-0")]
     assert same_data(study._replace(models=few)) is None
     assert same_data(law_study()) is None
+
+
+def test_both_estimators_are_told():
+    """The answer is about text, where losses and α are of the same contexts; samples are told beside it."""
+    study = law_study(shift=0.0)
+    samples = {"estimator": "teacher_forced_samples"}
+    both = [
+        dataclasses.replace(row, **samples, alpha=row.alpha + 0.05 * (row.draft_id[0] == "o"))
+        for row in study.conditions
+    ]
+    own = [dataclasses.replace(row, **samples) for row in study.acceptance]
+    found = same_data(study._replace(conditions=[*both, *study.conditions], acceptance=[*own, *study.acceptance]))
+    assert (found["estimator"], found["answer"]) == ("teacher_forced_text", "yes")
+    (also,) = found["also"]
+    assert (also["estimator"], also["answer"]) == ("teacher_forced_samples", "no")
+    assert "pairs" not in also
