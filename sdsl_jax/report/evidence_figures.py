@@ -113,7 +113,7 @@ def _conditions(records: Records, folder: Path, name: str) -> bool:
     with figure(folder, name, 1, len(panels), (4.6 * len(panels) + 0.6, 4.1)) as (_, axes):
         for axis, (draw, answer) in zip(axes[0], panels):
             draw(axis, answer, records, target)
-            axis.set_ylabel("acceptance α")
+            axis.set_ylabel(f"acceptance α ({NAMES[answer['estimator']]})")
     return True
 
 
