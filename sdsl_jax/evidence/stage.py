@@ -6,21 +6,30 @@ from collections.abc import Callable
 from typing import Any
 
 from sdsl_jax.evidence.claims import claims, sensitivity
+from sdsl_jax.evidence.conditions import domain, temperature
+from sdsl_jax.evidence.dependence import dependence
+from sdsl_jax.evidence.estimators import estimators
 from sdsl_jax.evidence.fit_quality import coverage, residuals
 from sdsl_jax.evidence.holdout import holdout
 from sdsl_jax.evidence.inputs import Inputs
 from sdsl_jax.evidence.law_comparison import acceptance_laws
 from sdsl_jax.evidence.law_inputs import law_inputs
+from sdsl_jax.evidence.same_data import same_data
 
 # What is asked of the records; None where they do not hold what the answer needs.
 _QUESTIONS: dict[str, Callable[[Inputs], Any]] = {
+    "claims": claims,
+    "holdout": holdout,
     "residuals": residuals,
     "coverage": coverage,
     "acceptance_laws": acceptance_laws,
     "law_inputs": law_inputs,
     "sensitivity": sensitivity,
-    "claims": claims,
-    "holdout": holdout,
+    "dependence": dependence,
+    "estimators": estimators,
+    "temperature": temperature,
+    "domain": domain,
+    "same_data": same_data,
 }
 
 

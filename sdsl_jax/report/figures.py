@@ -11,6 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from sdsl_jax.formatting import short_count
 from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord
+from sdsl_jax.report.evidence_figures import draw_evidence
 from sdsl_jax.report.inputs import Records, read_records
 from sdsl_jax.report.landscapes import draw_optimiser, draw_speedup
 from sdsl_jax.report.style import COLOURS, NAMES, colours, figure, label_sizes
@@ -37,10 +38,11 @@ CAPTIONS = {
 
 
 def draw_figures(records_folder: Path, folder: Path) -> None:
-    """Draws every figure of `CAPTIONS` into a folder, as PNG and PDF."""
+    """Draws every figure of `CAPTIONS`, and those of the evidence that the records hold, into a folder, as PNG and PDF."""
     records = read_records(records_folder)
     for name, draw in _FIGURES.items():
         draw(records, folder, name)
+    draw_evidence(records, folder)
 
 
 def _law(description: dict[str, Any]) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 
 from sdsl_jax.formatting import short_count
 from sdsl_jax.records import read_json, read_table, write_text
+from sdsl_jax.report.evidence_figures import EVIDENCE_CAPTIONS
 from sdsl_jax.report.figures import CAPTIONS
 from sdsl_jax.report.inputs import Records, read_records
 from sdsl_jax.report.style import NAMES
@@ -30,30 +31,51 @@ def write_report(folder: Path, name: str, settings: str, stages: dict[str, Any],
     """
     records = read_records(folder / "records")
     checks = read_json(folder / "records" / "checks.json")["decoder_self_check"]
-    images = {key: base64.b64encode((folder / "figures" / f"{key}.png").read_bytes()).decode() for key in CAPTIONS}
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"short": short_count, "named": _named, "number": _number}
-    template = environment.from_string(resources.files("sdsl_jax.report").joinpath("report.html.j2").read_text("utf-8"))
-    page = template.render(
-        name=name,
-        settings=settings,
-        stages=stages,
-        versions=versions,
-        records=records,
-        best_law=records.best_law,
-        clock=read_table(folder / "records", "clock"),
-        images=images,
-        captions=CAPTIONS,
-        estimators=_estimators(records),
-        self_check=_self_check(checks),
-        findings=_findings(records),
-        interval=next(
-            key for key in records.fits["loss_law"] if key.startswith("interval_") and key != "interval_basis"
-        ),
+    # Figures of the evidence are there only if the records hold what they show.
+    shown = [*CAPTIONS, *(key for key in EVIDENCE_CAPTIONS if (folder / "figures" / f"{key}.png").exists())]
+    images = {key: base64.b64encode((folder / "figures" / f"{key}.png").read_bytes()).decode() for key in shown}
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            name=name,
+            settings=settings,
+            stages=stages,
+            versions=versions,
+            records=records,
+            best_law=records.best_law,
+            clock=read_table(folder / "records", "clock"),
+            images=images,
+            captions=CAPTIONS,
+            evidence=records.evidence,
+            evidence_captions=EVIDENCE_CAPTIONS,
+            estimators=_estimators(records),
+            self_check=_self_check(checks),
+            findings=_findings(records),
+            interval=next(
+                key for key in records.fits["loss_law"] if key.startswith("interval_") and key != "interval_basis"
+            ),
+        )
     )
     write_text(folder / "report.html", page)
+
+
+def evidence_section(evidence: dict[str, Any], images: dict[str, str]) -> str:
+    """The section for sceptics by itself: of the contents of `evidence.json`, and of figures as base64 by their names."""
+    template = _environment().get_template("evidence.html.j2")
+    return template.render(evidence=evidence, images=images, evidence_captions=EVIDENCE_CAPTIONS)
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: resources.files("sdsl_jax.report").joinpath(name).read_text("utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"short": short_count, "named": _named, "number": _number, "percent": _percent}
+    return environment
 
 
 def _named(key: str) -> str:
@@ -64,6 +86,10 @@ def _number(value: float | None, digits: int = 3) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:.{digits}g}" if abs(value) < 1e-3 or abs(value) >= 1e5 else f"{value:,.{digits}f}"
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f} %"
 
 
 def _estimators(records: Records) -> list[dict[str, Any]]:

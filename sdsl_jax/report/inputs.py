@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord, SurvivalRecord, read_json, read_table
+from sdsl_jax.records import (
+    AcceptanceRecord,
+    ExpectedRecord,
+    LatencyRecord,
+    ModelRecord,
+    SurvivalRecord,
+    read_json,
+    read_table,
+)
 
 
 class Records(NamedTuple):
@@ -18,6 +26,8 @@ class Records(NamedTuple):
     fits: dict[str, Any]
     codesign: list[dict[str, Any]]
     landscapes: list[dict[str, Any]]
+    expected: list[ExpectedRecord]
+    evidence: dict[str, Any]
 
     @property
     def best_law(self) -> str:
@@ -44,4 +54,7 @@ def read_records(folder: Path) -> Records:
         fits=read_json(folder / "fits.json", dict, ("loss_law", "acceptance_laws", "step_time", "shape_rule")),
         codesign=read_json(folder / "codesign.json", list, ("target_id", "closed_form", "nearest_trained", "trained")),
         landscapes=read_json(folder / "landscapes.json", list, ("curve", "map", "path")),
+        # Records from elsewhere may hold neither.
+        expected=read_table(folder, "expected") if (folder / "expected.csv").exists() else [],
+        evidence=read_json(folder / "evidence.json") if (folder / "evidence.json").exists() else {},
     )

@@ -58,6 +58,16 @@ NAMES = {
     "teacher_forced_samples": "exact, target's own samples",
     "decoded_per_test": "decoder, accepted per tested draft",
     "decoded_tar": "decoder, inverted from tokens per round",
+    "expected_per_test": "expected accepted per tested draft, target's own samples",
+    "geometric": "geometric, exact α",
+    "geometric_at_1": "geometric, α from γ = 1",
+    "geometric_fitted": "geometric, α fitted",
+    "beta": "Beta over prompts",
+    "persistent": "persistent chain",
+    "ignored": "temperature ignored",
+    "level": "a level for each temperature",
+    "level_and_slope": "a level and a slope for each temperature",
+    "line": "level and slope on a line in temperature",
 }
 
 

@@ -1,0 +1,253 @@
+"""Is acceptance independent from position to position, and does it matter for τ, for γ* and for the speed-up?"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from sdsl_jax.evidence.common import (
+    BY_DRAFTS,
+    by_pair,
+    clustered_mean,
+    holm,
+    standard_error,
+    student_p_value,
+    trunk,
+)
+from sdsl_jax.evidence.inputs import Inputs
+from sdsl_jax.fitting import DependenceFit, fit_dependence
+from sdsl_jax.records import ExpectedRecord
+from sdsl_jax.theory import tokens_per_round
+
+# γ = 1 knows the dependence of neighbours alone, γ = 4 that of runs; see `fitting.dependence` for why no larger one.
+_FITTED = (1, 4)
+_LEVEL = 0.05
+# What a loss of speed-up must stay below for the geometric formula to count as good enough: 1 %.
+_REGRET_MARGIN = 0.01
+_MODELS = ("geometric", "geometric_at_1", "geometric_fitted", "beta", "persistent")
+
+
+class _Table(NamedTuple):
+    """Everything by pair; P pairs, G lookaheads common to all of them."""
+
+    pairs: list[tuple[str, str]]
+    clusters: list[str]
+    lookaheads: tuple[int, ...]
+    rows: list[list[ExpectedRecord]]
+    alpha: Float[np.ndarray, " P"]
+    tau: Float[np.ndarray, "P G"]
+    cost: Float[np.ndarray, " P"]
+
+
+def dependence(inputs: Inputs) -> dict[str, Any] | None:
+    """Constancy of α̂(γ), three models of dependence judged on lookaheads they were not fitted to, and what γ* costs.
+
+    Returns None without expected rounds at γ = 1 and at two more lookaheads of any pair whose α on samples is known.
+    """
+    table = _table(inputs)
+    if table is None:
+        return None
+    fitted = _fitted(table.lookaheads)
+    judged = np.asarray([gamma not in fitted for gamma in table.lookaheads])
+    columns = [table.lookaheads.index(gamma) for gamma in fitted]
+    fits = fit_dependence(table.alpha, table.tau[:, columns], fitted, table.lookaheads)
+    predicted = _predictions(table, fits)
+    error = {name: tau / table.tau - 1 for name, tau in predicted.items()}
+    confidence = inputs.config.measure.confidence
+    best = {name: _best_lookahead(tau, table) for name, tau in predicted.items()}
+    measured = _best_lookahead(table.tau, table)
+    regret = {name: _regret(chosen, measured, table) for name, chosen in best.items()}
+
+    def mean(values: np.ndarray) -> dict[str, Any]:
+        return clustered_mean(values, table.clusters, confidence)
+
+    models = {
+        name: {
+            "mean_error": mean(error[name][:, judged].mean(axis=1)),
+            "mean_absolute_error": mean(np.abs(error[name][:, judged]).mean(axis=1)),
+            "largest_absolute_error": float(np.abs(error[name][:, judged]).max()),
+            "more_than_geometric": mean((np.abs(error[name]) - np.abs(error["geometric"]))[:, judged].mean(axis=1)),
+            "lookahead_off_by": mean(np.abs(best[name] - measured)),
+            "lookahead_exact": int((best[name] == measured).sum()),
+            "regret": mean(regret[name]),
+            "largest_regret": float(regret[name].max()),
+        }
+        | ({"parameter": mean(fits[name].parameter)} if name in fits and name != "beta" else {})
+        # The concentration has no mean where some pairs show no spread at all.
+        | ({"median_parameter": float(np.median(fits[name].parameter))} if name == "beta" else {})
+        for name in _MODELS
+    }
+    return {
+        "constancy": _constancy(table, confidence),
+        "fitted_lookaheads": list(fitted),
+        "by_lookahead": [
+            {"lookahead": gamma, "judged": bool(judged[g])}
+            | {"error": {name: mean(error[name][:, g]) for name in _MODELS}}
+            | {"standard_error": _noise(table, g)}
+            for g, gamma in enumerate(table.lookaheads)
+        ],
+        "models": models,
+        "measured_lookahead_at_largest": int((measured == table.lookaheads[-1]).sum()),
+        "pairs": [
+            {"draft_id": pair[0], "target_id": pair[1], "alpha": float(table.alpha[i]), "cost": float(table.cost[i])}
+            | {"persistence": float(fits["persistent"].parameter[i])}
+            | {"concentration": float(fits["beta"].parameter[i])}
+            | {"lookahead_measured": int(measured[i])}
+            | {"lookahead": {name: int(best[name][i]) for name in _MODELS}}
+            | {"regret": {name: float(regret[name][i]) for name in _MODELS}}
+            for i, pair in enumerate(table.pairs)
+        ],
+        "survival": _survival(inputs, confidence),
+        "verdict": _verdict(models, len(table.pairs)),
+        "n": len(table.pairs),
+        "drafts": len(set(table.clusters)),
+        "basis": "τ of every lookahead is expected, not decoded, from samples of the target; α is exact on the same "
+        f"samples; errors are relative, model over measured τ minus 1, at lookaheads other than {fitted[0]} and "
+        f"{fitted[1]}, to which beta, persistent and geometric_fitted were fitted with one free number for each pair. "
+        "γ* maximises τ(γ)/(γ·d + 1) over whole γ from 0 (no speculation) to the largest measured, d the ratio of "
+        "FLOPs per token; regret is the share of the measured best S that is lost by acting on the model's γ*. "
+        f"Intervals: {BY_DRAFTS}. All pairs of a target share its samples; their noise is not in these intervals, its "
+        "size is the standard error beside each lookahead",
+    }
+
+
+def _table(inputs: Inputs) -> _Table | None:
+    m = inputs.config.measure
+    models = {model.model_id: model for model in inputs.models}
+    exact = by_pair(r for r in inputs.acceptance if r.estimator == "teacher_forced_samples")
+    rows: dict[tuple[str, str], dict[int, ExpectedRecord]] = {}
+    for row in inputs.expected:
+        pair = row.draft_id, row.target_id
+        known = pair in exact and row.draft_id in models and row.target_id in models
+        if known and row.temperature == m.temperature and 0 < exact[pair].alpha < 1 and row.tokens_per_round > 1:
+            rows.setdefault(pair, {})[row.lookahead] = row
+    if not rows:
+        return None
+    lookaheads = sorted(set.intersection(*(set(found) for found in rows.values())))
+    if len(lookaheads) < 3 or lookaheads[0] != 1:
+        return None
+    pairs = list(rows)
+    flops = {name: model.flops_per_token for name, model in models.items()}
+    return _Table(
+        pairs=pairs,
+        clusters=[trunk(models[draft]) for draft, _ in pairs],
+        lookaheads=tuple(lookaheads),
+        rows=[[rows[pair][gamma] for gamma in lookaheads] for pair in pairs],
+        alpha=np.asarray([exact[pair].alpha for pair in pairs]),
+        tau=np.asarray([[rows[pair][gamma].tokens_per_round for gamma in lookaheads] for pair in pairs]),
+        # Records of other makers may lack FLOPs: then the paper's ratio of sizes.
+        cost=np.asarray(
+            [
+                ratio
+                if math.isfinite(ratio := flops[draft] / flops[target])
+                else models[draft].params_nonembedding / models[target].params_nonembedding
+                for draft, target in pairs
+            ]
+        ),
+    )
+
+
+def _fitted(lookaheads: tuple[int, ...]) -> tuple[int, int]:
+    """1, and of the others the one nearest to 4."""
+    return 1, min(lookaheads[1:], key=lambda gamma: (abs(gamma - _FITTED[1]), gamma))
+
+
+def _predictions(table: _Table, fits: dict[str, DependenceFit]) -> dict[str, Float[np.ndarray, "P G"]]:
+    gamma = np.asarray(table.lookaheads, float)
+    at_1 = table.tau[:, 0] - 1  # at γ = 1 the geometric formula is 1 + α
+    with jax.enable_x64(True):
+        geometric = {
+            name: np.asarray(tokens_per_round(alpha[:, None], gamma))
+            for name, alpha in (("geometric", table.alpha), ("geometric_at_1", at_1))
+        }
+    return geometric | {name: fit.tokens_per_round for name, fit in fits.items()}
+
+
+def _speedups(tau: Float[np.ndarray, "P G"], table: _Table) -> Float[np.ndarray, "P G+1"]:
+    """S at γ = 0 and at every lookahead."""
+    speedup = tau / (np.asarray(table.lookaheads) * table.cost[:, None] + 1)
+    return np.concatenate([np.ones((len(tau), 1)), speedup], axis=1)
+
+
+def _best_lookahead(tau: Float[np.ndarray, "P G"], table: _Table) -> np.ndarray:
+    return np.asarray((0, *table.lookaheads))[_speedups(tau, table).argmax(axis=1)]
+
+
+def _regret(chosen: np.ndarray, best: np.ndarray, table: _Table) -> Float[np.ndarray, " P"]:
+    speedups, place = _speedups(table.tau, table), {gamma: i for i, gamma in enumerate((0, *table.lookaheads))}
+    at = lambda lookaheads: speedups[np.arange(len(speedups)), [place[int(g)] for g in lookaheads]]  # noqa: E731
+    return 1 - at(chosen) / at(best)
+
+
+def _noise(table: _Table, g: int) -> float:
+    """Mean over pairs of the relative standard error of τ."""
+    errors = [
+        standard_error(r.tokens_per_round_low, r.tokens_per_round_high, r.confidence, r.samples) / r.tokens_per_round
+        for r in (rows[g] for rows in table.rows)
+        if r.samples > 1
+    ]
+    return float(np.mean(errors)) if errors else math.nan
+
+
+def _constancy(table: _Table, confidence: float) -> dict[str, Any]:
+    """The change of α̂ from γ = 1 to the largest lookahead, pair by pair, and how many pairs it is not noise in."""
+    found: list[dict[str, Any]] = []
+    clusters = []
+    for pair, rows, cluster in zip(table.pairs, table.rows, table.clusters):
+        row = rows[-1]
+        if row.samples < 2 or not math.isfinite(row.alpha_change_high - row.alpha_change_low):
+            continue
+        error = standard_error(row.alpha_change_low, row.alpha_change_high, row.confidence, row.samples)
+        z = row.alpha_change / error if error > 0 else 0.0
+        clusters.append(cluster)
+        found.append(
+            {"draft_id": pair[0], "target_id": pair[1], "change": row.alpha_change, "z": z}
+            | {"low": row.alpha_change_low, "high": row.alpha_change_high, "p": student_p_value(z, row.samples - 1)}
+        )
+    rejected = holm([each["p"] for each in found], _LEVEL) if found else np.zeros(0, bool)
+    return {
+        "lookahead": table.lookaheads[-1],
+        "level": _LEVEL,
+        "rejected": int(rejected.sum()),
+        "n": len(found),
+        "mean_change": clustered_mean([each["change"] for each in found], clusters, confidence) if found else None,
+        "pairs": [each | {"rejected": bool(r)} for each, r in zip(found, rejected)],
+        "basis": "α̂(γ) inverts the geometric formula; its change since γ = 1 has a t interval over samples, and the "
+        f"tests of all pairs together have a chance of {_LEVEL:.0%} of any false rejection (Holm), whatever pairs share",
+    }
+
+
+def _survival(inputs: Inputs, confidence: float) -> list[dict[str, Any]]:
+    """S_k of the live decoder at its block starts over α^k, by lookahead and position."""
+    models = {model.model_id: model for model in inputs.models}
+    exact = by_pair(r for r in inputs.acceptance if r.estimator == "teacher_forced_samples")
+    groups: dict[tuple[int, int], list[tuple[str, float]]] = {}
+    for row in inputs.survival:
+        pair = row.draft_id, row.target_id
+        if pair in exact and row.draft_id in models:
+            ratio = row.survival / exact[pair].alpha ** row.position
+            groups.setdefault((row.lookahead, row.position), []).append((trunk(models[row.draft_id]), ratio))
+    return [
+        {"lookahead": gamma, "position": k}
+        | {"ratio": clustered_mean([ratio for _, ratio in found], [of for of, _ in found], confidence)}
+        for (gamma, k), found in sorted(groups.items())
+    ]
+
+
+def _verdict(models: dict[str, Any], pairs: int) -> dict[str, Any]:
+    least = min(_MODELS, key=lambda name: models[name]["mean_absolute_error"]["estimate"])
+    better = models[least]["more_than_geometric"]
+    regret = models["geometric"]["regret"]
+    good = "yes" if regret["high"] < _REGRET_MARGIN else "no" if regret["low"] > _REGRET_MARGIN else "undecided"
+    return {
+        "least_error": least,
+        "better_than_geometric": bool(better["high"] < 0),
+        "geometric_good_enough": good,
+        "margin": _REGRET_MARGIN,
+        "basis": f"least mean absolute error of τ over {pairs} pairs; the geometric formula is good enough for choosing "
+        f"γ if the upper end of its mean regret lies below {_REGRET_MARGIN:.0%}, and is not if the lower end lies above",
+    }
