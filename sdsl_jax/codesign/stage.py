@@ -14,7 +14,7 @@ from sdsl_jax.config import StudyConfig
 from sdsl_jax.errors import require
 from sdsl_jax.fitting import FittedLaws
 from sdsl_jax.progress import Progress
-from sdsl_jax.records import ModelRecord, SurvivalRecord
+from sdsl_jax.records import ModelRecord, SurvivalRecord, longest_trained
 from sdsl_jax.theory import (
     AcceptanceLaw,
     CostModel,
@@ -48,7 +48,7 @@ def solve_all(
 ) -> Solution:
     """Solves every target × cost model under the best acceptance law and the paper's, by gradient and closed form, in float64."""
     drafts = [m for m in models if m.role == "draft"]
-    targets = [m for m in models if m.role == "target"]
+    targets = longest_trained(models, "target")
     require(bool(drafts) and bool(targets), "the records hold no draft or no target; co-design needs both.")
     draft_tokens = max(m.train_tokens for m in drafts)
     smallest = min(m.params_nonembedding for m in drafts)

@@ -11,7 +11,7 @@ import numpy as np
 
 from sdsl_jax.evidence.inputs import Inputs
 from sdsl_jax.fitting import FittedLaws, read_laws
-from sdsl_jax.records import ModelRecord
+from sdsl_jax.records import ModelRecord, longest_trained
 from sdsl_jax.theory import (
     AcceptanceLaw,
     DraftProblem,
@@ -92,20 +92,11 @@ def _place(inputs: Inputs, laws: FittedLaws, target: ModelRecord) -> _Place:
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), place)
 
 
-def _largest_targets(models: list[ModelRecord]) -> list[ModelRecord]:
-    """One target of each size, the one trained longest; the smallest first."""
-    best: dict[int, ModelRecord] = {}
-    for m in models:
-        if m.role == "target" and m.train_tokens >= getattr(best.get(m.params_nonembedding), "train_tokens", 0):
-            best[m.params_nonembedding] = m
-    return [best[size] for size in sorted(best)]
-
-
 def sensitivity(inputs: Inputs) -> dict[str, Any] | None:
     """What one standard error of each coefficient is worth in ln N*, γ* and ln S* for the largest target, in FLOPs."""
     laws = read_laws(inputs.fits)
     name, acceptance = next(iter(laws.acceptance.items()))
-    target = _largest_targets(inputs.models)[-1]
+    target = longest_trained(inputs.models, "target")[-1]
     errors = {
         "loss": inputs.fits["loss_law"]["standard_error"],
         "acceptance": inputs.fits["acceptance_laws"][0]["standard_error"],
@@ -143,7 +134,7 @@ def claims(inputs: Inputs) -> dict[str, Any] | None:
     """The paper's conclusions with the answer of this ladder: estimate, interval, and yes, no or undecided."""
     laws = read_laws(inputs.fits)
     name = next(iter(laws.acceptance))
-    targets = _largest_targets(inputs.models)
+    targets = longest_trained(inputs.models, "target")
     with jax.enable_x64(True):
         point = _optima(laws, name, inputs, targets, draws=False)
         drawn = _optima(laws, name, inputs, targets, draws=True)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from sdsl_jax.evidence.inputs import Inputs
-from sdsl_jax.evidence.speedups import Measured, largest_budgets, measured_speedups
-from sdsl_jax.records import ModelRecord
+from sdsl_jax.evidence.speedups import Measured, measured_speedups
+from sdsl_jax.records import ModelRecord, longest_trained
 from sdsl_jax.theory import ACCEPTANCE_LAWS, AcceptanceLaw, ModelPoint
 
 # What a study sets out to reach: relative error of the largest rung's loss, mean absolute error of α, and regret of S.
@@ -142,7 +142,7 @@ def _choice(inputs: Inputs, published: dict[str, Any]) -> dict[str, Any] | None:
     target = _find(inputs.models, "target", rung["params"], rung["tokens"])
     if target is None:
         return None
-    found = measured_speedups(inputs.models, inputs.expected, target, largest_budgets(inputs.models))
+    found = measured_speedups(longest_trained(inputs.models, "draft"), inputs.expected, target)
     if found is None:
         return None
     optimum = published["optima"][published["best_law"]]

@@ -9,9 +9,9 @@ import numpy as np
 
 from sdsl_jax.errors import SdslError
 from sdsl_jax.evidence.inputs import Inputs
-from sdsl_jax.evidence.speedups import largest_budgets, measured_speedups
+from sdsl_jax.evidence.speedups import measured_speedups
 from sdsl_jax.fitting.acceptance import PairTable, fit_law, pair_table
-from sdsl_jax.records import LossRecord, ModelRecord
+from sdsl_jax.records import LossRecord, ModelRecord, longest_trained
 from sdsl_jax.theory import ACCEPTANCE_LAWS, ModelPoint
 
 _RESAMPLES = 1000
@@ -91,10 +91,10 @@ def _errors(errors: np.ndarray, groups: np.ndarray, inputs: Inputs) -> dict[str,
 
 def _regret(table: PairTable, alpha: np.ndarray, inputs: Inputs, targets: list[int] | None = None) -> float | None:
     """Mean over targets of the regret of acting on predicted α."""
-    candidates = largest_budgets(inputs.models)
+    candidates = longest_trained(inputs.models, "draft")
     regrets = []
     for target in np.unique(table.target_model) if targets is None else targets:
-        found = measured_speedups(inputs.models, inputs.expected, inputs.models[target], candidates)
+        found = measured_speedups(candidates, inputs.expected, inputs.models[target])
         if found is None:
             continue
         rows = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -53,22 +52,20 @@ def measured_speedups(
     models: list[ModelRecord],
     expected: list[ExpectedRecord],
     target: ModelRecord,
-    only: Mapping[str, object] | None = None,
+    drafts: list[ModelRecord],
 ) -> Measured | None:
     """Every draft that was measured with a target at the same lookaheads; None if there is none.
 
     Args:
-      models: drafts and targets.
+      drafts: candidates.
       expected: expected tokens per round.
       target: the target.
-      only: names of the drafts to look at; all if None.
     """
-    drafts = [m for m in models if m.role == "draft" and (only is None or m.model_id in only) and m.flops_per_token > 0]
     tau: dict[str, dict[int, float]] = {}
     for row in expected:
         if row.target_id == target.model_id:
             tau.setdefault(row.draft_id, {})[row.lookahead] = row.tokens_per_round
-    drafts = [m for m in drafts if m.model_id in tau]
+    drafts = [m for m in drafts if m.model_id in tau and m.flops_per_token > 0]
     if not drafts or not target.flops_per_token > 0:
         return None
     lookaheads = sorted(set.intersection(*(set(tau[m.model_id]) for m in drafts)))
@@ -77,14 +74,3 @@ def measured_speedups(
     cost = np.asarray([m.flops_per_token / target.flops_per_token for m in drafts])
     values = np.asarray([[tau[m.model_id][g] for g in lookaheads] for m in drafts])
     return Measured(drafts, cost, np.asarray(lookaheads), values / (np.asarray(lookaheads) * cost[:, None] + 1))
-
-
-def largest_budgets(models: list[ModelRecord]) -> dict[str, ModelRecord]:
-    """The drafts of each size that were trained longest, seed by seed the smallest: one candidate for each size."""
-    best: dict[int, ModelRecord] = {}
-    for m in models:
-        if m.role == "draft":
-            rival = best.get(m.params_nonembedding)
-            if rival is None or (-m.train_tokens, m.seed) < (-rival.train_tokens, rival.seed):
-                best[m.params_nonembedding] = m
-    return {m.model_id: m for m in best.values()}

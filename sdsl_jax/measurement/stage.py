@@ -18,7 +18,15 @@ from sdsl_jax.measurement.latency import Step, race, time_steps
 from sdsl_jax.measurement.overlap import pairwise_overlap
 from sdsl_jax.measurement.replay import drawn_acceptance
 from sdsl_jax.progress import Progress
-from sdsl_jax.records import AcceptanceRecord, ClockRecord, ExpectedRecord, LatencyRecord, ModelRecord, SurvivalRecord
+from sdsl_jax.records import (
+    AcceptanceRecord,
+    ClockRecord,
+    ExpectedRecord,
+    LatencyRecord,
+    ModelRecord,
+    SurvivalRecord,
+    longest_trained,
+)
 from sdsl_jax.statistics import Interval
 from sdsl_jax.training import device_name, load_model, rung_seed
 
@@ -75,7 +83,8 @@ def measure(
     models = load_models(config, records, dataset, study)
     drafts = {r.model_id: models[r.model_id] for r in records if r.role == "draft"}
     targets = {r.model_id: models[r.model_id] for r in records if r.role == "target"}
-    largest = {r.model_id for r in _largest_budgets(records)}
+    # How long a model trained does not change how fast it runs: one of each shape is timed.
+    largest = {r.model_id for role in ("draft", "target") for r in longest_trained(records, role)}
     latency_models = {name: model for name, model in models.items() if name in largest}
     wanted = {"all": {*models}, "largest": largest, "none": set[str]()}[config.measure.decode]
     decoded_pairs = [(d, t) for d in drafts for t in targets if {d, t} <= wanted]
@@ -104,14 +113,6 @@ def measure(
     progress.finish()
     events = pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame()
     return Measurements(acceptance, survival, expected, latency, events, checks)
-
-
-def _largest_budgets(records: list[ModelRecord]) -> list[ModelRecord]:
-    """One model of each shape: how long it trained does not change how fast it runs."""
-    best: dict[tuple[str, int], ModelRecord] = {}
-    for record in sorted(records, key=lambda r: (r.train_tokens, -r.seed)):
-        best[record.role, record.params_nonembedding] = record
-    return list(best.values())
 
 
 def target_samples(config: StudyConfig, target: Model, starts: np.ndarray, temperature: float, seed: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from anybody's measurements. Units stand in the column names; `SCHEMA_VERSION` c
 """
 
 from sdsl_jax.records.files import column, read_json, read_table, schema, write_json, write_table, write_text
+from sdsl_jax.records.selection import longest_trained
 from sdsl_jax.records.tables import (
     SCHEMA_VERSION,
     TABLES,
@@ -28,6 +29,7 @@ __all__ = [
     "ModelRecord",
     "SurvivalRecord",
     "column",
+    "longest_trained",
     "read_json",
     "read_table",
     "schema",

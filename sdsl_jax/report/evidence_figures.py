@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from sdsl_jax.formatting import short_count
-from sdsl_jax.records import ModelRecord
+from sdsl_jax.records import ModelRecord, longest_trained
 from sdsl_jax.report.inputs import Records
 from sdsl_jax.report.style import COLOURS, NAMES, colours, figure
 
@@ -38,11 +38,7 @@ def draw_evidence(records: Records, folder: Path) -> None:
 
 def _largest_budgets(records: Records, ids: set[str]) -> list[ModelRecord]:
     """Of some drafts one for each size, the smallest first: that of the largest budget; no more than can be told apart."""
-    best: dict[int, ModelRecord] = {}
-    for model in sorted(records.models, key=lambda m: (m.train_tokens, -m.seed)):
-        if model.role == "draft" and model.model_id in ids:
-            best[model.params_nonembedding] = model
-    ordered = [best[size] for size in sorted(best)]
+    ordered = longest_trained((m for m in records.models if m.model_id in ids), "draft")
     if len(ordered) <= _MOST_DRAFTS:
         return ordered
     return [ordered[i] for i in np.linspace(0, len(ordered) - 1, _MOST_DRAFTS).round().astype(int)]

@@ -115,7 +115,7 @@ def _acceptance(records: Records, folder: Path, name: str) -> None:
         made.colorbar(shade, ax=left, label="acceptance α")
         left.set(xlabel="draft perplexity", ylabel="target perplexity", title="Affine plane, with measured points")
         for target, colour in zip(records.targets, colours(len(records.targets))):
-            chosen = y == target.perplexity
+            chosen = np.asarray([t.params_nonembedding == target.params_nonembedding for _, t, _ in pairs])
             low = [r.alpha - r.alpha_low for (_, _, r), c in zip(pairs, chosen) if c]
             high = [r.alpha_high - r.alpha for (_, _, r), c in zip(pairs, chosen) if c]
             middle.plot(
@@ -125,7 +125,7 @@ def _acceptance(records: Records, folder: Path, name: str) -> None:
                 fmt="o", color=colour, elinewidth=0.8, label=f"target {short_count(target.params_nonembedding)}"
             )
             middle.errorbar(x[chosen], alpha[chosen], yerr=[low, high], **style)
-            right.errorbar(np.log(x[chosen]) - target.loss_nats, alpha[chosen], yerr=[low, high], **style)
+            right.errorbar(np.log(x[chosen] / y[chosen]), alpha[chosen], yerr=[low, high], **style)
         gap = np.linspace(min(0.0, (np.log(x) - np.log(y)).min()) - 0.03, (np.log(x) - np.log(y)).max() + 0.05, 80)
         right.plot(gap, np.asarray(laws["logit_gap"](_at(gap), _at(0.0))), color="0.3", lw=1, label="fitted law")
         middle.set(xlabel="draft perplexity", ylabel="acceptance α", title="Affine plane, section at each target")
@@ -149,7 +149,11 @@ def _predicted(records: Records, folder: Path, name: str) -> None:
             law, ends = _law(fit), []
             for estimator, lookahead, marker in ((fit["estimator"], None, "o"), ("decoded_per_test", largest, "^")):
                 for target, colour in zip(records.targets, colours(len(records.targets))):
-                    rows = [p for p in _pairs(records, estimator, lookahead) if p[1] == target]
+                    rows = [
+                        p
+                        for p in _pairs(records, estimator, lookahead)
+                        if p[1].params_nonembedding == target.params_nonembedding
+                    ]
                     predicted = np.asarray([float(law(_point(draft), _point(target))) for draft, _, _ in rows])
                     measured = np.asarray([r.alpha for _, _, r in rows])
                     error = [[r.alpha - r.alpha_low for *_, r in rows], [r.alpha_high - r.alpha for *_, r in rows]]

@@ -11,6 +11,7 @@ from sdsl_jax.records import (
     LatencyRecord,
     ModelRecord,
     SurvivalRecord,
+    longest_trained,
     read_json,
     read_table,
 )
@@ -35,9 +36,14 @@ class Records(NamedTuple):
         return self.fits["acceptance_laws"][0]["law"]
 
     @property
+    def solved_laws(self) -> list[str]:
+        """The acceptance laws that optima were computed for, the best first."""
+        return list(dict.fromkeys(entry["acceptance_law"] for entry in self.codesign))
+
+    @property
     def targets(self) -> list[ModelRecord]:
-        """Targets, the smallest first."""
-        return sorted((m for m in self.models if m.role == "target"), key=lambda m: m.params_nonembedding)
+        """The longest-trained target of each size, the smallest first."""
+        return longest_trained(self.models, "target")
 
 
 def read_records(folder: Path) -> Records:

@@ -46,7 +46,7 @@ def draw_speedup(records: Records, folder: Path, name: str) -> None:
         for axis, cost_model in zip(axes[0], models):
             lowest, highest = 0.97, 1.03
             for target, colour in zip(records.targets, colours(len(records.targets))):
-                for law, style in ((records.best_law, "-"), (records.fits["acceptance_laws"][-1]["law"], ":")):
+                for law, style in zip(records.solved_laws, ("-", ":")):
                     found = _of(records, target, cost_model, law)
                     if found is None:
                         continue
@@ -61,14 +61,14 @@ def draw_speedup(records: Records, folder: Path, name: str) -> None:
                             axis.plot(entry["draft_params"], entry["speedup"], "*", color=colour, ms=12, mec="white")
                         x, y = _best_measured(entry)
                         axis.plot(x, y, "o", color=colour, mfc="white")
-                        lowest, highest = min(lowest, *y), max(highest, *y)
+                        lowest, highest = min([lowest, *y]), max([highest, *y])
             handles = [
                 Line2D([], [], color=colour, label=f"target {short_count(t.params_nonembedding)}")
                 for t, colour in zip(records.targets, colours(len(records.targets)))
             ]
             handles += [
                 Line2D([], [], color="0.3", ls="-", label=NAMES[records.best_law]),
-                Line2D([], [], color="0.3", ls=":", lw=1, label=NAMES[records.fits["acceptance_laws"][-1]["law"]]),
+                Line2D([], [], color="0.3", ls=":", lw=1, label=NAMES[records.solved_laws[-1]]),
                 Line2D([], [], color="0.3", marker="*", ms=10, ls="", label="optimum, shaded: within 1 %"),
                 Line2D([], [], color="0.3", marker="o", mfc="white", ls="", label="trained drafts, measured"),
             ]
