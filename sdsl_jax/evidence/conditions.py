@@ -11,7 +11,7 @@ from jaxtyping import Float
 from sdsl_jax.evidence.common import BY_DRAFTS, clustered_mean, trunk
 from sdsl_jax.evidence.inputs import Inputs
 from sdsl_jax.fitting import fit_gap_laws
-from sdsl_jax.fitting.estimate import bootstrap_weights
+from sdsl_jax.fitting.inference import bootstrap_weights
 from sdsl_jax.records import AcceptanceRecord
 
 EXACT = ("teacher_forced_text", "teacher_forced_samples")

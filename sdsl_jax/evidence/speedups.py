@@ -49,10 +49,7 @@ class Measured(NamedTuple):
 
 
 def measured_speedups(
-    models: list[ModelRecord],
-    expected: list[ExpectedRecord],
-    target: ModelRecord,
-    drafts: list[ModelRecord],
+    drafts: list[ModelRecord], expected: list[ExpectedRecord], target: ModelRecord
 ) -> Measured | None:
     """Every draft that was measured with a target at the same lookaheads; None if there is none.
 

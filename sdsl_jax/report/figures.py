@@ -88,12 +88,13 @@ def _loss(records: Records, folder: Path, name: str) -> None:
 
 
 def _pairs(
-    records: Records, estimator: str, lookahead: int | None = None
+    records: Records, estimator: str, lookahead: int | None = None, target_params: int | None = None
 ) -> list[tuple[ModelRecord, ModelRecord, AcceptanceRecord]]:
     by_id = {m.model_id: m for m in records.models}
     rows = [r for r in records.acceptance if r.estimator == estimator and lookahead in (None, r.lookahead)]
     known = [r for r in rows if r.draft_id in by_id and r.target_id in by_id]
-    return [(by_id[r.draft_id], by_id[r.target_id], r) for r in known]
+    pairs = [(by_id[r.draft_id], by_id[r.target_id], r) for r in known]
+    return [p for p in pairs if target_params in (None, p[1].params_nonembedding)]
 
 
 def _acceptance(records: Records, folder: Path, name: str) -> None:
