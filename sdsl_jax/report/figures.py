@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from sdsl_jax.formatting import short_count
-from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord
+from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord, longest_trained
 from sdsl_jax.report.evidence_figures import draw_evidence
 from sdsl_jax.report.inputs import Records, read_records
 from sdsl_jax.report.landscapes import draw_optimiser, draw_speedup
@@ -185,8 +185,8 @@ def _predicted(records: Records, folder: Path, name: str) -> None:
 
 def _survival(records: Records, folder: Path, name: str) -> None:
     largest = max(r.lookahead for r in records.survival)
-    tokens = max(m.train_tokens for m in records.models if m.role == "draft")
-    drafts = {m.model_id: m for m in records.models if m.role == "draft" and m.train_tokens == tokens}
+    decoded = {r.draft_id for r in records.survival if r.lookahead == largest}
+    drafts = {m.model_id: m for m in longest_trained((m for m in records.models if m.model_id in decoded), "draft")}
     tar = {
         (r.draft_id, r.target_id): r.alpha
         for r in records.acceptance
