@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from sdsl_jax.evidence.inputs import Inputs
 from sdsl_jax.evidence.speedups import Measured, measured_speedups
+from sdsl_jax.fitting.loss import fit_loss, loss_table
 from sdsl_jax.records import ModelRecord, longest_trained
 from sdsl_jax.theory import ACCEPTANCE_LAWS, AcceptanceLaw, ModelPoint
 
@@ -42,6 +44,7 @@ def holdout(inputs: Inputs) -> dict[str, Any] | None:
         "alpha_by_law": by_law,
         "best_law": best,
         "choice": choice,
+        "loss_by_depth": _loss_by_depth(inputs),
         "goals": {k: {"goal": GOALS[k], "reached": reached[k], "met": reached[k] <= GOALS[k]} for k in GOALS},
         "loss_coverage": float(np.mean([row["inside"] for row in losses])),
         "alpha_coverage": float(np.mean([p["inside"] for p in pairs if p["law"] == best])),
@@ -77,6 +80,36 @@ def _losses(inputs: Inputs, published: dict[str, Any]) -> list[dict[str, Any]]:
                     "extrapolation": row["params"] / largest,
                 }
             )
+    return rows
+
+
+def _loss_by_depth(inputs: Inputs) -> list[dict[str, Any]]:
+    """After the fact: errors on the largest size of loss laws fitted to all smaller models of at least so many layers.
+
+    L(N, D) takes size for the only thing that a shape does. Where models of one layer and of several do not lie on one line, a
+    law fitted to both has the wrong slope, and shows it here.
+    """
+    models = [m for m in inputs.models if not m.epochs > inputs.config.fit.max_epochs]
+    largest = max(m.params_nonembedding for m in models)
+    out = loss_table([m for m in models if m.params_nonembedding == largest])
+    config = dataclasses.replace(inputs.config.fit, bootstrap=20)
+    rows = []
+    for layers in sorted({m.layers for m in models}):
+        rest = [m for m in models if m.layers >= layers and m.params_nonembedding < largest]
+        table = loss_table(rest)
+        if len(rest) < 8 or len(set(table.params)) < 4 or len(set(table.tokens)) < 2:
+            continue
+        fit = fit_loss(table, config, np.ones((1, len(rest))), inputs.config.seed, config.loss_law)
+        errors = np.asarray(fit.law(out.params, out.tokens), float) / out.loss - 1
+        rows.append(
+            {
+                "least_layers": layers,
+                "sizes": len(set(table.params)),
+                "models": len(rest),
+                "rmse": fit.rmse,
+                "errors": [{"tokens": int(t), "error": float(e)} for t, e in zip(out.tokens, errors)],
+            }
+        )
     return rows
 
 

@@ -12,9 +12,10 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sdsl_jax.formatting import short_count
 from sdsl_jax.records import ModelRecord, longest_trained
 from sdsl_jax.report.inputs import Records
+from sdsl_jax.report.law_figures import LAW_CAPTIONS, LAW_FIGURES
 from sdsl_jax.report.style import COLOURS, NAMES, colours, figure
 
-EVIDENCE_CAPTIONS = {
+EVIDENCE_CAPTIONS = LAW_CAPTIONS | {
     "dependence": "Left: the α that the geometric formula needs to give the tokens per round of each lookahead, for "
     "the drafts of the largest budget and the largest target; under independent acceptance every curve would be level. "
     "Dashed: exact α on the same samples, which the curves approach as more positions are tested. Bars: intervals over "
@@ -155,4 +156,4 @@ def _same_data(axis: Any, answer: dict[str, Any], records: Records, target: Mode
     )
 
 
-_FIGURES = {"dependence": _dependence, "conditions": _conditions}
+_FIGURES = LAW_FIGURES | {"dependence": _dependence, "conditions": _conditions}
