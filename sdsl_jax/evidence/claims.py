@@ -139,44 +139,56 @@ def claims(inputs: Inputs) -> dict[str, Any] | None:
         point = _optima(laws, name, inputs, targets, draws=False)
         drawn = _optima(laws, name, inputs, targets, draws=True)
     largest = targets[-1]
-    ratio = np.stack([m.params_nonembedding / a.params for m, a in zip(targets, drawn)])
+    ratio = np.stack([m.params_nonembedding / a.params for m, a in zip(targets, drawn)]).mean(axis=0)
     ratio_now = float(np.mean([m.params_nonembedding / a.params[0] for m, a in zip(targets, point)]))
+    at = f"at the largest target, {largest.params_nonembedding:,} parameters"
     rows = [
         _row(
             inputs,
             "the best draft is about 200 times smaller than its target",
-            "mean of M/N* over the targets",
+            "mean of M/N* over the targets; about: within a factor of 2",
             ratio_now,
-            ratio.mean(axis=0),
-            holds=lambda low, high: low <= _RATIO <= high,
-            fails=lambda low, high: not low <= _RATIO <= high,
+            ratio,
+            holds=lambda low, high: low >= _RATIO / 2 and high <= 2 * _RATIO,
+            fails=lambda low, high: high < _RATIO / 2 or low > 2 * _RATIO,
         ),
-        _row(
+        _constant(
             inputs,
-            "the size of the best draft is proportional to that of its target",
-            f"d ln N*/d ln M at the largest target, {largest.params_nonembedding:,} parameters; 1 would be proportional",
-            float(point[-1].slopes[0, 0]),
-            np.asarray(drawn[-1].slopes)[:, 0],
-            holds=lambda low, high: low <= 1 <= high,
-            fails=lambda low, high: not low <= 1 <= high,
+            "the best draft's size is proportional to its target's",
+            f"d ln N*/d ln M {at}; 1 if so",
+            point,
+            drawn,
+            0,
         ),
-        _row(
+    ]
+    if len(targets) > 1:
+        rows.append(
+            _row(
+                inputs,
+                "the best draft's size is linear in its target's",
+                "dN*/dM at the largest target over dN*/dM at the smallest; 1 if so",
+                float(_slope(point[-1], targets[-1])[0] / _slope(point[0], targets[0])[0]),
+                _slope(drawn[-1], targets[-1]) / _slope(drawn[0], targets[0]),
+                holds=_near_one,
+                fails=lambda low, high: low > 1 or high < 1,
+            )
+        )
+    rows += [
+        _barely(
             inputs,
             "the draft's training tokens barely matter for its best size",
-            f"d ln N*/d ln D at the largest target; barely: within ±{_BARELY:g}",
-            float(point[-1].slopes[0, 1]),
-            np.asarray(drawn[-1].slopes)[:, 1],
-            holds=lambda low, high: max(abs(low), abs(high)) <= _BARELY,
-            fails=lambda low, high: low > _BARELY or high < -_BARELY,
+            f"d ln N*/d ln D {at}",
+            point,
+            drawn,
+            1,
         ),
-        _row(
+        _barely(
             inputs,
             "the target's training tokens barely matter for the best draft's size",
-            f"d ln N*/d ln D′ at the largest target; barely: within ±{_BARELY:g}",
-            float(point[-1].slopes[0, 2]),
-            np.asarray(drawn[-1].slopes)[:, 2],
-            holds=lambda low, high: max(abs(low), abs(high)) <= _BARELY,
-            fails=lambda low, high: low > _BARELY or high < -_BARELY,
+            f"d ln N*/d ln D′ {at}",
+            point,
+            drawn,
+            2,
         ),
     ]
     rows += _perplexity(inputs, laws)
@@ -187,6 +199,38 @@ def claims(inputs: Inputs) -> dict[str, Any] | None:
         "basis": "optima in FLOPs under the best acceptance law, with every loss from the loss law; intervals from "
         f"{_DRAWS} joint bootstrap draws of both laws",
     }
+
+
+def _near_one(low: float, high: float) -> bool:
+    return low <= 1 <= high and low >= 1 - _BARELY and high <= 1 + _BARELY
+
+
+def _slope(answer: _Answer, target: ModelRecord) -> np.ndarray:
+    """dN*/dM."""
+    return np.asarray(answer.slopes)[:, 0] * np.asarray(answer.params) / target.params_nonembedding
+
+
+def _constant(
+    inputs: Inputs, claim: str, what: str, point: list[_Answer], drawn: list[_Answer], which: int
+) -> dict[str, Any]:
+    """A claim that an elasticity is 1."""
+    estimate, draws = float(point[-1].slopes[0, which]), np.asarray(drawn[-1].slopes)[:, which]
+    return _row(inputs, claim, what, estimate, draws, holds=_near_one, fails=lambda low, high: low > 1 or high < 1)
+
+
+def _barely(
+    inputs: Inputs, claim: str, what: str, point: list[_Answer], drawn: list[_Answer], which: int
+) -> dict[str, Any]:
+    """A claim that an elasticity is about 0."""
+    return _row(
+        inputs,
+        claim,
+        f"{what}; barely: within ±{_BARELY:g}",
+        float(point[-1].slopes[0, which]),
+        np.asarray(drawn[-1].slopes)[:, which],
+        holds=lambda low, high: max(abs(low), abs(high)) <= _BARELY,
+        fails=lambda low, high: low > _BARELY or high < -_BARELY,
+    )
 
 
 def _optima(laws: FittedLaws, name: str, inputs: Inputs, targets: list[ModelRecord], draws: bool) -> list[_Answer]:

@@ -109,8 +109,8 @@ def _holdout(records: Records, folder: Path, name: str) -> bool:
             right.annotate(text, (0, place), (4, 0), textcoords="offset points", va="center", fontsize=7.5)
             right.annotate(
                 f"−{s['regret']:.1%}",
-                (s["speedup"], place),
-                (3, 0),
+                (best["speedup"], place),
+                (4, 0),
                 textcoords="offset points",
                 va="center",
                 fontsize=8,
