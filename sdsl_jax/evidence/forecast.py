@@ -68,10 +68,7 @@ def forecast(config: StudyConfig, seen: list[ModelRecord], fits: dict[str, Any])
             if a not in known or b not in known
         ],
         "best_law": next(iter(laws.acceptance)),
-        "optima": {
-            name: _optimum(config, laws, name, target, budget, known, min(r.params for r in drafts))
-            for name in laws.acceptance
-        },
+        "optimum": _optimum(config, laws, target, budget, known, min(r.params for r in drafts)),
         "largest_target": target._asdict(),
         "draft_tokens": budget,
         "largest_seen": {
@@ -129,45 +126,33 @@ def _point(rung: Rung, known: dict[Rung, ModelRecord], loss: LossLaw) -> ModelPo
 
 
 def _optimum(
-    config: StudyConfig,
-    laws: FittedLaws,
-    name: str,
-    target: Rung,
-    budget: int,
-    known: dict[Rung, ModelRecord],
-    smallest: int,
+    config: StudyConfig, laws: FittedLaws, target: Rung, budget: int, known: dict[Rung, ModelRecord], smallest: int
 ) -> dict[str, Any]:
-    """N*, γ* and S* for a target in FLOPs, with the intervals of the joint draws."""
+    """N*, γ* and S* for a target in FLOPs under the best law, with the intervals of the joint draws."""
     tail = (1 - config.fit.confidence) / 2
+    name = next(iter(laws.acceptance))
     with jax.enable_x64(True):
-        bounds = smallest / 3, float(target.params)
-        seen = known[target].loss_nats if target in known else jnp.nan
-        best = _optima(
-            jax.tree.map(lambda x: jnp.asarray(x)[None], laws.loss),
-            jax.tree.map(lambda x: jnp.asarray(x)[None], laws.acceptance[name]),
-            laws.rule,
-            target.params,
-            target.tokens,
-            float(budget),
-            bounds,
-            seen,
+
+        def with_draws(law: Any, draws: Any) -> Any:
+            return jax.tree.map(lambda x, many: jnp.concatenate([jnp.asarray([x]), jnp.asarray(many)]), law, draws)
+
+        found = np.asarray(
+            _optima(
+                with_draws(laws.loss, laws.loss_draws),
+                with_draws(laws.acceptance[name], laws.acceptance_draws[name]),
+                laws.rule,
+                target.params,
+                target.tokens,
+                float(budget),
+                (smallest / 3, float(target.params)),
+                known[target].loss_nats if target in known else jnp.nan,
+            )
         )
-        draws = _optima(
-            laws.loss_draws,
-            laws.acceptance_draws[name],
-            laws.rule,
-            target.params,
-            target.tokens,
-            float(budget),
-            bounds,
-            seen,
-        )
-    values = [float(x[0]) for x in best]
-    keys = ("draft_params", "lookahead", "speedup", "low_1pct", "high_1pct")
-    drawn = np.asarray(draws)[:3]
+    names = ("draft_params", "lookahead", "speedup", "low_1pct", "high_1pct")
+    drawn = found[:3, 1:]
     drawn = drawn[:, np.isfinite(drawn).all(axis=0)]
-    intervals = {k: [float(x) for x in np.quantile(v, [tail, 1 - tail])] for k, v in zip(keys, drawn)}
-    return dict(zip(keys, values)) | {"interval": intervals}
+    intervals = {k: [float(x) for x in np.quantile(v, [tail, 1 - tail])] for k, v in zip(names, drawn)}
+    return {k: float(v) for k, v in zip(names, found[:, 0])} | {"interval": intervals}
 
 
 @jax.jit

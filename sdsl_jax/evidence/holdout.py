@@ -178,7 +178,7 @@ def _choice(inputs: Inputs, published: dict[str, Any]) -> dict[str, Any] | None:
     found = measured_speedups(longest_trained(inputs.models, "draft"), inputs.expected, target)
     if found is None:
         return None
-    optimum = published["optima"][published["best_law"]]
+    optimum = published["optimum"]
     alpha = np.asarray([_predicted_alpha(published, m, target) for m in found.drafts])
     lookahead = max(1, round(optimum["lookahead"]))
     nearest = _nearest(found, optimum["draft_params"])

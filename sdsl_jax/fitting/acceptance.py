@@ -159,7 +159,7 @@ def fit_acceptance(
 def _left_out(form: Form, data: PairData, optimum: jax.Array, kept: np.ndarray, delta: float) -> np.ndarray:
     """Residuals of the rows that each group of kept rows leaves out."""
     without = refit(form.residuals, optimum[None], data, kept, delta, pin_of(form))
-    return np.asarray(_residuals_of(form, without, data))[kept == 0]
+    return np.asarray(_residuals_of(form, without, data))[:, : kept.shape[1]][kept == 0]
 
 
 @functools.partial(jax.jit, static_argnames="form")

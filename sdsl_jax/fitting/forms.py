@@ -222,18 +222,31 @@ ACCEPTANCE_FORMS: dict[str, Form] = {
 }
 
 
+# Tables are filled up to a multiple of so many rows, so that a compiled fit serves tables of like size.
+_ROWS = 64
+
+
+def _filled(values: Any) -> Array:
+    """The values and, as padding, the first of them again."""
+    values = np.asarray(values, float)
+    return jnp.asarray(np.concatenate([values, np.full(-len(values) % _ROWS, values[0])]))
+
+
 def loss_data(params: np.ndarray, tokens: np.ndarray, loss: np.ndarray) -> LossData:
-    """Centred logarithms of a table of losses; call within `jax.enable_x64`."""
+    """Centred logarithms of a table of losses, padded at its end; call within `jax.enable_x64`."""
     logs = [np.log(np.asarray(values, float)) for values in (params, tokens)]
     centres = [values.mean() for values in logs]
-    sizes, budgets = (jnp.asarray(values - centre) for values, centre in zip(logs, centres))
-    return LossData(sizes, budgets, jnp.asarray(np.log(np.asarray(loss, float))), jnp.asarray(centres))
+    sizes, budgets = (_filled(values - centre) for values, centre in zip(logs, centres))
+    return LossData(sizes, budgets, _filled(np.log(np.asarray(loss, float))), jnp.asarray(centres))
 
 
 def pair_data(draft: ModelPoint, target: ModelPoint, alpha: np.ndarray) -> PairData:
-    """A table of pairs; rows without tokens stand for one budget. Call within `jax.enable_x64`."""
-    tokens = np.asarray(draft.tokens, float) * np.ones(len(alpha))
+    """A table of pairs, padded at its end; rows without tokens stand for one budget. Call within `jax.enable_x64`."""
+    n = len(alpha)
+    tokens = np.broadcast_to(np.asarray(draft.tokens, float), (n,))
     draft = draft._replace(tokens=np.where(np.isfinite(tokens), tokens, 1.0))
     centres = [np.log(np.asarray(v, float)).mean() for v in (draft.params, draft.tokens, target.params)]
-    points = [ModelPoint(*(jnp.asarray(np.asarray(v, float)) for v in point)) for point in (draft, target)]
-    return PairData(points[0], points[1], jnp.asarray(np.asarray(alpha, float)), jnp.asarray(centres))
+    points = [
+        ModelPoint(*(_filled(np.broadcast_to(np.asarray(v, float), (n,))) for v in each)) for each in (draft, target)
+    ]
+    return PairData(points[0], points[1], _filled(alpha), jnp.asarray(centres))

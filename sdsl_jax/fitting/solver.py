@@ -148,6 +148,8 @@ def descend(
 ) -> Solution:
     """Many descents, in groups of one size, so that one compilation serves any number of them.
 
+    The data may hold more rows than there are weights: what is beyond them is padding, and weighs nothing.
+
     Args:
       residuals: function of parameters and data; hashable, since it is static.
       starts: initial parameters of each descent.
@@ -159,6 +161,8 @@ def descend(
       values: that it is held at.
     """
     starts, weights = np.asarray(starts), np.asarray(weights, float)
+    rows_of_data = jax.eval_shape(residuals, jnp.asarray(starts[0]), data).shape[0]
+    weights = np.pad(weights, ((0, 0), (0, rows_of_data - weights.shape[1])))
     count = len(starts)
     held = np.full(count, -1) if which is None else np.asarray(which)
     at = np.zeros(count) if values is None else np.asarray(values, float)
@@ -199,17 +203,17 @@ def fit(
     best = int(np.argmin(objectives))
     agreeing = (objectives <= objectives[best] * (1 + _AGREEMENT) + 1e-15).mean()
     x = ends.parameters[best]
-    found, jacobian = _linearise(residuals, x, data)
+    found, jacobian = (rows[: len(weights)] for rows in _linearise(residuals, x, data))
     return Fit(x, ends.objective[best], found, jacobian, agreeing, condition_number(jacobian, weights))
 
 
 def condition_number(jacobian: Float[Array, "n P"], weights: Float[Any, " n"]) -> float:
-    """Of the weighted Jacobian with columns scaled to unit length; infinite where a parameter moves no residual."""
+    """Of the weighted Jacobian with columns scaled to unit length; parameters that move no residual at all do not count."""
     weighted = np.asarray(jacobian) * np.sqrt(np.asarray(weights))[:, None]
     norms = np.linalg.norm(weighted, axis=0)
-    if not np.isfinite(weighted).all() or not (norms > 0).all():
+    if not np.isfinite(weighted).all() or not (norms > 0).any():
         return float("inf")
-    singular = np.linalg.svd(weighted / norms, compute_uv=False)
+    singular = np.linalg.svd(weighted[:, norms > 0] / norms[norms > 0], compute_uv=False)
     return float(singular[0] / singular[-1]) if singular[-1] > 0 else float("inf")
 
 
