@@ -40,7 +40,7 @@ class Fit(NamedTuple):
       jacobian: ∂residuals/∂parameters there.
       starts_agreeing: share of starts that reached the same objective.
       condition_number: of the Jacobian with columns scaled to unit length; large means that some combination of parameters
-        is not identified by these data.
+        is not identified by these data. Parameters that move no residual at all do not count.
     """
 
     parameters: Float[Array, " P"]
@@ -131,7 +131,8 @@ def fit(
     jacobian = jax.jacfwd(residuals)(x, data)
     weighted = jacobian * jnp.sqrt(weights)[:, None]
     norms = jnp.linalg.norm(weighted, axis=0)
-    singular = jnp.linalg.svd(weighted / jnp.where(norms > 0, norms, 1.0), compute_uv=False)
+    scaled = weighted / jnp.where(norms > 0, norms, 1.0)
+    singular = jnp.linalg.svd(jnp.concatenate([scaled, jnp.diag(norms == 0)]), compute_uv=False)
     condition = singular[0] / singular[-1]
     return Fit(x, ends.objective[best], residuals(x, data), jacobian, agreeing, condition)
 

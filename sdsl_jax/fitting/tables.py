@@ -124,7 +124,7 @@ def _by_record(frame: pandas.DataFrame, path: Path, models: Path | None, estimat
         AcceptanceRecord(str(r.draft_id), str(r.target_id), estimator, 0, 1.0, "", float(r.alpha))
         for r in frame.itertuples()
     ]
-    return pair_table(read_table(source.parent, "models"), rows, estimator)
+    return pair_table(read_table(source.parent, "models", source), rows, estimator)
 
 
 def _read(path: Path) -> pandas.DataFrame:
