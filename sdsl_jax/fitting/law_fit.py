@@ -153,9 +153,13 @@ def unidentified(made: LawFit) -> list[str]:
     tail = (1 - made.confidence) / 2
     for name, value in coefficients(made.law).items():
         low, high = np.quantile(coefficients(made.draws)[name], [tail, 1 - tail])
-        if low <= 0 <= high or max(abs(value / low), abs(high / value)) > 2:
+        if low == high and made.profile[name] == (-np.inf, np.inf):
             warnings.append(
-                f"{name} is not identified at this scale: {made.confidence:.0%} interval [{low:.3g}, {high:.3g}]"
+                f"nothing in this table tells {name}: what it multiplies is the same in every row; it is left at 0"
+            )
+        elif low <= 0 <= high or max(abs(value / low), abs(high / value)) > 2:
+            warnings.append(
+                f"{name} is not identified at this scale: {100 * made.confidence:g} % interval [{low:.3g}, {high:.3g}]"
             )
     if not made.condition_number <= _ILL_CONDITIONED:
         warnings.append(
