@@ -1,4 +1,4 @@
-"""What test_coverage.py runs in processes of their own, with all passes of the compiler: simulations are arithmetic, not compiling.
+"""What test_coverage.py runs in processes of its own, with all passes of the compiler: here the arithmetic takes the time.
 
     coverage_child.py FIRST END CORRELATION SIZES
 

@@ -77,8 +77,8 @@ def profile_intervals(
 
     The criterion is 2·(ρ(profile) − ρ(best))·E ψ′/E ψ² ≤ t², which is asymptotically χ² with one degree of freedom for a Huber
     fit (Ronchetti, 1982) and the F criterion of nonlinear least squares where δ is large. Scales are followed in their
-    logarithms, but a floor E that rests on its bound, near 0, up to the smallest loss. An end that is not found within 64 standard
-    errors is open: infinite, or 0 for a scale.
+    logarithms; a floor E that rests on its bound, near 0, is followed up to the smallest loss instead. An end that is not found
+    within 64 standard errors is open: infinite, or 0 for a scale.
 
     Args:
       form: of the law.

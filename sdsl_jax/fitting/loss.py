@@ -17,7 +17,7 @@ from sdsl_jax.records import ModelRecord, column
 
 # Fewer models than three for each coefficient of the Chinchilla law.
 _FEW_ROWS = 15
-# In simulations 90 % intervals over rungs held the truth 74 to 84 % of the time with 4 sizes, 85 to 93 % with 5, 91 to 94 % with 8.
+# In simulations 90 % intervals over rungs held the truth in 74 to 84 % of tables of 4 rungs, 85 to 93 % of 5, 91 to 94 % of 8.
 _FEW_RUNGS = 5
 # Chance of warning of shared noise where there is none.
 _FALSE_ALARM = 0.01

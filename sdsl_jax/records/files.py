@@ -96,7 +96,8 @@ class _CsvLines:
 
 
 def _text(value: Any) -> str:
-    return repr(value) if isinstance(value, float) else str(value)
+    # A number of numpy's is a float as well, and its repr says so.
+    return repr(float(value)) if isinstance(value, float) else str(value)
 
 
 def schema() -> dict[str, Any]:

@@ -5,6 +5,7 @@ A coverage that lies in [.85, .95] fails its check with probability .005 at most
 can raise the alarm.
 """
 
+import itertools
 import json
 import math
 import os
@@ -35,7 +36,7 @@ def simulated(count: int, correlation: float, sizes: int = 8, processes: int = 2
             text=True,
             stdout=subprocess.PIPE,
         )
-        for first, end in zip(ends, ends[1:])
+        for first, end in itertools.pairwise(ends)
     ]
     try:
         outputs = [child.communicate(timeout=900)[0] for child in children]
