@@ -71,10 +71,12 @@ class LawFit(NamedTuple):
         tail = (1 - self.confidence) / 2
         percent = round(100 * self.confidence)
         draws = {k: np.asarray(v, float) for k, v in coefficients(self.draws).items()}
+        with np.errstate(over="ignore"):  # a scale that nothing holds may take any value
+            errors = {k: float(v.std(ddof=1)) for k, v in draws.items()}
         return {
             "law": self.name,
             "coefficients": {k: float(v) for k, v in coefficients(self.law).items()},
-            "standard_error": {k: float(v.std(ddof=1)) for k, v in draws.items()},
+            "standard_error": errors,
             f"interval_{percent}": {k: [float(x) for x in np.quantile(v, [tail, 1 - tail])] for k, v in draws.items()},
             "interval_basis": self.basis,
             f"profile_interval_{percent}": {k: [float(x) for x in ends] for k, ends in self.profile.items()},
