@@ -27,10 +27,12 @@ class ChildProcess:
       runs: what the child runs, for messages.
     """
 
-    def __init__(self, module: str, runs: str, prefix: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, module: str, runs: str, prefix: tuple[str, ...] = (), python: str | os.PathLike = sys.executable
+    ) -> None:
         self.runs = runs
         self._process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", module],
+            [*prefix, str(python), "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -12,9 +12,20 @@ from rich.console import Console
 from rich.table import Table
 
 from sdsl_jax.cli.terminal import standard_console
-from sdsl_jax.errors import require
+from sdsl_jax.errors import SdslError, require
 
 _COLUMN = tyro.conf.arg(metavar="NAME")
+# Options that only one of the two kinds of fit reads, with their defaults.
+_OF_LOSS = {
+    "law": "chinchilla",
+    "params_column": "params_nonembedding",
+    "tokens_column": "train_tokens",
+    "loss_column": "loss_nats",
+    "rung_column": "",
+    "resample": "rows",
+    "max_epochs": 4.0,
+}
+_OF_ACCEPTANCE = {"models": None, "estimator": "teacher_forced_samples", "domain": None, "temperature": None}
 
 
 def fit(
@@ -57,7 +68,7 @@ def fit(
         estimator: acceptance: rows of a study's records to fit.
         domain: acceptance: rows to fit; the most frequent domain if left out.
         temperature: acceptance: rows to fit; the most frequent temperature if left out.
-        resample: the bootstrap draws rows, or whole rungs (acceptance: always all rows of a draft together).
+        resample: loss: the bootstrap draws rows, or whole rungs; for acceptance it always draws drafts with all their rows.
         huber_delta: where the Huber loss turns linear; .001 in ln L for losses, .02 for acceptance.
         max_epochs: loss: rows of more epochs are left out, where the table has a column epochs.
         starts: descents from different beginnings.
@@ -66,22 +77,27 @@ def fit(
         seed: of starts and resamples.
         json: print JSON: one object for a loss law; for acceptance {"acceptance_laws": [...]}, the best first.
     """
+    given = dict(locals())
     from sdsl_jax.config import FitConfig
     from sdsl_jax.fitting import tables
     from sdsl_jax.fitting.acceptance import fit_acceptance
     from sdsl_jax.fitting.inference import bootstrap_weights
     from sdsl_jax.fitting.loss import fit_loss, resamples
 
+    other = _OF_ACCEPTANCE if what == "loss" else _OF_LOSS
+    unread = ["--" + name.replace("_", "-") for name, default in other.items() if given[name] != default]
+    kind = "acceptance" if what == "loss" else "loss"
+    require(not unread, f"{', '.join(unread)} can only be given to sdsl fit {kind}, not to sdsl fit {what}.")
     require(seed >= 0, f"--seed is {seed}; it must not be negative.")
-    config = FitConfig(
-        resample=resample,
-        starts=starts,
-        bootstrap=bootstrap,
-        confidence=confidence,
-        max_epochs=max_epochs,
-        huber_delta=FitConfig.huber_delta if huber_delta is None else huber_delta,
-        acceptance_huber_delta=FitConfig.acceptance_huber_delta if huber_delta is None else huber_delta,
-    )
+    delta = "huber_delta" if what == "loss" else "acceptance_huber_delta"
+    settings: dict[str, Any] = {} if huber_delta is None else {delta: huber_delta}
+    settings |= {"resample": resample, "starts": starts, "bootstrap": bootstrap, "confidence": confidence}
+    try:
+        config = FitConfig(max_epochs=max_epochs, **settings)
+    except SdslError as error:
+        # Settings are checked as those of a study; here they are options.
+        name, _, rest = str(error).removeprefix("fit.").removeprefix("acceptance_").partition(" ")
+        raise SdslError(f"--{name.replace('_', '-')} {rest}") from None
     if what == "loss":
         read = tables.read_loss_table(csv, params_column, tokens_column, loss_column, rung_column, max_epochs)
         table = read.table
@@ -153,7 +169,8 @@ def _print_laws(console: Console, answers: list[dict[str, Any]], path: Path) -> 
             table.add_column(heading, justify="left" if heading == "coefficient" else "right")
         for name, value in a["coefficients"].items():
             ends = [a[f"interval_{percent}"][name], a[f"profile_interval_{percent}"][name]]
-            spans = [f"{low:.4g} – {high:.4g}" for low, high in ends]
+            # An E of less than 10⁻⁵ of the estimate rests on its bound, which stands for none.
+            spans = [f"{0 if 0 < low < 1e-5 * value else low:.4g} – {high:.4g}" for low, high in ends]
             table.add_row(name, f"{value:.5g}", f"{a['standard_error'][name]:.3g}", *spans)
         console.print(table)
         if len(answers) == 1:

@@ -18,6 +18,7 @@ from sdsl_jax.formatting import short_count
 _COUNT = tyro.conf.arg(metavar="COUNT")
 _COUNTS = tyro.conf.arg(metavar="COUNT[,COUNT...]")
 _LAW = tyro.conf.arg(metavar="NAME|FILE.json")
+_LAW_OF_SEVERAL = tyro.conf.arg(metavar="NAME|FILE.json[#NAME]")
 
 
 def predict(
@@ -26,7 +27,7 @@ def predict(
     target_tokens: Annotated[str, _COUNTS] = "",
     csv: Annotated[Path | None, tyro.conf.arg(metavar="FILE.csv")] = None,
     loss_law: Annotated[str, _LAW] = "besiroglu",
-    acceptance_law: Annotated[str, _LAW] = "paper",
+    acceptance_law: Annotated[str, _LAW_OF_SEVERAL] = "paper",
     draft_overhead: Annotated[float, tyro.conf.arg(metavar="C0")] = 0.0,
     smallest_draft: Annotated[str, _COUNT] = "",
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
@@ -42,7 +43,7 @@ def predict(
         target_tokens: training tokens of the target; with --csv, for rows that give none.
         csv: targets, a row each: columns target_params, draft_tokens, target_tokens, and name if you like.
         loss_law: besiroglu, hoffmann, hoffmann_unrounded, muennighoff, kaplan, or the JSON of a fit.
-        acceptance_law: paper, or the JSON of a fit.
+        acceptance_law: paper, or the JSON of a fit; of several laws in it the first, which is the best, or FILE.json#logit_plane.
         draft_overhead: fixed cost of a draft step in target steps, on top of draft size / target size.
         smallest_draft: smallest draft considered; a 100,000th of the target if left out.
         json: print JSON: one object for one target, a list for several or for a CSV.

@@ -74,7 +74,7 @@ class Form(NamedTuple):
 # Exponents of published laws lie between .05 (Kaplan) and .6; wider bounds only keep a fit from running off to infinity
 # where the data do not hold it.
 _EXPONENTS = (0.02, 2.0)
-# Smallest E as a share of the smallest loss; an E that ends here is one that the data do not show.
+# Smallest E as a share of the largest loss; an E that ends here is one that the data do not show.
 SMALLEST_E = 1e-6
 
 
@@ -90,7 +90,11 @@ def _from_exponent(exponent: Any) -> Array:
 
 
 def _largest_e(data: LossData) -> Array:
-    return jnp.exp(data.log_loss.min())
+    """The largest loss: with E there every prediction is too high, so that this bound never rests on a best fit.
+
+    The smallest loss would: where a table comes near its floor, noise takes some losses below E.
+    """
+    return jnp.exp(data.log_loss.max())
 
 
 def _log_e(x: Array, data: LossData) -> Array:
@@ -121,8 +125,10 @@ def _chinchilla_vector(law: ChinchillaLaw, data: LossData) -> Array:
 
 def _chinchilla_starts(data: LossData, count: int, random: np.random.Generator) -> np.ndarray:
     share = random.dirichlet(np.ones(3), count)  # how the mean loss is divided among the three terms
-    level = np.log(share[:, :1] / (1 - share[:, :1]))
-    scales = np.log(share[:, 1:]) + float(data.log_loss.mean())
+    mean = float(data.log_loss.mean())
+    of_largest = share[:, :1] * np.exp(mean - float(data.log_loss.max()))
+    level = np.log(of_largest / (1 - of_largest))
+    scales = np.log(share[:, 1:]) + mean
     return np.concatenate([level, scales, random.normal(0, 1, (count, 2))], axis=1)
 
 

@@ -81,7 +81,8 @@ def profile_intervals(
 
     The criterion is 2·(ρ(profile) − ρ(best))·E ψ′/E ψ² ≤ t², which is asymptotically χ² with one degree of freedom for a Huber
     fit (Ronchetti, 1982) and the F criterion of nonlinear least squares where δ is large. Scales are followed in their
-    logarithms. An end that is not found within 64 standard errors is open: infinite, or 0 for a scale.
+    logarithms; a floor E that rests on its bound, near 0, is followed up to the smallest loss instead. An end that is not found
+    within 64 standard errors is open: infinite, or 0 for a scale.
 
     Args:
       form: of the law.
@@ -96,13 +97,19 @@ def profile_intervals(
     values = np.asarray([float(law[name]) for name in names])
     moments = spread(np.asarray(best.residuals), len(best.parameters), delta)
     level = student_quantile(0.5 + confidence / 2, len(best.residuals) - len(names))
-    logarithmic = np.asarray([_is_scale(name) and value > 0 for name, value in zip(names, values)])
+    scale = np.asarray([_is_scale(name) and value > 0 for name, value in zip(names, values)])
+    # A floor on its bound has no standard error to set the pace, and is too near 0 for its logarithm to lead anywhere.
+    smallest = float(np.exp(np.min(data.log_loss))) if "E" in names else np.inf
+    no_floor = np.asarray([name == "E" for name in names]) & (values < 1e-4 * smallest)
+    logarithmic = scale & ~no_floor
     with np.errstate(all="ignore"):
         paces = np.where(logarithmic, errors / values, errors)
     paces = np.where(np.isfinite(paces) & (paces > 0), np.minimum(paces, np.where(logarithmic, 2.0, np.inf)), 0.1)
+    paces[no_floor] = smallest / _PROFILE_STEPS[-1]
     sides = np.asarray([-1.0, 1.0])
     steps = sides[:, None, None] * paces[None, :, None] * _PROFILE_STEPS  # [side, coefficient, step]
     at = np.where(logarithmic[:, None], values[:, None] * np.exp(steps), values[:, None] + steps)
+    at = np.where(no_floor[:, None], np.maximum(at, values[:, None]), at)
     which = np.tile(np.arange(len(names)), 2)
     objective = np.asarray(
         constrained(
@@ -121,7 +128,7 @@ def profile_intervals(
     found = {}
     for k, name in enumerate(names):
         low, high = (_crossing(at[s, k], root[s, k], values[k], level) for s in range(2))
-        open_low = 0.0 if logarithmic[k] else -np.inf
+        open_low = 0.0 if scale[k] else -np.inf
         found[name] = (open_low if low is None else low, np.inf if high is None else high)
     return found
 

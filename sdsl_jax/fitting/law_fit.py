@@ -72,10 +72,12 @@ class LawFit(NamedTuple):
         tail = (1 - self.confidence) / 2
         percent = round(100 * self.confidence)
         draws = {k: np.asarray(v, float) for k, v in coefficients(self.draws).items()}
+        with np.errstate(over="ignore"):  # a scale that nothing holds may take any value
+            errors = {k: float(v.std(ddof=1)) for k, v in draws.items()}
         return {
             "law": self.name,
             "coefficients": {k: float(v) for k, v in coefficients(self.law).items()},
-            "standard_error": {k: float(v.std(ddof=1)) for k, v in draws.items()},
+            "standard_error": errors,
             f"interval_{percent}": {k: [float(x) for x in np.quantile(v, [tail, 1 - tail])] for k, v in draws.items()},
             "interval_basis": self.basis,
             f"profile_interval_{percent}": {k: [float(x) for x in ends] for k, ends in self.profile.items()},
@@ -166,9 +168,13 @@ def unidentified(made: LawFit) -> list[str]:
     tail = (1 - made.confidence) / 2
     for name, value in coefficients(made.law).items():
         low, high = np.quantile(coefficients(made.draws)[name], [tail, 1 - tail])
-        if low <= 0 <= high or max(abs(value / low), abs(high / value)) > 2:
+        if low == high and made.profile[name] == (-np.inf, np.inf):
             warnings.append(
-                f"{name} is not identified at this scale: {made.confidence:.0%} interval [{low:.3g}, {high:.3g}]"
+                f"nothing in this table tells {name}: what it multiplies is the same in every row; it is left at 0"
+            )
+        elif low <= 0 <= high or max(abs(value / low), abs(high / value)) > 2:
+            warnings.append(
+                f"{name} is not identified at this scale: {100 * made.confidence:g} % interval [{low:.3g}, {high:.3g}]"
             )
     if not made.condition_number <= _ILL_CONDITIONED:
         warnings.append(

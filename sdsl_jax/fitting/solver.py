@@ -43,7 +43,7 @@ class Fit(NamedTuple):
       jacobian: ∂residuals/∂parameters there.
       starts_agreeing: share of starts that reached the same objective.
       condition_number: of the Jacobian with columns scaled to unit length; large means that some combination of parameters
-        is not identified by these data.
+        is not identified by these data. Parameters that move no residual at all do not count.
     """
 
     parameters: Float[Array, " P"]

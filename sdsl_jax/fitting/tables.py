@@ -16,6 +16,8 @@ from sdsl_jax.theory import ModelPoint
 
 # Columns of a table of pairs that stands by itself.
 PAIR_COLUMNS = ("draft_params", "draft_loss", "target_params", "target_loss", "alpha")
+# What the sizes of a table count that is not ours: nothing says.
+_OWN_COUNT = "the table's"
 
 
 class ReadTable(NamedTuple):
@@ -68,7 +70,7 @@ def read_pair_table(
     """A CSV of measured pairs: `acceptance.csv` of a study beside its `models.csv`, or a table with the columns `PAIR_COLUMNS`.
 
     A table of one's own may also hold draft_tokens, and draft_id, whose rows are resampled together; without it, rows of one size
-    are. Rows at 0 or 1 and beyond are refused in neither case but by the range of α.
+    are.
 
     Args:
       path: of the file.
@@ -83,25 +85,27 @@ def read_pair_table(
     frame = _read(path)
     named = {"draft_id", "target_id", "estimator"} <= {*frame.columns}
     if not named:
+        require(models is None, f"{path} does not name its models by draft_id and target_id; leave out --models.")
         _require_columns(frame, PAIR_COLUMNS, path)
     notes = []
     if named:
+        estimators = frame["estimator"].unique()
         frame = frame[frame["estimator"] == estimator]
-        require(len(frame) > 0, f"{path} holds no rows of the estimator {estimator}.")
+        require(len(frame) > 0, f"{path} holds no rows of the estimator {estimator}; it has {_listed(estimators)}.")
     for name, wanted in (("domain", domain), ("temperature", temperature)):
         if name not in frame.columns:
             require(wanted is None, f"{path} has no column {name}, so that no {name} can be chosen.")
             continue
         found = frame[name].value_counts()
+        require(len(found) > 0, f"{path} has a column {name} that is empty; fill it in, or leave it out.")
         chosen = found.index[0] if wanted is None else wanted
         require(chosen in found.index, f"{path} holds no rows with the {name} {chosen}; it has {_listed(found.index)}.")
         if len(found) > 1:
             notes.append(f"of {len(found)} values of {name} only {chosen} is fitted")
         frame = frame[frame[name] == chosen]
-    alpha = _positive(frame, "alpha", path, zero=True)
-    require(bool((alpha <= 1).all()), f"{path} holds an alpha of {alpha.max():g}; it must lie in [0, 1].")
+    alpha = _positive(frame, "alpha", path, probability=True)
     if named:
-        return ReadTable(_by_record(frame, path, models, estimator), "non-embedding", notes)
+        return ReadTable(_by_record(frame, path, models, estimator, notes), "non-embedding", notes)
     columns = [_positive(frame, name, path) for name in PAIR_COLUMNS[:-1]]
     tokens = _positive(frame, "draft_tokens", path) if "draft_tokens" in frame.columns else np.full(len(frame), np.nan)
     label = "draft_id" if "draft_id" in frame.columns else "draft_params"
@@ -111,10 +115,10 @@ def read_pair_table(
         len(set(drafts)) >= 4, f"the acceptance laws need pairs of at least 4 drafts; {path} holds {len(set(drafts))}."
     )
     draft = ModelPoint(columns[0], columns[1], tokens)
-    return ReadTable(PairTable(draft, ModelPoint(columns[2], columns[3]), alpha, drafts, targets), "user's", notes)
+    return ReadTable(PairTable(draft, ModelPoint(columns[2], columns[3]), alpha, drafts, targets), _OWN_COUNT, notes)
 
 
-def _by_record(frame: pandas.DataFrame, path: Path, models: Path | None, estimator: str) -> PairTable:
+def _by_record(frame: pandas.DataFrame, path: Path, models: Path | None, estimator: str, notes: list[str]) -> PairTable:
     source = path.parent / "models.csv" if models is None else models
     require(
         source.exists(),
@@ -124,7 +128,12 @@ def _by_record(frame: pandas.DataFrame, path: Path, models: Path | None, estimat
         AcceptanceRecord(str(r.draft_id), str(r.target_id), estimator, 0, 1.0, "", float(r.alpha))
         for r in frame.itertuples()
     ]
-    return pair_table(read_table(source.parent, "models"), rows, estimator)
+    known = read_table(source.parent, "models", source)
+    names = {model.model_id for model in known}
+    strangers = sum(not {row.draft_id, row.target_id} <= names for row in rows)
+    if strangers:
+        notes.append(f"{strangers} of {len(rows)} pairs are left out: {source} does not hold their models")
+    return pair_table(known, rows, estimator)
 
 
 def _read(path: Path) -> pandas.DataFrame:
@@ -132,6 +141,8 @@ def _read(path: Path) -> pandas.DataFrame:
         frame = pandas.read_csv(path)
     except OSError as error:
         raise SdslError(f"the table {path} cannot be read ({error.strerror or error}).") from None
+    except pandas.errors.EmptyDataError:
+        raise SdslError(f"the table {path} is empty.") from None
     except (ValueError, UnicodeDecodeError) as error:
         raise SdslError(f"the table {path} is not a CSV ({str(error).strip().splitlines()[0]}).") from None
     require(len(frame) > 0, f"the table {path} holds no rows.")
@@ -143,15 +154,17 @@ def _require_columns(frame: pandas.DataFrame, names: tuple[str, ...], path: Path
     require(not missing, f"{path} lacks the column {', '.join(missing)}; it has {_listed(frame.columns)}.")
 
 
-def _positive(frame: pandas.DataFrame, name: str, path: Path, zero: bool = False) -> np.ndarray:
+def _positive(frame: pandas.DataFrame, name: str, path: Path, probability: bool = False) -> np.ndarray:
     _require_columns(frame, (name,), path)
     values = pandas.to_numeric(frame[name], errors="coerce").to_numpy(float)
-    bad = ~(np.isfinite(values) & ((values >= 0) if zero else (values > 0)))
-    if bad.any():
-        first = int(np.argmax(bad))
+    good = np.isfinite(values) & ((values >= 0) & (values <= 1) if probability else (values > 0))
+    if not good.all():
+        first = int(np.argmin(good))
+        cell = frame[name].iloc[first]
+        held = "nothing" if pandas.isna(cell) else f"'{cell}'"
         raise SdslError(
-            f"{path}: line {frame.index[first] + 2} holds {frame[name].iloc[first]!r} as {name}; it must be a "
-            f"{'number of 0 or more' if zero else 'positive number'}."
+            f"{path}: line {frame.index[first] + 2} holds {held} as {name}; it must be a "
+            f"{'number in [0, 1]' if probability else 'positive number'}."
         )
     return values
 
@@ -162,4 +175,4 @@ def _listed(values: Any) -> str:
 
 
 def _counts(params_column: str) -> str:
-    return {"params_nonembedding": "non-embedding", "params_total": "total"}.get(params_column, params_column)
+    return {"params_nonembedding": "non-embedding", "params_total": "total"}.get(params_column, _OWN_COUNT)

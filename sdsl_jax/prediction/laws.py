@@ -56,6 +56,8 @@ def loss_law(name: str) -> LoadedLaw:
 def acceptance_law(name: str) -> LoadedLaw:
     """A published acceptance law by name, or a fitted one from a JSON file.
 
+    A file that holds several gives its first, which is the best; `FILE.json#NAME` asks for another.
+
     Raises:
       SdslError: there is no such law, or the file holds none.
     """
@@ -66,7 +68,11 @@ def _load(name: str, kind: str, published: dict[str, Any], forms: dict[str, type
     if name in published:
         law = published[name]
         return LoadedLaw(name, law, None, law.about.no_interval, None, [])
-    path = Path(name)
+    # A file may have a # in its name; what follows the last one is the name of a law only where it can be none of a file.
+    file, mark, wanted = name.rpartition("#")
+    if not mark or Path(name).exists():
+        file, wanted = name, ""
+    path = Path(file)
     require(
         path.suffix == ".json" or path.exists(),
         f"{name} is no {kind} law; it must be one of {', '.join(published)}, or a JSON file that holds a fitted one.",
@@ -74,10 +80,18 @@ def _load(name: str, kind: str, published: dict[str, Any], forms: dict[str, type
     contents = read_json(path, dict)
     # The results of a study hold all laws; a file of its own holds one.
     if "loss_law" in contents or "acceptance_laws" in contents:
-        found = contents.get("loss_law") if kind == "loss" else next(iter(contents.get("acceptance_laws", [])), None)
+        held = [contents.get("loss_law")] if kind == "loss" else contents.get("acceptance_laws")
     else:
-        found = contents
-    found = found if isinstance(found, dict) else {}
+        held = [contents]
+    held = [law for law in (held if isinstance(held, list) else []) if isinstance(law, dict)]
+    if mark and file != name:
+        present = [str(law.get("law")) for law in held]
+        require(
+            wanted in present,
+            f"{path} holds no {kind} law named '{wanted}'; it holds {', '.join(present) or 'none'}.",
+        )
+        held = [law for law in held if law.get("law") == wanted]
+    found = held[0] if held else {}
     form = str(found.get("law"))
     require(
         form in forms, f"{path} holds no {kind} law: its field law is {form}, and must be one of {', '.join(forms)}."

@@ -96,7 +96,8 @@ class _CsvLines:
 
 
 def _text(value: Any) -> str:
-    return repr(value) if isinstance(value, float) else str(value)
+    # A number of numpy's is a float as well, and its repr says so.
+    return repr(float(value)) if isinstance(value, float) else str(value)
 
 
 def schema() -> dict[str, Any]:
@@ -108,13 +109,18 @@ def schema() -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, "tables": tables}
 
 
-def read_table(folder: Path, name: str) -> list[Any]:
+def read_table(folder: Path, name: str, path: Path | None = None) -> list[Any]:
     """Reads `<folder>/<name>.csv` into rows. Columns that are not in the schema are passed over.
+
+    Args:
+      folder: of the records, whose `schema.json`, if there is one, must be of this version.
+      name: of the table.
+      path: of the table, if its file has another name.
 
     Raises:
       SdslError: the file is missing or damaged, lacks a required column, or was written with another schema version.
     """
-    row_type, path = TABLES[name], folder / f"{name}.csv"
+    row_type, path = TABLES[name], path or folder / f"{name}.csv"
     if (folder / "schema.json").exists():
         version = read_json(folder / "schema.json").get("schema_version")
         require(

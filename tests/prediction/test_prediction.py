@@ -229,3 +229,42 @@ def test_the_commands():
     assert "within 1 %" in done.stdout
     done = sdsl("lookahead", "--acceptance", ".7", "--cost", ".05")
     assert "best lookahead γ = 6" in done.stdout
+
+
+def several_laws(path):
+    draws = {"level": [1.0, 1.1, 0.9], "slope": [1.5, 1.4, 1.6]}
+    gap = {"law": "logit_gap", "coefficients": {"level": 1.0, "slope": 1.5}, "draws": draws}
+    power = {"law": "power_law", "coefficients": {"scale": 0.9, "exponent": 0.2, "target_exponent": 0.05}}
+    loss = {"law": "chinchilla", "coefficients": coefficients(BESIROGLU)}
+    loss["draws"] = {name: [value] * 3 for name, value in loss["coefficients"].items()}
+    path.write_text(json.dumps({"loss_law": loss, "acceptance_laws": [power, gap]}))
+    return str(path)
+
+
+def test_one_of_several_acceptance_laws(tmp_path):
+    file = several_laws(tmp_path / "fits.json")
+    assert type(acceptance_law(file).law).__name__ == "PowerLaw"  # the first is the best
+    chosen = acceptance_law(f"{file}#logit_gap")
+    assert chosen.law.slope == 1.5
+    assert chosen.name == f"{file}#logit_gap"
+    # Its draws belong to those of the loss law of the same file, resample by resample.
+    assert chosen.joint == loss_law(file).joint == tmp_path / "fits.json"
+    single = write_law(tmp_path / "gap.json", "logit_gap", LogitGap(1.0, 1.5))
+    assert acceptance_law(f"{single}#logit_gap").law == acceptance_law(single).law.__class__(
+        1.0, 1.5, about=acceptance_law(single).law.about
+    )
+
+
+def test_a_law_that_is_not_among_several(tmp_path):
+    file = several_laws(tmp_path / "fits.json")
+    with pytest.raises(SdslError, match=r"no acceptance law named 'affine_plane'; it holds power_law, logit_gap\."):
+        acceptance_law(f"{file}#affine_plane")
+    with pytest.raises(SdslError, match="no acceptance law named ''; it holds power_law, logit_gap"):
+        acceptance_law(f"{file}#")
+    with pytest.raises(SdslError, match="cannot be read"):
+        acceptance_law(f"{tmp_path}/nowhere.json#logit_gap")
+
+
+def test_a_file_may_have_a_hash_in_its_name(tmp_path):
+    file = several_laws(tmp_path / "run#3.json")
+    assert acceptance_law(file).law == acceptance_law(f"{file}#power_law").law
