@@ -156,8 +156,8 @@ def test_records_of_pairs_to_a_prediction(sdsl, records):
     Path("acceptance.json").write_text(out)
     laws = json.loads(out)["acceptance_laws"]
     assert len(laws) == 5
-    assert all(set(law) >= KEYS | {"leave_one_draft_out_rmse"} for law in laws)
-    errors = [law["leave_one_draft_out_rmse"] for law in laws]
+    assert all(set(law) >= KEYS | {"left_out_rmse"} for law in laws)
+    errors = [law["left_out_rmse"] for law in laws]
     assert errors == sorted(errors)
     assert any("of 2 values of domain only prose is fitted" in w for w in laws[0]["warnings"])
     question = ("--target-params", "100k", "--draft-tokens", "6M", "--target-tokens", "6M", "--json")

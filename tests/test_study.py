@@ -308,3 +308,40 @@ def test_results_plug_into_predictions(tiny_study):
 @pytest.mark.parametrize("count", [1, 7, 8, 20])
 def test_no_two_colours_of_a_figure_are_alike(count):
     assert len({*colours(count)}) == count
+
+
+@pytest.mark.slow
+def test_predictions_come_before_what_they_are_about(tmp_path, monkeypatch):
+    """Nothing of a held-out model exists when its predictions are made; then all is trained once, and judged."""
+    from sdsl_jax import evidence
+
+    ladder = {"draft_params": [600, 900, 1200, 2500], "target_params": [4_000, 8_000], "target_tokens": [8_000, 16_000]}
+    config = tiny(
+        ladder=ladder, holdout={"draft_params": [2500], "target_params": [8_000]}, measure={"decode": "largest"}
+    )
+    seen, there = Notes(), []
+    forecast = evidence.forecast
+
+    def watched(*arguments):
+        there.append(sorted(path.name for path in (tmp_path / "checkpoints").iterdir()))
+        return forecast(*arguments)
+
+    monkeypatch.setattr(evidence, "forecast", watched)
+    run_study(config, tmp_path, progress=seen)
+    assert len(there) == 1
+    assert len(there[0]) == 4
+    assert not any(name.startswith(("draft-2.5k", "target-8k")) for name in there[0])
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 6
+    assert not (tmp_path / "seen" / "checkpoints").exists()
+    predictions = read_json(tmp_path / "records" / "predictions.json")
+    assert {(row["role"], row["tokens"]) for row in predictions["losses"]} == {
+        (role, tokens) for role in ("draft", "target") for tokens in (8_000, 16_000)
+    }
+    judged = read_json(tmp_path / "records" / "evidence.json")["holdout"]
+    assert len(judged["losses"]) == 4
+    assert all(row["draft_held_out"] or row["target_held_out"] for row in judged["pairs"])
+    page = (tmp_path / "report.html").read_text()
+    assert "What was predicted before it was measured" in page
+    run_study(config, tmp_path, progress=(again := Notes()))
+    assert again.tasks == []
+    assert len(there) == 1

@@ -156,9 +156,7 @@ def _print_laws(console: Console, answers: list[dict[str, Any]], path: Path) -> 
         for heading in ("law", "error on left-out drafts", "residual", "condition number"):
             ranking.add_column(heading, justify="left" if heading == "law" else "right")
         for a in answers:
-            ranking.add_row(
-                a["law"], f"{a['leave_one_draft_out_rmse']:.4f}", f"{a['rmse']:.4f}", f"{a['condition_number']:.3g}"
-            )
+            ranking.add_row(a["law"], f"{a['left_out_rmse']:.4f}", f"{a['rmse']:.4f}", f"{a['condition_number']:.3g}")
         console.print(ranking)
         say("Errors: root mean square of α; left-out: every draft size predicted by a fit that did not see it.")
     for a in answers:

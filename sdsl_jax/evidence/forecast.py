@@ -33,8 +33,8 @@ class Rung(NamedTuple):
 def forecast(config: StudyConfig, seen: list[ModelRecord], fits: dict[str, Any]) -> dict[str, Any]:
     """Publishes what laws say about all that the study keeps back; looks at no record of it.
 
-    The intervals of a single loss or α hold the uncertainty of the laws, from joint bootstrap draws, and the scatter of
-    measurements about them, from the residuals of the fits.
+    The intervals of a single loss or α hold the uncertainty of the laws, from joint bootstrap draws, and how far sizes that the
+    laws had not seen lay from them, each left out in turn.
 
     Args:
       config: the whole study, whose `holdout` says what is kept back.
@@ -57,7 +57,7 @@ def forecast(config: StudyConfig, seen: list[ModelRecord], fits: dict[str, Any])
         "losses": [
             rung._asdict()
             | {"loss": float(laws.loss(float(rung.params), float(rung.tokens)))}
-            | _interval(drawn * np.exp(fits["loss_law"]["rmse"] * random.standard_normal(len(drawn))), config)
+            | _interval(drawn * np.exp(_scatter(fits["loss_law"]) * random.standard_normal(len(drawn))), config)
             for rung, drawn in losses.items()
         ],
         "pairs": [
@@ -81,6 +81,11 @@ def forecast(config: StudyConfig, seen: list[ModelRecord], fits: dict[str, Any])
     }
 
 
+def _scatter(fit: dict[str, Any]) -> float:
+    """How far a model of a size that the law has not seen lies from it: by sizes left out, or else by the residual."""
+    return fit["rmse"] if fit["left_out_rmse"] is None else fit["left_out_rmse"]
+
+
 def _interval(draws: np.ndarray, config: StudyConfig) -> dict[str, float]:
     tail = (1 - config.fit.confidence) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
@@ -100,7 +105,7 @@ def _pair(
     points = [_point(r, known, laws.loss) for r in pair]
     drawn = [p._replace(loss=losses.get(r, p.loss)) for r, p in zip(pair, points)]
     alpha = np.asarray(laws.acceptance_draws[fit["law"]](*drawn), float)
-    noisy = alpha + fit["rmse"] * random.standard_normal(len(alpha))
+    noisy = alpha + _scatter(fit) * random.standard_normal(len(alpha))
     names = {
         f"{role}_{name}": value
         for role, r in zip(("draft", "target"), pair)

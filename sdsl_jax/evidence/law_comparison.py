@@ -9,10 +9,10 @@ import numpy as np
 
 from sdsl_jax.errors import SdslError
 from sdsl_jax.evidence.inputs import Inputs
-from sdsl_jax.evidence.speedups import measured_speedups
+from sdsl_jax.evidence.speedups import Measured, measured_speedups
 from sdsl_jax.fitting.acceptance import PairTable, fit_law, pair_table
 from sdsl_jax.records import LossRecord, ModelRecord, longest_trained
-from sdsl_jax.theory import ACCEPTANCE_LAWS, ModelPoint
+from sdsl_jax.theory import ACCEPTANCE_LAWS, ModelPoint, speedup
 
 _RESAMPLES = 1000
 
@@ -46,9 +46,9 @@ def acceptance_laws(inputs: Inputs) -> dict[str, Any] | None:
         "domains": sorted(domains),
         "n": len(table.alpha),
         "basis": "left-out drafts: all budgets and seeds of a size at once; largest target: laws fitted to the smaller targets "
-        "only; domains: laws fitted to all other domains, with losses of the predicted domain. Intervals: bootstrap over draft "
-        "sizes. Regret: share of the best measured S (FLOPs) lost by the draft and lookahead that the predicted α ask for, mean "
-        "over targets, drafts of the largest budget",
+        "only; domains: α on text, laws fitted to all other domains, with losses of the predicted domain. Intervals: bootstrap "
+        "over draft sizes. Regret: share of the best measured S (FLOPs) lost by the draft and lookahead that the predicted α ask "
+        "for, mean over targets, drafts of the largest budget; in other domains S follows from α by the geometric formula",
     }
 
 
@@ -122,15 +122,20 @@ def _largest_target(table: PairTable, inputs: Inputs) -> dict[str, dict[str, Any
 
 
 def _domain_tables(inputs: Inputs) -> dict[str, PairTable]:
-    """For every domain at the study's temperature the pairs of its own drafts, with losses of that very domain."""
+    """For every domain at the study's temperature the pairs of its own drafts, with losses of that very domain.
+
+    α on the text itself, so that loss and acceptance share their contexts.
+    """
     found = {}
     for domain in dict.fromkeys(r.domain for r in inputs.conditions):
         rows = [
             r for r in inputs.conditions if r.domain == domain and r.temperature == inputs.config.measure.temperature
         ]
         models = with_losses(inputs.models, inputs.losses, domain)
+        if len(models) < len(inputs.models):
+            continue
         try:
-            found[domain] = pair_table(models, rows, inputs.config.fit.estimator)
+            found[domain] = pair_table(models, rows, "teacher_forced_text")
         except SdslError:
             continue
     return found
@@ -167,4 +172,29 @@ def _left_out_domains(name: str, domains: dict[str, PairTable], inputs: Inputs) 
         law = fit_law(name, table, inputs.config.fit.acceptance_huber_delta, of != number)
         error[of == number] = predicted(law, table.rows(of == number)) - table.alpha[of == number]
     by_domain = {d: float(np.sqrt(np.square(error[of == i]).mean())) for i, d in enumerate(domains)}
-    return _errors(error, table.draft_sizes, inputs) | {"by_domain": by_domain}
+    regret = _independent_regret(table, table.alpha + error, of, inputs)
+    return _errors(error, table.draft_sizes, inputs) | {"by_domain": by_domain, "regret": regret}
+
+
+def _independent_regret(table: PairTable, alpha: np.ndarray, of: np.ndarray, inputs: Inputs) -> float | None:
+    """Mean over domains and targets of the regret of acting on predicted α, S by the geometric formula at the measured α.
+
+    In other domains tokens per round were not measured, only α.
+    """
+    lookaheads = np.arange(1, inputs.config.measure.expected_lookahead + 1)
+    candidates = {m.model_id for m in longest_trained(inputs.models, "draft")}
+    # Tables of domains number the models that were measured there, which are all of the study's.
+    names = [m.model_id for m in inputs.models]
+    regrets = []
+    for domain in np.unique(of):
+        for target in np.unique(table.target_model[of == domain]):
+            chosen = (of == domain) & (table.target_model == target)
+            chosen &= np.asarray([names[d] in candidates for d in table.draft_model])
+            drafts = [inputs.models[d] for d in table.draft_model[chosen]]
+            cost = np.asarray([m.flops_per_token for m in drafts]) / inputs.models[target].flops_per_token
+            if not np.isfinite(cost).all() or not len(cost):
+                return None
+            true = np.asarray(speedup(table.alpha[chosen][:, None], lookaheads[None].astype(float), cost[:, None]))
+            found = Measured(drafts, cost, lookaheads, true)
+            regrets.append(found.regret(*found.choice(alpha[chosen])))
+    return float(np.mean(regrets)) if regrets else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +11,10 @@ from jaxtyping import Bool, Float
 
 from sdsl_jax.config import FitConfig
 from sdsl_jax.errors import require
-from sdsl_jax.fitting.forms import ACCEPTANCE_FORMS, Form, PairData, pair_data
+from sdsl_jax.fitting.forms import ACCEPTANCE_FORMS, pair_data
 from sdsl_jax.fitting.inference import pin_of
-from sdsl_jax.fitting.law_fit import LawFit, fit_form, law_of, unidentified
-from sdsl_jax.fitting.solver import fit, refit
+from sdsl_jax.fitting.law_fit import LawFit, fit_form, law_of, left_out_residuals, unidentified
+from sdsl_jax.fitting.solver import fit
 from sdsl_jax.records import AcceptanceRecord, ModelRecord, column
 from sdsl_jax.theory import ModelPoint
 
@@ -128,8 +127,6 @@ def fit_acceptance(
         len(set(sizes)) >= 3,
         f"the acceptance laws need drafts of at least 3 sizes, to leave each out in turn; there are {len(set(sizes))}.",
     )
-    # A draft is left out with all its budgets: they share a trunk, and one would give the others away.
-    kept = np.stack([sizes != size for size in np.unique(sizes)]).astype(float)
     fits = []
     for form in ACCEPTANCE_FORMS.values():
         with jax.enable_x64(True):
@@ -145,7 +142,8 @@ def fit_acceptance(
                 residual_unit="acceptance probability",
                 basis=basis,
             )
-            errors = _left_out(form, data, best.parameters, kept, config.acceptance_huber_delta)
+            # A draft is left out with all its budgets: they share a trunk, and one would give the others away.
+            errors = left_out_residuals(form, data, best.parameters, sizes, config.acceptance_huber_delta)
         warnings = unidentified(made)
         targets = len(np.unique(table.target_model))
         if targets < 3:
@@ -154,14 +152,3 @@ def fit_acceptance(
             )
         fits.append(made._replace(left_out_rmse=float(np.sqrt(np.square(errors).mean())), warnings=warnings))
     return sorted(fits, key=lambda made: made.left_out_rmse)
-
-
-def _left_out(form: Form, data: PairData, optimum: jax.Array, kept: np.ndarray, delta: float) -> np.ndarray:
-    """Residuals of the rows that each group of kept rows leaves out."""
-    without = refit(form.residuals, optimum[None], data, kept, delta, pin_of(form))
-    return np.asarray(_residuals_of(form, without, data))[:, : kept.shape[1]][kept == 0]
-
-
-@functools.partial(jax.jit, static_argnames="form")
-def _residuals_of(form: Form, x: jax.Array, data: PairData) -> jax.Array:
-    return jax.vmap(lambda each: form.residuals(each, data))(x)

@@ -38,8 +38,8 @@ class LawFit(NamedTuple):
       starts_agreeing: share of them that reached the best objective.
       condition_number: of the scaled Jacobian.
       huber_delta: where the loss turns from square to linear.
-      left_out_rmse: root mean square residual where the rows of each draft size are predicted by a fit that did not see them; NaN
-        if not computed.
+      left_out_rmse: root mean square residual where the rows of each size (of drafts, for an acceptance law) are predicted by a
+        fit that did not see them; NaN where there are too few sizes.
       residual_unit: what a residual is.
       basis: what the draws are.
       warnings: what this fit cannot tell.
@@ -89,7 +89,7 @@ class LawFit(NamedTuple):
             "starts_agreeing": self.starts_agreeing,
             "condition_number": self.condition_number,
             "rmse": self.rmse,
-            "leave_one_draft_out_rmse": self.left_out_rmse,
+            "left_out_rmse": self.left_out_rmse,
             "residual_unit": self.residual_unit,
             "warnings": self.warnings,
             "draws": {k: [float(f"{x:.8g}") for x in v] for k, v in draws.items()},
@@ -160,6 +160,22 @@ def fit_form(
         warnings=[],
     )
     return made, best
+
+
+def left_out_residuals(
+    form: Form, data: Any, optimum: Array, groups: np.ndarray, delta: float
+) -> Float[np.ndarray, " n"]:
+    """Residuals of every row under a fit to the rows of all other groups."""
+    labels = np.unique(groups)
+    kept = np.stack([groups != label for label in labels]).astype(float)
+    without = refit(form.residuals, optimum[None], data, kept, delta, pin_of(form))
+    found = np.asarray(_residuals_of(form, without, data))[:, : len(groups)]
+    return found[np.searchsorted(labels, groups), np.arange(len(groups))]
+
+
+@functools.partial(jax.jit, static_argnames="form")
+def _residuals_of(form: Form, x: Array, data: Any) -> Array:
+    return jax.vmap(lambda each: form.residuals(each, data))(x)
 
 
 def unidentified(made: LawFit) -> list[str]:

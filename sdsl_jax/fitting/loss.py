@@ -12,13 +12,15 @@ from sdsl_jax.config import FitConfig
 from sdsl_jax.errors import require
 from sdsl_jax.fitting.forms import LOSS_FORMS, loss_data
 from sdsl_jax.fitting.inference import bootstrap_weights
-from sdsl_jax.fitting.law_fit import LawFit, fit_form, unidentified
+from sdsl_jax.fitting.law_fit import LawFit, fit_form, left_out_residuals, unidentified
 from sdsl_jax.records import ModelRecord, column
 
 # Fewer models than three for each coefficient of the Chinchilla law.
 _FEW_ROWS = 15
 # In simulations 90 % intervals over rungs held the truth in 74 to 84 % of tables of 4 rungs, 85 to 93 % of 5, 91 to 94 % of 8.
 _FEW_RUNGS = 5
+# With fewer sizes the rest would not hold the law.
+_SIZES_TO_LEAVE_OUT = 4
 # Chance of warning of shared noise where there is none.
 _FALSE_ALARM = 0.01
 
@@ -85,9 +87,10 @@ def fit_loss(
     )
     what = "models" if config.resample == "rows" else "whole rungs"
     with jax.enable_x64(True):
-        made, _ = fit_form(
+        data = loss_data(table.params, table.tokens, table.loss)
+        made, best = fit_form(
             form,
-            loss_data(table.params, table.tokens, table.loss),
+            data,
             weights,
             delta=config.huber_delta,
             starts=config.starts,
@@ -96,6 +99,9 @@ def fit_loss(
             residual_unit="log of the loss",
             basis=f"bootstrap over {what}, {len(weights)} draws",
         )
+        if sizes >= _SIZES_TO_LEAVE_OUT:
+            errors = left_out_residuals(form, data, best.parameters, np.asarray(table.params), config.huber_delta)
+            made = made._replace(left_out_rmse=float(np.sqrt(np.square(errors).mean())))
     warnings = (
         unidentified(made) + _design_warnings(table) + _rung_warnings(table.rungs, made.residuals, config.resample)
     )

@@ -180,7 +180,7 @@ def _predicted(records: Records, folder: Path, name: str) -> None:
             ]
             axis.legend(handles=handles, loc="upper left")
             axis.set(xlabel="predicted acceptance α", ylabel="measured acceptance α", aspect="equal")
-            axis.set_title(f"{NAMES[fit['law']].capitalize()}\nleft-out RMSE {fit['leave_one_draft_out_rmse']:.4f}")
+            axis.set_title(f"{NAMES[fit['law']].capitalize()}\nleft-out RMSE {fit['left_out_rmse']:.4f}")
 
 
 def _survival(records: Records, folder: Path, name: str) -> None:

@@ -144,9 +144,7 @@ def _findings(records: Records) -> list[str]:
             f"from {short_count(low)} to {short_count(high)} is within 1 % of its speed-up of "
             f"{entry['speedup']:.2f} at γ = {entry['lookahead']:.1f}."
         )
-    errors = ", ".join(
-        f"{NAMES[fit['law']]} {fit['leave_one_draft_out_rmse']:.4f}" for fit in records.fits["acceptance_laws"]
-    )
+    errors = ", ".join(f"{NAMES[fit['law']]} {fit['left_out_rmse']:.4f}" for fit in records.fits["acceptance_laws"])
     found.append(
         f"On left-out drafts the acceptance laws err by (root mean square): {errors}. The tables use the {law}."
     )
