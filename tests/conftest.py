@@ -83,9 +83,8 @@ TINY = {
 
 def tiny(**sections) -> StudyConfig:
     """A study of seconds, with some sections changed."""
-    return from_dict(
-        StudyConfig, {k: {**v, **sections.get(k, {})} if isinstance(v, dict) else v for k, v in TINY.items()}
-    )
+    changed = {k: {**v, **sections.get(k, {})} if isinstance(v, dict) else v for k, v in TINY.items()}
+    return from_dict(StudyConfig, sections | changed)
 
 
 @pytest.fixture(scope="session")

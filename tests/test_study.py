@@ -297,7 +297,7 @@ def test_results_plug_into_predictions(tiny_study):
     path = str(tiny_study / "records" / "fits.json")
     loss, acceptance = loss_law(path), acceptance_law(path)
     (answer,) = predict([Target(5e3, 16e3, 16e3)], loss, acceptance)
-    assert "bootstrap over models" in answer["interval_basis"]
+    assert "bootstrap over whole rungs" in answer["interval_basis"]
     assert any(w.startswith("loss law: ") for w in answer["warnings"])
     ranges = {name: (low, high) for name, low, high in loss.law.about.valid}
     assert ranges["tokens"] == pytest.approx((8_000, 16_000), rel=0.02)

@@ -167,8 +167,8 @@ def claims(inputs: Inputs) -> dict[str, Any] | None:
                 inputs,
                 "the best draft's size is linear in its target's",
                 "dN*/dM at the largest target over dN*/dM at the smallest; 1 if so",
-                float(_slope(point[-1], targets[-1])[0] / _slope(point[0], targets[0])[0]),
-                _slope(drawn[-1], targets[-1]) / _slope(drawn[0], targets[0]),
+                float(_slope_ratio(point, targets)[0]),
+                _slope_ratio(drawn, targets),
                 holds=_near_one,
                 fails=lambda low, high: low > 1 or high < 1,
             )
@@ -205,9 +205,14 @@ def _near_one(low: float, high: float) -> bool:
     return low <= 1 <= high and low >= 1 - _BARELY and high <= 1 + _BARELY
 
 
-def _slope(answer: _Answer, target: ModelRecord) -> np.ndarray:
-    """dN*/dM."""
-    return np.asarray(answer.slopes)[:, 0] * np.asarray(answer.params) / target.params_nonembedding
+def _slope_ratio(answers: list[_Answer], targets: list[ModelRecord]) -> np.ndarray:
+    """dN*/dM at the largest target over that at the smallest; not a number where N* rests on a bound."""
+    slopes = [
+        np.asarray(answer.slopes)[:, 0] * np.asarray(answer.params) / target.params_nonembedding
+        for answer, target in zip(answers, targets)
+    ]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return slopes[-1] / slopes[0]
 
 
 def _constant(
