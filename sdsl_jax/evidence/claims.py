@@ -136,8 +136,7 @@ def claims(inputs: Inputs) -> dict[str, Any] | None:
     name = next(iter(laws.acceptance))
     targets = longest_trained(inputs.models, "target")
     with jax.enable_x64(True):
-        point = _optima(laws, name, inputs, targets, draws=False)
-        drawn = _optima(laws, name, inputs, targets, draws=True)
+        point, drawn = _optima(laws, name, inputs, targets)
     largest = targets[-1]
     ratio = np.stack([m.params_nonembedding / a.params for m, a in zip(targets, drawn)]).mean(axis=0)
     ratio_now = float(np.mean([m.params_nonembedding / a.params[0] for m, a in zip(targets, point)]))
@@ -238,10 +237,17 @@ def _barely(
     )
 
 
-def _optima(laws: FittedLaws, name: str, inputs: Inputs, targets: list[ModelRecord], draws: bool) -> list[_Answer]:
-    loss, acceptance = (laws.loss_draws, laws.acceptance_draws[name]) if draws else (laws.loss, laws.acceptance[name])
-    loss, acceptance = (jax.tree.map(lambda x: jnp.atleast_1d(x)[:_DRAWS], law) for law in (loss, acceptance))
-    return [jax.tree.map(np.asarray, _answers(loss, acceptance, _place(inputs, laws, t))) for t in targets]
+def _optima(
+    laws: FittedLaws, name: str, inputs: Inputs, targets: list[ModelRecord]
+) -> tuple[list[_Answer], list[_Answer]]:
+    """The answer of the fitted laws for each target, arrays of one, and those of their joint draws."""
+
+    def with_draws(law: Any, draws: Any) -> Any:
+        return jax.tree.map(lambda x, many: jnp.concatenate([jnp.asarray([x]), many[:_DRAWS]]), law, draws)
+
+    both = with_draws(laws.loss, laws.loss_draws), with_draws(laws.acceptance[name], laws.acceptance_draws[name])
+    found = [jax.tree.map(np.asarray, _answers(*both, _place(inputs, laws, t))) for t in targets]
+    return [jax.tree.map(lambda x: x[:1], a) for a in found], [jax.tree.map(lambda x: x[1:], a) for a in found]
 
 
 def _perplexity(inputs: Inputs, laws: FittedLaws) -> list[dict[str, Any]]:
