@@ -237,7 +237,7 @@ def test_wrong_losses_are_one_sentence_and_status_two(sdsl, tmp_path, lines, arg
         ({3: "1000,2.6,100000,,.5,x"}, [], "line 3 holds nothing as target_loss"),
         ({}, ["--domain", "prose"], "has no column domain, so that no domain can be chosen"),
         ({}, ["--models", "models.csv"], "does not name its models by draft_id and target_id; leave out --models"),
-        ({}, ["--law", "kaplan", "--resample", "rungs"], "--law, --resample can only be given to sdsl fit loss"),
+        ({}, ["--law", "kaplan", "--resample", "rows"], "--law, --resample can only be given to sdsl fit loss"),
         ({}, ["--huber-delta", "0"], "--huber-delta is 0.0; it must be positive"),
     ],
 )

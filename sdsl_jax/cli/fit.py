@@ -22,7 +22,7 @@ _OF_LOSS = {
     "tokens_column": "train_tokens",
     "loss_column": "loss_nats",
     "rung_column": "",
-    "resample": "rows",
+    "resample": "rungs",
     "max_epochs": 4.0,
 }
 _OF_ACCEPTANCE = {"models": None, "estimator": "teacher_forced_samples", "domain": None, "temperature": None}
@@ -41,7 +41,7 @@ def fit(
     estimator: Annotated[str, _COLUMN] = "teacher_forced_samples",
     domain: Annotated[str | None, _COLUMN] = None,
     temperature: Annotated[float | None, tyro.conf.arg(metavar="T")] = None,
-    resample: Annotated[Literal["rows", "rungs"], tyro.conf.arg(metavar="rows|rungs")] = "rows",
+    resample: Annotated[Literal["rows", "rungs"], tyro.conf.arg(metavar="rows|rungs")] = "rungs",
     huber_delta: Annotated[float | None, tyro.conf.arg(metavar="DELTA")] = None,
     max_epochs: float = 4.0,
     starts: int = 64,
@@ -68,7 +68,7 @@ def fit(
         estimator: acceptance: rows of a study's records to fit.
         domain: acceptance: rows to fit; the most frequent domain if left out.
         temperature: acceptance: rows to fit; the most frequent temperature if left out.
-        resample: loss: the bootstrap draws rows, or whole rungs; for acceptance it always draws drafts with all their rows.
+        resample: loss: the bootstrap draws rows, or whole rungs; for acceptance always whole runs of drafts and of targets.
         huber_delta: where the Huber loss turns linear; .001 in ln L for losses, .02 for acceptance.
         max_epochs: loss: rows of more epochs are left out, where the table has a column epochs.
         starts: descents from different beginnings.
@@ -80,8 +80,7 @@ def fit(
     given = dict(locals())
     from sdsl_jax.config import FitConfig
     from sdsl_jax.fitting import tables
-    from sdsl_jax.fitting.acceptance import fit_acceptance
-    from sdsl_jax.fitting.inference import bootstrap_weights
+    from sdsl_jax.fitting.acceptance import fit_acceptance, pair_resamples
     from sdsl_jax.fitting.loss import fit_loss, resamples
 
     other = _OF_ACCEPTANCE if what == "loss" else _OF_LOSS
@@ -112,9 +111,8 @@ def fit(
         return
     read = tables.read_pair_table(csv, models, estimator, domain, temperature)
     pairs = read.table
-    drafts = pairs.draft_model.max() + 1
-    weights = bootstrap_weights(drafts, bootstrap, seed)[:, pairs.draft_model]
-    basis = f"bootstrap over drafts, {bootstrap} draws"
+    weights = pair_resamples(pairs, bootstrap, seed)
+    basis = f"bootstrap over training runs of drafts and of targets, {bootstrap} draws"
     valid = {
         f"{role}_{name}": _span(getattr(getattr(pairs, role), name))
         for role in ("draft", "target")

@@ -159,7 +159,7 @@ def joined(tables: list[PairTable]) -> PairTable:
         )
         for role in ("draft", "target")
     ]
-    rest = (np.concatenate([getattr(t, f) for t in tables]) for f in ("alpha", "draft_model", "target_model"))
+    rest = (np.concatenate([getattr(t, f) for t in tables]) for f in PairTable._fields[2:])
     return PairTable(points[0], points[1], *rest)
 
 

@@ -12,8 +12,9 @@ from jaxtyping import Bool, Float
 from sdsl_jax.config import FitConfig
 from sdsl_jax.errors import require
 from sdsl_jax.fitting.forms import ACCEPTANCE_FORMS, pair_data
-from sdsl_jax.fitting.inference import pin_of
+from sdsl_jax.fitting.inference import pin_of, resampled
 from sdsl_jax.fitting.law_fit import LawFit, fit_form, law_of, left_out_residuals, unidentified
+from sdsl_jax.fitting.loss import loss_table
 from sdsl_jax.fitting.solver import fit
 from sdsl_jax.records import AcceptanceRecord, ModelRecord, column
 from sdsl_jax.theory import ModelPoint
@@ -26,8 +27,10 @@ class PairTable(NamedTuple):
       draft: sizes, losses and training tokens of the drafts, arrays [n].
       target: the same of the targets.
       alpha: acceptance probability.
-      draft_model: number of the draft of each row among the models; rows of one model are resampled together.
+      draft_model: number of the draft of each row among the models.
       target_model: number of the target.
+      draft_run: label of the training run of the draft; rows of one run are resampled together.
+      target_run: the same of the target.
     """
 
     draft: ModelPoint
@@ -35,6 +38,8 @@ class PairTable(NamedTuple):
     alpha: Float[np.ndarray, " n"]
     draft_model: np.ndarray
     target_model: np.ndarray
+    draft_run: np.ndarray
+    target_run: np.ndarray
 
     @property
     def draft_sizes(self) -> Float[np.ndarray, " n"]:
@@ -80,7 +85,14 @@ def pair_table(
     draft, target = (np.asarray([by_id[getattr(r, role)] for r in rows]) for role in ("draft_id", "target_id"))
     columns = [np.asarray(column(models, name), float) for name in (params, loss, "train_tokens")]
     points = [ModelPoint(*(values[of] for values in columns)) for of in (draft, target)]
-    return PairTable(points[0], points[1], np.asarray(column(rows, "alpha"), float), draft, target)
+    runs = loss_table(models).rungs
+    alpha = np.asarray(column(rows, "alpha"), float)
+    return PairTable(points[0], points[1], alpha, draft, target, runs[draft], runs[target])
+
+
+def pair_resamples(table: PairTable, draws: int, seed: int) -> Float[np.ndarray, "draws n"]:
+    """Bootstrap weights of pairs: runs of drafts and runs of targets are drawn apart, and a pair weighs their product."""
+    return resampled(table.draft_run, draws, seed) * resampled(table.target_run, draws, seed + 1)
 
 
 def fit_law(

@@ -25,6 +25,12 @@ def bootstrap_weights(groups: int, draws: int, seed: int) -> Float[np.ndarray, "
     return random.multinomial(groups, np.full(groups, 1 / groups), size=draws).astype(float)
 
 
+def resampled(labels: np.ndarray, draws: int, seed: int) -> Float[np.ndarray, "draws n"]:
+    """Bootstrap weights of rows whose groups, given by their labels, are drawn as wholes."""
+    names, of = np.unique(labels, return_inverse=True)
+    return bootstrap_weights(len(names), draws, seed)[:, of]
+
+
 class Spread(NamedTuple):
     """The noise of a table about its law, as a Huber fit sees it.
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from sdsl_jax.config import FitConfig
 from sdsl_jax.errors import require
 from sdsl_jax.fitting.forms import LOSS_FORMS, loss_data
-from sdsl_jax.fitting.inference import bootstrap_weights
+from sdsl_jax.fitting.inference import resampled
 from sdsl_jax.fitting.law_fit import LawFit, fit_form, left_out_residuals, unidentified
 from sdsl_jax.records import ModelRecord, column
 
@@ -56,10 +56,8 @@ def loss_table(models: list[ModelRecord], params: str = "params_nonembedding", l
 
 def resamples(table: LossTable, config: FitConfig, seed: int) -> Float[np.ndarray, "draws n"]:
     """Bootstrap weights of the rows: rows drawn one by one, or whole rungs."""
-    if config.resample == "rows":
-        return bootstrap_weights(len(table.params), config.bootstrap, seed)
-    names, of = np.unique(table.rungs, return_inverse=True)
-    return bootstrap_weights(len(names), config.bootstrap, seed)[:, of]
+    labels = np.arange(len(table.params)) if config.resample == "rows" else table.rungs
+    return resampled(labels, config.bootstrap, seed)
 
 
 def fit_loss(

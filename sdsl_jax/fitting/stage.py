@@ -9,7 +9,7 @@ import numpy as np
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.fitting.acceptance import fit_acceptance, pair_table
-from sdsl_jax.fitting.inference import bootstrap_weights
+from sdsl_jax.fitting.inference import resampled
 from sdsl_jax.fitting.loss import fit_loss, loss_table
 from sdsl_jax.fitting.step_time import fit_step_time
 from sdsl_jax.models import shape_rule
@@ -45,7 +45,8 @@ def fit_all(
     )
     loss_fit = fit_loss(loss_table(once), config.fit, weights[:, fresh], config.seed, config.fit.loss_law)
     pairs = pair_table(models, acceptance, config.fit.estimator)
-    basis = f"{loss_fit.basis}, shared by all laws; a pair weighs as often as its draft was drawn"
+    drawn = weights[:, pairs.draft_model] * weights[:, pairs.target_model]
+    basis = f"{loss_fit.basis}, shared by all laws; a pair weighs its draft's weight times its target's"
     return {
         "loss_law": loss_fit.describe()
         | {"params_count": "non-embedding", "split": "test", "excluded_for_epochs": len(models) - len(once)}
@@ -53,7 +54,7 @@ def fit_all(
         | {"residuals": {m.model_id: float(r) for m, r in zip(once, loss_fit.residuals)}},
         "acceptance_laws": [
             made.describe() | {"estimator": config.fit.estimator, "valid": ranges}
-            for made in fit_acceptance(pairs, config.fit, weights[:, pairs.draft_model], config.seed, basis)
+            for made in fit_acceptance(pairs, config.fit, drawn, config.seed, basis)
         ],
         "step_time": {
             "coefficients": {k: float(v) for k, v in step_time.law._asdict().items()},
@@ -78,11 +79,16 @@ def _span(models: list[ModelRecord], name: str) -> list[float]:
 
 
 def _joint_weights(config: StudyConfig, models: list[ModelRecord]) -> np.ndarray:
-    """Bootstrap weights of all models, one ladder a draw: draw i of one law then belongs to draw i of another."""
-    if config.fit.resample == "rows":
-        return bootstrap_weights(len(models), config.fit.bootstrap, config.seed)
-    names, of = np.unique(loss_table(models).rungs, return_inverse=True)
-    return bootstrap_weights(len(names), config.fit.bootstrap, config.seed)[:, of]
+    """Bootstrap weights of all models, one ladder a draw: draw i of one law then belongs to draw i of another.
+
+    Drafts and targets are drawn apart, so that every draw has both.
+    """
+    labels = np.arange(len(models)) if config.fit.resample == "rows" else loss_table(models).rungs
+    roles = np.asarray(column(models, "role"))
+    weights = np.zeros((config.fit.bootstrap, len(models)))
+    for number, role in enumerate(np.unique(roles)):
+        weights[:, roles == role] = resampled(labels[roles == role], config.fit.bootstrap, config.seed + number)
+    return weights
 
 
 class FittedLaws(NamedTuple):

@@ -115,7 +115,9 @@ def read_pair_table(
         len(set(drafts)) >= 4, f"the acceptance laws need pairs of at least 4 drafts; {path} holds {len(set(drafts))}."
     )
     draft = ModelPoint(columns[0], columns[1], tokens)
-    return ReadTable(PairTable(draft, ModelPoint(columns[2], columns[3]), alpha, drafts, targets), _OWN_COUNT, notes)
+    return ReadTable(
+        PairTable(draft, ModelPoint(columns[2], columns[3]), alpha, drafts, targets, drafts, targets), _OWN_COUNT, notes
+    )
 
 
 def _by_record(frame: pandas.DataFrame, path: Path, models: Path | None, estimator: str, notes: list[str]) -> PairTable:

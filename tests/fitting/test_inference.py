@@ -8,7 +8,7 @@ import scipy.optimize
 
 from sdsl_jax.config import FitConfig
 from sdsl_jax.fitting.forms import LOSS_FORMS, loss_data
-from sdsl_jax.fitting.inference import _pin, bootstrap_weights, covariance, profile_intervals
+from sdsl_jax.fitting.inference import bootstrap_weights, covariance, pin_of, profile_intervals
 from sdsl_jax.fitting.loss import LossTable, fit_loss, resamples, shared_noise
 from sdsl_jax.fitting.solver import constrained, fit, huber, refit
 from sdsl_jax.theory import ChinchillaLaw, KaplanLaw, coefficients
@@ -104,7 +104,7 @@ def test_profile_is_the_refit_with_one_coefficient_held(x64, delta):
     at = centre[:, None] + errors[:, None] * np.asarray([0.0, 0.7, 1.5])
     found = constrained(
         FORM.residuals,
-        _pin(FORM),
+        pin_of(FORM),
         best.parameters,
         jnp.asarray(which),
         jnp.asarray(at),
