@@ -48,7 +48,12 @@ def forecast(config: StudyConfig, seen: list[ModelRecord], fits: dict[str, Any])
     known = {
         Rung(m.role, m.params_nonembedding, m.train_tokens): m for m in sorted(seen, key=lambda m: m.seed, reverse=True)
     }
-    losses = {rung: np.asarray(laws.loss_draws(float(rung.params), float(rung.tokens)), float) for rung in rungs}
+    # A model scatters about the law by one amount, whether its loss is asked for or an α that follows from it.
+    losses = {
+        rung: np.asarray(laws.loss_draws(float(rung.params), float(rung.tokens)), float)
+        * np.exp(_scatter(fits["loss_law"]) * random.standard_normal(len(jax.tree.leaves(laws.loss_draws)[0])))
+        for rung in rungs
+    }
     everyone = [*known, *rungs]
     drafts, targets = ([r for r in everyone if r.role == role] for role in ("draft", "target"))
     target = max(targets, key=lambda r: (r.params, r.tokens))
@@ -57,7 +62,7 @@ def forecast(config: StudyConfig, seen: list[ModelRecord], fits: dict[str, Any])
         "losses": [
             rung._asdict()
             | {"loss": float(laws.loss(float(rung.params), float(rung.tokens)))}
-            | _interval(drawn * np.exp(_scatter(fits["loss_law"]) * random.standard_normal(len(drawn))), config)
+            | _interval(drawn, config)
             for rung, drawn in losses.items()
         ],
         "pairs": [

@@ -86,9 +86,9 @@ def profile_intervals(
     """Profile intervals: values of a coefficient at which the best of all other coefficients is not significantly worse.
 
     The criterion is 2·(ρ(profile) − ρ(best))·E ψ′/E ψ² ≤ t², which is asymptotically χ² with one degree of freedom for a Huber
-    fit (Ronchetti, 1982) and the F criterion of nonlinear least squares where δ is large. Scales are followed in their
+    fit (Ronchetti, 1982) and the F criterion of nonlinear least squares where δ is large. Scales and exponents are followed in their
     logarithms; a floor E that rests on its bound, near 0, is followed up to the smallest loss instead. An end that is not found
-    within 64 standard errors is open: infinite, or 0 for a scale.
+    within 64 standard errors is open: infinite, or 0 for a scale or an exponent.
 
     Args:
       form: of the law.
@@ -103,7 +103,7 @@ def profile_intervals(
     values = np.asarray([float(law[name]) for name in names])
     moments = spread(np.asarray(best.residuals), len(best.parameters), delta)
     level = student_quantile(0.5 + confidence / 2, len(best.residuals) - len(names))
-    scale = np.asarray([_is_scale(name) and value > 0 for name, value in zip(names, values)])
+    scale = np.asarray([_is_positive(name) and value > 0 for name, value in zip(names, values)])
     # A floor on its bound has no standard error to set the pace, and is too near 0 for its logarithm to lead anywhere.
     smallest = float(np.exp(np.min(data.log_loss))) if "E" in names else np.inf
     no_floor = np.asarray([name == "E" for name in names]) & (values < 1e-4 * smallest)
@@ -139,8 +139,8 @@ def profile_intervals(
     return found
 
 
-def _is_scale(name: str) -> bool:
-    return name in ("E", "A", "B", "N_c", "D_c", "scale")
+def _is_positive(name: str) -> bool:
+    return name in ("E", "A", "B", "a", "b", "N_c", "D_c", "alpha_N", "alpha_D", "scale")
 
 
 def _crossing(at: np.ndarray, root: np.ndarray, value: float, level: float) -> float | None:
@@ -156,10 +156,15 @@ def _crossing(at: np.ndarray, root: np.ndarray, value: float, level: float) -> f
 
 @functools.cache
 def pin_of(form: Form) -> Pin:
-    """(x, k, value, data) -> x with coefficient k of the law at a value; one function for each form, so that it compiles once."""
+    """(x, k, value, data) -> x with coefficient k of the law at a value; one function for each form, so that it compiles once.
+
+    Only component k of x moves: an exponent turns the law about the middle of the table and leaves its size there as it is. With
+    A held instead, the size term of every model of the table would jump by orders of magnitude, and the descent start far off.
+    """
 
     def pin(x: Array, k: Array, value: Array, data: Any) -> Array:
         current = jnp.stack(list(coefficients(form.to_law(x, data)).values()))
-        return form.to_vector(form.law_type(*jnp.where(jnp.arange(len(current)) == k, value, current)), data)
+        chosen = jnp.arange(len(current)) == k
+        return jnp.where(chosen, form.to_vector(form.law_type(*jnp.where(chosen, value, current)), data), x)
 
     return pin

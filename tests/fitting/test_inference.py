@@ -10,7 +10,7 @@ from sdsl_jax.config import FitConfig
 from sdsl_jax.fitting.forms import LOSS_FORMS, loss_data
 from sdsl_jax.fitting.inference import bootstrap_weights, covariance, pin_of, profile_intervals
 from sdsl_jax.fitting.loss import LossTable, fit_loss, resamples, shared_noise
-from sdsl_jax.fitting.solver import constrained, fit, huber, refit
+from sdsl_jax.fitting.solver import constrained, descend, fit, huber, refit
 from sdsl_jax.theory import ChinchillaLaw, KaplanLaw, coefficients
 
 TRUTH = ChinchillaLaw(E=1.2, A=12.0, B=60.0, a=0.35, b=0.4)
@@ -129,6 +129,25 @@ def test_profile_is_the_refit_with_one_coefficient_held(x64, delta):
         end = scipy.optimize.minimize(objective, end.x, method="Nelder-Mead", options=options)
         assert float(found[k, 2]) <= end.fun / 1e4 * (1 + 1e-6)
         assert float(found[k, 2]) == pytest.approx(end.fun / 1e4, rel=2e-3)
+
+
+def test_profile_of_an_exponent_that_is_hardly_held(x64):
+    """Far from the optimum the profile must not stop short of what many starts find, nor end on the estimate itself."""
+    budgets = np.tile(np.geomspace(2e6, 1.2e7, 3), 16)
+    loss = np.asarray(TRUTH(SIZES, budgets)) * np.exp(0.01 * np.random.default_rng(3).normal(size=len(SIZES)))
+    data, best = fitted(loss, 1e-3, budgets=budgets)
+    errors = np.sqrt(np.diag(covariance(FORM, best, data, 1e-3)))
+    centre = values(data, best)
+    for name, (low, high) in profile_intervals(FORM, best, data, 1e-3, errors, 0.9).items():
+        assert low < centre[FORM.names().index(name)] < high
+    at, weights = np.asarray([0.03, 0.06, 0.12, 1.0, 1.9]), np.ones(len(loss))
+    for k in (3, 4):
+        found = constrained(FORM.residuals, pin_of(FORM), best.parameters, np.asarray([k]), at[None], data, weights, 1e-3)
+        starts = np.tile(np.asarray(FORM.starts(data, 24, np.random.default_rng(1))), (len(at), 1))
+        tiled, held = np.tile(weights, (len(starts), 1)), np.repeat(at, 24)
+        ends = descend(FORM.residuals, starts, data, tiled, 1e-3, pin_of(FORM), np.full(len(starts), k), held)
+        lowest = np.nanmin(np.asarray(ends.objective).reshape(len(at), 24), axis=1)
+        assert (np.asarray(found)[0] < lowest * 1.01).all()
 
 
 def test_intervals_agree_where_the_problem_is_nearly_linear(x64):
