@@ -27,6 +27,9 @@ from sdsl_jax.theory import (
 _DRAWS = 200
 # The paper's ratio; and what "barely" is taken to mean, as a change of ln N* with ln D.
 _RATIO, _BARELY = 200.0, 0.1
+_BY_LOGARITHM = ("A", "B", "a", "b", "N_c", "D_c", "alpha_N", "alpha_D", "scale")
+# With fewer training runs of targets nothing is known of how far one target lies from another of its loss.
+_FEW_TARGETS = 5
 
 
 class _Answer(NamedTuple):
@@ -94,44 +97,55 @@ def _place(inputs: Inputs, laws: FittedLaws, target: ModelRecord) -> _Place:
 
 def sensitivity(inputs: Inputs) -> dict[str, Any] | None:
     """What one standard error of each coefficient is worth in ln N*, γ* and ln S* for the largest target, in FLOPs."""
+    if "loss_law" not in inputs.fits:
+        return None
     laws = read_laws(inputs.fits)
     name, acceptance = next(iter(laws.acceptance.items()))
     target = longest_trained(inputs.models, "target")[-1]
-    errors = {
-        "loss": inputs.fits["loss_law"]["standard_error"],
-        "acceptance": inputs.fits["acceptance_laws"][0]["standard_error"],
-    }
     with jax.enable_x64(True):
         floats = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (laws.loss, acceptance))
         found = _sensitivities(*floats, _place(inputs, laws, target))
     rows = []
-    for law, slopes in zip(("loss", "acceptance"), found):
+    for law, slopes, draws in zip(("loss", "acceptance"), found, (laws.loss_draws, laws.acceptance_draws[name])):
         for coefficient, values in coefficients(slopes).items():
-            values, error = np.asarray(values, float), errors[law][coefficient]
-            if not (np.isfinite(values).all() and error is not None):
-                continue
-            rows.append(
-                {
-                    "law": law,
-                    "coefficient": coefficient,
-                    "standard_error": error,
-                    "log_draft_params": float(values[0] * error),
-                    "lookahead": float(values[1] * error),
-                    "log_speedup": float(values[2] * error),
-                }
-            )
-    rows.sort(key=lambda row: -abs(row["log_draft_params"]))
+            drawn = np.asarray(coefficients(draws)[coefficient], float)
+            at = float(coefficients(laws.loss if law == "loss" else acceptance)[coefficient])
+            # A scale or an exponent that is known to a factor only is moved by its logarithm, where the map is nearly linear.
+            logarithmic = coefficient in _BY_LOGARITHM and at > 0 and bool((drawn > 0).all())
+            error = float(np.log(drawn).std() if logarithmic else drawn.std())
+            worth = np.asarray(values, float) * error * (at if logarithmic else 1.0)
+            if np.isfinite(worth).all():
+                rows.append(
+                    {
+                        "law": law,
+                        "coefficient": f"ln {coefficient}" if logarithmic else coefficient,
+                        "standard_error": error,
+                        "log_draft_params": float(worth[0]),
+                        "lookahead": float(worth[1]),
+                        "log_speedup": float(worth[2]),
+                    }
+                )
+    rows.sort(key=lambda row: -abs(float(row["log_draft_params"])))  # type: ignore[arg-type]
+    with jax.enable_x64(True):
+        _, (joint,) = _optima(laws, name, inputs, [target])
+    with np.errstate(all="ignore"):
+        together = [np.nanstd(np.log(joint.params)), np.nanstd(joint.lookahead), np.nanstd(np.log(joint.speedup))]
     return {
         "target": target.model_id,
         "acceptance_law": name,
         "rows": rows,
-        "basis": "derivatives of the optimum by the implicit function theorem, times the bootstrap's standard error of each "
-        "coefficient alone; coefficients of one law are correlated, so that their effects partly cancel",
+        "joint": dict(zip(("log_draft_params", "lookahead", "log_speedup"), map(float, together))),
+        "basis": "derivatives of the optimum by the implicit function theorem, times the bootstrap's standard deviation of each "
+        "coefficient alone, of its logarithm for A, B and exponents; coefficients of one law are correlated, so that their "
+        "effects partly cancel: the last line is the standard deviation over joint draws. Beyond about 1 a derivative says "
+        "no more than that the table leaves the coefficient open",
     }
 
 
 def claims(inputs: Inputs) -> dict[str, Any] | None:
     """The paper's conclusions with the answer of this ladder: estimate, interval, and yes, no or undecided."""
+    if "loss_law" not in inputs.fits:
+        return None
     laws = read_laws(inputs.fits)
     name = next(iter(laws.acceptance))
     targets = longest_trained(inputs.models, "target")
@@ -225,15 +239,16 @@ def _constant(
 def _barely(
     inputs: Inputs, claim: str, what: str, point: list[_Answer], drawn: list[_Answer], which: int
 ) -> dict[str, Any]:
-    """A claim that an elasticity is about 0."""
+    """A claim that an elasticity is about 0; undecided where the loss law does not know what data do."""
+    unknown = any(w.startswith(("b ", "alpha_D ", "D_c ")) for w in inputs.fits["loss_law"]["warnings"])
     return _row(
         inputs,
         claim,
-        f"{what}; barely: within ±{_BARELY:g}",
+        f"{what}; barely: within ±{_BARELY:g}" + "; the exponent of the data is not identified" * unknown,
         float(point[-1].slopes[0, which]),
         np.asarray(drawn[-1].slopes)[:, which],
-        holds=lambda low, high: max(abs(low), abs(high)) <= _BARELY,
-        fails=lambda low, high: low > _BARELY or high < -_BARELY,
+        holds=lambda low, high: not unknown and max(abs(low), abs(high)) <= _BARELY,
+        fails=lambda low, high: not unknown and (low > _BARELY or high < -_BARELY),
     )
 
 
@@ -262,27 +277,33 @@ def _perplexity(inputs: Inputs, laws: FittedLaws) -> list[dict[str, Any]]:
     span = {role: float(np.ptp([m.loss_nats for m in inputs.models if m.role == role])) for role in ("draft", "target")}
     ratio = span["target"] / span["draft"]
 
-    def row(claim: str, what: str, scale: float) -> dict[str, Any]:
+    runs = len({(m.params_nonembedding, m.seed) for m in inputs.models if m.role == "target"})
+    few = f"; only {runs} training runs of targets" * (runs < _FEW_TARGETS)
+
+    def row(claim: str, what: str, scale: float, enough: bool) -> dict[str, Any]:
         return _row(
             inputs,
             claim,
             what,
             scale * abs(float(plane.target_slope) / float(plane.draft_slope)),
             scale * np.abs(np.asarray(draws.target_slope) / np.asarray(draws.draft_slope)),
-            holds=lambda low, high: high < 1,
-            fails=lambda low, high: low > 1,
+            holds=lambda low, high: enough and high < 1,
+            fails=lambda low, high: enough and low > 1,
         )
 
     return [
         row(
             "the draft's perplexity dominates acceptance, over the range of this ladder",
-            "effect on logit α of the targets' range of loss over that of the drafts'; dominated: below 1",
+            f"effect on logit α of the targets' range of loss ({span['target']:.2f} nats) over that of the drafts' "
+            f"({span['draft']:.2f}); dominated: below 1",
             ratio,
+            True,
         ),
         row(
             "the draft's perplexity dominates acceptance, nat for nat",
-            "slope of logit α in the target's loss over the slope in the draft's; dominated: below 1",
+            "slope of logit α in the target's loss over the slope in the draft's; dominated: below 1" + few,
             1.0,
+            runs >= _FEW_TARGETS,
         ),
     ]
 
@@ -296,5 +317,9 @@ def _row(
         low, high, answer = math.nan, math.nan, "undecided"
     else:
         low, high = (float(x) for x in np.quantile(finite, [tail, 1 - tail]))
-        answer = "yes" if holds(low, high) else "no" if fails(low, high) else "undecided"
+        # Where the bootstrap is so biased that its interval does not hold the estimate, it decides nothing.
+        decisive = low <= estimate <= high
+        answer = (
+            "undecided" if not decisive else "yes" if holds(low, high) else "no" if fails(low, high) else "undecided"
+        )
     return {"claim": claim, "quantity": what, "estimate": estimate, "low": low, "high": high, "answer": answer}

@@ -25,8 +25,10 @@ def _fitted(inputs: Inputs) -> list[ModelRecord]:
     return [m for m in inputs.models if m.model_id in inputs.fits["loss_law"]["residuals"]]
 
 
-def residuals(inputs: Inputs) -> dict[str, Any]:
+def residuals(inputs: Inputs) -> dict[str, Any] | None:
     """Residuals of the loss law by size and of the best acceptance law by draft and target, with what they share."""
+    if "loss_law" not in inputs.fits:
+        return None
     models = _fitted(inputs)
     found = inputs.fits["loss_law"]["residuals"]
     # Predicted − measured, so that the sign is turned: positive where the model is worse than the law.
@@ -101,7 +103,7 @@ def coverage(inputs: Inputs) -> dict[str, Any] | None:
     residuals say, and refitted with the same bootstrap. None unless `fit.coverage` asks for simulations.
     """
     count = inputs.config.fit.coverage
-    if count == 0:
+    if count == 0 or "loss_law" not in inputs.fits:
         return None
     fit = inputs.fits["loss_law"]
     truth = LOSS_LAWS[fit["law"]](**fit["coefficients"])

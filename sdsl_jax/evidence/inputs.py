@@ -38,3 +38,9 @@ class Inputs(NamedTuple):
     codesign: list[dict[str, Any]]
     self_checks: dict[str, float]
     predictions: dict[str, Any] | None = None
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether the estimator that laws are fitted to was used on enough drafts to fit any."""
+        known = {m.model_id for m in self.models}
+        return len({r.draft_id for r in self.acceptance if r.estimator == self.config.fit.estimator} & known) >= 4

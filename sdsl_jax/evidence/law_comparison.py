@@ -15,11 +15,15 @@ from sdsl_jax.records import LossRecord, ModelRecord, longest_trained
 from sdsl_jax.theory import ACCEPTANCE_LAWS, ModelPoint, speedup
 
 _RESAMPLES = 1000
+# Regrets that differ by less are the same choice but for rounding.
+_SAME_REGRET = 1e-6
 
 
 def acceptance_laws(inputs: Inputs) -> dict[str, Any] | None:
     """Every law under every test: errors of α with intervals, and the regret in S of acting on it."""
     estimator = inputs.config.fit.estimator
+    if not inputs.has_pairs:
+        return None
     table = pair_table(inputs.models, inputs.acceptance, estimator)
     drafts = left_out_predictions(table, table.draft_sizes, inputs)
     rows: list[dict[str, Any]] = []
@@ -36,13 +40,18 @@ def acceptance_laws(inputs: Inputs) -> dict[str, Any] | None:
     rows.sort(key=lambda row: row["left_out_drafts"]["rmse"])
     tests = [t for t in ("left_out_drafts", "left_out_largest_target", "left_out_domains") if rows[0][t] is not None]
 
-    def winner(test: str, measure: str) -> str:
-        return min(rows, key=lambda row: row[test][measure])["law"]
+    def least_regret(test: str) -> list[str]:
+        least = min(row[test]["regret"] for row in rows)
+        return [row["law"] for row in rows if row[test]["regret"] <= least + _SAME_REGRET]
 
+    found = {test: _indistinguishable(rows, test, inputs) for test in tests}
+    for row in rows:
+        for test in tests:
+            del row[test]["squares_drawn"]
     return {
         "laws": rows,
-        "winners": {test: winner(test, "rmse") for test in tests},
-        "winners_in_regret": {t: winner(t, "regret") for t in tests if rows[0][t].get("regret") is not None},
+        "winners": found,
+        "winners_in_regret": {t: least_regret(t) for t in tests if rows[0][t].get("regret") is not None},
         "domains": sorted(domains),
         "n": len(table.alpha),
         "basis": "left-out drafts: all budgets and seeds of a size at once; largest target: laws fitted to the smaller targets "
@@ -50,6 +59,18 @@ def acceptance_laws(inputs: Inputs) -> dict[str, Any] | None:
         "over draft sizes. Regret: share of the best measured S (FLOPs) lost by the draft and lookahead that the predicted α ask "
         "for, mean over targets, drafts of the largest budget; in other domains S follows from α by the geometric formula",
     }
+
+
+def _indistinguishable(rows: list[dict[str, Any]], test: str, inputs: Inputs) -> list[str]:
+    """The law of least error, and those whose squared error exceeds its by no more than resampling draft sizes does."""
+    best = min(rows, key=lambda row: row[test]["rmse"])[test]
+    tail = (1 - inputs.config.fit.confidence) / 2
+
+    def lower_end(row: dict[str, Any]) -> float:
+        excess = np.asarray(row[test]["squares_drawn"]) - np.asarray(best["squares_drawn"])
+        return float(np.quantile(excess, tail))
+
+    return [row["law"] for row in rows if row[test] is best or lower_end(row) <= 0]
 
 
 def left_out_predictions(table: PairTable, groups: np.ndarray, inputs: Inputs) -> dict[str, np.ndarray]:
@@ -76,7 +97,8 @@ def _errors(errors: np.ndarray, groups: np.ndarray, inputs: Inputs) -> dict[str,
     count = np.bincount(of)
     random = np.random.default_rng(inputs.config.seed)
     weights = random.multinomial(len(names), np.full(len(names), 1 / len(names)), size=_RESAMPLES)
-    drawn = np.sqrt((weights @ square) / (weights @ count))
+    squares = (weights @ square) / (weights @ count)
+    drawn = np.sqrt(squares)
     tail = (1 - inputs.config.fit.confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return {
@@ -86,6 +108,7 @@ def _errors(errors: np.ndarray, groups: np.ndarray, inputs: Inputs) -> dict[str,
         "mae": float(np.abs(errors).mean()),
         "bias": float(errors.mean()),
         "n": len(errors),
+        "squares_drawn": squares.tolist(),
     }
 
 

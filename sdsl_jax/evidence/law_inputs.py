@@ -32,6 +32,8 @@ def law_inputs(inputs: Inputs) -> dict[str, Any] | None:
     Counts are judged by laws that look at sizes (the power law, the log-linear length, and the loss law on its largest size),
     losses by laws that look at losses (the planes and the gap). Left out are draft sizes, all budgets and seeds at once.
     """
+    if not inputs.has_pairs:
+        return None
     by_count = []
     for name, column in _COUNTS.items():
         if all(getattr(m, column) > 0 for m in inputs.models):

@@ -19,6 +19,9 @@ from sdsl_jax.fitting.solver import fit
 from sdsl_jax.records import AcceptanceRecord, ModelRecord, column
 from sdsl_jax.theory import ModelPoint
 
+# With fewer training runs of targets resampling cannot show how far one target lies from another of its loss.
+_FEW_TARGETS = 5
+
 
 class PairTable(NamedTuple):
     """Measured pairs.
@@ -157,10 +160,11 @@ def fit_acceptance(
             # A draft is left out with all its budgets: they share a trunk, and one would give the others away.
             errors = left_out_residuals(form, data, best.parameters, sizes, config.acceptance_huber_delta)
         warnings = unidentified(made)
-        targets = len(np.unique(table.target_model))
-        if targets < 3:
+        runs = len(np.unique(table.target_run))
+        if runs < _FEW_TARGETS:
             warnings.append(
-                f"fitted on {targets} target{'s' if targets > 1 else ''}: how α depends on the target is a guess"
+                f"fitted on {runs} training run{'s' if runs > 1 else ''} of targets: how α depends on the target is "
+                + ("a guess" if runs < 3 else "less sure than the intervals say")
             )
         fits.append(made._replace(left_out_rmse=float(np.sqrt(np.square(errors).mean())), warnings=warnings))
     return sorted(fits, key=lambda made: made.left_out_rmse)

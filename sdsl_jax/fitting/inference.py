@@ -86,9 +86,9 @@ def profile_intervals(
     """Profile intervals: values of a coefficient at which the best of all other coefficients is not significantly worse.
 
     The criterion is 2·(ρ(profile) − ρ(best))·E ψ′/E ψ² ≤ t², which is asymptotically χ² with one degree of freedom for a Huber
-    fit (Ronchetti, 1982) and the F criterion of nonlinear least squares where δ is large. Scales and exponents are followed in their
-    logarithms; a floor E that rests on its bound, near 0, is followed up to the smallest loss instead. An end that is not found
-    within 64 standard errors is open: infinite, or 0 for a scale or an exponent.
+    fit (Ronchetti, 1982) and the F criterion of nonlinear least squares where δ is large. Scales and exponents are followed in
+    their logarithms; a floor E that rests on its bound, near 0, is followed up to the smallest loss instead. An end that is not
+    found within 64 standard errors is open: infinite, or 0 for a scale or an exponent.
 
     Args:
       form: of the law.

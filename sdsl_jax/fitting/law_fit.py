@@ -188,6 +188,11 @@ def unidentified(made: LawFit) -> list[str]:
             warnings.append(
                 f"nothing in this table tells {name}: what it multiplies is the same in every row; it is left at 0"
             )
+        elif not low <= value <= high:
+            warnings.append(
+                f"{name} is not identified at this scale: its {100 * made.confidence:g} % interval [{low:.3g}, {high:.3g}] "
+                f"does not hold the estimate, {value:.3g}"
+            )
         elif low <= 0 <= high or max(abs(value / low), abs(high / value)) > 2:
             # A floor of less than 10⁻⁵ of the estimate rests on its bound, which stands for none.
             shown = 0.0 if 0 < low < 1e-5 * value else low

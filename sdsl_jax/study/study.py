@@ -175,6 +175,8 @@ def run_study(
 
 # What the laws of a holdout are fitted to is made in a study of its own, of these stages.
 _SEEN_STAGES = ("train", "measure", "fit")
+# Of what is predicted and how: predictions of another version are made anew.
+_FORECAST_VERSION = 1
 
 
 def publish_predictions(study: Study, force: bool = False) -> None:
@@ -195,7 +197,7 @@ def publish_predictions(study: Study, force: bool = False) -> None:
         else:
             seen.run(stage)
     path = study.records / "predictions.json"
-    made_from = hashlib.sha256((seen.records / "fits.json").read_bytes())
+    made_from = hashlib.sha256(f"{_FORECAST_VERSION}".encode() + (seen.records / "fits.json").read_bytes())
     made_from.update(json.dumps(to_dict(study.config), sort_keys=True).encode())
     if path.exists() and read_json(path).get("made_from") == made_from.hexdigest():
         return

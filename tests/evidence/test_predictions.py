@@ -143,7 +143,8 @@ def test_a_step_between_depths_is_named():
 
 def test_the_law_that_made_the_records_wins(quiet):
     found = acceptance_laws(quiet)
-    assert set(found["winners"].values()) == {"logit_plane"}
+    assert all("logit_plane" in laws for laws in found["winners"].values())
+    assert found["winners"]["left_out_drafts"] == ["logit_plane"]
     by_law = {row["law"]: row for row in found["laws"]}
     assert by_law["logit_plane"]["left_out_drafts"]["rmse"] < 0.001
     assert by_law["power_law"]["left_out_drafts"]["rmse"] > 0.005
@@ -188,7 +189,9 @@ def test_claims_are_those_of_the_laws(quiet):
         assert row["low"] <= row["high"]
         assert row["answer"] in ("yes", "no", "undecided")
     dominates = found["the draft's perplexity dominates acceptance, nat for nat"]
-    assert dominates["answer"] == "yes"
+    assert dominates["answer"] == "undecided"
+    assert "only 3 training runs of targets" in dominates["quantity"]
+    assert found["the draft's perplexity dominates acceptance, over the range of this ladder"]["answer"] == "yes"
     assert dominates["estimate"] == pytest.approx(1.6 / 2.2, rel=0.05)
 
 

@@ -142,7 +142,9 @@ def test_profile_of_an_exponent_that_is_hardly_held(x64):
         assert low < centre[FORM.names().index(name)] < high
     at, weights = np.asarray([0.03, 0.06, 0.12, 1.0, 1.9]), np.ones(len(loss))
     for k in (3, 4):
-        found = constrained(FORM.residuals, pin_of(FORM), best.parameters, np.asarray([k]), at[None], data, weights, 1e-3)
+        found = constrained(
+            FORM.residuals, pin_of(FORM), best.parameters, np.asarray([k]), at[None], data, weights, 1e-3
+        )
         starts = np.tile(np.asarray(FORM.starts(data, 24, np.random.default_rng(1))), (len(at), 1))
         tiled, held = np.tile(weights, (len(starts), 1)), np.repeat(at, 24)
         ends = descend(FORM.residuals, starts, data, tiled, 1e-3, pin_of(FORM), np.full(len(starts), k), held)
