@@ -240,7 +240,7 @@ def show(found: dict[str, Any]) -> None:
             reached = f"{row['starts_at_best']:.0%}" if "starts_at_best" in row else "–"
             resampled, ratio = "–", "–"
             if "bootstrap_seconds" in row:
-                resampled, ratio = f"{row['bootstrap_seconds']:.2f} s", f"{row['bootstrap_times_ours']:.0f}"
+                resampled, ratio = f"{row['bootstrap_seconds']:.2f} s", f"{row['bootstrap_times_ours']:.1f}"
             values = ", ".join(f"{value:.4g}" for value in row["coefficients"])
             print(
                 f"{row['method']:27s}{row['objective']:12.6g}{reached:>9s}{row['seconds']:10.3f}{row['times_ours']:8.1f}"
