@@ -58,6 +58,7 @@ def study(
         progress.close()
     if only is None:
         _print_summary(console, summary(folder), folder)
+        _print_holdout(console, folder)
 
 
 def _print_summary(console: Console, rows: list[SummaryRow], folder: Path) -> None:
@@ -101,6 +102,28 @@ def _print_summary(console: Console, rows: list[SummaryRow], folder: Path) -> No
         soft_wrap=True,
     )
     console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _print_holdout(console: Console, folder: Path) -> None:
+    """What was predicted before it was measured, if anything was."""
+    from sdsl_jax.records import read_json
+
+    held = read_json(folder / "records" / "evidence.json").get("holdout")
+    if not held:
+        return
+    table = Table(title="Predicted before it was measured", title_justify="left")
+    for heading in ("goal", "at most", "reached", ""):
+        table.add_column(heading, justify="left" if heading == "goal" else "right")
+    names = {
+        "largest_loss": "relative error of the largest size's losses",
+        "alpha_mae": "mean absolute error of α, pairs not seen",
+        "regret": "share of the best measured speed-up forgone",
+    }
+    for key, goal in held["goals"].items():
+        table.add_row(names[key], f"{goal['goal']:g}", f"{goal['reached']:.4f}", "met" if goal["met"] else "missed")
+    console.print(table)
+    for sentence in held["why"]:
+        console.print(f"  {sentence}", highlight=False, markup=False, soft_wrap=True)
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:

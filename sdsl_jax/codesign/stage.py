@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdsl_jax.codesign.costs import cost_models, timed_like
 from sdsl_jax.codesign.optimise import maximise, spread_starts
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.errors import require
@@ -19,7 +20,6 @@ from sdsl_jax.theory import (
     AcceptanceLaw,
     CostModel,
     DraftProblem,
-    FlopCost,
     LossLaw,
     MeasuredCost,
     ModelPoint,
@@ -84,39 +84,7 @@ def solve_all(
 
 def _chosen_laws(ranked: list[str]) -> list[str]:
     """The law that predicts left-out drafts best, and the paper's plane, or the next best where the plane is the best."""
-    return [ranked[0], *[name for name in ("affine_plane", *ranked[1:]) if name != ranked[0]][:1]]
-
-
-def cost_models(laws: FittedLaws, models: list[ModelRecord], target: ModelRecord) -> dict[str, CostModel]:
-    """The cost models of a study for one target: the family's FLOPs and, if the target was timed, this machine's step times."""
-    made: dict[str, CostModel] = {"flops": FlopCost(laws.rule, float(target.params_nonembedding))}
-    timed = _timed(laws, models, target)
-    if timed is not None and laws.verify_seconds.get(timed):
-        widths = laws.verify_seconds[timed]
-        level, slope = _verify_line(widths, laws.decode_seconds[timed])
-        made["measured"] = MeasuredCost(laws.rule, laws.step_time, laws.decode_seconds[timed], level, slope)
-    return made
-
-
-def _verify_line(seconds: dict[int, float], step_seconds: float) -> tuple[float, float]:
-    """Level and slope of the verify pass over the lookahead, by least squares.
-
-    A wider pass is never cheaper than a step: where noise says otherwise, the line starts at the step or stays level.
-    """
-    lookaheads, times = np.asarray(list(seconds), float), np.asarray(list(seconds.values()))
-    slope, level = np.polyfit(lookaheads, times, 1) if len(seconds) > 1 else (0.0, times[0])
-    if slope < 0:
-        slope, level = 0.0, times.mean()
-    if level < step_seconds:
-        level = step_seconds
-        slope = max(0.0, float(((times - step_seconds) * lookaheads).sum() / (lookaheads**2).sum()))
-    return float(level), float(slope)
-
-
-def _timed(laws: FittedLaws, models: list[ModelRecord], model: ModelRecord) -> str | None:
-    """The timed model of the same shape: one model of each role and size was timed, whatever its budget and seed."""
-    alike = {m.model_id for m in models if (m.role, m.params_nonembedding) == (model.role, model.params_nonembedding)}
-    return next((name for name in laws.decode_seconds if name in alike), None)
+    return [ranked[0], next(name for name in ("affine_plane", *ranked[1:]) if name != ranked[0])]
 
 
 class _ClosedForm(NamedTuple):
@@ -297,14 +265,14 @@ def _trained(
     Under measured costs the round is made of the draft's own timed step and the verify pass timed at that very lookahead.
     """
     sizes = {m.model_id: m for m in drafts}
-    verify = laws.verify_seconds.get(_timed(laws, targets, target) or "", {})
+    verify = laws.verify_seconds.get(timed_like(laws, targets, target) or "", {})
     found = []
     for row in survival:
         if row.target_id != target.model_id or row.position != 1 or row.draft_id not in sizes:
             continue
         draft = sizes[row.draft_id]
         of_round = row.lookahead * float(cost.draft_step(float(draft.params_nonembedding))) + float(cost.verify_pass)
-        step = _timed(laws, drafts, draft)
+        step = timed_like(laws, drafts, draft)
         if isinstance(cost, MeasuredCost) and step is not None and row.lookahead in verify:
             seconds = row.lookahead * laws.decode_seconds[step] + verify[row.lookahead]
             of_round = seconds / float(cost.target_step_seconds)
@@ -342,7 +310,7 @@ def _warnings(entry: dict[str, Any], drafts: list[ModelRecord]) -> list[str]:
         return ["the acceptance law reaches 1 within the sizes considered, so that it has no finite optimum"]
     if not entry["speculate"]:
         warnings.append(
-            "speculation does not pay under this cost model: no draft size and whole lookahead beat plain decoding"
+            "speculation does not pay: no draft size and whole lookahead beat plain decoding at these costs"
         )
     elif not min(sizes) <= entry["draft_params"] <= max(sizes):
         warnings.append(f"N* lies outside the trained drafts ({min(sizes):,} to {max(sizes):,} parameters)")

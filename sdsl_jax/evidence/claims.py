@@ -30,12 +30,15 @@ _RATIO, _BARELY = 200.0, 0.1
 _BY_LOGARITHM = ("A", "B", "a", "b", "N_c", "D_c", "alpha_N", "alpha_D", "scale")
 # With fewer training runs of targets nothing is known of how far one target lies from another of its loss.
 _FEW_TARGETS = 5
+# Share of draws whose optimum must lie inside the bounds of N for a claim about it to be answered.
+_INTERIOR = 0.9
 
 
 class _Answer(NamedTuple):
-    """N*, γ* and S* of one target, and how ln N* moves with ln M, ln D and ln D′."""
+    """N*, γ* and S* of one target, whether N* lies inside its bounds, and how ln N* moves with ln M, ln D and ln D′."""
 
     params: jax.Array
+    interior: jax.Array
     lookahead: jax.Array
     speedup: jax.Array
     slopes: jax.Array
@@ -67,11 +70,11 @@ def _answers(loss: LossLaw, acceptance: AcceptanceLaw, place: _Place) -> _Answer
             m, d, d_target = jnp.exp(logs)
             moved = place._replace(target_params=m, draft_tokens=d, target_tokens=d_target)
             best = _problem(loss, acceptance, moved).optimum()
-            return jnp.log(best.params), (best.params, best.lookahead, best.speedup)
+            return jnp.log(best.params), (best.params, best.interior, best.lookahead, best.speedup)
 
         at = jnp.log(jnp.stack([place.target_params, place.draft_tokens, place.target_tokens]))
-        slopes, (params, lookahead, speedup) = jax.grad(log_size, has_aux=True)(at)
-        return _Answer(params, lookahead, speedup, slopes)
+        slopes, (params, interior, lookahead, speedup) = jax.grad(log_size, has_aux=True)(at)
+        return _Answer(params, interior, lookahead, speedup, slopes)
 
     return jax.vmap(one)(loss, acceptance)
 
@@ -204,6 +207,11 @@ def claims(inputs: Inputs) -> dict[str, Any] | None:
             2,
         ),
     ]
+    # An optimum on a bound does not move with anything: that says nothing about what is beyond it.
+    inside = all(bool(a.interior[0]) for a in point) and all(a.interior.mean() > _INTERIOR for a in drawn)
+    if not inside:
+        for row in rows:
+            row |= {"answer": "undecided", "quantity": row["quantity"] + "; the optimum lies on the bounds of N"}
     rows += _perplexity(inputs, laws)
     return {
         "claims": rows,

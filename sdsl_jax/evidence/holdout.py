@@ -52,9 +52,36 @@ def holdout(inputs: Inputs) -> dict[str, Any] | None:
         "loss_coverage": float(np.mean([row["inside"] for row in losses])),
         "alpha_coverage": float(np.mean([p["inside"] for p in pairs if p["law"] == best])),
         "confidence": published["confidence"],
-        "basis": "predictions were written before the held-out models were trained, or, where a trained ladder is read, before "
-        "any of their records was; extrapolation: size over the largest size that the laws were fitted to",
+        "why": _why(by_law[best], losses, inputs),
+        "published": published.get("published"),
+        "already_measured": published.get("already_measured", []),
+        "basis": "extrapolation: size over the largest size that the laws were fitted to; S: exact expected tokens per round "
+        "over the FLOPs of a round; the optimum is taken to the trained draft that lies nearest, and so is the 200× rule",
     }
+
+
+def _why(alpha: dict[str, Any], losses: list[dict[str, Any]], inputs: Inputs) -> list[str]:
+    """What the errors come from, in sentences."""
+    size = max(row["params"] for row in losses)
+    error = float(np.mean([row["relative_error"] for row in losses if row["params"] == size]))
+    said = [
+        f"the loss law puts the largest size {abs(error):.1%} too {'low' if error < 0 else 'high'} in the mean of its budgets"
+    ]
+    depths = _loss_by_depth(inputs)
+    if len(depths) > 1:
+        errors = [float(np.mean([e["error"] for e in row["errors"]])) for row in depths]
+        best = int(np.argmin(np.abs(errors)))
+        if best > 0 and abs(errors[best]) < abs(errors[0]) / 2:
+            said.append(
+                f"fitted afterwards to models of at least {depths[best]['least_layers']} layers alone it errs by "
+                f"{errors[best]:+.1%} instead of {errors[0]:+.1%}: one law of size does not hold across those depths"
+            )
+    share = alpha["mae_true_losses"] / alpha["mae"] if alpha["mae"] > 0 else 1.0
+    said.append(
+        f"given the true losses the acceptance law still errs by {alpha['mae_true_losses']:.4f} of {alpha['mae']:.4f}: "
+        + ("its own form is most of the error" if share > 0.5 else "predicted losses are most of the error")
+    )
+    return said
 
 
 def _find(models: list[ModelRecord], role: str, params: int, tokens: int) -> ModelRecord | None:

@@ -142,6 +142,10 @@ def fit_acceptance(
         len(set(sizes)) >= 3,
         f"the acceptance laws need drafts of at least 3 sizes, to leave each out in turn; there are {len(set(sizes))}.",
     )
+    require(
+        float(np.ptp(table.alpha)) > 0,
+        f"every pair has the acceptance {table.alpha[0]:g}: there is nothing to fit a law to.",
+    )
     fits = []
     for form in ACCEPTANCE_FORMS.values():
         with jax.enable_x64(True):

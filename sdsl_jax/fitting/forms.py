@@ -74,7 +74,7 @@ class Form(NamedTuple):
 # Exponents of published laws lie between .05 (Kaplan) and .6; wider bounds only keep a fit from running off to infinity
 # where the data do not hold it.
 _EXPONENTS = (0.02, 2.0)
-# Smallest E as a share of the largest loss; an E that ends here is one that the data do not show.
+# Smallest E as a share of the smallest loss; an E that ends here is one that the data do not show.
 SMALLEST_E = 1e-6
 
 
@@ -97,8 +97,13 @@ def _largest_e(data: LossData) -> Array:
     return jnp.exp(data.log_loss.max())
 
 
+def _smallest_e(data: LossData) -> Array:
+    return SMALLEST_E * jnp.exp(data.log_loss.min())
+
+
 def _log_e(x: Array, data: LossData) -> Array:
-    return jnp.log(_largest_e(data) * (SMALLEST_E + (1 - SMALLEST_E) * jax.nn.sigmoid(x[0])))
+    low, high = _smallest_e(data), _largest_e(data)
+    return jnp.log(low + (high - low) * jax.nn.sigmoid(x[0]))
 
 
 def _chinchilla_residuals(x: Array, data: LossData) -> Array:
@@ -116,7 +121,7 @@ def _chinchilla(x: Array, data: LossData) -> ChinchillaLaw:
 
 
 def _chinchilla_vector(law: ChinchillaLaw, data: LossData) -> Array:
-    share = (jnp.asarray(law.E) / _largest_e(data) - SMALLEST_E) / (1 - SMALLEST_E)
+    share = (jnp.asarray(law.E) - _smallest_e(data)) / (_largest_e(data) - _smallest_e(data))
     size = jnp.log(jnp.asarray(law.A)) - law.a * data.centres[0]
     tokens = jnp.log(jnp.asarray(law.B)) - law.b * data.centres[1]
     level = jax.scipy.special.logit(jnp.clip(share, 1e-12, 1 - 1e-9))
@@ -187,11 +192,14 @@ def _pair_form(name: str, law_type: type, to_law: Callable, to_vector: Callable,
     def starts(data: PairData, count: int, random: np.random.Generator) -> np.ndarray:
         drawn = np.asarray(start) * random.uniform(0.3, 2.0, (count, len(start)))
         # A slope in something that is the same in every row moves no residual: it stays where it starts, which shall be 0.
-        constant = {"tokens": np.ptp(data.draft.tokens) == 0, "target": np.ptp(data.target.params) == 0}
+        same = {
+            "tokens_slope": np.ptp(data.draft.tokens) == 0,
+            "target_exponent": np.ptp(data.target.params) == 0,
+            "target_slope": np.ptp(data.target.loss if law_type is LogitPlane else data.target.params) == 0,
+            "B": np.ptp(data.target.loss) == 0,
+        }
         for i, coefficient in enumerate(made.names()):
-            if constant["tokens"] and coefficient == "tokens_slope":
-                drawn[:, i] = 0.0
-            if constant["target"] and coefficient in ("target_exponent", "target_slope") and law_type is not LogitPlane:
+            if same.get(coefficient, False):
                 drawn[:, i] = 0.0
         return drawn
 
@@ -217,10 +225,34 @@ def _length_vector(law: LogLinearLength, data: PairData) -> Array:
     return jnp.concatenate([(law.level + slopes @ data.centres)[None], slopes])
 
 
+def _logit_plane(x: Array, data: PairData) -> LogitPlane:
+    at_draft, at_target = jnp.asarray(data.draft.loss)[0], jnp.asarray(data.target.loss)[0]
+    return LogitPlane(x[0] + x[1] * at_draft - x[2] * at_target, x[1], x[2])
+
+
+def _logit_plane_vector(law: LogitPlane, data: PairData) -> Array:
+    level = (
+        law.level
+        - law.draft_slope * jnp.asarray(data.draft.loss)[0]
+        + law.target_slope * jnp.asarray(data.target.loss)[0]
+    )
+    return jnp.stack([level, jnp.asarray(law.draft_slope), jnp.asarray(law.target_slope)])
+
+
+def _affine_plane(x: Array, data: PairData) -> AffinePlane:
+    at_draft, at_target = jnp.exp(jnp.asarray(data.draft.loss)[0]), jnp.exp(jnp.asarray(data.target.loss)[0])
+    return AffinePlane(x[0], x[1], x[2] - x[0] * at_draft - x[1] * at_target)
+
+
+def _affine_plane_vector(law: AffinePlane, data: PairData) -> Array:
+    level = law.C + law.A * jnp.exp(jnp.asarray(data.draft.loss)[0]) + law.B * jnp.exp(jnp.asarray(data.target.loss)[0])
+    return jnp.stack([jnp.asarray(law.A), jnp.asarray(law.B), level])
+
+
 ACCEPTANCE_FORMS: dict[str, Form] = {
     "logit_gap": _plain(LogitGap, (1.5, 2.0), "logit_gap"),
-    "logit_plane": _plain(LogitPlane, (1.5, 2.0, 2.0), "logit_plane"),
-    "affine_plane": _plain(AffinePlane, (-0.1, 0.1, 0.7), "affine_plane"),
+    "logit_plane": _pair_form("logit_plane", LogitPlane, _logit_plane, _logit_plane_vector, (1.0, 2.0, 2.0)),
+    "affine_plane": _pair_form("affine_plane", AffinePlane, _affine_plane, _affine_plane_vector, (-0.1, 0.1, 0.7)),
     "power_law": _pair_form("power_law", PowerLaw, _power, _power_vector, (-1.0, 0.15, 0.1)),
     "log_linear_length": _pair_form(
         "log_linear_length", LogLinearLength, _length, _length_vector, (3.5, 0.4, 0.2, -0.3)

@@ -121,7 +121,7 @@ def profile_intervals(
         constrained(
             form.residuals,
             pin_of(form),
-            best.parameters,
+            starting_points(form, best),
             which,
             at.reshape(len(which), -1),
             data,
@@ -139,13 +139,23 @@ def profile_intervals(
     return found
 
 
+def starting_points(form: Form, best: Fit) -> Float[Array, "S P"]:
+    """Where a descent on other weights, or with a coefficient held, begins.
+
+    At the optimum, and for a law with a floor also at half of the largest floor: where the optimum rests on a bound, the gradient
+    vanishes there.
+    """
+    here = best.parameters[None]
+    return jnp.concatenate([here, here.at[:, 0].set(0.0)]) if form.name == "chinchilla" else here
+
+
 def _is_positive(name: str) -> bool:
     return name in ("E", "A", "B", "a", "b", "N_c", "D_c", "alpha_N", "alpha_D", "scale")
 
 
 def _crossing(at: np.ndarray, root: np.ndarray, value: float, level: float) -> float | None:
     """Where the root of the profile, which is nearly a line, first crosses the level."""
-    beyond = np.nonzero(root >= level)[0]
+    beyond = np.nonzero((root >= level) & np.isfinite(root))[0]  # past a bound of the form it is infinite
     if not len(beyond):
         return None
     i = beyond[0]

@@ -11,15 +11,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sdsl_jax.fitting.forms import Form
-from sdsl_jax.fitting.inference import covariance, pin_of, profile_intervals
+from sdsl_jax.fitting.inference import covariance, pin_of, profile_intervals, starting_points
 from sdsl_jax.fitting.solver import Fit, fit, refit
 from sdsl_jax.theory import coefficients
 
 # Past this condition number of the scaled Jacobian, some combination of coefficients moves without the fit noticing.
 _ILL_CONDITIONED = 100.0
-# A resample starts from the optimum of all rows; where that rests on a bound, its gradient there vanishes, so that it starts from
-# the middle of the bounds as well.
-_MIDDLE = {"chinchilla": 0}
 
 
 class LawFit(NamedTuple):
@@ -70,7 +67,7 @@ class LawFit(NamedTuple):
     def describe(self) -> dict[str, Any]:
         """Plain values, as `fits.json` and `sdsl fit --json` hold them."""
         tail = (1 - self.confidence) / 2
-        percent = round(100 * self.confidence)
+        percent = f"{100 * self.confidence:g}"
         draws = {k: np.asarray(v, float) for k, v in coefficients(self.draws).items()}
         with np.errstate(over="ignore"):  # a scale that nothing holds may take any value
             errors = {k: float(v.std(ddof=1)) for k, v in draws.items()}
@@ -135,10 +132,7 @@ def fit_form(
     """
     begin = jnp.asarray(form.starts(data, starts, np.random.default_rng(seed)))
     best = fit(form.residuals, begin, data, np.ones(weights.shape[1]), delta, pin_of(form))
-    around = best.parameters[None]
-    if form.name in _MIDDLE:
-        around = jnp.concatenate([around, around.at[:, _MIDDLE[form.name]].set(0.0)])
-    drawn = refit(form.residuals, around, data, weights, delta, pin_of(form))
+    drawn = refit(form.residuals, starting_points(form, best), data, weights, delta, pin_of(form))
     matrix = covariance(form, best, data, delta)
     errors = np.sqrt(np.maximum(np.diag(matrix), 0))
     made = LawFit(
@@ -201,6 +195,6 @@ def unidentified(made: LawFit) -> list[str]:
             )
     if not made.condition_number <= _ILL_CONDITIONED:
         warnings.append(
-            f"the coefficients trade off against one another (condition number {made.condition_number:.0f})"
+            f"the coefficients trade off against one another (condition number {made.condition_number:.3g})"
         )
     return warnings

@@ -83,7 +83,10 @@ def fit_loss(
         f"the loss law has {needed - 1} coefficients and needs at least {needed} models, 2 sizes and 2 budgets of tokens; the "
         f"table has {count} models, and different sizes: {sizes}, different budgets: {budgets}.",
     )
-    what = "models" if config.resample == "rows" else "whole rungs"
+    require(
+        float(np.ptp(table.loss)) > 0, f"every model has the loss {table.loss[0]:g}: there is nothing to fit a law to."
+    )
+    what = "rows" if config.resample == "rows" else "whole rungs"
     with jax.enable_x64(True):
         data = loss_data(table.params, table.tokens, table.loss)
         made, best = fit_form(

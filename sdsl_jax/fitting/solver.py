@@ -20,7 +20,9 @@ _ITERATIONS = 200
 # A descent ends after so many steps in a row that gain, or if refused had hoped for, less than this share of the objective.
 _TOLERANCE, _PATIENCE = 1e-9, 4
 # Descents that run together: all wait for the slowest, so that small groups waste less.
-_TOGETHER = 32
+_TOGETHER = 8
+# Columns of the Jacobian that are shorter than this share of the longest are rounding errors.
+_UNSEEN = 1e-12
 # Two starts agree when their objectives differ by less than this share.
 _AGREEMENT = 1e-4
 
@@ -76,6 +78,9 @@ def minimise(residuals: Residuals, start: Array, data: object, weights: Array, d
     def step(carry):
         x, value, damping, idle, count = carry
         r, jacobian = residuals(x, data), jax.jacfwd(residuals)(x, data)
+        # A column of rounding errors belongs to a parameter that the data do not show: it stays where it is.
+        norms = jnp.linalg.norm(jacobian, axis=0)
+        jacobian = jnp.where(norms > _UNSEEN * norms.max(), jacobian, 0.0)
         v = weights * jnp.minimum(1.0, delta / jnp.maximum(jnp.abs(r), 1e-30))
         gradient = jacobian.T @ (v * r)
         majoriser = jacobian.T @ (v[:, None] * jacobian)
@@ -239,27 +244,28 @@ def refit(
 def constrained(
     residuals: Residuals,
     pin: Pin,
-    start: Float[Any, " P"],
+    starts: Float[Any, "S P"],
     which: Int[np.ndarray, " K"],
     values: Float[np.ndarray, "K G"],
     data: object,
     weights: Float[Any, " n"],
     delta: float,
-) -> Float[Array, "K G"]:
+) -> Float[np.ndarray, "K G"]:
     """The smallest objective where quantity which[k] is held at each of values[k]: profiles of the objective.
 
-    Every descent starts from the optimum without constraint, moved to where the quantity has its value.
+    Every descent begins at a start, usually the optimum without constraint, moved to where the quantity has its value; of several
+    starts the best end counts.
     """
-    values = np.asarray(values, float)
-    count = values.size
+    starts, values = np.asarray(starts), np.asarray(values, float)
+    each, count = len(starts), values.size
     ends = descend(
         residuals,
-        np.broadcast_to(start, (count, len(start))),
+        np.tile(starts, (count, 1)),
         data,
-        np.broadcast_to(weights, (count, len(weights))),
+        np.broadcast_to(weights, (count * each, len(weights))),
         delta,
         pin,
-        np.repeat(which, values.shape[1]),
-        values.ravel(),
+        np.repeat(which, values.shape[1] * each),
+        np.repeat(values.ravel(), each),
     )
-    return ends.objective.reshape(values.shape)
+    return np.asarray(ends.objective).reshape(*values.shape, each).min(axis=-1)

@@ -53,6 +53,7 @@ def read_loss_table(
             notes.append(
                 f"{int(worn.sum())} of {len(frame)} rows are left out: they saw their text more than {max_epochs:g} times"
             )
+        require(not worn.all(), f"{path} holds no rows of at most {max_epochs:g} epochs; raise --max-epochs.")
         frame = frame[~worn]
     params, tokens, loss = (_positive(frame, name, path) for name in (params_column, tokens_column, loss_column))
     if rung_column:

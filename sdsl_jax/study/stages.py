@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sdsl_jax.config import to_toml
-from sdsl_jax.errors import SdslError
+from sdsl_jax.errors import SdslError, require
 from sdsl_jax.records import ClockRecord, ModelRecord, read_json, write_json, write_table
 
 if TYPE_CHECKING:
@@ -110,6 +110,10 @@ def _evidence(study: Study) -> None:
 
     study.progress.start("evidence", 1)
     predictions = study.records / "predictions.json"
+    require(
+        not study.config.holdout.any or predictions.exists(),
+        f"the study holds models back, but {predictions} does not exist; run the study without --only first.",
+    )
     inputs = Inputs(
         config=study.config,
         models=study.table("models"),

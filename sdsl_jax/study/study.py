@@ -160,6 +160,8 @@ def run_study(
         from sdsl_jax.training import check_ladder
 
         check_ladder(config)
+        if config.holdout.any:
+            check_ladder(config.seen)
         check_conditions(config)
     # A single stage run with other settings does not change what the results at large were made with.
     if only is None or not (folder / "config.toml").exists():
@@ -197,10 +199,17 @@ def publish_predictions(study: Study, force: bool = False) -> None:
         else:
             seen.run(stage)
     path = study.records / "predictions.json"
-    made_from = hashlib.sha256(f"{_FORECAST_VERSION}".encode() + (seen.records / "fits.json").read_bytes())
-    made_from.update(json.dumps(to_dict(study.config), sort_keys=True).encode())
+    settings = to_dict(study.config)
+    read = [_FORECAST_VERSION, *(settings[name] for name in ("seed", "data", "family", "ladder", "fit", "holdout"))]
+    made_from = hashlib.sha256(json.dumps(read, sort_keys=True).encode() + (seen.records / "fits.json").read_bytes())
     if path.exists() and read_json(path).get("made_from") == made_from.hexdigest():
         return
     predictions = forecast(study.config, seen.table("models"), read_json(seen.records / "fits.json"))
-    write_json(path, {"made_from": made_from.hexdigest(), **predictions})
+    # Whoever changes something and predicts again has seen the answers, and the file says so.
+    models = study.table("models") if (study.records / "models.csv").exists() else []
+    known = {(m.role, m.params_nonembedding) for m in models}
+    held = {(row["role"], row["params"]) for row in predictions["losses"]} & known
+    looked = [f"the {role} of {params:,} parameters" for role, params in sorted(held)]
+    when = {"published": time.strftime("%Y-%m-%d %H:%M:%S"), "already_measured": looked}
+    write_json(path, {"made_from": made_from.hexdigest(), **when, **predictions})
     study.progress.note(f"holdout: {len(predictions['losses'])} losses and their pairs are predicted in {path}")

@@ -5,7 +5,7 @@ import pytest
 from jax.test_util import check_grads
 
 from sdsl_jax.codesign import maximise, spread_starts
-from sdsl_jax.codesign.stage import _verify_line
+from sdsl_jax.codesign.costs import _verify_line
 from sdsl_jax.theory import (
     AffinePlane,
     ChinchillaLaw,

@@ -8,7 +8,7 @@ import scipy.optimize
 
 from sdsl_jax.config import FitConfig
 from sdsl_jax.fitting.forms import LOSS_FORMS, loss_data
-from sdsl_jax.fitting.inference import bootstrap_weights, covariance, pin_of, profile_intervals
+from sdsl_jax.fitting.inference import bootstrap_weights, covariance, pin_of, profile_intervals, starting_points
 from sdsl_jax.fitting.loss import LossTable, fit_loss, resamples, shared_noise
 from sdsl_jax.fitting.solver import constrained, descend, fit, huber, refit
 from sdsl_jax.theory import ChinchillaLaw, KaplanLaw, coefficients
@@ -105,7 +105,7 @@ def test_profile_is_the_refit_with_one_coefficient_held(x64, delta):
     found = constrained(
         FORM.residuals,
         pin_of(FORM),
-        best.parameters,
+        best.parameters[None],
         jnp.asarray(which),
         jnp.asarray(at),
         data,
@@ -143,7 +143,7 @@ def test_profile_of_an_exponent_that_is_hardly_held(x64):
     at, weights = np.asarray([0.03, 0.06, 0.12, 1.0, 1.9]), np.ones(len(loss))
     for k in (3, 4):
         found = constrained(
-            FORM.residuals, pin_of(FORM), best.parameters, np.asarray([k]), at[None], data, weights, 1e-3
+            FORM.residuals, pin_of(FORM), starting_points(FORM, best), np.asarray([k]), at[None], data, weights, 1e-3
         )
         starts = np.tile(np.asarray(FORM.starts(data, 24, np.random.default_rng(1))), (len(at), 1))
         tiled, held = np.tile(weights, (len(starts), 1)), np.repeat(at, 24)
