@@ -342,6 +342,17 @@ def test_predictions_come_before_what_they_are_about(tmp_path, monkeypatch):
     assert all(row["draft_held_out"] or row["target_held_out"] for row in judged["pairs"])
     page = (tmp_path / "report.html").read_text()
     assert "What was predicted before it was measured" in page
+    assert predictions["already_measured"] == []
     run_study(config, tmp_path, progress=(again := Notes()))
     assert again.tasks == []
     assert len(there) == 1
+    changed = tiny(
+        ladder=ladder,
+        holdout={"draft_params": [2500], "target_params": [8_000]},
+        measure={"decode": "largest"},
+        fit={"bootstrap": 21},
+    )
+    run_study(changed, tmp_path)
+    predictions = read_json(tmp_path / "records" / "predictions.json")
+    assert len(predictions["already_measured"]) == 2  # who predicts again has seen the answers, and the file says so
+    assert "they are no test of anything that was changed since" in (tmp_path / "report.html").read_text()

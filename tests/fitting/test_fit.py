@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from conftest import tiny
 
 from sdsl_jax.config import FitConfig
 from sdsl_jax.errors import SdslError
-from sdsl_jax.fitting.acceptance import fit_acceptance, pair_table
+from sdsl_jax.fitting.acceptance import fit_acceptance, pair_resamples, pair_table
 from sdsl_jax.fitting.inference import bootstrap_weights
 from sdsl_jax.fitting.loss import fit_loss, loss_table
 from sdsl_jax.fitting.solver import fit, huber, refit
@@ -214,3 +215,60 @@ def test_models_that_saw_their_text_too_often_stay_out_of_the_loss_law():
     fits = [fit_all(study, found, rows, times) for found in (fresh, fresh + worn)]
     assert [fit["loss_law"]["excluded_for_epochs"] for fit in fits] == [0, len(worn)]
     assert fits[0]["loss_law"]["coefficients"] == fits[1]["loss_law"]["coefficients"]
+
+
+def test_one_target_tells_nothing_of_targets():
+    """24 drafts of one target: slopes in its size and loss stay at 0, and the fit says that they are not known."""
+    table = models(0.002)
+    target = next(m for m in table if m.role == "target" and m.train_tokens > 6e6)
+    rows = [
+        AcceptanceRecord(
+            d.model_id,
+            target.model_id,
+            "teacher_forced_samples",
+            0,
+            1.0,
+            "x",
+            float(LAWS["logit_gap"](point(d), point(target))),
+        )
+        for d in table
+        if d.role == "draft"
+    ]
+    pairs = pair_table(table, rows, "teacher_forced_samples")
+    fits = {f.name: f for f in fit_acceptance(pairs, CONFIG, pair_resamples(pairs, 20, 0), 0, "test")}
+    for name, coefficient in (
+        ("logit_plane", "target_slope"),
+        ("affine_plane", "B"),
+        ("power_law", "target_exponent"),
+        ("log_linear_length", "target_slope"),
+    ):
+        assert float(getattr(fits[name].law, coefficient)) == 0.0
+        assert any(coefficient in warning for warning in fits[name].warnings)
+    assert fits["logit_plane"].rmse < 1e-5
+
+
+def test_drafts_and_targets_are_drawn_apart():
+    """A pair weighs the product of its runs; budgets of a run are drawn together; every draw has drafts and targets."""
+    table = models(0.0)
+    drafts, targets = (
+        [m for m in table if m.params_nonembedding < 3e4],
+        [m for m in table if m.params_nonembedding > 5e4],
+    )
+    rows = [
+        AcceptanceRecord(d.model_id, t.model_id, "teacher_forced_samples", 0, 1.0, "x", 0.5 + 0.001 * i)
+        for i, (d, t) in enumerate(itertools.product(drafts, targets))
+    ]
+    pairs = pair_table(table, rows, "teacher_forced_samples")
+    weights = pair_resamples(pairs, 50, 0)
+    for run in np.unique(pairs.draft_run):
+        of_run = weights[:, pairs.draft_run == run].reshape(50, -1, len(targets))
+        assert (of_run == of_run[:, :1]).all()
+    by_pair = weights.reshape(50, len(drafts), len(targets))
+    np.testing.assert_allclose(by_pair * by_pair[:, :1, :1], by_pair[:, :, :1] * by_pair[:, :1, :])
+    assert (weights.sum(axis=1) > 0).all()
+
+
+def test_tables_without_signal_are_refused():
+    table = [dataclasses.replace(m, loss_nats=2.0) for m in models(0.0)]
+    with pytest.raises(SdslError, match="every model has the loss 2"):
+        fit_loss(loss_table(table), CONFIG, np.ones((1, len(table))), 0)
