@@ -249,10 +249,11 @@ def show(found: dict[str, Any]) -> None:
         ours = table["rows"][0]
         both = ours["seconds"] + ours["bootstrap_seconds"]
         compiling = ours["compile_seconds"] + ours["bootstrap_compile_seconds"]
-        verdict = "met" if both < GOAL_SECONDS else "missed"
-        print(
-            f"ours, both: {both:.2f} s, and {compiling:.1f} s of compilation the first time; goal {GOAL_SECONDS:g} s: {verdict}"
-        )
+        # The goal is one for 250 models.
+        verdict = f"; goal {GOAL_SECONDS:g} s: {'met' if both < GOAL_SECONDS else 'missed'}" * table[
+            "table"
+        ].startswith("simulated")
+        print(f"ours, both: {both:.2f} s, and {compiling:.1f} s of compilation the first time{verdict}")
 
 
 if __name__ == "__main__":
