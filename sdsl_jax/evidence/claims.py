@@ -11,6 +11,8 @@ import numpy as np
 
 from sdsl_jax.evidence.inputs import Inputs
 from sdsl_jax.fitting import FittedLaws, read_laws
+from sdsl_jax.fitting.acceptance import FEW_TARGETS
+from sdsl_jax.fitting.forms import POSITIVE
 from sdsl_jax.records import ModelRecord, longest_trained
 from sdsl_jax.theory import (
     AcceptanceLaw,
@@ -27,9 +29,6 @@ from sdsl_jax.theory import (
 _DRAWS = 200
 # The paper's ratio; and what "barely" is taken to mean, as a change of ln N* with ln D.
 _RATIO, _BARELY = 200.0, 0.1
-_BY_LOGARITHM = ("A", "B", "a", "b", "N_c", "D_c", "alpha_N", "alpha_D", "scale")
-# With fewer training runs of targets nothing is known of how far one target lies from another of its loss.
-_FEW_TARGETS = 5
 # Share of draws whose optimum must lie inside the bounds of N for a claim about it to be answered.
 _INTERIOR = 0.9
 
@@ -114,7 +113,7 @@ def sensitivity(inputs: Inputs) -> dict[str, Any] | None:
             drawn = np.asarray(coefficients(draws)[coefficient], float)
             at = float(coefficients(laws.loss if law == "loss" else acceptance)[coefficient])
             # A scale or an exponent that is known to a factor only is moved by its logarithm, where the map is nearly linear.
-            logarithmic = coefficient in _BY_LOGARITHM and at > 0 and bool((drawn > 0).all())
+            logarithmic = coefficient in POSITIVE - {"E"} and at > 0 and bool((drawn > 0).all())
             error = float(np.log(drawn).std() if logarithmic else drawn.std())
             worth = np.asarray(values, float) * error * (at if logarithmic else 1.0)
             if np.isfinite(worth).all():
@@ -168,13 +167,14 @@ def claims(inputs: Inputs) -> dict[str, Any] | None:
             holds=lambda low, high: low >= _RATIO / 2 and high <= 2 * _RATIO,
             fails=lambda low, high: high < _RATIO / 2 or low > 2 * _RATIO,
         ),
-        _constant(
+        _row(
             inputs,
             "the best draft's size is proportional to its target's",
             f"d ln N*/d ln M {at}; 1 if so",
-            point,
-            drawn,
-            0,
+            float(point[-1].slopes[0, 0]),
+            np.asarray(drawn[-1].slopes)[:, 0],
+            holds=_near_one,
+            fails=lambda low, high: low > 1 or high < 1,
         ),
     ]
     if len(targets) > 1:
@@ -236,14 +236,6 @@ def _slope_ratio(answers: list[_Answer], targets: list[ModelRecord]) -> np.ndarr
         return slopes[-1] / slopes[0]
 
 
-def _constant(
-    inputs: Inputs, claim: str, what: str, point: list[_Answer], drawn: list[_Answer], which: int
-) -> dict[str, Any]:
-    """A claim that an elasticity is 1."""
-    estimate, draws = float(point[-1].slopes[0, which]), np.asarray(drawn[-1].slopes)[:, which]
-    return _row(inputs, claim, what, estimate, draws, holds=_near_one, fails=lambda low, high: low > 1 or high < 1)
-
-
 def _barely(
     inputs: Inputs, claim: str, what: str, point: list[_Answer], drawn: list[_Answer], which: int
 ) -> dict[str, Any]:
@@ -286,7 +278,7 @@ def _perplexity(inputs: Inputs, laws: FittedLaws) -> list[dict[str, Any]]:
     ratio = span["target"] / span["draft"]
 
     runs = len({(m.params_nonembedding, m.seed) for m in inputs.models if m.role == "target"})
-    few = f"; only {runs} training runs of targets" * (runs < _FEW_TARGETS)
+    few = f"; only {runs} training runs of targets" * (runs < FEW_TARGETS)
 
     def row(claim: str, what: str, scale: float, enough: bool) -> dict[str, Any]:
         return _row(
@@ -311,7 +303,7 @@ def _perplexity(inputs: Inputs, laws: FittedLaws) -> list[dict[str, Any]]:
             "the draft's perplexity dominates acceptance, nat for nat",
             "slope of logit α in the target's loss over the slope in the draft's; dominated: below 1" + few,
             1.0,
-            runs >= _FEW_TARGETS,
+            runs >= FEW_TARGETS,
         ),
     ]
 

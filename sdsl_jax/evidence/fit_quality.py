@@ -6,15 +6,18 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from sdsl_jax.config import FitConfig
 from sdsl_jax.evidence.inputs import Inputs
 from sdsl_jax.evidence.law_comparison import predicted
 from sdsl_jax.fitting.acceptance import pair_table
 from sdsl_jax.fitting.forms import LOSS_FORMS, loss_data
-from sdsl_jax.fitting.law_fit import fit_form
-from sdsl_jax.fitting.loss import LossTable, loss_table, resamples
+from sdsl_jax.fitting.inference import pin_of, starting_points
+from sdsl_jax.fitting.law_fit import laws_of
+from sdsl_jax.fitting.loss import LossTable, loss_table
+from sdsl_jax.fitting.solver import fit, refit
+from sdsl_jax.fitting.stage import joint_weights
 from sdsl_jax.records import ModelRecord
 from sdsl_jax.statistics import mean_interval
 from sdsl_jax.theory import ACCEPTANCE_LAWS, LOSS_LAWS, coefficients
@@ -105,52 +108,47 @@ def coverage(inputs: Inputs) -> dict[str, Any] | None:
     count = inputs.config.fit.coverage
     if count == 0 or "loss_law" not in inputs.fits:
         return None
-    fit = inputs.fits["loss_law"]
-    truth = LOSS_LAWS[fit["law"]](**fit["coefficients"])
-    table = loss_table(_fitted(inputs))
+    law = inputs.fits["loss_law"]
+    truth = LOSS_LAWS[law["law"]](**law["coefficients"])
+    models = _fitted(inputs)
+    table = loss_table(models)
     exact = np.asarray(truth(table.params, table.tokens), float)
-    shared = max(
-        0.0, _share_between(np.asarray([fit["residuals"][m.model_id] for m in _fitted(inputs)]), table.rungs) or 0
-    )
+    shared = max(0.0, _share_between(np.asarray([law["residuals"][m.model_id] for m in models]), table.rungs) or 0)
     random = np.random.default_rng(inputs.config.seed)
     config = dataclasses.replace(inputs.config.fit, starts=8, bootstrap=100)
-    inside: dict[str, list[bool]] = {name: [] for name in fit["coefficients"]}
+    inside: dict[str, list[bool]] = {name: [] for name in law["coefficients"]}
     for number in range(count):
         rung = random.standard_normal(table.rungs.max() + 1)[table.rungs]
         noise = np.sqrt(shared) * rung + np.sqrt(1 - shared) * random.standard_normal(len(exact))
-        drawn = table._replace(loss=exact * np.exp(fit["rmse"] * noise))
-        for name, (low, high) in _intervals(drawn, fit["law"], config, number).items():
-            inside[name].append(low <= fit["coefficients"][name] <= high)
-    # E without support in the data lies on its bound: whether an interval reaches there says nothing.
+        drawn = table._replace(loss=exact * np.exp(law["rmse"] * noise))
+        weights = joint_weights(config, models, number)
+        for name, (low, high) in _intervals(drawn, law["law"], config, weights, number).items():
+            inside[name].append(low <= law["coefficients"][name] <= high)
     return {
         "simulations": count,
         "confidence": config.confidence,
         "resample": config.resample,
         "shared_by_rung": shared,
         "coverage": {name: _binomial(np.asarray(values)) for name, values in inside.items()},
-        "basis": f"{count} tables simulated from the fitted law on the same design, residual scatter {fit['rmse']:.3g}, of which "
+        "basis": f"{count} tables simulated from the fitted law on the same design, residual scatter {law['rmse']:.3g}, of which "
         f"{shared:.0%} is shared by the models of a rung; each refitted with {config.bootstrap} resamples of {config.resample}; "
         "in brackets the 99 % binomial interval (Wilson)",
     }
 
 
-def _intervals(table: LossTable, law: str, config: Any, seed: int) -> dict[str, tuple[float, float]]:
-    form = LOSS_FORMS[law]
+def _intervals(
+    table: LossTable, law: str, config: FitConfig, weights: np.ndarray, seed: int
+) -> dict[str, tuple[float, float]]:
+    """The bootstrap intervals of a study's loss law, and nothing else of its fit."""
+    form, delta = LOSS_FORMS[law], config.huber_delta
     tail = (1 - config.confidence) / 2
     with jax.enable_x64(True):
-        made, _ = fit_form(
-            form,
-            loss_data(table.params, table.tokens, table.loss),
-            resamples(table, config, seed),
-            delta=config.huber_delta,
-            starts=config.starts,
-            confidence=config.confidence,
-            seed=seed,
-            residual_unit="log of the loss",
-            basis="",
-        )
-        drawn = {k: np.asarray(jnp.asarray(v)) for k, v in coefficients(made.draws).items()}
-    return {k: tuple(np.quantile(v, [tail, 1 - tail])) for k, v in drawn.items()}
+        data = loss_data(table.params, table.tokens, table.loss)
+        begin = form.starts(data, config.starts, np.random.default_rng(seed))
+        best = fit(form.residuals, begin, data, np.ones(len(table.loss)), delta, pin_of(form))
+        drawn = refit(form.residuals, starting_points(form, best), data, weights, delta, pin_of(form))
+        draws = coefficients(laws_of(form, drawn, data))
+    return {k: tuple(np.quantile(np.asarray(v), [tail, 1 - tail])) for k, v in draws.items()}
 
 
 def _binomial(inside: np.ndarray) -> dict[str, float]:

@@ -34,6 +34,7 @@ def holdout(inputs: Inputs) -> dict[str, Any] | None:
     size = max(row["params"] for row in losses)
     largest = [row for row in losses if row["params"] == size]
     longest = max(largest, key=lambda row: row["tokens"])
+    by_depth = _loss_by_depth(inputs)
     by_law = {name: _alpha_errors([p for p in pairs if p["law"] == name]) for name in ACCEPTANCE_LAWS}
     reached = {
         "largest_loss": float(np.mean([abs(row["relative_error"]) for row in largest])),
@@ -47,12 +48,12 @@ def holdout(inputs: Inputs) -> dict[str, Any] | None:
         "best_law": best,
         "choice": choice,
         "largest_at_longest_budget": longest["relative_error"],
-        "loss_by_depth": _loss_by_depth(inputs),
+        "loss_by_depth": by_depth,
         "goals": {k: {"goal": GOALS[k], "reached": reached[k], "met": reached[k] <= GOALS[k]} for k in GOALS},
         "loss_coverage": float(np.mean([row["inside"] for row in losses])),
         "alpha_coverage": float(np.mean([p["inside"] for p in pairs if p["law"] == best])),
         "confidence": published["confidence"],
-        "why": _why(by_law[best], losses, inputs),
+        "why": _why(by_law[best], largest, by_depth),
         "published": published.get("published"),
         "already_measured": published.get("already_measured", []),
         "basis": "extrapolation: size over the largest size that the laws were fitted to; S: exact expected tokens per round "
@@ -60,14 +61,12 @@ def holdout(inputs: Inputs) -> dict[str, Any] | None:
     }
 
 
-def _why(alpha: dict[str, Any], losses: list[dict[str, Any]], inputs: Inputs) -> list[str]:
-    """What the errors come from, in sentences."""
-    size = max(row["params"] for row in losses)
-    error = float(np.mean([row["relative_error"] for row in losses if row["params"] == size]))
+def _why(alpha: dict[str, Any], largest: list[dict[str, Any]], depths: list[dict[str, Any]]) -> list[str]:
+    """What the errors come from, in sentences: of α by the published law, of the largest size, and of loss laws by depth."""
+    error = float(np.mean([row["relative_error"] for row in largest]))
     said = [
         f"the loss law puts the largest size {abs(error):.1%} too {'low' if error < 0 else 'high'} in the mean of its budgets"
     ]
-    depths = _loss_by_depth(inputs)
     if len(depths) > 1:
         errors = [float(np.mean([e["error"] for e in row["errors"]])) for row in depths]
         best = int(np.argmin(np.abs(errors)))

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from sdsl_jax.errors import SdslError
 from sdsl_jax.evidence.inputs import Inputs
 from sdsl_jax.evidence.speedups import Measured, measured_speedups
 from sdsl_jax.fitting.acceptance import PairTable, fit_law, pair_table
@@ -15,6 +14,7 @@ from sdsl_jax.records import LossRecord, ModelRecord, longest_trained
 from sdsl_jax.theory import ACCEPTANCE_LAWS, ModelPoint, speedup
 
 _RESAMPLES = 1000
+_ON_TEXT = "teacher_forced_text"
 # Regrets that differ by less are the same choice but for rounding.
 _SAME_REGRET = 1e-6
 
@@ -25,14 +25,14 @@ def acceptance_laws(inputs: Inputs) -> dict[str, Any] | None:
     if not inputs.has_pairs:
         return None
     table = pair_table(inputs.models, inputs.acceptance, estimator)
-    drafts = left_out_predictions(table, table.draft_sizes, inputs)
     rows: list[dict[str, Any]] = []
     largest = _largest_target(table, inputs)
     domains = _domain_tables(inputs)
     for name in ACCEPTANCE_LAWS:
         row: dict[str, Any] = {"law": name}
-        row["left_out_drafts"] = _errors(drafts[name] - table.alpha, table.draft_sizes, inputs) | {
-            "regret": _regret(table, drafts[name], inputs)
+        alpha = left_out_predictions(name, table, table.draft_sizes, inputs)
+        row["left_out_drafts"] = _errors(alpha - table.alpha, table.draft_sizes, inputs) | {
+            "regret": _regret(table, alpha, inputs)
         }
         row["left_out_largest_target"] = largest and largest[name]
         row["left_out_domains"] = _left_out_domains(name, domains, inputs) if len(domains) > 1 else None
@@ -73,14 +73,13 @@ def _indistinguishable(rows: list[dict[str, Any]], test: str, inputs: Inputs) ->
     return [row["law"] for row in rows if row[test] is best or lower_end(row) <= 0]
 
 
-def left_out_predictions(table: PairTable, groups: np.ndarray, inputs: Inputs) -> dict[str, np.ndarray]:
-    """For each law the α of every row as predicted by a fit to the rows of all other groups."""
-    found = {name: np.full(len(table.alpha), np.nan) for name in ACCEPTANCE_LAWS}
+def left_out_predictions(name: str, table: PairTable, groups: np.ndarray, inputs: Inputs) -> np.ndarray:
+    """The α of every row by a law that was fitted to the rows of all other groups."""
+    found = np.full(len(table.alpha), np.nan)
     for group in np.unique(groups):
         out = groups == group
-        for name in ACCEPTANCE_LAWS:
-            law = fit_law(name, table, inputs.config.fit.acceptance_huber_delta, ~out)
-            found[name][out] = predicted(law, table.rows(out))
+        law = fit_law(name, table, inputs.config.fit.acceptance_huber_delta, ~out)
+        found[out] = predicted(law, table.rows(out))
     return found
 
 
@@ -155,12 +154,9 @@ def _domain_tables(inputs: Inputs) -> dict[str, PairTable]:
             r for r in inputs.conditions if r.domain == domain and r.temperature == inputs.config.measure.temperature
         ]
         models = with_losses(inputs.models, inputs.losses, domain)
-        if len(models) < len(inputs.models):
-            continue
-        try:
-            found[domain] = pair_table(models, rows, "teacher_forced_text")
-        except SdslError:
-            continue
+        measured = {r.draft_id for r in rows if r.estimator == _ON_TEXT} & {m.model_id for m in models}
+        if len(models) == len(inputs.models) and len(measured) >= 4:
+            found[domain] = pair_table(models, rows, _ON_TEXT)
     return found
 
 
@@ -190,10 +186,7 @@ def _left_out_domains(name: str, domains: dict[str, PairTable], inputs: Inputs) 
     """Each domain predicted by the law of all others."""
     table = joined(list(domains.values()))
     of = np.repeat(np.arange(len(domains)), [len(t.alpha) for t in domains.values()])
-    error = np.full(len(of), np.nan)
-    for number in range(len(domains)):
-        law = fit_law(name, table, inputs.config.fit.acceptance_huber_delta, of != number)
-        error[of == number] = predicted(law, table.rows(of == number)) - table.alpha[of == number]
+    error = left_out_predictions(name, table, of, inputs) - table.alpha
     by_domain = {d: float(np.sqrt(np.square(error[of == i]).mean())) for i, d in enumerate(domains)}
     regret = _independent_regret(table, table.alpha + error, of, inputs)
     return _errors(error, table.draft_sizes, inputs) | {"by_domain": by_domain, "regret": regret}

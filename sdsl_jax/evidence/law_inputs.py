@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from sdsl_jax.evidence.inputs import Inputs
-from sdsl_jax.evidence.law_comparison import predicted
-from sdsl_jax.fitting.acceptance import fit_law, pair_table
+from sdsl_jax.evidence.law_comparison import left_out_predictions
+from sdsl_jax.fitting.acceptance import pair_table
 from sdsl_jax.fitting.loss import fit_loss, loss_table
 from sdsl_jax.records import ModelRecord
 
@@ -72,12 +72,7 @@ def law_inputs(inputs: Inputs) -> dict[str, Any] | None:
 
 def _left_out_drafts(inputs: Inputs, law: str, models: list[ModelRecord], params: str, loss: str) -> float:
     table = pair_table(models, inputs.acceptance, inputs.config.fit.estimator, params, loss)
-    sizes = table.draft_sizes
-    errors = np.full(len(sizes), np.nan)
-    for size in np.unique(sizes):
-        out = sizes == size
-        fitted = fit_law(law, table, inputs.config.fit.acceptance_huber_delta, ~out)
-        errors[out] = predicted(fitted, table.rows(out)) - table.alpha[out]
+    errors = left_out_predictions(law, table, table.draft_sizes, inputs) - table.alpha
     return float(np.sqrt(np.square(errors).mean()))
 
 

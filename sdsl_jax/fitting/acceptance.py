@@ -20,7 +20,7 @@ from sdsl_jax.records import AcceptanceRecord, ModelRecord, column
 from sdsl_jax.theory import ModelPoint
 
 # With fewer training runs of targets resampling cannot show how far one target lies from another of its loss.
-_FEW_TARGETS = 5
+FEW_TARGETS = 5
 
 
 class PairTable(NamedTuple):
@@ -165,7 +165,7 @@ def fit_acceptance(
             errors = left_out_residuals(form, data, best.parameters, sizes, config.acceptance_huber_delta)
         warnings = unidentified(made)
         runs = len(np.unique(table.target_run))
-        if runs < _FEW_TARGETS:
+        if runs < FEW_TARGETS:
             warnings.append(
                 f"fitted on {runs} training run{'s' if runs > 1 else ''} of targets: how α depends on the target is "
                 + ("a guess" if runs < 3 else "less sure than the intervals say")

@@ -71,6 +71,8 @@ class Form(NamedTuple):
         return [f.name for f in dataclasses.fields(self.law_type) if not f.metadata.get("static")]
 
 
+# Coefficients that a form keeps positive, of all laws: what is uncertain about them is a factor.
+POSITIVE = frozenset({"E", "A", "B", "a", "b", "N_c", "D_c", "alpha_N", "alpha_D", "scale"})
 # Exponents of published laws lie between .05 (Kaplan) and .6; wider bounds only keep a fit from running off to infinity
 # where the data do not hold it.
 _EXPONENTS = (0.02, 2.0)

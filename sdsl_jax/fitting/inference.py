@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sdsl_jax.fitting.forms import Form
+from sdsl_jax.fitting.forms import POSITIVE, Form
 from sdsl_jax.fitting.solver import Fit, Pin, constrained
 from sdsl_jax.statistics import student_quantile
 from sdsl_jax.theory import coefficients
@@ -103,7 +103,7 @@ def profile_intervals(
     values = np.asarray([float(law[name]) for name in names])
     moments = spread(np.asarray(best.residuals), len(best.parameters), delta)
     level = student_quantile(0.5 + confidence / 2, len(best.residuals) - len(names))
-    scale = np.asarray([_is_positive(name) and value > 0 for name, value in zip(names, values)])
+    scale = np.asarray([name in POSITIVE and value > 0 for name, value in zip(names, values)])
     # A floor on its bound has no standard error to set the pace, and is too near 0 for its logarithm to lead anywhere.
     smallest = float(np.exp(np.min(data.log_loss))) if "E" in names else np.inf
     no_floor = np.asarray([name == "E" for name in names]) & (values < 1e-4 * smallest)
@@ -147,10 +147,6 @@ def starting_points(form: Form, best: Fit) -> Float[Array, "S P"]:
     """
     here = best.parameters[None]
     return jnp.concatenate([here, here.at[:, 0].set(0.0)]) if form.name == "chinchilla" else here
-
-
-def _is_positive(name: str) -> bool:
-    return name in ("E", "A", "B", "a", "b", "N_c", "D_c", "alpha_N", "alpha_D", "scale")
 
 
 def _crossing(at: np.ndarray, root: np.ndarray, value: float, level: float) -> float | None:

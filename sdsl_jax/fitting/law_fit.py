@@ -100,7 +100,7 @@ def law_of(form: Form, x: Array, data: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames="form")
-def _laws_of(form: Form, x: Array, data: Any) -> Any:
+def laws_of(form: Form, x: Array, data: Any) -> Any:
     """The law whose coefficients are arrays, from as many vectors."""
     return jax.vmap(lambda each: form.to_law(each, data))(x)
 
@@ -138,7 +138,7 @@ def fit_form(
     made = LawFit(
         name=form.name,
         law=jax.tree.map(np.asarray, law_of(form, best.parameters, data)),
-        draws=jax.tree.map(np.asarray, _laws_of(form, drawn, data)),
+        draws=jax.tree.map(np.asarray, laws_of(form, drawn, data)),
         covariance=matrix,
         profile=profile_intervals(form, best, data, delta, errors, confidence),
         confidence=confidence,

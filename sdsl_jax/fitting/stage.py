@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdsl_jax.config import StudyConfig
+from sdsl_jax.config import FitConfig, StudyConfig
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.fitting.acceptance import fit_acceptance, pair_table
 from sdsl_jax.fitting.inference import resampled
@@ -24,7 +24,7 @@ def fit_all(
     latency: list[LatencyRecord],
 ) -> dict[str, Any]:
     """Fits every law of a study and returns what `fits.json` holds."""
-    weights = _joint_weights(config, models)
+    weights = joint_weights(config.fit, models, config.seed)
     rule = fitted_rule(config)
     ranges = {
         f"{role}_{name}": _span([m for m in models if m.role == role], column_name)
@@ -78,16 +78,16 @@ def _span(models: list[ModelRecord], name: str) -> list[float]:
     return [float(min(values)), float(max(values))]
 
 
-def _joint_weights(config: StudyConfig, models: list[ModelRecord]) -> np.ndarray:
+def joint_weights(config: FitConfig, models: list[ModelRecord], seed: int) -> np.ndarray:
     """Bootstrap weights of all models, one ladder a draw: draw i of one law then belongs to draw i of another.
 
     Drafts and targets are drawn apart, so that every draw has both.
     """
-    labels = np.arange(len(models)) if config.fit.resample == "rows" else loss_table(models).rungs
+    labels = np.arange(len(models)) if config.resample == "rows" else loss_table(models).rungs
     roles = np.asarray(column(models, "role"))
-    weights = np.zeros((config.fit.bootstrap, len(models)))
+    weights = np.zeros((config.bootstrap, len(models)))
     for number, role in enumerate(np.unique(roles)):
-        weights[:, roles == role] = resampled(labels[roles == role], config.fit.bootstrap, config.seed + number)
+        weights[:, roles == role] = resampled(labels[roles == role], config.bootstrap, seed + number)
     return weights
 
 
