@@ -19,11 +19,15 @@ class ShapeRule(NamedTuple):
       aspect_ratio: width divided by layers, in the limit of many layers.
       vocab_size: entries of the vocabulary, V.
       context: tokens of context that an average decoding step attends to.
+      kv_share: width of keys, and of values, divided by the width: 1 with as many key-value heads as query heads.
+      embedding_tables: 1 where embedding and head share a matrix, 2 where they do not.
     """
 
     aspect_ratio: Scalar
     vocab_size: Scalar
     context: Scalar
+    kv_share: Scalar = 1.0
+    embedding_tables: Scalar = 1.0
 
 
 # One block holds 4·width² attention weights and about 8·width² of a SwiGLU MLP with hidden size 8/3·width.

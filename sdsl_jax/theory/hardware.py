@@ -1,0 +1,202 @@
+r"""What a forward pass takes on a device, as a smooth function of everything that a designer can choose.
+
+A pass over w new tokens in each of B rows moves bytes and does arithmetic, and on top of both costs something for being
+started at all, for each layer, and for each token that is drawn or tested:
+
+    t = c₀ + c₁·layers + c₂·B·w + smoothmax(bytes/bandwidth, FLOPs/peak) + communication           [seconds]
+
+The smooth maximum (x^p + y^p)^(1/p) is a roofline with a rounded corner: p = 1 is a device that moves and computes in turn, p = ∞
+one that overlaps both completely. With no overhead, head or cache, at equal precision, bytes and FLOPs of a pass are both
+proportional to parameters, and so is its time: d = N/M, the cost of arXiv 2603.11053.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from sdsl_jax.theory.arrays import Scalar
+from sdsl_jax.theory.costs import ShapeRule, layers_and_width
+
+
+class Hardware(NamedTuple):
+    """One kind of device: coefficients of the time of a pass, and what the device holds and costs.
+
+    Attributes:
+      pass_seconds: c₀, of any pass.
+      layer_seconds: c₁, of each layer of a pass.
+      token_seconds: c₂, of each token that a pass feeds, in every row: drawing it or testing it.
+      bytes_per_second: from the memory that holds weights and caches.
+      flops_per_second: in the precision that is computed in; a multiply-add counts as two.
+      sharpness: p ≥ 1 of the smooth maximum.
+      round_seconds: of each round of speculative decoding, on top of its passes.
+      link_bytes_per_second: between devices, each direction; infinite where nothing is known of it.
+      link_seconds: latency of one step of an all-reduce.
+      memory_bytes: of one device; infinite where nothing is known of it.
+      price_per_hour: of one device; 0 where nothing is known of it.
+    """
+
+    pass_seconds: Scalar
+    layer_seconds: Scalar
+    token_seconds: Scalar
+    bytes_per_second: Scalar
+    flops_per_second: Scalar
+    sharpness: Scalar = 4.0
+    round_seconds: Scalar = 0.0
+    link_bytes_per_second: Scalar = float("inf")
+    link_seconds: Scalar = 0.0
+    memory_bytes: Scalar = float("inf")
+    price_per_hour: Scalar = 0.0
+
+
+class Shape(NamedTuple):
+    """What the cost of a Transformer depends on; real numbers, so that a family is smooth.
+
+    Attributes:
+      params: non-embedding parameters.
+      layers: blocks.
+      width: of the residual stream.
+      query_width: query heads times head size.
+      kv_width: key-value heads times head size.
+      vocab_size: entries of the vocabulary.
+      embedding_tables: 1 or 2, matrices of vocab_size × width.
+    """
+
+    params: Scalar
+    layers: Scalar
+    width: Scalar
+    query_width: Scalar
+    kv_width: Scalar
+    vocab_size: Scalar
+    embedding_tables: Scalar = 1.0
+
+    @property
+    def total_params(self) -> Array:
+        """All parameters, the embedding tables among them."""
+        return jnp.asarray(self.params) + self.embedding_tables * self.vocab_size * self.width
+
+    def flops_per_token(self, context: Scalar) -> Array:
+        """Forward FLOPs for one token that attends to `context` positions."""
+        return (
+            2 * jnp.asarray(self.params)
+            + 2 * self.vocab_size * self.width
+            + 4 * context * self.query_width * self.layers
+        )
+
+
+def family_shape(params: Scalar, rule: ShapeRule) -> Shape:
+    """The family member with `params` non-embedding parameters."""
+    layers, width = layers_and_width(params, rule)
+    return Shape(
+        jnp.asarray(params), layers, width, width, width * rule.kv_share, rule.vocab_size, rule.embedding_tables
+    )
+
+
+class Precision(NamedTuple):
+    """Bytes of a weight, and of an element of caches and activations."""
+
+    weight_bytes: Scalar = 2.0
+    cache_bytes: Scalar = 2.0
+
+
+class Load(NamedTuple):
+    """What a pass is asked to do.
+
+    Attributes:
+      tokens: new tokens of each row, w.
+      batch: rows, B.
+      context: positions of each row's cache that the pass reads.
+      devices: that share the model by tensor parallelism.
+    """
+
+    tokens: Scalar
+    batch: Scalar = 1.0
+    context: Scalar = 0.0
+    devices: Scalar = 1.0
+
+
+def smooth_maximum(x: Scalar, y: Scalar, sharpness: Scalar) -> Array:
+    """(x^p + y^p)^(1/p) for x, y ≥ 0, not both 0; homogeneous of degree 1."""
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    larger, smaller = jnp.maximum(x, y), jnp.minimum(x, y)
+    return larger * jnp.exp(jnp.log1p((smaller / larger) ** sharpness) / sharpness)
+
+
+def pass_bytes(shape: Shape, precision: Precision, load: Load) -> Array:
+    """Bytes that a pass reads: all weights but the embedding rows it does not need, and keys and values of every row."""
+    weights = jnp.asarray(shape.params) + shape.vocab_size * shape.width
+    cache = 2 * jnp.asarray(load.batch) * load.context * shape.layers * shape.kv_width
+    return weights * precision.weight_bytes + cache * precision.cache_bytes
+
+
+def communication_seconds(hardware: Hardware, shape: Shape, precision: Precision, load: Load) -> Array:
+    """Two ring all-reduces of activations in each layer (Megatron, 1909.08053): 2·(1 − 1/n)·bytes/link each; 0 for n = 1."""
+    message = jnp.asarray(load.batch) * load.tokens * shape.width * precision.cache_bytes
+    steps = 2 * (1 - 1 / jnp.asarray(load.devices))
+    return 2 * shape.layers * steps * (message / hardware.link_bytes_per_second + hardware.link_seconds * load.devices)
+
+
+def pass_time(hardware: Hardware, shape: Shape, precision: Precision, load: Load) -> Array:
+    """Seconds of one forward pass; a decoding step where `load.tokens` is 1, a verify pass where it is γ + 1, a prefill beyond."""
+    tokens = jnp.asarray(load.batch) * load.tokens
+    flops = tokens * shape.flops_per_token(load.context)
+    return (
+        jnp.asarray(hardware.pass_seconds)
+        + hardware.layer_seconds * shape.layers
+        + hardware.token_seconds * tokens
+        + smooth_maximum(
+            pass_bytes(shape, precision, load) / (hardware.bytes_per_second * jnp.asarray(load.devices)),
+            flops / (hardware.flops_per_second * jnp.asarray(load.devices)),
+            hardware.sharpness,
+        )
+        + communication_seconds(hardware, shape, precision, load)
+    )
+
+
+class Round(NamedTuple):
+    """Where the time of a round of speculative decoding goes, in seconds.
+
+    Attributes:
+      draft: γ passes of the draft, the first of them two tokens wide.
+      verify: the target's pass over γ + 1 tokens.
+      overhead: what is neither.
+    """
+
+    draft: Array
+    verify: Array
+    overhead: Array
+
+    @property
+    def seconds(self) -> Array:
+        """Of the whole round."""
+        return self.draft + self.verify + self.overhead
+
+
+def round_time(
+    hardware: Hardware,
+    draft: Shape,
+    target: Shape,
+    lookahead: Scalar,
+    batch: Scalar,
+    context: Scalar,
+    precision: Precision,
+    draft_precision: Precision,
+    devices: Scalar = 1.0,
+    draft_devices: Scalar = 1.0,
+) -> Round:
+    """A round with lookahead γ ≥ 1.
+
+    The draft's first pass feeds two tokens, since after a full acceptance it has not seen its own last one yet; others feed one.
+    """
+    first = pass_time(hardware, draft, draft_precision, Load(2.0, batch, context, draft_devices))
+    others = pass_time(hardware, draft, draft_precision, Load(1.0, batch, context, draft_devices))
+    verify = pass_time(hardware, target, precision, Load(jnp.asarray(lookahead) + 1, batch, context, devices))
+    return Round(first + (jnp.asarray(lookahead) - 1) * others, verify, jnp.asarray(hardware.round_seconds))
+
+
+def resident_bytes(shape: Shape, precision: Precision, batch: Scalar, context: Scalar) -> Array:
+    """Memory that a model holds on to: all its weights, and the caches of `batch` rows of `context` positions."""
+    cache = 2 * jnp.asarray(batch) * context * shape.layers * shape.kv_width
+    return shape.total_params * precision.weight_bytes + cache * precision.cache_bytes

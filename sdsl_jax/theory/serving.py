@@ -1,0 +1,217 @@
+"""Serving a target with a draft: from everything that a designer can choose to speed, latency, memory and money.
+
+One differentiable function, `outcome`, stands behind every objective and every constraint of a co-design.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from sdsl_jax.theory.arrays import Scalar
+from sdsl_jax.theory.costs import ShapeRule
+from sdsl_jax.theory.hardware import (
+    Hardware,
+    Load,
+    Precision,
+    Round,
+    Shape,
+    family_shape,
+    pass_time,
+    resident_bytes,
+    round_time,
+)
+from sdsl_jax.theory.laws import AcceptanceLaw, LossLaw, ModelPoint
+from sdsl_jax.theory.lookahead import tokens_per_round
+
+_MILLION, _HOUR = 1e6, 3600.0
+
+
+class Design(NamedTuple):
+    """What a designer may choose; any of these may be a variable of the optimisation.
+
+    Attributes:
+      draft_params: N, non-embedding parameters of the draft.
+      lookahead: γ ≥ 1, drafts per round.
+      draft_tokens: D, that the draft is trained on.
+      aspect_ratio: width over layers of the draft.
+      batch: rows that are decoded together, B.
+      target_params: M, non-embedding parameters of the target.
+    """
+
+    draft_params: Scalar
+    lookahead: Scalar
+    draft_tokens: Scalar
+    aspect_ratio: Scalar
+    batch: Scalar
+    target_params: Scalar
+
+
+class Serving(NamedTuple):
+    """What a design is judged by. A pytree: differentiate with respect to any of its numbers.
+
+    Attributes:
+      hardware: of each device.
+      loss_law: L(N, D), for draft and target alike.
+      acceptance_law: from draft and target to α.
+      draft_family: shapes of drafts; its aspect ratio is what a penalty is counted from.
+      target_family: shapes of targets.
+      target_tokens: D′, that the target was trained on.
+      context: positions in the cache of each row, on average.
+      prompt_tokens: of each request.
+      new_tokens: generated for each request.
+      precision: of the target.
+      draft_precision: of the draft.
+      devices: that share the target by tensor parallelism.
+      draft_devices: that share the draft; among those of the target.
+      aspect_penalty: κ in L·(1 + κ·ln²(aspect ratio/that of the family)), the draft's loss in another shape than its family's.
+      volume_tokens: that the draft is to serve in its life.
+      training_utilisation: share of the devices' FLOPs that training reaches.
+    """
+
+    hardware: Hardware
+    loss_law: LossLaw
+    acceptance_law: AcceptanceLaw
+    draft_family: ShapeRule
+    target_family: ShapeRule
+    target_tokens: Scalar
+    context: Scalar
+    prompt_tokens: Scalar
+    new_tokens: Scalar
+    precision: Precision = Precision()
+    draft_precision: Precision = Precision()
+    devices: Scalar = 1.0
+    draft_devices: Scalar = 1.0
+    aspect_penalty: Scalar = 0.0
+    volume_tokens: Scalar = 1e12
+    training_utilisation: Scalar = 0.4
+
+
+class Outcome(NamedTuple):
+    """What a design gives.
+
+    Attributes:
+      acceptance: α, as the law gave it: 0 or less and 1 or more are possible.
+      tokens_per_round: τ.
+      round: seconds of a round, by part.
+      step_seconds: one step of the target alone.
+      speedup: S, over decoding with the target alone on the same devices.
+      tokens_per_second: of all rows together.
+      seconds_per_token: its inverse.
+      first_token_seconds: prefill of one request by both models.
+      latency_seconds: of one request, from its arrival at a free row to its last token.
+      memory_bytes: on the fullest device, weights and full caches of both models.
+      draft_loss: nats per token.
+      target_loss: nats per token.
+      cost_per_million_tokens: in the unit of the price.
+      training_flops: of the draft.
+      training_cost: of the draft, in the unit of the price.
+      total_cost: training the draft, and serving the volume.
+    """
+
+    acceptance: Array
+    tokens_per_round: Array
+    round: Round
+    step_seconds: Array
+    speedup: Array
+    tokens_per_second: Array
+    seconds_per_token: Array
+    first_token_seconds: Array
+    latency_seconds: Array
+    memory_bytes: Array
+    draft_loss: Array
+    target_loss: Array
+    cost_per_million_tokens: Array
+    training_flops: Array
+    training_cost: Array
+    total_cost: Array
+
+
+def counted(shape: Shape, law: LossLaw | AcceptanceLaw) -> Array:
+    """The size of a model in the parameter count of a law."""
+    return shape.total_params if law.about.params_count == "total" else jnp.asarray(shape.params)
+
+
+def shapes(serving: Serving, design: Design) -> tuple[Shape, Shape]:
+    """Shapes of draft and target."""
+    family = serving.draft_family._replace(aspect_ratio=design.aspect_ratio)
+    return family_shape(design.draft_params, family), family_shape(design.target_params, serving.target_family)
+
+
+def losses(serving: Serving, design: Design) -> tuple[Array, Array]:
+    """Losses of draft and target, in nats per token."""
+    draft, target = shapes(serving, design)
+    bend = jnp.log(jnp.asarray(design.aspect_ratio) / serving.draft_family.aspect_ratio)
+    law = serving.loss_law
+    draft_loss = law(counted(draft, law), design.draft_tokens) * (1 + serving.aspect_penalty * bend**2)
+    return draft_loss, law(counted(target, law), serving.target_tokens)
+
+
+def acceptance(serving: Serving, design: Design) -> Array:
+    """α of the design's draft and target, as the law gives it."""
+    draft, target = shapes(serving, design)
+    draft_loss, target_loss = losses(serving, design)
+    law = serving.acceptance_law
+    return law(
+        ModelPoint(counted(draft, law), draft_loss, jnp.asarray(design.draft_tokens)),
+        ModelPoint(counted(target, law), target_loss, jnp.asarray(serving.target_tokens)),
+    )
+
+
+def outcome(serving: Serving, design: Design) -> Outcome:
+    """Everything that a design gives, as smooth functions of both arguments.
+
+    An acceptance of 0 or less counts as none, and one of 1 or more as certain.
+    """
+    s, hardware = serving, serving.hardware
+    draft, target = shapes(s, design)
+    draft_loss, target_loss = losses(s, design)
+    alpha = acceptance(s, design)
+    tau = tokens_per_round(alpha, design.lookahead)
+    took = round_time(
+        hardware,
+        draft,
+        target,
+        design.lookahead,
+        design.batch,
+        s.context,
+        s.precision,
+        s.draft_precision,
+        s.devices,
+        s.draft_devices,
+    )
+    step = pass_time(hardware, target, s.precision, Load(1.0, design.batch, s.context, s.devices))
+    rate = design.batch * tau / took.seconds
+    # A prompt's tokens attend to half of it on average.
+    half = jnp.asarray(s.prompt_tokens) / 2
+    first = pass_time(hardware, target, s.precision, Load(s.prompt_tokens, 1.0, half, s.devices)) + pass_time(
+        hardware, draft, s.draft_precision, Load(s.prompt_tokens, 1.0, half, s.draft_devices)
+    )
+    longest = jnp.asarray(s.prompt_tokens) + s.new_tokens
+    memory = resident_bytes(target, s.precision, design.batch, longest) / s.devices
+    memory = memory + resident_bytes(draft, s.draft_precision, design.batch, longest) / s.draft_devices
+    price = hardware.price_per_hour * jnp.asarray(s.devices) / _HOUR
+    # A backward pass costs twice a forward one.
+    training = 3 * draft.flops_per_token(0.0) * design.draft_tokens
+    training_seconds = training / (hardware.flops_per_second * s.training_utilisation)
+    training_cost = training_seconds * hardware.price_per_hour / _HOUR
+    return Outcome(
+        acceptance=alpha,
+        tokens_per_round=tau,
+        round=took,
+        step_seconds=step,
+        speedup=tau * step / took.seconds,
+        tokens_per_second=rate,
+        seconds_per_token=1 / rate,
+        first_token_seconds=first,
+        latency_seconds=first + (s.new_tokens - 1) * took.seconds / tau,
+        memory_bytes=memory,
+        draft_loss=draft_loss,
+        target_loss=target_loss,
+        cost_per_million_tokens=_MILLION * price / rate,
+        training_flops=training,
+        training_cost=training_cost,
+        total_cost=training_cost + s.volume_tokens * price / rate,
+    )
