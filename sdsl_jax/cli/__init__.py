@@ -7,6 +7,7 @@ import sys
 
 import tyro
 
+from sdsl_jax.cli.calibrate import calibrate
 from sdsl_jax.cli.compilation import keep_compiled_programs
 from sdsl_jax.cli.fit import fit
 from sdsl_jax.cli.measure import measure
@@ -58,6 +59,7 @@ def main() -> None:
                 "train": train,
                 "tune": tune,
                 "measure": measure,
+                "calibrate": calibrate,
                 "version": version,
             },
             prog="sdsl",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,8 @@ from sdsl_jax.statistics import Interval, median_interval
 # Steps in one timed program, at least, at most, and the seconds that it is to take: dispatching from Python, about a
 # millisecond, is then a small share of what is timed.
 _STEPS, _MOST_STEPS, _LONG_ENOUGH = 16, 512, 0.03
+# Compilations that run side by side.
+_COMPILERS = 2
 
 
 @functools.partial(jax.jit, static_argnames=("model", "width", "batch", "context"))
@@ -79,8 +82,10 @@ def time_steps(
         return time.perf_counter() - began
 
     counts = dict.fromkeys(steps, _STEPS)
+    # Compiling takes most of the time, and a core for each program.
+    with ThreadPoolExecutor(_COMPILERS) as pool:
+        list(pool.map(lambda name: run(name, 1), steps))
     for name in steps:
-        run(name, _STEPS)
         while counts[name] < _MOST_STEPS and run(name, counts[name]) < _LONG_ENOUGH:
             counts[name] *= 2
     seconds: dict[str, list[float]] = {name: [] for name in steps}

@@ -16,6 +16,7 @@ from sdsl_jax.records.tables import (
     LossRecord,
     ModelRecord,
     SurvivalRecord,
+    TimingRecord,
 )
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "LossRecord",
     "ModelRecord",
     "SurvivalRecord",
+    "TimingRecord",
     "column",
     "longest_trained",
     "read_json",

@@ -1,0 +1,150 @@
+"""Timed passes and rounds of models with random weights, as records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdsl_jax.decoding import Model, Sampling
+from sdsl_jax.measurement.clock import Entrant, cache_slots, time_decoders
+from sdsl_jax.measurement.latency import Step, time_steps
+from sdsl_jax.measurement.workloads import Operation, Scale, held_out, model_name, shape_of
+from sdsl_jax.models import ModelConfig, init_params
+from sdsl_jax.progress import Progress, Silent
+from sdsl_jax.records import TimingRecord
+from sdsl_jax.statistics import Interval, median_interval
+from sdsl_jax.training import device_name
+
+# Of a model in the type of its weights; random weights take as long as trained ones.
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def _models(operations: Sequence[Operation], dtype: str, seed: int) -> dict[ModelConfig, Model]:
+    configs = dict.fromkeys(c for o in operations for c in (o.target, o.draft) if c is not None)
+    keys = jax.random.split(jax.random.key(seed), len(configs))
+    cast = lambda x: x.astype(DTYPES[dtype])  # noqa: E731
+    return {c: Model(c, jax.tree.map(cast, init_params(c, key))) for c, key in zip(configs, keys)}
+
+
+def time_operations(
+    operations: Sequence[Operation],
+    scale: Scale,
+    *,
+    dtype: str,
+    repetitions: int,
+    confidence: float,
+    threads: int,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[TimingRecord]:
+    """Times every operation: steps and rounds in the loops of the decoders, verify passes in a loop of their own.
+
+    All that has the same cache is interleaved, repetition by repetition, so that a machine that is busy for a while slows a
+    repetition of everything rather than everything about one model.
+
+    Args:
+      operations: what to time.
+      scale: of the models, for the room that decoding has.
+      dtype: of weights and caches, a key of `DTYPES`.
+      repetitions: timed runs of each.
+      confidence: of the intervals of the medians.
+      threads: written to the records; 0 if not known.
+      seed: of weights, prompts and samples.
+      progress: told after every piece of work.
+    """
+    progress = progress or Silent()
+    models = _models(operations, dtype, seed)
+    names = [model_name(c) for c in models]
+    unseen = held_out(names, [float(shape_of(c).total_params) for c in models])
+    found: dict[int, tuple[Interval, int]] = {}
+    progress.start("calibrate", 2 * len(operations))
+    for prompt in dict.fromkeys(o.prompt_tokens for o in operations):
+        here = [i for i, o in enumerate(operations) if o.prompt_tokens == prompt]
+        found |= _decoders(
+            operations,
+            [i for i in here if operations[i].kind != "verify"],
+            models,
+            scale,
+            repetitions,
+            confidence,
+            seed,
+            progress,
+        )
+        verify = [i for i in here if operations[i].kind == "verify"]
+        found |= _passes(operations, verify, models, scale, repetitions, confidence, progress)
+    progress.finish()
+    device = device_name()
+    return [
+        _record(o, *found[i], unseen, confidence, repetitions, threads, dtype, device) for i, o in enumerate(operations)
+    ]
+
+
+def _decoders(
+    operations, which, models, scale, repetitions, confidence, seed, progress
+) -> dict[int, tuple[Interval, int]]:
+    """Seconds of a step or a round, in the decoders' own loops, and the cache slots that it reads."""
+    if not which:
+        return {}
+    entrants = []
+    for o in (operations[i] for i in which):
+        draft = None if o.draft is None else models[o.draft]
+        entrants.append(Entrant(models[o.target], draft, 0 if draft is None else o.tokens, o.batch))
+    count = math.lcm(*(e.batch for e in entrants))
+    width = operations[which[0]].prompt_tokens
+    ids = min(e.target.config.vocab_size for e in entrants)
+    prompts = np.random.default_rng(seed).integers(0, ids, (repetitions, count, width))
+    runs = time_decoders(
+        entrants, prompts, new_tokens=scale.new_tokens, sampling=Sampling(), seed=seed, progress=progress
+    )
+    return {
+        i: (median_interval(run.seconds_per_round, confidence), cache_slots(entrant, width, scale.new_tokens))
+        for i, entrant, run in zip(which, entrants, runs)
+    }
+
+
+def _passes(operations, which, models, scale, repetitions, confidence, progress) -> dict[int, tuple[Interval, int]]:
+    """Seconds of a verify pass, and the cache slots that it reads: as many as those of a decoder."""
+    found = {}
+    for batch in dict.fromkeys(operations[i].batch for i in which):
+        here = [i for i in which if operations[i].batch == batch]
+        # `time_steps` keeps room for twice the context.
+        context = (operations[here[0]].prompt_tokens + scale.new_tokens) // 2
+        steps = {str(i): Step(models[operations[i].target], operations[i].tokens) for i in here}
+        timed = time_steps(steps, batch=batch, context=context, repetitions=repetitions, confidence=confidence)
+        for i in here:
+            found[i] = (timed[str(i)], 2 * context + operations[i].tokens)
+        progress.advance(2 * len(here), f"verify passes, batch {batch}")
+    return found
+
+
+def _record(o, seconds, slots, unseen, confidence, repetitions, threads, dtype, device) -> TimingRecord:
+    target = shape_of(o.target)
+    draft = None if o.draft is None else shape_of(o.draft)
+    names = [model_name(c) for c in (o.target, o.draft) if c is not None]
+    size = lambda shape, name: 0 if shape is None else int(getattr(shape, name))  # noqa: E731
+    return TimingRecord(
+        operation=o.kind,
+        target_id=names[0],
+        draft_id=names[1] if draft is not None else "",
+        tokens=o.tokens,
+        batch=o.batch,
+        context=slots,
+        seconds=seconds.estimate,
+        seconds_low=seconds.low,
+        seconds_high=seconds.high,
+        held_out=int(any(name in unseen for name in names)),
+        **{
+            f"{role}_{name}": size(s, name)
+            for role, s in (("target", target), ("draft", draft))
+            for name in target._fields
+        },
+        confidence=confidence,
+        repetitions=repetitions,
+        threads=threads,
+        dtype=dtype,
+        device=device,
+    )
