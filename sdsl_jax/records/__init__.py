@@ -15,6 +15,7 @@ from sdsl_jax.records.tables import (
     LatencyRecord,
     LossRecord,
     ModelRecord,
+    RunRecord,
     SurvivalRecord,
 )
 
@@ -27,6 +28,7 @@ __all__ = [
     "LatencyRecord",
     "LossRecord",
     "ModelRecord",
+    "RunRecord",
     "SurvivalRecord",
     "column",
     "longest_trained",

@@ -105,6 +105,14 @@ def _race_nearest(study: Study, entries: list[dict[str, Any]], models: list[Mode
     return rows
 
 
+def _clock(study: Study) -> None:
+    from sdsl_jax.measurement import time_study
+
+    found = time_study(study.config, study.dataset, study.table("models"), study.folder, study.progress)
+    for name, rows in found._asdict().items():
+        write_table(study.records, name, rows)
+
+
 def _evidence(study: Study) -> None:
     from sdsl_jax.evidence import Inputs, gather
 
@@ -154,6 +162,7 @@ RUNNERS: dict[str, Callable[[Study], None]] = {
     "conditions": _conditions,
     "fit": _fit,
     "codesign": _codesign,
+    "clock": _clock,
     "evidence": _evidence,
     "figures": _figures,
     "report": _report,
