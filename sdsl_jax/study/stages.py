@@ -115,9 +115,10 @@ def _clock(study: Study) -> None:
 
 def _evidence(study: Study) -> None:
     from sdsl_jax.evidence import Inputs, gather
+    from sdsl_jax.hardware import load_hardware
 
     study.progress.start("evidence", 1)
-    predictions = study.records / "predictions.json"
+    predictions, hardware = study.records / "predictions.json", study.records / "hardware.toml"
     require(
         not study.config.holdout.any or predictions.exists(),
         f"the study holds models back, but {predictions} does not exist; run the study without --only first.",
@@ -135,6 +136,9 @@ def _evidence(study: Study) -> None:
         codesign=read_json(study.records / "codesign.json", list),
         self_checks=read_json(study.records / "checks.json")["decoder_self_check"],
         predictions=read_json(predictions) if study.config.holdout.any and predictions.exists() else None,
+        runs=study.table("runs"),
+        timed_models=study.table("timed_models"),
+        hardware=load_hardware(str(hardware)) if hardware.exists() else None,
     )
     write_json(study.records / "evidence.json", gather(inputs))
     study.progress.finish()
