@@ -1,0 +1,247 @@
+"""Devices as files: one TOML per accelerator that ships with the package, and those that `sdsl calibrate` writes.
+
+A file holds the coefficients of `theory.hardware.Hardware`, where they come from, and whether anybody measured them. Every
+key, type and range is checked on the way in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from sdsl_jax.config.toml import from_dict
+from sdsl_jax.errors import SdslError, require
+from sdsl_jax.records import write_text
+from sdsl_jax.theory.hardware import Hardware, Precision
+
+# Where nothing is known of a quantity its key is left out, and it has the value that makes it vanish from the model.
+_UNKNOWN = {"link_bytes_per_second": math.inf, "memory_bytes": math.inf, "price_per_hour": 0.0}
+# Coefficients that are 0 or above; every other one is above 0.
+_MAY_BE_ZERO = ("pass_seconds", "layer_seconds", "token_seconds", "round_seconds", "link_seconds", "price_per_hour")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a device was measured, and how well its coefficients predict what they were not fitted to.
+
+    Attributes:
+      date: day of the measurement, as 2026-11-25.
+      jax: version of jax.
+      dtype: of weights and caches: float32 or bfloat16.
+      threads: of XLA on a CPU; 0 on an accelerator.
+      timings: medians that the coefficients were fitted to.
+      shapes: different models, or pairs of models, among them.
+      unseen_timings: of models held out from the fit that the errors below are of.
+      unseen_median_error: median of |predicted/measured − 1| there.
+      unseen_worst_error: largest of them.
+      median_error: over all timings, with the coefficients in the file, which are fitted to all of them.
+      noise: median over the timings of half the interval of a median, relative to it.
+    """
+
+    date: str
+    jax: str
+    dtype: str
+    threads: int
+    timings: int
+    shapes: int
+    unseen_timings: int
+    unseen_median_error: float
+    unseen_worst_error: float
+    median_error: float
+    noise: float
+
+    def __post_init__(self):
+        for name in ("threads", "timings", "shapes", "unseen_timings"):
+            value = getattr(self, name)
+            require(value >= 0, f"calibration.{name} is {value}; it must not be negative.")
+        for name in ("unseen_median_error", "unseen_worst_error", "median_error", "noise"):
+            value = getattr(self, name)
+            require(value >= 0, f"calibration.{name} is {value}; it must be 0 or above.")
+
+
+@dataclass(frozen=True)
+class HardwareFile:
+    """A device, and where its coefficients come from.
+
+    Attributes:
+      name: short name.
+      hardware: the coefficients.
+      precision: bytes of weights and caches that they hold for.
+      devices: what is described, in words.
+      source: where the coefficients come from.
+      measured: whether they were fitted to timings of this device.
+      calibration: how they were measured; None where they were not.
+      notes: what a user should know before trusting them, a sentence each.
+    """
+
+    name: str
+    hardware: Hardware
+    precision: Precision
+    devices: str
+    source: str
+    measured: bool
+    calibration: Calibration | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Coefficients:
+    """The table [hardware]; `theory.hardware.Hardware` says what each of them is."""
+
+    pass_seconds: float
+    layer_seconds: float
+    token_seconds: float
+    bytes_per_second: float
+    flops_per_second: float
+    sharpness: float
+    round_seconds: float
+    link_bytes_per_second: float = math.inf
+    link_seconds: float = 0.0
+    memory_bytes: float = math.inf
+    price_per_hour: float = 0.0
+
+    def __post_init__(self):
+        for f in dataclasses.fields(self):
+            value, key = getattr(self, f.name), f"hardware.{f.name}"
+            if f.name in _MAY_BE_ZERO:
+                require(value >= 0, f"{key} is {value}; it must be 0 or above.")
+            elif f.name != "sharpness":
+                require(value > 0, f"{key} is {value}; it must be above 0.")
+        require(1 <= self.sharpness <= 64, f"hardware.sharpness is {self.sharpness}; it must lie in [1, 64].")
+
+
+@dataclass(frozen=True)
+class _Precision:
+    """The table [precision]."""
+
+    weight_bytes: float
+    cache_bytes: float
+
+    def __post_init__(self):
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            require(0 < value <= 8, f"precision.{f.name} is {value}; it must lie in (0, 8].")
+
+
+@dataclass(frozen=True)
+class _Document:
+    """A whole file."""
+
+    name: str
+    devices: str
+    source: str
+    measured: bool
+    precision: _Precision
+    hardware: _Coefficients
+    notes: tuple[str, ...] = ()
+    calibration: Calibration | None = None
+
+    def __post_init__(self):
+        require(bool(self.name.strip()), "name is empty; it must be a short name of the device.")
+        require(
+            self.measured == (self.calibration is not None),
+            f"measured is {str(self.measured).lower()}; it must be true with a table [calibration] and false without one.",
+        )
+
+
+def known_hardware() -> tuple[str, ...]:
+    """Names of the devices that ship with the package."""
+    files = resources.files("sdsl_jax.hardware").iterdir()
+    return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
+
+
+def load_hardware(name_or_path: str | Path) -> HardwareFile:
+    """Reads a device: one that ships with the package by its name, any other by the path of its file.
+
+    Args:
+      name_or_path: a name such as h100, or a path, recognised by its ending .toml or a separator in it.
+
+    Raises:
+      SdslError: the name is unknown, the file cannot be read, or something in it is not allowed.
+    """
+    text = os.fspath(name_or_path)
+    if isinstance(name_or_path, Path) or text.endswith(".toml") or os.sep in text:
+        try:
+            content = Path(text).read_bytes()
+        except OSError as error:
+            raise SdslError(f"the hardware file {text} cannot be read ({error.strerror}).") from None
+        return _parse(content, f"the hardware file {text}")
+    known = known_hardware()
+    require(
+        text.lower() in known,
+        f"there is no hardware named {text!r}; known are {', '.join(known)}, and any file that ends in .toml.",
+    )
+    content = (resources.files("sdsl_jax.hardware") / f"{text.lower()}.toml").read_bytes()
+    return _parse(content, f"the hardware {text}")
+
+
+def _parse(content: bytes, what: str) -> HardwareFile:
+    try:
+        values = tomllib.loads(content.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SdslError(f"{what} is not valid TOML: {error}.") from None
+    try:
+        # An optional table is checked by itself: what is wrong inside would not be said otherwise.
+        table = values.pop("calibration", None)
+        calibration = None if table is None else from_dict(Calibration, table, "calibration")
+        found = from_dict(
+            _Document, values | ({} if calibration is None else {"calibration": dataclasses.asdict(calibration)})
+        )
+    except SdslError as error:
+        raise SdslError(f"{what} is not usable: {error}") from None
+    return HardwareFile(
+        name=found.name,
+        hardware=Hardware(**dataclasses.asdict(found.hardware)),
+        precision=Precision(found.precision.weight_bytes, found.precision.cache_bytes),
+        devices=found.devices,
+        source=found.source,
+        measured=found.measured,
+        calibration=calibration,
+        notes=found.notes,
+    )
+
+
+def save_hardware(file: HardwareFile, path: str | Path) -> None:
+    """Writes a device as TOML that `load_hardware` reads back to an equal value; what is unknown is left out.
+
+    Raises:
+      SdslError: a value is not allowed, or the file cannot be written.
+    """
+    path = Path(path)
+    require(path.suffix == ".toml", f"the hardware file is to be {path}; its name must end in .toml.")
+    coefficients = {name: float(value) for name, value in file.hardware._asdict().items()}
+    values: dict[str, Any] = {
+        "name": file.name,
+        "devices": file.devices,
+        "source": file.source,
+        "measured": file.measured,
+        "notes": list(file.notes),
+        "precision": {name: float(value) for name, value in file.precision._asdict().items()},
+        "hardware": {name: value for name, value in coefficients.items() if value != _UNKNOWN.get(name)},
+    }
+    if file.calibration is not None:
+        values["calibration"] = dataclasses.asdict(file.calibration)
+    text = _HEAD + tomli_w.dumps(values)
+    # What could not be read back must not be written.
+    _parse(text.encode(), f"the hardware file {path}")
+    write_text(path, text)
+
+
+_HEAD = """\
+# A device for sdsl_jax: the time of a pass is
+#   pass_seconds + layer_seconds·layers + token_seconds·tokens + smoothmax(bytes/bytes_per_second, FLOPs/flops_per_second).
+# All times in seconds, rates in bytes and FLOPs per second (a multiply-add is two), memory in bytes, price in a currency of
+# your own per hour and device. Keys that are left out (link_bytes_per_second, link_seconds, memory_bytes, price_per_hour) are
+# unknown. docs/hardware.md describes every key.
+
+"""
+
+__all__ = ["Calibration", "HardwareFile", "known_hardware", "load_hardware", "save_hardware"]
