@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,8 @@ _RULE = 200
 # Models whose sizes differ by less are of one size.
 _SAME_SIZE = 0.2
 _BASIS = (
-    "measured S: median over repetitions of tokens per second over those of plain decoding in the same repetition; the best decoder "
-    "is chosen on every other repetition and judged on the rest, and the other way round"
+    "measured S: median over repetitions of tokens per second over those of plain decoding in the same repetition; the best "
+    "decoder is chosen on every other repetition and judged on the rest, and the other way round"
 )
 
 
@@ -95,14 +96,9 @@ def _errors(found: list[Cell], with_tokens: bool = False) -> dict[str, Any] | No
 
 def _rank_correlation(found: list[Cell], with_tokens: bool) -> float:
     """Spearman's."""
-    ranks = [
-        np.argsort(np.argsort(values))
-        for values in (
-            [c.predicted_with_tokens if with_tokens else c.predicted for c in found],
-            [c.measured for c in found],
-        )
-    ]
-    return float(np.corrcoef(*ranks)[0, 1])
+    predicted = [c.predicted_with_tokens if with_tokens else c.predicted for c in found]
+    ranks = [np.argsort(np.argsort(values)) for values in (predicted, [c.measured for c in found])]
+    return float(np.asarray(np.corrcoef(*ranks))[0, 1])
 
 
 def _half(c: Cell, half: int) -> float:
@@ -204,7 +200,7 @@ def _batches(found: list[Cell]) -> list[dict[str, Any]]:
 
 def _crossing(points: list[dict[str, float]], key: str) -> float | None:
     """The batch at which S falls to 1, by interpolation in its logarithm; None where it does not within the batches timed."""
-    for left, right in zip(points, points[1:]):
+    for left, right in itertools.pairwise(points):
         if left[key] > 1 >= right[key]:
             share = (left[key] - 1) / (left[key] - right[key])
             return float(np.exp(np.log(left["batch"]) + share * np.log(right["batch"] / left["batch"])))

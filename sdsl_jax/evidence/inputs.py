@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sdsl_jax.config import StudyConfig
@@ -42,8 +43,8 @@ class Inputs(NamedTuple):
     codesign: list[dict[str, Any]]
     self_checks: dict[str, float]
     predictions: dict[str, Any] | None = None
-    runs: list[RunRecord] = []
-    timed_models: list[ModelRecord] = []
+    runs: Sequence[RunRecord] = ()
+    timed_models: Sequence[ModelRecord] = ()
     hardware: HardwareFile | None = None
 
     @property
