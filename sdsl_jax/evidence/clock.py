@@ -98,7 +98,7 @@ def _rank_correlation(found: list[Cell], with_tokens: bool) -> float:
     """Spearman's."""
     predicted = [c.predicted_with_tokens if with_tokens else c.predicted for c in found]
     ranks = [np.argsort(np.argsort(values)) for values in (predicted, [c.measured for c in found])]
-    return float(np.asarray(np.corrcoef(*ranks))[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def _half(c: Cell, half: int) -> float:
