@@ -1,4 +1,4 @@
-"""The time of decoding steps, and speculative against autoregressive decoding on the clock."""
+"""The time of decoding steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from sdsl_jax.decoding import Model, Sampling, autoregress, draw, probabilities, speculate, verify_tokens
+from sdsl_jax.decoding import Model, Sampling, draw, probabilities, verify_tokens
 from sdsl_jax.decoding.noise import round_noise, row_keys, start_keys
 from sdsl_jax.models import ModelConfig, Params, forward, init_cache
 from sdsl_jax.statistics import Interval, median_interval
@@ -93,54 +93,3 @@ def time_steps(
         for name in steps:
             seconds[name].append(run(name, counts[name]) / counts[name])
     return {name: median_interval(np.asarray(values), confidence) for name, values in seconds.items()}
-
-
-class ClockResult(NamedTuple):
-    """Rates of two decoders in interleaved runs: tokens per second of each, one entry per repetition."""
-
-    speculative: np.ndarray
-    autoregressive: np.ndarray
-    tokens_per_round: float
-
-
-def race(
-    draft: Model,
-    target: Model,
-    prompts: np.ndarray,
-    *,
-    lookahead: int,
-    new_tokens: int,
-    sampling: Sampling,
-    repetitions: int,
-    seed: int,
-) -> ClockResult:
-    """Times speculative and autoregressive decoding of the same prompts, interleaved; prefill included, compilation not.
-
-    Args:
-      draft: of the speculative decoder.
-      target: of both.
-      prompts: ids [repetitions + 1, batch, tokens]; the first entry warms up.
-      lookahead: γ, static, so that the verify pass is no wider than it must be.
-      new_tokens: tokens to emit per row.
-      sampling: of both.
-      repetitions: timed runs of each.
-      seed: of the sampling.
-    """
-    rates: tuple[list[float], list[float]] = ([], [])
-    emitted = rounds = 0
-    for repetition in range(repetitions + 1):
-        for rate, runs_draft in zip(rates, (True, False)):
-            arguments = dict(new_tokens=new_tokens, sampling=sampling, seed=seed + repetition)
-            began = time.perf_counter()
-            if runs_draft:
-                decoded = speculate(draft, target, prompts[repetition], lookahead=lookahead, **arguments)  # type: ignore[arg-type]
-            else:
-                decoded = autoregress(target, prompts[repetition], **arguments)  # type: ignore[arg-type]
-            decoded.tokens.block_until_ready()
-            elapsed = time.perf_counter() - began
-            if repetition > 0:
-                rate.append(prompts.shape[1] * new_tokens / elapsed)
-                if decoded.events is not None:
-                    emitted += int(decoded.events.emitted.sum())
-                    rounds += int((decoded.events.emitted > 0).sum())
-    return ClockResult(np.asarray(rates[0]), np.asarray(rates[1]), emitted / rounds)

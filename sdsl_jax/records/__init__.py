@@ -15,6 +15,7 @@ from sdsl_jax.records.tables import (
     LatencyRecord,
     LossRecord,
     ModelRecord,
+    RunRecord,
     SurvivalRecord,
     TimingRecord,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "LatencyRecord",
     "LossRecord",
     "ModelRecord",
+    "RunRecord",
     "SurvivalRecord",
     "TimingRecord",
     "column",

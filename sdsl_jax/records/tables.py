@@ -143,6 +143,27 @@ class ClockRecord:
 
 
 @dataclass(frozen=True)
+class RunRecord:
+    """One timed run of a decoder; a row of `runs.csv`. All decoders of a repetition ran one after another in one process.
+
+    Speed-ups, and how predictions compare with them, follow from these rows alone.
+    """
+
+    draft_id: str = _column("draft model; empty for plain decoding")
+    target_id: str = _column("target model")
+    lookahead: int = _column("draft tokens per round, γ; 0 for plain decoding")
+    batch: int = _column("rows decoded together")
+    repetition: int = _column("number of the repetition")
+    seconds: float = _column("seconds of all rounds, prefill and compilation not included")
+    rounds: int = _column("rounds of the batch; steps, for plain decoding")
+    tokens: int = _column("tokens that all rows emitted, up to the first round that could stop one of them")
+    context: int = _column("cache positions that every pass reads")
+    temperature: float = _column("sampling temperature")
+    threads: int = _column("threads that a computation may use; 0 if not set", default=0)
+    device: str = _column("device timed on", default="")
+
+
+@dataclass(frozen=True)
 class ExpectedRecord:
     """What token verification gives at one lookahead in expectation, from the target's samples alone; a row of `expected.csv`.
 
@@ -240,6 +261,9 @@ TABLES: dict[str, type] = {
     "expected": ExpectedRecord,
     "latency": LatencyRecord,
     "clock": ClockRecord,
+    "runs": RunRecord,
+    # Models of other folders that took part in those runs.
+    "timed_models": ModelRecord,
     # Exact acceptance at other temperatures, in other domains and of other drafts; those drafts; everybody's losses there.
     "conditions": AcceptanceRecord,
     "other_models": ModelRecord,
@@ -248,4 +272,4 @@ TABLES: dict[str, type] = {
     "timings": TimingRecord,
 }
 # Tables that a study may leave empty: clock rows need weights, conditions must be asked for.
-MAY_BE_EMPTY = ("clock", "conditions", "other_models", "losses")
+MAY_BE_EMPTY = ("clock", "runs", "timed_models", "conditions", "other_models", "losses")
