@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json as json_format
+import math
 import re
 import sys
 from pathlib import Path
@@ -183,7 +184,8 @@ def _answer(rows: list[TimingRecord], fitted: DeviceFit, out: Path | None) -> di
         "slowest_seconds": max(row.seconds for row in rows),
         "confidence": _CONFIDENCE,
         "coefficients": {
-            key: {"estimate": i.estimate, "low": i.low, "high": i.high} for key, i in fitted.intervals.items()
+            key: {"estimate": i.estimate, "low": i.low, "high": i.high if math.isfinite(i.high) else None}
+            for key, i in fitted.intervals.items()
         },
         "condition_number": fitted.condition_number,
         "noise": fitted.noise,
@@ -198,6 +200,9 @@ def _answer(rows: list[TimingRecord], fitted: DeviceFit, out: Path | None) -> di
 
 
 def _number(value: float) -> str:
+    """With three digits; what no timing shows is 0, or without an end."""
+    if value > 1e12:
+        return "∞"
     return "0" if abs(value) < 5e-4 else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
 
 
@@ -217,7 +222,7 @@ def _print(console: Console, answer: dict[str, Any], rows: list[TimingRecord]) -
     table.add_column("", overflow="fold")
     for key, value in answer["coefficients"].items():
         unit, factor = _UNITS[key]
-        low, high = (_number(factor * value[end]) for end in ("low", "high"))
+        low, high = (_number(math.inf if value[end] is None else factor * value[end]) for end in ("low", "high"))
         table.add_row(key, _number(factor * value["estimate"]), f"{low} – {high}", unit, _MEANINGS[key])
     console.print(table)
     errors = Table(title="|predicted / measured − 1|", title_justify="left")

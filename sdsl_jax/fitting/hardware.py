@@ -195,11 +195,16 @@ def hardware_intervals(
     with jax.enable_x64(True):
         found = refit(_residuals, _vector(fitted.hardware)[None], _table(timings, precision), weights, _HUBER)
         drawn = jax.vmap(_hardware)(found)
-    ends = np.asarray([(1 - confidence) / 2, (1 + confidence) / 2])
+    ends = [(1 - confidence) / 2, (1 + confidence) / 2]
+
+    def interval(name: str) -> Interval:
+        # Between order statistics nothing is interpolated: a rate that some resample does not see at all is infinite.
+        low, high = np.quantile(np.asarray(getattr(drawn, name)), ends, method="inverted_cdf")
+        return Interval(float(getattr(fitted.hardware, name)), float(low), float(high))
+
     rounds = any(t.draft is not None for t in timings)
     names = [*(n for n in _FITTED if rounds or n != "round_seconds"), "sharpness"]
-    estimates = fitted.hardware._asdict()
-    return {n: Interval(float(estimates[n]), *np.quantile(np.asarray(getattr(drawn, n)), ends).tolist()) for n in names}
+    return {name: interval(name) for name in names}
 
 
 def predicted_seconds(hardware: Hardware, timings: Sequence[Timing], precision: Precision) -> Float[np.ndarray, " n"]:

@@ -13,7 +13,7 @@ from sdsl_jax.decoding import Model, Sampling
 from sdsl_jax.measurement.clock import Entrant, cache_slots, time_decoders
 from sdsl_jax.measurement.latency import Step, time_steps
 from sdsl_jax.measurement.workloads import Operation, Scale, held_out, model_name, shape_of
-from sdsl_jax.models import ModelConfig, init_params
+from sdsl_jax.models import ModelConfig, Params, abstract_params
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import TimingRecord
 from sdsl_jax.statistics import Interval, median_interval
@@ -23,11 +23,23 @@ from sdsl_jax.training import device_name
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
+def random_params(config: ModelConfig, dtype: str, random: np.random.Generator) -> Params:
+    """Random weights in the type they are computed with; drawn without a program, which would take seconds to compile."""
+
+    def draw(leaf):
+        # Norms begin at 1, and products of matrices keep the size of what goes in.
+        values = (
+            np.ones(leaf.shape) if len(leaf.shape) == 1 else random.normal(size=leaf.shape) * min(leaf.shape) ** -0.5
+        )
+        return jnp.asarray(values.astype(np.float32)).astype(DTYPES[dtype])
+
+    return jax.tree.map(draw, abstract_params(config))
+
+
 def _models(operations: Sequence[Operation], dtype: str, seed: int) -> dict[ModelConfig, Model]:
     configs = dict.fromkeys(c for o in operations for c in (o.target, o.draft) if c is not None)
-    keys = jax.random.split(jax.random.key(seed), len(configs))
-    cast = lambda x: x.astype(DTYPES[dtype])  # noqa: E731
-    return {c: Model(c, jax.tree.map(cast, init_params(c, key))) for c, key in zip(configs, keys)}
+    random = np.random.default_rng(seed)
+    return {c: Model(c, random_params(c, dtype, random)) for c in configs}
 
 
 def time_operations(
@@ -113,6 +125,7 @@ def _passes(operations, which, models, scale, repetitions, confidence, progress)
         here = [i for i in which if operations[i].batch == batch]
         # `time_steps` keeps room for twice the context.
         context = (operations[here[0]].prompt_tokens + scale.new_tokens) // 2
+        progress.advance(0, f"verify passes, batch {batch}")
         steps = {str(i): Step(models[operations[i].target], operations[i].tokens) for i in here}
         timed = time_steps(steps, batch=batch, context=context, repetitions=repetitions, confidence=confidence)
         for i in here:

@@ -205,17 +205,17 @@ def operations(scale: Scale, batches: Sequence[int], quick: bool) -> list[Operat
     batches, B = check_batches(batches), len(set(batches))
     found = []
     for i, config in enumerate(configs):
-        for k in range(2):
+        for k in range(1 if quick else 2):
             batch, prompt = batches[(i + 2 * k) % B], scale.prompt_tokens[(i // 3 + k) % 2]
             found.append(Operation("step", config, None, 1, batch, prompt))
-        for k in range(2 if quick else 3):
+        for k in range(2):
             width = scale.verify_widths[(2 * i + k) % len(scale.verify_widths)]
             # Every other model has its long cache with its widest pass.
             batch, prompt = batches[(i // 2 + k) % B], scale.prompt_tokens[(i + k) % 2]
             found.append(Operation("verify", config, None, width, batch, prompt))
     pairs = [(d, t) for t in configs for d in configs if d.vocab_size == t.vocab_size and _drafts(d, t)]
     # Evenly over all pairs, of which there are more than are needed.
-    wanted = 9 if quick else 26
+    wanted = 8 if quick else 20
     chosen = [pairs[round(i * (len(pairs) - 1) / (wanted - 1))] for i in range(min(wanted, len(pairs)))]
     for i, (draft, target) in enumerate(chosen):
         lookahead, batch = _LOOKAHEADS[(2 * i) % len(_LOOKAHEADS)], batches[(i + i // 3) % B]
