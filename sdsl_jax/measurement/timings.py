@@ -55,8 +55,8 @@ def time_operations(
 ) -> list[TimingRecord]:
     """Times every operation: steps and rounds in the loops of the decoders, verify passes in a loop of their own.
 
-    All that has the same cache is interleaved, repetition by repetition, so that a machine that is busy for a while slows a
-    repetition of everything rather than everything about one model.
+    All decoders are interleaved, and so are all verify passes: a machine that is busy for a while slows a repetition of
+    everything rather than everything about one model.
 
     Args:
       operations: what to time.
@@ -74,20 +74,10 @@ def time_operations(
     unseen = held_out(names, [float(shape_of(c).total_params) for c in models])
     found: dict[int, tuple[Interval, int]] = {}
     progress.start("calibrate", 2 * len(operations))
-    for prompt in dict.fromkeys(o.prompt_tokens for o in operations):
-        here = [i for i, o in enumerate(operations) if o.prompt_tokens == prompt]
-        found |= _decoders(
-            operations,
-            [i for i in here if operations[i].kind != "verify"],
-            models,
-            scale,
-            repetitions,
-            confidence,
-            seed,
-            progress,
-        )
-        verify = [i for i in here if operations[i].kind == "verify"]
-        found |= _passes(operations, verify, models, scale, repetitions, confidence, progress)
+    decoders = [i for i, o in enumerate(operations) if o.kind != "verify"]
+    passes = [i for i, o in enumerate(operations) if o.kind == "verify"]
+    found |= _decoders(operations, decoders, models, scale, repetitions, confidence, seed, progress)
+    found |= _passes(operations, passes, models, scale, repetitions, confidence, progress)
     progress.finish()
     device = device_name()
     return [
@@ -104,34 +94,37 @@ def _decoders(
     entrants = []
     for o in (operations[i] for i in which):
         draft = None if o.draft is None else models[o.draft]
-        entrants.append(Entrant(models[o.target], draft, 0 if draft is None else o.tokens, o.batch))
+        entrants.append(Entrant(models[o.target], draft, 0 if draft is None else o.tokens, o.batch, o.prompt_tokens))
     count = math.lcm(*(e.batch for e in entrants))
-    width = operations[which[0]].prompt_tokens
+    width = max(operations[i].prompt_tokens for i in which)
     ids = min(e.target.config.vocab_size for e in entrants)
     prompts = np.random.default_rng(seed).integers(0, ids, (repetitions, count, width))
     runs = time_decoders(
         entrants, prompts, new_tokens=scale.new_tokens, sampling=Sampling(), seed=seed, progress=progress
     )
     return {
-        i: (median_interval(run.seconds_per_round, confidence), cache_slots(entrant, width, scale.new_tokens))
+        i: (
+            median_interval(run.seconds_per_round, confidence),
+            cache_slots(entrant, operations[i].prompt_tokens, scale.new_tokens),
+        )
         for i, entrant, run in zip(which, entrants, runs)
     }
 
 
 def _passes(operations, which, models, scale, repetitions, confidence, progress) -> dict[int, tuple[Interval, int]]:
     """Seconds of a verify pass, and the cache slots that it reads: as many as those of a decoder."""
-    found = {}
-    for batch in dict.fromkeys(operations[i].batch for i in which):
-        here = [i for i in which if operations[i].batch == batch]
-        # `time_steps` keeps room for twice the context.
-        context = (operations[here[0]].prompt_tokens + scale.new_tokens) // 2
-        progress.advance(0, f"verify passes, batch {batch}")
-        steps = {str(i): Step(models[operations[i].target], operations[i].tokens) for i in here}
-        timed = time_steps(steps, batch=batch, context=context, repetitions=repetitions, confidence=confidence)
-        for i in here:
-            found[i] = (timed[str(i)], 2 * context + operations[i].tokens)
-        progress.advance(2 * len(here), f"verify passes, batch {batch}")
-    return found
+    # `time_steps` keeps room for twice the context.
+    contexts = {i: (operations[i].prompt_tokens + scale.new_tokens) // 2 for i in which}
+    steps = {
+        str(i): Step(models[operations[i].target], operations[i].tokens, operations[i].batch, contexts[i])
+        for i in which
+    }
+    if not steps:
+        return {}
+    progress.advance(0, "verify passes")
+    timed = time_steps(steps, batch=1, context=1, repetitions=repetitions, confidence=confidence)
+    progress.advance(2 * len(which), "verify passes")
+    return {i: (timed[str(i)], 2 * contexts[i] + operations[i].tokens) for i in which}
 
 
 def _record(o, seconds, slots, unseen, confidence, repetitions, threads, dtype, device) -> TimingRecord:
