@@ -143,7 +143,7 @@ def _save(out: Path, name: str, rows: list[TimingRecord], fitted: DeviceFit) -> 
                 median_error=round(fitted.everything.median, 4),
                 noise=round(fitted.noise, 4),
             ),
-            notes=tuple(text[0].upper() + text[1:] for text in fitted.warnings),
+            notes=fitted.warnings,
         ),
         out,
     )
