@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from sdsl_jax import cli
-from sdsl_jax.fitting.calibration import fit_device
-from sdsl_jax.hardware import load_hardware
+from sdsl_jax.fitting.calibration import fit_device, hardware_file
+from sdsl_jax.hardware import load_hardware, save_hardware
 from sdsl_jax.measurement.timings import record_of, unseen_models
 from sdsl_jax.measurement.workloads import CPU, operations
 from sdsl_jax.records import read_table
@@ -61,7 +61,7 @@ def fitted():
 def test_what_is_written_is_read_back_and_shown(fitted, tmp_path, capsys):
     rows, device = fitted
     out = tmp_path / "mine.toml"
-    command._save(out, "mine", rows, device)
+    save_hardware(hardware_file("mine", rows, device, "2026-11-25"), out)
     file = load_hardware(out)
     assert file.name == "mine"
     assert file.measured

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json as json_format
 import math
 import re
@@ -65,30 +64,27 @@ def calibrate(
         empty = not records.exists() or (records.is_dir() and not any(records.iterdir()))
         require(empty, f"the folder for the records, {records}, exists and is not empty; give a new one.")
     # Before anything else uses jax: the threads of a CPU are set for good when its backend is created.
-    from sdsl_jax.measurement.threads import limit_threads
+    from sdsl_jax.measurement.threads import computing_threads, limit_threads
 
     limit_threads(1 if threads is None else threads)
 
-    import jax
-
-    from sdsl_jax.fitting.calibration import fit_device
+    from sdsl_jax.fitting.calibration import fit_device, hardware_file, today
+    from sdsl_jax.hardware import save_hardware
     from sdsl_jax.measurement import workloads
     from sdsl_jax.measurement.timings import time_operations
     from sdsl_jax.records import write_table
 
     batches = workloads.check_batches(batches)
-    on_cpu = jax.default_backend() == "cpu"
-    scale = workloads.CPU if on_cpu else workloads.ACCELERATOR
-    count = (1 if threads is None else threads) if on_cpu else 0
+    scale, usual = workloads.device_scale()
     progress = None if json and not sys.stderr.isatty() else Terminal(Console(stderr=True))
     try:
         rows = time_operations(
             workloads.operations(scale, batches, quick),
             scale,
-            dtype=dtype or ("float32" if on_cpu else "bfloat16"),
+            dtype=dtype or usual,
             repetitions=_REPETITIONS[quick],
             confidence=_CONFIDENCE,
-            threads=count,
+            threads=computing_threads(),
             seed=seed,
             progress=progress,
         )
@@ -99,7 +95,7 @@ def calibrate(
         write_table(records, "timings", rows)
     fitted = fit_device(rows, starts=_STARTS[quick], draws=_DRAWS[quick], confidence=_CONFIDENCE, seed=seed)
     if out is not None:
-        _save(out, name or out.stem, rows, fitted)
+        save_hardware(hardware_file(name or out.stem, rows, fitted, today()), out)
     answer = _answer(rows, fitted, out)
     if json:
         print(json_format.dumps(answer, indent=1, ensure_ascii=False, allow_nan=False))
@@ -113,40 +109,6 @@ def _batches(text: str) -> tuple[int, ...]:
         if not re.fullmatch(r"\d+", part):
             raise SdslError(f"--batch is {text!r}; it must be whole numbers separated by commas.")
     return tuple(map(int, parts))
-
-
-def _save(out: Path, name: str, rows: list[TimingRecord], fitted: DeviceFit) -> None:
-    import jax
-
-    from sdsl_jax.hardware import Calibration, HardwareFile, save_hardware
-
-    first = rows[0]
-    how = f", {first.threads} thread{'s' * (first.threads != 1)}" if first.threads else ""
-    save_hardware(
-        HardwareFile(
-            name=name,
-            hardware=fitted.hardware,
-            precision=fitted.precision,
-            devices=first.device + how,
-            source="sdsl calibrate, models with random weights",
-            measured=True,
-            calibration=Calibration(
-                date=datetime.date.today().isoformat(),
-                jax=jax.__version__,
-                dtype=first.dtype,
-                threads=first.threads,
-                timings=len(rows),
-                shapes=len({name for row in rows for name in (row.target_id, row.draft_id) if name}),
-                unseen_timings=fitted.unseen.timings,
-                unseen_median_error=round(fitted.unseen.median, 4),
-                unseen_worst_error=round(fitted.unseen.worst, 4),
-                median_error=round(fitted.everything.median, 4),
-                noise=round(fitted.noise, 4),
-            ),
-            notes=fitted.warnings,
-        ),
-        out,
-    )
 
 
 # Unit of each coefficient in the table, and the factor to it.

@@ -22,7 +22,7 @@ _DOTTED = re.compile(r"--[A-Za-z][\w-]*(\.[\w-]+)+(=.*)?", re.DOTALL)
 _ASSIGNED = re.compile(r"(name|seed|[A-Za-z]\w*(\.\w+)+)=.*", re.DOTALL)
 
 
-_Stage = Literal["train", "measure", "conditions", "fit", "codesign", "evidence", "figures", "report"]
+_Stage = Literal["train", "measure", "conditions", "fit", "codesign", "clock", "evidence", "figures", "report"]
 _STAGE = tyro.conf.arg(metavar="STAGE")
 
 
@@ -33,7 +33,7 @@ def study(
     only: Annotated[_Stage | None, _STAGE] = None,
     force: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
-    """Run a study: train, measure, conditions, fit, codesign, evidence, figures, report.
+    """Run a study: train, measure, conditions, fit, codesign, clock, evidence, figures, report.
 
     Any setting of the TOML can be overridden on the command line by its dotted name, for example
     --training.batch_size=16 or --ladder.seeds=[0,1].
@@ -41,14 +41,19 @@ def study(
     Args:
         file: the study's TOML.
         out: folder for the results; runs/<name> if left out.
-        only: run this stage alone, on the inputs that are there: train, measure, conditions, fit, codesign, evidence, figures
-            or report.
+        only: run this stage alone, on the inputs that are there: train, measure, conditions, fit, codesign, clock, evidence,
+            figures or report.
         force: run stages even if nothing they depend on has changed.
     """
     from sdsl_jax.config import load_study
     from sdsl_jax.study import run_study, summary
 
     config = load_study(file, overrides)
+    if config.clock.lookaheads:
+        # Before anything uses jax: the threads of a CPU are set for good when its backend is created.
+        from sdsl_jax.measurement.threads import limit_threads
+
+        limit_threads(config.clock.threads)
     folder = out or Path("runs") / config.name
     console = standard_console()
     progress = Terminal(console)
@@ -59,6 +64,7 @@ def study(
     if only is None:
         _print_summary(console, summary(folder), folder)
         _print_holdout(console, folder)
+        _print_clock(console, folder)
 
 
 def _print_summary(console: Console, rows: list[SummaryRow], folder: Path) -> None:
@@ -124,6 +130,42 @@ def _print_holdout(console: Console, folder: Path) -> None:
     console.print(table)
     for sentence in held["why"]:
         console.print(f"  {sentence}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_clock(console: Console, folder: Path) -> None:
+    """What was measured on the clock beside what was predicted, if anything was."""
+    from sdsl_jax.records import read_json
+    from sdsl_jax.report.style import NAMES
+
+    timed = read_json(folder / "records" / "evidence.json").get("clock")
+    if not timed:
+        return
+    table = Table(title="On the clock: speed-ups over plain decoding", title_justify="left")
+    for heading in ("target", "predicted choice", "S predicted", "S measured", "best measured", "S", "forgone"):
+        table.add_column(heading, justify="left" if heading == "target" else "right")
+    for row in timed["targets"]:
+        chosen, best = row["chosen"], row["best"]
+        table.add_row(
+            row["target_id"],
+            f"{short_count(chosen['draft_params'])}, γ = {chosen['lookahead']}",
+            f"{chosen['predicted']:.2f}",
+            f"{chosen['speedup']:.2f}",
+            f"{short_count(best['draft_params'])}, γ = {best['lookahead']}",
+            f"{best['speedup']:.2f}",
+            f"{row['regret']['calibrated']:.1%}",
+        )
+    console.print(table)
+    error = timed["error"]
+    rivals = ", ".join(
+        f"{NAMES[k]} {v:.1%}" for k, v in timed["mean_regret"].items() if k != "calibrated" and v is not None
+    )
+    console.print(
+        f"{error['n']} decoders: median error of predicted S {error['median_absolute']:.1%}, rank correlation "
+        f"{error['rank_correlation']:.3f}.\nForgone of the best measured S, mean over targets: "
+        f"{timed['mean_regret']['calibrated']:.1%}; by other choices: {rivals}.",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:

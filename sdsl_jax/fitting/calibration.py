@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from sdsl_jax.errors import require
@@ -15,6 +17,7 @@ from sdsl_jax.fitting.hardware import (
     hardware_intervals,
     predicted_seconds,
 )
+from sdsl_jax.hardware import Calibration, HardwareFile
 from sdsl_jax.records import TimingRecord
 from sdsl_jax.statistics import Interval
 from sdsl_jax.theory.hardware import Hardware, Precision, Shape
@@ -65,6 +68,46 @@ class DeviceFit(NamedTuple):
     noise: float
     predicted: np.ndarray
     warnings: tuple[str, ...]
+
+
+def today() -> str:
+    """The date, as 2026-11-25."""
+    return datetime.date.today().isoformat()
+
+
+def hardware_file(name: str, rows: Sequence[TimingRecord], fitted: DeviceFit, date: str) -> HardwareFile:
+    """A calibrated device as a file to be shared.
+
+    Args:
+      name: of the device.
+      rows: what it was fitted to.
+      fitted: the fit.
+      date: of the timings.
+    """
+    first = rows[0]
+    how = f", {first.threads} thread{'s' * (first.threads != 1)}" if first.threads else ""
+    return HardwareFile(
+        name=name,
+        hardware=fitted.hardware,
+        precision=fitted.precision,
+        devices=first.device + how,
+        source="sdsl calibrate, models with random weights",
+        measured=True,
+        calibration=Calibration(
+            date=date,
+            jax=jax.__version__,
+            dtype=first.dtype,
+            threads=first.threads,
+            timings=len(rows),
+            shapes=len({name for row in rows for name in (row.target_id, row.draft_id) if name}),
+            unseen_timings=fitted.unseen.timings,
+            unseen_median_error=round(fitted.unseen.median, 4),
+            unseen_worst_error=round(fitted.unseen.worst, 4),
+            median_error=round(fitted.everything.median, 4),
+            noise=round(fitted.noise, 4),
+        ),
+        notes=fitted.warnings,
+    )
 
 
 def timing_of(row: TimingRecord) -> Timing:

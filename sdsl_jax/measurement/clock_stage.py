@@ -14,6 +14,7 @@ from sdsl_jax.errors import require
 from sdsl_jax.measurement.clock import Entrant, cache_slots, time_decoders
 from sdsl_jax.measurement.other_models import load_other_models
 from sdsl_jax.measurement.stage import load_models, prompts
+from sdsl_jax.measurement.threads import computing_threads
 from sdsl_jax.progress import Progress
 from sdsl_jax.records import ClockRecord, ModelRecord, RunRecord, longest_trained
 from sdsl_jax.training import device_name
@@ -137,7 +138,7 @@ def time_study(
             tokens=int(run.tokens[repetition]),
             context=cache_slots(entrant, m.prompt_tokens, m.new_tokens),
             temperature=m.temperature,
-            threads=c.threads,
+            threads=computing_threads(),
             device=device_name(),
         )
         for p, entrant, run in zip(names, entrants, runs)

@@ -58,7 +58,7 @@ def limit_threads(count: int) -> None:
             have = len(allowed) if _limit is None else _limit
             if have != count:
                 raise SdslError(
-                    f"the number of threads is {count}, but jax computes with {have} already; it must be chosen before that."
+                    f"the number of threads is {count}, but jax computes with {have} already; choose before jax is used."
                 )
             return
         import jax
@@ -69,3 +69,12 @@ def limit_threads(count: int) -> None:
         finally:
             os.sched_setaffinity(0, allowed)
         _limit = count
+
+
+def computing_threads() -> int:
+    """Threads that a computation may use on a CPU, as far as this process knows; 0 on an accelerator."""
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return 0
+    return available_threads() if _limit is None else _limit

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import jax
+
 from sdsl_jax.errors import require
 from sdsl_jax.models import ModelConfig, count
 from sdsl_jax.theory.hardware import Shape
@@ -119,6 +121,11 @@ ACCELERATOR = Scale(
     prompt_tokens=(128, 1920),
     new_tokens=64,
 )
+
+
+def device_scale() -> tuple[Scale, str]:
+    """Models and type of numbers that fit the device at hand."""
+    return (CPU, "float32") if jax.default_backend() == "cpu" else (ACCELERATOR, "bfloat16")
 
 
 class Operation(NamedTuple):

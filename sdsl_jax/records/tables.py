@@ -272,4 +272,4 @@ TABLES: dict[str, type] = {
     "timings": TimingRecord,
 }
 # Tables that a study may leave empty: clock rows need weights, conditions must be asked for.
-MAY_BE_EMPTY = ("clock", "runs", "timed_models", "conditions", "other_models", "losses")
+MAY_BE_EMPTY = ("clock", "timings", "runs", "timed_models", "conditions", "other_models", "losses")

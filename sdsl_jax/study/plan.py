@@ -18,7 +18,7 @@ class Stage(NamedTuple):
 _RECORDS = tuple(f"records/{n}.csv" for n in ("models", "acceptance", "survival", "expected", "latency"))
 _CONDITIONS = tuple(f"records/{n}.csv" for n in ("conditions", "other_models", "losses"))
 # What decoders did on the clock. The clock of `codesign`, of one draft for each target, has a table of its own.
-_TIMED = tuple(f"records/{n}.csv" for n in ("runs", "timed_models"))
+_TIMED = tuple(f"records/{n}.csv" for n in ("timings", "runs", "timed_models"))
 _SOLVED = ("records/fits.json", "records/codesign.json", "records/landscapes.json", "records/clock.csv")
 _FIGURES = ("loss", "acceptance", "predicted", "speedup", "optimiser", "survival", "latency")
 _FIGURE_FILES = tuple(f"figures/{name}.png" for name in _FIGURES)

@@ -6,11 +6,12 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdsl_jax.config import to_toml
 from sdsl_jax.errors import SdslError, require
-from sdsl_jax.records import ClockRecord, ModelRecord, read_json, write_json, write_table
+from sdsl_jax.records import ClockRecord, ModelRecord, TimingRecord, read_json, write_json, write_table
 
 if TYPE_CHECKING:
     from sdsl_jax.study.study import Study
@@ -105,12 +106,54 @@ def _race_nearest(study: Study, entries: list[dict[str, Any]], models: list[Mode
     return rows
 
 
+# A calibration of a study: repetitions, descents of a fit, bootstrap resamples.
+_CALIBRATION = (9, 32, 64)
+
+
 def _clock(study: Study) -> None:
     from sdsl_jax.measurement import time_study
 
+    hardware = study.records / "hardware.toml"
+    hardware.unlink(missing_ok=True)
+    if study.config.clock.lookaheads:
+        write_table(study.records, "timings", _calibrate(study, hardware))
+    else:
+        write_table(study.records, "timings", [])
+    # After the device was fitted: predictions know nothing of what is timed now.
     found = time_study(study.config, study.dataset, study.table("models"), study.folder, study.progress)
     for name, rows in found._asdict().items():
         write_table(study.records, name, rows)
+
+
+def _calibrate(study: Study, path: Path) -> list[TimingRecord]:
+    """Times models with random weights, as `sdsl calibrate` does, and writes the device that is fitted to them."""
+    from sdsl_jax.fitting.calibration import fit_device, hardware_file, today
+    from sdsl_jax.hardware import save_hardware
+    from sdsl_jax.measurement.threads import computing_threads
+    from sdsl_jax.measurement.timings import time_operations
+    from sdsl_jax.measurement.workloads import device_scale, operations
+
+    c, confidence, seed = study.config.clock, study.config.measure.confidence, study.config.seed
+    scale, dtype = device_scale()
+    repetitions, starts, draws = _CALIBRATION
+    rows = time_operations(
+        operations(scale, (1, *(b for b in c.batches if b > 1)), quick=False),
+        scale,
+        dtype=dtype,
+        repetitions=repetitions,
+        confidence=confidence,
+        threads=computing_threads(),
+        seed=seed,
+        progress=study.progress,
+    )
+    fitted = fit_device(rows, starts=starts, draws=draws, confidence=confidence, seed=seed)
+    for warning in fitted.warnings:
+        study.progress.note(f"calibration: {warning}")
+    study.progress.note(
+        f"calibration: on unseen models the median error is {fitted.unseen.median:.1%}, the largest {fitted.unseen.worst:.1%}"
+    )
+    save_hardware(hardware_file(f"{study.config.name}-machine", rows, fitted, today()), path)
+    return rows
 
 
 def _evidence(study: Study) -> None:

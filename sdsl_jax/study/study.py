@@ -100,9 +100,11 @@ class Study:
         return {stage: stamp for stage, stamp in stamps.items() if isinstance(stamp, dict) and "key" in stamp}
 
     def _inputs(self, stage: str) -> tuple[str, ...]:
-        """Files that a stage reads; the published predictions are among them where a study holds models back."""
-        published = ("records/predictions.json",) if stage == "evidence" and self.config.holdout.any else ()
-        return (*PLAN[stage].inputs, *(path for path in published if (self.folder / path).exists()))
+        """Files that a stage reads; among them a calibrated device and published predictions, where a study has them."""
+        optional = ("records/hardware.toml",) if stage == "evidence" else ()
+        if stage == "evidence" and self.config.holdout.any:
+            optional = (*optional, "records/predictions.json")
+        return (*PLAN[stage].inputs, *(path for path in optional if (self.folder / path).exists()))
 
     def _key(self, stage: str) -> str:
         """Digest of everything that the stage's outputs depend on, other than the program."""
