@@ -100,7 +100,7 @@ def calibrate(
     if json:
         print(json_format.dumps(answer, indent=1, ensure_ascii=False, allow_nan=False))
     else:
-        _print(standard_console(), answer, rows)
+        _print(standard_console(), answer)
 
 
 def _batches(text: str) -> tuple[int, ...]:
@@ -168,7 +168,7 @@ def _number(value: float) -> str:
     return "0" if abs(value) < 5e-4 else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
 
 
-def _print(console: Console, answer: dict[str, Any], rows: list[TimingRecord]) -> None:
+def _print(console: Console, answer: dict[str, Any]) -> None:
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
@@ -202,10 +202,15 @@ def _print(console: Console, answer: dict[str, Any], rows: list[TimingRecord]) -
     element = 2 if answer["dtype"] == "bfloat16" else 4
     free = c["layer_seconds"] * c["bytes_per_second"] / element
     ridge = c["flops_per_second"] / c["bytes_per_second"] * element / 2
+    when = (
+        "arithmetic decides in every pass"
+        if ridge <= 1
+        else f"from {ridge:.2g} tokens in a pass on, arithmetic decides"
+    )
     say(
-        f"Weights and caches arrive at {c['bytes_per_second'] / 1e9:.3g} GB/s and arithmetic runs at "
-        f"{c['flops_per_second'] / 1e9:.3g} GFLOP/s at most: from {ridge:.2g} tokens in a pass\n"
-        f"on, arithmetic decides. The overhead of a layer, {c['layer_seconds'] * 1e6:.3g} µs, is what reading "
+        f"Weights and caches arrive at {_number(c['bytes_per_second'] / 1e9)} GB/s and arithmetic runs at "
+        f"{_number(c['flops_per_second'] / 1e9)} GFLOP/s at most:\n"
+        f"{when}. The overhead of a layer, {c['layer_seconds'] * 1e6:.3g} µs, is what reading "
         f"{_count(free)} parameters takes: layers that are\nsmaller are mostly overhead, so a small draft is better shallow."
     )
     for text in answer["warnings"]:

@@ -106,7 +106,7 @@ def hardware_file(name: str, rows: Sequence[TimingRecord], fitted: DeviceFit, da
             median_error=round(fitted.everything.median, 4),
             noise=round(fitted.noise, 4),
         ),
-        notes=tuple(text[0].upper() + text[1:] for text in fitted.warnings),
+        notes=fitted.warnings,
     )
 
 

@@ -163,6 +163,8 @@ def fit_hardware(
         begin = np.concatenate([np.log(guess), [0.0]]) + random.normal(0, 1, (starts, len(guess) + 1))
         best = fit(_residuals, begin, data, weights, _HUBER)
         found = jax.tree.map(float, _hardware(best.parameters))
+    # What no timing shows tends to 0 on its logarithm and never gets there.
+    found = Hardware(*(value if value > _SHORTEST else 0.0 for value in found))
     if not any(t.draft is not None for t, counts in zip(timings, used) if counts):
         found = found._replace(round_seconds=0.0)
     return HardwareFit(found, np.asarray(best.residuals), float(best.starts_agreeing), float(best.condition_number))

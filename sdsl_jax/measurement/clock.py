@@ -36,12 +36,14 @@ class Entrant(NamedTuple):
       draft: proposes tokens; None for plain decoding.
       lookahead: drafts per round, γ; 0 for plain decoding.
       batch: rows that are decoded together.
+      prompt_tokens: of each prompt that it sees, from its beginning; all if None.
     """
 
     target: Model
     draft: Model | None = None
     lookahead: int = 0
     batch: int = 1
+    prompt_tokens: int | None = None
 
 
 class Run(NamedTuple):
@@ -109,7 +111,7 @@ def time_decoders(
         )
 
     def ready(entrant: Entrant) -> Callable[[int], tuple[float, int, int]]:
-        made = _prepare(entrant, prompts, new_tokens, sampling.check(), seed)
+        made = _prepare(entrant, prompts[:, :, : entrant.prompt_tokens], new_tokens, sampling.check(), seed)
         made(0)  # warms up
         progress.advance(1, f"γ = {entrant.lookahead}, batch {entrant.batch}")
         return made
@@ -129,7 +131,7 @@ def _prepare(
     entrant: Entrant, prompts: np.ndarray, new_tokens: int, sampling: Sampling, seed: int
 ) -> Callable[[int], tuple[float, int, int]]:
     """Compiles an entrant's program; what is returned runs it on one repetition's prompts and gives seconds, rounds, tokens."""
-    target, draft, gamma, batch = entrant
+    target, draft, gamma, batch, _ = entrant
     _, count, width = prompts.shape
     groups, buffer = count // batch, width + new_tokens
     capacity = cache_slots(entrant, width, new_tokens)

@@ -54,10 +54,12 @@ def _steps(params: Params, steps: Array, *, model: ModelConfig, width: int, batc
 
 
 class Step(NamedTuple):
-    """One kind of step to be timed."""
+    """One kind of step to be timed; rows and context are those of all steps where they are None."""
 
     model: Model
     width: int
+    batch: int | None = None
+    context: int | None = None
 
 
 def time_steps(
@@ -73,7 +75,13 @@ def time_steps(
       confidence: of the intervals.
     """
     shapes = {
-        name: dict(model=s.model.config, width=s.width, batch=batch, context=context) for name, s in steps.items()
+        name: dict(
+            model=s.model.config,
+            width=s.width,
+            batch=batch if s.batch is None else s.batch,
+            context=context if s.context is None else s.context,
+        )
+        for name, s in steps.items()
     }
 
     def run(name: str, count: int) -> float:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sdsl_jax.decoding import Model, Sampling
-from sdsl_jax.measurement.clock import Entrant, cache_slots, time_decoders
+from sdsl_jax.measurement.clock import Entrant, time_decoders
 from sdsl_jax.measurement.latency import Step, time_steps
 from sdsl_jax.measurement.workloads import Operation, Scale, held_out, model_name, shape_of
 from sdsl_jax.models import ModelConfig, Params, abstract_params
@@ -55,8 +55,8 @@ def time_operations(
 ) -> list[TimingRecord]:
     """Times every operation: steps and rounds in the loops of the decoders, verify passes in a loop of their own.
 
-    All that has the same cache is interleaved, repetition by repetition, so that a machine that is busy for a while slows a
-    repetition of everything rather than everything about one model.
+    All decoders are interleaved, and so are all verify passes: a machine that is busy for a while slows a repetition of
+    everything rather than everything about one model.
 
     Args:
       operations: what to time.
@@ -70,71 +70,85 @@ def time_operations(
     """
     progress = progress or Silent()
     models = _models(operations, dtype, seed)
-    names = [model_name(c) for c in models]
-    unseen = held_out(names, [float(shape_of(c).total_params) for c in models])
-    found: dict[int, tuple[Interval, int]] = {}
+    unseen = unseen_models(operations)
+    found: dict[int, Interval] = {}
     progress.start("calibrate", 2 * len(operations))
-    for prompt in dict.fromkeys(o.prompt_tokens for o in operations):
-        here = [i for i, o in enumerate(operations) if o.prompt_tokens == prompt]
-        found |= _decoders(
-            operations,
-            [i for i in here if operations[i].kind != "verify"],
-            models,
-            scale,
-            repetitions,
-            confidence,
-            seed,
-            progress,
-        )
-        verify = [i for i in here if operations[i].kind == "verify"]
-        found |= _passes(operations, verify, models, scale, repetitions, confidence, progress)
+    decoders = [i for i, o in enumerate(operations) if o.kind != "verify"]
+    passes = [i for i, o in enumerate(operations) if o.kind == "verify"]
+    found |= _decoders(operations, decoders, models, scale, repetitions, confidence, seed, progress)
+    found |= _passes(operations, passes, models, scale, repetitions, confidence, progress)
     progress.finish()
     device = device_name()
     return [
-        _record(o, *found[i], unseen, confidence, repetitions, threads, dtype, device) for i, o in enumerate(operations)
+        record_of(o, found[i], scale, unseen, confidence, repetitions, threads, dtype, device)
+        for i, o in enumerate(operations)
     ]
 
 
-def _decoders(
-    operations, which, models, scale, repetitions, confidence, seed, progress
-) -> dict[int, tuple[Interval, int]]:
-    """Seconds of a step or a round, in the decoders' own loops, and the cache slots that it reads."""
+def _decoders(operations, which, models, scale, repetitions, confidence, seed, progress) -> dict[int, Interval]:
+    """Seconds of a step or a round, in the decoders' own loops."""
     if not which:
         return {}
     entrants = []
     for o in (operations[i] for i in which):
         draft = None if o.draft is None else models[o.draft]
-        entrants.append(Entrant(models[o.target], draft, 0 if draft is None else o.tokens, o.batch))
+        entrants.append(Entrant(models[o.target], draft, 0 if draft is None else o.tokens, o.batch, o.prompt_tokens))
     count = math.lcm(*(e.batch for e in entrants))
-    width = operations[which[0]].prompt_tokens
+    width = max(operations[i].prompt_tokens for i in which)
     ids = min(e.target.config.vocab_size for e in entrants)
     prompts = np.random.default_rng(seed).integers(0, ids, (repetitions, count, width))
     runs = time_decoders(
         entrants, prompts, new_tokens=scale.new_tokens, sampling=Sampling(), seed=seed, progress=progress
     )
-    return {
-        i: (median_interval(run.seconds_per_round, confidence), cache_slots(entrant, width, scale.new_tokens))
-        for i, entrant, run in zip(which, entrants, runs)
+    return {i: median_interval(run.seconds_per_round, confidence) for i, run in zip(which, runs)}
+
+
+def _passes(operations, which, models, scale, repetitions, confidence, progress) -> dict[int, Interval]:
+    """Seconds of a verify pass."""
+    # `time_steps` keeps room for twice the context.
+    contexts = {i: (operations[i].prompt_tokens + scale.new_tokens) // 2 for i in which}
+    steps = {
+        str(i): Step(models[operations[i].target], operations[i].tokens, operations[i].batch, contexts[i])
+        for i in which
     }
+    if not steps:
+        return {}
+    progress.advance(0, "verify passes")
+    timed = time_steps(steps, batch=1, context=1, repetitions=repetitions, confidence=confidence)
+    progress.advance(2 * len(which), "verify passes")
+    return {i: timed[str(i)] for i in which}
 
 
-def _passes(operations, which, models, scale, repetitions, confidence, progress) -> dict[int, tuple[Interval, int]]:
-    """Seconds of a verify pass, and the cache slots that it reads: as many as those of a decoder."""
-    found = {}
-    for batch in dict.fromkeys(operations[i].batch for i in which):
-        here = [i for i in which if operations[i].batch == batch]
-        # `time_steps` keeps room for twice the context.
-        context = (operations[here[0]].prompt_tokens + scale.new_tokens) // 2
-        progress.advance(0, f"verify passes, batch {batch}")
-        steps = {str(i): Step(models[operations[i].target], operations[i].tokens) for i in here}
-        timed = time_steps(steps, batch=batch, context=context, repetitions=repetitions, confidence=confidence)
-        for i in here:
-            found[i] = (timed[str(i)], 2 * context + operations[i].tokens)
-        progress.advance(2 * len(here), f"verify passes, batch {batch}")
-    return found
+def _context(o: Operation, scale: Scale) -> int:
+    """Of a verify pass; `time_steps` keeps room for twice as much, which makes as many slots as a decoder has."""
+    return (o.prompt_tokens + scale.new_tokens) // 2
 
 
-def _record(o, seconds, slots, unseen, confidence, repetitions, threads, dtype, device) -> TimingRecord:
+def slots_of(o: Operation, scale: Scale) -> int:
+    """Cache positions that every pass of an operation reads."""
+    if o.kind == "verify":
+        return 2 * _context(o, scale) + o.tokens
+    return o.prompt_tokens + scale.new_tokens + (o.tokens + 1 if o.kind == "round" else 0)
+
+
+def unseen_models(operations: Sequence[Operation]) -> set[str]:
+    """Names of the models that are held out from the fit whose errors are reported."""
+    configs = [c for o in operations for c in (o.target, o.draft) if c is not None]
+    return held_out([model_name(c) for c in configs], [float(shape_of(c).total_params) for c in configs])
+
+
+def record_of(
+    o: Operation,
+    seconds: Interval,
+    scale: Scale,
+    unseen: Collection[str],
+    confidence: float,
+    repetitions: int,
+    threads: int,
+    dtype: str,
+    device: str,
+) -> TimingRecord:
+    """One operation and its seconds as a row."""
     target = shape_of(o.target)
     draft = None if o.draft is None else shape_of(o.draft)
     names = [model_name(c) for c in (o.target, o.draft) if c is not None]
@@ -145,7 +159,7 @@ def _record(o, seconds, slots, unseen, confidence, repetitions, threads, dtype, 
         draft_id=names[1] if draft is not None else "",
         tokens=o.tokens,
         batch=o.batch,
-        context=slots,
+        context=slots_of(o, scale),
         seconds=seconds.estimate,
         seconds_low=seconds.low,
         seconds_high=seconds.high,
