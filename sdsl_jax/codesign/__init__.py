@@ -1,4 +1,4 @@
-"""Gradient-based choice of draft size and lookahead, checked against the closed form."""
+"""Gradient-based choice of draft size and lookahead, checked against the closed form or bracketed roots."""
 
 from sdsl_jax.codesign.optimise import GradientOptimum, maximise, spread_starts
 from sdsl_jax.codesign.stage import Solution, cost_models, solve_all
