@@ -79,14 +79,18 @@ def test_records_hold_every_pair_and_estimator(tiny_study):
     assert sorted((r.operation, r.width) for r in latency) == [("decode", 1)] * 4 + [("verify", 2), ("verify", 4)]
 
 
-def test_gradient_and_closed_form_agree_in_the_records(tiny_study):
+def test_gradient_and_reference_agree_in_the_records(tiny_study):
     entries = read_json(tiny_study / "records" / "codesign.json", list)
     assert {(e["acceptance_law"], e["cost_model"]) for e in entries} == {
         (law, cost) for law in ("logit_gap", "affine_plane") for cost in ("flops", "measured")
     }
+    methods = {"flops": "closed form", "measured": "bracketed roots"}
     for entry in entries:
+        assert entry["reference"]["method"] == methods[entry["cost_model"]]
+        if entry["cost_model"] == "measured":
+            assert entry["lookahead"] == 0 or entry["lookahead"] >= 1
         if entry["draft_params"] is None:
-            assert entry["closed_form"]["draft_params"] is None
+            assert entry["reference"]["draft_params"] is None
             continue
         if entry["relative_difference"]["lookahead"] is None:
             assert any("max_lookahead" in warning for warning in entry["warnings"])

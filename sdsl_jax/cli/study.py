@@ -76,8 +76,8 @@ def _print_summary(console: Console, rows: list[SummaryRow], folder: Path) -> No
             f"{short_count(row.indifference[0])} – {short_count(row.indifference[1])}" if row.indifference else "–",
             f"{row.lookahead:.2f}" if pays else "0",
             f"{row.speedup:.2f}×" if pays else fails,
-            short_count(row.closed_form_params),
-            f"{row.closed_form_lookahead:.2f}" if pays else "0",
+            short_count(row.reference_params),
+            f"{row.reference_lookahead:.2f}" if pays else "0",
             row.nearest_draft or "–",
             f"{row.nearest_speedup:.2f}× (γ = {row.nearest_lookahead})" if row.nearest_speedup else "–",
             f"{row.clock_speedup:.2f}× (γ = {row.clock_lookahead})" if row.clock_speedup else "–",
@@ -88,8 +88,8 @@ def _print_summary(console: Console, rows: list[SummaryRow], folder: Path) -> No
         "within 1 % of best S",
         "γ*, by gradient",
         "predicted speed-up S",
-        "N*, closed form",
-        "γ*, closed form",
+        "N*, reference",
+        "γ*, reference",
         "nearest trained draft",
         "its measured speed-up",
         "its speed-up by clock",
@@ -102,7 +102,8 @@ def _print_summary(console: Console, rows: list[SummaryRow], folder: Path) -> No
         table.add_row(*cells)
     console.print(table)
     console.print(
-        "N: non-embedding parameters. Costs: flops = ratio of FLOPs per token; measured = step times of this machine.\n"
+        "N: non-embedding parameters. Costs: flops = ratio of FLOPs per token; measured = rounds on a device fitted to timings.\n"
+        "Reference: the closed form of γ under flops, bracketed roots under measured.\n"
         "Measured speed-up: measured tokens per round in the costs of its column. By clock: tokens/s against plain decoding.",
         highlight=False,
         soft_wrap=True,

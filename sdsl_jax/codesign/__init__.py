@@ -1,4 +1,4 @@
-"""Choice of draft size and lookahead by gradient, checked against the closed form; and of all else, as a constrained program."""
+"""Choice of draft size and lookahead by gradient, held against exact searches; and of all else, as a constrained program."""
 
 from sdsl_jax.codesign.break_even import BreakEven, Speculation, best_speculation, break_even
 from sdsl_jax.codesign.fronts import Front, GridOptimum, brute_force, pareto

@@ -1,38 +1,20 @@
-"""The cost models of a study for one target: FLOPs of the family, and step times of this machine."""
+"""The cost models of a study for one target: FLOPs of the family, and the device that the study's steps were timed on."""
 
 from __future__ import annotations
 
-import numpy as np
-
 from sdsl_jax.fitting import FittedLaws
+from sdsl_jax.fitting.hardware import record_shape
 from sdsl_jax.records import ModelRecord
-from sdsl_jax.theory import CostModel, FlopCost, MeasuredCost
+from sdsl_jax.theory import CostModel, FlopCost, HardwareCost
 
 
-def cost_models(laws: FittedLaws, models: list[ModelRecord], target: ModelRecord) -> dict[str, CostModel]:
-    """The cost models of a study for one target: the family's FLOPs and, if the target was timed, this machine's step times."""
-    made: dict[str, CostModel] = {"flops": FlopCost(laws.rule, float(target.params_nonembedding))}
-    timed = timed_like(laws, models, target)
-    if timed is not None and laws.verify_seconds.get(timed):
-        widths = laws.verify_seconds[timed]
-        level, slope = _verify_line(widths, laws.decode_seconds[timed])
-        made["measured"] = MeasuredCost(laws.rule, laws.step_time, laws.decode_seconds[timed], level, slope)
-    return made
-
-
-def _verify_line(seconds: dict[int, float], step_seconds: float) -> tuple[float, float]:
-    """Level and slope of the verify pass over the lookahead, by least squares.
-
-    A wider pass is never cheaper than a step: where noise says otherwise, the line starts at the step or stays level.
-    """
-    lookaheads, times = np.asarray(list(seconds), float), np.asarray(list(seconds.values()))
-    slope, level = np.polyfit(lookaheads, times, 1) if len(seconds) > 1 else (0.0, times[0])
-    if slope < 0:
-        slope, level = 0.0, times.mean()
-    if level < step_seconds:
-        level = step_seconds
-        slope = max(0.0, float(((times - step_seconds) * lookaheads).sum() / (lookaheads**2).sum()))
-    return float(level), float(slope)
+def cost_models(laws: FittedLaws, target: ModelRecord) -> dict[str, CostModel]:
+    """The cost models of a study for one target: the family's FLOPs, and rounds on the fitted device as it was timed."""
+    shape = record_shape(target, laws.rule)
+    return {
+        "flops": FlopCost(laws.rule, float(target.params_nonembedding)),
+        "measured": HardwareCost(laws.hardware, laws.rule, shape, laws.precision, laws.batch, laws.context),
+    }
 
 
 def timed_like(laws: FittedLaws, models: list[ModelRecord], model: ModelRecord) -> str | None:

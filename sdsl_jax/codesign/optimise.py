@@ -64,7 +64,7 @@ def maximise(
     optimizer: str,
     steps: int,
 ) -> GradientOptimum:
-    """Maximises ln S over ln N within the problem's bounds and γ in [0, max_lookahead].
+    """Maximises ln S over ln N within the problem's bounds, and γ within its cost model's and at most `max_lookahead`.
 
     The learning rate falls to zero along a cosine; every update is followed by a projection to the box, so an optimum on
     its border is reached exactly.
@@ -77,8 +77,9 @@ def maximise(
       optimizer: a key of `OPTIMIZERS`.
       steps: number of updates.
     """
-    low = jnp.stack([jnp.log(problem.bounds[0]), jnp.zeros_like(jnp.log(problem.bounds[0]))])
-    high = jnp.stack([jnp.log(problem.bounds[1]), jnp.log1p(max_lookahead)])
+    fewest, most = problem.cost.lookahead_bounds
+    low = jnp.stack([jnp.log(problem.bounds[0]), jnp.full_like(jnp.log(problem.bounds[0]), jnp.log1p(fewest))])
+    high = jnp.stack([jnp.log(problem.bounds[1]), jnp.log1p(jnp.minimum(max_lookahead, most))])
     schedule = optax.cosine_decay_schedule(learning_rate, steps)
     transform = OPTIMIZERS[optimizer](schedule)
     slope = jax.value_and_grad(problem.log_speedup)

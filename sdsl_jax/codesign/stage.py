@@ -20,11 +20,9 @@ from sdsl_jax.theory import (
     AcceptanceLaw,
     CostModel,
     DraftProblem,
+    HardwareCost,
     LossLaw,
-    MeasuredCost,
     ModelPoint,
-    optimal_lookahead,
-    speedup,
 )
 
 _CURVE_POINTS = 96
@@ -46,7 +44,7 @@ def solve_all(
     survival: list[SurvivalRecord],
     progress: Progress,
 ) -> Solution:
-    """Solves every target × cost model under the best acceptance law and the paper's, by gradient and closed form, in float64."""
+    """Solves every target × cost model under the best acceptance law and the paper's, by gradient and reference, in float64."""
     drafts = [m for m in models if m.role == "draft"]
     targets = longest_trained(models, "target")
     require(bool(drafts) and bool(targets), "the records hold no draft or no target; co-design needs both.")
@@ -57,7 +55,7 @@ def solve_all(
     entries, landscapes = [], []
     for target in targets:
         for acceptance_law in chosen:
-            for cost_model, cost in cost_models(laws, models, target).items():
+            for cost_model, cost in cost_models(laws, target).items():
                 problem = DraftProblem(
                     loss_law=laws.loss,
                     draft_tokens=float(draft_tokens),
@@ -87,7 +85,7 @@ def _chosen_laws(ranked: list[str]) -> list[str]:
     return [ranked[0], next(name for name in ("affine_plane", *ranked[1:]) if name != ranked[0])]
 
 
-class _ClosedForm(NamedTuple):
+class _Reference(NamedTuple):
     """What the stage uses of a `DraftOptimum`: the compiler drops the rest."""
 
     params: jax.Array
@@ -99,12 +97,12 @@ class _ClosedForm(NamedTuple):
 
 
 @jax.jit
-def _closed_forms(problem: DraftProblem, loss: LossLaw, acceptance: AcceptanceLaw) -> _ClosedForm:
-    """The closed form for many coefficients of the two laws at once."""
+def _references(problem: DraftProblem, loss: LossLaw, acceptance: AcceptanceLaw) -> _Reference:
+    """`DraftProblem.optimum` for many coefficients of the two laws at once."""
 
-    def one(loss: LossLaw, acceptance: AcceptanceLaw) -> _ClosedForm:
+    def one(loss: LossLaw, acceptance: AcceptanceLaw) -> _Reference:
         best = problem._replace(loss_law=loss, acceptance_law=acceptance).optimum()
-        return _ClosedForm(*(getattr(best, name) for name in _ClosedForm._fields))
+        return _Reference(*(getattr(best, name) for name in _Reference._fields))
 
     return jax.vmap(one)(loss, acceptance)
 
@@ -121,14 +119,14 @@ class _Evaluation(NamedTuple):
 @jax.jit
 def _evaluate(problem: DraftProblem, params, lookahead, whole, sizes, map_sizes, map_lookaheads) -> _Evaluation:
     alpha, step = jax.vmap(problem.acceptance)(sizes), jax.vmap(problem.cost.draft_step)(sizes)
-    verify = jnp.asarray(problem.cost.verify_pass)
-    # S falls on both sides of its maximum in γ, so the best lookahead of at least one draft is that maximum or 1.
-    speculating = jnp.maximum(optimal_lookahead(alpha, step / verify).lookahead, 1.0)
+    speculating = jax.vmap(problem.best_lookahead)(sizes)
+    cost = problem.cost.draft_step(params)
     return _Evaluation(
         at={
             "acceptance": problem.acceptance(params),
-            "cost": problem.cost.draft_step(params),
-            "verify_cost": verify,
+            "cost": cost,
+            # All of a round that is not γ draft steps; on a device it depends on γ.
+            "verify_cost": problem.cost.round_cost(params, lookahead) - lookahead * cost,
             "speedup": problem.speedup(params, lookahead),
         },
         whole=jax.vmap(lambda g: problem.speedup(params, g))(whole),
@@ -136,7 +134,8 @@ def _evaluate(problem: DraftProblem, params, lookahead, whole, sizes, map_sizes,
             "acceptance": alpha,
             "cost": step,
             "lookahead": speculating,
-            "speedup": speedup(alpha, speculating, step, verify),
+            # A hole where the law reaches 1: no lookahead is the best there.
+            "speedup": jnp.where(alpha < 1, jax.vmap(problem.speedup)(sizes, speculating), jnp.nan),
         },
         map=jax.vmap(lambda n: jax.vmap(lambda g: problem.speedup(n, g))(map_lookaheads))(map_sizes),
     )
@@ -154,8 +153,8 @@ def _solve(
         )
         for point, draws in ((laws.loss, laws.loss_draws), (laws.acceptance[law], laws.acceptance_draws[law]))
     ]
-    optima = jax.tree.map(np.asarray, _closed_forms(problem, *stacked))
-    closed: _ClosedForm = jax.tree.map(lambda x: x[0], optima)
+    optima = jax.tree.map(np.asarray, _references(problem, *stacked))
+    reference: _Reference = jax.tree.map(lambda x: x[0], optima)
     found = maximise(
         problem,
         c.max_lookahead,
@@ -167,17 +166,18 @@ def _solve(
     n, gamma = float(found.params), float(found.lookahead)
     low, high = (float(b) for b in problem.bounds)
     sizes, map_sizes = np.geomspace(low, high, _CURVE_POINTS), np.geomspace(low, high, _MAP_POINTS)
-    widest = min(c.max_lookahead, max(8.0, 2.5 * gamma))
-    lookaheads = np.expm1(np.linspace(0, np.log1p(widest), _MAP_POINTS))
+    fewest, most = problem.cost.lookahead_bounds
+    widest = min(c.max_lookahead, max(8.0, 2.5 * gamma), most)
+    lookaheads = np.expm1(np.linspace(np.log1p(fewest), np.log1p(widest), _MAP_POINTS))
     whole = np.maximum(1.0, [math.floor(gamma), math.ceil(gamma)])
     values = jax.tree.map(np.asarray, _evaluate(problem, n, gamma, whole, sizes, map_sizes, lookaheads))
     # An unbounded law may reach α = 1: no lookahead is then too long, and there is no optimum to report.
-    certain = bool(closed.acceptance >= 1) or bool(values.at["acceptance"] >= 1)
+    certain = bool(reference.acceptance >= 1) or bool(values.at["acceptance"] >= 1)
     pays = bool(found.speedup > 1) and gamma > 0 and not certain
     integer = int(whole[np.argmax(values.whole)]) if values.whole.max() > 1 and not certain else 0
-    closed_pays = bool(closed.speedup > 1) and not certain
-    # The closed form knows no largest lookahead: beyond it the two solve different problems, and a warning says so.
-    compare = pays and 0 < float(closed.lookahead) <= c.max_lookahead
+    reference_pays = bool(reference.speedup > 1) and not certain
+    # The reference knows nothing of the largest lookahead: beyond it the two solve different problems, and a warning says so.
+    compare = pays and 0 < float(reference.lookahead) <= c.max_lookahead
     entry = {
         "draft_params": n if pays else None,
         "lookahead": gamma if pays else None if certain else 0.0,
@@ -188,16 +188,17 @@ def _solve(
         "verify_cost": float(values.at["verify_cost"]),
         "speedup": float(values.at["speedup"]) if pays else None if certain else 1.0,
         "speedup_integer": float(values.whole.max()) if integer else None if certain else 1.0,
-        "interior": closed_pays and bool(closed.interior),
-        "indifference_1pct": [float(x) if closed_pays else None for x in closed.indifference_1pct],
-        "closed_form": {
-            "draft_params": float(closed.params) if closed_pays else None,
-            "lookahead": None if certain else float(closed.lookahead),
-            "speedup": None if certain else float(closed.speedup),
+        "interior": reference_pays and bool(reference.interior),
+        "indifference_1pct": [float(x) if reference_pays else None for x in reference.indifference_1pct],
+        "reference": {
+            "method": "bracketed roots" if isinstance(problem.cost, HardwareCost) else "closed form",
+            "draft_params": float(reference.params) if reference_pays else None,
+            "lookahead": None if certain else float(reference.lookahead),
+            "speedup": None if certain else float(reference.speedup),
         },
         "relative_difference": {
-            "draft_params": abs(n / float(closed.params) - 1) if compare else None,
-            "lookahead": abs(gamma / float(closed.lookahead) - 1) if compare else None,
+            "draft_params": abs(n / float(reference.params) - 1) if compare else None,
+            "lookahead": abs(gamma / float(reference.lookahead) - 1) if compare else None,
         },
         "gradient": {
             "optimizer": c.optimizer,
@@ -230,14 +231,14 @@ def _short(values: Any) -> list[float]:
     return [float(f"{x:.6g}") for x in np.asarray(values)]
 
 
-def _intervals(config: StudyConfig, draws: _ClosedForm) -> dict[str, Any]:
+def _intervals(config: StudyConfig, draws: _Reference) -> dict[str, Any]:
     """Intervals of N*, γ* and S* over the joint bootstrap draws of the two laws.
 
     Draws in which speculation does not pay have γ* = 0 and S* = 1 and no N*; draws whose law reaches α = 1 have no
     optimum and are left out. Where fewer than half speculate no interval of an optimum means anything, and none is given.
     """
     tail = (1 - config.fit.confidence) / 2
-    finite = np.isfinite(draws.lookahead)
+    finite = draws.acceptance < 1
     share = float(((draws.speedup > 1) & finite).mean())
     draws = jax.tree.map(lambda x: x[finite], draws)
     pays = draws.speedup > 1
@@ -260,22 +261,23 @@ def _trained(
     cost: CostModel,
     laws: FittedLaws,
 ) -> list[dict[str, Any]]:
-    """Measured tokens per round of every trained draft and lookahead over the cost of such a round: S = τ / (γ·d + v).
+    """Measured tokens per round of every trained draft and lookahead over the cost of such a round.
 
     Under measured costs the round is made of the draft's own timed step and the verify pass timed at that very lookahead.
     """
     sizes = {m.model_id: m for m in drafts}
-    verify = laws.verify_seconds.get(timed_like(laws, targets, target) or "", {})
+    timed = timed_like(laws, targets, target)
+    verify = laws.verify_seconds.get(timed or "", {})
     found = []
     for row in survival:
         if row.target_id != target.model_id or row.position != 1 or row.draft_id not in sizes:
             continue
         draft = sizes[row.draft_id]
-        of_round = row.lookahead * float(cost.draft_step(float(draft.params_nonembedding))) + float(cost.verify_pass)
+        of_round = float(cost.round_cost(float(draft.params_nonembedding), float(row.lookahead)))
         step = timed_like(laws, drafts, draft)
-        if isinstance(cost, MeasuredCost) and step is not None and row.lookahead in verify:
+        if isinstance(cost, HardwareCost) and timed is not None and step is not None and row.lookahead in verify:
             seconds = row.lookahead * laws.decode_seconds[step] + verify[row.lookahead]
-            of_round = seconds / float(cost.target_step_seconds)
+            of_round = seconds / laws.decode_seconds[timed]
         found.append(
             {
                 "draft_id": row.draft_id,
@@ -315,7 +317,7 @@ def _warnings(entry: dict[str, Any], drafts: list[ModelRecord]) -> list[str]:
     elif not min(sizes) <= entry["draft_params"] <= max(sizes):
         warnings.append(f"N* lies outside the trained drafts ({min(sizes):,} to {max(sizes):,} parameters)")
     if entry["speculate"] and entry["relative_difference"]["lookahead"] is None:
-        warnings.append("the lookahead stops at codesign.max_lookahead, which the closed form would exceed")
+        warnings.append("the lookahead stops at codesign.max_lookahead, which the reference would exceed")
     if entry["speculate"] and 0.99 * entry["speedup"] <= 1:
         warnings.append("plain decoding is within 1 % of the optimum")
     if entry["speculate"] and not entry["interior"]:

@@ -13,14 +13,18 @@ from jaxtyping import Array, Float
 from sdsl_jax.errors import require
 from sdsl_jax.fitting.inference import resampled
 from sdsl_jax.fitting.solver import fit, refit
+from sdsl_jax.records import LatencyRecord, ModelRecord
 from sdsl_jax.statistics import Interval
-from sdsl_jax.theory.hardware import Hardware, Load, Precision, Shape, pass_time, round_time
+from sdsl_jax.theory import ShapeRule
+from sdsl_jax.theory.hardware import Hardware, Load, Precision, Shape, family_shape, pass_time, round_time
 
 # Beyond these the rounded corner of the roofline is as good as none, or as sharp as any timing shows.
 _SMALLEST_SHARPNESS, _LARGEST_SHARPNESS = 1.0, 16.0
+# Logarithms of coefficients reach this far.
+_FARTHEST = 80.0
 # Residuals of ln seconds beyond this count linearly: a pass that runs by another kernel is no reason to bend the rest.
 _HUBER = 0.1
-# Coefficients that are fitted, and so the fewest timings that could tell them apart.
+# Coefficients that are fitted, besides the sharpness; the last of them only to rounds.
 _FITTED = ("pass_seconds", "layer_seconds", "token_seconds", "bytes_per_second", "flops_per_second", "round_seconds")
 
 
@@ -71,7 +75,9 @@ class _Data(NamedTuple):
 def _hardware(x: Array) -> Hardware:
     """The device of a vector: logs of the rates and times, and the sharpness between its bounds."""
     sharpness = _SMALLEST_SHARPNESS + (_LARGEST_SHARPNESS - _SMALLEST_SHARPNESS) * jax.nn.sigmoid(x[-1])
-    return Hardware(**{name: jnp.exp(value) for name, value in zip(_FITTED, x)}, sharpness=sharpness)
+    # A coefficient that no timing shows drifts away: it stays a finite number, in single precision too.
+    values = jnp.exp(jnp.clip(x[:-1], -_FARTHEST, _FARTHEST))
+    return Hardware(**dict(zip(_FITTED, values)), sharpness=sharpness)
 
 
 def _vector(hardware: Hardware) -> np.ndarray:
@@ -118,6 +124,40 @@ def _table(timings: Sequence[Timing], precision: Precision) -> _Data:
     )
 
 
+def record_shape(model: ModelRecord, rule: ShapeRule) -> Shape:
+    """The shape of a trained model; records that do not hold its layers and width give the family member of its size."""
+    member = family_shape(float(model.params_nonembedding), rule)
+    if not (model.layers and model.width):
+        return Shape(*map(float, member))
+    width = float(model.width)
+    return Shape(
+        params=float(model.params_nonembedding),
+        layers=float(model.layers),
+        width=width,
+        query_width=width,
+        kv_width=width * float(rule.kv_share),
+        vocab_size=float(rule.vocab_size),
+        embedding_tables=float(rule.embedding_tables),
+    )
+
+
+def timed_context(row: LatencyRecord) -> float:
+    """Cache slots that a timed pass reads: the cache has room for as much again as the context, and empty slots cost time too."""
+    return float(2 * row.context + row.width)
+
+
+def timings_of(models: Sequence[ModelRecord], latency: Sequence[LatencyRecord], rule: ShapeRule) -> list[Timing]:
+    """The timed steps of known models, as passes.
+
+    Args:
+      models: that were timed, among others.
+      latency: rows of `latency.csv`, all of models in `models`.
+      rule: of their family: vocabulary, key-value heads and embedding tables.
+    """
+    shapes = {model.model_id: record_shape(model, rule) for model in models}
+    return [Timing(shapes[r.model_id], None, r.width, r.batch, timed_context(r), r.seconds) for r in latency]
+
+
 def fit_hardware(
     timings: Sequence[Timing],
     precision: Precision,
@@ -139,9 +179,11 @@ def fit_hardware(
     """
     weights = np.ones(len(timings)) if weights is None else np.asarray(weights, float)
     used = weights > 0
+    rounds = any(t.draft is not None for t, counts in zip(timings, used) if counts)
+    unknown = len(_FITTED) + rounds
     require(
-        used.sum() > len(_FITTED) + 1,
-        f"a device has {len(_FITTED) + 1} coefficients to be fitted; {used.sum()} timings cannot tell them.",
+        used.sum() >= unknown,
+        f"a device has {unknown} coefficients to be fitted; {used.sum()} timings cannot tell them.",
     )
     shapes = {tuple(float(x) for x in t.target) for t, counts in zip(timings, used) if counts}
     require(len(shapes) >= 3, f"only {len(shapes)} kinds of model were timed; a device needs at least 3.")
@@ -165,7 +207,7 @@ def fit_hardware(
         found = jax.tree.map(float, _hardware(best.parameters))
     # What no timing shows tends to 0 on its logarithm and never gets there.
     found = Hardware(*(value if value > _SHORTEST else 0.0 for value in found))
-    if not any(t.draft is not None for t, counts in zip(timings, used) if counts):
+    if not rounds:
         found = found._replace(round_seconds=0.0)
     return HardwareFit(found, np.asarray(best.residuals), float(best.starts_agreeing), float(best.condition_number))
 

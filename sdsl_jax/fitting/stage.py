@@ -9,12 +9,15 @@ import numpy as np
 from sdsl_jax.config import FitConfig, StudyConfig
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.fitting.acceptance import fit_acceptance, pair_table
+from sdsl_jax.fitting.hardware import fit_hardware, predicted_seconds, timed_context, timings_of
 from sdsl_jax.fitting.inference import resampled
 from sdsl_jax.fitting.loss import fit_loss, loss_table
-from sdsl_jax.fitting.step_time import fit_step_time
 from sdsl_jax.models import shape_rule
 from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord, column
-from sdsl_jax.theory import ACCEPTANCE_LAWS, LOSS_LAWS, AcceptanceLaw, LossLaw, ShapeRule, StepTimeLaw
+from sdsl_jax.theory import ACCEPTANCE_LAWS, LOSS_LAWS, AcceptanceLaw, Hardware, LossLaw, Precision, ShapeRule
+
+# Everything is timed in float32.
+TIMED_PRECISION = Precision(4.0, 4.0)
 
 
 def fit_all(
@@ -31,11 +34,7 @@ def fit_all(
         for role in ("draft", "target")
         for name, column_name in (("params", "params_nonembedding"), ("loss", "loss_nats"))
     }
-    verify: dict[str, dict[str, float]] = {}
-    for row in latency:
-        if row.operation == "verify":
-            verify.setdefault(row.model_id, {})[str(row.width - 1)] = row.seconds
-    step_time = fit_step_time(models, latency, rule, config.fit.starts, config.seed)
+    device = describe_hardware(models, latency, rule, config.fit.starts, config.seed)
     # Records without the column count as new text.
     fresh = [i for i, model in enumerate(models) if not model.epochs > config.fit.max_epochs]
     once = [models[i] for i in fresh]
@@ -56,14 +55,53 @@ def fit_all(
             made.describe() | {"estimator": config.fit.estimator, "valid": ranges}
             for made in fit_acceptance(pairs, config.fit, drawn, config.seed, basis)
         ],
-        "step_time": {
-            "coefficients": {k: float(v) for k, v in step_time.law._asdict().items()},
-            "rmse_log": step_time.rmse,
-            "rows": step_time.rows,
-            "decode_seconds": {r.model_id: r.seconds for r in latency if r.operation == "decode"},
-            "verify_seconds_by_lookahead": verify,
-        },
+        "hardware": device,
         "shape_rule": {k: float(v) for k, v in rule._asdict().items()},
+    }
+
+
+def describe_hardware(
+    models: list[ModelRecord], latency: list[LatencyRecord], rule: ShapeRule, starts: int, seed: int
+) -> dict[str, Any]:
+    """The device that the steps were timed on, as `fits.json` holds it, with the timed steps themselves.
+
+    Raises:
+      SdslError: too few steps, or steps of too few sizes, were timed.
+    """
+    known = {model.model_id for model in models}
+    rows = [r for r in latency if r.model_id in known]
+    timings = timings_of(models, rows, rule)
+    found = fit_hardware(timings, TIMED_PRECISION, starts, seed)
+    predicted = predicted_seconds(found.hardware, timings, TIMED_PRECISION)
+    verify: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row.operation == "verify":
+            verify.setdefault(row.model_id, {})[str(row.width - 1)] = row.seconds
+    return {
+        # What nothing is known of is infinite, which JSON cannot say: it stays away, and the default comes back.
+        "coefficients": {k: float(v) for k, v in found.hardware._asdict().items() if np.isfinite(v)},
+        "precision": {k: float(v) for k, v in TIMED_PRECISION._asdict().items()},
+        "batch": float(rows[0].batch),
+        "context": timed_context(rows[0]),
+        "rmse_log": float(np.sqrt(np.square(found.residuals).mean())),
+        "median_absolute_error": float(np.median(np.abs(found.residuals))),
+        "starts_agreeing": found.starts_agreeing,
+        "condition_number": found.condition_number,
+        "rows": [
+            {
+                "model_id": row.model_id,
+                "operation": row.operation,
+                "width": row.width,
+                "batch": row.batch,
+                "context": row.context,
+                "seconds": row.seconds,
+                "predicted_seconds": float(seconds),
+                "residual_log": float(residual),
+            }
+            for row, seconds, residual in zip(rows, predicted, found.residuals)
+        ],
+        "decode_seconds": {r.model_id: r.seconds for r in rows if r.operation == "decode"},
+        "verify_seconds_by_lookahead": verify,
     }
 
 
@@ -92,13 +130,19 @@ def joint_weights(config: FitConfig, models: list[ModelRecord], seed: int) -> np
 
 
 class FittedLaws(NamedTuple):
-    """The laws of a `fits.json`, with bootstrap draws that belong together: draw i of one law goes with draw i of another."""
+    """The laws of a `fits.json`, with bootstrap draws that belong together: draw i of one law goes with draw i of another.
+
+    The device stands beside the load that it was timed at: `batch` rows, and `context` slots in the cache of each.
+    """
 
     loss: LossLaw
     loss_draws: LossLaw
     acceptance: dict[str, AcceptanceLaw]
     acceptance_draws: dict[str, AcceptanceLaw]
-    step_time: StepTimeLaw
+    hardware: Hardware
+    precision: Precision
+    batch: float
+    context: float
     verify_seconds: dict[str, dict[int, float]]
     decode_seconds: dict[str, float]
     rule: ShapeRule
@@ -119,12 +163,15 @@ def read_laws(fits: dict[str, Any]) -> FittedLaws:
             loss_draws=LOSS_LAWS[fits["loss_law"]["law"]](**loss_draws),
             acceptance={name: ACCEPTANCE_LAWS[name](**c) for name, c in laws.items()},
             acceptance_draws={name: ACCEPTANCE_LAWS[name](**c) for name, c in draws.items()},
-            step_time=StepTimeLaw(**fits["step_time"]["coefficients"]),
+            hardware=Hardware(**fits["hardware"]["coefficients"]),
+            precision=Precision(**fits["hardware"]["precision"]),
+            batch=fits["hardware"]["batch"],
+            context=fits["hardware"]["context"],
             verify_seconds={
                 target: {int(g): s for g, s in widths.items()}
-                for target, widths in fits["step_time"]["verify_seconds_by_lookahead"].items()
+                for target, widths in fits["hardware"]["verify_seconds_by_lookahead"].items()
             },
-            decode_seconds=fits["step_time"]["decode_seconds"],
+            decode_seconds=fits["hardware"]["decode_seconds"],
             rule=ShapeRule(**fits["shape_rule"]),
         )
     except (KeyError, TypeError, AttributeError) as error:

@@ -58,7 +58,8 @@ def count(config: ModelConfig, context: float) -> ModelCounts:
 
 def shape_rule(family: FamilyConfig, vocab_size: int, sequence_length: int) -> ShapeRule:
     """The smooth counterpart of the family; its average context is half a sequence."""
-    return ShapeRule(family.aspect_ratio, float(vocab_size), sequence_length / 2)
+    tables = 1.0 if family.tie_embeddings else 2.0
+    return ShapeRule(family.aspect_ratio, float(vocab_size), sequence_length / 2, 1 / family.kv_groups, tables)
 
 
 def member(family: FamilyConfig, params: int, vocab_size: int) -> ModelConfig:

@@ -15,7 +15,7 @@ from sdsl_jax.report.evidence_figures import draw_evidence
 from sdsl_jax.report.inputs import Records, read_records
 from sdsl_jax.report.landscapes import draw_optimiser, draw_speedup
 from sdsl_jax.report.style import COLOURS, NAMES, colours, figure, label_sizes
-from sdsl_jax.theory import ACCEPTANCE_LAWS, LOSS_LAWS, ModelPoint, ShapeRule, StepTimeLaw
+from sdsl_jax.theory import ACCEPTANCE_LAWS, LOSS_LAWS, ModelPoint
 
 CAPTIONS = {
     "loss": "Test loss against non-embedding parameters and training tokens, with the fitted law. "
@@ -29,11 +29,11 @@ CAPTIONS = {
     "the best. Dots: trained drafts at their largest budget, with the tokens per round that the decoder measured, at the best "
     "measured lookahead.",
     "optimiser": "Speed-up over draft size and lookahead, the path of the optimiser from its best start (which may lie above "
-    "the frame), and the closed form.",
+    "the frame), and the reference: the closed form of γ at costs in FLOPs, bracketed roots at measured ones.",
     "survival": "Share of rounds whose first k drafts were all accepted, at the largest measured lookahead, "
     "against the geometric α^k of independent acceptance with α from the same rounds (dashed).",
-    "latency": "Median time of a one-token decoding step against size, with the fitted law, and of verify passes of the "
-    "targets against their width.",
+    "latency": "Median time of a one-token decoding step against size, and of passes of the targets against their width, with "
+    "what the fitted device takes for the same shapes (lines).",
 }
 
 
@@ -216,44 +216,35 @@ def _survival(records: Records, folder: Path, name: str) -> None:
 
 def _latency(records: Records, folder: Path, name: str) -> None:
     by_id = {m.model_id: m for m in records.models}
-    law, rule = StepTimeLaw(**records.fits["step_time"]["coefficients"]), ShapeRule(**records.fits["shape_rule"])
-    decode = [r for r in records.latency if r.operation == "decode"]
-    sizes = np.asarray([by_id[r.model_id].params_nonembedding for r in decode], float)
+    predicted = {(r["model_id"], r["width"]): r["predicted_seconds"] for r in records.fits["hardware"]["rows"]}
+    timed = [r for r in records.latency if (r.model_id, r.width) in predicted]
 
-    def bars(rows: list[LatencyRecord]) -> list[list[float]]:
-        return [[1e6 * (r.seconds - r.seconds_low) for r in rows], [1e6 * (r.seconds_high - r.seconds) for r in rows]]
+    def draw(axis: Any, rows: list[LatencyRecord], at: list[float], colour: str, label: str) -> None:
+        measured = 1e6 * np.asarray([r.seconds for r in rows])
+        low, high = (1e6 * np.asarray([getattr(r, end) for r in rows]) for end in ("seconds_low", "seconds_high"))
+        axis.errorbar(at, measured, yerr=[measured - low, high - measured], fmt="o", color=colour, label=label)
+        axis.plot(at, [1e6 * predicted[r.model_id, r.width] for r in rows], color=colour, lw=1.2)
+
+    def size(row: LatencyRecord) -> float:
+        return float(by_id[row.model_id].params_nonembedding)
 
     with figure(folder, name, 1, 2, (9.5, 3.9)) as (_, axes):
         left, right = axes[0]
-        left.errorbar(
-            sizes,
-            [1e6 * r.seconds for r in decode],
-            yerr=bars(decode),
-            fmt="o",
-            color=COLOURS[0],
-            label="measured median",
-        )
-        fine = np.geomspace(sizes.min(), sizes.max(), 80)
-        left.plot(fine, 1e6 * np.asarray(law(fine, rule)), color=COLOURS[1], lw=1.2, label="overhead + layers + FLOPs")
+        decode = sorted((r for r in timed if r.operation == "decode"), key=size)
+        draw(left, decode, [size(r) for r in decode], COLOURS[0], "measured median")
+        left.plot([], [], color=COLOURS[0], lw=1.2, label="fitted device")
         left.set_xscale("log")
         label_sizes(left.xaxis, "non-embedding parameters")
         left.set(ylabel="one-token step (µs)", title=f"Decode steps, batch {decode[0].batch}", ylim=(0, None))
         left.legend()
         for target, colour in zip(records.targets, colours(len(records.targets))):
-            rows = sorted((r for r in records.latency if r.model_id == target.model_id), key=lambda r: r.width)
+            rows = sorted((r for r in timed if r.model_id == target.model_id), key=lambda r: r.width)
             label = f"target {short_count(target.params_nonembedding)}"
-            right.errorbar(
-                [r.width for r in rows],
-                [1e6 * r.seconds for r in rows],
-                yerr=bars(rows),
-                fmt="o-",
-                color=colour,
-                label=label,
-            )
+            draw(right, rows, [r.width for r in rows], colour, label)
         right.set(
             xlabel="tokens in the pass (γ + 1)",
             ylabel="verify pass (µs)",
-            title="A verify pass is not free",
+            title="A verify pass is not free (lines: fitted device)",
             ylim=(0, None),
         )
         right.legend()

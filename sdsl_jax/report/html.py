@@ -154,7 +154,8 @@ def _findings(records: Records) -> list[str]:
 def _cost_sentence(records: Records, entry: dict[str, Any]) -> str:
     landscape = records.landscapes[records.codesign.index(entry)]
     cheapest = min(landscape["curve"]["cost"])
-    best = max(max(row[1:]) for row in landscape["map"]["speedup"])  # the first lookahead is 0
+    drafting = [gamma > 0 for gamma in landscape["map"]["lookahead"]]
+    best = max(s for row in landscape["map"]["speedup"] for s, drafts in zip(row, drafting) if drafts)
     return (
         f"the cheapest draft step costs {cheapest:.2f} of a target step and a verify pass {entry['verify_cost']:.2f}; "
         f"the best lookahead above 0 on the map reaches only {best:.2f} times plain decoding."

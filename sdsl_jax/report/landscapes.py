@@ -92,7 +92,7 @@ def draw_speedup(records: Records, folder: Path, name: str) -> None:
 
 
 def draw_optimiser(records: Records, folder: Path, name: str) -> None:
-    """The path of gradient ascent over the map of S, with the closed form."""
+    """The path of gradient ascent over the map of S, with the reference."""
     models = _cost_models(records)
     with figure(folder, name, len(models), len(records.targets), (4.9 * len(records.targets), 3.9 * len(models))) as (
         made,
@@ -120,9 +120,10 @@ def draw_optimiser(records: Records, folder: Path, name: str) -> None:
                     )
                 axis.plot(path["draft_params"], path["lookahead"], color=COLOURS[1], lw=1.4, marker=".", ms=3)
                 axis.plot(path["draft_params"][0], path["lookahead"][0], "o", color=COLOURS[1], mec="white")
-                closed = entry["closed_form"]
-                if closed["draft_params"] is not None:
-                    axis.plot(closed["draft_params"], closed["lookahead"], "*", color="white", mec="black", ms=14)
+                reference = entry["reference"]
+                if reference["draft_params"] is not None:
+                    at = reference["draft_params"], reference["lookahead"]
+                    axis.plot(*at, "*", color="white", mec="black", ms=14)
                 else:
                     axis.text(
                         0.5,
@@ -136,14 +137,14 @@ def draw_optimiser(records: Records, folder: Path, name: str) -> None:
                     )
                 axis.set_xscale("log")
                 label_sizes(axis.xaxis, "draft size N (non-embedding parameters)")
-                axis.set_ylim(0, max(surface["lookahead"]))
+                axis.set_ylim(min(surface["lookahead"]), max(surface["lookahead"]))
                 axis.set_ylabel("lookahead γ (tokens)")
                 axis.grid(False)
         handles = [
             Line2D([], [], color=COLOURS[1], marker=".", label="gradient ascent, best start"),
             Line2D([], [], color=COLOURS[1], marker="o", mec="white", ls="", label="its start"),
             Line2D(
-                [], [], color="white", marker="*", mec="black", ms=14, ls="", label="closed form, if speculation pays"
+                [], [], color="white", marker="*", mec="black", ms=14, ls="", label="reference, if speculation pays"
             ),
             Line2D([], [], color="0.7", label="S = 1, if crossed (white)"),
         ]

@@ -18,8 +18,8 @@ class SummaryRow(NamedTuple):
     indifference: tuple[float, float] | None
     lookahead: float | None
     speedup: float | None
-    closed_form_params: float | None
-    closed_form_lookahead: float | None
+    reference_params: float | None
+    reference_lookahead: float | None
     nearest_draft: str | None
     nearest_lookahead: int | None
     nearest_speedup: float | None
@@ -30,7 +30,7 @@ class SummaryRow(NamedTuple):
 
 def summary(folder: Path) -> list[SummaryRow]:
     """The optimum of every target and cost model under the acceptance law that predicts left-out drafts best."""
-    entries = read_json(folder / "records" / "codesign.json", list, ("target_id", "closed_form", "nearest_trained"))
+    entries = read_json(folder / "records" / "codesign.json", list, ("target_id", "reference", "nearest_trained"))
     clocked = {(r.draft_id, r.target_id, r.lookahead): r for r in read_table(folder / "records", "clock")}
     rows = []
     for entry in entries:
@@ -48,8 +48,8 @@ def summary(folder: Path) -> list[SummaryRow]:
                 indifference=None if interval[0] is None else (interval[0], interval[1]),
                 lookahead=entry["lookahead"],
                 speedup=entry["speedup"],
-                closed_form_params=entry["closed_form"]["draft_params"],
-                closed_form_lookahead=entry["closed_form"]["lookahead"],
+                reference_params=entry["reference"]["draft_params"],
+                reference_lookahead=entry["reference"]["lookahead"],
                 nearest_draft=nearest.get("draft_id"),
                 nearest_lookahead=nearest.get("lookahead"),
                 nearest_speedup=nearest.get("speedup"),

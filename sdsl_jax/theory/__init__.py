@@ -1,12 +1,9 @@
 """Laws, throughput, costs and optima: pure functions on coefficients, on jax and numpy alone."""
 
 from sdsl_jax.theory.costs import (
-    CostModel,
     FlopCost,
-    MeasuredCost,
     ParameterCost,
     ShapeRule,
-    StepTimeLaw,
     flops_per_token,
     layers_and_width,
 )
@@ -18,6 +15,7 @@ from sdsl_jax.theory.dependence import (
     rounds_over_sample,
     tokens_per_round_from_survival,
 )
+from sdsl_jax.theory.hardware import CostModel, Hardware, HardwareCost, Precision, Shape, family_shape
 from sdsl_jax.theory.lambert import lambertw, solve_branch
 from sdsl_jax.theory.laws import (
     ACCEPTANCE_LAWS,
@@ -86,6 +84,8 @@ __all__ = [
     "Elasticities",
     "Flags",
     "FlopCost",
+    "Hardware",
+    "HardwareCost",
     "KaplanLaw",
     "LinearLaw",
     "LogLinearLength",
@@ -93,24 +93,25 @@ __all__ = [
     "LogitPlane",
     "LookaheadOptimum",
     "LossLaw",
-    "MeasuredCost",
     "ModelPoint",
     "ParameterCost",
     "PayingTarget",
     "PersistentAcceptance",
     "PowerLaw",
+    "Precision",
     "Rounds",
     "Scenario",
     "Sensitivities",
+    "Shape",
     "ShapeRule",
     "StandardErrors",
-    "StepTimeLaw",
     "acceptance_from_tokens_per_round",
     "best_log_speedup",
     "coefficients",
     "delta_method",
     "draws_from_covariance",
     "elasticities",
+    "family_shape",
     "flags",
     "flops_per_token",
     "geometric_error",

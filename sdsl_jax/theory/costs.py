@@ -1,7 +1,8 @@
-r"""What a decoding step costs, as smooth functions of a model's size.
+r"""What a round costs where that is a line in the lookahead, as smooth functions of a model's size.
 
 A round of speculative decoding with lookahead γ costs γ·d + v *target steps*: d is a draft step and v the verify pass, both in
-units of one autoregressive step of the target. The paper (arXiv 2603.11053) takes d = N/M and v = 1.
+units of one autoregressive step of the target. The paper (arXiv 2603.11053) takes d = N/M and v = 1. On a device a round is no
+such line: `hardware` has the cost model for that, with the same `draft_step`, `round_cost` and `lookahead_bounds`.
 """
 
 from typing import NamedTuple
@@ -69,6 +70,15 @@ class ParameterCost(NamedTuple):
         """Cost of one verify pass in target steps."""
         return 1.0
 
+    def round_cost(self, params: Scalar, lookahead: Scalar) -> Array:
+        """γ·d + v, in target steps."""
+        return jnp.asarray(lookahead) * self.draft_step(params) + self.verify_pass
+
+    @property
+    def lookahead_bounds(self) -> tuple[float, float]:
+        """Smallest and largest γ: the line goes through plain decoding at 0, and has no end."""
+        return 0.0, float("inf")
+
 
 class FlopCost(NamedTuple):
     """Costs in FLOPs: a draft step is the ratio of FLOPs per token and the verify pass costs one target step.
@@ -88,45 +98,14 @@ class FlopCost(NamedTuple):
         """Cost of one verify pass in target steps."""
         return 1.0
 
-
-class StepTimeLaw(NamedTuple):
-    """Seconds for one decoding step: a fixed overhead, a share for each layer, and a share for each FLOP."""
-
-    overhead_seconds: Scalar
-    seconds_per_layer: Scalar
-    seconds_per_flop: Scalar
-
-    def __call__(self, params: Scalar, rule: ShapeRule) -> Array:
-        """Seconds of a one-token step of the family member with `params` non-embedding parameters."""
-        layers, _ = layers_and_width(params, rule)
-        return (
-            jnp.asarray(self.overhead_seconds)
-            + self.seconds_per_layer * layers
-            + self.seconds_per_flop * flops_per_token(params, rule)
-        )
-
-
-class MeasuredCost(NamedTuple):
-    """Costs from timings: the fitted time of a draft step, and the target's own step and verify pass.
-
-    A verify pass of γ + 1 tokens takes `verify_seconds` + γ·`verify_seconds_per_draft`. A round therefore costs γ·d + v with
-    the second part counted in d: every draft widens the pass by a token, and the closed form holds as it stands.
-    """
-
-    rule: ShapeRule
-    step_time: StepTimeLaw
-    target_step_seconds: Scalar
-    verify_seconds: Scalar
-    verify_seconds_per_draft: Scalar
-
-    def draft_step(self, params: Scalar) -> Array:
-        """Cost of one more draft in target steps: a step of the draft, and the verify pass made one token wider."""
-        return (self.step_time(params, self.rule) + self.verify_seconds_per_draft) / self.target_step_seconds
+    def round_cost(self, params: Scalar, lookahead: Scalar) -> Array:
+        """γ·d + v, in target steps."""
+        return jnp.asarray(lookahead) * self.draft_step(params) + self.verify_pass
 
     @property
-    def verify_pass(self) -> Scalar:
-        """Cost of a round in target steps that does not depend on the lookahead."""
-        return jnp.asarray(self.verify_seconds) / self.target_step_seconds
+    def lookahead_bounds(self) -> tuple[float, float]:
+        """Smallest and largest γ: the line goes through plain decoding at 0, and has no end."""
+        return 0.0, float("inf")
 
 
-CostModel = ParameterCost | FlopCost | MeasuredCost
+LinearCost = ParameterCost | FlopCost

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from sdsl_jax.theory.arrays import Scalar
-from sdsl_jax.theory.costs import ShapeRule, layers_and_width
+from sdsl_jax.theory.costs import LinearCost, ShapeRule, layers_and_width
 
 
 class Hardware(NamedTuple):
@@ -205,3 +205,75 @@ def resident_bytes(shape: Shape, precision: Precision, batch: Scalar, context: S
     """Memory that a model holds on to: all its weights, and the caches of `batch` rows of `context` positions."""
     cache = 2 * jnp.asarray(batch) * context * shape.layers * shape.kv_width
     return jnp.asarray(shape.total_params * precision.weight_bytes + cache * precision.cache_bytes)
+
+
+class DeviceRound(NamedTuple):
+    """What a round of one draft and target costs on a device, as a function of the lookahead alone.
+
+    Attributes:
+      first_pass: what the draft's first pass takes more than its others, and the round's own overhead, in seconds.
+      draft_step: any other pass of the draft, in seconds.
+      target_step: one step of the target alone, in seconds.
+      device: the cost model, for the verify pass.
+    """
+
+    first_pass: Array
+    draft_step: Array
+    target_step: Array
+    device: HardwareCost
+
+    def cost(self, lookahead: Array) -> Array:
+        """Target steps of a round with lookahead γ ≥ 1: convex in γ, for a pass is convex in the tokens that it feeds."""
+        verify = self.device.pass_seconds(self.device.target, lookahead + 1)
+        return (self.first_pass + lookahead * self.draft_step + verify) / self.target_step
+
+
+class HardwareCost(NamedTuple):
+    """What rounds cost on a device, in steps of the target on the same device.
+
+    Attributes:
+      hardware: the device.
+      rule: the family that drafts come from.
+      target: shape of the target.
+      precision: of both models.
+      batch: rows.
+      context: cache positions that a pass reads in each row.
+    """
+
+    hardware: Hardware
+    rule: ShapeRule
+    target: Shape
+    precision: Precision
+    batch: Scalar
+    context: Scalar
+
+    def pass_seconds(self, shape: Shape, tokens: Scalar) -> Array:
+        """Seconds of a pass that feeds `tokens` to every row."""
+        return pass_time(self.hardware, shape, self.precision, Load(tokens, self.batch, self.context))
+
+    def round_of(self, params: Scalar) -> DeviceRound:
+        """The rounds of a draft of `params` non-embedding parameters."""
+        draft = family_shape(params, self.rule)
+        round_of_one = round_time(
+            self.hardware, draft, self.target, 1.0, self.batch, self.context, self.precision, self.precision
+        )
+        step = self.pass_seconds(draft, 1.0)
+        return DeviceRound(
+            round_of_one.draft - step + round_of_one.overhead, step, self.pass_seconds(self.target, 1.0), self
+        )
+
+    def draft_step(self, params: Scalar) -> Array:
+        """Cost of one draft step in target steps, for a draft of `params` non-embedding parameters."""
+        return self.pass_seconds(family_shape(params, self.rule), 1.0) / self.pass_seconds(self.target, 1.0)
+
+    def round_cost(self, params: Scalar, lookahead: Scalar) -> Array:
+        """Cost of a round with lookahead γ ≥ 1, in target steps."""
+        return self.round_of(params).cost(jnp.asarray(lookahead))
+
+    @property
+    def lookahead_bounds(self) -> tuple[float, float]:
+        """Smallest and largest γ: a round drafts at least once, and plain decoding is another program."""
+        return 1.0, 64.0
+
+
+CostModel = LinearCost | HardwareCost

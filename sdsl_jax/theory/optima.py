@@ -1,9 +1,9 @@
-"""The throughput-optimal draft size, as a one-dimensional problem: γ is eliminated by its closed form."""
+"""The throughput-optimal draft size, as a one-dimensional problem: γ is eliminated by its closed form, or by a bracketed root."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,25 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from sdsl_jax.theory.arrays import Scalar
-from sdsl_jax.theory.lookahead import best_log_speedup, check_domain, optimal_lookahead_unchecked
+from sdsl_jax.theory.bracketed import (
+    RoundCost,
+    best_lookahead,
+    bracketed_optimum,
+    crossing,
+    divided,
+    slope_of,
+    with_slope,
+)
+from sdsl_jax.theory.lookahead import (
+    LookaheadOptimum,
+    best_log_speedup,
+    check_domain,
+    optimal_lookahead_unchecked,
+    tokens_per_round,
+)
 
 # Points of the grid in ln N that brackets the maximum: a ratio of 1.25 between neighbours over six decades.
 _GRID = 64
-# A safeguarded Newton iteration takes 4 to 6 steps; bisection alone would close a bracket of doubles in these.
-_STEPS = 60
 # At a root the slope is this share of its change over the bracket, or less.
 _KINK = 1e-3
 
@@ -36,7 +49,7 @@ class DraftOptimum(NamedTuple):
       speculate: whether a whole lookahead beats plain decoding at N*.
       indifference_1pct: ends of the interval of sizes around N* that lose at most 1 % of S, plain decoding counted as S = 1.
       indifference_5pct: the same for 5 %.
-      interior: whether N* is a stationary point inside the bounds at which some γ > 0 pays.
+      interior: whether N* is a stationary point inside the bounds at which some γ pays.
       certain: whether α reaches 1 at N* or at an end of its 5 % interval: an unbounded law has then no optimum to speak of.
     """
 
@@ -52,36 +65,6 @@ class DraftOptimum(NamedTuple):
     indifference_5pct: tuple[Float[Array, "*batch"], Float[Array, "*batch"]]
     interior: Bool[Array, "*batch"]
     certain: Bool[Array, "*batch"]
-
-
-def _crossing(value_and_slope: Callable, positive: Array, negative: Array, start: Array) -> Array:
-    """Where a function turns from above 0 at `positive` to below 0 at `negative`: Newton steps, and halvings where they leave.
-
-    `positive` may lie above `negative`; `start` lies between them.
-    """
-    eps = jnp.finfo(start.dtype).eps
-    resolution = 4 * eps * jnp.maximum(jnp.abs(positive), jnp.abs(negative))
-
-    def unfinished(state):
-        step, positive, negative, _, done = state
-        return (step < _STEPS) & ~done & (jnp.abs(positive - negative) > resolution)
-
-    def advance(state):
-        step, positive, negative, x, _ = state
-        value, slope = value_and_slope(x)
-        positive, negative = jnp.where(value > 0, x, positive), jnp.where(value > 0, negative, x)
-        newton = x - value / jnp.where(slope == 0, 1.0, slope)
-        taken = (slope != 0) & ((newton - positive) * (newton - negative) <= 0)
-        # Newton's errors square: after a step as small as √eps the next one would be lost in rounding.
-        done = taken & (jnp.abs(newton - x) <= jnp.sqrt(eps))
-        return step + 1, positive, negative, jnp.where(taken, newton, (positive + negative) / 2), done
-
-    begin = (jnp.zeros((), int), positive, negative, start, jnp.zeros_like(start, bool))
-    return jax.lax.while_loop(unfinished, advance, begin)[3]
-
-
-def _slope(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    return lambda x: jax.jvp(function, (x,), (jnp.ones_like(x),))[1]
 
 
 class Peak(NamedTuple):
@@ -105,46 +88,56 @@ def maximise_over_sizes(objective: Callable[[Array], Array], low: Array, high: A
     values = jax.vmap(objective)(grid)
     peak = jnp.argmax(values)
     left, right = jnp.maximum(peak - 1, 0), jnp.minimum(peak + 1, _GRID - 1)
-    slope = _slope(objective)
-    interior = (slope(grid[left]) > 0) & (slope(grid[right]) < 0)
+    slope = slope_of(objective)
+    at_ends = jax.vmap(slope)(grid[jnp.stack([left, right])])
+    interior = (at_ends[0] > 0) & (at_ends[1] < 0)
 
     def solve(function, start):
-        found = _crossing(lambda x: (function(x), _slope(function)(x)), grid[left], grid[right], start)
+        found = crossing(with_slope(function), grid[left], grid[right], start)
         return jnp.where(interior, found, start)
 
-    def divide(linear, y):
-        curvature = linear(jnp.ones_like(y))
-        return y / jnp.where(curvature == 0, 1.0, curvature)
-
     still = jax.lax.stop_gradient
-    root = jax.lax.custom_root(slope, still(grid[peak]), solve, divide)
+    root = jax.lax.custom_root(slope, still(grid[peak]), solve, divided)
     # At a kink of a user's function the slope jumps over zero: a maximum, but none that the theorem applies to.
-    drop = slope(grid[left]) - slope(grid[right])
+    drop = at_ends[0] - at_ends[1]
     stationary = interior & (jnp.abs(slope(still(root))) <= _KINK * still(drop))
     end = jnp.where(peak == 0, low, jnp.where(peak == _GRID - 1, high, still(grid[peak])))
     x = jnp.where(stationary, root, jnp.where(interior, still(root), end))
     return Peak(x, grid, values, stationary)
 
 
-def _indifference(objective: Callable[[Array], Array], peak: Peak, share: float) -> tuple[Array, Array]:
-    """Sizes around the peak whose S, or plain decoding, is at least 1 − share of the best."""
-    x, grid = peak.x, peak.grid
-    # Cut off from all tangents: a loop that carried one could not be differentiated in reverse mode.
-    floor = jax.lax.stop_gradient(jnp.maximum(objective(x), 0.0) + jnp.log1p(-share))
-    enough = jnp.maximum(peak.values, 0.0) >= floor
-    index = jnp.arange(_GRID)
-    below = jnp.max(jnp.where((grid < x) & ~enough, index, -1))
-    above = jnp.min(jnp.where((grid > x) & ~enough, index, _GRID))
+def _indifference(
+    objective: Callable[[Array], Array], peak: Peak, shares: tuple[float, ...]
+) -> list[tuple[Array, Array]]:
+    """For each share, the sizes around the peak whose S, or plain decoding, is at least 1 − share of the best."""
+    x, grid, index = peak.x, peak.grid, jnp.arange(_GRID)
+    best = jnp.maximum(objective(x), 0.0)
 
-    def end(outside: Array, inside: Array) -> Array:
+    def bracket(floor: Array) -> tuple[Array, Array, Array]:
+        """Outer and inner ends on either side, and which of them are the ends of the grid."""
+        enough = jnp.maximum(peak.values, 0.0) >= floor
+        below = jnp.max(jnp.where((grid < x) & ~enough, index, -1))
+        above = jnp.min(jnp.where((grid > x) & ~enough, index, _GRID))
+        outside = jnp.stack([grid[jnp.maximum(below, 0)], grid[jnp.minimum(above, _GRID - 1)]])
+        inside = [
+            jnp.minimum(grid[jnp.minimum(below + 1, _GRID - 1)], x),
+            jnp.maximum(grid[jnp.maximum(above - 1, 0)], x),
+        ]
+        return outside, jnp.stack(inside), jnp.stack([below < 0, above >= _GRID])
+
+    def end(outside: Array, inside: Array, floor: Array) -> Array:
         def value_and_slope(at: Array) -> tuple[Array, Array]:
             return jax.lax.stop_gradient(jax.jvp(lambda t: objective(t) - floor, (at,), (jnp.ones_like(at),)))
 
-        return _crossing(value_and_slope, inside, outside, (inside + outside) / 2)
+        return crossing(value_and_slope, inside, outside, (inside + outside) / 2)
 
-    first = end(grid[jnp.maximum(below, 0)], jnp.minimum(grid[jnp.minimum(below + 1, _GRID - 1)], x))
-    last = end(grid[jnp.minimum(above, _GRID - 1)], jnp.maximum(grid[jnp.maximum(above - 1, 0)], x))
-    return jnp.exp(jnp.where(below < 0, grid[0], first)), jnp.exp(jnp.where(above >= _GRID, grid[-1], last))
+    # Cut off from all tangents: a loop that carried one could not be differentiated in reverse mode.
+    floors = jax.lax.stop_gradient(best + jnp.log1p(-jnp.asarray(shares, x.dtype)))
+    outside, inside, open_ended = jax.vmap(bracket)(floors)
+    # All ends in one loop: the objective is compiled once.
+    ends = jax.vmap(jax.vmap(end, (0, 0, None)))(outside, inside, floors)
+    ends = jnp.exp(jnp.where(open_ended, grid[jnp.array([0, -1])], ends))
+    return [(pair[0], pair[1]) for pair in ends]
 
 
 def check_bounds(bounds: tuple[Scalar, Scalar]) -> None:
@@ -192,25 +185,80 @@ def optimal_draft(
     """
     check_bounds(bounds)
     check_domain(0.5, 1.0, verify_pass)
+    return _optimal_draft(
+        acceptance,
+        draft_step,
+        bounds,
+        lambda n: best_log_speedup(acceptance(n), draft_step(n), verify_pass),
+        lambda n: optimal_lookahead_unchecked(acceptance(n), draft_step(n), verify_pass),
+    )
+
+
+def optimal_draft_of_rounds(
+    acceptance: Callable[[Array], Array],
+    draft_step: Callable[[Array], Array],
+    numbers: Callable[[Array], Any],
+    round_cost: RoundCost,
+    bounds: tuple[Scalar, Scalar],
+    lookahead_bounds: tuple[Scalar, Scalar],
+) -> DraftOptimum:
+    """Maximises S = τ(α(N), γ)/C(N, γ) over N and γ, where a round's cost C is any convex function of γ.
+
+    At each N the best γ is a bracketed root, with first derivatives only; everything else is as in `optimal_draft`. An acceptance
+    of 1 or more is followed to the largest lookahead, and `certain` says so.
+
+    Args:
+      acceptance: α of a draft of N parameters.
+      draft_step: d of a draft of N parameters, in target steps.
+      numbers: all that the cost of a round of a draft of N parameters depends on, besides γ.
+      round_cost: C(numbers(N), γ) > 0 of a whole round, in target steps.
+      bounds: smallest and largest N, both positive.
+      lookahead_bounds: smallest γ, at least 1, and largest.
+
+    Raises:
+      ValueError: as `optimal_draft` does.
+    """
+    check_bounds(bounds)
+
+    def log_speedup(n: Array) -> Array:
+        alpha, given = acceptance(n), numbers(n)
+        gamma = best_lookahead(alpha, given, round_cost, lookahead_bounds)
+        return jnp.log(tokens_per_round(alpha, gamma) / round_cost(given, gamma))
+
+    return _optimal_draft(
+        acceptance,
+        draft_step,
+        bounds,
+        log_speedup,
+        lambda n: bracketed_optimum(acceptance(n), numbers(n), round_cost, lookahead_bounds),
+    )
+
+
+def _optimal_draft(
+    acceptance: Callable[[Array], Array],
+    draft_step: Callable[[Array], Array],
+    bounds: tuple[Scalar, Scalar],
+    log_speedup: Callable[[Array], Array],
+    lookahead: Callable[[Array], LookaheadOptimum],
+) -> DraftOptimum:
+    """The best size, given what each size is worth at its best lookahead, and that lookahead."""
     low, high = (jnp.log(jnp.asarray(b, jnp.result_type(float))) for b in bounds)
 
     def objective(x: Array) -> Array:
-        n = jnp.exp(x)
-        return best_log_speedup(acceptance(n), draft_step(n), verify_pass)
+        return log_speedup(jnp.exp(x))
 
     peak = maximise_over_sizes(objective, low, high)
     n = jnp.exp(peak.x)
-    alpha, step = acceptance(n), draft_step(n)
-    best = optimal_lookahead_unchecked(alpha, step, verify_pass)
+    alpha, best = acceptance(n), lookahead(n)
     still = jax.tree.map(jax.lax.stop_gradient, peak)
-    one_percent, five_percent = (_indifference(objective, still, share) for share in (0.01, 0.05))
+    one_percent, five_percent = _indifference(objective, still, (0.01, 0.05))
     certain = (alpha >= 1) | (acceptance(five_percent[0]) >= 1) | (acceptance(five_percent[1]) >= 1)
     found = DraftOptimum(
         params=n,
         lookahead=best.lookahead,
         lookahead_integer=best.lookahead_integer,
         acceptance=jnp.asarray(alpha),
-        draft_step=jnp.asarray(step),
+        draft_step=jnp.asarray(draft_step(n)),
         speedup=best.speedup,
         speedup_integer=best.speedup_integer,
         speculate=best.speculate,

@@ -9,15 +9,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from sdsl_jax.theory.arrays import Scalar
-from sdsl_jax.theory.costs import CostModel, ParameterCost
+from sdsl_jax.theory.bracketed import best_lookahead
+from sdsl_jax.theory.costs import ParameterCost
+from sdsl_jax.theory.hardware import CostModel, DeviceRound, HardwareCost
 from sdsl_jax.theory.laws import AcceptanceLaw, LossLaw, ModelPoint
-from sdsl_jax.theory.lookahead import speedup
+from sdsl_jax.theory.lookahead import optimal_lookahead_unchecked, tokens_per_round
 from sdsl_jax.theory.optima import (
     DraftOptimum,
     check_acceptance,
     check_bounds,
     maximise_over_sizes,
     optimal_draft,
+    optimal_draft_of_rounds,
 )
 
 # Target sizes on the grid of `smallest_target_that_pays`.
@@ -25,7 +28,7 @@ _TARGETS = 64
 
 
 class DraftProblem(NamedTuple):
-    """Which draft to train for one target: maximise S(α(N), γ, d(N), v) over N and γ (arXiv 2603.11053).
+    """Which draft to train for one target: maximise S = τ(α(N), γ)/C(N, γ) over N and γ (arXiv 2603.11053).
 
     A pytree whose leaves are coefficients, so that one compilation serves every target and every bootstrap draw.
 
@@ -34,7 +37,7 @@ class DraftProblem(NamedTuple):
       draft_tokens: that the draft will be trained on.
       target: size and loss of the target.
       acceptance_law: from draft and target to α.
-      cost: d(N) and v.
+      cost: of a round, C(N, γ).
       bounds: smallest and largest N.
     """
 
@@ -51,15 +54,27 @@ class DraftProblem(NamedTuple):
         return self.acceptance_law(draft, self.target)
 
     def speedup(self, params: Scalar, lookahead: Scalar) -> Array:
-        """S of a draft at a lookahead γ ≥ 0, real or whole."""
-        return speedup(self.acceptance(params), lookahead, self.cost.draft_step(params), self.cost.verify_pass)
+        """S of a draft at a lookahead γ, real or whole, within the bounds of the cost model."""
+        return tokens_per_round(self.acceptance(params), lookahead) / self.cost.round_cost(params, lookahead)
+
+    def best_lookahead(self, params: Scalar) -> Array:
+        """The best γ ≥ 1 for a draft of `params` parameters, a real number, whether or not it pays; infinite at α ≥ 1."""
+        alpha = self.acceptance(params)
+        if isinstance(self.cost, HardwareCost):
+            found = best_lookahead(alpha, self.cost.round_of(params), DeviceRound.cost, self.cost.lookahead_bounds)
+            return jnp.where(alpha >= 1, jnp.inf, found)
+        best = optimal_lookahead_unchecked(alpha, self.cost.draft_step(params), self.cost.verify_pass)
+        # S falls on both sides of its maximum, so the best lookahead of at least one draft is that maximum or 1.
+        return jnp.maximum(best.lookahead, 1.0)
 
     def log_speedup(self, x: Float[Array, 2]) -> Array:
         """ln S at x = (ln N, ln(1 + γ)), the coordinates of a gradient method."""
         return jnp.log(self.speedup(jnp.exp(x[0]), jnp.expm1(x[1])))
 
     def optimum(self) -> DraftOptimum:
-        """N* by a bracketed root and γ* by its closed form; compiled once for all problems of the same kinds of laws and costs.
+        """N* by a bracketed root, and γ* by its closed form or, at the costs of a device, by another bracketed root.
+
+        Compiled once for all problems of the same kinds of laws and costs.
 
         Raises:
           ValueError: as `optimal_draft` does.
@@ -72,7 +87,17 @@ class DraftProblem(NamedTuple):
 
 @jax.jit
 def _optimum(problem: DraftProblem) -> DraftOptimum:
-    return optimal_draft(problem.acceptance, problem.cost.draft_step, problem.bounds, problem.cost.verify_pass)
+    cost = problem.cost
+    if isinstance(cost, HardwareCost):
+        return optimal_draft_of_rounds(
+            problem.acceptance,
+            cost.draft_step,
+            cost.round_of,
+            DeviceRound.cost,
+            problem.bounds,
+            cost.lookahead_bounds,
+        )
+    return optimal_draft(problem.acceptance, cost.draft_step, problem.bounds, cost.verify_pass)
 
 
 class Scenario(NamedTuple):

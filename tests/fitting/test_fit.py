@@ -15,7 +15,6 @@ from sdsl_jax.fitting.inference import bootstrap_weights
 from sdsl_jax.fitting.loss import fit_loss, loss_table
 from sdsl_jax.fitting.solver import fit, huber, refit
 from sdsl_jax.fitting.stage import fit_all
-from sdsl_jax.fitting.step_time import fit_step_time
 from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord
 from sdsl_jax.theory import (
     AffinePlane,
@@ -25,8 +24,6 @@ from sdsl_jax.theory import (
     LogLinearLength,
     ModelPoint,
     PowerLaw,
-    ShapeRule,
-    StepTimeLaw,
 )
 
 TRUTH = ChinchillaLaw(E=1.2, A=12.0, B=60.0, a=0.35, b=0.4)
@@ -174,17 +171,6 @@ def test_acceptance_laws_recover_their_coefficients(name):
 def test_acceptance_of_another_estimator_is_refused():
     with pytest.raises(SdslError, match="at least 4 drafts measured by teacher_forced_samples; the records hold 0"):
         pair_table(models(0.0), [], "teacher_forced_samples")
-
-
-def test_step_time_law():
-    truth, rule = StepTimeLaw(30e-6, 10e-6, 1e-10), ShapeRule(32.0, 256.0, 64.0)
-    table = models(0.0, budgets=(1e5, 2e5))
-    rows = [
-        LatencyRecord(m.model_id, "decode", 1, 1, 64, float(truth(float(m.params_nonembedding), rule)))
-        for m in table[::2]
-    ]
-    made = fit_step_time(table, rows, rule, 16, 0)
-    np.testing.assert_allclose(made.law, truth, rtol=1e-3)
 
 
 def test_fits_do_not_depend_on_the_default_precision():

@@ -9,15 +9,18 @@ from hypothesis import strategies as st
 from sdsl_jax.theory import (
     BESIROGLU,
     PAPER_PLANE,
+    ChinchillaLaw,
     DraftProblem,
     FlopCost,
+    Hardware,
+    HardwareCost,
     LogitGap,
-    MeasuredCost,
     ModelPoint,
     ParameterCost,
+    Precision,
     Scenario,
     ShapeRule,
-    StepTimeLaw,
+    family_shape,
     optimal_draft,
     optimal_lookahead,
 )
@@ -103,12 +106,11 @@ def test_single_precision_equals_double(target, tokens, target_tokens):
 
 
 @pytest.mark.slow
-def test_costs_of_every_kind_against_brute_force(x64):
+def test_linear_costs_against_brute_force(x64):
     rule = ShapeRule(32.0, 256.0, 64.0)
     for cost in (
         ParameterCost(3e5, 0.02),
         FlopCost(rule, 3e5),
-        MeasuredCost(rule, StepTimeLaw(3e-6, 1e-6, 1e-10), 90e-6, 95e-6, 2e-6),
     ):
         made = DraftProblem(BESIROGLU, 2e6, ModelPoint(3e5, 7.0), LogitGap(3.0, 0.2), cost, (1e3, 3e5))
         found, (sizes, values) = made.optimum(), brute_force(made)
@@ -235,3 +237,74 @@ def test_flop_cost_is_the_papers_without_head_and_attention(x64):
     cost = FlopCost(ShapeRule(32.0, 0.0, 0.0), 7e9)
     assert float(cost.draft_step(7e7)) == pytest.approx(0.01, rel=1e-12)
     assert cost.verify_pass == 1.0
+
+
+RULE = ShapeRule(32.0, 256.0, 64.0)
+# Where passes of this size are limited by bytes at first, and by arithmetic from four tokens on.
+DEVICE = Hardware(3e-6, 1e-6, 1e-7, 1e10, 2e10, 4.0, 5e-6)
+
+
+def on_device(device: Hardware = DEVICE, rule: ShapeRule = RULE, context: float = 129.0, **changes) -> DraftProblem:
+    """A target of 300k parameters on a device; in the default precision."""
+    loss = ChinchillaLaw(E=0.9, A=5.0, B=40.0, a=0.15, b=0.35)
+    cost = HardwareCost(device, rule, family_shape(3e5, rule), Precision(4.0, 4.0), 1.0, context)
+    made = DraftProblem(loss, 2e6, ModelPoint(3e5, 1.6), LogitGap(1.7, 2.1), cost, (1e3, 3e5))._replace(**changes)
+    return jax.tree.map(lambda x: jnp.asarray(x, float), made)
+
+
+def test_a_device_that_only_moves_weights_has_the_papers_costs(x64):
+    """No overheads, vocabulary or cache, and arithmetic for nothing: C = γ·N/M + 1, and the optimum is the closed form's."""
+    bare = Hardware(0.0, 0.0, 0.0, 1e10, jnp.inf)
+    made = on_device(bare, RULE._replace(vocab_size=0.0), context=0.0)
+    found, closed = made.optimum(), made._replace(cost=ParameterCost(jnp.asarray(3e5), jnp.asarray(0.0))).optimum()
+    assert float(closed.lookahead) > 1
+    for name in ("params", "lookahead", "lookahead_integer", "draft_step", "speedup", "speedup_integer"):
+        assert float(getattr(found, name)) == pytest.approx(float(getattr(closed, name)), rel=1e-6), name
+    for one, other in zip(found.indifference_1pct, closed.indifference_1pct):
+        assert float(one) == pytest.approx(float(other), rel=1e-6)
+
+
+@pytest.mark.parametrize("round_seconds", [0.0, 5e-6, 40e-6])
+@pytest.mark.parametrize("double", [True, False])
+def test_bracketed_roots_against_brute_force(round_seconds, double):
+    """Inside the bounds of γ, on the smallest γ, and where nothing pays; in single precision too."""
+    with jax.enable_x64(double):
+        made = on_device(DEVICE._replace(round_seconds=round_seconds))
+        found = solve(made)
+        sizes, lookaheads = np.geomspace(1e3, 3e5, 1200), np.expm1(np.linspace(np.log(2), np.log(65), 1200))
+        surface = np.asarray(jax.jit(jax.vmap(lambda n: made.speedup(n, lookaheads)))(sizes))
+        assert float(found.speedup) == pytest.approx(max(1.0, surface.max()), rel=1e-5)
+        assert float(found.speedup) >= surface.max() * (1 - 1e-6)
+        row, column = np.unravel_index(surface.argmax(), surface.shape)
+        # Along the lookahead alone, in a bracket as fine as the precision.
+        at = made.best_lookahead(sizes[row])
+        fine = np.clip(np.linspace(lookaheads[max(column - 1, 0)], lookaheads[min(column + 1, 1199)], 2001), 1, 64)
+        values = np.asarray(made.speedup(sizes[row], fine))
+        assert float(made.speedup(sizes[row], at)) == pytest.approx(values.max(), rel=1e-6)
+        if surface.max() > 1:
+            assert float(found.lookahead) >= 1
+            assert float(found.params) == pytest.approx(sizes[row], rel=0.02)
+            whole = np.asarray(made.speedup(float(found.params), np.arange(1.0, 65.0)))
+            assert int(found.lookahead_integer) == (whole.argmax() + 1 if whole.max() > 1 else 0)
+        else:
+            assert float(found.lookahead) == 0.0
+            assert not bool(found.speculate)
+        assert np.isfinite(jax.tree.leaves(found)).all()
+
+
+@pytest.mark.slow
+def test_sensitivity_to_a_device_is_that_of_finite_differences(x64):
+    """∂ ln S*/∂θ and ∂ ln N*/∂θ for the numbers of the device and the load, by the implicit function theorem."""
+    names = ("pass_seconds", "layer_seconds", "token_seconds", "bytes_per_second", "flops_per_second", "sharpness")
+
+    def answer(logs):
+        device = DEVICE._replace(**dict(zip(names, jnp.exp(logs))), round_seconds=2e-6)
+        best = on_device(device).optimum()
+        return jnp.stack([jnp.log(best.speedup), jnp.log(best.params), best.lookahead])
+
+    at = jnp.log(jnp.asarray([float(getattr(DEVICE, name)) for name in names]))
+    slopes, value = jax.jit(jax.jacrev(answer))(at), jax.jit(answer)
+    h = 1e-4
+    for i, step in enumerate(np.eye(len(names)) * h):
+        difference = (value(at + step) - value(at - step)) / (2 * h)
+        np.testing.assert_allclose(slopes[:, i], difference, rtol=1e-4, atol=1e-6, err_msg=names[i])

@@ -1,0 +1,139 @@
+r"""Roots in brackets, and by one of them the best lookahead where the cost of a round is no line in it.
+
+On a device a verify pass is limited by memory at first and by arithmetic later: its time is a convex function of the lookahead
+γ, and so is the cost C(γ) of a round. Tokens per round τ(γ) are concave. The ratio of the two, S = τ/C, is then quasi-concave:
+it rises to a single maximum and falls from there, and
+
+    d ln S/dγ = τ′/τ − C′/C
+
+changes its sign once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sdsl_jax.theory.arrays import Scalar
+from sdsl_jax.theory.lookahead import LookaheadOptimum, tokens_per_round
+
+# A safeguarded Newton iteration takes 4 to 6 steps; bisection alone would close a bracket of doubles in these.
+_STEPS = 60
+
+
+def crossing(value_and_slope: Callable, positive: Array, negative: Array, start: Array) -> Array:
+    """Where a function turns from above 0 at `positive` to below 0 at `negative`: Newton steps, and halvings where they leave.
+
+    `positive` may lie above `negative`; `start` lies between them.
+    """
+    eps = jnp.finfo(start.dtype).eps
+    resolution = 4 * eps * jnp.maximum(jnp.abs(positive), jnp.abs(negative))
+
+    def unfinished(state):
+        step, positive, negative, _, done = state
+        return (step < _STEPS) & ~done & (jnp.abs(positive - negative) > resolution)
+
+    def advance(state):
+        step, positive, negative, x, _ = state
+        value, slope = value_and_slope(x)
+        positive, negative = jnp.where(value > 0, x, positive), jnp.where(value > 0, negative, x)
+        newton = x - value / jnp.where(slope == 0, 1.0, slope)
+        taken = (slope != 0) & ((newton - positive) * (newton - negative) <= 0)
+        # Newton's errors square: after a step as small as √eps the next one would be lost in rounding.
+        done = taken & (jnp.abs(newton - x) <= jnp.sqrt(eps))
+        return step + 1, positive, negative, jnp.where(taken, newton, (positive + negative) / 2), done
+
+    begin = (jnp.zeros((), int), positive, negative, start, jnp.zeros_like(start, bool))
+    return jax.lax.while_loop(unfinished, advance, begin)[3]
+
+
+def slope_of(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """The derivative of a function of one number."""
+    return lambda x: jax.jvp(function, (x,), (jnp.ones_like(x),))[1]
+
+
+def with_slope(function: Callable[[Array], Array]) -> Callable[[Array], tuple[Array, Array]]:
+    """A function of one number together with its derivative."""
+    return lambda x: jax.jvp(function, (x,), (jnp.ones_like(x),))
+
+
+def divided(linear: Callable[[Array], Array], y: Array) -> Array:
+    """Solves linear(x) = y for numbers: the tangent of a root."""
+    curvature = linear(jnp.ones_like(y))
+    return y / jnp.where(curvature == 0, 1.0, curvature)
+
+
+# Cost of a round in target steps, as a function of (numbers that it depends on, γ); positive, and convex in γ.
+RoundCost = Callable[[Any, Array], Array]
+
+
+def best_lookahead(
+    acceptance: Scalar, numbers: Any, round_cost: RoundCost, bounds: tuple[Scalar, Scalar]
+) -> Float[Array, ""]:
+    """The γ within bounds that maximises τ(α, γ)/C(γ), whether or not that beats plain decoding.
+
+    The root is found without any derivatives by α and the numbers; a last Newton step from it, which changes nothing, has the
+    first ones of the implicit function theorem. Second derivatives are not to be had of it: the price of a program that compiles
+    in seconds, for nested implicit functions multiply with every order.
+
+    Args:
+      acceptance: α; where it is 0 or less no token is accepted, and where it is 1 or more every one.
+      numbers: all that the cost depends on, besides γ.
+      round_cost: C.
+      bounds: smallest and largest γ; a γ on a bound moves with nothing but the bound.
+    """
+    kind = jnp.result_type(acceptance, float)
+    smallest, largest = (jnp.asarray(bound, kind) for bound in bounds)
+
+    # In ln(1 + γ) the curvature changes least between the bounds, and Newton's steps reach farthest.
+    def slope(given: tuple[Array, Any]) -> Callable[[Array], Array]:
+        def log_speedup(u: Array) -> Array:
+            gamma = jnp.expm1(u)
+            return jnp.log(tokens_per_round(given[0], gamma)) - jnp.log(round_cost(given[1], gamma))
+
+        return slope_of(log_speedup)
+
+    given = (jnp.asarray(acceptance), numbers)
+    still = slope(jax.lax.stop_gradient(given))
+    low, high = (jnp.log1p(jax.lax.stop_gradient(bound)) for bound in (smallest, largest))
+    at_bounds = jax.vmap(still)(jnp.stack([low, high]))
+    rises, falls = at_bounds[0] > 0, at_bounds[1] < 0
+    root = crossing(with_slope(still), low, high, (low + high) / 2)
+    curvature = slope_of(still)(root)
+    step = slope(given)(root) / jnp.where(curvature < 0, curvature, -1.0)
+    inside = jnp.expm1(root - (step - jax.lax.stop_gradient(step)))
+    return jnp.where(rises & falls, inside, jnp.where(rises, largest, smallest))
+
+
+def bracketed_optimum(
+    acceptance: Scalar, numbers: Any, round_cost: RoundCost, bounds: tuple[Scalar, Scalar]
+) -> LookaheadOptimum:
+    """γ* ≥ 1 and S* of a round at any convex cost, and the best whole γ; plain decoding, S = 1, where none is faster.
+
+    Args:
+      acceptance: α.
+      numbers: all that the cost depends on, besides γ.
+      round_cost: C.
+      bounds: smallest γ, at least 1, and largest; whole numbers.
+    """
+
+    def speedup(gamma: Array) -> Array:
+        return tokens_per_round(acceptance, gamma) / round_cost(numbers, gamma)
+
+    gamma = best_lookahead(acceptance, numbers, round_cost, bounds)
+    best = speedup(gamma)
+    # S has a single maximum, so the best whole γ is a neighbour of γ*.
+    below, above = (rounded(jax.lax.stop_gradient(gamma)) for rounded in (jnp.floor, jnp.ceil))
+    at_below, at_above = speedup(below), speedup(above)
+    whole, at_whole = jnp.where(at_above > at_below, above, below), jnp.maximum(at_above, at_below)
+    return LookaheadOptimum(
+        lookahead=jnp.where(best > 1, gamma, 0.0),
+        speedup=jnp.where(best > 1, best, 1.0),
+        lookahead_integer=jnp.where(at_whole > 1, whole, 0.0),
+        speedup_integer=jnp.where(at_whole > 1, at_whole, 1.0),
+        speculate=at_whole > 1,
+    )
