@@ -9,9 +9,10 @@ from jaxtyping import Float
 
 from sdsl_jax.evidence.inputs import Inputs
 from sdsl_jax.fitting import FittedLaws, read_laws
+from sdsl_jax.fitting.hardware import record_shape
 from sdsl_jax.records import ModelRecord, RunRecord
 from sdsl_jax.theory import ModelPoint, tokens_per_round
-from sdsl_jax.theory.hardware import Hardware, Load, Precision, Shape, pass_time, round_time
+from sdsl_jax.theory.hardware import Load, pass_time, round_time
 
 
 class Cell(NamedTuple):
@@ -51,39 +52,14 @@ class Cell(NamedTuple):
         return float(np.median(self.rates))
 
 
-class Device(NamedTuple):
-    """What predictions are made with: the calibrated device, and what shapes the records do not hold."""
-
-    hardware: Hardware
-    precision: Precision
-    vocab_size: int
-    kv_groups: int
-
-    def shape(self, model: ModelRecord) -> Shape:
-        """The shape of a model of the study's family or of another aspect ratio."""
-        width = float(model.width)
-        tables = (model.params_total - model.params_nonembedding) / (self.vocab_size * width)
-        return Shape(
-            float(model.params_nonembedding),
-            float(model.layers),
-            width,
-            width,
-            width / self.kv_groups,
-            float(self.vocab_size),
-            tables,
-        )
-
-
 def cells(inputs: Inputs) -> list[Cell]:
     """Every speculative decoder of `runs.csv`, in its order."""
     if not inputs.runs or inputs.hardware is None:
         return []
-    config = inputs.config
-    device = Device(
-        inputs.hardware.hardware, inputs.hardware.precision, config.data.vocab_size, config.family.kv_groups
-    )
+    hardware, precision = inputs.hardware.hardware, inputs.hardware.precision
     laws = read_laws(inputs.fits)
     models = {m.model_id: m for m in [*inputs.models, *inputs.timed_models]}
+    shapes = {name: record_shape(model, laws.rule) for name, model in models.items()}
     grouped: dict[tuple[str, str, int, int], list[RunRecord]] = {}
     for run in inputs.runs:
         grouped.setdefault((run.draft_id, run.target_id, run.lookahead, run.batch), []).append(run)
@@ -97,17 +73,16 @@ def cells(inputs: Inputs) -> list[Cell]:
         tau = sum(r.tokens for r in runs) / sum(r.rounds for r in runs) / batch
         alpha = predicted_acceptance(laws, models[draft], models[target])
         took = round_time(
-            device.hardware,
-            device.shape(models[draft]),
-            device.shape(models[target]),
+            hardware,
+            shapes[draft],
+            shapes[target],
             float(lookahead),
             float(batch),
             context,
-            device.precision,
-            device.precision,
+            precision,
+            precision,
         )
-        load = Load(1.0, float(batch), context)
-        step = float(pass_time(device.hardware, device.shape(models[target]), device.precision, load))
+        step = float(pass_time(hardware, shapes[target], precision, Load(1.0, float(batch), context)))
         seconds = float(took.seconds)
         found.append(
             Cell(
