@@ -43,10 +43,15 @@ class GradientOptimum(NamedTuple):
     path: Float[Array, "steps 3"]
 
 
-def spread_starts(count: int) -> np.ndarray:
-    """Points of the unit square from the additive recurrence with the plastic number, [count, 2] (Roberts, 2018)."""
-    plastic = 1.324717957244746
-    return (0.5 + np.arange(1, count + 1)[:, None] / np.array([plastic, plastic**2])) % 1.0
+def spread_starts(count: int, dimension: int = 2) -> np.ndarray:
+    """Points of the unit cube, [count, dimension]: the additive recurrence R_d with the powers of 1/φ_d (Roberts, 2018).
+
+    φ_d is the positive root of φ^(d + 1) = φ + 1: the golden ratio for d = 1, the plastic number for d = 2.
+    """
+    root = 1.5
+    for _ in range(64):  # a contraction to a sixth or less of the error at each step
+        root = (1 + root) ** (1 / (dimension + 1))
+    return (0.5 + np.arange(1, count + 1)[:, None] / root ** np.arange(1, dimension + 1)) % 1.0
 
 
 @functools.partial(jax.jit, static_argnames=("optimizer", "steps"))

@@ -4,17 +4,30 @@
 
 The metrics m are positive numbers of an `Outcome`, so that logarithms make objective and constraints free of units; x are
 logarithms of the variables (of 1 + γ for the lookahead).
+
+Constraints are met by an augmented Lagrangian (Hestenes, 1969; Powell, 1969; Rockafellar, 1973), which Optax minimises from many
+starts at once with the box kept by projection; Newton's method on the conditions of an optimum then makes each end exact.
+docs/theory.md, section 9.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from jaxtyping import Array, Bool, Float
 
-from sdsl_jax.theory.serving import Design, Outcome, Serving
+from sdsl_jax.codesign.kkt import Box, Functions, Linear, Point, polish, residual
+from sdsl_jax.codesign.optimise import OPTIMIZERS
+from sdsl_jax.errors import require
+from sdsl_jax.theory.arrays import Scalar
+from sdsl_jax.theory.serving import Design, Outcome, Serving, outcome
 
 # Of what a designer may want little: fields of `Outcome`. Least seconds per token is most tokens per second.
 METRICS = (
@@ -29,6 +42,15 @@ METRICS = (
     "draft_loss",
     "target_loss",
 )
+_PRICED = {"cost_per_million_tokens", "training_cost", "total_cost"}
+
+# ρ of the augmented Lagrangian, in units of the objective per squared e-fold of violation. Logarithms of metrics bend by
+# less than 1 per e-fold of anything, so that this much dominates them without making the problem stiff.
+_PENALTY = 10.0
+# A constraint holds if it does to this share of its limit.
+_TOLERANCE = 1e-6
+# Two starts agree when their objectives differ by less.
+_AGREEMENT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -51,6 +73,22 @@ class Task:
     steps: int = 200
     rounds: int = 10
 
+    def __post_init__(self) -> None:
+        """Raises `SdslError` for a name that is not known, or a count below 1."""
+        for given, known, what in (
+            (self.variables, Design._fields, "variable"),
+            ((*self.objective, *self.constraints), METRICS, "metric"),
+            ((self.optimizer,), tuple(OPTIMIZERS), "optimizer"),
+        ):
+            for name in given:
+                require(name in known, f"unknown {what} {name!r}; known are {', '.join(known)}.")
+        for name in ("variables", "objective", "constraints"):
+            given = getattr(self, name)
+            require(len(set(given)) == len(given), f"{name} are {', '.join(given)}; each may be named once.")
+        require(self.variables and self.objective, "a task has at least one variable and one objective.")
+        smallest = min(self.steps, self.rounds)
+        require(smallest >= 1, f"steps and rounds are {self.steps} and {self.rounds}; both must be at least 1.")
+
 
 class Numbers(NamedTuple):
     """The numbers of a task; a pytree, to be stacked for sweeps.
@@ -68,8 +106,8 @@ class Numbers(NamedTuple):
     fixed: Design
     lower: Design
     upper: Design
-    weights: Float[Array, " K"] = jnp.ones(1)
-    limits: Float[Array, " J"] = jnp.ones(0)
+    weights: Float[Array | np.ndarray, " K"] = np.ones(1)
+    limits: Float[Array | np.ndarray, " J"] = np.ones(0)
 
 
 class Solved(NamedTuple):
@@ -100,6 +138,186 @@ class Solved(NamedTuple):
     path: Float[Array, "steps V"]
 
 
+def coordinate(name: str, value: Scalar) -> Array:
+    """ln x, or ln(1 + γ)."""
+    value = jnp.asarray(value, jnp.result_type(float))
+    return jnp.log1p(value) if name == "lookahead" else jnp.log(value)
+
+
+def variable(name: str, coordinate: Array) -> Array:
+    """The variable at a coordinate."""
+    return jnp.expm1(coordinate) if name == "lookahead" else jnp.exp(coordinate)
+
+
+def coordinates(task: Task, design: Design) -> Float[Array, " V"]:
+    """Of a design's variables."""
+    return jnp.stack([coordinate(name, getattr(design, name)) for name in task.variables])
+
+
+def box(task: Task, numbers: Numbers) -> Box:
+    """The bounds, as coordinates."""
+    return Box(coordinates(task, numbers.lower), coordinates(task, numbers.upper))
+
+
+def design_at(task: Task, numbers: Numbers, x: Float[Array, " V"]) -> Design:
+    """The design at given coordinates."""
+    return numbers.fixed._replace(**{name: variable(name, x[i]) for i, name in enumerate(task.variables)})
+
+
+def functions(task: Task, numbers: Numbers) -> Functions:
+    """Objective and constraints of coordinates: f = Σ w·ln m and g = ln(m/limit)."""
+
+    def both(x: Array) -> tuple[Array, Array]:
+        given = outcome(numbers.serving, design_at(task, numbers, x))
+        logs = jnp.log(jnp.stack([getattr(given, name) for name in (*task.objective, *task.constraints)]))
+        count = len(task.objective)
+        return numbers.weights @ logs[:count], logs[count:] - jnp.log(jnp.asarray(numbers.limits))
+
+    return both
+
+
+def check(task: Task, numbers: Numbers) -> None:
+    """Raises `SdslError` for numbers that do not fit the task, as far as they are known (not under `jit` or `vmap`)."""
+    for name, given, wanted in (
+        ("weights", numbers.weights, task.objective),
+        ("limits", numbers.limits, task.constraints),
+    ):
+        found = np.shape(given)[-1]
+        require(found == len(wanted), f"there are {found} {name}; there must be one for each of: {', '.join(wanted)}.")
+
+    def known(*values: object) -> bool:
+        return not any(isinstance(v, jax.core.Tracer) for v in values)
+
+    for name in task.variables:
+        low, high = getattr(numbers.lower, name), getattr(numbers.upper, name)
+        least = 1.0 if name == "lookahead" else 0.0
+        if known(low, high):
+            inside = (np.asarray(low) >= least) & (np.asarray(low) > 0) & (np.asarray(low) <= np.asarray(high))
+            allowed = "at least 1" if least else "positive"
+            require(np.all(inside), f"{name} is bounded by {low} and {high}; bounds must be {allowed} and in order.")
+    if known(numbers.limits):
+        require(np.all(np.asarray(numbers.limits) > 0), f"limits are {numbers.limits}; each must be positive.")
+    price = numbers.serving.hardware.price_per_hour
+    if _PRICED & {*task.objective, *task.constraints} and known(price):
+        require(
+            np.all(np.asarray(price) > 0), f"the price of a device is {price}; it must be positive to compare costs."
+        )
+
+
 def solve(task: Task, numbers: Numbers, starts: Float[Array, "S V"], learning_rate: Array | float) -> Solved:
-    """The best of many starts; jitted, and to be `vmap`ped over numbers for sweeps and fronts."""
-    raise NotImplementedError
+    """The best of many starts; jitted, and to be `vmap`ped over numbers for sweeps and fronts.
+
+    Each start descends the augmented Lagrangian
+
+        f(x) + Σ_j [max(0, λ_j + ρ·g_j(x))² − λ_j²]/(2ρ),        λ_j ← max(0, λ_j + ρ·g_j(x)) after each round,
+
+    at a learning rate that falls to zero along a cosine within a round and starts at 1/(1 + r) of `learning_rate` in round r, and
+    is then polished. The best start is the feasible one of least objective; where none is feasible, the one that violates least.
+
+    Args:
+      task: static; one compilation serves all numbers.
+      numbers: what changes from problem to problem.
+      starts: points of the unit cube, as of `spread_starts`.
+      learning_rate: initial step size, in e-folds of the variables.
+
+    Raises:
+      SdslError: numbers or starts do not fit the task, as far as they are known.
+    """
+    check(task, numbers)
+    width = np.shape(starts)[-1]
+    require(width == len(task.variables), f"starts have {width} columns; the task has {len(task.variables)} variables.")
+    return _solve(task, numbers, jnp.asarray(starts, jnp.result_type(float)), learning_rate)
+
+
+@functools.partial(jax.jit, static_argnames="task")
+def _solve(task: Task, numbers: Numbers, starts: Array, learning_rate: Array | float) -> Solved:
+    both, within = functions(task, numbers), box(task, numbers)
+
+    rounds = task.rounds if task.constraints else 1
+
+    def descend(start: Array) -> tuple[Point, Linear, Array]:
+        def step(carry: tuple[Point, optax.OptState], count: Array):
+            (x, multipliers), memory = carry
+
+            def augmented(x: Array) -> tuple[Array, Array]:
+                f, g = both(x)
+                pressed = jnp.maximum(multipliers + _PENALTY * g, 0.0)
+                return f + (pressed**2 - multipliers**2).sum() / (2 * _PENALTY), pressed
+
+            slope, pressed = jax.grad(augmented, has_aux=True)(x)
+            updates, memory = transform.update(slope, memory, x)
+            moved = optax.projections.projection_box(optax.apply_updates(x, updates), *within)
+            # By the end of a round x hardly moves any more: the multipliers that it was pressed by are those it ends with.
+            last = (count + 1) % task.steps == 0
+            return (Point(moved, jnp.where(last, pressed, multipliers)), memory), x
+
+        transform = OPTIMIZERS[task.optimizer](rate)
+        x = within.low + start * (within.high - within.low)
+        begin = (Point(x, jnp.zeros(len(task.constraints), x.dtype)), transform.init(x))
+        (end, _), path = jax.lax.scan(step, begin, jnp.arange(rounds * task.steps))
+        return *polish(both, within, end), path
+
+    def rate(count: Array) -> Array:
+        turn = count // task.steps
+        return cosine(count % task.steps) / (1.0 + turn)
+
+    cosine = optax.cosine_decay_schedule(learning_rate, task.steps)
+    ends, there, paths = jax.vmap(descend)(starts)
+    values, violation = there.objective, jnp.maximum(there.constraints, 0.0).max(-1, initial=0.0)
+    # What is not a number is nobody's optimum.
+    finite = jnp.isfinite(values) & jnp.isfinite(violation)
+    feasible = finite & (violation <= _TOLERANCE)
+    rank = jnp.where(finite, jnp.where(feasible.any(), values, violation), jnp.inf)
+    best = jnp.argmin(jnp.where(feasible | ~feasible.any(), rank, jnp.inf))
+    end, here = jax.tree.map(lambda leaf: leaf[best], (ends, there))
+    resolution = 8 * jnp.finfo(end.x.dtype).eps * (1 + jnp.abs(end.x))
+    at_lower, at_upper = end.x <= within.low + resolution, end.x >= within.high - resolution
+    design = design_at(task, numbers, end.x)
+    for i, name in enumerate(task.variables):
+        # The exponential of a logarithm is not quite the number.
+        low, high = getattr(numbers.lower, name), getattr(numbers.upper, name)
+        value = jnp.where(at_lower[i], low, jnp.where(at_upper[i], high, getattr(design, name)))
+        design = design._replace(**{name: value})
+    slack = _AGREEMENT + 8 * jnp.finfo(values.dtype).eps * jnp.abs(values[best])
+    return Solved(
+        design=jax.tree.map(lambda v: jnp.asarray(v, end.x.dtype), design),
+        outcome=outcome(numbers.serving, design),
+        objective=values[best],
+        multipliers=end.multipliers,
+        kkt_residual=residual(within, end, here),
+        feasible=feasible[best],
+        starts_agreeing=(feasible & (values <= values[best] + slack)).mean(),
+        at_lower=at_lower,
+        at_upper=at_upper,
+        path=jnp.stack([variable(name, paths[best, :, i]) for i, name in enumerate(task.variables)], axis=-1),
+    )
+
+
+def solve_many(task: Task, numbers: Numbers, starts: Float[Array, "S V"], learning_rate: Array | float) -> Solved:
+    """A sweep as one program: every leaf of `numbers` has the sweep as its first axis, and so has every leaf of the result.
+
+    Raises:
+      SdslError: as `solve`.
+    """
+    check(task, numbers)
+    return _solve_many(task, numbers, jnp.asarray(starts, jnp.result_type(float)), learning_rate)
+
+
+@functools.partial(jax.jit, static_argnames="task")
+def _solve_many(task: Task, numbers: Numbers, starts: Array, learning_rate: Array | float) -> Solved:
+    return jax.vmap(lambda one: solve(task, one, starts, learning_rate))(numbers)
+
+
+def stack(many: Sequence[Numbers]) -> Numbers:
+    """The numbers of many problems as those of a sweep; their laws must be of the same kinds and sources."""
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(v, jnp.result_type(float)) for v in leaves]), *many)
+
+
+def sweep(task: Task, many: Sequence[Numbers], starts: Float[Array, "S V"], learning_rate: Array | float) -> Solved:
+    """The optima of many problems, solved as one program.
+
+    Raises:
+      SdslError: as `solve`, or there is no problem.
+    """
+    require(len(many) > 0, "a sweep of 0 problems; it must have at least one.")
+    return solve_many(task, stack(many), starts, learning_rate)
