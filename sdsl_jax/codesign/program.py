@@ -120,6 +120,7 @@ class Solved(NamedTuple):
       multipliers: of the constraints, ≥ 0: what the objective would gain per e-fold of the limit.
       kkt_residual: largest of: projected gradient of the Lagrangian, violation of a constraint, multiplier times slack.
       feasible: whether every constraint holds, to 1e-6 of its limit.
+      violation: largest of ln(m/limit), 0 where every constraint holds.
       starts_agreeing: share of starts whose end is as good.
       at_lower: of each variable, whether it rests on its bound.
       at_upper: of each variable, whether it rests on its bound.
@@ -132,6 +133,7 @@ class Solved(NamedTuple):
     multipliers: Float[Array, " J"]
     kkt_residual: Float[Array, ""]
     feasible: Bool[Array, ""]
+    violation: Float[Array, ""]
     starts_agreeing: Float[Array, ""]
     at_lower: Bool[Array, " V"]
     at_upper: Bool[Array, " V"]
@@ -167,6 +169,7 @@ def design_at(task: Task, numbers: Numbers, x: Float[Array, " V"]) -> Design:
 def functions(task: Task, numbers: Numbers) -> Functions:
     """Objective and constraints of coordinates: f = Σ w·ln m and g = ln(m/limit)."""
 
+    @jax.jit  # traced once, however often it is differentiated and mapped
     def both(x: Array) -> tuple[Array, Array]:
         given = outcome(numbers.serving, design_at(task, numbers, x))
         logs = jnp.log(jnp.stack([getattr(given, name) for name in (*task.objective, *task.constraints)]))
@@ -286,6 +289,7 @@ def _solve(task: Task, numbers: Numbers, starts: Array, learning_rate: Array | f
         multipliers=end.multipliers,
         kkt_residual=residual(within, end, here),
         feasible=feasible[best],
+        violation=violation[best],
         starts_agreeing=(feasible & (values <= values[best] + slack)).mean(),
         at_lower=at_lower,
         at_upper=at_upper,

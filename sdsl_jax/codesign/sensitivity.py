@@ -1,0 +1,87 @@
+"""How an optimum moves with everything it was computed from, by implicit differentiation of the conditions of an optimum."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from sdsl_jax.codesign.kkt import Point, field, linearised
+from sdsl_jax.codesign.program import Numbers, Solved, Task, box, coordinates, functions
+from sdsl_jax.theory.serving import Design, Serving
+
+_Tree = TypeVar("_Tree")
+
+
+class DesignSensitivities(NamedTuple):
+    """Elasticities of an optimum: d ln x*/d ln θ of each variable x, and d(objective)/d ln θ, for every number θ.
+
+    0 where θ is 0 or infinite, and of variables that rest on a bound. Not a number where the optimum is not isolated: where a
+    variable makes no difference, or more constraints bind than there are free variables.
+
+    Attributes:
+      variables: by the name of the variable, in the shape of what judges a design.
+      objective: in the same shape; of Σ w·ln m, so that it is an elasticity of the metric where there is one of weight 1.
+      variables_fixed: as `variables`, for what was held fixed of the design; 0 for variables.
+      objective_fixed: as `objective`, for what was held fixed of the design.
+    """
+
+    variables: dict[str, Serving]
+    objective: Serving
+    variables_fixed: dict[str, Design]
+    objective_fixed: Design
+
+
+def _elasticities(slopes: _Tree, at: _Tree) -> _Tree:
+    def one(slope: Array, value: Array) -> Array:
+        counts = jnp.isfinite(value) & (value != 0)
+        return jnp.where(counts, slope * jnp.where(counts, value, 0.0), 0.0)
+
+    return jax.tree.map(one, slopes, at)
+
+
+@functools.partial(jax.jit, static_argnames="task")
+def sensitivities(task: Task, numbers: Numbers, solved: Solved) -> DesignSensitivities:
+    """Elasticities of the optimum, with what is held at bounds and which constraints bind unchanged.
+
+    With F the `field` of the conditions, A its slopes in z = (x, λ) (the identity in components that are held) and θ a number,
+    A·dz/dθ = −∂F/∂θ in the free components. One transposed system per variable gives its derivatives by all numbers in one
+    pass. The objective's are ∂L/∂θ at fixed z (envelope theorem).
+
+    Args:
+      task: that was solved.
+      numbers: that it was solved for.
+      solved: its optimum; feasible.
+    """
+    given = jax.tree.map(lambda v: jnp.asarray(v, jnp.result_type(float)), (numbers.serving, numbers.fixed))
+    point = Point(coordinates(task, solved.design), jnp.asarray(solved.multipliers))
+
+    def having(given: tuple[Serving, Design]) -> Numbers:
+        return numbers._replace(serving=given[0], fixed=given[1])
+
+    here = linearised(functions(task, numbers), box(task, numbers), point)
+
+    def weighed(given: tuple[Serving, Design], weights: Array) -> Array:
+        return -weights @ jnp.where(here.free, field(functions(task, having(given)), point)[0], 0.0)
+
+    def lagrangian(given: tuple[Serving, Design]) -> Array:
+        f, g = functions(task, having(given))(point.x)
+        return f + point.multipliers @ g
+
+    size = len(point.x)
+    rows = jnp.linalg.solve(here.matrix.T, jnp.eye(len(here.miss), size, dtype=here.miss.dtype)).T
+    # From coordinates to logarithms of the variables: d ln γ = (1 + γ)/γ · d ln(1 + γ).
+    gamma = jnp.asarray(solved.design.lookahead)
+    scale = jnp.stack([(1 + gamma) / gamma if name == "lookahead" else jnp.ones_like(gamma) for name in task.variables])
+    moved = jax.vmap(jax.grad(weighed), (None, 0))(given, rows * scale[:, None])
+    by_serving, by_fixed = _elasticities(moved, given)
+    gained, gained_fixed = _elasticities(jax.grad(lagrangian)(given), given)
+    return DesignSensitivities(
+        variables={name: jax.tree.map(lambda v, i=i: v[i], by_serving) for i, name in enumerate(task.variables)},
+        objective=gained,
+        variables_fixed={name: jax.tree.map(lambda v, i=i: v[i], by_fixed) for i, name in enumerate(task.variables)},
+        objective_fixed=gained_fixed,
+    )

@@ -1,0 +1,279 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdsl_jax.codesign import (
+    Numbers,
+    Task,
+    best_speculation,
+    break_even,
+    brute_force,
+    pareto,
+    round_design,
+    sensitivities,
+    solve,
+    spread_starts,
+    sweep,
+)
+from sdsl_jax.codesign.program import functions
+from sdsl_jax.errors import SdslError
+from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, LogitGap, Scenario, ShapeRule
+from sdsl_jax.theory.hardware import Hardware
+from sdsl_jax.theory.serving import Design, Serving, outcome
+
+GAP = LogitGap(2.0, 3.5)
+# No overheads, and arithmetic that costs nothing: a pass takes as long as its weights take to read.
+IDEAL = Hardware(0.0, 0.0, 0.0, 1e12, float("inf"))
+H100 = Hardware(40e-6, 8e-6, 1e-6, 3e12, 8e14, 4.0, 100e-6, 450e9, 3e-6, 80e9, 3.0)
+
+SPEED = Task(steps=150)
+# Speed with the batch free, under limits on latency and memory: the task that most tests share, as compiling it takes seconds.
+BATCHED = Task(
+    ("draft_params", "lookahead", "batch"), constraints=("memory_bytes", "latency_seconds"), steps=80, rounds=8
+)
+
+
+def ideal(law=GAP, target=70e9) -> Numbers:
+    family = ShapeRule(128.0, 0.0, 0.0)
+    serving = Serving(IDEAL, BESIROGLU, law, family, family, 15e12, 0.0, 1.0, 1.0)
+    fixed = Design(1e9, 4.0, 2e12, 128.0, 1.0, target)
+    return Numbers(
+        serving,
+        fixed,
+        fixed._replace(draft_params=1e6, lookahead=1.0),
+        fixed._replace(draft_params=target, lookahead=64.0),
+    )
+
+
+def on_h100(*limits, **fixed) -> Numbers:
+    family = ShapeRule(128.0, 128e3, 0.0, 0.125, 2.0)
+    serving = Serving(H100, BESIROGLU, GAP, family, family, 15e12, 4096.0, 2048.0, 512.0, devices=4.0)
+    design = Design(1e9, 4.0, 2e12, 128.0, 8.0, 70e9)._replace(**fixed)
+    lower = design._replace(draft_params=1e7, lookahead=1.0, batch=1.0)
+    upper = design._replace(draft_params=20e9, lookahead=32.0, batch=512.0)
+    return Numbers(serving, design, lower, upper, limits=np.array(limits))
+
+
+def solved(task, numbers):
+    return solve(task, numbers, spread_starts(8, len(task.variables)), 0.1)
+
+
+@pytest.mark.parametrize("law", [GAP, pytest.param(PAPER_PLANE, marks=pytest.mark.slow)])
+def test_on_an_ideal_device_the_optimum_is_that_of_the_paper(x64, law):
+    numbers = ideal(law)
+    found, closed = solved(SPEED, numbers), Scenario(70e9, 2e12, 15e12, BESIROGLU, law).optimum()
+    assert float(found.design.draft_params) == pytest.approx(float(closed.params), rel=1e-6)
+    assert float(found.design.lookahead) == pytest.approx(float(closed.lookahead), rel=1e-6)
+    assert float(found.outcome.speedup) == pytest.approx(float(closed.speedup), rel=1e-9)
+    assert float(found.kkt_residual) < 1e-9
+    drafting = float(found.outcome.round.draft / found.design.lookahead)
+    ratio = float(found.design.draft_params / found.design.target_params)
+    assert drafting / float(found.outcome.step_seconds) == pytest.approx(ratio, rel=1e-12)
+
+
+def check_by_grid(task, numbers, points):
+    """No point of the grid is better, and the best of them is near."""
+    found, grid = solved(task, numbers), brute_force(task, numbers, points)
+    assert bool(found.feasible)
+    assert float(found.kkt_residual) < 1e-6
+    assert float(found.objective) <= float(grid.objective)
+    assert float(found.objective) == pytest.approx(float(grid.objective), abs=0.05)
+    return found, grid
+
+
+def test_on_a_device_with_overheads_no_design_of_a_grid_is_better(x64):
+    found, grid = check_by_grid(SPEED, on_h100(), 100)
+    assert float(found.design.draft_params) == pytest.approx(float(grid.design.draft_params), rel=0.2)
+    assert float(found.starts_agreeing) == 1.0
+    assert found.path.shape == (150, 2)
+
+
+def test_limits_hold_and_a_multiplier_is_what_a_looser_limit_gains(x64):
+    found, _ = check_by_grid(BATCHED, on_h100(60e9, 7.0), 30)
+    assert float(found.outcome.latency_seconds) == pytest.approx(7.0, rel=1e-9)
+    assert float(found.multipliers[1]) > 0.1
+    assert float(found.multipliers[0]) == 0.0
+    looser, tighter = (solved(BATCHED, on_h100(60e9, 7.0 * np.exp(h))) for h in (1e-4, -1e-4))
+    gain = float(tighter.objective - looser.objective) / 2e-4
+    assert float(found.multipliers[1]) == pytest.approx(gain, rel=1e-5)
+    memory, _ = check_by_grid(BATCHED, on_h100(60e9, 1e3), 30)
+    assert float(memory.outcome.memory_bytes) == pytest.approx(60e9, rel=1e-9)
+    assert float(memory.multipliers[0]) > 0.1
+
+
+def test_what_cannot_be_done_is_said_to_be_infeasible(x64):
+    found = solved(BATCHED, on_h100(60e9, 0.1))
+    assert not bool(found.feasible)
+    assert float(found.violation) > 1
+    assert float(found.starts_agreeing) == 0.0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found._replace(multipliers=0)))
+    # Of all designs the one that violates least: one row at a time.
+    assert float(found.design.batch) == 1.0
+    assert bool(found.at_lower[2])
+
+
+def test_bounds_are_reached_exactly(x64):
+    numbers = on_h100()
+    found = solved(SPEED, numbers._replace(lower=numbers.lower._replace(draft_params=3e9)))
+    assert float(found.design.draft_params) == 3e9
+    assert found.at_lower.tolist() == [True, False]
+
+
+def test_gradients_are_finite_where_the_law_leaves_probabilities(x64):
+    both = functions(SPEED, ideal(PAPER_PLANE))
+    for size in (1e6, 1e7, 3e8, 7e10):
+        assert np.isfinite(jax.grad(lambda x: both(x)[0])(jnp.log(jnp.array([size, 5.0])))).all()
+    certain = functions(SPEED, ideal(PAPER_PLANE.__class__(0.0, 0.0, 1.2)))
+    assert np.isfinite(jax.hessian(lambda x: certain(x)[0])(jnp.array([20.0, 1.0]))).all()
+
+
+def test_sensitivities_are_those_of_problems_solved_anew(x64):
+    numbers = on_h100(60e9, 7.0)
+    found = solved(BATCHED, numbers)
+    moved = sensitivities(BATCHED, numbers, found)
+    changes = {
+        "bandwidth": (lambda t: t.serving.hardware.bytes_per_second, lambda t: t.hardware.bytes_per_second),
+        "exponent": (lambda t: t.serving.loss_law.a, lambda t: t.loss_law.a),
+        "slope": (lambda t: t.serving.acceptance_law.slope, lambda t: t.acceptance_law.slope),
+        "context": (lambda t: t.serving.context, lambda t: t.context),
+        "target": (lambda t: t.fixed.target_params, None),
+    }
+    h = 1e-4
+    for where, of in changes.values():
+        leaf = where(jax.tree.map(lambda v: np.asarray(v, float), numbers))
+
+        def scaled(factor, where=where):
+            marked = jax.tree.map(lambda v: np.asarray(v, float), numbers)
+            wanted = where(marked)
+            return jax.tree.map(lambda v: v * factor if v is wanted else v, marked)
+
+        assert leaf != 0
+        up, down = (solved(BATCHED, scaled(np.exp(s))) for s in (h, -h))
+        gain = moved.objective_fixed.target_params if of is None else of(moved.objective)
+        assert float(gain) == pytest.approx(float(up.objective - down.objective) / (2 * h), rel=1e-4, abs=1e-6)
+        for name in BATCHED.variables:
+            slope = moved.variables_fixed[name].target_params if of is None else of(moved.variables[name])
+            change = np.log(float(getattr(up.design, name)) / float(getattr(down.design, name))) / (2 * h)
+            assert float(slope) == pytest.approx(change, rel=1e-4, abs=1e-6), name
+    bounded = numbers._replace(lower=numbers.lower._replace(draft_params=3e9))
+    held = sensitivities(BATCHED, bounded, solved(BATCHED, bounded))
+    assert all(float(leaf) == 0 for leaf in jax.tree.leaves(held.variables["draft_params"]))
+    assert float(held.variables["batch"].context) != 0
+    # Numbers that are 0 or infinite have no logarithm.
+    assert float(moved.objective.aspect_penalty) == 0.0
+    assert jax.tree.structure(moved.objective) == jax.tree.structure(numbers.serving)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(moved))
+
+
+def test_a_front_is_a_sweep_is_monotone_and_flags_what_is_not_on_it(x64):
+    limits = np.array([0.1, 6.5, 7.0, 8.0, 1e3])
+    task = Task(BATCHED.variables, constraints=("memory_bytes",), steps=80, rounds=8)
+    front = pareto(task, on_h100(60e9), "latency_seconds", limits, spread_starts(8, 3))
+    assert front.solved.feasible.tolist() == [False] + [True] * 4
+    assert front.efficient.tolist() == [False] + [True] * 4
+    assert (np.diff(front.solved.objective[1:]) <= 1e-9).all()
+    assert (np.diff(front.values[1:]) >= -1e-9).all()
+    np.testing.assert_allclose(front.values[1:4], limits[1:4], rtol=1e-9)
+    together = sweep(BATCHED, [on_h100(60e9, limit) for limit in limits[::-1]], spread_starts(8, 3), 0.1)
+    np.testing.assert_allclose(together.objective[::-1], front.solved.objective, rtol=1e-12)
+    for i in (2, 4):
+        one = solved(BATCHED, on_h100(60e9, limits[i]))
+        assert float(front.solved.objective[i]) == pytest.approx(float(one.objective), abs=1e-10)
+        assert float(front.solved.design.batch[i]) == pytest.approx(float(one.design.batch), rel=1e-7)
+
+
+def test_rounding_keeps_the_limits_and_says_what_it_costs(x64):
+    numbers = on_h100(60e9, 7.0)
+    found = solved(BATCHED, numbers)
+    rounded = round_design(BATCHED, numbers, found)
+    design = rounded.solved.design
+    assert float(design.lookahead) == round(float(design.lookahead))
+    assert float(design.batch) == round(float(design.batch))
+    assert bool(rounded.solved.feasible)
+    assert 0 < float(rounded.loss) < 0.02
+    sizes = (2e8, 5e8, 1.5e9)
+    given = round_design(BATCHED, numbers, found, {"draft_params": sizes})
+    assert float(given.solved.design.draft_params) in sizes
+    assert float(given.loss) >= float(rounded.loss)
+    with pytest.raises(SdslError, match="no allowed draft_params"):
+        round_design(BATCHED, numbers, found, {"draft_params": (1e12,)})
+
+
+def test_break_even_agrees_with_every_batch_tried(x64):
+    numbers = on_h100()
+    serving = numbers.serving._replace(context=128.0, prompt_tokens=64.0, acceptance_law=LogitGap(0.5, 3.5))
+    found = break_even(serving, numbers.fixed, 1e7, 1024)
+    speedups = jax.vmap(lambda b: best_speculation(serving, numbers.fixed._replace(batch=b), 1e7).speedup)
+    tried = np.asarray(speedups(jnp.arange(1.0, 1025.0)))
+    assert float(found.batch) == np.flatnonzero(tried > 1).max() + 1
+    at = [
+        best_speculation(serving, numbers.fixed._replace(target_params=float(found.target_params) * f), 1e7).speedup
+        for f in (0.999, 1.001)
+    ]
+    assert at[0] <= 1 < at[1]
+
+
+def test_where_speculation_never_or_always_pays(x64):
+    numbers = on_h100()
+    never = break_even(numbers.serving._replace(acceptance_law=LogitGap(-9.0, 3.5)), numbers.fixed, 1e7, 1024)
+    assert float(never.batch) == 0.0
+    assert float(never.target_params) == np.inf
+    always = break_even(numbers.serving, numbers.fixed, 1e7, 4)
+    assert float(always.batch) == np.inf
+    assert float(always.at_design.speedup) > 2
+
+
+@pytest.mark.slow
+def test_five_variables_and_money(x64):
+    task = Task(
+        (*BATCHED.variables, "draft_tokens", "aspect_ratio"),
+        ("total_cost",),
+        ("latency_seconds",),
+        steps=200,
+        rounds=10,
+    )
+    numbers = on_h100(6.0)
+    numbers = numbers._replace(
+        serving=numbers.serving._replace(aspect_penalty=0.01),
+        lower=numbers.lower._replace(draft_tokens=1e9, aspect_ratio=16.0),
+        upper=numbers.upper._replace(draft_tokens=2e13, aspect_ratio=512.0),
+    )
+    found = solved(task, numbers)
+    assert float(found.kkt_residual) < 1e-9
+    assert not (found.at_lower | found.at_upper).any()
+    assert float(found.starts_agreeing) > 0.5
+    assert float(found.objective) <= float(brute_force(task, numbers, 10).objective)
+    costlier = numbers._replace(serving=numbers.serving._replace(volume_tokens=1e13))
+    # What is used more is worth training longer.
+    assert float(solved(task, costlier).design.draft_tokens) > float(found.design.draft_tokens)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["nadam", "momentum"])
+def test_every_optimizer_finds_it(x64, optimizer):
+    numbers = on_h100(60e9, 7.0)
+    other = solve(BATCHED.__class__(**{**vars(BATCHED), "optimizer": optimizer}), numbers, spread_starts(8, 3), 0.05)
+    assert float(other.objective) == pytest.approx(float(solved(BATCHED, numbers).objective), abs=1e-9)
+
+
+@pytest.mark.slow
+def test_in_single_precision():
+    found = solved(BATCHED, on_h100(60e9, 7.0))
+    assert bool(found.feasible)
+    assert float(found.outcome.latency_seconds) == pytest.approx(7.0, rel=1e-4)
+    assert float(found.kkt_residual) < 1e-4
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(SdslError, match="unknown metric 'speed'"):
+        Task(objective=("speed",))
+    with pytest.raises(SdslError, match="0 limits; there must be one for each of: latency_seconds"):
+        solved(Task(constraints=("latency_seconds",)), ideal())
+    with pytest.raises(SdslError, match=r"lookahead is bounded by 0\.5 and 64"):
+        solved(SPEED, ideal()._replace(lower=ideal().lower._replace(lookahead=0.5)))
+    with pytest.raises(SdslError, match="starts have 3 columns"):
+        solve(SPEED, ideal(), spread_starts(4, 3), 0.1)
+    with pytest.raises(SdslError, match="the price of a device is 0"):
+        solved(Task(objective=("total_cost",)), ideal())
+    assert outcome(ideal().serving, ideal().fixed).total_cost == 0
