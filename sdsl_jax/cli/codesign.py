@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from rich.console import Console
 
-from sdsl_jax.cli.codesign_report import print_answer
+from sdsl_jax.cli.codesign_report import print_answer, question
 from sdsl_jax.cli.terminal import standard_console
 from sdsl_jax.errors import SdslError, require
 
@@ -136,12 +137,15 @@ def codesign(
     from sdsl_jax.config.codesign_problem import load_problem
 
     problem = build(load_problem(file, changes, _names(variables)))
-    found = answer(problem)
+    # Nothing appears where the errors do not go to a terminal.
+    with Console(stderr=True).status("solving; compiling takes up to a minute for a new kind of problem"):
+        found = answer(problem)
     if picture is not None:
-        from sdsl_jax.codesign.answer import landscape_of
+        from sdsl_jax.codesign.answer import landscape_of, path_of
         from sdsl_jax.report.codesign_figure import draw_landscape
 
-        draw_landscape(landscape_of(problem, found.solved), found.values, picture)
+        surface, path = landscape_of(problem, found.solved), path_of(problem, found.solved)
+        draw_landscape(surface, path, found.values, question(problem.config), picture)
     if json:
         print(json_module.dumps(found.values, indent=1, ensure_ascii=False, allow_nan=False))
         return

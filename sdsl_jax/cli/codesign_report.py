@@ -30,11 +30,12 @@ def print_answer(console: Console, values: dict[str, Any], config: ProblemConfig
         say(f"\n{title}")
         console.print(table)
 
-    say(_question(config))
+    w = config.workload
+    say(f"{question(config)}: prompts of {w.prompt:g} tokens, answers of {w.new_tokens:g}")
     say()
-    say(_verdict(values))
     for warning in values["warnings"][: _grave(values)]:
         say(f"! {warning}")
+    say(_verdict(values))
     say()
     console.print(_choice(values))
     say(_time(values))
@@ -65,13 +66,13 @@ def _grave(values: dict[str, Any]) -> int:
     return sum(not values["feasible"] or "do not fit" in w or "no probability" in w for w in values["warnings"][:1])
 
 
-def _question(config: ProblemConfig) -> str:
+def question(config: ProblemConfig) -> str:
+    """What is served, on what."""
     w, h = config.workload, config.hardware
     devices = f"{h.devices} × {h.name}" if h.devices > 1 else h.name
-    return (
-        f"Target of {short_count(config.target.params)} parameters on {devices}, batch {w.batch:g}, mean context "
-        f"{w.mean_context:g}: prompts of {w.prompt:g} tokens, answers of {w.new_tokens:g}"
-    )
+    # A batch that is chosen is part of the answer.
+    batch = "" if config.variables.batch else f", batch {w.batch:g}"
+    return f"Target of {short_count(config.target.params)} parameters on {devices}{batch}, context {w.mean_context:g}"
 
 
 def _both(size: dict[str, float]) -> str:
@@ -83,7 +84,7 @@ def _verdict(values: dict[str, Any]) -> str:
     if values["speculate"]:
         size = rounded.get("draft_params") or values["design"]["draft_params"]
         return (
-            f"Speculate: a draft of {short_count(size['total'])} parameters, {rounded['lookahead']} tokens ahead, is "
+            f"Speculate: a draft of {short_count(size['total'])} parameters, {_ahead(rounded)}, is "
             f"{rounded['speedup']:.2f} times as fast as the target alone."
         )
     text = f"Do not speculate: the best choice is {rounded['speedup']:.2f} times as fast as the target alone."
@@ -96,6 +97,11 @@ def _verdict(values: dict[str, Any]) -> str:
     elif not even["pays_for_every_target"] and not even["batch"]:
         text += " No batch and no target size considered makes it pay."
     return text
+
+
+def _ahead(rounded: dict[str, Any]) -> str:
+    gamma = rounded["lookahead"]
+    return "1 token ahead" if gamma == 1 else f"{gamma} tokens ahead"
 
 
 def _plain(name: str, value: Any) -> str:
@@ -263,6 +269,6 @@ def _engines(say: Any, settings: dict[str, Any]) -> None:
     say("SGLang       " + settings["sglang"]["command"])
     say("Transformers " + settings["hugging_face"]["code"].replace("\n", "\n             "))
     first, *others = settings["notes"]
-    say(f"note: {first}: S would be {settings['speedup_with_draft_on_all_devices']:.2f}×")
+    say(f"note: {first}: S would then be {settings['speedup_with_draft_on_all_devices']:.2f}×")
     for note in others:
         say(f"note: {note}")

@@ -15,7 +15,7 @@ from sdsl_jax.codesign.evaluate import Landscape, landscape
 from sdsl_jax.codesign.program import Solved
 from sdsl_jax.codesign.related import best_whole, fixed_at, interval_90, solve_together
 from sdsl_jax.codesign.sensitivity import sensitivities
-from sdsl_jax.codesign.serving_problem import MEMORY_SHARE, SMALLEST_DRAFT, Problem, memory
+from sdsl_jax.codesign.serving_problem import MEMORY_SHARE, Problem, memory, smallest_draft
 from sdsl_jax.codesign.wording import largest_sensitivities
 from sdsl_jax.errors import require
 from sdsl_jax.theory.serving import Design, Outcome, outcome
@@ -162,7 +162,7 @@ def _break_even(problem: Problem, design: Design) -> dict[str, Any] | None:
     """
     if problem.config.draft.acceptance:
         return None
-    smallest = float(design.target_params) * SMALLEST_DRAFT
+    smallest = smallest_draft(float(design.target_params))
     found = break_even(problem.numbers.serving, design, smallest, _LARGEST_BATCH, _LARGEST_TARGET)
     batch, size = float(found.batch), float(found.target_params)
     return {
@@ -175,6 +175,19 @@ def _break_even(problem: Problem, design: Design) -> dict[str, Any] | None:
     }
 
 
+def path_of(problem: Problem, solved: Solved) -> np.ndarray | None:
+    """Draft size and lookahead at every step of the best start, [steps, 2]; None unless both were variables.
+
+    Sizes are in the count of the loss law, as in `landscape_of`.
+    """
+    names = problem.task.variables
+    if not {"draft_params", "lookahead"} <= {*names}:
+        return None
+    path = np.asarray(solved.path)[:, [names.index("draft_params"), names.index("lookahead")]]
+    path[:, 0] = problem.stated_sizes(path[:, 0], "draft", float(solved.design.aspect_ratio))
+    return path
+
+
 def landscape_of(problem: Problem, solved: Solved) -> Landscape:
     """The design space around an optimum, as wide as the variables may go and as high as is of interest."""
     with jax.enable_x64(True):
@@ -183,4 +196,6 @@ def landscape_of(problem: Problem, solved: Solved) -> Landscape:
         if low == high:
             low, high = best / 30, best * 30
         highest = max(10.0, 2.5 * float(solved.design.lookahead))
-        return landscape(problem.task, numbers, solved.design, (low, high), highest)
+        found = landscape(problem.task, numbers, solved.design, (low, high), highest)
+        sizes = problem.stated_sizes(found.draft_params, "draft", float(solved.design.aspect_ratio))
+        return found._replace(draft_params=sizes, count=problem.count)

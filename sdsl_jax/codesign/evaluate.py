@@ -104,11 +104,12 @@ class Landscape(NamedTuple):
     """The design space over draft size and lookahead, all else as at the optimum.
 
     Attributes:
-      draft_params: non-embedding parameters, [columns].
+      draft_params: in the parameter count that `count` names, [columns].
       lookahead: [rows].
       speedup: S, [rows, columns].
       objective: Σ w·ln m, [rows, columns].
       allowed: whether every constraint holds, [rows, columns].
+      count: "non_embedding" or "total".
     """
 
     draft_params: np.ndarray
@@ -116,6 +117,7 @@ class Landscape(NamedTuple):
     speedup: np.ndarray
     objective: np.ndarray
     allowed: np.ndarray
+    count: str = "non_embedding"
 
 
 def landscape(

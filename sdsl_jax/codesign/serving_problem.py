@@ -34,8 +34,9 @@ _UNITS = {
 }
 # Ranges of variables that are free without one, where they do not depend on the problem.
 _FREE = {"lookahead": (1.0, 64.0), "batch": (1.0, 1024.0), "draft_tokens": (1e10, 1e14), "aspect_ratio": (8.0, 512.0)}
-# Drafts from a 10,000th of the target to its own size; targets from a tenth to ten times the one that was given.
-SMALLEST_DRAFT, _TARGET_RANGE = 1e-4, 10.0
+# Drafts from a 10,000th of the target to its own size, and of a million non-embedding parameters or more: smaller ones are
+# embeddings and little else, to which no law of sizes was fitted. Targets from a tenth to ten times the one that was given.
+_DRAFT_SHARE, _TARGET_RANGE = 1e-4, 10.0
 
 
 def unit_of(metric: str) -> str:
@@ -66,6 +67,11 @@ class Problem:
     notes: tuple[str, ...]
 
     @property
+    def count(self) -> str:
+        """What users count: "total" or "non_embedding" parameters, as the loss law does."""
+        return "total" if self.loss.law.about.params_count == "total" else "non_embedding"
+
+    @property
     def devices(self) -> int:
         """That share the target."""
         return self.config.hardware.devices
@@ -81,8 +87,12 @@ class Problem:
 
     def stated_size(self, params: Any, role: str, aspect_ratio: float | None = None) -> float:
         """A size in the count of the loss law, in which users give and read sizes, of a draft or target."""
+        return float(self.stated_sizes(params, role, aspect_ratio))
+
+    def stated_sizes(self, params: Any, role: str, aspect_ratio: float | None = None) -> np.ndarray:
+        """As `stated_size`, of many."""
         with jax.enable_x64(True):
-            return float(counted(family_shape(params, self.family(role, aspect_ratio)), self.loss.law))
+            return np.asarray(counted(family_shape(params, self.family(role, aspect_ratio)), self.loss.law))
 
     def both_counts(self, params: Any, role: str, aspect_ratio: float | None = None) -> dict[str, float]:
         """A size in total and in non-embedding parameters."""
@@ -143,6 +153,11 @@ def memory(serving: Serving, design: Design) -> Memory:
 
 def _rule(config: TargetConfig | DraftConfig, vocab_size: float, context: float) -> ShapeRule:
     return ShapeRule(config.aspect_ratio, vocab_size, context, config.kv_share, float(config.embedding_tables))
+
+
+def smallest_draft(target: float) -> float:
+    """The smallest draft worth looking at, in non-embedding parameters."""
+    return min(1e6, target / 100)
 
 
 def _non_embedding(size: float, rule: ShapeRule, loss: LoadedLaw) -> float:
@@ -223,7 +238,7 @@ def _ranges(
     """Smallest and largest value of each variable, in non-embedding parameters."""
     found: dict[str, tuple[float, float]] = {}
     free = _FREE | {
-        "draft_params": (SMALLEST_DRAFT * target, target),
+        "draft_params": (max(_DRAFT_SHARE * target, smallest_draft(target)), target),
         "target_params": (target / _TARGET_RANGE, target * _TARGET_RANGE),
     }
     for name, value in config.variables.given().items():
