@@ -91,7 +91,7 @@ def break_even(
     require(largest_batch >= 1, f"the largest batch is {largest_batch}; it must be at least 1.")
     ordered = 0 < smallest_draft < largest_target
     require(ordered, f"sizes run from {smallest_draft:g} to {largest_target:g}; they must be positive and rising.")
-    batches = np.unique(np.geomspace(1, largest_batch, _GRID).round())
+    batches = np.geomspace(1, largest_batch, _GRID).round()
     return _break_even(serving, design, smallest_draft, jnp.asarray(batches, jnp.result_type(float)), largest_target)
 
 

@@ -38,8 +38,8 @@ def pareto(
     task: Task,
     numbers: Numbers,
     metric: str,
-    limits: Float[Array, " P"],
-    starts: Float[Array, "S V"],
+    limits: Float[Array | np.ndarray, " P"],
+    starts: Float[Array | np.ndarray, "S V"],
     learning_rate: Array | float = 0.1,
 ) -> Front:
     """The front of the task's objective against a metric, all points as one program (ε-constraint, Haimes et al., 1971).
@@ -61,9 +61,9 @@ def pareto(
     require(metric not in task.constraints, f"{metric} is a constraint of the task; a front is of another metric.")
     limited = dataclasses.replace(task, constraints=(*task.constraints, metric))
     check(task, numbers)
-    limits = np.asarray(limits, float)
-    require(limits.ndim == 1 and np.all(limits > 0), f"limits on {metric} are {limits}; each must be positive.")
-    many = [numbers._replace(limits=np.append(np.asarray(numbers.limits), limit)) for limit in limits]
+    each = np.asarray(limits, float)
+    require(each.ndim == 1 and np.all(each > 0), f"limits on {metric} are {each}; each must be positive.")
+    many = [numbers._replace(limits=np.append(np.asarray(numbers.limits), limit)) for limit in each]
     solved = sweep(limited, many, starts, learning_rate)
     values = getattr(solved.outcome, metric)
     f, m = solved.objective, jnp.log(values)

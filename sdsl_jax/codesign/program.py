@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ METRICS = (
     "draft_loss",
     "target_loss",
 )
+_Tree = TypeVar("_Tree")
 _PRICED = {"cost_per_million_tokens", "training_cost", "total_cost"}
 
 # ρ of the augmented Lagrangian, in units of the objective per squared e-fold of violation. Logarithms of metrics bend by
@@ -174,9 +175,15 @@ def functions(task: Task, numbers: Numbers) -> Functions:
         given = outcome(numbers.serving, design_at(task, numbers, x))
         logs = jnp.log(jnp.stack([getattr(given, name) for name in (*task.objective, *task.constraints)]))
         count = len(task.objective)
-        return numbers.weights @ logs[:count], logs[count:] - jnp.log(jnp.asarray(numbers.limits))
+        return jnp.asarray(numbers.weights) @ logs[:count], logs[count:] - jnp.log(jnp.asarray(numbers.limits))
 
     return both
+
+
+def as_arrays(tree: _Tree) -> _Tree:
+    """Every number as an array, so that one compilation serves plain numbers and arrays alike."""
+    kind = jnp.result_type(float)
+    return jax.tree.map(lambda v: v if isinstance(v, jax.Array) else np.asarray(v, kind), tree)
 
 
 def check(task: Task, numbers: Numbers) -> None:
@@ -207,7 +214,9 @@ def check(task: Task, numbers: Numbers) -> None:
         )
 
 
-def solve(task: Task, numbers: Numbers, starts: Float[Array, "S V"], learning_rate: Array | float) -> Solved:
+def solve(
+    task: Task, numbers: Numbers, starts: Float[Array | np.ndarray, "S V"], learning_rate: Array | float
+) -> Solved:
     """The best of many starts; jitted, and to be `vmap`ped over numbers for sweeps and fronts.
 
     Each start descends the augmented Lagrangian
@@ -229,11 +238,11 @@ def solve(task: Task, numbers: Numbers, starts: Float[Array, "S V"], learning_ra
     check(task, numbers)
     width = np.shape(starts)[-1]
     require(width == len(task.variables), f"starts have {width} columns; the task has {len(task.variables)} variables.")
-    return _solve(task, numbers, jnp.asarray(starts, jnp.result_type(float)), learning_rate)
+    return _solve(task, as_arrays(numbers), *as_arrays((starts, learning_rate)))
 
 
 @functools.partial(jax.jit, static_argnames="task")
-def _solve(task: Task, numbers: Numbers, starts: Array, learning_rate: Array | float) -> Solved:
+def _solve(task: Task, numbers: Numbers, starts: Array, learning_rate: Array) -> Solved:
     both, within = functions(task, numbers), box(task, numbers)
 
     rounds = task.rounds if task.constraints else 1
@@ -297,27 +306,31 @@ def _solve(task: Task, numbers: Numbers, starts: Array, learning_rate: Array | f
     )
 
 
-def solve_many(task: Task, numbers: Numbers, starts: Float[Array, "S V"], learning_rate: Array | float) -> Solved:
+def solve_many(
+    task: Task, numbers: Numbers, starts: Float[Array | np.ndarray, "S V"], learning_rate: Array | float
+) -> Solved:
     """A sweep as one program: every leaf of `numbers` has the sweep as its first axis, and so has every leaf of the result.
 
     Raises:
       SdslError: as `solve`.
     """
     check(task, numbers)
-    return _solve_many(task, numbers, jnp.asarray(starts, jnp.result_type(float)), learning_rate)
+    return _solve_many(task, as_arrays(numbers), *as_arrays((starts, learning_rate)))
 
 
 @functools.partial(jax.jit, static_argnames="task")
-def _solve_many(task: Task, numbers: Numbers, starts: Array, learning_rate: Array | float) -> Solved:
+def _solve_many(task: Task, numbers: Numbers, starts: Array, learning_rate: Array) -> Solved:
     return jax.vmap(lambda one: solve(task, one, starts, learning_rate))(numbers)
 
 
 def stack(many: Sequence[Numbers]) -> Numbers:
     """The numbers of many problems as those of a sweep; their laws must be of the same kinds and sources."""
-    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(v, jnp.result_type(float)) for v in leaves]), *many)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(as_arrays, many))
 
 
-def sweep(task: Task, many: Sequence[Numbers], starts: Float[Array, "S V"], learning_rate: Array | float) -> Solved:
+def sweep(
+    task: Task, many: Sequence[Numbers], starts: Float[Array | np.ndarray, "S V"], learning_rate: Array | float
+) -> Solved:
     """The optima of many problems, solved as one program.
 
     Raises:

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -54,7 +53,7 @@ def round_design(
     """Rounds lookahead and batch to whole numbers and other variables to what is allowed of them; the rest adapts.
 
     For each combination of neighbours below and above, the variables that stay real are optimised anew, starting from where they
-    were: all combinations as one program. The best feasible one is returned.
+    were. The best feasible one is returned.
 
     Args:
       task: that was solved.
@@ -85,16 +84,14 @@ def round_design(
     # A variable whose bounds coincide has no width to start in.
     width = jnp.where(within.high > within.low, within.high - within.low, 1.0)
     start = ((coordinates(task, solved.design) - within.low) / width)[None]
-    combinations = jnp.asarray(list(itertools.product(*choices)), start.dtype).reshape(-1, len(names))
 
-    def pinned(values: Array) -> Solved:
-        values_by_name = dict(zip(names, values))
-        given = numbers._replace(
-            lower=numbers.lower._replace(**values_by_name), upper=numbers.upper._replace(**values_by_name)
-        )
-        return solve(task, given, start, learning_rate)
+    def pinned(values: Sequence[float]) -> Solved:
+        by_name = dict(zip(names, values))
+        lower, upper = numbers.lower._replace(**by_name), numbers.upper._replace(**by_name)
+        return solve(task, numbers._replace(lower=lower, upper=upper), start, learning_rate)
 
-    found = jax.vmap(pinned)(combinations)
-    rank = jnp.where(found.feasible.any(), jnp.where(found.feasible, found.objective, jnp.inf), found.violation)
-    best = jax.tree.map(lambda leaf: leaf[jnp.argmin(rank)], found)
+    def rank(found: Solved) -> tuple[bool, float]:
+        return not found.feasible, float(found.objective if found.feasible else found.violation)
+
+    best = min((pinned(values) for values in itertools.product(*choices)), key=rank)
     return Rounded(best, jnp.expm1(best.objective - solved.objective))

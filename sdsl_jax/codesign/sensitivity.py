@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from sdsl_jax.codesign.kkt import Point, field, linearised
-from sdsl_jax.codesign.program import Numbers, Solved, Task, box, coordinates, functions
+from sdsl_jax.codesign.program import Numbers, Solved, Task, as_arrays, box, coordinates, functions
 from sdsl_jax.theory.serving import Design, Serving
 
 _Tree = TypeVar("_Tree")
@@ -43,7 +43,6 @@ def _elasticities(slopes: _Tree, at: _Tree) -> _Tree:
     return jax.tree.map(one, slopes, at)
 
 
-@functools.partial(jax.jit, static_argnames="task")
 def sensitivities(task: Task, numbers: Numbers, solved: Solved) -> DesignSensitivities:
     """Elasticities of the optimum, with what is held at bounds and which constraints bind unchanged.
 
@@ -56,8 +55,13 @@ def sensitivities(task: Task, numbers: Numbers, solved: Solved) -> DesignSensiti
       numbers: that it was solved for.
       solved: its optimum; feasible.
     """
-    given = jax.tree.map(lambda v: jnp.asarray(v, jnp.result_type(float)), (numbers.serving, numbers.fixed))
-    point = Point(coordinates(task, solved.design), jnp.asarray(solved.multipliers))
+    return _sensitivities(task, as_arrays(numbers), solved.design, solved.multipliers)
+
+
+@functools.partial(jax.jit, static_argnames="task")
+def _sensitivities(task: Task, numbers: Numbers, design: Design, multipliers: Array) -> DesignSensitivities:
+    given = (numbers.serving, numbers.fixed)
+    point = Point(coordinates(task, design), multipliers)
 
     def having(given: tuple[Serving, Design]) -> Numbers:
         return numbers._replace(serving=given[0], fixed=given[1])
@@ -74,7 +78,7 @@ def sensitivities(task: Task, numbers: Numbers, solved: Solved) -> DesignSensiti
     size = len(point.x)
     rows = jnp.linalg.solve(here.matrix.T, jnp.eye(len(here.miss), size, dtype=here.miss.dtype)).T
     # From coordinates to logarithms of the variables: d ln γ = (1 + γ)/γ · d ln(1 + γ).
-    gamma = jnp.asarray(solved.design.lookahead)
+    gamma = jnp.asarray(design.lookahead)
     scale = jnp.stack([(1 + gamma) / gamma if name == "lookahead" else jnp.ones_like(gamma) for name in task.variables])
     moved = jax.vmap(jax.grad(weighed), (None, 0))(given, rows * scale[:, None])
     by_serving, by_fixed = _elasticities(moved, given)
