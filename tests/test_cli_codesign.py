@@ -1,5 +1,6 @@
 """`sdsl codesign`: one compiled program serves all problems of this file, which differ in their numbers alone."""
 
+import itertools
 import json
 import sys
 
@@ -69,7 +70,7 @@ def test_fields_and_what_they_hold(sdsl):
     assert found["sensitivities"][0]["quantity"] == "exponent a of size in the loss law"
     batches = found["pareto"]["batch"]
     assert [row["batch"] for row in batches] == [1, 2, 4, 8, 16, 32, 64]
-    assert all(a["tokens_per_second"] < b["tokens_per_second"] for a, b in zip(batches, batches[1:]))
+    assert all(a["tokens_per_second"] < b["tokens_per_second"] for a, b in itertools.pairwise(batches))
     assert found["break_even"]["pays_at_every_batch"] is True
     assert 1e8 < found["break_even"]["target_params"]["total"] < 1e9
     assert found["engine_settings"]["vllm"]["speculative_config"]["num_speculative_tokens"] == 5

@@ -7,6 +7,7 @@ import sys
 
 import tyro
 
+from sdsl_jax.cli.calibrate import calibrate
 from sdsl_jax.cli.codesign import codesign
 from sdsl_jax.cli.compilation import compile_quickly, keep_compiled_programs
 from sdsl_jax.cli.fit import fit
@@ -62,6 +63,7 @@ def main() -> None:
                 "train": train,
                 "tune": tune,
                 "measure": measure,
+                "calibrate": calibrate,
                 "version": version,
             },
             prog="sdsl",

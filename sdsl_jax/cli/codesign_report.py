@@ -56,7 +56,7 @@ def print_answer(console: Console, values: dict[str, Any], config: ProblemConfig
         show(title, _sensitivities(values["sensitivities"]))
     show("Published models in the draft's place, by predicted speed", _published(values["nearest_published"]))
     if values["speculate"]:
-        _engines(say, values["engine_settings"])
+        _engines(say, values["engine_settings"], config.hardware.devices, config.draft.devices)
     for warning in values["warnings"][_grave(values) :]:
         say(f"warning: {warning}")
 
@@ -264,11 +264,12 @@ def _published(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _engines(say: Any, settings: dict[str, Any]) -> None:
+def _engines(say: Any, settings: dict[str, Any], devices: int, draft_devices: int) -> None:
     say("vLLM         " + settings["vllm"]["command"])
     say("SGLang       " + settings["sglang"]["command"])
     say("Transformers " + settings["hugging_face"]["code"].replace("\n", "\n             "))
     first, *others = settings["notes"]
-    say(f"note: {first}: S would then be {settings['speedup_with_draft_on_all_devices']:.2f}×")
+    if draft_devices < devices:
+        say(f"note: {first}: S would then be {settings['speedup_with_draft_on_all_devices']:.2f}×")
     for note in others:
         say(f"note: {note}")

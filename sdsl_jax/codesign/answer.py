@@ -198,4 +198,4 @@ def landscape_of(problem: Problem, solved: Solved) -> Landscape:
         highest = max(10.0, 2.5 * float(solved.design.lookahead))
         found = landscape(problem.task, numbers, solved.design, (low, high), highest)
         sizes = problem.stated_sizes(found.draft_params, "draft", float(solved.design.aspect_ratio))
-        return found._replace(draft_params=sizes, count=problem.count)
+        return found._replace(draft_params=sizes, counted=problem.counted)

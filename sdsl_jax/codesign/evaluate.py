@@ -104,12 +104,12 @@ class Landscape(NamedTuple):
     """The design space over draft size and lookahead, all else as at the optimum.
 
     Attributes:
-      draft_params: in the parameter count that `count` names, [columns].
+      draft_params: in the parameter count that `counted` names, [columns].
       lookahead: [rows].
       speedup: S, [rows, columns].
       objective: Σ w·ln m, [rows, columns].
       allowed: whether every constraint holds, [rows, columns].
-      count: "non_embedding" or "total".
+      counted: "non_embedding" or "total".
     """
 
     draft_params: np.ndarray
@@ -117,7 +117,7 @@ class Landscape(NamedTuple):
     speedup: np.ndarray
     objective: np.ndarray
     allowed: np.ndarray
-    count: str = "non_embedding"
+    counted: str = "non_embedding"
 
 
 def landscape(
@@ -128,4 +128,6 @@ def landscape(
     rows = np.expm1(np.linspace(np.log(2.0), np.log1p(highest_lookahead), _MAP[1]))
     grid = design._replace(draft_params=columns[None, :], lookahead=rows[:, None])
     found = evaluate(task, numbers, numbers.serving, grid)
-    return Landscape(columns, rows, *map(np.asarray, (found.outcome.speedup, found.objective, found.allowed)))
+    return Landscape(
+        columns, rows, np.asarray(found.outcome.speedup), np.asarray(found.objective), np.asarray(found.allowed)
+    )

@@ -67,7 +67,7 @@ class Problem:
     notes: tuple[str, ...]
 
     @property
-    def count(self) -> str:
+    def counted(self) -> str:
         """What users count: "total" or "non_embedding" parameters, as the loss law does."""
         return "total" if self.loss.law.about.params_count == "total" else "non_embedding"
 

@@ -1,6 +1,6 @@
 """The settings of a study: frozen dataclasses, read from TOML and written back to it; no jax, no arrays."""
 
-from sdsl_jax.config.measurement import ConditionsConfig, DomainConfig, HoldoutConfig, MeasureConfig
+from sdsl_jax.config.measurement import ClockConfig, ConditionsConfig, DomainConfig, HoldoutConfig, MeasureConfig
 from sdsl_jax.config.sections import (
     CodesignConfig,
     DataConfig,
@@ -14,6 +14,7 @@ from sdsl_jax.config.sections import (
 from sdsl_jax.config.toml import from_dict, load_study, parse_override, to_dict, to_toml
 
 __all__ = [
+    "ClockConfig",
     "CodesignConfig",
     "ConditionsConfig",
     "DataConfig",

@@ -111,3 +111,40 @@ class HoldoutConfig:
     def any(self) -> bool:
         """Whether anything is kept back."""
         return bool(self.draft_params or self.target_params)
+
+
+@dataclass(frozen=True)
+class ClockConfig:
+    """What is decoded on the clock: drafts of the largest budget with every target, at each of `lookaheads`, one row at a time.
+
+    At each of `batches` three drafts (the smallest, a middle one, the largest) follow, at `batch_lookaheads`. `other_models`
+    names folders of further models, of the same text and tokenizer, that no law is fitted to: their targets join the others;
+    their drafts, of other shapes perhaps, are timed at `batch_lookaheads` beside those of the ladder of their size and tokens.
+    Each of `repetitions` decodes `prompts` prompts. `threads` is how many threads a computation on a CPU may use: small
+    models are faster on one than on several. Nothing is timed while `lookaheads` is empty.
+    """
+
+    lookaheads: tuple[int, ...] = ()
+    batches: tuple[int, ...] = ()
+    batch_lookaheads: tuple[int, ...] = (1, 2, 4)
+    other_models: tuple[str, ...] = ()
+    repetitions: int = 8
+    prompts: int = 16
+    threads: int = 1
+
+    def __post_init__(self):
+        for name in ("lookaheads", "batches", "batch_lookaheads"):
+            values = getattr(self, name)
+            require(all(v >= 1 for v in values), f"clock.{name} is {list(values)}; every value must be at least 1.")
+            require(len(set(values)) == len(values), f"clock.{name} is {list(values)}; it repeats a value.")
+        require(
+            self.repetitions >= 2 and self.repetitions % 2 == 0,
+            f"clock.repetitions is {self.repetitions}; one half of them chooses and the other judges, so it must be even.",
+        )
+        require(self.prompts >= 1, f"clock.prompts is {self.prompts}; it must be at least 1.")
+        require(self.threads >= 1, f"clock.threads is {self.threads}; it must be at least 1.")
+        for batch in self.batches:
+            require(
+                self.prompts % batch == 0,
+                f"clock.batches holds {batch}, which does not divide clock.prompts ({self.prompts}).",
+            )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from sdsl_jax.config.measurement import ConditionsConfig, HoldoutConfig, MeasureConfig
+from sdsl_jax.config.measurement import ClockConfig, ConditionsConfig, HoldoutConfig, MeasureConfig
 from sdsl_jax.errors import require
 
 
@@ -259,6 +259,7 @@ class StudyConfig:
     codesign: CodesignConfig = field(default_factory=CodesignConfig)
     conditions: ConditionsConfig = field(default_factory=ConditionsConfig)
     holdout: HoldoutConfig = field(default_factory=HoldoutConfig)
+    clock: ClockConfig = field(default_factory=ClockConfig)
 
     def __post_init__(self):
         require(
@@ -282,6 +283,11 @@ class StudyConfig:
                 not kept or bool({*sizes} - {*kept}),
                 f"holdout.{role} holds all of ladder.{role}; some must be left to fit the laws to.",
             )
+        longest = max((*self.clock.lookaheads, *self.clock.batch_lookaheads))
+        require(
+            not self.clock.lookaheads or longest + 1 < self.measure.new_tokens,
+            f"measure.new_tokens is {self.measure.new_tokens}; a round of the largest lookahead in [clock] ({longest}) must fit.",
+        )
         needed = self.measure.prompt_tokens + self.measure.new_tokens
         require(
             needed <= self.data.sequence_length,

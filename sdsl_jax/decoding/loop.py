@@ -201,6 +201,7 @@ def _require_capacity(cache: Any, needed: int) -> None:
         "buffer",
         "max_rounds",
         "keep_distributions",
+        "whole_rounds",
     ),
 )
 def speculative_loop(
@@ -219,8 +220,11 @@ def speculative_loop(
     buffer: int,
     max_rounds: int,
     keep_distributions: bool,
+    whole_rounds: bool = False,
 ) -> Decoded:
     """Rounds of draft steps, one verify pass and an emission, until every row is done; `decode.speculate` has the arguments.
+
+    With `whole_rounds`, to be timed, they end before the first round that could stop a row or cut what it emits short.
 
     Caches hold the prompts and have room for `buffer` + `max_lookahead` + 1 positions, so that no write of a round that
     starts before the end can fall outside.
@@ -290,7 +294,14 @@ def speculative_loop(
         blocks,
         jnp.zeros((), jnp.int32),
     )
-    rows, _, _, _, events, blocks, rounds = jax.lax.while_loop(lambda carry: ~carry[0].done.all(), round_, carry)
+
+    def unfinished(carry):
+        rows = carry[0]
+        if whole_rounds:
+            return (rows.lengths + G + 1 < requests.max_lengths).all()
+        return ~rows.done.all()
+
+    rows, _, _, _, events, blocks, rounds = jax.lax.while_loop(unfinished, round_, carry)
     return Decoded(rows.tokens, rows.lengths, requests.prompt_lengths, requests.max_lengths, events, rounds, blocks)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sdsl_jax.config import StudyConfig
-from sdsl_jax.records import AcceptanceRecord, ExpectedRecord, LossRecord, ModelRecord, SurvivalRecord
+from sdsl_jax.hardware import HardwareFile
+from sdsl_jax.records import AcceptanceRecord, ExpectedRecord, LossRecord, ModelRecord, RunRecord, SurvivalRecord
 
 
 class Inputs(NamedTuple):
@@ -24,6 +26,9 @@ class Inputs(NamedTuple):
       codesign: contents of `codesign.json`.
       self_checks: of the decoder, by run.
       predictions: contents of `predictions.json`; None where nothing was held out.
+      runs: of decoders on the clock; may be empty.
+      timed_models: models of other folders that took part; may be empty.
+      hardware: the calibrated device; None where nothing was timed.
     """
 
     config: StudyConfig
@@ -38,6 +43,9 @@ class Inputs(NamedTuple):
     codesign: list[dict[str, Any]]
     self_checks: dict[str, float]
     predictions: dict[str, Any] | None = None
+    runs: Sequence[RunRecord] = ()
+    timed_models: Sequence[ModelRecord] = ()
+    hardware: HardwareFile | None = None
 
     @property
     def has_pairs(self) -> bool:

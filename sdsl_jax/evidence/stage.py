@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sdsl_jax.evidence.claims import claims, sensitivity
+from sdsl_jax.evidence.clock import clock
 from sdsl_jax.evidence.conditions import domain, temperature
 from sdsl_jax.evidence.dependence import dependence
 from sdsl_jax.evidence.estimators import estimators
@@ -30,6 +31,7 @@ _QUESTIONS: dict[str, Callable[[Inputs], Any]] = {
     "temperature": temperature,
     "domain": domain,
     "same_data": same_data,
+    "clock": clock,
 }
 
 

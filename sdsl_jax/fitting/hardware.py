@@ -11,7 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sdsl_jax.errors import require
-from sdsl_jax.fitting.solver import fit
+from sdsl_jax.fitting.inference import resampled
+from sdsl_jax.fitting.solver import fit, refit
+from sdsl_jax.statistics import Interval
 from sdsl_jax.theory.hardware import Hardware, Load, Precision, Shape, pass_time, round_time
 
 # Beyond these the rounded corner of the roofline is as good as none, or as sharp as any timing shows.
@@ -20,6 +22,10 @@ _SMALLEST_SHARPNESS, _LARGEST_SHARPNESS = 1.0, 16.0
 _HUBER = 0.1
 # Coefficients that are fitted, and so the fewest timings that could tell them apart.
 _FITTED = ("pass_seconds", "layer_seconds", "token_seconds", "bytes_per_second", "flops_per_second", "round_seconds")
+
+
+# A time that vanishes has the logarithm of this, in seconds.
+_SHORTEST = 1e-12
 
 
 class Timing(NamedTuple):
@@ -68,6 +74,14 @@ def _hardware(x: Array) -> Hardware:
     return Hardware(**{name: jnp.exp(value) for name, value in zip(_FITTED, x)}, sharpness=sharpness)
 
 
+def _vector(hardware: Hardware) -> np.ndarray:
+    """The inverse of `_hardware`."""
+    share = (float(hardware.sharpness) - _SMALLEST_SHARPNESS) / (_LARGEST_SHARPNESS - _SMALLEST_SHARPNESS)
+    share = min(max(share, 1e-6), 1 - 1e-6)
+    logs = [np.log(max(float(getattr(hardware, name)), _SHORTEST)) for name in _FITTED]
+    return np.asarray([*logs, np.log(share / (1 - share))])
+
+
 def _log_seconds(hardware: Hardware, data: _Data) -> Array:
     passes = pass_time(hardware, data.target, data.precision, Load(data.tokens, data.batch, data.context))
     rounds = round_time(
@@ -104,7 +118,13 @@ def _table(timings: Sequence[Timing], precision: Precision) -> _Data:
     )
 
 
-def fit_hardware(timings: Sequence[Timing], precision: Precision, starts: int = 32, seed: int = 0) -> HardwareFit:
+def fit_hardware(
+    timings: Sequence[Timing],
+    precision: Precision,
+    starts: int = 32,
+    seed: int = 0,
+    weights: Float[np.ndarray, " n"] | None = None,
+) -> HardwareFit:
     """Fits a device to timings, by a robust fit of ln seconds from many starts.
 
     Args:
@@ -112,37 +132,79 @@ def fit_hardware(timings: Sequence[Timing], precision: Precision, starts: int = 
       precision: bytes of weights and caches.
       starts: descents.
       seed: of the starts.
+      weights: of the timings; one of weight 0 is left out, and has a residual all the same.
 
     Raises:
       SdslError: too few timings, or all of one kind of model.
     """
+    weights = np.ones(len(timings)) if weights is None else np.asarray(weights, float)
+    used = weights > 0
     require(
-        len(timings) > len(_FITTED) + 1,
-        f"a device has {len(_FITTED) + 1} coefficients to be fitted; {len(timings)} timings cannot tell them.",
+        used.sum() > len(_FITTED) + 1,
+        f"a device has {len(_FITTED) + 1} coefficients to be fitted; {used.sum()} timings cannot tell them.",
     )
-    shapes = {tuple(float(x) for x in t.target) for t in timings}
+    shapes = {tuple(float(x) for x in t.target) for t, counts in zip(timings, used) if counts}
     require(len(shapes) >= 3, f"only {len(shapes)} kinds of model were timed; a device needs at least 3.")
     seconds = np.asarray([t.seconds for t in timings])
     with jax.enable_x64(True):
         data = _table(timings, precision)
         flops = np.asarray(data.target.flops_per_token(data.context) * data.tokens * data.batch)
-        weights = np.asarray(data.target.total_params * precision.weight_bytes)
-        shortest = seconds.min()
+        stored = np.asarray(data.target.total_params * precision.weight_bytes)
+        shortest = seconds[used].min()
         guess = [
             shortest / 3,
             shortest / 6,
             shortest / 20,
-            np.median(weights / seconds) * 2,
-            np.median(flops / seconds) * 2,
+            np.median((stored / seconds)[used]) * 2,
+            np.median((flops / seconds)[used]) * 2,
             shortest / 3,
         ]
         random = np.random.default_rng(seed)
         begin = np.concatenate([np.log(guess), [0.0]]) + random.normal(0, 1, (starts, len(guess) + 1))
-        best = fit(_residuals, begin, data, jnp.ones(len(timings)), _HUBER)
+        best = fit(_residuals, begin, data, weights, _HUBER)
         found = jax.tree.map(float, _hardware(best.parameters))
-    if not any(t.draft is not None for t in timings):
+    if not any(t.draft is not None for t, counts in zip(timings, used) if counts):
         found = found._replace(round_seconds=0.0)
     return HardwareFit(found, np.asarray(best.residuals), float(best.starts_agreeing), float(best.condition_number))
+
+
+def hardware_intervals(
+    fitted: HardwareFit,
+    timings: Sequence[Timing],
+    precision: Precision,
+    labels: Sequence[str],
+    confidence: float,
+    draws: int = 48,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Intervals of the coefficients by a bootstrap that draws groups of timings as wholes.
+
+    What one kind of model takes more or less than the device's model says is the same in all its timings: that is most of the
+    error, and repeating the measurement would not show it.
+
+    Args:
+      fitted: to these timings.
+      timings: the same as for the fit.
+      precision: the same as for the fit.
+      labels: group of each timing.
+      confidence: of the intervals.
+      draws: resamples.
+      seed: of the resamples.
+    """
+    weights = resampled(np.asarray(labels), draws, seed)
+    with jax.enable_x64(True):
+        found = refit(_residuals, _vector(fitted.hardware)[None], _table(timings, precision), weights, _HUBER)
+        drawn = jax.vmap(_hardware)(found)
+    ends = [(1 - confidence) / 2, (1 + confidence) / 2]
+
+    def interval(name: str) -> Interval:
+        # Between order statistics nothing is interpolated: a rate that some resample does not see at all is infinite.
+        low, high = np.quantile(np.asarray(getattr(drawn, name)), ends, method="inverted_cdf")
+        return Interval(float(getattr(fitted.hardware, name)), float(low), float(high))
+
+    rounds = any(t.draft is not None for t in timings)
+    names = [*(n for n in _FITTED if rounds or n != "round_seconds"), "sharpness"]
+    return {name: interval(name) for name in names}
 
 
 def predicted_seconds(hardware: Hardware, timings: Sequence[Timing], precision: Precision) -> Float[np.ndarray, " n"]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,16 +16,15 @@ from typing import NamedTuple
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset, Text
 from sdsl_jax.data.domains import SourceMissing, domain_files, load_domain
-from sdsl_jax.data.tokenizer import fingerprint
 from sdsl_jax.decoding import Model, Sampling
 from sdsl_jax.errors import require
+from sdsl_jax.measurement.other_models import load_other_models
 from sdsl_jax.measurement.overlap import ModelScores, PairOverlap, pairwise_overlap
 from sdsl_jax.measurement.stage import acceptance_record, domain, load_models, prompts, target_samples
 from sdsl_jax.progress import Progress
-from sdsl_jax.records import AcceptanceRecord, LossRecord, ModelRecord, read_table
+from sdsl_jax.records import AcceptanceRecord, LossRecord, ModelRecord
 from sdsl_jax.statistics import ratio_interval
 from sdsl_jax.training import rung_seed
-from sdsl_jax.training.model_folder import load_model_folder
 
 OTHER = "other-"
 # Units of progress, of which a pass of a small model over 32 contexts is one, that a run of a target is about worth.
@@ -81,44 +79,14 @@ def check_conditions(config: StudyConfig) -> None:
 def load_other_drafts(config: StudyConfig, dataset: Dataset, study: Path) -> tuple[list[ModelRecord], dict[str, Model]]:
     """The drafts of `conditions.other_drafts`: their records, under names of their own, and the models by those names.
 
-    Args:
-      config: the study.
-      dataset: its corpus, whose tokenizer the drafts must share.
-      study: the study's folder, from which the records name the checkpoints.
-
     Raises:
-      SdslError: the folder holds no draft, a model is missing or damaged, or has another tokenizer or a shorter context.
+      SdslError: as `load_other_models` does, or the folder holds no draft.
     """
     if not config.conditions.other_drafts:
         return [], {}
-    folder = Path(config.conditions.other_drafts)
-    found = [record for record in read_table(folder / "records", "models") if record.role == "draft"]
-    require(bool(found), f"conditions.other_drafts is {str(folder)!r}, whose records hold no draft.")
-    records, models = [], {}
-    for record in found:
-        require(
-            bool(record.checkpoint),
-            f"the records in {folder} name no checkpoint of {record.model_id}; its weights are not known.",
-        )
-        loaded = load_model_folder(folder / record.checkpoint)
-        require(
-            loaded.record.params_digest == record.params_digest,
-            f"the model in {loaded.folder} is not the {record.model_id} of the records in {folder}: its digest differs.",
-        )
-        require(
-            fingerprint(loaded.tokenizer) == fingerprint(dataset.tokenizer),
-            f"the draft {record.model_id} in {folder} has another tokenizer ({loaded.tokenizer.kind}, "
-            f"{loaded.tokenizer.vocab_size} entries) than the study ({dataset.tokenizer.kind}, "
-            f"{dataset.tokenizer.vocab_size} entries); they must share one.",
-        )
-        require(
-            loaded.data.sequence_length >= dataset.sequence_length,
-            f"the draft {record.model_id} in {folder} was trained on sequences of {loaded.data.sequence_length} tokens; it must "
-            f"be at least data.sequence_length ({dataset.sequence_length}).",
-        )
-        checkpoint = os.path.relpath(folder / record.checkpoint, study)
-        records.append(dataclasses.replace(record, model_id=OTHER + record.model_id, checkpoint=checkpoint))
-        models[OTHER + record.model_id] = Model(loaded.config, loaded.params)
+    folder, setting = Path(config.conditions.other_drafts), "conditions.other_drafts"
+    records, models = load_other_models(folder, setting, OTHER, dataset, study, role="draft")
+    require(bool(records), f"{setting} is {str(folder)!r}, whose records hold no draft.")
     return records, models
 
 

@@ -1,9 +1,10 @@
-"""The time of decoding steps, and speculative against autoregressive decoding on the clock."""
+"""The time of decoding steps."""
 
 from __future__ import annotations
 
 import functools
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from sdsl_jax.decoding import Model, Sampling, autoregress, draw, probabilities, speculate, verify_tokens
+from sdsl_jax.decoding import Model, Sampling, draw, probabilities, verify_tokens
 from sdsl_jax.decoding.noise import round_noise, row_keys, start_keys
 from sdsl_jax.models import ModelConfig, Params, forward, init_cache
 from sdsl_jax.statistics import Interval, median_interval
@@ -19,6 +20,8 @@ from sdsl_jax.statistics import Interval, median_interval
 # Steps in one timed program, at least, at most, and the seconds that it is to take: dispatching from Python, about a
 # millisecond, is then a small share of what is timed.
 _STEPS, _MOST_STEPS, _LONG_ENOUGH = 16, 512, 0.03
+# Compilations that run side by side.
+_COMPILERS = 2
 
 
 @functools.partial(jax.jit, static_argnames=("model", "width", "batch", "context"))
@@ -51,10 +54,12 @@ def _steps(params: Params, steps: Array, *, model: ModelConfig, width: int, batc
 
 
 class Step(NamedTuple):
-    """One kind of step to be timed."""
+    """One kind of step to be timed; rows and context are those of all steps where they are None."""
 
     model: Model
     width: int
+    batch: int | None = None
+    context: int | None = None
 
 
 def time_steps(
@@ -70,7 +75,13 @@ def time_steps(
       confidence: of the intervals.
     """
     shapes = {
-        name: dict(model=s.model.config, width=s.width, batch=batch, context=context) for name, s in steps.items()
+        name: dict(
+            model=s.model.config,
+            width=s.width,
+            batch=batch if s.batch is None else s.batch,
+            context=context if s.context is None else s.context,
+        )
+        for name, s in steps.items()
     }
 
     def run(name: str, count: int) -> float:
@@ -79,8 +90,10 @@ def time_steps(
         return time.perf_counter() - began
 
     counts = dict.fromkeys(steps, _STEPS)
+    # Compiling takes most of the time, and a core for each program.
+    with ThreadPoolExecutor(_COMPILERS) as pool:
+        list(pool.map(lambda name: run(name, 1), steps))
     for name in steps:
-        run(name, _STEPS)
         while counts[name] < _MOST_STEPS and run(name, counts[name]) < _LONG_ENOUGH:
             counts[name] *= 2
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -88,54 +101,3 @@ def time_steps(
         for name in steps:
             seconds[name].append(run(name, counts[name]) / counts[name])
     return {name: median_interval(np.asarray(values), confidence) for name, values in seconds.items()}
-
-
-class ClockResult(NamedTuple):
-    """Rates of two decoders in interleaved runs: tokens per second of each, one entry per repetition."""
-
-    speculative: np.ndarray
-    autoregressive: np.ndarray
-    tokens_per_round: float
-
-
-def race(
-    draft: Model,
-    target: Model,
-    prompts: np.ndarray,
-    *,
-    lookahead: int,
-    new_tokens: int,
-    sampling: Sampling,
-    repetitions: int,
-    seed: int,
-) -> ClockResult:
-    """Times speculative and autoregressive decoding of the same prompts, interleaved; prefill included, compilation not.
-
-    Args:
-      draft: of the speculative decoder.
-      target: of both.
-      prompts: ids [repetitions + 1, batch, tokens]; the first entry warms up.
-      lookahead: γ, static, so that the verify pass is no wider than it must be.
-      new_tokens: tokens to emit per row.
-      sampling: of both.
-      repetitions: timed runs of each.
-      seed: of the sampling.
-    """
-    rates: tuple[list[float], list[float]] = ([], [])
-    emitted = rounds = 0
-    for repetition in range(repetitions + 1):
-        for rate, runs_draft in zip(rates, (True, False)):
-            arguments = dict(new_tokens=new_tokens, sampling=sampling, seed=seed + repetition)
-            began = time.perf_counter()
-            if runs_draft:
-                decoded = speculate(draft, target, prompts[repetition], lookahead=lookahead, **arguments)  # type: ignore[arg-type]
-            else:
-                decoded = autoregress(target, prompts[repetition], **arguments)  # type: ignore[arg-type]
-            decoded.tokens.block_until_ready()
-            elapsed = time.perf_counter() - began
-            if repetition > 0:
-                rate.append(prompts.shape[1] * new_tokens / elapsed)
-                if decoded.events is not None:
-                    emitted += int(decoded.events.emitted.sum())
-                    rounds += int((decoded.events.emitted > 0).sum())
-    return ClockResult(np.asarray(rates[0]), np.asarray(rates[1]), emitted / rounds)

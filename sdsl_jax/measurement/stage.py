@@ -14,13 +14,12 @@ from sdsl_jax.decoding import Model, Sampling, autoregress, speculate
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.decoded import DecodedStatistics, event_columns, summarise
 from sdsl_jax.measurement.expected import expected_outcomes, expected_record
-from sdsl_jax.measurement.latency import Step, race, time_steps
+from sdsl_jax.measurement.latency import Step, time_steps
 from sdsl_jax.measurement.overlap import pairwise_overlap
 from sdsl_jax.measurement.replay import drawn_acceptance
 from sdsl_jax.progress import Progress
 from sdsl_jax.records import (
     AcceptanceRecord,
-    ClockRecord,
     ExpectedRecord,
     LatencyRecord,
     ModelRecord,
@@ -286,42 +285,3 @@ def _latency(
         )
         for label, (name, width) in names.items()
     ]
-
-
-def clock(
-    config: StudyConfig, dataset: Dataset, draft: ModelRecord, target: ModelRecord, lookahead: int, study: Path
-) -> ClockRecord:
-    """Times one pair at one lookahead against the target alone, batch by batch of held-out prompts.
-
-    Raises:
-      SdslError: a checkpoint is missing or damaged.
-    """
-    m, repetitions = config.measure, config.codesign.clock_repetitions
-    models = load_models(config, [draft, target], dataset, study)
-    count = (repetitions + 1) * m.latency_batch
-    result = race(
-        models[draft.model_id],
-        models[target.model_id],
-        prompts(config, dataset.text("test"), count).reshape(repetitions + 1, m.latency_batch, -1),
-        lookahead=lookahead,
-        new_tokens=m.new_tokens,
-        sampling=Sampling(m.temperature),
-        repetitions=repetitions,
-        seed=config.seed,
-    )
-    ratios = result.speculative / result.autoregressive
-    return ClockRecord(
-        draft_id=draft.model_id,
-        target_id=target.model_id,
-        lookahead=lookahead,
-        temperature=m.temperature,
-        batch=m.latency_batch,
-        speculative_tokens_per_second=float(np.median(result.speculative)),
-        autoregressive_tokens_per_second=float(np.median(result.autoregressive)),
-        tokens_per_round=result.tokens_per_round,
-        speedup=float(np.median(ratios)),
-        speedup_low=float(ratios.min()),
-        speedup_high=float(ratios.max()),
-        repetitions=repetitions,
-        device=device_name(),
-    )

@@ -58,7 +58,7 @@ def limit_threads(count: int) -> None:
             have = len(allowed) if _limit is None else _limit
             if have != count:
                 raise SdslError(
-                    f"the number of threads is {count}, but jax computes with {have} already; it must be chosen before jax is used."
+                    f"the number of threads is {count}, but jax computes with {have} already; it must be chosen before that."
                 )
             return
         import jax

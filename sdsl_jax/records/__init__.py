@@ -15,7 +15,9 @@ from sdsl_jax.records.tables import (
     LatencyRecord,
     LossRecord,
     ModelRecord,
+    RunRecord,
     SurvivalRecord,
+    TimingRecord,
 )
 
 __all__ = [
@@ -27,7 +29,9 @@ __all__ = [
     "LatencyRecord",
     "LossRecord",
     "ModelRecord",
+    "RunRecord",
     "SurvivalRecord",
+    "TimingRecord",
     "column",
     "longest_trained",
     "read_json",

@@ -143,6 +143,27 @@ class ClockRecord:
 
 
 @dataclass(frozen=True)
+class RunRecord:
+    """One timed run of a decoder; a row of `runs.csv`. All decoders of a repetition ran one after another in one process.
+
+    Speed-ups, and how predictions compare with them, follow from these rows alone.
+    """
+
+    draft_id: str = _column("draft model; empty for plain decoding")
+    target_id: str = _column("target model")
+    lookahead: int = _column("draft tokens per round, γ; 0 for plain decoding")
+    batch: int = _column("rows decoded together")
+    repetition: int = _column("number of the repetition")
+    seconds: float = _column("seconds of all rounds, prefill and compilation not included")
+    rounds: int = _column("rounds of the batch; steps, for plain decoding")
+    tokens: int = _column("tokens that all rows emitted, up to the first round that could stop one of them")
+    context: int = _column("cache positions that every pass reads")
+    temperature: float = _column("sampling temperature")
+    threads: int = _column("threads that a computation may use; 0 if not set", default=0)
+    device: str = _column("device timed on", default="")
+
+
+@dataclass(frozen=True)
 class ExpectedRecord:
     """What token verification gives at one lookahead in expectation, from the target's samples alone; a row of `expected.csv`.
 
@@ -190,6 +211,49 @@ class LossRecord:
     tokens: int = _column("tokens predicted", default=0)
 
 
+@dataclass(frozen=True)
+class TimingRecord:
+    """One operation that was timed to calibrate a device; a row of `timings.csv`. Coefficients follow from these rows alone."""
+
+    operation: str = _column(
+        "step (plain decoding), verify (a pass over several tokens) or round (drafts and their verification)"
+    )
+    target_id: str = _column("model of a pass, or target of a round, by width, layers and vocabulary")
+    tokens: int = _column("new tokens of each row in a pass; draft tokens, γ, of a round")
+    batch: int = _column("rows")
+    context: int = _column("cache positions that every pass reads, empty ones included")
+    seconds: float = _column("median seconds of the operation")
+    target_params: int = _column("non-embedding parameters of the target")
+    target_layers: int = _column("Transformer blocks of the target")
+    target_width: int = _column("size of the residual stream of the target")
+    target_query_width: int = _column("query heads times head size of the target")
+    target_kv_width: int = _column("key-value heads times head size of the target")
+    target_vocab_size: int = _column("entries of the vocabulary of the target")
+    target_embedding_tables: int = _column(
+        "1 where embedding and head share a matrix, 2 where they do not of the target"
+    )
+    draft_id: str = _column("draft of a round; empty for a pass", default="")
+    draft_params: int = _column("non-embedding parameters of the draft; 0 without a draft", default=0)
+    draft_layers: int = _column("Transformer blocks of the draft", default=0)
+    draft_width: int = _column("size of the residual stream of the draft", default=0)
+    draft_query_width: int = _column("query heads times head size of the draft", default=0)
+    draft_kv_width: int = _column("key-value heads times head size of the draft", default=0)
+    draft_vocab_size: int = _column("entries of the vocabulary of the draft", default=0)
+    draft_embedding_tables: int = _column(
+        "1 where embedding and head share a matrix, 2 where they do not of the draft", default=0
+    )
+    seconds_low: float = _column("lower end of the median's interval", default=math.nan)
+    seconds_high: float = _column("upper end of the median's interval", default=math.nan)
+    confidence: float = _column("confidence of the interval", default=math.nan)
+    repetitions: int = _column("timed repetitions, each of many operations", default=0)
+    held_out: int = _column("1 where a model of the row was held out from the fit whose errors are reported", default=0)
+    threads: int = _column(
+        "threads that a computation may use on a CPU; 0 on an accelerator, or if not known", default=0
+    )
+    dtype: str = _column("type of weights and caches", default="float32")
+    device: str = _column("device timed on", default="")
+
+
 TABLES: dict[str, type] = {
     "models": ModelRecord,
     "acceptance": AcceptanceRecord,
@@ -197,10 +261,15 @@ TABLES: dict[str, type] = {
     "expected": ExpectedRecord,
     "latency": LatencyRecord,
     "clock": ClockRecord,
+    "runs": RunRecord,
+    # Models of other folders that took part in those runs.
+    "timed_models": ModelRecord,
     # Exact acceptance at other temperatures, in other domains and of other drafts; those drafts; everybody's losses there.
     "conditions": AcceptanceRecord,
     "other_models": ModelRecord,
     "losses": LossRecord,
+    # What a device was calibrated with; no study writes it.
+    "timings": TimingRecord,
 }
 # Tables that a study may leave empty: clock rows need weights, conditions must be asked for.
-MAY_BE_EMPTY = ("clock", "conditions", "other_models", "losses")
+MAY_BE_EMPTY = ("clock", "runs", "timed_models", "conditions", "other_models", "losses")

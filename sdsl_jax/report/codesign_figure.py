@@ -40,7 +40,7 @@ def draw_landscape(surface: Landscape, path: np.ndarray | None, values: dict[str
             surface.draft_params, surface.lookahead, surface.speedup, levels=_LEVELS, cmap="viridis", zorder=0
         )
         made.colorbar(drawn, ax=axis, label="speed-up S over the target alone", format="%.2f")
-        handles = []
+        handles: list[Any] = []
         if surface.speedup.min() < 1 < surface.speedup.max():
             axis.contour(
                 surface.draft_params, surface.lookahead, surface.speedup, [1.0], colors="white", linestyles="--"
@@ -55,7 +55,7 @@ def draw_landscape(surface: Landscape, path: np.ndarray | None, values: dict[str
             handles.append(
                 Line2D([], [], color=COLOURS[1], marker="o", mec="white", label="path of the optimiser, from its start")
             )
-        best = values["design"]["draft_params"][surface.count], values["lookahead"]
+        best = values["design"]["draft_params"][surface.counted], values["lookahead"]
         axis.plot(*best, "*", color="white", mec="black", ms=17, zorder=5)
         handles.append(
             Line2D(
@@ -77,7 +77,7 @@ def draw_landscape(surface: Landscape, path: np.ndarray | None, values: dict[str
         axis.set_xscale("log")
         axis.set_xlim(surface.draft_params[0], surface.draft_params[-1])
         axis.set_ylim(surface.lookahead[0], surface.lookahead[-1])
-        label_sizes(axis.xaxis, f"draft size N ({surface.count.replace('_', '-')} parameters)")
+        label_sizes(axis.xaxis, f"draft size N ({surface.counted.replace('_', '-')} parameters)")
         axis.set_ylabel("lookahead γ (tokens per round)")
         axis.set_title(title)
         axis.grid(False)
@@ -103,7 +103,7 @@ def _mark(axis: Any, surface: Landscape, candidates: list[dict[str, Any]]) -> No
     """Candidates at their best lookaheads, named by their sizes; those that lie outside are left out."""
     last, raised = -np.inf, False
     for row in sorted(candidates, key=lambda c: c["size"]):
-        size = row["draft_params"][surface.count]
+        size = row["draft_params"][surface.counted]
         if not surface.draft_params[0] <= size <= surface.draft_params[-1]:
             continue
         raised = not raised if np.log(size) - last < _NEAR else False

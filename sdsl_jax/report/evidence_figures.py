@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from sdsl_jax.formatting import short_count
 from sdsl_jax.records import ModelRecord, longest_trained
+from sdsl_jax.report.clock_figure import CLOCK_CAPTION, draw_clock
 from sdsl_jax.report.inputs import Records
 from sdsl_jax.report.law_figures import LAW_CAPTIONS, LAW_FIGURES
 from sdsl_jax.report.style import COLOURS, NAMES, colours, figure
@@ -24,6 +25,7 @@ EVIDENCE_CAPTIONS = LAW_CAPTIONS | {
     "conditions": "Acceptance where other things change, for the largest target: with the sampling temperature (drafts of the "
     "largest budget), from one text to another at the loss gap measured on each, and for drafts trained on other text beside "
     "the study's own at the same loss (bar: interval of the same-data value).",
+    "clock": CLOCK_CAPTION,
 }
 _MODELS = ("geometric", "beta", "persistent")
 _MOST_DRAFTS = 7
@@ -156,4 +158,4 @@ def _same_data(axis: Any, answer: dict[str, Any], records: Records, target: Mode
     )
 
 
-_FIGURES = LAW_FIGURES | {"dependence": _dependence, "conditions": _conditions}
+_FIGURES = LAW_FIGURES | {"dependence": _dependence, "conditions": _conditions, "clock": draw_clock}

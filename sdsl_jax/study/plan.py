@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-STAGES = ("train", "measure", "conditions", "fit", "codesign", "evidence", "figures", "report")
+STAGES = ("train", "measure", "conditions", "fit", "codesign", "clock", "evidence", "figures", "report")
 
 
 class Stage(NamedTuple):
@@ -17,6 +17,8 @@ class Stage(NamedTuple):
 
 _RECORDS = tuple(f"records/{n}.csv" for n in ("models", "acceptance", "survival", "expected", "latency"))
 _CONDITIONS = tuple(f"records/{n}.csv" for n in ("conditions", "other_models", "losses"))
+# What decoders did on the clock. The clock of `codesign`, of one draft for each target, has a table of its own.
+_TIMED = tuple(f"records/{n}.csv" for n in ("runs", "timed_models"))
 _SOLVED = ("records/fits.json", "records/codesign.json", "records/landscapes.json", "records/clock.csv")
 _FIGURES = ("loss", "acceptance", "predicted", "speedup", "optimiser", "survival", "latency")
 _FIGURE_FILES = tuple(f"figures/{name}.png" for name in _FIGURES)
@@ -34,14 +36,28 @@ PLAN: dict[str, Stage] = {
         ("records/fits.json", "records/models.csv", "records/survival.csv"),
         _SOLVED[1:],
     ),
+    "clock": Stage(("seed", "data", "family", "measure", "clock"), ("records/models.csv",), _TIMED),
     "evidence": Stage(
         ("seed", "data", "family", "measure", "fit", "codesign", "holdout"),
-        (*_RECORDS, *_CONDITIONS, "records/fits.json", "records/codesign.json", "records/checks.json"),
+        (*_RECORDS, *_CONDITIONS, *_TIMED, "records/fits.json", "records/codesign.json", "records/checks.json"),
         ("records/evidence.json",),
     ),
     "figures": Stage((), (*_RECORDS, *_SOLVED, "records/evidence.json"), _FIGURE_FILES),
     "report": Stage(
-        ("name", "seed", "data", "family", "ladder", "training", "measure", "conditions", "fit", "codesign", "holdout"),
+        (
+            "name",
+            "seed",
+            "data",
+            "family",
+            "ladder",
+            "training",
+            "measure",
+            "conditions",
+            "fit",
+            "codesign",
+            "clock",
+            "holdout",
+        ),
         (*_RECORDS, *_SOLVED, "records/evidence.json", "records/checks.json", *_FIGURE_FILES),
         ("report.html",),
     ),

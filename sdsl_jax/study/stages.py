@@ -105,11 +105,20 @@ def _race_nearest(study: Study, entries: list[dict[str, Any]], models: list[Mode
     return rows
 
 
+def _clock(study: Study) -> None:
+    from sdsl_jax.measurement import time_study
+
+    found = time_study(study.config, study.dataset, study.table("models"), study.folder, study.progress)
+    for name, rows in found._asdict().items():
+        write_table(study.records, name, rows)
+
+
 def _evidence(study: Study) -> None:
     from sdsl_jax.evidence import Inputs, gather
+    from sdsl_jax.hardware import load_hardware
 
     study.progress.start("evidence", 1)
-    predictions = study.records / "predictions.json"
+    predictions, hardware = study.records / "predictions.json", study.records / "hardware.toml"
     require(
         not study.config.holdout.any or predictions.exists(),
         f"the study holds models back, but {predictions} does not exist; run the study without --only first.",
@@ -127,6 +136,9 @@ def _evidence(study: Study) -> None:
         codesign=read_json(study.records / "codesign.json", list),
         self_checks=read_json(study.records / "checks.json")["decoder_self_check"],
         predictions=read_json(predictions) if study.config.holdout.any and predictions.exists() else None,
+        runs=study.table("runs"),
+        timed_models=study.table("timed_models"),
+        hardware=load_hardware(str(hardware)) if hardware.exists() else None,
     )
     write_json(study.records / "evidence.json", gather(inputs))
     study.progress.finish()
@@ -154,6 +166,7 @@ RUNNERS: dict[str, Callable[[Study], None]] = {
     "conditions": _conditions,
     "fit": _fit,
     "codesign": _codesign,
+    "clock": _clock,
     "evidence": _evidence,
     "figures": _figures,
     "report": _report,

@@ -135,11 +135,16 @@ def communication_seconds(hardware: Hardware, shape: Shape, precision: Precision
     """Two ring all-reduces of activations in each layer (Megatron, 1909.08053): 2·(1 − 1/n)·bytes/link each; 0 for n = 1."""
     message = jnp.asarray(load.batch) * load.tokens * shape.width * precision.cache_bytes
     steps = 2 * (1 - 1 / jnp.asarray(load.devices))
-    return 2 * shape.layers * steps * (message / hardware.link_bytes_per_second + hardware.link_seconds * load.devices)
+    return (
+        2
+        * jnp.asarray(shape.layers)
+        * steps
+        * (message / hardware.link_bytes_per_second + hardware.link_seconds * load.devices)
+    )
 
 
 def pass_time(hardware: Hardware, shape: Shape, precision: Precision, load: Load) -> Array:
-    """Seconds of one forward pass; a decoding step where `load.tokens` is 1, a verify pass where it is γ + 1, a prefill beyond."""
+    """Seconds of one forward pass; of a decoding step where `load.tokens` is 1, and of a verify pass where it is γ + 1."""
     tokens = jnp.asarray(load.batch) * load.tokens
     flops = tokens * shape.flops_per_token(load.context)
     return (
@@ -199,4 +204,4 @@ def round_time(
 def resident_bytes(shape: Shape, precision: Precision, batch: Scalar, context: Scalar) -> Array:
     """Memory that a model holds on to: all its weights, and the caches of `batch` rows of `context` positions."""
     cache = 2 * jnp.asarray(batch) * context * shape.layers * shape.kv_width
-    return shape.total_params * precision.weight_bytes + cache * precision.cache_bytes
+    return jnp.asarray(shape.total_params * precision.weight_bytes + cache * precision.cache_bytes)

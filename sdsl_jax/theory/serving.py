@@ -183,7 +183,7 @@ def outcome(serving: Serving, design: Design) -> Outcome:
         s.draft_devices,
     )
     step = pass_time(hardware, target, s.precision, Load(1.0, design.batch, s.context, s.devices))
-    rate = design.batch * tau / took.seconds
+    rate = jnp.asarray(design.batch) * tau / took.seconds
     # A prompt's tokens attend to half of it on average.
     half = jnp.asarray(s.prompt_tokens) / 2
     first = pass_time(hardware, target, s.precision, Load(s.prompt_tokens, 1.0, half, s.devices)) + pass_time(
@@ -192,7 +192,7 @@ def outcome(serving: Serving, design: Design) -> Outcome:
     longest = jnp.asarray(s.prompt_tokens) + s.new_tokens
     memory = resident_bytes(target, s.precision, design.batch, longest) / s.devices
     memory = memory + resident_bytes(draft, s.draft_precision, design.batch, longest) / s.draft_devices
-    price = hardware.price_per_hour * jnp.asarray(s.devices) / _HOUR
+    price = jnp.asarray(hardware.price_per_hour) * s.devices / _HOUR
     # A backward pass costs twice a forward one.
     training = 3 * draft.flops_per_token(0.0) * design.draft_tokens
     training_seconds = training / (hardware.flops_per_second * s.training_utilisation)

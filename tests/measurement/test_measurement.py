@@ -2,9 +2,9 @@ import jax
 import numpy as np
 import pytest
 
-from sdsl_jax.decoding import Model, Sampling, autoregress, speculate
+from sdsl_jax.decoding import Model, autoregress, speculate
 from sdsl_jax.measurement.decoded import event_columns, self_check, summarise
-from sdsl_jax.measurement.latency import Step, race, time_steps
+from sdsl_jax.measurement.latency import Step, time_steps
 from sdsl_jax.measurement.overlap import pairwise_overlap
 from sdsl_jax.models import ModelConfig, init_params
 
@@ -79,15 +79,6 @@ def test_latencies_are_positive_and_grow_with_the_work(pair):
     # A factor of several hundred in work shows through any noise of a machine.
     assert 0 < timed["small"].estimate < timed["large"].estimate
     assert timed["large"].low <= timed["large"].estimate <= timed["large"].high
-
-
-def test_race_counts_what_it_ran(pair):
-    draft, target = pair
-    prompts = np.random.default_rng(2).integers(0, V, (4, 2, 5))
-    result = race(draft, target, prompts, lookahead=2, new_tokens=10, sampling=Sampling(), repetitions=3, seed=0)
-    assert len(result.speculative) == len(result.autoregressive) == 3
-    assert (result.speculative > 0).all()
-    assert 1 <= result.tokens_per_round <= 3
 
 
 @pytest.mark.slow

@@ -1,0 +1,260 @@
+"""`sdsl calibrate`: the coefficients of this machine, by timing real decoding."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json as json_format
+import math
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from sdsl_jax.cli.terminal import Terminal, standard_console
+from sdsl_jax.errors import SdslError, require
+
+if TYPE_CHECKING:
+    from sdsl_jax.fitting.calibration import DeviceFit
+    from sdsl_jax.records import TimingRecord
+
+_CONFIDENCE = 0.9
+# Timed repetitions, descents of a fit, and bootstrap resamples: of a whole calibration and of a quick one.
+_REPETITIONS, _STARTS, _DRAWS = (9, 4), (32, 16), (64, 32)
+
+
+def calibrate(
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.toml")] = None,
+    records: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
+    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    batch: Annotated[str, tyro.conf.arg(metavar="ROWS[,ROWS...]")] = "1,4,16",
+    dtype: Annotated[Literal["float32", "bfloat16"] | None, tyro.conf.arg(metavar="float32|bfloat16")] = None,
+    name: Annotated[str, tyro.conf.arg(metavar="NAME")] = "",
+    seed: int = 0,
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """What does a pass cost on this machine? Times real decoding, and fits the coefficients of a device to it.
+
+    Plain steps, verify passes and whole rounds of models with random weights are timed; a third of the models is held out to see
+    how well the others predict them. Nothing else should run on the machine meanwhile.
+
+    Args:
+        out: file for the device; without it the device is shown and not kept.
+        records: new folder for the timings: timings.csv.
+        quick: fewer models and repetitions: a minute on two cores instead of some three.
+        threads: that a computation may use on a CPU; 1 if left out, which is fastest for models of up to a million parameters
+            and varies least. An accelerator does not use them.
+        batch: rows decoded together, each of these.
+        dtype: of weights and caches; float32 on a CPU, bfloat16 elsewhere if left out.
+        name: of the device in the file; the name of the file if left out.
+        seed: of weights, prompts, samples and the order of the runs.
+        json: print one JSON object.
+    """
+    batches = _batches(batch)
+    require(0 <= seed < 2**32, f"the seed is {seed}; it must lie in [0, 2**32).")
+    if out is not None:
+        require(out.suffix == ".toml", f"the hardware file is to be {out}; its name must end in .toml.")
+        require(out.absolute().parent.is_dir(), f"cannot write {out}: its folder does not exist.")
+        require(not out.is_dir(), f"cannot write {out}: it is a folder.")
+    if records is not None:
+        empty = not records.exists() or (records.is_dir() and not any(records.iterdir()))
+        require(empty, f"the folder for the records, {records}, exists and is not empty; give a new one.")
+    # Before anything else uses jax: the threads of a CPU are set for good when its backend is created.
+    from sdsl_jax.measurement.threads import limit_threads
+
+    limit_threads(1 if threads is None else threads)
+
+    import jax
+
+    from sdsl_jax.fitting.calibration import fit_device
+    from sdsl_jax.measurement import workloads
+    from sdsl_jax.measurement.timings import time_operations
+    from sdsl_jax.records import write_table
+
+    batches = workloads.check_batches(batches)
+    on_cpu = jax.default_backend() == "cpu"
+    scale = workloads.CPU if on_cpu else workloads.ACCELERATOR
+    count = (1 if threads is None else threads) if on_cpu else 0
+    progress = None if json and not sys.stderr.isatty() else Terminal(Console(stderr=True))
+    try:
+        rows = time_operations(
+            workloads.operations(scale, batches, quick),
+            scale,
+            dtype=dtype or ("float32" if on_cpu else "bfloat16"),
+            repetitions=_REPETITIONS[quick],
+            confidence=_CONFIDENCE,
+            threads=count,
+            seed=seed,
+            progress=progress,
+        )
+    finally:
+        if progress is not None:
+            progress.close()
+    if records is not None:
+        write_table(records, "timings", rows)
+    fitted = fit_device(rows, starts=_STARTS[quick], draws=_DRAWS[quick], confidence=_CONFIDENCE, seed=seed)
+    if out is not None:
+        _save(out, name or out.stem, rows, fitted)
+    answer = _answer(rows, fitted, out)
+    if json:
+        print(json_format.dumps(answer, indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        _print(standard_console(), answer, rows)
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    for part in parts:
+        if not re.fullmatch(r"\d+", part):
+            raise SdslError(f"--batch is {text!r}; it must be whole numbers separated by commas.")
+    return tuple(map(int, parts))
+
+
+def _save(out: Path, name: str, rows: list[TimingRecord], fitted: DeviceFit) -> None:
+    import jax
+
+    from sdsl_jax.hardware import Calibration, HardwareFile, save_hardware
+
+    first = rows[0]
+    how = f", {first.threads} thread{'s' * (first.threads != 1)}" if first.threads else ""
+    save_hardware(
+        HardwareFile(
+            name=name,
+            hardware=fitted.hardware,
+            precision=fitted.precision,
+            devices=first.device + how,
+            source="sdsl calibrate, models with random weights",
+            measured=True,
+            calibration=Calibration(
+                date=datetime.date.today().isoformat(),
+                jax=jax.__version__,
+                dtype=first.dtype,
+                threads=first.threads,
+                timings=len(rows),
+                shapes=len({name for row in rows for name in (row.target_id, row.draft_id) if name}),
+                unseen_timings=fitted.unseen.timings,
+                unseen_median_error=round(fitted.unseen.median, 4),
+                unseen_worst_error=round(fitted.unseen.worst, 4),
+                median_error=round(fitted.everything.median, 4),
+                noise=round(fitted.noise, 4),
+            ),
+            notes=tuple(text[0].upper() + text[1:] for text in fitted.warnings),
+        ),
+        out,
+    )
+
+
+# Unit of each coefficient in the table, and the factor to it.
+_UNITS = {
+    "pass_seconds": ("µs per pass", 1e6),
+    "layer_seconds": ("µs per layer", 1e6),
+    "token_seconds": ("µs per token", 1e6),
+    "round_seconds": ("µs per round", 1e6),
+    "bytes_per_second": ("GB/s", 1e-9),
+    "flops_per_second": ("GFLOP/s", 1e-9),
+    "sharpness": ("", 1.0),
+}
+_MEANINGS = {
+    "pass_seconds": "of any pass",
+    "layer_seconds": "of each layer of a pass",
+    "token_seconds": "of each token that a pass feeds",
+    "round_seconds": "of a round, beyond its passes",
+    "bytes_per_second": "weights and caches, from where they are kept",
+    "flops_per_second": "arithmetic of wide passes",
+    "sharpness": "1: moves and computes in turn; 16: at once",
+}
+
+
+def _answer(rows: list[TimingRecord], fitted: DeviceFit, out: Path | None) -> dict[str, Any]:
+    from sdsl_jax.fitting.calibration import error_summary
+
+    first = rows[0]
+    return {
+        "device": first.device,
+        "dtype": first.dtype,
+        "threads": first.threads,
+        "timings": len(rows),
+        "models": len({name for row in rows for name in (row.target_id, row.draft_id) if name}),
+        "fastest_seconds": min(row.seconds for row in rows),
+        "slowest_seconds": max(row.seconds for row in rows),
+        "confidence": _CONFIDENCE,
+        "coefficients": {
+            key: {"estimate": i.estimate, "low": i.low, "high": i.high if math.isfinite(i.high) else None}
+            for key, i in fitted.intervals.items()
+        },
+        "condition_number": fitted.condition_number,
+        "noise": fitted.noise,
+        "unseen": error_summary(fitted.unseen) | {k: error_summary(e) for k, e in fitted.unseen_kinds.items()},
+        "all": error_summary(fitted.everything),
+        "file": None if out is None else str(out),
+        "warnings": list(fitted.warnings),
+        "timings_table": [
+            dataclasses.asdict(row) | {"predicted_seconds": float(p)} for row, p in zip(rows, fitted.predicted)
+        ],
+    }
+
+
+def _number(value: float) -> str:
+    """With three digits; what no timing shows is 0, or without an end."""
+    if value > 1e12:
+        return "∞"
+    return "0" if abs(value) < 5e-4 else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _print(console: Console, answer: dict[str, Any], rows: list[TimingRecord]) -> None:
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    threads = f", {answer['threads']} thread{'s' * (answer['threads'] != 1)}" * (answer["threads"] > 0)
+    say(
+        f"{answer['device']}{threads}, {answer['dtype']}: {answer['timings']} operations of {answer['models']} models, "
+        f"{_number(1e6 * answer['fastest_seconds'])} to {_number(1e6 * answer['slowest_seconds'])} µs each, "
+        f"medians good to ± {answer['noise']:.1%}"
+    )
+    table = Table(title="Coefficients", title_justify="left")
+    for heading, justify in (("", "left"), ("estimate", "right"), ("90 % interval", "right"), ("unit", "left")):
+        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("", overflow="fold")
+    for key, value in answer["coefficients"].items():
+        unit, factor = _UNITS[key]
+        low, high = (_number(math.inf if value[end] is None else factor * value[end]) for end in ("low", "high"))
+        table.add_row(key, _number(factor * value["estimate"]), f"{low} – {high}", unit, _MEANINGS[key])
+    console.print(table)
+    errors = Table(title="|predicted / measured − 1|", title_justify="left")
+    for heading in ("", "timings", "median", "worst"):
+        errors.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+    unseen = answer["unseen"]
+    labels = {"step": "plain steps", "verify": "verify passes", "round": "rounds"}
+    lines = [("unseen models, fitted to the others", unseen)]
+    lines += [(f"   {label}", unseen[key]) for key, label in labels.items() if key in unseen]
+    lines += [("all models, fitted to all", answer["all"])]
+    for label, e in lines:
+        errors.add_row(label, str(e["timings"]), f"{e['median']:.1%}", f"{e['worst']:.1%}")
+    console.print(errors)
+    c = {key: value["estimate"] for key, value in answer["coefficients"].items()}
+    element = 2 if answer["dtype"] == "bfloat16" else 4
+    free = c["layer_seconds"] * c["bytes_per_second"] / element
+    ridge = c["flops_per_second"] / c["bytes_per_second"] * element / 2
+    say(
+        f"Weights and caches arrive at {c['bytes_per_second'] / 1e9:.3g} GB/s and arithmetic runs at "
+        f"{c['flops_per_second'] / 1e9:.3g} GFLOP/s at most: from {ridge:.2g} tokens in a pass\n"
+        f"on, arithmetic decides. The overhead of a layer, {c['layer_seconds'] * 1e6:.3g} µs, is what reading "
+        f"{_count(free)} parameters takes: layers that are\nsmaller are mostly overhead, so a small draft is better shallow."
+    )
+    for text in answer["warnings"]:
+        say(f"warning: {text}")
+    if answer["file"] is not None:
+        say(f"written to {answer['file']}; wherever a device is asked for, give that path.")
+    else:
+        say("not kept: --out FILE.toml writes a file that can be given wherever a device is asked for.")
+
+
+def _count(value: float) -> str:
+    from sdsl_jax.formatting import short_count
+
+    return short_count(value)

@@ -1,0 +1,182 @@
+"""From the timings of a calibration to a device, with its error on models that took no part in the fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sdsl_jax.errors import require
+from sdsl_jax.fitting.hardware import (
+    HardwareFit,
+    Timing,
+    fit_hardware,
+    hardware_intervals,
+    predicted_seconds,
+)
+from sdsl_jax.records import TimingRecord
+from sdsl_jax.statistics import Interval
+from sdsl_jax.theory.hardware import Hardware, Precision, Shape
+
+# Bytes of an element.
+BYTES = {"float32": 4.0, "bfloat16": 2.0}
+# A median whose interval is wider than this share on either side is noisy, and a device whose timings are so is busy.
+_NOISY = 0.05
+# A coefficient whose interval spans more than this factor is not known from these timings ...
+_VAGUE = 3.0
+# ... which matters where it decides about more than this share of the time of a tenth of them.
+_MATTERS = 0.1
+# The error on unseen models that a device's model should not exceed.
+GOAL = 0.10
+
+
+class Errors(NamedTuple):
+    """|predicted/measured − 1| over some timings."""
+
+    timings: int
+    median: float
+    worst: float
+
+
+class DeviceFit(NamedTuple):
+    """A calibrated device.
+
+    Attributes:
+      hardware: coefficients, fitted to all timings.
+      precision: bytes of weights and caches in the timings.
+      intervals: of the coefficients.
+      condition_number: of the fit to all timings.
+      unseen: errors on the models that were held out, with coefficients fitted to the others.
+      unseen_kinds: the same for each kind of operation.
+      everything: errors over all timings with the final coefficients.
+      noise: median over timings of half the interval of a median, relative to it.
+      predicted: seconds by the final coefficients, in the order of the rows.
+      warnings: what a user should know, a sentence each.
+    """
+
+    hardware: Hardware
+    precision: Precision
+    intervals: dict[str, Interval]
+    condition_number: float
+    unseen: Errors
+    unseen_kinds: dict[str, Errors]
+    everything: Errors
+    noise: float
+    predicted: np.ndarray
+    warnings: tuple[str, ...]
+
+
+def timing_of(row: TimingRecord) -> Timing:
+    """A row as the fit takes it."""
+
+    def shape(role: str) -> Shape:
+        return Shape(*(float(getattr(row, f"{role}_{name}")) for name in Shape._fields))
+
+    draft = shape("draft") if row.operation == "round" else None
+    return Timing(shape("target"), draft, row.tokens, row.batch, row.context, row.seconds)
+
+
+def fit_device(rows: Sequence[TimingRecord], *, starts: int, draws: int, confidence: float, seed: int = 0) -> DeviceFit:
+    """Fits a device to timings: first without the models that are held out, to see the error on them, then to all.
+
+    Args:
+      rows: of one device and type of number.
+      starts: descents of a fit.
+      draws: bootstrap resamples of the intervals.
+      confidence: of the intervals.
+      seed: of starts and resamples.
+
+    Raises:
+      SdslError: there are too few rows, or none that is held out, or they are of several types of number.
+    """
+    dtypes = sorted({row.dtype for row in rows})
+    require(
+        len(dtypes) == 1 and dtypes[0] in BYTES,
+        f"the timings are in {', '.join(dtypes) or 'no type'}; a device is fitted to one of {', '.join(BYTES)}.",
+    )
+    precision = Precision(BYTES[dtypes[0]], BYTES[dtypes[0]])
+    timings = [timing_of(row) for row in rows]
+    held = np.asarray([bool(row.held_out) for row in rows])
+    require(bool(held.any()), "none of the timings is held out; the error on unseen models needs some.")
+    # Weights rather than fewer rows, so that both fits share one compilation.
+    seen = fit_hardware(timings, precision, starts, seed, weights=np.where(held, 0.0, 1.0))
+    measured = np.asarray([row.seconds for row in rows])
+    off = np.abs(predicted_seconds(seen.hardware, timings, precision) / measured - 1)
+    kinds = np.asarray([row.operation for row in rows])
+    fitted = fit_hardware(timings, precision, starts, seed)
+    labels = [row.target_id for row in rows]
+    intervals = hardware_intervals(fitted, timings, precision, labels, confidence, draws, seed)
+    predicted = predicted_seconds(fitted.hardware, timings, precision)
+    half = np.asarray([(row.seconds_high - row.seconds_low) / 2 / row.seconds for row in rows])
+    noise = float(np.nanmedian(half)) if np.isfinite(half).any() else 0.0
+    unseen = _errors(off[held])
+    return DeviceFit(
+        hardware=fitted.hardware,
+        precision=precision,
+        intervals=intervals,
+        condition_number=fitted.condition_number,
+        unseen=unseen,
+        unseen_kinds={
+            k: _errors(off[held & (kinds == k)]) for k in dict.fromkeys(kinds) if (held & (kinds == k)).any()
+        },
+        everything=_errors(np.abs(predicted / measured - 1)),
+        noise=noise,
+        predicted=predicted,
+        warnings=_warnings(fitted, intervals, timings, precision, unseen, noise),
+    )
+
+
+def _errors(off: np.ndarray) -> Errors:
+    return Errors(len(off), float(np.median(off)), float(off.max()))
+
+
+def _warnings(
+    fitted: HardwareFit,
+    intervals: dict[str, Interval],
+    timings: Sequence[Timing],
+    precision: Precision,
+    unseen: Errors,
+    noise: float,
+) -> tuple[str, ...]:
+    found = []
+    if noise > _NOISY:
+        found.append(
+            f"the timings are noisy: half of their intervals are wider than ± {noise:.0%}; other programs may be running."
+        )
+    if unseen.median > GOAL:
+        found.append(
+            f"on unseen models the median error is {unseen.median:.0%}, more than {GOAL:.0%}: take predictions of this file "
+            "as rough."
+        )
+    for name in vague(fitted.hardware, intervals, timings, precision):
+        low, high = intervals[name].low, intervals[name].high
+        found.append(f"{name} is not identified by these timings: its interval runs from {low:.2g} to {high:.2g}.")
+    if fitted.condition_number > 1e4:
+        found.append(
+            f"the condition number of the fit is {fitted.condition_number:.0e}: some coefficients only have a sum that is known."
+        )
+    return tuple(found)
+
+
+def vague(
+    hardware: Hardware, intervals: dict[str, Interval], timings: Sequence[Timing], precision: Precision
+) -> list[str]:
+    """Coefficients whose intervals are wide, and decide about a good part of some timings."""
+    found = []
+    for name, interval in intervals.items():
+        if name == "sharpness" or interval.high <= _VAGUE * max(interval.low, 1e-30):
+            continue
+        ends = [
+            predicted_seconds(hardware._replace(**{name: max(end, 1e-30)}), timings, precision)
+            for end in (interval.low, interval.high)
+        ]
+        change = np.abs(ends[1] - ends[0]) / predicted_seconds(hardware, timings, precision)
+        if np.quantile(change, 0.9) > _MATTERS:
+            found.append(name)
+    return found
+
+
+def error_summary(errors: Errors) -> dict[str, Any]:
+    """As plain values."""
+    return {"timings": errors.timings, "median": errors.median, "worst": errors.worst}
