@@ -202,6 +202,9 @@ def _front(values: dict[str, Any]) -> Table:
             short_count(row["draft_params"]["total"]),
             f"{row['lookahead']:.1f}",
         )
+    # Powers of two up to 1024 were tried.
+    if not values["pareto"]["batch"] or values["pareto"]["batch"][-1]["batch"] < 1024:
+        table.caption = "larger batches break a limit" if values["pareto"]["batch"] else "every batch breaks a limit"
     return table
 
 

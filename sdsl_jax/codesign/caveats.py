@@ -110,7 +110,8 @@ def _of_the_device(problem: Problem) -> list[str]:
     file, c, found = problem.hardware, problem.config, []
     if not file.measured:
         found.append(
-            f"the overheads of {file.name} are assumed, not measured: calibrate your own device, for small drafts depend on them"
+            f"the overheads of {file.name} are assumed, not measured: small drafts depend on them, and sdsl calibrate measures "
+            "yours"
         )
     elif file.precision.weight_bytes != c.target.weight_bytes:
         found.append(
