@@ -122,7 +122,7 @@ def race(name: str, task: Task, count: int, turns: int, console: Console) -> dic
     seconds = {label: statistics.median(values[1:]) for label, values in times.items()}
     rows = []
     for label in work:
-        row = {"method": label, "seconds": seconds[label], "first_seconds": times[label][0]}
+        row: dict[str, Any] = {"method": label, "seconds": seconds[label], "first_seconds": times[label][0]}
         if label == "ours":
             row |= {
                 "above_best": float(ends[label].objective) - lowest,

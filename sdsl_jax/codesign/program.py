@@ -48,6 +48,9 @@ _PRICED = {"cost_per_million_tokens", "training_cost", "total_cost"}
 # ρ of the augmented Lagrangian, in units of the objective per squared e-fold of violation. Logarithms of metrics bend by
 # less than 1 per e-fold of anything, so that this much dominates them without making the problem stiff.
 _PENALTY = 10.0
+# After a round that ends in a violation of more than this, ρ grows by the factor beside it: where hardly any design is
+# feasible, multipliers are large and would be long in coming.
+_VIOLATED, _GROWTH = 1e-3, 2.0
 # A constraint holds if it does to this share of its limit.
 _TOLERANCE = 1e-6
 # Two starts agree when their objectives differ by less.
@@ -248,25 +251,27 @@ def _solve(task: Task, numbers: Numbers, starts: Array, learning_rate: Array) ->
     rounds = task.rounds if task.constraints else 1
 
     def descend(start: Array) -> tuple[Point, Linear, Array]:
-        def step(carry: tuple[Point, optax.OptState], count: Array):
-            (x, multipliers), memory = carry
+        def step(carry: tuple[Point, Array, optax.OptState], count: Array):
+            (x, multipliers), penalty, memory = carry
 
-            def augmented(x: Array) -> tuple[Array, Array]:
+            def augmented(x: Array) -> tuple[Array, tuple[Array, Array]]:
                 f, g = both(x)
-                pressed = jnp.maximum(multipliers + _PENALTY * g, 0.0)
-                return f + (pressed**2 - multipliers**2).sum() / (2 * _PENALTY), pressed
+                pressed = jnp.maximum(multipliers + penalty * g, 0.0)
+                return f + (pressed**2 - multipliers**2).sum() / (2 * penalty), (pressed, g.max(initial=0.0))
 
-            slope, pressed = jax.grad(augmented, has_aux=True)(x)
+            slope, (pressed, violation) = jax.grad(augmented, has_aux=True)(x)
             updates, memory = transform.update(slope, memory, x)
             moved = optax.projections.projection_box(optax.apply_updates(x, updates), *within)
             # By the end of a round x hardly moves any more: the multipliers that it was pressed by are those it ends with.
             last = (count + 1) % task.steps == 0
-            return (Point(moved, jnp.where(last, pressed, multipliers)), memory), x
+            penalty = jnp.where(last & (violation > _VIOLATED), _GROWTH * penalty, penalty)
+            return (Point(moved, jnp.where(last, pressed, multipliers)), penalty, memory), x
 
         transform = OPTIMIZERS[task.optimizer](rate)
         x = within.low + start * (within.high - within.low)
-        begin = (Point(x, jnp.zeros(len(task.constraints), x.dtype)), transform.init(x))
-        (end, _), path = jax.lax.scan(step, begin, jnp.arange(rounds * task.steps))
+        none = jnp.zeros(len(task.constraints), x.dtype)
+        begin = (Point(x, none), jnp.full_like(x[0], _PENALTY), transform.init(x))
+        (end, _, _), path = jax.lax.scan(step, begin, jnp.arange(rounds * task.steps))
         return *polish(both, within, end), path
 
     def rate(count: Array) -> Array:
