@@ -137,6 +137,7 @@ def _rounded(problem: Problem, solved: Solved, whole: Solved) -> dict[str, Any]:
         "tokens_per_second": float(given.tokens_per_second),
         "latency_seconds": float(given.latency_seconds),
         "fits": held.fits,
+        "within_constraints": bool(whole.feasible),
         "loss_of_rounding": float(np.expm1(whole.objective - solved.objective)),
     }
 
