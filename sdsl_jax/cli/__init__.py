@@ -8,7 +8,8 @@ import sys
 import tyro
 
 from sdsl_jax.cli.calibrate import calibrate
-from sdsl_jax.cli.compilation import keep_compiled_programs
+from sdsl_jax.cli.codesign import codesign
+from sdsl_jax.cli.compilation import compile_quickly, keep_compiled_programs
 from sdsl_jax.cli.fit import fit
 from sdsl_jax.cli.measure import measure
 from sdsl_jax.cli.memory import use_huge_pages
@@ -46,6 +47,8 @@ def main() -> None:
     resumable = arguments[:1] in (["study"], ["train"], ["tune"])
     if resumable:
         use_huge_pages()
+    if arguments[:1] == ["codesign"]:
+        compile_quickly()
     continues = "; the same command continues where it stood" * resumable
     try:
         if resumable:
@@ -54,6 +57,7 @@ def main() -> None:
             {
                 "predict": predict,
                 "lookahead": lookahead,
+                "codesign": codesign,
                 "fit": fit,
                 "study": study,
                 "train": train,

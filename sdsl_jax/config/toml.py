@@ -45,10 +45,19 @@ def _convert(value: Any, annotation: Any, name: str) -> Any:
         return float(value)
     elif annotation is str and isinstance(value, str):
         return value
-    wanted = {int: "a whole number", float: "a finite number", str: "a string", bool: "true or false"}.get(
-        annotation, "an array" if origin is tuple else "a string or an array of strings"
-    )
-    raise SdslError(f"{name} is {value!r}; it must be {wanted}.")
+    raise SdslError(f"{name} is {value!r}; it must be {_wanted(annotation)}.")
+
+
+def _wanted(annotation: Any) -> str:
+    """What a value of this annotation is called."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_wanted, arguments))
+    if origin is tuple:
+        return "an array of " + {int: "whole numbers", float: "finite numbers", str: "strings"}.get(
+            arguments[0], "tables"
+        )
+    return {int: "a whole number", float: "a finite number", str: "a string"}.get(annotation, "true or false")
 
 
 def from_dict(cls: type[T], values: Any, name: str = "") -> T:

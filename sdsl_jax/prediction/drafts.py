@@ -157,7 +157,8 @@ def _describe(
     }
 
 
-def _range(about: About) -> str:
+def valid_range(about: About) -> str:
+    """What a law was fitted on, in words."""
     return ", ".join(
         f"{name.replace('_', ' ').replace('params', 'parameters')} {short_count(low)} to {short_count(high)}"
         for name, low, high in about.valid or ()
@@ -192,10 +193,10 @@ def _warnings(
         if problem.acceptance(high) <= problem.acceptance(low):
             found.append("the acceptance law does not rise with the size of the draft around the optimum")
     if flagged.acceptance_extrapolated:
-        found.append(f"extrapolates the acceptance law, fitted on {_range(acceptance.law.about)}")
+        found.append(f"extrapolates the acceptance law, fitted on {valid_range(acceptance.law.about)}")
     for flag, who in ((flagged.draft_loss_extrapolated, "draft"), (flagged.target_loss_extrapolated, "target")):
         if flag:
-            found.append(f"extrapolates the loss law for the {who}: fitted on {_range(loss.law.about)}")
+            found.append(f"extrapolates the loss law for the {who}: fitted on {valid_range(loss.law.about)}")
     if flagged.interval_extrapolated and not (flagged.acceptance_extrapolated or flagged.draft_loss_extrapolated):
         found.append("the sizes within 5 % reach beyond what the laws were fitted on")
     texts = [law.law.about.text for law in (loss, acceptance)]

@@ -1,0 +1,202 @@
+"""A co-design problem, solved and put into plain values: what `sdsl codesign --json` prints."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sdsl_jax.codesign.break_even import break_even
+from sdsl_jax.codesign.caveats import caveats
+from sdsl_jax.codesign.comparisons import candidates, front, money, nearest_published, plain
+from sdsl_jax.codesign.engines import engine_settings
+from sdsl_jax.codesign.evaluate import Landscape, landscape
+from sdsl_jax.codesign.program import Solved
+from sdsl_jax.codesign.related import best_whole, fixed_at, interval_90, solve_together
+from sdsl_jax.codesign.sensitivity import sensitivities
+from sdsl_jax.codesign.serving_problem import MEMORY_SHARE, Problem, memory, smallest_draft
+from sdsl_jax.codesign.wording import largest_sensitivities
+from sdsl_jax.errors import require
+from sdsl_jax.theory.serving import Design, Outcome, outcome
+
+# Batches of the front of latency against throughput; training tokens of that of training cost against speed-up.
+_BATCHES = tuple(2.0**k for k in range(11))
+_DRAFT_TOKENS = tuple(float(d) for d in np.geomspace(1e10, 1e13, 13))
+# How far a break-even is looked for.
+_LARGEST_BATCH, _LARGEST_TARGET = 4096, 1e13
+
+
+class Answer(NamedTuple):
+    """An answer, and what a picture of it needs.
+
+    Attributes:
+      values: plain values, as JSON holds them.
+      solved: the optimum.
+    """
+
+    values: dict[str, Any]
+    solved: Solved
+
+
+def answer(problem: Problem) -> Answer:
+    """Solves a problem and answers it in float64.
+
+    Raises:
+      SdslError: the laws give nothing finite there.
+    """
+    with jax.enable_x64(True):
+        return _answer(problem)
+
+
+def _answer(problem: Problem) -> Answer:
+    numbers, config = problem.numbers, problem.config
+    solved, *by_batch = solve_together(problem, [numbers, *(fixed_at(numbers, "batch", b) for b in _BATCHES)])
+    design, given = solved.design, solved.outcome
+    require(
+        bool(np.isfinite([solved.objective, given.speedup]).all()),
+        f"for a target of {config.target.params:g} parameters the laws give no finite speed: it is too far outside them.",
+    )
+    whole = best_whole(problem, solved)
+    fronts: dict[str, Any] = {"batch": front(problem, "batch", _BATCHES, by_batch)}
+    if float(numbers.serving.hardware.price_per_hour) > 0:
+        by_tokens = solve_together(problem, [fixed_at(numbers, "draft_tokens", d) for d in _DRAFT_TOKENS])
+        fronts["draft_tokens"] = front(problem, "draft_tokens", _DRAFT_TOKENS, by_tokens)
+    gamma, speculates = round(float(whole.design.lookahead)), float(whole.outcome.speedup) > 1
+    warnings = caveats(problem, solved, speculates)
+    held = memory(numbers.serving, design)
+    interval, basis = interval_90(problem)
+    values: dict[str, Any] = {
+        "speculate": speculates,
+        "variables": {name: plain(problem, design, name) for name in problem.task.variables},
+        "design": {name: plain(problem, design, name) for name in Design._fields},
+        "objective": {
+            name: {"weight": float(w), "value": float(getattr(given, name))}
+            for name, w in zip(problem.task.objective, np.asarray(numbers.weights))
+        },
+        "speedup": float(given.speedup),
+        "acceptance": float(given.acceptance),
+        "tokens_per_round": float(given.tokens_per_round),
+        "lookahead": float(design.lookahead),
+        "cost_breakdown": _breakdown(given),
+        "tokens_per_second": float(given.tokens_per_second),
+        "first_token_seconds": float(given.first_token_seconds),
+        "latency_seconds": float(given.latency_seconds),
+        "memory": {
+            "target_bytes": held.target_bytes,
+            "draft_bytes": held.draft_bytes,
+            "per_device_bytes": held.per_device_bytes,
+            "capacity_bytes": held.capacity_bytes if np.isfinite(held.capacity_bytes) else None,
+            "usable_share": MEMORY_SHARE,
+            "devices": problem.devices,
+            "fits": held.fits,
+            "smallest_devices": held.smallest_devices,
+            "smallest_devices_exactly": held.smallest_exactly,
+        },
+        **money(problem, given),
+        "draft_loss": float(given.draft_loss),
+        "target_loss": float(given.target_loss),
+        "binding_constraints": [
+            {"metric": name, "limit": float(limit), "multiplier": float(m)}
+            for name, limit, m in zip(problem.task.constraints, np.asarray(numbers.limits), solved.multipliers)
+            if float(m) > 1e-6
+        ],
+        "feasible": bool(solved.feasible),
+        "kkt_residual": float(solved.kkt_residual),
+        "starts_agreeing": float(solved.starts_agreeing),
+        "interval_90": interval,
+        "interval_basis": basis,
+        "sensitivities": _sensitivities(problem, solved),
+        "rounded": _rounded(problem, solved, whole),
+        "pareto": fronts,
+        "break_even": _break_even(problem, design),
+        "candidates": candidates(problem, solved),
+        "engine_settings": engine_settings(gamma, problem.devices, config.draft.name, config.target.name)
+        | {"speedup_with_draft_on_all_devices": _on_all_devices(problem, whole)},
+        "nearest_published": nearest_published(problem, solved),
+        "warnings": warnings,
+    }
+    return Answer(values, solved)
+
+
+def _breakdown(given: Outcome) -> dict[str, dict[str, float]]:
+    whole = float(given.round.seconds)
+    parts = {name: float(getattr(given.round, name)) for name in given.round._fields}
+    return {name: {"seconds": value, "share": value / whole} for name, value in parts.items()}
+
+
+def _rounded(problem: Problem, solved: Solved, whole: Solved) -> dict[str, Any]:
+    given, held = whole.outcome, memory(problem.numbers.serving, whole.design)
+    return {
+        **{name: plain(problem, whole.design, name) for name in problem.task.variables},
+        "lookahead": round(float(whole.design.lookahead)),
+        "batch": round(float(whole.design.batch)),
+        "speedup": float(given.speedup),
+        "acceptance": float(given.acceptance),
+        "tokens_per_round": float(given.tokens_per_round),
+        "tokens_per_second": float(given.tokens_per_second),
+        "latency_seconds": float(given.latency_seconds),
+        "fits": held.fits,
+        "within_constraints": bool(whole.feasible),
+        "loss_of_rounding": float(np.expm1(whole.objective - solved.objective)),
+    }
+
+
+def _on_all_devices(problem: Problem, whole: Solved) -> float:
+    """S of the whole design if the draft runs on all devices of the target, as most engines have it."""
+    serving = problem.numbers.serving
+    return float(outcome(serving._replace(draft_devices=serving.devices), whole.design).speedup)
+
+
+def _sensitivities(problem: Problem, solved: Solved) -> list[dict[str, Any]] | None:
+    """The largest elasticities of the choice; none where it keeps no constraints, for then there is no optimum to move."""
+    if not bool(solved.feasible):
+        return None
+    found = sensitivities(problem.task, problem.numbers, solved)
+    return largest_sensitivities(problem.task, solved, jax.tree.map(np.asarray, found))
+
+
+def _break_even(problem: Problem, design: Design) -> dict[str, Any] | None:
+    """Up to which batch, and from which target size, some draft of the law speculates with profit.
+
+    A measured α says nothing of other drafts, and there is no answer then.
+    """
+    if problem.config.draft.acceptance:
+        return None
+    smallest = smallest_draft(float(design.target_params))
+    found = break_even(problem.numbers.serving, design, smallest, _LARGEST_BATCH, _LARGEST_TARGET)
+    batch, size = float(found.batch), float(found.target_params)
+    return {
+        "batch": batch if np.isfinite(batch) else None,
+        "pays_at_every_batch": not np.isfinite(batch),
+        "largest_batch_considered": _LARGEST_BATCH,
+        "target_params": problem.both_counts(size, "target") if 0 < size < np.inf else None,
+        "pays_for_every_target": size == 0,
+        "best_speedup_here": float(found.at_design.speedup),
+    }
+
+
+def path_of(problem: Problem, solved: Solved) -> np.ndarray | None:
+    """Draft size and lookahead at every step of the best start, [steps, 2]; None unless both were variables.
+
+    Sizes are in the count of the loss law, as in `landscape_of`.
+    """
+    names = problem.task.variables
+    if not {"draft_params", "lookahead"} <= {*names}:
+        return None
+    path = np.asarray(solved.path)[:, [names.index("draft_params"), names.index("lookahead")]]
+    path[:, 0] = problem.stated_sizes(path[:, 0], "draft", float(solved.design.aspect_ratio))
+    return path
+
+
+def landscape_of(problem: Problem, solved: Solved) -> Landscape:
+    """The design space around an optimum, as wide as the variables may go and as high as is of interest."""
+    with jax.enable_x64(True):
+        numbers, best = problem.numbers, float(solved.design.draft_params)
+        low, high = (float(end.draft_params) for end in (numbers.lower, numbers.upper))
+        if low == high:
+            low, high = best / 30, best * 30
+        highest = max(10.0, 2.5 * float(solved.design.lookahead))
+        found = landscape(problem.task, numbers, solved.design, (low, high), highest)
+        sizes = problem.stated_sizes(found.draft_params, "draft", float(solved.design.aspect_ratio))
+        return found._replace(draft_params=sizes, counted=problem.counted)

@@ -1,0 +1,133 @@
+"""What a reader must know before trusting an answer: a sentence each, the gravest first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sdsl_jax.codesign.program import Solved
+from sdsl_jax.codesign.serving_problem import Problem, unit_of
+from sdsl_jax.codesign.wording import METRICS, VARIABLES
+from sdsl_jax.formatting import short_count
+from sdsl_jax.prediction.drafts import valid_range
+from sdsl_jax.theory.serving import Design, Outcome
+
+
+def caveats(problem: Problem, solved: Solved, speculates: bool) -> list[str]:
+    """All warnings about a solved problem."""
+    return [
+        *problem.notes,
+        *_of_the_optimum(problem, solved, speculates),
+        *_of_the_laws(problem, solved.design, solved.outcome),
+        *_of_the_device(problem),
+        *_of_the_workload(problem),
+        *(f"loss law: {w}" for w in problem.loss.warnings),
+        *(f"acceptance law: {w}" for w in problem.acceptance.warnings),
+    ]
+
+
+def _of_the_optimum(problem: Problem, solved: Solved, speculates: bool) -> list[str]:
+    task, found = problem.task, []
+    if not bool(solved.feasible):
+        broken = [
+            f"{METRICS[name]} is {float(getattr(solved.outcome, name)):.3g} at best, and may be {float(limit):.3g} "
+            f"{unit_of(name)}"
+            for name, limit in zip(task.constraints, np.asarray(problem.numbers.limits))
+            if float(getattr(solved.outcome, name)) > float(limit) * (1 + 1e-6)
+        ]
+        found.append("no design keeps all constraints: " + "; ".join(broken or ["they contradict each other"]))
+    alpha = float(solved.outcome.acceptance)
+    if alpha >= 1:
+        found.append(
+            f"the acceptance law gives α = {alpha:.2f} ≥ 1, which is no probability: the optimum is not to be trusted"
+        )
+    elif alpha <= 0:
+        found.append(f"the acceptance law gives α = {alpha:.2f} ≤ 0: none of the draft's tokens would be accepted")
+    for name, low, high in zip(task.variables, np.asarray(solved.at_lower), np.asarray(solved.at_upper)):
+        # Without speculation a lookahead of 1 is the least bad of all, and said to be so.
+        if (low or high) and (speculates or name != "lookahead"):
+            value = float(getattr(solved.design, name))
+            shown = short_count(
+                problem.stated_size(value, name.split("_")[0]) if name in ("draft_params", "target_params") else value
+            )
+            found.append(
+                f"the optimum rests on the {'smallest' if low else 'largest'} {VARIABLES[name]} considered, {shown}: "
+                f"nothing holds it there but the bound of [variables] {name}"
+            )
+    if float(solved.starts_agreeing) < 0.25:
+        found.append(
+            f"only {float(solved.starts_agreeing):.0%} of the starts found this optimum; raise optimizer.starts or steps"
+        )
+    if float(solved.kkt_residual) > 1e-4:
+        found.append(
+            f"the optimiser has not converged (residual of the optimality conditions {float(solved.kkt_residual):.1g}); raise "
+            "optimizer.steps or rounds"
+        )
+    if "aspect_ratio" in task.variables:
+        found.append(
+            "the acceptance law does not know depth: all that a shape costs is the penalty on its loss, "
+            f"{problem.config.laws.aspect_penalty:g}·ln²(aspect ratio/{problem.config.draft.aspect_ratio:g}); 0.003 is from "
+            "Kaplan et al. (2001.08361, Fig. 5), where (6 layers, 4288 wide) is within 3 % of (48, 1600): "
+            "0.03/ln²(714.7/33.3) = 0.0032"
+        )
+    return found
+
+
+def _of_the_laws(problem: Problem, design: Design, given: Outcome) -> list[str]:
+    found: list[str] = []
+    loss, acceptance, serving = problem.loss, problem.acceptance, problem.numbers.serving
+    sizes = {
+        role: problem.stated_size(getattr(design, f"{role}_params"), role, float(design.aspect_ratio))
+        for role in ("draft", "target")
+    }
+    tokens = {"draft": float(design.draft_tokens), "target": float(serving.target_tokens)}
+    for role, size in sizes.items():
+        if bool(loss.law.about.outside(params=size, tokens=tokens[role])):
+            found.append(
+                f"extrapolates the loss law for the {role} ({short_count(size)} parameters, {short_count(tokens[role])} tokens): "
+                f"fitted on {valid_range(loss.law.about)}"
+            )
+    values: dict[str, Any] = {f"{role}_params": size for role, size in sizes.items()}
+    values |= {"draft_loss": float(given.draft_loss), "target_loss": float(given.target_loss)}
+    if bool(acceptance.law.about.outside(**values)):
+        found.append(
+            f"extrapolates the acceptance law (draft {short_count(sizes['draft'])}, target {short_count(sizes['target'])}): "
+            f"fitted on {valid_range(acceptance.law.about)}"
+        )
+    texts = [law.law.about.text for law in (loss, acceptance)]
+    if texts[0] != texts[1]:
+        found.append(f"the laws are of different texts: losses on {texts[0]}; acceptance on {texts[1]}")
+    counts = [law.law.about.params_count for law in (loss, acceptance)]
+    if counts[0] != counts[1]:
+        found.append(f"the loss law counts {counts[0]} parameters and the acceptance law {counts[1]}")
+    if counts[0] != "total":
+        found.append(f"sizes are {counts[0]} parameters, the count of the loss law")
+    return found
+
+
+def _of_the_device(problem: Problem) -> list[str]:
+    file, c, found = problem.hardware, problem.config, []
+    if not file.measured:
+        found.append(
+            f"the overheads of {file.name} are assumed, not measured: small drafts depend on them, and sdsl calibrate measures "
+            "yours"
+        )
+    elif file.precision.weight_bytes != c.target.weight_bytes:
+        found.append(
+            f"{file.name} was measured with weights of {float(file.precision.weight_bytes):g} bytes, and the target has "
+            f"{c.target.weight_bytes:g}"
+        )
+    if c.hardware.devices > 1 and not np.isfinite(float(file.hardware.link_bytes_per_second)):
+        found.append(f"nothing is known about the links between devices of {file.name}: communication is taken as free")
+    return found
+
+
+def _of_the_workload(problem: Problem) -> list[str]:
+    w = problem.config.workload
+    if w.prompt > w.mean_context:
+        return [
+            f"prompts of {w.prompt:g} tokens are longer than the mean context of {w.mean_context:g}, which holds the prompt and "
+            "half of the new tokens"
+        ]
+    return []

@@ -1,0 +1,161 @@
+"""From settings to numbers: units, memory by hand, ranges, and what is refused."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from sdsl_jax.codesign.engines import engine_settings
+from sdsl_jax.codesign.program import METRICS
+from sdsl_jax.codesign.published_drafts import PUBLISHED_DRAFTS
+from sdsl_jax.codesign.serving_problem import build, memory
+from sdsl_jax.codesign.sizes import non_embedding_params, total_params
+from sdsl_jax.config.codesign_problem import ConstraintsConfig, ObjectiveConfig, VariablesConfig, load_problem
+from sdsl_jax.errors import SdslError
+from sdsl_jax.theory import ModelPoint, ShapeRule
+from sdsl_jax.theory.serving import Design
+
+
+def problem(**sections):
+    sections["target"] = {"params": 70e9} | sections.get("target", {})
+    return build(load_problem(None, sections))
+
+
+def test_sections_name_what_the_program_knows():
+    for config in (ObjectiveConfig, ConstraintsConfig):
+        assert tuple(f.name for f in dataclasses.fields(config)) == METRICS
+    assert {f.name for f in dataclasses.fields(VariablesConfig)} == {*Design._fields}
+
+
+@pytest.mark.parametrize("tables", [1.0, 2.0])
+def test_counts_convert_both_ways(tables, x64):
+    rule = ShapeRule(64.0, 32_000.0, 0.0, 1.0, tables)
+    params = np.geomspace(1e5, 1e11, 7)
+    totals = [total_params(n, rule) for n in params]
+    assert np.all(np.diff(totals) > 0)
+    assert [non_embedding_params(t, rule) for t in totals] == pytest.approx(params, rel=1e-9)
+
+
+def test_a_count_by_hand(x64):
+    """12·layers·width² with width = 64·layers: 12 layers are 768 wide and hold 84.9M; 50,272 tokens add 38.6M."""
+    rule = ShapeRule(64.0, 50_272.0, 0.0)
+    assert total_params(12 * 12 * 768**2, rule) == pytest.approx(12 * 12 * 768**2 + 50_272 * 768, rel=1e-6)
+
+
+def test_a_size_below_its_embeddings_is_refused(x64):
+    with pytest.raises(SdslError, match="smaller than its embeddings"):
+        non_embedding_params(1000.0, ShapeRule(64.0, 128_000.0, 0.0))
+
+
+def test_sizes_are_in_the_count_of_the_loss_law():
+    total = problem()
+    assert total.stated_size(total.numbers.fixed.target_params, "target") == pytest.approx(70e9, rel=1e-9)
+    assert float(total.numbers.fixed.target_params) < 70e9
+    # Kaplan's law counts what is outside the embeddings.
+    plain = problem(laws={"loss": "kaplan"})
+    assert float(plain.numbers.fixed.target_params) == 70e9
+
+
+def test_memory_by_hand():
+    """At 2 bytes a weight and a cache element, on 4 devices with the draft on one of them."""
+    made = problem(hardware={"name": "h100", "devices": 4}, workload={"batch": 8, "context": 4096})
+    serving, design = made.numbers.serving, made.numbers.fixed
+    with jax.enable_x64(True):
+        held = memory(serving, design)
+    size, params = float(design.target_params), 70e9
+    layers = (size / 12 / 100**2) ** (1 / 3)
+    # Keys and values of 8 rows of 3968 + 256 positions.
+    cache = 2 * 8 * (3968 + 256) * layers * (100 * layers / 8)
+    assert held.target_bytes == pytest.approx(2 * params + 2 * cache, rel=1e-6)
+    assert held.per_device_bytes == pytest.approx(held.target_bytes / 4 + held.draft_bytes)
+    assert held.usable_bytes == pytest.approx(72e9)
+    assert held.fits is True
+    # 152 GB, less what the draft leaves of 72 GB a device: 3 devices hold it, and 4 are the next power of two.
+    assert (held.smallest_exactly, held.smallest_devices) == (3, 4)
+    assert made.task.constraints == ("memory_bytes",)
+
+
+def test_what_does_not_fit_is_said_and_not_constrained():
+    made = problem(hardware={"name": "h100", "devices": 1})
+    assert made.task.constraints == ()
+    assert "do not fit on 1 device" in made.notes[0]
+    assert "2 would do" in made.notes[0] or "4 would do" in made.notes[0]
+
+
+def test_context_and_prompt_follow_from_each_other():
+    assert problem(workload={"context": 4096}).config.workload.prompt == 4096 - 128
+    made = problem(workload={"prompt_tokens": 1000, "new_tokens": 400})
+    assert float(made.numbers.serving.context) == 1200
+
+
+def test_ranges_are_converted_and_free_ones_fit_the_problem():
+    made = problem(variables={"draft_params": [1e8, 1e10], "batch": "free"})
+    assert made.task.variables == ("draft_params", "batch")
+    ends = [made.stated_size(getattr(made.numbers, end).draft_params, "draft") for end in ("lower", "upper")]
+    assert ends == pytest.approx([1e8, 1e10], rel=1e-9)
+    assert float(made.numbers.upper.batch) == 1024
+
+
+def test_names_of_variables_keep_the_ranges_of_the_file(tmp_path):
+    file = tmp_path / "a.toml"
+    file.write_text("[target]\nparams = 7e9\n[variables]\nlookahead = [2, 5]\nbatch = [1, 9]\n")
+    made = load_problem(file, {}, ["lookahead", "draft_params"])
+    assert made.variables.given() == {"draft_params": "free", "lookahead": (2.0, 5.0)}
+
+
+def test_a_measured_acceptance_fixes_the_draft():
+    made = problem(draft={"candidates": [1.24e9], "acceptance": 0.7})
+    assert made.task.variables == ("lookahead",)
+    assert made.stated_size(made.numbers.fixed.draft_params, "draft") == pytest.approx(1.24e9)
+    with jax.enable_x64(True):
+        any_model = ModelPoint(1e9, 2.0, 1e12)
+        assert float(made.acceptance.law(any_model, any_model)) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"target": {"params": -1.0}}, r"target.params is -1; it must be positive"),
+        ({"target": {"kv_share": 2.0}}, r"target.kv_share is 2; it must lie in \(0, 1\]"),
+        ({"target": {"size": 1.0}}, "unknown key target.size"),
+        ({"draft": {"acceptance": 0.7}}, "must be the only candidate"),
+        ({"draft": {"devices": 2}}, r"draft.devices is 2; it must lie in \[1, 1\]"),
+        ({"hardware": {"devices": 1.5}}, "hardware.devices is 1.5; it must be a whole number"),
+        ({"hardware": {"name": "h1000"}}, "there is no hardware named 'h1000'"),
+        ({"workload": {"batch": 0.0}}, r"workload.batch is 0; it must lie in \[1"),
+        ({"laws": {"loss": "chinchilla"}}, "chinchilla is no loss law"),
+        ({"objective": {"speed": 1.0}}, "unknown key objective.speed"),
+        ({"objective": {"total_cost": 1.0}}, "give --price-per-hour"),
+        ({"constraints": {"training_cost": 1.0}}, "give --price-per-hour"),
+        ({"constraints": {"latency_seconds": 0.0}}, "a limit must be positive"),
+        ({"variables": {"batch": [8.0, 2.0]}}, 'variables.batch is .* it must be "free"'),
+        ({"variables": {"lookahead": 3.0}}, "it must be a string or an array of finite numbers"),
+        ({"variables": {"lookahead": [0.5, 3.0]}}, "variables.lookahead starts at 0.5; it must be at least 1"),
+        ({"optimizer": {"name": "lion"}}, "optimizer.name is 'lion'; it must be one of 'adam'"),
+    ],
+)
+def test_what_is_refused(sections, words):
+    with pytest.raises(SdslError, match=words) as error:
+        problem(**sections)
+    assert str(error.value).count("\n") == 0
+
+
+def test_engines_are_told_the_lookahead():
+    told = engine_settings(5, 4, "a/draft", "a/target")
+    assert told["vllm"]["speculative_config"]["num_speculative_tokens"] == 5
+    assert told["vllm"]["speculative_config"]["draft_tensor_parallel_size"] == 4
+    for words in ("--speculative-num-steps 5", "--speculative-num-draft-tokens 6", "--speculative-eagle-topk 1"):
+        assert words in told["sglang"]["command"]
+    assert "num_assistant_tokens = 5" in told["hugging_face"]["code"]
+
+
+def test_published_models_are_what_their_names_say():
+    """Sizes in names are totals, or leave the embeddings out (Pythia's names count them; Qwen3-0.6B is 0.596)."""
+    for draft in PUBLISHED_DRAFTS:
+        text = draft.name.rpartition("-")[2].lower()
+        named = float(text[:-1]) * {"m": 1e6, "b": 1e9}[text[-1]]
+        assert draft.total_params == pytest.approx(named, rel=0.25), draft.name
+        blocks = draft.total_params - draft.embedding_tables * draft.vocab_size * draft.width
+        # 12·layers·width², or more where the MLP is wider than 8/3 of the width.
+        assert 0.7 < blocks / (12 * draft.layers * draft.width**2) < 2, draft.name

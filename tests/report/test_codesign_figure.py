@@ -1,0 +1,80 @@
+"""The picture of a co-design problem, and the landscape that it shows."""
+
+import jax
+import numpy as np
+import pytest
+
+from sdsl_jax.codesign.evaluate import at_best_lookahead, landscape, whole_lookaheads
+from sdsl_jax.codesign.serving_problem import build
+from sdsl_jax.config.codesign_problem import load_problem
+from sdsl_jax.errors import SdslError
+from sdsl_jax.report.codesign_figure import draw_landscape
+from sdsl_jax.theory.serving import outcome
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """Half of the drafts take too long."""
+    sections = {
+        "target": {"params": 70e9},
+        "hardware": {"devices": 4},
+        "workload": {"batch": 8},
+        "constraints": {"latency_seconds": 2.2},
+        "variables": {"draft_params": [1e8, 1e10], "lookahead": [1, 12]},
+    }
+    return build(load_problem(None, sections))
+
+
+@pytest.fixture(scope="module")
+def surface(problem):
+    with jax.enable_x64(True):
+        ends = float(problem.numbers.lower.draft_params), float(problem.numbers.upper.draft_params)
+        return landscape(problem.task, problem.numbers, problem.numbers.fixed, ends, 12.0)
+
+
+def test_the_landscape_is_what_the_theory_says(problem, surface, x64):
+    row, column = 20, 30
+    at = problem.numbers.fixed._replace(draft_params=surface.draft_params[column], lookahead=surface.lookahead[row])
+    given = outcome(problem.numbers.serving, at)
+    assert surface.speedup[row, column] == pytest.approx(float(given.speedup))
+    assert surface.objective[row, column] == pytest.approx(float(np.log(given.seconds_per_token)))
+    assert surface.allowed[row, column] == bool(given.latency_seconds <= 2.2)
+    assert 0.1 < surface.allowed.mean() < 0.9
+
+
+def test_the_best_whole_lookahead_is_the_best_of_all(problem, x64):
+    column = jax.tree.map(lambda x: np.asarray([[float(x)]]), problem.numbers.fixed)
+    found = at_best_lookahead(problem.task, problem.numbers, problem.numbers.serving, column)
+    every = [
+        outcome(problem.numbers.serving, problem.numbers.fixed._replace(lookahead=g))
+        for g in whole_lookaheads(problem.task, problem.numbers)
+    ]
+    allowed = [float(o.seconds_per_token) for o in every if o.latency_seconds <= 2.2] or [
+        float(o.seconds_per_token) for o in every
+    ]
+    assert float(np.exp(found.objective[0])) == pytest.approx(min(allowed))
+
+
+def test_a_picture(problem, surface, tmp_path):
+    candidates = [
+        {"size": size, "draft_params": {"non_embedding": size}, "lookahead": 4, "speedup": 1.5}
+        for size in (2e8, 2.5e8, 1e15)
+    ]
+    values = {
+        "design": {"draft_params": {"non_embedding": 3e8}},
+        "lookahead": 4.2,
+        "speedup": 1.9,
+        "candidates": candidates,
+    }
+    path = np.geomspace([1e9, 9.0], [3e8, 4.2], 50)
+    draw_landscape(surface, path, values, "a title", tmp_path / "seen.png")
+    for kind in ("png", "pdf"):
+        assert (tmp_path / f"seen.{kind}").stat().st_size > 10_000
+    again = tmp_path / "again.png"
+    draw_landscape(surface, None, values | {"candidates": []}, "a title", again)
+    assert again.exists()
+
+
+def test_only_png(surface, tmp_path):
+    with pytest.raises(SdslError, match=r"must end in \.png"):
+        draw_landscape(surface, None, {}, "a title", tmp_path / "seen.svg")

@@ -1,0 +1,186 @@
+"""`sdsl codesign`: one compiled program serves all problems of this file, which differ in their numbers alone."""
+
+import itertools
+import json
+import sys
+
+import pytest
+
+from sdsl_jax import cli
+
+KEYS = {
+    "speculate", "variables", "objective", "speedup", "acceptance", "tokens_per_round", "lookahead", "cost_breakdown",
+    "tokens_per_second", "latency_seconds", "memory", "cost_per_million_tokens", "binding_constraints", "kkt_residual",
+    "interval_90", "sensitivities", "rounded", "pareto", "break_even", "candidates", "engine_settings", "nearest_published",
+    "warnings",
+}  # fmt: skip
+OPTIMIZER = "[optimizer]\nstarts = 4\nsteps = 60\nrounds = 6\n"
+
+
+@pytest.fixture
+def sdsl(tmp_path, monkeypatch, capsys):
+    """Runs `sdsl codesign` with a light optimiser."""
+    (tmp_path / "light.toml").write_text(OPTIMIZER)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sdsl", "codesign", "light.toml", *arguments])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            status = int(exit_.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+ON_FOUR = ("--target-params", "70e9", "--hardware", "h100", "--devices", "4", "--batch", "8", "--context", "4096")
+LIMIT = ("--constraint", "latency_seconds=9")
+
+
+@pytest.mark.slow
+def test_fields_and_what_they_hold(sdsl):
+    status, out, _ = sdsl(*ON_FOUR, *LIMIT, "--candidates", "125M,1.3B", "--json")
+    assert status == 0
+    found = json.loads(out)
+    assert set(found) >= KEYS
+    assert found["speculate"] is True
+    assert found["kkt_residual"] < 1e-6
+    assert found["binding_constraints"] == []
+    assert found["interval_90"] is None
+    assert "no covariance" in found["interval_basis"]
+    assert found["cost_per_million_tokens"] is None
+    parts = found["cost_breakdown"]
+    assert sum(part["share"] for part in parts.values()) == pytest.approx(1)
+    assert found["speedup"] == pytest.approx(2.165, abs=0.005)
+    seconds = sum(part["seconds"] for part in parts.values())
+    assert found["tokens_per_second"] == pytest.approx(8 * found["tokens_per_round"] / seconds)
+    assert (found["memory"]["fits"], found["memory"]["smallest_devices"]) == (True, 4)
+    assert found["rounded"]["lookahead"] == 5
+    assert 0 < found["rounded"]["loss_of_rounding"] < 0.01
+    small, large = found["candidates"]
+    assert small["draft_params"]["total"] == pytest.approx(125e6)
+    assert small["draft_params"]["non_embedding"] < 60e6
+    assert 0 < small["regret"] < large["regret"]
+    assert small["speedup"] < found["speedup"]
+    assert small["regret"] == pytest.approx(found["speedup"] / small["speedup"] - 1, rel=1e-6)
+    assert len(found["sensitivities"]) == 8
+    assert found["sensitivities"][0]["quantity"] == "exponent a of size in the loss law"
+    batches = found["pareto"]["batch"]
+    assert [row["batch"] for row in batches] == [1, 2, 4, 8, 16, 32, 64]
+    assert all(a["tokens_per_second"] < b["tokens_per_second"] for a, b in itertools.pairwise(batches))
+    assert found["break_even"]["pays_at_every_batch"] is True
+    assert 1e8 < found["break_even"]["target_params"]["total"] < 1e9
+    assert found["engine_settings"]["vllm"]["speculative_config"]["num_speculative_tokens"] == 5
+    assert len({row["name"].split("/")[0] for row in found["nearest_published"]}) > 3
+    for words in ("extrapolates the loss law for the draft", "different texts", "are assumed, not measured"):
+        assert any(words in w for w in found["warnings"])
+
+
+@pytest.mark.slow
+def test_a_page_for_people(sdsl):
+    status, out, _ = sdsl(*ON_FOUR, *LIMIT, "--candidates", "125M,1.3B", "--picture", "seen.png")
+    assert status == 0
+    assert "Speculate: a draft of" in out
+    assert "5 tokens ahead" in out
+    assert max(map(len, out.splitlines())) <= 124
+    for words in ("candidates", "vllm serve", "STANDALONE", "num_assistant_tokens = 5", "break-even", "no interval"):
+        assert words in out
+
+
+@pytest.mark.slow
+def test_where_speculation_does_not_pay_that_is_said_first(sdsl):
+    where = ("--target-params", "30M", *ON_FOUR[2:], "--vocab-size", "32k")
+    status, out, _ = sdsl(*where, *LIMIT)
+    assert status == 0
+    assert out.splitlines()[2].startswith("Do not speculate")
+    assert "It pays for targets from" in out
+    assert "vllm serve" not in out
+    found = json.loads(sdsl(*where, *LIMIT, "--json")[1])
+    assert found["speculate"] is False
+    assert found["rounded"]["speedup"] <= 1
+    assert found["rounded"]["lookahead"] == 1
+
+
+@pytest.mark.slow
+def test_a_limit_that_binds_and_one_that_cannot_be_met(sdsl):
+    # A third more rows a step take a third longer: the batch grows until the latency is reached.
+    status, out, _ = sdsl(*ON_FOUR, "--variables", "lookahead,batch", "--constraint", "latency_seconds=2.5", "--json")
+    assert status == 0
+    found = json.loads(out)
+    assert [c["metric"] for c in found["binding_constraints"]] == ["latency_seconds"]
+    assert found["binding_constraints"][0]["multiplier"] > 0
+    assert found["latency_seconds"] == pytest.approx(2.5, rel=1e-5)
+    assert 16 < found["variables"]["batch"] < 64
+    assert found["rounded"]["within_constraints"] is True
+    assert found["rounded"]["latency_seconds"] <= 2.5
+    found = json.loads(sdsl(*ON_FOUR, "--constraint", "latency_seconds=1", "--json")[1])
+    assert found["feasible"] is False
+    assert "no design keeps all constraints: latency of a request is" in found["warnings"][0]
+    assert found["sensitivities"] is None
+
+
+@pytest.mark.slow
+def test_a_measured_acceptance_replaces_the_law(sdsl):
+    status, out, _ = sdsl(*ON_FOUR, "--candidates", "1.24B", "--acceptance", "0.8", "--json")
+    assert status == 0
+    found = json.loads(out)
+    assert found["acceptance"] == pytest.approx(0.8)
+    assert list(found["variables"]) == ["lookahead"]
+    assert found["break_even"] is None
+    assert found["candidates"][0]["regret"] >= 0
+
+
+@pytest.mark.slow
+def test_draws_of_the_laws_give_intervals(sdsl, tmp_path):
+    loss = {"E": 1.8172, "A": 482.01, "B": 2085.43, "a": 0.3478, "b": 0.3658}
+    gap = {"level": 1.0, "slope": 1.5}
+    for name, law, values in (("loss", "chinchilla", loss), ("gap", "logit_gap", gap)):
+        draws = {k: [v * (1 + 0.01 * d) for d in (-1, 0, 1)] for k, v in values.items()}
+        text = json.dumps({"law": law, "coefficients": values, "draws": draws, "params_count": "total"})
+        (tmp_path / f"{name}.json").write_text(text)
+    status, out, _ = sdsl(*ON_FOUR, "--loss-law", "loss.json", "--acceptance-law", "gap.json", "--json")
+    assert status == 0
+    found = json.loads(out)
+    low, high = found["interval_90"]["draft_params"]
+    assert low < found["variables"]["draft_params"]["total"] < high
+    assert found["interval_90"]["speedup"][0] < found["speedup"] < found["interval_90"]["speedup"][1]
+    assert found["interval_basis"].startswith("3 draws")
+
+
+def test_a_device_too_few(sdsl):
+    """70e9 weights of 2 bytes are 140 GB: not on one H100."""
+    from sdsl_jax.codesign.serving_problem import build
+    from sdsl_jax.config.codesign_problem import load_problem
+
+    made = build(load_problem(None, {"target": {"params": 70e9}, "hardware": {"name": "h100", "devices": 1}}))
+    assert "do not fit on 1 device" in made.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "no target was given; give --target-params"),
+        (("--target-params", "many"), "--target-params is 'many'"),
+        (("--target-params", "7B", "--hardware", "h9"), "there is no hardware named 'h9'"),
+        (("--target-params", "7B", "--devices", "0"), "hardware.devices is 0; it must lie in [1, 4096]"),
+        (("--target-params", "7B", "--objective", "speed"), "unknown key objective.speed"),
+        (("--target-params", "7B", "--objective", "total_cost"), "give --price-per-hour"),
+        (("--target-params", "7B", "--constraint", "latency_seconds"), "must be of the form METRIC=NUMBER"),
+        (("--target-params", "7B", "--constraint", "latency_seconds=-1"), "it must be positive"),
+        (("--target-params", "7B", "--variables", "depth"), "unknown key variables.depth"),
+        (("--target-params", "7B", "--acceptance", "1.5"), "it must lie in (0, 1)"),
+        (("--target-params", "7B", "--acceptance", ".7"), "must be the only candidate"),
+        (("--target-params", "7B", "--loss-law", "none.json"), "none.json"),
+        (("--target-params", "7B", "--picture", "a.gif"), "its name must end in .png"),
+        (("--target-params", "1k"), "smaller than its embeddings"),
+    ],
+)
+def test_what_is_refused_is_one_sentence(sdsl, arguments, words):
+    status, out, err = sdsl(*arguments)
+    assert (status, out) == (2, "")
+    assert words in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
