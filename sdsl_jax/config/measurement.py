@@ -120,6 +120,7 @@ class ClockConfig:
     At each of `batches` three drafts (the smallest, a middle one, the largest) follow, at `batch_lookaheads`. `other_models`
     names folders of further models, of the same text and tokenizer, that no law is fitted to: their targets join the others;
     their drafts, of other shapes perhaps, are timed at `batch_lookaheads` beside those of the ladder of their size and tokens.
+    Batches and other shapes are timed with the two largest targets.
     Each of `repetitions` decodes `prompts` prompts. `threads` is how many threads a computation on a CPU may use: small
     models are faster on one than on several. Nothing is timed while `lookaheads` is empty.
     """

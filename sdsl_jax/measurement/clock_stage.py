@@ -21,6 +21,8 @@ from sdsl_jax.training import device_name
 
 # Plain decoding is what every ratio is taken to, so it is timed so many times in each repetition.
 _PLAIN_RUNS = 4
+# Of so many targets, the largest, batches and drafts of other shapes are timed.
+_LARGEST = 2
 
 
 class Timed(NamedTuple):
@@ -67,11 +69,12 @@ def pairings(config: StudyConfig, models: list[ModelRecord], others: list[ModelR
         and abs(own.params_nonembedding / other.params_nonembedding - 1) < 0.1
     }
     found = [Pairing(d.model_id, t.model_id, g, 1) for t in targets for d in drafts for g in c.lookaheads]
-    found += [Pairing(d, t.model_id, g, 1) for t in targets for d in sorted(shaped | alike) for g in c.batch_lookaheads]
+    largest = targets[-_LARGEST:]
+    found += [Pairing(d, t.model_id, g, 1) for t in largest for d in sorted(shaped | alike) for g in c.batch_lookaheads]
     found += [
         Pairing(d, t.model_id, g, batch)
         for batch in c.batches
-        for t in targets
+        for t in largest
         for d in sorted(few)
         for g in c.batch_lookaheads
     ]
