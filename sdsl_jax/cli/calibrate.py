@@ -115,19 +115,25 @@ def _batches(text: str) -> tuple[int, ...]:
 _UNITS = {
     "pass_seconds": ("µs per pass", 1e6),
     "layer_seconds": ("µs per layer", 1e6),
+    "matrix_seconds": ("µs per layer", 1e6),
     "token_seconds": ("µs per token", 1e6),
+    "logit_seconds": ("ns per logit", 1e9),
     "round_seconds": ("µs per round", 1e6),
     "bytes_per_second": ("GB/s", 1e-9),
     "flops_per_second": ("GFLOP/s", 1e-9),
+    "cache_slowdown": ("", 1.0),
     "sharpness": ("", 1.0),
 }
 _MEANINGS = {
     "pass_seconds": "of any pass",
     "layer_seconds": "of each layer of a pass",
+    "matrix_seconds": "of each layer, if more than one token is fed",
     "token_seconds": "of each token that a pass feeds",
+    "logit_seconds": "of each vocabulary entry for each token",
     "round_seconds": "of a round, beyond its passes",
     "bytes_per_second": "weights and caches, from where they are kept",
     "flops_per_second": "arithmetic of wide passes",
+    "cache_slowdown": "time of a byte of a cache, over that of a weight",
     "sharpness": "1: moves and computes in turn; 16: at once",
 }
 

@@ -22,7 +22,9 @@ _DOTTED = re.compile(r"--[A-Za-z][\w-]*(\.[\w-]+)+(=.*)?", re.DOTALL)
 _ASSIGNED = re.compile(r"(name|seed|[A-Za-z]\w*(\.\w+)+)=.*", re.DOTALL)
 
 
-_Stage = Literal["train", "measure", "conditions", "fit", "codesign", "clock", "evidence", "figures", "report"]
+_Stage = Literal[
+    "train", "measure", "conditions", "fit", "codesign", "calibrate", "clock", "evidence", "figures", "report"
+]
 _STAGE = tyro.conf.arg(metavar="STAGE")
 
 
@@ -33,7 +35,7 @@ def study(
     only: Annotated[_Stage | None, _STAGE] = None,
     force: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
-    """Run a study: train, measure, conditions, fit, codesign, clock, evidence, figures, report.
+    """Run a study: train, measure, conditions, fit, codesign, calibrate, clock, evidence, figures, report.
 
     Any setting of the TOML can be overridden on the command line by its dotted name, for example
     --training.batch_size=16 or --ladder.seeds=[0,1].
@@ -41,8 +43,8 @@ def study(
     Args:
         file: the study's TOML.
         out: folder for the results; runs/<name> if left out.
-        only: run this stage alone, on the inputs that are there: train, measure, conditions, fit, codesign, clock, evidence,
-            figures or report.
+        only: run this stage alone, on the inputs that are there: train, measure, conditions, fit, codesign, calibrate, clock,
+            evidence, figures or report.
         force: run stages even if nothing they depend on has changed.
     """
     from sdsl_jax.config import load_study

@@ -60,15 +60,15 @@ def cells(inputs: Inputs) -> list[Cell]:
     laws = read_laws(inputs.fits)
     models = {m.model_id: m for m in [*inputs.models, *inputs.timed_models]}
     shapes = {name: record_shape(model, laws.rule) for name, model in models.items()}
-    grouped: dict[tuple[str, str, int, int], list[RunRecord]] = {}
+    grouped: dict[tuple[int, str, str, int, int], list[RunRecord]] = {}
     for run in inputs.runs:
-        grouped.setdefault((run.draft_id, run.target_id, run.lookahead, run.batch), []).append(run)
-    plain = {(key[1], key[3]): _by_repetition(runs) for key, runs in grouped.items() if not key[0]}
+        grouped.setdefault((run.block, run.draft_id, run.target_id, run.lookahead, run.batch), []).append(run)
+    plain = {key[0]: _by_repetition(runs) for key, runs in grouped.items() if not key[1]}
     found = []
-    for (draft, target, lookahead, batch), runs in grouped.items():
+    for (block, draft, target, lookahead, batch), runs in grouped.items():
         if not draft:
             continue
-        rates = _by_repetition(runs) / plain[target, batch]
+        rates = _by_repetition(runs) / plain[block]
         context = float(runs[0].context)
         tau = sum(r.tokens for r in runs) / sum(r.rounds for r in runs) / batch
         alpha = predicted_acceptance(laws, models[draft], models[target])

@@ -24,12 +24,13 @@ _SMALLEST_SHARPNESS, _LARGEST_SHARPNESS = 1.0, 16.0
 _FARTHEST = 80.0
 # Residuals of ln seconds beyond this count linearly: a pass that runs by another kernel is no reason to bend the rest.
 _HUBER = 0.1
-# Coefficients that are fitted, besides the sharpness; the last of them only to rounds.
-_FITTED = ("pass_seconds", "layer_seconds", "token_seconds", "bytes_per_second", "flops_per_second", "round_seconds")
+# Coefficients that any timings of several models tell, besides the sharpness; and those that only some tell.
+_ALWAYS = ("pass_seconds", "layer_seconds", "token_seconds", "bytes_per_second", "flops_per_second")
+_FITTED = (*_ALWAYS, "round_seconds", "matrix_seconds", "logit_seconds", "cache_slowdown")
 
 
 # A time that vanishes has the logarithm of this, in seconds.
-_SHORTEST = 1e-12
+_SHORTEST = 1e-14
 
 
 class Timing(NamedTuple):
@@ -62,6 +63,7 @@ class HardwareFit(NamedTuple):
 
 
 class _Data(NamedTuple):
+    active: Array
     target: Shape
     draft: Shape
     is_round: Array
@@ -72,12 +74,28 @@ class _Data(NamedTuple):
     precision: Precision
 
 
-def _hardware(x: Array) -> Hardware:
+def told_by(timings: Sequence[Timing]) -> tuple[str, ...]:
+    """Coefficients that timings can tell apart; the others keep their defaults, and what they stand for goes to those."""
+    tokens = np.asarray([t.tokens * t.batch for t in timings if t.draft is None])
+    contexts = np.asarray([t.batch * t.context for t in timings])
+    spare = len(timings) > len(_FITTED)
+    told = {
+        "round_seconds": any(t.draft is not None for t in timings),
+        "matrix_seconds": spare and (tokens == 1).any() and (tokens > 1).any(),
+        "logit_seconds": spare and len({float(t.target.vocab_size) for t in timings}) > 1,
+        # Passes of other widths have caches of other sizes, by a few slots.
+        "cache_slowdown": spare and contexts.max() > 1.5 * contexts.min(),
+    }
+    return tuple(name for name in _FITTED if told.get(name, True))
+
+
+def _hardware(x: Array, active: Array) -> Hardware:
     """The device of a vector: logs of the rates and times, and the sharpness between its bounds."""
     sharpness = _SMALLEST_SHARPNESS + (_LARGEST_SHARPNESS - _SMALLEST_SHARPNESS) * jax.nn.sigmoid(x[-1])
     # A coefficient that no timing shows drifts away: it stays a finite number, in single precision too.
     values = jnp.exp(jnp.clip(x[:-1], -_FARTHEST, _FARTHEST))
-    return Hardware(**dict(zip(_FITTED, values)), sharpness=sharpness)
+    kept = jnp.asarray([1.0 if name == "cache_slowdown" else 0.0 for name in _FITTED])
+    return Hardware(**dict(zip(_FITTED, jnp.where(active, values, kept))), sharpness=sharpness)
 
 
 def _vector(hardware: Hardware) -> np.ndarray:
@@ -104,14 +122,16 @@ def _log_seconds(hardware: Hardware, data: _Data) -> Array:
 
 
 def _residuals(x: Array, data: _Data) -> Array:
-    return _log_seconds(_hardware(x), data) - data.log_seconds
+    return _log_seconds(_hardware(x, data.active), data) - data.log_seconds
 
 
-def _table(timings: Sequence[Timing], precision: Precision) -> _Data:
+def _table(timings: Sequence[Timing], precision: Precision, fitted: tuple[str, ...] | None = None) -> _Data:
     def stack(shapes: list[Shape]) -> Shape:
         return Shape(*(jnp.asarray(values, float) for values in zip(*shapes)))
 
+    told = told_by(timings) if fitted is None else fitted
     return _Data(
+        active=jnp.asarray([name in told for name in _FITTED]),
         target=stack([t.target for t in timings]),
         # A pass has no draft; its own model stands in, and is not looked at.
         draft=stack([t.draft or t.target for t in timings]),
@@ -179,8 +199,8 @@ def fit_hardware(
     """
     weights = np.ones(len(timings)) if weights is None else np.asarray(weights, float)
     used = weights > 0
-    rounds = any(t.draft is not None for t, counts in zip(timings, used) if counts)
-    unknown = len(_FITTED) + rounds
+    told = told_by([t for t, counts in zip(timings, used) if counts])
+    unknown = len(told) + 1
     require(
         used.sum() >= unknown,
         f"a device has {unknown} coefficients to be fitted; {used.sum()} timings cannot tell them.",
@@ -189,7 +209,7 @@ def fit_hardware(
     require(len(shapes) >= 3, f"only {len(shapes)} kinds of model were timed; a device needs at least 3.")
     seconds = np.asarray([t.seconds for t in timings])
     with jax.enable_x64(True):
-        data = _table(timings, precision)
+        data = _table(timings, precision, told)
         flops = np.asarray(data.target.flops_per_token(data.context) * data.tokens * data.batch)
         stored = np.asarray(data.target.total_params * precision.weight_bytes)
         shortest = seconds[used].min()
@@ -200,15 +220,16 @@ def fit_hardware(
             np.median((stored / seconds)[used]) * 2,
             np.median((flops / seconds)[used]) * 2,
             shortest / 3,
+            shortest / 6,
+            shortest / 20 / np.median(np.asarray(data.target.vocab_size)),
+            1.0,
         ]
         random = np.random.default_rng(seed)
         begin = np.concatenate([np.log(guess), [0.0]]) + random.normal(0, 1, (starts, len(guess) + 1))
         best = fit(_residuals, begin, data, weights, _HUBER)
-        found = jax.tree.map(float, _hardware(best.parameters))
+        found = jax.tree.map(float, _hardware(best.parameters, data.active))
     # What no timing shows tends to 0 on its logarithm and never gets there.
     found = Hardware(*(value if value > _SHORTEST else 0.0 for value in found))
-    if not rounds:
-        found = found._replace(round_seconds=0.0)
     return HardwareFit(found, np.asarray(best.residuals), float(best.starts_agreeing), float(best.condition_number))
 
 
@@ -237,8 +258,9 @@ def hardware_intervals(
     """
     weights = resampled(np.asarray(labels), draws, seed)
     with jax.enable_x64(True):
-        found = refit(_residuals, _vector(fitted.hardware)[None], _table(timings, precision), weights, _HUBER)
-        drawn = jax.vmap(_hardware)(found)
+        data = _table(timings, precision)
+        found, active = refit(_residuals, _vector(fitted.hardware)[None], data, weights, _HUBER), data.active
+        drawn = jax.vmap(lambda x: _hardware(x, active))(found)
     ends = [(1 - confidence) / 2, (1 + confidence) / 2]
 
     def interval(name: str) -> Interval:
@@ -246,9 +268,7 @@ def hardware_intervals(
         low, high = np.quantile(np.asarray(getattr(drawn, name)), ends, method="inverted_cdf")
         return Interval(float(getattr(fitted.hardware, name)), float(low), float(high))
 
-    rounds = any(t.draft is not None for t in timings)
-    names = [*(n for n in _FITTED if rounds or n != "round_seconds"), "sharpness"]
-    return {name: interval(name) for name in names}
+    return {name: interval(name) for name in (*told_by(timings), "sharpness")}
 
 
 def predicted_seconds(hardware: Hardware, timings: Sequence[Timing], precision: Precision) -> Float[np.ndarray, " n"]:

@@ -25,7 +25,10 @@ from sdsl_jax.theory.hardware import Hardware, Precision
 # Where nothing is known of a quantity its key is left out, and it has the value that makes it vanish from the model.
 _UNKNOWN = {"link_bytes_per_second": math.inf, "memory_bytes": math.inf, "price_per_hour": 0.0}
 # Coefficients that are 0 or above; every other one is above 0.
-_MAY_BE_ZERO = ("pass_seconds", "layer_seconds", "token_seconds", "round_seconds", "link_seconds", "price_per_hour")
+_MAY_BE_ZERO = (
+    *("pass_seconds", "layer_seconds", "matrix_seconds", "token_seconds", "logit_seconds", "round_seconds"),
+    *("link_seconds", "price_per_hour"),
+)
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,9 @@ class _Coefficients:
     link_seconds: float = 0.0
     memory_bytes: float = math.inf
     price_per_hour: float = 0.0
+    matrix_seconds: float = 0.0
+    logit_seconds: float = 0.0
+    cache_slowdown: float = 1.0
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
@@ -237,7 +243,9 @@ def save_hardware(file: HardwareFile, path: str | Path) -> None:
 
 _HEAD = """\
 # A device for sdsl_jax: the time of a pass is
-#   pass_seconds + layer_seconds·layers + token_seconds·tokens + smoothmax(bytes/bytes_per_second, FLOPs/flops_per_second).
+#   pass_seconds + layer_seconds·layers + (token_seconds + logit_seconds·vocabulary)·tokens
+#   + smoothmax(bytes/bytes_per_second, FLOPs/flops_per_second),
+# and matrix_seconds·layers more for several tokens; a byte of a cache counts cache_slowdown times.
 # All times in seconds, rates in bytes and FLOPs per second (a multiply-add is two), memory in bytes, price in a currency of
 # your own per hour and device. Keys that are left out (link_bytes_per_second, link_seconds, memory_bytes, price_per_hour) are
 # unknown. docs/hardware.md describes every key.

@@ -134,7 +134,7 @@ def time_decoders(
 def _grown(cache: KVCache, slots: int) -> KVCache:
     """A cache with so many more, empty slots, on the host."""
     keys = tuple(np.pad(np.asarray(k), ((0, 0), (0, 0), (0, slots))) for k in cache.keys)
-    return KVCache(keys, tuple(np.pad(np.asarray(v), ((0, 0), (0, slots), (0, 0))) for v in cache.values))  # type: ignore[misc]
+    return KVCache(keys, tuple(np.pad(np.asarray(v), ((0, 0), (0, slots), (0, 0))) for v in cache.values))  # type: ignore[misc, arg-type]
 
 
 def _prepare(

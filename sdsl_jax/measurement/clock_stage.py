@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from sdsl_jax.config import StudyConfig
@@ -41,8 +43,10 @@ class Pairing(NamedTuple):
     batch: int
 
 
-def pairings(config: StudyConfig, models: list[ModelRecord], others: list[ModelRecord]) -> list[Pairing]:
-    """Every decoder that `config.clock` asks for, plain ones first.
+def pairings(config: StudyConfig, models: list[ModelRecord], others: list[ModelRecord]) -> list[list[Pairing]]:
+    """Every decoder that `config.clock` asks for, in blocks that run interleaved, each with plain decoding as its first.
+
+    Blocks are small, a draft and a target or few drafts: no more compiled programs than one process can hold at a time.
 
     Args:
       config: the study.
@@ -68,19 +72,16 @@ def pairings(config: StudyConfig, models: list[ModelRecord], others: list[ModelR
         and own.train_tokens == other.train_tokens
         and abs(own.params_nonembedding / other.params_nonembedding - 1) < 0.1
     }
-    found = [Pairing(d.model_id, t.model_id, g, 1) for t in targets for d in drafts for g in c.lookaheads]
     largest = targets[-_LARGEST:]
-    found += [Pairing(d, t.model_id, g, 1) for t in largest for d in sorted(shaped | alike) for g in c.batch_lookaheads]
-    found += [
-        Pairing(d, t.model_id, g, batch)
-        for batch in c.batches
-        for t in largest
-        for d in sorted(few)
-        for g in c.batch_lookaheads
-    ]
-    found = list(dict.fromkeys(found))
-    plain = dict.fromkeys(Pairing("", p.target, 0, p.batch) for p in found)
-    return [*plain, *found]
+
+    def block(target: ModelRecord, names: Iterable[str], lookaheads: tuple[int, ...], batch: int) -> list[Pairing]:
+        rivals = [Pairing(d, target.model_id, g, batch) for d in names for g in lookaheads]
+        return [Pairing("", target.model_id, 0, batch), *rivals]
+
+    found = [block(t, [d.model_id], c.lookaheads, 1) for t in targets for d in drafts]
+    if shaped:
+        found += [block(t, sorted(shaped | alike), c.batch_lookaheads, 1) for t in largest]
+    return found + [block(t, sorted(few), c.batch_lookaheads, batch) for batch in c.batches for t in largest]
 
 
 def time_study(
@@ -98,7 +99,7 @@ def time_study(
     Raises:
       SdslError: a checkpoint is missing or damaged, or the test split holds too few prompts.
     """
-    c, m = config.clock, config.measure
+    c = config.clock
     if not c.lookaheads:
         return Timed([], [])
     count = c.repetitions * c.prompts
@@ -112,29 +113,35 @@ def time_study(
     for folder in map(Path, c.other_models):
         more, loaded = load_other_models(folder, "clock.other_models", f"{folder.name}/", dataset, study)
         others, models = others + more, models | loaded
-    wanted = pairings(config, records, others)
-    named = {name for p in wanted for name in (p.draft, p.target)}
-    own = [r for r in records if r.model_id in named]
-    models |= load_models(config, own, dataset, study)
-    entrants, names = [], []
-    for p in wanted:
-        draft = models[p.draft] if p.draft else None
-        copies = 1 if p.draft else _PLAIN_RUNS
-        entrants += [Entrant(models[p.target], draft, p.lookahead, p.batch)] * copies
-        names += [p] * copies
-    progress.start("clock", 2 * len(entrants))
+    blocks = pairings(config, records, others)
+    named = {name for block in blocks for p in block for name in (p.draft, p.target)}
+    models |= load_models(config, [r for r in records if r.model_id in named], dataset, study)
     # Neighbours in the text go to different repetitions.
     starts = prompts(config, dataset.text("test"), count).reshape(c.prompts, c.repetitions, -1).swapaxes(0, 1)
-    runs = time_decoders(
-        entrants, starts, new_tokens=m.new_tokens, sampling=Sampling(m.temperature), seed=config.seed, progress=progress
-    )
+    progress.start("clock", sum(map(len, blocks)))
+    rows: list[RunRecord] = []
+    for number, block in enumerate(blocks):
+        rows += _time_block(config, number, block, models, starts)
+        first, last = block[1], block[-1]
+        progress.advance(len(block), f"{first.draft} × {first.target}, batch {last.batch}")
     progress.finish()
+    return Timed(rows, [r for r in others if r.model_id in named])
+
+
+def _time_block(
+    config: StudyConfig, number: int, block: list[Pairing], models: dict[str, Model], starts: np.ndarray
+) -> list[RunRecord]:
+    m = config.measure
+    names = [block[0]] * _PLAIN_RUNS + block[1:]
+    entrants = [Entrant(models[p.target], models[p.draft] if p.draft else None, p.lookahead, p.batch) for p in names]
+    runs = time_decoders(entrants, starts, new_tokens=m.new_tokens, sampling=Sampling(m.temperature), seed=config.seed)
     rows = [
         RunRecord(
             draft_id=p.draft,
             target_id=p.target,
             lookahead=p.lookahead,
             batch=p.batch,
+            block=number,
             repetition=repetition,
             seconds=float(run.seconds[repetition]),
             rounds=int(run.rounds[repetition]),
@@ -145,9 +152,11 @@ def time_study(
             device=device_name(),
         )
         for p, entrant, run in zip(names, entrants, runs)
-        for repetition in range(c.repetitions)
+        for repetition in range(len(starts))
     ]
-    return Timed(rows, [r for r in others if r.model_id in named])
+    # Each program maps many small pieces of memory, of which a process may have so many: programs of other blocks must go.
+    jax.clear_caches()
+    return rows
 
 
 def clock(

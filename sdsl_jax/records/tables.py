@@ -144,7 +144,7 @@ class ClockRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One timed run of a decoder; a row of `runs.csv`. All decoders of a repetition ran one after another in one process.
+    """One timed run of a decoder; a row of `runs.csv`. All decoders of a block ran one after another, repetition by repetition.
 
     Speed-ups, and how predictions compare with them, follow from these rows alone.
     """
@@ -153,6 +153,7 @@ class RunRecord:
     target_id: str = _column("target model")
     lookahead: int = _column("draft tokens per round, γ; 0 for plain decoding")
     batch: int = _column("rows decoded together")
+    block: int = _column("decoders of one block, plain decoding among them, ran interleaved")
     repetition: int = _column("number of the repetition")
     seconds: float = _column("seconds of all rounds, prefill and compilation not included")
     rounds: int = _column("rounds of the batch; steps, for plain decoding")

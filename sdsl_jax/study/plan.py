@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-STAGES = ("train", "measure", "conditions", "fit", "codesign", "clock", "evidence", "figures", "report")
+STAGES = ("train", "measure", "conditions", "fit", "codesign", "calibrate", "clock", "evidence", "figures", "report")
 
 
 class Stage(NamedTuple):
@@ -18,7 +18,7 @@ class Stage(NamedTuple):
 _RECORDS = tuple(f"records/{n}.csv" for n in ("models", "acceptance", "survival", "expected", "latency"))
 _CONDITIONS = tuple(f"records/{n}.csv" for n in ("conditions", "other_models", "losses"))
 # What decoders did on the clock. The clock of `codesign`, of one draft for each target, has a table of its own.
-_TIMED = tuple(f"records/{n}.csv" for n in ("timings", "runs", "timed_models"))
+_TIMED = tuple(f"records/{n}.csv" for n in ("runs", "timed_models"))
 _SOLVED = ("records/fits.json", "records/codesign.json", "records/landscapes.json", "records/clock.csv")
 _FIGURES = ("loss", "acceptance", "predicted", "speedup", "optimiser", "survival", "latency")
 _FIGURE_FILES = tuple(f"figures/{name}.png" for name in _FIGURES)
@@ -36,6 +36,7 @@ PLAN: dict[str, Stage] = {
         ("records/fits.json", "records/models.csv", "records/survival.csv"),
         _SOLVED[1:],
     ),
+    "calibrate": Stage(("seed", "clock"), (), ("records/timings.csv",)),
     "clock": Stage(("seed", "data", "family", "measure", "clock"), ("records/models.csv",), _TIMED),
     "evidence": Stage(
         ("seed", "data", "family", "measure", "fit", "codesign", "holdout"),

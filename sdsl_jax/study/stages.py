@@ -113,19 +113,18 @@ _CALIBRATION = (9, 32, 64)
 def _clock(study: Study) -> None:
     from sdsl_jax.measurement import time_study
 
-    hardware = study.records / "hardware.toml"
-    hardware.unlink(missing_ok=True)
-    if study.config.clock.lookaheads:
-        write_table(study.records, "timings", _calibrate(study, hardware))
-    else:
-        write_table(study.records, "timings", [])
-    # After the device was fitted: predictions know nothing of what is timed now.
     found = time_study(study.config, study.dataset, study.table("models"), study.folder, study.progress)
     for name, rows in found._asdict().items():
         write_table(study.records, name, rows)
 
 
-def _calibrate(study: Study, path: Path) -> list[TimingRecord]:
+def _calibrate(study: Study) -> None:
+    hardware = study.records / "hardware.toml"
+    hardware.unlink(missing_ok=True)
+    write_table(study.records, "timings", _calibrated(study, hardware) if study.config.clock.lookaheads else [])
+
+
+def _calibrated(study: Study, path: Path) -> list[TimingRecord]:
     """Times models with random weights, as `sdsl calibrate` does, and writes the device that is fitted to them."""
     from sdsl_jax.fitting.calibration import fit_device, hardware_file, today
     from sdsl_jax.hardware import save_hardware
@@ -209,6 +208,7 @@ RUNNERS: dict[str, Callable[[Study], None]] = {
     "conditions": _conditions,
     "fit": _fit,
     "codesign": _codesign,
+    "calibrate": _calibrate,
     "clock": _clock,
     "evidence": _evidence,
     "figures": _figures,

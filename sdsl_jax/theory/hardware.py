@@ -3,7 +3,9 @@ r"""What a forward pass takes on a device, as a smooth function of everything th
 A pass over w new tokens in each of B rows moves bytes and does arithmetic, and on top of both costs something for being
 started at all, for each layer, and for each token that is drawn or tested:
 
-    t = c₀ + c₁·layers + c₂·B·w + smoothmax(bytes/bandwidth, FLOPs/peak) + communication           [seconds]
+    t = c₀ + c₁·layers + c₂·B·w + c₃·B·w·V + smoothmax(bytes/bandwidth, FLOPs/peak) + communication           [seconds]
+
+with the vocabulary V, and c₁ larger by a share for passes that multiply matrices, of several tokens, instead of vectors.
 
 The smooth maximum (x^p + y^p)^(1/p) is a roofline with a rounded corner: p = 1 is a device that moves and computes in turn, p = ∞
 one that overlaps both completely. With no overhead, head or cache, at equal precision, bytes and FLOPs of a pass are both
@@ -36,6 +38,10 @@ class Hardware(NamedTuple):
       link_seconds: latency of one step of an all-reduce.
       memory_bytes: of one device; infinite where nothing is known of it.
       price_per_hour: of one device; 0 where nothing is known of it.
+      matrix_seconds: of each layer of a pass that feeds more than one token, on top of `layer_seconds`: products of matrices
+        take longer to start than products of a vector and a matrix.
+      logit_seconds: c₃, of each entry of the vocabulary for each token that is drawn or tested: softmax, noise, comparison.
+      cache_slowdown: how many times as long a byte of a cache takes as a byte of a weight.
     """
 
     pass_seconds: Scalar
@@ -49,6 +55,9 @@ class Hardware(NamedTuple):
     link_seconds: Scalar = 0.0
     memory_bytes: Scalar = float("inf")
     price_per_hour: Scalar = 0.0
+    matrix_seconds: Scalar = 0.0
+    logit_seconds: Scalar = 0.0
+    cache_slowdown: Scalar = 1.0
 
 
 class Shape(NamedTuple):
@@ -124,11 +133,14 @@ def smooth_maximum(x: Scalar, y: Scalar, sharpness: Scalar) -> Array:
     return larger * jnp.exp(jnp.log1p((smaller / larger) ** sharpness) / sharpness)
 
 
-def pass_bytes(shape: Shape, precision: Precision, load: Load) -> Array:
-    """Bytes that a pass reads: all weights but the embedding rows it does not need, and keys and values of every row."""
-    weights = jnp.asarray(shape.params) + shape.vocab_size * shape.width
-    cache = 2 * jnp.asarray(load.batch) * load.context * shape.layers * shape.kv_width
-    return weights * precision.weight_bytes + cache * precision.cache_bytes
+def weight_bytes(shape: Shape, precision: Precision) -> Array:
+    """Bytes of weights that a pass reads: all but the embedding rows that it does not need."""
+    return jnp.asarray(shape.params + shape.vocab_size * shape.width) * precision.weight_bytes
+
+
+def cache_bytes(shape: Shape, precision: Precision, batch: Scalar, context: Scalar) -> Array:
+    """Bytes of keys and values of `batch` rows of `context` positions."""
+    return 2 * jnp.asarray(batch) * context * shape.layers * shape.kv_width * precision.cache_bytes
 
 
 def communication_seconds(hardware: Hardware, shape: Shape, precision: Precision, load: Load) -> Array:
@@ -147,12 +159,16 @@ def pass_time(hardware: Hardware, shape: Shape, precision: Precision, load: Load
     """Seconds of one forward pass; of a decoding step where `load.tokens` is 1, and of a verify pass where it is γ + 1."""
     tokens = jnp.asarray(load.batch) * load.tokens
     flops = tokens * shape.flops_per_token(load.context)
+    cache = cache_bytes(shape, precision, load.batch, load.context)
+    moved = weight_bytes(shape, precision) + hardware.cache_slowdown * cache
+    # Rises from 0 for one token to 1 for two, and stays there: as a function of γ ≥ 1 a verify pass remains convex.
+    several = jnp.clip(tokens - 1, 0.0, 1.0)
     return (
         jnp.asarray(hardware.pass_seconds)
-        + hardware.layer_seconds * shape.layers
-        + hardware.token_seconds * tokens
+        + (hardware.layer_seconds + hardware.matrix_seconds * several) * shape.layers
+        + (hardware.token_seconds + hardware.logit_seconds * jnp.asarray(shape.vocab_size)) * tokens
         + smooth_maximum(
-            pass_bytes(shape, precision, load) / (hardware.bytes_per_second * jnp.asarray(load.devices)),
+            moved / (hardware.bytes_per_second * jnp.asarray(load.devices)),
             flops / (hardware.flops_per_second * jnp.asarray(load.devices)),
             hardware.sharpness,
         )
@@ -203,8 +219,7 @@ def round_time(
 
 def resident_bytes(shape: Shape, precision: Precision, batch: Scalar, context: Scalar) -> Array:
     """Memory that a model holds on to: all its weights, and the caches of `batch` rows of `context` positions."""
-    cache = 2 * jnp.asarray(batch) * context * shape.layers * shape.kv_width
-    return jnp.asarray(shape.total_params * precision.weight_bytes + cache * precision.cache_bytes)
+    return shape.total_params * precision.weight_bytes + cache_bytes(shape, precision, batch, context)
 
 
 class DeviceRound(NamedTuple):

@@ -39,22 +39,26 @@ def _study(machine: Hardware = MACHINE, noise: float = 0.01, repetitions: int = 
     drafts, targets = [_record(n, "draft") for n in ALPHA], [_record(n, "target") for n in (900_000, 3_000_000)]
     runs = []
 
-    def run(draft: str, target: str, lookahead: int, batch: int, seconds: float, tokens: float) -> None:
+    def run(block: int, draft: str, target: str, lookahead: int, batch: int, seconds: float, tokens: float) -> None:
         for repetition in range(repetitions):
             took = 1000 * seconds * np.exp(noise * random.normal())
             runs.append(
-                RunRecord(draft, target, lookahead, batch, repetition, took, 1000, round(1000 * tokens), CONTEXT, 1.0)
+                RunRecord(
+                    *(draft, target, lookahead, batch, block, repetition, took, 1000, round(1000 * tokens)),
+                    CONTEXT,
+                    1.0,
+                )
             )
 
-    for target, batch in itertools.product(targets, (1, 8, 64)):
+    for block, (target, batch) in enumerate(itertools.product(targets, (1, 8, 64))):
         of_target = _shape(target.params_nonembedding)
         step = float(pass_time(MACHINE, of_target, FLOAT, Load(1.0, batch, CONTEXT)))
-        run("", target.model_id, 0, batch, step, batch)
+        run(block, "", target.model_id, 0, batch, step, batch)
         for draft, lookahead in itertools.product(drafts, (1, 2, 4, 8)):
             size = draft.params_nonembedding
             took = round_time(MACHINE, _shape(size), of_target, lookahead, batch, CONTEXT, FLOAT, FLOAT)
             tau = batch * float(tokens_per_round(ALPHA[size], float(lookahead)))
-            run(draft.model_id, target.model_id, lookahead, batch, float(took.seconds), tau)
+            run(block, draft.model_id, target.model_id, lookahead, batch, float(took.seconds), tau)
     # A law that gives each draft the acceptance that it has: 1 − α falls by a power of N between neighbours, nearly.
     sizes, miss = np.log(list(ALPHA)), np.log(1 - np.asarray(list(ALPHA.values())))
     slope, level = np.polyfit(sizes, miss, 1)

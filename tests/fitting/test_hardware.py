@@ -44,11 +44,16 @@ def test_a_known_device_comes_back(rounds):
 
 @pytest.mark.parametrize("rounds", [False, True])
 def test_a_known_device_comes_back_from_noisy_timings(rounds):
-    """At 3 % of noise every coefficient to 15 %, the blunt sharpness aside, and predictions to 1.5 % in the mean square."""
+    """At 3 % of noise every coefficient to 15 %, the blunt sharpness aside, and predictions to 1.5 % in the mean square.
+
+    To 25 % the time of a layer, which it shares with what layers take more in passes of several tokens.
+    """
     found = fit_hardware(timings(0.03, rounds), SINGLE, starts=16)
     fitted = [name for name in Hardware._fields[:7] if name != "sharpness" and (rounds or name != "round_seconds")]
     for name in fitted:
-        assert getattr(found.hardware, name) == pytest.approx(getattr(TRUTH, name), rel=0.15), name
+        assert getattr(found.hardware, name) == pytest.approx(
+            getattr(TRUTH, name), rel=0.25 if name == "layer_seconds" else 0.15
+        ), name
     exact = timings(0.0, rounds)
     errors = np.log(predicted_seconds(found.hardware, exact, SINGLE) / np.asarray([t.seconds for t in exact]))
     assert np.sqrt(np.square(errors).mean()) < 0.015

@@ -126,9 +126,14 @@ def test_which_decoders_a_study_times():
     drafts = [_record("draft", n, d) for n in (1000, 2000, 4000, 8000) for d in (10, 20)]
     targets = [_record("target", 90000, 20)]
     others = [_record("draft", 4040, 10, prefix="deep/"), _record("target", 200000, 20, prefix="large/")]
-    found = pairings(config, [*drafts, *targets], others)
-    assert len(found) == len(set(found))
-    assert found[0] == Pairing("", "target-90000-20-s0", 0, 1)
+    blocks = pairings(config, [*drafts, *targets], others)
+    for block in blocks:
+        # Each has the plain decoder of its own target and batch, and nothing twice.
+        assert len({(p.target, p.batch) for p in block}) == 1
+        assert [p.lookahead for p in block].count(0) == 1
+        assert len(block) == len(set(block)) > 1
+    assert blocks[0][0] == Pairing("", "target-90000-20-s0", 0, 1)
+    found = [p for block in blocks for p in block]
     single = [p for p in found if p.batch == 1 and p.draft and p.draft.endswith("-20-s0")]
     assert len(single) == 4 * 2 * 2  # four drafts of the largest budget, two targets, two lookaheads
     shapes = {p.draft for p in found if p.draft.endswith("-10-s0")}
