@@ -13,7 +13,8 @@ from sdsl_jax.codesign.comparisons import candidates, front, money, nearest_publ
 from sdsl_jax.codesign.engines import engine_settings
 from sdsl_jax.codesign.evaluate import Landscape, landscape
 from sdsl_jax.codesign.program import Solved
-from sdsl_jax.codesign.related import best_whole, fixed_at, interval_90, solve_together
+from sdsl_jax.codesign.related import interval_90, solve_together
+from sdsl_jax.codesign.rounding import fixed_at, round_design
 from sdsl_jax.codesign.sensitivity import sensitivities
 from sdsl_jax.codesign.serving_problem import MEMORY_SHARE, Problem, memory, smallest_draft
 from sdsl_jax.codesign.wording import largest_sensitivities
@@ -57,7 +58,8 @@ def _answer(problem: Problem) -> Answer:
         bool(np.isfinite([solved.objective, given.speedup]).all()),
         f"for a target of {config.target.params:g} parameters the laws give no finite speed: it is too far outside them.",
     )
-    whole = best_whole(problem, solved)
+    rounded = round_design(problem.task, numbers, solved, solve_all=lambda many: solve_together(problem, many))
+    whole = rounded.solved
     fronts: dict[str, Any] = {"batch": front(problem, "batch", _BATCHES, by_batch)}
     if float(numbers.serving.hardware.price_per_hour) > 0:
         by_tokens = solve_together(problem, [fixed_at(numbers, "draft_tokens", d) for d in _DRAFT_TOKENS])

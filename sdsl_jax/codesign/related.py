@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,44 +30,6 @@ def solve_together(problem: Problem, many: Sequence[Numbers]) -> list[Solved]:
         solved = jax.tree.map(np.asarray, sweep(problem.task, padded, starts, optimizer.learning_rate))
         found += [jax.tree.map(lambda x, i=i: x[i], solved) for i in range(len(some))]
     return found
-
-
-def fixed_at(numbers: Numbers, name: str, value: float) -> Numbers:
-    """The problem with one more quantity given, be it a variable or not."""
-    return numbers._replace(
-        **{part: getattr(numbers, part)._replace(**{name: value}) for part in ("fixed", "lower", "upper")}
-    )
-
-
-def best_whole(problem: Problem, solved: Solved) -> Solved:
-    """The best design of whole lookahead and batch next to an optimum, the other variables optimised anew.
-
-    The lookahead is rounded first and the batch then, from where it is best for that lookahead: next to the optimum itself a
-    limit that binds may leave no batch at all. Where no neighbour keeps the limits, the one that comes nearest is returned. The
-    compiled program of the optimum solves for all, with what is whole held by its bounds.
-    """
-    ends, found = [(problem.numbers, solved)], [solved]
-    for name in ("lookahead", "batch"):
-        numbers = [fixed_at(given, name, value) for given, one in ends for value in _neighbours(given, one, name)]
-        found = solve_together(problem, numbers)
-        ends = list(zip(numbers, found))
-    held = [one for one in found if bool(one.feasible)]
-    if held:
-        return min(held, key=lambda one: float(one.objective))
-    return min(found, key=lambda one: _excess(problem, one))
-
-
-def _neighbours(numbers: Numbers, solved: Solved, name: str) -> list[float]:
-    """The whole numbers on either side within the bounds; what is fixed stays."""
-    value = float(getattr(solved.design, name))
-    low, high = (float(getattr(end, name)) for end in (numbers.lower, numbers.upper))
-    return sorted({float(x) for x in (math.floor(value), math.ceil(value)) if low <= x <= high}) or [value]
-
-
-def _excess(problem: Problem, solved: Solved) -> float:
-    """Largest ln(m/limit)."""
-    values = [float(getattr(solved.outcome, name)) for name in problem.task.constraints]
-    return max((math.log(v / limit) for v, limit in zip(values, np.asarray(problem.numbers.limits))), default=0.0)
 
 
 def interval_90(problem: Problem) -> tuple[dict[str, Any] | None, str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -13,7 +13,10 @@ from jaxtyping import Array, Float
 from sdsl_jax.codesign.program import Numbers, Solved, Task, box, coordinates, solve
 from sdsl_jax.errors import require
 
+# In this order: for a given lookahead some batch keeps the limits.
 _WHOLE = ("lookahead", "batch")
+# Of variables that adapt, in e-folds.
+_LEARNING_RATE = 0.05
 
 
 class Rounded(NamedTuple):
@@ -43,17 +46,25 @@ def _neighbours(name: str, value: float, low: float, high: float, allowed: Seque
     return sorted({*below[-1:].tolist(), *above[:1].tolist()})
 
 
+def fixed_at(numbers: Numbers, name: str, value: float) -> Numbers:
+    """The problem with one more quantity given, be it a variable or not."""
+    return numbers._replace(
+        **{part: getattr(numbers, part)._replace(**{name: value}) for part in ("fixed", "lower", "upper")}
+    )
+
+
 def round_design(
     task: Task,
     numbers: Numbers,
     solved: Solved,
     allowed: Mapping[str, Sequence[float]] | None = None,
-    learning_rate: Array | float = 0.05,
+    solve_all: Callable[[Sequence[Numbers]], Sequence[Solved]] | None = None,
 ) -> Rounded:
     """Rounds lookahead and batch to whole numbers and other variables to what is allowed of them; the rest adapts.
 
-    For each combination of neighbours below and above, the variables that stay real are optimised anew, starting from where they
-    were. The best feasible one is returned.
+    One variable after another is held at its neighbours below and above, the batch last, and those that are still free are
+    optimised anew: next to a limit that binds, the optimum itself may have no neighbour that keeps it. The best feasible end is
+    returned, or the one that violates least.
 
     Args:
       task: that was solved.
@@ -61,7 +72,7 @@ def round_design(
       solved: its optimum.
       allowed: by the name of a variable, the values that it may take, such as sizes of drafts that exist, in non-embedding
         parameters. Lookahead and batch are whole unless named here; variables not named stay real.
-      learning_rate: of the variables that adapt.
+      solve_all: solves several problems of the task; one after another, from where the optimum is, if None.
 
     Raises:
       SdslError: a name that is no variable of the task, or nothing allowed lies within the bounds of one.
@@ -69,29 +80,33 @@ def round_design(
     allowed = dict(allowed or {})
     for name in allowed:
         require(name in task.variables, f"{name!r} is no variable of the task; those are {', '.join(task.variables)}.")
-    names = [name for name in task.variables if name in allowed or name in _WHOLE]
-    choices = [
-        _neighbours(
-            name,
-            float(getattr(solved.design, name)),
-            float(getattr(numbers.lower, name)),
-            float(getattr(numbers.upper, name)),
-            allowed.get(name),
-        )
-        for name in names
-    ]
-    within = box(task, numbers)
-    # A variable whose bounds coincide has no width to start in.
-    width = jnp.where(within.high > within.low, within.high - within.low, 1.0)
-    start = ((coordinates(task, solved.design) - within.low) / width)[None]
+    names = [name for name in allowed if name not in _WHOLE]
+    names += [name for name in _WHOLE if name in task.variables]
+    if solve_all is None:
+        solve_all = functools.partial(_solve_from, task, solved)
+    ends, found = [(numbers, solved)], [solved]
+    for name in names:
+        many = []
+        for given, one in ends:
+            ends_of = float(getattr(given.lower, name)), float(getattr(given.upper, name))
+            values = _neighbours(name, float(getattr(one.design, name)), *ends_of, allowed.get(name))
+            many += [fixed_at(given, name, value) for value in values]
+        found = list(solve_all(many))
+        ends = list(zip(many, found))
 
-    def pinned(values: Sequence[float]) -> Solved:
-        by_name = dict(zip(names, values))
-        lower, upper = numbers.lower._replace(**by_name), numbers.upper._replace(**by_name)
-        return solve(task, numbers._replace(lower=lower, upper=upper), start, learning_rate)
+    def rank(one: Solved) -> tuple[bool, float]:
+        return not bool(one.feasible), float(one.objective if one.feasible else one.violation)
 
-    def rank(found: Solved) -> tuple[bool, float]:
-        return not found.feasible, float(found.objective if found.feasible else found.violation)
-
-    best = min((pinned(values) for values in itertools.product(*choices)), key=rank)
+    best = min(found, key=rank)
     return Rounded(best, jnp.expm1(best.objective - solved.objective))
+
+
+def _solve_from(task: Task, solved: Solved, many: Sequence[Numbers]) -> list[Solved]:
+    found = []
+    for numbers in many:
+        within = box(task, numbers)
+        # A variable whose bounds coincide has no width to start in.
+        width = jnp.where(within.high > within.low, within.high - within.low, 1.0)
+        start = jnp.clip((coordinates(task, solved.design) - within.low) / width, 0.0, 1.0)
+        found.append(solve(task, numbers, start[None], _LEARNING_RATE))
+    return found

@@ -17,7 +17,7 @@ from sdsl_jax.theory.hardware import Hardware, Load, Precision, Shape, pass_time
 WORDS, CONTEXT = 256, 160
 FLOAT = Precision(4.0, 4.0)
 # Memory decides in single rows, and arithmetic in batches: speculation pays in the former and not in the latter.
-MACHINE = Hardware(5e-6, 1e-6, 1e-7, 2e10, 1e11, 2.0, 5e-6)
+MACHINE = Hardware(5e-6, 1e-6, 1e-7, 2e10, 2e10, 2.0, 5e-6)
 ALPHA = {3_000: 0.5, 10_000: 0.62, 40_000: 0.75, 160_000: 0.8}
 SHAPES = {3_000: (1, 16), 10_000: (1, 29), 40_000: (2, 41), 160_000: (3, 67), 900_000: (5, 122), 3_000_000: (8, 177)}
 
