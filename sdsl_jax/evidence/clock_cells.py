@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -11,7 +12,7 @@ from sdsl_jax.evidence.inputs import Inputs
 from sdsl_jax.fitting import FittedLaws, read_laws
 from sdsl_jax.fitting.hardware import record_shape
 from sdsl_jax.records import ModelRecord, RunRecord
-from sdsl_jax.theory import ModelPoint, tokens_per_round
+from sdsl_jax.theory import DraftProblem, HardwareCost, ModelPoint, tokens_per_round
 from sdsl_jax.theory.hardware import Load, pass_time, round_time
 
 
@@ -63,12 +64,12 @@ def cells(inputs: Inputs) -> list[Cell]:
     grouped: dict[tuple[int, str, str, int, int], list[RunRecord]] = {}
     for run in inputs.runs:
         grouped.setdefault((run.block, run.draft_id, run.target_id, run.lookahead, run.batch), []).append(run)
-    plain = {key[0]: _by_repetition(runs) for key, runs in grouped.items() if not key[1]}
+    plain = {key[0]: runs for key, runs in grouped.items() if not key[1]}
     found = []
     for (block, draft, target, lookahead, batch), runs in grouped.items():
         if not draft:
             continue
-        rates = _by_repetition(runs) / plain[block]
+        rates = _by_repetition(runs) / _by_repetition(plain[block])
         context = float(runs[0].context)
         tau = sum(r.tokens for r in runs) / sum(r.rounds for r in runs) / batch
         alpha = predicted_acceptance(laws, models[draft], models[target])
@@ -82,7 +83,9 @@ def cells(inputs: Inputs) -> list[Cell]:
             precision,
             precision,
         )
-        step = float(pass_time(hardware, shapes[target], precision, Load(1.0, float(batch), context)))
+        # Plain decoding has a cache of its own, without room for drafts.
+        load = Load(1.0, float(batch), float(plain[block][0].context))
+        step = float(pass_time(hardware, shapes[target], precision, load))
         seconds = float(took.seconds)
         found.append(
             Cell(
@@ -109,6 +112,39 @@ def predicted_acceptance(laws: FittedLaws, draft: ModelRecord, target: ModelReco
     law = next(iter(laws.acceptance.values()))
     of_target = ModelPoint(float(target.params_nonembedding), target.loss_nats)
     return float(law(ModelPoint(size, laws.loss(size, tokens), tokens), of_target))
+
+
+class PredictedOptimum(NamedTuple):
+    """What to train and how far to guess by laws and device, before any draft is there: N*, γ* and S*, all real."""
+
+    draft_params: float
+    lookahead: float
+    speedup: float
+
+
+def predicted_optimum(inputs: Inputs, target: ModelRecord, draft_tokens: int) -> PredictedOptimum:
+    """The optimum for a target on the calibrated device, in single rows, over the sizes of the study's drafts."""
+    assert inputs.hardware is not None
+    laws = read_laws(inputs.fits)
+    sizes = [float(m.params_nonembedding) for m in inputs.models if m.role == "draft"]
+    context = next(float(r.context) for r in inputs.runs if r.target_id == target.model_id and not r.draft_id)
+    with jax.enable_x64(True):
+        best = DraftProblem(
+            loss_law=laws.loss,
+            draft_tokens=float(draft_tokens),
+            target=ModelPoint(float(target.params_nonembedding), target.loss_nats),
+            acceptance_law=next(iter(laws.acceptance.values())),
+            cost=HardwareCost(
+                inputs.hardware.hardware,
+                laws.rule,
+                record_shape(target, laws.rule),
+                inputs.hardware.precision,
+                1.0,
+                context,
+            ),
+            bounds=(min(sizes), max(sizes)),
+        ).optimum()
+    return PredictedOptimum(float(best.params), float(best.lookahead), float(best.speedup))
 
 
 def _by_repetition(runs: list[RunRecord]) -> Float[np.ndarray, " R"]:

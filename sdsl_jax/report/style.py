@@ -69,6 +69,7 @@ NAMES = {
     "level_and_slope": "a level and a slope for each temperature",
     "line": "level and slope on a line in temperature",
     "calibrated": "laws and calibrated machine",
+    "optimum": "nearest to its N*, γ*",
     "paper_cost": "the paper's c = N/M",
     "rule_of_200": "draft 200 times smaller",
     "lookahead_4": "γ = 4 by habit",
