@@ -121,6 +121,9 @@ def _choice(values: dict[str, Any]) -> Table:
         shown = f"{rounded[name]}" if name in ("lookahead", "batch") else _plain(name, rounded[name])
         table.add_row(_SHORT[name], _plain(name, values["variables"][name]), shown)
     table.add_row("speed-up S", f"{values['speedup']:.3f}×", f"{rounded['speedup']:.3f}×")
+    if values["prefill_load"]:
+        table.add_row("S of decoding alone", f"{values['decode_speedup']:.3f}×", f"{rounded['decode_speedup']:.3f}×")
+        table.add_row("time in prefill", f"{values['prefill_load']:.0%}", f"{rounded['prefill_load']:.0%}")
     table.add_row("acceptance α", f"{values['acceptance']:.3f}", f"{rounded['acceptance']:.3f}")
     table.add_row("tokens per round τ", f"{values['tokens_per_round']:.2f}", f"{rounded['tokens_per_round']:.2f}")
     table.add_row("tokens/s, all rows", f"{values['tokens_per_second']:,.0f}", f"{rounded['tokens_per_second']:,.0f}")

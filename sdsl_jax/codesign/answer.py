@@ -77,6 +77,8 @@ def _answer(problem: Problem) -> Answer:
             for name, w in zip(problem.task.objective, np.asarray(numbers.weights))
         },
         "speedup": float(given.speedup),
+        "decode_speedup": float(given.decode_speedup),
+        "prefill_load": float(given.prefill_load),
         "acceptance": float(given.acceptance),
         "tokens_per_round": float(given.tokens_per_round),
         "lookahead": float(design.lookahead),
@@ -134,6 +136,8 @@ def _rounded(problem: Problem, solved: Solved, whole: Solved) -> dict[str, Any]:
         "lookahead": round(float(whole.design.lookahead)),
         "batch": round(float(whole.design.batch)),
         "speedup": float(given.speedup),
+        "decode_speedup": float(given.decode_speedup),
+        "prefill_load": float(given.prefill_load),
         "acceptance": float(given.acceptance),
         "tokens_per_round": float(given.tokens_per_round),
         "tokens_per_second": float(given.tokens_per_second),

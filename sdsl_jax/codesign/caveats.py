@@ -21,7 +21,7 @@ def caveats(problem: Problem, solved: Solved, speculates: bool) -> list[str]:
         *_of_the_optimum(problem, solved, speculates),
         *_of_the_laws(problem, solved.design, solved.outcome),
         *_of_the_device(problem),
-        *_of_the_workload(problem),
+        *_of_the_workload(problem, solved.outcome),
         *(f"loss law: {w}" for w in problem.loss.warnings),
         *(f"acceptance law: {w}" for w in problem.acceptance.warnings),
     ]
@@ -123,11 +123,16 @@ def _of_the_device(problem: Problem) -> list[str]:
     return found
 
 
-def _of_the_workload(problem: Problem) -> list[str]:
-    w = problem.config.workload
+def _of_the_workload(problem: Problem, given: Outcome) -> list[str]:
+    w, found, load = problem.config.workload, [], float(given.prefill_load)
+    if load > 0.5:
+        found.append(
+            f"prefill takes {load:.0%} of the time, and limits S: with prompts read elsewhere it would be "
+            f"{float(given.decode_speedup):.2f} at this design"
+        )
     if w.prompt > w.mean_context:
-        return [
+        found.append(
             f"prompts of {w.prompt:g} tokens are longer than the mean context of {w.mean_context:g}, which holds the prompt and "
             "half of the new tokens"
-        ]
-    return []
+        )
+    return found

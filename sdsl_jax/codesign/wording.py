@@ -85,6 +85,7 @@ _QUANTITIES = {
     "aspect_penalty": "penalty on the draft's shape",
     "volume_tokens": "tokens to be served",
     "training_utilisation": "utilisation in training",
+    "prefill_share": "share of prefills here",
 }
 
 
@@ -110,8 +111,9 @@ def largest_sensitivities(
     gains = _flat(found.objective) | {
         name: value for name, value in _flat(found.objective_fixed).items() if name not in task.variables
     }
-    # Nobody has 1 % more embedding tables, or a roofline of another corner.
-    gains = {path: value for path, value in gains.items() if not path.endswith(("embedding_tables", "sharpness"))}
+    # Nobody has 1 % more embedding tables, a roofline of another corner, or more than all of the prefills.
+    fixed = ("embedding_tables", "sharpness", "prefill_share")
+    gains = {path: value for path, value in gains.items() if not path.endswith(fixed)}
     held = bool(np.all(np.asarray(solved.at_lower) | np.asarray(solved.at_upper)))
 
     def weight(path: str) -> float:

@@ -115,7 +115,8 @@ class WorkloadConfig:
     """What is asked of the server.
 
     `context` is the mean number of positions in a row's cache. Left at 0 it follows from the prompt, `prompt_tokens` +
-    `new_tokens`/2, or is 2048 where the prompt is left at 0 too, which then follows from the context.
+    `new_tokens`/2, or is 2048 where the prompt is left at 0 too, which then follows from the context. `prefill` says where
+    prompts are read: "here", by the devices that decode, which decode nothing meanwhile, or "elsewhere", at nobody's cost.
     """
 
     batch: float = 1.0
@@ -123,6 +124,7 @@ class WorkloadConfig:
     prompt_tokens: float = 0.0
     new_tokens: float = 256.0
     volume_tokens: float = 1e12
+    prefill: Literal["here", "elsewhere"] = "here"
 
     def __post_init__(self):
         _positive("workload", self, "new_tokens", "volume_tokens")
