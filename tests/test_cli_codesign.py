@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from sdsl_jax import cli
+from sdsl_jax.cli.codesign_report import _paying_batches
 
 KEYS = {
     "speculate", "variables", "objective", "speedup", "acceptance", "tokens_per_round", "lookahead", "cost_breakdown",
@@ -148,6 +149,24 @@ def test_draws_of_the_laws_give_intervals(sdsl, tmp_path):
     assert low < found["variables"]["draft_params"]["total"] < high
     assert found["interval_90"]["speedup"][0] < found["speedup"] < found["interval_90"]["speedup"][1]
     assert found["interval_basis"].startswith("3 draws")
+
+
+@pytest.mark.parametrize(
+    ("least", "largest", "every", "gapless", "words"),
+    [
+        (None, None, False, True, "no batch up to 4096"),
+        (1, None, True, True, "every batch up to 4096"),
+        (1, 40, False, True, "batches up to 40"),
+        (20, None, False, True, "batches from 20 on, as far as 4096"),
+        (20, 90, False, True, "batches from 20 to 90"),
+        (7, 7, False, True, "a batch of 7 alone"),
+        (1, None, False, False, "batches up to 4096, though not at all of them"),
+    ],
+)
+def test_batches_that_pay_in_words(least, largest, every, gapless, words):
+    even = {"smallest_batch": least, "largest_batch": largest, "pays_at_every_batch": every}
+    even |= {"pays_at_some_batch": least is not None, "pays_between_them": gapless, "largest_batch_considered": 4096}
+    assert _paying_batches(even) == words
 
 
 def test_a_device_too_few(sdsl):

@@ -90,13 +90,29 @@ def _verdict(values: dict[str, Any]) -> str:
     text = f"Do not speculate: the best choice is {rounded['speedup']:.2f} times as fast as the target alone."
     if even is None:
         return text
-    if even["batch"]:
-        text += f" It pays up to a batch of {even['batch']:.0f}."
+    if even["pays_at_some_batch"]:
+        text += f" It pays at {_paying_batches(even)}."
     if even["target_params"]:
         text += f" It pays for targets from {short_count(even['target_params']['total'])} parameters on."
-    elif not even["pays_for_every_target"] and not even["batch"]:
+    elif not even["pays_for_every_target"] and not even["pays_at_some_batch"]:
         text += " No batch and no target size considered makes it pay."
     return text
+
+
+def _paying_batches(even: dict[str, Any]) -> str:
+    """The batches at which some draft pays, in words."""
+    low, high, considered = even["smallest_batch"], even["largest_batch"], even["largest_batch_considered"]
+    if not even["pays_at_some_batch"]:
+        return f"no batch up to {considered}"
+    if even["pays_at_every_batch"]:
+        return f"every batch up to {considered}"
+    if low == high:
+        return f"a batch of {low} alone"
+    if low == 1:
+        text = f"batches up to {high or considered}"
+    else:
+        text = f"batches from {low} to {high}" if high else f"batches from {low} on, as far as {considered}"
+    return text if even["pays_between_them"] else text + ", though not at all of them"
 
 
 def _ahead(rounded: dict[str, Any]) -> str:
@@ -215,14 +231,10 @@ def _break_even(values: dict[str, Any]) -> str:
     even = values["break_even"]
     if even is None:
         return "break-even   unknown: a measured α says nothing of other drafts"
-    if even["pays_at_every_batch"]:
-        text = f"every batch up to {even['largest_batch_considered']}"
-    else:
-        text = f"batches up to {even['batch']:.0f}" if even["batch"] else "no batch"
     size = even["target_params"]
     target = f"targets from {short_count(size['total'])} parameters on" if size else "no target size considered"
     target = "targets of every size" if even["pays_for_every_target"] else target
-    return f"break-even   speculation pays at {text}, memory aside, and at this batch for {target}"
+    return f"break-even   speculation pays at {_paying_batches(even)}, memory aside, and at this batch for {target}"
 
 
 def _training_front(rows: list[dict[str, Any]]) -> Table:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from sdsl_jax.codesign.break_even import break_even
-from sdsl_jax.codesign.caveats import caveats
+from sdsl_jax.codesign.caveats import caveats, of_break_even
 from sdsl_jax.codesign.comparisons import candidates, front, money, nearest_published, plain
 from sdsl_jax.codesign.engines import engine_settings
 from sdsl_jax.codesign.evaluate import Landscape, landscape
@@ -65,7 +65,8 @@ def _answer(problem: Problem) -> Answer:
         by_tokens = solve_together(problem, [fixed_at(numbers, "draft_tokens", d) for d in _DRAFT_TOKENS])
         fronts["draft_tokens"] = front(problem, "draft_tokens", _DRAFT_TOKENS, by_tokens)
     gamma, speculates = round(float(whole.design.lookahead)), float(whole.outcome.speedup) > 1
-    warnings = caveats(problem, solved, speculates)
+    even = _break_even(problem, design)
+    warnings = [*caveats(problem, solved, speculates), *of_break_even(problem, even)]
     held = memory(numbers.serving, design)
     interval, basis = interval_90(problem)
     values: dict[str, Any] = {
@@ -113,7 +114,7 @@ def _answer(problem: Problem) -> Answer:
         "sensitivities": _sensitivities(problem, solved),
         "rounded": _rounded(problem, solved, whole),
         "pareto": fronts,
-        "break_even": _break_even(problem, design),
+        "break_even": even,
         "candidates": candidates(problem, solved),
         "engine_settings": engine_settings(gamma, problem.devices, config.draft.name, config.target.name)
         | {"speedup_with_draft_on_all_devices": _on_all_devices(problem, whole)},
@@ -163,7 +164,7 @@ def _sensitivities(problem: Problem, solved: Solved) -> list[dict[str, Any]] | N
 
 
 def _break_even(problem: Problem, design: Design) -> dict[str, Any] | None:
-    """Up to which batch, and from which target size, some draft of the law speculates with profit.
+    """At which batches, and from which target size on, some draft of the law speculates with profit.
 
     A measured α says nothing of other drafts, and there is no answer then.
     """
@@ -171,10 +172,13 @@ def _break_even(problem: Problem, design: Design) -> dict[str, Any] | None:
         return None
     smallest = smallest_draft(float(design.target_params))
     found = break_even(problem.numbers.serving, design, smallest, _LARGEST_BATCH, _LARGEST_TARGET)
-    batch, size = float(found.batch), float(found.target_params)
+    least, largest, size = float(found.smallest_batch), float(found.largest_batch), float(found.target_params)
     return {
-        "batch": batch if np.isfinite(batch) else None,
-        "pays_at_every_batch": not np.isfinite(batch),
+        "pays_at_some_batch": largest > 0,
+        "smallest_batch": round(least) if np.isfinite(least) else None,
+        "largest_batch": round(largest) if 0 < largest < np.inf else None,
+        "pays_between_them": bool(found.gapless),
+        "pays_at_every_batch": bool(found.every_batch),
         "largest_batch_considered": _LARGEST_BATCH,
         "target_params": problem.both_counts(size, "target") if 0 < size < np.inf else None,
         "pays_for_every_target": size == 0,

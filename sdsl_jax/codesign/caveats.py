@@ -106,6 +106,26 @@ def _of_the_laws(problem: Problem, design: Design, given: Outcome) -> list[str]:
     return found
 
 
+def of_break_even(problem: Problem, even: dict[str, Any] | None) -> list[str]:
+    """Of the target size from which speculation pays, where the laws were not fitted on its like."""
+    if even is None or even["target_params"] is None:
+        return []
+    size = float(even["target_params"][problem.counted])
+    tokens = float(problem.numbers.serving.target_tokens)
+    outside = {
+        "loss": bool(problem.loss.law.about.outside(params=size, tokens=tokens)),
+        "acceptance": bool(problem.acceptance.law.about.outside(target_params=size)),
+    }
+    fitted = [
+        f"the {name} law was fitted on {valid_range(getattr(problem, name).law.about)}"
+        for name in outside
+        if outside[name]
+    ]
+    if not fitted:
+        return []
+    return [f"the target size from which speculation pays, {short_count(size)}, is extrapolated: {'; '.join(fitted)}"]
+
+
 def _of_the_device(problem: Problem) -> list[str]:
     file, c, found = problem.hardware, problem.config, []
     if not file.measured:
