@@ -260,8 +260,14 @@ def _sensitivities(rows: list[dict[str, Any]]) -> Table:
     names = list(rows[0]["elasticity"])
     for name in (*names, "objective"):
         table.add_column(_SHORT.get(name, name), justify="right")
+    errors = any(row["logarithms_per_standard_error"] for row in rows)
+    if errors:
+        # A standard error is no percent: of A it is a quarter.
+        table.add_column(f"ln {_SHORT[names[0]].split()[-1]} per standard error", justify="right")
     for row in rows:
         cells = [*(row["elasticity"][name] for name in names), row["elasticity_of_objective"]]
+        if errors:
+            cells.append((row["logarithms_per_standard_error"] or {}).get(names[0]))
         table.add_row(row["quantity"], *("–" if x is None else f"{x:+.2f}" for x in cells))
     return table
 

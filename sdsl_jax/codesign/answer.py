@@ -15,9 +15,9 @@ from sdsl_jax.codesign.evaluate import Landscape, landscape
 from sdsl_jax.codesign.program import Solved
 from sdsl_jax.codesign.related import interval_90, solve_together
 from sdsl_jax.codesign.rounding import fixed_at, round_design
-from sdsl_jax.codesign.sensitivity import sensitivities
+from sdsl_jax.codesign.sensitivity import of_stated_sizes, sensitivities
 from sdsl_jax.codesign.serving_problem import MEMORY_SHARE, Problem, memory, smallest_draft
-from sdsl_jax.codesign.wording import largest_sensitivities
+from sdsl_jax.codesign.wording import largest_sensitivities, relative_errors
 from sdsl_jax.errors import require
 from sdsl_jax.theory.serving import Design, Outcome, outcome
 
@@ -160,7 +160,9 @@ def _sensitivities(problem: Problem, solved: Solved) -> list[dict[str, Any]] | N
     if not bool(solved.feasible):
         return None
     found = sensitivities(problem.task, problem.numbers, solved)
-    return largest_sensitivities(problem.task, solved, jax.tree.map(np.asarray, found))
+    found = of_stated_sizes(problem.task, problem.numbers, solved, found)
+    errors = relative_errors(loss=problem.loss.law, acceptance=problem.acceptance.law)
+    return largest_sensitivities(problem.task, solved, jax.tree.map(np.asarray, found), errors)
 
 
 def _break_even(problem: Problem, design: Design) -> dict[str, Any] | None:

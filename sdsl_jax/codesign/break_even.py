@@ -82,8 +82,8 @@ def break_even(
 ) -> BreakEven:
     """The batches from and up to which speculation pays, and the target size at which it starts to.
 
-    48 batches (48 target sizes) are considered, and the gaps before the first and behind the last that pay (before the first above
-    which all pay) are bisected, so that a return of the pay between two of them is not seen.
+    48 batches (48 target sizes) are considered, and the gaps before the first and behind the last that pay (before the first
+    above which all pay) are bisected, so that a return of the pay between two of them is not seen.
 
     Args:
       serving: what a design is judged by.

@@ -20,11 +20,12 @@ from sdsl_jax.codesign import (
     sweep,
 )
 from sdsl_jax.codesign.program import functions
+from sdsl_jax.codesign.sensitivity import of_stated_sizes
 from sdsl_jax.errors import SdslError
 from sdsl_jax.hardware import load_hardware
 from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, AffinePlane, LogitGap, Scenario, ShapeRule
 from sdsl_jax.theory.hardware import Hardware
-from sdsl_jax.theory.serving import Design, Serving
+from sdsl_jax.theory.serving import Design, Serving, shapes
 
 GAP = LogitGap(2.0, 3.5)
 # No overheads, and arithmetic that costs nothing: a pass takes as long as its weights take to read.
@@ -174,6 +175,23 @@ def test_sensitivities_are_those_of_problems_solved_anew(x64):
     assert float(moved.objective.aspect_penalty) == 0.0
     assert jax.tree.structure(moved.objective) == jax.tree.structure(numbers.serving)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(moved))
+
+
+def test_sensitivities_of_total_sizes_are_those_of_problems_solved_anew(x64):
+    numbers, h = on_h100(), 1e-4
+    found = solved(SPEED, numbers)
+    moved = of_stated_sizes(SPEED, numbers, found, sensitivities(SPEED, numbers, found))
+
+    def total(numbers):
+        draft, _ = shapes(numbers.serving, solved(SPEED, numbers).design)
+        return float(jnp.log(draft.total_params))
+
+    for path in (("draft_family", "vocab_size"), ("loss_law", "a")):
+        up, down = (total(scaled(numbers, ("serving", *path), np.exp(s))) for s in (h, -h))
+        assert leaf(moved.variables["draft_params"], path) == pytest.approx((up - down) / (2 * h), rel=1e-4), path
+    up, down = (total(scaled(numbers, ("fixed", "aspect_ratio"), np.exp(s))) for s in (h, -h))
+    slope = leaf(moved.variables_fixed["draft_params"], ("aspect_ratio",))
+    assert slope == pytest.approx((up - down) / (2 * h), rel=1e-4)
 
 
 @pytest.mark.slow
