@@ -146,19 +146,21 @@ def shapes(serving: Serving, design: Design) -> tuple[Shape, Shape]:
     return family_shape(design.draft_params, family), family_shape(design.target_params, serving.target_family)
 
 
-def losses(serving: Serving, design: Design) -> tuple[Array, Array]:
-    """Losses of draft and target, in nats per token."""
-    draft, target = shapes(serving, design)
+def losses(serving: Serving, design: Design, draft: Shape | None = None) -> tuple[Array, Array]:
+    """Losses of draft and target, in nats per token; `draft` as in `outcome`."""
+    family_draft, target = shapes(serving, design)
+    draft = family_draft if draft is None else draft
     bend = jnp.log(jnp.asarray(design.aspect_ratio) / serving.draft_family.aspect_ratio)
     law = serving.loss_law
     draft_loss = law(counted(draft, law), design.draft_tokens) * (1 + serving.aspect_penalty * bend**2)
     return draft_loss, law(counted(target, law), serving.target_tokens)
 
 
-def acceptance(serving: Serving, design: Design) -> Array:
-    """α of the design's draft and target, as the law gives it."""
-    draft, target = shapes(serving, design)
-    draft_loss, target_loss = losses(serving, design)
+def acceptance(serving: Serving, design: Design, draft: Shape | None = None) -> Array:
+    """α of the design's draft and target, as the law gives it; `draft` as in `outcome`."""
+    draft_loss, target_loss = losses(serving, design, draft)
+    family_draft, target = shapes(serving, design)
+    draft = family_draft if draft is None else draft
     law = serving.acceptance_law
     return law(
         ModelPoint(counted(draft, law), draft_loss, jnp.asarray(design.draft_tokens)),
@@ -166,15 +168,21 @@ def acceptance(serving: Serving, design: Design) -> Array:
     )
 
 
-def outcome(serving: Serving, design: Design) -> Outcome:
+def outcome(serving: Serving, design: Design, draft: Shape | None = None) -> Outcome:
     """Everything that a design gives, as smooth functions of both arguments.
 
     An acceptance of 0 or less counts as none, and one of 1 or more as certain.
+
+    Args:
+      serving: what the design is judged by.
+      design: what was chosen.
+      draft: a draft of a shape of its own, such as a published model; the member of the draft family if left out.
     """
     s, hardware = serving, serving.hardware
-    draft, target = shapes(s, design)
-    draft_loss, target_loss = losses(s, design)
-    alpha = acceptance(s, design)
+    draft_loss, target_loss = losses(s, design, draft)
+    alpha = acceptance(s, design, draft)
+    family_draft, target = shapes(s, design)
+    draft = family_draft if draft is None else draft
     tau = tokens_per_round(alpha, design.lookahead)
     took = round_time(
         hardware,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sdsl_jax.codesign.engines import engine_settings
+from sdsl_jax.codesign.evaluate import published
 from sdsl_jax.codesign.program import METRICS
 from sdsl_jax.codesign.published_drafts import PUBLISHED_DRAFTS
 from sdsl_jax.codesign.serving_problem import build, memory
@@ -14,6 +15,7 @@ from sdsl_jax.codesign.sizes import non_embedding_params, total_params
 from sdsl_jax.config.codesign_problem import ConstraintsConfig, ObjectiveConfig, VariablesConfig, load_problem
 from sdsl_jax.errors import SdslError
 from sdsl_jax.theory import ModelPoint, ShapeRule
+from sdsl_jax.theory.hardware import Shape, family_shape, round_time
 from sdsl_jax.theory.serving import Design
 
 
@@ -156,6 +158,31 @@ def test_published_models_are_what_their_names_say():
         text = draft.name.rpartition("-")[2].lower()
         named = float(text[:-1]) * {"m": 1e6, "b": 1e9}[text[-1]]
         assert draft.total_params == pytest.approx(named, rel=0.25), draft.name
-        blocks = draft.total_params - draft.embedding_tables * draft.vocab_size * draft.width
+        blocks = draft.shape.params
+        assert float(draft.shape.total_params) == pytest.approx(draft.total_params)
         # 12·layers·width², or more where the MLP is wider than 8/3 of the width.
         assert 0.7 < blocks / (12 * draft.layers * draft.width**2) < 2, draft.name
+
+
+def test_published_models_keep_their_layers_and_width(x64):
+    """Llama-3.2-1B, wider in its MLP than 12·l·w², holds 32 kB of cache a position: 16 layers of 8 key-value heads of 64."""
+    made = problem(hardware={"name": "h100", "devices": 4}, workload={"batch": 8, "context": 4096})
+    drafts, found = published(made.task, made.numbers, made.numbers.fixed)
+    i = [draft.name for draft in drafts].index("meta-llama/Llama-3.2-1B")
+    target = memory(made.numbers.serving, made.numbers.fixed).target_bytes / 4
+    cache = 8 * (3968 + 256) * 16 * 2 * 8 * 64 * 2
+    assert float(found.outcome.memory_bytes[i]) == pytest.approx(target + 2 * 1.236e9 + cache, rel=1e-9)
+    lookahead = float(found.design.lookahead[i])
+    given = made.numbers.serving
+    took = round_time(
+        given.hardware,
+        Shape(1.236e9 - 128_256 * 2048, 16, 2048, 2048, 512, 128_256, 1),
+        family_shape(made.numbers.fixed.target_params, given.target_family),
+        lookahead,
+        8.0,
+        4096.0,
+        given.precision,
+        given.draft_precision,
+        4.0,
+    )
+    assert float(found.outcome.round.draft[i]) == pytest.approx(float(took.draft), rel=1e-9)
