@@ -12,7 +12,13 @@ from sdsl_jax.codesign.program import METRICS
 from sdsl_jax.codesign.published_drafts import PUBLISHED_DRAFTS
 from sdsl_jax.codesign.serving_problem import build, memory
 from sdsl_jax.codesign.sizes import non_embedding_params, total_params
-from sdsl_jax.config.codesign_problem import ConstraintsConfig, ObjectiveConfig, VariablesConfig, load_problem
+from sdsl_jax.config.codesign_problem import (
+    ConstraintsConfig,
+    ObjectiveConfig,
+    VariablesConfig,
+    kaplan_penalty,
+    load_problem,
+)
 from sdsl_jax.errors import SdslError
 from sdsl_jax.theory import ModelPoint, ShapeRule
 from sdsl_jax.theory.hardware import Shape, family_shape, round_time
@@ -99,6 +105,17 @@ def test_ranges_are_converted_and_free_ones_fit_the_problem():
     assert float(made.numbers.upper.batch) == 1024
 
 
+def test_the_penalty_on_shapes_is_that_of_kaplan_from_the_ratio_it_is_counted_from():
+    """ln²(714.7/64) − ln²(33.3/64) = 5.82 − .43, and 0.03/5.40 = 0.0056."""
+    made = problem(variables={"aspect_ratio": "free"})
+    assert float(made.numbers.serving.aspect_penalty) == pytest.approx(0.0056, abs=5e-5)
+    wide, deep = (1 + kaplan_penalty(48.0) * np.log(r / 48.0) ** 2 for r in (4288 / 6, 1600 / 48))
+    assert wide - deep == pytest.approx(0.03)
+    assert float(problem(laws={"aspect_penalty": 0.0}).numbers.serving.aspect_penalty) == 0.0
+    # Where the shape is no variable nothing is counted.
+    assert float(problem(draft={"aspect_ratio": 160.0}).numbers.serving.aspect_penalty) == 0.0
+
+
 def test_names_of_variables_keep_the_ranges_of_the_file(tmp_path):
     file = tmp_path / "a.toml"
     file.write_text("[target]\nparams = 7e9\n[variables]\nlookahead = [2, 5]\nbatch = [1, 9]\n")
@@ -134,6 +151,10 @@ def test_a_measured_acceptance_fixes_the_draft():
         ({"variables": {"batch": [8.0, 2.0]}}, 'variables.batch is .* it must be "free"'),
         ({"variables": {"lookahead": 3.0}}, "it must be a string or an array of finite numbers"),
         ({"variables": {"lookahead": [0.5, 3.0]}}, "variables.lookahead starts at 0.5; it must be at least 1"),
+        (
+            {"draft": {"aspect_ratio": 160.0}, "variables": {"aspect_ratio": "free"}},
+            "draft.aspect_ratio is 160, .* give laws.aspect_penalty",
+        ),
         ({"optimizer": {"name": "lion"}}, "optimizer.name is 'lion'; it must be one of 'adam'"),
     ],
 )
