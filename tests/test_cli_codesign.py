@@ -148,7 +148,8 @@ def test_draws_of_the_laws_give_intervals(sdsl, tmp_path):
     low, high = found["interval_90"]["draft_params"]
     assert low < found["variables"]["draft_params"]["total"] < high
     assert found["interval_90"]["speedup"][0] < found["speedup"] < found["interval_90"]["speedup"][1]
-    assert found["interval_basis"].startswith("3 draws")
+    assert found["interval_basis"].startswith("3 draws; laws only")
+    assert (found["share_of_draws_that_speculate"], found["share_of_draws_left_out"]) == (1, 0)
 
 
 @pytest.mark.parametrize(

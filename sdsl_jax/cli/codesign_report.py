@@ -186,7 +186,10 @@ def _uncertainty(values: dict[str, Any]) -> str:
             parts.append(f"{_SHORT[name]} {short_count(low)} – {short_count(high)}")
         else:
             parts.append(f"{_SHORT.get(name, name)} {low:.3g} – {high:.3g}")
-    return f"uncertainty  90 % intervals: {', '.join(parts)} ({values['interval_basis']})"
+    shares = f"{values['share_of_draws_that_speculate']:.0%} of the draws speculate"
+    if values["share_of_draws_left_out"]:
+        shares += f", and {values['share_of_draws_left_out']:.0%} without an optimum are left out"
+    return f"uncertainty  90 % intervals: {', '.join(parts)} ({values['interval_basis']}); {shares}"
 
 
 def _candidates(rows: list[dict[str, Any]]) -> Table:

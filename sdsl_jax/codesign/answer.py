@@ -68,7 +68,7 @@ def _answer(problem: Problem) -> Answer:
     even = _break_even(problem, design)
     warnings = [*caveats(problem, solved, speculates), *of_break_even(problem, even)]
     held = memory(numbers.serving, design)
-    interval, basis = interval_90(problem)
+    interval = interval_90(problem)
     values: dict[str, Any] = {
         "speculate": speculates,
         "variables": {name: plain(problem, design, name) for name in problem.task.variables},
@@ -109,8 +109,10 @@ def _answer(problem: Problem) -> Answer:
         "feasible": bool(solved.feasible),
         "kkt_residual": float(solved.kkt_residual),
         "starts_agreeing": float(solved.starts_agreeing),
-        "interval_90": interval,
-        "interval_basis": basis,
+        "interval_90": interval.values,
+        "interval_basis": interval.basis,
+        "share_of_draws_that_speculate": interval.share_that_speculate,
+        "share_of_draws_left_out": interval.share_left_out,
         "sensitivities": _sensitivities(problem, solved),
         "rounded": _rounded(problem, solved, whole),
         "pareto": fronts,

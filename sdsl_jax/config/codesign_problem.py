@@ -298,7 +298,7 @@ class ProblemConfig:
             self.draft.aspect_ratio <= _LARGEST_REFERENCE
             or self.laws.aspect_penalty is not None
             or not self.variables.aspect_ratio,
-            f"draft.aspect_ratio is {self.draft.aspect_ratio:g}, for which no penalty on shapes follows from Kaplan et al. (up to "
+            f"draft.aspect_ratio is {self.draft.aspect_ratio:g}, for which no penalty on shapes follows from Kaplan et al. (to "
             f"{_LARGEST_REFERENCE:g}); give laws.aspect_penalty.",
         )
 
