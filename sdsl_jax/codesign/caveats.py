@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from sdsl_jax.codesign.program import Solved
@@ -11,7 +12,10 @@ from sdsl_jax.codesign.serving_problem import Problem, unit_of
 from sdsl_jax.codesign.wording import METRICS, VARIABLES
 from sdsl_jax.formatting import short_count
 from sdsl_jax.prediction.drafts import valid_range
-from sdsl_jax.theory.serving import Design, Outcome
+from sdsl_jax.theory.serving import Design, Outcome, shapes
+
+# Width of an attention head.
+_HEAD = 64
 
 
 def caveats(problem: Problem, solved: Solved, speculates: bool) -> list[str]:
@@ -20,7 +24,7 @@ def caveats(problem: Problem, solved: Solved, speculates: bool) -> list[str]:
         *problem.notes,
         *_of_the_optimum(problem, solved, speculates),
         *_of_the_laws(problem, solved.design, solved.outcome),
-        *_of_the_device(problem),
+        *_of_the_device(problem, solved.design),
         *_of_the_workload(problem, solved.outcome),
         *(f"loss law: {w}" for w in problem.loss.warnings),
         *(f"acceptance law: {w}" for w in problem.acceptance.warnings),
@@ -126,7 +130,7 @@ def of_break_even(problem: Problem, even: dict[str, Any] | None) -> list[str]:
     return [f"the target size from which speculation pays, {short_count(size)}, is extrapolated: {'; '.join(fitted)}"]
 
 
-def _of_the_device(problem: Problem) -> list[str]:
+def _of_the_device(problem: Problem, design: Design) -> list[str]:
     file, c, found = problem.hardware, problem.config, []
     if not file.measured:
         found.append(
@@ -140,6 +144,18 @@ def _of_the_device(problem: Problem) -> list[str]:
         )
     if c.hardware.devices > 1 and not np.isfinite(float(file.hardware.link_bytes_per_second)):
         found.append(f"nothing is known about the links between devices of {file.name}: communication is taken as free")
+    elif c.hardware.devices > 1 and not file.measured:
+        latency = float(file.hardware.link_seconds)
+        found.append(
+            f"the latency of links between devices of {file.name} is assumed, {1e6 * latency:g} µs a step of an all-reduce"
+        )
+    with jax.enable_x64(True):
+        width = float(shapes(problem.numbers.serving, design)[0].width)
+    if width / _HEAD < c.draft.devices:
+        found.append(
+            f"a draft {width:.0f} wide has {max(1, int(width // _HEAD))} heads of {_HEAD}, fewer than its {c.draft.devices} "
+            "devices: engines want whole heads on each"
+        )
     return found
 
 
