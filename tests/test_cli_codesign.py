@@ -55,11 +55,15 @@ def test_fields_and_what_they_hold(sdsl):
     assert found["cost_per_million_tokens"] is None
     parts = found["cost_breakdown"]
     assert sum(part["share"] for part in parts.values()) == pytest.approx(1)
-    assert found["speedup"] == pytest.approx(2.165, abs=0.005)
+    assert found["speedup"] == pytest.approx(1.681, abs=0.005)
+    assert found["decode_speedup"] == pytest.approx(2.198, abs=0.005)
+    assert found["prefill_load"] == pytest.approx(0.43, abs=0.01)
     seconds = sum(part["seconds"] for part in parts.values())
-    assert found["tokens_per_second"] == pytest.approx(8 * found["tokens_per_round"] / seconds)
+    assert found["tokens_per_second"] == pytest.approx(
+        (1 - found["prefill_load"]) * 8 * found["tokens_per_round"] / seconds
+    )
     assert (found["memory"]["fits"], found["memory"]["smallest_devices"]) == (True, 4)
-    assert found["rounded"]["lookahead"] == 5
+    assert found["rounded"]["lookahead"] == 6
     assert 0 < found["rounded"]["loss_of_rounding"] < 0.01
     small, large = found["candidates"]
     assert small["draft_params"]["total"] == pytest.approx(125e6)
@@ -68,15 +72,24 @@ def test_fields_and_what_they_hold(sdsl):
     assert small["speedup"] < found["speedup"]
     assert small["regret"] == pytest.approx(found["speedup"] / small["speedup"] - 1, rel=1e-6)
     assert len(found["sensitivities"]) == 8
-    assert found["sensitivities"][0]["quantity"] == "exponent a of size in the loss law"
+    first = found["sensitivities"][0]
+    assert first["quantity"] == "exponent a of size in the loss law"
+    error = first["logarithms_per_standard_error"]["draft_params"]
+    assert error == pytest.approx(0.015 / 0.3478 * first["elasticity"]["draft_params"])
     batches = found["pareto"]["batch"]
-    assert [row["batch"] for row in batches] == [1, 2, 4, 8, 16, 32, 64]
+    assert [row["batch"] for row in batches] == [1, 2, 4, 8, 16, 32]
     assert all(a["tokens_per_second"] < b["tokens_per_second"] for a, b in itertools.pairwise(batches))
     assert found["break_even"]["pays_at_every_batch"] is True
-    assert 1e8 < found["break_even"]["target_params"]["total"] < 1e9
-    assert found["engine_settings"]["vllm"]["speculative_config"]["num_speculative_tokens"] == 5
+    assert found["break_even"]["smallest_batch"] == 1
+    assert 5e7 < found["break_even"]["target_params"]["total"] < 1e9
+    assert found["engine_settings"]["vllm"]["speculative_config"]["num_speculative_tokens"] == 6
     assert len({row["name"].split("/")[0] for row in found["nearest_published"]}) > 3
-    for words in ("extrapolates the loss law for the draft", "different texts", "are assumed, not measured"):
+    for words in (
+        "extrapolates the loss law for the draft",
+        "different texts",
+        "are assumed, not measured",
+        "is extrapolated",
+    ):
         assert any(words in w for w in found["warnings"])
 
 
@@ -85,9 +98,9 @@ def test_a_page_for_people(sdsl):
     status, out, _ = sdsl(*ON_FOUR, *LIMIT, "--candidates", "125M,1.3B", "--picture", "seen.png")
     assert status == 0
     assert "Speculate: a draft of" in out
-    assert "5 tokens ahead" in out
+    assert "6 tokens ahead" in out
     assert max(map(len, out.splitlines())) <= 124
-    for words in ("candidates", "vllm serve", "STANDALONE", "num_assistant_tokens = 5", "break-even", "no interval"):
+    for words in ("candidates", "vllm serve", "STANDALONE", "num_assistant_tokens = 6", "break-even", "no interval"):
         assert words in out
 
 
@@ -107,16 +120,16 @@ def test_where_speculation_does_not_pay_that_is_said_first(sdsl):
 
 @pytest.mark.slow
 def test_a_limit_that_binds_and_one_that_cannot_be_met(sdsl):
-    # A third more rows a step take a third longer: the batch grows until the latency is reached.
-    status, out, _ = sdsl(*ON_FOUR, "--variables", "lookahead,batch", "--constraint", "latency_seconds=2.5", "--json")
+    # Each row more waits for the prefills of all others: the batch grows until the latency is reached.
+    status, out, _ = sdsl(*ON_FOUR, "--variables", "lookahead,batch", "--constraint", "latency_seconds=6", "--json")
     assert status == 0
     found = json.loads(out)
     assert [c["metric"] for c in found["binding_constraints"]] == ["latency_seconds"]
     assert found["binding_constraints"][0]["multiplier"] > 0
-    assert found["latency_seconds"] == pytest.approx(2.5, rel=1e-5)
+    assert found["latency_seconds"] == pytest.approx(6, rel=1e-5)
     assert 16 < found["variables"]["batch"] < 64
     assert found["rounded"]["within_constraints"] is True
-    assert found["rounded"]["latency_seconds"] <= 2.5
+    assert found["rounded"]["latency_seconds"] <= 6
     found = json.loads(sdsl(*ON_FOUR, "--constraint", "latency_seconds=1", "--json")[1])
     assert found["feasible"] is False
     assert "no design keeps all constraints: latency of a request is" in found["warnings"][0]
@@ -196,6 +209,10 @@ def test_a_device_too_few(sdsl):
         (("--target-params", "7B", "--loss-law", "none.json"), "none.json"),
         (("--target-params", "7B", "--picture", "a.gif"), "its name must end in .png"),
         (("--target-params", "1k"), "smaller than its embeddings"),
+        (
+            ("--target-params", "7B", "--prefill", "there"),
+            "workload.prefill is 'there'; it must be one of 'here', 'elsewhere'",
+        ),
     ],
 )
 def test_what_is_refused_is_one_sentence(sdsl, arguments, words):

@@ -271,7 +271,7 @@ def _sensitivities(rows: list[dict[str, Any]]) -> Table:
         cells = [*(row["elasticity"][name] for name in names), row["elasticity_of_objective"]]
         if errors:
             cells.append((row["logarithms_per_standard_error"] or {}).get(names[0]))
-        table.add_row(row["quantity"], *("–" if x is None else f"{x:+.2f}" for x in cells))
+        table.add_row(row["quantity"], *("–" if x is None else f"{round(x, 2) + 0.0:+.2f}" for x in cells))
     return table
 
 
