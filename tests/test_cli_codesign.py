@@ -106,7 +106,7 @@ def test_a_page_for_people(sdsl):
 
 @pytest.mark.slow
 def test_where_speculation_does_not_pay_that_is_said_first(sdsl):
-    where = ("--target-params", "30M", *ON_FOUR[2:], "--vocab-size", "32k")
+    where = ("--target-params", "30M", "--batch", "8", "--context", "4096", "--vocab-size", "32k")
     status, out, _ = sdsl(*where, *LIMIT)
     assert status == 0
     assert out.splitlines()[2].startswith("Do not speculate")

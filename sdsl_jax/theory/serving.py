@@ -204,7 +204,8 @@ def outcome(serving: Serving, design: Design, draft: Shape | None = None) -> Out
         hardware, draft, s.draft_precision, Load(s.prompt_tokens, 1.0, half, s.draft_devices)
     )
     # While a prompt is read no row is decoded, and each request has one for its new tokens.
-    batch, prefill = jnp.asarray(design.batch), s.prefill_share / jnp.asarray(s.new_tokens)
+    batch, share = jnp.asarray(design.batch), jnp.asarray(s.prefill_share)
+    prefill = share / s.new_tokens
     seconds = took.seconds / (batch * tau) + prefill * first
     plain_seconds = step / batch + prefill * target_first
     longest = jnp.asarray(s.prompt_tokens) + s.new_tokens
@@ -226,7 +227,7 @@ def outcome(serving: Serving, design: Design, draft: Shape | None = None) -> Out
         first_token_seconds=first,
         # Little's law: B requests are always under way, and one leaves every new_tokens·seconds. That holds the prefills that the
         # decoding devices do, a request's own among them; the others are over before a request takes a row.
-        latency_seconds=(1 - s.prefill_share) * first + batch * s.new_tokens * seconds,
+        latency_seconds=(1 - share) * first + batch * s.new_tokens * seconds,
         memory_bytes=memory,
         draft_loss=draft_loss,
         target_loss=target_loss,
