@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from sdsl_jax import cli
+from sdsl_jax.cli.codesign_report import _paying_batches
 
 KEYS = {
     "speculate", "variables", "objective", "speedup", "acceptance", "tokens_per_round", "lookahead", "cost_breakdown",
@@ -54,11 +55,15 @@ def test_fields_and_what_they_hold(sdsl):
     assert found["cost_per_million_tokens"] is None
     parts = found["cost_breakdown"]
     assert sum(part["share"] for part in parts.values()) == pytest.approx(1)
-    assert found["speedup"] == pytest.approx(2.165, abs=0.005)
+    assert found["speedup"] == pytest.approx(1.681, abs=0.005)
+    assert found["decode_speedup"] == pytest.approx(2.198, abs=0.005)
+    assert found["prefill_load"] == pytest.approx(0.43, abs=0.01)
     seconds = sum(part["seconds"] for part in parts.values())
-    assert found["tokens_per_second"] == pytest.approx(8 * found["tokens_per_round"] / seconds)
+    assert found["tokens_per_second"] == pytest.approx(
+        (1 - found["prefill_load"]) * 8 * found["tokens_per_round"] / seconds
+    )
     assert (found["memory"]["fits"], found["memory"]["smallest_devices"]) == (True, 4)
-    assert found["rounded"]["lookahead"] == 5
+    assert found["rounded"]["lookahead"] == 6
     assert 0 < found["rounded"]["loss_of_rounding"] < 0.01
     small, large = found["candidates"]
     assert small["draft_params"]["total"] == pytest.approx(125e6)
@@ -67,15 +72,24 @@ def test_fields_and_what_they_hold(sdsl):
     assert small["speedup"] < found["speedup"]
     assert small["regret"] == pytest.approx(found["speedup"] / small["speedup"] - 1, rel=1e-6)
     assert len(found["sensitivities"]) == 8
-    assert found["sensitivities"][0]["quantity"] == "exponent a of size in the loss law"
+    first = found["sensitivities"][0]
+    assert first["quantity"] == "exponent a of size in the loss law"
+    error = first["logarithms_per_standard_error"]["draft_params"]
+    assert error == pytest.approx(0.015 / 0.3478 * first["elasticity"]["draft_params"])
     batches = found["pareto"]["batch"]
-    assert [row["batch"] for row in batches] == [1, 2, 4, 8, 16, 32, 64]
+    assert [row["batch"] for row in batches] == [1, 2, 4, 8, 16, 32]
     assert all(a["tokens_per_second"] < b["tokens_per_second"] for a, b in itertools.pairwise(batches))
     assert found["break_even"]["pays_at_every_batch"] is True
-    assert 1e8 < found["break_even"]["target_params"]["total"] < 1e9
-    assert found["engine_settings"]["vllm"]["speculative_config"]["num_speculative_tokens"] == 5
+    assert found["break_even"]["smallest_batch"] == 1
+    assert 5e7 < found["break_even"]["target_params"]["total"] < 1e9
+    assert found["engine_settings"]["vllm"]["speculative_config"]["num_speculative_tokens"] == 6
     assert len({row["name"].split("/")[0] for row in found["nearest_published"]}) > 3
-    for words in ("extrapolates the loss law for the draft", "different texts", "are assumed, not measured"):
+    for words in (
+        "extrapolates the loss law for the draft",
+        "different texts",
+        "are assumed, not measured",
+        "is extrapolated",
+    ):
         assert any(words in w for w in found["warnings"])
 
 
@@ -84,15 +98,15 @@ def test_a_page_for_people(sdsl):
     status, out, _ = sdsl(*ON_FOUR, *LIMIT, "--candidates", "125M,1.3B", "--picture", "seen.png")
     assert status == 0
     assert "Speculate: a draft of" in out
-    assert "5 tokens ahead" in out
+    assert "6 tokens ahead" in out
     assert max(map(len, out.splitlines())) <= 124
-    for words in ("candidates", "vllm serve", "STANDALONE", "num_assistant_tokens = 5", "break-even", "no interval"):
+    for words in ("candidates", "vllm serve", "STANDALONE", "num_assistant_tokens = 6", "break-even", "no interval"):
         assert words in out
 
 
 @pytest.mark.slow
 def test_where_speculation_does_not_pay_that_is_said_first(sdsl):
-    where = ("--target-params", "30M", *ON_FOUR[2:], "--vocab-size", "32k")
+    where = ("--target-params", "30M", "--batch", "8", "--context", "4096", "--vocab-size", "32k")
     status, out, _ = sdsl(*where, *LIMIT)
     assert status == 0
     assert out.splitlines()[2].startswith("Do not speculate")
@@ -106,16 +120,16 @@ def test_where_speculation_does_not_pay_that_is_said_first(sdsl):
 
 @pytest.mark.slow
 def test_a_limit_that_binds_and_one_that_cannot_be_met(sdsl):
-    # A third more rows a step take a third longer: the batch grows until the latency is reached.
-    status, out, _ = sdsl(*ON_FOUR, "--variables", "lookahead,batch", "--constraint", "latency_seconds=2.5", "--json")
+    # Each row more waits for the prefills of all others: the batch grows until the latency is reached.
+    status, out, _ = sdsl(*ON_FOUR, "--variables", "lookahead,batch", "--constraint", "latency_seconds=6", "--json")
     assert status == 0
     found = json.loads(out)
     assert [c["metric"] for c in found["binding_constraints"]] == ["latency_seconds"]
     assert found["binding_constraints"][0]["multiplier"] > 0
-    assert found["latency_seconds"] == pytest.approx(2.5, rel=1e-5)
+    assert found["latency_seconds"] == pytest.approx(6, rel=1e-5)
     assert 16 < found["variables"]["batch"] < 64
     assert found["rounded"]["within_constraints"] is True
-    assert found["rounded"]["latency_seconds"] <= 2.5
+    assert found["rounded"]["latency_seconds"] <= 6
     found = json.loads(sdsl(*ON_FOUR, "--constraint", "latency_seconds=1", "--json")[1])
     assert found["feasible"] is False
     assert "no design keeps all constraints: latency of a request is" in found["warnings"][0]
@@ -147,7 +161,26 @@ def test_draws_of_the_laws_give_intervals(sdsl, tmp_path):
     low, high = found["interval_90"]["draft_params"]
     assert low < found["variables"]["draft_params"]["total"] < high
     assert found["interval_90"]["speedup"][0] < found["speedup"] < found["interval_90"]["speedup"][1]
-    assert found["interval_basis"].startswith("3 draws")
+    assert found["interval_basis"].startswith("3 draws; laws only")
+    assert (found["share_of_draws_that_speculate"], found["share_of_draws_left_out"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("least", "largest", "every", "gapless", "words"),
+    [
+        (None, None, False, True, "no batch up to 4096"),
+        (1, None, True, True, "every batch up to 4096"),
+        (1, 40, False, True, "batches up to 40"),
+        (20, None, False, True, "batches from 20 on, as far as 4096"),
+        (20, 90, False, True, "batches from 20 to 90"),
+        (7, 7, False, True, "a batch of 7 alone"),
+        (1, None, False, False, "batches up to 4096, though not at all of them"),
+    ],
+)
+def test_batches_that_pay_in_words(least, largest, every, gapless, words):
+    even = {"smallest_batch": least, "largest_batch": largest, "pays_at_every_batch": every}
+    even |= {"pays_at_some_batch": least is not None, "pays_between_them": gapless, "largest_batch_considered": 4096}
+    assert _paying_batches(even) == words
 
 
 def test_a_device_too_few(sdsl):
@@ -176,6 +209,10 @@ def test_a_device_too_few(sdsl):
         (("--target-params", "7B", "--loss-law", "none.json"), "none.json"),
         (("--target-params", "7B", "--picture", "a.gif"), "its name must end in .png"),
         (("--target-params", "1k"), "smaller than its embeddings"),
+        (
+            ("--target-params", "7B", "--prefill", "there"),
+            "workload.prefill is 'there'; it must be one of 'here', 'elsewhere'",
+        ),
     ],
 )
 def test_what_is_refused_is_one_sentence(sdsl, arguments, words):

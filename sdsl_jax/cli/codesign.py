@@ -23,6 +23,7 @@ _LAW_OF_SEVERAL = tyro.conf.arg(metavar="NAME|FILE.json[#NAME]")
 _LIMIT = tyro.conf.arg(metavar="METRIC=LIMIT")
 _WEIGHTS = tyro.conf.arg(metavar="METRIC[=WEIGHT],...")
 _NAMES = tyro.conf.arg(metavar="NAME,...")
+_WHERE = tyro.conf.arg(metavar="here|elsewhere")
 _PICTURE = tyro.conf.arg(metavar="FILE.png")
 
 # Where each flag goes in the file; those of them that are counts, such as 30B, and those that are whole.
@@ -46,6 +47,7 @@ _PLACES = {
     "prompt_tokens": ("workload", "prompt_tokens"),
     "new_tokens": ("workload", "new_tokens"),
     "volume_tokens": ("workload", "volume_tokens"),
+    "prefill": ("workload", "prefill"),
     "loss_law": ("laws", "loss"),
     "acceptance_law": ("laws", "acceptance"),
 }
@@ -63,6 +65,7 @@ def codesign(
     context: Annotated[str, _COUNT] = "",
     prompt_tokens: Annotated[str, _COUNT] = "",
     new_tokens: Annotated[str, _COUNT] = "",
+    prefill: Annotated[str, _WHERE] = "",
     candidates: Annotated[str, _COUNTS] = "",
     acceptance: Annotated[float | None, tyro.conf.arg(metavar="ALPHA")] = None,
     objective: Annotated[str, _WEIGHTS] = "",
@@ -101,6 +104,7 @@ def codesign(
         context: mean positions in the cache of a row; from the prompt, or 2048, if left out.
         prompt_tokens: of a request; from the context if left out.
         new_tokens: generated for a request; 256 if left out.
+        prefill: whether the devices that decode read the prompts too, here (default), or others do, elsewhere.
         candidates: draft sizes to compare.
         acceptance: α that was measured with the one candidate; replaces the law.
         objective: what is to be small, with weights: seconds_per_token (default), cost_per_million_tokens, latency_seconds, ...
@@ -159,7 +163,7 @@ def _changes(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
     changes: dict[str, dict[str, Any]] = {}
     for name, value in given.items():
         section, key = _PLACES[name]
-        named = section in ("hardware", "laws") and isinstance(value, str)
+        named = (section in ("hardware", "laws") or key == "prefill") and isinstance(value, str)
         if isinstance(value, str) and not named:
             value = parse_count(value, f"--{name.replace('_', '-')}")
         _add(changes, section, **{key: value})

@@ -90,13 +90,29 @@ def _verdict(values: dict[str, Any]) -> str:
     text = f"Do not speculate: the best choice is {rounded['speedup']:.2f} times as fast as the target alone."
     if even is None:
         return text
-    if even["batch"]:
-        text += f" It pays up to a batch of {even['batch']:.0f}."
+    if even["pays_at_some_batch"]:
+        text += f" It pays at {_paying_batches(even)}."
     if even["target_params"]:
         text += f" It pays for targets from {short_count(even['target_params']['total'])} parameters on."
-    elif not even["pays_for_every_target"] and not even["batch"]:
+    elif not even["pays_for_every_target"] and not even["pays_at_some_batch"]:
         text += " No batch and no target size considered makes it pay."
     return text
+
+
+def _paying_batches(even: dict[str, Any]) -> str:
+    """The batches at which some draft pays, in words."""
+    low, high, considered = even["smallest_batch"], even["largest_batch"], even["largest_batch_considered"]
+    if not even["pays_at_some_batch"]:
+        return f"no batch up to {considered}"
+    if even["pays_at_every_batch"]:
+        return f"every batch up to {considered}"
+    if low == high:
+        return f"a batch of {low} alone"
+    if low == 1:
+        text = f"batches up to {high or considered}"
+    else:
+        text = f"batches from {low} to {high}" if high else f"batches from {low} on, as far as {considered}"
+    return text if even["pays_between_them"] else text + ", though not at all of them"
 
 
 def _ahead(rounded: dict[str, Any]) -> str:
@@ -121,6 +137,9 @@ def _choice(values: dict[str, Any]) -> Table:
         shown = f"{rounded[name]}" if name in ("lookahead", "batch") else _plain(name, rounded[name])
         table.add_row(_SHORT[name], _plain(name, values["variables"][name]), shown)
     table.add_row("speed-up S", f"{values['speedup']:.3f}×", f"{rounded['speedup']:.3f}×")
+    if values["prefill_load"]:
+        table.add_row("S of decoding alone", f"{values['decode_speedup']:.3f}×", f"{rounded['decode_speedup']:.3f}×")
+        table.add_row("time in prefill", f"{values['prefill_load']:.0%}", f"{rounded['prefill_load']:.0%}")
     table.add_row("acceptance α", f"{values['acceptance']:.3f}", f"{rounded['acceptance']:.3f}")
     table.add_row("tokens per round τ", f"{values['tokens_per_round']:.2f}", f"{rounded['tokens_per_round']:.2f}")
     table.add_row("tokens/s, all rows", f"{values['tokens_per_second']:,.0f}", f"{rounded['tokens_per_second']:,.0f}")
@@ -167,7 +186,10 @@ def _uncertainty(values: dict[str, Any]) -> str:
             parts.append(f"{_SHORT[name]} {short_count(low)} – {short_count(high)}")
         else:
             parts.append(f"{_SHORT.get(name, name)} {low:.3g} – {high:.3g}")
-    return f"uncertainty  90 % intervals: {', '.join(parts)} ({values['interval_basis']})"
+    shares = f"{values['share_of_draws_that_speculate']:.0%} of the draws speculate"
+    if values["share_of_draws_left_out"]:
+        shares += f", and {values['share_of_draws_left_out']:.0%} without an optimum are left out"
+    return f"uncertainty  90 % intervals: {', '.join(parts)} ({values['interval_basis']}); {shares}"
 
 
 def _candidates(rows: list[dict[str, Any]]) -> Table:
@@ -212,14 +234,10 @@ def _break_even(values: dict[str, Any]) -> str:
     even = values["break_even"]
     if even is None:
         return "break-even   unknown: a measured α says nothing of other drafts"
-    if even["pays_at_every_batch"]:
-        text = f"every batch up to {even['largest_batch_considered']}"
-    else:
-        text = f"batches up to {even['batch']:.0f}" if even["batch"] else "no batch"
     size = even["target_params"]
     target = f"targets from {short_count(size['total'])} parameters on" if size else "no target size considered"
     target = "targets of every size" if even["pays_for_every_target"] else target
-    return f"break-even   speculation pays at {text}, memory aside, and at this batch for {target}"
+    return f"break-even   speculation pays at {_paying_batches(even)}, memory aside, and at this batch for {target}"
 
 
 def _training_front(rows: list[dict[str, Any]]) -> Table:
@@ -245,9 +263,15 @@ def _sensitivities(rows: list[dict[str, Any]]) -> Table:
     names = list(rows[0]["elasticity"])
     for name in (*names, "objective"):
         table.add_column(_SHORT.get(name, name), justify="right")
+    errors = any(row["logarithms_per_standard_error"] for row in rows)
+    if errors:
+        # A standard error is no percent: of A it is a quarter.
+        table.add_column(f"ln {_SHORT[names[0]].split()[-1]} per standard error", justify="right")
     for row in rows:
         cells = [*(row["elasticity"][name] for name in names), row["elasticity_of_objective"]]
-        table.add_row(row["quantity"], *("–" if x is None else f"{x:+.2f}" for x in cells))
+        if errors:
+            cells.append((row["logarithms_per_standard_error"] or {}).get(names[0]))
+        table.add_row(row["quantity"], *("–" if x is None else f"{round(x, 2) + 0.0:+.2f}" for x in cells))
     return table
 
 

@@ -8,16 +8,16 @@ import jax
 import numpy as np
 
 from sdsl_jax.codesign.break_even import break_even
-from sdsl_jax.codesign.caveats import caveats
+from sdsl_jax.codesign.caveats import caveats, of_break_even
 from sdsl_jax.codesign.comparisons import candidates, front, money, nearest_published, plain
 from sdsl_jax.codesign.engines import engine_settings
 from sdsl_jax.codesign.evaluate import Landscape, landscape
 from sdsl_jax.codesign.program import Solved
 from sdsl_jax.codesign.related import interval_90, solve_together
 from sdsl_jax.codesign.rounding import fixed_at, round_design
-from sdsl_jax.codesign.sensitivity import sensitivities
+from sdsl_jax.codesign.sensitivity import of_stated_sizes, sensitivities
 from sdsl_jax.codesign.serving_problem import MEMORY_SHARE, Problem, memory, smallest_draft
-from sdsl_jax.codesign.wording import largest_sensitivities
+from sdsl_jax.codesign.wording import largest_sensitivities, relative_errors
 from sdsl_jax.errors import require
 from sdsl_jax.theory.serving import Design, Outcome, outcome
 
@@ -65,9 +65,10 @@ def _answer(problem: Problem) -> Answer:
         by_tokens = solve_together(problem, [fixed_at(numbers, "draft_tokens", d) for d in _DRAFT_TOKENS])
         fronts["draft_tokens"] = front(problem, "draft_tokens", _DRAFT_TOKENS, by_tokens)
     gamma, speculates = round(float(whole.design.lookahead)), float(whole.outcome.speedup) > 1
-    warnings = caveats(problem, solved, speculates)
+    even = _break_even(problem, design)
+    warnings = [*caveats(problem, solved, speculates), *of_break_even(problem, even)]
     held = memory(numbers.serving, design)
-    interval, basis = interval_90(problem)
+    interval = interval_90(problem)
     values: dict[str, Any] = {
         "speculate": speculates,
         "variables": {name: plain(problem, design, name) for name in problem.task.variables},
@@ -77,6 +78,8 @@ def _answer(problem: Problem) -> Answer:
             for name, w in zip(problem.task.objective, np.asarray(numbers.weights))
         },
         "speedup": float(given.speedup),
+        "decode_speedup": float(given.decode_speedup),
+        "prefill_load": float(given.prefill_load),
         "acceptance": float(given.acceptance),
         "tokens_per_round": float(given.tokens_per_round),
         "lookahead": float(design.lookahead),
@@ -106,12 +109,14 @@ def _answer(problem: Problem) -> Answer:
         "feasible": bool(solved.feasible),
         "kkt_residual": float(solved.kkt_residual),
         "starts_agreeing": float(solved.starts_agreeing),
-        "interval_90": interval,
-        "interval_basis": basis,
+        "interval_90": interval.values,
+        "interval_basis": interval.basis,
+        "share_of_draws_that_speculate": interval.share_that_speculate,
+        "share_of_draws_left_out": interval.share_left_out,
         "sensitivities": _sensitivities(problem, solved),
         "rounded": _rounded(problem, solved, whole),
         "pareto": fronts,
-        "break_even": _break_even(problem, design),
+        "break_even": even,
         "candidates": candidates(problem, solved),
         "engine_settings": engine_settings(gamma, problem.devices, config.draft.name, config.target.name)
         | {"speedup_with_draft_on_all_devices": _on_all_devices(problem, whole)},
@@ -134,6 +139,8 @@ def _rounded(problem: Problem, solved: Solved, whole: Solved) -> dict[str, Any]:
         "lookahead": round(float(whole.design.lookahead)),
         "batch": round(float(whole.design.batch)),
         "speedup": float(given.speedup),
+        "decode_speedup": float(given.decode_speedup),
+        "prefill_load": float(given.prefill_load),
         "acceptance": float(given.acceptance),
         "tokens_per_round": float(given.tokens_per_round),
         "tokens_per_second": float(given.tokens_per_second),
@@ -155,11 +162,13 @@ def _sensitivities(problem: Problem, solved: Solved) -> list[dict[str, Any]] | N
     if not bool(solved.feasible):
         return None
     found = sensitivities(problem.task, problem.numbers, solved)
-    return largest_sensitivities(problem.task, solved, jax.tree.map(np.asarray, found))
+    found = of_stated_sizes(problem.task, problem.numbers, solved, found)
+    errors = relative_errors(loss=problem.loss.law, acceptance=problem.acceptance.law)
+    return largest_sensitivities(problem.task, solved, jax.tree.map(np.asarray, found), errors)
 
 
 def _break_even(problem: Problem, design: Design) -> dict[str, Any] | None:
-    """Up to which batch, and from which target size, some draft of the law speculates with profit.
+    """At which batches, and from which target size on, some draft of the law speculates with profit.
 
     A measured α says nothing of other drafts, and there is no answer then.
     """
@@ -167,10 +176,13 @@ def _break_even(problem: Problem, design: Design) -> dict[str, Any] | None:
         return None
     smallest = smallest_draft(float(design.target_params))
     found = break_even(problem.numbers.serving, design, smallest, _LARGEST_BATCH, _LARGEST_TARGET)
-    batch, size = float(found.batch), float(found.target_params)
+    least, largest, size = float(found.smallest_batch), float(found.largest_batch), float(found.target_params)
     return {
-        "batch": batch if np.isfinite(batch) else None,
-        "pays_at_every_batch": not np.isfinite(batch),
+        "pays_at_some_batch": largest > 0,
+        "smallest_batch": round(least) if np.isfinite(least) else None,
+        "largest_batch": round(largest) if 0 < largest < np.inf else None,
+        "pays_between_them": bool(found.gapless),
+        "pays_at_every_batch": bool(found.every_batch),
         "largest_batch_considered": _LARGEST_BATCH,
         "target_params": problem.both_counts(size, "target") if 0 < size < np.inf else None,
         "pays_for_every_target": size == 0,

@@ -1,4 +1,4 @@
-"""Where speculation stops paying as the batch grows, and where it starts to as the target does."""
+"""At which batches speculation pays, and from which target size on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from sdsl_jax.errors import require
 from sdsl_jax.theory.arrays import Scalar
@@ -31,17 +31,24 @@ class Speculation(NamedTuple):
 
 
 class BreakEven(NamedTuple):
-    """Where speculation stops and starts to pay. Numbers are never NaN for finite inputs.
+    """Where speculation starts and stops to pay. Numbers are never NaN for finite inputs.
 
     Attributes:
-      batch: largest whole batch with S > 1; 0 where none up to the largest considered has it, infinite where the largest
-        considered still has.
+      smallest_batch: smallest whole batch with S > 1: more than 1 where overheads make S rise with the batch. Infinite where no
+        batch considered has it.
+      largest_batch: largest whole batch with S > 1; 0 where no batch considered has it, infinite where the largest considered
+        still has.
+      gapless: whether all batches considered between the two have S > 1; true where none has.
+      every_batch: whether all batches considered have S > 1.
       target_params: smallest target size above which S > 1, at the design's batch; 0 where all that are considered have it,
         infinite where the largest considered has not.
       at_design: the best speculation at the design's own batch and target.
     """
 
-    batch: Float[Array, ""]
+    smallest_batch: Float[Array, ""]
+    largest_batch: Float[Array, ""]
+    gapless: Bool[Array, ""]
+    every_batch: Bool[Array, ""]
     target_params: Float[Array, ""]
     at_design: Speculation
 
@@ -73,10 +80,10 @@ def break_even(
     largest_batch: int = 4096,
     largest_target: Scalar = 1e13,
 ) -> BreakEven:
-    """The batch at which speculation stops paying, and the target size at which it starts to.
+    """The batches from and up to which speculation pays, and the target size at which it starts to.
 
-    48 batches (48 target sizes) are considered, and the gap behind the last that pays (before the first above which all pay) is
-    bisected, so that a return of the pay between two of them is not seen.
+    48 batches (48 target sizes) are considered, and the gaps before the first and behind the last that pay (before the first
+    above which all pay) are bisected, so that a return of the pay between two of them is not seen.
 
     Args:
       serving: what a design is judged by.
@@ -113,10 +120,15 @@ def _break_even(
     count = len(batches)
     paid = jax.lax.map(lambda b: pays(batch=b), batches)
     last = jnp.max(jnp.where(paid, jnp.arange(count), -1))
+    first = jnp.min(jnp.where(paid, jnp.arange(count), count))
+    # Once the ends are neighbours the middle is the one that pays, and nothing changes any more.
     ends = batches[jnp.maximum(last, 0)], batches[jnp.minimum(last + 1, count - 1)]
-    # Once the ends are neighbours the middle is the lower one, and nothing changes any more.
-    batch, _ = bisect(*ends, lambda b: pays(batch=b), lambda low, high: jnp.floor((low + high) / 2), 12)
-    batch = jnp.where(last < 0, 0.0, jnp.where(last == count - 1, jnp.inf, batch))
+    largest, _ = bisect(*ends, lambda b: pays(batch=b), lambda low, high: jnp.floor((low + high) / 2), 12)
+    largest = jnp.where(last < 0, 0.0, jnp.where(last == count - 1, jnp.inf, largest))
+    ends = batches[jnp.minimum(first, count - 1)], batches[jnp.maximum(first - 1, 0)]
+    least, _ = bisect(*ends, lambda b: pays(batch=b), lambda high, low: jnp.ceil((low + high) / 2), 12)
+    least = jnp.where(first == count, jnp.inf, least)
+    gapless = (last < 0) | (paid.sum() == last - first + 1)
 
     targets = jnp.linspace(jnp.log(smallest), jnp.log(largest_target), _GRID)
     failed = ~jax.lax.map(lambda m: pays(target_params=jnp.exp(m)), targets)
@@ -124,4 +136,4 @@ def _break_even(
     ends = targets[jnp.minimum(last + 1, _GRID - 1)], targets[jnp.maximum(last, 0)]
     size, _ = bisect(*ends, lambda m: pays(target_params=jnp.exp(m)), lambda a, b: (a + b) / 2, 40)
     size = jnp.where(last < 0, 0.0, jnp.where(last == _GRID - 1, jnp.inf, jnp.exp(size)))
-    return BreakEven(batch, size, best_speculation(serving, design, smallest))
+    return BreakEven(least, largest, gapless, paid.all(), size, best_speculation(serving, design, smallest))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from sdsl_jax.codesign.program import Solved
@@ -11,7 +12,10 @@ from sdsl_jax.codesign.serving_problem import Problem, unit_of
 from sdsl_jax.codesign.wording import METRICS, VARIABLES
 from sdsl_jax.formatting import short_count
 from sdsl_jax.prediction.drafts import valid_range
-from sdsl_jax.theory.serving import Design, Outcome
+from sdsl_jax.theory.serving import Design, Outcome, shapes
+
+# Width of an attention head.
+_HEAD = 64
 
 
 def caveats(problem: Problem, solved: Solved, speculates: bool) -> list[str]:
@@ -20,8 +24,8 @@ def caveats(problem: Problem, solved: Solved, speculates: bool) -> list[str]:
         *problem.notes,
         *_of_the_optimum(problem, solved, speculates),
         *_of_the_laws(problem, solved.design, solved.outcome),
-        *_of_the_device(problem),
-        *_of_the_workload(problem),
+        *_of_the_device(problem, solved.design),
+        *_of_the_workload(problem, solved.outcome),
         *(f"loss law: {w}" for w in problem.loss.warnings),
         *(f"acceptance law: {w}" for w in problem.acceptance.warnings),
     ]
@@ -67,9 +71,9 @@ def _of_the_optimum(problem: Problem, solved: Solved, speculates: bool) -> list[
     if "aspect_ratio" in task.variables:
         found.append(
             "the acceptance law does not know depth: all that a shape costs is the penalty on its loss, "
-            f"{problem.config.laws.aspect_penalty:g}·ln²(aspect ratio/{problem.config.draft.aspect_ratio:g}); 0.003 is from "
-            "Kaplan et al. (2001.08361, Fig. 5), where (6 layers, 4288 wide) is within 3 % of (48, 1600): "
-            "0.03/ln²(714.7/33.3) = 0.0032"
+            f"{problem.config.aspect_penalty:.2g}·ln²(aspect ratio/{problem.config.draft.aspect_ratio:g}), least at the ratio of "
+            "[draft] by assumption; Kaplan et al. (2001.08361, Fig. 5) find (6 layers, 4288 wide) within 3 % of (48, 1600): "
+            "0.0056 from a ratio of 64"
         )
     return found
 
@@ -106,7 +110,27 @@ def _of_the_laws(problem: Problem, design: Design, given: Outcome) -> list[str]:
     return found
 
 
-def _of_the_device(problem: Problem) -> list[str]:
+def of_break_even(problem: Problem, even: dict[str, Any] | None) -> list[str]:
+    """Of the target size from which speculation pays, where the laws were not fitted on its like."""
+    if even is None or even["target_params"] is None:
+        return []
+    size = float(even["target_params"][problem.counted])
+    tokens = float(problem.numbers.serving.target_tokens)
+    outside = {
+        "loss": bool(problem.loss.law.about.outside(params=size, tokens=tokens)),
+        "acceptance": bool(problem.acceptance.law.about.outside(target_params=size)),
+    }
+    fitted = [
+        f"the {name} law was fitted on {valid_range(getattr(problem, name).law.about)}"
+        for name in outside
+        if outside[name]
+    ]
+    if not fitted:
+        return []
+    return [f"the target size from which speculation pays, {short_count(size)}, is extrapolated: {'; '.join(fitted)}"]
+
+
+def _of_the_device(problem: Problem, design: Design) -> list[str]:
     file, c, found = problem.hardware, problem.config, []
     if not file.measured:
         found.append(
@@ -120,14 +144,31 @@ def _of_the_device(problem: Problem) -> list[str]:
         )
     if c.hardware.devices > 1 and not np.isfinite(float(file.hardware.link_bytes_per_second)):
         found.append(f"nothing is known about the links between devices of {file.name}: communication is taken as free")
+    elif c.hardware.devices > 1 and not file.measured:
+        latency = float(file.hardware.link_seconds)
+        found.append(
+            f"the latency of links between devices of {file.name} is assumed, {1e6 * latency:g} µs a step of an all-reduce"
+        )
+    with jax.enable_x64(True):
+        width = float(shapes(problem.numbers.serving, design)[0].width)
+    if width / _HEAD < c.draft.devices:
+        found.append(
+            f"a draft {width:.0f} wide has {max(1, int(width // _HEAD))} heads of {_HEAD}, fewer than its {c.draft.devices} "
+            "devices: engines want whole heads on each"
+        )
     return found
 
 
-def _of_the_workload(problem: Problem) -> list[str]:
-    w = problem.config.workload
+def _of_the_workload(problem: Problem, given: Outcome) -> list[str]:
+    w, found, load = problem.config.workload, [], float(given.prefill_load)
+    if load > 0.5:
+        found.append(
+            f"prefill takes {load:.0%} of the time, and limits S: with prompts read elsewhere it would be "
+            f"{float(given.decode_speedup):.2f} at this design"
+        )
     if w.prompt > w.mean_context:
-        return [
+        found.append(
             f"prompts of {w.prompt:g} tokens are longer than the mean context of {w.mean_context:g}, which holds the prompt and "
             "half of the new tokens"
-        ]
-    return []
+        )
+    return found

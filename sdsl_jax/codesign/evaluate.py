@@ -12,6 +12,7 @@ import numpy as np
 
 from sdsl_jax.codesign.program import Numbers, Task
 from sdsl_jax.codesign.published_drafts import PUBLISHED_DRAFTS, PublishedDraft
+from sdsl_jax.theory.hardware import Shape
 from sdsl_jax.theory.serving import Design, Outcome, Serving, outcome
 
 # A constraint holds if it does to this share of its limit.
@@ -40,14 +41,16 @@ class Evaluated(NamedTuple):
         return self.excess <= _TOLERANCE
 
 
-def evaluate(task: Task, numbers: Numbers, serving: Serving, design: Design) -> Evaluated:
-    """Designs whose leaves, and those of `serving`, broadcast to one shape."""
-    return _evaluate(task.objective, task.constraints, numbers.weights, numbers.limits, serving, design)
+def evaluate(task: Task, numbers: Numbers, serving: Serving, design: Design, draft: Shape | None = None) -> Evaluated:
+    """Designs whose leaves, and those of `serving` and `draft`, broadcast to one shape."""
+    return _evaluate(task.objective, task.constraints, numbers.weights, numbers.limits, serving, design, draft)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _evaluate(objective, constraints, weights, limits, serving: Serving, design: Design) -> Evaluated:
-    given = outcome(serving, design)
+def _evaluate(
+    objective, constraints, weights, limits, serving: Serving, design: Design, draft: Shape | None
+) -> Evaluated:
+    given = outcome(serving, design, draft)
     shape = jnp.broadcast_shapes(*(x.shape for x in jax.tree.leaves(given)))
     given, design = jax.tree.map(lambda x: jnp.broadcast_to(x, shape), (given, design))
     value = sum(weights[i] * jnp.log(getattr(given, name)) for i, name in enumerate(objective))
@@ -65,12 +68,16 @@ def whole_lookaheads(task: Task, numbers: Numbers) -> np.ndarray:
     return np.arange(math.ceil(low), math.floor(high) + 1, dtype=float)
 
 
-def at_best_lookahead(task: Task, numbers: Numbers, serving: Serving, design: Design) -> Evaluated:
+def at_best_lookahead(
+    task: Task, numbers: Numbers, serving: Serving, design: Design, draft: Shape | None = None
+) -> Evaluated:
     """Each of R designs, leaves [R, 1], at the whole lookahead that is best for it among those within the constraints.
 
-    A design that keeps no constraint at any lookahead is given the lookahead that is best without them.
+    A design that keeps no constraint at any lookahead is given the lookahead that is best without them. Drafts may have shapes
+    of their own, leaves [R, 1] too.
     """
-    found = evaluate(task, numbers, serving, design._replace(lookahead=whole_lookaheads(task, numbers)[None, :]))
+    every = design._replace(lookahead=whole_lookaheads(task, numbers)[None, :])
+    found = evaluate(task, numbers, serving, every, draft)
     found = jax.tree.map(np.asarray, found)
     held = np.where(found.allowed.any(axis=1, keepdims=True), found.allowed, True)
     best = np.argmin(np.where(held, found.objective, np.inf), axis=1)
@@ -84,20 +91,13 @@ def published(task: Task, numbers: Numbers, design: Design) -> tuple[tuple[Publi
     def column(values: list[float]) -> np.ndarray:
         return np.asarray(values, float)[:, None]
 
-    ratio = column([d.width / d.layers for d in drafts])
-    vocabulary, tables = column([d.vocab_size for d in drafts]), column([d.embedding_tables for d in drafts])
-    family = numbers.serving.draft_family._replace(
-        # Its own shape is what it was trained in: no penalty is counted from it.
-        aspect_ratio=ratio,
-        vocab_size=vocabulary,
-        embedding_tables=tables,
-        kv_share=column([d.kv_share for d in drafts]),
-    )
-    params = column([d.total_params for d in drafts]) - tables * vocabulary * column([d.width for d in drafts])
+    shape = jax.tree.map(lambda *values: column([*values]), *(d.shape for d in drafts))
+    # Its own shape is what it was trained in: no penalty is counted from it.
+    ratio = numbers.serving.draft_family.aspect_ratio
     own = design._replace(
-        draft_params=params, aspect_ratio=ratio, draft_tokens=column([d.tokens for d in drafts]), lookahead=4.0
+        draft_params=shape.params, aspect_ratio=ratio, draft_tokens=column([d.tokens for d in drafts]), lookahead=4.0
     )
-    return drafts, at_best_lookahead(task, numbers, numbers.serving._replace(draft_family=family), own)
+    return drafts, at_best_lookahead(task, numbers, numbers.serving, own, shape)
 
 
 class Landscape(NamedTuple):

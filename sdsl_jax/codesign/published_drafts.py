@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from sdsl_jax.theory.hardware import Shape
+
 
 class PublishedDraft(NamedTuple):
     """One model.
@@ -22,6 +24,7 @@ class PublishedDraft(NamedTuple):
       embedding_tables: 1 where embedding and head share theirs.
       tokens: trained on.
       targets: published models with the same tokenizer; empty if none is larger.
+      query_share: query heads times head size, over the width.
     """
 
     name: str
@@ -33,6 +36,14 @@ class PublishedDraft(NamedTuple):
     embedding_tables: int
     tokens: float
     targets: str
+    query_share: float = 1.0
+
+    @property
+    def shape(self) -> Shape:
+        """Layers, width and all else that its cost depends on, as published."""
+        params = self.total_params - self.embedding_tables * self.vocab_size * self.width
+        query, kv = self.query_share * self.width, self.kv_share * self.width
+        return Shape(params, self.layers, self.width, query, kv, self.vocab_size, self.embedding_tables)
 
     @property
     def family(self) -> str:
@@ -56,7 +67,7 @@ PUBLISHED_DRAFTS = (
     PublishedDraft("Qwen/Qwen2.5-0.5B", 494.0e6, 24, 896, 1 / 7, *_QWEN25),
     PublishedDraft("Qwen/Qwen2.5-1.5B", 1.544e9, 28, 1536, 1 / 6, *_QWEN25),
     PublishedDraft("Qwen/Qwen2.5-3B", 3.086e9, 36, 2048, 1 / 8, *_QWEN25),
-    PublishedDraft("Qwen/Qwen3-0.6B", 596.0e6, 28, 1024, 1.0, *_QWEN3),
+    PublishedDraft("Qwen/Qwen3-0.6B", 596.0e6, 28, 1024, 1.0, *_QWEN3, query_share=2.0),
     PublishedDraft("Qwen/Qwen3-1.7B", 1.721e9, 28, 2048, 0.5, *_QWEN3),
     PublishedDraft("meta-llama/Llama-3.2-1B", 1.236e9, 16, 2048, 1 / 4, *_LLAMA32),
     PublishedDraft("meta-llama/Llama-3.2-3B", 3.213e9, 28, 3072, 1 / 3, *_LLAMA32),

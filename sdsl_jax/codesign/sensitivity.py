@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from sdsl_jax.codesign.kkt import Point, field, linearised
 from sdsl_jax.codesign.program import Numbers, Solved, Task, as_arrays, box, coordinates, functions
-from sdsl_jax.theory.serving import Design, Serving
+from sdsl_jax.theory.serving import Design, Serving, counted, shapes
 
 _Tree = TypeVar("_Tree")
 
@@ -89,3 +89,33 @@ def _sensitivities(task: Task, numbers: Numbers, design: Design, multipliers: Ar
         variables_fixed={name: jax.tree.map(lambda v, i=i: v[i], by_fixed) for i, name in enumerate(task.variables)},
         objective_fixed=gained_fixed,
     )
+
+
+def of_stated_sizes(task: Task, numbers: Numbers, solved: Solved, found: DesignSensitivities) -> DesignSensitivities:
+    """The same sensitivities, with those of sizes in the parameter count of the loss law instead of outside embeddings.
+
+    With T the count of a model of size N and aspect ratio r, d ln T = ∂ln T/∂ln N·d ln N + ∂ln T/∂ln r·d ln r + direct terms,
+    such as that of the vocabulary. A size on a bound stays there: bounds are of the stated size.
+    """
+    given = (as_arrays(numbers.serving), as_arrays(solved.design))
+    variables, fixed = dict(found.variables), dict(found.variables_fixed)
+    for i, role in enumerate(("draft", "target")):
+        name = f"{role}_params"
+        if name not in task.variables:
+            continue
+        at = task.variables.index(name)
+        if bool(solved.at_lower[at] | solved.at_upper[at]):
+            continue
+
+        def size(given: tuple[Serving, Design], i: int = i) -> Array:
+            return jnp.log(counted(shapes(*given)[i], given[0].loss_law))
+
+        direct, by_design = _elasticities(jax.grad(size)(given), given)
+        # What is fixed of the design moves the size by itself; what is not, as the optimum moves.
+        held = by_design._replace(**dict.fromkeys(task.variables, jnp.zeros(())))
+        for tables, before, total in ((variables, found.variables, direct), (fixed, found.variables_fixed, held)):
+            for other in task.variables:
+                slope = getattr(by_design, other)
+                total = jax.tree.map(lambda t, moved, slope=slope: t + slope * moved, total, before[other])
+            tables[name] = total
+    return found._replace(variables=variables, variables_fixed=fixed)

@@ -208,8 +208,9 @@ def build(config: ProblemConfig) -> Problem:
             draft_precision=Precision(c.draft.weight_bytes, c.draft.cache_bytes),
             devices=float(c.hardware.devices),
             draft_devices=float(c.draft.devices),
-            aspect_penalty=c.laws.aspect_penalty,
+            aspect_penalty=c.aspect_penalty,
             volume_tokens=c.workload.volume_tokens,
+            prefill_share=float(c.workload.prefill == "here"),
         )
         ranges = _ranges(c, target, draft_family, target_family, loss)
         first = _non_embedding(c.draft.candidates[0], draft_family, loss) if c.draft.candidates else target / 200

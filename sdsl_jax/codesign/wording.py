@@ -73,6 +73,8 @@ _QUANTITIES = {
     "target_family.vocab_size": "vocabulary of the target",
     "target_family.kv_share": "key-value share of the target",
     "target_tokens": "training tokens of the target",
+    "draft_params": "draft size outside embeddings",
+    "target_params": "target size outside embeddings",
     "context": "context",
     "prompt_tokens": "tokens of a prompt",
     "new_tokens": "new tokens of a request",
@@ -85,6 +87,7 @@ _QUANTITIES = {
     "aspect_penalty": "penalty on the draft's shape",
     "volume_tokens": "tokens to be served",
     "training_utilisation": "utilisation in training",
+    "prefill_share": "share of prefills here",
 }
 
 
@@ -100,18 +103,26 @@ def _flat(tree: Any) -> dict[str, float]:
 
 
 def largest_sensitivities(
-    task: Task, solved: Solved, found: DesignSensitivities, count: int = 8
+    task: Task, solved: Solved, found: DesignSensitivities, errors: dict[str, float], count: int = 8
 ) -> list[dict[str, Any]]:
     """The numbers that the choice depends on most: elasticities of all variables and of the objective.
 
     They are ranked by the largest elasticity among the variables, or by that of the objective where all rest on bounds.
+
+    Args:
+      task: that was solved.
+      solved: its optimum.
+      found: its sensitivities.
+      errors: standard errors relative to the number, by path, where there are any.
+      count: how many.
     """
     tables = {name: _flat(found.variables[name]) | _flat(found.variables_fixed[name]) for name in task.variables}
     gains = _flat(found.objective) | {
         name: value for name, value in _flat(found.objective_fixed).items() if name not in task.variables
     }
-    # Nobody has 1 % more embedding tables, or a roofline of another corner.
-    gains = {path: value for path, value in gains.items() if not path.endswith(("embedding_tables", "sharpness"))}
+    # Nobody has 1 % more embedding tables, a roofline of another corner, or more than all of the prefills.
+    fixed = ("embedding_tables", "sharpness", "prefill_share")
+    gains = {path: value for path, value in gains.items() if not path.endswith(fixed)}
     held = bool(np.all(np.asarray(solved.at_lower) | np.asarray(solved.at_upper)))
 
     def weight(path: str) -> float:
@@ -123,13 +134,28 @@ def largest_sensitivities(
     def number(value: float) -> float | None:
         return value if np.isfinite(value) else None
 
+    def per_error(path: str) -> dict[str, float | None] | None:
+        if path not in errors:
+            return None
+        return {name: number(errors[path] * tables[name][path]) for name in task.variables}
+
     return [
         {
             "quantity": quantity(path),
             "path": path,
             "elasticity": {name: number(tables[name][path]) for name in task.variables},
             "elasticity_of_objective": number(gains[path]),
+            "logarithms_per_standard_error": per_error(path),
         }
         for path in ranked
         if weight(path) > 0
     ]
+
+
+def relative_errors(**laws: Any) -> dict[str, float]:
+    """Published standard errors of the coefficients of laws, relative to the coefficients, by their paths within `Serving`."""
+    return {
+        f"{kind}_law.{name}": error / abs(float(getattr(law, name)))
+        for kind, law in laws.items()
+        for name, error in law.about.standard_error
+    }

@@ -115,7 +115,8 @@ class WorkloadConfig:
     """What is asked of the server.
 
     `context` is the mean number of positions in a row's cache. Left at 0 it follows from the prompt, `prompt_tokens` +
-    `new_tokens`/2, or is 2048 where the prompt is left at 0 too, which then follows from the context.
+    `new_tokens`/2, or is 2048 where the prompt is left at 0 too, which then follows from the context. `prefill` says where
+    prompts are read: "here", by the devices that decode, which decode nothing meanwhile, or "elsewhere", at nobody's cost.
     """
 
     batch: float = 1.0
@@ -123,6 +124,7 @@ class WorkloadConfig:
     prompt_tokens: float = 0.0
     new_tokens: float = 256.0
     volume_tokens: float = 1e12
+    prefill: Literal["here", "elsewhere"] = "here"
 
     def __post_init__(self):
         _positive("workload", self, "new_tokens", "volume_tokens")
@@ -143,23 +145,35 @@ class WorkloadConfig:
         return self.prompt_tokens or max(1.0, self.mean_context - self.new_tokens / 2)
 
 
+def kaplan_penalty(reference: float) -> float:
+    """κ of Kaplan et al. (2001.08361, Fig. 5) for losses that are least at the aspect ratio `reference`.
+
+    They find a model of 6 layers, 4288 wide, within 3 % of the loss of one of 48 layers, 1600 wide: ratios of 714.7 and 33.3. So
+    κ·[ln²(714.7/r₀) − ln²(33.3/r₀)] = 0.03: 0.0056 at r₀ = 64. Past the middle of the two the first would be the better one.
+    """
+    wide, deep = (math.log(ratio / reference) ** 2 for ratio in (4288 / 6, 1600 / 48))
+    return 0.03 / (wide - deep)
+
+
+# Nearer to 154, the middle of the two ratios, their losses say little about κ, and there it would be infinite.
+_LARGEST_REFERENCE = 128.0
+
+
 @dataclass(frozen=True)
 class LawsConfig:
     """The laws, each by name or from a file.
 
-    `aspect_penalty` is κ in L·(1 + κ·ln²(aspect ratio/that of the family)). Kaplan et al. (2001.08361, Fig. 5) find a model
-    of 6 layers, 4288 wide, within 3 % of the loss of one of 48 layers, 1600 wide: aspect ratios of 714.7 and 33.3, 3.065
-    apart in logarithms, so that κ = 0.03/3.065² = 0.0032.
+    `aspect_penalty` is κ in L·(1 + κ·ln²(r/r₀)) for a draft of aspect ratio r. The reference r₀ is [draft] aspect_ratio: the laws
+    are taken to be those of drafts of that shape, and it to be the best. Left out κ is `kaplan_penalty` of r₀.
     """
 
     loss: str = "besiroglu"
     acceptance: str = "paper"
-    aspect_penalty: float = 0.003
+    aspect_penalty: float | None = None
 
     def __post_init__(self):
-        require(
-            0 <= self.aspect_penalty <= 1, f"laws.aspect_penalty is {self.aspect_penalty:g}; it must lie in [0, 1]."
-        )
+        value = self.aspect_penalty
+        require(value is None or 0 <= value <= 1, f"laws.aspect_penalty is {value or 0:g}; it must lie in [0, 1].")
 
 
 @dataclass(frozen=True)
@@ -280,6 +294,21 @@ class ProblemConfig:
             not self.draft.acceptance or not self.variables.draft_params,
             f"draft.acceptance is {self.draft.acceptance:g}, measured with one draft; variables.draft_params must not be given.",
         )
+        require(
+            self.draft.aspect_ratio <= _LARGEST_REFERENCE
+            or self.laws.aspect_penalty is not None
+            or not self.variables.aspect_ratio,
+            f"draft.aspect_ratio is {self.draft.aspect_ratio:g}, for which no penalty on shapes follows from Kaplan et al. (to "
+            f"{_LARGEST_REFERENCE:g}); give laws.aspect_penalty.",
+        )
+
+    @property
+    def aspect_penalty(self) -> float:
+        """κ; 0 where none follows, for then every draft has the ratio that it would be counted from."""
+        if self.laws.aspect_penalty is not None:
+            return self.laws.aspect_penalty
+        reference = self.draft.aspect_ratio
+        return kaplan_penalty(reference) if reference <= _LARGEST_REFERENCE else 0.0
 
 
 def load_problem(

@@ -69,6 +69,7 @@ class Serving(NamedTuple):
       aspect_penalty: κ in L·(1 + κ·ln²(aspect ratio/that of the family)), the draft's loss in another shape than its family's.
       volume_tokens: that the draft is to serve in its life.
       training_utilisation: share of the devices' FLOPs that training reaches.
+      prefill_share: of prefills that the decoding devices do themselves: 1 for all, 0 where other devices do them or none count.
     """
 
     hardware: Hardware
@@ -87,6 +88,7 @@ class Serving(NamedTuple):
     aspect_penalty: Scalar = 0.0
     volume_tokens: Scalar = 1e12
     training_utilisation: Scalar = 0.4
+    prefill_share: Scalar = 0.0
 
 
 class Outcome(NamedTuple):
@@ -97,11 +99,11 @@ class Outcome(NamedTuple):
       tokens_per_round: τ.
       round: seconds of a round, by part.
       step_seconds: one step of the target alone.
-      speedup: S, over decoding with the target alone on the same devices.
-      tokens_per_second: of all rows together.
+      speedup: S, over serving with the target alone on the same devices, its prefills counted as those of both models are.
+      tokens_per_second: of all rows together, prefills of the decoding devices included.
       seconds_per_token: its inverse.
       first_token_seconds: prefill of one request by both models.
-      latency_seconds: of one request, from its arrival at a free row to its last token.
+      latency_seconds: of one request, from its arrival at a free row to its last token, where no row is ever empty.
       memory_bytes: on the fullest device, weights and full caches of both models.
       draft_loss: nats per token.
       target_loss: nats per token.
@@ -109,6 +111,8 @@ class Outcome(NamedTuple):
       training_flops: of the draft.
       training_cost: of the draft, in the unit of the price.
       total_cost: training the draft, and serving the volume.
+      decode_speedup: S of decoding alone, τ·step/round; equal to `speedup` where no prefill counts.
+      prefill_load: share of the decoding devices' time that prefills take.
     """
 
     acceptance: Array
@@ -127,6 +131,8 @@ class Outcome(NamedTuple):
     training_flops: Array
     training_cost: Array
     total_cost: Array
+    decode_speedup: Array
+    prefill_load: Array
 
 
 def counted(shape: Shape, law: LossLaw | AcceptanceLaw) -> Array:
@@ -140,19 +146,21 @@ def shapes(serving: Serving, design: Design) -> tuple[Shape, Shape]:
     return family_shape(design.draft_params, family), family_shape(design.target_params, serving.target_family)
 
 
-def losses(serving: Serving, design: Design) -> tuple[Array, Array]:
-    """Losses of draft and target, in nats per token."""
-    draft, target = shapes(serving, design)
+def losses(serving: Serving, design: Design, draft: Shape | None = None) -> tuple[Array, Array]:
+    """Losses of draft and target, in nats per token; `draft` as in `outcome`."""
+    family_draft, target = shapes(serving, design)
+    draft = family_draft if draft is None else draft
     bend = jnp.log(jnp.asarray(design.aspect_ratio) / serving.draft_family.aspect_ratio)
     law = serving.loss_law
     draft_loss = law(counted(draft, law), design.draft_tokens) * (1 + serving.aspect_penalty * bend**2)
     return draft_loss, law(counted(target, law), serving.target_tokens)
 
 
-def acceptance(serving: Serving, design: Design) -> Array:
-    """α of the design's draft and target, as the law gives it."""
-    draft, target = shapes(serving, design)
-    draft_loss, target_loss = losses(serving, design)
+def acceptance(serving: Serving, design: Design, draft: Shape | None = None) -> Array:
+    """α of the design's draft and target, as the law gives it; `draft` as in `outcome`."""
+    draft_loss, target_loss = losses(serving, design, draft)
+    family_draft, target = shapes(serving, design)
+    draft = family_draft if draft is None else draft
     law = serving.acceptance_law
     return law(
         ModelPoint(counted(draft, law), draft_loss, jnp.asarray(design.draft_tokens)),
@@ -160,15 +168,21 @@ def acceptance(serving: Serving, design: Design) -> Array:
     )
 
 
-def outcome(serving: Serving, design: Design) -> Outcome:
+def outcome(serving: Serving, design: Design, draft: Shape | None = None) -> Outcome:
     """Everything that a design gives, as smooth functions of both arguments.
 
     An acceptance of 0 or less counts as none, and one of 1 or more as certain.
+
+    Args:
+      serving: what the design is judged by.
+      design: what was chosen.
+      draft: a draft of a shape of its own, such as a published model; the member of the draft family if left out.
     """
     s, hardware = serving, serving.hardware
-    draft, target = shapes(s, design)
-    draft_loss, target_loss = losses(s, design)
-    alpha = acceptance(s, design)
+    draft_loss, target_loss = losses(s, design, draft)
+    alpha = acceptance(s, design, draft)
+    family_draft, target = shapes(s, design)
+    draft = family_draft if draft is None else draft
     tau = tokens_per_round(alpha, design.lookahead)
     took = round_time(
         hardware,
@@ -183,12 +197,17 @@ def outcome(serving: Serving, design: Design) -> Outcome:
         s.draft_devices,
     )
     step = pass_time(hardware, target, s.precision, Load(1.0, design.batch, s.context, s.devices))
-    rate = jnp.asarray(design.batch) * tau / took.seconds
     # A prompt's tokens attend to half of it on average.
     half = jnp.asarray(s.prompt_tokens) / 2
-    first = pass_time(hardware, target, s.precision, Load(s.prompt_tokens, 1.0, half, s.devices)) + pass_time(
+    target_first = pass_time(hardware, target, s.precision, Load(s.prompt_tokens, 1.0, half, s.devices))
+    first = target_first + pass_time(
         hardware, draft, s.draft_precision, Load(s.prompt_tokens, 1.0, half, s.draft_devices)
     )
+    # While a prompt is read no row is decoded, and each request has one for its new tokens.
+    batch, share = jnp.asarray(design.batch), jnp.asarray(s.prefill_share)
+    prefill = share / s.new_tokens
+    seconds = took.seconds / (batch * tau) + prefill * first
+    plain_seconds = step / batch + prefill * target_first
     longest = jnp.asarray(s.prompt_tokens) + s.new_tokens
     memory = resident_bytes(target, s.precision, design.batch, longest) / s.devices
     memory = memory + resident_bytes(draft, s.draft_precision, design.batch, longest) / s.draft_devices
@@ -202,16 +221,20 @@ def outcome(serving: Serving, design: Design) -> Outcome:
         tokens_per_round=tau,
         round=took,
         step_seconds=step,
-        speedup=tau * step / took.seconds,
-        tokens_per_second=rate,
-        seconds_per_token=1 / rate,
+        speedup=plain_seconds / seconds,
+        tokens_per_second=1 / seconds,
+        seconds_per_token=seconds,
         first_token_seconds=first,
-        latency_seconds=first + (s.new_tokens - 1) * took.seconds / tau,
+        # Little's law: B requests are always under way, and one leaves every new_tokens·seconds. That holds the prefills that the
+        # decoding devices do, a request's own among them; the others are over before a request takes a row.
+        latency_seconds=(1 - share) * first + batch * s.new_tokens * seconds,
         memory_bytes=memory,
         draft_loss=draft_loss,
         target_loss=target_loss,
-        cost_per_million_tokens=_MILLION * price / rate,
+        cost_per_million_tokens=_MILLION * price * seconds,
         training_flops=training,
         training_cost=training_cost,
-        total_cost=training_cost + s.volume_tokens * price / rate,
+        total_cost=training_cost + s.volume_tokens * price * seconds,
+        decode_speedup=tau * step / took.seconds,
+        prefill_load=prefill * first / seconds,
     )

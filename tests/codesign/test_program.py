@@ -20,10 +20,12 @@ from sdsl_jax.codesign import (
     sweep,
 )
 from sdsl_jax.codesign.program import functions
+from sdsl_jax.codesign.sensitivity import of_stated_sizes
 from sdsl_jax.errors import SdslError
+from sdsl_jax.hardware import load_hardware
 from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, AffinePlane, LogitGap, Scenario, ShapeRule
 from sdsl_jax.theory.hardware import Hardware
-from sdsl_jax.theory.serving import Design, Serving
+from sdsl_jax.theory.serving import Design, Serving, shapes
 
 GAP = LogitGap(2.0, 3.5)
 # No overheads, and arithmetic that costs nothing: a pass takes as long as its weights take to read.
@@ -175,6 +177,23 @@ def test_sensitivities_are_those_of_problems_solved_anew(x64):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(moved))
 
 
+def test_sensitivities_of_total_sizes_are_those_of_problems_solved_anew(x64):
+    numbers, h = on_h100(), 1e-4
+    found = solved(SPEED, numbers)
+    moved = of_stated_sizes(SPEED, numbers, found, sensitivities(SPEED, numbers, found))
+
+    def total(numbers):
+        draft, _ = shapes(numbers.serving, solved(SPEED, numbers).design)
+        return float(jnp.log(draft.total_params))
+
+    for path in (("draft_family", "vocab_size"), ("loss_law", "a")):
+        up, down = (total(scaled(numbers, ("serving", *path), np.exp(s))) for s in (h, -h))
+        assert leaf(moved.variables["draft_params"], path) == pytest.approx((up - down) / (2 * h), rel=1e-4), path
+    up, down = (total(scaled(numbers, ("fixed", "aspect_ratio"), np.exp(s))) for s in (h, -h))
+    slope = leaf(moved.variables_fixed["draft_params"], ("aspect_ratio",))
+    assert slope == pytest.approx((up - down) / (2 * h), rel=1e-4)
+
+
 @pytest.mark.slow
 def test_a_front_is_a_sweep_is_monotone_and_flags_what_is_not_on_it(x64):
     limits = np.array([0.1, 6.5, 7.0, 8.0, 1e3])
@@ -217,7 +236,10 @@ def test_break_even_agrees_with_every_batch_tried(x64):
     found = break_even(serving, numbers.fixed, 1e7, 1024)
     speedups = jax.vmap(lambda b: best_speculation(serving, numbers.fixed._replace(batch=b), 1e7).speedup)
     tried = np.asarray(speedups(jnp.arange(1.0, 1025.0)))
-    assert float(found.batch) == np.flatnonzero(tried > 1).max() + 1
+    assert float(found.largest_batch) == np.flatnonzero(tried > 1).max() + 1
+    assert float(found.smallest_batch) == np.flatnonzero(tried > 1).min() + 1
+    assert bool(found.gapless)
+    assert not bool(found.every_batch)
     at = [
         best_speculation(serving, numbers.fixed._replace(target_params=float(found.target_params) * f), 1e7).speedup
         for f in (0.999, 1.001)
@@ -228,11 +250,34 @@ def test_break_even_agrees_with_every_batch_tried(x64):
 def test_where_speculation_never_or_always_pays(x64):
     numbers = on_h100()
     never = break_even(numbers.serving._replace(acceptance_law=LogitGap(-9.0, 3.5)), numbers.fixed, 1e7, 1024)
-    assert float(never.batch) == 0.0
+    assert float(never.smallest_batch) == np.inf
+    assert float(never.largest_batch) == 0.0
+    assert not bool(never.every_batch)
     assert float(never.target_params) == np.inf
     always = break_even(numbers.serving, numbers.fixed, 1e7, 4)
-    assert float(always.batch) == np.inf
+    assert float(always.smallest_batch) == 1.0
+    assert float(always.largest_batch) == np.inf
+    assert bool(always.every_batch)
     assert float(always.at_design.speedup) > 2
+
+
+def test_speculation_may_pay_from_a_batch_on(x64):
+    """With overheads that a batch shares S rises with it: at 1 a small target is better left alone."""
+    draft, target = ShapeRule(64.0, 32e3, 4096.0, 0.25, 1.0), ShapeRule(100.0, 32e3, 4096.0, 0.125, 2.0)
+    device, law = load_hardware("h100").hardware, LogitGap(0.2, 1.1)
+    serving = Serving(device, BESIROGLU, law, draft, target, 15e12, 4096.0, 3968.0, 256.0)
+    design = Design(1e6, 4.0, 1e12, 64.0, 1.0, 120e6)
+
+    def speedup(batch):
+        return float(best_speculation(serving, design._replace(batch=batch), 1e6).speedup)
+
+    assert [speedup(b) for b in (1.0, 16.0, 256.0, 4096.0)] == pytest.approx([0.970, 0.986, 1.058, 1.090], abs=1e-3)
+    found = break_even(serving, design, 1e6, 4096)
+    assert 16 < float(found.smallest_batch) < 256
+    assert speedup(float(found.smallest_batch) - 1) <= 1 < speedup(float(found.smallest_batch))
+    assert float(found.largest_batch) == np.inf
+    assert bool(found.gapless)
+    assert not bool(found.every_batch)
 
 
 @pytest.mark.slow

@@ -7,13 +7,21 @@ import numpy as np
 import pytest
 
 from sdsl_jax.codesign.engines import engine_settings
+from sdsl_jax.codesign.evaluate import published
 from sdsl_jax.codesign.program import METRICS
 from sdsl_jax.codesign.published_drafts import PUBLISHED_DRAFTS
 from sdsl_jax.codesign.serving_problem import build, memory
 from sdsl_jax.codesign.sizes import non_embedding_params, total_params
-from sdsl_jax.config.codesign_problem import ConstraintsConfig, ObjectiveConfig, VariablesConfig, load_problem
+from sdsl_jax.config.codesign_problem import (
+    ConstraintsConfig,
+    ObjectiveConfig,
+    VariablesConfig,
+    kaplan_penalty,
+    load_problem,
+)
 from sdsl_jax.errors import SdslError
 from sdsl_jax.theory import ModelPoint, ShapeRule
+from sdsl_jax.theory.hardware import Shape, family_shape, round_time
 from sdsl_jax.theory.serving import Design
 
 
@@ -97,6 +105,17 @@ def test_ranges_are_converted_and_free_ones_fit_the_problem():
     assert float(made.numbers.upper.batch) == 1024
 
 
+def test_the_penalty_on_shapes_is_that_of_kaplan_from_the_ratio_it_is_counted_from():
+    """ln²(714.7/64) − ln²(33.3/64) = 5.82 − .43, and 0.03/5.40 = 0.0056."""
+    made = problem(variables={"aspect_ratio": "free"})
+    assert float(made.numbers.serving.aspect_penalty) == pytest.approx(0.0056, abs=5e-5)
+    wide, deep = (1 + kaplan_penalty(48.0) * np.log(r / 48.0) ** 2 for r in (4288 / 6, 1600 / 48))
+    assert wide - deep == pytest.approx(0.03)
+    assert float(problem(laws={"aspect_penalty": 0.0}).numbers.serving.aspect_penalty) == 0.0
+    # Where the shape is no variable nothing is counted.
+    assert float(problem(draft={"aspect_ratio": 160.0}).numbers.serving.aspect_penalty) == 0.0
+
+
 def test_names_of_variables_keep_the_ranges_of_the_file(tmp_path):
     file = tmp_path / "a.toml"
     file.write_text("[target]\nparams = 7e9\n[variables]\nlookahead = [2, 5]\nbatch = [1, 9]\n")
@@ -132,6 +151,10 @@ def test_a_measured_acceptance_fixes_the_draft():
         ({"variables": {"batch": [8.0, 2.0]}}, 'variables.batch is .* it must be "free"'),
         ({"variables": {"lookahead": 3.0}}, "it must be a string or an array of finite numbers"),
         ({"variables": {"lookahead": [0.5, 3.0]}}, "variables.lookahead starts at 0.5; it must be at least 1"),
+        (
+            {"draft": {"aspect_ratio": 160.0}, "variables": {"aspect_ratio": "free"}},
+            "draft.aspect_ratio is 160, .* give laws.aspect_penalty",
+        ),
         ({"optimizer": {"name": "lion"}}, "optimizer.name is 'lion'; it must be one of 'adam'"),
     ],
 )
@@ -156,6 +179,31 @@ def test_published_models_are_what_their_names_say():
         text = draft.name.rpartition("-")[2].lower()
         named = float(text[:-1]) * {"m": 1e6, "b": 1e9}[text[-1]]
         assert draft.total_params == pytest.approx(named, rel=0.25), draft.name
-        blocks = draft.total_params - draft.embedding_tables * draft.vocab_size * draft.width
+        blocks = draft.shape.params
+        assert float(draft.shape.total_params) == pytest.approx(draft.total_params)
         # 12·layers·width², or more where the MLP is wider than 8/3 of the width.
         assert 0.7 < blocks / (12 * draft.layers * draft.width**2) < 2, draft.name
+
+
+def test_published_models_keep_their_layers_and_width(x64):
+    """Llama-3.2-1B, wider in its MLP than 12·l·w², holds 32 kB of cache a position: 16 layers of 8 key-value heads of 64."""
+    made = problem(hardware={"name": "h100", "devices": 4}, workload={"batch": 8, "context": 4096})
+    drafts, found = published(made.task, made.numbers, made.numbers.fixed)
+    i = [draft.name for draft in drafts].index("meta-llama/Llama-3.2-1B")
+    target = memory(made.numbers.serving, made.numbers.fixed).target_bytes / 4
+    cache = 8 * (3968 + 256) * 16 * 2 * 8 * 64 * 2
+    assert float(found.outcome.memory_bytes[i]) == pytest.approx(target + 2 * 1.236e9 + cache, rel=1e-9)
+    lookahead = float(found.design.lookahead[i])
+    given = made.numbers.serving
+    took = round_time(
+        given.hardware,
+        Shape(1.236e9 - 128_256 * 2048, 16, 2048, 2048, 512, 128_256, 1),
+        family_shape(made.numbers.fixed.target_params, given.target_family),
+        lookahead,
+        8.0,
+        4096.0,
+        given.precision,
+        given.draft_precision,
+        4.0,
+    )
+    assert float(found.outcome.round.draft[i]) == pytest.approx(float(took.draft), rel=1e-9)

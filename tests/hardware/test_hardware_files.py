@@ -30,6 +30,7 @@ def test_every_preset_loads_and_is_sane():
         assert 100 < h.flops_per_second / h.bytes_per_second < 1000
         assert 1e-6 < h.layer_seconds < 2e-4
         assert 1e11 < h.link_bytes_per_second < 1e12
+        assert 1e-7 < h.link_seconds < 1e-5
         assert 1e10 < h.memory_bytes < 2e11
         assert h.price_per_hour == 0
 
