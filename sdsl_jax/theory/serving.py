@@ -168,6 +168,11 @@ def acceptance(serving: Serving, design: Design, draft: Shape | None = None) -> 
     )
 
 
+def _prefill_time(hardware: Hardware, shape: Shape, precision: Precision, load: Load) -> Array:
+    """Seconds of reading a prompt: a pass without a head, for only its last token has a distribution that anybody looks at."""
+    return pass_time(hardware, shape._replace(vocab_size=0.0), precision, load)
+
+
 def outcome(serving: Serving, design: Design, draft: Shape | None = None) -> Outcome:
     """Everything that a design gives, as smooth functions of both arguments.
 
@@ -199,10 +204,9 @@ def outcome(serving: Serving, design: Design, draft: Shape | None = None) -> Out
     step = pass_time(hardware, target, s.precision, Load(1.0, design.batch, s.context, s.devices))
     # A prompt's tokens attend to half of it on average.
     half = jnp.asarray(s.prompt_tokens) / 2
-    target_first = pass_time(hardware, target, s.precision, Load(s.prompt_tokens, 1.0, half, s.devices))
-    first = target_first + pass_time(
-        hardware, draft, s.draft_precision, Load(s.prompt_tokens, 1.0, half, s.draft_devices)
-    )
+    reading = Load(s.prompt_tokens, 1.0, half)
+    target_first = _prefill_time(hardware, target, s.precision, reading._replace(devices=s.devices))
+    first = target_first + _prefill_time(hardware, draft, s.draft_precision, reading._replace(devices=s.draft_devices))
     # While a prompt is read no row is decoded, and each request has one for its new tokens.
     batch, share = jnp.asarray(design.batch), jnp.asarray(s.prefill_share)
     prefill = share / s.new_tokens
