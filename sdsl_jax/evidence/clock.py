@@ -114,6 +114,11 @@ def _half(c: Cell, half: int) -> float:
     return float(np.median(c.rates[half::2]))
 
 
+def _best_of_half(found: list[Cell], half: int) -> float:
+    """S on the other half of the repetitions of the decoder that is best on this one."""
+    return _half(max(found, key=lambda c: _half(c, half)), 1 - half)
+
+
 def _paper(c: Cell) -> float:
     """S with the paper's c = N/M, from the same predicted acceptance."""
     cost = c.draft.params_nonembedding / c.target.params_nonembedding
@@ -157,7 +162,7 @@ def _regret(found: list[Cell], chosen: list[Cell], least: float = 0.0, decline: 
     """
 
     def judged(chooses: int, judges: int) -> float:
-        best = max(least, _half(max(found, key=lambda c: _half(c, chooses)), judges))
+        best = max(least, _best_of_half(found, chooses))
         taken = [least if decline and c.predicted < least else _half(c, judges) for c in chosen]
         return float(np.mean([1 - s / best for s in taken]))
 
@@ -206,7 +211,7 @@ def _batches(found: list[Cell]) -> list[dict[str, Any]]:
             of_batch = [c for c in alike if c.batch == batch]
             predicted = max(of_batch, key=lambda c: c.predicted)
             # The best of several noisy ones looks better than it is: it is chosen on one half and judged on the other.
-            best = [_half(max(of_batch, key=lambda c, h=half: _half(c, h)), 1 - half) for half in (0, 1)]
+            best = [_best_of_half(of_batch, half) for half in (0, 1)]
             points.append(
                 {
                     "batch": batch,
