@@ -177,6 +177,7 @@ def test_sensitivities_are_those_of_problems_solved_anew(x64):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 def test_sensitivities_of_total_sizes_are_those_of_problems_solved_anew(x64):
     numbers, h = on_h100(), 1e-4
     found = solved(SPEED, numbers)
