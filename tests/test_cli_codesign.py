@@ -134,6 +134,12 @@ def test_a_limit_that_binds_and_one_that_cannot_be_met(sdsl):
     assert found["feasible"] is False
     assert "no design keeps all constraints: latency of a request is" in found["warnings"][0]
     assert found["sensitivities"] is None
+    assert (found["speculate"], found["engine_settings"]) == (False, None)
+    assert found["warning_severities"][0] == "grave"
+    assert found["warning_severities"] == sorted(found["warning_severities"])
+    out = sdsl(*ON_FOUR[:4], "--batch", "8", "--devices", "1", *LIMIT)[1]
+    assert out.splitlines()[2].startswith("No feasible design: the models do not fit on 1 device")
+    assert "vllm serve" not in out
 
 
 @pytest.mark.slow
@@ -189,7 +195,8 @@ def test_a_device_too_few(sdsl):
     from sdsl_jax.config.codesign_problem import load_problem
 
     made = build(load_problem(None, {"target": {"params": 70e9}, "hardware": {"name": "h100", "devices": 1}}))
-    assert "do not fit on 1 device" in made.notes[0]
+    assert "do not fit on 1 device" in made.misfits[0]
+    assert made.task.constraints == ("memory_bytes",)
 
 
 @pytest.mark.parametrize(

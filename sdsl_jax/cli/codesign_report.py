@@ -33,9 +33,13 @@ def print_answer(console: Console, values: dict[str, Any], config: ProblemConfig
     w = config.workload
     say(f"{question(config)}: prompts of {w.prompt:g} tokens, answers of {w.new_tokens:g}")
     say()
-    for warning in values["warnings"][: _grave(values)]:
+    grave = values["warning_severities"].count("grave")
+    if not values["feasible"]:
+        say(_verdict(values))
+    for warning in values["warnings"][not values["feasible"] : grave]:
         say(f"! {warning}")
-    say(_verdict(values))
+    if values["feasible"]:
+        say(_verdict(values))
     say()
     console.print(_choice(values))
     say(_time(values))
@@ -57,13 +61,8 @@ def print_answer(console: Console, values: dict[str, Any], config: ProblemConfig
     show("Published models in the draft's place, by predicted speed", _published(values["nearest_published"]))
     if values["speculate"]:
         _engines(say, values["engine_settings"], config.hardware.devices, config.draft.devices)
-    for warning in values["warnings"][_grave(values) :]:
+    for warning in values["warnings"][grave:]:
         say(f"warning: {warning}")
-
-
-def _grave(values: dict[str, Any]) -> int:
-    """How many of the warnings, which come gravest first, question the answer as a whole."""
-    return sum(not values["feasible"] or "do not fit" in w or "no probability" in w for w in values["warnings"][:1])
 
 
 def question(config: ProblemConfig) -> str:
@@ -81,6 +80,8 @@ def _both(size: dict[str, float]) -> str:
 
 def _verdict(values: dict[str, Any]) -> str:
     rounded, even = values["rounded"], values["break_even"]
+    if not values["feasible"]:
+        return f"No feasible design: {values['warnings'][0]}"
     if values["speculate"]:
         size = rounded.get("draft_params") or values["design"]["draft_params"]
         return (

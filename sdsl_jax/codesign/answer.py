@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from sdsl_jax.codesign.break_even import break_even
-from sdsl_jax.codesign.caveats import caveats, of_break_even
+from sdsl_jax.codesign.caveats import Caveat, caveats, of_break_even
 from sdsl_jax.codesign.comparisons import candidates, front, money, nearest_published, plain
 from sdsl_jax.codesign.engines import engine_settings
 from sdsl_jax.codesign.evaluate import Landscape, landscape
@@ -64,9 +64,11 @@ def _answer(problem: Problem) -> Answer:
     if float(numbers.serving.hardware.price_per_hour) > 0:
         by_tokens = solve_together(problem, [fixed_at(numbers, "draft_tokens", d) for d in _DRAFT_TOKENS])
         fronts["draft_tokens"] = front(problem, "draft_tokens", _DRAFT_TOKENS, by_tokens)
-    gamma, speculates = round(float(whole.design.lookahead)), float(whole.outcome.speedup) > 1
+    feasible = bool(solved.feasible) and bool(whole.feasible) and not problem.misfits
+    gamma, speculates = round(float(whole.design.lookahead)), feasible and float(whole.outcome.speedup) > 1
     even = _break_even(problem, design)
-    warnings = [*caveats(problem, solved, speculates), *of_break_even(problem, even)]
+    found = caveats(problem, solved, whole, speculates)
+    found += [Caveat(text, False) for text in of_break_even(problem, even)]
     held = memory(numbers.serving, design)
     interval = interval_90(problem)
     values: dict[str, Any] = {
@@ -106,7 +108,7 @@ def _answer(problem: Problem) -> Answer:
             for name, limit, m in zip(problem.task.constraints, np.asarray(numbers.limits), solved.multipliers)
             if float(m) > 1e-6
         ],
-        "feasible": bool(solved.feasible),
+        "feasible": feasible,
         "kkt_residual": float(solved.kkt_residual),
         "starts_agreeing": float(solved.starts_agreeing),
         "interval_90": interval.values,
@@ -118,10 +120,13 @@ def _answer(problem: Problem) -> Answer:
         "pareto": fronts,
         "break_even": even,
         "candidates": candidates(problem, solved),
-        "engine_settings": engine_settings(gamma, problem.devices, config.draft.name, config.target.name)
+        "engine_settings": None
+        if not feasible
+        else engine_settings(gamma, problem.devices, config.draft.name, config.target.name)
         | {"speedup_with_draft_on_all_devices": _on_all_devices(problem, whole)},
         "nearest_published": nearest_published(problem, solved),
-        "warnings": warnings,
+        "warnings": [one.text for one in found],
+        "warning_severities": ["grave" if one.grave else "note" for one in found],
     }
     return Answer(values, solved)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,9 +18,22 @@ from sdsl_jax.theory.serving import Design, Outcome, shapes
 _HEAD = 64
 
 
-def caveats(problem: Problem, solved: Solved, speculates: bool) -> list[str]:
-    """All warnings about a solved problem."""
-    return [
+class Caveat(NamedTuple):
+    """A warning.
+
+    Attributes:
+      text: one sentence.
+      grave: whether it questions the answer as a whole.
+    """
+
+    text: str
+    grave: bool
+
+
+def caveats(problem: Problem, solved: Solved, whole: Solved, speculates: bool) -> list[Caveat]:
+    """All warnings about a solved problem and its optimum in whole numbers, the grave ones first."""
+    grave = [*problem.misfits, *_of_the_constraints(problem, solved, whole), *_of_the_acceptance(solved)]
+    others = [
         *problem.notes,
         *_of_the_optimum(problem, solved, speculates),
         *_of_the_laws(problem, solved.design, solved.outcome),
@@ -29,24 +42,38 @@ def caveats(problem: Problem, solved: Solved, speculates: bool) -> list[str]:
         *(f"loss law: {w}" for w in problem.loss.warnings),
         *(f"acceptance law: {w}" for w in problem.acceptance.warnings),
     ]
+    return [*(Caveat(text, True) for text in grave), *(Caveat(text, False) for text in others)]
+
+
+def _of_the_constraints(problem: Problem, solved: Solved, whole: Solved) -> list[str]:
+    """Which constraints no design keeps; that of memory is told by the misfits of the problem where nothing fits."""
+    if bool(solved.feasible):
+        if bool(whole.feasible):
+            return []
+        return ["no design of a whole lookahead and batch keeps all constraints, though one of broken numbers does"]
+    limits = dict(zip(problem.task.constraints, np.asarray(problem.numbers.limits)))
+    broken = [
+        f"{METRICS[name]} is {float(getattr(solved.outcome, name)):.3g} at best, and may be {float(limit):.3g} {unit_of(name)}"
+        for name, limit in limits.items()
+        if float(getattr(solved.outcome, name)) > float(limit) * (1 + 1e-6)
+        and not (problem.misfits and name == "memory_bytes")
+    ]
+    if problem.misfits and not broken:
+        return []
+    return ["no design keeps all constraints: " + "; ".join(broken or ["they contradict each other"])]
+
+
+def _of_the_acceptance(solved: Solved) -> list[str]:
+    alpha = float(solved.outcome.acceptance)
+    if alpha < 1:
+        return []
+    return [f"the acceptance law gives α = {alpha:.2f} ≥ 1, which is no probability: the optimum is not to be trusted"]
 
 
 def _of_the_optimum(problem: Problem, solved: Solved, speculates: bool) -> list[str]:
     task, found = problem.task, []
-    if not bool(solved.feasible):
-        broken = [
-            f"{METRICS[name]} is {float(getattr(solved.outcome, name)):.3g} at best, and may be {float(limit):.3g} "
-            f"{unit_of(name)}"
-            for name, limit in zip(task.constraints, np.asarray(problem.numbers.limits))
-            if float(getattr(solved.outcome, name)) > float(limit) * (1 + 1e-6)
-        ]
-        found.append("no design keeps all constraints: " + "; ".join(broken or ["they contradict each other"]))
     alpha = float(solved.outcome.acceptance)
-    if alpha >= 1:
-        found.append(
-            f"the acceptance law gives α = {alpha:.2f} ≥ 1, which is no probability: the optimum is not to be trusted"
-        )
-    elif alpha <= 0:
+    if alpha <= 0:
         found.append(f"the acceptance law gives α = {alpha:.2f} ≤ 0: none of the draft's tokens would be accepted")
     for name, low, high in zip(task.variables, np.asarray(solved.at_lower), np.asarray(solved.at_upper)):
         # Without speculation a lookahead of 1 is the least bad of all, and said to be so.

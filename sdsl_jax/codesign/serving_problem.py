@@ -56,6 +56,7 @@ class Problem:
       acceptance: the acceptance law; the constant of a measured α where there is one.
       hardware: the device, and what is known about its numbers.
       notes: what had to be decided on the way.
+      misfits: why no design fits in the devices' memory; empty where one does, or nothing is known.
     """
 
     config: ProblemConfig
@@ -65,6 +66,7 @@ class Problem:
     acceptance: LoadedLaw
     hardware: HardwareFile
     notes: tuple[str, ...]
+    misfits: tuple[str, ...] = ()
 
     @property
     def counted(self) -> str:
@@ -217,7 +219,7 @@ def build(config: ProblemConfig) -> Problem:
         fixed = Design(first, 4.0, c.draft.tokens, c.draft.aspect_ratio, c.workload.batch, target)
         lower = fixed._replace(**{k: low for k, (low, _) in ranges.items()})
         upper = fixed._replace(**{k: high for k, (_, high) in ranges.items()})
-        limits, notes = _with_memory(limits, serving, lower)
+        limits, notes, misfits = _with_memory(limits, serving, lower)
         numbers = Numbers(
             serving, fixed, lower, upper, np.asarray(list(objective.values())), np.asarray(list(limits.values()))
         )
@@ -230,7 +232,7 @@ def build(config: ProblemConfig) -> Problem:
         steps=c.optimizer.steps,
         rounds=c.optimizer.rounds if limits else 1,
     )
-    return Problem(config, task, numbers, loss, alpha, replace(hardware, hardware=device), tuple(notes))
+    return Problem(config, task, numbers, loss, alpha, replace(hardware, hardware=device), notes, misfits)
 
 
 def _ranges(
@@ -258,17 +260,21 @@ def _ranges(
     return found
 
 
-def _with_memory(limits: dict[str, float], serving: Serving, lower: Design) -> tuple[dict[str, float], list[str]]:
-    """The limits, and that of the devices' memory where it can be met at all."""
+def _with_memory(
+    limits: dict[str, float], serving: Serving, lower: Design
+) -> tuple[dict[str, float], tuple[str, ...], tuple[str, ...]]:
+    """The limits with that of the devices' memory, what there is to note, and why nothing fits where nothing does."""
     held = memory(serving, lower)
     if held.fits is None:
-        return limits, ["the memory of the device is not known: nothing says whether the models fit"]
+        return limits, ("the memory of the device is not known: nothing says whether the models fit",), ()
+    limits = {"memory_bytes": held.usable_bytes} | limits
     if held.fits:
-        return {"memory_bytes": held.usable_bytes} | limits, []
+        return limits, (), ()
     needed = f"; {held.smallest_devices} would do" if held.smallest_devices else ""
     count = int(serving.devices)
-    return limits, [
+    text = (
         f"the models do not fit on {count} device{'s' * (count > 1)}: weights and caches of even the smallest draft and batch "
         f"take {held.per_device_bytes / 1e9:.3g} GB of each device, of whose {held.capacity_bytes / 1e9:.3g} GB "
         f"{MEMORY_SHARE:.0%} can be used{needed}; times are as if they fitted"
-    ]
+    )
+    return limits, (), (text,)

@@ -66,7 +66,8 @@ def draw_landscape(surface: Landscape, path: np.ndarray | None, values: dict[str
                 mec="black",
                 ms=14,
                 ls="",
-                label=f"optimum, S = {values['speedup']:.2f}",
+                label=("optimum" if values["feasible"] else "breaks the limits least")
+                + f", S = {values['speedup']:.2f}",
             )
         )
         if values["candidates"]:
@@ -96,7 +97,8 @@ def _forbid(axis: Any, surface: Landscape) -> None:
         axis.contourf(
             surface.draft_params, surface.lookahead, forbidden, levels=[0.5, 1.5], colors="none", hatches=["///"]
         )
-        axis.contour(surface.draft_params, surface.lookahead, forbidden, levels=[0.5], colors="white", linewidths=1)
+        if surface.allowed.any():
+            axis.contour(surface.draft_params, surface.lookahead, forbidden, levels=[0.5], colors="white", linewidths=1)
 
 
 def _mark(axis: Any, surface: Landscape, candidates: list[dict[str, Any]]) -> None:

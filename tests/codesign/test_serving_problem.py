@@ -84,11 +84,11 @@ def test_memory_by_hand():
     assert made.task.constraints == ("memory_bytes",)
 
 
-def test_what_does_not_fit_is_said_and_not_constrained():
+def test_what_does_not_fit_is_said_and_no_design_is_feasible():
     made = problem(hardware={"name": "h100", "devices": 1})
-    assert made.task.constraints == ()
-    assert "do not fit on 1 device" in made.notes[0]
-    assert "2 would do" in made.notes[0] or "4 would do" in made.notes[0]
+    assert made.task.constraints == ("memory_bytes",)
+    assert "do not fit on 1 device" in made.misfits[0]
+    assert "2 would do" in made.misfits[0] or "4 would do" in made.misfits[0]
 
 
 def test_context_and_prompt_follow_from_each_other():

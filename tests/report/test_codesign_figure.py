@@ -64,6 +64,7 @@ def test_a_picture(problem, surface, tmp_path):
         "design": {"draft_params": {"non_embedding": 3e8}},
         "lookahead": 4.2,
         "speedup": 1.9,
+        "feasible": True,
         "candidates": candidates,
     }
     path = np.geomspace([1e9, 9.0], [3e8, 4.2], 50)
