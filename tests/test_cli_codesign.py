@@ -200,6 +200,22 @@ def test_a_device_too_few(sdsl):
 
 
 @pytest.mark.parametrize(
+    ("lookahead", "words"),
+    [
+        ((2.2, 2.8), "a whole number must lie in it"),
+        ((1.0, 1e9), "variables.lookahead ends at 1e+09; it must be at most 64"),
+    ],
+)
+def test_ranges_of_the_lookahead_hold_a_whole_number_and_end(lookahead, words):
+    from sdsl_jax.config.codesign_problem import VariablesConfig
+    from sdsl_jax.errors import SdslError
+
+    with pytest.raises(SdslError) as error:
+        VariablesConfig(lookahead=lookahead)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ((), "no target was given; give --target-params"),
@@ -216,6 +232,7 @@ def test_a_device_too_few(sdsl):
         (("--target-params", "7B", "--loss-law", "none.json"), "none.json"),
         (("--target-params", "7B", "--picture", "a.gif"), "its name must end in .png"),
         (("--target-params", "1k"), "smaller than its embeddings"),
+        (("--target-params", "7B", "--batch", "8.5"), "workload.batch is 8.5; it must be a whole number of rows"),
         (
             ("--target-params", "7B", "--prefill", "there"),
             "workload.prefill is 'there'; it must be one of 'here', 'elsewhere'",

@@ -12,7 +12,7 @@ import numpy as np
 
 from sdsl_jax.codesign.program import Numbers, Task
 from sdsl_jax.codesign.sizes import non_embedding_params, total_params
-from sdsl_jax.config.codesign_problem import DraftConfig, ProblemConfig, TargetConfig
+from sdsl_jax.config.codesign_problem import LARGEST_LOOKAHEAD, DraftConfig, ProblemConfig, TargetConfig
 from sdsl_jax.errors import require
 from sdsl_jax.hardware import HardwareFile, load_hardware
 from sdsl_jax.prediction.laws import LoadedLaw, acceptance_law, loss_law
@@ -33,7 +33,12 @@ _UNITS = {
     "loss": "nats per token",
 }
 # Ranges of variables that are free without one, where they do not depend on the problem.
-_FREE = {"lookahead": (1.0, 64.0), "batch": (1.0, 1024.0), "draft_tokens": (1e10, 1e14), "aspect_ratio": (8.0, 512.0)}
+_FREE = {
+    "lookahead": (1.0, float(LARGEST_LOOKAHEAD)),
+    "batch": (1.0, 1024.0),
+    "draft_tokens": (1e10, 1e14),
+    "aspect_ratio": (8.0, 512.0),
+}
 # Drafts from a 10,000th of the target to its own size, and of a million non-embedding parameters or more: smaller ones are
 # embeddings and little else, to which no law of sizes was fitted. Targets from a tenth to ten times the one that was given.
 _DRAFT_SHARE, _TARGET_RANGE = 1e-4, 10.0

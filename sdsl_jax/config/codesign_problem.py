@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sdsl_jax.config.shape_penalty import LARGEST_REFERENCE, kaplan_penalty
 from sdsl_jax.config.toml import from_dict
 from sdsl_jax.errors import SdslError, require
 
 # Beyond any model, corpus or machine, and far within what single precision holds.
 _LARGEST = 1e18
+LARGEST_LOOKAHEAD = 64
 
 
 def _positive(section: str, config: Any, *names: str) -> None:
@@ -129,6 +131,7 @@ class WorkloadConfig:
     def __post_init__(self):
         _positive("workload", self, "new_tokens", "volume_tokens")
         require(1 <= self.batch <= 1e6, f"workload.batch is {self.batch:g}; it must lie in [1, 1e6].")
+        require(self.batch == int(self.batch), f"workload.batch is {self.batch:g}; it must be a whole number of rows.")
         require(self.new_tokens >= 1, f"workload.new_tokens is {self.new_tokens:g}; it must be at least 1.")
         for name in ("context", "prompt_tokens"):
             value = getattr(self, name)
@@ -143,20 +146,6 @@ class WorkloadConfig:
     def prompt(self) -> float:
         """Tokens of a prompt."""
         return self.prompt_tokens or max(1.0, self.mean_context - self.new_tokens / 2)
-
-
-def kaplan_penalty(reference: float) -> float:
-    """κ of Kaplan et al. (2001.08361, Fig. 5) for losses that are least at the aspect ratio `reference`.
-
-    They find a model of 6 layers, 4288 wide, within 3 % of the loss of one of 48 layers, 1600 wide: ratios of 714.7 and 33.3. So
-    κ·[ln²(714.7/r₀) − ln²(33.3/r₀)] = 0.03: 0.0056 at r₀ = 64. Past the middle of the two the first would be the better one.
-    """
-    wide, deep = (math.log(ratio / reference) ** 2 for ratio in (4288 / 6, 1600 / 48))
-    return 0.03 / (wide - deep)
-
-
-# Nearer to 154, the middle of the two ratios, their losses say little about κ, and there it would be infinite.
-_LARGEST_REFERENCE = 128.0
 
 
 @dataclass(frozen=True)
@@ -244,6 +233,16 @@ class VariablesConfig:
             )
             if name in ("lookahead", "batch") and isinstance(value, tuple):
                 require(value[0] >= 1, f"variables.{name} starts at {value[0]:g}; it must be at least 1.")
+                require(
+                    math.ceil(value[0]) <= value[1],
+                    f"variables.{name} is {shown!r}; a whole number must lie in it.",
+                )
+        if isinstance(self.lookahead, tuple):
+            highest = self.lookahead[1]
+            require(
+                highest <= LARGEST_LOOKAHEAD,
+                f"variables.lookahead ends at {highest:g}; it must be at most {LARGEST_LOOKAHEAD}.",
+            )
 
     def given(self) -> dict[str, str | tuple[float, ...]]:
         """The variables; draft size and lookahead where none is named."""
@@ -295,11 +294,11 @@ class ProblemConfig:
             f"draft.acceptance is {self.draft.acceptance:g}, measured with one draft; variables.draft_params must not be given.",
         )
         require(
-            self.draft.aspect_ratio <= _LARGEST_REFERENCE
+            self.draft.aspect_ratio <= LARGEST_REFERENCE
             or self.laws.aspect_penalty is not None
             or not self.variables.aspect_ratio,
             f"draft.aspect_ratio is {self.draft.aspect_ratio:g}, for which no penalty on shapes follows from Kaplan et al. (to "
-            f"{_LARGEST_REFERENCE:g}); give laws.aspect_penalty.",
+            f"{LARGEST_REFERENCE:g}); give laws.aspect_penalty.",
         )
 
     @property
@@ -308,7 +307,7 @@ class ProblemConfig:
         if self.laws.aspect_penalty is not None:
             return self.laws.aspect_penalty
         reference = self.draft.aspect_ratio
-        return kaplan_penalty(reference) if reference <= _LARGEST_REFERENCE else 0.0
+        return kaplan_penalty(reference) if reference <= LARGEST_REFERENCE else 0.0
 
 
 def load_problem(
