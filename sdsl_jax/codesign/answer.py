@@ -122,7 +122,9 @@ def _answer(problem: Problem) -> Answer:
         "candidates": candidates(problem, solved),
         "engine_settings": None
         if not feasible
-        else engine_settings(gamma, problem.devices, config.draft.name, config.target.name)
+        else engine_settings(
+            gamma, problem.devices, config.draft.name, config.target.name, round(float(whole.design.batch))
+        )
         | {"speedup_with_draft_on_all_devices": _on_all_devices(problem, whole)},
         "nearest_published": nearest_published(problem, solved),
         "warnings": [one.text for one in found],

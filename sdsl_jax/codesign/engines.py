@@ -23,8 +23,10 @@ NOTES = (
     "likely token, which the target accepts with its own probability of it",
 )
 
+_ONE_ROW = "assisted generation of Transformers takes a batch of 1 only: its settings are not for the batch of {} here"
 
-def engine_settings(lookahead: int, devices: int, draft: str = "", target: str = "") -> dict[str, Any]:
+
+def engine_settings(lookahead: int, devices: int, draft: str = "", target: str = "", batch: int = 1) -> dict[str, Any]:
     """Settings for three engines.
 
     Args:
@@ -32,6 +34,7 @@ def engine_settings(lookahead: int, devices: int, draft: str = "", target: str =
       devices: of the target.
       draft: path or name of the draft; a placeholder if empty.
       target: path or name of the target; a placeholder if empty.
+      batch: rows that are decoded together.
     """
     draft, target = draft or _DRAFT, target or _TARGET
     vllm = {
@@ -52,11 +55,15 @@ def engine_settings(lookahead: int, devices: int, draft: str = "", target: str =
             f"--speculative-eagle-topk 1 --speculative-num-draft-tokens {lookahead + 1}",
         },
         "hugging_face": {
-            "code": f'draft = AutoModelForCausalLM.from_pretrained("{draft}")\n'
+            "code": "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+            f'tokenizer = AutoTokenizer.from_pretrained("{target}")\n'
+            f'target = AutoModelForCausalLM.from_pretrained("{target}", dtype="auto", device_map="auto")\n'
+            f'draft = AutoModelForCausalLM.from_pretrained("{draft}", dtype="auto", device_map="auto")\n'
+            'inputs = tokenizer("a prompt", return_tensors="pt").to(target.device)\n'
             f"draft.generation_config.num_assistant_tokens = {lookahead}\n"
             'draft.generation_config.num_assistant_tokens_schedule = "constant"\n'
             "draft.generation_config.assistant_confidence_threshold = 0.0\n"
             "target.generate(**inputs, assistant_model=draft, do_sample=True)",
         },
-        "notes": list(NOTES),
+        "notes": [*NOTES, *([_ONE_ROW.format(batch)] if batch > 1 else [])],
     }

@@ -170,7 +170,15 @@ def test_engines_are_told_the_lookahead():
     assert told["vllm"]["speculative_config"]["draft_tensor_parallel_size"] == 4
     for words in ("--speculative-num-steps 5", "--speculative-num-draft-tokens 6", "--speculative-eagle-topk 1"):
         assert words in told["sglang"]["command"]
-    assert "num_assistant_tokens = 5" in told["hugging_face"]["code"]
+    code = told["hugging_face"]["code"]
+    assert "num_assistant_tokens = 5" in code
+    assert 'target = AutoModelForCausalLM.from_pretrained("a/target"' in code
+    compile(code, "snippet", "exec")
+
+
+def test_assisted_generation_takes_one_row():
+    assert not any("batch of 1 only" in note for note in engine_settings(5, 4)["notes"])
+    assert "batch of 1 only" in engine_settings(5, 4, batch=8)["notes"][-1]
 
 
 def test_published_models_are_what_their_names_say():
