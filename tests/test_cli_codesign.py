@@ -70,7 +70,8 @@ def test_fields_and_what_they_hold(sdsl):
     assert small["draft_params"]["non_embedding"] < 60e6
     assert 0 < small["regret"] < large["regret"]
     assert small["speedup"] < found["speedup"]
-    assert small["regret"] == pytest.approx(found["speedup"] / small["speedup"] - 1, rel=1e-6)
+    assert small["regret"] == pytest.approx(1 - small["speedup"] / found["speedup"], rel=1e-6)
+    assert small["objective_loss"] == pytest.approx(found["speedup"] / small["speedup"] - 1, rel=1e-6)
     assert len(found["sensitivities"]) == 8
     first = found["sensitivities"][0]
     assert first["quantity"] == "exponent a of size in the loss law"

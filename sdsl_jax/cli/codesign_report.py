@@ -195,7 +195,7 @@ def _uncertainty(values: dict[str, Any]) -> str:
 
 def _candidates(rows: list[dict[str, Any]]) -> Table:
     table = Table()
-    for label in ("draft", "γ", "α", "speed-up", "tokens/s", "latency", "memory", "loss against the optimum"):
+    for label in ("draft", "γ", "α", "speed-up", "tokens/s", "latency", "memory", "speed-up lost"):
         table.add_column(label, justify="right")
     for row in rows:
         fits = "" if row["fits"] is not False else " does not fit"

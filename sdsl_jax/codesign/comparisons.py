@@ -40,7 +40,7 @@ def _loss(rows: Evaluated, solved: Solved) -> list[float]:
 def _rows(problem: Problem, rows: Evaluated, solved: Solved) -> list[dict[str, Any]]:
     """Evaluated designs, a row each."""
     found = []
-    for i, regret in enumerate(_loss(rows, solved)):
+    for i, loss in enumerate(_loss(rows, solved)):
         design, given = jax.tree.map(lambda x, i=i: x[i], (rows.design, rows.outcome))
         held = memory(problem.numbers.serving, design)
         found.append(
@@ -54,7 +54,8 @@ def _rows(problem: Problem, rows: Evaluated, solved: Solved) -> list[dict[str, A
                 "per_device_bytes": held.per_device_bytes,
                 "fits": held.fits,
                 "within_constraints": bool(rows.allowed[i]),
-                "regret": regret,
+                "regret": 1 - float(given.speedup) / float(solved.outcome.speedup),
+                "objective_loss": loss,
             }
         )
     return found
@@ -75,11 +76,11 @@ def candidates(problem: Problem, solved: Solved) -> list[dict[str, Any]]:
 def nearest_published(problem: Problem, solved: Solved) -> list[dict[str, Any]]:
     """Of each published family the model of the best predicted objective; all of the target's, if its name tells the family."""
     drafts, found = published(problem.task, problem.numbers, solved.design)
-    regrets = np.expm1(found.objective - float(solved.objective))
+    losses = np.expm1(found.objective - float(solved.objective))
     target = problem.config.target.name.lower()
     sizes, lookaheads = np.asarray(found.design.draft_params), np.asarray(found.design.lookahead)
     smaller = [i for i in range(len(drafts)) if sizes[i] < float(solved.design.target_params)]
-    ranked = sorted((i for i in smaller if drafts[i].targets), key=lambda i: float(regrets[i]))
+    ranked = sorted((i for i in smaller if drafts[i].targets), key=lambda i: float(losses[i]))
     own = [i for i in ranked if target and any(part in target for part in _stems(drafts[i].targets))]
     first = [i for n, i in enumerate(ranked) if drafts[i].family not in {drafts[j].family for j in ranked[:n]}]
     return [
@@ -92,7 +93,8 @@ def nearest_published(problem: Problem, solved: Solved) -> list[dict[str, Any]]:
             "acceptance": float(found.outcome.acceptance[i]),
             "speedup": float(found.outcome.speedup[i]),
             "within_constraints": bool(found.allowed[i]),
-            "regret": float(regrets[i]),
+            "regret": 1 - float(found.outcome.speedup[i]) / float(solved.outcome.speedup),
+            "objective_loss": float(losses[i]),
         }
         for i in (own or first)[:_NEAREST]
     ]
