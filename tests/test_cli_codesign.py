@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from sdsl_jax import cli
-from sdsl_jax.cli.codesign_report import _paying_batches
+from sdsl_jax.cli.codesign_report import _paying_batches, _verdict
 
 KEYS = {
     "speculate", "variables", "objective", "speedup", "acceptance", "tokens_per_round", "lookahead", "cost_breakdown",
@@ -198,6 +198,20 @@ def test_a_device_too_few(sdsl):
     made = build(load_problem(None, {"target": {"params": 70e9}, "hardware": {"name": "h100", "devices": 1}}))
     assert "do not fit on 1 device" in made.misfits[0]
     assert made.task.constraints == ("memory_bytes",)
+
+
+@pytest.mark.parametrize(
+    ("variables", "candidates", "words"),
+    [
+        (["draft_params", "lookahead"], [], " It pays for targets from 1.00B"),
+        (["draft_params", "lookahead"], [{}], " With another draft it pays for targets from 1.00B"),
+        (["lookahead"], [], " With another draft it pays for targets from 1.00B"),
+    ],
+)
+def test_where_drafts_were_given_it_is_another_that_pays(variables, candidates, words):
+    even = {"pays_at_some_batch": False, "target_params": {"total": 1e9}, "pays_for_every_target": False}
+    values = {"feasible": True, "speculate": False, "rounded": {"speedup": 0.9}, "break_even": even}
+    assert words[:-5] in _verdict(values | {"variables": dict.fromkeys(variables), "candidates": candidates})
 
 
 @pytest.mark.parametrize(

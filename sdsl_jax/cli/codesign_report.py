@@ -91,10 +91,13 @@ def _verdict(values: dict[str, Any]) -> str:
     text = f"Do not speculate: the best choice is {rounded['speedup']:.2f} times as fast as the target alone."
     if even is None:
         return text
+    # Break-evens are those of the best draft of the law, which need not be one that was asked about.
+    given = bool(values["candidates"]) or "draft_params" not in values["variables"]
+    pays = "With another draft it pays" if given else "It pays"
     if even["pays_at_some_batch"]:
-        text += f" It pays at {_paying_batches(even)}."
+        text += f" {pays} at {_paying_batches(even)}."
     if even["target_params"]:
-        text += f" It pays for targets from {short_count(even['target_params']['total'])} parameters on."
+        text += f" {pays} for targets from {short_count(even['target_params']['total'])} parameters on."
     elif not even["pays_for_every_target"] and not even["pays_at_some_batch"]:
         text += " No batch and no target size considered makes it pay."
     return text

@@ -198,4 +198,10 @@ def _of_the_workload(problem: Problem, given: Outcome) -> list[str]:
             f"prompts of {w.prompt:g} tokens are longer than the mean context of {w.mean_context:g}, which holds the prompt and "
             "half of the new tokens"
         )
+    asked = w.prompt_tokens + w.new_tokens / 2
+    if w.context and w.prompt_tokens and w.prompt <= w.mean_context and w.context > 1.05 * asked:
+        found.append(
+            f"the mean context of {w.context:g} is longer than prompts of {w.prompt_tokens:g} and half of {w.new_tokens:g} new "
+            f"tokens make it, {asked:g}: one of them is wrong"
+        )
     return found

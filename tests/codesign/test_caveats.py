@@ -1,8 +1,10 @@
 """What is said about links and heads."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from sdsl_jax.codesign.caveats import _of_the_device
+from sdsl_jax.codesign.caveats import _of_the_device, _of_the_workload
 from sdsl_jax.codesign.serving_problem import build
 from sdsl_jax.config.codesign_problem import load_problem
 
@@ -15,3 +17,17 @@ def test_links_are_assumed_and_heads_are_whole(devices, draft_devices):
     found = _of_the_device(made, made.numbers.fixed._replace(draft_params=1e7))
     assert any("latency of links between devices of h100 is assumed, 2 µs" in w for w in found) == (devices > 1)
     assert any("has 5 heads of 64, fewer than its 8 devices" in w for w in found) == (draft_devices == 8)
+
+
+@pytest.mark.parametrize(
+    ("context", "prompt", "words"),
+    [
+        (1000, 2000, "are longer than the mean context"),
+        (4000, 1000, "is longer than prompts of 1000"),
+        (1128, 1000, None),
+    ],
+)
+def test_contexts_and_prompts_that_contradict_each_other(context, prompt, words):
+    sections = {"target": {"params": 7e9}, "workload": {"context": context, "prompt_tokens": prompt}}
+    found = _of_the_workload(build(load_problem(None, sections)), SimpleNamespace(prefill_load=0.0))
+    assert [words in text for text in found] == ([True] if words else [])
