@@ -14,6 +14,7 @@ from sdsl_jax.cli.terminal import standard_console
 from sdsl_jax.errors import SdslError, require
 
 _FILE = tyro.conf.arg(metavar="[FILE.toml]")
+_MODEL = tyro.conf.arg(metavar="NAME")
 _COUNT = tyro.conf.arg(metavar="COUNT")
 _COUNTS = tyro.conf.arg(metavar="COUNT[,COUNT...]")
 _NUMBER = tyro.conf.arg(metavar="X")
@@ -29,6 +30,7 @@ _PICTURE = tyro.conf.arg(metavar="FILE.png")
 # Where each flag goes in the file; those of them that are counts, such as 30B, and those that are whole.
 _PLACES = {
     "target_params": ("target", "params"),
+    "target_name": ("target", "name"),
     "target_tokens": ("target", "tokens"),
     "vocab_size": ("target", "vocab_size"),
     "aspect_ratio": ("target", "aspect_ratio"),
@@ -56,6 +58,7 @@ _PLACES = {
 def codesign(
     file: Annotated[Path | None, tyro.conf.Positional, _FILE] = None,
     target_params: Annotated[str, _COUNT] = "",
+    target_name: Annotated[str, _MODEL] = "",
     target_tokens: Annotated[str, _COUNT] = "",
     draft_tokens: Annotated[str, _COUNT] = "",
     hardware: Annotated[str, _DEVICE] = "",
@@ -95,6 +98,7 @@ def codesign(
         file: the problem as TOML, sections [target], [draft], [hardware], [workload], [laws], [objective], [constraints],
             [variables] and [optimizer].
         target_params: size of the target.
+        target_name: of the target, such as Qwen/Qwen3-32B, for engines and for published drafts with its tokenizer.
         target_tokens: training tokens of the target; 15T if left out.
         draft_tokens: training tokens of the draft; 1T if left out.
         hardware: a100, h100, h200, v5e, v6e, or the file of a device; h100 if left out.
@@ -163,7 +167,7 @@ def _changes(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
     changes: dict[str, dict[str, Any]] = {}
     for name, value in given.items():
         section, key = _PLACES[name]
-        named = (section in ("hardware", "laws") or key == "prefill") and isinstance(value, str)
+        named = (section in ("hardware", "laws") or key in ("prefill", "name")) and isinstance(value, str)
         if isinstance(value, str) and not named:
             value = parse_count(value, f"--{name.replace('_', '-')}")
         _add(changes, section, **{key: value})

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from sdsl_jax.codesign.program import Solved
+from sdsl_jax.codesign.published_drafts import family_of_drafts
 from sdsl_jax.codesign.serving_problem import Problem, unit_of
 from sdsl_jax.codesign.wording import METRICS, VARIABLES
 from sdsl_jax.formatting import short_count
@@ -188,6 +189,11 @@ def _of_the_device(problem: Problem, design: Design) -> list[str]:
 
 def _of_the_workload(problem: Problem, given: Outcome) -> list[str]:
     w, found, load = problem.config.workload, [], float(given.prefill_load)
+    name = problem.config.target.name
+    if name and family_of_drafts(name) is None:
+        found.append(
+            f"no published draft is known to share the tokenizer of {name}: the published models are of all families"
+        )
     if load > 0.5:
         found.append(
             f"prefill takes {load:.0%} of the time, and limits S: with prompts read elsewhere it would be "

@@ -10,6 +10,7 @@ import numpy as np
 
 from sdsl_jax.codesign.evaluate import Evaluated, at_best_lookahead, published
 from sdsl_jax.codesign.program import Solved
+from sdsl_jax.codesign.published_drafts import family_of_drafts
 from sdsl_jax.codesign.serving_problem import Problem, memory
 from sdsl_jax.theory.serving import Design, Outcome
 
@@ -77,11 +78,11 @@ def nearest_published(problem: Problem, solved: Solved) -> list[dict[str, Any]]:
     """Of each published family the model of the best predicted objective; all of the target's, if its name tells the family."""
     drafts, found = published(problem.task, problem.numbers, solved.design)
     losses = np.expm1(found.objective - float(solved.objective))
-    target = problem.config.target.name.lower()
+    family = family_of_drafts(problem.config.target.name)
     sizes, lookaheads = np.asarray(found.design.draft_params), np.asarray(found.design.lookahead)
     smaller = [i for i in range(len(drafts)) if sizes[i] < float(solved.design.target_params)]
     ranked = sorted((i for i in smaller if drafts[i].targets), key=lambda i: float(losses[i]))
-    own = [i for i in ranked if target and any(part in target for part in _stems(drafts[i].targets))]
+    own = [i for i in ranked if drafts[i].family == family]
     first = [i for n, i in enumerate(ranked) if drafts[i].family not in {drafts[j].family for j in ranked[:n]}]
     return [
         {
@@ -98,11 +99,6 @@ def nearest_published(problem: Problem, solved: Solved) -> list[dict[str, Any]]:
         }
         for i in (own or first)[:_NEAREST]
     ]
-
-
-def _stems(targets: str) -> list[str]:
-    """Beginnings of model names within the description of what shares a tokenizer, in lower case."""
-    return [word.rpartition("-")[0].lower() for word in targets.replace(",", " ").split() if "-" in word]
 
 
 def front(problem: Problem, name: str, values: Sequence[float], found: Sequence[Solved]) -> list[dict[str, Any]]:

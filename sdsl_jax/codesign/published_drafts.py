@@ -81,3 +81,19 @@ PUBLISHED_DRAFTS = (
     PublishedDraft("EleutherAI/pythia-1.4b", 1.415e9, 24, 2048, 1.0, *_PYTHIA),
     PublishedDraft("EleutherAI/pythia-2.8b", 2.775e9, 32, 2560, 1.0, *_PYTHIA),
 )
+
+# How the names of targets begin, after the publisher and in lower case, that share the tokenizer of a family of drafts.
+_TARGETS = {
+    "opt": ("opt-",),
+    "Qwen2.5": ("qwen2.5-",),
+    "Qwen3": ("qwen3-",),
+    "Llama": ("llama-3.1-", "llama-3.3-", "meta-llama-3.1-"),
+    "SmolLM2": ("smollm2-",),
+    "pythia": ("pythia-", "gpt-neox-"),
+}
+
+
+def family_of_drafts(target: str) -> str | None:
+    """The family of drafts that share the tokenizer of a target, by the target's name; None if the name tells none."""
+    name = target.rpartition("/")[2].lower()
+    return next((family for family, starts in _TARGETS.items() if name.startswith(starts)), None)

@@ -9,7 +9,7 @@ import pytest
 from sdsl_jax.codesign.engines import engine_settings
 from sdsl_jax.codesign.evaluate import published
 from sdsl_jax.codesign.program import METRICS
-from sdsl_jax.codesign.published_drafts import PUBLISHED_DRAFTS
+from sdsl_jax.codesign.published_drafts import PUBLISHED_DRAFTS, family_of_drafts
 from sdsl_jax.codesign.serving_problem import build, memory
 from sdsl_jax.codesign.sizes import non_embedding_params, total_params
 from sdsl_jax.config.codesign_problem import (
@@ -174,6 +174,20 @@ def test_engines_are_told_the_lookahead():
     assert "num_assistant_tokens = 5" in code
     assert 'target = AutoModelForCausalLM.from_pretrained("a/target"' in code
     compile(code, "snippet", "exec")
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("facebook/opt-30b", "opt"),
+        ("Qwen/Qwen3-30B-A3B", "Qwen3"),
+        ("meta-llama/Llama-3.1-70B", "Llama"),
+        ("a/mine", None),
+    ],
+)
+def test_families_of_drafts_by_the_name_of_the_target(name, family):
+    assert family_of_drafts(name) == family
+    assert family is None or family in {draft.family for draft in PUBLISHED_DRAFTS}
 
 
 def test_assisted_generation_takes_one_row():
