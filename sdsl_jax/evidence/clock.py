@@ -141,9 +141,11 @@ def _policies(found: list[Cell], optimum: PredictedOptimum) -> dict[str, list[Ce
     habit = [c for c in found if c.lookahead == 4]
     drafts = list(dict.fromkeys(c.draft.model_id for c in found))
     near = _nearest(found, optimum.draft_params)
+    # 0 stands for plain decoding: a decoder that must draft drafts once.
+    lookahead = max(1.0, optimum.lookahead)
     return {
         "calibrated": [max(found, key=ours)],
-        "optimum": [min(near, key=lambda c: abs(np.log(c.lookahead / optimum.lookahead)))],
+        "optimum": [min(near, key=lambda c: abs(np.log(c.lookahead / lookahead)))],
         "paper_cost": [max(found, key=_paper)],
         "rule_of_200": [max(rule, key=_paper)],
         "lookahead_4": [max(habit, key=ours)] if habit else [],
