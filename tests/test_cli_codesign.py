@@ -58,6 +58,11 @@ def test_fields_and_what_they_hold(sdsl):
     assert found["speedup"] == pytest.approx(1.681, abs=0.005)
     assert found["decode_speedup"] == pytest.approx(2.198, abs=0.005)
     assert found["prefill_load"] == pytest.approx(0.43, abs=0.01)
+    assert 0 < found["assumed_overhead_share"] < 1
+    alone = found["baseline"]
+    assert alone["tokens_per_second"] * found["speedup"] == pytest.approx(found["tokens_per_second"])
+    assert alone["latency_seconds"] > found["latency_seconds"]
+    assert alone["cost_per_million_tokens"] is None
     seconds = sum(part["seconds"] for part in parts.values())
     assert found["tokens_per_second"] == pytest.approx(
         (1 - found["prefill_load"]) * 8 * found["tokens_per_round"] / seconds

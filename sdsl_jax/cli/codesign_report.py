@@ -43,6 +43,7 @@ def print_answer(console: Console, values: dict[str, Any], config: ProblemConfig
     say()
     console.print(_choice(values))
     say(_time(values))
+    say(_alone(values["baseline"]))
     say(_memory(values["memory"]))
     if values["binding_constraints"]:
         bound = ", ".join(f"{c['metric']} ≤ {c['limit']:.3g}" for c in values["binding_constraints"])
@@ -160,10 +161,19 @@ def _time(values: dict[str, Any]) -> str:
     parts = values["cost_breakdown"]
     whole = sum(part["seconds"] for part in parts.values())
     shares = ", ".join(f"{name} {part['share']:.0%}" for name, part in parts.items())
+    shares += " (what is neither draft nor verify)"
+    if not values["hardware_measured"]:
+        shares += f", of all of which {values['assumed_overhead_share']:.0%} are overheads that are assumed"
     return (
         f"time         a round takes {1e3 * whole:.3g} ms: {shares}; the first token comes after "
         f"{1e3 * values['first_token_seconds']:.3g} ms"
     )
+
+
+def _alone(alone: dict[str, Any]) -> str:
+    text = f"target alone {alone['tokens_per_second']:,.0f} tokens/s, latency of a request {alone['latency_seconds']:.2f} s"
+    cost = alone["cost_per_million_tokens"]
+    return text if cost is None else f"{text}, {cost:.3g} per 1M tokens"
 
 
 def _memory(m: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from sdsl_jax.codesign.sensitivity import of_stated_sizes, sensitivities
 from sdsl_jax.codesign.serving_problem import MEMORY_SHARE, Problem, memory, smallest_draft
 from sdsl_jax.codesign.wording import largest_sensitivities, relative_errors
 from sdsl_jax.errors import require
-from sdsl_jax.theory.serving import Design, Outcome, outcome
+from sdsl_jax.theory.serving import Design, Outcome, outcome, target_prefill
 
 # Batches of the front of latency against throughput; training tokens of that of training cost against speed-up.
 _BATCHES = tuple(2.0**k for k in range(11))
@@ -69,7 +69,13 @@ def _answer(problem: Problem) -> Answer:
     even = _break_even(problem, design)
     found = caveats(problem, solved, whole, speculates)
     found += [Caveat(text, False) for text in of_break_even(problem, even)]
-    held = memory(numbers.serving, design)
+    held, alone = memory(numbers.serving, design), _baseline(problem, design, given)
+    if "total_cost" in problem.task.objective and float(given.total_cost) > alone["total_cost"]:
+        text = (
+            f"training the draft costs {float(given.training_cost):.3g}, more than speculation saves: serving the volume by the "
+            f"target alone costs {alone['total_cost']:.3g}, with the draft {float(given.total_cost):.3g}"
+        )
+        found.append(Caveat(text, False))
     interval = interval_90(problem)
     values: dict[str, Any] = {
         "speculate": speculates,
@@ -79,6 +85,7 @@ def _answer(problem: Problem) -> Answer:
             name: {"weight": float(w), "value": float(getattr(given, name))}
             for name, w in zip(problem.task.objective, np.asarray(numbers.weights))
         },
+        "baseline": alone,
         "speedup": float(given.speedup),
         "decode_speedup": float(given.decode_speedup),
         "prefill_load": float(given.prefill_load),
@@ -86,6 +93,8 @@ def _answer(problem: Problem) -> Answer:
         "tokens_per_round": float(given.tokens_per_round),
         "lookahead": float(design.lookahead),
         "cost_breakdown": _breakdown(given),
+        "hardware_measured": bool(problem.hardware.measured),
+        "assumed_overhead_share": _overhead_share(problem, design, given),
         "tokens_per_second": float(given.tokens_per_second),
         "first_token_seconds": float(given.first_token_seconds),
         "latency_seconds": float(given.latency_seconds),
@@ -131,6 +140,34 @@ def _answer(problem: Problem) -> Answer:
         "warning_severities": ["grave" if one.grave else "note" for one in found],
     }
     return Answer(values, solved)
+
+
+# What a device takes whatever it moves or multiplies.
+_OVERHEADS = ("pass", "layer", "matrix", "token", "logit", "round", "link")
+
+
+def _overhead_share(problem: Problem, design: Design, given: Outcome) -> float:
+    """Share of a round that the overheads of the device's file make up."""
+    serving = problem.numbers.serving
+    without = serving.hardware._replace(**{f"{name}_seconds": 0.0 for name in _OVERHEADS})
+    return 1 - float(outcome(serving._replace(hardware=without), design).round.seconds / given.round.seconds)
+
+
+def _baseline(problem: Problem, design: Design, given: Outcome) -> dict[str, Any]:
+    """The target alone, at the batch of the design; money is None without a price."""
+    serving = problem.numbers.serving
+    seconds = float(given.seconds_per_token * given.speedup)
+    latency = float(design.batch) * float(serving.new_tokens) * seconds
+    # Prompts that others read are over before a request takes a row; the draft's reading is no part of it here.
+    latency += (1 - float(serving.prefill_share)) * float(target_prefill(serving, design))
+    priced = float(serving.hardware.price_per_hour) > 0
+    per_second = float(serving.hardware.price_per_hour) * float(serving.devices) / 3600
+    return {
+        "tokens_per_second": 1 / seconds,
+        "latency_seconds": latency,
+        "cost_per_million_tokens": 1e6 * per_second * seconds if priced else None,
+        "total_cost": float(serving.volume_tokens) * per_second * seconds if priced else None,
+    }
 
 
 def _breakdown(given: Outcome) -> dict[str, dict[str, float]]:

@@ -173,6 +173,12 @@ def _prefill_time(hardware: Hardware, shape: Shape, precision: Precision, load: 
     return pass_time(hardware, shape._replace(vocab_size=0.0), precision, load)
 
 
+def target_prefill(serving: Serving, design: Design) -> Array:
+    """Seconds in which the target reads a prompt, its tokens attending to half of it on average."""
+    reading = Load(serving.prompt_tokens, 1.0, jnp.asarray(serving.prompt_tokens) / 2, serving.devices)
+    return _prefill_time(serving.hardware, shapes(serving, design)[1], serving.precision, reading)
+
+
 def outcome(serving: Serving, design: Design, draft: Shape | None = None) -> Outcome:
     """Everything that a design gives, as smooth functions of both arguments.
 
