@@ -45,7 +45,7 @@ def calibrate(
     Args:
         out: file for the device; without it the device is shown and not kept.
         records: new folder for the timings: timings.csv.
-        quick: fewer models and repetitions: a minute or two on two cores instead of some six; compiled programs are kept for the next time.
+        quick: fewer models and repetitions: a minute or two on two cores instead of some six. Compiled programs are kept.
         threads: that a computation may use on a CPU; 1 if left out, which is fastest for models of up to a million parameters
             and varies least. An accelerator does not use them.
         batch: rows decoded together, each of these.
