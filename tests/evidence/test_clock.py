@@ -97,6 +97,7 @@ def found():
     return clock(_study())
 
 
+@pytest.mark.slow
 def test_a_machine_that_follows_its_model_is_predicted(found):
     """Errors are those of the noise (1 %, over medians of six) and of a power law through four acceptances."""
     assert found["error"]["n"] == 2 * 4 * 4
@@ -125,6 +126,7 @@ def test_measured_rates_are_ratios_within_a_repetition():
     assert next(c for c in cells(again) if c.lookahead == 4 and c.batch == 1).rates == pytest.approx(cell.rates)
 
 
+@pytest.mark.slow
 def test_a_wrong_machine_is_found_out():
     """A machine without overheads and with endless arithmetic is not the one that was timed."""
     wrong = MACHINE._replace(pass_seconds=0.0, layer_seconds=0.0, token_seconds=0.0, round_seconds=0.0)
@@ -132,6 +134,7 @@ def test_a_wrong_machine_is_found_out():
     assert errors["median_absolute"] > 0.1
 
 
+@pytest.mark.slow
 def test_the_batch_at_which_it_stops_to_pay(found):
     for row in found["batches"]:
         assert [p["batch"] for p in row["points"]] == [1, 8, 64]
@@ -145,6 +148,7 @@ def test_nothing_is_said_where_nothing_was_timed():
     assert clock(study._replace(hardware=None)) is None
 
 
+@pytest.mark.slow
 def test_the_figure_and_the_section(found, tmp_path):
     class Records:
         evidence = {"clock": found}  # noqa: RUF012

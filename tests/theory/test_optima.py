@@ -252,6 +252,7 @@ def on_device(device: Hardware = DEVICE, rule: ShapeRule = RULE, context: float 
     return jax.tree.map(lambda x: jnp.asarray(x, float), made)
 
 
+@pytest.mark.slow
 def test_a_device_that_only_moves_weights_has_the_papers_costs(x64):
     """No overheads, vocabulary or cache, and arithmetic for nothing: C = γ·N/M + 1, and the optimum is the closed form's."""
     bare = Hardware(0.0, 0.0, 0.0, 1e10, jnp.inf)
@@ -264,6 +265,7 @@ def test_a_device_that_only_moves_weights_has_the_papers_costs(x64):
         assert float(one) == pytest.approx(float(other), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
