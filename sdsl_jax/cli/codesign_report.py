@@ -20,6 +20,10 @@ _SHORT = {
 }
 
 
+# Elasticities on the page; all are in the JSON.
+_SHOWN, _OF_DEVICE = 8, 2
+
+
 def print_answer(console: Console, values: dict[str, Any], config: ProblemConfig) -> None:
     """Prints all of an answer."""
 
@@ -272,6 +276,10 @@ def _training_front(rows: list[dict[str, Any]]) -> Table:
 
 
 def _sensitivities(rows: list[dict[str, Any]]) -> Table:
+    """The largest elasticities, and the largest by what the device is, which a calibration can settle."""
+    shown = rows[:_SHOWN]
+    of_device = [row for row in rows if row["path"].startswith("hardware.")][:_OF_DEVICE]
+    rows = shown + [row for row in of_device if row not in shown]
     table = Table()
     table.add_column("", no_wrap=True)
     names = list(rows[0]["elasticity"])

@@ -17,7 +17,7 @@ from sdsl_jax.codesign.related import interval_90, solve_together
 from sdsl_jax.codesign.rounding import fixed_at, round_design
 from sdsl_jax.codesign.sensitivity import of_stated_sizes, sensitivities
 from sdsl_jax.codesign.serving_problem import MEMORY_SHARE, Problem, memory, smallest_draft
-from sdsl_jax.codesign.wording import largest_sensitivities, relative_errors
+from sdsl_jax.codesign.wording import ranked_sensitivities, relative_errors
 from sdsl_jax.errors import require
 from sdsl_jax.theory.serving import Design, Outcome, outcome, target_prefill
 
@@ -202,13 +202,13 @@ def _on_all_devices(problem: Problem, whole: Solved) -> float:
 
 
 def _sensitivities(problem: Problem, solved: Solved) -> list[dict[str, Any]] | None:
-    """The largest elasticities of the choice; none where it keeps no constraints, for then there is no optimum to move."""
+    """All elasticities of the choice; none where it keeps no constraints, for then there is no optimum to move."""
     if not bool(solved.feasible):
         return None
     found = sensitivities(problem.task, problem.numbers, solved)
     found = of_stated_sizes(problem.task, problem.numbers, solved, found)
     errors = relative_errors(loss=problem.loss.law, acceptance=problem.acceptance.law)
-    return largest_sensitivities(problem.task, solved, jax.tree.map(np.asarray, found), errors)
+    return ranked_sensitivities(problem.task, solved, jax.tree.map(np.asarray, found), errors)
 
 
 def _break_even(problem: Problem, design: Design) -> dict[str, Any] | None:

@@ -107,7 +107,6 @@ class Landscape(NamedTuple):
       draft_params: in the parameter count that `counted` names, [columns].
       lookahead: [rows].
       speedup: S, [rows, columns].
-      objective: Σ w·ln m, [rows, columns].
       allowed: whether every constraint holds, [rows, columns].
       counted: "non_embedding" or "total".
     """
@@ -115,7 +114,6 @@ class Landscape(NamedTuple):
     draft_params: np.ndarray
     lookahead: np.ndarray
     speedup: np.ndarray
-    objective: np.ndarray
     allowed: np.ndarray
     counted: str = "non_embedding"
 
@@ -128,6 +126,4 @@ def landscape(
     rows = np.expm1(np.linspace(np.log(2.0), np.log1p(highest_lookahead), _MAP[1]))
     grid = design._replace(draft_params=columns[None, :], lookahead=rows[:, None])
     found = evaluate(task, numbers, numbers.serving, grid)
-    return Landscape(
-        columns, rows, np.asarray(found.outcome.speedup), np.asarray(found.objective), np.asarray(found.allowed)
-    )
+    return Landscape(columns, rows, np.asarray(found.outcome.speedup), np.asarray(found.allowed))

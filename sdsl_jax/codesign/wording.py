@@ -102,10 +102,10 @@ def _flat(tree: Any) -> dict[str, float]:
     return {"".join(str(part) for part in path).lstrip("."): float(value) for path, value in leaves}
 
 
-def largest_sensitivities(
-    task: Task, solved: Solved, found: DesignSensitivities, errors: dict[str, float], count: int = 8
+def ranked_sensitivities(
+    task: Task, solved: Solved, found: DesignSensitivities, errors: dict[str, float]
 ) -> list[dict[str, Any]]:
-    """The numbers that the choice depends on most: elasticities of all variables and of the objective.
+    """Elasticities of all variables and of the objective by every number that either depends on, what matters most first.
 
     They are ranked by the largest elasticity among the variables, or by that of the objective where all rest on bounds.
 
@@ -114,7 +114,6 @@ def largest_sensitivities(
       solved: its optimum.
       found: its sensitivities.
       errors: standard errors relative to the number, by path, where there are any.
-      count: how many.
     """
     tables = {name: _flat(found.variables[name]) | _flat(found.variables_fixed[name]) for name in task.variables}
     gains = _flat(found.objective) | {
@@ -129,7 +128,7 @@ def largest_sensitivities(
         values = [gains[path]] if held else [table[path] for table in tables.values()]
         return max(abs(v) if np.isfinite(v) else 0.0 for v in values)
 
-    ranked = sorted(gains, key=weight, reverse=True)[:count]
+    ranked = sorted(gains, key=weight, reverse=True)
 
     def number(value: float) -> float | None:
         return value if np.isfinite(value) else None
@@ -148,7 +147,7 @@ def largest_sensitivities(
             "logarithms_per_standard_error": per_error(path),
         }
         for path in ranked
-        if weight(path) > 0
+        if weight(path) > 0 or abs(gains[path]) > 0
     ]
 
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, PercentFormatter, Sca
 
 from sdsl_jax.formatting import short_count
 from sdsl_jax.report.inputs import Records
-from sdsl_jax.report.style import COLOURS, NAMES, colours, figure
+from sdsl_jax.report.style import COLOURS, NAMES, colours, figure, mark_plain_decoding
 
 CLOCK_CAPTION = (
     "On the clock of this machine. Left: speed-up over plain decoding of every draft and lookahead, measured in interleaved "
@@ -95,17 +95,7 @@ def _batches(axis: Any, found: dict[str, Any]) -> None:
         batch = [p["batch"] for p in row["points"]]
         axis.plot(batch, [p["predicted"] for p in row["points"]], "-", color=colour)
         axis.plot(batch, [p["measured"] for p in row["points"]], "o", color=colour)
-    axis.axhline(1.0, color="0.5", lw=0.8)
-    axis.annotate(
-        "plain decoding",
-        (1, 1.0),
-        (-3, 2),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        ha="right",
-        fontsize=8,
-        color="0.4",
-    )
+    mark_plain_decoding(axis)
     batches = sorted({p["batch"] for row in found["batches"] for p in row["points"]})
     axis.set_xscale("log")
     axis.set_xticks(batches, [str(b) for b in batches])

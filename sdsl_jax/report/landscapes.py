@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from sdsl_jax.formatting import short_count
 from sdsl_jax.records import ModelRecord
 from sdsl_jax.report.inputs import Records
-from sdsl_jax.report.style import COLOURS, NAMES, colours, figure, label_sizes
+from sdsl_jax.report.style import COLOURS, NAMES, colours, figure, label_sizes, mark_plain_decoding
 
 
 def _of(
@@ -72,17 +72,7 @@ def draw_speedup(records: Records, folder: Path, name: str) -> None:
                 Line2D([], [], color="0.3", marker="*", ms=10, ls="", label="optimum, shaded: within 1 %"),
                 Line2D([], [], color="0.3", marker="o", mfc="white", ls="", label="trained drafts, measured"),
             ]
-            axis.axhline(1.0, color="0.5", lw=0.8)
-            axis.annotate(
-                "plain decoding",
-                (1, 1.0),
-                (-3, 2),
-                xycoords=("axes fraction", "data"),
-                textcoords="offset points",
-                ha="right",
-                fontsize=8,
-                color="0.4",
-            )
+            mark_plain_decoding(axis)
             axis.set_xscale("log")
             label_sizes(axis.xaxis, "draft size N (non-embedding parameters)")
             axis.set_ylim(max(0.0, lowest - 0.05), highest + 0.05 + 0.4 * (highest - lowest))

@@ -101,3 +101,18 @@ def label_sizes(axis: Any, label: str, subs: tuple[float, ...] = (1.0, 3.0)) -> 
     axis.set_major_locator(matplotlib.ticker.LogLocator(subs=subs))
     axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: short_count(value)))
     axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+
+
+def mark_plain_decoding(axis: Any) -> None:
+    """A line at S = 1, and what it is."""
+    axis.axhline(1.0, color="0.5", lw=0.8)
+    axis.annotate(
+        "plain decoding",
+        (1, 1.0),
+        (-3, 2),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+        color="0.4",
+    )
