@@ -37,7 +37,6 @@ def test_the_landscape_is_what_the_theory_says(problem, surface, x64):
     at = problem.numbers.fixed._replace(draft_params=surface.draft_params[column], lookahead=surface.lookahead[row])
     given = outcome(problem.numbers.serving, at)
     assert surface.speedup[row, column] == pytest.approx(float(given.speedup))
-    assert surface.objective[row, column] == pytest.approx(float(np.log(given.seconds_per_token)))
     assert surface.allowed[row, column] == bool(given.latency_seconds <= 2.2)
     assert 0.1 < surface.allowed.mean() < 0.9
 
