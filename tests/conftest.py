@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -89,9 +90,23 @@ def tiny(**sections) -> StudyConfig:
 
 @pytest.fixture(scope="session")
 def tiny_study(tmp_path_factory) -> Path:
-    """The folder of a finished tiny study. Tests that change files must copy it first."""
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    """The folder of a finished tiny study, made once for all workers. Tests that change files must copy it first."""
+    base = tmp_path_factory.getbasetemp()
+    runs = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny-study"
+    folder, finished = runs / "tiny", runs / "finished"
+    try:
+        runs.mkdir()
+    except FileExistsError:
+        # Another worker makes it; should it fail, this one makes its own.
+        for _ in range(3000):
+            if finished.exists():
+                return folder
+            time.sleep(0.1)
+        own = tmp_path_factory.mktemp("runs") / "tiny"
+        run_study(tiny(), own)
+        return own
     run_study(tiny(), folder)
+    finished.touch()
     return folder
 
 
