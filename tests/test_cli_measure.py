@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def sdsl(monkeypatch, capsys, models, prompts):
 
     def run(*more, **changes):
         options = {"target": models["target"], "draft": models["draft"], "prompts": prompts, "lookahead": "1,3"}
-        options |= {"new-tokens": "12", "prompt-tokens": "16"} | changes
+        options |= {"new-tokens": "12", "prompt-tokens": "16", "timed": "0"} | changes
         arguments = [x for key, value in options.items() for x in (f"--{key}", str(value))]
         monkeypatch.setattr(sys, "argv", ["sdsl", "measure", *arguments, *more])
         try:
@@ -88,9 +89,15 @@ def test_json_is_one_object_with_everything(sdsl, tmp_path):
     assert any("keep only their last 16 tokens" in w for w in answer["warnings"])
     assert any("only 12 prompts; 64 were asked for" in w for w in answer["warnings"])
 
-    assert json.loads((tmp_path / "out" / "measurement.json").read_text()) == answer
+    assert json.loads((tmp_path / "out" / "measurements.json").read_text()) == [answer]
+    for role in ("target", "draft"):
+        on = answer[role]["on_prompts"]
+        assert on["bits_per_byte"]["estimate"] == pytest.approx(on["loss_nats"]["estimate"] / math.log(2))  # of bytes
     acceptance = read_table(tmp_path / "out", "acceptance")
-    assert [(r.estimator, r.lookahead) for r in acceptance] == [("teacher_forced_samples", 0)] + [
+    assert [(r.estimator, r.lookahead) for r in acceptance] == [
+        ("teacher_forced_samples", 0),
+        ("teacher_forced_text", 0),
+    ] + [
         (name, gamma) for gamma in (1, 3) for name in ("decoded_per_test", "decoded_tar")
     ]
     assert acceptance[0].alpha == answer["alpha"]["estimate"]
@@ -106,7 +113,70 @@ def test_json_is_one_object_with_everything(sdsl, tmp_path):
 
     status, _, err = sdsl("--out", str(tmp_path / "out"))
     assert status == 2
-    assert "already holds measurement.json" in err
+    assert "already holds the draft model-1-2 with the target model-2-1 at temperature 1 on prompts.txt" in err
+
+
+def test_one_folder_takes_many_pairs_and_the_fits_read_it(sdsl, models, tmp_path):
+    out = str(tmp_path / "out")
+    assert sdsl(out=out)[0] == 0
+    assert sdsl(out=out, temperature="0.5")[0] == 0
+    assert sdsl(out=out, draft="ngram", timed="1")[0] == 0
+    assert sdsl(out=out, draft=models["target"])[0] == 0
+    assert {m.model_id for m in read_table(tmp_path / "out", "models")} == {"model-2-1", "model-1-2"}
+    rows = read_table(tmp_path / "out", "acceptance")
+    pairs = {(r.draft_id, r.temperature) for r in rows}
+    assert pairs == {("model-1-2", 1.0), ("model-1-2", 0.5), ("ngram", 1.0), ("model-2-1", 1.0)}
+    same = next(r for r in rows if r.draft_id == "model-2-1" and r.estimator == "teacher_forced_samples")
+    assert same.alpha == pytest.approx(1, abs=1e-5)
+    assert len(json.loads((tmp_path / "out" / "measurements.json").read_text())) == 4
+    assert [r.lookahead for r in read_table(tmp_path / "out", "generation")] == [0, 1, 3]
+    assert len(pandas.read_parquet(tmp_path / "out" / "events.parquet").draft_id.unique()) == 3
+
+
+def test_requests_are_timed(sdsl):
+    status, out, _ = sdsl("--json", timed="1")
+    assert status == 0
+    rows = json.loads(out)["generation"]
+    assert [row["lookahead"] for row in rows] == [0, 1, 3]
+    for row in rows:
+        first, each, total = (row[f"{n}_seconds"]["estimate"] for n in ("first_token", "per_token", "total"))
+        assert 0 < first
+        assert (row["new_tokens"], row["requests"]) == (12, 3)
+        assert total > each
+    assert rows[0]["speedup"]["estimate"] == 1
+    status, out, _ = sdsl(timed="1")
+    assert "each further token (TPOT), ms" in out
+
+
+def test_an_ngram_draft_has_no_exact_acceptance(sdsl):
+    status, out, _ = sdsl("--json", draft="ngram")
+    answer = json.loads(out)
+    assert (status, answer["alpha"], answer["draft"]) == (0, None, {"model_id": "ngram"})
+    assert answer["per_lookahead"][0]["expected_tokens_per_round"] is None
+    assert any("the draft is no model" in w for w in answer["warnings"])
+    status, out, _ = sdsl(draft="ngram")
+    assert status == 0
+    assert "draft   ngram" in out
+    assert "acceptance α" not in out
+
+
+def test_different_tokenizers_are_compared_on_the_text_and_never_decoded(sdsl, models):
+    status, out, err = sdsl("--retokenised", draft=models["bpe"])
+    assert status == 0
+    assert "This is no lossless decoding, and nothing was decoded." in out
+    answer = json.loads(sdsl("--retokenised", "--json", draft=models["bpe"])[1])
+    assert answer["lossless"] is False
+    assert 0 < answer["alpha_retokenised"]["estimate"] < 1
+    assert answer["draft"]["tokens_per_stretch"] == pytest.approx(1)
+    assert answer["target"]["tokens_per_stretch"] >= 1
+    # One tokenizer: stretches are tokens, and α is that of the samples but for its noise.
+    same = json.loads(sdsl("--retokenised", "--json")[1])
+    exact = json.loads(sdsl("--json")[1])["alpha"]
+    assert same["target"]["tokens_per_stretch"] == 1
+    assert same["alpha_retokenised"]["estimate"] == pytest.approx(exact["estimate"], abs=0.1)
+    assert sdsl("--retokenised", draft="ngram")[0] == 2
+    status, _, err = sdsl("--retokenised", temperature="0")
+    assert (status, "needs a temperature above 0" in err) == (2, True)
 
 
 def test_tables_for_people(sdsl):

@@ -10,10 +10,12 @@ import tyro
 from sdsl_jax.cli.calibrate import calibrate
 from sdsl_jax.cli.codesign import codesign
 from sdsl_jax.cli.compilation import compile_quickly, keep_compiled_programs
+from sdsl_jax.cli.export import export
 from sdsl_jax.cli.fit import fit
 from sdsl_jax.cli.measure import measure
 from sdsl_jax.cli.memory import use_huge_pages
 from sdsl_jax.cli.predict import lookahead, predict
+from sdsl_jax.cli.protocol import protocol
 from sdsl_jax.cli.study import overrides, split_overrides, study
 from sdsl_jax.cli.train import train
 from sdsl_jax.cli.tune import tune
@@ -44,7 +46,7 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     keep_compiled_programs()
     arguments, overrides[:] = split_overrides(sys.argv[1:])
-    resumable = arguments[:1] in (["study"], ["train"], ["tune"])
+    resumable = arguments[:1] in (["study"], ["train"], ["tune"], ["protocol"])
     if resumable:
         use_huge_pages()
     if arguments[:1] == ["codesign"]:
@@ -63,6 +65,8 @@ def main() -> None:
                 "train": train,
                 "tune": tune,
                 "measure": measure,
+                "protocol": protocol,
+                "export": export,
                 "calibrate": calibrate,
                 "version": version,
             },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json as json_format
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ _FOLDER = tyro.conf.arg(metavar="DIR")
 
 def measure(
     target: Annotated[Path, _FOLDER],
-    draft: Annotated[Path, _FOLDER],
+    draft: Annotated[str, tyro.conf.arg(metavar="DIR|ngram")],
     prompts: Annotated[str, tyro.conf.arg(metavar="FILE|heldout|sotu")] = "heldout",
     lookahead: Annotated[str, tyro.conf.arg(metavar="GAMMA[,GAMMA...]")] = "1,2,4,8",
     count: Annotated[int, tyro.conf.arg(metavar="ROWS")] = 64,
@@ -37,18 +38,28 @@ def measure(
     seed: int = 0,
     batch: Annotated[int, tyro.conf.arg(metavar="ROWS")] = 32,
     confidence: Annotated[float, tyro.conf.arg(metavar="P")] = 0.9,
+    timed: Annotated[int, tyro.conf.arg(metavar="PROMPTS")] = 4,
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], tyro.conf.arg(metavar="TYPE")] = "float32",
+    devices: Annotated[int, tyro.conf.arg(metavar="COUNT")] = 1,
+    special_tokens: Annotated[Literal["add", "none"], tyro.conf.arg(metavar="add|none")] = "add",
+    chat_template: Annotated[str, tyro.conf.arg(metavar="none|own|FILE")] = "none",
+    target_train_tokens: Annotated[str, tyro.conf.arg(metavar="TOKENS")] = "",
+    draft_train_tokens: Annotated[str, tyro.conf.arg(metavar="TOKENS")] = "",
+    retokenised: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     out: Annotated[Path | None, _FOLDER] = None,
     tokens: Annotated[Path | None, tyro.conf.arg(metavar="FILE.jsonl")] = None,
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """How much of what this draft proposes does this target accept?
 
-    Decodes the prompts speculatively, once for each lookahead, and compares both models exactly on the target's own samples.
-    A model is the folder that a study wrote: <study>/checkpoints/<rung>/model-<step>, or <rung> if it holds one model.
+    Decodes the prompts speculatively, once for each lookahead, compares both models exactly on the target's own samples, and times
+    single requests. A model is a folder that a study wrote (<study>/checkpoints/<rung>/model-<step>, or <rung> if it holds one
+    model), or a published checkpoint: config.json, tokenizer.json and safetensors of GPT-2, GPT-NeoX, Llama, OPT, Qwen1.5 to 3,
+    Seed-OSS or a model of their layout.
 
     Args:
         target: folder of the model to speed up.
-        draft: folder of the model that proposes.
+        draft: folder of the model that proposes; or ngram, which copies what followed the last words before.
         prompts: a .txt file (a prompt a line), a .jsonl file (a row a line; rows of HellaSwag as they are), or held-out text of
             the target's own corpus (heldout) or of the embedded one (sotu).
         lookahead: drafts per round, each measured by a run of its own.
@@ -65,65 +76,137 @@ def measure(
         seed: of all sampling.
         batch: prompts decoded at a time.
         confidence: of the intervals.
-        out: new folder for records: models.csv, acceptance.csv, survival.csv, events.parquet, measurement.json.
+        timed: prompts whose generation is timed, one at a time; 0 for none.
+        dtype: of the weights of published checkpoints.
+        devices: that the weights of published checkpoints are split over.
+        special_tokens: whether prompts get what a published tokenizer adds around them, such as a begin-of-text token.
+        chat_template: prompts as they are; as a user's message in the target's own template; or in that of a file.
+        target_train_tokens: tokens that a published target was trained on, such as 180B, for the records.
+        draft_train_tokens: the same of a published draft.
+        retokenised: models of different tokenizers: compare them on the target's text in the draft's tokens. Nothing is decoded.
+        out: folder for records, new or with those of other pairs: models.csv, acceptance.csv, survival.csv, generation.csv,
+            events.parquet, measurements.json; sdsl fit acceptance reads them.
         tokens: file for what was generated.
         json: print one JSON object.
     """
     lookaheads = _whole_numbers(lookahead, "--lookahead")
+    require(timed >= 0, f"--timed is {timed}; it must not be negative.")
+    require(devices >= 1, f"--devices is {devices}; it must be at least 1.")
     from sdsl_jax.data.prompts import load_prompts
-    from sdsl_jax.data.tokenizer import END_ID
-    from sdsl_jax.decoding import Model, Sampling
-    from sdsl_jax.measurement import pair, pair_report
-    from sdsl_jax.training import load_model_folder
+    from sdsl_jax.decoding import Model, NgramDraft, Sampling
+    from sdsl_jax.measurement import generation, pair, pair_records, pair_report
+    from sdsl_jax.measurement.retokenised import retokenised_acceptance
+    from sdsl_jax.training import Reading, load_any_model
 
-    settings = pair.PairSettings(
-        lookaheads=lookaheads,
-        new_tokens=new_tokens,
-        sampling=Sampling(temperature, top_k, top_p, min_p),
-        verification=verification,
-        stop_tokens=(END_ID,) if stop == "end" else _whole_numbers(stop, "--stop"),
-        seed=seed,
-        batch=batch,
-        confidence=confidence,
-    )
-    target_model, draft_model = load_model_folder(target), load_model_folder(draft)
-    pair_report.require_one_tokenizer(draft_model, target_model)
-    chosen = load_prompts(
-        prompts,
-        target_model.tokenizer,
-        count=count,
-        max_tokens=prompt_tokens,
-        data=target_model.data,
-        field=prompt_field,
-    )
-    if out is not None:
-        pair_report.require_new_folder(out)
-    if tokens is not None:
-        require(tokens.absolute().parent.is_dir(), f"cannot write {tokens}: its folder does not exist.")
-        require(not tokens.is_dir(), f"cannot write {tokens}: it is a folder.")
-    progress = None if json and not sys.stderr.isatty() else Terminal(Console(stderr=True))
-    try:
-        measured = pair.measure_pair(
-            Model(draft_model.config, draft_model.params),
-            Model(target_model.config, target_model.params),
-            chosen,
-            settings,
-            progress,
+    def settings_with(stop_tokens: tuple[int, ...]) -> pair.PairSettings:
+        return pair.PairSettings(
+            lookaheads=lookaheads,
+            new_tokens=new_tokens,
+            sampling=Sampling(temperature, top_k, top_p, min_p),
+            verification=verification,
+            stop_tokens=stop_tokens,
+            seed=seed,
+            batch=batch,
+            confidence=confidence,
         )
+
+    # Settings are checked before anything large is read; what ends a document is the target's to say.
+    settings = settings_with(() if stop == "end" else _whole_numbers(stop, "--stop"))
+    progress = None if json and not sys.stderr.isatty() else Terminal(Console(stderr=True))
+    reading = Reading(dtype, devices, special_tokens == "add", chat_template)
+    try:
+        target_model = _with_tokens(load_any_model(target, reading, progress), target_train_tokens, "--target-train-tokens")
+        if stop == "end":
+            ends = target_model.tokenizer.end_ids
+            require(bool(ends), f"the tokenizer of {target} names no token that ends a text; give its id to --stop.")
+            settings = settings_with(ends)
+        source = pair_report.Draft(pair_report.NGRAM, None)
+        if draft != pair_report.NGRAM:
+            model = load_any_model(Path(draft), reading._replace(chat_template="none"), progress)
+            model = _with_tokens(model, draft_train_tokens, "--draft-train-tokens")
+            source = pair_report.Draft(model.record.model_id, model)
+        chosen = load_prompts(
+            prompts,
+            target_model.tokenizer,
+            count=count,
+            max_tokens=prompt_tokens,
+            data=target_model.data,
+            field=prompt_field,
+        )
+        if retokenised:
+            require(source.model is not None, "--retokenised compares two models; ngram is none.")
+            require(out is None and tokens is None, "--retokenised decodes nothing; leave out --out and --tokens.")
+            assert source.model is not None
+            compared = retokenised_acceptance(
+                Model(source.model.config, source.model.params),
+                Model(target_model.config, target_model.params),
+                source.model.tokenizer,
+                target_model.tokenizer,
+                chosen,
+                settings,
+                progress,
+            )
+            found = pair_report.report_retokenised(source.model, target_model, chosen, settings, compared)
+            _show(found, json, _print_retokenised)
+            return
+        if source.model is not None:
+            pair_report.require_one_tokenizer(source.model, target_model)
+        if out is not None:
+            pair_records.require_room(out, pair_records.pair_name(source, target_model, chosen, settings))
+        if tokens is not None:
+            require(tokens.absolute().parent.is_dir(), f"cannot write {tokens}: its folder does not exist.")
+            require(not tokens.is_dir(), f"cannot write {tokens}: it is a folder.")
+        verifier = Model(target_model.config, target_model.params)
+        drafter: Model | NgramDraft = NgramDraft(verifier.config.ids)
+        if source.model is not None:
+            drafter, verifier = pair.one_vocabulary(Model(source.model.config, source.model.params), verifier)
+        measured = pair.measure_pair(drafter, verifier, chosen, settings, progress)
+        times = []
+        if timed:
+            times = generation.time_generation(
+                drafter,
+                verifier,
+                chosen,
+                lookaheads=lookaheads,
+                new_tokens=new_tokens,
+                count=timed,
+                repetitions=3,
+                sampling=settings.sampling,
+                confidence=confidence,
+                seed=seed,
+                progress=progress,
+            )
     finally:
         if progress is not None:
             progress.close()
-    warnings = pair_report.input_warnings(draft_model, target_model, chosen, settings, count)
+    warnings = pair_report.input_warnings(source.model, target_model, chosen, settings, count)
     warnings += pair_report.result_warnings(measured)
-    answer = pair_report.report(draft_model, target_model, chosen, settings, measured, warnings)
+    answer = pair_report.report(source, target_model, chosen, settings, measured, times, warnings)
     if tokens is not None:
         pair_report.write_tokens(tokens, chosen, measured, target_model.tokenizer)
     if out is not None:
-        pair_report.write_records(out, draft_model, target_model, chosen, settings, measured, answer)
+        pair_records.append_records(out, source, target_model, chosen, settings, measured, times, answer)
+    _show(answer, json, _print)
+
+
+def _show(answer: dict[str, Any], json: bool, table: Any) -> None:
     if json:
         print(json_format.dumps(answer, indent=1, ensure_ascii=False, allow_nan=False))
     else:
-        _print(standard_console(), answer)
+        table(standard_console(), answer)
+
+
+def _with_tokens(model: Any, text: str, flag: str) -> Any:
+    """The model with its training tokens on record, where a user says how many they were."""
+    if not text:
+        return model
+    require(
+        model.record.train_tokens == 0,
+        f"{flag} is {text}, but {model.record.model_id} has {model.record.train_tokens:,} training tokens on record.",
+    )
+    from sdsl_jax.prediction import parse_count
+
+    return model._replace(record=dataclasses.replace(model.record, train_tokens=int(parse_count(text, flag))))
 
 
 def _whole_numbers(text: str, flag: str) -> tuple[int, ...]:
@@ -149,16 +232,18 @@ def _print(console: Console, answer: dict[str, Any]) -> None:
 
     for role in ("target", "draft"):
         m = answer[role]
-        say(f"{role:<6}  {m['model_id']}: {short_count(m['params_total'])} parameters, loss {_loss(m)} nats")
+        say(f"{role:<6}  {m['model_id']}" + (f": {_about(m)}" if "params_total" in m else ""))
     p, filters = answer["prompts"], [f"{n} {answer[n]:g}" for n in ("top_k", "top_p", "min_p") if answer[n] is not None]
     lengths = f"{p['shortest']}" if p["shortest"] == p["longest"] else f"{p['shortest']} to {p['longest']}"
     say(
         f"prompts {p['count']} of {p['available']} from {p['source']}, {lengths} tokens, {answer['new_tokens']} new each; "
         + ", ".join([f"temperature {answer['temperature']:g}", *filters, f"{answer['verification']} verification"])
     )
-    say(
-        f"\nacceptance α = {_cell(answer['alpha'])}, exact, on {answer['alpha_tokens']:,} tokens of the target's own samples\n"
-    )
+    if answer["alpha"] is not None:
+        say(
+            f"\nacceptance α = {_cell(answer['alpha'])}, exact, on {answer['alpha_tokens']:,} tokens of the target's own samples"
+        )
+    say("")
     rows = answer["per_lookahead"]
     table = Table(title="The decoder, by drafts per round", title_justify="left")
     table.add_column("lookahead γ", no_wrap=True)
@@ -166,7 +251,8 @@ def _print(console: Console, answer: dict[str, Any]) -> None:
         table.add_column(str(row["lookahead"]), justify="right")
     token = " (token verification)" if answer["verification"] == "block" else ""
     table.add_row("tokens per round τ", *(_cell(row["tokens_per_round"]) for row in rows))
-    table.add_row(f"τ expected{token}", *(_cell(row["expected_tokens_per_round"]) for row in rows))
+    if answer["alpha"] is not None:
+        table.add_row(f"τ expected{token}", *(_cell(row["expected_tokens_per_round"]) for row in rows))
     table.add_row("accepted per tested draft", *(_cell(row["per_test"]) for row in rows))
     table.add_row("accepted per draft (TAR)", *(_cell(row["tar"]) for row in rows))
     table.add_row("α of the paper, from TAR", *(_cell(row["tar_alpha"]) for row in rows), end_section=True)
@@ -177,6 +263,8 @@ def _print(console: Console, answer: dict[str, Any]) -> None:
     table.add_row("rounds", *(f"{row['rounds']:,}" for row in rows))
     table.add_row("self-check z", *("–" if row["self_check"] is None else f"{row['self_check']:+.2f}" for row in rows))
     console.print(table)
+    if answer["generation"]:
+        _print_times(console, answer["generation"])
     _print_conventions(console, answer, rows)
     share = f"{answer['confidence']:.0%}"
     say(
@@ -190,8 +278,50 @@ def _print(console: Console, answer: dict[str, Any]) -> None:
         say(f"warning: {text}")
 
 
-def _loss(model: dict[str, Any]) -> str:
-    return "–" if model["loss_nats"] is None else f"{model['loss_nats']:.3f}"
+def _about(model: dict[str, Any]) -> str:
+    parts = [f"{short_count(model['params_total'])} parameters"]
+    if model["loss_nats"] is not None:
+        parts.append(f"loss {model['loss_nats']:.3f} nats")
+    if model["on_prompts"] is not None:
+        on = model["on_prompts"]
+        parts.append(
+            f"on the prompts perplexity {_cell(on['perplexity'], 2)}, {_cell(on['bits_per_byte'])} bits per byte"
+        )
+    return ", ".join(parts)
+
+
+def _print_times(console: Console, rows: list[dict[str, Any]]) -> None:
+    title = f"Single requests of {rows[0]['new_tokens']} new tokens on this machine; medians of {rows[0]['requests']}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("lookahead γ", no_wrap=True)
+    for row in rows:
+        table.add_column(str(row["lookahead"]) if row["lookahead"] else "none", justify="right")
+    for name, label in (
+        ("first_token_seconds", "first token (TTFT), ms"),
+        ("per_token_seconds", "each further token (TPOT), ms"),
+        ("total_seconds", "in all, ms"),
+    ):
+        table.add_row(label, *(f"{1e3 * row[name]['estimate']:.4g}" for row in rows))
+    table.add_row("speed-up", *(_cell(row["speedup"], 2) if row["lookahead"] else "1" for row in rows))
+    console.print(table)
+
+
+def _print_retokenised(console: Console, answer: dict[str, Any]) -> None:
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    say("Re-tokenised comparison of two tokenizers. This is no lossless decoding, and nothing was decoded.\n")
+    for role in ("target", "draft"):
+        m = answer[role]
+        say(
+            f"{role:<6}  {m['model_id']}: {short_count(m['params_total'])} parameters, on the target's text "
+            f"{_cell(m['bits_per_byte'])} bits per byte, {_cell(m['loss_nats'])} nats per token, "
+            f"{m['tokens_per_stretch']:.2f} tokens a stretch"
+        )
+    say(
+        f"\nre-tokenised acceptance = {_cell(answer['alpha_retokenised'])}, of {answer['stretches']:,} stretches between places where "
+        f"both tokenizers cut\n± is half of a {answer['confidence']:.0%} interval over prompts."
+    )
 
 
 def _print_conventions(console: Console, answer: dict[str, Any], rows: list[dict[str, Any]]) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import tomli_w
 
+from sdsl_jax.config.protocol import ProtocolConfig
 from sdsl_jax.config.sections import StudyConfig
 from sdsl_jax.errors import SdslError, require
 
@@ -89,18 +90,31 @@ def parse_override(text: str) -> tuple[list[str], Any]:
         return path, value
 
 
+def _read(path: str | Path, kind: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SdslError(f"the {kind} file {path} cannot be read ({error.strerror}).") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SdslError(f"the {kind} file {path} is not valid TOML: {error}.") from None
+
+
+def load_protocol(path: str | Path) -> ProtocolConfig:
+    """Reads a protocol from a TOML file.
+
+    Raises:
+      SdslError: the file cannot be read or parsed, or a value in it is not allowed.
+    """
+    return from_dict(ProtocolConfig, _read(path, "protocol"))
+
+
 def load_study(path: str | Path, overrides: typing.Sequence[str] = ()) -> StudyConfig:
     """Reads a study from a TOML file and applies overrides of the form "section.key=value".
 
     Raises:
       SdslError: the file cannot be read or parsed, or a value in it is not allowed.
     """
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SdslError(f"the study file {path} cannot be read ({error.strerror}).") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SdslError(f"the study file {path} is not valid TOML: {error}.") from None
+    values = _read(path, "study")
     for text in overrides:
         (*sections, key), value = parse_override(text)
         table = values

@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Int
 
 from sdsl_jax.config import DataConfig
-from sdsl_jax.data.corpus import EMBEDDED
+from sdsl_jax.data.corpus import EMBEDDED, SEPARATOR
 from sdsl_jax.data.dataset import load_dataset
+from sdsl_jax.data.published import PublishedTokenizer
 from sdsl_jax.data.shards import TokenArray
 from sdsl_jax.data.tokenizer import Tokenizer, fingerprint
 from sdsl_jax.errors import SdslError, require
@@ -45,8 +46,17 @@ class Prompts(NamedTuple):
     cut: int
 
 
+def bytes_after_first(prompts: Prompts, tokenizer: Tokenizer) -> Int[np.ndarray, " rows"]:
+    """Bytes of each prompt's text behind its first token, the part that a model can be asked to predict."""
+
+    def size(ids: np.ndarray) -> int:
+        return len(tokenizer.decode(ids).encode())
+
+    return np.asarray([size(ids[:n]) - size(ids[:1]) for ids, n in zip(prompts.tokens, prompts.lengths)])
+
+
 def load_prompts(
-    source: str, tokenizer: Tokenizer, *, count: int, max_tokens: int, data: DataConfig, field: str = ""
+    source: str, tokenizer: Tokenizer, *, count: int, max_tokens: int, data: DataConfig | None, field: str = ""
 ) -> Prompts:
     """Reads prompts and chooses `count` of them, spread evenly over the source, the first one included.
 
@@ -58,7 +68,7 @@ def load_prompts(
       tokenizer: of the models that the prompts are for.
       count: prompts wanted; all of them if there are fewer.
       max_tokens: of a prompt.
-      data: the text that the models were trained on.
+      data: the text that the models were trained on; None if it is not known, so that nothing is held out from it.
       field: of the rows of a .jsonl file; found by itself if left empty.
 
     Raises:
@@ -70,7 +80,12 @@ def load_prompts(
         require(
             not field, f"the prompts are {source!r}, which has no field {field!r}; only rows of a .jsonl file have."
         )
-        return _held_out(source, tokenizer, count, max_tokens, data)
+        require(
+            data is not None or source == EMBEDDED,
+            f"the prompts are {source!r}, but nothing is known of the text that the model was trained on; give a .txt or .jsonl file, "
+            f"or {EMBEDDED!r}.",
+        )
+        return _held_out(source, tokenizer, count, max_tokens, data or DataConfig())
     path = Path(source)
     texts = read_prompts(path, field)
     chosen = [tokenizer.encode(texts[i]) for i in _spread(len(texts), count)]
@@ -101,8 +116,12 @@ def _test_ids(tokenizer: Tokenizer, data: DataConfig) -> TokenArray | np.ndarray
         dataset = load_dataset(data)
         if fingerprint(tokenizer) == fingerprint(dataset.tokenizer):
             return dataset.splits["test"]
-    text = load_dataset(dataclasses.replace(data, tokenizer="bytes", vocab_size=256)).splits["test"]
-    return tokenizer.encode(text[:].astype(np.uint8).tobytes().decode())
+    held = load_dataset(dataclasses.replace(data, tokenizer="bytes", vocab_size=256)).splits["test"]
+    text = held[:].astype(np.uint8).tobytes().decode()
+    if not isinstance(tokenizer, PublishedTokenizer):
+        return tokenizer.encode(text)
+    ends = np.asarray(tokenizer.end_ids[:1], np.int32)
+    return np.concatenate([ids for part in text.split(SEPARATOR) for ids in (tokenizer.encode_plain(part)[0], ends)])
 
 
 def _spread(available: int, count: int) -> list[int]:

@@ -25,12 +25,14 @@ class Tokenizer(Protocol):
     """What the rest of the package asks of a tokenizer. Id 0 (`END_ID`) ends a document in every one of ours.
 
     Attributes:
-      kind: "bytes" or "bpe", as in `data.tokenizer`.
+      kind: "bytes" or "bpe", as in `data.tokenizer`, or "published".
       vocab_size: ids run from 0 to one less.
+      end_ids: ids that end a document.
     """
 
     kind: str
     vocab_size: int
+    end_ids: tuple[int, ...]
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, int32 [tokens]; NUL becomes the end-of-document id."""
@@ -40,6 +42,10 @@ class Tokenizer(Protocol):
         """The text of some ids; bytes that form no character are replaced."""
         ...
 
+    def tokens(self) -> dict[int, str]:
+        """What each id stands for, bytes written in the alphabet of byte-level BPE."""
+        ...
+
     def save(self, path: Path) -> None:
         """Writes the tokenizer to a file, where there is anything to write."""
         ...
@@ -47,6 +53,15 @@ class Tokenizer(Protocol):
     def text(self) -> str | None:
         """What the file holds; None where there is nothing to write."""
         ...
+
+
+def same_tokens(a: Tokenizer, b: Tokenizer) -> bool:
+    """Whether ids mean the same to both, as decoding with a draft needs: one may know tokens beyond those of the other.
+
+    Published models of one family often differ in tokens that were added later, and in how far their tables are filled up.
+    """
+    smaller, larger = sorted((a.tokens(), b.tokens()), key=len)
+    return all(larger.get(number) == token for number, token in smaller.items())
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
@@ -68,6 +83,7 @@ class ByteTokenizer:
 
     kind = "bytes"
     vocab_size = 256
+    end_ids = (END_ID,)
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, int32 [bytes]."""
@@ -77,6 +93,10 @@ class ByteTokenizer:
         """The text of some ids."""
         return np.asarray(ids, np.uint8).tobytes().decode(errors="replace")
 
+    def tokens(self) -> dict[int, str]:
+        """The characters that byte-level BPE writes for bytes."""
+        return _byte_alphabet()
+
     def save(self, path: Path) -> None:
         """Bytes need no file."""
 
@@ -84,10 +104,18 @@ class ByteTokenizer:
         """Bytes need no file."""
 
 
+def _byte_alphabet() -> dict[int, str]:
+    """What byte-level BPE writes for each byte: itself where it is a visible character of Latin-1, else the next one from 256 on."""
+    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return {byte: chr(byte if byte in visible else next(others)) for byte in range(256)}
+
+
 class BPETokenizer:
     """Byte-level BPE of the `tokenizers` library."""
 
     kind = "bpe"
+    end_ids = (END_ID,)
 
     def __init__(self, tokenizer: HuggingFaceTokenizer):
         self._tokenizer = tokenizer
@@ -127,6 +155,10 @@ class BPETokenizer:
         """The text of some ids."""
         return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
 
+    def tokens(self) -> dict[int, str]:
+        """What each id stands for."""
+        return {number: token for token, number in self._tokenizer.get_vocab().items()}
+
     def save(self, path: Path) -> None:
         """Writes the tokenizer's JSON."""
         self._tokenizer.save(str(path))
@@ -142,12 +174,35 @@ class BPETokenizer:
         Raises:
           SdslError: the file is missing or is not the JSON of a tokenizer.
         """
-        try:
-            return cls(HuggingFaceTokenizer.from_str(path.read_text(encoding="utf-8")))
-        except OSError as error:
-            raise SdslError(f"the tokenizer {path} cannot be read ({error.strerror}).") from None
-        except Exception:  # `tokenizers` raises bare exceptions for whatever is wrong with the JSON
-            raise SdslError(f"the tokenizer {path} is damaged: it is not the JSON of a tokenizer.") from None
+        return cls(read_tokenizer(path))
+
+
+def read_tokenizer(path: Path) -> HuggingFaceTokenizer:
+    """A tokenizer.json.
+
+    Raises:
+      SdslError: the file is missing or is not the JSON of a tokenizer.
+    """
+    try:
+        return HuggingFaceTokenizer.from_str(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SdslError(f"the tokenizer {path} cannot be read ({error.strerror}).") from None
+    except Exception:  # `tokenizers` raises bare exceptions for whatever is wrong with the JSON
+        raise SdslError(f"the tokenizer {path} is damaged: it is not the JSON of a tokenizer.") from None
+
+
+def hugging_face_json(tokenizer: Tokenizer) -> tuple[str, str | None]:
+    """A tokenizer as the content of a tokenizer.json with the same ids, and the token in it that ends a document, if any does.
+
+    Bytes become a byte-level BPE without merges, whose tokens are the 256 bytes.
+    """
+    content = tokenizer.text()
+    if content is not None:
+        return content, tokenizer.tokens()[tokenizer.end_ids[0]] if tokenizer.end_ids else None
+    made = HuggingFaceTokenizer(models.BPE(vocab={token: byte for byte, token in tokenizer.tokens().items()}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    return made.to_str(pretty=True), tokenizer.tokens()[END_ID]
 
 
 def make_tokenizer(config: DataConfig, train_texts: Iterable[str]) -> Tokenizer:

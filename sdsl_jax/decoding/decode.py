@@ -27,8 +27,8 @@ def _whole(values, name: str) -> np.ndarray:
     return values
 
 
-def _requests(prompts, prompt_lengths, new_tokens, seed, rows, stop_tokens, vocab_size: int) -> tuple[Requests, int]:
-    """Checks and shapes the arguments that both loops share; also the most tokens that any row may emit."""
+def _requests(prompts, prompt_lengths, new_tokens, seed, rows, stop_tokens, vocab_size: int) -> Requests:
+    """Checks and shapes the arguments that both loops share."""
     prompts = _whole(prompts, "prompts")
     require(prompts.ndim == 2 and prompts.size > 0, f"prompts have shape {prompts.shape}; they must be [rows, tokens].")
     require(
@@ -62,14 +62,29 @@ def _requests(prompts, prompt_lengths, new_tokens, seed, rows, stop_tokens, voca
         0 <= names.min() <= names.max() < 2**32,
         f"rows run from {names.min()} to {names.max()}; they must lie in [0, 2**32).",
     )
-    requests = Requests(
+    return Requests(
         jnp.asarray(prompts),
         jnp.asarray(lengths),
         jnp.asarray(lengths + new),
         row_keys(seed, names),
         jnp.asarray(stops, jnp.int32),
     )
-    return requests, int(new.max())
+
+
+def _room(requests: Requests, room: int | None) -> int:
+    """The most tokens that any row may emit."""
+    most = int((requests.max_lengths - requests.prompt_lengths).max())
+    require(room is None or room >= most, f"there is room for {room} new tokens; {most} are wanted.")
+    return most if room is None else room
+
+
+def _require_positions(model: Model, length: int, role: str) -> None:
+    """Raises `SdslError` where rows outgrow a table of learned positions; rotary ones set no limit of their own."""
+    config = model.config
+    require(
+        config.positions == "rotary" or length <= config.max_positions,
+        f"prompts and new tokens come to {length} positions; the {role} knows only {config.max_positions}.",
+    )
 
 
 def speculate(
@@ -87,6 +102,7 @@ def speculate(
     rows: Int[np.ndarray, " B"] | None = None,
     stop_tokens: tuple[int, ...] = (),
     keep_distributions: bool = False,
+    room: int | None = None,
 ) -> Decoded:
     """Decodes with a draft; the output is distributed exactly as the target's own.
 
@@ -108,6 +124,8 @@ def speculate(
       stop_tokens: ids after which a row stops.
       keep_distributions: whether to return drafts and both distributions of every round, which takes
         rows × rounds × (2γ + 1) × vocabulary numbers.
+      room: new tokens that buffers and caches have room for; the largest of `new_tokens` if left out. Calls of the same room share a
+        program.
 
     Raises:
       SdslError: an argument lies outside its range, or the vocabularies differ.
@@ -134,14 +152,18 @@ def speculate(
     )
     drafter: Drafter = ModelDrafter(draft.config) if isinstance(draft, Model) else draft
     draft_params = draft.params if isinstance(draft, Model) else None
-    vocab_size = draft.config.vocab_size if isinstance(draft, Model) else draft.vocab_size
+    vocab_size = draft.config.ids if isinstance(draft, Model) else draft.vocab_size
     require(
-        vocab_size == target.config.vocab_size,
-        f"the draft has {vocab_size} tokens and the target {target.config.vocab_size}; lossless decoding "
+        vocab_size == target.config.ids,
+        f"the draft has {vocab_size} tokens and the target {target.config.ids}; lossless decoding "
         "needs one vocabulary.",
     )
-    requests, most = _requests(prompts, prompt_lengths, new_tokens, seed, rows, stop_tokens, vocab_size)
+    requests = _requests(prompts, prompt_lengths, new_tokens, seed, rows, stop_tokens, vocab_size)
+    most = _room(requests, room)
     buffer = requests.prompts.shape[1] + most
+    _require_positions(target, buffer, "target")
+    if isinstance(draft, Model):
+        _require_positions(draft, buffer, "draft")
     capacity = buffer + max_lookahead + 1
     with jax.default_matmul_precision("highest"):
         return loop.speculative_loop(
@@ -172,10 +194,12 @@ def autoregress(
     seed: int = 0,
     rows: Int[np.ndarray, " B"] | None = None,
     stop_tokens: tuple[int, ...] = (),
+    room: int | None = None,
 ) -> Decoded:
     """Decodes with the target alone, one token a step; arguments as in `speculate`."""
-    requests, most = _requests(prompts, prompt_lengths, new_tokens, seed, rows, stop_tokens, target.config.vocab_size)
-    buffer = requests.prompts.shape[1] + most
+    requests = _requests(prompts, prompt_lengths, new_tokens, seed, rows, stop_tokens, target.config.ids)
+    buffer = requests.prompts.shape[1] + _room(requests, room)
+    _require_positions(target, buffer, "target")
     with jax.default_matmul_precision("highest"):
         cache = prefill(target.config, target.params, requests.prompts, capacity=buffer)
         return loop.autoregressive_loop(target.config, target.params, requests, sampling.check(), cache, buffer=buffer)

@@ -214,7 +214,7 @@ def pairwise_overlap(
     """
     require(len(drafts) > 0 and len(targets) > 0, "there are no drafts or no targets; at least one of each is needed.")
     require(len(samplings) > 0, "samplings is empty; it must hold at least one.")
-    vocab_sizes = {model.config.vocab_size for model in (*drafts.values(), *targets.values())}
+    vocab_sizes = {model.config.ids for model in (*drafts.values(), *targets.values())}
     contexts, counts, begin_at = _check(contexts, following, lengths, first, vocab_sizes.copy())
     n, width = contexts.shape
     rows = rows_per_chunk(memory_bytes, len(targets), len(samplings), width - begin_at, width, *vocab_sizes)

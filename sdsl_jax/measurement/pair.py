@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sdsl_jax.data.prompts import Prompts
-from sdsl_jax.decoding import Decoded, Model, Sampling, autoregress, speculate
+from sdsl_jax.decoding import Decoded, Model, NgramDraft, Sampling, autoregress, speculate
 from sdsl_jax.decoding.verification import Verification
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.conventions import ConventionRow, acceptance_report
@@ -71,60 +72,97 @@ class LookaheadResult(NamedTuple):
     Attributes:
       lookahead: γ.
       statistics: acceptance per test, survival, τ, the paper's α, and the self-check.
-      expected: τ of token verification that the exact distributions on the target's own samples predict, without decoding.
+      expected: τ of token verification that the exact distributions on the target's own samples predict, without decoding; None
+        for a draft that is no model.
       conventions: every convention of acceptance, over the rounds that began with room for γ + 1 tokens.
       decoded: tokens and events, a row per prompt.
     """
 
     lookahead: int
     statistics: DecodedStatistics
-    expected: Interval
+    expected: Interval | None
     conventions: list[ConventionRow]
     decoded: Decoded
+
+
+class TextScores(NamedTuple):
+    """What the two models say about the prompts themselves, from each prompt's second token on.
+
+    Attributes:
+      alpha: E Σ_v min(p_v, q_v) over their positions.
+      losses: cross-entropy of each model in nats per token at temperature 1, by role.
+      positions: tokens predicted in each prompt.
+      nats: summed cross-entropy of each prompt, by role.
+    """
+
+    alpha: Interval
+    losses: dict[str, Interval]
+    positions: Int[np.ndarray, " rows"]
+    nats: dict[str, Float[np.ndarray, " rows"]]
 
 
 class PairMeasurement(NamedTuple):
     """What was found out about a pair.
 
     Attributes:
-      alpha: E Σ_v min(p_v, q_v) over the positions of the target's own samples.
+      alpha: E Σ_v min(p_v, q_v) over the positions of the target's own samples; None for a draft that is no model.
       positions: how many those are.
+      text: the same on the prompts, and both losses there; None for a draft that is no model, or prompts of one token.
       lookaheads: one result for each lookahead, in the order of the settings.
     """
 
-    alpha: Interval
+    alpha: Interval | None
     positions: int
+    text: TextScores | None
     lookaheads: tuple[LookaheadResult, ...]
 
 
+def one_vocabulary(draft: Model, target: Model) -> tuple[Model, Model]:
+    """The same two models with as many logits each; ids that one of them has no row for get no probability from it."""
+    size = max(draft.config.ids, target.config.ids)
+
+    def padded(model: Model) -> Model:
+        wanted = 0 if size == model.config.vocab_size else size
+        return model._replace(config=dataclasses.replace(model.config, logit_size=wanted))
+
+    return padded(draft), padded(target)
+
+
 def measure_pair(
-    draft: Model, target: Model, prompts: Prompts, settings: PairSettings, progress: Progress | None = None
+    draft: Model | NgramDraft,
+    target: Model,
+    prompts: Prompts,
+    settings: PairSettings,
+    progress: Progress | None = None,
 ) -> PairMeasurement:
     """Measures a pair.
 
     Args:
       draft: proposes.
-      target: verifies; has the draft's vocabulary.
+      target: verifies; ids mean to it what they mean to the draft, though one of the two may have more of them.
       prompts: one row each; a row's randomness depends on the seed and its number, not on its batch.
       settings: how.
       progress: told after every batch.
 
     Raises:
-      SdslError: the vocabularies differ, or a stop token is in neither.
+      SdslError: a stop token is no id of the target.
     """
     progress = progress or Silent()
-    sizes = {model.config.vocab_size for model in (draft, target)}
-    require(
-        len(sizes) == 1,
-        f"the draft has {draft.config.vocab_size} tokens and the target {target.config.vocab_size}; a pair needs one vocabulary.",
-    )
+    if isinstance(draft, Model):
+        draft, target = one_vocabulary(draft, target)
     for token in settings.stop_tokens:
-        require(0 <= token < min(sizes), f"the stop token is {token}; it must lie in [0, {min(sizes) - 1}].")
+        require(
+            0 <= token < target.config.ids, f"the stop token is {token}; it must lie in [0, {target.config.ids - 1}]."
+        )
     batches = -(-len(prompts.lengths) // settings.batch)
-    progress.start("measure", batches * (2 + len(settings.lookaheads)))
-    samples = _sample(target, prompts, settings, lambda: progress.advance(1, "samples of the target"))
-    exact = _score(draft, target, samples, settings)
-    progress.advance(batches, "exact acceptance")
+    progress.start("measure", batches * (3 + len(settings.lookaheads)))
+    exact = text = None
+    if isinstance(draft, Model):
+        text = _score_text(draft, target, prompts, settings)
+        progress.advance(batches, "prompts")
+        samples = sample_target(target, prompts, settings, lambda: progress.advance(1, "samples of the target"))
+        exact = _score(draft, target, samples, settings)
+        progress.advance(batches, "exact acceptance")
     results = []
     for lookahead in settings.lookaheads:
         decoded = _decode(draft, target, prompts, lookahead, settings, lambda: progress.advance(1, f"γ = {lookahead}"))  # noqa: B023
@@ -134,10 +172,12 @@ def measure_pair(
             columns, max_lengths=decoded.max_lengths, whole_rounds_only=True, confidence=settings.confidence
         )
         statistics = summarise(decoded, lookahead, settings.confidence)
-        expected = expected_tokens_per_round(exact, lookahead, settings)
+        expected = None if exact is None else expected_tokens_per_round(exact, lookahead, settings)
         results.append(LookaheadResult(lookahead, statistics, expected, report.table(), decoded))
     progress.finish()
-    return PairMeasurement(exact.alpha, exact.positions, tuple(results))
+    if exact is None:
+        return PairMeasurement(None, 0, None, tuple(results))
+    return PairMeasurement(exact.alpha, exact.positions, text, tuple(results))
 
 
 def _batches(rows: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -159,7 +199,7 @@ def _in_batches(rows: int, size: int, run: Callable[[np.ndarray, np.ndarray], An
 
 
 def _decode(
-    draft: Model, target: Model, prompts: Prompts, lookahead: int, settings: PairSettings, advance: Callable[[], None]
+    draft: Model | NgramDraft, target: Model, prompts: Prompts, lookahead: int, settings: PairSettings, advance: Callable[[], None]
 ) -> Decoded:
     rounds = 0
 
@@ -186,6 +226,30 @@ def _decode(
     return joined._replace(batch_rounds=np.int32(rounds))
 
 
+def _score_text(draft: Model, target: Model, prompts: Prompts, settings: PairSettings) -> TextScores | None:
+    """One pass of each model over the prompts."""
+    positions = prompts.lengths - 1
+    if not positions.any():
+        return None
+    scored = pairwise_overlap(
+        {"draft": draft},
+        {"target": target},
+        prompts.tokens[:, :-1],
+        first=0,
+        lengths=positions,
+        samplings=[settings.sampling, Sampling()],
+        following=prompts.tokens[:, 1:],
+    )
+    counts = np.arange(prompts.tokens.shape[1] - 1) < positions[:, None]
+    nats = {
+        role: -np.where(counts, scores.log_probs[1], 0.0).sum(axis=1)  # type: ignore[index]
+        for role, scores in (("target", scored.targets["target"]), ("draft", scored.drafts["draft"]))
+    }
+    pair = scored.pairs["draft", "target"]
+    losses = {role: ratio_interval(sums, positions, settings.confidence) for role, sums in nats.items()}
+    return TextScores(pair.mean(pair.acceptance[0], settings.confidence), losses, positions, nats)
+
+
 class _Samples(NamedTuple):
     """Continuations by the target, with as many tokens beyond `new_tokens` as a last round could look ahead."""
 
@@ -193,7 +257,7 @@ class _Samples(NamedTuple):
     prompt_lengths: Int[np.ndarray, " rows"]
 
 
-def _sample(target: Model, prompts: Prompts, settings: PairSettings, advance: Callable[[], None]) -> _Samples:
+def sample_target(target: Model, prompts: Prompts, settings: PairSettings, advance: Callable[[], None]) -> _Samples:
     beyond = max(settings.lookaheads) - 1
 
     def run(numbers: np.ndarray, meant: np.ndarray) -> Array:

@@ -4,58 +4,80 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import pandas
 
-from sdsl_jax.data.prompts import Prompts
-from sdsl_jax.data.tokenizer import Tokenizer, fingerprint
+from sdsl_jax.data.prompts import Prompts, bytes_after_first
+from sdsl_jax.data.tokenizer import Tokenizer, same_tokens
 from sdsl_jax.decoding.loop import STOP_TOKEN
-from sdsl_jax.errors import SdslError, require
+from sdsl_jax.errors import require
 from sdsl_jax.measurement.conventions import CONVENTIONS
-from sdsl_jax.measurement.decoded import event_columns
-from sdsl_jax.measurement.pair import LookaheadResult, PairMeasurement, PairSettings
-from sdsl_jax.records import AcceptanceRecord, SurvivalRecord, write_json, write_table, write_text
-from sdsl_jax.statistics import Interval
+from sdsl_jax.measurement.generation import GenerationTimes
+from sdsl_jax.measurement.pair import LookaheadResult, PairMeasurement, PairSettings, TextScores
+from sdsl_jax.measurement.retokenised import Retokenised
+from sdsl_jax.records import write_text
+from sdsl_jax.statistics import Interval, ratio_interval
 from sdsl_jax.training import LoadedModel
 
 # Fewer prompts than this make an interval over them a guess.
 _FEW_PROMPTS = 8
 # A standard normal lies beyond this once in 16,000 times.
 _SUSPICIOUS = 4.0
-RECORD_FILES = ("measurement.json", "models.csv", "acceptance.csv", "survival.csv", "events.parquet", "schema.json")
+# What drafts are called that are no model.
+NGRAM = "ngram"
+
+
+class Draft(NamedTuple):
+    """What proposes: a loaded model, or n-grams.
+
+    Attributes:
+      name: in tables.
+      model: None for n-grams.
+    """
+
+    name: str
+    model: LoadedModel | None
+
+
+def share_tokens(draft: LoadedModel, target: LoadedModel) -> bool:
+    """Whether ids mean the same to both models."""
+    return same_tokens(draft.tokenizer, target.tokenizer)
 
 
 def require_one_tokenizer(draft: LoadedModel, target: LoadedModel) -> None:
-    """Raises `SdslError` unless both models read and write the same ids."""
+    """Raises `SdslError` unless ids mean the same to both models."""
 
     def name(model: LoadedModel) -> str:
         return f"{model.tokenizer.kind} of {model.tokenizer.vocab_size} entries"
 
     require(
-        fingerprint(draft.tokenizer) == fingerprint(target.tokenizer),
+        share_tokens(draft, target),
         f"the draft {draft.record.model_id} and the target {target.record.model_id} have different tokenizers ({name(draft)} and "
-        f"{name(target)}); a draft must be trained with its target's.",
+        f"{name(target)}), so that no draft token could be accepted as a token of the target and nothing is decoded; --retokenised "
+        "compares them on the target's text instead.",
     )
 
 
 def input_warnings(
-    draft: LoadedModel, target: LoadedModel, prompts: Prompts, settings: PairSettings, wanted: int
+    draft: LoadedModel | None, target: LoadedModel, prompts: Prompts, settings: PairSettings, wanted: int
 ) -> list[str]:
     """What a reader should know about the inputs, a sentence each."""
     found = []
     rows, longest = len(prompts.lengths), int(prompts.lengths.max())
-    if draft.record.params_digest == target.record.params_digest:
+    if draft is None:
+        found.append("the draft is no model: there is no exact α, only what the decoder shows.")
+    elif draft.folder.resolve() == target.folder.resolve() or (
+        draft.record.params_digest and draft.record.params_digest == target.record.params_digest
+    ):
         found.append("draft and target are the same model: every draft is accepted, by construction.")
     elif draft.record.params_total >= target.record.params_total:
         found.append(
             f"the draft has {draft.record.params_total:,} parameters and the target {target.record.params_total:,}: a draft is "
             "usually the smaller of the two."
         )
-    if draft.record.data_digest != target.record.data_digest:
+    if draft is not None and draft.record.data_digest != target.record.data_digest:
         found.append(
             "draft and target were trained on different data; text held out from one may have trained the other."
         )
@@ -69,10 +91,10 @@ def input_warnings(
         found.append(
             f"{prompts.cut} of {rows} prompts were longer than allowed and keep only their last {longest} tokens."
         )
-    trained = min(model.data.sequence_length for model in (draft, target))
-    if longest + settings.new_tokens > trained:
+    trained = min((m.longest for m in (draft, target) if m is not None and m.longest), default=0)
+    if trained and longest + settings.new_tokens > trained:
         found.append(
-            f"rows grow to {longest + settings.new_tokens} tokens; the models were trained on sequences of {trained}, and say "
+            f"rows grow to {longest + settings.new_tokens} tokens; the models are made for sequences of {trained}, and say "
             "little beyond them."
         )
     if settings.verification == "block":
@@ -104,8 +126,21 @@ def _interval(value: Interval) -> dict[str, float | None]:
     return {name: _number(x) for name, x in value._asdict().items()}
 
 
-def _describe(model: LoadedModel) -> dict[str, Any]:
+def bits_per_byte(text: TextScores, role: str, prompts: Prompts, tokenizer: Tokenizer, confidence: float) -> Interval:
+    """The loss on the prompts per byte of their text, from each prompt's second token on."""
+    return ratio_interval(text.nats[role] / math.log(2), bytes_after_first(prompts, tokenizer), confidence)
+
+
+def _describe(model: LoadedModel, role: str, prompts: Prompts, text: TextScores | None, confidence: float) -> dict[str, Any]:
     r = model.record
+    on_prompts = None
+    if text is not None:
+        loss = text.losses[role]
+        on_prompts = {
+            "loss_nats": _interval(loss),
+            "perplexity": _interval(Interval(*(math.exp(x) for x in loss))),
+            "bits_per_byte": _interval(bits_per_byte(text, role, prompts, model.tokenizer, confidence)),
+        }
     return {
         "model_id": r.model_id,
         "folder": str(model.folder),
@@ -114,30 +149,37 @@ def _describe(model: LoadedModel) -> dict[str, Any]:
         "train_tokens": r.train_tokens,
         "loss_nats": _number(r.loss_nats),
         "params_digest": r.params_digest,
+        "on_prompts": on_prompts,
     }
 
 
 def report(
-    draft: LoadedModel,
+    draft: Draft,
     target: LoadedModel,
     prompts: Prompts,
     settings: PairSettings,
     measured: PairMeasurement,
+    times: list[GenerationTimes],
     warnings: list[str],
 ) -> dict[str, Any]:
     """The measurement as plain values; what does not exist is None."""
-    sampling = settings.sampling
+    sampling, text = settings.sampling, measured.text
     return {
-        "target": _describe(target),
-        "draft": _describe(draft),
+        "target": _describe(target, "target", prompts, text, settings.confidence),
+        "draft": {"model_id": draft.name}
+        if draft.model is None
+        else _describe(draft.model, "draft", prompts, text, settings.confidence),
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,
         "top_p": sampling.top_p,
         "min_p": sampling.min_p,
         "verification": settings.verification,
-        "alpha": _interval(measured.alpha),
+        "lossless": True,
+        "alpha": None if measured.alpha is None else _interval(measured.alpha),
         "alpha_tokens": measured.positions,
+        "alpha_on_prompts": None if text is None else _interval(text.alpha),
         "per_lookahead": [_describe_lookahead(result) for result in measured.lookaheads],
+        "generation": [_describe_times(each) for each in times],
         "convention_definitions": {name: c._asdict() for name, c in CONVENTIONS.items()},
         "prompts": {
             "source": prompts.domain,
@@ -155,12 +197,24 @@ def report(
     }
 
 
+def _describe_times(times: GenerationTimes) -> dict[str, Any]:
+    return {
+        "lookahead": times.lookahead,
+        "first_token_seconds": _interval(times.first_token),
+        "per_token_seconds": _interval(times.per_token),
+        "total_seconds": _interval(times.total),
+        "speedup": _interval(times.speedup),
+        "new_tokens": times.new_tokens,
+        "requests": times.requests,
+    }
+
+
 def _describe_lookahead(result: LookaheadResult) -> dict[str, Any]:
     s = result.statistics
     return {
         "lookahead": result.lookahead,
         "tokens_per_round": _interval(s.tokens_per_round),
-        "expected_tokens_per_round": _interval(result.expected),
+        "expected_tokens_per_round": None if result.expected is None else _interval(result.expected),
         "per_test": _interval(s.per_test),
         "tar": _interval(tar(result)),
         "tar_alpha": _interval(s.tar),
@@ -177,85 +231,36 @@ def tar(result: LookaheadResult) -> Interval:
     return Interval(*((value - 1) / result.lookahead for value in result.statistics.tokens_per_round))
 
 
-def require_new_folder(folder: Path) -> None:
-    """Makes a folder for records, and raises `SdslError` if it holds some already or cannot be made."""
-    held = [name for name in RECORD_FILES if (folder / name).exists()]
-    require(not held, f"the folder {folder} already holds {held[0] if held else ''}; name a new one for these records.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SdslError(f"cannot write {folder} ({error.strerror}).") from None
+def report_retokenised(
+    draft: LoadedModel, target: LoadedModel, prompts: Prompts, settings: PairSettings, found: Retokenised
+) -> dict[str, Any]:
+    """A re-tokenised measurement as plain values."""
 
+    def describe(model: LoadedModel, role: str) -> dict[str, Any]:
+        scores = found.roles[role]
+        return {
+            "model_id": model.record.model_id,
+            "folder": str(model.folder),
+            "params_total": model.record.params_total,
+            "loss_nats": _interval(scores.loss),
+            "bits_per_byte": _interval(scores.bits_per_byte),
+            "tokens_per_stretch": scores.tokens_per_stretch,
+        }
 
-def write_records(
-    folder: Path,
-    draft: LoadedModel,
-    target: LoadedModel,
-    prompts: Prompts,
-    settings: PairSettings,
-    measured: PairMeasurement,
-    answer: dict[str, Any],
-) -> None:
-    """Writes models.csv, acceptance.csv, survival.csv, events.parquet and, with all settings, measurement.json.
-
-    Raises:
-      SdslError: the folder cannot be written to.
-    """
-    pair: dict[str, Any] = {
-        "draft_id": draft.record.model_id,
-        "target_id": target.record.model_id,
-        "temperature": float(settings.sampling.temperature),
-        "domain": prompts.domain,
+    return {
+        "target": describe(target, "target"),
+        "draft": describe(draft, "draft"),
+        "lossless": False,
+        "protocol": "re-tokenised: the target's text in the draft's tokens, compared between places where both cut it; nothing was "
+        "decoded",
+        "temperature": settings.sampling.temperature,
+        "alpha_retokenised": _interval(found.alpha),
+        "stretches": found.stretches,
+        "prompts": {"source": prompts.domain, "count": len(prompts.lengths), "with_stretches": found.rows},
+        "new_tokens": settings.new_tokens,
+        "seed": settings.seed,
         "confidence": settings.confidence,
     }
-    clusters = len(prompts.lengths)
-
-    def acceptance(estimator: str, lookahead: int, value: Interval, tokens: int) -> AcceptanceRecord:
-        return AcceptanceRecord(
-            **pair,
-            estimator=estimator,
-            lookahead=lookahead,
-            alpha=value.estimate,
-            alpha_low=value.low,
-            alpha_high=value.high,
-            clusters=clusters,
-            tokens=tokens,
-        )
-
-    rows = [acceptance("teacher_forced_samples", 0, measured.alpha, measured.positions)]
-    survival, frames = [], []
-    for result in measured.lookaheads:
-        s, lookahead = result.statistics, result.lookahead
-        rows.append(acceptance("decoded_per_test", lookahead, s.per_test, s.tests))
-        rows.append(acceptance("decoded_tar", lookahead, s.tar, s.rounds * lookahead))
-        survival += [
-            SurvivalRecord(
-                **pair,
-                lookahead=lookahead,
-                position=k,
-                survival=value.estimate,
-                survival_low=value.low,
-                survival_high=value.high,
-                rounds=s.rounds,
-                tokens_per_round=s.tokens_per_round.estimate,
-                tokens_per_round_low=s.tokens_per_round.low,
-                tokens_per_round_high=s.tokens_per_round.high,
-            )
-            for k, value in enumerate(s.survival, 1)
-        ]
-        columns = {name: pair[name] for name in ("draft_id", "target_id", "temperature")}
-        frames.append(pandas.DataFrame(event_columns(result.decoded)).assign(lookahead=lookahead, **columns))
-    models = {m.record.params_digest: m.record for m in (draft, target)}
-    write_table(folder, "models", list(models.values()))
-    write_table(folder, "acceptance", rows)
-    write_table(folder, "survival", survival)
-    events, partial = folder / "events.parquet", folder / ".events.parquet.partial"
-    try:
-        pandas.concat(frames, ignore_index=True).to_parquet(partial, index=False)
-        os.replace(partial, events)
-    except OSError as error:
-        raise SdslError(f"cannot write {events} ({error.strerror}).") from None
-    write_json(folder / "measurement.json", answer)
 
 
 def write_tokens(path: Path, prompts: Prompts, measured: PairMeasurement, tokenizer: Tokenizer) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sdsl_jax.config import FamilyConfig
 from sdsl_jax.errors import require
-from sdsl_jax.models.transformer import ModelConfig
+from sdsl_jax.models.config import ModelConfig
 from sdsl_jax.theory.costs import ShapeRule, layers_and_width
 
 # How far the size that a family makes may lie from the size that was asked for.
@@ -20,7 +20,7 @@ class ModelCounts:
     """Exact sizes of a model.
 
     Attributes:
-      nonembedding: parameters other than the embedding and head matrices.
+      nonembedding: parameters other than the embeddings of tokens and positions and the head.
       total: all parameters.
       flops_per_token: forward FLOPs for one token at `context` tokens of context; a multiply-add counts as two.
       weight_bytes: bytes of all parameters in float32.
@@ -35,24 +35,37 @@ class ModelCounts:
 
 
 def _block_params(c: ModelConfig) -> tuple[int, int]:
-    """Parameters of one block in its matrices and in its norms."""
-    matrices = 2 * c.width * c.head_dim * (c.heads + c.kv_heads) + 3 * c.width * c.hidden
-    return matrices, 2 * c.width + (2 * c.head_dim if c.qk_norm else 0)
+    """Parameters of one block in its matrices, and in its norms and biases."""
+    query, kv, projections = c.heads * c.head_dim, c.kv_heads * c.head_dim, 3 if c.gated else 2
+    matrices = 2 * c.width * (query + kv) + projections * c.width * c.hidden
+    biases = (query + 2 * kv) * c.qkv_bias + c.width * c.out_bias
+    biases += ((projections - 1) * c.hidden + c.width) * c.mlp_bias
+    return matrices, 2 * _norm_params(c) + (2 * c.head_dim if c.qk_norm else 0) + biases
+
+
+def _norm_params(c: ModelConfig) -> int:
+    return c.width * (1 if c.norm == "rms" else 2)
 
 
 def count(config: ModelConfig, context: float) -> ModelCounts:
-    """Counts parameters, FLOPs and bytes of a model, at an average of `context` tokens of context."""
-    matrices, norms = _block_params(config)
-    nonembedding = config.layers * (matrices + norms) + config.width
-    table = config.vocab_size * config.width
-    total = nonembedding + table * (1 if config.tie_embeddings else 2)
-    attention = 4 * context * config.heads * config.head_dim * config.layers
+    """Counts parameters, FLOPs and bytes of a model, at an average of `context` tokens of context.
+
+    Learned positions are an embedding like that of the tokens; projections between embedding and residual stream are not.
+    """
+    c = config
+    matrices, rest = _block_params(c)
+    projections = 2 * c.embedding_width * c.width
+    nonembedding = c.layers * (matrices + rest) + projections + (_norm_params(c) if c.final_norm else 0)
+    table = c.vocab_size * c.table_width
+    positions = c.max_positions * c.width if c.positions == "learned" else 0
+    total = nonembedding + positions + table * (1 if c.tie_embeddings else 2)
+    attention = 4 * context * c.heads * c.head_dim * c.layers
     return ModelCounts(
         nonembedding=nonembedding,
         total=total,
-        flops_per_token=2 * config.layers * matrices + 2 * table + attention,
+        flops_per_token=2 * (c.layers * matrices + projections + table) + attention,
         weight_bytes=4 * total,
-        cache_bytes_per_token=4 * 2 * config.layers * config.kv_heads * config.head_dim,
+        cache_bytes_per_token=4 * 2 * c.layers * c.kv_heads * c.head_dim,
     )
 
 

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from sdsl_jax.models.config import RopeScaling
+
 # Queries are taken in blocks, each against the keys that it can see, so that of what lies above the diagonal only half a
 # block is computed: at least this many queries at once, and at most so many blocks.
 _QUERY_BLOCK, _MOST_BLOCKS = 64, 8
@@ -50,26 +52,66 @@ def _linear_backward(sizes, saved, gradients):
 linear.defvjp(_linear_forward, _linear_backward)
 
 
-def rotary_tables(positions: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
-    """Cosines and sines of position · theta^(−2i/H) (RoFormer, 2104.09864), float32 [..., H/2] for positions [...]."""
-    half = head_dim // 2
+def rotary_tables(positions: Array, dim: int, theta: float, scaling: RopeScaling | None = None) -> tuple[Array, Array]:
+    """Cosines and sines of position · θ^(−2i/R) (RoFormer, 2104.09864), float32 [..., R/2] for positions [...].
+
+    Args:
+      positions: of tokens.
+      dim: R, entries of a head that are rotated.
+      theta: base θ.
+      scaling: change of the frequencies.
+    """
+    half = dim // 2
     frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    factor = 1.0
+    if scaling is not None:
+        frequencies, factor = _scaled(frequencies, theta, scaling), scaling.attention_factor
     angles = positions[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+    if factor == 1.0:
+        return jnp.cos(angles), jnp.sin(angles)
+    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
+
+
+def _scaled(frequencies: Array, theta: float, scaling: RopeScaling) -> Array:
+    """Frequencies between what they were and what `factor` makes of them; see `RopeScaling`."""
+    half = len(frequencies)
+    kept: Array | float
+    if scaling.kind == "linear":
+        kept = 0.0
+    elif scaling.kind == "llama3":
+        turns = scaling.original_positions * frequencies / (2 * np.pi)
+        kept = jnp.clip((turns - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)
+    else:
+
+        def index(turns: float) -> float:
+            """Of the frequency that turns so often within the original length."""
+            return half * np.log(scaling.original_positions / (2 * np.pi * turns)) / np.log(theta)
+
+        first = max(np.floor(index(scaling.high)), 0.0)
+        last = min(np.ceil(index(scaling.low)), 2 * half - 1.0)
+        kept = 1 - jnp.clip((jnp.arange(half) - first) / max(last - first, 1e-3), 0.0, 1.0)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
 
 
 @jax.custom_vjp
 def rotate(
-    x: Float[Array, "... H"], cos: Float[Array, "... H/2"], sin: Float[Array, "... H/2"]
+    x: Float[Array, "... H"], cos: Float[Array, "... R/2"], sin: Float[Array, "... R/2"]
 ) -> Float[Array, "... H"]:
-    """Rotates the pair (i, i + H/2) of every head by its angle. The gradient is the rotation back; the angles get none."""
-    half = x.shape[-1] // 2
+    """Rotates the pair (i, i + R/2) of every head by its angle, and leaves what is beyond its first R entries.
+
+    The gradient is the rotation back; the angles get none.
+    """
+    half, rest = cos.shape[-1], x.shape[-1] - 2 * cos.shape[-1]
     # (−b, a) from (a, b) by a product with zeros and ones: exact, and what remains is contiguous arithmetic, which a
     # concatenation inside of it would make eight times slower.
-    swap = np.kron([[0, 1], [-1, 0]], np.eye(half)).astype(x.dtype)
+    swap = np.pad(np.kron([[0, 1], [-1, 0]], np.eye(half)), ((0, rest), (0, rest))).astype(x.dtype)
     turned = jnp.matmul(x, swap, precision="highest")
-    cos, sin = (jnp.concatenate([y, y], axis=-1).astype(x.dtype) for y in (cos, sin))
-    return x * cos + turned * sin
+
+    def widened(y: Array, filled: float) -> Array:
+        pieces = [y, y] if not rest else [y, y, jnp.full((*y.shape[:-1], rest), filled, y.dtype)]
+        return jnp.concatenate(pieces, axis=-1).astype(x.dtype)
+
+    return x * widened(cos, 1.0) + turned * widened(sin, 0.0)
 
 
 def _rotate_forward(x, cos, sin):

@@ -1,52 +1,27 @@
-"""One decoder-only Transformer for drafts and targets, training and decoding.
+"""One decoder-only Transformer for drafts and targets, training and decoding, our own families and published ones.
 
-Pre-norm blocks with RMSNorm, rotary positions, grouped-query attention, optional qk-norm and a SwiGLU MLP. Suffixes of
-locals give shapes: B batch, T new tokens, S cache slots, D width, N query heads, K key-value heads, G query heads that share
-a key-value head, H head size, F hidden size, V vocabulary.
+Our own have pre-norm blocks with RMSNorm, rotary positions, grouped-query attention, optional qk-norm and a SwiGLU MLP; the
+fields of `ModelConfig` say how others differ. Suffixes of locals give shapes: B batch, T new tokens, S cache slots, D width,
+E width of the embedding, N query heads, K key-value heads, G query heads that share a key-value head, H head size, F hidden
+size, V vocabulary.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from sdsl_jax.errors import require
+from sdsl_jax.models.config import ModelConfig
 from sdsl_jax.models.kernels import attend, linear, rotary_tables, rotate
 
 Rotation = tuple[Array, Array]  # cosines and sines of the positions
 Params = Any  # an `nnx.State` of arrays, or the same tree of abstract or sharded arrays
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The shape of one Transformer. Hashable, so that it can be a static argument of a jitted function."""
-
-    vocab_size: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    hidden: int
-    qk_norm: bool = True
-    tie_embeddings: bool = True
-    rope_theta: float = 10_000.0
-    norm_epsilon: float = 1e-6
-
-    def __post_init__(self):
-        for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "hidden"):
-            value = getattr(self, name)
-            require(value >= 1, f"the model's {name} is {value}; it must be at least 1.")
-        require(
-            self.heads % self.kv_heads == 0, f"{self.heads} query heads cannot share {self.kv_heads} key-value heads."
-        )
-        require(self.head_dim % 2 == 0, f"the head size is {self.head_dim}; rotary positions need an even one.")
 
 
 class KVCache(NamedTuple):
@@ -92,6 +67,35 @@ class RMSNorm(nnx.Module):
         return (wide * inverse_rms).astype(x.dtype) * self.scale[...]
 
 
+class LayerNorm(nnx.Module):
+    """(x − mean) / deviation · scale + bias, over the last axis."""
+
+    def __init__(self, size: int, epsilon: float):
+        self.scale = nnx.Param(jnp.ones((size,)))
+        self.bias = nnx.Param(jnp.zeros((size,)))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Normalised activations, in the type of x; moments, scale and bias are applied in float32."""
+        wide = x.astype(jnp.float32)
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.epsilon)
+        return (centred * inverse * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def _norm(config: ModelConfig) -> RMSNorm | LayerNorm:
+    kind = RMSNorm if config.norm == "rms" else LayerNorm
+    return kind(config.width, config.norm_epsilon)
+
+
+def _bias(size: int, wanted: bool) -> nnx.Param | None:
+    return nnx.Param(jnp.zeros((size,))) if wanted else None
+
+
+def _plus(x: Array, bias: nnx.Param | None) -> Array:
+    return x if bias is None else x + bias[...]
+
+
 def _write(cache: Array, new: Array, positions_BT: Array, axis: int) -> Array:
     """The cache with the new entries in the slots of each row's consecutive positions, along one axis."""
     new = new.astype(cache.dtype)
@@ -117,20 +121,28 @@ class Attention(nnx.Module):
         # many small ones.
         self.qkv = nnx.Param(_normal(scale_in)(rngs.params(), (config.width, query + 2 * kv)))
         self.out = nnx.Param(_normal(scale_out)(rngs.params(), (query, config.width)))
+        self.qkv_bias = _bias(query + 2 * kv, config.qkv_bias)
+        self.out_bias = _bias(config.width, config.out_bias)
         if config.qk_norm:
             self.query_norm = RMSNorm(config.head_dim, config.norm_epsilon)
             self.key_norm = RMSNorm(config.head_dim, config.norm_epsilon)
 
-    def __call__(self, x_BTD: Array, positions_BT: Array, rotation: Rotation, cache: tuple[Array, Array] | None):
+    def __call__(self, x_BTD: Array, positions_BT: Array, rotation: Rotation | None, cache: tuple[Array, Array] | None):
         """What attention adds to the residual stream, and the cache with the new keys and values written to it."""
         c = self.config
         B, T, _ = x_BTD.shape
         N, H = B * c.kv_heads, c.head_dim
         sizes = (c.heads * H, c.kv_heads * H, c.kv_heads * H)
-        q_BTNH, k_BTKH, v_BTKH = (y.reshape(B, T, -1, H) for y in linear(x_BTD, self.qkv[...], sizes))
+        parts = linear(x_BTD, self.qkv[...], sizes)
+        if self.qkv_bias is not None:
+            biases = jnp.split(self.qkv_bias[...], np.cumsum(sizes)[:-1].tolist())
+            parts = tuple(y + bias for y, bias in zip(parts, biases))
+        q_BTNH, k_BTKH, v_BTKH = (y.reshape(B, T, -1, H) for y in parts)
         if c.qk_norm:
             q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
-        q_BTNH, k_BTKH = rotate(q_BTNH, *rotation) * H**-0.5, rotate(k_BTKH, *rotation)
+        if rotation is not None:
+            q_BTNH, k_BTKH = rotate(q_BTNH, *rotation), rotate(k_BTKH, *rotation)
+        q_BTNH = q_BTNH * H**-0.5
         # Heads first, and query heads that share a key-value head as rows of the same product.
         q_NGTH = q_BTNH.transpose(0, 2, 1, 3).reshape(N, -1, T, H)
         k_NHS = k_BTKH.transpose(0, 2, 3, 1).reshape(N, H, T)
@@ -142,7 +154,7 @@ class Attention(nnx.Module):
             cache = (k_NHS, v_NSH)
             mixed_NGTH = _attend_to_cache(q_NGTH, k_NHS, v_NSH, positions_BT)
         mixed_BTD = mixed_NGTH.reshape(B, c.heads, T, H).transpose(0, 2, 1, 3).reshape(B, T, -1)
-        return linear(mixed_BTD, self.out[...], (c.width,))[0], cache
+        return _plus(linear(mixed_BTD, self.out[...], (c.width,))[0], self.out_bias), cache
 
 
 def _attend_to_cache(q_NGTH: Array, k_NHS: Array, v_NSH: Array, positions_BT: Array) -> Array:
@@ -159,33 +171,60 @@ def _attend_to_cache(q_NGTH: Array, k_NHS: Array, v_NSH: Array, positions_BT: Ar
     return mixed_NQH.reshape(N, G, T, H) / total_NGT1.astype(mixed_NQH.dtype)
 
 
+_ACTIVATIONS: dict[str, Any] = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
 class MLP(nnx.Module):
-    """SwiGLU (2002.05202): (silu(x·gate) ∘ (x·up)) · down."""
+    """(f(x·gate) ∘ (x·up)) · down, which with f = silu is SwiGLU (2002.05202); without a gate f(x·up) · down."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         scale_out = (2 * config.layers * config.hidden) ** -0.5
-        self.gate_up = nnx.Param(_normal(config.width**-0.5)(rngs.params(), (config.width, 2 * config.hidden)))
+        inner = config.hidden * (2 if config.gated else 1)
+        self.activation = config.activation
+        # Gate and up in one matrix; up alone where there is no gate.
+        self.gate_up = nnx.Param(_normal(config.width**-0.5)(rngs.params(), (config.width, inner)))
         self.down = nnx.Param(_normal(scale_out)(rngs.params(), (config.hidden, config.width)))
+        self.gate_up_bias = _bias(inner, config.mlp_bias)
+        self.down_bias = _bias(config.width, config.mlp_bias)
 
     def __call__(self, x_BTD: Array) -> Array:
         """What the MLP adds to the residual stream."""
         hidden, width = self.down.shape
-        gate_BTF, up_BTF = linear(x_BTD, self.gate_up[...], (hidden, hidden))
-        return linear(jax.nn.silu(gate_BTF) * up_BTF, self.down[...], (width,))[0]
+        parts = linear(x_BTD, self.gate_up[...], (hidden,) * (self.gate_up.shape[1] // hidden))
+        if self.gate_up_bias is not None:
+            parts = tuple(y + bias for y, bias in zip(parts, jnp.split(self.gate_up_bias[...], len(parts))))
+        inner_BTF = _ACTIVATIONS[self.activation](parts[0])
+        if len(parts) == 2:
+            inner_BTF = inner_BTF * parts[1]
+        return _plus(linear(inner_BTF, self.down[...], (width,))[0], self.down_bias)
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each behind its own norm and added to the residual stream."""
+    """Attention and MLP, each with a norm of its own, added to the residual stream."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.attention_norm = RMSNorm(config.width, config.norm_epsilon)
+        self.norm_position, self.residual = config.norm_position, config.residual
+        self.attention_norm = _norm(config)
         self.attention = Attention(config, rngs)
-        self.mlp_norm = RMSNorm(config.width, config.norm_epsilon)
+        self.mlp_norm = _norm(config)
         self.mlp = MLP(config, rngs)
 
-    def __call__(self, x_BTD: Array, positions_BT: Array, rotation: Rotation, cache: tuple[Array, Array] | None):
+    def __call__(
+        self, x_BTD: Array, positions_BT: Array, rotation: Rotation | None, cache: tuple[Array, Array] | None
+    ):
         """The residual stream after the block, and the block's cache."""
+        if self.norm_position == "post":
+            mixed_BTD, cache = self.attention(x_BTD, positions_BT, rotation, cache)
+            x_BTD = self.attention_norm(x_BTD + mixed_BTD)
+            return self.mlp_norm(x_BTD + self.mlp(x_BTD)), cache
         mixed_BTD, cache = self.attention(self.attention_norm(x_BTD), positions_BT, rotation, cache)
+        if self.residual == "parallel":
+            return x_BTD + mixed_BTD + self.mlp(self.mlp_norm(x_BTD)), cache
         x_BTD = x_BTD + mixed_BTD
         return x_BTD + self.mlp(self.mlp_norm(x_BTD)), cache
 
@@ -195,11 +234,18 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
-        self.embedding = nnx.Param(_normal(config.width**-0.5)(rngs.params(), (config.vocab_size, config.width)))
+        width, table = config.width, config.table_width
+        self.embedding = nnx.Param(_normal(table**-0.5)(rngs.params(), (config.vocab_size, table)))
+        if config.positions == "learned":
+            self.positions = nnx.Param(_normal(width**-0.5)(rngs.params(), (config.max_positions, width)))
         self.blocks = nnx.List([Block(config, rngs) for _ in range(config.layers)])
-        self.final_norm = RMSNorm(config.width, config.norm_epsilon)
+        if config.final_norm:
+            self.final_norm = _norm(config)
+        if config.embedding_width:
+            self.project_in = nnx.Param(_normal(table**-0.5)(rngs.params(), (table, width)))
+            self.project_out = nnx.Param(_normal(width**-0.5)(rngs.params(), (width, table)))
         if not config.tie_embeddings:
-            self.head = nnx.Param(_normal(config.width**-0.5)(rngs.params(), (config.width, config.vocab_size)))
+            self.head = nnx.Param(_normal(table**-0.5)(rngs.params(), (table, config.vocab_size)))
 
     def __call__(
         self,
@@ -219,13 +265,21 @@ class Transformer(nnx.Module):
         Returns:
           The logits, and the cache with the new tokens written to it (None without a cache).
         """
+        c = self.config
         B, T = tokens_BT.shape
         if positions_BT is None:
             # Without a cache all rows share one row of angles, whose sines and cosines are then computed once.
             positions_BT = jnp.broadcast_to(jnp.arange(T), (1 if cache is None else B, T))
-        rotation = rotary_tables(positions_BT[..., None], self.config.head_dim, self.config.rope_theta)
-        # Unit-variance activations, so that the tied matrix can keep the small scale that logits want.
-        x_BTD = self.embedding[...][tokens_BT] * self.config.width**0.5
+        rotation = None
+        if c.rotated:
+            rotation = rotary_tables(positions_BT[..., None], c.rotated, c.rope_theta, c.rope_scaling)
+        x_BTE = self.embedding[...].at[tokens_BT].get(mode="clip") if c.ids > c.vocab_size else self.embedding[...][tokens_BT]
+        if c.scale_embedding:
+            # Unit-variance activations, so that the tied matrix can keep the small scale that logits want.
+            x_BTE = x_BTE * c.width**0.5
+        x_BTD = x_BTE @ self.project_in[...] if c.embedding_width else x_BTE
+        if c.positions == "learned":
+            x_BTD = x_BTD + self.positions[...][positions_BT]
         keys, values = [], []
         for i, block in enumerate(self.blocks):
             layer = None if cache is None else (cache.keys[i], cache.values[i])
@@ -234,8 +288,14 @@ class Transformer(nnx.Module):
             if layer is not None:
                 keys.append(layer[0])
                 values.append(layer[1])
-        x_BTD = self.final_norm(x_BTD)
-        logits_BTV = x_BTD @ (self.embedding[...].T if self.config.tie_embeddings else self.head[...])
+        if c.final_norm:
+            x_BTD = self.final_norm(x_BTD)
+        x_BTE = x_BTD @ self.project_out[...] if c.embedding_width else x_BTD
+        logits_BTV = x_BTE @ (self.embedding[...].T if c.tie_embeddings else self.head[...])
+        if c.ids > c.vocab_size:
+            # Finite, so that nothing turns into 0 · ∞; ids without a row are clipped to the last one where they come in.
+            beyond = [(0, 0), (0, 0), (0, c.ids - c.vocab_size)]
+            logits_BTV = jnp.pad(logits_BTV, beyond, constant_values=jnp.finfo(logits_BTV.dtype).min / 2)
         return logits_BTV, None if cache is None else KVCache(tuple(keys), tuple(values))
 
 

@@ -165,6 +165,30 @@ class RunRecord:
 
 
 @dataclass(frozen=True)
+class GenerationRecord:
+    """The time of single requests, as a caller of the decoder sees it; a row of `generation.csv`."""
+
+    draft_id: str = _column("draft model; empty for the target alone")
+    target_id: str = _column("target model")
+    lookahead: int = _column("draft tokens per round, γ; 0 for the target alone")
+    temperature: float = _column("sampling temperature")
+    domain: str = _column("text that the prompts come from")
+    new_tokens: int = _column("tokens of a request")
+    first_token_seconds: float = _column("median seconds to the first token (TTFT)")
+    per_token_seconds: float = _column("median seconds for each token after the first (TPOT)")
+    total_seconds: float = _column("median seconds of a request")
+    total_seconds_low: float = _column("lower end of the median's interval", default=math.nan)
+    total_seconds_high: float = _column("upper end of the median's interval", default=math.nan)
+    speedup: float = _column("median of the target's total over this total, request by request", default=math.nan)
+    speedup_low: float = _column("lower end of the median's interval", default=math.nan)
+    speedup_high: float = _column("upper end of the median's interval", default=math.nan)
+    confidence: float = _column("confidence of the intervals", default=math.nan)
+    requests: int = _column("timed requests of one row each", default=0)
+    dtype: str = _column("type of the target's weights and caches", default="float32")
+    device: str = _column("device timed on", default="")
+
+
+@dataclass(frozen=True)
 class ExpectedRecord:
     """What token verification gives at one lookahead in expectation, from the target's samples alone; a row of `expected.csv`.
 
@@ -260,6 +284,7 @@ TABLES: dict[str, type] = {
     "acceptance": AcceptanceRecord,
     "survival": SurvivalRecord,
     "expected": ExpectedRecord,
+    "generation": GenerationRecord,
     "latency": LatencyRecord,
     "clock": ClockRecord,
     "runs": RunRecord,
@@ -273,4 +298,4 @@ TABLES: dict[str, type] = {
     "timings": TimingRecord,
 }
 # Tables that a study may leave empty: clock rows need weights, conditions must be asked for.
-MAY_BE_EMPTY = ("clock", "timings", "runs", "timed_models", "conditions", "other_models", "losses")
+MAY_BE_EMPTY = ("clock", "generation", "timings", "runs", "timed_models", "conditions", "other_models", "losses")

@@ -13,17 +13,21 @@ from sdsl_jax.training.ladder import (
 from sdsl_jax.training.loop import rung_seed
 from sdsl_jax.training.model_folder import LoadedModel, load_model_folder, write_model_folder
 from sdsl_jax.training.processes import initialise_distributed, is_primary
+from sdsl_jax.training.published import Reading, load_any_model, load_published
 from sdsl_jax.training.rungs import plan_rungs, select
 
 __all__ = [
     "LoadedModel",
     "Outcome",
+    "Reading",
     "check_ladder",
     "device_name",
     "initialise_distributed",
     "is_primary",
+    "load_any_model",
     "load_model",
     "load_model_folder",
+    "load_published",
     "plan_rungs",
     "read_records",
     "rung_seed",

@@ -38,7 +38,7 @@ class LoadedModel(NamedTuple):
       params: its weights.
       tokenizer: of the text that it was trained on.
       record: how it was made.
-      data: the text that it was trained on, and the length of its sequences.
+      data: the text that it was trained on, and the length of its sequences; None if nothing is known of it.
       folder: where it was read from.
     """
 
@@ -46,8 +46,13 @@ class LoadedModel(NamedTuple):
     params: Params
     tokenizer: Tokenizer
     record: ModelRecord
-    data: DataConfig
+    data: DataConfig | None
     folder: Path
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a sequence that it was made for; 0 if nothing is known of it."""
+        return self.config.max_positions if self.data is None else self.data.sequence_length
 
 
 def write_model_folder(

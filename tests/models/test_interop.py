@@ -8,10 +8,12 @@ import jax
 import numpy as np
 import pytest
 
+from sdsl_jax.data.published import PublishedTokenizer
+from sdsl_jax.data.tokenizer import BPETokenizer, ByteTokenizer, hugging_face_json, same_tokens
 from sdsl_jax.decoding import Model, Sampling, autoregress
 from sdsl_jax.errors import SdslError
 from sdsl_jax.models import ModelConfig, count, forward, init_params
-from sdsl_jax.models.interop import export_llama
+from sdsl_jax.models.interop import export_llama, open_checkpoint
 
 VARIANTS = {
     "grouped": {},
@@ -97,6 +99,76 @@ def test_the_configuration_says_what_the_model_is(model, tmp_path):
     assert {name: config[name] for name in expected} == expected
     assert config["rope_parameters"]["rope_theta"] == c.rope_theta
     assert json.loads((folder / "generation_config.json").read_text())["top_k"] == 0
+
+
+def test_a_round_trip_is_exact(model, tmp_path):
+    """What is read is what was written: the very model where it is tied, else one whose embedding has its factor already."""
+    pytest.importorskip("safetensors")
+    with open_checkpoint(export_llama(model, tmp_path / "model", max_positions=99)) as checkpoint:
+        again = Model(checkpoint.config, checkpoint.load())
+    if model.config.tie_embeddings:
+        assert again.config == dataclasses.replace(model.config, max_positions=99)
+        assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), again.params, model.params))
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (2, 9))
+    first, second = (jax.jit(forward, static_argnums=0)(m.config, m.params, ids)[0] for m in (model, again))
+    np.testing.assert_array_equal(first, second)
+    export_llama(again, tmp_path / "again")
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("model", "again")]
+    assert files[0] == files[1]
+
+
+def test_weights_are_cut_into_files_of_the_wanted_size(small_model, tmp_path):
+    pytest.importorskip("safetensors")
+    model = random_model(small_model)
+    folder = export_llama(model, tmp_path / "model", shard_bytes=5_000)
+    files = sorted(p.name for p in folder.glob("*.safetensors"))
+    assert len(files) > 2
+    assert all((folder / name).stat().st_size < 5_000 + 2_000 for name in files)  # 2,000 for the header
+    with open_checkpoint(folder) as checkpoint:
+        params = checkpoint.load()
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), params, model.params))
+    export_llama(model, folder)  # an earlier export of several files is replaced by one
+    assert [p.name for p in folder.glob("*.safetensors")] == ["model.safetensors"]
+
+
+def test_an_export_that_was_trained_further_is_read_as_it_is(small_model, tmp_path):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    folder = export_llama(random_model(small_model), tmp_path / "model")
+    tensors = safetensors.load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] += 0.01
+    safetensors.save_file(tensors, folder / "model.safetensors")
+    with open_checkpoint(folder) as checkpoint:
+        assert not checkpoint.config.tie_embeddings
+        head = np.asarray(jax.tree.leaves(checkpoint.load()["head"])[0])
+    np.testing.assert_array_equal(head.T, tensors["lm_head.weight"])
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+def test_our_tokenizers_become_tokenizer_json(small_model, tmp_path, kind):
+    """The exported file gives the same ids for any text, and is recognised as the same tokenizer."""
+    pytest.importorskip("safetensors")
+    text = "the people of the house, naïve 日本 \n\t the end"
+    own = ByteTokenizer() if kind == "bytes" else BPETokenizer.train(text * 20, 280)
+    content, end = hugging_face_json(own)
+    config = dataclasses.replace(small_model, vocab_size=own.vocab_size)
+    folder = export_llama(random_model(config), tmp_path / "model", tokenizer=content, end_token=end)
+    read = PublishedTokenizer.load(folder)
+    np.testing.assert_array_equal(read.encode(text), own.encode(text))
+    assert read.decode(own.encode(text)) == text
+    assert read.vocab_size == own.vocab_size
+    assert read.end_ids == (0,)
+    assert same_tokens(read, own)
+    assert same_tokens(own, ByteTokenizer()) == (kind == "bytes")
+
+
+def test_somebody_elses_checkpoint_is_never_overwritten(small_model, tmp_path):
+    pytest.importorskip("safetensors")
+    folder = export_llama(random_model(small_model), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    del config["sdsl_jax"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SdslError, match="which no export wrote"):
+        export_llama(random_model(small_model, 1), folder)
 
 
 def test_an_earlier_export_is_replaced_and_nothing_else_is(small_model, tmp_path):

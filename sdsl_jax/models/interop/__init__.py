@@ -1,5 +1,11 @@
-"""Published formats: models in the layout that other libraries read."""
+"""Published formats: Hugging Face folders and GGUF files read into our Transformer, and Hugging Face folders written from it.
 
-from sdsl_jax.models.interop.llama import export_llama
+They need safetensors and gguf, the extras `interop` and `gguf`.
+"""
 
-__all__ = ["export_llama"]
+from sdsl_jax.models.interop.checkpoint import DTYPES, Checkpoint, open_checkpoint
+from sdsl_jax.models.interop.export import export_llama
+from sdsl_jax.models.interop.gguf import GGUF, open_gguf, rounded
+from sdsl_jax.models.interop.families import FAMILIES
+
+__all__ = ["DTYPES", "FAMILIES", "GGUF", "Checkpoint", "export_llama", "open_checkpoint", "open_gguf", "rounded"]

@@ -1,0 +1,56 @@
+"""`sdsl export`: a model as a Hugging Face folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from sdsl_jax.cli.terminal import standard_console
+from sdsl_jax.errors import require
+
+
+def export(
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR|FILE.gguf")],
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], tyro.conf.arg(metavar="TYPE")] = "float32",
+    round_to: Annotated[str, tyro.conf.arg(metavar="KIND")] = "",
+    shard_gigabytes: Annotated[float, tyro.conf.arg(metavar="GB")] = 5.0,
+) -> None:
+    """Write a model as a Hugging Face folder of the layout of Llama, Qwen2 or Qwen3, with its tokenizer.
+
+    Models of a study, published checkpoints of those layouts, and GGUF files of the llama architecture. Transformers and vLLM load
+    the folder; what is read from it again is the same, bit for bit.
+
+    Args:
+        model: what to write.
+        out: where; new, empty, or an earlier export.
+        dtype: of the weights of a published checkpoint; those of a study are float32.
+        round_to: round matrices to what a GGUF quantisation keeps of them, such as Q4_0, to measure what that does to acceptance.
+        shard_gigabytes: weights in one file, at most.
+    """
+    require(shard_gigabytes > 0, f"--shard-gigabytes is {shard_gigabytes:g}; it must be positive.")
+    from sdsl_jax.data.tokenizer import hugging_face_json
+    from sdsl_jax.decoding import Model
+    from sdsl_jax.models.interop import export_llama, rounded
+    from sdsl_jax.training import Reading, load_any_model
+
+    loaded = load_any_model(model, Reading(dtype=dtype))
+    params = rounded(loaded.params, round_to) if round_to else loaded.params
+    content, end = hugging_face_json(loaded.tokenizer)
+    folder = export_llama(
+        Model(loaded.config, params),
+        out,
+        tokenizer=content,
+        end_token=end,
+        max_positions=loaded.longest or 32_768,
+        shard_bytes=max(1, int(shard_gigabytes * 1e9)),
+    )
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    standard_console().print(
+        f"{loaded.record.model_id}: {loaded.record.params_total:,} parameters, {size / 1e6:.1f} MB, written to {folder}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,174 @@
+"""The tokenizer of a published checkpoint, with its special tokens and chat template as explicit settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2.exceptions import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer as HuggingFaceTokenizer
+
+from sdsl_jax.data.tokenizer import read_tokenizer
+from sdsl_jax.errors import SdslError, require
+
+TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+# Of `--chat-template`: prompts as they are, or in the template that came with the checkpoint.
+NO_TEMPLATE, OWN_TEMPLATE = "none", "own"
+
+
+class PublishedTokenizer:
+    """The tokenizer.json of a checkpoint.
+
+    Attributes:
+      kind: "published".
+      vocab_size: one more than its largest id; the model's table may have more rows.
+      special_tokens: whether texts get what the file adds around them, such as a begin-of-text token.
+      end_ids: ids that end a text, as the checkpoint says; empty if it does not.
+    """
+
+    kind = "published"
+
+    def __init__(
+        self,
+        tokenizer: HuggingFaceTokenizer,
+        *,
+        special_tokens: bool = True,
+        end_ids: tuple[int, ...] = (),
+        begin_id: int = -1,
+        template: str | None = None,
+        named_tokens: dict[str, str] | None = None,
+    ):
+        self._tokenizer, self.special_tokens, self.end_ids = tokenizer, special_tokens, end_ids
+        # Of a tokenizer that does not add it by itself.
+        self._begin = [begin_id] if begin_id >= 0 and special_tokens else []
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._template, self._named = template, named_tokens or {}
+        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    @classmethod
+    def load(cls, folder: Path, *, special_tokens: bool = True, chat_template: str = NO_TEMPLATE) -> PublishedTokenizer:
+        """Reads the tokenizer of a checkpoint.
+
+        Args:
+          folder: of the checkpoint.
+          special_tokens: whether texts get what tokenizer.json adds around them.
+          chat_template: "none" for texts as they are; "own" to make each the first message of a user in the checkpoint's template;
+            or a file with a template. Templates run in a sandbox.
+
+        Raises:
+          SdslError: tokenizer.json or the template is missing or damaged.
+        """
+        path = folder / TOKENIZER
+        require(
+            path.exists(),
+            f"the folder {folder} has no {TOKENIZER}; without it texts cannot become the ids that the model was trained on.",
+        )
+        settings = _optional_json(folder / SETTINGS)
+        names = ("bos_token", "eos_token", "unk_token", "pad_token")
+        named = {name: _token_text(settings[name]) for name in names if settings.get(name) is not None}
+        tokenizer = read_tokenizer(path)
+        return cls(
+            tokenizer,
+            special_tokens=special_tokens,
+            end_ids=_end_ids(folder, named, tokenizer),
+            template=None if chat_template == NO_TEMPLATE else _template(folder, chat_template, settings),
+            named_tokens=named,
+        )
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of a text, int32 [tokens]."""
+        if self._template is not None:
+            # The template writes the special tokens itself.
+            ids = self._tokenizer.encode(self._rendered(text), add_special_tokens=False).ids
+        else:
+            ids = self._begin + self._tokenizer.encode(text, add_special_tokens=self.special_tokens).ids
+        return np.asarray(ids, np.int32)
+
+    def encode_plain(self, text: str) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        """Ids of a text without anything around it, and where each begins and ends in it, in characters."""
+        found = self._tokenizer.encode(text, add_special_tokens=False)
+        return np.asarray(found.ids, np.int32), list(found.offsets)
+
+    def _rendered(self, text: str) -> str:
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _raise
+        try:
+            return environment.from_string(self._template or "").render(
+                messages=[{"role": "user", "content": text}], add_generation_prompt=True, **self._named
+            )
+        except TemplateError as error:
+            raise SdslError(f"the chat template cannot be rendered: {error}.") from None
+
+    def decode(self, ids: np.ndarray) -> str:
+        """The text of some ids, special tokens included; ids beyond the vocabulary have none."""
+        return self._tokenizer.decode([int(i) for i in ids if i < self.vocab_size], skip_special_tokens=False)
+
+    def tokens(self) -> dict[int, str]:
+        """What each id stands for."""
+        return {number: token for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items()}
+
+    def save(self, path: Path) -> None:
+        """Writes the tokenizer's JSON."""
+        self._tokenizer.save(str(path))
+
+    def text(self) -> str:
+        """The tokenizer's JSON."""
+        return self._tokenizer.to_str(pretty=True)
+
+
+def _raise(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise SdslError(f"the file {path} is damaged: it is not valid JSON.") from None
+    require(isinstance(values, dict), f"the file {path} is damaged: it holds no JSON object.")
+    return values
+
+
+def _token_text(token: Any) -> str:
+    return str(token.get("content", "")) if isinstance(token, dict) else str(token)
+
+
+def _end_ids(folder: Path, named: dict[str, str], tokenizer: HuggingFaceTokenizer) -> tuple[int, ...]:
+    """Ids that end a text: of generation_config.json, else of config.json, else of the token that is named so."""
+    for name in ("generation_config.json", "config.json"):
+        value = _optional_json(folder / name).get("eos_token_id")
+        values = value if isinstance(value, list) else [value]
+        if all(isinstance(v, int) for v in values):
+            return tuple(values)
+    number = tokenizer.token_to_id(named.get("eos_token", ""))
+    return () if number is None else (number,)
+
+
+def read_template(path: Path) -> str:
+    """A file with a chat template.
+
+    Raises:
+      SdslError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise SdslError(
+            f"the chat template {path} cannot be read; give a file, {OWN_TEMPLATE} or {NO_TEMPLATE}."
+        ) from None
+
+
+def _template(folder: Path, wanted: str, settings: dict[str, Any]) -> str:
+    if wanted != OWN_TEMPLATE or (folder / TEMPLATE).exists():
+        return read_template(folder / TEMPLATE if wanted == OWN_TEMPLATE else Path(wanted))
+    found = settings.get("chat_template")
+    if isinstance(found, list):  # several, by name
+        found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), None)
+    require(isinstance(found, str), f"the checkpoint {folder} comes with no chat template.")
+    return found  # type: ignore[return-value]

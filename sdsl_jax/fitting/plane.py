@@ -1,0 +1,53 @@
+"""The paper's own fit: α = A·x + B·y + C by least squares, x and y the perplexities of draft and target (arXiv 2603.11053)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+
+class Plane(NamedTuple):
+    """A fitted plane.
+
+    Attributes:
+      A: per unit of draft perplexity.
+      B: per unit of target perplexity.
+      C: constant.
+      r_squared: share of the variance of α that it explains.
+      mean_squared_error: of α.
+      pairs: it was fitted to.
+    """
+
+    A: float
+    B: float
+    C: float
+    r_squared: float
+    mean_squared_error: float
+    pairs: int
+
+    def __call__(self, draft_perplexity: np.ndarray, target_perplexity: np.ndarray) -> np.ndarray:
+        """α; may leave [0, 1]."""
+        return self.A * draft_perplexity + self.B * target_perplexity + self.C
+
+
+# As published, with its quality of fit; the number of its pairs is not.
+PUBLISHED_PLANE = Plane(-0.0067, 0.01297, 0.642, 0.602, 0.00128, 0)
+
+
+def fit_plane(
+    draft_perplexity: Float[np.ndarray, " n"], target_perplexity: Float[np.ndarray, " n"], alpha: Float[np.ndarray, " n"]
+) -> Plane | None:
+    """The plane through measured pairs; None where they do not determine one, such as pairs of a single target."""
+    design = np.stack([draft_perplexity, target_perplexity, np.ones(len(alpha))], axis=1)
+    if len(alpha) < 4:
+        return None
+    # Columns of one length, so that the rank does not depend on the scale of perplexities.
+    scaled = design / np.linalg.norm(design, axis=0)
+    if np.linalg.matrix_rank(scaled, tol=1e-6) < 3:
+        return None
+    found = np.linalg.lstsq(design, alpha, rcond=None)[0]
+    error = float(np.square(alpha - design @ found).mean())
+    spread = float(np.var(alpha))
+    return Plane(*map(float, found), 1 - error / spread if spread else float("nan"), error, len(alpha))

@@ -1,0 +1,121 @@
+"""How long one request takes, as whoever calls the decoder sees it: time to the first token, per token after it, and in all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from sdsl_jax.data.prompts import Prompts
+from sdsl_jax.decoding import Model, NgramDraft, Sampling, autoregress, speculate
+from sdsl_jax.errors import require
+from sdsl_jax.progress import Progress, Silent
+from sdsl_jax.statistics import Interval, median_interval
+
+
+class GenerationTimes(NamedTuple):
+    """Times of single requests; medians over prompts and repetitions.
+
+    Attributes:
+      lookahead: γ; 0 for the target alone.
+      first_token: seconds to the first token: reading the prompt, and one step or round.
+      per_token: seconds for each token after the first: (total − first_token)/(tokens − 1).
+      total: seconds in all.
+      new_tokens: tokens of a request.
+      requests: timed.
+      speedup: total of the target alone over this total, request by request; 1 for the target alone.
+    """
+
+    lookahead: int
+    first_token: Interval
+    per_token: Interval
+    total: Interval
+    new_tokens: int
+    requests: int
+    speedup: Interval
+
+
+def time_generation(
+    draft: Model | NgramDraft,
+    target: Model,
+    prompts: Prompts,
+    *,
+    lookaheads: Sequence[int],
+    new_tokens: int,
+    count: int,
+    repetitions: int,
+    sampling: Sampling,
+    confidence: float,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[GenerationTimes]:
+    """Times requests of one prompt each, with the target alone and with every lookahead, one after another in turn.
+
+    No token ends a request, so that all have the same length. Programs are compiled first, and with the lookahead as a constant:
+    a verify pass is γ + 1 tokens wide.
+
+    Args:
+      draft: proposes.
+      target: verifies.
+      prompts: of which some, spread evenly, are timed.
+      lookaheads: γ to time.
+      new_tokens: tokens of a request, at least 2.
+      count: prompts to time.
+      repetitions: of each prompt.
+      sampling: of both models.
+      confidence: of the intervals of the medians.
+      seed: of the samples.
+      progress: told after every request.
+
+    Raises:
+      SdslError: an argument lies outside its range.
+    """
+    require(new_tokens >= 2, f"the number of new tokens is {new_tokens}; a time per token after the first needs 2.")
+    require(count >= 1 and repetitions >= 1, f"{count} prompts × {repetitions} repetitions cannot be timed.")
+    progress = progress or Silent()
+    rows = np.unique(np.linspace(0, len(prompts.lengths) - 1, min(count, len(prompts.lengths))).round().astype(int))
+    each = (0, *lookaheads)
+    progress.start("time", len(each) * (1 + len(rows) * repetitions))
+
+    def request(lookahead: int, row: int, new: int) -> Callable[[], object]:
+        common = dict(
+            prompt_lengths=prompts.lengths[row : row + 1], new_tokens=new, sampling=sampling, seed=seed, rows=np.array([row]),
+            room=new_tokens,
+        )  # fmt: skip
+        tokens = prompts.tokens[row : row + 1]
+        if lookahead == 0:
+            return lambda: autoregress(target, tokens, **common).tokens
+        return lambda: speculate(draft, target, tokens, lookahead=lookahead, **common).tokens
+
+    def seconds(run: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        jax.block_until_ready(run())
+        return time.perf_counter() - began
+
+    for lookahead in each:
+        seconds(request(lookahead, int(rows[0]), new_tokens))
+        progress.advance(1, f"compiled γ = {lookahead}")
+    found = np.zeros((2, len(each), len(rows) * repetitions))
+    random = np.random.default_rng(seed)
+    for number in range(found.shape[2]):
+        row = int(rows[number % len(rows)])
+        for at in random.permutation(len(each)):
+            found[:, at, number] = [seconds(request(each[at], row, new)) for new in (1, new_tokens)]
+            progress.advance(1, f"γ = {each[at]}")
+    progress.finish()
+
+    def result(at: int) -> GenerationTimes:
+        first, total = found[:, at]
+        times = (first, (total - first) / (new_tokens - 1), total)
+        return GenerationTimes(
+            each[at],
+            *(median_interval(values, confidence) for values in times),
+            new_tokens,
+            found.shape[2],
+            median_interval(found[1, 0] / total, confidence),
+        )
+
+    return [result(at) for at in range(len(each))]

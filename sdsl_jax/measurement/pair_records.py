@@ -1,0 +1,235 @@
+"""Records of measured pairs: one folder takes as many pairs as one likes, and its tables are what the fits read."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas
+
+from sdsl_jax.data.prompts import Prompts
+from sdsl_jax.errors import SdslError, require
+from sdsl_jax.measurement.decoded import event_columns
+from sdsl_jax.measurement.generation import GenerationTimes
+from sdsl_jax.measurement.pair import PairMeasurement, PairSettings
+from sdsl_jax.measurement.pair_report import Draft, bits_per_byte
+from sdsl_jax.records import (
+    AcceptanceRecord,
+    GenerationRecord,
+    ModelRecord,
+    SurvivalRecord,
+    read_json,
+    read_table,
+    write_json,
+    write_table,
+)
+from sdsl_jax.statistics import Interval
+from sdsl_jax.training import LoadedModel, device_name
+
+_TABLES = ("models", "acceptance", "survival", "generation")
+MEASUREMENTS, EVENTS = "measurements.json", "events.parquet"
+
+
+class PairName(NamedTuple):
+    """What tells one measurement from another in a folder."""
+
+    draft_id: str
+    target_id: str
+    temperature: float
+    domain: str
+
+
+def pair_name(draft: Draft, target: LoadedModel, prompts: Prompts, settings: PairSettings) -> PairName:
+    """The name of a measurement."""
+    temperature = float(settings.sampling.temperature)
+    return PairName(draft.name, target.record.model_id, temperature, prompts.domain)
+
+
+def measured_pairs(folder: Path) -> set[PairName]:
+    """What a folder holds already; nothing if it does not exist.
+
+    Raises:
+      SdslError: its records are damaged.
+    """
+    if not (folder / "survival.csv").exists():
+        return set()
+    return {
+        PairName(r.draft_id, r.target_id, r.temperature, r.domain) for r in read_table(folder, "survival")
+    }
+
+
+def require_room(folder: Path, name: PairName) -> None:
+    """Makes a folder for records, and raises `SdslError` if it cannot be made or holds this very measurement already."""
+    require(not folder.is_file(), f"cannot write {folder}: it is a file; records need a folder.")
+    require(
+        name not in measured_pairs(folder),
+        f"the folder {folder} already holds the draft {name.draft_id} with the target {name.target_id} at temperature "
+        f"{name.temperature:g} on {name.domain}; name another folder.",
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SdslError(f"cannot write {folder} ({error.strerror}).") from None
+
+
+def append_records(
+    folder: Path,
+    draft: Draft,
+    target: LoadedModel,
+    prompts: Prompts,
+    settings: PairSettings,
+    measured: PairMeasurement,
+    times: list[GenerationTimes],
+    answer: dict[str, Any],
+) -> None:
+    """Adds a pair to models.csv, acceptance.csv, survival.csv, generation.csv, events.parquet and measurements.json.
+
+    A model whose loss is not on record gets its loss on these prompts.
+
+    Raises:
+      SdslError: the folder cannot be written to, its records are damaged, or hold another model of the same name.
+    """
+    held: dict[str, list[Any]] = {
+        name: read_table(folder, name) if (folder / f"{name}.csv").exists() else [] for name in _TABLES
+    }
+    loaded = {"draft": draft.model, "target": target}
+    text = measured.text
+    fresh = []
+    for role, m in loaded.items():
+        if m is not None and text is not None:
+            bits = bits_per_byte(text, role, prompts, m.tokenizer, settings.confidence)
+            fresh.append(with_loss(m.record, role, text.losses[role], bits))
+        elif m is not None:
+            fresh.append(dataclasses.replace(m.record, role=m.record.role or role))
+    models = {m.model_id: m for m in held["models"]}
+    for model in fresh:
+        known = models.setdefault(model.model_id, model)
+        require(
+            (known.params_total, known.params_digest) == (model.params_total, model.params_digest),
+            f"the folder {folder} holds another model of the name {model.model_id}; rename one of the two folders.",
+        )
+    name = pair_name(draft, target, prompts, settings)
+    acceptance, survival = _acceptance(name, settings, measured, len(prompts.lengths))
+    dtype = _dtype(target)
+    timed = [_generation(name, each, settings.confidence, dtype) for each in times]
+    # The target alone is timed again with every draft; a row for each says what its speed-up was measured against.
+    frames = [
+        pandas.DataFrame(event_columns(result.decoded)).assign(lookahead=result.lookahead, **name._asdict())
+        for result in measured.lookaheads
+    ]
+    if (folder / EVENTS).exists():
+        frames.insert(0, pandas.read_parquet(folder / EVENTS))
+    answers = read_json(folder / MEASUREMENTS, list) if (folder / MEASUREMENTS).exists() else []
+    partial = folder / f".{EVENTS}.partial"
+    try:
+        pandas.concat(frames, ignore_index=True).to_parquet(partial, index=False)
+        os.replace(partial, folder / EVENTS)
+    except OSError as error:
+        raise SdslError(f"cannot write {folder / EVENTS} ({error.strerror}).") from None
+    write_table(folder, "models", list(models.values()))
+    write_table(folder, "acceptance", held["acceptance"] + acceptance)
+    write_table(folder, "generation", held["generation"] + timed)
+    write_json(folder / MEASUREMENTS, [*answers, answer])
+    # Last: a pair counts as measured once it is in here.
+    write_table(folder, "survival", held["survival"] + survival)
+
+
+def _dtype(model: LoadedModel) -> str:
+    import jax
+
+    return str(jax.tree.leaves(model.params)[0].dtype)
+
+
+def with_loss(record: ModelRecord, role: str, loss: Interval, bits_per_byte: Interval) -> ModelRecord:
+    """A record with its loss on the prompts, where it has none of its own."""
+    record = dataclasses.replace(record, role=record.role or role)
+    if not math.isnan(record.loss_nats):
+        return record
+    return dataclasses.replace(
+        record,
+        loss_nats=loss.estimate,
+        loss_nats_low=loss.low,
+        loss_nats_high=loss.high,
+        perplexity=math.exp(loss.estimate),
+        bits_per_byte=bits_per_byte.estimate,
+    )
+
+
+def append_acceptance(
+    folder: Path, models: list[ModelRecord], row: AcceptanceRecord, answer: dict[str, Any]
+) -> None:
+    """Adds a pair that was not decoded: to models.csv, measurements.json and, last, acceptance.csv.
+
+    Raises:
+      SdslError: the folder cannot be written to, or its records are damaged.
+    """
+    held: dict[str, list[Any]] = {
+        name: read_table(folder, name) if (folder / f"{name}.csv").exists() else [] for name in ("models", "acceptance")
+    }
+    known = {m.model_id: m for m in (*models, *held["models"])}
+    answers = read_json(folder / MEASUREMENTS, list) if (folder / MEASUREMENTS).exists() else []
+    write_table(folder, "models", list(known.values()))
+    write_json(folder / MEASUREMENTS, [*answers, answer])
+    write_table(folder, "acceptance", [*held["acceptance"], row])
+
+
+def _acceptance(
+    name: PairName, settings: PairSettings, measured: PairMeasurement, clusters: int
+) -> tuple[list[AcceptanceRecord], list[SurvivalRecord]]:
+    pair: dict[str, Any] = {**name._asdict(), "confidence": settings.confidence}
+
+    def acceptance(estimator: str, lookahead: int, value: Interval, tokens: int) -> AcceptanceRecord:
+        ends = dict(alpha=value.estimate, alpha_low=value.low, alpha_high=value.high)
+        return AcceptanceRecord(
+            **pair, **ends, estimator=estimator, lookahead=lookahead, clusters=clusters, tokens=tokens
+        )
+
+    rows = []
+    if measured.alpha is not None:
+        rows.append(acceptance("teacher_forced_samples", 0, measured.alpha, measured.positions))
+    if measured.text is not None:
+        rows.append(acceptance("teacher_forced_text", 0, measured.text.alpha, int(measured.text.positions.sum())))
+    survival = []
+    for result in measured.lookaheads:
+        s, lookahead = result.statistics, result.lookahead
+        rows.append(acceptance("decoded_per_test", lookahead, s.per_test, s.tests))
+        rows.append(acceptance("decoded_tar", lookahead, s.tar, s.rounds * lookahead))
+        survival += [
+            SurvivalRecord(
+                **pair,
+                lookahead=lookahead,
+                position=k,
+                survival=value.estimate,
+                survival_low=value.low,
+                survival_high=value.high,
+                rounds=s.rounds,
+                tokens_per_round=s.tokens_per_round.estimate,
+                tokens_per_round_low=s.tokens_per_round.low,
+                tokens_per_round_high=s.tokens_per_round.high,
+            )
+            for k, value in enumerate(s.survival, 1)
+        ]
+    return rows, survival
+
+
+def _generation(name: PairName, times: GenerationTimes, confidence: float, dtype: str) -> GenerationRecord:
+    return GenerationRecord(
+        **name._asdict(),
+        lookahead=times.lookahead,
+        new_tokens=times.new_tokens,
+        first_token_seconds=times.first_token.estimate,
+        per_token_seconds=times.per_token.estimate,
+        total_seconds=times.total.estimate,
+        total_seconds_low=times.total.low,
+        total_seconds_high=times.total.high,
+        speedup=times.speedup.estimate,
+        speedup_low=times.speedup.low,
+        speedup_high=times.speedup.high,
+        confidence=confidence,
+        requests=times.requests,
+        dtype=dtype,
+        device=device_name(),
+    )

@@ -1,0 +1,153 @@
+"""The shape of a Transformer: one description for our own families and for published ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sdsl_jax.errors import require
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are changed so that a model reaches beyond the length that it was first trained at.
+
+    Attributes:
+      kind: "linear": all frequencies divided by `factor`. "llama3": those that turn fewer than `low` times within the original
+        length are, those that turn more than `high` times stay, and between the two the change is linear in the turns. "yarn"
+        (2309.00071): linear in the index of the frequency between those that turn `high` and `low` times, and cosines and sines
+        are multiplied by `attention_factor`.
+      factor: by which lengths grow.
+      original_positions: the length that the model was first trained at.
+      low: turns within the original length up to which a frequency is divided in full.
+      high: turns from which it stays as it is.
+      attention_factor: of cosines and sines.
+    """
+
+    kind: Literal["linear", "llama3", "yarn"]
+    factor: float
+    original_positions: int = 0
+    low: float = 1.0
+    high: float = 4.0
+    attention_factor: float = 1.0
+
+    def __post_init__(self):
+        require(self.factor > 0, f"the factor of the rope scaling is {self.factor}; it must be positive.")
+        require(
+            self.kind == "linear" or self.original_positions >= 1,
+            f"a rope scaling of the kind {self.kind} needs the original length; it is {self.original_positions}.",
+        )
+        require(
+            self.low < self.high, f"the rope scaling's turns run from {self.low} to {self.high}; they must increase."
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of one Transformer. Hashable, so that it can be a static argument of a jitted function.
+
+    The defaults are our own families; the fields after `norm_epsilon` serve published ones.
+
+    Attributes:
+      vocab_size: rows of the embedding.
+      width: size of the residual stream.
+      layers: blocks.
+      heads: query heads.
+      kv_heads: key-value heads.
+      head_dim: size of a head.
+      hidden: hidden size of the MLP.
+      qk_norm: whether each head's query and key pass an RMS norm before the rotation.
+      tie_embeddings: whether the head is the embedding.
+      rope_theta: base of the rotary frequencies.
+      norm_epsilon: added to the variance in every norm.
+      norm: RMS norm without, or layer norm with a bias.
+      norm_position: before attention and MLP, or after their output was added to the residual stream.
+      final_norm: whether a norm stands before the head.
+      residual: whether the MLP sees what attention added, or both read the block's input.
+      activation: of the MLP; "gelu_tanh" is the approximation by a hyperbolic tangent.
+      gated: whether the MLP multiplies its activation by a second projection.
+      qkv_bias: whether queries, keys and values have biases.
+      out_bias: whether the output of attention has one.
+      mlp_bias: whether the projections of the MLP have biases.
+      positions: rotary, or a learned table that is added to the embedding.
+      rotary_dim: leading entries of a head that are rotated; all of them if 0.
+      rope_scaling: change of the rotary frequencies.
+      max_positions: rows of the learned table; with rotary positions the announced length, 0 if none is.
+      embedding_width: size of an embedding where two projections lead to the residual stream and back; 0 for `width`.
+      scale_embedding: whether embeddings are multiplied by √width on their way in.
+      logit_size: logits that the model gives, those beyond its table so low that they have no probability; `vocab_size` if 0. For
+        pairs whose tables are filled up to different sizes.
+    """
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    qk_norm: bool = True
+    tie_embeddings: bool = True
+    rope_theta: float = 10_000.0
+    norm_epsilon: float = 1e-6
+    norm: Literal["rms", "layer"] = "rms"
+    norm_position: Literal["pre", "post"] = "pre"
+    final_norm: bool = True
+    residual: Literal["sequential", "parallel"] = "sequential"
+    activation: Activation = "silu"
+    gated: bool = True
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    positions: Literal["rotary", "learned"] = "rotary"
+    rotary_dim: int = 0
+    rope_scaling: RopeScaling | None = None
+    max_positions: int = 0
+    embedding_width: int = 0
+    scale_embedding: bool = True
+    logit_size: int = 0
+
+    def __post_init__(self):
+        for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "hidden"):
+            value = getattr(self, name)
+            require(value >= 1, f"the model's {name} is {value}; it must be at least 1.")
+        require(
+            self.heads % self.kv_heads == 0, f"{self.heads} query heads cannot share {self.kv_heads} key-value heads."
+        )
+        if self.positions == "rotary":
+            require(
+                self.head_dim % 2 == 0 or self.rotary_dim > 0,
+                f"the head size is {self.head_dim}; rotary positions need an even one.",
+            )
+            require(
+                0 <= self.rotary_dim <= self.head_dim and self.rotary_dim % 2 == 0,
+                f"{self.rotary_dim} entries of a head of {self.head_dim} are rotated; it must be an even number of them.",
+            )
+        else:
+            require(self.max_positions >= 1, "a table of learned positions needs max_positions, its number of rows.")
+        require(
+            self.norm_position == "pre" or self.residual == "sequential",
+            "norms after the residual stream and parallel branches exclude one another.",
+        )
+        require(
+            self.logit_size == 0 or self.logit_size >= self.vocab_size,
+            f"the model gives {self.logit_size} logits; they cannot be fewer than the {self.vocab_size} rows of its table.",
+        )
+        require(self.embedding_width >= 0, f"the embedding's width is {self.embedding_width}; it must not be negative.")
+
+    @property
+    def ids(self) -> int:
+        """Number of ids that the model gives logits for."""
+        return self.logit_size or self.vocab_size
+
+    @property
+    def rotated(self) -> int:
+        """Entries of a head that rotary positions turn; 0 with learned positions."""
+        return 0 if self.positions == "learned" else self.rotary_dim or self.head_dim
+
+    @property
+    def table_width(self) -> int:
+        """Columns of the embedding and rows of the head."""
+        return self.embedding_width or self.width

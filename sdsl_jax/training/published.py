@@ -1,0 +1,128 @@
+"""A published checkpoint as a model that can be measured: weights, tokenizer, and what its folder says about it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from sdsl_jax.config import ParallelConfig
+from sdsl_jax.data.published import NO_TEMPLATE, OWN_TEMPLATE, PublishedTokenizer, read_template
+from sdsl_jax.errors import require
+from sdsl_jax.models import abstract_params, count
+from sdsl_jax.models.interop import GGUF, open_checkpoint, open_gguf
+from sdsl_jax.models.interop.fields import CONFIG
+from sdsl_jax.models.interop.gguf import SUFFIX
+from sdsl_jax.progress import Progress, Silent
+from sdsl_jax.records import ModelRecord
+from sdsl_jax.training.model_folder import LoadedModel, load_model_folder
+from sdsl_jax.training.parallel import make_layout
+
+
+class Reading(NamedTuple):
+    """How published checkpoints are read.
+
+    Attributes:
+      dtype: of the weights.
+      devices: that the weights are split over.
+      special_tokens: whether texts get what the tokenizer adds around them.
+      chat_template: "none", "own" or a file; see `PublishedTokenizer.load`.
+    """
+
+    dtype: str = "float32"
+    devices: int = 1
+    special_tokens: bool = True
+    chat_template: str = NO_TEMPLATE
+
+
+def is_published(path: Path) -> bool:
+    """Whether a path is the folder of a published checkpoint, rather than one of our own."""
+    return path.suffix == SUFFIX or (path / CONFIG).exists()
+
+
+def load_any_model(path: Path, reading: Reading = Reading(), progress: Progress | None = None) -> LoadedModel:
+    """Reads a model of ours or a published checkpoint, whichever the folder holds.
+
+    Args:
+      path: of the folder.
+      reading: how a published checkpoint is read; of the type and the devices of our own there is no choice.
+      progress: told after every array of a published checkpoint.
+
+    Raises:
+      SdslError: the folder holds neither, or is damaged.
+    """
+    path = Path(path)
+    return load_published(path, reading, progress) if is_published(path) else load_model_folder(path)
+
+
+def load_published(path: Path, reading: Reading = Reading(), progress: Progress | None = None) -> LoadedModel:
+    """Reads a published checkpoint.
+
+    Its record has the folder's name and the sizes; what a folder does not say, training tokens and losses, is 0 and not a number.
+
+    Args:
+      path: a folder, or a .gguf file.
+      reading: how.
+      progress: told after every array.
+
+    Raises:
+      SdslError: the checkpoint is incomplete or damaged, its tokenizer has ids that its model lacks, or there are fewer devices.
+    """
+    progress = progress or Silent()
+    with contextlib.ExitStack() as stack:
+        if path.suffix == SUFFIX:
+            opened = stack.enter_context(open_gguf(path))
+            checkpoint, tokenizer = opened.checkpoint, gguf_tokenizer(opened, reading)
+        else:
+            tokenizer = PublishedTokenizer.load(
+                path, special_tokens=reading.special_tokens, chat_template=reading.chat_template
+            )
+            checkpoint = stack.enter_context(open_checkpoint(path))
+        config = checkpoint.config
+        require(
+            tokenizer.vocab_size <= config.vocab_size,
+            f"the tokenizer of {path} has ids up to {tokenizer.vocab_size - 1}; the model has only {config.vocab_size} rows.",
+        )
+        shardings = None
+        if reading.devices > 1:
+            layout = make_layout(ParallelConfig(fsdp=reading.devices), jax.devices())
+            shardings = layout.state_shardings(abstract_params(config))
+        progress.start(f"load {path.name}", 1)
+        params = checkpoint.load(reading.dtype, shardings, progress.advance)
+        progress.finish()
+    counts = count(config, config.max_positions / 2)
+    record = ModelRecord(
+        model_id=path.resolve().name.removesuffix(SUFFIX),
+        role="",
+        params_nonembedding=counts.nonembedding,
+        params_total=counts.total,
+        train_tokens=0,
+        seed=0,
+        loss_nats=math.nan,
+        perplexity=math.nan,
+        layers=config.layers,
+        width=config.width,
+        flops_per_token=counts.flops_per_token,
+        weight_bytes=counts.weight_bytes,
+    )
+    return LoadedModel(config, params, tokenizer, record, None, path)
+
+
+def gguf_tokenizer(opened: GGUF, reading: Reading) -> PublishedTokenizer:
+    """The tokenizer of a GGUF file; it has no file of settings beside it, so a template of its own comes from within."""
+    template = None
+    if reading.chat_template == OWN_TEMPLATE:
+        template = opened.chat_template
+        require(template is not None, f"the file {opened.checkpoint.folder} comes with no chat template.")
+    elif reading.chat_template != NO_TEMPLATE:
+        template = read_template(Path(reading.chat_template))
+    return PublishedTokenizer(
+        opened.tokenizer,
+        special_tokens=reading.special_tokens,
+        end_ids=opened.end_ids,
+        begin_id=opened.begin_id,
+        template=template,
+    )

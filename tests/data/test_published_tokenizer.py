@@ -1,0 +1,101 @@
+"""Tokenizers of published checkpoints: special tokens, templates and ends as explicit settings."""
+
+import json
+
+import numpy as np
+import pytest
+from published_checkpoints import LETTERS, character_tokenizer, copy_checkpoint
+from tokenizers import processors
+
+from sdsl_jax.data.prompts import load_prompts
+from sdsl_jax.data.published import PublishedTokenizer
+from sdsl_jax.data.tokenizer import BPETokenizer, ByteTokenizer, same_tokens
+from sdsl_jax.errors import SdslError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A checkpoint whose tokenizer begins every text with </s>, as OPT's does."""
+    folder = copy_checkpoint("opt", tmp_path / "model")
+    tokenizer = character_tokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 1)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_texts_become_ids_and_texts_again(folder):
+    tokenizer = PublishedTokenizer.load(folder, special_tokens=False)
+    ids = tokenizer.encode("a cat")
+    assert ids.dtype == np.int32
+    assert tokenizer.decode(ids) == "a cat"
+    assert tokenizer.vocab_size == 53
+    plain, offsets = tokenizer.encode_plain("a cat")
+    np.testing.assert_array_equal(plain, ids)
+    assert offsets == [(i, i + 1) for i in range(5)]
+
+
+def test_special_tokens_are_a_setting(folder):
+    with_them = PublishedTokenizer.load(folder).encode("ab")
+    without = PublishedTokenizer.load(folder, special_tokens=False).encode("ab")
+    np.testing.assert_array_equal(with_them, [1, *without])
+
+
+def test_what_ends_a_text_is_read_from_the_folder(folder):
+    assert PublishedTokenizer.load(folder).end_ids == ()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "</s>"}}))
+    assert PublishedTokenizer.load(folder).end_ids == (1,)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5]}))
+    assert PublishedTokenizer.load(folder).end_ids == (1, 5)
+
+
+def test_chat_templates_are_a_setting_and_run_in_a_sandbox(folder, tmp_path):
+    template = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }}{{ eos_token }}{% endfor %}"
+    settings = {"eos_token": "z", "chat_template": template}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    own = PublishedTokenizer.load(folder, chat_template="own")
+    assert own.decode(own.encode("hey")) == "user heyz"
+    np.testing.assert_array_equal(PublishedTokenizer.load(folder).encode("hey")[1:], own.encode("hey")[5:8])
+    file = tmp_path / "template.jinja"
+    file.write_text("x{{ messages[0].content }}")
+    given = PublishedTokenizer.load(folder, chat_template=str(file))
+    assert given.decode(given.encode("hey")) == "xhey"
+    file.write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}")
+    with pytest.raises(SdslError, match="cannot be rendered: access to attribute"):
+        PublishedTokenizer.load(folder, chat_template=str(file)).encode("a")
+    file.write_text("{{ raise_exception('no system here') }}")
+    with pytest.raises(SdslError, match="no system here"):
+        PublishedTokenizer.load(folder, chat_template=str(file)).encode("a")
+    with pytest.raises(SdslError, match="cannot be read; give a file, own or none"):
+        PublishedTokenizer.load(folder, chat_template=str(tmp_path / "nowhere"))
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(SdslError, match="comes with no chat template"):
+        PublishedTokenizer.load(folder, chat_template="own")
+
+
+def test_a_tokenizer_that_is_absent_or_damaged_is_named(folder):
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(SdslError, match=r"tokenizer\.json is damaged"):
+        PublishedTokenizer.load(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(SdslError, match=r"has no tokenizer\.json"):
+        PublishedTokenizer.load(folder)
+
+
+def test_tokenizers_are_the_same_if_shared_ids_mean_the_same():
+    longer, other = (PublishedTokenizer(character_tokenizer(x)) for x in (LETTERS + ["é"], LETTERS[::-1]))
+    own = PublishedTokenizer(character_tokenizer())
+    assert same_tokens(own, longer)
+    assert same_tokens(longer, own)
+    assert not same_tokens(own, other)
+    assert not same_tokens(own, ByteTokenizer())
+    bpe = BPETokenizer.train("the house of the people " * 20, 270)
+    assert not same_tokens(bpe, ByteTokenizer())
+    assert same_tokens(bpe, PublishedTokenizer(bpe._tokenizer))
+
+
+def test_prompts_of_the_embedded_corpus_and_of_none(folder):
+    tokenizer = PublishedTokenizer.load(folder)
+    prompts = load_prompts("sotu", tokenizer, count=3, max_tokens=9, data=None)
+    assert prompts.tokens.shape == (3, 9)
+    with pytest.raises(SdslError, match="nothing is known of the text that the model was trained on"):
+        load_prompts("heldout", tokenizer, count=3, max_tokens=9, data=None)

@@ -1,0 +1,119 @@
+"""A protocol on small random checkpoints: what is there is measured once, what is absent is named."""
+
+import json
+import sys
+
+import pytest
+from published_checkpoints import CASES, LETTERS, copy_checkpoint
+
+from sdsl_jax import cli
+from sdsl_jax.config import load_protocol
+from sdsl_jax.errors import SdslError
+from sdsl_jax.records import read_table
+
+OTHER = LETTERS[::-1]  # a tokenizer whose ids mean something else
+
+
+def toml(targets, drafts) -> str:
+    lines = ['name = "small"', 'prompts = "prompts.txt"', "[measure]", "lookaheads = [1, 3]", "plane_lookahead = 3"]
+    lines += ["prompts = 6", "prompt_tokens = 8", "new_tokens = 8", "timed = 0", 'dtype = "float32"']
+    for role, names in (("targets", targets), ("drafts", drafts)):
+        for name in names:
+            lines += [f"[[{role}]]", f'folder = "{name}"', "params = 1e4", "train_tokens = 1e6"]
+    return "\n".join(lines)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    (tmp_path / "prompts.txt").write_text("\n".join(["the house of", "a people", "we must go", "so it is", "Hope", "on"]))
+    (tmp_path / "checkpoints").mkdir()
+
+    def call(targets, drafts, *more):
+        (tmp_path / "small.toml").write_text(toml(targets, drafts))
+        arguments = ["protocol", str(tmp_path / "small.toml"), "--checkpoints", str(tmp_path / "checkpoints")]
+        monkeypatch.setattr(sys, "argv", ["sdsl", *arguments, "--out", str(tmp_path / "out"), *more])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as end:
+            status = int(end.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def test_what_is_there_is_measured_once_and_what_is_absent_is_named(run, tmp_path):
+    folder = tmp_path / "checkpoints"
+    copy_checkpoint("llama-2", folder / "llama-2")
+    copy_checkpoint("smollm2", folder / "smollm2")
+    copy_checkpoint("gpt2", folder / "gpt2", OTHER)
+    targets, drafts = ["llama-2", "opt-nowhere"], ["smollm2", "gpt2", "pythia"]
+    status, out, err = run(targets, drafts, "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["absent"] == ["opt-nowhere", "pythia"]
+    assert [t["state"] for t in found["targets"]] == ["measured", "absent"]
+    assert {(p["draft"], p["lossless"]) for p in found["pairs"]} == {("smollm2", True), ("gpt2", False)}
+    assert found["plane"] is None
+    models = {m.model_id: m for m in read_table(tmp_path / "out", "models")}
+    assert {m.train_tokens for m in models.values()} == {1_000_000}
+    assert all(m.perplexity > 1 for m in models.values())
+    before = (tmp_path / "out" / "acceptance.csv").read_bytes()
+    # A second time nothing is measured; then a checkpoint arrives, and only its pair is.
+    assert run(targets, drafts, "--json")[1] == out
+    assert (tmp_path / "out" / "acceptance.csv").read_bytes() == before
+    copy_checkpoint("pythia", folder / "pythia")
+    found = json.loads(run(targets, drafts, "--json")[1])
+    assert {p["draft"] for p in found["pairs"]} == {"smollm2", "gpt2", "pythia"}
+    assert (tmp_path / "out" / "acceptance.csv").read_bytes().startswith(before)
+    status, out, _ = run(targets, drafts)
+    assert status == 0
+    for words in ("llama-2", "absent", "re-tokenised, no lossless decoding", "published"):
+        assert words in out
+
+
+def test_a_checkpoint_that_cannot_be_read_stops_nothing(run, tmp_path):
+    folder = tmp_path / "checkpoints"
+    copy_checkpoint("llama-2", folder / "llama-2")
+    copy_checkpoint("smollm2", folder / "smollm2")
+    copy_checkpoint("gpt2", folder / "gpt2")
+    (folder / "gpt2" / "model.safetensors").write_bytes(b"no weights")
+    found = json.loads(run(["llama-2", "gpt2"], ["smollm2", "gpt2"], "--json")[1])
+    assert [p["draft"] for p in found["pairs"]] == ["smollm2"]
+    assert "truncated or no safetensors file" in found["unreadable"]["gpt2"]
+    assert [t["state"] for t in found["targets"]] == ["measured", "unreadable"]
+
+
+@pytest.mark.slow
+def test_every_family_as_target_and_as_draft(run, tmp_path):
+    """And then the plane of their pairs can be fitted, and drawn."""
+    names = ["gpt2", "pythia", "llama-3", "opt-post-norm", "qwen2", "qwen3", "seed-oss"]
+    for name in names:
+        copy_checkpoint(name, tmp_path / "checkpoints" / name)
+    status, out, err = run(names, names[:3], "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    assert len(found["pairs"]) == 21
+    assert found["plane"]["pairs"] == 21
+    assert (tmp_path / "out" / "plane.png").exists()
+    assert all(t["optimum_of_published_plane"] for t in found["targets"])
+
+
+def test_the_papers_protocol_is_read_and_its_wrong_forms_are_refused(tmp_path):
+    config = load_protocol(CASES.parents[2] / "experiments" / "paper-protocol.toml")
+    assert (len(config.targets), len(config.drafts)) == (13, 10)
+    assert {t.folder: t.optimum for t in config.targets if t.optimum} == {"opt-30b": 189e6, "Qwen1.5-110B": 410e6}
+    assert all(len(config.drafts_of(t)) == 10 for t in config.targets)
+    path = tmp_path / "wrong.toml"
+    for text, message in (
+        (toml(["../x"], ["y"]), "must be a name within the folder"),
+        (toml(["x", "x"], ["y"]), "name a folder twice"),
+        (toml([], ["y"]), "the key targets is missing"),
+        (toml(["x"], ["y"]).replace("plane_lookahead = 3", "plane_lookahead = 5"), "plane_lookahead is 5"),
+        (toml(["x"], ["y"]).replace("[[drafts]]", 'drafts = ["z"]\n[[drafts]]'), "the drafts of x hold z"),
+        (toml(["x"], ["y"]).replace("train_tokens = 1e6", "train_tokens = 0"), "train_tokens of x is 0"),
+    ):
+        path.write_text(text)
+        with pytest.raises(SdslError, match=message):
+            load_protocol(path)

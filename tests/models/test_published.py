@@ -1,0 +1,271 @@
+"""Published checkpoints against Hugging Face transformers: logits, cached decoding, greedy continuations; and what is refused."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdsl_jax.decoding import Model, Sampling, autoregress, speculate
+from sdsl_jax.models import count, forward, init_cache
+from sdsl_jax.errors import SdslError
+from sdsl_jax.models.interop import open_checkpoint
+
+load_file = pytest.importorskip("safetensors.numpy").load_file
+save_file = pytest.importorskip("safetensors.numpy").save_file
+
+FOLDER = Path(__file__).parent / "published"
+CASES = sorted(p.parent.name for p in FOLDER.glob("*/config.json"))
+# Of the largest logit. Float32 sums of some tens of products, in another order, differ by a few 1e-7 in each of a dozen layers.
+CLOSE = 1e-4
+
+
+def load(folder: Path, **options) -> Model:
+    with open_checkpoint(folder) as checkpoint:
+        return Model(checkpoint.config, checkpoint.load(**options))
+
+
+def logits_of(model: Model, ids):
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(jax.jit(forward, static_argnums=0)(model.config, model.params, ids)[0])
+
+
+def require_close(mine, theirs):
+    assert np.abs(mine - theirs).max() <= CLOSE * np.abs(theirs).max()
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return FOLDER / request.param, dict(np.load(FOLDER / request.param / "reference.npz"))
+
+
+def test_there_is_a_case_of_every_family():
+    kinds = {json.loads((FOLDER / name / "config.json").read_text())["model_type"] for name in CASES}
+    assert kinds == {"gpt2", "gpt_neox", "llama", "opt", "qwen2", "qwen3", "seed_oss"}
+
+
+def test_logits_equal_those_of_transformers(case):
+    folder, reference = case
+    model = load(folder)
+    require_close(logits_of(model, reference["ids"]), reference["logits"])
+    assert count(model.config, 0).total == sum(leaf.size for leaf in jax.tree.leaves(model.params))
+
+
+def test_cached_decoding_gives_the_same_logits(case):
+    """Rows that run ahead of one another, fed in pieces of several widths."""
+    folder, reference = case
+    model, ids = load(folder), reference["ids"]
+    step = jax.jit(forward, static_argnums=0)
+    with jax.default_matmul_precision("highest"):
+        cache = init_cache(model.config, len(ids), ids.shape[1] + 2)
+        _, cache = step(model.config, model.params, jnp.asarray(ids[:, :5]), None, cache)
+        rows = np.arange(len(ids))[:, None]
+        for start, width in ((3, 4), (7, 1), (8, 9)):
+            at = start + np.arange(3)[:, None] + np.arange(width)
+            found, cache = step(model.config, model.params, jnp.asarray(ids[rows, at]), jnp.asarray(at), cache)
+            require_close(np.asarray(found), reference["logits"][rows, at])
+
+
+def test_greedy_continuations_are_equal_with_and_without_a_draft(case):
+    folder, reference = case
+    model = load(folder)
+    prompt, continued = reference["ids"][:, : 7], reference["continued"]
+    new = continued.shape[1] - prompt.shape[1]
+    plain = autoregress(model, prompt, new_tokens=new, sampling=Sampling(temperature=0))
+    np.testing.assert_array_equal(plain.tokens, continued)
+    both = speculate(model, model, prompt, lookahead=3, new_tokens=new, sampling=Sampling(temperature=0))
+    np.testing.assert_array_equal(both.tokens[:, : continued.shape[1]], continued)
+
+
+@pytest.mark.slow
+def test_fresh_checkpoints_of_transformers_agree_as_well(case, tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from models.published.make import make
+
+    reference = make(case[0].name, tmp_path / "checkpoint", seed=1)
+    require_close(logits_of(load(tmp_path / "checkpoint"), reference["ids"]), reference["logits"])
+
+
+def test_weights_are_read_into_the_type_that_is_asked_for(case):
+    folder, reference = case
+    model = load(folder, dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {jnp.dtype(jnp.bfloat16)}
+    theirs = reference["logits"]
+    # 8 bits of mantissa, through two blocks.
+    assert np.abs(logits_of(model, reference["ids"]) - theirs).mean() <= 0.05 * np.abs(theirs).max()
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A copy of a case that may be damaged, and what opening it says."""
+
+    def copied(name="llama-3"):
+        folder = tmp_path / name
+        shutil.copytree(FOLDER / name, folder)
+        return folder
+
+    return copied
+
+
+def refused(folder: Path, *words: str) -> None:
+    """Opening the folder fails with one sentence that holds these words."""
+    with pytest.raises(SdslError) as caught, open_checkpoint(folder) as opened:
+        opened.load()
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def edit(folder: Path, **changes) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config |= changes
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v != "absent"}))
+
+
+def change_tensors(path: Path, change) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_missing_and_truncated_files_are_named(checkpoint):
+    folder = checkpoint()
+    shard = sorted(folder.glob("model-*"))[1]
+    shard.write_bytes(shard.read_bytes()[:-100])
+    refused(folder, str(shard), "truncated")
+    shard.unlink()
+    refused(folder, str(shard), "is missing")
+    for path in folder.glob("model-*"):
+        path.unlink()
+    (folder / "model.safetensors.index.json").unlink()
+    refused(folder, str(folder), "neither model.safetensors nor model.safetensors.index.json")
+    (folder / "config.json").unlink()
+    refused(folder, str(folder / "config.json"), "cannot be read")
+    refused(folder / "nowhere", "does not exist")
+
+
+def test_pickles_are_never_opened(checkpoint):
+    folder = checkpoint("gpt2")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'touch /tmp/x'\ntR.")
+    refused(folder, "pytorch_model.bin, a pickle", "never read")
+
+
+def test_an_index_cannot_lead_out_of_the_folder(checkpoint):
+    folder = checkpoint()
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    name = next(iter(index["weight_map"]))
+    index["weight_map"][name] = "../secret.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(folder, name, "../secret.safetensors", "the name of a file beside it")
+
+
+def test_an_index_that_promises_too_much_is_refused(checkpoint):
+    folder = checkpoint()
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    files = sorted(set(index["weight_map"].values()))
+    moved = next(name for name, file in index["weight_map"].items() if file == files[0])
+    index["weight_map"][moved] = files[1]
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(folder, files[1], f"lacks the tensor {moved}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "mamba"}, ("model_type", "'mamba'", "one of gpt2, gpt_neox, llama")),
+        ({"model_type": "absent"}, ("model_type", "is missing")),
+        ({"hidden_size": "absent"}, ("hidden_size", "is missing")),
+        ({"hidden_size": "wide"}, ("hidden_size", "'wide'", "a whole number of at least 1")),
+        ({"num_hidden_layers": 0}, ("num_hidden_layers", "is 0")),
+        ({"hidden_act": "swiglu"}, ("hidden_act", "'swiglu'", "'silu'")),
+        ({"num_key_value_heads": 3}, ("config.json", "4 query heads cannot share 3")),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, ("rope_parameters.rope_type", "'dynamic'")),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, ("rope_parameters.low_freq_factor", "is missing")),
+        ({"quantization_config": {"bits": 4}}, ("quantization_config", "quantised weights are not read")),
+        # Contradictions between the configuration and the weights.
+        ({"num_hidden_layers": 3}, ("lacks the tensor model.layers.2.", "config.json implies")),
+        ({"num_hidden_layers": 1}, ("model.layers.1.", "has no place in the model that config.json describes")),
+        ({"intermediate_size": 41}, ("gate_proj.weight", "has the shape [40, 24]", "implies [41, 24]")),
+        ({"vocab_size": 54}, ("embed_tokens.weight", "[53, 24]", "[54, 24]")),
+        ({"attention_bias": True}, ("lacks the tensor model.layers.0.self_attn.q_proj.bias",)),
+        ({"tie_word_embeddings": True}, ("lm_head.weight", "differs from", "tie_word_embeddings")),
+        ({"use_sliding_window": True, "sliding_window": 4}, ("sliding_window", "attention here sees everything")),
+    ],
+)
+def test_configurations_that_are_wrong_or_contradict_the_weights_are_refused(checkpoint, changes, words):
+    folder = checkpoint()
+    edit(folder, **changes)
+    refused(folder, "config.json", *words)
+
+
+def test_a_config_that_is_no_object_is_refused(checkpoint):
+    folder = checkpoint()
+    (folder / "config.json").write_text("[1]")
+    refused(folder, "holds no JSON object")
+    (folder / "config.json").write_text("{")
+    refused(folder, "is not valid JSON")
+
+
+def test_tensors_of_another_type_or_place_are_refused(checkpoint):
+    folder = checkpoint("smollm2")
+    path = folder / "model.safetensors"
+    change_tensors(path, lambda t: t.update({"model.norm.weight": t["model.norm.weight"].astype(np.int8)}))
+    refused(folder, "model.norm.weight", str(path), "type I8")
+    change_tensors(path, lambda t: t.update({"model.norm.weight": np.ones(24, np.float32), "model.extra": np.ones(2)}))
+    refused(folder, "model.extra", str(path), "has no place")
+    change_tensors(path, lambda t: (t.pop("model.extra"), t.pop("model.norm.weight")))
+    refused(folder, "lacks the tensor model.norm.weight of shape [24]")
+
+
+def test_what_older_files_hold_besides_is_passed_over(checkpoint):
+    """Buffers of masks and frequencies, and a head that is tied."""
+    folder = checkpoint("pythia")
+    buffers = {
+        "gpt_neox.layers.0.attention.bias": np.ones((1, 1, 4, 4), bool),
+        "gpt_neox.layers.1.attention.masked_bias": np.ones((), np.float32),
+        "gpt_neox.layers.0.attention.rotary_emb.inv_freq": np.ones(2, np.float32),
+    }
+    change_tensors(folder / "model.safetensors", lambda t: t.update(buffers))
+    assert load(folder).config == load(FOLDER / "pythia").config
+    tied = checkpoint("gpt2")
+    change_tensors(tied / "model.safetensors", lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"].copy()}))
+    assert load(tied).config.tie_embeddings
+
+
+def test_rows_that_outgrow_learned_positions_are_refused():
+    model = load(FOLDER / "opt")
+    with pytest.raises(SdslError, match="come to 33 positions; the target knows only 32"):
+        autoregress(model, np.ones((1, 3), int), new_tokens=30)
+
+
+def test_weights_can_be_split_over_devices_without_changing_what_is_decoded(tmp_path):
+    """In a process of its own, with four devices of the CPU."""
+    code = """
+import sys, jax, numpy as np
+from sdsl_jax.config import ParallelConfig
+from sdsl_jax.models import abstract_params
+from sdsl_jax.models.interop import open_checkpoint
+from sdsl_jax.decoding import Model, Sampling, autoregress
+from sdsl_jax.training import parallel
+parallel._SMALL = 2  # split even these
+with open_checkpoint(sys.argv[1]) as c:
+    layout = parallel.make_layout(ParallelConfig(fsdp=4), jax.devices())
+    params = c.load(shardings=layout.state_shardings(abstract_params(c.config)))
+assert any(len(x.sharding.device_set) == 4 and not x.is_fully_replicated for x in jax.tree.leaves(params))
+ids = np.load(sys.argv[1] + "/reference.npz")
+done = autoregress(Model(c.config, params), ids["ids"][:, :7], new_tokens=12, sampling=Sampling(temperature=0))
+assert (np.asarray(done.tokens) == ids["continued"]).all()
+"""
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(FOLDER / "llama-2")], env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
