@@ -7,6 +7,7 @@ import sys
 import jax
 import pandas
 import pytest
+from published_checkpoints import copy_checkpoint
 
 from sdsl_jax import cli
 from sdsl_jax.cli.compilation import keep_compiled_programs
@@ -177,6 +178,48 @@ def test_different_tokenizers_are_compared_on_the_text_and_never_decoded(sdsl, m
     assert sdsl("--retokenised", draft="ngram")[0] == 2
     status, _, err = sdsl("--retokenised", temperature="0")
     assert (status, "needs a temperature above 0" in err) == (2, True)
+
+
+def test_published_checkpoints_are_measured_like_our_own(sdsl, tmp_path):
+    """Three lines of a newcomer; then the laws read the records."""
+    target = copy_checkpoint("llama-2", tmp_path / "llama-2")
+    drafts = [copy_checkpoint(name, tmp_path / name) for name in ("smollm2", "opt")]
+    out = tmp_path / "out"
+    for draft in drafts:
+        train = {"target-train-tokens": "2T", "draft-train-tokens": "180B", "prompt-tokens": "12"}
+        status, text, err = sdsl(target=target, draft=draft, out=out, **train)
+        assert status == 0, err
+        assert "on the prompts perplexity" in text
+    records = {m.model_id: m for m in read_table(out, "models")}
+    assert {m.train_tokens for m in records.values()} == {int(2e12), int(180e9)}
+    assert all(m.perplexity > 1 and m.bits_per_byte > 0 and m.role for m in records.values())
+    assert [r.draft_id for r in read_table(out, "acceptance") if r.estimator == "teacher_forced_samples"] == [
+        "smollm2",
+        "opt",
+    ]
+    for options, message in (
+        ({"prompts": "heldout"}, "nothing is known of the text that the model was trained on"),
+        ({"stop": "end"}, "names no token that ends a text; give its id to --stop"),
+        ({"target-train-tokens": "many"}, "target-train-tokens"),
+        ({"devices": "7"}, "need 7 devices"),
+        ({"draft": tmp_path / "nowhere"}, "nowhere does not exist"),
+        ({"new-tokens": "30"}, "come to 46 positions; the draft knows only 32"),
+    ):
+        status, text, err = sdsl(**{"target": target, "draft": drafts[1]} | options)
+        assert (status, text) == (2, "")
+        assert message in err, err
+    (target / "tokenizer.json").unlink()
+    status, _, err = sdsl(target=target, draft=drafts[0])
+    assert (status, "has no tokenizer.json" in err) == (2, True)
+
+
+def test_a_model_of_ours_and_its_export_are_one_model(sdsl, models, tmp_path, monkeypatch, capsys):
+    """Exported, read again and measured with the original as its draft, everything is accepted."""
+    monkeypatch.setattr(sys, "argv", ["sdsl", "export", models["target"], "--out", str(tmp_path / "folder")])
+    cli.main()
+    assert f"written to {tmp_path / 'folder'}" in capsys.readouterr().out
+    answer = json.loads(sdsl("--json", target=tmp_path / "folder", draft=models["target"])[1])
+    assert answer["alpha"]["estimate"] == pytest.approx(1, abs=1e-6)
 
 
 def test_tables_for_people(sdsl):

@@ -1,8 +1,8 @@
 """Prompts to measure a pair on: from a file, or from held-out text of a corpus.
 
 A `.txt` file holds one prompt a line; blank lines are passed over. A `.jsonl` file holds one object a line, and its prompt
-is the field that was asked for, or else what the first of these finds: `prompt`, `text`, `ctx`, `ctx_a` and `ctx_b`. The last
-two are rows of HellaSwag: "ctx_a ctx_b", behind "activity_label: " where the row has one.
+is the field that was asked for, or else what the first of these finds: `prompt`, `text`, `ctx`, `ctx_a` and `ctx_b`, `question`.
+Those with ctx are rows of HellaSwag: "ctx_a ctx_b", behind "activity_label: " where the row has one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sdsl_jax.errors import SdslError, require
 
 # What `--prompts` may name instead of a file.
 HELD_OUT = "heldout"
-_FIELDS = ("prompt", "text", "ctx", "ctx_a")
+_FIELDS = ("prompt", "text", "ctx", "ctx_a", "question")
 
 
 class Prompts(NamedTuple):

@@ -37,13 +37,10 @@ class PublishedTokenizer:
         *,
         special_tokens: bool = True,
         end_ids: tuple[int, ...] = (),
-        begin_id: int = -1,
         template: str | None = None,
         named_tokens: dict[str, str] | None = None,
     ):
         self._tokenizer, self.special_tokens, self.end_ids = tokenizer, special_tokens, end_ids
-        # Of a tokenizer that does not add it by itself.
-        self._begin = [begin_id] if begin_id >= 0 and special_tokens else []
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._template, self._named = template, named_tokens or {}
@@ -85,7 +82,7 @@ class PublishedTokenizer:
             # The template writes the special tokens itself.
             ids = self._tokenizer.encode(self._rendered(text), add_special_tokens=False).ids
         else:
-            ids = self._begin + self._tokenizer.encode(text, add_special_tokens=self.special_tokens).ids
+            ids = self._tokenizer.encode(text, add_special_tokens=self.special_tokens).ids
         return np.asarray(ids, np.int32)
 
     def encode_plain(self, text: str) -> tuple[np.ndarray, list[tuple[int, int]]]:

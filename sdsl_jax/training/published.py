@@ -123,6 +123,5 @@ def gguf_tokenizer(opened: GGUF, reading: Reading) -> PublishedTokenizer:
         opened.tokenizer,
         special_tokens=reading.special_tokens,
         end_ids=opened.end_ids,
-        begin_id=opened.begin_id,
         template=template,
     )

@@ -1,13 +1,17 @@
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from sdsl_jax.data.prompts import Prompts
-from sdsl_jax.decoding import Model, Sampling, overlap, probabilities
+from sdsl_jax.decoding import Model, NgramDraft, Sampling, overlap, probabilities
 from sdsl_jax.errors import SdslError
 from sdsl_jax.measurement import pair as module
 from sdsl_jax.measurement.overlap import pairwise_overlap
-from sdsl_jax.measurement.pair import PairSettings, measure_pair
+from sdsl_jax.measurement.pair import PairSettings, measure_pair, one_vocabulary
 from sdsl_jax.models import ModelConfig, init_params
 from sdsl_jax.models import forward as eager_forward
 
@@ -59,7 +63,7 @@ def test_exact_acceptance_is_the_overlap_on_the_samples(pair, measured):
     """Rows without padding, batches or masks; of the longest prompt, so that they share one shape."""
     draft, target = pair
     prompts, settings = ragged(400), PairSettings(**SETTINGS)
-    samples = module._sample(target, prompts, settings, lambda: None)
+    samples = module.sample_target(target, prompts, settings, lambda: None)
     exact = module._score(draft, target, samples, settings)
     rows = np.flatnonzero(prompts.lengths == 6)
     ids = samples.tokens[rows, : 6 + 24]
@@ -144,6 +148,44 @@ def test_settings_are_checked(changes, message):
 def test_a_pair_is_checked(pair):
     with pytest.raises(SdslError, match="stop token is 8; it must lie in"):
         measure_pair(*pair, ragged(4), PairSettings(stop_tokens=(V,)))
-    other = ModelConfig(vocab_size=9, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, hidden=12)
-    with pytest.raises(SdslError, match="the draft has 8 tokens and the target 9"):
-        measure_pair(pair[0], Model(other, init_params(other, jax.random.key(0))), ragged(4), PairSettings())
+
+
+def test_tables_of_different_size_are_one_vocabulary(pair):
+    """Ids that a model has no row for get no probability from it; decoding stays what the probabilities say."""
+    narrow, other = pair
+    wide = Model(dataclasses.replace(other.config, vocab_size=V + 3), nnx.merge(*nnx.split(other.params)))
+    rows = np.asarray(jax.tree.leaves(other.params["embedding"])[0])
+    wide.params["embedding"] = nnx.Param(jnp.asarray(np.pad(rows, ((0, 3), (0, 0)), constant_values=0.3)))
+    padded, same = one_vocabulary(narrow, wide)
+    assert (padded.config.ids, same.config) == (V + 3, wide.config)
+    logits = [forward(m.config, m.params, np.arange(V)[None])[0][0] for m in (narrow, padded)]
+    plain, filled = (np.asarray(jax.nn.softmax(x)) for x in logits)
+    np.testing.assert_allclose(filled[:, :V], plain, rtol=1e-5)
+    assert (filled[:, V:] == 0).all()
+    for draft, target in ((narrow, wide), (wide, narrow)):
+        found = measure_pair(draft, target, ragged(200), PairSettings(**SETTINGS | {"lookaheads": (2,)}))
+        result = found.lookaheads[0]
+        tau, expected = result.statistics.tokens_per_round, result.expected
+        assert abs(tau.estimate - expected.estimate) < 5 * np.hypot(error(tau), error(expected))
+        assert all(np.isfinite(loss.estimate) for loss in found.text.losses.values())
+        if target is narrow:
+            assert result.decoded.tokens.max() < V
+
+
+def test_losses_on_the_prompts_are_those_of_a_plain_pass(pair, measured):
+    draft, target = pair
+    prompts = ragged(400)
+    for role, model in (("draft", draft), ("target", target)):
+        logits = forward(model.config, model.params, prompts.tokens)[0]
+        log_probs = np.asarray(jax.nn.log_softmax(logits))
+        chosen = np.take_along_axis(log_probs[:, :-1], prompts.tokens[:, 1:, None], -1)[..., 0]
+        counts = np.arange(5) < prompts.lengths[:, None] - 1
+        assert measured.text.losses[role].estimate == pytest.approx(-chosen[counts].mean(), rel=1e-5)
+    assert measured.text.positions.sum() == counts.sum()
+
+
+def test_an_ngram_draft_is_measured_by_the_decoder_alone(pair):
+    found = measure_pair(NgramDraft(V), pair[1], ragged(50), PairSettings(**SETTINGS))
+    assert (found.alpha, found.text) == (None, None)
+    assert all(result.expected is None for result in found.lookaheads)
+    assert found.lookaheads[0].statistics.tokens_per_round.estimate > 1

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from sdsl_jax.errors import SdslError, require
@@ -80,14 +80,12 @@ class GGUF(NamedTuple):
       checkpoint: its model.
       tokenizer: its tokenizer.
       end_ids: ids that end a text.
-      begin_id: id that begins a text; −1 if none does.
       chat_template: None if there is none.
     """
 
     checkpoint: Checkpoint
     tokenizer: HuggingFaceTokenizer
     end_ids: tuple[int, ...]
-    begin_id: int
     chat_template: str | None
 
 
@@ -128,13 +126,11 @@ def open_gguf(path: Path) -> Iterator[GGUF]:
             + (f"has the shape {list(tensors[piece.tensor].shape)}" if piece.tensor in tensors else "is missing")
             + f"; the file's own settings imply {list(piece.shape)}.",
         )
-    begin = values.get("tokenizer.ggml.bos_token_id", -1) if values.get("tokenizer.ggml.add_bos_token") else -1
     end = values.get("tokenizer.ggml.eos_token_id")
     yield GGUF(
         Checkpoint(path, config, fields, pieces, tensors),  # type: ignore[arg-type]
         _tokenizer(path, values),
         () if end is None else (int(end),),
-        int(begin),
         values.get("tokenizer.chat_template"),
     )
 
@@ -198,6 +194,10 @@ def _tokenizer(path: Path, values: dict[str, Any]) -> HuggingFaceTokenizer:
     special = [AddedToken(t, special=True, normalized=False) for t, k in zip(tokens, kinds) if k == _CONTROL]
     made.add_special_tokens(special)
     made.add_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, kinds) if k == _USER_DEFINED])
+    begin = values.get("tokenizer.ggml.bos_token_id")
+    if values.get("tokenizer.ggml.add_bos_token") and begin is not None:
+        special = [("begin", int(begin))]
+        made.post_processor = processors.TemplateProcessing(single="begin $A", special_tokens=special)
     return made
 
 
