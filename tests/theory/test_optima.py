@@ -24,6 +24,7 @@ from sdsl_jax.theory import (
     optimal_draft,
     optimal_lookahead,
 )
+from sdsl_jax.theory.bracketed import best_lookahead
 
 # One compilation for all examples: everything that varies is a leaf of the argument.
 solve = jax.jit(lambda problem: problem.optimum())
@@ -272,6 +273,7 @@ def test_a_device_that_only_moves_weights_has_the_papers_costs(x64):
         ({}, "inside"),
         ({"bytes_per_second": 3e9, "flops_per_second": 2e12}, "inside"),
         ({"flops_per_second": 8e9}, "smallest"),
+        ({"matrix_seconds": 3e-6}, "inside"),
         ({"round_seconds": 1e-4}, "plain"),
     ],
 )
@@ -300,6 +302,20 @@ def test_bracketed_roots_against_brute_force(changed, expected, double):
             assert int(found.lookahead_integer) == whole.argmax() + 1
             assert (float(found.lookahead) == 1.0) == (expected == "smallest")
         assert np.isfinite(jax.tree.leaves(found)).all()
+
+
+@pytest.mark.parametrize("matrix_seconds", [0.0, 5e-6, 2e-5])
+def test_what_several_tokens_cost_at_once_hides_no_gain_beyond_one_draft(x64, matrix_seconds):
+    """At γ = 1 a verify pass feeds two tokens, where the extra time of several tokens is paid in full and no longer grows."""
+    made = on_device(DEVICE._replace(matrix_seconds=matrix_seconds))
+    cost = made.cost
+    best = jax.jit(lambda n: best_lookahead(0.6, cost.round_of(n), lambda r, g: r.cost(g), (1.0, 64.0)))
+    grid = np.linspace(1.0, 8.0, 20_001)
+    for size in (5e3, 3e4, 1e5):
+        tokens = (1 - 0.6 ** (grid + 1)) / 0.4
+        values = tokens / np.asarray(jax.jit(cost.round_cost)(size, grid))
+        assert float(best(size)) == pytest.approx(grid[values.argmax()], abs=1e-3)
+    assert values.argmax() < 20_000
 
 
 @pytest.mark.slow
