@@ -12,9 +12,9 @@ LETTERS = [" ", *string.ascii_letters[:50]]
 
 
 def character_tokenizer(letters=LETTERS) -> Tokenizer:
-    """An id for every character, the same for every text that has the letters; 0 for all others and 1 to end a text."""
-    vocab = {token: i for i, token in enumerate(["<unk>", "</s>", *letters])}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    """An id for every character, so that ids always make a text that gives them again; 0 for all others and 1 to end a text."""
+    vocab = {token: i for i, token in enumerate(["?", "!", *letters])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return tokenizer

@@ -229,7 +229,7 @@ def speculative_loop(
     Caches hold the prompts and have room for `buffer` + `max_lookahead` + 1 positions, so that no write of a round that
     starts before the end can fall outside.
     """
-    B, G, V = requests.prompts.shape[0], max_lookahead, target.vocab_size
+    B, G, V = requests.prompts.shape[0], max_lookahead, target.ids
     every = jnp.arange(B)
     keys = start_keys(requests.keys, buffer)
     _require_capacity((draft_state, target_cache), buffer + G + 1)
@@ -325,7 +325,7 @@ def autoregressive_loop(
         last = rows.lengths - 1
         logits, cache = forward(target, target_params, rows.tokens[every, last][:, None], last[:, None], cache)
         probs = probabilities(logits[:, 0], sampling)
-        noise = round_noise(keys, rows.lengths, 0, target.vocab_size)
+        noise = round_noise(keys, rows.lengths, 0, target.ids)
         drawn = draw(probs, noise.residual)
         rows, _, _ = emit(rows, drawn[:, None], jnp.ones_like(last), requests)
         return rows, cache, number + 1

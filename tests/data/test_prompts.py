@@ -107,7 +107,7 @@ def test_held_out_text_in_the_ids_of_any_tokenizer(tmp_path):
         ("p.txt", b"\xff\xfe", "not valid UTF-8"),
         ("p.jsonl", b'{"text": "a"}\n{', "line 2 .*is not valid JSON"),
         ("p.jsonl", b"[1]", "line 1 .*is not a JSON object"),
-        ("p.jsonl", b'{"q": "a"}', "does not have any of the fields prompt, text, ctx, ctx_a; it has 'q'"),
+        ("p.jsonl", b'{"q": "a"}', "does not have any of the fields prompt, text, ctx, ctx_a, question; it has 'q'"),
         ("p.jsonl", b'{"text": 3}', "no text in the field 'text'"),
         ("p.jsonl", b'{"text": " "}', "no text in the field 'text'"),
         ("p.jsonl", b'{"ctx_a": 3, "ctx_b": "x"}', "no text in the field 'ctx_a'"),

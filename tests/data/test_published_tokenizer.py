@@ -15,10 +15,10 @@ from sdsl_jax.errors import SdslError
 
 @pytest.fixture
 def folder(tmp_path):
-    """A checkpoint whose tokenizer begins every text with </s>, as OPT's does."""
+    """A checkpoint whose tokenizer begins every text with !, as OPT's does."""
     folder = copy_checkpoint("opt", tmp_path / "model")
     tokenizer = character_tokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(single="! $A", special_tokens=[("!", 1)])
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
@@ -42,7 +42,7 @@ def test_special_tokens_are_a_setting(folder):
 
 def test_what_ends_a_text_is_read_from_the_folder(folder):
     assert PublishedTokenizer.load(folder).end_ids == ()
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "</s>"}}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "!"}}))
     assert PublishedTokenizer.load(folder).end_ids == (1,)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5]}))
     assert PublishedTokenizer.load(folder).end_ids == (1, 5)
