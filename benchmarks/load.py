@@ -100,8 +100,7 @@ def read(side: str, folder: Path, dtype: str) -> dict[str, Any]:
         jax.block_until_ready(jnp.zeros(1))
         with Peak() as peak:
             began = time.perf_counter()
-            with open_checkpoint(folder) as checkpoint:
-                params = checkpoint.load(dtype)
+            params = open_checkpoint(folder).load(dtype)
             loaded = time.perf_counter() - began
             total = sum(float(leaf.sum()) for leaf in jax.tree.leaves(params))
             read_in = time.perf_counter() - began
@@ -134,7 +133,9 @@ def measure(gigabytes: float, turns: int, folder: Path, console: Console) -> lis
     """Every reading on both sides, turn by turn."""
     folders = {dtype: folder / dtype for dtype in dict.fromkeys(stored for stored, _ in READINGS)}
     for dtype, path in folders.items():
-        subprocess.run([sys.executable, "-m", "benchmarks.load", "--write", str(path), dtype, str(gigabytes)], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "benchmarks.load", "--write", str(path), dtype, str(gigabytes)], check=True
+        )
         console.print(f"{path.name}: {sum(f.stat().st_size for f in path.iterdir()) / 1e9:.2f} GB")
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for turn in range(turns + 1):  # the first one brings the files into the page cache
@@ -153,7 +154,9 @@ def measure(gigabytes: float, turns: int, folder: Path, console: Console) -> lis
 
 def show(found: dict[str, Any], console: Console) -> None:
     """The table."""
-    console.print(f"{found['device']}; {found['versions']}; load {found['load_before']:.1f} to {found['load_after']:.1f}")
+    console.print(
+        f"{found['device']}; {found['versions']}; load {found['load_before']:.1f} to {found['load_after']:.1f}"
+    )
     table = Table(title="Reading a checkpoint; memory relative to the weights", title_justify="left")
     for column in ("file → memory", "side", "seconds", "× transformers", "peak memory", "of it not the file's"):
         table.add_column(column, justify="left" if column in ("file → memory", "side") else "right")

@@ -98,9 +98,7 @@ def test_json_is_one_object_with_everything(sdsl, tmp_path):
     assert [(r.estimator, r.lookahead) for r in acceptance] == [
         ("teacher_forced_samples", 0),
         ("teacher_forced_text", 0),
-    ] + [
-        (name, gamma) for gamma in (1, 3) for name in ("decoded_per_test", "decoded_tar")
-    ]
+    ] + [(name, gamma) for gamma in (1, 3) for name in ("decoded_per_test", "decoded_tar")]
     assert acceptance[0].alpha == answer["alpha"]["estimate"]
     assert [r.position for r in read_table(tmp_path / "out", "survival")] == [1, 1, 2, 3]
     assert {m.model_id for m in read_table(tmp_path / "out", "models")} == {"model-2-1", "model-1-2"}
@@ -141,7 +139,7 @@ def test_requests_are_timed(sdsl):
     assert [row["lookahead"] for row in rows] == [0, 1, 3]
     for row in rows:
         first, each, total = (row[f"{n}_seconds"]["estimate"] for n in ("first_token", "per_token", "total"))
-        assert 0 < first
+        assert first > 0
         assert (row["new_tokens"], row["requests"]) == (12, 3)
         assert total > each
     assert rows[0]["speedup"]["estimate"] == 1

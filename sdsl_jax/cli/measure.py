@@ -115,7 +115,9 @@ def measure(
     progress = None if json and not sys.stderr.isatty() else Terminal(Console(stderr=True))
     reading = Reading(dtype, devices, special_tokens == "add", chat_template)
     try:
-        target_model = _with_tokens(load_any_model(target, reading, progress), target_train_tokens, "--target-train-tokens")
+        target_model = _with_tokens(
+            load_any_model(target, reading, progress), target_train_tokens, "--target-train-tokens"
+        )
         if stop == "end":
             ends = target_model.tokenizer.end_ids
             require(bool(ends), f"the tokenizer of {target} names no token that ends a text; give its id to --stop.")

@@ -52,4 +52,6 @@ def protocol(
     console = standard_console()
     console.print(Markdown(markdown(found)))
     written = [name for name in (TABLE, ANSWER, f"{FIGURE}.png") if (folder / name).exists()]
-    console.print(f"\nwritten to {folder}: {', '.join(written)} and the records", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"\nwritten to {folder}: {', '.join(written)} and the records", highlight=False, markup=False, soft_wrap=True
+    )

@@ -105,7 +105,8 @@ class ProtocolConfig:
         for target in self.targets:
             unknown = [name for name in target.drafts if name not in known]
             require(
-                not unknown, f"the drafts of {target.folder} hold {unknown[0] if unknown else ''}, which is none of the drafts."
+                not unknown,
+                f"the drafts of {target.folder} hold {unknown[0] if unknown else ''}, which is none of the drafts.",
             )
 
     def drafts_of(self, target: ProtocolModel) -> tuple[ProtocolModel, ...]:

@@ -199,7 +199,9 @@ def hugging_face_json(tokenizer: Tokenizer) -> tuple[str, str | None]:
     content = tokenizer.text()
     if content is not None:
         return content, tokenizer.tokens()[tokenizer.end_ids[0]] if tokenizer.end_ids else None
-    made = HuggingFaceTokenizer(models.BPE(vocab={token: byte for byte, token in tokenizer.tokens().items()}, merges=[]))
+    made = HuggingFaceTokenizer(
+        models.BPE(vocab={token: byte for byte, token in tokenizer.tokens().items()}, merges=[])
+    )
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     made.decoder = decoders.ByteLevel()
     return made.to_str(pretty=True), tokenizer.tokens()[END_ID]

@@ -37,7 +37,9 @@ PUBLISHED_PLANE = Plane(-0.0067, 0.01297, 0.642, 0.602, 0.00128, 0)
 
 
 def fit_plane(
-    draft_perplexity: Float[np.ndarray, " n"], target_perplexity: Float[np.ndarray, " n"], alpha: Float[np.ndarray, " n"]
+    draft_perplexity: Float[np.ndarray, " n"],
+    target_perplexity: Float[np.ndarray, " n"],
+    alpha: Float[np.ndarray, " n"],
 ) -> Plane | None:
     """The plane through measured pairs; None where they do not determine one, such as pairs of a single target."""
     design = np.stack([draft_perplexity, target_perplexity, np.ones(len(alpha))], axis=1)

@@ -199,7 +199,12 @@ def _in_batches(rows: int, size: int, run: Callable[[np.ndarray, np.ndarray], An
 
 
 def _decode(
-    draft: Model | NgramDraft, target: Model, prompts: Prompts, lookahead: int, settings: PairSettings, advance: Callable[[], None]
+    draft: Model | NgramDraft,
+    target: Model,
+    prompts: Prompts,
+    lookahead: int,
+    settings: PairSettings,
+    advance: Callable[[], None],
 ) -> Decoded:
     rounds = 0
 

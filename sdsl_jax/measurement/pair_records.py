@@ -56,9 +56,7 @@ def measured_pairs(folder: Path) -> set[PairName]:
     """
     if not (folder / "survival.csv").exists():
         return set()
-    return {
-        PairName(r.draft_id, r.target_id, r.temperature, r.domain) for r in read_table(folder, "survival")
-    }
+    return {PairName(r.draft_id, r.target_id, r.temperature, r.domain) for r in read_table(folder, "survival")}
 
 
 def require_room(folder: Path, name: PairName) -> None:
@@ -158,9 +156,7 @@ def with_loss(record: ModelRecord, role: str, loss: Interval, bits_per_byte: Int
     )
 
 
-def append_acceptance(
-    folder: Path, models: list[ModelRecord], row: AcceptanceRecord, answer: dict[str, Any]
-) -> None:
+def append_acceptance(folder: Path, models: list[ModelRecord], row: AcceptanceRecord, answer: dict[str, Any]) -> None:
     """Adds a pair that was not decoded: to models.csv, measurements.json and, last, acceptance.csv.
 
     Raises:

@@ -131,7 +131,9 @@ def bits_per_byte(text: TextScores, role: str, prompts: Prompts, tokenizer: Toke
     return ratio_interval(text.nats[role] / math.log(2), bytes_after_first(prompts, tokenizer), confidence)
 
 
-def _describe(model: LoadedModel, role: str, prompts: Prompts, text: TextScores | None, confidence: float) -> dict[str, Any]:
+def _describe(
+    model: LoadedModel, role: str, prompts: Prompts, text: TextScores | None, confidence: float
+) -> dict[str, Any]:
     r = model.record
     on_prompts = None
     if text is not None:

@@ -238,7 +238,8 @@ def _retokenise(
         tokens=found.stretches,
     )
     models = [
-        pair_records.with_loss(model.record, role, *losses[role]) for role, model in (("draft", draft), ("target", target))
+        pair_records.with_loss(model.record, role, *losses[role])
+        for role, model in (("draft", draft), ("target", target))
     ]
     answer = pair_report.report_retokenised(draft, target, prompts, settings, found)
     pair_records.append_acceptance(out, models, row, answer)

@@ -218,7 +218,9 @@ def _summary(
     rows: list[_Row], cuts: list[dict[str, _Cut]], tokenizer: Tokenizer, spans: list[int], confidence: float
 ) -> Retokenised:
     counts = np.asarray([len(row.ratios) for row in rows])
-    require(bool(counts.any()), "the two tokenizers never cut the target's text at the same place; nothing can be compared.")
+    require(
+        bool(counts.any()), "the two tokenizers never cut the target's text at the same place; nothing can be compared."
+    )
     accepted = np.asarray([np.minimum(1.0, np.exp(np.minimum(row.ratios, 0.0))).sum() for row in rows])
     texts = [tokenizer.decode(cut["target"].ids)[row.span[0] : row.span[1]] for row, cut in zip(rows, cuts)]
     size = np.asarray([len(text.encode()) for text in texts], float)

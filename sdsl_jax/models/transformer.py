@@ -214,9 +214,7 @@ class Block(nnx.Module):
         self.mlp_norm = _norm(config)
         self.mlp = MLP(config, rngs)
 
-    def __call__(
-        self, x_BTD: Array, positions_BT: Array, rotation: Rotation | None, cache: tuple[Array, Array] | None
-    ):
+    def __call__(self, x_BTD: Array, positions_BT: Array, rotation: Rotation | None, cache: tuple[Array, Array] | None):
         """The residual stream after the block, and the block's cache."""
         if self.norm_position == "post":
             mixed_BTD, cache = self.attention(x_BTD, positions_BT, rotation, cache)
@@ -273,7 +271,11 @@ class Transformer(nnx.Module):
         rotation = None
         if c.rotated:
             rotation = rotary_tables(positions_BT[..., None], c.rotated, c.rope_theta, c.rope_scaling)
-        x_BTE = self.embedding[...].at[tokens_BT].get(mode="clip") if c.ids > c.vocab_size else self.embedding[...][tokens_BT]
+        x_BTE = (
+            self.embedding[...].at[tokens_BT].get(mode="clip")
+            if c.ids > c.vocab_size
+            else self.embedding[...][tokens_BT]
+        )
         if c.scale_embedding:
             # Unit-variance activations, so that the tied matrix can keep the small scale that logits want.
             x_BTE = x_BTE * c.width**0.5

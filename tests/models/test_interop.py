@@ -104,8 +104,8 @@ def test_the_configuration_says_what_the_model_is(model, tmp_path):
 def test_a_round_trip_is_exact(model, tmp_path):
     """What is read is what was written: the very model where it is tied, else one whose embedding has its factor already."""
     pytest.importorskip("safetensors")
-    with open_checkpoint(export_llama(model, tmp_path / "model", max_positions=99)) as checkpoint:
-        again = Model(checkpoint.config, checkpoint.load())
+    checkpoint = open_checkpoint(export_llama(model, tmp_path / "model", max_positions=99))
+    again = Model(checkpoint.config, checkpoint.load())
     if model.config.tie_embeddings:
         assert again.config == dataclasses.replace(model.config, max_positions=99)
         assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), again.params, model.params))
@@ -124,8 +124,7 @@ def test_weights_are_cut_into_files_of_the_wanted_size(small_model, tmp_path):
     files = sorted(p.name for p in folder.glob("*.safetensors"))
     assert len(files) > 2
     assert all((folder / name).stat().st_size < 5_000 + 2_000 for name in files)  # 2,000 for the header
-    with open_checkpoint(folder) as checkpoint:
-        params = checkpoint.load()
+    params = open_checkpoint(folder).load()
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), params, model.params))
     export_llama(model, folder)  # an earlier export of several files is replaced by one
     assert [p.name for p in folder.glob("*.safetensors")] == ["model.safetensors"]
@@ -137,9 +136,9 @@ def test_an_export_that_was_trained_further_is_read_as_it_is(small_model, tmp_pa
     tensors = safetensors.load_file(folder / "model.safetensors")
     tensors["lm_head.weight"] += 0.01
     safetensors.save_file(tensors, folder / "model.safetensors")
-    with open_checkpoint(folder) as checkpoint:
-        assert not checkpoint.config.tie_embeddings
-        head = np.asarray(jax.tree.leaves(checkpoint.load()["head"])[0])
+    checkpoint = open_checkpoint(folder)
+    assert not checkpoint.config.tie_embeddings
+    head = np.asarray(jax.tree.leaves(checkpoint.load()["head"])[0])
     np.testing.assert_array_equal(head.T, tensors["lm_head.weight"])
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from sdsl_jax.decoding import Model, Sampling, autoregress, speculate
-from sdsl_jax.models import count, forward, init_cache
 from sdsl_jax.errors import SdslError
+from sdsl_jax.models import count, forward, init_cache
 from sdsl_jax.models.interop import open_checkpoint
 
 load_file = pytest.importorskip("safetensors.numpy").load_file
@@ -27,8 +27,8 @@ CLOSE = 1e-4
 
 
 def load(folder: Path, **options) -> Model:
-    with open_checkpoint(folder) as checkpoint:
-        return Model(checkpoint.config, checkpoint.load(**options))
+    checkpoint = open_checkpoint(folder)
+    return Model(checkpoint.config, checkpoint.load(**options))
 
 
 def logits_of(model: Model, ids):
@@ -75,7 +75,7 @@ def test_cached_decoding_gives_the_same_logits(case):
 def test_greedy_continuations_are_equal_with_and_without_a_draft(case):
     folder, reference = case
     model = load(folder)
-    prompt, continued = reference["ids"][:, : 7], reference["continued"]
+    prompt, continued = reference["ids"][:, :7], reference["continued"]
     new = continued.shape[1] - prompt.shape[1]
     plain = autoregress(model, prompt, new_tokens=new, sampling=Sampling(temperature=0))
     np.testing.assert_array_equal(plain.tokens, continued)
@@ -116,8 +116,8 @@ def checkpoint(tmp_path):
 
 def refused(folder: Path, *words: str) -> None:
     """Opening the folder fails with one sentence that holds these words."""
-    with pytest.raises(SdslError) as caught, open_checkpoint(folder) as opened:
-        opened.load()
+    with pytest.raises(SdslError) as caught:
+        open_checkpoint(folder).load()
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -188,7 +188,10 @@ def test_an_index_that_promises_too_much_is_refused(checkpoint):
         ({"hidden_act": "swiglu"}, ("hidden_act", "'swiglu'", "'silu'")),
         ({"num_key_value_heads": 3}, ("config.json", "4 query heads cannot share 3")),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, ("rope_parameters.rope_type", "'dynamic'")),
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, ("rope_parameters.low_freq_factor", "is missing")),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}},
+            ("rope_parameters.low_freq_factor", "is missing"),
+        ),
         ({"quantization_config": {"bits": 4}}, ("quantization_config", "quantised weights are not read")),
         # Contradictions between the configuration and the weights.
         ({"num_hidden_layers": 3}, ("lacks the tensor model.layers.2.", "config.json implies")),
@@ -236,7 +239,9 @@ def test_what_older_files_hold_besides_is_passed_over(checkpoint):
     change_tensors(folder / "model.safetensors", lambda t: t.update(buffers))
     assert load(folder).config == load(FOLDER / "pythia").config
     tied = checkpoint("gpt2")
-    change_tensors(tied / "model.safetensors", lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"].copy()}))
+    change_tensors(
+        tied / "model.safetensors", lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"].copy()})
+    )
     assert load(tied).config.tie_embeddings
 
 
@@ -256,9 +261,9 @@ from sdsl_jax.models.interop import open_checkpoint
 from sdsl_jax.decoding import Model, Sampling, autoregress
 from sdsl_jax.training import parallel
 parallel._SMALL = 2  # split even these
-with open_checkpoint(sys.argv[1]) as c:
-    layout = parallel.make_layout(ParallelConfig(fsdp=4), jax.devices())
-    params = c.load(shardings=layout.state_shardings(abstract_params(c.config)))
+c = open_checkpoint(sys.argv[1])
+layout = parallel.make_layout(ParallelConfig(fsdp=4), jax.devices())
+params = c.load(shardings=layout.state_shardings(abstract_params(c.config)))
 assert any(len(x.sharding.device_set) == 4 and not x.is_fully_replicated for x in jax.tree.leaves(params))
 ids = np.load(sys.argv[1] + "/reference.npz")
 done = autoregress(Model(c.config, params), ids["ids"][:, :7], new_tokens=12, sampling=Sampling(temperature=0))
@@ -266,6 +271,9 @@ assert (np.asarray(done.tokens) == ids["continued"]).all()
 """
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
     done = subprocess.run(
-        [sys.executable, "-c", code, str(FOLDER / "llama-2")], env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True
+        [sys.executable, "-c", code, str(FOLDER / "llama-2")],
+        env=os.environ | {"XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr

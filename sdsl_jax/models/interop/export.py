@@ -17,8 +17,8 @@ import numpy as np
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models.config import ModelConfig
 from sdsl_jax.models.interop.checkpoint import OWN, array_name
-from sdsl_jax.models.interop.fields import CONFIG, Fields
 from sdsl_jax.models.interop.families import FAMILIES
+from sdsl_jax.models.interop.fields import CONFIG, Fields
 from sdsl_jax.models.interop.plan import Piece, Plan, plan
 from sdsl_jax.models.interop.shards import INDEX, WEIGHTS
 from sdsl_jax.models.transformer import Params
@@ -97,6 +97,7 @@ def export_llama(
             tensors = {n: t for path in paths for n, t in _tensors(c, path, arrays, pieces[path])}
             # The metadata names the layout; transformers refuses files without it.
             save_file(tensors, partial / name, metadata={"format": "pt"})
+            (partial / name).chmod(0o644)  # the library leaves it to its owner alone
         if len(shards) > 1:
             where = {piece.tensor: name for name, paths in shards.items() for path in paths for piece in pieces[path]}
             total = sum(leaf.nbytes for leaf in arrays.values())

@@ -25,7 +25,9 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def rotary(fields: Fields, theta: str = "rope_theta", default_theta: float = 10_000.0) -> tuple[float, float, RopeScaling | None]:
+def rotary(
+    fields: Fields, theta: str = "rope_theta", default_theta: float = 10_000.0
+) -> tuple[float, float, RopeScaling | None]:
     """Base, rotated share of a head, and scaling of the rotary positions; files of transformers 4 and 5 differ in where they stand."""
     table = fields.table("rope_parameters")
     if table is None:

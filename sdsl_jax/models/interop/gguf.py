@@ -5,8 +5,6 @@ The file holds the tokenizer as well; it becomes a tokenizer of the `tokenizers`
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +16,13 @@ from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models.interop.checkpoint import Checkpoint, array_name
-from sdsl_jax.models.interop.fields import Fields
 from sdsl_jax.models.interop.families import FAMILIES
+from sdsl_jax.models.interop.fields import Fields
 from sdsl_jax.models.interop.layouts import Layout
 from sdsl_jax.models.interop.plan import Plan, plan
 from sdsl_jax.models.transformer import Params
 
 SUFFIX = ".gguf"
-_CHUNK = 2**21
 
 # Names of llama.cpp, without `.weight`.
 _GGUF = Layout(
@@ -41,9 +38,7 @@ _GGUF = Layout(
     final_norm="output_norm",
     head="output",
 )
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # How texts are cut before merges, by the name in the file: a pattern, or whether digits stand alone.
 _PRE: dict[str, Any] = {
     "default": False,
@@ -64,13 +59,11 @@ class _Tensor(NamedTuple):
     data: np.ndarray
     kind: Any
 
-    def chunks(self, skip: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        """The tensor from row `skip` on, dequantised, some rows at a time; see `shards.Tensor.chunks`."""
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Some of its rows, dequantised."""
         from gguf import dequantize
 
-        step = max(1, _CHUNK // int(np.prod(self.shape[1:], dtype=np.int64)))
-        for start in range(skip, self.shape[0], step):
-            yield start - skip, dequantize(self.data[start : start + step], self.kind)
+        return dequantize(self.data[start : start + count], self.kind)
 
 
 class GGUF(NamedTuple):
@@ -89,8 +82,7 @@ class GGUF(NamedTuple):
     chat_template: str | None
 
 
-@contextlib.contextmanager
-def open_gguf(path: Path) -> Iterator[GGUF]:
+def open_gguf(path: Path) -> GGUF:
     """Opens a GGUF file and checks its header.
 
     Raises:
@@ -127,7 +119,7 @@ def open_gguf(path: Path) -> Iterator[GGUF]:
             + f"; the file's own settings imply {list(piece.shape)}.",
         )
     end = values.get("tokenizer.ggml.eos_token_id")
-    yield GGUF(
+    return GGUF(
         Checkpoint(path, config, fields, pieces, tensors),  # type: ignore[arg-type]
         _tokenizer(path, values),
         () if end is None else (int(end),),

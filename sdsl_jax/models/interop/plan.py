@@ -55,9 +55,7 @@ def plan(config: ModelConfig, layout: Layout) -> Plan:
     found["embedding"] = (Piece(f"{base}{layout.embedding}.weight", (c.vocab_size, table)),)
     if c.positions == "learned":
         rows = c.max_positions + layout.first_position
-        found["positions"] = (
-            Piece(f"{base}{layout.positions}.weight", (rows, c.width), skip=layout.first_position),
-        )
+        found["positions"] = (Piece(f"{base}{layout.positions}.weight", (rows, c.width), skip=layout.first_position),)
     if c.embedding_width:
         matrix("project_in", table, (c.width,), (base + layout.project_in,))
         matrix("project_out", c.width, (table,), (base + layout.project_out,))

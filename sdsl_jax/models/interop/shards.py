@@ -1,21 +1,28 @@
-"""The safetensors files of a published checkpoint, opened and checked; tensors are read a few rows at a time."""
+"""The safetensors files of a published checkpoint, checked; tensors are read a few rows at a time."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import json
+import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+import ml_dtypes
 import numpy as np
 
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models.interop.fields import Fields
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-_READABLE = ("F64", "F32", "F16", "BF16")
-# Bytes that are read at a time: enough for the disk, and little beside the weights.
-_CHUNK = 2**23
+# Types that weights are read from, by their names in a file.
+_READABLE = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+# What is read at a time, at most: enough for the disk, and little beside the weights.
+_CHUNK_BYTES, _CHUNK_ROWS = 2**23, 2**8
+
+
+def chunk_rows(row_bytes: int) -> int:
+    """Rows that are read at a time: a power of two, so that few shapes have to be compiled for."""
+    return 2 ** int(math.log2(max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // max(row_bytes, 1)))))
 
 
 class Tensor(NamedTuple):
@@ -25,21 +32,56 @@ class Tensor(NamedTuple):
       name: its name there.
       shape: its shape.
       file: the file.
-      handle: the open file.
+      kind: its type, as the file names it.
+      offset: where it begins in the file, in bytes.
     """
 
     name: str
     shape: tuple[int, ...]
     file: Path
-    handle: Any
+    kind: str
+    offset: int
 
-    def chunks(self, skip: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        """The tensor from row `skip` on, some rows at a time, each time with the number of the first, counted from `skip`."""
-        piece = self.handle.get_slice(self.name)
-        rows, size = self.shape[0], int(np.prod(self.shape[1:], dtype=np.int64))
-        step = max(1, _CHUNK // (4 * max(size, 1)))
-        for start in range(skip, rows, step):
-            yield start - skip, piece[start : min(start + step, rows)]
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Some of its rows. Read, and not mapped into memory: pages of a mapped file would count as the process's own."""
+        dtype, shape = np.dtype(_READABLE[self.kind]), self.shape[1:]
+        values = np.empty((count, *shape), dtype)
+        buffer = memoryview(values.view(np.uint8).reshape(-1))
+        with open(self.file, "rb", buffering=0) as file:
+            file.seek(self.offset + start * dtype.itemsize * math.prod(shape))
+            if file.readinto(buffer) != len(buffer):
+                raise SdslError(f"the file {self.file} became shorter while the tensor {self.name} was read.")
+        return values
+
+
+class Readable(Protocol):
+    """A tensor that is read some rows at a time."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """So many of its rows."""
+
+
+def spans(tensor: Readable, skip: int = 0) -> list[tuple[int, int]]:
+    """First row and number of rows of each part that is read at a time, from row `skip` on."""
+    # As if in float32, whatever the type in the file.
+    step, rows = chunk_rows(4 * math.prod(tensor.shape[1:])), tensor.shape[0]
+    return [(start, min(step, rows - start)) for start in range(skip, rows, step)]
+
+
+def _headers(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that `safe_open` has checked: 8 bytes of length, a JSON header of that length, then the data."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {
+        name: Tensor(name, tuple(about["shape"]), path, about["dtype"], 8 + length + about["data_offsets"][0])
+        for name, about in header.items()
+        if name != "__metadata__"
+    }
 
 
 def safe_open(path: Path) -> Any:
@@ -91,37 +133,35 @@ def shard_files(folder: Path) -> dict[str, list[str] | None]:
     raise SdslError(f"the folder {folder} holds no weights: neither {WEIGHTS} nor {INDEX} is there.")
 
 
-@contextlib.contextmanager
-def open_shards(folder: Path) -> Iterator[dict[str, Tensor]]:
-    """All tensors of a checkpoint, by name, while its files are open.
+def find_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, by name.
 
     Raises:
       SdslError: a file is missing or damaged, lacks a tensor that the index promises, or holds one twice.
     """
-    with contextlib.ExitStack() as stack:
-        found: dict[str, Tensor] = {}
-        for name, promised in shard_files(folder).items():
-            path = folder / name
-            handle = stack.enter_context(safe_open(path))
-            held = set(handle.keys())
-            for tensor in held:
-                require(
-                    tensor not in found,
-                    f"the tensor {tensor} is in {path} and in {found[tensor].file if tensor in found else ''}; one of them is of "
-                    "another checkpoint.",
-                )
-                found[tensor] = Tensor(tensor, tuple(handle.get_slice(tensor).get_shape()), path, handle)
-            lacking = sorted(set(promised or ()) - held)
+    found: dict[str, Tensor] = {}
+    for name, promised in shard_files(folder).items():
+        path = folder / name
+        with safe_open(path):  # checks the whole header against the file
+            held = _headers(path)
+        for tensor in held:
             require(
-                not lacking, f"the file {path} lacks the tensor {lacking[0] if lacking else ''}, which {INDEX} says it holds."
+                tensor not in found,
+                f"the tensor {tensor} is in {path} and in {found[tensor].file if tensor in found else ''}; one of them is of "
+                "another checkpoint.",
             )
-        yield found
+            found[tensor] = held[tensor]
+        lacking = sorted(set(promised or ()) - set(held))
+        require(
+            not lacking,
+            f"the file {path} lacks the tensor {lacking[0] if lacking else ''}, which {INDEX} says it holds.",
+        )
+    return found
 
 
 def require_readable(tensor: Tensor) -> None:
     """Raises `SdslError` where a tensor's numbers are none that weights are read from."""
-    kind = tensor.handle.get_slice(tensor.name).get_dtype()
     require(
-        kind in _READABLE,
-        f"the tensor {tensor.name} in {tensor.file} is of type {kind}; weights must be one of {', '.join(_READABLE)}.",
+        tensor.kind in _READABLE,
+        f"the tensor {tensor.name} in {tensor.file} is of type {tensor.kind}; weights must be one of {', '.join(_READABLE)}.",
     )

@@ -29,7 +29,12 @@ class Case(NamedTuple):
 
 
 _LLAMA = dict(
-    hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-5
+    hidden_size=24,
+    intermediate_size=40,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    rms_norm_eps=1e-5,
 )
 _OPT = dict(hidden_size=24, ffn_dim=40, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=32)
 _NEOX = dict(hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, layer_norm_eps=1e-5)
@@ -85,7 +90,9 @@ def build(case: Case, seed: int):
             elif parameter.ndim == 1:
                 parameter.copy_(0.3 * noise)
             else:
-                parameter.copy_(noise * (0.7 if "emb" in name or "wte" in name or "wpe" in name else parameter.shape[-1] ** -0.5))
+                parameter.copy_(
+                    noise * (0.7 if "emb" in name or "wte" in name or "wpe" in name else parameter.shape[-1] ** -0.5)
+                )
     return model.to(getattr(torch, case.dtype))
 
 
