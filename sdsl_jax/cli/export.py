@@ -20,8 +20,8 @@ def export(
 ) -> None:
     """Write a model as a Hugging Face folder of the layout of Llama, Qwen2 or Qwen3, with its tokenizer.
 
-    Models of a study, published checkpoints of those layouts, and GGUF files of the llama architecture. Transformers and vLLM load
-    the folder; what is read from it again is the same, bit for bit.
+    Models of a study, published checkpoints of those layouts, and GGUF files of the llama architecture. Transformers and vLLM
+    load the folder; what is read from it again is the same, bit for bit.
 
     Args:
         model: what to write.

@@ -52,10 +52,10 @@ def measure(
 ) -> None:
     """How much of what this draft proposes does this target accept?
 
-    Decodes the prompts speculatively, once for each lookahead, compares both models exactly on the target's own samples, and times
-    single requests. A model is a folder that a study wrote (<study>/checkpoints/<rung>/model-<step>, or <rung> if it holds one
-    model), or a published checkpoint: config.json, tokenizer.json and safetensors of GPT-2, GPT-NeoX, Llama, OPT, Qwen1.5 to 3,
-    Seed-OSS or a model of their layout.
+    Decodes the prompts speculatively, once for each lookahead, compares both models exactly on the target's own samples, and
+    times single requests. A model is a folder that a study wrote (<study>/checkpoints/<rung>/model-<step>, or <rung> if it holds
+    one model), or a published checkpoint: config.json, tokenizer.json and safetensors of GPT-2, GPT-NeoX, Llama, OPT, Qwen1.5 to
+    3, Seed-OSS or a model of their layout; or a .gguf file of the llama architecture.
 
     Args:
         target: folder of the model to speed up.
@@ -321,8 +321,8 @@ def _print_retokenised(console: Console, answer: dict[str, Any]) -> None:
             f"{m['tokens_per_stretch']:.2f} tokens a stretch"
         )
     say(
-        f"\nre-tokenised acceptance = {_cell(answer['alpha_retokenised'])}, of {answer['stretches']:,} stretches between places where "
-        f"both tokenizers cut\n± is half of a {answer['confidence']:.0%} interval over prompts."
+        f"\nre-tokenised acceptance = {_cell(answer['alpha_retokenised'])}, of {answer['stretches']:,} stretches between places "
+        f"where both tokenizers cut\n± is half of a {answer['confidence']:.0%} interval over prompts."
     )
 
 

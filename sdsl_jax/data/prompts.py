@@ -82,8 +82,8 @@ def load_prompts(
         )
         require(
             data is not None or source == EMBEDDED,
-            f"the prompts are {source!r}, but nothing is known of the text that the model was trained on; give a .txt or .jsonl file, "
-            f"or {EMBEDDED!r}.",
+            f"the prompts are {source!r}, but nothing is known of the text that the model was trained on; give a .txt or .jsonl "
+            f"file, or {EMBEDDED!r}.",
         )
         return _held_out(source, tokenizer, count, max_tokens, data or DataConfig())
     path = Path(source)

@@ -53,8 +53,8 @@ class PublishedTokenizer:
         Args:
           folder: of the checkpoint.
           special_tokens: whether texts get what tokenizer.json adds around them.
-          chat_template: "none" for texts as they are; "own" to make each the first message of a user in the checkpoint's template;
-            or a file with a template. Templates run in a sandbox.
+          chat_template: "none" for texts as they are; "own" to make each the first message of a user in the checkpoint's
+            template; or a file with a template. Templates run in a sandbox.
 
         Raises:
           SdslError: tokenizer.json or the template is missing or damaged.

@@ -83,7 +83,7 @@ class ByteTokenizer:
 
     kind = "bytes"
     vocab_size = 256
-    end_ids = (END_ID,)
+    end_ids: tuple[int, ...] = (END_ID,)
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, int32 [bytes]."""
@@ -105,7 +105,7 @@ class ByteTokenizer:
 
 
 def _byte_alphabet() -> dict[int, str]:
-    """What byte-level BPE writes for each byte: itself where it is a visible character of Latin-1, else the next one from 256 on."""
+    """What byte-level BPE writes for each byte: itself if it is a visible character of Latin-1, else the next one from 256 on."""
     visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return {byte: chr(byte if byte in visible else next(others)) for byte in range(256)}
@@ -115,7 +115,7 @@ class BPETokenizer:
     """Byte-level BPE of the `tokenizers` library."""
 
     kind = "bpe"
-    end_ids = (END_ID,)
+    end_ids: tuple[int, ...] = (END_ID,)
 
     def __init__(self, tokenizer: HuggingFaceTokenizer):
         self._tokenizer = tokenizer

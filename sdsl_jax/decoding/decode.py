@@ -124,8 +124,8 @@ def speculate(
       stop_tokens: ids after which a row stops.
       keep_distributions: whether to return drafts and both distributions of every round, which takes
         rows × rounds × (2γ + 1) × vocabulary numbers.
-      room: new tokens that buffers and caches have room for; the largest of `new_tokens` if left out. Calls of the same room share a
-        program.
+      room: new tokens that buffers and caches have room for; the largest of `new_tokens` if left out. Calls of the same room
+        share a program.
 
     Raises:
       SdslError: an argument lies outside its range, or the vocabularies differ.

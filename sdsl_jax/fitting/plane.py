@@ -52,4 +52,5 @@ def fit_plane(
     found = np.linalg.lstsq(design, alpha, rcond=None)[0]
     error = float(np.square(alpha - design @ found).mean())
     spread = float(np.var(alpha))
-    return Plane(*map(float, found), 1 - error / spread if spread else float("nan"), error, len(alpha))
+    a, b, c = map(float, found)
+    return Plane(a, b, c, 1 - error / spread if spread else float("nan"), error, len(alpha))

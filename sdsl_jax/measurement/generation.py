@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -81,7 +81,7 @@ def time_generation(
     progress.start("time", len(each) * (1 + len(rows) * repetitions))
 
     def request(lookahead: int, row: int, new: int) -> Callable[[], object]:
-        common = dict(
+        common: dict[str, Any] = dict(
             prompt_lengths=prompts.lengths[row : row + 1], new_tokens=new, sampling=sampling, seed=seed, rows=np.array([row]),
             room=new_tokens,
         )  # fmt: skip
@@ -109,13 +109,14 @@ def time_generation(
 
     def result(at: int) -> GenerationTimes:
         first, total = found[:, at]
-        times = (first, (total - first) / (new_tokens - 1), total)
         return GenerationTimes(
-            each[at],
-            *(median_interval(values, confidence) for values in times),
-            new_tokens,
-            found.shape[2],
-            median_interval(found[1, 0] / total, confidence),
+            lookahead=each[at],
+            first_token=median_interval(first, confidence),
+            per_token=median_interval((total - first) / (new_tokens - 1), confidence),
+            total=median_interval(total, confidence),
+            new_tokens=new_tokens,
+            requests=found.shape[2],
+            speedup=median_interval(found[1, 0] / total, confidence),
         )
 
     return [result(at) for at in range(len(each))]

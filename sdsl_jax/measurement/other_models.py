@@ -50,9 +50,9 @@ def load_other_models(
             f"{dataset.tokenizer.vocab_size} entries); they must share one.",
         )
         require(
-            loaded.data.sequence_length >= dataset.sequence_length,
+            loaded.longest >= dataset.sequence_length,
             f"the {record.role} {record.model_id} of {setting} ({folder}) was trained on sequences of "
-            f"{loaded.data.sequence_length} tokens; it must be at least data.sequence_length ({dataset.sequence_length}).",
+            f"{loaded.longest} tokens; it must be at least data.sequence_length ({dataset.sequence_length}).",
         )
         checkpoint = os.path.relpath(folder / record.checkpoint, study)
         records.append(dataclasses.replace(record, model_id=prefix + record.model_id, checkpoint=checkpoint))

@@ -263,6 +263,7 @@ class _Samples(NamedTuple):
 
 
 def sample_target(target: Model, prompts: Prompts, settings: PairSettings, advance: Callable[[], None]) -> _Samples:
+    """Lets the target continue every prompt, with as many tokens more as the largest lookahead may look ahead."""
     beyond = max(settings.lookaheads) - 1
 
     def run(numbers: np.ndarray, meant: np.ndarray) -> Array:

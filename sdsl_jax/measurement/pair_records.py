@@ -178,9 +178,15 @@ def _acceptance(
     pair: dict[str, Any] = {**name._asdict(), "confidence": settings.confidence}
 
     def acceptance(estimator: str, lookahead: int, value: Interval, tokens: int) -> AcceptanceRecord:
-        ends = dict(alpha=value.estimate, alpha_low=value.low, alpha_high=value.high)
         return AcceptanceRecord(
-            **pair, **ends, estimator=estimator, lookahead=lookahead, clusters=clusters, tokens=tokens
+            **pair,
+            estimator=estimator,
+            lookahead=lookahead,
+            alpha=value.estimate,
+            alpha_low=value.low,
+            alpha_high=value.high,
+            clusters=clusters,
+            tokens=tokens,
         )
 
     rows = []

@@ -55,8 +55,8 @@ def require_one_tokenizer(draft: LoadedModel, target: LoadedModel) -> None:
     require(
         share_tokens(draft, target),
         f"the draft {draft.record.model_id} and the target {target.record.model_id} have different tokenizers ({name(draft)} and "
-        f"{name(target)}), so that no draft token could be accepted as a token of the target and nothing is decoded; --retokenised "
-        "compares them on the target's text instead.",
+        f"{name(target)}), so that no draft token could be accepted as a token of the target and nothing is decoded; "
+        "--retokenised compares them on the target's text instead.",
     )
 
 
@@ -253,8 +253,8 @@ def report_retokenised(
         "target": describe(target, "target"),
         "draft": describe(draft, "draft"),
         "lossless": False,
-        "protocol": "re-tokenised: the target's text in the draft's tokens, compared between places where both cut it; nothing was "
-        "decoded",
+        "protocol": "re-tokenised: the target's text in the draft's tokens, compared between places where both cut it; nothing "
+        "was decoded",
         "temperature": settings.sampling.temperature,
         "alpha_retokenised": _interval(found.alpha),
         "stretches": found.stretches,

@@ -1,10 +1,10 @@
 """Acceptance across two tokenizers: the target's text is tokenised again by the draft. This measures; it does not decode.
 
-Where both models have one vocabulary, a token y that the target emits came by acceptance with probability min(1, q(y)/p(y)), whose
-mean is α. Two tokenizers cut a text at different places. The shortest stretches between places where both cut take the part of
-tokens here: with p and q the products of each model's token probabilities over a stretch, min(1, q/p) of the stretch is averaged.
-If the tokenizers are the same, stretches are tokens and this is α again. It is the probability that a drafter which proposed
-whole stretches would be accepted, if q were all its ways to write the stretch; no decoder here works that way.
+Where both models have one vocabulary, a token y that the target emits came by acceptance with probability min(1, q(y)/p(y)),
+whose mean is α. Two tokenizers cut a text at different places. The shortest stretches between places where both cut take the
+part of tokens here: with p and q the products of each model's token probabilities over a stretch, min(1, q/p) of the stretch is
+averaged. If the tokenizers are the same, stretches are tokens and this is α again. It is the probability that a drafter which
+proposed whole stretches would be accepted, if q were all its ways to write the stretch; no decoder here works that way.
 """
 
 from __future__ import annotations
@@ -157,7 +157,8 @@ def retokenised_acceptance(
     sampling = settings.sampling
     require(
         float(sampling.temperature) > 0 and (sampling.top_k, sampling.top_p, sampling.min_p) == (None, None, None),
-        "re-tokenised acceptance compares probabilities of whole stretches of text; it needs a temperature above 0 and no filters.",
+        "re-tokenised acceptance compares probabilities of whole stretches of text; it needs a temperature above 0 and no "
+        "filters.",
     )
     progress = progress or Silent()
     batches = -(-len(prompts.lengths) // settings.batch)
@@ -187,7 +188,7 @@ def _special_begin(tokenizer: Tokenizer, ids: np.ndarray) -> str:
     if not isinstance(tokenizer, PublishedTokenizer) or not tokenizer.special_tokens or len(ids) == 0:
         return ""
     plain, _ = tokenizer.encode_plain("a")
-    lead = tokenizer.encode("a")[: -len(plain)] if len(plain) else []
+    lead: np.ndarray = tokenizer.encode("a")[: -len(plain)] if len(plain) else plain
     return tokenizer.decode(ids[:1]) if len(lead) and ids[0] == lead[0] else ""
 
 

@@ -131,8 +131,8 @@ def markdown(found: dict[str, Any]) -> str:
     lines = [
         f"# {found['name']}",
         "",
-        f"N*: optimal draft at D = {found['draft_tokens']:.3g} draft tokens and c = N/M, by the loss law of Besiroglu et al. and a plane "
-        "of acceptance: ours, fitted to the pairs below, and the published one.",
+        f"N*: optimal draft at D = {found['draft_tokens']:.3g} draft tokens and c = N/M, by the loss law of Besiroglu et al. and "
+        "a plane of acceptance: ours, fitted to the pairs below, and the published one.",
         "",
         "| target | M | D′ | state | drafts | perplexity | highest α | N*, our plane | N*, published plane | N* stated |",
         "|---|---|---|---|---|---|---|---|---|---|",

@@ -161,8 +161,8 @@ def pass_time(hardware: Hardware, shape: Shape, precision: Precision, load: Load
     flops = tokens * shape.flops_per_token(load.context)
     cache = cache_bytes(shape, precision, load.batch, load.context)
     moved = weight_bytes(shape, precision) + hardware.cache_slowdown * cache
-    # Rises from 0 for one token to 1 for two, and stays there, so that a verify pass is convex in γ ≥ 1. The slope at two tokens is
-    # that above them: half of the one below, which `clip` has there, would end a search for the best γ at 1.
+    # Rises from 0 for one token to 1 for two, and stays there, so that a verify pass is convex in γ ≥ 1. The slope at two tokens
+    # is that above them: half of the one below, which `clip` has there, would end a search for the best γ at 1.
     several = jnp.where(tokens < 2, jnp.maximum(tokens - 1, 0.0), 1.0)
     return (
         jnp.asarray(hardware.pass_seconds)

@@ -42,7 +42,11 @@ def is_published(path: Path) -> bool:
     return path.suffix == SUFFIX or (path / CONFIG).exists()
 
 
-def load_any_model(path: Path, reading: Reading = Reading(), progress: Progress | None = None) -> LoadedModel:
+# float32 on one device, with special tokens and without a template.
+PLAIN_READING = Reading()
+
+
+def load_any_model(path: Path, reading: Reading = PLAIN_READING, progress: Progress | None = None) -> LoadedModel:
     """Reads a model of ours or a published checkpoint, whichever the folder holds.
 
     Args:
@@ -57,7 +61,7 @@ def load_any_model(path: Path, reading: Reading = Reading(), progress: Progress 
     return load_published(path, reading, progress) if is_published(path) else load_model_folder(path)
 
 
-def load_published(path: Path, reading: Reading = Reading(), progress: Progress | None = None) -> LoadedModel:
+def load_published(path: Path, reading: Reading = PLAIN_READING, progress: Progress | None = None) -> LoadedModel:
     """Reads a published checkpoint.
 
     Its record has the folder's name and the sizes; what a folder does not say, training tokens and losses, is 0 and not a number.

@@ -82,7 +82,7 @@ def test_a_tokenizer_that_is_absent_or_damaged_is_named(folder):
 
 
 def test_tokenizers_are_the_same_if_shared_ids_mean_the_same():
-    longer, other = (PublishedTokenizer(character_tokenizer(x)) for x in (LETTERS + ["é"], LETTERS[::-1]))
+    longer, other = (PublishedTokenizer(character_tokenizer(x)) for x in ([*LETTERS, "é"], LETTERS[::-1]))
     own = PublishedTokenizer(character_tokenizer())
     assert same_tokens(own, longer)
     assert same_tokens(longer, own)

@@ -45,6 +45,7 @@ def run(tmp_path, monkeypatch, capsys):
     return call
 
 
+@pytest.mark.slow
 def test_what_is_there_is_measured_once_and_what_is_absent_is_named(run, tmp_path):
     folder = tmp_path / "checkpoints"
     copy_checkpoint("llama-2", folder / "llama-2")

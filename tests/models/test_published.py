@@ -40,9 +40,18 @@ def require_close(mine, theirs):
     assert np.abs(mine - theirs).max() <= CLOSE * np.abs(theirs).max()
 
 
-@pytest.fixture(params=CASES)
+# One of each family, and every edge that a cache could trip over; the others in the full check.
+MAIN = {"gpt2", "llama-3", "opt-post-norm", "pythia", "qwen2", "qwen3", "seed-oss"}
+SOME = [pytest.param(name, marks=[] if name in MAIN else pytest.mark.slow) for name in CASES]
+
+
+@pytest.fixture
 def case(request):
     return FOLDER / request.param, dict(np.load(FOLDER / request.param / "reference.npz"))
+
+
+every_case = pytest.mark.parametrize("case", CASES, indirect=True)
+some_cases = pytest.mark.parametrize("case", SOME, indirect=True)
 
 
 def test_there_is_a_case_of_every_family():
@@ -50,6 +59,7 @@ def test_there_is_a_case_of_every_family():
     assert kinds == {"gpt2", "gpt_neox", "llama", "opt", "qwen2", "qwen3", "seed_oss"}
 
 
+@every_case
 def test_logits_equal_those_of_transformers(case):
     folder, reference = case
     model = load(folder)
@@ -57,6 +67,7 @@ def test_logits_equal_those_of_transformers(case):
     assert count(model.config, 0).total == sum(leaf.size for leaf in jax.tree.leaves(model.params))
 
 
+@some_cases
 def test_cached_decoding_gives_the_same_logits(case):
     """Rows that run ahead of one another, fed in pieces of several widths."""
     folder, reference = case
@@ -72,6 +83,11 @@ def test_cached_decoding_gives_the_same_logits(case):
             require_close(np.asarray(found), reference["logits"][rows, at])
 
 
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(n, marks=[] if n in ("gpt2", "llama-3", "opt-post-norm") else pytest.mark.slow) for n in CASES],
+    indirect=True,
+)
 def test_greedy_continuations_are_equal_with_and_without_a_draft(case):
     folder, reference = case
     model = load(folder)
@@ -84,6 +100,7 @@ def test_greedy_continuations_are_equal_with_and_without_a_draft(case):
 
 
 @pytest.mark.slow
+@every_case
 def test_fresh_checkpoints_of_transformers_agree_as_well(case, tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
@@ -93,6 +110,7 @@ def test_fresh_checkpoints_of_transformers_agree_as_well(case, tmp_path):
     require_close(logits_of(load(tmp_path / "checkpoint"), reference["ids"]), reference["logits"])
 
 
+@some_cases
 def test_weights_are_read_into_the_type_that_is_asked_for(case):
     folder, reference = case
     model = load(folder, dtype="bfloat16")
@@ -243,6 +261,23 @@ def test_what_older_files_hold_besides_is_passed_over(checkpoint):
         tied / "model.safetensors", lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"].copy()})
     )
     assert load(tied).config.tie_embeddings
+
+
+def test_settings_of_transformers_4_mean_what_those_of_5_do(checkpoint):
+    """Rotary settings stood beside each other there, and the scaling's kind was called `type` at first."""
+    for name, older in (
+        ("llama-3", {"rope_theta": 500.0, "rope_scaling": "same"}),
+        ("qwen2-untied-yarn", {"rope_theta": 500.0, "rope_scaling": "same"}),
+        ("llama-linear", {"rope_scaling": {"type": "linear", "factor": 2.0}}),
+        ("qwen2", {"rope_theta": 1e6, "rope_scaling": None, "sliding_window": 4, "max_window_layers": 1}),
+        ("pythia", {"rotary_emb_base": 10000, "rotary_pct": 0.25}),
+    ):
+        folder = checkpoint(name)
+        config = json.loads((folder / "config.json").read_text())
+        scaling = config.pop("rope_parameters")
+        base = {key: scaling for key in older if older[key] == "same"}
+        (folder / "config.json").write_text(json.dumps(config | older | base))
+        assert open_checkpoint(folder).config == open_checkpoint(FOLDER / name).config
 
 
 def test_rows_that_outgrow_learned_positions_are_refused():

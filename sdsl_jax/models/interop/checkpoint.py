@@ -111,8 +111,8 @@ def _laid_out(rows: Array, transposed: bool, dtype: str) -> Array:
 def _copy(out: np.ndarray, columns: bool, at: Any, rows: np.ndarray, regular: bool) -> None:
     """Writes rows of a tensor to rows or columns of an array.
 
-    A compiled program transposes and converts faster than numpy does (2.5 against .4 to .8 GB/s on two cores); the last few rows of a
-    tensor are not worth a program of their own.
+    A compiled program transposes and converts faster than numpy does (2.5 against .4 to .8 GB/s on two cores); the last few rows
+    of a tensor are not worth a program of their own.
     """
     if regular and rows.dtype != np.float64 and (columns or rows.dtype != out.dtype):
         cpu = jax.devices("cpu")[0]
@@ -204,8 +204,8 @@ def _match(
         where = files[0] if len(files) == 1 else f"any of the {len(files)} files of weights"
         require(
             name is not None,
-            f"the folder {fields.path.parent} lacks the tensor {piece.tensor} of shape {list(piece.shape)}, which {CONFIG} implies; "
-            f"it is not in {where}.",
+            f"the folder {fields.path.parent} lacks the tensor {piece.tensor} of shape {list(piece.shape)}, which {CONFIG} "
+            f"implies; it is not in {where}.",
         )
         tensor = tensors[name]  # type: ignore[index]
         require(

@@ -129,11 +129,8 @@ def _kind(c: ModelConfig) -> str:
             getattr(c, name) == value,
             f"the model's {name} is {getattr(c, name)!r}; a Llama folder can only hold {value!r}.",
         )
-    if c.qkv_bias != c.out_bias or c.qk_norm:
-        # Llama has biases everywhere in attention or nowhere; Qwen2 of queries, keys and values; Qwen3 is like Llama.
-        kind = "qwen3" if c.qk_norm else "qwen2"
-    else:
-        kind = "llama"
+    # Llama has biases everywhere in attention or nowhere; Qwen2 of queries, keys and values; Qwen3 is like Llama.
+    kind = "qwen3" if c.qk_norm else "llama" if c.qkv_bias == c.out_bias else "qwen2"
     fits = {
         "qwen3": c.qkv_bias == c.out_bias and not c.mlp_bias,
         "qwen2": c.qkv_bias and not c.mlp_bias and c.width == c.heads * c.head_dim,

@@ -1,7 +1,7 @@
 """Published families: what their configurations mean in terms of `ModelConfig`.
 
-A family is data: a `Layout` of names and a function from the fields of its config.json to a `ModelConfig`; there is one model for all
-of them.
+A family is data: a `Layout` of names and a function from the fields of its config.json to a `ModelConfig`; there is one model for
+all of them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 def rotary(
     fields: Fields, theta: str = "rope_theta", default_theta: float = 10_000.0
 ) -> tuple[float, float, RopeScaling | None]:
-    """Base, rotated share of a head, and scaling of the rotary positions; files of transformers 4 and 5 differ in where they stand."""
+    """Base, rotated share of a head, and scaling of rotary positions; transformers 4 and 5 write them in different places."""
     table = fields.table("rope_parameters")
     if table is None:
         table = fields.table("rope_scaling")

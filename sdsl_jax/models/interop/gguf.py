@@ -169,7 +169,8 @@ def _tokenizer(path: Path, values: dict[str, Any]) -> HuggingFaceTokenizer:
     kind, pre = values.get("tokenizer.ggml.model"), values.get("tokenizer.ggml.pre", "default")
     require(
         kind == "gpt2" and pre in _PRE,
-        f"the tokenizer of {path} is of the kind {kind!r} with pre-tokenizer {pre!r}; only 'gpt2' with one of {', '.join(_PRE)} is read.",
+        f"the tokenizer of {path} is of the kind {kind!r} with pre-tokenizer {pre!r}; only 'gpt2' with one of "
+        f"{', '.join(_PRE)} is read.",
     )
     tokens = values["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ", 1)) for merge in values["tokenizer.ggml.merges"]]
@@ -188,8 +189,8 @@ def _tokenizer(path: Path, values: dict[str, Any]) -> HuggingFaceTokenizer:
     made.add_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, kinds) if k == _USER_DEFINED])
     begin = values.get("tokenizer.ggml.bos_token_id")
     if values.get("tokenizer.ggml.add_bos_token") and begin is not None:
-        special = [("begin", int(begin))]
-        made.post_processor = processors.TemplateProcessing(single="begin $A", special_tokens=special)
+        lead: Any = [("begin", int(begin))]
+        made.post_processor = processors.TemplateProcessing(single="begin $A", special_tokens=lead)
     return made
 
 

@@ -64,7 +64,8 @@ def plan(config: ModelConfig, layout: Layout) -> Plan:
     if not c.tie_embeddings:
         found["head"] = (Piece(f"{layout.head}.weight", (c.vocab_size, table), transposed=True),)
     query, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
-    sizes, order = (query, kv, kv), None
+    sizes: tuple[int, ...] = (query, kv, kv)
+    order = None
     if len(layout.qkv) == 1:
         sizes = (query + 2 * kv,)
         if layout.by_head:

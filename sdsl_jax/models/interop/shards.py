@@ -46,7 +46,7 @@ class Tensor(NamedTuple):
         """Some of its rows. Read, and not mapped into memory: pages of a mapped file would count as the process's own."""
         dtype, shape = np.dtype(_READABLE[self.kind]), self.shape[1:]
         values = np.empty((count, *shape), dtype)
-        buffer = memoryview(values.view(np.uint8).reshape(-1))
+        buffer: Any = values.view(np.uint8).reshape(-1).data
         with open(self.file, "rb", buffering=0) as file:
             file.seek(self.offset + start * dtype.itemsize * math.prod(shape))
             if file.readinto(buffer) != len(buffer):
@@ -127,8 +127,8 @@ def shard_files(folder: Path) -> dict[str, list[str] | None]:
     pickled = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
     require(
         not pickled,
-        f"the folder {folder} holds its weights only as {pickled[0] if pickled else ''}, a pickle, which could run code when it is "
-        "loaded and is never read; convert it to safetensors where you trust it.",
+        f"the folder {folder} holds its weights only as {pickled[0] if pickled else ''}, a pickle, which could run code when it "
+        "is loaded and is never read; convert it to safetensors where you trust it.",
     )
     raise SdslError(f"the folder {folder} holds no weights: neither {WEIGHTS} nor {INDEX} is there.")
 

@@ -42,6 +42,7 @@ _LLAMA3 = dict(
     rope_type="llama3", rope_theta=500.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
     original_max_position_embeddings=16,
 )  # fmt: skip
+_PARTIAL = dict(rope_type="default", rope_theta=1e4)
 _YARN = dict(rope_type="yarn", rope_theta=500.0, factor=4.0, original_max_position_embeddings=16)
 
 CASES = {
@@ -63,7 +64,7 @@ CASES = {
     "qwen3": Case("qwen3", _LLAMA | dict(head_dim=8, tie_word_embeddings=True)),
     "qwen3-untied": Case("qwen3", _LLAMA | dict(head_dim=6, attention_bias=True)),
     "seed-oss": Case("seed_oss", _LLAMA | dict(head_dim=8)),
-    "pythia": Case("gpt_neox", _NEOX | dict(rope_parameters=dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.25))),
+    "pythia": Case("gpt_neox", _NEOX | dict(rope_parameters=_PARTIAL | dict(partial_rotary_factor=0.25))),
     "neox-sequential": Case(
         "gpt_neox",
         _NEOX | dict(use_parallel_residual=False, attention_bias=False, tie_word_embeddings=True)
