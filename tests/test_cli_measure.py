@@ -120,6 +120,8 @@ def test_one_folder_takes_many_pairs_and_the_fits_read_it(sdsl, models, tmp_path
     out = str(tmp_path / "out")
     assert sdsl(out=out)[0] == 0
     assert sdsl(out=out, temperature="0.5")[0] == 0
+    status, _, err = sdsl(out=out, temperature="0.7", **{"top-k": "3"})
+    assert (status, "holds pairs measured with top_k = None, and this is 3" in err) == (2, True)
     assert sdsl(out=out, draft="ngram", timed="1")[0] == 0
     assert sdsl(out=out, draft=models["target"])[0] == 0
     assert {m.model_id for m in read_table(tmp_path / "out", "models")} == {"model-2-1", "model-1-2"}
@@ -189,7 +191,7 @@ def test_published_checkpoints_are_measured_like_our_own(sdsl, tmp_path):
         ({"prompts": "heldout"}, "nothing is known of the text that the model was trained on"),
         ({"stop": "end"}, "names no token that ends a text; give its id to --stop"),
         ({"target-train-tokens": "many"}, "target-train-tokens"),
-        ({"devices": "7"}, "need 7 devices"),
+        ({"devices": "7"}, "split over 7 devices"),
         ({"draft": tmp_path / "nowhere"}, "nowhere does not exist"),
         ({"new-tokens": "30"}, "come to 46 positions; the draft knows only 32"),
     ):
@@ -209,9 +211,10 @@ def test_with_one_tokenizer_the_re_tokenised_acceptance_is_alpha(sdsl, tmp_path)
     exact = json.loads(sdsl("--json", target=target, draft=draft)[1])["alpha"]
     same = json.loads(sdsl("--retokenised", "--json", target=target, draft=draft)[1])
     assert [same[role]["tokens_per_stretch"] for role in ("target", "draft")] == [1, 1]
-    assert same["stretches"] == 12 * 12
-    # 144 tokens, each within [0, 1]: a standard error of at most .042, and five of them.
-    assert same["alpha_retokenised"]["estimate"] == pytest.approx(exact["estimate"], abs=0.21)
+    # The last token of a row is left out, and rows end before the end of a text.
+    assert 12 * 6 < same["stretches"] <= 12 * 11
+    # At least 72 tokens, each within [0, 1]: a standard error of at most .059, and five of them.
+    assert same["alpha_retokenised"]["estimate"] == pytest.approx(exact["estimate"], abs=0.3)
     other = copy_checkpoint("smollm2", tmp_path / "other", LETTERS[::-1])
     status, _, err = sdsl(target=target, draft=other)
     assert (status, "have different tokenizers" in err, "--retokenised" in err) == (2, True, True)

@@ -44,6 +44,8 @@ def export(
         out,
         tokenizer=content,
         end_token=end,
+        end_ids=loaded.tokenizer.end_ids,
+        chat_template=getattr(loaded.tokenizer, "own_template", None),
         max_positions=loaded.longest or 32_768,
         shard_bytes=max(1, int(shard_gigabytes * 1e9)),
     )

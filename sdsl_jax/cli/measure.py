@@ -151,10 +151,11 @@ def measure(
             found = pair_report.report_retokenised(source.model, target_model, chosen, settings, compared)
             _show(found, json, _print_retokenised)
             return
+        how = pair_records.how_measured(settings, reading._asdict())
         if source.model is not None:
             pair_report.require_one_tokenizer(source.model, target_model)
         if out is not None:
-            pair_records.require_room(out, pair_records.pair_name(source, target_model, chosen, settings))
+            pair_records.require_room(out, pair_records.pair_name(source, target_model, chosen, settings), how)
         if tokens is not None:
             require(tokens.absolute().parent.is_dir(), f"cannot write {tokens}: its folder does not exist.")
             require(not tokens.is_dir(), f"cannot write {tokens}: it is a folder.")
@@ -183,7 +184,7 @@ def measure(
             progress.close()
     warnings = pair_report.input_warnings(source.model, target_model, chosen, settings, count)
     warnings += pair_report.result_warnings(measured)
-    answer = pair_report.report(source, target_model, chosen, settings, measured, times, warnings)
+    answer = pair_report.report(source, target_model, chosen, settings, measured, times, warnings, how)
     if tokens is not None:
         pair_report.write_tokens(tokens, chosen, measured, target_model.tokenizer)
     if out is not None:

@@ -37,6 +37,7 @@ class Prompts(NamedTuple):
       domain: what they are, in a few words.
       available: prompts that there were to choose from.
       cut: prompts that were longer than allowed.
+      lead: tokens that each prompt begins with and that are no text, such as a begin-of-text token.
     """
 
     tokens: Int[np.ndarray, "rows width"]
@@ -44,15 +45,19 @@ class Prompts(NamedTuple):
     domain: str
     available: int
     cut: int
+    lead: int = 0
 
 
 def bytes_after_first(prompts: Prompts, tokenizer: Tokenizer) -> Int[np.ndarray, " rows"]:
-    """Bytes of each prompt's text behind its first token, the part that a model can be asked to predict."""
+    """Bytes of each prompt's text behind its first token of text, the part that any model can be asked to predict."""
+    lead = prompts.lead
+    if tokenizer.kind == "bytes":
+        return prompts.lengths - 1 - lead
 
     def size(ids: np.ndarray) -> int:
-        return len(tokenizer.decode(ids).encode())
+        return len(tokenizer.decode(ids[lead:]).encode())
 
-    return np.asarray([size(ids[:n]) - size(ids[:1]) for ids, n in zip(prompts.tokens, prompts.lengths)])
+    return np.asarray([size(ids[:n]) - size(ids[: lead + 1]) for ids, n in zip(prompts.tokens, prompts.lengths)])
 
 
 def load_prompts(
@@ -88,8 +93,27 @@ def load_prompts(
         return _held_out(source, tokenizer, count, max_tokens, data or DataConfig())
     path = Path(source)
     texts = read_prompts(path, field)
-    chosen = [tokenizer.encode(texts[i]) for i in _spread(len(texts), count)]
-    return _pad([ids[-max_tokens:] for ids in chosen], path.name, len(texts), sum(len(x) > max_tokens for x in chosen))
+    return encode_prompts([texts[i] for i in _spread(len(texts), count)], tokenizer, max_tokens, path.name, len(texts))
+
+
+def encode_prompts(
+    texts: list[str], tokenizer: Tokenizer, longest: int, domain: str, available: int | None = None
+) -> Prompts:
+    """Texts as prompts of at most so many tokens.
+
+    Args:
+      texts: at least one.
+      tokenizer: of the models that the prompts are for.
+      longest: of a prompt.
+      domain: what the texts are.
+      available: texts that there were to choose from; as many as there are if None.
+
+    Raises:
+      SdslError: what a tokenizer puts around every text leaves no room for it.
+    """
+    made = [tokenizer.encode_prompt(text, longest) for text in texts]
+    padded = _pad([each.ids for each in made], domain, available or len(texts), sum(each.cut for each in made))
+    return padded._replace(lead=made[0].lead)
 
 
 def _held_out(source: str, tokenizer: Tokenizer, count: int, max_tokens: int, data: DataConfig) -> Prompts:
@@ -105,9 +129,12 @@ def _held_out(source: str, tokenizer: Tokenizer, count: int, max_tokens: int, da
     domain = f"sotu since {data.test_from_year}" if data.source == EMBEDDED else f"last {data.test_fraction:.0%} of "
     if data.source != EMBEDDED:
         domain += ", ".join([data.source] if isinstance(data.source, str) else data.source)
-    width = min(max_tokens, data.sequence_length)
+    lead = tokenizer.around()[0] if isinstance(tokenizer, PublishedTokenizer) else np.zeros(0, np.int32)
+    width = min(max_tokens, data.sequence_length) - len(lead)
+    require(width >= 1, f"prompts may have {max_tokens} tokens; special tokens take all of them.")
     starts = [i * data.sequence_length for i in _spread(windows, count)]
-    return _pad([ids[start : start + width] for start in starts], domain, windows, 0)
+    rows = [np.concatenate([lead, ids[start : start + width]]) for start in starts]
+    return _pad(rows, domain, windows, 0)._replace(lead=len(lead))
 
 
 def _test_ids(tokenizer: Tokenizer, data: DataConfig) -> TokenArray | np.ndarray:
@@ -121,7 +148,7 @@ def _test_ids(tokenizer: Tokenizer, data: DataConfig) -> TokenArray | np.ndarray
     if not isinstance(tokenizer, PublishedTokenizer):
         return tokenizer.encode(text)
     ends = np.asarray(tokenizer.end_ids[:1], np.int32)
-    return np.concatenate([ids for part in text.split(SEPARATOR) for ids in (tokenizer.encode_plain(part)[0], ends)])
+    return np.concatenate([ids for part in text.split(SEPARATOR) for ids in (tokenizer.encode_plain(part), ends)])
 
 
 def _spread(available: int, count: int) -> list[int]:

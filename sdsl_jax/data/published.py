@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
-from sdsl_jax.data.tokenizer import read_tokenizer
+from sdsl_jax.data.tokenizer import EncodedPrompt, read_tokenizer
 from sdsl_jax.errors import SdslError, require
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+_GENERATION = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
 # Of `--chat-template`: prompts as they are, or in the template that came with the checkpoint.
 NO_TEMPLATE, OWN_TEMPLATE = "none", "own"
 
@@ -27,6 +30,7 @@ class PublishedTokenizer:
       vocab_size: one more than its largest id; the model's table may have more rows.
       special_tokens: whether texts get what the file adds around them, such as a begin-of-text token.
       end_ids: ids that end a text, as the checkpoint says; empty if it does not.
+      own_template: the chat template that came with the checkpoint, whether it is used or not.
     """
 
     kind = "published"
@@ -39,12 +43,15 @@ class PublishedTokenizer:
         end_ids: tuple[int, ...] = (),
         template: str | None = None,
         named_tokens: dict[str, str] | None = None,
+        own_template: str | None = None,
     ):
         self._tokenizer, self.special_tokens, self.end_ids = tokenizer, special_tokens, end_ids
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._template, self._named = template, named_tokens or {}
-        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self._template, self._named, self.own_template = template, named_tokens or {}, own_template
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        require(len(vocabulary) > 0, "the tokenizer has no tokens.")
+        self.vocab_size = max(vocabulary.values()) + 1
 
     @classmethod
     def load(cls, folder: Path, *, special_tokens: bool = True, chat_template: str = NO_TEMPLATE) -> PublishedTokenizer:
@@ -62,7 +69,8 @@ class PublishedTokenizer:
         path = folder / TOKENIZER
         require(
             path.exists(),
-            f"the folder {folder} has no {TOKENIZER}; without it texts cannot become the ids that the model was trained on.",
+            f"the folder {folder} has no {TOKENIZER}; without it texts cannot become the ids that the model was trained on "
+            "(AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers writes one).",
         )
         settings = _optional_json(folder / SETTINGS)
         names = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -74,6 +82,7 @@ class PublishedTokenizer:
             end_ids=_end_ids(folder, named, tokenizer),
             template=None if chat_template == NO_TEMPLATE else _template(folder, chat_template, settings),
             named_tokens=named,
+            own_template=_own_template(folder, settings),
         )
 
     def encode(self, text: str) -> np.ndarray:
@@ -85,20 +94,61 @@ class PublishedTokenizer:
             ids = self._tokenizer.encode(text, add_special_tokens=self.special_tokens).ids
         return np.asarray(ids, np.int32)
 
-    def encode_plain(self, text: str) -> tuple[np.ndarray, list[tuple[int, int]]]:
-        """Ids of a text without anything around it, and where each begins and ends in it, in characters."""
-        found = self._tokenizer.encode(text, add_special_tokens=False)
-        return np.asarray(found.ids, np.int32), list(found.offsets)
+    def encode_plain(self, text: str) -> np.ndarray:
+        """Ids of a text without anything around it."""
+        return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def around(self) -> tuple[np.ndarray, np.ndarray]:
+        """Special tokens that stand before and behind every text; none where they are not wanted."""
+        inner, whole = self.encode_plain("a"), np.zeros(0, np.int32)
+        if self.special_tokens:
+            whole = np.asarray(self._tokenizer.encode("a", add_special_tokens=True).ids, np.int32)
+        for n in range(len(whole) - len(inner) + 1):
+            if np.array_equal(whole[n : n + len(inner)], inner):
+                return whole[:n], whole[n + len(inner) :]
+        return whole[:0], whole[:0]
+
+    def encode_prompt(self, text: str, longest: int) -> EncodedPrompt:
+        """Ids of a prompt: of a text that is too long the last ones, behind the special tokens or within the template.
+
+        Raises:
+          SdslError: what stands around every text leaves no room for it.
+        """
+        plain = self.encode_plain(text)
+        before, behind = self.around() if self._template is None else (plain[:0], plain[:0])
+        taken = len(before) + len(behind) if self._template is None else len(self.encode(text)) - len(plain)
+        room = longest - taken
+        require(
+            room >= 1, f"prompts may have {longest} tokens, of which special tokens or the chat template take {taken}."
+        )
+        cut = len(plain) > room
+        if self._template is None:
+            return EncodedPrompt(np.concatenate([before, plain[-room:], behind]), len(before), cut)
+        # Text that is cut and written into the template again may come out a little longer.
+        ids = self.encode(text)
+        while len(ids) > longest and room > 1:
+            ids = self.encode(self.decode(plain[-room:]))
+            room -= max(1, len(ids) - longest)
+        return EncodedPrompt(ids, 0, cut)
 
     def _rendered(self, text: str) -> str:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _raise
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.globals |= {"raise_exception": _raise, "strftime_now": lambda form: time.strftime(form)}
+        environment.filters["tojson"] = _to_json
+        # Marks what an assistant wrote, for training; it prints nothing.
+        template = _GENERATION.sub("", self._template or "")
         try:
-            return environment.from_string(self._template or "").render(
-                messages=[{"role": "user", "content": text}], add_generation_prompt=True, **self._named
+            return environment.from_string(template).render(
+                messages=[{"role": "user", "content": text}],
+                add_generation_prompt=True,
+                tools=None,
+                documents=None,
+                **self._named,
             )
-        except TemplateError as error:
-            raise SdslError(f"the chat template cannot be rendered: {error}.") from None
+        except Exception as error:  # a template is a program, and may fail in any way
+            raise SdslError(f"the chat template cannot be rendered: {error or type(error).__name__}.") from None
 
     def decode(self, ids: np.ndarray) -> str:
         """The text of some ids, special tokens included; ids beyond the vocabulary have none."""
@@ -108,6 +158,10 @@ class PublishedTokenizer:
         """What each id stands for."""
         return {number: token for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items()}
 
+    def special_ids(self) -> set[int]:
+        """Ids of the tokens that the file calls special."""
+        return {number for number, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+
     def save(self, path: Path) -> None:
         """Writes the tokenizer's JSON."""
         self._tokenizer.save(str(path))
@@ -115,6 +169,11 @@ class PublishedTokenizer:
     def text(self) -> str:
         """The tokenizer's JSON."""
         return self._tokenizer.to_str(pretty=True)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    # jinja's own escapes what matters in HTML alone.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
 def _raise(message: str) -> None:
@@ -126,7 +185,9 @@ def _optional_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except OSError as error:
+        raise SdslError(f"the file {path} cannot be read ({error.strerror or error}).") from None
+    except (ValueError, RecursionError):
         raise SdslError(f"the file {path} is damaged: it is not valid JSON.") from None
     require(isinstance(values, dict), f"the file {path} is damaged: it holds no JSON object.")
     return values
@@ -162,10 +223,18 @@ def read_template(path: Path) -> str:
 
 
 def _template(folder: Path, wanted: str, settings: dict[str, Any]) -> str:
-    if wanted != OWN_TEMPLATE or (folder / TEMPLATE).exists():
-        return read_template(folder / TEMPLATE if wanted == OWN_TEMPLATE else Path(wanted))
+    if wanted != OWN_TEMPLATE:
+        return read_template(Path(wanted))
+    found = _own_template(folder, settings)
+    require(found is not None, f"the checkpoint {folder} comes with no chat template.")
+    assert found is not None
+    return found
+
+
+def _own_template(folder: Path, settings: dict[str, Any]) -> str | None:
+    if (folder / TEMPLATE).is_file():
+        return read_template(folder / TEMPLATE)
     found = settings.get("chat_template")
     if isinstance(found, list):  # several, by name
         found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), None)
-    require(isinstance(found, str), f"the checkpoint {folder} comes with no chat template.")
-    return found  # type: ignore[return-value]
+    return found if isinstance(found, str) else None

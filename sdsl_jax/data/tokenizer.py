@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from tokenizers import Tokenizer as HuggingFaceTokenizer
@@ -19,6 +19,20 @@ from sdsl_jax.errors import SdslError
 END_OF_DOCUMENT = "<|endoftext|>"
 # Ends a document in every one of our tokenizers: NUL among the bytes, the special token of a BPE.
 END_ID = 0
+
+
+class EncodedPrompt(NamedTuple):
+    """A prompt in tokens.
+
+    Attributes:
+      ids: of special tokens and text.
+      lead: how many stand before the text.
+      cut: whether the text was longer than there was room for.
+    """
+
+    ids: np.ndarray
+    lead: int
+    cut: bool
 
 
 class Tokenizer(Protocol):
@@ -38,12 +52,20 @@ class Tokenizer(Protocol):
         """Ids of a text, int32 [tokens]; NUL becomes the end-of-document id."""
         ...
 
+    def encode_prompt(self, text: str, longest: int) -> EncodedPrompt:
+        """Ids of a prompt of at most `longest` tokens; of a longer text the last ones, behind what every prompt begins with."""
+        ...
+
     def decode(self, ids: np.ndarray) -> str:
         """The text of some ids; bytes that form no character are replaced."""
         ...
 
     def tokens(self) -> dict[int, str]:
         """What each id stands for, bytes written in the alphabet of byte-level BPE."""
+        ...
+
+    def special_ids(self) -> set[int]:
+        """Ids that stand for no text."""
         ...
 
     def save(self, path: Path) -> None:
@@ -56,12 +78,15 @@ class Tokenizer(Protocol):
 
 
 def same_tokens(a: Tokenizer, b: Tokenizer) -> bool:
-    """Whether ids mean the same to both, as decoding with a draft needs: one may know tokens beyond those of the other.
+    """Whether ids mean the same to both, as a draft needs to be of use: one may know tokens beyond those of the other.
 
-    Published models of one family often differ in tokens that were added later, and in how far their tables are filled up.
+    Published models of one family often differ in special tokens, which were added or renamed later, and in how far their tables
+    are filled up. Special tokens of either are therefore passed over; what they are called is no matter of losslessness.
     """
+    special = a.special_ids() | b.special_ids()
     smaller, larger = sorted((a.tokens(), b.tokens()), key=len)
-    return all(larger.get(number) == token for number, token in smaller.items())
+    shared = [number for number in smaller if number not in special]
+    return bool(shared) and all(larger.get(number) == smaller[number] for number in shared)
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
@@ -89,6 +114,10 @@ class ByteTokenizer:
         """Ids of a text, int32 [bytes]."""
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
+    def encode_prompt(self, text: str, longest: int) -> EncodedPrompt:
+        """The last bytes of a text."""
+        return _last(self.encode(text), longest)
+
     def decode(self, ids: np.ndarray) -> str:
         """The text of some ids."""
         return np.asarray(ids, np.uint8).tobytes().decode(errors="replace")
@@ -97,11 +126,19 @@ class ByteTokenizer:
         """The characters that byte-level BPE writes for bytes."""
         return _byte_alphabet()
 
+    def special_ids(self) -> set[int]:
+        """None: NUL is a byte."""
+        return set()
+
     def save(self, path: Path) -> None:
         """Bytes need no file."""
 
     def text(self) -> None:
         """Bytes need no file."""
+
+
+def _last(ids: np.ndarray, longest: int) -> EncodedPrompt:
+    return EncodedPrompt(ids[-longest:], 0, len(ids) > longest)
 
 
 def _byte_alphabet() -> dict[int, str]:
@@ -151,6 +188,10 @@ class BPETokenizer:
         pieces = self._tokenizer.encode_batch(text.split(SEPARATOR))
         return np.concatenate([x for p in pieces for x in (np.asarray(p.ids, np.int32), np.zeros(1, np.int32))][:-1])
 
+    def encode_prompt(self, text: str, longest: int) -> EncodedPrompt:
+        """The last ids of a text."""
+        return _last(self.encode(text), longest)
+
     def decode(self, ids: np.ndarray) -> str:
         """The text of some ids."""
         return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
@@ -158,6 +199,10 @@ class BPETokenizer:
     def tokens(self) -> dict[int, str]:
         """What each id stands for."""
         return {number: token for token, number in self._tokenizer.get_vocab().items()}
+
+    def special_ids(self) -> set[int]:
+        """The end of a document."""
+        return {END_ID}
 
     def save(self, path: Path) -> None:
         """Writes the tokenizer's JSON."""

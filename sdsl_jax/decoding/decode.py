@@ -78,7 +78,7 @@ def _room(requests: Requests, room: int | None) -> int:
     return most if room is None else room
 
 
-def _require_positions(model: Model, length: int, role: str) -> None:
+def require_positions(model: Model, length: int, role: str) -> None:
     """Raises `SdslError` where rows outgrow a table of learned positions; rotary ones set no limit of their own."""
     config = model.config
     require(
@@ -161,9 +161,9 @@ def speculate(
     requests = _requests(prompts, prompt_lengths, new_tokens, seed, rows, stop_tokens, vocab_size)
     most = _room(requests, room)
     buffer = requests.prompts.shape[1] + most
-    _require_positions(target, buffer, "target")
+    require_positions(target, buffer, "target")
     if isinstance(draft, Model):
-        _require_positions(draft, buffer, "draft")
+        require_positions(draft, buffer, "draft")
     capacity = buffer + max_lookahead + 1
     with jax.default_matmul_precision("highest"):
         return loop.speculative_loop(
@@ -199,7 +199,7 @@ def autoregress(
     """Decodes with the target alone, one token a step; arguments as in `speculate`."""
     requests = _requests(prompts, prompt_lengths, new_tokens, seed, rows, stop_tokens, target.config.ids)
     buffer = requests.prompts.shape[1] + _room(requests, room)
-    _require_positions(target, buffer, "target")
+    require_positions(target, buffer, "target")
     with jax.default_matmul_precision("highest"):
         cache = prefill(target.config, target.params, requests.prompts, capacity=buffer)
         return loop.autoregressive_loop(target.config, target.params, requests, sampling.check(), cache, buffer=buffer)

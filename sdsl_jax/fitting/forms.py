@@ -281,10 +281,12 @@ def loss_data(params: np.ndarray, tokens: np.ndarray, loss: np.ndarray) -> LossD
 
 
 def pair_data(draft: ModelPoint, target: ModelPoint, alpha: np.ndarray) -> PairData:
-    """A table of pairs, padded at its end; rows without tokens stand for one budget. Call within `jax.enable_x64`."""
+    """A table of pairs, padded at its end; if any row has no tokens, all stand for one budget. Call within `jax.enable_x64`."""
     n = len(alpha)
     tokens = np.broadcast_to(np.asarray(draft.tokens, float), (n,))
-    draft = draft._replace(tokens=np.where(np.isfinite(tokens), tokens, 1.0))
+    # Published checkpoints do not say what they were trained on: their records have 0.
+    known = np.isfinite(tokens) & (tokens > 0)
+    draft = draft._replace(tokens=tokens if known.all() else np.ones(n))
     centres = [np.log(np.asarray(v, float)).mean() for v in (draft.params, draft.tokens, target.params)]
     points = [
         ModelPoint(*(_filled(np.broadcast_to(np.asarray(v, float), (n,))) for v in each)) for each in (draft, target)

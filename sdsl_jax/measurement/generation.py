@@ -54,8 +54,8 @@ def time_generation(
 ) -> list[GenerationTimes]:
     """Times requests of one prompt each, with the target alone and with every lookahead, one after another in turn.
 
-    No token ends a request, so that all have the same length. Programs are compiled first, and with the lookahead as a constant:
-    a verify pass is γ + 1 tokens wide.
+    No token ends a request, so that all have the same length; prompts are filled up to one width. Programs are compiled first,
+    and with the lookahead as a constant: a verify pass is γ + 1 tokens wide.
 
     Args:
       draft: proposes.
@@ -79,6 +79,9 @@ def time_generation(
     rows = np.unique(np.linspace(0, len(prompts.lengths) - 1, min(count, len(prompts.lengths))).round().astype(int))
     each = (0, *lookaheads)
     progress.start("time", len(each) * (1 + len(rows) * repetitions))
+
+    def median_of_repetitions(values: np.ndarray) -> np.ndarray:
+        return np.median(values.reshape(*values.shape[:-1], repetitions, len(rows)), axis=-2)
 
     def request(lookahead: int, row: int, new: int) -> Callable[[], object]:
         common: dict[str, Any] = dict(
@@ -108,7 +111,8 @@ def time_generation(
     progress.finish()
 
     def result(at: int) -> GenerationTimes:
-        first, total = found[:, at]
+        # Prompts are what an interval is over: repetitions of one are no more of them.
+        (first, total), plain = median_of_repetitions(found[:, at]), median_of_repetitions(found[1, 0])
         return GenerationTimes(
             lookahead=each[at],
             first_token=median_interval(first, confidence),
@@ -116,7 +120,7 @@ def time_generation(
             total=median_interval(total, confidence),
             new_tokens=new_tokens,
             requests=found.shape[2],
-            speedup=median_interval(found[1, 0] / total, confidence),
+            speedup=median_interval(plain / total, confidence),
         )
 
     return [result(at) for at in range(len(each))]

@@ -86,7 +86,9 @@ class LookaheadResult(NamedTuple):
 
 
 class TextScores(NamedTuple):
-    """What the two models say about the prompts themselves, from each prompt's second token on.
+    """What the two models say about the prompts themselves, from each prompt's second token of text on.
+
+    The first one is left out for all models alike: some see a begin-of-text token before it, and others nothing.
 
     Attributes:
       alpha: E Σ_v min(p_v, q_v) over their positions.
@@ -231,21 +233,34 @@ def _decode(
     return joined._replace(batch_rounds=np.int32(rounds))
 
 
+def require_finite(role: str, log_probs: np.ndarray) -> None:
+    """Raises `SdslError` where log-probabilities are not numbers: −∞ is what a filter rules out, but NaN is an overflow."""
+    broken = int(np.isnan(log_probs).sum())
+    require(
+        broken == 0,
+        f"the logits of the {role} are not finite at {broken} of {log_probs.size} positions: its weights hold numbers that are "
+        "none, or float16 overflows (bfloat16 and float32 reach farther). Nothing is recorded.",
+    )
+
+
 def _score_text(draft: Model, target: Model, prompts: Prompts, settings: PairSettings) -> TextScores | None:
     """One pass of each model over the prompts."""
-    positions = prompts.lengths - 1
+    lead = prompts.lead
+    positions = np.maximum(prompts.lengths - 1 - lead, 0)
     if not positions.any():
         return None
     scored = pairwise_overlap(
         {"draft": draft},
         {"target": target},
         prompts.tokens[:, :-1],
-        first=0,
-        lengths=positions,
+        first=lead,
+        lengths=prompts.lengths - 1,
         samplings=[settings.sampling, Sampling()],
-        following=prompts.tokens[:, 1:],
+        following=prompts.tokens[:, lead + 1 :],
     )
-    counts = np.arange(prompts.tokens.shape[1] - 1) < positions[:, None]
+    counts = np.arange(prompts.tokens.shape[1] - 1 - lead) < positions[:, None]
+    for role, scores in (("target", scored.targets["target"]), ("draft", scored.drafts["draft"])):
+        require_finite(role, scores.log_probs[:, counts])  # type: ignore[index]
     nats = {
         role: -np.where(counts, scores.log_probs[1], 0.0).sum(axis=1)  # type: ignore[index]
         for role, scores in (("target", scored.targets["target"]), ("draft", scored.drafts["draft"]))
@@ -319,6 +334,9 @@ def _score(draft: Model, target: Model, samples: _Samples, settings: PairSetting
         np.take_along_axis(scores.log_probs[0], at - first, axis=1)  # type: ignore[index]
         for scores in (scored.targets["target"], scored.drafts["draft"])
     )
+    meant = np.arange(new) < counted[:, None]
+    require_finite("target", log_p[meant])
+    require_finite("draft", log_q[meant])
     return ExactAcceptance(
         pair.mean(pair.acceptance[0], settings.confidence),
         int(pair.positions.sum()),

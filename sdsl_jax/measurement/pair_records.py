@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas
 
 from sdsl_jax.data.prompts import Prompts
@@ -59,9 +60,29 @@ def measured_pairs(folder: Path) -> set[PairName]:
     return {PairName(r.draft_id, r.target_id, r.temperature, r.domain) for r in read_table(folder, "survival")}
 
 
-def require_room(folder: Path, name: PairName) -> None:
-    """Makes a folder for records, and raises `SdslError` if it cannot be made or holds this very measurement already."""
+def how_measured(settings: PairSettings, reading: dict[str, Any]) -> dict[str, Any]:
+    """What all pairs of a folder must share, for its tables do not say it: filters, verification, and how models are read."""
+    sampling = settings.sampling
+    filters = {name: getattr(sampling, name) for name in ("top_k", "top_p", "min_p")}
+    # On how many devices the weights lie changes nothing.
+    kept = {key: value for key, value in reading.items() if key != "devices"}
+    return {**filters, "verification": settings.verification, **kept}
+
+
+def require_room(folder: Path, name: PairName, how: dict[str, Any]) -> None:
+    """Makes a folder for records.
+
+    Raises:
+      SdslError: it cannot be made, holds this very measurement already, or others that were made in another way.
+    """
     require(not folder.is_file(), f"cannot write {folder}: it is a file; records need a folder.")
+    for other in read_json(folder / MEASUREMENTS, list) if (folder / MEASUREMENTS).exists() else []:
+        for key, value in how.items():
+            require(
+                key not in other.get("how", {}) or other["how"][key] == value,
+                f"the folder {folder} holds pairs measured with {key} = {other.get('how', {}).get(key)!r}, and this is "
+                f"{value!r}; its tables do not tell them apart: name another folder.",
+            )
     require(
         name not in measured_pairs(folder),
         f"the folder {folder} already holds the draft {name.draft_id} with the target {name.target_id} at temperature "
@@ -85,14 +106,14 @@ def append_records(
 ) -> None:
     """Adds a pair to models.csv, acceptance.csv, survival.csv, generation.csv, events.parquet and measurements.json.
 
-    A model whose loss is not on record gets its loss on these prompts.
+    A model whose loss is not on record gets its loss on these prompts. What an interrupted call left of the pair is replaced.
 
     Raises:
-      SdslError: the folder cannot be written to, its records are damaged, or hold another model of the same name.
+      SdslError: the folder cannot be written to, its records are damaged, or hold another model of the same name, or losses of
+        such models on another text.
     """
-    held: dict[str, list[Any]] = {
-        name: read_table(folder, name) if (folder / f"{name}.csv").exists() else [] for name in _TABLES
-    }
+    name = pair_name(draft, target, prompts, settings)
+    held: dict[str, list[Any]] = {table: _others(folder, table, name) for table in _TABLES}
     loaded = {"draft": draft.model, "target": target}
     text = measured.text
     fresh = []
@@ -104,12 +125,17 @@ def append_records(
             fresh.append(dataclasses.replace(m.record, role=m.record.role or role))
     models = {m.model_id: m for m in held["models"]}
     for model in fresh:
+        texts = {row.domain for row in held["acceptance"] if model.model_id in (row.draft_id, row.target_id)}
+        require(
+            not math.isnan(loaded_loss(loaded, model)) or not texts - {prompts.domain},
+            f"the folder {folder} holds {model.model_id} on {', '.join(sorted(texts))}, and models.csv has one loss of a model; "
+            f"name another folder for {prompts.domain}.",
+        )
         known = models.setdefault(model.model_id, model)
         require(
             (known.params_total, known.params_digest) == (model.params_total, model.params_digest),
             f"the folder {folder} holds another model of the name {model.model_id}; rename one of the two folders.",
         )
-    name = pair_name(draft, target, prompts, settings)
     acceptance, survival = _acceptance(name, settings, measured, len(prompts.lengths))
     dtype = _dtype(target)
     timed = [_generation(name, each, settings.confidence, dtype) for each in times]
@@ -119,8 +145,10 @@ def append_records(
         for result in measured.lookaheads
     ]
     if (folder / EVENTS).exists():
-        frames.insert(0, pandas.read_parquet(folder / EVENTS))
-    answers = read_json(folder / MEASUREMENTS, list) if (folder / MEASUREMENTS).exists() else []
+        earlier = pandas.read_parquet(folder / EVENTS)
+        same = np.logical_and.reduce([earlier[key] == value for key, value in name._asdict().items()])
+        frames.insert(0, earlier[~same])
+    answers = _other_answers(folder, name)
     partial = folder / f".{EVENTS}.partial"
     try:
         pandas.concat(frames, ignore_index=True).to_parquet(partial, index=False)
@@ -156,17 +184,43 @@ def with_loss(record: ModelRecord, role: str, loss: Interval, bits_per_byte: Int
     )
 
 
+def _others(folder: Path, table: str, name: PairName) -> list[Any]:
+    """The rows of a table that are not of this pair."""
+    if not (folder / f"{table}.csv").exists():
+        return []
+    rows = read_table(folder, table)
+    if table == "models":
+        return rows
+    return [r for r in rows if (r.draft_id, r.target_id, r.temperature, r.domain) != name]
+
+
+def _other_answers(folder: Path, name: PairName) -> list[Any]:
+    if not (folder / MEASUREMENTS).exists():
+        return []
+    answers = read_json(folder / MEASUREMENTS, list)
+
+    def named(answer: dict[str, Any]) -> tuple[Any, ...]:
+        ids = (answer["draft"]["model_id"], answer["target"]["model_id"])
+        return (*ids, answer["temperature"], answer["prompts"]["source"])
+
+    return [answer for answer in answers if named(answer) != name]
+
+
+def loaded_loss(loaded: dict[str, LoadedModel | None], record: ModelRecord) -> float:
+    """The loss that a model brought with it; not a number if it brought none."""
+    return next((m.record.loss_nats for m in loaded.values() if m and m.record.model_id == record.model_id), math.nan)
+
+
 def append_acceptance(folder: Path, models: list[ModelRecord], row: AcceptanceRecord, answer: dict[str, Any]) -> None:
     """Adds a pair that was not decoded: to models.csv, measurements.json and, last, acceptance.csv.
 
     Raises:
       SdslError: the folder cannot be written to, or its records are damaged.
     """
-    held: dict[str, list[Any]] = {
-        name: read_table(folder, name) if (folder / f"{name}.csv").exists() else [] for name in ("models", "acceptance")
-    }
+    name = PairName(row.draft_id, row.target_id, row.temperature, row.domain)
+    held = {table: _others(folder, table, name) for table in ("models", "acceptance")}
     known = {m.model_id: m for m in (*models, *held["models"])}
-    answers = read_json(folder / MEASUREMENTS, list) if (folder / MEASUREMENTS).exists() else []
+    answers = _other_answers(folder, name)
     write_table(folder, "models", list(known.values()))
     write_json(folder / MEASUREMENTS, [*answers, answer])
     write_table(folder, "acceptance", [*held["acceptance"], row])

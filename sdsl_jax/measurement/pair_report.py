@@ -65,6 +65,11 @@ def input_warnings(
 ) -> list[str]:
     """What a reader should know about the inputs, a sentence each."""
     found = []
+    if draft is not None and math.isnan(draft.record.loss_nats) != math.isnan(target.record.loss_nats):
+        found.append(
+            "one model brings its loss on text held out from its own training, the other gets its loss on these prompts: records "
+            "of the pair are not fit for acceptance laws."
+        )
     rows, longest = len(prompts.lengths), int(prompts.lengths.max())
     if draft is None:
         found.append("the draft is no model: there is no exact α, only what the decoder shows.")
@@ -163,6 +168,7 @@ def report(
     measured: PairMeasurement,
     times: list[GenerationTimes],
     warnings: list[str],
+    how: dict[str, Any],
 ) -> dict[str, Any]:
     """The measurement as plain values; what does not exist is None."""
     sampling, text = settings.sampling, measured.text
@@ -177,6 +183,7 @@ def report(
         "min_p": sampling.min_p,
         "verification": settings.verification,
         "lossless": True,
+        "how": how,
         "alpha": None if measured.alpha is None else _interval(measured.alpha),
         "alpha_tokens": measured.positions,
         "alpha_on_prompts": None if text is None else _interval(text.alpha),

@@ -8,14 +8,15 @@ compared on the target's text in the draft's tokens, which is no lossless decodi
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from sdsl_jax.config import ProtocolConfig, ProtocolModel
-from sdsl_jax.data.prompts import Prompts, load_prompts
+from sdsl_jax.config import ProtocolConfig, ProtocolModel, to_dict
+from sdsl_jax.data.prompts import Prompts, encode_prompts, load_prompts
 from sdsl_jax.decoding import Model, Sampling
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.measurement import pair_records, pair_report
@@ -23,10 +24,10 @@ from sdsl_jax.measurement.generation import time_generation
 from sdsl_jax.measurement.pair import PairSettings, measure_pair, one_vocabulary
 from sdsl_jax.measurement.retokenised import prompt_losses, retokenised_acceptance
 from sdsl_jax.progress import Progress, Silent
-from sdsl_jax.records import AcceptanceRecord, read_table
+from sdsl_jax.records import AcceptanceRecord, read_json, read_table, write_json
 from sdsl_jax.training import LoadedModel, Reading, load_any_model
 
-RETOKENISED = "retokenised"
+RETOKENISED, SETTINGS = "retokenised", "protocol-settings.json"
 # Of a device's memory, what weights may take: caches, logits and programs need the rest.
 _SHARE_FOR_WEIGHTS = 0.7
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -88,6 +89,7 @@ def run_protocol(
     progress = progress or Silent()
     require(checkpoints.is_dir(), f"the folder of checkpoints {checkpoints} does not exist.")
     out.mkdir(parents=True, exist_ok=True)
+    _require_same_settings(config, Path(prompts), out)
     absent = [m.folder for m in (*config.targets, *config.drafts) if not (checkpoints / m.folder).is_dir()]
     absent = list(dict.fromkeys(absent))
     for name in absent:
@@ -107,6 +109,25 @@ def run_protocol(
     return Progressed(measured, absent, unreadable)
 
 
+def _require_same_settings(config: ProtocolConfig, prompts: Path, out: Path) -> None:
+    """Raises `SdslError` if the folder was begun with other settings or prompts; more models may have been added since."""
+    try:
+        digest = hashlib.sha256(prompts.read_bytes()).hexdigest()
+    except OSError as error:
+        raise SdslError(f"the prompt file {prompts} cannot be read ({error.strerror or error}).") from None
+    settings = {"measure": to_dict(config.measure), "seed": config.seed, "prompts_sha256": digest}
+    path = out / SETTINGS
+    if not path.exists():
+        write_json(path, settings)
+        return
+    begun = read_json(path)
+    for key, value in settings.items():
+        require(
+            begun.get(key) == value,
+            f"the folder {out} was begun with {key} = {begun.get(key)}, and this protocol has {value}; name another folder.",
+        )
+
+
 def _done(out: Path) -> set[tuple[str, str]]:
     found = {(name.draft_id, name.target_id) for name in pair_records.measured_pairs(out)}
     if (out / "acceptance.csv").exists():
@@ -115,8 +136,8 @@ def _done(out: Path) -> set[tuple[str, str]]:
     return found
 
 
-def _load(model: ProtocolModel, checkpoints: Path, dtype: str, progress: Progress) -> LoadedModel:
-    reading = Reading(dtype=dtype, devices=devices_for(model.params, dtype))
+def _load(model: ProtocolModel, checkpoints: Path, dtype: str, devices: int, progress: Progress) -> LoadedModel:
+    reading = Reading(dtype=dtype, devices=devices)
     loaded = load_any_model(checkpoints / model.folder, reading, progress)
     record = dataclasses.replace(loaded.record, model_id=model.folder, train_tokens=int(model.train_tokens))
     return loaded._replace(record=record)
@@ -135,7 +156,9 @@ def _measure_target(
     """One target, which is read once, with its drafts one after another."""
     m = config.measure
     try:
-        loaded = _load(target, checkpoints, m.dtype, progress)
+        # A pair lies on the same devices, as many as the larger of the two needs.
+        devices = devices_for(max(model.params for model in (target, *drafts)), m.dtype)
+        loaded = _load(target, checkpoints, m.dtype, devices, progress)
     except SdslError as error:
         unreadable[target.folder] = str(error)
         progress.note(f"{target.folder} cannot be read: {error}")
@@ -151,16 +174,20 @@ def _measure_target(
     )
     for draft in drafts:
         try:
-            proposing = _load(draft, checkpoints, m.dtype, progress)
+            proposing = _load(draft, checkpoints, m.dtype, devices, progress)
         except SdslError as error:
             unreadable[draft.folder] = str(error)
             progress.note(f"{draft.folder} cannot be read: {error}")
             continue
         progress.note(f"{draft.folder} × {target.folder}")
-        if pair_report.share_tokens(proposing, loaded):
-            _decode(proposing, loaded, chosen, settings, config, out, progress)
-        else:
-            _retokenise(proposing, loaded, chosen, settings, config, prompts, out, progress)
+        measure = _decode if pair_report.share_tokens(proposing, loaded) else _retokenise
+        try:
+            measure(proposing, loaded, chosen, settings, config, out, progress)
+        except (SdslError, jax.errors.JaxRuntimeError) as error:
+            # Memory that does not suffice, say: of this pair, and of no other.
+            reason = str(error).splitlines()[0]
+            unreadable[f"{draft.folder} × {target.folder}"] = reason
+            progress.note(f"{draft.folder} × {target.folder} cannot be measured: {reason}")
 
 
 def _decode(
@@ -193,7 +220,8 @@ def _decode(
     source = pair_report.Draft(draft.record.model_id, draft)
     warnings = pair_report.input_warnings(draft, target, prompts, settings, m.prompts)
     warnings += pair_report.result_warnings(measured)
-    answer = pair_report.report(source, target, prompts, settings, measured, times, warnings)
+    how = pair_records.how_measured(settings, Reading(dtype=m.dtype)._asdict())
+    answer = pair_report.report(source, target, prompts, settings, measured, times, warnings, how)
     pair_records.append_records(out, source, target, prompts, settings, measured, times, answer)
 
 
@@ -203,11 +231,10 @@ def _retokenise(
     prompts: Prompts,
     settings: PairSettings,
     config: ProtocolConfig,
-    source: str,
     out: Path,
     progress: Progress,
 ) -> None:
-    """Both losses are those on the prompts, each model in its own tokens."""
+    """Both losses are those on the prompts, each model in its own tokens of the same text."""
     m = config.measure
     found = retokenised_acceptance(
         Model(draft.config, draft.params),
@@ -218,7 +245,8 @@ def _retokenise(
         settings,
         progress,
     )
-    own = load_prompts(source, draft.tokenizer, count=m.prompts, max_tokens=m.prompt_tokens, data=None)
+    texts = [target.tokenizer.decode(ids[prompts.lead : n]) for ids, n in zip(prompts.tokens, prompts.lengths)]
+    own = encode_prompts(texts, draft.tokenizer, 8 * m.prompt_tokens, prompts.domain)
     losses: dict[str, Any] = {
         "draft": prompt_losses(Model(draft.config, draft.params), draft.tokenizer, own, settings),
         "target": prompt_losses(Model(target.config, target.params), target.tokenizer, prompts, settings),

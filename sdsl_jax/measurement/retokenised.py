@@ -3,13 +3,19 @@
 Where both models have one vocabulary, a token y that the target emits came by acceptance with probability min(1, q(y)/p(y)),
 whose mean is α. Two tokenizers cut a text at different places. The shortest stretches between places where both cut take the
 part of tokens here: with p and q the products of each model's token probabilities over a stretch, min(1, q/p) of the stretch is
-averaged. If the tokenizers are the same, stretches are tokens and this is α again. It is the probability that a drafter which
-proposed whole stretches would be accepted, if q were all its ways to write the stretch; no decoder here works that way.
+averaged. With one tokenizer stretches are tokens, and this is α of the target's samples.
+
+With two it is a heuristic. A stretch is no event that both models give a probability to before the text goes on: where the draft
+cuts may depend on what follows, and q counts one of its ways to write the stretch. A draft that is the exact law of the text
+can score below 1 (for a text of a and b drawn evenly, and a draft that always merges ab, it scores 11/12), and a stretch of
+several tokens counts once. Bits per byte of both models, which do compare, are given beside it. Rows end before the target's
+end-of-text token; stretches with broken characters are left out, and so is one that is cut off by the end of the row.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from typing import NamedTuple
 
@@ -20,13 +26,17 @@ from jaxtyping import Array, Float, Int
 
 from sdsl_jax.data.prompts import Prompts, bytes_after_first
 from sdsl_jax.data.published import PublishedTokenizer
-from sdsl_jax.data.tokenizer import Tokenizer
+from sdsl_jax.data.tokenizer import Tokenizer, same_tokens
 from sdsl_jax.decoding import Model
+from sdsl_jax.decoding.decode import require_positions
 from sdsl_jax.errors import require
-from sdsl_jax.measurement.pair import PairSettings, sample_target
+from sdsl_jax.measurement.pair import PairSettings, require_finite, sample_target
 from sdsl_jax.models import ModelConfig, Params, forward
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.statistics import Interval, ratio_interval
+
+# What bytes that form no character are decoded to.
+_BROKEN = "\ufffd"
 
 
 class RoleScores(NamedTuple):
@@ -66,36 +76,27 @@ class _Cut(NamedTuple):
     ends: Int[np.ndarray, " n"]
 
 
-def _cut_ids(tokenizer: Tokenizer, ids: np.ndarray) -> tuple[str, _Cut]:
-    """Ids as they are, with the text that they make."""
-    text = tokenizer.decode(ids)
-    ends = []
+def _ends(tokenizer: Tokenizer, ids: np.ndarray, text: str) -> np.ndarray:
+    """Where each of the ids of a text ends in it; −1 where the text up to there is not what they make, as inside a character."""
+    found = []
     for n in range(1, len(ids) + 1):
         begun = tokenizer.decode(ids[:n])
-        whole = text.startswith(begun) and not (begun.endswith("\ufffd") and n < len(ids))
-        ends.append(len(begun) if whole else -1)
-    return text, _Cut(ids, np.asarray(ends))
+        whole = text.startswith(begun) and not begun.endswith(_BROKEN)
+        found.append(len(begun) if whole else -1)
+    return np.asarray(found, int)
 
 
-def _cut_text(tokenizer: Tokenizer, text: str, begin: str) -> _Cut:
-    """A text in new tokens, behind whatever special tokens the tokenizer begins with; positions count from the text's start.
+def _behind(lead: np.ndarray, ids: np.ndarray, ends: np.ndarray) -> _Cut:
+    return _Cut(np.concatenate([lead, ids]), np.concatenate([np.full(len(lead), -1), ends]))
 
-    `begin` is what special tokens of the other model stand at its beginning, which are no text to this one.
-    """
-    text = text.removeprefix(begin)
+
+def _cut(tokenizer: Tokenizer, text: str) -> _Cut:
+    """A text in new tokens, behind the special tokens that the tokenizer begins a text with."""
     if not isinstance(tokenizer, PublishedTokenizer):
         ids = tokenizer.encode(text)
-        return _shifted(_cut_ids(tokenizer, ids)[1], len(begin))
-    ids, offsets = tokenizer.encode_plain(text)
-    starts = [start for start, _ in offsets[1:]] + [len(text)]
-    ends = np.asarray([end if end <= start else -1 for (_, end), start in zip(offsets, starts)])
-    whole = tokenizer.encode(text)
-    lead = next((n for n in range(len(whole)) if np.array_equal(whole[n : n + len(ids)], ids)), 0)
-    return _shifted(_Cut(np.concatenate([whole[:lead], ids]), np.concatenate([np.full(lead, -1), ends])), len(begin))
-
-
-def _shifted(cut: _Cut, by: int) -> _Cut:
-    return cut._replace(ends=np.where(cut.ends < 0, -1, cut.ends + by))
+        return _Cut(ids, _ends(tokenizer, ids, text))
+    ids = tokenizer.encode_plain(text)
+    return _behind(tokenizer.around()[0], ids, _ends(tokenizer, ids, text))
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -124,10 +125,11 @@ def _score(model: Model, rows: list[np.ndarray], temperature: float, batch: int)
 def prompt_losses(
     model: Model, tokenizer: Tokenizer, prompts: Prompts, settings: PairSettings
 ) -> tuple[Interval, Interval]:
-    """A model's loss on prompts in its own tokens, from the second one on: nats per token, and bits per byte."""
+    """A model's loss on prompts in its own tokens, from the second one of text on: nats per token, and bits per byte."""
     rows = [ids[:n] for ids, n in zip(prompts.tokens, prompts.lengths)]
-    nats = np.asarray([-scores.sum() for scores in _score(model, rows, 1.0, settings.batch)])
-    per_token = ratio_interval(nats, prompts.lengths - 1, settings.confidence)
+    nats = np.asarray([-scores[prompts.lead :].sum() for scores in _score(model, rows, 1.0, settings.batch)])
+    positions = np.maximum(prompts.lengths - 1 - prompts.lead, 0)
+    per_token = ratio_interval(nats, positions, settings.confidence)
     return per_token, ratio_interval(nats / math.log(2), bytes_after_first(prompts, tokenizer), settings.confidence)
 
 
@@ -164,67 +166,81 @@ def retokenised_acceptance(
     batches = -(-len(prompts.lengths) // settings.batch)
     progress.start("measure", batches + 2)
     samples = sample_target(target, prompts, settings, lambda: progress.advance(1, "samples of the target"))
-    cuts: list[dict[str, _Cut]] = []
-    spans = []
+    one_tokenizer = same_tokens(draft_tokenizer, target_tokenizer)
+    rows, stops = [], (*settings.stop_tokens, *target_tokenizer.end_ids)
     for ids, begin in zip(samples.tokens, samples.prompt_lengths):
         ids = ids[: begin + settings.new_tokens]
-        stops = np.flatnonzero(np.isin(ids[begin:], settings.stop_tokens))
-        ids = ids[: begin + stops[0]] if len(stops) else ids
-        text, own = _cut_ids(target_tokenizer, ids)
-        cuts.append({"target": own, "draft": _cut_text(draft_tokenizer, text, _special_begin(target_tokenizer, ids))})
-        spans.append(len(target_tokenizer.decode(ids[:begin])))
+        stopped = np.flatnonzero(np.isin(ids[begin:], stops))
+        ids = ids[: begin + stopped[0]] if len(stopped) else ids
+        lead, own = ids[: prompts.lead], ids[prompts.lead :]
+        text = target_tokenizer.decode(own)
+        target_cut = _behind(lead, own, _ends(target_tokenizer, own, text))
+        rows.append(
+            _Row(
+                text=text,
+                prompt_end=len(target_tokenizer.decode(own[: begin - prompts.lead])),
+                stopped=bool(len(stopped)),
+                cuts={"target": target_cut, "draft": target_cut if one_tokenizer else _cut(draft_tokenizer, text)},
+            )
+        )
+    for role, model in (("target", target), ("draft", draft)):
+        require_positions(model, max(len(row.cuts[role].ids) for row in rows), role)
     temperature = float(sampling.temperature)
     scores = {}
     for role, model in (("target", target), ("draft", draft)):
-        scores[role] = _score(model, [cut[role].ids for cut in cuts], temperature, settings.batch)
+        scores[role] = _score(model, [row.cuts[role].ids for row in rows], temperature, settings.batch)
+        require_finite(role, np.concatenate(scores[role]))
         progress.advance(1, f"{role} on the target's text")
     progress.finish()
-    rows = [_stretches(cut, {role: scores[role][n] for role in scores}, spans[n]) for n, cut in enumerate(cuts)]
-    return _summary(rows, cuts, target_tokenizer, spans, settings.confidence)
-
-
-def _special_begin(tokenizer: Tokenizer, ids: np.ndarray) -> str:
-    """The text of a special token that a row begins with, such as <s>; empty if it begins with none."""
-    if not isinstance(tokenizer, PublishedTokenizer) or not tokenizer.special_tokens or len(ids) == 0:
-        return ""
-    plain, _ = tokenizer.encode_plain("a")
-    lead: np.ndarray = tokenizer.encode("a")[: -len(plain)] if len(plain) else plain
-    return tokenizer.decode(ids[:1]) if len(lead) and ids[0] == lead[0] else ""
+    found = [_stretches(row, {role: scores[role][n] for role in scores}) for n, row in enumerate(rows)]
+    return _summary(found, settings.confidence)
 
 
 class _Row(NamedTuple):
-    ratios: np.ndarray  # ln q − ln p of each stretch
-    nats: dict[str, float]  # over all stretches
+    """A prompt and what the target wrote behind it: its text, where the prompt ends in it, and both ways to cut it."""
+
+    text: str
+    prompt_end: int
+    stopped: bool
+    cuts: dict[str, _Cut]
+
+
+class _Stretches(NamedTuple):
+    """Of one row: ln q − ln p of each stretch; and over all of them nats and tokens of both models, and bytes."""
+
+    ratios: np.ndarray
+    nats: dict[str, float]
     tokens: dict[str, int]
-    span: tuple[int, int]  # characters that the stretches cover
+    size: int
 
 
-def _stretches(cut: dict[str, _Cut], scores: dict[str, np.ndarray], prompt_end: int) -> _Row:
-    common = sorted(e for e in {*cut["target"].ends} & {*cut["draft"].ends} if e >= prompt_end)
+def _stretches(row: _Row, scores: dict[str, np.ndarray]) -> _Stretches:
+    common = sorted(e for e in {*row.cuts["target"].ends} & {*row.cuts["draft"].ends} if e >= row.prompt_end)
+    if not row.stopped:
+        common = common[:-1]  # beyond the last one the text might have gone on in another way
+    texts = [row.text[a:b] for a, b in itertools.pairwise(common)]
+    kept = np.asarray([_BROKEN not in text for text in texts], bool)
     sums: dict[str, np.ndarray] = {}
     tokens = {}
     for role in ("target", "draft"):
-        ends = cut[role].ends
+        ends = row.cuts[role].ends
         # The last token that ends at each cut; probabilities begin with the second token.
         at = np.asarray([np.flatnonzero(ends == c)[-1] for c in common], int)
         running = np.concatenate([[0.0], np.cumsum(scores[role])])
-        sums[role] = np.diff(running[at])
-        tokens[role] = int(at[-1] - at[0]) if len(at) else 0
-    ratios = sums["draft"] - sums["target"]
+        sums[role] = np.diff(running[at])[kept]
+        tokens[role] = int(np.diff(at)[kept].sum())
     nats = {role: float(-sums[role].sum()) for role in sums}
-    return _Row(ratios, nats, tokens, (common[0], common[-1]) if common else (prompt_end, prompt_end))
+    size = sum(len(text.encode()) for text, keep in zip(texts, kept) if keep)
+    return _Stretches(sums["draft"] - sums["target"], nats, tokens, size)
 
 
-def _summary(
-    rows: list[_Row], cuts: list[dict[str, _Cut]], tokenizer: Tokenizer, spans: list[int], confidence: float
-) -> Retokenised:
+def _summary(rows: list[_Stretches], confidence: float) -> Retokenised:
     counts = np.asarray([len(row.ratios) for row in rows])
     require(
         bool(counts.any()), "the two tokenizers never cut the target's text at the same place; nothing can be compared."
     )
-    accepted = np.asarray([np.minimum(1.0, np.exp(np.minimum(row.ratios, 0.0))).sum() for row in rows])
-    texts = [tokenizer.decode(cut["target"].ids)[row.span[0] : row.span[1]] for row, cut in zip(rows, cuts)]
-    size = np.asarray([len(text.encode()) for text in texts], float)
+    accepted = np.asarray([np.exp(np.minimum(row.ratios, 0.0)).sum() for row in rows])
+    size = np.asarray([row.size for row in rows], float)
     roles = {}
     for role in ("target", "draft"):
         nats = np.asarray([row.nats[role] for row in rows])

@@ -160,7 +160,8 @@ def find_model_folder(path: Path) -> Path:
     )
     require(
         bool(within),
-        f"the folder {path} holds no model; give a folder that a study made, <study>/checkpoints/<rung>/model-<step>.",
+        f"the folder {path} holds no model; give a folder that a study made, <study>/checkpoints/<rung>/model-<step>, or a "
+        "published one with config.json.",
     )
     return within[0]
 

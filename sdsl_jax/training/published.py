@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from sdsl_jax.config import ParallelConfig
 from sdsl_jax.data.published import NO_TEMPLATE, OWN_TEMPLATE, PublishedTokenizer, read_template
 from sdsl_jax.errors import require
-from sdsl_jax.models import abstract_params, count
+from sdsl_jax.models import Params, abstract_params, count
 from sdsl_jax.models.interop import GGUF, open_checkpoint, open_gguf
 from sdsl_jax.models.interop.fields import CONFIG
 from sdsl_jax.models.interop.gguf import SUFFIX
@@ -42,6 +44,8 @@ def is_published(path: Path) -> bool:
     return path.suffix == SUFFIX or (path / CONFIG).exists()
 
 
+# Numbers of every array that a digest looks at.
+_DIGESTED = 256
 # float32 on one device, with special tokens and without a template.
 PLAIN_READING = Reading()
 
@@ -90,6 +94,11 @@ def load_published(path: Path, reading: Reading = PLAIN_READING, progress: Progr
     )
     shardings = None
     if reading.devices > 1:
+        there = len(jax.devices())
+        require(
+            reading.devices <= there,
+            f"the weights are to be split over {reading.devices} devices; there {'is' if there == 1 else 'are'} {there}.",
+        )
         layout = make_layout(ParallelConfig(fsdp=reading.devices), jax.devices())
         shardings = layout.state_shardings(abstract_params(config))
     progress.start(f"load {path.name}", 1)
@@ -97,7 +106,7 @@ def load_published(path: Path, reading: Reading = PLAIN_READING, progress: Progr
     progress.finish()
     counts = count(config, config.max_positions / 2)
     record = ModelRecord(
-        model_id=path.resolve().name.removesuffix(SUFFIX),
+        model_id=_name(path),
         role="",
         params_nonembedding=counts.nonembedding,
         params_total=counts.total,
@@ -105,12 +114,30 @@ def load_published(path: Path, reading: Reading = PLAIN_READING, progress: Progr
         seed=0,
         loss_nats=math.nan,
         perplexity=math.nan,
+        params_digest=_digest(params),
         layers=config.layers,
         width=config.width,
         flops_per_token=counts.flops_per_token,
         weight_bytes=counts.weight_bytes,
     )
     return LoadedModel(config, params, tokenizer, record, None, path)
+
+
+def _name(path: Path) -> str:
+    """The folder's name; in the cache of a hub, where folders are called by their revision, that of the repository."""
+    path = path.resolve()
+    if path.parent.name == "snapshots":
+        return path.parent.parent.name.rsplit("--", 1)[-1]
+    return path.name.removesuffix(SUFFIX)
+
+
+def _digest(params: Params) -> str:
+    """SHA-256 over the shape and the first numbers of every array: tells models apart without reading all of them again."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        first = leaf[(0,) * (leaf.ndim - 1)][:_DIGESTED]
+        found.update(f"{leaf.shape}".encode() + np.asarray(first, np.float32).tobytes())
+    return found.hexdigest()
 
 
 def gguf_tokenizer(opened: GGUF, reading: Reading) -> PublishedTokenizer:
@@ -126,4 +153,5 @@ def gguf_tokenizer(opened: GGUF, reading: Reading) -> PublishedTokenizer:
         special_tokens=reading.special_tokens,
         end_ids=opened.end_ids,
         template=template,
+        own_template=opened.chat_template,
     )

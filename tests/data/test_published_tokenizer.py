@@ -7,7 +7,7 @@ import pytest
 from published_checkpoints import LETTERS, character_tokenizer, copy_checkpoint
 from tokenizers import processors
 
-from sdsl_jax.data.prompts import load_prompts
+from sdsl_jax.data.prompts import bytes_after_first, load_prompts
 from sdsl_jax.data.published import PublishedTokenizer
 from sdsl_jax.data.tokenizer import BPETokenizer, ByteTokenizer, same_tokens
 from sdsl_jax.errors import SdslError
@@ -29,15 +29,38 @@ def test_texts_become_ids_and_texts_again(folder):
     assert ids.dtype == np.int32
     assert tokenizer.decode(ids) == "a cat"
     assert tokenizer.vocab_size == 53
-    plain, offsets = tokenizer.encode_plain("a cat")
-    np.testing.assert_array_equal(plain, ids)
-    assert offsets == [(i, i + 1) for i in range(5)]
+    np.testing.assert_array_equal(tokenizer.encode_plain("a cat"), ids)
 
 
 def test_special_tokens_are_a_setting(folder):
     with_them = PublishedTokenizer.load(folder).encode("ab")
     without = PublishedTokenizer.load(folder, special_tokens=False).encode("ab")
     np.testing.assert_array_equal(with_them, [1, *without])
+
+
+def test_a_prompt_that_is_cut_keeps_what_stands_around_it(folder, tmp_path):
+    """Special tokens, or the template: it is the text that loses its first tokens."""
+    tokenizer = PublishedTokenizer.load(folder)
+    whole, cut = (tokenizer.encode_prompt("a long text", n) for n in (12, 5))
+    assert (whole.lead, whole.cut, cut.lead, cut.cut) == (1, False, 1, True)
+    np.testing.assert_array_equal(cut.ids, [1, *whole.ids[-4:]])
+    prompts = load_prompts_of(tmp_path, tokenizer, ["a long text", "it"], 5)
+    assert (prompts.lead, prompts.cut, prompts.tokens[:, 0].tolist()) == (1, 1, [1, 1])
+    assert bytes_after_first(prompts, tokenizer).tolist() == [3, 1]
+    file = tmp_path / "template.jinja"
+    file.write_text("user {{ messages[0].content }}!")
+    templated = PublishedTokenizer.load(folder, chat_template=str(file))
+    made = templated.encode_prompt("a long text", 10)
+    assert (templated.decode(made.ids), made.cut) == ("user text!", True)
+    with pytest.raises(
+        SdslError, match="prompts may have 6 tokens, of which special tokens or the chat template take 6"
+    ):
+        templated.encode_prompt("a long text", 6)
+
+
+def load_prompts_of(folder, tokenizer, texts, longest):
+    (folder / "prompts.txt").write_text("\n".join(texts))
+    return load_prompts(str(folder / "prompts.txt"), tokenizer, count=len(texts), max_tokens=longest, data=None)
 
 
 def test_what_ends_a_text_is_read_from_the_folder(folder):
@@ -62,6 +85,14 @@ def test_chat_templates_are_a_setting_and_run_in_a_sandbox(folder, tmp_path):
     file.write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}")
     with pytest.raises(SdslError, match="cannot be rendered: access to attribute"):
         PublishedTokenizer.load(folder, chat_template=str(file)).encode("a")
+    for wrong in ("{{ 1 + messages }}", "{{ 1 // 0 }}", "{% include 'x' %}"):
+        file.write_text(wrong)
+        with pytest.raises(SdslError, match="cannot be rendered"):
+            PublishedTokenizer.load(folder, chat_template=str(file)).encode("a")
+    file.write_text(
+        "{% for m in messages %}{% generation %}{{ m | tojson(indent=1) }}{% endgeneration %}{% break %}{% endfor %}"
+    )
+    assert "role" in (lambda t: t.decode(t.encode("a")))(PublishedTokenizer.load(folder, chat_template=str(file)))
     file.write_text("{{ raise_exception('no system here') }}")
     with pytest.raises(SdslError, match="no system here"):
         PublishedTokenizer.load(folder, chat_template=str(file)).encode("a")
@@ -91,6 +122,11 @@ def test_tokenizers_are_the_same_if_shared_ids_mean_the_same():
     bpe = BPETokenizer.train("the house of the people " * 20, 270)
     assert not same_tokens(bpe, ByteTokenizer())
     assert same_tokens(bpe, PublishedTokenizer(bpe._tokenizer))
+    # A special token that was renamed in a later model is no other tokenizer.
+    renamed, again = character_tokenizer(), character_tokenizer()
+    renamed.add_special_tokens(["<|reserved|>"])
+    again.add_special_tokens(["<|end_of_message|>"])
+    assert same_tokens(PublishedTokenizer(renamed), PublishedTokenizer(again))
 
 
 def test_prompts_of_the_embedded_corpus_and_of_none(folder):

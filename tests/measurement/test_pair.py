@@ -196,6 +196,29 @@ def test_losses_on_the_prompts_are_those_of_a_plain_pass(pair, measured):
     assert measured.text.positions.sum() == counts.sum()
 
 
+def test_what_is_no_number_is_refused_and_never_an_acceptance(pair):
+    """An overflow in float16, say: min(1, NaN) must not become 1."""
+    draft, target = pair
+    broken = Model(target.config, jax.tree.map(lambda x: x * jnp.nan if x.ndim == 1 else x, target.params))
+    for q, p, role in ((draft, broken, "target"), (broken, target, "draft")):
+        with pytest.raises(SdslError, match=f"the logits of the {role} are not finite at"):
+            measure_pair(q, p, ragged(4), PairSettings(**SETTINGS))
+
+
+def test_special_tokens_at_the_beginning_are_not_part_of_the_loss(pair):
+    draft, target = pair
+    plain = ragged(50)
+    led = plain._replace(tokens=np.pad(plain.tokens, ((0, 0), (1, 0))), lengths=plain.lengths + 1, lead=1)
+    settings = PairSettings(**SETTINGS | {"lookaheads": (1,)})
+    found = measure_pair(draft, target, led, settings).text
+    logits = forward(target.config, target.params, led.tokens)[0]
+    log_probs = np.asarray(jax.nn.log_softmax(logits))
+    chosen = np.take_along_axis(log_probs[:, 1:-1], led.tokens[:, 2:, None], -1)[..., 0]
+    counts = np.arange(5) < plain.lengths[:, None] - 1
+    assert found.losses["target"].estimate == pytest.approx(-chosen[counts].mean(), rel=1e-5)
+    assert found.positions.sum() == counts.sum()
+
+
 def test_an_ngram_draft_is_measured_by_the_decoder_alone(pair):
     found = measure_pair(NgramDraft(V), pair[1], ragged(50), PairSettings(**SETTINGS))
     assert (found.alpha, found.text) == (None, None)

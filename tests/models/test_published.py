@@ -125,7 +125,7 @@ def checkpoint(tmp_path):
     """A copy of a case that may be damaged, and what opening it says."""
 
     def copied(name="llama-3"):
-        folder = tmp_path / name
+        folder = tmp_path / str(len(list(tmp_path.iterdir()))) / name
         shutil.copytree(FOLDER / name, folder)
         return folder
 
@@ -195,6 +195,22 @@ def test_an_index_that_promises_too_much_is_refused(checkpoint):
     refused(folder, files[1], f"lacks the tensor {moved}")
 
 
+def test_two_sets_of_weights_in_one_folder_are_refused(checkpoint):
+    folder = checkpoint()
+    shutil.copy(FOLDER / "smollm2" / "model.safetensors", folder)
+    refused(folder, "holds both model.safetensors and model.safetensors.index.json")
+
+
+def test_a_bare_model_is_found_by_its_own_prefix(checkpoint):
+    """OPT without its head is saved with `decoder.` where the whole one has `model.decoder.`."""
+    folder = checkpoint("opt")
+    change_tensors(
+        folder / "model.safetensors",
+        lambda t: [t.update({name.removeprefix("model."): t.pop(name)}) for name in list(t)],
+    )
+    assert load(folder).config == load(FOLDER / "opt").config
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -212,6 +228,9 @@ def test_an_index_that_promises_too_much_is_refused(checkpoint):
         ),
         ({"quantization_config": {"bits": 4}}, ("quantization_config", "quantised weights are not read")),
         # Contradictions between the configuration and the weights.
+        ({"model_type": ["llama"]}, ("model_type", "one of gpt2")),
+        ({"num_hidden_layers": 10**8}, ("num_hidden_layers", "is 100000000; the files hold only 21 tensors")),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, ("layer_types", "attention here sees everything")),
         ({"num_hidden_layers": 3}, ("lacks the tensor model.layers.2.", "config.json implies")),
         ({"num_hidden_layers": 1}, ("model.layers.1.", "has no place in the model that config.json describes")),
         ({"intermediate_size": 41}, ("gate_proj.weight", "has the shape [40, 24]", "implies [41, 24]")),
@@ -270,6 +289,7 @@ def test_settings_of_transformers_4_mean_what_those_of_5_do(checkpoint):
         ("qwen2-untied-yarn", {"rope_theta": 500.0, "rope_scaling": "same"}),
         ("llama-linear", {"rope_scaling": {"type": "linear", "factor": 2.0}}),
         ("qwen2", {"rope_theta": 1e6, "rope_scaling": None, "sliding_window": 4, "max_window_layers": 1}),
+        ("qwen2", {"rope_theta": 1e6, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}),
         ("pythia", {"rotary_emb_base": 10000, "rotary_pct": 0.25}),
     ):
         folder = checkpoint(name)
@@ -278,6 +298,14 @@ def test_settings_of_transformers_4_mean_what_those_of_5_do(checkpoint):
         base = {key: scaling for key in older if older[key] == "same"}
         (folder / "config.json").write_text(json.dumps(config | older | base))
         assert open_checkpoint(folder).config == open_checkpoint(FOLDER / name).config
+
+
+def test_a_scaling_that_was_added_in_the_older_form_holds(checkpoint):
+    """As in transformers, where both forms are given."""
+    folder = checkpoint("qwen2")
+    edit(folder, rope_scaling={"type": "linear", "factor": 4.0})
+    assert open_checkpoint(folder).config.rope_scaling.factor == 4.0
+    assert open_checkpoint(folder).config.rope_theta == 1e6
 
 
 def test_rows_that_outgrow_learned_positions_are_refused():

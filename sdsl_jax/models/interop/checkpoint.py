@@ -163,6 +163,10 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         message = str(error)
         raise SdslError(message if str(fields.path) in message else f"in {fields.path}: {message}") from None
     tensors = find_tensors(folder)
+    require(
+        config.layers <= len(tensors),
+        f"num_hidden_layers of {fields.path} is {config.layers}; the files hold only {len(tensors)} tensors.",
+    )
     config, pieces = _own_export(config, fields, family, tensors)
     return Checkpoint(folder, config, fields, pieces, _match(config, pieces, family, fields, tensors))
 
@@ -197,8 +201,8 @@ def _match(
     """The tensor of every piece; raises `SdslError` where one is missing, of another shape, or left over."""
     layout, found = family.layout, {}
     for piece in (piece for parts in pieces.values() for piece in parts):
-        # A file of the model without its head has no prefix.
-        names = [piece.tensor, piece.tensor.removeprefix(layout.base)]
+        own = piece.tensor.removeprefix(layout.base)
+        names = [piece.tensor, *([layout.bare + own] if own != piece.tensor else [])]
         name = next((name for name in names if name in tensors), None)
         files = sorted({tensor.file.name for tensor in tensors.values()})
         where = files[0] if len(files) == 1 else f"any of the {len(files)} files of weights"

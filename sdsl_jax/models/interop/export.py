@@ -45,6 +45,8 @@ def export_llama(
     *,
     tokenizer: str | None = None,
     end_token: str | None = None,
+    end_ids: tuple[int, ...] = (),
+    chat_template: str | None = None,
     max_positions: int = 32_768,
     shard_bytes: int = 5_000_000_000,
 ) -> Path:
@@ -63,6 +65,8 @@ def export_llama(
       folder: where to write; new, empty, or an earlier export.
       tokenizer: content of a tokenizer.json; the folder has none if this is left out.
       end_token: the token of `tokenizer` that ends a text.
+      end_ids: ids that end a text; `generate` of transformers stops at them.
+      chat_template: of the tokenizer.
       max_positions: longest sequence that the configuration announces, if the model's own does not say. Rotary positions set no
         limit of their own, and the model does not know the length that it was trained at.
       shard_bytes: weights in one file, at most, unless a single tensor is larger.
@@ -102,11 +106,17 @@ def export_llama(
             where = {piece.tensor: name for name, paths in shards.items() for path in paths for piece in pieces[path]}
             total = sum(leaf.nbytes for leaf in arrays.values())
             _write_json(partial / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
-        _write_json(partial / CONFIG, _config(c, kind, dtype, max_positions))
-        _write_json(partial / GENERATION, {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0})
+        ends = {"eos_token_id": list(end_ids) if len(end_ids) > 1 else end_ids[0]} if end_ids else {}
+        _write_json(partial / CONFIG, _config(c, kind, dtype, max_positions) | ends)
+        plain = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        _write_json(partial / GENERATION, plain | ends)
         if tokenizer is not None:
             (partial / TOKENIZER).write_text(tokenizer, encoding="utf-8")
-            settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+            settings: dict[str, Any] = {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "clean_up_tokenization_spaces": False,
+            }
+            settings |= {"chat_template": chat_template} if chat_template else {}
             _write_json(partial / TOKENIZER_CONFIG, settings | ({"eos_token": end_token} if end_token else {}))
         _swap(partial, folder)
     except OSError as error:
@@ -129,18 +139,16 @@ def _kind(c: ModelConfig) -> str:
             getattr(c, name) == value,
             f"the model's {name} is {getattr(c, name)!r}; a Llama folder can only hold {value!r}.",
         )
-    # Llama has biases everywhere in attention or nowhere; Qwen2 of queries, keys and values; Qwen3 is like Llama.
-    kind = "qwen3" if c.qk_norm else "llama" if c.qkv_bias == c.out_bias else "qwen2"
-    fits = {
-        "qwen3": c.qkv_bias == c.out_bias and not c.mlp_bias,
-        "qwen2": c.qkv_bias and not c.mlp_bias and c.width == c.heads * c.head_dim,
-        "llama": True,
-    }
+    # Llama has biases everywhere in attention or nowhere; Qwen2 of queries, keys and values; Qwen3 is like Llama; Seed-OSS sets
+    # them one by one.
+    qwen2 = c.qkv_bias and not c.mlp_bias and c.width == c.heads * c.head_dim
+    kind = "qwen3" if c.qk_norm else "llama" if c.qkv_bias == c.out_bias else "qwen2" if qwen2 else "seed_oss"
+    fits = {"qwen3": c.qkv_bias == c.out_bias and not c.mlp_bias}
     require(
-        fits[kind],
+        fits.get(kind, True),
         f"the model has biases of queries, keys and values: {c.qkv_bias}, of attention's output: {c.out_bias}, of its MLP: "
-        f"{c.mlp_bias}, normalised queries: {c.qk_norm}, and heads of {c.head_dim} at width {c.width}; neither Llama, Qwen2 nor "
-        "Qwen3 has that.",
+        f"{c.mlp_bias}, normalised queries: {c.qk_norm}, and heads of {c.head_dim} at width {c.width}; neither Llama, Qwen2, "
+        "Qwen3 nor Seed-OSS has that.",
     )
     require(
         kind != "llama" or c.width % c.heads == 0,
@@ -208,7 +216,8 @@ def _config(c: ModelConfig, kind: str, dtype: str, max_positions: int) -> dict[s
         "rope_theta": c.rope_theta,
         "rope_scaling": None if c.rope_scaling is None else rope,
         "rope_parameters": rope | {"rope_theta": c.rope_theta},
-        "attention_bias": c.qkv_bias and c.out_bias,
+        "attention_bias": c.qkv_bias and (c.out_bias or kind == "seed_oss"),
+        "attention_out_bias": c.out_bias,
         "mlp_bias": c.mlp_bias,
         "tie_word_embeddings": c.tie_embeddings and not c.scale_embedding,
         "bos_token_id": None,

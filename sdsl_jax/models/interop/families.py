@@ -26,18 +26,19 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 
 def rotary(
-    fields: Fields, theta: str = "rope_theta", default_theta: float = 10_000.0
+    fields: Fields, theta: str = "rope_theta", default_theta: float = 10_000.0, default_share: float = 1.0
 ) -> tuple[float, float, RopeScaling | None]:
     """Base, rotated share of a head, and scaling of rotary positions; transformers 4 and 5 write them in different places."""
-    table = fields.table("rope_parameters")
-    if table is None:
-        table = fields.table("rope_scaling")
-        base, share = fields.number(theta, default_theta), fields.number("rotary_pct", 1.0)
-    else:
-        base = table.number("rope_theta", fields.number(theta, default_theta))
-        share = table.number("partial_rotary_factor", fields.number("rotary_pct", 1.0))
+    base, share = fields.number(theta, default_theta), fields.number("rotary_pct", default_share)
+    newer, table = fields.table("rope_parameters"), fields.table("rope_scaling")
+    if newer is not None:
+        base = newer.number("rope_theta", base)
+        share = newer.number("partial_rotary_factor", share)
+    # Where both are given the older one holds, as in transformers: it is what somebody added to the file.
+    table = newer if table is None else table
     if table is None:
         return base, share, None
+    base = table.number("rope_theta", base)
     name = "rope_type" if "rope_type" in table.values else "type"
     kind = table.choice(name, {k: k for k in ("default", "linear", "llama3", "yarn")}, "default")
     if kind == "default":
@@ -76,7 +77,12 @@ def _llama(
 ) -> ModelConfig:
     width, heads = fields.whole("hidden_size"), fields.whole("num_attention_heads")
     reach = fields.whole("max_position_embeddings", 2048)
-    if fields.flag("use_sliding_window", False):
+    layers = fields.whole("num_hidden_layers")
+    kinds = fields.values.get("layer_types")
+    if kinds is not None and (not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)):
+        fields.fail("layer_types", "'full_attention' throughout: attention here sees everything")
+    # The first layers see everything, as many as max_window_layers says.
+    if fields.flag("use_sliding_window", False) and fields.values.get("max_window_layers", 0) < layers:
         window = fields.whole("sliding_window", reach)
         if window < reach:
             fields.fail("sliding_window", f"at least max_position_embeddings ({reach}): attention here sees everything")
@@ -87,7 +93,7 @@ def _llama(
     return ModelConfig(
         vocab_size=fields.whole("vocab_size"),
         width=width,
-        layers=fields.whole("num_hidden_layers"),
+        layers=layers,
         heads=heads,
         kv_heads=fields.whole("num_key_value_heads", heads),
         head_dim=size,
@@ -174,9 +180,7 @@ def gpt_neox(fields: Fields) -> ModelConfig:
     width, heads = fields.whole("hidden_size"), fields.whole("num_attention_heads")
     if width % heads:
         fields.fail("hidden_size", f"a multiple of num_attention_heads ({heads})")
-    if "rotary_pct" not in fields.values and fields.table("rope_parameters") is None:
-        fields.fail("rotary_pct", "given")
-    theta, share, scaling = rotary(fields, "rotary_emb_base")
+    theta, share, scaling = rotary(fields, "rotary_emb_base", default_share=0.25)
     bias = fields.flag("attention_bias", True)
     return ModelConfig(
         vocab_size=fields.whole("vocab_size"),
@@ -262,7 +266,7 @@ def family_of(fields: Fields) -> Family:
       SdslError: it is none that is known, or the weights are quantised.
     """
     kind = fields.values.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         fields.fail("model_type", "one of " + ", ".join(FAMILIES))
     fields.only("quantization_config", (), "quantised weights are not read; use the folder of the original weights")
     return FAMILIES[kind]

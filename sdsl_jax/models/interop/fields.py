@@ -36,7 +36,7 @@ class Fields:
             values = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise SdslError(f"the file {path} cannot be read ({error.strerror or error}).") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise SdslError(f"the file {path} is not valid JSON.") from None
         if not isinstance(values, dict):
             raise SdslError(f"the file {path} holds no JSON object.")

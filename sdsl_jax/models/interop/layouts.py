@@ -9,7 +9,8 @@ class Layout(NamedTuple):
     """Names of a family's tensors, without `.weight` and `.bias`; empty where it has none.
 
     Attributes:
-      base: prefix of everything but the head; files of the model without a head leave it out.
+      base: prefix of everything but the head.
+      bare: what stands in its place in files of the model without a head.
       block: prefix of a block, with its number.
       qkv: queries, keys and values: three names, or one for all.
       gate_up: gate and up, or up alone.
@@ -39,6 +40,7 @@ class Layout(NamedTuple):
     by_head: bool = False
     first_position: int = 0
     buffers: tuple[str, ...] = ()
+    bare: str = ""
 
 
 LLAMA = Layout(
@@ -58,6 +60,7 @@ LLAMA = Layout(
 )
 OPT = Layout(
     base="model.decoder.",
+    bare="decoder.",
     embedding="embed_tokens",
     positions="embed_positions",
     first_position=2,

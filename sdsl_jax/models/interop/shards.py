@@ -49,8 +49,12 @@ class Tensor(NamedTuple):
         buffer: Any = values.view(np.uint8).reshape(-1).data
         with open(self.file, "rb", buffering=0) as file:
             file.seek(self.offset + start * dtype.itemsize * math.prod(shape))
-            if file.readinto(buffer) != len(buffer):
-                raise SdslError(f"the file {self.file} became shorter while the tensor {self.name} was read.")
+            filled = 0
+            while filled < len(buffer):  # file systems of a network may bring less than was asked for
+                brought = file.readinto(buffer[filled:])
+                if not brought:
+                    raise SdslError(f"the file {self.file} became shorter while the tensor {self.name} was read.")
+                filled += brought
         return values
 
 
@@ -111,6 +115,10 @@ def shard_files(folder: Path) -> dict[str, list[str] | None]:
     Raises:
       SdslError: there are none, or only pickled ones, or the index is damaged.
     """
+    require(
+        not ((folder / INDEX).exists() and (folder / WEIGHTS).exists()),
+        f"the folder {folder} holds both {WEIGHTS} and {INDEX}, which may be two models; remove one of them.",
+    )
     if (folder / INDEX).exists():
         table = Fields.read(folder / INDEX).table("weight_map")
         require(table is not None and bool(table.values), f"the file {folder / INDEX} has no weight_map.")
@@ -118,7 +126,7 @@ def shard_files(folder: Path) -> dict[str, list[str] | None]:
         files: dict[str, list[str] | None] = {}
         for tensor, name in table.values.items():
             # A name with folders in it would lead out of the checkpoint.
-            if not isinstance(name, str) or Path(name).name != name:
+            if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
                 table.fail(tensor, "the name of a file beside it")
             files.setdefault(name, []).append(tensor)  # type: ignore[union-attr]
         return files
