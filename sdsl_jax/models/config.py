@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from sdsl_jax.errors import require
 
@@ -136,6 +137,16 @@ class ModelConfig:
             f"the model gives {self.logit_size} logits; they cannot be fewer than the {self.vocab_size} rows of its table.",
         )
         require(self.embedding_width >= 0, f"the embedding's width is {self.embedding_width}; it must not be negative.")
+
+    def description(self) -> dict[str, Any]:
+        """Its fields as plain values; those that only published families set, only where they are set.
+
+        So digests and files of our own models stay what they were when such a field is added.
+        """
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        own = list(defaults)[: list(defaults).index("norm_epsilon") + 1]
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name in own or value != defaults[name]}
 
     @property
     def ids(self) -> int:

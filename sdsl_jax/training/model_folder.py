@@ -91,8 +91,7 @@ def _describe(folder: Path, config: ModelConfig, tokenizer: Tokenizer, data: Dat
     description = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
-        # What is None has its default, which JSON cannot tell from a wrong value.
-        "architecture": {key: value for key, value in dataclasses.asdict(config).items() if value is not None},
+        "architecture": config.description(),
         "tokenizer": {
             "kind": tokenizer.kind,
             "file": None if text is None else TOKENIZER,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -128,7 +127,7 @@ def _tag(config: StudyConfig, rung: Rung, model: ModelConfig, schedule: Schedule
         "role": rung.role,
         "params": rung.params,
         "seeds": [config.seed, rung.seed],
-        "model": dataclasses.asdict(model),
+        "model": model.description(),
         # Twelve digits: laws that differ only in their reference size agree to rounding.
         "learning_rate": f"{schedule.peak:.12g}",
         "batch": batch,

@@ -104,3 +104,13 @@ def test_impossible_shapes_are_refused():
         ModelConfig(vocab_size=4, width=8, layers=1, heads=3, kv_heads=2, head_dim=4, hidden=8)
     with pytest.raises(SdslError, match="layers is 0"):
         ModelConfig(vocab_size=4, width=8, layers=0, heads=1, kv_heads=1, head_dim=4, hidden=8)
+
+
+def test_what_only_published_models_set_leaves_the_description_of_ours_alone(small_model):
+    """Rungs and shipped ladders are found by digests of it."""
+    described = dataclasses.replace(small_model, width=32).description()
+    assert list(described) == [
+        *("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "hidden"),
+        *("qk_norm", "tie_embeddings", "rope_theta", "norm_epsilon"),
+    ]
+    assert dataclasses.replace(small_model, qkv_bias=True).description()["qkv_bias"] is True
