@@ -81,8 +81,11 @@ def test_records_hold_every_pair_and_estimator(tiny_study):
 
 def test_gradient_and_reference_agree_in_the_records(tiny_study):
     entries = read_json(tiny_study / "records" / "codesign.json", list)
+    # Which law predicts tiny models best depends on rounding, and so on the processor.
+    ranked = [fitted["law"] for fitted in read_json(tiny_study / "records" / "fits.json")["acceptance_laws"]]
+    laws = [ranked[0], next(name for name in ("affine_plane", *ranked[1:]) if name != ranked[0])]
     assert {(e["acceptance_law"], e["cost_model"]) for e in entries} == {
-        (law, cost) for law in ("logit_gap", "affine_plane") for cost in ("flops", "measured")
+        (law, cost) for law in laws for cost in ("flops", "measured")
     }
     methods = {"flops": "closed form", "measured": "bracketed roots"}
     for entry in entries:
@@ -215,7 +218,9 @@ def test_wrong_input_is_one_sentence_and_status_two(tmp_path, monkeypatch, capsy
 def test_a_damaged_record_is_named_and_the_rest_left_alone(tiny_study, tmp_path, monkeypatch, capsys, name):
     folder = shutil.copytree(tiny_study, tmp_path / "copy")
     damaged = folder / "records" / name
-    damaged.write_text(damaged.read_text()[: damaged.stat().st_size // 3])
+    text = damaged.read_text()
+    # Behind a comma: a row that ends with some digits of its last number would look like a whole one.
+    damaged.write_text(text[: text.index(",", len(text) // 3) + 1])
     before = {p: p.read_bytes() for p in (folder / "records").iterdir()}
     file = tmp_path / "tiny.toml"
     file.write_text(to_toml(tiny()))
