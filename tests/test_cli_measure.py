@@ -135,6 +135,7 @@ def test_one_folder_takes_many_pairs_and_the_fits_read_it(sdsl, models, tmp_path
     assert len(pandas.read_parquet(tmp_path / "out" / "events.parquet").draft_id.unique()) == 3
 
 
+@pytest.mark.slow
 def test_requests_are_timed(sdsl):
     status, out, _ = sdsl("--json", timed="1")
     assert status == 0

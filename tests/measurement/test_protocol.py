@@ -78,6 +78,7 @@ def test_what_is_there_is_measured_once_and_what_is_absent_is_named(run, tmp_pat
         assert words in out
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_read_stops_nothing(run, tmp_path):
     folder = tmp_path / "checkpoints"
     copy_checkpoint("llama-2", folder / "llama-2")
