@@ -18,6 +18,7 @@ from sdsl_jax.records import AcceptanceRecord, ModelRecord, read_table, write_js
 from sdsl_jax.report.style import COLOURS, figure
 from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, AffinePlane, Scenario
 
+_DRAWN = (-0.25, 1.25)
 TABLE, ANSWER, FIGURE = "protocol.md", "protocol.json", "plane"
 
 
@@ -82,7 +83,9 @@ def _target(
     models: dict[str, ModelRecord],
     plane: Plane | None,
 ) -> dict[str, Any]:
-    own = dataclasses.replace(PAPER_PLANE, A=plane.A, B=plane.B, C=plane.C) if plane is not None else None
+    # With A from 0 up a worse draft would be accepted more, and the smallest would be the best.
+    usable = plane is not None and plane.A < 0
+    own = dataclasses.replace(PAPER_PLANE, A=plane.A, B=plane.B, C=plane.C) if plane and usable else None
     exact = [r for r in rows if r.target_id == target.folder and r.estimator == "teacher_forced_samples"]
     best = max(exact, key=lambda r: r.alpha, default=None)
     model = models.get(target.folder)
@@ -161,6 +164,8 @@ def markdown(found: dict[str, Any]) -> str:
         cells = [f"{plane['A']:.4g}", f"{plane['B']:.4g}", f"{plane['C']:.4g}", f"{plane['r_squared']:.3f}"]
         cells += [f"{plane['mean_squared_error']:.3g}", "–" if plane["pairs"] is None else str(plane["pairs"])]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    if found["plane"] is not None and found["plane"]["A"] >= 0:
+        lines += ["", "A of our plane is not negative: by it a worse draft is accepted more, and there is no N*."]
     lines += [
         "",
         f"α of the plane: the token acceptance rate at γ = {found['plane_lookahead']}, inverted, of the pairs that were decoded; "
@@ -194,10 +199,15 @@ def _draw(points: np.ndarray, plane: Plane | None, lookahead: int, out: Path) ->
             ("plane fitted to these pairs", plane, COLOURS[0], "o"),
             ("published plane", PUBLISHED_PLANE, COLOURS[1], "^"),
         ):
-            if each is not None:
-                axis.plot(each(points[:, 0], points[:, 1]), points[:, 2], marker, color=colour, label=name)
-        low, high = min(axis.get_xlim()[0], axis.get_ylim()[0]), max(axis.get_xlim()[1], axis.get_ylim()[1])
-        axis.plot([low, high], [low, high], color="0.4", lw=0.8)
+            if each is None:
+                continue
+            values = each(points[:, 0], points[:, 1])
+            # A plane is no probability; what it says far outside is told, and not drawn.
+            inside = (values >= _DRAWN[0]) & (values <= _DRAWN[1])
+            beyond = f" ({int((~inside).sum())} beyond the picture)" if not inside.all() else ""
+            axis.plot(values[inside], points[inside, 2], marker, color=colour, label=name + beyond)
+        axis.plot([0, 1], [0, 1], color="0.4", lw=0.8)
+        axis.set(xlim=_DRAWN, ylim=(-0.05, 1.05))
         axis.set(
             xlabel="α by a plane of the two perplexities",
             ylabel=f"measured α (TAR at γ = {lookahead}, inverted)",
