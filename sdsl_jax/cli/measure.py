@@ -93,7 +93,7 @@ def measure(
     require(timed >= 0, f"--timed is {timed}; it must not be negative.")
     require(devices >= 1, f"--devices is {devices}; it must be at least 1.")
     from sdsl_jax.data.prompts import load_prompts
-    from sdsl_jax.decoding import Model, NgramDraft, Sampling
+    from sdsl_jax.decoding import Model, NgramDraft, Sampling, one_vocabulary
     from sdsl_jax.measurement import generation, pair, pair_records, pair_report
     from sdsl_jax.measurement.retokenised import retokenised_acceptance
     from sdsl_jax.training import Reading, load_any_model
@@ -162,7 +162,7 @@ def measure(
         verifier = Model(target_model.config, target_model.params)
         drafter: Model | NgramDraft = NgramDraft(verifier.config.ids)
         if source.model is not None:
-            drafter, verifier = pair.one_vocabulary(Model(source.model.config, source.model.params), verifier)
+            drafter, verifier = one_vocabulary(Model(source.model.config, source.model.params), verifier)
         measured = pair.measure_pair(drafter, verifier, chosen, settings, progress)
         times = []
         if timed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -47,7 +46,8 @@ def protocol(
             progress.close()
     found = summarise(config, done, folder)
     if json:
-        print(json_format.dumps(found, indent=1, ensure_ascii=False))
+        # As it was written: what is not a number is null there.
+        print((folder / ANSWER).read_text(encoding="utf-8"), end="")
         return
     console = standard_console()
     console.print(Markdown(markdown(found)))

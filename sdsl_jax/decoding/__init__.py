@@ -1,7 +1,7 @@
 """Lossless speculative decoding and the autoregressive baseline."""
 
 from sdsl_jax.decoding.decode import autoregress, speculate
-from sdsl_jax.decoding.drafters import Model, NgramDraft
+from sdsl_jax.decoding.drafters import Model, NgramDraft, one_vocabulary
 from sdsl_jax.decoding.lookahead import ConfidenceThreshold, FixedLookahead, OnlineLookahead
 from sdsl_jax.decoding.loop import Blocks, Decoded, Events
 from sdsl_jax.decoding.sampling import Sampling, draw, probabilities
@@ -19,6 +19,7 @@ __all__ = [
     "Sampling",
     "autoregress",
     "draw",
+    "one_vocabulary",
     "overlap",
     "probabilities",
     "residual",

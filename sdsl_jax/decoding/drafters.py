@@ -6,6 +6,7 @@ from them, and deciding how often, is the loop's business. Suffixes: B rows, L t
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -23,6 +24,17 @@ class Model(NamedTuple):
 
     config: ModelConfig
     params: Params
+
+
+def one_vocabulary(draft: Model, target: Model) -> tuple[Model, Model]:
+    """The same two models with as many logits each; ids that one of them has no row for get no probability from it."""
+    size = max(draft.config.ids, target.config.ids)
+
+    def padded(model: Model) -> Model:
+        wanted = 0 if size == model.config.vocab_size else size
+        return model._replace(config=dataclasses.replace(model.config, logit_size=wanted))
+
+    return padded(draft), padded(target)
 
 
 class Proposal(NamedTuple):

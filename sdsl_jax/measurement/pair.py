@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sdsl_jax.data.prompts import Prompts
-from sdsl_jax.decoding import Decoded, Model, NgramDraft, Sampling, autoregress, speculate
+from sdsl_jax.decoding import Decoded, Model, NgramDraft, Sampling, autoregress, one_vocabulary, speculate
 from sdsl_jax.decoding.verification import Verification
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.conventions import ConventionRow, acceptance_report
@@ -117,17 +116,6 @@ class PairMeasurement(NamedTuple):
     positions: int
     text: TextScores | None
     lookaheads: tuple[LookaheadResult, ...]
-
-
-def one_vocabulary(draft: Model, target: Model) -> tuple[Model, Model]:
-    """The same two models with as many logits each; ids that one of them has no row for get no probability from it."""
-    size = max(draft.config.ids, target.config.ids)
-
-    def padded(model: Model) -> Model:
-        wanted = 0 if size == model.config.vocab_size else size
-        return model._replace(config=dataclasses.replace(model.config, logit_size=wanted))
-
-    return padded(draft), padded(target)
 
 
 def measure_pair(

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import pandas
 
@@ -137,9 +138,9 @@ def append_records(
             f"the folder {folder} holds another model of the name {model.model_id}; rename one of the two folders.",
         )
     acceptance, survival = _acceptance(name, settings, measured, len(prompts.lengths))
-    dtype = _dtype(target)
-    timed = [_generation(name, each, settings.confidence, dtype) for each in times]
+    dtype = str(jax.tree.leaves(target.params)[0].dtype)
     # The target alone is timed again with every draft; a row for each says what its speed-up was measured against.
+    timed = [_generation(name, each, settings.confidence, dtype) for each in times]
     frames = [
         pandas.DataFrame(event_columns(result.decoded)).assign(lookahead=result.lookahead, **name._asdict())
         for result in measured.lookaheads
@@ -161,12 +162,6 @@ def append_records(
     write_json(folder / MEASUREMENTS, [*answers, answer])
     # Last: a pair counts as measured once it is in here.
     write_table(folder, "survival", held["survival"] + survival)
-
-
-def _dtype(model: LoadedModel) -> str:
-    import jax
-
-    return str(jax.tree.leaves(model.params)[0].dtype)
 
 
 def with_loss(record: ModelRecord, role: str, loss: Interval, bits_per_byte: Interval) -> ModelRecord:

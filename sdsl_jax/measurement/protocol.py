@@ -17,11 +17,11 @@ import jax
 
 from sdsl_jax.config import ProtocolConfig, ProtocolModel, to_dict
 from sdsl_jax.data.prompts import Prompts, encode_prompts, load_prompts
-from sdsl_jax.decoding import Model, Sampling
+from sdsl_jax.decoding import Model, Sampling, one_vocabulary
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.measurement import pair_records, pair_report
 from sdsl_jax.measurement.generation import time_generation
-from sdsl_jax.measurement.pair import PairSettings, measure_pair, one_vocabulary
+from sdsl_jax.measurement.pair import PairSettings, measure_pair
 from sdsl_jax.measurement.retokenised import prompt_losses, retokenised_acceptance
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import AcceptanceRecord, read_json, read_table, write_json

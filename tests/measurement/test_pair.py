@@ -7,11 +7,11 @@ import pytest
 from flax import nnx
 
 from sdsl_jax.data.prompts import Prompts
-from sdsl_jax.decoding import Model, NgramDraft, Sampling, overlap, probabilities
+from sdsl_jax.decoding import Model, NgramDraft, Sampling, one_vocabulary, overlap, probabilities
 from sdsl_jax.errors import SdslError
 from sdsl_jax.measurement import pair as module
 from sdsl_jax.measurement.overlap import pairwise_overlap
-from sdsl_jax.measurement.pair import PairSettings, measure_pair, one_vocabulary
+from sdsl_jax.measurement.pair import PairSettings, measure_pair
 from sdsl_jax.models import ModelConfig, init_params
 from sdsl_jax.models import forward as eager_forward
 
