@@ -1,9 +1,16 @@
 """Stretches between common cuts: what is counted, and what the measure is not."""
 
+import jax
 import numpy as np
 import pytest
+from published_checkpoints import character_tokenizer
 
-from sdsl_jax.measurement.retokenised import _Cut, _ends, _Row, _stretches
+from sdsl_jax.data.prompts import encode_prompts
+from sdsl_jax.data.published import PublishedTokenizer
+from sdsl_jax.decoding import Model
+from sdsl_jax.measurement.pair import PairSettings, sample_target
+from sdsl_jax.measurement.retokenised import _Cut, _ends, _Row, _stretches, retokenised_acceptance
+from sdsl_jax.models import ModelConfig, forward, init_params
 
 
 def cuts_of(lengths, begin=0):
@@ -65,3 +72,27 @@ def test_a_perfect_draft_of_other_tokens_can_score_below_one():
     assert found.nats["draft"] == pytest.approx(found.nats["target"], rel=1e-3)
     # 11/12, to five standard errors of 36,000 stretches, of which a sixth count half.
     assert accepted == pytest.approx(11 / 12, abs=5 * 0.5 * (1 / 6 * 5 / 6 / 36_000) ** 0.5)
+
+
+def test_with_one_tokenizer_it_is_the_acceptance_of_what_the_target_wrote():
+    """min(1, q(y)/p(y)) of every token, computed from two plain passes: the same number, but for the rounding of sums."""
+    config = ModelConfig(vocab_size=53, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, hidden=12)
+    draft, target = (
+        Model(config, jax.tree.map(lambda x: 1.4 * x, init_params(config, jax.random.key(seed)))) for seed in (1, 2)
+    )
+    tokenizer = PublishedTokenizer(character_tokenizer())
+    prompts = encode_prompts(["the house", "a", "we must go"], tokenizer, 16, "letters")
+    settings = PairSettings(lookaheads=(1,), new_tokens=20)
+    found = retokenised_acceptance(draft, target, tokenizer, tokenizer, prompts, settings)
+    tokens, lengths = sample_target(target, prompts, settings, lambda: None)
+    log_probs = [
+        np.asarray(jax.nn.log_softmax(jax.jit(forward, static_argnums=0)(m.config, m.params, tokens)[0]))
+        for m in (target, draft)
+    ]
+    rows = np.arange(len(tokens))[:, None]
+    # All but the last: the row's end cut it off.
+    at = lengths[:, None] + np.arange(settings.new_tokens - 1)
+    log_p, log_q = (x[rows, at - 1, tokens[rows, at]] for x in log_probs)
+    assert found.stretches == at.size
+    assert found.alpha.estimate == pytest.approx(np.exp(np.minimum(log_q - log_p, 0)).mean(), rel=1e-4)
+    assert found.roles["draft"].loss.estimate == pytest.approx(-log_q.mean(), rel=1e-4)
