@@ -11,6 +11,7 @@ changes its sign once.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -90,12 +91,13 @@ def best_lookahead(
     smallest, largest = (jnp.asarray(bound, kind) for bound in bounds)
 
     # In ln(1 + γ) the curvature changes least between the bounds, and Newton's steps reach farthest.
-    def slope(given: tuple[Array, Any]) -> Callable[[Array], Array]:
-        def log_speedup(u: Array) -> Array:
-            gamma = jnp.expm1(u)
-            return jnp.log(tokens_per_round(given[0], gamma)) - jnp.log(round_cost(given[1], gamma))
+    @jax.jit  # traced once, however often it is differentiated
+    def log_speedup(given: tuple[Array, Any], u: Array) -> Array:
+        gamma = jnp.expm1(u)
+        return jnp.log(tokens_per_round(given[0], gamma)) - jnp.log(round_cost(given[1], gamma))
 
-        return slope_of(log_speedup)
+    def slope(given: tuple[Array, Any]) -> Callable[[Array], Array]:
+        return slope_of(functools.partial(log_speedup, given))
 
     given = (jnp.asarray(acceptance), numbers)
     still = slope(jax.lax.stop_gradient(given))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -155,6 +156,7 @@ def communication_seconds(hardware: Hardware, shape: Shape, precision: Precision
     )
 
 
+@jax.jit  # traced once for each kind of arguments, however often optimisers nest, map and differentiate it
 def pass_time(hardware: Hardware, shape: Shape, precision: Precision, load: Load) -> Array:
     """Seconds of one forward pass; of a decoding step where `load.tokens` is 1, and of a verify pass where it is γ + 1."""
     tokens = jnp.asarray(load.batch) * load.tokens

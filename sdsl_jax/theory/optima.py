@@ -244,6 +244,7 @@ def _optimal_draft(
     """The best size, given what each size is worth at its best lookahead, and that lookahead."""
     low, high = (jnp.log(jnp.asarray(b, jnp.result_type(float))) for b in bounds)
 
+    @jax.jit  # traced once, though it is mapped, differentiated and solved in turn
     def objective(x: Array) -> Array:
         return log_speedup(jnp.exp(x))
 
