@@ -90,15 +90,27 @@ def linearised(functions: Functions, box: Box, point: Point) -> Linear:
         return found, (found, values)
 
     slopes, (found, (f, g)) = jax.jacfwd(at, has_aux=True)(z)
-    free = (z - found > low) & (z - found < high)
+    free = free_components(box, point, found)
     return Linear(
         objective=f,
         constraints=g,
         slope=found[:size],
         miss=jnp.clip(z - found, low, high) - z,
         free=free,
-        matrix=jnp.where(free[:, None], slopes, jnp.eye(len(z), dtype=z.dtype)),
+        matrix=free_rows(free, slopes),
     )
+
+
+def free_components(box: Box, point: Point, found: Float[Array, " Z"]) -> Bool[Array, " Z"]:
+    """Which components of a point are not held, given F there."""
+    z = jnp.concatenate(point)
+    low, high = _ends(box, len(point.multipliers))
+    return (z - found > low) & (z - found < high)
+
+
+def free_rows(free: Bool[Array, " Z"], slopes: Float[Array, "Z Z"]) -> Float[Array, "Z Z"]:
+    """∂F/∂z with the rows of what is held replaced by those of the identity."""
+    return jnp.where(free[:, None], slopes, jnp.eye(len(free), dtype=slopes.dtype))
 
 
 def polish(functions: Functions, box: Box, start: Point) -> tuple[Point, Linear]:

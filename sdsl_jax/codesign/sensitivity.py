@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from sdsl_jax.codesign.kkt import Point, field, linearised
+from sdsl_jax.codesign.kkt import Point, field, free_components, free_rows
 from sdsl_jax.codesign.program import Numbers, Solved, Task, as_arrays, box, coordinates, functions
 from sdsl_jax.theory.serving import Design, Serving, counted, shapes
 
@@ -35,60 +35,65 @@ class DesignSensitivities(NamedTuple):
     objective_fixed: Design
 
 
-def _elasticities(slopes: _Tree, at: _Tree) -> _Tree:
-    def one(slope: Array, value: Array) -> Array:
-        counts = jnp.isfinite(value) & (value != 0)
-        return jnp.where(counts, slope * jnp.where(counts, value, 0.0), 0.0)
+def _elasticity(slope: Array, value: Array) -> Array:
+    counts = jnp.isfinite(value) & (value != 0)
+    return jnp.where(counts, slope * jnp.where(counts, value, 0.0), 0.0)
 
-    return jax.tree.map(one, slopes, at)
+
+def _elasticities(slopes: _Tree, at: _Tree) -> _Tree:
+    return jax.tree.map(_elasticity, slopes, at)
 
 
 def sensitivities(task: Task, numbers: Numbers, solved: Solved) -> DesignSensitivities:
     """Elasticities of the optimum, with what is held at bounds and which constraints bind unchanged.
 
     With F the `field` of the conditions, A its slopes in z = (x, λ) (the identity in components that are held) and θ a number,
-    A·dz/dθ = −∂F/∂θ in the free components. One transposed system per variable gives its derivatives by all numbers in one
-    pass. The objective's are ∂L/∂θ at fixed z (envelope theorem).
+    A·dz/dθ = −∂F/∂θ in the free components. The objective's are ∂L/∂θ at fixed z (envelope theorem).
 
     Args:
       task: that was solved.
       numbers: that it was solved for.
       solved: its optimum; feasible.
     """
-    return _sensitivities(task, as_arrays(numbers), solved.design, solved.multipliers)
+    numbers = as_arrays(numbers)
+    variables, objective = _sensitivities(task, numbers, solved.design, solved.multipliers)
+    kind = jax.tree.structure((numbers.serving, numbers.fixed))
+    moved = {name: jax.tree.unflatten(kind, list(row)) for name, row in zip(task.variables, variables, strict=True)}
+    gained = jax.tree.unflatten(kind, list(objective))
+    return DesignSensitivities(
+        variables={name: by_serving for name, (by_serving, _) in moved.items()},
+        objective=gained[0],
+        variables_fixed={name: by_fixed for name, (_, by_fixed) in moved.items()},
+        objective_fixed=gained[1],
+    )
 
 
 @functools.partial(jax.jit, static_argnames="task")
-def _sensitivities(task: Task, numbers: Numbers, design: Design, multipliers: Array) -> DesignSensitivities:
-    given = (numbers.serving, numbers.fixed)
+def _sensitivities(task: Task, numbers: Numbers, design: Design, multipliers: Array) -> tuple[Array, Array]:
+    """Elasticities of the variables, [V, P], and of the objective, [P], by all P numbers in the order of their tree.
+
+    One vector holds z and the numbers, so that one forward pass over it gives every slope: a program for vectors compiles in a
+    fraction of the time of one with as many scalars.
+    """
+    leaves, kind = jax.tree.flatten((numbers.serving, numbers.fixed))
     point = Point(coordinates(task, design), multipliers)
+    size, held = len(point.x), len(point.x) + len(multipliers)
+    values = jnp.stack(leaves)
 
-    def having(given: tuple[Serving, Design]) -> Numbers:
-        return numbers._replace(serving=given[0], fixed=given[1])
+    def at(both: Array) -> tuple[tuple[Array, Array, Array], Array]:
+        serving, fixed = jax.tree.unflatten(kind, list(both[held:]))
+        here = Point(both[:size], both[size:held])
+        found, (f, g) = field(functions(task, numbers._replace(serving=serving, fixed=fixed)), here)
+        return (found, f, g), found
 
-    here = linearised(functions(task, numbers), box(task, numbers), point)
-
-    def weighed(given: tuple[Serving, Design], weights: Array) -> Array:
-        return -weights @ jnp.where(here.free, field(functions(task, having(given)), point)[0], 0.0)
-
-    def lagrangian(given: tuple[Serving, Design]) -> Array:
-        f, g = functions(task, having(given))(point.x)
-        return f + point.multipliers @ g
-
-    size = len(point.x)
-    rows = jnp.linalg.solve(here.matrix.T, jnp.eye(len(here.miss), size, dtype=here.miss.dtype)).T
+    (slopes, f_slopes, g_slopes), found = jax.jacfwd(at, has_aux=True)(jnp.concatenate([*point, values]))
+    free = free_components(box(task, numbers), point, found)
+    moved = -jnp.linalg.solve(free_rows(free, slopes[:, :held]), jnp.where(free[:, None], slopes[:, held:], 0.0))
+    gained = f_slopes[held:] + multipliers @ g_slopes[:, held:]
     # From coordinates to logarithms of the variables: d ln γ = (1 + γ)/γ · d ln(1 + γ).
     gamma = jnp.asarray(design.lookahead)
     scale = jnp.stack([(1 + gamma) / gamma if name == "lookahead" else jnp.ones_like(gamma) for name in task.variables])
-    moved = jax.vmap(jax.grad(weighed), (None, 0))(given, rows * scale[:, None])
-    by_serving, by_fixed = _elasticities(moved, given)
-    gained, gained_fixed = _elasticities(jax.grad(lagrangian)(given), given)
-    return DesignSensitivities(
-        variables={name: jax.tree.map(lambda v, i=i: v[i], by_serving) for i, name in enumerate(task.variables)},
-        objective=gained,
-        variables_fixed={name: jax.tree.map(lambda v, i=i: v[i], by_fixed) for i, name in enumerate(task.variables)},
-        objective_fixed=gained_fixed,
-    )
+    return _elasticity(scale[:, None] * moved[:size], values), _elasticity(gained, values)
 
 
 def of_stated_sizes(task: Task, numbers: Numbers, solved: Solved, found: DesignSensitivities) -> DesignSensitivities:
