@@ -166,19 +166,7 @@ def measure(
         measured = pair.measure_pair(drafter, verifier, chosen, settings, progress)
         times = []
         if timed:
-            times = generation.time_generation(
-                drafter,
-                verifier,
-                chosen,
-                lookaheads=lookaheads,
-                new_tokens=new_tokens,
-                count=timed,
-                repetitions=3,
-                sampling=settings.sampling,
-                confidence=confidence,
-                seed=seed,
-                progress=progress,
-            )
+            times = generation.time_generation(drafter, verifier, chosen, settings, timed, progress=progress)
     finally:
         if progress is not None:
             progress.close()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from sdsl_jax.data.prompts import Prompts
-from sdsl_jax.decoding import Model, NgramDraft, Sampling, autoregress, speculate
+from sdsl_jax.decoding import Model, NgramDraft, autoregress, speculate
 from sdsl_jax.errors import require
+from sdsl_jax.measurement.pair import PairSettings
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.statistics import Interval, median_interval
 
@@ -42,14 +43,9 @@ def time_generation(
     draft: Model | NgramDraft,
     target: Model,
     prompts: Prompts,
-    *,
-    lookaheads: Sequence[int],
-    new_tokens: int,
+    settings: PairSettings,
     count: int,
-    repetitions: int,
-    sampling: Sampling,
-    confidence: float,
-    seed: int = 0,
+    repetitions: int = 3,
     progress: Progress | None = None,
 ) -> list[GenerationTimes]:
     """Times requests of one prompt each, with the target alone and with every lookahead, one after another in turn.
@@ -61,23 +57,18 @@ def time_generation(
       draft: proposes.
       target: verifies.
       prompts: of which some, spread evenly, are timed.
-      lookaheads: γ to time.
-      new_tokens: tokens of a request, at least 2.
+      settings: of the pair; its batch and stop tokens are not looked at.
       count: prompts to time.
       repetitions: of each prompt.
-      sampling: of both models.
-      confidence: of the intervals of the medians.
-      seed: of the samples.
       progress: told after every request.
 
     Raises:
-      SdslError: an argument lies outside its range.
+      SdslError: a count is below 1.
     """
-    require(new_tokens >= 2, f"the number of new tokens is {new_tokens}; a time per token after the first needs 2.")
     require(count >= 1 and repetitions >= 1, f"{count} prompts × {repetitions} repetitions cannot be timed.")
     progress = progress or Silent()
     rows = np.unique(np.linspace(0, len(prompts.lengths) - 1, min(count, len(prompts.lengths))).round().astype(int))
-    each = (0, *lookaheads)
+    each, new_tokens = (0, *settings.lookaheads), settings.new_tokens
     progress.start("time", len(each) * (1 + len(rows) * repetitions))
 
     def median_of_repetitions(values: np.ndarray) -> np.ndarray:
@@ -85,13 +76,14 @@ def time_generation(
 
     def request(lookahead: int, row: int, new: int) -> Callable[[], object]:
         common: dict[str, Any] = dict(
-            prompt_lengths=prompts.lengths[row : row + 1], new_tokens=new, sampling=sampling, seed=seed, rows=np.array([row]),
-            room=new_tokens,
+            prompt_lengths=prompts.lengths[row : row + 1], new_tokens=new, sampling=settings.sampling, seed=settings.seed,
+            rows=np.array([row]), room=new_tokens,
         )  # fmt: skip
         tokens = prompts.tokens[row : row + 1]
         if lookahead == 0:
             return lambda: autoregress(target, tokens, **common).tokens
-        return lambda: speculate(draft, target, tokens, lookahead=lookahead, **common).tokens
+        rule = settings.verification
+        return lambda: speculate(draft, target, tokens, lookahead=lookahead, verification=rule, **common).tokens
 
     def seconds(run: Callable[[], object]) -> float:
         began = time.perf_counter()
@@ -102,7 +94,7 @@ def time_generation(
         seconds(request(lookahead, int(rows[0]), new_tokens))
         progress.advance(1, f"compiled γ = {lookahead}")
     found = np.zeros((2, len(each), len(rows) * repetitions))
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(settings.seed)
     for number in range(found.shape[2]):
         row = int(rows[number % len(rows)])
         for at in random.permutation(len(each)):
@@ -115,12 +107,12 @@ def time_generation(
         (first, total), plain = median_of_repetitions(found[:, at]), median_of_repetitions(found[1, 0])
         return GenerationTimes(
             lookahead=each[at],
-            first_token=median_interval(first, confidence),
-            per_token=median_interval((total - first) / (new_tokens - 1), confidence),
-            total=median_interval(total, confidence),
+            first_token=median_interval(first, settings.confidence),
+            per_token=median_interval((total - first) / (new_tokens - 1), settings.confidence),
+            total=median_interval(total, settings.confidence),
             new_tokens=new_tokens,
             requests=found.shape[2],
-            speedup=median_interval(plain / total, confidence),
+            speedup=median_interval(plain / total, settings.confidence),
         )
 
     return [result(at) for at in range(len(each))]

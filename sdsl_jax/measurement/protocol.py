@@ -202,21 +202,7 @@ def _decode(
     q, p = one_vocabulary(Model(draft.config, draft.params), Model(target.config, target.params))
     measured = measure_pair(q, p, prompts, settings, progress)
     m = config.measure
-    times = []
-    if m.timed:
-        times = time_generation(
-            q,
-            p,
-            prompts,
-            lookaheads=m.lookaheads,
-            new_tokens=m.new_tokens,
-            count=m.timed,
-            repetitions=3,
-            sampling=settings.sampling,
-            confidence=m.confidence,
-            seed=config.seed,
-            progress=progress,
-        )
+    times = time_generation(q, p, prompts, settings, m.timed, progress=progress) if m.timed else []
     source = pair_report.Draft(draft.record.model_id, draft)
     warnings = pair_report.input_warnings(draft, target, prompts, settings, m.prompts)
     warnings += pair_report.result_warnings(measured)
