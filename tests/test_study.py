@@ -137,7 +137,7 @@ def test_nothing_is_run_twice(tiny_study, tmp_path):
 def test_only_what_depends_on_a_change_is_run_again(tiny_study, tmp_path):
     folder = shutil.copytree(tiny_study, tmp_path / "copy")
     seen = Notes()
-    run_study(tiny(codesign={"starts": 2}), folder, progress=seen)
+    run_study(tiny(codesign={"learning_rate": 0.09}), folder, progress=seen)
     assert seen.notes[:4] == [f"{stage}: up to date" for stage in ("train", "measure", "conditions", "fit")]
     assert seen.tasks == ["codesign", "clock", "evidence", "figures", "report"]
 
@@ -148,7 +148,7 @@ def test_fits_and_figures_need_no_weights(tiny_study, tmp_path):
     shutil.rmtree(folder / "checkpoints")
     shutil.rmtree(folder / "figures")
     for stage in STAGES[2:]:
-        run_study(tiny(fit={"bootstrap": 21}), folder, only=stage)
+        run_study(tiny(fit={"acceptance_huber_delta": 0.021}), folder, only=stage)
     assert (folder / "figures" / "speedup.png").exists()
     assert read_table(folder / "records", "clock") == []
 
@@ -359,7 +359,7 @@ def test_predictions_come_before_what_they_are_about(tmp_path, monkeypatch):
         ladder=ladder,
         holdout={"draft_params": [2500], "target_params": [8_000]},
         measure={"decode": "largest"},
-        fit={"bootstrap": 21},
+        fit={"acceptance_huber_delta": 0.021},
     )
     run_study(changed, tmp_path)
     predictions = read_json(tmp_path / "records" / "predictions.json")

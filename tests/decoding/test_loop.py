@@ -47,10 +47,9 @@ PROMPTS = ([3], [1, 4, 0, 2])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lookahead", [1, 2, 4, 7])
-def test_joint_distribution_with_many_samples(draft, target, lookahead):
+def test_joint_distribution_with_many_samples(draft, target):
     """As below, with 200,000 samples of each prompt: a bias of half a percent in a common sequence would show."""
-    check_joint_distribution(draft, target, lookahead, temperature=1.0, rows=8192, runs=49)
+    check_joint_distribution(draft, target, 4, temperature=1.0, rows=8192, runs=49)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ CONFIG = from_dict(
         },
         "holdout": {"draft_params": [100_000], "target_params": [500_000]},
         "measure": {},
-        "fit": {"starts": 16, "bootstrap": 60},
+        "fit": {"starts": 6, "bootstrap": 24},
     },
 )
 

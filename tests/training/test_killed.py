@@ -149,8 +149,8 @@ def first_checkpoint(child, out):
 
 @pytest.mark.slow
 def test_sigterm_ends_with_a_checkpoint_at_once(study, tmp_path):
-    """A rung of 1,562 steps, stopped between two of its regular checkpoints."""
-    long = ("--rungs", "target-*", "--ladder.target_tokens=[400000]", "--training.checkpoint_every_steps=200")
+    """A rung of 585 steps, stopped between two of its regular checkpoints."""
+    long = ("--rungs", "target-*", "--ladder.target_tokens=[150000]", "--training.checkpoint_every_steps=200")
     finish(start(study, tmp_path / "whole", *long))
     out = tmp_path / "stopped"
     child = start(study, out, *long)
