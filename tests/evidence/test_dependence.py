@@ -30,6 +30,7 @@ def test_concentration_is_recovered_exactly(x64):
     np.testing.assert_allclose(found.tokens_per_round[:, 0], wanted, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_chain_is_told_from_independence():
     """ρ = .3 in 64 samples of 96: its standard error is about .03 a pair, and the mean of 4 is held to 4 of its own."""
     found = dependence(chain_study(seed=1, persistence=0.3))

@@ -132,6 +132,7 @@ def test_predictions_do_not_look_at_what_is_held_out(quiet):
     assert again.predictions == quiet.predictions
 
 
+@pytest.mark.slow
 def test_a_step_between_depths_is_named():
     """Models of one layer 4 % worse than a law of size allows: without them the largest loss is predicted far better."""
     rows = holdout(published(world(noise=0.0005, step=0.04)))["loss_by_depth"]
@@ -155,6 +156,7 @@ def test_the_law_that_made_the_records_wins(quiet):
         assert row["left_out_domains"] is None
 
 
+@pytest.mark.slow
 def test_the_best_count_is_found():
     """Acceptance as a power law in the total number of parameters."""
     law = PowerLaw(4.0, 0.35, 0.05)
@@ -211,6 +213,7 @@ def test_sensitivities_are_differences(quiet):
     assert row["log_draft_params"] / row["standard_error"] == pytest.approx((logs[1] - logs[0]) / (2 * step), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_residuals_know_what_sizes_share():
     """Independent noise: the adjusted share between sizes is near 0, for 22 rows of 9 sizes within ±.5; a step: near 1."""
     assert abs(residuals(world(noise=0.01, seed=2))["loss_share_between_sizes"]) < 0.5
