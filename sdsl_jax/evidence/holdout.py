@@ -209,7 +209,10 @@ def _choice(inputs: Inputs, published: dict[str, Any]) -> dict[str, Any] | None:
         return None
     optimum = published["optimum"]
     alpha = np.asarray([_predicted_alpha(published, m, target) for m in found.drafts])
-    lookahead = max(1, round(optimum["lookahead"]))
+    # A law whose acceptance reaches 1 asks for drafts without end: its lookahead is infinite, and so null in the file.
+    asked = optimum["lookahead"]
+    endless = asked is None or not math.isfinite(asked)
+    lookahead = int(found.lookaheads[-1]) if endless else max(1, round(asked))
     nearest = _nearest(found, optimum["draft_params"])
     ratio = _nearest(found, target.params_nonembedding / 200)
     ladder_draft, ladder_lookahead = found.choice(alpha)
@@ -238,7 +241,7 @@ def _choice(inputs: Inputs, published: dict[str, Any]) -> dict[str, Any] | None:
             "lookahead": int(found.lookaheads[best[1]]),
             "speedup": found.best,
         },
-        "predicted_speedup_error": optimum["speedup"] / found.best - 1,
+        "predicted_speedup_error": None if endless else optimum["speedup"] / found.best - 1,
         "strategies": strategies,
         "within_3pct": [
             {"draft_id": m.model_id, "lookaheads": [int(g) for g in found.lookaheads[row >= 0.97 * found.best]]}

@@ -10,7 +10,7 @@ from sdsl_jax.config import StudyConfig, from_dict
 from sdsl_jax.evidence import Inputs, forecast
 from sdsl_jax.evidence.claims import claims, sensitivity
 from sdsl_jax.evidence.fit_quality import coverage, residuals
-from sdsl_jax.evidence.forecast import held_out
+from sdsl_jax.evidence.forecast import Rung, _optimum, held_out
 from sdsl_jax.evidence.holdout import holdout
 from sdsl_jax.evidence.law_comparison import acceptance_laws
 from sdsl_jax.evidence.law_inputs import law_inputs
@@ -18,7 +18,7 @@ from sdsl_jax.evidence.speedups import measured_speedups
 from sdsl_jax.fitting import fit_all, read_laws
 from sdsl_jax.models import count, member
 from sdsl_jax.records import ExpectedRecord, LatencyRecord, ModelRecord, longest_trained
-from sdsl_jax.theory import ChinchillaLaw, FlopCost, LogitPlane, ModelPoint, PowerLaw, tokens_per_round
+from sdsl_jax.theory import AffinePlane, ChinchillaLaw, FlopCost, LogitPlane, ModelPoint, PowerLaw, tokens_per_round
 
 LOSS, ALPHA = ChinchillaLaw(1.1, 6.0, 40.0, 0.25, 0.35), LogitPlane(2.4, 2.2, 1.6)
 SIZES = (3_000, 6_000, 12_000, 25_000, 50_000, 100_000)
@@ -130,6 +130,23 @@ def test_predictions_do_not_look_at_what_is_held_out(quiet):
     ]
     again = published(quiet._replace(models=changed))
     assert again.predictions == quiet.predictions
+
+
+def test_an_acceptance_that_reaches_one_has_no_finite_optimum(quiet):
+    """The plane puts α of every draft at 1.2: γ* and S* are infinite in every draw, and the longest lookahead stands for them."""
+    always = AffinePlane(0.0, 0.0, 1.2)
+    laws = read_laws(quiet.fits)._replace(
+        acceptance={"affine_plane": always},
+        acceptance_draws={"affine_plane": AffinePlane(np.zeros(24), np.zeros(24), np.full(24, 1.2))},
+    )
+    optimum = _optimum(CONFIG.seen, laws, Rung("target", 500_000, BUDGETS[-1]), BUDGETS[-1], {}, SIZES[0])
+    assert not math.isfinite(optimum["lookahead"])
+    assert not np.isfinite(optimum["interval"]["lookahead"]).any()
+    kept = optimum | {"lookahead": None, "speedup": None}  # as JSON has it
+    for found in (optimum, kept):
+        choice = holdout(quiet._replace(predictions=quiet.predictions | {"optimum": found}))["choice"]
+        assert choice["strategies"]["predicted N* and γ*"]["lookahead"] == 12
+        assert choice["predicted_speedup_error"] is None
 
 
 @pytest.mark.slow
