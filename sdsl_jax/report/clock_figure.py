@@ -28,7 +28,7 @@ def draw_clock(records: Records, folder: Path, name: str) -> bool:
     if not found:
         return False
     with figure(folder, name, 1, 3, (14.5, 4.4)) as (drawn, axes):
-        drawn.get_layout_engine().set(w_pad=0.12)  # in inches: labels of one panel stay clear of the next
+        drawn.set_layout_engine("constrained", w_pad=0.12)  # in inches: labels of one panel stay clear of the next
         _cells(axes[0, 0], found)
         _regrets(axes[0, 1], found)
         _batches(axes[0, 2], found)
