@@ -42,7 +42,7 @@ from sdsl_jax.config import StudyConfig, from_dict
 from sdsl_jax.models import ModelConfig
 from sdsl_jax.study import run_study
 
-# Traces are millions of small objects that live long: looking through them as often as Python does takes a tenth of the time.
+# Traces are millions of small objects that live long: looking through them as often as Python does takes a twentieth of the time.
 gc.set_threshold(100_000, 20, 50)
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=60)

@@ -88,7 +88,7 @@ def _sensitivities(task: Task, numbers: Numbers, design: Design, multipliers: Ar
 
     (slopes, f_slopes, g_slopes), found = jax.jacfwd(at, has_aux=True)(jnp.concatenate([*point, values]))
     free = free_components(box(task, numbers), point, found)
-    moved = -jnp.linalg.solve(free_rows(free, slopes[:, :held]), jnp.where(free[:, None], slopes[:, held:], 0.0))
+    moved = jnp.linalg.solve(free_rows(free, slopes[:, :held]), jnp.where(free[:, None], -slopes[:, held:], 0.0))
     gained = f_slopes[held:] + multipliers @ g_slopes[:, held:]
     # From coordinates to logarithms of the variables: d ln γ = (1 + γ)/γ · d ln(1 + γ).
     gamma = jnp.asarray(design.lookahead)

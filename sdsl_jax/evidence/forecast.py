@@ -161,7 +161,7 @@ def _optimum(
     names = ("draft_params", "lookahead", "speedup", "low_1pct", "high_1pct")
     drawn = found[:3, 1:]
     drawn = drawn[:, np.isfinite(drawn).all(axis=0)]
-    if drawn.size == 0:
+    if drawn.size == 0:  # no draw has a finite optimum, and so nothing is known of its interval
         drawn = np.full((3, 1), np.nan)
     intervals = {k: [float(x) for x in np.quantile(v, [tail, 1 - tail])] for k, v in zip(names, drawn)}
     return {k: float(v) for k, v in zip(names, found[:, 0])} | {"interval": intervals}

@@ -70,7 +70,7 @@ def test_intervals_of_independent_noise_cover():
 
 def test_rows_of_one_run_are_not_independent():
     """Half of the noise shared within a size: a bootstrap over rows hides it, one over rungs does not."""
-    count = 100
+    count = 200
     hits = simulated(count, 0.5)
     of_sizes = [1, 3]  # A and a, which only differences between sizes tell
     assert (hits["rows"][of_sizes] / count < 0.8).all()

@@ -9,6 +9,7 @@ from flax import nnx
 from sdsl_jax.data.prompts import Prompts
 from sdsl_jax.decoding import Model, NgramDraft, Sampling, one_vocabulary, overlap, probabilities
 from sdsl_jax.errors import SdslError
+from sdsl_jax.measurement import generation
 from sdsl_jax.measurement import pair as module
 from sdsl_jax.measurement.overlap import pairwise_overlap
 from sdsl_jax.measurement.pair import PairSettings, measure_pair
@@ -224,3 +225,23 @@ def test_an_ngram_draft_is_measured_by_the_decoder_alone(pair):
     assert (found.alpha, found.text) == (None, None)
     assert all(result.expected is None for result in found.lookaheads)
     assert found.lookaheads[0].statistics.tokens_per_round.estimate > 1
+
+
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_requests_are_timed_as_the_pair_is_measured(pair, monkeypatch, rule):
+    """Every lookahead, with the pair's verification, temperature and seed, and each request to its full length."""
+    seen = []
+
+    def speculate(draft, target, tokens, **given):
+        seen.append(given)
+        return generation.autoregress(target, tokens, new_tokens=given["new_tokens"])
+
+    monkeypatch.setattr(generation, "speculate", speculate)
+    settings = PairSettings(
+        lookaheads=(1, 3), new_tokens=6, sampling=Sampling(0.7), verification=rule, stop_tokens=(2,), seed=5
+    )
+    times = generation.time_generation(*pair, ragged(8), settings, count=2, repetitions=2)
+    assert [t.lookahead for t in times] == [0, 1, 3]
+    assert {(g["verification"], g["sampling"].temperature, g["seed"]) for g in seen} == {(rule, 0.7, 5)}
+    assert {(g["lookahead"], g["new_tokens"]) for g in seen} == {(1, 1), (1, 6), (3, 1), (3, 6)}
+    assert not any("stop_tokens" in g for g in seen)
