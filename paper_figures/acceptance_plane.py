@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from paper_figures.common import Claim
-from sdsl_jax.formatting import short_count
+from sdsl_jax.counts import short_count
 from sdsl_jax.records import read_table
 from sdsl_jax.report.style import COLOURS, figure, label_sizes
 

@@ -10,7 +10,7 @@ import pandas as pd
 import scipy.stats
 
 from paper_figures.common import DRAFT_TOKENS, FAMILY_TOKENS, SIZES, TARGET_TOKENS, TARGETS, Claim, optima
-from sdsl_jax.formatting import short_count
+from sdsl_jax.counts import short_count
 from sdsl_jax.report.style import COLOURS, figure, label_sizes
 from sdsl_jax.theory import linear_law
 

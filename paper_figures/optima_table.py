@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from paper_figures.common import DRAFT_TOKENS, SIZES, TARGET_TOKENS, TARGETS, Claim, optima
-from sdsl_jax.formatting import short_count
+from sdsl_jax.counts import short_count
 from sdsl_jax.report.style import COLOURS, figure, label_sizes
 from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, PUBLISHED_LOSS_LAWS, Scenario, elasticities
 

@@ -228,6 +228,6 @@ def _print(console: Console, answer: dict[str, Any]) -> None:
 
 
 def _count(value: float) -> str:
-    from sdsl_jax.formatting import short_count
+    from sdsl_jax.counts import short_count
 
     return short_count(value)

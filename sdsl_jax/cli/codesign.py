@@ -11,6 +11,7 @@ from rich.console import Console
 
 from sdsl_jax.cli.codesign_report import print_answer, question
 from sdsl_jax.cli.terminal import standard_console
+from sdsl_jax.counts import parse_count, parse_counts
 from sdsl_jax.errors import SdslError, require
 
 _FILE = tyro.conf.arg(metavar="[FILE.toml]")
@@ -130,7 +131,7 @@ def codesign(
     """
     given = {name: value for name, value in locals().items() if name in _PLACES and value not in (None, "")}
     changes = _changes(given)
-    _add(changes, "draft", candidates=_counts(candidates, "--candidates"))
+    _add(changes, "draft", candidates=parse_counts(candidates, "--candidates"))
     if cache_bytes is not None:
         _add(changes, "target", cache_bytes=cache_bytes)
         _add(changes, "draft", cache_bytes=cache_bytes)
@@ -162,8 +163,6 @@ def codesign(
 
 def _changes(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What the flags say, by section and key."""
-    from sdsl_jax.prediction.targets import parse_count
-
     changes: dict[str, dict[str, Any]] = {}
     for name, value in given.items():
         section, key = _PLACES[name]
@@ -178,12 +177,6 @@ def _add(changes: dict[str, dict[str, Any]], section: str, **values: Any) -> Non
     values = {k: v for k, v in values.items() if v != []}
     if values:
         changes.setdefault(section, {}).update(values)
-
-
-def _counts(text: str, flag: str) -> list[float]:
-    from sdsl_jax.prediction.targets import parse_count
-
-    return [parse_count(part, flag) for part in text.split(",") if part.strip()]
 
 
 def _names(text: str) -> list[str]:

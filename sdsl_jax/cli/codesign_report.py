@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sdsl_jax.config.codesign_problem import ProblemConfig
-from sdsl_jax.formatting import short_count
+from sdsl_jax.counts import short_count
 
 _SHORT = {
     "draft_params": "draft size N",

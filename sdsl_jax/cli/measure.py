@@ -14,8 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from sdsl_jax.cli.terminal import Terminal, standard_console
+from sdsl_jax.counts import parse_count, short_count
 from sdsl_jax.errors import SdslError, require
-from sdsl_jax.formatting import short_count
 
 _FOLDER = tyro.conf.arg(metavar="DIR")
 
@@ -195,7 +195,6 @@ def _with_tokens(model: Any, text: str, flag: str) -> Any:
         model.record.train_tokens == 0,
         f"{flag} is {text}, but {model.record.model_id} has {model.record.train_tokens:,} training tokens on record.",
     )
-    from sdsl_jax.prediction import parse_count
 
     return model._replace(record=dataclasses.replace(model.record, train_tokens=int(parse_count(text, flag))))
 

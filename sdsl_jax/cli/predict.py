@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from sdsl_jax.cli.terminal import standard_console
+from sdsl_jax.counts import parse_count, parse_counts, short_count
 from sdsl_jax.errors import require
-from sdsl_jax.formatting import short_count
 
 _COUNT = tyro.conf.arg(metavar="COUNT")
 _COUNTS = tyro.conf.arg(metavar="COUNT[,COUNT...]")
@@ -50,12 +50,9 @@ def predict(
     """
     from sdsl_jax import prediction
 
-    def counts(text: str, flag: str) -> list[float]:
-        return [prediction.parse_count(part, flag) for part in text.split(",") if part.strip()]
-
-    sizes = counts(target_params, "--target-params")
-    tokens = {"--draft-tokens": counts(draft_tokens, "--draft-tokens")}
-    tokens["--target-tokens"] = counts(target_tokens, "--target-tokens")
+    sizes = parse_counts(target_params, "--target-params")
+    tokens = {"--draft-tokens": parse_counts(draft_tokens, "--draft-tokens")}
+    tokens["--target-tokens"] = parse_counts(target_tokens, "--target-tokens")
     require(bool(sizes) != bool(csv), "give the targets either by --target-params or by --csv.")
     if csv is not None:
         for flag, values in tokens.items():
@@ -76,7 +73,7 @@ def predict(
         prediction.loss_law(loss_law),
         prediction.acceptance_law(acceptance_law),
         draft_overhead,
-        prediction.parse_count(smallest_draft, "--smallest-draft") if smallest_draft else None,
+        parse_count(smallest_draft, "--smallest-draft") if smallest_draft else None,
     )
     if json:
         _print_json(answers if csv is not None or len(answers) > 1 else answers[0])

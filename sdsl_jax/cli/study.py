@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sdsl_jax.cli.terminal import Terminal, standard_console
-from sdsl_jax.formatting import short_count
+from sdsl_jax.counts import short_count
 
 if TYPE_CHECKING:
     from sdsl_jax.study import SummaryRow

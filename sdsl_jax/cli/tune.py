@@ -13,8 +13,8 @@ from rich.table import Table
 
 from sdsl_jax.cli.study import overrides
 from sdsl_jax.cli.terminal import Terminal, standard_console
+from sdsl_jax.counts import short_count
 from sdsl_jax.errors import require
-from sdsl_jax.formatting import short_count
 
 if TYPE_CHECKING:
     from sdsl_jax.training.tune import Tuning

@@ -11,7 +11,7 @@ from sdsl_jax.codesign.program import Solved
 from sdsl_jax.codesign.published_drafts import family_of_drafts
 from sdsl_jax.codesign.serving_problem import Problem, unit_of
 from sdsl_jax.codesign.wording import METRICS, VARIABLES
-from sdsl_jax.formatting import short_count
+from sdsl_jax.counts import short_count
 from sdsl_jax.prediction.drafts import valid_range
 from sdsl_jax.theory.serving import Design, Outcome, shapes
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from sdsl_jax.counts import short_count
 from sdsl_jax.errors import require
-from sdsl_jax.formatting import short_count
 from sdsl_jax.theory import ShapeRule
 from sdsl_jax.theory.costs import layers_and_width
 

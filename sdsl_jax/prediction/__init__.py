@@ -6,7 +6,7 @@ The mathematics is in `theory`; here laws are looked up, questions checked, and 
 from sdsl_jax.prediction.drafts import predict
 from sdsl_jax.prediction.laws import LoadedLaw, acceptance_law, loss_law
 from sdsl_jax.prediction.lookahead import best_lookahead
-from sdsl_jax.prediction.targets import Target, parse_count, targets_from_csv
+from sdsl_jax.prediction.targets import Target, targets_from_csv
 
 __all__ = [
     "LoadedLaw",
@@ -14,7 +14,6 @@ __all__ = [
     "acceptance_law",
     "best_lookahead",
     "loss_law",
-    "parse_count",
     "predict",
     "targets_from_csv",
 ]

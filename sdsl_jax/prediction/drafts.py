@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdsl_jax.counts import short_count
 from sdsl_jax.errors import require
-from sdsl_jax.formatting import short_count
 from sdsl_jax.prediction.laws import LoadedLaw
 from sdsl_jax.prediction.targets import Target
 from sdsl_jax.theory import (

@@ -6,6 +6,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdsl_jax.counts import parse_count
 from sdsl_jax.errors import SdslError, require
 
 
@@ -60,24 +61,3 @@ def _target(row: dict[str, Any], where: str, draft_tokens: float | None, target_
             require(otherwise is not None, f"{where}: no {name}{hint}.")
             values[name] = float(otherwise or 0)
     return Target(**values, name=(row.get("name") or "").strip())
-
-
-# Beyond any model or corpus, and far within what single precision holds.
-_LARGEST_COUNT = 1e18
-_SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
-
-
-def parse_count(text: str, name: str) -> float:
-    """A count of parameters or tokens: 30e9, 30B, 180b, 1.5T.
-
-    Raises:
-      SdslError: it is not a positive number.
-    """
-    plain = text.strip().replace("_", "")
-    factor = _SUFFIXES.get(plain[-1:].lower(), 1.0)
-    try:
-        value = float(plain[:-1] if factor > 1 else plain) * factor
-    except ValueError:
-        raise SdslError(f"{name} is {text!r}; it must be a number such as 30e9 or 30B.") from None
-    require(0 < value <= _LARGEST_COUNT, f"{name} is {text}; it must be positive, and at most {_LARGEST_COUNT:g}.")
-    return value

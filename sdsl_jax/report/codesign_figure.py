@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from sdsl_jax.codesign.evaluate import Landscape
+from sdsl_jax.counts import short_count
 from sdsl_jax.errors import require
-from sdsl_jax.formatting import short_count
 from sdsl_jax.report.style import COLOURS, figure, label_sizes
 
 _LEVELS = 20

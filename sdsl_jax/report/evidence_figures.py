@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from sdsl_jax.formatting import short_count
+from sdsl_jax.counts import short_count
 from sdsl_jax.records import ModelRecord, longest_trained
 from sdsl_jax.report.clock_figure import CLOCK_CAPTION, draw_clock
 from sdsl_jax.report.inputs import Records

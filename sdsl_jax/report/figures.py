@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from sdsl_jax.formatting import short_count
+from sdsl_jax.counts import short_count
 from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord, longest_trained
 from sdsl_jax.report.evidence_figures import draw_evidence
 from sdsl_jax.report.inputs import Records, read_records

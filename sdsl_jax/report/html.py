@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from sdsl_jax.formatting import short_count
+from sdsl_jax.counts import short_count
 from sdsl_jax.records import read_json, read_table, write_text
 from sdsl_jax.report.evidence_figures import EVIDENCE_CAPTIONS
 from sdsl_jax.report.figures import CAPTIONS

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.lines import Line2D
 
-from sdsl_jax.formatting import short_count
+from sdsl_jax.counts import short_count
 from sdsl_jax.records import ModelRecord
 from sdsl_jax.report.inputs import Records
 from sdsl_jax.report.style import COLOURS, NAMES, colours, figure, label_sizes, mark_plain_decoding

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from sdsl_jax.formatting import short_count
+from sdsl_jax.counts import short_count
 from sdsl_jax.report.inputs import Records
 from sdsl_jax.report.style import COLOURS, NAMES, colours, figure, label_sizes
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import matplotlib
 
+from sdsl_jax.counts import short_count
 from sdsl_jax.errors import SdslError
-from sdsl_jax.formatting import short_count
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

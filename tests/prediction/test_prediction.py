@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from sdsl_jax.counts import parse_count
 from sdsl_jax.errors import SdslError
-from sdsl_jax.prediction import Target, acceptance_law, best_lookahead, loss_law, parse_count, predict, targets_from_csv
+from sdsl_jax.prediction import Target, acceptance_law, best_lookahead, loss_law, predict, targets_from_csv
 from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, LogitGap, coefficients, speedup
 
 PUBLISHED = loss_law("besiroglu"), acceptance_law("paper")

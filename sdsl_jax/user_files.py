@@ -1,0 +1,213 @@
+"""Files that users bring: opened, decompressed, decoded and parsed here, where whatever goes wrong becomes one sentence.
+
+Compression and encoding are told by a file's first bytes, and a byte-order mark is never text. Nothing here imports jax.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import json
+import lzma
+import tomllib
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from sdsl_jax.errors import SdslError, require
+
+# Characters of a file that is read as a whole; a few kilobytes of a compressed one can stand for gigabytes.
+LARGEST_TEXT = 256 << 20
+_READ_BYTES = 1 << 20
+# By the first bytes: what a file is compressed with.
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
+# By the first bytes: what a file is instead of text, and what to do about it.
+_OTHERS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself; fetch it with git lfs pull",
+    b"PK\x03\x04": "a zip archive or an Excel workbook; unpack it, or save the sheet as CSV",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook; save the sheet as CSV",
+    b"PAR1": "a Parquet file",
+    b"GGUF": "a GGUF file",
+    b"%PDF": "a PDF",
+    b"\x89PNG": "a picture",
+    b"SQLite format 3": "a database",
+}
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_HEAD = 64
+
+
+def other_kind(head: bytes) -> str | None:
+    """What the first bytes of a file that is no text say it is, with what to do about it; None if they say nothing."""
+    return next((said for magic, said in _OTHERS.items() if head.startswith(magic)), None)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an exception's message without a full stop, or the name of its class."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+@contextmanager
+def reading(path: str | Path, what: str = "file") -> Iterator[None]:
+    """Within it every error of reading a user's file becomes an `SdslError` that names the file.
+
+    That is whatever a reader raises on damaged input: of the file system, of decompression, decoding and parsing, of depth and of
+    memory. Errors of the program that are none of these pass through.
+
+    Args:
+      path: of the file.
+      what: it is called in the sentence, such as "table".
+    """
+    try:
+        yield
+    except SdslError:
+        raise
+    except UnicodeDecodeError as error:
+        byte = f"byte {error.start} is 0x{error.object[error.start]:02x}"
+        raise SdslError(f"the {what} {path} is not valid UTF-8 ({byte}); save it as UTF-8.") from None
+    except EOFError:
+        raise SdslError(f"the {what} {path} is truncated: its compressed data end too early.") from None
+    except (zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise SdslError(f"the {what} {path} is damaged: it cannot be decompressed ({reason(error)}).") from None
+    except RecursionError:
+        raise SdslError(f"the {what} {path} is nested too deeply to be read.") from None
+    except MemoryError:
+        raise SdslError(f"the {what} {path} needs more memory than there is.") from None
+    except OSError as error:
+        raise SdslError(f"the {what} {path} cannot be read ({reason(error)}).") from None
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, AttributeError, ArithmeticError) as error:
+        raise SdslError(f"the {what} {path} is damaged or of another format ({reason(error)}).") from None
+
+
+def open_bytes(path: str | Path) -> BinaryIO:
+    """Opens a file for reading; a compressed one (gzip, bzip2, xz, zstd) as what it holds.
+
+    Raises:
+      SdslError: its name says that it is compressed, and its first bytes do not.
+    """
+    path = Path(path)
+    with open(path, "rb") as file:
+        head = file.read(_HEAD)
+    kind = next((name for magic, name in _COMPRESSED.items() if head.startswith(magic)), None)
+    promised = SUFFIXES.get(path.suffix.lower())
+    if promised not in (None, kind):
+        is_ = other_kind(head) or (f"a {kind} file" if kind else f"not {promised}, though its name says so")
+        raise SdslError(f"the file {path} is {is_}.")
+    if kind == "gzip":
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    if kind == "bzip2":
+        return cast(BinaryIO, bz2.open(path, "rb"))
+    if kind == "xz":
+        return cast(BinaryIO, lzma.open(path, "rb"))
+    if kind == "zstd":
+        import pyarrow
+
+        return cast(BinaryIO, pyarrow.input_stream(str(path), compression="zstd"))
+    return open(path, "rb")
+
+
+def text_pieces(path: str | Path, what: str = "file", newlines: bool = True) -> Iterator[str]:
+    """The text of a file in pieces, decompressed, without its byte-order mark.
+
+    Args:
+      path: of the file; UTF-8, or UTF-16 or UTF-32 behind a byte-order mark.
+      what: it is called in messages.
+      newlines: whether every end of line becomes a newline.
+
+    Raises:
+      SdslError: the file cannot be read, is damaged, or is no text.
+    """
+    with reading(path, what), open_bytes(path) as file:
+        data = file.read(_READ_BYTES)
+        is_ = other_kind(data[:_HEAD])
+        require(is_ is None, f"the {what} {path} is {is_}.")
+        encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
+        codec = codecs.getincrementaldecoder(encoding)()
+        decoder: Any = io.IncrementalNewlineDecoder(codec, translate=True) if newlines else codec
+        decoded = 0
+        try:
+            while data:
+                yield decoder.decode(data)
+                decoded += len(data)
+                data = file.read(_READ_BYTES)
+            yield decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            # The codec keeps the first bytes of a character that a piece cuts, and counts from them.
+            at = max(0, decoded - (len(error.object) - len(data))) + error.start
+            byte = error.object[error.start]
+            is_utf = encoding.removesuffix("-sig").upper()
+            guess = "; Latin-1 or Windows-1252 perhaps" if encoding == "utf-8" and byte >= 0x80 else ""
+            raise SdslError(
+                f"the {what} {path} is not valid {is_utf} (byte {at} is 0x{byte:02x}{guess}); save it as UTF-8."
+            ) from None
+
+
+def read_text(path: str | Path, what: str = "file", newlines: bool = True, limit: int = LARGEST_TEXT) -> str:
+    """The whole text of a file, as `text_pieces` reads it.
+
+    Raises:
+      SdslError: as there; or the file holds more than `limit` characters.
+    """
+    pieces, length = [], 0
+    for piece in text_pieces(path, what, newlines):
+        pieces.append(piece)
+        length += len(piece)
+        require(length <= limit, f"the {what} {path} holds more than {limit:,} characters, the most that is read.")
+    return "".join(pieces)
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """JSON of a user, whose depth and numbers may be anything.
+
+    Args:
+      text: to parse.
+      where: it stands, with which a message begins.
+
+    Raises:
+      SdslError: it is not valid, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise SdslError(f"{where} is not valid JSON (it is nested too deeply).") from None
+    except ValueError as error:  # syntax, or a whole number of thousands of digits
+        raise SdslError(f"{where} is not valid JSON ({reason(error)}).") from None
+
+
+def read_json_object(path: str | Path, what: str = "file") -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+      SdslError: the file cannot be read, is not valid JSON, or holds something else.
+    """
+    value = parse_json(read_text(path, what), f"the {what} {path}")
+    require(isinstance(value, dict), f"the {what} {path} holds no JSON object.")
+    return value
+
+
+def read_toml(path: str | Path, what: str = "file") -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+      SdslError: the file cannot be read, or is not valid TOML.
+    """
+    text = read_text(path, what)
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise SdslError(f"the {what} {path} is not valid TOML (it is nested too deeply).") from None
+    except ValueError as error:
+        raise SdslError(f"the {what} {path} is not valid TOML: {reason(error)}.") from None
