@@ -11,6 +11,8 @@ import gzip
 import io
 import json
 import lzma
+import os
+import stat
 import tomllib
 import zlib
 from collections.abc import Iterator
@@ -96,9 +98,11 @@ def open_bytes(path: str | Path) -> BinaryIO:
     """Opens a file for reading; a compressed one (gzip, bzip2, xz, zstd) as what it holds.
 
     Raises:
-      SdslError: its name says that it is compressed, and its first bytes do not.
+      SdslError: its name says that it is compressed, and its first bytes do not; or it is a pipe, which cannot be read twice.
     """
     path = Path(path)
+    mode = os.stat(path).st_mode
+    require(stat.S_ISREG(mode) or stat.S_ISDIR(mode), f"the file {path} is a pipe or a device; save it as a file.")
     with open(path, "rb") as file:
         head = file.read(_HEAD)
     kind = next((name for magic, name in _COMPRESSED.items() if head.startswith(magic)), None)
@@ -184,7 +188,10 @@ def parse_json(text: str | bytes, where: str) -> Any:
     except RecursionError:
         raise SdslError(f"{where} is not valid JSON (it is nested too deeply).") from None
     except ValueError as error:  # syntax, or a whole number of thousands of digits
-        raise SdslError(f"{where} is not valid JSON ({reason(error)}).") from None
+        said = reason(error)
+        if isinstance(error, json.JSONDecodeError) and "\n" not in error.doc.strip():
+            said = f"{error.msg}, column {error.colno}"  # the number of the line is the caller's to say
+        raise SdslError(f"{where} is not valid JSON ({said}).") from None
 
 
 def read_json_object(path: str | Path, what: str = "file") -> dict[str, Any]:

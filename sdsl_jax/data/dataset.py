@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from sdsl_jax.config import DataConfig
+from sdsl_jax.data.corpus import sources
 from sdsl_jax.data.shards import TokenArray, check_shard
 from sdsl_jax.data.tokenised import TOKENIZER, prepare, read_manifest, shards_of
 from sdsl_jax.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, fingerprint
@@ -98,20 +100,27 @@ class _WindowSource:
         return self._tokens[start : start + self._length + 1]
 
 
-def load_dataset(config: DataConfig, *, note: Callable[[str], None] = lambda text: None) -> Dataset:
+def load_dataset(config: DataConfig, *, note: Callable[[str], None] | None = None) -> Dataset:
     """Opens the tokenised corpus, which is read, split and tokenised first if no earlier start has done so.
 
     The digest of a shard is checked if the shard has changed since it was written, and always in a corpus of up to 256 MiB.
 
     Args:
       config: the corpus, its splits, its tokenizer and the length of its sequences.
-      note: told when a corpus is being tokenised, which may take long.
+      note: receives a sentence when the corpus is being tokenised, which may take long; and at every start one on each thing
+        that may not be meant, such as files of a folder that are left out. Without it the latter are Python warnings.
 
     Raises:
       SdslError: the corpus cannot be read, a shard is damaged, or a split is shorter than one sequence.
     """
-    folder = prepare(config, note=note)
+    unheard: list[str] = []
+    sources(config, note or unheard.append)
+    folder = prepare(config, note=note or (lambda text: None))
     manifest = read_manifest(folder)
+    for text in manifest["notes"]:
+        (note or unheard.append)(text)
+    for text in unheard:
+        warnings.warn(text, stacklevel=2)
     tokenizer: Tokenizer = ByteTokenizer() if config.tokenizer == "bytes" else BPETokenizer.load(folder / TOKENIZER)
     require(
         fingerprint(tokenizer) == manifest["tokenizer"]["fingerprint"],

@@ -1,46 +1,58 @@
 """Documents of files and of Hugging Face data sets, one after another and never all at once.
 
-A document is an iterable of pieces of text, because a .txt file is a single one, however large.
+A document is an iterable of pieces of text, because a .txt file is a single one, however large. NUL is no part of any text:
+it stands between documents, and text that holds it is refused.
 """
 
 from __future__ import annotations
 
-import codecs
-import io
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from sdsl_jax.data.folders import kind_of
 from sdsl_jax.errors import SdslError, require
+from sdsl_jax.user_files import other_kind, parse_json, reading, reason, text_pieces
 
-_READ_BYTES = 1 << 20
+# Documents are joined by NUL; the tokenizers turn it into their end-of-document token.
+SEPARATOR = "\0"
+BYTE_ORDER_MARK = "\ufeff"
+# Characters of one line of a .jsonl file.
+LONGEST_LINE = 1 << 26
 _BATCH_ROWS = 256
 _NAME = re.compile(r"(?P<path>[^:@\s]+)(:(?P<name>[^@\s]+))?(@(?P<revision>\S+))?")
+
+# A document and where it stands in its file, such as "line 3"; nowhere in particular where it is the whole file.
+_Placed = tuple[str, Iterable[str]]
 
 
 def documents(path: Path, text_column: str = "text", kind: str = "") -> Iterator[Iterable[str]]:
     """Documents of one .txt file (the whole file), or of one .jsonl or .parquet file (a column of its rows).
 
+    Text may be compressed (gzip, bzip2, xz, zstd).
+
     Args:
       path: of the file.
       text_column: of its rows.
-      kind: ".txt", ".jsonl" or ".parquet"; what the file's name ends in if left out.
+      kind: ".txt", ".jsonl" or ".parquet"; that of the file's name if left out.
 
     Raises:
-      SdslError: the file is missing, of another kind, undecodable, or lacks the column.
+      SdslError: the file is missing, damaged or of another kind, lacks the column, or its text holds NUL.
     """
-    kind = kind or path.suffix
-    require(kind in READERS, f"the corpus file {path} is of an unknown kind; allowed are {', '.join(READERS)}.")
-    yield from READERS[kind](path, text_column)
+    kind = kind or kind_of(path)
+    require(
+        kind in READERS,
+        f"the corpus file {path} is of an unknown kind; allowed are {', '.join(READERS)}, and compressed text such as .jsonl.gz.",
+    )
+    yield from _without_separators(READERS[kind](path, text_column), f"the corpus file {path}")
 
 
 def hugging_face(name: str, text_column: str = "text") -> Iterator[Iterable[str]]:
     """Documents of the training split of a data set, streamed: "owner/name", "owner/name:config", either with "@revision".
 
     Raises:
-      SdslError: the library `datasets` is not installed, the data set cannot be had, or a row has no text.
+      SdslError: the library `datasets` is not installed, the data set cannot be had, or a row has no text or holds NUL.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -55,89 +67,168 @@ def hugging_face(name: str, text_column: str = "text") -> Iterator[Iterable[str]
         ) from None
     try:
         rows = datasets.load_dataset(**match.groupdict(), split="train", streaming=True)
-        for number, row in enumerate(rows, 1):
-            yield (_row_text(row, text_column, f"row {number}", f"data set {name}"),)
+        placed = ((f"row {n}", row) for n, row in enumerate(rows, 1))
+        texts = ((where, (_row_text(row, text_column, where, f"data set {name}"),)) for where, row in placed)
+        yield from _without_separators(texts, f"the data set {name}")
     except SdslError:
         raise
     except Exception as error:  # of the library, of what it reads with and of the network: no common class
-        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-        raise SdslError(f"the data set {name} cannot be read from Hugging Face ({reason}).") from None
+        raise SdslError(f"the data set {name} cannot be read from Hugging Face ({reason(error)}).") from None
 
 
-def _read_txt(path: Path, _: str) -> Iterator[Iterable[str]]:
-    yield _decoded(path)
+class Separators:
+    """Counts the NULs in texts, which would end documents where none ends.
+
+    Attributes:
+      count: of NULs.
+      first: where the first one stands.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.first, self._characters = 0, "", 0
+
+    def pass_on(self, pieces: Iterable[str], where: str = "") -> Iterator[str]:
+        """The pieces of a text as they are.
+
+        Args:
+          pieces: of the text.
+          where: the text stands in its file; the line in which NUL stands if left out.
+        """
+        line = 1
+        for piece in pieces:
+            self._characters += len(piece)
+            if not self.count:
+                before, nul, _ = piece.partition(SEPARATOR)
+                line += before.count("\n")
+                self.first = where or f"line {line}" if nul else ""
+            self.count += piece.count(SEPARATOR)
+            yield piece
+
+    def refuse(self, what: str) -> None:
+        """Raises `SdslError` about `what`, the file, if there was any NUL."""
+        times = "once, in" if self.count == 1 else f"{self.count:,} times, first in"
+        binary = " (so many say that it is UTF-16 without a byte-order mark, or no text)"
+        require(
+            not self.count,
+            f"{what} holds NUL (U+0000) {times} {self.first}{binary if self.count > self._characters / 8 else ''}; NUL ends a "
+            "document and cannot be part of one: remove it.",
+        )
 
 
-def _read_jsonl(path: Path, column: str) -> Iterator[Iterable[str]]:
-    for number, line in enumerate(_lines(path), 1):
+def _without_separators(placed: Iterable[_Placed], what: str) -> Iterator[Iterable[str]]:
+    separators = Separators()
+    for where, pieces in placed:
+        yield separators.pass_on(pieces, where)
+    separators.refuse(what)
+
+
+def _read_txt(path: Path, _: str) -> Iterator[_Placed]:
+    yield "", text_pieces(path, "corpus file")
+
+
+def _read_jsonl(path: Path, column: str) -> Iterator[_Placed]:
+    for number, line in _lines(path):
         if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise SdslError(f"line {number} of the corpus file {path} is not valid JSON ({error.msg}).") from None
-            yield (_row_text(row, column, f"line {number}", f"corpus file {path}"),)
+            where = f"line {number}"
+            row = parse_row(line, f"{where} of the corpus file {path}")
+            yield where, (_row_text(row, column, where, f"corpus file {path}"),)
 
 
-def _read_parquet(path: Path, column: str) -> Iterator[Iterable[str]]:
+def _read_parquet(path: Path, column: str) -> Iterator[_Placed]:
     import pyarrow
     from pyarrow import parquet
 
-    try:
-        with open(path, "rb") as opened, parquet.ParquetFile(opened) as file:
-            _require_text(column in file.schema_arrow.names, column, "the table", f"corpus file {path}")
-            batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=[column])
-            rows = (text for batch in batches for text in batch.column(0).to_pylist())
-            for number, text in enumerate(rows, 1):
-                yield (_row_text({column: text}, column, f"row {number}", f"corpus file {path}"),)
-    except (pyarrow.ArrowInvalid, UnicodeDecodeError):
-        raise SdslError(f"the corpus file {path} is not a valid Parquet file.") from None
-    except OSError as error:
-        raise SdslError(f"the corpus file {path} cannot be read ({error.strerror or error}).") from None
+    with reading(path, "corpus file"), open(path, "rb") as opened:
+        head = opened.read(64)
+        is_ = other_kind(head)
+        require(head.startswith(b"PAR1") or is_ is None, f"the corpus file {path} is {is_}.")
+        try:
+            with parquet.ParquetFile(opened) as file:
+                _require_text_column(file.schema_arrow, column, path)
+                batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=[column])
+                rows = (text for batch in batches for text in batch.column(0).to_pylist())
+                for number, text in enumerate(rows, 1):
+                    where = f"row {number}"
+                    yield where, (_row_text({column: text}, column, where, f"corpus file {path}"),)
+        except MemoryError:
+            raise
+        except UnicodeDecodeError:
+            raise SdslError(f"the column {column!r} of the corpus file {path} is not valid UTF-8.") from None
+        except pyarrow.ArrowException as error:
+            raise SdslError(f"the corpus file {path} is not a valid Parquet file ({reason(error)}).") from None
 
 
-READERS: dict[str, Callable[[Path, str], Iterator[Iterable[str]]]] = {
+def _require_text_column(schema: Any, column: str, path: Path) -> None:
+    names = list(schema.names)
+    _require_text(column in names, column, "the table", f"corpus file {path}", names)
+    require(names.count(column) == 1, f"the corpus file {path} has {names.count(column)} columns called {column!r}.")
+    kind = schema.field(column).type
+    value = str(getattr(kind, "value_type", kind) if str(kind).startswith("dictionary") else kind)
+    require(
+        value in ("string", "large_string", "string_view"),
+        f"the column {column!r} (text_column) of the corpus file {path} is of the type {kind}; it must hold text.",
+    )
+
+
+READERS: dict[str, Callable[[Path, str], Iterator[_Placed]]] = {
     ".txt": _read_txt,
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
 }
 
 
-def _decoded(path: Path) -> Iterator[str]:
-    """Text of a file in pieces, every end of line a newline."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    newlines = io.IncrementalNewlineDecoder(decoder, translate=True)
-    decoded = 0  # bytes
-    try:
-        with open(path, "rb") as file:
-            while data := file.read(_READ_BYTES):
-                yield newlines.decode(data)
-                decoded = file.tell() - len(decoder.getstate()[0])
-        yield newlines.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        raise SdslError(f"the corpus file {path} is not valid UTF-8 (byte {decoded + error.start}).") from None
-    except OSError as error:
-        raise SdslError(f"the corpus file {path} cannot be read ({error.strerror or error}).") from None
-
-
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file and their numbers."""
     begun: list[str] = []
-    for piece in _decoded(path):
+    number, length = 1, 0
+    for piece in text_pieces(path, "corpus file"):
         first, *rest = piece.split("\n")
         begun.append(first)
+        length += len(first)
+        require(
+            length <= LONGEST_LINE,
+            f"line {number} of the corpus file {path} is longer than {LONGEST_LINE:,} characters, the most of a row.",
+        )
         for line in rest:
-            yield "".join(begun)
-            begun = [line]
-    yield "".join(begun)
+            yield number, "".join(begun)
+            begun, number, length = [line], number + 1, len(line)
+    yield number, "".join(begun)
+
+
+def parse_row(line: str, where: str) -> Any:
+    """The JSON of one line of a .jsonl file.
+
+    Args:
+      line: of the file.
+      where: it stands, with which a message begins.
+
+    Raises:
+      SdslError: it is not valid JSON.
+    """
+    line = line.removeprefix(BYTE_ORDER_MARK)  # of a file that was appended to another
+    require(
+        SEPARATOR not in line, f"{where} holds NUL (U+0000): the file is damaged, or UTF-16 without a byte-order mark."
+    )
+    require(not line.lstrip().startswith("<"), f"{where} is not valid JSON (it begins like a web page or XML).")
+    return parse_json(line, where)
 
 
 def _row_text(row: Any, column: str, where: str, what: str) -> str:
-    _require_text(isinstance(row, dict) and isinstance(row.get(column), str), column, where, what)
-    try:
-        row[column].encode()
-    except UnicodeEncodeError:
-        raise SdslError(f"{where} of the {what} holds half a surrogate pair, which is no text.") from None
+    _require_text(isinstance(row, dict) and isinstance(row.get(column), str), column, where, what, row)
+    require_characters(row[column], f"{where} of the {what}")
     return row[column]
 
 
-def _require_text(condition: bool, column: str, where: str, what: str) -> None:
-    require(condition, f"{where} of the {what} has no text in the column {column!r} (text_column).")
+def require_characters(text: str, where: str) -> None:
+    """Raises `SdslError`, which begins with `where`, unless a text of JSON can be written in UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise SdslError(f"{where} holds half a surrogate pair, which is no text.") from None
+
+
+def _require_text(condition: bool, column: str, where: str, what: str, names: Any) -> None:
+    has = ""
+    if isinstance(names, dict | list) and column not in names:
+        has = f"; it has {', '.join(repr(name)[:40] for name in list(names)[:8]) or 'no columns'}"
+    require(condition, f"{where} of the {what} has no text in the column {column!r} (text_column){has}.")

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from sdsl_jax.config import DomainConfig
-from sdsl_jax.data.corpus import SEPARATOR, identity
+from sdsl_jax.data.corpus import identity
 from sdsl_jax.data.dataset import Dataset, Text
-from sdsl_jax.data.documents import READERS, documents
+from sdsl_jax.data.documents import READERS, SEPARATOR, documents
+from sdsl_jax.data.folders import kind_of, read_folder
 from sdsl_jax.errors import SdslError, require
+from sdsl_jax.user_files import LARGEST_TEXT
 
 VALIDATION = "validation"
 PACKAGE = "package:"
@@ -30,10 +33,14 @@ class SourceMissing(SdslError):
     """The file or package of a domain is not there."""
 
 
-def domain_files(domain: DomainConfig) -> list[Path]:
+def domain_files(domain: DomainConfig, note: Callable[[str], None] = lambda text: None) -> list[Path]:
     """The files of a domain in their order; none for a split of the study's corpus.
 
     A package is located without being imported.
+
+    Args:
+      domain: which.
+      note: receives a sentence if files of a folder are left out.
 
     Raises:
       SourceMissing: the file, the folder or the package is not there.
@@ -45,10 +52,15 @@ def domain_files(domain: DomainConfig) -> list[Path]:
         files, kinds = _package_files(domain), (*_PLAIN, *READERS)
     else:
         path, kinds = Path(domain.source), tuple(READERS)
-        if not path.exists():
+        if not os.path.exists(path):
             raise SourceMissing(f"the domain {domain.name!r} names {domain.source}, which does not exist.")
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    files = [file for file in files if file.suffix in kinds and file.is_file()]
+        if path.is_dir():
+            folder = read_folder(path, kinds, f"{domain.name!r} domain folder")
+            if folder.note:
+                note(folder.note)
+            return sorted(folder.files)
+        files = [path]
+    files = [file for file in files if kind_of(file) in kinds and file.is_file()]
     require(
         bool(files),
         f"the domain {domain.name!r} names {domain.source}, which holds no file of the kinds "
@@ -86,13 +98,16 @@ def domain_identity(domain: DomainConfig) -> list[list[str | int]]:
         return []
 
 
-def load_domain(domain: DomainConfig, dataset: Dataset, needed: int) -> Text:
+def load_domain(
+    domain: DomainConfig, dataset: Dataset, needed: int, note: Callable[[str], None] = lambda text: None
+) -> Text:
     """The text of a domain, in the ids of the study's tokenizer.
 
     Args:
       domain: which.
       dataset: the study's corpus, for its tokenizer, the length of its sequences and its validation split.
       needed: windows that the text must hold.
+      note: receives a sentence if files of a folder are left out.
 
     Raises:
       SourceMissing: the file, the folder or the package is not there.
@@ -101,7 +116,7 @@ def load_domain(domain: DomainConfig, dataset: Dataset, needed: int) -> Text:
     if domain.source == VALIDATION:
         text = dataset.text(VALIDATION)
     else:
-        files = domain_files(domain)
+        files = domain_files(domain, note)
         every = max(1, -(-sum(file.stat().st_size for file in files) // MOST_BYTES))
         try:
             content = SEPARATOR.join(_chosen(files, domain.text_column, every))
@@ -119,7 +134,17 @@ def load_domain(domain: DomainConfig, dataset: Dataset, needed: int) -> Text:
 
 def _chosen(files: list[Path], column: str, every: int) -> Iterator[str]:
     """The documents, or every k-th piece of them: pieces that do not follow each other are documents of their own."""
-    texts = (pieces for file in files for pieces in _documents(file, column))
+    seen = 0
+
+    def limited(pieces: Iterable[str]) -> Iterator[str]:
+        """The pieces as they are; together they may be far more text than the sizes of their files say."""
+        nonlocal seen
+        for piece in pieces:
+            seen += len(piece)
+            require(seen <= every * LARGEST_TEXT, f"it holds more than {every * LARGEST_TEXT:,} characters.")
+            yield piece
+
+    texts = (limited(pieces) for file in files for pieces in _documents(file, column))
     if every == 1:
         yield from ("".join(pieces) for pieces in texts)
     else:
@@ -127,7 +152,7 @@ def _chosen(files: list[Path], column: str, every: int) -> Iterator[str]:
 
 
 def _documents(file: Path, column: str) -> Iterable[Iterable[str]]:
-    return documents(file, column, kind=".txt" if file.suffix in _PLAIN else file.suffix)
+    return documents(file, column, kind=".txt" if kind_of(file) in _PLAIN else "")
 
 
 def _cut(pieces: Iterable[str]) -> Iterator[str]:

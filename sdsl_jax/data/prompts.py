@@ -2,13 +2,13 @@
 
 A `.txt` file holds one prompt a line; blank lines are passed over. A `.jsonl` file holds one object a line, and its prompt
 is the field that was asked for, or else what the first of these finds: `prompt`, `text`, `ctx`, `ctx_a` and `ctx_b`, `question`.
-Those with ctx are rows of HellaSwag: "ctx_a ctx_b", behind "activity_label: " where the row has one.
+Those with ctx are rows of HellaSwag: "ctx_a ctx_b", behind "activity_label: " where the row has one. Either may be compressed.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +16,15 @@ import numpy as np
 from jaxtyping import Int
 
 from sdsl_jax.config import DataConfig
-from sdsl_jax.data.corpus import EMBEDDED, SEPARATOR
+from sdsl_jax.data.corpus import EMBEDDED
 from sdsl_jax.data.dataset import load_dataset
+from sdsl_jax.data.documents import BYTE_ORDER_MARK, SEPARATOR, Separators, parse_row, require_characters
+from sdsl_jax.data.folders import kind_of
 from sdsl_jax.data.published import PublishedTokenizer
 from sdsl_jax.data.shards import TokenArray
 from sdsl_jax.data.tokenizer import Tokenizer, fingerprint
-from sdsl_jax.errors import SdslError, require
+from sdsl_jax.errors import require
+from sdsl_jax.user_files import read_text
 
 # What `--prompts` may name instead of a file.
 HELD_OUT = "heldout"
@@ -139,16 +142,19 @@ def _held_out(source: str, tokenizer: Tokenizer, count: int, max_tokens: int, da
 
 def _test_ids(tokenizer: Tokenizer, data: DataConfig) -> TokenArray | np.ndarray:
     """The test split in the ids of any tokenizer: as it lies on disk if that is the one of the data, else encoded anew."""
+    # What there is to say of the corpus was said when a model was trained on it.
+    load = functools.partial(load_dataset, note=lambda text: None)
     if tokenizer.kind == data.tokenizer:
-        dataset = load_dataset(data)
+        dataset = load(data)
         if fingerprint(tokenizer) == fingerprint(dataset.tokenizer):
             return dataset.splits["test"]
-    held = load_dataset(dataclasses.replace(data, tokenizer="bytes", vocab_size=256)).splits["test"]
+    held = load(dataclasses.replace(data, tokenizer="bytes", vocab_size=256)).splits["test"]
     text = held[:].astype(np.uint8).tobytes().decode()
     if not isinstance(tokenizer, PublishedTokenizer):
         return tokenizer.encode(text)
     ends = np.asarray(tokenizer.end_ids[:1], np.int32)
-    return np.concatenate([ids for part in text.split(SEPARATOR) for ids in (tokenizer.encode_plain(part), ends)])
+    parts = (tokenizer.encode_plain(part, literal=True) for part in text.split(SEPARATOR))
+    return np.concatenate([ids for part in parts for ids in (part, ends)])
 
 
 def _spread(available: int, count: int) -> list[int]:
@@ -168,33 +174,28 @@ def read_prompts(path: Path, field: str = "") -> list[str]:
     """The texts of a .txt or .jsonl file, as the module describes them.
 
     Raises:
-      SdslError: the file is missing, of another kind, undecodable or without prompts, or a row has no prompt in it.
+      SdslError: the file is missing, damaged, of another kind or without prompts; a row has no prompt in it; or one holds NUL.
     """
+    kind = kind_of(path)
     require(
-        path.suffix in (".txt", ".jsonl"),
+        kind in (".txt", ".jsonl"),
         f"the prompts {str(path)!r} are of an unknown kind; they must be a .txt or .jsonl file, or {HELD_OUT!r} or {EMBEDDED!r}.",
     )
-    require(
-        not field or path.suffix == ".jsonl", f"the prompt file {path} has no field {field!r}; only .jsonl files have."
-    )
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise SdslError(f"the prompt file {path} is not valid UTF-8 (byte {error.start}).") from None
-    except OSError as error:
-        raise SdslError(f"the prompt file {path} cannot be read ({error.strerror or error}).") from None
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    require(not field or kind == ".jsonl", f"the prompt file {path} has no field {field!r}; only .jsonl files have.")
+    lines = [line.removeprefix(BYTE_ORDER_MARK).strip() for line in read_text(path, "prompt file").split("\n")]
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line]
     require(bool(numbered), f"the prompt file {path} is empty; it must hold at least one prompt.")
-    if path.suffix == ".txt":
-        return [line for _, line in numbered]
-    return [_row_text(line, field, f"line {number} of the prompt file {path}") for number, line in numbered]
+    separators, texts = Separators(), list[str]()
+    for number, line in numbered:
+        where = f"line {number}"
+        text = line if kind == ".txt" else _row_text(line, field, f"{where} of the prompt file {path}")
+        texts += separators.pass_on([text], where)
+    separators.refuse(f"the prompt file {path}")
+    return texts
 
 
 def _row_text(line: str, field: str, where: str) -> str:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        raise SdslError(f"{where} is not valid JSON.") from None
+    row = parse_row(line, where)
     require(isinstance(row, dict), f"{where} is not a JSON object.")
     found = [field] if field else [name for name in _FIELDS if name in row][:1]
     wanted = f"the field {field!r}" if field else f"any of the fields {', '.join(_FIELDS)}"
@@ -204,10 +205,7 @@ def _row_text(line: str, field: str, where: str) -> str:
     )
     text = row[found[0]] if field or found[0] not in ("ctx", "ctx_a") else _hellaswag(row)
     require(isinstance(text, str) and bool(text.strip()), f"{where} has no text in the field {found[0]!r}.")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise SdslError(f"{where} holds half a surrogate pair, which is no text.") from None
+    require_characters(text, where)
     return text
 
 

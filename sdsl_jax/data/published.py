@@ -94,9 +94,17 @@ class PublishedTokenizer:
             ids = self._tokenizer.encode(text, add_special_tokens=self.special_tokens).ids
         return np.asarray(ids, np.int32)
 
-    def encode_plain(self, text: str) -> np.ndarray:
-        """Ids of a text without anything around it."""
-        return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+    def encode_plain(self, text: str, *, literal: bool = False) -> np.ndarray:
+        """Ids of a text without anything around it.
+
+        Args:
+          text: to encode.
+          literal: whether special tokens that the text spells out, such as <|endoftext|>, stay text.
+        """
+        self._tokenizer.encode_special_tokens = literal
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        self._tokenizer.encode_special_tokens = False
+        return np.asarray(ids, np.int32)
 
     def around(self) -> tuple[np.ndarray, np.ndarray]:
         """Special tokens that stand before and behind every text; none where they are not wanted."""

@@ -31,7 +31,8 @@ from sdsl_jax.data.tokenizer import Tokenizer, fingerprint, make_tokenizer
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.records import read_json, write_json
 
-FORMAT, VERSION = "sdsl-corpus", 2
+# Of how text is read and tokenised: a corpus that an earlier version made is not found, and is made anew.
+FORMAT, VERSION = "sdsl-corpus", 3
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 # Bytes of a piece of which a vocabulary is learnt; the library holds a few hundred of them at a time.
 _SAMPLE_BYTES = 1 << 16
@@ -159,7 +160,8 @@ def _publish(private: Path, folder: Path) -> None:
 def _make(config: DataConfig, folder: Path, shard_tokens: int) -> None:
     made_of = _describe_sources(config)
     text = folder / "text"
-    spans = write_text(config, text)
+    notes: list[str] = []
+    spans = write_text(config, text, notes.append)
     tokenizer = make_tokenizer(config, _sample(text, spans["train"], config.tokenizer_sample_bytes))
     if tokenizer.text() is not None:
         tokenizer.save(folder / TOKENIZER)
@@ -178,6 +180,7 @@ def _make(config: DataConfig, folder: Path, shard_tokens: int) -> None:
     require(
         made_of == _describe_sources(config), f"the corpus {config.source} has changed while it was read; start again."
     )
+    notes += _repeated(made_of, described)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -186,9 +189,27 @@ def _make(config: DataConfig, folder: Path, shard_tokens: int) -> None:
         "tokenizer": {"vocab_size": tokenizer.vocab_size, "fingerprint": fingerprint(tokenizer)},
         "settings": _settings(config),
         "sources": described,
+        "notes": notes,
         "splits": splits,
     }
     write_json(folder / MANIFEST, manifest | {"check": _check(manifest)})
+
+
+def _repeated(made_of: list[tuple[str, list[str | int]]], described: list[dict[str, Any]]) -> Iterator[str]:
+    """A sentence on each text that is named more than once, by one name or by several."""
+    same: dict[str, list[str]] = {}
+    for (source, _), about in zip(made_of, described):
+        if about["identity"][1:2] != [0]:  # an empty file
+            same.setdefault(about["sha256"] or about["identity"][0], []).append(source)
+    for names in same.values():
+        if len(names) > 1:
+            different = sorted({*names})
+            which = (
+                f"{different[0]} is named {len(names)} times"
+                if len(different) == 1
+                else f"{', '.join(different)} are equal"
+            )
+            yield f"the corpus holds the same text more than once ({which}), and text of the test split may be trained on."
 
 
 def corpus_digest(splits: dict[str, str]) -> str:

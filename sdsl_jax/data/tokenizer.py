@@ -14,7 +14,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from sdsl_jax.config import DataConfig
 from sdsl_jax.data.corpus import SEPARATOR
-from sdsl_jax.errors import SdslError
+from sdsl_jax.errors import SdslError, require
+from sdsl_jax.user_files import read_text
 
 END_OF_DOCUMENT = "<|endoftext|>"
 # Ends a document in every one of our tokenizers: NUL among the bytes, the special token of a BPE.
@@ -156,6 +157,8 @@ class BPETokenizer:
 
     def __init__(self, tokenizer: HuggingFaceTokenizer):
         self._tokenizer = tokenizer
+        # NUL alone ends a document: a text about tokenizers may spell the symbol.
+        self._tokenizer.encode_special_tokens = True
         self.vocab_size = tokenizer.get_vocab_size()
 
     @classmethod
@@ -184,7 +187,7 @@ class BPETokenizer:
         return cls(tokenizer)
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of a text, int32 [tokens]."""
+        """Ids of a text, int32 [tokens]; NUL becomes the end-of-document id, and the symbol spelled out stays text."""
         pieces = self._tokenizer.encode_batch(text.split(SEPARATOR))
         return np.concatenate([x for p in pieces for x in (np.asarray(p.ids, np.int32), np.zeros(1, np.int32))][:-1])
 
@@ -193,8 +196,11 @@ class BPETokenizer:
         return _last(self.encode(text), longest)
 
     def decode(self, ids: np.ndarray) -> str:
-        """The text of some ids."""
-        return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
+        """The text of some ids, NUL where a document ends, so that `encode` gives the ids of a text again."""
+        ids = np.asarray(ids, np.int64)
+        parts = np.split(ids, np.flatnonzero(ids == END_ID))
+        texts = [part[part != END_ID].tolist() for part in parts]
+        return SEPARATOR.join(self._tokenizer.decode_batch(texts, skip_special_tokens=False))
 
     def tokens(self) -> dict[int, str]:
         """What each id stands for."""
@@ -217,9 +223,14 @@ class BPETokenizer:
         """Reads a file that `save` wrote.
 
         Raises:
-          SdslError: the file is missing or is not the JSON of a tokenizer.
+          SdslError: the file is missing or is not the JSON of such a tokenizer.
         """
-        return cls(read_tokenizer(path))
+        tokenizer = read_tokenizer(path)
+        require(
+            isinstance(tokenizer.model, models.BPE) and tokenizer.id_to_token(END_ID) == END_OF_DOCUMENT,
+            f"the tokenizer {path} is damaged: it is not a BPE whose first token is {END_OF_DOCUMENT}.",
+        )
+        return cls(tokenizer)
 
 
 def read_tokenizer(path: Path) -> HuggingFaceTokenizer:
@@ -228,10 +239,9 @@ def read_tokenizer(path: Path) -> HuggingFaceTokenizer:
     Raises:
       SdslError: the file is missing or is not the JSON of a tokenizer.
     """
+    text = read_text(path, "tokenizer", newlines=False)
     try:
-        return HuggingFaceTokenizer.from_str(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SdslError(f"the tokenizer {path} cannot be read ({error.strerror}).") from None
+        return HuggingFaceTokenizer.from_str(text)
     except Exception:  # `tokenizers` raises bare exceptions for whatever is wrong with the JSON
         raise SdslError(f"the tokenizer {path} is damaged: it is not the JSON of a tokenizer.") from None
 

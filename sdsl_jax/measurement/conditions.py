@@ -137,7 +137,8 @@ def _domains(config: StudyConfig, dataset: Dataset, progress: Progress) -> list[
     ]
     for each in c.domains:
         try:
-            found.append(_Domain(each.name, load_domain(each, dataset, m.prompts), (float(m.temperature),)))
+            text = load_domain(each, dataset, m.prompts, progress.note)
+            found.append(_Domain(each.name, text, (float(m.temperature),)))
         except SourceMissing as error:
             if not each.optional:
                 raise

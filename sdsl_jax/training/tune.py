@@ -213,7 +213,8 @@ def tune(
         f"the factors are {list(factors)}; a sweep needs at least 3, all positive, finite and different.",
     )
     require(tokens >= 1, f"the budget of a trial is {tokens} tokens; it must be positive.")
-    dataset, progress = load_dataset(config.data), progress or Silent()
+    progress = progress or Silent()
+    dataset = load_dataset(config.data, note=progress.note)
     sizes, factors = tuple(sorted({*sizes})), sorted({*factors})
     trials = {factor: _trial(config, sizes, tokens, setting, factor) for factor in {*factors, 1.0}}
     planned = {

@@ -77,16 +77,16 @@ def test_ends_of_lines_become_newlines_wherever_the_reading_is_cut(tmp_path, mon
     (tmp_path / "a.txt").write_bytes(content.encode())
     (tmp_path / "b.jsonl").write_bytes("\r\n".join(json.dumps({"text": t}) for t in content).encode())
     for size in (1, 2, 3, 5, 1000):
-        monkeypatch.setattr("sdsl_jax.data.documents._READ_BYTES", size)
+        monkeypatch.setattr("sdsl_jax.user_files._READ_BYTES", size)
         assert read_documents(tmp_path / "a.txt") == ["one\ntwo\nthree – four\n\n五"]
         assert read_documents(tmp_path / "b.jsonl") == list(content)
         (tmp_path / "bad.txt").write_bytes("é".encode() * 9 + b"\xffabc")
-        with pytest.raises(SdslError, match=r"not valid UTF-8 \(byte 18\)"):
+        with pytest.raises(SdslError, match=r"not valid UTF-8 \(byte 18 is 0xff"):
             read_documents(tmp_path / "bad.txt")
 
 
 @given(
-    text=st.text(st.sampled_from("ab é。😀\0\n"), min_size=1),
+    text=st.text(st.sampled_from("ab é。😀\n"), min_size=1),
     validation=st.floats(0.01, 0.4),
     test=st.floats(0.01, 0.4),
 )
@@ -94,7 +94,7 @@ def test_a_cut_by_position_loses_nothing_and_divides_no_character(tmp_path_facto
     folder = tmp_path_factory.mktemp("cut")
     (folder / "a.txt").write_text(text)
     config = DataConfig(source=str(folder / "a.txt"), validation_fraction=validation, test_fraction=test)
-    if not text.strip("\0 \n\t"):
+    if not text.strip():
         with pytest.raises(SdslError, match="is empty"):
             split_texts(config, folder)
         return
@@ -110,7 +110,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         with pytest.raises(SdslError, match=rf"gone\.{kind} cannot be read \(No such file"):
             read_documents(tmp_path / f"gone.{kind}")
     (tmp_path / "cut.txt").write_bytes("abcé".encode()[:-1])
-    with pytest.raises(SdslError, match=r"cut\.txt is not valid UTF-8 \(byte 3\)"):
+    with pytest.raises(SdslError, match=r"cut\.txt is not valid UTF-8 \(byte 3 is 0xc3"):
         read_documents(tmp_path / "cut.txt")
     pandas.DataFrame({"text": ["a", None]}).to_parquet(tmp_path / "a.parquet")
     for column, where in (("text", "row 2"), ("body", "the table")):

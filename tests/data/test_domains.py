@@ -114,6 +114,6 @@ def test_wrong_sources_are_one_sentence(dataset, source, message):
 def test_unreadable_characters_are_named(dataset, tmp_path):
     domain = DomainConfig("some", str(tmp_path / "a.txt"))
     (tmp_path / "a.txt").write_bytes(b"abc\xff")
-    with pytest.raises(SdslError, match=r"'some' cannot be read: .* is not valid UTF-8 \(byte 3\)"):
+    with pytest.raises(SdslError, match=r"'some' cannot be read: .* is not valid UTF-8 \(byte 3 is 0xff"):
         load_domain(domain, dataset, 4)
     assert domain_files(domain) == [tmp_path / "a.txt"]

@@ -104,7 +104,7 @@ def test_held_out_text_in_the_ids_of_any_tokenizer(tmp_path):
         ("p.csv", b"x", "unknown kind"),
         ("p.txt", None, "cannot be read"),
         ("p.txt", b" \n\n", "is empty"),
-        ("p.txt", b"\xff\xfe", "not valid UTF-8"),
+        ("p.txt", b"a\xff\xfe", r"not valid UTF-8 \(byte 1 is 0xff"),
         ("p.jsonl", b'{"text": "a"}\n{', "line 2 .*is not valid JSON"),
         ("p.jsonl", b"[1]", "line 1 .*is not a JSON object"),
         ("p.jsonl", b'{"q": "a"}', "does not have any of the fields prompt, text, ctx, ctx_a, question; it has 'q'"),

@@ -75,7 +75,7 @@ def test_a_bpe_is_kept_with_what_it_made(config, monkeypatch):
     monkeypatch.setattr(tokenised, "_make", None)
     again = load_dataset(config)
     text = again.tokenizer.decode(data.splits["train"][:])
-    assert text.startswith("document 0 – of many words<|endoftext|>document 1 – of")
+    assert text.startswith("document 0 – of many words\0document 1 – of")
     assert data.bytes_per_token["train"] > 1.2
     tokenizer = corpus_folder(config) / "tokenizer.json"
     BPETokenizer.train("other words of another text " * 9, 270).save(tokenizer)
@@ -193,8 +193,8 @@ def test_a_damaged_corpus_is_not_used(config):
     with pytest.raises(SdslError, match=r"train-00002\.bin is damaged"):
         load_dataset(config)
     manifest = folder / MANIFEST
-    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 9'))
-    with pytest.raises(SdslError, match=r"version 9; this version of sdsl_jax reads 'sdsl-corpus', version 2"):
+    manifest.write_text(manifest.read_text().replace('"version": 3', '"version": 9'))
+    with pytest.raises(SdslError, match=r"version 9; this version of sdsl_jax reads 'sdsl-corpus', version 3"):
         load_dataset(config)
 
 
