@@ -1,3 +1,6 @@
+import csv
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -34,6 +37,12 @@ def test_an_epoch_sees_every_window_once(tmp_path):
     assert first != second
 
 
+def test_the_embedded_corpus_is_the_one_that_the_shipped_ladder_was_trained_on(sotu):
+    ladder = Path(__file__).parents[2] / "checkpoints" / "ladder" / "records" / "models.csv"
+    with open(ladder, newline="") as file:
+        assert {row["data_digest"] for row in csv.DictReader(file)} == {sotu.digest}
+
+
 def test_windows_are_spread_over_the_split(sotu):
     windows = sotu.windows("test", 10)
     assert windows.shape == (10, 129)
@@ -65,6 +74,7 @@ def test_bpe_round_trips_and_compresses(sotu, tmp_path):
         ("empty.txt", b"", "is empty"),
         ("blank.txt", b" \n\n", "is empty"),
         ("bad.txt", b"abc\xff\xfe", r"not valid UTF-8 \(byte 3 is 0xff"),
+        ("tiny.txt", b"a", r"the (validation|test|train) split of the corpus holds [01] tokens"),
         ("short.txt", b"0123456789" * 10, "must hold more than data.sequence_length"),
         ("bad.jsonl", b'{"text": "a"}\n{oops', "line 2 .* is not valid JSON"),
         ("column.jsonl", b'{"body": "a"}', "no text in the column 'text'"),

@@ -1,3 +1,4 @@
+import gzip
 import json
 import sys
 
@@ -50,6 +51,24 @@ def test_files_and_folders(dataset, tmp_path):
     assert found.bytes_per_token == 1
     joined, _ = text_of(tmp_path, dataset, text_column="body")
     assert joined.split("\0") == ["first text " * 30, *(f"row {i} " * 9 for i in range(3))]
+
+
+def test_what_a_folder_leaves_out_is_noted(dataset, tmp_path):
+    for name in ("a.txt", ".b.txt", "c.txt.gz"):
+        (tmp_path / name).write_text("first text " * 30)
+    notes = []
+    load_domain(DomainConfig("some", str(tmp_path)), dataset, 4, notes.append)
+    assert notes == [
+        f"of the 'some' domain folder {tmp_path}, 1 file is read; left out: 1 compressed (c.txt.gz; name the file itself to "
+        "read it), 1 hidden (.b.txt)."
+    ]
+
+
+def test_a_small_file_that_stands_for_very_much_text_is_not_read_into_memory(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(domains, "LARGEST_TEXT", 1_500_000)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a" * 3_000_000))
+    with pytest.raises(SdslError, match="'some' cannot be read: it holds more than 1,500,000 characters"):
+        load_domain(DomainConfig("some", str(tmp_path / "a.txt.gz")), dataset, 4)
 
 
 def test_a_package_is_read_without_importing_it(dataset, package):

@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import numpy as np
@@ -65,6 +66,25 @@ def test_rows_of_json(tmp_path):
     assert read_prompts(path, "ctx_b") == ["he"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path, encoding):
+    (tmp_path / "p.txt").write_bytes("first\nsecond".encode(encoding))
+    (tmp_path / "p.jsonl").write_bytes('{"text": "first"}\n{"text": "second"}'.encode(encoding))
+    for name in ("p.txt", "p.jsonl"):
+        assert read_prompts(tmp_path / name) == ["first", "second"]
+        packed = tmp_path / f"{name}.gz"
+        packed.write_bytes(gzip.compress((tmp_path / name).read_bytes()))
+        assert read_prompts(packed) == ["first", "second"]
+
+
+def test_the_end_symbol_spelled_in_a_prompt_is_text(tmp_path):
+    path = jsonl(tmp_path / "p.jsonl", {"text": "what does <|endoftext|> mean?"})
+    tokenizer = BPETokenizer.train("what does it mean? " * 20, 262)
+    found = load_prompts(str(path), tokenizer, count=1, max_tokens=64, data=None)
+    assert (found.tokens != 0).all()
+    assert tokenizer.decode(found.tokens[0]) == "what does <|endoftext|> mean?"
+
+
 def test_held_out_text_is_what_a_study_takes():
     data = DataConfig(sequence_length=64)
     dataset = load_dataset(data)
@@ -106,6 +126,11 @@ def test_held_out_text_in_the_ids_of_any_tokenizer(tmp_path):
         ("p.txt", b" \n\n", "is empty"),
         ("p.txt", b"a\xff\xfe", r"not valid UTF-8 \(byte 1 is 0xff"),
         ("p.jsonl", b'{"text": "a"}\n{', "line 2 .*is not valid JSON"),
+        ("p.txt", b"one\n\ntwo\0 and some other words\n\0", "holds NUL .* 2 times, first in line 3"),
+        ("p.jsonl", b'{"text": "some words \\u0000"}', "holds NUL .* once, in line 1"),
+        ("p.jsonl", b"[" * 100_000, "line 1 .*is not valid JSON .it is nested too deeply"),
+        ("p.jsonl.gz", b"\x1f\x8b\x08\0", "is truncated"),
+        ("p.jsonl", b"<html>", "begins like a web page"),
         ("p.jsonl", b"[1]", "line 1 .*is not a JSON object"),
         ("p.jsonl", b'{"q": "a"}', "does not have any of the fields prompt, text, ctx, ctx_a, question; it has 'q'"),
         ("p.jsonl", b'{"text": 3}', "no text in the field 'text'"),

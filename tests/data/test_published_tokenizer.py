@@ -32,6 +32,15 @@ def test_texts_become_ids_and_texts_again(folder):
     np.testing.assert_array_equal(tokenizer.encode_plain("a cat"), ids)
 
 
+def test_special_tokens_in_held_out_text_stay_text(folder):
+    tokenizer = PublishedTokenizer.load(folder)
+    tokenizer._tokenizer.add_special_tokens(["cat"])
+    read = tokenizer.encode_plain("a cat")
+    literal = tokenizer.encode_plain("a cat", literal=True)
+    assert (len(read), len(literal)) == (3, 5)
+    np.testing.assert_array_equal(tokenizer.encode_plain("a cat"), read)
+
+
 def test_special_tokens_are_a_setting(folder):
     with_them = PublishedTokenizer.load(folder).encode("ab")
     without = PublishedTokenizer.load(folder, special_tokens=False).encode("ab")

@@ -1,5 +1,7 @@
+import codecs
 import dataclasses
 import errno
+import gzip
 import hashlib
 import json
 import os
@@ -276,6 +278,114 @@ def test_a_corpus_that_changes_while_it_is_read_is_refused(config, monkeypatch):
     with pytest.raises(SdslError, match="has changed while it was read"):
         load_dataset(config)
     assert not list((corpus_folder(config).parent).glob("*/manifest.json"))
+
+
+def text_file(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_the_symbol_spelled_out_is_text_and_only_nul_ends_a_document(tmp_path):
+    texts = [f"page {i} says <|endoftext|> between the words of its text" for i in range(60)]
+    path = text_file(tmp_path / "a.jsonl", "\n".join(json.dumps({"text": text}) for text in texts))
+    config = DataConfig(
+        source=str(path), sequence_length=16, tokenizer="bpe", vocab_size=290, shards=str(tmp_path / "s")
+    )
+    data = load_dataset(config)
+    ids = np.concatenate([data.splits[name] for name in ("train", "validation", "test")])
+    assert (ids == 0).sum() == 59
+    assert data.tokenizer.decode(ids) == "\0".join(texts)
+    again = BPETokenizer.load(corpus_folder(config) / "tokenizer.json")
+    for text in (texts[0], "\0a\0\0", "", "<|endoftext|>\0<|endoftext|>"):
+        assert again.decode(again.encode(text)) == text
+        assert (again.encode(text) == 0).sum() == text.count("\0")
+
+
+@pytest.mark.parametrize(
+    ("changes", "digest"),
+    [
+        ({}, "a1923d5a5f028c277649c9f0850ac5daa66c0b784eda03c6e5fb4aacc5ecfb6f"),
+        (
+            {"tokenizer": "bpe", "vocab_size": 270},
+            "f5f8f2708d138eaeaea03dc12bdd269e8c745bedd4a9ddf2e7a01f6da2bab87e",
+        ),
+    ],
+)
+def test_the_digest_of_a_corpus_is_what_it_always_was(config, changes, digest):
+    assert load_dataset(dataclasses.replace(config, **changes)).digest == digest
+
+
+@pytest.mark.slow
+def test_the_digest_of_the_embedded_corpus_under_a_bpe_is_what_it_always_was():
+    digest = "eb77dceac6b95df578bef09cc77b9172e12d1eb3c6e0106753d4caa6dfab27b7"
+    assert load_dataset(DataConfig(tokenizer="bpe", vocab_size=300)).digest == digest
+
+
+def test_what_may_not_be_meant_is_said_at_every_start(tmp_path):
+    """By `note`, or as a warning where nobody takes notes."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    text = "some words of a text\n" * 40
+    for name in ("a.txt", "b.txt", "c.txt", ".hidden.txt"):
+        text_file(folder / name, text)
+    text_file(folder / "blank.txt", " \n")
+    text_file(folder / "empty.txt", "")
+    text_file(folder / "page.txt", "\n<!DOCTYPE html>\n<p>not found")
+    config = DataConfig(source=(str(folder), str(folder / "a.txt")), sequence_length=8, shards=str(tmp_path / "s"))
+    expected = [
+        f"of the corpus folder {folder}, 6 files are read; left out: 1 hidden (.hidden.txt).",
+        f"the corpus source {folder}/blank.txt holds no text but blanks.",
+        f"the corpus source {folder}/empty.txt holds no text but blanks.",
+        f"the corpus file {folder}/page.txt begins like a web page; is it what a download left in place of the text?",
+        f"the corpus holds the same text more than once ({folder}/a.txt, {folder}/b.txt, {folder}/c.txt are equal), and text "
+        "of the test split may be trained on.",
+    ]
+    for _ in range(2):
+        notes = []
+        load_dataset(config, note=notes.append)
+        assert [note for note in notes if not note.startswith("tokenising")] == expected
+        with pytest.warns(UserWarning, match="of the corpus folder") as warned:
+            load_dataset(config)
+        assert [str(each.message) for each in warned] == expected
+        assert {each.filename for each in warned} == {__file__}
+
+
+def test_a_file_that_is_named_twice_is_said_to_be(tmp_path):
+    path = str(text_file(tmp_path / "a.txt", "some words of a text\n" * 40))
+    with pytest.warns(UserWarning, match=r"a\.txt is named 2 times\), and text of the test split may be trained on"):
+        load_dataset(DataConfig(source=(path, path), sequence_length=8, shards=str(tmp_path / "s")))
+
+
+def test_hidden_and_compressed_files_are_read_where_they_are_named(tmp_path):
+    text = "some words of a text\n" * 40
+    plain, hidden, packed = tmp_path / "a.txt", tmp_path / ".a.txt", tmp_path / "a.txt.gz"
+    text_file(plain, text)
+    hidden.write_bytes(codecs.BOM_UTF8 + text.encode())
+    packed.write_bytes(gzip.compress(text.encode()))
+    digests = {
+        load_dataset(DataConfig(source=str(path), sequence_length=8, shards=str(tmp_path / "s"))).digest
+        for path in (plain, hidden, packed)
+    }
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (("",), "with an empty name in it"),
+        (("a\0b.txt",), "cannot be read|damaged or of another format"),
+        (("x" * 5000 + ".txt",), r"cannot be read \(File name too long\)"),
+        (("loop.txt",), r"cannot be read \(Too many levels of symbolic links\)"),
+        (("pipe.txt",), "is a pipe or a device"),
+        (("bad\udcff.txt",), "a name that is not valid UTF-8"),
+    ],
+)
+def test_names_that_lead_to_no_text(tmp_path, monkeypatch, source, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(SdslError, match=message):
+        load_dataset(DataConfig(source=source, shards=str(tmp_path / "s")))
 
 
 _FRUGAL = """
