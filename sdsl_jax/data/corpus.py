@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 from sdsl_jax.config import DataConfig
 from sdsl_jax.data.documents import READERS, SEPARATOR, documents, hugging_face
-from sdsl_jax.data.folders import kind_of, read_folder
+from sdsl_jax.data.folders import kind_of, listed, read_folder
 from sdsl_jax.errors import require
 from sdsl_jax.user_files import reading
 
@@ -45,12 +45,16 @@ def sources(config: DataConfig, note: Callable[[str], None] = lambda text: None)
       note: receives one sentence on each folder of which something is left out.
 
     Raises:
-      SdslError: a source has no name, or a folder cannot be read or holds no file that can be read.
+      SdslError: a source has no name, the embedded corpus stands in a list, or a folder cannot be read or holds no file that can.
     """
     found: list[str] = []
     for source in (config.source,) if isinstance(config.source, str) else config.source:
         require(
             source.strip(), f"data.source is {config.source}, with an empty name in it; it must name files or folders."
+        )
+        require(
+            source != EMBEDDED or config.source == EMBEDDED,
+            f"data.source is {config.source}; the embedded corpus is named alone, as {EMBEDDED!r}, and not in a list.",
         )
         if is_file(source) and os.path.isdir(source):
             folder = read_folder(Path(source), READERS, "corpus folder")
@@ -98,7 +102,7 @@ def write_text(config: DataConfig, path: Path, note: Callable[[str], None] = lam
     Args:
       config: the corpus.
       path: of the file to write.
-      note: receives one sentence on each source that is blank or looks like a web page.
+      note: receives one sentence on sources that are blank, and one on those that look like web pages.
 
     Raises:
       SdslError: a source is missing, damaged, of an unknown kind or holds NUL, or there is no text.
@@ -111,20 +115,23 @@ def write_text(config: DataConfig, path: Path, note: Callable[[str], None] = lam
                 _write(file, ((text,) for text in part))
                 ends[number] = file.tell()
         return _spans(ends)
-    blank = True
+    count, named, blank, pages = 0, sources(config), list[str](), list[str]()
     with open(path, "wb") as file:
-        count = 0
-        for source in sources(config):
+        for source in named:
             count, begins = _write(file, _documents(source, config), count)
             if not begins:
-                note(f"the corpus source {source} holds no text but blanks.")
-            if _WEB_PAGE.match(begins) and kind_of(Path(source)) == ".txt":
-                note(
-                    f"the corpus file {source} begins like a web page; is it what a download left in place of the text?"
-                )
-            blank = blank and not begins
+                blank.append(source)
+            elif _WEB_PAGE.match(begins) and kind_of(Path(source)) == ".txt":
+                pages.append(source)
         size = file.tell()
-    require(not blank, f"the corpus {config.source} is empty; it must hold some text.")
+    require(len(blank) < len(named), f"the corpus {config.source} is empty; it must hold some text.")
+    if blank:
+        note(f"corpus sources that hold nothing but blanks: {len(blank)} of {len(named)} ({listed(blank)}).")
+    if pages:
+        note(
+            f"corpus sources that begin like a web page: {len(pages)} of {len(named)} ({listed(pages)}); a download may have left "
+            "it in place of the text."
+        )
     fractions = (1 - config.test_fraction - config.validation_fraction, 1 - config.test_fraction)
     return _spans([0, *(_next_character(path, round(size * fraction)) for fraction in fractions), size])
 

@@ -7,11 +7,11 @@ it stands between documents, and text that holds it is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sdsl_jax.data.folders import kind_of
+from sdsl_jax.data.folders import kind_of, listed
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.user_files import other_kind, parse_json, reading, reason, text_pieces
 
@@ -214,7 +214,8 @@ def parse_row(line: str, where: str) -> Any:
 
 
 def _row_text(row: Any, column: str, where: str, what: str) -> str:
-    _require_text(isinstance(row, dict) and isinstance(row.get(column), str), column, where, what, row)
+    require(isinstance(row, dict), f"{where} of the {what} is not a JSON object, one of which must stand in each line.")
+    _require_text(isinstance(row.get(column), str), column, where, what, row)
     require_characters(row[column], f"{where} of the {what}")
     return row[column]
 
@@ -227,8 +228,12 @@ def require_characters(text: str, where: str) -> None:
         raise SdslError(f"{where} holds half a surrogate pair, which is no text.") from None
 
 
-def _require_text(condition: bool, column: str, where: str, what: str, names: Any) -> None:
-    has = ""
-    if isinstance(names, dict | list) and column not in names:
-        has = f"; it has {', '.join(repr(name)[:40] for name in list(names)[:8]) or 'no columns'}"
+def few_names(names: Collection[str]) -> str:
+    """The names of a row's columns, quoted; of many or long ones enough to recognise them."""
+    quoted = [name if len(name) <= 40 else f"{name[:40]}…" for name in map(repr, names)]
+    return listed(quoted, 8) or "none"
+
+
+def _require_text(condition: bool, column: str, where: str, what: str, names: Collection[str]) -> None:
+    has = "" if column in names else f"; it has {few_names(names)}"
     require(condition, f"{where} of the {what} has no text in the column {column!r} (text_column){has}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -18,7 +19,6 @@ _LEFT_OUT = {
     "special": "{} neither file nor folder ({})",
     "other": "{} of another kind ({})",
 }
-_NAMED = 3
 
 
 class Folder(NamedTuple):
@@ -70,7 +70,7 @@ def read_folder(folder: Path, kinds: Collection[str], what: str) -> Folder:
                     left[why].append(str(path.relative_to(folder)))
                 else:
                     files.append(path)
-    parts = [_LEFT_OUT[why].format(f"{len(names):,}", _names(names)) for why, names in left.items() if names]
+    parts = [_LEFT_OUT[why].format(f"{len(names):,}", listed(sorted(names))) for why, names in left.items() if names]
     left_out = f"; left out: {', '.join(parts)}" if parts else ""
     require(bool(files), f"the {what} {folder} holds no file of the kinds {', '.join(dict.fromkeys(kinds))}{left_out}.")
     count = "1 file is" if len(files) == 1 else f"{len(files):,} files are"
@@ -87,5 +87,7 @@ def _why_left_out(path: Path, kinds: Collection[str]) -> str:
     return "special" if path.exists() and not path.is_file() else ""
 
 
-def _names(names: list[str]) -> str:
-    return ", ".join([*sorted(names)[:_NAMED], *["…"] * (len(names) > _NAMED)])
+def listed(names: Collection[str], most: int = 3) -> str:
+    """The first few of some names, for a message: what cannot be printed is replaced, and … stands for the rest."""
+    few = ", ".join([*itertools.islice(names, most), *["…"] * (len(names) > most)])
+    return "".join(character if character.isprintable() else "?" for character in few)

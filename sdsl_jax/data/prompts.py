@@ -18,7 +18,7 @@ from jaxtyping import Int
 from sdsl_jax.config import DataConfig
 from sdsl_jax.data.corpus import EMBEDDED
 from sdsl_jax.data.dataset import load_dataset
-from sdsl_jax.data.documents import BYTE_ORDER_MARK, SEPARATOR, Separators, parse_row, require_characters
+from sdsl_jax.data.documents import BYTE_ORDER_MARK, SEPARATOR, Separators, few_names, parse_row, require_characters
 from sdsl_jax.data.folders import kind_of
 from sdsl_jax.data.published import PublishedTokenizer
 from sdsl_jax.data.shards import TokenArray
@@ -201,7 +201,7 @@ def _row_text(line: str, field: str, where: str) -> str:
     wanted = f"the field {field!r}" if field else f"any of the fields {', '.join(_FIELDS)}"
     require(
         bool(found) and found[0] in row,
-        f"{where} does not have {wanted}; it has {', '.join(map(repr, row)) or 'none'} (choose one with --prompt-field).",
+        f"{where} does not have {wanted}; it has {few_names(row)} (choose one with --prompt-field).",
     )
     text = row[found[0]] if field or found[0] not in ("ctx", "ctx_a") else _hellaswag(row)
     require(isinstance(text, str) and bool(text.strip()), f"{where} has no text in the field {found[0]!r}.")

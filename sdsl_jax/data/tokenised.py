@@ -26,6 +26,7 @@ import numpy as np
 
 from sdsl_jax.config import DataConfig
 from sdsl_jax.data.corpus import Span, identity, is_file, read_pieces, sources, write_text
+from sdsl_jax.data.folders import listed
 from sdsl_jax.data.shards import SHARD_TOKENS, Shard, file_sha256, id_type, write_shards
 from sdsl_jax.data.tokenizer import Tokenizer, fingerprint, make_tokenizer
 from sdsl_jax.errors import SdslError, require
@@ -71,7 +72,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path, remedy = folder / MANIFEST, f"delete the folder {folder} and the corpus is tokenised again."
     try:
         manifest = read_json(path, keys=("format", "version", "check"))
-    except SdslError:
+    except (SdslError, RecursionError):
         raise SdslError(f"the manifest {path} cannot be read or is damaged; {remedy}") from None
     require(
         (manifest["format"], manifest["version"]) == (FORMAT, VERSION),
@@ -195,21 +196,20 @@ def _make(config: DataConfig, folder: Path, shard_tokens: int) -> None:
     write_json(folder / MANIFEST, manifest | {"check": _check(manifest)})
 
 
-def _repeated(made_of: list[tuple[str, list[str | int]]], described: list[dict[str, Any]]) -> Iterator[str]:
-    """A sentence on each text that is named more than once, by one name or by several."""
+def _repeated(made_of: list[tuple[str, list[str | int]]], described: list[dict[str, Any]]) -> list[str]:
+    """A sentence on texts that are named more than once, by one name or by several; none if there are none."""
     same: dict[str, list[str]] = {}
     for (source, _), about in zip(made_of, described):
         if about["identity"][1:2] != [0]:  # an empty file
             same.setdefault(about["sha256"] or about["identity"][0], []).append(source)
-    for names in same.values():
-        if len(names) > 1:
-            different = sorted({*names})
-            which = (
-                f"{different[0]} is named {len(names)} times"
-                if len(different) == 1
-                else f"{', '.join(different)} are equal"
-            )
-            yield f"the corpus holds the same text more than once ({which}), and text of the test split may be trained on."
+    groups = [listed(names) for names in same.values() if len(names) > 1]
+    if not groups:
+        return []
+    count = sum(len(names) - 1 for names in same.values())
+    return [
+        f"corpus sources that repeat the text of another: {count} of {len(made_of)} ({listed(groups)}); text of the test split "
+        "may be trained on."
+    ]
 
 
 def corpus_digest(splits: dict[str, str]) -> str:

@@ -46,6 +46,12 @@ def test_what_is_left_out_is_counted_and_named(tmp_path):
     )
 
 
+def test_names_that_cannot_be_printed(tmp_path):
+    for name in ("a.txt", "\udcff\n.md"):
+        (tmp_path / name).write_text("x")
+    assert read_folder(tmp_path, KINDS, "corpus folder").note.endswith("left out: 1 of another kind (??.md).")
+
+
 def test_nothing_is_said_where_everything_is_read(tmp_path):
     hidden_above = tmp_path / ".data"
     hidden_above.mkdir()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -203,7 +204,7 @@ def test_a_damaged_corpus_is_not_used(config):
 @pytest.mark.parametrize("key", ["dtype", "digest", "splits", "tokenizer", "tokens"])
 def test_a_damaged_manifest_is_not_used(config, key):
     manifest = prepare(config) / MANIFEST
-    for text in ("{", "[]", manifest.read_text().replace(f'"{key}"', f'"not {key}"')):
+    for text in ("{", "[]", "[" * 100_000, manifest.read_text().replace(f'"{key}"', f'"not {key}"')):
         manifest.write_text(text)
         with pytest.raises(SdslError, match=r"manifest.json .*damaged.*; delete the folder .* tokenised again"):
             load_dataset(config)
@@ -334,17 +335,18 @@ def test_what_may_not_be_meant_is_said_at_every_start(tmp_path):
     config = DataConfig(source=(str(folder), str(folder / "a.txt")), sequence_length=8, shards=str(tmp_path / "s"))
     expected = [
         f"of the corpus folder {folder}, 6 files are read; left out: 1 hidden (.hidden.txt).",
-        f"the corpus source {folder}/blank.txt holds no text but blanks.",
-        f"the corpus source {folder}/empty.txt holds no text but blanks.",
-        f"the corpus file {folder}/page.txt begins like a web page; is it what a download left in place of the text?",
-        f"the corpus holds the same text more than once ({folder}/a.txt, {folder}/b.txt, {folder}/c.txt are equal), and text "
-        "of the test split may be trained on.",
+        f"corpus sources that hold nothing but blanks: 2 of 7 ({folder}/blank.txt, {folder}/empty.txt).",
+        f"corpus sources that begin like a web page: 1 of 7 ({folder}/page.txt); a download may have left it in place of the "
+        "text.",
+        f"corpus sources that repeat the text of another: 3 of 7 ({folder}/a.txt, {folder}/b.txt, {folder}/c.txt, …); text of "
+        "the test split may be trained on.",
     ]
     for _ in range(2):
         notes = []
         load_dataset(config, note=notes.append)
         assert [note for note in notes if not note.startswith("tokenising")] == expected
-        with pytest.warns(UserWarning, match="of the corpus folder") as warned:
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
             load_dataset(config)
         assert [str(each.message) for each in warned] == expected
         assert {each.filename for each in warned} == {__file__}
@@ -352,7 +354,10 @@ def test_what_may_not_be_meant_is_said_at_every_start(tmp_path):
 
 def test_a_file_that_is_named_twice_is_said_to_be(tmp_path):
     path = str(text_file(tmp_path / "a.txt", "some words of a text\n" * 40))
-    with pytest.warns(UserWarning, match=r"a\.txt is named 2 times\), and text of the test split may be trained on"):
+    with pytest.warns(
+        UserWarning,
+        match=r"repeat the text of another: 1 of 2 \(.*a\.txt, .*a\.txt\)",
+    ):
         load_dataset(DataConfig(source=(path, path), sequence_length=8, shards=str(tmp_path / "s")))
 
 
@@ -373,6 +378,7 @@ def test_hidden_and_compressed_files_are_read_where_they_are_named(tmp_path):
     ("source", "message"),
     [
         (("",), "with an empty name in it"),
+        (("sotu", "a.txt"), "the embedded corpus is named alone, as 'sotu', and not in a list"),
         (("a\0b.txt",), "cannot be read|damaged or of another format"),
         (("x" * 5000 + ".txt",), r"cannot be read \(File name too long\)"),
         (("loop.txt",), r"cannot be read \(Too many levels of symbolic links\)"),
