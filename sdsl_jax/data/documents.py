@@ -20,6 +20,8 @@ SEPARATOR = "\0"
 BYTE_ORDER_MARK = "\ufeff"
 # Characters of one line of a .jsonl file.
 LONGEST_LINE = 1 << 26
+# Characters behind a first NUL in which others are counted.
+_COUNTED = 1 << 28
 _BATCH_ROWS = 256
 _NAME = re.compile(r"(?P<path>[^:@\s]+)(:(?P<name>[^@\s]+))?(@(?P<revision>\S+))?")
 
@@ -77,15 +79,15 @@ def hugging_face(name: str, text_column: str = "text") -> Iterator[Iterable[str]
 
 
 class Separators:
-    """Counts the NULs in texts, which would end documents where none ends.
+    """Counts the NULs in the texts of one source, which would end documents where none ends.
 
-    Attributes:
-      count: of NULs.
-      first: where the first one stands.
+    Args:
+      what: the source, with which the message begins.
     """
 
-    def __init__(self) -> None:
-        self.count, self.first, self._characters = 0, "", 0
+    def __init__(self, what: str) -> None:
+        self._what, self._count, self._first = what, 0, ""
+        self._characters, self._behind_first = 0, 0
 
     def pass_on(self, pieces: Iterable[str], where: str = "") -> Iterator[str]:
         """The pieces of a text as they are.
@@ -93,33 +95,40 @@ class Separators:
         Args:
           pieces: of the text.
           where: the text stands in its file; the line in which NUL stands if left out.
+
+        Raises:
+          SdslError: so much text has followed the first NUL that its reader should not wait for the end.
         """
         line = 1
         for piece in pieces:
             self._characters += len(piece)
-            if not self.count:
+            if not self._count:
                 before, nul, _ = piece.partition(SEPARATOR)
                 line += before.count("\n")
-                self.first = where or f"line {line}" if nul else ""
-            self.count += piece.count(SEPARATOR)
+                self._first = where or f"line {line}" if nul else ""
+            self._count += piece.count(SEPARATOR)
+            self._behind_first += len(piece) if self._count else 0
+            if self._behind_first > _COUNTED:
+                self.refuse()
             yield piece
 
-    def refuse(self, what: str) -> None:
-        """Raises `SdslError` about `what`, the file, if there was any NUL."""
-        times = "once, in" if self.count == 1 else f"{self.count:,} times, first in"
+    def refuse(self) -> None:
+        """Raises `SdslError` if there was any NUL."""
+        some = "at least " if self._behind_first > _COUNTED else ""
+        times = "once, in" if self._count == 1 and not some else f"{some}{self._count:,} times, first in"
         binary = " (so many say that it is UTF-16 without a byte-order mark, or no text)"
         require(
-            not self.count,
-            f"{what} holds NUL (U+0000) {times} {self.first}{binary if self.count > self._characters / 8 else ''}; NUL ends a "
-            "document and cannot be part of one: remove it.",
+            not self._count,
+            f"{self._what} holds NUL (U+0000) {times} {self._first}{binary if self._count > self._characters / 8 else ''}; NUL "
+            "ends a document and cannot be part of one: remove it.",
         )
 
 
 def _without_separators(placed: Iterable[_Placed], what: str) -> Iterator[Iterable[str]]:
-    separators = Separators()
+    separators = Separators(what)
     for where, pieces in placed:
         yield separators.pass_on(pieces, where)
-    separators.refuse(what)
+    separators.refuse()
 
 
 def _read_txt(path: Path, _: str) -> Iterator[_Placed]:

@@ -185,12 +185,12 @@ def read_prompts(path: Path, field: str = "") -> list[str]:
     lines = [line.removeprefix(BYTE_ORDER_MARK).strip() for line in read_text(path, "prompt file").split("\n")]
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line]
     require(bool(numbered), f"the prompt file {path} is empty; it must hold at least one prompt.")
-    separators, texts = Separators(), list[str]()
+    separators, texts = Separators(f"the prompt file {path}"), list[str]()
     for number, line in numbered:
         where = f"line {number}"
         text = line if kind == ".txt" else _row_text(line, field, f"{where} of the prompt file {path}")
         texts += separators.pass_on([text], where)
-    separators.refuse(f"the prompt file {path}")
+    separators.refuse()
     return texts
 
 

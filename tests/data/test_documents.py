@@ -67,6 +67,12 @@ def test_nul_in_text_is_refused_with_its_number_and_first_place(tmp_path):
     refused(tmp_path / "b.jsonl", "line 3 of the corpus file .* holds NUL .*: the file is damaged")
 
 
+def test_nobody_waits_for_the_end_of_a_large_corpus_to_hear_of_nul(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_COUNTED", 20)
+    (tmp_path / "a.jsonl").write_bytes(ROWS + b'\n{"text": "\\u0000 and some words"}' * 9 + b"\n{not read}")
+    refused(tmp_path / "a.jsonl", "at least 2 times, first in line 3")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
