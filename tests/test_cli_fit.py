@@ -173,6 +173,7 @@ def test_records_of_pairs_to_a_prediction(sdsl, records):
     assert "taken as independent" in chosen[""]["interval_basis"]
 
 
+@pytest.mark.slow
 def test_models_may_lie_elsewhere_under_another_name(sdsl, records, tmp_path):
     (records / "models.csv").rename(tmp_path / "trained.csv")
     arguments = ("fit", "acceptance", "--csv", records / "acceptance.csv", *QUICK)

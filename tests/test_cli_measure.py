@@ -177,6 +177,7 @@ def test_different_tokenizers_are_compared_on_the_text_and_never_decoded(sdsl, m
     assert (status, "needs a temperature above 0" in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_published_checkpoints_are_measured_like_our_own(sdsl, tmp_path):
     """What their folders do not say, training tokens and losses, comes from the user and from the prompts."""
     target = copy_checkpoint("llama-2", tmp_path / "llama-2")

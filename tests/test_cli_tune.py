@@ -35,6 +35,7 @@ def sdsl(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_in_a_law_and_a_study(sdsl, tmp_path):
     arguments = ("--sizes", "600,1.2k", "--tokens", "2k", "--factors", ".1,1,10,1000", "--write", "tuned.toml")
     status, out, _ = sdsl(*arguments)

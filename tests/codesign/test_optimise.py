@@ -37,8 +37,8 @@ def problem(law="logit_gap", cost="flops", **changes) -> DraftProblem:
 @pytest.mark.parametrize(
     ("law", "cost", "optimizer"),
     [
-        ("logit_gap", "measured", "adam"),
         ("affine_plane", "flops", "nadam"),
+        pytest.param("logit_gap", "measured", "adam", marks=pytest.mark.slow),
         pytest.param("logit_gap", "flops", "adam", marks=pytest.mark.slow),
         pytest.param("affine_plane", "measured", "adam", marks=pytest.mark.slow),
     ],

@@ -147,6 +147,7 @@ tokenised.prepare(DataConfig(source=source, sequence_length=16, shards=shards), 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["write_text", "write_shards", "write_json"])
 def test_killed_while_tokenising(config, where):
     died = subprocess.run([sys.executable, "-c", _CHILD, where, config.source, config.shards], env=os.environ)

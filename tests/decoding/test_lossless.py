@@ -350,9 +350,8 @@ def stale_draft_cache(monkeypatch):
     monkeypatch.setattr(drafters.ModelDrafter, "first", first)
 
 
-@pytest.mark.parametrize(
-    "mutate", [None, pytest.param(stale_draft_cache, marks=pytest.mark.slow)], ids=["right", "stale"]
-)
+@pytest.mark.parametrize("mutate", [None, stale_draft_cache], ids=["right", "stale"])
+@pytest.mark.slow
 def test_cached_q_equals_full_forward_q_at_every_drafted_position(monkeypatch, mutate):
     """Also over rounds of different lookahead, rows that stopped, and after full acceptances. A stale cache is far off."""
     draft, target = model(1, 1), model(2, 2)

@@ -7,6 +7,7 @@ from sdsl_jax.evidence.stage import gather
 TEMPERATURES = ((0.0, 2.2, 1.2), (0.5, 1.9, 1.4))
 
 
+@pytest.mark.slow
 def test_levels_and_slopes_by_temperature_are_recovered():
     """24 pairs with noise of .003 in α: level and slope are known to about .01, and held to 5 times that."""
     found = temperature(law_study(temperatures=TEMPERATURES))

@@ -20,6 +20,7 @@ def test_persistence_is_recovered_exactly(x64):
     np.testing.assert_allclose(found.tokens_per_round[:, 0], wanted, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_concentration_is_recovered_exactly(x64):
     concentration = np.asarray([3.0, 10.0, 40.0])
     betas = [BetaAcceptance(a * c, (1 - a) * c) for a, c in zip(ALPHA, concentration)]
@@ -50,6 +51,7 @@ def test_a_chain_is_told_from_independence():
         assert row["lookahead_measured"] >= 1
 
 
+@pytest.mark.slow
 def test_independence_is_not_rejected():
     """Holm keeps the chance of any false rejection at 5 % a study: 3 or more of 10 studies have a chance of 1.2 %."""
     studies = [dependence(chain_study(seed, 0.0, samples=32, length=64)) for seed in range(10)]

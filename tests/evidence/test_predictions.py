@@ -20,6 +20,9 @@ from sdsl_jax.models import count, member
 from sdsl_jax.records import ExpectedRecord, LatencyRecord, ModelRecord, longest_trained
 from sdsl_jax.theory import AffinePlane, ChinchillaLaw, FlopCost, LogitPlane, ModelPoint, PowerLaw, tokens_per_round
 
+# Two ladders are fitted for them.
+pytestmark = pytest.mark.slow
+
 LOSS, ALPHA = ChinchillaLaw(1.1, 6.0, 40.0, 0.25, 0.35), LogitPlane(2.4, 2.2, 1.6)
 SIZES = (3_000, 6_000, 12_000, 25_000, 50_000, 100_000)
 TARGETS = (120_000, 250_000, 500_000)
@@ -149,7 +152,6 @@ def test_an_acceptance_that_reaches_one_has_no_finite_optimum(quiet):
         assert choice["predicted_speedup_error"] is None
 
 
-@pytest.mark.slow
 def test_a_step_between_depths_is_named():
     """Models of one layer 4 % worse than a law of size allows: without them the largest loss is predicted far better."""
     rows = holdout(published(world(noise=0.0005, step=0.04)))["loss_by_depth"]
@@ -173,7 +175,6 @@ def test_the_law_that_made_the_records_wins(quiet):
         assert row["left_out_domains"] is None
 
 
-@pytest.mark.slow
 def test_the_best_count_is_found():
     """Acceptance as a power law in the total number of parameters."""
     law = PowerLaw(4.0, 0.35, 0.05)
@@ -230,7 +231,6 @@ def test_sensitivities_are_differences(quiet):
     assert row["log_draft_params"] / row["standard_error"] == pytest.approx((logs[1] - logs[0]) / (2 * step), rel=1e-2)
 
 
-@pytest.mark.slow
 def test_residuals_know_what_sizes_share():
     """Independent noise: the adjusted share between sizes is near 0, for 22 rows of 9 sizes within ±.5; a step: near 1."""
     assert abs(residuals(world(noise=0.01, seed=2))["loss_share_between_sizes"]) < 0.5

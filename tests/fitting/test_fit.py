@@ -183,6 +183,7 @@ def test_fits_do_not_depend_on_the_default_precision():
     np.testing.assert_array_equal(jax.tree.leaves(single.law), jax.tree.leaves(double.law))
 
 
+@pytest.mark.slow
 def test_models_that_saw_their_text_too_often_stay_out_of_the_loss_law():
     """Repeated text is worth less than new text: with it the law of the others would be another."""
     fresh = [dataclasses.replace(m, epochs=1.0) for m in models(0.001)]

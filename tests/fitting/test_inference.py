@@ -67,7 +67,7 @@ def customary_starts(count: int) -> np.ndarray:
     return random.uniform([-1, 0, 0, 0.1, 0.1], [1, 10, 10, 1, 1], (count, 5))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 6))])
 def test_no_scipy_start_is_better(x64, seed):
     """Random laws, designs and noise: ours of 16 starts is at least as good as L-BFGS-B's best of 30."""
     random = np.random.default_rng(seed)
@@ -131,6 +131,7 @@ def test_profile_is_the_refit_with_one_coefficient_held(x64, delta):
         assert float(found[k, 2]) == pytest.approx(end.fun / 1e4, rel=2e-3)
 
 
+@pytest.mark.slow
 def test_profile_of_an_exponent_that_is_hardly_held(x64):
     """Far from the optimum the profile must not stop short of what many starts find, nor end on the estimate itself."""
     budgets = np.tile(np.geomspace(2e6, 1.2e7, 3), 16)
@@ -239,7 +240,7 @@ def test_parameters_that_move_nothing_leave_the_condition_number(x64):
     assert float(found.condition_number) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_floor_that_the_data_do_not_show_is_open_below(x64, seed):
     """Whether the best fit has a small floor (seed 1) or rests on the bound (seed 2); above, the interval ends."""
     loss = table(seed, 0.003, ChinchillaLaw(E=0.0, A=3.5, B=8.0, a=0.07, b=0.3))

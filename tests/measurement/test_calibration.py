@@ -59,6 +59,7 @@ def check(fitted, truth, worst):
     assert not fitted.warnings
 
 
+@pytest.mark.slow
 def test_what_is_timed_identifies_every_coefficient():
     for seed in range(3):
         fitted = fit_device(simulated(CPU, ONE_CORE, "float32", seed=seed), starts=8, draws=16, confidence=0.9)

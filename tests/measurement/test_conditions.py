@@ -127,6 +127,7 @@ def test_nothing_is_asked_for_and_nothing_is_loaded(tiny_study, tmp_path):
         assert read_table(folder / "records", name) == []
 
 
+@pytest.mark.slow
 def test_the_stage_notices_other_drafts_and_other_files(tiny_study, tmp_path):
     """The settings stay the same; only what they name changes."""
     folder, others = (shutil.copytree(tiny_study, tmp_path / name) for name in ("copy", "others"))
@@ -179,6 +180,7 @@ def test_other_drafts_must_fit(tiny_study, tmp_path, dataset):
         measure_conditions(config, dataset, records, tiny_study, Silent())
 
 
+@pytest.mark.slow
 def test_the_decoder_may_run_for_the_largest_budgets_only(tiny_study, dataset):
     config = tiny(measure={"decode": "largest"})
     progress = Counted()

@@ -33,7 +33,12 @@ def random_model(config: ModelConfig, seed: int = 0) -> Model:
     return Model(config, jax.tree.map(lambda x: x * rng.uniform(0.5, 2.0, x.shape).astype(np.float32), params))
 
 
-@pytest.fixture(params=VARIANTS)
+# Every variant is run by the full check.
+MAIN = ("grouped", "llama_untied", "wide_heads")
+SOME = [pytest.param(name, marks=[] if name in MAIN else pytest.mark.slow) for name in VARIANTS]
+
+
+@pytest.fixture(params=SOME)
 def model(request, small_model):
     return random_model(dataclasses.replace(small_model, **VARIANTS[request.param]))
 

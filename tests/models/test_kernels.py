@@ -24,13 +24,19 @@ def _normal(seed, *shape):
 def _same(mine, plain, *arguments, weights):
     """Values and gradients of Σ weights · f agree, to the rounding of sums of some hundred float32 numbers."""
 
-    def total(f):
-        return lambda *args: sum((w * y).sum() for w, y in zip(weights, jax.tree.leaves(f(*args))))
+    def total(f, *args):
+        values = f(*args)
+        return sum((w * y).sum() for w, y in zip(weights, jax.tree.leaves(values))), values
 
-    for got, want in zip(jax.tree.leaves(mine(*arguments)), jax.tree.leaves(plain(*arguments))):
+    @jax.jit
+    def both(*args):
+        every = tuple(range(len(args)))
+        return [jax.grad(lambda *args: total(f, *args), every, has_aux=True)(*args) for f in (mine, plain)]
+
+    (my_gradients, my_values), (gradients, values) = both(*arguments)
+    for got, want in zip(jax.tree.leaves(my_values), jax.tree.leaves(values)):
         np.testing.assert_allclose(got, want, atol=2e-5, rtol=2e-5)
-    every = tuple(range(len(arguments)))
-    for got, want in zip(jax.grad(total(mine), every)(*arguments), jax.grad(total(plain), every)(*arguments)):
+    for got, want in zip(my_gradients, gradients):
         np.testing.assert_allclose(got, want, atol=5e-5, rtol=5e-5)
 
 
@@ -69,12 +75,13 @@ def test_causal_attention(length, groups):
 def test_the_call_of_fused_attention():
     """The shapes that are handed to a device's kernel, through the implementation that every device has."""
     q, k, v = _normal(0, 2, 3, 20, 8), _normal(1, 2, 8, 20), _normal(2, 2, 20, 8)
-    np.testing.assert_allclose(_fused_attention(q, k, v, "xla"), _plain_attention(q, k, v), atol=2e-5)
+    mine, plain = jax.jit(lambda *x: (_fused_attention(*x, "xla"), _plain_attention(*x)))(q, k, v)
+    np.testing.assert_allclose(mine, plain, atol=2e-5)
 
 
 def test_causal_attention_survives_large_scores():
     q, k, v = 1e4 * _normal(0, 1, 1, 70, 8), _normal(1, 1, 8, 70), _normal(2, 1, 70, 8)
-    gradients = jax.grad(lambda *args: causal_attention(*args).sum(), (0, 1, 2))(q, k, v)
+    gradients = jax.jit(jax.grad(lambda *args: causal_attention(*args).sum(), (0, 1, 2)))(q, k, v)
     assert all(np.isfinite(g).all() for g in gradients)
 
 
@@ -92,7 +99,7 @@ def test_token_losses():
 
 def test_gradients_are_those_of_finite_differences(x64):
     q, k, v = (x.astype(jnp.float64) for x in (_normal(0, 1, 2, 70, 4), _normal(1, 1, 4, 70), _normal(2, 1, 70, 4)))
-    check_grads(causal_attention, (q, k, v), order=1, modes=["rev"], atol=1e-4, rtol=1e-4)
+    check_grads(jax.jit(causal_attention), (q, k, v), order=1, modes=["rev"], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ def test_cached_decoding_gives_the_same_logits(case):
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(n, marks=[] if n in ("gpt2", "llama-3", "opt-post-norm") else pytest.mark.slow) for n in CASES],
+    [pytest.param(n, marks=[] if n == "llama-3" else pytest.mark.slow) for n in CASES],
     indirect=True,
 )
 def test_greedy_continuations_are_equal_with_and_without_a_draft(case):
@@ -314,6 +314,7 @@ def test_rows_that_outgrow_learned_positions_are_refused():
         autoregress(model, np.ones((1, 3), int), new_tokens=30)
 
 
+@pytest.mark.slow
 def test_weights_can_be_split_over_devices_without_changing_what_is_decoded(tmp_path):
     """In a process of its own, with four devices of the CPU."""
     code = """

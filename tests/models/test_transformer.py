@@ -19,6 +19,8 @@ VARIANTS = {
     "plain": {"qk_norm": False, "kv_heads": 4},
     "one_head": {"heads": 1, "kv_heads": 1, "layers": 1},
 }
+# Every variant is run by the full check.
+SOME = [pytest.param(name, marks=[] if name in ("grouped", "one_head") else pytest.mark.slow) for name in VARIANTS]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -45,7 +47,7 @@ def test_flops_equal_those_of_the_compiled_model(small_model):
     assert count(config, context=T).flops_per_token * T == pytest.approx(compiled.cost_analysis()["flops"], rel=0.15)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", SOME)
 def test_causality_by_gradients(small_model, variant):
     """The logits at position t have a zero gradient to every later embedding and a non-zero one to every earlier."""
     config = dataclasses.replace(small_model, **VARIANTS[variant])
@@ -67,7 +69,7 @@ def test_causality_by_gradients(small_model, variant):
     assert (size[np.tril_indices(9)] > 0).all()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", SOME)
 def test_cached_equals_full_forward(small_model, variant):
     """Ragged rows fed in pieces of different widths, with a rollback in between, give the logits of one full pass."""
     config = dataclasses.replace(small_model, **VARIANTS[variant])

@@ -24,6 +24,7 @@ def dependent(tmp_path) -> Records:
     return records(chain_study(seed=1, persistence=0.3, samples=16, length=32), tmp_path)
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_only_of_what_is_there(dependent, tmp_path):
     figures = tmp_path / "figures"
     draw_evidence(dependent, figures)

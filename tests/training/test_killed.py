@@ -112,6 +112,7 @@ def kill_after(child, seconds):
         return kill(child)
 
 
+@pytest.mark.slow
 def test_killed_inside_checkpoint_writes(study, whole, tmp_path):
     killed = [kill_inside_a_write(start(study, tmp_path), tmp_path, nth) for nth in (2, 5)]
     assert killed == [True, True]

@@ -354,6 +354,7 @@ def test_batches_read_ahead_are_the_batches(dataset):
         np.testing.assert_array_equal(batch, batches[step])
 
 
+@pytest.mark.slow
 def test_tensorboard_logs_every_segment(tmp_path, dataset):
     pytest.importorskip("tensorboardX")
     train_ladder(config({"tensorboard": True}), dataset, tmp_path)
@@ -408,6 +409,7 @@ def test_a_disk_that_was_full_costs_nothing(tmp_path, dataset, trained, monkeypa
     assert [json.loads(line)["step"] for line in lines] == list(range(23))
 
 
+@pytest.mark.slow
 def test_two_that_train_the_same_rung_at_once_do_no_harm(tmp_path, dataset, trained, monkeypatch):
     """Without claims at all: every checkpoint and every metrics file stays whole, and both reach the same parameters."""
     study = config()

@@ -155,7 +155,10 @@ def test_a_loss_that_is_not_finite_stops_the_rung(tmp_path, dataset):
         train_ladder(config, dataset, tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "swapped"])
+@pytest.mark.parametrize(
+    "damage",
+    ["swapped", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("truncated", "missing"))],
+)
 def test_a_damaged_checkpoint_is_named(tmp_path, dataset, damage):
     config = tiny(ladder=ONE_RUNG)
     records = train_ladder(config, dataset, tmp_path)
