@@ -1,5 +1,7 @@
 """Every hand-written gradient against the plain formula and its automatic gradient."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +33,7 @@ def _same(mine, plain, *arguments, weights):
     @jax.jit
     def both(*args):
         every = tuple(range(len(args)))
-        return [jax.grad(lambda *args: total(f, *args), every, has_aux=True)(*args) for f in (mine, plain)]
+        return [jax.grad(functools.partial(total, f), every, has_aux=True)(*args) for f in (mine, plain)]
 
     (my_gradients, my_values), (gradients, values) = both(*arguments)
     for got, want in zip(jax.tree.leaves(my_values), jax.tree.leaves(values)):
