@@ -69,8 +69,8 @@ TINY = {
     "name": "tiny",
     "data": {"sequence_length": 32},
     "ladder": {
-        "draft_params": [600, 2500],
-        "draft_tokens": [8_000, 12_000, 16_000],
+        "draft_params": [600, 1200, 2500],
+        "draft_tokens": [8_000, 16_000],
         "target_params": [5_000],
         "target_tokens": [16_000],
     },

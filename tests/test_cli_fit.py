@@ -124,6 +124,7 @@ def test_a_foreign_table(sdsl, tmp_path):
     assert made["valid"] == {"params": [1000, 100_000], "tokens": [100_000, 6_400_000]}
 
 
+@pytest.mark.slow
 def test_kaplans_law_and_another_confidence(sdsl, tmp_path):
     path = own_runs(tmp_path / "runs.csv")
     status, out, _ = sdsl(

@@ -39,6 +39,7 @@ def sdsl(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_subsets_add_up_to_a_ladder(sdsl, tmp_path):
     status, out, _ = sdsl("--rungs", "draft-600,target-*")
     assert status == 0

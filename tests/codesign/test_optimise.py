@@ -82,6 +82,7 @@ def test_an_optimum_on_the_border_is_reached_exactly(x64):
     assert float(capped.stationarity) < 1e-4
 
 
+@pytest.mark.slow
 def test_where_speculation_does_not_pay_the_gradient_finds_no_speedup(x64):
     made = problem(cost="measured")
     slow = made.cost._replace(hardware=made.cost.hardware._replace(round_seconds=jnp.float64(1e-3)))

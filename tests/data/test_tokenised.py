@@ -414,8 +414,11 @@ print(tokens, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 10
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param("jsonl", marks=pytest.mark.slow)]
+    + [pytest.param(kind, marks=pytest.mark.release) for kind in ("txt", "parquet")],
+)
 def test_memory_stays_far_below_the_size_of_a_corpus(tmp_path, kind):
     import pandas
 

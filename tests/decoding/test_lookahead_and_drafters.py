@@ -34,6 +34,7 @@ def test_online_lookahead_is_the_closed_form_of_the_running_estimate():
     assert int(OnlineLookahead(draft_step=5.0).check(9).most(rule.start(1), 9)[0]) == 1
 
 
+@pytest.mark.slow
 def test_confidence_decides_by_the_distribution_and_not_by_the_draw():
     """Every draft was drawn where the draft was sure enough; the one that was not drawn would have come from an unsure one."""
     run = speculate(

@@ -46,7 +46,7 @@ def exact_joint(target: Model, prompt: list[int], length: int, temperature: floa
 PROMPTS = ([3], [1, 4, 0, 2])
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_joint_distribution_with_many_samples(draft, target):
     """As below, with 200,000 samples of each prompt: a bias of half a percent in a common sequence would show."""
     check_joint_distribution(draft, target, 4, temperature=1.0, rows=8192, runs=49)
@@ -102,6 +102,7 @@ def test_greedy_speculation_equals_greedy_decoding(draft, target):
         np.testing.assert_array_equal(decoded.tokens, plain.tokens)
 
 
+@pytest.mark.slow
 def test_a_row_depends_on_its_own_prompt_and_number_only(draft, target):
     prompts = np.random.default_rng(1).integers(0, V, (4, 5))
     lengths = np.array([5, 2, 4, 3])

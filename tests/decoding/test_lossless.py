@@ -123,9 +123,11 @@ def after_full_acceptance(lookahead, verify, samples=24_576):
     return chi_square(np.concatenate(ids), outcome), np.mean(followed)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("verify", ["token", "block"])
-@pytest.mark.parametrize("lookahead", [4, 7])
+@pytest.mark.parametrize(
+    ("lookahead", "verify"),
+    [pytest.param(4, "block", marks=pytest.mark.slow)]
+    + [pytest.param(*each, marks=pytest.mark.release) for each in ((4, "token"), (7, "token"), (7, "block"))],
+)
 def test_what_follows_a_full_acceptance(lookahead, verify):
     p, followed = after_full_acceptance(lookahead, verify)
     assert followed > 0.1
@@ -138,9 +140,11 @@ RULES = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("verify", ["token", "block"])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("rule", "verify"),
+    [pytest.param(*each, marks=pytest.mark.slow) for each in (("confidence", "token"), ("online", "block"))]
+    + [pytest.param(*each, marks=pytest.mark.release) for each in (("confidence", "block"), ("online", "token"))],
+)
 def test_adaptive_lookahead_is_lossless(rule, verify):
     settings = dict(lookahead=RULES[rule], max_lookahead=4, verification=verify)
     assert min(p_values(model(1, 1), model(2, 2), 30_000, **settings)) > ALPHA
@@ -270,8 +274,9 @@ def constant_bonus(monkeypatch):
     monkeypatch.setattr(loop, "verify_rows", verify_rows)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("lookahead", [4, 7])
+@pytest.mark.parametrize(
+    "lookahead", [pytest.param(4, marks=pytest.mark.slow), pytest.param(7, marks=pytest.mark.release)]
+)
 def test_a_constant_bonus_token_fails(monkeypatch, lookahead):
     fresh_loop(monkeypatch)
     constant_bonus(monkeypatch)
@@ -283,7 +288,7 @@ def negated_target(monkeypatch):
     monkeypatch.setattr(loop, "probabilities", lambda logits, sampling: probabilities(-logits, sampling))
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("mutate", ["negated_target", "filter_before_temperature"])
 def test_bfloat16_cells_fail_for_a_wrong_target(monkeypatch, mutate):
     """There the reference is what the run recorded, which must itself be the target's."""
@@ -294,23 +299,27 @@ def test_bfloat16_cells_fail_for_a_wrong_target(monkeypatch, mutate):
 
 
 TOKEN, BLOCK = {"verification": "token"}, {"verification": "block"}
+# By rule of verification; the first three belong to the full check, the others to the check before a release.
 MUTATIONS = [
     (shared_key, TOKEN),
+    (argmax_draft, BLOCK),
+    (residual_is_target, TOKEN),
     (shared_key, BLOCK),
     (reused_uniform, TOKEN),
     (keys_by_position, BLOCK),
     (argmax_draft, TOKEN),
-    (argmax_draft, BLOCK),
     (batch_minimum, TOKEN),
     (filter_before_temperature, {"sampling": Sampling(0.7, top_p=0.8)}),
-    (residual_is_target, TOKEN),
     (residual_is_target, BLOCK),
     (discarded_draft, TOKEN),
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("mutate", "settings"), MUTATIONS, ids=lambda x: getattr(x, "__name__", ""))
+@pytest.mark.parametrize(
+    ("mutate", "settings"),
+    [pytest.param(*m, marks=pytest.mark.slow if n < 3 else pytest.mark.release) for n, m in enumerate(MUTATIONS)],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
 def test_mutations_of_the_distribution_fail(monkeypatch, mutate, settings):
     fresh_loop(monkeypatch)
     mutate(monkeypatch)
@@ -381,7 +390,9 @@ def dropped_bonus(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("mutate", [None, dropped_bonus], ids=["right", "dropped"])
+@pytest.mark.parametrize(
+    "mutate", [None, pytest.param(dropped_bonus, marks=pytest.mark.slow)], ids=["right", "dropped"]
+)
 def test_every_round_emits_one_more_than_it_accepts(monkeypatch, mutate):
     prompts = np.random.default_rng(0).integers(0, lossless.V, (6, 4))
     fresh_loop(monkeypatch)

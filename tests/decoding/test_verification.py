@@ -82,7 +82,7 @@ def many_rounds(verify, lookahead):
 
 
 @pytest.mark.parametrize("verify", [verify_tokens, verify_block])
-@pytest.mark.parametrize("lookahead", [0, 1, 2, 3])
+@pytest.mark.parametrize("lookahead", [*(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1, 2)), 3])
 def test_joint_distribution_of_verified_tokens(verify, lookahead):
     """All outcomes of a round on fixed p and q, enumerated exactly.
 

@@ -25,6 +25,7 @@ def test_levels_and_slopes_by_temperature_are_recovered():
     assert found["verdict"]["temperature_needed"]
 
 
+@pytest.mark.slow
 def test_a_temperature_that_changes_nothing_is_not_needed():
     """Under one law for all, more coefficients seem better at 90 % with a chance of at most 5 % for each of three laws."""
     found = temperature(law_study(seed=4, temperatures=((0.5, 1.5, 1.8), (2.0, 1.5, 1.8))))

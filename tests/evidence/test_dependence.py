@@ -64,6 +64,7 @@ def test_independence_is_not_rejected():
     assert np.square(z).sum() < 80
 
 
+@pytest.mark.slow
 def test_the_best_lookahead_follows_from_tau():
     study = chain_study(seed=3, persistence=0.2)
     found = dependence(study)
@@ -75,6 +76,7 @@ def test_the_best_lookahead_follows_from_tau():
         assert row["regret"]["geometric"] == pytest.approx(1 - speedup[chosen] / speedup.max())
 
 
+@pytest.mark.slow
 def test_nothing_is_said_of_too_little():
     study = chain_study(seed=1, persistence=0.3, samples=8, length=24)
     assert dependence(inputs()) is None

@@ -22,7 +22,7 @@ import scipy.stats
 from sdsl_jax.fitting.inference import spread
 
 CHILD = Path(coverage_child.__file__)
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.release
 
 
 def simulated(count: int, correlation: float, sizes: int = 8, processes: int = 2) -> dict[str, np.ndarray]:

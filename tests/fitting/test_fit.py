@@ -96,6 +96,7 @@ def test_loss_law_recovers_its_coefficients():
     assert made.rmse < 1e-6
 
 
+@pytest.mark.slow
 def test_loss_law_intervals_hold_the_truth():
     """Noise of 0.3 %: the truth lies inside the 98 % bootstrap interval of every coefficient for this seed."""
     table = models(0.003, seed=3)
@@ -205,6 +206,7 @@ def test_models_that_saw_their_text_too_often_stay_out_of_the_loss_law():
     assert fits[0]["loss_law"]["coefficients"] == fits[1]["loss_law"]["coefficients"]
 
 
+@pytest.mark.slow
 def test_one_target_tells_nothing_of_targets():
     """24 drafts of one target: slopes in its size and loss stay at 0, and the fit says that they are not known."""
     table = models(0.002)

@@ -67,7 +67,8 @@ def customary_starts(count: int) -> np.ndarray:
     return random.uniform([-1, 0, 0, 0.1, 0.1], [1, 10, 10, 1, 1], (count, 5))
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 6))])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
 def test_no_scipy_start_is_better(x64, seed):
     """Random laws, designs and noise: ours of 16 starts is at least as good as L-BFGS-B's best of 30."""
     random = np.random.default_rng(seed)
@@ -153,6 +154,7 @@ def test_profile_of_an_exponent_that_is_hardly_held(x64):
         assert (np.asarray(found)[0] < lowest * 1.01).all()
 
 
+@pytest.mark.slow
 def test_intervals_agree_where_the_problem_is_nearly_linear(x64):
     """Much data of little noise: every profile interval holds the estimate, and its ends are Wald's within 5 % of the width."""
     sizes, budgets = np.geomspace(1e3, 1e6, 25).repeat(20), np.tile(np.geomspace(1e5, 1e8, 20), 25)

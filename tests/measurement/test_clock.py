@@ -43,6 +43,7 @@ def test_runs_count_what_they_did(pair):
     assert cache_slots(entrants[1], 5, 12) == 20
 
 
+@pytest.mark.slow
 def test_a_timed_run_is_the_beginning_of_an_untimed_one(pair):
     draft, target = pair
     prompts = np.random.default_rng(3).integers(0, V, (4, 5))

@@ -206,6 +206,7 @@ def test_what_is_no_number_is_refused_and_never_an_acceptance(pair):
             measure_pair(q, p, ragged(4), PairSettings(**SETTINGS))
 
 
+@pytest.mark.slow
 def test_special_tokens_at_the_beginning_are_not_part_of_the_loss(pair):
     draft, target = pair
     plain = ragged(50)

@@ -20,7 +20,7 @@ VARIANTS = {
     "one_head": {"heads": 1, "kv_heads": 1, "layers": 1},
 }
 # Every variant is run by the full check.
-SOME = [pytest.param(name, marks=[] if name in ("grouped", "one_head") else pytest.mark.slow) for name in VARIANTS]
+SOME = [pytest.param(name, marks=[] if name == "grouped" else pytest.mark.slow) for name in VARIANTS]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

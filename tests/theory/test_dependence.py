@@ -75,6 +75,7 @@ def simulate_chain(alpha, rho, lookahead, positions, seed):
     return survived / rounds, rounds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("alpha", "rho", "lookahead"), [(0.7, 0.4, 1), (0.7, 0.4, 8), (0.5, 0.8, 3), (0.8, -0.1, 4)])
 def test_persistent_chain_against_simulation(alpha, rho, lookahead):
     """Within 5 standard errors of a binomial, widened by (1 + ρ)/(1 − ρ) for the correlation of rounds: a false alarm of at

@@ -121,14 +121,16 @@ def test_killed_inside_checkpoint_writes(study, whole, tmp_path):
     assert_equal(tmp_path, whole)
 
 
-@pytest.mark.slow
-def test_killed_twenty_times_at_random(study, whole, tmp_path):
+@pytest.mark.parametrize(
+    "wanted", [pytest.param(4, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.release)]
+)
+def test_killed_many_times_at_random(study, whole, tmp_path, wanted):
     """Half of the times anywhere in the child's life, half inside the write of a checkpoint; three ladders of them."""
     rng, kills, times = random.Random(5), 0, 0
     began = time.perf_counter()
     finish(start(study, tmp_path / "life"))
     life = time.perf_counter() - began
-    while kills < 20:
+    while kills < wanted:
         out = tmp_path / str(times)
         times += 1
         alive = True

@@ -317,6 +317,7 @@ def test_the_table_misses_no_rung_that_ends_while_it_is_written(copy, dataset, t
     assert [r.model_id for r in read_table(copy / "records", "models")] == [r.model_id for r in trained[1]]
 
 
+@pytest.mark.slow
 def test_skipped_steps_are_counted_across_segments(tmp_path, dataset, monkeypatch):
     poisoned(monkeypatch, {3, 15, 16, 25})
     records = train_ladder(config({"on_nonfinite": "skip"}), dataset, tmp_path)
