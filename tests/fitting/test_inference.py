@@ -173,7 +173,7 @@ def test_outliers_of_a_hundred_standard_errors_move_nothing_far(x64):
     assert shift(0) <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_outliers_over_many_tables(x64):
     """In 50 tables; least squares, which is not robust, for comparison."""
     robust = np.asarray([shift(seed) for seed in range(50)])

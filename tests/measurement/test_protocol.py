@@ -121,7 +121,7 @@ def test_a_folder_that_was_begun_in_another_way_is_refused(run, tmp_path):
     assert (status, "was begun with prompts_sha256 = " in err) == (2, True)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_every_family_as_target_and_as_draft(run, tmp_path):
     """And then the plane of their pairs can be fitted, and drawn."""
     names = ["gpt2", "pythia", "llama-3", "opt-post-norm", "qwen2", "qwen3", "seed-oss"]

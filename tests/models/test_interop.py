@@ -208,7 +208,11 @@ def test_what_cannot_be_exported_is_refused(small_model, tmp_path, monkeypatch):
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(n, marks=pytest.mark.slow if n in MAIN else pytest.mark.release) for n in VARIANTS],
+    indirect=True,
+)
 def test_transformers_gives_the_same_logits_and_the_same_greedy_tokens(model, tmp_path):
     pytest.importorskip("safetensors")
     torch = pytest.importorskip("torch")

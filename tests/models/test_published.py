@@ -40,9 +40,12 @@ def require_close(mine, theirs):
     assert np.abs(mine - theirs).max() <= CLOSE * np.abs(theirs).max()
 
 
-# Learned positions, scaled rotary ones, and norms behind the residual stream; the other families in the full check.
+# Learned positions, scaled rotary ones, and norms behind the residual stream; the other families in the full check, and all
+# variants before a release; their logits are compared always.
+SLOW, RELEASE = pytest.mark.slow, pytest.mark.release
 MAIN = {"gpt2", "llama-3", "opt-post-norm"}
-SOME = [pytest.param(name, marks=[] if name in MAIN else pytest.mark.slow) for name in CASES]
+FAMILIES = {*MAIN, "pythia", "qwen2", "qwen3", "seed-oss"}
+SOME = [pytest.param(n, marks=[] if n in MAIN else SLOW if n in FAMILIES else RELEASE) for n in CASES]
 
 
 @pytest.fixture
@@ -85,7 +88,7 @@ def test_cached_decoding_gives_the_same_logits(case):
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(n, marks=[] if n == "llama-3" else pytest.mark.slow) for n in CASES],
+    [pytest.param(n, marks=[] if n == "llama-3" else SLOW if n in FAMILIES else RELEASE) for n in CASES],
     indirect=True,
 )
 def test_greedy_continuations_are_equal_with_and_without_a_draft(case):
