@@ -102,8 +102,9 @@ def test_greedy_continuations_are_equal_with_and_without_a_draft(case):
     np.testing.assert_array_equal(both.tokens[:, : continued.shape[1]], continued)
 
 
-@pytest.mark.slow
-@every_case
+@pytest.mark.parametrize(
+    "case", [pytest.param(n, marks=SLOW if n in FAMILIES else RELEASE) for n in CASES], indirect=True
+)
 def test_fresh_checkpoints_of_transformers_agree_as_well(case, tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
