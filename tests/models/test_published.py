@@ -230,7 +230,16 @@ def test_a_bare_model_is_found_by_its_own_prefix(checkpoint):
             {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}},
             ("rope_parameters.low_freq_factor", "is missing"),
         ),
-        ({"quantization_config": {"bits": 4}}, ("quantization_config", "quantised weights are not read")),
+        ({"quantization_config": {"bits": 4, "quant_method": "gptq"}}, ("quantization_config", "quantised by gptq")),
+        ({"quantization": {"bits": 4, "group_size": 64}}, ("quantization", "as MLX writes it", "not read")),
+        ({"model_type": "mixtral", "num_local_experts": 8}, ("'mixtral'", "a mixture of experts, which is not read")),
+        ({"hidden_size": 10**12}, ("hidden_size", "at most 2,147,483,647")),
+        ({"head_dim": 2**30, "num_attention_heads": 2**30}, ("heads times head size", "no axis of a tensor")),
+        ({"rope_parameters": {"factor": 4.0}}, ("rope_parameters.rope_type", "given beside factor")),
+        ({"rope_parameters": {"rope_type": "linear", "type": "yarn", "factor": 2.0}}, ("rope_parameters.type", "'linear'")),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, ("partial_rotary_factor is 0.5",)),
+        ({"partial_rotary_factor": 0.5}, ("partial_rotary_factor is 0.5",)),
+        ({"sliding_window": 4}, ("sliding_window", "attention here sees everything")),
         # Contradictions between the configuration and the weights.
         ({"model_type": ["llama"]}, ("model_type", "one of gpt2")),
         ({"num_hidden_layers": 10**8}, ("num_hidden_layers", "is 100000000; the files hold only 21 tensors")),
@@ -308,6 +317,8 @@ def test_a_scaling_that_was_added_in_the_older_form_holds(checkpoint):
     """As in transformers, where both forms are given."""
     folder = checkpoint("qwen2")
     edit(folder, rope_scaling={"type": "linear", "factor": 4.0})
+    refused(folder, "rope_parameters.rope_theta", "1000000.0", "it must be 10000, as beside rope_scaling")
+    edit(folder, rope_theta=1e6)
     assert open_checkpoint(folder).config.rope_scaling.factor == 4.0
     assert open_checkpoint(folder).config.rope_theta == 1e6
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,9 +25,10 @@ from jaxtyping import Array
 
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models.config import ModelConfig
-from sdsl_jax.models.interop.families import Family, family_of
+from sdsl_jax.models.interop.families import Family, family_of, unknown_rope_settings
 from sdsl_jax.models.interop.fields import CONFIG, Fields
 from sdsl_jax.models.interop.plan import Piece, Plan, plan
+from sdsl_jax.models.interop.settings import HUGGING_FACE, require_settings, unknown_warning
 from sdsl_jax.models.interop.shards import Readable, Tensor, find_tensors, require_readable, spans
 from sdsl_jax.models.transformer import Params, abstract_params
 
@@ -36,6 +37,8 @@ OWN = "sdsl_jax"
 
 # Bytes; what XLA asks for on a CPU.
 _ALIGNMENT = 64
+# Axes up to this length cost nothing; where the files have no such axis, the comparison of shapes says it better.
+_SMALL = 2**20
 # Parts of an array that are read side by side.
 _READERS = 4
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -50,6 +53,9 @@ class Checkpoint(NamedTuple):
       fields: its config.json.
       pieces: what each of our arrays is made of.
       tensors: by the names in `pieces`.
+      unknown_settings: names of settings of the file that nothing is known of.
+      ignored_settings: names of settings that the file has and the user told to leave out.
+      warnings: what a reader should know about how the file was read, a sentence each.
     """
 
     folder: Path
@@ -57,6 +63,9 @@ class Checkpoint(NamedTuple):
     fields: Fields
     pieces: Plan
     tensors: Mapping[str, Readable]
+    unknown_settings: tuple[str, ...] = ()
+    ignored_settings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def load(
         self, dtype: str = "float32", shardings: Any = None, advance: Callable[[float, str], None] | None = None
@@ -143,11 +152,12 @@ def _fill(out: np.ndarray, pieces: tuple[Piece, ...], tensors: Mapping[str, Read
         done.result()
 
 
-def open_checkpoint(folder: str | Path) -> Checkpoint:
+def open_checkpoint(folder: str | Path, ignore: Sequence[str] = ()) -> Checkpoint:
     """Opens a checkpoint and checks its headers; no weight is read yet.
 
     Args:
       folder: with config.json and safetensors files.
+      ignore: settings of config.json that are read as if they were absent.
 
     Raises:
       SdslError: something is missing, damaged, of an unknown family, or in contradiction to something else; a sentence that names
@@ -155,20 +165,88 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     """
     folder = Path(folder)
     require(folder.is_dir(), f"the folder {folder} does not exist." if not folder.exists() else f"{folder} is a file.")
-    fields = Fields.read(folder / CONFIG)
+    fields, ignored = Fields.read(folder / CONFIG).without(ignore)
     family = family_of(fields)
     try:
         config = family.config(fields)
     except SdslError as error:
         message = str(error)
         raise SdslError(message if str(fields.path) in message else f"in {fields.path}: {message}") from None
+    unknown = (*require_settings(fields, HUGGING_FACE[fields.values["model_type"]], config), *unknown_rope_settings(fields))
+    unknown += tuple(_own_code(fields, family))
     tensors = find_tensors(folder)
+    require_room(config, fields, tensors, "num_hidden_layers")
+    _require_plain(tensors)
+    config, pieces = _own_export(config, fields, family, tensors)
+    matched = _match(config, pieces, family, fields, tensors)
+    warnings = tuple(unknown_warning(unknown, fields.path))
+    return Checkpoint(folder, config, fields, pieces, matched, unknown, ignored, warnings)
+
+
+def _own_code(fields: Fields, family: Family) -> list[str]:
+    """Settings that name code other than the family's own class."""
+    names = fields.values.get("architectures")
+    plain = {family.architecture.lower(), family.architecture.lower().replace("forcausallm", "model")}
+    known = not names or (isinstance(names, list) and all(str(name).lower() in plain for name in names))
+    code = fields.values.get("auto_map")
+    custom = isinstance(code, dict) and any(str(name).startswith("AutoModel") for name in code)
+    return [*([] if known else ["architectures"]), *(["auto_map"] if custom else [])]
+
+
+def require_room(config: ModelConfig, fields: Fields, tensors: Mapping[str, Readable], layers: str) -> None:
+    """Refuses sizes that the file cannot hold, before anything is allocated or looped over for them.
+
+    Args:
+      config: that a file's settings imply.
+      fields: these settings.
+      tensors: that the file holds, by name.
+      layers: the setting that gives the number of layers.
+
+    Raises:
+      SdslError: there are more layers than tensors, or an axis longer than any in the file.
+    """
     require(
         config.layers <= len(tensors),
-        f"num_hidden_layers of {fields.path} is {config.layers}; the files hold only {len(tensors)} tensors.",
+        f"{fields.name(layers)} of {fields.path} is {config.layers}; the files hold only {len(tensors)} tensors.",
     )
-    config, pieces = _own_export(config, fields, family, tensors)
-    return Checkpoint(folder, config, fields, pieces, _match(config, pieces, family, fields, tensors))
+    longest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
+    c = config
+    sizes = {"width": c.width, "hidden size": c.hidden, "vocabulary": c.vocab_size, "embedding's width": c.table_width}
+    sizes |= {"heads times head size": c.heads * c.head_dim, "key-value heads times head size": c.kv_heads * c.head_dim}
+    if c.positions == "learned":
+        sizes["positions"] = c.max_positions
+    name, size = max(sizes.items(), key=lambda item: item[1])
+    require(
+        size <= max(longest, _SMALL),
+        f"{fields.path} implies that the model's {name} is {size}; no axis of a tensor in the files is longer than {longest}.",
+    )
+
+
+# Ends of names of tensors that hold quantised weights, and what writes them.
+_PACKED = {
+    ".qweight": "GPTQ or AWQ",
+    ".qzeros": "GPTQ or AWQ",
+    ".weight_packed": "compressed-tensors",
+    ".weight_scale": "compressed-tensors or fp8",
+    ".weight_scale_inv": "fp8",
+    ".absmax": "bitsandbytes",
+    ".quant_state.bitsandbytes__nf4": "bitsandbytes",
+    ".quant_state.bitsandbytes__fp4": "bitsandbytes",
+    ".SCB": "bitsandbytes",
+    ".biases": "MLX",
+}
+
+
+def _require_plain(tensors: Mapping[str, Tensor]) -> None:
+    """Raises `SdslError` where the names or types of tensors say that weights are quantised."""
+    for name, tensor in tensors.items():
+        by = next((by for end, by in _PACKED.items() if name.endswith(end)), None)
+        by = "fp8" if by is None and tensor.kind.startswith("F8_") else by
+        require(
+            by is None,
+            f"the tensor {name} in {tensor.file} is of weights quantised by {by} (type {tensor.kind}), which is not read; use "
+            "the folder of the original weights.",
+        )
 
 
 def _own_export(
@@ -200,16 +278,17 @@ def _match(
 ) -> dict[str, Tensor]:
     """The tensor of every piece; raises `SdslError` where one is missing, of another shape, or left over."""
     layout, found = family.layout, {}
+    untied = "; where the embedding serves as the head, set tie_word_embeddings to true"
+    files = sorted({tensor.file.name for tensor in tensors.values()})
+    where = files[0] if len(files) == 1 else f"any of the {len(files)} files of weights"
     for piece in (piece for parts in pieces.values() for piece in parts):
         own = piece.tensor.removeprefix(layout.base)
         names = [piece.tensor, *([layout.bare + own] if own != piece.tensor else [])]
         name = next((name for name in names if name in tensors), None)
-        files = sorted({tensor.file.name for tensor in tensors.values()})
-        where = files[0] if len(files) == 1 else f"any of the {len(files)} files of weights"
         require(
             name is not None,
             f"the folder {fields.path.parent} lacks the tensor {piece.tensor} of shape {list(piece.shape)}, which {CONFIG} "
-            f"implies; it is not in {where}.",
+            f"implies; it is not in {where}{untied if piece is pieces.get('head', (None,))[0] else ''}.",
         )
         tensor = tensors[name]  # type: ignore[index]
         require(

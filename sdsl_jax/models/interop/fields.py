@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from sdsl_jax.errors import SdslError
+from sdsl_jax.user_files import read_json_object
 
 CONFIG = "config.json"
+# The largest size that indices of 32 bits reach; no published model comes near it.
+LARGEST = 2**31 - 1
+_TOO_LARGE = 1e300
 _MISSING: Any = object()
+
+
+def shown(value: Any) -> str:
+    """A value of a file for a message, shortened where it is long."""
+    return reprlib.repr(value)
 
 
 class Fields:
@@ -22,8 +30,9 @@ class Fields:
       values: as they were read.
     """
 
-    def __init__(self, path: Path, values: dict[str, Any], prefix: str = ""):
-        self.path, self.values, self._prefix = path, values, prefix
+    def __init__(self, path: Path, values: dict[str, Any], prefix: str = "", names: Mapping[str, str] | None = None):
+        """`names` are what the file itself calls fields that it names differently; they serve messages alone."""
+        self.path, self.values, self._prefix, self._names = path, values, prefix, names or {}
 
     @classmethod
     def read(cls, path: Path) -> Fields:
@@ -32,20 +41,22 @@ class Fields:
         Raises:
           SdslError: it cannot be read, or holds no JSON object.
         """
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise SdslError(f"the file {path} cannot be read ({error.strerror or error}).") from None
-        except (ValueError, RecursionError):
-            raise SdslError(f"the file {path} is not valid JSON.") from None
-        if not isinstance(values, dict):
-            raise SdslError(f"the file {path} holds no JSON object.")
-        return cls(path, values)
+        return cls(path, read_json_object(path))
+
+    def without(self, names: Sequence[str]) -> tuple[Fields, tuple[str, ...]]:
+        """The fields without some of them, and those that were there to leave out."""
+        dropped = tuple(sorted(set(names) & set(self.values)))
+        values = {name: value for name, value in self.values.items() if name not in dropped}
+        return Fields(self.path, values, self._prefix, self._names), dropped
+
+    def name(self, name: str) -> str:
+        """What the file calls a field."""
+        return self._names.get(name, self._prefix + name)
 
     def fail(self, name: str, wanted: str) -> NoReturn:
         """Raises `SdslError` about a field: what it is, and what it must be."""
-        value = f"is {self.values[name]!r}" if name in self.values else "is missing"
-        raise SdslError(f"{self._prefix}{name} of {self.path} {value}; it must be {wanted}.")
+        value = f"is {shown(self.values[name])}" if name in self.values else "is missing"
+        raise SdslError(f"{self.name(name)} of {self.path} {value}; it must be {wanted}.")
 
     def _get(self, name: str, default: Any) -> Any:
         # Published files write null for what has its default.
@@ -54,17 +65,19 @@ class Fields:
             self.fail(name, "given")
         return default if value is None else value
 
-    def whole(self, name: str, default: int = _MISSING) -> int:
-        """A whole number of at least 1."""
+    def whole(self, name: str, default: int = _MISSING, least: int = 1) -> int:
+        """A whole number that is not below `least`."""
         value = self._get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            self.fail(name, "a whole number of at least 1")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            self.fail(name, f"a whole number of at least {least}")
+        if value > LARGEST:
+            self.fail(name, f"at most {LARGEST:,}")
         return value
 
     def number(self, name: str, default: float = _MISSING) -> float:
         """A positive number."""
         value = self._get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _TOO_LARGE:
             self.fail(name, "a positive number")
         return float(value)
 
@@ -89,9 +102,9 @@ class Fields:
             return None
         if not isinstance(value, dict):
             self.fail(name, "an object")
-        return Fields(self.path, value, f"{self._prefix}{name}.")
+        return Fields(self.path, value, f"{self.name(name)}.")
 
     def only(self, name: str, allowed: Sequence[Any], why: str) -> None:
         """Raises `SdslError` where a field is set to what this package does not compute."""
         if self.values.get(name) is not None and self.values[name] not in allowed:
-            raise SdslError(f"{self._prefix}{name} of {self.path} is {self.values[name]!r}; {why}.")
+            raise SdslError(f"{self.name(name)} of {self.path} is {shown(self.values[name])}; {why}.")
