@@ -1,26 +1,32 @@
 """GGUF files of the llama architecture, quantised ones included: their tensors are read as float32. Needs gguf, an extra.
 
-The file holds the tokenizer as well; it becomes a tokenizer of the `tokenizers` library with the same ids.
+The file holds the tokenizer as well; see `gguf_tokenizer`.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from sdsl_jax.errors import SdslError, require
-from sdsl_jax.models.interop.checkpoint import Checkpoint, array_name
+from sdsl_jax.models.config import ModelConfig
+from sdsl_jax.models.interop.checkpoint import Checkpoint, array_name, require_room
 from sdsl_jax.models.interop.families import FAMILIES
 from sdsl_jax.models.interop.fields import Fields
+from sdsl_jax.models.interop.gguf_header import MAGIC, GGUFTensor, read_header
+from sdsl_jax.models.interop.gguf_tokenizer import read_gguf_tokenizer
 from sdsl_jax.models.interop.layouts import Layout
 from sdsl_jax.models.interop.plan import Plan, plan
+from sdsl_jax.models.interop.settings import GGUF_DESCRIPTIONS, GGUF_LLAMA, require_settings, unknown_warning
 from sdsl_jax.models.transformer import Params
+from sdsl_jax.user_files import reading
 
 SUFFIX = ".gguf"
 
@@ -38,32 +44,31 @@ _GGUF = Layout(
     final_norm="output_norm",
     head="output",
 )
-_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# How texts are cut before merges, by the name in the file: a pattern, or whether digits stand alone.
-_PRE: dict[str, Any] = {
-    "default": False,
-    "gpt-2": False,
-    "smollm": True,
-    "llama-bpe": _LLAMA3,
-    "qwen2": _LLAMA3.replace("{1,3}", ""),
+_FREQUENCIES = "rope_freqs.weight"
+# Tensors that llama.cpp passes over as well.
+_UNUSED = (".attn_rot_embd",)
+# Settings of a Llama config.json, and what the file calls them.
+_NAMES = {
+    "hidden_size": "llama.embedding_length",
+    "intermediate_size": "llama.feed_forward_length",
+    "num_hidden_layers": "llama.block_count",
+    "num_attention_heads": "llama.attention.head_count",
+    "num_key_value_heads": "llama.attention.head_count_kv",
+    "head_dim": "llama.attention.key_length",
+    "max_position_embeddings": "llama.context_length",
+    "rms_norm_eps": "llama.attention.layer_norm_rms_epsilon",
+    "rope_theta": "llama.rope.freq_base",
+    "vocab_size": "llama.vocab_size",
 }
-_CONTROL, _USER_DEFINED = 3, 4
-
-
-class _Tensor(NamedTuple):
-    """A tensor of a GGUF file, with what `checkpoint` asks of one."""
-
-    name: str
-    shape: tuple[int, ...]
-    file: Path
-    data: np.ndarray
-    kind: Any
-
-    def read(self, start: int, count: int) -> np.ndarray:
-        """Some of its rows, dequantised."""
-        from gguf import dequantize
-
-        return dequantize(self.data[start : start + count], self.kind)
+_REQUIRED = ("max_position_embeddings", "rms_norm_eps")
+_ROPE_NAMES = {
+    "rope_type": "llama.rope.scaling.type",
+    "factor": "llama.rope.scaling.factor",
+    "original_max_position_embeddings": "llama.rope.scaling.original_context_length",
+    "beta_fast": "llama.rope.scaling.yarn_beta_fast",
+    "beta_slow": "llama.rope.scaling.yarn_beta_slow",
+}
+_OLD_FACTOR = "llama.rope.scale_linear"
 
 
 class GGUF(NamedTuple):
@@ -82,35 +87,63 @@ class GGUF(NamedTuple):
     chat_template: str | None
 
 
-def open_gguf(path: Path) -> GGUF:
+def is_gguf(path: Path) -> bool:
+    """Whether a path is a GGUF file, by its name or, as some stores name files by their digest, its first bytes."""
+    if path.suffix.lower() == SUFFIX:
+        return True
+    with reading(path):
+        if not path.is_file():
+            return False
+        with open(path, "rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+
+
+def open_gguf(path: Path, ignore: Sequence[str] = ()) -> GGUF:
     """Opens a GGUF file and checks its header.
 
+    Args:
+      path: of the file.
+      ignore: settings that are read as if the file did not have them.
+
     Raises:
-      SdslError: gguf is not installed; the file is damaged, of another architecture or tokenizer, or contradicts itself.
+      SdslError: gguf is not installed; the file is damaged, of another architecture or tokenizer, or contradicts itself; it has a
+        tensor or a setting of its architecture that has no place in the model.
     """
-    try:
-        import gguf
-    except ImportError:
-        raise SdslError("gguf is not installed; reading a .gguf file needs it: pip install 'sdsl_jax[gguf]'.") from None
-    require(path.is_file(), f"the file {path} does not exist.")
-    try:
-        reader = gguf.GGUFReader(path)
-        tensors = {
-            t.name: _Tensor(t.name, tuple(int(n) for n in reversed(t.shape)), path, t.data, t.tensor_type)
-            for t in reader.tensors
-        }
-        values = {name: field.contents() for name, field in reader.fields.items()}
-    except (ValueError, OSError, IndexError, KeyError) as error:
-        raise SdslError(f"the file {path} is truncated or no GGUF file ({error}).") from None
-    kind = values.get("general.architecture")
+    settings, tensors = read_header(path)
+    kind = settings.get("general.architecture")
     require(kind == "llama", f"the file {path} is of the architecture {kind!r}; only 'llama' is read.")
-    require(
-        "rope_freqs.weight" not in tensors,
-        f"the file {path} scales its rotary frequencies by a table, which is not read; use the folder of the original weights.",
-    )
-    fields = _fields(path, values, "output.weight" not in tensors)
-    config = FAMILIES["llama"].config(fields)
+    file, ignored = Fields(path, settings).without(ignore)
+    fields = _fields(file, tensors)
+    try:
+        config = dataclasses.replace(FAMILIES["llama"].config(fields), **_biases(tensors))
+    except SdslError as error:
+        message = str(error)
+        raise SdslError(message if str(path) in message else f"in {path}: {message}") from None
+    described = {name: value for name, value in file.values.items() if not name.startswith(GGUF_DESCRIPTIONS)}
+    described |= {name: file.values[name] for name in GGUF_LLAMA.neutral if name in file.values}
+    unknown = require_settings(Fields(path, described), GGUF_LLAMA, config)
+    require_room(config, fields, tensors, "num_hidden_layers")
     pieces = _plan(config.heads, config.kv_heads, config.head_dim, plan(config, _GGUF))
+    _match(path, config, pieces, tensors)
+    tokenizer = read_gguf_tokenizer(path, file.values)
+    warnings = (*unknown_warning(unknown, path), *tokenizer.warnings)
+    checkpoint = Checkpoint(path, config, fields, pieces, tensors, unknown, ignored, warnings)
+    return GGUF(checkpoint, tokenizer.tokenizer, tokenizer.end_ids, tokenizer.chat_template)
+
+
+def _biases(tensors: Mapping[str, GGUFTensor]) -> dict[str, bool]:
+    """The biases of a model, whose presence in the first block speaks for all."""
+    first = "blk.0."
+    return {
+        "qkv_bias": any(f"{first}{name}.bias" in tensors for name in _GGUF.qkv),
+        "out_bias": f"{first}{_GGUF.out}.bias" in tensors,
+        "mlp_bias": any(f"{first}{name}.bias" in tensors for name in (*_GGUF.gate_up, _GGUF.down)),
+    }
+
+
+def _match(path: Path, config: ModelConfig, pieces: Plan, tensors: Mapping[str, GGUFTensor]) -> None:
+    """Raises `SdslError` where a tensor is missing, of another shape, or left over."""
+    used = set()
     for piece in (piece for parts in pieces.values() for piece in parts):
         require(
             piece.tensor in tensors and tensors[piece.tensor].shape == piece.shape,
@@ -118,36 +151,45 @@ def open_gguf(path: Path) -> GGUF:
             + (f"has the shape {list(tensors[piece.tensor].shape)}" if piece.tensor in tensors else "is missing")
             + f"; the file's own settings imply {list(piece.shape)}.",
         )
-    end = values.get("tokenizer.ggml.eos_token_id")
-    return GGUF(
-        Checkpoint(path, config, fields, pieces, tensors),  # type: ignore[arg-type]
-        _tokenizer(path, values),
-        () if end is None else (int(end),),
-        values.get("tokenizer.chat_template"),
-    )
-
-
-def _fields(path: Path, values: dict[str, Any], tied: bool) -> Fields:
-    """The settings of the file as those of a Llama config.json."""
-    names = {
-        "hidden_size": "embedding_length",
-        "intermediate_size": "feed_forward_length",
-        "num_hidden_layers": "block_count",
-        "num_attention_heads": "attention.head_count",
-        "num_key_value_heads": "attention.head_count_kv",
-        "head_dim": "attention.key_length",
-        "max_position_embeddings": "context_length",
-        "rms_norm_eps": "attention.layer_norm_rms_epsilon",
-        "rope_theta": "rope.freq_base",
-    }
-    found = {ours: values[f"llama.{theirs}"] for ours, theirs in names.items() if f"llama.{theirs}" in values}
+        used.add(piece.tensor)
+    rest = sorted(name for name in tensors if name not in used and not name.removesuffix(".weight").endswith(_UNUSED))
     require(
-        values.get("llama.rope.scaling.type", "none") == "none",
-        f"the file {path} scales its rotary frequencies, which is not read from GGUF; use the folder of the original weights.",
+        not rest,
+        f"the tensor {rest[0] if rest else ''} of {path} has no place in the model that the file's settings describe"
+        + ("; it scales rotary frequencies" if rest[:1] == [_FREQUENCIES] else "")
+        + ("; it belongs to a mixture of experts" if any("_exp" in name or "gate_inp" in name for name in rest) else "")
+        + ": use the folder of the original weights.",
     )
-    tokens = values.get("tokenizer.ggml.tokens") or []
-    found |= {"vocab_size": values.get("llama.vocab_size", len(tokens)), "tie_word_embeddings": tied}
-    return Fields(path, found)
+
+
+def _fields(file: Fields, tensors: Mapping[str, GGUFTensor]) -> Fields:
+    """The settings of the file as those of a Llama config.json."""
+    values = file.values
+    found = {ours: values[theirs] for ours, theirs in _NAMES.items() if theirs in values}
+    if values.get("llama.vocab_size") is None:
+        found["vocab_size"] = len(values.get("tokenizer.ggml.tokens") or [])
+    fields = Fields(file.path, found | {"tie_word_embeddings": "output.weight" not in tensors}, names=_NAMES)
+    for name in _REQUIRED:
+        if name not in found:
+            fields.fail(name, "given")
+    scaling = {ours: values[theirs] for ours, theirs in _ROPE_NAMES.items() if theirs in values}
+    old = values.get(_OLD_FACTOR)
+    names = _ROPE_NAMES
+    if "factor" not in scaling and old is not None:
+        scaling["factor"], names = old, _ROPE_NAMES | {"factor": _OLD_FACTOR}
+    # A factor alone is one of linear scaling, and 0 stands for none, as in llama.cpp.
+    if scaling.get("factor") in (0, 1):
+        scaling["factor"] = 1.0
+    kind = scaling.setdefault("rope_type", "linear" if "factor" in scaling else "none")
+    table = Fields(file.path, scaling, names=names)
+    if table.choice("rope_type", {kind: kind for kind in ("none", "linear", "yarn")}, "none") == "none":
+        table.only("factor", (1,), "but the file also says that nothing is scaled")
+        return fields
+    if kind == "yarn" or "factor" in scaling:
+        factor = table.number("factor", 1.0)
+        if factor != 1 or kind == "yarn":
+            fields.values["rope_scaling"] = scaling | {"factor": factor}
+    return fields
 
 
 def _plan(heads: int, kv_heads: int, head_dim: int, pieces: Plan) -> Plan:
@@ -156,42 +198,13 @@ def _plan(heads: int, kv_heads: int, head_dim: int, pieces: Plan) -> Plan:
     def order(begin: int, count: int) -> np.ndarray:
         return begin + np.arange(count * head_dim).reshape(count, 2, head_dim // 2).transpose(0, 2, 1).ravel()
 
+    queries, keys = order(0, heads), order(heads * head_dim, kv_heads)
     found = dict(pieces)
     for path, parts in pieces.items():
-        if path.endswith("attention.qkv"):
+        if path.endswith(("attention.qkv", "attention.qkv_bias")):
             query, key, value = parts
-            keys = order(heads * head_dim, kv_heads)
-            found[path] = (query._replace(order=order(0, heads)), key._replace(order=keys), value)
+            found[path] = (query._replace(order=queries), key._replace(order=keys), value)
     return found
-
-
-def _tokenizer(path: Path, values: dict[str, Any]) -> HuggingFaceTokenizer:
-    kind, pre = values.get("tokenizer.ggml.model"), values.get("tokenizer.ggml.pre", "default")
-    require(
-        kind == "gpt2" and pre in _PRE,
-        f"the tokenizer of {path} is of the kind {kind!r} with pre-tokenizer {pre!r}; only 'gpt2' with one of "
-        f"{', '.join(_PRE)} is read.",
-    )
-    tokens = values["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ", 1)) for merge in values["tokenizer.ggml.merges"]]
-    made = HuggingFaceTokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-    rule = _PRE[pre]
-    if isinstance(rule, str):
-        cut: list[Any] = [pre_tokenizers.Split(Regex(rule), "isolated")]
-    else:
-        cut = [pre_tokenizers.Digits(individual_digits=True)] if rule else []
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not isinstance(rule, str))
-    made.pre_tokenizer = pre_tokenizers.Sequence([*cut, byte_level])
-    made.decoder = decoders.ByteLevel()
-    kinds = values.get("tokenizer.ggml.token_type") or []
-    special = [AddedToken(t, special=True, normalized=False) for t, k in zip(tokens, kinds) if k == _CONTROL]
-    made.add_special_tokens(special)
-    made.add_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, kinds) if k == _USER_DEFINED])
-    begin = values.get("tokenizer.ggml.bos_token_id")
-    if values.get("tokenizer.ggml.add_bos_token") and begin is not None:
-        lead: Any = [("begin", int(begin))]
-        made.post_processor = processors.TemplateProcessing(single="begin $A", special_tokens=lead)
-    return made
 
 
 def rounded(params: Params, kind: str) -> Params:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -12,10 +11,21 @@ import numpy as np
 
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models.interop.fields import Fields
+from sdsl_jax.user_files import other_kind, parse_json, read_json_object, reading
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Types that weights are read from, by their names in a file.
 _READABLE = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+# Ends of names of files that weights come in besides.
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_OTHER_WEIGHTS = {
+    ".safetensors": f"of several files an index is needed, and a single one is called {WEIGHTS}",
+    ".gguf": "give that file itself",
+    ".h5": "weights of TensorFlow are not read",
+    ".msgpack": "weights of Flax are not read",
+    ".npz": "weights of MLX are not read",
+    ".onnx": "weights of ONNX are not read",
+}
 # What is read at a time, at most: enough for the disk, and little beside the weights.
 _CHUNK_BYTES, _CHUNK_ROWS = 2**23, 2**8
 
@@ -45,17 +55,33 @@ class Tensor(NamedTuple):
     def read(self, start: int, count: int) -> np.ndarray:
         """Some of its rows. Read, and not mapped into memory: pages of a mapped file would count as the process's own."""
         dtype, shape = np.dtype(_READABLE[self.kind]), self.shape[1:]
-        values = np.empty((count, *shape), dtype)
-        buffer: Any = values.view(np.uint8).reshape(-1).data
-        with open(self.file, "rb", buffering=0) as file:
-            file.seek(self.offset + start * dtype.itemsize * math.prod(shape))
-            filled = 0
-            while filled < len(buffer):  # file systems of a network may bring less than was asked for
-                brought = file.readinto(buffer[filled:])
-                if not brought:
-                    raise SdslError(f"the file {self.file} became shorter while the tensor {self.name} was read.")
-                filled += brought
-        return values
+        size = dtype.itemsize * math.prod(shape)
+        return read_bytes(self.file, self.offset + start * size, count * size, self.name).view(dtype).reshape(count, *shape)
+
+
+def read_bytes(path: Path, offset: int, size: int, name: str) -> np.ndarray:
+    """Some bytes of a file.
+
+    Args:
+      path: of the file.
+      offset: of the first byte.
+      size: how many.
+      name: of the tensor that they belong to, for messages.
+
+    Raises:
+      SdslError: the file ends before.
+    """
+    values = np.empty(size, np.uint8)
+    buffer = values.data
+    with reading(path), open(path, "rb", buffering=0) as file:
+        file.seek(offset)
+        filled = 0
+        while filled < size:  # file systems of a network may bring less than was asked for
+            brought = file.readinto(buffer[filled:])
+            if not brought:
+                raise SdslError(f"the file {path} became shorter while the tensor {name} was read.")
+            filled += brought
+    return values
 
 
 class Readable(Protocol):
@@ -78,14 +104,14 @@ def spans(tensor: Readable, skip: int = 0) -> list[tuple[int, int]]:
 
 def _headers(path: Path) -> dict[str, Tensor]:
     """The tensors of a file that `safe_open` has checked: 8 bytes of length, a JSON header of that length, then the data."""
-    with open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    return {
-        name: Tensor(name, tuple(about["shape"]), path, about["dtype"], 8 + length + about["data_offsets"][0])
-        for name, about in header.items()
-        if name != "__metadata__"
-    }
+        header = parse_json(file.read(length), f"the header of {path}")
+        return {
+            name: Tensor(name, tuple(about["shape"]), path, about["dtype"], 8 + length + about["data_offsets"][0])
+            for name, about in header.items()
+            if name != "__metadata__"
+        }
 
 
 def safe_open(path: Path) -> Any:
@@ -101,11 +127,13 @@ def safe_open(path: Path) -> Any:
         raise SdslError(
             "safetensors is not installed; reading a published checkpoint needs it: pip install 'sdsl_jax[interop]'."
         ) from None
+    require(path.is_file(), f"the file {path} is missing.")
+    with reading(path), open(path, "rb") as file:
+        is_ = other_kind(file.read(64))
+    require(is_ is None, f"the file {path} is {is_}.")
     try:
         return opened(path, framework="np")
-    except FileNotFoundError:
-        raise SdslError(f"the file {path} is missing.") from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
         raise SdslError(f"the file {path} is truncated or no safetensors file ({error}).") from None
 
 
@@ -120,7 +148,7 @@ def shard_files(folder: Path) -> dict[str, list[str] | None]:
         f"the folder {folder} holds both {WEIGHTS} and {INDEX}, which may be two models; remove one of them.",
     )
     if (folder / INDEX).exists():
-        table = Fields.read(folder / INDEX).table("weight_map")
+        table = Fields(folder / INDEX, read_json_object(folder / INDEX, "index")).table("weight_map")
         require(table is not None and bool(table.values), f"the file {folder / INDEX} has no weight_map.")
         assert table is not None
         files: dict[str, list[str] | None] = {}
@@ -132,12 +160,16 @@ def shard_files(folder: Path) -> dict[str, list[str] | None]:
         return files
     if (folder / WEIGHTS).exists():
         return {WEIGHTS: None}
-    pickled = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
+    others = [p.name for p in sorted(folder.iterdir()) if p.is_file()]
+    pickled = [n for n in others if n.endswith(_PICKLES) and n not in ("training_args.bin", "optimizer.pt", "scheduler.pt")]
     require(
         not pickled,
         f"the folder {folder} holds its weights only as {pickled[0] if pickled else ''}, a pickle, which could run code when it "
         "is loaded and is never read; convert it to safetensors where you trust it.",
     )
+    for end, what in _OTHER_WEIGHTS.items():
+        name = next((name for name in others if name.endswith(end)), None)
+        require(name is None, f"the folder {folder} holds no {WEIGHTS} and no {INDEX}, but {name}: {what}.")
     raise SdslError(f"the folder {folder} holds no weights: neither {WEIGHTS} nor {INDEX} is there.")
 
 
