@@ -17,6 +17,7 @@ def export(
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], tyro.conf.arg(metavar="TYPE")] = "float32",
     round_to: Annotated[str, tyro.conf.arg(metavar="KIND")] = "",
     shard_gigabytes: Annotated[float, tyro.conf.arg(metavar="GB")] = 5.0,
+    ignore_key: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")] = (),
 ) -> None:
     """Write a model as a Hugging Face folder of the layout of Llama, Qwen2 or Qwen3, with its tokenizer.
 
@@ -29,6 +30,7 @@ def export(
         dtype: of the weights of a published checkpoint; those of a study are float32.
         round_to: round matrices to what a GGUF quantisation keeps of them, such as Q4_0, to measure what that does to acceptance.
         shard_gigabytes: weights in one file, at most.
+        ignore_key: setting of a published checkpoint that is read as if its file did not have it; may be given several times.
     """
     require(shard_gigabytes > 0, f"--shard-gigabytes is {shard_gigabytes:g}; it must be positive.")
     from sdsl_jax.data.tokenizer import hugging_face_json
@@ -36,7 +38,7 @@ def export(
     from sdsl_jax.models.interop import export_llama, rounded
     from sdsl_jax.training import Reading, load_any_model
 
-    loaded = load_any_model(model, Reading(dtype=dtype))
+    loaded = load_any_model(model, Reading(dtype=dtype, ignore_keys=ignore_key))
     params = rounded(loaded.params, round_to) if round_to else loaded.params
     content, end = hugging_face_json(loaded.tokenizer)
     folder = export_llama(
@@ -50,7 +52,10 @@ def export(
         shard_bytes=max(1, int(shard_gigabytes * 1e9)),
     )
     size = sum(path.stat().st_size for path in folder.iterdir())
-    standard_console().print(
+    console = standard_console()
+    for warning in loaded.warnings:
+        console.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
         f"{loaded.record.model_id}: {loaded.record.params_total:,} parameters, {size / 1e6:.1f} MB, written to {folder}",
         highlight=False,
         markup=False,

@@ -43,6 +43,7 @@ def measure(
     devices: Annotated[int, tyro.conf.arg(metavar="COUNT")] = 1,
     special_tokens: Annotated[Literal["add", "none"], tyro.conf.arg(metavar="add|none")] = "add",
     chat_template: Annotated[str, tyro.conf.arg(metavar="none|own|FILE")] = "none",
+    ignore_key: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")] = (),
     target_train_tokens: Annotated[str, tyro.conf.arg(metavar="TOKENS")] = "",
     draft_train_tokens: Annotated[str, tyro.conf.arg(metavar="TOKENS")] = "",
     retokenised: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
@@ -81,6 +82,7 @@ def measure(
         devices: that the weights of published checkpoints are split over.
         special_tokens: whether prompts get what a published tokenizer adds around them, such as a begin-of-text token.
         chat_template: prompts as they are; as a user's message in the target's own template; or in that of a file.
+        ignore_key: setting of a published checkpoint that is read as if its file did not have it; may be given several times.
         target_train_tokens: tokens that a published target was trained on, such as 180B, for the records.
         draft_train_tokens: the same of a published draft.
         retokenised: models of different tokenizers: compare them on the target's text in the draft's tokens. Nothing is decoded.
@@ -113,7 +115,7 @@ def measure(
     # Settings are checked before anything large is read; what ends a document is the target's to say.
     settings = settings_with(() if stop == "end" else _whole_numbers(stop, "--stop"))
     progress = None if json and not sys.stderr.isatty() else Terminal(Console(stderr=True))
-    reading = Reading(dtype, devices, special_tokens == "add", chat_template)
+    reading = Reading(dtype, devices, special_tokens == "add", chat_template, ignore_key)
     try:
         target_model = _with_tokens(
             load_any_model(target, reading, progress), target_train_tokens, "--target-train-tokens"
@@ -312,6 +314,8 @@ def _print_retokenised(console: Console, answer: dict[str, Any]) -> None:
         f"\nre-tokenised acceptance = {_cell(answer['alpha_retokenised'])}, of {answer['stretches']:,} stretches between places "
         f"where both tokenizers cut\n± is half of a {answer['confidence']:.0%} interval over prompts."
     )
+    for text in answer["warnings"]:
+        say(f"warning: {text}")
 
 
 def _print_conventions(console: Console, answer: dict[str, Any], rows: list[dict[str, Any]]) -> None:

@@ -85,6 +85,7 @@ class ProtocolConfig:
       prompts: a .jsonl or .txt file, beside the protocol's own file unless it is given on the command line.
       draft_tokens: D, training tokens of the draft that the optima are for.
       measure: how pairs are measured.
+      ignore_keys: settings that checkpoints are read without; see `sdsl measure --ignore-key`.
       seed: of all sampling.
     """
 
@@ -94,6 +95,7 @@ class ProtocolConfig:
     prompts: str = "hellaswag.jsonl"
     draft_tokens: float = 180e9
     measure: ProtocolMeasure = field(default_factory=ProtocolMeasure)
+    ignore_keys: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self):

@@ -65,8 +65,8 @@ def how_measured(settings: PairSettings, reading: dict[str, Any]) -> dict[str, A
     """What all pairs of a folder must share, for its tables do not say it: filters, verification, and how models are read."""
     sampling = settings.sampling
     filters = {name: getattr(sampling, name) for name in ("top_k", "top_p", "min_p")}
-    # On how many devices the weights lie changes nothing.
-    kept = {key: value for key, value in reading.items() if key != "devices"}
+    # On how many devices the weights lie changes nothing; what was left out of a model stands with the model.
+    kept = {key: value for key, value in reading.items() if key not in ("devices", "ignore_keys")}
     return {**filters, "verification": settings.verification, **kept}
 
 

@@ -107,7 +107,18 @@ def input_warnings(
             "block verification decides on blocks as a whole: α and the expected τ are those of token verification, and what is "
             "derived from kept drafts lies above them."
         )
-    return found
+    return found + loading_warnings(draft, target)
+
+
+def loading_warnings(draft: LoadedModel | None, target: LoadedModel) -> list[str]:
+    """What a reader should know about how the two models were read, a sentence each."""
+    found = [*(draft.warnings if draft is not None else ()), *target.warnings]
+    found += [
+        f"{model.folder} was read without {', '.join(model.ignored_settings)}, as --ignore-key says."
+        for model in (draft, target)
+        if model is not None and model.ignored_settings
+    ]
+    return list(dict.fromkeys(found))
 
 
 def result_warnings(measured: PairMeasurement) -> list[str]:
@@ -156,6 +167,8 @@ def _describe(
         "train_tokens": r.train_tokens,
         "loss_nats": _number(r.loss_nats),
         "params_digest": r.params_digest,
+        "unknown_settings": list(model.unknown_settings),
+        "ignored_settings": list(model.ignored_settings),
         "on_prompts": on_prompts,
     }
 
@@ -269,6 +282,7 @@ def report_retokenised(
         "new_tokens": settings.new_tokens,
         "seed": settings.seed,
         "confidence": settings.confidence,
+        "warnings": loading_warnings(draft, target),
     }
 
 

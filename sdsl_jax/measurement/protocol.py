@@ -136,8 +136,10 @@ def _done(out: Path) -> set[tuple[str, str]]:
     return found
 
 
-def _load(model: ProtocolModel, checkpoints: Path, dtype: str, devices: int, progress: Progress) -> LoadedModel:
-    reading = Reading(dtype=dtype, devices=devices)
+def _load(
+    model: ProtocolModel, checkpoints: Path, config: ProtocolConfig, devices: int, progress: Progress
+) -> LoadedModel:
+    reading = Reading(dtype=config.measure.dtype, devices=devices, ignore_keys=config.ignore_keys)
     loaded = load_any_model(checkpoints / model.folder, reading, progress)
     record = dataclasses.replace(loaded.record, model_id=model.folder, train_tokens=int(model.train_tokens))
     return loaded._replace(record=record)
@@ -158,7 +160,7 @@ def _measure_target(
     try:
         # A pair lies on the same devices, as many as the larger of the two needs.
         devices = devices_for(max(model.params for model in (target, *drafts)), m.dtype)
-        loaded = _load(target, checkpoints, m.dtype, devices, progress)
+        loaded = _load(target, checkpoints, config, devices, progress)
     except SdslError as error:
         unreadable[target.folder] = str(error)
         progress.note(f"{target.folder} cannot be read: {error}")
@@ -174,7 +176,7 @@ def _measure_target(
     )
     for draft in drafts:
         try:
-            proposing = _load(draft, checkpoints, m.dtype, devices, progress)
+            proposing = _load(draft, checkpoints, config, devices, progress)
         except SdslError as error:
             unreadable[draft.folder] = str(error)
             progress.note(f"{draft.folder} cannot be read: {error}")

@@ -40,6 +40,9 @@ class LoadedModel(NamedTuple):
       record: how it was made.
       data: the text that it was trained on, and the length of its sequences; None if nothing is known of it.
       folder: where it was read from.
+      warnings: what a reader should know about how it was read, a sentence each.
+      unknown_settings: settings of a published checkpoint that nothing is known of.
+      ignored_settings: settings of a published checkpoint that were left out because the user said so.
     """
 
     config: ModelConfig
@@ -48,6 +51,9 @@ class LoadedModel(NamedTuple):
     record: ModelRecord
     data: DataConfig | None
     folder: Path
+    warnings: tuple[str, ...] = ()
+    unknown_settings: tuple[str, ...] = ()
+    ignored_settings: tuple[str, ...] = ()
 
     @property
     def longest(self) -> int:

@@ -14,8 +14,7 @@ from sdsl_jax.config import ParallelConfig
 from sdsl_jax.data.published import NO_TEMPLATE, OWN_TEMPLATE, PublishedTokenizer, read_template
 from sdsl_jax.errors import require
 from sdsl_jax.models import Params, abstract_params, count
-from sdsl_jax.models.interop import GGUF, open_checkpoint, open_gguf
-from sdsl_jax.models.interop.fields import CONFIG
+from sdsl_jax.models.interop import GGUF, is_gguf, is_published, open_checkpoint, open_gguf, require_model_path
 from sdsl_jax.models.interop.gguf import SUFFIX
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import ModelRecord
@@ -31,17 +30,14 @@ class Reading(NamedTuple):
       devices: that the weights are split over.
       special_tokens: whether texts get what the tokenizer adds around them.
       chat_template: "none", "own" or a file; see `PublishedTokenizer.load`.
+      ignore_keys: settings that are read as if a checkpoint's file did not have them.
     """
 
     dtype: str = "float32"
     devices: int = 1
     special_tokens: bool = True
     chat_template: str = NO_TEMPLATE
-
-
-def is_published(path: Path) -> bool:
-    """Whether a path is the folder of a published checkpoint, rather than one of our own."""
-    return path.suffix == SUFFIX or (path / CONFIG).exists()
+    ignore_keys: tuple[str, ...] = ()
 
 
 # Numbers of every array that a digest looks at.
@@ -62,6 +58,7 @@ def load_any_model(path: Path, reading: Reading = PLAIN_READING, progress: Progr
       SdslError: the folder holds neither, or is damaged.
     """
     path = Path(path)
+    require_model_path(path)
     return load_published(path, reading, progress) if is_published(path) else load_model_folder(path)
 
 
@@ -79,14 +76,14 @@ def load_published(path: Path, reading: Reading = PLAIN_READING, progress: Progr
       SdslError: the checkpoint is incomplete or damaged, its tokenizer has ids that its model lacks, or there are fewer devices.
     """
     progress = progress or Silent()
-    if path.suffix == SUFFIX:
-        opened = open_gguf(path)
+    if is_gguf(path):
+        opened = open_gguf(path, reading.ignore_keys)
         checkpoint, tokenizer = opened.checkpoint, gguf_tokenizer(opened, reading)
     else:
         tokenizer = PublishedTokenizer.load(
             path, special_tokens=reading.special_tokens, chat_template=reading.chat_template
         )
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_checkpoint(path, reading.ignore_keys)
     config = checkpoint.config
     require(
         tokenizer.vocab_size <= config.vocab_size,
@@ -120,7 +117,17 @@ def load_published(path: Path, reading: Reading = PLAIN_READING, progress: Progr
         flops_per_token=counts.flops_per_token,
         weight_bytes=counts.weight_bytes,
     )
-    return LoadedModel(config, params, tokenizer, record, None, path)
+    return LoadedModel(
+        config,
+        params,
+        tokenizer,
+        record,
+        None,
+        path,
+        warnings=checkpoint.warnings,
+        unknown_settings=checkpoint.unknown_settings,
+        ignored_settings=checkpoint.ignored_settings,
+    )
 
 
 def _name(path: Path) -> str:

@@ -6,6 +6,19 @@ They need safetensors and gguf, the extras `interop` and `gguf`.
 from sdsl_jax.models.interop.checkpoint import DTYPES, Checkpoint, open_checkpoint
 from sdsl_jax.models.interop.export import export_llama
 from sdsl_jax.models.interop.families import FAMILIES
-from sdsl_jax.models.interop.gguf import GGUF, open_gguf, rounded
+from sdsl_jax.models.interop.folders import is_published, require_model_path
+from sdsl_jax.models.interop.gguf import GGUF, is_gguf, open_gguf, rounded
 
-__all__ = ["DTYPES", "FAMILIES", "GGUF", "Checkpoint", "export_llama", "open_checkpoint", "open_gguf", "rounded"]
+__all__ = [
+    "DTYPES",
+    "FAMILIES",
+    "GGUF",
+    "Checkpoint",
+    "export_llama",
+    "is_gguf",
+    "is_published",
+    "open_checkpoint",
+    "open_gguf",
+    "require_model_path",
+    "rounded",
+]

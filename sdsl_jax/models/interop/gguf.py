@@ -16,7 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from sdsl_jax.errors import SdslError, require
-from sdsl_jax.models.config import ModelConfig
+from sdsl_jax.models.config import ModelConfig, RopeScaling
 from sdsl_jax.models.interop.checkpoint import Checkpoint, array_name, require_room
 from sdsl_jax.models.interop.families import FAMILIES
 from sdsl_jax.models.interop.fields import Fields
@@ -60,7 +60,8 @@ _NAMES = {
     "rope_theta": "llama.rope.freq_base",
     "vocab_size": "llama.vocab_size",
 }
-_REQUIRED = ("max_position_embeddings", "rms_norm_eps")
+_LENGTH = "max_position_embeddings"
+_REQUIRED = (_LENGTH, "rms_norm_eps")
 _ROPE_NAMES = {
     "rope_type": "llama.rope.scaling.type",
     "factor": "llama.rope.scaling.factor",
@@ -123,8 +124,11 @@ def open_gguf(path: Path, ignore: Sequence[str] = ()) -> GGUF:
     described |= {name: file.values[name] for name in GGUF_LLAMA.neutral if name in file.values}
     unknown = require_settings(Fields(path, described), GGUF_LLAMA, config)
     require_room(config, fields, tensors, "num_hidden_layers")
+    scaling = _frequency_scaling(config, tensors)
+    if scaling is not None:
+        config = dataclasses.replace(config, rope_scaling=scaling)
     pieces = _plan(config.heads, config.kv_heads, config.head_dim, plan(config, _GGUF))
-    _match(path, config, pieces, tensors)
+    _match(path, pieces, tensors, {_FREQUENCIES} if scaling else set())
     tokenizer = read_gguf_tokenizer(path, file.values)
     warnings = (*unknown_warning(unknown, path), *tokenizer.warnings)
     checkpoint = Checkpoint(path, config, fields, pieces, tensors, unknown, ignored, warnings)
@@ -141,9 +145,24 @@ def _biases(tensors: Mapping[str, GGUFTensor]) -> dict[str, bool]:
     }
 
 
-def _match(path: Path, config: ModelConfig, pieces: Plan, tensors: Mapping[str, GGUFTensor]) -> None:
-    """Raises `SdslError` where a tensor is missing, of another shape, or left over."""
-    used = set()
+def _frequency_scaling(config: ModelConfig, tensors: Mapping[str, GGUFTensor]) -> RopeScaling | None:
+    """The scaling that a table of divisors of the rotary frequencies stands for: that of Llama 3.1 to 3.3; None for any other."""
+    table = tensors.get(_FREQUENCIES)
+    half = config.rotated // 2
+    if table is None or table.shape != (half,) or config.rope_scaling is not None:
+        return None
+    divisors = table.read(0, half)
+    factor, original, low, high = float(divisors[-1]), 8192, 1.0, 4.0
+    if not 1 < factor < 1e6:
+        return None
+    turns = original / (2 * np.pi) * config.rope_theta ** (-np.arange(half) / half)
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    same = np.allclose(divisors, 1 / (kept + (1 - kept) / factor), rtol=1e-4)
+    return RopeScaling("llama3", factor, original, low, high) if same else None
+
+
+def _match(path: Path, pieces: Plan, tensors: Mapping[str, GGUFTensor], used: set[str]) -> None:
+    """Raises `SdslError` where a tensor is missing, of another shape, or left over: in no piece, and not `used` otherwise."""
     for piece in (piece for parts in pieces.values() for piece in parts):
         require(
             piece.tensor in tensors and tensors[piece.tensor].shape == piece.shape,
@@ -156,7 +175,7 @@ def _match(path: Path, config: ModelConfig, pieces: Plan, tensors: Mapping[str, 
     require(
         not rest,
         f"the tensor {rest[0] if rest else ''} of {path} has no place in the model that the file's settings describe"
-        + ("; it scales rotary frequencies" if rest[:1] == [_FREQUENCIES] else "")
+        + ("; it scales rotary frequencies in another way than Llama 3 does" if rest[:1] == [_FREQUENCIES] else "")
         + ("; it belongs to a mixture of experts" if any("_exp" in name or "gate_inp" in name for name in rest) else "")
         + ": use the folder of the original weights.",
     )
@@ -167,28 +186,32 @@ def _fields(file: Fields, tensors: Mapping[str, GGUFTensor]) -> Fields:
     values = file.values
     found = {ours: values[theirs] for ours, theirs in _NAMES.items() if theirs in values}
     if values.get("llama.vocab_size") is None:
-        found["vocab_size"] = len(values.get("tokenizer.ggml.tokens") or [])
+        tokens = values.get("tokenizer.ggml.tokens")
+        found["vocab_size"] = len(tokens) if isinstance(tokens, list) else 0
     fields = Fields(file.path, found | {"tie_word_embeddings": "output.weight" not in tensors}, names=_NAMES)
     for name in _REQUIRED:
         if name not in found:
             fields.fail(name, "given")
+    fields.whole(_LENGTH)
     scaling = {ours: values[theirs] for ours, theirs in _ROPE_NAMES.items() if theirs in values}
     old = values.get(_OLD_FACTOR)
     names = _ROPE_NAMES
     if "factor" not in scaling and old is not None:
         scaling["factor"], names = old, _ROPE_NAMES | {"factor": _OLD_FACTOR}
-    # A factor alone is one of linear scaling, and 0 stands for none, as in llama.cpp.
-    if scaling.get("factor") in (0, 1):
+    # As in llama.cpp, a factor without a kind is one of linear scaling, and none or 0 is 1.
+    if scaling.get("factor") in (None, 0):
         scaling["factor"] = 1.0
-    kind = scaling.setdefault("rope_type", "linear" if "factor" in scaling else "none")
     table = Fields(file.path, scaling, names=names)
-    if table.choice("rope_type", {kind: kind for kind in ("none", "linear", "yarn")}, "none") == "none":
+    kind = table.choice("rope_type", {kind: kind for kind in ("none", "linear", "yarn")}, "linear")
+    if kind == "none":
         table.only("factor", (1,), "but the file also says that nothing is scaled")
         return fields
-    if kind == "yarn" or "factor" in scaling:
-        factor = table.number("factor", 1.0)
-        if factor != 1 or kind == "yarn":
-            fields.values["rope_scaling"] = scaling | {"factor": factor}
+    used: dict[str, Any] = {"rope_type": kind, "factor": table.number("factor")}
+    if kind == "yarn":
+        used["original_max_position_embeddings"] = table.whole("original_max_position_embeddings", found[_LENGTH])
+        used |= {name: table.number(name, default) for name, default in (("beta_fast", 32.0), ("beta_slow", 1.0))}
+    if kind == "yarn" or used["factor"] != 1:
+        fields.values["rope_scaling"] = used
     return fields
 
 

@@ -61,7 +61,8 @@ def require_settings(fields: Fields, settings: Settings, config: ModelConfig) ->
             values = allowed(config) if callable(allowed) else allowed
             if any(_equal(value, neutral) for neutral in values):
                 continue
-            refusal = f"which is not implemented; it must be {' or '.join(map(shown, values)) or 'absent'}"
+            experts = ": mixtures of experts are not read" if "expert" in name or name.startswith("moe_") else ""
+            refusal = f"which is not implemented{experts}; it must be {' or '.join(map(shown, values)) or 'absent'}"
         elif settings.namespace and name.startswith(settings.namespace):
             refusal = "a setting of the architecture that nothing is known of"
         else:
