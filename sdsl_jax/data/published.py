@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import re
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2.exceptions import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
+from sdsl_jax.data.chat_template import ChatTemplate
 from sdsl_jax.data.tokenizer import EncodedPrompt, read_tokenizer
 from sdsl_jax.errors import SdslError, require
+from sdsl_jax.user_files import read_json_object, read_text
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
-_GENERATION = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
 # Of `--chat-template`: prompts as they are, or in the template that came with the checkpoint.
+_LONGEST_TEMPLATE = 2**20
 NO_TEMPLATE, OWN_TEMPLATE = "none", "own"
 
 
@@ -48,7 +45,8 @@ class PublishedTokenizer:
         self._tokenizer, self.special_tokens, self.end_ids = tokenizer, special_tokens, end_ids
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._template, self._named, self.own_template = template, named_tokens or {}, own_template
+        self._template = None if template is None else ChatTemplate(template)
+        self._named, self.own_template = named_tokens or {}, own_template
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         require(len(vocabulary) > 0, "the tokenizer has no tokens.")
         self.vocab_size = max(vocabulary.values()) + 1
@@ -140,23 +138,8 @@ class PublishedTokenizer:
         return EncodedPrompt(ids, 0, cut)
 
     def _rendered(self, text: str) -> str:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals |= {"raise_exception": _raise, "strftime_now": lambda form: time.strftime(form)}
-        environment.filters["tojson"] = _to_json
-        # Marks what an assistant wrote, for training; it prints nothing.
-        template = _GENERATION.sub("", self._template or "")
-        try:
-            return environment.from_string(template).render(
-                messages=[{"role": "user", "content": text}],
-                add_generation_prompt=True,
-                tools=None,
-                documents=None,
-                **self._named,
-            )
-        except Exception as error:  # a template is a program, and may fail in any way
-            raise SdslError(f"the chat template cannot be rendered: {error or type(error).__name__}.") from None
+        assert self._template is not None
+        return self._template.render([{"role": "user", "content": text}], self._named)
 
     def decode(self, ids: np.ndarray) -> str:
         """The text of some ids, special tokens included; ids beyond the vocabulary have none."""
@@ -179,26 +162,8 @@ class PublishedTokenizer:
         return self._tokenizer.to_str(pretty=True)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    # jinja's own escapes what matters in HTML alone.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-
-def _raise(message: str) -> None:
-    raise TemplateError(message)
-
-
 def _optional_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SdslError(f"the file {path} cannot be read ({error.strerror or error}).") from None
-    except (ValueError, RecursionError):
-        raise SdslError(f"the file {path} is damaged: it is not valid JSON.") from None
-    require(isinstance(values, dict), f"the file {path} is damaged: it holds no JSON object.")
-    return values
+    return read_json_object(path) if path.exists() else {}
 
 
 def _token_text(token: Any) -> str:
@@ -210,7 +175,7 @@ def _end_ids(folder: Path, named: dict[str, str], tokenizer: HuggingFaceTokenize
     for name in ("generation_config.json", "config.json"):
         value = _optional_json(folder / name).get("eos_token_id")
         values = value if isinstance(value, list) else [value]
-        if all(isinstance(v, int) for v in values):
+        if all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values):
             return tuple(values)
     number = tokenizer.token_to_id(named.get("eos_token", ""))
     return () if number is None else (number,)
@@ -223,11 +188,9 @@ def read_template(path: Path) -> str:
       SdslError: it cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise SdslError(
-            f"the chat template {path} cannot be read; give a file, {OWN_TEMPLATE} or {NO_TEMPLATE}."
-        ) from None
+        return read_text(path, "chat template", newlines=False, limit=_LONGEST_TEMPLATE)
+    except SdslError as error:
+        raise SdslError(f"{str(error).rstrip('.')}; give a file, {OWN_TEMPLATE} or {NO_TEMPLATE}.") from None
 
 
 def _template(folder: Path, wanted: str, settings: dict[str, Any]) -> str:

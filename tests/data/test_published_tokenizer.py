@@ -105,7 +105,7 @@ def test_chat_templates_are_a_setting_and_run_in_a_sandbox(folder, tmp_path):
     file.write_text("{{ raise_exception('no system here') }}")
     with pytest.raises(SdslError, match="no system here"):
         PublishedTokenizer.load(folder, chat_template=str(file)).encode("a")
-    with pytest.raises(SdslError, match="cannot be read; give a file, own or none"):
+    with pytest.raises(SdslError, match="cannot be read .*; give a file, own or none"):
         PublishedTokenizer.load(folder, chat_template=str(tmp_path / "nowhere"))
     (folder / "tokenizer_config.json").unlink()
     with pytest.raises(SdslError, match="comes with no chat template"):
