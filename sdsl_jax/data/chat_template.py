@@ -35,7 +35,12 @@ class ChatTemplate:
         Raises:
           SdslError: the template is not valid, fails, or goes beyond its limits.
         """
-        request: dict[str, Any] = {"messages": messages, "add_generation_prompt": True, "tools": None, "documents": None}
+        request: dict[str, Any] = {
+            "messages": messages,
+            "add_generation_prompt": True,
+            "tools": None,
+            "documents": None,
+        }
         try:
             process = self._started()
             assert process.stdin is not None

@@ -1,7 +1,7 @@
-"""Renders chat templates in a process of its own, within limits of time and memory; `chat_template` starts it and talks to it.
+"""Renders chat templates in a process of its own, within limits of time and memory; `chat_template` starts it.
 
-It is run as a script and imports nothing of the package, so that it starts in a moment. Each line that it reads is JSON, and so is
-each that it answers with: {"text": ...}, or {"error": ...}. A rendering that takes too long ends the process.
+It runs as a script and imports nothing of the package, so that it starts in a moment. Each line that it reads is JSON,
+and so is each that it answers with: {"text": ...}, or {"error": ...}. A rendering that takes too long ends the process.
 """
 
 from __future__ import annotations

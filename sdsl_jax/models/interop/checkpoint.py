@@ -13,8 +13,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,14 +167,7 @@ def open_checkpoint(folder: str | Path, ignore: Sequence[str] = ()) -> Checkpoin
     folder = Path(folder)
     require(folder.is_dir(), f"the folder {folder} does not exist." if not folder.exists() else f"{folder} is a file.")
     fields, ignored = Fields.read(folder / CONFIG).without(ignore)
-    family = family_of(fields)
-    try:
-        config = family.config(fields)
-    except SdslError as error:
-        message = str(error)
-        raise SdslError(message if str(fields.path) in message else f"in {fields.path}: {message}") from None
-    unknown = (*require_settings(fields, HUGGING_FACE[fields.values["model_type"]], config), *unknown_rope_settings(fields))
-    unknown += tuple(_own_code(fields, family))
+    family, config, unknown = read_settings(fields)
     tensors = find_tensors(folder)
     require_room(config, fields, tensors, "num_hidden_layers")
     _require_plain(tensors)
@@ -181,6 +175,29 @@ def open_checkpoint(folder: str | Path, ignore: Sequence[str] = ()) -> Checkpoin
     matched = _match(config, pieces, family, fields, tensors)
     warnings = tuple(unknown_warning(unknown, fields.path))
     return Checkpoint(folder, config, fields, pieces, matched, unknown, ignored, warnings)
+
+
+def read_settings(fields: Fields) -> tuple[Family, ModelConfig, tuple[str, ...]]:
+    """The family and shape of the model that a config.json describes, and the names of settings that nothing is known of.
+
+    Raises:
+      SdslError: a setting is missing, of the wrong kind, or asks for what is not implemented.
+    """
+    family = family_of(fields)
+    with naming(fields):
+        config = family.config(fields)
+    known = require_settings(fields, HUGGING_FACE[fields.values["model_type"]], config)
+    return family, config, (*known, *unknown_rope_settings(fields), *_own_code(fields, family))
+
+
+@contextmanager
+def naming(fields: Fields) -> Iterator[None]:
+    """Within it messages that do not name the file of some settings are preceded by it."""
+    try:
+        yield
+    except SdslError as error:
+        message = str(error)
+        raise SdslError(message if str(fields.path) in message else f"in {fields.path}: {message}") from None
 
 
 def _own_code(fields: Fields, family: Family) -> list[str]:

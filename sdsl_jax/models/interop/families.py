@@ -38,14 +38,18 @@ _ROPE_KEYS = {
 def unknown_rope_settings(fields: Fields) -> list[str]:
     """Entries of the tables of rotary scaling that nothing is known of, by their full names."""
     tables = ((name, fields.values.get(name)) for name in ("rope_parameters", "rope_scaling"))
-    return [f"{name}.{key}" for name, table in tables if isinstance(table, dict) for key in table if key not in _ROPE_KEYS]
+    return [
+        f"{name}.{key}" for name, table in tables if isinstance(table, dict) for key in table if key not in _ROPE_KEYS
+    ]
 
 
 def _rope_kind(table: Fields) -> str:
     """The kind of scaling that a table describes."""
     kinds = {name: table.values[name] for name in ("rope_type", "type") if table.values.get(name) is not None}
     if not kinds:
-        scales = [n for n in table.values if n not in ("rope_theta", "partial_rotary_factor") and table.values[n] is not None]
+        scales = [
+            n for n in table.values if n not in ("rope_theta", "partial_rotary_factor") and table.values[n] is not None
+        ]
         if scales:
             table.fail("rope_type", f"given beside {scales[0]}: one of " + ", ".join(_ROPE_KINDS))
         return "default"
@@ -183,9 +187,7 @@ def qwen2(fields: Fields) -> ModelConfig:
 def qwen3(fields: Fields) -> ModelConfig:
     """Qwen3: Llama with normalised queries and keys."""
     bias = fields.flag("attention_bias", False)
-    return _llama(
-        fields, qkv_bias=bias, out_bias=bias, qk_norm=True, head_dim=128, length=32_768, window_alone=False
-    )
+    return _llama(fields, qkv_bias=bias, out_bias=bias, qk_norm=True, head_dim=128, length=32_768, window_alone=False)
 
 
 def seed_oss(fields: Fields) -> ModelConfig:
@@ -331,7 +333,18 @@ FAMILIES: dict[str, Family] = {
 
 
 # Other families, by what they are; messages say more of them than that they are unknown.
-_EXPERTS = {"mixtral", "dbrx", "deepseek_v2", "deepseek_v3", "gpt_oss", "jamba", "llama4", "minimax", "arctic", "grok-1"}
+_EXPERTS = {
+    "mixtral",
+    "dbrx",
+    "deepseek_v2",
+    "deepseek_v3",
+    "gpt_oss",
+    "jamba",
+    "llama4",
+    "minimax",
+    "arctic",
+    "grok-1",
+}
 _EXPERT_SETTINGS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_intermediate_size")
 _QUANTISED = ("quantization_config", "quantization", "compression_config")
 

@@ -59,7 +59,11 @@ def require_model_path(path: Path) -> None:
         require(
             not files,
             f"the folder {path} holds {files[0] if files else ''} but no {CONFIG}"
-            + ("; give the file itself." if files and files[0].lower().endswith(SUFFIX) else ", which says what model it is."),
+            + (
+                "; give the file itself."
+                if files and files[0].lower().endswith(SUFFIX)
+                else ", which says what model it is."
+            ),
         )
 
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models.config import ModelConfig, RopeScaling
-from sdsl_jax.models.interop.checkpoint import Checkpoint, array_name, require_room
+from sdsl_jax.models.interop.checkpoint import Checkpoint, array_name, naming, require_room
 from sdsl_jax.models.interop.families import FAMILIES
 from sdsl_jax.models.interop.fields import Fields
 from sdsl_jax.models.interop.gguf_header import MAGIC, GGUFTensor, read_header
@@ -115,11 +115,8 @@ def open_gguf(path: Path, ignore: Sequence[str] = ()) -> GGUF:
     require(kind == "llama", f"the file {path} is of the architecture {kind!r}; only 'llama' is read.")
     file, ignored = Fields(path, settings).without(ignore)
     fields = _fields(file, tensors)
-    try:
-        config = dataclasses.replace(FAMILIES["llama"].config(fields), **_biases(tensors))
-    except SdslError as error:
-        message = str(error)
-        raise SdslError(message if str(path) in message else f"in {path}: {message}") from None
+    with naming(fields):
+        config = _with_biases(FAMILIES["llama"].config(fields), tensors)
     described = {name: value for name, value in file.values.items() if not name.startswith(GGUF_DESCRIPTIONS)}
     described |= {name: file.values[name] for name in GGUF_LLAMA.neutral if name in file.values}
     unknown = require_settings(Fields(path, described), GGUF_LLAMA, config)
@@ -135,14 +132,15 @@ def open_gguf(path: Path, ignore: Sequence[str] = ()) -> GGUF:
     return GGUF(checkpoint, tokenizer.tokenizer, tokenizer.end_ids, tokenizer.chat_template)
 
 
-def _biases(tensors: Mapping[str, GGUFTensor]) -> dict[str, bool]:
-    """The biases of a model, whose presence in the first block speaks for all."""
-    first = "blk.0."
-    return {
-        "qkv_bias": any(f"{first}{name}.bias" in tensors for name in _GGUF.qkv),
-        "out_bias": f"{first}{_GGUF.out}.bias" in tensors,
-        "mlp_bias": any(f"{first}{name}.bias" in tensors for name in (*_GGUF.gate_up, _GGUF.down)),
-    }
+def _with_biases(config: ModelConfig, tensors: Mapping[str, GGUFTensor]) -> ModelConfig:
+    """The shape with the biases that the file holds; those of the first block speak for all."""
+
+    def held(*names: str) -> bool:
+        return any(f"{_GGUF.block.format(0)}{name}.bias" in tensors for name in names)
+
+    return dataclasses.replace(
+        config, qkv_bias=held(*_GGUF.qkv), out_bias=held(_GGUF.out), mlp_bias=held(*_GGUF.gate_up, _GGUF.down)
+    )
 
 
 def _frequency_scaling(config: ModelConfig, tensors: Mapping[str, GGUFTensor]) -> RopeScaling | None:

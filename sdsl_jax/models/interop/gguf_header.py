@@ -87,7 +87,9 @@ class _Reader:
 
     def require_left(self, size: int, what: str) -> None:
         if size > self.size - self.position:
-            self.fail(f"at byte {self.position:,} it announces {what}, and {self.size - self.position:,} bytes are left")
+            self.fail(
+                f"at byte {self.position:,} it announces {what}, and {self.size - self.position:,} bytes are left"
+            )
 
     def take(self, size: int, what: str) -> bytes:
         self.require_left(size, what)
@@ -124,7 +126,9 @@ class _Reader:
         self._entries += length
         if self._entries > _MOST_ENTRIES:
             self.fail(f"its lists have more than {_MOST_ENTRIES:,} entries")
-        return [self.string() for _ in range(length)] if inner == _STRING else list(self.numbers(_NUMBERS[inner], length))
+        return (
+            [self.string() for _ in range(length)] if inner == _STRING else list(self.numbers(_NUMBERS[inner], length))
+        )
 
 
 def read_header(path: Path) -> Header:
@@ -150,7 +154,10 @@ def _read(reader: _Reader) -> Header:
     if not head.startswith(MAGIC) or len(head) < 24:
         reader.fail("it begins otherwise" if not head.startswith(MAGIC) else f"it has only {reader.size} bytes")
     version, tensor_count, setting_count = struct.unpack("<IQQ", head[4:24])
-    require(version & 0xFFFF != 0, f"the file {path} is a big-endian GGUF file, which is not read; convert it to little-endian.")
+    require(
+        version & 0xFFFF != 0,
+        f"the file {path} is a big-endian GGUF file, which is not read; convert it to little-endian.",
+    )
     require(
         version in _VERSIONS,
         f"the file {path} is of version {version} of GGUF; versions {' and '.join(map(str, _VERSIONS))} are read.",
@@ -206,7 +213,9 @@ def _tensor(reader: _Reader) -> GGUFTensor:
         block, size = GGML_QUANT_SIZES[kind]
         dequantize(np.zeros((1, size), np.uint8), kind)
     except (ValueError, KeyError, NotImplementedError):
-        reader.fail(f"the tensor {name} is of the type {getattr(kind, 'name', kind)}, which the package gguf cannot read")
+        reader.fail(
+            f"the tensor {name} is of the type {getattr(kind, 'name', kind)}, which the package gguf cannot read"
+        )
     if 0 in shape or shape[-1] % block:
         reader.fail(f"the tensor {name} has the shape {list(shape)}, which must consist of whole blocks of {block}")
     return GGUFTensor(name, shape, reader.path, kind, offset)

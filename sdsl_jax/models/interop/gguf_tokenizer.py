@@ -14,9 +14,7 @@ from sdsl_jax.user_files import reading
 _KEY = "tokenizer.ggml."
 _CONTROL, _USER_DEFINED = 3, 4
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 class _Rule(NamedTuple):
@@ -132,12 +130,16 @@ def _add_around(made: HuggingFaceTokenizer, path: Path, settings: dict[str, Any]
     parts, labels = ["$A"], []
     for name, default in (("bos", rule.begin), ("eos", False)):
         added = settings.get(f"{_KEY}add_{name}_token")
-        require(added in (None, True, False), f"{_KEY}add_{name}_token of {path} is {added!r}; it must be true or false.")
+        require(
+            added in (None, True, False), f"{_KEY}add_{name}_token of {path} is {added!r}; it must be true or false."
+        )
         if not (default if added is None else added):
             continue
         number = _token_id(path, settings, name, size)
         why = "its pre-tokenizer's default" if added is None else f"{_KEY}add_{name}_token"
-        require(number is not None, f"{_KEY}{name}_token_id of {path} is missing, and by {why} the token is added to texts.")
+        require(
+            number is not None, f"{_KEY}{name}_token_id of {path} is missing, and by {why} the token is added to texts."
+        )
         labels.append((name, number))
         parts = [name, *parts] if name == "bos" else [*parts, name]
     if labels:

@@ -1,8 +1,8 @@
 """Which settings of a published file bear on the computation: nothing that does may be left over.
 
-Every family has three lists: settings that its reader uses, settings that change nothing at their neutral value and are refused at
-any other, and settings that do not bear on the logits. What is on none of them is named in a warning; in the namespace that a GGUF
-file reserves for its architecture it is refused.
+Every family has three lists: settings that its reader uses, settings that are refused unless they stand at a value that
+changes nothing, and settings that do not bear on the logits. What is on none of them is named in a warning; in the
+namespace that a GGUF file reserves for its architecture it is refused.
 """
 
 from __future__ import annotations
@@ -122,6 +122,7 @@ _NEUTRAL: dict[str, Neutral] = {
     "add_cross_attention": (False,),
     "alibi": (False,),
     "attention_chunk_size": (0,),
+    "attention_out_bias": lambda c: (c.out_bias,),
     "attention_multiplier": lambda c: (c.head_dim**-0.5,),
     "attention_sink": (False,),
     "attn_logit_softcapping": (0,),
@@ -135,6 +136,7 @@ _NEUTRAL: dict[str, Neutral] = {
     "kv_lora_rank": (0,),
     "logit_scale": (1,),
     "logits_scaling": (1,),
+    "mlp_bias": lambda c: (c.mlp_bias,),
     "moe_intermediate_size": (0,),
     "moe_layer_freq": (),
     "n_routed_experts": (0,),
@@ -173,44 +175,48 @@ _LLAMA = _ROPE | _names(
     max_window_layers rms_norm_eps sliding_window tie_word_embeddings use_sliding_window vocab_size
     """
 )
-_LLAMA_IRRELEVANT = _IRRELEVANT | _names("attention_dropout hidden_dropout pretraining_tp residual_dropout resid_pdrop")
+_LLAMA_IRRELEVANT = _names("attention_dropout hidden_dropout pretraining_tp residual_dropout resid_pdrop")
 
 
 def _head_size(c: ModelConfig) -> tuple[Any, ...]:
     return (c.head_dim,)
 
 
+def _family(used: frozenset[str], neutral: dict[str, Neutral], irrelevant: frozenset[str]) -> Settings:
+    """The lists of a family: what its own class knows, before what the names mean elsewhere."""
+    elsewhere = {name: values for name, values in _NEUTRAL.items() if name not in used | irrelevant}
+    return Settings(used, elsewhere | neutral, irrelevant | _IRRELEVANT)
+
+
 HUGGING_FACE: dict[str, Settings] = {
-    "llama": Settings(
+    "llama": _family(
         _LLAMA | _names("attention_bias mlp_bias"),
-        _NEUTRAL | {"attention_out_bias": (False,), "qkv_bias": (False,)},
+        {"qkv_bias": lambda c: (c.qkv_bias,)},
         _LLAMA_IRRELEVANT,
     ),
-    "qwen2": Settings(
+    "qwen2": _family(
         _LLAMA,
-        _NEUTRAL | {"mlp_bias": (False,), "attention_out_bias": (False,), "qkv_bias": (True,)},
+        {"qkv_bias": (True,)},
         # Its class has biases whatever this says.
         _LLAMA_IRRELEVANT | _names("attention_bias"),
     ),
-    "qwen3": Settings(
+    "qwen3": _family(
         _LLAMA | _names("attention_bias"),
-        _NEUTRAL | {"mlp_bias": (False,), "use_qk_norm": (True,), "qk_norm": (True,), "qk_layernorm": (True,)},
-        _LLAMA_IRRELEVANT | _names("attention_out_bias"),
+        {"use_qk_norm": (True,), "qk_norm": (True,), "qk_layernorm": (True,)},
+        _LLAMA_IRRELEVANT,
     ),
-    "seed_oss": Settings(
-        _LLAMA | _names("attention_bias attention_out_bias mlp_bias"), _NEUTRAL, _LLAMA_IRRELEVANT
-    ),
-    "opt": Settings(
+    "seed_oss": _family(_LLAMA | _names("attention_bias attention_out_bias mlp_bias"), {}, _LLAMA_IRRELEVANT),
+    "opt": _family(
         _names(
             """
             _remove_final_layer_norm activation_function do_layer_norm_before enable_bias ffn_dim hidden_size
             max_position_embeddings num_attention_heads num_hidden_layers tie_word_embeddings vocab_size word_embed_proj_dim
             """
         ),
-        _NEUTRAL | {"layer_norm_elementwise_affine": (True,)},
-        _IRRELEVANT | _names("activation_dropout attention_dropout dropout init_std layerdrop"),
+        {"layer_norm_elementwise_affine": (True,)},
+        _names("activation_dropout attention_dropout dropout init_std layerdrop"),
     ),
-    "gpt_neox": Settings(
+    "gpt_neox": _family(
         _ROPE
         | _names(
             """
@@ -218,29 +224,26 @@ HUGGING_FACE: dict[str, Settings] = {
             rotary_emb_base rotary_pct tie_word_embeddings use_parallel_residual vocab_size
             """
         ),
-        _NEUTRAL
-        | {
+        {
             "head_dim": _head_size,
             "partial_rotary_factor": lambda c: (c.rotated / c.head_dim,),
             "sliding_window": (),
         },
-        _IRRELEVANT | _names("attention_dropout hidden_dropout"),
+        _names("attention_dropout hidden_dropout"),
     ),
-    "gpt2": Settings(
+    "gpt2": _family(
         _names(
             """
             activation_function layer_norm_epsilon n_embd n_head n_inner n_layer n_positions tie_word_embeddings vocab_size
             hidden_size max_position_embeddings num_attention_heads num_hidden_layers
             """
         ),
-        _NEUTRAL
-        | {
+        {
             "n_ctx": lambda c: (c.max_positions,),
             "scale_attn_weights": (True,),
             "scale_attn_by_inverse_layer_idx": (False,),
         },
-        _IRRELEVANT
-        | _names(
+        _names(
             """
             attn_pdrop embd_pdrop reorder_and_upcast_attn resid_pdrop summary_activation summary_first_dropout
             summary_last_dropout summary_proj_to_labels summary_type summary_use_proj
@@ -250,7 +253,31 @@ HUGGING_FACE: dict[str, Settings] = {
 }
 
 
-# Of a GGUF file of the llama architecture.
+# Of the settings that a GGUF file of the llama architecture keeps in its namespace.
+_GGUF_NEUTRAL: dict[str, Neutral] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.scale": lambda c: (0, c.head_dim**-0.5),
+    "attention.sliding_window": lambda c: (0, c.max_positions),
+    "attention.value_length": _head_size,
+    "attn_logit_softcapping": (0,),
+    "embedding_length_out": lambda c: (c.width,),
+    "embedding_scale": (0, 1),
+    "expert_count": (0,),
+    "expert_shared_count": (0,),
+    "expert_used_count": (0,),
+    "final_logit_softcapping": (0,),
+    "logit_scale": (0, 1),
+    "nextn_predict_layers": (0,),
+    "residual_scale": (0, 1),
+    "rope.dimension_count": _head_size,
+    "rope.scaling.attn_factor": (1,),
+    "rope.scaling.yarn_attn_factor": (1,),
+    "rope.scaling.yarn_ext_factor": (1,),
+    "rope.scaling.yarn_log_multiplier": (0,),
+    "use_parallel_residual": (False,),
+}
 GGUF_LLAMA = Settings(
     frozenset(
         f"llama.{name}"
@@ -270,33 +297,7 @@ GGUF_LLAMA = Settings(
         tokenizer.ggml.model tokenizer.ggml.pre tokenizer.ggml.token_type tokenizer.ggml.tokens
         """
     ),
-    {
-        f"llama.{name}": allowed
-        for name, allowed in {
-            "attention.causal": (True,),
-            "attention.clamp_kqv": (0,),
-            "attention.max_alibi_bias": (0,),
-            "attention.scale": lambda c: (0, c.head_dim**-0.5),
-            "attention.sliding_window": lambda c: (0, c.max_positions),
-            "attention.value_length": _head_size,
-            "attn_logit_softcapping": (0,),
-            "embedding_length_out": lambda c: (c.width,),
-            "embedding_scale": (0, 1),
-            "expert_count": (0,),
-            "expert_shared_count": (0,),
-            "expert_used_count": (0,),
-            "final_logit_softcapping": (0,),
-            "logit_scale": (0, 1),
-            "nextn_predict_layers": (0,),
-            "residual_scale": (0, 1),
-            "rope.dimension_count": _head_size,
-            "rope.scaling.attn_factor": (1,),
-            "rope.scaling.yarn_attn_factor": (1,),
-            "rope.scaling.yarn_ext_factor": (1,),
-            "rope.scaling.yarn_log_multiplier": (0,),
-            "use_parallel_residual": (False,),
-        }.items()
-    }
+    {f"llama.{name}": allowed for name, allowed in _GGUF_NEUTRAL.items()}
     | {
         "general.type": ("model",),
         "split.count": (0, 1),

@@ -56,7 +56,11 @@ class Tensor(NamedTuple):
         """Some of its rows. Read, and not mapped into memory: pages of a mapped file would count as the process's own."""
         dtype, shape = np.dtype(_READABLE[self.kind]), self.shape[1:]
         size = dtype.itemsize * math.prod(shape)
-        return read_bytes(self.file, self.offset + start * size, count * size, self.name).view(dtype).reshape(count, *shape)
+        return (
+            read_bytes(self.file, self.offset + start * size, count * size, self.name)
+            .view(dtype)
+            .reshape(count, *shape)
+        )
 
 
 def read_bytes(path: Path, offset: int, size: int, name: str) -> np.ndarray:
@@ -161,7 +165,9 @@ def shard_files(folder: Path) -> dict[str, list[str] | None]:
     if (folder / WEIGHTS).exists():
         return {WEIGHTS: None}
     others = [p.name for p in sorted(folder.iterdir()) if p.is_file()]
-    pickled = [n for n in others if n.endswith(_PICKLES) and n not in ("training_args.bin", "optimizer.pt", "scheduler.pt")]
+    pickled = [
+        n for n in others if n.endswith(_PICKLES) and n not in ("training_args.bin", "optimizer.pt", "scheduler.pt")
+    ]
     require(
         not pickled,
         f"the folder {folder} holds its weights only as {pickled[0] if pickled else ''}, a pickle, which could run code when it "
