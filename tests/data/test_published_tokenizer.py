@@ -7,6 +7,7 @@ import pytest
 from published_checkpoints import LETTERS, character_tokenizer, copy_checkpoint
 from tokenizers import processors
 
+from sdsl_jax.data.chat_template import ChatTemplate
 from sdsl_jax.data.prompts import bytes_after_first, load_prompts
 from sdsl_jax.data.published import PublishedTokenizer
 from sdsl_jax.data.tokenizer import BPETokenizer, ByteTokenizer, same_tokens
@@ -105,11 +106,49 @@ def test_chat_templates_are_a_setting_and_run_in_a_sandbox(folder, tmp_path):
     file.write_text("{{ raise_exception('no system here') }}")
     with pytest.raises(SdslError, match="no system here"):
         PublishedTokenizer.load(folder, chat_template=str(file)).encode("a")
-    with pytest.raises(SdslError, match="cannot be read .*; give a file, own or none"):
+    with pytest.raises(SdslError, match=r"cannot be read .*; give a file, own or none"):
         PublishedTokenizer.load(folder, chat_template=str(tmp_path / "nowhere"))
     (folder / "tokenizer_config.json").unlink()
     with pytest.raises(SdslError, match="comes with no chat template"):
         PublishedTokenizer.load(folder, chat_template="own")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
+        ("{{ 'a' * 10**10 }}", "it needs more than 256 MB"),
+        ("{{ '%10000000000s' % 'a' }}", "it needs more than 256 MB"),
+        ("{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}", "256 MB"),
+        ("{% for i in range(99) %}{{ 'a' * 99999 }}{% endfor %}", "it gives more than 1,048,576 characters"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+        ("{{ (" + "(" * 9999, "recursion"),
+        pytest.param(
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            "it takes more than 2 seconds",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_templates_have_limits_of_time_memory_and_length(source, words):
+    template = ChatTemplate(source)
+    for _ in range(2):
+        with pytest.raises(SdslError, match="the chat template cannot be rendered: ") as caught:
+            template.render([{"role": "user", "content": "a"}], {})
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_one_process_renders_all_texts_and_ends_with_its_template():
+    template = ChatTemplate("{{ messages[0].content }}{{ eos_token }}")
+    texts = ["a\nb", "日本 \u2028 😀", "{{ 1 }}", ""]
+    rendered = [template.render([{"role": "user", "content": text}], {"eos_token": "<e>"}) for text in texts]
+    assert rendered == [f"{text}<e>" for text in texts]
+    process = template._process
+    template.render([{"role": "user", "content": "again"}], {})
+    assert template._process is process
+    del template
+    assert process.poll() is not None
 
 
 def test_a_tokenizer_that_is_absent_or_damaged_is_named(folder):

@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from published_checkpoints import character_tokenizer
 
 from sdsl_jax.decoding import Model, Sampling, autoregress, speculate
 from sdsl_jax.errors import SdslError
 from sdsl_jax.models import count, forward, init_cache
 from sdsl_jax.models.interop import open_checkpoint
+from sdsl_jax.training import load_any_model
 
 load_file = pytest.importorskip("safetensors.numpy").load_file
 save_file = pytest.importorskip("safetensors.numpy").save_file
@@ -180,6 +182,100 @@ def test_pickles_are_never_opened(checkpoint):
     refused(folder, "pytorch_model.bin, a pickle", "never read")
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("pytorch_model-00001-of-00002.bin", "a pickle"),
+        ("consolidated.00.pth", "a pickle"),
+        ("model.ckpt", "a pickle"),
+        ("model-00001-of-00002.safetensors", "an index is needed"),
+        ("model.gguf", "give that file itself"),
+        ("tf_model.h5", "weights of TensorFlow are not read"),
+        ("flax_model.msgpack", "weights of Flax are not read"),
+    ],
+)
+def test_other_files_of_weights_are_named(checkpoint, name, words):
+    folder = checkpoint("gpt2")
+    (folder / "training_args.bin").write_bytes(b"x")
+    (folder / "model.safetensors").rename(folder / name)
+    refused(folder, name, words)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_pointers_of_git_lfs_are_named(checkpoint, name):
+    folder = checkpoint("gpt2")
+    character_tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / name).write_text(POINTER)
+    with pytest.raises(SdslError, match=rf"{name} is a Git LFS pointer, not the file itself"):
+        load_any_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "by"),
+    [
+        ("qweight", "GPTQ or AWQ"),
+        ("weight_packed", "compressed-tensors"),
+        ("weight_scale_inv", "fp8"),
+        ("absmax", "bitsandbytes"),
+        ("biases", "MLX"),
+    ],
+)
+def test_tensors_of_quantised_weights_are_named(checkpoint, name, by):
+    folder = checkpoint("smollm2")
+    tensor = f"model.layers.0.mlp.up_proj.{name}"
+    change_tensors(folder / "model.safetensors", lambda t: t.update({tensor: np.ones(2, np.int32)}))
+    refused(folder, tensor, f"quantised by {by}")
+
+
+def test_a_head_that_is_missing_names_the_setting(checkpoint):
+    folder = checkpoint("smollm2")
+    edit(folder, tie_word_embeddings=False)
+    refused(folder, "lacks the tensor lm_head.weight", "set tie_word_embeddings to true")
+
+
+def test_settings_that_nobody_knows_are_recorded_and_others_can_be_left_out(checkpoint):
+    folder = checkpoint("smollm2")
+    edit(folder, my_gate=3, logits_scaling=8.0)
+    refused(folder, "logits_scaling", "is 8.0", "--ignore-key logits_scaling")
+    opened = open_checkpoint(folder, ["logits_scaling", "absent"])
+    assert (opened.unknown_settings, opened.ignored_settings) == (("my_gate",), ("logits_scaling",))
+    assert "my_gate" in opened.warnings[0]
+    assert open_checkpoint(FOLDER / "smollm2").warnings == ()
+
+
+def test_paths_that_are_no_model_are_named(tmp_path, monkeypatch, checkpoint):
+    monkeypatch.chdir(tmp_path)
+    cache = tmp_path / "hub" / "models--Qwen--Qwen2.5-0.5B"
+    revision = cache / "snapshots" / "0a1b"
+    revision.mkdir(parents=True)
+    adapter = checkpoint("gpt2")
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "meta/base"}')
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "consolidated.00.pth").write_bytes(b"x")
+    ggufs = tmp_path / "ggufs"
+    ggufs.mkdir()
+    (ggufs / "m.gguf").write_bytes(b"GGUF")
+    for path, words in (
+        (Path("Qwen/Qwen2.5-0.5B"), "download it first (hf download Qwen/Qwen2.5-0.5B --local-dir DIR)"),
+        (cache, f"give the folder of one revision in it: {revision}"),
+        (cache.parent, f"is the cache of a hub; give the folder of one model in it, such as {revision}"),
+        (adapter, "an adapter (adapter_config.json) of meta/base, which is not read; merge it"),
+        (bare, "holds consolidated.00.pth but no config.json"),
+        (ggufs, "holds m.gguf but no config.json; give the file itself"),
+        (FOLDER / "gpt2" / "model.safetensors", "is one file of a model; give the folder"),
+        (FOLDER / "gpt2" / "config.json", "is one file of a model; give the folder"),
+        (Path("nowhere"), "the model folder nowhere does not exist"),
+        (Path("x" * 5000), "cannot be read"),
+    ):
+        with pytest.raises(SdslError) as caught:
+            load_any_model(path)
+        assert words in str(caught.value)
+
+
 def test_an_index_cannot_lead_out_of_the_folder(checkpoint):
     folder = checkpoint()
     index = json.loads((folder / "model.safetensors.index.json").read_text())
@@ -236,8 +332,14 @@ def test_a_bare_model_is_found_by_its_own_prefix(checkpoint):
         ({"hidden_size": 10**12}, ("hidden_size", "at most 2,147,483,647")),
         ({"head_dim": 2**30, "num_attention_heads": 2**30}, ("heads times head size", "no axis of a tensor")),
         ({"rope_parameters": {"factor": 4.0}}, ("rope_parameters.rope_type", "given beside factor")),
-        ({"rope_parameters": {"rope_type": "linear", "type": "yarn", "factor": 2.0}}, ("rope_parameters.type", "'linear'")),
-        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, ("partial_rotary_factor is 0.5",)),
+        (
+            {"rope_parameters": {"rope_type": "linear", "type": "yarn", "factor": 2.0}},
+            ("rope_parameters.type", "'linear'"),
+        ),
+        (
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            ("partial_rotary_factor is 0.5",),
+        ),
         ({"partial_rotary_factor": 0.5}, ("partial_rotary_factor is 0.5",)),
         ({"sliding_window": 4}, ("sliding_window", "attention here sees everything")),
         # Contradictions between the configuration and the weights.

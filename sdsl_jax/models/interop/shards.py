@@ -23,7 +23,6 @@ _OTHER_WEIGHTS = {
     ".gguf": "give that file itself",
     ".h5": "weights of TensorFlow are not read",
     ".msgpack": "weights of Flax are not read",
-    ".npz": "weights of MLX are not read",
     ".onnx": "weights of ONNX are not read",
 }
 # What is read at a time, at most: enough for the disk, and little beside the weights.
