@@ -10,8 +10,11 @@ from published_checkpoints import CASES, LETTERS, copy_checkpoint
 from sdsl_jax import cli
 from sdsl_jax.config import load_protocol
 from sdsl_jax.errors import SdslError
-from sdsl_jax.measurement import pair_records
+from sdsl_jax.measurement import pair_records, protocol
+from sdsl_jax.measurement.pair import PairSettings
+from sdsl_jax.progress import Silent
 from sdsl_jax.records import read_table
+from sdsl_jax.training import Reading
 
 OTHER = LETTERS[::-1]  # a tokenizer whose ids mean something else
 
@@ -45,6 +48,21 @@ def run(tmp_path, monkeypatch, capsys):
         return status, captured.out, captured.err
 
     return call
+
+
+def test_settings_that_a_protocol_vouches_for_are_left_out_and_part_no_folders(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text('ignore_keys = ["logits_scaling"]\n' + toml(["smollm2"], ["smollm2"]))
+    config = load_protocol(path)
+    assert config.ignore_keys == ("logits_scaling",)
+    folder = copy_checkpoint("smollm2", tmp_path / "smollm2")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"logits_scaling": 8}))
+    loaded = protocol._load(config.targets[0], tmp_path, config, 1, Silent())
+    assert loaded.ignored_settings == ("logits_scaling",)
+    settings = PairSettings(lookaheads=(1,), new_tokens=4)
+    how = [pair_records.how_measured(settings, Reading(ignore_keys=keys)._asdict()) for keys in ((), ("a",))]
+    assert how[0] == how[1]
 
 
 @pytest.mark.slow

@@ -406,6 +406,7 @@ HUGE = 2**60
         (header([text("a") + struct.pack("<IIQ", 9, 8, HUGE)]), "entries"),
         (header([text("a") + struct.pack("<IIQ", 9, 9, 1)]), "a list of the type 9"),
         (header([text("a") + struct.pack("<I", 77)]), "the unknown type 77"),
+        (header([text("a\n" * 500) + struct.pack("<II", 4, 1)]), "as a name"),
         (header([text("a") + struct.pack("<II", 4, 1)] * 2), "the setting a twice"),
         (header(tensors=[text("t") + struct.pack("<IQQIQ", 2, HUGE, HUGE, 0, 0)]), "the tensor t ends at byte"),
         (header(tensors=[text("t") + struct.pack("<IQIQ", 1, 4, 0, HUGE)]), "the tensor t ends at byte"),

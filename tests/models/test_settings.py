@@ -138,6 +138,7 @@ def test_what_nobody_knows_is_named_once():
     (sentence,) = unknown_warning([f"key_{i}" * 50 for i in range(40)], Path("c"))
     assert "and 28 more" in sentence
     assert len(sentence) < 1000
+    assert "\n" not in unknown_warning(["a\nb"], Path("c"))[0]
 
 
 @pytest.mark.slow

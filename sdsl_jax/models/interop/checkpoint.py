@@ -27,7 +27,7 @@ from jaxtyping import Array
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models.config import ModelConfig
 from sdsl_jax.models.interop.families import Family, family_of, unknown_rope_settings
-from sdsl_jax.models.interop.fields import CONFIG, Fields
+from sdsl_jax.models.interop.fields import CONFIG, Fields, printable
 from sdsl_jax.models.interop.plan import Piece, Plan, plan
 from sdsl_jax.models.interop.settings import HUGGING_FACE, require_settings, unknown_warning
 from sdsl_jax.models.interop.shards import Readable, Tensor, find_tensors, require_readable, spans
@@ -261,8 +261,8 @@ def _require_plain(tensors: Mapping[str, Tensor]) -> None:
         by = "fp8" if by is None and tensor.kind.startswith("F8_") else by
         require(
             by is None,
-            f"the tensor {name} in {tensor.file} is of weights quantised by {by} (type {tensor.kind}), which is not read; use "
-            "the folder of the original weights.",
+            f"the tensor {printable(name)} in {tensor.file} is of weights quantised by {by} (type {tensor.kind}), which is "
+            "not read; use the folder of the original weights.",
         )
 
 
@@ -324,8 +324,8 @@ def _match(
         rest = [name for name in rest if name != f"{layout.base}{layout.embedding}.weight"]
     require(
         not rest,
-        f"the tensor {rest[0] if rest else ''} in {tensors[rest[0]].file if rest else ''} has no place in the model that "
-        f"{CONFIG} describes.",
+        f"the tensor {printable(rest[0]) if rest else ''} in {tensors[rest[0]].file if rest else ''} has no place in the "
+        f"model that {CONFIG} describes.",
     )
     return found
 

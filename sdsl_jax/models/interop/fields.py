@@ -14,12 +14,18 @@ CONFIG = "config.json"
 # The largest size that indices of 32 bits reach; no published model comes near it.
 LARGEST = 2**31 - 1
 _TOO_LARGE = 1e300
+_LONGEST_NAME = 100
 _MISSING: Any = object()
 
 
 def shown(value: Any) -> str:
     """A value of a file for a message, shortened where it is long."""
     return reprlib.repr(value)
+
+
+def printable(name: str) -> str:
+    """A name of a file for a message: as it is, unless it is long or has characters that a line cannot show."""
+    return name if name.isprintable() and len(name) <= _LONGEST_NAME else reprlib.repr(name)
 
 
 class Fields:
@@ -51,7 +57,7 @@ class Fields:
 
     def name(self, name: str) -> str:
         """What the file calls a field."""
-        return self._names.get(name, self._prefix + name)
+        return self._names.get(name, self._prefix + printable(name))
 
     def fail(self, name: str, wanted: str) -> NoReturn:
         """Raises `SdslError` about a field: what it is, and what it must be."""

@@ -19,7 +19,7 @@ from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models.config import ModelConfig, RopeScaling
 from sdsl_jax.models.interop.checkpoint import Checkpoint, array_name, naming, require_room
 from sdsl_jax.models.interop.families import FAMILIES
-from sdsl_jax.models.interop.fields import Fields
+from sdsl_jax.models.interop.fields import Fields, shown
 from sdsl_jax.models.interop.gguf_header import MAGIC, GGUFTensor, read_header
 from sdsl_jax.models.interop.gguf_tokenizer import read_gguf_tokenizer
 from sdsl_jax.models.interop.layouts import Layout
@@ -112,7 +112,7 @@ def open_gguf(path: Path, ignore: Sequence[str] = ()) -> GGUF:
     """
     settings, tensors = read_header(path)
     kind = settings.get("general.architecture")
-    require(kind == "llama", f"the file {path} is of the architecture {kind!r}; only 'llama' is read.")
+    require(kind == "llama", f"the file {path} is of the architecture {shown(kind)}; only 'llama' is read.")
     file, ignored = Fields(path, settings).without(ignore)
     fields = _fields(file, tensors)
     with naming(fields):

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 import numpy as np
 
 from sdsl_jax.errors import SdslError, require
+from sdsl_jax.models.interop.fields import shown
 from sdsl_jax.models.interop.shards import read_bytes
 from sdsl_jax.user_files import other_kind, reading
 
@@ -25,7 +26,7 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 # Entries of all lists together; the largest vocabularies have 256 thousand, and twice as many merges.
 _MOST_ENTRIES = 2**23
-_MOST_AXES = 4
+_MOST_AXES, _LONGEST_NAME = 4, 256
 _ALIGNMENT = 32
 _SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$", re.IGNORECASE)
 
@@ -111,6 +112,13 @@ class _Reader:
     def string(self) -> str:
         return self.take(self.count(1, "characters"), "characters").decode("utf-8", errors="replace")
 
+    def name(self) -> str:
+        """A string that names something."""
+        at, name = self.position, self.string()
+        if not name.isprintable() or len(name) > _LONGEST_NAME:
+            self.fail(f"at byte {at:,} it has {shown(name)} as a name")
+        return name
+
     def value(self, kind: int) -> Any:
         if kind == _STRING:
             return self.string()
@@ -169,7 +177,7 @@ def _read(reader: _Reader) -> Header:
     reader.require_left(tensor_count * 32, f"{tensor_count:,} tensors")
     settings: dict[str, Any] = {}
     for _ in range(setting_count):
-        name = reader.string()
+        name = reader.name()
         if name in settings:
             reader.fail(f"it has the setting {name} twice")
         settings[name] = reader.value(reader.numbers("I")[0])
@@ -183,7 +191,7 @@ def _read(reader: _Reader) -> Header:
     found = [_tensor(reader) for _ in range(tensor_count)]
     alignment = settings.get("general.alignment", _ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        reader.fail(f"its general.alignment is {alignment!r}, which must be a power of two")
+        reader.fail(f"its general.alignment is {shown(alignment)}, which must be a power of two")
     begin = -(-reader.position // alignment) * alignment
     tensors: dict[str, GGUFTensor] = {}
     for tensor in found:
@@ -201,7 +209,7 @@ def _tensor(reader: _Reader) -> GGUFTensor:
     """The description of a tensor, its offset counted from the end of the header."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
-    name = reader.string()
+    name = reader.name()
     (axes,) = reader.numbers("I")
     if not 1 <= axes <= _MOST_AXES:
         reader.fail(f"the tensor {name} has {axes} axes")

@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, proc
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from sdsl_jax.errors import require
+from sdsl_jax.models.interop.fields import shown
 from sdsl_jax.user_files import reading
 
 _KEY = "tokenizer.ggml."
@@ -77,7 +78,7 @@ def read_gguf_tokenizer(path: Path, settings: dict[str, Any]) -> TokenizerOfFile
     unnamed = pre in (None, "")
     require(
         kind == "gpt2" and (unnamed or (isinstance(pre, str) and pre in _RULES)),
-        f"the tokenizer of {path} is of the kind {kind!r} with the pre-tokenizer {pre!r}; only 'gpt2' with one of "
+        f"the tokenizer of {path} is of the kind {shown(kind)} with the pre-tokenizer {shown(pre)}; only 'gpt2' with one of "
         f"{', '.join(_RULES)} is read.",
     )
     rule = _DEFAULT if unnamed else _RULES[str(pre)]
@@ -92,7 +93,7 @@ def read_gguf_tokenizer(path: Path, settings: dict[str, Any]) -> TokenizerOfFile
         first += merge[1 : len(merge) - len(gap) - len(second)]
         require(
             bool(gap) and first in vocabulary and second in vocabulary and first + second in vocabulary,
-            f"the merge {merge[:40]!r} in {_KEY}merges of {path} joins what is not in its tokens.",
+            f"the merge {shown(merge)} in {_KEY}merges of {path} joins what is not in its tokens.",
         )
         merges.append((first, second))
     made = HuggingFaceTokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=rule.whole_words))
@@ -131,7 +132,8 @@ def _add_around(made: HuggingFaceTokenizer, path: Path, settings: dict[str, Any]
     for name, default in (("bos", rule.begin), ("eos", False)):
         added = settings.get(f"{_KEY}add_{name}_token")
         require(
-            added in (None, True, False), f"{_KEY}add_{name}_token of {path} is {added!r}; it must be true or false."
+            added in (None, True, False),
+            f"{_KEY}add_{name}_token of {path} is {shown(added)}; it must be true or false.",
         )
         if not (default if added is None else added):
             continue
@@ -163,6 +165,6 @@ def _token_id(path: Path, settings: dict[str, Any], name: str, size: int) -> int
     number = settings.get(f"{_KEY}{name}_token_id")
     require(
         number is None or (isinstance(number, int) and 0 <= number < size),
-        f"{_KEY}{name}_token_id of {path} is {number!r}; the file has {size:,} tokens.",
+        f"{_KEY}{name}_token_id of {path} is {shown(number)}; the file has {size:,} tokens.",
     )
     return number

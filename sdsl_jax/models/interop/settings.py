@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from sdsl_jax.errors import SdslError
 from sdsl_jax.models.config import ModelConfig
-from sdsl_jax.models.interop.fields import Fields, shown
+from sdsl_jax.models.interop.fields import Fields, printable, shown
 
 # Unknown settings that a warning names.
 _NAMED = 12
@@ -68,6 +68,7 @@ def require_settings(fields: Fields, settings: Settings, config: ModelConfig) ->
         else:
             unknown.append(name)
             continue
+        name = printable(name)
         raise SdslError(
             f"{name} of {fields.path} is {shown(value)}, {refusal} (--ignore-key {name} reads the model as if the file "
             "did not have it)."
@@ -89,7 +90,7 @@ def unknown_warning(unknown: Sequence[str], file: Path) -> list[str]:
     if not unknown:
         return []
     more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
-    named = ", ".join(name if len(name) <= 60 else f"{name[:60]}…" for name in unknown[:_NAMED])
+    named = ", ".join(map(printable, unknown[:_NAMED]))
     return [f"nothing is known of some settings of {file}, and the model is read without them: {named}{more}."]
 
 

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from sdsl_jax.errors import SdslError, require
-from sdsl_jax.models.interop.fields import Fields
+from sdsl_jax.models.interop.fields import Fields, printable
 from sdsl_jax.user_files import other_kind, parse_json, read_json_object, reading
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -157,7 +157,8 @@ def shard_files(folder: Path) -> dict[str, list[str] | None]:
         files: dict[str, list[str] | None] = {}
         for tensor, name in table.values.items():
             # A name with folders in it would lead out of the checkpoint.
-            if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            plain = isinstance(name, str) and name == printable(name) == Path(name).name
+            if not plain or not name.endswith(".safetensors"):
                 table.fail(tensor, "the name of a file beside it")
             files.setdefault(name, []).append(tensor)  # type: ignore[union-attr]
         return files
@@ -192,14 +193,14 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
         for tensor in held:
             require(
                 tensor not in found,
-                f"the tensor {tensor} is in {path} and in {found[tensor].file if tensor in found else ''}; one of them is of "
-                "another checkpoint.",
+                f"the tensor {printable(tensor)} is in {path} and in {found[tensor].file if tensor in found else ''}; one of "
+                "them is of another checkpoint.",
             )
             found[tensor] = held[tensor]
         lacking = sorted(set(promised or ()) - set(held))
         require(
             not lacking,
-            f"the file {path} lacks the tensor {lacking[0] if lacking else ''}, which {INDEX} says it holds.",
+            f"the file {path} lacks the tensor {printable(lacking[0]) if lacking else ''}, which {INDEX} says it holds.",
         )
     return found
 
