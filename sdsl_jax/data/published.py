@@ -50,6 +50,12 @@ class PublishedTokenizer:
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         require(len(vocabulary) > 0, "the tokenizer has no tokens.")
         self.vocab_size = max(vocabulary.values()) + 1
+        beyond = [int(number) for number in np.concatenate(self.around()) if number >= self.vocab_size]
+        require(
+            not beyond,
+            f"the tokenizer adds the id {beyond[0] if beyond else 0} around every text, and its tokens end at "
+            f"{self.vocab_size - 1}.",
+        )
 
     @classmethod
     def load(cls, folder: Path, *, special_tokens: bool = True, chat_template: str = NO_TEMPLATE) -> PublishedTokenizer:

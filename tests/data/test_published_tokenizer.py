@@ -48,6 +48,16 @@ def test_special_tokens_are_a_setting(folder):
     np.testing.assert_array_equal(with_them, [1, *without])
 
 
+def test_a_special_token_that_is_no_token_is_refused(folder):
+    """An id without a row would be taken for another."""
+    tokenizer = character_tokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(single="! $A", special_tokens=[("!", 5000)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    with pytest.raises(SdslError, match="adds the id 5000 around every text, and its tokens end at 52"):
+        PublishedTokenizer.load(folder)
+    assert PublishedTokenizer.load(folder, special_tokens=False).vocab_size == 53
+
+
 def test_a_prompt_that_is_cut_keeps_what_stands_around_it(folder, tmp_path):
     """Special tokens, or the template: it is the text that loses its first tokens."""
     tokenizer = PublishedTokenizer.load(folder)

@@ -110,6 +110,9 @@ _IRRELEVANT = _names(
     tokenizer_class torch_dtype torchscript transformers_version unk_token_id unsloth_fixed unsloth_version use_bfloat16
     use_cache use_return_dict
 
+    activation_dropout attention_dropout attn_pdrop dropout embd_pdrop embedding_dropout hidden_dropout layerdrop mlp_dropout
+    resid_pdrop residual_dropout
+
     assistant_confidence_threshold assistant_lookbehind bad_words_ids begin_suppress_tokens diversity_penalty do_sample
     early_stopping encoder_no_repeat_ngram_size encoder_repetition_penalty epsilon_cutoff eta_cutoff
     exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length max_new_tokens
@@ -176,7 +179,7 @@ _LLAMA = _ROPE | _names(
     max_window_layers rms_norm_eps sliding_window tie_word_embeddings use_sliding_window vocab_size
     """
 )
-_LLAMA_IRRELEVANT = _names("attention_dropout hidden_dropout pretraining_tp residual_dropout resid_pdrop")
+_LLAMA_IRRELEVANT = _names("pretraining_tp")
 
 
 def _head_size(c: ModelConfig) -> tuple[Any, ...]:
@@ -215,7 +218,7 @@ HUGGING_FACE: dict[str, Settings] = {
             """
         ),
         {"layer_norm_elementwise_affine": (True,)},
-        _names("activation_dropout attention_dropout dropout init_std layerdrop"),
+        _names("init_std"),
     ),
     "gpt_neox": _family(
         _ROPE
@@ -230,7 +233,7 @@ HUGGING_FACE: dict[str, Settings] = {
             "partial_rotary_factor": lambda c: (c.rotated / c.head_dim,),
             "sliding_window": (),
         },
-        _names("attention_dropout hidden_dropout"),
+        frozenset(),
     ),
     "gpt2": _family(
         _names(
@@ -240,13 +243,12 @@ HUGGING_FACE: dict[str, Settings] = {
             """
         ),
         {
-            "n_ctx": lambda c: (c.max_positions,),
             "scale_attn_weights": (True,),
             "scale_attn_by_inverse_layer_idx": (False,),
         },
         _names(
             """
-            attn_pdrop embd_pdrop reorder_and_upcast_attn resid_pdrop summary_activation summary_first_dropout
+            n_ctx reorder_and_upcast_attn summary_activation summary_first_dropout
             summary_last_dropout summary_proj_to_labels summary_type summary_use_proj
             """
         ),
