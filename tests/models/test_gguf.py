@@ -1,6 +1,7 @@
 """GGUF files of the llama architecture: the same logits as what they were made from, quantised ones within their rounding."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import re
@@ -131,6 +132,7 @@ def write(
     writer.close()
 
 
+@functools.cache
 def model_of(**changes) -> Model:
     config = ModelConfig(vocab_size=300, **SHAPE | changes)
     params = init_params(config, jax.random.key(0))
