@@ -242,7 +242,8 @@ def read_tokenizer(path: Path) -> HuggingFaceTokenizer:
     text = read_text(path, "tokenizer", newlines=False)
     try:
         return HuggingFaceTokenizer.from_str(text)
-    except BaseException as error:  # bare exceptions for whatever is wrong with the JSON, and panics, which are not even these
+    except BaseException as error:
+        # Bare exceptions for whatever is wrong with the JSON, and panics, which are not even these.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise SdslError(f"the tokenizer {path} is damaged: it is not the JSON of a tokenizer.") from None

@@ -262,6 +262,10 @@ def test_the_frequencies_of_llama_3_are_read_and_no_others(tmp_path):
     [
         ({"llama.rope.scaling.type": "longrope"}, ("llama.rope.scaling.type", "'longrope'", "'none' or 'linear'")),
         ({"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0}, ("llama.rope.scaling.factor", "4.0")),
+        (
+            {"llama.rope.scale_linear": 2.0, "llama.rope.scaling.factor": 4.0},
+            ("llama.rope.scale_linear", "is 2.0", "llama.rope.scaling.factor beside it is 4.0"),
+        ),
         ({"llama.rope.scale_linear": -1.0}, ("llama.rope.scale_linear", "a positive number")),
         ({**YARN, "llama.rope.scaling.yarn_beta_fast": -1.0}, ("llama.rope.scaling.yarn_beta_fast", "positive")),
         ({"llama.rope.dimension_count": 8}, ("llama.rope.dimension_count", "is 8", "it must be 16", "--ignore-key")),

@@ -196,6 +196,8 @@ def _fields(file: Fields, tensors: Mapping[str, GGUFTensor]) -> Fields:
     names = _ROPE_NAMES
     if "factor" not in scaling and old is not None:
         scaling["factor"], names = old, _ROPE_NAMES | {"factor": _OLD_FACTOR}
+    elif old is not None:
+        file.only(_OLD_FACTOR, (scaling["factor"],), f"{_ROPE_NAMES['factor']} beside it is {shown(scaling['factor'])}")
     # As in llama.cpp, a factor without a kind is one of linear scaling, and none or 0 is 1.
     if scaling.get("factor") in (None, 0):
         scaling["factor"] = 1.0
