@@ -93,7 +93,7 @@ def test_what_is_written_is_read_back_and_shown(fitted, tmp_path, capsys):
     assert "--out FILE.toml" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_quick_calibration_of_this_machine(tmp_path):
     out, records = tmp_path / "mine.toml", tmp_path / "records"
     arguments = ["--quick", "--out", str(out), "--records", str(records), "--batch", "1,2", "--json"]
