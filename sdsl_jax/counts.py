@@ -34,6 +34,24 @@ def read_count(text: str) -> float | None:
     return float(plain.replace("_", "")) * factor if _NUMBER.fullmatch(plain) else None
 
 
+def percent_hint(value: float) -> str:
+    """What a sentence about a share that is out of range should add where per cent were probably meant, as in 80 for 0.8."""
+    return f"; did you mean {value:g}%, which is {value / 100:g}?" if 1 < value <= 100 else "."
+
+
+def parse_share(text: str, name: str) -> float:
+    """A number such as 0.8, or the same in per cent, 80%; its range is for the caller to check.
+
+    Raises:
+      SdslError: it is no number.
+    """
+    plain = text.strip()
+    number = plain.removesuffix("%").rstrip()
+    if not _NUMBER.fullmatch(number):
+        raise SdslError(f"{name} is {text!r}; it must be a number such as 0.8.")
+    return float(number.replace("_", "")) / (100 if plain.endswith("%") else 1)
+
+
 def parse_count(text: str, name: str) -> float:
     """A count of parameters or tokens: 30e9, 30B, 180b, 1.5T, 13,000,000,000.
 

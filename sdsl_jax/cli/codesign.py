@@ -11,7 +11,7 @@ from rich.console import Console
 
 from sdsl_jax.cli.codesign_report import print_answer, question
 from sdsl_jax.cli.terminal import standard_console
-from sdsl_jax.counts import parse_count, parse_counts
+from sdsl_jax.counts import parse_count, parse_counts, parse_share, percent_hint
 from sdsl_jax.errors import SdslError, require
 
 _FILE = tyro.conf.arg(metavar="[FILE.toml]")
@@ -41,7 +41,6 @@ _PLACES = {
     "draft_aspect_ratio": ("draft", "aspect_ratio"),
     "draft_weight_bytes": ("draft", "weight_bytes"),
     "draft_devices": ("draft", "devices"),
-    "acceptance": ("draft", "acceptance"),
     "hardware": ("hardware", "name"),
     "devices": ("hardware", "devices"),
     "price_per_hour": ("hardware", "price_per_hour"),
@@ -71,7 +70,7 @@ def codesign(
     new_tokens: Annotated[str, _COUNT] = "",
     prefill: Annotated[str, _WHERE] = "",
     candidates: Annotated[str, _COUNTS] = "",
-    acceptance: Annotated[float | None, tyro.conf.arg(metavar="ALPHA")] = None,
+    acceptance: Annotated[str, tyro.conf.arg(metavar="ALPHA")] = "",
     objective: Annotated[str, _WEIGHTS] = "",
     constraint: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, _LIMIT] = (),
     variables: Annotated[str, _NAMES] = "",
@@ -104,7 +103,7 @@ def codesign(
         draft_tokens: training tokens of the draft; 1T if left out.
         hardware: a100, h100, h200, v5e, v6e, or the file of a device; h100 if left out.
         devices: that share the target by tensor parallelism; 1 if left out.
-        draft_devices: of them that share the draft; 1 if left out.
+        draft_devices: of them that share the draft; all of them if left out, as vLLM and SGLang have it.
         batch: rows that are decoded together; 1 if left out.
         context: mean positions in the cache of a row; from the prompt, or 2048, if left out.
         prompt_tokens: of a request; from the context if left out.
@@ -137,7 +136,10 @@ def codesign(
         _add(changes, "draft", cache_bytes=cache_bytes)
     _add(changes, "objective", **_pairs(objective.split(","), "--objective", 1.0))
     _add(changes, "constraints", **_pairs(constraint, "--constraint", None))
-    require(acceptance is None or 0 < acceptance < 1, f"the acceptance is {acceptance}; it must lie in (0, 1).")
+    if acceptance:
+        alpha = parse_share(acceptance, "--acceptance")
+        require(0 < alpha < 1, f"the acceptance is {alpha:g}; it must lie in (0, 1){percent_hint(alpha)}")
+        _add(changes, "draft", acceptance=alpha)
     if picture is not None:
         require(picture.suffix == ".png", f"the picture is to be {picture}; its name must end in .png.")
 

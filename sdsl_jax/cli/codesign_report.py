@@ -44,6 +44,8 @@ def print_answer(console: Console, values: dict[str, Any], config: ProblemConfig
         say(f"! {warning}")
     if values["feasible"]:
         say(_verdict(values))
+    else:
+        say(_remedies(values["would_be_feasible_with"]))
     say()
     console.print(_choice(values))
     say(_time(values))
@@ -63,9 +65,9 @@ def print_answer(console: Console, values: dict[str, Any], config: ProblemConfig
     if values["sensitivities"]:
         title = "What the choice depends on most: % of change for 1 % more of"
         show(title, _sensitivities(values["sensitivities"]))
-    show("Published models in the draft's place, by predicted speed", _published(values["nearest_published"]))
-    if values["speculate"]:
-        _engines(say, values["engine_settings"], config.hardware.devices, config.draft.devices)
+    show(_published_title(values, config.target.name), _published(values["nearest_published"]))
+    if values["engine_settings"]:
+        _engines(say, values["engine_settings"], config.hardware.devices, config.draft_devices)
     for warning in values["warnings"][grave:]:
         say(f"warning: {warning}")
 
@@ -106,6 +108,13 @@ def _verdict(values: dict[str, Any]) -> str:
     elif not even["pays_for_every_target"] and not even["pays_at_some_batch"]:
         text += " No batch and no target size considered makes it pay."
     return text
+
+
+def _remedies(changes: list[dict[str, Any]]) -> str:
+    """What would make it feasible, in words."""
+    if not changes:
+        return "No number of devices up to 1024 and no smaller batch makes it feasible by itself."
+    return "It is feasible with " + ", or with ".join(change["flags"] for change in changes) + " (each by itself, all else as here)."
 
 
 def _paying_batches(even: dict[str, Any]) -> str:
@@ -217,7 +226,7 @@ def _candidates(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         fits = "" if row["fits"] is not False else " does not fit"
         table.add_row(
-            short_count(row["size"]),
+            short_count(row["size"]) + (f" = {row['published']}" if row["published"] else ""),
             f"{row['lookahead']}",
             f"{row['acceptance']:.3f}",
             f"{row['speedup']:.2f}×",
@@ -297,6 +306,18 @@ def _sensitivities(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def _published_title(values: dict[str, Any], target: str) -> str:
+    """The heading of the published models, which says whether their tokenizer is the target's."""
+    title = "Published models in the draft's place, by predicted speed"
+    rows = values["nearest_published"]
+    if rows and rows[0]["tokenizer"] == "unknown":
+        hint = f"{target} is of no family known here" if target else "give --target-name"
+        return f"{title}; the target's tokenizer is unknown: {hint}"
+    if rows and rows[0]["tokenizer"] == "another":
+        return f"{title}; none of them has the tokenizer of {target}"
+    return title
+
+
 def _published(rows: list[dict[str, Any]]) -> Table:
     table = Table()
     for label, justify in (("model", "left"), ("size", "right"), ("γ", "right"), ("speed-up", "right")):
@@ -314,11 +335,15 @@ def _published(rows: list[dict[str, Any]]) -> Table:
 
 
 def _engines(say: Any, settings: dict[str, Any], devices: int, draft_devices: int) -> None:
+    draft = settings["draft"]
+    if draft["source"] == "to_train" and not draft["pays"]:
+        return
+    where = f", on all {devices} devices, where vLLM and SGLang run it" if draft_devices < devices else ""
+    say(f"engines      {draft['sentence']}{where}")
+    if not draft["pays"]:
+        return
     say("vLLM         " + settings["vllm"]["command"])
     say("SGLang       " + settings["sglang"]["command"])
     say("Transformers " + settings["hugging_face"]["code"].replace("\n", "\n             "))
-    first, *others = settings["notes"]
-    if draft_devices < devices:
-        say(f"note: {first}: S would then be {settings['speedup_with_draft_on_all_devices']:.2f}×")
-    for note in others:
+    for note in settings["notes"]:
         say(f"note: {note}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -9,13 +10,15 @@ import numpy as np
 
 from sdsl_jax.codesign.break_even import break_even
 from sdsl_jax.codesign.caveats import Caveat, caveats, of_break_even
-from sdsl_jax.codesign.comparisons import candidates, front, money, nearest_published, plain
+from sdsl_jax.codesign.comparisons import Comparison, compare, front, money, plain
 from sdsl_jax.codesign.engines import engine_settings
 from sdsl_jax.codesign.evaluate import Landscape, landscape
 from sdsl_jax.codesign.program import Solved
 from sdsl_jax.codesign.related import interval_90, solve_together
+from sdsl_jax.codesign.remedies import remedies
 from sdsl_jax.codesign.rounding import fixed_at, round_design
 from sdsl_jax.codesign.sensitivity import of_stated_sizes, sensitivities
+from sdsl_jax.codesign.served_draft import notes_of, served_draft
 from sdsl_jax.codesign.serving_problem import MEMORY_SHARE, Problem, memory, smallest_draft
 from sdsl_jax.codesign.wording import ranked_sensitivities, relative_errors
 from sdsl_jax.errors import require
@@ -65,7 +68,8 @@ def _answer(problem: Problem) -> Answer:
         by_tokens = solve_together(problem, [fixed_at(numbers, "draft_tokens", d) for d in _DRAFT_TOKENS])
         fronts["draft_tokens"] = front(problem, "draft_tokens", _DRAFT_TOKENS, by_tokens)
     feasible = bool(solved.feasible) and bool(whole.feasible) and not problem.misfits
-    gamma, speculates = round(float(whole.design.lookahead)), feasible and float(whole.outcome.speedup) > 1
+    speculates = feasible and float(whole.outcome.speedup) > 1
+    comparison = compare(problem, solved, whole.design)
     even = _break_even(problem, design)
     found = caveats(problem, solved, whole, speculates)
     found += [Caveat(text, False) for text in of_break_even(problem, even)]
@@ -128,14 +132,10 @@ def _answer(problem: Problem) -> Answer:
         "rounded": _rounded(problem, solved, whole),
         "pareto": fronts,
         "break_even": even,
-        "candidates": candidates(problem, solved),
-        "engine_settings": None
-        if not feasible
-        else engine_settings(
-            gamma, problem.devices, config.draft.name, config.target.name, round(float(whole.design.batch))
-        )
-        | {"speedup_with_draft_on_all_devices": _on_all_devices(problem, whole)},
-        "nearest_published": nearest_published(problem, solved),
+        "candidates": comparison.candidates,
+        "engine_settings": _settings(problem, solved, whole, comparison) if feasible else None,
+        "nearest_published": comparison.published,
+        "would_be_feasible_with": [] if feasible else remedies(problem, solved.design),
         "warnings": [one.text for one in found],
         "warning_severities": ["grave" if one.grave else "note" for one in found],
     }
@@ -195,10 +195,27 @@ def _rounded(problem: Problem, solved: Solved, whole: Solved) -> dict[str, Any]:
     }
 
 
-def _on_all_devices(problem: Problem, whole: Solved) -> float:
-    """S of the whole design if the draft runs on all devices of the target, as most engines have it."""
-    serving = problem.numbers.serving
-    return float(outcome(serving._replace(draft_devices=serving.devices), whole.design).speedup)
+def _settings(problem: Problem, solved: Solved, whole: Solved, comparison: Comparison) -> dict[str, Any]:
+    """Settings of engines and the draft that they are of, judged where the engines put it: on all devices of the target."""
+    config, serving = problem.config, problem.numbers.serving
+    everywhere = problem.devices == config.draft_devices
+    if not everywhere:
+        problem = replace(
+            problem,
+            config=replace(config, draft=replace(config.draft, devices=None)),
+            numbers=problem.numbers._replace(serving=serving._replace(draft_devices=serving.devices)),
+        )
+        comparison = compare(problem, solved, whole.design)
+    served = served_draft(problem, comparison, whole, everywhere)
+    found = engine_settings(
+        served.lookahead, problem.devices, served.name, config.target.name, round(float(whole.design.batch))
+    )
+    notes = notes_of(problem, served)
+    return found | {
+        "draft": served._asdict() | {"pays": served.pays, "sentence": served.sentence()},
+        "notes": [*found["notes"], *notes],
+        "speedup_with_draft_on_all_devices": served.speedup,
+    }
 
 
 def _sensitivities(problem: Problem, solved: Solved) -> list[dict[str, Any]] | None:
@@ -219,7 +236,9 @@ def _break_even(problem: Problem, design: Design) -> dict[str, Any] | None:
     if problem.config.draft.acceptance:
         return None
     smallest = smallest_draft(float(design.target_params))
-    found = break_even(problem.numbers.serving, design, smallest, _LARGEST_BATCH, _LARGEST_TARGET)
+    # Of drafts of every size, where one was given too.
+    serving = problem.numbers.serving._replace(draft_shape=None)
+    found = break_even(serving, design, smallest, _LARGEST_BATCH, _LARGEST_TARGET)
     least, largest, size = float(found.smallest_batch), float(found.largest_batch), float(found.target_params)
     return {
         "pays_at_some_batch": largest > 0,
@@ -251,6 +270,8 @@ def landscape_of(problem: Problem, solved: Solved) -> Landscape:
     """The design space around an optimum, as wide as the variables may go and as high as is of interest."""
     with jax.enable_x64(True):
         numbers, best = problem.numbers, float(solved.design.draft_params)
+        # Drafts of every size, where one was given too.
+        numbers = numbers._replace(serving=numbers.serving._replace(draft_shape=None))
         low, high = (float(end.draft_params) for end in (numbers.lower, numbers.upper))
         if low == high:
             low, high = best / 30, best * 30

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from sdsl_jax.codesign.drafts_at_hand import measured_with_another, named_draft
 from sdsl_jax.codesign.program import Solved
 from sdsl_jax.codesign.published_drafts import family_of_drafts
 from sdsl_jax.codesign.serving_problem import Problem, unit_of
@@ -40,6 +41,7 @@ def caveats(problem: Problem, solved: Solved, whole: Solved, speculates: bool) -
         *_of_the_laws(problem, solved.design, solved.outcome),
         *_of_the_device(problem, solved.design),
         *_of_the_workload(problem, solved.outcome),
+        *_of_the_names(problem),
         *(f"loss law: {w}" for w in problem.loss.warnings),
         *(f"acceptance law: {w}" for w in problem.acceptance.warnings),
     ]
@@ -72,6 +74,9 @@ def _of_the_acceptance(solved: Solved) -> list[str]:
 
 
 def _of_the_optimum(problem: Problem, solved: Solved, speculates: bool) -> list[str]:
+    if problem.misfits or not bool(solved.feasible):
+        # Where no design keeps the limits there is no optimum to be rough, or to rest on a bound.
+        return []
     task, found = problem.task, []
     alpha = float(solved.outcome.acceptance)
     if alpha <= 0:
@@ -179,21 +184,41 @@ def _of_the_device(problem: Problem, design: Design) -> list[str]:
         )
     with jax.enable_x64(True):
         width = float(shapes(problem.numbers.serving, design)[0].width)
-    if width / _HEAD < c.draft.devices:
+    if width / _HEAD < c.draft_devices:
         found.append(
-            f"a draft {width:.0f} wide has {max(1, int(width // _HEAD))} heads of {_HEAD}, fewer than its {c.draft.devices} "
+            f"a draft {width:.0f} wide has {max(1, int(width // _HEAD))} heads of {_HEAD}, fewer than its {c.draft_devices} "
             "devices: engines want whole heads on each"
         )
     return found
 
 
+def _of_the_names(problem: Problem) -> list[str]:
+    """What the names of target and draft do not tell."""
+    config, found = problem.config, []
+    target, family = config.target.name, family_of_drafts(config.target.name)
+    if target and family is None:
+        found.append(f"the tokenizer of {target} is not known here: whether a published model shares it is for you to check")
+    named = named_draft(config, problem.counted)
+    if named is None:
+        return found
+    if named.size is None:
+        found.append(
+            f"the size of {named.name} is not known, so that no lookahead can be given for it: give it as the only size of "
+            "[draft] candidates"
+        )
+    elif measured_with_another(config, named, problem.counted):
+        found.append(
+            f"the acceptance was measured with a draft of {short_count(config.draft.candidates[0])}, and {named.name} is one of "
+            f"{short_count(named.size)}: it has no lookahead here"
+        )
+    if named.model is not None and target and named.model.family != family:
+        known = "another tokenizer than" if family else "a tokenizer that is not known to be that of"
+        found.append(f"{named.name} has {known} {target}: engines need one that both share")
+    return found
+
+
 def _of_the_workload(problem: Problem, given: Outcome) -> list[str]:
     w, found, load = problem.config.workload, [], float(given.prefill_load)
-    name = problem.config.target.name
-    if name and family_of_drafts(name) is None:
-        found.append(
-            f"no published draft is known to share the tokenizer of {name}: the published models are of all families"
-        )
     if load > 0.5:
         found.append(
             f"prefill takes {load:.0%} of the time, and limits S: with prompts read elsewhere it would be "

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from sdsl_jax.codesign.evaluate import Evaluated, at_best_lookahead, published
+from sdsl_jax.codesign.drafts_at_hand import may_share_tokenizer, measured_with_another, model_of, named_draft
+from sdsl_jax.codesign.evaluate import Draft, Evaluated, compared, family_member, published
 from sdsl_jax.codesign.program import Solved
-from sdsl_jax.codesign.published_drafts import family_of_drafts
-from sdsl_jax.codesign.serving_problem import Problem, memory
+from sdsl_jax.codesign.published_drafts import PUBLISHED_DRAFTS, PublishedDraft, family_of_drafts
+from sdsl_jax.codesign.serving_problem import MEMORY_SHARE, Problem
 from sdsl_jax.theory.serving import Design, Outcome
 
 # Published models that are named.
 _NEAREST = 6
+# What a row of a published model has of the row of any draft.
+_OF_MODELS = ("lookahead", "acceptance", "speedup", "within_constraints", "regret", "objective_loss")
 
 
 def plain(problem: Problem, design: Design, name: str) -> Any:
@@ -33,72 +36,112 @@ def money(problem: Problem, given: Outcome) -> dict[str, float | None]:
     return {name: float(getattr(given, name)) if known else None for name in names}
 
 
-def _loss(rows: Evaluated, solved: Solved) -> list[float]:
-    """By how much the objective is worse than at the optimum, relative to it."""
-    return [float(x) for x in np.expm1(rows.objective - float(solved.objective))]
+class Comparison(NamedTuple):
+    """Drafts in the place of the optimum's, each at its best whole lookahead, as rows of plain values.
+
+    Attributes:
+      candidates: the sizes that were asked about.
+      published: models that exist, by predicted objective, those of other or unknown tokenizers behind.
+      named: the draft that [draft] name means; None where it names none, or one of unknown size or acceptance.
+      optimum: the draft of the design itself.
+    """
+
+    candidates: list[dict[str, Any]]
+    published: list[dict[str, Any]]
+    named: dict[str, Any] | None
+    optimum: dict[str, Any]
 
 
-def _rows(problem: Problem, rows: Evaluated, solved: Solved) -> list[dict[str, Any]]:
-    """Evaluated designs, a row each."""
-    found = []
-    for i, loss in enumerate(_loss(rows, solved)):
-        design, given = jax.tree.map(lambda x, i=i: x[i], (rows.design, rows.outcome))
-        held = memory(problem.numbers.serving, design)
-        found.append(
+def compare(problem: Problem, solved: Solved, design: Design) -> Comparison:
+    """Candidates, published models and the named draft, all else as in a design; a model that is two of these has one answer.
+
+    Where an acceptance was measured, it is that of the one candidate, and no other draft is compared.
+    """
+    config, counted = problem.config, problem.counted
+    tokens = float(config.draft.tokens if problem.model else design.draft_tokens)
+
+    def member(params: float) -> Draft:
+        return family_member(problem.numbers, params, tokens, float(design.aspect_ratio))
+
+    sizes = config.draft.candidates
+    models = [model_of(config, size, counted) for size in sizes]
+    named = named_draft(config, counted)
+    if config.draft.acceptance:
+        shown: list[PublishedDraft] = [model for model in models if model is not None]
+    else:
+        shown = list(PUBLISHED_DRAFTS)
+    drafts = [published(problem.numbers, m) if m else member(problem.draft_params(size)) for m, size in zip(models, sizes)]
+    drafts += [published(problem.numbers, model) for model in shown]
+    # A measured acceptance tells nothing of a named draft that is not the candidate.
+    if named is not None and (named.size is None or measured_with_another(config, named, counted)):
+        named = None
+    if named is not None and named.size is not None:
+        drafts.append(published(problem.numbers, named.model) if named.model else member(problem.draft_params(named.size)))
+    optimum = published(problem.numbers, problem.model) if problem.model else member(float(design.draft_params))
+    drafts.append(optimum)
+    rows = _rows(problem, compared(problem.task, problem.numbers, design, drafts), drafts, solved)
+    of_models = [
+        _of_model(problem, model, row)
+        for model, row in zip(shown, rows[len(sizes) :])
+        if model.shape.params < float(design.target_params)
+    ]
+    return Comparison(
+        [
+            {"size": size, "published": model.name if model else None, **row}
+            for size, model, row in zip(sizes, models, rows)
+        ],
+        _suggested(of_models),
+        None if named is None else rows[-2] | {"size": named.size},
+        rows[-1],
+    )
+
+
+def _rows(problem: Problem, found: Evaluated, drafts: Sequence[Draft], solved: Solved) -> list[dict[str, Any]]:
+    """Evaluated drafts, a row each; `objective_loss` is by how much the objective is worse than at the optimum."""
+    serving, rows = problem.numbers.serving, []
+    usable = MEMORY_SHARE * float(serving.hardware.memory_bytes)
+    for i, draft in enumerate(drafts):
+        given = jax.tree.map(lambda x, i=i: float(x[i]), found.outcome)
+        rows.append(
             {
-                "draft_params": plain(problem, design, "draft_params"),
-                "lookahead": int(design.lookahead),
-                "speedup": float(given.speedup),
-                "acceptance": float(given.acceptance),
-                "tokens_per_second": float(given.tokens_per_second),
-                "latency_seconds": float(given.latency_seconds),
-                "per_device_bytes": held.per_device_bytes,
-                "fits": held.fits,
-                "within_constraints": bool(rows.allowed[i]),
-                "regret": 1 - float(given.speedup) / float(solved.outcome.speedup),
-                "objective_loss": loss,
+                "draft_params": {"total": float(draft.shape.total_params), "non_embedding": float(draft.shape.params)},
+                "lookahead": int(found.design.lookahead[i]),
+                "speedup": given.speedup,
+                "acceptance": given.acceptance,
+                "tokens_per_second": given.tokens_per_second,
+                "latency_seconds": given.latency_seconds,
+                "per_device_bytes": given.memory_bytes,
+                "fits": given.memory_bytes <= usable if np.isfinite(usable) else None,
+                "within_constraints": bool(found.allowed[i]),
+                "regret": 1 - given.speedup / float(solved.outcome.speedup),
+                "objective_loss": float(np.expm1(found.objective[i] - float(solved.objective))),
             }
         )
-    return found
+    return rows
 
 
-def candidates(problem: Problem, solved: Solved) -> list[dict[str, Any]]:
-    """The sizes that were asked about, each at its best lookahead, all else as at the optimum."""
-    sizes = problem.config.draft.candidates
-    if not sizes:
-        return []
-    designs = [solved.design._replace(draft_params=problem.draft_params(size)) for size in sizes]
-    column = jax.tree.map(lambda *x: np.asarray(x, float)[:, None], *designs)
-    found = at_best_lookahead(problem.task, problem.numbers, problem.numbers.serving, column)
-    rows = _rows(problem, found, solved)
-    return [{"size": size, **row} for size, row in zip(sizes, rows)]
+def _of_model(problem: Problem, model: PublishedDraft, row: dict[str, Any]) -> dict[str, Any]:
+    config, family = problem.config, family_of_drafts(problem.config.target.name)
+    shared = "unknown" if family is None else "shared" if model.family == family else "another"
+    return {
+        "name": model.name,
+        "family": model.family,
+        "total_params": model.total_params,
+        "tokens": model.tokens,
+        "tokenizer_shared_with": model.targets,
+        "tokenizer": shared,
+        "plausible": may_share_tokenizer(model, config, family),
+        "divides_among_devices": model.heads % config.draft_devices == 0,
+        **{key: row[key] for key in _OF_MODELS},
+    }
 
 
-def nearest_published(problem: Problem, solved: Solved) -> list[dict[str, Any]]:
-    """Of each published family the model of the best predicted objective; all of the target's, if its name tells the family."""
-    drafts, found = published(problem.task, problem.numbers, solved.design)
-    losses = np.expm1(found.objective - float(solved.objective))
-    family = family_of_drafts(problem.config.target.name)
-    sizes, lookaheads = np.asarray(found.design.draft_params), np.asarray(found.design.lookahead)
-    smaller = [i for i in range(len(drafts)) if sizes[i] < float(solved.design.target_params)]
-    ranked = sorted((i for i in smaller if drafts[i].targets), key=lambda i: float(losses[i]))
-    own = [i for i in ranked if drafts[i].family == family]
-    first = [i for n, i in enumerate(ranked) if drafts[i].family not in {drafts[j].family for j in ranked[:n]}]
-    return [
-        {
-            "name": drafts[i].name,
-            "total_params": drafts[i].total_params,
-            "tokens": drafts[i].tokens,
-            "tokenizer_shared_with": drafts[i].targets,
-            "lookahead": int(lookaheads[i]),
-            "acceptance": float(found.outcome.acceptance[i]),
-            "speedup": float(found.outcome.speedup[i]),
-            "within_constraints": bool(found.allowed[i]),
-            "regret": 1 - float(found.outcome.speedup[i]) / float(solved.outcome.speedup),
-            "objective_loss": float(losses[i]),
-        }
-        for i in (own or first)[:_NEAREST]
-    ]
+def _suggested(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All models of the target's family; without one, the best of each family, those that can have such a target first."""
+    ranked = sorted(rows, key=lambda row: (not row["plausible"], row["objective_loss"]))
+    own = [row for row in ranked if row["tokenizer"] == "shared"]
+    firsts = {row["family"]: row for row in reversed(ranked) if row["tokenizer_shared_with"]}
+    return (own or [row for row in ranked if firsts.get(row["family"]) is row])[:_NEAREST]
 
 
 def front(problem: Problem, name: str, values: Sequence[float], found: Sequence[Solved]) -> list[dict[str, Any]]:

@@ -18,11 +18,13 @@ from typing import Any
 _DRAFT, _TARGET = "path/to/draft", "path/to/target"
 
 NOTES = (
-    "vLLM and SGLang run the draft on all devices of the target",
+    "vLLM and SGLang run the draft on all devices of the target, by tensor parallelism",
     "α is that of sampled drafts, Σ min(p, q): vLLM samples drafts with draft_sample_method probabilistic, SGLang takes the most "
     "likely token, which the target accepts with its own probability of it",
 )
 
+# Where several devices share the models.
+_BY_LAYERS = 'Transformers with device_map="auto" puts whole layers on devices, one after another: the times here are not its'
 _ONE_ROW = "assisted generation of Transformers takes a batch of 1 only: its settings are not for the batch of {} here"
 
 
@@ -65,5 +67,10 @@ def engine_settings(lookahead: int, devices: int, draft: str = "", target: str =
             "draft.generation_config.assistant_confidence_threshold = 0.0\n"
             "target.generate(**inputs, assistant_model=draft, do_sample=True)",
         },
-        "notes": [*NOTES, *([_ONE_ROW.format(batch)] if batch > 1 else [])],
+        "placement": {
+            "vllm": f"draft and target on all {devices} devices, tensor parallel",
+            "sglang": f"draft and target on all {devices} devices, tensor parallel",
+            "hugging_face": "whole layers on devices, one after another",
+        },
+        "notes": [*NOTES, *([_BY_LAYERS] if devices > 1 else []), *([_ONE_ROW.format(batch)] if batch > 1 else [])],
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdsl_jax.codesign.program import Numbers, Task
-from sdsl_jax.codesign.published_drafts import PUBLISHED_DRAFTS, PublishedDraft
-from sdsl_jax.theory.hardware import Shape
+from sdsl_jax.codesign.published_drafts import PublishedDraft
+from sdsl_jax.theory.hardware import Shape, family_shape
 from sdsl_jax.theory.serving import Design, Outcome, Serving, outcome
 
 # A constraint holds if it does to this share of its limit.
 _TOLERANCE = 1e-6
 _MAP = (72, 64)
+_DRAFTS_TOGETHER = 12
 
 
 class Evaluated(NamedTuple):
@@ -84,20 +86,44 @@ def at_best_lookahead(
     return jax.tree.map(lambda x: x[np.arange(len(best)), best], found)
 
 
-def published(task: Task, numbers: Numbers, design: Design) -> tuple[tuple[PublishedDraft, ...], Evaluated]:
-    """Published models in the draft's place, each in its own shape and trained on its own number of tokens."""
-    drafts = PUBLISHED_DRAFTS
+class Draft(NamedTuple):
+    """A draft that is compared, of a shape of its own.
 
-    def column(values: list[float]) -> np.ndarray:
-        return np.asarray(values, float)[:, None]
+    Attributes:
+      shape: layers, width and all else that its cost depends on.
+      tokens: it was trained on.
+      aspect_ratio: that a penalty on its loss is counted at; that of the family where none is.
+    """
 
-    shape = jax.tree.map(lambda *values: column([*values]), *(d.shape for d in drafts))
-    # Its own shape is what it was trained in: no penalty is counted from it.
-    ratio = numbers.serving.draft_family.aspect_ratio
+    shape: Shape
+    tokens: float
+    aspect_ratio: float
+
+
+def published(numbers: Numbers, model: PublishedDraft) -> Draft:
+    """A published model. Its own shape is what it was trained in: no penalty is counted from it."""
+    return Draft(model.shape, model.tokens, float(numbers.serving.draft_family.aspect_ratio))
+
+
+def family_member(numbers: Numbers, params: float, tokens: float, aspect_ratio: float) -> Draft:
+    """The draft of the family with so many non-embedding parameters."""
+    family = numbers.serving.draft_family._replace(aspect_ratio=aspect_ratio)
+    return Draft(family_shape(params, family), tokens, aspect_ratio)
+
+
+def compared(task: Task, numbers: Numbers, design: Design, drafts: Sequence[Draft]) -> Evaluated:
+    """Drafts in the place of a design's own, each at its best whole lookahead, leaves [drafts]."""
+    # Of a few lengths only, so that one compilation serves many problems.
+    padded = [*drafts, *[drafts[-1]] * (-len(drafts) % _DRAFTS_TOGETHER)]
+    columns = jax.tree.map(lambda *x: np.asarray(x, float)[:, None], *padded)
     own = design._replace(
-        draft_params=shape.params, aspect_ratio=ratio, draft_tokens=column([d.tokens for d in drafts]), lookahead=4.0
+        draft_params=columns.shape.params,
+        aspect_ratio=columns.aspect_ratio,
+        draft_tokens=columns.tokens,
+        lookahead=np.ones_like(columns.tokens),
     )
-    return drafts, at_best_lookahead(task, numbers, numbers.serving, own, shape)
+    found = at_best_lookahead(task, numbers, numbers.serving, own, columns.shape)
+    return jax.tree.map(lambda x: x[: len(drafts)], found)
 
 
 class Landscape(NamedTuple):

@@ -1,4 +1,4 @@
-"""Published models that are small enough to draft, as their configuration files describe them.
+"""Published models that are small enough to draft, as their configuration files describe them, and whom they can draft for.
 
 Parameters are counted from those files: embeddings once where they are tied. A tokenizer is named after the family; targets
 are families and sizes that a draft shares it with. Token budgets are those that the publishers state.
@@ -6,6 +6,7 @@ are families and sizes that a draft shares it with. Token budgets are those that
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from sdsl_jax.theory.hardware import Shape
@@ -20,10 +21,12 @@ class PublishedDraft(NamedTuple):
       layers: blocks.
       width: of the residual stream.
       kv_share: key-value heads times head size, over the width.
+      heads: query heads, which tensor parallelism deals out whole.
       vocab_size: rows of the embedding, padding included.
       embedding_tables: 1 where embedding and head share theirs.
       tokens: trained on.
       targets: published models with the same tokenizer; empty if none is larger.
+      largest_target: parameters of the largest of them; 0 if there is none.
       query_share: query heads times head size, over the width.
     """
 
@@ -32,10 +35,12 @@ class PublishedDraft(NamedTuple):
     layers: int
     width: int
     kv_share: float
+    heads: int
     vocab_size: int
     embedding_tables: int
     tokens: float
     targets: str
+    largest_target: float
     query_share: float = 1.0
 
     @property
@@ -50,50 +55,86 @@ class PublishedDraft(NamedTuple):
         """Name of the family, such as Qwen2.5."""
         return self.name.partition("/")[2].split("-")[0]
 
+    @property
+    def padded(self) -> bool:
+        """Whether larger models of the family pad the vocabulary further, which engines that compare sizes object to."""
+        return "padded" in self.targets
 
-_OPT = (50_272, 1, 180e9, "OPT-6.7B to 66B")
+
+_OPT = (50_272, 1, 180e9, "OPT-6.7B to 66B", 66e9)
 # The larger models pad their vocabulary further, to 152,064 rows: engines that compare sizes ask for the draft to be padded too.
-_QWEN25 = (151_936, 1, 18e12, "Qwen2.5-7B to 72B (vocabulary padded to 152,064 there)")
-_QWEN3 = (151_936, 1, 36e12, "Qwen3-8B to 32B, 30B-A3B and 235B-A22B")
-_LLAMA32 = (128_256, 1, 9e12, "Llama-3.1-8B to 405B, Llama-3.3-70B")
+_QWEN25 = (151_936, 1, 18e12, "Qwen2.5-7B to 72B, QwQ-32B (vocabulary padded to 152,064 there)", 72.7e9)
+_QWEN3 = (151_936, 1, 36e12, "Qwen3-8B to 32B, 30B-A3B and 235B-A22B", 235e9)
+_LLAMA32 = (128_256, 1, 9e12, "Llama-3-8B and 70B, Llama-3.1-8B to 405B, Llama-3.3-70B", 405.9e9)
 _SMOLLM2 = (49_152, 1)
-_PYTHIA = (50_304, 2, 300e9, "Pythia-6.9B and 12B, GPT-NeoX-20B (vocabularies padded further)")
+_PYTHIA = (50_304, 2, 300e9, "Pythia-6.9B and 12B, GPT-NeoX-20B (vocabularies padded further)", 20.6e9)
 
 PUBLISHED_DRAFTS = (
-    PublishedDraft("facebook/opt-125m", 125.2e6, 12, 768, 1.0, *_OPT),
-    PublishedDraft("facebook/opt-350m", 331.2e6, 24, 1024, 1.0, *_OPT),
-    PublishedDraft("facebook/opt-1.3b", 1.316e9, 24, 2048, 1.0, *_OPT),
-    PublishedDraft("facebook/opt-2.7b", 2.652e9, 32, 2560, 1.0, *_OPT),
-    PublishedDraft("Qwen/Qwen2.5-0.5B", 494.0e6, 24, 896, 1 / 7, *_QWEN25),
-    PublishedDraft("Qwen/Qwen2.5-1.5B", 1.544e9, 28, 1536, 1 / 6, *_QWEN25),
-    PublishedDraft("Qwen/Qwen2.5-3B", 3.086e9, 36, 2048, 1 / 8, *_QWEN25),
-    PublishedDraft("Qwen/Qwen3-0.6B", 596.0e6, 28, 1024, 1.0, *_QWEN3, query_share=2.0),
-    PublishedDraft("Qwen/Qwen3-1.7B", 1.721e9, 28, 2048, 0.5, *_QWEN3),
-    PublishedDraft("meta-llama/Llama-3.2-1B", 1.236e9, 16, 2048, 1 / 4, *_LLAMA32),
-    PublishedDraft("meta-llama/Llama-3.2-3B", 3.213e9, 28, 3072, 1 / 3, *_LLAMA32),
-    PublishedDraft("HuggingFaceTB/SmolLM2-135M", 134.5e6, 30, 576, 1 / 3, *_SMOLLM2, 2e12, "SmolLM2-1.7B"),
-    PublishedDraft("HuggingFaceTB/SmolLM2-360M", 361.8e6, 32, 960, 1 / 3, *_SMOLLM2, 4e12, "SmolLM2-1.7B"),
-    PublishedDraft("HuggingFaceTB/SmolLM2-1.7B", 1.711e9, 24, 2048, 1.0, *_SMOLLM2, 11e12, ""),
-    PublishedDraft("EleutherAI/pythia-70m", 70.4e6, 6, 512, 1.0, *_PYTHIA),
-    PublishedDraft("EleutherAI/pythia-160m", 162.3e6, 12, 768, 1.0, *_PYTHIA),
-    PublishedDraft("EleutherAI/pythia-410m", 405.3e6, 24, 1024, 1.0, *_PYTHIA),
-    PublishedDraft("EleutherAI/pythia-1b", 1.012e9, 16, 2048, 1.0, *_PYTHIA),
-    PublishedDraft("EleutherAI/pythia-1.4b", 1.415e9, 24, 2048, 1.0, *_PYTHIA),
-    PublishedDraft("EleutherAI/pythia-2.8b", 2.775e9, 32, 2560, 1.0, *_PYTHIA),
+    PublishedDraft("facebook/opt-125m", 125.2e6, 12, 768, 1.0, 12, *_OPT),
+    PublishedDraft("facebook/opt-350m", 331.2e6, 24, 1024, 1.0, 16, *_OPT),
+    PublishedDraft("facebook/opt-1.3b", 1.316e9, 24, 2048, 1.0, 32, *_OPT),
+    PublishedDraft("facebook/opt-2.7b", 2.652e9, 32, 2560, 1.0, 32, *_OPT),
+    PublishedDraft("Qwen/Qwen2.5-0.5B", 494.0e6, 24, 896, 1 / 7, 14, *_QWEN25),
+    PublishedDraft("Qwen/Qwen2.5-1.5B", 1.544e9, 28, 1536, 1 / 6, 12, *_QWEN25),
+    PublishedDraft("Qwen/Qwen2.5-3B", 3.086e9, 36, 2048, 1 / 8, 16, *_QWEN25),
+    PublishedDraft("Qwen/Qwen3-0.6B", 596.0e6, 28, 1024, 1.0, 16, *_QWEN3, query_share=2.0),
+    PublishedDraft("Qwen/Qwen3-1.7B", 1.721e9, 28, 2048, 0.5, 16, *_QWEN3),
+    PublishedDraft("meta-llama/Llama-3.2-1B", 1.236e9, 16, 2048, 1 / 4, 32, *_LLAMA32),
+    PublishedDraft("meta-llama/Llama-3.2-3B", 3.213e9, 28, 3072, 1 / 3, 24, *_LLAMA32),
+    PublishedDraft("HuggingFaceTB/SmolLM2-135M", 134.5e6, 30, 576, 1 / 3, 9, *_SMOLLM2, 2e12, "SmolLM2-1.7B", 1.71e9),
+    PublishedDraft("HuggingFaceTB/SmolLM2-360M", 361.8e6, 32, 960, 1 / 3, 15, *_SMOLLM2, 4e12, "SmolLM2-1.7B", 1.71e9),
+    PublishedDraft("HuggingFaceTB/SmolLM2-1.7B", 1.711e9, 24, 2048, 1.0, 32, *_SMOLLM2, 11e12, "", 0.0),
+    PublishedDraft("EleutherAI/pythia-70m", 70.4e6, 6, 512, 1.0, 8, *_PYTHIA),
+    PublishedDraft("EleutherAI/pythia-160m", 162.3e6, 12, 768, 1.0, 12, *_PYTHIA),
+    PublishedDraft("EleutherAI/pythia-410m", 405.3e6, 24, 1024, 1.0, 16, *_PYTHIA),
+    PublishedDraft("EleutherAI/pythia-1b", 1.012e9, 16, 2048, 1.0, 8, *_PYTHIA),
+    PublishedDraft("EleutherAI/pythia-1.4b", 1.415e9, 24, 2048, 1.0, 16, *_PYTHIA),
+    PublishedDraft("EleutherAI/pythia-2.8b", 2.775e9, 32, 2560, 1.0, 32, *_PYTHIA),
 )
 
-# How the names of targets begin, after the publisher and in lower case, that share the tokenizer of a family of drafts.
+_SIZE = r"\d+(\.\d+)?[mb](?![a-z0-9])"
+# Names of targets, after the publisher and in lower case, that share the tokenizer of a family of drafts. A size must follow, so
+# that relatives with another vocabulary or other inputs do not match: Qwen3-Next, Qwen2.5-VL, Llama-3.2-90B-Vision,
+# GPT-NeoX-Japanese. QwQ-32B is a Qwen2.5-32B trained on; Llama 3, 3.1, 3.2 and 3.3 have the same merges and the same number of
+# tokens; the distilled models of DeepSeek-R1 keep the text tokens of the models they were made from, and name control tokens anew.
 _TARGETS = {
-    "opt": ("opt-",),
-    "Qwen2.5": ("qwen2.5-",),
-    "Qwen3": ("qwen3-",),
-    "Llama": ("llama-3.1-", "llama-3.3-", "meta-llama-3.1-"),
-    "SmolLM2": ("smollm2-",),
-    "pythia": ("pythia-", "gpt-neox-"),
+    "opt": rf"opt-(iml-(max-)?)?{_SIZE}",
+    "Qwen2.5": rf"qwen2\.5[-:]((coder|math)-)?{_SIZE}|qwq[-:]32b(?![a-z0-9])|deepseek-r1-distill-qwen-{_SIZE}",
+    "Qwen3": rf"qwen3[-:](coder-)?{_SIZE}",
+    "Llama": rf"(meta-)?llama-?3(\.[13])?[-:]{_SIZE}|llama-?3\.2[-:][13]b(?![a-z0-9])|deepseek-r1-distill-llama-{_SIZE}",
+    "SmolLM2": rf"smollm2[-:]{_SIZE}",
+    "pythia": rf"pythia-{_SIZE}|gpt-neox-20b",
 }
+_OTHER_INPUTS = re.compile(r"vision|omni|audio|-vl(-|$)")
+
+
+def _last_part(name: str) -> str:
+    return name.strip().rstrip("/").rpartition("/")[2].lower()
 
 
 def family_of_drafts(target: str) -> str | None:
     """The family of drafts that share the tokenizer of a target, by the target's name; None if the name tells none."""
-    name = target.rpartition("/")[2].lower()
-    return next((family for family, starts in _TARGETS.items() if name.startswith(starts)), None)
+    name = _last_part(target)
+    if _OTHER_INPUTS.search(name):
+        return None
+    return next((family for family, pattern in _TARGETS.items() if re.match(pattern, name)), None)
+
+
+def published_draft(name: str) -> PublishedDraft | None:
+    """The published model of a name, whoever's copy it is and however it was tuned (-Instruct, -deduped); None if it is none.
+
+    The coder and mathematics models of Qwen2.5 have the shapes of the models they were trained on from.
+    """
+    plain = re.sub(r"^(qwen2\.5)-(coder|math)-", r"\1-", _last_part(name))
+
+    def same(draft: PublishedDraft) -> bool:
+        return re.match(re.escape(_last_part(draft.name)) + r"(?![a-z0-9.])", plain) is not None
+
+    return next(filter(same, PUBLISHED_DRAFTS), None)
+
+
+def size_in_name(name: str) -> float | None:
+    """The parameters that a model's name states, such as 160M in JackFram/llama-160m; None if it states none, or several."""
+    found = re.findall(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([mb])(?![a-z0-9])", _last_part(name))
+    sizes = {float(number) * {"m": 1e6, "b": 1e9}[unit] for number, unit in found}
+    return sizes.pop() if len(sizes) == 1 else None

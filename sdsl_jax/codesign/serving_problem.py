@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -10,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdsl_jax.codesign.drafts_at_hand import model_of, named_draft, stated_size, to_be_trained
 from sdsl_jax.codesign.program import Numbers, Task
+from sdsl_jax.codesign.published_drafts import PublishedDraft
 from sdsl_jax.codesign.sizes import non_embedding_params, total_params
 from sdsl_jax.config.codesign_problem import LARGEST_LOOKAHEAD, DraftConfig, ProblemConfig, TargetConfig
 from sdsl_jax.errors import require
@@ -19,7 +22,7 @@ from sdsl_jax.prediction.laws import LoadedLaw, acceptance_law, loss_law
 from sdsl_jax.theory import LogitPlane, ShapeRule
 from sdsl_jax.theory.hardware import Precision, family_shape, resident_bytes
 from sdsl_jax.theory.laws import About
-from sdsl_jax.theory.serving import Design, Serving, counted
+from sdsl_jax.theory.serving import Design, Serving, counted, shapes
 
 # Weights and caches may fill so much of a device; activations, buffers and fragments need the rest.
 MEMORY_SHARE = 0.9
@@ -62,6 +65,7 @@ class Problem:
       hardware: the device, and what is known about its numbers.
       notes: what had to be decided on the way.
       misfits: why no design fits in the devices' memory; empty where one does, or nothing is known.
+      model: the published model that the draft is, where its size is no variable and it is one.
     """
 
     config: ProblemConfig
@@ -72,11 +76,12 @@ class Problem:
     hardware: HardwareFile
     notes: tuple[str, ...]
     misfits: tuple[str, ...] = ()
+    model: PublishedDraft | None = None
 
     @property
     def counted(self) -> str:
         """What users count: "total" or "non_embedding" parameters, as the loss law does."""
-        return "total" if self.loss.law.about.params_count == "total" else "non_embedding"
+        return _count_of(self.loss)
 
     @property
     def devices(self) -> int:
@@ -98,16 +103,26 @@ class Problem:
 
     def stated_sizes(self, params: Any, role: str, aspect_ratio: float | None = None) -> np.ndarray:
         """As `stated_size`, of many."""
+        if role == "draft" and self._is_model(params):
+            assert self.model is not None
+            return np.asarray(stated_size(self.model, self.counted))
         with jax.enable_x64(True):
             return np.asarray(counted(family_shape(params, self.family(role, aspect_ratio)), self.loss.law))
 
     def both_counts(self, params: Any, role: str, aspect_ratio: float | None = None) -> dict[str, float]:
         """A size in total and in non-embedding parameters."""
+        if role == "draft" and self._is_model(params):
+            assert self.model is not None
+            return {"total": self.model.total_params, "non_embedding": float(params)}
         with jax.enable_x64(True):
             return {
                 "total": total_params(float(params), self.family(role, aspect_ratio)),
                 "non_embedding": float(params),
             }
+
+    def _is_model(self, params: Any) -> bool:
+        """Whether a size outside embeddings is that of the published model, whose embeddings are its own."""
+        return self.model is not None and np.ndim(params) == 0 and float(params) == float(self.model.shape.params)
 
     def draft_params(self, size: float) -> float:
         """Non-embedding parameters of a draft of a stated size."""
@@ -142,17 +157,19 @@ class Memory(NamedTuple):
 def memory(serving: Serving, design: Design) -> Memory:
     """Weights and full caches of both models against the devices' memory."""
     longest = serving.prompt_tokens + serving.new_tokens
-    draft = family_shape(design.draft_params, serving.draft_family._replace(aspect_ratio=design.aspect_ratio))
-    target = family_shape(design.target_params, serving.target_family)
+    draft, target = shapes(serving, design)
     of_target = float(resident_bytes(target, serving.precision, design.batch, longest))
     of_draft = float(resident_bytes(draft, serving.draft_precision, design.batch, longest))
     capacity = float(serving.hardware.memory_bytes)
     usable, per_draft_device = MEMORY_SHARE * capacity, of_draft / float(serving.draft_devices)
     per_device = of_target / float(serving.devices) + per_draft_device
     known = np.isfinite(capacity)
-    room, power, exact = usable - per_draft_device, None, None
+    # A draft on all devices of the target stays on all of them, however many there are.
+    everywhere = float(serving.draft_devices) == float(serving.devices)
+    held, room = (of_target + of_draft, usable) if everywhere else (of_target, usable - per_draft_device)
+    power = exact = None
     if known and room > 0:
-        exact = max(math.ceil(of_target / room), int(serving.draft_devices))
+        exact = max(math.ceil(held / room), 1 if everywhere else int(serving.draft_devices))
         power = 1 << (exact - 1).bit_length()
     fits = bool(per_device <= usable) if known else None
     return Memory(of_target, of_draft, per_device, capacity, usable, fits, power, exact)
@@ -167,8 +184,12 @@ def smallest_draft(target: float) -> float:
     return min(1e6, target / 100)
 
 
+def _count_of(loss: LoadedLaw) -> str:
+    return "total" if loss.law.about.params_count == "total" else "non_embedding"
+
+
 def _non_embedding(size: float, rule: ShapeRule, loss: LoadedLaw) -> float:
-    return non_embedding_params(size, rule) if loss.law.about.params_count == "total" else size
+    return non_embedding_params(size, rule) if _count_of(loss) == "total" else size
 
 
 def constant_acceptance(alpha: float, loss: LoadedLaw) -> LoadedLaw:
@@ -214,17 +235,22 @@ def build(config: ProblemConfig) -> Problem:
             precision=Precision(c.target.weight_bytes, c.target.cache_bytes),
             draft_precision=Precision(c.draft.weight_bytes, c.draft.cache_bytes),
             devices=float(c.hardware.devices),
-            draft_devices=float(c.draft.devices),
+            draft_devices=float(c.draft_devices),
             aspect_penalty=c.aspect_penalty,
             volume_tokens=c.workload.volume_tokens,
             prefill_share=float(c.workload.prefill == "here"),
         )
         ranges = _ranges(c, target, draft_family, target_family, loss)
-        first = _non_embedding(c.draft.candidates[0], draft_family, loss) if c.draft.candidates else target / 200
-        fixed = Design(first, 4.0, c.draft.tokens, c.draft.aspect_ratio, c.workload.batch, target)
+        size, model = (None, None) if "draft_params" in ranges else _the_draft(c, loss)
+        first = target / 200 if size is None else _non_embedding(size, draft_family, loss)
+        tokens = c.draft.tokens
+        if model is not None:
+            serving = serving._replace(draft_shape=model.shape)
+            first, tokens = float(model.shape.params), model.tokens
+        fixed = Design(first, 4.0, tokens, c.draft.aspect_ratio, c.workload.batch, target)
         lower = fixed._replace(**{k: low for k, (low, _) in ranges.items()})
         upper = fixed._replace(**{k: high for k, (_, high) in ranges.items()})
-        limits, notes, misfits = _with_memory(limits, serving, lower)
+        limits, notes, misfits = _with_memory(limits, serving, lower, ranges)
         numbers = Numbers(
             serving, fixed, lower, upper, np.asarray(list(objective.values())), np.asarray(list(limits.values()))
         )
@@ -237,7 +263,16 @@ def build(config: ProblemConfig) -> Problem:
         steps=c.optimizer.steps,
         rounds=c.optimizer.rounds if limits else 1,
     )
-    return Problem(config, task, numbers, loss, alpha, replace(hardware, hardware=device), notes, misfits)
+    return Problem(config, task, numbers, loss, alpha, replace(hardware, hardware=device), notes, misfits, model)
+
+
+def _the_draft(config: ProblemConfig, loss: LoadedLaw) -> tuple[float | None, PublishedDraft | None]:
+    """The one draft where its size is no variable: its stated size, and the published model that it is, if it is one."""
+    if config.draft.candidates:
+        size = config.draft.candidates[0]
+        return size, model_of(config, size, _count_of(loss))
+    named = named_draft(config, _count_of(loss))
+    return (None, None) if named is None else (named.size, None if to_be_trained(config) else named.model)
 
 
 def _ranges(
@@ -266,7 +301,7 @@ def _ranges(
 
 
 def _with_memory(
-    limits: dict[str, float], serving: Serving, lower: Design
+    limits: dict[str, float], serving: Serving, lower: Design, variables: Collection[str]
 ) -> tuple[dict[str, float], tuple[str, ...], tuple[str, ...]]:
     """The limits with that of the devices' memory, what there is to note, and why nothing fits where nothing does."""
     held = memory(serving, lower)
@@ -275,10 +310,12 @@ def _with_memory(
     limits = {"memory_bytes": held.usable_bytes} | limits
     if held.fits:
         return limits, (), ()
+    free = [word for name, word in (("draft_params", "draft"), ("batch", "batch")) if name in variables]
+    what = f"even the smallest {' and '.join(free)}" if free else "target and draft"
     needed = f"; {held.smallest_devices} would do" if held.smallest_devices else ""
     count = int(serving.devices)
     text = (
-        f"the models do not fit on {count} device{'s' * (count > 1)}: weights and caches of even the smallest draft and batch "
+        f"the models do not fit on {count} device{'s' * (count > 1)}: weights and caches of {what} "
         f"take {held.per_device_bytes / 1e9:.3g} GB of each device, of whose {held.capacity_bytes / 1e9:.3g} GB "
         f"{MEMORY_SHARE:.0%} can be used{needed}; times are as if they fitted"
     )

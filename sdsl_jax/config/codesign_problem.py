@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from sdsl_jax.config.shape_penalty import LARGEST_REFERENCE, kaplan_penalty
 from sdsl_jax.config.toml import from_dict
+from sdsl_jax.counts import percent_hint
 from sdsl_jax.errors import SdslError, require
 
 # Beyond any model, corpus or machine, and far within what single precision holds.
@@ -66,7 +67,8 @@ class TargetConfig:
 class DraftConfig:
     """The draft: of which family, trained on how much, and which sizes to compare.
 
-    `acceptance` is a measured α of the one entry of `candidates`, used instead of the law; 0 if none was measured.
+    `acceptance` is a measured α of the one entry of `candidates`, used instead of the law; 0 if none was measured. `devices` share
+    the draft by tensor parallelism; all devices of the target where it is left out, as vLLM and SGLang run it.
     """
 
     tokens: float = 1e12
@@ -78,14 +80,14 @@ class DraftConfig:
     embedding_tables: int = 1
     weight_bytes: float = 2.0
     cache_bytes: float = 2.0
-    devices: int = 1
+    devices: int | None = None
 
     def __post_init__(self):
         _positive("draft", self, "tokens")
         _shape("draft", self)
         require(
             0 <= self.acceptance < 1,
-            f"draft.acceptance is {self.acceptance:g}; a measured α must lie in (0, 1).",
+            f"draft.acceptance is {self.acceptance:g}; a measured α must lie in (0, 1){percent_hint(self.acceptance)}",
         )
         for size in self.candidates:
             require(0 < size <= _LARGEST, f"draft.candidates holds {size:g}; every size must be positive.")
@@ -285,8 +287,8 @@ class ProblemConfig:
 
     def __post_init__(self):
         require(
-            1 <= self.draft.devices <= self.hardware.devices,
-            f"draft.devices is {self.draft.devices}; it must lie in [1, {self.hardware.devices}], for the draft runs on "
+            1 <= self.draft_devices <= self.hardware.devices,
+            f"draft.devices is {self.draft_devices}; it must lie in [1, {self.hardware.devices}], for the draft runs on "
             "devices of the target.",
         )
         require(
@@ -300,6 +302,11 @@ class ProblemConfig:
             f"draft.aspect_ratio is {self.draft.aspect_ratio:g}, for which no penalty on shapes follows from Kaplan et al. (to "
             f"{LARGEST_REFERENCE:g}); give laws.aspect_penalty.",
         )
+
+    @property
+    def draft_devices(self) -> int:
+        """Devices that share the draft: those of the target where nothing else was said."""
+        return self.hardware.devices if self.draft.devices is None else self.draft.devices
 
     @property
     def aspect_penalty(self) -> float:

@@ -70,6 +70,8 @@ class Serving(NamedTuple):
       volume_tokens: that the draft is to serve in its life.
       training_utilisation: share of the devices' FLOPs that training reaches.
       prefill_share: of prefills that the decoding devices do themselves: 1 for all, 0 where other devices do them or none count.
+      draft_shape: the one draft that is there, such as a published model, whatever size a design names; the member of
+        `draft_family` of the design's size where it is None.
     """
 
     hardware: Hardware
@@ -89,6 +91,7 @@ class Serving(NamedTuple):
     volume_tokens: Scalar = 1e12
     training_utilisation: Scalar = 0.4
     prefill_share: Scalar = 0.0
+    draft_shape: Shape | None = None
 
 
 class Outcome(NamedTuple):
@@ -142,8 +145,11 @@ def counted(shape: Shape, law: LossLaw | AcceptanceLaw) -> Array:
 
 def shapes(serving: Serving, design: Design) -> tuple[Shape, Shape]:
     """Shapes of draft and target."""
+    target = family_shape(design.target_params, serving.target_family)
+    if serving.draft_shape is not None:
+        return serving.draft_shape, target
     family = serving.draft_family._replace(aspect_ratio=design.aspect_ratio)
-    return family_shape(design.draft_params, family), family_shape(design.target_params, serving.target_family)
+    return family_shape(design.draft_params, family), target
 
 
 def losses(serving: Serving, design: Design, draft: Shape | None = None) -> tuple[Array, Array]:

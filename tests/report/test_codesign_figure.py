@@ -18,6 +18,7 @@ def problem():
     sections = {
         "target": {"params": 70e9},
         "hardware": {"devices": 4},
+        "draft": {"devices": 1},
         "workload": {"batch": 8, "prefill": "elsewhere"},
         "constraints": {"latency_seconds": 2.2},
         "variables": {"draft_params": [1e8, 1e10], "lookahead": [1, 12]},
