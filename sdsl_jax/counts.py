@@ -24,6 +24,12 @@ def short_count(value: float | None) -> str:
     return f"{value:.3g}"
 
 
+def exact_count(value: float) -> str:
+    """A count as a command line takes it without loss: 70B, or all of its digits."""
+    short = short_count(value)
+    return short if read_count(short) == value else f"{value:.15g}"
+
+
 def read_count(text: str) -> float | None:
     """The number that a text stands for, with a suffix or thousands separators if it has any; None if it is none."""
     plain = text.strip()
@@ -72,9 +78,7 @@ def parse_counts(text: str, name: str) -> list[float]:
       SdslError: one is not a positive number; or the text reads as one number with thousands separators.
     """
     if _THOUSANDS.fullmatch(text.strip()):
-        value = float(text.replace(",", ""))
-        exact = f"{value:.15g}"
-        short = short_count(value) if read_count(short_count(value)) == value else exact
+        short = exact_count(float(text.replace(",", "")))
         raise SdslError(
             f"{name} is {text!r}, where commas separate the values of a list; write {short} for one number, or a blank behind "
             "each comma for a list."

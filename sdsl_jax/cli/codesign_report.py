@@ -51,7 +51,7 @@ def print_answer(console: Console, values: dict[str, Any], config: ProblemConfig
     say(_time(values))
     say(_alone(values["baseline"]))
     say(_memory(values["memory"]))
-    if values["binding_constraints"]:
+    if values["feasible"] and values["binding_constraints"]:
         bound = ", ".join(f"{c['metric']} ≤ {c['limit']:.3g}" for c in values["binding_constraints"])
         say(f"constraints  {bound} {'bind' if len(values['binding_constraints']) > 1 else 'binds'}")
     say(_uncertainty(values))
@@ -114,7 +114,8 @@ def _remedies(changes: list[dict[str, Any]]) -> str:
     """What would make it feasible, in words."""
     if not changes:
         return "No number of devices up to 1024 and no smaller batch makes it feasible by itself."
-    return "It is feasible with " + ", or with ".join(change["flags"] for change in changes) + " (each by itself, all else as here)."
+    flags = ", or with ".join(change["flags"] for change in changes)
+    return f"It is feasible with {flags} ({'each by itself, ' * (len(changes) > 1)}all else as here)."
 
 
 def _paying_batches(even: dict[str, Any]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sdsl_jax.cli.terminal import standard_console
-from sdsl_jax.counts import parse_count, parse_counts, short_count
+from sdsl_jax.counts import exact_count, parse_count, parse_counts, parse_share, read_count, short_count
 from sdsl_jax.errors import require
 
 _COUNT = tyro.conf.arg(metavar="COUNT")
@@ -75,10 +77,37 @@ def predict(
         draft_overhead,
         parse_count(smallest_draft, "--smallest-draft") if smallest_draft else None,
     )
+    answers = [a | {"leaves_out": _LEFT_OUT, "codesign_command": _codesign_command(a)} for a in answers]
     if json:
         _print_json(answers if csv is not None or len(answers) > 1 else answers[0])
     else:
         _print_predictions(standard_console(), answers)
+
+
+# What a prediction does not know, and what asks about it.
+_LEFT_OUT = (
+    "this counts FLOPs only, of one row, and knows no device: on H100s overheads, memory traffic and batches move the draft, γ "
+    "and the speed-up"
+)
+
+
+def _codesign_command(answer: dict[str, Any]) -> str:
+    """The same question about a device, with as many H100s as the weights of the target need."""
+    from sdsl_jax.hardware import load_hardware
+
+    # Two bytes a weight, and room for caches and a draft.
+    share = 2 * answer["target_params"] / (0.85 * float(load_hardware("h100").hardware.memory_bytes))
+    devices = 2 ** max(0, math.ceil(math.log2(share)))
+    flags = {f"--{name}": exact_count(answer[name.replace("-", "_")]) for name in _COUNTED}
+    flags |= {"--target-name": shlex.quote(answer["name"])} if "name" in answer else {}
+    for kind, default in (("loss", "besiroglu"), ("acceptance", "paper")):
+        name = answer[f"{kind}_law"]
+        flags |= {f"--{kind}-law": shlex.quote(name)} if name != default else {}
+    flags |= {"--hardware": "h100"} | ({"--devices": str(devices)} if devices > 1 else {})
+    return "sdsl codesign " + " ".join(f"{flag} {value}" for flag, value in flags.items())
+
+
+_COUNTED = ("target-params", "target-tokens", "draft-tokens")
 
 
 def _print_json(value: Any) -> None:
@@ -151,6 +180,8 @@ def _print_predictions(console: Console, answers: list[dict[str, Any]]) -> None:
         say(f"90 % interval{who}: {text}")
     for text, who in _shared(answers, lambda a: a["warnings"]).items():
         say(f"warning{who}: {text}")
+    which = f", for {first.get('name') or short_count(first['target_params'])}" if len(answers) > 1 else ""
+    say(f"left out: {_LEFT_OUT}; ask for your device{which}:\n  {first['codesign_command']}")
 
 
 def _interval(answer: dict[str, Any]) -> str:
@@ -174,43 +205,87 @@ def _shared(answers: list[dict[str, Any]], texts: Any) -> dict[str, str]:
 
 def lookahead(
     cost: Annotated[float, tyro.conf.arg(metavar="C")],
-    acceptance: Annotated[float | None, tyro.conf.arg(metavar="ALPHA")] = None,
+    acceptance: Annotated[str, tyro.conf.arg(metavar="ALPHA")] = "",
     acceptance_length: Annotated[float | None, tyro.conf.arg(metavar="TAU")] = None,
+    accepted: Annotated[str, _COUNT] = "",
+    drafted: Annotated[str, _COUNT] = "",
     at_lookahead: Annotated[int | None, tyro.conf.arg(metavar="GAMMA")] = None,
-    verify_cost: Annotated[float, tyro.conf.arg(metavar="V")] = 1.0,
+    verify_cost: Annotated[float | None, tyro.conf.arg(metavar="V")] = None,
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """How far ahead should my draft guess, and does it pay?
 
-    Give the acceptance probability, or an acceptance length measured at a known lookahead, from which it is inverted.
+    Give the acceptance probability; or, measured at a known lookahead, from which it is inverted, either an acceptance length or
+    the counts of accepted and proposed drafts that engines log.
 
     Args:
         cost: of one draft step, in target steps: time of a draft token / time of a target token.
         acceptance: probability that a draft token is accepted.
         acceptance_length: mean tokens emitted per round, the bonus token included; between 1 and GAMMA + 1.
-        at_lookahead: drafts per round with which that was measured.
-        verify_cost: of a verify pass with all overheads of a round, in target steps; at least 1.
+        accepted: drafts that the target accepted (num_accepted_tokens of vLLM), without bonus tokens.
+        drafted: drafts that were proposed (num_draft_tokens of vLLM).
+        at_lookahead: drafts per round (num_speculative_tokens) with which that was measured.
+        verify_cost: of a verify pass with all overheads of a round, in target steps; at least 1, which is assumed if left out.
         json: print JSON.
     """
     from sdsl_jax import prediction
 
-    answer = prediction.best_lookahead(cost, acceptance, acceptance_length, at_lookahead, verify_cost)
+    answer = prediction.best_lookahead(
+        cost,
+        parse_share(acceptance, "--acceptance") if acceptance else None,
+        acceptance_length,
+        at_lookahead,
+        1.0 if verify_cost is None else verify_cost,
+        _drafts(accepted, "--accepted"),
+        _drafts(drafted, "--drafted"),
+    )
+    answer["verify_cost_assumed"] = verify_cost is None
     if json:
         _print_json(answer)
         return
-    console = standard_console()
-    inverted = "" if acceptance is not None else f", from {acceptance_length:g} tokens per round at γ = {at_lookahead}"
-    console.print(f"acceptance α = {answer['acceptance']:.3f}{inverted}", highlight=False)
+    _print_lookahead(standard_console(), answer, acceptance_length, at_lookahead)
+
+
+def _drafts(text: str, name: str) -> float | None:
+    """A count of drafts, which may be 0; None where none was given."""
+    if not text:
+        return None
+    return 0.0 if read_count(text) == 0 else parse_count(text, name)
+
+
+def _print_lookahead(
+    console: Console, answer: dict[str, Any], acceptance_length: float | None, at_lookahead: int | None
+) -> None:
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    inverted = ""
+    if acceptance_length is not None:
+        inverted = f", from {acceptance_length:g} tokens per round at γ = {at_lookahead}"
+    counted = "drafted" in answer
+    if counted:
+        low, high = answer["acceptance_interval_90"]
+        inverted = (
+            f" (90% interval {low:.3f} to {high:.3f}), from {answer['accepted']:,} of {answer['drafted']:,} drafts accepted at γ = "
+            f"{at_lookahead}"
+        )
+    say(f"acceptance α = {answer['acceptance']:.3f}{inverted}")
     if answer["speculate"]:
         low, high = answer["lookahead_within_1pct"]
-        console.print(
+        say(
             f"best lookahead γ = {answer['lookahead_integer']} (γ* = {answer['lookahead']:.2f}; {low} to {high} are within 1 %)\n"
-            f"speed-up {answer['speedup_integer']:.3f}×, {answer['tokens_per_round']:.2f} tokens per round",
-            highlight=False,
+            f"speed-up {answer['speedup_integer']:.3f}×, {answer['tokens_per_round']:.2f} tokens per round"
         )
     else:
-        console.print("speculation does not pay: no whole lookahead beats plain decoding", highlight=False)
-    console.print(
-        f"it pays up to a cost of {answer['break_even_cost']:.3f} target steps per draft step; here {cost:g}",
-        highlight=False,
-    )
+        say("speculation does not pay: no whole lookahead beats plain decoding")
+    if counted:
+        low, high = answer["lookahead_interval_90"]
+        span = f"is {low}" if low == high else f"runs from {low} to {high}"
+        zero = ", 0 being no speculation" if low == 0 else ""
+        say(f"over that interval the best γ {span}{zero} ({answer['interval_basis']})")
+    say(f"it pays up to a cost of {answer['break_even_cost']:.3f} target steps per draft step; here {answer['cost']:g}")
+    most = answer["break_even_verify_cost"]
+    if answer["verify_cost_assumed"]:
+        say("verify cost 1 assumed: a pass over γ + 1 tokens takes as long as a step; measure it and give --verify-cost")
+    if most > 1:
+        say(f"speculation stops paying at a verify cost of {most:.2f} target steps; here {answer['verify_cost']:g}")

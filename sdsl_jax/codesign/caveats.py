@@ -14,7 +14,9 @@ from sdsl_jax.codesign.serving_problem import Problem, unit_of
 from sdsl_jax.codesign.wording import METRICS, VARIABLES
 from sdsl_jax.counts import short_count
 from sdsl_jax.prediction.drafts import valid_range
+from sdsl_jax.prediction.laws import far_outside, moves, quality
 from sdsl_jax.theory.serving import Design, Outcome, shapes
+from sdsl_jax.theory.serving import acceptance as alpha_of
 
 # Width of an attention head.
 _HEAD = 64
@@ -126,12 +128,20 @@ def _of_the_laws(problem: Problem, design: Design, given: Outcome) -> list[str]:
                 f"fitted on {valid_range(loss.law.about)}"
             )
     values: dict[str, Any] = {f"{role}_params": size for role, size in sizes.items()}
+    found += far_outside(
+        loss, acceptance, **{role: {"params": sizes[role], "tokens": tokens[role]} for role in ("draft", "target")}
+    )
     values |= {"draft_loss": float(given.draft_loss), "target_loss": float(given.target_loss)}
     if bool(acceptance.law.about.outside(**values)):
         found.append(
             f"extrapolates the acceptance law (draft {short_count(sizes['draft'])}, target {short_count(sizes['target'])}): "
             f"fitted on {valid_range(acceptance.law.about)}"
         )
+    if not problem.config.draft.acceptance:
+        larger = min(10 * float(design.draft_params), float(design.target_params))
+        alpha = alpha_of(serving._replace(draft_shape=None), design._replace(draft_params=larger))
+        stated = problem.stated_size(larger, "draft", float(design.aspect_ratio))
+        found += [quality(acceptance), moves(acceptance, sizes["draft"], given.acceptance, stated, alpha)]
     texts = [law.law.about.text for law in (loss, acceptance)]
     if texts[0] != texts[1]:
         found.append(f"the laws are of different texts: losses on {texts[0]}; acceptance on {texts[1]}")

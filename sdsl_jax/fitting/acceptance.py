@@ -170,5 +170,7 @@ def fit_acceptance(
                 f"fitted on {runs} training run{'s' if runs > 1 else ''} of targets: how α depends on the target is "
                 + ("a guess" if runs < 3 else "less sure than the intervals say")
             )
-        fits.append(made._replace(left_out_rmse=float(np.sqrt(np.square(errors).mean())), warnings=warnings))
+        left_out = float(np.sqrt(np.square(errors).mean()))
+        r_squared = 1 - made.rmse**2 / float(np.var(table.alpha))
+        fits.append(made._replace(left_out_rmse=left_out, warnings=warnings, r_squared=r_squared))
     return sorted(fits, key=lambda made: made.left_out_rmse)

@@ -40,6 +40,7 @@ class LawFit(NamedTuple):
       residual_unit: what a residual is.
       basis: what the draws are.
       warnings: what this fit cannot tell.
+      r_squared: share of the variance of what was measured that the law explains; NaN where that is not what it was fitted in.
     """
 
     name: str
@@ -58,6 +59,7 @@ class LawFit(NamedTuple):
     residual_unit: str
     basis: str
     warnings: list[str]
+    r_squared: float = float("nan")
 
     @property
     def rmse(self) -> float:
@@ -86,6 +88,7 @@ class LawFit(NamedTuple):
             "starts_agreeing": self.starts_agreeing,
             "condition_number": self.condition_number,
             "rmse": self.rmse,
+            **({"r_squared": self.r_squared} if np.isfinite(self.r_squared) else {}),
             "left_out_rmse": self.left_out_rmse,
             "residual_unit": self.residual_unit,
             "warnings": self.warnings,

@@ -11,7 +11,7 @@ import numpy as np
 
 from sdsl_jax.counts import short_count
 from sdsl_jax.errors import require
-from sdsl_jax.prediction.laws import LoadedLaw
+from sdsl_jax.prediction.laws import LoadedLaw, far_outside, moves, quality
 from sdsl_jax.prediction.targets import Target
 from sdsl_jax.theory import (
     About,
@@ -165,10 +165,22 @@ def valid_range(about: About) -> str:
     )
 
 
+def _flatness(scenario: Scenario, best: DraftOptimum, flagged: Flags, acceptance: LoadedLaw) -> list[str]:
+    """How far the law moves α with the size of the draft, to be held against its error."""
+    if flagged.acceptance_certain or not best.speculate:
+        return []
+    larger = min(10 * float(best.params), float(scenario.target_params))
+    return [moves(acceptance, best.params, best.acceptance, larger, scenario.problem().acceptance(larger))]
+
+
 def _warnings(
     scenario: Scenario, best: DraftOptimum, flagged: Flags, loss: LoadedLaw, acceptance: LoadedLaw
 ) -> list[str]:
-    found = []
+    draft = {"tokens": float(scenario.draft_tokens)}
+    if best.speculate and not flagged.acceptance_certain:
+        draft["params"] = float(best.params)
+    target = {"params": float(scenario.target_params), "tokens": float(scenario.target_tokens)}
+    found = far_outside(loss, acceptance, draft=draft, target=target)
     if flagged.acceptance_certain:
         found.append(
             "the acceptance law gives α ≥ 1 to drafts as good as the best, which is no probability: it has no optimum here"
@@ -199,6 +211,7 @@ def _warnings(
             found.append(f"extrapolates the loss law for the {who}: fitted on {valid_range(loss.law.about)}")
     if flagged.interval_extrapolated and not (flagged.acceptance_extrapolated or flagged.draft_loss_extrapolated):
         found.append("the sizes within 5 % reach beyond what the laws were fitted on")
+    found += [quality(acceptance), *_flatness(scenario, best, flagged, acceptance)]
     texts = [law.law.about.text for law in (loss, acceptance)]
     if texts[0] != texts[1]:
         found.append(f"the laws are of different texts: losses on {texts[0]}; acceptance on {texts[1]}")

@@ -29,6 +29,9 @@ class About:
       valid: for each variable of the law the smallest and largest value that it was fitted on; None where not published.
       standard_error: marginal standard errors of coefficients, where published.
       no_interval: why no interval can be derived from what is published.
+      r_squared: share of the variance of what it was fitted to that it explains, where known.
+      mean_squared_error: of its values over what it was fitted to, where known.
+      count: rows that it was fitted to, where known.
     """
 
     source: str = "fitted by the user"
@@ -38,6 +41,20 @@ class About:
     valid: tuple[tuple[str, float, float], ...] | None = None
     standard_error: tuple[tuple[str, float], ...] = ()
     no_interval: str = "the law comes without bootstrap draws or a covariance matrix"
+    r_squared: float | None = None
+    mean_squared_error: float | None = None
+    count: int | None = None
+
+    def times_outside(self, **values: float) -> dict[str, float]:
+        """For each named value outside the range that the law was fitted on, the factor by which it is; unknown ranges have none."""
+        found = {}
+        for name, low, high in self.valid or ():
+            value = float(values.get(name, low))
+            if value < low:
+                found[name] = low / value if value > 0 else float("inf")
+            elif value > high:
+                found[name] = value / high
+        return found
 
     def outside(self, **values: Values) -> Bool[Array, "*shape"]:
         """Whether any of the named values lies outside the range that the law was fitted on; unknown ranges never say so."""
