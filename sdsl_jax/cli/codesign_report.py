@@ -329,7 +329,7 @@ def _published(rows: list[dict[str, Any]]) -> Table:
             row["name"],
             short_count(row["total_params"]),
             f"{row['lookahead']}",
-            f"{row['speedup']:.2f}×",
+            f"{row['speedup']:.2f}×" + ("" if row["within_constraints"] else ", breaks a limit"),
             row["tokenizer_shared_with"],
         )
     return table

@@ -266,8 +266,8 @@ def _print_lookahead(
     if counted:
         low, high = answer["acceptance_interval_90"]
         inverted = (
-            f" (90% interval {low:.3f} to {high:.3f}), from {answer['accepted']:,} of {answer['drafted']:,} drafts accepted at γ = "
-            f"{at_lookahead}"
+            f" (90% interval {low:.3f} to {high:.3f}), from {answer['accepted']:,} of {answer['drafted']:,} drafts accepted "
+            f"at γ = {at_lookahead}"
         )
     say(f"acceptance α = {answer['acceptance']:.3f}{inverted}")
     if answer["speculate"]:
@@ -286,6 +286,8 @@ def _print_lookahead(
     say(f"it pays up to a cost of {answer['break_even_cost']:.3f} target steps per draft step; here {answer['cost']:g}")
     most = answer["break_even_verify_cost"]
     if answer["verify_cost_assumed"]:
-        say("verify cost 1 assumed: a pass over γ + 1 tokens takes as long as a step; measure it and give --verify-cost")
+        say(
+            "verify cost 1 assumed: a pass over γ + 1 tokens takes as long as a step; measure it and give --verify-cost"
+        )
     if most > 1:
         say(f"speculation stops paying at a verify cost of {most:.2f} target steps; here {answer['verify_cost']:g}")

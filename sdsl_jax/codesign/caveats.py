@@ -138,7 +138,7 @@ def _of_the_laws(problem: Problem, design: Design, given: Outcome) -> list[str]:
             f"fitted on {valid_range(acceptance.law.about)}"
         )
     if not problem.config.draft.acceptance:
-        larger = min(10 * float(design.draft_params), float(design.target_params))
+        larger = min(100 * float(design.draft_params), float(design.target_params))
         alpha = alpha_of(serving._replace(draft_shape=None), design._replace(draft_params=larger))
         stated = problem.stated_size(larger, "draft", float(design.aspect_ratio))
         found += [quality(acceptance), moves(acceptance, sizes["draft"], given.acceptance, stated, alpha)]
@@ -207,7 +207,9 @@ def _of_the_names(problem: Problem) -> list[str]:
     config, found = problem.config, []
     target, family = config.target.name, family_of_drafts(config.target.name)
     if target and family is None:
-        found.append(f"the tokenizer of {target} is not known here: whether a published model shares it is for you to check")
+        found.append(
+            f"the tokenizer of {target} is not known here: whether a published model shares it is for you to check"
+        )
     named = named_draft(config, problem.counted)
     if named is None:
         return found

@@ -70,13 +70,17 @@ def compare(problem: Problem, solved: Solved, design: Design) -> Comparison:
         shown: list[PublishedDraft] = [model for model in models if model is not None]
     else:
         shown = list(PUBLISHED_DRAFTS)
-    drafts = [published(problem.numbers, m) if m else member(problem.draft_params(size)) for m, size in zip(models, sizes)]
+    drafts = [
+        published(problem.numbers, m) if m else member(problem.draft_params(size)) for m, size in zip(models, sizes)
+    ]
     drafts += [published(problem.numbers, model) for model in shown]
     # A measured acceptance tells nothing of a named draft that is not the candidate.
     if named is not None and (named.size is None or measured_with_another(config, named, counted)):
         named = None
     if named is not None and named.size is not None:
-        drafts.append(published(problem.numbers, named.model) if named.model else member(problem.draft_params(named.size)))
+        drafts.append(
+            published(problem.numbers, named.model) if named.model else member(problem.draft_params(named.size))
+        )
     optimum = published(problem.numbers, problem.model) if problem.model else member(float(design.draft_params))
     drafts.append(optimum)
     rows = _rows(problem, compared(problem.task, problem.numbers, design, drafts), drafts, solved)
@@ -99,13 +103,14 @@ def compare(problem: Problem, solved: Solved, design: Design) -> Comparison:
 def _rows(problem: Problem, found: Evaluated, drafts: Sequence[Draft], solved: Solved) -> list[dict[str, Any]]:
     """Evaluated drafts, a row each; `objective_loss` is by how much the objective is worse than at the optimum."""
     serving, rows = problem.numbers.serving, []
+    lookaheads = np.asarray(found.design.lookahead)
     usable = MEMORY_SHARE * float(serving.hardware.memory_bytes)
     for i, draft in enumerate(drafts):
         given = jax.tree.map(lambda x, i=i: float(x[i]), found.outcome)
         rows.append(
             {
                 "draft_params": {"total": float(draft.shape.total_params), "non_embedding": float(draft.shape.params)},
-                "lookahead": int(found.design.lookahead[i]),
+                "lookahead": int(lookaheads[i]),
                 "speedup": given.speedup,
                 "acceptance": given.acceptance,
                 "tokens_per_second": given.tokens_per_second,

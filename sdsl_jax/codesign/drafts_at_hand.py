@@ -98,7 +98,7 @@ def model_of(config: ProblemConfig, size: float, counted: str) -> PublishedDraft
 
 
 def may_share_tokenizer(model: PublishedDraft, config: ProblemConfig, family: str | None) -> bool:
-    """Whether a model is of the target's family of tokenizers; where that is not known, whether its family has targets so large."""
+    """Whether a model is of the target's family of tokenizers; where that is unknown, whether its family has targets so large."""
     if family is not None:
         return model.family == family
     return config.target.params <= 1.05 * model.largest_target

@@ -24,7 +24,9 @@ NOTES = (
 )
 
 # Where several devices share the models.
-_BY_LAYERS = 'Transformers with device_map="auto" puts whole layers on devices, one after another: the times here are not its'
+_BY_LAYERS = (
+    'Transformers with device_map="auto" puts whole layers on devices, one after another: the times here are not its'
+)
 _ONE_ROW = "assisted generation of Transformers takes a batch of 1 only: its settings are not for the batch of {} here"
 
 

@@ -95,8 +95,8 @@ PUBLISHED_DRAFTS = (
 _SIZE = r"\d+(\.\d+)?[mb](?![a-z0-9])"
 # Names of targets, after the publisher and in lower case, that share the tokenizer of a family of drafts. A size must follow, so
 # that relatives with another vocabulary or other inputs do not match: Qwen3-Next, Qwen2.5-VL, Llama-3.2-90B-Vision,
-# GPT-NeoX-Japanese. QwQ-32B is a Qwen2.5-32B trained on; Llama 3, 3.1, 3.2 and 3.3 have the same merges and the same number of
-# tokens; the distilled models of DeepSeek-R1 keep the text tokens of the models they were made from, and name control tokens anew.
+# GPT-NeoX-Japanese. QwQ-32B is a Qwen2.5-32B trained further; Llama 3, 3.1, 3.2 and 3.3 have the same merges and the same number
+# of tokens; distilled models of DeepSeek-R1 keep the text tokens of the models they were made from, and rename control tokens.
 _TARGETS = {
     "opt": rf"opt-(iml-(max-)?)?{_SIZE}",
     "Qwen2.5": rf"qwen2\.5[-:]((coder|math)-)?{_SIZE}|qwq[-:]32b(?![a-z0-9])|deepseek-r1-distill-qwen-{_SIZE}",

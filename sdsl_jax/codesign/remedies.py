@@ -28,7 +28,8 @@ def remedies(problem: Problem, design: Design) -> list[dict[str, Any]]:
       problem: without a feasible design.
       design: that breaks its limits least.
     """
-    config, found = problem.config, []
+    config = problem.config
+    found: list[dict[str, float]] = []
     devices, apart = config.hardware.devices, config.draft.devices
     if config.draft_devices < devices and _keeps(problem, design, devices, devices):
         found.append({"draft.devices": devices})
@@ -37,7 +38,8 @@ def remedies(problem: Problem, design: Design) -> list[dict[str, Any]]:
     placements = [(n, d) for n in doubled for d in dict.fromkeys((apart or n, n))]
     more = next((place for place in placements if _keeps(problem, design, *place)), None)
     if more is not None:
-        found.append({"hardware.devices": more[0]} | ({"draft.devices": more[1]} if apart not in (None, more[1]) else {}))
+        moved = {} if apart in (None, more[1]) else {"draft.devices": more[1]}
+        found.append({"hardware.devices": more[0], **moved})
     if "batch" not in problem.task.variables:
         asked = int(config.workload.batch)
         batch = _largest(lambda rows: _keeps(problem, design, devices, config.draft_devices, rows), asked)
@@ -73,9 +75,7 @@ def _designs(
     return evaluate(problem.task, numbers, serving, grid)
 
 
-def _keeps(
-    problem: Problem, design: Design, devices: int, draft_devices: int, batch: float | None = None
-) -> bool:
+def _keeps(problem: Problem, design: Design, devices: int, draft_devices: int, batch: float | None = None) -> bool:
     """Whether one of the designs keeps every limit."""
     return bool(np.asarray(_designs(problem, design, devices, draft_devices, batch).allowed).any())
 

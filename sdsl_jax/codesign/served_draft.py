@@ -49,7 +49,11 @@ class ServedDraft(NamedTuple):
         if not self.within_constraints:
             return f"no settings for {who}: it breaks a limit at every lookahead"
         gain = f"its best lookahead is γ = {self.lookahead}, {self.speedup:.2f} times as fast as the target alone"
-        return f"settings for {who}: {gain}" if self.pays else f"no settings for {who}: {gain}, so do not speculate with it"
+        return (
+            f"settings for {who}: {gain}"
+            if self.pays
+            else f"no settings for {who}: {gain}, so do not speculate with it"
+        )
 
 
 def served_draft(problem: Problem, found: Comparison, whole: Solved, as_solved: bool) -> ServedDraft:
@@ -94,11 +98,13 @@ def notes_of(problem: Problem, served: ServedDraft) -> list[str]:
         return []
     found, devices = [], problem.devices
     if model.heads % devices:
-        found.append(f"{served.name} has {model.heads} query heads, which {devices} devices cannot share evenly: engines refuse")
+        found.append(
+            f"{served.name} has {model.heads} query heads, which {devices} devices cannot share evenly: engines refuse"
+        )
     if model.padded:
         found.append(
-            f"{served.name} has a vocabulary of {model.vocab_size:,} rows and larger models of its family pad theirs further: vLLM "
-            "compares the two, so pad the draft's embedding first"
+            f"{served.name} has a vocabulary of {model.vocab_size:,} rows and larger models of its family pad theirs further: "
+            "vLLM compares the two, so pad the draft's embedding first"
         )
     return found
 

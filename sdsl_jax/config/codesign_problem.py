@@ -67,8 +67,8 @@ class TargetConfig:
 class DraftConfig:
     """The draft: of which family, trained on how much, and which sizes to compare.
 
-    `acceptance` is a measured α of the one entry of `candidates`, used instead of the law; 0 if none was measured. `devices` share
-    the draft by tensor parallelism; all devices of the target where it is left out, as vLLM and SGLang run it.
+    `acceptance` is a measured α of the one entry of `candidates`, used instead of the law; 0 if none was measured. `devices`
+    share the draft by tensor parallelism; all devices of the target where it is left out, as vLLM and SGLang run it.
     """
 
     tokens: float = 1e12

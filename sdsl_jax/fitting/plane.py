@@ -34,15 +34,13 @@ class Plane(NamedTuple):
         return self.A * draft_perplexity + self.B * target_perplexity + self.C
 
 
-def _published() -> Plane:
-    about = PAPER_PLANE.about
-    assert about.r_squared is not None
-    assert about.mean_squared_error is not None
-    return Plane(*coefficients(PAPER_PLANE).values(), about.r_squared, about.mean_squared_error, 0)
-
-
 # As published, with its quality of fit; the number of its pairs is not.
-PUBLISHED_PLANE = _published()
+PUBLISHED_PLANE = Plane(
+    **coefficients(PAPER_PLANE),
+    r_squared=PAPER_PLANE.about.r_squared or 0.0,
+    mean_squared_error=PAPER_PLANE.about.mean_squared_error or 0.0,
+    pairs=0,
+)
 
 
 def fit_plane(

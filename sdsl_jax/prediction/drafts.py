@@ -169,7 +169,7 @@ def _flatness(scenario: Scenario, best: DraftOptimum, flagged: Flags, acceptance
     """How far the law moves α with the size of the draft, to be held against its error."""
     if flagged.acceptance_certain or not best.speculate:
         return []
-    larger = min(10 * float(best.params), float(scenario.target_params))
+    larger = min(100 * float(best.params), float(scenario.target_params))
     return [moves(acceptance, best.params, best.acceptance, larger, scenario.problem().acceptance(larger))]
 
 
@@ -180,7 +180,7 @@ def _warnings(
     if best.speculate and not flagged.acceptance_certain:
         draft["params"] = float(best.params)
     target = {"params": float(scenario.target_params), "tokens": float(scenario.target_tokens)}
-    found = far_outside(loss, acceptance, draft=draft, target=target)
+    found = []
     if flagged.acceptance_certain:
         found.append(
             "the acceptance law gives α ≥ 1 to drafts as good as the best, which is no probability: it has no optimum here"
@@ -204,6 +204,7 @@ def _warnings(
         problem, (low, high) = scenario.problem(), best.indifference_1pct
         if problem.acceptance(high) <= problem.acceptance(low):
             found.append("the acceptance law does not rise with the size of the draft around the optimum")
+    found += far_outside(loss, acceptance, draft=draft, target=target)
     if flagged.acceptance_extrapolated:
         found.append(f"extrapolates the acceptance law, fitted on {valid_range(acceptance.law.about)}")
     for flag, who in ((flagged.draft_loss_extrapolated, "draft"), (flagged.target_loss_extrapolated, "target")):

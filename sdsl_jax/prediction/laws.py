@@ -105,9 +105,7 @@ def _load(name: str, kind: str, published: dict[str, Any], forms: dict[str, type
             valid=_ranges(found.get("valid", {}), kind, path),
             r_squared=_number(found.get("r_squared")),
             # Residuals of loss laws are those of logarithms.
-            mean_squared_error=None
-            if kind == "loss" or (error := _number(found.get("rmse"))) is None
-            else error**2,
+            mean_squared_error=None if kind == "loss" or (error := _number(found.get("rmse"))) is None else error**2,
             count=None if (count := _number(found.get("n"))) is None else int(count),
         )
         values = {k: float(v) for k, v in found["coefficients"].items()}
@@ -160,8 +158,8 @@ def quality(law: LoadedLaw) -> str:
 def moves(law: LoadedLaw, small: Any, alpha: Any, large: Any, alpha_of_large: Any) -> str:
     """How far an acceptance law moves α between drafts of two sizes, in words."""
     return (
-        f"from a draft of {short_count(float(small))} to one of {short_count(float(large))} parameters the acceptance law {law.name} "
-        f"moves α from {float(alpha):.3f} to {float(alpha_of_large):.3f}"
+        f"from a draft of {short_count(float(small))} to one of {short_count(float(large))} parameters the acceptance law "
+        f"{law.name} moves α from {float(alpha):.3f} to {float(alpha_of_large):.3f}"
     )
 
 

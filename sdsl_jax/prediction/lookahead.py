@@ -44,8 +44,8 @@ INTERVAL_BASIS = (
 def counted_acceptance(accepted: float, drafted: float, lookahead: int) -> Counted:
     """α from the counts that engines log, by inverting the expected tokens of a round, 1 + γ·accepted/drafted.
 
-    The interval holds each α under which the counted mean lies within 1.645 standard errors of the expected one, with the variance
-    of accepted drafts per round under that very α (a score interval), so that it stays within [0, 1] for small counts.
+    The interval holds each α under which the counted mean lies within 1.645 standard errors of the expected one, with the
+    variance of accepted drafts per round under that very α (a score interval), so that it stays within [0, 1] for small counts.
 
     Args:
       accepted: drafts that the target accepted, without the bonus tokens; a whole number of 0 or more.
@@ -80,8 +80,8 @@ def counted_acceptance(accepted: float, drafted: float, lookahead: int) -> Count
     high = _root(lambda a: excess(a, -_NORMAL_90), estimate, 1.0)
     require(
         accepted < drafted,
-        f"all {drafted:,.0f} drafts were accepted, which every α above {low:.4g} explains (95% confidence); count more rounds, or "
-        "give --acceptance.",
+        f"all {drafted:,.0f} drafts were accepted, which every α above {low:.4g} explains (95% confidence); count more rounds, "
+        "or give --acceptance.",
     )
     return Counted(estimate, low, high, rounds)
 

@@ -46,7 +46,7 @@ class About:
     count: int | None = None
 
     def times_outside(self, **values: float) -> dict[str, float]:
-        """For each named value outside the range that the law was fitted on, the factor by which it is; unknown ranges have none."""
+        """For each named value outside the range that the law was fitted on, the factor by which it is outside."""
         found = {}
         for name, low, high in self.valid or ():
             value = float(values.get(name, low))

@@ -9,7 +9,7 @@ import pytest
 from sdsl_jax.codesign.engines import engine_settings
 from sdsl_jax.codesign.evaluate import compared, published
 from sdsl_jax.codesign.program import METRICS
-from sdsl_jax.codesign.published_drafts import PUBLISHED_DRAFTS, family_of_drafts
+from sdsl_jax.codesign.published_drafts import PUBLISHED_DRAFTS
 from sdsl_jax.codesign.serving_problem import build, memory
 from sdsl_jax.codesign.sizes import non_embedding_params, total_params
 from sdsl_jax.config.codesign_problem import (
@@ -140,6 +140,7 @@ def test_a_measured_acceptance_fixes_the_draft():
         ({"target": {"kv_share": 2.0}}, r"target.kv_share is 2; it must lie in \(0, 1\]"),
         ({"target": {"size": 1.0}}, "unknown key target.size"),
         ({"draft": {"acceptance": 0.7}}, "must be the only candidate"),
+        ({"draft": {"acceptance": 80.0}}, r"draft.acceptance is 80; .* did you mean 80%, which is 0.8\?"),
         ({"draft": {"devices": 2}}, r"draft.devices is 2; it must lie in \[1, 1\]"),
         ({"hardware": {"devices": 1.5}}, "hardware.devices is 1.5; it must be a whole number"),
         ({"hardware": {"name": "h1000"}}, "there is no hardware named 'h1000'"),
@@ -175,20 +176,6 @@ def test_engines_are_told_the_lookahead():
     assert "num_assistant_tokens = 5" in code
     assert 'target = AutoModelForCausalLM.from_pretrained("a/target"' in code
     compile(code, "snippet", "exec")
-
-
-@pytest.mark.parametrize(
-    ("name", "family"),
-    [
-        ("facebook/opt-30b", "opt"),
-        ("Qwen/Qwen3-30B-A3B", "Qwen3"),
-        ("meta-llama/Llama-3.1-70B", "Llama"),
-        ("a/mine", None),
-    ],
-)
-def test_families_of_drafts_by_the_name_of_the_target(name, family):
-    assert family_of_drafts(name) == family
-    assert family is None or family in {draft.family for draft in PUBLISHED_DRAFTS}
 
 
 def test_assisted_generation_takes_one_row():

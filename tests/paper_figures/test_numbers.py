@@ -5,11 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from paper_figures import optima_table
+from paper_figures import acceptance_plane, optima_table
 from paper_figures.__main__ import FIGURES, FOLDER, page
 from paper_figures.common import DRAFT_TOKENS, FAMILY_TOKENS, SIZES, TARGET_TOKENS, TARGETS, optima
 from paper_figures.linear_law import M0, MU
-from sdsl_jax.theory import linear_law
+from sdsl_jax.fitting.plane import PUBLISHED_PLANE
+from sdsl_jax.theory import PAPER_PLANE, linear_law
 
 
 def committed(name: str) -> pd.DataFrame:
@@ -48,6 +49,26 @@ def test_every_figure_is_there():
         for kind in ("png", "pdf", "csv"):
             assert (FOLDER / f"{name}.{kind}").stat().st_size > 200
         assert f"({name}.png)" in text
+
+
+def test_the_quality_of_the_acceptance_law_is_what_its_figure_compares_with():
+    """R² and the mean squared error of the preset are those of the page, and our own are computed from the records."""
+    compared = {claim.quantity: claim for claim in acceptance_plane.claims(acceptance_plane.compute())}
+    about = PAPER_PLANE.about
+    for quantity, published in (
+        ("R² of the plane", about.r_squared),
+        ("mean squared error of the plane", about.mean_squared_error),
+    ):
+        assert compared[quantity].paper == published
+    assert (PUBLISHED_PLANE.r_squared, PUBLISHED_PLANE.mean_squared_error) == (
+        about.r_squared,
+        about.mean_squared_error,
+    )
+    # Both are of one sample: its spread of α, the error of always saying the mean, is some 0.06.
+    assert (about.mean_squared_error / (1 - about.r_squared)) ** 0.5 == pytest.approx(0.0567, abs=1e-4)
+    pairs = committed("acceptance_plane")
+    missed = np.var(pairs.acceptance - pairs.plane) / np.var(pairs.acceptance)
+    assert compared["R² of the plane"].ours == pytest.approx(1 - missed, rel=1e-6)
 
 
 @pytest.mark.slow

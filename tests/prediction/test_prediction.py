@@ -6,9 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from sdsl_jax.counts import parse_count
+from sdsl_jax.cli.predict import _codesign_command
+from sdsl_jax.counts import parse_count, parse_share, percent_hint
 from sdsl_jax.errors import SdslError
 from sdsl_jax.prediction import Target, acceptance_law, best_lookahead, loss_law, predict, targets_from_csv
+from sdsl_jax.prediction.laws import far_outside, quality
+from sdsl_jax.prediction.lookahead import break_even_verify_cost, counted_acceptance
 from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, LogitGap, coefficients, speedup
 
 PUBLISHED = loss_law("besiroglu"), acceptance_law("paper")
@@ -187,9 +190,116 @@ def test_best_lookahead():
     assert best_lookahead(0.1, acceptance=0.0)["lookahead_integer"] == 0
 
 
+def test_counts_that_engines_log_are_inverted_at_their_lookahead():
+    """642 of 1,000 drafts in rounds of 4 are 1 + 4·0.642 tokens a round, as an acceptance length of that says too."""
+    counted = best_lookahead(0.05, accepted=642, drafted=1000, at_lookahead=4)
+    length = best_lookahead(0.05, acceptance_length=1 + 4 * 0.642, at_lookahead=4)
+    assert counted["acceptance"] == pytest.approx(length["acceptance"], rel=1e-9)
+    assert counted["lookahead_integer"] == length["lookahead_integer"]
+    low, high = counted["acceptance_interval_90"]
+    assert low < counted["acceptance"] < high
+    first, last = counted["lookahead_interval_90"]
+    assert first <= counted["lookahead_integer"] <= last
+    assert (counted["rounds"], counted["accepted_share"]) == (250, 0.642)
+    assert "independent" in counted["interval_basis"]
+    nothing = best_lookahead(0.05, accepted=0, drafted=1000, at_lookahead=4)
+    assert nothing["speculate"] is False
+    assert nothing["acceptance_interval_90"][0] == 0 < nothing["acceptance_interval_90"][1] < 0.02
+
+
+@pytest.mark.parametrize(("alpha", "rounds", "lookahead"), [(0.7, 50, 4), (0.9, 30, 8), (0.1, 100, 3)])
+def test_the_interval_of_counts_covers(alpha, rounds, lookahead):
+    """Of 400 simulated logs 90% are covered, give or take 6.5 points: beyond 4 standard errors, 1 false alarm in 10,000 or so."""
+    rng = np.random.default_rng(5)
+    accepted = np.cumprod(rng.random((400, rounds, lookahead)) < alpha, axis=-1).sum(axis=(1, 2))
+    found = [counted_acceptance(float(n), float(rounds * lookahead), lookahead) for n in accepted]
+    covered = np.mean([each.low <= alpha <= each.high for each in found])
+    assert covered == pytest.approx(0.9, abs=0.065)
+
+
+def test_the_verify_cost_at_which_speculation_stops_paying():
+    answer = best_lookahead(0.05, acceptance=0.7)
+    most = answer["break_even_verify_cost"]
+    # max over γ of τ(γ) − γ·d, by brute force.
+    gammas = np.arange(1, 200)
+    tokens = np.cumsum(0.7 ** np.arange(201))[1:200]
+    assert most == pytest.approx(np.max(tokens - gammas * 0.05), rel=1e-12)
+    assert best_lookahead(0.05, acceptance=0.7, verify_cost=0.999 * most)["speculate"] is True
+    assert best_lookahead(0.05, acceptance=0.7, verify_cost=1.001 * most)["speculate"] is False
+    assert break_even_verify_cost(0.3, 0.4) == pytest.approx(0.9)
+    assert break_even_verify_cost(0.0, 0.1) == pytest.approx(0.9)
+
+
+def test_how_well_a_law_fits_stands_with_it(tmp_path):
+    """The paper's figures come from the preset alone; those of a fit from its JSON."""
+    r_squared, error = PAPER_PLANE.about.r_squared, PAPER_PLANE.about.mean_squared_error ** 0.5
+    assert quality(PUBLISHED[1]) == (
+        f"the acceptance law paper has R² = {r_squared} and a root mean square error of {error:.2g} in α, over pairs whose number "
+        "is not published"
+    )
+    fitted = write_law(tmp_path / "gap.json", "logit_gap", LogitGap(1.0, 1.5), r_squared=0.93, rmse=0.012, n=1440)
+    assert "has R² = 0.93 and a root mean square error of 0.012 in α, over 1,440 pairs" in quality(
+        acceptance_law(fitted)
+    )
+    bare = acceptance_law(write_law(tmp_path / "bare.json", "logit_gap", LogitGap(1.0, 1.5)))
+    assert "is not known" in quality(bare)
+    # The residuals of loss laws are logarithms, and no error of α.
+    loss = loss_law(write_law(tmp_path / "loss.json", "chinchilla", BESIROGLU, rmse=0.01))
+    assert loss.law.about.mean_squared_error is None
+
+
+def test_a_suffix_that_was_forgotten():
+    far = far_outside(*PUBLISHED, draft={"tokens": 180.0}, target={"params": 70e9, "tokens": 15e12})
+    assert far == [
+        "far outside what the laws were fitted on: 180 training tokens of the draft (27,777,778 times); is a suffix missing, "
+        "as in 70 for 70B?"
+    ]
+    assert "70 parameters of the target" in far_outside(*PUBLISHED, target={"params": 70.0, "tokens": 1e12})[0]
+    assert (
+        far_outside(*PUBLISHED, draft={"params": 60e6, "tokens": 1e12}, target={"params": 70e9, "tokens": 15e12}) == []
+    )
+    (answer,) = predict([Target(70e9, 180.0, 15e12)], *PUBLISHED)
+    assert any("is a suffix missing" in w for w in answer["warnings"])
+
+
+def test_the_command_that_knows_a_device():
+    answer = {"target_params": 70e9, "target_tokens": 15e12, "draft_tokens": 180e9}
+    laws = {"loss_law": "besiroglu", "acceptance_law": "paper"}
+    assert _codesign_command(answer | laws) == (
+        "sdsl codesign --target-params 70B --target-tokens 15T --draft-tokens 180B --hardware h100 --devices 4"
+    )
+    own = {"name": "a b", "target_params": 1.2345e9, "acceptance_law": "my fits.json#logit_gap", "loss_law": "kaplan"}
+    assert _codesign_command(answer | own) == (
+        "sdsl codesign --target-params 1234500000 --target-tokens 15T --draft-tokens 180B --target-name 'a b' --loss-law kaplan "
+        "--acceptance-law 'my fits.json#logit_gap' --hardware h100"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("0.8", 0.8), ("80%", 0.8), (" 70.7 % ", 0.707), ("80", 80.0), ("1e-1", 0.1)]
+)
+def test_shares(text, share):
+    assert parse_share(text, "x") == pytest.approx(share)
+
+
+def test_percent_is_asked_about():
+    assert percent_hint(80) == "; did you mean 80%, which is 0.8?"
+    assert percent_hint(1.0) == percent_hint(-3.0) == percent_hint(250.0) == "."
+    with pytest.raises(SdslError, match="x is '80 percent'"):
+        parse_share("80 percent", "x")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (dict(cost=0.1, acceptance=80.0), "did you mean 80%, which is 0.8"),
+        (dict(cost=0.1, accepted=10.0), "give both --accepted and --drafted"),
+        (dict(cost=0.1, accepted=10.0, drafted=20.0), "give --at-lookahead"),
+        (dict(cost=0.1, accepted=10.0, drafted=20.0, acceptance=0.5), "give either"),
+        (dict(cost=0.1, accepted=21.0, drafted=20.0, at_lookahead=4), "accepted drafts are some of those proposed"),
+        (dict(cost=0.1, accepted=2.5, drafted=20.0, at_lookahead=4), "must be a whole number"),
+        (dict(cost=0.1, accepted=2.0, drafted=3.0, at_lookahead=4), "less than one round of 4"),
+        (dict(cost=0.1, accepted=20.0, drafted=20.0, at_lookahead=4), "all 20 drafts were accepted"),
         (dict(cost=0.1), "give either"),
         (dict(cost=0.1, acceptance=0.5, acceptance_length=2.0), "give either"),
         (dict(cost=0.1, acceptance=1.0), "below 1"),
@@ -227,9 +337,16 @@ def test_the_commands():
     assert [a["target_params"] for a in answers] == [30e9, 70e9]
     done = sdsl("predict", "--target-params", "30e9", *question)
     assert "189M" in done.stdout
+    assert "FLOPs only" in done.stdout
+    assert "sdsl codesign --target-params 30B --target-tokens 180B --draft-tokens 180B" in done.stdout
     assert "within 1 %" in done.stdout
     done = sdsl("lookahead", "--acceptance", ".7", "--cost", ".05")
     assert "best lookahead γ = 6" in done.stdout
+    assert "verify cost 1 assumed" in done.stdout
+    assert "give --verify-cost" in done.stdout
+    done = sdsl("lookahead", "--accepted", "642", "--drafted", "1k", "--at-lookahead", "4", "--cost", ".05", "--json")
+    found = json.loads(done.stdout)
+    assert (found["accepted"], found["drafted"], found["verify_cost_assumed"]) == (642, 1000, True)
 
 
 def several_laws(path):
