@@ -77,15 +77,15 @@ def measured_with_another(config: ProblemConfig, named: NamedDraft, counted: str
 def model_of(config: ProblemConfig, size: float, counted: str) -> PublishedDraft | None:
     """The published model that a candidate size stands for; None where it is the size of a draft of one's own.
 
-    It is the named one where the sizes agree. Otherwise it is the one of that size which may share the target's tokenizer, unless
+    It is the named one where the sizes agree, if that is published. Otherwise it is the one of that size which may share the target's tokenizer, unless
     [draft] describes a draft of one's own.
     """
     draft = config.draft
     if to_be_trained(config):
         return None
-    named = published_draft(draft.name) if draft.name else None
-    if named is not None and _nearest(draft.candidates, stated_size(named, counted)) == size:
-        return named
+    named = named_draft(config, counted)
+    if named is not None and named.size is not None and size in (named.size, _nearest(draft.candidates, named.size)):
+        return named.model
     if any(getattr(draft, key) != getattr(DraftConfig, key) for key in _OWN):
         return None
     family = family_of_drafts(config.target.name)

@@ -113,6 +113,8 @@ def test_the_size_of_a_named_draft(draft, size):
         ({"draft": {"candidates": [1.25e8]}}, 1.25e8, None),
         ({"draft": {"candidates": [1.25e8]}, "target": {"params": 30e9}}, 1.25e8, "facebook/opt-125m"),
         ({"draft": {"candidates": [1.24e9], "tokens": 3e12}}, 1.24e9, None),
+        ({"draft": {"candidates": [1.24e9], "name": "runs/mine"}}, 1.24e9, None),
+        ({"draft": {"candidates": [1.24e9, 1.6e8], "name": "a/b-160m"}}, 1.24e9, LLAMA),
         ({"draft": {"candidates": [1.24e9]}, "variables": {"draft_tokens": "free"}}, 1.24e9, None),
     ],
 )
