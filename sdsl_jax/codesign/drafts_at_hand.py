@@ -77,8 +77,8 @@ def measured_with_another(config: ProblemConfig, named: NamedDraft, counted: str
 def model_of(config: ProblemConfig, size: float, counted: str) -> PublishedDraft | None:
     """The published model that a candidate size stands for; None where it is the size of a draft of one's own.
 
-    It is the named one where the sizes agree, if that is published. Otherwise it is the one of that size which may share the target's tokenizer, unless
-    [draft] describes a draft of one's own.
+    It is the named one where the sizes agree, if that is published. Otherwise it is the one of that size which may share the
+    target's tokenizer, unless [draft] describes a draft of one's own.
     """
     draft = config.draft
     if to_be_trained(config):
