@@ -8,6 +8,7 @@ import pytest
 from conftest import tiny
 
 from sdsl_jax import cli
+from sdsl_jax.cli.study import split_overrides
 from sdsl_jax.config import load_study, to_toml
 from sdsl_jax.errors import SdslError
 from sdsl_jax.prediction import Target, acceptance_law, loss_law, predict
@@ -246,7 +247,7 @@ def test_a_damaged_checkpoint_is_named(tiny_study, tmp_path, monkeypatch, capsys
 
 
 def test_overrides_are_told_from_options():
-    rest, overrides = cli.split_overrides(
+    rest, overrides = split_overrides(
         [
             "study",
             "a=b/c.toml",

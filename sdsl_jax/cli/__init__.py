@@ -1,91 +1,98 @@
-"""The command `sdsl`: thin subcommands, and the only place that prints."""
+"""The command `sdsl`: thin subcommands, and the only place that prints.
+
+This module is all that is imported before Ctrl-C and the standard streams are taken care of, so it stays light.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from typing import NoReturn
 
-import tyro
-
-from sdsl_jax.cli.calibrate import calibrate
-from sdsl_jax.cli.codesign import codesign
-from sdsl_jax.cli.compilation import compile_quickly, keep_compiled_programs
-from sdsl_jax.cli.export import export
-from sdsl_jax.cli.fit import fit
-from sdsl_jax.cli.measure import measure
-from sdsl_jax.cli.memory import use_huge_pages
-from sdsl_jax.cli.predict import lookahead, predict
-from sdsl_jax.cli.protocol import protocol
-from sdsl_jax.cli.study import overrides, split_overrides, study
-from sdsl_jax.cli.train import train
-from sdsl_jax.cli.tune import tune
+from sdsl_jax.cli import streams
+from sdsl_jax.cli.interruption import STATUS as INTERRUPTED
+from sdsl_jax.cli.interruption import interruption
 from sdsl_jax.errors import SdslError
 from sdsl_jax.preemption import Preempted, end_on_sigterm
 
-
-def version() -> None:
-    """Print the versions that a bug report should name."""
-    from sdsl_jax.study import versions
-
-    for name, value in versions().items():
-        print(f"{name} {value}")
-
-
-def _end(status: int) -> None:
-    """Ends the process, without waiting for others of the same distributed program, which cannot go on."""
-    jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
+_FAILED, _PREEMPTED = 2, 128 + signal.SIGTERM
+_RESUMABLE = ("study", "train", "tune", "protocol")
 
 
 def main() -> None:
     """Entry point of the console script."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    keep_compiled_programs()
-    arguments, overrides[:] = split_overrides(sys.argv[1:])
-    resumable = arguments[:1] in (["study"], ["train"], ["tune"], ["protocol"])
-    if resumable:
-        use_huge_pages()
-    if arguments[:1] == ["codesign"]:
-        compile_quickly()
+    arguments = sys.argv[1:]
+    resumable = arguments[:1] != [] and arguments[0] in _RESUMABLE
     continues = "; the same command continues where it stood" * resumable
+    interrupted = f"sdsl: interrupted{continues}."
+    streams.fill_gaps()
+    if resumable:
+        _start_with_huge_pages()
     try:
+        interruption.begin(interrupted)
         if resumable:
             end_on_sigterm()
-        tyro.extras.subcommand_cli_from_dict(
-            {
-                "predict": predict,
-                "lookahead": lookahead,
-                "codesign": codesign,
-                "fit": fit,
-                "study": study,
-                "train": train,
-                "tune": tune,
-                "measure": measure,
-                "protocol": protocol,
-                "export": export,
-                "calibrate": calibrate,
-                "version": version,
-            },
-            prog="sdsl",
-            description="Speculative-decoding scaling laws: which draft to train for a target, and how far ahead to guess.",
-            args=arguments,
-        )
-    except SdslError as error:
-        print(f"sdsl: error: {error}", file=sys.stderr)
-        _end(2)
-    except OSError as error:
-        # What no stage expects: a folder that may not be read, say. Without a file it is an error of the program.
-        if error.filename is None:
-            raise
-        print(f"sdsl: error: cannot use {error.filename} ({error.strerror}){continues}.", file=sys.stderr)
-        _end(2)
-    except KeyboardInterrupt:
-        print(f"sdsl: interrupted{continues}.", file=sys.stderr)
-        _end(130)
+            interruption.silence_at(signal.SIGTERM)
+        streams.prepare()
+        from sdsl_jax.cli.commands import run
+
+        run(arguments)
+        sys.stdout.flush()
     except Preempted:
-        print(f"sdsl: ended by SIGTERM{continues}.", file=sys.stderr)
-        _end(143)
+        _end(_PREEMPTED, f"sdsl: ended by SIGTERM{continues}.")
+    except BaseException as error:
+        # Under an interrupt, imports and libraries may raise anything.
+        if interruption.by is signal.SIGINT or isinstance(error, KeyboardInterrupt):
+            _end(INTERRUPTED, interrupted)
+        _fail(error, continues)
+        raise
+    finally:
+        interruption.done()
+    if interruption.by is signal.SIGINT:
+        _end(INTERRUPTED, interrupted)
+
+
+def _start_with_huge_pages() -> None:
+    """Replaces this process by one with other settings of its memory, which answers the Ctrl-C that comes meanwhile."""
+    from sdsl_jax.cli.memory import use_huge_pages
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    use_huge_pages()
+
+
+def _fail(error: BaseException, continues: str) -> None:
+    """Ends the process with the sentence of an error that is not the program's; returns after any other."""
+    if isinstance(error, SdslError):
+        _end(_FAILED, f"sdsl: error: {error}")
+    if isinstance(error, OSError) and error.filename is not None:
+        # What no stage expects: a folder that may not be read, say. Without a file it is an error of the program.
+        _end(_FAILED, f"sdsl: error: cannot use {error.filename} ({error.strerror}){continues}.")
+    if isinstance(error, OSError | SystemExit):
+        if (refused := streams.refusal(sys.stdout, error)) is not None:
+            streams.discard(1)
+            if isinstance(refused, BrokenPipeError):  # whoever reads it has seen enough
+                _end(128 + signal.SIGPIPE)
+            _end(_FAILED, f"sdsl: error: cannot write to standard output ({refused.strerror}).")
+        if streams.refusal(sys.stderr, error) is not None:
+            streams.discard(2)
+            _end(_FAILED)
+
+
+def _end(status: int, sentence: str = "") -> NoReturn:
+    """Ends the process with a sentence on standard error.
+
+    Others of the same distributed program cannot go on without this one, so it does not wait for them; nor for threads that a
+    signal has surprised.
+    """
+    if interruption.by is not None:
+        streams.flush_quietly()
+        interruption.end(status, sentence)
+    if sentence:
+        streams.say(sentence)
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        streams.flush_quietly()
+        os._exit(status)
+    sys.exit(status)

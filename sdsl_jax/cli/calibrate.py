@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from sdsl_jax.cli.terminal import Terminal, standard_console
+from sdsl_jax.cli.terminal import Terminal, error_console, standard_console
 from sdsl_jax.errors import SdslError, require
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def calibrate(
 
     batches = workloads.check_batches(batches)
     scale, usual = workloads.device_scale()
-    progress = None if json and not sys.stderr.isatty() else Terminal(Console(stderr=True))
+    progress = None if json and not sys.stderr.isatty() else Terminal(error_console())
     try:
         rows = time_operations(
             workloads.operations(scale, batches, quick),

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 
 from sdsl_jax.cli.codesign_report import print_answer, question
-from sdsl_jax.cli.terminal import standard_console
+from sdsl_jax.cli.terminal import error_console, standard_console
 from sdsl_jax.counts import parse_count, parse_counts, parse_share, percent_hint
 from sdsl_jax.errors import SdslError, require
 
@@ -149,7 +148,7 @@ def codesign(
 
     problem = build(load_problem(file, changes, _names(variables)))
     # Nothing appears where the errors do not go to a terminal.
-    with Console(stderr=True).status("solving; compiling takes up to a minute for a new kind of problem"):
+    with error_console().status("solving; compiling takes up to a minute for a new kind of problem"):
         found = answer(problem)
     if picture is not None:
         from sdsl_jax.codesign.answer import landscape_of, path_of

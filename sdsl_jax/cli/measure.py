@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sdsl_jax.cli.terminal import Terminal, standard_console
+from sdsl_jax.cli.terminal import Terminal, error_console, standard_console
 from sdsl_jax.counts import parse_count, short_count
 from sdsl_jax.errors import SdslError, require
 
@@ -114,7 +114,7 @@ def measure(
 
     # Settings are checked before anything large is read; what ends a document is the target's to say.
     settings = settings_with(() if stop == "end" else _whole_numbers(stop, "--stop"))
-    progress = None if json and not sys.stderr.isatty() else Terminal(Console(stderr=True))
+    progress = None if json and not sys.stderr.isatty() else Terminal(error_console())
     reading = Reading(dtype, devices, special_tokens == "add", chat_template, ignore_key)
     try:
         target_model = _with_tokens(

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.markdown import Markdown
 
-from sdsl_jax.cli.terminal import Terminal, standard_console
+from sdsl_jax.cli.terminal import Terminal, error_console, standard_console
 
 
 def protocol(
@@ -38,7 +37,7 @@ def protocol(
 
     config = load_protocol(file)
     folder = out or Path("runs") / config.name
-    progress = None if json and not sys.stderr.isatty() else Terminal(Console(stderr=True))
+    progress = None if json and not sys.stderr.isatty() else Terminal(error_console())
     try:
         done = run_protocol(config, checkpoints, str(prompts or file.parent / config.prompts), folder, progress)
     finally:

@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from sdsl_jax.cli import streams
+
+
+class _Page(Console):
+    """A console that lays tables out in the letters that its stream can show."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Styled text, of which rich makes every cell."""
+        return super().render_str(text if self.encoding.startswith("utf") else streams.plain(text), **options)
+
+    def on_broken_pipe(self) -> None:
+        """Leaves it to the command how it ends; rich would end it here, and close standard output for good."""
+        raise
 
 
 def standard_console() -> Console:
     """The terminal; elsewhere a page wide enough for the tables."""
-    return Console(width=None if sys.stdout.isatty() else 124)
+    return _Page(width=None if sys.stdout.isatty() else 124)
+
+
+def error_console() -> Console:
+    """Standard error, for progress beside an answer that goes to standard output."""
+    return _Page(stderr=True)
 
 
 class Terminal:
@@ -24,14 +45,23 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """Prints a line; on a terminal above the bar."""
-        self._console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
+        self._print(f"  {text}", markup=False, soft_wrap=True)
+
+    def _print(self, text: str, **options: Any) -> None:
+        try:
+            self._console.print(text, highlight=False, **options)
+        except OSError:
+            if not self._console.stderr:
+                raise
+            # Nobody can read of the work, which goes on.
+            streams.discard(2)
 
     def start(self, task: str, total: float) -> None:
         """Announces a task."""
         self._task, self._done, self._total = task, 0.0, max(total, 1e-9)
         self._began = self._spoke = time.perf_counter()
         if not self._live:
-            self._console.print(f"{task} ...", highlight=False)
+            self._print(f"{task} ...")
             return
         columns = (
             TextColumn("{task.description:<9}"),
@@ -55,14 +85,12 @@ class Terminal:
             self._spoke = time.perf_counter()
             elapsed = self._spoke - self._began
             left = elapsed * (self._total / max(self._done, 1e-9) - 1)
-            self._console.print(
-                f"  {self._done / self._total:4.0%}, {left:.0f} s left: {detail}", highlight=False, soft_wrap=True
-            )
+            self._print(f"  {self._done / self._total:4.0%}, {left:.0f} s left: {detail}", soft_wrap=True)
 
     def finish(self) -> None:
         """Takes the bar away and says how long the task took."""
         self.close()
-        self._console.print(f"{self._task}: done in {time.perf_counter() - self._began:.0f} s", highlight=False)
+        self._print(f"{self._task}: done in {time.perf_counter() - self._began:.0f} s")
 
     def close(self) -> None:
         """Takes the bar away, if there is one."""

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sdsl_jax.cli.study import overrides
-from sdsl_jax.cli.terminal import Terminal, standard_console
+from sdsl_jax.cli.terminal import Terminal, error_console, standard_console
 from sdsl_jax.counts import short_count
 from sdsl_jax.errors import require
 
@@ -52,7 +52,7 @@ def tune(
     from sdsl_jax.training.tune import tune as run
 
     config = load_study(file, overrides)
-    console = Console(stderr=True) if as_json else standard_console()
+    console = error_console() if as_json else standard_console()
     progress = Terminal(console)
     wanted = [round(_number(size, "--sizes")) for size in sizes.split(",")]
     try:
