@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -32,7 +32,28 @@ def standard_console() -> Console:
 
 def error_console() -> Console:
     """Standard error, for progress beside an answer that goes to standard output."""
-    return _Page(stderr=True)
+    return _Page(file=cast(TextIO, _StandardError()))
+
+
+class _StandardError:
+    """Standard error, where it can be written; progress that nobody can read stops no work."""
+
+    def __init__(self) -> None:
+        self._stream = sys.stderr
+        # Under this name rich looks for the stream behind sys.stderr, which it replaces while it draws.
+        self.rich_proxied_file = self
+
+    def write(self, text: str) -> int:
+        """Writes, or passes over the text."""
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:
+            streams.discard(2)
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Terminal:
@@ -45,23 +66,14 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """Prints a line; on a terminal above the bar."""
-        self._print(f"  {text}", markup=False, soft_wrap=True)
-
-    def _print(self, text: str, **options: Any) -> None:
-        try:
-            self._console.print(text, highlight=False, **options)
-        except OSError:
-            if not self._console.stderr:
-                raise
-            # Nobody can read of the work, which goes on.
-            streams.discard(2)
+        self._console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
 
     def start(self, task: str, total: float) -> None:
         """Announces a task."""
         self._task, self._done, self._total = task, 0.0, max(total, 1e-9)
         self._began = self._spoke = time.perf_counter()
         if not self._live:
-            self._print(f"{task} ...")
+            self._console.print(f"{task} ...", highlight=False)
             return
         columns = (
             TextColumn("{task.description:<9}"),
@@ -85,12 +97,14 @@ class Terminal:
             self._spoke = time.perf_counter()
             elapsed = self._spoke - self._began
             left = elapsed * (self._total / max(self._done, 1e-9) - 1)
-            self._print(f"  {self._done / self._total:4.0%}, {left:.0f} s left: {detail}", soft_wrap=True)
+            self._console.print(
+                f"  {self._done / self._total:4.0%}, {left:.0f} s left: {detail}", highlight=False, soft_wrap=True
+            )
 
     def finish(self) -> None:
         """Takes the bar away and says how long the task took."""
         self.close()
-        self._print(f"{self._task}: done in {time.perf_counter() - self._began:.0f} s")
+        self._console.print(f"{self._task}: done in {time.perf_counter() - self._began:.0f} s", highlight=False)
 
     def close(self) -> None:
         """Takes the bar away, if there is one."""
