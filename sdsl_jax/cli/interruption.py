@@ -126,7 +126,8 @@ def _in_main_module(frame: types.FrameType | None) -> bool:
     """Whether a frame of the main thread belongs to the program itself, not to the end of the interpreter."""
     while frame is not None and frame.f_back is not None:
         frame = frame.f_back
-    return frame is not None and frame.f_globals.get("__name__") == "__main__"
+    # The second is what `python -m` runs the module in.
+    return frame is not None and frame.f_code.co_name in ("<module>", "_run_module_as_main")
 
 
 def _restored(stderr: int) -> str:

@@ -37,8 +37,7 @@ def _plain_letter(letter: str) -> str:
 
     name = unicodedata.name(letter, "")
     if name.startswith("BOX DRAWINGS"):
-        flat, upright = "HORIZONTAL" in name, "VERTICAL" in name
-        return "-" if flat and not upright else "|" if upright and not flat else "+"
+        return "+" if " AND " in name else "|" if "VERTICAL" in name else "-"
     near = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
     return near or ("" if unicodedata.combining(letter) else "?")
 
