@@ -10,7 +10,7 @@ from typing import NamedTuple
 from sdsl_jax.config import StudyConfig, to_toml
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.progress import Progress, Silent
-from sdsl_jax.records import ModelRecord, write_text
+from sdsl_jax.records import ModelRecord, require_study_folder, write_marked
 from sdsl_jax.study import Study
 from sdsl_jax.training import is_primary, plan_rungs, read_records, select, train_rungs, write_records
 
@@ -51,17 +51,19 @@ def train_part(
 
     Raises:
       Diverged: the loss of one or more rungs became non-finite; all the others were trained first.
-      SdslError: there are no such rungs, the study trains none, or training cannot go on.
+      SdslError: there are no such rungs, the study trains none, the folder holds settings of somebody else, or training
+        cannot go on.
     """
     require(
         not config.ladder.weights,
         f"ladder.weights is {config.ladder.weights!r}: the study takes its models from there and trains none.",
     )
+    require_study_folder(folder)
     study = Study(config, folder, progress or Silent())
     plans = plan_rungs(config, study.dataset, folder)
     chosen = select(plans, patterns, part)
     if is_primary():
-        write_text(folder / "config.toml", to_toml(config))
+        write_marked(folder / "config.toml", to_toml(config))
 
     def publish() -> list[ModelRecord]:
         finished = read_records(config, study.dataset, plans)

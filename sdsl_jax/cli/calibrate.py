@@ -60,6 +60,9 @@ def calibrate(
         require(out.suffix == ".toml", f"the hardware file is to be {out}; its name must end in .toml.")
         require(out.absolute().parent.is_dir(), f"cannot write {out}: its folder does not exist.")
         require(not out.is_dir(), f"cannot write {out}: it is a folder.")
+        from sdsl_jax.records import require_replaceable
+
+        require_replaceable(out)
     if records is not None:
         empty = not records.exists() or (records.is_dir() and not any(records.iterdir()))
         require(empty, f"the folder for the records, {records}, exists and is not empty; give a new one.")

@@ -32,11 +32,13 @@ def protocol(
         json: print protocol.json instead of its tables.
     """
     from sdsl_jax.config import load_protocol
-    from sdsl_jax.measurement.protocol import run_protocol
+    from sdsl_jax.measurement.protocol import SETTINGS, run_protocol
+    from sdsl_jax.records import require_records_folder
     from sdsl_jax.report.protocol import ANSWER, FIGURE, TABLE, markdown, summarise
 
     config = load_protocol(file)
     folder = out or Path("runs") / config.name
+    require_records_folder(folder, (TABLE, ANSWER, f"{FIGURE}.png"), mark=SETTINGS)
     progress = None if json and not sys.stderr.isatty() else Terminal(error_console())
     try:
         done = run_protocol(config, checkpoints, str(prompts or file.parent / config.prompts), folder, progress)

@@ -48,17 +48,21 @@ def tune(
         as_json: print one object.
     """
     from sdsl_jax.config import load_study, to_toml
-    from sdsl_jax.records import write_text
+    from sdsl_jax.records import require_replaceable, require_study_folder, write_marked
     from sdsl_jax.training.tune import tune as run
 
     config = load_study(file, overrides)
+    folder = out or Path("runs") / f"{config.name}-tune"
+    require_study_folder(folder)
+    if write is not None:
+        require_replaceable(write)
     console = error_console() if as_json else standard_console()
     progress = Terminal(console)
     wanted = [round(_number(size, "--sizes")) for size in sizes.split(",")]
     try:
         found = run(
             config,
-            out or Path("runs") / f"{config.name}-tune",
+            folder,
             wanted,
             round(_number(tokens, "--tokens")),
             [_number(factor, "--factors") for factor in factors.split(",")],
@@ -68,7 +72,7 @@ def tune(
     finally:
         progress.close()
     if write is not None and found.study is not None:
-        write_text(write, to_toml(found.study))
+        write_marked(write, to_toml(found.study))
     if as_json:
         print(json.dumps(_plain(found), indent=1, allow_nan=False))
     else:

@@ -12,7 +12,9 @@ Checked in November 2026 against:
 
 from __future__ import annotations
 
+import functools
 import json
+import shlex
 from typing import Any
 
 _DRAFT, _TARGET = "path/to/draft", "path/to/target"
@@ -41,6 +43,8 @@ def engine_settings(lookahead: int, devices: int, draft: str = "", target: str =
       batch: rows that are decoded together.
     """
     draft, target = draft or _DRAFT, target or _TARGET
+    # Names may hold blanks, quotes and $(...): the commands are quoted for a POSIX shell, and this for Python.
+    in_python = functools.partial(json.dumps, ensure_ascii=False)
     vllm = {
         "method": "draft_model",
         "model": draft,
@@ -51,18 +55,19 @@ def engine_settings(lookahead: int, devices: int, draft: str = "", target: str =
     return {
         "vllm": {
             "speculative_config": vllm,
-            "command": f"vllm serve {target} --tensor-parallel-size {devices} --speculative-config '{json.dumps(vllm)}'",
+            "command": f"vllm serve {shlex.quote(target)} --tensor-parallel-size {devices} --speculative-config "
+            f"{shlex.quote(json.dumps(vllm))}",
         },
         "sglang": {
-            "command": f"python3 -m sglang.launch_server --model-path {target} --tp-size {devices} "
-            f"--speculative-algorithm STANDALONE --speculative-draft-model-path {draft} --speculative-num-steps {lookahead} "
-            f"--speculative-eagle-topk 1 --speculative-num-draft-tokens {lookahead + 1}",
+            "command": f"python3 -m sglang.launch_server --model-path {shlex.quote(target)} --tp-size {devices} "
+            f"--speculative-algorithm STANDALONE --speculative-draft-model-path {shlex.quote(draft)} "
+            f"--speculative-num-steps {lookahead} --speculative-eagle-topk 1 --speculative-num-draft-tokens {lookahead + 1}",
         },
         "hugging_face": {
             "code": "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-            f'tokenizer = AutoTokenizer.from_pretrained("{target}")\n'
-            f'target = AutoModelForCausalLM.from_pretrained("{target}", dtype="auto", device_map="auto")\n'
-            f'draft = AutoModelForCausalLM.from_pretrained("{draft}", dtype="auto", device_map="auto")\n'
+            f"tokenizer = AutoTokenizer.from_pretrained({in_python(target)})\n"
+            f'target = AutoModelForCausalLM.from_pretrained({in_python(target)}, dtype="auto", device_map="auto")\n'
+            f'draft = AutoModelForCausalLM.from_pretrained({in_python(draft)}, dtype="auto", device_map="auto")\n'
             'inputs = tokenizer("a prompt", return_tensors="pt").to(target.device)\n'
             f"draft.generation_config.num_assistant_tokens = {lookahead}\n"
             'draft.generation_config.num_assistant_tokens_schedule = "constant"\n'

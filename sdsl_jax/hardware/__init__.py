@@ -19,8 +19,9 @@ import tomli_w
 
 from sdsl_jax.config.toml import from_dict
 from sdsl_jax.errors import SdslError, require
-from sdsl_jax.records import write_text
+from sdsl_jax.records import write_marked
 from sdsl_jax.theory.hardware import Hardware, Precision
+from sdsl_jax.user_files import read_toml
 
 # Where nothing is known of a quantity its key is left out, and it has the value that makes it vanish from the model.
 _UNKNOWN = {"link_bytes_per_second": math.inf, "memory_bytes": math.inf, "price_per_hour": 0.0}
@@ -175,25 +176,17 @@ def load_hardware(name_or_path: str | Path) -> HardwareFile:
     """
     text = os.fspath(name_or_path)
     if isinstance(name_or_path, Path) or text.endswith(".toml") or os.sep in text:
-        try:
-            content = Path(text).read_bytes()
-        except OSError as error:
-            raise SdslError(f"the hardware file {text} cannot be read ({error.strerror}).") from None
-        return _parse(content, f"the hardware file {text}")
+        return _parse(read_toml(text, "hardware file"), f"the hardware file {text}")
     known = known_hardware()
     require(
         text.lower() in known,
         f"there is no hardware named {text!r}; known are {', '.join(known)}, and any file that ends in .toml.",
     )
-    content = (resources.files("sdsl_jax.hardware") / f"{text.lower()}.toml").read_bytes()
-    return _parse(content, f"the hardware {text}")
+    content = (resources.files("sdsl_jax.hardware") / f"{text.lower()}.toml").read_text(encoding="utf-8")
+    return _parse(tomllib.loads(content), f"the hardware {text}")
 
 
-def _parse(content: bytes, what: str) -> HardwareFile:
-    try:
-        values = tomllib.loads(content.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SdslError(f"{what} is not valid TOML: {error}.") from None
+def _parse(values: dict[str, Any], what: str) -> HardwareFile:
     try:
         # An optional table is checked by itself: what is wrong inside would not be said otherwise.
         table = values.pop("calibration", None)
@@ -237,8 +230,8 @@ def save_hardware(file: HardwareFile, path: str | Path) -> None:
         values["calibration"] = dataclasses.asdict(file.calibration)
     text = _HEAD + tomli_w.dumps(values)
     # What could not be read back must not be written.
-    _parse(text.encode(), f"the hardware file {path}")
-    write_text(path, text)
+    _parse(tomllib.loads(text), f"the hardware file {path}")
+    write_marked(path, text)
 
 
 _HEAD = """\

@@ -25,6 +25,7 @@ from sdsl_jax.records import (
     SurvivalRecord,
     read_json,
     read_table,
+    require_records_folder,
     write_json,
     write_table,
 )
@@ -33,6 +34,7 @@ from sdsl_jax.training import LoadedModel, device_name
 
 _TABLES = ("models", "acceptance", "survival", "generation")
 MEASUREMENTS, EVENTS = "measurements.json", "events.parquet"
+WRITTEN = (*(f"{table}.csv" for table in _TABLES), MEASUREMENTS, EVENTS)
 
 
 class PairName(NamedTuple):
@@ -74,9 +76,10 @@ def require_room(folder: Path, name: PairName, how: dict[str, Any]) -> None:
     """Makes a folder for records.
 
     Raises:
-      SdslError: it cannot be made, holds this very measurement already, or others that were made in another way.
+      SdslError: it cannot be made, holds this very measurement already, others that were made in another way, or files of
+        somebody else.
     """
-    require(not folder.is_file(), f"cannot write {folder}: it is a file; records need a folder.")
+    require_records_folder(folder, WRITTEN, mark="schema.json")
     for other in read_json(folder / MEASUREMENTS, list) if (folder / MEASUREMENTS).exists() else []:
         for key, value in how.items():
             require(

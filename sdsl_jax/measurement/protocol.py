@@ -24,7 +24,7 @@ from sdsl_jax.measurement.generation import time_generation
 from sdsl_jax.measurement.pair import PairSettings, measure_pair
 from sdsl_jax.measurement.retokenised import prompt_losses, retokenised_acceptance
 from sdsl_jax.progress import Progress, Silent
-from sdsl_jax.records import AcceptanceRecord, read_json, read_table, write_json
+from sdsl_jax.records import AcceptanceRecord, read_json, read_table, require_records_folder, write_json
 from sdsl_jax.training import LoadedModel, Reading, load_any_model
 
 RETOKENISED, SETTINGS = "retokenised", "protocol-settings.json"
@@ -84,10 +84,12 @@ def run_protocol(
       progress: told about every pair.
 
     Raises:
-      SdslError: the folder of checkpoints or the prompts are missing, or the records cannot be written.
+      SdslError: the folder of checkpoints or the prompts are missing, the folder of the records holds files of somebody else,
+        or the records cannot be written.
     """
     progress = progress or Silent()
     require(checkpoints.is_dir(), f"the folder of checkpoints {checkpoints} does not exist.")
+    require_records_folder(out, pair_records.WRITTEN, mark=SETTINGS)
     out.mkdir(parents=True, exist_ok=True)
     _require_same_settings(config, Path(prompts), out)
     absent = [m.folder for m in (*config.targets, *config.drafts) if not (checkpoints / m.folder).is_dir()]

@@ -5,6 +5,7 @@ from anybody's measurements. Units stand in the column names; `SCHEMA_VERSION` c
 """
 
 from sdsl_jax.records.files import column, read_json, read_table, schema, write_json, write_table, write_text
+from sdsl_jax.records.folders import require_records_folder, require_replaceable, require_study_folder, write_marked
 from sdsl_jax.records.selection import longest_trained
 from sdsl_jax.records.tables import (
     SCHEMA_VERSION,
@@ -38,8 +39,12 @@ __all__ = [
     "longest_trained",
     "read_json",
     "read_table",
+    "require_records_folder",
+    "require_replaceable",
+    "require_study_folder",
     "schema",
     "write_json",
+    "write_marked",
     "write_table",
     "write_text",
 ]

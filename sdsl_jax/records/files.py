@@ -31,9 +31,10 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
+        raise SdslError(f"cannot write {path} ({error.strerror}).") from None
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise SdslError(f"cannot write {path} ({error.strerror}).") from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -83,8 +84,9 @@ def write_table(folder: Path, name: str, rows: Sequence[Any]) -> None:
     lines = [[_text(getattr(row, f.name)) for f in fields] for row in rows]
     buffer = _CsvLines()
     csv.writer(buffer, lineterminator="\n").writerows([[f.name for f in fields], *lines])
-    write_text(path, "".join(buffer.lines))
+    # First, since it tells our tables from those of others.
     write_json(folder / "schema.json", schema())
+    write_text(path, "".join(buffer.lines))
 
 
 class _CsvLines:

@@ -15,7 +15,14 @@ from sdsl_jax.data import Dataset, load_dataset, source_digests
 from sdsl_jax.data.domains import domain_identity
 from sdsl_jax.errors import require
 from sdsl_jax.progress import Progress, Silent
-from sdsl_jax.records import SCHEMA_VERSION, read_json, read_table, write_json, write_text
+from sdsl_jax.records import (
+    SCHEMA_VERSION,
+    read_json,
+    read_table,
+    require_study_folder,
+    write_json,
+    write_marked,
+)
 from sdsl_jax.study.plan import PLAN, STAGES
 from sdsl_jax.study.stages import RUNNERS
 
@@ -153,9 +160,11 @@ def run_study(
       progress: told what happens.
 
     Raises:
-      SdslError: the folder cannot be written to, or a stage cannot do what the settings ask. Results of earlier stages stay.
+      SdslError: the folder cannot be written to, or holds settings or a report of somebody else; or a stage cannot do what the
+        settings ask. Results of earlier stages stay.
     """
     require(only is None or only in STAGES, f"the stage {only!r} does not exist; the stages are {', '.join(STAGES)}.")
+    require_study_folder(folder)
     study = Study(config, folder, progress or Silent())
     if only is None:
         from sdsl_jax.measurement import check_conditions
@@ -167,7 +176,7 @@ def run_study(
         check_conditions(config)
     # A single stage run with other settings does not change what the results at large were made with.
     if only is None or not (folder / "config.toml").exists():
-        write_text(folder / "config.toml", to_toml(config))
+        write_marked(folder / "config.toml", to_toml(config))
     if only is None and config.holdout.any:
         publish_predictions(study, force)
     for stage in STAGES if only is None else (only,):

@@ -1,6 +1,9 @@
 """From settings to numbers: units, memory by hand, ranges, and what is refused."""
 
+import ast
 import dataclasses
+import json
+import shlex
 
 import jax
 import numpy as np
@@ -176,6 +179,20 @@ def test_engines_are_told_the_lookahead():
     assert "num_assistant_tokens = 5" in code
     assert 'target = AutoModelForCausalLM.from_pretrained("a/target"' in code
     compile(code, "snippet", "exec")
+
+
+@pytest.mark.parametrize("name", ["my models/a draft", 'it\'s "big"', "$(touch x); `y` & z", "a\\b", "naïve 模型"])
+def test_names_in_the_commands_of_engines_are_quoted(name):
+    told = engine_settings(5, 4, name, f"{name}-target")
+    words = shlex.split(told["vllm"]["command"])
+    assert words[2] == f"{name}-target"
+    assert json.loads(words[words.index("--speculative-config") + 1]) == told["vllm"]["speculative_config"]
+    words = shlex.split(told["sglang"]["command"])
+    assert words[words.index("--model-path") + 1] == f"{name}-target"
+    assert words[words.index("--speculative-draft-model-path") + 1] == name
+    constants = [x.value for x in ast.walk(ast.parse(told["hugging_face"]["code"])) if isinstance(x, ast.Constant)]
+    assert constants.count(name) == 1
+    assert constants.count(f"{name}-target") == 2
 
 
 def test_assisted_generation_takes_one_row():

@@ -147,6 +147,55 @@ def test_an_export_that_was_trained_further_is_read_as_it_is(small_model, tmp_pa
     np.testing.assert_array_equal(head.T, tensors["lm_head.weight"])
 
 
+def _weights(folder):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    tensors = safetensors.load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] += 0.01
+    safetensors.save_file(tensors, folder / "model.safetensors")
+
+
+def _tokenizer(folder):
+    (folder / "tokenizer.json").write_text("{}")
+
+
+def _deleted(folder):
+    (folder / "generation_config.json").unlink()
+
+
+def _config(folder):
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"transformers_version": "5.0.0"}))
+
+
+def _older(folder):
+    content = json.loads((folder / "config.json").read_text())
+    del content["sdsl_jax"]["files"]
+    (folder / "config.json").write_text(json.dumps(content | {"transformers_version": "4.50.0"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (_weights, "model.safetensors"),
+        (_tokenizer, "tokenizer.json"),
+        (_deleted, "generation_config.json"),
+        (_config, "config.json"),
+        (_older, "config.json"),
+    ],
+)
+def test_an_export_that_was_changed_since_is_not_replaced(small_model, tmp_path, change, name):
+    pytest.importorskip("safetensors")
+    model = random_model(small_model)
+    folder = export_llama(model, tmp_path / "model")
+    change(folder)
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(
+        SdslError, match=f"is an export whose {name} was changed since, .*; name another folder, or delete"
+    ):
+        export_llama(model, folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
 @pytest.mark.parametrize("kind", ["bytes", "bpe"])
 def test_our_tokenizers_become_tokenizer_json(small_model, tmp_path, kind):
     """The exported file gives the same ids for any text, and is recognised as the same tokenizer."""

@@ -92,13 +92,13 @@ def kill(child):
     return child.returncode == -signal.SIGKILL
 
 
-def kill_inside_a_write(child, folder, nth):
-    """Kills a child when it begins to write its n-th checkpoint; whether it came to that."""
+def at_a_write(child, folder, nth, end=kill):
+    """Ends a child when it begins to write its n-th checkpoint; whether it came to that."""
     seen = set()
     while child.poll() is None:
         seen |= {p.name for p in folder.glob("checkpoints/*/*/.*.partial*")}
         if len({name.split(".partial")[0] for name in seen}) >= nth:
-            return kill(child)
+            return end(child)
         time.sleep(0.001)
     child.communicate()
     return False
@@ -114,7 +114,7 @@ def kill_after(child, seconds):
 
 @pytest.mark.slow
 def test_killed_inside_checkpoint_writes(study, whole, tmp_path):
-    killed = [kill_inside_a_write(start(study, tmp_path), tmp_path, nth) for nth in (2, 5)]
+    killed = [at_a_write(start(study, tmp_path), tmp_path, nth) for nth in (2, 5)]
     assert killed == [True, True]
     assert not (tmp_path / "records").exists()
     finish(start(study, tmp_path))
@@ -137,10 +137,51 @@ def test_killed_many_times_at_random(study, whole, tmp_path, wanted):
         while alive:
             child = start(study, out)
             if rng.random() < 0.5:
-                alive = kill_inside_a_write(child, out, rng.randint(1, 6))
+                alive = at_a_write(child, out, rng.randint(1, 6))
             else:
                 alive = kill_after(child, rng.uniform(0.5, 1.0) * life)
             kills += alive
+        assert child.returncode == 0
+        assert_equal(out, whole)
+
+
+def interrupt(child):
+    """One sentence and nothing else, whatever the moment."""
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    if child.returncode == 0:
+        return False
+    assert (child.returncode, err) == (130, "sdsl: interrupted; the same command continues where it stood.\n")
+    return True
+
+
+def interrupt_after(child, seconds):
+    try:
+        child.communicate(timeout=seconds)
+        return False
+    except subprocess.TimeoutExpired:
+        return interrupt(child)
+
+
+@pytest.mark.slow
+def test_interrupted_twenty_times_at_random(study, whole, tmp_path):
+    """Half of the times anywhere in the child's life, imports included, half inside the write of a checkpoint."""
+    rng, interrupts, times = random.Random(6), 0, 0
+    began = time.perf_counter()
+    finish(start(study, tmp_path / "life"))
+    life = time.perf_counter() - began
+    while interrupts < 20:
+        out = tmp_path / str(times)
+        times += 1
+        alive = True
+        while alive:
+            child = start(study, out)
+            if rng.random() < 0.5:
+                alive = at_a_write(child, out, rng.randint(1, 6), interrupt)
+            else:
+                # A Python that has not got to the command yet answers in its own way.
+                alive = interrupt_after(child, rng.uniform(0.1, 1.0) * life)
+            interrupts += alive
         assert child.returncode == 0
         assert_equal(out, whole)
 

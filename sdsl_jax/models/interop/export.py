@@ -3,6 +3,7 @@ queries and keys are normalised. What is read from such a folder and written aga
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -107,7 +108,6 @@ def export_llama(
             total = sum(leaf.nbytes for leaf in arrays.values())
             _write_json(partial / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
         ends = {"eos_token_id": list(end_ids) if len(end_ids) > 1 else end_ids[0]} if end_ids else {}
-        _write_json(partial / CONFIG, _config(c, kind, dtype, max_positions) | ends)
         plain = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
         _write_json(partial / GENERATION, plain | ends)
         if tokenizer is not None:
@@ -118,6 +118,10 @@ def export_llama(
             }
             settings |= {"chat_template": chat_template} if chat_template else {}
             _write_json(partial / TOKENIZER_CONFIG, settings | ({"eos_token": end_token} if end_token else {}))
+        config = _config(c, kind, dtype, max_positions) | ends
+        # By these a later export knows whether the folder is still as this one left it.
+        config[OWN] |= {"files": _digests(partial), "config": _config_digest(config)}
+        _write_json(partial / CONFIG, config)
         _swap(partial, folder)
     except OSError as error:
         raise SdslError(f"cannot write the folder {folder} ({error.strerror or error}).") from None
@@ -253,18 +257,53 @@ def _beside(folder: Path, purpose: str) -> Path:
     return folder.with_name(f".{folder.name}.{purpose}-{os.getpid()}")
 
 
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file but the configuration, by name."""
+    digests = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name != CONFIG:
+            with open(path, "rb") as file:
+                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def _config_digest(config: dict[str, Any]) -> str:
+    """SHA-256 of what a configuration says of the model, in whatever order."""
+    said = {key: value for key, value in config.items() if key != OWN}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
 def _require_replaceable(folder: Path) -> None:
     """Refuses to overwrite what an export did not write: anything but an empty folder or exactly an export's files."""
     require(not folder.exists() or folder.is_dir(), f"{folder} is a file; the export needs a folder.")
     held = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     others = [name for name in held if name not in _WRITTEN and not _is_shard(name)]
-    if held and not others and (CONFIG not in held or OWN not in Fields.read(folder / CONFIG).values):
+    config = Fields.read(folder / CONFIG).values if CONFIG in held and not others else {}
+    if held and not others and OWN not in config:
         others = held  # somebody else's checkpoint has files of the same names
     require(
         not others,
         f"the folder {folder} holds {others[0] if others else ''}, which no export wrote; "
         "the folder must be new, empty or an earlier export.",
     )
+    changed = _changed(folder, config) if held else None
+    require(
+        changed is None,
+        f"the folder {folder} is an export whose {changed} was changed since, by further training perhaps; name another folder, "
+        "or delete this one.",
+    )
+
+
+def _changed(folder: Path, config: dict[str, Any]) -> str | None:
+    """A file of an export that is not as the export left it; None if all are."""
+    own = config[OWN]
+    if not isinstance(own, dict) or not isinstance(own.get("files"), dict):
+        # Exports of earlier versions know no digests; who trains one further with Transformers leaves that library's version.
+        return CONFIG if "transformers_version" in config else None
+    if _config_digest(config) != own.get("config"):
+        return CONFIG
+    there, left = _digests(folder), own["files"]
+    return next((name for name in sorted(there.keys() | left) if there.get(name) != left.get(name)), None)
 
 
 def _is_shard(name: str) -> bool:

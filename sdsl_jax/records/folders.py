@@ -1,0 +1,103 @@
+"""Folders that results go to: what a user keeps there under a name that we write is not overwritten."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from sdsl_jax.errors import require
+from sdsl_jax.records.files import write_text
+
+SETTINGS, REPORT = "config.toml", "report.html"
+_MARK = "# Written by sdsl_jax. SHA-256 of the lines below: "
+# Studies of earlier versions wrote settings without a mark; some of these lies beside them.
+_TRACES = ("stages.json", "checkpoints", "records/schema.json")
+# Of the report, within its first bytes.
+_TITLE = "speculative-decoding scaling laws</title>"
+_HEAD_BYTES = 4096
+
+
+def write_marked(path: Path, text: str) -> None:
+    """Writes a TOML file that is recognised as ours as long as nobody changes it.
+
+    Raises:
+      SdslError: the file cannot be written.
+    """
+    write_text(path, f"{_MARK}{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+
+
+def require_replaceable(path: Path) -> None:
+    """Makes sure that there is no file yet, or one that `write_marked` wrote and nobody changed.
+
+    Raises:
+      SdslError: there is another one.
+    """
+    require(
+        not path.exists() or _is_marked(_text(path)),
+        f"the file {path} exists, and was not written by sdsl or was changed since; name another file.",
+    )
+
+
+def require_study_folder(folder: Path) -> None:
+    """Makes sure that a folder holds no settings and no report but those of a study.
+
+    Args:
+      folder: that results are to go to; it may be missing.
+
+    Raises:
+      SdslError: its config.toml or report.html is not as a study wrote it.
+    """
+    require(not folder.is_file(), f"cannot write {folder}: it is a file; results need a folder.")
+    path = folder / SETTINGS
+    require(
+        not path.exists() or _is_own_settings(path),
+        f"the file {path} was not written by a study, or was changed since, and would be overwritten; name another folder, or "
+        "save the file under another name.",
+    )
+    path = folder / REPORT
+    require(
+        not path.exists() or _TITLE in _text(path, _HEAD_BYTES),
+        f"the file {path} was not written by a study, and would be overwritten; name another folder.",
+    )
+
+
+def require_records_folder(folder: Path, names: Iterable[str], mark: str) -> None:
+    """Makes sure that a folder holds no files of the names that are to be written, unless they are records of ours.
+
+    Args:
+      folder: that records are to go to; it may be missing.
+      names: of the files.
+      mark: name of a file that lies beside our own.
+
+    Raises:
+      SdslError: it holds others.
+    """
+    require_study_folder(folder)
+    held = [name for name in names if (folder / name).exists()]
+    require(
+        not held or (folder / mark).exists(),
+        f"the folder {folder} holds {held[0] if held else ''} and no {mark}: it was not written by sdsl, and would be "
+        "overwritten; name another folder.",
+    )
+
+
+def _is_own_settings(path: Path) -> bool:
+    text = _text(path)
+    # TOML that a program writes has no comments.
+    commented = any(line.lstrip().startswith("#") for line in text.splitlines())
+    return _is_marked(text) or (not commented and any((path.parent / trace).exists() for trace in _TRACES))
+
+
+def _is_marked(text: str) -> bool:
+    first, _, rest = text.partition("\n")
+    return first == f"{_MARK}{hashlib.sha256(rest.encode('utf-8', 'replace')).hexdigest()}"
+
+
+def _text(path: Path, most: int = -1) -> str:
+    """What a file begins with; nothing, if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(most).decode("utf-8", "replace")
+    except OSError:
+        return ""
