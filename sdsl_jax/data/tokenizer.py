@@ -20,6 +20,8 @@ from sdsl_jax.user_files import read_text
 END_OF_DOCUMENT = "<|endoftext|>"
 # Ends a document in every one of our tokenizers: NUL among the bytes, the special token of a BPE.
 END_ID = 0
+# More than any vocabulary has.
+_MOST_IDS = 1 << 24
 
 
 class EncodedPrompt(NamedTuple):
@@ -241,12 +243,16 @@ def read_tokenizer(path: Path) -> HuggingFaceTokenizer:
     """
     text = read_text(path, "tokenizer", newlines=False)
     try:
-        return HuggingFaceTokenizer.from_str(text)
+        tokenizer = HuggingFaceTokenizer.from_str(text)
+        largest = max(tokenizer.get_vocab().values(), default=0)
     except BaseException as error:
         # Bare exceptions for whatever is wrong with the JSON, and panics, which are not even these.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise SdslError(f"the tokenizer {path} is damaged: it is not the JSON of a tokenizer.") from None
+    # The library makes room for every id up to the largest, and ends the process where there is none.
+    require(largest < _MOST_IDS, f"the tokenizer {path} is damaged: it has the id {largest:,}.")
+    return tokenizer
 
 
 def hugging_face_json(tokenizer: Tokenizer) -> tuple[str, str | None]:

@@ -21,7 +21,7 @@ from sdsl_jax.config.toml import from_dict
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.records import write_marked
 from sdsl_jax.theory.hardware import Hardware, Precision
-from sdsl_jax.user_files import read_toml
+from sdsl_jax.user_files import read_toml, reading
 
 # Where nothing is known of a quantity its key is left out, and it has the value that makes it vanish from the model.
 _UNKNOWN = {"link_bytes_per_second": math.inf, "memory_bytes": math.inf, "price_per_hour": 0.0}
@@ -176,7 +176,8 @@ def load_hardware(name_or_path: str | Path) -> HardwareFile:
     """
     text = os.fspath(name_or_path)
     if isinstance(name_or_path, Path) or text.endswith(".toml") or os.sep in text:
-        return _parse(read_toml(text, "hardware file"), f"the hardware file {text}")
+        with reading(text, "hardware file"):
+            return _parse(read_toml(text, "hardware file"), f"the hardware file {text}")
     known = known_hardware()
     require(
         text.lower() in known,

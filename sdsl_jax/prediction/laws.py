@@ -20,6 +20,7 @@ from sdsl_jax.theory import (
     About,
     draws_from_covariance,
 )
+from sdsl_jax.user_files import reason
 
 # Draws from a covariance matrix: enough for the ends of a 90 % interval to be known to a few percent of its width.
 _DRAWS = 1000
@@ -133,8 +134,8 @@ def _load(name: str, kind: str, published: dict[str, Any], forms: dict[str, type
         )
     except SdslError:
         raise
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise SdslError(f"{path} does not hold a usable {kind} law ({error}).") from None
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, ArithmeticError) as error:
+        raise SdslError(f"{path} does not hold a usable {kind} law ({reason(error)}).") from None
 
 
 def _number(value: Any) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import io
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.records.tables import MAY_BE_EMPTY, SCHEMA_VERSION, TABLES
+from sdsl_jax.user_files import parse_json, read_text
 
 
 def write_text(path: Path, text: str) -> None:
@@ -28,7 +30,8 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        # The name of a file may hold bytes that are no text.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         os.replace(temporary, path)
     except OSError as error:
         raise SdslError(f"cannot write {path} ({error.strerror}).") from None
@@ -61,12 +64,7 @@ def read_json(path: Path, kind: type = dict, keys: Sequence[str] = ()) -> Any:
     Raises:
       SdslError: the file is missing or damaged, or holds something else.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SdslError(f"the record file {path} cannot be read ({error.strerror}).") from None
-    except ValueError as error:
-        raise SdslError(f"the record file {path} is damaged: it is not valid JSON ({error}).") from None
+    value = parse_json(read_text(path, "record file"), f"the record file {path} is damaged: it")
     objects = value if kind is list and isinstance(value, list) else [value]
     good = isinstance(value, kind) and all(isinstance(item, dict) and all(k in item for k in keys) for item in objects)
     require(
@@ -129,19 +127,17 @@ def read_table(folder: Path, name: str, path: Path | None = None) -> list[Any]:
             version == SCHEMA_VERSION,
             f"the records in {folder} have schema version {version}; this version of sdsl_jax reads {SCHEMA_VERSION}.",
         )
+    text = read_text(path, "record file", newlines=False)
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            present = reader.fieldnames or []
-            required = [f.name for f in dataclasses.fields(row_type) if f.default is dataclasses.MISSING]
-            missing = [column for column in required if column not in present]
-            require(not missing, f"the record file {path} is damaged: it lacks the column {', '.join(missing)}.")
-            rows = [_parse(row, row_type, path, reader.line_num) for row in reader]
-            require(bool(rows) or name in MAY_BE_EMPTY, f"the record file {path} is damaged: it holds no rows.")
-            return rows
-    except OSError as error:
-        raise SdslError(f"the record file {path} cannot be read ({error.strerror}).") from None
-    except (csv.Error, UnicodeDecodeError) as error:
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        present = reader.fieldnames or []
+        required = [f.name for f in dataclasses.fields(row_type) if f.default is dataclasses.MISSING]
+        missing = [column for column in required if column not in present]
+        require(not missing, f"the record file {path} is damaged: it lacks the column {', '.join(missing)}.")
+        rows = [_parse(row, row_type, path, reader.line_num) for row in reader]
+        require(bool(rows) or name in MAY_BE_EMPTY, f"the record file {path} is damaged: it holds no rows.")
+        return rows
+    except csv.Error as error:
         raise SdslError(f"the record file {path} is damaged: {error}.") from None
 
 

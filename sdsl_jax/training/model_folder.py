@@ -24,6 +24,7 @@ from sdsl_jax.models import ModelConfig, Params, abstract_params, count
 from sdsl_jax.records import ModelRecord, read_json, write_json, write_text
 from sdsl_jax.training import checkpoints
 from sdsl_jax.training.processes import is_primary
+from sdsl_jax.user_files import reading
 
 FORMAT, FORMAT_VERSION = "sdsl_jax model", 1
 PARAMS, RECORD, MODEL, TOKENIZER = "params", "record.json", "model.json", "tokenizer.json"
@@ -184,15 +185,17 @@ def load_model_folder(path: Path) -> LoadedModel:
     missing = [name for name in (RECORD, PARAMS, MODEL) if not (folder / name).exists()]
     require(not missing, f"the model folder {folder} is incomplete: it lacks {' and '.join(missing)}.")
     values = _read_description(folder)
-    config = _part(ModelConfig, values["architecture"], folder, "architecture")
-    data = _part(DataConfig, values["data"], folder, "data")
-    tokenizer = _load_tokenizer(folder, values["tokenizer"])
+    with reading(folder, "model folder"):
+        config = _part(ModelConfig, values["architecture"], folder, "architecture")
+        data = _part(DataConfig, values["data"], folder, "data")
+        tokenizer = _load_tokenizer(folder, values["tokenizer"])
+        total = count(config, 0).total
     require(
         tokenizer.vocab_size == config.vocab_size,
         f"the model folder {folder} is damaged: its tokenizer has {tokenizer.vocab_size} entries, its model "
         f"{config.vocab_size}.",
     )
-    record, total = read_record(folder / RECORD), count(config, 0).total
+    record = read_record(folder / RECORD)
     # Orbax would say so too, but at length.
     require(
         record.params_total == total,
