@@ -2,8 +2,8 @@
 
     python tests/fuzz_child.py FOLDER KIND...
 
-prints a line of JSON for each kind: what went wrong with which input. What counts as right is any answer, or an `SdslError` of one
-sentence that names the file. Weights and prose are left alone: nobody could know that they are damaged.
+prints a line of JSON for each kind: what went wrong with which input. Any answer is right, and an `SdslError` of one sentence
+that names the file. Weights and prose are left alone: nobody could know that they are damaged.
 """
 
 from __future__ import annotations
