@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from rich.table import Table
@@ -90,6 +91,7 @@ def child(code, *, signals):
     assert process.stdout.readline() == "ready\n"
     for number in signals:
         process.send_signal(number)
+        time.sleep(0.05)  # signals of one kind that wait become one
     _, err = process.communicate(timeout=20)
     return process.returncode, err
 

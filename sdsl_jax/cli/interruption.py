@@ -104,7 +104,8 @@ class Interruption:
     def _watch(self, woken: int) -> None:
         """Runs in a thread of its own, which no work of the main thread keeps from running."""
         while True:
-            if signal.SIGINT in os.read(woken, 64):
+            # A signal at a time: the one after it may be there already.
+            if os.read(woken, 1)[0] == signal.SIGINT:
                 main = sys._current_frames().get(threading.main_thread().ident or 0)
                 if self._ends(main):
                     break
