@@ -163,14 +163,16 @@ def interrupt_after(child, seconds):
         return interrupt(child)
 
 
-@pytest.mark.slow
-def test_interrupted_twenty_times_at_random(study, whole, tmp_path):
+@pytest.mark.parametrize(
+    "wanted", [pytest.param(4, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.release)]
+)
+def test_interrupted_many_times_at_random(study, whole, tmp_path, wanted):
     """Half of the times anywhere in the child's life, imports included, half inside the write of a checkpoint."""
     rng, interrupts, times = random.Random(6), 0, 0
     began = time.perf_counter()
     finish(start(study, tmp_path / "life"))
     life = time.perf_counter() - began
-    while interrupts < 20:
+    while interrupts < wanted:
         out = tmp_path / str(times)
         times += 1
         alive = True
