@@ -10,7 +10,7 @@ from jaxtyping import Int
 from sdsl_jax.decoding import loop
 from sdsl_jax.decoding.drafters import Drafter, Model, ModelDrafter, NgramDraft
 from sdsl_jax.decoding.lookahead import FixedLookahead, LookaheadRule
-from sdsl_jax.decoding.loop import Decoded, Requests
+from sdsl_jax.decoding.loop import Decoded, Finite, Requests
 from sdsl_jax.decoding.noise import row_keys
 from sdsl_jax.decoding.sampling import Sampling
 from sdsl_jax.decoding.verification import VERIFICATIONS, Verification
@@ -80,10 +80,31 @@ def _room(requests: Requests, room: int | None) -> int:
 
 def require_positions(model: Model, length: int, role: str) -> None:
     """Raises `SdslError` where rows outgrow a table of learned positions; rotary ones set no limit of their own."""
-    config = model.config
+    limit = model.config.position_limit
     require(
-        config.positions == "rotary" or length <= config.max_positions,
-        f"prompts and new tokens come to {length} positions; the {role} knows only {config.max_positions}.",
+        length <= limit,
+        f"prompts and new tokens come to {length} positions; the {role} knows only {limit}: ask for {length - limit} fewer.",
+    )
+
+
+def require_finite(finite: Finite) -> None:
+    """Raises `SdslError` where logits of a run, or of any of several, are not finite. Waits for the run to end."""
+    for role, all_finite in finite._asdict().items():
+        require(bool(np.all(all_finite)), broken_logits(role))
+
+
+def _checked(decoded: Decoded) -> Decoded:
+    """A run whose logits are finite."""
+    assert decoded.finite is not None
+    require_finite(decoded.finite)
+    return decoded._replace(finite=None)
+
+
+def broken_logits(role: str, where: str = "") -> str:
+    """What is wrong with a model whose logits are not finite, in a sentence; `where` says at which positions."""
+    return (
+        f"the logits of the {role} are not finite{where}: its weights hold infinities or NaN, or its type overflows (float16 "
+        "ends at 65,504; bfloat16 and float32 reach farther). Nothing is recorded."
     )
 
 
@@ -128,7 +149,8 @@ def speculate(
         share a program.
 
     Raises:
-      SdslError: an argument lies outside its range, or the vocabularies differ.
+      SdslError: an argument lies outside its range, the vocabularies differ, rows outgrow a table of positions, or logits are not
+        finite.
     """
     if not isinstance(lookahead, LookaheadRule):
         require(
@@ -161,12 +183,13 @@ def speculate(
     requests = _requests(prompts, prompt_lengths, new_tokens, seed, rows, stop_tokens, vocab_size)
     most = _room(requests, room)
     buffer = requests.prompts.shape[1] + most
-    require_positions(target, buffer, "target")
+    longest = int(requests.max_lengths.max())
+    require_positions(target, longest, "target")
     if isinstance(draft, Model):
-        require_positions(draft, buffer, "draft")
+        require_positions(draft, longest, "draft")
     capacity = buffer + max_lookahead + 1
     with jax.default_matmul_precision("highest"):
-        return loop.speculative_loop(
+        decoded = loop.speculative_loop(
             drafter,
             target.config,
             draft_params,
@@ -182,6 +205,7 @@ def speculate(
             max_rounds=max(1, most),
             keep_distributions=keep_distributions,
         )
+    return _checked(decoded)
 
 
 def autoregress(
@@ -196,10 +220,13 @@ def autoregress(
     stop_tokens: tuple[int, ...] = (),
     room: int | None = None,
 ) -> Decoded:
-    """Decodes with the target alone, one token a step; arguments as in `speculate`."""
+    """Decodes with the target alone, one token a step; arguments and errors as in `speculate`."""
     requests = _requests(prompts, prompt_lengths, new_tokens, seed, rows, stop_tokens, target.config.ids)
     buffer = requests.prompts.shape[1] + _room(requests, room)
-    require_positions(target, buffer, "target")
+    require_positions(target, int(requests.max_lengths.max()), "target")
     with jax.default_matmul_precision("highest"):
         cache = prefill(target.config, target.params, requests.prompts, capacity=buffer)
-        return loop.autoregressive_loop(target.config, target.params, requests, sampling.check(), cache, buffer=buffer)
+        decoded = loop.autoregressive_loop(
+            target.config, target.params, requests, sampling.check(), cache, buffer=buffer
+        )
+    return _checked(decoded)

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from sdsl_jax.decoding.sampling import Sampling, probabilities
+from sdsl_jax.decoding.sampling import Sampling, finite_logits, probabilities
 from sdsl_jax.errors import require
 from sdsl_jax.models import KVCache, ModelConfig, Params, forward, prefill
 
@@ -44,15 +45,22 @@ class Proposal(NamedTuple):
       probs: its distribution q; what stands in rows without a proposal is not looked at.
       confidence: the drafter's largest probability before temperature and filters, which at temperature 0 would make it 1.
       available: whether there is a proposal.
+      finite: whether all logits behind it are.
     """
 
     probs: Float[Array, "B V"]
     confidence: Float[Array, " B"]
     available: Bool[Array, " B"]
+    finite: Bool[Array, " B"]
 
 
 class Drafter(Protocol):
     """Hashable, and static under `jit`; parameters are passed in."""
+
+    @property
+    def position_limit(self) -> int:
+        """Positions that it can tell apart, see `ModelConfig.position_limit`."""
+        ...
 
     def start(self, params: Any, prompts: Int[Array, "B P"], capacity: int) -> Any:
         """State of rows that have seen nothing but their prompts, with room for `capacity` positions."""
@@ -84,6 +92,11 @@ class ModelDrafter:
 
     config: ModelConfig
 
+    @property
+    def position_limit(self) -> int:
+        """That of the model."""
+        return self.config.position_limit
+
     def start(self, params: Params, prompts: Int[Array, "B P"], capacity: int) -> KVCache:
         """The cache after the prompts."""
         return prefill(self.config, params, prompts, capacity=capacity)
@@ -113,7 +126,8 @@ class ModelDrafter:
         logits = logits.astype(jnp.float32)
         # The largest of a softmax, without the others.
         confidence = jnp.exp(logits.max(axis=-1) - jax.nn.logsumexp(logits, axis=-1))
-        return Proposal(probabilities(logits, sampling), confidence, jnp.ones(logits.shape[0], bool))
+        available = jnp.ones(logits.shape[0], bool)
+        return Proposal(probabilities(logits, sampling), confidence, available, finite_logits(logits))
 
 
 @dataclass(frozen=True)
@@ -139,6 +153,11 @@ class NgramDraft:
             1 <= self.shortest <= self.longest,
             f"the n-grams run from {self.shortest} to {self.longest} tokens; they must satisfy 1 ≤ shortest ≤ longest.",
         )
+
+    @property
+    def position_limit(self) -> int:
+        """None: a text may have any length."""
+        return np.iinfo(np.int32).max
 
     def start(self, params: Any, prompts: Int[Array, "B P"], capacity: int) -> Int[Array, " B"]:
         """Where each row copies from; set by `first`."""
@@ -175,4 +194,4 @@ class NgramDraft:
         at = jnp.where(known, source + number % jnp.maximum(lengths - source, 1), 0)
         copied = jnp.take_along_axis(tokens, at[:, None], axis=1)[:, 0]
         probs = jax.nn.one_hot(copied, self.vocab_size, dtype=jnp.float32)
-        return Proposal(probs, jnp.ones(len(source)), known)
+        return Proposal(probs, jnp.ones(len(source)), known, jnp.ones_like(known))

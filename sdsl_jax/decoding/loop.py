@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sdsl_jax.decoding.drafters import Drafter
 from sdsl_jax.decoding.lookahead import LookaheadRule
 from sdsl_jax.decoding.noise import Noise, round_noise, start_keys
-from sdsl_jax.decoding.sampling import Sampling, draw, probabilities
+from sdsl_jax.decoding.sampling import Sampling, draw, finite_logits, probabilities
 from sdsl_jax.decoding.verification import VERIFICATIONS, Verdict, Verification
 from sdsl_jax.errors import require
 from sdsl_jax.models import KVCache, ModelConfig, forward
@@ -31,12 +31,12 @@ class Events(NamedTuple):
 
     Attributes:
       start: position of the first token that the round emitted.
-      proposed: drafts verified, γ; under a rule that may decline to draft it can be 0 in a round that took place.
+      proposed: drafts verified, γ; under a rule that may decline to draft it can be 0 in a round that took place. Near the end
+        of a table of positions, those that the models can judge: what they say beyond it is neither kept nor counted.
       verified: drafts that verification kept, before anything was cut off at a stop.
       accepted: drafts kept and emitted: those after a stop do not count.
       emitted: tokens emitted: accepted + 1, unless the row stopped first; 0 where the row took no part.
       chance: `Verdict.chance`: its sum is what `verified` must equal on average, [rows, rounds, γ_max].
-      spread: `Verdict.spread`: the expected square of the difference.
       stop_reason: why the row stopped in this round: 0 it did not, 1 a stop token, 2 its maximum length.
     """
 
@@ -46,7 +46,6 @@ class Events(NamedTuple):
     accepted: Int[Array, "B R"]
     emitted: Int[Array, "B R"]
     chance: Float[Array, "B R G"]
-    spread: Float[Array, "B R"]
     stop_reason: Int[Array, "B R"]
 
 
@@ -64,6 +63,18 @@ class Blocks(NamedTuple):
     target_probs: Float[Array, "B R G+1 V"]
 
 
+class Finite(NamedTuple):
+    """Whether all logits that a run rests on were finite.
+
+    Attributes:
+      target: those of every position that was verified, or drawn from.
+      draft: those behind every proposal.
+    """
+
+    target: Bool[Array, ""]
+    draft: Bool[Array, ""]
+
+
 class Decoded(NamedTuple):
     """The outcome of a decoding run.
 
@@ -75,6 +86,8 @@ class Decoded(NamedTuple):
       events: what happened in each round; None for the autoregressive loop.
       batch_rounds: rounds that the whole batch took: each as slow as its slowest row.
       blocks: drafts and distributions of every round, if they were asked for.
+      finite: whether the logits were finite; None once that was checked.
+      position_limit: positions that both models can tell apart, of each row; None without a table of positions.
     """
 
     tokens: Int[Array, "B L"]
@@ -84,6 +97,8 @@ class Decoded(NamedTuple):
     events: Events | None
     batch_rounds: Int[Array, ""]
     blocks: Blocks | None = None
+    finite: Finite | None = None
+    position_limit: Int[Array, " B"] | None = None
 
 
 class Requests(NamedTuple):
@@ -144,12 +159,16 @@ def verify_rows(verification: Verification, drafts: Array, q: Array, p: Array, c
 
 
 class _Drafts(NamedTuple):
-    """A round's drafts so far: tokens, where they came from, how many each row has, and which rows may take more."""
+    """A round's drafts so far: tokens, where they came from, how many each row has, which rows may take more.
+
+    `finite` says whether the logits behind every proposal so far were.
+    """
 
     tokens: Array
     probs: Array
     counts: Array
     drafting: Array
+    finite: Array
 
 
 def _draft(drafter: Drafter, params: Any, state: Any, rows: _Rows, noise: Noise, rule, most: Array, how: Sampling):
@@ -157,13 +176,15 @@ def _draft(drafter: Drafter, params: Any, state: Any, rows: _Rows, noise: Noise,
 
     def take(drafts: _Drafts, proposal, number) -> _Drafts:
         """Decides which rows go on, and only then draws."""
-        going = drafts.drafting & (number < most) & proposal.available & rule.goes_on(proposal.confidence)
+        asking = drafts.drafting & (number < most)
+        going = asking & proposal.available & rule.goes_on(proposal.confidence)
         drawn = draw(proposal.probs, noise.drafts[:, number])
         return _Drafts(
             drafts.tokens.at[:, number].set(drawn),
             drafts.probs.at[:, number].set(proposal.probs),
             drafts.counts + going,
             going,
+            drafts.finite & (proposal.finite | ~asking).all(),
         )
 
     def more(carry):
@@ -174,7 +195,13 @@ def _draft(drafter: Drafter, params: Any, state: Any, rows: _Rows, noise: Noise,
         return number + 1, take(drafts, proposal, number), state
 
     B, G, V = noise.drafts.shape
-    none = _Drafts(jnp.zeros((B, G), jnp.int32), jnp.zeros((B, G, V), jnp.float32), jnp.zeros(B, jnp.int32), ~rows.done)
+    none = _Drafts(
+        jnp.zeros((B, G), jnp.int32),
+        jnp.zeros((B, G, V), jnp.float32),
+        jnp.zeros(B, jnp.int32),
+        ~rows.done,
+        jnp.ones((), bool),
+    )
     proposal, state = drafter.first(params, state, rows.tokens, rows.lengths, how)
     carry = (jnp.int32(1), take(none, proposal, 0), state)
     _, drafts, state = jax.lax.while_loop(lambda c: (c[1].drafting & (c[0] < most)).any(), more, carry)
@@ -233,9 +260,12 @@ def speculative_loop(
     every = jnp.arange(B)
     keys = start_keys(requests.keys, buffer)
     _require_capacity((draft_state, target_cache), buffer + G + 1)
+    limit = min(target.position_limit, drafter.position_limit)
+    # Only where a round can reach beyond it.
+    limited = limit < buffer + G
 
     def round_(carry):
-        rows, draft_state, target_cache, memory, events, blocks, number = carry
+        rows, draft_state, target_cache, memory, events, blocks, finite, number = carry
         starts, active = rows.lengths, ~rows.done
         most = jnp.where(active, rule.most(memory, G), 0)
         noise = round_noise(keys, starts, G, V)
@@ -251,33 +281,41 @@ def speculative_loop(
         next_place = jnp.arange(G + 1) == verdict.accepted[:, None]
         new = jnp.where(next_place, verdict.next_token[:, None], padded)
         rows, emitted, reason = emit(rows, new, verdict.accepted + 1, requests)
-        verified = jnp.where(active, verdict.accepted, 0)
-        memory = rule.learn(memory, jnp.minimum(verified + 1, drafts.counts), verified)
+        # Draft i is judged by logits at position start + i − 2.
+        judged = jnp.minimum(drafts.counts, limit - starts + 1) if limited else drafts.counts
+        verified = jnp.where(active, jnp.minimum(verdict.accepted, judged), 0)
+        chance = jnp.where(active[:, None] & (jnp.arange(G) < judged[:, None]), verdict.chance, 0.0)
+        used = active[:, None] & (jnp.arange(G + 1) <= drafts.counts[:, None])
+        if limited:
+            used &= last[:, None] + jnp.arange(G + 1) < limit
+        finite = Finite(
+            finite.target & (finite_logits(logits) | ~used).all(),
+            finite.draft & drafts.finite,
+        )
+        memory = rule.learn(memory, jnp.minimum(verified + 1, judged), verified)
         happened = Events(
             start=jnp.where(active, starts, 0),
-            proposed=drafts.counts,
+            proposed=judged,
             verified=verified,
             accepted=jnp.minimum(verified, emitted),
             emitted=emitted,
-            chance=jnp.where(active[:, None], verdict.chance, 0.0),
-            spread=jnp.where(active, verdict.spread, 0.0),
+            chance=chance,
             stop_reason=reason,
         )
         events = jax.tree.map(lambda record, value: record.at[:, number].set(value), events, happened)
         if keep_distributions:
-            drafted = jnp.arange(G + 1) < (drafts.counts + 1)[:, None]
+            drafted = jnp.arange(G + 1) < (judged + 1)[:, None]
             kept = Blocks(
                 jnp.where(drafted[:, 1:], drafts.tokens, 0),
                 jnp.where(drafted[:, 1:, None], drafts.probs, 0.0),
                 jnp.where((drafted & active[:, None])[..., None], target_probs, 0.0),
             )
             blocks = jax.tree.map(lambda record, value: record.at[:, number].set(value), blocks, kept)
-        return rows, draft_state, target_cache, memory, events, blocks, number + 1
+        return rows, draft_state, target_cache, memory, events, blocks, finite, number + 1
 
     R = max_rounds
     ints = jnp.zeros((B, R), jnp.int32)
-    chance, spread = jnp.zeros((B, R, G), jnp.float32), jnp.zeros((B, R), jnp.float32)
-    events = Events(ints, ints, ints, ints, ints, chance, spread, ints)
+    events = Events(ints, ints, ints, ints, ints, jnp.zeros((B, R, G), jnp.float32), ints)
     blocks = None
     if keep_distributions:
         blocks = Blocks(
@@ -292,6 +330,7 @@ def speculative_loop(
         rule.start(B),
         events,
         blocks,
+        Finite(jnp.ones((), bool), jnp.ones((), bool)),
         jnp.zeros((), jnp.int32),
     )
 
@@ -301,8 +340,11 @@ def speculative_loop(
             return (rows.lengths + G + 1 < requests.max_lengths).all()
         return ~rows.done.all()
 
-    rows, _, _, _, events, blocks, rounds = jax.lax.while_loop(unfinished, round_, carry)
-    return Decoded(rows.tokens, rows.lengths, requests.prompt_lengths, requests.max_lengths, events, rounds, blocks)
+    rows, _, _, _, events, blocks, finite, rounds = jax.lax.while_loop(unfinished, round_, carry)
+    limits = jnp.full(B, limit, jnp.int32) if limited else None
+    return Decoded(
+        rows.tokens, rows.lengths, requests.prompt_lengths, requests.max_lengths, events, rounds, blocks, finite, limits
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("target", "buffer"))
@@ -321,15 +363,24 @@ def autoregressive_loop(
     _require_capacity(cache, buffer)
 
     def step(carry):
-        rows, cache, number = carry
+        rows, cache, finite, number = carry
         last = rows.lengths - 1
         logits, cache = forward(target, target_params, rows.tokens[every, last][:, None], last[:, None], cache)
         probs = probabilities(logits[:, 0], sampling)
         noise = round_noise(keys, rows.lengths, 0, target.ids)
         drawn = draw(probs, noise.residual)
+        finite &= (finite_logits(logits[:, 0]) | rows.done).all()
         rows, _, _ = emit(rows, drawn[:, None], jnp.ones_like(last), requests)
-        return rows, cache, number + 1
+        return rows, cache, finite, number + 1
 
-    carry = (_begin(requests, buffer), cache, jnp.zeros((), jnp.int32))
-    rows, _, rounds = jax.lax.while_loop(lambda carry: ~carry[0].done.all(), step, carry)
-    return Decoded(rows.tokens, rows.lengths, requests.prompt_lengths, requests.max_lengths, None, rounds)
+    carry = (_begin(requests, buffer), cache, jnp.ones((), bool), jnp.zeros((), jnp.int32))
+    rows, _, finite, rounds = jax.lax.while_loop(lambda carry: ~carry[0].done.all(), step, carry)
+    return Decoded(
+        rows.tokens,
+        rows.lengths,
+        requests.prompt_lengths,
+        requests.max_lengths,
+        None,
+        rounds,
+        finite=Finite(finite, jnp.ones((), bool)),
+    )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sdsl_jax.errors import require
 
@@ -83,6 +83,14 @@ def first_largest(values: Float[Array, "... V"]) -> Int[Array, ...]:
     at = jnp.arange(values.shape[-1], dtype=jnp.int32)
     largest = values.max(axis=-1, keepdims=True)
     return jnp.where(values == largest, at, values.shape[-1] - 1).min(axis=-1)
+
+
+def finite_logits(logits: Float[Array, "... V"]) -> Bool[Array, ...]:
+    """Whether all logits of a position are finite, before any filter; one NaN makes every probability NaN.
+
+    Ids that a model has no row for do not count as broken: their logits are finite, and lower than all others.
+    """
+    return jnp.isfinite(logits).all(axis=-1)
 
 
 def probabilities(logits: Float[Array, "... V"], sampling: Sampling) -> Float[Array, "... V"]:

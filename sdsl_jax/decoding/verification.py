@@ -32,16 +32,14 @@ class Verdict(NamedTuple):
     Attributes:
       accepted: number of drafts kept, 0..lookahead.
       next_token: the token drawn after them, from the residual or, if all were kept, from the target.
-      chance: what the drafts kept are to be compared with: E[accepted] = E[Σ chance]. Under token verification Σ_v min(p_v, q_v)
-        at each position that was tested; under block verification P(i or more kept | first i drafts); 0 elsewhere.
-      spread: expected square of accepted − Σ chance: Σ chance·(1 − chance) under token verification; under block verification
-        that given the drafts.
+      chance: P(i or more kept | i − 1 or more kept, first i − 1 drafts) at the positions i = 1 … min(accepted + 1, γ), which were
+        tested; 0 elsewhere. Under token verification Σ_v min(p_v, q_v); under block verification Σ_v min(w·p_v, q_v)/w with the
+        weight w of the drafts before. Given what came before it, each test is kept with its chance: a coin of its own.
     """
 
     accepted: Int[Array, ""]
     next_token: Int[Array, ""]
     chance: Float[Array, " G"]
-    spread: Float[Array, ""]
 
 
 def overlap(p: Float[Array, "... V"], q: Float[Array, "... V"]) -> Float[Array, ...]:
@@ -89,7 +87,7 @@ def verify_tokens(
     tested = drafted & (positions <= accepted)
     chance = jnp.where(tested, jnp.minimum(overlap(target_probs[:-1], draft_probs), 1.0), 0.0)
     next_token = draw(residual(target_probs[accepted], q), gumbels)
-    return Verdict(accepted, next_token, chance, (chance * (1 - chance)).sum())
+    return Verdict(accepted, next_token, chance)
 
 
 class BlockTests(NamedTuple):
@@ -155,13 +153,12 @@ def verify_block(
     weight = jnp.where((accepted > 0) & (accepted < lookahead), weights[jnp.maximum(accepted - 1, 0)], 1.0)
     q = jnp.where(accepted < lookahead, draft_probs[jnp.minimum(accepted, G - 1)], 0.0)
     rest = residual(weight * target_probs[accepted], q)
-    chance = jnp.where(positions < lookahead, weights, 0.0)
-    # P(draft i is the last one kept | drafts) = h_i · Π_{j>i} (1 − h_j), and none with what is left.
-    failing = jnp.where(positions < lookahead, 1 - passing, 1.0)
-    later = jnp.append(jnp.cumprod(failing[::-1])[::-1], 1.0)
-    last = jnp.append(later[0], (1 - failing) * later[1:])
-    spread = (last * jnp.square(jnp.arange(G + 1) - chance.sum())).sum()
-    return Verdict(accepted, draw(rest, gumbels), chance, spread)
+    # P(i + 1 or more kept | first i drafts) = Σ_v min(w_i·p_v, q_v), and w_i = P(i or more kept | first i drafts).
+    before = jnp.concatenate([jnp.ones(1, weights.dtype), weights[:-1]])
+    kept = overlap(before[:, None] * target_probs[:-1], draft_probs) / jnp.where(before > 0, before, 1.0)
+    tested = (positions < lookahead) & (positions <= accepted)
+    chance = jnp.where(tested, jnp.minimum(kept, 1.0), 0.0)
+    return Verdict(accepted, draw(rest, gumbels), chance)
 
 
 VERIFICATIONS: dict[str, Callable[..., Verdict]] = {"token": verify_tokens, "block": verify_block}

@@ -127,7 +127,7 @@ def _self_check(values: list[float]) -> dict[str, Any] | None:
         "kolmogorov_p": kolmogorov_p_value(distance, n),
         "chi_squared": float(np.square(z).sum()),
         "chi_squared_p": 2 * min(upper, 1 - upper),
-        "basis": "each run of the decoder gives Σ(accepted − β)/√Σβ(1 − β) over tested drafts, β = Σ min(p, q) where "
-        "each was tested; runs share no randomness. p-values: Kolmogorov–Smirnov against N(0, 1), and two-sided χ² of "
-        "Σz² with n degrees of freedom",
+        "basis": "each run of the decoder gives the normal score of its number of kept drafts among independent coins of chance "
+        "β = Σ min(p, q), one for each tested draft; runs share no randomness. p-values: Kolmogorov–Smirnov against "
+        "N(0, 1), and two-sided χ² of Σz² with n degrees of freedom",
     }

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from sdsl_jax.decoding import FixedLookahead, Model, Sampling, loop
+from sdsl_jax.decoding.decode import require_finite
 from sdsl_jax.decoding.drafters import ModelDrafter
 from sdsl_jax.decoding.noise import row_keys
 from sdsl_jax.errors import require
@@ -95,7 +96,7 @@ def time_decoders(
       progress: told after every compilation and every run.
 
     Raises:
-      SdslError: the prompts cannot be divided into batches, or there is no room for a single round.
+      SdslError: the prompts cannot be divided into batches, there is no room for a single round, or logits are not finite.
     """
     repetitions, count, _ = prompts.shape
     progress = progress or Silent()
@@ -170,7 +171,7 @@ def _prepare(
                 whole_rounds=True,
             )
         # The tokens come out as well: nothing that decoding is for may be optimised away.
-        return done.tokens, (done.batch_rounds, (done.lengths - done.prompt_lengths).sum())
+        return done.tokens, (done.batch_rounds, (done.lengths - done.prompt_lengths).sum(), done.finite)
 
     def all_groups(params: list[Any], requests: loop.Requests, caches: list[Any]) -> Any:
         return jax.lax.map(lambda group: one(params, group), (requests, caches))
@@ -198,8 +199,10 @@ def _prepare(
         with jax.default_matmul_precision("highest"):
             given = jax.block_until_ready(arguments(repetition))
         began = time.perf_counter()
-        tokens, (rounds, emitted) = program(*given)
+        tokens, (rounds, emitted, finite) = program(*given)
         jax.block_until_ready(tokens)
-        return time.perf_counter() - began, int(rounds.sum()), int(emitted.sum())
+        seconds = time.perf_counter() - began
+        require_finite(finite)
+        return seconds, int(rounds.sum()), int(emitted.sum())
 
     return run

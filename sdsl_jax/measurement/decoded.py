@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from sdsl_jax.decoding import Decoded, Events
-from sdsl_jax.statistics import Interval, ratio_interval
+from sdsl_jax.statistics import Interval, poisson_binomial_score, ratio_interval
 from sdsl_jax.theory import acceptance_from_tokens_per_round
+
+# How often a right decoder is warned about, of all measurements.
+FALSE_ALARM = 1e-4
+# What float32 sums of probabilities may be off by: no chance is nearer to 0 or 1 than this.
+_ROUNDING = 1e-6
 
 
 class DecodedStatistics(NamedTuple):
@@ -23,8 +29,8 @@ class DecodedStatistics(NamedTuple):
       tokens_per_round: τ = 1 + Σ_k survival_k.
       rounds: rounds behind the last three.
       tests: drafts tested.
-      self_check: how far the number of drafts kept lies from its expectation, in standard errors; standard normal if the decoder
-        is right. Under token verification Σ(accepted − β)/√Σβ(1 − β) over tested drafts, β = Σ_v min(p_v, q_v).
+      self_check: how far the number of drafts kept lies from what the decoder's own probabilities give, as a standard normal
+        score; see `self_check`.
     """
 
     per_test: Interval
@@ -40,7 +46,8 @@ def summarise(decoded: Decoded, lookahead: int, confidence: float) -> DecodedSta
     """Statistics of a run at one fixed lookahead.
 
     Survival and τ are those of verification: a round counts what it kept, though its row stopped before the last of it was
-    emitted. Otherwise the last rounds of rows would make every draft look worse.
+    emitted. Otherwise the last rounds of rows would make every draft look worse. Rounds that reach beyond a table of positions
+    are left out: where they start decides it, and not what they kept.
 
     Args:
       decoded: a run of `speculate`.
@@ -53,12 +60,15 @@ def summarise(decoded: Decoded, lookahead: int, confidence: float) -> DecodedSta
     rejected = happened & (events.emitted == events.accepted + 1) & (events.accepted < events.proposed)
     accepted = events.accepted.sum(axis=1)
     tested = accepted + rejected.sum(axis=1)
-    rounds = happened.sum(axis=1)
+    whole = happened
+    if decoded.position_limit is not None:
+        whole = happened & (events.start + lookahead <= np.asarray(decoded.position_limit)[:, None])
+    rounds = whole.sum(axis=1)
     survival = [
-        ratio_interval((happened & (events.verified >= k)).sum(axis=1), rounds, confidence)
+        ratio_interval((whole & (events.verified >= k)).sum(axis=1), rounds, confidence)
         for k in range(1, lookahead + 1)
     ]
-    tau = ratio_interval((events.verified + happened).sum(axis=1), rounds, confidence)
+    tau = ratio_interval(np.where(whole, events.verified + 1, 0).sum(axis=1), rounds, confidence)
     return DecodedStatistics(
         per_test=ratio_interval(accepted, tested, confidence),
         tar=Interval(*(float(acceptance_from_tokens_per_round(value, lookahead)) for value in tau)),
@@ -71,18 +81,40 @@ def summarise(decoded: Decoded, lookahead: int, confidence: float) -> DecodedSta
 
 
 def self_check(events: Events) -> float:
-    """Σ(verified − Σ chance)/√Σ spread: asymptotically standard normal, whatever the lookahead, if the decoder is right.
+    """Whether the number of drafts kept is one that the decoder's own probabilities give, as a standard normal score.
+
+    Each tested draft is kept with a chance β that is known before it is drawn (`Verdict.chance`), whatever happened before: the
+    number kept less Σβ is a martingale. The score is that of independent coins with these chances,
+    `statistics.poisson_binomial_score`: right where hardly any draft is kept, and standard normal where many are.
 
     It sees the draws of the drafts, the tests, and the q and p behind them. It is blind to what comes after a rejection or a
     full acceptance, and to randomness that rounds share: those change which contexts are visited, not what happens there.
 
+    Args:
+      events: of a run, at any lookahead and with either verification.
+
     Returns:
-      The statistic; NaN where nothing was left to chance.
+      The score; NaN where nothing was left to chance.
     """
-    surplus = np.asarray(events.verified, float).sum() - np.asarray(events.chance, float).sum()
-    spread = np.asarray(events.spread, float).sum()
-    # Rounding alone leaves about 1e-7 a draft.
-    return float(surplus / math.sqrt(spread)) if spread > 1e-6 * max(1, np.asarray(events.proposed).sum()) else math.nan
+    verified, proposed, chance = (np.asarray(x) for x in (events.verified, events.proposed, events.chance))
+    tested = np.arange(chance.shape[-1]) < np.minimum(verified + 1, proposed)[..., None]
+    chances, kept = chance[tested].astype(float), int(verified.sum())
+    certain = (chances * (1 - chances)).sum() <= _ROUNDING * max(1, len(chances))
+    if certain and abs(kept - chances.sum()) < 0.5:
+        return math.nan
+    return float(poisson_binomial_score(np.float64(kept), np.clip(chances, _ROUNDING, 1 - _ROUNDING)))
+
+
+def alarm_score(runs: int) -> float:
+    """The score of a self-check from which on a warning is given, when the largest of several runs is looked at.
+
+    A right decoder reaches it at most once in `1 / FALSE_ALARM` measurements, all runs of one together (Bonferroni): a score
+    beyond x on either side is at most four times as probable as a normal one above x.
+
+    Args:
+      runs: of the decoder, one for each lookahead.
+    """
+    return NormalDist().inv_cdf(1 - FALSE_ALARM / (4 * runs))
 
 
 def event_columns(decoded: Decoded) -> dict[str, np.ndarray]:

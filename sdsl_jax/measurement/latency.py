@@ -13,7 +13,10 @@ import numpy as np
 from jaxtyping import Array
 
 from sdsl_jax.decoding import Model, Sampling, draw, probabilities, verify_tokens
+from sdsl_jax.decoding.decode import broken_logits
 from sdsl_jax.decoding.noise import round_noise, row_keys, start_keys
+from sdsl_jax.decoding.sampling import finite_logits
+from sdsl_jax.errors import require
 from sdsl_jax.models import ModelConfig, Params, forward, init_cache
 from sdsl_jax.statistics import Interval, median_interval
 
@@ -25,8 +28,12 @@ _COMPILERS = 2
 
 
 @functools.partial(jax.jit, static_argnames=("model", "width", "batch", "context"))
-def _steps(params: Params, steps: Array, *, model: ModelConfig, width: int, batch: int, context: int) -> Array:
+def _steps(
+    params: Params, steps: Array, *, model: ModelConfig, width: int, batch: int, context: int
+) -> tuple[Array, Array]:
     """Takes `steps` steps as a decoder would: forward, probabilities, and a draw (width 1) or a verification.
+
+    Returns the last tokens, and whether all logits were finite.
 
     The cache has room for as much again as the context, as halfway through a decoding run: empty slots cost time as well.
     """
@@ -35,9 +42,10 @@ def _steps(params: Params, steps: Array, *, model: ModelConfig, width: int, batc
     keys = start_keys(row_keys(0, np.arange(batch)), _MOST_STEPS)
 
     def step(i, carry):
-        tokens, cache = carry
+        tokens, finite, cache = carry
         positions = jnp.broadcast_to(context + jnp.arange(width), (batch, width))
         logits, cache = forward(model, params, tokens, positions, cache)
+        finite &= finite_logits(logits).all()
         p = probabilities(logits, Sampling())
         noise = round_noise(keys, jnp.full(batch, i), width - 1, model.vocab_size)
         if width == 1:
@@ -48,9 +56,10 @@ def _steps(params: Params, steps: Array, *, model: ModelConfig, width: int, batc
             drawn = jax.vmap(verify_tokens, (0, 0, 0, None, 0, 0))(
                 tokens[:, 1:], q, p, width - 1, noise.uniforms, noise.residual
             ).next_token
-        return jnp.broadcast_to(drawn[:, None], (batch, width)), cache
+        return jnp.broadcast_to(drawn[:, None], (batch, width)), finite, cache
 
-    return jax.lax.fori_loop(0, steps, step, (jnp.zeros((batch, width), jnp.int32), cache))[0]
+    carry = (jnp.zeros((batch, width), jnp.int32), jnp.ones((), bool), cache)
+    return jax.lax.fori_loop(0, steps, step, carry)[:2]
 
 
 class Step(NamedTuple):
@@ -73,6 +82,9 @@ def time_steps(
       context: positions that precede the step.
       repetitions: timed runs of each kind.
       confidence: of the intervals.
+
+    Raises:
+      SdslError: the logits of a model are not finite.
     """
     shapes = {
         name: dict(
@@ -86,8 +98,10 @@ def time_steps(
 
     def run(name: str, count: int) -> float:
         began = time.perf_counter()
-        _steps(steps[name].model.params, jnp.int32(count), **shapes[name]).block_until_ready()
-        return time.perf_counter() - began
+        _, finite = jax.block_until_ready(_steps(steps[name].model.params, jnp.int32(count), **shapes[name]))
+        seconds = time.perf_counter() - began
+        require(bool(finite), broken_logits(f"model {name}"))
+        return seconds
 
     counts = dict.fromkeys(steps, _STEPS)
     # Compiling takes most of the time, and a core for each program.

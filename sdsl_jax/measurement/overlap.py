@@ -20,6 +20,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from sdsl_jax.decoding import Model, Sampling, overlap, probabilities
+from sdsl_jax.decoding.decode import broken_logits, require_positions
+from sdsl_jax.decoding.sampling import finite_logits
 from sdsl_jax.errors import require
 from sdsl_jax.models import ModelConfig, Params, forward
 from sdsl_jax.statistics import Interval, ratio_interval
@@ -80,12 +82,16 @@ class Overlaps(NamedTuple):
 
 
 class _Scored(NamedTuple):
-    """One model on one chunk: its own log-probabilities, its probabilities at each sampling, and what they sum to."""
+    """One model on one chunk: its own log-probabilities, its probabilities at each sampling, and what they sum to.
+
+    `broken` counts compared positions whose logits are not finite.
+    """
 
     log_probs: Float[Array, "B T V"]
     probs: tuple[Float[Array, "B T V"], ...]
     entropy: Float[Array, " B"]
     following: Float[Array, "S B T"] | None
+    broken: Int[Array, ""]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "first"))
@@ -109,7 +115,8 @@ def _score(
     if following is not None:
         chosen = [jnp.take_along_axis(each, following[..., None], axis=-1)[..., 0] for each in probs]
         following = jnp.log(jnp.stack(chosen))
-    return _Scored(log_probs, probs, (entropy * counts).sum(axis=-1), following)
+    broken = (~finite_logits(logits) & counts).sum()
+    return _Scored(log_probs, probs, (entropy * counts).sum(axis=-1), following, broken)
 
 
 @jax.jit
@@ -181,6 +188,11 @@ def _check(contexts: Any, following: Any, lengths: Any, first: Any, vocab_sizes:
     return contexts, counts, begin
 
 
+def _called(role: str, name: str) -> str:
+    """What a message calls a model: "target", or "target large" where it has a name of its own."""
+    return role if name == role else f"{role} {name}"
+
+
 def pairwise_overlap(
     drafts: Mapping[str, Model],
     targets: Mapping[str, Model],
@@ -210,13 +222,18 @@ def pairwise_overlap(
       advance: told how many models have just scored a chunk.
 
     Raises:
-      SdslError: an argument lies outside its range, the vocabularies differ, or one context alone needs more memory.
+      SdslError: an argument lies outside its range, the vocabularies differ, one context alone needs more memory, contexts are
+        longer than a model's table of positions, or logits are not finite.
     """
     require(len(drafts) > 0 and len(targets) > 0, "there are no drafts or no targets; at least one of each is needed.")
     require(len(samplings) > 0, "samplings is empty; it must hold at least one.")
     vocab_sizes = {model.config.ids for model in (*drafts.values(), *targets.values())}
     contexts, counts, begin_at = _check(contexts, following, lengths, first, vocab_sizes.copy())
     n, width = contexts.shape
+    longest = int(np.flatnonzero(counts.any(axis=0)).max(initial=-1)) + begin_at + 1
+    for role, models in (("target", targets), ("draft", drafts)):
+        for name, model in models.items():
+            require_positions(model, longest, _called(role, name))
     rows = rows_per_chunk(memory_bytes, len(targets), len(samplings), width - begin_at, width, *vocab_sizes)
     rows = min(rows, n)
     checked = tuple(sampling.check() for sampling in samplings)
@@ -236,6 +253,8 @@ def pairwise_overlap(
             found = _score(
                 model.params, contexts[index], next_tokens, mask, checked, model=model.config, first=begin_at
             )
+            broken = int(found.broken)
+            require(broken == 0, broken_logits(_called(role, name), f" at {broken} of {int(mask.sum())} positions"))
             log_probs = None if found.following is None else np.asarray(found.following)[:, kept]
             scores[role, name].append((np.asarray(found.entropy, float)[kept], log_probs))
             return found

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from sdsl_jax.data.prompts import Prompts
 from sdsl_jax.decoding import Decoded, Model, NgramDraft, Sampling, autoregress, one_vocabulary, speculate
+from sdsl_jax.decoding.decode import require_positions
 from sdsl_jax.decoding.verification import Verification
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.conventions import ConventionRow, acceptance_report
@@ -135,7 +136,7 @@ def measure_pair(
       progress: told after every batch.
 
     Raises:
-      SdslError: a stop token is no id of the target.
+      SdslError: a stop token is no id of the target, rows outgrow a model's table of positions, or logits are not finite.
     """
     progress = progress or Silent()
     if isinstance(draft, Model):
@@ -144,6 +145,9 @@ def measure_pair(
         require(
             0 <= token < target.config.ids, f"the stop token is {token}; it must lie in [0, {target.config.ids - 1}]."
         )
+    models = {"target": target} | ({"draft": draft} if isinstance(draft, Model) else {})
+    for role, model in models.items():
+        require_positions(model, int(prompts.lengths.max()) + settings.new_tokens, role)
     batches = -(-len(prompts.lengths) // settings.batch)
     progress.start("measure", batches * (3 + len(settings.lookaheads)))
     exact = text = None
@@ -221,16 +225,6 @@ def _decode(
     return joined._replace(batch_rounds=np.int32(rounds))
 
 
-def require_finite(role: str, log_probs: np.ndarray) -> None:
-    """Raises `SdslError` where log-probabilities are not numbers: −∞ is what a filter rules out, but NaN is an overflow."""
-    broken = int(np.isnan(log_probs).sum())
-    require(
-        broken == 0,
-        f"the logits of the {role} are not finite at {broken} of {log_probs.size} positions: its weights hold numbers that are "
-        "none, or float16 overflows (bfloat16 and float32 reach farther). Nothing is recorded.",
-    )
-
-
 def _score_text(draft: Model, target: Model, prompts: Prompts, settings: PairSettings) -> TextScores | None:
     """One pass of each model over the prompts."""
     lead = prompts.lead
@@ -247,8 +241,6 @@ def _score_text(draft: Model, target: Model, prompts: Prompts, settings: PairSet
         following=prompts.tokens[:, lead + 1 :],
     )
     counts = np.arange(prompts.tokens.shape[1] - 1 - lead) < positions[:, None]
-    for role, scores in (("target", scored.targets["target"]), ("draft", scored.drafts["draft"])):
-        require_finite(role, scores.log_probs[:, counts])  # type: ignore[index]
     nats = {
         role: -np.where(counts, scores.log_probs[1], 0.0).sum(axis=1)  # type: ignore[index]
         for role, scores in (("target", scored.targets["target"]), ("draft", scored.drafts["draft"]))
@@ -266,18 +258,24 @@ class _Samples(NamedTuple):
 
 
 def sample_target(target: Model, prompts: Prompts, settings: PairSettings, advance: Callable[[], None]) -> _Samples:
-    """Lets the target continue every prompt, with as many tokens more as the largest lookahead may look ahead."""
+    """Lets the target continue every prompt, with as many tokens more as the largest lookahead may look ahead.
+
+    A table of positions may end before; what the last rounds would have seen behind its end is then missing.
+    """
     beyond = max(settings.lookaheads) - 1
+    room = settings.new_tokens + beyond
+    wanted = np.clip(target.config.position_limit - prompts.lengths.astype(int), settings.new_tokens, room)
 
     def run(numbers: np.ndarray, meant: np.ndarray) -> Array:
         return autoregress(
             target,
             prompts.tokens[numbers],
             prompt_lengths=prompts.lengths[numbers],
-            new_tokens=np.where(meant, settings.new_tokens + beyond, 0),
+            new_tokens=np.where(meant, wanted[numbers], 0),
             sampling=settings.sampling,
             seed=rung_seed("pair", settings.seed, "samples"),
             rows=numbers,
+            room=room,
         ).tokens
 
     return _Samples(_in_batches(len(prompts.lengths), settings.batch, run, advance), prompts.lengths)
@@ -291,12 +289,14 @@ class ExactAcceptance(NamedTuple):
       positions: how many those are.
       acceptance: min(1, q(y)/p(y)) of each sampled token: the probability that it came by acceptance.
       counted: how many of the row's first tokens were asked for and are not behind a stop.
+      room: tokens that each row could have, before a table of positions ends.
     """
 
     alpha: Interval
     positions: int
     acceptance: Float[np.ndarray, "rows tokens"]
     counted: Int[np.ndarray, " rows"]
+    room: Int[np.ndarray, " rows"]
 
 
 def _score(draft: Model, target: Model, samples: _Samples, settings: PairSettings) -> ExactAcceptance:
@@ -322,22 +322,22 @@ def _score(draft: Model, target: Model, samples: _Samples, settings: PairSetting
         np.take_along_axis(scores.log_probs[0], at - first, axis=1)  # type: ignore[index]
         for scores in (scored.targets["target"], scored.drafts["draft"])
     )
-    meant = np.arange(new) < counted[:, None]
-    require_finite("target", log_p[meant])
-    require_finite("draft", log_q[meant])
     return ExactAcceptance(
         pair.mean(pair.acceptance[0], settings.confidence),
         int(pair.positions.sum()),
         drawn_acceptance(log_p, log_q),
         counted,
+        min(draft.config.position_limit, target.config.position_limit) - starts.astype(int),
     )
 
 
 def expected_tokens_per_round(exact: ExactAcceptance, lookahead: int, settings: PairSettings) -> Interval:
     """τ of token verification at block starts of this lookahead, from the target's samples and without decoding.
 
-    As in the decoder, rounds start at any of the `new_tokens` positions that no stop precedes, and may look beyond the last.
+    As in `decoded.summarise`, rounds start at any of the `new_tokens` positions that no stop precedes, and may look beyond the
+    last, but not beyond the end of a table of positions.
     """
     acceptance = exact.acceptance[:, : settings.new_tokens + lookahead - 1]
-    started, survived = rounds_of_samples(acceptance, exact.counted, lookahead)
+    starts = np.minimum(exact.counted, exact.room - lookahead + 1)
+    started, survived = rounds_of_samples(acceptance, starts, lookahead)
     return ratio_interval(started + survived.sum(axis=-1), started, settings.confidence)

@@ -14,6 +14,7 @@ from sdsl_jax.data.tokenizer import Tokenizer, same_tokens
 from sdsl_jax.decoding.loop import STOP_TOKEN
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.conventions import CONVENTIONS
+from sdsl_jax.measurement.decoded import FALSE_ALARM, alarm_score
 from sdsl_jax.measurement.generation import GenerationTimes
 from sdsl_jax.measurement.pair import LookaheadResult, PairMeasurement, PairSettings, TextScores
 from sdsl_jax.measurement.retokenised import Retokenised
@@ -23,8 +24,6 @@ from sdsl_jax.training import LoadedModel
 
 # Fewer prompts than this make an interval over them a guess.
 _FEW_PROMPTS = 8
-# A standard normal lies beyond this once in 16,000 times.
-_SUSPICIOUS = 4.0
 # What drafts are called that are no model.
 NGRAM = "ngram"
 
@@ -122,14 +121,18 @@ def loading_warnings(draft: LoadedModel | None, target: LoadedModel) -> list[str
 
 
 def result_warnings(measured: PairMeasurement) -> list[str]:
-    """What a reader should know about the results, a sentence each."""
+    """What a reader should know about the results, a sentence each.
+
+    The warning about a self-check comes by mistake in at most `decoded.FALSE_ALARM` of all measurements.
+    """
     found = []
     for result in measured.lookaheads:
         z = result.statistics.self_check
-        if abs(z) > _SUSPICIOUS:
+        if abs(z) > alarm_score(len(measured.lookaheads)):
             found.append(
-                f"the self-check at γ = {result.lookahead} is {z:.1f} standard errors: the decoder kept another number of drafts "
-                "than its own probabilities imply."
+                f"the self-check at γ = {result.lookahead} has a score of {z:+.1f}: the decoder kept "
+                f"{'more' if z > 0 else 'fewer'} drafts than its own probabilities allow. A decoder without errors gives this "
+                f"warning in at most one of {1 / FALSE_ALARM:,.0f} measurements."
             )
     return found
 

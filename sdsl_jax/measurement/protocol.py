@@ -238,8 +238,8 @@ def _retokenise(
     texts = [target.tokenizer.decode(ids[prompts.lead : n]) for ids, n in zip(prompts.tokens, prompts.lengths)]
     own = encode_prompts(texts, draft.tokenizer, 8 * m.prompt_tokens, prompts.domain)
     losses: dict[str, Any] = {
-        "draft": prompt_losses(Model(draft.config, draft.params), draft.tokenizer, own, settings),
-        "target": prompt_losses(Model(target.config, target.params), target.tokenizer, prompts, settings),
+        "draft": prompt_losses("draft", Model(draft.config, draft.params), draft.tokenizer, own, settings),
+        "target": prompt_losses("target", Model(target.config, target.params), target.tokenizer, prompts, settings),
     }
     row = AcceptanceRecord(
         draft_id=draft.record.model_id,

@@ -28,9 +28,9 @@ from sdsl_jax.data.prompts import Prompts, bytes_after_first
 from sdsl_jax.data.published import PublishedTokenizer
 from sdsl_jax.data.tokenizer import Tokenizer, same_tokens
 from sdsl_jax.decoding import Model
-from sdsl_jax.decoding.decode import require_positions
+from sdsl_jax.decoding.decode import broken_logits, require_positions
 from sdsl_jax.errors import require
-from sdsl_jax.measurement.pair import PairSettings, require_finite, sample_target
+from sdsl_jax.measurement.pair import PairSettings, sample_target
 from sdsl_jax.models import ModelConfig, Params, forward
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.statistics import Interval, ratio_interval
@@ -107,8 +107,9 @@ def _log_probs(config: ModelConfig, params: Params, tokens: Array, temperature: 
     return jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1)[..., 0]
 
 
-def _score(model: Model, rows: list[np.ndarray], temperature: float, batch: int) -> list[np.ndarray]:
-    """ln of the probability of every id of each row but its first."""
+def _score(role: str, model: Model, rows: list[np.ndarray], temperature: float, batch: int) -> list[np.ndarray]:
+    """ln of the probability of every id of each row but its first; raises `SdslError` where a row is too long or logits broken."""
+    require_positions(model, max(len(row) for row in rows), role)
     # Widths in steps, so that few programs are compiled.
     width = 32 * math.ceil(max(len(row) for row in rows) / 32)
     found = []
@@ -119,15 +120,18 @@ def _score(model: Model, rows: list[np.ndarray], temperature: float, batch: int)
             tokens[at, : len(row)] = row
         scored = np.asarray(_log_probs(model.config, model.params, tokens, jnp.float32(temperature)), float)
         found += [line[: len(row) - 1] for line, row in zip(scored, part)]
+    # Nothing is filtered here, so that broken logits alone make these infinite or NaN.
+    broken = sum(int((~np.isfinite(line)).sum()) for line in found)
+    require(broken == 0, broken_logits(role, f" at {broken} of {sum(map(len, found))} positions"))
     return found
 
 
 def prompt_losses(
-    model: Model, tokenizer: Tokenizer, prompts: Prompts, settings: PairSettings
+    role: str, model: Model, tokenizer: Tokenizer, prompts: Prompts, settings: PairSettings
 ) -> tuple[Interval, Interval]:
     """A model's loss on prompts in its own tokens, from the second one of text on: nats per token, and bits per byte."""
     rows = [ids[:n] for ids, n in zip(prompts.tokens, prompts.lengths)]
-    nats = np.asarray([-scores[prompts.lead :].sum() for scores in _score(model, rows, 1.0, settings.batch)])
+    nats = np.asarray([-scores[prompts.lead :].sum() for scores in _score(role, model, rows, 1.0, settings.batch)])
     positions = np.maximum(prompts.lengths - 1 - prompts.lead, 0)
     per_token = ratio_interval(nats, positions, settings.confidence)
     return per_token, ratio_interval(nats / math.log(2), bytes_after_first(prompts, tokenizer), settings.confidence)
@@ -183,13 +187,10 @@ def retokenised_acceptance(
                 cuts={"target": target_cut, "draft": target_cut if one_tokenizer else _cut(draft_tokenizer, text)},
             )
         )
-    for role, model in (("target", target), ("draft", draft)):
-        require_positions(model, max(len(row.cuts[role].ids) for row in rows), role)
     temperature = float(sampling.temperature)
     scores = {}
     for role, model in (("target", target), ("draft", draft)):
-        scores[role] = _score(model, [row.cuts[role].ids for row in rows], temperature, settings.batch)
-        require_finite(role, np.concatenate(scores[role]))
+        scores[role] = _score(role, model, [row.cuts[role].ids for row in rows], temperature, settings.batch)
         progress.advance(1, f"{role} on the target's text")
     progress.finish()
     found = [_stretches(row, {role: scores[role][n] for role in scores}) for n, row in enumerate(rows)]

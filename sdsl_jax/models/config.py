@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from sdsl_jax.errors import require
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
@@ -152,6 +154,11 @@ class ModelConfig:
     def ids(self) -> int:
         """Number of ids that the model gives logits for."""
         return self.logit_size or self.vocab_size
+
+    @property
+    def position_limit(self) -> int:
+        """Positions that the model can tell apart: the rows of a learned table; rotary positions set no limit."""
+        return self.max_positions if self.positions == "learned" else np.iinfo(np.int32).max
 
     @property
     def rotated(self) -> int:

@@ -281,7 +281,8 @@ class Transformer(nnx.Module):
             x_BTE = x_BTE * c.width**0.5
         x_BTD = x_BTE @ self.project_in[...] if c.embedding_width else x_BTE
         if c.positions == "learned":
-            x_BTD = x_BTD + self.positions[...][positions_BT]
+            # A block of drafts may reach beyond the table, where a decoder keeps nothing: any row will do there.
+            x_BTD = x_BTD + self.positions[...].at[positions_BT].get(mode="clip")
         keys, values = [], []
         for i, block in enumerate(self.blocks):
             layer = None if cache is None else (cache.keys[i], cache.values[i])
