@@ -157,6 +157,8 @@ def measure(
         if source.model is not None:
             pair_report.require_one_tokenizer(source.model, target_model)
         if out is not None:
+            models = [model for model in (source.model, target_model) if model is not None]
+            pair_records.require_same_models(out, *models)
             pair_records.require_room(out, pair_records.pair_name(source, target_model, chosen, settings), how)
         if tokens is not None:
             require(tokens.absolute().parent.is_dir(), f"cannot write {tokens}: its folder does not exist.")

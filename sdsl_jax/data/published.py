@@ -98,6 +98,10 @@ class PublishedTokenizer:
             ids = self._tokenizer.encode(text, add_special_tokens=self.special_tokens).ids
         return np.asarray(ids, np.int32)
 
+    def encode_as_published(self, text: str) -> np.ndarray:
+        """Ids of a text with what the file adds around it, whatever the settings are."""
+        return np.asarray(self._tokenizer.encode(text, add_special_tokens=True).ids, np.int32)
+
     def encode_plain(self, text: str, *, literal: bool = False) -> np.ndarray:
         """Ids of a text without anything around it.
 

@@ -91,7 +91,7 @@ class _Scored(NamedTuple):
     probs: tuple[Float[Array, "B T V"], ...]
     entropy: Float[Array, " B"]
     following: Float[Array, "S B T"] | None
-    broken: Int[Array, ""]
+    broken: Int[Array, ""] | None = None
 
 
 @functools.partial(jax.jit, static_argnames=("model", "first"))

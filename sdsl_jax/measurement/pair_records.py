@@ -31,6 +31,7 @@ from sdsl_jax.records import (
 )
 from sdsl_jax.statistics import Interval
 from sdsl_jax.training import LoadedModel, device_name
+from sdsl_jax.training.identity import are_different, identity
 
 _TABLES = ("models", "acceptance", "survival", "generation")
 MEASUREMENTS, EVENTS = "measurements.json", "events.parquet"
@@ -80,7 +81,7 @@ def require_room(folder: Path, name: PairName, how: dict[str, Any]) -> None:
         somebody else.
     """
     require_records_folder(folder, WRITTEN, mark="schema.json")
-    for other in read_json(folder / MEASUREMENTS, list) if (folder / MEASUREMENTS).exists() else []:
+    for other in _answers(folder):
         for key, value in how.items():
             require(
                 key not in other.get("how", {}) or other["how"][key] == value,
@@ -96,6 +97,30 @@ def require_room(folder: Path, name: PairName, how: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SdslError(f"cannot write {folder} ({error.strerror}).") from None
+
+
+def require_same_models(folder: Path, *models: LoadedModel) -> None:
+    """Raises `SdslError` unless every model of a name is one and the same, in the records of a folder and among those given.
+
+    Compared are sizes, digests of parameters and identities, as far as the records hold them: older ones have no identity, and
+    what they do not tell is taken for the same.
+    """
+    held = _others(folder, "models", None)
+    digests = {m.model_id: [m.params_digest] for m in held}
+    sizes = {m.model_id: m.params_total for m in held}
+    for answer in _answers(folder):
+        for about in (answer["draft"], answer["target"]):
+            digests.setdefault(about["model_id"], []).append(about.get("identity", ""))
+    for m in models:
+        name, own = m.record.model_id, (m.record.params_digest, identity(m))
+        known = digests.setdefault(name, [])
+        require(
+            sizes.setdefault(name, m.record.params_total) == m.record.params_total
+            and not any(are_different(one, other) for one in known for other in own),
+            f"the folder {folder} would hold two models of the name {name}, of which {m.folder} is one: their weights, "
+            "configurations or tokenizers differ; rename one of them, or name another folder for the records.",
+        )
+        known += own
 
 
 def append_records(
@@ -117,6 +142,7 @@ def append_records(
         such models on another text.
     """
     name = pair_name(draft, target, prompts, settings)
+    require_same_models(folder, *(m for m in (draft.model, target) if m is not None))
     held: dict[str, list[Any]] = {table: _others(folder, table, name) for table in _TABLES}
     loaded = {"draft": draft.model, "target": target}
     text = measured.text
@@ -135,11 +161,7 @@ def append_records(
             f"the folder {folder} holds {model.model_id} on {', '.join(sorted(texts))}, and models.csv has one loss of a model; "
             f"name another folder for {prompts.domain}.",
         )
-        known = models.setdefault(model.model_id, model)
-        require(
-            (known.params_total, known.params_digest) == (model.params_total, model.params_digest),
-            f"the folder {folder} holds another model of the name {model.model_id}; rename one of the two folders.",
-        )
+        models.setdefault(model.model_id, model)
     acceptance, survival = _acceptance(name, settings, measured, len(prompts.lengths))
     dtype = str(jax.tree.leaves(target.params)[0].dtype)
     # The target alone is timed again with every draft; a row for each says what its speed-up was measured against.
@@ -182,8 +204,8 @@ def with_loss(record: ModelRecord, role: str, loss: Interval, bits_per_byte: Int
     )
 
 
-def _others(folder: Path, table: str, name: PairName) -> list[Any]:
-    """The rows of a table that are not of this pair."""
+def _others(folder: Path, table: str, name: PairName | None) -> list[Any]:
+    """The rows of a table that are not of this pair; those of models are of none."""
     if not (folder / f"{table}.csv").exists():
         return []
     rows = read_table(folder, table)
@@ -192,16 +214,16 @@ def _others(folder: Path, table: str, name: PairName) -> list[Any]:
     return [r for r in rows if (r.draft_id, r.target_id, r.temperature, r.domain) != name]
 
 
-def _other_answers(folder: Path, name: PairName) -> list[Any]:
-    if not (folder / MEASUREMENTS).exists():
-        return []
-    answers = read_json(folder / MEASUREMENTS, list)
+def _answers(folder: Path) -> list[Any]:
+    return read_json(folder / MEASUREMENTS, list) if (folder / MEASUREMENTS).exists() else []
 
+
+def _other_answers(folder: Path, name: PairName) -> list[Any]:
     def named(answer: dict[str, Any]) -> tuple[Any, ...]:
         ids = (answer["draft"]["model_id"], answer["target"]["model_id"])
         return (*ids, answer["temperature"], answer["prompts"]["source"])
 
-    return [answer for answer in answers if named(answer) != name]
+    return [answer for answer in _answers(folder) if named(answer) != name]
 
 
 def loaded_loss(loaded: dict[str, LoadedModel | None], record: ModelRecord) -> float:

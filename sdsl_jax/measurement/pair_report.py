@@ -21,6 +21,7 @@ from sdsl_jax.measurement.retokenised import Retokenised
 from sdsl_jax.records import write_text
 from sdsl_jax.statistics import Interval, ratio_interval
 from sdsl_jax.training import LoadedModel
+from sdsl_jax.training.identity import identity
 
 # Fewer prompts than this make an interval over them a guess.
 _FEW_PROMPTS = 8
@@ -72,10 +73,10 @@ def input_warnings(
     rows, longest = len(prompts.lengths), int(prompts.lengths.max())
     if draft is None:
         found.append("the draft is no model: there is no exact α, only what the decoder shows.")
-    elif draft.folder.resolve() == target.folder.resolve() or (
-        draft.record.params_digest and draft.record.params_digest == target.record.params_digest
-    ):
-        found.append("draft and target are the same model: every draft is accepted, by construction.")
+    elif identity(draft) == identity(target):
+        found.append(
+            "draft and target are the same model: every draft is accepted, by construction and up to rounding."
+        )
     elif draft.record.params_total >= target.record.params_total:
         found.append(
             f"the draft has {draft.record.params_total:,} parameters and the target {target.record.params_total:,}: a draft is "
@@ -170,6 +171,7 @@ def _describe(
         "train_tokens": r.train_tokens,
         "loss_nats": _number(r.loss_nats),
         "params_digest": r.params_digest,
+        "identity": identity(model),
         "unknown_settings": list(model.unknown_settings),
         "ignored_settings": list(model.ignored_settings),
         "on_prompts": on_prompts,
@@ -267,6 +269,7 @@ def report_retokenised(
             "model_id": model.record.model_id,
             "folder": str(model.folder),
             "params_total": model.record.params_total,
+            "identity": identity(model),
             "loss_nats": _interval(scores.loss),
             "bits_per_byte": _interval(scores.bits_per_byte),
             "tokens_per_stretch": scores.tokens_per_stretch,

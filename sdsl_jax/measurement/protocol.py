@@ -259,5 +259,6 @@ def _retokenise(
         pair_records.with_loss(model.record, role, *losses[role])
         for role, model in (("draft", draft), ("target", target))
     ]
+    pair_records.require_same_models(out, draft, target)
     answer = pair_report.report_retokenised(draft, target, prompts, settings, found)
     pair_records.append_acceptance(out, models, row, answer)

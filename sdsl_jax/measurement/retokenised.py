@@ -108,7 +108,11 @@ def _log_probs(config: ModelConfig, params: Params, tokens: Array, temperature: 
 
 
 def _score(role: str, model: Model, rows: list[np.ndarray], temperature: float, batch: int) -> list[np.ndarray]:
-    """ln of the probability of every id of each row but its first; raises `SdslError` where a row is too long or logits broken."""
+    """ln of the probability of every id of each row but its first.
+
+    Raises:
+      SdslError: a row outgrows the model's table of positions, or logits are not finite.
+    """
     require_positions(model, max(len(row) for row in rows), role)
     # Widths in steps, so that few programs are compiled.
     width = 32 * math.ceil(max(len(row) for row in rows) / 32)

@@ -26,7 +26,11 @@ class ModelRecord:
     seed: int = _column("seed of initialisation and data order")
     loss_nats: float = _column("cross-entropy on the test split, nats per token")
     perplexity: float = _column("exp(loss_nats)")
-    params_digest: str = _column("SHA-256 over the parameters in canonical order", default="")
+    params_digest: str = _column(
+        "SHA-256 over the parameters in canonical order; of a published model, configuration, all weights and tokenizer, "
+        "after the kind of digest and a colon",
+        default="",
+    )
     loss_nats_low: float = _column("lower end of the 90 % interval of loss_nats, windows as clusters", default=math.nan)
     loss_nats_high: float = _column("upper end of the 90 % interval of loss_nats", default=math.nan)
     validation_loss_nats: float = _column("cross-entropy on the validation split, nats per token", default=math.nan)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from sdsl_jax.config import ParallelConfig
 from sdsl_jax.data.published import NO_TEMPLATE, OWN_TEMPLATE, PublishedTokenizer, read_template
 from sdsl_jax.errors import require
-from sdsl_jax.models import Params, abstract_params, count
+from sdsl_jax.models import abstract_params, count
 from sdsl_jax.models.interop import GGUF, is_gguf, is_published, open_checkpoint, open_gguf, require_model_path
 from sdsl_jax.models.interop.gguf import SUFFIX
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import ModelRecord
+from sdsl_jax.training.identity import identity_of
 from sdsl_jax.training.model_folder import LoadedModel, load_model_folder
 from sdsl_jax.training.parallel import make_layout
 
@@ -40,8 +39,6 @@ class Reading(NamedTuple):
     ignore_keys: tuple[str, ...] = ()
 
 
-# Numbers of every array that a digest looks at.
-_DIGESTED = 256
 # float32 on one device, with special tokens and without a template.
 PLAIN_READING = Reading()
 
@@ -66,6 +63,7 @@ def load_published(path: Path, reading: Reading = PLAIN_READING, progress: Progr
     """Reads a published checkpoint.
 
     Its record has the folder's name and the sizes; what a folder does not say, training tokens and losses, is 0 and not a number.
+    Its `params_digest` is the identity of the whole model, see `identity`.
 
     Args:
       path: a folder, or a .gguf file.
@@ -99,7 +97,8 @@ def load_published(path: Path, reading: Reading = PLAIN_READING, progress: Progr
         layout = make_layout(ParallelConfig(fsdp=reading.devices), jax.devices())
         shardings = layout.state_shardings(abstract_params(config))
     progress.start(f"load {path.name}", 1)
-    params = checkpoint.load(reading.dtype, shardings, progress.advance)
+    digests: dict[str, bytes] = {}
+    params = checkpoint.load(reading.dtype, shardings, progress.advance, digests)
     progress.finish()
     counts = count(config, config.max_positions / 2)
     record = ModelRecord(
@@ -111,7 +110,7 @@ def load_published(path: Path, reading: Reading = PLAIN_READING, progress: Progr
         seed=0,
         loss_nats=math.nan,
         perplexity=math.nan,
-        params_digest=_digest(params),
+        params_digest=identity_of(config, digests, tokenizer),
         layers=config.layers,
         width=config.width,
         flops_per_token=counts.flops_per_token,
@@ -136,15 +135,6 @@ def _name(path: Path) -> str:
     if path.parent.name == "snapshots":
         return path.parent.parent.name.rsplit("--", 1)[-1]
     return path.name.removesuffix(SUFFIX)
-
-
-def _digest(params: Params) -> str:
-    """SHA-256 over the shape and the first numbers of every array: tells models apart without reading all of them again."""
-    found = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        first = leaf[(0,) * (leaf.ndim - 1)][:_DIGESTED]
-        found.update(f"{leaf.shape}".encode() + np.asarray(first, np.float32).tobytes())
-    return found.hexdigest()
 
 
 def gguf_tokenizer(opened: GGUF, reading: Reading) -> PublishedTokenizer:

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from jaxtyping import Array
 
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models.config import ModelConfig
+from sdsl_jax.models.digest import array_digest
 from sdsl_jax.models.interop.families import Family, family_of, unknown_rope_settings
 from sdsl_jax.models.interop.fields import CONFIG, Fields, printable
 from sdsl_jax.models.interop.plan import Piece, Plan, plan
@@ -69,7 +70,11 @@ class Checkpoint(NamedTuple):
     warnings: tuple[str, ...] = ()
 
     def load(
-        self, dtype: str = "float32", shardings: Any = None, advance: Callable[[float, str], None] | None = None
+        self,
+        dtype: str = "float32",
+        shardings: Any = None,
+        advance: Callable[[float, str], None] | None = None,
+        digests: dict[str, bytes] | None = None,
     ) -> Params:
         """The weights.
 
@@ -77,6 +82,7 @@ class Checkpoint(NamedTuple):
           dtype: that they are wanted in, a key of `DTYPES`.
           shardings: where each array goes, a tree like the parameters; the default device if None.
           advance: told the share of the weights that was read, and the name of the array, after each.
+          digests: filled with `array_digest` of each array, by its name, as the arrays pass by.
 
         Raises:
           SdslError: a file cannot be read.
@@ -89,14 +95,22 @@ class Checkpoint(NamedTuple):
             name = array_name(path)
             host = _aligned(leaf.shape, DTYPES[dtype])
             _fill(host, self.pieces[name], self.tensors, pool)
+            if digests is not None:
+                # Beside the next array's reading; no more than one array waits for it.
+                wait(digesting.values())
+                digesting[name] = pool.submit(array_digest, host)
             placed = jax.device_put(host, sharding)
             if advance is not None:
                 advance(leaf.size / total, name)
             return placed
 
         trees = [] if shardings is None else [shardings]
+        digesting: dict[str, Future[bytes]] = {}
         with ThreadPoolExecutor(_READERS) as pool:
-            return jax.tree_util.tree_map_with_path(read, abstract, *trees)
+            params = jax.tree_util.tree_map_with_path(read, abstract, *trees)
+        if digests is not None:
+            digests |= {name: future.result() for name, future in digesting.items()}
+        return params
 
 
 def array_name(path: Any) -> str:
