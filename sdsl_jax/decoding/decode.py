@@ -78,12 +78,12 @@ def _room(requests: Requests, room: int | None) -> int:
     return most if room is None else room
 
 
-def require_positions(model: Model, length: int, role: str) -> None:
+def require_positions(model: Model, length: int, role: str, what: str = "prompts and new tokens") -> None:
     """Raises `SdslError` where rows outgrow a table of learned positions; rotary ones set no limit of their own."""
     limit = model.config.position_limit
     require(
         length <= limit,
-        f"prompts and new tokens come to {length} positions; the {role} knows only {limit}: ask for {length - limit} fewer.",
+        f"{what} come to {length} positions; the {role} knows only {limit}.",
     )
 
 

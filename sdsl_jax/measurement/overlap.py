@@ -233,7 +233,7 @@ def pairwise_overlap(
     longest = int(np.flatnonzero(counts.any(axis=0)).max(initial=-1)) + begin_at + 1
     for role, models in (("target", targets), ("draft", drafts)):
         for name, model in models.items():
-            require_positions(model, longest, _called(role, name))
+            require_positions(model, longest, _called(role, name), "the contexts")
     rows = rows_per_chunk(memory_bytes, len(targets), len(samplings), width - begin_at, width, *vocab_sizes)
     rows = min(rows, n)
     checked = tuple(sampling.check() for sampling in samplings)

@@ -146,8 +146,9 @@ def measure_pair(
             0 <= token < target.config.ids, f"the stop token is {token}; it must lie in [0, {target.config.ids - 1}]."
         )
     models = {"target": target} | ({"draft": draft} if isinstance(draft, Model) else {})
+    longest, new = int(prompts.lengths.max()), settings.new_tokens
     for role, model in models.items():
-        require_positions(model, int(prompts.lengths.max()) + settings.new_tokens, role)
+        require_positions(model, longest + new, role, f"prompts of {longest} and {new} new tokens")
     batches = -(-len(prompts.lengths) // settings.batch)
     progress.start("measure", batches * (3 + len(settings.lookaheads)))
     exact = text = None

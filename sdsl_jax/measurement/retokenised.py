@@ -113,7 +113,7 @@ def _score(role: str, model: Model, rows: list[np.ndarray], temperature: float, 
     Raises:
       SdslError: a row outgrows the model's table of positions, or logits are not finite.
     """
-    require_positions(model, max(len(row) for row in rows), role)
+    require_positions(model, max(len(row) for row in rows), role, "the texts")
     # Widths in steps, so that few programs are compiled.
     width = 32 * math.ceil(max(len(row) for row in rows) / 32)
     found = []

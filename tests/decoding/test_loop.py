@@ -1,3 +1,6 @@
+import contextlib
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -5,9 +8,11 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from sdsl_jax.decoding import Model, Sampling, autoregress, overlap, probabilities, speculate
+from sdsl_jax.decoding import Model, NgramDraft, Sampling, autoregress, overlap, probabilities, speculate
 from sdsl_jax.decoding import loop as decoding_loop
+from sdsl_jax.decoding.sampling import finite_logits
 from sdsl_jax.errors import SdslError
+from sdsl_jax.measurement.decoded import summarise
 from sdsl_jax.models import ModelConfig, init_params
 from sdsl_jax.models import forward as eager_forward
 
@@ -232,6 +237,81 @@ def test_wrong_requests_are_refused(draft, target, changes, message):
     prompts = arguments.pop("prompts")
     with pytest.raises(SdslError, match=message):
         speculate(draft, target, prompts, **arguments)
+
+
+# Positions of a learned table, and of the longer one that it is the beginning of.
+SHORT, LONG = 12, 24
+
+
+def learned(positions: int, layers: int, broken: int | None = None) -> Model:
+    """A model with the first rows of one table of positions; one row of it NaN if asked for."""
+    config = ModelConfig(
+        vocab_size=V, width=8, layers=layers, heads=2, kv_heads=1, head_dim=4, hidden=12, positions="learned",
+        max_positions=LONG,
+    )  # fmt: skip
+    params = jax.tree.map(lambda x: 3 * x, init_params(config, jax.random.key(layers)))
+    table = params["positions"].get_value()[:positions]
+    if broken is not None:
+        table = table.at[broken].set(jnp.nan)
+    params["positions"].set_value(table)
+    return Model(dataclasses.replace(config, max_positions=positions), params)
+
+
+def test_rows_may_fill_a_table_of_positions_whatever_the_lookahead():
+    """A verify pass reaches beyond the table there; tokens are those of a model with a longer one, and nothing beyond counts."""
+    prompts = np.random.default_rng(7).integers(0, V, (5, 3))
+    short, long = (
+        speculate(learned(n, 1), learned(n, 2), prompts, lookahead=4, new_tokens=SHORT - 3, seed=3)
+        for n in (SHORT, LONG)
+    )
+    np.testing.assert_array_equal(short.tokens, long.tokens)
+    assert (np.asarray(short.lengths) == SHORT).all()
+    cut, whole = (jax.tree.map(np.asarray, run.events) for run in (short, long))
+    np.testing.assert_array_equal(cut.emitted, whole.emitted)
+    inside = np.where(whole.emitted > 0, np.minimum(whole.proposed, SHORT - whole.start + 1), 0)
+    assert (inside < whole.proposed).any()
+    np.testing.assert_array_equal(cut.proposed, inside)
+    np.testing.assert_array_equal(cut.verified, np.minimum(whole.verified, inside))
+    np.testing.assert_allclose(cut.chance, np.where(np.arange(4) < inside[..., None], whole.chance, 0), atol=1e-5)
+    # Rounds that reach beyond it are no evidence about this lookahead.
+    rounds = (cut.emitted > 0) & (cut.start + 4 <= SHORT)
+    assert summarise(short, 4, 0.9).rounds == rounds.sum() < (cut.emitted > 0).sum() == summarise(long, 4, 0.9).rounds
+    with pytest.raises(SdslError, match="come to 13 positions; the target knows only 12"):
+        speculate(learned(LONG, 1), learned(SHORT, 2), prompts, lookahead=4, new_tokens=SHORT - 2)
+    with pytest.raises(SdslError, match="come to 13 positions; the draft knows only 12"):
+        speculate(learned(SHORT, 1), learned(LONG, 2), prompts, lookahead=4, new_tokens=SHORT - 2)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("drafter", ["model", "ngram", "none"])
+def test_logits_that_are_not_finite_are_refused(drafter, temperature):
+    """In one row of a batch, the only one that reaches the broken position."""
+    prompts = np.random.default_rng(8).integers(0, V, (5, 3))
+    settings = dict(new_tokens=np.array([2, 2, 9, 2, 2]), sampling=Sampling(temperature))
+    for broken in (None, 9):
+        target, draft = learned(SHORT, 2, broken), learned(SHORT, 1) if drafter == "model" else NgramDraft(V)
+        refused = contextlib.nullcontext()
+        if broken is not None:
+            refused = pytest.raises(SdslError, match=r"the logits of the target are not finite: .* Nothing is recorded")
+        with refused:
+            if drafter == "none":
+                autoregress(target, prompts, **settings)
+            else:
+                speculate(draft, target, prompts, lookahead=4, **settings)
+    if drafter == "model":
+        with pytest.raises(SdslError, match="the logits of the draft are not finite"):
+            speculate(learned(SHORT, 1, 9), learned(SHORT, 2), prompts, lookahead=4, **settings)
+
+
+def test_rows_that_are_done_and_ids_without_a_row_do_not_count_as_broken(draft, target):
+    """Beyond their end rows hold anything; ids that a model has no row for get no probability, by a finite logit."""
+    prompts = np.random.default_rng(9).integers(0, V, (5, 3))
+    speculate(learned(SHORT, 1), learned(SHORT, 2, 11), prompts, lookahead=4, new_tokens=np.full(5, 4), room=9)
+    logits = jnp.asarray([[0.0, 1.0], [jnp.nan, 0.0], [jnp.inf, 0.0], [-jnp.inf, 0.0]])
+    assert finite_logits(logits).tolist() == [True, False, False, False]
+    wide = dataclasses.replace(target.config, logit_size=V + 2)
+    halves = jax.tree.map(lambda x: x.astype(jnp.float16), target.params)
+    assert finite_logits(forward(wide, halves, prompts[:1])[0]).all()
 
 
 def test_different_vocabularies_are_refused(target):

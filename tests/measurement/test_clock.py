@@ -100,6 +100,14 @@ def test_what_cannot_be_timed_is_said(pair):
         time_decoders([Entrant(target, draft, 7)], prompts, new_tokens=8, sampling=Sampling(), seed=0)
 
 
+def test_decoders_of_a_broken_model_are_not_timed(pair):
+    draft, target = pair
+    prompts = np.random.default_rng(2).integers(0, V, (3, 4, 5))
+    broken = draft._replace(params=jax.tree.map(lambda x: x * np.nan, draft.params))
+    with pytest.raises(SdslError, match="the logits of the draft are not finite"):
+        time_decoders([Entrant(target, broken, 2)], prompts, new_tokens=12, sampling=Sampling(), seed=0)
+
+
 def _record(role: str, params: int, tokens: int, seed: int = 0, prefix: str = "") -> ModelRecord:
     return ModelRecord(
         model_id=f"{prefix}{role}-{params}-{tokens}-s{seed}",

@@ -1,12 +1,17 @@
+import functools
+from statistics import NormalDist
+
 import jax
 import numpy as np
 import pytest
 
 from sdsl_jax.decoding import Model, autoregress, speculate
-from sdsl_jax.measurement.decoded import event_columns, self_check, summarise
+from sdsl_jax.errors import SdslError
+from sdsl_jax.measurement.decoded import FALSE_ALARM, alarm_score, event_columns, self_check, summarise
 from sdsl_jax.measurement.latency import Step, time_steps
 from sdsl_jax.measurement.overlap import pairwise_overlap
 from sdsl_jax.models import ModelConfig, init_params
+from sdsl_jax.statistics import poisson_binomial_score
 
 V = 6
 
@@ -114,3 +119,90 @@ def test_the_self_check_is_standard_normal_whatever_the_acceptance(verification,
         assert max(map(abs, found)) < 4.5
         assert abs(np.mean(found)) < 4 / 4
         assert noise < 0.1 or 0.5 < np.std(found) < 1.7
+
+
+def exact_score(successes: int, chances: np.ndarray) -> float:
+    """Φ⁻¹(P(K < k) + P(K = k)/2), by convolution."""
+    mass = functools.reduce(np.convolve, [[1 - p, p] for p in chances])
+    below, above = mass[:successes].sum(), mass[successes + 1 :].sum()
+    tail = min(below, above) + mass[successes] / 2
+    return float(np.copysign(NormalDist().inv_cdf(min(tail, 0.5)), above - below) * -1)
+
+
+@pytest.mark.parametrize("largest", [1e-3, 0.05, 0.5, 1.0])
+@pytest.mark.parametrize("failures", [False, True])
+def test_the_score_of_unequal_coins_is_that_of_their_exact_distribution(largest, failures):
+    """At every count that is not rarer than 1e-12; to 0.06 in the score, and far out to a tenth of the tail's probability."""
+    for coins in (1, 2, 5, 40):
+        chances = np.random.default_rng(coins).uniform(0, largest, coins)
+        chances = 1 - chances if failures else chances
+        for k in range(coins + 1):
+            exact = exact_score(k, chances)
+            if abs(exact) < 7:
+                found = float(poisson_binomial_score(k, chances))
+                assert found == pytest.approx(exact, abs=0.06), (coins, k)
+                assert abs(exact) < 2 or 0.88 < NormalDist().cdf(-abs(found)) / NormalDist().cdf(-abs(exact)) < 1.12
+
+
+def test_a_single_success_where_few_are_expected_is_no_alarm():
+    """One draft kept where 0.05 are expected happens once in twenty runs; in standard errors it looks like 4.2."""
+    chances = np.full(250, 0.05 / 250)
+    assert float(poisson_binomial_score(1, chances)) == pytest.approx(1.96, abs=0.03)
+    assert (
+        float(poisson_binomial_score(250, np.full(250, 1e-6))) > 50
+    )  # far beyond what a float can say of a probability
+    assert poisson_binomial_score(np.zeros(3), np.zeros((3, 4))).tolist() == [0, 0, 0]
+    padded = poisson_binomial_score(np.array([2, 1]), np.array([[0.3, 0.2, 0.1, 0], [0.3, 0, 0, 0.2]]))
+    assert padded.tolist() == pytest.approx([exact_score(2, [0.3, 0.2, 0.1]), exact_score(1, [0.3, 0.2])], abs=0.06)
+
+
+def chains(kind: str, runs: int, tests: int, random) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of successes and chances of runs of a right decoder: each test is kept with its chance, given what came before."""
+    chances = {
+        "hardly any": np.full((runs, tests), 0.05 / tests),
+        "one in eight": np.full((runs, tests), 0.125 / tests),
+        "a few": random.uniform(0, 0.02, (runs, tests)),
+        "nearly all": 1 - random.uniform(0, 0.002, (runs, tests)),
+        "half": random.uniform(0, 1, (runs, tests)),
+        "bursts": np.full((runs, tests), 0.002),
+    }[kind]
+    kept, uniforms = np.zeros((runs, tests), bool), random.random((runs, tests))
+    for t in range(tests):
+        if kind == "bursts" and t:
+            # A draft that is kept leads into easy text, which ends with a rejection.
+            chances[:, t] = np.where(kept[:, t - 1], 0.95, 0.002)
+        kept[:, t] = uniforms[:, t] < chances[:, t]
+    return kept.sum(axis=1), chances
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["hardly any", "one in eight", "a few", "nearly all", "half", "bursts"])
+def test_the_warning_of_the_self_check_comes_as_seldom_as_it_says(kind):
+    """10,000 runs each: at most 1 false alarm is expected, and 7 or fewer come with a probability of 1 − 1e-5.
+
+    At one in a hundred, the bound behind the rate is tested with five standard errors: 6e-7.
+    """
+    kept, chances = chains(kind, 10_000, 200, np.random.default_rng(1))
+    score = np.concatenate([poisson_binomial_score(k, p) for k, p in zip(np.split(kept, 10), np.split(chances, 10))])
+    assert FALSE_ALARM == 1e-4
+    assert (np.abs(score) > alarm_score(1)).sum() <= 7
+    assert (np.abs(score) > NormalDist().inv_cdf(1 - 0.01 / 4)).mean() <= 0.01 + 5 * np.sqrt(0.01 / 10_000)
+    variance = (chances * (1 - chances)).sum(axis=1)
+    errors = (kept - chances.sum(axis=1)) / np.sqrt(variance)
+    if kind == "hardly any":
+        assert (np.abs(errors) > 4).mean() > 0.04  # what a warning at four standard errors would give
+    if kind == "half":
+        np.testing.assert_allclose(score, errors, atol=0.15)
+
+
+def test_more_lookaheads_do_not_make_more_alarms():
+    assert alarm_score(1) < alarm_score(4) < alarm_score(100) < 6
+    for runs in (1, 4):
+        assert 4 * runs * NormalDist().cdf(-alarm_score(runs)) == pytest.approx(FALSE_ALARM, rel=1e-6)
+
+
+def test_steps_of_a_broken_model_are_not_timed(pair):
+    _, target = pair
+    broken = target._replace(params=jax.tree.map(lambda x: x * np.nan, target.params))
+    with pytest.raises(SdslError, match="the logits of the model broken are not finite"):
+        time_steps({"broken": Step(broken, 1)}, batch=1, context=8, repetitions=5, confidence=0.9)

@@ -98,6 +98,27 @@ def test_batches_change_nothing(pair, measured):
 
 
 @pytest.mark.slow
+def test_a_table_of_positions_may_be_filled_to_its_end():
+    """τ by decoding is the expected one, of rounds that the table leaves room for: five standard errors."""
+    prompts, settings = ragged(400), PairSettings(**SETTINGS)
+
+    def learned(seed):
+        config = dataclasses.replace(make(seed).config, positions="learned", max_positions=6 + 24)
+        return Model(config, jax.tree.map(lambda x: 1.4 * x, init_params(config, jax.random.key(seed))))
+
+    draft, target = learned(1), learned(2)
+    for result in measure_pair(draft, target, prompts, settings).lookaheads:
+        tau, expected = result.statistics.tokens_per_round, result.expected
+        assert abs(tau.estimate - expected.estimate) < 5 * np.hypot(error(tau), error(expected))
+        assert abs(result.statistics.self_check) < 5
+    longer = PairSettings(**SETTINGS | {"new_tokens": 25})
+    with pytest.raises(
+        SdslError, match="prompts of 6 and 25 new tokens come to 31 positions; the target knows only 30"
+    ):
+        measure_pair(draft, target, prompts, longer)
+
+
+@pytest.mark.slow
 def test_a_stop_token_ends_rows_and_what_is_counted(pair):
     found = measure_pair(*pair, ragged(400), PairSettings(**SETTINGS, stop_tokens=(3,)))
     assert found.positions < 400 * 24

@@ -12,14 +12,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from sdsl_jax import cli
 from sdsl_jax.decoding import Model, NgramDraft, Sampling, autoregress, speculate
 from sdsl_jax.errors import SdslError
 from sdsl_jax.models import ModelConfig, forward, init_params
 from sdsl_jax.models.config import RopeScaling
-from sdsl_jax.models.interop import open_checkpoint, open_gguf, rounded
+from sdsl_jax.models.interop import export_llama, open_checkpoint, open_gguf, rounded
 from sdsl_jax.models.interop.fields import Fields
 from sdsl_jax.models.interop.gguf_tokenizer import read_gguf_tokenizer
 from sdsl_jax.models.interop.settings import GGUF_LLAMA, require_settings
@@ -179,6 +179,16 @@ def test_the_tokenizer_of_the_file_gives_the_same_ids(tmp_path, pre, cuts):
     assert loaded.tokenizer.decode(ids) == TEXT[:200]
     with_begin = load_published(tmp_path / "m.gguf").tokenizer.encode("the house")
     np.testing.assert_array_equal(with_begin, [1, *loaded.tokenizer.encode("the house")])
+
+
+def test_a_file_and_a_folder_of_the_same_weights_are_the_same_model(tmp_path):
+    """Rows of queries and keys stand in another order in the file, fractions are float32, and the tokenizer is made anew."""
+    model, tokenizer = model_of(), tokenizer_of([])
+    write(tmp_path / "m.gguf", model, tokenizer, "gpt-2")
+    tokenizer.post_processor = processors.TemplateProcessing(single="begin $A", special_tokens=[("begin", 1)])
+    export_llama(model, tmp_path / "folder", tokenizer=tokenizer.to_str())
+    file, folder = load_published(tmp_path / "m.gguf"), load_published(tmp_path / "folder")
+    assert file.record.params_digest == folder.record.params_digest
 
 
 def refused(path, *words, ignore=()) -> None:
