@@ -102,7 +102,7 @@ def self_check(events: Events) -> float:
     certain = (chances * (1 - chances)).sum() <= _ROUNDING * max(1, len(chances))
     if certain and abs(kept - chances.sum()) < 0.5:
         return math.nan
-    return float(poisson_binomial_score(np.float64(kept), np.clip(chances, _ROUNDING, 1 - _ROUNDING)))
+    return float(poisson_binomial_score(np.asarray(kept), np.clip(chances, _ROUNDING, 1 - _ROUNDING)))
 
 
 def alarm_score(runs: int) -> float:

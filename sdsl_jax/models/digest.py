@@ -40,5 +40,5 @@ def array_digest(array: np.ndarray) -> bytes:
     for blocks in _parts(words):
         digest.update(blocks.sum(axis=1))
         digest.update(blocks.sum(axis=2))
-    digest.update(data[len(words) // _BLOCK * _BLOCK * 8 :])
+    digest.update(data[len(words) // _BLOCK * _BLOCK * 8 :].tobytes())
     return digest.digest()

@@ -123,7 +123,7 @@ def test_the_self_check_is_standard_normal_whatever_the_acceptance(verification,
 
 def exact_score(successes: int, chances: np.ndarray) -> float:
     """Φ⁻¹(P(K < k) + P(K = k)/2), by convolution."""
-    mass = functools.reduce(np.convolve, [[1 - p, p] for p in chances])
+    mass = functools.reduce(np.convolve, [[1 - p, p] for p in chances], np.ones(1))
     below, above = mass[:successes].sum(), mass[successes + 1 :].sum()
     tail = min(below, above) + mass[successes] / 2
     return float(np.copysign(NormalDist().inv_cdf(min(tail, 0.5)), above - below) * -1)
