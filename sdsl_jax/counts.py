@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Annotated
 
 from sdsl_jax.errors import SdslError, require
 
 # Beyond any model or corpus, and far within what single precision holds.
 LARGEST = 1e18
-_SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
-_THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+")
-_NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(e[+-]?\d+)?", re.IGNORECASE)
+# No language model has so few parameters, and none is trained on so few tokens: the suffix is missing.
+SMALLEST = 1000
+_SUFFIXES = {"k": 3, "m": 6, "b": 9, "g": 9, "t": 12}
+# Digits in groups behind a 0 are the decimals of a number with a decimal comma.
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
+# A group of three digits that no number of a list begins with.
+_GROUP = re.compile(r"\d,0\d\d(?!\d)")
+_NUMBER = re.compile(r"[+-]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)(e[+-]?\d+)?", re.IGNORECASE)
+
+# Fields of configurations that also take a count as people write it, a string such as "70B".
+COUNT = object()
+Count = Annotated[float, COUNT]
+WholeCount = Annotated[int, COUNT]
 
 
 def short_count(value: float | None) -> str:
@@ -30,19 +41,31 @@ def exact_count(value: float) -> str:
     return short if read_count(short) == value else f"{value:.15g}"
 
 
-def read_count(text: str) -> float | None:
-    """The number that a text stands for, with a suffix or thousands separators if it has any; None if it is none."""
+def read_number(text: str) -> float | None:
+    """The number that a text stands for: 3.5, -2, 1e9, 1_000; None if it is none, or one without a suffix or separators."""
     plain = text.strip()
-    factor = _SUFFIXES.get(plain[-1:].lower(), 1.0)
-    plain = plain[:-1].rstrip() if factor > 1 else plain
-    if _THOUSANDS.fullmatch(plain.partition(".")[0]):
-        plain = plain.replace(",", "")
-    return float(plain.replace("_", "")) * factor if _NUMBER.fullmatch(plain) else None
+    return float(plain.replace("_", "")) if _NUMBER.fullmatch(plain) else None
 
 
-def percent_hint(value: float) -> str:
-    """What a sentence about a share that is out of range should add where per cent were probably meant, as in 80 for 0.8."""
-    return f"; did you mean {value:g}%, which is {value / 100:g}?" if 1 < value <= 100 else "."
+def read_count(text: str) -> float | None:
+    """The number that a text stands for, with a suffix or thousands separators if it has any; None if it is none.
+
+    A text with both is none: 1,300M may be 1.3 or 1,300 millions.
+    """
+    plain = text.strip()
+    power = _SUFFIXES.get(plain[-1:].lower())
+    if power is None:
+        return read_number(plain.replace(",", "") if _THOUSANDS.fullmatch(plain.partition(".")[0]) else plain)
+    plain = plain[:-1].rstrip()
+    if _NUMBER.fullmatch(plain) and "e" not in plain.lower():
+        return read_number(f"{plain}e{power}")  # rounded once, so that 0.57B is whole
+    value = read_number(plain)
+    return None if value is None else value * 10.0**power
+
+
+def share_hint(value: float) -> str:
+    """What to add to a message on a share that is not in [0, 1], where it looks like per cent."""
+    return f"; write it as a share: {value / 100:g}" if 1 < value <= 100 else ""
 
 
 def parse_share(text: str, name: str) -> float:
@@ -71,16 +94,51 @@ def parse_count(text: str, name: str) -> float:
     return value
 
 
+def require_plausible(value: float, name: str, shown: str = "") -> float:
+    """A number of parameters or of training tokens as it is, unless it is so small that its suffix must be missing.
+
+    Args:
+      value: the number.
+      name: with which a message begins.
+      shown: the number as it was written.
+
+    Raises:
+      SdslError: it is below `SMALLEST`.
+    """
+    shown = shown.strip() or f"{value:g}"
+    require(value >= SMALLEST, f"{name} is {shown}, fewer than any model has; did you mean {shown}B?")
+    return value
+
+
+def parse_size(text: str, name: str) -> float:
+    """A number of parameters or of training tokens, as `parse_count` reads it.
+
+    Raises:
+      SdslError: it is not a positive number, or so small that its suffix must be missing.
+    """
+    return require_plausible(parse_count(text, name), name, text)
+
+
+def parse_sizes(text: str, name: str) -> list[float]:
+    """Numbers of parameters or of training tokens, separated by commas.
+
+    Raises:
+      SdslError: as `parse_counts` and `parse_size`.
+    """
+    return [require_plausible(value, name) for value in parse_counts(text, name)]
+
+
 def parse_counts(text: str, name: str) -> list[float]:
     """Counts separated by commas: 125M,1.3B.
 
     Raises:
       SdslError: one is not a positive number; or the text reads as one number with thousands separators.
     """
-    if _THOUSANDS.fullmatch(text.strip()):
-        short = exact_count(float(text.replace(",", "")))
+    if _THOUSANDS.fullmatch(text.strip()) or _GROUP.search(text):
+        value = read_count(text)
+        short = "13M" if value is None else exact_count(value)
         raise SdslError(
-            f"{name} is {text!r}, where commas separate the values of a list; write {short} for one number, or a blank behind "
-            "each comma for a list."
+            f"{name} is {text!r}, where commas separate the values of a list; write {short} for one number, or a blank "
+            "after each comma for a list."
         )
     return [parse_count(part, name) for part in text.split(",") if part.strip()]

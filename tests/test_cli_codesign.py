@@ -288,7 +288,7 @@ def test_ranges_of_the_lookahead_hold_a_whole_number_and_end(lookahead, words):
         (("--target-params", "7B", "--constraint", "latency_seconds=-1"), "it must be positive"),
         (("--target-params", "7B", "--variables", "depth"), "unknown key variables.depth"),
         (("--target-params", "7B", "--acceptance", "1.5"), "it must lie in (0, 1)"),
-        (("--target-params", "7B", "--acceptance", "70.7"), "did you mean 70.7%, which is 0.707?"),
+        (("--target-params", "7B", "--acceptance", "70.7"), "write it as a share: 0.707"),
         (("--target-params", "7B", "--acceptance", "many"), "--acceptance is 'many'; it must be a number such as 0.8"),
         (("--target-params", "7B", "--acceptance", ".7"), "must be the only candidate"),
         (("--target-params", "7B", "--acceptance", "70%"), "an acceptance of 0.7 was given"),

@@ -206,8 +206,8 @@ COLUMNS = "it has n, d, nll, run"
 @pytest.mark.parametrize(
     ("lines", "arguments", "message"),
     [
-        ({}, [], f"lacks the column params_nonembedding; {COLUMNS}"),
-        ({}, ["--params-column", "n"], f"lacks the column train_tokens; {COLUMNS}"),
+        ({}, [], f"lacks the columns params_nonembedding, loss_nats, train_tokens; {COLUMNS}"),
+        ({}, ["--params-column", "n"], f"lacks the columns loss_nats, train_tokens; {COLUMNS}"),
         ({}, [*FOREIGN, "--rung-column", "trunk"], f"lacks the column trunk; {COLUMNS}"),
         ({5: "1000,6400000,,1000"}, FOREIGN, "line 5 holds nothing as nll; it must be a positive number"),
         ({5: "1000,-64,2.5,1000"}, FOREIGN, "line 5 holds '-64' as d; it must be a positive number"),
@@ -274,7 +274,7 @@ def test_records_that_do_not_hold_what_is_asked(sdsl, records, arguments, messag
         (None, "cannot be read (No such file"),
         ("", "is empty"),
         ("n,d,nll\n", "holds no rows"),
-        ("a,b\n1,2,3\n4\n5,6,7,8\n", "CSV"),
+        ("a,b\n1,2,3\n4\n5,6,7,8\n", "line 2 holds 3 cells, more cells than columns (line 1 names 2)"),
     ],
 )
 def test_files_that_hold_no_table(sdsl, tmp_path, what, text, message):

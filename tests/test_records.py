@@ -39,15 +39,15 @@ def test_every_column_is_described_and_others_are_passed_over(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("draft_id,target_id\na,b\n", "lacks the column estimator"),
-        ("", "lacks the column draft_id"),
+        ("draft_id,target_id\na,b\n", "lacks the columns estimator, lookahead"),
+        ("", "is empty"),
         (
             "draft_id,target_id,estimator,lookahead,temperature,domain,alpha\na,b,c,0,1.0,d,high\n",
             "line 2 holds 'high' as alpha",
         ),
         (
             "draft_id,target_id,estimator,lookahead,temperature,domain,alpha\na,b,c,0,1.0\n",
-            "line 2 holds None as domain",
+            "line 2 holds 5 cells, fewer than its 7 columns",
         ),
         ('draft_id,target_id,estimator,lookahead,temperature,domain,alpha\n"a,b', "is damaged"),
     ],

@@ -10,7 +10,7 @@ import tyro
 
 from sdsl_jax.cli.codesign_report import print_answer, question
 from sdsl_jax.cli.terminal import error_console, standard_console
-from sdsl_jax.counts import parse_count, parse_counts, parse_share, percent_hint
+from sdsl_jax.counts import parse_count, parse_counts, parse_share, share_hint
 from sdsl_jax.errors import SdslError, require
 
 _FILE = tyro.conf.arg(metavar="[FILE.toml]")
@@ -137,7 +137,7 @@ def codesign(
     _add(changes, "constraints", **_pairs(constraint, "--constraint", None))
     if acceptance:
         alpha = parse_share(acceptance, "--acceptance")
-        require(0 < alpha < 1, f"the acceptance is {alpha:g}; it must lie in (0, 1){percent_hint(alpha)}")
+        require(0 < alpha < 1, f"the acceptance is {alpha:g}; it must lie in (0, 1){share_hint(alpha)}.")
         _add(changes, "draft", acceptance=alpha)
     if picture is not None:
         require(picture.suffix == ".png", f"the picture is to be {picture}; its name must end in .png.")

@@ -21,6 +21,7 @@ _OF_LOSS = {
     "params_column": "params_nonembedding",
     "tokens_column": "train_tokens",
     "loss_column": "loss_nats",
+    "flops_column": "",
     "rung_column": "",
     "resample": "rungs",
     "max_epochs": 4.0,
@@ -36,7 +37,11 @@ def fit(
     params_column: Annotated[str, _COLUMN] = "params_nonembedding",
     tokens_column: Annotated[str, _COLUMN] = "train_tokens",
     loss_column: Annotated[str, _COLUMN] = "loss_nats",
+    flops_column: Annotated[str, _COLUMN] = "",
     rung_column: Annotated[str, _COLUMN] = "",
+    where: Annotated[str, tyro.conf.arg(metavar="ROWS")] = "",
+    skip_incomplete: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    loss_unit: Annotated[Literal["nats", "bits", "perplexity"], tyro.conf.arg(metavar="nats|bits|perplexity")] = "nats",
     models: Annotated[Path | None, tyro.conf.arg(metavar="FILE.csv")] = None,
     estimator: Annotated[str, _COLUMN] = "teacher_forced_samples",
     domain: Annotated[str | None, _COLUMN] = None,
@@ -53,17 +58,23 @@ def fit(
     """Fit a loss law, or every acceptance law, to a table, and say what the table cannot tell.
 
     loss: rows of size, training tokens and loss. acceptance: acceptance.csv of a study with models.csv beside it, or a table with
-    the columns draft_params, draft_loss, target_params, target_loss, alpha (and draft_tokens, draft_id if you like). What --json
-    prints can be given to sdsl predict --loss-law and --acceptance-law.
+    the columns draft_params, draft_loss, target_params, target_loss, alpha (and draft_tokens, draft_id if you like). Sizes and
+    tokens may be written 125M, 4.2B, 1e9 or "13,000,000,000". What --json prints can be given to sdsl predict --loss-law and
+    --acceptance-law.
 
     Args:
         what: loss or acceptance.
-        csv: the table; records of a study as they are.
+        csv: the table, compressed or not, with cells separated by commas, semicolons or tabs; records of a study as they are.
         law: form of the loss law: E + A/N^a + B/D^b, or Kaplan's.
         params_column: loss: column of the sizes.
         tokens_column: loss: column of the training tokens.
         loss_column: loss: column of the loss, in nats per token for sdsl predict.
+        flops_column: loss: column of the training FLOPs C, for tables without tokens: D = C/(6N).
         rung_column: loss: column of the training run; rows of one size (and role and seed) if left out.
+        where: rows to read, such as "seed == 0 and (family == 'opt' or not params < 1e8)"; a column with blanks in its name goes
+            in backticks.
+        skip_incomplete: leave out rows that lack a value, and say how many.
+        loss_unit: of the losses in the table, per token; a law is fitted to nats.
         models: acceptance: records of the models; models.csv beside the table if left out.
         estimator: acceptance: rows of a study's records to fit.
         domain: acceptance: rows to fit; the most frequent domain if left out.
@@ -79,7 +90,7 @@ def fit(
     """
     given = dict(locals())
     from sdsl_jax.config import FitConfig
-    from sdsl_jax.fitting import tables
+    from sdsl_jax.fitting import table_warnings, tables
     from sdsl_jax.fitting.acceptance import fit_acceptance, pair_resamples
     from sdsl_jax.fitting.loss import fit_loss, resamples
 
@@ -97,34 +108,40 @@ def fit(
         # Settings are checked as those of a study; here they are options.
         name, _, rest = str(error).removeprefix("fit.").removeprefix("acceptance_").partition(" ")
         raise SdslError(f"--{name.replace('_', '-')} {rest}") from None
+    choice = tables.Choice(where, skip_incomplete, loss_unit)
     if what == "loss":
-        read = tables.read_loss_table(csv, params_column, tokens_column, loss_column, rung_column, max_epochs)
-        table = read.table
-        made = fit_loss(table, config, resamples(table, config, seed), seed, law)
-        made = made._replace(warnings=[*read.notes, *made.warnings])
+        require(
+            not flops_column or tokens_column == _OF_LOSS["tokens_column"],
+            "give either --flops-column or --tokens-column, not both.",
+        )
+        read = tables.read_loss_table(
+            csv, params_column, tokens_column, loss_column, rung_column, max_epochs, flops_column, choice
+        )
+        table, runs_are_sizes = read.table, not rung_column and resample == "rungs"
+        doubts = table_warnings.loss_table_warnings(table, read.lines, runs_are_sizes)
+        fits = [fit_loss(table, config, resamples(table, config, seed), seed, law)]
         valid = {"params": _span(table.params), "tokens": _span(table.tokens)}
-        answer = made.describe() | {"params_count": read.params_count, "valid": valid}
-        if json:
-            _print_json(answer)
-        else:
-            _print_laws(standard_console(), [answer], csv)
-        return
-    read = tables.read_pair_table(csv, models, estimator, domain, temperature)
-    pairs = read.table
-    weights = pair_resamples(pairs, bootstrap, seed)
-    basis = f"bootstrap over training runs of drafts and of targets, {bootstrap} draws"
-    valid = {
-        f"{role}_{name}": _span(getattr(getattr(pairs, role), name))
-        for role in ("draft", "target")
-        for name in ("params", "loss")
-    }
+    else:
+        read = tables.read_pair_table(csv, models, estimator, domain, temperature, choice)
+        table = read.table
+        doubts = table_warnings.pair_table_warnings(table, read.lines)
+        basis = f"bootstrap over training runs of drafts and of targets, {bootstrap} draws"
+        fits = fit_acceptance(table, config, pair_resamples(table, bootstrap, seed), seed, basis)
+        valid = {
+            f"{role}_{name}": _span(getattr(getattr(table, role), name))
+            for role in ("draft", "target")
+            for name in ("params", "loss")
+        }
+    # Rows that the best law does not describe are a matter of the table, whichever law is asked for.
+    best = fits[0]
+    doubts += table_warnings.residual_warnings(best.residuals, len(best.covariance), best.residual_unit, read.lines)
     answers = [
-        made._replace(warnings=[*read.notes, *made.warnings]).describe()
+        made._replace(warnings=[*read.notes, *doubts, *made.warnings]).describe()
         | {"params_count": read.params_count, "valid": valid}
-        for made in fit_acceptance(pairs, config, weights, seed, basis)
+        for made in fits
     ]
     if json:
-        _print_json({"acceptance_laws": answers})
+        _print_json(answers[0] if what == "loss" else {"acceptance_laws": answers})
     else:
         _print_laws(standard_console(), answers, csv)
 

@@ -172,8 +172,11 @@ def _print_clock(console: Console, folder: Path) -> None:
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Separates dotted overrides (--a.b=v, --a.b v, a.b=v) from the other arguments."""
-    rest, found = [], []
+    """Separates dotted overrides (--a.b=v, --a.b v, a.b=v) of the commands that read a study from the other arguments."""
+    if arguments[:1] not in (["study"], ["train"], ["tune"]):
+        return arguments, []
+    rest: list[str] = []
+    found: list[str] = []
     queue = list(arguments)
     while queue:
         argument = queue.pop(0)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from sdsl_jax.config.shape_penalty import LARGEST_REFERENCE, kaplan_penalty
 from sdsl_jax.config.toml import from_dict
-from sdsl_jax.counts import percent_hint
+from sdsl_jax.counts import share_hint
 from sdsl_jax.errors import SdslError, require
 
 # Beyond any model, corpus or machine, and far within what single precision holds.
@@ -87,7 +87,7 @@ class DraftConfig:
         _shape("draft", self)
         require(
             0 <= self.acceptance < 1,
-            f"draft.acceptance is {self.acceptance:g}; a measured α must lie in (0, 1){percent_hint(self.acceptance)}",
+            f"draft.acceptance is {self.acceptance:g}; a measured α must lie in (0, 1){share_hint(self.acceptance)}.",
         )
         for size in self.candidates:
             require(0 < size <= _LARGEST, f"draft.candidates holds {size:g}; every size must be positive.")

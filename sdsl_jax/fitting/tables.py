@@ -2,71 +2,132 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pandas
 
+from sdsl_jax.counts import read_number
+from sdsl_jax.csv_table import (
+    CsvTable,
+    frequent_values,
+    is_missing,
+    listed_lines,
+    listed_names,
+    read_csv,
+    value_key,
+)
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.fitting.acceptance import PairTable, pair_table
 from sdsl_jax.fitting.loss import LossTable
 from sdsl_jax.records import AcceptanceRecord, read_table
+from sdsl_jax.row_filter import filtered
 from sdsl_jax.theory import ModelPoint
 
 # Columns of a table of pairs that stands by itself.
 PAIR_COLUMNS = ("draft_params", "draft_loss", "target_params", "target_loss", "alpha")
 # What the sizes of a table count that is not ours: nothing says.
 _OWN_COUNT = "the table's"
+# Training FLOPs of a token for each parameter, as Kaplan et al. count them.
+_FLOPS_PER_TOKEN = 6.0
+_LARGEST_FLOPS = 1e36
+
+LossUnit = Literal["nats", "bits", "perplexity"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which rows of a table are read, and how.
+
+    Attributes:
+      where: rows to read, as `row_filter` describes; all if empty.
+      skip_incomplete: leave out rows that lack a value that is needed, instead of refusing the table.
+      loss_unit: of the losses: per token, in nats or bits, or perplexities. What is read is in nats.
+    """
+
+    where: str = ""
+    skip_incomplete: bool = False
+    loss_unit: LossUnit = "nats"
 
 
 class ReadTable(NamedTuple):
-    """A table, what its sizes count, and what had to be chosen or left out in reading it."""
+    """A table, the line of each of its rows, what its sizes count, and what had to be chosen or left out in reading it."""
 
     table: Any
+    lines: np.ndarray
     params_count: str
     notes: list[str]
 
 
 def read_loss_table(
-    path: Path, params_column: str, tokens_column: str, loss_column: str, rung_column: str, max_epochs: float
+    path: Path,
+    params_column: str,
+    tokens_column: str,
+    loss_column: str,
+    rung_column: str,
+    max_epochs: float,
+    flops_column: str = "",
+    choice: Choice = Choice(),
 ) -> ReadTable:
     """A CSV of trained models: a row each, with at least its size, its training tokens and its loss.
 
     Args:
       path: of the file; `models.csv` of a study as it is.
       params_column: holds N.
-      tokens_column: holds D.
+      tokens_column: holds D; not read if there is a `flops_column`.
       loss_column: holds the loss.
       rung_column: holds the name of the training run that a row belongs to; if empty, rows of one size (and, in our records, one
         role and seed) count as one run.
       max_epochs: rows whose column `epochs`, if there is one, exceeds it are left out.
+      flops_column: holds the training FLOPs C, from which D = C/(6N).
+      choice: of rows and units.
 
     Raises:
       SdslError: the file cannot be read, lacks a column, or holds a value that is not a positive number.
     """
-    frame = _read(path)
-    notes = []
-    if "epochs" in frame.columns:
-        worn = pandas.to_numeric(frame["epochs"], errors="coerce") > max_epochs
+    read = {"--params-column": params_column, "--loss-column": loss_column}
+    read["--flops-column" if flops_column else "--tokens-column"] = flops_column or tokens_column
+    flags = list(read)
+    for i, first in enumerate(flags):
+        for second in flags[:i]:
+            require(
+                read[first] != read[second],
+                f"{second} and {first} are both {read[first]}; each is a column of its own.",
+            )
+    frame, notes = _chosen_rows(read_csv(path), choice, tuple(read.values()))
+    if "epochs" in frame:
+        epochs = [read_number(cell) for cell in frame.column("epochs")]
+        worn = np.asarray([value is not None and value > max_epochs for value in epochs])
         if worn.any():
             notes.append(
-                f"{int(worn.sum())} of {len(frame)} rows are left out: they saw their text more than {max_epochs:g} times"
+                f"{worn.sum()} of {len(frame)} rows are left out: they saw their text more than {max_epochs:g} times"
             )
         require(not worn.all(), f"{path} holds no rows of at most {max_epochs:g} epochs; raise --max-epochs.")
-        frame = frame[~worn]
-    params, tokens, loss = (_positive(frame, name, path) for name in (params_column, tokens_column, loss_column))
-    if rung_column:
-        _require_columns(frame, (rung_column,), path)
-        keys = frame[[rung_column]]
+        frame = frame.rows_where(~worn)
+    params, loss = frame.counts(params_column), _losses(frame, loss_column, choice.loss_unit)
+    if flops_column:
+        tokens = frame.counts(flops_column, _LARGEST_FLOPS) / (_FLOPS_PER_TOKEN * params)
+        notes.append(f"tokens are C/(6N), from the training FLOPs of {flops_column}")
     else:
-        keys = frame[[params_column, *(c for c in ("role", "seed") if c in frame.columns)]]
-    rungs = keys.groupby(list(keys.columns), sort=False).ngroup().to_numpy()
-    return ReadTable(LossTable(params, tokens, loss, rungs), _counts(params_column), notes)
+        tokens = frame.counts(tokens_column)
+    if rung_column:
+        keys: list[Sequence[Any]] = [[value_key(cell) for cell in frame.column(rung_column)]]
+    else:
+        keys = [params, *(frame.column(name) for name in ("role", "seed") if name in frame)]
+    return ReadTable(
+        LossTable(params, tokens, loss, _labels(*keys)), np.asarray(frame.lines), _counts(params_column), notes
+    )
 
 
 def read_pair_table(
-    path: Path, models: Path | None, estimator: str, domain: str | None, temperature: float | None
+    path: Path,
+    models: Path | None,
+    estimator: str,
+    domain: str | None,
+    temperature: float | None,
+    choice: Choice = Choice(),
 ) -> ReadTable:
     """A CSV of measured pairs: `acceptance.csv` of a study beside its `models.csv`, or a table with the columns `PAIR_COLUMNS`.
 
@@ -79,102 +140,117 @@ def read_pair_table(
       estimator: rows of our records to take.
       domain: rows to take, where the table has a column domain; the most frequent if None.
       temperature: likewise.
+      choice: of rows and units.
 
     Raises:
       SdslError: the file cannot be read, or holds too few rows, no such rows, or impossible values.
     """
-    frame = _read(path)
-    named = {"draft_id", "target_id", "estimator"} <= {*frame.columns}
+    whole = read_csv(path)
+    named = all(name in whole for name in ("draft_id", "target_id", "estimator"))
     if not named:
         require(models is None, f"{path} does not name its models by draft_id and target_id; leave out --models.")
-        _require_columns(frame, PAIR_COLUMNS, path)
-    notes = []
+    require(
+        not named or choice.loss_unit == "nats",
+        f"the losses of records are in nats; --loss-unit {choice.loss_unit} belongs to a table of one's own.",
+    )
+    frame, notes = _chosen_rows(whole, choice, ("draft_id", "target_id", "alpha") if named else PAIR_COLUMNS)
     if named:
-        estimators = frame["estimator"].unique()
-        frame = frame[frame["estimator"] == estimator]
-        require(len(frame) > 0, f"{path} holds no rows of the estimator {estimator}; it has {_listed(estimators)}.")
+        estimators = frame.column("estimator")
+        kept = [cell == estimator for cell in estimators]
+        require(
+            any(kept),
+            f"{path} holds no rows of the estimator {estimator}; it has {listed_names(list(dict.fromkeys(estimators)))}.",
+        )
+        frame = frame.rows_where(kept)
     for name, wanted in (("domain", domain), ("temperature", temperature)):
-        if name not in frame.columns:
+        if name not in frame:
             require(wanted is None, f"{path} has no column {name}, so that no {name} can be chosen.")
             continue
-        found = frame[name].value_counts()
-        require(len(found) > 0, f"{path} has a column {name} that is empty; fill it in, or leave it out.")
-        chosen = found.index[0] if wanted is None else wanted
-        require(chosen in found.index, f"{path} holds no rows with the {name} {chosen}; it has {_listed(found.index)}.")
-        if len(found) > 1:
-            notes.append(f"of {len(found)} values of {name} only {chosen} is fitted")
-        frame = frame[frame[name] == chosen]
-    alpha = _positive(frame, "alpha", path, probability=True)
+        cells = frame.column(name)
+        values = frequent_values(cells)
+        require(values, f"{path} has a column {name} that is empty; fill it in, or leave it out.")
+        chosen = values[0] if wanted is None else str(wanted)
+        kept = [value_key(cell) == value_key(chosen) for cell in cells]
+        require(any(kept), f"{path} holds no rows with the {name} {chosen}; it has {listed_names(values)}.")
+        if len(values) > 1:
+            notes.append(f"of {len(values)} values of {name} only {chosen} is fitted")
+        frame = frame.rows_where(kept)
+    alpha = frame.shares("alpha")
     if named:
-        return ReadTable(_by_record(frame, path, models, estimator, notes), "non-embedding", notes)
-    columns = [_positive(frame, name, path) for name in PAIR_COLUMNS[:-1]]
-    tokens = _positive(frame, "draft_tokens", path) if "draft_tokens" in frame.columns else np.full(len(frame), np.nan)
-    label = "draft_id" if "draft_id" in frame.columns else "draft_params"
-    drafts = frame.groupby(label, sort=False).ngroup().to_numpy()
-    targets = frame.groupby("target_params", sort=False).ngroup().to_numpy()
+        table, kept = _by_record(frame, alpha, models, estimator, notes)
+        return ReadTable(table, np.asarray(frame.lines)[kept], "non-embedding", notes)
+    sizes = {role: frame.counts(f"{role}_params") for role in ("draft", "target")}
+    losses = {role: _losses(frame, f"{role}_loss", choice.loss_unit) for role in ("draft", "target")}
+    tokens = frame.counts("draft_tokens") if "draft_tokens" in frame else np.full(len(frame), np.nan)
+    drafts = _labels(frame.column("draft_id") if "draft_id" in frame else sizes["draft"])
+    targets = _labels(sizes["target"])
     require(
         len(set(drafts)) >= 4, f"the acceptance laws need pairs of at least 4 drafts; {path} holds {len(set(drafts))}."
     )
-    draft = ModelPoint(columns[0], columns[1], tokens)
-    return ReadTable(
-        PairTable(draft, ModelPoint(columns[2], columns[3]), alpha, drafts, targets, drafts, targets), _OWN_COUNT, notes
-    )
+    draft = ModelPoint(sizes["draft"], losses["draft"], tokens)
+    target = ModelPoint(sizes["target"], losses["target"])
+    table = PairTable(draft, target, alpha, drafts, targets, drafts, targets)
+    return ReadTable(table, np.asarray(frame.lines), _OWN_COUNT, notes)
 
 
-def _by_record(frame: pandas.DataFrame, path: Path, models: Path | None, estimator: str, notes: list[str]) -> PairTable:
-    source = path.parent / "models.csv" if models is None else models
-    require(
-        source.exists(),
-        f"{path} only names its models, and {source} does not exist; give the records of the models with --models.",
-    )
-    rows = [
-        AcceptanceRecord(str(r.draft_id), str(r.target_id), estimator, 0, 1.0, "", float(r.alpha))
-        for r in frame.itertuples()
-    ]
-    known = read_table(source.parent, "models", source)
-    names = {model.model_id for model in known}
-    strangers = sum(not {row.draft_id, row.target_id} <= names for row in rows)
-    if strangers:
-        notes.append(f"{strangers} of {len(rows)} pairs are left out: {source} does not hold their models")
-    return pair_table(known, rows, estimator)
+def _chosen_rows(table: CsvTable, choice: Choice, needed: tuple[str, ...]) -> tuple[CsvTable, list[str]]:
+    """The rows that are asked for, and what was left out."""
+    table.require_columns(*needed)
+    notes = list(table.notes)
+    if choice.where.strip():
+        table, note = filtered(table, choice.where)
+        notes.append(note)
+    if choice.skip_incomplete:
+        columns = [table.column(name) for name in needed]
+        whole = [not any(is_missing(cell) for cell in cells) for cells in zip(*columns)]
+        require(any(whole), f"every row of {table.path} lacks one of {listed_names(needed)}.")
+        if not all(whole):
+            lines = [line for line, keep in zip(table.lines, whole) if not keep]
+            notes.append(f"{len(lines)} of {len(table)} rows are left out: cells are empty in {listed_lines(lines)}")
+            table = table.rows_where(whole)
+    return table, notes
 
 
-def _read(path: Path) -> pandas.DataFrame:
-    try:
-        frame = pandas.read_csv(path)
-    except OSError as error:
-        raise SdslError(f"the table {path} cannot be read ({error.strerror or error}).") from None
-    except pandas.errors.EmptyDataError:
-        raise SdslError(f"the table {path} is empty.") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise SdslError(f"the table {path} is not a CSV ({str(error).strip().splitlines()[0]}).") from None
-    require(len(frame) > 0, f"the table {path} holds no rows.")
-    return frame
-
-
-def _require_columns(frame: pandas.DataFrame, names: tuple[str, ...], path: Path) -> None:
-    missing = [name for name in names if name not in frame.columns]
-    require(not missing, f"{path} lacks the column {', '.join(missing)}; it has {_listed(frame.columns)}.")
-
-
-def _positive(frame: pandas.DataFrame, name: str, path: Path, probability: bool = False) -> np.ndarray:
-    _require_columns(frame, (name,), path)
-    values = pandas.to_numeric(frame[name], errors="coerce").to_numpy(float)
-    good = np.isfinite(values) & ((values >= 0) & (values <= 1) if probability else (values > 0))
-    if not good.all():
-        first = int(np.argmin(good))
-        cell = frame[name].iloc[first]
-        held = "nothing" if pandas.isna(cell) else f"'{cell}'"
-        raise SdslError(
-            f"{path}: line {frame.index[first] + 2} holds {held} as {name}; it must be a "
-            f"{'number in [0, 1]' if probability else 'positive number'}."
-        )
+def _losses(table: CsvTable, name: str, unit: LossUnit) -> np.ndarray:
+    """Losses in nats."""
+    values = table.numbers(name)
+    if unit == "bits":
+        return values * np.log(2)
+    if unit == "perplexity":
+        if (values <= 1).any():
+            first = int(np.argmax(values <= 1))
+            raise SdslError(
+                f"{table.path}: line {table.lines[first]} holds {values[first]:g} as {name}; a perplexity is above 1."
+            )
+        return np.log(values)
     return values
 
 
-def _listed(values: Any) -> str:
-    shown = [str(v) for v in values]
-    return ", ".join(shown[:12]) + (", …" if len(shown) > 12 else "")
+def _labels(*keys: Sequence[Any] | np.ndarray) -> np.ndarray:
+    """A number for each row, the same for rows whose keys are all equal, in the order in which they appear."""
+    numbers: dict[Any, int] = {}
+    return np.asarray([numbers.setdefault(key, len(numbers)) for key in zip(*keys)])
+
+
+def _by_record(
+    frame: CsvTable, alpha: np.ndarray, models: Path | None, estimator: str, notes: list[str]
+) -> tuple[PairTable, np.ndarray]:
+    """The pairs whose models are known, and which rows these are."""
+    source = frame.path.parent / "models.csv" if models is None else models
+    require(
+        source.exists(),
+        f"{frame.path} only names its models, and {source} does not exist; give the records of the models with --models.",
+    )
+    rows = [
+        AcceptanceRecord(draft, target, estimator, 0, 1.0, "", float(value))
+        for draft, target, value in zip(frame.column("draft_id"), frame.column("target_id"), alpha)
+    ]
+    known = read_table(source.parent, "models", source)
+    names = {model.model_id for model in known}
+    kept = np.asarray([{row.draft_id, row.target_id} <= names for row in rows])
+    if not kept.all():
+        notes.append(f"{(~kept).sum()} of {len(rows)} pairs are left out: {source} does not hold their models")
+    return pair_table(known, rows, estimator), kept
 
 
 def _counts(params_column: str) -> str:

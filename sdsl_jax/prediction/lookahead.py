@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from sdsl_jax.counts import percent_hint
+from sdsl_jax.counts import share_hint
 from sdsl_jax.errors import require
 from sdsl_jax.theory import (
     acceptance_from_tokens_per_round,
@@ -177,7 +177,7 @@ def best_lookahead(
         assert acceptance is not None
         require(
             0 <= acceptance < 1,
-            f"the acceptance is {acceptance:g}; it must be at least 0 and below 1{percent_hint(acceptance)}",
+            f"the acceptance is {acceptance:g}; it must be at least 0 and below 1{share_hint(acceptance)}.",
         )
         best = optimal_lookahead(acceptance, cost, verify_cost)
         whole = int(best.lookahead_integer)

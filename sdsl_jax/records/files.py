@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import io
 import json
 import math
 import os
@@ -15,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdsl_jax.counts import read_count
+from sdsl_jax.csv_table import read_csv
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.records.tables import MAY_BE_EMPTY, SCHEMA_VERSION, TABLES
 from sdsl_jax.user_files import parse_json, read_text
@@ -127,35 +128,38 @@ def read_table(folder: Path, name: str, path: Path | None = None) -> list[Any]:
             version == SCHEMA_VERSION,
             f"the records in {folder} have schema version {version}; this version of sdsl_jax reads {SCHEMA_VERSION}.",
         )
-    text = read_text(path, "record file", newlines=False)
+    table = read_csv(path, "record file", full_rows=True, may_be_empty=True)
+    required = [f.name for f in dataclasses.fields(row_type) if f.default is dataclasses.MISSING]
+    table.require_columns(*required)
+    require(len(table) or name in MAY_BE_EMPTY, f"the record file {path} is damaged: it holds no rows.")
+    # Nothing of a record is a comment.
+    require(not table.notes, f"the record file {path} is damaged: {'; '.join(table.notes)}.")
+    types = {name: kind for name, kind in typing.get_type_hints(row_type).items() if name in table}
+    cells = [table.column(column) for column in types]
+    rows = []
+    for row, line in zip(zip(*cells), table.lines):
+        values = {}
+        for (column, kind), text in zip(types.items(), row):
+            try:
+                values[column] = _value(text, kind)
+            except (ValueError, OverflowError):
+                raise SdslError(
+                    f"the record file {path} is damaged: line {line} holds {text[:40]!r} as {column}, "
+                    f"which must be of type {kind.__name__}."
+                ) from None
+        rows.append(row_type(**values))
+    return rows
+
+
+def _value(text: str, kind: type) -> Any:
+    """A cell in the type of its column; counts may be written as in any table, 1e9 or 125M."""
     try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        present = reader.fieldnames or []
-        required = [f.name for f in dataclasses.fields(row_type) if f.default is dataclasses.MISSING]
-        missing = [column for column in required if column not in present]
-        require(not missing, f"the record file {path} is damaged: it lacks the column {', '.join(missing)}.")
-        rows = [_parse(row, row_type, path, reader.line_num) for row in reader]
-        require(bool(rows) or name in MAY_BE_EMPTY, f"the record file {path} is damaged: it holds no rows.")
-        return rows
-    except csv.Error as error:
-        raise SdslError(f"the record file {path} is damaged: {error}.") from None
-
-
-def _parse(row: dict[str, Any], row_type: type, path: Path, line: int) -> Any:
-    types = typing.get_type_hints(row_type)
-    values = {}
-    for column, kind in types.items():
-        if column not in row:
-            continue
-        try:
-            require(row[column] is not None, "")
-            values[column] = kind(row[column])
-        except ValueError:
-            raise SdslError(
-                f"the record file {path} is damaged: line {line} holds {row[column]!r} as {column}, "
-                f"which must be of type {kind.__name__}."
-            ) from None
-    return row_type(**values)
+        return kind(text)
+    except ValueError:
+        count = None if kind is str else read_count(text)
+        if count is None or (kind is int and not count.is_integer()):
+            raise
+        return kind(count)
 
 
 def column(rows: Iterable[Any], name: str) -> list[Any]:

@@ -143,7 +143,7 @@ def test_a_measured_acceptance_fixes_the_draft():
         ({"target": {"kv_share": 2.0}}, r"target.kv_share is 2; it must lie in \(0, 1\]"),
         ({"target": {"size": 1.0}}, "unknown key target.size"),
         ({"draft": {"acceptance": 0.7}}, "must be the only candidate"),
-        ({"draft": {"acceptance": 80.0}}, r"draft.acceptance is 80; .* did you mean 80%, which is 0.8\?"),
+        ({"draft": {"acceptance": 80.0}}, r"draft.acceptance is 80; .* write it as a share: 0.8"),
         ({"draft": {"devices": 2}}, r"draft.devices is 2; it must lie in \[1, 1\]"),
         ({"hardware": {"devices": 1.5}}, "hardware.devices is 1.5; it must be a whole number"),
         ({"hardware": {"name": "h1000"}}, "there is no hardware named 'h1000'"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sdsl_jax.cli.predict import _codesign_command
-from sdsl_jax.counts import parse_count, parse_share, percent_hint
+from sdsl_jax.counts import parse_count, parse_share, share_hint
 from sdsl_jax.errors import SdslError
 from sdsl_jax.prediction import Target, acceptance_law, best_lookahead, loss_law, predict, targets_from_csv
 from sdsl_jax.prediction.laws import far_outside, quality
@@ -92,7 +92,7 @@ def test_csv(tmp_path):
     with pytest.raises(SdslError, match="line 5: target_params is 'x'"):
         targets_from_csv(path)
     path.write_text("a;b\n1;2\n")
-    with pytest.raises(SdslError, match="no column target_params; its columns are a;b"):
+    with pytest.raises(SdslError, match="no column target_params; its columns are a, b"):
         targets_from_csv(path)
     path.write_text("target_params\n30B,1,2\n")
     with pytest.raises(SdslError, match="more cells than columns"):
@@ -283,8 +283,8 @@ def test_shares(text, share):
 
 
 def test_percent_is_asked_about():
-    assert percent_hint(80) == "; did you mean 80%, which is 0.8?"
-    assert percent_hint(1.0) == percent_hint(-3.0) == percent_hint(250.0) == "."
+    assert share_hint(80) == "; write it as a share: 0.8"
+    assert share_hint(1.0) == share_hint(-3.0) == share_hint(250.0) == ""
     with pytest.raises(SdslError, match="x is '80 percent'"):
         parse_share("80 percent", "x")
 
@@ -292,7 +292,7 @@ def test_percent_is_asked_about():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(cost=0.1, acceptance=80.0), "did you mean 80%, which is 0.8"),
+        (dict(cost=0.1, acceptance=80.0), "write it as a share: 0.8"),
         (dict(cost=0.1, accepted=10.0), "give both --accepted and --drafted"),
         (dict(cost=0.1, accepted=10.0, drafted=20.0), "give --at-lookahead"),
         (dict(cost=0.1, accepted=10.0, drafted=20.0, acceptance=0.5), "give either"),

@@ -1,0 +1,337 @@
+"""Tables that users bring: columns of text by name, each row with its true line in the file.
+
+A row is never shifted against the header: cells beyond it must be empty, and a column without a name is never read. Nothing
+here imports jax.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sdsl_jax.counts import LARGEST, read_count, read_number, share_hint
+from sdsl_jax.errors import SdslError, require
+from sdsl_jax.user_files import read_text, reason
+
+# Characters and rows of a table; a few kilobytes of a compressed one can stand for gigabytes.
+_LARGEST_TEXT = 64 << 20
+_MOST_ROWS = 1_000_000
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+# What stands in a cell that has nothing to say, in lower case.
+_MISSING = frozenset({"", "na", "n/a", "#n/a", "nan", "<na>", "null", "none", "nil", "-", "--", "–", "—", "?"})
+_OTHER_FORMATS = (
+    (re.compile(r"\{|\[\s*[\[{]"), "JSON; write it as CSV"),
+    (re.compile(r"<"), "HTML or XML; save the table as CSV"),
+    (re.compile(r"\|"), "a Markdown table; save it as CSV"),
+)
+_SEPARATOR_LINE = re.compile(r"sep=(.)", re.IGNORECASE)  # the first line of some spreadsheets' CSV
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(e[+-]?\d+)?", re.IGNORECASE)
+_ONE_GROUP = re.compile(r"[+-]?\d{1,3},\d{3}")
+_MOST_LISTED = 12
+
+
+def is_missing(cell: str) -> bool:
+    """Whether a cell is empty or says that its value is not known, such as NA."""
+    return cell.strip().lower() in _MISSING
+
+
+def listed_names(names: Sequence[str]) -> str:
+    """Names for a message; those with blanks or signs in quotes."""
+    shown = [name if re.fullmatch(r"[\w./:-]+", name) else repr(name) for name in names[:_MOST_LISTED]]
+    return ", ".join(shown) + (", …" if len(names) > _MOST_LISTED else "")
+
+
+def listed_lines(lines: Sequence[int]) -> str:
+    """Lines of a file for a message: "line 3", "lines 3, 9 and 12", or the first few of many."""
+    shown = [str(line) for line in sorted(set(lines))]
+    if len(shown) > _MOST_LISTED:
+        return f"lines {', '.join(shown[:_MOST_LISTED])}, …"
+    return f"line {shown[0]}" if len(shown) == 1 else f"lines {', '.join(shown[:-1])} and {shown[-1]}"
+
+
+@dataclass(frozen=True)
+class CsvTable:
+    """A table.
+
+    Attributes:
+      path: of the file.
+      names: of the columns, in their order, without blanks around them; "" where the header names none.
+      rows: cells of each row, one for each name, without blanks around them.
+      lines: line of the file at which each row begins.
+      separator: of the cells, in words.
+      notes: what was passed over in reading.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    rows: list[list[str]]
+    lines: list[int]
+    separator: str
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __contains__(self, name: str) -> bool:
+        return bool(name) and name in self.names
+
+    def require_columns(self, *names: str) -> None:
+        """Raises `SdslError` unless the table has each of these columns once."""
+        by = "" if self.separator == "commas" else f", its cells separated by {self.separator}"
+        known = [name for name in self.names if name]
+        missing = [name for name in names if name not in known]
+        blank = len(self.names) == 1 and re.search(r"\s", self.names[0])
+        hint = "; separate its columns by commas" if missing and blank else ""
+        require(
+            not missing,
+            f"{self.path} lacks the column{'s' * (len(missing) > 1)} {listed_names(missing)}; it has {listed_names(known) or 'no names'}{by}{hint}.",
+        )
+        for name in names:
+            count = known.count(name)
+            require(count == 1, f"{self.path} has {count} columns called {name}; rename or remove all but one.")
+
+    def column(self, name: str) -> list[str]:
+        """The cells of a column.
+
+        Raises:
+          SdslError: there is no such column, or more than one.
+        """
+        self.require_columns(name)
+        at = self.names.index(name)
+        return [row[at] for row in self.rows]
+
+    def rows_where(self, kept: Sequence[bool] | np.ndarray) -> CsvTable:
+        """The table with some of its rows."""
+        chosen = [i for i, keep in enumerate(kept) if keep]
+        return replace(self, rows=[self.rows[i] for i in chosen], lines=[self.lines[i] for i in chosen])
+
+    def counts(self, name: str, largest: float = LARGEST) -> np.ndarray:
+        """A column of counts such as 125M, 1e9 or 13,000,000,000, as floats [rows].
+
+        Raises:
+          SdslError: there is no such column, or a cell holds no positive number, or one above `largest`.
+        """
+        return self._numbers(name, read_count, lambda v: 0 < v <= largest, "a positive number")
+
+    def numbers(self, name: str) -> np.ndarray:
+        """A column of positive numbers, as floats [rows].
+
+        Raises:
+          SdslError: there is no such column, or a cell holds no positive number.
+        """
+        return self._numbers(name, read_number, lambda v: 0 < v < float("inf"), "a positive number")
+
+    def shares(self, name: str) -> np.ndarray:
+        """A column of numbers in [0, 1], as floats [rows].
+
+        Raises:
+          SdslError: there is no such column, or a cell holds no such number.
+        """
+        return self._numbers(name, read_number, lambda v: 0 <= v <= 1, "a number in [0, 1]")
+
+    def _numbers(
+        self, name: str, read: Callable[[str], float | None], allowed: Callable[[float], bool], wanted: str
+    ) -> np.ndarray:
+        values = []
+        for cell, line in zip(self.column(name), self.lines):
+            value = read(cell)
+            # In a table without commas between its cells, a comma within one may be that of a decimal.
+            unclear = self.separator != "commas" and bool(_ONE_GROUP.fullmatch(cell))
+            if value is None or unclear or not allowed(value):
+                held = "nothing" if is_missing(cell) else f"'{cell[:40]}'"
+                hint = _hint(cell, value, "[0, 1]" in wanted, self.separator)
+                raise SdslError(f"{self.path}: line {line} holds {held} as {name}; it must be {wanted}{hint}.")
+            values.append(value)
+        return np.asarray(values, float)
+
+
+def _hint(cell: str, value: float | None, share: bool, separator: str) -> str:
+    """What to write instead of a cell that cannot be used, where that can be guessed."""
+    if is_missing(cell):
+        return "; --skip-incomplete leaves such rows out"
+    if share and value is None and cell.endswith("%"):
+        value = read_number(cell[:-1])
+        return "" if value is None else f"; write it as a share: {value / 100:g}"
+    if share and value is not None:
+        return share_hint(value)
+    if _DECIMAL_COMMA.fullmatch(cell) and (value is None or separator != "commas"):
+        return f"; write a decimal point, as in {cell.replace(',', '.')}"
+    return ""
+
+
+class _Row(NamedTuple):
+    line: int
+    cells: list[str]
+
+
+def read_csv(
+    path: str | Path, what: str = "table", *, lower: bool = False, full_rows: bool = False, may_be_empty: bool = False
+) -> CsvTable:
+    """Reads a table of text, compressed or not, with a header.
+
+    Cells are separated by commas, semicolons, tabs or vertical bars, whichever splits the header into the most; quoted cells may
+    hold separators and ends of lines. Rows without any content, and lines that begin with #, are passed over.
+
+    Args:
+      path: of the file.
+      what: it is called in messages.
+      lower: whether names of columns are put into lower case.
+      full_rows: whether a row with fewer cells than the header is refused; otherwise what it lacks is missing.
+      may_be_empty: whether a header alone will do.
+
+    Raises:
+      SdslError: the file cannot be read, is no table, holds no rows, or has a row that does not fit the header.
+    """
+    path = Path(path)
+    text = read_text(path, what, limit=_LARGEST_TEXT)
+    require(text.strip(), f"the {what} {path} is empty.")
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise SdslError(
+            f"the {what} {path} is not text: line {line} holds a NUL character (UTF-16 without a byte-order mark, perhaps); "
+            "save it as UTF-8."
+        )
+    other = next((name for pattern, name in _OTHER_FORMATS if pattern.match(text.lstrip())), None)
+    require(other is None, f"the {what} {path} is {other}.")
+    start, separator = _header_start(text)
+    rows = _parsed(text, start, separator, f"the {what} {path}")
+    header = next(rows, None)
+    require(header is not None, f"the {what} {path} holds only comments.")
+    assert header is not None
+    names = [" ".join(name.split()) for name in header.cells]
+    filled = [name for name in names if name]
+    require(
+        not all(read_number(name) is not None for name in filled),
+        f"the {what} {path} has no header: line {header.line}, the first, holds {listed_names(filled)}, and must hold the names "
+        "of the columns.",
+    )
+    body = []
+    for row in rows:
+        body.append(row)
+        require(
+            len(body) <= _MOST_ROWS, f"the {what} {path} holds more than {_MOST_ROWS:,} rows, the most that is read."
+        )
+    comments = [row for row in body if row.cells[0].startswith("#")]
+    if len(comments) == len(body):  # names of rows, such as #1
+        comments = []
+    body = [row for row in body if not (comments and row.cells[0].startswith("#"))]
+    require(body or may_be_empty, f"the {what} {path} holds no rows below its header.")
+    while len(names) > 1 and not names[-1] and all(not any(row.cells[len(names) - 1 :]) for row in body):
+        names.pop()  # a separator at the end of the header
+    for row in body:
+        if full_rows and len(row.cells) < len(names):
+            raise SdslError(
+                f"the {what} {path} is damaged: line {row.line} holds {len(row.cells)} cells, fewer than its {len(names)} "
+                "columns."
+            )
+        _fit(row, names, header.line, f"the {what} {path}")
+    notes = []
+    if comments:
+        notes.append(
+            f"{len(comments)} rows that begin with # are left out as comments ({listed_lines([c.line for c in comments])})"
+        )
+    return CsvTable(
+        path,
+        tuple(name.lower() if lower else name for name in names),
+        [row.cells for row in body],
+        [row.line for row in body],
+        _SEPARATORS[separator],
+        tuple(notes),
+    )
+
+
+def _fit(row: _Row, names: list[str], header_line: int, where: str) -> None:
+    """Gives a row exactly one cell for each name.
+
+    Raises:
+      SdslError: it holds something beyond the header, or under a heading that is empty.
+    """
+    width = len(names)
+    surplus = len(row.cells) - width
+    if surplus > 0 and any(row.cells[width:]):
+        raise SdslError(
+            f"{where}: line {row.line} holds {len(row.cells)} cells, more cells than columns (line {header_line} names {width}); "
+            "a cell with a separator in it needs quotes, and every column a name."
+        )
+    row.cells[width:] = []
+    row.cells.extend([""] * (width - len(row.cells)))
+    # The first column may be the numbers of the rows, which some programs write without a heading.
+    for i in range(1, width):
+        require(
+            names[i] or not row.cells[i],
+            f"{where}: column {i + 1} has no name in line {header_line}, but line {row.line} holds {row.cells[i][:40]!r} in it.",
+        )
+
+
+def _header_start(text: str) -> tuple[int, str]:
+    """Where the header begins, and the separator that splits it into the most cells, a comma if in doubt."""
+    start, stated = 0, ""
+    while start < len(text):
+        end = text.find("\n", start)
+        line = text[start : len(text) if end < 0 else end].strip()
+        first = _SEPARATOR_LINE.fullmatch(line) if not start else None
+        if first:
+            stated = first[1]
+        elif line and not line.startswith("#"):
+            break
+        start = len(text) if end < 0 else end + 1
+    if stated in _SEPARATORS:
+        return start, stated
+    head = text[start : start + csv.field_size_limit()]
+
+    def cells(separator: str) -> int:
+        try:
+            row: list[str] = next(
+                csv.reader(io.StringIO(head, newline="\n"), delimiter=separator, skipinitialspace=True), []
+            )
+        except csv.Error:
+            return 0
+        return sum(bool(cell.strip()) for cell in row)
+
+    return start, max(_SEPARATORS, key=cells)
+
+
+def _parsed(text: str, start: int, separator: str, where: str) -> Iterator[_Row]:
+    """Rows with any content, their cells without blanks around them."""
+    before = text.count("\n", 0, start)
+    file = io.StringIO(text, newline="\n")
+    file.seek(start)
+    reader = csv.reader(file, delimiter=separator, skipinitialspace=separator != "\t", strict=True)
+    while True:
+        line = before + reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            why = "a quote is not closed" if "end of data" in str(error) else reason(error)
+            raise SdslError(
+                f"{where} is damaged or not a CSV: the row of line {line} cannot be parsed ({why})."
+            ) from None
+        cells = [cell.strip() for cell in cells]
+        if any(cells):
+            yield _Row(line, cells)
+
+
+def value_key(cell: str) -> float | str:
+    """What a cell is compared by: its number if it is one, so that 1 and 1.0 are equal, or else its text."""
+    value = read_number(cell)
+    return cell.strip() if value is None else value
+
+
+def frequent_values(cells: Sequence[str]) -> list[str]:
+    """The different values of a column that are not missing, the most frequent first; 1 and 1.0 count as one."""
+    first: dict[float | str, str] = {}
+    for cell in cells:
+        if not is_missing(cell):
+            first.setdefault(value_key(cell), cell)
+    counted = Counter(value_key(cell) for cell in cells if not is_missing(cell))
+    return [first[key] for key, _ in counted.most_common()]

@@ -1,0 +1,219 @@
+"""What makes one doubt that a table means what the fit takes it for: a sentence each, with the figure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from sdsl_jax.counts import SMALLEST, short_count
+from sdsl_jax.csv_table import listed_lines
+from sdsl_jax.fitting.acceptance import PairTable
+from sdsl_jax.fitting.loss import LossTable
+
+# ln of a vocabulary of 160,000: what a model loses that knows nothing.
+_LARGEST_LOSS = 12.0
+# What a model loses that only knows how frequent each token is: some 7 to 8 nats with the usual vocabularies.
+_UNTRAINED_LOSS = 7.5
+# Tokens per parameter beyond those of any published model (15,000 for the longest trained).
+_LARGEST_RATIO = 1e5
+# Sizes that differ by less are one size, counted in two ways.
+_SAME_SIZE = 1e-3
+# Slopes of ln L over ln N and ln D that rise by so many standard errors are no accident: one table in 1,000.
+_RISES = 3.3
+# Typical residuals of clean ladders are below 0.01 in ln L, and below 0.02 in α.
+_LARGE_RESIDUAL = {"log of the loss": 0.03, "acceptance probability": 0.05}
+# A row is far off beyond so many typical residuals, if it is also off by so much.
+_FAR, _OFF = 6.0, {"log of the loss": 0.02, "acceptance probability": 0.05}
+# Fewer rows beyond the coefficients do not show what residual is typical.
+_SPARE_ROWS = 4
+
+
+def loss_table_warnings(table: LossTable, lines: np.ndarray, runs_are_sizes: bool) -> list[str]:
+    """What is odd about a table of losses before anything is fitted to it.
+
+    Args:
+      table: the models.
+      lines: line of the file of each row.
+      runs_are_sizes: whether rows count as one training run because they are of one size.
+    """
+    points = zip(table.params.tolist(), table.tokens.tolist(), table.rungs.tolist())
+    warnings = [
+        *_of_the_unit(table.loss, "losses"),
+        *_of_the_sizes(table),
+        *_of_repeated_rows(points, table.loss, lines, "parameters and tokens", "loss"),
+        *_of_the_slopes(table),
+    ]
+    if runs_are_sizes:
+        warnings += _of_near_sizes(table.params)
+    return warnings
+
+
+def pair_table_warnings(table: PairTable, lines: np.ndarray) -> list[str]:
+    """What is odd about a table of pairs before anything is fitted to it.
+
+    Args:
+      table: the pairs.
+      lines: line of the file of each row.
+    """
+    draft, target = table.draft, table.target
+    warnings = []
+    for role, point in (("draft", draft), ("target", target)):
+        warnings += _of_the_unit(np.asarray(point.loss), f"losses of the {role}s")
+        warnings += _of_small_sizes(np.asarray(point.params), f"{role} size")
+    larger = np.asarray(draft.params) > np.asarray(target.params)
+    if larger.mean() > 0.5:
+        warnings.append(
+            f"drafts are larger than their targets in {larger.sum()} of {len(larger)} rows: are the columns swapped?"
+        )
+    better = np.asarray(draft.loss) < np.asarray(target.loss)
+    if better.mean() > 0.5:
+        warnings.append(
+            f"drafts have a lower loss than their targets in {better.sum()} of {len(better)} rows: are the columns swapped?"
+        )
+    keys = zip(*(np.nan_to_num(np.asarray(x)).tolist() for x in (*draft, *target[:2])), table.draft_model.tolist())
+    return warnings + _of_repeated_rows(keys, table.alpha, lines, "both models", "α")
+
+
+def residual_warnings(residuals: Float[np.ndarray, " n"], coefficients: int, unit: str, lines: np.ndarray) -> list[str]:
+    """Rows that the robust loss all but ignores, and whether the others lie near the law.
+
+    The typical residual is 1.48 times the median of all but the smallest `coefficients`, which a robust fit may run through.
+
+    Args:
+      residuals: predicted − measured.
+      coefficients: how many the law has.
+      unit: of the residuals, as `LawFit.residual_unit`.
+      lines: line of the file of each row.
+    """
+    sizes = np.abs(residuals)
+    if len(sizes) < coefficients + _SPARE_ROWS:
+        return []
+    typical = 1.4826 * float(np.median(np.sort(sizes)[coefficients:]))
+    of_loss = unit == "log of the loss"
+    warnings = []
+    far = sizes > max(_FAR * typical, _OFF[unit])
+    if far.any():
+        worst = float(sizes[far].max())
+        off = f"{np.expm1(worst):.0%}" if of_loss else f"{worst:.2f}"
+        warnings.append(
+            f"{far.sum()} of {len(far)} rows lie far from the law, by up to {off}, and the robust loss all but ignores them: "
+            f"{listed_lines(lines[far].tolist())}"
+        )
+    if typical > _LARGE_RESIDUAL[unit]:
+        why = (
+            "perplexities, points of training curves, several texts or tokenizers, or swapped columns?"
+            if of_loss
+            else "several texts, temperatures or estimators, or swapped columns?"
+        )
+        shown = f"{typical:.1%} of the loss" if of_loss else f"{typical:.3f} of α"
+        warnings.append(f"the typical residual is large, {shown}: {why}")
+    return warnings
+
+
+def _of_the_unit(losses: np.ndarray, name: str) -> list[str]:
+    above = losses > _LARGEST_LOSS
+    if above.any():
+        return [
+            f"{above.sum()} of {len(losses)} {name} exceed {_LARGEST_LOSS:g} nats per token, the logarithm of any vocabulary "
+            f"(up to {losses.max():.3g}): perplexities? --loss-unit perplexity reads them"
+        ]
+    middle = float(np.median(losses))
+    if middle > _UNTRAINED_LOSS:
+        return [
+            f"the {name} have a median of {middle:.3g} nats per token, that of untrained models: perplexities? "
+            "--loss-unit perplexity reads them"
+        ]
+    return []
+
+
+def _of_small_sizes(sizes: np.ndarray, name: str) -> list[str]:
+    largest = float(sizes.max())
+    return (
+        []
+        if largest >= SMALLEST
+        else [f"the largest {name} is {largest:g} parameters: are sizes in millions or billions?"]
+    )
+
+
+def _of_the_sizes(table: LossTable) -> list[str]:
+    small = _of_small_sizes(table.params, "size")
+    if small:
+        return small
+    ratios = table.tokens / table.params
+    middle = float(np.median(ratios))
+    if middle < 1:
+        return [
+            f"tokens are fewer than parameters in {(ratios < 1).sum()} of {len(ratios)} rows (tokens per parameter: {middle:.2g} "
+            "in the median): are tokens in billions, or the columns swapped?"
+        ]
+    if middle > _LARGEST_RATIO:
+        return [
+            f"the median model has {short_count(middle)} tokens per parameter, beyond any published one: are sizes in millions?"
+        ]
+    return []
+
+
+def _of_repeated_rows(
+    points: Iterable[tuple[Any, ...]], values: np.ndarray, lines: np.ndarray, same: str, value: str
+) -> list[str]:
+    """Rows that say the same thing twice, and rows that say two things of one model."""
+    rows: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for i, point in enumerate(points):
+        rows[point].append(i)
+    repeated = [group for group in rows.values() if len(group) > 1]
+    twice: list[int] = []
+    differing: list[int] = []
+    spread = 0.0
+    for group in repeated:
+        of_value: dict[float, list[int]] = defaultdict(list)
+        for i in group:
+            of_value[float(values[i])].append(i)
+        twice += [i for equal in of_value.values() if len(equal) > 1 for i in equal]
+        if len(of_value) > 1:
+            differing += group
+            spread = max(spread, float(np.ptp(values[group])))
+    warnings = []
+    if twice:
+        warnings.append(
+            f"{len(twice)} of {len(values)} rows are equal to another in {same} and {value}, and each counts: "
+            f"{listed_lines(lines[twice].tolist())}"
+        )
+    if differing:
+        warnings.append(
+            f"{len(differing)} of {len(values)} rows are equal to another in {same} and differ in {value}, by up to {spread:.2g} "
+            f"(several seeds, texts or steps?): {listed_lines(lines[differing].tolist())}"
+        )
+    return warnings
+
+
+def _of_near_sizes(params: np.ndarray) -> list[str]:
+    sizes = np.unique(params)
+    near = np.flatnonzero(np.diff(np.log(sizes)) < _SAME_SIZE)
+    if not len(near):
+        return []
+    first, second = (f"{sizes[near[0] + i]:,.0f}" for i in (0, 1))
+    return [
+        f"{len(near)} sizes differ by less than {_SAME_SIZE:.1%} from another and count as training runs of their own, as "
+        f"{first} and {second}: name the runs by --rung-column"
+    ]
+
+
+def _of_the_slopes(table: LossTable) -> list[str]:
+    """Whether the loss rises with size or tokens, the other held fixed, by least squares on logarithms."""
+    x, y, z = (np.log(values) for values in (table.params, table.tokens, table.loss))
+    design = np.stack([np.ones_like(x), x - x.mean(), y - y.mean()], 1)
+    spare, lengths = len(z) - 3, np.linalg.norm(design, axis=0)
+    if spare < _SPARE_ROWS or not lengths.min() > 1e-9 or np.linalg.cond(design / lengths) > 30:
+        return []
+    slopes, *_ = np.linalg.lstsq(design, z, rcond=None)
+    noise = np.square(z - design @ slopes).sum() / spare
+    errors = np.sqrt(noise * np.diag(np.linalg.inv(design.T @ design)))
+    return [
+        f"the loss rises with {name} (as their power {slope:.2g} ± {error:.1g}): are columns swapped?"
+        for name, slope, error in zip(("parameters", "tokens"), slopes[1:], errors[1:])
+        if slope > _RISES * error and slope > 0.005
+    ]
