@@ -86,13 +86,14 @@ class CsvTable:
     def require_columns(self, *names: str) -> None:
         """Raises `SdslError` unless the table has each of these columns once."""
         by = "" if self.separator == "commas" else f", its cells separated by {self.separator}"
+        s = "s" * (sum(name not in self.names for name in names) > 1)
         known = [name for name in self.names if name]
         missing = [name for name in names if name not in known]
         blank = len(self.names) == 1 and re.search(r"\s", self.names[0])
         hint = "; separate its columns by commas" if missing and blank else ""
         require(
             not missing,
-            f"{self.path} lacks the column{'s' * (len(missing) > 1)} {listed_names(missing)}; it has {listed_names(known) or 'no names'}{by}{hint}.",
+            f"{self.path} lacks the column{s} {listed_names(missing)}; it has {listed_names(known) or 'no names'}{by}{hint}.",
         )
         for name in names:
             count = known.count(name)

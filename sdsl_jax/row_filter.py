@@ -14,12 +14,13 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from sdsl_jax.counts import read_count
 from sdsl_jax.csv_table import CsvTable, is_missing, listed_names
 from sdsl_jax.errors import SdslError, require
 
-_SIGNS: dict[str, Callable[[object, object], bool]] = {
+_SIGNS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
     "!=": operator.ne,
     "<": operator.lt,

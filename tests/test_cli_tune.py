@@ -61,14 +61,14 @@ def test_a_sweep_ends_in_a_law_and_a_study(sdsl, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sizes", "3k,many"], "--sizes holds 'many'; it must be numbers such as 14k or 0.5"),
+        (["--sizes", "3k,many"], "--sizes is 'many'; it must be a number such as 30e9, 30B"),
         (["--sizes", "600"], "a law of size needs at least 2 of them"),
         (["--factors", "1,2"], "a sweep needs at least 3"),
-        (["--factors", "1,,2"], "--factors holds ''"),
-        (["--sizes", "nan,3k"], "--sizes holds 'nan'"),
-        (["--tokens", "inf"], "--tokens holds 'inf'"),
-        (["--factors", "inf,1,2"], "--factors holds 'inf'"),
-        (["--tokens", "0"], "the budget of a trial is 0 tokens"),
+        (["--factors", "1,,2"], "a sweep needs at least 3"),
+        (["--sizes", "nan,3k"], "--sizes is 'nan'"),
+        (["--tokens", "inf"], "--tokens is 'inf'"),
+        (["--factors", "inf,1,2"], "--factors is 'inf'"),
+        (["--tokens", "0"], "--tokens is 0; it must be positive"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_status_two(sdsl, tmp_path, arguments, message):

@@ -10,7 +10,7 @@ import tyro
 
 from sdsl_jax.cli.codesign_report import print_answer, question
 from sdsl_jax.cli.terminal import error_console, standard_console
-from sdsl_jax.counts import parse_count, parse_counts, parse_share, share_hint
+from sdsl_jax.counts import parse_count, parse_share, parse_size, parse_sizes, share_hint
 from sdsl_jax.errors import SdslError, require
 
 _FILE = tyro.conf.arg(metavar="[FILE.toml]")
@@ -52,6 +52,9 @@ _PLACES = {
     "loss_law": ("laws", "loss"),
     "acceptance_law": ("laws", "acceptance"),
 }
+
+# Flags whose value is so large that one without its suffix is recognised.
+_SIZES = {"target_params", "target_tokens", "draft_tokens"}
 
 
 def codesign(
@@ -129,7 +132,7 @@ def codesign(
     """
     given = {name: value for name, value in locals().items() if name in _PLACES and value not in (None, "")}
     changes = _changes(given)
-    _add(changes, "draft", candidates=parse_counts(candidates, "--candidates"))
+    _add(changes, "draft", candidates=parse_sizes(candidates, "--candidates"))
     if cache_bytes is not None:
         _add(changes, "target", cache_bytes=cache_bytes)
         _add(changes, "draft", cache_bytes=cache_bytes)
@@ -169,7 +172,8 @@ def _changes(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
         section, key = _PLACES[name]
         named = (section in ("hardware", "laws") or key in ("prefill", "name")) and isinstance(value, str)
         if isinstance(value, str) and not named:
-            value = parse_count(value, f"--{name.replace('_', '-')}")
+            read = parse_size if name in _SIZES else parse_count
+            value = read(value, f"--{name.replace('_', '-')}")
         _add(changes, section, **{key: value})
     return changes
 

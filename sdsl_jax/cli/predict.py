@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sdsl_jax.cli.terminal import standard_console
-from sdsl_jax.counts import exact_count, parse_count, parse_counts, parse_share, read_count, short_count
+from sdsl_jax.counts import exact_count, parse_count, parse_share, parse_sizes, read_count, short_count
 from sdsl_jax.errors import require
 
 _COUNT = tyro.conf.arg(metavar="COUNT")
@@ -52,9 +52,9 @@ def predict(
     """
     from sdsl_jax import prediction
 
-    sizes = parse_counts(target_params, "--target-params")
-    tokens = {"--draft-tokens": parse_counts(draft_tokens, "--draft-tokens")}
-    tokens["--target-tokens"] = parse_counts(target_tokens, "--target-tokens")
+    sizes = parse_sizes(target_params, "--target-params")
+    tokens = {"--draft-tokens": parse_sizes(draft_tokens, "--draft-tokens")}
+    tokens["--target-tokens"] = parse_sizes(target_tokens, "--target-tokens")
     require(bool(sizes) != bool(csv), "give the targets either by --target-params or by --csv.")
     if csv is not None:
         for flag, values in tokens.items():

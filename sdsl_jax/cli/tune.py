@@ -13,13 +13,11 @@ from rich.table import Table
 
 from sdsl_jax.cli.study import overrides
 from sdsl_jax.cli.terminal import Terminal, error_console, standard_console
-from sdsl_jax.counts import short_count
+from sdsl_jax.counts import parse_count, parse_counts, short_count
 from sdsl_jax.errors import require
 
 if TYPE_CHECKING:
     from sdsl_jax.training.tune import Tuning
-
-_SUFFIXES = {"k": 1e3, "M": 1e6, "B": 1e9}
 
 
 def tune(
@@ -52,20 +50,21 @@ def tune(
     from sdsl_jax.training.tune import tune as run
 
     config = load_study(file, overrides)
+    wanted, budget = parse_counts(sizes, "--sizes"), parse_count(tokens, "--tokens")
+    multiples = parse_counts(factors, "--factors")
     folder = out or Path("runs") / f"{config.name}-tune"
     require_study_folder(folder)
     if write is not None:
         require_replaceable(write)
     console = error_console() if as_json else standard_console()
     progress = Terminal(console)
-    wanted = [round(_number(size, "--sizes")) for size in sizes.split(",")]
     try:
         found = run(
             config,
             folder,
-            wanted,
-            round(_number(tokens, "--tokens")),
-            [_number(factor, "--factors") for factor in factors.split(",")],
+            [round(size) for size in wanted],
+            round(budget),
+            multiples,
             setting,
             progress,
         )
@@ -78,18 +77,6 @@ def tune(
     else:
         _print(console, found, write)
     require(write is None or found.study is not None, f"{write} was not written: {found.warnings[-1]}")
-
-
-def _number(text: str, option: str) -> float:
-    text = text.strip()
-    try:
-        value = float(text[:-1]) * _SUFFIXES[text[-1]] if text[-1:] in _SUFFIXES else float(text)
-    except ValueError:
-        value = math.nan
-    require(
-        math.isfinite(value), f"{option} holds {text!r}; it must be numbers such as 14k or 0.5, separated by commas."
-    )
-    return value
 
 
 def _plain(found: Tuning) -> dict:

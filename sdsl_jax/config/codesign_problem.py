@@ -7,26 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from sdsl_jax.config.shape_penalty import LARGEST_REFERENCE, kaplan_penalty
-from sdsl_jax.config.toml import from_dict
-from sdsl_jax.counts import share_hint
-from sdsl_jax.errors import SdslError, require
+from sdsl_jax.config.toml import from_dict, from_file
+from sdsl_jax.counts import LARGEST, Count, require_plausible, share_hint
+from sdsl_jax.errors import require
+from sdsl_jax.user_files import read_toml
 
-# Beyond any model, corpus or machine, and far within what single precision holds.
-_LARGEST = 1e18
 LARGEST_LOOKAHEAD = 64
 
 
 def _positive(section: str, config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        require(0 < value <= _LARGEST, f"{section}.{name} is {value:g}; it must be positive, and at most {_LARGEST:g}.")
+        require(0 < value <= LARGEST, f"{section}.{name} is {value:g}; it must be positive, and at most {LARGEST:g}.")
 
 
 def _shape(section: str, config: TargetConfig | DraftConfig) -> None:
@@ -48,10 +46,10 @@ def _shape(section: str, config: TargetConfig | DraftConfig) -> None:
 class TargetConfig:
     """The model that is served. The defaults of its shape are those of a recent model of tens of billions of parameters."""
 
-    params: float
-    tokens: float = 15e12
+    params: Count
+    tokens: Count = 15e12
     name: str = ""
-    vocab_size: float = 128_000
+    vocab_size: Count = 128_000
     aspect_ratio: float = 100.0
     kv_share: float = 0.125
     embedding_tables: int = 2
@@ -60,6 +58,8 @@ class TargetConfig:
 
     def __post_init__(self):
         _positive("target", self, "params", "tokens", "vocab_size")
+        for name in ("params", "tokens"):
+            require_plausible(getattr(self, name), f"target.{name}")
         _shape("target", self)
 
 
@@ -71,9 +71,9 @@ class DraftConfig:
     share the draft by tensor parallelism; all devices of the target where it is left out, as vLLM and SGLang run it.
     """
 
-    tokens: float = 1e12
+    tokens: Count = 1e12
     name: str = ""
-    candidates: tuple[float, ...] = ()
+    candidates: tuple[Count, ...] = ()
     acceptance: float = 0.0
     aspect_ratio: float = 64.0
     kv_share: float = 0.25
@@ -84,13 +84,15 @@ class DraftConfig:
 
     def __post_init__(self):
         _positive("draft", self, "tokens")
+        require_plausible(self.tokens, "draft.tokens")
         _shape("draft", self)
         require(
             0 <= self.acceptance < 1,
             f"draft.acceptance is {self.acceptance:g}; a measured α must lie in (0, 1){share_hint(self.acceptance)}.",
         )
         for size in self.candidates:
-            require(0 < size <= _LARGEST, f"draft.candidates holds {size:g}; every size must be positive.")
+            require(0 < size <= LARGEST, f"draft.candidates holds {size:g}; every size must be positive.")
+            require_plausible(size, "a size in draft.candidates")
         require(
             not self.acceptance or len(self.candidates) == 1,
             f"an acceptance of {self.acceptance:g} was given with {len(self.candidates)} candidates; it was measured with one "
@@ -124,10 +126,10 @@ class WorkloadConfig:
     """
 
     batch: float = 1.0
-    context: float = 0.0
-    prompt_tokens: float = 0.0
-    new_tokens: float = 256.0
-    volume_tokens: float = 1e12
+    context: Count = 0.0
+    prompt_tokens: Count = 0.0
+    new_tokens: Count = 256.0
+    volume_tokens: Count = 1e12
     prefill: Literal["here", "elsewhere"] = "here"
 
     def __post_init__(self):
@@ -219,12 +221,12 @@ class ConstraintsConfig:
 class VariablesConfig:
     """What may be chosen: [smallest, largest], or "free" for a range that fits the problem; the rest is fixed."""
 
-    draft_params: str | tuple[float, ...] = ""
+    draft_params: str | tuple[Count, ...] = ""
     lookahead: str | tuple[float, ...] = ""
     batch: str | tuple[float, ...] = ""
-    draft_tokens: str | tuple[float, ...] = ""
+    draft_tokens: str | tuple[Count, ...] = ""
     aspect_ratio: str | tuple[float, ...] = ""
-    target_params: str | tuple[float, ...] = ""
+    target_params: str | tuple[Count, ...] = ""
 
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
@@ -332,17 +334,12 @@ def load_problem(
     """
     values: dict[str, Any] = {}
     if path is not None:
-        try:
-            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise SdslError(f"the problem file {path} cannot be read ({error.strerror}).") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise SdslError(f"the problem file {path} is not valid TOML: {error}.") from None
+        values = read_toml(path, "problem file")
     if "objective" in changes:
         values["objective"] = {}
     for section, keys in changes.items():
         table = values.setdefault(section, {})
-        require(isinstance(table, dict), f"{section} is {table!r}; it must be a table.")
+        require(isinstance(table, dict), f"{path}: {section} is {table!r}; it must be a table.")
         table.update(keys)
     if variables:
         ranges = values.get("variables", {})
@@ -352,4 +349,7 @@ def load_problem(
         bool(values.get("target")),
         "no target was given; give --target-params, or a TOML file whose section [target] holds params.",
     )
-    return from_dict(ProblemConfig, values)
+    if path is None:
+        return from_dict(ProblemConfig, values)
+    changed = [f"{section}.{key}" for section, keys in changes.items() for key in keys]
+    return from_file(ProblemConfig, values, path, [*changed, *(f"variables.{name}" for name in variables)])

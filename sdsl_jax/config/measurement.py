@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from sdsl_jax.counts import WholeCount
 from sdsl_jax.errors import require
 
 
@@ -21,8 +22,8 @@ class MeasureConfig:
     lookaheads: tuple[int, ...] = (1, 2, 4, 8)
     text_windows: int = 256
     prompts: int = 64
-    prompt_tokens: int = 32
-    new_tokens: int = 96
+    prompt_tokens: WholeCount = 32
+    new_tokens: WholeCount = 96
     confidence: float = 0.9
     latency_repetitions: int = 40
     latency_batch: int = 1
@@ -104,8 +105,8 @@ class ConditionsConfig:
 class HoldoutConfig:
     """Sizes that are kept back: laws are fitted without them and predict them before they are trained, measured or looked at."""
 
-    draft_params: tuple[int, ...] = ()
-    target_params: tuple[int, ...] = ()
+    draft_params: tuple[WholeCount, ...] = ()
+    target_params: tuple[WholeCount, ...] = ()
 
     @property
     def any(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sdsl_jax.counts import Count, WholeCount
 from sdsl_jax.errors import require
 
 
@@ -21,10 +22,10 @@ class ProtocolModel:
     """
 
     folder: str
-    params: float
-    train_tokens: float
+    params: Count
+    train_tokens: Count
     drafts: tuple[str, ...] = ()
-    optimum: float = 0.0
+    optimum: Count = 0.0
 
     def __post_init__(self):
         require(
@@ -56,8 +57,8 @@ class ProtocolMeasure:
     lookaheads: tuple[int, ...] = (1, 2, 4, 8)
     plane_lookahead: int = 4
     prompts: int = 64
-    prompt_tokens: int = 128
-    new_tokens: int = 96
+    prompt_tokens: WholeCount = 128
+    new_tokens: WholeCount = 96
     temperature: float = 1.0
     batch: int = 32
     timed: int = 4
@@ -93,7 +94,7 @@ class ProtocolConfig:
     targets: tuple[ProtocolModel, ...]
     drafts: tuple[ProtocolModel, ...]
     prompts: str = "hellaswag.jsonl"
-    draft_tokens: float = 180e9
+    draft_tokens: Count = 180e9
     measure: ProtocolMeasure = field(default_factory=ProtocolMeasure)
     ignore_keys: tuple[str, ...] = ()
     seed: int = 0

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from sdsl_jax.config.measurement import ClockConfig, ConditionsConfig, HoldoutConfig, MeasureConfig
+from sdsl_jax.counts import WholeCount
 from sdsl_jax.errors import require
 
 
@@ -30,8 +31,8 @@ class DataConfig:
     validation_fraction: float = 0.05
     test_fraction: float = 0.05
     tokenizer: Literal["bytes", "bpe"] = "bytes"
-    vocab_size: int = 256
-    tokenizer_sample_bytes: int = 500_000_000
+    vocab_size: WholeCount = 256
+    tokenizer_sample_bytes: WholeCount = 500_000_000
     sequence_length: int = 128
     shards: str = ""
 
@@ -89,13 +90,13 @@ class LadderConfig:
     one of the same recipe, such as checkpoints/ladder: nothing is trained then.
     """
 
-    draft_params: tuple[int, ...]
-    draft_tokens: tuple[int, ...]
-    target_params: tuple[int, ...]
-    target_tokens: tuple[int, ...]
+    draft_params: tuple[WholeCount, ...]
+    draft_tokens: tuple[WholeCount, ...]
+    target_params: tuple[WholeCount, ...]
+    target_tokens: tuple[WholeCount, ...]
     seeds: tuple[int, ...] = (0,)
     replicate_seeds: tuple[int, ...] = ()
-    replicate_below: int = 0
+    replicate_below: WholeCount = 0
     weights: str = ""
 
     def __post_init__(self):
@@ -128,9 +129,9 @@ class TrainingConfig:
     batch_size_exponent: float = 0.0
     learning_rate: float = 7e-3
     learning_rate_exponent: float = 0.4
-    warmup_tokens: int = 100_000
+    warmup_tokens: WholeCount = 100_000
     warmup_exponent: float = 0.0
-    reference_params: int = 100_000
+    reference_params: WholeCount = 100_000
     cooldown_fraction: float = 0.25
     adam_b1: float = 0.9
     adam_b2: float = 0.95

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import tomllib
 import types
 import typing
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tomli_w
 
 from sdsl_jax.config.protocol import ProtocolConfig
 from sdsl_jax.config.sections import StudyConfig
+from sdsl_jax.counts import COUNT, parse_counts, read_count
 from sdsl_jax.errors import SdslError, require
+from sdsl_jax.user_files import read_toml
 
 T = TypeVar("T")
 
@@ -24,6 +28,14 @@ def _convert(value: Any, annotation: Any, name: str) -> Any:
     if dataclasses.is_dataclass(annotation):
         return from_dict(typing.cast(type, annotation), value, name)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        count = read_count(value) if isinstance(value, str) and COUNT in arguments else None
+        require(
+            count is not None or not isinstance(value, str),
+            f"{name} is {value!r}; it must be {_wanted(annotation)}.",
+        )
+        # Of a string an error should show what was written.
+        return _convert(value if count is None else count, arguments[0], name)
     if origin in (typing.Union, types.UnionType):
         for option in arguments:
             try:
@@ -31,6 +43,9 @@ def _convert(value: Any, annotation: Any, name: str) -> Any:
             except SdslError:
                 continue
     elif origin is tuple:
+        if isinstance(value, str) and COUNT in typing.get_args(arguments[0]):
+            # A list on the command line: 3k,14k or [3k,14k], neither of which is TOML.
+            value = parse_counts(value.strip().removeprefix("[").removesuffix("]"), name)
         if isinstance(value, list | tuple):
             return tuple(_convert(item, arguments[0], f"{name}[{i}]") for i, item in enumerate(value))
     elif origin is Literal:
@@ -52,12 +67,13 @@ def _convert(value: Any, annotation: Any, name: str) -> Any:
 def _wanted(annotation: Any) -> str:
     """What a value of this annotation is called."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return f'{_wanted(arguments[0])} such as 125e6, or a string such as "125M"'
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(_wanted, arguments))
     if origin is tuple:
-        return "an array of " + {int: "whole numbers", float: "finite numbers", str: "strings"}.get(
-            arguments[0], "tables"
-        )
+        of = typing.get_args(arguments[0])[0] if typing.get_origin(arguments[0]) is Annotated else arguments[0]
+        return "an array of " + {int: "whole numbers", float: "finite numbers", str: "strings"}.get(of, "tables")
     return {int: "a whole number", float: "a finite number", str: "a string"}.get(annotation, "true or false")
 
 
@@ -69,7 +85,7 @@ def from_dict(cls: type[T], values: Any, name: str = "") -> T:
     """
     prefix = f"{name}." if name else ""
     require(isinstance(values, dict), f"{name} is {values!r}; it must be a table.")
-    annotations = typing.get_type_hints(cls)
+    annotations = typing.get_type_hints(cls, include_extras=True)
     fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
     for key in values:
         require(key in fields, f"unknown key {prefix}{key}; the keys allowed here are {', '.join(fields)}.")
@@ -86,17 +102,28 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     require(bool(separator) and all(path), f"the override {text!r} is not of the form section.key=value.")
     try:
         return path, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # of syntax, of a whole number of thousands of digits, or of depth
         return path, value
 
 
-def _read(path: str | Path, kind: str) -> dict[str, Any]:
+def from_file(cls: type[T], values: Any, path: str | Path, changed: Iterable[str] = ()) -> T:
+    """Builds the dataclass `cls` from the tables of a file.
+
+    Args:
+      cls: of the configuration.
+      values: the tables.
+      path: of the file, which errors name.
+      changed: dotted names of values that are not the file's; errors about them do not name it.
+
+    Raises:
+      SdslError: as `from_dict`.
+    """
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SdslError(f"the {kind} file {path} cannot be read ({error.strerror}).") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SdslError(f"the {kind} file {path} is not valid TOML: {error}.") from None
+        return from_dict(cls, values)
+    except SdslError as error:
+        if any(re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.])", str(error)) for name in changed):
+            raise
+        raise SdslError(f"{path}: {error}") from None
 
 
 def load_protocol(path: str | Path) -> ProtocolConfig:
@@ -105,7 +132,7 @@ def load_protocol(path: str | Path) -> ProtocolConfig:
     Raises:
       SdslError: the file cannot be read or parsed, or a value in it is not allowed.
     """
-    return from_dict(ProtocolConfig, _read(path, "protocol"))
+    return from_file(ProtocolConfig, read_toml(path, "protocol file"), path)
 
 
 def load_study(path: str | Path, overrides: typing.Sequence[str] = ()) -> StudyConfig:
@@ -114,7 +141,8 @@ def load_study(path: str | Path, overrides: typing.Sequence[str] = ()) -> StudyC
     Raises:
       SdslError: the file cannot be read or parsed, or a value in it is not allowed.
     """
-    values = _read(path, "study")
+    values = read_toml(path, "study file")
+    changed = []
     for text in overrides:
         (*sections, key), value = parse_override(text)
         table = values
@@ -122,7 +150,8 @@ def load_study(path: str | Path, overrides: typing.Sequence[str] = ()) -> StudyC
             table = table.setdefault(section, {})
             require(isinstance(table, dict), f"the override {text!r} names {section}, which is not a section.")
         table[key] = value
-    return from_dict(StudyConfig, values)
+        changed.append(".".join([*sections, key]))
+    return from_file(StudyConfig, values, path, changed)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def read_loss_table(
     else:
         tokens = frame.counts(tokens_column)
     if rung_column:
-        keys: list[Sequence[Any]] = [[value_key(cell) for cell in frame.column(rung_column)]]
+        keys: list[Any] = [[value_key(cell) for cell in frame.column(rung_column)]]
     else:
         keys = [params, *(frame.column(name) for name in ("role", "seed") if name in frame)]
     return ReadTable(
@@ -177,8 +177,8 @@ def read_pair_table(
         frame = frame.rows_where(kept)
     alpha = frame.shares("alpha")
     if named:
-        table, kept = _by_record(frame, alpha, models, estimator, notes)
-        return ReadTable(table, np.asarray(frame.lines)[kept], "non-embedding", notes)
+        table, known = _by_record(frame, alpha, models, estimator, notes)
+        return ReadTable(table, np.asarray(frame.lines)[known], "non-embedding", notes)
     sizes = {role: frame.counts(f"{role}_params") for role in ("draft", "target")}
     losses = {role: _losses(frame, f"{role}_loss", choice.loss_unit) for role in ("draft", "target")}
     tokens = frame.counts("draft_tokens") if "draft_tokens" in frame else np.full(len(frame), np.nan)

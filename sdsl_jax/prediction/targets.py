@@ -48,6 +48,11 @@ def targets_from_csv(path: Path, draft_tokens: float | None = None, target_token
         return float(otherwise[name] or 0)
 
     return [
-        Target(*(value(name, row) for name in otherwise), name=cells["name"][row] if "name" in cells else "")
+        Target(
+            value("target_params", row),
+            value("draft_tokens", row),
+            value("target_tokens", row),
+            cells["name"][row] if "name" in cells else "",
+        )
         for row in range(len(table))
     ]
