@@ -106,7 +106,7 @@ def require_plausible(value: float, name: str, shown: str = "") -> float:
       SdslError: it is below `SMALLEST`.
     """
     shown = shown.strip() or f"{value:g}"
-    require(value >= SMALLEST, f"{name} is {shown}, fewer than any model has; did you mean {shown}B?")
+    require(value >= SMALLEST, f"{name} is {shown}, too few for any model; did you mean {shown}B?")
     return value
 
 

@@ -33,6 +33,10 @@ _OTHER_FORMATS = (
     (re.compile(r"\|"), "a Markdown table; save it as CSV"),
 )
 _SEPARATOR_LINE = re.compile(r"sep=(.)", re.IGNORECASE)  # the first line of some spreadsheets' CSV
+# Units that the names of columns state: params (M), tokens_B, size [millions].
+_UNIT = re.compile(r"[\s_(\[](?P<unit>k|m|b|bn|t|thousand|million|billion|trillion)s?[)\]]?", re.IGNORECASE)
+# Numbers in such a unit are smaller than any that are not.
+_LARGEST_IN_UNITS = 1e5
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(e[+-]?\d+)?", re.IGNORECASE)
 _ONE_GROUP = re.compile(r"[+-]?\d{1,3},\d{3}")
 _MOST_LISTED = 12
@@ -118,9 +122,18 @@ class CsvTable:
         """A column of counts such as 125M, 1e9 or 13,000,000,000, as floats [rows].
 
         Raises:
-          SdslError: there is no such column, or a cell holds no positive number, or one above `largest`.
+          SdslError: there is no such column, or a cell holds no positive number, or one above `largest`; or the name of the
+            column states a unit that its cells leave out.
         """
-        return self._numbers(name, read_count, lambda v: 0 < v <= largest, "a positive number")
+        values = self._numbers(name, read_count, lambda v: 0 < v <= largest, "a positive number")
+        at = next((match for match in _UNIT.finditer(name) if match.end() == len(name)), None)
+        if at and len(values) and values.max() < _LARGEST_IN_UNITS:
+            example, suffix = self.column(name)[0], at["unit"][0].upper().replace("K", "k")
+            raise SdslError(
+                f"{self.path}: the name of the column {name!r} states a unit ({at['unit']}), and its cells, such as "
+                f"{example}, do not; write {example}{suffix}."
+            )
+        return values
 
     def numbers(self, name: str) -> np.ndarray:
         """A column of positive numbers, as floats [rows].
@@ -147,7 +160,7 @@ class CsvTable:
             # In a table without commas between its cells, a comma within one may be that of a decimal.
             unclear = self.separator != "commas" and bool(_ONE_GROUP.fullmatch(cell))
             if value is None or unclear or not allowed(value):
-                held = "nothing" if is_missing(cell) else f"'{cell[:40]}'"
+                held = f"'{cell[:40]}'" if cell else "nothing"
                 hint = _hint(cell, value, "[0, 1]" in wanted, self.separator)
                 raise SdslError(f"{self.path}: line {line} holds {held} as {name}; it must be {wanted}{hint}.")
             values.append(value)
@@ -236,9 +249,7 @@ def read_csv(
         _fit(row, names, header.line, f"the {what} {path}")
     notes = []
     if comments:
-        notes.append(
-            f"{len(comments)} rows that begin with # are left out as comments ({listed_lines([c.line for c in comments])})"
-        )
+        notes.append(f"what begins with # is left out as a comment: {listed_lines([row.line for row in comments])}")
     return CsvTable(
         path,
         tuple(name.lower() if lower else name for name in names),

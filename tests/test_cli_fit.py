@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from sdsl_jax import cli
+from sdsl_jax.errors import SdslError
+from sdsl_jax.fitting.tables import Choice, read_loss_table
 from sdsl_jax.records import AcceptanceRecord, ModelRecord, write_table
 from sdsl_jax.theory import ChinchillaLaw, LogitPlane, ModelPoint
 
@@ -297,3 +299,106 @@ def test_too_little_for_a_loss_law(sdsl, tmp_path, keep, words):
     assert status == 2
     assert "needs at least 6 models, 2 sizes and 2 budgets" in err
     assert words in err
+
+
+def fitted(sdsl, *arguments):
+    """Warnings and coefficients of a loss law."""
+    status, out, err = sdsl("fit", "loss", *arguments, *QUICK, "--json")
+    assert (status, err) == (0, "")
+    answer = json.loads(out)
+    return answer["warnings"], answer["coefficients"]
+
+
+def rewritten(path: Path, change) -> Path:
+    """A table whose rows are changed, each a list of its cells."""
+    header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([header, *(",".join(change(i, row.split(","))) for i, row in enumerate(rows))]) + "\n")
+    return path
+
+
+def test_tables_of_other_units_are_read_as_the_same(tmp_path):
+    """Suffixes, FLOPs instead of tokens, bits, perplexities, semicolons and a separator at the end of each row."""
+    path = own_runs(tmp_path / "runs.csv")
+    plain = path.read_text()
+
+    def read(unit="nats", flops=""):
+        table = read_loss_table(path, "n", "d", "nll", "", 4.0, flops, Choice(loss_unit=unit)).table
+        path.write_text(plain)
+        return [pytest.approx(column) for column in table]
+
+    expected = [column.expected for column in read()]
+    for unit, convert in (("bits", lambda x: x / np.log(2)), ("perplexity", np.exp)):
+        rewritten(path, lambda i, c, f=convert: [f"{float(c[0]) / 1e3!r}k", c[1], repr(float(f(float(c[2])))), c[3]])
+        assert expected == read(unit)
+    path.write_text(plain.replace("\n", ";\n").replace("run;", "run").replace(",", ";"))
+    assert expected == read()
+    rewritten(path, lambda i, c: [c[0], repr(6.0 * float(c[0]) * float(c[1])), c[2], c[3]])
+    assert expected == read(flops="d")
+    rewritten(path, lambda i, c: [*c[:2], "0.9", c[3]])
+    with pytest.raises(SdslError, match=r"line 2 holds 0\.9 as nll; a perplexity is above 1"):
+        read("perplexity")
+
+
+def test_rows_by_where_and_rows_that_lack_a_value(sdsl, tmp_path):
+    path = own_runs(tmp_path / "runs.csv", {5: "1000,6400000,,1000", 9: "3000,6400000,NA,3000"})
+    arguments = ("--csv", path, *FOREIGN, "--skip-incomplete", "--where", "run==3000 or n > 1k")
+    warnings, _ = fitted(sdsl, *arguments)
+    assert warnings[:2] == [
+        "16 of 20 rows are fitted, those with run==3000 or n > 1k",
+        "1 of 16 rows are left out: cells are empty in line 9",
+    ]
+
+
+def test_a_filter_is_no_override(sdsl, tmp_path):
+    """What looks like a setting of a study belongs to the option before it."""
+    path = own_runs(tmp_path / "runs.csv")
+    path.write_text(path.read_text().replace("run", "seed", 1))
+    for text in ("seed==7", "d.d==7"):
+        status, _, err = sdsl("fit", "loss", "--csv", path, *FOREIGN, "--where", text)
+        assert status == 2
+        assert "--where" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--params-column", "n", "--tokens-column", "n"], "--params-column and --tokens-column are both n"),
+        (["--params-column", "n", "--loss-column", "n"], "--params-column and --loss-column are both n"),
+        ([*FOREIGN, "--flops-column", "run"], "give either --flops-column or --tokens-column"),
+        ([*FOREIGN, "--loss-unit", "perplexity", "--where", "d < 10"], "keeps none of the 20 rows"),
+    ],
+)
+def test_columns_that_contradict_each_other(sdsl, tmp_path, arguments, message):
+    status, _, err = sdsl("fit", "loss", "--csv", own_runs(tmp_path / "runs.csv"), *arguments)
+    assert status == 2
+    assert message in err
+
+
+def test_rows_far_from_the_law_are_named(sdsl, tmp_path):
+    path = own_runs(tmp_path / "runs.csv", {4: "1000,1600000,9.5,1000", 17: "30000,6400000,8.1,30000"})
+    warnings, found = fitted(sdsl, "--csv", path, *FOREIGN)
+    assert any("2 of 20 rows lie far from the law" in w and w.endswith("lines 4 and 17") for w in warnings)
+    assert found["E"] == pytest.approx(TRUTH.E, rel=0.05)
+
+
+@pytest.mark.parametrize(("temperature", "count"), [("1", 16), ("1.0", 16), ("0.7", 12)])
+def test_temperatures_are_compared_as_numbers(sdsl, tmp_path, temperature, count):
+    path = own_pairs(tmp_path / "pairs.csv")
+    header, *rows = path.read_text().splitlines()
+    cells = ["1.0" if i % 2 else "1" for i in range(16)]
+    lines = [f"{row},{t}" for row, t in zip(rows, cells)] + [f"{row},{t}" for row, t in zip(rows[:12], ["0.7"] * 12)]
+    path.write_text("\n".join([header + ",temperature", *lines, f"{rows[0]},greedy"]) + "\n")
+    status, out, _ = sdsl("fit", "acceptance", "--csv", path, "--temperature", temperature, *QUICK, "--json")
+    assert status == 0
+    law = json.loads(out)["acceptance_laws"][0]
+    assert law["n"] == count
+    status, _, err = sdsl("fit", "acceptance", "--csv", path, "--temperature", "0.3")
+    assert status == 2
+    assert "holds no rows with the temperature 0.3; it has 1, 0.7, greedy" in err
+
+
+def test_acceptance_in_per_cent_is_recognised(sdsl, tmp_path):
+    path = own_pairs(tmp_path / "pairs.csv", {3: "1000,2.6,100000,1.9,61.5,x"})
+    status, _, err = sdsl("fit", "acceptance", "--csv", path)
+    assert status == 2
+    assert "line 3 holds '61.5' as alpha; it must be a number in [0, 1]; write it as a share: 0.615" in err

@@ -6,7 +6,8 @@ from conftest import TINY, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdsl_jax.config import StudyConfig, from_dict, load_study, parse_override, to_toml
+from sdsl_jax.config import StudyConfig, from_dict, load_protocol, load_study, parse_override, to_toml
+from sdsl_jax.config.codesign_problem import load_problem
 from sdsl_jax.errors import SdslError
 
 
@@ -102,3 +103,75 @@ def test_ground_floor_imports_nothing_above(module, forbidden):
     code = f"import sys, {module}; print([m for m in {forbidden} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_counts_as_people_write_them(tmp_path):
+    """Strings where a count is meant, in files and on the command line; nowhere else."""
+    path = tmp_path / "study.toml"
+    path.write_text(to_toml(tiny()))
+    overrides = [
+        "--ladder.draft_params=3k,14k",
+        "--ladder.target_tokens=[1M,0.57B]",
+        '--ladder.target_params=["50k", 100000]',
+        "--training.warmup_tokens=1.5k",
+        "--training.reference_params=100,000",
+    ]
+    config = load_study(path, overrides)
+    assert config.ladder.draft_params == (3000, 14_000)
+    assert config.ladder.target_tokens == (1_000_000, 570_000_000)
+    assert config.ladder.target_params == (50_000, 100_000)
+    assert (config.training.warmup_tokens, config.training.reference_params) == (1500, 100_000)
+    for override, message in (
+        ("ladder.draft_params=13,000,000", "write 13M for one number"),
+        ("training.warmup_tokens=many", "is 'many'; it must be a whole number such as 125e6, or a string"),
+        ("training.warmup_tokens=1.0005k", "it must be a whole number"),
+        ("training.batch_size=1k", "training.batch_size is '1k'; it must be a whole number"),
+    ):
+        with pytest.raises(SdslError) as caught:
+            load_study(path, [override])
+        assert message in str(caught.value)
+        assert "study.toml" not in str(caught.value)
+
+
+def test_counts_in_problems_and_protocols(tmp_path):
+    path = tmp_path / "problem.toml"
+    path.write_text(
+        '[target]\nparams = "70B"\ntokens = "15T"\n[draft]\ncandidates = ["1B", 3e9]\n[workload]\ncontext = "4k"\n'
+        '[variables]\ndraft_params = ["100M", "7B"]\nlookahead = "free"\n'
+    )
+    problem = load_problem(path, {})
+    assert (problem.target.params, problem.target.tokens, problem.workload.context) == (70e9, 15e12, 4000)
+    assert problem.draft.candidates == (1e9, 3e9)
+    assert problem.variables.draft_params == (1e8, 7e9)
+    assert problem.variables.lookahead == "free"
+    path.write_text('name = "p"\ndraft_tokens = "180B"\ntargets = [{folder = "a", params = "13B", train_tokens = "180B"}]\n'
+                    'drafts = [{folder = "b", params = "125M", train_tokens = 180e9}]\n')  # fmt: skip
+    protocol = load_protocol(path)
+    assert (protocol.draft_tokens, protocol.targets[0].params, protocol.drafts[0].params) == (180e9, 13e9, 125e6)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("target = 3", "problem.toml: target is 3; it must be a table"),
+        ('[target]\nparams = "big"', "problem.toml: target.params is 'big'; it must be a finite number such as"),
+        ("[target]\nparams = 70", "problem.toml: target.params is 70, too few for any model; did you mean 70B?"),
+        ("[target]\nparams = 7e9\nname = 3", "problem.toml: target.name is 3; it must be a string"),
+        ("[target]\nparams = 7e9\n[draft]\nacceptance = 80\ncandidates = [1e9]", "write it as a share: 0.8"),
+        ("[target\n", "problem.toml is not valid TOML"),
+        ("x = " + "[" * 100_000, "problem.toml is not valid TOML"),
+    ],
+)
+def test_errors_of_a_problem_name_its_file(tmp_path, text, message):
+    path = tmp_path / "problem.toml"
+    path.write_text(text)
+    with pytest.raises(SdslError) as caught:
+        load_problem(path, {})
+    assert message in str(caught.value)
+
+
+def test_errors_of_a_flag_do_not_name_the_file(tmp_path):
+    path = tmp_path / "problem.toml"
+    path.write_text("[target]\nparams = 7e9\n")
+    with pytest.raises(SdslError, match=r"^workload\.batch is -1"):
+        load_problem(path, {"workload": {"batch": -1}})

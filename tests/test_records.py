@@ -59,6 +59,25 @@ def test_damaged_tables_are_named(tmp_path, content, message):
     assert "acceptance.csv" in str(caught.value)
 
 
+def test_records_written_by_hand(tmp_path):
+    """Counts as people write them, another separator, and true lines of the file."""
+    header = "model_id;role;params_nonembedding;params_total;train_tokens;seed;loss_nats;perplexity\n"
+    (tmp_path / "models.csv").write_text("\ufeff" + header + "\na;target;13B;13,000,000,000;1.4e12;0;1.5;4.48\n")
+    row = read_table(tmp_path, "models")[0]
+    assert (row.params_nonembedding, row.params_total, row.train_tokens) == (13 * 10**9, 13 * 10**9, 14 * 10**11)
+    for line, message in (
+        ("a;target;1.5;13B;1T;0;1.5;4", "line 4 holds '1.5' as params_nonembedding, which must be of type int"),
+        ("a;target;inf;13B;1T;0;1.5;4", "line 4 holds 'inf' as params_nonembedding"),
+        ("a;target;1B;13B;1T;0;1.5;4;9", "line 4 holds 9 cells, more cells than columns"),
+        ("# a;target;1B;13B;1T;0;1.5;4", "holds no rows|is left out as a comment"),
+    ):
+        (tmp_path / "models.csv").write_text(header + "\n\n" + line + "\n")
+        if line.startswith("#"):
+            (tmp_path / "models.csv").write_text(header + line + "\n" + line[2:] + "\n")
+        with pytest.raises(SdslError, match=message):
+            read_table(tmp_path, "models")
+
+
 def test_another_schema_version_is_refused(tmp_path):
     write_table(tmp_path, "acceptance", ROWS)
     write_json(tmp_path / "schema.json", {"schema_version": 99})

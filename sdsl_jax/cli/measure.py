@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sdsl_jax.cli.arguments import WholeCount
 from sdsl_jax.cli.terminal import Terminal, error_console, standard_console
-from sdsl_jax.counts import parse_count, short_count
+from sdsl_jax.counts import parse_size, short_count
 from sdsl_jax.errors import SdslError, require
 
 _FOLDER = tyro.conf.arg(metavar="DIR")
@@ -25,10 +26,10 @@ def measure(
     draft: Annotated[str, tyro.conf.arg(metavar="DIR|ngram")],
     prompts: Annotated[str, tyro.conf.arg(metavar="FILE|heldout|sotu")] = "heldout",
     lookahead: Annotated[str, tyro.conf.arg(metavar="GAMMA[,GAMMA...]")] = "1,2,4,8",
-    count: Annotated[int, tyro.conf.arg(metavar="ROWS")] = 64,
-    prompt_tokens: Annotated[int, tyro.conf.arg(metavar="TOKENS")] = 32,
+    count: Annotated[WholeCount, tyro.conf.arg(metavar="ROWS")] = 64,
+    prompt_tokens: Annotated[WholeCount, tyro.conf.arg(metavar="TOKENS")] = 32,
     prompt_field: Annotated[str, tyro.conf.arg(metavar="NAME")] = "",
-    new_tokens: Annotated[int, tyro.conf.arg(metavar="TOKENS")] = 96,
+    new_tokens: Annotated[WholeCount, tyro.conf.arg(metavar="TOKENS")] = 96,
     temperature: Annotated[float, tyro.conf.arg(metavar="T")] = 1.0,
     top_k: Annotated[int | None, tyro.conf.arg(metavar="K")] = None,
     top_p: Annotated[float | None, tyro.conf.arg(metavar="P")] = None,
@@ -200,7 +201,7 @@ def _with_tokens(model: Any, text: str, flag: str) -> Any:
         f"{flag} is {text}, but {model.record.model_id} has {model.record.train_tokens:,} training tokens on record.",
     )
 
-    return model._replace(record=dataclasses.replace(model.record, train_tokens=int(parse_count(text, flag))))
+    return model._replace(record=dataclasses.replace(model.record, train_tokens=round(parse_size(text, flag))))
 
 
 def _whole_numbers(text: str, flag: str) -> tuple[int, ...]:

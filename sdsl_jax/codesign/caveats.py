@@ -15,6 +15,7 @@ from sdsl_jax.codesign.wording import METRICS, VARIABLES
 from sdsl_jax.counts import short_count
 from sdsl_jax.prediction.drafts import valid_range
 from sdsl_jax.prediction.laws import far_outside, moves, quality
+from sdsl_jax.prediction.targets import few_tokens
 from sdsl_jax.theory.serving import Design, Outcome, shapes
 from sdsl_jax.theory.serving import acceptance as alpha_of
 
@@ -127,6 +128,7 @@ def _of_the_laws(problem: Problem, design: Design, given: Outcome) -> list[str]:
                 f"extrapolates the loss law for the {role} ({short_count(size)} parameters, {short_count(tokens[role])} tokens): "
                 f"fitted on {valid_range(loss.law.about)}"
             )
+    found += few_tokens(float(sizes["target"]), tokens["target"])
     values: dict[str, Any] = {f"{role}_params": size for role, size in sizes.items()}
     found += far_outside(
         loss, acceptance, **{role: {"params": sizes[role], "tokens": tokens[role]} for role in ("draft", "target")}

@@ -25,9 +25,9 @@ _SAME_SIZE = 1e-3
 # Slopes of ln L over ln N and ln D that rise by so many standard errors are no accident: one table in 1,000.
 _RISES = 3.3
 # Typical residuals of clean ladders are below 0.01 in ln L, and below 0.02 in α.
-_LARGE_RESIDUAL = {"log of the loss": 0.03, "acceptance probability": 0.05}
+_LARGE_RESIDUAL = {"log of the loss": 0.04, "acceptance probability": 0.05}
 # A row is far off beyond so many typical residuals, if it is also off by so much.
-_FAR, _OFF = 6.0, {"log of the loss": 0.02, "acceptance probability": 0.05}
+_FAR, _OFF = 6.0, {"log of the loss": 0.03, "acceptance probability": 0.05}
 # Fewer rows beyond the coefficients do not show what residual is typical.
 _SPARE_ROWS = 4
 
@@ -95,7 +95,8 @@ def residual_warnings(residuals: Float[np.ndarray, " n"], coefficients: int, uni
     typical = 1.4826 * float(np.median(np.sort(sizes)[coefficients:]))
     of_loss = unit == "log of the loss"
     warnings = []
-    far = sizes > max(_FAR * typical, _OFF[unit])
+    # Few rows know their typical residual badly (Rousseeuw and Leroy's factor).
+    far = sizes > max(_FAR * typical * (1 + 5 / (len(sizes) - coefficients)), _OFF[unit])
     if far.any():
         worst = float(sizes[far].max())
         off = f"{np.expm1(worst):.0%}" if of_loss else f"{worst:.2f}"

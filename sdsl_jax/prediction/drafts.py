@@ -12,7 +12,7 @@ import numpy as np
 from sdsl_jax.counts import short_count
 from sdsl_jax.errors import require
 from sdsl_jax.prediction.laws import LoadedLaw, far_outside, moves, quality
-from sdsl_jax.prediction.targets import Target
+from sdsl_jax.prediction.targets import Target, few_tokens
 from sdsl_jax.theory import (
     About,
     AcceptanceLaw,
@@ -212,6 +212,7 @@ def _warnings(
             found.append(f"extrapolates the loss law for the {who}: fitted on {valid_range(loss.law.about)}")
     if flagged.interval_extrapolated and not (flagged.acceptance_extrapolated or flagged.draft_loss_extrapolated):
         found.append("the sizes within 5 % reach beyond what the laws were fitted on")
+    found += few_tokens(float(scenario.target_params), float(scenario.target_tokens))
     found += [quality(acceptance), *_flatness(scenario, best, flagged, acceptance)]
     texts = [law.law.about.text for law in (loss, acceptance)]
     if texts[0] != texts[1]:

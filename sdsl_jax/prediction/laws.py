@@ -95,6 +95,8 @@ def _load(name: str, kind: str, published: dict[str, Any], forms: dict[str, type
         held = [law for law in held if law.get("law") == wanted]
     found = held[0] if held else {}
     form = str(found.get("law"))
+    for key in ("params_count", "text"):
+        require(isinstance(found.get(key, ""), str), f"{path} holds a {key} that is no string.")
     require(
         form in forms, f"{path} holds no {kind} law: its field law is {form}, and must be one of {', '.join(forms)}."
     )
@@ -134,7 +136,7 @@ def _load(name: str, kind: str, published: dict[str, Any], forms: dict[str, type
         )
     except SdslError:
         raise
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError, ArithmeticError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise SdslError(f"{path} does not hold a usable {kind} law ({reason(error)}).") from None
 
 

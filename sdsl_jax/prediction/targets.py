@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdsl_jax.counts import parse_size
+from sdsl_jax.counts import parse_size, short_count
 from sdsl_jax.csv_table import is_missing, listed_names, read_csv
 from sdsl_jax.errors import require
 
@@ -18,6 +18,16 @@ class Target:
     draft_tokens: float
     target_tokens: float
     name: str = ""
+
+
+def few_tokens(target_params: float, target_tokens: float) -> list[str]:
+    """A sentence where a target has fewer training tokens than parameters: one of them is probably in another unit."""
+    if target_tokens >= target_params:
+        return []
+    return [
+        f"the target has fewer training tokens ({short_count(target_tokens)}) than parameters ({short_count(target_params)}): is a "
+        "suffix missing?"
+    ]
 
 
 def targets_from_csv(path: Path, draft_tokens: float | None = None, target_tokens: float | None = None) -> list[Target]:

@@ -386,3 +386,41 @@ def test_a_law_that_is_not_among_several(tmp_path):
 def test_a_file_may_have_a_hash_in_its_name(tmp_path):
     file = several_laws(tmp_path / "run#3.json")
     assert acceptance_law(file).law == acceptance_law(f"{file}#power_law").law
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (Target(70e9, 180e9, 15e9), "the target has fewer training tokens (15B) than parameters (70B)"),
+        (
+            Target(70e12, 180e9, 1e14),
+            "the target's parameters, 70T, lie 4,348 times beyond what the loss law was fitted on",
+        ),
+    ],
+)
+def test_units_that_are_probably_wrong(target, words):
+    (answer,) = predict([target], *PUBLISHED)
+    assert any(words in warning for warning in answer["warnings"])
+    (answer,) = predict([OPT_30B], *PUBLISHED)
+    assert not any("suffix" in warning for warning in answer["warnings"])
+
+
+def test_a_target_without_its_suffix(tmp_path):
+    path = tmp_path / "targets.csv"
+    path.write_text('target_params,draft_tokens,target_tokens\n"13,000,000,000",180B,180B\n\n70,180B,180B\n')
+    with pytest.raises(SdslError, match=r"line 4: target_params is 70, too few for any model; did you mean 70B\?"):
+        targets_from_csv(path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"text": ["a"]}, {"params_count": 3}, {"coefficients": {"E": 10**400}}, {"draws": 3}]
+)
+def test_law_files_of_other_kinds_are_one_sentence(tmp_path, change):
+    path = tmp_path / "law.json"
+    good = {"law": "chinchilla", "coefficients": {"E": 1.7, "A": 400.0, "B": 400.0, "a": 0.3, "b": 0.3}}
+    path.write_text(json.dumps(good | change))
+    with pytest.raises(SdslError, match=r"law\.json (holds|does not hold)"):
+        loss_law(str(path))
+    path.write_text('{"a":' * 100_000)
+    with pytest.raises(SdslError, match="nested too deeply"):
+        loss_law(str(path))
