@@ -25,8 +25,8 @@ def few_tokens(target_params: float, target_tokens: float) -> list[str]:
     if target_tokens >= target_params:
         return []
     return [
-        f"the target has fewer training tokens ({short_count(target_tokens)}) than parameters ({short_count(target_params)}): is a "
-        "suffix missing?"
+        f"the target has fewer training tokens ({short_count(target_tokens)}) than parameters ({short_count(target_params)}): is "
+        "a suffix missing?"
     ]
 
 
