@@ -11,8 +11,6 @@ import gzip
 import io
 import json
 import lzma
-import os
-import stat
 import tomllib
 import zlib
 from collections.abc import Iterator
@@ -98,29 +96,33 @@ def open_bytes(path: str | Path) -> BinaryIO:
     """Opens a file for reading; a compressed one (gzip, bzip2, xz, zstd) as what it holds.
 
     Raises:
-      SdslError: its name says that it is compressed, and its first bytes do not; or it is a pipe, which cannot be read twice.
+      SdslError: its name says that it is compressed, and its first bytes do not.
     """
     path = Path(path)
-    mode = os.stat(path).st_mode
-    require(stat.S_ISREG(mode) or stat.S_ISDIR(mode), f"the file {path} is a pipe or a device; save it as a file.")
-    with open(path, "rb") as file:
-        head = file.read(_HEAD)
+    # Looked into without reading on: what comes through a pipe cannot be opened twice.
+    file = open(path, "rb")  # noqa: SIM115
+    head = file.peek(_HEAD)[:_HEAD]
     kind = next((name for magic, name in _COMPRESSED.items() if head.startswith(magic)), None)
     promised = SUFFIXES.get(path.suffix.lower())
     if promised not in (None, kind):
+        file.close()
         is_ = other_kind(head) or (f"a {kind} file" if kind else f"not {promised}, though its name says so")
         raise SdslError(f"the file {path} is {is_}.")
+    if kind is None:
+        return file
+    source: Any = file
+    if file.seekable():  # what opens by path also closes
+        file.close()
+        source = path
     if kind == "gzip":
-        return cast(BinaryIO, gzip.open(path, "rb"))
+        return cast(BinaryIO, gzip.open(source, "rb"))
     if kind == "bzip2":
-        return cast(BinaryIO, bz2.open(path, "rb"))
+        return cast(BinaryIO, bz2.open(source, "rb"))
     if kind == "xz":
-        return cast(BinaryIO, lzma.open(path, "rb"))
-    if kind == "zstd":
-        import pyarrow
+        return cast(BinaryIO, lzma.open(source, "rb"))
+    import pyarrow
 
-        return cast(BinaryIO, pyarrow.input_stream(str(path), compression="zstd"))
-    return open(path, "rb")
+    return cast(BinaryIO, pyarrow.input_stream(str(path) if source is path else file, compression="zstd"))
 
 
 def text_pieces(path: str | Path, what: str = "file", newlines: bool = True) -> Iterator[str]:

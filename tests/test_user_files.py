@@ -2,6 +2,7 @@ import bz2
 import codecs
 import gzip
 import lzma
+import os
 
 import pyarrow
 import pytest
@@ -26,6 +27,16 @@ def test_text_is_the_same_however_it_is_kept(tmp_path, monkeypatch, kind, encodi
     path.write_bytes(compressed(kind, TEXT.encode(encoding)))
     assert user_files.read_text(path) == TEXT.replace("\r\n", "\n").replace("\r", "\n")
     assert user_files.read_text(path, newlines=False) == TEXT
+
+
+@pytest.mark.parametrize("kind", ["txt", "gz", "zst"])
+def test_what_comes_through_a_pipe_is_read_once(kind):
+    data = compressed(kind, b"a,b\n" * 100)
+    read, write = os.pipe()
+    os.write(write, data)
+    os.close(write)
+    assert user_files.read_text(f"/dev/fd/{read}") == "a,b\n" * 100
+    os.close(read)
 
 
 def test_compression_is_told_by_the_first_bytes(tmp_path):

@@ -3,7 +3,6 @@ import codecs
 import gzip
 import json
 import lzma
-import os
 
 import pyarrow
 import pytest
@@ -117,11 +116,6 @@ def test_a_line_without_end_is_not_read_into_memory(tmp_path, monkeypatch):
 def test_what_is_something_else_is_called_by_its_name(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     refused(tmp_path / name, message)
-
-
-def test_a_pipe_is_refused_before_anybody_waits_for_it(tmp_path):
-    os.mkfifo(tmp_path / "a.txt")
-    refused(tmp_path / "a.txt", "is a pipe or a device")
 
 
 def test_columns_of_parquet(tmp_path):
