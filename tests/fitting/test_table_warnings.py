@@ -55,12 +55,11 @@ def test_clean_tables_are_not_doubted(design, noise):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("design", [grid, isoflops, diagonal])
-@pytest.mark.parametrize("noise", [0.002, 0.015])
-def test_residuals_of_clean_tables_are_not_doubted(design, noise):
-    """At most 1 of 50 fits; 2 in 500 of the diagonal design were seen, where a valley is hard to leave."""
+def test_residuals_of_clean_tables_are_not_doubted(design):
+    """At most 1 of 30 fits with noise of 1.5%, the most that a ladder of ours shows."""
     alarms = 0
-    for seed in range(50):
-        made = table(design, noise, seed)
+    for seed in range(30):
+        made = table(design, 0.015, seed)
         fit = fit_loss(made, FitConfig(starts=16, bootstrap=20), np.ones((20, len(made.loss))), 0)
         alarms += bool(residual_warnings(fit.residuals, 5, fit.residual_unit, np.arange(len(made.loss))))
     assert alarms <= 1
