@@ -101,11 +101,10 @@ def tiny(**sections) -> StudyConfig:
     return from_dict(StudyConfig, sections | changed)
 
 
-@pytest.fixture(scope="session")
-def tiny_study(tmp_path_factory) -> Path:
-    """The folder of a finished tiny study, made once for all workers. Tests that change files must copy it first."""
+def _made_once(tmp_path_factory, name: str, make) -> Path:
+    """A folder that `make` fills, once for all workers. Tests that change files must copy it first."""
     base = tmp_path_factory.getbasetemp()
-    runs = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny-study"
+    runs = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     folder, finished = runs / "tiny", runs / "finished"
     try:
         runs.mkdir()
@@ -115,12 +114,32 @@ def tiny_study(tmp_path_factory) -> Path:
             if finished.exists():
                 return folder
             time.sleep(0.1)
-        own = tmp_path_factory.mktemp("runs") / "tiny"
-        run_study(tiny(), own)
-        return own
-    run_study(tiny(), folder)
+        folder = tmp_path_factory.mktemp("runs") / "tiny"
+    make(folder)
     finished.touch()
     return folder
+
+
+@pytest.fixture(scope="session")
+def measured_study(tmp_path_factory) -> Path:
+    """The folder of a tiny study whose models are trained and whose pairs are measured."""
+
+    def make(folder: Path) -> None:
+        for stage in ("train", "measure"):
+            run_study(tiny(), folder, only=stage)
+
+    return _made_once(tmp_path_factory, "measured-study", make)
+
+
+@pytest.fixture(scope="session")
+def tiny_study(measured_study, tmp_path_factory) -> Path:
+    """The folder of a finished tiny study: fits, co-design, evidence, figures and report too."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(measured_study, folder)
+        run_study(tiny(), folder)
+
+    return _made_once(tmp_path_factory, "tiny-study", make)
 
 
 @pytest.fixture

@@ -195,6 +195,7 @@ def test_models_may_lie_elsewhere_under_another_name(sdsl, records, tmp_path):
     assert "2 of 32 pairs are left out" in out
 
 
+@pytest.mark.slow
 def test_a_flat_table_of_pairs(sdsl, tmp_path):
     status, out, _ = sdsl("fit", "acceptance", "--csv", own_pairs(tmp_path / "pairs.csv"), *QUICK)
     assert status == 0

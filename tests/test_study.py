@@ -32,6 +32,7 @@ class Notes(Silent):
         self.tasks.append(task)
 
 
+@pytest.mark.slow
 def test_all_outputs_are_there(tiny_study):
     for path in (
         "config.toml",
@@ -55,11 +56,11 @@ def test_all_outputs_are_there(tiny_study):
     assert not list(tiny_study.rglob("*.partial"))
 
 
-def test_records_hold_every_pair_and_estimator(tiny_study):
-    models = read_table(tiny_study / "records", "models")
+def test_records_hold_every_pair_and_estimator(measured_study):
+    models = read_table(measured_study / "records", "models")
     assert [m.role for m in models].count("draft") == 6
     assert all(len(m.params_digest) == 64 for m in models)
-    acceptance = pandas.read_csv(tiny_study / "records" / "acceptance.csv")
+    acceptance = pandas.read_csv(measured_study / "records" / "acceptance.csv")
     assert len(acceptance) == 6 * (2 + 2 * 2)
     assert acceptance.groupby("estimator").size().to_dict() == {
         "teacher_forced_text": 6,
@@ -68,18 +69,19 @@ def test_records_hold_every_pair_and_estimator(tiny_study):
         "decoded_tar": 12,
     }
     assert ((acceptance.alpha_low < acceptance.alpha) & (acceptance.alpha < acceptance.alpha_high)).all()
-    survival = pandas.read_csv(tiny_study / "records" / "survival.csv")
+    survival = pandas.read_csv(measured_study / "records" / "survival.csv")
     assert len(survival) == 6 * (1 + 3)
-    assert len(read_table(tiny_study / "records", "expected")) == 6 * 4
+    assert len(read_table(measured_study / "records", "expected")) == 6 * 4
     for _, group in survival.groupby(["draft_id", "lookahead"]):
         assert (np.diff(group.survival) <= 0).all()
         assert group.tokens_per_round.iloc[0] == pytest.approx(1 + group.survival.sum())
-    events = pandas.read_parquet(tiny_study / "records" / "events.parquet")
+    events = pandas.read_parquet(measured_study / "records" / "events.parquet")
     assert events.groupby(["draft_id", "lookahead", "row"]).emitted.sum().eq(16).all()
-    latency = read_table(tiny_study / "records", "latency")
+    latency = read_table(measured_study / "records", "latency")
     assert sorted((r.operation, r.width) for r in latency) == [("decode", 1)] * 4 + [("verify", 2), ("verify", 4)]
 
 
+@pytest.mark.slow
 def test_gradient_and_reference_agree_in_the_records(tiny_study):
     entries = read_json(tiny_study / "records" / "codesign.json", list)
     # Which law predicts tiny models best depends on rounding, and so on the processor.
@@ -108,6 +110,7 @@ def test_gradient_and_reference_agree_in_the_records(tiny_study):
     assert len(summary(tiny_study)) == 2
 
 
+@pytest.mark.slow
 def test_figures_show_something(tiny_study):
     for name in CAPTIONS:
         assert (tiny_study / "figures" / f"{name}.pdf").stat().st_size > 5_000
@@ -116,6 +119,7 @@ def test_figures_show_something(tiny_study):
         assert (image[..., :3].std(axis=(0, 1)) > 0.05).all()
 
 
+@pytest.mark.slow
 def test_report_is_self_contained(tiny_study):
     page = (tiny_study / "report.html").read_text()
     assert page.count("data:image/png;base64,") == len(list((tiny_study / "figures").glob("*.png"))) >= len(CAPTIONS)
@@ -126,6 +130,7 @@ def test_report_is_self_contained(tiny_study):
     assert "learning_rate" in page
 
 
+@pytest.mark.slow
 def test_nothing_is_run_twice(tiny_study, tmp_path):
     folder = shutil.copytree(tiny_study, tmp_path / "copy")
     seen = Notes()
@@ -172,6 +177,7 @@ def run_cli(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
     return status, captured.out, captured.err
 
 
+@pytest.mark.slow
 def test_command_line_ends_with_the_table(tiny_study, tmp_path, monkeypatch, capsys):
     folder = shutil.copytree(tiny_study, tmp_path / "copy")
     file = tmp_path / "tiny.toml"
@@ -215,6 +221,7 @@ def test_wrong_input_is_one_sentence_and_status_two(tmp_path, monkeypatch, capsy
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["acceptance.csv", "fits.json"])
 def test_a_damaged_record_is_named_and_the_rest_left_alone(tiny_study, tmp_path, monkeypatch, capsys, name):
     folder = shutil.copytree(tiny_study, tmp_path / "copy")
@@ -232,8 +239,8 @@ def test_a_damaged_record_is_named_and_the_rest_left_alone(tiny_study, tmp_path,
     assert {p: p.read_bytes() for p in (folder / "records").iterdir()} == before
 
 
-def test_a_damaged_checkpoint_is_named(tiny_study, tmp_path, monkeypatch, capsys):
-    folder = shutil.copytree(tiny_study, tmp_path / "copy")
+def test_a_damaged_checkpoint_is_named(measured_study, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(measured_study, tmp_path / "copy")
     model = read_table(folder / "records", "models")[0]
     for file in (folder / model.checkpoint).rglob("*"):
         if file.is_file() and file.stat().st_size > 1000:
@@ -264,6 +271,7 @@ def test_overrides_are_told_from_options():
     assert overrides == ["--training.adam-b1=0.8", "seed=3", "--data.source=x y"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "content"), [("fits.json", "{}"), ("codesign.json", "[]"), ("models.csv", None)])
 def test_records_that_parse_but_hold_nothing_are_named(tiny_study, tmp_path, name, content):
     folder = shutil.copytree(tiny_study, tmp_path / "copy")
@@ -273,8 +281,8 @@ def test_records_that_parse_but_hold_nothing_are_named(tiny_study, tmp_path, nam
         run_study(tiny(), folder, only="figures")
 
 
-def test_a_refused_study_leaves_the_settings_of_the_results_alone(tiny_study, tmp_path):
-    folder = shutil.copytree(tiny_study, tmp_path / "copy")
+def test_a_refused_study_leaves_the_settings_of_the_results_alone(measured_study, tmp_path):
+    folder = shutil.copytree(measured_study, tmp_path / "copy")
     for ladder, message in (
         ({"draft_params": [3]}, "cannot make"),
         ({"draft_params": [600]}, "need at least 4 drafts"),
@@ -284,8 +292,8 @@ def test_a_refused_study_leaves_the_settings_of_the_results_alone(tiny_study, tm
         assert load_study(folder / "config.toml") == tiny()
 
 
-def test_a_deleted_checkpoint_is_made_again_from_the_trunk(tiny_study, tmp_path):
-    folder = shutil.copytree(tiny_study, tmp_path / "copy")
+def test_a_deleted_checkpoint_is_made_again_from_the_trunk(measured_study, tmp_path):
+    folder = shutil.copytree(measured_study, tmp_path / "copy")
     model = read_table(folder / "records", "models")[0]
     shutil.rmtree(folder / model.checkpoint)
     run_study(tiny(), folder, only="train")

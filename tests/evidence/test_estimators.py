@@ -8,6 +8,7 @@ from evidence_records import chain_study, exact, inputs
 from sdsl_jax.evidence.estimators import estimators
 
 
+@pytest.mark.slow
 def test_differences_and_their_noise():
     """A decoder simulated by normal noise of a known standard error around the recursion."""
     study = chain_study(seed=2, persistence=0.3, alphas=tuple(np.linspace(0.4, 0.8, 12)))

@@ -45,7 +45,7 @@ def dataset():
 
 
 @pytest.fixture(scope="module")
-def measured(tiny_study, dataset, tmp_path_factory):
+def measured(measured_study, dataset, tmp_path_factory):
     """Two temperatures beside the study's own, two domains of which one is missing, and the study's own drafts as others."""
     code = tmp_path_factory.mktemp("code") / "a.txt"
     code.write_text("for i in range(10):\n    print(i)\n" * 60)
@@ -55,11 +55,11 @@ def measured(tiny_study, dataset, tmp_path_factory):
             DomainConfig("code", str(code)),
             DomainConfig("absent", "package:no_such_texts/a.txt", optional=True),
         ),
-        other_drafts=str(tiny_study),
+        other_drafts=str(measured_study),
     )
     progress = Counted()
-    records = read_table(tiny_study / "records", "models")
-    return measure_conditions(config, dataset, records, tiny_study, progress), progress, records
+    records = read_table(measured_study / "records", "models")
+    return measure_conditions(config, dataset, records, measured_study, progress), progress, records
 
 
 def test_every_pair_has_a_row_under_every_condition(measured):
@@ -81,10 +81,10 @@ def test_every_pair_has_a_row_under_every_condition(measured):
     assert [note.split(":")[0] for note in progress.notes] == ["absent is left out"]
 
 
-def test_the_study_s_own_condition_repeats_its_acceptance(measured, tiny_study):
+def test_the_study_s_own_condition_repeats_its_acceptance(measured, measured_study):
     """The same contexts and samples; another program scores them, so that float32 sums may differ in the last digits."""
     found = {(r.draft_id, r.estimator): r for r in measured[0].conditions if (r.domain, r.temperature) == (BASE, 1.0)}
-    acceptance = [r for r in read_table(tiny_study / "records", "acceptance") if r.estimator.startswith("teacher")]
+    acceptance = [r for r in read_table(measured_study / "records", "acceptance") if r.estimator.startswith("teacher")]
     assert len(acceptance) == 12
     for row in acceptance:
         for prefix in ("", "other-"):  # the others are the same models
@@ -110,17 +110,17 @@ def test_losses_are_those_of_the_models(measured, dataset):
         assert by_name[record.model_id, "code"].loss_nats > row.loss_nats
 
 
-def test_other_drafts_keep_their_records_under_other_names(measured, tiny_study):
+def test_other_drafts_keep_their_records_under_other_names(measured, measured_study):
     found, _, records = measured
     drafts = [r for r in records if r.role == "draft"]
     assert [r.model_id for r in found.other_models] == [f"other-{r.model_id}" for r in drafts]
     for row, record in zip(found.other_models, drafts):
-        assert (tiny_study / row.checkpoint).is_dir()
+        assert (measured_study / row.checkpoint).is_dir()
         assert row.params_digest == record.params_digest
 
 
-def test_nothing_is_asked_for_and_nothing_is_loaded(tiny_study, tmp_path):
-    folder = shutil.copytree(tiny_study, tmp_path / "copy")
+def test_nothing_is_asked_for_and_nothing_is_loaded(measured_study, tmp_path):
+    folder = shutil.copytree(measured_study, tmp_path / "copy")
     shutil.rmtree(folder / "checkpoints")
     run_study(tiny(), folder, only="conditions", force=True)
     for name in ("conditions", "other_models", "losses"):
@@ -128,9 +128,9 @@ def test_nothing_is_asked_for_and_nothing_is_loaded(tiny_study, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_stage_notices_other_drafts_and_other_files(tiny_study, tmp_path):
+def test_the_stage_notices_other_drafts_and_other_files(measured_study, tmp_path):
     """The settings stay the same; only what they name changes."""
-    folder, others = (shutil.copytree(tiny_study, tmp_path / name) for name in ("copy", "others"))
+    folder, others = (shutil.copytree(measured_study, tmp_path / name) for name in ("copy", "others"))
     text = tmp_path / "a.txt"
     text.write_text("some text " * 60)
     config = with_conditions(domains=(DomainConfig("some", str(text)),), other_drafts=str(others))
@@ -166,26 +166,26 @@ def test_what_is_missing_is_said_before_anything_is_trained(conditions, message)
         check_conditions(with_conditions(**conditions))
 
 
-def test_other_drafts_must_fit(tiny_study, tmp_path, dataset):
-    others = shutil.copytree(tiny_study, tmp_path / "others")
-    records = read_table(tiny_study / "records", "models")
+def test_other_drafts_must_fit(measured_study, tmp_path, dataset):
+    others = shutil.copytree(measured_study, tmp_path / "others")
+    records = read_table(measured_study / "records", "models")
     config = with_conditions(other_drafts=str(others))
     longer = dataclasses.replace(dataset, sequence_length=64)
     with pytest.raises(SdslError, match="trained on sequences of 32 tokens; it must be at least"):
-        measure_conditions(config, longer, records, tiny_study, Silent())
+        measure_conditions(config, longer, records, measured_study, Silent())
     models = others / "records" / "models.csv"
     digest = next(r.params_digest for r in records if r.role == "draft")
     models.write_text(models.read_text().replace(digest, "0" * 64))
     with pytest.raises(SdslError, match="its digest differs"):
-        measure_conditions(config, dataset, records, tiny_study, Silent())
+        measure_conditions(config, dataset, records, measured_study, Silent())
 
 
 @pytest.mark.slow
-def test_the_decoder_may_run_for_the_largest_budgets_only(tiny_study, dataset):
+def test_the_decoder_may_run_for_the_largest_budgets_only(measured_study, dataset):
     config = tiny(measure={"decode": "largest"})
     progress = Counted()
-    records = read_table(tiny_study / "records", "models")
-    found = measure(config, dataset, records, tiny_study, progress)
+    records = read_table(measured_study / "records", "models")
+    found = measure(config, dataset, records, measured_study, progress)
     assert progress.done == progress.total
     largest = {r.model_id for r in records if r.role == "draft" and r.train_tokens > 12_000}
     assert len(largest) == 3
@@ -197,10 +197,12 @@ def test_the_decoder_may_run_for_the_largest_budgets_only(tiny_study, dataset):
     assert {r.lookahead for r in found.expected} == {1, 2, 3, 4}
 
 
-def test_expected_rounds_of_a_study_agree_with_its_decoder(tiny_study):
+def test_expected_rounds_of_a_study_agree_with_its_decoder(measured_study):
     """Eight prompts of sixteen tokens say little: four times the two 90 % half-widths."""
-    survival = {(r.draft_id, r.lookahead): r for r in read_table(tiny_study / "records", "survival") if r.position == 1}
-    expected = read_table(tiny_study / "records", "expected")
+    survival = {
+        (r.draft_id, r.lookahead): r for r in read_table(measured_study / "records", "survival") if r.position == 1
+    }
+    expected = read_table(measured_study / "records", "expected")
     assert len(expected) == 6 * 4
     for row in expected:
         assert row.samples == 8

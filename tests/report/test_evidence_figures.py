@@ -42,6 +42,7 @@ def test_figures_are_drawn_only_of_what_is_there(dependent, tmp_path):
     assert EVIDENCE_CAPTIONS["conditions"].split(":")[0] in section
 
 
+@pytest.mark.slow
 def test_the_section_shows_only_what_was_answered(dependent):
     section = evidence_section(dependent.evidence, {})
     assert "For the sceptic" in section
@@ -51,6 +52,7 @@ def test_the_section_shows_only_what_was_answered(dependent):
     assert evidence_section(dict.fromkeys(dependent.evidence), {}).strip() == ""
 
 
+@pytest.mark.slow
 def test_a_misspelt_field_is_an_error(dependent):
     broken = dependent.evidence | {"dependence": {"n": 1}}
     with pytest.raises(jinja2.UndefinedError):

@@ -335,6 +335,7 @@ def test_too_many_skipped_steps_stop_all_the_same(tmp_path, dataset, monkeypatch
         train_ladder(config({"on_nonfinite": "skip"}), dataset, tmp_path)
 
 
+@pytest.mark.slow
 def test_seeds_share_one_program(tmp_path, dataset):
     jax.clear_caches()
     train_ladder(config({"batch_size": 7}, seeds=[0, 1]), dataset, tmp_path)
