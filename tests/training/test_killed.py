@@ -104,45 +104,13 @@ def at_a_write(child, folder, nth, end=kill):
     return False
 
 
-def kill_after(child, seconds):
+def after(child, seconds, end=kill):
+    """Ends a child some time after its start; whether it still ran."""
     try:
         child.communicate(timeout=seconds)
         return False
     except subprocess.TimeoutExpired:
-        return kill(child)
-
-
-@pytest.mark.slow
-def test_killed_inside_checkpoint_writes(study, whole, tmp_path):
-    killed = [at_a_write(start(study, tmp_path), tmp_path, nth) for nth in (2, 5)]
-    assert killed == [True, True]
-    assert not (tmp_path / "records").exists()
-    finish(start(study, tmp_path))
-    assert_equal(tmp_path, whole)
-
-
-@pytest.mark.parametrize(
-    "wanted", [pytest.param(4, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.release)]
-)
-def test_killed_many_times_at_random(study, whole, tmp_path, wanted):
-    """Half of the times anywhere in the child's life, half inside the write of a checkpoint; three ladders of them."""
-    rng, kills, times = random.Random(5), 0, 0
-    began = time.perf_counter()
-    finish(start(study, tmp_path / "life"))
-    life = time.perf_counter() - began
-    while kills < wanted:
-        out = tmp_path / str(times)
-        times += 1
-        alive = True
-        while alive:
-            child = start(study, out)
-            if rng.random() < 0.5:
-                alive = at_a_write(child, out, rng.randint(1, 6))
-            else:
-                alive = kill_after(child, rng.uniform(0.5, 1.0) * life)
-            kills += alive
-        assert child.returncode == 0
-        assert_equal(out, whole)
+        return end(child)
 
 
 def interrupt(child):
@@ -155,35 +123,37 @@ def interrupt(child):
     return True
 
 
-def interrupt_after(child, seconds):
-    try:
-        child.communicate(timeout=seconds)
-        return False
-    except subprocess.TimeoutExpired:
-        return interrupt(child)
+@pytest.mark.slow
+def test_killed_inside_checkpoint_writes(study, whole, tmp_path):
+    killed = [at_a_write(start(study, tmp_path), tmp_path, nth) for nth in (2, 5)]
+    assert killed == [True, True]
+    assert not (tmp_path / "records").exists()
+    finish(start(study, tmp_path))
+    assert_equal(tmp_path, whole)
 
 
 @pytest.mark.parametrize(
-    "wanted", [pytest.param(4, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.release)]
+    "times", [pytest.param(4, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.release)]
 )
-def test_interrupted_many_times_at_random(study, whole, tmp_path, wanted):
-    """Half of the times anywhere in the child's life, imports included, half inside the write of a checkpoint."""
-    rng, interrupts, times = random.Random(6), 0, 0
+# A Python that has not got to the command yet answers an interrupt in its own way, so the earliest comes a little later.
+@pytest.mark.parametrize(("end", "earliest"), [(kill, 0.5), (interrupt, 0.1)], ids=["kill", "interrupt"])
+def test_ended_many_times_at_random(study, whole, tmp_path, end, earliest, times):
+    """Half of the times anywhere in the child's life, half inside the write of a checkpoint; as many ladders as it takes."""
+    rng, ended, ladders = random.Random(5), 0, 0
     began = time.perf_counter()
     finish(start(study, tmp_path / "life"))
     life = time.perf_counter() - began
-    while interrupts < wanted:
-        out = tmp_path / str(times)
-        times += 1
+    while ended < times:
+        out = tmp_path / str(ladders)
+        ladders += 1
         alive = True
         while alive:
             child = start(study, out)
             if rng.random() < 0.5:
-                alive = at_a_write(child, out, rng.randint(1, 6), interrupt)
+                alive = at_a_write(child, out, rng.randint(1, 6), end)
             else:
-                # A Python that has not got to the command yet answers in its own way.
-                alive = interrupt_after(child, rng.uniform(0.1, 1.0) * life)
-            interrupts += alive
+                alive = after(child, rng.uniform(earliest, 1.0) * life, end)
+            ended += alive
         assert child.returncode == 0
         assert_equal(out, whole)
 
