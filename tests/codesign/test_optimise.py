@@ -39,8 +39,8 @@ def problem(law="logit_gap", cost="flops", **changes) -> DraftProblem:
     [
         ("affine_plane", "flops", "nadam"),
         pytest.param("logit_gap", "measured", "adam", marks=pytest.mark.slow),
-        pytest.param("logit_gap", "flops", "adam", marks=pytest.mark.slow),
-        pytest.param("affine_plane", "measured", "adam", marks=pytest.mark.slow),
+        pytest.param("logit_gap", "flops", "adam", marks=pytest.mark.release),
+        pytest.param("affine_plane", "measured", "adam", marks=pytest.mark.release),
     ],
 )
 def test_gradient_agrees_with_the_reference(x64, law, cost, optimizer):

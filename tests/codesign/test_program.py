@@ -306,7 +306,7 @@ def test_five_variables_and_money(x64):
     assert float(solved(task, costlier).design.draft_tokens) > float(found.design.draft_tokens)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("optimizer", ["nadam", "momentum"])
 def test_every_optimizer_finds_it(x64, optimizer):
     numbers = on_h100(60e9, 7.0)

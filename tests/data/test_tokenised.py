@@ -317,7 +317,7 @@ def test_the_digest_of_a_corpus_is_what_it_always_was(config, changes, digest):
     assert load_dataset(dataclasses.replace(config, **changes)).digest == digest
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_digest_of_the_embedded_corpus_under_a_bpe_is_what_it_always_was():
     digest = "eb77dceac6b95df578bef09cc77b9172e12d1eb3c6e0106753d4caa6dfab27b7"
     assert load_dataset(DataConfig(tokenizer="bpe", vocab_size=300)).digest == digest

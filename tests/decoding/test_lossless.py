@@ -69,14 +69,19 @@ def test_the_check_can_fail():
     assert chi_square(good, filtered) == 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("cell", covering(), ids=str)
+# One cell in three in the full check, in turn over lookaheads, filters, types and rules; all of them before a release.
+@pytest.mark.parametrize(
+    "cell",
+    [pytest.param(c, marks=pytest.mark.release if n % 3 else pytest.mark.slow) for n, c in enumerate(covering())],
+    ids=str,
+)
 def test_joint_distribution(cell):
     assert min(lossless.check(cell, 8_192 if cell.batch == "1" else 20_000)) > ALPHA
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("rule", ["token", "block"])
+@pytest.mark.parametrize(
+    "rule", [pytest.param("token", marks=pytest.mark.release), pytest.param("block", marks=pytest.mark.slow)]
+)
 def test_a_draft_of_negated_logits(rule):
     """The draft prefers what the target avoids: nearly everything comes from residuals."""
     target = model(2, 2)
@@ -142,8 +147,11 @@ RULES = {
 
 @pytest.mark.parametrize(
     ("rule", "verify"),
-    [pytest.param(*each, marks=pytest.mark.slow) for each in (("confidence", "token"), ("online", "block"))]
-    + [pytest.param(*each, marks=pytest.mark.release) for each in (("confidence", "block"), ("online", "token"))],
+    [pytest.param("online", "block", marks=pytest.mark.slow)]
+    + [
+        pytest.param(*each, marks=pytest.mark.release)
+        for each in (("confidence", "token"), ("confidence", "block"), ("online", "token"))
+    ],
 )
 def test_adaptive_lookahead_is_lossless(rule, verify):
     settings = dict(lookahead=RULES[rule], max_lookahead=4, verification=verify)
@@ -153,8 +161,9 @@ def test_adaptive_lookahead_is_lossless(rule, verify):
     assert len(np.unique(np.asarray(decoded.events.proposed)[np.asarray(decoded.events.emitted) > 0])) >= 3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("verify", ["token", "block"])
+@pytest.mark.parametrize(
+    "verify", [pytest.param("token", marks=pytest.mark.slow), pytest.param("block", marks=pytest.mark.release)]
+)
 def test_ngram_drafts_are_lossless(verify):
     settings = dict(lookahead=3, verification=verify)
     assert min(p_values(NgramDraft(lossless.V), model(2, 2), 30_000, **settings)) > ALPHA
@@ -299,7 +308,7 @@ def test_bfloat16_cells_fail_for_a_wrong_target(monkeypatch, mutate):
 
 
 TOKEN, BLOCK = {"verification": "token"}, {"verification": "block"}
-# By rule of verification; the first three belong to the full check, the others to the check before a release.
+# By rule of verification; the first two belong to the full check, the others to the check before a release.
 MUTATIONS = [
     (shared_key, TOKEN),
     (argmax_draft, BLOCK),
@@ -317,7 +326,7 @@ MUTATIONS = [
 
 @pytest.mark.parametrize(
     ("mutate", "settings"),
-    [pytest.param(*m, marks=pytest.mark.slow if n < 3 else pytest.mark.release) for n, m in enumerate(MUTATIONS)],
+    [pytest.param(*m, marks=pytest.mark.slow if n < 2 else pytest.mark.release) for n, m in enumerate(MUTATIONS)],
     ids=lambda x: getattr(x, "__name__", ""),
 )
 def test_mutations_of_the_distribution_fail(monkeypatch, mutate, settings):

@@ -20,9 +20,6 @@ from sdsl_jax.models import count, member
 from sdsl_jax.records import ExpectedRecord, LatencyRecord, ModelRecord, longest_trained
 from sdsl_jax.theory import AffinePlane, ChinchillaLaw, FlopCost, LogitPlane, ModelPoint, PowerLaw, tokens_per_round
 
-# Two ladders are fitted for them.
-pytestmark = pytest.mark.slow
-
 LOSS, ALPHA = ChinchillaLaw(1.1, 6.0, 40.0, 0.25, 0.35), LogitPlane(2.4, 2.2, 1.6)
 SIZES = (3_000, 6_000, 12_000, 25_000, 50_000, 100_000)
 TARGETS = (120_000, 250_000, 500_000)
@@ -106,6 +103,7 @@ def quiet() -> Inputs:
     return published(world(noise=0.0005))
 
 
+@pytest.mark.slow
 def test_laws_that_hold_predict_what_was_held_out(quiet):
     """Noise of .05 %: the largest target is twice the largest seen, and its loss is predicted to well within 1 %."""
     found = holdout(quiet)
@@ -125,6 +123,7 @@ def test_laws_that_hold_predict_what_was_held_out(quiet):
     assert all(s["regret"] >= 0 for s in strategies.values())
 
 
+@pytest.mark.slow
 def test_predictions_do_not_look_at_what_is_held_out(quiet):
     """Other records of held-out models change nothing in what is published."""
     kept = {(rung.role, rung.params) for rung in held_out(CONFIG)}
@@ -135,6 +134,7 @@ def test_predictions_do_not_look_at_what_is_held_out(quiet):
     assert again.predictions == quiet.predictions
 
 
+@pytest.mark.slow
 def test_an_acceptance_that_reaches_one_has_no_finite_optimum(quiet):
     """The plane puts α of every draft at 1.2: γ* and S* are infinite in every draw, and the longest lookahead stands for them."""
     always = AffinePlane(0.0, 0.0, 1.2)
@@ -152,6 +152,7 @@ def test_an_acceptance_that_reaches_one_has_no_finite_optimum(quiet):
         assert choice["predicted_speedup_error"] is None
 
 
+@pytest.mark.release
 def test_a_step_between_depths_is_named():
     """Models of one layer 4 % worse than a law of size allows: without them the largest loss is predicted far better."""
     rows = holdout(published(world(noise=0.0005, step=0.04)))["loss_by_depth"]
@@ -161,6 +162,7 @@ def test_a_step_between_depths_is_named():
     assert rows[0]["rmse"] > 5 * rows[1]["rmse"]
 
 
+@pytest.mark.slow
 def test_the_law_that_made_the_records_wins(quiet):
     found = acceptance_laws(quiet)
     assert all("logit_plane" in laws for laws in found["winners"].values())
@@ -175,6 +177,7 @@ def test_the_law_that_made_the_records_wins(quiet):
         assert row["left_out_domains"] is None
 
 
+@pytest.mark.release
 def test_the_best_count_is_found():
     """Acceptance as a power law in the total number of parameters."""
     law = PowerLaw(4.0, 0.35, 0.05)
@@ -188,6 +191,7 @@ def test_the_best_count_is_found():
     assert errors["total parameters"] < 1e-5 < 1e-3 < errors["non-embedding parameters"]
 
 
+@pytest.mark.slow
 def test_claims_are_those_of_the_laws(quiet):
     """M/N* by brute force over sizes and lookaheads; intervals hold their estimates; 200 is not near."""
     found = {row["claim"]: row for row in claims(quiet)["claims"]}
@@ -215,6 +219,7 @@ def test_claims_are_those_of_the_laws(quiet):
     assert dominates["estimate"] == pytest.approx(1.6 / 2.2, rel=0.05)
 
 
+@pytest.mark.slow
 def test_sensitivities_are_differences(quiet):
     """ln N* of the largest target, moved by a coefficient: the implicit derivative against a central difference."""
     alone = [m for m in quiet.models if m.role == "draft"] + [longest_trained(quiet.models, "target")[-1]]
@@ -231,6 +236,7 @@ def test_sensitivities_are_differences(quiet):
     assert row["log_draft_params"] / row["standard_error"] == pytest.approx((logs[1] - logs[0]) / (2 * step), rel=1e-2)
 
 
+@pytest.mark.release
 def test_residuals_know_what_sizes_share():
     """Independent noise: the adjusted share between sizes is near 0, for 22 rows of 9 sizes within ±.5; a step: near 1."""
     assert abs(residuals(world(noise=0.01, seed=2))["loss_share_between_sizes"]) < 0.5
@@ -239,6 +245,7 @@ def test_residuals_know_what_sizes_share():
     assert len(stepped["loss_points"]) == 24
 
 
+@pytest.mark.slow
 def test_coverage_is_counted_where_it_is_asked_for(quiet):
     assert coverage(quiet) is None
     config = dataclasses.replace(CONFIG, fit=dataclasses.replace(CONFIG.fit, coverage=20))
@@ -248,6 +255,7 @@ def test_coverage_is_counted_where_it_is_asked_for(quiet):
         assert 0 <= row["low"] <= row["share"] <= row["high"] <= 1
 
 
+@pytest.mark.slow
 def test_measured_speedups_and_regret(quiet):
     target = longest_trained(quiet.models, "target")[0]
     found = measured_speedups(longest_trained(quiet.models, "draft"), quiet.expected, target)

@@ -67,8 +67,9 @@ def customary_starts(count: int) -> np.ndarray:
     return random.uniform([-1, 0, 0, 0.1, 0.1], [1, 10, 10, 1, 1], (count, 5))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(n, marks=pytest.mark.slow if n < 2 else pytest.mark.release) for n in range(6)]
+)
 def test_no_scipy_start_is_better(x64, seed):
     """Random laws, designs and noise: ours of 16 starts is at least as good as L-BFGS-B's best of 30."""
     random = np.random.default_rng(seed)

@@ -175,7 +175,7 @@ def test_threads_are_limited_before_the_first_use():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_tiny_real_calibration():
     """Few models and operations; whatever else the machine does, the order of magnitude must come out."""
     scale = dataclasses.replace(CPU, new_tokens=20, prompt_tokens=(8, 40))

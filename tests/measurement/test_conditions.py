@@ -127,7 +127,7 @@ def test_nothing_is_asked_for_and_nothing_is_loaded(measured_study, tmp_path):
         assert read_table(folder / "records", name) == []
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_stage_notices_other_drafts_and_other_files(measured_study, tmp_path):
     """The settings stay the same; only what they name changes."""
     folder, others = (shutil.copytree(measured_study, tmp_path / name) for name in ("copy", "others"))

@@ -23,7 +23,7 @@ def runs(dtype, rows=8, new=40):
     return target, plain, fast
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_float32_runs_agree_token_for_token():
     target, plain, fast = runs(jnp.float32)
     np.testing.assert_array_equal(plain.tokens, fast.tokens)
