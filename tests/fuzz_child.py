@@ -396,7 +396,7 @@ def fault(read: Callable[[Path], object], path: Path) -> str | None:
     except SdslError as error:
         sentence = str(error)
         named = [p.name for p in (path, *path.parents) if p.name]
-        if "\n" in sentence or not sentence.endswith("."):
+        if "\n" in sentence or not sentence.endswith((".", "?")):
             return f"no single sentence: {sentence[:300]!r}"
         return None if any(name in sentence for name in named[:3]) else f"no file named: {sentence[:300]!r}"
     except TooSlow:

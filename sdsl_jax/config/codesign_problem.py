@@ -347,7 +347,9 @@ def load_problem(
         values["variables"] = {name: ranges.get(name) or "free" for name in variables}
     require(
         bool(values.get("target")),
-        "no target was given; give --target-params, or a TOML file whose section [target] holds params.",
+        "no target was given; give --target-params, or a TOML file whose section [target] holds params."
+        if path is None
+        else f"the problem file {path} names no target; give --target-params, or params in its section [target].",
     )
     if path is None:
         return from_dict(ProblemConfig, values)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
+import sys
 import tomllib
 import types
 import typing
@@ -19,6 +19,9 @@ from sdsl_jax.config.sections import StudyConfig
 from sdsl_jax.counts import COUNT, parse_counts, read_count
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.user_files import read_toml
+
+# Whole numbers of TOML have no end; what no float holds is no setting.
+_LARGEST = sys.float_info.max
 
 T = TypeVar("T")
 
@@ -55,10 +58,9 @@ def _convert(value: Any, annotation: Any, name: str) -> Any:
     elif annotation is bool or isinstance(value, bool):
         if annotation is bool and isinstance(value, bool):
             return value
-    elif annotation is int and isinstance(value, int | float) and float(value).is_integer():
-        return int(value)
-    elif annotation is float and isinstance(value, int | float) and math.isfinite(value):
-        return float(value)
+    elif annotation in (int, float) and isinstance(value, int | float) and abs(value) <= _LARGEST:
+        if annotation is float or float(value).is_integer():
+            return annotation(value)
     elif annotation is str and isinstance(value, str):
         return value
     raise SdslError(f"{name} is {value!r}; it must be {_wanted(annotation)}.")

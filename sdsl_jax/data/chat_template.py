@@ -22,7 +22,8 @@ class ChatTemplate:
     A rendering may take 2 seconds of processor time, 256 MB of memory (on Linux), and a million characters beyond its messages.
     """
 
-    def __init__(self, source: str):
+    def __init__(self, source: str, file: str | Path = ""):
+        self._name = f"the chat template of {file}" if file else "the chat template"  # in messages
         self._source, self._process = source, None  # type: str, subprocess.Popen[str] | None
 
     def render(self, messages: list[dict[str, str]], named: dict[str, str]) -> str:
@@ -54,10 +55,11 @@ class ChatTemplate:
             why = "it takes more than 2 seconds or 256 MB"
         if not line.endswith("\n"):
             self._stop()
-            raise SdslError(f"the chat template cannot be rendered: {why}.")
-        answer = parse_json(line, "what the chat template gives")
+            raise SdslError(f"{self._name} cannot be rendered: {why}.")
+        answer = parse_json(line, f"what {self._name} gives")
         if "error" in answer:
-            raise SdslError(f"the chat template cannot be rendered: {answer['error'].rstrip('.')}.")
+            why = " ".join(answer["error"].split()).rstrip(".")
+            raise SdslError(f"{self._name} cannot be rendered: {why}.")
         return answer["text"]
 
     def _started(self) -> subprocess.Popen[str]:

@@ -38,14 +38,14 @@ class PublishedTokenizer:
         *,
         special_tokens: bool = True,
         end_ids: tuple[int, ...] = (),
-        template: str | None = None,
+        template: ChatTemplate | None = None,
         named_tokens: dict[str, str] | None = None,
         own_template: str | None = None,
     ):
         self._tokenizer, self.special_tokens, self.end_ids = tokenizer, special_tokens, end_ids
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._template = None if template is None else ChatTemplate(template)
+        self._template = template
         self._named, self.own_template = named_tokens or {}, own_template
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         require(len(vocabulary) > 0, "the tokenizer has no tokens.")
@@ -79,14 +79,15 @@ class PublishedTokenizer:
         settings = _optional_json(folder / SETTINGS)
         names = ("bos_token", "eos_token", "unk_token", "pad_token")
         named = {name: _token_text(settings[name]) for name in names if settings.get(name) is not None}
-        tokenizer = read_tokenizer(path)
+        tokenizer, own = read_tokenizer(path), _own_template(folder, settings)
+        template_file = folder / (TEMPLATE if (folder / TEMPLATE).is_file() else SETTINGS)
         return cls(
             tokenizer,
             special_tokens=special_tokens,
             end_ids=_end_ids(folder, named, tokenizer),
-            template=None if chat_template == NO_TEMPLATE else _template(folder, chat_template, settings),
+            template=chosen_template(chat_template, own, template_file),
             named_tokens=named,
-            own_template=_own_template(folder, settings),
+            own_template=own,
         )
 
     def encode(self, text: str) -> np.ndarray:
@@ -203,13 +204,24 @@ def read_template(path: Path) -> str:
         raise SdslError(f"{str(error).rstrip('.')}; give a file, {OWN_TEMPLATE} or {NO_TEMPLATE}.") from None
 
 
-def _template(folder: Path, wanted: str, settings: dict[str, Any]) -> str:
+def chosen_template(wanted: str, own: str | None, file: Path) -> ChatTemplate | None:
+    """The template that a user wants: none, the checkpoint's own, or that of a file.
+
+    Args:
+      wanted: "none", "own" or the path of a file.
+      own: the template that came with the checkpoint; None if there is none.
+      file: that the checkpoint's own template came from.
+
+    Raises:
+      SdslError: the checkpoint has none of its own, or the file cannot be read.
+    """
+    if wanted == NO_TEMPLATE:
+        return None
     if wanted != OWN_TEMPLATE:
-        return read_template(Path(wanted))
-    found = _own_template(folder, settings)
-    require(found is not None, f"the checkpoint {folder} comes with no chat template.")
-    assert found is not None
-    return found
+        return ChatTemplate(read_template(Path(wanted)), wanted)
+    if own is None:
+        raise SdslError(f"the checkpoint {file if file.is_file() else file.parent} comes with no chat template.")
+    return ChatTemplate(own, file)
 
 
 def _own_template(folder: Path, settings: dict[str, Any]) -> str | None:

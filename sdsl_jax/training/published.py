@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 
 from sdsl_jax.config import ParallelConfig
-from sdsl_jax.data.published import NO_TEMPLATE, OWN_TEMPLATE, PublishedTokenizer, read_template
+from sdsl_jax.data.published import NO_TEMPLATE, PublishedTokenizer, chosen_template
 from sdsl_jax.errors import require
 from sdsl_jax.models import abstract_params, count
 from sdsl_jax.models.interop import GGUF, is_gguf, is_published, open_checkpoint, open_gguf, require_model_path
@@ -139,16 +139,10 @@ def _name(path: Path) -> str:
 
 def gguf_tokenizer(opened: GGUF, reading: Reading) -> PublishedTokenizer:
     """The tokenizer of a GGUF file; it has no file of settings beside it, so a template of its own comes from within."""
-    template = None
-    if reading.chat_template == OWN_TEMPLATE:
-        template = opened.chat_template
-        require(template is not None, f"the file {opened.checkpoint.folder} comes with no chat template.")
-    elif reading.chat_template != NO_TEMPLATE:
-        template = read_template(Path(reading.chat_template))
     return PublishedTokenizer(
         opened.tokenizer,
         special_tokens=reading.special_tokens,
         end_ids=opened.end_ids,
-        template=template,
+        template=chosen_template(reading.chat_template, opened.chat_template, opened.checkpoint.folder),
         own_template=opened.chat_template,
     )
