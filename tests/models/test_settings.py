@@ -115,6 +115,23 @@ def test_a_missing_default_is_that_of_the_family():
     assert read(written("llama") | {"sliding_window": 8, "use_sliding_window": False})[1].layers == 2
 
 
+@pytest.mark.parametrize(("kind", "family"), [("yarn", "qwen2"), ("yarn", "gpt_neox"), ("llama3", "llama")])
+def test_the_length_before_scaling_may_stand_beside_the_table(kind, family):
+    """As transformers reads it; a table without it falls back on the announced length."""
+    corners = {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if kind == "llama3" else {}
+    table = {"rope_type": kind, "factor": 4.0, **corners}
+    values = written(family) | {"max_position_embeddings": 128, "rope_parameters": table}
+    for beside, within, expected in ((None, None, 128), (16, None, 16), (None, 32, 32), (16, 16, 16)):
+        lengths = {"original_max_position_embeddings": within}
+        _, config, unknown = read(values | {"original_max_position_embeddings": beside, "rope_parameters": table | lengths})
+        assert (config.rope_scaling.original_positions, unknown) == (expected, ())
+    lengths = {"original_max_position_embeddings": 16, "rope_parameters": table | {"original_max_position_embeddings": 32}}
+    assert "is 16; rope_parameters.original_max_position_embeddings is 32" in sentence(values | lengths)
+    # Other kinds of scaling do not ask.
+    linear = {"rope_parameters": {"rope_type": "linear", "factor": 2.0}, "original_max_position_embeddings": 7}
+    assert read(values | linear)[2] == ()
+
+
 def test_names_that_transformers_also_takes_for_those_of_gpt2():
     values = written("gpt2")
     config = read(values)[1]

@@ -26,6 +26,8 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+# The length before scaling, within the table of rotary scaling or beside it.
+_TRAINED_LENGTH = "original_max_position_embeddings"
 # What a table of rotary scaling may hold, by its kind; transformers knows all of these names and passes over the others'.
 _ROPE_KINDS = ("default", "linear", "llama3", "yarn")
 _ROPE_KEYS = {
@@ -67,6 +69,8 @@ def rotary(
 ) -> tuple[float, float, RopeScaling | None]:
     """Base, rotated share of a head, and scaling of rotary positions; transformers 4 and 5 write them in different places."""
     base, share = fields.number(theta, 10_000.0), fields.number(part, default_share)
+    reach = fields.whole("max_position_embeddings", length)
+    trained = fields.whole(_TRAINED_LENGTH, reach)
     newer, table = fields.table("rope_parameters"), fields.table("rope_scaling")
     if newer is not None:
         share = newer.number("partial_rotary_factor", share)
@@ -83,10 +87,12 @@ def rotary(
     kind = _rope_kind(table)
     if kind == "default":
         return base, share, None
-    factor, reach = table.number("factor"), fields.whole("max_position_embeddings", length)
+    factor = table.number("factor")
     if kind == "linear":
         return base, share, RopeScaling("linear", factor)
-    original = table.whole("original_max_position_embeddings", reach)
+    original = table.whole(_TRAINED_LENGTH, trained)
+    # Releases of transformers differ in which of the two they take.
+    fields.only(_TRAINED_LENGTH, (original,), f"{table.name(_TRAINED_LENGTH)} is {original}, and they must be equal")
     if kind == "llama3":
         low, high = table.number("low_freq_factor"), table.number("high_freq_factor")
         return base, share, RopeScaling("llama3", factor, original, low, high)

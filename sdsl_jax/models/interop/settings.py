@@ -172,7 +172,7 @@ _NEUTRAL: dict[str, Neutral] = {
     "use_parallel_residual": (False,),
     "use_qk_norm": (False,),
 }
-_ROPE = _names("max_position_embeddings rope_parameters rope_scaling rope_theta")
+_ROPE = _names("max_position_embeddings original_max_position_embeddings rope_parameters rope_scaling rope_theta")
 _LLAMA = _ROPE | _names(
     """
     head_dim hidden_act hidden_size intermediate_size layer_types num_attention_heads num_hidden_layers num_key_value_heads
