@@ -100,8 +100,11 @@ class PublishedTokenizer:
         return np.asarray(ids, np.int32)
 
     def encode_as_published(self, text: str) -> np.ndarray:
-        """Ids of a text with what the file adds around it, whatever the settings are."""
-        return np.asarray(self._tokenizer.encode(text, add_special_tokens=True).ids, np.int32)
+        """Ids of a text with what the file adds around it, whatever the settings are; spelled special tokens stay text."""
+        self._tokenizer.encode_special_tokens = True
+        ids = self._tokenizer.encode(text, add_special_tokens=True).ids
+        self._tokenizer.encode_special_tokens = False
+        return np.asarray(ids, np.int32)
 
     def encode_plain(self, text: str, *, literal: bool = False) -> np.ndarray:
         """Ids of a text without anything around it.

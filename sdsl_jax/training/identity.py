@@ -38,18 +38,31 @@ def identity_of(config: ModelConfig, arrays: Mapping[str, bytes], tokenizer: Tok
     Args:
       config: its shape.
       arrays: `array_digest` of each of its arrays, by their names in a plan; in any order.
-      tokenizer: its tokenizer; whether a user wants special tokens or a chat template changes nothing.
+      tokenizer: its tokenizer, by its tokens, what joins them, and what it makes of a text; whether a user wants special tokens
+        or a chat template changes nothing.
     """
     digest = hashlib.sha256(json.dumps(_plain(config), sort_keys=True).encode())
     for name in sorted(arrays):
         digest.update(f"\n{name} ".encode() + arrays[name])
-    tokens = tokenizer.tokens()
-    digest.update(json.dumps([tokens[number] for number in sorted(tokens)]).encode())
-    digest.update(json.dumps(sorted(tokens)).encode())
+    digest.update(json.dumps(sorted(tokenizer.tokens().items())).encode())
+    digest.update(json.dumps(_rules(tokenizer)).encode())
     published = isinstance(tokenizer, PublishedTokenizer)
     probed = tokenizer.encode_as_published(_PROBE) if published else tokenizer.encode(_PROBE)  # type: ignore[attr-defined]
     digest.update(np.asarray(probed, np.int64).tobytes())
     return f"{_KIND}:{digest.hexdigest()}"
+
+
+def _rules(tokenizer: Tokenizer) -> list[Any]:
+    """What joins characters to tokens and which tokens are cut out first, equal for one tokenizer whoever wrote its file."""
+    text = tokenizer.text()
+    values = {"model": {}, "added_tokens": []} if text is None else json.loads(text)
+    model = values["model"]
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or []]
+    scores = model["vocab"] if isinstance(model.get("vocab"), list) else []
+    added = [
+        [token[name] for name in ("content", "lstrip", "rstrip", "single_word")] for token in values["added_tokens"]
+    ]
+    return [bool(model.get("ignore_merges")), merges, scores, sorted(added)]
 
 
 def identity(model: LoadedModel) -> str:
