@@ -123,9 +123,14 @@ def test_the_length_before_scaling_may_stand_beside_the_table(kind, family):
     values = written(family) | {"max_position_embeddings": 128, "rope_parameters": table}
     for beside, within, expected in ((None, None, 128), (16, None, 16), (None, 32, 32), (16, 16, 16)):
         lengths = {"original_max_position_embeddings": within}
-        _, config, unknown = read(values | {"original_max_position_embeddings": beside, "rope_parameters": table | lengths})
+        _, config, unknown = read(
+            values | {"original_max_position_embeddings": beside, "rope_parameters": table | lengths}
+        )
         assert (config.rope_scaling.original_positions, unknown) == (expected, ())
-    lengths = {"original_max_position_embeddings": 16, "rope_parameters": table | {"original_max_position_embeddings": 32}}
+    lengths = {
+        "original_max_position_embeddings": 16,
+        "rope_parameters": table | {"original_max_position_embeddings": 32},
+    }
     assert "is 16; rope_parameters.original_max_position_embeddings is 32" in sentence(values | lengths)
     # Other kinds of scaling do not ask.
     linear = {"rope_parameters": {"rope_type": "linear", "factor": 2.0}, "original_max_position_embeddings": 7}

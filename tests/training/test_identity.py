@@ -1,5 +1,6 @@
 """Which models count as one: by configuration, all weights and tokenizer, wherever and in whichever format they lie."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -10,18 +11,18 @@ import ml_dtypes
 import numpy as np
 import pytest
 from published_checkpoints import LETTERS, character_tokenizer, copy_checkpoint
-from tokenizers import Tokenizer, normalizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from sdsl_jax.config import DataConfig
 from sdsl_jax.data.prompts import Prompts
-from sdsl_jax.data.tokenizer import ByteTokenizer, hugging_face_json
+from sdsl_jax.data.tokenizer import BPETokenizer, ByteTokenizer, hugging_face_json
 from sdsl_jax.decoding import Model
 from sdsl_jax.errors import SdslError
 from sdsl_jax.measurement.pair import PairSettings
 from sdsl_jax.measurement.pair_records import MEASUREMENTS, require_same_models
 from sdsl_jax.measurement.pair_report import input_warnings
 from sdsl_jax.models import ModelConfig, count, init_params
-from sdsl_jax.models.digest import _BLOCK, array_digest
+from sdsl_jax.models.digest import array_digest
 from sdsl_jax.models.interop import export_llama
 from sdsl_jax.records import ModelRecord, write_json, write_table
 from sdsl_jax.training import checkpoints, load_any_model, load_model_folder, write_model_folder
@@ -47,7 +48,7 @@ def load(folder, **reading):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
-@pytest.mark.parametrize("size", [1, 3, 1000, 3 * 8 * _BLOCK + 77])
+@pytest.mark.parametrize("size", [1, 3, 1000, 300_077])
 def test_every_number_of_an_array_counts(dtype, size):
     """Wherever it stands: the first and the last one, and some between; and so do shape, type and order."""
     array = np.random.default_rng(size).normal(size=size).astype(dtype)
@@ -75,6 +76,18 @@ def test_structured_changes_of_large_arrays_are_seen():
     swapped = matrix.copy()
     swapped[[10, 11]] = matrix[[11, 10]]
     assert len({array_digest(x) for x in [matrix, swapped, *changed]}) == len(changed) + 2
+    # Changes that cancel along rows and along columns: one-hot columns swapped, and the signs at four corners.
+    for dtype in (np.float16, np.float32, np.float64):
+        seen = set()
+        for places in ([0, 1], [1, 0]):
+            one_hot = np.zeros((1024, 1020), dtype)
+            one_hot[[4, 8], np.array(places) * 4] = 1
+            seen.add(array_digest(one_hot))
+        corners = np.ones((1024, 1024), dtype)
+        seen.add(array_digest(corners))
+        corners[np.ix_([2, 6], [3, 7])] = -1
+        seen.add(array_digest(corners))
+        assert len(seen) == 4
 
 
 def test_a_copy_a_link_and_another_order_of_shards_are_the_same_model(folder, tmp_path):
@@ -124,11 +137,42 @@ def test_configuration_weights_tokenizer_and_type_make_another_model(folder):
     assert Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size() == 53
 
 
-def own(folder, seed=1, **changes):
-    config = ModelConfig(vocab_size=256, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, hidden=12, **changes)
+def test_rules_of_the_tokenizer_that_no_short_text_shows_make_another_model(folder):
+    """Merges of rare words, words that merges do not reach, spaces beside an added token."""
+    made = Tokenizer(models.BPE(unk_token="?"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(vocab_size=53, special_tokens=["?", "<user>"], show_progress=False)
+    made.train_from_iterator(["quokka quokka zebra zebu jumps house"], trainer)
+    original = json.loads(made.to_str())
+
+    def known(change) -> str:
+        values = copy.deepcopy(original)
+        change(values["model"]["merges"], values)
+        (folder / "tokenizer.json").write_text(json.dumps(values))
+        return identity(load(folder))
+
+    def as_text(merges, _):
+        merges[:] = [" ".join(merge) for merge in merges]
+
+    assert known(as_text) == known(lambda *_: None)
+    changes = (
+        lambda *_: None,
+        lambda merges, _: merges.pop(),
+        lambda merges, _: merges.reverse(),
+        lambda _, values: values["model"].update(ignore_merges=True),
+        lambda _, values: values["added_tokens"][1].update(rstrip=True),
+    )
+    assert len({known(change) for change in changes}) == len(changes)
+
+
+def own(folder, seed=1, tokenizer=None, **changes):
+    tokenizer = tokenizer or ByteTokenizer()
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, hidden=12, **changes
+    )
     params = init_params(config, jax.random.key(seed))
     record = ModelRecord("m", "draft", 400, count(config, 0).total, 1000, seed, 2.5, 12.2, checkpoints.digest(params))
-    write_model_folder(folder, config, params, ByteTokenizer(), record, DataConfig(sequence_length=64))
+    write_model_folder(folder, config, params, tokenizer, record, DataConfig(sequence_length=64))
     return load_model_folder(folder)
 
 
@@ -137,8 +181,11 @@ def test_models_of_ours_are_told_apart_by_their_configuration_too(tmp_path):
     assert one.record.params_digest == other.record.params_digest == checkpoints.digest(one.params)
     assert are_different(identity(one), identity(other))
     assert identity(one) == identity(load_model_folder(tmp_path / "one"))
-    export_llama(Model(one.config, one.params), tmp_path / "export", tokenizer=hugging_face_json(one.tokenizer)[0])
-    assert identity(load(tmp_path / "export")) == identity(one)
+    bpe = own(tmp_path / "bpe", tokenizer=BPETokenizer.train("the house of the people " * 9, 262))
+    for model in (one, bpe):
+        out = model.folder.parent / f"export-{model.folder.name}"
+        export_llama(Model(model.config, model.params), out, tokenizer=hugging_face_json(model.tokenizer)[0])
+        assert identity(load(out)) == identity(model)
 
 
 def test_what_older_records_do_not_tell_is_neither_same_nor_different():
