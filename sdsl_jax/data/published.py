@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from sdsl_jax.errors import SdslError, require
 from sdsl_jax.user_files import read_json_object, read_text
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+ADDED = "added_tokens.json"
+# Tokens that a warning names.
+_NAMED = 4
 # Of `--chat-template`: prompts as they are, or in the template that came with the checkpoint.
 _LONGEST_TEMPLATE = 2**20
 NO_TEMPLATE, OWN_TEMPLATE = "none", "own"
@@ -28,9 +32,11 @@ class PublishedTokenizer:
       special_tokens: whether texts get what the file adds around them, such as a begin-of-text token.
       end_ids: ids that end a text, as the checkpoint says; empty if it does not.
       own_template: the chat template that came with the checkpoint, whether it is used or not.
+      warnings: what a reader should know about how its files were read, a sentence each.
     """
 
     kind = "published"
+    warnings: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -81,7 +87,7 @@ class PublishedTokenizer:
         named = {name: _token_text(settings[name]) for name in names if settings.get(name) is not None}
         tokenizer, own = read_tokenizer(path), _own_template(folder, settings)
         template_file = folder / (TEMPLATE if (folder / TEMPLATE).is_file() else SETTINGS)
-        return cls(
+        made = cls(
             tokenizer,
             special_tokens=special_tokens,
             end_ids=_end_ids(folder, named, tokenizer),
@@ -89,6 +95,8 @@ class PublishedTokenizer:
             named_tokens=named,
             own_template=own,
         )
+        made.warnings = _missing_tokens(folder, settings, tokenizer)
+        return made
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, int32 [tokens]."""
@@ -178,6 +186,25 @@ class PublishedTokenizer:
 
 def _optional_json(path: Path) -> dict[str, Any]:
     return read_json_object(path) if path.exists() else {}
+
+
+def _missing_tokens(folder: Path, settings: dict[str, Any], tokenizer: HuggingFaceTokenizer) -> tuple[str, ...]:
+    """The one warning about tokens that other files of the folder add to those of tokenizer.json; none if there are none."""
+    added, more = settings.get("added_tokens_decoder"), settings.get("additional_special_tokens")
+    tokens = [settings.get("bos_token"), settings.get("eos_token"), *_optional_json(folder / ADDED)]
+    tokens += list(added.values()) if isinstance(added, dict) else []
+    tokens += more if isinstance(more, list) else []
+    texts = dict.fromkeys(_token_text(token) for token in tokens if token)
+    missing = [text for text in texts if text and tokenizer.token_to_id(text) is None]
+    if not missing:
+        return ()
+    named = ", ".join(map(reprlib.repr, missing[:_NAMED])) + (
+        f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+    )
+    return (
+        f"{folder / TOKENIZER} lacks tokens that {SETTINGS} or {ADDED} beside it names, and texts that spell them are cut into "
+        f"pieces: {named}.",
+    )
 
 
 def _token_text(token: Any) -> str:

@@ -123,7 +123,7 @@ def load_published(path: Path, reading: Reading = PLAIN_READING, progress: Progr
         record,
         None,
         path,
-        warnings=checkpoint.warnings,
+        warnings=(*checkpoint.warnings, *tokenizer.warnings),
         unknown_settings=checkpoint.unknown_settings,
         ignored_settings=checkpoint.ignored_settings,
     )

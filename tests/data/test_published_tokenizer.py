@@ -12,6 +12,7 @@ from sdsl_jax.data.prompts import bytes_after_first, load_prompts
 from sdsl_jax.data.published import PublishedTokenizer
 from sdsl_jax.data.tokenizer import BPETokenizer, ByteTokenizer, same_tokens
 from sdsl_jax.errors import SdslError
+from sdsl_jax.training import load_any_model
 
 
 @pytest.fixture
@@ -193,3 +194,25 @@ def test_prompts_of_the_embedded_corpus_and_of_none(folder):
     assert prompts.tokens.shape == (3, 9)
     with pytest.raises(SdslError, match="nothing is known of the text that the model was trained on"):
         load_prompts("heldout", tokenizer, count=3, max_tokens=9, data=None)
+
+
+def test_tokens_that_other_files_add_are_named_once(folder):
+    """As in folders whose tokenizer.json is older than their last added token."""
+    assert PublishedTokenizer.load(folder).warnings == ()
+    user, end = {"content": "<user>", "special": True}, {"content": "<end>"}
+    settings = {
+        "bos_token": "a",
+        "eos_token": end,
+        "pad_token": "<pad>",
+        "added_tokens_decoder": {"1": {"content": "!"}},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "added_tokens.json").write_text(json.dumps({"<user>": 53, "b": 4}))
+    (warning,) = PublishedTokenizer.load(folder).warnings
+    assert warning.endswith("are cut into pieces: '<end>', '<user>'.")
+    assert load_any_model(folder).warnings == (warning,)
+    many = {"added_tokens_decoder": {str(n): user | {"content": f"<{n}>" * 99} for n in range(60)}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(many))
+    (warning,) = PublishedTokenizer.load(folder).warnings
+    assert warning.endswith("and 57 more.")
+    assert len(warning) < 500
