@@ -148,6 +148,15 @@ def test_names_that_transformers_also_takes_for_those_of_gpt2():
         read(values | {"n_embd": 20})
 
 
+@pytest.mark.parametrize("name", ["is_causal", "use_bidirectional_attention", "bidirectional"])
+def test_attention_to_later_positions_is_refused(name):
+    """Models of embeddings are published in these families with it."""
+    later = name != "is_causal"
+    with pytest.raises(SdslError, match=rf"{name} of config.json is {later}"):
+        read(written("qwen2") | {name: later})
+    assert read(written("qwen2") | {name: not later})[2] == ()
+
+
 def test_what_nobody_knows_is_named_once():
     values = written("llama") | {"my_gate": 1, "my_scale": 2.5, "absent": None, "auto_map": {"AutoModel": "m.M"}}
     values["rope_parameters"] = values["rope_parameters"] | {"spiral": 2}
