@@ -64,8 +64,11 @@ def read_count(text: str) -> float | None:
 
 
 def share_hint(value: float) -> str:
-    """What to add to a message on a share that is not in [0, 1], where it looks like per cent."""
-    return f"; write it as a share: {value / 100:g}" if 1 < value <= 100 else ""
+    """What to add to a message on a share that is not in [0, 1], where it looks like per cent.
+
+    Smaller numbers may as well be acceptance lengths.
+    """
+    return f"; write it as a share: {value / 100:g}" if 10 <= value <= 100 else ""
 
 
 def parse_share(text: str, name: str) -> float:

@@ -25,6 +25,7 @@ from sdsl_jax.user_files import read_text, reason
 _LARGEST_TEXT = 64 << 20
 _MOST_ROWS = 1_000_000
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_SEPARATOR_NAMES = ", ".join(_SEPARATORS.values())
 # What stands in a cell that has nothing to say, in lower case.
 _MISSING = frozenset({"", "na", "n/a", "#n/a", "nan", "<na>", "null", "none", "nil", "-", "--", "–", "—", "?"})
 _OTHER_FORMATS = (
@@ -34,11 +35,13 @@ _OTHER_FORMATS = (
 )
 _SEPARATOR_LINE = re.compile(r"sep=(.)", re.IGNORECASE)  # the first line of some spreadsheets' CSV
 # Units that the names of columns state: params (M), tokens_B, size [millions].
-_UNIT = re.compile(r"[\s_(\[](?P<unit>k|m|b|bn|t|thousand|million|billion|trillion)s?[)\]]?", re.IGNORECASE)
+_UNIT = re.compile(r"[\s_(\[](?P<unit>k|m|b|bn|t|thousand|million|billion|trillion)s?[)\]]?$", re.IGNORECASE)
 # Numbers in such a unit are smaller than any that are not.
 _LARGEST_IN_UNITS = 1e5
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(e[+-]?\d+)?", re.IGNORECASE)
 _ONE_GROUP = re.compile(r"[+-]?\d{1,3},\d{3}")
+# Thousands as other countries separate them: by points, apostrophes and blanks of any width.
+_OTHER_GROUPS = re.compile(r"\d{1,3}(?:(?:\.\d{3}){2,}|(?:['’]\d{3})+|(?:\s\d{3})+)")
 _MOST_LISTED = 12
 
 
@@ -125,8 +128,8 @@ class CsvTable:
           SdslError: there is no such column, or a cell holds no positive number, or one above `largest`; or the name of the
             column states a unit that its cells leave out.
         """
-        values = self._numbers(name, read_count, lambda v: 0 < v <= largest, "a positive number")
-        at = next((match for match in _UNIT.finditer(name) if match.end() == len(name)), None)
+        values = self._numbers(name, read_count, largest)
+        at = _UNIT.search(name)
         if at and len(values) and values.max() < _LARGEST_IN_UNITS:
             example, suffix = self.column(name)[0], at["unit"][0].upper().replace("K", "k")
             raise SdslError(
@@ -141,7 +144,7 @@ class CsvTable:
         Raises:
           SdslError: there is no such column, or a cell holds no positive number.
         """
-        return self._numbers(name, read_number, lambda v: 0 < v < float("inf"), "a positive number")
+        return self._numbers(name, read_number)
 
     def shares(self, name: str) -> np.ndarray:
         """A column of numbers in [0, 1], as floats [rows].
@@ -149,36 +152,48 @@ class CsvTable:
         Raises:
           SdslError: there is no such column, or a cell holds no such number.
         """
-        return self._numbers(name, read_number, lambda v: 0 <= v <= 1, "a number in [0, 1]")
+        return self._numbers(name, read_number, 1.0, share=True)
+
+    def is_unclear(self, cell: str) -> bool:
+        """Whether a cell such as 1,300 may have a decimal comma, since commas do not separate the cells of this table."""
+        return self.separator != "commas" and bool(_ONE_GROUP.fullmatch(cell))
 
     def _numbers(
-        self, name: str, read: Callable[[str], float | None], allowed: Callable[[float], bool], wanted: str
+        self, name: str, read: Callable[[str], float | None], largest: float = np.finfo(float).max, share: bool = False
     ) -> np.ndarray:
+        cells = self.column(name)
         values = []
-        for cell, line in zip(self.column(name), self.lines):
+        for cell, line in zip(cells, self.lines):
             value = read(cell)
-            # In a table without commas between its cells, a comma within one may be that of a decimal.
-            unclear = self.separator != "commas" and bool(_ONE_GROUP.fullmatch(cell))
-            if value is None or unclear or not allowed(value):
-                held = f"'{cell[:40]}'" if cell else "nothing"
-                hint = _hint(cell, value, "[0, 1]" in wanted, self.separator)
+            allowed = value is not None and (value > 0 or (share and value == 0)) and value <= largest
+            if value is None or self.is_unclear(cell) or not allowed:
+                quote = '"' if "'" in cell else "'"
+                held = f"{quote}{cell[:40]}{quote}" if cell else "nothing"
+                wanted = "a number in [0, 1]" if share else "a positive number"
+                if value is not None and value > largest and not share:
+                    wanted += f", and at most {largest:g}"
+                hint = self._hint(cell, value, share)
+                if not hint and value is None and 2 * sum(read(other) is not None for other in cells) > len(cells):
+                    column = name if re.fullmatch(r"[\w.]+", name) else f"`{name}`"
+                    hint = f"; --where '{column} != \"{cell}\"' leaves such rows out" * (not set(cell) & set("\"'"))
                 raise SdslError(f"{self.path}: line {line} holds {held} as {name}; it must be {wanted}{hint}.")
             values.append(value)
         return np.asarray(values, float)
 
-
-def _hint(cell: str, value: float | None, share: bool, separator: str) -> str:
-    """What to write instead of a cell that cannot be used, where that can be guessed."""
-    if is_missing(cell):
-        return "; --skip-incomplete leaves such rows out"
-    if share and value is None and cell.endswith("%"):
-        value = read_number(cell[:-1])
-        return "" if value is None else f"; write it as a share: {value / 100:g}"
-    if share and value is not None:
-        return share_hint(value)
-    if _DECIMAL_COMMA.fullmatch(cell) and (value is None or separator != "commas"):
-        return f"; write a decimal point, as in {cell.replace(',', '.')}"
-    return ""
+    def _hint(self, cell: str, value: float | None, share: bool) -> str:
+        """What to write instead of a cell that cannot be used, where that can be guessed."""
+        if is_missing(cell):
+            return "; --skip-incomplete leaves such rows out"
+        if share and value is None and cell.endswith("%"):
+            value = read_number(cell[:-1])
+            return "" if value is None else f"; write it as a share: {value / 100:g}"
+        if share and value is not None:
+            return share_hint(value)
+        if _DECIMAL_COMMA.fullmatch(cell) and (value is None or self.separator != "commas"):
+            return f"; write a decimal point, as in {cell.replace(',', '.')}"
+        if _OTHER_GROUPS.fullmatch(cell):
+            return f"; write it without separators, {re.sub('[^0-9]', '', cell)}"
+        return ""
 
 
 class _Row(NamedTuple):
@@ -325,6 +340,8 @@ def _parsed(text: str, start: int, separator: str, where: str) -> Iterator[_Row]
             return
         except csv.Error as error:
             why = "a quote is not closed" if "end of data" in str(error) else reason(error)
+            if "expected after" in why:
+                why = f"what follows a quoted cell is none of the separators {_SEPARATOR_NAMES}"
             raise SdslError(
                 f"{where} is damaged or not a CSV: the row of line {line} cannot be parsed ({why})."
             ) from None

@@ -67,6 +67,7 @@ def test_the_same_table_however_it_is_written(tmp_path, content):
         ("Table 3\n" + PLAIN, "line 2 holds 3 cells, more cells than columns (line 1 names 1)"),
         (HEADER + 'x,"1,2\n3,4,5\n', "the row of line 2 cannot be parsed (a quote is not closed)"),
         (HEADER + '"a"b,1,2\n', "the row of line 2 cannot be parsed"),
+        ('"params" "loss"\n"1" 2\n', "what follows a quoted cell is none of the separators commas, semicolons"),
         (HEADER + "1" * 200_000 + ",1,2\n", "the row of line 2 cannot be parsed (field larger"),
         (PLAIN + "1,\0,2\n", "line 4 holds a NUL character"),
         (PLAIN.encode("utf-16-le"), "UTF-16 without a byte-order mark"),
@@ -96,6 +97,15 @@ def test_what_is_no_table_is_one_sentence(tmp_path, content, message):
         (HEADER + "1e400,1e9,3\n", "line 2 holds '1e400' as params"),
         (HEADER + "-1e9,1e9,3\n", "line 2 holds '-1e9' as params"),
         (HEADER + "1e9,0,3\n", "line 2 holds '0' as tokens"),
+        (HEADER + "1e9,6e22,3\n", "line 2 holds '6e22' as tokens; it must be a positive number, and at most 1e+18"),
+        ("params;tokens;loss\n1.300.000;1e9;3\n", "it must be a positive number; write it without separators, 1300000"),
+        (HEADER + "1\u00a0300,1e9,3\n", "write it without separators, 1300"),
+        (HEADER + "1'300,1e9,3\n", 'line 2 holds "1\'300" as params'),
+        (
+            HEADER + "1e9,1e9,3\n1e9,2e9,2.9\n2e9,1e9,inf\n",
+            "line 4 holds 'inf' as loss; it must be a positive number; --where 'loss != \"inf\"' leaves such rows out",
+        ),
+        (HEADER + "1e9,1e9,3*\n", "line 2 holds '3*' as loss; it must be a positive number."),
         (HEADER + "1e9,1e9,True\n", "line 2 holds 'True' as loss"),
         (HEADER + "$40,1e9,3\n", "line 2 holds '$40' as params"),
         (HEADER + "1e9,1e9,3.2B\n", "line 2 holds '3.2B' as loss"),
@@ -123,6 +133,9 @@ def test_a_cell_or_column_that_cannot_be_used_is_named(tmp_path, content, messag
 
 
 def test_a_unit_in_the_name_of_a_column(tmp_path):
+    for name in ("params_in_millions", "size (billions)", "tokens_bn"):
+        with pytest.raises(SdslError, match="states a unit"):
+            read(tmp_path, f"{name},x\n40,1\n").counts(name)
     table = read(tmp_path, "params (M),tokens_B,size_b\n40,1B,4e9\n")
     with pytest.raises(SdslError, match=r"'params \(M\)' states a unit \(M\), .* such as 40, do not; write 40M"):
         table.counts("params (M)")

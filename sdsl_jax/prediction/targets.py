@@ -52,6 +52,8 @@ def targets_from_csv(path: Path, draft_tokens: float | None = None, target_token
         text = cells[name][row] if name in cells else ""
         where = f"{path}, line {table.lines[row]}:"
         if not is_missing(text):
+            unclear = table.is_unclear(text)
+            require(not unclear, f"{where} {name} is {text!r}, perhaps with a decimal comma; write 1300 or 1.3.")
             return parse_size(text, f"{where} {name}")
         hint = "" if name == "target_params" else f"; give the column, or --{name.replace('_', '-')} for all"
         require(otherwise[name] is not None, f"{where} no {name}{hint}.")

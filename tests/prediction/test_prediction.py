@@ -100,6 +100,9 @@ def test_csv(tmp_path):
     path.write_text("target_params\n-3\n")
     with pytest.raises(SdslError, match="line 2: target_params is -3; it must be positive"):
         targets_from_csv(path, 1e9, 1e9)
+    path.write_text("target_params;draft_tokens\n1,300;1B\n")
+    with pytest.raises(SdslError, match="line 2: target_params is '1,300', perhaps with a decimal comma"):
+        targets_from_csv(path, 1e9, 1e9)
     path.write_text("target_params\n")
     with pytest.raises(SdslError, match="no rows"):
         targets_from_csv(path, 1e9, 1e9)
