@@ -7,7 +7,7 @@ import pytest
 
 from sdsl_jax import cli
 from sdsl_jax.errors import SdslError
-from sdsl_jax.fitting.tables import Choice, read_loss_table
+from sdsl_jax.fitting.tables import Choice, read_loss_table, read_pair_table
 from sdsl_jax.records import AcceptanceRecord, ModelRecord, write_table
 from sdsl_jax.theory import ChinchillaLaw, LogitPlane, ModelPoint
 
@@ -346,7 +346,7 @@ def test_rows_by_where_and_rows_that_lack_a_value(sdsl, tmp_path):
     warnings, _ = fitted(sdsl, *arguments)
     assert warnings[:2] == [
         "16 of 20 rows are fitted, those with run==3000 or n > 1k",
-        "1 of 16 rows are left out: cells are empty in line 9",
+        "1 of 16 rows are left out: values are missing in line 9",
     ]
 
 
@@ -403,3 +403,47 @@ def test_acceptance_in_per_cent_is_recognised(sdsl, tmp_path):
     status, _, err = sdsl("fit", "acceptance", "--csv", path)
     assert status == 2
     assert "line 3 holds '61.5' as alpha; it must be a number in [0, 1]; write it as a share: 0.615" in err
+
+
+@pytest.mark.parametrize(
+    ("column", "unit", "words"),
+    [
+        ("val_ppl", "nats", "says perplexity, and it is read as nats; --loss-unit perplexity"),
+        ("eval/bpb", "nats", "says bits per byte, and it is read as nats; multiply"),
+        ("loss (nats)", "bits", "says nats, and it is read as bits"),
+        ("loss_8bit", "nats", None),
+        ("bpb", "bits", None),
+    ],
+)
+def test_the_name_of_the_column_of_losses_states_a_unit(tmp_path, column, unit, words):
+    path = own_runs(tmp_path / "runs.csv", {1: f"n,d,{column},run"})
+    notes = read_loss_table(path, "n", "d", column, "", 4.0, "", Choice(loss_unit=unit)).notes
+    assert [words in note for note in notes] == [True] * (words is not None)
+
+
+def test_rows_that_name_no_run_are_not_one_run(tmp_path):
+    path = own_runs(tmp_path / "runs.csv", {3: "1000,400000,3.5,", 5: "1000,6400000,3.1,NaN"})
+    with pytest.raises(SdslError, match="line 3 names no run as run; --skip-incomplete leaves such rows out"):
+        read_loss_table(path, "n", "d", "nll", "run", 4.0)
+    read = read_loss_table(path, "n", "d", "nll", "run", 4.0, "", Choice(skip_incomplete=True))
+    assert read.notes == ["2 of 20 rows are left out: values are missing in lines 3 and 5"]
+
+
+def test_pairs_that_lack_what_is_optional_are_left_out(tmp_path):
+    path = own_pairs(tmp_path / "pairs.csv")
+    cells = path.read_text().splitlines()[2].split(",")
+    own_pairs(path, {3: ",".join([*cells[:5], ""])})
+    with pytest.raises(SdslError, match="line 3 names no run as draft_id; --skip-incomplete"):
+        read_pair_table(path, None, "", None, None)
+    assert (
+        "left out: values are missing in line 3"
+        in read_pair_table(path, None, "", None, None, Choice(skip_incomplete=True)).notes[0]
+    )
+
+
+def test_what_all_acceptance_laws_share_is_printed_once(sdsl, tmp_path):
+    path = own_pairs(tmp_path / "pairs.csv")
+    path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
+    status, out, _ = sdsl("fit", "acceptance", "--csv", path, *QUICK)
+    assert status == 0
+    assert out.count("rows are equal to another in both models and α") == 1

@@ -174,6 +174,7 @@ def _print_laws(console: Console, answers: list[dict[str, Any]], path: Path) -> 
             ranking.add_row(a["law"], f"{a['left_out_rmse']:.4f}", f"{a['rmse']:.4f}", f"{a['condition_number']:.3g}")
         console.print(ranking)
         say("Errors: root mean square of α; left-out: every draft size predicted by a fit that did not see it.")
+    shared = [text for text in answers[0]["warnings"] if all(text in a["warnings"] for a in answers)]
     for a in answers:
         percent = next(k for k in a if k.startswith("interval_") and k != "interval_basis")[9:]
         title = a["law"] if len(answers) > 1 else f"{a['law']}, fitted to {a['n']} rows of {path}"
@@ -193,4 +194,7 @@ def _print_laws(console: Console, answers: list[dict[str, Any]], path: Path) -> 
                 f"{a['interval_basis']}"
             )
         for warning in a["warnings"]:
-            say(f"warning: {warning}")
+            if warning not in shared:
+                say(f"warning: {warning}")
+    for warning in shared:
+        say(f"warning{' about all laws' * (len(answers) > 1)}: {warning}")

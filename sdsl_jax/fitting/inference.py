@@ -114,7 +114,8 @@ def profile_intervals(
     paces[no_floor] = smallest / _PROFILE_STEPS[-1]
     sides = np.asarray([-1.0, 1.0])
     steps = sides[:, None, None] * paces[None, :, None] * _PROFILE_STEPS  # [side, coefficient, step]
-    at = np.where(logarithmic[:, None], values[:, None] * np.exp(steps), values[:, None] + steps)
+    with np.errstate(over="ignore"):
+        at = np.where(logarithmic[:, None], values[:, None] * np.exp(steps), values[:, None] + steps)
     at = np.where(no_floor[:, None], np.maximum(at, values[:, None]), at)
     which = np.tile(np.arange(len(names)), 2)
     objective = np.asarray(

@@ -13,11 +13,14 @@ from sdsl_jax.counts import SMALLEST, short_count
 from sdsl_jax.csv_table import listed_lines
 from sdsl_jax.fitting.acceptance import PairTable
 from sdsl_jax.fitting.loss import LossTable
+from sdsl_jax.theory import BESIROGLU
 
 # ln of a vocabulary of 160,000: what a model loses that knows nothing.
 _LARGEST_LOSS = 12.0
 # What a model loses that only knows how frequent each token is: some 7 to 8 nats with the usual vocabularies.
 _UNTRAINED_LOSS = 7.5
+# Times the loss that a published law gives; other texts and vocabularies move it by less.
+_HIGH_LOSS = 1.6
 # Tokens per parameter beyond those of any published model (15,000 for the longest trained).
 _LARGEST_RATIO = 1e5
 # Sizes that differ by less are one size, counted in two ways.
@@ -42,7 +45,7 @@ def loss_table_warnings(table: LossTable, lines: np.ndarray, runs_are_sizes: boo
     """
     points = zip(table.params.tolist(), table.tokens.tolist(), table.rungs.tolist())
     warnings = [
-        *_of_the_unit(table.loss, "losses"),
+        *(_of_the_unit(table.loss, "losses") or _of_the_level(table.params, table.tokens, table.loss, "losses")),
         *_of_the_sizes(table),
         *_of_repeated_rows(points, table.loss, lines, "parameters and tokens", "loss"),
         *_of_the_slopes(table),
@@ -62,8 +65,10 @@ def pair_table_warnings(table: PairTable, lines: np.ndarray) -> list[str]:
     draft, target = table.draft, table.target
     warnings = []
     for role, point in (("draft", draft), ("target", target)):
-        warnings += _of_the_unit(np.asarray(point.loss), f"losses of the {role}s")
-        warnings += _of_small_sizes(np.asarray(point.params), f"{role} size")
+        params, loss, tokens = (np.asarray(column) for column in point)
+        name = f"losses of the {role}s"
+        warnings += _of_the_unit(loss, name) or _of_the_level(params, tokens, loss, name)
+        warnings += _of_small_sizes(params, f"{role} size")
     larger = np.asarray(draft.params) > np.asarray(target.params)
     if larger.mean() > 0.5:
         warnings.append(
@@ -74,6 +79,9 @@ def pair_table_warnings(table: PairTable, lines: np.ndarray) -> list[str]:
         warnings.append(
             f"drafts have a lower loss than their targets in {better.sum()} of {len(better)} rows: are the columns swapped?"
         )
+    if not warnings and np.isfinite(draft.tokens).all():
+        warnings += _of_the_ratios(np.asarray(draft.tokens) / np.asarray(draft.params))
+    warnings += _of_the_gaps(table)
     keys = zip(*(np.nan_to_num(np.asarray(x)).tolist() for x in (*draft, *target[:2])), table.draft_model.tolist())
     return warnings + _of_repeated_rows(keys, table.alpha, lines, "both models", "α")
 
@@ -100,8 +108,9 @@ def residual_warnings(residuals: Float[np.ndarray, " n"], coefficients: int, uni
     if far.any():
         worst = float(sizes[far].max())
         off = f"{np.expm1(worst):.0%}" if of_loss else f"{worst:.2f}"
+        lie, them = ("lies", "it") if far.sum() == 1 else ("lie", "them")
         warnings.append(
-            f"{far.sum()} of {len(far)} rows lie far from the law, by up to {off}, and the robust loss all but ignores them: "
+            f"{far.sum()} of {len(far)} rows {lie} far from the law, by up to {off}, and the robust loss all but ignores {them}: "
             f"{listed_lines(lines[far].tolist())}"
         )
     if typical > _LARGE_RESIDUAL[unit]:
@@ -131,25 +140,46 @@ def _of_the_unit(losses: np.ndarray, name: str) -> list[str]:
     return []
 
 
+def _of_the_level(params: np.ndarray, tokens: np.ndarray, losses: np.ndarray, name: str) -> list[str]:
+    """Whether losses are far above those of published models of these sizes and tokens (20 a parameter where not known)."""
+    trained = np.where(np.isfinite(tokens), tokens, 20 * params)
+    times = float(np.median(losses / np.asarray(BESIROGLU(params, trained))))
+    if times < _HIGH_LOSS:
+        return []
+    return [
+        f"the {name} are {times:.2g} times (in the median) what models of these sizes and tokens reach by a published law: "
+        "perplexities or bits? --loss-unit reads them"
+    ]
+
+
+def _of_rows(some: int, rows: int) -> str:
+    """The subject of a sentence that goes on with what these rows have."""
+    return f"{some} of {rows} rows {'has' if some == 1 else 'have'}"
+
+
 def _of_small_sizes(sizes: np.ndarray, name: str) -> list[str]:
-    largest = float(sizes.max())
-    return (
-        []
-        if largest >= SMALLEST
-        else [f"the largest {name} is {largest:g} parameters: are sizes in millions or billions?"]
-    )
+    small = (sizes < SMALLEST).sum()
+    if not small:
+        return []
+    return [
+        f"{_of_rows(small, len(sizes))} a {name} below {SMALLEST:,} parameters (the smallest is {sizes.min():g}): are sizes in "
+        "millions or billions?"
+    ]
 
 
 def _of_the_sizes(table: LossTable) -> list[str]:
     small = _of_small_sizes(table.params, "size")
     if small:
         return small
-    ratios = table.tokens / table.params
+    return _of_the_ratios(table.tokens / table.params)
+
+
+def _of_the_ratios(ratios: np.ndarray) -> list[str]:
     middle = float(np.median(ratios))
     if middle < 1:
         return [
             f"tokens are fewer than parameters in {(ratios < 1).sum()} of {len(ratios)} rows (tokens per parameter: {middle:.2g} "
-            "in the median): are tokens in billions, or the columns swapped?"
+            "in the median): are tokens (or FLOPs) in another unit, or the columns swapped?"
         ]
     if middle > _LARGEST_RATIO:
         return [
@@ -196,11 +226,29 @@ def _of_near_sizes(params: np.ndarray) -> list[str]:
     near = np.flatnonzero(np.diff(np.log(sizes)) < _SAME_SIZE)
     if not len(near):
         return []
-    first, second = (f"{sizes[near[0] + i]:,.0f}" for i in (0, 1))
+    first, second = (f"{sizes[near[0] + i]:,.10g}" for i in (0, 1))
     return [
         f"{len(near)} sizes differ by less than {_SAME_SIZE:.1%} from another and count as training runs of their own, as "
         f"{first} and {second}: name the runs by --rung-column"
     ]
+
+
+def _of_the_gaps(table: PairTable) -> list[str]:
+    """Whether α rises with how much worse than their targets drafts are, by least squares on the means of each draft."""
+    draft_loss = np.asarray(table.draft.loss)
+    points = np.stack([np.asarray(table.draft.params), draft_loss], 1)
+    drafts = np.unique(points, axis=0, return_inverse=True)[1].ravel()
+    counts = np.bincount(drafts)
+    gap = draft_loss - np.asarray(table.target.loss)
+    x, y = (np.bincount(drafts, values) / counts for values in (gap, table.alpha))
+    spare, x, y = len(x) - 2, x - x.mean(), y - y.mean()
+    if spare < _SPARE_ROWS or not x @ x > 1e-12:
+        return []
+    slope = x @ y / (x @ x)
+    error = np.sqrt(np.square(y - slope * x).sum() / spare / (x @ x))
+    if slope <= _RISES * error:
+        return []
+    return ["α is larger for drafts that are worse than their targets by more: does it count rejected drafts?"]
 
 
 def _of_the_slopes(table: LossTable) -> list[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -35,6 +36,13 @@ _FLOPS_PER_TOKEN = 6.0
 _LARGEST_FLOPS = 1e36
 
 LossUnit = Literal["nats", "bits", "perplexity"]
+# Words in the name of a column that state the unit of its losses.
+_UNITS_OF_LOSS = {
+    "perplexity": {"ppl", "pplx", "perplexity", "perplexities"},
+    "bits per byte": {"bpb", "bpc", "byte", "bytes", "char", "chars"},
+    "bits": {"bit", "bits", "bpt"},
+    "nats": {"nat", "nats", "nll"},
+}
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,9 @@ def read_loss_table(
                 read[first] != read[second],
                 f"{second} and {first} are both {read[first]}; each is a column of its own.",
             )
-    frame, notes = _chosen_rows(read_csv(path), choice, tuple(read.values()))
+    needed = (*read.values(), *([rung_column] if rung_column else []))
+    frame, notes = _chosen_rows(read_csv(path), choice, needed)
+    notes += _of_the_name(loss_column, choice.loss_unit)
     if "epochs" in frame:
         epochs = [read_number(cell) for cell in frame.column("epochs")]
         worn = np.asarray([value is not None and value > max_epochs for value in epochs])
@@ -113,7 +123,7 @@ def read_loss_table(
     else:
         tokens = frame.counts(tokens_column)
     if rung_column:
-        keys: list[Any] = [[value_key(cell) for cell in frame.column(rung_column)]]
+        keys: list[Any] = [_run_names(frame, rung_column)]
     else:
         keys = [params, *(frame.column(name) for name in ("role", "seed") if name in frame)]
     return ReadTable(
@@ -153,7 +163,11 @@ def read_pair_table(
         not named or choice.loss_unit == "nats",
         f"the losses of records are in nats; --loss-unit {choice.loss_unit} belongs to a table of one's own.",
     )
-    frame, notes = _chosen_rows(whole, choice, ("draft_id", "target_id", "alpha") if named else PAIR_COLUMNS)
+    needed: tuple[str, ...] = ("draft_id", "target_id", "alpha")
+    if not named:
+        optional = [name for name in ("draft_tokens", "draft_id") if _says_anything(whole, name)]
+        needed = (*PAIR_COLUMNS, *optional)
+    frame, notes = _chosen_rows(whole, choice, needed)
     if named:
         estimators = frame.column("estimator")
         kept = [cell == estimator for cell in estimators]
@@ -181,8 +195,8 @@ def read_pair_table(
         return ReadTable(table, np.asarray(frame.lines)[known], "non-embedding", notes)
     sizes = {role: frame.counts(f"{role}_params") for role in ("draft", "target")}
     losses = {role: _losses(frame, f"{role}_loss", choice.loss_unit) for role in ("draft", "target")}
-    tokens = frame.counts("draft_tokens") if "draft_tokens" in frame else np.full(len(frame), np.nan)
-    drafts = _labels(frame.column("draft_id") if "draft_id" in frame else sizes["draft"])
+    tokens = frame.counts("draft_tokens") if "draft_tokens" in needed else np.full(len(frame), np.nan)
+    drafts = _labels(_run_names(frame, "draft_id") if "draft_id" in needed else sizes["draft"])
     targets = _labels(sizes["target"])
     require(
         len(set(drafts)) >= 4, f"the acceptance laws need pairs of at least 4 drafts; {path} holds {len(set(drafts))}."
@@ -206,9 +220,43 @@ def _chosen_rows(table: CsvTable, choice: Choice, needed: tuple[str, ...]) -> tu
         require(any(whole), f"every row of {table.path} lacks one of {listed_names(needed)}.")
         if not all(whole):
             lines = [line for line, keep in zip(table.lines, whole) if not keep]
-            notes.append(f"{len(lines)} of {len(table)} rows are left out: cells are empty in {listed_lines(lines)}")
+            notes.append(f"{len(lines)} of {len(table)} rows are left out: values are missing in {listed_lines(lines)}")
             table = table.rows_where(whole)
     return table, notes
+
+
+def _says_anything(table: CsvTable, name: str) -> bool:
+    return name in table and not all(is_missing(cell) for cell in table.column(name))
+
+
+def _run_names(table: CsvTable, name: str) -> list[Any]:
+    """What tells the training runs of a column apart.
+
+    Raises:
+      SdslError: a row names no run, so that it would be one with all others that name none.
+    """
+    cells = table.column(name)
+    for cell, line in zip(cells, table.lines):
+        require(
+            not is_missing(cell),
+            f"{table.path}: line {line} names no run as {name}; --skip-incomplete leaves such rows out.",
+        )
+    return [value_key(cell) for cell in cells]
+
+
+def _of_the_name(column: str, unit: LossUnit) -> list[str]:
+    """A warning where the name of the column of losses states another unit than it is read in."""
+    words = set(re.split("[^a-z0-9]+", column.lower()))
+    for stated, names in _UNITS_OF_LOSS.items():
+        if words & names:
+            known = f"; --loss-unit {stated} reads it as such" if stated in get_args(LossUnit) else ""
+            known = known or "; multiply bits per byte by bytes per token, and read them with --loss-unit bits"
+            return (
+                []
+                if unit == stated or (unit == "bits" and stated == "bits per byte")
+                else [f"the name of the column {column} says {stated}, and it is read as {unit}{known}"]
+            )
+    return []
 
 
 def _losses(table: CsvTable, name: str, unit: LossUnit) -> np.ndarray:

@@ -92,8 +92,10 @@ PLAIN = table()
         (changed(loss=8 + 0.3 * PLAIN.loss), "have a median of 8.8"),
         (changed(tokens=PLAIN.tokens / 1e9), "tokens are fewer than parameters in 48 of 48 rows"),
         (changed(params=PLAIN.tokens, tokens=PLAIN.params), "tokens are fewer than parameters"),
-        (changed(params=PLAIN.params / 1e6, tokens=PLAIN.tokens), "tokens per parameter, beyond any published one"),
-        (changed(params=PLAIN.params / 1e9, tokens=PLAIN.tokens / 1e9), "the largest size is 10 parameters"),
+        (changed(params=PLAIN.params / 4e4, tokens=PLAIN.tokens), "tokens per parameter, beyond any published one"),
+        (changed(params=PLAIN.params / 1e9, tokens=PLAIN.tokens / 1e9), "48 of 48 rows have a size below 1,000"),
+        (changed(params=PLAIN.params / 1e6, tokens=PLAIN.tokens / 1e6), "the smallest is 40): are sizes in millions"),
+        (changed(loss=1.8 * PLAIN.loss), "times (in the median) what models of these sizes"),
         (changed(loss=6 - PLAIN.loss), "the loss rises with parameters"),
     ],
 )
@@ -156,3 +158,20 @@ def test_tables_of_pairs():
         True,
     ]
     assert "perplexities?" in pair_table_warnings(pairs(n, np.exp(draft), m, target, alpha), lines)[0]
+    assert "perplexities or bits?" in pair_table_warnings(pairs(n, draft, m, 2 * target, alpha), lines)[0]
+    (rejected,) = pair_table_warnings(pairs(n, draft, m, target, 1 - alpha), lines)
+    assert "does it count rejected drafts?" in rejected
+    made = pairs(n, draft, m, target, alpha)
+    in_billions = made._replace(draft=made.draft._replace(tokens=np.full(12, 20.0)))
+    assert "tokens are fewer than parameters" in pair_table_warnings(in_billions, lines)[0]
+
+
+def test_acceptance_that_does_not_depend_on_the_draft_is_not_taken_for_rejection():
+    """At 3.3 standard errors about one table in 200 of 12 drafts is (Student's t of 10 degrees of freedom)."""
+    n, m, lines = np.geomspace(1e7, 1e9, 12), np.full(12, 7e10), np.arange(12)
+    random = np.random.default_rng(0)
+    alarms = sum(
+        bool(pair_table_warnings(pairs(n, np.linspace(3.5, 2.5, 12), m, np.full(12, 2.0), alpha), lines))
+        for alpha in random.uniform(0.5, 0.8, (400, 12))
+    )
+    assert alarms <= 6
