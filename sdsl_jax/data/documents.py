@@ -119,7 +119,7 @@ class Separators:
         binary = " (so many say that it is UTF-16 without a byte-order mark, or no text)"
         require(
             not self._count,
-            f"{self._what} holds NUL (U+0000) {times} {self._first}{binary if self._count > self._characters / 8 else ''}; NUL "
+            f"{self._what} holds NUL (U+0000) {times} {self._first}{binary if self._count > max(1, self._characters / 8) else ''}; NUL "
             "ends a document and cannot be part of one: remove it.",
         )
 

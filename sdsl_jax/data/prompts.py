@@ -196,7 +196,7 @@ def read_prompts(path: Path, field: str = "") -> list[str]:
 
 def _row_text(line: str, field: str, where: str) -> str:
     row = parse_row(line, where)
-    require(isinstance(row, dict), f"{where} is not a JSON object.")
+    require(isinstance(row, dict), f"{where} is not a JSON object, one of which must stand in each line.")
     found = [field] if field else [name for name in _FIELDS if name in row][:1]
     wanted = f"the field {field!r}" if field else f"any of the fields {', '.join(_FIELDS)}"
     require(

@@ -56,6 +56,8 @@ def test_a_byte_order_mark_is_no_text(tmp_path, encoding):
 def test_nul_in_text_is_refused_with_its_number_and_first_place(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one\ntwo\0 and\0 more text of many words\n" + b"\0")
     refused(tmp_path / "a.txt", r"holds NUL \(U\+0000\) 3 times, first in line 2; NUL ends a document")
+    (tmp_path / "one.jsonl").write_bytes(b'{"text": "a\\u0000"}')
+    refused(tmp_path / "one.jsonl", r"holds NUL \(U\+0000\) once, in line 1; NUL ends a document")
     (tmp_path / "a.jsonl").write_bytes(ROWS + b'\n\n{"text": "a \\u0000 of some more words"}\n')
     refused(tmp_path / "a.jsonl", r"holds NUL \(U\+0000\) once, in line 4;")
     parquet.write_table(pyarrow.table({"text": ["a", "b\0 and many other words"]}), tmp_path / "a.parquet")
