@@ -116,10 +116,11 @@ class Separators:
         """Raises `SdslError` if there was any NUL."""
         some = "at least " if self._behind_first > _COUNTED else ""
         times = "once, in" if self._count == 1 and not some else f"{some}{self._count:,} times, first in"
-        binary = " (so many say that it is UTF-16 without a byte-order mark, or no text)"
+        many = self._count > max(1, self._characters / 8)
+        binary = " (so many say that it is UTF-16 without a byte-order mark, or no text)" * many
         require(
             not self._count,
-            f"{self._what} holds NUL (U+0000) {times} {self._first}{binary if self._count > max(1, self._characters / 8) else ''}; NUL "
+            f"{self._what} holds NUL (U+0000) {times} {self._first}{binary}; NUL "
             "ends a document and cannot be part of one: remove it.",
         )
 
