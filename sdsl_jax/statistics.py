@@ -72,6 +72,8 @@ def median_interval(values: np.ndarray, confidence: float) -> Interval:
 
 # The saddlepoint is looked for between these logits; within chances of 1e-9 and 1 − 1e-9 it lies there.
 _STEEPEST, _HALVINGS = 50.0, 60
+# Below this variance the distribution is exact. It counts fewer than so many unlikely events, as more happen once in 1e70 times.
+_FEW, _WINDOW = 1.0, 64
 
 
 def poisson_binomial_score(successes: np.ndarray, chances: np.ndarray) -> np.ndarray:
@@ -81,8 +83,8 @@ def poisson_binomial_score(successes: np.ndarray, chances: np.ndarray) -> np.nda
     (k − E K)/√Var K it has the right tails where few successes, or few failures, are expected: with an expectation of 0.05 a
     single success has a probability of 5% and a score of 1.9, and lies 4.2 standard deviations out.
 
-    Where 0 < k < T, P is taken from the saddlepoint approximation of Lugannani and Rice in Barndorff-Nielsen's form: with the
-    cumulant function C(λ) = Σ ln(1 + p(e^λ − 1)) and C'(λ) = k,
+    Where Var K < 1 the probabilities are exact. Otherwise P is taken, for 0 < k < T, from the saddlepoint approximation of
+    Lugannani and Rice in Barndorff-Nielsen's form: with the cumulant function C(λ) = Σ ln(1 + p(e^λ − 1)) and C'(λ) = k,
 
         z = r + ln(u/r)/r,   r = sign(λ)·√(2(λk − C(λ))),   u = 2·tanh(λ/2)·√C''(λ),
 
@@ -100,6 +102,7 @@ def poisson_binomial_score(successes: np.ndarray, chances: np.ndarray) -> np.nda
     """
     k, p = np.asarray(successes, float), np.clip(np.asarray(chances, float), 1e-300, 1 - 1e-16)
     coins = (np.asarray(chances) > 0).sum(axis=-1)
+    spread = (p * (1 - p)).sum(axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         log_p, log_q = np.log(p), np.log1p(-p)
         logits = np.where(np.asarray(chances) > 0, log_p - log_q, -np.inf)
@@ -115,15 +118,44 @@ def poisson_binomial_score(successes: np.ndarray, chances: np.ndarray) -> np.nda
         r = np.sign(tilt) * np.sqrt(2 * np.maximum(tilt * k - cumulant, 0))
         score = r + np.log(2 * np.tanh(tilt / 2) * np.sqrt(variance) / r) / r
         # Where r is near 0 both fractions lose their digits; Cornish and Fisher's first correction serves there.
-        spread = (p * (1 - p)).sum(axis=-1)
         x = (k - p.sum(axis=-1)) / np.sqrt(spread)
         skewness = (p * (1 - p) * (1 - 2 * p)).sum(axis=-1) / spread**1.5
-        # Below a variance of 1 nearly all probability may lie on one number, and the correction would overshoot.
-        central = x - np.minimum(spread, 1) * skewness * (x**2 - 1) / 6
-        score = np.where(np.abs(r) < 0.02, central, score)
+        score = np.where(np.abs(r) < 0.02, x - skewness * (x**2 - 1) / 6, score)
     none, every = log_q.sum(axis=-1), np.where(np.asarray(chances) > 0, log_p, 0.0).sum(axis=-1)
     score = np.where(k <= 0, _lower_normal_score(none - math.log(2)), score)
-    return np.where(k >= coins, -_lower_normal_score(every - math.log(2)), score)
+    score = np.where(k >= coins, -_lower_normal_score(every - math.log(2)), score)
+    # Beyond the window, where the saddlepoint serves, the score is huge.
+    exact = (spread < _FEW) & (np.abs(k - (p > 0.5).sum(axis=-1)) < _WINDOW // 2)
+    if exact.any():
+        score[exact] = _score_of_few(k[exact], p[exact])
+    return score
+
+
+def _score_of_few(successes: np.ndarray, chances: np.ndarray) -> np.ndarray:
+    """The same score by convolution, where nearly every coin is certain: K − #{p > 1/2} counts the unlikely events.
+
+    With coins that are nearly certain of both kinds the saddlepoint would lie between two of them, where no variance is left.
+    """
+    likely = chances > 0.5
+    unlikely = np.where(likely, 1 - chances, chances)
+    # Unlikely successes, and unlikely failures: [2, ..., window].
+    mass = np.zeros((2, *successes.shape, _WINDOW))
+    mass[..., 0] = 1
+    for coin in range(chances.shape[-1]):
+        chance = unlikely[..., coin] * np.stack([~likely[..., coin], likely[..., coin]])
+        moved = chance[..., None] * mass
+        mass -= moved
+        mass[..., 1:] += moved[..., :-1]
+    joint = mass[0][..., :, None] * mass[1][..., None, :]
+    excess = np.subtract.outer(np.arange(_WINDOW), np.arange(_WINDOW))
+    observed = (successes - likely.sum(axis=-1))[..., None, None]
+    below, equal, above = (
+        np.where(side, joint, 0).sum(axis=(-2, -1))
+        for side in (excess < observed, excess == observed, excess > observed)
+    )
+    with np.errstate(divide="ignore"):
+        score = _lower_normal_score(np.log(np.minimum(np.minimum(below, above) + equal / 2, 0.5)))
+    return np.where(below < above, score, -score)
 
 
 def _lower_normal_score(log_probability: np.ndarray) -> np.ndarray:

@@ -144,6 +144,15 @@ def test_the_score_of_unequal_coins_is_that_of_their_exact_distribution(largest,
                 assert abs(exact) < 2 or 0.88 < NormalDist().cdf(-abs(found)) / NormalDist().cdf(-abs(exact)) < 1.12
 
 
+@pytest.mark.parametrize("chances", [[1e-4, 0.999], [1e-6, 0.9999, 0.999], [1e-5] * 30 + [0.9997] * 30])
+def test_coins_that_are_nearly_certain_of_both_kinds_have_the_exact_score(chances):
+    """A sharp target keeps or rejects nearly every draft for certain: what it does nearly always is no alarm."""
+    for k in range(len(chances) + 1):
+        exact = exact_score(k, np.asarray(chances))
+        if abs(exact) < 7:
+            assert float(poisson_binomial_score(k, np.asarray(chances))) == pytest.approx(exact, abs=1e-6), k
+
+
 def test_a_single_success_where_few_are_expected_is_no_alarm():
     """One draft kept where 0.05 are expected happens once in twenty runs; in standard errors it looks like 4.2."""
     chances = np.full(250, 0.05 / 250)
@@ -165,6 +174,7 @@ def chains(kind: str, runs: int, tests: int, random) -> tuple[np.ndarray, np.nda
         "nearly all": 1 - random.uniform(0, 0.002, (runs, tests)),
         "half": random.uniform(0, 1, (runs, tests)),
         "bursts": np.full((runs, tests), 0.002),
+        "nearly certain": np.where(random.random((runs, tests)) < 0.5, 1e-5, 1 - 1e-4 * random.random((runs, tests))),
     }[kind]
     kept, uniforms = np.zeros((runs, tests), bool), random.random((runs, tests))
     for t in range(tests):
@@ -176,7 +186,9 @@ def chains(kind: str, runs: int, tests: int, random) -> tuple[np.ndarray, np.nda
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["hardly any", "one in eight", "a few", "nearly all", "half", "bursts"])
+@pytest.mark.parametrize(
+    "kind", ["hardly any", "one in eight", "a few", "nearly all", "half", "bursts", "nearly certain"]
+)
 def test_the_warning_of_the_self_check_comes_as_seldom_as_it_says(kind):
     """10,000 runs each: at most 1 false alarm is expected, and 7 or fewer come with a probability of 1 − 1e-5.
 
