@@ -9,6 +9,7 @@ from sdsl_jax.codesign.published_drafts import (
     PUBLISHED_DRAFTS,
     PublishedDraft,
     family_of_drafts,
+    is_head,
     published_draft,
     size_in_name,
 )
@@ -52,7 +53,7 @@ def named_draft(config: ProblemConfig, counted: str) -> NamedDraft | None:
     """The draft that [draft] names; None where it names none.
 
     A model that is not published here has the size of the candidate that its name agrees with, else the size that its name
-    states, else that of the only candidate.
+    states, else that of the only candidate. A drafting head has none: what it costs is no matter of its parameters.
     """
     draft = config.draft
     if not draft.name:
@@ -60,6 +61,8 @@ def named_draft(config: ProblemConfig, counted: str) -> NamedDraft | None:
     model = published_draft(draft.name)
     if model is not None:
         return NamedDraft(draft.name, model, stated_size(model, counted))
+    if is_head(draft.name):
+        return NamedDraft(draft.name, None, None)
     stated, candidates = size_in_name(draft.name), draft.candidates
     if stated is not None:
         return NamedDraft(draft.name, None, _nearest(candidates, stated) or stated)

@@ -99,13 +99,15 @@ _SIZE = r"\d+(\.\d+)?[mb](?![a-z0-9])"
 # of tokens; distilled models of DeepSeek-R1 keep the text tokens of the models they were made from, and rename control tokens.
 _TARGETS = {
     "opt": rf"opt-(iml-(max-)?)?{_SIZE}",
-    "Qwen2.5": rf"qwen2\.5[-:]((coder|math)-)?{_SIZE}|qwq[-:]32b(?![a-z0-9])|deepseek-r1-distill-qwen-{_SIZE}",
-    "Qwen3": rf"qwen3[-:](coder-)?{_SIZE}",
+    "Qwen2.5": rf"qwen2\.5(-coder|-math)?[-:]{_SIZE}|qwq[-:]32b(?![a-z0-9])|deepseek-r1-distill-qwen-{_SIZE}",
+    "Qwen3": rf"qwen3(-coder)?[-:]{_SIZE}",
     "Llama": rf"(meta-)?llama-?3(\.[13])?[-:]{_SIZE}|llama-?3\.2[-:][13]b(?![a-z0-9])|deepseek-r1-distill-llama-{_SIZE}",
     "SmolLM2": rf"smollm2[-:]{_SIZE}",
     "pythia": rf"pythia-{_SIZE}|gpt-neox-20b",
 }
 _OTHER_INPUTS = re.compile(r"vision|omni|audio|-vl(-|$)")
+# Heads that draft from the hidden states of a target: their names state the size of that target.
+_HEADS = re.compile(r"eagle|medusa|hydra|dflash|speculator|(?<![a-z])mtp(?![a-z])")
 
 
 def _last_part(name: str) -> str:
@@ -120,11 +122,18 @@ def family_of_drafts(target: str) -> str | None:
     return next((family for family, pattern in _TARGETS.items() if re.match(pattern, name)), None)
 
 
+def is_head(name: str) -> bool:
+    """Whether a name is that of a drafting head, such as EAGLE or Medusa, which is no model by itself."""
+    return _HEADS.search(_last_part(name)) is not None
+
+
 def published_draft(name: str) -> PublishedDraft | None:
     """The published model of a name, whoever's copy it is and however it was tuned (-Instruct, -deduped); None if it is none.
 
     The coder and mathematics models of Qwen2.5 have the shapes of the models they were trained on from.
     """
+    if is_head(name):
+        return None
     plain = re.sub(r"^(qwen2\.5)-(coder|math)-", r"\1-", _last_part(name))
 
     def same(draft: PublishedDraft) -> bool:
@@ -134,7 +143,12 @@ def published_draft(name: str) -> PublishedDraft | None:
 
 
 def size_in_name(name: str) -> float | None:
-    """The parameters that a model's name states, such as 160M in JackFram/llama-160m; None if it states none, or several."""
+    """The parameters that a model's name states, such as 160M in JackFram/llama-160m; None if it states none, or several.
+
+    The name of a drafting head states the size of its target: None.
+    """
+    if is_head(name):
+        return None
     found = re.findall(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([mb])(?![a-z0-9])", _last_part(name))
     sizes = {float(number) * {"m": 1e6, "b": 1e9}[unit] for number, unit in found}
     return sizes.pop() if len(sizes) == 1 else None

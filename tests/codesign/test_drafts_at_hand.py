@@ -35,6 +35,8 @@ def config(**sections):
         ("deepseek-ai/DeepSeek-R1-Distill-Llama-70B", "Llama"),
         ("/models/Llama-3.1-70B/", "Llama"),
         ("llama3.1:70b", "Llama"),
+        ("qwen2.5-coder:32b", "Qwen2.5"),
+        ("qwen3-coder:30b", "Qwen3"),
         ("EleutherAI/gpt-neox-20b", "pythia"),
         ("HuggingFaceTB/SmolLM2-1.7B-Instruct", "SmolLM2"),
         # Relatives with another vocabulary or other inputs, and families without a small published draft.
@@ -72,6 +74,11 @@ def test_families_of_drafts_by_the_name_of_the_target(name, family):
         ("JackFram/llama-160m", None, 160e6),
         ("runs/mine", None, None),
         ("mixed-1b-to-7b", None, None),
+        # Drafting heads state the size of their target.
+        ("yuhuili/EAGLE3-LLaMA3.1-Instruct-8B", None, None),
+        ("FasterDecoding/medusa-vicuna-7b-v1.3", None, None),
+        ("someone/Qwen3-0.6B_eagle3", None, None),
+        ("someone/Llama-3.2-1B-MTP", None, None),
     ],
 )
 def test_models_and_sizes_by_name(name, published, size):
@@ -96,6 +103,7 @@ def test_every_published_model_is_found_by_its_own_name_and_has_whole_heads():
         ({"name": "JackFram/llama-160m", "candidates": [1.24e9]}, 1.6e8),
         ({"name": "runs/mine", "candidates": [3e8, 1e9]}, None),
         ({"name": "runs/mine"}, None),
+        ({"name": "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B", "candidates": [8e9]}, None),
     ],
 )
 def test_the_size_of_a_named_draft(draft, size):
