@@ -138,6 +138,19 @@ def test_where_speculation_does_not_pay_that_is_said_first(sdsl):
 
 
 @pytest.mark.slow
+def test_an_acceptance_of_one_or_more_is_no_answer(sdsl):
+    where = (*ON_FOUR, "--target-tokens", "15k")
+    out = sdsl(*where)[1]
+    first = out.splitlines()[2:8]
+    assert first[0].startswith("! the acceptance law gives α = ")
+    assert "! the target has fewer training tokens (15k) than parameters (70B): is a suffix missing?" in out
+    assert "No answer: " in out
+    assert "Speculate" not in out
+    assert "vllm serve" not in out
+    assert json.loads(sdsl(*where, "--json")[1])["speculate"] is False
+
+
+@pytest.mark.slow
 def test_a_limit_that_binds_and_one_that_cannot_be_met(sdsl):
     # Each row more waits for the prefills of all others: the batch grows until the latency is reached.
     status, out, _ = sdsl(*ON_FOUR, "--variables", "lookahead,batch", "--constraint", "latency_seconds=6", "--json")

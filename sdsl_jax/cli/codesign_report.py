@@ -89,6 +89,8 @@ def _verdict(values: dict[str, Any]) -> str:
     rounded, even = values["rounded"], values["break_even"]
     if not values["feasible"]:
         return f"No feasible design: {values['warnings'][0]}"
+    if values["acceptance"] >= 1:
+        return "No answer: where every draft token is accepted, no draft and no lookahead is the best."
     if values["speculate"]:
         size = rounded.get("draft_params") or values["design"]["draft_params"]
         return (

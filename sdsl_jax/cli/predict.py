@@ -280,9 +280,10 @@ def _print_lookahead(
         say("speculation does not pay: no whole lookahead beats plain decoding")
     if counted:
         low, high = answer["lookahead_interval_90"]
-        span = f"is {low}" if low == high else f"runs from {low} to {high}"
-        zero = ", 0 being no speculation" if low == 0 else ""
-        say(f"over that interval the best γ {span}{zero} ({answer['interval_basis']})")
+        span = f"the best γ is {low}" if low == high else f"the best γ runs from {low} to {high}"
+        span += " (0: no speculation)" if low == 0 < high else ""
+        span = "speculation does not pay" if high == 0 else span
+        say(f"over that interval {span}; {answer['interval_basis']}")
     say(f"it pays up to a cost of {answer['break_even_cost']:.3f} target steps per draft step; here {answer['cost']:g}")
     most = answer["break_even_verify_cost"]
     if answer["verify_cost_assumed"]:

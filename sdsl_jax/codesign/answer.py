@@ -68,7 +68,9 @@ def _answer(problem: Problem) -> Answer:
         by_tokens = solve_together(problem, [fixed_at(numbers, "draft_tokens", d) for d in _DRAFT_TOKENS])
         fronts["draft_tokens"] = front(problem, "draft_tokens", _DRAFT_TOKENS, by_tokens)
     feasible = bool(solved.feasible) and bool(whole.feasible) and not problem.misfits
-    speculates = feasible and float(whole.outcome.speedup) > 1
+    # An α of 1 or more is no probability, and nothing follows from it.
+    usable = feasible and float(given.acceptance) < 1
+    speculates = usable and float(whole.outcome.speedup) > 1
     comparison = compare(problem, solved, whole.design)
     even = _break_even(problem, design)
     found = caveats(problem, solved, whole, speculates)
@@ -133,7 +135,7 @@ def _answer(problem: Problem) -> Answer:
         "pareto": fronts,
         "break_even": even,
         "candidates": comparison.candidates,
-        "engine_settings": _settings(problem, solved, whole, comparison) if feasible else None,
+        "engine_settings": _settings(problem, solved, whole, comparison) if usable else None,
         "nearest_published": comparison.published,
         "would_be_feasible_with": [] if feasible else remedies(problem, solved.design),
         "warnings": [one.text for one in found],

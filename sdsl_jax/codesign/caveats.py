@@ -9,7 +9,7 @@ import numpy as np
 
 from sdsl_jax.codesign.drafts_at_hand import measured_with_another, named_draft
 from sdsl_jax.codesign.program import Solved
-from sdsl_jax.codesign.published_drafts import family_of_drafts
+from sdsl_jax.codesign.published_drafts import family_of_drafts, is_head
 from sdsl_jax.codesign.serving_problem import Problem, unit_of
 from sdsl_jax.codesign.wording import METRICS, VARIABLES
 from sdsl_jax.counts import short_count
@@ -37,7 +37,12 @@ class Caveat(NamedTuple):
 
 def caveats(problem: Problem, solved: Solved, whole: Solved, speculates: bool) -> list[Caveat]:
     """All warnings about a solved problem and its optimum in whole numbers, the grave ones first."""
-    grave = [*problem.misfits, *_of_the_constraints(problem, solved, whole), *_of_the_acceptance(solved)]
+    grave = [
+        *problem.misfits,
+        *_of_the_constraints(problem, solved, whole),
+        *_of_the_acceptance(solved),
+        *_of_the_units(problem, solved.design),
+    ]
     others = [
         *problem.notes,
         *_of_the_optimum(problem, solved, speculates),
@@ -73,7 +78,26 @@ def _of_the_acceptance(solved: Solved) -> list[str]:
     alpha = float(solved.outcome.acceptance)
     if alpha < 1:
         return []
-    return [f"the acceptance law gives α = {alpha:.2f} ≥ 1, which is no probability: the optimum is not to be trusted"]
+    return [f"the acceptance law gives α = {alpha:.3g} ≥ 1, which is no probability: the optimum is not to be trusted"]
+
+
+def _of_the_units(problem: Problem, design: Design) -> list[str]:
+    """Sizes and tokens that are probably in another unit than was meant."""
+    stated = _stated(problem, design)
+    few = [text for role, values in stated.items() for text in few_tokens(role, **values)]
+    return few + far_outside(problem.loss, problem.acceptance, **stated)
+
+
+def _stated(problem: Problem, design: Design) -> dict[str, dict[str, float]]:
+    """Parameters, in the count of the loss law, and training tokens of draft and target."""
+    tokens = {"draft": design.draft_tokens, "target": problem.numbers.serving.target_tokens}
+    return {
+        role: {
+            "params": float(problem.stated_size(getattr(design, f"{role}_params"), role, float(design.aspect_ratio))),
+            "tokens": float(tokens[role]),
+        }
+        for role in tokens
+    }
 
 
 def _of_the_optimum(problem: Problem, solved: Solved, speculates: bool) -> list[str]:
@@ -117,22 +141,15 @@ def _of_the_optimum(problem: Problem, solved: Solved, speculates: bool) -> list[
 def _of_the_laws(problem: Problem, design: Design, given: Outcome) -> list[str]:
     found: list[str] = []
     loss, acceptance, serving = problem.loss, problem.acceptance, problem.numbers.serving
-    sizes = {
-        role: problem.stated_size(getattr(design, f"{role}_params"), role, float(design.aspect_ratio))
-        for role in ("draft", "target")
-    }
-    tokens = {"draft": float(design.draft_tokens), "target": float(serving.target_tokens)}
+    stated = _stated(problem, design)
+    sizes, tokens = ({role: values[name] for role, values in stated.items()} for name in ("params", "tokens"))
     for role, size in sizes.items():
         if bool(loss.law.about.outside(params=size, tokens=tokens[role])):
             found.append(
                 f"extrapolates the loss law for the {role} ({short_count(size)} parameters, {short_count(tokens[role])} tokens): "
                 f"fitted on {valid_range(loss.law.about)}"
             )
-    found += few_tokens(float(sizes["target"]), tokens["target"])
     values: dict[str, Any] = {f"{role}_params": size for role, size in sizes.items()}
-    found += far_outside(
-        loss, acceptance, **{role: {"params": sizes[role], "tokens": tokens[role]} for role in ("draft", "target")}
-    )
     values |= {"draft_loss": float(given.draft_loss), "target_loss": float(given.target_loss)}
     if bool(acceptance.law.about.outside(**values)):
         found.append(
@@ -140,10 +157,12 @@ def _of_the_laws(problem: Problem, design: Design, given: Outcome) -> list[str]:
             f"fitted on {valid_range(acceptance.law.about)}"
         )
     if not problem.config.draft.acceptance:
+        found.append(quality(acceptance))
+    if not problem.config.draft.acceptance and float(given.acceptance) < 1:
         larger = min(100 * float(design.draft_params), float(design.target_params))
         alpha = alpha_of(serving._replace(draft_shape=None), design._replace(draft_params=larger))
-        stated = problem.stated_size(larger, "draft", float(design.aspect_ratio))
-        found += [quality(acceptance), moves(acceptance, sizes["draft"], given.acceptance, stated, alpha)]
+        of_larger = problem.stated_size(larger, "draft", float(design.aspect_ratio))
+        found.append(moves(acceptance, sizes["draft"], given.acceptance, of_larger, alpha))
     texts = [law.law.about.text for law in (loss, acceptance)]
     if texts[0] != texts[1]:
         found.append(f"the laws are of different texts: losses on {texts[0]}; acceptance on {texts[1]}")
@@ -215,7 +234,12 @@ def _of_the_names(problem: Problem) -> list[str]:
     named = named_draft(config, problem.counted)
     if named is None:
         return found
-    if named.size is None:
+    if is_head(named.name):
+        found.append(
+            f"{named.name} is a drafting head and no model by itself: the laws do not know its acceptance and cost, and no settings "
+            "here are for it"
+        )
+    elif named.size is None:
         found.append(
             f"the size of {named.name} is not known, so that no lookahead can be given for it: give it as the only size of "
             "[draft] candidates"

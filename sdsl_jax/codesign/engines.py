@@ -26,10 +26,8 @@ NOTES = (
 )
 
 # Where several devices share the models.
-_BY_LAYERS = (
-    'Transformers with device_map="auto" puts whole layers on devices, one after another: the times here are not its'
-)
-_ONE_ROW = "assisted generation of Transformers takes a batch of 1 only: its settings are not for the batch of {} here"
+_BY_LAYERS = 'Transformers with device_map="auto" puts whole layers on devices, one after another: the times here do not apply to it'
+_ONE_ROW = "Transformers speculates for one row at a time: its settings do not serve the batch of {} here"
 
 
 def engine_settings(lookahead: int, devices: int, draft: str = "", target: str = "", batch: int = 1) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def notes_of(problem: Problem, served: ServedDraft) -> list[str]:
     found, devices = [], problem.devices
     if model.heads % devices:
         found.append(
-            f"{served.name} has {model.heads} query heads, which {devices} devices cannot share evenly: engines refuse"
+            f"{served.name} has {model.heads} query heads, which {devices} devices cannot share evenly: engines refuse it"
         )
     if model.padded:
         found.append(

@@ -212,7 +212,8 @@ def _warnings(
             found.append(f"extrapolates the loss law for the {who}: fitted on {valid_range(loss.law.about)}")
     if flagged.interval_extrapolated and not (flagged.acceptance_extrapolated or flagged.draft_loss_extrapolated):
         found.append("the sizes within 5 % reach beyond what the laws were fitted on")
-    found += few_tokens(float(scenario.target_params), float(scenario.target_tokens))
+    for role, values in (("draft", draft), ("target", target)):
+        found += few_tokens(role, **values) if "params" in values else []
     found += [quality(acceptance), *_flatness(scenario, best, flagged, acceptance)]
     texts = [law.law.about.text for law in (loss, acceptance)]
     if texts[0] != texts[1]:

@@ -20,13 +20,12 @@ class Target:
     name: str = ""
 
 
-def few_tokens(target_params: float, target_tokens: float) -> list[str]:
-    """A sentence where a target has fewer training tokens than parameters: one of them is probably in another unit."""
-    if target_tokens >= target_params:
+def few_tokens(role: str, params: float, tokens: float) -> list[str]:
+    """A sentence where a draft or target has fewer training tokens than parameters: one is probably in another unit."""
+    if tokens >= params:
         return []
     return [
-        f"the target has fewer training tokens ({short_count(target_tokens)}) than parameters ({short_count(target_params)}): is "
-        "a suffix missing?"
+        f"the {role} has fewer training tokens ({short_count(tokens)}) than parameters ({short_count(params)}): is a suffix missing?"
     ]
 
 

@@ -6,10 +6,10 @@ import jax
 import pytest
 
 from sdsl_jax.cli.codesign_report import _remedies
-from sdsl_jax.codesign.caveats import _of_the_names, _of_the_optimum
+from sdsl_jax.codesign.caveats import _of_the_names, _of_the_optimum, _of_the_units
 from sdsl_jax.codesign.comparisons import Comparison, compare
 from sdsl_jax.codesign.engines import engine_settings
-from sdsl_jax.codesign.remedies import _rounded_up, remedies
+from sdsl_jax.codesign.remedies import _keeps, _rounded_up, remedies
 from sdsl_jax.codesign.served_draft import notes_of, served_draft
 from sdsl_jax.codesign.serving_problem import build
 from sdsl_jax.config.codesign_problem import load_problem
@@ -117,6 +117,7 @@ def test_what_stands_in_the_way_of_an_engine(asked):
         ({"name": LLAMA}, "mistralai/Mistral-7B", "the tokenizer of mistralai/Mistral-7B is not known here"),
         ({"name": "Qwen/Qwen3-0.6B", "candidates": [1.24e9], "acceptance": 0.7}, "", "measured with a draft of 1.24B"),
         ({"name": LLAMA}, "meta-llama/Llama-3.1-70B", None),
+        ({"name": "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B"}, "", "is a drafting head and no model by itself"),
         ({}, "", None),
     ],
 )
@@ -189,6 +190,27 @@ def test_the_draft_is_on_all_devices_unless_told_otherwise():
             assert (here.misfits == ()) == fits
     assert _remedies(found).startswith("It is feasible with --draft-devices 4, or with --devices 8, or with --batch ")
     assert "No number of devices" in _remedies([])
+
+
+def test_limits_that_must_move_together_are_one_remedy():
+    asked = problem(constraints={"latency_seconds": 1.0, "first_token_seconds": 0.01})
+    with jax.enable_x64(True):
+        (found,) = remedies(asked, asked.numbers.fixed)
+    assert set(found["values"]) == {"constraints.latency_seconds", "constraints.first_token_seconds"}
+    kept = {name.partition(".")[2]: value for name, value in found["values"].items()}
+    relaxed = problem(constraints=kept)
+    with jax.enable_x64(True):
+        assert _keeps(relaxed, relaxed.numbers.fixed, 4, 4)
+    assert found["flags"].count("--constraint") == 2
+
+
+def test_units_that_are_doubted_question_the_whole_answer():
+    asked = problem(target={"tokens": 15_000}, draft={"tokens": 1e6})
+    few_draft, few_target, far = _of_the_units(asked, asked.numbers.fixed._replace(draft_params=1e8))
+    assert few_draft.startswith("the draft has fewer training tokens (1M) than parameters (")
+    assert few_target.startswith("the target has fewer training tokens (15k) than parameters (70B)")
+    assert "15k training tokens of the target (333,333 times)" in far
+    assert _of_the_units(problem(), asked.numbers.fixed._replace(draft_params=1e8, draft_tokens=1e12)) == []
 
 
 def test_the_least_limit_is_rounded_up():

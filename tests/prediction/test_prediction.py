@@ -394,6 +394,7 @@ def test_a_file_may_have_a_hash_in_its_name(tmp_path):
 @pytest.mark.parametrize(
     ("target", "words"),
     [
+        (Target(70e9, 100e6, 15e12), "the draft has fewer training tokens (100M) than parameters ("),
         (Target(70e9, 180e9, 15e9), "the target has fewer training tokens (15B) than parameters (70B)"),
         (
             Target(70e12, 180e9, 1e14),
