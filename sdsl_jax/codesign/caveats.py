@@ -236,8 +236,8 @@ def _of_the_names(problem: Problem) -> list[str]:
         return found
     if is_head(named.name):
         found.append(
-            f"{named.name} is a drafting head and no model by itself: the laws do not know its acceptance and cost, and no settings "
-            "here are for it"
+            f"{named.name} is a drafting head and no model by itself: the laws know neither its acceptance nor its cost, and no "
+            "settings here are for it"
         )
     elif named.size is None:
         found.append(

@@ -21,8 +21,9 @@ _FLAGS = {"hardware.devices": "--devices", "draft.devices": "--draft-devices", "
 def remedies(problem: Problem, design: Design) -> list[dict[str, Any]]:
     """Each change that is enough by itself: its flags as text, and its values by key of the problem file.
 
-    Flags that only help together are one change. Devices double until some draft, lookahead and batch keep every limit; a batch is the largest below the given one that does; a
-    limit is the least that can be kept beside the others. What is no variable is as in the design.
+    Devices double until some draft, lookahead and batch keep every limit; a batch is the largest below the given one that does; a
+    limit is the least that can be kept beside the others. Limits that help only together are one change. What is no variable is as
+    in the design.
 
     Args:
       problem: without a feasible design.
@@ -83,7 +84,7 @@ def _keeps(problem: Problem, design: Design, devices: int, draft_devices: int, b
 def _limits(problem: Problem, designs: Evaluated) -> list[dict[str, float]]:
     """For each limit but that of memory, which no flag moves, the least value that can be kept beside all other limits.
 
-    Where several must move, their values at the design that exceeds its limits by the smallest factor.
+    Where several must move, their values at the design with the smallest product of factors by which it exceeds them.
     """
     names, limits = problem.task.constraints, np.asarray(problem.numbers.limits)
     values = {name: np.asarray(getattr(designs.outcome, name)) for name in names}
@@ -96,7 +97,7 @@ def _limits(problem: Problem, designs: Evaluated) -> list[dict[str, float]]:
     fits = np.all([values[n] <= most for n, most in zip(names, limits) if n == "memory_bytes"], axis=0)
     if found or not names or not np.any(fits):
         return found
-    excess = np.max([values[name] / limit for name, limit in zip(names, limits)], axis=0)
+    excess = np.prod([np.maximum(values[name] / limit, 1) for name, limit in zip(names, limits)], axis=0)
     least = np.unravel_index(np.argmin(np.where(fits, excess, np.inf)), excess.shape)
     moved = {name: float(values[name][least]) for name in names}
     return [

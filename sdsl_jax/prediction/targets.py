@@ -25,7 +25,8 @@ def few_tokens(role: str, params: float, tokens: float) -> list[str]:
     if tokens >= params:
         return []
     return [
-        f"the {role} has fewer training tokens ({short_count(tokens)}) than parameters ({short_count(params)}): is a suffix missing?"
+        f"the {role} has fewer training tokens ({short_count(tokens)}) than parameters ({short_count(params)}): is a suffix "
+        "missing?"
     ]
 
 
