@@ -250,7 +250,9 @@ def _drafts(text: str, name: str) -> float | None:
     """A count of drafts, which may be 0; None where none was given."""
     if not text:
         return None
-    return 0.0 if read_count(text) == 0 else parse_count(text, name)
+    value = read_count(text)
+    require(value is None or value >= 0, f"{name} is {text}; it must be 0 or more drafts.")
+    return 0.0 if value == 0 else parse_count(text, name)
 
 
 def _print_lookahead(

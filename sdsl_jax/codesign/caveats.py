@@ -63,11 +63,17 @@ def _of_the_constraints(problem: Problem, solved: Solved, whole: Solved) -> list
             return []
         return ["no design of a whole lookahead and batch keeps all constraints, though one of broken numbers does"]
     limits = dict(zip(problem.task.constraints, np.asarray(problem.numbers.limits)))
-    broken = [
-        f"{METRICS[name]} is {float(getattr(solved.outcome, name)):.3g} at best, and may be {float(limit):.3g} {unit_of(name)}"
+    over = [
+        name
         for name, limit in limits.items()
         if float(getattr(solved.outcome, name)) > float(limit) * (1 + 1e-6)
         and not (problem.misfits and name == "memory_bytes")
+    ]
+    # Of several limits, each may be kept better at the expense of the others.
+    best = " at best," if len(over) == 1 else " where all are broken least,"
+    broken = [
+        f"{METRICS[name]} is {float(getattr(solved.outcome, name)):.3g}{best} and may be {float(limits[name]):.3g} {unit_of(name)}"
+        for name in over
     ]
     if problem.misfits and not broken:
         return []

@@ -26,7 +26,9 @@ NOTES = (
 )
 
 # Where several devices share the models.
-_BY_LAYERS = 'Transformers with device_map="auto" puts whole layers on devices, one after another: the times here do not apply to it'
+_BY_LAYERS = (
+    'Transformers with device_map="auto" puts whole layers on devices, one after another: the times here are not for it'
+)
 _ONE_ROW = "Transformers speculates for one row at a time: its settings do not serve the batch of {} here"
 
 

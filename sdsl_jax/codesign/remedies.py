@@ -22,8 +22,8 @@ def remedies(problem: Problem, design: Design) -> list[dict[str, Any]]:
     """Each change that is enough by itself: its flags as text, and its values by key of the problem file.
 
     Devices double until some draft, lookahead and batch keep every limit; a batch is the largest below the given one that does; a
-    limit is the least that can be kept beside the others. Limits that help only together are one change. What is no variable is as
-    in the design.
+    limit is the least that can be kept beside the others. Limits that help only together are one change. What is no variable is
+    as in the design.
 
     Args:
       problem: without a feasible design.
@@ -100,9 +100,10 @@ def _limits(problem: Problem, designs: Evaluated) -> list[dict[str, float]]:
     excess = np.prod([np.maximum(values[name] / limit, 1) for name, limit in zip(names, limits)], axis=0)
     least = np.unravel_index(np.argmin(np.where(fits, excess, np.inf)), excess.shape)
     moved = {name: float(values[name][least]) for name in names}
-    return [
-        {f"constraints.{name}": _rounded_up(moved[name]) for name, limit in zip(names, limits) if moved[name] > limit}
-    ]
+    together = {
+        f"constraints.{name}": _rounded_up(moved[name]) for name, limit in zip(names, limits) if moved[name] > limit
+    }
+    return [together] if together else []
 
 
 def _rounded_up(value: float) -> float:
