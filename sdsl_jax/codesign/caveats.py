@@ -70,10 +70,11 @@ def _of_the_constraints(problem: Problem, solved: Solved, whole: Solved) -> list
         and not (problem.misfits and name == "memory_bytes")
     ]
     # Of several limits, each may be kept better at the expense of the others.
-    best = " at best," if len(over) == 1 else " where all are broken least,"
+    best = " at best" if len(over) == 1 else " where all are broken least"
+    values = {name: float(getattr(solved.outcome, name)) for name in over}
     broken = [
-        f"{METRICS[name]} is {float(getattr(solved.outcome, name)):.3g}{best} and may be {float(limits[name]):.3g} {unit_of(name)}"
-        for name in over
+        f"{METRICS[name]} is {value:.3g}{best}, and may be {float(limits[name]):.3g} {unit_of(name)}"
+        for name, value in values.items()
     ]
     if problem.misfits and not broken:
         return []

@@ -197,7 +197,7 @@ def test_names_in_the_commands_of_engines_are_quoted(name):
 
 def test_assisted_generation_takes_one_row():
     assert not any("batch of 1 only" in note for note in engine_settings(5, 4)["notes"])
-    assert "batch of 1 only" in engine_settings(5, 4, batch=8)["notes"][-1]
+    assert "one row at a time" in engine_settings(5, 4, batch=8)["notes"][-1]
 
 
 def test_published_models_are_what_their_names_say():
