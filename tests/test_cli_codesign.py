@@ -138,6 +138,14 @@ def test_where_speculation_does_not_pay_that_is_said_first(sdsl):
 
 
 @pytest.mark.slow
+def test_a_device_that_is_just_large_enough_is_feasible(sdsl):
+    """Memory hardly depends on a small draft, so that the optimiser needs more rounds to keep its limit."""
+    where = ("--target-params", "34B", "--hardware", "h100", "--draft-tokens", "1T", "--loss-law", "kaplan")
+    found = json.loads(sdsl(*where, "--json")[1])
+    assert (found["feasible"], found["memory"]["fits"], found["rounded"]["fits"]) == (True, True, True)
+
+
+@pytest.mark.slow
 def test_an_acceptance_of_one_or_more_is_no_answer(sdsl):
     where = (*ON_FOUR, "--target-tokens", "15k")
     out = sdsl(*where)[1]

@@ -15,7 +15,7 @@ from sdsl_jax.codesign.engines import engine_settings
 from sdsl_jax.codesign.evaluate import Landscape, landscape
 from sdsl_jax.codesign.program import Solved
 from sdsl_jax.codesign.related import interval_90, solve_together
-from sdsl_jax.codesign.remedies import remedies
+from sdsl_jax.codesign.remedies import keeps_limits, remedies
 from sdsl_jax.codesign.rounding import fixed_at, round_design
 from sdsl_jax.codesign.sensitivity import of_stated_sizes, sensitivities
 from sdsl_jax.codesign.served_draft import notes_of, served_draft
@@ -27,6 +27,8 @@ from sdsl_jax.theory.serving import Design, Outcome, outcome, target_prefill
 # Batches of the front of latency against throughput; training tokens of that of training cost against speed-up.
 _BATCHES = tuple(2.0**k for k in range(11))
 _DRAFT_TOKENS = tuple(float(d) for d in np.geomspace(1e10, 1e13, 13))
+# Rounds of the optimiser, as a multiple, where it found no feasible design and there is one.
+_PATIENCE = 4
 # How far a break-even is looked for.
 _LARGEST_BATCH, _LARGEST_TARGET = 4096, 1e13
 
@@ -55,7 +57,12 @@ def answer(problem: Problem) -> Answer:
 
 def _answer(problem: Problem) -> Answer:
     numbers, config = problem.numbers, problem.config
-    solved, *by_batch = solve_together(problem, [numbers, *(fixed_at(numbers, "batch", b) for b in _BATCHES)])
+    asked = [numbers, *(fixed_at(numbers, "batch", b) for b in _BATCHES)]
+    solved, *by_batch = solve_together(problem, asked)
+    if not bool(solved.feasible) and not problem.misfits and keeps_limits(problem, solved.design):
+        # A limit that hardly moves with the choice, as memory with a small draft, takes more rounds to be kept.
+        problem = replace(problem, task=replace(problem.task, rounds=_PATIENCE * problem.task.rounds))
+        solved, *by_batch = solve_together(problem, asked)
     design, given = solved.design, solved.outcome
     require(
         bool(np.isfinite([solved.objective, given.speedup]).all()),

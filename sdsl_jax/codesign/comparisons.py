@@ -116,7 +116,7 @@ def _rows(problem: Problem, found: Evaluated, drafts: Sequence[Draft], solved: S
                 "tokens_per_second": given.tokens_per_second,
                 "latency_seconds": given.latency_seconds,
                 "per_device_bytes": given.memory_bytes,
-                "fits": given.memory_bytes <= usable if np.isfinite(usable) else None,
+                "fits": given.memory_bytes <= (1 + 1e-6) * usable if np.isfinite(usable) else None,
                 "within_constraints": bool(found.allowed[i]),
                 "regret": 1 - given.speedup / float(solved.outcome.speedup),
                 "objective_loss": float(np.expm1(found.objective[i] - float(solved.objective))),

@@ -49,6 +49,11 @@ def remedies(problem: Problem, design: Design) -> list[dict[str, Any]]:
     return [{"flags": " ".join(_flag(*pair) for pair in change.items()), "values": change} for change in found]
 
 
+def keeps_limits(problem: Problem, design: Design) -> bool:
+    """Whether some draft, whole lookahead and batch keep every limit; what is no variable is as in the design."""
+    return _keeps(problem, design, problem.devices, problem.config.draft_devices)
+
+
 def _flag(key: str, value: float) -> str:
     section, name = key.split(".")
     return f"--constraint {name}={value:.3g}" if section == "constraints" else f"{_FLAGS[key]} {value:g}"

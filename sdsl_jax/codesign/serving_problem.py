@@ -171,7 +171,8 @@ def memory(serving: Serving, design: Design) -> Memory:
     if known and room > 0:
         exact = max(math.ceil(held / room), 1 if everywhere else int(serving.draft_devices))
         power = 1 << (exact - 1).bit_length()
-    fits = bool(per_device <= usable) if known else None
+    # To the same tolerance as constraints: a design may rest on this limit.
+    fits = bool(per_device <= (1 + 1e-6) * usable) if known else None
     return Memory(of_target, of_draft, per_device, capacity, usable, fits, power, exact)
 
 
