@@ -37,8 +37,10 @@ def export(
     from sdsl_jax.decoding import Model
     from sdsl_jax.models.interop import export_llama, rounded
     from sdsl_jax.training import Reading, load_any_model
+    from sdsl_jax.training.published import require_ignored
 
     loaded = load_any_model(model, Reading(dtype=dtype, ignore_keys=ignore_key))
+    require_ignored(ignore_key, loaded)
     params = rounded(loaded.params, round_to) if round_to else loaded.params
     content, end = hugging_face_json(loaded.tokenizer)
     folder = export_llama(

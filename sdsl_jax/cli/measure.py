@@ -100,6 +100,7 @@ def measure(
     from sdsl_jax.measurement import generation, pair, pair_records, pair_report
     from sdsl_jax.measurement.retokenised import retokenised_acceptance
     from sdsl_jax.training import Reading, load_any_model
+    from sdsl_jax.training.published import require_ignored
 
     def settings_with(stop_tokens: tuple[int, ...]) -> pair.PairSettings:
         return pair.PairSettings(
@@ -130,6 +131,7 @@ def measure(
             model = load_any_model(Path(draft), reading._replace(chat_template="none"), progress)
             model = _with_tokens(model, draft_train_tokens, "--draft-train-tokens")
             source = pair_report.Draft(model.record.model_id, model)
+        require_ignored(ignore_key, target_model, *([] if source.model is None else [source.model]))
         chosen = load_prompts(
             prompts,
             target_model.tokenizer,

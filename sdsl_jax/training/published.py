@@ -59,6 +59,13 @@ def load_any_model(path: Path, reading: Reading = PLAIN_READING, progress: Progr
     return load_published(path, reading, progress) if is_published(path) else load_model_folder(path)
 
 
+def require_ignored(keys: tuple[str, ...], *models: LoadedModel) -> None:
+    """Raises `SdslError` if a setting that a user vouches for stands in no file of these models: its name is misspelt."""
+    ignored = {name for model in models for name in model.ignored_settings}
+    strays = [key for key in keys if key not in ignored]
+    require(not strays, f"--ignore-key names {', '.join(strays)}, which no file of these models holds.")
+
+
 def load_published(path: Path, reading: Reading = PLAIN_READING, progress: Progress | None = None) -> LoadedModel:
     """Reads a published checkpoint.
 

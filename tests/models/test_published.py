@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from published_checkpoints import character_tokenizer
+from published_checkpoints import character_tokenizer, copy_checkpoint
 
 from sdsl_jax.decoding import Model, Sampling, autoregress, speculate
 from sdsl_jax.errors import SdslError
 from sdsl_jax.models import count, forward, init_cache
 from sdsl_jax.models.interop import open_checkpoint
-from sdsl_jax.training import load_any_model
+from sdsl_jax.training import Reading, load_any_model, load_published
+from sdsl_jax.training.published import require_ignored
 
 load_file = pytest.importorskip("safetensors.numpy").load_file
 save_file = pytest.importorskip("safetensors.numpy").save_file
@@ -458,3 +459,11 @@ assert (np.asarray(done.tokens) == ids["continued"]).all()
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_vouched_setting_that_no_file_has_is_misspelt(tmp_path):
+    vouched = ("hidden_dropout", "attention_dropout")
+    loaded = load_published(copy_checkpoint("llama-2", tmp_path / "m"), Reading(ignore_keys=vouched))
+    with pytest.raises(SdslError, match="--ignore-key names hidden_dropout, which no file of these models holds"):
+        require_ignored(vouched, loaded)
+    require_ignored(("attention_dropout",), loaded)
