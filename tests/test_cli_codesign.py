@@ -276,7 +276,7 @@ def test_a_device_too_few(sdsl):
 )
 def test_where_drafts_were_given_it_is_another_that_pays(variables, candidates, words):
     even = {"pays_at_some_batch": False, "target_params": {"total": 1e9}, "pays_for_every_target": False}
-    values = {"feasible": True, "speculate": False, "rounded": {"speedup": 0.9}, "break_even": even}
+    values = {"feasible": True, "acceptance": 0.7, "speculate": False, "rounded": {"speedup": 0.9}, "break_even": even}
     assert words[:-5] in _verdict(values | {"variables": dict.fromkeys(variables), "candidates": candidates})
 
 
