@@ -17,6 +17,7 @@ from sdsl_jax.cli import streams, terminal
 CHILD = """
 import atexit, signal, sys, threading, time, types
 from sdsl_jax.cli import interruption, main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
 interruption_module = sys.modules["sdsl_jax.cli.interruption"]
 interruption_module._GRACE_SECONDS = 0.3
 sys.argv = ["sdsl", "train"]
@@ -110,8 +111,11 @@ def test_a_second_ctrl_c_ends_at_once():
     assert child(long + SWALLOWS, signals=[signal.SIGINT, signal.SIGINT]) == (130, f"sdsl: interrupted; {CONTINUES}")
 
 
-def test_sigterm_silences_threads_too():
-    assert child(THREADS, signals=[signal.SIGTERM]) == (143, f"sdsl: ended by SIGTERM; {CONTINUES}")
+@pytest.mark.parametrize(
+    "before", ["", "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"], ids=["alone", "in background"]
+)
+def test_sigterm_silences_threads_too(before):
+    assert child(before + THREADS, signals=[signal.SIGTERM]) == (143, f"sdsl: ended by SIGTERM; {CONTINUES}")
 
 
 def test_ctrl_c_that_is_ignored_stays_ignored():

@@ -43,6 +43,9 @@ class Interruption:
         if threading.current_thread() is not threading.main_thread():
             return
         self._sentence, self._running = sentence, True
+        if self._stderr < 0:
+            # Opened now: when a signal comes, there may be no file descriptor left.
+            self._stderr, self._nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
         if not self._installed and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._install()
         # A process that replaced itself by this one held the signal back meanwhile.
@@ -55,7 +58,7 @@ class Interruption:
     def silence_at(self, number: signal.Signals) -> None:
         """Another signal that ends the command silences the threads of libraries too, before its handler runs."""
         handler = signal.getsignal(number)
-        if self._installed and callable(handler):
+        if self._stderr >= 0 and callable(handler):
 
             def silently(_: int, frame: types.FrameType | None) -> None:
                 self._silence(number)
@@ -79,8 +82,6 @@ class Interruption:
             select.select([], [], [])
 
     def _install(self) -> None:
-        # Opened now: when the signal comes, there may be no file descriptor left.
-        self._stderr, self._nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
         woken, wakes = os.pipe()
         os.set_blocking(wakes, False)
         signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)

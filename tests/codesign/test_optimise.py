@@ -65,6 +65,7 @@ def test_closed_form_agrees_with_brute_force(x64):
     assert float(closed.lookahead) == pytest.approx(gamma[column], abs=0.05)
 
 
+@pytest.mark.slow
 def test_gradient_of_the_objective(x64):
     for law in LAWS:
         for cost in COSTS:

@@ -64,7 +64,8 @@ def solved(task, numbers):
     return solve(task, numbers, spread_starts(8, len(task.variables)), 0.1)
 
 
-@pytest.mark.parametrize("law", [GAP, pytest.param(PAPER_PLANE, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("law", [GAP, PAPER_PLANE])
 def test_on_an_ideal_device_the_optimum_is_that_of_the_paper(x64, law):
     numbers = ideal(law)
     found, closed = solved(SPEED, numbers), Scenario(70e9, 2e12, 15e12, BESIROGLU, law).optimum()

@@ -51,7 +51,7 @@ def test_confidence_decides_by_the_distribution_and_not_by_the_draw():
 @pytest.mark.parametrize(
     ("rule", "verification"),
     [
-        (ConfidenceThreshold(SURE), "block"),
+        pytest.param(ConfidenceThreshold(SURE), "block", marks=pytest.mark.slow),
         pytest.param(ConfidenceThreshold(SURE), "token", marks=pytest.mark.release),
         pytest.param(OnlineLookahead(0.2, prior_tests=1.0), "block", marks=pytest.mark.release),
         pytest.param(OnlineLookahead(0.2, prior_tests=1.0), "token", marks=pytest.mark.slow),

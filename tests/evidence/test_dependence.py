@@ -11,6 +11,7 @@ from sdsl_jax.theory import BetaAcceptance, PersistentAcceptance
 ALPHA = np.asarray([0.4, 0.6, 0.8])
 
 
+@pytest.mark.slow
 def test_persistence_is_recovered_exactly(x64):
     rho = np.asarray([-0.2, 0.1, 0.3])
     tau = [[float(PersistentAcceptance(a, r).tokens_per_round(g)) for g in (1, 4)] for a, r in zip(ALPHA, rho)]

@@ -34,7 +34,7 @@ def timings(noise: float, rounds: bool, seed: int = 0) -> list[Timing]:
     return [t._replace(seconds=float(s)) for t, s in zip(made, seconds)]
 
 
-@pytest.mark.parametrize("rounds", [False, True])
+@pytest.mark.parametrize("rounds", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_known_device_comes_back(rounds):
     found = fit_hardware(timings(0.0, rounds), SINGLE, starts=16)
     truth = TRUTH if rounds else TRUTH._replace(round_seconds=0.0)

@@ -209,6 +209,7 @@ def test_kaplans_law_recovers_its_coefficients(x64):
     np.testing.assert_allclose(values(data, best, LOSS_FORMS["kaplan"]), jax.tree.leaves(law), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_one_ratio_of_tokens_to_parameters_is_ill_conditioned():
     sizes = np.geomspace(1e3, 3e5, 12)
     config = FitConfig(starts=16, bootstrap=20)

@@ -62,6 +62,7 @@ def measured(measured_study, dataset, tmp_path_factory):
     return measure_conditions(config, dataset, records, measured_study, progress), progress, records
 
 
+@pytest.mark.slow
 def test_every_pair_has_a_row_under_every_condition(measured):
     found, progress, records = measured
     drafts = [r.model_id for r in records if r.role == "draft"]
@@ -81,6 +82,7 @@ def test_every_pair_has_a_row_under_every_condition(measured):
     assert [note.split(":")[0] for note in progress.notes] == ["absent is left out"]
 
 
+@pytest.mark.slow
 def test_the_study_s_own_condition_repeats_its_acceptance(measured, measured_study):
     """The same contexts and samples; another program scores them, so that float32 sums may differ in the last digits."""
     found = {(r.draft_id, r.estimator): r for r in measured[0].conditions if (r.domain, r.temperature) == (BASE, 1.0)}
@@ -94,6 +96,7 @@ def test_the_study_s_own_condition_repeats_its_acceptance(measured, measured_stu
             assert (same.tokens, same.clusters) == (row.tokens, row.clusters)
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_the_models(measured, dataset):
     """Of the same test windows as in training, 32 of them; evaluated by another program: float32."""
     found, _, records = measured
@@ -110,6 +113,7 @@ def test_losses_are_those_of_the_models(measured, dataset):
         assert by_name[record.model_id, "code"].loss_nats > row.loss_nats
 
 
+@pytest.mark.slow
 def test_other_drafts_keep_their_records_under_other_names(measured, measured_study):
     found, _, records = measured
     drafts = [r for r in records if r.role == "draft"]
@@ -197,6 +201,7 @@ def test_the_decoder_may_run_for_the_largest_budgets_only(measured_study, datase
     assert {r.lookahead for r in found.expected} == {1, 2, 3, 4}
 
 
+@pytest.mark.slow
 def test_expected_rounds_of_a_study_agree_with_its_decoder(measured_study):
     """Eight prompts of sixteen tokens say little: four times the two 90 % half-widths."""
     survival = {

@@ -36,6 +36,7 @@ def test_the_papers_targets():
     assert any("loss law for the target" in w for w in first["warnings"])
 
 
+@pytest.mark.slow
 def test_no_interval_is_invented():
     (answer,) = predict([OPT_30B], *PUBLISHED)
     assert answer["interval_90"] is None

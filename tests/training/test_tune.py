@@ -158,6 +158,7 @@ def test_a_law_without_use_is_none(tmp_path, monkeypatch):
     assert any("a trial beside the best learning_rate at 584 diverged" in w for w in beside.warnings)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_made_of_ordinary_rungs_and_outlives_divergence(tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text("We the people of the United States, to form a more perfect union. " * 600)
     config = tiny(data={"source": [str(tmp_path / "text.txt")]}, training={"evaluation_windows": 8})
