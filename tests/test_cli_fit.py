@@ -440,6 +440,7 @@ def test_pairs_that_lack_what_is_optional_are_left_out(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_what_all_acceptance_laws_share_is_printed_once(sdsl, tmp_path):
     path = own_pairs(tmp_path / "pairs.csv")
     path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")

@@ -328,7 +328,7 @@ def test_no_two_colours_of_a_figure_are_alike(count):
     assert len({*colours(count)}) == count
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_predictions_come_before_what_they_are_about(tmp_path, monkeypatch):
     """Nothing of a held-out model exists when its predictions are made; then all is trained once, and judged."""
     from sdsl_jax import evidence

@@ -88,6 +88,7 @@ def check_by_grid(task, numbers, points):
     return found, grid
 
 
+@pytest.mark.slow
 def test_on_a_device_with_overheads_no_design_of_a_grid_is_better(x64):
     found, grid = check_by_grid(SPEED, on_h100(), 100)
     assert float(found.design.draft_params) == pytest.approx(float(grid.design.draft_params), rel=0.2)

@@ -257,6 +257,7 @@ def learned(positions: int, layers: int, broken: int | None = None) -> Model:
     return Model(dataclasses.replace(config, max_positions=positions), params)
 
 
+@pytest.mark.slow
 def test_rows_may_fill_a_table_of_positions_whatever_the_lookahead():
     """A verify pass reaches beyond the table there; tokens are those of a model with a longer one, and nothing beyond counts."""
     prompts = np.random.default_rng(7).integers(0, V, (5, 3))

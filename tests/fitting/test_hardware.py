@@ -42,7 +42,7 @@ def test_a_known_device_comes_back(rounds):
     assert np.abs(found.residuals).max() < 1e-5
 
 
-@pytest.mark.parametrize("rounds", [False, True])
+@pytest.mark.parametrize("rounds", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_known_device_comes_back_from_noisy_timings(rounds):
     """At 3 % of noise every coefficient to 15 %, the blunt sharpness aside, and predictions to 1.5 % in the mean square.
 

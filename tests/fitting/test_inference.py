@@ -288,6 +288,7 @@ def test_noise_that_rungs_share_is_noticed():
     assert alarms[0.5] >= 36
 
 
+@pytest.mark.slow
 def test_noise_that_rungs_share_is_said():
     rungs = np.arange(8).repeat(6)
     shared = 0.01 * np.random.default_rng(3).normal(size=8)[rungs]

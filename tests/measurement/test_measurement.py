@@ -75,6 +75,7 @@ def test_event_columns_hold_every_round(decoded):
     assert len(set(zip(columns["row"], columns["round"]))) == len(columns["row"])
 
 
+@pytest.mark.slow
 def test_latencies_are_positive_and_grow_with_the_work(pair):
     _, target = pair
     config = ModelConfig(vocab_size=256, width=256, layers=4, heads=4, kv_heads=4, head_dim=64, hidden=1024)

@@ -91,7 +91,7 @@ def test_cached_decoding_gives_the_same_logits(case):
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(n, marks=[] if n == "llama-3" else SLOW if n in FAMILIES else RELEASE) for n in CASES],
+    [pytest.param(n, marks=SLOW if n in FAMILIES else RELEASE) for n in CASES],
     indirect=True,
 )
 def test_greedy_continuations_are_equal_with_and_without_a_draft(case):

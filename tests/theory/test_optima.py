@@ -318,7 +318,7 @@ def test_what_several_tokens_cost_at_once_hides_no_gain_beyond_one_draft(x64, ma
     assert values.argmax() < 20_000
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_sensitivity_to_a_device_is_that_of_finite_differences(x64):
     """∂ ln S*/∂θ and ∂ ln N*/∂θ for the numbers of the device and the load, by the implicit function theorem."""
     names = ("pass_seconds", "layer_seconds", "token_seconds", "bytes_per_second", "flops_per_second", "sharpness")

@@ -15,8 +15,6 @@ from conftest import tiny
 from sdsl_jax.config import to_toml
 from sdsl_jax.records import read_table
 
-pytestmark = pytest.mark.slow
-
 
 def _start(folder, out, devices, *arguments, program=(), **environment):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
@@ -69,6 +67,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.release
 def test_a_ladder_on_a_mesh_and_in_two_processes_is_that_of_one_device(folder):
     """Within 1e-3 over sixteen steps at most: rounding differs by the order of sums, and training lets it grow."""
     _finish(_start(folder, "one", 1))
@@ -138,6 +137,7 @@ def _both(folder, *options, program=()):
 
 
 @pytest.mark.parametrize("what", ["sigterm", "claim"])
+@pytest.mark.slow
 def test_what_ends_one_process_ends_both(folder, what):
     """SIGTERM to the second process alone, or a rung that another program takes over: neither leaves one waiting."""
     long = ("--rungs", "target-*", "--ladder.target_tokens=[2000000]", "--training.checkpoint_every_steps=64")
@@ -163,6 +163,7 @@ def test_what_ends_one_process_ends_both(folder, what):
     assert not list(rung.glob("model-*"))
 
 
+@pytest.mark.slow
 def test_what_only_one_process_sees_is_agreed_on(folder):
     """Neither a checkpoint that one process cannot read nor one that it cannot write leaves the other one waiting."""
 
@@ -184,6 +185,7 @@ def test_what_only_one_process_sees_is_agreed_on(folder):
     ]
 
 
+@pytest.mark.slow
 def test_a_mesh_that_is_not_there_is_one_sentence(folder):
     child = _start(folder, "none", 2, "--parallel.data=4")
     output = child.communicate(timeout=120)[0]

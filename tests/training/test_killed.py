@@ -135,7 +135,7 @@ def test_killed_inside_checkpoint_writes(study, whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "times", [pytest.param(4, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.release)]
+    "times", [pytest.param(2, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.release)]
 )
 # A Python that has not got to the command yet answers an interrupt in its own way, so the earliest comes a little later.
 @pytest.mark.parametrize(("end", "earliest"), [(kill, 0.5), (interrupt, 0.1)], ids=["kill", "interrupt"])
