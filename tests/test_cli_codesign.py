@@ -137,7 +137,7 @@ def test_where_speculation_does_not_pay_that_is_said_first(sdsl):
     assert found["rounded"]["lookahead"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_device_that_is_just_large_enough_is_feasible(sdsl):
     """Memory hardly depends on a small draft, so that the optimiser needs more rounds to keep its limit."""
     where = ("--target-params", "34B", "--hardware", "h100", "--draft-tokens", "1T", "--loss-law", "kaplan")
@@ -220,7 +220,7 @@ def test_a_measured_acceptance_replaces_the_law(sdsl):
     assert found["rounded"]["speedup"] == pytest.approx(published["speedup"])
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_draws_of_the_laws_give_intervals(sdsl, tmp_path):
     loss = {"E": 1.8172, "A": 482.01, "B": 2085.43, "a": 0.3478, "b": 0.3658}
     gap = {"level": 1.0, "slope": 1.5}

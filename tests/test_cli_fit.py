@@ -150,7 +150,7 @@ def test_rows_of_too_many_epochs_are_left_out_and_said(sdsl, tmp_path):
     assert json.loads(out)["warnings"][0].startswith("3 of 20 rows are left out: they saw their text more than 4 times")
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_records_of_pairs_to_a_prediction(sdsl, records):
     """From two tables to a draft size, end to end; and any of the laws can be asked for."""
     status, out, _ = sdsl("fit", "loss", "--csv", records / "models.csv", *QUICK, "--json")

@@ -148,7 +148,7 @@ def test_only_what_depends_on_a_change_is_run_again(tiny_study, tmp_path):
     assert seen.tasks == ["codesign", "clock", "evidence", "figures", "report"]
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_fits_and_figures_need_no_weights(tiny_study, tmp_path):
     folder = shutil.copytree(tiny_study, tmp_path / "copy")
     shutil.rmtree(folder / "checkpoints")

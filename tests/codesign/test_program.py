@@ -316,7 +316,7 @@ def test_every_optimizer_finds_it(x64, optimizer):
     assert float(other.objective) == pytest.approx(float(solved(BATCHED, numbers).objective), abs=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_in_single_precision():
     found = solved(BATCHED, on_h100(60e9, 7.0))
     assert bool(found.feasible)

@@ -32,7 +32,7 @@ def test_concentration_is_recovered_exactly(x64):
     np.testing.assert_allclose(found.tokens_per_round[:, 0], wanted, rtol=1e-7)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_chain_is_told_from_independence():
     """ρ = .3 in 64 samples of 96: its standard error is about .03 a pair, and the mean of 4 is held to 4 of its own."""
     found = dependence(chain_study(seed=1, persistence=0.3))
@@ -52,7 +52,7 @@ def test_a_chain_is_told_from_independence():
         assert row["lookahead_measured"] >= 1
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_independence_is_not_rejected():
     """Holm keeps the chance of any false rejection at 5 % a study: 3 or more of 10 studies have a chance of 1.2 %."""
     studies = [dependence(chain_study(seed, 0.0, samples=32, length=64)) for seed in range(10)]

@@ -107,7 +107,7 @@ def test_loss_law_intervals_hold_the_truth():
         assert low < value < high
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_loss_law_says_what_it_cannot_identify():
     """One ratio of tokens to parameters cannot separate a from b, and a flat table shows no E."""
     table = models(0.002)

@@ -57,7 +57,7 @@ def test_clean_tables_are_not_doubted(design, noise):
     assert [doubts(table(design, noise, seed)) for seed in range(100)] == [[]] * 100
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("design", [grid, isoflops, diagonal])
 def test_residuals_of_clean_tables_are_not_doubted(design):
     """At most 1 of 30 fits with noise of 1.5%, the most that a ladder of ours shows."""

@@ -68,7 +68,7 @@ def test_what_is_timed_identifies_every_coefficient():
         assert set(fitted.unseen_kinds) == {"step", "verify", "round"}
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_an_accelerator_and_quick_calibrations():
     check(fit_device(simulated(ACCELERATOR, BIG, "bfloat16"), starts=16, draws=16, confidence=0.9), BIG, worst=0.15)
     for scale, truth, dtype in ((CPU, ONE_CORE, "float32"), (ACCELERATOR, BIG, "bfloat16")):

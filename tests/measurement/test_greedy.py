@@ -43,7 +43,7 @@ def test_bfloat16_runs_part_only_where_the_target_nearly_ties():
         assert d.margin <= 3 * 2.0**-7 * d.largest_logit
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_divergence_is_found_with_its_margin():
     target, plain, _ = runs(jnp.float32)
     tokens = np.asarray(plain.tokens).copy()

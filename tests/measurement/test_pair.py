@@ -192,7 +192,7 @@ def test_ids_that_a_model_has_no_row_for_get_no_probability_from_it(pair, wide):
     assert (filled[:, V:] == 0).all()
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("larger", ["draft", "target"])
 def test_tables_of_different_size_are_one_vocabulary(pair, wide, larger):
     """Decoding stays what the probabilities say, whichever of the two knows more ids: five standard errors."""

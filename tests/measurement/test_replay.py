@@ -332,7 +332,7 @@ def live():
     return draft, target, prompts, scores, lengths - PROMPT
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("lookahead", [1, 3, 6])
 def test_recursion_predicts_the_live_decoder(live, lookahead):
     """τ and every S_k from samples against those decoded, stop tokens included: five joint standard errors of independent

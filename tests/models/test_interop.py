@@ -280,7 +280,7 @@ def test_transformers_gives_the_same_logits_and_the_same_greedy_tokens(model, tm
     np.testing.assert_array_equal(np.asarray(decoded.tokens)[:, : continued.shape[1]], continued)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_transformers_takes_a_width_that_its_heads_do_not_divide(small_model, tmp_path):
     """Qwen3's configuration allows it, Llama's does not."""
     pytest.importorskip("safetensors")

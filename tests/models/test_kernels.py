@@ -104,7 +104,7 @@ def test_gradients_are_those_of_finite_differences(x64):
     check_grads(jax.jit(causal_attention), (q, k, v), order=1, modes=["rev"], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_rematerialised_blocks_change_neither_logits_nor_gradients(small_model: ModelConfig):
     params, tokens = init_params(small_model, jax.random.key(0)), jnp.array([[1, 2, 3, 4], [5, 6, 7, 8]])
 

@@ -49,7 +49,7 @@ def write_law(path, form, law, **fields):
     return str(path)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_covariance_gives_an_interval(tmp_path):
     loss_covariance = np.diag([0.002, 5.0, 15.0, 0.0006, 0.0004]) ** 2
     gap, gap_covariance = LogitGap(1.0, 1.5), np.diag([0.01, 0.01]) ** 2

@@ -91,7 +91,7 @@ def test_no_size_and_lookahead_beats_the_optimum(level, slope, overhead, target,
         assert value <= float(solve(made).speedup) * (1 + 1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @given(TARGET, TOKENS, TOKENS)
 def test_single_precision_equals_double(target, tokens, target_tokens):
     """N* to 1e-5 (a slope known to 1e-7, over a curvature of .05), S* to 1e-6, the ends of a flat interval to 1e-3."""
@@ -208,7 +208,7 @@ def test_a_kink_is_a_maximum_without_derivatives(x64):
     assert float(slope) == 0.0
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_where_alpha_touches_one_is_an_error_however_it_rounds():
     def best(shift):
         return optimal_draft(lambda n: 0.2 * jnp.log10(n) - shift, lambda n: n / 1e12, (1e3, 1e12))
@@ -266,7 +266,7 @@ def test_a_device_that_only_moves_weights_has_the_papers_costs(x64):
         assert float(one) == pytest.approx(float(other), rel=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [

@@ -23,7 +23,7 @@ OPT_30B = Scenario(30e9, 180e9, 180e9, BESIROGLU, PAPER_PLANE)
 optimum = jax.jit(lambda scenario: scenario.optimum())
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @settings(max_examples=20)
 @given(
     st.floats(9.5, 12), st.floats(10, 13), st.floats(10, 13), st.floats(0.2, 2.5), st.floats(0.5, 3), st.floats(0, 0.1)

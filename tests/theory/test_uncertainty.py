@@ -47,7 +47,7 @@ def test_a_matrix_that_is_no_covariance_is_refused():
         draws_from_covariance(LogitGap(1.0, 1.0), np.array([[1.0, 2.0], [2.0, 1.0]]), 10, jax.random.key(0))
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_draws_and_the_delta_method_agree_for_small_errors(x64):
     """Standard deviations over 4,000 draws against first-order errors: equal within 6 %, four standard errors of a deviation."""
     wanted, wanted_acceptance = covariances(0.3)

@@ -137,7 +137,7 @@ def _both(folder, *options, program=()):
 
 
 @pytest.mark.parametrize("what", ["sigterm", "claim"])
-@pytest.mark.slow
+@pytest.mark.release
 def test_what_ends_one_process_ends_both(folder, what):
     """SIGTERM to the second process alone, or a rung that another program takes over: neither leaves one waiting."""
     long = ("--rungs", "target-*", "--ladder.target_tokens=[2000000]", "--training.checkpoint_every_steps=64")
@@ -163,7 +163,7 @@ def test_what_ends_one_process_ends_both(folder, what):
     assert not list(rung.glob("model-*"))
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_what_only_one_process_sees_is_agreed_on(folder):
     """Neither a checkpoint that one process cannot read nor one that it cannot write leaves the other one waiting."""
 
@@ -185,7 +185,7 @@ def test_what_only_one_process_sees_is_agreed_on(folder):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_mesh_that_is_not_there_is_one_sentence(folder):
     child = _start(folder, "none", 2, "--parallel.data=4")
     output = child.communicate(timeout=120)[0]
