@@ -139,9 +139,9 @@ def parse_counts(text: str, name: str) -> list[float]:
     """
     if _THOUSANDS.fullmatch(text.strip()) or _GROUP.search(text):
         value = read_count(text)
-        short = "13M" if value is None else exact_count(value)
+        one = "one number without commas, such as 13M" if value is None else f"{exact_count(value)} for one number"
         raise SdslError(
-            f"{name} is {text!r}, where commas separate the values of a list; write {short} for one number, or a blank "
-            "after each comma for a list."
+            f"{name} is {text!r}, where commas separate the values of a list; write {one}, or a blank after each comma for "
+            "a list."
         )
     return [parse_count(part, name) for part in text.split(",") if part.strip()]

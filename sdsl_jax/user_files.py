@@ -88,7 +88,7 @@ def reading(path: str | Path, what: str = "file") -> Iterator[None]:
         raise SdslError(f"the {what} {path} needs more memory than there is.") from None
     except OSError as error:
         raise SdslError(f"the {what} {path} cannot be read ({reason(error)}).") from None
-    except (ValueError, KeyError, IndexError, TypeError, OverflowError, AttributeError, ArithmeticError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise SdslError(f"the {what} {path} is damaged or of another format ({reason(error)}).") from None
 
 

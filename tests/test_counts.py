@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from sdsl_jax.cli.arguments import _whole
+from sdsl_jax.config import FitConfig
 from sdsl_jax.counts import parse_count, parse_counts, parse_size, parse_sizes, read_count, share_hint, short_count
+from sdsl_jax.decoding import Sampling
 from sdsl_jax.errors import SdslError
 
 
@@ -76,3 +78,20 @@ def test_whole_counts_of_the_command_line():
     for text in ("1.5", "many", ""):
         with pytest.raises(ValueError, match="is no whole number such as 4096"):
             _whole([text])
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda: FitConfig(confidence=90.0),
+            "fit.confidence is 90.0; it must lie in (0, 1); write it as a share: 0.9.",
+        ),
+        (lambda: Sampling(top_p=95.0).check(), "top_p is 95.0; it must lie in (0, 1]; write it as a share: 0.95."),
+        (lambda: Sampling(min_p=2.0).check(), "min_p is 2.0; it must lie in [0, 1]."),
+    ],
+)
+def test_shares_in_per_cent_are_recognised_wherever_one_is_meant(make, words):
+    with pytest.raises(SdslError) as error:
+        make()
+    assert str(error.value) == words

@@ -51,11 +51,6 @@ def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
     return plain(letters), error.end
 
 
-def is_unicode() -> bool:
-    """Whether standard output can show every letter."""
-    return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
-
-
 def fill_gaps() -> None:
     """Where a standard stream is closed, a file that is opened later must not get its number."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:

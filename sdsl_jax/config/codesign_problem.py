@@ -32,7 +32,10 @@ def _shape(section: str, config: TargetConfig | DraftConfig) -> None:
         1 <= config.aspect_ratio <= 1024,
         f"{section}.aspect_ratio is {config.aspect_ratio:g}; width over layers must lie in [1, 1024].",
     )
-    require(0 < config.kv_share <= 1, f"{section}.kv_share is {config.kv_share:g}; it must lie in (0, 1].")
+    require(
+        0 < config.kv_share <= 1,
+        f"{section}.kv_share is {config.kv_share:g}; it must lie in (0, 1]{share_hint(config.kv_share)}.",
+    )
     require(
         config.embedding_tables in (1, 2),
         f"{section}.embedding_tables is {config.embedding_tables}; it must be 1 (embedding and head share one) or 2.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sdsl_jax.counts import WholeCount
+from sdsl_jax.counts import WholeCount, share_hint
 from sdsl_jax.errors import require
 
 
@@ -50,7 +50,10 @@ class MeasureConfig:
             1 <= self.expected_lookahead <= self.new_tokens,
             f"measure.expected_lookahead is {self.expected_lookahead}; it must lie in [1, measure.new_tokens].",
         )
-        require(0 < self.confidence < 1, f"measure.confidence is {self.confidence}; it must lie in (0, 1).")
+        require(
+            0 < self.confidence < 1,
+            f"measure.confidence is {self.confidence}; it must lie in (0, 1){share_hint(self.confidence)}.",
+        )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from sdsl_jax.config.measurement import ClockConfig, ConditionsConfig, HoldoutConfig, MeasureConfig
-from sdsl_jax.counts import WholeCount
+from sdsl_jax.counts import WholeCount, share_hint
 from sdsl_jax.errors import require
 
 
@@ -162,7 +162,8 @@ class TrainingConfig:
             require(0 <= getattr(self, name) < 1, f"training.{name} is {getattr(self, name)}; it must lie in [0, 1).")
         require(
             0 < self.cooldown_fraction <= 1,
-            f"training.cooldown_fraction is {self.cooldown_fraction}; it must lie in (0, 1].",
+            f"training.cooldown_fraction is {self.cooldown_fraction}; it must lie in (0, 1]"
+            f"{share_hint(self.cooldown_fraction)}.",
         )
 
     def peak_learning_rate(self, params: int) -> float:
@@ -222,7 +223,10 @@ class FitConfig:
             require(value > 0, f"fit.{name} is {value}; it must be positive.")
         require(self.starts >= 1, f"fit.starts is {self.starts}; it must be at least 1.")
         require(self.bootstrap >= 20, f"fit.bootstrap is {self.bootstrap}; an interval needs at least 20 draws.")
-        require(0 < self.confidence < 1, f"fit.confidence is {self.confidence}; it must lie in (0, 1).")
+        require(
+            0 < self.confidence < 1,
+            f"fit.confidence is {self.confidence}; it must lie in (0, 1){share_hint(self.confidence)}.",
+        )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from sdsl_jax.counts import share_hint
 from sdsl_jax.errors import require
 
 
@@ -45,8 +46,14 @@ class Sampling:
             f"the temperature is {self.temperature}; it must be a number from 0 up.",
         )
         require(self.top_k is None or self.top_k >= 1, f"top_k is {self.top_k}; it must be at least 1.")
-        require(self.top_p is None or 0 < self.top_p <= 1, f"top_p is {self.top_p}; it must lie in (0, 1].")
-        require(self.min_p is None or 0 <= self.min_p <= 1, f"min_p is {self.min_p}; it must lie in [0, 1].")
+        require(
+            self.top_p is None or 0 < self.top_p <= 1,
+            f"top_p is {self.top_p}; it must lie in (0, 1]{share_hint(float(self.top_p or 0))}.",
+        )
+        require(
+            self.min_p is None or 0 <= self.min_p <= 1,
+            f"min_p is {self.min_p}; it must lie in [0, 1]{share_hint(float(self.min_p or 0))}.",
+        )
         return Sampling(
             jnp.float32(self.temperature),
             None if self.top_k is None else jnp.int32(self.top_k),

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from sdsl_jax.counts import share_hint
 from sdsl_jax.errors import require
 from sdsl_jax.statistics import Interval, mean_interval, ratio_interval
 from sdsl_jax.theory import acceptance_from_tokens_per_round, tokens_per_round
@@ -189,7 +190,7 @@ def acceptance_report(
     Raises:
       SdslError: a column is missing or holds impossible values, or no round is left to count.
     """
-    require(0 < confidence < 1, f"the confidence is {confidence}; it must lie in (0, 1).")
+    require(0 < confidence < 1, f"the confidence is {confidence}; it must lie in (0, 1){share_hint(confidence)}.")
     columns = _columns(events, ("row", "proposed", "accepted", "emitted") + ("start",) * whole_rounds_only)
     everything, sizes = np.unique(columns["row"], return_counts=True)
     emitted = int(columns["emitted"].sum())

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from sdsl_jax.counts import share_hint
 from sdsl_jax.data.prompts import Prompts
 from sdsl_jax.decoding import Decoded, Model, NgramDraft, Sampling, autoregress, one_vocabulary, speculate
 from sdsl_jax.decoding.decode import require_positions
@@ -62,7 +63,10 @@ class PairSettings:
         )
         require(0 <= self.seed < 2**31, f"the seed is {self.seed}; it must lie in [0, 2**31).")
         require(self.batch >= 1, f"the batch is {self.batch}; it must be at least 1.")
-        require(0 < self.confidence < 1, f"the confidence is {self.confidence}; it must lie in (0, 1).")
+        require(
+            0 < self.confidence < 1,
+            f"the confidence is {self.confidence}; it must lie in (0, 1){share_hint(self.confidence)}.",
+        )
         self.sampling.check()
 
 

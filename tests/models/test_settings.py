@@ -187,3 +187,8 @@ def test_every_attribute_of_the_class_in_transformers_is_on_a_list(family):
         k: v for k, v in written(family).items() if k in settings.used and k not in ("rope_parameters", "layer_types")
     }
     read(config.to_dict() | {"rope_parameters": None, "dtype": None} | small)
+
+
+def test_experts_are_refused_and_cannot_be_vouched_for():
+    with pytest.raises(SdslError, match=r"num_experts of .* is 4, .* mixtures of experts are not read; it must be 0\.$"):
+        read(written("llama") | {"num_experts": 4})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sdsl_jax.errors import require
+from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models.interop.fields import CONFIG
 from sdsl_jax.models.interop.gguf import SUFFIX, is_gguf
 from sdsl_jax.user_files import read_json_object, reading
@@ -48,10 +48,9 @@ def require_model_path(path: Path) -> None:
         _require_no_cache(path)
         if (path / _ADAPTER).exists():
             base = read_json_object(path / _ADAPTER).get("base_model_name_or_path")
-            require(
-                False,
+            raise SdslError(
                 f"the folder {path} holds an adapter ({_ADAPTER}) of {base or 'another model'}, which is not read; merge it into "
-                "that model first (merge_and_unload of peft) and give the merged folder.",
+                "that model first (merge_and_unload of peft) and give the merged folder."
             )
         if (path / CONFIG).exists() or any((path / name).exists() for name in _OWN):
             return
@@ -71,11 +70,8 @@ def _require_no_cache(path: Path) -> None:
     """Refuses a hub's cache, or a repository's folder in it."""
     if (path / _SNAPSHOTS).is_dir() and not (path / CONFIG).exists():
         within = sorted(p for p in (path / _SNAPSHOTS).iterdir() if p.is_dir())
-        require(
-            False,
-            f"{path} is a repository in the cache of a hub; give the folder of one revision in it"
-            + (f": {', '.join(map(str, within[:4]))}." if within else ", of which it holds none."),
-        )
+        which = f": {', '.join(map(str, within[:4]))}" if within else ", of which it holds none"
+        raise SdslError(f"{path} is a repository in the cache of a hub; give the folder of one revision in it{which}.")
     models = sorted(path.glob(f"models--*/{_SNAPSHOTS}/*"))
     require(
         not models,

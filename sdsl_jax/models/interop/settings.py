@@ -56,7 +56,7 @@ def require_settings(fields: Fields, settings: Settings, config: ModelConfig) ->
     for name, value in fields.values.items():
         if name in settings.used or name in settings.irrelevant or value is None:
             continue
-        allowed = settings.neutral.get(name)
+        allowed, experts = settings.neutral.get(name), ""
         if allowed is not None:
             values = allowed(config) if callable(allowed) else allowed
             if any(_equal(value, neutral) for neutral in values):
@@ -69,10 +69,9 @@ def require_settings(fields: Fields, settings: Settings, config: ModelConfig) ->
             unknown.append(name)
             continue
         name = printable(name)
-        raise SdslError(
-            f"{name} of {fields.path} is {shown(value)}, {refusal} (--ignore-key {name} reads the model as if the file "
-            "did not have it)."
-        )
+        # Without this setting the tensors of experts would be left over, and refused.
+        vouch = "" if experts else f" (--ignore-key {name} reads the model as if the file did not have it)"
+        raise SdslError(f"{name} of {fields.path} is {shown(value)}, {refusal}{vouch}.")
     return tuple(sorted(unknown))
 
 
