@@ -27,7 +27,7 @@ def read(tmp_path, content, **options):
         PLAIN.replace("\n", "\r"),
         PLAIN.encode("utf-8-sig"),
         PLAIN.encode("utf-16"),
-        gzip.compress(PLAIN.encode()),
+        gzip.compress(PLAIN.encode(), mtime=0),
         PLAIN.replace(",", ";"),
         PLAIN.replace(",", "\t"),
         PLAIN.replace(",", "|"),
