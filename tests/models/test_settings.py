@@ -190,5 +190,7 @@ def test_every_attribute_of_the_class_in_transformers_is_on_a_list(family):
 
 
 def test_experts_are_refused_and_cannot_be_vouched_for():
-    with pytest.raises(SdslError, match=r"num_experts of .* is 4, .* mixtures of experts are not read; it must be 0\.$"):
+    with pytest.raises(
+        SdslError, match=r"num_experts of .* is 4, .* mixtures of experts are not read; it must be 0\.$"
+    ):
         read(written("llama") | {"num_experts": 4})
