@@ -22,6 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from sdsl_jax.checkpoints.model_folder import load_model_folder
 from sdsl_jax.data.prompts import load_prompts
 from sdsl_jax.decoding import (
     ConfidenceThreshold,
@@ -32,9 +33,9 @@ from sdsl_jax.decoding import (
     autoregress,
     speculate,
 )
+from sdsl_jax.device import device_name
 from sdsl_jax.measurement.decoded import self_check
 from sdsl_jax.measurement.latency import Step, time_steps
-from sdsl_jax.training import device_name, load_model_folder
 
 _MOST = 8
 _CHUNK = 64
@@ -43,7 +44,9 @@ _CHUNK = 64
 def _rules(draft_cost: float) -> dict[str, tuple[Any, int, bool]]:
     """Rule, largest lookahead of its trace, and whether the draft is n-grams."""
     fixed = {f"fixed γ = {g}": (FixedLookahead(g), g, False) for g in (1, 2, 3, 4, 5, 6, 8)}
-    unsure = {f"confidence ≥ {t:g}": (ConfidenceThreshold(t), _MOST, False) for t in (0.1, 0.2, 0.3, 0.4)}
+    unsure = {
+        f"confidence ≥ {t:g}": (ConfidenceThreshold(t), _MOST, False) for t in (0.1, 0.2, 0.3, 0.4)
+    }
     online = {"online closed form": (OnlineLookahead(draft_cost), _MOST, False)}
     ngrams = {f"n-grams, γ = {g}": (FixedLookahead(g), g, True) for g in (2, 4)}
     return fixed | unsure | online | ngrams
@@ -93,14 +96,24 @@ def main() -> None:
     parser.add_argument("--prompts", default="heldout")
     parser.add_argument("--count", type=int, default=256, help="prompts at given costs")
     parser.add_argument("--new-tokens", type=int, default=96)
-    parser.add_argument("--draft-cost", type=float, help="verify passes per draft step; measured if left out")
-    parser.add_argument("--clock", type=int, default=5, help="prompts on the clock, one at a time; 0 for none")
+    parser.add_argument(
+        "--draft-cost", type=float, help="verify passes per draft step; measured if left out"
+    )
+    parser.add_argument(
+        "--clock", type=int, default=5, help="prompts on the clock, one at a time; 0 for none"
+    )
     parser.add_argument("--json", type=Path)
     a = parser.parse_args()
     loaded = {role: load_model_folder(getattr(a, role)) for role in ("target", "draft")}
-    target, draft = (Model(loaded[role].config, loaded[role].params) for role in ("target", "draft"))
+    target, draft = (
+        Model(loaded[role].config, loaded[role].params) for role in ("target", "draft")
+    )
     prompts = load_prompts(
-        a.prompts, loaded["target"].tokenizer, count=a.count, max_tokens=32, data=loaded["target"].data
+        a.prompts,
+        loaded["target"].tokenizer,
+        count=a.count,
+        max_tokens=32,
+        data=loaded["target"].data,
     )
     cost = a.draft_cost
     if cost is None:
@@ -118,7 +131,9 @@ def main() -> None:
     def plain(row: int) -> None:
         one = slice(row, row + 1)
         tokens, lengths = prompts.tokens[one], prompts.lengths[one]
-        autoregress(target, tokens, prompt_lengths=lengths, new_tokens=a.new_tokens).tokens.block_until_ready()
+        autoregress(
+            target, tokens, prompt_lengths=lengths, new_tokens=a.new_tokens
+        ).tokens.block_until_ready()
 
     def fast(row: int, drafter: Any, rule: Any, most: int) -> None:
         speculate(
@@ -164,7 +179,9 @@ def main() -> None:
         "on the clock",
         "self-check z",
     ):
-        table.add_column(column, justify="left" if column == "rule" else "right", no_wrap=column == "rule")
+        table.add_column(
+            column, justify="left" if column == "rule" else "right", no_wrap=column == "rule"
+        )
     for name, v in found.items():
         table.add_row(
             name,
@@ -178,8 +195,15 @@ def main() -> None:
     console.print(table)
     if a.json:
         models = {role: loaded[role].record.model_id for role in loaded}
-        result = {"device": device_name(), "models": models, "draft_cost": cost, "prompts": len(prompts.lengths)}
-        a.json.write_text(json.dumps(result | {"new_tokens": a.new_tokens, "rules": found}, indent=1) + "\n")
+        result = {
+            "device": device_name(),
+            "models": models,
+            "draft_cost": cost,
+            "prompts": len(prompts.lengths),
+        }
+        a.json.write_text(
+            json.dumps(result | {"new_tokens": a.new_tokens, "rules": found}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

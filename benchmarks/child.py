@@ -28,7 +28,11 @@ class ChildProcess:
     """
 
     def __init__(
-        self, module: str, runs: str, prefix: tuple[str, ...] = (), python: str | os.PathLike = sys.executable
+        self,
+        module: str,
+        runs: str,
+        prefix: tuple[str, ...] = (),
+        python: str | os.PathLike = sys.executable,
     ) -> None:
         self.runs = runs
         self._process = subprocess.Popen(

@@ -32,7 +32,11 @@ _SHARDS = 4
 
 def memory() -> tuple[float, float]:
     """Resident bytes of this process: in all, and those that are not backed by a file."""
-    kinds = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    kinds = dict(
+        line.split(":", 1)
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if ":" in line
+    )
     return tuple(float(kinds[name].split()[0]) * 1024 for name in ("VmRSS", "RssAnon"))  # type: ignore[return-value]
 
 
@@ -66,9 +70,9 @@ def write(folder: Path, gigabytes: float, dtype: str) -> None:
     import jax.numpy as jnp
     import numpy as np
 
+    from sdsl_jax.checkpoints.interop import export_llama
     from sdsl_jax.decoding import Model
     from sdsl_jax.models import ModelConfig, abstract_params, count
-    from sdsl_jax.models.interop import export_llama
 
     size = 4 if dtype == "float32" else 2
 
@@ -79,7 +83,9 @@ def write(folder: Path, gigabytes: float, dtype: str) -> None:
         )  # fmt: skip
 
     per_layer = count(config(2), 0).total - count(config(1), 0).total
-    made = config(max(1, round((gigabytes * 1e9 / size - count(config(1), 0).total) / per_layer) + 1))
+    made = config(
+        max(1, round((gigabytes * 1e9 / size - count(config(1), 0).total) / per_layer) + 1)
+    )
     random = np.random.default_rng(0)
 
     def draw(leaf: Any) -> Any:
@@ -95,7 +101,7 @@ def read(side: str, folder: Path, dtype: str) -> dict[str, Any]:
         import jax
         import jax.numpy as jnp
 
-        from sdsl_jax.models.interop import open_checkpoint
+        from sdsl_jax.checkpoints.interop import open_checkpoint
 
         jax.block_until_ready(jnp.zeros(1))
         with Peak() as peak:
@@ -112,7 +118,9 @@ def read(side: str, folder: Path, dtype: str) -> dict[str, Any]:
         transformers.utils.logging.set_verbosity_error()
         with Peak() as peak:
             began = time.perf_counter()
-            model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, dtype)
+            )
             loaded = time.perf_counter() - began
             with torch.no_grad():
                 total = sum(float(p.sum()) for p in model.parameters())
@@ -134,17 +142,28 @@ def measure(gigabytes: float, turns: int, folder: Path, console: Console) -> lis
     folders = {dtype: folder / dtype for dtype in dict.fromkeys(stored for stored, _ in READINGS)}
     for dtype, path in folders.items():
         subprocess.run(
-            [sys.executable, "-m", "benchmarks.load", "--write", str(path), dtype, str(gigabytes)], check=True
+            [sys.executable, "-m", "benchmarks.load", "--write", str(path), dtype, str(gigabytes)],
+            check=True,
         )
         console.print(f"{path.name}: {sum(f.stat().st_size for f in path.iterdir()) / 1e9:.2f} GB")
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for turn in range(turns + 1):  # the first one brings the files into the page cache
         for stored, dtype in READINGS:
             for side in SIDES:
-                command = [sys.executable, "-m", "benchmarks.load", "--read", side, str(folders[stored]), dtype]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "benchmarks.load",
+                    "--read",
+                    side,
+                    str(folders[stored]),
+                    dtype,
+                ]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 if turn:
-                    found.setdefault((stored, dtype, side), []).append(json.loads(done.stdout.splitlines()[-1]))
+                    found.setdefault((stored, dtype, side), []).append(
+                        json.loads(done.stdout.splitlines()[-1])
+                    )
     return [
         {"stored": stored, "dtype": dtype, "side": side, "turns": turns}
         | {key: statistics.median(run[key] for run in runs) for key in runs[0]}
@@ -157,10 +176,21 @@ def show(found: dict[str, Any], console: Console) -> None:
     console.print(
         f"{found['device']}; {found['versions']}; load {found['load_before']:.1f} to {found['load_after']:.1f}"
     )
-    table = Table(title="Reading a checkpoint; memory relative to the weights", title_justify="left")
-    for column in ("file → memory", "side", "seconds", "× transformers", "peak memory", "of it not the file's"):
+    table = Table(
+        title="Reading a checkpoint; memory relative to the weights", title_justify="left"
+    )
+    for column in (
+        "file → memory",
+        "side",
+        "seconds",
+        "× transformers",
+        "peak memory",
+        "of it not the file's",
+    ):
         table.add_column(column, justify="left" if column in ("file → memory", "side") else "right")
-    peers = {(row["stored"], row["dtype"]): row for row in found["rows"] if row["side"] == "transformers"}
+    peers = {
+        (row["stored"], row["dtype"]): row for row in found["rows"] if row["side"] == "transformers"
+    }
     for row in found["rows"]:
         ratio = row["seconds"] / peers[row["stored"], row["dtype"]]["seconds"]
         table.add_row(
@@ -191,7 +221,8 @@ def main() -> None:
     names = ("jax", "safetensors", "torch", "transformers")
     found: dict[str, Any] = {
         "device": f"{os.cpu_count()} CPU cores",
-        "versions": f"python {platform.python_version()}, " + ", ".join(f"{n} {version(n)}" for n in names),
+        "versions": f"python {platform.python_version()}, "
+        + ", ".join(f"{n} {version(n)}" for n in names),
         "gigabytes": arguments.gigabytes,
         "load_before": os.getloadavg()[0],
     }

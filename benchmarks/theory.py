@@ -42,7 +42,9 @@ def negative_log_speedup(x: np.ndarray, m: float) -> np.ndarray:
     inside = np.clip(alpha, 1e-9, 1 - 1e-9)
     log_alpha = np.log(inside)
     with np.errstate(all="ignore"):
-        gamma = (1 + scipy.special.lambertw(-(inside ** (1 / c - 1)) / np.e, -1).real) / log_alpha - 1 / c
+        gamma = (
+            1 + scipy.special.lambertw(-(inside ** (1 / c - 1)) / np.e, -1).real
+        ) / log_alpha - 1 / c
     gamma = np.where(np.isfinite(gamma) & (gamma > 0) & (alpha > 0), gamma, 0.0)
     return -np.log((1 - inside ** (gamma + 1)) / (1 - inside) / (gamma * c + 1))
 
@@ -95,7 +97,9 @@ def main() -> None:
     """Prints the table, or JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--targets", type=int, default=100_000, help="for ours; scipy loops over 200 of them")
+    parser.add_argument(
+        "--targets", type=int, default=100_000, help="for ours; scipy loops over 200 of them"
+    )
     arguments = parser.parse_args()
     few = np.geomspace(1e9, 1e12, 200)
     rows: list[dict[str, Any]] = []
@@ -110,10 +114,14 @@ def main() -> None:
         with jax.enable_x64(x64):
             sizes = jnp.asarray(many)
             duration = seconds(functools.partial(_solve_all, sizes), 7)
-            error = float(np.max(np.abs(np.asarray(by_jax(jnp.asarray(few))[0], float) / truth - 1)))
+            error = float(
+                np.max(np.abs(np.asarray(by_jax(jnp.asarray(few))[0], float) / truth - 1))
+            )
         precision = "float64" if x64 else "float32"
         name = f"one vmapped call, {precision}, with intervals"
-        rows.append({"method": name, "targets": len(many), "seconds": duration, "largest_difference": error})
+        rows.append(
+            {"method": name, "targets": len(many), "seconds": duration, "largest_difference": error}
+        )
     for row in rows:
         row["solves_per_second"] = row["targets"] / row["seconds"]
         row["ratio"] = row["solves_per_second"] / (rows[1]["targets"] / rows[1]["seconds"])
@@ -127,7 +135,11 @@ def main() -> None:
         return
     print(f"{result['device']}; {result['versions']}")
     for row in rows:
-        difference = f", N* within {row['largest_difference']:.0e} of scipy's" if "largest_difference" in row else ""
+        difference = (
+            f", N* within {row['largest_difference']:.0e} of scipy's"
+            if "largest_difference" in row
+            else ""
+        )
         print(
             f"{row['method']:45s} {row['solves_per_second']:12,.0f} solves/s  {row['ratio']:8.1f}×  "
             f"({row['targets']:,} in {row['seconds']:.2f} s{difference})"

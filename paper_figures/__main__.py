@@ -57,7 +57,9 @@ def page(tables: dict[str, pd.DataFrame], found: dict[str, list[Claim]]) -> str:
     parts = [_HEAD]
     for name, module in FIGURES.items():
         parts.append(f"## {module.TITLE}\n\n![{module.TITLE}]({name}.png)\n\n{module.CAPTION}\n\n")
-        parts.append(f"Data: [{name}.csv]({name}.csv). Vector graphics: [{name}.pdf]({name}.pdf).\n\n")
+        parts.append(
+            f"Data: [{name}.csv]({name}.csv). Vector graphics: [{name}.pdf]({name}.pdf).\n\n"
+        )
         if hasattr(module, "listing"):
             parts.append(module.listing(tables[name]))
         parts.append("| quantity | paper | ours | difference | note |\n|---|---|---|---|---|\n")
@@ -65,7 +67,9 @@ def page(tables: dict[str, pd.DataFrame], found: dict[str, list[Claim]]) -> str:
             paper = "–" if claim.paper is None else f"{claim.paper:{claim.form}}"
             difference = "–" if claim.difference is None else f"{100 * claim.difference:+.1f} %"
             quantity = claim.quantity.replace("|", "\\|")
-            parts.append(f"| {quantity} | {paper} | {claim.ours:{claim.form}} | {difference} | {claim.note} |\n")
+            parts.append(
+                f"| {quantity} | {paper} | {claim.ours:{claim.form}} | {difference} | {claim.note} |\n"
+            )
         parts.append("\n")
     return "".join(parts).rstrip() + "\n"
 

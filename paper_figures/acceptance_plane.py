@@ -38,14 +38,18 @@ def compute() -> pd.DataFrame:
             "acceptance": [r.alpha for r in pairs],
         }
     )
-    design = np.stack([table.draft_perplexity, table.target_perplexity, np.ones(len(table))], axis=1)
+    design = np.stack(
+        [table.draft_perplexity, table.target_perplexity, np.ones(len(table))], axis=1
+    )
     table["plane"] = design @ np.linalg.lstsq(design, table.acceptance, rcond=None)[0]
     return table
 
 
 def coefficients(table: pd.DataFrame) -> tuple[np.ndarray, float, float]:
     """A, B, C of the fitted plane, its R² and its mean squared error."""
-    design = np.stack([table.draft_perplexity, table.target_perplexity, np.ones(len(table))], axis=1)
+    design = np.stack(
+        [table.draft_perplexity, table.target_perplexity, np.ones(len(table))], axis=1
+    )
     found = np.linalg.lstsq(design, table.acceptance, rcond=None)[0]
     error = float(np.square(table.acceptance - design @ found).mean())
     return found, 1 - error / float(np.var(table.acceptance)), error
@@ -57,12 +61,19 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
     with figure(folder, name, 1, 2, (10.5, 4.0)) as (made, axes):
         left, right = axes[0]
         x = np.linspace(table.draft_perplexity.min() - 0.3, table.draft_perplexity.max() + 0.3, 60)
-        y = np.linspace(table.target_perplexity.min() - 0.15, table.target_perplexity.max() + 0.15, 60)
+        y = np.linspace(
+            table.target_perplexity.min() - 0.15, table.target_perplexity.max() + 0.15, 60
+        )
         plane = a * x[None] + b * y[:, None] + c
         limits = dict(vmin=table.acceptance.min(), vmax=table.acceptance.max())
         shade = left.pcolormesh(x, y, plane, cmap="viridis", shading="gouraud", **limits)
         left.scatter(
-            table.draft_perplexity, table.target_perplexity, c=table.acceptance, edgecolors="white", s=55, **limits
+            table.draft_perplexity,
+            table.target_perplexity,
+            c=table.acceptance,
+            edgecolors="white",
+            s=55,
+            **limits,
         )
         made.colorbar(shade, ax=left, label="acceptance α")
         left.set(
@@ -72,7 +83,13 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
         )
         for i, (size, group) in enumerate(table.groupby("target_params")):
             missed = group.acceptance - group.plane
-            right.plot(group.draft_params, missed, "o", color=COLOURS[i], label=f"target {short_count(size)}")
+            right.plot(
+                group.draft_params,
+                missed,
+                "o",
+                color=COLOURS[i],
+                label=f"target {short_count(size)}",
+            )
         right.axhline(0, color="0.4", lw=0.8)
         right.set_xscale("log")
         label_sizes(right.xaxis, "draft size N (non-embedding parameters)")
@@ -95,5 +112,7 @@ def claims(table: pd.DataFrame) -> list[Claim]:
             ".3f",
             "one corpus and one architecture leave less unexplained",
         ),
-        Claim("mean squared error of the plane", about.mean_squared_error, error, ".3g", "the same"),
+        Claim(
+            "mean squared error of the plane", about.mean_squared_error, error, ".3g", "the same"
+        ),
     ]

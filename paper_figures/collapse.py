@@ -37,12 +37,19 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
         for i, (tokens, rows) in enumerate(table.groupby("draft_tokens")):
             label = f"D = {short_count(tokens)}"
             axes[0, 0].plot(rows.target_params, 1e3 * rows.ratio, color=COLOURS[i], label=label)
-            axes[0, 1].plot(rows.target_params, rows.ratio.to_numpy() / mean.to_numpy(), color=COLOURS[i], label=label)
+            axes[0, 1].plot(
+                rows.target_params,
+                rows.ratio.to_numpy() / mean.to_numpy(),
+                color=COLOURS[i],
+                label=label,
+            )
         for axis in axes[0]:
             axis.set_xscale("log")
             label_sizes(axis.xaxis, "target size M (total parameters)")
         axes[0, 0].set(ylabel="N*/M (thousandths)", title="The best ratio falls with M")
-        axes[0, 1].set(ylabel="ratio to the mean over D", title="… and hardly depends on D", ylim=(0.9, 1.15))
+        axes[0, 1].set(
+            ylabel="ratio to the mean over D", title="… and hardly depends on D", ylim=(0.9, 1.15)
+        )
         axes[0, 1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
@@ -52,8 +59,18 @@ def claims(table: pd.DataFrame) -> list[Claim]:
     spread = float((by_size.max() / by_size.min()).max() - 1)
     mean = by_size.mean()
     return [
-        Claim("largest spread of N*/M over D at one M", None, spread, ".3f", "the collapse over D holds to this"),
         Claim(
-            "N*/M at 10e9 over N*/M at 150e9", None, float(mean.iloc[0] / mean.iloc[-1]), ".2f", "not a constant ratio"
+            "largest spread of N*/M over D at one M",
+            None,
+            spread,
+            ".3f",
+            "the collapse over D holds to this",
+        ),
+        Claim(
+            "N*/M at 10e9 over N*/M at 150e9",
+            None,
+            float(mean.iloc[0] / mean.iloc[-1]),
+            ".2f",
+            "not a constant ratio",
         ),
     ]

@@ -73,10 +73,14 @@ def _solve(m, d, d_target, loss_law, overhead) -> DraftOptimum:
     return jax.vmap(one)(m, d, d_target)
 
 
-def optima(sizes, draft_tokens, target_tokens, loss_law: LossLaw = BESIROGLU, overhead: float = 0.0) -> DraftOptimum:
+def optima(
+    sizes, draft_tokens, target_tokens, loss_law: LossLaw = BESIROGLU, overhead: float = 0.0
+) -> DraftOptimum:
     """Optima for arrays of M, D and D′ of any shapes that broadcast, by the paper's plane and costs, in float64."""
     with jax.enable_x64(True):
-        arrays = np.broadcast_arrays(*(np.asarray(x, float) for x in (sizes, draft_tokens, target_tokens)))
+        arrays = np.broadcast_arrays(
+            *(np.asarray(x, float) for x in (sizes, draft_tokens, target_tokens))
+        )
         # What a law is about is static: one compilation serves all that differ in coefficients alone.
         law = jax.tree.map(jnp.float64, dataclasses.replace(loss_law, about=BESIROGLU.about))
         found = _solve(*(jnp.asarray(a.ravel()) for a in arrays), law, jnp.float64(overhead))

@@ -29,7 +29,15 @@ TARGET, TARGET_TOKENS = 13e9, 180e9
 def compute() -> pd.DataFrame:
     """The paper's rows with the distance from N*."""
     table = pd.DataFrame(
-        MEASURED, columns=["draft", "draft_params", "layers", "ttft_seconds", "total_seconds", "tpot_seconds"]
+        MEASURED,
+        columns=[
+            "draft",
+            "draft_params",
+            "layers",
+            "ttft_seconds",
+            "total_seconds",
+            "tpot_seconds",
+        ],
     )
     table["optimal_draft_params"] = float(optima(TARGET, DRAFT_TOKENS, TARGET_TOKENS).params)
     table["distance"] = (table.draft_params - table.optimal_draft_params).abs() / TARGET
@@ -47,16 +55,27 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
                 at = (getattr(row, column), 1e3 * row.tpot_seconds)
                 axis.plot(*at, "o", ms=8, color=COLOURS[i], label=row.draft)
                 place = (0, -17) if row.draft == "OPT-1.3B" else (0, 9)
-                axis.annotate(f"{at[1]:.1f}", at, xytext=place, textcoords="offset points", ha="center", fontsize=8.5)
+                axis.annotate(
+                    f"{at[1]:.1f}",
+                    at,
+                    xytext=place,
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=8.5,
+                )
             axis.margins(0.12, 0.2)
-            axis.set(yscale="log", xlabel=label, ylabel="time per output token (ms, paper)", title=title)
+            axis.set(
+                yscale="log", xlabel=label, ylabel="time per output token (ms, paper)", title=title
+            )
         axes[0, 1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def claims(table: pd.DataFrame) -> list[Claim]:
     """Rank correlations and the distances."""
     opt = table[table.draft.str.startswith("OPT")]
-    made = [Claim(f"|N − N*|/M of {row.draft}", None, row.distance, ".4f") for row in table.itertuples()]
+    made = [
+        Claim(f"|N − N*|/M of {row.draft}", None, row.distance, ".4f") for row in table.itertuples()
+    ]
     rank = float(scipy.stats.spearmanr(table.distance, table.tpot_seconds).statistic)
     made.append(
         Claim(

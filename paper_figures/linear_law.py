@@ -9,7 +9,15 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from paper_figures.common import DRAFT_TOKENS, FAMILY_TOKENS, SIZES, TARGET_TOKENS, TARGETS, Claim, optima
+from paper_figures.common import (
+    DRAFT_TOKENS,
+    FAMILY_TOKENS,
+    SIZES,
+    TARGET_TOKENS,
+    TARGETS,
+    Claim,
+    optima,
+)
 from sdsl_jax.counts import short_count
 from sdsl_jax.report.style import COLOURS, figure, label_sizes
 from sdsl_jax.theory import linear_law
@@ -77,7 +85,14 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
         for i, (tokens, rows) in enumerate(pool.groupby("draft_tokens")):
             grey = f"{0.15 + 0.15 * i:.2f}"
             label = f"D = {short_count(tokens)}"
-            left.plot(rows.target_params / 1e9, rows.draft_params / 1e6, "o", ms=4, color=grey, label=label)
+            left.plot(
+                rows.target_params / 1e9,
+                rows.draft_params / 1e6,
+                "o",
+                ms=4,
+                color=grey,
+                label=label,
+            )
         m = np.linspace(10e9, 115e9, 100)
         x = pool.target_params.to_numpy()
         sigma = np.sqrt(np.square(pool.draft_params - mu * x - m0).sum() / (len(x) - 2))
@@ -87,12 +102,28 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
             * np.sqrt(1 / len(x) + (m - x.mean()) ** 2 / (len(x) * x.var()))
         )
         left.plot(
-            m / 1e9, (mu * m + m0) / 1e6, color=COLOURS[0], lw=1.2, label=f"our pooled line, R² = {r_squared:.3f}"
+            m / 1e9,
+            (mu * m + m0) / 1e6,
+            color=COLOURS[0],
+            lw=1.2,
+            label=f"our pooled line, R² = {r_squared:.3f}",
         )
         left.fill_between(
-            m / 1e9, (mu * m + m0 - half) / 1e6, (mu * m + m0 + half) / 1e6, color="0.2", alpha=0.15, lw=0
+            m / 1e9,
+            (mu * m + m0 - half) / 1e6,
+            (mu * m + m0 + half) / 1e6,
+            color="0.2",
+            alpha=0.15,
+            lw=0,
         )
-        left.plot(m / 1e9, (MU * m + M0) / 1e6, color=COLOURS[1], lw=1.2, ls="--", label="line of the paper")
+        left.plot(
+            m / 1e9,
+            (MU * m + M0) / 1e6,
+            color=COLOURS[1],
+            lw=1.2,
+            ls="--",
+            label="line of the paper",
+        )
         left.plot(
             m / 1e9,
             np.exp(scale) * m**exponent / 1e6,
@@ -102,14 +133,20 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
             label=f"power law, M^{exponent:.2f}",
         )
         left.set(
-            xlabel="target size M (billions)", ylabel="optimal draft N* (millions)", title="On the paper's targets"
+            xlabel="target size M (billions)",
+            ylabel="optimal draft N* (millions)",
+            title="On the paper's targets",
         )
         left.legend(loc="upper left", fontsize=8)
         right.loglog(beyond.target_params, beyond.draft_params, color="0.2", lw=2, label="optimum")
         ours = mu * beyond.target_params + m0
         right.loglog(beyond.target_params, ours, color=COLOURS[0], lw=1.2, label="our pooled line")
         right.loglog(
-            beyond.target_params, MU * beyond.target_params + M0, color=COLOURS[1], ls="--", label="line of the paper"
+            beyond.target_params,
+            MU * beyond.target_params + M0,
+            color=COLOURS[1],
+            ls="--",
+            label="line of the paper",
         )
         right.loglog(
             beyond.target_params,
@@ -118,7 +155,9 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
             ls=":",
             label="power law",
         )
-        right.axvspan(SIZES.min(), SIZES.max(), color="0.5", alpha=0.12, lw=0, label="targets of the paper")
+        right.axvspan(
+            SIZES.min(), SIZES.max(), color="0.5", alpha=0.12, lw=0, label="targets of the paper"
+        )
         label_sizes(right.xaxis, "target size M (total parameters)")
         label_sizes(right.yaxis, "optimal draft N* (total parameters)")
         right.set_title("Beyond them")
@@ -158,7 +197,11 @@ def claims(table: pd.DataFrame) -> list[Claim]:
     for d in FAMILY_TOKENS:
         rows = table[table.pool & (table.draft_tokens == d)]
         slope, intercept = np.polyfit(rows.target_params, rows.draft_params, 1)
-        made.append(Claim(f"μ at D = {short_count(d)} alone", MU, float(slope), ".3g", f"M₀ = {intercept:.3g}"))
+        made.append(
+            Claim(
+                f"μ at D = {short_count(d)} alone", MU, float(slope), ".3g", f"M₀ = {intercept:.3g}"
+            )
+        )
     made.append(
         Claim(
             "R² of the pooled line",
@@ -168,11 +211,24 @@ def claims(table: pd.DataFrame) -> list[Claim]:
             f"of the rest {100 * _curvature(table):.0f} % is the curvature in M, and the remainder the dependence on D; none is chance",
         )
     )
-    made.append(Claim("exponent of the power law", None, exponent, ".3f", "a line in M is a chord of it"))
+    made.append(
+        Claim("exponent of the power law", None, exponent, ".3f", "a line in M is a chord of it")
+    )
     for d, rows in table[~table.pool].groupby("draft_tokens"):
         for size in (1e9, 1e12):
-            truth = float(np.exp(np.interp(np.log(size), np.log(rows.target_params), np.log(rows.draft_params))))
+            truth = float(
+                np.exp(
+                    np.interp(np.log(size), np.log(rows.target_params), np.log(rows.draft_params))
+                )
+            )
             at = f"over the optimum at M = {short_count(size)}, D = {short_count(d)}"
             made.append(Claim(f"the paper's line {at}", None, (MU * size + M0) / truth, ".2f"))
-            made.append(Claim(f"our power law {at}", None, float(np.exp(scale) * size**exponent) / truth, ".2f"))
+            made.append(
+                Claim(
+                    f"our power law {at}",
+                    None,
+                    float(np.exp(scale) * size**exponent) / truth,
+                    ".2f",
+                )
+            )
     return made

@@ -26,9 +26,11 @@ def compute() -> pd.DataFrame:
     """One row for each target."""
     best = optima(SIZES, DRAFT_TOKENS, TARGET_TOKENS)
     with jax.enable_x64(True):
-        slopes = jax.jit(jax.vmap(lambda m, t: elasticities(Scenario(m, DRAFT_TOKENS, t, BESIROGLU, PAPER_PLANE))))(
-            jnp.asarray(SIZES), jnp.asarray(TARGET_TOKENS)
-        )
+        slopes = jax.jit(
+            jax.vmap(
+                lambda m, t: elasticities(Scenario(m, DRAFT_TOKENS, t, BESIROGLU, PAPER_PLANE))
+            )
+        )(jnp.asarray(SIZES), jnp.asarray(TARGET_TOKENS))
     presets = {
         name: optima(SIZES, DRAFT_TOKENS, TARGET_TOKENS, law).params
         for name, law in PUBLISHED_LOSS_LAWS.items()
@@ -62,13 +64,36 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
     with figure(folder, name, 1, 1, (8.0, 4.6)) as (_, axes):
         axis, y = axes[0, 0], np.arange(len(table))[::-1]
         axis.hlines(
-            y, table.low_5pct, table.high_5pct, color=COLOURS[0], lw=1.2, label="within 5 % of the best speed-up"
+            y,
+            table.low_5pct,
+            table.high_5pct,
+            color=COLOURS[0],
+            lw=1.2,
+            label="within 5 % of the best speed-up",
         )
-        axis.hlines(y, table.low_1pct, table.high_1pct, color=COLOURS[0], lw=5, alpha=0.45, label="within 1 %")
+        axis.hlines(
+            y,
+            table.low_1pct,
+            table.high_1pct,
+            color=COLOURS[0],
+            lw=5,
+            alpha=0.45,
+            label="within 1 %",
+        )
         axis.plot(table.draft_params, y, "|", color=COLOURS[6], ms=11, mew=1.8, label="N*, ours")
         stated = [(PUBLISHED[t], row) for t, row in zip(table.target, y) if t in PUBLISHED]
-        axis.plot(*zip(*stated), "o", mfc="none", mec=COLOURS[1], ms=9, mew=1.6, label="N*, stated in the paper")
-        axis.set_yticks(y, [f"{t}  ({m / 1e9:.0f}B)" for t, m in zip(table.target, table.target_params)])
+        axis.plot(
+            *zip(*stated),
+            "o",
+            mfc="none",
+            mec=COLOURS[1],
+            ms=9,
+            mew=1.6,
+            label="N*, stated in the paper",
+        )
+        axis.set_yticks(
+            y, [f"{t}  ({m / 1e9:.0f}B)" for t, m in zip(table.target, table.target_params)]
+        )
         axis.set_xscale("log")
         label_sizes(axis.xaxis, "draft size N (total parameters)")
         axis.set_title("Optimal draft of each target, D = 180B draft tokens")
@@ -93,7 +118,9 @@ def listing(table: pd.DataFrame) -> str:
             f"{row.lookahead:.2f} ({row.lookahead_integer:.0f})",
             f"{row.acceptance:.3f}",
             f"{row.speedup:.3f}",
-            "–" if stated is None else f"{short_count(stated)} ({100 * (row.draft_params / stated - 1):+.1f} %)",
+            "–"
+            if stated is None
+            else f"{short_count(stated)} ({100 * (row.draft_params / stated - 1):+.1f} %)",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n\n"
@@ -103,7 +130,8 @@ def claims(table: pd.DataFrame) -> list[Claim]:
     """The two stated optima, under every preset, and the mean ratio."""
     rows = table.set_index("target")
     made = [
-        Claim(f"N* of {t} (preset besiroglu)", value, rows.draft_params[t], ".4g") for t, value in PUBLISHED.items()
+        Claim(f"N* of {t} (preset besiroglu)", value, rows.draft_params[t], ".4g")
+        for t, value in PUBLISHED.items()
     ]
     for preset in ("hoffmann", "hoffmann_unrounded", "muennighoff"):
         made += [

@@ -32,14 +32,27 @@ def compute() -> pd.DataFrame:
     rows = []
     with jax.enable_x64(True):
         for target, top, size in zip(TARGETS, best.speedup_integer, best.params):
-            problem = Scenario(target.params, DRAFT_TOKENS, target.tokens, BESIROGLU, PAPER_PLANE).problem()
+            problem = Scenario(
+                target.params, DRAFT_TOKENS, target.tokens, BESIROGLU, PAPER_PLANE
+            ).problem()
             rules = np.array([target.params / 200, MU * target.params + M0])
-            at_rules = optimal_lookahead(problem.acceptance(rules), problem.cost.draft_step(rules)).speedup_integer
+            at_rules = optimal_lookahead(
+                problem.acceptance(rules), problem.cost.draft_step(rules)
+            ).speedup_integer
             grid = np.geomspace(1e7, 2e10, 4001)
-            habit = np.asarray(speedup(problem.acceptance(grid), 4.0, problem.cost.draft_step(grid))).max()
+            habit = np.asarray(
+                speedup(problem.acceptance(grid), 4.0, problem.cost.draft_step(grid))
+            ).max()
             values = [*np.asarray(at_rules), habit, float(problem.speedup(size, 4.0))]
             lost = {name: 100 * (1 - value / top) for name, value in zip(RULES, values)}
-            rows.append({"target": target.name, "target_params": target.params, "speedup_integer": float(top)} | lost)
+            rows.append(
+                {
+                    "target": target.name,
+                    "target_params": target.params,
+                    "speedup_integer": float(top),
+                }
+                | lost
+            )
     return pd.DataFrame(rows)
 
 
@@ -61,7 +74,16 @@ def claims(table: pd.DataFrame) -> list[Claim]:
         "lost_gamma4_pct": "the habit costs more than any of these draft sizes",
     }
     made = [
-        Claim(f"largest loss by {label} (%)", None, float(table[column].max()), ".2f", notes.get(column, ""))
+        Claim(
+            f"largest loss by {label} (%)",
+            None,
+            float(table[column].max()),
+            ".2f",
+            notes.get(column, ""),
+        )
         for column, label in RULES.items()
     ]
-    return [*made, Claim("smallest loss by γ = 4 at N* (%)", None, float(table.lost_gamma4_pct.min()), ".2f")]
+    return [
+        *made,
+        Claim("smallest loss by γ = 4 at N* (%)", None, float(table.lost_gamma4_pct.min()), ".2f"),
+    ]

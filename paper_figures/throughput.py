@@ -27,7 +27,9 @@ def compute() -> pd.DataFrame:
     for target in (t for t in TARGETS if t.name in SHOWN):
         sizes = np.geomspace(1e6, target.params / 3, 300)
         with jax.enable_x64(True):
-            problem = Scenario(target.params, DRAFT_TOKENS, target.tokens, BESIROGLU, PAPER_PLANE).problem()
+            problem = Scenario(
+                target.params, DRAFT_TOKENS, target.tokens, BESIROGLU, PAPER_PLANE
+            ).problem()
             alpha = np.asarray(problem.acceptance(sizes))
             best = optimal_lookahead(alpha, problem.cost.draft_step(sizes))
         parts.append(
@@ -71,4 +73,6 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
 def claims(table: pd.DataFrame) -> list[Claim]:
     """The paper shows curves; the height of the best of each is ours."""
     best = table.loc[table.groupby("target").speedup.idxmax()]
-    return [Claim(f"largest S for {row.target}", None, row.speedup, ".3f") for row in best.itertuples()]
+    return [
+        Claim(f"largest S for {row.target}", None, row.speedup, ".3f") for row in best.itertuples()
+    ]

@@ -34,7 +34,10 @@ SCATTER = 0.00128**0.5
 
 def compute() -> pd.DataFrame:
     """Rows of (what, at, value)."""
-    rows = [("draft_params_by_overhead", c, float(optima(70e9, DRAFT_TOKENS, 15e12, overhead=c).params)) for c in CURVE]
+    rows = [
+        ("draft_params_by_overhead", c, float(optima(70e9, DRAFT_TOKENS, 15e12, overhead=c).params))
+        for c in CURVE
+    ]
     with jax.enable_x64(True):
         beta, chain = BetaAcceptance(6.0, 3.0), PersistentAcceptance(2 / 3, 0.3)
         for g in LOOKAHEADS:
@@ -48,7 +51,9 @@ def compute() -> pd.DataFrame:
         rows.append(("acceptance_of_tiny_draft", 1e6, float(tiny.acceptance(1e6))))
         solve = jax.jit(sensitivities)
         for target in TARGETS:
-            found = solve(Scenario(target.params, DRAFT_TOKENS, target.tokens, BESIROGLU, PAPER_PLANE))
+            found = solve(
+                Scenario(target.params, DRAFT_TOKENS, target.tokens, BESIROGLU, PAPER_PLANE)
+            )
             # A shift of the level C by one residual standard deviation, to first order.
             rows.append(
                 (
@@ -58,7 +63,11 @@ def compute() -> pd.DataFrame:
                 )
             )
             rows.append(
-                (f"log_speedup_per_scatter {target.name}", SCATTER, float(found.log_speedup.acceptance_law.C) * SCATTER)
+                (
+                    f"log_speedup_per_scatter {target.name}",
+                    SCATTER,
+                    float(found.log_speedup.acceptance_law.C) * SCATTER,
+                )
             )
     return pd.DataFrame(rows, columns=["what", "at", "value"])
 
@@ -85,7 +94,9 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
             right.plot(rows["at"], 100 * rows["value"], "o-", ms=3.5, color=COLOURS[i], label=label)
         right.axhline(0, color="0.4", lw=0.8)
         right.set(
-            xlabel="lookahead γ", ylabel="error of the geometric τ (%)", title="What i.i.d. acceptance gets wrong"
+            xlabel="lookahead γ",
+            ylabel="error of the geometric τ (%)",
+            title="What i.i.d. acceptance gets wrong",
         )
         right.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
@@ -94,7 +105,12 @@ def claims(table: pd.DataFrame) -> list[Claim]:
     """Ours alone: the paper does not ask these questions."""
     value = {(row.what, row.at): row.value for row in table.itertuples()}
     made = [
-        Claim(f"N* at M = 70B with an overhead of {c}", None, value["draft_params_by_overhead", c], ".3g")
+        Claim(
+            f"N* at M = 70B with an overhead of {c}",
+            None,
+            value["draft_params_by_overhead", c],
+            ".3g",
+        )
         for c in OVERHEADS
     ]
     for what, label in (
@@ -102,7 +118,11 @@ def claims(table: pd.DataFrame) -> list[Claim]:
         ("error_over_prompts", "Beta(6, 3) over prompts"),
         ("error_persistent", "a chain with persistence .3"),
     ):
-        made.append(Claim(f"error of the geometric τ at γ = 5 (%), {label}", None, 100 * value[what, 5], ".1f"))
+        made.append(
+            Claim(
+                f"error of the geometric τ at γ = 5 (%), {label}", None, 100 * value[what, 5], ".1f"
+            )
+        )
     made.append(
         Claim(
             "α of a draft of 1e6 parameters, D = 1e12, by the plane",
@@ -111,7 +131,9 @@ def claims(table: pd.DataFrame) -> list[Claim]:
             ".2f",
         )
     )
-    scatter = np.array([v for (what, _), v in value.items() if what.startswith("log_draft_params_per")])
+    scatter = np.array(
+        [v for (what, _), v in value.items() if what.startswith("log_draft_params_per")]
+    )
     speed = np.array([v for (what, _), v in value.items() if what.startswith("log_speedup_per")])
     first_order = "first order, a shift of C by √MSE = .036"
     made.append(
@@ -124,6 +146,12 @@ def claims(table: pd.DataFrame) -> list[Claim]:
         )
     )
     made.append(
-        Claim("change of ln S* by one residual of the plane, largest", None, float(speed.max()), ".3f", first_order)
+        Claim(
+            "change of ln S* by one residual of the plane, largest",
+            None,
+            float(speed.max()),
+            ".3f",
+            first_order,
+        )
     )
     return made

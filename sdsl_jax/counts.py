@@ -55,7 +55,9 @@ def read_count(text: str) -> float | None:
     plain = text.strip()
     power = _SUFFIXES.get(plain[-1:].lower())
     if power is None:
-        return read_number(plain.replace(",", "") if _THOUSANDS.fullmatch(plain.partition(".")[0]) else plain)
+        return read_number(
+            plain.replace(",", "") if _THOUSANDS.fullmatch(plain.partition(".")[0]) else plain
+        )
     plain = plain[:-1].rstrip()
     if _NUMBER.fullmatch(plain) and "e" not in plain.lower():
         return read_number(f"{plain}e{power}")  # rounded once, so that 0.57B is whole
@@ -92,8 +94,12 @@ def parse_count(text: str, name: str) -> float:
     """
     value = read_count(text)
     if value is None:
-        raise SdslError(f"{name} is {text!r}; it must be a number such as 30e9, 30B or 30,000,000,000.")
-    require(0 < value <= LARGEST, f"{name} is {text}; it must be positive, and at most {LARGEST:g}.")
+        raise SdslError(
+            f"{name} is {text!r}; it must be a number such as 30e9, 30B or 30,000,000,000."
+        )
+    require(
+        0 < value <= LARGEST, f"{name} is {text}; it must be positive, and at most {LARGEST:g}."
+    )
     return value
 
 
@@ -139,7 +145,11 @@ def parse_counts(text: str, name: str) -> list[float]:
     """
     if _THOUSANDS.fullmatch(text.strip()) or _GROUP.search(text):
         value = read_count(text)
-        one = "one number without commas, such as 13M" if value is None else f"{exact_count(value)} for one number"
+        one = (
+            "one number without commas, such as 13M"
+            if value is None
+            else f"{exact_count(value)} for one number"
+        )
         raise SdslError(
             f"{name} is {text!r}, where commas separate the values of a list; write {one}, or a blank after each comma for "
             "a list."

@@ -27,7 +27,9 @@ _MOST_ROWS = 1_000_000
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _SEPARATOR_NAMES = ", ".join(_SEPARATORS.values())
 # What stands in a cell that has nothing to say, in lower case.
-_MISSING = frozenset({"", "na", "n/a", "#n/a", "nan", "<na>", "null", "none", "nil", "-", "--", "–", "—", "?"})
+_MISSING = frozenset(
+    {"", "na", "n/a", "#n/a", "nan", "<na>", "null", "none", "nil", "-", "--", "–", "—", "?"}
+)
 _OTHER_FORMATS = (
     (re.compile(r"\{|\[\s*[\[{]"), "JSON; write it as CSV"),
     (re.compile(r"<"), "HTML or XML; save the table as CSV"),
@@ -35,7 +37,9 @@ _OTHER_FORMATS = (
 )
 _SEPARATOR_LINE = re.compile(r"sep=(.)", re.IGNORECASE)  # the first line of some spreadsheets' CSV
 # Units that the names of columns state: params (M), tokens_B, size [millions].
-_UNIT = re.compile(r"[\s_(\[](?P<unit>k|m|b|bn|t|thousand|million|billion|trillion)s?[)\]]?$", re.IGNORECASE)
+_UNIT = re.compile(
+    r"[\s_(\[](?P<unit>k|m|b|bn|t|thousand|million|billion|trillion)s?[)\]]?$", re.IGNORECASE
+)
 # Numbers in such a unit are smaller than any that are not.
 _LARGEST_IN_UNITS = 1e5
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(e[+-]?\d+)?", re.IGNORECASE)
@@ -52,7 +56,9 @@ def is_missing(cell: str) -> bool:
 
 def listed_names(names: Sequence[str]) -> str:
     """Names for a message; those with blanks or signs in quotes."""
-    shown = [name if re.fullmatch(r"[\w./:-]+", name) else repr(name) for name in names[:_MOST_LISTED]]
+    shown = [
+        name if re.fullmatch(r"[\w./:-]+", name) else repr(name) for name in names[:_MOST_LISTED]
+    ]
     return ", ".join(shown) + (", …" if len(names) > _MOST_LISTED else "")
 
 
@@ -61,7 +67,9 @@ def listed_lines(lines: Sequence[int]) -> str:
     shown = [str(line) for line in sorted(set(lines))]
     if len(shown) > _MOST_LISTED:
         return f"lines {', '.join(shown[:_MOST_LISTED])}, …"
-    return f"line {shown[0]}" if len(shown) == 1 else f"lines {', '.join(shown[:-1])} and {shown[-1]}"
+    return (
+        f"line {shown[0]}" if len(shown) == 1 else f"lines {', '.join(shown[:-1])} and {shown[-1]}"
+    )
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,10 @@ class CsvTable:
         )
         for name in names:
             count = known.count(name)
-            require(count == 1, f"{self.path} has {count} columns called {name}; rename or remove all but one.")
+            require(
+                count == 1,
+                f"{self.path} has {count} columns called {name}; rename or remove all but one.",
+            )
 
     def column(self, name: str) -> list[str]:
         """The cells of a column.
@@ -119,7 +130,9 @@ class CsvTable:
     def rows_where(self, kept: Sequence[bool] | np.ndarray) -> CsvTable:
         """The table with some of its rows."""
         chosen = [i for i, keep in enumerate(kept) if keep]
-        return replace(self, rows=[self.rows[i] for i in chosen], lines=[self.lines[i] for i in chosen])
+        return replace(
+            self, rows=[self.rows[i] for i in chosen], lines=[self.lines[i] for i in chosen]
+        )
 
     def counts(self, name: str, largest: float = LARGEST) -> np.ndarray:
         """A column of counts such as 125M, 1e9 or 13,000,000,000, as floats [rows].
@@ -159,13 +172,19 @@ class CsvTable:
         return self.separator != "commas" and bool(_ONE_GROUP.fullmatch(cell))
 
     def _numbers(
-        self, name: str, read: Callable[[str], float | None], largest: float = np.finfo(float).max, share: bool = False
+        self,
+        name: str,
+        read: Callable[[str], float | None],
+        largest: float = np.finfo(float).max,
+        share: bool = False,
     ) -> np.ndarray:
         cells = self.column(name)
         values = []
         for cell, line in zip(cells, self.lines):
             value = read(cell)
-            allowed = value is not None and (value > 0 or (share and value == 0)) and value <= largest
+            allowed = (
+                value is not None and (value > 0 or (share and value == 0)) and value <= largest
+            )
             if value is None or self.is_unclear(cell) or not allowed:
                 quote = '"' if "'" in cell else "'"
                 held = f"{quote}{cell[:40]}{quote}" if cell else "nothing"
@@ -173,10 +192,18 @@ class CsvTable:
                 if value is not None and value > largest and not share:
                     wanted += f", and at most {largest:g}"
                 hint = self._hint(cell, value, share)
-                if not hint and value is None and 2 * sum(read(other) is not None for other in cells) > len(cells):
+                if (
+                    not hint
+                    and value is None
+                    and 2 * sum(read(other) is not None for other in cells) > len(cells)
+                ):
                     column = name if re.fullmatch(r"[\w.]+", name) else f"`{name}`"
-                    hint = f"; --where '{column} != \"{cell}\"' leaves such rows out" * (not set(cell) & set("\"'"))
-                raise SdslError(f"{self.path}: line {line} holds {held} as {name}; it must be {wanted}{hint}.")
+                    hint = f"; --where '{column} != \"{cell}\"' leaves such rows out" * (
+                        not set(cell) & set("\"'")
+                    )
+                raise SdslError(
+                    f"{self.path}: line {line} holds {held} as {name}; it must be {wanted}{hint}."
+                )
             values.append(value)
         return np.asarray(values, float)
 
@@ -202,7 +229,12 @@ class _Row(NamedTuple):
 
 
 def read_csv(
-    path: str | Path, what: str = "table", *, lower: bool = False, full_rows: bool = False, may_be_empty: bool = False
+    path: str | Path,
+    what: str = "table",
+    *,
+    lower: bool = False,
+    full_rows: bool = False,
+    may_be_empty: bool = False,
 ) -> CsvTable:
     """Reads a table of text, compressed or not, with a header.
 
@@ -246,14 +278,19 @@ def read_csv(
     for row in rows:
         body.append(row)
         require(
-            len(body) <= _MOST_ROWS, f"the {what} {path} holds more than {_MOST_ROWS:,} rows, the most that is read."
+            len(body) <= _MOST_ROWS,
+            f"the {what} {path} holds more than {_MOST_ROWS:,} rows, the most that is read.",
         )
     comments = [row for row in body if row.cells[0].startswith("#")]
     if len(comments) == len(body):  # names of rows, such as #1
         comments = []
     body = [row for row in body if not (comments and row.cells[0].startswith("#"))]
     require(body or may_be_empty, f"the {what} {path} holds no rows below its header.")
-    while len(names) > 1 and not names[-1] and all(not any(row.cells[len(names) - 1 :]) for row in body):
+    while (
+        len(names) > 1
+        and not names[-1]
+        and all(not any(row.cells[len(names) - 1 :]) for row in body)
+    ):
         names.pop()  # a separator at the end of the header
     for row in body:
         if full_rows and len(row.cells) < len(names):
@@ -264,7 +301,9 @@ def read_csv(
         _fit(row, names, header.line, f"the {what} {path}")
     notes = []
     if comments:
-        notes.append(f"what begins with # is left out as a comment: {listed_lines([row.line for row in comments])}")
+        notes.append(
+            f"what begins with # is left out as a comment: {listed_lines([row.line for row in comments])}"
+        )
     return CsvTable(
         path,
         tuple(name.lower() if lower else name for name in names),
@@ -317,7 +356,10 @@ def _header_start(text: str) -> tuple[int, str]:
     def cells(separator: str) -> int:
         try:
             row: list[str] = next(
-                csv.reader(io.StringIO(head, newline="\n"), delimiter=separator, skipinitialspace=True), []
+                csv.reader(
+                    io.StringIO(head, newline="\n"), delimiter=separator, skipinitialspace=True
+                ),
+                [],
             )
         except csv.Error:
             return 0

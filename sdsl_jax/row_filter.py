@@ -57,9 +57,14 @@ def filtered(table: CsvTable, text: str, flag: str = "--where") -> tuple[CsvTabl
     parser = _Parser(text, table, flag)
     test = parser.parse()
     used = [(name, table.names.index(name)) for name in parser.columns]
-    kept = [test({name: row[at] for name, at in used}, line) for row, line in zip(table.rows, table.lines)]
+    kept = [
+        test({name: row[at] for name, at in used}, line)
+        for row, line in zip(table.rows, table.lines)
+    ]
     require(any(kept), f"{flag} {text!r} keeps none of the {len(table)} rows of {table.path}.")
-    return table.rows_where(kept), f"{sum(kept)} of {len(kept)} rows are fitted, those with {text.strip()}"
+    return table.rows_where(
+        kept
+    ), f"{sum(kept)} of {len(kept)} rows are fitted, those with {text.strip()}"
 
 
 class _Parser:
@@ -99,13 +104,21 @@ class _Parser:
         tests = [self.both(depth)]
         while self.word("or"):
             tests.append(self.both(depth))
-        return tests[0] if len(tests) == 1 else lambda cells, line: any(test(cells, line) for test in tests)
+        return (
+            tests[0]
+            if len(tests) == 1
+            else lambda cells, line: any(test(cells, line) for test in tests)
+        )
 
     def both(self, depth: int) -> Test:
         tests = [self.negated(depth)]
         while self.word("and"):
             tests.append(self.negated(depth))
-        return tests[0] if len(tests) == 1 else lambda cells, line: all(test(cells, line) for test in tests)
+        return (
+            tests[0]
+            if len(tests) == 1
+            else lambda cells, line: all(test(cells, line) for test in tests)
+        )
 
     def negated(self, depth: int) -> Test:
         require(depth < _DEEPEST, f"{self.flag} is nested more than {_DEEPEST} deep.")
@@ -130,12 +143,18 @@ class _Parser:
             left = right
         if not parts:
             raise self.error(f"has no comparison after {self.tokens[self.at - 1][1]!r}")
-        return lambda cells, line: all(self.compare(a(cells), sign, b(cells), line) for a, sign, b in parts)
+        return lambda cells, line: all(
+            self.compare(a(cells), sign, b(cells), line) for a, sign, b in parts
+        )
 
     def operand(self) -> Operand:
         kind, value = self.tokens[self.at] if self.at < len(self.tokens) else ("", "")
-        if kind not in ("column", "text", "word") or (kind == "word" and value.lower() in ("and", "or", "not")):
-            raise self.error(f"lacks a column or a value {f'before {value!r}' if value else 'at its end'}")
+        if kind not in ("column", "text", "word") or (
+            kind == "word" and value.lower() in ("and", "or", "not")
+        ):
+            raise self.error(
+                f"lacks a column or a value {f'before {value!r}' if value else 'at its end'}"
+            )
         self.at += 1
         if kind == "text" or (kind == "word" and read_count(value) is not None):
             constant = value[1:-1] if kind == "text" else value

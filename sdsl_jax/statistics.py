@@ -165,5 +165,7 @@ def _lower_normal_score(log_probability: np.ndarray) -> np.ndarray:
     far = -np.sqrt(np.maximum(-2 * found, 1))
     for _ in range(3):
         far = -np.sqrt(np.maximum(-2 * (found + np.log(-far) + math.log(2 * math.pi) / 2), 1))
-    near = [NormalDist().inv_cdf(min(max(math.exp(value), 1e-300), 0.5)) for value in np.ravel(found)]
+    near = [
+        NormalDist().inv_cdf(min(max(math.exp(value), 1e-300), 0.5)) for value in np.ravel(found)
+    ]
     return np.where(found < -600, far, np.reshape(near, found.shape))

@@ -24,7 +24,12 @@ from sdsl_jax.errors import SdslError, require
 LARGEST_TEXT = 256 << 20
 _READ_BYTES = 1 << 20
 # By the first bytes: what a file is compressed with.
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
 SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
 # By the first bytes: what a file is instead of text, and what to do about it.
 _OTHERS = {
@@ -77,11 +82,17 @@ def reading(path: str | Path, what: str = "file") -> Iterator[None]:
         raise
     except UnicodeDecodeError as error:
         byte = f"byte {error.start} is 0x{error.object[error.start]:02x}"
-        raise SdslError(f"the {what} {path} is not valid UTF-8 ({byte}); save it as UTF-8.") from None
+        raise SdslError(
+            f"the {what} {path} is not valid UTF-8 ({byte}); save it as UTF-8."
+        ) from None
     except EOFError:
-        raise SdslError(f"the {what} {path} is truncated: its compressed data end too early.") from None
+        raise SdslError(
+            f"the {what} {path} is truncated: its compressed data end too early."
+        ) from None
     except (zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise SdslError(f"the {what} {path} is damaged: it cannot be decompressed ({reason(error)}).") from None
+        raise SdslError(
+            f"the {what} {path} is damaged: it cannot be decompressed ({reason(error)})."
+        ) from None
     except RecursionError:
         raise SdslError(f"the {what} {path} is nested too deeply to be read.") from None
     except MemoryError:
@@ -89,7 +100,9 @@ def reading(path: str | Path, what: str = "file") -> Iterator[None]:
     except OSError as error:
         raise SdslError(f"the {what} {path} cannot be read ({reason(error)}).") from None
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise SdslError(f"the {what} {path} is damaged or of another format ({reason(error)}).") from None
+        raise SdslError(
+            f"the {what} {path} is damaged or of another format ({reason(error)})."
+        ) from None
 
 
 def open_bytes(path: str | Path) -> BinaryIO:
@@ -106,7 +119,9 @@ def open_bytes(path: str | Path) -> BinaryIO:
     promised = SUFFIXES.get(path.suffix.lower())
     if promised not in (None, kind):
         file.close()
-        is_ = other_kind(head) or (f"a {kind} file" if kind else f"not {promised}, though its name says so")
+        is_ = other_kind(head) or (
+            f"a {kind} file" if kind else f"not {promised}, though its name says so"
+        )
         raise SdslError(f"the file {path} is {is_}.")
     if kind is None:
         return file
@@ -122,7 +137,9 @@ def open_bytes(path: str | Path) -> BinaryIO:
         return cast(BinaryIO, lzma.open(source, "rb"))
     import pyarrow
 
-    return cast(BinaryIO, pyarrow.input_stream(str(path) if source is path else file, compression="zstd"))
+    return cast(
+        BinaryIO, pyarrow.input_stream(str(path) if source is path else file, compression="zstd")
+    )
 
 
 def text_pieces(path: str | Path, what: str = "file", newlines: bool = True) -> Iterator[str]:
@@ -155,13 +172,17 @@ def text_pieces(path: str | Path, what: str = "file", newlines: bool = True) -> 
             at = max(0, decoded - (len(error.object) - len(data))) + error.start
             byte = error.object[error.start]
             is_utf = encoding.removesuffix("-sig").upper()
-            guess = "; Latin-1 or Windows-1252 perhaps" if encoding == "utf-8" and byte >= 0x80 else ""
+            guess = (
+                "; Latin-1 or Windows-1252 perhaps" if encoding == "utf-8" and byte >= 0x80 else ""
+            )
             raise SdslError(
                 f"the {what} {path} is not valid {is_utf} (byte {at} is 0x{byte:02x}{guess}); save it as UTF-8."
             ) from None
 
 
-def read_text(path: str | Path, what: str = "file", newlines: bool = True, limit: int = LARGEST_TEXT) -> str:
+def read_text(
+    path: str | Path, what: str = "file", newlines: bool = True, limit: int = LARGEST_TEXT
+) -> str:
     """The whole text of a file, as `text_pieces` reads it.
 
     Raises:
@@ -171,7 +192,10 @@ def read_text(path: str | Path, what: str = "file", newlines: bool = True, limit
     for piece in text_pieces(path, what, newlines):
         pieces.append(piece)
         length += len(piece)
-        require(length <= limit, f"the {what} {path} holds more than {limit:,} characters, the most that is read.")
+        require(
+            length <= limit,
+            f"the {what} {path} holds more than {limit:,} characters, the most that is read.",
+        )
     return "".join(pieces)
 
 

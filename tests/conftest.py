@@ -4,6 +4,7 @@ import atexit
 import gc
 import os
 import shutil
+import sys
 import tempfile
 import time
 from importlib import metadata
@@ -38,6 +39,7 @@ import hypothesis
 import jax
 import pytest
 
+from sdsl_jax import cli
 from sdsl_jax.config import StudyConfig, from_dict
 from sdsl_jax.models import ModelConfig
 from sdsl_jax.study import run_study
@@ -97,7 +99,9 @@ TINY = {
 
 def tiny(**sections) -> StudyConfig:
     """A study of seconds, with some sections changed."""
-    changed = {k: {**v, **sections.get(k, {})} if isinstance(v, dict) else v for k, v in TINY.items()}
+    changed = {
+        k: {**v, **sections.get(k, {})} if isinstance(v, dict) else v for k, v in TINY.items()
+    }
     return from_dict(StudyConfig, sections | changed)
 
 
@@ -143,6 +147,27 @@ def tiny_study(measured_study, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def sdsl(monkeypatch, capsys):
+    """Runs a command of `sdsl` in this process; returns its exit status, output and error output."""
+    # This process must not end on the SIGTERM that a command waits for.
+    monkeypatch.setattr(cli, "end_on_sigterm", lambda: None)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sdsl", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            status = int(exit_.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
 def small_model() -> ModelConfig:
     """Two layers, grouped-query attention, qk-norm."""
-    return ModelConfig(vocab_size=11, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=24)
+    return ModelConfig(
+        vocab_size=11, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=24
+    )

@@ -61,7 +61,12 @@ def intervals(seed: int, correlation: float, sizes: int) -> dict[str, list]:
 
 
 if __name__ == "__main__":
-    first, end, correlation, sizes = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
+    first, end, correlation, sizes = (
+        int(sys.argv[1]),
+        int(sys.argv[2]),
+        float(sys.argv[3]),
+        int(sys.argv[4]),
+    )
     with jax.enable_x64(True):
         made = [intervals(seed, correlation, sizes) for seed in range(first, end)]
     print(json.dumps({kind: [row[kind] for row in made] for kind in made[0]}))

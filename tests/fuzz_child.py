@@ -27,24 +27,30 @@ from typing import NamedTuple
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "models"), str(ROOT / "tests" / "training")]
+sys.path[:0] = [
+    str(ROOT),
+    str(ROOT / "tests"),
+    str(ROOT / "tests" / "models"),
+    str(ROOT / "tests" / "training"),
+]
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 from published_checkpoints import copy_checkpoint
 
+from sdsl_jax.checkpoints.loading import LoadOptions, load_any_model
+from sdsl_jax.checkpoints.model_folder import load_model_folder
+from sdsl_jax.codesign.targets import targets_from_csv
 from sdsl_jax.config import load_protocol, load_study
 from sdsl_jax.config.codesign_problem import load_problem
 from sdsl_jax.data.documents import documents
 from sdsl_jax.data.prompts import read_prompts
 from sdsl_jax.errors import SdslError
+from sdsl_jax.fitting import law_files as laws
 from sdsl_jax.fitting.tables import read_loss_table, read_pair_table
 from sdsl_jax.hardware import load_hardware, save_hardware
-from sdsl_jax.prediction import laws
-from sdsl_jax.prediction.targets import targets_from_csv
 from sdsl_jax.records import ModelRecord, read_json, read_table, write_table
-from sdsl_jax.training import Reading, load_any_model, load_model_folder
 
 INPUTS, SECONDS, MEMORY = 200, 10, 2 << 30
 
@@ -70,8 +76,33 @@ class Kind(NamedTuple):
 # What is done to files ------------------------------------------------------------------------------------------------------
 
 _NUMBER = re.compile(rb"-?\d+(\.\d+)?([eE][-+]?\d+)?")
-_HUGE = (b"1e999", b"9" * 400, b"9" * 6000, b"-1", b"0", b"1e18", b"2147483648", b"1e308", b"NaN", b"-1e-320", b"")
-_VALUES = (b"null", b"true", b"[]", b"{}", b'"x"', b"[" * 3, b'""', b"\\", b"\xc3", b"\x00", b"\xef\xbb\xbf", b"\r")
+_HUGE = (
+    b"1e999",
+    b"9" * 400,
+    b"9" * 6000,
+    b"-1",
+    b"0",
+    b"1e18",
+    b"2147483648",
+    b"1e308",
+    b"NaN",
+    b"-1e-320",
+    b"",
+)
+_VALUES = (
+    b"null",
+    b"true",
+    b"[]",
+    b"{}",
+    b'"x"',
+    b"[" * 3,
+    b'""',
+    b"\\",
+    b"\xc3",
+    b"\x00",
+    b"\xef\xbb\xbf",
+    b"\r",
+)
 _DEEP = (b"[", b"{", b'{"a":', b"(", b"a.", b"{{", b'"')
 
 
@@ -129,9 +160,9 @@ def _lines(rng: random.Random, data: bytes) -> bytes:
 
 def text(rng: random.Random, data: bytes) -> bytes:
     """Damage to a file of text with a syntax."""
-    return rng.choice([_truncate, _structure, _structure, _number, _number, _value, _value, _deep, _lines, _flip])(
-        rng, data
-    )
+    return rng.choice(
+        [_truncate, _structure, _structure, _number, _number, _value, _value, _deep, _lines, _flip]
+    )(rng, data)
 
 
 def whole(rng: random.Random, data: bytes) -> bytes:
@@ -197,11 +228,16 @@ LOSSES = "params_nonembedding,train_tokens,loss_nats\n" + "".join(
     f"{n},{d},{2 + 400 / n**0.34 + 400 / d**0.28 + 0.01 * _RNG.normal():.6f}\n" for n, d in _SIZES
 )
 PAIRS = "draft_params,draft_loss,target_params,target_loss,alpha\n" + "".join(
-    f"{n},{3 - 0.1 * i},{n * 30},{2.5 - 0.05 * i},{0.5 + 0.05 * i}\n" for i, (n, _) in enumerate(_SIZES)
+    f"{n},{3 - 0.1 * i},{n * 30},{2.5 - 0.05 * i},{0.5 + 0.05 * i}\n"
+    for i, (n, _) in enumerate(_SIZES)
 )
 TARGETS = "target_params,draft_tokens,target_tokens,name\n70e9,1e12,15e12,big\n7B,1T,2T,small\n"
-JSONL = "".join(json.dumps({"text": f"The house of the people, number {i}.", "id": i}) + "\n" for i in range(20))
-TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'][:1000] }}\n{% endfor %}{{ 'a' * 3 }}"
+JSONL = "".join(
+    json.dumps({"text": f"The house of the people, number {i}.", "id": i}) + "\n" for i in range(20)
+)
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'][:1000] }}\n{% endfor %}{{ 'a' * 3 }}"
+)
 
 
 def law_file(folder: Path) -> Path:
@@ -213,9 +249,19 @@ def law_file(folder: Path) -> Path:
     ):
         law = next(iter(published.values()))
         name = next(name for name, form in forms.items() if isinstance(law, form))
-        values = {f.name: float(getattr(law, f.name)) for f in dataclasses.fields(law) if f.name != "about"}
+        values = {
+            f.name: float(getattr(law, f.name))
+            for f in dataclasses.fields(law)
+            if f.name != "about"
+        }
         draws = {k: [v, v * 1.01, v * 0.99] for k, v in values.items()}
-        entry = {"law": name, "coefficients": values, "draws": draws, "warnings": ["a warning"], "interval_basis": "x"}
+        entry = {
+            "law": name,
+            "coefficients": values,
+            "draws": draws,
+            "warnings": ["a warning"],
+            "interval_basis": "x",
+        }
         found[key] = entry if key == "loss_law" else [entry]
     (folder / "fits.json").write_text(json.dumps(found, indent=1))
     return folder / "fits.json"
@@ -242,7 +288,9 @@ def records(name: str) -> Callable[[Path], Path]:
 
 def json_record(folder: Path) -> Path:
     """A record file of JSON."""
-    (folder / "stages.json").write_text(json.dumps({"fit": {"key": "x", "seconds": 1.5}, "train": {"key": "y"}}))
+    (folder / "stages.json").write_text(
+        json.dumps({"fit": {"key": "x", "seconds": 1.5}, "train": {"key": "y"}})
+    )
     return folder / "stages.json"
 
 
@@ -271,7 +319,11 @@ def checkpoint(case: str, name: str) -> Callable[[Path], Path]:
 
     def make(folder: Path) -> Path:
         copied = copy_checkpoint(case, folder / "checkpoint")
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "!", "chat_template": TEMPLATE}
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": "!",
+            "chat_template": TEMPLATE,
+        }
         (copied / "tokenizer_config.json").write_text(json.dumps(settings))
         return copied / name
 
@@ -286,10 +338,16 @@ def sharded(folder: Path) -> Path:
     tensors = load_file(copied / "model.safetensors")
     (copied / "model.safetensors").unlink()
     names = sorted(tensors)
-    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    parts = {
+        "model-00001-of-00002.safetensors": names[::2],
+        "model-00002-of-00002.safetensors": names[1::2],
+    }
     for file, held in parts.items():
         save_file({name: tensors[name] for name in held}, copied / file, metadata={"format": "pt"})
-    index = {"metadata": {"total_size": 1}, "weight_map": {n: file for file, held in parts.items() for n in held}}
+    index = {
+        "metadata": {"total_size": 1},
+        "weight_map": {n: file for file, held in parts.items() for n in held},
+    }
     (copied / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
     return copied / "model.safetensors.index.json"
 
@@ -315,7 +373,9 @@ def model_folder(name: str) -> Callable[[Path], Path]:
 
         from sdsl_jax.data.tokenizer import BPETokenizer
 
-        test_model_folder.write(folder / "model-10", BPETokenizer.train(test_model_folder.TEXT, 280))
+        test_model_folder.write(
+            folder / "model-10", BPETokenizer.train(test_model_folder.TEXT, 280)
+        )
         return next(p for p in sorted((folder / "model-10").rglob("*")) if str(p).endswith(name))
 
     return make
@@ -330,15 +390,19 @@ def published(path: Path) -> object:
     """The checkpoint that a file belongs to, and a prompt in its own template."""
     folder = path if path.suffix == ".gguf" else path.parent
     template = "own" if (path.parent / "tokenizer_config.json").exists() else "none"
-    return load_any_model(folder, Reading(chat_template=template)).tokenizer.encode_prompt("the house", 4_000)
+    return load_any_model(folder, LoadOptions(chat_template=template)).tokenizer.encode_prompt(
+        "the house", 4_000
+    )
 
 
 def template(path: Path) -> object:
     """A prompt in the template of a file."""
     folder = (
-        copy_checkpoint("gpt2", path.parent / "gpt2") if not (path.parent / "gpt2").exists() else path.parent / "gpt2"
+        copy_checkpoint("gpt2", path.parent / "gpt2")
+        if not (path.parent / "gpt2").exists()
+        else path.parent / "gpt2"
     )
-    loaded = load_any_model(folder, Reading(chat_template=str(path)))
+    loaded = load_any_model(folder, LoadOptions(chat_template=str(path)))
     return loaded.tokenizer.encode_prompt("the house", 4_000)
 
 
@@ -354,7 +418,9 @@ def pairs(path: Path) -> object:
 
 KINDS = {
     "losses.csv": Kind(content("losses.csv", LOSSES), losses, text),
-    "losses.csv.gz": Kind(content("losses.csv.gz", gzip.compress(LOSSES.encode(), mtime=0)), losses, whole),
+    "losses.csv.gz": Kind(
+        content("losses.csv.gz", gzip.compress(LOSSES.encode(), mtime=0)), losses, whole
+    ),
     "losses.csv.xz": Kind(content("losses.csv.xz", lzma.compress(LOSSES.encode())), losses, whole),
     "losses.csv.bz2": Kind(content("losses.csv.bz2", bz2.compress(LOSSES.encode())), losses, whole),
     "pairs.csv": Kind(content("pairs.csv", PAIRS), pairs, text),
@@ -365,11 +431,15 @@ KINDS = {
     "hardware.toml": Kind(device, load_hardware, text),
     "fits.json": Kind(law_file, read_laws, text),
     "models.csv": Kind(records("models.csv"), lambda path: read_table(path.parent, "models"), text),
-    "schema.json": Kind(records("schema.json"), lambda path: read_table(path.parent, "models"), text),
+    "schema.json": Kind(
+        records("schema.json"), lambda path: read_table(path.parent, "models"), text
+    ),
     "stages.json": Kind(json_record, read_json, text),
     "corpus.txt": Kind(content("corpus.txt", JSONL), read_corpus, whole),
     "corpus.jsonl": Kind(content("corpus.jsonl", JSONL), read_corpus, text),
-    "corpus.jsonl.gz": Kind(content("corpus.jsonl.gz", gzip.compress(JSONL.encode(), mtime=0)), read_corpus, whole),
+    "corpus.jsonl.gz": Kind(
+        content("corpus.jsonl.gz", gzip.compress(JSONL.encode(), mtime=0)), read_corpus, whole
+    ),
     "corpus.jsonl.zst": Kind(content("corpus.jsonl.zst", zstd(JSONL.encode())), read_corpus, whole),
     "corpus.parquet": Kind(parquet, read_corpus, whole),
     "prompts.txt": Kind(content("prompts.txt", JSONL), read_prompts, whole),
@@ -377,7 +447,9 @@ KINDS = {
     "config.json": Kind(checkpoint("qwen3", "config.json"), published, text),
     "tokenizer.json": Kind(checkpoint("gpt2", "tokenizer.json"), published, text),
     "tokenizer_config.json": Kind(checkpoint("gpt2", "tokenizer_config.json"), published, text),
-    "model.safetensors": Kind(checkpoint("llama-2", "model.safetensors"), published, head(safetensors_head)),
+    "model.safetensors": Kind(
+        checkpoint("llama-2", "model.safetensors"), published, head(safetensors_head)
+    ),
     "index.json": Kind(sharded, published, text),
     "m.gguf": Kind(gguf_file, published, head(gguf_head)),
     "model.json": Kind(model_folder("model.json"), own_folder, text),
@@ -398,7 +470,11 @@ def fault(read: Callable[[Path], object], path: Path) -> str | None:
         named = [p.name for p in (path, *path.parents) if p.name]
         if "\n" in sentence or not sentence.endswith((".", "?")):
             return f"no single sentence: {sentence[:300]!r}"
-        return None if any(name in sentence for name in named[:3]) else f"no file named: {sentence[:300]!r}"
+        return (
+            None
+            if any(name in sentence for name in named[:3])
+            else f"no file named: {sentence[:300]!r}"
+        )
     except TooSlow:
         return f"more than {SECONDS} s"
     except BaseException as error:

@@ -10,16 +10,17 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from sdsl_jax.checkpoints.layout import Layout, make_layout
 from sdsl_jax.config import ParallelConfig, TrainingConfig
 from sdsl_jax.errors import SdslError
 from sdsl_jax.models import ModelConfig, abstract_params, init_params
-from sdsl_jax.training import checkpoints
-from sdsl_jax.training.parallel import Layout, make_layout
-from sdsl_jax.training.processes import agree, anywhere, barrier, initialise_distributed, is_primary
+from sdsl_jax.processes import agree, anywhere, barrier, initialise_distributed, is_primary
 from sdsl_jax.training.step import init_state, step_config, train_step, window_losses
 
 # Wide enough for most of its matrices to be split.
-MODEL = ModelConfig(vocab_size=256, width=256, layers=1, heads=4, kv_heads=2, head_dim=64, hidden=384)
+MODEL = ModelConfig(
+    vocab_size=256, width=256, layers=1, heads=4, kv_heads=2, head_dim=64, hidden=384
+)
 CONFIG = step_config(TrainingConfig())
 STEPS = 5
 
@@ -37,7 +38,9 @@ def run_steps(layout: Layout, state, batches: np.ndarray):
     reported = []
     for batch in batches:
         placed = layout.place_batch(batch)
-        state, metrics = layout.step(train_step)(state, placed, np.float32(0.01), model=MODEL, config=CONFIG)
+        state, metrics = layout.step(train_step)(
+            state, placed, np.float32(0.01), model=MODEL, config=CONFIG
+        )
         reported.append([metrics.loss_nats.item(), metrics.gradient_norm.item()])
     return state, reported
 
@@ -54,14 +57,19 @@ def share(state) -> float:
 def stays(layout: Layout, state) -> bool:
     """Whether every array of a state lies where the layout wants it."""
     wanted = jax.tree.leaves(layout.state_shardings(state))
-    return all(x.sharding.is_equivalent_to(s, x.ndim) for x, s in zip(jax.tree.leaves(state), wanted, strict=True))
+    return all(
+        x.sharding.is_equivalent_to(s, x.ndim)
+        for x, s in zip(jax.tree.leaves(state), wanted, strict=True)
+    )
 
 
 def collectives(layout: Layout) -> dict[str, list[list[int]]]:
     """Shapes of what each kind of collective of a step returns, for batches of many more tokens than the model is wide."""
     step = layout.step(train_step)
     state, batch = layout.abstract(jax.eval_shape(init)), layout.place_batch(tokens(16, 161, 1)[0])
-    lowered = step.func.lower(state, batch, np.float32(0.01), model=MODEL, config=CONFIG, **step.keywords)
+    lowered = step.func.lower(
+        state, batch, np.float32(0.01), model=MODEL, config=CONFIG, **step.keywords
+    )
     found: dict[str, list[list[int]]] = {}
     kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
     for shapes, kind in re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", lowered.compile().as_text()):
@@ -81,7 +89,9 @@ def one_process(folder: Path) -> dict:
         # After one step Adam's first moment is the clipped gradient times 1 − β₁.
         gradients[name] = jax.tree.map(np.asarray, first.optimizer[1].mu)
         state, more = run_steps(layout, first, tokens()[1:])
-        difference = jax.tree.map(lambda a, b: abs(a - b).max() / abs(a).max(), gradients["1x1"], gradients[name])
+        difference = jax.tree.map(
+            lambda a, b: abs(a - b).max() / abs(a).max(), gradients["1x1"], gradients[name]
+        )
         results[name] = {
             "reported": reported + more,
             "gradient_difference": float(max(jax.tree.leaves(difference))),
@@ -91,17 +101,17 @@ def one_process(folder: Path) -> dict:
     results["collectives"] = collectives(make_layout(ParallelConfig(1, 8)))
 
     half, _ = run_steps(layout, layout.place(init()), tokens()[:2])
-    checkpoints.save(folder / "half", half, {})
-    half = checkpoints.restore(folder / "half", layout.abstract(jax.eval_shape(init))).tree
-    results["resumed"] = checkpoints.digest(run_steps(layout, half, tokens()[2:])[0])
+    storage.save(folder / "half", half, {})
+    half = storage.restore(folder / "half", layout.abstract(jax.eval_shape(init))).tree
+    results["resumed"] = storage.digest(run_steps(layout, half, tokens()[2:])[0])
 
-    checkpoints.save(folder / "saved", state, {})
-    digests = [checkpoints.digest(state)]
+    storage.save(folder / "saved", state, {})
+    digests = [storage.digest(state)]
     for shape in ((4, 2), (1, 1), (1, 8)):
         layout = make_layout(ParallelConfig(*shape))
-        restored = checkpoints.restore(folder / "saved", layout.abstract(jax.eval_shape(init))).tree
+        restored = storage.restore(folder / "saved", layout.abstract(jax.eval_shape(init))).tree
         assert stays(layout, restored)
-        digests.append(checkpoints.digest(restored))
+        digests.append(storage.digest(restored))
         _, [(loss, _)] = run_steps(layout, restored, tokens()[:1])
         results.setdefault("continued", []).append(loss)
     return results | {"digests": digests}
@@ -117,11 +127,13 @@ def one_of_several(folder: Path) -> dict:
     layout = make_layout(ParallelConfig(0, 4))
     start = layout.place(init())
     state, reported = run_steps(layout, start, tokens())
-    checkpoints.save(folder / "saved", state, {"by": "both"})
+    storage.save(folder / "saved", state, {"by": "both"})
     other = make_layout(ParallelConfig(1, 8))
-    restored = checkpoints.restore(folder / "saved", other.abstract(jax.eval_shape(init))).tree
+    restored = storage.restore(folder / "saved", other.abstract(jax.eval_shape(init))).tree
     params = layout.whole(state.params)
-    assert all(isinstance(x.sharding, jax.sharding.SingleDeviceSharding) for x in jax.tree.leaves(params))
+    assert all(
+        isinstance(x.sharding, jax.sharding.SingleDeviceSharding) for x in jax.tree.leaves(params)
+    )
     barrier("before messages")
     # Parameters that differ between the processes are refused, by both of them.
     other_start = init()._replace(step=jax.numpy.asarray(process))
@@ -136,7 +148,7 @@ def one_of_several(folder: Path) -> dict:
         "reported": reported,
         "share": share(state),
         "stays": stays(layout, state) and stays(other, restored),
-        "digests": [checkpoints.digest(params), checkpoints.digest(other.whole(restored.params))],
+        "digests": [storage.digest(params), storage.digest(other.whole(restored.params))],
         "evaluated": np.asarray(window_losses(params, tokens()[0], model=MODEL)).tolist(),
         "refused": refused,
         "signals": signals,
@@ -150,7 +162,7 @@ def read_on_one_device(folder: Path) -> str:
     """The digest of the parameters that several processes saved."""
     like = jax.eval_shape(init)
     assert jax.tree.structure(like.params) == jax.tree.structure(abstract_params(MODEL))
-    return checkpoints.digest(checkpoints.restore(folder / "saved", like).tree.params)
+    return storage.digest(storage.restore(folder / "saved", like).tree.params)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Small published checkpoints with tokenizers, for tests: the cases of tests/models/published and a tokenizer of characters."""
+"""Small published checkpoints for tests: tests/checkpoints/published and a tokenizer of characters."""
 
 import shutil
 import string
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-CASES = Path(__file__).parent / "models" / "published"
+CASES = Path(__file__).parent / "checkpoints" / "published"
 # 53 ids, as many as the cases have rows.
 LETTERS = [" ", *string.ascii_letters[:50]]
 

@@ -6,7 +6,14 @@ from conftest import TINY, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdsl_jax.config import StudyConfig, from_dict, load_protocol, load_study, parse_override, to_toml
+from sdsl_jax.config import (
+    StudyConfig,
+    from_dict,
+    load_protocol,
+    load_study,
+    parse_override,
+    to_toml,
+)
 from sdsl_jax.config.codesign_problem import load_problem
 from sdsl_jax.errors import SdslError
 
@@ -17,9 +24,15 @@ def test_toml_round_trip(tmp_path):
     assert load_study(path) == tiny()
 
 
-@given(st.integers(1, 10**6), st.floats(1e-5, 1.0), st.sets(st.integers(0, 100), min_size=1, max_size=4))
+@given(
+    st.integers(1, 10**6),
+    st.floats(1e-5, 1.0),
+    st.sets(st.integers(0, 100), min_size=1, max_size=4),
+)
 def test_any_allowed_value_survives_the_round_trip(tmp_path_factory, batch, rate, seeds):
-    config = tiny(training={"batch_size": batch, "learning_rate": rate}, ladder={"seeds": sorted(seeds)})
+    config = tiny(
+        training={"batch_size": batch, "learning_rate": rate}, ladder={"seeds": sorted(seeds)}
+    )
     path = tmp_path_factory.mktemp("toml") / "study.toml"
     path.write_text(to_toml(config))
     assert load_study(path) == config
@@ -28,7 +41,9 @@ def test_any_allowed_value_survives_the_round_trip(tmp_path_factory, batch, rate
 def test_overrides_win(tmp_path):
     path = tmp_path / "study.toml"
     path.write_text(to_toml(tiny()))
-    config = load_study(path, ["training.batch_size=16", "--ladder.seeds=[1, 2]", "name=other", "data.source=a.txt"])
+    config = load_study(
+        path, ["training.batch_size=16", "--ladder.seeds=[1, 2]", "name=other", "data.source=a.txt"]
+    )
     assert (config.training.batch_size, config.ladder.seeds, config.name, config.data.source) == (
         16,
         (1, 2),
@@ -48,13 +63,25 @@ def test_an_override_that_is_not_one():
         ({"trianing": {}}, "unknown key trianing; the keys allowed here are name, ladder"),
         ({"training": {"batchsize": 3}}, "unknown key training.batchsize"),
         ({"training": {"batch_size": 0}}, "training.batch_size is 0; it must be at least 1"),
-        ({"training": {"batch_size": 2.5}}, "training.batch_size is 2.5; it must be a whole number"),
-        ({"training": {"learning_rate": "fast"}}, "training.learning_rate is 'fast'; it must be a finite number"),
-        ({"measure": {"lookaheads": [0, 2]}}, "measure.lookaheads holds 0; a lookahead must be >= 1"),
+        (
+            {"training": {"batch_size": 2.5}},
+            "training.batch_size is 2.5; it must be a whole number",
+        ),
+        (
+            {"training": {"learning_rate": "fast"}},
+            "training.learning_rate is 'fast'; it must be a finite number",
+        ),
+        (
+            {"measure": {"lookaheads": [0, 2]}},
+            "measure.lookaheads holds 0; a lookahead must be >= 1",
+        ),
         ({"measure": {"lookaheads": 3}}, "measure.lookaheads is 3; it must be an array"),
         ({"measure": {"new_tokens": 500}}, "must not exceed data.sequence_length"),
         ({"family": {"qk_norm": 1}}, "family.qk_norm is 1; it must be true or false"),
-        ({"data": {"tokenizer": "words"}}, "data.tokenizer is 'words'; it must be one of 'bytes', 'bpe'"),
+        (
+            {"data": {"tokenizer": "words"}},
+            "data.tokenizer is 'words'; it must be one of 'bytes', 'bpe'",
+        ),
         ({"data": {"vocab_size": 100}}, "byte tokenizer has exactly 256"),
         ({"data": {"source": 3}}, "data.source is 3; it must be a string or an array of strings"),
         ({"ladder": {"draft_params": []}}, "ladder.draft_params is empty"),
@@ -101,7 +128,9 @@ def test_unreadable_files_are_named(tmp_path):
 def test_ground_floor_imports_nothing_above(module, forbidden):
     """In a fresh interpreter, since this one has loaded everything."""
     code = f"import sys, {module}; print([m for m in {forbidden} if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"
 
 
@@ -123,7 +152,10 @@ def test_counts_as_people_write_them(tmp_path):
     assert (config.training.warmup_tokens, config.training.reference_params) == (1500, 100_000)
     for override, message in (
         ("ladder.draft_params=13,000,000", "write 13M for one number"),
-        ("training.warmup_tokens=many", "is 'many'; it must be a whole number such as 125e6, or a string"),
+        (
+            "training.warmup_tokens=many",
+            "is 'many'; it must be a whole number such as 125e6, or a string",
+        ),
         ("training.warmup_tokens=1.0005k", "it must be a whole number"),
         ("training.batch_size=1k", "training.batch_size is '1k'; it must be a whole number"),
     ):
@@ -140,24 +172,41 @@ def test_counts_in_problems_and_protocols(tmp_path):
         '[variables]\ndraft_params = ["100M", "7B"]\nlookahead = "free"\n'
     )
     problem = load_problem(path, {})
-    assert (problem.target.params, problem.target.tokens, problem.workload.context) == (70e9, 15e12, 4000)
+    assert (problem.target.params, problem.target.tokens, problem.workload.context) == (
+        70e9,
+        15e12,
+        4000,
+    )
     assert problem.draft.candidates == (1e9, 3e9)
     assert problem.variables.draft_params == (1e8, 7e9)
     assert problem.variables.lookahead == "free"
     path.write_text('name = "p"\ndraft_tokens = "180B"\ntargets = [{folder = "a", params = "13B", train_tokens = "180B"}]\n'
                     'drafts = [{folder = "b", params = "125M", train_tokens = 180e9}]\n')  # fmt: skip
     protocol = load_protocol(path)
-    assert (protocol.draft_tokens, protocol.targets[0].params, protocol.drafts[0].params) == (180e9, 13e9, 125e6)
+    assert (protocol.draft_tokens, protocol.targets[0].params, protocol.drafts[0].params) == (
+        180e9,
+        13e9,
+        125e6,
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("target = 3", "problem.toml: target is 3; it must be a table"),
-        ('[target]\nparams = "big"', "problem.toml: target.params is 'big'; it must be a finite number such as"),
-        ("[target]\nparams = 70", "problem.toml: target.params is 70, too few for any model; did you mean 70B?"),
+        (
+            '[target]\nparams = "big"',
+            "problem.toml: target.params is 'big'; it must be a finite number such as",
+        ),
+        (
+            "[target]\nparams = 70",
+            "problem.toml: target.params is 70, too few for any model; did you mean 70B?",
+        ),
         ("[target]\nparams = 7e9\nname = 3", "problem.toml: target.name is 3; it must be a string"),
-        ("[target]\nparams = 7e9\n[draft]\nacceptance = 80\ncandidates = [1e9]", "write it as a share: 0.8"),
+        (
+            "[target]\nparams = 7e9\n[draft]\nacceptance = 80\ncandidates = [1e9]",
+            "write it as a share: 0.8",
+        ),
         ("[target\n", "problem.toml is not valid TOML"),
         ("x = " + "[" * 100_000, "problem.toml is not valid TOML"),
     ],

@@ -3,7 +3,15 @@ import pytest
 
 from sdsl_jax.cli.arguments import _whole
 from sdsl_jax.config import FitConfig
-from sdsl_jax.counts import parse_count, parse_counts, parse_size, parse_sizes, read_count, share_hint, short_count
+from sdsl_jax.counts import (
+    parse_count,
+    parse_counts,
+    parse_size,
+    parse_sizes,
+    read_count,
+    share_hint,
+    short_count,
+)
 from sdsl_jax.decoding import Sampling
 from sdsl_jax.errors import SdslError
 
@@ -87,7 +95,10 @@ def test_whole_counts_of_the_command_line():
             lambda: FitConfig(confidence=90.0),
             "fit.confidence is 90.0; it must lie in (0, 1); write it as a share: 0.9.",
         ),
-        (lambda: Sampling(top_p=95.0).check(), "top_p is 95.0; it must lie in (0, 1]; write it as a share: 0.95."),
+        (
+            lambda: Sampling(top_p=95.0).check(),
+            "top_p is 95.0; it must lie in (0, 1]; write it as a share: 0.95.",
+        ),
         (lambda: Sampling(min_p=2.0).check(), "min_p is 2.0; it must lie in [0, 1]."),
     ],
 )

@@ -37,7 +37,8 @@ def read(tmp_path, content, **options):
         HEADER + ROWS.replace("\n", ",,\n"),
         "params,tokens,loss,,\n" + ROWS.replace("\n", ",,\n") + ",,,,\n",
         "\n\n# made by us\n" + HEADER + "\n , \n" + ROWS + "\n",
-        ",params,tokens,loss\n" + "".join(f"{i},{row}\n" for i, row in enumerate(ROWS.splitlines())),
+        ",params,tokens,loss\n"
+        + "".join(f"{i},{row}\n" for i, row in enumerate(ROWS.splitlines())),
         HEADER + '"40,000,000","1,000,000,000",3.6\n100M,5B,2.94\n',
         HEADER + "4e7,1e9,3.6\n100_000_000,5.0 B,2.94",
         '"params","tokens","loss"\n' + ROWS,
@@ -62,12 +63,18 @@ def test_the_same_table_however_it_is_written(tmp_path, content):
         ("# params,tokens,loss\n" + ROWS, "has no header: line 2"),
         (HEADER + "0," + ROWS, "line 2 holds 4 cells, more cells than columns (line 1 names 3)"),
         (HEADER + ROWS + "40,000,000,1e9,3\n", "line 4 holds 5 cells, more cells than columns"),
-        ("params,tokens,loss,\n0," + ROWS, "column 4 has no name in line 1, but line 2 holds '3.6' in it"),
+        (
+            "params,tokens,loss,\n0," + ROWS,
+            "column 4 has no name in line 1, but line 2 holds '3.6' in it",
+        ),
         ("Table 3,,\n" + PLAIN, "column 2 has no name in line 1, but line 2 holds 'tokens' in it"),
         ("Table 3\n" + PLAIN, "line 2 holds 3 cells, more cells than columns (line 1 names 1)"),
         (HEADER + 'x,"1,2\n3,4,5\n', "the row of line 2 cannot be parsed (a quote is not closed)"),
         (HEADER + '"a"b,1,2\n', "the row of line 2 cannot be parsed"),
-        ('"params" "loss"\n"1" 2\n', "what follows a quoted cell is none of the separators commas, semicolons"),
+        (
+            '"params" "loss"\n"1" 2\n',
+            "what follows a quoted cell is none of the separators commas, semicolons",
+        ),
         (HEADER + "1" * 200_000 + ",1,2\n", "the row of line 2 cannot be parsed (field larger"),
         (PLAIN + "1,\0,2\n", "line 4 holds a NUL character"),
         (PLAIN.encode("utf-16-le"), "UTF-16 without a byte-order mark"),
@@ -90,15 +97,30 @@ def test_what_is_no_table_is_one_sentence(tmp_path, content, message):
     ("content", "message"),
     [
         (HEADER + "1e9,1e9,3\n\n\n1e9,x,3\n", "line 5 holds 'x' as tokens"),
-        ('note,params,tokens,loss\n"a\nb",1e9,1e9,3\n"a\n\nb",1e9,x,3\n', "line 4 holds 'x' as tokens"),
-        (HEADER + "1e9,1e9\n", "line 2 holds nothing as loss; it must be a positive number; --skip-incomplete"),
-        (HEADER + "NaN,1e9,3\n", "line 2 holds 'NaN' as params; it must be a positive number; --skip-incomplete"),
+        (
+            'note,params,tokens,loss\n"a\nb",1e9,1e9,3\n"a\n\nb",1e9,x,3\n',
+            "line 4 holds 'x' as tokens",
+        ),
+        (
+            HEADER + "1e9,1e9\n",
+            "line 2 holds nothing as loss; it must be a positive number; --skip-incomplete",
+        ),
+        (
+            HEADER + "NaN,1e9,3\n",
+            "line 2 holds 'NaN' as params; it must be a positive number; --skip-incomplete",
+        ),
         (HEADER + "1e9,1e9,inf\n", "line 2 holds 'inf' as loss"),
         (HEADER + "1e400,1e9,3\n", "line 2 holds '1e400' as params"),
         (HEADER + "-1e9,1e9,3\n", "line 2 holds '-1e9' as params"),
         (HEADER + "1e9,0,3\n", "line 2 holds '0' as tokens"),
-        (HEADER + "1e9,6e22,3\n", "line 2 holds '6e22' as tokens; it must be a positive number, and at most 1e+18"),
-        ("params;tokens;loss\n1.300.000;1e9;3\n", "it must be a positive number; write it without separators, 1300000"),
+        (
+            HEADER + "1e9,6e22,3\n",
+            "line 2 holds '6e22' as tokens; it must be a positive number, and at most 1e+18",
+        ),
+        (
+            "params;tokens;loss\n1.300.000;1e9;3\n",
+            "it must be a positive number; write it without separators, 1300000",
+        ),
         (HEADER + "1\u00a0300,1e9,3\n", "write it without separators, 1300"),
         (HEADER + "1'300,1e9,3\n", 'line 2 holds "1\'300" as params'),
         (
@@ -115,8 +137,14 @@ def test_what_is_no_table_is_one_sentence(tmp_path, content, message):
         ),
         ("params;tokens;loss\n1e9;1e9;3,604\n", "write a decimal point, as in 3.604"),
         ("params;tokens;loss\n1,300;1e9;3\n", "line 2 holds '1,300' as params"),
-        ("a;b\n1;2\n", "lacks the columns params, tokens, loss; it has a, b, its cells separated by semicolons"),
-        ("params tokens loss\n1 2 3\n", "it has 'params tokens loss'; separate its columns by commas"),
+        (
+            "a;b\n1;2\n",
+            "lacks the columns params, tokens, loss; it has a, b, its cells separated by semicolons",
+        ),
+        (
+            "params tokens loss\n1 2 3\n",
+            "it has 'params tokens loss'; separate its columns by commas",
+        ),
         ("params,params ,tokens,loss\n1e9,1e8,1e9,3\n", "has 2 columns called params"),
     ],
 )
@@ -137,7 +165,9 @@ def test_a_unit_in_the_name_of_a_column(tmp_path):
         with pytest.raises(SdslError, match="states a unit"):
             read(tmp_path, f"{name},x\n40,1\n").counts(name)
     table = read(tmp_path, "params (M),tokens_B,size_b\n40,1B,4e9\n")
-    with pytest.raises(SdslError, match=r"'params \(M\)' states a unit \(M\), .* such as 40, do not; write 40M"):
+    with pytest.raises(
+        SdslError, match=r"'params \(M\)' states a unit \(M\), .* such as 40, do not; write 40M"
+    ):
         table.counts("params (M)")
     assert table.counts("tokens_B").tolist() == [1e9]
     assert table.counts("size_b").tolist() == [4e9]
@@ -158,7 +188,9 @@ def test_rows_that_begin_with_a_hash_are_said_to_be_comments_unless_all_do(tmp_p
 
 def test_shares_in_per_cent(tmp_path):
     for cell, share in (("80", "0.8"), ("70.7", "0.707"), ("80%", "0.8")):
-        with pytest.raises(SdslError, match=rf"it must be a number in \[0, 1\]; write it as a share: {share}"):
+        with pytest.raises(
+            SdslError, match=rf"it must be a number in \[0, 1\]; write it as a share: {share}"
+        ):
             read(tmp_path, f"alpha,x\n{cell},1\n").shares("alpha")
 
 

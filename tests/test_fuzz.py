@@ -30,7 +30,10 @@ def faults(tmp_path_factory):
     while left:
         folder = tmp_path_factory.mktemp("fuzz")
         done = subprocess.run(
-            [sys.executable, str(CHILD), str(folder), *left], capture_output=True, text=True, timeout=1200
+            [sys.executable, str(CHILD), str(folder), *left],
+            capture_output=True,
+            text=True,
+            timeout=1200,
         )
         for line in done.stdout.splitlines():
             answer = json.loads(line)

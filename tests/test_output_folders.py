@@ -1,20 +1,18 @@
 """Nothing of a user's own is overwritten where results go."""
 
-import sys
 from types import SimpleNamespace
 
 import pytest
 from conftest import tiny
 
-from sdsl_jax import cli
 from sdsl_jax.config import load_study, to_toml
 from sdsl_jax.errors import SdslError
 from sdsl_jax.hardware import load_hardware, save_hardware
 from sdsl_jax.measurement import protocol
 from sdsl_jax.measurement.pair_records import PairName, require_room
 from sdsl_jax.records import require_replaceable, require_study_folder, write_marked
-from sdsl_jax.shared_training import train_part
 from sdsl_jax.study import run_study
+from sdsl_jax.study.shared_training import train_part
 
 
 def test_settings_that_a_study_wrote_are_replaced(tmp_path):
@@ -28,12 +26,14 @@ def test_settings_that_a_study_wrote_are_replaced(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[tool]\nname = 'mine'\n", "# my notes\n" + to_toml(tiny()), to_toml(tiny()), "\x00\xff"]
+    "content",
+    ["", "[tool]\nname = 'mine'\n", "# my notes\n" + to_toml(tiny()), to_toml(tiny()), "\x00\xff"],
 )
 def test_settings_that_no_study_wrote_are_not(tmp_path, content):
     (tmp_path / "config.toml").write_text(content)
     with pytest.raises(
-        SdslError, match=r"config\.toml was not written by a study, or was changed since, .* another folder"
+        SdslError,
+        match=r"config\.toml was not written by a study, or was changed since, .* another folder",
     ):
         require_study_folder(tmp_path)
 
@@ -98,7 +98,8 @@ def test_a_device_that_somebody_wrote_or_changed_is_not_replaced(tmp_path):
     ):
         path.write_text(content)
         with pytest.raises(
-            SdslError, match=r"mine\.toml exists, and was not written by sdsl or was changed since; name another file"
+            SdslError,
+            match=r"mine\.toml exists, and was not written by sdsl or was changed since; name another file",
         ):
             require_replaceable(path)
 
@@ -106,22 +107,25 @@ def test_a_device_that_somebody_wrote_or_changed_is_not_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["tune", "study.toml", "--write", "study.toml"], "the file study.toml exists, and was not written by sdsl"),
+        (
+            ["tune", "study.toml", "--write", "study.toml"],
+            "the file study.toml exists, and was not written by sdsl",
+        ),
         (["tune", "study.toml", "--out", "mine"], "mine/config.toml was not written by a study"),
         (["train", "study.toml", "--out", "mine"], "mine/config.toml was not written by a study"),
         (["study", "study.toml", "--out", "mine"], "mine/config.toml was not written by a study"),
-        (["calibrate", "--out", "study.toml"], "the file study.toml exists, and was not written by sdsl"),
+        (
+            ["calibrate", "--out", "study.toml"],
+            "the file study.toml exists, and was not written by sdsl",
+        ),
     ],
 )
-def test_commands_refuse(tmp_path, monkeypatch, capsys, arguments, words):
+def test_commands_refuse(sdsl, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "end_on_sigterm", lambda: None)
-    monkeypatch.setattr(sys, "argv", ["sdsl", *arguments])
     (tmp_path / "study.toml").write_text("# mine\n" + to_toml(tiny()))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.toml").write_text("mine = 1\n")
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 2
-    assert words in capsys.readouterr().err
+    status, _, err = sdsl(*arguments)
+    assert status == 2
+    assert words in err
     assert (tmp_path / "study.toml").read_text().startswith("# mine\n")

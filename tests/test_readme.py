@@ -7,7 +7,11 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text("utf-8"), re.DOTALL)
+BLOCKS = re.findall(
+    r"```python\n(.*?)```",
+    (Path(__file__).parent.parent / "README.md").read_text("utf-8"),
+    re.DOTALL,
+)
 
 
 def test_your_own_functions():
@@ -29,7 +33,9 @@ def test_the_theory():
     assert float(names["found"].lookahead) == pytest.approx(5.48, abs=0.005)
     assert int(names["found"].lookahead_integer) == 6
     assert float(names["opt_30b"].optimum().params) == pytest.approx(189e6, rel=0.005)
-    assert float(names["elasticities"](names["opt_30b"]).target_params) == pytest.approx(0.575, abs=5e-4)
+    assert float(names["elasticities"](names["opt_30b"]).target_params) == pytest.approx(
+        0.575, abs=5e-4
+    )
 
 
 def test_nothing_is_left_to_fill_in():

@@ -5,11 +5,20 @@ import numpy as np
 import pytest
 
 from sdsl_jax.errors import SdslError
-from sdsl_jax.records import AcceptanceRecord, read_json, read_table, schema, write_json, write_table
+from sdsl_jax.records import (
+    AcceptanceRecord,
+    read_json,
+    read_table,
+    schema,
+    write_json,
+    write_table,
+)
 from sdsl_jax.statistics import mean_interval, median_interval, ratio_interval, student_quantile
 
 ROWS = [
-    AcceptanceRecord("d1", "t,1", "teacher_forced_text", 0, 1.0, 'a "domain"', 0.1 + 0.2, 0.29, 0.31, 0.9, 3, 40),
+    AcceptanceRecord(
+        "d1", "t,1", "teacher_forced_text", 0, 1.0, 'a "domain"', 0.1 + 0.2, 0.29, 0.31, 0.9, 3, 40
+    ),
     AcceptanceRecord("d2", "t,1", "decoded_tar", 4, 0.7, "x", 1 / 3),
 ]
 
@@ -61,12 +70,23 @@ def test_damaged_tables_are_named(tmp_path, content, message):
 
 def test_records_written_by_hand(tmp_path):
     """Counts as people write them, another separator, and true lines of the file."""
-    header = "model_id;role;params_nonembedding;params_total;train_tokens;seed;loss_nats;perplexity\n"
-    (tmp_path / "models.csv").write_text("\ufeff" + header + "\na;target;13B;13,000,000,000;1.4e12;0;1.5;4.48\n")
+    header = (
+        "model_id;role;params_nonembedding;params_total;train_tokens;seed;loss_nats;perplexity\n"
+    )
+    (tmp_path / "models.csv").write_text(
+        "\ufeff" + header + "\na;target;13B;13,000,000,000;1.4e12;0;1.5;4.48\n"
+    )
     row = read_table(tmp_path, "models")[0]
-    assert (row.params_nonembedding, row.params_total, row.train_tokens) == (13 * 10**9, 13 * 10**9, 14 * 10**11)
+    assert (row.params_nonembedding, row.params_total, row.train_tokens) == (
+        13 * 10**9,
+        13 * 10**9,
+        14 * 10**11,
+    )
     for line, message in (
-        ("a;target;1.5;13B;1T;0;1.5;4", "line 4 holds '1.5' as params_nonembedding, which must be of type int"),
+        (
+            "a;target;1.5;13B;1T;0;1.5;4",
+            "line 4 holds '1.5' as params_nonembedding, which must be of type int",
+        ),
         ("a;target;inf;13B;1T;0;1.5;4", "line 4 holds 'inf' as params_nonembedding"),
         ("a;target;1B;13B;1T;0;1.5;4;9", "line 4 holds 9 cells, more cells than columns"),
         ("# a;target;1B;13B;1T;0;1.5;4", "holds no rows|is left out as a comment"),
@@ -115,10 +135,15 @@ def test_intervals_cover(estimate):
         if estimate == "ratio":
             # Prompts with probabilities of their own and unequal numbers of tests: E(ratio) = E(p) as lengths are independent.
             tests = random.integers(20, 60, 20)
-            interval, truth = ratio_interval(random.binomial(tests, random.beta(6, 3, 20)), tests, 0.9), 2 / 3
+            interval, truth = (
+                ratio_interval(random.binomial(tests, random.beta(6, 3, 20)), tests, 0.9),
+                2 / 3,
+            )
         else:
             values = random.exponential(size=20)
-            interval = mean_interval(values, 0.9) if estimate == "mean" else median_interval(values, 0.9)
+            interval = (
+                mean_interval(values, 0.9) if estimate == "mean" else median_interval(values, 0.9)
+            )
             truth = 1.0 if estimate == "mean" else np.log(2)
         covered += interval.low <= truth <= interval.high
     low, high = {"mean": (0.83, 0.90), "ratio": (0.87, 0.93), "median": (0.88, 0.98)}[estimate]

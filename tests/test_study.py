@@ -1,5 +1,4 @@
 import shutil
-import sys
 
 import matplotlib.image
 import numpy as np
@@ -7,11 +6,12 @@ import pandas
 import pytest
 from conftest import tiny
 
-from sdsl_jax import cli
 from sdsl_jax.cli.study import split_overrides
+from sdsl_jax.codesign.predict import predict
+from sdsl_jax.codesign.targets import Target
 from sdsl_jax.config import load_study, to_toml
 from sdsl_jax.errors import SdslError
-from sdsl_jax.prediction import Target, acceptance_law, loss_law, predict
+from sdsl_jax.fitting.law_files import acceptance_law, loss_law
 from sdsl_jax.progress import Silent
 from sdsl_jax.records import read_json, read_table
 from sdsl_jax.report.figures import CAPTIONS
@@ -68,7 +68,9 @@ def test_records_hold_every_pair_and_estimator(measured_study):
         "decoded_per_test": 12,
         "decoded_tar": 12,
     }
-    assert ((acceptance.alpha_low < acceptance.alpha) & (acceptance.alpha < acceptance.alpha_high)).all()
+    assert (
+        (acceptance.alpha_low < acceptance.alpha) & (acceptance.alpha < acceptance.alpha_high)
+    ).all()
     survival = pandas.read_csv(measured_study / "records" / "survival.csv")
     assert len(survival) == 6 * (1 + 3)
     assert len(read_table(measured_study / "records", "expected")) == 6 * 4
@@ -78,14 +80,20 @@ def test_records_hold_every_pair_and_estimator(measured_study):
     events = pandas.read_parquet(measured_study / "records" / "events.parquet")
     assert events.groupby(["draft_id", "lookahead", "row"]).emitted.sum().eq(16).all()
     latency = read_table(measured_study / "records", "latency")
-    assert sorted((r.operation, r.width) for r in latency) == [("decode", 1)] * 4 + [("verify", 2), ("verify", 4)]
+    assert sorted((r.operation, r.width) for r in latency) == [("decode", 1)] * 4 + [
+        ("verify", 2),
+        ("verify", 4),
+    ]
 
 
 @pytest.mark.slow
 def test_gradient_and_reference_agree_in_the_records(tiny_study):
     entries = read_json(tiny_study / "records" / "codesign.json", list)
     # Which law predicts tiny models best depends on rounding, and so on the processor.
-    ranked = [fitted["law"] for fitted in read_json(tiny_study / "records" / "fits.json")["acceptance_laws"]]
+    ranked = [
+        fitted["law"]
+        for fitted in read_json(tiny_study / "records" / "fits.json")["acceptance_laws"]
+    ]
     laws = [ranked[0], next(name for name in ("affine_plane", *ranked[1:]) if name != ranked[0])]
     assert {(e["acceptance_law"], e["cost_model"]) for e in entries} == {
         (law, cost) for law in laws for cost in ("flops", "measured")
@@ -106,7 +114,9 @@ def test_gradient_and_reference_agree_in_the_records(tiny_study):
         assert entry["relative_difference"]["lookahead"] <= 1e-3
         alpha, gamma = entry["acceptance"], entry["lookahead"]
         tau = (1 - alpha ** (gamma + 1)) / (1 - alpha)
-        assert entry["speedup"] == pytest.approx(tau / (gamma * entry["cost"] + entry["verify_cost"]), rel=1e-9)
+        assert entry["speedup"] == pytest.approx(
+            tau / (gamma * entry["cost"] + entry["verify_cost"]), rel=1e-9
+        )
     assert len(summary(tiny_study)) == 2
 
 
@@ -122,7 +132,11 @@ def test_figures_show_something(tiny_study):
 @pytest.mark.slow
 def test_report_is_self_contained(tiny_study):
     page = (tiny_study / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == len(list((tiny_study / "figures").glob("*.png"))) >= len(CAPTIONS)
+    assert (
+        page.count("data:image/png;base64,")
+        == len(list((tiny_study / "figures").glob("*.png")))
+        >= len(CAPTIONS)
+    )
     assert "http://" not in page
     assert "https://" not in page
     for model in read_table(tiny_study / "records", "models"):
@@ -144,7 +158,9 @@ def test_only_what_depends_on_a_change_is_run_again(tiny_study, tmp_path):
     folder = shutil.copytree(tiny_study, tmp_path / "copy")
     seen = Notes()
     run_study(tiny(codesign={"learning_rate": 0.09}), folder, progress=seen)
-    assert seen.notes[:4] == [f"{stage}: up to date" for stage in ("train", "measure", "conditions", "fit")]
+    assert seen.notes[:4] == [
+        f"{stage}: up to date" for stage in ("train", "measure", "conditions", "fit")
+    ]
     assert seen.tasks == ["codesign", "clock", "evidence", "figures", "report"]
 
 
@@ -161,28 +177,18 @@ def test_fits_and_figures_need_no_weights(tiny_study, tmp_path):
 
 def test_a_stage_without_its_inputs_says_which_to_run(tmp_path):
     with pytest.raises(
-        SdslError, match=r"the stage fit needs .*models\.csv, which does not exist; run the stage train first"
+        SdslError,
+        match=r"the stage fit needs .*models\.csv, which does not exist; run the stage train first",
     ):
         run_study(tiny(), tmp_path, only="fit")
 
 
-def run_cli(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["sdsl", *map(str, arguments)])
-    try:
-        cli.main()
-        status = 0
-    except SystemExit as exit_:
-        status = int(exit_.code or 0)
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
-
 @pytest.mark.slow
-def test_command_line_ends_with_the_table(tiny_study, tmp_path, monkeypatch, capsys):
+def test_command_line_ends_with_the_table(sdsl, tiny_study, tmp_path):
     folder = shutil.copytree(tiny_study, tmp_path / "copy")
     file = tmp_path / "tiny.toml"
     file.write_text(to_toml(tiny()))
-    status, out, _ = run_cli(monkeypatch, capsys, "study", file, "--out", folder)
+    status, out, _ = sdsl("study", file, "--out", folder)
     assert status == 0
     assert "report: up to date" in out
     for words in (
@@ -208,12 +214,12 @@ def test_command_line_ends_with_the_table(tiny_study, tmp_path, monkeypatch, cap
         (["--out", "/dev/null/x"], "cannot write /dev/null/x"),
     ],
 )
-def test_wrong_input_is_one_sentence_and_status_two(tmp_path, monkeypatch, capsys, arguments, message):
+def test_wrong_input_is_one_sentence_and_status_two(sdsl, tmp_path, arguments, message):
     file = tmp_path / "tiny.toml"
     file.write_text(to_toml(tiny()))
     if "--out" not in arguments:
         arguments = [*arguments, "--out", str(tmp_path / "out")]
-    status, _, err = run_cli(monkeypatch, capsys, "study", file, *arguments)
+    status, _, err = sdsl("study", file, *arguments)
     assert status == 2
     assert err.startswith("sdsl: error: ")
     assert message in err
@@ -223,7 +229,7 @@ def test_wrong_input_is_one_sentence_and_status_two(tmp_path, monkeypatch, capsy
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["acceptance.csv", "fits.json"])
-def test_a_damaged_record_is_named_and_the_rest_left_alone(tiny_study, tmp_path, monkeypatch, capsys, name):
+def test_a_damaged_record_is_named_and_the_rest_left_alone(sdsl, tiny_study, tmp_path, name):
     folder = shutil.copytree(tiny_study, tmp_path / "copy")
     damaged = folder / "records" / name
     text = damaged.read_text()
@@ -232,14 +238,14 @@ def test_a_damaged_record_is_named_and_the_rest_left_alone(tiny_study, tmp_path,
     before = {p: p.read_bytes() for p in (folder / "records").iterdir()}
     file = tmp_path / "tiny.toml"
     file.write_text(to_toml(tiny()))
-    status, _, err = run_cli(monkeypatch, capsys, "study", file, "--out", folder)
+    status, _, err = sdsl("study", file, "--out", folder)
     assert status == 2
     assert name in err
     assert "damaged" in err
     assert {p: p.read_bytes() for p in (folder / "records").iterdir()} == before
 
 
-def test_a_damaged_checkpoint_is_named(measured_study, tmp_path, monkeypatch, capsys):
+def test_a_damaged_checkpoint_is_named(sdsl, measured_study, tmp_path):
     folder = shutil.copytree(measured_study, tmp_path / "copy")
     model = read_table(folder / "records", "models")[0]
     for file in (folder / model.checkpoint).rglob("*"):
@@ -247,7 +253,7 @@ def test_a_damaged_checkpoint_is_named(measured_study, tmp_path, monkeypatch, ca
             file.write_bytes(file.read_bytes()[:100])
     study = tmp_path / "tiny.toml"
     study.write_text(to_toml(tiny()))
-    status, _, err = run_cli(monkeypatch, capsys, "study", study, "--out", folder, "--only", "measure", "--force")
+    status, _, err = sdsl("study", study, "--out", folder, "--only", "measure", "--force")
     assert status == 2
     assert "damaged" in err
     assert model.checkpoint.split("/")[1] in err
@@ -272,7 +278,9 @@ def test_overrides_are_told_from_options():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "content"), [("fits.json", "{}"), ("codesign.json", "[]"), ("models.csv", None)])
+@pytest.mark.parametrize(
+    ("name", "content"), [("fits.json", "{}"), ("codesign.json", "[]"), ("models.csv", None)]
+)
 def test_records_that_parse_but_hold_nothing_are_named(tiny_study, tmp_path, name, content):
     folder = shutil.copytree(tiny_study, tmp_path / "copy")
     file = folder / "records" / name
@@ -333,9 +341,15 @@ def test_predictions_come_before_what_they_are_about(tmp_path, monkeypatch):
     """Nothing of a held-out model exists when its predictions are made; then all is trained once, and judged."""
     from sdsl_jax import evidence
 
-    ladder = {"draft_params": [600, 900, 1200, 2500], "target_params": [4_000, 8_000], "target_tokens": [8_000, 16_000]}
+    ladder = {
+        "draft_params": [600, 900, 1200, 2500],
+        "target_params": [4_000, 8_000],
+        "target_tokens": [8_000, 16_000],
+    }
     config = tiny(
-        ladder=ladder, holdout={"draft_params": [2500], "target_params": [8_000]}, measure={"decode": "largest"}
+        ladder=ladder,
+        holdout={"draft_params": [2500], "target_params": [8_000]},
+        measure={"decode": "largest"},
     )
     seen, there = Notes(), []
     forecast = evidence.forecast
@@ -372,5 +386,10 @@ def test_predictions_come_before_what_they_are_about(tmp_path, monkeypatch):
     )
     run_study(changed, tmp_path)
     predictions = read_json(tmp_path / "records" / "predictions.json")
-    assert len(predictions["already_measured"]) == 2  # who predicts again has seen the answers, and the file says so
-    assert "they are no test of anything that was changed since" in (tmp_path / "report.html").read_text()
+    assert (
+        len(predictions["already_measured"]) == 2
+    )  # who predicts again has seen the answers, and the file says so
+    assert (
+        "they are no test of anything that was changed since"
+        in (tmp_path / "report.html").read_text()
+    )

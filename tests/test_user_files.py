@@ -53,13 +53,19 @@ def test_compression_is_told_by_the_first_bytes(tmp_path):
 def test_damage_is_one_sentence(tmp_path, kind):
     whole = compressed(kind, TEXT.encode() * 500)
     path = tmp_path / f"t.{kind}"
-    for broken in (whole[: len(whole) // 2], whole[:10] + bytes([whole[10] ^ 255]) + whole[11:], whole[:8]):
+    for broken in (
+        whole[: len(whole) // 2],
+        whole[:10] + bytes([whole[10] ^ 255]) + whole[11:],
+        whole[:8],
+    ):
         path.write_bytes(broken)
         with pytest.raises(SdslError, match=rf"^the table .*t\.{kind} .*[^.]\.$"):
             user_files.read_text(path, "table")
 
 
-@pytest.mark.parametrize("before", [b"", b"x" * 1000, codecs.BOM_UTF8 + b"x" * 1000, "é".encode() * 700])
+@pytest.mark.parametrize(
+    "before", [b"", b"x" * 1000, codecs.BOM_UTF8 + b"x" * 1000, "é".encode() * 700]
+)
 def test_the_byte_that_is_no_text_is_named(tmp_path, monkeypatch, before):
     monkeypatch.setattr(user_files, "_READ_BYTES", 7)
     path = tmp_path / "t.txt"
@@ -71,7 +77,10 @@ def test_the_byte_that_is_no_text_is_named(tmp_path, monkeypatch, before):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a Git LFS pointer"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+            "a Git LFS pointer",
+        ),
         (b"PK\x03\x04" + b"\0" * 90, "an Excel workbook"),
         (b"PAR1" + b"\0" * 90, "a Parquet file"),
     ],
@@ -94,7 +103,9 @@ def test_json_of_any_depth_is_one_sentence(tmp_path, text):
         user_files.parse_json(text, "line 1")
 
 
-@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a = " + "1" * 5000, "a = 1\na = 2", "a = \x00"])
+@pytest.mark.parametrize(
+    "text", ["a = " + "[" * 100_000, "a = " + "1" * 5000, "a = 1\na = 2", "a = \x00"]
+)
 def test_toml_of_any_depth_is_one_sentence(tmp_path, text):
     (path := tmp_path / "t.toml").write_text(text)
     with pytest.raises(SdslError, match=r"^the study .*t\.toml is not valid TOML"):

@@ -72,18 +72,26 @@ class Scipy:
 
     def solve(self, method: str, derivatives: bool) -> list[Any]:
         """From every start."""
-        settings: dict[str, Any] = {"method": method, "bounds": scipy.optimize.Bounds(self.low, self.high, True)}
+        settings: dict[str, Any] = {
+            "method": method,
+            "bounds": scipy.optimize.Bounds(self.low, self.high, True),
+        }
         if self.constrained and method == "SLSQP":
             rows: dict[str, Any] = {"type": "ineq", "fun": lambda x: -self.constraints(x)}
-            settings["constraints"] = rows | ({"jac": lambda x: -self.slopes(x)} if derivatives else {})
+            settings["constraints"] = rows | (
+                {"jac": lambda x: -self.slopes(x)} if derivatives else {}
+            )
         elif self.constrained:
             slopes: Any = self.slopes if derivatives else "2-point"
-            settings["constraints"] = scipy.optimize.NonlinearConstraint(self.constraints, -np.inf, 0.0, jac=slopes)
+            settings["constraints"] = scipy.optimize.NonlinearConstraint(
+                self.constraints, -np.inf, 0.0, jac=slopes
+            )
         function: Any = self.objective_and_slope if derivatives else self.objective
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return [
-                scipy.optimize.minimize(function, start, jac=derivatives or None, **settings) for start in self.starts
+                scipy.optimize.minimize(function, start, jac=derivatives or None, **settings)
+                for start in self.starts
             ]
 
     def judge(self, x: np.ndarray) -> float:
@@ -108,7 +116,9 @@ def race(name: str, task: Task, count: int, turns: int, console: Console) -> dic
     }
     for method in methods:
         for derivatives in (True, False):
-            label = f"scipy {method}, {'derivatives of jax' if derivatives else 'finite differences'}"
+            label = (
+                f"scipy {method}, {'derivatives of jax' if derivatives else 'finite differences'}"
+            )
             work[label] = functools.partial(peer.solve, method, derivatives)
     times: dict[str, list[float]] = {label: [] for label in work}
     ends: dict[str, Any] = {}
@@ -117,12 +127,22 @@ def race(name: str, task: Task, count: int, turns: int, console: Console) -> dic
             began = time.perf_counter()
             ends[label] = run()
             times[label].append(time.perf_counter() - began)
-    objectives = {label: [peer.judge(end.x) for end in ends[label]] for label in work if label.startswith("scipy")}
-    lowest = min(float(ends["ours"].objective), *(value for found in objectives.values() for value in found))
+    objectives = {
+        label: [peer.judge(end.x) for end in ends[label]]
+        for label in work
+        if label.startswith("scipy")
+    }
+    lowest = min(
+        float(ends["ours"].objective), *(value for found in objectives.values() for value in found)
+    )
     seconds = {label: statistics.median(values[1:]) for label, values in times.items()}
     rows = []
     for label in work:
-        row: dict[str, Any] = {"method": label, "seconds": seconds[label], "first_seconds": times[label][0]}
+        row: dict[str, Any] = {
+            "method": label,
+            "seconds": seconds[label],
+            "first_seconds": times[label][0],
+        }
         if label == "ours":
             row |= {
                 "above_best": float(ends[label].objective) - lowest,
@@ -136,11 +156,19 @@ def race(name: str, task: Task, count: int, turns: int, console: Console) -> dic
                 "starts_at_best": float((values <= lowest + REACHED).mean()),
             }
         else:
-            row |= {"seconds": seconds[label] / SWEEP, "kkt_residual": float(ends[label].kkt_residual.max())}
+            row |= {
+                "seconds": seconds[label] / SWEEP,
+                "kkt_residual": float(ends[label].kkt_residual.max()),
+            }
             row |= {"starts_at_best": float(ends[label].starts_agreeing.mean())}
         row["times_ours"] = row["seconds"] / seconds["ours"]
         rows.append(row)
-    return {"task": name, "variables": task.variables, "constraints": task.constraints, "rows": rows}
+    return {
+        "task": name,
+        "variables": task.variables,
+        "constraints": task.constraints,
+        "rows": rows,
+    }
 
 
 def show(found: dict[str, Any], console: Console) -> None:
@@ -188,7 +216,9 @@ def main() -> None:
         "starts": arguments.starts,
         "sweep": SWEEP,
     }
-    found["tasks"] = [race(name, task, arguments.starts, arguments.turns, console) for name, task in TASKS.items()]
+    found["tasks"] = [
+        race(name, task, arguments.starts, arguments.turns, console) for name, task in TASKS.items()
+    ]
     found["load_after"] = os.getloadavg()[0]
     found["finished"] = time.strftime("%Y-%m-%d")
     show(found, console)

@@ -21,12 +21,15 @@ DEVICE = Hardware(
     memory_bytes=80e9,
     price_per_hour=3.0,
 )
-FAMILY = ShapeRule(aspect_ratio=128.0, vocab_size=128e3, context=0.0, kv_share=0.125, embedding_tables=2.0)
+FAMILY = ShapeRule(
+    aspect_ratio=128.0, vocab_size=128e3, context=0.0, kv_share=0.125, embedding_tables=2.0
+)
 
 TASKS = {
     "size and lookahead, no constraint": Task(),
     "size, lookahead and batch; latency and memory": Task(
-        variables=("draft_params", "lookahead", "batch"), constraints=("latency_seconds", "memory_bytes")
+        variables=("draft_params", "lookahead", "batch"),
+        constraints=("latency_seconds", "memory_bytes"),
     ),
     "five variables, total cost; latency": Task(
         variables=("draft_params", "lookahead", "batch", "draft_tokens", "aspect_ratio"),
@@ -56,7 +59,11 @@ def numbers(task: Task, context: float = 4096.0) -> Numbers:
     return Numbers(
         serving,
         fixed,
-        lower=fixed._replace(draft_params=1e7, lookahead=1.0, batch=1.0, draft_tokens=1e9, aspect_ratio=16.0),
-        upper=fixed._replace(draft_params=20e9, lookahead=32.0, batch=512.0, draft_tokens=2e13, aspect_ratio=512.0),
+        lower=fixed._replace(
+            draft_params=1e7, lookahead=1.0, batch=1.0, draft_tokens=1e9, aspect_ratio=16.0
+        ),
+        upper=fixed._replace(
+            draft_params=20e9, lookahead=32.0, batch=512.0, draft_tokens=2e13, aspect_ratio=512.0
+        ),
         limits=np.array([_LIMITS[name] for name in task.constraints]),
     )

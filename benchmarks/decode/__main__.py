@@ -39,7 +39,9 @@ def _device() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if device.platform == "cpu" and cpuinfo.exists():
         models = [
-            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+            line.split(":", 1)[1].strip()
+            for line in cpuinfo.read_text().splitlines()
+            if line.startswith("model name")
         ]
         name = models[0] if models else name
     return f"{name}, {os.cpu_count()} CPU cores"
@@ -47,7 +49,11 @@ def _device() -> str:
 
 def _peer(say: Any) -> tuple[Transformers | None, str, str]:
     """The peer, the name of its device, and its versions or why there is none."""
-    missing = [name for name in ("torch", "transformers", "safetensors") if importlib.util.find_spec(name) is None]
+    missing = [
+        name
+        for name in ("torch", "transformers", "safetensors")
+        if importlib.util.find_spec(name) is None
+    ]
     if missing:
         return None, "", f"without transformers ({', '.join(missing)} not installed)"
     say("starting transformers")
@@ -89,10 +95,16 @@ def run(sizes: list[str], options: Options, with_peer: bool, say: Any) -> dict[s
 
 def main() -> None:
     """Runs, prints the tables and writes the JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.decode", description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.decode", description=(__doc__ or "").split("\n\n")[0]
+    )
     parser.add_argument("--json", type=Path, help="file to write every number to")
-    parser.add_argument("--sizes", default="1m,33m", help=f"comma-separated, of {', '.join((*SIZES, LADDER))}")
-    parser.add_argument("--quick", action="store_true", help="few tokens and turns: a trial, not a measurement")
+    parser.add_argument(
+        "--sizes", default="1m,33m", help=f"comma-separated, of {', '.join((*SIZES, LADDER))}"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="few tokens and turns: a trial, not a measurement"
+    )
     parser.add_argument("--rounds", type=int, help="turns of every contender")
     parser.add_argument("--new-tokens", type=int, help="tokens that every row emits")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -106,7 +118,10 @@ def main() -> None:
         sizes = given.sizes.split(",")
         known = (*SIZES, LADDER)
         unknown = [size for size in sizes if size not in known]
-        require(not unknown, f"the sizes hold {unknown[0] if unknown else ''!r}; there are {', '.join(known)}.")
+        require(
+            not unknown,
+            f"the sizes hold {unknown[0] if unknown else ''!r}; there are {', '.join(known)}.",
+        )
         folder = given.json.absolute().parent if given.json else Path()
         require(folder.is_dir(), f"there is no folder {folder} to write the JSON to.")
         options = Options(
@@ -116,12 +131,16 @@ def main() -> None:
             qk_norm=given.qk_norm,
             quick=given.quick,
         )
-        require(options.new_tokens >= 8, f"--new-tokens is {options.new_tokens}; it must be at least 8.")
+        require(
+            options.new_tokens >= 8, f"--new-tokens is {options.new_tokens}; it must be at least 8."
+        )
         require(options.rounds >= 1, f"--rounds is {options.rounds}; it must be at least 1.")
         began = time.perf_counter()
 
         def say(text: str) -> None:
-            progress.print(f"{time.perf_counter() - began:5.0f} s  {text}", style="dim", highlight=False)
+            progress.print(
+                f"{time.perf_counter() - began:5.0f} s  {text}", style="dim", highlight=False
+            )
 
         result = run(sizes, options, not given.no_peer, say)
     except SdslError as error:

@@ -74,7 +74,9 @@ class Contender:
     @property
     def tokens_per_round(self) -> float:
         """Tokens per row and round of the batch, over all runs: rows that are done wait for the others."""
-        return sum(run.tokens for run in self.runs) / sum(run.rounds for run in self.runs) / self.batch
+        return (
+            sum(run.tokens for run in self.runs) / sum(run.rounds for run in self.runs) / self.batch
+        )
 
     @property
     def round_seconds(self) -> float:
@@ -90,7 +92,9 @@ class Contender:
     def survival(self) -> list[float]:
         """S_k: the share of row rounds that kept at least k drafts, for k = 1 … γ."""
         row_rounds = sum(run.row_rounds for run in self.runs)
-        return [sum(run.survivors[k] for run in self.runs) / row_rounds for k in range(self.lookahead)]
+        return [
+            sum(run.survivors[k] for run in self.runs) / row_rounds for k in range(self.lookahead)
+        ]
 
     def summary(self) -> dict[str, Any]:
         """All numbers, for the table and the JSON."""
@@ -134,7 +138,9 @@ def ours(pair: Pair, batch: int, lookahead: int, new_tokens: int) -> Contender:
                 seed=seed,
             )
         else:
-            decoded = autoregress(pair.target, prompts[:batch], new_tokens=new_tokens, sampling=SAMPLING, seed=seed)
+            decoded = autoregress(
+                pair.target, prompts[:batch], new_tokens=new_tokens, sampling=SAMPLING, seed=seed
+            )
         jax.block_until_ready(decoded.tokens)
         seconds = time.perf_counter() - began
         tokens = int((decoded.lengths - decoded.prompt_lengths).sum())
@@ -151,13 +157,19 @@ def ours(pair: Pair, batch: int, lookahead: int, new_tokens: int) -> Contender:
     return Contender("ours", batch, lookahead, new_tokens, call)
 
 
-def theirs(peer: Transformers, batch: int, lookahead: int, new_tokens: int, threads: int) -> Contender:
+def theirs(
+    peer: Transformers, batch: int, lookahead: int, new_tokens: int, threads: int
+) -> Contender:
     """Transformers' `generate`, assisted if the lookahead is above 0, with torch at a number of threads."""
 
     def call(prompts: np.ndarray, seed: int) -> Run:
         peer.ask("threads", number=threads)
         answer = peer.ask(
-            "generate", prompts=prompts[:batch].tolist(), new_tokens=new_tokens, lookahead=lookahead, seed=seed
+            "generate",
+            prompts=prompts[:batch].tolist(),
+            new_tokens=new_tokens,
+            lookahead=lookahead,
+            seed=seed,
         )
         return Run(answer["seconds"], answer["tokens"], answer["rounds"])
 

@@ -49,18 +49,25 @@ def _best_seconds(work: Callable[[], object]) -> float:
 @functools.partial(jax.jit, static_argnums=2)
 def _sums(array, start, times):
     # The addend makes every pass depend on the one before it, so that none can be left out.
-    return jax.lax.fori_loop(0, times, lambda _, s: (array + s * 1e-30).astype(jnp.float32).sum() * 1e-30, start)
+    return jax.lax.fori_loop(
+        0, times, lambda _, s: (array + s * 1e-30).astype(jnp.float32).sum() * 1e-30, start
+    )
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _products(matrix, vector, times):
-    return jax.lax.fori_loop(0, times, lambda _, x: (matrix @ x) * jnp.asarray(1e-3, x.dtype), vector)
+    return jax.lax.fori_loop(
+        0, times, lambda _, x: (matrix @ x) * jnp.asarray(1e-3, x.dtype), vector
+    )
 
 
 def _numpy_rates(size: int, times: int) -> dict[str, float]:
     threads = os.cpu_count() or 1
     parts = np.array_split(np.ones(size // 4, np.float32), threads)
-    readers: dict[str, Callable[[np.ndarray], object]] = {"numpy sum": np.sum, "numpy dot": lambda x: np.dot(x, x)}
+    readers: dict[str, Callable[[np.ndarray], object]] = {
+        "numpy sum": np.sum,
+        "numpy dot": lambda x: np.dot(x, x),
+    }
 
     def passes(read: Callable[[np.ndarray], object], part: np.ndarray) -> None:
         for _ in range(times):
@@ -70,7 +77,8 @@ def _numpy_rates(size: int, times: int) -> dict[str, float]:
     with ThreadPoolExecutor(threads) as pool:
         for name, read in readers.items():
             work = functools.partial(passes, read)
-            rates[f"{name}, {threads} threads"] = size * times / _best_seconds(lambda w=work: list(pool.map(w, parts)))  # type: ignore[misc]
+            seconds = _best_seconds(lambda w=work: list(pool.map(w, parts)))  # type: ignore[misc]
+            rates[f"{name}, {threads} threads"] = size * times / seconds
     return rates
 
 
@@ -96,12 +104,16 @@ def matmul_flops(dtype: Any = jnp.float32) -> float:
     """FLOPs per second of a square matrix product at the precision that the decoder uses."""
     side = 2048 if jax.default_backend() == "cpu" else 8192
     with jax.default_matmul_precision("highest"):
-        product = jax.jit(jnp.matmul).lower(*[jax.ShapeDtypeStruct((side, side), dtype)] * 2).compile()
+        product = (
+            jax.jit(jnp.matmul).lower(*[jax.ShapeDtypeStruct((side, side), dtype)] * 2).compile()
+        )
     matrix = jnp.full((side, side), 1e-3, dtype)
     return 2 * side**3 / _best_seconds(lambda: product(matrix, matrix))
 
 
-def bytes_read(config: ModelConfig, *, batch: int, context: float, dtype: Any = jnp.float32) -> float:
+def bytes_read(
+    config: ModelConfig, *, batch: int, context: float, dtype: Any = jnp.float32
+) -> float:
     """Bytes of one step: all weights once, except an embedding that only gives rows, and each row's keys and values."""
     counts = count(config, context)
     table = config.vocab_size * config.width
@@ -111,7 +123,14 @@ def bytes_read(config: ModelConfig, *, batch: int, context: float, dtype: Any = 
 
 
 def floor(
-    config: ModelConfig, *, batch: int, width: int, context: float, rate: float, flops: float, dtype: Any = jnp.float32
+    config: ModelConfig,
+    *,
+    batch: int,
+    width: int,
+    context: float,
+    rate: float,
+    flops: float,
+    dtype: Any = jnp.float32,
 ) -> Floor:
     """The floor of a step that feeds `width` tokens to each of `batch` rows.
 

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdsl_jax.checkpoints.model_folder import load_model_folder
 from sdsl_jax.config import FamilyConfig, load_study
 from sdsl_jax.data import load_dataset
 from sdsl_jax.decoding import Model, Sampling, autoregress
 from sdsl_jax.models import ModelConfig, forward, init_params, member
-from sdsl_jax.training import load_model_folder
 
 # Non-embedding parameters of target and draft.
 SIZES = {"1m": (1_000_000, 50_000), "33m": (33_000_000, 164_000), "300m": (300_000_000, 1_500_000)}
@@ -73,7 +73,16 @@ def acceptance(draft: Model, target: Model, tokens: np.ndarray, prompt_tokens: i
       tokens: prompts and what the target drew after them, [B, L].
       prompt_tokens: length of the prompts.
     """
-    return float(_overlap(draft.config, target.config, draft.params, target.params, jnp.asarray(tokens), prompt_tokens))
+    return float(
+        _overlap(
+            draft.config,
+            target.config,
+            draft.params,
+            target.params,
+            jnp.asarray(tokens),
+            prompt_tokens,
+        )
+    )
 
 
 def _overlap_eager(draft, target, draft_params, target_params, tokens, prompt_tokens):
@@ -155,7 +164,9 @@ def make_pair(
     for _ in range(_TRIES):
         noise = (low * high) ** 0.5
         models = noisy(noise)
-        decoded = autoregress(models[1], prompts, new_tokens=new_tokens, sampling=Sampling(temperature=1.0), seed=seed)
+        decoded = autoregress(
+            models[1], prompts, new_tokens=new_tokens, sampling=Sampling(temperature=1.0), seed=seed
+        )
         reached = acceptance(*models, np.asarray(decoded.tokens), prompt_tokens)
         if abs(reached - wanted) <= _TOLERANCE:
             break
@@ -163,7 +174,9 @@ def make_pair(
     return Pair(*models, noise, reached)
 
 
-def trained_pair(*, prompt_tokens: int, new_tokens: int, dtype: Any = jnp.float32, seed: int = 0) -> Pair:
+def trained_pair(
+    *, prompt_tokens: int, new_tokens: int, dtype: Any = jnp.float32, seed: int = 0
+) -> Pair:
     """The largest pair of the ladder that ships, and the test text of its study.
 
     Args:
@@ -175,12 +188,18 @@ def trained_pair(*, prompt_tokens: int, new_tokens: int, dtype: Any = jnp.float3
 
     def load(rung: str) -> Model:
         folders = (_LADDER_FOLDER / "checkpoints").glob(f"{rung}.*/model-*")
-        loaded = load_model_folder(max(folders, key=lambda folder: int(folder.name.removeprefix("model-"))))
+        loaded = load_model_folder(
+            max(folders, key=lambda folder: int(folder.name.removeprefix("model-")))
+        )
         return Model(loaded.config, jax.tree.map(lambda x: x.astype(dtype), loaded.params))
 
     draft, target = (load(rung) for rung in _LADDER_RUNGS)
     text = load_dataset(load_study(_LADDER_FOLDER / "config.toml").data).splits["test"][:]
     pair = Pair(draft, target, None, 0.0, text)
     prompts = pair.prompts((_PROMPTS, prompt_tokens), seed)
-    decoded = autoregress(target, prompts, new_tokens=new_tokens, sampling=Sampling(temperature=1.0), seed=seed)
-    return dataclasses.replace(pair, acceptance=acceptance(draft, target, np.asarray(decoded.tokens), prompt_tokens))
+    decoded = autoregress(
+        target, prompts, new_tokens=new_tokens, sampling=Sampling(temperature=1.0), seed=seed
+    )
+    return dataclasses.replace(
+        pair, acceptance=acceptance(draft, target, np.asarray(decoded.tokens), prompt_tokens)
+    )

@@ -62,7 +62,12 @@ class Machine:
 
 
 def measure(
-    size: str, options: Options, machine: Machine, peer: Transformers | None, device: str, say: Callable[[str], None]
+    size: str,
+    options: Options,
+    machine: Machine,
+    peer: Transformers | None,
+    device: str,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Every number of one size, as a tree for JSON.
 
@@ -99,7 +104,10 @@ def measure(
         if not contender.first_seconds > 0:
             contender.warm(prompts[0])
         contender.runs.clear()
-    lookaheads = {b: sorted({c.lookahead for c in contenders if c.batch == b and c.lookahead}) for b in BATCHES}
+    lookaheads = {
+        b: sorted({c.lookahead for c in contenders if c.batch == b and c.lookahead})
+        for b in BATCHES
+    }
     context = options.prompt_tokens + options.new_tokens // 2
     steps: dict[str, list[float]] = {}
     for turn in range(options.rounds):
@@ -111,7 +119,9 @@ def measure(
     result["contenders"] = [contender.summary() for contender in contenders]
     result["acceptance"] = _acceptance(pair, contenders, options.prompt_tokens)
     rates = {
-        name: floor.bandwidth(round(floor.bytes_read(model.config, batch=1, context=context, dtype=dtype)), dtype)
+        name: floor.bandwidth(
+            round(floor.bytes_read(model.config, batch=1, context=context, dtype=dtype)), dtype
+        )
         for name, model in (("draft", pair.draft), ("target", pair.target))
     }
     result["bandwidth"] = rates
@@ -127,12 +137,24 @@ def measure(
 def _describe(model: Model) -> dict[str, Any]:
     counts = count(model.config, 0)
     shape = {
-        name: getattr(model.config, name) for name in ("layers", "width", "heads", "kv_heads", "head_dim", "hidden")
+        name: getattr(model.config, name)
+        for name in ("layers", "width", "heads", "kv_heads", "head_dim", "hidden")
     }
-    return {"nonembedding": counts.nonembedding, "total": counts.total, "vocabulary": model.config.vocab_size, **shape}
+    return {
+        "nonembedding": counts.nonembedding,
+        "total": counts.total,
+        "vocabulary": model.config.vocab_size,
+        **shape,
+    }
 
 
-def _pilots(pair: Pair, peer: Transformers | None, options: Options, prompts: np.ndarray, say: Callable[[str], None]):
+def _pilots(
+    pair: Pair,
+    peer: Transformers | None,
+    options: Options,
+    prompts: np.ndarray,
+    say: Callable[[str], None],
+):
     """Contenders at each system's best lookahead and at the common one, and what was seen on the way.
 
     A lookahead is judged by the seconds of its rounds and by the tokens per round that the survival of our own largest
@@ -167,7 +189,11 @@ def _pilots(pair: Pair, peer: Transformers | None, options: Options, prompts: np
     for batch in BATCHES:
         piloted = {g: c for (b, g), c in mine.items() if b == batch}
         chosen = {best(f"ours, batch {batch}", piloted), COMMON_LOOKAHEAD}
-        contenders += [ours(pair, batch, 0, 1), ours(pair, batch, 0, n), *(piloted[g] for g in sorted(chosen))]
+        contenders += [
+            ours(pair, batch, 0, 1),
+            ours(pair, batch, 0, n),
+            *(piloted[g] for g in sorted(chosen)),
+        ]
     pilot["survival"] = survival
     pilot["tokens_per_round_expected"] = {str(g): e for g, e in expected.items()}
     if peer is not None:
@@ -202,12 +228,18 @@ def _pilots(pair: Pair, peer: Transformers | None, options: Options, prompts: np
     return ranked, pilot
 
 
-def _step_seconds(pair: Pair, lookaheads: dict[int, list[int]], context: int, options: Options) -> dict[str, float]:
+def _step_seconds(
+    pair: Pair, lookaheads: dict[int, list[int]], context: int, options: Options
+) -> dict[str, float]:
     """Seconds of every kind of step and of both prefills, for each batch."""
     found: dict[str, float] = {}
     for batch, widths in lookaheads.items():
         # The first draft step of a round feeds two tokens.
-        steps = {"first draft": Step(pair.draft, 2), "draft": Step(pair.draft, 1), "target": Step(pair.target, 1)}
+        steps = {
+            "first draft": Step(pair.draft, 2),
+            "draft": Step(pair.draft, 1),
+            "target": Step(pair.target, 1),
+        }
         steps |= {f"verify {g}": Step(pair.target, g + 1) for g in widths}
         timed = time_steps(steps, batch=batch, context=context, repetitions=1, confidence=0.95)
         found |= {f"{name}, batch {batch}": interval.estimate for name, interval in timed.items()}
@@ -217,7 +249,9 @@ def _step_seconds(pair: Pair, lookaheads: dict[int, list[int]], context: int, op
             times = []
             for _ in range(4):
                 began = time.perf_counter()
-                jax.block_until_ready(prefill(model.config, model.params, tokens, capacity=capacity))
+                jax.block_until_ready(
+                    prefill(model.config, model.params, tokens, capacity=capacity)
+                )
                 times.append(time.perf_counter() - began)
             found[f"{name} prefill, batch {batch}"] = statistics.median(times[1:])
     return found
@@ -226,10 +260,15 @@ def _step_seconds(pair: Pair, lookaheads: dict[int, list[int]], context: int, op
 def _acceptance(pair: Pair, contenders: list[Contender], prompt_tokens: int) -> float:
     """Σ min(p, q) over what the target drew in the timed autoregressive runs of the largest batch."""
     largest = next(
-        c for c in contenders if c.system == "ours" and c.batch == max(BATCHES) and not c.lookahead and c.new_tokens > 1
+        c
+        for c in contenders
+        if c.system == "ours" and c.batch == max(BATCHES) and not c.lookahead and c.new_tokens > 1
     )
     tokens = np.concatenate([run.output for run in largest.runs if run.output is not None])
-    parts = [acceptance(pair.draft, pair.target, part, prompt_tokens) for part in np.split(tokens, len(largest.runs))]
+    parts = [
+        acceptance(pair.draft, pair.target, part, prompt_tokens)
+        for part in np.split(tokens, len(largest.runs))
+    ]
     return statistics.fmean(parts)
 
 
@@ -249,10 +288,20 @@ def _check(
     def least(name: str, model: Model, width: int) -> float:
         flops, rate = machine.matmul_flops, rates[name]["best"]
         return floor.floor(
-            model.config, batch=batch, width=width, context=context, rate=rate, flops=flops, dtype=dtype
+            model.config,
+            batch=batch,
+            width=width,
+            context=context,
+            rate=rate,
+            flops=flops,
+            dtype=dtype,
         ).seconds
 
-    alone = {c.new_tokens > 1: c for c in contenders if c.system == "ours" and c.batch == batch and not c.lookahead}
+    alone = {
+        c.new_tokens > 1: c
+        for c in contenders
+        if c.system == "ours" and c.batch == batch and not c.lookahead
+    }
     n = alone[True].new_tokens
     # The difference of a long and a short run has neither prefill nor the overhead of a call.
     step = (alone[True].seconds - alone[False].seconds) / (n - 1)
@@ -260,7 +309,9 @@ def _check(
     if not g:
         check |= {"step_seconds": step, "floor_seconds": least("target", pair.target, 1)}
         check["ratio_to_floor"] = step / check["floor_seconds"]
-        check["bytes_read"] = floor.bytes_read(pair.target.config, batch=batch, context=context, dtype=dtype)
+        check["bytes_read"] = floor.bytes_read(
+            pair.target.config, batch=batch, context=context, dtype=dtype
+        )
         check["time_to_first_token_seconds"] = alone[False].seconds
         check["prefill_seconds"] = steps[f"target prefill, batch {batch}"]
         return check

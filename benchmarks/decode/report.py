@@ -20,7 +20,10 @@ def fastest(size: dict[str, Any], system: str, batch: int, drafts: bool) -> dict
     fits = [
         c
         for c in size["contenders"]
-        if c["system"] == system and c["batch"] == batch and bool(c["lookahead"]) == drafts and c["new_tokens"] > 1
+        if c["system"] == system
+        and c["batch"] == batch
+        and bool(c["lookahead"]) == drafts
+        and c["new_tokens"] > 1
     ]
     return max(fits, key=lambda c: c["tokens_per_second"], default=None)
 
@@ -32,18 +35,36 @@ def goals(size: dict[str, Any]) -> list[dict[str, Any]]:
     def goal(text: str, value: float, limit: float, at_most: bool = False) -> None:
         met = value <= limit if at_most else value >= limit
         found.append(
-            {"goal": f"{size['size']}: {text}", "wanted": limit, "at_most": at_most, "value": value, "met": met}
+            {
+                "goal": f"{size['size']}: {text}",
+                "wanted": limit,
+                "at_most": at_most,
+                "value": value,
+                "met": met,
+            }
         )
 
-    mine = {(batch, drafts): fastest(size, "ours", batch, drafts) for batch in (1, 8) for drafts in (False, True)}
-    for name, text, drafts in (("assisted", "assisted generation", True), ("generate", "generate", False)):
+    mine = {
+        (batch, drafts): fastest(size, "ours", batch, drafts)
+        for batch in (1, 8)
+        for drafts in (False, True)
+    }
+    for name, text, drafts in (
+        ("assisted", "assisted generation", True),
+        ("generate", "generate", False),
+    ):
         peer, own = fastest(size, "transformers", 1, drafts), mine[1, drafts]
         if name in wanted and peer and own:
             ratio = own["tokens_per_second"] / peer["tokens_per_second"]
             goal(f"tokens/s over transformers' {text}, batch 1", ratio, wanted[name])
     if "floor" in wanted:
         check = next(c for c in size["checks"] if c["batch"] == 1 and not c["lookahead"])
-        goal("autoregressive step over its floor, batch 1", check["ratio_to_floor"], wanted["floor"], at_most=True)
+        goal(
+            "autoregressive step over its floor, batch 1",
+            check["ratio_to_floor"],
+            wanted["floor"],
+            at_most=True,
+        )
     one, eight = mine[1, True], mine[8, True]
     if "batch" in wanted and one and eight:
         goal(
@@ -63,13 +84,20 @@ def show(result: dict[str, Any], console: Console) -> None:
     machine = result["machine"]
     console.print(f"{result['device']}; {result['versions']}; {result['options']['dtype']}")
     rates = ", ".join(f"{name} {rate / 1e9:.1f}" for name, rate in machine["bandwidth"].items())
-    console.print(f"memory, GB/s: {rates}; matrix product: {machine['matmul_flops'] / 1e9:.0f} GFLOP/s")
+    console.print(
+        f"memory, GB/s: {rates}; matrix product: {machine['matmul_flops'] / 1e9:.0f} GFLOP/s"
+    )
     for size in result["sizes"]:
         _show_size(size, console)
     table = Table("goal", "wanted", "measured", "", title="goals")
     for g in (g for size in result["sizes"] for g in goals(size)):
         sign = "≤" if g["at_most"] else "≥"
-        table.add_row(g["goal"], f"{sign} {g['wanted']:g}", f"{g['value']:.3g}", "met" if g["met"] else "missed")
+        table.add_row(
+            g["goal"],
+            f"{sign} {g['wanted']:g}",
+            f"{g['value']:.3g}",
+            "met" if g["met"] else "missed",
+        )
     console.print(table)
 
 
@@ -94,9 +122,13 @@ def _show_size(size: dict[str, Any], console: Console) -> None:
                 for g, v in found.items()
                 if g != "best"
             )
-            console.print(f"pilot, {name}, ms per token (per round): {tried}; best γ={found['best']}")
+            console.print(
+                f"pilot, {name}, ms per token (per round): {tried}; best γ={found['best']}"
+            )
         elif isinstance(found, dict) and "threads" in name:
-            console.print(f"pilot, {name}: {', '.join(f'{t}: {ms:.3g}' for t, ms in found.items())}")
+            console.print(
+                f"pilot, {name}: {', '.join(f'{t}: {ms:.3g}' for t, ms in found.items())}"
+            )
     table = Table(title=f"{size['size']}: decoding, prefill included")
     for name in (
         "decoder",
@@ -112,9 +144,15 @@ def _show_size(size: dict[str, Any], console: Console) -> None:
         table.add_column(name, justify="left" if name == "decoder" else "right")
     for c in (c for c in size["contenders"] if c["new_tokens"] > 1):
         # At equal lookahead if the peer was timed at it, else against its best; without assistance where that is all it has.
-        rivals = [r for r in size["contenders"] if r["system"] == "transformers" and r["batch"] == c["batch"]]
+        rivals = [
+            r
+            for r in size["contenders"]
+            if r["system"] == "transformers" and r["batch"] == c["batch"]
+        ]
         same = [r for r in rivals if r["new_tokens"] > 1 and r["lookahead"] == c["lookahead"]]
-        best = fastest(size, "transformers", c["batch"], True) or fastest(size, "transformers", c["batch"], False)
+        best = fastest(size, "transformers", c["batch"], True) or fastest(
+            size, "transformers", c["batch"], False
+        )
         rival = same[0] if same else best
         alone = fastest(size, c["system"], c["batch"], False)
         own = c["tokens_per_second"] / alone["tokens_per_second"] if alone else float("nan")
@@ -130,7 +168,9 @@ def _show_size(size: dict[str, Any], console: Console) -> None:
             f"{c['compile_seconds']:.1f}" if "compile_seconds" in c else "",
         )
     console.print(table)
-    table = Table("step or round", "measured ms", "floor ms", "ratio", "speed-up", "predicted", "difference")
+    table = Table(
+        "step or round", "measured ms", "floor ms", "ratio", "speed-up", "predicted", "difference"
+    )
     table.title = f"{size['size']}: without prefill, against the floor and the cost model"
     for check in size["checks"]:
         g = check["lookahead"]
@@ -149,14 +189,22 @@ def _show_size(size: dict[str, Any], console: Console) -> None:
         theirs = [
             c["seconds"]
             for c in size["contenders"]
-            if c["system"] == "transformers" and c["batch"] == check["batch"] and c["new_tokens"] == 1
+            if c["system"] == "transformers"
+            and c["batch"] == check["batch"]
+            and c["new_tokens"] == 1
         ]
         beside = f" (transformers {1e3 * theirs[0]:.3g} ms)" if theirs else ""
         console.print(
             f"batch {check['batch']}: first token after {1e3 * check['time_to_first_token_seconds']:.3g} ms{beside}, "
             f"of which prefill {1e3 * check['prefill_seconds']:.3g} ms"
         )
-    steps = ", ".join(f"{name} {1e3 * seconds:.4g}" for name, seconds in size["steps"].items() if "prefill" not in name)
+    steps = ", ".join(
+        f"{name} {1e3 * seconds:.4g}"
+        for name, seconds in size["steps"].items()
+        if "prefill" not in name
+    )
     console.print(f"steps, ms: {steps}")
-    rates = ", ".join(f"{name} {rate['best'] / 1e9:.1f}" for name, rate in size["bandwidth"].items())
+    rates = ", ".join(
+        f"{name} {rate['best'] / 1e9:.1f}" for name, rate in size["bandwidth"].items()
+    )
     console.print(f"bandwidth over as many bytes as one step reads, GB/s: {rates}")

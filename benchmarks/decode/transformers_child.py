@@ -69,12 +69,19 @@ class Child:
             ids = self.torch.tensor(tokens, device=self.device)
             return {"logits": self.models[model](ids).logits.float().cpu().tolist()}
 
-    def generate(self, prompts: list[list[int]], new_tokens: int, lookahead: int, seed: int) -> dict[str, Any]:
+    def generate(
+        self, prompts: list[list[int]], new_tokens: int, lookahead: int, seed: int
+    ) -> dict[str, Any]:
         """Samples `new_tokens` tokens per row at temperature 1 without filters; assisted if `lookahead` is above 0."""
         torch, target = self.torch, self.models["target"]
         ids = torch.tensor(prompts, device=self.device)
         how: dict[str, Any] = dict(
-            max_new_tokens=new_tokens, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, use_cache=True
+            max_new_tokens=new_tokens,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            use_cache=True,
         )
         if lookahead:
             how["assistant_model"] = self.models["draft"]

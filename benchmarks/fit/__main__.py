@@ -69,26 +69,39 @@ class Ours:
 
     def fit(self) -> Any:
         """The best of all starts."""
-        self.best = jax.block_until_ready(fit(self.form.residuals, self.starts, self.data, self.ones, DELTA))
+        self.best = jax.block_until_ready(
+            fit(self.form.residuals, self.starts, self.data, self.ones, DELTA)
+        )
         return self.best
 
     def bootstrap(self) -> Any:
         """All resamples, each from the two starts that `sdsl fit` gives them."""
         x = self.best.parameters
         around = jnp.stack([x, x.at[0].set(0.0)])
-        return jax.block_until_ready(refit(self.form.residuals, around, self.data, self.weights, DELTA))
+        return jax.block_until_ready(
+            refit(self.form.residuals, around, self.data, self.weights, DELTA)
+        )
 
     def ends(self) -> np.ndarray:
         """Objectives that the starts end at."""
         weights = np.ones((len(self.starts), len(self.ones)))
-        return np.asarray(descend(self.form.residuals, self.starts, self.data, weights, DELTA).objective)
+        return np.asarray(
+            descend(self.form.residuals, self.starts, self.data, weights, DELTA).objective
+        )
 
     def coefficients(self) -> np.ndarray:
         """E, A, B, a, b."""
-        return np.asarray([float(v) for v in coefficients(self.form.to_law(self.best.parameters, self.data)).values()])
+        return np.asarray(
+            [
+                float(v)
+                for v in coefficients(self.form.to_law(self.best.parameters, self.data)).values()
+            ]
+        )
 
 
-def by_scipy(table: Losses, starts: np.ndarray, analytic: bool, options: dict[str, float]) -> list[Any]:
+def by_scipy(
+    table: Losses, starts: np.ndarray, analytic: bool, options: dict[str, float]
+) -> list[Any]:
     """L-BFGS-B from every start."""
     function = objective_and_gradient if analytic else objective
     return [
@@ -133,7 +146,9 @@ def race(name: str, table: Losses, turns: int, peer: ChildProcess | None) -> dic
         for label, analytic, options in CONTENDERS:
             ends[label] = take(label, functools.partial(by_scipy, table, starts, analytic, options))
             best = min(ends[label], key=lambda end: end.fun).x
-            take(f"{label}, bootstrap", functools.partial(resamples, table, best, analytic, options))
+            take(
+                f"{label}, bootstrap", functools.partial(resamples, table, best, analytic, options)
+            )
         for label, delta in (("chinchilla, its default", None), ("chinchilla, log Huber", DELTA)):
             if peer is not None and (turn == 0 or delta is not None):
                 columns = {
@@ -174,7 +189,9 @@ def race(name: str, table: Losses, turns: int, peer: ChildProcess | None) -> dic
             }
         )
     for label, answer in peers.items():
-        rows.append({"method": label, "seconds": median[label], "coefficients": answer["coefficients"]})
+        rows.append(
+            {"method": label, "seconds": median[label], "coefficients": answer["coefficients"]}
+        )
     for row in rows:
         row["objective"] = objective(logs(np.asarray(row["coefficients"])), table)
         row["seconds_per_start"] = row["seconds"] / STARTS
@@ -190,7 +207,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument(
-        "--peer-python", default=sys.executable, metavar="PATH", help="of an environment that has chinchilla 0.2.0"
+        "--peer-python",
+        default=sys.executable,
+        metavar="PATH",
+        help="of an environment that has chinchilla 0.2.0",
     )
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
@@ -211,10 +231,14 @@ def main() -> None:
         found["peer"] = peer.ask("versions")
     except SdslError as error:
         found["peer"] = None
-        print(f"chinchilla is left out: {error} Install it into an environment of its own and give --peer-python.")
+        print(
+            f"chinchilla is left out: {error} Install it into an environment of its own and give --peer-python."
+        )
         peer = None
     try:
-        found["tables"] = [race(name, make(), arguments.turns, peer) for name, make in TABLES.items()]
+        found["tables"] = [
+            race(name, make(), arguments.turns, peer) for name, make in TABLES.items()
+        ]
     finally:
         if peer is not None:
             peer.close()
@@ -240,7 +264,10 @@ def show(found: dict[str, Any]) -> None:
             reached = f"{row['starts_at_best']:.0%}" if "starts_at_best" in row else "–"
             resampled, ratio = "–", "–"
             if "bootstrap_seconds" in row:
-                resampled, ratio = f"{row['bootstrap_seconds']:.2f} s", f"{row['bootstrap_times_ours']:.1f}"
+                resampled, ratio = (
+                    f"{row['bootstrap_seconds']:.2f} s",
+                    f"{row['bootstrap_times_ours']:.1f}",
+                )
             values = ", ".join(f"{value:.4g}" for value in row["coefficients"])
             print(
                 f"{row['method']:27s}{row['objective']:12.6g}{reached:>9s}{row['seconds']:10.3f}{row['times_ours']:8.1f}"
@@ -250,10 +277,13 @@ def show(found: dict[str, Any]) -> None:
         both = ours["seconds"] + ours["bootstrap_seconds"]
         compiling = ours["compile_seconds"] + ours["bootstrap_compile_seconds"]
         # The goal is one for 250 models.
-        verdict = f"; goal {GOAL_SECONDS:g} s: {'met' if both < GOAL_SECONDS else 'missed'}" * table[
-            "table"
-        ].startswith("simulated")
-        print(f"ours, both: {both:.2f} s, and {compiling:.1f} s of compilation the first time{verdict}")
+        verdict = (
+            f"; goal {GOAL_SECONDS:g} s: {'met' if both < GOAL_SECONDS else 'missed'}"
+            * table["table"].startswith("simulated")
+        )
+        print(
+            f"ours, both: {both:.2f} s, and {compiling:.1f} s of compilation the first time{verdict}"
+        )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,9 @@ class Peer:
         """Of the package and of scipy."""
         return {name: metadata.version(name) for name in ("chinchilla", "scipy", "numpy")}
 
-    def fit(self, params: list[float], tokens: list[float], loss: list[float], delta: float | None) -> dict[str, Any]:
+    def fit(
+        self, params: list[float], tokens: list[float], loss: list[float], delta: float | None
+    ) -> dict[str, Any]:
         """64 starts over the ranges that its documentation gives.
 
         Args:
@@ -38,7 +40,9 @@ class Peer:
         from chinchilla._metrics import asymmetric_mae, log_huber
 
         with tempfile.TemporaryDirectory() as folder:
-            rows = [f"{6 * n * d!r},{n!r},{d!r},{value!r}" for n, d, value in zip(params, tokens, loss)]
+            rows = [
+                f"{6 * n * d!r},{n!r},{d!r},{value!r}" for n, d, value in zip(params, tokens, loss)
+            ]
             (Path(folder) / "df.csv").write_text("\n".join(["C,N,D,loss", *rows]) + "\n")
             fitter = self._package.Chinchilla(
                 folder,
@@ -49,10 +53,14 @@ class Peer:
                     alpha=np.linspace(0.1, 0.7, 2),
                     beta=np.linspace(0.1, 0.7, 2),
                 ),
-                loss_fn=asymmetric_mae if delta is None else functools.partial(log_huber, delta=delta),
+                loss_fn=asymmetric_mae
+                if delta is None
+                else functools.partial(log_huber, delta=delta),
                 log_level=50,
             )
-            fitter.visualizer.optim = lambda *arguments, **settings: None  # its figure is no part of the fit
+            fitter.visualizer.optim = lambda *arguments, **settings: (
+                None
+            )  # its figure is no part of the fit
             began = time.perf_counter()
             fitter.fit()
             seconds = time.perf_counter() - began

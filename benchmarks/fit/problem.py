@@ -28,7 +28,9 @@ def simulated() -> Losses:
     tokens = np.tile(np.geomspace(5e9, 500e9, 10), 25)
     e, a_scale, b_scale, a, b = PUBLISHED
     noise = np.random.default_rng(0).normal(size=250)
-    return Losses(params, tokens, (e + a_scale / params**a + b_scale / tokens**b) * np.exp(0.01 * noise))
+    return Losses(
+        params, tokens, (e + a_scale / params**a + b_scale / tokens**b) * np.exp(0.01 * noise)
+    )
 
 
 def ladder() -> Losses:
@@ -49,7 +51,9 @@ def objective(x: np.ndarray, table: Losses, delta: float = DELTA) -> float:
     return float(_huber(_residuals(x, table)[0], delta).sum())
 
 
-def objective_and_gradient(x: np.ndarray, table: Losses, delta: float = DELTA) -> tuple[float, np.ndarray]:
+def objective_and_gradient(
+    x: np.ndarray, table: Losses, delta: float = DELTA
+) -> tuple[float, np.ndarray]:
     """The objective with its gradient written by hand."""
     r, shares = _residuals(x, table)
     psi = np.clip(r, -delta, delta)

@@ -102,18 +102,33 @@ def covering() -> list[Cell]:
         chosen.append(best)
         left -= pairs(best)
     greedy = zip(
-        (1, 2, 4, 7), ("1", "ragged", "ragged", "1"), FILTERS, LEVELS["dtype"] * 2, ("token", "block", "block", "token")
+        (1, 2, 4, 7),
+        ("1", "ragged", "ragged", "1"),
+        FILTERS,
+        LEVELS["dtype"] * 2,
+        ("token", "block", "block", "token"),
     )
-    return chosen + [Cell(g, batch, 0.0, name, dtype, rule) for g, batch, name, dtype, rule in greedy]
+    return chosen + [
+        Cell(g, batch, 0.0, name, dtype, rule) for g, batch, name, dtype, rule in greedy
+    ]
 
 
 @functools.cache
 def model(seed: int, layers: int, dtype: str = "float32", negate: bool = False) -> Model:
     """A random model whose distributions are far from uniform; `negate` turns its logits round."""
     config = ModelConfig(
-        vocab_size=V, width=8, layers=layers, heads=2, kv_heads=1, head_dim=4, hidden=12, tie_embeddings=False
+        vocab_size=V,
+        width=8,
+        layers=layers,
+        heads=2,
+        kv_heads=1,
+        head_dim=4,
+        hidden=12,
+        tie_embeddings=False,
     )
-    params = jax.tree.map(lambda x: (1.3 * x).astype(dtype), init_params(config, jax.random.key(seed)))
+    params = jax.tree.map(
+        lambda x: (1.3 * x).astype(dtype), init_params(config, jax.random.key(seed))
+    )
     if negate:
         params["head"].set_value(-params["head"].get_value())
     return Model(config, params)
@@ -142,7 +157,9 @@ def _target_probs(target: Model, tokens: np.ndarray, first: int, sampling: Sampl
         parts = []
         for position in range(first - 1, last - 1):
             fed, positions = tokens[:, position, None], np.full((len(tokens), 1), position)
-            logits, cache = _forward(target.config, target.params, jnp.asarray(fed), jnp.asarray(positions), cache)
+            logits, cache = _forward(
+                target.config, target.params, jnp.asarray(fed), jnp.asarray(positions), cache
+            )
             parts.append(np.asarray(probabilities(logits, sampling), float))
     return np.concatenate(parts, axis=1)
 
@@ -154,7 +171,9 @@ class Seen(NamedTuple):
     probs: np.ndarray
 
 
-def contexts_seen(continuations: np.ndarray, starts: np.ndarray, emitted: np.ndarray, probs: np.ndarray) -> Seen:
+def contexts_seen(
+    continuations: np.ndarray, starts: np.ndarray, emitted: np.ndarray, probs: np.ndarray
+) -> Seen:
     """The target's distribution in each context of a run.
 
     Args:
@@ -168,7 +187,9 @@ def contexts_seen(continuations: np.ndarray, starts: np.ndarray, emitted: np.nda
     prefix = np.where(np.arange(continuations.shape[1]) < length[:, None], continuations[row], -1)
     codes, first, inverse = np.unique(_codes(prefix), return_index=True, return_inverse=True)
     found = probs[row, number, place]
-    assert (found == found[first][inverse.reshape(-1)]).all(), "p differs between occurrences of one context"
+    assert (found == found[first][inverse.reshape(-1)]).all(), (
+        "p differs between occurrences of one context"
+    )
     return Seen(codes, np.asarray(found[first], float))
 
 
@@ -213,13 +234,18 @@ def chi_square(sequences: np.ndarray, expected: Outcomes) -> float:
     wanted, seen = expected.probabilities[possible] * len(sequences), counts[possible]
     rare = wanted < 5
     if rare.any():
-        wanted, seen = np.append(wanted[~rare], wanted[rare].sum()), np.append(seen[~rare], seen[rare].sum())
+        wanted, seen = (
+            np.append(wanted[~rare], wanted[rare].sum()),
+            np.append(seen[~rare], seen[rare].sum()),
+        )
     if len(wanted) == 1:
         return 1.0
     return float(scipy.stats.chi2.sf(((seen - wanted) ** 2 / wanted).sum(), len(wanted) - 1))
 
 
-def _continuations(tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray, new: int) -> np.ndarray:
+def _continuations(
+    tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray, new: int
+) -> np.ndarray:
     columns = starts[:, None] + np.arange(new)
     picked = np.take_along_axis(tokens, np.minimum(columns, tokens.shape[1] - 1), axis=1)
     return np.where(columns < lengths[:, None], picked, -1)
@@ -233,7 +259,12 @@ class Sampled(NamedTuple):
 
 
 def decode_ragged(
-    draft: Model | NgramDraft, target: Model, samples: int, rows: int = 8192, record: bool = False, **settings: Any
+    draft: Model | NgramDraft,
+    target: Model,
+    samples: int,
+    rows: int = 8192,
+    record: bool = False,
+    **settings: Any,
 ) -> list[Sampled]:
     """Continuations of both prompts, mixed in one batch, at least `samples` of each."""
     half = np.arange(rows) % 2
@@ -261,7 +292,12 @@ def _sequences(decoded: Any, start: int, new: int) -> tuple[np.ndarray, ...]:
     sequences = _continuations(decoded.tokens, starts, decoded.lengths, new)
     if decoded.blocks is None:
         return (sequences,)
-    return sequences, decoded.events.start - start, decoded.events.emitted, decoded.blocks.target_probs
+    return (
+        sequences,
+        decoded.events.start - start,
+        decoded.events.emitted,
+        decoded.blocks.target_probs,
+    )
 
 
 def _joined(parts: list[tuple[np.ndarray, ...]]) -> Sampled:
@@ -270,7 +306,14 @@ def _joined(parts: list[tuple[np.ndarray, ...]]) -> Sampled:
 
 
 def decode_single(
-    draft: Model, target: Model, samples: int, record: bool, *, lookahead: int, sampling: Sampling, verification: Any
+    draft: Model,
+    target: Model,
+    samples: int,
+    record: bool,
+    *,
+    lookahead: int,
+    sampling: Sampling,
+    verification: Any,
 ) -> Sampled:
     """Continuations of the longer prompt, one row at a time: the program is that of a batch of one, run in sequence."""
     prompt, new = PROMPTS[1]
@@ -301,13 +344,21 @@ def decode_single(
         state = drafter.start(draft.params, tokens, capacity)
         cache = prefill(target.config, target.params, tokens, capacity=capacity)
         decoded = run(
-            draft.params, target.params, sampling.check(), rule, state, cache, jnp.arange(samples, dtype=jnp.uint32)
+            draft.params,
+            target.params,
+            sampling.check(),
+            rule,
+            state,
+            cache,
+            jnp.arange(samples, dtype=jnp.uint32),
         )
     rows = jax.tree.map(lambda x: np.asarray(x)[:, 0] if x.ndim > 1 else np.asarray(x), decoded)
     return _joined([_sequences(rows, len(prompt), new)])
 
 
-def require_agreement(target: Model, prompt: tuple[int, ...], new: int, sampling: Sampling, seen: Seen) -> None:
+def require_agreement(
+    target: Model, prompt: tuple[int, ...], new: int, sampling: Sampling, seen: Seen
+) -> None:
     """Raises unless recorded probabilities are those of the target in cached single steps, up to rounding in bfloat16.
 
     At a filter's border or a tie rounding decides what is possible: in one context out of ten the two may differ altogether.
@@ -317,12 +368,16 @@ def require_agreement(target: Model, prompt: tuple[int, ...], new: int, sampling
     probs = _target_probs(target, tokens, len(prompt), sampling)
     apart = []
     for length in range(new):
-        codes, first = np.unique(_codes(np.where(np.arange(new) < length, continuations, -1)), return_index=True)
+        codes, first = np.unique(
+            _codes(np.where(np.arange(new) < length, continuations, -1)), return_index=True
+        )
         at = np.minimum(np.searchsorted(seen.codes, codes), len(seen.codes) - 1)
         known = seen.codes[at] == codes
         apart += list(np.abs(seen.probs[at] - probs[first, length]).max(axis=1)[known])
     share = np.mean(np.asarray(apart) > 0.07)
-    assert share <= 0.1, f"recorded p differs by more than .07 from the target in {share:.0%} of {len(apart)} contexts"
+    assert share <= 0.1, (
+        f"recorded p differs by more than .07 from the target in {share:.0%} of {len(apart)} contexts"
+    )
 
 
 def check(cell: Cell, samples: int, draft: Model | None = None) -> Iterator[float]:
@@ -330,7 +385,9 @@ def check(cell: Cell, samples: int, draft: Model | None = None) -> Iterator[floa
     target = model(2, 2, cell.dtype)
     draft = draft or model(1, 1, cell.dtype)
     record = cell.dtype != "float32"
-    settings: dict[str, Any] = dict(lookahead=cell.lookahead, sampling=cell.sampling, verification=cell.verification)
+    settings: dict[str, Any] = dict(
+        lookahead=cell.lookahead, sampling=cell.sampling, verification=cell.verification
+    )
     if cell.batch == "1":
         found, kinds = [decode_single(draft, target, samples, record, **settings)], [1]
     else:
@@ -339,4 +396,6 @@ def check(cell: Cell, samples: int, draft: Model | None = None) -> Iterator[floa
         prompt, new = PROMPTS[kind]
         if sampled.seen is not None:
             require_agreement(target, prompt, new, cell.sampling, sampled.seen)
-        yield chi_square(sampled.sequences, outcomes(target, prompt, new, cell.sampling, sampled.seen))
+        yield chi_square(
+            sampled.sequences, outcomes(target, prompt, new, cell.sampling, sampled.seen)
+        )

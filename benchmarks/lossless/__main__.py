@@ -26,7 +26,8 @@ def main() -> None:
     for number, cell in enumerate(cells, 1):
         found[str(cell)] = list(check(cell, arguments.samples))
         print(
-            f"{number:4d}/{len(cells)}  {cell!s:40s}  p = {', '.join(f'{p:.3g}' for p in found[str(cell)])}", flush=True
+            f"{number:4d}/{len(cells)}  {cell!s:40s}  p = {', '.join(f'{p:.3g}' for p in found[str(cell)])}",
+            flush=True,
         )
     values = np.asarray([p for ps in found.values() for p in ps])
     # At temperature 0 there is one sequence and nothing to test beyond its being the only one.
@@ -38,7 +39,11 @@ def main() -> None:
         f"a false alarm of 1e-6 in all); p-values against uniform: {uniform:.2g} by Kolmogorov and Smirnov over {len(tested)}"
     )
     if arguments.json:
-        result = {"samples": arguments.samples, "device": jax.devices()[0].device_kind, "jax": jax.__version__}
+        result = {
+            "samples": arguments.samples,
+            "device": jax.devices()[0].device_kind,
+            "jax": jax.__version__,
+        }
         result |= {"smallest": smallest, "uniformity": float(uniform), "p": found}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     sys.exit(0 if smallest >= allowed and not math.isnan(smallest) else 1)

@@ -49,13 +49,19 @@ def main(
     names = sizes.split(",")
     stream = sys.stderr if as_json else sys.stdout
     console = Console(stderr=as_json, width=None if stream.isatty() else 150)
-    found: dict[str, Any] = {"goal": GOAL, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
+    found: dict[str, Any] = {
+        "goal": GOAL,
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+    }
     found["huge_pages"] = "GLIBC_TUNABLES" in os.environ
     found["sizes"] = []
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             console.print(f"{name} ...", highlight=False)
-            found["sizes"].append(race(name, repetitions, _SECONDS_PER_REPETITION, Path(folder), found))
+            found["sizes"].append(
+                race(name, repetitions, _SECONDS_PER_REPETITION, Path(folder), found)
+            )
     found["finished"] = time.strftime("%Y-%m-%d")
     if out is not None:
         out.write_text(json.dumps(found, indent=1) + "\n")
@@ -63,7 +69,8 @@ def main(
         print(json.dumps(found, indent=1))
         return
     table = Table(
-        title=f"Training step, T = 256, B = 16, V = 512, float32, {found['cores']} cores", title_justify="left"
+        title=f"Training step, T = 256, B = 16, V = 512, float32, {found['cores']} cores",
+        title_justify="left",
     )
     for heading in (
         "parameters",
@@ -94,7 +101,9 @@ def main(
             f"{row['loss_difference']:.0e}",
         )
     console.print(table)
-    if reason := next((row["compile_error"] for row in found["sizes"] if row["compile_error"]), None):
+    if reason := next(
+        (row["compile_error"] for row in found["sizes"] if row["compile_error"]), None
+    ):
         console.print(f"torch.compile did not work: {reason}", highlight=False, soft_wrap=True)
 
 

@@ -32,9 +32,12 @@ def shape(size: str) -> ModelConfig:
 def train_flops_per_token(config: ModelConfig) -> float:
     """FLOPs of forward and backward pass per token, 6 per weight that is multiplied, and causal attention's own."""
     matrices = config.layers * (
-        2 * config.width * config.head_dim * (config.heads + config.kv_heads) + 3 * config.width * config.hidden
+        2 * config.width * config.head_dim * (config.heads + config.kv_heads)
+        + 3 * config.width * config.hidden
     )
-    attention = 6 * config.layers * config.heads * config.head_dim * LENGTH  # 12 · T/2 seen positions
+    attention = (
+        6 * config.layers * config.heads * config.head_dim * LENGTH
+    )  # 12 · T/2 seen positions
     return 6 * (matrices + config.vocab_size * config.width) + attention
 
 
@@ -42,7 +45,9 @@ def peer_weights(params: Params) -> dict[str, np.ndarray]:
     """Our parameters by the names of the peer's."""
     found = {}
     for path, value in jax.tree_util.tree_leaves_with_path(params):
-        name = ".".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path).replace(".value", "")
+        name = ".".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path).replace(
+            ".value", ""
+        )
         name = name.replace(".attention.", ".").replace(".mlp.", ".").removesuffix(".scale")
         found[f"{name}.weight"] = np.asarray(value)
     return found

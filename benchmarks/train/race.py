@@ -14,7 +14,14 @@ import jax
 import numpy as np
 
 from benchmarks.child import ChildProcess
-from benchmarks.train.model import BATCH, LENGTH, VOCABULARY, peer_shape, peer_weights, train_flops_per_token
+from benchmarks.train.model import (
+    BATCH,
+    LENGTH,
+    VOCABULARY,
+    peer_shape,
+    peer_weights,
+    train_flops_per_token,
+)
 from benchmarks.train.ours import LEARNING_RATE, Ours
 from sdsl_jax.config import TrainingConfig
 from sdsl_jax.errors import SdslError
@@ -22,7 +29,9 @@ from sdsl_jax.errors import SdslError
 _CHECKED_STEPS = 3
 
 
-def race(size: str, repetitions: int, target_seconds: float, folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+def race(
+    size: str, repetitions: int, target_seconds: float, folder: Path, about: dict[str, Any]
+) -> dict[str, Any]:
     """Times our step and the peer's, interleaved; ours also as one rung per core, each in a process of its own.
 
     Args:
@@ -32,13 +41,18 @@ def race(size: str, repetitions: int, target_seconds: float, folder: Path, about
       folder: for weights and batches.
       about: receives versions and the machine's matmul peak.
     """
-    batches = np.random.default_rng(0).integers(0, VOCABULARY, (8, BATCH, LENGTH + 1)).astype(np.int32)
+    batches = (
+        np.random.default_rng(0).integers(0, VOCABULARY, (8, BATCH, LENGTH + 1)).astype(np.int32)
+    )
     np.save(folder / "batches.npy", batches)
     ours = Ours()
     ours.load(size, str(folder / "batches.npy"))
     np.savez(folder / "weights.npz", **peer_weights(ours.weights))  # type: ignore[arg-type]
     training = TrainingConfig()
-    recipe = {k: getattr(training, k) for k in ("weight_decay", "adam_b1", "adam_b2", "z_loss", "clip_norm")}
+    recipe = {
+        k: getattr(training, k)
+        for k in ("weight_decay", "adam_b1", "adam_b2", "z_loss", "clip_norm")
+    }
     asked = dict(
         shape=peer_shape(ours.model),
         recipe=recipe | {"learning_rate": LEARNING_RATE},
@@ -49,7 +63,9 @@ def race(size: str, repetitions: int, target_seconds: float, folder: Path, about
     rungs = _one_per_core(size, folder)
     try:
         about |= {"peer": eager.ask("versions"), "jax": jax.__version__}
-        about["matmul_flops_per_second"] = max(about.get("matmul_flops_per_second", 0.0), _matmul_peak(eager))
+        about["matmul_flops_per_second"] = max(
+            about.get("matmul_flops_per_second", 0.0), _matmul_peak(eager)
+        )
         for child in (eager, compiled):
             child.ask("load", **asked)
         began = time.perf_counter()
@@ -73,27 +89,34 @@ def race(size: str, repetitions: int, target_seconds: float, folder: Path, about
                 times["rungs"].append(_steps_at_once(rungs, count) / (count * len(rungs)))
             times["eager"].append(eager.ask("steps", first=0, count=count)["seconds"] / count)
             if not compile_error:
-                times["compiled"].append(compiled.ask("steps", first=0, count=count)["seconds"] / count)
+                times["compiled"].append(
+                    compiled.ask("steps", first=0, count=count)["seconds"] / count
+                )
     finally:
         for child in (eager, compiled, *rungs):
             child.close()
     tokens = BATCH * LENGTH
     ratios, rung_ratios = (
-        [b / a for a, b in zip(times[name], times["eager"])] or [float("nan")] for name in ("ours", "rungs")
+        [b / a for a, b in zip(times[name], times["eager"])] or [float("nan")]
+        for name in ("ours", "rungs")
     )
     rate = tokens / statistics.median(times["ours"])
     return {
         "size": size,
         "tokens_per_second": rate,
         "eager_tokens_per_second": tokens / statistics.median(times["eager"]),
-        "compiled_tokens_per_second": tokens / statistics.median(times["compiled"]) if times["compiled"] else None,
+        "compiled_tokens_per_second": tokens / statistics.median(times["compiled"])
+        if times["compiled"]
+        else None,
         "ratio": statistics.median(ratios),
         "ratio_low": min(ratios),
         "ratio_high": max(ratios),
         "rungs_at_once": len(rungs),
         "rungs_tokens_per_second": tokens / statistics.median(times["rungs"]) if rungs else None,
         "rungs_ratio": statistics.median(rung_ratios) if rungs else None,
-        "share_of_peak": rate * train_flops_per_token(ours.model) / about["matmul_flops_per_second"],
+        "share_of_peak": rate
+        * train_flops_per_token(ours.model)
+        / about["matmul_flops_per_second"],
         "compile_seconds": compile_seconds,
         "compile_error": compile_error,
         "loss_difference": difference,
@@ -120,7 +143,9 @@ def _steps_at_once(children: list[ChildProcess], count: int) -> float:
     if not children:
         return 0.0
     with ThreadPoolExecutor(len(children)) as pool:
-        return max(pool.map(lambda child: child.ask("steps", first=0, count=count)["seconds"], children))
+        return max(
+            pool.map(lambda child: child.ask("steps", first=0, count=count)["seconds"], children)
+        )
 
 
 def _matmul_peak(child: ChildProcess) -> float:

@@ -22,7 +22,11 @@ class Block(nn.Module):
 
     def __init__(self, shape: dict[str, Any]):
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = shape["heads"], shape["kv_heads"], shape["head_dim"]
+        self.heads, self.kv_heads, self.head_dim = (
+            shape["heads"],
+            shape["kv_heads"],
+            shape["head_dim"],
+        )
         width, hidden, size = shape["width"], shape["hidden"], self.head_dim
         self.attention_norm = nn.RMSNorm(width, eps=1e-6)
         self.qkv = nn.Linear(width, (self.heads + 2 * self.kv_heads) * size, bias=False)
@@ -37,7 +41,10 @@ class Block(nn.Module):
         B, T, _ = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(B, T, -1, self.head_dim)
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
-        q, k = (rotate(n(y), cos, sin).transpose(1, 2) for n, y in ((self.query_norm, q), (self.key_norm, k)))
+        q, k = (
+            rotate(n(y), cos, sin).transpose(1, 2)
+            for n, y in ((self.query_norm, q), (self.key_norm, k))
+        )
         mixed = F.scaled_dot_product_attention(q, k, v.transpose(1, 2), is_causal=True)
         x = x + self.out(mixed.transpose(1, 2).reshape(B, T, -1))
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
@@ -79,7 +86,9 @@ class Child:
         """Version and threads."""
         return {"torch": torch.__version__, "threads": torch.get_num_threads()}
 
-    def load(self, shape: dict[str, Any], recipe: dict[str, float], weights: str, batches: str) -> dict[str, Any]:
+    def load(
+        self, shape: dict[str, Any], recipe: dict[str, float], weights: str, batches: str
+    ) -> dict[str, Any]:
         """Builds the model with the given weights, an .npz by parameter name, and reads the batches, an .npy."""
         self.recipe = recipe
         self.batches = torch.from_numpy(np.load(batches)).long()
@@ -89,12 +98,23 @@ class Child:
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 value = given[name]
-                parameter.copy_(torch.from_numpy(value.T if parameter.ndim == 2 and "embedding" not in name else value))
+                parameter.copy_(
+                    torch.from_numpy(
+                        value.T if parameter.ndim == 2 and "embedding" not in name else value
+                    )
+                )
         matrices = [p for p in self.model.parameters() if p.ndim >= 2]
         scales = [p for p in self.model.parameters() if p.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": recipe["weight_decay"]}, {"params": scales, "weight_decay": 0.0}]
+        groups = [
+            {"params": matrices, "weight_decay": recipe["weight_decay"]},
+            {"params": scales, "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(
-            groups, lr=recipe["learning_rate"], betas=(recipe["adam_b1"], recipe["adam_b2"]), eps=1e-8, fused=True
+            groups,
+            lr=recipe["learning_rate"],
+            betas=(recipe["adam_b1"], recipe["adam_b2"]),
+            eps=1e-8,
+            fused=True,
         )
         self.run = self.objective
         return {"parameters": sum(p.numel() for p in self.model.parameters())}

@@ -32,7 +32,9 @@ def calibrate(
     quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     batch: Annotated[str, tyro.conf.arg(metavar="ROWS[,ROWS...]")] = "1,4,16",
-    dtype: Annotated[Literal["float32", "bfloat16"] | None, tyro.conf.arg(metavar="float32|bfloat16")] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None, tyro.conf.arg(metavar="float32|bfloat16")
+    ] = None,
     name: Annotated[str, tyro.conf.arg(metavar="NAME")] = "",
     seed: int = 0,
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
@@ -57,7 +59,9 @@ def calibrate(
     batches = _batches(batch)
     require(0 <= seed < 2**32, f"the seed is {seed}; it must lie in [0, 2**32).")
     if out is not None:
-        require(out.suffix == ".toml", f"the hardware file is to be {out}; its name must end in .toml.")
+        require(
+            out.suffix == ".toml", f"the hardware file is to be {out}; its name must end in .toml."
+        )
         require(out.absolute().parent.is_dir(), f"cannot write {out}: its folder does not exist.")
         require(not out.is_dir(), f"cannot write {out}: it is a folder.")
         from sdsl_jax.records import require_replaceable
@@ -65,7 +69,10 @@ def calibrate(
         require_replaceable(out)
     if records is not None:
         empty = not records.exists() or (records.is_dir() and not any(records.iterdir()))
-        require(empty, f"the folder for the records, {records}, exists and is not empty; give a new one.")
+        require(
+            empty,
+            f"the folder for the records, {records}, exists and is not empty; give a new one.",
+        )
     # Before anything else uses jax: the threads of a CPU are set for good when its backend is created.
     from sdsl_jax.measurement.threads import computing_threads, limit_threads
 
@@ -96,7 +103,9 @@ def calibrate(
             progress.close()
     if records is not None:
         write_table(records, "timings", rows)
-    fitted = fit_device(rows, starts=_STARTS[quick], draws=_DRAWS[quick], confidence=_CONFIDENCE, seed=seed)
+    fitted = fit_device(
+        rows, starts=_STARTS[quick], draws=_DRAWS[quick], confidence=_CONFIDENCE, seed=seed
+    )
     if out is not None:
         save_hardware(hardware_file(name or out.stem, rows, fitted, today()), out)
     answer = _answer(rows, fitted, out)
@@ -155,17 +164,23 @@ def _answer(rows: list[TimingRecord], fitted: DeviceFit, out: Path | None) -> di
         "slowest_seconds": max(row.seconds for row in rows),
         "confidence": _CONFIDENCE,
         "coefficients": {
-            key: {"estimate": i.estimate, "low": i.low, "high": i.high if math.isfinite(i.high) else None}
+            key: {
+                "estimate": i.estimate,
+                "low": i.low,
+                "high": i.high if math.isfinite(i.high) else None,
+            }
             for key, i in fitted.intervals.items()
         },
         "condition_number": fitted.condition_number,
         "noise": fitted.noise,
-        "unseen": error_summary(fitted.unseen) | {k: error_summary(e) for k, e in fitted.unseen_kinds.items()},
+        "unseen": error_summary(fitted.unseen)
+        | {k: error_summary(e) for k, e in fitted.unseen_kinds.items()},
         "all": error_summary(fitted.everything),
         "file": None if out is None else str(out),
         "warnings": list(fitted.warnings),
         "timings_table": [
-            dataclasses.asdict(row) | {"predicted_seconds": float(p)} for row, p in zip(rows, fitted.predicted)
+            dataclasses.asdict(row) | {"predicted_seconds": float(p)}
+            for row, p in zip(rows, fitted.predicted)
         ],
     }
 
@@ -181,20 +196,32 @@ def _print(console: Console, answer: dict[str, Any]) -> None:
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    threads = f", {answer['threads']} thread{'s' * (answer['threads'] != 1)}" * (answer["threads"] > 0)
+    threads = f", {answer['threads']} thread{'s' * (answer['threads'] != 1)}" * (
+        answer["threads"] > 0
+    )
     say(
         f"{answer['device']}{threads}, {answer['dtype']}: {answer['timings']} operations of {answer['models']} models, "
         f"{_number(1e6 * answer['fastest_seconds'])} to {_number(1e6 * answer['slowest_seconds'])} µs each, "
         f"medians good to ± {answer['noise']:.1%}"
     )
     table = Table(title="Coefficients", title_justify="left")
-    for heading, justify in (("", "left"), ("estimate", "right"), ("90 % interval", "right"), ("unit", "left")):
+    for heading, justify in (
+        ("", "left"),
+        ("estimate", "right"),
+        ("90 % interval", "right"),
+        ("unit", "left"),
+    ):
         table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     table.add_column("", overflow="fold")
     for key, value in answer["coefficients"].items():
         unit, factor = _UNITS[key]
-        low, high = (_number(math.inf if value[end] is None else factor * value[end]) for end in ("low", "high"))
-        table.add_row(key, _number(factor * value["estimate"]), f"{low} – {high}", unit, _MEANINGS[key])
+        low, high = (
+            _number(math.inf if value[end] is None else factor * value[end])
+            for end in ("low", "high")
+        )
+        table.add_row(
+            key, _number(factor * value["estimate"]), f"{low} – {high}", unit, _MEANINGS[key]
+        )
     console.print(table)
     errors = Table(title="|predicted / measured − 1|", title_justify="left")
     for heading in ("", "timings", "median", "worst"):
@@ -227,7 +254,9 @@ def _print(console: Console, answer: dict[str, Any]) -> None:
     if answer["file"] is not None:
         say(f"written to {answer['file']}; wherever a device is asked for, give that path.")
     else:
-        say("not kept: --out FILE.toml writes a file that can be given wherever a device is asked for.")
+        say(
+            "not kept: --out FILE.toml writes a file that can be given wherever a device is asked for."
+        )
 
 
 def _count(value: float) -> str:

@@ -130,7 +130,11 @@ def codesign(
         picture: draw the landscape over draft size and lookahead to this file.
         json: print JSON.
     """
-    given = {name: value for name, value in locals().items() if name in _PLACES and value not in (None, "")}
+    given = {
+        name: value
+        for name, value in locals().items()
+        if name in _PLACES and value not in (None, "")
+    }
     changes = _changes(given)
     _add(changes, "draft", candidates=parse_sizes(candidates, "--candidates"))
     if cache_bytes is not None:
@@ -140,10 +144,14 @@ def codesign(
     _add(changes, "constraints", **_pairs(constraint, "--constraint", None))
     if acceptance:
         alpha = parse_share(acceptance, "--acceptance")
-        require(0 < alpha < 1, f"the acceptance is {alpha:g}; it must lie in (0, 1){share_hint(alpha)}.")
+        require(
+            0 < alpha < 1, f"the acceptance is {alpha:g}; it must lie in (0, 1){share_hint(alpha)}."
+        )
         _add(changes, "draft", acceptance=alpha)
     if picture is not None:
-        require(picture.suffix == ".png", f"the picture is to be {picture}; its name must end in .png.")
+        require(
+            picture.suffix == ".png", f"the picture is to be {picture}; its name must end in .png."
+        )
 
     from sdsl_jax.codesign.answer import answer
     from sdsl_jax.codesign.serving_problem import build
@@ -151,7 +159,9 @@ def codesign(
 
     problem = build(load_problem(file, changes, _names(variables)))
     # Nothing appears where the errors do not go to a terminal.
-    with error_console().status("solving; compiling takes up to a minute for a new kind of problem"):
+    with error_console().status(
+        "solving; compiling takes up to a minute for a new kind of problem"
+    ):
         found = answer(problem)
     if picture is not None:
         from sdsl_jax.codesign.answer import landscape_of, path_of
@@ -170,7 +180,9 @@ def _changes(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
     changes: dict[str, dict[str, Any]] = {}
     for name, value in given.items():
         section, key = _PLACES[name]
-        named = (section in ("hardware", "laws") or key in ("prefill", "name")) and isinstance(value, str)
+        named = (section in ("hardware", "laws") or key in ("prefill", "name")) and isinstance(
+            value, str
+        )
         if isinstance(value, str) and not named:
             read = parse_size if name in _SIZES else parse_count
             value = read(value, f"--{name.replace('_', '-')}")
@@ -201,5 +213,7 @@ def _pairs(texts: Any, flag: str, otherwise: float | None) -> dict[str, float]:
             found[name] = float(number) if mark else float(otherwise)  # type: ignore[arg-type]
         except (TypeError, ValueError):
             raise SdslError(f"{flag} is {text!r}; it must be of the form METRIC=NUMBER.") from None
-        require(found[name] > 0, f"{flag} gives {name} the value {found[name]:g}; it must be positive.")
+        require(
+            found[name] > 0, f"{flag} gives {name} the value {found[name]:g}; it must be positive."
+        )
     return found

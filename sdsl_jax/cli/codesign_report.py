@@ -52,7 +52,9 @@ def print_answer(console: Console, values: dict[str, Any], config: ProblemConfig
     say(_alone(values["baseline"]))
     say(_memory(values["memory"]))
     if values["feasible"] and values["binding_constraints"]:
-        bound = ", ".join(f"{c['metric']} ≤ {c['limit']:.3g}" for c in values["binding_constraints"])
+        bound = ", ".join(
+            f"{c['metric']} ≤ {c['limit']:.3g}" for c in values["binding_constraints"]
+        )
         say(f"constraints  {bound} {'bind' if len(values['binding_constraints']) > 1 else 'binds'}")
     say(_uncertainty(values))
     if values["candidates"]:
@@ -90,7 +92,9 @@ def _verdict(values: dict[str, Any]) -> str:
     if not values["feasible"]:
         return f"No feasible design: {values['warnings'][0]}"
     if values["acceptance"] >= 1:
-        return "No answer: where every draft token is accepted, no draft and no lookahead is the best."
+        return (
+            "No answer: where every draft token is accepted, no draft and no lookahead is the best."
+        )
     if values["speculate"]:
         size = rounded.get("draft_params") or values["design"]["draft_params"]
         return (
@@ -106,7 +110,9 @@ def _verdict(values: dict[str, Any]) -> str:
     if even["pays_at_some_batch"]:
         text += f" {pays} at {_paying_batches(even)}."
     if even["target_params"]:
-        text += f" {pays} for targets from {short_count(even['target_params']['total'])} parameters on."
+        text += (
+            f" {pays} for targets from {short_count(even['target_params']['total'])} parameters on."
+        )
     elif not even["pays_for_every_target"] and not even["pays_at_some_batch"]:
         text += " No batch and no target size considered makes it pay."
     return text
@@ -117,12 +123,18 @@ def _remedies(changes: list[dict[str, Any]]) -> str:
     if not changes:
         return "No number of devices up to 1024 and no smaller batch makes it feasible by itself."
     flags = ", or with ".join(change["flags"] for change in changes)
-    return f"It is feasible with {flags} ({'each by itself, ' * (len(changes) > 1)}all else as here)."
+    return (
+        f"It is feasible with {flags} ({'each by itself, ' * (len(changes) > 1)}all else as here)."
+    )
 
 
 def _paying_batches(even: dict[str, Any]) -> str:
     """The batches at which some draft pays, in words."""
-    low, high, considered = even["smallest_batch"], even["largest_batch"], even["largest_batch_considered"]
+    low, high, considered = (
+        even["smallest_batch"],
+        even["largest_batch"],
+        even["largest_batch_considered"],
+    )
     if not even["pays_at_some_batch"]:
         return f"no batch up to {considered}"
     if even["pays_at_every_batch"]:
@@ -132,7 +144,11 @@ def _paying_batches(even: dict[str, Any]) -> str:
     if low == 1:
         text = f"batches up to {high or considered}"
     else:
-        text = f"batches from {low} to {high}" if high else f"batches from {low} on, as far as {considered}"
+        text = (
+            f"batches from {low} to {high}"
+            if high
+            else f"batches from {low} on, as far as {considered}"
+        )
     return text if even["pays_between_them"] else text + ", though not at all of them"
 
 
@@ -155,21 +171,43 @@ def _choice(values: dict[str, Any]) -> Table:
     table.add_column("optimum", justify="right")
     table.add_column("with whole γ and B", justify="right")
     for name in values["variables"]:
-        shown = f"{rounded[name]}" if name in ("lookahead", "batch") else _plain(name, rounded[name])
+        shown = (
+            f"{rounded[name]}" if name in ("lookahead", "batch") else _plain(name, rounded[name])
+        )
         table.add_row(_SHORT[name], _plain(name, values["variables"][name]), shown)
     table.add_row("speed-up S", f"{values['speedup']:.3f}×", f"{rounded['speedup']:.3f}×")
     if values["prefill_load"]:
-        table.add_row("S of decoding alone", f"{values['decode_speedup']:.3f}×", f"{rounded['decode_speedup']:.3f}×")
-        table.add_row("time in prefill", f"{values['prefill_load']:.0%}", f"{rounded['prefill_load']:.0%}")
+        table.add_row(
+            "S of decoding alone",
+            f"{values['decode_speedup']:.3f}×",
+            f"{rounded['decode_speedup']:.3f}×",
+        )
+        table.add_row(
+            "time in prefill", f"{values['prefill_load']:.0%}", f"{rounded['prefill_load']:.0%}"
+        )
     table.add_row("acceptance α", f"{values['acceptance']:.3f}", f"{rounded['acceptance']:.3f}")
-    table.add_row("tokens per round τ", f"{values['tokens_per_round']:.2f}", f"{rounded['tokens_per_round']:.2f}")
-    table.add_row("tokens/s, all rows", f"{values['tokens_per_second']:,.0f}", f"{rounded['tokens_per_second']:,.0f}")
-    table.add_row("latency of a request", f"{values['latency_seconds']:.2f} s", f"{rounded['latency_seconds']:.2f} s")
+    table.add_row(
+        "tokens per round τ",
+        f"{values['tokens_per_round']:.2f}",
+        f"{rounded['tokens_per_round']:.2f}",
+    )
+    table.add_row(
+        "tokens/s, all rows",
+        f"{values['tokens_per_second']:,.0f}",
+        f"{rounded['tokens_per_second']:,.0f}",
+    )
+    table.add_row(
+        "latency of a request",
+        f"{values['latency_seconds']:.2f} s",
+        f"{rounded['latency_seconds']:.2f} s",
+    )
     if values["cost_per_million_tokens"] is not None:
         table.add_row("cost per 1M tokens", f"{values['cost_per_million_tokens']:.3g}", "")
         table.add_row("training the draft costs", f"{values['training_cost']:.3g}", "")
     loss = rounded["loss_of_rounding"]
-    table.caption = f"whole numbers cost {100 * loss:.2g} % of the objective" if loss > 5e-5 else None
+    table.caption = (
+        f"whole numbers cost {100 * loss:.2g} % of the objective" if loss > 5e-5 else None
+    )
     return table
 
 
@@ -256,7 +294,11 @@ def _front(values: dict[str, Any]) -> Table:
         )
     # Powers of two up to 1024 were tried.
     if not values["pareto"]["batch"] or values["pareto"]["batch"][-1]["batch"] < 1024:
-        table.caption = "larger batches break a limit" if values["pareto"]["batch"] else "every batch breaks a limit"
+        table.caption = (
+            "larger batches break a limit"
+            if values["pareto"]["batch"]
+            else "every batch breaks a limit"
+        )
     return table
 
 
@@ -265,14 +307,26 @@ def _break_even(values: dict[str, Any]) -> str:
     if even is None:
         return "break-even   unknown: a measured α says nothing of other drafts"
     size = even["target_params"]
-    target = f"targets from {short_count(size['total'])} parameters on" if size else "no target size considered"
+    target = (
+        f"targets from {short_count(size['total'])} parameters on"
+        if size
+        else "no target size considered"
+    )
     target = "targets of every size" if even["pays_for_every_target"] else target
     return f"break-even   speculation pays at {_paying_batches(even)}, memory aside, and at this batch for {target}"
 
 
 def _training_front(rows: list[dict[str, Any]]) -> Table:
     table = Table()
-    for label in ("training tokens", "training cost", "speed-up", "draft", "γ", "cost per 1M tokens", "total cost"):
+    for label in (
+        "training tokens",
+        "training cost",
+        "speed-up",
+        "draft",
+        "γ",
+        "cost per 1M tokens",
+        "total cost",
+    ):
         table.add_column(label, justify="right")
     for row in rows:
         table.add_row(
@@ -305,7 +359,9 @@ def _sensitivities(rows: list[dict[str, Any]]) -> Table:
         cells = [*(row["elasticity"][name] for name in names), row["elasticity_of_objective"]]
         if errors:
             cells.append((row["logarithms_per_standard_error"] or {}).get(names[0]))
-        table.add_row(row["quantity"], *("–" if x is None else f"{round(x, 2) + 0.0:+.2f}" for x in cells))
+        table.add_row(
+            row["quantity"], *("–" if x is None else f"{round(x, 2) + 0.0:+.2f}" for x in cells)
+        )
     return table
 
 
@@ -323,7 +379,12 @@ def _published_title(values: dict[str, Any], target: str) -> str:
 
 def _published(rows: list[dict[str, Any]]) -> Table:
     table = Table()
-    for label, justify in (("model", "left"), ("size", "right"), ("γ", "right"), ("speed-up", "right")):
+    for label, justify in (
+        ("model", "left"),
+        ("size", "right"),
+        ("γ", "right"),
+        ("speed-up", "right"),
+    ):
         table.add_column(label, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     table.add_column("shares its tokenizer with")
     for row in rows:
@@ -341,7 +402,11 @@ def _engines(say: Any, settings: dict[str, Any], devices: int, draft_devices: in
     draft = settings["draft"]
     if draft["source"] == "to_train" and not draft["pays"]:
         return
-    where = f", on all {devices} devices, where vLLM and SGLang run it" if draft_devices < devices else ""
+    where = (
+        f", on all {devices} devices, where vLLM and SGLang run it"
+        if draft_devices < devices
+        else ""
+    )
     say(f"engines      {draft['sentence']}{where}")
     if not draft["pays"]:
         return

@@ -33,7 +33,9 @@ def keep_compiled_programs(environment: MutableMapping[str, str] = os.environ) -
             return
         environment["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     # An entry that cannot be read or written, for lack of room perhaps, costs a compilation and nothing else.
-    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache entry")
+    warnings.filterwarnings(
+        "ignore", message="Error (reading|writing) persistent compilation cache entry"
+    )
     environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", _WORTH_KEEPING)
 
 
@@ -44,7 +46,8 @@ def compile_quickly(environment: MutableMapping[str, str] = os.environ) -> None:
     """
     if "jax" not in sys.modules:
         environment.setdefault(
-            "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+            "XLA_FLAGS",
+            "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
         )
 
 

@@ -14,10 +14,14 @@ from sdsl_jax.errors import require
 def export(
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR|FILE.gguf")],
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], tyro.conf.arg(metavar="TYPE")] = "float32",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], tyro.conf.arg(metavar="TYPE")
+    ] = "float32",
     round_to: Annotated[str, tyro.conf.arg(metavar="KIND")] = "",
     shard_gigabytes: Annotated[float, tyro.conf.arg(metavar="GB")] = 5.0,
-    ignore_key: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")] = (),
+    ignore_key: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")
+    ] = (),
 ) -> None:
     """Write a model as a Hugging Face folder of the layout of Llama, Qwen2 or Qwen3, with its tokenizer.
 
@@ -33,13 +37,12 @@ def export(
         ignore_key: setting of a published checkpoint that is read as if its file did not have it; may be given several times.
     """
     require(shard_gigabytes > 0, f"--shard-gigabytes is {shard_gigabytes:g}; it must be positive.")
+    from sdsl_jax.checkpoints.interop import export_llama, rounded
+    from sdsl_jax.checkpoints.loading import LoadOptions, load_any_model, require_ignored
     from sdsl_jax.data.tokenizer import hugging_face_json
     from sdsl_jax.decoding import Model
-    from sdsl_jax.models.interop import export_llama, rounded
-    from sdsl_jax.training import Reading, load_any_model
-    from sdsl_jax.training.published import require_ignored
 
-    loaded = load_any_model(model, Reading(dtype=dtype, ignore_keys=ignore_key))
+    loaded = load_any_model(model, LoadOptions(dtype=dtype, ignore_keys=ignore_key))
     require_ignored(ignore_key, loaded)
     params = rounded(loaded.params, round_to) if round_to else loaded.params
     content, end = hugging_face_json(loaded.tokenizer)

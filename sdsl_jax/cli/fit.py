@@ -26,14 +26,21 @@ _OF_LOSS = {
     "resample": "rungs",
     "max_epochs": 4.0,
 }
-_OF_ACCEPTANCE = {"models": None, "estimator": "teacher_forced_samples", "domain": None, "temperature": None}
+_OF_ACCEPTANCE = {
+    "models": None,
+    "estimator": "teacher_forced_samples",
+    "domain": None,
+    "temperature": None,
+}
 
 
 def fit(
     what: Annotated[Literal["loss", "acceptance"], tyro.conf.arg(metavar="loss|acceptance")],
     /,
     csv: Annotated[Path, tyro.conf.arg(metavar="FILE.csv")],
-    law: Annotated[Literal["chinchilla", "kaplan"], tyro.conf.arg(metavar="chinchilla|kaplan")] = "chinchilla",
+    law: Annotated[
+        Literal["chinchilla", "kaplan"], tyro.conf.arg(metavar="chinchilla|kaplan")
+    ] = "chinchilla",
     params_column: Annotated[str, _COLUMN] = "params_nonembedding",
     tokens_column: Annotated[str, _COLUMN] = "train_tokens",
     loss_column: Annotated[str, _COLUMN] = "loss_nats",
@@ -41,7 +48,9 @@ def fit(
     rung_column: Annotated[str, _COLUMN] = "",
     where: Annotated[str, tyro.conf.arg(metavar="ROWS")] = "",
     skip_incomplete: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    loss_unit: Annotated[Literal["nats", "bits", "perplexity"], tyro.conf.arg(metavar="nats|bits|perplexity")] = "nats",
+    loss_unit: Annotated[
+        Literal["nats", "bits", "perplexity"], tyro.conf.arg(metavar="nats|bits|perplexity")
+    ] = "nats",
     models: Annotated[Path | None, tyro.conf.arg(metavar="FILE.csv")] = None,
     estimator: Annotated[str, _COLUMN] = "teacher_forced_samples",
     domain: Annotated[str | None, _COLUMN] = None,
@@ -95,13 +104,23 @@ def fit(
     from sdsl_jax.fitting.loss import fit_loss, resamples
 
     other = _OF_ACCEPTANCE if what == "loss" else _OF_LOSS
-    unread = ["--" + name.replace("_", "-") for name, default in other.items() if given[name] != default]
+    unread = [
+        "--" + name.replace("_", "-") for name, default in other.items() if given[name] != default
+    ]
     kind = "acceptance" if what == "loss" else "loss"
-    require(not unread, f"{', '.join(unread)} can only be given to sdsl fit {kind}, not to sdsl fit {what}.")
+    require(
+        not unread,
+        f"{', '.join(unread)} can only be given to sdsl fit {kind}, not to sdsl fit {what}.",
+    )
     require(seed >= 0, f"--seed is {seed}; it must not be negative.")
     delta = "huber_delta" if what == "loss" else "acceptance_huber_delta"
     settings: dict[str, Any] = {} if huber_delta is None else {delta: huber_delta}
-    settings |= {"resample": resample, "starts": starts, "bootstrap": bootstrap, "confidence": confidence}
+    settings |= {
+        "resample": resample,
+        "starts": starts,
+        "bootstrap": bootstrap,
+        "confidence": confidence,
+    }
     try:
         config = FitConfig(max_epochs=max_epochs, **settings)
     except SdslError as error:
@@ -115,7 +134,14 @@ def fit(
             "give either --flops-column or --tokens-column, not both.",
         )
         read = tables.read_loss_table(
-            csv, params_column, tokens_column, loss_column, rung_column, max_epochs, flops_column, choice
+            csv,
+            params_column,
+            tokens_column,
+            loss_column,
+            rung_column,
+            max_epochs,
+            flops_column,
+            choice,
         )
         table, runs_are_sizes = read.table, not rung_column and resample == "rungs"
         doubts = table_warnings.loss_table_warnings(table, read.lines, runs_are_sizes)
@@ -134,7 +160,9 @@ def fit(
         }
     # Rows that the best law does not describe are a matter of the table, whichever law is asked for.
     best = fits[0]
-    doubts += table_warnings.residual_warnings(best.residuals, len(best.covariance), best.residual_unit, read.lines)
+    doubts += table_warnings.residual_warnings(
+        best.residuals, len(best.covariance), best.residual_unit, read.lines
+    )
     answers = [
         made._replace(warnings=[*read.notes, *doubts, *made.warnings]).describe()
         | {"params_count": read.params_count, "valid": valid}
@@ -167,24 +195,44 @@ def _print_laws(console: Console, answers: list[dict[str, Any]], path: Path) -> 
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     if len(answers) > 1:
-        ranking = Table(title=f"Acceptance laws fitted to {answers[0]['n']} pairs of {path}", title_justify="left")
+        ranking = Table(
+            title=f"Acceptance laws fitted to {answers[0]['n']} pairs of {path}",
+            title_justify="left",
+        )
         for heading in ("law", "error on left-out drafts", "residual", "condition number"):
             ranking.add_column(heading, justify="left" if heading == "law" else "right")
         for a in answers:
-            ranking.add_row(a["law"], f"{a['left_out_rmse']:.4f}", f"{a['rmse']:.4f}", f"{a['condition_number']:.3g}")
+            ranking.add_row(
+                a["law"],
+                f"{a['left_out_rmse']:.4f}",
+                f"{a['rmse']:.4f}",
+                f"{a['condition_number']:.3g}",
+            )
         console.print(ranking)
-        say("Errors: root mean square of α; left-out: every draft size predicted by a fit that did not see it.")
-    shared = [text for text in answers[0]["warnings"] if all(text in a["warnings"] for a in answers)]
+        say(
+            "Errors: root mean square of α; left-out: every draft size predicted by a fit that did not see it."
+        )
+    shared = [
+        text for text in answers[0]["warnings"] if all(text in a["warnings"] for a in answers)
+    ]
     for a in answers:
         percent = next(k for k in a if k.startswith("interval_") and k != "interval_basis")[9:]
         title = a["law"] if len(answers) > 1 else f"{a['law']}, fitted to {a['n']} rows of {path}"
         table = Table(title=title, title_justify="left")
-        for heading in ("coefficient", "estimate", "standard error", f"{percent} % bootstrap", f"{percent} % profile"):
+        for heading in (
+            "coefficient",
+            "estimate",
+            "standard error",
+            f"{percent} % bootstrap",
+            f"{percent} % profile",
+        ):
             table.add_column(heading, justify="left" if heading == "coefficient" else "right")
         for name, value in a["coefficients"].items():
             ends = [a[f"interval_{percent}"][name], a[f"profile_interval_{percent}"][name]]
             # An E of less than 10⁻⁵ of the estimate rests on its bound, which stands for none.
-            spans = [f"{0 if 0 < low < 1e-5 * value else low:.4g} – {high:.4g}" for low, high in ends]
+            spans = [
+                f"{0 if 0 < low < 1e-5 * value else low:.4g} – {high:.4g}" for low, high in ends
+            ]
             table.add_row(name, f"{value:.5g}", f"{a['standard_error'][name]:.3g}", *spans)
         console.print(table)
         if len(answers) == 1:

@@ -76,7 +76,10 @@ class Interruption:
         # Of two threads that end the process one speaks.
         if self._speaks.acquire(blocking=False):
             with contextlib.suppress(OSError):
-                os.write(self._stderr, f"{_restored(self._stderr)}{sentence}\n".encode("ascii", "replace"))
+                os.write(
+                    self._stderr,
+                    f"{_restored(self._stderr)}{sentence}\n".encode("ascii", "replace"),
+                )
             os._exit(status)
         while True:
             select.select([], [], [])

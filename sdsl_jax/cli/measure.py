@@ -34,17 +34,23 @@ def measure(
     top_k: Annotated[int | None, tyro.conf.arg(metavar="K")] = None,
     top_p: Annotated[float | None, tyro.conf.arg(metavar="P")] = None,
     min_p: Annotated[float | None, tyro.conf.arg(metavar="P")] = None,
-    verification: Annotated[Literal["token", "block"], tyro.conf.arg(metavar="token|block")] = "token",
+    verification: Annotated[
+        Literal["token", "block"], tyro.conf.arg(metavar="token|block")
+    ] = "token",
     stop: Annotated[str, tyro.conf.arg(metavar="end|ID[,ID...]")] = "",
     seed: int = 0,
     batch: Annotated[int, tyro.conf.arg(metavar="ROWS")] = 32,
     confidence: Annotated[float, tyro.conf.arg(metavar="P")] = 0.9,
     timed: Annotated[int, tyro.conf.arg(metavar="PROMPTS")] = 4,
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], tyro.conf.arg(metavar="TYPE")] = "float32",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], tyro.conf.arg(metavar="TYPE")
+    ] = "float32",
     devices: Annotated[int, tyro.conf.arg(metavar="COUNT")] = 1,
     special_tokens: Annotated[Literal["add", "none"], tyro.conf.arg(metavar="add|none")] = "add",
     chat_template: Annotated[str, tyro.conf.arg(metavar="none|own|FILE")] = "none",
-    ignore_key: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")] = (),
+    ignore_key: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")
+    ] = (),
     target_train_tokens: Annotated[str, tyro.conf.arg(metavar="TOKENS")] = "",
     draft_train_tokens: Annotated[str, tyro.conf.arg(metavar="TOKENS")] = "",
     retokenised: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
@@ -95,12 +101,11 @@ def measure(
     lookaheads = _whole_numbers(lookahead, "--lookahead")
     require(timed >= 0, f"--timed is {timed}; it must not be negative.")
     require(devices >= 1, f"--devices is {devices}; it must be at least 1.")
+    from sdsl_jax.checkpoints.loading import LoadOptions, load_any_model, require_ignored
     from sdsl_jax.data.prompts import load_prompts
     from sdsl_jax.decoding import Model, NgramDraft, Sampling, one_vocabulary
     from sdsl_jax.measurement import generation, pair, pair_records, pair_report
     from sdsl_jax.measurement.retokenised import retokenised_acceptance
-    from sdsl_jax.training import Reading, load_any_model
-    from sdsl_jax.training.published import require_ignored
 
     def settings_with(stop_tokens: tuple[int, ...]) -> pair.PairSettings:
         return pair.PairSettings(
@@ -117,14 +122,17 @@ def measure(
     # Settings are checked before anything large is read; what ends a document is the target's to say.
     settings = settings_with(() if stop == "end" else _whole_numbers(stop, "--stop"))
     progress = None if json and not sys.stderr.isatty() else Terminal(error_console())
-    reading = Reading(dtype, devices, special_tokens == "add", chat_template, ignore_key)
+    reading = LoadOptions(dtype, devices, special_tokens == "add", chat_template, ignore_key)
     try:
         target_model = _with_tokens(
             load_any_model(target, reading, progress), target_train_tokens, "--target-train-tokens"
         )
         if stop == "end":
             ends = target_model.tokenizer.end_ids
-            require(bool(ends), f"the tokenizer of {target} names no token that ends a text; give its id to --stop.")
+            require(
+                bool(ends),
+                f"the tokenizer of {target} names no token that ends a text; give its id to --stop.",
+            )
             settings = settings_with(ends)
         source = pair_report.Draft(pair_report.NGRAM, None)
         if draft != pair_report.NGRAM:
@@ -142,7 +150,10 @@ def measure(
         )
         if retokenised:
             require(source.model is not None, "--retokenised compares two models; ngram is none.")
-            require(out is None and tokens is None, "--retokenised decodes nothing; leave out --out and --tokens.")
+            require(
+                out is None and tokens is None,
+                "--retokenised decodes nothing; leave out --out and --tokens.",
+            )
             assert source.model is not None
             compared = retokenised_acceptance(
                 Model(source.model.config, source.model.params),
@@ -153,7 +164,9 @@ def measure(
                 settings,
                 progress,
             )
-            found = pair_report.report_retokenised(source.model, target_model, chosen, settings, compared)
+            found = pair_report.report_retokenised(
+                source.model, target_model, chosen, settings, compared
+            )
             _show(found, json, _print_retokenised)
             return
         how = pair_records.how_measured(settings, reading._asdict())
@@ -162,28 +175,41 @@ def measure(
         if out is not None:
             models = [model for model in (source.model, target_model) if model is not None]
             pair_records.require_same_models(out, *models)
-            pair_records.require_room(out, pair_records.pair_name(source, target_model, chosen, settings), how)
+            pair_records.require_room(
+                out, pair_records.pair_name(source, target_model, chosen, settings), how
+            )
         if tokens is not None:
-            require(tokens.absolute().parent.is_dir(), f"cannot write {tokens}: its folder does not exist.")
+            require(
+                tokens.absolute().parent.is_dir(),
+                f"cannot write {tokens}: its folder does not exist.",
+            )
             require(not tokens.is_dir(), f"cannot write {tokens}: it is a folder.")
         verifier = Model(target_model.config, target_model.params)
         drafter: Model | NgramDraft = NgramDraft(verifier.config.ids)
         if source.model is not None:
-            drafter, verifier = one_vocabulary(Model(source.model.config, source.model.params), verifier)
+            drafter, verifier = one_vocabulary(
+                Model(source.model.config, source.model.params), verifier
+            )
         measured = pair.measure_pair(drafter, verifier, chosen, settings, progress)
         times = []
         if timed:
-            times = generation.time_generation(drafter, verifier, chosen, settings, timed, progress=progress)
+            times = generation.time_generation(
+                drafter, verifier, chosen, settings, timed, progress=progress
+            )
     finally:
         if progress is not None:
             progress.close()
     warnings = pair_report.input_warnings(source.model, target_model, chosen, settings, count)
     warnings += pair_report.result_warnings(measured)
-    answer = pair_report.report(source, target_model, chosen, settings, measured, times, warnings, how)
+    answer = pair_report.report(
+        source, target_model, chosen, settings, measured, times, warnings, how
+    )
     if tokens is not None:
         pair_report.write_tokens(tokens, chosen, measured, target_model.tokenizer)
     if out is not None:
-        pair_records.append_records(out, source, target_model, chosen, settings, measured, times, answer)
+        pair_records.append_records(
+            out, source, target_model, chosen, settings, measured, times, answer
+        )
     _show(answer, json, _print)
 
 
@@ -203,7 +229,9 @@ def _with_tokens(model: Any, text: str, flag: str) -> Any:
         f"{flag} is {text}, but {model.record.model_id} has {model.record.train_tokens:,} training tokens on record.",
     )
 
-    return model._replace(record=dataclasses.replace(model.record, train_tokens=round(parse_size(text, flag))))
+    return model._replace(
+        record=dataclasses.replace(model.record, train_tokens=round(parse_size(text, flag)))
+    )
 
 
 def _whole_numbers(text: str, flag: str) -> tuple[int, ...]:
@@ -212,7 +240,9 @@ def _whole_numbers(text: str, flag: str) -> tuple[int, ...]:
         return tuple(int(part) for part in parts)
     except ValueError:
         also = " or the word end" if flag == "--stop" else ""
-        raise SdslError(f"{flag} is {text!r}; it must be whole numbers separated by commas{also}.") from None
+        raise SdslError(
+            f"{flag} is {text!r}; it must be whole numbers separated by commas{also}."
+        ) from None
 
 
 def _cell(value: dict[str, float | None], digits: int = 3) -> str:
@@ -230,11 +260,24 @@ def _print(console: Console, answer: dict[str, Any]) -> None:
     for role in ("target", "draft"):
         m = answer[role]
         say(f"{role:<6}  {m['model_id']}" + (f": {_about(m)}" if "params_total" in m else ""))
-    p, filters = answer["prompts"], [f"{n} {answer[n]:g}" for n in ("top_k", "top_p", "min_p") if answer[n] is not None]
-    lengths = f"{p['shortest']}" if p["shortest"] == p["longest"] else f"{p['shortest']} to {p['longest']}"
+    p, filters = (
+        answer["prompts"],
+        [f"{n} {answer[n]:g}" for n in ("top_k", "top_p", "min_p") if answer[n] is not None],
+    )
+    lengths = (
+        f"{p['shortest']}"
+        if p["shortest"] == p["longest"]
+        else f"{p['shortest']} to {p['longest']}"
+    )
     say(
         f"prompts {p['count']} of {p['available']} from {p['source']}, {lengths} tokens, {answer['new_tokens']} new each; "
-        + ", ".join([f"temperature {answer['temperature']:g}", *filters, f"{answer['verification']} verification"])
+        + ", ".join(
+            [
+                f"temperature {answer['temperature']:g}",
+                *filters,
+                f"{answer['verification']} verification",
+            ]
+        )
     )
     if answer["alpha"] is not None:
         say(
@@ -249,16 +292,23 @@ def _print(console: Console, answer: dict[str, Any]) -> None:
     token = " (token verification)" if answer["verification"] == "block" else ""
     table.add_row("tokens per round τ", *(_cell(row["tokens_per_round"]) for row in rows))
     if answer["alpha"] is not None:
-        table.add_row(f"τ expected{token}", *(_cell(row["expected_tokens_per_round"]) for row in rows))
+        table.add_row(
+            f"τ expected{token}", *(_cell(row["expected_tokens_per_round"]) for row in rows)
+        )
     table.add_row("accepted per tested draft", *(_cell(row["per_test"]) for row in rows))
     table.add_row("accepted per draft (TAR)", *(_cell(row["tar"]) for row in rows))
-    table.add_row("α of the paper, from TAR", *(_cell(row["tar_alpha"]) for row in rows), end_section=True)
+    table.add_row(
+        "α of the paper, from TAR", *(_cell(row["tar_alpha"]) for row in rows), end_section=True
+    )
     for k in range(max(len(row["survival"]) for row in rows)):
         values = [_cell(row["survival"][k]) if k < len(row["survival"]) else "" for row in rows]
         table.add_row(f"first {k + 1} accepted, S_{k + 1}", *values)
     table.add_section()
     table.add_row("rounds", *(f"{row['rounds']:,}" for row in rows))
-    table.add_row("self-check z", *("–" if row["self_check"] is None else f"{row['self_check']:+.2f}" for row in rows))
+    table.add_row(
+        "self-check z",
+        *("–" if row["self_check"] is None else f"{row['self_check']:+.2f}" for row in rows),
+    )
     console.print(table)
     if answer["generation"]:
         _print_times(console, answer["generation"])
@@ -299,7 +349,9 @@ def _print_times(console: Console, rows: list[dict[str, Any]]) -> None:
         ("total_seconds", "in all, ms"),
     ):
         table.add_row(label, *(f"{1e3 * row[name]['estimate']:.4g}" for row in rows))
-    table.add_row("speed-up", *(_cell(row["speedup"], 2) if row["lookahead"] else "1" for row in rows))
+    table.add_row(
+        "speed-up", *(_cell(row["speedup"], 2) if row["lookahead"] else "1" for row in rows)
+    )
     console.print(table)
 
 
@@ -307,7 +359,9 @@ def _print_retokenised(console: Console, answer: dict[str, Any]) -> None:
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    say("Re-tokenised comparison of two tokenizers. This is no lossless decoding, and nothing was decoded.\n")
+    say(
+        "Re-tokenised comparison of two tokenizers. This is no lossless decoding, and nothing was decoded.\n"
+    )
     for role in ("target", "draft"):
         m = answer[role]
         say(
@@ -323,14 +377,21 @@ def _print_retokenised(console: Console, answer: dict[str, Any]) -> None:
         say(f"warning: {text}")
 
 
-def _print_conventions(console: Console, answer: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    table = Table(title="The same runs in the words of others; a: drafts accepted in a round", title_justify="left")
+def _print_conventions(
+    console: Console, answer: dict[str, Any], rows: list[dict[str, Any]]
+) -> None:
+    table = Table(
+        title="The same runs in the words of others; a: drafts accepted in a round",
+        title_justify="left",
+    )
     table.add_column("convention", no_wrap=True)
     for row in rows:
         table.add_column(str(row["lookahead"]), justify="right", no_wrap=True)
     table.add_column("definition and source", overflow="fold")
     # Values of single positions are in the survival above and in the JSON.
-    for name in (name for name in rows[0]["conventions"] if name in answer["convention_definitions"]):
+    for name in (
+        name for name in rows[0]["conventions"] if name in answer["convention_definitions"]
+    ):
         about = answer["convention_definitions"][name]
         cells = [f"{row['conventions'][name]['estimate']:.3f}" for row in rows]
         table.add_row(name, *cells, escape(f"{about['definition']} ({about['source']})"))

@@ -29,4 +29,6 @@ def use_huge_pages() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     with contextlib.suppress(OSError):  # large pages are worth no failure
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {_VARIABLE: settings})
+        os.execve(
+            sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {_VARIABLE: settings}
+        )

@@ -14,7 +14,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from sdsl_jax.cli.terminal import standard_console
-from sdsl_jax.counts import exact_count, parse_count, parse_share, parse_sizes, read_count, short_count
+from sdsl_jax.counts import (
+    exact_count,
+    parse_count,
+    parse_share,
+    parse_sizes,
+    read_count,
+    short_count,
+)
 from sdsl_jax.errors import require
 
 _COUNT = tyro.conf.arg(metavar="COUNT")
@@ -50,7 +57,9 @@ def predict(
         smallest_draft: smallest draft considered; a 100,000th of the target if left out.
         json: print JSON: one object for one target, a list for several or for a CSV.
     """
-    from sdsl_jax import prediction
+    from sdsl_jax.codesign import predict as prediction
+    from sdsl_jax.codesign.targets import Target, targets_from_csv
+    from sdsl_jax.fitting import law_files
 
     sizes = parse_sizes(target_params, "--target-params")
     tokens = {"--draft-tokens": parse_sizes(draft_tokens, "--draft-tokens")}
@@ -58,26 +67,34 @@ def predict(
     require(bool(sizes) != bool(csv), "give the targets either by --target-params or by --csv.")
     if csv is not None:
         for flag, values in tokens.items():
-            require(len(values) <= 1, f"{flag} holds {len(values)} values; with --csv it must be one, or a column.")
+            require(
+                len(values) <= 1,
+                f"{flag} holds {len(values)} values; with --csv it must be one, or a column.",
+            )
         everywhere = [values[0] if values else None for values in tokens.values()]
-        targets = prediction.targets_from_csv(csv, *everywhere)
+        targets = targets_from_csv(csv, *everywhere)
     else:
         for flag, values in tokens.items():
-            require(bool(values), f"{flag} is missing: the loss of a model depends on how long it was trained.")
+            require(
+                bool(values),
+                f"{flag} is missing: the loss of a model depends on how long it was trained.",
+            )
             require(
                 len(values) in (1, len(sizes)),
                 f"{flag} holds {len(values)} values for {len(sizes)} targets; it must be one, or one for each.",
             )
         of_drafts, of_targets = (v * len(sizes) if len(v) == 1 else v for v in tokens.values())
-        targets = [prediction.Target(*row) for row in zip(sizes, of_drafts, of_targets)]
+        targets = [Target(*row) for row in zip(sizes, of_drafts, of_targets)]
     answers = prediction.predict(
         targets,
-        prediction.loss_law(loss_law),
-        prediction.acceptance_law(acceptance_law),
+        law_files.loss_law(loss_law),
+        law_files.acceptance_law(acceptance_law),
         draft_overhead,
         parse_count(smallest_draft, "--smallest-draft") if smallest_draft else None,
     )
-    answers = [a | {"leaves_out": _LEFT_OUT, "codesign_command": _codesign_command(a)} for a in answers]
+    answers = [
+        a | {"leaves_out": _LEFT_OUT, "codesign_command": _codesign_command(a)} for a in answers
+    ]
     if json:
         _print_json(answers if csv is not None or len(answers) > 1 else answers[0])
     else:
@@ -96,7 +113,9 @@ def _codesign_command(answer: dict[str, Any]) -> str:
     from sdsl_jax.hardware import load_hardware
 
     # Two bytes a weight, and room for caches and a draft.
-    share = 2 * answer["target_params"] / (0.85 * float(load_hardware("h100").hardware.memory_bytes))
+    share = (
+        2 * answer["target_params"] / (0.85 * float(load_hardware("h100").hardware.memory_bytes))
+    )
     devices = 2 ** max(0, math.ceil(math.log2(share)))
     flags = {f"--{name}": exact_count(answer[name.replace("-", "_")]) for name in _COUNTED}
     flags |= {"--target-name": shlex.quote(answer["name"])} if "name" in answer else {}
@@ -160,16 +179,24 @@ def _print_predictions(console: Console, answers: list[dict[str, Any]]) -> None:
         for label in max((list(row) for row in rows), key=len)[1:]:
             table.add_row(label, *(row.get(label, "–") for row in rows))
     else:
-        labels = [label for label in max((list(row) for row in rows), key=len) if not label.startswith("d ln")]
+        labels = [
+            label
+            for label in max((list(row) for row in rows), key=len)
+            if not label.startswith("d ln")
+        ]
         for label in labels:
-            table.add_column(label, justify="left" if label == "target" else "right", overflow="fold")
+            table.add_column(
+                label, justify="left" if label == "target" else "right", overflow="fold"
+            )
         for row in rows:
             table.add_row(*(row.get(label, "–") for label in labels))
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    say(f"Drafts to train, by loss law {first['loss_law']} and acceptance law {first['acceptance_law']}")
+    say(
+        f"Drafts to train, by loss law {first['loss_law']} and acceptance law {first['acceptance_law']}"
+    )
     console.print(table)
     say(
         f"M, N*: {first['params_count']} parameters of target and best draft; D, D′: training tokens of draft and target;\n"
@@ -180,7 +207,11 @@ def _print_predictions(console: Console, answers: list[dict[str, Any]]) -> None:
         say(f"90 % interval{who}: {text}")
     for text, who in _shared(answers, lambda a: a["warnings"]).items():
         say(f"warning{who}: {text}")
-    which = f", for {first.get('name') or short_count(first['target_params'])}" if len(answers) > 1 else ""
+    which = (
+        f", for {first.get('name') or short_count(first['target_params'])}"
+        if len(answers) > 1
+        else ""
+    )
     say(f"left out: {_LEFT_OUT}; ask for your device{which}:\n  {first['codesign_command']}")
 
 
@@ -199,8 +230,13 @@ def _shared(answers: list[dict[str, Any]], texts: Any) -> dict[str, str]:
     about: dict[str, list[str]] = {}
     for answer in answers:
         for text in texts(answer):
-            about.setdefault(text, []).append(answer.get("name") or short_count(answer["target_params"]))
-    return {text: "" if len(who) == len(answers) else f" ({', '.join(who)})" for text, who in about.items()}
+            about.setdefault(text, []).append(
+                answer.get("name") or short_count(answer["target_params"])
+            )
+    return {
+        text: "" if len(who) == len(answers) else f" ({', '.join(who)})"
+        for text, who in about.items()
+    }
 
 
 def lookahead(
@@ -228,9 +264,9 @@ def lookahead(
         verify_cost: of a verify pass with all overheads of a round, in target steps; at least 1, which is assumed if left out.
         json: print JSON.
     """
-    from sdsl_jax import prediction
+    from sdsl_jax.codesign.predict_lookahead import best_lookahead
 
-    answer = prediction.best_lookahead(
+    answer = best_lookahead(
         cost,
         parse_share(acceptance, "--acceptance") if acceptance else None,
         acceptance_length,
@@ -256,7 +292,10 @@ def _drafts(text: str, name: str) -> float | None:
 
 
 def _print_lookahead(
-    console: Console, answer: dict[str, Any], acceptance_length: float | None, at_lookahead: int | None
+    console: Console,
+    answer: dict[str, Any],
+    acceptance_length: float | None,
+    at_lookahead: int | None,
 ) -> None:
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -286,11 +325,15 @@ def _print_lookahead(
         span += " (0: no speculation)" if low == 0 < high else ""
         span = "speculation does not pay" if high == 0 else span
         say(f"over that interval {span}; {answer['interval_basis']}")
-    say(f"it pays up to a cost of {answer['break_even_cost']:.3f} target steps per draft step; here {answer['cost']:g}")
+    say(
+        f"it pays up to a cost of {answer['break_even_cost']:.3f} target steps per draft step; here {answer['cost']:g}"
+    )
     most = answer["break_even_verify_cost"]
     if answer["verify_cost_assumed"]:
         say(
             "verify cost 1 assumed: a pass over γ + 1 tokens takes as long as a step; measure it and give --verify-cost"
         )
     if most > 1:
-        say(f"speculation stops paying at a verify cost of {most:.2f} target steps; here {answer['verify_cost']:g}")
+        say(
+            f"speculation stops paying at a verify cost of {most:.2f} target steps; here {answer['verify_cost']:g}"
+        )

@@ -41,7 +41,9 @@ def protocol(
     require_records_folder(folder, (TABLE, ANSWER, f"{FIGURE}.png"), mark=SETTINGS)
     progress = None if json and not sys.stderr.isatty() else Terminal(error_console())
     try:
-        done = run_protocol(config, checkpoints, str(prompts or file.parent / config.prompts), folder, progress)
+        done = run_protocol(
+            config, checkpoints, str(prompts or file.parent / config.prompts), folder, progress
+        )
     finally:
         if progress is not None:
             progress.close()
@@ -54,5 +56,8 @@ def protocol(
     console.print(Markdown(markdown(found)))
     written = [name for name in (TABLE, ANSWER, f"{FIGURE}.png") if (folder / name).exists()]
     console.print(
-        f"\nwritten to {folder}: {', '.join(written)} and the records", highlight=False, markup=False, soft_wrap=True
+        f"\nwritten to {folder}: {', '.join(written)} and the records",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
     )

@@ -23,7 +23,16 @@ _ASSIGNED = re.compile(r"(name|seed|[A-Za-z]\w*(\.\w+)+)=.*", re.DOTALL)
 
 
 _Stage = Literal[
-    "train", "measure", "conditions", "fit", "codesign", "calibrate", "clock", "evidence", "figures", "report"
+    "train",
+    "measure",
+    "conditions",
+    "fit",
+    "codesign",
+    "calibrate",
+    "clock",
+    "evidence",
+    "figures",
+    "report",
 ]
 _STAGE = tyro.conf.arg(metavar="STAGE")
 
@@ -75,13 +84,17 @@ def _print_summary(console: Console, rows: list[SummaryRow], folder: Path) -> No
         fails = "does not pay" if row.speedup is not None else "no finite optimum"
         return [
             short_count(row.draft_params),
-            f"{short_count(row.indifference[0])} – {short_count(row.indifference[1])}" if row.indifference else "–",
+            f"{short_count(row.indifference[0])} – {short_count(row.indifference[1])}"
+            if row.indifference
+            else "–",
             f"{row.lookahead:.2f}" if pays else "0",
             f"{row.speedup:.2f}×" if pays else fails,
             short_count(row.reference_params),
             f"{row.reference_lookahead:.2f}" if pays else "0",
             row.nearest_draft or "–",
-            f"{row.nearest_speedup:.2f}× (γ = {row.nearest_lookahead})" if row.nearest_speedup else "–",
+            f"{row.nearest_speedup:.2f}× (γ = {row.nearest_lookahead})"
+            if row.nearest_speedup
+            else "–",
             f"{row.clock_speedup:.2f}× (γ = {row.clock_lookahead})" if row.clock_speedup else "–",
         ]
 
@@ -96,7 +109,10 @@ def _print_summary(console: Console, rows: list[SummaryRow], folder: Path) -> No
         "its measured speed-up",
         "its speed-up by clock",
     ]
-    table = Table(title=f"Throughput-optimal drafts, acceptance law: {rows[0].acceptance_law}", title_justify="left")
+    table = Table(
+        title=f"Throughput-optimal drafts, acceptance law: {rows[0].acceptance_law}",
+        title_justify="left",
+    )
     table.add_column("target\ncosts", no_wrap=True)
     for row in rows:
         table.add_column(f"{row.target}\n{row.cost_model}", justify="right", overflow="fold")
@@ -129,7 +145,12 @@ def _print_holdout(console: Console, folder: Path) -> None:
         "regret": "share of the best measured speed-up forgone",
     }
     for key, goal in held["goals"].items():
-        table.add_row(names[key], f"{goal['goal']:g}", f"{goal['reached']:.4f}", "met" if goal["met"] else "missed")
+        table.add_row(
+            names[key],
+            f"{goal['goal']:g}",
+            f"{goal['reached']:.4f}",
+            "met" if goal["met"] else "missed",
+        )
     console.print(table)
     for sentence in held["why"]:
         console.print(f"  {sentence}", highlight=False, markup=False, soft_wrap=True)
@@ -144,7 +165,15 @@ def _print_clock(console: Console, folder: Path) -> None:
     if not timed:
         return
     table = Table(title="On the clock: speed-ups over plain decoding", title_justify="left")
-    for heading in ("target", "predicted choice", "S predicted", "S measured", "best measured", "S", "forgone"):
+    for heading in (
+        "target",
+        "predicted choice",
+        "S predicted",
+        "S measured",
+        "best measured",
+        "S",
+        "forgone",
+    ):
         table.add_column(heading, justify="left" if heading == "target" else "right")
     for row in timed["targets"]:
         chosen, best = row["chosen"], row["best"]
@@ -160,7 +189,9 @@ def _print_clock(console: Console, folder: Path) -> None:
     console.print(table)
     error = timed["error"]
     rivals = ", ".join(
-        f"{NAMES[k]} {v:.1%}" for k, v in timed["mean_regret"].items() if k != "calibrated" and v is not None
+        f"{NAMES[k]} {v:.1%}"
+        for k, v in timed["mean_regret"].items()
+        if k != "calibrated" and v is not None
     )
     console.print(
         f"{error['n']} decoders: median error of predicted S {error['median_absolute']:.1%}, rank correlation "

@@ -7,7 +7,14 @@ import time
 from typing import Any, TextIO, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from sdsl_jax.cli import streams
@@ -18,7 +25,9 @@ class _Page(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Styled text, of which rich makes every cell."""
-        return super().render_str(text if self.encoding.startswith("utf") else streams.plain(text), **options)
+        return super().render_str(
+            text if self.encoding.startswith("utf") else streams.plain(text), **options
+        )
 
     def on_broken_pipe(self) -> None:
         """Leaves it to the command how it ends; rich would end it here, and close standard output for good."""
@@ -98,13 +107,17 @@ class Terminal:
             elapsed = self._spoke - self._began
             left = elapsed * (self._total / max(self._done, 1e-9) - 1)
             self._console.print(
-                f"  {self._done / self._total:4.0%}, {left:.0f} s left: {detail}", highlight=False, soft_wrap=True
+                f"  {self._done / self._total:4.0%}, {left:.0f} s left: {detail}",
+                highlight=False,
+                soft_wrap=True,
             )
 
     def finish(self) -> None:
         """Takes the bar away and says how long the task took."""
         self.close()
-        self._console.print(f"{self._task}: done in {time.perf_counter() - self._began:.0f} s", highlight=False)
+        self._console.print(
+            f"{self._task}: done in {time.perf_counter() - self._began:.0f} s", highlight=False
+        )
 
     def close(self) -> None:
         """Takes the bar away, if there is one."""

@@ -15,7 +15,7 @@ from sdsl_jax.cli.terminal import Terminal, standard_console
 from sdsl_jax.errors import require
 
 if TYPE_CHECKING:
-    from sdsl_jax.shared_training import Trained
+    from sdsl_jax.study.shared_training import Trained
 
 
 def train(
@@ -40,21 +40,27 @@ def train(
     """
     from sdsl_jax.config import load_study
     from sdsl_jax.data.corpus import EMBEDDED
+    from sdsl_jax.processes import initialise_distributed, is_primary
     from sdsl_jax.progress import Silent
-    from sdsl_jax.shared_training import train_part
-    from sdsl_jax.training import initialise_distributed, is_primary
+    from sdsl_jax.study.shared_training import train_part
 
     config = load_study(file, overrides)
     folder = out or Path("runs") / config.name
-    patterns = [name.strip() for name in rungs.split(",") if name.strip()] if rungs is not None else []
-    require(rungs is None or bool(patterns), f"--rungs is {rungs!r}; it must hold at least one name.")
+    patterns = (
+        [name.strip() for name in rungs.split(",") if name.strip()] if rungs is not None else []
+    )
+    require(
+        rungs is None or bool(patterns), f"--rungs is {rungs!r}; it must hold at least one name."
+    )
     chosen = None if part is None else _parse_part(part)
     if distributed:
         initialise_distributed()
     console = standard_console()
     terminal = Terminal(console)
     try:
-        trained = train_part(config, folder, patterns, chosen, terminal if is_primary() else Silent())
+        trained = train_part(
+            config, folder, patterns, chosen, terminal if is_primary() else Silent()
+        )
     finally:
         terminal.close()
     if is_primary():
@@ -81,7 +87,9 @@ def _print(console: Console, trained: Trained, folder: Path, by_years: bool) -> 
     headings += ("tokens/s", "compile", "wait for\ndata", "spikes,\nskipped")
     table = Table(title="Trained models", title_justify="left")
     for heading in headings:
-        table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=heading == "model")
+        table.add_column(
+            heading, justify="left" if heading == "model" else "right", no_wrap=heading == "model"
+        )
     for r in trained.records:
         table.add_row(
             r.model_id,
@@ -126,7 +134,9 @@ def _print_utilisation(console: Console, trained: Trained) -> None:
     known = {name: u for name, u in used.items() if math.isfinite(u.share)}
     if not known:
         return
-    table = Table(title="Model FLOPs utilisation (3 times the forward pass's)", title_justify="left")
+    table = Table(
+        title="Model FLOPs utilisation (3 times the forward pass's)", title_justify="left"
+    )
     for heading in ("model", "TFLOP/s", "of bfloat16 peak"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for name, u in known.items():

@@ -76,7 +76,9 @@ def tune(
         print(json.dumps(_plain(found), indent=1, allow_nan=False))
     else:
         _print(console, found, write)
-    require(write is None or found.study is not None, f"{write} was not written: {found.warnings[-1]}")
+    require(
+        write is None or found.study is not None, f"{write} was not written: {found.warnings[-1]}"
+    )
 
 
 def _plain(found: Tuning) -> dict:
@@ -87,14 +89,21 @@ def _plain(found: Tuning) -> dict:
 
     return {
         "setting": found.setting,
-        "law": None if found.law is None else {name: finite(value) for name, value in found.law._asdict().items()},
-        "sizes": [{name: finite(value) for name, value in size._asdict().items()} for size in found.sizes],
+        "law": None
+        if found.law is None
+        else {name: finite(value) for name, value in found.law._asdict().items()},
+        "sizes": [
+            {name: finite(value) for name, value in size._asdict().items()} for size in found.sizes
+        ],
         "warnings": found.warnings,
     }
 
 
 def _print(console: Console, found: Tuning, write: Path | None) -> None:
-    table = Table(title=f"Validation loss in nats, by factor of the present {found.setting}", title_justify="left")
+    table = Table(
+        title=f"Validation loss in nats, by factor of the present {found.setting}",
+        title_justify="left",
+    )
     table.add_column("N", justify="right")
     for factor in found.sizes[0].factors:
         table.add_column(f"× {factor:g}", justify="right")
@@ -109,7 +118,10 @@ def _print(console: Console, found: Tuning, write: Path | None) -> None:
             f"{size.present:.4g}",
             f"{size.best:.4g}{' (border)' if size.at_border else ''}",
             f"{low:.3g} – {high:.3g}" if math.isfinite(low) else "–",
-            *(f"{gain:+.2%}" if math.isfinite(gain) else "–" for gain in (size.gain_halved, size.gain_doubled)),
+            *(
+                f"{gain:+.2%}" if math.isfinite(gain) else "–"
+                for gain in (size.gain_halved, size.gain_doubled)
+            ),
         )
     console.print(table)
     if (law := found.law) is not None:
@@ -120,11 +132,23 @@ def _print(console: Console, found: Tuning, write: Path | None) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    gains = [(gain, size.params) for size in found.sizes for gain in (size.gain_halved, size.gain_doubled)]
+    gains = [
+        (gain, size.params)
+        for size in found.sizes
+        for gain in (size.gain_halved, size.gain_doubled)
+    ]
     most = max((pair for pair in gains if math.isfinite(pair[0])), default=None)
     if most is not None:
-        gained = f"gains at most {most[0]:.2%}, at {short_count(most[1])}" if most[0] > 0 else "gains nothing"
-        console.print(f"Halving or doubling the present {found.setting} {gained}.", highlight=False, soft_wrap=True)
+        gained = (
+            f"gains at most {most[0]:.2%}, at {short_count(most[1])}"
+            if most[0] > 0
+            else "gains nothing"
+        )
+        console.print(
+            f"Halving or doubling the present {found.setting} {gained}.",
+            highlight=False,
+            soft_wrap=True,
+        )
     for warning in found.warnings:
         console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
     if write is not None and found.study is not None:

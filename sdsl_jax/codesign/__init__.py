@@ -3,7 +3,16 @@
 from sdsl_jax.codesign.break_even import BreakEven, Speculation, best_speculation, break_even
 from sdsl_jax.codesign.fronts import Front, GridOptimum, brute_force, pareto
 from sdsl_jax.codesign.optimise import OPTIMIZERS, GradientOptimum, maximise, spread_starts
-from sdsl_jax.codesign.program import METRICS, Numbers, Solved, Task, solve, solve_many, stack, sweep
+from sdsl_jax.codesign.program import (
+    METRICS,
+    Numbers,
+    Solved,
+    Task,
+    solve,
+    solve_many,
+    stack,
+    sweep,
+)
 from sdsl_jax.codesign.rounding import Rounded, round_design
 from sdsl_jax.codesign.sensitivity import DesignSensitivities, sensitivities
 from sdsl_jax.codesign.stage import Solution, cost_models, solve_all

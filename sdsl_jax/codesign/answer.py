@@ -61,18 +61,24 @@ def _answer(problem: Problem) -> Answer:
     solved, *by_batch = solve_together(problem, asked)
     if not bool(solved.feasible) and not problem.misfits and keeps_limits(problem, solved.design):
         # A limit that hardly moves with the choice, as memory with a small draft, takes more rounds to be kept.
-        problem = replace(problem, task=replace(problem.task, rounds=_PATIENCE * problem.task.rounds))
+        problem = replace(
+            problem, task=replace(problem.task, rounds=_PATIENCE * problem.task.rounds)
+        )
         solved, *by_batch = solve_together(problem, asked)
     design, given = solved.design, solved.outcome
     require(
         bool(np.isfinite([solved.objective, given.speedup]).all()),
         f"for a target of {config.target.params:g} parameters the laws give no finite speed: it is too far outside them.",
     )
-    rounded = round_design(problem.task, numbers, solved, solve_all=lambda many: solve_together(problem, many))
+    rounded = round_design(
+        problem.task, numbers, solved, solve_all=lambda many: solve_together(problem, many)
+    )
     whole = rounded.solved
     fronts: dict[str, Any] = {"batch": front(problem, "batch", _BATCHES, by_batch)}
     if float(numbers.serving.hardware.price_per_hour) > 0:
-        by_tokens = solve_together(problem, [fixed_at(numbers, "draft_tokens", d) for d in _DRAFT_TOKENS])
+        by_tokens = solve_together(
+            problem, [fixed_at(numbers, "draft_tokens", d) for d in _DRAFT_TOKENS]
+        )
         fronts["draft_tokens"] = front(problem, "draft_tokens", _DRAFT_TOKENS, by_tokens)
     feasible = bool(solved.feasible) and bool(whole.feasible) and not problem.misfits
     # An α of 1 or more is no probability, and nothing follows from it.
@@ -127,7 +133,9 @@ def _answer(problem: Problem) -> Answer:
         "target_loss": float(given.target_loss),
         "binding_constraints": [
             {"metric": name, "limit": float(limit), "multiplier": float(m)}
-            for name, limit, m in zip(problem.task.constraints, np.asarray(numbers.limits), solved.multipliers)
+            for name, limit, m in zip(
+                problem.task.constraints, np.asarray(numbers.limits), solved.multipliers
+            )
             if float(m) > 1e-6
         ],
         "feasible": feasible,
@@ -159,7 +167,9 @@ def _overhead_share(problem: Problem, design: Design, given: Outcome) -> float:
     """Share of a round that the overheads of the device's file make up."""
     serving = problem.numbers.serving
     without = serving.hardware._replace(**{f"{name}_seconds": 0.0 for name in _OVERHEADS})
-    return 1 - float(outcome(serving._replace(hardware=without), design).round.seconds / given.round.seconds)
+    return 1 - float(
+        outcome(serving._replace(hardware=without), design).round.seconds / given.round.seconds
+    )
 
 
 def _baseline(problem: Problem, design: Design, given: Outcome) -> dict[str, Any]:
@@ -204,7 +214,9 @@ def _rounded(problem: Problem, solved: Solved, whole: Solved) -> dict[str, Any]:
     }
 
 
-def _settings(problem: Problem, solved: Solved, whole: Solved, comparison: Comparison) -> dict[str, Any]:
+def _settings(
+    problem: Problem, solved: Solved, whole: Solved, comparison: Comparison
+) -> dict[str, Any]:
     """Settings of engines and the draft that they are of, judged where the engines put it: on all devices of the target."""
     config, serving = problem.config, problem.numbers.serving
     everywhere = problem.devices == config.draft_devices
@@ -212,12 +224,18 @@ def _settings(problem: Problem, solved: Solved, whole: Solved, comparison: Compa
         problem = replace(
             problem,
             config=replace(config, draft=replace(config.draft, devices=None)),
-            numbers=problem.numbers._replace(serving=serving._replace(draft_devices=serving.devices)),
+            numbers=problem.numbers._replace(
+                serving=serving._replace(draft_devices=serving.devices)
+            ),
         )
         comparison = compare(problem, solved, whole.design)
     served = served_draft(problem, comparison, whole, everywhere)
     found = engine_settings(
-        served.lookahead, problem.devices, served.name, config.target.name, round(float(whole.design.batch))
+        served.lookahead,
+        problem.devices,
+        served.name,
+        config.target.name,
+        round(float(whole.design.batch)),
     )
     notes = notes_of(problem, served)
     return found | {
@@ -248,7 +266,11 @@ def _break_even(problem: Problem, design: Design) -> dict[str, Any] | None:
     # Of drafts of every size, where one was given too.
     serving = problem.numbers.serving._replace(draft_shape=None)
     found = break_even(serving, design, smallest, _LARGEST_BATCH, _LARGEST_TARGET)
-    least, largest, size = float(found.smallest_batch), float(found.largest_batch), float(found.target_params)
+    least, largest, size = (
+        float(found.smallest_batch),
+        float(found.largest_batch),
+        float(found.target_params),
+    )
     return {
         "pays_at_some_batch": largest > 0,
         "smallest_batch": round(least) if np.isfinite(least) else None,

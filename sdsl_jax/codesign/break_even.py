@@ -97,9 +97,18 @@ def break_even(
     """
     require(largest_batch >= 1, f"the largest batch is {largest_batch}; it must be at least 1.")
     ordered = 0 < smallest_draft < largest_target
-    require(ordered, f"sizes run from {smallest_draft:g} to {largest_target:g}; they must be positive and rising.")
+    require(
+        ordered,
+        f"sizes run from {smallest_draft:g} to {largest_target:g}; they must be positive and rising.",
+    )
     batches = np.geomspace(1, largest_batch, _GRID).round()
-    return _break_even(serving, design, smallest_draft, jnp.asarray(batches, jnp.result_type(float)), largest_target)
+    return _break_even(
+        serving,
+        design,
+        smallest_draft,
+        jnp.asarray(batches, jnp.result_type(float)),
+        largest_target,
+    )
 
 
 @jax.jit
@@ -123,10 +132,14 @@ def _break_even(
     first = jnp.min(jnp.where(paid, jnp.arange(count), count))
     # Once the ends are neighbours the middle is the one that pays, and nothing changes any more.
     ends = batches[jnp.maximum(last, 0)], batches[jnp.minimum(last + 1, count - 1)]
-    largest, _ = bisect(*ends, lambda b: pays(batch=b), lambda low, high: jnp.floor((low + high) / 2), 12)
+    largest, _ = bisect(
+        *ends, lambda b: pays(batch=b), lambda low, high: jnp.floor((low + high) / 2), 12
+    )
     largest = jnp.where(last < 0, 0.0, jnp.where(last == count - 1, jnp.inf, largest))
     ends = batches[jnp.minimum(first, count - 1)], batches[jnp.maximum(first - 1, 0)]
-    least, _ = bisect(*ends, lambda b: pays(batch=b), lambda high, low: jnp.ceil((low + high) / 2), 12)
+    least, _ = bisect(
+        *ends, lambda b: pays(batch=b), lambda high, low: jnp.ceil((low + high) / 2), 12
+    )
     least = jnp.where(first == count, jnp.inf, least)
     gapless = (last < 0) | (paid.sum() == last - first + 1)
 
@@ -136,4 +149,6 @@ def _break_even(
     ends = targets[jnp.minimum(last + 1, _GRID - 1)], targets[jnp.maximum(last, 0)]
     size, _ = bisect(*ends, lambda m: pays(target_params=jnp.exp(m)), lambda a, b: (a + b) / 2, 40)
     size = jnp.where(last < 0, 0.0, jnp.where(last == _GRID - 1, jnp.inf, jnp.exp(size)))
-    return BreakEven(least, largest, gapless, paid.all(), size, best_speculation(serving, design, smallest))
+    return BreakEven(
+        least, largest, gapless, paid.all(), size, best_speculation(serving, design, smallest)
+    )

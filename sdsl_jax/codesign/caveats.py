@@ -8,14 +8,14 @@ import jax
 import numpy as np
 
 from sdsl_jax.codesign.drafts_at_hand import measured_with_another, named_draft
+from sdsl_jax.codesign.predict import valid_range
 from sdsl_jax.codesign.program import Solved
 from sdsl_jax.codesign.published_drafts import family_of_drafts, is_head
 from sdsl_jax.codesign.serving_problem import Problem, unit_of
+from sdsl_jax.codesign.targets import few_tokens
 from sdsl_jax.codesign.wording import METRICS, VARIABLES
 from sdsl_jax.counts import short_count
-from sdsl_jax.prediction.drafts import valid_range
-from sdsl_jax.prediction.laws import far_outside, moves, quality
-from sdsl_jax.prediction.targets import few_tokens
+from sdsl_jax.fitting.law_files import far_outside, moves, quality
 from sdsl_jax.theory.serving import Design, Outcome, shapes
 from sdsl_jax.theory.serving import acceptance as alpha_of
 
@@ -61,7 +61,9 @@ def _of_the_constraints(problem: Problem, solved: Solved, whole: Solved) -> list
     if bool(solved.feasible):
         if bool(whole.feasible):
             return []
-        return ["no design of a whole lookahead and batch keeps all constraints, though one of broken numbers does"]
+        return [
+            "no design of a whole lookahead and batch keeps all constraints, though one of broken numbers does"
+        ]
     limits = dict(zip(problem.task.constraints, np.asarray(problem.numbers.limits)))
     over = [
         name
@@ -78,14 +80,18 @@ def _of_the_constraints(problem: Problem, solved: Solved, whole: Solved) -> list
     ]
     if problem.misfits and not broken:
         return []
-    return ["no design keeps all constraints: " + "; ".join(broken or ["they contradict each other"])]
+    return [
+        "no design keeps all constraints: " + "; ".join(broken or ["they contradict each other"])
+    ]
 
 
 def _of_the_acceptance(solved: Solved) -> list[str]:
     alpha = float(solved.outcome.acceptance)
     if alpha < 1:
         return []
-    return [f"the acceptance law gives α = {alpha:.3g} ≥ 1, which is no probability: the optimum is not to be trusted"]
+    return [
+        f"the acceptance law gives α = {alpha:.3g} ≥ 1, which is no probability: the optimum is not to be trusted"
+    ]
 
 
 def _of_the_units(problem: Problem, design: Design) -> list[str]:
@@ -100,7 +106,11 @@ def _stated(problem: Problem, design: Design) -> dict[str, dict[str, float]]:
     tokens = {"draft": design.draft_tokens, "target": problem.numbers.serving.target_tokens}
     return {
         role: {
-            "params": float(problem.stated_size(getattr(design, f"{role}_params"), role, float(design.aspect_ratio))),
+            "params": float(
+                problem.stated_size(
+                    getattr(design, f"{role}_params"), role, float(design.aspect_ratio)
+                )
+            ),
             "tokens": float(tokens[role]),
         }
         for role in tokens
@@ -114,13 +124,19 @@ def _of_the_optimum(problem: Problem, solved: Solved, speculates: bool) -> list[
     task, found = problem.task, []
     alpha = float(solved.outcome.acceptance)
     if alpha <= 0:
-        found.append(f"the acceptance law gives α = {alpha:.2f} ≤ 0: none of the draft's tokens would be accepted")
-    for name, low, high in zip(task.variables, np.asarray(solved.at_lower), np.asarray(solved.at_upper)):
+        found.append(
+            f"the acceptance law gives α = {alpha:.2f} ≤ 0: none of the draft's tokens would be accepted"
+        )
+    for name, low, high in zip(
+        task.variables, np.asarray(solved.at_lower), np.asarray(solved.at_upper)
+    ):
         # Without speculation a lookahead of 1 is the least bad of all, and said to be so.
         if (low or high) and (speculates or name != "lookahead"):
             value = float(getattr(solved.design, name))
             shown = short_count(
-                problem.stated_size(value, name.split("_")[0]) if name in ("draft_params", "target_params") else value
+                problem.stated_size(value, name.split("_")[0])
+                if name in ("draft_params", "target_params")
+                else value
             )
             found.append(
                 f"the optimum rests on the {'smallest' if low else 'largest'} {VARIABLES[name]} considered, {shown}: "
@@ -149,7 +165,9 @@ def _of_the_laws(problem: Problem, design: Design, given: Outcome) -> list[str]:
     found: list[str] = []
     loss, acceptance, serving = problem.loss, problem.acceptance, problem.numbers.serving
     stated = _stated(problem, design)
-    sizes, tokens = ({role: values[name] for role, values in stated.items()} for name in ("params", "tokens"))
+    sizes, tokens = (
+        {role: values[name] for role, values in stated.items()} for name in ("params", "tokens")
+    )
     for role, size in sizes.items():
         if bool(loss.law.about.outside(params=size, tokens=tokens[role])):
             found.append(
@@ -172,10 +190,14 @@ def _of_the_laws(problem: Problem, design: Design, given: Outcome) -> list[str]:
         found.append(moves(acceptance, sizes["draft"], given.acceptance, of_larger, alpha))
     texts = [law.law.about.text for law in (loss, acceptance)]
     if texts[0] != texts[1]:
-        found.append(f"the laws are of different texts: losses on {texts[0]}; acceptance on {texts[1]}")
+        found.append(
+            f"the laws are of different texts: losses on {texts[0]}; acceptance on {texts[1]}"
+        )
     counts = [law.law.about.params_count for law in (loss, acceptance)]
     if counts[0] != counts[1]:
-        found.append(f"the loss law counts {counts[0]} parameters and the acceptance law {counts[1]}")
+        found.append(
+            f"the loss law counts {counts[0]} parameters and the acceptance law {counts[1]}"
+        )
     if counts[0] != "total":
         found.append(f"sizes are {counts[0]} parameters, the count of the loss law")
     return found
@@ -198,7 +220,9 @@ def of_break_even(problem: Problem, even: dict[str, Any] | None) -> list[str]:
     ]
     if not fitted:
         return []
-    return [f"the target size from which speculation pays, {short_count(size)}, is extrapolated: {'; '.join(fitted)}"]
+    return [
+        f"the target size from which speculation pays, {short_count(size)}, is extrapolated: {'; '.join(fitted)}"
+    ]
 
 
 def _of_the_device(problem: Problem, design: Design) -> list[str]:
@@ -214,7 +238,9 @@ def _of_the_device(problem: Problem, design: Design) -> list[str]:
             f"{c.target.weight_bytes:g}"
         )
     if c.hardware.devices > 1 and not np.isfinite(float(file.hardware.link_bytes_per_second)):
-        found.append(f"nothing is known about the links between devices of {file.name}: communication is taken as free")
+        found.append(
+            f"nothing is known about the links between devices of {file.name}: communication is taken as free"
+        )
     elif c.hardware.devices > 1 and not file.measured:
         latency = float(file.hardware.link_seconds)
         found.append(
@@ -257,7 +283,9 @@ def _of_the_names(problem: Problem) -> list[str]:
             f"{short_count(named.size)}: it has no lookahead here"
         )
     if named.model is not None and target and named.model.family != family:
-        known = "another tokenizer than" if family else "a tokenizer that is not known to be that of"
+        known = (
+            "another tokenizer than" if family else "a tokenizer that is not known to be that of"
+        )
         found.append(f"{named.name} has {known} {target}: engines need one that both share")
     return found
 

@@ -8,7 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sdsl_jax.codesign.drafts_at_hand import may_share_tokenizer, measured_with_another, model_of, named_draft
+from sdsl_jax.codesign.drafts_at_hand import (
+    may_share_tokenizer,
+    measured_with_another,
+    model_of,
+    named_draft,
+)
 from sdsl_jax.codesign.evaluate import Draft, Evaluated, compared, family_member, published
 from sdsl_jax.codesign.program import Solved
 from sdsl_jax.codesign.published_drafts import PUBLISHED_DRAFTS, PublishedDraft, family_of_drafts
@@ -18,7 +23,14 @@ from sdsl_jax.theory.serving import Design, Outcome
 # Published models that are named.
 _NEAREST = 6
 # What a row of a published model has of the row of any draft.
-_OF_MODELS = ("lookahead", "acceptance", "speedup", "within_constraints", "regret", "objective_loss")
+_OF_MODELS = (
+    "lookahead",
+    "acceptance",
+    "speedup",
+    "within_constraints",
+    "regret",
+    "objective_loss",
+)
 
 
 def plain(problem: Problem, design: Design, name: str) -> Any:
@@ -71,7 +83,8 @@ def compare(problem: Problem, solved: Solved, design: Design) -> Comparison:
     else:
         shown = list(PUBLISHED_DRAFTS)
     drafts = [
-        published(problem.numbers, m) if m else member(problem.draft_params(size)) for m, size in zip(models, sizes)
+        published(problem.numbers, m) if m else member(problem.draft_params(size))
+        for m, size in zip(models, sizes)
     ]
     drafts += [published(problem.numbers, model) for model in shown]
     # A measured acceptance tells nothing of a named draft that is not the candidate.
@@ -79,9 +92,15 @@ def compare(problem: Problem, solved: Solved, design: Design) -> Comparison:
         named = None
     if named is not None and named.size is not None:
         drafts.append(
-            published(problem.numbers, named.model) if named.model else member(problem.draft_params(named.size))
+            published(problem.numbers, named.model)
+            if named.model
+            else member(problem.draft_params(named.size))
         )
-    optimum = published(problem.numbers, problem.model) if problem.model else member(float(design.draft_params))
+    optimum = (
+        published(problem.numbers, problem.model)
+        if problem.model
+        else member(float(design.draft_params))
+    )
     drafts.append(optimum)
     rows = _rows(problem, compared(problem.task, problem.numbers, design, drafts), drafts, solved)
     of_models = [
@@ -100,7 +119,9 @@ def compare(problem: Problem, solved: Solved, design: Design) -> Comparison:
     )
 
 
-def _rows(problem: Problem, found: Evaluated, drafts: Sequence[Draft], solved: Solved) -> list[dict[str, Any]]:
+def _rows(
+    problem: Problem, found: Evaluated, drafts: Sequence[Draft], solved: Solved
+) -> list[dict[str, Any]]:
     """Evaluated drafts, a row each; `objective_loss` is by how much the objective is worse than at the optimum."""
     serving, rows = problem.numbers.serving, []
     lookaheads = np.asarray(found.design.lookahead)
@@ -109,7 +130,10 @@ def _rows(problem: Problem, found: Evaluated, drafts: Sequence[Draft], solved: S
         given = jax.tree.map(lambda x, i=i: float(x[i]), found.outcome)
         rows.append(
             {
-                "draft_params": {"total": float(draft.shape.total_params), "non_embedding": float(draft.shape.params)},
+                "draft_params": {
+                    "total": float(draft.shape.total_params),
+                    "non_embedding": float(draft.shape.params),
+                },
                 "lookahead": int(lookaheads[i]),
                 "speedup": given.speedup,
                 "acceptance": given.acceptance,
@@ -149,7 +173,9 @@ def _suggested(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return (own or [row for row in ranked if firsts.get(row["family"]) is row])[:_NEAREST]
 
 
-def front(problem: Problem, name: str, values: Sequence[float], found: Sequence[Solved]) -> list[dict[str, Any]]:
+def front(
+    problem: Problem, name: str, values: Sequence[float], found: Sequence[Solved]
+) -> list[dict[str, Any]]:
     """The best design at each value of one quantity; values at which no design keeps the constraints are left out."""
     rows = []
     for value, one in zip(values, found):
@@ -161,7 +187,9 @@ def front(problem: Problem, name: str, values: Sequence[float], found: Sequence[
                 "tokens_per_second": float(one.outcome.tokens_per_second),
                 "latency_seconds": float(one.outcome.latency_seconds),
                 "speedup": float(one.outcome.speedup),
-                "draft_params": problem.both_counts(one.design.draft_params, "draft", float(one.design.aspect_ratio)),
+                "draft_params": problem.both_counts(
+                    one.design.draft_params, "draft", float(one.design.aspect_ratio)
+                ),
                 "lookahead": float(one.design.lookahead),
                 **money(problem, one.outcome),
             }

@@ -13,11 +13,17 @@ def cost_models(laws: FittedLaws, target: ModelRecord) -> dict[str, CostModel]:
     shape = record_shape(target, laws.rule)
     return {
         "flops": FlopCost(laws.rule, float(target.params_nonembedding)),
-        "measured": HardwareCost(laws.hardware, laws.rule, shape, laws.precision, laws.batch, laws.context),
+        "measured": HardwareCost(
+            laws.hardware, laws.rule, shape, laws.precision, laws.batch, laws.context
+        ),
     }
 
 
 def timed_like(laws: FittedLaws, models: list[ModelRecord], model: ModelRecord) -> str | None:
     """The timed model of the same shape: one model of each role and size was timed, whatever its budget and seed."""
-    alike = {m.model_id for m in models if (m.role, m.params_nonembedding) == (model.role, model.params_nonembedding)}
+    alike = {
+        m.model_id
+        for m in models
+        if (m.role, m.params_nonembedding) == (model.role, model.params_nonembedding)
+    }
     return next((name for name in laws.decode_seconds if name in alike), None)

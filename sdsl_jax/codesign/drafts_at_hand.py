@@ -74,7 +74,9 @@ def measured_with_another(config: ProblemConfig, named: NamedDraft, counted: str
     if not config.draft.acceptance:
         return False
     (size,) = config.draft.candidates
-    return named.size != size and (named.model is None or model_of(config, size, counted) != named.model)
+    return named.size != size and (
+        named.model is None or model_of(config, size, counted) != named.model
+    )
 
 
 def model_of(config: ProblemConfig, size: float, counted: str) -> PublishedDraft | None:
@@ -87,7 +89,11 @@ def model_of(config: ProblemConfig, size: float, counted: str) -> PublishedDraft
     if to_be_trained(config):
         return None
     named = named_draft(config, counted)
-    if named is not None and named.size is not None and size in (named.size, _nearest(draft.candidates, named.size)):
+    if (
+        named is not None
+        and named.size is not None
+        and size in (named.size, _nearest(draft.candidates, named.size))
+    ):
         return named.model
     if any(getattr(draft, key) != getattr(DraftConfig, key) for key in _OWN):
         return None
@@ -95,7 +101,8 @@ def model_of(config: ProblemConfig, size: float, counted: str) -> PublishedDraft
     alike = [
         model
         for model in PUBLISHED_DRAFTS
-        if abs(size / stated_size(model, counted) - 1) < _SAME_SIZE and may_share_tokenizer(model, config, family)
+        if abs(size / stated_size(model, counted) - 1) < _SAME_SIZE
+        and may_share_tokenizer(model, config, family)
     ]
     return alike[0] if len(alike) == 1 else None
 

@@ -26,13 +26,15 @@ NOTES = (
 )
 
 # Where several devices share the models.
-_BY_LAYERS = (
-    'Transformers with device_map="auto" puts whole layers on devices, one after another: the times here are not for it'
+_BY_LAYERS = 'Transformers with device_map="auto" puts whole layers on devices, one after another: the times here are not for it'
+_ONE_ROW = (
+    "Transformers speculates for one row at a time: its settings do not serve the batch of {} here"
 )
-_ONE_ROW = "Transformers speculates for one row at a time: its settings do not serve the batch of {} here"
 
 
-def engine_settings(lookahead: int, devices: int, draft: str = "", target: str = "", batch: int = 1) -> dict[str, Any]:
+def engine_settings(
+    lookahead: int, devices: int, draft: str = "", target: str = "", batch: int = 1
+) -> dict[str, Any]:
     """Settings for three engines.
 
     Args:
@@ -79,5 +81,9 @@ def engine_settings(lookahead: int, devices: int, draft: str = "", target: str =
             "sglang": f"draft and target on all {devices} devices, tensor parallel",
             "hugging_face": "whole layers on devices, one after another",
         },
-        "notes": [*NOTES, *([_BY_LAYERS] if devices > 1 else []), *([_ONE_ROW.format(batch)] if batch > 1 else [])],
+        "notes": [
+            *NOTES,
+            *([_BY_LAYERS] if devices > 1 else []),
+            *([_ONE_ROW.format(batch)] if batch > 1 else []),
+        ],
     }

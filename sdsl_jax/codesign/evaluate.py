@@ -43,9 +43,13 @@ class Evaluated(NamedTuple):
         return self.excess <= _TOLERANCE
 
 
-def evaluate(task: Task, numbers: Numbers, serving: Serving, design: Design, draft: Shape | None = None) -> Evaluated:
+def evaluate(
+    task: Task, numbers: Numbers, serving: Serving, design: Design, draft: Shape | None = None
+) -> Evaluated:
     """Designs whose leaves, and those of `serving` and `draft`, broadcast to one shape."""
-    return _evaluate(task.objective, task.constraints, numbers.weights, numbers.limits, serving, design, draft)
+    return _evaluate(
+        task.objective, task.constraints, numbers.weights, numbers.limits, serving, design, draft
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -145,7 +149,11 @@ class Landscape(NamedTuple):
 
 
 def landscape(
-    task: Task, numbers: Numbers, design: Design, sizes: tuple[float, float], highest_lookahead: float
+    task: Task,
+    numbers: Numbers,
+    design: Design,
+    sizes: tuple[float, float],
+    highest_lookahead: float,
 ) -> Landscape:
     """The design space between two draft sizes and up to a lookahead."""
     columns = np.geomspace(*sizes, _MAP[0])

@@ -58,11 +58,17 @@ def pareto(
     Raises:
       SdslError: as `solve`, or the metric is constrained already, or a limit is not positive.
     """
-    require(metric not in task.constraints, f"{metric} is a constraint of the task; a front is of another metric.")
+    require(
+        metric not in task.constraints,
+        f"{metric} is a constraint of the task; a front is of another metric.",
+    )
     limited = dataclasses.replace(task, constraints=(*task.constraints, metric))
     check(task, numbers)
     each = np.asarray(limits, float)
-    require(each.ndim == 1 and np.all(each > 0), f"limits on {metric} are {each}; each must be positive.")
+    require(
+        each.ndim == 1 and np.all(each > 0),
+        f"limits on {metric} are {each}; each must be positive.",
+    )
     many = [numbers._replace(limits=np.append(np.asarray(numbers.limits), limit)) for limit in each]
     solved = sweep(limited, many, starts, learning_rate)
     values = getattr(solved.outcome, metric)

@@ -122,7 +122,9 @@ def polish(functions: Functions, box: Box, start: Point) -> tuple[Point, Linear]
     size = len(start.x)
     low, high = _ends(box, len(start.multipliers))
 
-    def step(state: tuple[Array, Array, Linear], _: None) -> tuple[tuple[Array, Array, Linear], None]:
+    def step(
+        state: tuple[Array, Array, Linear], _: None
+    ) -> tuple[tuple[Array, Array, Linear], None]:
         z, full, here = state
         shares = jnp.asarray(_SHARES, z.dtype)
         tried = jnp.clip(z + shares[:, None] * full, low, high)
@@ -132,7 +134,9 @@ def polish(functions: Functions, box: Box, start: Point) -> tuple[Point, Linear]
         misses = jnp.where(jnp.isfinite(misses), misses, jnp.inf)
         best = jnp.argmin(misses)
         better = misses[best] < jnp.abs(here.miss).max()
-        z, here = jax.tree.map(lambda new, old: jnp.where(better, new[best], old), (tried, there), (z, here))
+        z, here = jax.tree.map(
+            lambda new, old: jnp.where(better, new[best], old), (tried, there), (z, here)
+        )
         return (z, jnp.linalg.solve(here.matrix, here.miss), here), None
 
     # The first turn evaluates the start itself: nothing misses by more than infinity.
@@ -149,4 +153,6 @@ def residual(box: Box, point: Point, here: Linear) -> Float[Array, ""]:
     """Largest of: projected gradient of the Lagrangian, violation of a constraint, multiplier times slack."""
     projected = box.clip(point.x - here.slope) - point.x
     violation = jnp.maximum(here.constraints, 0.0)
-    return jnp.abs(jnp.concatenate([projected, violation, point.multipliers * here.constraints])).max()
+    return jnp.abs(
+        jnp.concatenate([projected, violation, point.multipliers * here.constraints])
+    ).max()

@@ -78,7 +78,9 @@ def maximise(
       steps: number of updates.
     """
     fewest, most = problem.cost.lookahead_bounds
-    low = jnp.stack([jnp.log(problem.bounds[0]), jnp.full_like(jnp.log(problem.bounds[0]), jnp.log1p(fewest))])
+    low = jnp.stack(
+        [jnp.log(problem.bounds[0]), jnp.full_like(jnp.log(problem.bounds[0]), jnp.log1p(fewest))]
+    )
     high = jnp.stack([jnp.log(problem.bounds[1]), jnp.log1p(jnp.minimum(max_lookahead, most))])
     schedule = optax.cosine_decay_schedule(learning_rate, steps)
     transform = OPTIMIZERS[optimizer](schedule)

@@ -88,10 +88,18 @@ class Task:
                 require(name in known, f"unknown {what} {name!r}; known are {', '.join(known)}.")
         for name in ("variables", "objective", "constraints"):
             given = getattr(self, name)
-            require(len(set(given)) == len(given), f"{name} are {', '.join(given)}; each may be named once.")
-        require(self.variables and self.objective, "a task has at least one variable and one objective.")
+            require(
+                len(set(given)) == len(given),
+                f"{name} are {', '.join(given)}; each may be named once.",
+            )
+        require(
+            self.variables and self.objective, "a task has at least one variable and one objective."
+        )
         smallest = min(self.steps, self.rounds)
-        require(smallest >= 1, f"steps and rounds are {self.steps} and {self.rounds}; both must be at least 1.")
+        require(
+            smallest >= 1,
+            f"steps and rounds are {self.steps} and {self.rounds}; both must be at least 1.",
+        )
 
 
 class Numbers(NamedTuple):
@@ -167,7 +175,9 @@ def box(task: Task, numbers: Numbers) -> Box:
 
 def design_at(task: Task, numbers: Numbers, x: Float[Array, " V"]) -> Design:
     """The design at given coordinates."""
-    return numbers.fixed._replace(**{name: variable(name, x[i]) for i, name in enumerate(task.variables)})
+    return numbers.fixed._replace(
+        **{name: variable(name, x[i]) for i, name in enumerate(task.variables)}
+    )
 
 
 def functions(task: Task, numbers: Numbers) -> Functions:
@@ -176,9 +186,13 @@ def functions(task: Task, numbers: Numbers) -> Functions:
     @jax.jit  # traced once, however often it is differentiated and mapped
     def both(x: Array) -> tuple[Array, Array]:
         given = outcome(numbers.serving, design_at(task, numbers, x))
-        logs = jnp.log(jnp.stack([getattr(given, name) for name in (*task.objective, *task.constraints)]))
+        logs = jnp.log(
+            jnp.stack([getattr(given, name) for name in (*task.objective, *task.constraints)])
+        )
         count = len(task.objective)
-        return jnp.asarray(numbers.weights) @ logs[:count], logs[count:] - jnp.log(jnp.asarray(numbers.limits))
+        return jnp.asarray(numbers.weights) @ logs[:count], logs[count:] - jnp.log(
+            jnp.asarray(numbers.limits)
+        )
 
     return both
 
@@ -196,7 +210,10 @@ def check(task: Task, numbers: Numbers) -> None:
         ("limits", numbers.limits, task.constraints),
     ):
         found = np.shape(given)[-1]
-        require(found == len(wanted), f"there are {found} {name}; there must be one for each of: {', '.join(wanted)}.")
+        require(
+            found == len(wanted),
+            f"there are {found} {name}; there must be one for each of: {', '.join(wanted)}.",
+        )
 
     def known(*values: object) -> bool:
         return not any(isinstance(v, jax.core.Tracer) for v in values)
@@ -205,20 +222,34 @@ def check(task: Task, numbers: Numbers) -> None:
         low, high = getattr(numbers.lower, name), getattr(numbers.upper, name)
         least = 1.0 if name == "lookahead" else 0.0
         if known(low, high):
-            inside = (np.asarray(low) >= least) & (np.asarray(low) > 0) & (np.asarray(low) <= np.asarray(high))
+            inside = (
+                (np.asarray(low) >= least)
+                & (np.asarray(low) > 0)
+                & (np.asarray(low) <= np.asarray(high))
+            )
             allowed = "at least 1" if least else "positive"
-            require(np.all(inside), f"{name} is bounded by {low} and {high}; bounds must be {allowed} and in order.")
+            require(
+                np.all(inside),
+                f"{name} is bounded by {low} and {high}; bounds must be {allowed} and in order.",
+            )
     if known(numbers.limits):
-        require(np.all(np.asarray(numbers.limits) > 0), f"limits are {numbers.limits}; each must be positive.")
+        require(
+            np.all(np.asarray(numbers.limits) > 0),
+            f"limits are {numbers.limits}; each must be positive.",
+        )
     price = numbers.serving.hardware.price_per_hour
     if _PRICED & {*task.objective, *task.constraints} and known(price):
         require(
-            np.all(np.asarray(price) > 0), f"the price of a device is {price}; it must be positive to compare costs."
+            np.all(np.asarray(price) > 0),
+            f"the price of a device is {price}; it must be positive to compare costs.",
         )
 
 
 def solve(
-    task: Task, numbers: Numbers, starts: Float[Array | np.ndarray, "S V"], learning_rate: Array | float
+    task: Task,
+    numbers: Numbers,
+    starts: Float[Array | np.ndarray, "S V"],
+    learning_rate: Array | float,
 ) -> Solved:
     """The best of many starts; jitted, and to be `vmap`ped over numbers for sweeps and fronts.
 
@@ -240,7 +271,10 @@ def solve(
     """
     check(task, numbers)
     width = np.shape(starts)[-1]
-    require(width == len(task.variables), f"starts have {width} columns; the task has {len(task.variables)} variables.")
+    require(
+        width == len(task.variables),
+        f"starts have {width} columns; the task has {len(task.variables)} variables.",
+    )
     return _solve(task, as_arrays(numbers), *as_arrays((starts, learning_rate)))
 
 
@@ -257,7 +291,10 @@ def _solve(task: Task, numbers: Numbers, starts: Array, learning_rate: Array) ->
             def augmented(x: Array) -> tuple[Array, tuple[Array, Array]]:
                 f, g = both(x)
                 pressed = jnp.maximum(multipliers + penalty * g, 0.0)
-                return f + (pressed**2 - multipliers**2).sum() / (2 * penalty), (pressed, g.max(initial=0.0))
+                return f + (pressed**2 - multipliers**2).sum() / (2 * penalty), (
+                    pressed,
+                    g.max(initial=0.0),
+                )
 
             slope, (pressed, violation) = jax.grad(augmented, has_aux=True)(x)
             updates, memory = transform.update(slope, memory, x)
@@ -307,12 +344,17 @@ def _solve(task: Task, numbers: Numbers, starts: Array, learning_rate: Array) ->
         starts_agreeing=(feasible & (values <= values[best] + slack)).mean(),
         at_lower=at_lower,
         at_upper=at_upper,
-        path=jnp.stack([variable(name, paths[best, :, i]) for i, name in enumerate(task.variables)], axis=-1),
+        path=jnp.stack(
+            [variable(name, paths[best, :, i]) for i, name in enumerate(task.variables)], axis=-1
+        ),
     )
 
 
 def solve_many(
-    task: Task, numbers: Numbers, starts: Float[Array | np.ndarray, "S V"], learning_rate: Array | float
+    task: Task,
+    numbers: Numbers,
+    starts: Float[Array | np.ndarray, "S V"],
+    learning_rate: Array | float,
 ) -> Solved:
     """A sweep as one program: every leaf of `numbers` has the sweep as its first axis, and so has every leaf of the result.
 
@@ -334,7 +376,10 @@ def stack(many: Sequence[Numbers]) -> Numbers:
 
 
 def sweep(
-    task: Task, many: Sequence[Numbers], starts: Float[Array | np.ndarray, "S V"], learning_rate: Array | float
+    task: Task,
+    many: Sequence[Numbers],
+    starts: Float[Array | np.ndarray, "S V"],
+    learning_rate: Array | float,
 ) -> Solved:
     """The optima of many problems, solved as one program.
 

@@ -48,7 +48,9 @@ class PublishedDraft(NamedTuple):
         """Layers, width and all else that its cost depends on, as published."""
         params = self.total_params - self.embedding_tables * self.vocab_size * self.width
         query, kv = self.query_share * self.width, self.kv_share * self.width
-        return Shape(params, self.layers, self.width, query, kv, self.vocab_size, self.embedding_tables)
+        return Shape(
+            params, self.layers, self.width, query, kv, self.vocab_size, self.embedding_tables
+        )
 
     @property
     def family(self) -> str:
@@ -63,11 +65,23 @@ class PublishedDraft(NamedTuple):
 
 _OPT = (50_272, 1, 180e9, "OPT-6.7B to 66B", 66e9)
 # The larger models pad their vocabulary further, to 152,064 rows: engines that compare sizes ask for the draft to be padded too.
-_QWEN25 = (151_936, 1, 18e12, "Qwen2.5-7B to 72B, QwQ-32B (vocabulary padded to 152,064 there)", 72.7e9)
+_QWEN25 = (
+    151_936,
+    1,
+    18e12,
+    "Qwen2.5-7B to 72B, QwQ-32B (vocabulary padded to 152,064 there)",
+    72.7e9,
+)
 _QWEN3 = (151_936, 1, 36e12, "Qwen3-8B to 32B, 30B-A3B and 235B-A22B", 235e9)
 _LLAMA32 = (128_256, 1, 9e12, "Llama-3-8B and 70B, Llama-3.1-8B to 405B, Llama-3.3-70B", 405.9e9)
 _SMOLLM2 = (49_152, 1)
-_PYTHIA = (50_304, 2, 300e9, "Pythia-6.9B and 12B, GPT-NeoX-20B (vocabularies padded further)", 20.6e9)
+_PYTHIA = (
+    50_304,
+    2,
+    300e9,
+    "Pythia-6.9B and 12B, GPT-NeoX-20B (vocabularies padded further)",
+    20.6e9,
+)
 
 PUBLISHED_DRAFTS = (
     PublishedDraft("facebook/opt-125m", 125.2e6, 12, 768, 1.0, 12, *_OPT),
@@ -81,9 +95,33 @@ PUBLISHED_DRAFTS = (
     PublishedDraft("Qwen/Qwen3-1.7B", 1.721e9, 28, 2048, 0.5, 16, *_QWEN3),
     PublishedDraft("meta-llama/Llama-3.2-1B", 1.236e9, 16, 2048, 1 / 4, 32, *_LLAMA32),
     PublishedDraft("meta-llama/Llama-3.2-3B", 3.213e9, 28, 3072, 1 / 3, 24, *_LLAMA32),
-    PublishedDraft("HuggingFaceTB/SmolLM2-135M", 134.5e6, 30, 576, 1 / 3, 9, *_SMOLLM2, 2e12, "SmolLM2-1.7B", 1.71e9),
-    PublishedDraft("HuggingFaceTB/SmolLM2-360M", 361.8e6, 32, 960, 1 / 3, 15, *_SMOLLM2, 4e12, "SmolLM2-1.7B", 1.71e9),
-    PublishedDraft("HuggingFaceTB/SmolLM2-1.7B", 1.711e9, 24, 2048, 1.0, 32, *_SMOLLM2, 11e12, "", 0.0),
+    PublishedDraft(
+        "HuggingFaceTB/SmolLM2-135M",
+        134.5e6,
+        30,
+        576,
+        1 / 3,
+        9,
+        *_SMOLLM2,
+        2e12,
+        "SmolLM2-1.7B",
+        1.71e9,
+    ),
+    PublishedDraft(
+        "HuggingFaceTB/SmolLM2-360M",
+        361.8e6,
+        32,
+        960,
+        1 / 3,
+        15,
+        *_SMOLLM2,
+        4e12,
+        "SmolLM2-1.7B",
+        1.71e9,
+    ),
+    PublishedDraft(
+        "HuggingFaceTB/SmolLM2-1.7B", 1.711e9, 24, 2048, 1.0, 32, *_SMOLLM2, 11e12, "", 0.0
+    ),
     PublishedDraft("EleutherAI/pythia-70m", 70.4e6, 6, 512, 1.0, 8, *_PYTHIA),
     PublishedDraft("EleutherAI/pythia-160m", 162.3e6, 12, 768, 1.0, 12, *_PYTHIA),
     PublishedDraft("EleutherAI/pythia-410m", 405.3e6, 24, 1024, 1.0, 16, *_PYTHIA),

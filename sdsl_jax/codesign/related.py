@@ -27,7 +27,9 @@ def solve_together(problem: Problem, many: Sequence[Numbers]) -> list[Solved]:
     for first in range(0, len(many), _TOGETHER):
         some = list(many[first : first + _TOGETHER])
         padded = some + [some[-1]] * (_TOGETHER - len(some))
-        solved = jax.tree.map(np.asarray, sweep(problem.task, padded, starts, optimizer.learning_rate))
+        solved = jax.tree.map(
+            np.asarray, sweep(problem.task, padded, starts, optimizer.learning_rate)
+        )
         found += [jax.tree.map(lambda x, i=i: x[i], solved) for i in range(len(some))]
     return found
 
@@ -54,13 +56,18 @@ class Interval(NamedTuple):
 def interval_90(problem: Problem) -> Interval:
     """90 % interval of the optimum over the draws of both laws, or why there is none."""
     laws = {"loss": problem.loss, "acceptance": problem.acceptance}
-    without = [f"{kind} law {law.name}: {law.basis}" for kind, law in laws.items() if law.draws is None]
+    without = [
+        f"{kind} law {law.name}: {law.basis}" for kind, law in laws.items() if law.draws is None
+    ]
     if without:
         return Interval(None, "; ".join(without))
     count = min(_DRAWS, *(len(jax.tree.leaves(law.draws)[0]) for law in laws.values()))
     many = []
     for i in range(count):
-        drawn = {f"{kind}_law": jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), law.draws) for kind, law in laws.items()}
+        drawn = {
+            f"{kind}_law": jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), law.draws)
+            for kind, law in laws.items()
+        }
         many.append(problem.numbers._replace(serving=problem.numbers.serving._replace(**drawn)))
     return _interval(problem, solve_together(problem, many))
 
@@ -74,7 +81,11 @@ def _interval(problem: Problem, draws: Sequence[Solved]) -> Interval:
         basis = f"in none of {len(draws)} draws of the laws a design keeps the constraints at α < 1"
         return Interval(None, basis, len(draws), pays, left_out)
     joint = problem.loss.joint is not None and problem.loss.joint == problem.acceptance.joint
-    basis = problem.loss.basis if joint else f"{problem.loss.basis}; {problem.acceptance.basis}; taken as independent"
+    basis = (
+        problem.loss.basis
+        if joint
+        else f"{problem.loss.basis}; {problem.acceptance.basis}; taken as independent"
+    )
 
     def ends(values: list[float]) -> list[float]:
         return [float(x) for x in np.quantile(values, [0.05, 0.95])]
@@ -82,7 +93,9 @@ def _interval(problem: Problem, draws: Sequence[Solved]) -> Interval:
     def value(one: Solved, name: str) -> float:
         number = float(getattr(one.design, name))
         if name in ("draft_params", "target_params"):
-            return problem.stated_size(number, name.partition("_")[0], float(one.design.aspect_ratio))
+            return problem.stated_size(
+                number, name.partition("_")[0], float(one.design.aspect_ratio)
+            )
         return number
 
     interval = {name: ends([value(one, name) for one in found]) for name in problem.task.variables}
@@ -93,4 +106,8 @@ def _interval(problem: Problem, draws: Sequence[Solved]) -> Interval:
 
 
 def _has_optimum(one: Solved) -> bool:
-    return bool(one.feasible) and bool(np.isfinite(one.objective)) and float(one.outcome.acceptance) < 1
+    return (
+        bool(one.feasible)
+        and bool(np.isfinite(one.objective))
+        and float(one.outcome.acceptance) < 1
+    )

@@ -15,7 +15,11 @@ from sdsl_jax.theory.serving import Design
 # Sizes of drafts and batches that are tried where they are variables.
 _SIZES, _BATCHES = 24, 24
 _MOST_DEVICES = 1024
-_FLAGS = {"hardware.devices": "--devices", "draft.devices": "--draft-devices", "workload.batch": "--batch"}
+_FLAGS = {
+    "hardware.devices": "--devices",
+    "draft.devices": "--draft-devices",
+    "workload.batch": "--batch",
+}
 
 
 def remedies(problem: Problem, design: Design) -> list[dict[str, Any]]:
@@ -43,10 +47,15 @@ def remedies(problem: Problem, design: Design) -> list[dict[str, Any]]:
         found.append({"hardware.devices": more[0], **moved})
     if "batch" not in problem.task.variables:
         asked = int(config.workload.batch)
-        batch = _largest(lambda rows: _keeps(problem, design, devices, config.draft_devices, rows), asked)
+        batch = _largest(
+            lambda rows: _keeps(problem, design, devices, config.draft_devices, rows), asked
+        )
         found += [{"workload.batch": batch}] if batch else []
     found += _limits(problem, _designs(problem, design, devices, config.draft_devices))
-    return [{"flags": " ".join(_flag(*pair) for pair in change.items()), "values": change} for change in found]
+    return [
+        {"flags": " ".join(_flag(*pair) for pair in change.items()), "values": change}
+        for change in found
+    ]
 
 
 def keeps_limits(problem: Problem, design: Design) -> bool:
@@ -56,7 +65,11 @@ def keeps_limits(problem: Problem, design: Design) -> bool:
 
 def _flag(key: str, value: float) -> str:
     section, name = key.split(".")
-    return f"--constraint {name}={value:.3g}" if section == "constraints" else f"{_FLAGS[key]} {value:g}"
+    return (
+        f"--constraint {name}={value:.3g}"
+        if section == "constraints"
+        else f"{_FLAGS[key]} {value:g}"
+    )
 
 
 def _designs(
@@ -71,7 +84,11 @@ def _designs(
         low, high = (float(getattr(end, name)) for end in (numbers.lower, numbers.upper))
         return np.geomspace(low, high, count)
 
-    rows = np.unique(np.floor(values("batch", _BATCHES))) if batch is None else np.asarray([float(batch)])
+    rows = (
+        np.unique(np.floor(values("batch", _BATCHES)))
+        if batch is None
+        else np.asarray([float(batch)])
+    )
     grid = design._replace(
         draft_params=values("draft_params", _SIZES)[:, None, None],
         lookahead=whole_lookaheads(problem.task, numbers)[None, :, None],
@@ -81,7 +98,9 @@ def _designs(
     return evaluate(problem.task, numbers, serving, grid)
 
 
-def _keeps(problem: Problem, design: Design, devices: int, draft_devices: int, batch: float | None = None) -> bool:
+def _keeps(
+    problem: Problem, design: Design, devices: int, draft_devices: int, batch: float | None = None
+) -> bool:
     """Whether one of the designs keeps every limit."""
     return bool(np.asarray(_designs(problem, design, devices, draft_devices, batch).allowed).any())
 
@@ -99,14 +118,20 @@ def _limits(problem: Problem, designs: Evaluated) -> list[dict[str, float]]:
         kept = values[name][np.all(others, axis=0)] if others else values[name].ravel()
         if name != "memory_bytes" and kept.size and kept.min() > limit:
             found.append({f"constraints.{name}": _rounded_up(float(kept.min()))})
-    fits = np.all([values[n] <= most for n, most in zip(names, limits) if n == "memory_bytes"], axis=0)
+    fits = np.all(
+        [values[n] <= most for n, most in zip(names, limits) if n == "memory_bytes"], axis=0
+    )
     if found or not names or not np.any(fits):
         return found
-    excess = np.prod([np.maximum(values[name] / limit, 1) for name, limit in zip(names, limits)], axis=0)
+    excess = np.prod(
+        [np.maximum(values[name] / limit, 1) for name, limit in zip(names, limits)], axis=0
+    )
     least = np.unravel_index(np.argmin(np.where(fits, excess, np.inf)), excess.shape)
     moved = {name: float(values[name][least]) for name in names}
     together = {
-        f"constraints.{name}": _rounded_up(moved[name]) for name, limit in zip(names, limits) if moved[name] > limit
+        f"constraints.{name}": _rounded_up(moved[name])
+        for name, limit in zip(names, limits)
+        if moved[name] > limit
     }
     return [together] if together else []
 

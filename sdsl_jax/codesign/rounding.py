@@ -32,16 +32,23 @@ class Rounded(NamedTuple):
     loss: Float[Array, ""]
 
 
-def _neighbours(name: str, value: float, low: float, high: float, allowed: Sequence[float] | None) -> list[float]:
+def _neighbours(
+    name: str, value: float, low: float, high: float, allowed: Sequence[float] | None
+) -> list[float]:
     """The nearest allowed values on either side, within the bounds."""
     if allowed is None:
-        choices = np.unique(np.clip([np.floor(value), np.ceil(value)], np.ceil(low), np.floor(high)))
+        choices = np.unique(
+            np.clip([np.floor(value), np.ceil(value)], np.ceil(low), np.floor(high))
+        )
         choices = choices[(choices >= low) & (choices <= high)]
         require(len(choices), f"no whole {name} lies between {low:g} and {high:g}.")
         return [float(choice) for choice in choices]
     choices = np.sort(np.asarray(allowed, float))
     choices = choices[(choices >= low) & (choices <= high)]
-    require(len(choices), f"no allowed {name} lies between {low:g} and {high:g}; allowed are {list(allowed)}.")
+    require(
+        len(choices),
+        f"no allowed {name} lies between {low:g} and {high:g}; allowed are {list(allowed)}.",
+    )
     below, above = choices[choices <= value], choices[choices >= value]
     return sorted({*below[-1:].tolist(), *above[:1].tolist()})
 
@@ -49,7 +56,10 @@ def _neighbours(name: str, value: float, low: float, high: float, allowed: Seque
 def fixed_at(numbers: Numbers, name: str, value: float) -> Numbers:
     """The problem with one more quantity given, be it a variable or not."""
     return numbers._replace(
-        **{part: getattr(numbers, part)._replace(**{name: value}) for part in ("fixed", "lower", "upper")}
+        **{
+            part: getattr(numbers, part)._replace(**{name: value})
+            for part in ("fixed", "lower", "upper")
+        }
     )
 
 
@@ -79,7 +89,10 @@ def round_design(
     """
     allowed = dict(allowed or {})
     for name in allowed:
-        require(name in task.variables, f"{name!r} is no variable of the task; those are {', '.join(task.variables)}.")
+        require(
+            name in task.variables,
+            f"{name!r} is no variable of the task; those are {', '.join(task.variables)}.",
+        )
     names = [name for name in allowed if name not in _WHOLE]
     names += [name for name in _WHOLE if name in task.variables]
     if solve_all is None:
@@ -89,7 +102,9 @@ def round_design(
         many = []
         for given, one in ends:
             ends_of = float(getattr(given.lower, name)), float(getattr(given.upper, name))
-            values = _neighbours(name, float(getattr(one.design, name)), *ends_of, allowed.get(name))
+            values = _neighbours(
+                name, float(getattr(one.design, name)), *ends_of, allowed.get(name)
+            )
             many += [fixed_at(given, name, value) for value in values]
         found = list(solve_all(many))
         ends = list(zip(many, found))

@@ -58,7 +58,10 @@ def sensitivities(task: Task, numbers: Numbers, solved: Solved) -> DesignSensiti
     numbers = as_arrays(numbers)
     variables, objective = _sensitivities(task, numbers, solved.design, solved.multipliers)
     kind = jax.tree.structure((numbers.serving, numbers.fixed))
-    moved = {name: jax.tree.unflatten(kind, list(row)) for name, row in zip(task.variables, variables, strict=True)}
+    moved = {
+        name: jax.tree.unflatten(kind, list(row))
+        for name, row in zip(task.variables, variables, strict=True)
+    }
     gained = jax.tree.unflatten(kind, list(objective))
     return DesignSensitivities(
         variables={name: by_serving for name, (by_serving, _) in moved.items()},
@@ -69,7 +72,9 @@ def sensitivities(task: Task, numbers: Numbers, solved: Solved) -> DesignSensiti
 
 
 @functools.partial(jax.jit, static_argnames="task")
-def _sensitivities(task: Task, numbers: Numbers, design: Design, multipliers: Array) -> tuple[Array, Array]:
+def _sensitivities(
+    task: Task, numbers: Numbers, design: Design, multipliers: Array
+) -> tuple[Array, Array]:
     """Elasticities of the variables, [V, P], and of the objective, [P], by all P numbers in the order of their tree.
 
     One vector holds z and the numbers, so that one forward pass over it gives every slope: a program for vectors compiles in a
@@ -86,17 +91,28 @@ def _sensitivities(task: Task, numbers: Numbers, design: Design, multipliers: Ar
         found, (f, g) = field(functions(task, numbers._replace(serving=serving, fixed=fixed)), here)
         return (found, f, g), found
 
-    (slopes, f_slopes, g_slopes), found = jax.jacfwd(at, has_aux=True)(jnp.concatenate([*point, values]))
+    (slopes, f_slopes, g_slopes), found = jax.jacfwd(at, has_aux=True)(
+        jnp.concatenate([*point, values])
+    )
     free = free_components(box(task, numbers), point, found)
-    moved = jnp.linalg.solve(free_rows(free, slopes[:, :held]), jnp.where(free[:, None], -slopes[:, held:], 0.0))
+    moved = jnp.linalg.solve(
+        free_rows(free, slopes[:, :held]), jnp.where(free[:, None], -slopes[:, held:], 0.0)
+    )
     gained = f_slopes[held:] + multipliers @ g_slopes[:, held:]
     # From coordinates to logarithms of the variables: d ln γ = (1 + γ)/γ · d ln(1 + γ).
     gamma = jnp.asarray(design.lookahead)
-    scale = jnp.stack([(1 + gamma) / gamma if name == "lookahead" else jnp.ones_like(gamma) for name in task.variables])
+    scale = jnp.stack(
+        [
+            (1 + gamma) / gamma if name == "lookahead" else jnp.ones_like(gamma)
+            for name in task.variables
+        ]
+    )
     return _elasticity(scale[:, None] * moved[:size], values), _elasticity(gained, values)
 
 
-def of_stated_sizes(task: Task, numbers: Numbers, solved: Solved, found: DesignSensitivities) -> DesignSensitivities:
+def of_stated_sizes(
+    task: Task, numbers: Numbers, solved: Solved, found: DesignSensitivities
+) -> DesignSensitivities:
     """The same sensitivities, with those of sizes in the parameter count of the loss law instead of outside embeddings.
 
     With T the count of a model of size N and aspect ratio r, d ln T = ∂ln T/∂ln N·d ln N + ∂ln T/∂ln r·d ln r + direct terms,
@@ -118,9 +134,14 @@ def of_stated_sizes(task: Task, numbers: Numbers, solved: Solved, found: DesignS
         direct, by_design = _elasticities(jax.grad(size)(given), given)
         # What is fixed of the design moves the size by itself; what is not, as the optimum moves.
         held = by_design._replace(**dict.fromkeys(task.variables, jnp.zeros(())))
-        for tables, before, total in ((variables, found.variables, direct), (fixed, found.variables_fixed, held)):
+        for tables, before, total in (
+            (variables, found.variables, direct),
+            (fixed, found.variables_fixed, held),
+        ):
             for other in task.variables:
                 slope = getattr(by_design, other)
-                total = jax.tree.map(lambda t, moved, slope=slope: t + slope * moved, total, before[other])
+                total = jax.tree.map(
+                    lambda t, moved, slope=slope: t + slope * moved, total, before[other]
+                )
             tables[name] = total
     return found._replace(variables=variables, variables_fixed=fixed)

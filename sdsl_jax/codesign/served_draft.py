@@ -56,7 +56,9 @@ class ServedDraft(NamedTuple):
         )
 
 
-def served_draft(problem: Problem, found: Comparison, whole: Solved, as_solved: bool) -> ServedDraft:
+def served_draft(
+    problem: Problem, found: Comparison, whole: Solved, as_solved: bool
+) -> ServedDraft:
     """The named draft; else the best published one with the target's tokenizer, the best candidate, or the optimum, if it pays.
 
     Args:
@@ -67,7 +69,11 @@ def served_draft(problem: Problem, found: Comparison, whole: Solved, as_solved: 
     """
     if found.named is not None:
         return _of(problem.config.draft.name, "named", found.named)
-    shared = [row for row in found.published if row["tokenizer"] == "shared" and row["divides_among_devices"]]
+    shared = [
+        row
+        for row in found.published
+        if row["tokenizer"] == "shared" and row["divides_among_devices"]
+    ]
     # Where an acceptance was measured, it is the candidate's, whatever its name.
     if not problem.config.draft.acceptance:
         best = _best(shared)
@@ -117,5 +123,11 @@ def _best(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 def _of(name: str, source: str, row: dict[str, Any]) -> ServedDraft:
     size = row["total_params"] if "total_params" in row else row["draft_params"]["total"]
     return ServedDraft(
-        name, source, size, row["lookahead"], row["acceptance"], row["speedup"], row["within_constraints"]
+        name,
+        source,
+        size,
+        row["lookahead"],
+        row["acceptance"],
+        row["speedup"],
+        row["within_constraints"],
     )

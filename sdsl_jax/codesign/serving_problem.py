@@ -15,10 +15,15 @@ from sdsl_jax.codesign.drafts_at_hand import model_of, named_draft, stated_size,
 from sdsl_jax.codesign.program import Numbers, Task
 from sdsl_jax.codesign.published_drafts import PublishedDraft
 from sdsl_jax.codesign.sizes import non_embedding_params, total_params
-from sdsl_jax.config.codesign_problem import LARGEST_LOOKAHEAD, DraftConfig, ProblemConfig, TargetConfig
+from sdsl_jax.config.codesign_problem import (
+    LARGEST_LOOKAHEAD,
+    DraftConfig,
+    ProblemConfig,
+    TargetConfig,
+)
 from sdsl_jax.errors import require
+from sdsl_jax.fitting.law_files import LoadedLaw, acceptance_law, loss_law
 from sdsl_jax.hardware import HardwareFile, load_hardware
-from sdsl_jax.prediction.laws import LoadedLaw, acceptance_law, loss_law
 from sdsl_jax.theory import LogitPlane, ShapeRule
 from sdsl_jax.theory.hardware import Precision, family_shape, resident_bytes
 from sdsl_jax.theory.laws import About
@@ -94,7 +99,9 @@ class Problem:
         if role == "target":
             return serving.target_family
         return (
-            serving.draft_family if aspect_ratio is None else serving.draft_family._replace(aspect_ratio=aspect_ratio)
+            serving.draft_family
+            if aspect_ratio is None
+            else serving.draft_family._replace(aspect_ratio=aspect_ratio)
         )
 
     def stated_size(self, params: Any, role: str, aspect_ratio: float | None = None) -> float:
@@ -107,9 +114,13 @@ class Problem:
             assert self.model is not None
             return np.asarray(stated_size(self.model, self.counted))
         with jax.enable_x64(True):
-            return np.asarray(counted(family_shape(params, self.family(role, aspect_ratio)), self.loss.law))
+            return np.asarray(
+                counted(family_shape(params, self.family(role, aspect_ratio)), self.loss.law)
+            )
 
-    def both_counts(self, params: Any, role: str, aspect_ratio: float | None = None) -> dict[str, float]:
+    def both_counts(
+        self, params: Any, role: str, aspect_ratio: float | None = None
+    ) -> dict[str, float]:
         """A size in total and in non-embedding parameters."""
         if role == "draft" and self._is_model(params):
             assert self.model is not None
@@ -122,7 +133,11 @@ class Problem:
 
     def _is_model(self, params: Any) -> bool:
         """Whether a size outside embeddings is that of the published model, whose embeddings are its own."""
-        return self.model is not None and np.ndim(params) == 0 and float(params) == float(self.model.shape.params)
+        return (
+            self.model is not None
+            and np.ndim(params) == 0
+            and float(params) == float(self.model.shape.params)
+        )
 
     def draft_params(self, size: float) -> float:
         """Non-embedding parameters of a draft of a stated size."""
@@ -166,7 +181,9 @@ def memory(serving: Serving, design: Design) -> Memory:
     known = np.isfinite(capacity)
     # A draft on all devices of the target stays on all of them, however many there are.
     everywhere = float(serving.draft_devices) == float(serving.devices)
-    held, room = (of_target + of_draft, usable) if everywhere else (of_target, usable - per_draft_device)
+    held, room = (
+        (of_target + of_draft, usable) if everywhere else (of_target, usable - per_draft_device)
+    )
     power = exact = None
     if known and room > 0:
         exact = max(math.ceil(held / room), 1 if everywhere else int(serving.draft_devices))
@@ -177,7 +194,9 @@ def memory(serving: Serving, design: Design) -> Memory:
 
 
 def _rule(config: TargetConfig | DraftConfig, vocab_size: float, context: float) -> ShapeRule:
-    return ShapeRule(config.aspect_ratio, vocab_size, context, config.kv_share, float(config.embedding_tables))
+    return ShapeRule(
+        config.aspect_ratio, vocab_size, context, config.kv_share, float(config.embedding_tables)
+    )
 
 
 def smallest_draft(target: float) -> float:
@@ -218,10 +237,17 @@ def build(config: ProblemConfig) -> Problem:
             f"{name} is in money, and the price of a {c.hardware.name} is not known; give --price-per-hour.",
         )
     loss = loss_law(c.laws.loss)
-    alpha = constant_acceptance(c.draft.acceptance, loss) if c.draft.acceptance else acceptance_law(c.laws.acceptance)
+    alpha = (
+        constant_acceptance(c.draft.acceptance, loss)
+        if c.draft.acceptance
+        else acceptance_law(c.laws.acceptance)
+    )
     with jax.enable_x64(True):
         vocabulary, context = c.target.vocab_size, c.workload.mean_context
-        draft_family, target_family = _rule(c.draft, vocabulary, context), _rule(c.target, vocabulary, context)
+        draft_family, target_family = (
+            _rule(c.draft, vocabulary, context),
+            _rule(c.target, vocabulary, context),
+        )
         target = _non_embedding(c.target.params, target_family, loss)
         serving = Serving(
             hardware=device,
@@ -253,7 +279,12 @@ def build(config: ProblemConfig) -> Problem:
         upper = fixed._replace(**{k: high for k, (_, high) in ranges.items()})
         limits, notes, misfits = _with_memory(limits, serving, lower, ranges)
         numbers = Numbers(
-            serving, fixed, lower, upper, np.asarray(list(objective.values())), np.asarray(list(limits.values()))
+            serving,
+            fixed,
+            lower,
+            upper,
+            np.asarray(list(objective.values())),
+            np.asarray(list(limits.values())),
         )
         numbers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), numbers)
     task = Task(
@@ -264,20 +295,40 @@ def build(config: ProblemConfig) -> Problem:
         steps=c.optimizer.steps,
         rounds=c.optimizer.rounds if limits else 1,
     )
-    return Problem(config, task, numbers, loss, alpha, replace(hardware, hardware=device), notes, misfits, model)
+    return Problem(
+        config,
+        task,
+        numbers,
+        loss,
+        alpha,
+        replace(hardware, hardware=device),
+        notes,
+        misfits,
+        model,
+    )
 
 
-def _the_draft(config: ProblemConfig, loss: LoadedLaw) -> tuple[float | None, PublishedDraft | None]:
+def _the_draft(
+    config: ProblemConfig, loss: LoadedLaw
+) -> tuple[float | None, PublishedDraft | None]:
     """The one draft where its size is no variable: its stated size, and the published model that it is, if it is one."""
     if config.draft.candidates:
         size = config.draft.candidates[0]
         return size, model_of(config, size, _count_of(loss))
     named = named_draft(config, _count_of(loss))
-    return (None, None) if named is None else (named.size, None if to_be_trained(config) else named.model)
+    return (
+        (None, None)
+        if named is None
+        else (named.size, None if to_be_trained(config) else named.model)
+    )
 
 
 def _ranges(
-    config: ProblemConfig, target: float, draft_family: ShapeRule, target_family: ShapeRule, loss: LoadedLaw
+    config: ProblemConfig,
+    target: float,
+    draft_family: ShapeRule,
+    target_family: ShapeRule,
+    loss: LoadedLaw,
 ) -> dict[str, tuple[float, float]]:
     """Smallest and largest value of each variable, in non-embedding parameters."""
     found: dict[str, tuple[float, float]] = {}
@@ -307,11 +358,17 @@ def _with_memory(
     """The limits with that of the devices' memory, what there is to note, and why nothing fits where nothing does."""
     held = memory(serving, lower)
     if held.fits is None:
-        return limits, ("the memory of the device is not known: nothing says whether the models fit",), ()
+        return (
+            limits,
+            ("the memory of the device is not known: nothing says whether the models fit",),
+            (),
+        )
     limits = {"memory_bytes": held.usable_bytes} | limits
     if held.fits:
         return limits, (), ()
-    free = [word for name, word in (("draft_params", "draft"), ("batch", "batch")) if name in variables]
+    free = [
+        word for name, word in (("draft_params", "draft"), ("batch", "batch")) if name in variables
+    ]
     what = f"even the smallest {' and '.join(free)}" if free else "target and draft"
     needed = f"; {held.smallest_devices} would do" if held.smallest_devices else ""
     count = int(serving.devices)

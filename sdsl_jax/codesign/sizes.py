@@ -32,5 +32,7 @@ def non_embedding_params(total: float, rule: ShapeRule) -> float:
     )
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if total_params(math.exp(middle), rule) < total else (low, middle)
+        low, high = (
+            (middle, high) if total_params(math.exp(middle), rule) < total else (low, middle)
+        )
     return math.exp((low + high) / 2)

@@ -47,7 +47,10 @@ def solve_all(
     """Solves every target × cost model under the best acceptance law and the paper's, by gradient and reference, in float64."""
     drafts = [m for m in models if m.role == "draft"]
     targets = longest_trained(models, "target")
-    require(bool(drafts) and bool(targets), "the records hold no draft or no target; co-design needs both.")
+    require(
+        bool(drafts) and bool(targets),
+        "the records hold no draft or no target; co-design needs both.",
+    )
     draft_tokens = max(m.train_tokens for m in drafts)
     smallest = min(m.params_nonembedding for m in drafts)
     chosen = _chosen_laws(list(laws.acceptance))
@@ -65,7 +68,11 @@ def solve_all(
                     # Down to a third of the smallest draft, so that an optimum at the edge of the ladder shows as such.
                     bounds=(smallest / 3, float(target.params_nonembedding)),
                 )
-                name = {"target_id": target.model_id, "acceptance_law": acceptance_law, "cost_model": cost_model}
+                name = {
+                    "target_id": target.model_id,
+                    "acceptance_law": acceptance_law,
+                    "cost_model": cost_model,
+                }
                 with jax.enable_x64(True):
                     problem = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), problem)
                     entry, landscape = _solve(config, problem, laws, acceptance_law)
@@ -117,7 +124,9 @@ class _Evaluation(NamedTuple):
 
 
 @jax.jit
-def _evaluate(problem: DraftProblem, params, lookahead, whole, sizes, map_sizes, map_lookaheads) -> _Evaluation:
+def _evaluate(
+    problem: DraftProblem, params, lookahead, whole, sizes, map_sizes, map_lookaheads
+) -> _Evaluation:
     alpha, step = jax.vmap(problem.acceptance)(sizes), jax.vmap(problem.cost.draft_step)(sizes)
     speculating = jax.vmap(problem.best_lookahead)(sizes)
     cost = problem.cost.draft_step(params)
@@ -137,7 +146,9 @@ def _evaluate(problem: DraftProblem, params, lookahead, whole, sizes, map_sizes,
             # A hole where the law reaches 1: no lookahead is the best there.
             "speedup": jnp.where(alpha < 1, jax.vmap(problem.speedup)(sizes, speculating), jnp.nan),
         },
-        map=jax.vmap(lambda n: jax.vmap(lambda g: problem.speedup(n, g))(map_lookaheads))(map_sizes),
+        map=jax.vmap(lambda n: jax.vmap(lambda g: problem.speedup(n, g))(map_lookaheads))(
+            map_sizes
+        ),
     )
 
 
@@ -149,9 +160,14 @@ def _solve(
     # The fitted coefficients come first, their bootstrap draws after them.
     stacked = [
         jax.tree.map(
-            lambda point, draw: jnp.concatenate([jnp.reshape(point, 1), draw]).astype(jnp.float64), point, draws
+            lambda point, draw: jnp.concatenate([jnp.reshape(point, 1), draw]).astype(jnp.float64),
+            point,
+            draws,
         )
-        for point, draws in ((laws.loss, laws.loss_draws), (laws.acceptance[law], laws.acceptance_draws[law]))
+        for point, draws in (
+            (laws.loss, laws.loss_draws),
+            (laws.acceptance[law], laws.acceptance_draws[law]),
+        )
     ]
     optima = jax.tree.map(np.asarray, _references(problem, *stacked))
     reference: _Reference = jax.tree.map(lambda x: x[0], optima)
@@ -170,7 +186,9 @@ def _solve(
     widest = min(c.max_lookahead, max(8.0, 2.5 * gamma), most)
     lookaheads = np.expm1(np.linspace(np.log1p(fewest), np.log1p(widest), _MAP_POINTS))
     whole = np.maximum(1.0, [math.floor(gamma), math.ceil(gamma)])
-    values = jax.tree.map(np.asarray, _evaluate(problem, n, gamma, whole, sizes, map_sizes, lookaheads))
+    values = jax.tree.map(
+        np.asarray, _evaluate(problem, n, gamma, whole, sizes, map_sizes, lookaheads)
+    )
     # An unbounded law may reach α = 1: no lookahead is then too long, and there is no optimum to report.
     certain = bool(reference.acceptance >= 1) or bool(values.at["acceptance"] >= 1)
     pays = bool(found.speedup > 1) and gamma > 0 and not certain
@@ -189,9 +207,13 @@ def _solve(
         "speedup": float(values.at["speedup"]) if pays else None if certain else 1.0,
         "speedup_integer": float(values.whole.max()) if integer else None if certain else 1.0,
         "interior": reference_pays and bool(reference.interior),
-        "indifference_1pct": [float(x) if reference_pays else None for x in reference.indifference_1pct],
+        "indifference_1pct": [
+            float(x) if reference_pays else None for x in reference.indifference_1pct
+        ],
         "reference": {
-            "method": "bracketed roots" if isinstance(problem.cost, HardwareCost) else "closed form",
+            "method": "bracketed roots"
+            if isinstance(problem.cost, HardwareCost)
+            else "closed form",
             "draft_params": float(reference.params) if reference_pays else None,
             "lookahead": None if certain else float(reference.lookahead),
             "speedup": None if certain else float(reference.speedup),
@@ -221,7 +243,8 @@ def _solve(
             "speedup": [_short(row) for row in values.map],
         },
         "path": {
-            k: _short(np.asarray(found.path)[kept, i]) for i, k in enumerate(("draft_params", "lookahead", "speedup"))
+            k: _short(np.asarray(found.path)[kept, i])
+            for i, k in enumerate(("draft_params", "lookahead", "speedup"))
         },
     }
     return entry, landscape
@@ -242,10 +265,15 @@ def _intervals(config: StudyConfig, draws: _Reference) -> dict[str, Any]:
     share = float(((draws.speedup > 1) & finite).mean())
     draws = jax.tree.map(lambda x: x[finite], draws)
     pays = draws.speedup > 1
-    values = {"draft_params": draws.params[pays], "lookahead": draws.lookahead, "speedup": draws.speedup}
+    values = {
+        "draft_params": draws.params[pays],
+        "lookahead": draws.lookahead,
+        "speedup": draws.speedup,
+    }
     return {
         f"interval_{round(100 * config.fit.confidence)}": {
-            k: [float(x) for x in np.quantile(v, [tail, 1 - tail])] if share > 0.5 else None for k, v in values.items()
+            k: [float(x) for x in np.quantile(v, [tail, 1 - tail])] if share > 0.5 else None
+            for k, v in values.items()
         },
         "interval_basis": "joint bootstrap of loss law and acceptance law over models; N* among draws that speculate",
         "share_of_draws_that_speculate": share,
@@ -275,7 +303,12 @@ def _trained(
         draft = sizes[row.draft_id]
         of_round = float(cost.round_cost(float(draft.params_nonembedding), float(row.lookahead)))
         step = timed_like(laws, drafts, draft)
-        if isinstance(cost, HardwareCost) and timed is not None and step is not None and row.lookahead in verify:
+        if (
+            isinstance(cost, HardwareCost)
+            and timed is not None
+            and step is not None
+            and row.lookahead in verify
+        ):
             seconds = row.lookahead * laws.decode_seconds[step] + verify[row.lookahead]
             of_round = seconds / laws.decode_seconds[timed]
         found.append(
@@ -300,7 +333,11 @@ def _nearest(entry: dict[str, Any]) -> dict[str, Any] | None:
 
     def distance(row: dict[str, Any]) -> tuple[float, ...]:
         size = abs(math.log(row["draft_params"] / entry["draft_params"]))
-        return size, -row["train_tokens"], abs(math.log1p(row["lookahead"]) - math.log1p(entry["lookahead"]))
+        return (
+            size,
+            -row["train_tokens"],
+            abs(math.log1p(row["lookahead"]) - math.log1p(entry["lookahead"])),
+        )
 
     return min(entry["trained"], key=distance)
 
@@ -309,15 +346,21 @@ def _warnings(entry: dict[str, Any], drafts: list[ModelRecord]) -> list[str]:
     warnings = []
     sizes = [m.params_nonembedding for m in drafts]
     if entry["lookahead"] is None:
-        return ["the acceptance law reaches 1 within the sizes considered, so that it has no finite optimum"]
+        return [
+            "the acceptance law reaches 1 within the sizes considered, so that it has no finite optimum"
+        ]
     if not entry["speculate"]:
         warnings.append(
             "speculation does not pay: no draft size and whole lookahead beat plain decoding at these costs"
         )
     elif not min(sizes) <= entry["draft_params"] <= max(sizes):
-        warnings.append(f"N* lies outside the trained drafts ({min(sizes):,} to {max(sizes):,} parameters)")
+        warnings.append(
+            f"N* lies outside the trained drafts ({min(sizes):,} to {max(sizes):,} parameters)"
+        )
     if entry["speculate"] and entry["relative_difference"]["lookahead"] is None:
-        warnings.append("the lookahead stops at codesign.max_lookahead, which the reference would exceed")
+        warnings.append(
+            "the lookahead stops at codesign.max_lookahead, which the reference would exceed"
+        )
     if entry["speculate"] and 0.99 * entry["speedup"] <= 1:
         warnings.append("plain decoding is within 1 % of the optimum")
     if entry["speculate"] and not entry["interior"]:

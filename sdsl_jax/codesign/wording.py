@@ -121,9 +121,14 @@ def ranked_sensitivities(
       found: its sensitivities.
       errors: standard errors relative to the number, by path, where there are any.
     """
-    tables = {name: _flat(found.variables[name]) | _flat(found.variables_fixed[name]) for name in task.variables}
+    tables = {
+        name: _flat(found.variables[name]) | _flat(found.variables_fixed[name])
+        for name in task.variables
+    }
     gains = _flat(found.objective) | {
-        name: value for name, value in _flat(found.objective_fixed).items() if name not in task.variables
+        name: value
+        for name, value in _flat(found.objective_fixed).items()
+        if name not in task.variables
     }
     # Nobody has 1 % more embedding tables, a roofline of another corner, or more than all of the prefills.
     fixed = ("embedding_tables", "sharpness", "prefill_share")

@@ -24,7 +24,10 @@ LARGEST_LOOKAHEAD = 64
 def _positive(section: str, config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        require(0 < value <= LARGEST, f"{section}.{name} is {value:g}; it must be positive, and at most {LARGEST:g}.")
+        require(
+            0 < value <= LARGEST,
+            f"{section}.{name} is {value:g}; it must be positive, and at most {LARGEST:g}.",
+        )
 
 
 def _shape(section: str, config: TargetConfig | DraftConfig) -> None:
@@ -94,7 +97,10 @@ class DraftConfig:
             f"draft.acceptance is {self.acceptance:g}; a measured α must lie in (0, 1){share_hint(self.acceptance)}.",
         )
         for size in self.candidates:
-            require(0 < size <= LARGEST, f"draft.candidates holds {size:g}; every size must be positive.")
+            require(
+                0 < size <= LARGEST,
+                f"draft.candidates holds {size:g}; every size must be positive.",
+            )
             require_plausible(size, "a size in draft.candidates")
         require(
             not self.acceptance or len(self.candidates) == 1,
@@ -112,7 +118,10 @@ class HardwareConfig:
     price_per_hour: float = 0.0
 
     def __post_init__(self):
-        require(1 <= self.devices <= 4096, f"hardware.devices is {self.devices}; it must lie in [1, 4096].")
+        require(
+            1 <= self.devices <= 4096,
+            f"hardware.devices is {self.devices}; it must lie in [1, 4096].",
+        )
         require(
             0 <= self.price_per_hour <= 1e6,
             f"hardware.price_per_hour is {self.price_per_hour:g}; it must lie in [0, 1e6].",
@@ -137,9 +146,17 @@ class WorkloadConfig:
 
     def __post_init__(self):
         _positive("workload", self, "new_tokens", "volume_tokens")
-        require(1 <= self.batch <= 1e6, f"workload.batch is {self.batch:g}; it must lie in [1, 1e6].")
-        require(self.batch == int(self.batch), f"workload.batch is {self.batch:g}; it must be a whole number of rows.")
-        require(self.new_tokens >= 1, f"workload.new_tokens is {self.new_tokens:g}; it must be at least 1.")
+        require(
+            1 <= self.batch <= 1e6, f"workload.batch is {self.batch:g}; it must lie in [1, 1e6]."
+        )
+        require(
+            self.batch == int(self.batch),
+            f"workload.batch is {self.batch:g}; it must be a whole number of rows.",
+        )
+        require(
+            self.new_tokens >= 1,
+            f"workload.new_tokens is {self.new_tokens:g}; it must be at least 1.",
+        )
         for name in ("context", "prompt_tokens"):
             value = getattr(self, name)
             require(0 <= value <= 1e8, f"workload.{name} is {value:g}; it must lie in [0, 1e8].")
@@ -147,7 +164,9 @@ class WorkloadConfig:
     @property
     def mean_context(self) -> float:
         """Positions in the cache of a row, on average."""
-        return self.context or (self.prompt_tokens + self.new_tokens / 2 if self.prompt_tokens else 2048.0)
+        return self.context or (
+            self.prompt_tokens + self.new_tokens / 2 if self.prompt_tokens else 2048.0
+        )
 
     @property
     def prompt(self) -> float:
@@ -169,7 +188,10 @@ class LawsConfig:
 
     def __post_init__(self):
         value = self.aspect_penalty
-        require(value is None or 0 <= value <= 1, f"laws.aspect_penalty is {value or 0:g}; it must lie in [0, 1].")
+        require(
+            value is None or 0 <= value <= 1,
+            f"laws.aspect_penalty is {value or 0:g}; it must lie in [0, 1].",
+        )
 
 
 @dataclass(frozen=True)
@@ -189,11 +211,15 @@ class ObjectiveConfig:
 
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
-            require(0 <= value <= 1e6, f"objective.{name} is {value:g}; a weight must lie in [0, 1e6].")
+            require(
+                0 <= value <= 1e6, f"objective.{name} is {value:g}; a weight must lie in [0, 1e6]."
+            )
 
     def given(self) -> dict[str, float]:
         """The metrics that have a weight."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if v} or {"seconds_per_token": 1.0}
+        return {k: v for k, v in dataclasses.asdict(self).items() if v} or {
+            "seconds_per_token": 1.0
+        }
 
 
 @dataclass(frozen=True)
@@ -235,11 +261,15 @@ class VariablesConfig:
         for name, value in dataclasses.asdict(self).items():
             shown = value if isinstance(value, str) else list(value)
             require(
-                value in ("", "free") or (len(value) == 2 and not isinstance(value, str) and 0 < value[0] < value[1]),
+                value in ("", "free")
+                or (len(value) == 2 and not isinstance(value, str) and 0 < value[0] < value[1]),
                 f'variables.{name} is {shown!r}; it must be "free", or a smallest and a larger largest value.',
             )
             if name in ("lookahead", "batch") and isinstance(value, tuple):
-                require(value[0] >= 1, f"variables.{name} starts at {value[0]:g}; it must be at least 1.")
+                require(
+                    value[0] >= 1,
+                    f"variables.{name} starts at {value[0]:g}; it must be at least 1.",
+                )
                 require(
                     math.ceil(value[0]) <= value[1],
                     f"variables.{name} is {shown!r}; a whole number must lie in it.",
@@ -269,11 +299,14 @@ class OptimizerConfig:
 
     def __post_init__(self):
         require(
-            0 < self.learning_rate <= 10, f"optimizer.learning_rate is {self.learning_rate:g}; it must lie in (0, 10]."
+            0 < self.learning_rate <= 10,
+            f"optimizer.learning_rate is {self.learning_rate:g}; it must lie in (0, 10].",
         )
         for name in ("steps", "starts", "rounds"):
             value = getattr(self, name)
-            require(1 <= value <= 100_000, f"optimizer.{name} is {value}; it must lie in [1, 100000].")
+            require(
+                1 <= value <= 100_000, f"optimizer.{name} is {value}; it must lie in [1, 100000]."
+            )
 
 
 @dataclass(frozen=True)
@@ -357,4 +390,6 @@ def load_problem(
     if path is None:
         return from_dict(ProblemConfig, values)
     changed = [f"{section}.{key}" for section, keys in changes.items() for key in keys]
-    return from_file(ProblemConfig, values, path, [*changed, *(f"variables.{name}" for name in variables)])
+    return from_file(
+        ProblemConfig, values, path, [*changed, *(f"variables.{name}" for name in variables)]
+    )

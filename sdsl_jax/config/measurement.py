@@ -31,18 +31,27 @@ class MeasureConfig:
     expected_lookahead: int = 12
 
     def __post_init__(self):
-        require(len(self.lookaheads) > 0, "measure.lookaheads is empty; it must hold at least one lookahead.")
         require(
-            min(self.lookaheads) >= 1, f"measure.lookaheads holds {min(self.lookaheads)}; a lookahead must be >= 1."
+            len(self.lookaheads) > 0,
+            "measure.lookaheads is empty; it must hold at least one lookahead.",
+        )
+        require(
+            min(self.lookaheads) >= 1,
+            f"measure.lookaheads holds {min(self.lookaheads)}; a lookahead must be >= 1.",
         )
         require(
             len(set(self.lookaheads)) == len(self.lookaheads),
             f"measure.lookaheads is {list(self.lookaheads)}; it repeats a value.",
         )
-        require(self.temperature >= 0, f"measure.temperature is {self.temperature}; it must not be negative.")
+        require(
+            self.temperature >= 0,
+            f"measure.temperature is {self.temperature}; it must not be negative.",
+        )
         for name in ("text_windows", "prompts"):
             value = getattr(self, name)
-            require(value >= 4, f"measure.{name} is {value}; an interval over them needs at least 4.")
+            require(
+                value >= 4, f"measure.{name} is {value}; an interval over them needs at least 4."
+            )
         for name in ("prompt_tokens", "new_tokens", "latency_repetitions", "latency_batch"):
             value = getattr(self, name)
             require(value >= 1, f"measure.{name} is {value}; it must be at least 1.")
@@ -91,12 +100,18 @@ class ConditionsConfig:
 
     def __post_init__(self):
         for temperature in self.temperatures:
-            require(temperature >= 0, f"conditions.temperatures holds {temperature}; none may be negative.")
+            require(
+                temperature >= 0,
+                f"conditions.temperatures holds {temperature}; none may be negative.",
+            )
         for values, what in (
             (self.temperatures, "temperatures"),
             (tuple(d.name for d in self.domains), "domains"),
         ):
-            require(len(set(values)) == len(values), f"conditions.{what} is {list(values)}; it repeats a value.")
+            require(
+                len(set(values)) == len(values),
+                f"conditions.{what} is {list(values)}; it repeats a value.",
+            )
 
     @property
     def is_empty(self) -> bool:
@@ -140,8 +155,14 @@ class ClockConfig:
     def __post_init__(self):
         for name in ("lookaheads", "batches", "batch_lookaheads"):
             values = getattr(self, name)
-            require(all(v >= 1 for v in values), f"clock.{name} is {list(values)}; every value must be at least 1.")
-            require(len(set(values)) == len(values), f"clock.{name} is {list(values)}; it repeats a value.")
+            require(
+                all(v >= 1 for v in values),
+                f"clock.{name} is {list(values)}; every value must be at least 1.",
+            )
+            require(
+                len(set(values)) == len(values),
+                f"clock.{name} is {list(values)}; it repeats a value.",
+            )
         require(
             self.repetitions >= 2 and self.repetitions % 2 == 0,
             f"clock.repetitions is {self.repetitions}; one half of them chooses and the other judges, so it must be even.",

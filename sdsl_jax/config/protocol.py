@@ -71,7 +71,10 @@ class ProtocolMeasure:
             f"measure.plane_lookahead is {self.plane_lookahead}; it must be one of measure.lookaheads.",
         )
         for name in ("prompts", "prompt_tokens", "batch"):
-            require(getattr(self, name) >= 1, f"measure.{name} is {getattr(self, name)}; it must be at least 1.")
+            require(
+                getattr(self, name) >= 1,
+                f"measure.{name} is {getattr(self, name)}; it must be at least 1.",
+            )
         require(self.timed >= 0, f"measure.timed is {self.timed}; it must not be negative.")
 
 
@@ -100,7 +103,10 @@ class ProtocolConfig:
     seed: int = 0
 
     def __post_init__(self):
-        require(len(self.targets) > 0 and len(self.drafts) > 0, "a protocol needs at least one target and one draft.")
+        require(
+            len(self.targets) > 0 and len(self.drafts) > 0,
+            "a protocol needs at least one target and one draft.",
+        )
         for role in ("targets", "drafts"):
             names = [model.folder for model in getattr(self, role)]
             require(len(set(names)) == len(names), f"the {role} name a folder twice.")

@@ -37,7 +37,10 @@ class DataConfig:
     shards: str = ""
 
     def __post_init__(self):
-        require(self.sequence_length >= 8, f"data.sequence_length is {self.sequence_length}; it must be at least 8.")
+        require(
+            self.sequence_length >= 8,
+            f"data.sequence_length is {self.sequence_length}; it must be at least 8.",
+        )
         require(
             self.tokenizer != "bytes" or self.vocab_size == 256,
             f"data.vocab_size is {self.vocab_size}; the byte tokenizer has exactly 256 entries.",
@@ -72,13 +75,16 @@ class FamilyConfig:
 
     def __post_init__(self):
         require(
-            1 <= self.aspect_ratio <= 1024, f"family.aspect_ratio is {self.aspect_ratio}; it must lie in [1, 1024]."
+            1 <= self.aspect_ratio <= 1024,
+            f"family.aspect_ratio is {self.aspect_ratio}; it must lie in [1, 1024].",
         )
         require(
             self.head_dim >= 8 and self.head_dim % 8 == 0,
             f"family.head_dim is {self.head_dim}; it must be a positive multiple of 8.",
         )
-        require(self.kv_groups >= 1, f"family.kv_groups is {self.kv_groups}; it must be at least 1.")
+        require(
+            self.kv_groups >= 1, f"family.kv_groups is {self.kv_groups}; it must be at least 1."
+        )
 
 
 @dataclass(frozen=True)
@@ -103,15 +109,31 @@ class LadderConfig:
         for name in ("draft_params", "draft_tokens", "target_params", "target_tokens"):
             values = getattr(self, name)
             require(len(values) > 0, f"ladder.{name} is empty; it must hold at least one value.")
-            require(min(values) >= 1, f"ladder.{name} holds {min(values)}; every value must be at least 1.")
-        for name in ("draft_params", "draft_tokens", "target_params", "target_tokens", "seeds", "replicate_seeds"):
+            require(
+                min(values) >= 1,
+                f"ladder.{name} holds {min(values)}; every value must be at least 1.",
+            )
+        for name in (
+            "draft_params",
+            "draft_tokens",
+            "target_params",
+            "target_tokens",
+            "seeds",
+            "replicate_seeds",
+        ):
             values = getattr(self, name)
-            require(len(set(values)) == len(values), f"ladder.{name} is {list(values)}; it repeats a value.")
+            require(
+                len(set(values)) == len(values),
+                f"ladder.{name} is {list(values)}; it repeats a value.",
+            )
         require(len(self.seeds) > 0, "ladder.seeds is empty; it must hold at least one seed.")
         shared = sorted({*self.seeds} & {*self.replicate_seeds})
-        require(not shared, f"ladder.replicate_seeds holds {shared}, which ladder.seeds holds already.")
         require(
-            self.replicate_below >= 0, f"ladder.replicate_below is {self.replicate_below}; it must not be negative."
+            not shared, f"ladder.replicate_seeds holds {shared}, which ladder.seeds holds already."
+        )
+        require(
+            self.replicate_below >= 0,
+            f"ladder.replicate_below is {self.replicate_below}; it must not be negative.",
         )
 
 
@@ -147,19 +169,30 @@ class TrainingConfig:
     tensorboard: bool = False
 
     def __post_init__(self):
-        for name in ("batch_size", "reference_params", "checkpoint_every_steps", "evaluation_windows"):
+        for name in (
+            "batch_size",
+            "reference_params",
+            "checkpoint_every_steps",
+            "evaluation_windows",
+        ):
             value = getattr(self, name)
             require(value >= 1, f"training.{name} is {value}; it must be at least 1.")
         for name in ("learning_rate", "clip_norm", "spike_deviations"):
             value = getattr(self, name)
             require(value > 0, f"training.{name} is {value}; it must be positive.")
         for name in ("warmup_tokens", "weight_decay", "z_loss"):
-            require(getattr(self, name) >= 0, f"training.{name} is {getattr(self, name)}; it must not be negative.")
+            require(
+                getattr(self, name) >= 0,
+                f"training.{name} is {getattr(self, name)}; it must not be negative.",
+            )
         for name in ("batch_size_exponent", "learning_rate_exponent", "warmup_exponent"):
             value = getattr(self, name)
             require(-2 <= value <= 2, f"training.{name} is {value}; it must lie in [-2, 2].")
         for name in ("adam_b1", "adam_b2"):
-            require(0 <= getattr(self, name) < 1, f"training.{name} is {getattr(self, name)}; it must lie in [0, 1).")
+            require(
+                0 <= getattr(self, name) < 1,
+                f"training.{name} is {getattr(self, name)}; it must lie in [0, 1).",
+            )
         require(
             0 < self.cooldown_fraction <= 1,
             f"training.cooldown_fraction is {self.cooldown_fraction}; it must lie in (0, 1]"
@@ -172,7 +205,9 @@ class TrainingConfig:
 
     def batch(self, params: int) -> int:
         """Sequences per step of a rung with `params` non-embedding parameters."""
-        return max(1, round(self.batch_size * (params / self.reference_params) ** self.batch_size_exponent))
+        return max(
+            1, round(self.batch_size * (params / self.reference_params) ** self.batch_size_exponent)
+        )
 
     def warmup(self, params: int) -> float:
         """Tokens of warm-up of a rung with `params` non-embedding parameters."""
@@ -193,8 +228,14 @@ class ParallelConfig:
 
     def __post_init__(self):
         for name in ("data", "fsdp"):
-            require(getattr(self, name) >= 0, f"parallel.{name} is {getattr(self, name)}; it must not be negative.")
-        require(self.data + self.fsdp > 0, "parallel.data and parallel.fsdp are both 0; only one of them can be.")
+            require(
+                getattr(self, name) >= 0,
+                f"parallel.{name} is {getattr(self, name)}; it must not be negative.",
+            )
+        require(
+            self.data + self.fsdp > 0,
+            "parallel.data and parallel.fsdp are both 0; only one of them can be.",
+        )
 
 
 @dataclass(frozen=True)
@@ -222,7 +263,10 @@ class FitConfig:
             value = getattr(self, name)
             require(value > 0, f"fit.{name} is {value}; it must be positive.")
         require(self.starts >= 1, f"fit.starts is {self.starts}; it must be at least 1.")
-        require(self.bootstrap >= 20, f"fit.bootstrap is {self.bootstrap}; an interval needs at least 20 draws.")
+        require(
+            self.bootstrap >= 20,
+            f"fit.bootstrap is {self.bootstrap}; an interval needs at least 20 draws.",
+        )
         require(
             0 < self.confidence < 1,
             f"fit.confidence is {self.confidence}; it must lie in (0, 1){share_hint(self.confidence)}.",
@@ -241,11 +285,17 @@ class CodesignConfig:
     clock_repetitions: int = 5
 
     def __post_init__(self):
-        require(self.learning_rate > 0, f"codesign.learning_rate is {self.learning_rate}; it must be positive.")
+        require(
+            self.learning_rate > 0,
+            f"codesign.learning_rate is {self.learning_rate}; it must be positive.",
+        )
         for name in ("steps", "starts", "clock_repetitions"):
             value = getattr(self, name)
             require(value >= 1, f"codesign.{name} is {value}; it must be at least 1.")
-        require(self.max_lookahead >= 1, f"codesign.max_lookahead is {self.max_lookahead}; it must be at least 1.")
+        require(
+            self.max_lookahead >= 1,
+            f"codesign.max_lookahead is {self.max_lookahead}; it must be at least 1.",
+        )
 
 
 @dataclass(frozen=True)
@@ -268,11 +318,14 @@ class StudyConfig:
 
     def __post_init__(self):
         require(
-            bool(self.name) and all(c.isalnum() or c in "-_." for c in self.name) and self.name[0] != ".",
+            bool(self.name)
+            and all(c.isalnum() or c in "-_." for c in self.name)
+            and self.name[0] != ".",
             f"name is {self.name!r}; it must be made of letters, digits, '-', '_' and '.'.",
         )
         require(
-            0 <= self.seed < 2**31 and all(0 <= s < 2**31 for s in (*self.ladder.seeds, *self.ladder.replicate_seeds)),
+            0 <= self.seed < 2**31
+            and all(0 <= s < 2**31 for s in (*self.ladder.seeds, *self.ladder.replicate_seeds)),
             "seeds must lie in [0, 2**31).",
         )
         require(
@@ -283,7 +336,9 @@ class StudyConfig:
         for role in ("draft_params", "target_params"):
             kept, sizes = getattr(self.holdout, role), getattr(self.ladder, role)
             strange = sorted({*kept} - {*sizes})
-            require(not strange, f"holdout.{role} holds {strange}, which ladder.{role} does not hold.")
+            require(
+                not strange, f"holdout.{role} holds {strange}, which ladder.{role} does not hold."
+            )
             require(
                 not kept or bool({*sizes} - {*kept}),
                 f"holdout.{role} holds all of ladder.{role}; some must be left to fit the laws to.",
@@ -305,8 +360,12 @@ class StudyConfig:
         """The same study without the sizes that `holdout` keeps back; without decoding, which no fit needs."""
         ladder = replace(
             self.ladder,
-            draft_params=tuple(n for n in self.ladder.draft_params if n not in self.holdout.draft_params),
-            target_params=tuple(n for n in self.ladder.target_params if n not in self.holdout.target_params),
+            draft_params=tuple(
+                n for n in self.ladder.draft_params if n not in self.holdout.draft_params
+            ),
+            target_params=tuple(
+                n for n in self.ladder.target_params if n not in self.holdout.target_params
+            ),
         )
         measure = replace(self.measure, decode="none")
         return replace(self, ladder=ladder, measure=measure, holdout=HoldoutConfig())

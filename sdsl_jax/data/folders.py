@@ -64,17 +64,29 @@ def read_folder(folder: Path, kinds: Collection[str], what: str) -> Folder:
             for path in (Path(place, name) for name in sorted(folders)):
                 if path.name.startswith(".") or path.is_symlink():
                     folders.remove(path.name)
-                    left["hidden" if path.name.startswith(".") else "link"].append(f"{path.relative_to(folder)}/")
+                    left["hidden" if path.name.startswith(".") else "link"].append(
+                        f"{path.relative_to(folder)}/"
+                    )
             for path in (Path(place, name) for name in names):
                 if why := _why_left_out(path, kinds):
                     left[why].append(str(path.relative_to(folder)))
                 else:
                     files.append(path)
-    parts = [_LEFT_OUT[why].format(f"{len(names):,}", listed(sorted(names))) for why, names in left.items() if names]
+    parts = [
+        _LEFT_OUT[why].format(f"{len(names):,}", listed(sorted(names)))
+        for why, names in left.items()
+        if names
+    ]
     left_out = f"; left out: {', '.join(parts)}" if parts else ""
-    require(bool(files), f"the {what} {folder} holds no file of the kinds {', '.join(dict.fromkeys(kinds))}{left_out}.")
+    require(
+        bool(files),
+        f"the {what} {folder} holds no file of the kinds {', '.join(dict.fromkeys(kinds))}{left_out}.",
+    )
     count = "1 file is" if len(files) == 1 else f"{len(files):,} files are"
-    return Folder(sorted(files, key=str), f"of the {what} {folder}, {count} read{left_out}." if left_out else "")
+    return Folder(
+        sorted(files, key=str),
+        f"of the {what} {folder}, {count} read{left_out}." if left_out else "",
+    )
 
 
 def _why_left_out(path: Path, kinds: Collection[str]) -> str:

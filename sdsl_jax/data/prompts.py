@@ -18,7 +18,14 @@ from jaxtyping import Int
 from sdsl_jax.config import DataConfig
 from sdsl_jax.data.corpus import EMBEDDED
 from sdsl_jax.data.dataset import load_dataset
-from sdsl_jax.data.documents import BYTE_ORDER_MARK, SEPARATOR, Separators, few_names, parse_row, require_characters
+from sdsl_jax.data.documents import (
+    BYTE_ORDER_MARK,
+    SEPARATOR,
+    Separators,
+    few_names,
+    parse_row,
+    require_characters,
+)
 from sdsl_jax.data.folders import kind_of
 from sdsl_jax.data.published import PublishedTokenizer
 from sdsl_jax.data.shards import TokenArray
@@ -60,11 +67,19 @@ def bytes_after_first(prompts: Prompts, tokenizer: Tokenizer) -> Int[np.ndarray,
     def size(ids: np.ndarray) -> int:
         return len(tokenizer.decode(ids[lead:]).encode())
 
-    return np.asarray([size(ids[:n]) - size(ids[: lead + 1]) for ids, n in zip(prompts.tokens, prompts.lengths)])
+    return np.asarray(
+        [size(ids[:n]) - size(ids[: lead + 1]) for ids, n in zip(prompts.tokens, prompts.lengths)]
+    )
 
 
 def load_prompts(
-    source: str, tokenizer: Tokenizer, *, count: int, max_tokens: int, data: DataConfig | None, field: str = ""
+    source: str,
+    tokenizer: Tokenizer,
+    *,
+    count: int,
+    max_tokens: int,
+    data: DataConfig | None,
+    field: str = "",
 ) -> Prompts:
     """Reads prompts and chooses `count` of them, spread evenly over the source, the first one included.
 
@@ -83,10 +98,13 @@ def load_prompts(
       SdslError: the source cannot be read, holds no prompt, or holds something that is none.
     """
     require(count >= 1, f"the number of prompts is {count}; it must be at least 1.")
-    require(max_tokens >= 1, f"the length of a prompt is {max_tokens} tokens; it must be at least 1.")
+    require(
+        max_tokens >= 1, f"the length of a prompt is {max_tokens} tokens; it must be at least 1."
+    )
     if source in (HELD_OUT, EMBEDDED):
         require(
-            not field, f"the prompts are {source!r}, which has no field {field!r}; only rows of a .jsonl file have."
+            not field,
+            f"the prompts are {source!r}, which has no field {field!r}; only rows of a .jsonl file have.",
         )
         require(
             data is not None or source == EMBEDDED,
@@ -96,7 +114,9 @@ def load_prompts(
         return _held_out(source, tokenizer, count, max_tokens, data or DataConfig())
     path = Path(source)
     texts = read_prompts(path, field)
-    return encode_prompts([texts[i] for i in _spread(len(texts), count)], tokenizer, max_tokens, path.name, len(texts))
+    return encode_prompts(
+        [texts[i] for i in _spread(len(texts), count)], tokenizer, max_tokens, path.name, len(texts)
+    )
 
 
 def encode_prompts(
@@ -115,24 +135,38 @@ def encode_prompts(
       SdslError: what a tokenizer puts around every text leaves no room for it.
     """
     made = [tokenizer.encode_prompt(text, longest) for text in texts]
-    padded = _pad([each.ids for each in made], domain, available or len(texts), sum(each.cut for each in made))
+    padded = _pad(
+        [each.ids for each in made], domain, available or len(texts), sum(each.cut for each in made)
+    )
     return padded._replace(lead=made[0].lead)
 
 
-def _held_out(source: str, tokenizer: Tokenizer, count: int, max_tokens: int, data: DataConfig) -> Prompts:
+def _held_out(
+    source: str, tokenizer: Tokenizer, count: int, max_tokens: int, data: DataConfig
+) -> Prompts:
     if source == EMBEDDED and data.source != EMBEDDED:
         data = DataConfig(sequence_length=data.sequence_length, shards=data.shards)
     # Windows of any length can be cut from the corpus as it lies on disk; what is too short is said below.
     ids = _test_ids(tokenizer, dataclasses.replace(data, sequence_length=8))
-    windows = (len(ids) - 1) // data.sequence_length  # those of a study, so that its prompts are these
+    windows = (
+        len(ids) - 1
+    ) // data.sequence_length  # those of a study, so that its prompts are these
     require(
         windows > 0,
         f"the held-out text has {len(ids)} tokens; it must have more than one sequence of {data.sequence_length}.",
     )
-    domain = f"sotu since {data.test_from_year}" if data.source == EMBEDDED else f"last {data.test_fraction:.0%} of "
+    domain = (
+        f"sotu since {data.test_from_year}"
+        if data.source == EMBEDDED
+        else f"last {data.test_fraction:.0%} of "
+    )
     if data.source != EMBEDDED:
         domain += ", ".join([data.source] if isinstance(data.source, str) else data.source)
-    lead = tokenizer.around()[0] if isinstance(tokenizer, PublishedTokenizer) else np.zeros(0, np.int32)
+    lead = (
+        tokenizer.around()[0]
+        if isinstance(tokenizer, PublishedTokenizer)
+        else np.zeros(0, np.int32)
+    )
     width = min(max_tokens, data.sequence_length) - len(lead)
     require(width >= 1, f"prompts may have {max_tokens} tokens; special tokens take all of them.")
     starts = [i * data.sequence_length for i in _spread(windows, count)]
@@ -159,7 +193,9 @@ def _test_ids(tokenizer: Tokenizer, data: DataConfig) -> TokenArray | np.ndarray
 
 def _spread(available: int, count: int) -> list[int]:
     """Numbers spread evenly over 0..available−1, all different."""
-    return sorted(set(np.linspace(0, available - 1, min(count, available)).round().astype(int).tolist()))
+    return sorted(
+        set(np.linspace(0, available - 1, min(count, available)).round().astype(int).tolist())
+    )
 
 
 def _pad(prompts: list[np.ndarray], domain: str, available: int, cut: int) -> Prompts:
@@ -181,14 +217,22 @@ def read_prompts(path: Path, field: str = "") -> list[str]:
         kind in (".txt", ".jsonl"),
         f"the prompts {str(path)!r} are of an unknown kind; they must be a .txt or .jsonl file, or {HELD_OUT!r} or {EMBEDDED!r}.",
     )
-    require(not field or kind == ".jsonl", f"the prompt file {path} has no field {field!r}; only .jsonl files have.")
-    lines = [line.removeprefix(BYTE_ORDER_MARK).strip() for line in read_text(path, "prompt file").split("\n")]
+    require(
+        not field or kind == ".jsonl",
+        f"the prompt file {path} has no field {field!r}; only .jsonl files have.",
+    )
+    lines = [
+        line.removeprefix(BYTE_ORDER_MARK).strip()
+        for line in read_text(path, "prompt file").split("\n")
+    ]
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line]
     require(bool(numbered), f"the prompt file {path} is empty; it must hold at least one prompt.")
     separators, texts = Separators(f"the prompt file {path}"), list[str]()
     for number, line in numbered:
         where = f"line {number}"
-        text = line if kind == ".txt" else _row_text(line, field, f"{where} of the prompt file {path}")
+        text = (
+            line if kind == ".txt" else _row_text(line, field, f"{where} of the prompt file {path}")
+        )
         texts += separators.pass_on([text], where)
     separators.refuse()
     return texts
@@ -196,7 +240,10 @@ def read_prompts(path: Path, field: str = "") -> list[str]:
 
 def _row_text(line: str, field: str, where: str) -> str:
     row = parse_row(line, where)
-    require(isinstance(row, dict), f"{where} is not a JSON object, one of which must stand in each line.")
+    require(
+        isinstance(row, dict),
+        f"{where} is not a JSON object, one of which must stand in each line.",
+    )
     found = [field] if field else [name for name in _FIELDS if name in row][:1]
     wanted = f"the field {field!r}" if field else f"any of the fields {', '.join(_FIELDS)}"
     require(
@@ -204,7 +251,10 @@ def _row_text(line: str, field: str, where: str) -> str:
         f"{where} does not have {wanted}; it has {few_names(row)} (choose one with --prompt-field).",
     )
     text = row[found[0]] if field or found[0] not in ("ctx", "ctx_a") else _hellaswag(row)
-    require(isinstance(text, str) and bool(text.strip()), f"{where} has no text in the field {found[0]!r}.")
+    require(
+        isinstance(text, str) and bool(text.strip()),
+        f"{where} has no text in the field {found[0]!r}.",
+    )
     require_characters(text, where)
     return text
 

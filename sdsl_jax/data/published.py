@@ -56,7 +56,9 @@ class PublishedTokenizer:
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         require(len(vocabulary) > 0, "the tokenizer has no tokens.")
         self.vocab_size = max(vocabulary.values()) + 1
-        beyond = [int(number) for number in np.concatenate(self.around()) if number >= self.vocab_size]
+        beyond = [
+            int(number) for number in np.concatenate(self.around()) if number >= self.vocab_size
+        ]
         require(
             not beyond,
             f"the tokenizer adds the id {beyond[0] if beyond else 0} around every text, and its tokens end at "
@@ -64,7 +66,9 @@ class PublishedTokenizer:
         )
 
     @classmethod
-    def load(cls, folder: Path, *, special_tokens: bool = True, chat_template: str = NO_TEMPLATE) -> PublishedTokenizer:
+    def load(
+        cls, folder: Path, *, special_tokens: bool = True, chat_template: str = NO_TEMPLATE
+    ) -> PublishedTokenizer:
         """Reads the tokenizer of a checkpoint.
 
         Args:
@@ -84,7 +88,9 @@ class PublishedTokenizer:
         )
         settings = _optional_json(folder / SETTINGS)
         names = ("bos_token", "eos_token", "unk_token", "pad_token")
-        named = {name: _token_text(settings[name]) for name in names if settings.get(name) is not None}
+        named = {
+            name: _token_text(settings[name]) for name in names if settings.get(name) is not None
+        }
         tokenizer, own = read_tokenizer(path), _own_template(folder, settings)
         template_file = folder / (TEMPLATE if (folder / TEMPLATE).is_file() else SETTINGS)
         made = cls(
@@ -144,10 +150,15 @@ class PublishedTokenizer:
         """
         plain = self.encode_plain(text)
         before, behind = self.around() if self._template is None else (plain[:0], plain[:0])
-        taken = len(before) + len(behind) if self._template is None else len(self.encode(text)) - len(plain)
+        taken = (
+            len(before) + len(behind)
+            if self._template is None
+            else len(self.encode(text)) - len(plain)
+        )
         room = longest - taken
         require(
-            room >= 1, f"prompts may have {longest} tokens, of which special tokens or the chat template take {taken}."
+            room >= 1,
+            f"prompts may have {longest} tokens, of which special tokens or the chat template take {taken}.",
         )
         cut = len(plain) > room
         if self._template is None:
@@ -165,15 +176,24 @@ class PublishedTokenizer:
 
     def decode(self, ids: np.ndarray) -> str:
         """The text of some ids, special tokens included; ids beyond the vocabulary have none."""
-        return self._tokenizer.decode([int(i) for i in ids if i < self.vocab_size], skip_special_tokens=False)
+        return self._tokenizer.decode(
+            [int(i) for i in ids if i < self.vocab_size], skip_special_tokens=False
+        )
 
     def tokens(self) -> dict[int, str]:
         """What each id stands for."""
-        return {number: token for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items()}
+        return {
+            number: token
+            for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items()
+        }
 
     def special_ids(self) -> set[int]:
         """Ids of the tokens that the file calls special."""
-        return {number for number, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        return {
+            number
+            for number, token in self._tokenizer.get_added_tokens_decoder().items()
+            if token.special
+        }
 
     def save(self, path: Path) -> None:
         """Writes the tokenizer's JSON."""
@@ -188,7 +208,9 @@ def _optional_json(path: Path) -> dict[str, Any]:
     return read_json_object(path) if path.exists() else {}
 
 
-def _missing_tokens(folder: Path, settings: dict[str, Any], tokenizer: HuggingFaceTokenizer) -> tuple[str, ...]:
+def _missing_tokens(
+    folder: Path, settings: dict[str, Any], tokenizer: HuggingFaceTokenizer
+) -> tuple[str, ...]:
     """The one warning about tokens that other files of the folder add to those of tokenizer.json; none if there are none."""
     added, more = settings.get("added_tokens_decoder"), settings.get("additional_special_tokens")
     tokens = [settings.get("bos_token"), settings.get("eos_token"), *_optional_json(folder / ADDED)]
@@ -211,7 +233,9 @@ def _token_text(token: Any) -> str:
     return str(token.get("content", "")) if isinstance(token, dict) else str(token)
 
 
-def _end_ids(folder: Path, named: dict[str, str], tokenizer: HuggingFaceTokenizer) -> tuple[int, ...]:
+def _end_ids(
+    folder: Path, named: dict[str, str], tokenizer: HuggingFaceTokenizer
+) -> tuple[int, ...]:
     """Ids that end a text: of generation_config.json, else of config.json, else of the token that is named so."""
     for name in ("generation_config.json", "config.json"):
         value = _optional_json(folder / name).get("eos_token_id")
@@ -231,7 +255,9 @@ def read_template(path: Path) -> str:
     try:
         return read_text(path, "chat template", newlines=False, limit=_LONGEST_TEMPLATE)
     except SdslError as error:
-        raise SdslError(f"{str(error).rstrip('.')}; give a file, {OWN_TEMPLATE} or {NO_TEMPLATE}.") from None
+        raise SdslError(
+            f"{str(error).rstrip('.')}; give a file, {OWN_TEMPLATE} or {NO_TEMPLATE}."
+        ) from None
 
 
 def chosen_template(wanted: str, own: str | None, file: Path) -> ChatTemplate | None:
@@ -250,7 +276,9 @@ def chosen_template(wanted: str, own: str | None, file: Path) -> ChatTemplate | 
     if wanted != OWN_TEMPLATE:
         return ChatTemplate(read_template(Path(wanted)), wanted)
     if own is None:
-        raise SdslError(f"the checkpoint {file if file.is_file() else file.parent} comes with no chat template.")
+        raise SdslError(
+            f"the checkpoint {file if file.is_file() else file.parent} comes with no chat template."
+        )
     return ChatTemplate(own, file)
 
 
@@ -259,5 +287,12 @@ def _own_template(folder: Path, settings: dict[str, Any]) -> str | None:
         return read_template(folder / TEMPLATE)
     found = settings.get("chat_template")
     if isinstance(found, list):  # several, by name
-        found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), None)
+        found = next(
+            (
+                t.get("template")
+                for t in found
+                if isinstance(t, dict) and t.get("name") == "default"
+            ),
+            None,
+        )
     return found if isinstance(found, str) else None

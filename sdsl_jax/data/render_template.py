@@ -24,7 +24,9 @@ LONGEST = 1 << 20
 _GENERATION = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any
+) -> str:
     # jinja's own escapes what matters in HTML alone.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
@@ -39,7 +41,10 @@ def _limit_memory() -> None:
         held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         limit = held + MEMORY_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+        resource.setrlimit(
+            resource.RLIMIT_AS,
+            (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard),
+        )
     except (OSError, ValueError):
         pass
 
@@ -69,7 +74,10 @@ def main() -> None:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
-    environment.globals |= {"raise_exception": _raise, "strftime_now": lambda form: time.strftime(form)}
+    environment.globals |= {
+        "raise_exception": _raise,
+        "strftime_now": lambda form: time.strftime(form),
+    }
     environment.filters["tojson"] = _to_json
     _limit_memory()
     template, failure = None, {}

@@ -40,11 +40,17 @@ def id_type(vocab_size: int) -> np.dtype:
 
 
 def write_shards(
-    folder: Path, name: str, arrays: Iterable[np.ndarray], dtype: np.dtype, shard_tokens: int = SHARD_TOKENS
+    folder: Path,
+    name: str,
+    arrays: Iterable[np.ndarray],
+    dtype: np.dtype,
+    shard_tokens: int = SHARD_TOKENS,
 ) -> list[Shard]:
     """Writes ids that come in arrays of any length into files of `shard_tokens` ids each, the last one shorter."""
     parts = itertools.groupby(_cut(arrays, shard_tokens), key=lambda numbered: numbered[0])
-    return [_write(folder / f"{name}-{n:05d}.bin", (ids for _, ids in part), dtype) for n, part in parts]
+    return [
+        _write(folder / f"{name}-{n:05d}.bin", (ids for _, ids in part), dtype) for n, part in parts
+    ]
 
 
 def _cut(arrays: Iterable[np.ndarray], size: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -86,14 +92,20 @@ def check_shard(path: Path, shard: Shard, dtype: np.dtype, thorough: bool = Fals
         status = path.stat()
         size = shard.tokens * dtype.itemsize
         require(
-            status.st_size == size, f"the shard {path} is damaged: it has {status.st_size} bytes, not {size}; {remedy}"
+            status.st_size == size,
+            f"the shard {path} is damaged: it has {status.st_size} bytes, not {size}; {remedy}",
         )
         if not thorough and status.st_mtime_ns == shard.mtime_ns:
             return
-        require(file_sha256(path) == shard.sha256, f"the shard {path} is damaged: its SHA-256 is another; {remedy}")
+        require(
+            file_sha256(path) == shard.sha256,
+            f"the shard {path} is damaged: its SHA-256 is another; {remedy}",
+        )
     except OSError as error:
         raise SdslError(f"the shard {path} cannot be read ({error.strerror}); {remedy}") from None
-    with contextlib.suppress(OSError):  # of another user, or on a file system that cannot be written to
+    with contextlib.suppress(
+        OSError
+    ):  # of another user, or on a file system that cannot be written to
         os.utime(path, ns=(status.st_atime_ns, shard.mtime_ns))
 
 
@@ -111,7 +123,8 @@ class TokenArray:
     def __init__(self, paths: Sequence[Path], counts: Sequence[int], dtype: np.dtype):
         self._made_of = (paths, counts, dtype)
         self._maps = [
-            np.memmap(path, dtype, "r", shape=(count,)).view(np.ndarray) for path, count in zip(paths, counts)
+            np.memmap(path, dtype, "r", shape=(count,)).view(np.ndarray)
+            for path, count in zip(paths, counts)
         ]
         self._starts = [0, *itertools.accumulate(counts)]
 
@@ -127,7 +140,10 @@ class TokenArray:
         at = np.where(at < 0, at + len(self), at)
         if at.size and not (at.min() >= 0 and at.max() < len(self)):
             raise IndexError(f"an index is outside the {len(self)} tokens of the split")
-        found, shards = np.empty(at.shape, np.int32), np.searchsorted(self._starts, at, side="right") - 1
+        found, shards = (
+            np.empty(at.shape, np.int32),
+            np.searchsorted(self._starts, at, side="right") - 1,
+        )
         for shard in np.unique(shards):
             inside = shards == shard
             found[inside] = self._maps[shard][at[inside] - self._starts[shard]]
@@ -137,11 +153,15 @@ class TokenArray:
         if stop <= start:
             return np.empty(0, np.int32)
         shards = range(bisect_right(self._starts, start) - 1, bisect_right(self._starts, stop - 1))
-        parts = [self._maps[s][max(0, start - self._starts[s]) : stop - self._starts[s]] for s in shards]
+        parts = [
+            self._maps[s][max(0, start - self._starts[s]) : stop - self._starts[s]] for s in shards
+        ]
         return np.concatenate(parts, dtype=np.int32, casting="unsafe")
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:].astype(dtype or np.int32, copy=False)
 
-    def __reduce__(self):  # another process maps the files anew instead of receiving what is in them
+    def __reduce__(
+        self,
+    ):  # another process maps the files anew instead of receiving what is in them
         return TokenArray, self._made_of

@@ -47,7 +47,9 @@ def corpus_folder(config: DataConfig) -> Path:
     """
     parts = [FORMAT, VERSION, _settings(config), [identity(source) for source in sources(config)]]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdsl_jax" / "corpora"
+    cache = (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdsl_jax" / "corpora"
+    )
     return (Path(config.shards) if config.shards else cache) / key
 
 
@@ -59,7 +61,10 @@ def source_digests(config: DataConfig) -> list[str]:
     """
     manifest = corpus_folder(config) / MANIFEST
     if manifest.exists():
-        return [source["sha256"] or source["identity"][0] for source in read_manifest(manifest.parent)["sources"]]
+        return [
+            source["sha256"] or source["identity"][0]
+            for source in read_manifest(manifest.parent)["sources"]
+        ]
     return [_digest(source) or str(identity(source)[0]) for source in sources(config)]
 
 
@@ -69,7 +74,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
       SdslError: it is damaged, or of another version.
     """
-    path, remedy = folder / MANIFEST, f"delete the folder {folder} and the corpus is tokenised again."
+    path, remedy = (
+        folder / MANIFEST,
+        f"delete the folder {folder} and the corpus is tokenised again.",
+    )
     try:
         manifest = read_json(path, keys=("format", "version", "check"))
     except (SdslError, RecursionError):
@@ -79,7 +87,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         f"the corpus {folder} has the format {manifest['format']!r}, version {manifest['version']}; this version of sdsl_jax "
         f"reads {FORMAT!r}, version {VERSION}; {remedy}",
     )
-    require(manifest["check"] == _check(manifest), f"the manifest {path} is damaged: it was changed; {remedy}")
+    require(
+        manifest["check"] == _check(manifest),
+        f"the manifest {path} is damaged: it was changed; {remedy}",
+    )
     return manifest
 
 
@@ -89,7 +100,10 @@ def _check(manifest: dict[str, Any]) -> str:
 
 
 def prepare(
-    config: DataConfig, *, shard_tokens: int = SHARD_TOKENS, note: Callable[[str], None] = lambda text: None
+    config: DataConfig,
+    *,
+    shard_tokens: int = SHARD_TOKENS,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """The folder of the tokenised corpus, which is made if it is not there.
 
@@ -113,7 +127,9 @@ def prepare(
                     for left in folder.parent.glob(glob.escape(mine) + "*.partial"):
                         shutil.rmtree(left)
                 private = folder.with_name(f"{mine}{secrets.token_hex(4)}.partial")
-                source = config.source if isinstance(config.source, str) else ", ".join(config.source)
+                source = (
+                    config.source if isinstance(config.source, str) else ", ".join(config.source)
+                )
                 note(f"tokenising {source} into {folder}")
                 try:
                     private.mkdir()
@@ -154,7 +170,9 @@ def _publish(private: Path, folder: Path) -> None:
     except OSError:
         if (folder / MANIFEST).exists():
             return  # another host was first, with the same corpus
-        shutil.rmtree(folder, ignore_errors=True)  # the rest of a corpus that somebody has begun to delete
+        shutil.rmtree(
+            folder, ignore_errors=True
+        )  # the rest of a corpus that somebody has begun to delete
         private.rename(folder)
 
 
@@ -169,7 +187,9 @@ def _make(config: DataConfig, folder: Path, shard_tokens: int) -> None:
     dtype, splits = id_type(tokenizer.vocab_size), dict[str, Any]()
     for name, span in spans.items():
         digest = hashlib.sha256()
-        shards = write_shards(folder, name, _encoded(tokenizer, text, span, digest.update), dtype, shard_tokens)
+        shards = write_shards(
+            folder, name, _encoded(tokenizer, text, span, digest.update), dtype, shard_tokens
+        )
         splits[name] = {
             "tokens": sum(shard.tokens for shard in shards),
             "text_bytes": span.end - span.start,
@@ -179,7 +199,8 @@ def _make(config: DataConfig, folder: Path, shard_tokens: int) -> None:
     text.unlink()
     described = [{"identity": about, "sha256": _digest(source)} for source, about in made_of]
     require(
-        made_of == _describe_sources(config), f"the corpus {config.source} has changed while it was read; start again."
+        made_of == _describe_sources(config),
+        f"the corpus {config.source} has changed while it was read; start again.",
     )
     notes += _repeated(made_of, described)
     manifest = {
@@ -196,7 +217,9 @@ def _make(config: DataConfig, folder: Path, shard_tokens: int) -> None:
     write_json(folder / MANIFEST, manifest | {"check": _check(manifest)})
 
 
-def _repeated(made_of: list[tuple[str, list[str | int]]], described: list[dict[str, Any]]) -> list[str]:
+def _repeated(
+    made_of: list[tuple[str, list[str | int]]], described: list[dict[str, Any]]
+) -> list[str]:
     """A sentence on texts that are named more than once, by one name or by several; none if there are none."""
     same: dict[str, list[str]] = {}
     for (source, _), about in zip(made_of, described):
@@ -221,7 +244,9 @@ def corpus_digest(splits: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
 
 
-def _encoded(tokenizer: Tokenizer, text: Path, span: Span, seen: Callable[[bytes], None]) -> Iterator[np.ndarray]:
+def _encoded(
+    tokenizer: Tokenizer, text: Path, span: Span, seen: Callable[[bytes], None]
+) -> Iterator[np.ndarray]:
     for piece in read_pieces(text, span):
         ids = tokenizer.encode(piece)
         seen(ids.astype("<i4").tobytes())
@@ -236,7 +261,11 @@ def _sample(text: Path, span: Span, limit: int) -> Iterator[str]:
 
 def _settings(config: DataConfig) -> dict[str, Any]:
     """The settings that decide what ids there are, which is all but where they lie and how they are cut into sequences."""
-    return {k: v for k, v in dataclasses.asdict(config).items() if k not in ("source", "shards", "sequence_length")}
+    return {
+        k: v
+        for k, v in dataclasses.asdict(config).items()
+        if k not in ("source", "shards", "sequence_length")
+    }
 
 
 def _describe_sources(config: DataConfig) -> list[tuple[str, list[str | int]]]:

@@ -182,16 +182,22 @@ class BPETokenizer:
             show_progress=False,
         )
         texts = [texts] if isinstance(texts, str) else texts
-        tokenizer.train_from_iterator((part for text in texts for part in text.split(SEPARATOR)), trainer)
+        tokenizer.train_from_iterator(
+            (part for text in texts for part in text.split(SEPARATOR)), trainer
+        )
         made = tokenizer.get_vocab_size()
         if made != vocab_size:
-            raise SdslError(f"data.vocab_size is {vocab_size}; the training text yields a BPE of only {made} entries.")
+            raise SdslError(
+                f"data.vocab_size is {vocab_size}; the training text yields a BPE of only {made} entries."
+            )
         return cls(tokenizer)
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, int32 [tokens]; NUL becomes the end-of-document id, and the symbol spelled out stays text."""
         pieces = self._tokenizer.encode_batch(text.split(SEPARATOR))
-        return np.concatenate([x for p in pieces for x in (np.asarray(p.ids, np.int32), np.zeros(1, np.int32))][:-1])
+        return np.concatenate(
+            [x for p in pieces for x in (np.asarray(p.ids, np.int32), np.zeros(1, np.int32))][:-1]
+        )
 
     def encode_prompt(self, text: str, longest: int) -> EncodedPrompt:
         """The last ids of a text."""
@@ -229,7 +235,8 @@ class BPETokenizer:
         """
         tokenizer = read_tokenizer(path)
         require(
-            isinstance(tokenizer.model, models.BPE) and tokenizer.id_to_token(END_ID) == END_OF_DOCUMENT,
+            isinstance(tokenizer.model, models.BPE)
+            and tokenizer.id_to_token(END_ID) == END_OF_DOCUMENT,
             f"the tokenizer {path} is damaged: it is not a BPE whose first token is {END_OF_DOCUMENT}.",
         )
         return cls(tokenizer)
@@ -249,7 +256,9 @@ def read_tokenizer(path: Path) -> HuggingFaceTokenizer:
         # Bare exceptions for whatever is wrong with the JSON, and panics, which are not even these.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise SdslError(f"the tokenizer {path} is damaged: it is not the JSON of a tokenizer.") from None
+        raise SdslError(
+            f"the tokenizer {path} is damaged: it is not the JSON of a tokenizer."
+        ) from None
     # The library makes room for every id up to the largest, and ends the process where there is none.
     require(largest < _MOST_IDS, f"the tokenizer {path} is damaged: it has the id {largest:,}.")
     return tokenizer

@@ -23,14 +23,22 @@ _PLAIN = Sampling()
 def _whole(values, name: str) -> np.ndarray:
     values = np.asarray(values)
     values = values.astype(np.int64) if values.size == 0 else values
-    require(np.issubdtype(values.dtype, np.integer), f"{name} is of type {values.dtype}; it must hold whole numbers.")
+    require(
+        np.issubdtype(values.dtype, np.integer),
+        f"{name} is of type {values.dtype}; it must hold whole numbers.",
+    )
     return values
 
 
-def _requests(prompts, prompt_lengths, new_tokens, seed, rows, stop_tokens, vocab_size: int) -> Requests:
+def _requests(
+    prompts, prompt_lengths, new_tokens, seed, rows, stop_tokens, vocab_size: int
+) -> Requests:
     """Checks and shapes the arguments that both loops share."""
     prompts = _whole(prompts, "prompts")
-    require(prompts.ndim == 2 and prompts.size > 0, f"prompts have shape {prompts.shape}; they must be [rows, tokens].")
+    require(
+        prompts.ndim == 2 and prompts.size > 0,
+        f"prompts have shape {prompts.shape}; they must be [rows, tokens].",
+    )
     require(
         prompts.min() >= 0 and prompts.max() < vocab_size,
         f"prompts hold ids from {prompts.min()} to {prompts.max()}; the vocabulary has ids from 0 to {vocab_size - 1}.",
@@ -41,10 +49,15 @@ def _requests(prompts, prompt_lengths, new_tokens, seed, rows, stop_tokens, voca
 
     def per_row(values, name: str) -> np.ndarray:
         values = _whole(values, name)
-        require(values.shape in ((), (B,)), f"{name} has shape {values.shape}; it must be one number or {B} of them.")
+        require(
+            values.shape in ((), (B,)),
+            f"{name} has shape {values.shape}; it must be one number or {B} of them.",
+        )
         return np.broadcast_to(values, (B,))
 
-    lengths = per_row(width if prompt_lengths is None else prompt_lengths, "prompt_lengths").astype(np.int32)
+    lengths = per_row(width if prompt_lengths is None else prompt_lengths, "prompt_lengths").astype(
+        np.int32
+    )
     require(
         lengths.min() >= 1 and lengths.max() <= width,
         f"prompt lengths run from {lengths.min()} to {lengths.max()}; they must lie in [1, {width}].",
@@ -74,11 +87,15 @@ def _requests(prompts, prompt_lengths, new_tokens, seed, rows, stop_tokens, voca
 def _room(requests: Requests, room: int | None) -> int:
     """The most tokens that any row may emit."""
     most = int((requests.max_lengths - requests.prompt_lengths).max())
-    require(room is None or room >= most, f"there is room for {room} new tokens; {most} are wanted.")
+    require(
+        room is None or room >= most, f"there is room for {room} new tokens; {most} are wanted."
+    )
     return most if room is None else room
 
 
-def require_positions(model: Model, length: int, role: str, what: str = "prompts and new tokens") -> None:
+def require_positions(
+    model: Model, length: int, role: str, what: str = "prompts and new tokens"
+) -> None:
     """Raises `SdslError` where rows outgrow a table of learned positions; rotary ones set no limit of their own."""
     limit = model.config.position_limit
     require(
@@ -161,9 +178,13 @@ def speculate(
         lookahead = FixedLookahead(int(lookahead))
     elif isinstance(lookahead, FixedLookahead) and max_lookahead is None:
         max_lookahead = int(lookahead.lookahead)
-    require(max_lookahead is not None, "a rule for the lookahead needs max_lookahead, the most drafts of a round.")
     require(
-        isinstance(max_lookahead, int | np.integer), f"max_lookahead is {max_lookahead!r}; it must be a whole number."
+        max_lookahead is not None,
+        "a rule for the lookahead needs max_lookahead, the most drafts of a round.",
+    )
+    require(
+        isinstance(max_lookahead, int | np.integer),
+        f"max_lookahead is {max_lookahead!r}; it must be a whole number.",
     )
     assert max_lookahead is not None
     rule = lookahead.check(max_lookahead)
@@ -221,7 +242,9 @@ def autoregress(
     room: int | None = None,
 ) -> Decoded:
     """Decodes with the target alone, one token a step; arguments and errors as in `speculate`."""
-    requests = _requests(prompts, prompt_lengths, new_tokens, seed, rows, stop_tokens, target.config.ids)
+    requests = _requests(
+        prompts, prompt_lengths, new_tokens, seed, rows, stop_tokens, target.config.ids
+    )
     buffer = requests.prompts.shape[1] + _room(requests, room)
     require_positions(target, int(requests.max_lengths.max()), "target")
     with jax.default_matmul_precision("highest"):

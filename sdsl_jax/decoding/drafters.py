@@ -67,7 +67,12 @@ class Drafter(Protocol):
         ...
 
     def first(
-        self, params: Any, state: Any, tokens: Int[Array, "B L"], lengths: Int[Array, " B"], sampling: Sampling
+        self,
+        params: Any,
+        state: Any,
+        tokens: Int[Array, "B L"],
+        lengths: Int[Array, " B"],
+        sampling: Sampling,
     ) -> tuple[Proposal, Any]:
         """The first proposal of a round, after `lengths` tokens of each row."""
         ...
@@ -101,7 +106,9 @@ class ModelDrafter:
         """The cache after the prompts."""
         return prefill(self.config, params, prompts, capacity=capacity)
 
-    def first(self, params: Params, state: KVCache, tokens, lengths, sampling: Sampling) -> tuple[Proposal, KVCache]:
+    def first(
+        self, params: Params, state: KVCache, tokens, lengths, sampling: Sampling
+    ) -> tuple[Proposal, KVCache]:
         """Feeds the last two tokens of each row.
 
         Two, for after a full acceptance the draft has not seen its own last token yet; elsewhere the first of them is written
@@ -118,7 +125,9 @@ class ModelDrafter:
         self, params: Params, state: KVCache, tokens, lengths, drawn, number, sampling: Sampling
     ) -> tuple[Proposal, KVCache]:
         """Feeds the draft."""
-        logits, cache = forward(self.config, params, drawn[:, None], (lengths - 1 + number)[:, None], state)
+        logits, cache = forward(
+            self.config, params, drawn[:, None], (lengths - 1 + number)[:, None], state
+        )
         assert cache is not None
         return self._proposal(logits[:, 0], sampling), cache
 
@@ -127,7 +136,9 @@ class ModelDrafter:
         # The largest of a softmax, without the others.
         confidence = jnp.exp(logits.max(axis=-1) - jax.nn.logsumexp(logits, axis=-1))
         available = jnp.ones(logits.shape[0], bool)
-        return Proposal(probabilities(logits, sampling), confidence, available, finite_logits(logits))
+        return Proposal(
+            probabilities(logits, sampling), confidence, available, finite_logits(logits)
+        )
 
 
 @dataclass(frozen=True)
@@ -163,7 +174,9 @@ class NgramDraft:
         """Where each row copies from; set by `first`."""
         return jnp.full(prompts.shape[0], -1, jnp.int32)
 
-    def first(self, params: Any, state: Array, tokens, lengths, sampling: Sampling) -> tuple[Proposal, Array]:
+    def first(
+        self, params: Any, state: Array, tokens, lengths, sampling: Sampling
+    ) -> tuple[Proposal, Array]:
         """Finds the occurrence to copy from."""
         source = jax.vmap(self._match)(tokens, lengths)
         return self._proposal(source, tokens, lengths, 0), source
@@ -179,7 +192,8 @@ class NgramDraft:
         at = jnp.arange(tokens.shape[0])
         # agrees[n − 1, i]: the n tokens before position i are the row's last n.
         agrees = [
-            (jnp.roll(tokens, n) == tokens[jnp.maximum(length - n, 0)]) & (at >= n) for n in range(1, self.longest + 1)
+            (jnp.roll(tokens, n) == tokens[jnp.maximum(length - n, 0)]) & (at >= n)
+            for n in range(1, self.longest + 1)
         ]
         matches = jnp.cumprod(jnp.stack(agrees), axis=0).astype(bool) & (at < length)
         latest = jnp.where(matches, at, -1).max(axis=1)[self.shortest - 1 :]
@@ -188,7 +202,9 @@ class NgramDraft:
         longest = latest.shape[0] - 1 - jnp.argmax(known[::-1])
         return jnp.where(known.any(), latest[longest], -1)
 
-    def _proposal(self, source: Array, tokens: Array, lengths: Array, number: Array | int) -> Proposal:
+    def _proposal(
+        self, source: Array, tokens: Array, lengths: Array, number: Array | int
+    ) -> Proposal:
         known = source >= 0
         # Beyond the row's end stands what this round has copied so far: the stretch from the source on, over and over.
         at = jnp.where(known, source + number % jnp.maximum(lengths - source, 1), 0)

@@ -92,7 +92,10 @@ class ConfidenceThreshold(_Memoryless):
 
     def check(self, max_lookahead: int) -> ConfidenceThreshold:
         """Raises SdslError unless the threshold lies in [0, 1]."""
-        require(0 <= self.threshold <= 1, f"the confidence threshold is {self.threshold}; it must lie between 0 and 1.")
+        require(
+            0 <= self.threshold <= 1,
+            f"the confidence threshold is {self.threshold}; it must lie between 0 and 1.",
+        )
         return ConfidenceThreshold(jnp.float32(self.threshold))
 
     def most(self, memory: Any, max_lookahead: int) -> Int[Array, " B"]:
@@ -129,9 +132,17 @@ class OnlineLookahead(_Memoryless):
 
     def check(self, max_lookahead: int) -> OnlineLookahead:
         """Raises SdslError where a number lies outside its range."""
-        require(self.draft_step > 0, f"the draft step's cost is {self.draft_step}; it must be positive.")
-        require(self.verify_pass > 0, f"the verify pass's cost is {self.verify_pass}; it must be positive.")
-        require(0 < self.prior < 1, f"the prior acceptance is {self.prior}; it must lie between 0 and 1.")
+        require(
+            self.draft_step > 0, f"the draft step's cost is {self.draft_step}; it must be positive."
+        )
+        require(
+            self.verify_pass > 0,
+            f"the verify pass's cost is {self.verify_pass}; it must be positive.",
+        )
+        require(
+            0 < self.prior < 1,
+            f"the prior acceptance is {self.prior}; it must lie between 0 and 1.",
+        )
         require(self.prior_tests > 0, f"prior_tests is {self.prior_tests}; it must be positive.")
         require(0 < self.memory <= 1, f"the memory is {self.memory}; it must lie in (0, 1].")
         return jax.tree.map(jnp.float32, self)

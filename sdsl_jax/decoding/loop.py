@@ -146,16 +146,24 @@ def emit(rows: _Rows, new: Array, count: Array, requests: Requests) -> tuple[_Ro
     stops = (new[:, :, None] == requests.stop_tokens).any(-1) & (positions < count[:, None])
     stopped = stops.any(axis=1)
     count = jnp.where(stopped, jnp.argmax(stops, axis=1) + 1, count)
-    reason = jnp.where(stopped, STOP_TOKEN, jnp.where((count == room) & ~rows.done, LENGTH, RUNNING))
+    reason = jnp.where(
+        stopped, STOP_TOKEN, jnp.where((count == room) & ~rows.done, LENGTH, RUNNING)
+    )
     # Tokens past the count go to a column beyond the buffer, which scatter drops.
-    target = jnp.where(positions < count[:, None], rows.lengths[:, None] + positions, rows.tokens.shape[1])
+    target = jnp.where(
+        positions < count[:, None], rows.lengths[:, None] + positions, rows.tokens.shape[1]
+    )
     tokens = rows.tokens.at[jnp.arange(new.shape[0])[:, None], target].set(new, mode="drop")
     return _Rows(tokens, rows.lengths + count, rows.done | (reason != RUNNING)), count, reason
 
 
-def verify_rows(verification: Verification, drafts: Array, q: Array, p: Array, counts: Array, noise: Noise) -> Verdict:
+def verify_rows(
+    verification: Verification, drafts: Array, q: Array, p: Array, counts: Array, noise: Noise
+) -> Verdict:
     """The verdict on every row."""
-    return jax.vmap(VERIFICATIONS[verification])(drafts, q, p, counts, noise.uniforms, noise.residual)
+    return jax.vmap(VERIFICATIONS[verification])(
+        drafts, q, p, counts, noise.uniforms, noise.residual
+    )
 
 
 class _Drafts(NamedTuple):
@@ -171,7 +179,16 @@ class _Drafts(NamedTuple):
     finite: Array
 
 
-def _draft(drafter: Drafter, params: Any, state: Any, rows: _Rows, noise: Noise, rule, most: Array, how: Sampling):
+def _draft(
+    drafter: Drafter,
+    params: Any,
+    state: Any,
+    rows: _Rows,
+    noise: Noise,
+    rule,
+    most: Array,
+    how: Sampling,
+):
     """Draws up to `most` drafts for each row, stopping a row where its rule or its drafter has enough."""
 
     def take(drafts: _Drafts, proposal, number) -> _Drafts:
@@ -204,7 +221,9 @@ def _draft(drafter: Drafter, params: Any, state: Any, rows: _Rows, noise: Noise,
     )
     proposal, state = drafter.first(params, state, rows.tokens, rows.lengths, how)
     carry = (jnp.int32(1), take(none, proposal, 0), state)
-    _, drafts, state = jax.lax.while_loop(lambda c: (c[1].drafting & (c[0] < most)).any(), more, carry)
+    _, drafts, state = jax.lax.while_loop(
+        lambda c: (c[1].drafting & (c[0] < most)).any(), more, carry
+    )
     return drafts, state
 
 
@@ -269,13 +288,19 @@ def speculative_loop(
         starts, active = rows.lengths, ~rows.done
         most = jnp.where(active, rule.most(memory, G), 0)
         noise = round_noise(keys, starts, G, V)
-        drafts, draft_state = _draft(drafter, draft_params, draft_state, rows, noise, rule, most, sampling)
+        drafts, draft_state = _draft(
+            drafter, draft_params, draft_state, rows, noise, rule, most, sampling
+        )
 
         last = starts - 1
         fed = jnp.concatenate([rows.tokens[every, last][:, None], drafts.tokens], axis=1)
-        logits, target_cache = forward(target, target_params, fed, last[:, None] + jnp.arange(G + 1), target_cache)
+        logits, target_cache = forward(
+            target, target_params, fed, last[:, None] + jnp.arange(G + 1), target_cache
+        )
         target_probs = probabilities(logits, sampling)
-        verdict = verify_rows(verification, drafts.tokens, drafts.probs, target_probs, drafts.counts, noise)
+        verdict = verify_rows(
+            verification, drafts.tokens, drafts.probs, target_probs, drafts.counts, noise
+        )
 
         padded = jnp.concatenate([drafts.tokens, jnp.zeros((B, 1), jnp.int32)], axis=1)
         next_place = jnp.arange(G + 1) == verdict.accepted[:, None]
@@ -302,7 +327,9 @@ def speculative_loop(
             chance=chance,
             stop_reason=reason,
         )
-        events = jax.tree.map(lambda record, value: record.at[:, number].set(value), events, happened)
+        events = jax.tree.map(
+            lambda record, value: record.at[:, number].set(value), events, happened
+        )
         if keep_distributions:
             drafted = jnp.arange(G + 1) < (judged + 1)[:, None]
             kept = Blocks(
@@ -310,7 +337,9 @@ def speculative_loop(
                 jnp.where(drafted[:, 1:, None], drafts.probs, 0.0),
                 jnp.where((drafted & active[:, None])[..., None], target_probs, 0.0),
             )
-            blocks = jax.tree.map(lambda record, value: record.at[:, number].set(value), blocks, kept)
+            blocks = jax.tree.map(
+                lambda record, value: record.at[:, number].set(value), blocks, kept
+            )
         return rows, draft_state, target_cache, memory, events, blocks, finite, number + 1
 
     R = max_rounds
@@ -343,7 +372,15 @@ def speculative_loop(
     rows, _, _, _, events, blocks, finite, rounds = jax.lax.while_loop(unfinished, round_, carry)
     limits = jnp.full(B, limit, jnp.int32) if limited else None
     return Decoded(
-        rows.tokens, rows.lengths, requests.prompt_lengths, requests.max_lengths, events, rounds, blocks, finite, limits
+        rows.tokens,
+        rows.lengths,
+        requests.prompt_lengths,
+        requests.max_lengths,
+        events,
+        rounds,
+        blocks,
+        finite,
+        limits,
     )
 
 
@@ -365,7 +402,9 @@ def autoregressive_loop(
     def step(carry):
         rows, cache, finite, number = carry
         last = rows.lengths - 1
-        logits, cache = forward(target, target_params, rows.tokens[every, last][:, None], last[:, None], cache)
+        logits, cache = forward(
+            target, target_params, rows.tokens[every, last][:, None], last[:, None], cache
+        )
         probs = probabilities(logits[:, 0], sampling)
         noise = round_noise(keys, rows.lengths, 0, target.ids)
         drawn = draw(probs, noise.residual)

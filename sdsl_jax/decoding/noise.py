@@ -16,7 +16,9 @@ from jaxtyping import Array, Float, Int
 
 def row_keys(seed: int, rows: Int[np.ndarray, " B"]) -> Array:
     """One key per row, made of the seed and the row's own number: a row decodes alike alone and in any batch."""
-    return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.asarray(rows, jnp.uint32))
+    return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(
+        jnp.asarray(rows, jnp.uint32)
+    )
 
 
 def start_keys(keys: Array, buffer: int) -> Array:
@@ -24,7 +26,9 @@ def start_keys(keys: Array, buffer: int) -> Array:
 
     Not to the position of the token alone: under block verification the noise behind a dropped draft has been looked at.
     """
-    return jax.vmap(lambda key: jax.vmap(lambda start: jax.random.fold_in(key, start))(jnp.arange(buffer)))(keys)
+    return jax.vmap(
+        lambda key: jax.vmap(lambda start: jax.random.fold_in(key, start))(jnp.arange(buffer))
+    )(keys)
 
 
 class Noise(NamedTuple):

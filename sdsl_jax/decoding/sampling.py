@@ -45,7 +45,9 @@ class Sampling:
             0 <= self.temperature < math.inf,
             f"the temperature is {self.temperature}; it must be a number from 0 up.",
         )
-        require(self.top_k is None or self.top_k >= 1, f"top_k is {self.top_k}; it must be at least 1.")
+        require(
+            self.top_k is None or self.top_k >= 1, f"top_k is {self.top_k}; it must be at least 1."
+        )
         require(
             self.top_p is None or 0 < self.top_p <= 1,
             f"top_p is {self.top_p}; it must lie in (0, 1]{share_hint(float(self.top_p or 0))}.",
@@ -72,7 +74,9 @@ def _keep_top_k(probs: Float[Array, "... V"], k: int | Int[Array, ""]) -> Float[
     return jnp.where(probs >= last[..., None], probs, 0.0)
 
 
-def _keep_top_p(probs: Float[Array, "... V"], mass: float | Float[Array, ""]) -> Float[Array, "... V"]:
+def _keep_top_p(
+    probs: Float[Array, "... V"], mass: float | Float[Array, ""]
+) -> Float[Array, "... V"]:
     ranked = -jnp.sort(-probs, axis=-1)
     before = jnp.cumsum(ranked, axis=-1) - ranked
     # The least probable token that is needed to reach the mass; the first one always is.
@@ -81,7 +85,9 @@ def _keep_top_p(probs: Float[Array, "... V"], mass: float | Float[Array, ""]) ->
     return jnp.where(probs >= last, probs, 0.0)
 
 
-def _keep_min_p(probs: Float[Array, "... V"], share: float | Float[Array, ""]) -> Float[Array, "... V"]:
+def _keep_min_p(
+    probs: Float[Array, "... V"], share: float | Float[Array, ""]
+) -> Float[Array, "... V"]:
     return jnp.where(probs >= share * probs.max(axis=-1, keepdims=True), probs, 0.0)
 
 

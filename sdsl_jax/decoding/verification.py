@@ -47,7 +47,9 @@ def overlap(p: Float[Array, "... V"], q: Float[Array, "... V"]) -> Float[Array, 
     return jnp.minimum(p, q).sum(axis=-1)
 
 
-def is_accepted(uniform: Float[Array, ...], p: Float[Array, ...], q: Float[Array, ...]) -> Bool[Array, ...]:
+def is_accepted(
+    uniform: Float[Array, ...], p: Float[Array, ...], q: Float[Array, ...]
+) -> Bool[Array, ...]:
     """Whether a token of target probability p and draft probability q is kept: u·q < p, which needs no division."""
     return uniform * q < p
 
@@ -83,7 +85,9 @@ def verify_tokens(
     kept = is_accepted(uniforms, target_probs[positions, drafts], draft_probs[positions, drafts])
     accepted = jnp.cumprod(kept & drafted).sum()
     # Past the last draft there is no q to subtract: the bonus token comes from the target itself.
-    q = jnp.where(accepted < lookahead, draft_probs[jnp.minimum(accepted, drafts.shape[0] - 1)], 0.0)
+    q = jnp.where(
+        accepted < lookahead, draft_probs[jnp.minimum(accepted, drafts.shape[0] - 1)], 0.0
+    )
     tested = drafted & (positions <= accepted)
     chance = jnp.where(tested, jnp.minimum(overlap(target_probs[:-1], draft_probs), 1.0), 0.0)
     next_token = draw(residual(target_probs[accepted], q), gumbels)
@@ -150,12 +154,16 @@ def verify_block(
     accepted = jnp.max(jnp.where(passed, positions + 1, 0))
 
     # The block so far counts with its weight in the residual; after the last draft the token comes from the target itself.
-    weight = jnp.where((accepted > 0) & (accepted < lookahead), weights[jnp.maximum(accepted - 1, 0)], 1.0)
+    weight = jnp.where(
+        (accepted > 0) & (accepted < lookahead), weights[jnp.maximum(accepted - 1, 0)], 1.0
+    )
     q = jnp.where(accepted < lookahead, draft_probs[jnp.minimum(accepted, G - 1)], 0.0)
     rest = residual(weight * target_probs[accepted], q)
     # P(i + 1 or more kept | first i drafts) = Σ_v min(w_i·p_v, q_v), and w_i = P(i or more kept | first i drafts).
     before = jnp.concatenate([jnp.ones(1, weights.dtype), weights[:-1]])
-    kept = overlap(before[:, None] * target_probs[:-1], draft_probs) / jnp.where(before > 0, before, 1.0)
+    kept = overlap(before[:, None] * target_probs[:-1], draft_probs) / jnp.where(
+        before > 0, before, 1.0
+    )
     tested = (positions < lookahead) & (positions <= accepted)
     chance = jnp.where(tested, jnp.minimum(kept, 1.0), 0.0)
     return Verdict(accepted, draw(rest, gumbels), chance)

@@ -57,7 +57,9 @@ def _problem(loss: LossLaw, acceptance: AcceptanceLaw, place: _Place) -> DraftPr
     """In FLOPs, with the target's loss from the law, so that it moves with its size."""
     m = place.target_params
     target = ModelPoint(m, loss(m, place.target_tokens), place.target_tokens)
-    return DraftProblem(loss, place.draft_tokens, target, acceptance, FlopCost(place.rule, m), place.bounds)
+    return DraftProblem(
+        loss, place.draft_tokens, target, acceptance, FlopCost(place.rule, m), place.bounds
+    )
 
 
 @jax.jit
@@ -93,7 +95,9 @@ def _place(inputs: Inputs, laws: FittedLaws, target: ModelRecord) -> _Place:
     drafts = [m for m in inputs.models if m.role == "draft"]
     tokens = float(max(m.train_tokens for m in drafts))
     bounds = min(m.params_nonembedding for m in drafts) / 3, float(target.params_nonembedding)
-    place = _Place(float(target.params_nonembedding), tokens, float(target.train_tokens), laws.rule, bounds)
+    place = _Place(
+        float(target.params_nonembedding), tokens, float(target.train_tokens), laws.rule, bounds
+    )
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), place)
 
 
@@ -108,7 +112,9 @@ def sensitivity(inputs: Inputs) -> dict[str, Any] | None:
         floats = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (laws.loss, acceptance))
         found = _sensitivities(*floats, _place(inputs, laws, target))
     rows = []
-    for law, slopes, draws in zip(("loss", "acceptance"), found, (laws.loss_draws, laws.acceptance_draws[name])):
+    for law, slopes, draws in zip(
+        ("loss", "acceptance"), found, (laws.loss_draws, laws.acceptance_draws[name])
+    ):
         for coefficient, values in coefficients(slopes).items():
             drawn = np.asarray(coefficients(draws)[coefficient], float)
             at = float(coefficients(laws.loss if law == "loss" else acceptance)[coefficient])
@@ -131,7 +137,11 @@ def sensitivity(inputs: Inputs) -> dict[str, Any] | None:
     with jax.enable_x64(True):
         _, (joint,) = _optima(laws, name, inputs, [target])
     with np.errstate(all="ignore"):
-        together = [np.nanstd(np.log(joint.params)), np.nanstd(joint.lookahead), np.nanstd(np.log(joint.speedup))]
+        together = [
+            np.nanstd(np.log(joint.params)),
+            np.nanstd(joint.lookahead),
+            np.nanstd(np.log(joint.speedup)),
+        ]
     return {
         "target": target.model_id,
         "acceptance_law": name,
@@ -154,8 +164,12 @@ def claims(inputs: Inputs) -> dict[str, Any] | None:
     with jax.enable_x64(True):
         point, drawn = _optima(laws, name, inputs, targets)
     largest = targets[-1]
-    ratio = np.stack([m.params_nonembedding / a.params for m, a in zip(targets, drawn)]).mean(axis=0)
-    ratio_now = float(np.mean([m.params_nonembedding / a.params[0] for m, a in zip(targets, point)]))
+    ratio = np.stack([m.params_nonembedding / a.params for m, a in zip(targets, drawn)]).mean(
+        axis=0
+    )
+    ratio_now = float(
+        np.mean([m.params_nonembedding / a.params[0] for m, a in zip(targets, point)])
+    )
     at = f"at the largest target, {largest.params_nonembedding:,} parameters"
     rows = [
         _row(
@@ -208,10 +222,15 @@ def claims(inputs: Inputs) -> dict[str, Any] | None:
         ),
     ]
     # An optimum on a bound does not move with anything: that says nothing about what is beyond it.
-    inside = all(bool(a.interior[0]) for a in point) and all(a.interior.mean() > _INTERIOR for a in drawn)
+    inside = all(bool(a.interior[0]) for a in point) and all(
+        a.interior.mean() > _INTERIOR for a in drawn
+    )
     if not inside:
         for row in rows:
-            row |= {"answer": "undecided", "quantity": row["quantity"] + "; the optimum lies on the bounds of N"}
+            row |= {
+                "answer": "undecided",
+                "quantity": row["quantity"] + "; the optimum lies on the bounds of N",
+            }
     rows += _perplexity(inputs, laws)
     return {
         "claims": rows,
@@ -240,11 +259,14 @@ def _barely(
     inputs: Inputs, claim: str, what: str, point: list[_Answer], drawn: list[_Answer], which: int
 ) -> dict[str, Any]:
     """A claim that an elasticity is about 0; undecided where the loss law does not know what data do."""
-    unknown = any(w.startswith(("b ", "alpha_D ", "D_c ")) for w in inputs.fits["loss_law"]["warnings"])
+    unknown = any(
+        w.startswith(("b ", "alpha_D ", "D_c ")) for w in inputs.fits["loss_law"]["warnings"]
+    )
     return _row(
         inputs,
         claim,
-        f"{what}; barely: within ±{_BARELY:g}" + "; the exponent of the data is not identified" * unknown,
+        f"{what}; barely: within ±{_BARELY:g}"
+        + "; the exponent of the data is not identified" * unknown,
         float(point[-1].slopes[0, which]),
         np.asarray(drawn[-1].slopes)[:, which],
         holds=lambda low, high: not unknown and max(abs(low), abs(high)) <= _BARELY,
@@ -258,11 +280,18 @@ def _optima(
     """The answer of the fitted laws for each target, arrays of one, and those of their joint draws."""
 
     def with_draws(law: Any, draws: Any) -> Any:
-        return jax.tree.map(lambda x, many: jnp.concatenate([jnp.asarray([x]), many[:_DRAWS]]), law, draws)
+        return jax.tree.map(
+            lambda x, many: jnp.concatenate([jnp.asarray([x]), many[:_DRAWS]]), law, draws
+        )
 
-    both = with_draws(laws.loss, laws.loss_draws), with_draws(laws.acceptance[name], laws.acceptance_draws[name])
+    both = (
+        with_draws(laws.loss, laws.loss_draws),
+        with_draws(laws.acceptance[name], laws.acceptance_draws[name]),
+    )
     found = [jax.tree.map(np.asarray, _answers(*both, _place(inputs, laws, t))) for t in targets]
-    return [jax.tree.map(lambda x: x[:1], a) for a in found], [jax.tree.map(lambda x: x[1:], a) for a in found]
+    return [jax.tree.map(lambda x: x[:1], a) for a in found], [
+        jax.tree.map(lambda x: x[1:], a) for a in found
+    ]
 
 
 def _perplexity(inputs: Inputs, laws: FittedLaws) -> list[dict[str, Any]]:
@@ -274,7 +303,10 @@ def _perplexity(inputs: Inputs, laws: FittedLaws) -> list[dict[str, Any]]:
         or len({m.params_nonembedding for m in inputs.models if m.role == "target"}) < 2
     ):
         return []
-    span = {role: float(np.ptp([m.loss_nats for m in inputs.models if m.role == role])) for role in ("draft", "target")}
+    span = {
+        role: float(np.ptp([m.loss_nats for m in inputs.models if m.role == role]))
+        for role in ("draft", "target")
+    }
     ratio = span["target"] / span["draft"]
 
     runs = len({(m.params_nonembedding, m.seed) for m in inputs.models if m.role == "target"})
@@ -301,7 +333,8 @@ def _perplexity(inputs: Inputs, laws: FittedLaws) -> list[dict[str, Any]]:
         ),
         row(
             "the draft's perplexity dominates acceptance, nat for nat",
-            "slope of logit α in the target's loss over the slope in the draft's; dominated: below 1" + few,
+            "slope of logit α in the target's loss over the slope in the draft's; dominated: below 1"
+            + few,
             1.0,
             runs >= FEW_TARGETS,
         ),
@@ -309,7 +342,13 @@ def _perplexity(inputs: Inputs, laws: FittedLaws) -> list[dict[str, Any]]:
 
 
 def _row(
-    inputs: Inputs, claim: str, what: str, estimate: float, drawn: np.ndarray, holds: Any, fails: Any
+    inputs: Inputs,
+    claim: str,
+    what: str,
+    estimate: float,
+    drawn: np.ndarray,
+    holds: Any,
+    fails: Any,
 ) -> dict[str, Any]:
     tail = (1 - inputs.config.fit.confidence) / 2
     finite = drawn[np.isfinite(drawn)]
@@ -320,6 +359,19 @@ def _row(
         # Where the bootstrap is so biased that its interval does not hold the estimate, it decides nothing.
         decisive = low <= estimate <= high
         answer = (
-            "undecided" if not decisive else "yes" if holds(low, high) else "no" if fails(low, high) else "undecided"
+            "undecided"
+            if not decisive
+            else "yes"
+            if holds(low, high)
+            else "no"
+            if fails(low, high)
+            else "undecided"
         )
-    return {"claim": claim, "quantity": what, "estimate": estimate, "low": low, "high": high, "answer": answer}
+    return {
+        "claim": claim,
+        "quantity": what,
+        "estimate": estimate,
+        "low": low,
+        "high": high,
+        "answer": answer,
+    }

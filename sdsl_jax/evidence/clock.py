@@ -31,7 +31,9 @@ def clock(inputs: Inputs) -> dict[str, Any] | None:
     budget = max(c.draft.train_tokens for c in found)
     single = [c for c in found if c.batch == 1]
     ladder = {m.model_id for m in inputs.models}
-    candidates = [c for c in single if c.draft.model_id in ladder and c.draft.train_tokens == budget]
+    candidates = [
+        c for c in single if c.draft.model_id in ladder and c.draft.train_tokens == budget
+    ]
     choices = []
     for name in _targets(candidates):
         of_target = _of(candidates, name)
@@ -41,7 +43,9 @@ def clock(inputs: Inputs) -> dict[str, Any] | None:
         "error": _errors(candidates),
         "error_of_costs": _errors(candidates, with_tokens=True),
         # Laws were fitted to the other targets, and to these drafts with them.
-        "error_of_unseen_targets": _errors([c for c in candidates if c.target.model_id not in ladder]),
+        "error_of_unseen_targets": _errors(
+            [c for c in candidates if c.target.model_id not in ladder]
+        ),
         "targets": choices,
         "mean_regret": _mean([row["regret"] for row in choices]),
         "mean_regret_with_plain": _mean([row["regret_with_plain"] for row in choices]),
@@ -96,7 +100,13 @@ def _errors(found: list[Cell], with_tokens: bool = False) -> dict[str, Any] | No
         "mean": float(ratio.mean() - 1),
         "worst": float(np.abs(ratio - 1).max()),
         "rank_correlation": float(
-            np.mean([_rank_correlation(_of(found, t), with_tokens) for t in _targets(found) if len(_of(found, t)) > 2])
+            np.mean(
+                [
+                    _rank_correlation(_of(found, t), with_tokens)
+                    for t in _targets(found)
+                    if len(_of(found, t)) > 2
+                ]
+            )
         ),
         # Of the measured medians: those of two halves differ by twice as much as that of all errs.
         "noise": float(np.median([abs(_half(c, 0) / _half(c, 1) - 1) for c in found]) / 2),
@@ -149,11 +159,15 @@ def _policies(found: list[Cell], optimum: PredictedOptimum) -> dict[str, list[Ce
         "paper_cost": [max(found, key=_paper)],
         "rule_of_200": [max(rule, key=_paper)],
         "lookahead_4": [max(habit, key=ours)] if habit else [],
-        "random_draft": [max((c for c in found if c.draft.model_id == d), key=ours) for d in drafts],
+        "random_draft": [
+            max((c for c in found if c.draft.model_id == d), key=ours) for d in drafts
+        ],
     }
 
 
-def _regret(found: list[Cell], chosen: list[Cell], least: float = 0.0, decline: bool = False) -> float:
+def _regret(
+    found: list[Cell], chosen: list[Cell], least: float = 0.0, decline: bool = False
+) -> float:
     """Mean over the chosen and over both halves of 1 − S(chosen)/S(best), the best one chosen on the other half.
 
     Args:
@@ -189,16 +203,22 @@ def _choice(found: list[Cell], optimum: PredictedOptimum) -> dict[str, Any]:
         "regret": {name: _regret(found, taken) for name, taken in made.items()},
         # Only the calibrated machine ever says not to speculate.
         "regret_with_plain": {
-            name: _regret(found, taken, 1.0, decline=name in ("calibrated", "optimum")) for name, taken in made.items()
+            name: _regret(found, taken, 1.0, decline=name in ("calibrated", "optimum"))
+            for name, taken in made.items()
         },
         "regret_in_sample": {
-            name: float(np.mean([1 - c.measured / best.measured for c in taken])) for name, taken in made.items()
+            name: float(np.mean([1 - c.measured / best.measured for c in taken]))
+            for name, taken in made.items()
         },
     }
 
 
 def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0] if all(name in row for row in rows)}
+    return {
+        name: float(np.mean([row[name] for row in rows]))
+        for name in rows[0]
+        if all(name in row for row in rows)
+    }
 
 
 def _batches(found: list[Cell]) -> list[dict[str, Any]]:
@@ -239,7 +259,9 @@ def _crossing(points: list[dict[str, float]], key: str) -> float | str:
     for left, right in itertools.pairwise(points):
         if left[key] > 1 >= right[key]:
             share = (left[key] - 1) / (left[key] - right[key])
-            return float(np.exp(np.log(left["batch"]) + share * np.log(right["batch"] / left["batch"])))
+            return float(
+                np.exp(np.log(left["batch"]) + share * np.log(right["batch"] / left["batch"]))
+            )
     return "all" if points[-1][key] > 1 else "none"
 
 
@@ -274,7 +296,9 @@ def _shapes(single: list[Cell], budget: int) -> list[dict[str, Any]]:
                     }
                     for c in ordered
                 ],
-                "fastest_predicted": min(ordered, key=lambda c: c.predicted_round_seconds).draft.layers,
+                "fastest_predicted": min(
+                    ordered, key=lambda c: c.predicted_round_seconds
+                ).draft.layers,
                 "fastest_measured": min(ordered, key=lambda c: c.round_seconds).draft.layers,
                 "best_predicted": max(ordered, key=lambda c: c.predicted).draft.layers,
                 "best_measured": max(ordered, key=lambda c: c.measured).draft.layers,

@@ -63,7 +63,9 @@ def cells(inputs: Inputs) -> list[Cell]:
     shapes = {name: record_shape(model, laws.rule) for name, model in models.items()}
     grouped: dict[tuple[int, str, str, int, int], list[RunRecord]] = {}
     for run in inputs.runs:
-        grouped.setdefault((run.block, run.draft_id, run.target_id, run.lookahead, run.batch), []).append(run)
+        grouped.setdefault(
+            (run.block, run.draft_id, run.target_id, run.lookahead, run.batch), []
+        ).append(run)
     plain = {key[0]: runs for key, runs in grouped.items() if not key[1]}
     found = []
     for (block, draft, target, lookahead, batch), runs in grouped.items():
@@ -127,7 +129,9 @@ def predicted_optimum(inputs: Inputs, target: ModelRecord, draft_tokens: int) ->
     assert inputs.hardware is not None
     laws = read_laws(inputs.fits)
     sizes = [float(m.params_nonembedding) for m in inputs.models if m.role == "draft"]
-    context = next(float(r.context) for r in inputs.runs if r.target_id == target.model_id and not r.draft_id)
+    context = next(
+        float(r.context) for r in inputs.runs if r.target_id == target.model_id and not r.draft_id
+    )
     with jax.enable_x64(True):
         best = DraftProblem(
             loss_law=laws.loss,

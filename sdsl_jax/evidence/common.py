@@ -14,7 +14,9 @@ from jaxtyping import Bool
 from sdsl_jax.records import AcceptanceRecord, ModelRecord
 from sdsl_jax.statistics import ratio_interval, student_quantile
 
-BY_DRAFTS = "t interval over drafts as clusters: all pairs of a draft, at all its budgets, move together"
+BY_DRAFTS = (
+    "t interval over drafts as clusters: all pairs of a draft, at all its budgets, move together"
+)
 
 
 def trunk(model: ModelRecord) -> str:
@@ -22,10 +24,14 @@ def trunk(model: ModelRecord) -> str:
     return f"{model.role}-{model.params_nonembedding}-s{model.seed}"
 
 
-def clustered_mean(values: Sequence[float] | np.ndarray, clusters: Sequence[str], confidence: float) -> dict[str, Any]:
+def clustered_mean(
+    values: Sequence[float] | np.ndarray, clusters: Sequence[str], confidence: float
+) -> dict[str, Any]:
     """Mean with a t interval over clusters; NaN ends where there is only one."""
     index = np.unique(np.asarray(clusters), return_inverse=True)[1]
-    found = ratio_interval(np.bincount(index, np.asarray(values, float)), np.bincount(index), confidence)
+    found = ratio_interval(
+        np.bincount(index, np.asarray(values, float)), np.bincount(index), confidence
+    )
     return {
         "estimate": found.estimate,
         "low": found.low,
@@ -65,7 +71,10 @@ def kolmogorov_p_value(distance: float, n: int) -> float:
     scaled = (root + 0.12 + 0.11 / root) * distance
     if scaled < 0.2:  # the series needs ever more terms, and the answer is 1 to many digits
         return 1.0
-    return min(1.0, max(0.0, 2 * sum((-1) ** (k - 1) * math.exp(-2 * (k * scaled) ** 2) for k in range(1, 60))))
+    return min(
+        1.0,
+        max(0.0, 2 * sum((-1) ** (k - 1) * math.exp(-2 * (k * scaled) ** 2) for k in range(1, 60))),
+    )
 
 
 def by_pair(rows: Iterable[AcceptanceRecord]) -> dict[tuple[str, str], AcceptanceRecord]:

@@ -44,11 +44,15 @@ def exact_rows(inputs: Inputs, drafts: set[str], estimator: str) -> list[Accepta
     rows = [row for row in inputs.conditions if row.draft_id in drafts and row.target_id in targets]
     rows = [row for row in rows if row.estimator == estimator]
     # The conditions come last: their own rows at base conditions, if any, are of the same windows as the others.
-    known = [row for row in inputs.acceptance if row.draft_id in drafts and row.estimator == estimator]
+    known = [
+        row for row in inputs.acceptance if row.draft_id in drafts and row.estimator == estimator
+    ]
     return [*known, *rows] if rows else []
 
 
-def by_both(ask: Callable[[Inputs, str], dict[str, Any] | None], inputs: Inputs, first: str) -> dict[str, Any] | None:
+def by_both(
+    ask: Callable[[Inputs, str], dict[str, Any] | None], inputs: Inputs, first: str
+) -> dict[str, Any] | None:
     """The answer by one exact estimator and, as `also`, the summary of that by the other one.
 
     Args:
@@ -60,19 +64,33 @@ def by_both(ask: Callable[[Inputs, str], dict[str, Any] | None], inputs: Inputs,
     found = [answer for answer in answers if answer is not None]
     if not found:
         return None
-    also = [{key: value for key, value in answer.items() if key not in _DETAILS} for answer in found[1:]]
+    also = [
+        {key: value for key, value in answer.items() if key not in _DETAILS} for answer in found[1:]
+    ]
     return found[0] | {"also": also}
 
 
 def losses(inputs: Inputs, domain_name: str) -> dict[str, float]:
     """Loss of every model on a text, nats per token; on the study's own text those of the model table where no other is."""
-    known = {m.model_id: m.loss_nats for m in inputs.models} if domain_name == base_domain(inputs) else {}
-    return known | {row.model_id: row.loss_nats for row in inputs.losses if row.domain == domain_name}
+    known = (
+        {m.model_id: m.loss_nats for m in inputs.models}
+        if domain_name == base_domain(inputs)
+        else {}
+    )
+    return known | {
+        row.model_id: row.loss_nats for row in inputs.losses if row.domain == domain_name
+    }
 
 
 def _grid(values: dict[Any, dict[tuple[str, str], float]], conditions: list[Any]) -> Grid:
-    pairs = [pair for pair in values[conditions[0]] if all(pair in values[each] for each in conditions)]
-    return Grid(conditions, pairs, np.asarray([[values[each][pair] for each in conditions] for pair in pairs]))
+    pairs = [
+        pair for pair in values[conditions[0]] if all(pair in values[each] for each in conditions)
+    ]
+    return Grid(
+        conditions,
+        pairs,
+        np.asarray([[values[each][pair] for each in conditions] for pair in pairs]),
+    )
 
 
 def _drafts(inputs: Inputs) -> dict[str, Any]:
@@ -86,7 +104,11 @@ def _by_condition(
     return [
         {name: condition}
         | {"alpha": clustered_mean(grid.alpha[:, k], clusters, confidence)}
-        | {"change": clustered_mean(grid.alpha[:, k] - grid.alpha[:, reference], clusters, confidence)}
+        | {
+            "change": clustered_mean(
+                grid.alpha[:, k] - grid.alpha[:, reference], clusters, confidence
+            )
+        }
         for k, condition in enumerate(grid.conditions)
     ]
 
@@ -94,7 +116,12 @@ def _by_condition(
 def _pairs(grid: Grid, gap: np.ndarray) -> list[dict[str, Any]]:
     """What figures draw: loss gap and α of every pair by condition."""
     return [
-        {"draft_id": draft, "target_id": target, "gap": np.asarray(gap[i]).tolist(), "alpha": grid.alpha[i].tolist()}
+        {
+            "draft_id": draft,
+            "target_id": target,
+            "gap": np.asarray(gap[i]).tolist(),
+            "alpha": grid.alpha[i].tolist(),
+        }
         for i, (draft, target) in enumerate(grid.pairs)
     ]
 
@@ -132,7 +159,8 @@ def _temperature(inputs: Inputs, estimator: str) -> dict[str, Any] | None:
         "by_temperature": [
             row | coefficients
             for row, coefficients in zip(
-                _by_condition(grid, reference, clusters, m.confidence, "temperature"), by_temperature
+                _by_condition(grid, reference, clusters, m.confidence, "temperature"),
+                by_temperature,
             )
         ],
         "laws": laws,
@@ -154,7 +182,12 @@ def _temperature(inputs: Inputs, estimator: str) -> dict[str, Any] | None:
 
 
 def _temperature_laws(
-    inputs: Inputs, grid: Grid, reference: int, gap: np.ndarray, sizes: np.ndarray, clusters: list[str]
+    inputs: Inputs,
+    grid: Grid,
+    reference: int,
+    gap: np.ndarray,
+    sizes: np.ndarray,
+    clusters: list[str],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Each law's error on left-out draft sizes; and level and slope at every temperature with their intervals."""
     pairs, count = grid.alpha.shape
@@ -180,10 +213,16 @@ def _temperature_laws(
         laws.append(
             {"law": name, "coefficients": levels.shape[1] + slopes.shape[1]}
             | {"left_out_rmse": float(np.sqrt(square.mean()))}
-            | {"squared_error_change": clustered_mean(square - ignored, list(of_cluster), confidence)}
+            | {
+                "squared_error_change": clustered_mean(
+                    square - ignored, list(of_cluster), confidence
+                )
+            }
         )
     labels, index = np.unique(np.asarray(clusters), return_inverse=True)
-    drawn = bootstrap_weights(len(labels), inputs.config.fit.bootstrap, inputs.config.seed)[:, index]
+    drawn = bootstrap_weights(len(labels), inputs.config.fit.bootstrap, inputs.config.seed)[
+        :, index
+    ]
     weights, one = np.concatenate([np.ones((1, pairs)), drawn]), np.ones((pairs, 1))
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     by_temperature = []
@@ -219,11 +258,15 @@ def _domain(inputs: Inputs, estimator: str) -> dict[str, Any] | None:
         return None
     grid = _grid(values, names)
     known = [all(model in own[name] for name in names for model in pair) for pair in grid.pairs]
-    grid = Grid(names, [p for p, k in zip(grid.pairs, known) if k], grid.alpha[np.asarray(known, bool)])
+    grid = Grid(
+        names, [p for p, k in zip(grid.pairs, known) if k], grid.alpha[np.asarray(known, bool)]
+    )
     if len({drafts[draft].params_nonembedding for draft, _ in grid.pairs}) < 2:
         return None
     clusters = [trunk(drafts[draft]) for draft, _ in grid.pairs]
-    gaps = np.asarray([[own[name][draft] - own[name][target] for name in names] for draft, target in grid.pairs])
+    gaps = np.asarray(
+        [[own[name][draft] - own[name][target] for name in names] for draft, target in grid.pairs]
+    )
     left_out, change = _carried_over(inputs, grid, gaps, clusters)
     return {
         "base": base,
@@ -236,7 +279,11 @@ def _domain(inputs: Inputs, estimator: str) -> dict[str, Any] | None:
         "pairs": _pairs(grid, gaps),
         "squared_error_change": change,
         "verdict": {
-            "better_loss": "own" if change["high"] < 0 else "base" if change["low"] > 0 else "undecided",
+            "better_loss": "own"
+            if change["high"] < 0
+            else "base"
+            if change["low"] > 0
+            else "undecided",
         },
         "n": len(grid.pairs),
         "drafts": len(set(clusters)),
@@ -275,4 +322,6 @@ def _carried_over(
         | {"squared_error_change": clustered_mean(change[:, k], clusters, confidence)}
         for k, condition in enumerate(grid.conditions)
     ]
-    return left_out, clustered_mean(change.reshape(-1), list(np.repeat(clusters, count)), confidence)
+    return left_out, clustered_mean(
+        change.reshape(-1), list(np.repeat(clusters, count)), confidence
+    )

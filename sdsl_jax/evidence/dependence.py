@@ -70,7 +70,9 @@ def dependence(inputs: Inputs) -> dict[str, Any] | None:
             "mean_error": mean(error[name][:, judged].mean(axis=1)),
             "mean_absolute_error": mean(np.abs(error[name][:, judged]).mean(axis=1)),
             "largest_absolute_error": float(np.abs(error[name][:, judged]).max()),
-            "more_than_geometric": mean((np.abs(error[name]) - np.abs(error["geometric"]))[:, judged].mean(axis=1)),
+            "more_than_geometric": mean(
+                (np.abs(error[name]) - np.abs(error["geometric"]))[:, judged].mean(axis=1)
+            ),
             "lookahead_off_by": mean(np.abs(best[name] - measured)),
             "lookahead_exact": int((best[name] == measured).sum()),
             "regret": mean(regret[name]),
@@ -93,7 +95,12 @@ def dependence(inputs: Inputs) -> dict[str, Any] | None:
         "models": models,
         "measured_lookahead_at_largest": int((measured == table.lookaheads[-1]).sum()),
         "pairs": [
-            {"draft_id": pair[0], "target_id": pair[1], "alpha": float(table.alpha[i]), "cost": float(table.cost[i])}
+            {
+                "draft_id": pair[0],
+                "target_id": pair[1],
+                "alpha": float(table.alpha[i]),
+                "cost": float(table.cost[i]),
+            }
             | {"persistence": float(fits["persistent"].parameter[i])}
             | {"concentration": float(fits["beta"].parameter[i])}
             | {"lookahead_measured": int(measured[i])}
@@ -123,7 +130,12 @@ def _table(inputs: Inputs) -> _Table | None:
     for row in inputs.expected:
         pair = row.draft_id, row.target_id
         known = pair in exact and row.draft_id in models and row.target_id in models
-        if known and row.temperature == m.temperature and 0 < exact[pair].alpha < 1 and row.tokens_per_round > 1:
+        if (
+            known
+            and row.temperature == m.temperature
+            and 0 < exact[pair].alpha < 1
+            and row.tokens_per_round > 1
+        ):
             rows.setdefault(pair, {})[row.lookahead] = row
     if not rows:
         return None
@@ -138,7 +150,9 @@ def _table(inputs: Inputs) -> _Table | None:
         lookaheads=tuple(lookaheads),
         rows=[[rows[pair][gamma] for gamma in lookaheads] for pair in pairs],
         alpha=np.asarray([exact[pair].alpha for pair in pairs]),
-        tau=np.asarray([[rows[pair][gamma].tokens_per_round for gamma in lookaheads] for pair in pairs]),
+        tau=np.asarray(
+            [[rows[pair][gamma].tokens_per_round for gamma in lookaheads] for pair in pairs]
+        ),
         # Records of other makers may lack FLOPs: then the paper's ratio of sizes.
         cost=np.asarray(
             [
@@ -156,7 +170,9 @@ def _fitted(lookaheads: tuple[int, ...]) -> tuple[int, int]:
     return 1, min(lookaheads[1:], key=lambda gamma: (abs(gamma - _FITTED[1]), gamma))
 
 
-def _predictions(table: _Table, fits: dict[str, DependenceFit]) -> dict[str, Float[np.ndarray, "P G"]]:
+def _predictions(
+    table: _Table, fits: dict[str, DependenceFit]
+) -> dict[str, Float[np.ndarray, "P G"]]:
     gamma = np.asarray(table.lookaheads, float)
     at_1 = table.tau[:, 0] - 1  # at γ = 1 the geometric formula is 1 + α
     with jax.enable_x64(True):
@@ -178,7 +194,10 @@ def _best_lookahead(tau: Float[np.ndarray, "P G"], table: _Table) -> np.ndarray:
 
 
 def _regret(chosen: np.ndarray, best: np.ndarray, table: _Table) -> Float[np.ndarray, " P"]:
-    speedups, place = _speedups(table.tau, table), {gamma: i for i, gamma in enumerate((0, *table.lookaheads))}
+    speedups, place = (
+        _speedups(table.tau, table),
+        {gamma: i for i, gamma in enumerate((0, *table.lookaheads))},
+    )
     at = lambda lookaheads: speedups[np.arange(len(speedups)), [place[int(g)] for g in lookaheads]]  # noqa: E731
     return 1 - at(chosen) / at(best)
 
@@ -186,7 +205,8 @@ def _regret(chosen: np.ndarray, best: np.ndarray, table: _Table) -> Float[np.nda
 def _noise(table: _Table, g: int) -> float:
     """Mean over pairs of the relative standard error of τ."""
     errors = [
-        standard_error(r.tokens_per_round_low, r.tokens_per_round_high, r.confidence, r.samples) / r.tokens_per_round
+        standard_error(r.tokens_per_round_low, r.tokens_per_round_high, r.confidence, r.samples)
+        / r.tokens_per_round
         for r in (rows[g] for rows in table.rows)
         if r.samples > 1
     ]
@@ -201,12 +221,18 @@ def _constancy(table: _Table, confidence: float) -> dict[str, Any]:
         row = rows[-1]
         if row.samples < 2 or not math.isfinite(row.alpha_change_high - row.alpha_change_low):
             continue
-        error = standard_error(row.alpha_change_low, row.alpha_change_high, row.confidence, row.samples)
+        error = standard_error(
+            row.alpha_change_low, row.alpha_change_high, row.confidence, row.samples
+        )
         z = row.alpha_change / error if error > 0 else 0.0
         clusters.append(cluster)
         found.append(
             {"draft_id": pair[0], "target_id": pair[1], "change": row.alpha_change, "z": z}
-            | {"low": row.alpha_change_low, "high": row.alpha_change_high, "p": student_p_value(z, row.samples - 1)}
+            | {
+                "low": row.alpha_change_low,
+                "high": row.alpha_change_high,
+                "p": student_p_value(z, row.samples - 1),
+            }
         )
     rejected = holm([each["p"] for each in found], _LEVEL) if found else np.zeros(0, bool)
     return {
@@ -214,7 +240,9 @@ def _constancy(table: _Table, confidence: float) -> dict[str, Any]:
         "level": _LEVEL,
         "rejected": int(rejected.sum()),
         "n": len(found),
-        "mean_change": clustered_mean([each["change"] for each in found], clusters, confidence) if found else None,
+        "mean_change": clustered_mean([each["change"] for each in found], clusters, confidence)
+        if found
+        else None,
         "pairs": [each | {"rejected": bool(r)} for each, r in zip(found, rejected)],
         "basis": "α̂(γ) inverts the geometric formula; its change since γ = 1 has a t interval over samples, and the "
         f"tests of all pairs together have a chance of {_LEVEL:.0%} of any false rejection (Holm), whatever pairs share",
@@ -230,10 +258,16 @@ def _survival(inputs: Inputs, confidence: float) -> list[dict[str, Any]]:
         pair = row.draft_id, row.target_id
         if pair in exact and row.draft_id in models:
             ratio = row.survival / exact[pair].alpha ** row.position
-            groups.setdefault((row.lookahead, row.position), []).append((trunk(models[row.draft_id]), ratio))
+            groups.setdefault((row.lookahead, row.position), []).append(
+                (trunk(models[row.draft_id]), ratio)
+            )
     return [
         {"lookahead": gamma, "position": k}
-        | {"ratio": clustered_mean([ratio for _, ratio in found], [of for of, _ in found], confidence)}
+        | {
+            "ratio": clustered_mean(
+                [ratio for _, ratio in found], [of for of, _ in found], confidence
+            )
+        }
         for (gamma, k), found in sorted(groups.items())
     ]
 
@@ -242,7 +276,13 @@ def _verdict(models: dict[str, Any], pairs: int) -> dict[str, Any]:
     least = min(_MODELS, key=lambda name: models[name]["mean_absolute_error"]["estimate"])
     better = models[least]["more_than_geometric"]
     regret = models["geometric"]["regret"]
-    good = "yes" if regret["high"] < _REGRET_MARGIN else "no" if regret["low"] > _REGRET_MARGIN else "undecided"
+    good = (
+        "yes"
+        if regret["high"] < _REGRET_MARGIN
+        else "no"
+        if regret["low"] > _REGRET_MARGIN
+        else "undecided"
+    )
     return {
         "least_error": least,
         "better_than_geometric": bool(better["high"] < 0),

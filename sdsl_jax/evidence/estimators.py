@@ -10,7 +10,13 @@ import jax
 import numpy as np
 from jax.scipy.special import gammaincc
 
-from sdsl_jax.evidence.common import BY_DRAFTS, clustered_mean, kolmogorov_p_value, standard_error, trunk
+from sdsl_jax.evidence.common import (
+    BY_DRAFTS,
+    clustered_mean,
+    kolmogorov_p_value,
+    standard_error,
+    trunk,
+)
 from sdsl_jax.evidence.inputs import Inputs
 from sdsl_jax.records import AcceptanceRecord, ExpectedRecord
 
@@ -43,14 +49,22 @@ def estimators(inputs: Inputs) -> dict[str, Any] | None:
         if not pairs:
             continue
         change = np.asarray([one[pair][0] - other[pair][0] for pair in pairs])
-        row: dict[str, Any] = {"first": first[0], "second": second[0], "lookahead": first[1] or second[1]}
-        row["difference"] = clustered_mean(change, [clusters[draft] for draft, _ in pairs], confidence)
+        row: dict[str, Any] = {
+            "first": first[0],
+            "second": second[0],
+            "lookahead": first[1] or second[1],
+        }
+        row["difference"] = clustered_mean(
+            change, [clusters[draft] for draft, _ in pairs], confidence
+        )
         row |= {"smallest": float(change.min()), "largest": float(change.max())}
         row["standard_error_of_a_pair"] = _mean([one[pair][1] for pair in pairs])
         if second[0] == "expected_per_test":
             row |= _combined(change, [(one[pair][1], other[pair][1]) for pair in pairs])
         differences.append(row)
-    self_check = _self_check([z for z in inputs.self_checks.values() if z is not None and math.isfinite(z)])
+    self_check = _self_check(
+        [z for z in inputs.self_checks.values() if z is not None and math.isfinite(z)]
+    )
     if not differences and self_check is None:
         return None
     return {
@@ -76,9 +90,19 @@ def _values(inputs: Inputs) -> dict[tuple[str, int], dict[_Pair, _Value]]:
             value = row.alpha, _error(row.alpha_low, row.alpha_high, row.confidence, row.clusters)
             found.setdefault((row.estimator, row.lookahead), {})[_pair(row)] = value
     for each in inputs.expected:
-        if each.temperature == inputs.config.measure.temperature and math.isfinite(each.accepted_per_test):
-            error = _error(each.accepted_per_test_low, each.accepted_per_test_high, each.confidence, each.samples)
-            found.setdefault(("expected_per_test", each.lookahead), {})[_pair(each)] = each.accepted_per_test, error
+        if each.temperature == inputs.config.measure.temperature and math.isfinite(
+            each.accepted_per_test
+        ):
+            error = _error(
+                each.accepted_per_test_low,
+                each.accepted_per_test_high,
+                each.confidence,
+                each.samples,
+            )
+            found.setdefault(("expected_per_test", each.lookahead), {})[_pair(each)] = (
+                each.accepted_per_test,
+                error,
+            )
     return found
 
 

@@ -44,7 +44,11 @@ def residuals(inputs: Inputs) -> dict[str, Any] | None:
 
     def by(values: np.ndarray, groups: np.ndarray) -> list[dict[str, Any]]:
         return [
-            {"size": int(size), "mean": float(values[groups == size].mean()), "n": int((groups == size).sum())}
+            {
+                "size": int(size),
+                "mean": float(values[groups == size].mean()),
+                "n": int((groups == size).sum()),
+            }
             for size in np.unique(groups)
         ]
 
@@ -52,7 +56,12 @@ def residuals(inputs: Inputs) -> dict[str, Any] | None:
     return {
         "loss_by_size": by(loss, sizes),
         "loss_points": [
-            {"model_id": m.model_id, "residual": float(r), "params": m.params_nonembedding, "tokens": m.train_tokens}
+            {
+                "model_id": m.model_id,
+                "residual": float(r),
+                "params": m.params_nonembedding,
+                "tokens": m.train_tokens,
+            }
             for m, r in zip(models, loss)
         ],
         "loss_rmse": float(np.sqrt(np.square(loss).mean())),
@@ -94,9 +103,17 @@ def _seed_scatter(models: list[ModelRecord]) -> float | None:
     """Pooled standard deviation of ln loss between seeds of one rung and budget: what no law of size and data can explain."""
     groups: dict[tuple[str, int, int], list[float]] = {}
     for m in models:
-        groups.setdefault((m.role, m.params_nonembedding, m.train_tokens), []).append(float(np.log(m.loss_nats)))
-    squares = [(np.square(np.asarray(v) - np.mean(v)).sum(), len(v) - 1) for v in groups.values() if len(v) > 1]
-    return float(np.sqrt(sum(s for s, _ in squares) / sum(n for _, n in squares))) if squares else None
+        groups.setdefault((m.role, m.params_nonembedding, m.train_tokens), []).append(
+            float(np.log(m.loss_nats))
+        )
+    squares = [
+        (np.square(np.asarray(v) - np.mean(v)).sum(), len(v) - 1)
+        for v in groups.values()
+        if len(v) > 1
+    ]
+    return (
+        float(np.sqrt(sum(s for s, _ in squares) / sum(n for _, n in squares))) if squares else None
+    )
 
 
 def coverage(inputs: Inputs) -> dict[str, Any] | None:
@@ -113,7 +130,11 @@ def coverage(inputs: Inputs) -> dict[str, Any] | None:
     models = _fitted(inputs)
     table = loss_table(models)
     exact = np.asarray(truth(table.params, table.tokens), float)
-    shared = max(0.0, _share_between(np.asarray([law["residuals"][m.model_id] for m in models]), table.rungs) or 0)
+    shared = max(
+        0.0,
+        _share_between(np.asarray([law["residuals"][m.model_id] for m in models]), table.rungs)
+        or 0,
+    )
     random = np.random.default_rng(inputs.config.seed)
     config = dataclasses.replace(inputs.config.fit, starts=8, bootstrap=100)
     inside: dict[str, list[bool]] = {name: [] for name in law["coefficients"]}
@@ -146,7 +167,9 @@ def _intervals(
         data = loss_data(table.params, table.tokens, table.loss)
         begin = form.starts(data, config.starts, np.random.default_rng(seed))
         best = fit(form.residuals, begin, data, np.ones(len(table.loss)), delta, pin_of(form))
-        drawn = refit(form.residuals, starting_points(form, best), data, weights, delta, pin_of(form))
+        drawn = refit(
+            form.residuals, starting_points(form, best), data, weights, delta, pin_of(form)
+        )
         draws = coefficients(laws_of(form, drawn, data))
     return {k: tuple(np.quantile(np.asarray(v), [tail, 1 - tail])) for k, v in draws.items()}
 

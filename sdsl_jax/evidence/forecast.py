@@ -46,12 +46,16 @@ def forecast(config: StudyConfig, seen: list[ModelRecord], fits: dict[str, Any])
     rungs = held_out(config)
     # Of several seeds the smallest stands for the rung.
     known = {
-        Rung(m.role, m.params_nonembedding, m.train_tokens): m for m in sorted(seen, key=lambda m: m.seed, reverse=True)
+        Rung(m.role, m.params_nonembedding, m.train_tokens): m
+        for m in sorted(seen, key=lambda m: m.seed, reverse=True)
     }
     # A model scatters about the law by one amount, whether its loss is asked for or an α that follows from it.
     losses = {
         rung: np.asarray(laws.loss_draws(float(rung.params), float(rung.tokens)), float)
-        * np.exp(_scatter(fits["loss_law"]) * random.standard_normal(len(jax.tree.leaves(laws.loss_draws)[0])))
+        * np.exp(
+            _scatter(fits["loss_law"])
+            * random.standard_normal(len(jax.tree.leaves(laws.loss_draws)[0]))
+        )
         for rung in rungs
     }
     everyone = [*known, *rungs]
@@ -77,9 +81,13 @@ def forecast(config: StudyConfig, seen: list[ModelRecord], fits: dict[str, Any])
         "largest_target": target._asdict(),
         "draft_tokens": budget,
         "largest_seen": {
-            role: max(m.params_nonembedding for m in seen if m.role == role) for role in ("draft", "target")
+            role: max(m.params_nonembedding for m in seen if m.role == role)
+            for role in ("draft", "target")
         },
-        "loss_law": {"law": fits["loss_law"]["law"], "coefficients": fits["loss_law"]["coefficients"]},
+        "loss_law": {
+            "law": fits["loss_law"]["law"],
+            "coefficients": fits["loss_law"]["coefficients"],
+        },
         "acceptance_laws": {f["law"]: f["coefficients"] for f in fits["acceptance_laws"]},
         "seen_models": [m.model_id for m in seen],
         "confidence": config.fit.confidence,
@@ -116,7 +124,11 @@ def _pair(
         for role, r in zip(("draft", "target"), pair)
         for name, value in (("params", r.params), ("tokens", r.tokens))
     }
-    return {"law": fit["law"], **names, "alpha": float(laws.acceptance[fit["law"]](*points))} | _interval(noisy, config)
+    return {
+        "law": fit["law"],
+        **names,
+        "alpha": float(laws.acceptance[fit["law"]](*points)),
+    } | _interval(noisy, config)
 
 
 def held_out(config: StudyConfig) -> list[Rung]:
@@ -125,18 +137,29 @@ def held_out(config: StudyConfig) -> list[Rung]:
     for role in ("draft", "target"):
         for size in getattr(config.holdout, f"{role}_params"):
             made = count(member(config.family, size, config.data.vocab_size), 0).nonembedding
-            found += [Rung(role, made, tokens) for tokens in getattr(config.ladder, f"{role}_tokens")]
+            found += [
+                Rung(role, made, tokens) for tokens in getattr(config.ladder, f"{role}_tokens")
+            ]
     return found
 
 
 def _point(rung: Rung, known: dict[Rung, ModelRecord], loss: LossLaw) -> ModelPoint:
     """A model as an acceptance law sees it: with the loss that was measured, or else the one that is predicted."""
-    value = known[rung].loss_nats if rung in known else float(loss(float(rung.params), float(rung.tokens)))
+    value = (
+        known[rung].loss_nats
+        if rung in known
+        else float(loss(float(rung.params), float(rung.tokens)))
+    )
     return ModelPoint(float(rung.params), value, float(rung.tokens))
 
 
 def _optimum(
-    config: StudyConfig, laws: FittedLaws, target: Rung, budget: int, known: dict[Rung, ModelRecord], smallest: int
+    config: StudyConfig,
+    laws: FittedLaws,
+    target: Rung,
+    budget: int,
+    known: dict[Rung, ModelRecord],
+    smallest: int,
 ) -> dict[str, Any]:
     """N*, γ* and S* for a target in FLOPs under the best law, with the intervals of the joint draws."""
     tail = (1 - config.fit.confidence) / 2
@@ -144,7 +167,9 @@ def _optimum(
     with jax.enable_x64(True):
 
         def with_draws(law: Any, draws: Any) -> Any:
-            return jax.tree.map(lambda x, many: jnp.concatenate([jnp.asarray([x]), jnp.asarray(many)]), law, draws)
+            return jax.tree.map(
+                lambda x, many: jnp.concatenate([jnp.asarray([x]), jnp.asarray(many)]), law, draws
+            )
 
         found = np.asarray(
             _optima(
@@ -163,7 +188,9 @@ def _optimum(
     drawn = drawn[:, np.isfinite(drawn).all(axis=0)]
     if drawn.size == 0:  # no draw has a finite optimum, and so nothing is known of its interval
         drawn = np.full((3, 1), np.nan)
-    intervals = {k: [float(x) for x in np.quantile(v, [tail, 1 - tail])] for k, v in zip(names, drawn)}
+    intervals = {
+        k: [float(x) for x in np.quantile(v, [tail, 1 - tail])] for k, v in zip(names, drawn)
+    }
     return {k: float(v) for k, v in zip(names, found[:, 0])} | {"interval": intervals}
 
 

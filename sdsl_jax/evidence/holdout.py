@@ -35,7 +35,9 @@ def holdout(inputs: Inputs) -> dict[str, Any] | None:
     largest = [row for row in losses if row["params"] == size]
     longest = max(largest, key=lambda row: row["tokens"])
     by_depth = _loss_by_depth(inputs)
-    by_law = {name: _alpha_errors([p for p in pairs if p["law"] == name]) for name in ACCEPTANCE_LAWS}
+    by_law = {
+        name: _alpha_errors([p for p in pairs if p["law"] == name]) for name in ACCEPTANCE_LAWS
+    }
     reached = {
         "largest_loss": float(np.mean([abs(row["relative_error"]) for row in largest])),
         "alpha_mae": by_law[best]["mae"],
@@ -49,7 +51,10 @@ def holdout(inputs: Inputs) -> dict[str, Any] | None:
         "choice": choice,
         "largest_at_longest_budget": longest["relative_error"],
         "loss_by_depth": by_depth,
-        "goals": {k: {"goal": GOALS[k], "reached": reached[k], "met": reached[k] <= GOALS[k]} for k in GOALS},
+        "goals": {
+            k: {"goal": GOALS[k], "reached": reached[k], "met": reached[k] <= GOALS[k]}
+            for k in GOALS
+        },
         "loss_coverage": float(np.mean([row["inside"] for row in losses])),
         "alpha_coverage": float(np.mean([p["inside"] for p in pairs if p["law"] == best])),
         "confidence": published["confidence"],
@@ -61,7 +66,9 @@ def holdout(inputs: Inputs) -> dict[str, Any] | None:
     }
 
 
-def _why(alpha: dict[str, Any], largest: list[dict[str, Any]], depths: list[dict[str, Any]]) -> list[str]:
+def _why(
+    alpha: dict[str, Any], largest: list[dict[str, Any]], depths: list[dict[str, Any]]
+) -> list[str]:
     """What the errors come from, in sentences: of α by the published law, of the largest size, and of loss laws by depth."""
     error = float(np.mean([row["relative_error"] for row in largest]))
     said = [
@@ -78,7 +85,11 @@ def _why(alpha: dict[str, Any], largest: list[dict[str, Any]], depths: list[dict
     share = alpha["mae_true_losses"] / alpha["mae"] if alpha["mae"] > 0 else 1.0
     said.append(
         f"given the true losses the acceptance law still errs by {alpha['mae_true_losses']:.4f} of {alpha['mae']:.4f}: "
-        + ("its own form is most of the error" if share > 0.5 else "predicted losses are most of the error")
+        + (
+            "its own form is most of the error"
+            if share > 0.5
+            else "predicted losses are most of the error"
+        )
     )
     return said
 
@@ -88,7 +99,8 @@ def _find(models: list[ModelRecord], role: str, params: int, tokens: int) -> Mod
     found = [
         m
         for m in models
-        if (m.role, m.params_nonembedding) == (role, params) and abs(m.train_tokens / tokens - 1) < _SAME_TOKENS
+        if (m.role, m.params_nonembedding) == (role, params)
+        and abs(m.train_tokens / tokens - 1) < _SAME_TOKENS
     ]
     return min(found, key=lambda m: m.seed, default=None)
 
@@ -136,7 +148,9 @@ def _loss_by_depth(inputs: Inputs) -> list[dict[str, Any]]:
                 "sizes": len(set(table.params)),
                 "models": len(rest),
                 "rmse": fit.rmse,
-                "errors": [{"tokens": int(t), "error": float(e)} for t, e in zip(out.tokens, errors)],
+                "errors": [
+                    {"tokens": int(t), "error": float(e)} for t, e in zip(out.tokens, errors)
+                ],
             }
         )
     return rows
@@ -144,19 +158,28 @@ def _loss_by_depth(inputs: Inputs) -> list[dict[str, Any]]:
 
 def _pairs(inputs: Inputs, published: dict[str, Any]) -> list[dict[str, Any]]:
     """Predictions of α beside measurements; `alpha_true_losses` is the same law given the losses that were measured later."""
-    measured = {(r.draft_id, r.target_id): r for r in inputs.acceptance if r.estimator == inputs.config.fit.estimator}
+    measured = {
+        (r.draft_id, r.target_id): r
+        for r in inputs.acceptance
+        if r.estimator == inputs.config.fit.estimator
+    }
     laws = published_laws(published)
     rows = []
     for row in published["pairs"]:
         models = [
-            _find(inputs.models, role, row[f"{role}_params"], row[f"{role}_tokens"]) for role in ("draft", "target")
+            _find(inputs.models, role, row[f"{role}_params"], row[f"{role}_tokens"])
+            for role in ("draft", "target")
         ]
         if models[0] is None or models[1] is None:
             continue
         record = measured.get((models[0].model_id, models[1].model_id))
         if record is None:
             continue
-        points = [ModelPoint(float(m.params_nonembedding), m.loss_nats, float(m.train_tokens)) for m in models if m]
+        points = [
+            ModelPoint(float(m.params_nonembedding), m.loss_nats, float(m.train_tokens))
+            for m in models
+            if m
+        ]
         rows.append(
             row
             | {
@@ -168,7 +191,9 @@ def _pairs(inputs: Inputs, published: dict[str, Any]) -> list[dict[str, Any]]:
                 "error": row["alpha"] - record.alpha,
                 "inside": row["low"] <= record.alpha <= row["high"],
                 "alpha_true_losses": float(laws[row["law"]](*points)),
-                "extrapolation": max(row[f"{r}_params"] / published["largest_seen"][r] for r in ("draft", "target")),
+                "extrapolation": max(
+                    row[f"{r}_params"] / published["largest_seen"][r] for r in ("draft", "target")
+                ),
                 "draft_held_out": models[0].model_id not in published["seen_models"],
                 "target_held_out": models[1].model_id not in published["seen_models"],
             }
@@ -178,15 +203,22 @@ def _pairs(inputs: Inputs, published: dict[str, Any]) -> list[dict[str, Any]]:
 
 def published_laws(published: dict[str, Any]) -> dict[str, AcceptanceLaw]:
     """The acceptance laws that the predictions were made with."""
-    return {name: ACCEPTANCE_LAWS[name](**values) for name, values in published["acceptance_laws"].items()}
+    return {
+        name: ACCEPTANCE_LAWS[name](**values)
+        for name, values in published["acceptance_laws"].items()
+    }
 
 
 def _alpha_errors(rows: list[dict[str, Any]]) -> dict[str, Any]:
     errors = np.asarray([row["error"] for row in rows])
     true_losses = np.asarray([row["alpha_true_losses"] - row["measured"] for row in rows])
     kinds = {
-        "held-out draft, seen target": [r["draft_held_out"] and not r["target_held_out"] for r in rows],
-        "seen draft, held-out target": [r["target_held_out"] and not r["draft_held_out"] for r in rows],
+        "held-out draft, seen target": [
+            r["draft_held_out"] and not r["target_held_out"] for r in rows
+        ],
+        "seen draft, held-out target": [
+            r["target_held_out"] and not r["draft_held_out"] for r in rows
+        ],
         "both held out": [r["draft_held_out"] and r["target_held_out"] for r in rows],
     }
     return {
@@ -194,7 +226,9 @@ def _alpha_errors(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "bias": float(errors.mean()),
         "mae_true_losses": float(np.abs(true_losses).mean()),
         "n": len(rows),
-        "mae_by_kind": {k: float(np.abs(errors[np.asarray(v)]).mean()) for k, v in kinds.items() if any(v)},
+        "mae_by_kind": {
+            k: float(np.abs(errors[np.asarray(v)]).mean()) for k, v in kinds.items() if any(v)
+        },
     }
 
 
@@ -220,7 +254,9 @@ def _choice(inputs: Inputs, published: dict[str, Any]) -> dict[str, Any] | None:
 
     def own_lookahead(draft: int) -> int:
         """The lookahead that the predicted α of this draft asks for."""
-        alone = found._replace(drafts=[found.drafts[draft]], cost=found.cost[[draft]], speedup=found.speedup[[draft]])
+        alone = found._replace(
+            drafts=[found.drafts[draft]], cost=found.cost[[draft]], speedup=found.speedup[[draft]]
+        )
         return max(1, alone.choice(alpha[[draft]])[1])
 
     everyone = range(len(found.drafts))
@@ -230,7 +266,9 @@ def _choice(inputs: Inputs, published: dict[str, Any]) -> dict[str, Any] | None:
         "200× rule, its own predicted γ": _strategy(found, ratio, own_lookahead(ratio)),
         "predicted N*, γ = 4": _strategy(found, nearest, 4),
         "200× rule, γ = 4": _strategy(found, ratio, 4),
-        "random draft, its own predicted γ": _mean(found, [(i, own_lookahead(i)) for i in everyone]),
+        "random draft, its own predicted γ": _mean(
+            found, [(i, own_lookahead(i)) for i in everyone]
+        ),
         "random draft, γ = 4": _mean(found, [(i, 4) for i in everyone]),
     }
     return {
@@ -244,7 +282,10 @@ def _choice(inputs: Inputs, published: dict[str, Any]) -> dict[str, Any] | None:
         "predicted_speedup_error": None if endless else optimum["speedup"] / found.best - 1,
         "strategies": strategies,
         "within_3pct": [
-            {"draft_id": m.model_id, "lookaheads": [int(g) for g in found.lookaheads[row >= 0.97 * found.best]]}
+            {
+                "draft_id": m.model_id,
+                "lookaheads": [int(g) for g in found.lookaheads[row >= 0.97 * found.best]],
+            }
             for m, row in zip(found.drafts, found.speedup)
             if (row >= 0.97 * found.best).any()
         ],

@@ -7,7 +7,14 @@ from typing import Any, NamedTuple
 
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.hardware import HardwareFile
-from sdsl_jax.records import AcceptanceRecord, ExpectedRecord, LossRecord, ModelRecord, RunRecord, SurvivalRecord
+from sdsl_jax.records import (
+    AcceptanceRecord,
+    ExpectedRecord,
+    LossRecord,
+    ModelRecord,
+    RunRecord,
+    SurvivalRecord,
+)
 
 
 class Inputs(NamedTuple):
@@ -51,4 +58,10 @@ class Inputs(NamedTuple):
     def has_pairs(self) -> bool:
         """Whether the estimator that laws are fitted to was used on enough drafts to fit any."""
         known = {m.model_id for m in self.models}
-        return len({r.draft_id for r in self.acceptance if r.estimator == self.config.fit.estimator} & known) >= 4
+        return (
+            len(
+                {r.draft_id for r in self.acceptance if r.estimator == self.config.fit.estimator}
+                & known
+            )
+            >= 4
+        )

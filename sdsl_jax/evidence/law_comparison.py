@@ -35,10 +35,16 @@ def acceptance_laws(inputs: Inputs) -> dict[str, Any] | None:
             "regret": _regret(table, alpha, inputs)
         }
         row["left_out_largest_target"] = largest and largest[name]
-        row["left_out_domains"] = _left_out_domains(name, domains, inputs) if len(domains) > 1 else None
+        row["left_out_domains"] = (
+            _left_out_domains(name, domains, inputs) if len(domains) > 1 else None
+        )
         rows.append(row)
     rows.sort(key=lambda row: row["left_out_drafts"]["rmse"])
-    tests = [t for t in ("left_out_drafts", "left_out_largest_target", "left_out_domains") if rows[0][t] is not None]
+    tests = [
+        t
+        for t in ("left_out_drafts", "left_out_largest_target", "left_out_domains")
+        if rows[0][t] is not None
+    ]
 
     def least_regret(test: str) -> list[str]:
         least = min(row[test]["regret"] for row in rows)
@@ -51,7 +57,9 @@ def acceptance_laws(inputs: Inputs) -> dict[str, Any] | None:
     return {
         "laws": rows,
         "winners": found,
-        "winners_in_regret": {t: least_regret(t) for t in tests if rows[0][t].get("regret") is not None},
+        "winners_in_regret": {
+            t: least_regret(t) for t in tests if rows[0][t].get("regret") is not None
+        },
         "domains": sorted(domains),
         "n": len(table.alpha),
         "basis": "left-out drafts: all budgets and seeds of a size at once; largest target: laws fitted to the smaller targets "
@@ -73,7 +81,9 @@ def _indistinguishable(rows: list[dict[str, Any]], test: str, inputs: Inputs) ->
     return [row["law"] for row in rows if row[test] is best or lower_end(row) <= 0]
 
 
-def left_out_predictions(name: str, table: PairTable, groups: np.ndarray, inputs: Inputs) -> np.ndarray:
+def left_out_predictions(
+    name: str, table: PairTable, groups: np.ndarray, inputs: Inputs
+) -> np.ndarray:
     """The α of every row by a law that was fitted to the rows of all other groups."""
     found = np.full(len(table.alpha), np.nan)
     for group in np.unique(groups):
@@ -111,7 +121,9 @@ def _errors(errors: np.ndarray, groups: np.ndarray, inputs: Inputs) -> dict[str,
     }
 
 
-def _regret(table: PairTable, alpha: np.ndarray, inputs: Inputs, targets: list[int] | None = None) -> float | None:
+def _regret(
+    table: PairTable, alpha: np.ndarray, inputs: Inputs, targets: list[int] | None = None
+) -> float | None:
     """Mean over targets of the regret of acting on predicted α."""
     candidates = longest_trained(inputs.models, "draft")
     regrets = []
@@ -120,10 +132,14 @@ def _regret(table: PairTable, alpha: np.ndarray, inputs: Inputs, targets: list[i
         if found is None:
             continue
         rows = {
-            inputs.models[d].model_id: a for d, t, a in zip(table.draft_model, table.target_model, alpha) if t == target
+            inputs.models[d].model_id: a
+            for d, t, a in zip(table.draft_model, table.target_model, alpha)
+            if t == target
         }
         if all(m.model_id in rows for m in found.drafts):
-            regrets.append(found.regret(*found.choice(np.asarray([rows[m.model_id] for m in found.drafts]))))
+            regrets.append(
+                found.regret(*found.choice(np.asarray([rows[m.model_id] for m in found.drafts])))
+            )
     return float(np.mean(regrets)) if regrets else None
 
 
@@ -151,20 +167,28 @@ def _domain_tables(inputs: Inputs) -> dict[str, PairTable]:
     found = {}
     for domain in dict.fromkeys(r.domain for r in inputs.conditions):
         rows = [
-            r for r in inputs.conditions if r.domain == domain and r.temperature == inputs.config.measure.temperature
+            r
+            for r in inputs.conditions
+            if r.domain == domain and r.temperature == inputs.config.measure.temperature
         ]
         models = with_losses(inputs.models, inputs.losses, domain)
-        measured = {r.draft_id for r in rows if r.estimator == _ON_TEXT} & {m.model_id for m in models}
+        measured = {r.draft_id for r in rows if r.estimator == _ON_TEXT} & {
+            m.model_id for m in models
+        }
         if len(models) == len(inputs.models) and len(measured) >= 4:
             found[domain] = pair_table(models, rows, _ON_TEXT)
     return found
 
 
-def with_losses(models: list[ModelRecord], losses: list[LossRecord], domain: str) -> list[ModelRecord]:
+def with_losses(
+    models: list[ModelRecord], losses: list[LossRecord], domain: str
+) -> list[ModelRecord]:
     """The models that were measured in a domain, with the losses of that domain."""
     by_id = {r.model_id: r for r in losses if r.domain == domain}
     return [
-        dataclasses.replace(m, loss_nats=by_id[m.model_id].loss_nats, bits_per_byte=by_id[m.model_id].bits_per_byte)
+        dataclasses.replace(
+            m, loss_nats=by_id[m.model_id].loss_nats, bits_per_byte=by_id[m.model_id].bits_per_byte
+        )
         for m in models
         if m.model_id in by_id
     ]
@@ -174,7 +198,10 @@ def joined(tables: list[PairTable]) -> PairTable:
     """Several tables as one."""
     points = [
         ModelPoint(
-            *(np.concatenate([np.asarray(getattr(getattr(t, role), f)) for t in tables]) for f in ModelPoint._fields)
+            *(
+                np.concatenate([np.asarray(getattr(getattr(t, role), f)) for t in tables])
+                for f in ModelPoint._fields
+            )
         )
         for role in ("draft", "target")
     ]
@@ -192,7 +219,9 @@ def _left_out_domains(name: str, domains: dict[str, PairTable], inputs: Inputs) 
     return _errors(error, table.draft_sizes, inputs) | {"by_domain": by_domain, "regret": regret}
 
 
-def _independent_regret(table: PairTable, alpha: np.ndarray, of: np.ndarray, inputs: Inputs) -> float | None:
+def _independent_regret(
+    table: PairTable, alpha: np.ndarray, of: np.ndarray, inputs: Inputs
+) -> float | None:
     """Mean over domains and targets of the regret of acting on predicted α, S by the geometric formula at the measured α.
 
     In other domains tokens per round were not measured, only α.
@@ -207,10 +236,15 @@ def _independent_regret(table: PairTable, alpha: np.ndarray, of: np.ndarray, inp
             chosen = (of == domain) & (table.target_model == target)
             chosen &= np.asarray([names[d] in candidates for d in table.draft_model])
             drafts = [inputs.models[d] for d in table.draft_model[chosen]]
-            cost = np.asarray([m.flops_per_token for m in drafts]) / inputs.models[target].flops_per_token
+            cost = (
+                np.asarray([m.flops_per_token for m in drafts])
+                / inputs.models[target].flops_per_token
+            )
             if not np.isfinite(cost).all() or not len(cost):
                 return None
-            true = np.asarray(speedup(table.alpha[chosen][:, None], lookaheads[None].astype(float), cost[:, None]))
+            true = np.asarray(
+                speedup(table.alpha[chosen][:, None], lookaheads[None].astype(float), cost[:, None])
+            )
             found = Measured(drafts, cost, lookaheads, true)
             regrets.append(found.regret(*found.choice(alpha[chosen])))
     return float(np.mean(regrets)) if regrets else None

@@ -47,7 +47,9 @@ def law_inputs(inputs: Inputs) -> dict[str, Any] | None:
         if all(np.isfinite(getattr(m, column)) for m in inputs.models):
             # 2^bits is exp of bits·ln 2: the plane exponentiates what it is given.
             scale = np.log(2) if column == "bits_per_byte" else 1.0
-            models = [dataclasses.replace(m, loss_nats=scale * getattr(m, column)) for m in inputs.models]
+            models = [
+                dataclasses.replace(m, loss_nats=scale * getattr(m, column)) for m in inputs.models
+            ]
             row = {"input": name}
             for law in ("affine_plane", "logit_plane", "logit_gap"):
                 row[law] = _left_out_drafts(inputs, law, models, "params_nonembedding", "loss_nats")
@@ -70,7 +72,9 @@ def law_inputs(inputs: Inputs) -> dict[str, Any] | None:
     }
 
 
-def _left_out_drafts(inputs: Inputs, law: str, models: list[ModelRecord], params: str, loss: str) -> float:
+def _left_out_drafts(
+    inputs: Inputs, law: str, models: list[ModelRecord], params: str, loss: str
+) -> float:
     table = pair_table(models, inputs.acceptance, inputs.config.fit.estimator, params, loss)
     errors = left_out_predictions(law, table, table.draft_sizes, inputs) - table.alpha
     return float(np.sqrt(np.square(errors).mean()))

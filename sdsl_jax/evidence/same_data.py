@@ -38,13 +38,14 @@ def _same_data(inputs: Inputs, estimator: str) -> dict[str, Any] | None:
     for row in exact_rows(inputs, own.keys() | others.keys(), estimator):
         here = row.domain == base and row.temperature == m.temperature
         if here and row.draft_id in loss and row.target_id in loss:
-            alpha.setdefault(row.target_id, {}).setdefault("own" if row.draft_id in own else "others", {})[
-                row.draft_id
-            ] = row.alpha
+            alpha.setdefault(row.target_id, {}).setdefault(
+                "own" if row.draft_id in own else "others", {}
+            )[row.draft_id] = row.alpha
     usable = {
         target: found
         for target, found in alpha.items()
-        if found.get("others") and len({trunk(own[d]) for d in found.get("own", {})}) >= _FEWEST_RUNS
+        if found.get("others")
+        and len({trunk(own[d]) for d in found.get("own", {})}) >= _FEWEST_RUNS
     }
     if not usable:
         return None
@@ -53,7 +54,9 @@ def _same_data(inputs: Inputs, estimator: str) -> dict[str, Any] | None:
     other_runs = sorted({trunk(others[d]) for found in usable.values() for d in found["others"]})
     # The fit to all rows comes first, the resamples after it.
     own_weight, other_weight = (
-        np.concatenate([np.ones((1, len(runs))), bootstrap_weights(len(runs), draws, inputs.config.seed + i)])
+        np.concatenate(
+            [np.ones((1, len(runs))), bootstrap_weights(len(runs), draws, inputs.config.seed + i)]
+        )
         for i, runs in enumerate((own_runs, other_runs))
     )
     rows, differences, weights = [], [], []
@@ -77,7 +80,12 @@ def _same_data(inputs: Inputs, estimator: str) -> dict[str, Any] | None:
         for i, draft in enumerate(wanted):
             low, high = np.quantile(difference[1:, i], tails)
             rows.append(
-                {"draft_id": draft, "target_id": target, "loss": loss[draft], "alpha": found["others"][draft]}
+                {
+                    "draft_id": draft,
+                    "target_id": target,
+                    "loss": loss[draft],
+                    "alpha": found["others"][draft],
+                }
                 | {"alpha_same_data": float(same[0, i]), "difference": float(difference[0, i])}
                 | {"low": float(low), "high": float(high)}
                 | {"extrapolated": not bool(gap.min() <= at[i] <= gap.max())}
@@ -85,7 +93,9 @@ def _same_data(inputs: Inputs, estimator: str) -> dict[str, Any] | None:
     joined, weight = np.concatenate(differences, axis=1), np.concatenate(weights, axis=1)
     outside = np.asarray([row["extrapolated"] for row in rows])
     everything = _mean(joined, weight, m.confidence)
-    inside = _mean(joined[:, ~outside], weight[:, ~outside], m.confidence) if not outside.all() else None
+    inside = (
+        _mean(joined[:, ~outside], weight[:, ~outside], m.confidence) if not outside.all() else None
+    )
     return {
         "difference": everything,
         "difference_inside": inside,
@@ -126,7 +136,12 @@ def _mean(differences: np.ndarray, weights: np.ndarray, confidence: float) -> di
     drawn = total > 0
     means = (weights[drawn] * differences[drawn]).sum(axis=1) / total[drawn]
     low, high = np.quantile(means[1:], _tails(confidence))
-    return {"estimate": float(means[0]), "low": float(low), "high": float(high), "n": differences.shape[1]}
+    return {
+        "estimate": float(means[0]),
+        "low": float(low),
+        "high": float(high),
+        "n": differences.shape[1],
+    }
 
 
 def _answer(interval: dict[str, float]) -> str:

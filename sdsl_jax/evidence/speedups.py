@@ -39,7 +39,9 @@ class Measured(NamedTuple):
     def choice(self, acceptance: np.ndarray) -> tuple[int, int]:
         """The draft and lookahead that predicted acceptances ask for, under independent acceptance; lookahead 0 is plain."""
         alpha = np.clip(acceptance, 0.0, 1 - 1e-6)[:, None]
-        predicted = np.asarray(speedup(alpha, self.lookaheads[None].astype(float), self.cost[:, None]))
+        predicted = np.asarray(
+            speedup(alpha, self.lookaheads[None].astype(float), self.cost[:, None])
+        )
         draft, column = np.unravel_index(np.argmax(predicted), predicted.shape)
         return int(draft), int(self.lookaheads[column]) if predicted[draft, column] > 1 else 0
 
@@ -70,4 +72,6 @@ def measured_speedups(
         return None
     cost = np.asarray([m.flops_per_token / target.flops_per_token for m in drafts])
     values = np.asarray([[tau[m.model_id][g] for g in lookaheads] for m in drafts])
-    return Measured(drafts, cost, np.asarray(lookaheads), values / (np.asarray(lookaheads) * cost[:, None] + 1))
+    return Measured(
+        drafts, cost, np.asarray(lookaheads), values / (np.asarray(lookaheads) * cost[:, None] + 1)
+    )

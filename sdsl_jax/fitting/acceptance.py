@@ -79,13 +79,19 @@ def pair_table(
       SdslError: fewer than 4 drafts were measured so.
     """
     by_id = {model.model_id: i for i, model in enumerate(models)}
-    rows = [r for r in acceptance if r.estimator == estimator and r.draft_id in by_id and r.target_id in by_id]
+    rows = [
+        r
+        for r in acceptance
+        if r.estimator == estimator and r.draft_id in by_id and r.target_id in by_id
+    ]
     drafts = len({r.draft_id for r in rows})
     require(
         drafts >= 4,
         f"the acceptance laws need pairs of at least 4 drafts measured by {estimator}; the records hold {drafts}.",
     )
-    draft, target = (np.asarray([by_id[getattr(r, role)] for r in rows]) for role in ("draft_id", "target_id"))
+    draft, target = (
+        np.asarray([by_id[getattr(r, role)] for r in rows]) for role in ("draft_id", "target_id")
+    )
     columns = [np.asarray(column(models, name), float) for name in (params, loss, "train_tokens")]
     points = [ModelPoint(*(values[of] for values in columns)) for of in (draft, target)]
     runs = loss_table(models).rungs
@@ -126,7 +132,11 @@ def fit_law(
 
 
 def fit_acceptance(
-    table: PairTable, config: FitConfig, weights: Float[np.ndarray, "draws n"], seed: int, basis: str
+    table: PairTable,
+    config: FitConfig,
+    weights: Float[np.ndarray, "draws n"],
+    seed: int,
+    basis: str,
 ) -> list[LawFit]:
     """Fits every acceptance law, the best by left-out draft sizes first.
 
@@ -162,7 +172,9 @@ def fit_acceptance(
                 basis=basis,
             )
             # A draft is left out with all its budgets: they share a trunk, and one would give the others away.
-            errors = left_out_residuals(form, data, best.parameters, sizes, config.acceptance_huber_delta)
+            errors = left_out_residuals(
+                form, data, best.parameters, sizes, config.acceptance_huber_delta
+            )
         warnings = unidentified(made)
         runs = len(np.unique(table.target_run))
         if runs < FEW_TARGETS:

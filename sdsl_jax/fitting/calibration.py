@@ -75,7 +75,9 @@ def today() -> str:
     return datetime.date.today().isoformat()
 
 
-def hardware_file(name: str, rows: Sequence[TimingRecord], fitted: DeviceFit, date: str) -> HardwareFile:
+def hardware_file(
+    name: str, rows: Sequence[TimingRecord], fitted: DeviceFit, date: str
+) -> HardwareFile:
     """A calibrated device as a file to be shared.
 
     Args:
@@ -120,7 +122,9 @@ def timing_of(row: TimingRecord) -> Timing:
     return Timing(shape("target"), draft, row.tokens, row.batch, row.context, row.seconds)
 
 
-def fit_device(rows: Sequence[TimingRecord], *, starts: int, draws: int, confidence: float, seed: int = 0) -> DeviceFit:
+def fit_device(
+    rows: Sequence[TimingRecord], *, starts: int, draws: int, confidence: float, seed: int = 0
+) -> DeviceFit:
     """Fits a device to timings: first without the models that are held out, to see the error on them, then to all.
 
     Args:
@@ -141,7 +145,9 @@ def fit_device(rows: Sequence[TimingRecord], *, starts: int, draws: int, confide
     precision = Precision(BYTES[dtypes[0]], BYTES[dtypes[0]])
     timings = [timing_of(row) for row in rows]
     held = np.asarray([bool(row.held_out) for row in rows])
-    require(bool(held.any()), "none of the timings is held out; the error on unseen models needs some.")
+    require(
+        bool(held.any()), "none of the timings is held out; the error on unseen models needs some."
+    )
     # Weights rather than fewer rows, so that both fits share one compilation.
     seen = fit_hardware(timings, precision, starts, seed, weights=np.where(held, 0.0, 1.0))
     measured = np.asarray([row.seconds for row in rows])
@@ -161,7 +167,9 @@ def fit_device(rows: Sequence[TimingRecord], *, starts: int, draws: int, confide
         condition_number=fitted.condition_number,
         unseen=unseen,
         unseen_kinds={
-            k: _errors(off[held & (kinds == k)]) for k in dict.fromkeys(kinds) if (held & (kinds == k)).any()
+            k: _errors(off[held & (kinds == k)])
+            for k in dict.fromkeys(kinds)
+            if (held & (kinds == k)).any()
         },
         everything=_errors(np.abs(predicted / measured - 1)),
         noise=noise,
@@ -194,7 +202,9 @@ def _warnings(
         )
     for name in vague(fitted.hardware, intervals, timings, precision):
         low, high = intervals[name].low, intervals[name].high
-        found.append(f"{name} is not identified by these timings: its interval runs from {low:.2g} to {high:.2g}.")
+        found.append(
+            f"{name} is not identified by these timings: its interval runs from {low:.2g} to {high:.2g}."
+        )
     if fitted.condition_number > 1e4:
         found.append(
             f"the condition number of the fit is {fitted.condition_number:.0e}: some coefficients only have a sum that is known."
@@ -203,7 +213,10 @@ def _warnings(
 
 
 def vague(
-    hardware: Hardware, intervals: dict[str, Interval], timings: Sequence[Timing], precision: Precision
+    hardware: Hardware,
+    intervals: dict[str, Interval],
+    timings: Sequence[Timing],
+    precision: Precision,
 ) -> list[str]:
     """Coefficients whose intervals are wide, and decide about a good part of some timings."""
     found = []

@@ -79,20 +79,28 @@ DEPENDENCE_MODELS: dict[str, _Model] = {
 
 
 @functools.partial(jax.jit, static_argnames=("name", "fitted", "predicted"))
-def _solve(name: str, alpha: Array, tau: Array, fitted: tuple[int, ...], predicted: tuple[int, ...]):
+def _solve(
+    name: str, alpha: Array, tau: Array, fitted: tuple[int, ...], predicted: tuple[int, ...]
+):
     model = DEPENDENCE_MODELS[name]
 
     def one(alpha: Array, tau: Array) -> tuple[Array, Array, Array]:
         def predict(x: Array, lookaheads: tuple[int, ...]) -> Array:
             parameter = model.parameter(x[0], alpha)
-            return jnp.stack([model.tokens_per_round(parameter, alpha, gamma) for gamma in lookaheads])
+            return jnp.stack(
+                [model.tokens_per_round(parameter, alpha, gamma) for gamma in lookaheads]
+            )
 
         def residuals(x: Array, data: object) -> Array:
             return jnp.log(predict(x, fitted)) - jnp.log(tau)
 
         starts = jnp.asarray(_STARTS, alpha.dtype)[:, None]
-        ends = jax.vmap(lambda start: minimise(residuals, start, None, jnp.ones(len(fitted)), _SQUARE))(starts)
-        x = ends.parameters[jnp.argmin(jnp.where(jnp.isfinite(ends.objective), ends.objective, jnp.inf))]
+        ends = jax.vmap(
+            lambda start: minimise(residuals, start, None, jnp.ones(len(fitted)), _SQUARE)
+        )(starts)
+        x = ends.parameters[
+            jnp.argmin(jnp.where(jnp.isfinite(ends.objective), ends.objective, jnp.inf))
+        ]
         rmse = jnp.sqrt(jnp.square(residuals(x, None)).mean())
         return model.parameter(x[0], alpha), rmse, predict(x, predicted)
 
@@ -121,11 +129,17 @@ def fit_dependence(
         bool(np.all((alpha > 0) & (alpha < 1))),
         f"mean acceptances run from {alpha.min():g} to {alpha.max():g}; dependence is fitted only within (0, 1).",
     )
-    require(bool(np.all(tau >= 1)), f"the smallest tokens per round is {tau.min():g}; none can be below 1.")
+    require(
+        bool(np.all(tau >= 1)),
+        f"the smallest tokens per round is {tau.min():g}; none can be below 1.",
+    )
     with jax.enable_x64(True):
         return {
             name: DependenceFit(
-                *(np.asarray(x) for x in _solve(name, jnp.asarray(alpha), jnp.asarray(tau), fitted, predicted))
+                *(
+                    np.asarray(x)
+                    for x in _solve(name, jnp.asarray(alpha), jnp.asarray(tau), fitted, predicted)
+                )
             )
             for name in DEPENDENCE_MODELS
         }

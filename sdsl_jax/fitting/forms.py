@@ -131,7 +131,9 @@ def _chinchilla_vector(law: ChinchillaLaw, data: LossData) -> Array:
 
 
 def _chinchilla_starts(data: LossData, count: int, random: np.random.Generator) -> np.ndarray:
-    share = random.dirichlet(np.ones(3), count)  # how the mean loss is divided among the three terms
+    share = random.dirichlet(
+        np.ones(3), count
+    )  # how the mean loss is divided among the three terms
     mean = float(data.log_loss.mean())
     of_largest = share[:, :1] * np.exp(mean - float(data.log_loss.max()))
     level = np.log(of_largest / (1 - of_largest))
@@ -172,7 +174,12 @@ def _kaplan_starts(data: LossData, count: int, random: np.random.Generator) -> n
 
 LOSS_FORMS: dict[str, Form] = {
     "chinchilla": Form(
-        "chinchilla", ChinchillaLaw, _chinchilla_residuals, _chinchilla, _chinchilla_vector, _chinchilla_starts
+        "chinchilla",
+        ChinchillaLaw,
+        _chinchilla_residuals,
+        _chinchilla,
+        _chinchilla_vector,
+        _chinchilla_starts,
     ),
     "kaplan": Form("kaplan", KaplanLaw, _kaplan_residuals, _kaplan, _kaplan_vector, _kaplan_starts),
 }
@@ -184,10 +191,14 @@ def _plain(law_type: type, start: tuple[float, ...], name: str) -> Form:
     def to_law(x: Array, data: PairData) -> Any:
         return law_type(*x)
 
-    return _pair_form(name, law_type, to_law, lambda law, data: jnp.stack(list(coefficients(law).values())), start)
+    return _pair_form(
+        name, law_type, to_law, lambda law, data: jnp.stack(list(coefficients(law).values())), start
+    )
 
 
-def _pair_form(name: str, law_type: type, to_law: Callable, to_vector: Callable, start: tuple[float, ...]) -> Form:
+def _pair_form(
+    name: str, law_type: type, to_law: Callable, to_vector: Callable, start: tuple[float, ...]
+) -> Form:
     def residuals(x: Array, data: PairData) -> Array:
         return to_law(x, data)(data.draft, data.target) - data.alpha
 
@@ -197,7 +208,10 @@ def _pair_form(name: str, law_type: type, to_law: Callable, to_vector: Callable,
         same = {
             "tokens_slope": np.ptp(data.draft.tokens) == 0,
             "target_exponent": np.ptp(data.target.params) == 0,
-            "target_slope": np.ptp(data.target.loss if law_type is LogitPlane else data.target.params) == 0,
+            "target_slope": np.ptp(
+                data.target.loss if law_type is LogitPlane else data.target.params
+            )
+            == 0,
             "B": np.ptp(data.target.loss) == 0,
         }
         for i, coefficient in enumerate(made.names()):
@@ -214,7 +228,11 @@ def _power(x: Array, data: PairData) -> PowerLaw:
 
 
 def _power_vector(law: PowerLaw, data: PairData) -> Array:
-    level = jnp.log(jnp.asarray(law.scale)) - law.exponent * data.centres[0] + law.target_exponent * data.centres[2]
+    level = (
+        jnp.log(jnp.asarray(law.scale))
+        - law.exponent * data.centres[0]
+        + law.target_exponent * data.centres[2]
+    )
     return jnp.stack([level, jnp.asarray(law.exponent), jnp.asarray(law.target_exponent)])
 
 
@@ -223,7 +241,9 @@ def _length(x: Array, data: PairData) -> LogLinearLength:
 
 
 def _length_vector(law: LogLinearLength, data: PairData) -> Array:
-    slopes = jnp.stack([jnp.asarray(s) for s in (law.params_slope, law.tokens_slope, law.target_slope)])
+    slopes = jnp.stack(
+        [jnp.asarray(s) for s in (law.params_slope, law.tokens_slope, law.target_slope)]
+    )
     return jnp.concatenate([(law.level + slopes @ data.centres)[None], slopes])
 
 
@@ -242,19 +262,30 @@ def _logit_plane_vector(law: LogitPlane, data: PairData) -> Array:
 
 
 def _affine_plane(x: Array, data: PairData) -> AffinePlane:
-    at_draft, at_target = jnp.exp(jnp.asarray(data.draft.loss)[0]), jnp.exp(jnp.asarray(data.target.loss)[0])
+    at_draft, at_target = (
+        jnp.exp(jnp.asarray(data.draft.loss)[0]),
+        jnp.exp(jnp.asarray(data.target.loss)[0]),
+    )
     return AffinePlane(x[0], x[1], x[2] - x[0] * at_draft - x[1] * at_target)
 
 
 def _affine_plane_vector(law: AffinePlane, data: PairData) -> Array:
-    level = law.C + law.A * jnp.exp(jnp.asarray(data.draft.loss)[0]) + law.B * jnp.exp(jnp.asarray(data.target.loss)[0])
+    level = (
+        law.C
+        + law.A * jnp.exp(jnp.asarray(data.draft.loss)[0])
+        + law.B * jnp.exp(jnp.asarray(data.target.loss)[0])
+    )
     return jnp.stack([jnp.asarray(law.A), jnp.asarray(law.B), level])
 
 
 ACCEPTANCE_FORMS: dict[str, Form] = {
     "logit_gap": _plain(LogitGap, (1.5, 2.0), "logit_gap"),
-    "logit_plane": _pair_form("logit_plane", LogitPlane, _logit_plane, _logit_plane_vector, (1.0, 2.0, 2.0)),
-    "affine_plane": _pair_form("affine_plane", AffinePlane, _affine_plane, _affine_plane_vector, (-0.1, 0.1, 0.7)),
+    "logit_plane": _pair_form(
+        "logit_plane", LogitPlane, _logit_plane, _logit_plane_vector, (1.0, 2.0, 2.0)
+    ),
+    "affine_plane": _pair_form(
+        "affine_plane", AffinePlane, _affine_plane, _affine_plane_vector, (-0.1, 0.1, 0.7)
+    ),
     "power_law": _pair_form("power_law", PowerLaw, _power, _power_vector, (-1.0, 0.15, 0.1)),
     "log_linear_length": _pair_form(
         "log_linear_length", LogLinearLength, _length, _length_vector, (3.5, 0.4, 0.2, -0.3)
@@ -287,8 +318,11 @@ def pair_data(draft: ModelPoint, target: ModelPoint, alpha: np.ndarray) -> PairD
     # Published checkpoints do not say what they were trained on: their records have 0.
     known = np.isfinite(tokens) & (tokens > 0)
     draft = draft._replace(tokens=tokens if known.all() else np.ones(n))
-    centres = [np.log(np.asarray(v, float)).mean() for v in (draft.params, draft.tokens, target.params)]
+    centres = [
+        np.log(np.asarray(v, float)).mean() for v in (draft.params, draft.tokens, target.params)
+    ]
     points = [
-        ModelPoint(*(_filled(np.broadcast_to(np.asarray(v, float), (n,))) for v in each)) for each in (draft, target)
+        ModelPoint(*(_filled(np.broadcast_to(np.asarray(v, float), (n,))) for v in each))
+        for each in (draft, target)
     ]
     return PairData(points[0], points[1], _filled(alpha), jnp.asarray(centres))

@@ -16,7 +16,15 @@ from sdsl_jax.fitting.solver import fit, refit
 from sdsl_jax.records import LatencyRecord, ModelRecord
 from sdsl_jax.statistics import Interval
 from sdsl_jax.theory import ShapeRule
-from sdsl_jax.theory.hardware import Hardware, Load, Precision, Shape, family_shape, pass_time, round_time
+from sdsl_jax.theory.hardware import (
+    Hardware,
+    Load,
+    Precision,
+    Shape,
+    family_shape,
+    pass_time,
+    round_time,
+)
 
 # Beyond these the rounded corner of the roofline is as good as none, or as sharp as any timing shows.
 _SMALLEST_SHARPNESS, _LARGEST_SHARPNESS = 1.0, 16.0
@@ -91,7 +99,9 @@ def told_by(timings: Sequence[Timing]) -> tuple[str, ...]:
 
 def _hardware(x: Array, active: Array) -> Hardware:
     """The device of a vector: logs of the rates and times, and the sharpness between its bounds."""
-    sharpness = _SMALLEST_SHARPNESS + (_LARGEST_SHARPNESS - _SMALLEST_SHARPNESS) * jax.nn.sigmoid(x[-1])
+    sharpness = _SMALLEST_SHARPNESS + (_LARGEST_SHARPNESS - _SMALLEST_SHARPNESS) * jax.nn.sigmoid(
+        x[-1]
+    )
     # A coefficient that no timing shows drifts away: it stays a finite number, in single precision too.
     values = jnp.exp(jnp.clip(x[:-1], -_FARTHEST, _FARTHEST))
     kept = jnp.asarray([1.0 if name == "cache_slowdown" else 0.0 for name in _FITTED])
@@ -100,14 +110,18 @@ def _hardware(x: Array, active: Array) -> Hardware:
 
 def _vector(hardware: Hardware) -> np.ndarray:
     """The inverse of `_hardware`."""
-    share = (float(hardware.sharpness) - _SMALLEST_SHARPNESS) / (_LARGEST_SHARPNESS - _SMALLEST_SHARPNESS)
+    share = (float(hardware.sharpness) - _SMALLEST_SHARPNESS) / (
+        _LARGEST_SHARPNESS - _SMALLEST_SHARPNESS
+    )
     share = min(max(share, 1e-6), 1 - 1e-6)
     logs = [np.log(max(float(getattr(hardware, name)), _SHORTEST)) for name in _FITTED]
     return np.asarray([*logs, np.log(share / (1 - share))])
 
 
 def _log_seconds(hardware: Hardware, data: _Data) -> Array:
-    passes = pass_time(hardware, data.target, data.precision, Load(data.tokens, data.batch, data.context))
+    passes = pass_time(
+        hardware, data.target, data.precision, Load(data.tokens, data.batch, data.context)
+    )
     rounds = round_time(
         hardware,
         data.draft,
@@ -125,7 +139,9 @@ def _residuals(x: Array, data: _Data) -> Array:
     return _log_seconds(_hardware(x, data.active), data) - data.log_seconds
 
 
-def _table(timings: Sequence[Timing], precision: Precision, fitted: tuple[str, ...] | None = None) -> _Data:
+def _table(
+    timings: Sequence[Timing], precision: Precision, fitted: tuple[str, ...] | None = None
+) -> _Data:
     def stack(shapes: list[Shape]) -> Shape:
         return Shape(*(jnp.asarray(values, float) for values in zip(*shapes)))
 
@@ -166,7 +182,9 @@ def timed_context(row: LatencyRecord) -> float:
     return float(2 * row.context + row.width)
 
 
-def timings_of(models: Sequence[ModelRecord], latency: Sequence[LatencyRecord], rule: ShapeRule) -> list[Timing]:
+def timings_of(
+    models: Sequence[ModelRecord], latency: Sequence[LatencyRecord], rule: ShapeRule
+) -> list[Timing]:
     """The timed steps of known models, as passes.
 
     Args:
@@ -175,7 +193,10 @@ def timings_of(models: Sequence[ModelRecord], latency: Sequence[LatencyRecord], 
       rule: of their family: vocabulary, key-value heads and embedding tables.
     """
     shapes = {model.model_id: record_shape(model, rule) for model in models}
-    return [Timing(shapes[r.model_id], None, r.width, r.batch, timed_context(r), r.seconds) for r in latency]
+    return [
+        Timing(shapes[r.model_id], None, r.width, r.batch, timed_context(r), r.seconds)
+        for r in latency
+    ]
 
 
 def fit_hardware(
@@ -206,7 +227,10 @@ def fit_hardware(
         f"a device has {unknown} coefficients to be fitted; {used.sum()} timings cannot tell them.",
     )
     shapes = {tuple(float(x) for x in t.target) for t, counts in zip(timings, used) if counts}
-    require(len(shapes) >= 3, f"only {len(shapes)} kinds of model were timed; a device needs at least 3.")
+    require(
+        len(shapes) >= 3,
+        f"only {len(shapes)} kinds of model were timed; a device needs at least 3.",
+    )
     seconds = np.asarray([t.seconds for t in timings])
     with jax.enable_x64(True):
         data = _table(timings, precision, told)
@@ -225,12 +249,16 @@ def fit_hardware(
             1.0,
         ]
         random = np.random.default_rng(seed)
-        begin = np.concatenate([np.log(guess), [0.0]]) + random.normal(0, 1, (starts, len(guess) + 1))
+        begin = np.concatenate([np.log(guess), [0.0]]) + random.normal(
+            0, 1, (starts, len(guess) + 1)
+        )
         best = fit(_residuals, begin, data, weights, _HUBER)
         found = jax.tree.map(float, _hardware(best.parameters, data.active))
     # What no timing shows tends to 0 on its logarithm and never gets there.
     found = Hardware(*(value if value > _SHORTEST else 0.0 for value in found))
-    return HardwareFit(found, np.asarray(best.residuals), float(best.starts_agreeing), float(best.condition_number))
+    return HardwareFit(
+        found, np.asarray(best.residuals), float(best.starts_agreeing), float(best.condition_number)
+    )
 
 
 def hardware_intervals(
@@ -259,7 +287,10 @@ def hardware_intervals(
     weights = resampled(np.asarray(labels), draws, seed)
     with jax.enable_x64(True):
         data = _table(timings, precision)
-        found, active = refit(_residuals, _vector(fitted.hardware)[None], data, weights, _HUBER), data.active
+        found, active = (
+            refit(_residuals, _vector(fitted.hardware)[None], data, weights, _HUBER),
+            data.active,
+        )
         drawn = jax.vmap(lambda x: _hardware(x, active))(found)
     ends = [(1 - confidence) / 2, (1 + confidence) / 2]
 
@@ -271,7 +302,9 @@ def hardware_intervals(
     return {name: interval(name) for name in (*told_by(timings), "sharpness")}
 
 
-def predicted_seconds(hardware: Hardware, timings: Sequence[Timing], precision: Precision) -> Float[np.ndarray, " n"]:
+def predicted_seconds(
+    hardware: Hardware, timings: Sequence[Timing], precision: Precision
+) -> Float[np.ndarray, " n"]:
     """Seconds that a device should take for each operation."""
     with jax.enable_x64(True):
         return np.exp(np.asarray(_log_seconds(hardware, _table(timings, precision))))

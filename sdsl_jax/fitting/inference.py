@@ -55,7 +55,9 @@ def spread(residuals: np.ndarray, parameters: int, delta: float) -> Spread:
     scale = np.median(np.abs(residuals)) / 0.6745
     band = max(delta, 1.06 * scale * n**-0.2)
     within = max((np.abs(residuals) <= band).sum() - parameters, 1) / max(n - parameters, 1)
-    return Spread(float(np.square(psi).sum() / max(n - parameters, 1)), float(within * delta / band))
+    return Spread(
+        float(np.square(psi).sum() / max(n - parameters, 1)), float(within * delta / band)
+    )
 
 
 def covariance(form: Form, best: Fit, data: Any, delta: float) -> Float[np.ndarray, "P P"]:
@@ -110,12 +112,18 @@ def profile_intervals(
     logarithmic = scale & ~no_floor
     with np.errstate(all="ignore"):
         paces = np.where(logarithmic, errors / values, errors)
-    paces = np.where(np.isfinite(paces) & (paces > 0), np.minimum(paces, np.where(logarithmic, 2.0, np.inf)), 0.1)
+    paces = np.where(
+        np.isfinite(paces) & (paces > 0), np.minimum(paces, np.where(logarithmic, 2.0, np.inf)), 0.1
+    )
     paces[no_floor] = smallest / _PROFILE_STEPS[-1]
     sides = np.asarray([-1.0, 1.0])
-    steps = sides[:, None, None] * paces[None, :, None] * _PROFILE_STEPS  # [side, coefficient, step]
+    steps = (
+        sides[:, None, None] * paces[None, :, None] * _PROFILE_STEPS
+    )  # [side, coefficient, step]
     with np.errstate(over="ignore"):
-        at = np.where(logarithmic[:, None], values[:, None] * np.exp(steps), values[:, None] + steps)
+        at = np.where(
+            logarithmic[:, None], values[:, None] * np.exp(steps), values[:, None] + steps
+        )
     at = np.where(no_floor[:, None], np.maximum(at, values[:, None]), at)
     which = np.tile(np.arange(len(names)), 2)
     objective = np.asarray(
@@ -152,7 +160,9 @@ def starting_points(form: Form, best: Fit) -> Float[Array, "S P"]:
 
 def _crossing(at: np.ndarray, root: np.ndarray, value: float, level: float) -> float | None:
     """Where the root of the profile, which is nearly a line, first crosses the level."""
-    beyond = np.nonzero((root >= level) & np.isfinite(root))[0]  # past a bound of the form it is infinite
+    beyond = np.nonzero((root >= level) & np.isfinite(root))[
+        0
+    ]  # past a bound of the form it is infinite
     if not len(beyond):
         return None
     i = beyond[0]
@@ -172,6 +182,8 @@ def pin_of(form: Form) -> Pin:
     def pin(x: Array, k: Array, value: Array, data: Any) -> Array:
         current = jnp.stack(list(coefficients(form.to_law(x, data)).values()))
         chosen = jnp.arange(len(current)) == k
-        return jnp.where(chosen, form.to_vector(form.law_type(*jnp.where(chosen, value, current)), data), x)
+        return jnp.where(
+            chosen, form.to_vector(form.law_type(*jnp.where(chosen, value, current)), data), x
+        )
 
     return pin

@@ -77,9 +77,13 @@ class LawFit(NamedTuple):
             "law": self.name,
             "coefficients": {k: float(v) for k, v in coefficients(self.law).items()},
             "standard_error": errors,
-            f"interval_{percent}": {k: [float(x) for x in np.quantile(v, [tail, 1 - tail])] for k, v in draws.items()},
+            f"interval_{percent}": {
+                k: [float(x) for x in np.quantile(v, [tail, 1 - tail])] for k, v in draws.items()
+            },
             "interval_basis": self.basis,
-            f"profile_interval_{percent}": {k: [float(x) for x in ends] for k, ends in self.profile.items()},
+            f"profile_interval_{percent}": {
+                k: [float(x) for x in ends] for k, ends in self.profile.items()
+            },
             "covariance": [[float(x) for x in row] for row in self.covariance],
             "objective": self.objective,
             "n": len(self.residuals),

@@ -41,7 +41,9 @@ class LossTable(NamedTuple):
     rungs: np.ndarray
 
 
-def loss_table(models: list[ModelRecord], params: str = "params_nonembedding", loss: str = "loss_nats") -> LossTable:
+def loss_table(
+    models: list[ModelRecord], params: str = "params_nonembedding", loss: str = "loss_nats"
+) -> LossTable:
     """Records of models as a table; a rung is one size of one role and seed.
 
     Args:
@@ -49,7 +51,9 @@ def loss_table(models: list[ModelRecord], params: str = "params_nonembedding", l
       params: column to take N from.
       loss: column to take the loss from.
     """
-    sizes, tokens, losses = (np.asarray(column(models, name), float) for name in (params, "train_tokens", loss))
+    sizes, tokens, losses = (
+        np.asarray(column(models, name), float) for name in (params, "train_tokens", loss)
+    )
     labels = [(m.role, m.params_nonembedding, m.seed) for m in models]
     return LossTable(sizes, tokens, losses, np.asarray([labels.index(label) for label in labels]))
 
@@ -61,7 +65,11 @@ def resamples(table: LossTable, config: FitConfig, seed: int) -> Float[np.ndarra
 
 
 def fit_loss(
-    table: LossTable, config: FitConfig, weights: Float[np.ndarray, "draws n"], seed: int, law: str = "chinchilla"
+    table: LossTable,
+    config: FitConfig,
+    weights: Float[np.ndarray, "draws n"],
+    seed: int,
+    law: str = "chinchilla",
 ) -> LawFit:
     """Fits L(N, D), Chinchilla's or Kaplan's form, by a Huber loss on ln L.
 
@@ -84,7 +92,8 @@ def fit_loss(
         f"table has {count} models, and different sizes: {sizes}, different budgets: {budgets}.",
     )
     require(
-        float(np.ptp(table.loss)) > 0, f"every model has the loss {table.loss[0]:g}: there is nothing to fit a law to."
+        float(np.ptp(table.loss)) > 0,
+        f"every model has the loss {table.loss[0]:g}: there is nothing to fit a law to.",
     )
     what = "rows" if config.resample == "rows" else "whole rungs"
     with jax.enable_x64(True):
@@ -101,15 +110,20 @@ def fit_loss(
             basis=f"bootstrap over {what}, {len(weights)} draws",
         )
         if sizes >= _SIZES_TO_LEAVE_OUT:
-            errors = left_out_residuals(form, data, best.parameters, np.asarray(table.params), config.huber_delta)
+            errors = left_out_residuals(
+                form, data, best.parameters, np.asarray(table.params), config.huber_delta
+            )
             made = made._replace(left_out_rmse=float(np.sqrt(np.square(errors).mean())))
     warnings = (
-        unidentified(made) + _design_warnings(table) + _rung_warnings(table.rungs, made.residuals, config.resample)
+        unidentified(made)
+        + _design_warnings(table)
+        + _rung_warnings(table.rungs, made.residuals, config.resample)
     )
     if law == "chinchilla" and table.loss.min() * 1e-3 > made.law.E:
         warnings = [w for w in warnings if not w.startswith("E ")]
         warnings.insert(
-            0, "E is not identified at this scale: the best fit has none, so losses far beyond the ladder are too low"
+            0,
+            "E is not identified at this scale: the best fit has none, so losses far beyond the ladder are too low",
         )
     return made._replace(warnings=warnings)
 
@@ -117,7 +131,9 @@ def fit_loss(
 def _design_warnings(table: LossTable) -> list[str]:
     warnings = []
     if np.ptp(np.log(table.tokens / table.params)) < np.log(1.5):
-        warnings.append("every model has about the same tokens per parameter: a and b cannot be told apart")
+        warnings.append(
+            "every model has about the same tokens per parameter: a and b cannot be told apart"
+        )
     if len(table.params) < _FEW_ROWS:
         warnings.append(
             f"{len(table.params)} models are few for a loss law: use it between the sizes that were trained, not beyond them"
@@ -139,7 +155,9 @@ def _rung_warnings(rungs: np.ndarray, residuals: np.ndarray, resample: str) -> l
     ]
 
 
-def shared_noise(residuals: Float[np.ndarray, " n"], rungs: np.ndarray, shuffles: int = 999) -> tuple[float, float]:
+def shared_noise(
+    residuals: Float[np.ndarray, " n"], rungs: np.ndarray, shuffles: int = 999
+) -> tuple[float, float]:
     """Correlation of the residuals within a rung, by analysis of variance, and the chance of one so high without any.
 
     The chance is that of a permutation test; residuals count by their ranks, so that outliers do not decide.
@@ -162,7 +180,9 @@ def shared_noise(residuals: Float[np.ndarray, " n"], rungs: np.ndarray, shuffles
     total = float(np.square(ranks).sum())
     found = within(ranks)
     random = np.random.default_rng(0)
-    chance = (1 + sum(within(random.permutation(ranks)) <= found for _ in range(shuffles))) / (shuffles + 1)
+    chance = (1 + sum(within(random.permutation(ranks)) <= found for _ in range(shuffles))) / (
+        shuffles + 1
+    )
     between = (total - found * (n - k)) / (k - 1)
     typical = (n - np.square(sizes).sum() / n) / (k - 1)
     return float((between - found) / (between + (typical - 1) * found)), chance

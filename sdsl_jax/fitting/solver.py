@@ -62,7 +62,9 @@ def huber(residuals: Array, delta: Array | float) -> Array:
     return jnp.where(size <= delta, 0.5 * residuals**2, delta * (size - 0.5 * delta))
 
 
-def minimise(residuals: Residuals, start: Array, data: object, weights: Array, delta: Array | float) -> Solution:
+def minimise(
+    residuals: Residuals, start: Array, data: object, weights: Array, delta: Array | float
+) -> Solution:
     """Minimises Σ weight · huber(residual) from one start.
 
     Every iteration tries two steps p = −(JᵀWJ + μ·diag(JᵀVJ))⁻¹ JᵀVr and takes the better one if it lowers the objective; μ
@@ -94,7 +96,12 @@ def minimise(residuals: Residuals, start: Array, data: object, weights: Array, d
                 second + jnp.maximum(damping, 1e-6) * jnp.diag(scale),
             ]
         )
-        proposals = x - jnp.linalg.solve(matrices, jnp.broadcast_to(gradient, (2, *gradient.shape))[..., None])[..., 0]
+        proposals = (
+            x
+            - jnp.linalg.solve(
+                matrices, jnp.broadcast_to(gradient, (2, *gradient.shape))[..., None]
+            )[..., 0]
+        )
         proposed = jax.vmap(objective)(proposals)
         best = jnp.argmin(proposed)
         better = proposed[best] < value
@@ -175,7 +182,16 @@ def descend(
     for begin in range(0, count, _TOGETHER):
         rows = np.arange(begin, begin + _TOGETHER) % count
         ends.append(
-            _descend(residuals, pin, starts[rows], held[rows], at[rows], data, weights[rows], jnp.asarray(delta, float))
+            _descend(
+                residuals,
+                pin,
+                starts[rows],
+                held[rows],
+                at[rows],
+                data,
+                weights[rows],
+                jnp.asarray(delta, float),
+            )
         )
     return Solution(*(jnp.concatenate(parts)[:count] for parts in zip(*ends)))
 
@@ -203,13 +219,17 @@ def fit(
       delta: where the Huber loss turns from square to linear.
       pin: as in `descend`, if profiles are to follow: they share its compilation.
     """
-    ends = descend(residuals, starts, data, np.broadcast_to(weights, (len(starts), len(weights))), delta, pin)
+    ends = descend(
+        residuals, starts, data, np.broadcast_to(weights, (len(starts), len(weights))), delta, pin
+    )
     objectives = np.asarray(ends.objective)
     best = int(np.argmin(objectives))
     agreeing = (objectives <= objectives[best] * (1 + _AGREEMENT) + 1e-15).mean()
     x = ends.parameters[best]
     found, jacobian = (rows[: len(weights)] for rows in _linearise(residuals, x, data))
-    return Fit(x, ends.objective[best], found, jacobian, agreeing, condition_number(jacobian, weights))
+    return Fit(
+        x, ends.objective[best], found, jacobian, agreeing, condition_number(jacobian, weights)
+    )
 
 
 def condition_number(jacobian: Float[Array, "n P"], weights: Float[Any, " n"]) -> float:
@@ -236,7 +256,14 @@ def refit(
     """
     starts, weights = np.asarray(starts), np.asarray(weights, float)
     each = len(starts)
-    ends = descend(residuals, np.tile(starts, (len(weights), 1)), data, np.repeat(weights, each, axis=0), delta, pin)
+    ends = descend(
+        residuals,
+        np.tile(starts, (len(weights), 1)),
+        data,
+        np.repeat(weights, each, axis=0),
+        delta,
+        pin,
+    )
     best = np.asarray(ends.objective).reshape(-1, each).argmin(axis=1)
     return ends.parameters.reshape(len(weights), each, -1)[jnp.arange(len(weights)), best]
 

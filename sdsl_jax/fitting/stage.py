@@ -14,7 +14,15 @@ from sdsl_jax.fitting.inference import resampled
 from sdsl_jax.fitting.loss import fit_loss, loss_table
 from sdsl_jax.models import shape_rule
 from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord, column
-from sdsl_jax.theory import ACCEPTANCE_LAWS, LOSS_LAWS, AcceptanceLaw, Hardware, LossLaw, Precision, ShapeRule
+from sdsl_jax.theory import (
+    ACCEPTANCE_LAWS,
+    LOSS_LAWS,
+    AcceptanceLaw,
+    Hardware,
+    LossLaw,
+    Precision,
+    ShapeRule,
+)
 
 # Everything is timed in float32.
 TIMED_PRECISION = Precision(4.0, 4.0)
@@ -42,14 +50,27 @@ def fit_all(
         len(once) >= 5,
         f"only {len(once)} models saw their text at most fit.max_epochs = {config.fit.max_epochs:g} times; the loss law needs 5.",
     )
-    loss_fit = fit_loss(loss_table(once), config.fit, weights[:, fresh], config.seed, config.fit.loss_law)
+    loss_fit = fit_loss(
+        loss_table(once), config.fit, weights[:, fresh], config.seed, config.fit.loss_law
+    )
     pairs = pair_table(models, acceptance, config.fit.estimator)
     drawn = weights[:, pairs.draft_model] * weights[:, pairs.target_model]
-    basis = f"{loss_fit.basis}, shared by all laws; a pair weighs its draft's weight times its target's"
+    basis = (
+        f"{loss_fit.basis}, shared by all laws; a pair weighs its draft's weight times its target's"
+    )
     return {
         "loss_law": loss_fit.describe()
-        | {"params_count": "non-embedding", "split": "test", "excluded_for_epochs": len(models) - len(once)}
-        | {"valid": {"params": _span(once, "params_nonembedding"), "tokens": _span(once, "train_tokens")}}
+        | {
+            "params_count": "non-embedding",
+            "split": "test",
+            "excluded_for_epochs": len(models) - len(once),
+        }
+        | {
+            "valid": {
+                "params": _span(once, "params_nonembedding"),
+                "tokens": _span(once, "train_tokens"),
+            }
+        }
         | {"residuals": {m.model_id: float(r) for m, r in zip(once, loss_fit.residuals)}},
         "acceptance_laws": [
             made.describe() | {"estimator": config.fit.estimator, "valid": ranges}
@@ -79,7 +100,9 @@ def describe_hardware(
             verify.setdefault(row.model_id, {})[str(row.width - 1)] = row.seconds
     return {
         # What nothing is known of is infinite, which JSON cannot say: it stays away, and the default comes back.
-        "coefficients": {k: float(v) for k, v in found.hardware._asdict().items() if np.isfinite(v)},
+        "coefficients": {
+            k: float(v) for k, v in found.hardware._asdict().items() if np.isfinite(v)
+        },
         "precision": {k: float(v) for k, v in TIMED_PRECISION._asdict().items()},
         "batch": float(rows[0].batch),
         "context": timed_context(rows[0]),
@@ -125,7 +148,9 @@ def joint_weights(config: FitConfig, models: list[ModelRecord], seed: int) -> np
     roles = np.asarray(column(models, "role"))
     weights = np.zeros((config.bootstrap, len(models)))
     for number, role in enumerate(np.unique(roles)):
-        weights[:, roles == role] = resampled(labels[roles == role], config.bootstrap, seed + number)
+        weights[:, roles == role] = resampled(
+            labels[roles == role], config.bootstrap, seed + number
+        )
     return weights
 
 
@@ -155,8 +180,13 @@ def read_laws(fits: dict[str, Any]) -> FittedLaws:
       SdslError: something is missing.
     """
     try:
-        loss_draws: dict[str, Any] = {k: np.asarray(v) for k, v in fits["loss_law"]["draws"].items()}
-        draws = {f["law"]: {k: np.asarray(v) for k, v in f["draws"].items()} for f in fits["acceptance_laws"]}
+        loss_draws: dict[str, Any] = {
+            k: np.asarray(v) for k, v in fits["loss_law"]["draws"].items()
+        }
+        draws = {
+            f["law"]: {k: np.asarray(v) for k, v in f["draws"].items()}
+            for f in fits["acceptance_laws"]
+        }
         laws = {f["law"]: f["coefficients"] for f in fits["acceptance_laws"]}
         return FittedLaws(
             loss=LOSS_LAWS[fits["loss_law"]["law"]](**fits["loss_law"]["coefficients"]),
@@ -175,4 +205,6 @@ def read_laws(fits: dict[str, Any]) -> FittedLaws:
             rule=ShapeRule(**fits["shape_rule"]),
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise SdslError(f"the fitted laws (fits.json) are damaged: {error} is missing or of the wrong kind.") from None
+        raise SdslError(
+            f"the fitted laws (fits.json) are damaged: {error} is missing or of the wrong kind."
+        ) from None

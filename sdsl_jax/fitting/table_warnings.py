@@ -45,7 +45,10 @@ def loss_table_warnings(table: LossTable, lines: np.ndarray, runs_are_sizes: boo
     """
     points = zip(table.params.tolist(), table.tokens.tolist(), table.rungs.tolist())
     warnings = [
-        *(_of_the_unit(table.loss, "losses") or _of_the_level(table.params, table.tokens, table.loss, "losses")),
+        *(
+            _of_the_unit(table.loss, "losses")
+            or _of_the_level(table.params, table.tokens, table.loss, "losses")
+        ),
         *_of_the_sizes(table),
         *_of_repeated_rows(points, table.loss, lines, "parameters and tokens", "loss"),
         *_of_the_slopes(table),
@@ -82,11 +85,16 @@ def pair_table_warnings(table: PairTable, lines: np.ndarray) -> list[str]:
     if not warnings and np.isfinite(draft.tokens).all():
         warnings += _of_the_ratios(np.asarray(draft.tokens) / np.asarray(draft.params))
     warnings += _of_the_gaps(table)
-    keys = zip(*(np.nan_to_num(np.asarray(x)).tolist() for x in (*draft, *target[:2])), table.draft_model.tolist())
+    keys = zip(
+        *(np.nan_to_num(np.asarray(x)).tolist() for x in (*draft, *target[:2])),
+        table.draft_model.tolist(),
+    )
     return warnings + _of_repeated_rows(keys, table.alpha, lines, "both models", "α")
 
 
-def residual_warnings(residuals: Float[np.ndarray, " n"], coefficients: int, unit: str, lines: np.ndarray) -> list[str]:
+def residual_warnings(
+    residuals: Float[np.ndarray, " n"], coefficients: int, unit: str, lines: np.ndarray
+) -> list[str]:
     """Rows that the robust loss all but ignores, and whether the others lie near the law.
 
     The typical residual is 1.48 times the median of all but the smallest `coefficients`, which a robust fit may run through.
@@ -140,7 +148,9 @@ def _of_the_unit(losses: np.ndarray, name: str) -> list[str]:
     return []
 
 
-def _of_the_level(params: np.ndarray, tokens: np.ndarray, losses: np.ndarray, name: str) -> list[str]:
+def _of_the_level(
+    params: np.ndarray, tokens: np.ndarray, losses: np.ndarray, name: str
+) -> list[str]:
     """Whether losses are far above those of published models of these sizes and tokens (20 a parameter where not known)."""
     trained = np.where(np.isfinite(tokens), tokens, 20 * params)
     times = float(np.median(losses / np.asarray(BESIROGLU(params, trained))))
@@ -248,7 +258,9 @@ def _of_the_gaps(table: PairTable) -> list[str]:
     error = np.sqrt(np.square(y - slope * x).sum() / spare / (x @ x))
     if slope <= _RISES * error:
         return []
-    return ["α is larger for drafts that are worse than their targets by more: does it count rejected drafts?"]
+    return [
+        "α is larger for drafts that are worse than their targets by more: does it count rejected drafts?"
+    ]
 
 
 def _of_the_slopes(table: LossTable) -> list[str]:

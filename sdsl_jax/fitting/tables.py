@@ -114,7 +114,10 @@ def read_loss_table(
             notes.append(
                 f"{worn.sum()} of {len(frame)} rows are left out: they saw their text more than {max_epochs:g} times"
             )
-        require(not worn.all(), f"{path} holds no rows of at most {max_epochs:g} epochs; raise --max-epochs.")
+        require(
+            not worn.all(),
+            f"{path} holds no rows of at most {max_epochs:g} epochs; raise --max-epochs.",
+        )
         frame = frame.rows_where(~worn)
     params, loss = frame.counts(params_column), _losses(frame, loss_column, choice.loss_unit)
     if flops_column:
@@ -127,7 +130,10 @@ def read_loss_table(
     else:
         keys = [params, *(frame.column(name) for name in ("role", "seed") if name in frame)]
     return ReadTable(
-        LossTable(params, tokens, loss, _labels(*keys)), np.asarray(frame.lines), _counts(params_column), notes
+        LossTable(params, tokens, loss, _labels(*keys)),
+        np.asarray(frame.lines),
+        _counts(params_column),
+        notes,
     )
 
 
@@ -158,7 +164,10 @@ def read_pair_table(
     whole = read_csv(path)
     named = all(name in whole for name in ("draft_id", "target_id", "estimator"))
     if not named:
-        require(models is None, f"{path} does not name its models by draft_id and target_id; leave out --models.")
+        require(
+            models is None,
+            f"{path} does not name its models by draft_id and target_id; leave out --models.",
+        )
     require(
         not named or choice.loss_unit == "nats",
         f"the losses of records are in nats; --loss-unit {choice.loss_unit} belongs to a table of one's own.",
@@ -178,14 +187,19 @@ def read_pair_table(
         frame = frame.rows_where(kept)
     for name, wanted in (("domain", domain), ("temperature", temperature)):
         if name not in frame:
-            require(wanted is None, f"{path} has no column {name}, so that no {name} can be chosen.")
+            require(
+                wanted is None, f"{path} has no column {name}, so that no {name} can be chosen."
+            )
             continue
         cells = frame.column(name)
         values = frequent_values(cells)
         require(values, f"{path} has a column {name} that is empty; fill it in, or leave it out.")
         chosen = values[0] if wanted is None else str(wanted)
         kept = [value_key(cell) == value_key(chosen) for cell in cells]
-        require(any(kept), f"{path} holds no rows with the {name} {chosen}; it has {listed_names(values)}.")
+        require(
+            any(kept),
+            f"{path} holds no rows with the {name} {chosen}; it has {listed_names(values)}.",
+        )
         if len(values) > 1:
             notes.append(f"of {len(values)} values of {name} only {chosen} is fitted")
         frame = frame.rows_where(kept)
@@ -194,12 +208,17 @@ def read_pair_table(
         table, known = _by_record(frame, alpha, models, estimator, notes)
         return ReadTable(table, np.asarray(frame.lines)[known], "non-embedding", notes)
     sizes = {role: frame.counts(f"{role}_params") for role in ("draft", "target")}
-    losses = {role: _losses(frame, f"{role}_loss", choice.loss_unit) for role in ("draft", "target")}
-    tokens = frame.counts("draft_tokens") if "draft_tokens" in needed else np.full(len(frame), np.nan)
+    losses = {
+        role: _losses(frame, f"{role}_loss", choice.loss_unit) for role in ("draft", "target")
+    }
+    tokens = (
+        frame.counts("draft_tokens") if "draft_tokens" in needed else np.full(len(frame), np.nan)
+    )
     drafts = _labels(_run_names(frame, "draft_id") if "draft_id" in needed else sizes["draft"])
     targets = _labels(sizes["target"])
     require(
-        len(set(drafts)) >= 4, f"the acceptance laws need pairs of at least 4 drafts; {path} holds {len(set(drafts))}."
+        len(set(drafts)) >= 4,
+        f"the acceptance laws need pairs of at least 4 drafts; {path} holds {len(set(drafts))}.",
     )
     draft = ModelPoint(sizes["draft"], losses["draft"], tokens)
     target = ModelPoint(sizes["target"], losses["target"])
@@ -207,7 +226,9 @@ def read_pair_table(
     return ReadTable(table, np.asarray(frame.lines), _OWN_COUNT, notes)
 
 
-def _chosen_rows(table: CsvTable, choice: Choice, needed: tuple[str, ...]) -> tuple[CsvTable, list[str]]:
+def _chosen_rows(
+    table: CsvTable, choice: Choice, needed: tuple[str, ...]
+) -> tuple[CsvTable, list[str]]:
     """The rows that are asked for, and what was left out."""
     table.require_columns(*needed)
     notes = list(table.notes)
@@ -220,7 +241,9 @@ def _chosen_rows(table: CsvTable, choice: Choice, needed: tuple[str, ...]) -> tu
         require(any(whole), f"every row of {table.path} lacks one of {listed_names(needed)}.")
         if not all(whole):
             lines = [line for line, keep in zip(table.lines, whole) if not keep]
-            notes.append(f"{len(lines)} of {len(table)} rows are left out: values are missing in {listed_lines(lines)}")
+            notes.append(
+                f"{len(lines)} of {len(table)} rows are left out: values are missing in {listed_lines(lines)}"
+            )
             table = table.rows_where(whole)
     return table, notes
 
@@ -249,12 +272,19 @@ def _of_the_name(column: str, unit: LossUnit) -> list[str]:
     words = set(re.split("[^a-z0-9]+", column.lower()))
     for stated, names in _UNITS_OF_LOSS.items():
         if words & names:
-            known = f"; --loss-unit {stated} reads it as such" if stated in get_args(LossUnit) else ""
-            known = known or "; multiply bits per byte by bytes per token, and read them with --loss-unit bits"
+            known = (
+                f"; --loss-unit {stated} reads it as such" if stated in get_args(LossUnit) else ""
+            )
+            known = (
+                known
+                or "; multiply bits per byte by bytes per token, and read them with --loss-unit bits"
+            )
             return (
                 []
                 if unit == stated or (unit == "bits" and stated == "bits per byte")
-                else [f"the name of the column {column} says {stated}, and it is read as {unit}{known}"]
+                else [
+                    f"the name of the column {column} says {stated}, and it is read as {unit}{known}"
+                ]
             )
     return []
 
@@ -297,9 +327,13 @@ def _by_record(
     names = {model.model_id for model in known}
     kept = np.asarray([{row.draft_id, row.target_id} <= names for row in rows])
     if not kept.all():
-        notes.append(f"{(~kept).sum()} of {len(rows)} pairs are left out: {source} does not hold their models")
+        notes.append(
+            f"{(~kept).sum()} of {len(rows)} pairs are left out: {source} does not hold their models"
+        )
     return pair_table(known, rows, estimator), kept
 
 
 def _counts(params_column: str) -> str:
-    return {"params_nonembedding": "non-embedding", "params_total": "total"}.get(params_column, _OWN_COUNT)
+    return {"params_nonembedding": "non-embedding", "params_total": "total"}.get(
+        params_column, _OWN_COUNT
+    )

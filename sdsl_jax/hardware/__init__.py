@@ -27,7 +27,14 @@ from sdsl_jax.user_files import read_toml, reading
 _UNKNOWN = {"link_bytes_per_second": math.inf, "memory_bytes": math.inf, "price_per_hour": 0.0}
 # Coefficients that are 0 or above; every other one is above 0.
 _MAY_BE_ZERO = (
-    *("pass_seconds", "layer_seconds", "matrix_seconds", "token_seconds", "logit_seconds", "round_seconds"),
+    *(
+        "pass_seconds",
+        "layer_seconds",
+        "matrix_seconds",
+        "token_seconds",
+        "logit_seconds",
+        "round_seconds",
+    ),
     *("link_seconds", "price_per_hour"),
 )
 
@@ -122,7 +129,10 @@ class _Coefficients:
                 require(value >= 0, f"{key} is {value}; it must be 0 or above.")
             elif f.name != "sharpness":
                 require(value > 0, f"{key} is {value}; it must be above 0.")
-        require(1 <= self.sharpness <= 64, f"hardware.sharpness is {self.sharpness}; it must lie in [1, 64].")
+        require(
+            1 <= self.sharpness <= 64,
+            f"hardware.sharpness is {self.sharpness}; it must lie in [1, 64].",
+        )
 
 
 @dataclass(frozen=True)
@@ -162,7 +172,9 @@ class _Document:
 def known_hardware() -> tuple[str, ...]:
     """Names of the devices that ship with the package."""
     files = resources.files("sdsl_jax.hardware").iterdir()
-    return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
+    return tuple(
+        sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+    )
 
 
 def load_hardware(name_or_path: str | Path) -> HardwareFile:
@@ -183,7 +195,9 @@ def load_hardware(name_or_path: str | Path) -> HardwareFile:
         text.lower() in known,
         f"there is no hardware named {text!r}; known are {', '.join(known)}, and any file that ends in .toml.",
     )
-    content = (resources.files("sdsl_jax.hardware") / f"{text.lower()}.toml").read_text(encoding="utf-8")
+    content = (resources.files("sdsl_jax.hardware") / f"{text.lower()}.toml").read_text(
+        encoding="utf-8"
+    )
     return _parse(tomllib.loads(content), f"the hardware {text}")
 
 
@@ -193,7 +207,9 @@ def _parse(values: dict[str, Any], what: str) -> HardwareFile:
         table = values.pop("calibration", None)
         calibration = None if table is None else from_dict(Calibration, table, "calibration")
         found = from_dict(
-            _Document, values | ({} if calibration is None else {"calibration": dataclasses.asdict(calibration)})
+            _Document,
+            values
+            | ({} if calibration is None else {"calibration": dataclasses.asdict(calibration)}),
         )
     except SdslError as error:
         raise SdslError(f"{what} is not usable: {error}") from None
@@ -216,7 +232,9 @@ def save_hardware(file: HardwareFile, path: str | Path) -> None:
       SdslError: a value is not allowed, or the file cannot be written.
     """
     path = Path(path)
-    require(path.suffix == ".toml", f"the hardware file is to be {path}; its name must end in .toml.")
+    require(
+        path.suffix == ".toml", f"the hardware file is to be {path}; its name must end in .toml."
+    )
     coefficients = {name: float(value) for name, value in file.hardware._asdict().items()}
     values: dict[str, Any] = {
         "name": file.name,
@@ -225,7 +243,9 @@ def save_hardware(file: HardwareFile, path: str | Path) -> None:
         "measured": file.measured,
         "notes": list(file.notes),
         "precision": {name: float(value) for name, value in file.precision._asdict().items()},
-        "hardware": {name: value for name, value in coefficients.items() if value != _UNKNOWN.get(name)},
+        "hardware": {
+            name: value for name, value in coefficients.items() if value != _UNKNOWN.get(name)
+        },
     }
     if file.calibration is not None:
         values["calibration"] = dataclasses.asdict(file.calibration)

@@ -112,7 +112,9 @@ def time_decoders(
         )
 
     def ready(entrant: Entrant) -> Callable[[int], tuple[float, int, int]]:
-        made = _prepare(entrant, prompts[:, :, : entrant.prompt_tokens], new_tokens, sampling.check(), seed)
+        made = _prepare(
+            entrant, prompts[:, :, : entrant.prompt_tokens], new_tokens, sampling.check(), seed
+        )
         made(0)  # warms up
         progress.advance(1, f"γ = {entrant.lookahead}, batch {entrant.batch}")
         return made
@@ -128,14 +130,17 @@ def time_decoders(
     for repetition in range(repetitions):
         for number in random.permutation(len(entrants)):
             found[number, repetition] = runners[number](repetition)
-        progress.advance(len(entrants) / repetitions, f"repetition {repetition + 1} of {repetitions}")
+        progress.advance(
+            len(entrants) / repetitions, f"repetition {repetition + 1} of {repetitions}"
+        )
     return [Run(each[:, 0], each[:, 1].astype(int), each[:, 2].astype(int)) for each in found]
 
 
 def _grown(cache: KVCache, slots: int) -> KVCache:
     """A cache with so many more, empty slots, on the host."""
     keys = tuple(np.pad(np.asarray(k), ((0, 0), (0, 0), (0, slots))) for k in cache.keys)
-    return KVCache(keys, tuple(np.pad(np.asarray(v), ((0, 0), (0, slots), (0, 0))) for v in cache.values))  # type: ignore[misc, arg-type]
+    values = tuple(np.pad(np.asarray(v), ((0, 0), (0, slots), (0, 0))) for v in cache.values)
+    return KVCache(keys, values)  # type: ignore[arg-type]
 
 
 def _prepare(
@@ -151,7 +156,9 @@ def _prepare(
     def one(params: list[Any], group: tuple[loop.Requests, list[Any]]) -> tuple[Any, Any]:
         requests, caches = group
         if draft is None:
-            done = loop.autoregressive_loop(target.config, params[0], requests, sampling, caches[0], buffer=buffer)
+            done = loop.autoregressive_loop(
+                target.config, params[0], requests, sampling, caches[0], buffer=buffer
+            )
         else:
             done = loop.speculative_loop(
                 ModelDrafter(draft.config),
@@ -171,7 +178,11 @@ def _prepare(
                 whole_rounds=True,
             )
         # The tokens come out as well: nothing that decoding is for may be optimised away.
-        return done.tokens, (done.batch_rounds, (done.lengths - done.prompt_lengths).sum(), done.finite)
+        return done.tokens, (
+            done.batch_rounds,
+            (done.lengths - done.prompt_lengths).sum(),
+            done.finite,
+        )
 
     def all_groups(params: list[Any], requests: loop.Requests, caches: list[Any]) -> Any:
         return jax.lax.map(lambda group: one(params, group), (requests, caches))
@@ -179,8 +190,13 @@ def _prepare(
     def arguments(repetition: int) -> tuple[list[Any], loop.Requests, list[Any]]:
         ids = jnp.asarray(prompts[repetition], jnp.int32)
         # Grown on the host: a prefill of every capacity would be a program of its own.
-        caches = [_grown(prefill(m.config, m.params, ids, capacity=width), capacity - width) for m in models]
-        keys = jax.vmap(lambda s: row_keys(s, np.arange(batch)))(seed + repetition * groups + jnp.arange(groups))
+        caches = [
+            _grown(prefill(m.config, m.params, ids, capacity=width), capacity - width)
+            for m in models
+        ]
+        keys = jax.vmap(lambda s: row_keys(s, np.arange(batch)))(
+            seed + repetition * groups + jnp.arange(groups)
+        )
         lengths = jnp.full((groups, batch), width, jnp.int32)
         requests = loop.Requests(
             ids.reshape(groups, batch, width),
@@ -189,7 +205,9 @@ def _prepare(
             keys,
             jnp.zeros((groups, 0), jnp.int32),
         )
-        grouped = jax.tree.map(lambda x: jnp.asarray(x.reshape(groups, x.shape[0] // groups, *x.shape[1:])), caches)
+        grouped = jax.tree.map(
+            lambda x: jnp.asarray(x.reshape(groups, x.shape[0] // groups, *x.shape[1:])), caches
+        )
         return [m.params for m in models], requests, grouped
 
     with jax.default_matmul_precision("highest"):

@@ -9,17 +9,17 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from sdsl_jax.checkpoints.other_models import load_other_models
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.decoding import Model, Sampling
+from sdsl_jax.device import device_name
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.clock import Entrant, cache_slots, time_decoders
-from sdsl_jax.measurement.other_models import load_other_models
 from sdsl_jax.measurement.stage import load_models, prompts
 from sdsl_jax.measurement.threads import computing_threads
 from sdsl_jax.progress import Progress
 from sdsl_jax.records import ClockRecord, ModelRecord, RunRecord, longest_trained
-from sdsl_jax.training import device_name
 
 # Plain decoding is what every ratio is taken to, so it is timed so many times in each repetition.
 _PLAIN_RUNS = 4
@@ -43,7 +43,9 @@ class Pairing(NamedTuple):
     batch: int
 
 
-def pairings(config: StudyConfig, models: list[ModelRecord], others: list[ModelRecord]) -> list[list[Pairing]]:
+def pairings(
+    config: StudyConfig, models: list[ModelRecord], others: list[ModelRecord]
+) -> list[list[Pairing]]:
     """Every decoder that `config.clock` asks for, in blocks that run interleaved, each with plain decoding as its first.
 
     Blocks are small, a draft and a target or few drafts: no more compiled programs than one process can hold at a time.
@@ -74,18 +76,26 @@ def pairings(config: StudyConfig, models: list[ModelRecord], others: list[ModelR
     }
     largest = targets[-_LARGEST:]
 
-    def block(target: ModelRecord, names: Iterable[str], lookaheads: tuple[int, ...], batch: int) -> list[Pairing]:
+    def block(
+        target: ModelRecord, names: Iterable[str], lookaheads: tuple[int, ...], batch: int
+    ) -> list[Pairing]:
         rivals = [Pairing(d, target.model_id, g, batch) for d in names for g in lookaheads]
         return [Pairing("", target.model_id, 0, batch), *rivals]
 
     found = [block(t, [d.model_id], c.lookaheads, 1) for t in targets for d in drafts]
     if shaped:
         found += [block(t, sorted(shaped | alike), c.batch_lookaheads, 1) for t in largest]
-    return found + [block(t, sorted(few), c.batch_lookaheads, batch) for batch in c.batches for t in largest]
+    return found + [
+        block(t, sorted(few), c.batch_lookaheads, batch) for batch in c.batches for t in largest
+    ]
 
 
 def time_study(
-    config: StudyConfig, dataset: Dataset, records: list[ModelRecord], study: Path, progress: Progress
+    config: StudyConfig,
+    dataset: Dataset,
+    records: list[ModelRecord],
+    study: Path,
+    progress: Progress,
 ) -> Timed:
     """Times every decoder that `config.clock` asks for; nothing where it asks for none.
 
@@ -111,13 +121,19 @@ def time_study(
     others: list[ModelRecord] = []
     models: dict[str, Model] = {}
     for folder in map(Path, c.other_models):
-        more, loaded = load_other_models(folder, "clock.other_models", f"{folder.name}/", dataset, study)
+        more, loaded = load_other_models(
+            folder, "clock.other_models", f"{folder.name}/", dataset, study
+        )
         others, models = others + more, models | loaded
     blocks = pairings(config, records, others)
     named = {name for block in blocks for p in block for name in (p.draft, p.target)}
     models |= load_models(config, [r for r in records if r.model_id in named], dataset, study)
     # Neighbours in the text go to different repetitions.
-    starts = prompts(config, dataset.text("test"), count).reshape(c.prompts, c.repetitions, -1).swapaxes(0, 1)
+    starts = (
+        prompts(config, dataset.text("test"), count)
+        .reshape(c.prompts, c.repetitions, -1)
+        .swapaxes(0, 1)
+    )
     progress.start("clock", sum(map(len, blocks)))
     rows: list[RunRecord] = []
     for number, block in enumerate(blocks):
@@ -129,12 +145,25 @@ def time_study(
 
 
 def _time_block(
-    config: StudyConfig, number: int, block: list[Pairing], models: dict[str, Model], starts: np.ndarray
+    config: StudyConfig,
+    number: int,
+    block: list[Pairing],
+    models: dict[str, Model],
+    starts: np.ndarray,
 ) -> list[RunRecord]:
     m = config.measure
     names = [block[0]] * _PLAIN_RUNS + block[1:]
-    entrants = [Entrant(models[p.target], models[p.draft] if p.draft else None, p.lookahead, p.batch) for p in names]
-    runs = time_decoders(entrants, starts, new_tokens=m.new_tokens, sampling=Sampling(m.temperature), seed=config.seed)
+    entrants = [
+        Entrant(models[p.target], models[p.draft] if p.draft else None, p.lookahead, p.batch)
+        for p in names
+    ]
+    runs = time_decoders(
+        entrants,
+        starts,
+        new_tokens=m.new_tokens,
+        sampling=Sampling(m.temperature),
+        seed=config.seed,
+    )
     rows = [
         RunRecord(
             draft_id=p.draft,
@@ -160,7 +189,12 @@ def _time_block(
 
 
 def clock(
-    config: StudyConfig, dataset: Dataset, draft: ModelRecord, target: ModelRecord, lookahead: int, study: Path
+    config: StudyConfig,
+    dataset: Dataset,
+    draft: ModelRecord,
+    target: ModelRecord,
+    lookahead: int,
+    study: Path,
 ) -> ClockRecord:
     """Times one pair at one lookahead against the target alone, on held-out prompts.
 

@@ -13,18 +13,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from sdsl_jax.checkpoints.other_models import load_other_models
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset, Text
 from sdsl_jax.data.domains import SourceMissing, domain_files, load_domain
 from sdsl_jax.decoding import Model, Sampling
 from sdsl_jax.errors import require
-from sdsl_jax.measurement.other_models import load_other_models
 from sdsl_jax.measurement.overlap import ModelScores, PairOverlap, pairwise_overlap
-from sdsl_jax.measurement.stage import acceptance_record, domain, load_models, prompts, target_samples
+from sdsl_jax.measurement.stage import (
+    acceptance_record,
+    domain,
+    load_models,
+    prompts,
+    target_samples,
+)
 from sdsl_jax.progress import Progress
 from sdsl_jax.records import AcceptanceRecord, LossRecord, ModelRecord
+from sdsl_jax.seeds import derive_seed
 from sdsl_jax.statistics import ratio_interval
-from sdsl_jax.training import rung_seed
 
 OTHER = "other-"
 # Units of progress, of which a pass of a small model over 32 contexts is one, that a run of a target is about worth.
@@ -76,7 +82,9 @@ def check_conditions(config: StudyConfig) -> None:
     )
 
 
-def load_other_drafts(config: StudyConfig, dataset: Dataset, study: Path) -> tuple[list[ModelRecord], dict[str, Model]]:
+def load_other_drafts(
+    config: StudyConfig, dataset: Dataset, study: Path
+) -> tuple[list[ModelRecord], dict[str, Model]]:
     """The drafts of `conditions.other_drafts`: their records, under names of their own, and the models by those names.
 
     Raises:
@@ -91,7 +99,11 @@ def load_other_drafts(config: StudyConfig, dataset: Dataset, study: Path) -> tup
 
 
 def measure_conditions(
-    config: StudyConfig, dataset: Dataset, records: list[ModelRecord], study: Path, progress: Progress
+    config: StudyConfig,
+    dataset: Dataset,
+    records: list[ModelRecord],
+    study: Path,
+    progress: Progress,
 ) -> Conditions:
     """Measures every pair under every condition.
 
@@ -132,7 +144,9 @@ def _domains(config: StudyConfig, dataset: Dataset, progress: Progress) -> list[
     m, c = config.measure, config.conditions
     found = [
         _Domain(
-            domain(config), dataset.text("test"), tuple(sorted({*map(float, c.temperatures), float(m.temperature)}))
+            domain(config),
+            dataset.text("test"),
+            tuple(sorted({*map(float, c.temperatures), float(m.temperature)})),
         )
     ]
     for each in c.domains:
@@ -175,20 +189,33 @@ def _on_text(
         for pair, value in scored.pairs.items()
     ]
     plain = temperatures.index(1.0)
-    losses = [_loss(config, where, name, scores, plain) for name, scores in (scored.drafts | scored.targets).items()]
+    losses = [
+        _loss(config, where, name, scores, plain)
+        for name, scores in (scored.drafts | scored.targets).items()
+    ]
     return rows, losses
 
 
 def _on_samples(
-    config: StudyConfig, where: _Domain, temperature: float, models: _Models, advance: Callable[[int], None]
+    config: StudyConfig,
+    where: _Domain,
+    temperature: float,
+    models: _Models,
+    advance: Callable[[int], None],
 ) -> list[AcceptanceRecord]:
     """α on every target's own continuations of the domain, drawn and scored at one temperature."""
     m, rows = config.measure, []
     same = where.name == domain(config) and temperature == m.temperature
     for target_id, target in models.targets.items():
         # The study's own samples are those of the measure stage; all others share no randomness.
-        seed = config.seed if same else rung_seed("conditions", config.seed, where.name, target_id, temperature)
-        tokens = target_samples(config, target, prompts(config, where.text, m.prompts), temperature, seed)
+        seed = (
+            config.seed
+            if same
+            else derive_seed("conditions", config.seed, where.name, target_id, temperature)
+        )
+        tokens = target_samples(
+            config, target, prompts(config, where.text, m.prompts), temperature, seed
+        )
         advance(_SAMPLING_UNITS)
         scored = pairwise_overlap(
             models.drafts,
@@ -220,10 +247,14 @@ def _row(
     return dataclasses.replace(row, temperature=temperature, domain=name)
 
 
-def _loss(config: StudyConfig, where: _Domain, name: str, scores: ModelScores, plain: int) -> LossRecord:
+def _loss(
+    config: StudyConfig, where: _Domain, name: str, scores: ModelScores, plain: int
+) -> LossRecord:
     assert scores.log_probs is not None
     confidence = config.measure.confidence
-    loss = ratio_interval(-scores.log_probs[plain].sum(axis=1, dtype=float), scores.positions, confidence)
+    loss = ratio_interval(
+        -scores.log_probs[plain].sum(axis=1, dtype=float), scores.positions, confidence
+    )
     return LossRecord(
         model_id=name,
         domain=where.name,

@@ -40,21 +40,32 @@ CONVENTIONS: dict[str, Convention] = {
     "accepted_per_round": Convention("raw events", "Σ a / rounds with drafts"),
     "vllm_acceptance_length": Convention("vLLM", "1 + Σ a / rounds with drafts"),
     "vllm_acceptance_rate": Convention("vLLM", "Σ a / Σ γ"),
-    "vllm_position": Convention("vLLM", "rounds with a ≥ k / rounds with drafts, whether or not they reached k"),
-    "eagle_tau": Convention("EAGLE, 2401.15077", "Σ (a + 1) / rounds"),
-    "eagle_alpha": Convention("EAGLE, 2401.15077", "n-α: rounds with a ≥ n + 1 / rounds that tested draft n + 1"),
-    "sglang_old_accept_rate": Convention(
-        "SGLang before April 2026", "(Σ a + rounds with drafts) / Σ (γ + 1): the bonus token on both sides"
+    "vllm_position": Convention(
+        "vLLM", "rounds with a ≥ k / rounds with drafts, whether or not they reached k"
     ),
-    "deepspec_accept_rate": Convention("DeepSpec", "Σ (a + 1) / Σ (γ + 1) over all rounds, also those without drafts"),
+    "eagle_tau": Convention("EAGLE, 2401.15077", "Σ (a + 1) / rounds"),
+    "eagle_alpha": Convention(
+        "EAGLE, 2401.15077", "n-α: rounds with a ≥ n + 1 / rounds that tested draft n + 1"
+    ),
+    "sglang_old_accept_rate": Convention(
+        "SGLang before April 2026",
+        "(Σ a + rounds with drafts) / Σ (γ + 1): the bonus token on both sides",
+    ),
+    "deepspec_accept_rate": Convention(
+        "DeepSpec", "Σ (a + 1) / Σ (γ + 1) over all rounds, also those without drafts"
+    ),
     "specbench_tokens_per_round": Convention("Spec-Bench, 2401.07851", "Σ emitted / rounds"),
     "paper_tar": Convention("arXiv 2603.11053", "TAR = Σ a / Σ γ"),
     "paper_alpha": Convention(
-        "arXiv 2603.11053", "the α of 1 + γ·TAR = (1 − α^(γ+1))/(1 − α); for a γ that varies, of Σ a = Σ (τ(α, γ) − 1)"
+        "arXiv 2603.11053",
+        "the α of 1 + γ·TAR = (1 − α^(γ+1))/(1 − α); for a γ that varies, of Σ a = Σ (τ(α, γ) − 1)",
     ),
-    "rounds_per_row": Convention("raw events", "mean over rows of the rounds that a row took part in"),
+    "rounds_per_row": Convention(
+        "raw events", "mean over rows of the rounds that a row took part in"
+    ),
     "batch_rounds": Convention(
-        "lockstep batch", "rounds of a batch, as many as its slowest row takes; of all batches together"
+        "lockstep batch",
+        "rounds of a batch, as many as its slowest row takes; of all batches together",
     ),
     "tokens_per_batch_round": Convention("lockstep batch", "Σ emitted / (rows · batch rounds)"),
 }
@@ -103,10 +114,15 @@ class AcceptanceReport:
         return rows
 
 
-def _columns(events: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Int[np.ndarray, " rounds"]]:
+def _columns(
+    events: Mapping[str, Any], names: tuple[str, ...]
+) -> dict[str, Int[np.ndarray, " rounds"]]:
     """Checked integer columns of a table of events, without rounds that a row took no part in."""
     missing = [name for name in names if name not in events]
-    require(not missing, f"the events lack the column {', '.join(missing)}; they need {', '.join(names)}.")
+    require(
+        not missing,
+        f"the events lack the column {', '.join(missing)}; they need {', '.join(names)}.",
+    )
     columns = {name: np.asarray(events[name]) for name in (*names, "round") if name in events}
     shapes = {name: column.shape for name, column in columns.items()}
     require(
@@ -116,18 +132,29 @@ def _columns(events: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Int
     for name, column in columns.items():
         numeric = np.issubdtype(column.dtype, np.number)
         require(
-            numeric and bool(np.all(np.isfinite(column))) and bool(np.all(column == np.floor(column))),
+            numeric
+            and bool(np.all(np.isfinite(column)))
+            and bool(np.all(column == np.floor(column))),
             f"the column {name} of the events must hold whole numbers; it is of type {column.dtype} or holds fractions.",
         )
         columns[name] = column.astype(np.int64)
-        require(name == "row" or column.min(initial=0) >= 0, f"the column {name} of the events holds negative numbers.")
+        require(
+            name == "row" or column.min(initial=0) >= 0,
+            f"the column {name} of the events holds negative numbers.",
+        )
     took_part = columns["emitted"] > 0
     columns = {name: column[took_part] for name, column in columns.items()}
-    require(columns["row"].size > 0, "the events hold no round that emitted a token; they must hold at least one.")
+    require(
+        columns["row"].size > 0,
+        "the events hold no round that emitted a token; they must hold at least one.",
+    )
     accepted, emitted = columns["accepted"], columns["emitted"]
     for good, rule in (
         (accepted <= columns["proposed"], "accepted ≤ proposed"),
-        ((emitted == accepted) | (emitted == accepted + 1), "emitted = accepted + 1, or accepted at a stop"),
+        (
+            (emitted == accepted) | (emitted == accepted + 1),
+            "emitted = accepted + 1, or accepted at a stop",
+        ),
     ):
         bad = int(np.argmin(good))
         require(
@@ -136,7 +163,9 @@ def _columns(events: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Int
             f"{emitted[bad]} emitted; it must have {rule}.",
         )
     if "round" in columns:
-        pairs, counts = np.unique(np.stack([columns["row"], columns["round"]]), axis=1, return_counts=True)
+        pairs, counts = np.unique(
+            np.stack([columns["row"], columns["round"]]), axis=1, return_counts=True
+        )
         twice = pairs[:, int(np.argmax(counts))]
         require(
             bool(counts.max() == 1),
@@ -190,8 +219,13 @@ def acceptance_report(
     Raises:
       SdslError: a column is missing or holds impossible values, or no round is left to count.
     """
-    require(0 < confidence < 1, f"the confidence is {confidence}; it must lie in (0, 1){share_hint(confidence)}.")
-    columns = _columns(events, ("row", "proposed", "accepted", "emitted") + ("start",) * whole_rounds_only)
+    require(
+        0 < confidence < 1,
+        f"the confidence is {confidence}; it must lie in (0, 1){share_hint(confidence)}.",
+    )
+    columns = _columns(
+        events, ("row", "proposed", "accepted", "emitted") + ("start",) * whole_rounds_only
+    )
     everything, sizes = np.unique(columns["row"], return_counts=True)
     emitted = int(columns["emitted"].sum())
     counted = np.ones(columns["row"].shape, bool)
@@ -201,7 +235,10 @@ def acceptance_report(
             "whole_rounds_only needs max_lengths, for how much room a round had cannot be seen from its events.",
         )
         counted = _has_room(columns, max_lengths)
-        require(bool(counted.any()), "no round began with room for γ + 1 tokens; use longer rows or count all rounds.")
+        require(
+            bool(counted.any()),
+            "no round began with room for γ + 1 tokens; use longer rows or count all rounds.",
+        )
     columns = {name: column[counted] for name, column in columns.items()}
     estimates = _estimates(columns, confidence)
     batches = (
@@ -237,7 +274,9 @@ def _estimates(columns: Mapping[str, np.ndarray], confidence: float) -> dict[str
 
     def ratio(numerators: np.ndarray, denominators: np.ndarray) -> Interval:
         """Of sums over rounds, with rows as clusters."""
-        return ratio_interval(np.bincount(row, numerators), np.bincount(row, denominators), confidence)
+        return ratio_interval(
+            np.bincount(row, numerators), np.bincount(row, denominators), confidence
+        )
 
     # The token after the accepted drafts replaces a rejected one if there was one; a cut round has none.
     tests = accepted + ((emitted == accepted + 1) & (accepted < proposed))
@@ -266,7 +305,9 @@ def _geometric_acceptance(proposed: np.ndarray, accepted: np.ndarray, ratio: Any
 
     The interval inverts that of Σ a / Σ (τ(α̂, γ) − 1), so rows differ in their lookaheads as well as in what they accept.
     """
-    lookaheads, index, rounds = np.unique(proposed[proposed > 0], return_inverse=True, return_counts=True)
+    lookaheads, index, rounds = np.unique(
+        proposed[proposed > 0], return_inverse=True, return_counts=True
+    )
     if len(lookaheads) == 0:
         return Interval(math.nan, math.nan, math.nan)
 
@@ -276,7 +317,9 @@ def _geometric_acceptance(proposed: np.ndarray, accepted: np.ndarray, ratio: Any
         if len(lookaheads) == 1:
             return float(acceptance_from_tokens_per_round(1 + total / rounds[0], lookaheads[0]))
         # Rounds that reach position k, by k: the sum is a polynomial in α with these coefficients.
-        reach = np.array([rounds[lookaheads >= k].sum() for k in range(lookaheads[-1], 0, -1)] + [0.0])
+        reach = np.array(
+            [rounds[lookaheads >= k].sum() for k in range(lookaheads[-1], 0, -1)] + [0.0]
+        )
         low, high = 0.0, 1.0
         for _ in range(60):
             middle = (low + high) / 2
@@ -288,4 +331,7 @@ def _geometric_acceptance(proposed: np.ndarray, accepted: np.ndarray, ratio: Any
     expected = np.zeros(len(proposed))
     expected[proposed > 0] = (np.asarray(tokens_per_round(alpha, lookaheads), float) - 1)[index]
     around = ratio(accepted, expected)
-    return Interval(alpha, *(invert(total * share) if total > 0 else alpha for share in (around.low, around.high)))
+    return Interval(
+        alpha,
+        *(invert(total * share) if total > 0 else alpha for share in (around.low, around.high)),
+    )

@@ -19,7 +19,9 @@ _LINEAR = {
 CONVERTIBLE = (*_LINEAR, "paper_alpha", "per_test_acceptance")
 
 
-def convert(value: float, source: str, target: str, lookahead: int, *, assume_geometric: bool = False) -> float:
+def convert(
+    value: float, source: str, target: str, lookahead: int, *, assume_geometric: bool = False
+) -> float:
     """The value of one convention from that of another, for whole rounds of one fixed lookahead with a bonus token each.
 
     All but `per_test_acceptance` are functions of the mean accepted drafts per round and of γ alone, so they determine one

@@ -57,7 +57,9 @@ def summarise(decoded: Decoded, lookahead: int, confidence: float) -> DecodedSta
     assert decoded.events is not None
     events: Any = jax.tree.map(np.asarray, decoded.events)
     happened = events.emitted > 0
-    rejected = happened & (events.emitted == events.accepted + 1) & (events.accepted < events.proposed)
+    rejected = (
+        happened & (events.emitted == events.accepted + 1) & (events.accepted < events.proposed)
+    )
     accepted = events.accepted.sum(axis=1)
     tested = accepted + rejected.sum(axis=1)
     whole = happened
@@ -96,13 +98,17 @@ def self_check(events: Events) -> float:
     Returns:
       The score; NaN where nothing was left to chance.
     """
-    verified, proposed, chance = (np.asarray(x) for x in (events.verified, events.proposed, events.chance))
+    verified, proposed, chance = (
+        np.asarray(x) for x in (events.verified, events.proposed, events.chance)
+    )
     tested = np.arange(chance.shape[-1]) < np.minimum(verified + 1, proposed)[..., None]
     chances, kept = chance[tested].astype(float), int(verified.sum())
     certain = (chances * (1 - chances)).sum() <= _ROUNDING * max(1, len(chances))
     if certain and abs(kept - chances.sum()) < 0.5:
         return math.nan
-    return float(poisson_binomial_score(np.asarray(kept), np.clip(chances, _ROUNDING, 1 - _ROUNDING)))
+    return float(
+        poisson_binomial_score(np.asarray(kept), np.clip(chances, _ROUNDING, 1 - _ROUNDING))
+    )
 
 
 def alarm_score(runs: int) -> float:

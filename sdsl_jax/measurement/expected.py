@@ -63,14 +63,21 @@ def expected_outcomes(
       SdslError: `largest` lies outside its range.
     """
     n, width = acceptance.shape
-    require(1 <= largest <= width, f"the largest lookahead is {largest}; it must lie in [1, {width}].")
+    require(
+        1 <= largest <= width, f"the largest lookahead is {largest}; it must lie in [1, {width}]."
+    )
     gammas = np.arange(1, largest + 1)
     starts = np.full(n, width - largest + 1)
     # Whole samples at every γ, though the last tokens are of no use to a small one: a shape that all of them share.
     rounds = [rounds_of_samples(acceptance, starts, int(gamma)) for gamma in gammas]
-    taus = [ratio_interval(r.started + r.survived.sum(axis=1), r.started, confidence) for r in rounds]
+    taus = [
+        ratio_interval(r.started + r.survived.sum(axis=1), r.started, confidence) for r in rounds
+    ]
     tests = [
-        ratio_interval(r.survived.sum(axis=1), r.started + r.survived[:, :-1].sum(axis=1), confidence) for r in rounds
+        ratio_interval(
+            r.survived.sum(axis=1), r.started + r.survived[:, :-1].sum(axis=1), confidence
+        )
+        for r in rounds
     ]
     tau = jnp.asarray([value.estimate for value in taus])
     alphas = np.asarray(acceptance_from_tokens_per_round(np.asarray(taus), gammas[:, None]), float)
@@ -81,7 +88,11 @@ def expected_outcomes(
             for r, value, slope in zip(rounds, taus, slopes)
         ]
     )
-    errors = np.sqrt(n / (n - 1) * np.square(moves - moves[0]).sum(axis=1)) if n > 1 else np.full(largest, np.nan)
+    errors = (
+        np.sqrt(n / (n - 1) * np.square(moves - moves[0]).sum(axis=1))
+        if n > 1
+        else np.full(largest, np.nan)
+    )
     halves = student_quantile(0.5 + confidence / 2, n - 1) * errors
     changes = alphas[:, 0] - alphas[0, 0]
     return [
@@ -90,7 +101,9 @@ def expected_outcomes(
             taus[i],
             tests[i],
             Interval(*map(float, alphas[i])),
-            Interval(float(changes[i]), float(changes[i] - halves[i]), float(changes[i] + halves[i])),
+            Interval(
+                float(changes[i]), float(changes[i] - halves[i]), float(changes[i] + halves[i])
+            ),
             float(rounds[i].started.sum()),
         )
         for i, gamma in enumerate(gammas)

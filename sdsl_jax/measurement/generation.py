@@ -65,9 +65,16 @@ def time_generation(
     Raises:
       SdslError: a count is below 1.
     """
-    require(count >= 1 and repetitions >= 1, f"{count} prompts × {repetitions} repetitions cannot be timed.")
+    require(
+        count >= 1 and repetitions >= 1,
+        f"{count} prompts × {repetitions} repetitions cannot be timed.",
+    )
     progress = progress or Silent()
-    rows = np.unique(np.linspace(0, len(prompts.lengths) - 1, min(count, len(prompts.lengths))).round().astype(int))
+    rows = np.unique(
+        np.linspace(0, len(prompts.lengths) - 1, min(count, len(prompts.lengths)))
+        .round()
+        .astype(int)
+    )
     each, new_tokens = (0, *settings.lookaheads), settings.new_tokens
     progress.start("time", len(each) * (1 + len(rows) * repetitions))
 
@@ -83,7 +90,11 @@ def time_generation(
         if lookahead == 0:
             return lambda: autoregress(target, tokens, **common).tokens
         rule = settings.verification
-        return lambda: speculate(draft, target, tokens, lookahead=lookahead, verification=rule, **common).tokens
+        return lambda: (
+            speculate(
+                draft, target, tokens, lookahead=lookahead, verification=rule, **common
+            ).tokens
+        )
 
     def seconds(run: Callable[[], object]) -> float:
         began = time.perf_counter()
@@ -104,7 +115,10 @@ def time_generation(
 
     def result(at: int) -> GenerationTimes:
         # Prompts are what an interval is over: repetitions of one are no more of them.
-        (first, total), plain = median_of_repetitions(found[:, at]), median_of_repetitions(found[1, 0])
+        (first, total), plain = (
+            median_of_repetitions(found[:, at]),
+            median_of_repetitions(found[1, 0]),
+        )
         return GenerationTimes(
             lookahead=each[at],
             first_token=median_interval(first, settings.confidence),

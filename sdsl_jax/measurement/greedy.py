@@ -45,7 +45,9 @@ def first_divergences(target: Model, one: Decoded, other: Decoded) -> list[Diver
     if not len(rows):
         return []
     positions = np.where(differs[rows].any(axis=1), differs[rows].argmax(axis=1), lengths[rows])
-    logits, _ = jax.jit(forward, static_argnums=0)(target.config, target.params, jnp.asarray(a[rows]))
+    logits, _ = jax.jit(forward, static_argnums=0)(
+        target.config, target.params, jnp.asarray(a[rows])
+    )
     at = np.asarray(logits[np.arange(len(rows)), positions - 1].astype(jnp.float32))
     second, first = np.sort(at, axis=1)[:, -2:].T
     return [

@@ -98,7 +98,9 @@ def time_steps(
 
     def run(name: str, count: int) -> float:
         began = time.perf_counter()
-        _, finite = jax.block_until_ready(_steps(steps[name].model.params, jnp.int32(count), **shapes[name]))
+        _, finite = jax.block_until_ready(
+            _steps(steps[name].model.params, jnp.int32(count), **shapes[name])
+        )
         seconds = time.perf_counter() - began
         require(bool(finite), broken_logits(f"model {name}"))
         return seconds
@@ -114,4 +116,6 @@ def time_steps(
     for _ in range(repetitions):
         for name in steps:
             seconds[name].append(run(name, counts[name]) / counts[name])
-    return {name: median_interval(np.asarray(values), confidence) for name, values in seconds.items()}
+    return {
+        name: median_interval(np.asarray(values), confidence) for name, values in seconds.items()
+    }

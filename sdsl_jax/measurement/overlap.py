@@ -113,7 +113,9 @@ def _score(
     entropy = -jnp.where(plain > 0, plain * log_probs, 0.0).sum(axis=-1)
     probs = tuple(probabilities(logits, sampling) for sampling in samplings)
     if following is not None:
-        chosen = [jnp.take_along_axis(each, following[..., None], axis=-1)[..., 0] for each in probs]
+        chosen = [
+            jnp.take_along_axis(each, following[..., None], axis=-1)[..., 0] for each in probs
+        ]
         following = jnp.log(jnp.stack(chosen))
     broken = (~finite_logits(logits) & counts).sum()
     return _Scored(log_probs, probs, (entropy * counts).sum(axis=-1), following, broken)
@@ -127,15 +129,23 @@ def _compare(p: _Scored, q: _Scored, counts: Bool[Array, "B T"]) -> tuple[Array,
     x = jnp.where(plain_p > 0, p.log_probs - q.log_probs, 0.0)
     near = jnp.abs(x) < 1
     small = jnp.where(near, x, 0.0)
-    terms = jnp.where(near & (plain_p > 0), plain_p * (small + jnp.expm1(-small)), plain_p * x + (plain_q - plain_p))
+    terms = jnp.where(
+        near & (plain_p > 0),
+        plain_p * (small + jnp.expm1(-small)),
+        plain_p * x + (plain_q - plain_p),
+    )
     kl = terms.sum(axis=-1)
     total_variation = jnp.abs(plain_p - plain_q).sum(axis=-1) / 2
     same = jnp.argmax(p.log_probs, axis=-1) == jnp.argmax(q.log_probs, axis=-1)
     acceptance = jnp.stack([overlap(a, b) for a, b in zip(p.probs, q.probs)])
-    return tuple(jnp.where(counts, x, 0).sum(axis=-1) for x in (acceptance, same, kl, total_variation))
+    return tuple(
+        jnp.where(counts, x, 0).sum(axis=-1) for x in (acceptance, same, kl, total_variation)
+    )
 
 
-def rows_per_chunk(memory_bytes: int, targets: int, samplings: int, positions: int, width: int, vocab_size: int) -> int:
+def rows_per_chunk(
+    memory_bytes: int, targets: int, samplings: int, positions: int, width: int, vocab_size: int
+) -> int:
     """Contexts that can be scored at a time within a memory.
 
     What is held at once are the distributions (one plain, one for each sampling, float32) of every target and one draft over
@@ -154,8 +164,13 @@ def rows_per_chunk(memory_bytes: int, targets: int, samplings: int, positions: i
     return min(_MOST_ROWS, memory_bytes // each)
 
 
-def _check(contexts: Any, following: Any, lengths: Any, first: Any, vocab_sizes: set[int]) -> tuple[Any, ...]:
-    require(len(vocab_sizes) == 1, f"the vocabularies have sizes {sorted(vocab_sizes)}; all models must share one.")
+def _check(
+    contexts: Any, following: Any, lengths: Any, first: Any, vocab_sizes: set[int]
+) -> tuple[Any, ...]:
+    require(
+        len(vocab_sizes) == 1,
+        f"the vocabularies have sizes {sorted(vocab_sizes)}; all models must share one.",
+    )
     vocab_size = vocab_sizes.pop()
     contexts = np.asarray(contexts, np.int32)
     require(
@@ -225,7 +240,10 @@ def pairwise_overlap(
       SdslError: an argument lies outside its range, the vocabularies differ, one context alone needs more memory, contexts are
         longer than a model's table of positions, or logits are not finite.
     """
-    require(len(drafts) > 0 and len(targets) > 0, "there are no drafts or no targets; at least one of each is needed.")
+    require(
+        len(drafts) > 0 and len(targets) > 0,
+        "there are no drafts or no targets; at least one of each is needed.",
+    )
     require(len(samplings) > 0, "samplings is empty; it must hold at least one.")
     vocab_sizes = {model.config.ids for model in (*drafts.values(), *targets.values())}
     contexts, counts, begin_at = _check(contexts, following, lengths, first, vocab_sizes.copy())
@@ -234,7 +252,9 @@ def pairwise_overlap(
     for role, models in (("target", targets), ("draft", drafts)):
         for name, model in models.items():
             require_positions(model, longest, _called(role, name), "the contexts")
-    rows = rows_per_chunk(memory_bytes, len(targets), len(samplings), width - begin_at, width, *vocab_sizes)
+    rows = rows_per_chunk(
+        memory_bytes, len(targets), len(samplings), width - begin_at, width, *vocab_sizes
+    )
     rows = min(rows, n)
     checked = tuple(sampling.check() for sampling in samplings)
     sums: dict[tuple[str, str], list[Any]] = defaultdict(list)
@@ -246,15 +266,26 @@ def pairwise_overlap(
         # Repeats of the first contexts fill up the last chunk.
         index = np.arange(begin, begin + rows) % n
         mask = jnp.asarray(counts[index])
-        next_tokens = None if following is None else jnp.asarray(np.asarray(following, np.int32)[index])
+        next_tokens = (
+            None if following is None else jnp.asarray(np.asarray(following, np.int32)[index])
+        )
 
         def score(role: str, name: str, model: Model) -> _Scored:
             advance(1)
             found = _score(
-                model.params, contexts[index], next_tokens, mask, checked, model=model.config, first=begin_at
+                model.params,
+                contexts[index],
+                next_tokens,
+                mask,
+                checked,
+                model=model.config,
+                first=begin_at,
             )
             broken = int(found.broken)
-            require(broken == 0, broken_logits(_called(role, name), f" at {broken} of {int(mask.sum())} positions"))
+            require(
+                broken == 0,
+                broken_logits(_called(role, name), f" at {broken} of {int(mask.sum())} positions"),
+            )
             log_probs = None if found.following is None else np.asarray(found.following)[:, kept]
             scores[role, name].append((np.asarray(found.entropy, float)[kept], log_probs))
             return found
@@ -263,7 +294,9 @@ def pairwise_overlap(
         for draft, model in drafts.items():
             q = score("draft", draft, model)
             for target, p in scored.items():
-                sums[draft, target].append([np.asarray(x, float)[..., kept] for x in _compare(p, q, mask)])
+                sums[draft, target].append(
+                    [np.asarray(x, float)[..., kept] for x in _compare(p, q, mask)]
+                )
 
     for begin in range(0, n, rows):
         compare_chunk(begin)
@@ -275,7 +308,9 @@ def pairwise_overlap(
         return ModelScores(np.concatenate(entropy), joined, positions)
 
     def join(pair: tuple[str, str]) -> PairOverlap:
-        acceptance, same, kl, total_variation = (np.concatenate(parts, axis=-1) for parts in zip(*sums[pair]))
+        acceptance, same, kl, total_variation = (
+            np.concatenate(parts, axis=-1) for parts in zip(*sums[pair])
+        )
         return PairOverlap(acceptance, same, kl, total_variation, positions)
 
     return Overlaps(

@@ -12,7 +12,15 @@ from jaxtyping import Array, Float, Int
 
 from sdsl_jax.counts import share_hint
 from sdsl_jax.data.prompts import Prompts
-from sdsl_jax.decoding import Decoded, Model, NgramDraft, Sampling, autoregress, one_vocabulary, speculate
+from sdsl_jax.decoding import (
+    Decoded,
+    Model,
+    NgramDraft,
+    Sampling,
+    autoregress,
+    one_vocabulary,
+    speculate,
+)
 from sdsl_jax.decoding.decode import require_positions
 from sdsl_jax.decoding.verification import Verification
 from sdsl_jax.errors import require
@@ -21,8 +29,8 @@ from sdsl_jax.measurement.decoded import DecodedStatistics, event_columns, summa
 from sdsl_jax.measurement.overlap import pairwise_overlap
 from sdsl_jax.measurement.replay import drawn_acceptance, rounds_of_samples
 from sdsl_jax.progress import Progress, Silent
+from sdsl_jax.seeds import derive_seed
 from sdsl_jax.statistics import Interval, ratio_interval
-from sdsl_jax.training import rung_seed
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,10 @@ class PairSettings:
 
     def __post_init__(self):
         require(len(self.lookaheads) > 0, "no lookahead is given; name at least one.")
-        require(min(self.lookaheads) >= 1, f"the lookaheads hold {min(self.lookaheads)}; each must be at least 1.")
+        require(
+            min(self.lookaheads) >= 1,
+            f"the lookaheads hold {min(self.lookaheads)}; each must be at least 1.",
+        )
         require(
             len(set(self.lookaheads)) == len(self.lookaheads),
             f"the lookaheads are {', '.join(map(str, self.lookaheads))}; they repeat a value.",
@@ -147,7 +158,8 @@ def measure_pair(
         draft, target = one_vocabulary(draft, target)
     for token in settings.stop_tokens:
         require(
-            0 <= token < target.config.ids, f"the stop token is {token}; it must lie in [0, {target.config.ids - 1}]."
+            0 <= token < target.config.ids,
+            f"the stop token is {token}; it must lie in [0, {target.config.ids - 1}].",
         )
     models = {"target": target} | ({"draft": draft} if isinstance(draft, Model) else {})
     longest, new = int(prompts.lengths.max()), settings.new_tokens
@@ -159,16 +171,28 @@ def measure_pair(
     if isinstance(draft, Model):
         text = _score_text(draft, target, prompts, settings)
         progress.advance(batches, "prompts")
-        samples = sample_target(target, prompts, settings, lambda: progress.advance(1, "samples of the target"))
+        samples = sample_target(
+            target, prompts, settings, lambda: progress.advance(1, "samples of the target")
+        )
         exact = _score(draft, target, samples, settings)
         progress.advance(batches, "exact acceptance")
     results = []
     for lookahead in settings.lookaheads:
-        decoded = _decode(draft, target, prompts, lookahead, settings, lambda: progress.advance(1, f"γ = {lookahead}"))  # noqa: B023
+        decoded = _decode(
+            draft,
+            target,
+            prompts,
+            lookahead,
+            settings,
+            lambda: progress.advance(1, f"γ = {lookahead}"),  # noqa: B023
+        )
         columns = event_columns(decoded)
         columns["batch"] = columns["row"] // settings.batch
         report = acceptance_report(
-            columns, max_lengths=decoded.max_lengths, whole_rounds_only=True, confidence=settings.confidence
+            columns,
+            max_lengths=decoded.max_lengths,
+            whole_rounds_only=True,
+            confidence=settings.confidence,
         )
         statistics = summarise(decoded, lookahead, settings.confidence)
         expected = None if exact is None else expected_tokens_per_round(exact, lookahead, settings)
@@ -187,7 +211,9 @@ def _batches(rows: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield numbers % rows, numbers < rows
 
 
-def _in_batches(rows: int, size: int, run: Callable[[np.ndarray, np.ndarray], Any], advance: Callable[[], None]) -> Any:
+def _in_batches(
+    rows: int, size: int, run: Callable[[np.ndarray, np.ndarray], Any], advance: Callable[[], None]
+) -> Any:
     """Runs a function of (row numbers, which are meant) batch by batch and joins what it returns, a row per row."""
     parts = []
     for numbers, meant in _batches(rows, size):
@@ -219,7 +245,7 @@ def _decode(
             new_tokens=np.where(meant, settings.new_tokens, 0),
             sampling=settings.sampling,
             verification=settings.verification,
-            seed=rung_seed("pair", settings.seed, lookahead),
+            seed=derive_seed("pair", settings.seed, lookahead),
             rows=numbers,
             stop_tokens=settings.stop_tokens,
         )
@@ -230,7 +256,9 @@ def _decode(
     return joined._replace(batch_rounds=np.int32(rounds))
 
 
-def _score_text(draft: Model, target: Model, prompts: Prompts, settings: PairSettings) -> TextScores | None:
+def _score_text(
+    draft: Model, target: Model, prompts: Prompts, settings: PairSettings
+) -> TextScores | None:
     """One pass of each model over the prompts."""
     lead = prompts.lead
     positions = np.maximum(prompts.lengths - 1 - lead, 0)
@@ -248,10 +276,15 @@ def _score_text(draft: Model, target: Model, prompts: Prompts, settings: PairSet
     counts = np.arange(prompts.tokens.shape[1] - 1 - lead) < positions[:, None]
     nats = {
         role: -np.where(counts, scores.log_probs[1], 0.0).sum(axis=1)  # type: ignore[index]
-        for role, scores in (("target", scored.targets["target"]), ("draft", scored.drafts["draft"]))
+        for role, scores in (
+            ("target", scored.targets["target"]),
+            ("draft", scored.drafts["draft"]),
+        )
     }
     pair = scored.pairs["draft", "target"]
-    losses = {role: ratio_interval(sums, positions, settings.confidence) for role, sums in nats.items()}
+    losses = {
+        role: ratio_interval(sums, positions, settings.confidence) for role, sums in nats.items()
+    }
     return TextScores(pair.mean(pair.acceptance[0], settings.confidence), losses, positions, nats)
 
 
@@ -262,14 +295,18 @@ class _Samples(NamedTuple):
     prompt_lengths: Int[np.ndarray, " rows"]
 
 
-def sample_target(target: Model, prompts: Prompts, settings: PairSettings, advance: Callable[[], None]) -> _Samples:
+def sample_target(
+    target: Model, prompts: Prompts, settings: PairSettings, advance: Callable[[], None]
+) -> _Samples:
     """Lets the target continue every prompt, with as many tokens more as the largest lookahead may look ahead.
 
     A table of positions may end before; what the last rounds would have seen behind its end is then missing.
     """
     beyond = max(settings.lookaheads) - 1
     room = settings.new_tokens + beyond
-    wanted = np.clip(target.config.position_limit - prompts.lengths.astype(int), settings.new_tokens, room)
+    wanted = np.clip(
+        target.config.position_limit - prompts.lengths.astype(int), settings.new_tokens, room
+    )
 
     def run(numbers: np.ndarray, meant: np.ndarray) -> Array:
         return autoregress(
@@ -278,12 +315,14 @@ def sample_target(target: Model, prompts: Prompts, settings: PairSettings, advan
             prompt_lengths=prompts.lengths[numbers],
             new_tokens=np.where(meant, wanted[numbers], 0),
             sampling=settings.sampling,
-            seed=rung_seed("pair", settings.seed, "samples"),
+            seed=derive_seed("pair", settings.seed, "samples"),
             rows=numbers,
             room=room,
         ).tokens
 
-    return _Samples(_in_batches(len(prompts.lengths), settings.batch, run, advance), prompts.lengths)
+    return _Samples(
+        _in_batches(len(prompts.lengths), settings.batch, run, advance), prompts.lengths
+    )
 
 
 class ExactAcceptance(NamedTuple):
@@ -304,14 +343,18 @@ class ExactAcceptance(NamedTuple):
     room: Int[np.ndarray, " rows"]
 
 
-def _score(draft: Model, target: Model, samples: _Samples, settings: PairSettings) -> ExactAcceptance:
+def _score(
+    draft: Model, target: Model, samples: _Samples, settings: PairSettings
+) -> ExactAcceptance:
     """One pass of each model over the samples."""
     starts = samples.prompt_lengths
     new = settings.new_tokens + max(settings.lookaheads) - 1
     at = starts[:, None] + np.arange(new)
     emitted = np.take_along_axis(samples.tokens, at, axis=1)
     stops = np.isin(emitted, settings.stop_tokens)
-    counted = ((np.cumsum(stops, axis=1) - stops == 0) & (np.arange(new) < settings.new_tokens)).sum(axis=1)
+    counted = (
+        (np.cumsum(stops, axis=1) - stops == 0) & (np.arange(new) < settings.new_tokens)
+    ).sum(axis=1)
     first = starts.min()
     scored = pairwise_overlap(
         {"draft": draft},
@@ -336,7 +379,9 @@ def _score(draft: Model, target: Model, samples: _Samples, settings: PairSetting
     )
 
 
-def expected_tokens_per_round(exact: ExactAcceptance, lookahead: int, settings: PairSettings) -> Interval:
+def expected_tokens_per_round(
+    exact: ExactAcceptance, lookahead: int, settings: PairSettings
+) -> Interval:
     """τ of token verification at block starts of this lookahead, from the target's samples and without decoding.
 
     As in `decoded.summarise`, rounds start at any of the `new_tokens` positions that no stop precedes, and may look beyond the

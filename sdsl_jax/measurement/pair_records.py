@@ -12,7 +12,10 @@ import jax
 import numpy as np
 import pandas
 
+from sdsl_jax.checkpoints.identity import are_different, identity
+from sdsl_jax.checkpoints.model_folder import LoadedModel
 from sdsl_jax.data.prompts import Prompts
+from sdsl_jax.device import device_name
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.measurement.decoded import event_columns
 from sdsl_jax.measurement.generation import GenerationTimes
@@ -30,8 +33,6 @@ from sdsl_jax.records import (
     write_table,
 )
 from sdsl_jax.statistics import Interval
-from sdsl_jax.training import LoadedModel, device_name
-from sdsl_jax.training.identity import are_different, identity
 
 _TABLES = ("models", "acceptance", "survival", "generation")
 MEASUREMENTS, EVENTS = "measurements.json", "events.parquet"
@@ -47,7 +48,9 @@ class PairName(NamedTuple):
     domain: str
 
 
-def pair_name(draft: Draft, target: LoadedModel, prompts: Prompts, settings: PairSettings) -> PairName:
+def pair_name(
+    draft: Draft, target: LoadedModel, prompts: Prompts, settings: PairSettings
+) -> PairName:
     """The name of a measurement."""
     temperature = float(settings.sampling.temperature)
     return PairName(draft.name, target.record.model_id, temperature, prompts.domain)
@@ -61,7 +64,10 @@ def measured_pairs(folder: Path) -> set[PairName]:
     """
     if not (folder / "survival.csv").exists():
         return set()
-    return {PairName(r.draft_id, r.target_id, r.temperature, r.domain) for r in read_table(folder, "survival")}
+    return {
+        PairName(r.draft_id, r.target_id, r.temperature, r.domain)
+        for r in read_table(folder, "survival")
+    }
 
 
 def how_measured(settings: PairSettings, reading: dict[str, Any]) -> dict[str, Any]:
@@ -155,7 +161,11 @@ def append_records(
             fresh.append(dataclasses.replace(m.record, role=m.record.role or role))
     models = {m.model_id: m for m in held["models"]}
     for model in fresh:
-        texts = {row.domain for row in held["acceptance"] if model.model_id in (row.draft_id, row.target_id)}
+        texts = {
+            row.domain
+            for row in held["acceptance"]
+            if model.model_id in (row.draft_id, row.target_id)
+        }
         require(
             not math.isnan(loaded_loss(loaded, model)) or not texts - {prompts.domain},
             f"the folder {folder} holds {model.model_id} on {', '.join(sorted(texts))}, and models.csv has one loss of a model; "
@@ -167,12 +177,16 @@ def append_records(
     # The target alone is timed again with every draft; a row for each says what its speed-up was measured against.
     timed = [_generation(name, each, settings.confidence, dtype) for each in times]
     frames = [
-        pandas.DataFrame(event_columns(result.decoded)).assign(lookahead=result.lookahead, **name._asdict())
+        pandas.DataFrame(event_columns(result.decoded)).assign(
+            lookahead=result.lookahead, **name._asdict()
+        )
         for result in measured.lookaheads
     ]
     if (folder / EVENTS).exists():
         earlier = pandas.read_parquet(folder / EVENTS)
-        same = np.logical_and.reduce([earlier[key] == value for key, value in name._asdict().items()])
+        same = np.logical_and.reduce(
+            [earlier[key] == value for key, value in name._asdict().items()]
+        )
         frames.insert(0, earlier[~same])
     answers = _other_answers(folder, name)
     partial = folder / f".{EVENTS}.partial"
@@ -189,7 +203,9 @@ def append_records(
     write_table(folder, "survival", held["survival"] + survival)
 
 
-def with_loss(record: ModelRecord, role: str, loss: Interval, bits_per_byte: Interval) -> ModelRecord:
+def with_loss(
+    record: ModelRecord, role: str, loss: Interval, bits_per_byte: Interval
+) -> ModelRecord:
     """A record with its loss on the prompts, where it has none of its own."""
     record = dataclasses.replace(record, role=record.role or role)
     if not math.isnan(record.loss_nats):
@@ -228,10 +244,15 @@ def _other_answers(folder: Path, name: PairName) -> list[Any]:
 
 def loaded_loss(loaded: dict[str, LoadedModel | None], record: ModelRecord) -> float:
     """The loss that a model brought with it; not a number if it brought none."""
-    return next((m.record.loss_nats for m in loaded.values() if m and m.record.model_id == record.model_id), math.nan)
+    return next(
+        (m.record.loss_nats for m in loaded.values() if m and m.record.model_id == record.model_id),
+        math.nan,
+    )
 
 
-def append_acceptance(folder: Path, models: list[ModelRecord], row: AcceptanceRecord, answer: dict[str, Any]) -> None:
+def append_acceptance(
+    folder: Path, models: list[ModelRecord], row: AcceptanceRecord, answer: dict[str, Any]
+) -> None:
     """Adds a pair that was not decoded: to models.csv, measurements.json and, last, acceptance.csv.
 
     Raises:
@@ -251,7 +272,9 @@ def _acceptance(
 ) -> tuple[list[AcceptanceRecord], list[SurvivalRecord]]:
     pair: dict[str, Any] = {**name._asdict(), "confidence": settings.confidence}
 
-    def acceptance(estimator: str, lookahead: int, value: Interval, tokens: int) -> AcceptanceRecord:
+    def acceptance(
+        estimator: str, lookahead: int, value: Interval, tokens: int
+    ) -> AcceptanceRecord:
         return AcceptanceRecord(
             **pair,
             estimator=estimator,
@@ -267,7 +290,11 @@ def _acceptance(
     if measured.alpha is not None:
         rows.append(acceptance("teacher_forced_samples", 0, measured.alpha, measured.positions))
     if measured.text is not None:
-        rows.append(acceptance("teacher_forced_text", 0, measured.text.alpha, int(measured.text.positions.sum())))
+        rows.append(
+            acceptance(
+                "teacher_forced_text", 0, measured.text.alpha, int(measured.text.positions.sum())
+            )
+        )
     survival = []
     for result in measured.lookaheads:
         s, lookahead = result.statistics, result.lookahead
@@ -291,7 +318,9 @@ def _acceptance(
     return rows, survival
 
 
-def _generation(name: PairName, times: GenerationTimes, confidence: float, dtype: str) -> GenerationRecord:
+def _generation(
+    name: PairName, times: GenerationTimes, confidence: float, dtype: str
+) -> GenerationRecord:
     return GenerationRecord(
         **name._asdict(),
         lookahead=times.lookahead,

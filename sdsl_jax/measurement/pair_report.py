@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sdsl_jax.checkpoints.identity import identity
+from sdsl_jax.checkpoints.model_folder import LoadedModel
 from sdsl_jax.data.prompts import Prompts, bytes_after_first
 from sdsl_jax.data.tokenizer import Tokenizer, same_tokens
 from sdsl_jax.decoding.loop import STOP_TOKEN
@@ -20,8 +22,6 @@ from sdsl_jax.measurement.pair import LookaheadResult, PairMeasurement, PairSett
 from sdsl_jax.measurement.retokenised import Retokenised
 from sdsl_jax.records import write_text
 from sdsl_jax.statistics import Interval, ratio_interval
-from sdsl_jax.training import LoadedModel
-from sdsl_jax.training.identity import identity
 
 # Fewer prompts than this make an interval over them a guess.
 _FEW_PROMPTS = 8
@@ -61,11 +61,17 @@ def require_one_tokenizer(draft: LoadedModel, target: LoadedModel) -> None:
 
 
 def input_warnings(
-    draft: LoadedModel | None, target: LoadedModel, prompts: Prompts, settings: PairSettings, wanted: int
+    draft: LoadedModel | None,
+    target: LoadedModel,
+    prompts: Prompts,
+    settings: PairSettings,
+    wanted: int,
 ) -> list[str]:
     """What a reader should know about the inputs, a sentence each."""
     found = []
-    if draft is not None and math.isnan(draft.record.loss_nats) != math.isnan(target.record.loss_nats):
+    if draft is not None and math.isnan(draft.record.loss_nats) != math.isnan(
+        target.record.loss_nats
+    ):
         found.append(
             "one model brings its loss on text held out from its own training, the other gets its loss on these prompts: records "
             "of the pair are not fit for acceptance laws."
@@ -146,9 +152,13 @@ def _interval(value: Interval) -> dict[str, float | None]:
     return {name: _number(x) for name, x in value._asdict().items()}
 
 
-def bits_per_byte(text: TextScores, role: str, prompts: Prompts, tokenizer: Tokenizer, confidence: float) -> Interval:
+def bits_per_byte(
+    text: TextScores, role: str, prompts: Prompts, tokenizer: Tokenizer, confidence: float
+) -> Interval:
     """The loss on the prompts per byte of their text, from each prompt's second token on."""
-    return ratio_interval(text.nats[role] / math.log(2), bytes_after_first(prompts, tokenizer), confidence)
+    return ratio_interval(
+        text.nats[role] / math.log(2), bytes_after_first(prompts, tokenizer), confidence
+    )
 
 
 def _describe(
@@ -161,7 +171,9 @@ def _describe(
         on_prompts = {
             "loss_nats": _interval(loss),
             "perplexity": _interval(Interval(*(math.exp(x) for x in loss))),
-            "bits_per_byte": _interval(bits_per_byte(text, role, prompts, model.tokenizer, confidence)),
+            "bits_per_byte": _interval(
+                bits_per_byte(text, role, prompts, model.tokenizer, confidence)
+            ),
         }
     return {
         "model_id": r.model_id,
@@ -241,7 +253,9 @@ def _describe_lookahead(result: LookaheadResult) -> dict[str, Any]:
     return {
         "lookahead": result.lookahead,
         "tokens_per_round": _interval(s.tokens_per_round),
-        "expected_tokens_per_round": None if result.expected is None else _interval(result.expected),
+        "expected_tokens_per_round": None
+        if result.expected is None
+        else _interval(result.expected),
         "per_test": _interval(s.per_test),
         "tar": _interval(tar(result)),
         "tar_alpha": _interval(s.tar),
@@ -249,17 +263,26 @@ def _describe_lookahead(result: LookaheadResult) -> dict[str, Any]:
         "self_check": _number(s.self_check),
         "rounds": s.rounds,
         "tests": s.tests,
-        "conventions": {row.name: _interval(Interval(row.estimate, row.low, row.high)) for row in result.conventions},
+        "conventions": {
+            row.name: _interval(Interval(row.estimate, row.low, row.high))
+            for row in result.conventions
+        },
     }
 
 
 def tar(result: LookaheadResult) -> Interval:
     """The paper's token acceptance rate, (τ − 1)/γ."""
-    return Interval(*((value - 1) / result.lookahead for value in result.statistics.tokens_per_round))
+    return Interval(
+        *((value - 1) / result.lookahead for value in result.statistics.tokens_per_round)
+    )
 
 
 def report_retokenised(
-    draft: LoadedModel, target: LoadedModel, prompts: Prompts, settings: PairSettings, found: Retokenised
+    draft: LoadedModel,
+    target: LoadedModel,
+    prompts: Prompts,
+    settings: PairSettings,
+    found: Retokenised,
 ) -> dict[str, Any]:
     """A re-tokenised measurement as plain values."""
 
@@ -284,7 +307,11 @@ def report_retokenised(
         "temperature": settings.sampling.temperature,
         "alpha_retokenised": _interval(found.alpha),
         "stretches": found.stretches,
-        "prompts": {"source": prompts.domain, "count": len(prompts.lengths), "with_stretches": found.rows},
+        "prompts": {
+            "source": prompts.domain,
+            "count": len(prompts.lengths),
+            "with_stretches": found.rows,
+        },
         "new_tokens": settings.new_tokens,
         "seed": settings.seed,
         "confidence": settings.confidence,
@@ -292,7 +319,9 @@ def report_retokenised(
     }
 
 
-def write_tokens(path: Path, prompts: Prompts, measured: PairMeasurement, tokenizer: Tokenizer) -> None:
+def write_tokens(
+    path: Path, prompts: Prompts, measured: PairMeasurement, tokenizer: Tokenizer
+) -> None:
     """Writes what was generated, a JSON object a line: row, lookahead, prompt, text, tokens, and why the row stopped.
 
     Raises:
@@ -303,7 +332,9 @@ def write_tokens(path: Path, prompts: Prompts, measured: PairMeasurement, tokeni
         decoded = result.decoded
         assert decoded.events is not None
         stopped = (np.asarray(decoded.events.stop_reason) == STOP_TOKEN).any(axis=1)
-        for row, (ids, begin, end) in enumerate(zip(decoded.tokens, decoded.prompt_lengths, decoded.lengths)):
+        for row, (ids, begin, end) in enumerate(
+            zip(decoded.tokens, decoded.prompt_lengths, decoded.lengths)
+        ):
             line = {
                 "lookahead": result.lookahead,
                 "row": row,

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from sdsl_jax.checkpoints.loading import LoadOptions, load_any_model
+from sdsl_jax.checkpoints.model_folder import LoadedModel
 from sdsl_jax.config import ProtocolConfig, ProtocolModel, to_dict
 from sdsl_jax.data.prompts import Prompts, encode_prompts, load_prompts
 from sdsl_jax.decoding import Model, Sampling, one_vocabulary
@@ -24,8 +26,13 @@ from sdsl_jax.measurement.generation import time_generation
 from sdsl_jax.measurement.pair import PairSettings, measure_pair
 from sdsl_jax.measurement.retokenised import prompt_losses, retokenised_acceptance
 from sdsl_jax.progress import Progress, Silent
-from sdsl_jax.records import AcceptanceRecord, read_json, read_table, require_records_folder, write_json
-from sdsl_jax.training import LoadedModel, Reading, load_any_model
+from sdsl_jax.records import (
+    AcceptanceRecord,
+    read_json,
+    read_table,
+    require_records_folder,
+    write_json,
+)
 
 RETOKENISED, SETTINGS = "retokenised", "protocol-settings.json"
 # Of a device's memory, what weights may take: caches, logits and programs need the rest.
@@ -92,7 +99,9 @@ def run_protocol(
     require_records_folder(out, pair_records.WRITTEN, mark=SETTINGS)
     out.mkdir(parents=True, exist_ok=True)
     _require_same_settings(config, Path(prompts), out)
-    absent = [m.folder for m in (*config.targets, *config.drafts) if not (checkpoints / m.folder).is_dir()]
+    absent = [
+        m.folder for m in (*config.targets, *config.drafts) if not (checkpoints / m.folder).is_dir()
+    ]
     absent = list(dict.fromkeys(absent))
     for name in absent:
         progress.note(f"{name} is not in {checkpoints}: passed over")
@@ -107,7 +116,11 @@ def run_protocol(
         if wanted:
             _measure_target(config, target, wanted, checkpoints, prompts, out, unreadable, progress)
         done = _done(out)
-        measured += [(draft.folder, target.folder) for draft in drafts if (draft.folder, target.folder) in done]
+        measured += [
+            (draft.folder, target.folder)
+            for draft in drafts
+            if (draft.folder, target.folder) in done
+        ]
     return Progressed(measured, absent, unreadable)
 
 
@@ -116,7 +129,9 @@ def _require_same_settings(config: ProtocolConfig, prompts: Path, out: Path) -> 
     try:
         digest = hashlib.sha256(prompts.read_bytes()).hexdigest()
     except OSError as error:
-        raise SdslError(f"the prompt file {prompts} cannot be read ({error.strerror or error}).") from None
+        raise SdslError(
+            f"the prompt file {prompts} cannot be read ({error.strerror or error})."
+        ) from None
     settings = {"measure": to_dict(config.measure), "seed": config.seed, "prompts_sha256": digest}
     path = out / SETTINGS
     if not path.exists():
@@ -139,11 +154,19 @@ def _done(out: Path) -> set[tuple[str, str]]:
 
 
 def _load(
-    model: ProtocolModel, checkpoints: Path, config: ProtocolConfig, devices: int, progress: Progress
+    model: ProtocolModel,
+    checkpoints: Path,
+    config: ProtocolConfig,
+    devices: int,
+    progress: Progress,
 ) -> LoadedModel:
-    reading = Reading(dtype=config.measure.dtype, devices=devices, ignore_keys=config.ignore_keys)
+    reading = LoadOptions(
+        dtype=config.measure.dtype, devices=devices, ignore_keys=config.ignore_keys
+    )
     loaded = load_any_model(checkpoints / model.folder, reading, progress)
-    record = dataclasses.replace(loaded.record, model_id=model.folder, train_tokens=int(model.train_tokens))
+    record = dataclasses.replace(
+        loaded.record, model_id=model.folder, train_tokens=int(model.train_tokens)
+    )
     return loaded._replace(record=record)
 
 
@@ -167,7 +190,9 @@ def _measure_target(
         unreadable[target.folder] = str(error)
         progress.note(f"{target.folder} cannot be read: {error}")
         return
-    chosen = load_prompts(prompts, loaded.tokenizer, count=m.prompts, max_tokens=m.prompt_tokens, data=None)
+    chosen = load_prompts(
+        prompts, loaded.tokenizer, count=m.prompts, max_tokens=m.prompt_tokens, data=None
+    )
     settings = PairSettings(
         lookaheads=m.lookaheads,
         new_tokens=m.new_tokens,
@@ -210,7 +235,7 @@ def _decode(
     source = pair_report.Draft(draft.record.model_id, draft)
     warnings = pair_report.input_warnings(draft, target, prompts, settings, m.prompts)
     warnings += pair_report.result_warnings(measured)
-    how = pair_records.how_measured(settings, Reading(dtype=m.dtype)._asdict())
+    how = pair_records.how_measured(settings, LoadOptions(dtype=m.dtype)._asdict())
     answer = pair_report.report(source, target, prompts, settings, measured, times, warnings, how)
     pair_records.append_records(out, source, target, prompts, settings, measured, times, answer)
 
@@ -235,11 +260,18 @@ def _retokenise(
         settings,
         progress,
     )
-    texts = [target.tokenizer.decode(ids[prompts.lead : n]) for ids, n in zip(prompts.tokens, prompts.lengths)]
+    texts = [
+        target.tokenizer.decode(ids[prompts.lead : n])
+        for ids, n in zip(prompts.tokens, prompts.lengths)
+    ]
     own = encode_prompts(texts, draft.tokenizer, 8 * m.prompt_tokens, prompts.domain)
     losses: dict[str, Any] = {
-        "draft": prompt_losses("draft", Model(draft.config, draft.params), draft.tokenizer, own, settings),
-        "target": prompt_losses("target", Model(target.config, target.params), target.tokenizer, prompts, settings),
+        "draft": prompt_losses(
+            "draft", Model(draft.config, draft.params), draft.tokenizer, own, settings
+        ),
+        "target": prompt_losses(
+            "target", Model(target.config, target.params), target.tokenizer, prompts, settings
+        ),
     }
     row = AcceptanceRecord(
         draft_id=draft.record.model_id,

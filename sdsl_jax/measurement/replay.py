@@ -51,8 +51,12 @@ class SampleRounds(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="lookahead")
-def _rounds(acceptance: Float[Array, "samples T"], starts: Int[Array, " samples"], lookahead: int) -> Rounds:
-    return jax.vmap(lambda sample, count: rounds_over_sample(sample, lookahead, count))(acceptance, starts)
+def _rounds(
+    acceptance: Float[Array, "samples T"], starts: Int[Array, " samples"], lookahead: int
+) -> Rounds:
+    return jax.vmap(lambda sample, count: rounds_over_sample(sample, lookahead, count))(
+        acceptance, starts
+    )
 
 
 def rounds_of_samples(
@@ -65,7 +69,9 @@ def rounds_of_samples(
       starts: count only rounds that start at one of so many first positions of each sample.
       lookahead: γ, from 1 to T.
     """
-    rounds = _rounds(jnp.asarray(acceptance, jnp.float32), jnp.asarray(starts, jnp.int32), lookahead)
+    rounds = _rounds(
+        jnp.asarray(acceptance, jnp.float32), jnp.asarray(starts, jnp.int32), lookahead
+    )
     return SampleRounds(np.asarray(rounds.started, float), np.asarray(rounds.survived, float))
 
 
@@ -115,7 +121,9 @@ def expected_rounds(
     )
     n, width = log_p.shape
     limits = np.broadcast_to(np.asarray(width if limits is None else limits), (n,))
-    lengths = np.broadcast_to(np.asarray(np.minimum(width, limits) if lengths is None else lengths), (n,))
+    lengths = np.broadcast_to(
+        np.asarray(np.minimum(width, limits) if lengths is None else lengths), (n,)
+    )
     require(
         bool(np.all((lengths >= 0) & (lengths <= limits) & (limits <= width))),
         f"lengths run from {lengths.min()} to {lengths.max()} and limits from {limits.min()} to {limits.max()}; they must "
@@ -127,13 +135,20 @@ def expected_rounds(
         "a token of a sample has no log-probability, or −∞ under the target; the target must have drawn it.",
     )
     # Nothing behind a stop is accepted, and nothing starts there.
-    acceptance = np.where(real, np.exp(np.minimum(0, np.where(real, log_q, 0) - np.where(real, log_p, 0))), 0)
+    acceptance = np.where(
+        real, np.exp(np.minimum(0, np.where(real, log_q, 0) - np.where(real, log_p, 0))), 0
+    )
     found = []
     for lookahead in lookaheads:
-        require(1 <= lookahead <= width, f"the lookahead is {lookahead}; it must lie in [1, {width}].")
-        started, survived = rounds_of_samples(acceptance, np.minimum(lengths, limits - lookahead + 1), lookahead)
         require(
-            bool(started.sum() > 0), f"no sample has room for a block of {lookahead} drafts; longer samples are needed."
+            1 <= lookahead <= width, f"the lookahead is {lookahead}; it must lie in [1, {width}]."
+        )
+        started, survived = rounds_of_samples(
+            acceptance, np.minimum(lengths, limits - lookahead + 1), lookahead
+        )
+        require(
+            bool(started.sum() > 0),
+            f"no sample has room for a block of {lookahead} drafts; longer samples are needed.",
         )
         found.append(
             ExpectedRounds(
@@ -163,9 +178,14 @@ class SameContextAcceptance(NamedTuple):
 
 
 @jax.jit
-def _overlap_sums(log_p: Array, log_q: Array, counts: Array, recorded: Array, sampling: Sampling) -> Array:
+def _overlap_sums(
+    log_p: Array, log_q: Array, counts: Array, recorded: Array, sampling: Sampling
+) -> Array:
     # ln p · T₀ are logits that the recorded temperature T₀ turned into p. Rows that do not count may hold no distribution.
-    p, q = (probabilities(jnp.where(counts[..., None], x * recorded, 0.0), sampling) for x in (log_p, log_q))
+    p, q = (
+        probabilities(jnp.where(counts[..., None], x * recorded, 0.0), sampling)
+        for x in (log_p, log_q)
+    )
     return jnp.where(counts, overlap(p, q), 0.0).sum(axis=-1)
 
 
@@ -202,12 +222,20 @@ def same_context_acceptance(
         f"the recorded temperature is {recorded_temperature}; it must be positive, for other temperatures to follow from it.",
     )
     counts = np.ones(shapes[0][:2], bool) if counts is None else np.asarray(counts, bool)
-    require(counts.shape == shapes[0][:2], f"counts has shape {counts.shape}; it must be {shapes[0][:2]}.")
+    require(
+        counts.shape == shapes[0][:2],
+        f"counts has shape {counts.shape}; it must be {shapes[0][:2]}.",
+    )
     require(bool(counts.any()), "no position counts; at least one must hold distributions.")
-    log_p, log_q = jnp.asarray(target_log_probs, jnp.float32), jnp.asarray(draft_log_probs, jnp.float32)
+    log_p, log_q = (
+        jnp.asarray(target_log_probs, jnp.float32),
+        jnp.asarray(draft_log_probs, jnp.float32),
+    )
     found = []
     for sampling in samplings:
-        sums = _overlap_sums(log_p, log_q, jnp.asarray(counts), jnp.float32(recorded_temperature), sampling.check())
+        sums = _overlap_sums(
+            log_p, log_q, jnp.asarray(counts), jnp.float32(recorded_temperature), sampling.check()
+        )
         interval = ratio_interval(np.asarray(sums, float), counts.sum(axis=1), confidence)
         found.append(SameContextAcceptance(sampling, interval, int(counts.sum())))
     return found
@@ -236,7 +264,9 @@ class VerificationComparison(NamedTuple):
 
 
 @jax.jit
-def _expected_accepted(drafts: Array, draft_probs: Array, target_probs: Array, proposed: Array) -> tuple[Array, Array]:
+def _expected_accepted(
+    drafts: Array, draft_probs: Array, target_probs: Array, proposed: Array
+) -> tuple[Array, Array]:
     G = drafts.shape[-1]
     q, p = (
         jnp.take_along_axis(probs[..., :G, :], drafts[..., None], axis=-1)[..., 0]
@@ -293,12 +323,18 @@ def compare_verification(
         f"proposed runs from {count.min()} to {count.max()}; it must lie in [0, {G}] and be positive in some round.",
     )
     drafted = np.arange(G) < count[..., None]
-    chosen = np.take_along_axis(arrays[1], np.where(drafted, arrays[0], 0)[..., None], axis=-1)[..., 0]
+    chosen = np.take_along_axis(arrays[1], np.where(drafted, arrays[0], 0)[..., None], axis=-1)[
+        ..., 0
+    ]
     require(
         bool(np.all(chosen[drafted] > 0)),
         "a draft has probability 0 under the draft model, which cannot have drawn it.",
     )
-    token, block = (np.asarray(x, float) for x in _expected_accepted(*(jnp.asarray(x) for x in arrays)))
+    token, block = (
+        np.asarray(x, float) for x in _expected_accepted(*(jnp.asarray(x) for x in arrays))
+    )
     rounds = (count > 0).sum(axis=1)
     mean = lambda values: ratio_interval(values.sum(axis=1), rounds, confidence)  # noqa: E731
-    return VerificationComparison(token, block, mean(token), mean(block), mean(block - token), int(rounds.sum()))
+    return VerificationComparison(
+        token, block, mean(token), mean(block), mean(block - token), int(rounds.sum())
+    )

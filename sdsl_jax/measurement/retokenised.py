@@ -100,14 +100,18 @@ def _cut(tokenizer: Tokenizer, text: str) -> _Cut:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _log_probs(config: ModelConfig, params: Params, tokens: Array, temperature: Array) -> Float[Array, "B T-1"]:
+def _log_probs(
+    config: ModelConfig, params: Params, tokens: Array, temperature: Array
+) -> Float[Array, "B T-1"]:
     with jax.default_matmul_precision("highest"):
         logits, _ = forward(config, params, tokens[:, :-1])
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=-1)
     return jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1)[..., 0]
 
 
-def _score(role: str, model: Model, rows: list[np.ndarray], temperature: float, batch: int) -> list[np.ndarray]:
+def _score(
+    role: str, model: Model, rows: list[np.ndarray], temperature: float, batch: int
+) -> list[np.ndarray]:
     """ln of the probability of every id of each row but its first.
 
     Raises:
@@ -122,7 +126,9 @@ def _score(role: str, model: Model, rows: list[np.ndarray], temperature: float, 
         tokens = np.zeros((batch, width), np.int32)
         for at, row in enumerate(part):
             tokens[at, : len(row)] = row
-        scored = np.asarray(_log_probs(model.config, model.params, tokens, jnp.float32(temperature)), float)
+        scored = np.asarray(
+            _log_probs(model.config, model.params, tokens, jnp.float32(temperature)), float
+        )
         found += [line[: len(row) - 1] for line, row in zip(scored, part)]
     # Nothing is filtered here, so that broken logits alone make these infinite or NaN.
     broken = sum(int((~np.isfinite(line)).sum()) for line in found)
@@ -135,10 +141,14 @@ def prompt_losses(
 ) -> tuple[Interval, Interval]:
     """A model's loss on prompts in its own tokens, from the second one of text on: nats per token, and bits per byte."""
     rows = [ids[:n] for ids, n in zip(prompts.tokens, prompts.lengths)]
-    nats = np.asarray([-scores[prompts.lead :].sum() for scores in _score(role, model, rows, 1.0, settings.batch)])
+    nats = np.asarray(
+        [-scores[prompts.lead :].sum() for scores in _score(role, model, rows, 1.0, settings.batch)]
+    )
     positions = np.maximum(prompts.lengths - 1 - prompts.lead, 0)
     per_token = ratio_interval(nats, positions, settings.confidence)
-    return per_token, ratio_interval(nats / math.log(2), bytes_after_first(prompts, tokenizer), settings.confidence)
+    return per_token, ratio_interval(
+        nats / math.log(2), bytes_after_first(prompts, tokenizer), settings.confidence
+    )
 
 
 def retokenised_acceptance(
@@ -166,14 +176,17 @@ def retokenised_acceptance(
     """
     sampling = settings.sampling
     require(
-        float(sampling.temperature) > 0 and (sampling.top_k, sampling.top_p, sampling.min_p) == (None, None, None),
+        float(sampling.temperature) > 0
+        and (sampling.top_k, sampling.top_p, sampling.min_p) == (None, None, None),
         "re-tokenised acceptance compares probabilities of whole stretches of text; it needs a temperature above 0 and no "
         "filters.",
     )
     progress = progress or Silent()
     batches = -(-len(prompts.lengths) // settings.batch)
     progress.start("measure", batches + 2)
-    samples = sample_target(target, prompts, settings, lambda: progress.advance(1, "samples of the target"))
+    samples = sample_target(
+        target, prompts, settings, lambda: progress.advance(1, "samples of the target")
+    )
     one_tokenizer = same_tokens(draft_tokenizer, target_tokenizer)
     rows, stops = [], (*settings.stop_tokens, *target_tokenizer.end_ids)
     for ids, begin in zip(samples.tokens, samples.prompt_lengths):
@@ -188,16 +201,23 @@ def retokenised_acceptance(
                 text=text,
                 prompt_end=len(target_tokenizer.decode(own[: begin - prompts.lead])),
                 stopped=bool(len(stopped)),
-                cuts={"target": target_cut, "draft": target_cut if one_tokenizer else _cut(draft_tokenizer, text)},
+                cuts={
+                    "target": target_cut,
+                    "draft": target_cut if one_tokenizer else _cut(draft_tokenizer, text),
+                },
             )
         )
     temperature = float(sampling.temperature)
     scores = {}
     for role, model in (("target", target), ("draft", draft)):
-        scores[role] = _score(role, model, [row.cuts[role].ids for row in rows], temperature, settings.batch)
+        scores[role] = _score(
+            role, model, [row.cuts[role].ids for row in rows], temperature, settings.batch
+        )
         progress.advance(1, f"{role} on the target's text")
     progress.finish()
-    found = [_stretches(row, {role: scores[role][n] for role in scores}) for n, row in enumerate(rows)]
+    found = [
+        _stretches(row, {role: scores[role][n] for role in scores}) for n, row in enumerate(rows)
+    ]
     return _summary(found, settings.confidence)
 
 
@@ -220,7 +240,9 @@ class _Stretches(NamedTuple):
 
 
 def _stretches(row: _Row, scores: dict[str, np.ndarray]) -> _Stretches:
-    common = sorted(e for e in {*row.cuts["target"].ends} & {*row.cuts["draft"].ends} if e >= row.prompt_end)
+    common = sorted(
+        e for e in {*row.cuts["target"].ends} & {*row.cuts["draft"].ends} if e >= row.prompt_end
+    )
     if not row.stopped:
         common = common[:-1]  # beyond the last one the text might have gone on in another way
     texts = [row.text[a:b] for a, b in itertools.pairwise(common)]
@@ -242,7 +264,8 @@ def _stretches(row: _Row, scores: dict[str, np.ndarray]) -> _Stretches:
 def _summary(rows: list[_Stretches], confidence: float) -> Retokenised:
     counts = np.asarray([len(row.ratios) for row in rows])
     require(
-        bool(counts.any()), "the two tokenizers never cut the target's text at the same place; nothing can be compared."
+        bool(counts.any()),
+        "the two tokenizers never cut the target's text at the same place; nothing can be compared.",
     )
     accepted = np.asarray([np.exp(np.minimum(row.ratios, 0.0)).sum() for row in rows])
     size = np.asarray([row.size for row in rows], float)
@@ -251,5 +274,12 @@ def _summary(rows: list[_Stretches], confidence: float) -> Retokenised:
         nats = np.asarray([row.nats[role] for row in rows])
         tokens = np.asarray([row.tokens[role] for row in rows], float)
         bits = ratio_interval(nats / math.log(2), size, confidence)
-        roles[role] = RoleScores(ratio_interval(nats, tokens, confidence), bits, float(tokens.sum() / counts.sum()))
-    return Retokenised(ratio_interval(accepted, counts, confidence), int(counts.sum()), roles, int((counts > 0).sum()))
+        roles[role] = RoleScores(
+            ratio_interval(nats, tokens, confidence), bits, float(tokens.sum() / counts.sum())
+        )
+    return Retokenised(
+        ratio_interval(accepted, counts, confidence),
+        int(counts.sum()),
+        roles,
+        int((counts > 0).sum()),
+    )

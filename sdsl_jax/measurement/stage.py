@@ -11,6 +11,7 @@ import pandas
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset, Text
 from sdsl_jax.decoding import Model, Sampling, autoregress, speculate
+from sdsl_jax.device import device_name
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.decoded import DecodedStatistics, event_columns, summarise
 from sdsl_jax.measurement.expected import expected_outcomes, expected_record
@@ -26,8 +27,9 @@ from sdsl_jax.records import (
     SurvivalRecord,
     longest_trained,
 )
+from sdsl_jax.seeds import derive_seed
 from sdsl_jax.statistics import Interval
-from sdsl_jax.training import device_name, load_model, rung_seed
+from sdsl_jax.training import load_model
 
 
 class Measurements(NamedTuple):
@@ -48,9 +50,14 @@ def domain(config: StudyConfig) -> str:
     return f"last {config.data.test_fraction:.0%} of {config.data.source}"
 
 
-def load_models(config: StudyConfig, records: list[ModelRecord], dataset: Dataset, study: Path) -> dict[str, Model]:
+def load_models(
+    config: StudyConfig, records: list[ModelRecord], dataset: Dataset, study: Path
+) -> dict[str, Model]:
     """Every model of the records, its parameters checked against the recorded digest."""
-    return {r.model_id: Model(*load_model(config, r, dataset.tokenizer.vocab_size, study)) for r in records}
+    return {
+        r.model_id: Model(*load_model(config, r, dataset.tokenizer.vocab_size, study))
+        for r in records
+    }
 
 
 def prompts(config: StudyConfig, text: Text, count: int) -> np.ndarray:
@@ -60,7 +67,11 @@ def prompts(config: StudyConfig, text: Text, count: int) -> np.ndarray:
 
 
 def measure(
-    config: StudyConfig, dataset: Dataset, records: list[ModelRecord], study: Path, progress: Progress
+    config: StudyConfig,
+    dataset: Dataset,
+    records: list[ModelRecord],
+    study: Path,
+    progress: Progress,
 ) -> Measurements:
     """Measures every pair; the live decoder runs for those that `measure.decode` asks for.
 
@@ -98,7 +109,9 @@ def measure(
     for draft_id, target_id in decoded_pairs:
         draft, target = drafts[draft_id], targets[target_id]
         for lookahead in config.measure.lookaheads:
-            statistics, frame = _decode(config, dataset, draft_id, draft, target_id, target, lookahead)
+            statistics, frame = _decode(
+                config, dataset, draft_id, draft, target_id, target, lookahead
+            )
             more, survived = _rows(config, draft_id, target_id, lookahead, statistics)
             acceptance += more
             survival += survived
@@ -114,16 +127,26 @@ def measure(
     return Measurements(acceptance, survival, expected, latency, events, checks)
 
 
-def target_samples(config: StudyConfig, target: Model, starts: np.ndarray, temperature: float, seed: int) -> np.ndarray:
+def target_samples(
+    config: StudyConfig, target: Model, starts: np.ndarray, temperature: float, seed: int
+) -> np.ndarray:
     """Prompts and how a target continues them, int32 [prompts, prompt_tokens + new_tokens]."""
     sampled = autoregress(
-        target, starts, new_tokens=config.measure.new_tokens, sampling=Sampling(temperature), seed=seed
+        target,
+        starts,
+        new_tokens=config.measure.new_tokens,
+        sampling=Sampling(temperature),
+        seed=seed,
     )
     return np.asarray(sampled.tokens)
 
 
 def _exact(
-    config: StudyConfig, dataset: Dataset, drafts: dict[str, Model], targets: dict[str, Model], progress: Progress
+    config: StudyConfig,
+    dataset: Dataset,
+    drafts: dict[str, Model],
+    targets: dict[str, Model],
+    progress: Progress,
 ) -> tuple[list[AcceptanceRecord], list[ExpectedRecord]]:
     """Teacher-forced α on held-out text and on every target's own samples, and from the latter the expected rounds."""
     m = config.measure
@@ -138,7 +161,11 @@ def _exact(
     expected = []
     for target_id, target in targets.items():
         tokens = target_samples(
-            config, target, prompts(config, dataset.text("test"), m.prompts), m.temperature, config.seed
+            config,
+            target,
+            prompts(config, dataset.text("test"), m.prompts),
+            m.temperature,
+            config.seed,
         )
         scored = pairwise_overlap(
             drafts,
@@ -169,7 +196,11 @@ def _exact(
         clusters = len(value.positions)
         interval = value.mean(value.acceptance[0], m.confidence)
         positions = int(value.positions.sum())
-        rows.append(acceptance_record(config, draft_id, target_id, estimator, 0, interval, clusters, positions))
+        rows.append(
+            acceptance_record(
+                config, draft_id, target_id, estimator, 0, interval, clusters, positions
+            )
+        )
     return rows, expected
 
 
@@ -201,7 +232,13 @@ def acceptance_record(
 
 
 def _decode(
-    config: StudyConfig, dataset: Dataset, draft_id: str, draft: Model, target_id: str, target: Model, lookahead: int
+    config: StudyConfig,
+    dataset: Dataset,
+    draft_id: str,
+    draft: Model,
+    target_id: str,
+    target: Model,
+    lookahead: int,
 ):
     """Statistics and events of one pair at one lookahead; pairs share prompts but no randomness."""
     m = config.measure
@@ -213,9 +250,11 @@ def _decode(
         max_lookahead=max(m.lookaheads),
         new_tokens=m.new_tokens,
         sampling=Sampling(m.temperature),
-        seed=rung_seed("decode", config.seed, draft_id, target_id, lookahead),
+        seed=derive_seed("decode", config.seed, draft_id, target_id, lookahead),
     )
-    frame = pandas.DataFrame(event_columns(decoded)).assign(lookahead=lookahead, temperature=m.temperature)
+    frame = pandas.DataFrame(event_columns(decoded)).assign(
+        lookahead=lookahead, temperature=m.temperature
+    )
     return summarise(decoded, lookahead, m.confidence), frame
 
 
@@ -258,7 +297,12 @@ def _latency(
     """Decode steps of every shape, and verify passes of the targets at every lookahead."""
     m = config.measure
     steps = {(name, 1): Step(model, 1) for name, model in models.items()}
-    steps |= {(name, g + 1): Step(models[name], g + 1) for name in models if name in targets for g in m.lookaheads}
+    steps |= {
+        (name, g + 1): Step(models[name], g + 1)
+        for name in models
+        if name in targets
+        for g in m.lookaheads
+    }
     context = config.data.sequence_length // 2
     names = {f"{name}/{width}": key for key in steps for name, width in [key]}
     timed = time_steps(

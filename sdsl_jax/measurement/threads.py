@@ -10,7 +10,11 @@ from sdsl_jax.errors import SdslError, require
 
 def _cpus() -> set[int]:
     # Not every system can say, or change, where a process may run.
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    return (
+        os.sched_getaffinity(0)
+        if hasattr(os, "sched_getaffinity")
+        else set(range(os.cpu_count() or 1))
+    )
 
 
 def available_threads() -> int:

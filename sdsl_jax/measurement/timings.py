@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdsl_jax.decoding import Model, Sampling
+from sdsl_jax.device import device_name
 from sdsl_jax.measurement.clock import Entrant, time_decoders
 from sdsl_jax.measurement.latency import Step, time_steps
 from sdsl_jax.measurement.workloads import Operation, Scale, held_out, model_name, shape_of
@@ -17,7 +18,6 @@ from sdsl_jax.models import ModelConfig, Params, abstract_params
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import TimingRecord
 from sdsl_jax.statistics import Interval, median_interval
-from sdsl_jax.training import device_name
 
 # Of a model in the type of its weights; random weights take as long as trained ones.
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -29,7 +29,9 @@ def random_params(config: ModelConfig, dtype: str, random: np.random.Generator) 
     def draw(leaf):
         # Norms begin at 1, and products of matrices keep the size of what goes in.
         values = (
-            np.ones(leaf.shape) if len(leaf.shape) == 1 else random.normal(size=leaf.shape) * min(leaf.shape) ** -0.5
+            np.ones(leaf.shape)
+            if len(leaf.shape) == 1
+            else random.normal(size=leaf.shape) * min(leaf.shape) ** -0.5
         )
         return jnp.asarray(values.astype(np.float32)).astype(DTYPES[dtype])
 
@@ -85,30 +87,45 @@ def time_operations(
     ]
 
 
-def _decoders(operations, which, models, scale, repetitions, confidence, seed, progress) -> dict[int, Interval]:
+def _decoders(
+    operations, which, models, scale, repetitions, confidence, seed, progress
+) -> dict[int, Interval]:
     """Seconds of a step or a round, in the decoders' own loops."""
     if not which:
         return {}
     entrants = []
     for o in (operations[i] for i in which):
         draft = None if o.draft is None else models[o.draft]
-        entrants.append(Entrant(models[o.target], draft, 0 if draft is None else o.tokens, o.batch, o.prompt_tokens))
+        entrants.append(
+            Entrant(
+                models[o.target], draft, 0 if draft is None else o.tokens, o.batch, o.prompt_tokens
+            )
+        )
     count = math.lcm(*(e.batch for e in entrants))
     width = max(operations[i].prompt_tokens for i in which)
     ids = min(e.target.config.vocab_size for e in entrants)
     prompts = np.random.default_rng(seed).integers(0, ids, (repetitions, count, width))
     runs = time_decoders(
-        entrants, prompts, new_tokens=scale.new_tokens, sampling=Sampling(), seed=seed, progress=progress
+        entrants,
+        prompts,
+        new_tokens=scale.new_tokens,
+        sampling=Sampling(),
+        seed=seed,
+        progress=progress,
     )
     return {i: median_interval(run.seconds_per_round, confidence) for i, run in zip(which, runs)}
 
 
-def _passes(operations, which, models, scale, repetitions, confidence, progress) -> dict[int, Interval]:
+def _passes(
+    operations, which, models, scale, repetitions, confidence, progress
+) -> dict[int, Interval]:
     """Seconds of a verify pass."""
     # `time_steps` keeps room for twice the context.
     contexts = {i: (operations[i].prompt_tokens + scale.new_tokens) // 2 for i in which}
     steps = {
-        str(i): Step(models[operations[i].target], operations[i].tokens, operations[i].batch, contexts[i])
+        str(i): Step(
+            models[operations[i].target], operations[i].tokens, operations[i].batch, contexts[i]
+        )
         for i in which
     }
     if not steps:
@@ -134,7 +151,9 @@ def slots_of(o: Operation, scale: Scale) -> int:
 def unseen_models(operations: Sequence[Operation]) -> set[str]:
     """Names of the models that are held out from the fit whose errors are reported."""
     configs = [c for o in operations for c in (o.target, o.draft) if c is not None]
-    return held_out([model_name(c) for c in configs], [float(shape_of(c).total_params) for c in configs])
+    return held_out(
+        [model_name(c) for c in configs], [float(shape_of(c).total_params) for c in configs]
+    )
 
 
 def record_of(

@@ -189,7 +189,10 @@ def check_batches(batches: Sequence[int]) -> tuple[int, ...]:
     """
     require(len(batches) > 0, "no batch size is given; at least one is needed.")
     for batch in batches:
-        require(1 <= batch <= LARGEST_BATCH, f"a batch size is {batch}; it must lie in [1, {LARGEST_BATCH}].")
+        require(
+            1 <= batch <= LARGEST_BATCH,
+            f"a batch size is {batch}; it must lie in [1, {LARGEST_BATCH}].",
+        )
     common = math.lcm(*batches)
     require(
         common <= LARGEST_BATCH,
@@ -220,13 +223,19 @@ def operations(scale: Scale, batches: Sequence[int], quick: bool) -> list[Operat
             # Every other model has its long cache with its widest pass.
             batch, prompt = batches[(i // 2 + k) % B], scale.prompt_tokens[(i + k) % 2]
             found.append(Operation("verify", config, None, width, batch, prompt))
-    pairs = [(d, t) for t in configs for d in configs if d.vocab_size == t.vocab_size and _drafts(d, t)]
+    pairs = [
+        (d, t) for t in configs for d in configs if d.vocab_size == t.vocab_size and _drafts(d, t)
+    ]
     # Evenly over all pairs, of which there are more than are needed.
     wanted = 8 if quick else 20
-    chosen = [pairs[round(i * (len(pairs) - 1) / (wanted - 1))] for i in range(min(wanted, len(pairs)))]
+    chosen = [
+        pairs[round(i * (len(pairs) - 1) / (wanted - 1))] for i in range(min(wanted, len(pairs)))
+    ]
     for i, (draft, target) in enumerate(chosen):
         lookahead, batch = _LOOKAHEADS[(2 * i) % len(_LOOKAHEADS)], batches[(i + i // 3) % B]
-        found.append(Operation("round", target, draft, lookahead, batch, scale.prompt_tokens[i // 2 % 2]))
+        found.append(
+            Operation("round", target, draft, lookahead, batch, scale.prompt_tokens[i // 2 % 2])
+        )
     return found
 
 
@@ -243,5 +252,8 @@ def held_out(names: Sequence[str], sizes: Sequence[float]) -> set[str]:
       names: of the models, repetitions allowed.
       sizes: of each.
     """
-    ordered = [name for name, _ in sorted(dict(zip(names, sizes)).items(), key=lambda item: (item[1], item[0]))]
+    ordered = [
+        name
+        for name, _ in sorted(dict(zip(names, sizes)).items(), key=lambda item: (item[1], item[0]))
+    ]
     return set(ordered[1:-1:3])

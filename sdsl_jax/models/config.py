@@ -37,13 +37,17 @@ class RopeScaling:
     attention_factor: float = 1.0
 
     def __post_init__(self):
-        require(self.factor > 0, f"the factor of the rope scaling is {self.factor}; it must be positive.")
+        require(
+            self.factor > 0,
+            f"the factor of the rope scaling is {self.factor}; it must be positive.",
+        )
         require(
             self.kind == "linear" or self.original_positions >= 1,
             f"a rope scaling of the kind {self.kind} needs the original length; it is {self.original_positions}.",
         )
         require(
-            self.low < self.high, f"the rope scaling's turns run from {self.low} to {self.high}; they must increase."
+            self.low < self.high,
+            f"the rope scaling's turns run from {self.low} to {self.high}; they must increase.",
         )
 
 
@@ -117,7 +121,8 @@ class ModelConfig:
             value = getattr(self, name)
             require(value >= 1, f"the model's {name} is {value}; it must be at least 1.")
         require(
-            self.heads % self.kv_heads == 0, f"{self.heads} query heads cannot share {self.kv_heads} key-value heads."
+            self.heads % self.kv_heads == 0,
+            f"{self.heads} query heads cannot share {self.kv_heads} key-value heads.",
         )
         if self.positions == "rotary":
             require(
@@ -129,7 +134,10 @@ class ModelConfig:
                 f"{self.rotary_dim} entries of a head of {self.head_dim} are rotated; it must be an even number of them.",
             )
         else:
-            require(self.max_positions >= 1, "a table of learned positions needs max_positions, its number of rows.")
+            require(
+                self.max_positions >= 1,
+                "a table of learned positions needs max_positions, its number of rows.",
+            )
         require(
             self.norm_position == "pre" or self.residual == "sequential",
             "norms after the residual stream and parallel branches exclude one another.",
@@ -138,7 +146,10 @@ class ModelConfig:
             self.logit_size == 0 or self.logit_size >= self.vocab_size,
             f"the model gives {self.logit_size} logits; they cannot be fewer than the {self.vocab_size} rows of its table.",
         )
-        require(self.embedding_width >= 0, f"the embedding's width is {self.embedding_width}; it must not be negative.")
+        require(
+            self.embedding_width >= 0,
+            f"the embedding's width is {self.embedding_width}; it must not be negative.",
+        )
 
     def description(self) -> dict[str, Any]:
         """Its fields as plain values; those that only published families set, only where they are set.
@@ -148,7 +159,9 @@ class ModelConfig:
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         own = list(defaults)[: list(defaults).index("norm_epsilon") + 1]
         values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if name in own or value != defaults[name]}
+        return {
+            name: value for name, value in values.items() if name in own or value != defaults[name]
+        }
 
     @property
     def ids(self) -> int:

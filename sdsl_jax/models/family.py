@@ -55,7 +55,9 @@ def count(config: ModelConfig, context: float) -> ModelCounts:
     c = config
     matrices, rest = _block_params(c)
     projections = 2 * c.embedding_width * c.width
-    nonembedding = c.layers * (matrices + rest) + projections + (_norm_params(c) if c.final_norm else 0)
+    nonembedding = (
+        c.layers * (matrices + rest) + projections + (_norm_params(c) if c.final_norm else 0)
+    )
     table = c.vocab_size * c.table_width
     positions = c.max_positions * c.width if c.positions == "learned" else 0
     total = nonembedding + positions + table * (1 if c.tie_embeddings else 2)
@@ -72,7 +74,9 @@ def count(config: ModelConfig, context: float) -> ModelCounts:
 def shape_rule(family: FamilyConfig, vocab_size: int, sequence_length: int) -> ShapeRule:
     """The smooth counterpart of the family; its average context is half a sequence."""
     tables = 1.0 if family.tie_embeddings else 2.0
-    return ShapeRule(family.aspect_ratio, float(vocab_size), sequence_length / 2, 1 / family.kv_groups, tables)
+    return ShapeRule(
+        family.aspect_ratio, float(vocab_size), sequence_length / 2, 1 / family.kv_groups, tables
+    )
 
 
 def member(family: FamilyConfig, params: int, vocab_size: int) -> ModelConfig:
@@ -83,7 +87,9 @@ def member(family: FamilyConfig, params: int, vocab_size: int) -> ModelConfig:
     Raises:
       SdslError: no member lies within 10 % of `params`.
     """
-    layers, width = (float(x) for x in layers_and_width(float(params), ShapeRule(family.aspect_ratio, 0.0, 0.0)))
+    layers, width = (
+        float(x) for x in layers_and_width(float(params), ShapeRule(family.aspect_ratio, 0.0, 0.0))
+    )
     layers = max(1, round(layers))
     heads = max(1, round(width / family.head_dim))
     kv_heads = max(1, heads // family.kv_groups)

@@ -28,7 +28,9 @@ def _cuts(sizes: tuple[int, ...]) -> list[int]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def linear(x: Float[Array, "... D"], weight: Float[Array, "D F"], sizes: tuple[int, ...]) -> tuple[Array, ...]:
+def linear(
+    x: Float[Array, "... D"], weight: Float[Array, "D F"], sizes: tuple[int, ...]
+) -> tuple[Array, ...]:
     """x · weight, its last axis cut into parts of the given sizes.
 
     Left to itself, the CPU compiler joins the gradients of the parts into one array and transposes the larger operand of the
@@ -43,16 +45,22 @@ def _linear_forward(x, weight, sizes):
 
 def _linear_backward(sizes, saved, gradients):
     x, weight = saved
-    x_MD, *gradients_MF = jax.lax.optimization_barrier([y.reshape(-1, y.shape[-1]) for y in (x, *gradients)])
+    x_MD, *gradients_MF = jax.lax.optimization_barrier(
+        [y.reshape(-1, y.shape[-1]) for y in (x, *gradients)]
+    )
     parts_DF = jnp.split(weight, _cuts(sizes), axis=-1)
     dx_MD = functools.reduce(jnp.add, [g_MF @ w_DF.T for g_MF, w_DF in zip(gradients_MF, parts_DF)])
-    return dx_MD.reshape(x.shape), jnp.concatenate([x_MD.T @ g_MF for g_MF in gradients_MF], axis=-1)
+    return dx_MD.reshape(x.shape), jnp.concatenate(
+        [x_MD.T @ g_MF for g_MF in gradients_MF], axis=-1
+    )
 
 
 linear.defvjp(_linear_forward, _linear_backward)
 
 
-def rotary_tables(positions: Array, dim: int, theta: float, scaling: RopeScaling | None = None) -> tuple[Array, Array]:
+def rotary_tables(
+    positions: Array, dim: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[Array, Array]:
     """Cosines and sines of position · θ^(−2i/R) (RoFormer, 2104.09864), float32 [..., R/2] for positions [...].
 
     Args:
@@ -126,7 +134,9 @@ def _rotate_backward(saved, gradient):
 rotate.defvjp(_rotate_forward, _rotate_backward)
 
 
-def attend(q: Float[Array, "N G T H"], k: Float[Array, "N H T"], v: Float[Array, "N T H"]) -> Float[Array, "N G T H"]:
+def attend(
+    q: Float[Array, "N G T H"], k: Float[Array, "N H T"], v: Float[Array, "N T H"]
+) -> Float[Array, "N G T H"]:
     """Causal attention by the fused kernel of the device where there is one for these types, else by `causal_attention`."""
     if jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
         return _fused_attention(q, k, v, "cudnn")
@@ -134,7 +144,11 @@ def attend(q: Float[Array, "N G T H"], k: Float[Array, "N H T"], v: Float[Array,
 
 
 def _fused_attention(q, k, v, implementation: Literal["xla", "cudnn"]):
-    q_NTGH, k_NT1H, v_NT1H = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1)[:, :, None], v[:, :, None]
+    q_NTGH, k_NT1H, v_NT1H = (
+        q.transpose(0, 2, 1, 3),
+        k.transpose(0, 2, 1)[:, :, None],
+        v[:, :, None],
+    )
     out_NTGH = jax.nn.dot_product_attention(
         q_NTGH, k_NT1H, v_NT1H, scale=1.0, is_causal=True, implementation=implementation
     )
@@ -188,8 +202,12 @@ def _attention_backward(residuals, gradient):
         ds_NQS = weights_NQS * (jnp.einsum("nqh,nsh->nqs", g_NQH, v[:, :end]) - along_NQ1)
         dq.append(jnp.einsum("nqs,nhs->nqh", ds_NQS, k[:, :, :end]).reshape(N, G, -1, H))
         # Transposing the small operand, so that the products need not transpose the large one.
-        dk_NHS = dk_NHS.at[:, :, :end].add(jnp.einsum("nhq,nqs->nhs", q_NQH.transpose(0, 2, 1), ds_NQS))
-        dv_NHS = dv_NHS.at[:, :, :end].add(jnp.einsum("nhq,nqs->nhs", g_NQH.transpose(0, 2, 1), weights_NQS))
+        dk_NHS = dk_NHS.at[:, :, :end].add(
+            jnp.einsum("nhq,nqs->nhs", q_NQH.transpose(0, 2, 1), ds_NQS)
+        )
+        dv_NHS = dv_NHS.at[:, :, :end].add(
+            jnp.einsum("nhq,nqs->nhs", g_NQH.transpose(0, 2, 1), weights_NQS)
+        )
     return jnp.concatenate(dq, axis=2), dk_NHS, dv_NHS.transpose(0, 2, 1)
 
 
@@ -197,7 +215,9 @@ causal_attention.defvjp(_attention_forward, _attention_backward)
 
 
 @jax.custom_vjp
-def token_losses(logits: Float[Array, "... V"], labels: Array) -> tuple[Float[Array, " ..."], Float[Array, " ..."]]:
+def token_losses(
+    logits: Float[Array, "... V"], labels: Array
+) -> tuple[Float[Array, " ..."], Float[Array, " ..."]]:
     """Cross-entropy in nats of each label, and the log of the softmax's normaliser, both float32."""
     return _losses_forward(logits, labels)[0]
 

@@ -63,7 +63,9 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Normalised activations, in the type of x; the mean is taken in float32."""
         wide = x.astype(jnp.float32)
-        inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
+        inverse_rms = jax.lax.rsqrt(
+            jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon
+        )
         return (wide * inverse_rms).astype(x.dtype) * self.scale[...]
 
 
@@ -79,7 +81,9 @@ class LayerNorm(nnx.Module):
         """Normalised activations, in the type of x; moments, scale and bias are applied in float32."""
         wide = x.astype(jnp.float32)
         centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.epsilon)
+        inverse = jax.lax.rsqrt(
+            jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.epsilon
+        )
         return (centred * inverse * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
@@ -127,7 +131,13 @@ class Attention(nnx.Module):
             self.query_norm = RMSNorm(config.head_dim, config.norm_epsilon)
             self.key_norm = RMSNorm(config.head_dim, config.norm_epsilon)
 
-    def __call__(self, x_BTD: Array, positions_BT: Array, rotation: Rotation | None, cache: tuple[Array, Array] | None):
+    def __call__(
+        self,
+        x_BTD: Array,
+        positions_BT: Array,
+        rotation: Rotation | None,
+        cache: tuple[Array, Array] | None,
+    ):
         """What attention adds to the residual stream, and the cache with the new keys and values written to it."""
         c = self.config
         B, T, _ = x_BTD.shape
@@ -150,7 +160,10 @@ class Attention(nnx.Module):
         if cache is None:
             mixed_NGTH = attend(q_NGTH, k_NHS, v_NSH)
         else:
-            k_NHS, v_NSH = _write(cache[0], k_NHS, positions_BT, 2), _write(cache[1], v_NSH, positions_BT, 1)
+            k_NHS, v_NSH = (
+                _write(cache[0], k_NHS, positions_BT, 2),
+                _write(cache[1], v_NSH, positions_BT, 1),
+            )
             cache = (k_NHS, v_NSH)
             mixed_NGTH = _attend_to_cache(q_NGTH, k_NHS, v_NSH, positions_BT)
         mixed_BTD = mixed_NGTH.reshape(B, c.heads, T, H).transpose(0, 2, 1, 3).reshape(B, T, -1)
@@ -162,11 +175,19 @@ def _attend_to_cache(q_NGTH: Array, k_NHS: Array, v_NSH: Array, positions_BT: Ar
     N, G, T, H = q_NGTH.shape
     B, S = positions_BT.shape[0], k_NHS.shape[2]
     visible_BTS = jnp.arange(S) <= positions_BT[:, :, None]
-    scores_NQS = jnp.einsum("nqh,nhs->nqs", q_NGTH.reshape(N, -1, H), k_NHS, preferred_element_type=jnp.float32)
-    scores_BKGTS = jnp.where(visible_BTS[:, None, None], scores_NQS.reshape(B, -1, G, T, S), -jnp.inf)
-    weights_BKGTS = jnp.exp(scores_BKGTS - jax.lax.stop_gradient(scores_BKGTS.max(axis=-1, keepdims=True)))
+    scores_NQS = jnp.einsum(
+        "nqh,nhs->nqs", q_NGTH.reshape(N, -1, H), k_NHS, preferred_element_type=jnp.float32
+    )
+    scores_BKGTS = jnp.where(
+        visible_BTS[:, None, None], scores_NQS.reshape(B, -1, G, T, S), -jnp.inf
+    )
+    weights_BKGTS = jnp.exp(
+        scores_BKGTS - jax.lax.stop_gradient(scores_BKGTS.max(axis=-1, keepdims=True))
+    )
     total_NGT1 = weights_BKGTS.sum(axis=-1, keepdims=True).reshape(N, G, T, 1)
-    mixed_NQH = jnp.einsum("nqs,nsh->nqh", weights_BKGTS.reshape(scores_NQS.shape).astype(v_NSH.dtype), v_NSH)
+    mixed_NQH = jnp.einsum(
+        "nqs,nsh->nqh", weights_BKGTS.reshape(scores_NQS.shape).astype(v_NSH.dtype), v_NSH
+    )
     # The division by the softmax's sum after the product is cheaper.
     return mixed_NQH.reshape(N, G, T, H) / total_NGT1.astype(mixed_NQH.dtype)
 
@@ -197,7 +218,9 @@ class MLP(nnx.Module):
         hidden, width = self.down.shape
         parts = linear(x_BTD, self.gate_up[...], (hidden,) * (self.gate_up.shape[1] // hidden))
         if self.gate_up_bias is not None:
-            parts = tuple(y + bias for y, bias in zip(parts, jnp.split(self.gate_up_bias[...], len(parts))))
+            parts = tuple(
+                y + bias for y, bias in zip(parts, jnp.split(self.gate_up_bias[...], len(parts)))
+            )
         inner_BTF = _ACTIVATIONS[self.activation](parts[0])
         if len(parts) == 2:
             inner_BTF = inner_BTF * parts[1]
@@ -214,7 +237,13 @@ class Block(nnx.Module):
         self.mlp_norm = _norm(config)
         self.mlp = MLP(config, rngs)
 
-    def __call__(self, x_BTD: Array, positions_BT: Array, rotation: Rotation | None, cache: tuple[Array, Array] | None):
+    def __call__(
+        self,
+        x_BTD: Array,
+        positions_BT: Array,
+        rotation: Rotation | None,
+        cache: tuple[Array, Array] | None,
+    ):
         """The residual stream after the block, and the block's cache."""
         if self.norm_position == "post":
             mixed_BTD, cache = self.attention(x_BTD, positions_BT, rotation, cache)
@@ -235,7 +264,9 @@ class Transformer(nnx.Module):
         width, table = config.width, config.table_width
         self.embedding = nnx.Param(_normal(table**-0.5)(rngs.params(), (config.vocab_size, table)))
         if config.positions == "learned":
-            self.positions = nnx.Param(_normal(width**-0.5)(rngs.params(), (config.max_positions, width)))
+            self.positions = nnx.Param(
+                _normal(width**-0.5)(rngs.params(), (config.max_positions, width))
+            )
         self.blocks = nnx.List([Block(config, rngs) for _ in range(config.layers)])
         if config.final_norm:
             self.final_norm = _norm(config)
@@ -270,7 +301,9 @@ class Transformer(nnx.Module):
             positions_BT = jnp.broadcast_to(jnp.arange(T), (1 if cache is None else B, T))
         rotation = None
         if c.rotated:
-            rotation = rotary_tables(positions_BT[..., None], c.rotated, c.rope_theta, c.rope_scaling)
+            rotation = rotary_tables(
+                positions_BT[..., None], c.rotated, c.rope_theta, c.rope_scaling
+            )
         x_BTE = (
             self.embedding[...].at[tokens_BT].get(mode="clip")
             if c.ids > c.vocab_size
@@ -298,7 +331,9 @@ class Transformer(nnx.Module):
         if c.ids > c.vocab_size:
             # Finite, so that nothing turns into 0 · ∞; ids without a row are clipped to the last one where they come in.
             beyond = [(0, 0), (0, 0), (0, c.ids - c.vocab_size)]
-            logits_BTV = jnp.pad(logits_BTV, beyond, constant_values=jnp.finfo(logits_BTV.dtype).min / 2)
+            logits_BTV = jnp.pad(
+                logits_BTV, beyond, constant_values=jnp.finfo(logits_BTV.dtype).min / 2
+            )
         return logits_BTV, None if cache is None else KVCache(tuple(keys), tuple(values))
 
 
@@ -334,13 +369,17 @@ def forward(
 
 
 @functools.partial(jax.jit, static_argnames=("config", "capacity"))
-def prefill(config: ModelConfig, params: Params, tokens_BT: Int[Array, "B T"], *, capacity: int) -> KVCache:
+def prefill(
+    config: ModelConfig, params: Params, tokens_BT: Int[Array, "B T"], *, capacity: int
+) -> KVCache:
     """A cache of `capacity` positions that has seen every prompt.
 
     Padding on the right is seen as well, and overwritten before anything can attend to it. Compiled apart from the
     decoding loops, so that the many pairs of a study share it.
     """
     dtype = jax.tree.leaves(params)[0].dtype
-    _, cache = forward(config, params, tokens_BT, cache=init_cache(config, tokens_BT.shape[0], capacity, dtype))
+    _, cache = forward(
+        config, params, tokens_BT, cache=init_cache(config, tokens_BT.shape[0], capacity, dtype)
+    )
     assert cache is not None
     return cache

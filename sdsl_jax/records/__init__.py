@@ -4,8 +4,21 @@ Everything from fitting onward reads only these, so laws, optima and figures can
 from anybody's measurements. Units stand in the column names; `SCHEMA_VERSION` changes when a column changes its meaning.
 """
 
-from sdsl_jax.records.files import column, read_json, read_table, schema, write_json, write_table, write_text
-from sdsl_jax.records.folders import require_records_folder, require_replaceable, require_study_folder, write_marked
+from sdsl_jax.records.files import (
+    column,
+    read_json,
+    read_table,
+    schema,
+    write_json,
+    write_table,
+    write_text,
+)
+from sdsl_jax.records.folders import (
+    require_records_folder,
+    require_replaceable,
+    require_study_folder,
+    write_marked,
+)
 from sdsl_jax.records.selection import longest_trained
 from sdsl_jax.records.tables import (
     SCHEMA_VERSION,

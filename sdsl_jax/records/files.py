@@ -43,7 +43,9 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes plain values as JSON; numbers that are not finite become null."""
-    write_text(path, json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(
+        path, json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    )
 
 
 def _finite(value: Any) -> Any:
@@ -67,7 +69,9 @@ def read_json(path: Path, kind: type = dict, keys: Sequence[str] = ()) -> Any:
     """
     value = parse_json(read_text(path, "record file"), f"the record file {path} is damaged: it")
     objects = value if kind is list and isinstance(value, list) else [value]
-    good = isinstance(value, kind) and all(isinstance(item, dict) and all(k in item for k in keys) for item in objects)
+    good = isinstance(value, kind) and all(
+        isinstance(item, dict) and all(k in item for k in keys) for item in objects
+    )
     require(
         good and (bool(objects) or not keys),
         f"the record file {path} is damaged: it must hold {'a list of objects' if kind is list else 'an object'} with the keys "
@@ -104,7 +108,10 @@ def _text(value: Any) -> str:
 def schema() -> dict[str, Any]:
     """Version, and for every table its columns with type and description."""
     tables = {
-        name: {f.name: {"type": f.type, "description": f.metadata["description"]} for f in dataclasses.fields(row)}
+        name: {
+            f.name: {"type": f.type, "description": f.metadata["description"]}
+            for f in dataclasses.fields(row)
+        }
         for name, row in TABLES.items()
     }
     return {"schema_version": SCHEMA_VERSION, "tables": tables}
@@ -131,7 +138,9 @@ def read_table(folder: Path, name: str, path: Path | None = None) -> list[Any]:
     table = read_csv(path, "record file", full_rows=True, may_be_empty=True)
     required = [f.name for f in dataclasses.fields(row_type) if f.default is dataclasses.MISSING]
     table.require_columns(*required)
-    require(len(table) or name in MAY_BE_EMPTY, f"the record file {path} is damaged: it holds no rows.")
+    require(
+        len(table) or name in MAY_BE_EMPTY, f"the record file {path} is damaged: it holds no rows."
+    )
     # Nothing of a record is a comment.
     require(not table.notes, f"the record file {path} is damaged: {'; '.join(table.notes)}.")
     types = {name: kind for name, kind in typing.get_type_hints(row_type).items() if name in table}

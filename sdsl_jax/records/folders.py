@@ -86,7 +86,9 @@ def _is_own_settings(path: Path) -> bool:
     text = _text(path)
     # TOML that a program writes has no comments.
     commented = any(line.lstrip().startswith("#") for line in text.splitlines())
-    return _is_marked(text) or (not commented and any((path.parent / trace).exists() for trace in _TRACES))
+    return _is_marked(text) or (
+        not commented and any((path.parent / trace).exists() for trace in _TRACES)
+    )
 
 
 def _is_marked(text: str) -> bool:

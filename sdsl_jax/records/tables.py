@@ -31,28 +31,44 @@ class ModelRecord:
         "after the kind of digest and a colon",
         default="",
     )
-    loss_nats_low: float = _column("lower end of the 90 % interval of loss_nats, windows as clusters", default=math.nan)
+    loss_nats_low: float = _column(
+        "lower end of the 90 % interval of loss_nats, windows as clusters", default=math.nan
+    )
     loss_nats_high: float = _column("upper end of the 90 % interval of loss_nats", default=math.nan)
-    validation_loss_nats: float = _column("cross-entropy on the validation split, nats per token", default=math.nan)
+    validation_loss_nats: float = _column(
+        "cross-entropy on the validation split, nats per token", default=math.nan
+    )
     bits_per_byte: float = _column("loss_nats / ln 2 / bytes per token", default=math.nan)
-    validation_bits_per_byte: float = _column("validation_loss_nats / ln 2 / bytes per token", default=math.nan)
-    evaluation_windows: int = _column("windows of each split that the losses were asked for", default=0)
+    validation_bits_per_byte: float = _column(
+        "validation_loss_nats / ln 2 / bytes per token", default=math.nan
+    )
+    evaluation_windows: int = _column(
+        "windows of each split that the losses were asked for", default=0
+    )
     epochs: float = _column("train_tokens / tokens of the training split", default=math.nan)
-    unique_tokens: int = _column("different tokens trained on, at most those of the training split", default=0)
+    unique_tokens: int = _column(
+        "different tokens trained on, at most those of the training split", default=0
+    )
     layers: int = _column("Transformer blocks", default=0)
     width: int = _column("size of the residual stream", default=0)
-    flops_per_token: float = _column("forward FLOPs per token, head and attention included", default=math.nan)
+    flops_per_token: float = _column(
+        "forward FLOPs per token, head and attention included", default=math.nan
+    )
     weight_bytes: int = _column("bytes of the weights in float32", default=0)
     learning_rate: float = _column("peak learning rate", default=math.nan)
     batch_size: int = _column("sequences per step", default=0)
     steps: int = _column("optimiser steps", default=0)
-    train_seconds: float = _column("wall-clock seconds of training that led to this model", default=math.nan)
+    train_seconds: float = _column(
+        "wall-clock seconds of training that led to this model", default=math.nan
+    )
     compile_seconds: float = _column("of train_seconds, those spent compiling", default=math.nan)
     data_wait_share: float = _column(
         "share of the other train_seconds in which the device waited for a batch", default=math.nan
     )
     spikes: int = _column("steps whose loss was a spike", default=0)
-    skipped_steps: int = _column("steps that changed nothing, their loss or gradient not being finite", default=0)
+    skipped_steps: int = _column(
+        "steps that changed nothing, their loss or gradient not being finite", default=0
+    )
     data_digest: str = _column("SHA-256 over the tokenised corpus and its splits", default="")
     device: str = _column("device trained on", default="")
     versions: str = _column("versions of python, jax and flax", default="")
@@ -61,7 +77,9 @@ class ModelRecord:
     @property
     def tokens_per_second(self) -> float:
         """Speed of training without compilation; not a number where it was not recorded."""
-        seconds = self.train_seconds - (0.0 if math.isnan(self.compile_seconds) else self.compile_seconds)
+        seconds = self.train_seconds - (
+            0.0 if math.isnan(self.compile_seconds) else self.compile_seconds
+        )
         return self.train_tokens / seconds if seconds > 0 else math.nan
 
 
@@ -99,7 +117,9 @@ class SurvivalRecord:
     domain: str = _column("text that the prompts come from")
     position: int = _column("k, from 1 to the lookahead")
     survival: float = _column("share of rounds whose first k drafts were accepted")
-    survival_low: float = _column("lower end of its interval, prompts as clusters", default=math.nan)
+    survival_low: float = _column(
+        "lower end of its interval, prompts as clusters", default=math.nan
+    )
     survival_high: float = _column("upper end of its interval", default=math.nan)
     confidence: float = _column("confidence of the interval", default=math.nan)
     rounds: int = _column("rounds observed", default=0)
@@ -137,7 +157,9 @@ class ClockRecord:
     temperature: float = _column("sampling temperature")
     batch: int = _column("rows")
     speculative_tokens_per_second: float = _column("median over repetitions")
-    autoregressive_tokens_per_second: float = _column("median over repetitions, interleaved in the same process")
+    autoregressive_tokens_per_second: float = _column(
+        "median over repetitions, interleaved in the same process"
+    )
     tokens_per_round: float = _column("emitted tokens per row and round in the timed runs")
     speedup: float = _column("median of the ratio of the two rates")
     speedup_low: float = _column("smallest ratio", default=math.nan)
@@ -161,7 +183,9 @@ class RunRecord:
     repetition: int = _column("number of the repetition")
     seconds: float = _column("seconds of all rounds, prefill and compilation not included")
     rounds: int = _column("rounds of the batch; steps, for plain decoding")
-    tokens: int = _column("tokens that all rows emitted, up to the first round that could stop one of them")
+    tokens: int = _column(
+        "tokens that all rows emitted, up to the first round that could stop one of them"
+    )
     context: int = _column("cache positions that every pass reads")
     temperature: float = _column("sampling temperature")
     threads: int = _column("threads that a computation may use; 0 if not set", default=0)
@@ -183,7 +207,9 @@ class GenerationRecord:
     total_seconds: float = _column("median seconds of a request")
     total_seconds_low: float = _column("lower end of the median's interval", default=math.nan)
     total_seconds_high: float = _column("upper end of the median's interval", default=math.nan)
-    speedup: float = _column("median of the target's total over this total, request by request", default=math.nan)
+    speedup: float = _column(
+        "median of the target's total over this total, request by request", default=math.nan
+    )
     speedup_low: float = _column("lower end of the median's interval", default=math.nan)
     speedup_high: float = _column("upper end of the median's interval", default=math.nan)
     confidence: float = _column("confidence of the intervals", default=math.nan)
@@ -205,18 +231,25 @@ class ExpectedRecord:
     lookahead: int = _column("draft tokens per round, γ")
     temperature: float = _column("sampling temperature")
     domain: str = _column("text that the prompts come from")
-    tokens_per_round: float = _column("tau = 1 + sum of survival, at block starts of this lookahead")
+    tokens_per_round: float = _column(
+        "tau = 1 + sum of survival, at block starts of this lookahead"
+    )
     tokens_per_round_low: float = _column("lower end of its interval", default=math.nan)
     tokens_per_round_high: float = _column("upper end of its interval", default=math.nan)
-    accepted_per_test: float = _column("expected accepted over expected tested drafts", default=math.nan)
+    accepted_per_test: float = _column(
+        "expected accepted over expected tested drafts", default=math.nan
+    )
     accepted_per_test_low: float = _column("lower end of its interval", default=math.nan)
     accepted_per_test_high: float = _column("upper end of its interval", default=math.nan)
     alpha: float = _column(
-        "the alpha whose geometric formula gives tokens_per_round at this lookahead", default=math.nan
+        "the alpha whose geometric formula gives tokens_per_round at this lookahead",
+        default=math.nan,
     )
     alpha_low: float = _column("lower end of its interval", default=math.nan)
     alpha_high: float = _column("upper end of its interval", default=math.nan)
-    alpha_change: float = _column("alpha minus alpha at lookahead 1, of the same samples", default=math.nan)
+    alpha_change: float = _column(
+        "alpha minus alpha at lookahead 1, of the same samples", default=math.nan
+    )
     alpha_change_low: float = _column("lower end of its interval", default=math.nan)
     alpha_change_high: float = _column("upper end of its interval", default=math.nan)
     confidence: float = _column("confidence of the intervals", default=math.nan)
@@ -231,10 +264,16 @@ class LossRecord:
     model_id: str = _column("model")
     domain: str = _column("text")
     loss_nats: float = _column("cross-entropy, nats per token")
-    loss_nats_low: float = _column("lower end of its interval, windows as clusters", default=math.nan)
+    loss_nats_low: float = _column(
+        "lower end of its interval, windows as clusters", default=math.nan
+    )
     loss_nats_high: float = _column("upper end of its interval", default=math.nan)
-    entropy_nats: float = _column("mean entropy of the model's own next-token distributions there", default=math.nan)
-    bits_per_byte: float = _column("loss_nats / ln 2 / bytes per token of this text", default=math.nan)
+    entropy_nats: float = _column(
+        "mean entropy of the model's own next-token distributions there", default=math.nan
+    )
+    bits_per_byte: float = _column(
+        "loss_nats / ln 2 / bytes per token of this text", default=math.nan
+    )
     confidence: float = _column("confidence of the interval", default=math.nan)
     windows: int = _column("windows of text", default=0)
     tokens: int = _column("tokens predicted", default=0)
@@ -247,7 +286,9 @@ class TimingRecord:
     operation: str = _column(
         "step (plain decoding), verify (a pass over several tokens) or round (drafts and their verification)"
     )
-    target_id: str = _column("model of a pass, or target of a round, by width, layers and vocabulary")
+    target_id: str = _column(
+        "model of a pass, or target of a round, by width, layers and vocabulary"
+    )
     tokens: int = _column("new tokens of each row in a pass; draft tokens, γ, of a round")
     batch: int = _column("rows")
     context: int = _column("cache positions that every pass reads, empty ones included")
@@ -262,7 +303,9 @@ class TimingRecord:
         "1 where embedding and head share a matrix, 2 where they do not of the target"
     )
     draft_id: str = _column("draft of a round; empty for a pass", default="")
-    draft_params: int = _column("non-embedding parameters of the draft; 0 without a draft", default=0)
+    draft_params: int = _column(
+        "non-embedding parameters of the draft; 0 without a draft", default=0
+    )
     draft_layers: int = _column("Transformer blocks of the draft", default=0)
     draft_width: int = _column("size of the residual stream of the draft", default=0)
     draft_query_width: int = _column("query heads times head size of the draft", default=0)
@@ -275,9 +318,12 @@ class TimingRecord:
     seconds_high: float = _column("upper end of the median's interval", default=math.nan)
     confidence: float = _column("confidence of the interval", default=math.nan)
     repetitions: int = _column("timed repetitions, each of many operations", default=0)
-    held_out: int = _column("1 where a model of the row was held out from the fit whose errors are reported", default=0)
+    held_out: int = _column(
+        "1 where a model of the row was held out from the fit whose errors are reported", default=0
+    )
     threads: int = _column(
-        "threads that a computation may use on a CPU; 0 on an accelerator, or if not known", default=0
+        "threads that a computation may use on a CPU; 0 on an accelerator, or if not known",
+        default=0,
     )
     dtype: str = _column("type of weights and caches", default="float32")
     device: str = _column("device timed on", default="")
@@ -302,4 +348,13 @@ TABLES: dict[str, type] = {
     "timings": TimingRecord,
 }
 # Tables that a study may leave empty: clock rows need weights, conditions must be asked for.
-MAY_BE_EMPTY = ("clock", "generation", "timings", "runs", "timed_models", "conditions", "other_models", "losses")
+MAY_BE_EMPTY = (
+    "clock",
+    "generation",
+    "timings",
+    "runs",
+    "timed_models",
+    "conditions",
+    "other_models",
+    "losses",
+)

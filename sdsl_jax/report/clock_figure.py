@@ -28,7 +28,9 @@ def draw_clock(records: Records, folder: Path, name: str) -> bool:
     if not found:
         return False
     with figure(folder, name, 1, 3, (14.5, 4.4)) as (drawn, axes):
-        drawn.set_layout_engine("constrained", w_pad=0.12)  # in inches: labels of one panel stay clear of the next
+        drawn.set_layout_engine(
+            "constrained", w_pad=0.12
+        )  # in inches: labels of one panel stay clear of the next
         _cells(axes[0, 0], found)
         _regrets(axes[0, 1], found)
         _batches(axes[0, 2], found)
@@ -80,7 +82,9 @@ def _regrets(axis: Any, found: dict[str, Any]) -> None:
         row = next(r for r in found["targets"] if r["target_params"] == size)
         axis.plot([row["regret"][name] for name in policies], at, "o", color=colour, ms=4)
     for place, mean in zip(at, means):
-        axis.annotate(f"{mean:.1%}", (0, place + 0.2), (3, 2), textcoords="offset points", fontsize=8)
+        axis.annotate(
+            f"{mean:.1%}", (0, place + 0.2), (3, 2), textcoords="offset points", fontsize=8
+        )
     axis.set_yticks(at, [NAMES[name] for name in policies])
     axis.set_ylim(-0.6, len(policies) - 0.3)
     axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

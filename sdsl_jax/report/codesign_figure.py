@@ -20,7 +20,9 @@ _LEVELS = 20
 _NEAR = 0.5
 
 
-def draw_landscape(surface: Landscape, path: np.ndarray | None, values: dict[str, Any], title: str, file: Path) -> None:
+def draw_landscape(
+    surface: Landscape, path: np.ndarray | None, values: dict[str, Any], title: str, file: Path
+) -> None:
     """S as filled contours, with the forbidden region hatched, the optimiser's path, the optimum and the candidates.
 
     Args:
@@ -37,23 +39,50 @@ def draw_landscape(surface: Landscape, path: np.ndarray | None, values: dict[str
     with figure(file.parent, file.stem, 1, 1, (7.6, 5.4)) as (made, axes):
         axis = axes[0, 0]
         drawn = axis.contourf(
-            surface.draft_params, surface.lookahead, surface.speedup, levels=_LEVELS, cmap="viridis", zorder=0
+            surface.draft_params,
+            surface.lookahead,
+            surface.speedup,
+            levels=_LEVELS,
+            cmap="viridis",
+            zorder=0,
         )
         made.colorbar(drawn, ax=axis, label="speed-up S over the target alone", format="%.2f")
         handles: list[Any] = []
         if surface.speedup.min() < 1 < surface.speedup.max():
             axis.contour(
-                surface.draft_params, surface.lookahead, surface.speedup, [1.0], colors="white", linestyles="--"
+                surface.draft_params,
+                surface.lookahead,
+                surface.speedup,
+                [1.0],
+                colors="white",
+                linestyles="--",
             )
-            handles.append(Line2D([], [], color="white", ls="--", label="S = 1: as fast as the target alone"))
+            handles.append(
+                Line2D([], [], color="white", ls="--", label="S = 1: as fast as the target alone")
+            )
         if not surface.allowed.all():
             _forbid(axis, surface)
-            handles.append(Patch(facecolor="0.55", alpha=0.6, hatch="///", edgecolor="white", label="breaks a limit"))
+            handles.append(
+                Patch(
+                    facecolor="0.55",
+                    alpha=0.6,
+                    hatch="///",
+                    edgecolor="white",
+                    label="breaks a limit",
+                )
+            )
         if path is not None:
             axis.plot(path[:, 0], path[:, 1], color=COLOURS[1], lw=1.5)
             axis.plot(*path[0], "o", color=COLOURS[1], mec="white", ms=7)
             handles.append(
-                Line2D([], [], color=COLOURS[1], marker="o", mec="white", label="path of the optimiser, from its start")
+                Line2D(
+                    [],
+                    [],
+                    color=COLOURS[1],
+                    marker="o",
+                    mec="white",
+                    label="path of the optimiser, from its start",
+                )
             )
         best = values["design"]["draft_params"][surface.counted], values["lookahead"]
         axis.plot(*best, "*", color="white", mec="black", ms=17, zorder=5)
@@ -73,7 +102,15 @@ def draw_landscape(surface: Landscape, path: np.ndarray | None, values: dict[str
         if values["candidates"]:
             _mark(axis, surface, values["candidates"])
             handles.append(
-                Line2D([], [], color=COLOURS[4], marker="D", mec="black", ls="", label="candidates, best whole γ")
+                Line2D(
+                    [],
+                    [],
+                    color=COLOURS[4],
+                    marker="D",
+                    mec="black",
+                    ls="",
+                    label="candidates, best whole γ",
+                )
             )
         axis.set_xscale("log")
         axis.set_xlim(surface.draft_params[0], surface.draft_params[-1])
@@ -92,13 +129,30 @@ def _forbid(axis: Any, surface: Landscape) -> None:
     forbidden = np.where(surface.allowed, 0.0, 1.0)
     with matplotlib.rc_context({"hatch.color": "white", "hatch.linewidth": 0.7}):
         axis.contourf(
-            surface.draft_params, surface.lookahead, forbidden, levels=[0.5, 1.5], colors=["0.35"], alpha=0.45
+            surface.draft_params,
+            surface.lookahead,
+            forbidden,
+            levels=[0.5, 1.5],
+            colors=["0.35"],
+            alpha=0.45,
         )
         axis.contourf(
-            surface.draft_params, surface.lookahead, forbidden, levels=[0.5, 1.5], colors="none", hatches=["///"]
+            surface.draft_params,
+            surface.lookahead,
+            forbidden,
+            levels=[0.5, 1.5],
+            colors="none",
+            hatches=["///"],
         )
         if surface.allowed.any():
-            axis.contour(surface.draft_params, surface.lookahead, forbidden, levels=[0.5], colors="white", linewidths=1)
+            axis.contour(
+                surface.draft_params,
+                surface.lookahead,
+                forbidden,
+                levels=[0.5],
+                colors="white",
+                linewidths=1,
+            )
 
 
 def _mark(axis: Any, surface: Landscape, candidates: list[dict[str, Any]]) -> None:

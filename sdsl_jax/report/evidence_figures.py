@@ -68,7 +68,11 @@ def _dependence(records: Records, folder: Path, name: str) -> bool:
     with figure(folder, name, 1, 2, (11.5, 4.1)) as (_, axes):
         left, right = axes[0]
         for draft, colour in zip(drafts, colours(len(drafts))):
-            rows = [r for r in records.expected if (r.draft_id, r.target_id) == (draft.model_id, target.model_id)]
+            rows = [
+                r
+                for r in records.expected
+                if (r.draft_id, r.target_id) == (draft.model_id, target.model_id)
+            ]
             rows.sort(key=lambda r: r.lookahead)
             error = [[r.alpha - r.alpha_low for r in rows], [r.alpha_high - r.alpha for r in rows]]
             x = [r.lookahead for r in rows]
@@ -86,7 +90,15 @@ def _dependence(records: Records, folder: Path, name: str) -> bool:
             errors = [r["error"][model] for r in rows]
             y, at = np.asarray([e["estimate"] for e in errors]), gamma + 0.12 * (i - 1)
             right.errorbar(
-                at, y, yerr=_bars(errors), fmt="o-", color=colour, elinewidth=0.8, lw=1.2, ms=4, label=NAMES[model]
+                at,
+                y,
+                yerr=_bars(errors),
+                fmt="o-",
+                color=colour,
+                elinewidth=0.8,
+                lw=1.2,
+                ms=4,
+                label=NAMES[model],
             )
             if model != "geometric":
                 right.plot(at[fitted], y[fitted], "o", mfc="white", mec=colour, ms=5, zorder=5)
@@ -104,8 +116,13 @@ def _conditions(records: Records, folder: Path, name: str) -> bool:
     target = records.targets[-1]
     panels = [
         (draw, answer)
-        for key, draw in (("temperature", _by_temperature), ("domain", _by_domain), ("same_data", _same_data))
-        if (answer := records.evidence.get(key)) and any(p["target_id"] == target.model_id for p in answer["pairs"])
+        for key, draw in (
+            ("temperature", _by_temperature),
+            ("domain", _by_domain),
+            ("same_data", _same_data),
+        )
+        if (answer := records.evidence.get(key))
+        and any(p["target_id"] == target.model_id for p in answer["pairs"])
     ]
     if not panels:
         return False
@@ -116,13 +133,19 @@ def _conditions(records: Records, folder: Path, name: str) -> bool:
     return True
 
 
-def _by_temperature(axis: Any, answer: dict[str, Any], records: Records, target: ModelRecord) -> None:
-    alpha = {p["draft_id"]: p["alpha"] for p in answer["pairs"] if p["target_id"] == target.model_id}
+def _by_temperature(
+    axis: Any, answer: dict[str, Any], records: Records, target: ModelRecord
+) -> None:
+    alpha = {
+        p["draft_id"]: p["alpha"] for p in answer["pairs"] if p["target_id"] == target.model_id
+    }
     drafts = _largest_budgets(records, set(alpha))
     temperatures = [row["temperature"] for row in answer["by_temperature"]]
     for draft, colour in zip(drafts, colours(len(drafts))):
         label = short_count(draft.params_nonembedding)
-        axis.plot(temperatures, alpha[draft.model_id], "o-", color=colour, lw=1.2, ms=4, label=label)
+        axis.plot(
+            temperatures, alpha[draft.model_id], "o-", color=colour, lw=1.2, ms=4, label=label
+        )
     axis.set(xlabel="sampling temperature T", title=f"By temperature, {_title(target)}")
     axis.legend(title="draft", loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
@@ -133,7 +156,9 @@ def _by_domain(axis: Any, answer: dict[str, Any], records: Records, target: Mode
     for k, (domain, colour) in enumerate(zip(names, colours(len(names)))):
         gap, alpha = [p["gap"][k] for p in rows], [p["alpha"][k] for p in rows]
         axis.plot(gap, alpha, "os^Dv*P"[k % 7], color=colour, ms=4.5, label=domain)
-    axis.set(xlabel="loss gap on that text, draft − target (nats)", title=f"By text, {_title(target)}")
+    axis.set(
+        xlabel="loss gap on that text, draft − target (nats)", title=f"By text, {_title(target)}"
+    )
     axis.legend(loc="best")
 
 
@@ -147,11 +172,23 @@ def _same_data(axis: Any, answer: dict[str, Any], records: Records, target: Mode
     axis.errorbar(loss, same, yerr=[low, high], fmt="_", color=COLOURS[0], elinewidth=0.8, ms=8)
     axis.plot(loss, [p["alpha"] for p in others], "D", color=COLOURS[1], ms=4.5)
     axis.vlines(loss, same, [p["alpha"] for p in others], color="0.6", lw=0.7, ls=":")
-    axis.set(xlabel="draft loss on the study's text (nats per token)", title=f"Other training text, {_title(target)}")
+    axis.set(
+        xlabel="draft loss on the study's text (nats per token)",
+        title=f"Other training text, {_title(target)}",
+    )
     axis.legend(
         handles=[
-            Line2D([], [], color=COLOURS[0], marker="o", ls="", label="trained on the study's text"),
-            Line2D([], [], color=COLOURS[0], marker="_", ls="", label="such a draft at the other's loss"),
+            Line2D(
+                [], [], color=COLOURS[0], marker="o", ls="", label="trained on the study's text"
+            ),
+            Line2D(
+                [],
+                [],
+                color=COLOURS[0],
+                marker="_",
+                ls="",
+                label="such a draft at the other's loss",
+            ),
             Line2D([], [], color=COLOURS[1], marker="D", ls="", label="trained on other text"),
         ],
         loc="best",

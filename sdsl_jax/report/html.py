@@ -19,7 +19,9 @@ from sdsl_jax.report.inputs import Records, read_records
 from sdsl_jax.report.style import NAMES
 
 
-def write_report(folder: Path, name: str, settings: str, stages: dict[str, Any], versions: dict[str, str]) -> None:
+def write_report(
+    folder: Path, name: str, settings: str, stages: dict[str, Any], versions: dict[str, str]
+) -> None:
     """Writes `folder/report.html` from the records and figures in the folder.
 
     Args:
@@ -32,8 +34,14 @@ def write_report(folder: Path, name: str, settings: str, stages: dict[str, Any],
     records = read_records(folder / "records")
     checks = read_json(folder / "records" / "checks.json")["decoder_self_check"]
     # Figures of the evidence are there only if the records hold what they show.
-    shown = [*CAPTIONS, *(key for key in EVIDENCE_CAPTIONS if (folder / "figures" / f"{key}.png").exists())]
-    images = {key: base64.b64encode((folder / "figures" / f"{key}.png").read_bytes()).decode() for key in shown}
+    shown = [
+        *CAPTIONS,
+        *(key for key in EVIDENCE_CAPTIONS if (folder / "figures" / f"{key}.png").exists()),
+    ]
+    images = {
+        key: base64.b64encode((folder / "figures" / f"{key}.png").read_bytes()).decode()
+        for key in shown
+    }
     page = (
         _environment()
         .get_template("report.html.j2")
@@ -53,7 +61,9 @@ def write_report(folder: Path, name: str, settings: str, stages: dict[str, Any],
             self_check=_self_check(checks),
             findings=_findings(records),
             interval=next(
-                key for key in records.fits["loss_law"] if key.startswith("interval_") and key != "interval_basis"
+                key
+                for key in records.fits["loss_law"]
+                if key.startswith("interval_") and key != "interval_basis"
             ),
         )
     )
@@ -68,13 +78,20 @@ def evidence_section(evidence: dict[str, Any], images: dict[str, str]) -> str:
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: resources.files("sdsl_jax.report").joinpath(name).read_text("utf-8")),
+        loader=jinja2.FunctionLoader(
+            lambda name: resources.files("sdsl_jax.report").joinpath(name).read_text("utf-8")
+        ),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"short": short_count, "named": _named, "number": _number, "percent": _percent}
+    environment.filters |= {
+        "short": short_count,
+        "named": _named,
+        "number": _number,
+        "percent": _percent,
+    }
     return environment
 
 
@@ -85,7 +102,9 @@ def _named(key: str) -> str:
 def _number(value: float | None, digits: int = 3) -> str:
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{value:.{digits}g}" if abs(value) < 1e-3 or abs(value) >= 1e5 else f"{value:,.{digits}f}"
+    return (
+        f"{value:.{digits}g}" if abs(value) < 1e-3 or abs(value) >= 1e5 else f"{value:,.{digits}f}"
+    )
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
@@ -137,14 +156,20 @@ def _findings(records: Records) -> list[str]:
             )
             continue
         low, high = entry["indifference_1pct"]
-        where = "inside the range of sizes considered" if entry["interior"] else "at the edge of the sizes considered"
+        where = (
+            "inside the range of sizes considered"
+            if entry["interior"]
+            else "at the edge of the sizes considered"
+        )
         found.append(
             f"With {NAMES[entry['cost_model']]}, the best draft of the {target} has {short_count(entry['draft_params'])} "
             f"parameters ({entry['target_params'] / entry['draft_params']:.0f} times fewer than the target), {where}; any size "
             f"from {short_count(low)} to {short_count(high)} is within 1 % of its speed-up of "
             f"{entry['speedup']:.2f} at γ = {entry['lookahead']:.1f}."
         )
-    errors = ", ".join(f"{NAMES[fit['law']]} {fit['left_out_rmse']:.4f}" for fit in records.fits["acceptance_laws"])
+    errors = ", ".join(
+        f"{NAMES[fit['law']]} {fit['left_out_rmse']:.4f}" for fit in records.fits["acceptance_laws"]
+    )
     found.append(
         f"On left-out drafts the acceptance laws err by (root mean square): {errors}. The tables use the {law}."
     )
@@ -155,7 +180,9 @@ def _cost_sentence(records: Records, entry: dict[str, Any]) -> str:
     landscape = records.landscapes[records.codesign.index(entry)]
     cheapest = min(landscape["curve"]["cost"])
     drafting = [gamma > 0 for gamma in landscape["map"]["lookahead"]]
-    best = max(s for row in landscape["map"]["speedup"] for s, drafts in zip(row, drafting) if drafts)
+    best = max(
+        s for row in landscape["map"]["speedup"] for s, drafts in zip(row, drafting) if drafts
+    )
     return (
         f"the cheapest draft step costs {cheapest:.2f} of a target step and a verify pass {entry['verify_cost']:.2f}; "
         f"the best lookahead above 0 on the map reaches only {best:.2f} times plain decoding."

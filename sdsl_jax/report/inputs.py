@@ -57,8 +57,12 @@ def read_records(folder: Path) -> Records:
         acceptance=read_table(folder, "acceptance"),
         survival=read_table(folder, "survival"),
         latency=read_table(folder, "latency"),
-        fits=read_json(folder / "fits.json", dict, ("loss_law", "acceptance_laws", "hardware", "shape_rule")),
-        codesign=read_json(folder / "codesign.json", list, ("target_id", "reference", "nearest_trained", "trained")),
+        fits=read_json(
+            folder / "fits.json", dict, ("loss_law", "acceptance_laws", "hardware", "shape_rule")
+        ),
+        codesign=read_json(
+            folder / "codesign.json", list, ("target_id", "reference", "nearest_trained", "trained")
+        ),
         landscapes=read_json(folder / "landscapes.json", list, ("curve", "map", "path")),
         # Records from elsewhere may hold neither.
         expected=read_table(folder, "expected") if (folder / "expected.csv").exists() else [],

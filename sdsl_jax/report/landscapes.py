@@ -53,12 +53,30 @@ def draw_speedup(records: Records, folder: Path, name: str) -> None:
                     entry, landscape = found
                     curve = landscape["curve"]
                     values = np.asarray(curve["speedup"], float)  # a hole where the law reaches 1
-                    axis.plot(curve["draft_params"], values, style, color=colour, lw=1.8 if style == "-" else 1)
-                    lowest, highest = min(lowest, np.nanmin(values)), max(highest, np.nanmax(values))
+                    axis.plot(
+                        curve["draft_params"],
+                        values,
+                        style,
+                        color=colour,
+                        lw=1.8 if style == "-" else 1,
+                    )
+                    lowest, highest = (
+                        min(lowest, np.nanmin(values)),
+                        max(highest, np.nanmax(values)),
+                    )
                     if style == "-":
                         if entry["speculate"] and entry["indifference_1pct"][0] is not None:
-                            axis.axvspan(*entry["indifference_1pct"], color=colour, alpha=0.13, lw=0)
-                            axis.plot(entry["draft_params"], entry["speedup"], "*", color=colour, ms=12, mec="white")
+                            axis.axvspan(
+                                *entry["indifference_1pct"], color=colour, alpha=0.13, lw=0
+                            )
+                            axis.plot(
+                                entry["draft_params"],
+                                entry["speedup"],
+                                "*",
+                                color=colour,
+                                ms=12,
+                                mec="white",
+                            )
                         x, y = _best_measured(entry)
                         axis.plot(x, y, "o", color=colour, mfc="white")
                         lowest, highest = min([lowest, *y]), max([highest, *y])
@@ -69,8 +87,24 @@ def draw_speedup(records: Records, folder: Path, name: str) -> None:
             handles += [
                 Line2D([], [], color="0.3", ls="-", label=NAMES[records.best_law]),
                 Line2D([], [], color="0.3", ls=":", lw=1, label=NAMES[records.solved_laws[-1]]),
-                Line2D([], [], color="0.3", marker="*", ms=10, ls="", label="optimum, shaded: within 1 %"),
-                Line2D([], [], color="0.3", marker="o", mfc="white", ls="", label="trained drafts, measured"),
+                Line2D(
+                    [],
+                    [],
+                    color="0.3",
+                    marker="*",
+                    ms=10,
+                    ls="",
+                    label="optimum, shaded: within 1 %",
+                ),
+                Line2D(
+                    [],
+                    [],
+                    color="0.3",
+                    marker="o",
+                    mfc="white",
+                    ls="",
+                    label="trained drafts, measured",
+                ),
             ]
             mark_plain_decoding(axis)
             axis.set_xscale("log")
@@ -84,20 +118,30 @@ def draw_speedup(records: Records, folder: Path, name: str) -> None:
 def draw_optimiser(records: Records, folder: Path, name: str) -> None:
     """The path of gradient ascent over the map of S, with the reference."""
     models = _cost_models(records)
-    with figure(folder, name, len(models), len(records.targets), (4.9 * len(records.targets), 3.9 * len(models))) as (
+    with figure(
+        folder,
+        name,
+        len(models),
+        len(records.targets),
+        (4.9 * len(records.targets), 3.9 * len(models)),
+    ) as (
         made,
         axes,
     ):
         for row, cost_model in zip(axes, models):
             for axis, target in zip(row, records.targets):
                 found = _of(records, target, cost_model, records.best_law)
-                axis.set_title(f"Target {short_count(target.params_nonembedding)}, {NAMES[cost_model]}")
+                axis.set_title(
+                    f"Target {short_count(target.params_nonembedding)}, {NAMES[cost_model]}"
+                )
                 if found is None:
                     continue
                 entry, landscape = found
                 surface, path = landscape["map"], landscape["path"]
                 values = np.asarray(surface["speedup"]).T
-                drawn = axis.contourf(surface["draft_params"], surface["lookahead"], values, levels=14, cmap="viridis")
+                drawn = axis.contourf(
+                    surface["draft_params"], surface["lookahead"], values, levels=14, cmap="viridis"
+                )
                 made.colorbar(drawn, ax=axis, label="speed-up S")
                 if values.min() < 1 < values.max():
                     axis.contour(
@@ -108,8 +152,21 @@ def draw_optimiser(records: Records, folder: Path, name: str) -> None:
                         colors="white",
                         linewidths=1,
                     )
-                axis.plot(path["draft_params"], path["lookahead"], color=COLOURS[1], lw=1.4, marker=".", ms=3)
-                axis.plot(path["draft_params"][0], path["lookahead"][0], "o", color=COLOURS[1], mec="white")
+                axis.plot(
+                    path["draft_params"],
+                    path["lookahead"],
+                    color=COLOURS[1],
+                    lw=1.4,
+                    marker=".",
+                    ms=3,
+                )
+                axis.plot(
+                    path["draft_params"][0],
+                    path["lookahead"][0],
+                    "o",
+                    color=COLOURS[1],
+                    mec="white",
+                )
                 reference = entry["reference"]
                 if reference["draft_params"] is not None:
                     at = reference["draft_params"], reference["lookahead"]
@@ -118,7 +175,9 @@ def draw_optimiser(records: Records, folder: Path, name: str) -> None:
                     axis.text(
                         0.5,
                         0.95,
-                        "speculation does not pay" if entry["lookahead"] is not None else "no finite optimum",
+                        "speculation does not pay"
+                        if entry["lookahead"] is not None
+                        else "no finite optimum",
                         transform=axis.transAxes,
                         ha="center",
                         va="top",
@@ -134,7 +193,14 @@ def draw_optimiser(records: Records, folder: Path, name: str) -> None:
             Line2D([], [], color=COLOURS[1], marker=".", label="gradient ascent, best start"),
             Line2D([], [], color=COLOURS[1], marker="o", mec="white", ls="", label="its start"),
             Line2D(
-                [], [], color="white", marker="*", mec="black", ms=14, ls="", label="reference, if speculation pays"
+                [],
+                [],
+                color="white",
+                marker="*",
+                mec="black",
+                ms=14,
+                ls="",
+                label="reference, if speculation pays",
             ),
             Line2D([], [], color="0.7", label="S = 1, if crossed (white)"),
         ]

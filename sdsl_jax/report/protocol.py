@@ -33,11 +33,17 @@ def summarise(config: ProtocolConfig, done: Progressed, out: Path) -> dict[str, 
     Raises:
       SdslError: the records are damaged, or the folder cannot be written to.
     """
-    models = {m.model_id: m for m in read_table(out, "models")} if (out / "models.csv").exists() else {}
+    models = (
+        {m.model_id: m for m in read_table(out, "models")} if (out / "models.csv").exists() else {}
+    )
     rows = read_table(out, "acceptance") if (out / "acceptance.csv").exists() else []
     mine = {*done.measured}
     rows = [r for r in rows if (r.draft_id, r.target_id) in mine]
-    tar = [r for r in rows if r.estimator == "decoded_tar" and r.lookahead == config.measure.plane_lookahead]
+    tar = [
+        r
+        for r in rows
+        if r.estimator == "decoded_tar" and r.lookahead == config.measure.plane_lookahead
+    ]
     points = _points(tar, models)
     plane = fit_plane(points[:, 0], points[:, 1], points[:, 2]) if len(points) else None
     found = {
@@ -47,7 +53,11 @@ def summarise(config: ProtocolConfig, done: Progressed, out: Path) -> dict[str, 
         "plane": None if plane is None else plane._asdict(),
         "published_plane": PUBLISHED_PLANE._asdict() | {"pairs": None},
         "targets": [_target(config, t, done, rows, models, plane) for t in config.targets],
-        "pairs": [_pair(r, rows, models) for r in rows if r.estimator in ("teacher_forced_samples", RETOKENISED)],
+        "pairs": [
+            _pair(r, rows, models)
+            for r in rows
+            if r.estimator in ("teacher_forced_samples", RETOKENISED)
+        ],
         "absent": done.absent,
         "unreadable": done.unreadable,
     }
@@ -60,7 +70,9 @@ def summarise(config: ProtocolConfig, done: Progressed, out: Path) -> dict[str, 
 
 def _points(rows: list[AcceptanceRecord], models: dict[str, ModelRecord]) -> np.ndarray:
     """Perplexities of draft and target, and α, of every pair."""
-    values = [(models[r.draft_id].perplexity, models[r.target_id].perplexity, r.alpha) for r in rows]
+    values = [
+        (models[r.draft_id].perplexity, models[r.target_id].perplexity, r.alpha) for r in rows
+    ]
     return np.asarray([v for v in values if all(map(math.isfinite, v))], float).reshape(-1, 3)
 
 
@@ -68,10 +80,16 @@ def _optimum(config: ProtocolConfig, target: Any, plane: AffinePlane) -> dict[st
     """N* and γ* from the published loss law and a plane; None where the plane has no optimum in it."""
     try:
         with jax.enable_x64(True):
-            best = Scenario(target.params, config.draft_tokens, target.train_tokens, BESIROGLU, plane).optimum()
+            best = Scenario(
+                target.params, config.draft_tokens, target.train_tokens, BESIROGLU, plane
+            ).optimum()
     except (SdslError, ValueError):
         return None
-    found = {"draft_params": float(best.params), "lookahead": float(best.lookahead), "speedup": float(best.speedup)}
+    found = {
+        "draft_params": float(best.params),
+        "lookahead": float(best.lookahead),
+        "speedup": float(best.speedup),
+    }
     return found if all(map(math.isfinite, found.values())) else None
 
 
@@ -85,8 +103,14 @@ def _target(
 ) -> dict[str, Any]:
     # With A from 0 up a worse draft would be accepted more, and the smallest would be the best.
     usable = plane is not None and plane.A < 0
-    own = dataclasses.replace(PAPER_PLANE, A=plane.A, B=plane.B, C=plane.C) if plane and usable else None
-    exact = [r for r in rows if r.target_id == target.folder and r.estimator == "teacher_forced_samples"]
+    own = (
+        dataclasses.replace(PAPER_PLANE, A=plane.A, B=plane.B, C=plane.C)
+        if plane and usable
+        else None
+    )
+    exact = [
+        r for r in rows if r.target_id == target.folder and r.estimator == "teacher_forced_samples"
+    ]
     best = max(exact, key=lambda r: r.alpha, default=None)
     model = models.get(target.folder)
     return {
@@ -109,9 +133,15 @@ def _target(
     }
 
 
-def _pair(row: AcceptanceRecord, rows: list[AcceptanceRecord], models: dict[str, ModelRecord]) -> dict[str, Any]:
+def _pair(
+    row: AcceptanceRecord, rows: list[AcceptanceRecord], models: dict[str, ModelRecord]
+) -> dict[str, Any]:
     pair = (row.draft_id, row.target_id)
-    tar = {r.lookahead: r.alpha for r in rows if (r.draft_id, r.target_id) == pair and r.estimator == "decoded_tar"}
+    tar = {
+        r.lookahead: r.alpha
+        for r in rows
+        if (r.draft_id, r.target_id) == pair and r.estimator == "decoded_tar"
+    }
     return {
         "draft": row.draft_id,
         "target": row.target_id,
@@ -159,13 +189,26 @@ def markdown(found: dict[str, Any]) -> str:
     lines += ["| | A | B | C | R² | MSE | pairs |", "|---|---|---|---|---|---|---|"]
     for name, plane in (("ours", found["plane"]), ("published", found["published_plane"])):
         if plane is None:
-            lines.append(f"| {name} | – | – | – | – | – | too few pairs of different perplexities |")
+            lines.append(
+                f"| {name} | – | – | – | – | – | too few pairs of different perplexities |"
+            )
             continue
-        cells = [f"{plane['A']:.4g}", f"{plane['B']:.4g}", f"{plane['C']:.4g}", f"{plane['r_squared']:.3f}"]
-        cells += [f"{plane['mean_squared_error']:.3g}", "–" if plane["pairs"] is None else str(plane["pairs"])]
+        cells = [
+            f"{plane['A']:.4g}",
+            f"{plane['B']:.4g}",
+            f"{plane['C']:.4g}",
+            f"{plane['r_squared']:.3f}",
+        ]
+        cells += [
+            f"{plane['mean_squared_error']:.3g}",
+            "–" if plane["pairs"] is None else str(plane["pairs"]),
+        ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     if found["plane"] is not None and found["plane"]["A"] >= 0:
-        lines += ["", "A of our plane is not negative: by it a worse draft is accepted more, and there is no N*."]
+        lines += [
+            "",
+            "A of our plane is not negative: by it a worse draft is accepted more, and there is no N*.",
+        ]
     lines += [
         "",
         f"α of the plane: the token acceptance rate at γ = {found['plane_lookahead']}, inverted, of the pairs that were decoded; "
@@ -176,10 +219,20 @@ def markdown(found: dict[str, Any]) -> str:
         "## Pairs",
         "",
     ]
-    lines += ["| draft | target | x | y | α | how | α from TAR at γ |", "|---|---|---|---|---|---|---|"]
+    lines += [
+        "| draft | target | x | y | α | how | α from TAR at γ |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for p in found["pairs"]:
-        how = "exact, on the target's samples" if p["lossless"] else "re-tokenised, no lossless decoding"
-        tar = ", ".join(f"{gamma}: {alpha:.3f}" for gamma, alpha in sorted(p["tar_alpha"].items())) or "–"
+        how = (
+            "exact, on the target's samples"
+            if p["lossless"]
+            else "re-tokenised, no lossless decoding"
+        )
+        tar = (
+            ", ".join(f"{gamma}: {alpha:.3f}" for gamma, alpha in sorted(p["tar_alpha"].items()))
+            or "–"
+        )
         lines.append(
             f"| {p['draft']} | {p['target']} | {p['draft_perplexity']:.2f} | {p['target_perplexity']:.2f} | {p['alpha']:.3f} | "
             f"{how} | {tar} |"

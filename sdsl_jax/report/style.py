@@ -78,7 +78,9 @@ NAMES = {
 
 
 @contextmanager
-def figure(folder: Path, name: str, rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple[Figure, Any]]:
+def figure(
+    folder: Path, name: str, rows: int, columns: int, size: tuple[float, float]
+) -> Iterator[tuple[Figure, Any]]:
     """A figure with a grid of axes that is saved as PNG and PDF when the block ends."""
     with pyplot.rc_context(_STYLE):  # type: ignore[arg-type]
         made, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False)

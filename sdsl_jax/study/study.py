@@ -67,15 +67,22 @@ class Study:
         stamp = self.stamps().get(stage)
         return (
             stamp is not None
-            and all((self.folder / path).exists() for path in (*PLAN[stage].outputs, *self._inputs(stage)))
+            and all(
+                (self.folder / path).exists()
+                for path in (*PLAN[stage].outputs, *self._inputs(stage))
+            )
             and stamp["key"] == self._key(stage)
             and (stage != "train" or not self._lacks_weights())
         )
 
     def _lacks_weights(self) -> bool:
         """Whether some checkpoint is gone while others are there; a folder without any was left behind on purpose."""
-        folders = [self.home / record.checkpoint for record in self.table("models") if record.checkpoint]
-        return (self.home / "checkpoints").is_dir() and not all(folder.is_dir() for folder in folders)
+        folders = [
+            self.home / record.checkpoint for record in self.table("models") if record.checkpoint
+        ]
+        return (self.home / "checkpoints").is_dir() and not all(
+            folder.is_dir() for folder in folders
+        )
 
     def run(self, stage: str) -> None:
         """Runs one stage and notes that it was completed.
@@ -93,18 +100,28 @@ class Study:
         # While a stage overwrites its outputs one after another, they belong to no settings at all.
         self.forget(stage)
         RUNNERS[stage](self)
-        stamp = {"key": key, "seconds": time.perf_counter() - began, "finished": time.strftime("%Y-%m-%d %H:%M:%S")}
+        stamp = {
+            "key": key,
+            "seconds": time.perf_counter() - began,
+            "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
         write_json(self.folder / "stages.json", self.stamps() | {stage: stamp})
 
     def forget(self, stage: str) -> None:
         """Takes back that a stage was completed."""
-        write_json(self.folder / "stages.json", {k: v for k, v in self.stamps().items() if k != stage})
+        write_json(
+            self.folder / "stages.json", {k: v for k, v in self.stamps().items() if k != stage}
+        )
 
     def stamps(self) -> dict[str, Any]:
         """For every completed stage the digest of what it was made from, its seconds, and when it ended."""
         path = self.folder / "stages.json"
         stamps = read_json(path) if path.exists() else {}
-        return {stage: stamp for stage, stamp in stamps.items() if isinstance(stamp, dict) and "key" in stamp}
+        return {
+            stage: stamp
+            for stage, stamp in stamps.items()
+            if isinstance(stamp, dict) and "key" in stamp
+        }
 
     def _inputs(self, stage: str) -> tuple[str, ...]:
         """Files that a stage reads; among them a calibrated device and published predictions, where a study has them."""
@@ -163,7 +180,10 @@ def run_study(
       SdslError: the folder cannot be written to, or holds settings or a report of somebody else; or a stage cannot do what the
         settings ask. Results of earlier stages stay.
     """
-    require(only is None or only in STAGES, f"the stage {only!r} does not exist; the stages are {', '.join(STAGES)}.")
+    require(
+        only is None or only in STAGES,
+        f"the stage {only!r} does not exist; the stages are {', '.join(STAGES)}.",
+    )
     require_study_folder(folder)
     study = Study(config, folder, progress or Silent())
     if only is None:
@@ -211,11 +231,18 @@ def publish_predictions(study: Study, force: bool = False) -> None:
             seen.run(stage)
     path = study.records / "predictions.json"
     settings = to_dict(study.config)
-    read = [_FORECAST_VERSION, *(settings[name] for name in ("seed", "data", "family", "ladder", "fit", "holdout"))]
-    made_from = hashlib.sha256(json.dumps(read, sort_keys=True).encode() + (seen.records / "fits.json").read_bytes())
+    read = [
+        _FORECAST_VERSION,
+        *(settings[name] for name in ("seed", "data", "family", "ladder", "fit", "holdout")),
+    ]
+    made_from = hashlib.sha256(
+        json.dumps(read, sort_keys=True).encode() + (seen.records / "fits.json").read_bytes()
+    )
     if path.exists() and read_json(path).get("made_from") == made_from.hexdigest():
         return
-    predictions = forecast(study.config, seen.table("models"), read_json(seen.records / "fits.json"))
+    predictions = forecast(
+        study.config, seen.table("models"), read_json(seen.records / "fits.json")
+    )
     # Whoever changes something and predicts again has seen the answers, and the file says so.
     models = study.table("models") if (study.records / "models.csv").exists() else []
     known = {(m.role, m.params_nonembedding) for m in models}
@@ -223,4 +250,6 @@ def publish_predictions(study: Study, force: bool = False) -> None:
     looked = [f"the {role} of {params:,} parameters" for role, params in sorted(held)]
     when = {"published": time.strftime("%Y-%m-%d %H:%M:%S"), "already_measured": looked}
     write_json(path, {"made_from": made_from.hexdigest(), **when, **predictions})
-    study.progress.note(f"holdout: {len(predictions['losses'])} losses and their pairs are predicted in {path}")
+    study.progress.note(
+        f"holdout: {len(predictions['losses'])} losses and their pairs are predicted in {path}"
+    )

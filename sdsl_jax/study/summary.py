@@ -30,14 +30,20 @@ class SummaryRow(NamedTuple):
 
 def summary(folder: Path) -> list[SummaryRow]:
     """The optimum of every target and cost model under the acceptance law that predicts left-out drafts best."""
-    entries = read_json(folder / "records" / "codesign.json", list, ("target_id", "reference", "nearest_trained"))
-    clocked = {(r.draft_id, r.target_id, r.lookahead): r for r in read_table(folder / "records", "clock")}
+    entries = read_json(
+        folder / "records" / "codesign.json", list, ("target_id", "reference", "nearest_trained")
+    )
+    clocked = {
+        (r.draft_id, r.target_id, r.lookahead): r for r in read_table(folder / "records", "clock")
+    }
     rows = []
     for entry in entries:
         if entry["acceptance_law"] != entries[0]["acceptance_law"]:
             continue
         nearest = entry["nearest_trained"] or {}
-        timed = clocked.get((nearest.get("draft_id", ""), entry["target_id"], max(1, entry["lookahead_integer"])))
+        timed = clocked.get(
+            (nearest.get("draft_id", ""), entry["target_id"], max(1, entry["lookahead_integer"]))
+        )
         interval = entry["indifference_1pct"]
         rows.append(
             SummaryRow(

@@ -15,7 +15,14 @@ from sdsl_jax.theory.dependence import (
     rounds_over_sample,
     tokens_per_round_from_survival,
 )
-from sdsl_jax.theory.hardware import CostModel, Hardware, HardwareCost, Precision, Shape, family_shape
+from sdsl_jax.theory.hardware import (
+    CostModel,
+    Hardware,
+    HardwareCost,
+    Precision,
+    Shape,
+    family_shape,
+)
 from sdsl_jax.theory.lambert import lambertw, solve_branch
 from sdsl_jax.theory.laws import (
     ACCEPTANCE_LAWS,
@@ -42,7 +49,12 @@ from sdsl_jax.theory.lookahead import (
     tokens_per_round,
 )
 from sdsl_jax.theory.optima import DraftOptimum, optimal_draft
-from sdsl_jax.theory.presets import BESIROGLU, PAPER_PLANE, PUBLISHED_ACCEPTANCE_LAWS, PUBLISHED_LOSS_LAWS
+from sdsl_jax.theory.presets import (
+    BESIROGLU,
+    PAPER_PLANE,
+    PUBLISHED_ACCEPTANCE_LAWS,
+    PUBLISHED_LOSS_LAWS,
+)
 from sdsl_jax.theory.scenario import (
     DraftProblem,
     Elasticities,

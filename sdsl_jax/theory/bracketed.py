@@ -46,7 +46,13 @@ def crossing(value_and_slope: Callable, positive: Array, negative: Array, start:
         taken = (slope != 0) & ((newton - positive) * (newton - negative) <= 0)
         # Newton's errors square: after a step as small as √eps the next one would be lost in rounding.
         done = taken & (jnp.abs(newton - x) <= jnp.sqrt(eps))
-        return step + 1, positive, negative, jnp.where(taken, newton, (positive + negative) / 2), done
+        return (
+            step + 1,
+            positive,
+            negative,
+            jnp.where(taken, newton, (positive + negative) / 2),
+            done,
+        )
 
     begin = (jnp.zeros((), int), positive, negative, start, jnp.zeros_like(start, bool))
     return jax.lax.while_loop(unfinished, advance, begin)[3]

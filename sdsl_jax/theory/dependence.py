@@ -22,7 +22,9 @@ from sdsl_jax.theory.lookahead import tokens_per_round
 _REACH = 20.0
 
 
-def tokens_per_round_from_survival(survival: Float[Array, "*batch gamma"]) -> Float[Array, "*batch"]:
+def tokens_per_round_from_survival(
+    survival: Float[Array, "*batch gamma"],
+) -> Float[Array, "*batch"]:
     """τ = 1 + Σ_k S_k, with S_1 … S_γ measured or modelled at lookahead γ, in the last axis."""
     return 1 + jnp.asarray(survival).sum(-1)
 
@@ -52,7 +54,9 @@ class BetaAcceptance(NamedTuple):
 
     def _check(self, lookahead: int) -> None:
         _check_lookahead(lookahead)
-        if _known(self.a, self.b) and not (np.all(np.asarray(self.a) > 0) and np.all(np.asarray(self.b) > 0)):
+        if _known(self.a, self.b) and not (
+            np.all(np.asarray(self.a) > 0) and np.all(np.asarray(self.b) > 0)
+        ):
             raise ValueError(
                 f"the parameters of the Beta distribution are {self.a} and {self.b}; they must be positive."
             )
@@ -89,11 +93,16 @@ class BetaAcceptance(NamedTuple):
         density and 1/τ(σ(t)) are analytic for |Im t| < π/2 (Trefethen & Weideman, 2014). Unlike Gauss–Jacobi nodes these
         need no eigenvalues, which inside a batched loop would take most of its time.
         """
-        a, b = jnp.asarray(self.a, jnp.result_type(float)), jnp.asarray(self.b, jnp.result_type(float))
+        a, b = (
+            jnp.asarray(self.a, jnp.result_type(float)),
+            jnp.asarray(self.b, jnp.result_type(float)),
+        )
         # Near the standard deviation of t where a and b are large, and of the slower tail where they are small.
         spread = jnp.sqrt(1 / a + 1 / a**2 + 1 / b + 1 / b**2)
         t = jnp.log(a) - jnp.log(b) + spread * jnp.linspace(-_REACH, _REACH, nodes)
-        return jax.nn.sigmoid(t), jax.nn.softmax(a * jax.nn.log_sigmoid(t) + b * jax.nn.log_sigmoid(-t))
+        return jax.nn.sigmoid(t), jax.nn.softmax(
+            a * jax.nn.log_sigmoid(t) + b * jax.nn.log_sigmoid(-t)
+        )
 
 
 class PersistentAcceptance(NamedTuple):
@@ -121,12 +130,19 @@ class PersistentAcceptance(NamedTuple):
         if _known(self.acceptance, self.persistence):
             values = np.asarray(self.acceptance, float), np.asarray(self.persistence, float)
             chances = values[0] + values[1] * (1 - values[0]), values[0] * (1 - values[1])
-            if not (all(np.all((x >= 0) & (x <= 1)) for x in (values[0], *chances)) and np.all(values[1] < 1)):
+            if not (
+                all(np.all((x >= 0) & (x <= 1)) for x in (values[0], *chances))
+                and np.all(values[1] < 1)
+            ):
                 raise ValueError(
                     f"an acceptance of {self.acceptance} with persistence {self.persistence} makes no chain: α, α + ρ(1 − α) and "
                     "α(1 − ρ) must be probabilities, and ρ below 1."
                 )
-        again, after_rejection, after_bonus = alpha + rho * (1 - alpha), alpha * (1 - rho), alpha + rho**2 * (1 - alpha)
+        again, after_rejection, after_bonus = (
+            alpha + rho * (1 - alpha),
+            alpha * (1 - rho),
+            alpha + rho**2 * (1 - alpha),
+        )
         rest = again ** (lookahead - 1)
         full = after_rejection * rest / (1 - (after_bonus - after_rejection) * rest)
         first = full * after_bonus + (1 - full) * after_rejection
@@ -178,7 +194,9 @@ def rounds_over_sample(
     if _known(acceptance):
         values = np.asarray(acceptance)
         if not np.all((values >= 0) & (values <= 1)):
-            raise ValueError(f"acceptances run from {values.min():g} to {values.max():g}; they must be probabilities.")
+            raise ValueError(
+                f"acceptances run from {values.min():g} to {values.max():g}; they must be probabilities."
+            )
     acceptance = jnp.asarray(acceptance, jnp.result_type(float))
     length = acceptance.shape[0]
     if lookahead > length:
@@ -187,7 +205,9 @@ def rounds_over_sample(
 
 
 @partial(jax.jit, static_argnames="lookahead")
-def _rounds_over_sample(acceptance: Float[Array, " length"], lookahead: int, counted: Int[Array, ""] | int) -> Rounds:
+def _rounds_over_sample(
+    acceptance: Float[Array, " length"], lookahead: int, counted: Int[Array, ""] | int
+) -> Rounds:
     length = acceptance.shape[0]
 
     def move(tested: Array, a: Array) -> tuple[Array, Array]:

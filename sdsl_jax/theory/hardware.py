@@ -100,7 +100,13 @@ def family_shape(params: Scalar, rule: ShapeRule) -> Shape:
     """The family member with `params` non-embedding parameters."""
     layers, width = layers_and_width(params, rule)
     return Shape(
-        jnp.asarray(params), layers, width, width, width * rule.kv_share, rule.vocab_size, rule.embedding_tables
+        jnp.asarray(params),
+        layers,
+        width,
+        width,
+        width * rule.kv_share,
+        rule.vocab_size,
+        rule.embedding_tables,
     )
 
 
@@ -144,7 +150,9 @@ def cache_bytes(shape: Shape, precision: Precision, batch: Scalar, context: Scal
     return 2 * jnp.asarray(batch) * context * shape.layers * shape.kv_width * precision.cache_bytes
 
 
-def communication_seconds(hardware: Hardware, shape: Shape, precision: Precision, load: Load) -> Array:
+def communication_seconds(
+    hardware: Hardware, shape: Shape, precision: Precision, load: Load
+) -> Array:
     """Two ring all-reduces of activations in each layer (Megatron, 1909.08053): 2·(1 − 1/n)·bytes/link each; 0 for n = 1."""
     message = jnp.asarray(load.batch) * load.tokens * shape.width * precision.cache_bytes
     steps = 2 * (1 - 1 / jnp.asarray(load.devices))
@@ -216,13 +224,19 @@ def round_time(
     """
     first = pass_time(hardware, draft, draft_precision, Load(2.0, batch, context, draft_devices))
     others = pass_time(hardware, draft, draft_precision, Load(1.0, batch, context, draft_devices))
-    verify = pass_time(hardware, target, precision, Load(jnp.asarray(lookahead) + 1, batch, context, devices))
-    return Round(first + (jnp.asarray(lookahead) - 1) * others, verify, jnp.asarray(hardware.round_seconds))
+    verify = pass_time(
+        hardware, target, precision, Load(jnp.asarray(lookahead) + 1, batch, context, devices)
+    )
+    return Round(
+        first + (jnp.asarray(lookahead) - 1) * others, verify, jnp.asarray(hardware.round_seconds)
+    )
 
 
 def resident_bytes(shape: Shape, precision: Precision, batch: Scalar, context: Scalar) -> Array:
     """Memory that a model holds on to: all its weights, and the caches of `batch` rows of `context` positions."""
-    return shape.total_params * precision.weight_bytes + cache_bytes(shape, precision, batch, context)
+    return shape.total_params * precision.weight_bytes + cache_bytes(
+        shape, precision, batch, context
+    )
 
 
 class DeviceRound(NamedTuple):
@@ -267,22 +281,36 @@ class HardwareCost(NamedTuple):
 
     def pass_seconds(self, shape: Shape, tokens: Scalar) -> Array:
         """Seconds of a pass that feeds `tokens` to every row."""
-        return pass_time(self.hardware, shape, self.precision, Load(tokens, self.batch, self.context))
+        return pass_time(
+            self.hardware, shape, self.precision, Load(tokens, self.batch, self.context)
+        )
 
     def round_of(self, params: Scalar) -> DeviceRound:
         """The rounds of a draft of `params` non-embedding parameters."""
         draft = family_shape(params, self.rule)
         round_of_one = round_time(
-            self.hardware, draft, self.target, 1.0, self.batch, self.context, self.precision, self.precision
+            self.hardware,
+            draft,
+            self.target,
+            1.0,
+            self.batch,
+            self.context,
+            self.precision,
+            self.precision,
         )
         step = self.pass_seconds(draft, 1.0)
         return DeviceRound(
-            round_of_one.draft - step + round_of_one.overhead, step, self.pass_seconds(self.target, 1.0), self
+            round_of_one.draft - step + round_of_one.overhead,
+            step,
+            self.pass_seconds(self.target, 1.0),
+            self,
         )
 
     def draft_step(self, params: Scalar) -> Array:
         """Cost of one draft step in target steps, for a draft of `params` non-embedding parameters."""
-        return self.pass_seconds(family_shape(params, self.rule), 1.0) / self.pass_seconds(self.target, 1.0)
+        return self.pass_seconds(family_shape(params, self.rule), 1.0) / self.pass_seconds(
+            self.target, 1.0
+        )
 
     def round_cost(self, params: Scalar, lookahead: Scalar) -> Array:
         """Cost of a round with lookahead γ ≥ 1, in target steps."""

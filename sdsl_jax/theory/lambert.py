@@ -93,9 +93,13 @@ def lambertw(x: Values, branch: int = 0) -> Array:
       ValueError: another branch was asked for.
     """
     if branch not in (0, -1):
-        raise ValueError(f"branch is {branch}; the Lambert W function is real on the branches 0 and -1 alone.")
+        raise ValueError(
+            f"branch is {branch}; the Lambert W function is real on the branches 0 and -1 alone."
+        )
     x = jnp.asarray(x, jnp.result_type(float))
-    lowest = jnp.asarray(-1 / math.e * (1 + 2 * float(jnp.finfo(x.dtype).eps)), x.dtype)  # −1/e as callers round it
+    lowest = jnp.asarray(
+        -1 / math.e * (1 + 2 * float(jnp.finfo(x.dtype).eps)), x.dtype
+    )  # −1/e as callers round it
     if branch == 0:
         inside = x >= lowest
         return jnp.where(inside, _upper(jnp.where(inside, x, 0.0)), jnp.nan)

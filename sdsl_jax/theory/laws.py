@@ -199,7 +199,9 @@ class LogitPlane:
     def __call__(self, draft: ModelPoint, target: ModelPoint) -> Array:
         """Acceptance probability, in (0, 1)."""
         return _inside(
-            self.level - self.draft_slope * jnp.asarray(draft.loss) + self.target_slope * jnp.asarray(target.loss)
+            self.level
+            - self.draft_slope * jnp.asarray(draft.loss)
+            + self.target_slope * jnp.asarray(target.loss)
         )
 
 
@@ -246,7 +248,9 @@ class PowerLaw:
 
     def __call__(self, draft: ModelPoint, target: ModelPoint) -> Array:
         """Acceptance probability, below 1."""
-        log_sizes = self.target_exponent * jnp.log(target.params) - self.exponent * jnp.log(draft.params)
+        log_sizes = self.target_exponent * jnp.log(target.params) - self.exponent * jnp.log(
+            draft.params
+        )
         return _below_one(1 - jnp.asarray(self.scale) * jnp.exp(log_sizes))
 
 

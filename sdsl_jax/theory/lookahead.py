@@ -37,7 +37,9 @@ def tokens_per_round(acceptance: Values, lookahead: Values) -> Array:
     return jnp.where(inside, tau, jnp.where(jnp.asarray(acceptance) <= 0, 1.0, lookahead + 1.0))
 
 
-def speedup(acceptance: Values, lookahead: Values, draft_step: Values, verify_pass: Values = 1.0) -> Array:
+def speedup(
+    acceptance: Values, lookahead: Values, draft_step: Values, verify_pass: Values = 1.0
+) -> Array:
     """S = τ / (γ·d + v), with costs in target steps; an acceptance of 0 or less counts as none."""
     return tokens_per_round(acceptance, lookahead) / (lookahead * draft_step + verify_pass)
 
@@ -66,7 +68,9 @@ def acceptance_from_tokens_per_round(tau: Values, lookahead: Values) -> Array:
         return (low + high) / 2
 
     # Element by element, so that the linearised function is a diagonal.
-    alpha = jax.lax.custom_root(excess, jnp.full_like(wanted, 0.5), bisect, lambda g, y: y / g(jnp.ones_like(y)))
+    alpha = jax.lax.custom_root(
+        excess, jnp.full_like(wanted, 0.5), bisect, lambda g, y: y / g(jnp.ones_like(y))
+    )
     outside = jnp.where(jnp.isnan(tau), jnp.nan, jnp.where(tau <= 1, 0.0, 1.0))
     return jnp.where(inside, alpha, outside)
 
@@ -88,7 +92,13 @@ def _interior(alpha: Array, step: Array, verify: Array) -> _Interior:
     threshold = a * -jnp.log(a) / (1 - a)
     pays = inside & (threshold > step / verify)
     step = jnp.where(pays, step, 0.5 * threshold * verify)
-    return _Interior(inside, pays, threshold, _stationary_lookahead(a, step / verify), _best_speedup(a, step, verify))
+    return _Interior(
+        inside,
+        pays,
+        threshold,
+        _stationary_lookahead(a, step / verify),
+        _best_speedup(a, step, verify),
+    )
 
 
 def _branch(alpha: Array, cost: Array) -> tuple[Array, Array, Array]:
@@ -138,7 +148,9 @@ def best_log_speedup(acceptance: Values, draft_step: Values, verify_pass: Values
     alpha, step, verify = (jnp.asarray(x) for x in (acceptance, draft_step, verify_pass))
     interior = _interior(alpha, step, verify)
     short = jnp.where(interior.inside, interior.threshold, alpha) - step / verify - jnp.log(verify)
-    return jnp.where(alpha >= 1, -jnp.log(step), jnp.where(interior.pays, jnp.log(interior.speedup), short))
+    return jnp.where(
+        alpha >= 1, -jnp.log(step), jnp.where(interior.pays, jnp.log(interior.speedup), short)
+    )
 
 
 class LookaheadOptimum(NamedTuple):
@@ -174,10 +186,16 @@ def check_domain(acceptance: Values, draft_step: Values, verify_pass: Values) ->
         alpha = np.asarray(acceptance)
         _require(not np.isnan(alpha).any(), "the acceptance is not a number (NaN).")
         largest = float(alpha.max())
-        _require(largest < 1, f"the acceptance is {largest:g}; it must be below 1, or no finite lookahead is optimal.")
+        _require(
+            largest < 1,
+            f"the acceptance is {largest:g}; it must be below 1, or no finite lookahead is optimal.",
+        )
     if _known(draft_step):
         smallest = float(np.min(np.asarray(draft_step)))
-        _require(smallest > 0, f"the cost of a draft step is {smallest:g} target steps; it must be positive.")
+        _require(
+            smallest > 0,
+            f"the cost of a draft step is {smallest:g} target steps; it must be positive.",
+        )
     if _known(verify_pass):
         smallest = float(np.min(np.asarray(verify_pass)))
         _require(
@@ -186,7 +204,9 @@ def check_domain(acceptance: Values, draft_step: Values, verify_pass: Values) ->
         )
 
 
-def optimal_lookahead(acceptance: Values, draft_step: Values, verify_pass: Values = 1.0) -> LookaheadOptimum:
+def optimal_lookahead(
+    acceptance: Values, draft_step: Values, verify_pass: Values = 1.0
+) -> LookaheadOptimum:
     """γ* and S* in closed form for real γ ≥ 0, and the best whole γ.
 
     γ* > 0 maximises S(γ) exactly when α·k/(1 − α) > c = d/v. With v > 1 that interior maximum may still lose against not
@@ -210,9 +230,13 @@ def optimal_lookahead(acceptance: Values, draft_step: Values, verify_pass: Value
 
 
 @jax.jit
-def optimal_lookahead_unchecked(acceptance: Values, draft_step: Values, verify_pass: Values) -> LookaheadOptimum:
+def optimal_lookahead_unchecked(
+    acceptance: Values, draft_step: Values, verify_pass: Values
+) -> LookaheadOptimum:
     """`optimal_lookahead` as it is under `jit`: α ≥ 1 gives its limit."""
-    alpha, step, verify = jnp.broadcast_arrays(*(jnp.asarray(x) for x in (acceptance, draft_step, verify_pass)))
+    alpha, step, verify = jnp.broadcast_arrays(
+        *(jnp.asarray(x) for x in (acceptance, draft_step, verify_pass))
+    )
     interior = _interior(alpha, step, verify)
     gamma, best = interior.lookahead, interior.speedup
     # At v = 1 an interior maximum always beats 1, be it by less than the precision shows.

@@ -127,7 +127,9 @@ def _indifference(
 
     def end(outside: Array, inside: Array, floor: Array) -> Array:
         def value_and_slope(at: Array) -> tuple[Array, Array]:
-            return jax.lax.stop_gradient(jax.jvp(lambda t: objective(t) - floor, (at,), (jnp.ones_like(at),)))
+            return jax.lax.stop_gradient(
+                jax.jvp(lambda t: objective(t) - floor, (at,), (jnp.ones_like(at),))
+            )
 
         return crossing(value_and_slope, inside, outside, (inside + outside) / 2)
 
@@ -145,7 +147,9 @@ def check_bounds(bounds: tuple[Scalar, Scalar]) -> None:
     if not any(isinstance(b, jax.core.Tracer) for b in bounds):
         low, high = (np.asarray(b) for b in bounds)
         if not np.all((low > 0) & (low < high)):
-            raise ValueError(f"the bounds of the draft size are {low} and {high}; they must be positive and rising.")
+            raise ValueError(
+                f"the bounds of the draft size are {low} and {high}; they must be positive and rising."
+            )
 
 
 def check_acceptance(best: DraftOptimum) -> None:

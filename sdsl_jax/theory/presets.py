@@ -4,7 +4,14 @@ Losses are in nats per token of each publication's own tokenizer and text: laws 
 one computation without converting to bits per byte.
 """
 
-from sdsl_jax.theory.laws import About, AcceptanceLaw, AffinePlane, ChinchillaLaw, KaplanLaw, LossLaw
+from sdsl_jax.theory.laws import (
+    About,
+    AcceptanceLaw,
+    AffinePlane,
+    ChinchillaLaw,
+    KaplanLaw,
+    LossLaw,
+)
 
 # Over 400 models of 70M to over 16B parameters on 5B to 500B tokens (abstract of 2203.15556).
 _CHINCHILLA_RUNS = (("params", 70e6, 16.1e9), ("tokens", 5e9, 500e9))

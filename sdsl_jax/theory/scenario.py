@@ -55,15 +55,21 @@ class DraftProblem(NamedTuple):
 
     def speedup(self, params: Scalar, lookahead: Scalar) -> Array:
         """S of a draft at a lookahead γ, real or whole, within the bounds of the cost model."""
-        return tokens_per_round(self.acceptance(params), lookahead) / self.cost.round_cost(params, lookahead)
+        return tokens_per_round(self.acceptance(params), lookahead) / self.cost.round_cost(
+            params, lookahead
+        )
 
     def best_lookahead(self, params: Scalar) -> Array:
         """The best γ ≥ 1 for a draft of `params` parameters, a real number, whether or not it pays; infinite at α ≥ 1."""
         alpha = self.acceptance(params)
         if isinstance(self.cost, HardwareCost):
-            found = best_lookahead(alpha, self.cost.round_of(params), DeviceRound.cost, self.cost.lookahead_bounds)
+            found = best_lookahead(
+                alpha, self.cost.round_of(params), DeviceRound.cost, self.cost.lookahead_bounds
+            )
             return jnp.where(alpha >= 1, jnp.inf, found)
-        best = optimal_lookahead_unchecked(alpha, self.cost.draft_step(params), self.cost.verify_pass)
+        best = optimal_lookahead_unchecked(
+            alpha, self.cost.draft_step(params), self.cost.verify_pass
+        )
         # S falls on both sides of its maximum, so the best lookahead of at least one draft is that maximum or 1.
         return jnp.maximum(best.lookahead, 1.0)
 
@@ -128,7 +134,9 @@ class Scenario(NamedTuple):
         return DraftProblem(
             loss_law=self.loss_law,
             draft_tokens=self.draft_tokens,
-            target=ModelPoint(self.target_params, self.loss_law(self.target_params, self.target_tokens)),
+            target=ModelPoint(
+                self.target_params, self.loss_law(self.target_params, self.target_tokens)
+            ),
             acceptance_law=self.acceptance_law,
             cost=ParameterCost(self.target_params, self.draft_overhead),
             bounds=(self.smallest_draft, self.target_params),
@@ -158,7 +166,9 @@ def sensitivities(scenario: Scenario) -> Sensitivities:
         best = given.optimum()
         return jnp.stack([jnp.log(best.params), best.lookahead, jnp.log(best.speedup)])
 
-    rows = jax.jacrev(answer)(jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), scenario))
+    rows = jax.jacrev(answer)(
+        jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), scenario)
+    )
     return Sensitivities(*(jax.tree.map(lambda x, i=i: x[i], rows) for i in range(3)))
 
 
@@ -234,7 +244,9 @@ def flags(scenario: Scenario, optimum: DraftOptimum) -> Flags:
     margin = 1e-6 * jnp.abs(logs)
     return Flags(
         draft_loss_extrapolated=leaves_loss_law(optimum.params),
-        target_loss_extrapolated=loss.about.outside(params=scenario.target_params, tokens=scenario.target_tokens),
+        target_loss_extrapolated=loss.about.outside(
+            params=scenario.target_params, tokens=scenario.target_tokens
+        ),
         acceptance_extrapolated=leaves_acceptance_law(optimum.params),
         acceptance_not_positive=optimum.acceptance <= 0,
         interval_extrapolated=interval[0] | interval[1] | interval[2] | interval[3],
@@ -299,5 +311,7 @@ def _smallest_target_that_pays(scenario: Scenario, largest: Scalar) -> PayingTar
 
     ends = grid[jnp.maximum(last, 0)], grid[jnp.minimum(last + 1, _TARGETS - 1)]
     below, above = jax.lax.fori_loop(0, 40, halve, ends)
-    size = jnp.where(last == _TARGETS - 1, jnp.inf, jnp.where(last < 0, jnp.exp(low), jnp.exp(above)))
+    size = jnp.where(
+        last == _TARGETS - 1, jnp.inf, jnp.where(last < 0, jnp.exp(low), jnp.exp(above))
+    )
     return PayingTarget(size, margin(below)[1] & jnp.isfinite(size))

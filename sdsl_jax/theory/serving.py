@@ -158,7 +158,9 @@ def losses(serving: Serving, design: Design, draft: Shape | None = None) -> tupl
     draft = family_draft if draft is None else draft
     bend = jnp.log(jnp.asarray(design.aspect_ratio) / serving.draft_family.aspect_ratio)
     law = serving.loss_law
-    draft_loss = law(counted(draft, law), design.draft_tokens) * (1 + serving.aspect_penalty * bend**2)
+    draft_loss = law(counted(draft, law), design.draft_tokens) * (
+        1 + serving.aspect_penalty * bend**2
+    )
     return draft_loss, law(counted(target, law), serving.target_tokens)
 
 
@@ -181,7 +183,9 @@ def _prefill_time(hardware: Hardware, shape: Shape, precision: Precision, load: 
 
 def target_prefill(serving: Serving, design: Design) -> Array:
     """Seconds in which the target reads a prompt, its tokens attending to half of it on average."""
-    reading = Load(serving.prompt_tokens, 1.0, jnp.asarray(serving.prompt_tokens) / 2, serving.devices)
+    reading = Load(
+        serving.prompt_tokens, 1.0, jnp.asarray(serving.prompt_tokens) / 2, serving.devices
+    )
     return _prefill_time(serving.hardware, shapes(serving, design)[1], serving.precision, reading)
 
 
@@ -218,7 +222,9 @@ def outcome(serving: Serving, design: Design, draft: Shape | None = None) -> Out
     half = jnp.asarray(s.prompt_tokens) / 2
     reading = Load(s.prompt_tokens, 1.0, half)
     target_first = _prefill_time(hardware, target, s.precision, reading._replace(devices=s.devices))
-    first = target_first + _prefill_time(hardware, draft, s.draft_precision, reading._replace(devices=s.draft_devices))
+    first = target_first + _prefill_time(
+        hardware, draft, s.draft_precision, reading._replace(devices=s.draft_devices)
+    )
     # While a prompt is read no row is decoded, and each request has one for its new tokens.
     batch, share = jnp.asarray(design.batch), jnp.asarray(s.prefill_share)
     prefill = share / s.new_tokens
@@ -226,7 +232,9 @@ def outcome(serving: Serving, design: Design, draft: Shape | None = None) -> Out
     plain_seconds = step / batch + prefill * target_first
     longest = jnp.asarray(s.prompt_tokens) + s.new_tokens
     memory = resident_bytes(target, s.precision, design.batch, longest) / s.devices
-    memory = memory + resident_bytes(draft, s.draft_precision, design.batch, longest) / s.draft_devices
+    memory = (
+        memory + resident_bytes(draft, s.draft_precision, design.batch, longest) / s.draft_devices
+    )
     price = jnp.asarray(hardware.price_per_hour) * s.devices / _HOUR
     # A backward pass costs twice a forward one.
     training = 3 * draft.flops_per_token(0.0) * design.draft_tokens

@@ -13,7 +13,9 @@ from sdsl_jax.theory.optima import DraftOptimum
 from sdsl_jax.theory.scenario import Scenario, sensitivities
 
 
-def draws_from_covariance(law: Any, covariance: Float[Array, "P P"], count: int, key: Key[Array, ""]) -> Any:
+def draws_from_covariance(
+    law: Any, covariance: Float[Array, "P P"], count: int, key: Key[Array, ""]
+) -> Any:
     """A law of arrays [count]: normal draws of its coefficients, in the order of `coefficients(law)`.
 
     Scales such as A and exponents such as a are strongly correlated in any fit: marginal standard errors on a diagonal
@@ -34,13 +36,20 @@ def draws_from_covariance(law: Any, covariance: Float[Array, "P P"], count: int,
     if not (smallest > -1e-5 and bool(jnp.allclose(unit, unit.T, atol=1e-5))):
         raise ValueError("the covariance is not symmetric and positive semi-definite.")
     values, vectors = jnp.linalg.eigh(unit)
-    normal = jax.random.normal(key, (count, len(names)), unit.dtype) * jnp.sqrt(jnp.maximum(values, 0.0))
-    moved = jnp.stack([jnp.asarray(v, unit.dtype) for v in coefficients(law).values()]) + normal @ vectors.T * scale
+    normal = jax.random.normal(key, (count, len(names)), unit.dtype) * jnp.sqrt(
+        jnp.maximum(values, 0.0)
+    )
+    moved = (
+        jnp.stack([jnp.asarray(v, unit.dtype) for v in coefficients(law).values()])
+        + normal @ vectors.T * scale
+    )
     return type(law)(**dict(zip(names, moved.T)), about=law.about)
 
 
 @jax.jit
-def optima_of_draws(scenario: Scenario, loss_law: LossLaw, acceptance_law: AcceptanceLaw) -> DraftOptimum:
+def optima_of_draws(
+    scenario: Scenario, loss_law: LossLaw, acceptance_law: AcceptanceLaw
+) -> DraftOptimum:
     """The optimum of a scenario for every draw of its two laws, whose coefficients are arrays [draws] that belong together."""
 
     def one(loss: LossLaw, acceptance: AcceptanceLaw) -> DraftOptimum:
@@ -58,7 +67,9 @@ class StandardErrors(NamedTuple):
 
 
 def delta_method(
-    scenario: Scenario, loss_covariance: Float[Array, "P P"], acceptance_covariance: Float[Array, "Q Q"]
+    scenario: Scenario,
+    loss_covariance: Float[Array, "P P"],
+    acceptance_covariance: Float[Array, "Q Q"],
 ) -> StandardErrors:
     """Standard errors of the optimum from independent covariances of the two laws: √(gᵀΣg), g the sensitivities."""
 
@@ -116,7 +127,9 @@ def linear_law(target_params: Float[Array, " n"], draft_params: Float[Array, " n
 
 
 @jax.jit
-def linear_laws_of_draws(pool: Scenario, loss_law: LossLaw, acceptance_law: AcceptanceLaw) -> LinearLaw:
+def linear_laws_of_draws(
+    pool: Scenario, loss_law: LossLaw, acceptance_law: AcceptanceLaw
+) -> LinearLaw:
     """μ and M₀ for every draw of the laws, arrays [draws], over a pool of scenarios that share them.
 
     Args:
@@ -131,7 +144,9 @@ def linear_laws_of_draws(pool: Scenario, loss_law: LossLaw, acceptance_law: Acce
 
     def one(loss: LossLaw, acceptance: AcceptanceLaw) -> LinearLaw:
         def size(m: Array, d: Array, d_target: Array) -> Array:
-            given = Scenario(m, d, d_target, loss, acceptance, pool.draft_overhead, pool.smallest_draft)
+            given = Scenario(
+                m, d, d_target, loss, acceptance, pool.draft_overhead, pool.smallest_draft
+            )
             return given.optimum().params
 
         return linear_law(sizes, jax.vmap(size)(sizes, draft_tokens, target_tokens))

@@ -96,7 +96,13 @@ def acquire(folder: Path) -> Claim | Owner:
     Raises:
       SdslError: the folder cannot be written to.
     """
-    me = Owner(socket.gethostname(), _machine(), os.getpid(), _started(os.getpid()) or "", secrets.token_hex(8))
+    me = Owner(
+        socket.gethostname(),
+        _machine(),
+        os.getpid(),
+        _started(os.getpid()) or "",
+        secrets.token_hex(8),
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         older = _claims(folder)
@@ -127,7 +133,9 @@ def acquire(folder: Path) -> Claim | Owner:
 
 def _claims(folder: Path) -> list[Path]:
     """The claims in a folder, the one that holds last."""
-    return sorted((p for p in folder.glob(f"{_PREFIX}*") if p.name[len(_PREFIX) :].isdigit()), key=_generation)
+    return sorted(
+        (p for p in folder.glob(f"{_PREFIX}*") if p.name[len(_PREFIX) :].isdigit()), key=_generation
+    )
 
 
 def _generation(path: Path) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 from typing import Any
 
@@ -12,10 +11,10 @@ import jax
 import numpy as np
 
 from sdsl_jax.data import Dataset
+from sdsl_jax.device import device_name
 from sdsl_jax.models import ModelConfig, Params
 from sdsl_jax.records import ModelRecord
 from sdsl_jax.statistics import Interval, mean_interval
-from sdsl_jax.training import checkpoints
 from sdsl_jax.training.metrics import Tally
 from sdsl_jax.training.rungs import Plan
 from sdsl_jax.training.step import window_losses
@@ -27,13 +26,20 @@ def evaluate(model: ModelConfig, params: Params, windows: np.ndarray) -> np.ndar
     """Mean loss of each window in nats per token, float64 [windows]."""
     chunks = [windows[i : i + _BATCH] for i in range(0, len(windows), _BATCH)]
     padded = [np.resize(chunk, (_BATCH, windows.shape[1])) for chunk in chunks]
-    losses = [np.asarray(window_losses(params, x, model=model), float)[: len(c)] for x, c in zip(padded, chunks)]
+    losses = [
+        np.asarray(window_losses(params, x, model=model), float)[: len(c)]
+        for x, c in zip(padded, chunks)
+    ]
     return np.concatenate(losses)
 
 
-def held_out_losses(model: ModelConfig, params: Params, dataset: Dataset, windows: int) -> dict[str, Any]:
+def held_out_losses(
+    model: ModelConfig, params: Params, dataset: Dataset, windows: int
+) -> dict[str, Any]:
     """The columns of a record that depend on the number of evaluation windows."""
-    validation, losses = (evaluate(model, params, dataset.windows(s, windows)) for s in ("validation", "test"))
+    validation, losses = (
+        evaluate(model, params, dataset.windows(s, windows)) for s in ("validation", "test")
+    )
     test: Interval = mean_interval(losses, 0.9)
 
     def bits(nats: float, split: str) -> float:
@@ -52,7 +58,13 @@ def held_out_losses(model: ModelConfig, params: Params, dataset: Dataset, window
 
 
 def make_record(
-    plan: Plan, budget: int, params: Params, tally: Tally, dataset: Dataset, windows: int, checkpoint: str
+    plan: Plan,
+    budget: int,
+    params: Params,
+    tally: Tally,
+    dataset: Dataset,
+    windows: int,
+    checkpoint: str,
 ) -> ModelRecord:
     """Evaluates a model at the end of a budget.
 
@@ -74,7 +86,7 @@ def make_record(
         params_total=plan.counts.total,
         train_tokens=tokens,
         seed=plan.rung.seed,
-        params_digest=checkpoints.digest(params),
+        params_digest=storage.digest(params),
         epochs=tokens / available,
         unique_tokens=min(tokens, available),
         layers=plan.model.layers,
@@ -95,10 +107,3 @@ def make_record(
         checkpoint=checkpoint,
         **held_out_losses(plan.model, params, dataset, windows),
     )
-
-
-def device_name() -> str:
-    """The kind of the default device and how many there are, with the number of cores where it is a CPU."""
-    device = jax.devices()[0]
-    cores = f", {os.cpu_count()} cores" if device.platform == "cpu" else ""
-    return f"{len(jax.devices())} x {device.device_kind}{cores}"

@@ -13,19 +13,20 @@ from typing import NamedTuple
 
 import jax
 
+from sdsl_jax.checkpoints import model_folder, storage
+from sdsl_jax.checkpoints.layout import Layout, make_layout
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.errors import Diverged, SdslError, require
 from sdsl_jax.models import ModelConfig, Params, abstract_params, count, member
+from sdsl_jax.processes import agree, anywhere, barrier, is_primary, raise_together
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import ModelRecord, write_json, write_table
-from sdsl_jax.training import checkpoints, model_folder
+from sdsl_jax.seeds import derive_seed
 from sdsl_jax.training.claims import Claim, ClaimLost, Owner, acquire
 from sdsl_jax.training.evaluation import held_out_losses, make_record
-from sdsl_jax.training.loop import RungTrainer, rung_seed
+from sdsl_jax.training.loop import RungTrainer
 from sdsl_jax.training.metrics import check_tensorboard
-from sdsl_jax.training.parallel import Layout, make_layout
-from sdsl_jax.training.processes import agree, anywhere, barrier, is_primary, raise_together
 from sdsl_jax.training.rungs import Plan, plan_rungs, rungs
 from sdsl_jax.training.schedule import make_schedule
 
@@ -86,16 +87,25 @@ def train_ladder(
         return _read_ladder(config, dataset, folder)
     plans = plan_rungs(config, dataset, folder)
     return train_rungs(
-        config, dataset, folder, plans, progress, finished=lambda: write_records(config, dataset, folder, plans)
+        config,
+        dataset,
+        folder,
+        plans,
+        progress,
+        finished=lambda: write_records(config, dataset, folder, plans),
     ).records
 
 
 def _read_ladder(config: StudyConfig, dataset: Dataset, folder: Path) -> list[ModelRecord]:
     """The records of a ladder that was trained before, their checkpoints named from the study's folder."""
     weights = Path(config.ladder.weights)
-    require(weights.is_dir(), f"ladder.weights is {config.ladder.weights!r}, which is not a folder.")
+    require(
+        weights.is_dir(), f"ladder.weights is {config.ladder.weights!r}, which is not a folder."
+    )
     plans = plan_rungs(config, dataset, weights)
-    missing = [model for plan in plans for model in plan.models if not model_folder.is_complete(model)]
+    missing = [
+        model for plan in plans for model in plan.models if not model_folder.is_complete(model)
+    ]
     require(
         not missing,
         f"ladder.weights lacks {len(missing)} of the {sum(len(plan.models) for plan in plans)} models that the study asks "
@@ -191,16 +201,20 @@ def read_records(config: StudyConfig, dataset: Dataset, plans: Sequence[Plan]) -
             record = model_folder.read_record(folder / model_folder.RECORD)
             windows = config.training.evaluation_windows
             if record.evaluation_windows != windows:
-                params = checkpoints.restore_params(
+                params = storage.restore_params(
                     folder / model_folder.PARAMS, abstract_params(plan.model), record.params_digest
                 )
-                record = dataclasses.replace(record, **held_out_losses(plan.model, params, dataset, windows))
+                record = dataclasses.replace(
+                    record, **held_out_losses(plan.model, params, dataset, windows)
+                )
                 write_json(folder / model_folder.RECORD, dataclasses.asdict(record))
             records.append(record)
     return records
 
 
-def write_records(config: StudyConfig, dataset: Dataset, folder: Path, plans: Sequence[Plan]) -> list[ModelRecord]:
+def write_records(
+    config: StudyConfig, dataset: Dataset, folder: Path, plans: Sequence[Plan]
+) -> list[ModelRecord]:
     """Makes `models.csv` hold every finished model of a ladder, and returns their records.
 
     Any number of processes may do so at once: the last of them to write looks once more whether that was all.
@@ -246,9 +260,17 @@ def _train_claimed(
             return True
         try:
             if claim is not None:
-                checkpoints.clean(plan.folder)
+                storage.clean(plan.folder)
             barrier("cleaned")
-            _train_rung(config, dataset, plan, study, progress, layout, functools.partial(_check_together, claim))
+            _train_rung(
+                config,
+                dataset,
+                plan,
+                study,
+                progress,
+                layout,
+                functools.partial(_check_together, claim),
+            )
         except ClaimLost as lost:
             progress.note(f"{plan.rung.name}: {lost}; it is left to that one")
             return False
@@ -305,8 +327,8 @@ def _train_rung(
         model=plan.model,
         config=config.training,
         schedule=plan.schedule,
-        batches=dataset.batches(rung_seed("data", config.seed, rung.seed), plan.batch),
-        init_seed=rung_seed("init", config.seed, rung.role, rung.params, rung.seed),
+        batches=dataset.batches(derive_seed("data", config.seed, rung.seed), plan.batch),
+        init_seed=derive_seed("init", config.seed, rung.role, rung.params, rung.seed),
         folder=plan.folder,
         progress=progress,
         layout=layout,
@@ -315,16 +337,23 @@ def _train_rung(
     for budget, folder in enumerate(plan.models):
         if agree(model_folder.is_whole(folder)):
             progress.advance(
-                plan.schedule.ends[budget] - plan.schedule.branch_before(budget), f"{rung.name}  already trained"
+                plan.schedule.ends[budget] - plan.schedule.branch_before(budget),
+                f"{rung.name}  already trained",
             )
             continue
         if (folder / model_folder.RECORD).exists():
-            progress.note(f"the model in {folder} is damaged; it is made again from the checkpoints.")
+            progress.note(
+                f"the model in {folder} is damaged; it is made again from the checkpoints."
+            )
         state, tally = trainer.cool_down(budget)
         checkpoint = str((folder / model_folder.PARAMS).relative_to(study))
-        record = make_record(plan, budget, layout.whole(state.params), tally, dataset, windows, checkpoint)
+        record = make_record(
+            plan, budget, layout.whole(state.params), tally, dataset, windows, checkpoint
+        )
         guard()
-        model_folder.write_model_folder(folder, plan.model, state.params, dataset.tokenizer, record, config.data)
+        model_folder.write_model_folder(
+            folder, plan.model, state.params, dataset.tokenizer, record, config.data
+        )
         barrier(record.model_id)
         progress.note(
             f"{record.model_id}: {record.params_nonembedding:,} non-embedding parameters, test loss "
@@ -332,7 +361,9 @@ def _train_rung(
         )
 
 
-def load_model(config: StudyConfig, record: ModelRecord, vocab_size: int, study: Path) -> tuple[ModelConfig, Params]:
+def load_model(
+    config: StudyConfig, record: ModelRecord, vocab_size: int, study: Path
+) -> tuple[ModelConfig, Params]:
     """The configuration and the parameters of a trained model.
 
     Raises:
@@ -344,5 +375,7 @@ def load_model(config: StudyConfig, record: ModelRecord, vocab_size: int, study:
         f"the records hold {record.model_id}, which is not a model of this study's ladder; its weights cannot be loaded.",
     )
     model = member(config.family, wanted[record.model_id], vocab_size)
-    params = checkpoints.restore_params(study / record.checkpoint, abstract_params(model), record.params_digest)
+    params = storage.restore_params(
+        study / record.checkpoint, abstract_params(model), record.params_digest
+    )
     return model, params

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -20,16 +19,15 @@ import grain
 import jax
 import numpy as np
 
+from sdsl_jax.checkpoints.layout import Layout
 from sdsl_jax.config import TrainingConfig
 from sdsl_jax.errors import Diverged, SdslError
 from sdsl_jax.models import ModelConfig, abstract_params, init_params
 from sdsl_jax.preemption import Preempted, sigterm_held_back
+from sdsl_jax.processes import agree, anywhere, is_primary, raise_together
 from sdsl_jax.progress import Progress
-from sdsl_jax.training import checkpoints
 from sdsl_jax.training.compilation import compile_seconds
 from sdsl_jax.training.metrics import MetricsFile, Tally, read_metrics, tensorboard
-from sdsl_jax.training.parallel import Layout
-from sdsl_jax.training.processes import agree, anywhere, is_primary, raise_together
 from sdsl_jax.training.schedule import Schedule
 from sdsl_jax.training.step import StepMetrics, TrainState, init_state, step_config, train_step
 
@@ -44,11 +42,6 @@ _READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
 def init_rung(model: ModelConfig, config: TrainingConfig, seed: int) -> TrainState:
     """The state of a rung before its first step."""
     return init_state(step_config(config), init_params(model, jax.random.key(seed)))
-
-
-def rung_seed(*belongs_to: object) -> int:
-    """A 31-bit seed made of what it belongs to, never of the order in which things are trained."""
-    return int.from_bytes(hashlib.sha256(repr(belongs_to).encode()).digest()[:4]) >> 1
 
 
 @dataclass(frozen=True)
@@ -81,7 +74,9 @@ class RungTrainer:
 
     def abstract_state(self) -> TrainState:
         """Shapes, types and shardings of the state."""
-        state = jax.eval_shape(lambda: init_state(step_config(self.config), abstract_zeros(self.model)))
+        state = jax.eval_shape(
+            lambda: init_state(step_config(self.config), abstract_zeros(self.model))
+        )
         return self.layout.abstract(state)
 
     def cool_down(self, budget: int) -> tuple[TrainState, Tally]:
@@ -101,7 +96,9 @@ class RungTrainer:
         else:
             found = self._trunk(budget)
         steps = range(self.schedule.branches[budget], end)
-        return self._run(folder, *found, steps, lambda step: self.schedule.cooldown_rate(budget, step))
+        return self._run(
+            folder, *found, steps, lambda step: self.schedule.cooldown_rate(budget, step)
+        )
 
     def _trunk(self, budget: int) -> tuple[TrainState, Tally]:
         """The state of the trunk where a budget leaves it, from the newest good checkpoint at or before that step."""
@@ -119,21 +116,27 @@ class RungTrainer:
     def _newest(self, folder: Path, at_most: int) -> tuple[TrainState, Tally] | None:
         """The newest good checkpoint of a segment up to a step; those that are damaged are named and passed over."""
         bad: list[SdslError] = []
-        found, there = None, [s for s in checkpoints.steps(folder) if s <= at_most]
+        found, there = None, [s for s in storage.steps(folder) if s <= at_most]
         while (step := agree(there[-1] if there else -1)) >= 0:
             try:
-                restored = checkpoints.restore(folder / str(step), self.abstract_state())
+                restored = storage.restore(folder / str(step), self.abstract_state())
                 found = restored.tree, Tally(**restored.metadata)
                 break
             except SdslError as error:
                 bad.append(error)
                 there = [s for s in there if s < step]
-        instead = f"{folder / str(int(found[0].step))} is used instead" if found else f"{folder} starts again"
+        instead = (
+            f"{folder / str(int(found[0].step))} is used instead"
+            if found
+            else f"{folder} starts again"
+        )
         for damaged in bad:
             self.progress.note(f"{damaged} {instead}")
         return found
 
-    def _run(self, folder: Path, state: TrainState, tally: Tally, steps: range, rate) -> tuple[TrainState, Tally]:
+    def _run(
+        self, folder: Path, state: TrainState, tally: Tally, steps: range, rate
+    ) -> tuple[TrainState, Tally]:
         """Takes those steps of a segment that are not taken yet.
 
         There is a checkpoint every so often, one at the end, and one when SIGTERM comes.
@@ -147,7 +150,11 @@ class RungTrainer:
         step_in_place = self.layout.step(train_step)
         previous = start  # the checkpoint before the latest, kept in case that one is damaged
         pending: tuple[int, StepMetrics] | None = None
-        with sigterm_held_back() as sigterm, recorder, _reading(self.batches[start:stop]) as batches:
+        with (
+            sigterm_held_back() as sigterm,
+            recorder,
+            _reading(self.batches[start:stop]) as batches,
+        ):
             for step in range(start, stop):
                 waiting = time.perf_counter()
                 batch = self.layout.place_batch(next(batches))
@@ -155,7 +162,11 @@ class RungTrainer:
                 if pending is None or pending[1].loss_nats.is_ready():  # type: ignore[attr-defined]
                     tally.wait_seconds += time.perf_counter() - waiting
                 state, reported = step_in_place(
-                    state, batch, np.float32(rate(step)), model=self.model, config=step_config(self.config)
+                    state,
+                    batch,
+                    np.float32(rate(step)),
+                    model=self.model,
+                    config=step_config(self.config),
                 )
                 # The loss of the step before is read while the device works on this one.
                 if pending is not None:
@@ -183,7 +194,7 @@ class RungTrainer:
 
     def _save(self, path: Path, state: TrainState, tally: Tally) -> None:
         try:
-            checkpoints.save(path, state, dataclasses.asdict(tally))
+            storage.save(path, state, dataclasses.asdict(tally))
         except SdslError:
             # Who has taken the rung over may have removed what this process was writing.
             self.guard()
@@ -194,17 +205,26 @@ class RungTrainer:
         if not is_primary():
             return
         branches = self.schedule.branches if folder.name == "trunk" else ()
-        for step in checkpoints.steps(folder):
+        for step in storage.steps(folder):
             if step < latest and step != previous and step not in branches:
-                checkpoints.delete(folder / str(step))
+                storage.delete(folder / str(step))
 
 
 class _Recorder(contextlib.AbstractContextManager):
     """Turns what steps report into metrics, tally and progress, and stops a rung that has gone wrong."""
 
-    def __init__(self, trainer: RungTrainer, folder: Path, taken: range, tally: Tally, rate: Callable[[int], float]):
+    def __init__(
+        self,
+        trainer: RungTrainer,
+        folder: Path,
+        taken: range,
+        tally: Tally,
+        rate: Callable[[int], float],
+    ):
         self._trainer, self._folder, self._tally, self._rate = trainer, folder, tally, rate
-        board = tensorboard(folder, taken.stop) if trainer.config.tensorboard and is_primary() else None
+        board = (
+            tensorboard(folder, taken.stop) if trainer.config.tensorboard and is_primary() else None
+        )
         path = folder / "metrics.jsonl"
         self._metrics = MetricsFile(path, board)
         if lost := len({*taken} - read_metrics(path).keys()):
@@ -225,9 +245,13 @@ class _Recorder(contextlib.AbstractContextManager):
         loss, norm, skipped = (value.item() for value in jax.device_get(reported))
         flags = {"spike": tally.observe(loss, skipped, config.spike_deviations), "skipped": skipped}
         raised = {name: value for name, value in flags.items() if value}
-        self._metrics.add(step, loss_nats=loss, gradient_norm=norm, learning_rate=self._rate(step), **raised)
+        self._metrics.add(
+            step, loss_nats=loss, gradient_norm=norm, learning_rate=self._rate(step), **raised
+        )
         stops = tally.skipped_in_a_row >= _MOST_SKIPPED
-        if stops or (config.on_nonfinite == "stop" and not (math.isfinite(loss) and math.isfinite(norm))):
+        if stops or (
+            config.on_nonfinite == "stop" and not (math.isfinite(loss) and math.isfinite(norm))
+        ):
             self._stop(step, loss, norm)
         now = time.perf_counter()
         took, self._reported = now - self._reported, now
@@ -235,7 +259,9 @@ class _Recorder(contextlib.AbstractContextManager):
         average = self._step_seconds
         self._step_seconds = took if math.isnan(average) else 0.9 * average + 0.1 * took
         speed = self._tokens_per_step / self._step_seconds
-        self._trainer.progress.advance(1, f"{self._trainer.name}  loss {loss:.3f}  {speed:,.0f} tokens/s")
+        self._trainer.progress.advance(
+            1, f"{self._trainer.name}  loss {loss:.3f}  {speed:,.0f} tokens/s"
+        )
 
     def flush(self, last: bool = False) -> None:
         """Writes the metrics so far, once for all processes, and fails on all of them or on none."""
@@ -245,20 +271,26 @@ class _Recorder(contextlib.AbstractContextManager):
                 self._metrics.flush(last=last)
         except SdslError as error:
             failed = error
-        raise_together(failed, f"the metrics in {self._folder} cannot be written, as another process finds.")
+        raise_together(
+            failed, f"the metrics in {self._folder} cannot be written, as another process finds."
+        )
 
     def _stop(self, step: int, loss: float, norm: float) -> None:
         self._trainer.guard()
         self.flush()
         segments = [self._folder, self._folder.parent / "trunk"]
-        good = [f / str(s) for f in segments for s in reversed(checkpoints.steps(f)) if s <= step]
-        good = [path for path in good if checkpoints.damage(path) is None]
+        good = [f / str(s) for f in segments for s in reversed(storage.steps(f)) if s <= step]
+        good = [path for path in good if storage.damage(path) is None]
         what = (
             f"the loss of {self._trainer.name} became {loss}"
             if not math.isfinite(loss)
             else (f"the gradient of {self._trainer.name} had the norm {norm}")
         )
-        again = f", after {_MOST_SKIPPED} skipped steps in a row" if self._tally.skipped_in_a_row else ""
+        again = (
+            f", after {_MOST_SKIPPED} skipped steps in a row"
+            if self._tally.skipped_in_a_row
+            else ""
+        )
         raise Diverged(
             f"{what} at step {step}{again}; its last good checkpoint is "
             f"{good[0] if good else 'none: it had not reached the first one'}. Lower training.learning_rate."

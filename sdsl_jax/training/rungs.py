@@ -17,7 +17,15 @@ from sdsl_jax.models import ModelConfig, ModelCounts, count, member
 from sdsl_jax.training.schedule import Schedule, make_schedule
 
 # What of a recipe decides the parameters beside the schedule; the rest says how a rung is computed, watched and stored.
-_RECIPE = ("cooldown_fraction", "adam_b1", "adam_b2", "weight_decay", "clip_norm", "z_loss", "compute_dtype")
+_RECIPE = (
+    "cooldown_fraction",
+    "adam_b1",
+    "adam_b2",
+    "weight_decay",
+    "clip_norm",
+    "z_loss",
+    "compute_dtype",
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,10 @@ def rungs(config: StudyConfig) -> list[Rung]:
     made = [
         Rung(role, n, seed, tuple(sorted(tokens)))
         for role, n, tokens in sizes
-        for seed in (*ladder.seeds, *(ladder.replicate_seeds if n <= ladder.replicate_below else ()))
+        for seed in (
+            *ladder.seeds,
+            *(ladder.replicate_seeds if n <= ladder.replicate_below else ()),
+        )
     ]
     return sorted(made, key=lambda rung: (rung.params, rung.role, rung.seed))
 
@@ -112,15 +123,26 @@ def plan_rungs(config: StudyConfig, dataset: Dataset, folder: Path) -> list[Plan
     for rung in rungs(config):
         model = member(config.family, rung.params, dataset.tokenizer.vocab_size)
         counts = count(model, dataset.sequence_length / 2)
-        schedule = make_schedule(config.training, counts.nonembedding, rung.budgets, dataset.sequence_length)
+        schedule = make_schedule(
+            config.training, counts.nonembedding, rung.budgets, dataset.sequence_length
+        )
         batch = config.training.batch(counts.nonembedding)
         tag = _tag(config, rung, model, schedule, batch, dataset)
         path = folder / "checkpoints" / f"{rung.name}.{tag}"
-        plans.append(Plan(rung, model, counts, schedule, batch, batch * dataset.sequence_length, path))
+        plans.append(
+            Plan(rung, model, counts, schedule, batch, batch * dataset.sequence_length, path)
+        )
     return plans
 
 
-def _tag(config: StudyConfig, rung: Rung, model: ModelConfig, schedule: Schedule, batch: int, dataset: Dataset) -> str:
+def _tag(
+    config: StudyConfig,
+    rung: Rung,
+    model: ModelConfig,
+    schedule: Schedule,
+    batch: int,
+    dataset: Dataset,
+) -> str:
     """A digest of what decides a rung's parameters, and of nothing else: budgets may be added, laws of size written anew."""
     recipe: TrainingConfig = config.training
     identity = {
@@ -138,7 +160,9 @@ def _tag(config: StudyConfig, rung: Rung, model: ModelConfig, schedule: Schedule
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def select(plans: Sequence[Plan], patterns: Sequence[str] = (), part: tuple[int, int] | None = None) -> list[Plan]:
+def select(
+    plans: Sequence[Plan], patterns: Sequence[str] = (), part: tuple[int, int] | None = None
+) -> list[Plan]:
     """A part of a ladder.
 
     Args:

@@ -31,7 +31,9 @@ class Schedule:
 
     def branch_before(self, budget: int) -> int:
         """Step at which the budget before left the trunk; a budget's own work begins there."""
-        return max((branch for branch in self.branches if branch < self.branches[budget]), default=0)
+        return max(
+            (branch for branch in self.branches if branch < self.branches[budget]), default=0
+        )
 
     def trunk_rate(self, step: int) -> float:
         """Learning rate of the trunk's step number `step`, counted from 0."""
@@ -47,7 +49,9 @@ class Schedule:
         return self.branches[-1] + sum(self.cooldowns)
 
 
-def make_schedule(config: TrainingConfig, params: int, budgets: tuple[int, ...], sequence_length: int) -> Schedule:
+def make_schedule(
+    config: TrainingConfig, params: int, budgets: tuple[int, ...], sequence_length: int
+) -> Schedule:
     """The schedule of a rung with `params` non-embedding parameters and the given token budgets."""
     tokens_per_step = config.batch(params) * sequence_length
     ends = tuple(max(1, round(tokens / tokens_per_step)) for tokens in sorted(budgets))

@@ -64,7 +64,9 @@ def optimizer(config: StepConfig) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(b1=config.adam_b1, b2=config.adam_b2),
-        optax.add_decayed_weights(config.weight_decay, mask=lambda p: jax.tree.map(lambda x: x.ndim >= 2, p)),
+        optax.add_decayed_weights(
+            config.weight_decay, mask=lambda p: jax.tree.map(lambda x: x.ndim >= 2, p)
+        ),
     )
 
 
@@ -104,16 +106,22 @@ def train_step(
     updates, opt_state = optimizer(config).update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, jax.tree.map(lambda u: -learning_rate * u, updates))
     norm = optax.tree.norm(gradients)
-    skipped = ~(jnp.isfinite(loss) & jnp.isfinite(norm)) if config.skip_nonfinite else jnp.zeros((), bool)
+    skipped = (
+        ~(jnp.isfinite(loss) & jnp.isfinite(norm)) if config.skip_nonfinite else jnp.zeros((), bool)
+    )
     if config.skip_nonfinite:
         params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(skipped, old, new), (params, opt_state), (state.params, state.optimizer)
+            lambda new, old: jnp.where(skipped, old, new),
+            (params, opt_state),
+            (state.params, state.optimizer),
         )
     return TrainState(params, opt_state, state.step + 1), StepMetrics(loss, norm, skipped)
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def window_losses(params: Params, tokens: Int[Array, "B T+1"], *, model: ModelConfig) -> Float[Array, B]:
+def window_losses(
+    params: Params, tokens: Int[Array, "B T+1"], *, model: ModelConfig
+) -> Float[Array, B]:
     """Mean cross-entropy of each window, in nats per token."""
     logits, _ = forward(model, params, tokens[:, :-1])
     return token_losses(logits, tokens[:, 1:])[0].mean(axis=-1)

@@ -117,13 +117,19 @@ def find_optimum(
     Raises:
       SdslError: there are fewer than three trials, or all diverged.
     """
-    require(len(factors) >= 3, f"a sweep of {len(factors)} factors has no optimum; it must have at least 3.")
+    require(
+        len(factors) >= 3,
+        f"a sweep of {len(factors)} factors has no optimum; it must have at least 3.",
+    )
     order = np.argsort(factors)
     nominal = np.asarray(factors, float)[order]
     trained = present * nominal if values is None else np.asarray(values, float)[order]
     found = np.asarray(losses, float)[order]
     found = np.where(np.isfinite(found), found, np.inf)
-    require(bool(np.isfinite(found).any()), f"every trial of the size {params} diverged; sweep lower values.")
+    require(
+        bool(np.isfinite(found).any()),
+        f"every trial of the size {params} diverged; sweep lower values.",
+    )
     distinct, first = np.unique(trained, return_index=True)
     x, y = np.log(distinct), found[first]
     i = int(np.argmin(y))
@@ -137,7 +143,9 @@ def find_optimum(
 
     def gain(factor: float) -> float:
         at = {
-            f: loss for f, value, loss in zip(nominal, trained, found) if abs(value / (present * f) - 1) < _SAME_VALUE
+            f: loss
+            for f, value, loss in zip(nominal, trained, found)
+            if abs(value / (present * f) - 1) < _SAME_VALUE
         }
         return float(1 - at[factor] / at[1.0]) if factor in at and 1.0 in at else math.nan
 
@@ -207,7 +215,9 @@ def tune(
     Raises:
       SdslError: too few sizes or factors, a size that cannot be made, or every trial of a size diverged.
     """
-    require(len({*sizes}) >= 2, f"the sizes are {list(sizes)}; a law of size needs at least 2 of them.")
+    require(
+        len({*sizes}) >= 2, f"the sizes are {list(sizes)}; a law of size needs at least 2 of them."
+    )
     require(
         len({*factors}) >= 3 and all(0 < factor < math.inf for factor in factors),
         f"the factors are {list(factors)}; a sweep needs at least 3, all positive, finite and different.",
@@ -218,12 +228,21 @@ def tune(
     sizes, factors = tuple(sorted({*sizes})), sorted({*factors})
     trials = {factor: _trial(config, sizes, tokens, setting, factor) for factor in {*factors, 1.0}}
     planned = {
-        factor: select(plan_rungs(trial, dataset, folder), ["draft-*"]) for factor, trial in sorted(trials.items())
+        factor: select(plan_rungs(trial, dataset, folder), ["draft-*"])
+        for factor, trial in sorted(trials.items())
     }
     sizes_made = {plan.counts.nonembedding for plan in planned[1.0]}
-    require(len(sizes_made) >= 2, f"the family makes the same model of all sizes {list(sizes)}; choose others.")
+    require(
+        len(sizes_made) >= 2,
+        f"the family makes the same model of all sizes {list(sizes)}; choose others.",
+    )
     for size in sizes_made:
-        distinct = {_value(plan, setting) for f in factors for plan in planned[f] if plan.counts.nonembedding == size}
+        distinct = {
+            _value(plan, setting)
+            for f in factors
+            for plan in planned[f]
+            if plan.counts.nonembedding == size
+        }
         require(
             len(distinct) >= 3,
             f"the factors make {sorted(distinct)} the only values of {setting} at {compact(size)}; choose others.",
@@ -233,7 +252,9 @@ def tune(
         for plan in planned[factor]:
             name = f"{plan.rung.name}  {setting} × {factor:g}"
             try:
-                (record,) = train_rungs(trials[factor], dataset, folder, [plan], _Named(progress, name)).records
+                (record,) = train_rungs(
+                    trials[factor], dataset, folder, [plan], _Named(progress, name)
+                ).records
                 loss = record.validation_loss_nats
             except Diverged as error:
                 progress.note(f"{name}: {error}")
@@ -241,10 +262,17 @@ def tune(
             losses.setdefault((plan.rung.params, factor), []).append(loss)
     results = []
     for size in sizes:
-        made = {factor: next(plan for plan in planned[factor] if plan.rung.params == size) for factor in planned}
+        made = {
+            factor: next(plan for plan in planned[factor] if plan.rung.params == size)
+            for factor in planned
+        }
         values = [_value(made[factor], setting) for factor in factors]
         found = [float(np.mean(losses[size, factor])) for factor in factors]
-        results.append(find_optimum(made[1.0].counts.nonembedding, _value(made[1.0], setting), factors, found, values))
+        results.append(
+            find_optimum(
+                made[1.0].counts.nonembedding, _value(made[1.0], setting), factors, found, values
+            )
+        )
     warnings = [warning for result in results for warning in _warnings(result, setting)]
     law, tuned = None, None
     try:
@@ -257,7 +285,9 @@ def tune(
     return Tuning(setting, results, law, tuned, warnings)
 
 
-def _trial(config: StudyConfig, sizes: tuple[int, ...], tokens: int, setting: Setting, factor: float) -> StudyConfig:
+def _trial(
+    config: StudyConfig, sizes: tuple[int, ...], tokens: int, setting: Setting, factor: float
+) -> StudyConfig:
     """The study whose drafts are the trials of one factor."""
     value = getattr(config.training, setting) * factor
     ladder = dataclasses.replace(
@@ -284,7 +314,9 @@ def _value(plan: Plan, setting: Setting) -> float:
     return {
         "learning_rate": schedule.peak,
         "batch_size": float(plan.batch),
-        "warmup_tokens": float(max(1, schedule.warmup) * plan.tokens_per_step),  # none is the same as one step
+        "warmup_tokens": float(
+            max(1, schedule.warmup) * plan.tokens_per_step
+        ),  # none is the same as one step
     }[setting]
 
 
@@ -299,7 +331,9 @@ def _warnings(result: SizeResult, setting: Setting) -> list[str]:
     if result.at_border:
         lowest = result.best <= min(result.values) * (1 + 1e-9)
         end = "smallest" if lowest else "largest"
-        return [f"the best {setting} at {compact(result.params)} is the {end} tried; widen the factors."]
+        return [
+            f"the best {setting} at {compact(result.params)} is the {end} tried; widen the factors."
+        ]
     if not result.curvature > 0:
         return [
             f"a trial beside the best {setting} at {compact(result.params)} diverged: its optimum is not interpolated."

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from sdsl_jax.codesign.drafts_at_hand import measured_with_another, model_of, named_draft
-from sdsl_jax.codesign.published_drafts import PUBLISHED_DRAFTS, family_of_drafts, published_draft, size_in_name
+from sdsl_jax.codesign.published_drafts import (
+    PUBLISHED_DRAFTS,
+    family_of_drafts,
+    published_draft,
+    size_in_name,
+)
 from sdsl_jax.codesign.serving_problem import build
 from sdsl_jax.config.codesign_problem import load_problem
 
@@ -116,10 +121,18 @@ def test_the_size_of_a_named_draft(draft, size):
         ({"draft": {"name": LLAMA, "candidates": [1e9]}}, 1e9, LLAMA),
         ({"draft": {"candidates": [1.24e9]}}, 1.24e9, LLAMA),
         ({"draft": {"candidates": [1.24e9]}, "target": {"name": "Qwen/Qwen2.5-72B"}}, 1.24e9, None),
-        ({"draft": {"candidates": [3.1e9]}, "target": {"name": "Qwen/Qwen2.5-72B"}}, 3.1e9, "Qwen/Qwen2.5-3B"),
+        (
+            {"draft": {"candidates": [3.1e9]}, "target": {"name": "Qwen/Qwen2.5-72B"}},
+            3.1e9,
+            "Qwen/Qwen2.5-3B",
+        ),
         # OPT has no target of 70B; a draft that [draft] describes is one's own, and so is one that is to be trained.
         ({"draft": {"candidates": [1.25e8]}}, 1.25e8, None),
-        ({"draft": {"candidates": [1.25e8]}, "target": {"params": 30e9}}, 1.25e8, "facebook/opt-125m"),
+        (
+            {"draft": {"candidates": [1.25e8]}, "target": {"params": 30e9}},
+            1.25e8,
+            "facebook/opt-125m",
+        ),
         ({"draft": {"candidates": [1.24e9], "tokens": 3e12}}, 1.24e9, None),
         ({"draft": {"candidates": [1.24e9], "name": "runs/mine"}}, 1.24e9, None),
         ({"draft": {"candidates": [1.24e9, 1.6e8], "name": "a/b-160m"}}, 1.24e9, LLAMA),
@@ -133,7 +146,12 @@ def test_candidates_that_are_published_models(sections, size, model):
 
 def test_an_acceptance_belongs_to_its_candidate():
     of = {"candidates": [1.24e9], "acceptance": 0.7}
-    for name, another in ((LLAMA, False), ("runs/mine", False), ("Qwen/Qwen3-0.6B", True), ("a/b-160m", True)):
+    for name, another in (
+        (LLAMA, False),
+        ("runs/mine", False),
+        ("Qwen/Qwen3-0.6B", True),
+        ("a/b-160m", True),
+    ):
         asked = config(draft=of | {"name": name})
         assert measured_with_another(asked, named_draft(asked, "total"), "total") == another
 

@@ -25,12 +25,16 @@ LOSS = ChinchillaLaw(E=0.9, A=5.0, B=40.0, a=0.15, b=0.35)
 LAWS = {"logit_gap": LogitGap(1.7, 2.1), "affine_plane": AffinePlane(-0.06, 0.05, 0.9)}
 COSTS = {
     "flops": FlopCost(RULE, 300e3),
-    "measured": HardwareCost(DEVICE, RULE, family_shape(300e3, RULE), Precision(4.0, 4.0), 1.0, 129.0),
+    "measured": HardwareCost(
+        DEVICE, RULE, family_shape(300e3, RULE), Precision(4.0, 4.0), 1.0, 129.0
+    ),
 }
 
 
 def problem(law="logit_gap", cost="flops", **changes) -> DraftProblem:
-    made = DraftProblem(LOSS, 2e6, ModelPoint(300e3, 1.6), LAWS[law], COSTS[cost], (1e3, 300e3))._replace(**changes)
+    made = DraftProblem(
+        LOSS, 2e6, ModelPoint(300e3, 1.6), LAWS[law], COSTS[cost], (1e3, 300e3)
+    )._replace(**changes)
     return jax.tree.map(jnp.float64, made)
 
 
@@ -45,7 +49,9 @@ def problem(law="logit_gap", cost="flops", **changes) -> DraftProblem:
 )
 def test_gradient_agrees_with_the_reference(x64, law, cost, optimizer):
     made = problem(law, cost)
-    found = maximise(made, 64.0, jnp.asarray(spread_starts(8)), 0.1, optimizer=optimizer, steps=1500)
+    found = maximise(
+        made, 64.0, jnp.asarray(spread_starts(8)), 0.1, optimizer=optimizer, steps=1500
+    )
     reference = made.optimum()
     assert bool(reference.interior)
     assert float(found.params) == pytest.approx(float(reference.params), rel=1e-3)
@@ -58,7 +64,9 @@ def test_closed_form_agrees_with_brute_force(x64):
     made = problem()
     closed = made.optimum()
     n, gamma = np.geomspace(1e3, 300e3, 1500), np.linspace(0, 30, 1501)
-    surface = np.asarray(jax.jit(jax.vmap(lambda n: jax.vmap(lambda g: made.speedup(n, g))(gamma)))(n))
+    surface = np.asarray(
+        jax.jit(jax.vmap(lambda n: jax.vmap(lambda g: made.speedup(n, g))(gamma)))(n)
+    )
     row, column = np.unravel_index(surface.argmax(), surface.shape)
     assert float(closed.speedup) >= surface.max()
     assert float(closed.params) == pytest.approx(n[row], rel=0.01)
@@ -69,7 +77,13 @@ def test_closed_form_agrees_with_brute_force(x64):
 def test_gradient_of_the_objective(x64):
     for law in LAWS:
         for cost in COSTS:
-            check_grads(problem(law, cost).log_speedup, (jnp.array([9.0, 1.5]),), order=2, modes=("rev",), rtol=1e-4)
+            check_grads(
+                problem(law, cost).log_speedup,
+                (jnp.array([9.0, 1.5]),),
+                order=2,
+                modes=("rev",),
+                rtol=1e-4,
+            )
 
 
 def test_an_optimum_on_the_border_is_reached_exactly(x64):

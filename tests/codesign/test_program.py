@@ -35,7 +35,10 @@ H100 = Hardware(40e-6, 8e-6, 1e-6, 3e12, 8e14, 4.0, 100e-6, 450e9, 3e-6, 80e9, 3
 SPEED = Task(steps=150)
 # Speed with the batch free, under limits on latency and memory: the task that most tests share, as compiling it takes seconds.
 BATCHED = Task(
-    ("draft_params", "lookahead", "batch"), constraints=("memory_bytes", "latency_seconds"), steps=80, rounds=8
+    ("draft_params", "lookahead", "batch"),
+    constraints=("memory_bytes", "latency_seconds"),
+    steps=80,
+    rounds=8,
 )
 
 
@@ -53,7 +56,9 @@ def ideal(law=GAP, target=70e9) -> Numbers:
 
 def on_h100(*limits, **fixed) -> Numbers:
     family = ShapeRule(128.0, 128e3, 0.0, 0.125, 2.0)
-    serving = Serving(H100, BESIROGLU, GAP, family, family, 15e12, 4096.0, 2048.0, 512.0, devices=4.0)
+    serving = Serving(
+        H100, BESIROGLU, GAP, family, family, 15e12, 4096.0, 2048.0, 512.0, devices=4.0
+    )
     design = Design(1e9, 4.0, 2e12, 128.0, 8.0, 70e9)._replace(**fixed)
     lower = design._replace(draft_params=1e7, lookahead=1.0, batch=1.0)
     upper = design._replace(draft_params=20e9, lookahead=32.0, batch=512.0)
@@ -91,7 +96,9 @@ def check_by_grid(task, numbers, points):
 @pytest.mark.slow
 def test_on_a_device_with_overheads_no_design_of_a_grid_is_better(x64):
     found, grid = check_by_grid(SPEED, on_h100(), 100)
-    assert float(found.design.draft_params) == pytest.approx(float(grid.design.draft_params), rel=0.2)
+    assert float(found.design.draft_params) == pytest.approx(
+        float(grid.design.draft_params), rel=0.2
+    )
     assert float(found.starts_agreeing) == 1.0
     assert found.path.shape == (150, 2)
 
@@ -144,7 +151,11 @@ def scaled(numbers, path, factor):
     if not path:
         return numbers * factor
     changed = {path[0]: scaled(getattr(numbers, path[0]), path[1:], factor)}
-    return numbers._replace(**changed) if hasattr(numbers, "_replace") else dataclasses.replace(numbers, **changed)
+    return (
+        numbers._replace(**changed)
+        if hasattr(numbers, "_replace")
+        else dataclasses.replace(numbers, **changed)
+    )
 
 
 @pytest.mark.slow
@@ -164,10 +175,14 @@ def test_sensitivities_are_those_of_problems_solved_anew(x64):
         up, down = (solved(BATCHED, scaled(numbers, path, np.exp(s))) for s in (h, -h))
         whole = path[0] == "serving"
         gain = leaf(moved.objective if whole else moved.objective_fixed, path[1:])
-        assert gain == pytest.approx(float(up.objective - down.objective) / (2 * h), rel=1e-4, abs=1e-6)
+        assert gain == pytest.approx(
+            float(up.objective - down.objective) / (2 * h), rel=1e-4, abs=1e-6
+        )
         for name in BATCHED.variables:
             slope = leaf((moved.variables if whole else moved.variables_fixed)[name], path[1:])
-            change = np.log(float(getattr(up.design, name)) / float(getattr(down.design, name))) / (2 * h)
+            change = np.log(float(getattr(up.design, name)) / float(getattr(down.design, name))) / (
+                2 * h
+            )
             assert slope == pytest.approx(change, rel=1e-4, abs=1e-6), name
     bounded = numbers._replace(lower=numbers.lower._replace(draft_params=3e9))
     held = sensitivities(BATCHED, bounded, solved(BATCHED, bounded))
@@ -191,7 +206,9 @@ def test_sensitivities_of_total_sizes_are_those_of_problems_solved_anew(x64):
 
     for path in (("draft_family", "vocab_size"), ("loss_law", "a")):
         up, down = (total(scaled(numbers, ("serving", *path), np.exp(s))) for s in (h, -h))
-        assert leaf(moved.variables["draft_params"], path) == pytest.approx((up - down) / (2 * h), rel=1e-4), path
+        assert leaf(moved.variables["draft_params"], path) == pytest.approx(
+            (up - down) / (2 * h), rel=1e-4
+        ), path
     up, down = (total(scaled(numbers, ("fixed", "aspect_ratio"), np.exp(s))) for s in (h, -h))
     slope = leaf(moved.variables_fixed["draft_params"], ("aspect_ratio",))
     assert slope == pytest.approx((up - down) / (2 * h), rel=1e-4)
@@ -207,12 +224,16 @@ def test_a_front_is_a_sweep_is_monotone_and_flags_what_is_not_on_it(x64):
     assert (np.diff(front.solved.objective[1:]) <= 1e-9).all()
     assert (np.diff(front.values[1:]) >= -1e-9).all()
     np.testing.assert_allclose(front.values[1:4], limits[1:4], rtol=1e-9)
-    together = sweep(BATCHED, [on_h100(60e9, limit) for limit in limits[::-1]], spread_starts(8, 3), 0.1)
+    together = sweep(
+        BATCHED, [on_h100(60e9, limit) for limit in limits[::-1]], spread_starts(8, 3), 0.1
+    )
     np.testing.assert_allclose(together.objective[::-1], front.solved.objective, rtol=1e-12)
     for i in (2, 4):
         one = solved(BATCHED, on_h100(60e9, limits[i]))
         assert float(front.solved.objective[i]) == pytest.approx(float(one.objective), abs=1e-10)
-        assert float(front.solved.design.batch[i]) == pytest.approx(float(one.design.batch), rel=1e-7)
+        assert float(front.solved.design.batch[i]) == pytest.approx(
+            float(one.design.batch), rel=1e-7
+        )
 
 
 @pytest.mark.slow
@@ -235,16 +256,22 @@ def test_rounding_keeps_the_limits_and_says_what_it_costs(x64):
 
 def test_break_even_agrees_with_every_batch_tried(x64):
     numbers = on_h100()
-    serving = numbers.serving._replace(context=128.0, prompt_tokens=64.0, acceptance_law=LogitGap(0.5, 3.5))
+    serving = numbers.serving._replace(
+        context=128.0, prompt_tokens=64.0, acceptance_law=LogitGap(0.5, 3.5)
+    )
     found = break_even(serving, numbers.fixed, 1e7, 1024)
-    speedups = jax.vmap(lambda b: best_speculation(serving, numbers.fixed._replace(batch=b), 1e7).speedup)
+    speedups = jax.vmap(
+        lambda b: best_speculation(serving, numbers.fixed._replace(batch=b), 1e7).speedup
+    )
     tried = np.asarray(speedups(jnp.arange(1.0, 1025.0)))
     assert float(found.largest_batch) == np.flatnonzero(tried > 1).max() + 1
     assert float(found.smallest_batch) == np.flatnonzero(tried > 1).min() + 1
     assert bool(found.gapless)
     assert not bool(found.every_batch)
     at = [
-        best_speculation(serving, numbers.fixed._replace(target_params=float(found.target_params) * f), 1e7).speedup
+        best_speculation(
+            serving, numbers.fixed._replace(target_params=float(found.target_params) * f), 1e7
+        ).speedup
         for f in (0.999, 1.001)
     ]
     assert at[0] <= 1 < at[1]
@@ -252,7 +279,9 @@ def test_break_even_agrees_with_every_batch_tried(x64):
 
 def test_where_speculation_never_or_always_pays(x64):
     numbers = on_h100()
-    never = break_even(numbers.serving._replace(acceptance_law=LogitGap(-9.0, 3.5)), numbers.fixed, 1e7, 1024)
+    never = break_even(
+        numbers.serving._replace(acceptance_law=LogitGap(-9.0, 3.5)), numbers.fixed, 1e7, 1024
+    )
     assert float(never.smallest_batch) == np.inf
     assert float(never.largest_batch) == 0.0
     assert not bool(never.every_batch)
@@ -266,7 +295,10 @@ def test_where_speculation_never_or_always_pays(x64):
 
 def test_speculation_may_pay_from_a_batch_on(x64):
     """With overheads that a batch shares S rises with it: at 1 a small target is better left alone."""
-    draft, target = ShapeRule(64.0, 32e3, 4096.0, 0.25, 1.0), ShapeRule(100.0, 32e3, 4096.0, 0.125, 2.0)
+    draft, target = (
+        ShapeRule(64.0, 32e3, 4096.0, 0.25, 1.0),
+        ShapeRule(100.0, 32e3, 4096.0, 0.125, 2.0),
+    )
     device, law = load_hardware("h100").hardware, LogitGap(0.2, 1.1)
     serving = Serving(device, BESIROGLU, law, draft, target, 15e12, 4096.0, 3968.0, 256.0)
     design = Design(1e6, 4.0, 1e12, 64.0, 1.0, 120e6)
@@ -274,7 +306,9 @@ def test_speculation_may_pay_from_a_batch_on(x64):
     def speedup(batch):
         return float(best_speculation(serving, design._replace(batch=batch), 1e6).speedup)
 
-    assert [speedup(b) for b in (1.0, 16.0, 256.0, 4096.0)] == pytest.approx([0.970, 0.986, 1.058, 1.090], abs=1e-3)
+    assert [speedup(b) for b in (1.0, 16.0, 256.0, 4096.0)] == pytest.approx(
+        [0.970, 0.986, 1.058, 1.090], abs=1e-3
+    )
     found = break_even(serving, design, 1e6, 4096)
     assert 16 < float(found.smallest_batch) < 256
     assert speedup(float(found.smallest_batch) - 1) <= 1 < speedup(float(found.smallest_batch))
@@ -312,8 +346,12 @@ def test_five_variables_and_money(x64):
 @pytest.mark.parametrize("optimizer", ["nadam", "momentum"])
 def test_every_optimizer_finds_it(x64, optimizer):
     numbers = on_h100(60e9, 7.0)
-    other = solve(dataclasses.replace(BATCHED, optimizer=optimizer), numbers, spread_starts(8, 3), 0.05)
-    assert float(other.objective) == pytest.approx(float(solved(BATCHED, numbers).objective), abs=1e-9)
+    other = solve(
+        dataclasses.replace(BATCHED, optimizer=optimizer), numbers, spread_starts(8, 3), 0.05
+    )
+    assert float(other.objective) == pytest.approx(
+        float(solved(BATCHED, numbers).objective), abs=1e-9
+    )
 
 
 @pytest.mark.release

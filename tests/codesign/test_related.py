@@ -22,7 +22,14 @@ def draw(problem, feasible=True, **given):
     found = found._replace(**{k: np.asarray(v) for k, v in given.items()})
     none = np.zeros(2, bool)
     return Solved(
-        design, found, np.asarray(1.0), np.ones(0), *map(np.asarray, (0.0, feasible, 0.0, 1.0)), none, none, none
+        design,
+        found,
+        np.asarray(1.0),
+        np.ones(0),
+        *map(np.asarray, (0.0, feasible, 0.0, 1.0)),
+        none,
+        none,
+        none,
     )
 
 
@@ -40,7 +47,9 @@ def test_draws_without_an_optimum_are_left_out_and_counted(problem):
     # Sizes are those of the draw's own aspect ratio.
     size = problem.stated_size(problem.numbers.fixed.draft_params, "draft", 32.0)
     assert found.values["draft_params"] == pytest.approx([size, size])
-    assert size != pytest.approx(problem.stated_size(problem.numbers.fixed.draft_params, "draft"), rel=1e-3)
+    assert size != pytest.approx(
+        problem.stated_size(problem.numbers.fixed.draft_params, "draft"), rel=1e-3
+    )
 
 
 def test_where_no_draw_has_an_optimum_that_is_said(problem):

@@ -30,7 +30,12 @@ def row(lookahead, speedup=1.5, **more):
 
 
 def model(name, lookahead, speedup=1.5, tokenizer="shared", **more):
-    extra = {"name": name, "total_params": 1.24e9, "tokenizer": tokenizer, "divides_among_devices": True}
+    extra = {
+        "name": name,
+        "total_params": 1.24e9,
+        "tokenizer": tokenizer,
+        "divides_among_devices": True,
+    }
     return row(lookahead, speedup, **extra) | more
 
 
@@ -67,7 +72,10 @@ def test_a_name_stands_with_its_own_lookahead(asked, case, engine):
         settings = made["speculative_config"]
         assert (settings["model"], settings["num_speculative_tokens"]) == (name, lookahead)
     elif engine == "sglang":
-        assert f"--speculative-draft-model-path {name} --speculative-num-steps {lookahead} " in made["command"]
+        assert (
+            f"--speculative-draft-model-path {name} --speculative-num-steps {lookahead} "
+            in made["command"]
+        )
     else:
         assert f'draft = AutoModelForCausalLM.from_pretrained("{name}"' in made["code"]
         assert f"num_assistant_tokens = {lookahead}\n" in made["code"]
@@ -94,7 +102,10 @@ def test_elsewhere_the_optimum_is_compared_anew(asked):
 
 
 def test_a_measured_acceptance_is_the_candidates(asked):
-    measured = problem(draft={"candidates": [1.24e9], "acceptance": 0.7}, target={"name": "meta-llama/Llama-3.1-70B"})
+    measured = problem(
+        draft={"candidates": [1.24e9], "acceptance": 0.7},
+        target={"name": "meta-llama/Llama-3.1-70B"},
+    )
     found = Comparison([row(3, 1.4, published=LLAMA)], PUBLISHED, None, OPTIMUM)
     served = served_draft(measured, found, WHOLE, as_solved=True)
     assert (served.source, served.name, served.lookahead) == ("candidate", LLAMA, 3)
@@ -113,11 +124,27 @@ def test_what_stands_in_the_way_of_an_engine(asked):
     ("draft", "target", "words"),
     [
         ({"name": "runs/mine"}, "", "the size of runs/mine is not known"),
-        ({"name": LLAMA}, "Qwen/Qwen2.5-72B", f"{LLAMA} has another tokenizer than Qwen/Qwen2.5-72B"),
-        ({"name": LLAMA}, "mistralai/Mistral-7B", "the tokenizer of mistralai/Mistral-7B is not known here"),
-        ({"name": "Qwen/Qwen3-0.6B", "candidates": [1.24e9], "acceptance": 0.7}, "", "measured with a draft of 1.24B"),
+        (
+            {"name": LLAMA},
+            "Qwen/Qwen2.5-72B",
+            f"{LLAMA} has another tokenizer than Qwen/Qwen2.5-72B",
+        ),
+        (
+            {"name": LLAMA},
+            "mistralai/Mistral-7B",
+            "the tokenizer of mistralai/Mistral-7B is not known here",
+        ),
+        (
+            {"name": "Qwen/Qwen3-0.6B", "candidates": [1.24e9], "acceptance": 0.7},
+            "",
+            "measured with a draft of 1.24B",
+        ),
         ({"name": LLAMA}, "meta-llama/Llama-3.1-70B", None),
-        ({"name": "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B"}, "", "is a drafting head and no model by itself"),
+        (
+            {"name": "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B"},
+            "",
+            "is a drafting head and no model by itself",
+        ),
         ({}, "", None),
     ],
 )
@@ -131,7 +158,11 @@ def test_what_names_do_not_tell(draft, target, words):
 def compared():
     """Drafts beside a design, without solving for it; a named and a candidate Llama-3.2-1B among them."""
     draft = {"name": LLAMA, "candidates": [1.24e9, 3.5e8]}
-    made = problem(draft=draft, target={"name": "meta-llama/Llama-3.1-70B"}, workload={"batch": 8, "context": 4096})
+    made = problem(
+        draft=draft,
+        target={"name": "meta-llama/Llama-3.1-70B"},
+        workload={"batch": 8, "context": 4096},
+    )
     with jax.enable_x64(True):
         design = made.numbers.fixed._replace(draft_params=1e7)
         solved = SimpleNamespace(objective=0.0, outcome=outcome(made.numbers.serving, design))
@@ -157,9 +188,25 @@ def test_without_a_name_families_without_such_a_target_come_last():
     from sdsl_jax.codesign.comparisons import _suggested
 
     rows = [
-        model("EleutherAI/pythia-70m", 5, 1.9, "unknown", plausible=False, family="pythia", tokenizer_shared_with="x"),
+        model(
+            "EleutherAI/pythia-70m",
+            5,
+            1.9,
+            "unknown",
+            plausible=False,
+            family="pythia",
+            tokenizer_shared_with="x",
+        ),
         model(LLAMA, 4, 1.5, "unknown", plausible=True, family="Llama", tokenizer_shared_with="x"),
-        model("meta-llama/Llama-3.2-3B", 2, 1.2, "unknown", plausible=True, family="Llama", tokenizer_shared_with="x"),
+        model(
+            "meta-llama/Llama-3.2-3B",
+            2,
+            1.2,
+            "unknown",
+            plausible=True,
+            family="Llama",
+            tokenizer_shared_with="x",
+        ),
     ]
     assert [each["name"] for each in _suggested(rows)] == [LLAMA, "EleutherAI/pythia-70m"]
 
@@ -185,10 +232,15 @@ def test_the_draft_is_on_all_devices_unless_told_otherwise():
         for batch, fits in ((rows, True), (rows + 1, False)):
             here = problem(
                 **sections
-                | {"draft": sections["draft"] | {"devices": 1}, "workload": {"batch": batch, "context": 4096}}
+                | {
+                    "draft": sections["draft"] | {"devices": 1},
+                    "workload": {"batch": batch, "context": 4096},
+                }
             )
             assert (here.misfits == ()) == fits
-    assert _remedies(found).startswith("It is feasible with --draft-devices 4, or with --devices 8, or with --batch ")
+    assert _remedies(found).startswith(
+        "It is feasible with --draft-devices 4, or with --devices 8, or with --batch "
+    )
     assert "No number of devices" in _remedies([])
 
 
@@ -196,7 +248,10 @@ def test_limits_that_must_move_together_are_one_remedy():
     asked = problem(constraints={"latency_seconds": 1.0, "first_token_seconds": 0.01})
     with jax.enable_x64(True):
         (found,) = remedies(asked, asked.numbers.fixed)
-    assert set(found["values"]) == {"constraints.latency_seconds", "constraints.first_token_seconds"}
+    assert set(found["values"]) == {
+        "constraints.latency_seconds",
+        "constraints.first_token_seconds",
+    }
     kept = {name.partition(".")[2]: value for name, value in found["values"].items()}
     relaxed = problem(constraints=kept)
     with jax.enable_x64(True):
@@ -206,11 +261,16 @@ def test_limits_that_must_move_together_are_one_remedy():
 
 def test_units_that_are_doubted_question_the_whole_answer():
     asked = problem(target={"tokens": 15_000}, draft={"tokens": 1e6})
-    few_draft, few_target, far = _of_the_units(asked, asked.numbers.fixed._replace(draft_params=1e8))
+    few_draft, few_target, far = _of_the_units(
+        asked, asked.numbers.fixed._replace(draft_params=1e8)
+    )
     assert few_draft.startswith("the draft has fewer training tokens (1M) than parameters (")
     assert few_target.startswith("the target has fewer training tokens (15k) than parameters (70B)")
     assert "15k training tokens of the target (333,333 times)" in far
-    assert _of_the_units(problem(), asked.numbers.fixed._replace(draft_params=1e8, draft_tokens=1e12)) == []
+    assert (
+        _of_the_units(problem(), asked.numbers.fixed._replace(draft_params=1e8, draft_tokens=1e12))
+        == []
+    )
 
 
 def test_the_least_limit_is_rounded_up():

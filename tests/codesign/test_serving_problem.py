@@ -51,7 +51,9 @@ def test_counts_convert_both_ways(tables, x64):
 def test_a_count_by_hand(x64):
     """12·layers·width² with width = 64·layers: 12 layers are 768 wide and hold 84.9M; 50,272 tokens add 38.6M."""
     rule = ShapeRule(64.0, 50_272.0, 0.0)
-    assert total_params(12 * 12 * 768**2, rule) == pytest.approx(12 * 12 * 768**2 + 50_272 * 768, rel=1e-6)
+    assert total_params(12 * 12 * 768**2, rule) == pytest.approx(
+        12 * 12 * 768**2 + 50_272 * 768, rel=1e-6
+    )
 
 
 def test_a_size_below_its_embeddings_is_refused(x64):
@@ -61,7 +63,9 @@ def test_a_size_below_its_embeddings_is_refused(x64):
 
 def test_sizes_are_in_the_count_of_the_loss_law():
     total = problem()
-    assert total.stated_size(total.numbers.fixed.target_params, "target") == pytest.approx(70e9, rel=1e-9)
+    assert total.stated_size(total.numbers.fixed.target_params, "target") == pytest.approx(
+        70e9, rel=1e-9
+    )
     assert float(total.numbers.fixed.target_params) < 70e9
     # Kaplan's law counts what is outside the embeddings.
     plain = problem(laws={"loss": "kaplan"})
@@ -70,7 +74,10 @@ def test_sizes_are_in_the_count_of_the_loss_law():
 
 def test_memory_by_hand():
     """At 2 bytes a weight and a cache element, on 4 devices with the draft on one of them."""
-    sections = {"hardware": {"name": "h100", "devices": 4}, "workload": {"batch": 8, "context": 4096}}
+    sections = {
+        "hardware": {"name": "h100", "devices": 4},
+        "workload": {"batch": 8, "context": 4096},
+    }
     made = problem(**sections, draft={"devices": 1})
     serving, design = made.numbers.serving, made.numbers.fixed
     with jax.enable_x64(True):
@@ -104,7 +111,10 @@ def test_context_and_prompt_follow_from_each_other():
 def test_ranges_are_converted_and_free_ones_fit_the_problem():
     made = problem(variables={"draft_params": [1e8, 1e10], "batch": "free"})
     assert made.task.variables == ("draft_params", "batch")
-    ends = [made.stated_size(getattr(made.numbers, end).draft_params, "draft") for end in ("lower", "upper")]
+    ends = [
+        made.stated_size(getattr(made.numbers, end).draft_params, "draft")
+        for end in ("lower", "upper")
+    ]
     assert ends == pytest.approx([1e8, 1e10], rel=1e-9)
     assert float(made.numbers.upper.batch) == 1024
 
@@ -155,7 +165,10 @@ def test_a_measured_acceptance_fixes_the_draft():
         ({"constraints": {"latency_seconds": 0.0}}, "a limit must be positive"),
         ({"variables": {"batch": [8.0, 2.0]}}, 'variables.batch is .* it must be "free"'),
         ({"variables": {"lookahead": 3.0}}, "it must be a string or an array of finite numbers"),
-        ({"variables": {"lookahead": [0.5, 3.0]}}, "variables.lookahead starts at 0.5; it must be at least 1"),
+        (
+            {"variables": {"lookahead": [0.5, 3.0]}},
+            "variables.lookahead starts at 0.5; it must be at least 1",
+        ),
         (
             {"draft": {"aspect_ratio": 160.0}, "variables": {"aspect_ratio": "free"}},
             "draft.aspect_ratio is 160, .* give laws.aspect_penalty",
@@ -173,7 +186,11 @@ def test_engines_are_told_the_lookahead():
     told = engine_settings(5, 4, "a/draft", "a/target")
     assert told["vllm"]["speculative_config"]["num_speculative_tokens"] == 5
     assert told["vllm"]["speculative_config"]["draft_tensor_parallel_size"] == 4
-    for words in ("--speculative-num-steps 5", "--speculative-num-draft-tokens 6", "--speculative-eagle-topk 1"):
+    for words in (
+        "--speculative-num-steps 5",
+        "--speculative-num-draft-tokens 6",
+        "--speculative-eagle-topk 1",
+    ):
         assert words in told["sglang"]["command"]
     code = told["hugging_face"]["code"]
     assert "num_assistant_tokens = 5" in code
@@ -181,16 +198,25 @@ def test_engines_are_told_the_lookahead():
     compile(code, "snippet", "exec")
 
 
-@pytest.mark.parametrize("name", ["my models/a draft", 'it\'s "big"', "$(touch x); `y` & z", "a\\b", "naïve 模型"])
+@pytest.mark.parametrize(
+    "name", ["my models/a draft", 'it\'s "big"', "$(touch x); `y` & z", "a\\b", "naïve 模型"]
+)
 def test_names_in_the_commands_of_engines_are_quoted(name):
     told = engine_settings(5, 4, name, f"{name}-target")
     words = shlex.split(told["vllm"]["command"])
     assert words[2] == f"{name}-target"
-    assert json.loads(words[words.index("--speculative-config") + 1]) == told["vllm"]["speculative_config"]
+    assert (
+        json.loads(words[words.index("--speculative-config") + 1])
+        == told["vllm"]["speculative_config"]
+    )
     words = shlex.split(told["sglang"]["command"])
     assert words[words.index("--model-path") + 1] == f"{name}-target"
     assert words[words.index("--speculative-draft-model-path") + 1] == name
-    constants = [x.value for x in ast.walk(ast.parse(told["hugging_face"]["code"])) if isinstance(x, ast.Constant)]
+    constants = [
+        x.value
+        for x in ast.walk(ast.parse(told["hugging_face"]["code"]))
+        if isinstance(x, ast.Constant)
+    ]
     assert constants.count(name) == 1
     assert constants.count(f"{name}-target") == 2
 
@@ -214,14 +240,19 @@ def test_published_models_are_what_their_names_say():
 
 def test_published_models_keep_their_layers_and_width(x64):
     """Llama-3.2-1B, wider in its MLP than 12·l·w², holds 32 kB of cache a position: 16 layers of 8 key-value heads of 64."""
-    sections = {"hardware": {"name": "h100", "devices": 4}, "workload": {"batch": 8, "context": 4096}}
+    sections = {
+        "hardware": {"name": "h100", "devices": 4},
+        "workload": {"batch": 8, "context": 4096},
+    }
     made = problem(**sections, draft={"devices": 1})
     drafts = [published(made.numbers, model) for model in PUBLISHED_DRAFTS]
     found = compared(made.task, made.numbers, made.numbers.fixed, drafts)
     i = [draft.name for draft in PUBLISHED_DRAFTS].index("meta-llama/Llama-3.2-1B")
     target = memory(made.numbers.serving, made.numbers.fixed).target_bytes / 4
     cache = 8 * (3968 + 256) * 16 * 2 * 8 * 64 * 2
-    assert float(found.outcome.memory_bytes[i]) == pytest.approx(target + 2 * 1.236e9 + cache, rel=1e-9)
+    assert float(found.outcome.memory_bytes[i]) == pytest.approx(
+        target + 2 * 1.236e9 + cache, rel=1e-9
+    )
     lookahead = float(found.design.lookahead[i])
     given = made.numbers.serving
     took = round_time(

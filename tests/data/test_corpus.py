@@ -40,7 +40,9 @@ def test_validation_takes_whole_addresses_spread_over_time(tmp_path):
     early = len(addresses["train"]) + len(addresses["validation"])
     assert abs(len(addresses["validation"]) - early / 10) < 1
     # The order of all, by time, without any split: validation addresses sit in it ten apart.
-    ordered = split_texts(DataConfig(validation_fraction=0.4, test_from_year=1791), tmp_path)["test"].split("\0")
+    ordered = split_texts(DataConfig(validation_fraction=0.4, test_from_year=1791), tmp_path)[
+        "test"
+    ].split("\0")
     places = [ordered.index(address) for address in addresses["validation"] if address in ordered]
     assert set(np.diff(places)) == {10}
     assert places[0] < 10
@@ -66,16 +68,22 @@ def test_a_folder_stands_for_its_files_in_order(tmp_path):
     (tmp_path / "later").mkdir()
     for name in ("b.txt", "a.jsonl", "later/a.txt", "notes.md"):
         (tmp_path / name).write_text("x")
-    assert sources(DataConfig(source=str(tmp_path))) == [str(tmp_path / n) for n in ("a.jsonl", "b.txt", "later/a.txt")]
+    assert sources(DataConfig(source=str(tmp_path))) == [
+        str(tmp_path / n) for n in ("a.jsonl", "b.txt", "later/a.txt")
+    ]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SdslError, match=r"empty holds no file of the kinds \.txt, \.jsonl, \.parquet"):
+    with pytest.raises(
+        SdslError, match=r"empty holds no file of the kinds \.txt, \.jsonl, \.parquet"
+    ):
         sources(DataConfig(source=str(tmp_path / "empty")))
 
 
 def test_ends_of_lines_become_newlines_wherever_the_reading_is_cut(tmp_path, monkeypatch):
     content = "one\r\ntwo\rthree – four\n\r\n五"
     (tmp_path / "a.txt").write_bytes(content.encode())
-    (tmp_path / "b.jsonl").write_bytes("\r\n".join(json.dumps({"text": t}) for t in content).encode())
+    (tmp_path / "b.jsonl").write_bytes(
+        "\r\n".join(json.dumps({"text": t}) for t in content).encode()
+    )
     for size in (1, 2, 3, 5, 1000):
         monkeypatch.setattr("sdsl_jax.user_files._READ_BYTES", size)
         assert read_documents(tmp_path / "a.txt") == ["one\ntwo\nthree – four\n\n五"]
@@ -90,10 +98,14 @@ def test_ends_of_lines_become_newlines_wherever_the_reading_is_cut(tmp_path, mon
     validation=st.floats(0.01, 0.4),
     test=st.floats(0.01, 0.4),
 )
-def test_a_cut_by_position_loses_nothing_and_divides_no_character(tmp_path_factory, text, validation, test):
+def test_a_cut_by_position_loses_nothing_and_divides_no_character(
+    tmp_path_factory, text, validation, test
+):
     folder = tmp_path_factory.mktemp("cut")
     (folder / "a.txt").write_text(text)
-    config = DataConfig(source=str(folder / "a.txt"), validation_fraction=validation, test_fraction=test)
+    config = DataConfig(
+        source=str(folder / "a.txt"), validation_fraction=validation, test_fraction=test
+    )
     if not text.strip():
         with pytest.raises(SdslError, match="is empty"):
             split_texts(config, folder)
@@ -114,7 +126,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         read_documents(tmp_path / "cut.txt")
     pandas.DataFrame({"text": ["a", None]}).to_parquet(tmp_path / "a.parquet")
     for column, where in (("text", "row 2"), ("body", "the table")):
-        with pytest.raises(SdslError, match=rf"{where} of the corpus file .* no text in the column '{column}'"):
+        with pytest.raises(
+            SdslError, match=rf"{where} of the corpus file .* no text in the column '{column}'"
+        ):
             read_documents(tmp_path / "a.parquet", column)
 
 
@@ -130,7 +144,9 @@ WORDS = st.lists(
 
 @pytest.fixture(scope="module")
 def bpe():
-    return BPETokenizer.train("the thesis states that 29 bees 's isn't 。é, \n\n it's  hers. " * 30, 290)
+    return BPETokenizer.train(
+        "the thesis states that 29 bees 's isn't 。é, \n\n it's  hers. " * 30, 290
+    )
 
 
 @given(words=WORDS, size=st.integers(64, 300))
@@ -141,7 +157,9 @@ def test_text_tokenised_in_pieces_is_text_tokenised_whole(tmp_path_factory, bpe,
     pieces = list(read_pieces(path, Span(0, path.stat().st_size), size))
     assert "".join(pieces) == text
     assert max(len(piece.encode()) for piece in pieces) <= size
-    np.testing.assert_array_equal(np.concatenate([bpe.encode(piece) for piece in pieces]), bpe.encode(text))
+    np.testing.assert_array_equal(
+        np.concatenate([bpe.encode(piece) for piece in pieces]), bpe.encode(text)
+    )
 
 
 def test_text_without_blanks_is_cut_between_characters(tmp_path):

@@ -27,7 +27,11 @@ def test_a_batch_is_a_function_of_seed_and_step(sotu):
 def test_an_epoch_sees_every_window_once(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("".join(chr(33 + i % 90) for i in range(2000)))
-    data = load_dataset(DataConfig(source=(str(path),), sequence_length=8, validation_fraction=0.1, test_fraction=0.1))
+    data = load_dataset(
+        DataConfig(
+            source=(str(path),), sequence_length=8, validation_fraction=0.1, test_fraction=0.1
+        )
+    )
     windows = data.window_count("train")
     batches = data.batches(0, 1)
     first = [batches[step][0].tobytes() for step in range(windows)]

@@ -49,28 +49,39 @@ def test_a_byte_order_mark_is_no_text(tmp_path, encoding):
     (tmp_path / "a.jsonl").write_bytes(ROWS.decode().encode(encoding))
     assert read(tmp_path / "a.txt") == TEXTS[:1]
     assert read(tmp_path / "a.jsonl") == TEXTS
-    (tmp_path / "two.jsonl").write_bytes((codecs.BOM_UTF8 + ROWS + b"\n") * 2)  # one file appended to another
+    (tmp_path / "two.jsonl").write_bytes(
+        (codecs.BOM_UTF8 + ROWS + b"\n") * 2
+    )  # one file appended to another
     assert read(tmp_path / "two.jsonl") == TEXTS * 2
 
 
 def test_nul_in_text_is_refused_with_its_number_and_first_place(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one\ntwo\0 and\0 more text of many words\n" + b"\0")
-    refused(tmp_path / "a.txt", r"holds NUL \(U\+0000\) 3 times, first in line 2; NUL ends a document")
+    refused(
+        tmp_path / "a.txt", r"holds NUL \(U\+0000\) 3 times, first in line 2; NUL ends a document"
+    )
     (tmp_path / "one.jsonl").write_bytes(b'{"text": "a\\u0000"}')
     refused(tmp_path / "one.jsonl", r"holds NUL \(U\+0000\) once, in line 1; NUL ends a document")
     (tmp_path / "a.jsonl").write_bytes(ROWS + b'\n\n{"text": "a \\u0000 of some more words"}\n')
     refused(tmp_path / "a.jsonl", r"holds NUL \(U\+0000\) once, in line 4;")
-    parquet.write_table(pyarrow.table({"text": ["a", "b\0 and many other words"]}), tmp_path / "a.parquet")
+    parquet.write_table(
+        pyarrow.table({"text": ["a", "b\0 and many other words"]}), tmp_path / "a.parquet"
+    )
     refused(tmp_path / "a.parquet", "once, in row 2;")
     (tmp_path / "b.txt").write_bytes("words".encode("utf-16-le"))
-    refused(tmp_path / "b.txt", "5 times, first in line 1 .so many say that it is UTF-16 without a byte-order mark")
+    refused(
+        tmp_path / "b.txt",
+        "5 times, first in line 1 .so many say that it is UTF-16 without a byte-order mark",
+    )
     (tmp_path / "b.jsonl").write_bytes(ROWS + b"\n\0\0\0\0")
     refused(tmp_path / "b.jsonl", "line 3 of the corpus file .* holds NUL .*: the file is damaged")
 
 
 def test_nobody_waits_for_the_end_of_a_large_corpus_to_hear_of_nul(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_COUNTED", 20)
-    (tmp_path / "a.jsonl").write_bytes(ROWS + b'\n{"text": "\\u0000 and some words"}' * 9 + b"\n{not read}")
+    (tmp_path / "a.jsonl").write_bytes(
+        ROWS + b'\n{"text": "\\u0000 and some words"}' * 9 + b"\n{not read}"
+    )
     refused(tmp_path / "a.jsonl", "at least 2 times, first in line 3")
 
 
@@ -83,7 +94,10 @@ def test_nobody_waits_for_the_end_of_a_large_corpus_to_hear_of_nul(tmp_path, mon
         (b"<!DOCTYPE html><html>", r"line 2 .* begins like a web page"),
         (b'["text"]', "line 2 .* is not a JSON object"),
         (b'{"Text": "a", "id": 3}', r"line 2 .* \(text_column\); it has 'Text', 'id'\."),
-        (b"{%s}" % b", ".join(b'"%s%d": 1' % (b"k" * 99, i) for i in range(9999)), r"line 2 .{,600}k…, …\.$"),
+        (
+            b"{%s}" % b", ".join(b'"%s%d": 1' % (b"k" * 99, i) for i in range(9999)),
+            r"line 2 .{,600}k…, …\.$",
+        ),
         (b'{"text": null}', r"line 2 .* no text in the column 'text'"),
         (b'{"text": "\\ud800"}', r"line 2 .* half a surrogate pair"),
         (b'{"text": "caf\xe9"}', r"not valid UTF-8 \(byte \d+ is 0xe9; Latin-1"),
@@ -96,8 +110,12 @@ def test_a_row_that_is_none_is_one_sentence(tmp_path, content, message):
 
 def test_a_line_without_end_is_not_read_into_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "LONGEST_LINE", 2_000_000)
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n{"text": "' + b"a" * 5_000_000))
-    refused(tmp_path / "a.jsonl.gz", "line 2 of the corpus file .* is longer than 2,000,000 characters")
+    (tmp_path / "a.jsonl.gz").write_bytes(
+        gzip.compress(b'{"text": "a"}\n{"text": "' + b"a" * 5_000_000)
+    )
+    refused(
+        tmp_path / "a.jsonl.gz", "line 2 of the corpus file .* is longer than 2,000,000 characters"
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,7 +129,11 @@ def test_a_line_without_end_is_not_read_into_memory(tmp_path, monkeypatch):
         ("a.txt.gz", gzip.compress(b"text" * 999, mtime=0)[:-20], "is truncated"),
         ("a.parquet", b"<html>" * 50, "is not a valid Parquet file"),
         ("a.parquet", gzip.compress(b"PAR1" * 9, mtime=0), "is not a valid Parquet file"),
-        ("a.csv", b"a,b", "unknown kind; allowed are .txt, .jsonl, .parquet, and compressed text such as .jsonl.gz"),
+        (
+            "a.csv",
+            b"a,b",
+            "unknown kind; allowed are .txt, .jsonl, .parquet, and compressed text such as .jsonl.gz",
+        ),
         ("a.gz", b"", "unknown kind"),
     ],
 )
@@ -127,14 +149,29 @@ def test_columns_of_parquet(tmp_path):
         "coded": pyarrow.array(TEXTS).dictionary_encode(),
         "view": pyarrow.array(TEXTS, pyarrow.string_view()),
     }
-    others = {"n": [1, 2], "list": [["a"], ["b"]], "bytes": [b"a", b"b"], "null": pyarrow.nulls(2), "gap": ["a", None]}
+    others = {
+        "n": [1, 2],
+        "list": [["a"], ["b"]],
+        "bytes": [b"a", b"b"],
+        "null": pyarrow.nulls(2),
+        "gap": ["a", None],
+    }
     parquet.write_table(pyarrow.table(strings | others), path)
     for column in strings:
         assert read(path, column) == TEXTS
-    for column, kind in (("n", "int64"), ("list", "list<.*>"), ("bytes", "binary"), ("null", "null")):
+    for column, kind in (
+        ("n", "int64"),
+        ("list", "list<.*>"),
+        ("bytes", "binary"),
+        ("null", "null"),
+    ):
         refused(path, rf"the column '{column}' .* is of the type {kind}; it must hold text", column)
     refused(path, "row 2 of the corpus file .* has no text in the column 'gap'", "gap")
-    refused(path, r"the table .* no text in the column 'txt' \(text_column\); it has 'large', 'coded'", "txt")
+    refused(
+        path,
+        r"the table .* no text in the column 'txt' \(text_column\); it has 'large', 'coded'",
+        "txt",
+    )
     table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, names=["text", "text"])
     parquet.write_table(table, path)
     refused(path, "has 2 columns called 'text'")

@@ -24,7 +24,9 @@ def package(tmp_path, monkeypatch):
     (folder / "__init__.py").write_text("raise RuntimeError('imported')\n")
     (folder / "data" / "b.py").write_text("x = 1\n" * 40)
     (folder / "data" / "a.md").write_text("# Title\n" * 40)
-    (folder / "data" / "deep" / "c.jsonl").write_text(json.dumps({"passage": "prose é " * 40}) + "\n")
+    (folder / "data" / "deep" / "c.jsonl").write_text(
+        json.dumps({"passage": "prose é " * 40}) + "\n"
+    )
     (folder / "data" / "picture.png").write_bytes(b"\x89PNG")
     monkeypatch.syspath_prepend(folder.parent)
     return folder
@@ -44,7 +46,9 @@ def test_the_validation_split_is_that_of_the_corpus(dataset):
 
 def test_files_and_folders(dataset, tmp_path):
     (tmp_path / "a.txt").write_text("first text " * 30)
-    (tmp_path / "b.jsonl").write_text("\n".join(json.dumps({"body": f"row {i} " * 9}) for i in range(3)))
+    (tmp_path / "b.jsonl").write_text(
+        "\n".join(json.dumps({"body": f"row {i} " * 9}) for i in range(3))
+    )
     text, found = text_of(tmp_path / "a.txt", dataset)
     assert text == "first text " * 30
     assert found.windows(5).shape == (5, 17)
@@ -64,10 +68,14 @@ def test_what_a_folder_leaves_out_is_noted(dataset, tmp_path):
     ]
 
 
-def test_a_small_file_that_stands_for_very_much_text_is_not_read_into_memory(dataset, tmp_path, monkeypatch):
+def test_a_small_file_that_stands_for_very_much_text_is_not_read_into_memory(
+    dataset, tmp_path, monkeypatch
+):
     monkeypatch.setattr(domains, "LARGEST_TEXT", 1_500_000)
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a" * 3_000_000))
-    with pytest.raises(SdslError, match="'some' cannot be read: it holds more than 1,500,000 characters"):
+    with pytest.raises(
+        SdslError, match="'some' cannot be read: it holds more than 1,500,000 characters"
+    ):
         load_domain(DomainConfig("some", str(tmp_path / "a.txt.gz")), dataset, 4)
 
 
@@ -96,7 +104,10 @@ def test_of_a_large_text_every_kth_piece_is_taken(dataset, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("package:no_such_texts/a.txt", "no_such_texts, which is not installed; `pip install --no-deps no_such_texts`"),
+        (
+            "package:no_such_texts/a.txt",
+            "no_such_texts, which is not installed; `pip install --no-deps no_such_texts`",
+        ),
         ("nowhere.txt", "'some' names nowhere.txt, which does not exist"),
     ],
 )
@@ -119,7 +130,10 @@ def test_what_is_not_there_is_told_from_what_is_wrong(dataset, source, message):
             "package:some_texts/data/deep/c.jsonl",
             r"'some' cannot be read: line 1 .* no text in the column 'text' \(text_column",
         ),
-        ("package:some_texts/__init__.py", "holds 31 tokens, 1 sequences of 16; it must hold at least 4"),
+        (
+            "package:some_texts/__init__.py",
+            "holds 31 tokens, 1 sequences of 16; it must hold at least 4",
+        ),
     ],
 )
 @pytest.mark.usefixtures("package")
@@ -133,6 +147,8 @@ def test_wrong_sources_are_one_sentence(dataset, source, message):
 def test_unreadable_characters_are_named(dataset, tmp_path):
     domain = DomainConfig("some", str(tmp_path / "a.txt"))
     (tmp_path / "a.txt").write_bytes(b"abc\xff")
-    with pytest.raises(SdslError, match=r"'some' cannot be read: .* is not valid UTF-8 \(byte 3 is 0xff"):
+    with pytest.raises(
+        SdslError, match=r"'some' cannot be read: .* is not valid UTF-8 \(byte 3 is 0xff"
+    ):
         load_domain(domain, dataset, 4)
     assert domain_files(domain) == [tmp_path / "a.txt"]

@@ -49,7 +49,9 @@ def test_what_is_left_out_is_counted_and_named(tmp_path):
 def test_names_that_cannot_be_printed(tmp_path):
     for name in ("a.txt", "\udcff\n.md"):
         (tmp_path / name).write_text("x")
-    assert read_folder(tmp_path, KINDS, "corpus folder").note.endswith("left out: 1 of another kind (??.md).")
+    assert read_folder(tmp_path, KINDS, "corpus folder").note.endswith(
+        "left out: 1 of another kind (??.md)."
+    )
 
 
 def test_nothing_is_said_where_everything_is_read(tmp_path):
@@ -64,7 +66,8 @@ def test_nothing_is_said_where_everything_is_read(tmp_path):
 def test_a_folder_without_readable_files_says_what_is_in_it(tmp_path):
     (tmp_path / "a.jsonl.gz").write_text("x")
     with pytest.raises(
-        SdslError, match=r"holds no file of the kinds \.txt, \.jsonl; left out: 1 compressed \(a\.jsonl\.gz"
+        SdslError,
+        match=r"holds no file of the kinds \.txt, \.jsonl; left out: 1 compressed \(a\.jsonl\.gz",
     ):
         read_folder(tmp_path, KINDS, "corpus folder")
 
@@ -85,5 +88,7 @@ def test_a_folder_that_cannot_be_looked_into_stops_everything(tmp_path, monkeypa
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", locked)
-    with pytest.raises(SdslError, match=r"the corpus folder .* cannot be read \(Permission denied\)"):
+    with pytest.raises(
+        SdslError, match=r"the corpus folder .* cannot be read \(Permission denied\)"
+    ):
         read_folder(tmp_path, KINDS, "corpus folder")

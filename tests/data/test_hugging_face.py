@@ -12,7 +12,9 @@ TEXTS = [f"row {i} of a data set – with words" for i in range(100)]
 
 
 def config(name, tmp_path, **changes):
-    return DataConfig(source=f"hf:{name}", sequence_length=16, shards=str(tmp_path / "shards"), **changes)
+    return DataConfig(
+        source=f"hf:{name}", sequence_length=16, shards=str(tmp_path / "shards"), **changes
+    )
 
 
 @pytest.fixture
@@ -46,7 +48,9 @@ def test_rows_are_streamed_once_and_kept(fake, tmp_path, name, parts):
     data = load_dataset(config(name, tmp_path))
     call = dict(zip(("path", "name", "revision"), parts), split="train", streaming=True)
     assert fake.calls == [call]
-    text = "".join(data.tokenizer.decode(data.splits[s][:]) for s in ("train", "validation", "test"))
+    text = "".join(
+        data.tokenizer.decode(data.splits[s][:]) for s in ("train", "validation", "test")
+    )
     assert text == "\0".join(TEXTS)
     sys.modules["datasets"] = None  # nothing is asked of the library, or of the network, any more
     assert load_dataset(config(name, tmp_path)).digest == data.digest
@@ -61,7 +65,10 @@ def test_rows_are_streamed_once_and_kept(fake, tmp_path, name, parts):
             r"read from Hugging Face \(Couldn't reach .* Hub\)",
         ),
         (KeyError(), r"cannot be read from Hugging Face \(KeyError\)"),
-        ({"body": "x"}, r"row 101 of the data set owner/name has no text in the column 'text' \(text_column\)"),
+        (
+            {"body": "x"},
+            r"row 101 of the data set owner/name has no text in the column 'text' \(text_column\)",
+        ),
         ({"text": None}, "row 101 .* has no text"),
         ({"text": "\ud800"}, "row 101 of the data set owner/name holds half a surrogate pair"),
     ],
@@ -81,7 +88,10 @@ def test_a_name_that_is_none(fake, tmp_path):
 
 def test_without_the_library(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(SdslError, match=r"hf:owner/name needs the library datasets, .*install 'sdsl_jax\[datasets\]'"):
+    with pytest.raises(
+        SdslError,
+        match=r"hf:owner/name needs the library datasets, .*install 'sdsl_jax\[datasets\]'",
+    ):
         load_dataset(config("owner/name", tmp_path))
 
 
@@ -90,7 +100,9 @@ def test_the_library_itself_on_local_files(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder = tmp_path / "set"
     folder.mkdir()
-    (folder / "train.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in TEXTS))
+    (folder / "train.jsonl").write_text(
+        "".join(json.dumps({"body": text}) + "\n" for text in TEXTS)
+    )
     data = load_dataset(config(folder, tmp_path, text_column="body"))
     assert data.tokenizer.decode(data.splits["train"][:]).startswith("\0".join(TEXTS[:50]))
     with pytest.raises(SdslError, match=r"row 1 of the data set .* no text in the column 'title'"):

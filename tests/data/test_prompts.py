@@ -14,7 +14,9 @@ BYTES = ByteTokenizer()
 
 
 def load(path, **changes):
-    return load_prompts(str(path), BYTES, **{"count": 64, "max_tokens": 16, "data": DataConfig(), **changes})
+    return load_prompts(
+        str(path), BYTES, **{"count": 64, "max_tokens": 16, "data": DataConfig(), **changes}
+    )
 
 
 def rows(prompts):
@@ -107,7 +109,9 @@ def test_held_out_text_of_files_is_their_end(tmp_path):
 def test_held_out_text_in_the_ids_of_any_tokenizer(tmp_path):
     text = "".join(f"number {i} – of many\n" for i in range(400))
     (tmp_path / "own.txt").write_text(text)
-    data = DataConfig(source=str(tmp_path / "own.txt"), sequence_length=16, tokenizer="bpe", vocab_size=270)
+    data = DataConfig(
+        source=str(tmp_path / "own.txt"), sequence_length=16, tokenizer="bpe", vocab_size=270
+    )
     dataset = load_dataset(data)
     own = load_prompts("heldout", dataset.tokenizer, count=5, max_tokens=9, data=data)
     np.testing.assert_array_equal(own.tokens, dataset.windows("test", 5)[:, :9])
@@ -126,13 +130,21 @@ def test_held_out_text_in_the_ids_of_any_tokenizer(tmp_path):
         ("p.txt", b" \n\n", "is empty"),
         ("p.txt", b"a\xff\xfe", r"not valid UTF-8 \(byte 1 is 0xff"),
         ("p.jsonl", b'{"text": "a"}\n{', "line 2 .*is not valid JSON"),
-        ("p.txt", b"one\n\ntwo\0 and some other words\n\0", "holds NUL .* 2 times, first in line 3"),
+        (
+            "p.txt",
+            b"one\n\ntwo\0 and some other words\n\0",
+            "holds NUL .* 2 times, first in line 3",
+        ),
         ("p.jsonl", b'{"text": "some words \\u0000"}', "holds NUL .* once, in line 1"),
         ("p.jsonl", b"[" * 100_000, "line 1 .*is not valid JSON .it is nested too deeply"),
         ("p.jsonl.gz", b"\x1f\x8b\x08\0", "is truncated"),
         ("p.jsonl", b"<html>", "begins like a web page"),
         ("p.jsonl", b"[1]", "line 1 .*is not a JSON object"),
-        ("p.jsonl", b'{"q": "a"}', "does not have any of the fields prompt, text, ctx, ctx_a, question; it has 'q'"),
+        (
+            "p.jsonl",
+            b'{"q": "a"}',
+            "does not have any of the fields prompt, text, ctx, ctx_a, question; it has 'q'",
+        ),
         ("p.jsonl", b'{"text": 3}', "no text in the field 'text'"),
         ("p.jsonl", b'{"text": " "}', "no text in the field 'text'"),
         ("p.jsonl", b'{"ctx_a": 3, "ctx_b": "x"}', "no text in the field 'ctx_a'"),

@@ -7,12 +7,12 @@ import pytest
 from published_checkpoints import LETTERS, character_tokenizer, copy_checkpoint
 from tokenizers import processors
 
+from sdsl_jax.checkpoints.loading import load_any_model
 from sdsl_jax.data.chat_template import ChatTemplate
 from sdsl_jax.data.prompts import bytes_after_first, load_prompts
 from sdsl_jax.data.published import PublishedTokenizer
 from sdsl_jax.data.tokenizer import BPETokenizer, ByteTokenizer, same_tokens
 from sdsl_jax.errors import SdslError
-from sdsl_jax.training import load_any_model
 
 
 @pytest.fixture
@@ -20,7 +20,9 @@ def folder(tmp_path):
     """A checkpoint whose tokenizer begins every text with !, as OPT's does."""
     folder = copy_checkpoint("opt", tmp_path / "model")
     tokenizer = character_tokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(single="! $A", special_tokens=[("!", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="! $A", special_tokens=[("!", 1)]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
@@ -52,9 +54,13 @@ def test_special_tokens_are_a_setting(folder):
 def test_a_special_token_that_is_no_token_is_refused(folder):
     """An id without a row would be taken for another."""
     tokenizer = character_tokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(single="! $A", special_tokens=[("!", 5000)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="! $A", special_tokens=[("!", 5000)]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
-    with pytest.raises(SdslError, match="adds the id 5000 around every text, and its tokens end at 52"):
+    with pytest.raises(
+        SdslError, match="adds the id 5000 around every text, and its tokens end at 52"
+    ):
         PublishedTokenizer.load(folder)
     assert PublishedTokenizer.load(folder, special_tokens=False).vocab_size == 53
 
@@ -74,14 +80,17 @@ def test_a_prompt_that_is_cut_keeps_what_stands_around_it(folder, tmp_path):
     made = templated.encode_prompt("a long text", 10)
     assert (templated.decode(made.ids), made.cut) == ("user text!", True)
     with pytest.raises(
-        SdslError, match="prompts may have 6 tokens, of which special tokens or the chat template take 6"
+        SdslError,
+        match="prompts may have 6 tokens, of which special tokens or the chat template take 6",
     ):
         templated.encode_prompt("a long text", 6)
 
 
 def load_prompts_of(folder, tokenizer, texts, longest):
     (folder / "prompts.txt").write_text("\n".join(texts))
-    return load_prompts(str(folder / "prompts.txt"), tokenizer, count=len(texts), max_tokens=longest, data=None)
+    return load_prompts(
+        str(folder / "prompts.txt"), tokenizer, count=len(texts), max_tokens=longest, data=None
+    )
 
 
 def test_what_ends_a_text_is_read_from_the_folder(folder):
@@ -93,12 +102,16 @@ def test_what_ends_a_text_is_read_from_the_folder(folder):
 
 
 def test_chat_templates_are_a_setting_and_run_in_a_sandbox(folder, tmp_path):
-    template = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }}{{ eos_token }}{% endfor %}"
+    template = (
+        "{% for m in messages %}{{ m['role'] }} {{ m['content'] }}{{ eos_token }}{% endfor %}"
+    )
     settings = {"eos_token": "z", "chat_template": template}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     own = PublishedTokenizer.load(folder, chat_template="own")
     assert own.decode(own.encode("hey")) == "user heyz"
-    np.testing.assert_array_equal(PublishedTokenizer.load(folder).encode("hey")[1:], own.encode("hey")[5:8])
+    np.testing.assert_array_equal(
+        PublishedTokenizer.load(folder).encode("hey")[1:], own.encode("hey")[5:8]
+    )
     file = tmp_path / "template.jinja"
     file.write_text("x{{ messages[0].content }}")
     given = PublishedTokenizer.load(folder, chat_template=str(file))
@@ -113,7 +126,9 @@ def test_chat_templates_are_a_setting_and_run_in_a_sandbox(folder, tmp_path):
     file.write_text(
         "{% for m in messages %}{% generation %}{{ m | tojson(indent=1) }}{% endgeneration %}{% break %}{% endfor %}"
     )
-    assert "role" in (lambda t: t.decode(t.encode("a")))(PublishedTokenizer.load(folder, chat_template=str(file)))
+    assert "role" in (lambda t: t.decode(t.encode("a")))(
+        PublishedTokenizer.load(folder, chat_template=str(file))
+    )
     file.write_text("{{ raise_exception('no system here') }}")
     with pytest.raises(SdslError, match="no system here"):
         PublishedTokenizer.load(folder, chat_template=str(file)).encode("a")
@@ -130,8 +145,14 @@ def test_chat_templates_are_a_setting_and_run_in_a_sandbox(folder, tmp_path):
         ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
         ("{{ 'a' * 10**10 }}", "it needs more than 256 MB"),
         ("{{ '%10000000000s' % 'a' }}", "it needs more than 256 MB"),
-        ("{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}", "256 MB"),
-        ("{% for i in range(99) %}{{ 'a' * 99999 }}{% endfor %}", "it gives more than 1,048,576 characters"),
+        (
+            "{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+            "256 MB",
+        ),
+        (
+            "{% for i in range(99) %}{{ 'a' * 99999 }}{% endfor %}",
+            "it gives more than 1,048,576 characters",
+        ),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
         ("{{ (" + "(" * 9999, "recursion"),
         pytest.param(
@@ -153,7 +174,9 @@ def test_templates_have_limits_of_time_memory_and_length(source, words):
 def test_one_process_renders_all_texts_and_ends_with_its_template():
     template = ChatTemplate("{{ messages[0].content }}{{ eos_token }}")
     texts = ["a\nb", "日本 \u2028 😀", "{{ 1 }}", ""]
-    rendered = [template.render([{"role": "user", "content": text}], {"eos_token": "<e>"}) for text in texts]
+    rendered = [
+        template.render([{"role": "user", "content": text}], {"eos_token": "<e>"}) for text in texts
+    ]
     assert rendered == [f"{text}<e>" for text in texts]
     process = template._process
     template.render([{"role": "user", "content": "again"}], {})
@@ -172,7 +195,9 @@ def test_a_tokenizer_that_is_absent_or_damaged_is_named(folder):
 
 
 def test_tokenizers_are_the_same_if_shared_ids_mean_the_same():
-    longer, other = (PublishedTokenizer(character_tokenizer(x)) for x in ([*LETTERS, "é"], LETTERS[::-1]))
+    longer, other = (
+        PublishedTokenizer(character_tokenizer(x)) for x in ([*LETTERS, "é"], LETTERS[::-1])
+    )
     own = PublishedTokenizer(character_tokenizer())
     assert same_tokens(own, longer)
     assert same_tokens(longer, own)
@@ -192,7 +217,9 @@ def test_prompts_of_the_embedded_corpus_and_of_none(folder):
     tokenizer = PublishedTokenizer.load(folder)
     prompts = load_prompts("sotu", tokenizer, count=3, max_tokens=9, data=None)
     assert prompts.tokens.shape == (3, 9)
-    with pytest.raises(SdslError, match="nothing is known of the text that the model was trained on"):
+    with pytest.raises(
+        SdslError, match="nothing is known of the text that the model was trained on"
+    ):
         load_prompts("heldout", tokenizer, count=3, max_tokens=9, data=None)
 
 

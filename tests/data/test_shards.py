@@ -22,7 +22,9 @@ def written(folder, arrays, vocab_size, shard_tokens):
     vocab_size=st.sampled_from([2, 256, 257, 65536, 65537]),
     data=st.data(),
 )
-def test_shards_read_like_the_array_that_went_in(tmp_path_factory, lengths, shard_tokens, vocab_size, data):
+def test_shards_read_like_the_array_that_went_in(
+    tmp_path_factory, lengths, shard_tokens, vocab_size, data
+):
     rng = np.random.default_rng(sum(lengths))
     arrays = [rng.integers(0, vocab_size, n).astype(np.int32) for n in lengths]
     whole = np.concatenate([np.zeros(0, np.int32), *arrays])
@@ -33,7 +35,9 @@ def test_shards_read_like_the_array_that_went_in(tmp_path_factory, lengths, shar
     np.testing.assert_array_equal(read, whole)
     number = st.one_of(st.none(), st.integers(-70, 250))
     for _ in range(5):
-        part = slice(data.draw(number), data.draw(number), data.draw(st.sampled_from([None, 1, 3, -1, -2])))
+        part = slice(
+            data.draw(number), data.draw(number), data.draw(st.sampled_from([None, 1, 3, -1, -2]))
+        )
         np.testing.assert_array_equal(read[part], whole[part])
         assert read[part].dtype == np.int32
     if len(whole):
@@ -62,9 +66,13 @@ def test_a_damaged_shard_is_named(tmp_path):
 
     content = path.read_bytes()
     path.write_bytes(content[:70] + bytes([content[70] ^ 4]) + content[71:])
-    os.utime(path, ns=(0, first.mtime_ns))  # rot under an unchanged time: found by the thorough check alone
+    os.utime(
+        path, ns=(0, first.mtime_ns)
+    )  # rot under an unchanged time: found by the thorough check alone
     check_shard(path, first, dtype)
-    with pytest.raises(SdslError, match=r"train-00000\.bin is damaged: its SHA-256 is another; delete the folder"):
+    with pytest.raises(
+        SdslError, match=r"train-00000\.bin is damaged: its SHA-256 is another; delete the folder"
+    ):
         check_shard(path, first, dtype, thorough=True)
     os.utime(path)
     with pytest.raises(SdslError, match="SHA-256 is another"):

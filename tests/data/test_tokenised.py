@@ -27,7 +27,9 @@ from sdsl_jax.errors import SdslError
 def config(tmp_path):
     """Two hundred numbered documents."""
     path = tmp_path / "corpus.jsonl"
-    path.write_text("".join(json.dumps({"text": f"document {i} – of many words"}) + "\n" for i in range(200)))
+    path.write_text(
+        "".join(json.dumps({"text": f"document {i} – of many words"}) + "\n" for i in range(200))
+    )
     return DataConfig(source=str(path), sequence_length=16, shards=str(tmp_path / "shards"))
 
 
@@ -41,14 +43,23 @@ def test_a_corpus_is_the_same_whatever_its_shards(tmp_path_factory, texts, shard
     folder = tmp_path_factory.mktemp("corpus")
     texts = [*texts, "of words " * 60]
     (folder / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    one = DataConfig(source=str(folder / "a.jsonl"), sequence_length=length, shards=str(folder / "one"))
+    one = DataConfig(
+        source=str(folder / "a.jsonl"), sequence_length=length, shards=str(folder / "one")
+    )
     many = dataclasses.replace(one, shards=str(folder / "many"))
     prepare(many, shard_tokens=shard_tokens)
     data, again = load_dataset(one), load_dataset(many)
     whole = np.concatenate([data.splits[name] for name in ("train", "validation", "test")])
     np.testing.assert_array_equal(whole, np.frombuffer("\0".join(texts).encode(), np.uint8))
-    ids = {name: hashlib.sha256(np.asarray(split).astype("<i4").tobytes()) for name, split in data.splits.items()}
-    assert data.digest == again.digest == corpus_digest({name: sha.hexdigest() for name, sha in ids.items()})
+    ids = {
+        name: hashlib.sha256(np.asarray(split).astype("<i4").tobytes())
+        for name, split in data.splits.items()
+    }
+    assert (
+        data.digest
+        == again.digest
+        == corpus_digest({name: sha.hexdigest() for name, sha in ids.items()})
+    )
     assert data.bytes_per_token == again.bytes_per_token == dict.fromkeys(data.splits, 1.0)
     for name in data.splits:
         np.testing.assert_array_equal(data.splits[name], again.splits[name])
@@ -88,10 +99,19 @@ def test_a_bpe_is_kept_with_what_it_made(config, monkeypatch):
 
 def test_a_vocabulary_may_be_learnt_from_an_even_sample(tmp_path, monkeypatch):
     path = tmp_path / "text.txt"
-    path.write_text("".join(f"{word} {word} {word}\n" * 40 for word in ("first", "second", "third", "fourth", "fifth")))
+    path.write_text(
+        "".join(
+            f"{word} {word} {word}\n" * 40
+            for word in ("first", "second", "third", "fourth", "fifth")
+        )
+    )
     monkeypatch.setattr(tokenised, "_SAMPLE_BYTES", 200)
     config = DataConfig(
-        source=str(path), sequence_length=8, tokenizer="bpe", vocab_size=262, shards=str(tmp_path / "s")
+        source=str(path),
+        sequence_length=8,
+        tokenizer="bpe",
+        vocab_size=262,
+        shards=str(tmp_path / "s"),
     )
     seen = []
 
@@ -103,17 +123,27 @@ def test_a_vocabulary_may_be_learnt_from_an_even_sample(tmp_path, monkeypatch):
 
     original = tokenised.make_tokenizer
     monkeypatch.setattr(tokenised, "make_tokenizer", spy)
-    whole, sampled = load_dataset(config), load_dataset(dataclasses.replace(config, tokenizer_sample_bytes=1000))
+    whole, sampled = (
+        load_dataset(config),
+        load_dataset(dataclasses.replace(config, tokenizer_sample_bytes=1000)),
+    )
     size = len(path.read_text())
     assert seen[0] == round(size * 0.9)
     assert 600 < seen[1] <= 1000
-    assert "".join(sampled.tokenizer.decode(sampled.splits[s][:]) for s in sampled.splits) == path.read_text()
+    assert (
+        "".join(sampled.tokenizer.decode(sampled.splits[s][:]) for s in sampled.splits)
+        == path.read_text()
+    )
     assert whole.digest != sampled.digest
 
 
 def test_what_decides_the_ids_decides_the_folder(config, tmp_path):
     folder = corpus_folder(config)
-    other = ({"tokenizer": "bpe", "vocab_size": 300}, {"test_fraction": 0.2}, {"text_column": "body"})
+    other = (
+        {"tokenizer": "bpe", "vocab_size": 300},
+        {"test_fraction": 0.2},
+        {"text_column": "body"},
+    )
     assert corpus_folder(dataclasses.replace(config, sequence_length=99)) == folder
     assert len({folder, *(corpus_folder(dataclasses.replace(config, **c)) for c in other)}) == 4
     made = load_dataset(config)
@@ -127,7 +157,10 @@ def test_the_users_cache_is_the_default(config, cache, monkeypatch, tmp_path):
     assert corpus_folder(dataclasses.replace(config, shards="")).parent == cache
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert corpus_folder(dataclasses.replace(config, shards="")).parent == tmp_path / ".cache/sdsl_jax/corpora"
+    assert (
+        corpus_folder(dataclasses.replace(config, shards="")).parent
+        == tmp_path / ".cache/sdsl_jax/corpora"
+    )
 
 
 _CHILD = """
@@ -150,7 +183,9 @@ tokenised.prepare(DataConfig(source=source, sequence_length=16, shards=shards), 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["write_text", "write_shards", "write_json"])
 def test_killed_while_tokenising(config, where):
-    died = subprocess.run([sys.executable, "-c", _CHILD, where, config.source, config.shards], env=os.environ)
+    died = subprocess.run(
+        [sys.executable, "-c", _CHILD, where, config.source, config.shards], env=os.environ
+    )
     assert died.returncode == -signal.SIGKILL
     folder = corpus_folder(config)
     (left,) = folder.parent.glob(".*.partial")
@@ -198,16 +233,25 @@ def test_a_damaged_corpus_is_not_used(config):
         load_dataset(config)
     manifest = folder / MANIFEST
     manifest.write_text(manifest.read_text().replace('"version": 3', '"version": 9'))
-    with pytest.raises(SdslError, match=r"version 9; this version of sdsl_jax reads 'sdsl-corpus', version 3"):
+    with pytest.raises(
+        SdslError, match=r"version 9; this version of sdsl_jax reads 'sdsl-corpus', version 3"
+    ):
         load_dataset(config)
 
 
 @pytest.mark.parametrize("key", ["dtype", "digest", "splits", "tokenizer", "tokens"])
 def test_a_damaged_manifest_is_not_used(config, key):
     manifest = prepare(config) / MANIFEST
-    for text in ("{", "[]", "[" * 100_000, manifest.read_text().replace(f'"{key}"', f'"not {key}"')):
+    for text in (
+        "{",
+        "[]",
+        "[" * 100_000,
+        manifest.read_text().replace(f'"{key}"', f'"not {key}"'),
+    ):
         manifest.write_text(text)
-        with pytest.raises(SdslError, match=r"manifest.json .*damaged.*; delete the folder .* tokenised again"):
+        with pytest.raises(
+            SdslError, match=r"manifest.json .*damaged.*; delete the folder .* tokenised again"
+        ):
             load_dataset(config)
 
 
@@ -222,13 +266,19 @@ def test_rot_under_an_unchanged_time_is_found(config):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"test_fraction": 0.1}, {"validation_fraction": 0.1}, {"test_fraction": 0.1, "validation_fraction": 0.1}],
+    [
+        {"test_fraction": 0.1},
+        {"validation_fraction": 0.1},
+        {"test_fraction": 0.1, "validation_fraction": 0.1},
+    ],
 )
 def test_other_splits_of_the_same_ids_are_another_corpus(config, changes):
     other = load_dataset(dataclasses.replace(config, **changes))
     one = load_dataset(config)
     assert other.digest != one.digest
-    joined = [np.concatenate([np.asarray(x) for x in data.splits.values()]) for data in (one, other)]
+    joined = [
+        np.concatenate([np.asarray(x) for x in data.splits.values()]) for data in (one, other)
+    ]
     np.testing.assert_array_equal(*joined)
 
 
@@ -237,7 +287,9 @@ def test_a_manifest_tells_what_is_there(config):
     data = load_dataset(config)
     assert manifest["digest"] == data.digest
     for name, split in manifest["splits"].items():
-        assert split["tokens"] == sum(s["tokens"] for s in split["shards"]) == len(data.splits[name])
+        assert (
+            split["tokens"] == sum(s["tokens"] for s in split["shards"]) == len(data.splits[name])
+        )
     ((path, size, modified),) = [source["identity"] for source in manifest["sources"]]
     status = os.stat(config.source)
     assert (path, size, modified) == (config.source, status.st_size, status.st_mtime_ns)
@@ -257,14 +309,19 @@ def test_a_full_disk_leaves_nothing_behind(config, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(tokenised, "write_shards", full)
-    with pytest.raises(SdslError, match=r"cannot be written to .* \(No space left on device\); choose another folder"):
+    with pytest.raises(
+        SdslError,
+        match=r"cannot be written to .* \(No space left on device\); choose another folder",
+    ):
         load_dataset(config)
     assert [path.suffix for path in corpus_folder(config).parent.iterdir()] == [".lock"]
 
 
 def test_where_nothing_can_be_written(config, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SdslError, match=r"cannot be written to .*file/.*choose another folder with data\.shards"):
+    with pytest.raises(
+        SdslError, match=r"cannot be written to .*file/.*choose another folder with data\.shards"
+    ):
         load_dataset(dataclasses.replace(config, shards=str(tmp_path / "file" / "shards")))
 
 
@@ -291,7 +348,11 @@ def test_the_symbol_spelled_out_is_text_and_only_nul_ends_a_document(tmp_path):
     texts = [f"page {i} says <|endoftext|> between the words of its text" for i in range(60)]
     path = text_file(tmp_path / "a.jsonl", "\n".join(json.dumps({"text": text}) for text in texts))
     config = DataConfig(
-        source=str(path), sequence_length=16, tokenizer="bpe", vocab_size=290, shards=str(tmp_path / "s")
+        source=str(path),
+        sequence_length=16,
+        tokenizer="bpe",
+        vocab_size=290,
+        shards=str(tmp_path / "s"),
     )
     data = load_dataset(config)
     ids = np.concatenate([data.splits[name] for name in ("train", "validation", "test")])
@@ -333,7 +394,9 @@ def test_what_may_not_be_meant_is_said_at_every_start(tmp_path):
     text_file(folder / "blank.txt", " \n")
     text_file(folder / "empty.txt", "")
     text_file(folder / "page.txt", "\n<!DOCTYPE html>\n<p>not found")
-    config = DataConfig(source=(str(folder), str(folder / "a.txt")), sequence_length=8, shards=str(tmp_path / "s"))
+    config = DataConfig(
+        source=(str(folder), str(folder / "a.txt")), sequence_length=8, shards=str(tmp_path / "s")
+    )
     expected = [
         f"of the corpus folder {folder}, 6 files are read; left out: 1 hidden (.hidden.txt).",
         f"corpus sources that hold nothing but blanks: 2 of 7 ({folder}/blank.txt, {folder}/empty.txt).",
@@ -369,7 +432,9 @@ def test_hidden_and_compressed_files_are_read_where_they_are_named(tmp_path):
     hidden.write_bytes(codecs.BOM_UTF8 + text.encode())
     packed.write_bytes(gzip.compress(text.encode()))
     digests = {
-        load_dataset(DataConfig(source=str(path), sequence_length=8, shards=str(tmp_path / "s"))).digest
+        load_dataset(
+            DataConfig(source=str(path), sequence_length=8, shards=str(tmp_path / "s"))
+        ).digest
         for path in (plain, hidden, packed)
     }
     assert len(digests) == 1
@@ -430,7 +495,9 @@ def test_memory_stays_far_below_the_size_of_a_corpus(tmp_path, kind):
         if kind == "parquet":
             pandas.DataFrame({"text": texts}).to_parquet(path, row_group_size=500)
         else:
-            path.write_text("\n".join(texts if kind == "txt" else (json.dumps({"text": t}) for t in texts)))
+            path.write_text(
+                "\n".join(texts if kind == "txt" else (json.dumps({"text": t}) for t in texts))
+            )
     out = subprocess.run(
         [sys.executable, "-c", _FRUGAL, paths["large"], tmp_path / "shards", paths["small"]],
         check=True,

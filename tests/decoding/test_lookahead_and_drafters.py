@@ -22,12 +22,16 @@ PROMPTS = np.random.default_rng(0).integers(0, V, (4, 5))
 
 
 def test_online_lookahead_is_the_closed_form_of_the_running_estimate():
-    rule = OnlineLookahead(draft_step=0.1, verify_pass=2.0, prior=0.6, prior_tests=4.0, memory=0.5).check(9)
+    rule = OnlineLookahead(
+        draft_step=0.1, verify_pass=2.0, prior=0.6, prior_tests=4.0, memory=0.5
+    ).check(9)
     memory = rule.start(2)
     np.testing.assert_allclose(rule.acceptance(memory), 0.6)
     memory = rule.learn(memory, jnp.array([4, 2]), jnp.array([4, 1]))
     memory = rule.learn(memory, jnp.array([3, 0]), jnp.array([2, 0]))
-    np.testing.assert_allclose(rule.acceptance(memory), [(2.4 + 2 + 2) / (4 + 2 + 3), (2.4 + 0.5) / (4 + 1)], rtol=1e-6)
+    np.testing.assert_allclose(
+        rule.acceptance(memory), [(2.4 + 2 + 2) / (4 + 2 + 3), (2.4 + 0.5) / (4 + 1)], rtol=1e-6
+    )
     best = optimal_lookahead(np.asarray(rule.acceptance(memory)), 0.05).lookahead_integer
     np.testing.assert_array_equal(rule.most(memory, 9), np.clip(np.asarray(best), 1, 9))
     # Where no draft pays, one is made all the same: the row keeps learning.
@@ -45,7 +49,9 @@ def test_confidence_decides_by_the_distribution_and_not_by_the_draw():
     drawn = np.arange(4) < counts[..., None]
     assert (q.max(-1)[drawn] >= SURE).all()
     assert set(np.unique(counts[np.asarray(run.events.emitted) > 0])) >= {0, 1, 2}
-    assert (np.asarray(run.events.emitted)[(counts == 0) & (np.asarray(run.events.start) > 0)] == 1).all()
+    assert (
+        np.asarray(run.events.emitted)[(counts == 0) & (np.asarray(run.events.start) > 0)] == 1
+    ).all()
 
 
 @pytest.mark.parametrize(
@@ -58,7 +64,9 @@ def test_confidence_decides_by_the_distribution_and_not_by_the_draw():
     ],
 )
 def test_adaptive_rows_depend_on_their_own_prompt_and_number_only(rule, verification):
-    settings = dict(lookahead=rule, max_lookahead=3, new_tokens=14, seed=5, verification=verification)
+    settings = dict(
+        lookahead=rule, max_lookahead=3, new_tokens=14, seed=5, verification=verification
+    )
     together = np.asarray(speculate(model(1, 1), model(2, 2), PROMPTS, **settings).tokens)
     order = [2, 0, 3, 1]
     shuffled = speculate(model(1, 1), model(2, 2), PROMPTS[order], rows=order, **settings)
@@ -90,7 +98,9 @@ def test_ngrams_are_found_as_a_plain_search_finds_them():
         length = int(random.integers(1, 20))
         tokens = np.zeros(24, np.int32)
         tokens[:length] = random.integers(0, 6, length)
-        proposal, source = first(None, jnp.array([-1]), jnp.asarray(tokens)[None], jnp.array([length]), Sampling())
+        proposal, source = first(
+            None, jnp.array([-1]), jnp.asarray(tokens)[None], jnp.array([length]), Sampling()
+        )
         expected = matched(tokens[:length])
         assert bool(proposal.available[0]) == (expected is not None)
         if expected is not None:
@@ -102,7 +112,9 @@ def test_ngrams_speed_up_a_text_that_repeats_itself():
     """A greedy target that has run into a cycle is copied with full acceptance."""
     target = model(2, 2)
     plain = autoregress(target, PROMPTS, new_tokens=60, sampling=Sampling(0.0))
-    run = speculate(NgramDraft(V), target, PROMPTS, lookahead=4, new_tokens=60, sampling=Sampling(0.0))
+    run = speculate(
+        NgramDraft(V), target, PROMPTS, lookahead=4, new_tokens=60, sampling=Sampling(0.0)
+    )
     np.testing.assert_array_equal(run.tokens, plain.tokens)
     # Each row runs into a cycle sooner or later, and five tokens a round from there on.
     assert int(run.batch_rounds) < 25
@@ -114,7 +126,10 @@ def test_ngrams_speed_up_a_text_that_repeats_itself():
         ({"lookahead": ConfidenceThreshold(0.86)}, "needs max_lookahead"),
         ({"lookahead": ConfidenceThreshold(1.5), "max_lookahead": 2}, "threshold is 1.5"),
         ({"lookahead": OnlineLookahead(0.0), "max_lookahead": 2}, "draft step's cost is 0.0"),
-        ({"lookahead": OnlineLookahead(0.1, prior=1.0), "max_lookahead": 2}, "prior acceptance is 1.0"),
+        (
+            {"lookahead": OnlineLookahead(0.1, prior=1.0), "max_lookahead": 2},
+            "prior acceptance is 1.0",
+        ),
         ({"lookahead": OnlineLookahead(0.1, memory=0.0), "max_lookahead": 2}, "memory is 0.0"),
         ({"lookahead": OnlineLookahead(0.1), "max_lookahead": 0}, "max_lookahead is 0"),
     ],

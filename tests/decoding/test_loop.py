@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from sdsl_jax.decoding import Model, NgramDraft, Sampling, autoregress, overlap, probabilities, speculate
+from sdsl_jax.decoding import (
+    Model,
+    NgramDraft,
+    Sampling,
+    autoregress,
+    overlap,
+    probabilities,
+    speculate,
+)
 from sdsl_jax.decoding import loop as decoding_loop
 from sdsl_jax.decoding.sampling import finite_logits
 from sdsl_jax.errors import SdslError
@@ -23,7 +31,9 @@ V = 6
 
 def make(seed: int, layers: int = 1, scale: float = 3.0) -> Model:
     """A random model whose distributions are far from uniform."""
-    config = ModelConfig(vocab_size=V, width=8, layers=layers, heads=2, kv_heads=1, head_dim=4, hidden=12)
+    config = ModelConfig(
+        vocab_size=V, width=8, layers=layers, heads=2, kv_heads=1, head_dim=4, hidden=12
+    )
     params = jax.tree.map(lambda x: x * scale, init_params(config, jax.random.key(seed)))
     return Model(config, params)
 
@@ -59,7 +69,11 @@ def test_joint_distribution_with_many_samples(draft, target):
 
 @pytest.mark.parametrize(
     ("lookahead", "temperature"),
-    [pytest.param(1, 1.0, marks=pytest.mark.slow), (2, 0.7), pytest.param(4, 1.0, marks=pytest.mark.slow)],
+    [
+        pytest.param(1, 1.0, marks=pytest.mark.slow),
+        (2, 0.7),
+        pytest.param(4, 1.0, marks=pytest.mark.slow),
+    ],
 )
 def test_joint_distribution_through_ragged_caches(draft, target, lookahead, temperature):
     """Three tokens after prompts of different lengths in one batch, against all 216 sequences. χ², false alarm 1e-6 each."""
@@ -102,7 +116,13 @@ def test_greedy_speculation_equals_greedy_decoding(draft, target):
     plain = autoregress(target, prompts, new_tokens=20, sampling=Sampling(0.0))
     for lookahead in (1, 3):
         decoded = speculate(
-            draft, target, prompts, lookahead=lookahead, max_lookahead=3, new_tokens=20, sampling=Sampling(0.0)
+            draft,
+            target,
+            prompts,
+            lookahead=lookahead,
+            max_lookahead=3,
+            new_tokens=20,
+            sampling=Sampling(0.0),
         )
         np.testing.assert_array_equal(decoded.tokens, plain.tokens)
 
@@ -113,13 +133,22 @@ def test_a_row_depends_on_its_own_prompt_and_number_only(draft, target):
     lengths = np.array([5, 2, 4, 3])
     prompts = np.where(np.arange(5) < lengths[:, None], prompts, 0)
     arguments = dict(lookahead=3, new_tokens=12, seed=5)
-    together = np.asarray(speculate(draft, target, prompts, prompt_lengths=lengths, **arguments).tokens)
+    together = np.asarray(
+        speculate(draft, target, prompts, prompt_lengths=lengths, **arguments).tokens
+    )
     order = np.array([2, 0, 3, 1])
-    shuffled = speculate(draft, target, prompts[order], prompt_lengths=lengths[order], rows=order, **arguments)
+    shuffled = speculate(
+        draft, target, prompts[order], prompt_lengths=lengths[order], rows=order, **arguments
+    )
     np.testing.assert_array_equal(shuffled.tokens, together[order])
     for row in range(4):
         alone = speculate(
-            draft, target, prompts[row : row + 1], prompt_lengths=lengths[row : row + 1], rows=[row], **arguments
+            draft,
+            target,
+            prompts[row : row + 1],
+            prompt_lengths=lengths[row : row + 1],
+            rows=[row],
+            **arguments,
         )
         np.testing.assert_array_equal(alone.tokens[0], together[row])
 
@@ -130,7 +159,9 @@ def test_a_perfect_draft_is_always_accepted(target):
     decoded = speculate(target, target, prompts, lookahead=4, new_tokens=40)
     events = decoded.events
     full = np.asarray(events.proposed) > 0
-    np.testing.assert_array_equal(np.asarray(events.accepted)[full], np.minimum(4, np.asarray(events.emitted)[full]))
+    np.testing.assert_array_equal(
+        np.asarray(events.accepted)[full], np.minimum(4, np.asarray(events.emitted)[full])
+    )
     assert int(decoded.batch_rounds) == 8
 
 
@@ -186,12 +217,22 @@ def test_stop_tokens_end_a_row_and_clip_its_counts(draft, target):
 def test_one_trace_serves_every_lookahead(draft, target, monkeypatch):
     chex.clear_trace_counter()
     once = chex.assert_max_traces(decoding_loop.speculative_loop.__wrapped__, n=1)
-    static = ("drafter", "target", "verification", "max_lookahead", "buffer", "max_rounds", "keep_distributions")
+    static = (
+        "drafter",
+        "target",
+        "verification",
+        "max_lookahead",
+        "buffer",
+        "max_rounds",
+        "keep_distributions",
+    )
     prompts = np.random.default_rng(6).integers(0, V, (3, 4))
     with monkeypatch.context() as patch:
         patch.setattr(decoding_loop, "speculative_loop", jax.jit(once, static_argnames=static))
         for lookahead in (1, 2, 5):
-            wide = speculate(draft, target, prompts, lookahead=lookahead, max_lookahead=5, new_tokens=9)
+            wide = speculate(
+                draft, target, prompts, lookahead=lookahead, max_lookahead=5, new_tokens=9
+            )
             assert wide.events.proposed.max() == lookahead
         with pytest.raises(AssertionError, match="traced"):
             speculate(draft, target, prompts, lookahead=2, max_lookahead=4, new_tokens=9)
@@ -273,10 +314,17 @@ def test_rows_may_fill_a_table_of_positions_whatever_the_lookahead():
     assert (inside < whole.proposed).any()
     np.testing.assert_array_equal(cut.proposed, inside)
     np.testing.assert_array_equal(cut.verified, np.minimum(whole.verified, inside))
-    np.testing.assert_allclose(cut.chance, np.where(np.arange(4) < inside[..., None], whole.chance, 0), atol=1e-5)
+    np.testing.assert_allclose(
+        cut.chance, np.where(np.arange(4) < inside[..., None], whole.chance, 0), atol=1e-5
+    )
     # Rounds that reach beyond it are no evidence about this lookahead.
     rounds = (cut.emitted > 0) & (cut.start + 4 <= SHORT)
-    assert summarise(short, 4, 0.9).rounds == rounds.sum() < (cut.emitted > 0).sum() == summarise(long, 4, 0.9).rounds
+    assert (
+        summarise(short, 4, 0.9).rounds
+        == rounds.sum()
+        < (cut.emitted > 0).sum()
+        == summarise(long, 4, 0.9).rounds
+    )
     with pytest.raises(SdslError, match="come to 13 positions; the target knows only 12"):
         speculate(learned(LONG, 1), learned(SHORT, 2), prompts, lookahead=4, new_tokens=SHORT - 2)
     with pytest.raises(SdslError, match="come to 13 positions; the draft knows only 12"):
@@ -296,10 +344,15 @@ def test_logits_that_are_not_finite_are_refused(drafter, temperature):
     prompts = np.random.default_rng(8).integers(0, V, (5, 3))
     settings = dict(new_tokens=np.array([2, 2, 9, 2, 2]), sampling=Sampling(temperature))
     for broken in (None, 9):
-        target, draft = learned(SHORT, 2, broken), learned(SHORT, 1) if drafter == "model" else NgramDraft(V)
+        target, draft = (
+            learned(SHORT, 2, broken),
+            learned(SHORT, 1) if drafter == "model" else NgramDraft(V),
+        )
         refused = contextlib.nullcontext()
         if broken is not None:
-            refused = pytest.raises(SdslError, match=r"the logits of the target are not finite: .* Nothing is recorded")
+            refused = pytest.raises(
+                SdslError, match=r"the logits of the target are not finite: .* Nothing is recorded"
+            )
         with refused:
             if drafter == "none":
                 autoregress(target, prompts, **settings)
@@ -313,7 +366,14 @@ def test_logits_that_are_not_finite_are_refused(drafter, temperature):
 def test_rows_that_are_done_and_ids_without_a_row_do_not_count_as_broken(draft, target):
     """Beyond their end rows hold anything; ids that a model has no row for get no probability, by a finite logit."""
     prompts = np.random.default_rng(9).integers(0, V, (5, 3))
-    speculate(learned(SHORT, 1), learned(SHORT, 2, 11), prompts, lookahead=4, new_tokens=np.full(5, 4), room=9)
+    speculate(
+        learned(SHORT, 1),
+        learned(SHORT, 2, 11),
+        prompts,
+        lookahead=4,
+        new_tokens=np.full(5, 4),
+        room=9,
+    )
     logits = jnp.asarray([[0.0, 1.0], [jnp.nan, 0.0], [jnp.inf, 0.0], [-jnp.inf, 0.0]])
     assert finite_logits(logits).tolist() == [True, False, False, False]
     wide = dataclasses.replace(target.config, logit_size=V + 2)
@@ -322,8 +382,14 @@ def test_rows_that_are_done_and_ids_without_a_row_do_not_count_as_broken(draft, 
 
 
 def test_different_vocabularies_are_refused(target):
-    other = ModelConfig(vocab_size=V + 1, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, hidden=12)
+    other = ModelConfig(
+        vocab_size=V + 1, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, hidden=12
+    )
     with pytest.raises(SdslError, match="one vocabulary"):
         speculate(
-            Model(other, init_params(other, jax.random.key(0))), target, np.array([[1]]), lookahead=1, new_tokens=1
+            Model(other, init_params(other, jax.random.key(0))),
+            target,
+            np.array([[1]]),
+            lookahead=1,
+            new_tokens=1,
         )

@@ -35,17 +35,25 @@ SURE = 0.75
 def p_values(draft, target, samples, sampling=PLAIN, **settings):
     """One for each kind of prompt in a ragged batch whose rows stop at different times."""
     found = decode_ragged(draft, target, samples, sampling=sampling, **settings)
-    return [chi_square(f.sequences, outcomes(target, *p, sampling)) for f, p in zip(found, lossless.PROMPTS)]
+    return [
+        chi_square(f.sequences, outcomes(target, *p, sampling))
+        for f, p in zip(found, lossless.PROMPTS)
+    ]
 
 
 def test_every_pair_of_settings_is_covered():
     cells = [cell for cell in covering() if cell.temperature > 0]
     assert len(cells) <= 22
     seen = {
-        (i, a[i], j, a[j]) for a in (tuple(vars(c).values()) for c in cells) for i in range(6) for j in range(i + 1, 6)
+        (i, a[i], j, a[j])
+        for a in (tuple(vars(c).values()) for c in cells)
+        for i in range(6)
+        for j in range(i + 1, 6)
     }
     levels = [tuple(x for x in level if x != 0.0) for level in lossless.LEVELS.values()]
-    assert len(seen) == sum(len(levels[i]) * len(levels[j]) for i in range(6) for j in range(i + 1, 6))
+    assert len(seen) == sum(
+        len(levels[i]) * len(levels[j]) for i in range(6) for j in range(i + 1, 6)
+    )
     assert {c.lookahead for c in covering() if c.temperature == 0} == {1, 2, 4, 7}
 
 
@@ -72,7 +80,10 @@ def test_the_check_can_fail():
 # One cell in three in the full check, in turn over lookaheads, filters, types and rules; all of them before a release.
 @pytest.mark.parametrize(
     "cell",
-    [pytest.param(c, marks=pytest.mark.release if n % 3 else pytest.mark.slow) for n, c in enumerate(covering())],
+    [
+        pytest.param(c, marks=pytest.mark.release if n % 3 else pytest.mark.slow)
+        for n, c in enumerate(covering())
+    ],
     ids=str,
 )
 def test_joint_distribution(cell):
@@ -80,14 +91,20 @@ def test_joint_distribution(cell):
 
 
 @pytest.mark.parametrize(
-    "rule", [pytest.param("token", marks=pytest.mark.release), pytest.param("block", marks=pytest.mark.slow)]
+    "rule",
+    [
+        pytest.param("token", marks=pytest.mark.release),
+        pytest.param("block", marks=pytest.mark.slow),
+    ],
 )
 def test_a_draft_of_negated_logits(rule):
     """The draft prefers what the target avoids: nearly everything comes from residuals."""
     target = model(2, 2)
     settings = dict(lookahead=4, verification=rule)
     assert min(p_values(model(2, 2, negate=True), target, 20_000, **settings)) > ALPHA
-    decoded = speculate(model(2, 2, negate=True), target, np.array([[3]] * 512), new_tokens=5, **settings)
+    decoded = speculate(
+        model(2, 2, negate=True), target, np.array([[3]] * 512), new_tokens=5, **settings
+    )
     assert float(decoded.events.accepted.sum() / (decoded.events.emitted > 0).sum()) < 0.5
 
 
@@ -99,7 +116,9 @@ def after_full_acceptance(lookahead, verify, samples=24_576):
     """
     target, new, prompt = model(2, 2), lookahead + 2, (1, 0, 3)
     noise = model(7, 2).params
-    draft = target._replace(params=jax.tree.map(lambda t, n: 0.9 * t + 0.1 * n, target.params, noise))
+    draft = target._replace(
+        params=jax.tree.map(lambda t, n: 0.9 * t + 0.1 * n, target.params, noise)
+    )
     ids, followed = [], []
     for run in range(samples // 8192):
         decoded = speculate(
@@ -112,7 +131,11 @@ def after_full_acceptance(lookahead, verify, samples=24_576):
             verification=verify,
         )
         events = jax.tree.map(np.asarray, decoded.events)
-        full = (events.accepted == lookahead) & (events.emitted == lookahead + 1) & (events.stop_reason == 0)
+        full = (
+            (events.accepted == lookahead)
+            & (events.emitted == lookahead + 1)
+            & (events.stop_reason == 0)
+        )
         followed.append(full.any(axis=1).mean())
         ids.append(np.asarray(decoded.tokens)[:, -4:])
     everything = np.asarray(list(np.ndindex(*(lossless.V,) * new)))
@@ -120,7 +143,9 @@ def after_full_acceptance(lookahead, verify, samples=24_576):
     for part in np.array_split(np.arange(len(everything)), max(1, len(everything) // 32_768)):
         tokens = np.concatenate([np.tile(prompt, (len(part), 1)), everything[part]], axis=1)
         probs = lossless._target_probs(target, tokens, len(prompt), PLAIN)
-        chances[part] = np.take_along_axis(probs, everything[part][..., None], axis=2)[..., 0].prod(axis=1)
+        chances[part] = np.take_along_axis(probs, everything[part][..., None], axis=2)[..., 0].prod(
+            axis=1
+        )
     expected = np.bincount(everything[:, -4:] @ 4 ** np.arange(4), weights=chances, minlength=4**4)
     assert expected.sum() == pytest.approx(1, abs=1e-4)
     last = np.asarray(list(np.ndindex(4, 4, 4, 4)))
@@ -131,7 +156,10 @@ def after_full_acceptance(lookahead, verify, samples=24_576):
 @pytest.mark.parametrize(
     ("lookahead", "verify"),
     [pytest.param(4, "block", marks=pytest.mark.slow)]
-    + [pytest.param(*each, marks=pytest.mark.release) for each in ((4, "token"), (7, "token"), (7, "block"))],
+    + [
+        pytest.param(*each, marks=pytest.mark.release)
+        for each in ((4, "token"), (7, "token"), (7, "block"))
+    ],
 )
 def test_what_follows_a_full_acceptance(lookahead, verify):
     p, followed = after_full_acceptance(lookahead, verify)
@@ -158,11 +186,18 @@ def test_adaptive_lookahead_is_lossless(rule, verify):
     assert min(p_values(model(1, 1), model(2, 2), 30_000, **settings)) > ALPHA
     decoded = speculate(model(1, 1), model(2, 2), np.array([[3]] * 64), new_tokens=20, **settings)
     # The rule does vary the lookahead.
-    assert len(np.unique(np.asarray(decoded.events.proposed)[np.asarray(decoded.events.emitted) > 0])) >= 3
+    assert (
+        len(np.unique(np.asarray(decoded.events.proposed)[np.asarray(decoded.events.emitted) > 0]))
+        >= 3
+    )
 
 
 @pytest.mark.parametrize(
-    "verify", [pytest.param("token", marks=pytest.mark.slow), pytest.param("block", marks=pytest.mark.release)]
+    "verify",
+    [
+        pytest.param("token", marks=pytest.mark.slow),
+        pytest.param("block", marks=pytest.mark.release),
+    ],
 )
 def test_ngram_drafts_are_lossless(verify):
     settings = dict(lookahead=3, verification=verify)
@@ -180,7 +215,15 @@ def fresh_loop(monkeypatch):
     def copy(*args, **kwargs):
         return original(*args, **kwargs)
 
-    static = ("drafter", "target", "verification", "max_lookahead", "buffer", "max_rounds", "keep_distributions")
+    static = (
+        "drafter",
+        "target",
+        "verification",
+        "max_lookahead",
+        "buffer",
+        "max_rounds",
+        "keep_distributions",
+    )
     monkeypatch.setattr(loop, "speculative_loop", jax.jit(copy, static_argnames=static))
 
 
@@ -206,7 +249,9 @@ def reused_uniform(monkeypatch):
 
     def round_noise(*arguments):
         noise = original(*arguments)
-        return noise._replace(uniforms=jnp.broadcast_to(noise.uniforms[:, :1], noise.uniforms.shape))
+        return noise._replace(
+            uniforms=jnp.broadcast_to(noise.uniforms[:, :1], noise.uniforms.shape)
+        )
 
     monkeypatch.setattr(loop, "round_noise", round_noise)
 
@@ -225,7 +270,9 @@ def keys_by_position(monkeypatch):
 
 def argmax_draft(monkeypatch):
     """Drafts are the most probable tokens, but are verified as if they had been drawn."""
-    monkeypatch.setattr(loop, "draw", lambda probs, noise: jnp.argmax(probs, axis=-1).astype(jnp.int32))
+    monkeypatch.setattr(
+        loop, "draw", lambda probs, noise: jnp.argmax(probs, axis=-1).astype(jnp.int32)
+    )
 
 
 def batch_minimum(monkeypatch):
@@ -239,7 +286,8 @@ def batch_minimum(monkeypatch):
         rest = verification.residual(p[:, least], q[:, jnp.minimum(least, q.shape[1] - 1)])
         again = verification.draw(rest, jnp.roll(noise.residual, 1, axis=1))
         return verdict._replace(
-            accepted=accepted, next_token=jnp.where(verdict.accepted > least, again, verdict.next_token)
+            accepted=accepted,
+            next_token=jnp.where(verdict.accepted > least, again, verdict.next_token),
         )
 
     monkeypatch.setattr(loop, "verify_rows", verify_rows)
@@ -249,8 +297,12 @@ def filter_before_temperature(monkeypatch):
     """The target's filter looks at probabilities of temperature 1."""
 
     def wrong(logits, sampling):
-        filtered = probabilities(logits, Sampling(jnp.float32(1.0), sampling.top_k, sampling.top_p, sampling.min_p))
-        return probabilities(jnp.where(filtered > 0, logits, -jnp.inf), Sampling(sampling.temperature))
+        filtered = probabilities(
+            logits, Sampling(jnp.float32(1.0), sampling.top_k, sampling.top_p, sampling.min_p)
+        )
+        return probabilities(
+            jnp.where(filtered > 0, logits, -jnp.inf), Sampling(sampling.temperature)
+        )
 
     monkeypatch.setattr(loop, "probabilities", wrong)
 
@@ -278,13 +330,16 @@ def constant_bonus(monkeypatch):
 
     def verify_rows(rule, drafts, q, p, counts, noise):
         verdict = original(rule, drafts, q, p, counts, noise)
-        return verdict._replace(next_token=jnp.where(verdict.accepted == counts, 0, verdict.next_token))
+        return verdict._replace(
+            next_token=jnp.where(verdict.accepted == counts, 0, verdict.next_token)
+        )
 
     monkeypatch.setattr(loop, "verify_rows", verify_rows)
 
 
 @pytest.mark.parametrize(
-    "lookahead", [pytest.param(4, marks=pytest.mark.slow), pytest.param(7, marks=pytest.mark.release)]
+    "lookahead",
+    [pytest.param(4, marks=pytest.mark.slow), pytest.param(7, marks=pytest.mark.release)],
 )
 def test_a_constant_bonus_token_fails(monkeypatch, lookahead):
     fresh_loop(monkeypatch)
@@ -294,7 +349,9 @@ def test_a_constant_bonus_token_fails(monkeypatch, lookahead):
 
 def negated_target(monkeypatch):
     """The verify pass turns the target's logits round."""
-    monkeypatch.setattr(loop, "probabilities", lambda logits, sampling: probabilities(-logits, sampling))
+    monkeypatch.setattr(
+        loop, "probabilities", lambda logits, sampling: probabilities(-logits, sampling)
+    )
 
 
 @pytest.mark.release
@@ -326,7 +383,10 @@ MUTATIONS = [
 
 @pytest.mark.parametrize(
     ("mutate", "settings"),
-    [pytest.param(*m, marks=pytest.mark.slow if n < 2 else pytest.mark.release) for n, m in enumerate(MUTATIONS)],
+    [
+        pytest.param(*m, marks=pytest.mark.slow if n < 2 else pytest.mark.release)
+        for n, m in enumerate(MUTATIONS)
+    ],
     ids=lambda x: getattr(x, "__name__", ""),
 )
 def test_mutations_of_the_distribution_fail(monkeypatch, mutate, settings):
@@ -362,7 +422,9 @@ def stale_draft_cache(monkeypatch):
 
     def first(self, params, state, tokens, lengths, sampling):
         last = (lengths - 1)[:, None]
-        logits, state = forward(self.config, params, jnp.take_along_axis(tokens, last, axis=1), last, state)
+        logits, state = forward(
+            self.config, params, jnp.take_along_axis(tokens, last, axis=1), last, state
+        )
         return self._proposal(logits[:, -1], sampling), state
 
     monkeypatch.setattr(drafters.ModelDrafter, "first", first)
@@ -395,7 +457,9 @@ def dropped_bonus(monkeypatch):
     """A fully accepted round emits its drafts only."""
     original = loop.emit
     monkeypatch.setattr(
-        loop, "emit", lambda rows, new, count, r: original(rows, new, jnp.minimum(count, new.shape[1] - 1), r)
+        loop,
+        "emit",
+        lambda rows, new, count, r: original(rows, new, jnp.minimum(count, new.shape[1] - 1), r),
     )
 
 

@@ -25,7 +25,9 @@ def test_one_position_is_exactly_lossless(seed, vocabulary):
     """Σ_x q_x·[accept x] + P(reject)·residual = p, for random p and q with zeros: the identity behind the method."""
     p, q = random_probs(seed, vocabulary), random_probs(seed + 1, vocabulary)
     accept = np.where(
-        np.asarray(q) > 0, np.minimum(1, np.asarray(p, float) / np.maximum(np.asarray(q, float), 1e-30)), 0
+        np.asarray(q) > 0,
+        np.minimum(1, np.asarray(p, float) / np.maximum(np.asarray(q, float), 1e-30)),
+        0,
     )
     emitted = np.asarray(q) * accept + (1 - float(overlap(p, q))) * np.asarray(residual(p, q))
     np.testing.assert_allclose(emitted, p, atol=2e-6)
@@ -35,9 +37,13 @@ def test_one_position_is_exactly_lossless(seed, vocabulary):
 def test_acceptance_probability_is_the_ratio(p, q):
     """The set of uniforms that accept is [0, p/q): just below the ratio accepts and just above rejects."""
     ratio = p / q
-    assert bool(is_accepted(jnp.float32(min(ratio, 1) * (1 - 1e-5)), jnp.float32(p), jnp.float32(q)))
+    assert bool(
+        is_accepted(jnp.float32(min(ratio, 1) * (1 - 1e-5)), jnp.float32(p), jnp.float32(q))
+    )
     if ratio < 1 - 1e-4:
-        assert not bool(is_accepted(jnp.float32(ratio * (1 + 1e-5)), jnp.float32(p), jnp.float32(q)))
+        assert not bool(
+            is_accepted(jnp.float32(ratio * (1 + 1e-5)), jnp.float32(p), jnp.float32(q))
+        )
 
 
 def test_residual_of_equal_distributions_is_the_target():
@@ -64,12 +70,19 @@ def compiled_rounds(verify):
     def one_round(key, lookahead):
         draft_key, accept_key, residual_key, rest_key = jax.random.split(key, 4)
         drafts = draw(q, jax.random.gumbel(draft_key, q.shape))
-        uniforms, gumbels = jax.random.uniform(accept_key, (G,)), jax.random.gumbel(residual_key, (5,))
+        uniforms, gumbels = (
+            jax.random.uniform(accept_key, (G,)),
+            jax.random.gumbel(residual_key, (5,)),
+        )
         verdict = verify(drafts, q, p, lookahead, uniforms, gumbels)
         rest = draw(p, jax.random.gumbel(rest_key, p.shape))
         at = jnp.arange(G + 1)
         padded = jnp.append(drafts, 0)
-        tokens = jnp.where(at < verdict.accepted, padded, jnp.where(at == verdict.accepted, verdict.next_token, rest))
+        tokens = jnp.where(
+            at < verdict.accepted,
+            padded,
+            jnp.where(at == verdict.accepted, verdict.next_token, rest),
+        )
         return tokens, verdict.accepted, verdict.chance
 
     return jax.jit(jax.vmap(one_round, (0, None)))
@@ -78,11 +91,15 @@ def compiled_rounds(verify):
 @functools.cache
 def many_rounds(verify, lookahead):
     """Tokens [N, G + 1], numbers accepted and chances of rounds, each completed with draws from p."""
-    return jax.tree.map(np.asarray, compiled_rounds(verify)(jax.random.split(jax.random.key(1), N), lookahead))
+    return jax.tree.map(
+        np.asarray, compiled_rounds(verify)(jax.random.split(jax.random.key(1), N), lookahead)
+    )
 
 
 @pytest.mark.parametrize("verify", [verify_tokens, verify_block])
-@pytest.mark.parametrize("lookahead", [*(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1, 2)), 3])
+@pytest.mark.parametrize(
+    "lookahead", [*(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1, 2)), 3]
+)
 def test_joint_distribution_of_verified_tokens(verify, lookahead):
     """All outcomes of a round on fixed p and q, enumerated exactly.
 
@@ -93,7 +110,10 @@ def test_joint_distribution_of_verified_tokens(verify, lookahead):
     tokens = tokens[:, : lookahead + 1]
     cells = np.ravel_multi_index(tokens.T, (5,) * (lookahead + 1))
     expected = N * np.asarray(
-        [np.prod([P_FIXED[i, t] for i, t in enumerate(c)]) for c in np.ndindex(*(5,) * (lookahead + 1))]
+        [
+            np.prod([P_FIXED[i, t] for i, t in enumerate(c)])
+            for c in np.ndindex(*(5,) * (lookahead + 1))
+        ]
     )
     counts = np.bincount(cells, minlength=len(expected))
     statistic = ((counts - expected) ** 2 / expected).sum()
@@ -130,7 +150,11 @@ def test_survival_of_block_verification(lookahead):
         assert abs((accepted >= k).mean() - survival[k - 1]) < 5 * error
     # At one draft the two rules are the same rule; beyond, the block keeps more.
     tokens = np.cumprod([float(overlap(p[i], q[i])) for i in range(lookahead)]).sum()
-    assert survival.sum() == pytest.approx(tokens) if lookahead == 1 else survival.sum() > tokens * 1.01
+    assert (
+        survival.sum() == pytest.approx(tokens)
+        if lookahead == 1
+        else survival.sum() > tokens * 1.01
+    )
 
 
 def test_block_verification_is_exactly_lossless(x64):
@@ -153,7 +177,11 @@ def test_block_verification_is_exactly_lossless(x64):
             q = p[:lookahead]  # nothing left for any residual
         weights, passing = (np.asarray(x) for x in tests(drafts, q, p, lookahead))
         rests = np.asarray(
-            residual(np.concatenate([np.ones((len(drafts), 1)), weights], 1)[:, :lookahead, None] * p[:lookahead], q)
+            residual(
+                np.concatenate([np.ones((len(drafts), 1)), weights], 1)[:, :lookahead, None]
+                * p[:lookahead],
+                q,
+            )
         )
         joint = np.zeros((vocabulary,) * (lookahead + 1))
         for d, h, rest in zip(drafts, passing, rests):

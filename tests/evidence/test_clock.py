@@ -19,7 +19,14 @@ FLOAT = Precision(4.0, 4.0)
 # Memory decides in single rows, and arithmetic in batches: speculation pays in the former and not in the latter.
 MACHINE = Hardware(5e-6, 1e-6, 1e-7, 2e10, 2e10, 2.0, 5e-6)
 ALPHA = {3_000: 0.5, 10_000: 0.62, 40_000: 0.75, 160_000: 0.8}
-SHAPES = {3_000: (1, 16), 10_000: (1, 29), 40_000: (2, 41), 160_000: (3, 67), 900_000: (5, 122), 3_000_000: (8, 177)}
+SHAPES = {
+    3_000: (1, 16),
+    10_000: (1, 29),
+    40_000: (2, 41),
+    160_000: (3, 67),
+    900_000: (5, 122),
+    3_000_000: (8, 177),
+}
 
 
 def _shape(params: int) -> Shape:
@@ -30,21 +37,44 @@ def _shape(params: int) -> Shape:
 def _record(params: int, role: str):
     layers, width = SHAPES[params]
     made = model(f"{role}-{params}", params, 2.5 - 0.1 * np.log10(params), role)
-    return type(made)(**(vars(made) | {"layers": layers, "width": width, "params_total": params + WORDS * width}))
+    return type(made)(
+        **(vars(made) | {"layers": layers, "width": width, "params_total": params + WORDS * width})
+    )
 
 
 def _study(machine: Hardware = MACHINE, noise: float = 0.01, repetitions: int = 6, seed: int = 0):
     """Runs of a machine that follows `MACHINE`, and what is predicted by `machine`."""
     random = np.random.default_rng(seed)
-    drafts, targets = [_record(n, "draft") for n in ALPHA], [_record(n, "target") for n in (900_000, 3_000_000)]
+    drafts, targets = (
+        [_record(n, "draft") for n in ALPHA],
+        [_record(n, "target") for n in (900_000, 3_000_000)],
+    )
     runs = []
 
-    def run(block: int, draft: str, target: str, lookahead: int, batch: int, seconds: float, tokens: float) -> None:
+    def run(
+        block: int,
+        draft: str,
+        target: str,
+        lookahead: int,
+        batch: int,
+        seconds: float,
+        tokens: float,
+    ) -> None:
         for repetition in range(repetitions):
             took = 1000 * seconds * np.exp(noise * random.normal())
             runs.append(
                 RunRecord(
-                    *(draft, target, lookahead, batch, block, repetition, took, 1000, round(1000 * tokens)),
+                    *(
+                        draft,
+                        target,
+                        lookahead,
+                        batch,
+                        block,
+                        repetition,
+                        took,
+                        1000,
+                        round(1000 * tokens),
+                    ),
                     CONTEXT,
                     1.0,
                 )
@@ -56,7 +86,9 @@ def _study(machine: Hardware = MACHINE, noise: float = 0.01, repetitions: int = 
         run(block, "", target.model_id, 0, batch, step, batch)
         for draft, lookahead in itertools.product(drafts, (1, 2, 4, 8)):
             size = draft.params_nonembedding
-            took = round_time(MACHINE, _shape(size), of_target, lookahead, batch, CONTEXT, FLOAT, FLOAT)
+            took = round_time(
+                MACHINE, _shape(size), of_target, lookahead, batch, CONTEXT, FLOAT, FLOAT
+            )
             tau = batch * float(tokens_per_round(ALPHA[size], float(lookahead)))
             run(block, draft.model_id, target.model_id, lookahead, batch, float(took.seconds), tau)
     # A law that gives each draft the acceptance that it has: 1 − α falls by a power of N between neighbours, nearly.
@@ -64,7 +96,11 @@ def _study(machine: Hardware = MACHINE, noise: float = 0.01, repetitions: int = 
     slope, level = np.polyfit(sizes, miss, 1)
     power = {
         "law": "power_law",
-        "coefficients": {"scale": float(np.exp(level)), "exponent": float(-slope), "target_exponent": 0.0},
+        "coefficients": {
+            "scale": float(np.exp(level)),
+            "exponent": float(-slope),
+            "target_exponent": 0.0,
+        },
         "draws": {},
     }
     chinchilla = {
@@ -78,7 +114,9 @@ def _study(machine: Hardware = MACHINE, noise: float = 0.01, repetitions: int = 
         "acceptance_laws": [power],
         "hardware": {
             "coefficients": {
-                k: v for k, v in MACHINE._asdict().items() if k not in ("link_bytes_per_second", "memory_bytes")
+                k: v
+                for k, v in MACHINE._asdict().items()
+                if k not in ("link_bytes_per_second", "memory_bytes")
             },
             "precision": FLOAT._asdict(),
             "batch": 1,
@@ -89,7 +127,9 @@ def _study(machine: Hardware = MACHINE, noise: float = 0.01, repetitions: int = 
         "shape_rule": {"aspect_ratio": 32.0, "vocab_size": float(WORDS), "context": 64.0},
     }
     device = HardwareFile("machine", machine, FLOAT, "invented", "a test", False)
-    return inputs(config=config(), models=[*drafts, *targets], fits=fits, runs=runs, hardware=device)
+    return inputs(
+        config=config(), models=[*drafts, *targets], fits=fits, runs=runs, hardware=device
+    )
 
 
 @pytest.fixture(scope="module")
@@ -123,13 +163,17 @@ def test_measured_rates_are_ratios_within_a_repetition():
     # A repetition in which everything takes twice as long changes nothing.
     doubled = [type(r)(**(vars(r) | {"seconds": 2 * r.seconds})) for r in slow]
     again = study._replace(runs=[*doubled, *(r for r in study.runs if r.repetition)])
-    assert next(c for c in cells(again) if c.lookahead == 4 and c.batch == 1).rates == pytest.approx(cell.rates)
+    assert next(
+        c for c in cells(again) if c.lookahead == 4 and c.batch == 1
+    ).rates == pytest.approx(cell.rates)
 
 
 @pytest.mark.slow
 def test_a_wrong_machine_is_found_out():
     """A machine without overheads and with endless arithmetic is not the one that was timed."""
-    wrong = MACHINE._replace(pass_seconds=0.0, layer_seconds=0.0, token_seconds=0.0, round_seconds=0.0)
+    wrong = MACHINE._replace(
+        pass_seconds=0.0, layer_seconds=0.0, token_seconds=0.0, round_seconds=0.0
+    )
     errors = clock(_study(wrong._replace(flops_per_second=1e15)))["error"]
     assert errors["median_absolute"] > 0.1
 

@@ -47,9 +47,17 @@ def test_the_loss_of_the_very_domain_carries_the_law_over():
 def test_nothing_is_said_without_conditions():
     study = law_study()
     answers = gather(study)
-    assert answers["temperature"] is answers["domain"] is answers["same_data"] is answers["dependence"] is None
+    assert (
+        answers["temperature"]
+        is answers["domain"]
+        is answers["same_data"]
+        is answers["dependence"]
+        is None
+    )
     one_size = [
-        m for m in law_study(temperatures=TEMPERATURES).models if m.role == "target" or m.params_nonembedding == 1000
+        m
+        for m in law_study(temperatures=TEMPERATURES).models
+        if m.role == "target" or m.params_nonembedding == 1000
     ]
     assert temperature(law_study(temperatures=TEMPERATURES)._replace(models=one_size)) is None
     unknown = law_study(domains=(("far", 1.0, 0.5),))

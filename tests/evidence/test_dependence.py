@@ -14,7 +14,10 @@ ALPHA = np.asarray([0.4, 0.6, 0.8])
 @pytest.mark.slow
 def test_persistence_is_recovered_exactly(x64):
     rho = np.asarray([-0.2, 0.1, 0.3])
-    tau = [[float(PersistentAcceptance(a, r).tokens_per_round(g)) for g in (1, 4)] for a, r in zip(ALPHA, rho)]
+    tau = [
+        [float(PersistentAcceptance(a, r).tokens_per_round(g)) for g in (1, 4)]
+        for a, r in zip(ALPHA, rho)
+    ]
     found = fit_dependence(ALPHA, np.asarray(tau), (1, 4), (8,))["persistent"]
     np.testing.assert_allclose(found.parameter, rho, atol=1e-6)
     wanted = [float(PersistentAcceptance(a, r).tokens_per_round(8)) for a, r in zip(ALPHA, rho)]
@@ -70,7 +73,9 @@ def test_the_best_lookahead_follows_from_tau():
     study = chain_study(seed=3, persistence=0.2)
     found = dependence(study)
     for row in found["pairs"]:
-        tau = np.asarray(column([r for r in study.expected if r.draft_id == row["draft_id"]], "tokens_per_round"))
+        tau = np.asarray(
+            column([r for r in study.expected if r.draft_id == row["draft_id"]], "tokens_per_round")
+        )
         speedup = np.asarray([1, *tau / (np.arange(1, 13) * row["cost"] + 1)])
         assert row["lookahead_measured"] == speedup.argmax()
         chosen = row["lookahead"]["geometric"]
@@ -82,9 +87,18 @@ def test_nothing_is_said_of_too_little():
     study = chain_study(seed=1, persistence=0.3, samples=8, length=24)
     assert dependence(inputs()) is None
     assert dependence(study._replace(acceptance=[])) is None
-    assert dependence(study._replace(expected=[r for r in study.expected if r.lookahead < 3])) is None
-    assert dependence(study._replace(expected=[r for r in study.expected if r.lookahead > 1])) is None
-    assert dependence(study._replace(expected=[r for r in study.expected if r.lookahead < 4], survival=[])) is not None
+    assert (
+        dependence(study._replace(expected=[r for r in study.expected if r.lookahead < 3])) is None
+    )
+    assert (
+        dependence(study._replace(expected=[r for r in study.expected if r.lookahead > 1])) is None
+    )
+    assert (
+        dependence(
+            study._replace(expected=[r for r in study.expected if r.lookahead < 4], survival=[])
+        )
+        is not None
+    )
 
 
 def test_holm_and_student():

@@ -18,7 +18,15 @@ from sdsl_jax.evidence.speedups import measured_speedups
 from sdsl_jax.fitting import fit_all, read_laws
 from sdsl_jax.models import count, member
 from sdsl_jax.records import ExpectedRecord, LatencyRecord, ModelRecord, longest_trained
-from sdsl_jax.theory import AffinePlane, ChinchillaLaw, FlopCost, LogitPlane, ModelPoint, PowerLaw, tokens_per_round
+from sdsl_jax.theory import (
+    AffinePlane,
+    ChinchillaLaw,
+    FlopCost,
+    LogitPlane,
+    ModelPoint,
+    PowerLaw,
+    tokens_per_round,
+)
 
 LOSS, ALPHA = ChinchillaLaw(1.1, 6.0, 40.0, 0.25, 0.35), LogitPlane(2.4, 2.2, 1.6)
 SIZES = (3_000, 6_000, 12_000, 25_000, 50_000, 100_000)
@@ -42,10 +50,19 @@ CONFIG = from_dict(
 )
 
 
-def made(role: str, size: int, tokens: int, loss: float, seed: int = 0, layers: int = 1) -> ModelRecord:
+def made(
+    role: str, size: int, tokens: int, loss: float, seed: int = 0, layers: int = 1
+) -> ModelRecord:
     n = count(member(CONFIG.family, size, CONFIG.data.vocab_size), 0).nonembedding
-    record = ModelRecord(f"{role}-{size}-{tokens}-{seed}", role, n, n + 4096, tokens, seed, loss, math.exp(loss))
-    more = {"flops_per_token": 2.0 * n + 40_000, "layers": layers, "bits_per_byte": loss / math.log(2), "epochs": 1.0}
+    record = ModelRecord(
+        f"{role}-{size}-{tokens}-{seed}", role, n, n + 4096, tokens, seed, loss, math.exp(loss)
+    )
+    more = {
+        "flops_per_token": 2.0 * n + 40_000,
+        "layers": layers,
+        "bits_per_byte": loss / math.log(2),
+        "epochs": 1.0,
+    }
     return dataclasses.replace(record, validation_loss_nats=loss - 0.3, **more)
 
 
@@ -74,7 +91,8 @@ def world(noise: float = 0.0, law=ALPHA, step: float = 0.0, seed: int = 0) -> In
             ids = draft.model_id, target.model_id
             acceptance.append(exact(*ids, alpha))
             expected += [
-                ExpectedRecord(*ids, g, 1.0, "base text", float(tokens_per_round(alpha, g))) for g in range(1, 13)
+                ExpectedRecord(*ids, g, 1.0, "base text", float(tokens_per_round(alpha, g)))
+                for g in range(1, 13)
             ]
     fits = fit_all(CONFIG, models, acceptance, latency(models))
     return Inputs(CONFIG, models, acceptance, [], expected, [], [], [], fits, [], {})
@@ -85,7 +103,10 @@ def point(model: ModelRecord) -> ModelPoint:
 
 
 def latency(models: list[ModelRecord]) -> list[LatencyRecord]:
-    return [LatencyRecord(m.model_id, "decode", 1, 1, 64, 1e-4 + 1e-9 * m.params_nonembedding) for m in models]
+    return [
+        LatencyRecord(m.model_id, "decode", 1, 1, 64, 1e-4 + 1e-9 * m.params_nonembedding)
+        for m in models
+    ]
 
 
 def published(found: Inputs) -> Inputs:
@@ -128,7 +149,8 @@ def test_predictions_do_not_look_at_what_is_held_out(quiet):
     """Other records of held-out models change nothing in what is published."""
     kept = {(rung.role, rung.params) for rung in held_out(CONFIG)}
     changed = [
-        dataclasses.replace(m, loss_nats=9.0) if (m.role, m.params_nonembedding) in kept else m for m in quiet.models
+        dataclasses.replace(m, loss_nats=9.0) if (m.role, m.params_nonembedding) in kept else m
+        for m in quiet.models
     ]
     again = published(quiet._replace(models=changed))
     assert again.predictions == quiet.predictions
@@ -140,14 +162,20 @@ def test_an_acceptance_that_reaches_one_has_no_finite_optimum(quiet):
     always = AffinePlane(0.0, 0.0, 1.2)
     laws = read_laws(quiet.fits)._replace(
         acceptance={"affine_plane": always},
-        acceptance_draws={"affine_plane": AffinePlane(np.zeros(24), np.zeros(24), np.full(24, 1.2))},
+        acceptance_draws={
+            "affine_plane": AffinePlane(np.zeros(24), np.zeros(24), np.full(24, 1.2))
+        },
     )
-    optimum = _optimum(CONFIG.seen, laws, Rung("target", 500_000, BUDGETS[-1]), BUDGETS[-1], {}, SIZES[0])
+    optimum = _optimum(
+        CONFIG.seen, laws, Rung("target", 500_000, BUDGETS[-1]), BUDGETS[-1], {}, SIZES[0]
+    )
     assert not math.isfinite(optimum["lookahead"])
     assert not np.isfinite(optimum["interval"]["lookahead"]).any()
     kept = optimum | {"lookahead": None, "speedup": None}  # as JSON has it
     for found in (optimum, kept):
-        choice = holdout(quiet._replace(predictions=quiet.predictions | {"optimum": found}))["choice"]
+        choice = holdout(quiet._replace(predictions=quiet.predictions | {"optimum": found}))[
+            "choice"
+        ]
         assert choice["strategies"]["predicted N* and γ*"]["lookahead"] == 12
         assert choice["predicted_speedup_error"] is None
 
@@ -183,7 +211,9 @@ def test_the_best_count_is_found():
     law = PowerLaw(4.0, 0.35, 0.05)
 
     def total(draft: ModelPoint, target: ModelPoint):
-        return law(draft._replace(params=draft.params + 4096), target._replace(params=target.params + 4096))
+        return law(
+            draft._replace(params=draft.params + 4096), target._replace(params=target.params + 4096)
+        )
 
     found = law_inputs(world(law=total))
     assert found["best_count"]["power_law"] == "total parameters"
@@ -200,7 +230,8 @@ def test_claims_are_those_of_the_laws(quiet):
         n = np.geomspace(1000, target.params_nonembedding, 4000)[:, None]
         loss = float(laws.loss(target.params_nonembedding, target.train_tokens))
         alpha = laws.acceptance["logit_plane"](
-            ModelPoint(n, laws.loss(n, BUDGETS[-1]), BUDGETS[-1]), ModelPoint(target.params_nonembedding, loss)
+            ModelPoint(n, laws.loss(n, BUDGETS[-1]), BUDGETS[-1]),
+            ModelPoint(target.params_nonembedding, loss),
         )
         cost = FlopCost(laws.rule, float(target.params_nonembedding)).draft_step(n)
         gamma = np.linspace(0.5, 20, 400)[None]
@@ -215,25 +246,37 @@ def test_claims_are_those_of_the_laws(quiet):
     dominates = found["the draft's perplexity dominates acceptance, nat for nat"]
     assert dominates["answer"] == "undecided"
     assert "only 3 training runs of targets" in dominates["quantity"]
-    assert found["the draft's perplexity dominates acceptance, over the range of this ladder"]["answer"] == "yes"
+    assert (
+        found["the draft's perplexity dominates acceptance, over the range of this ladder"][
+            "answer"
+        ]
+        == "yes"
+    )
     assert dominates["estimate"] == pytest.approx(1.6 / 2.2, rel=0.05)
 
 
 @pytest.mark.slow
 def test_sensitivities_are_differences(quiet):
     """ln N* of the largest target, moved by a coefficient: the implicit derivative against a central difference."""
-    alone = [m for m in quiet.models if m.role == "draft"] + [longest_trained(quiet.models, "target")[-1]]
+    alone = [m for m in quiet.models if m.role == "draft"] + [
+        longest_trained(quiet.models, "target")[-1]
+    ]
     first, *others = quiet.fits["acceptance_laws"]
     assert first["law"] == "logit_plane"
     row = next(r for r in sensitivity(quiet)["rows"] if r["coefficient"] == "level")
     step, logs = 1e-3, []
     for sign in (-1, 1):
         moved = first | {
-            "coefficients": first["coefficients"] | {"level": first["coefficients"]["level"] + sign * step}
+            "coefficients": first["coefficients"]
+            | {"level": first["coefficients"]["level"] + sign * step}
         }
-        found = claims(quiet._replace(models=alone, fits=quiet.fits | {"acceptance_laws": [moved, *others]}))
+        found = claims(
+            quiet._replace(models=alone, fits=quiet.fits | {"acceptance_laws": [moved, *others]})
+        )
         logs.append(-math.log(found["claims"][0]["estimate"]))  # ln N* up to ln M
-    assert row["log_draft_params"] / row["standard_error"] == pytest.approx((logs[1] - logs[0]) / (2 * step), rel=1e-2)
+    assert row["log_draft_params"] / row["standard_error"] == pytest.approx(
+        (logs[1] - logs[0]) / (2 * step), rel=1e-2
+    )
 
 
 @pytest.mark.release

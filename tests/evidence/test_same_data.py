@@ -13,7 +13,9 @@ def test_drafts_that_follow_the_same_law():
     assert found["n"] == 10
     assert not found["warnings"]
     assert abs(found["difference"]["estimate"]) < 0.005
-    assert found["difference"]["low"] <= found["difference"]["estimate"] <= found["difference"]["high"]
+    assert (
+        found["difference"]["low"] <= found["difference"]["estimate"] <= found["difference"]["high"]
+    )
 
 
 def test_drafts_that_do_not():
@@ -40,7 +42,11 @@ def test_losses_outside_the_range_are_warned_of():
 
 def test_too_few_drafts_of_the_study_hold_no_curve():
     study = law_study(shift=0.0)
-    few = [m for m in study.models if m.role == "target" or m.model_id in ("draft-0-0", "draft-2-0", "draft-5-0")]
+    few = [
+        m
+        for m in study.models
+        if m.role == "target" or m.model_id in ("draft-0-0", "draft-2-0", "draft-5-0")
+    ]
     assert same_data(study._replace(models=few)) is None
     assert same_data(law_study()) is None
 
@@ -54,7 +60,9 @@ def test_both_estimators_are_told():
         for row in study.conditions
     ]
     own = [dataclasses.replace(row, **samples) for row in study.acceptance]
-    found = same_data(study._replace(conditions=[*both, *study.conditions], acceptance=[*own, *study.acceptance]))
+    found = same_data(
+        study._replace(conditions=[*both, *study.conditions], acceptance=[*own, *study.acceptance])
+    )
     assert (found["estimator"], found["answer"]) == ("teacher_forced_text", "yes")
     (also,) = found["also"]
     assert (also["estimator"], also["answer"]) == ("teacher_forced_samples", "no")

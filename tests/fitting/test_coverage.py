@@ -25,9 +25,13 @@ CHILD = Path(coverage_child.__file__)
 pytestmark = pytest.mark.release
 
 
-def simulated(count: int, correlation: float, sizes: int = 8, processes: int = 2) -> dict[str, np.ndarray]:
+def simulated(
+    count: int, correlation: float, sizes: int = 8, processes: int = 2
+) -> dict[str, np.ndarray]:
     """How often each kind of interval holds each coefficient."""
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(CHILD.parents[1])}
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
+        "PYTHONPATH": str(CHILD.parents[1])
+    }
     ends = [count * i // processes for i in range(processes + 1)]
     children = [
         subprocess.Popen(
@@ -48,7 +52,9 @@ def simulated(count: int, correlation: float, sizes: int = 8, processes: int = 2
     truth = np.asarray(jax.tree.leaves(coverage_child.TRUTH))
     hits = {}
     for kind in parts[0]:
-        low, high = np.moveaxis(np.concatenate([np.asarray(part[kind], float) for part in parts]), 1, 0)
+        low, high = np.moveaxis(
+            np.concatenate([np.asarray(part[kind], float) for part in parts]), 1, 0
+        )
         hits[kind] = ((low <= truth) & (truth <= high)).sum(axis=0)
     print(f"{count} tables, {sizes} sizes, correlation {correlation}")
     print({kind: np.round(h / count, 3).tolist() for kind, h in hits.items()})
@@ -89,5 +95,8 @@ def test_the_two_moments_of_the_noise(noise):
         moments = spread(noise * random.normal(size=n), 0, delta)
         found.append(math.sqrt(moments.score / n) / moments.slope)
     values = noise * random.normal(size=1_000_000)
-    truth = math.sqrt(np.square(np.clip(values, -delta, delta)).mean() / n) / (np.abs(values) <= delta).mean()
+    truth = (
+        math.sqrt(np.square(np.clip(values, -delta, delta)).mean() / n)
+        / (np.abs(values) <= delta).mean()
+    )
     assert np.median(found) == pytest.approx(truth, rel=0.08)

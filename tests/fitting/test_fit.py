@@ -31,7 +31,10 @@ CONFIG = FitConfig(starts=32, bootstrap=50)
 
 
 def models(
-    noise: float, seed: int = 0, sizes=(1e3, 3e3, 1e4, 3e4, 1e5, 3e5), budgets=(1e5, 4e5, 1.6e6, 6.4e6)
+    noise: float,
+    seed: int = 0,
+    sizes=(1e3, 3e3, 1e4, 3e4, 1e5, 3e5),
+    budgets=(1e5, 4e5, 1.6e6, 6.4e6),
 ) -> list[ModelRecord]:
     random = np.random.default_rng(seed)
     made = []
@@ -39,7 +42,11 @@ def models(
         for d in budgets:
             loss = float(TRUTH(n, d)) * np.exp(noise * random.normal())
             role = "target" if n == max(sizes) else "draft"
-            made.append(ModelRecord(f"{role}-{n:g}-{d:g}", role, int(n), int(n), int(d), 0, loss, np.exp(loss)))
+            made.append(
+                ModelRecord(
+                    f"{role}-{n:g}-{d:g}", role, int(n), int(n), int(d), 0, loss, np.exp(loss)
+                )
+            )
     return made
 
 
@@ -80,12 +87,17 @@ def test_huber():
 
 def test_weights_are_repetitions(x64):
     """A weight of two is the row twice, and a weight of zero is the row left out."""
-    t, y = jnp.linspace(0, 3, 8), 2 * jnp.exp(-jnp.linspace(0, 3, 8)) + 0.1 * jnp.sin(9 * jnp.linspace(0, 3, 8))
+    t, y = (
+        jnp.linspace(0, 3, 8),
+        2 * jnp.exp(-jnp.linspace(0, 3, 8)) + 0.1 * jnp.sin(9 * jnp.linspace(0, 3, 8)),
+    )
     weights = jnp.array([2.0, 0, 1, 1, 1, 0, 1, 2])
     repeated = np.repeat(np.arange(8), np.asarray(weights, int))
     start = jnp.array([[1.0, 1.0]])
     one = refit(exponential_residuals, start, (t, y), weights[None], 0.05)[0]
-    other = refit(exponential_residuals, start, (t[repeated], y[repeated]), jnp.ones((1, len(repeated))), 0.05)[0]
+    other = refit(
+        exponential_residuals, start, (t[repeated], y[repeated]), jnp.ones((1, len(repeated))), 0.05
+    )[0]
     np.testing.assert_allclose(one, other, rtol=1e-8)
 
 
@@ -156,7 +168,15 @@ def test_acceptance_laws_recover_their_coefficients(name):
     drafts = [m for m in table if m.params_nonembedding < 1e5]
     targets = [m for m in table if m.params_nonembedding >= 3e4 and m.train_tokens > 1e6]
     rows = [
-        AcceptanceRecord(d.model_id, t.model_id, "teacher_forced_samples", 0, 1.0, "x", float(law(point(d), point(t))))
+        AcceptanceRecord(
+            d.model_id,
+            t.model_id,
+            "teacher_forced_samples",
+            0,
+            1.0,
+            "x",
+            float(law(point(d), point(t))),
+        )
         for d in drafts
         for t in targets
     ]
@@ -171,7 +191,9 @@ def test_acceptance_laws_recover_their_coefficients(name):
 
 
 def test_acceptance_of_another_estimator_is_refused():
-    with pytest.raises(SdslError, match="at least 4 drafts measured by teacher_forced_samples; the records hold 0"):
+    with pytest.raises(
+        SdslError, match="at least 4 drafts measured by teacher_forced_samples; the records hold 0"
+    ):
         pair_table(models(0.0), [], "teacher_forced_samples")
 
 
@@ -189,18 +211,25 @@ def test_models_that_saw_their_text_too_often_stay_out_of_the_loss_law():
     """Repeated text is worth less than new text: with it the law of the others would be another."""
     fresh = [dataclasses.replace(m, epochs=1.0) for m in models(0.001)]
     worn = [
-        dataclasses.replace(m, model_id=f"{m.model_id}-worn", train_tokens=m.train_tokens * 50, epochs=50.0)
+        dataclasses.replace(
+            m, model_id=f"{m.model_id}-worn", train_tokens=m.train_tokens * 50, epochs=50.0
+        )
         for m in fresh
     ]
     drafts = [m for m in fresh if m.role == "draft"]
     rows = [
-        AcceptanceRecord(d.model_id, t.model_id, "teacher_forced_samples", 0, 1.0, "text", 0.5 + 0.01 * i)
+        AcceptanceRecord(
+            d.model_id, t.model_id, "teacher_forced_samples", 0, 1.0, "text", 0.5 + 0.01 * i
+        )
         for t in fresh
         if t.role == "target"
         for i, d in enumerate(drafts)
     ]
     study = tiny(fit={"starts": 16, "bootstrap": 20})
-    times = [LatencyRecord(m.model_id, "decode", 1, 1, 64, 1e-4 + 1e-9 * m.params_nonembedding) for m in fresh]
+    times = [
+        LatencyRecord(m.model_id, "decode", 1, 1, 64, 1e-4 + 1e-9 * m.params_nonembedding)
+        for m in fresh
+    ]
     fits = [fit_all(study, found, rows, times) for found in (fresh, fresh + worn)]
     assert [fit["loss_law"]["excluded_for_epochs"] for fit in fits] == [0, len(worn)]
     assert fits[0]["loss_law"]["coefficients"] == fits[1]["loss_law"]["coefficients"]
@@ -225,7 +254,9 @@ def test_one_target_tells_nothing_of_targets():
         if d.role == "draft"
     ]
     pairs = pair_table(table, rows, "teacher_forced_samples")
-    fits = {f.name: f for f in fit_acceptance(pairs, CONFIG, pair_resamples(pairs, 20, 0), 0, "test")}
+    fits = {
+        f.name: f for f in fit_acceptance(pairs, CONFIG, pair_resamples(pairs, 20, 0), 0, "test")
+    }
     for name, coefficient in (
         ("logit_plane", "target_slope"),
         ("affine_plane", "B"),
@@ -245,7 +276,9 @@ def test_drafts_and_targets_are_drawn_apart():
         [m for m in table if m.params_nonembedding > 5e4],
     )
     rows = [
-        AcceptanceRecord(d.model_id, t.model_id, "teacher_forced_samples", 0, 1.0, "x", 0.5 + 0.001 * i)
+        AcceptanceRecord(
+            d.model_id, t.model_id, "teacher_forced_samples", 0, 1.0, "x", 0.5 + 0.001 * i
+        )
         for i, (d, t) in enumerate(itertools.product(drafts, targets))
     ]
     pairs = pair_table(table, rows, "teacher_forced_samples")

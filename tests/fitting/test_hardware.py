@@ -20,14 +20,28 @@ def shape(params: float, layers: float):
 
 
 SHAPES = [
-    shape(n, layers) for n, layers in ((3e3, 1), (3e4, 2), (3e4, 6), (3e5, 3), (3e5, 9), (3e6, 6), (3e7, 9), (3e7, 24))
+    shape(n, layers)
+    for n, layers in (
+        (3e3, 1),
+        (3e4, 2),
+        (3e4, 6),
+        (3e5, 3),
+        (3e5, 9),
+        (3e6, 6),
+        (3e7, 9),
+        (3e7, 24),
+    )
 ]
 
 
 def timings(noise: float, rounds: bool, seed: int = 0) -> list[Timing]:
-    made = [Timing(s, None, w, b, 128.0, 1.0) for s in SHAPES for w in (1, 2, 5, 9, 33) for b in (1, 8)]
+    made = [
+        Timing(s, None, w, b, 128.0, 1.0) for s in SHAPES for w in (1, 2, 5, 9, 33) for b in (1, 8)
+    ]
     if rounds:
-        made += [Timing(t, d, g, 1, 128.0, 1.0) for d, t in zip(SHAPES, SHAPES[2:]) for g in (1, 3, 8)]
+        made += [
+            Timing(t, d, g, 1, 128.0, 1.0) for d, t in zip(SHAPES, SHAPES[2:]) for g in (1, 3, 8)
+        ]
     truth = TRUTH if rounds else TRUTH._replace(round_seconds=0.0)
     random = np.random.default_rng(seed)
     seconds = predicted_seconds(truth, made, SINGLE) * np.exp(noise * random.normal(size=len(made)))
@@ -49,13 +63,19 @@ def test_a_known_device_comes_back_from_noisy_timings(rounds):
     To 25 % the time of a layer, which it shares with what layers take more in passes of several tokens.
     """
     found = fit_hardware(timings(0.03, rounds), SINGLE, starts=16)
-    fitted = [name for name in Hardware._fields[:7] if name != "sharpness" and (rounds or name != "round_seconds")]
+    fitted = [
+        name
+        for name in Hardware._fields[:7]
+        if name != "sharpness" and (rounds or name != "round_seconds")
+    ]
     for name in fitted:
         assert getattr(found.hardware, name) == pytest.approx(
             getattr(TRUTH, name), rel=0.25 if name == "layer_seconds" else 0.15
         ), name
     exact = timings(0.0, rounds)
-    errors = np.log(predicted_seconds(found.hardware, exact, SINGLE) / np.asarray([t.seconds for t in exact]))
+    errors = np.log(
+        predicted_seconds(found.hardware, exact, SINGLE) / np.asarray([t.seconds for t in exact])
+    )
     assert np.sqrt(np.square(errors).mean()) < 0.015
     assert np.sqrt(np.square(found.residuals).mean()) == pytest.approx(0.03, rel=0.25)
 
@@ -70,9 +90,14 @@ def records(layers: bool = True) -> tuple[list[ModelRecord], list[LatencyRecord]
     rows = [LatencyRecord(m.model_id, "decode", 1, 1, 64, 1.0) for m in models]
     rows += [LatencyRecord(models[-1].model_id, "verify", w, 1, 64, 1.0) for w in (2, 5, 9)]
     by_id = {m.model_id: m for m in models}
-    as_timed = [Timing(record_shape(by_id[r.model_id], RULE), None, r.width, 1, 128.0 + r.width, 1.0) for r in rows]
+    as_timed = [
+        Timing(record_shape(by_id[r.model_id], RULE), None, r.width, 1, 128.0 + r.width, 1.0)
+        for r in rows
+    ]
     seconds = predicted_seconds(TRUTH, as_timed, SINGLE)
-    return models, [LatencyRecord(*[*vars(r).values()][:5], float(s)) for r, s in zip(rows, seconds)]
+    return models, [
+        LatencyRecord(*[*vars(r).values()][:5], float(s)) for r, s in zip(rows, seconds)
+    ]
 
 
 @pytest.mark.parametrize("layers", [True, False])
@@ -84,8 +109,12 @@ def test_what_a_study_writes_of_its_device(layers):
     assert made["rmse_log"] < 1e-3
     assert made["median_absolute_error"] < 1e-3
     assert (made["batch"], made["context"]) == (1.0, 129.0)
-    assert [row["predicted_seconds"] for row in made["rows"]] == pytest.approx([r.seconds for r in latency], rel=3e-3)
-    assert made["decode_seconds"] == {r.model_id: r.seconds for r in latency if r.operation == "decode"}
+    assert [row["predicted_seconds"] for row in made["rows"]] == pytest.approx(
+        [r.seconds for r in latency], rel=3e-3
+    )
+    assert made["decode_seconds"] == {
+        r.model_id: r.seconds for r in latency if r.operation == "decode"
+    }
     assert list(made["verify_seconds_by_lookahead"]["target-300000"]) == ["1", "4", "8"]
     assert math.isinf(Hardware(**made["coefficients"]).memory_bytes)
 

@@ -8,7 +8,13 @@ import scipy.optimize
 
 from sdsl_jax.config import FitConfig
 from sdsl_jax.fitting.forms import LOSS_FORMS, loss_data
-from sdsl_jax.fitting.inference import bootstrap_weights, covariance, pin_of, profile_intervals, starting_points
+from sdsl_jax.fitting.inference import (
+    bootstrap_weights,
+    covariance,
+    pin_of,
+    profile_intervals,
+    starting_points,
+)
 from sdsl_jax.fitting.loss import LossTable, fit_loss, resamples, shared_noise
 from sdsl_jax.fitting.solver import constrained, descend, fit, huber, refit
 from sdsl_jax.theory import ChinchillaLaw, KaplanLaw, coefficients
@@ -21,10 +27,14 @@ TRUE = np.asarray(jax.tree.leaves(TRUTH))
 
 
 def table(seed: int, noise: float = 0.005, law=TRUTH) -> np.ndarray:
-    return np.asarray(law(SIZES, BUDGETS)) * np.exp(noise * np.random.default_rng(seed).normal(size=len(SIZES)))
+    return np.asarray(law(SIZES, BUDGETS)) * np.exp(
+        noise * np.random.default_rng(seed).normal(size=len(SIZES))
+    )
 
 
-def fitted(loss: np.ndarray, delta: float, starts: int = 8, form=FORM, sizes=SIZES, budgets=BUDGETS):
+def fitted(
+    loss: np.ndarray, delta: float, starts: int = 8, form=FORM, sizes=SIZES, budgets=BUDGETS
+):
     data = loss_data(sizes, budgets, loss)
     begin = jnp.asarray(form.starts(data, starts, np.random.default_rng(0)))
     return data, fit(form.residuals, begin, data, jnp.ones(len(loss)), delta)
@@ -51,7 +61,9 @@ def by_scipy(loss: np.ndarray, delta: float, starts: np.ndarray, sizes=SIZES, bu
     options = {"maxiter": 2000, "ftol": 1e-14, "gtol": 1e-12}
     bounds = [(-20, 5), (-5, 25), (-5, 25), (0.02, 2), (0.02, 2)]
     ends = [
-        scipy.optimize.minimize(objective, x, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        scipy.optimize.minimize(
+            objective, x, jac=True, method="L-BFGS-B", bounds=bounds, options=options
+        )
         for x in starts
     ]
     return min(ends, key=lambda end: end.fun)
@@ -68,16 +80,26 @@ def customary_starts(count: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "seed", [pytest.param(n, marks=pytest.mark.slow if n < 2 else pytest.mark.release) for n in range(6)]
+    "seed",
+    [pytest.param(n, marks=pytest.mark.slow if n < 2 else pytest.mark.release) for n in range(6)],
 )
 def test_no_scipy_start_is_better(x64, seed):
     """Random laws, designs and noise: ours of 16 starts is at least as good as L-BFGS-B's best of 30."""
     random = np.random.default_rng(seed)
     law = ChinchillaLaw(
-        E=random.uniform(0.3, 2), A=random.uniform(5, 50), B=random.uniform(20, 300), a=random.uniform(0.2, 0.5), b=0.4
+        E=random.uniform(0.3, 2),
+        A=random.uniform(5, 50),
+        B=random.uniform(20, 300),
+        a=random.uniform(0.2, 0.5),
+        b=0.4,
     )
-    sizes, budgets = np.exp(random.uniform(np.log(1e3), np.log(1e6), 48)), np.exp(random.uniform(11, 18, 48))
-    loss = np.asarray(law(sizes, budgets)) * np.exp(random.choice([0.002, 0.01]) * random.standard_t(4, 48))
+    sizes, budgets = (
+        np.exp(random.uniform(np.log(1e3), np.log(1e6), 48)),
+        np.exp(random.uniform(11, 18, 48)),
+    )
+    loss = np.asarray(law(sizes, budgets)) * np.exp(
+        random.choice([0.002, 0.01]) * random.standard_t(4, 48)
+    )
     _, best = fitted(loss, 1e-3, 16, sizes=sizes, budgets=budgets)
     theirs = by_scipy(loss, 1e-3, customary_starts(30), sizes, budgets)
     assert float(best.objective) <= theirs.fun * (1 + 1e-6)
@@ -92,7 +114,9 @@ def test_covariance_of_least_squares_is_curve_fits(x64):
         return np.log(np.asarray(ChinchillaLaw(*x)(SIZES, BUDGETS)))
 
     centre = values(data, best)
-    theirs, matrix = scipy.optimize.curve_fit(predicted, SIZES, np.log(loss), p0=centre, x_scale=centre, method="trf")
+    theirs, matrix = scipy.optimize.curve_fit(
+        predicted, SIZES, np.log(loss), p0=centre, x_scale=centre, method="trf"
+    )
     np.testing.assert_allclose(centre, theirs, rtol=1e-4)
     np.testing.assert_allclose(found, matrix, rtol=2e-3)
 
@@ -127,7 +151,9 @@ def test_profile_is_the_refit_with_one_coefficient_held(x64, delta):
             return huber_numpy(r, delta).sum() * 1e4
 
         options = {"maxiter": 6000, "maxfev": 6000, "fatol": 1e-12, "xatol": 1e-9}
-        end = scipy.optimize.minimize(objective, free[others], method="Nelder-Mead", options=options)
+        end = scipy.optimize.minimize(
+            objective, free[others], method="Nelder-Mead", options=options
+        )
         end = scipy.optimize.minimize(objective, end.x, method="Nelder-Mead", options=options)
         assert float(found[k, 2]) <= end.fun / 1e4 * (1 + 1e-6)
         assert float(found[k, 2]) == pytest.approx(end.fun / 1e4, rel=2e-3)
@@ -137,7 +163,9 @@ def test_profile_is_the_refit_with_one_coefficient_held(x64, delta):
 def test_profile_of_an_exponent_that_is_hardly_held(x64):
     """Far from the optimum the profile must not stop short of what many starts find, nor end on the estimate itself."""
     budgets = np.tile(np.geomspace(2e6, 1.2e7, 3), 16)
-    loss = np.asarray(TRUTH(SIZES, budgets)) * np.exp(0.01 * np.random.default_rng(3).normal(size=len(SIZES)))
+    loss = np.asarray(TRUTH(SIZES, budgets)) * np.exp(
+        0.01 * np.random.default_rng(3).normal(size=len(SIZES))
+    )
     data, best = fitted(loss, 1e-3, budgets=budgets)
     errors = np.sqrt(np.diag(covariance(FORM, best, data, 1e-3)))
     centre = values(data, best)
@@ -146,11 +174,20 @@ def test_profile_of_an_exponent_that_is_hardly_held(x64):
     at, weights = np.asarray([0.03, 0.06, 0.12, 1.0, 1.9]), np.ones(len(loss))
     for k in (3, 4):
         found = constrained(
-            FORM.residuals, pin_of(FORM), starting_points(FORM, best), np.asarray([k]), at[None], data, weights, 1e-3
+            FORM.residuals,
+            pin_of(FORM),
+            starting_points(FORM, best),
+            np.asarray([k]),
+            at[None],
+            data,
+            weights,
+            1e-3,
         )
         starts = np.tile(np.asarray(FORM.starts(data, 24, np.random.default_rng(1))), (len(at), 1))
         tiled, held = np.tile(weights, (len(starts), 1)), np.repeat(at, 24)
-        ends = descend(FORM.residuals, starts, data, tiled, 1e-3, pin_of(FORM), np.full(len(starts), k), held)
+        ends = descend(
+            FORM.residuals, starts, data, tiled, 1e-3, pin_of(FORM), np.full(len(starts), k), held
+        )
         lowest = np.nanmin(np.asarray(ends.objective).reshape(len(at), 24), axis=1)
         assert (np.asarray(found)[0] < lowest * 1.01).all()
 
@@ -159,14 +196,18 @@ def test_profile_of_an_exponent_that_is_hardly_held(x64):
 def test_intervals_agree_where_the_problem_is_nearly_linear(x64):
     """Much data of little noise: every profile interval holds the estimate, and its ends are Wald's within 5 % of the width."""
     sizes, budgets = np.geomspace(1e3, 1e6, 25).repeat(20), np.tile(np.geomspace(1e5, 1e8, 20), 25)
-    loss = np.asarray(TRUTH(sizes, budgets)) * np.exp(1e-3 * np.random.default_rng(0).normal(size=500))
+    loss = np.asarray(TRUTH(sizes, budgets)) * np.exp(
+        1e-3 * np.random.default_rng(0).normal(size=500)
+    )
     data, best = fitted(loss, 1.0, sizes=sizes, budgets=budgets)
     centre, errors = values(data, best), np.sqrt(np.diag(covariance(FORM, best, data, 1.0)))
     ends = profile_intervals(FORM, best, data, 1.0, errors, 0.9)
     for name, value, error in zip(FORM.names(), centre, errors):
         low, high = ends[name]
         assert low < value < high
-        np.testing.assert_allclose([low, high], [value - 1.648 * error, value + 1.648 * error], atol=0.05 * 3.3 * error)
+        np.testing.assert_allclose(
+            [low, high], [value - 1.648 * error, value + 1.648 * error], atol=0.05 * 3.3 * error
+        )
 
 
 def test_outliers_of_a_hundred_standard_errors_move_nothing_far(x64):
@@ -191,7 +232,11 @@ def shift(seed: int, delta: float = 1e-3) -> float:
     loss = table(seed)
     data, clean = fitted(loss, delta)
     drawn = refit(
-        FORM.residuals, clean.parameters[None], data, jnp.asarray(bootstrap_weights(len(loss), 200, seed)), delta
+        FORM.residuals,
+        clean.parameters[None],
+        data,
+        jnp.asarray(bootstrap_weights(len(loss), 200, seed)),
+        delta,
     )
     draws = coefficients(jax.vmap(lambda x: FORM.to_law(x, data))(drawn))
     errors = np.asarray([np.std(v, ddof=1) for v in draws.values()])
@@ -206,7 +251,9 @@ def shift(seed: int, delta: float = 1e-3) -> float:
 def test_kaplans_law_recovers_its_coefficients(x64):
     law = KaplanLaw(N_c=2e5, D_c=3e6, alpha_N=0.12, alpha_D=0.2)
     data, best = fitted(np.asarray(law(SIZES, BUDGETS)), 1e-3, 32, LOSS_FORMS["kaplan"])
-    np.testing.assert_allclose(values(data, best, LOSS_FORMS["kaplan"]), jax.tree.leaves(law), rtol=1e-3)
+    np.testing.assert_allclose(
+        values(data, best, LOSS_FORMS["kaplan"]), jax.tree.leaves(law), rtol=1e-3
+    )
 
 
 @pytest.mark.slow
@@ -214,8 +261,13 @@ def test_one_ratio_of_tokens_to_parameters_is_ill_conditioned():
     sizes = np.geomspace(1e3, 3e5, 12)
     config = FitConfig(starts=16, bootstrap=20)
     found = {}
-    for name, budgets in {"one ratio": 20 * sizes, "many": 20 * sizes * np.tile([0.2, 1, 10], 4)}.items():
-        loss = np.asarray(TRUTH(sizes, budgets)) * np.exp(1e-3 * np.random.default_rng(0).normal(size=12))
+    for name, budgets in {
+        "one ratio": 20 * sizes,
+        "many": 20 * sizes * np.tile([0.2, 1, 10], 4),
+    }.items():
+        loss = np.asarray(TRUTH(sizes, budgets)) * np.exp(
+            1e-3 * np.random.default_rng(0).normal(size=12)
+        )
         models = LossTable(sizes, budgets, loss, np.arange(12))
         found[name] = fit_loss(models, config, resamples(models, config, 0), 0)
     assert any("same tokens per parameter" in w for w in found["one ratio"].warnings)

@@ -12,7 +12,11 @@ from sdsl_jax.fitting.forms import LOSS_FORMS, loss_data
 from sdsl_jax.fitting.inference import pin_of
 from sdsl_jax.fitting.loss import LossTable
 from sdsl_jax.fitting.solver import fit
-from sdsl_jax.fitting.table_warnings import loss_table_warnings, pair_table_warnings, residual_warnings
+from sdsl_jax.fitting.table_warnings import (
+    loss_table_warnings,
+    pair_table_warnings,
+    residual_warnings,
+)
 from sdsl_jax.fitting.tables import read_loss_table
 from sdsl_jax.theory import ModelPoint
 
@@ -29,7 +33,9 @@ def grid(random):
 
 
 def isoflops(random):
-    flops, share = (x.ravel() for x in np.meshgrid(np.geomspace(1e18, 1e21, 5), np.geomspace(0.2, 5, 7)))
+    flops, share = (
+        x.ravel() for x in np.meshgrid(np.geomspace(1e18, 1e21, 5), np.geomspace(0.2, 5, 7))
+    )
     sizes = np.sqrt(flops / 120) * share
     return sizes, flops / 6 / sizes
 
@@ -68,7 +74,11 @@ def test_residuals_of_clean_tables_are_not_doubted(design):
             data = loss_data(made.params, made.tokens, made.loss)
             begin = jnp.asarray(form.starts(data, 16, np.random.default_rng(0)))
             best = fit(form.residuals, begin, data, np.ones(len(made.loss)), 1e-3, pin_of(form))
-        alarms += bool(residual_warnings(np.asarray(best.residuals), 5, "log of the loss", np.arange(len(made.loss))))
+        alarms += bool(
+            residual_warnings(
+                np.asarray(best.residuals), 5, "log of the loss", np.arange(len(made.loss))
+            )
+        )
     assert alarms <= 1
 
 
@@ -92,9 +102,18 @@ PLAIN = table()
         (changed(loss=8 + 0.3 * PLAIN.loss), "have a median of 8.8"),
         (changed(tokens=PLAIN.tokens / 1e9), "tokens are fewer than parameters in 48 of 48 rows"),
         (changed(params=PLAIN.tokens, tokens=PLAIN.params), "tokens are fewer than parameters"),
-        (changed(params=PLAIN.params / 4e4, tokens=PLAIN.tokens), "tokens per parameter, beyond any published one"),
-        (changed(params=PLAIN.params / 1e9, tokens=PLAIN.tokens / 1e9), "48 of 48 rows have a size below 1,000"),
-        (changed(params=PLAIN.params / 1e6, tokens=PLAIN.tokens / 1e6), "the smallest is 40): are sizes in millions"),
+        (
+            changed(params=PLAIN.params / 4e4, tokens=PLAIN.tokens),
+            "tokens per parameter, beyond any published one",
+        ),
+        (
+            changed(params=PLAIN.params / 1e9, tokens=PLAIN.tokens / 1e9),
+            "48 of 48 rows have a size below 1,000",
+        ),
+        (
+            changed(params=PLAIN.params / 1e6, tokens=PLAIN.tokens / 1e6),
+            "the smallest is 40): are sizes in millions",
+        ),
         (changed(loss=1.8 * PLAIN.loss), "times (in the median) what models of these sizes"),
         (changed(loss=6 - PLAIN.loss), "the loss rises with parameters"),
     ],
@@ -144,7 +163,12 @@ def pairs(n, draft_loss, m, target_loss, alpha):
     size = len(alpha)
     labels = np.arange(size)
     draft = ModelPoint(np.asarray(n, float), np.asarray(draft_loss), np.full(size, np.nan))
-    return PairTable(draft, ModelPoint(np.asarray(m, float), np.asarray(target_loss)), np.asarray(alpha), *[labels] * 4)
+    return PairTable(
+        draft,
+        ModelPoint(np.asarray(m, float), np.asarray(target_loss)),
+        np.asarray(alpha),
+        *[labels] * 4,
+    )
 
 
 def test_tables_of_pairs():
@@ -153,12 +177,20 @@ def test_tables_of_pairs():
     draft, target = np.linspace(3.5, 2.5, 12), np.full(12, 2.0)
     assert pair_table_warnings(pairs(n, draft, m, target, alpha), lines) == []
     swapped = pair_table_warnings(pairs(m, target, n, draft, alpha), lines)
-    assert ["drafts are larger than their targets in 12 of 12 rows" in swapped[0], "lower loss" in swapped[1]] == [
+    assert [
+        "drafts are larger than their targets in 12 of 12 rows" in swapped[0],
+        "lower loss" in swapped[1],
+    ] == [
         True,
         True,
     ]
-    assert "perplexities?" in pair_table_warnings(pairs(n, np.exp(draft), m, target, alpha), lines)[0]
-    assert "perplexities or bits?" in pair_table_warnings(pairs(n, draft, m, 2 * target, alpha), lines)[0]
+    assert (
+        "perplexities?" in pair_table_warnings(pairs(n, np.exp(draft), m, target, alpha), lines)[0]
+    )
+    assert (
+        "perplexities or bits?"
+        in pair_table_warnings(pairs(n, draft, m, 2 * target, alpha), lines)[0]
+    )
     (rejected,) = pair_table_warnings(pairs(n, draft, m, target, 1 - alpha), lines)
     assert "does it count rejected drafts?" in rejected
     made = pairs(n, draft, m, target, alpha)
@@ -171,7 +203,11 @@ def test_acceptance_that_does_not_depend_on_the_draft_is_not_taken_for_rejection
     n, m, lines = np.geomspace(1e7, 1e9, 12), np.full(12, 7e10), np.arange(12)
     random = np.random.default_rng(0)
     alarms = sum(
-        bool(pair_table_warnings(pairs(n, np.linspace(3.5, 2.5, 12), m, np.full(12, 2.0), alpha), lines))
+        bool(
+            pair_table_warnings(
+                pairs(n, np.linspace(3.5, 2.5, 12), m, np.full(12, 2.0), alpha), lines
+            )
+        )
         for alpha in random.uniform(0.5, 0.8, (400, 12))
     )
     assert alarms <= 6

@@ -96,15 +96,47 @@ round_seconds = 0
     ("old", "new", "words"),
     [
         ("", "", None),
-        ("bytes_per_second = 1e12", "bytes_per_second = 0", "hardware.bytes_per_second is 0.0; it must be above 0"),
-        ("bytes_per_second = 1e12", "bytes_per_second = inf", "hardware.bytes_per_second is inf; it must be a finite"),
-        ("bytes_per_second = 1e12", 'bytes_per_second = "fast"', "hardware.bytes_per_second is 'fast'; it must be a f"),
+        (
+            "bytes_per_second = 1e12",
+            "bytes_per_second = 0",
+            "hardware.bytes_per_second is 0.0; it must be above 0",
+        ),
+        (
+            "bytes_per_second = 1e12",
+            "bytes_per_second = inf",
+            "hardware.bytes_per_second is inf; it must be a finite",
+        ),
+        (
+            "bytes_per_second = 1e12",
+            'bytes_per_second = "fast"',
+            "hardware.bytes_per_second is 'fast'; it must be a f",
+        ),
         ("bytes_per_second = 1e12", "", "the key hardware.bytes_per_second is missing"),
-        ("layer_seconds = 1e-5", "layer_seconds = -1e-5", "hardware.layer_seconds is -1e-05; it must be 0 or above"),
-        ("sharpness = 4", "sharpness = 0.5", r"hardware.sharpness is 0.5; it must lie in \[1, 64\]"),
-        ("sharpness = 4", "sharpnes = 4", "unknown key hardware.sharpnes; the keys allowed here are pass_seconds"),
-        ("weight_bytes = 2", "weight_bytes = 16", r"precision.weight_bytes is 16.0; it must lie in \(0, 8\]"),
-        ("measured = false", "measured = true", r"measured is true; it must be true with a table \[calibration\]"),
+        (
+            "layer_seconds = 1e-5",
+            "layer_seconds = -1e-5",
+            "hardware.layer_seconds is -1e-05; it must be 0 or above",
+        ),
+        (
+            "sharpness = 4",
+            "sharpness = 0.5",
+            r"hardware.sharpness is 0.5; it must lie in \[1, 64\]",
+        ),
+        (
+            "sharpness = 4",
+            "sharpnes = 4",
+            "unknown key hardware.sharpnes; the keys allowed here are pass_seconds",
+        ),
+        (
+            "weight_bytes = 2",
+            "weight_bytes = 16",
+            r"precision.weight_bytes is 16.0; it must lie in \(0, 8\]",
+        ),
+        (
+            "measured = false",
+            "measured = true",
+            r"measured is true; it must be true with a table \[calibration\]",
+        ),
         ("measured = false", 'measured = "no"', "measured is 'no'; it must be true or false"),
         ('name = "x"', 'name = " "', "name is empty"),
         ('name = "x"', 'name = "x', "is not valid TOML"),
@@ -131,7 +163,9 @@ def test_bad_files_give_one_sentence(tmp_path, old, new, words):
 
 
 def test_names_and_paths_that_do_not_exist(tmp_path):
-    with pytest.raises(SdslError, match="no hardware named 'h900'; known are a100, h100, h200, v5e, v6e"):
+    with pytest.raises(
+        SdslError, match="no hardware named 'h900'; known are a100, h100, h200, v5e, v6e"
+    ):
         load_hardware("h900")
     with pytest.raises(SdslError, match=r"h900\.toml cannot be read \(No such file or directory\)"):
         load_hardware("h900.toml")

@@ -11,7 +11,13 @@ from sdsl_jax.errors import SdslError
 from sdsl_jax.fitting.calibration import BYTES, fit_device, timing_of
 from sdsl_jax.fitting.hardware import predicted_seconds
 from sdsl_jax.measurement import workloads
-from sdsl_jax.measurement.timings import random_params, record_of, slots_of, time_operations, unseen_models
+from sdsl_jax.measurement.timings import (
+    random_params,
+    record_of,
+    slots_of,
+    time_operations,
+    unseen_models,
+)
 from sdsl_jax.measurement.workloads import ACCELERATOR, CPU, build, model_name, operations, shape_of
 from sdsl_jax.models import abstract_params, count
 from sdsl_jax.records import read_table, write_table
@@ -26,7 +32,9 @@ def simulated(scale, truth, dtype, *, quick=False, batches=(1, 4, 16), noise=0.0
     """What `time_operations` would give on a device whose coefficients are known."""
     ops = operations(scale, batches, quick)
     unseen = unseen_models(ops)
-    rows = [record_of(o, Interval(1, 1, 1), scale, unseen, 0.9, 5, 1, dtype, "simulated") for o in ops]
+    rows = [
+        record_of(o, Interval(1, 1, 1), scale, unseen, 0.9, 5, 1, dtype, "simulated") for o in ops
+    ]
     precision = Precision(BYTES[dtype], BYTES[dtype])
     exact = predicted_seconds(truth, [timing_of(row) for row in rows], precision)
     seconds = exact * np.exp(noise * np.random.default_rng(seed).normal(size=len(rows)))
@@ -62,7 +70,9 @@ def check(fitted, truth, worst):
 @pytest.mark.slow
 def test_what_is_timed_identifies_every_coefficient():
     for seed in range(3):
-        fitted = fit_device(simulated(CPU, ONE_CORE, "float32", seed=seed), starts=8, draws=16, confidence=0.9)
+        fitted = fit_device(
+            simulated(CPU, ONE_CORE, "float32", seed=seed), starts=8, draws=16, confidence=0.9
+        )
         check(fitted, ONE_CORE, worst=0.15)
         assert fitted.precision == Precision(4.0, 4.0)
         assert set(fitted.unseen_kinds) == {"step", "verify", "round"}
@@ -70,27 +80,45 @@ def test_what_is_timed_identifies_every_coefficient():
 
 @pytest.mark.release
 def test_an_accelerator_and_quick_calibrations():
-    check(fit_device(simulated(ACCELERATOR, BIG, "bfloat16"), starts=16, draws=16, confidence=0.9), BIG, worst=0.15)
+    check(
+        fit_device(simulated(ACCELERATOR, BIG, "bfloat16"), starts=16, draws=16, confidence=0.9),
+        BIG,
+        worst=0.15,
+    )
     for scale, truth, dtype in ((CPU, ONE_CORE, "float32"), (ACCELERATOR, BIG, "bfloat16")):
-        fitted = fit_device(simulated(scale, truth, dtype, quick=True), starts=16, draws=16, confidence=0.9)
+        fitted = fit_device(
+            simulated(scale, truth, dtype, quick=True), starts=16, draws=16, confidence=0.9
+        )
         assert fitted.unseen.median < 0.1
         assert fitted.everything.median < 0.04
 
 
 def test_what_is_wrong_is_said():
     rows = simulated(CPU, ONE_CORE, "float32")
-    noisy = [dataclasses.replace(r, seconds_low=r.seconds * 0.8, seconds_high=r.seconds * 1.2) for r in rows]
+    noisy = [
+        dataclasses.replace(r, seconds_low=r.seconds * 0.8, seconds_high=r.seconds * 1.2)
+        for r in rows
+    ]
     # As many rows as elsewhere, all from one kind of model: rows with few layers do not tell layers from passes.
-    same = [dataclasses.replace(r, target_layers=1, draft_layers=min(r.draft_layers, 1)) for r in noisy]
+    same = [
+        dataclasses.replace(r, target_layers=1, draft_layers=min(r.draft_layers, 1)) for r in noisy
+    ]
     fitted = fit_device(same, starts=8, draws=16, confidence=0.9)
     assert any("noisy" in text and "20%" in text for text in fitted.warnings)
     assert any("pass_seconds is not identified" in text for text in fitted.warnings) or any(
         "layer_seconds is not identified" in text for text in fitted.warnings
     )
     with pytest.raises(SdslError, match="none of the timings is held out"):
-        fit_device([dataclasses.replace(r, held_out=0) for r in rows], starts=2, draws=2, confidence=0.9)
+        fit_device(
+            [dataclasses.replace(r, held_out=0) for r in rows], starts=2, draws=2, confidence=0.9
+        )
     with pytest.raises(SdslError, match="the timings are in bfloat16, float32"):
-        fit_device([rows[0], dataclasses.replace(rows[1], dtype="bfloat16")], starts=2, draws=2, confidence=0.9)
+        fit_device(
+            [rows[0], dataclasses.replace(rows[1], dtype="bfloat16")],
+            starts=2,
+            draws=2,
+            confidence=0.9,
+        )
 
 
 @pytest.mark.parametrize("scale", [CPU, ACCELERATOR])
@@ -113,13 +141,21 @@ def test_the_plan(scale, quick):
     assert len(names) / 4 <= len(unseen) < len(names) / 2.4
     # Depth changes at about one size, so that a layer is told from its parameters.
     sizes = {c: shape_of(c).params for c in {o.target for o in ops}}
-    assert any(abs(np.log(float(sizes[a] / sizes[b]))) < 0.7 and a.layers >= 3 * b.layers for a in sizes for b in sizes)
+    assert any(
+        abs(np.log(float(sizes[a] / sizes[b]))) < 0.7 and a.layers >= 3 * b.layers
+        for a in sizes
+        for b in sizes
+    )
     assert slots_of(ops[0], scale) > ops[0].prompt_tokens
 
 
 def test_batches_are_checked():
     assert workloads.check_batches((16, 1, 4, 4)) == (1, 4, 16)
-    for batches, words in (((), "no batch size"), ((0,), "a batch size is 0"), ((7, 16), "112 as their least common")):
+    for batches, words in (
+        ((), "no batch size"),
+        ((0,), "a batch size is 0"),
+        ((7, 16), "112 as their least common"),
+    ):
         with pytest.raises(SdslError, match=words):
             workloads.check_batches(batches)
 
@@ -179,7 +215,9 @@ def test_threads_are_limited_before_the_first_use():
 def test_a_tiny_real_calibration():
     """Few models and operations; whatever else the machine does, the order of magnitude must come out."""
     scale = dataclasses.replace(CPU, new_tokens=20, prompt_tokens=(8, 40))
-    ops = [o for o in operations(scale, (1, 4), quick=True) if o.target.layers <= 2 or o.kind == "step"]
+    ops = [
+        o for o in operations(scale, (1, 4), quick=True) if o.target.layers <= 2 or o.kind == "step"
+    ]
     ops = [o for o in ops if o.tokens <= 5]
     rows = time_operations(ops, scale, dtype="float32", repetitions=2, confidence=0.9, threads=0)
     assert len(rows) == len(ops)

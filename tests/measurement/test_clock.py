@@ -15,7 +15,9 @@ V = 16
 
 
 def _model(width: int, seed: int) -> Model:
-    config = ModelConfig(vocab_size=V, width=width, layers=1, heads=1, kv_heads=1, head_dim=width, hidden=2 * width)
+    config = ModelConfig(
+        vocab_size=V, width=width, layers=1, heads=1, kv_heads=1, head_dim=width, hidden=2 * width
+    )
     return Model(config, init_params(config, jax.random.key(seed)))
 
 
@@ -28,7 +30,9 @@ def test_runs_count_what_they_did(pair):
     draft, target = pair
     prompts = np.random.default_rng(2).integers(0, V, (3, 4, 5))
     entrants = [Entrant(target), Entrant(target, draft, 2), Entrant(target, draft, 2, batch=2)]
-    plain, single, double = time_decoders(entrants, prompts, new_tokens=12, sampling=Sampling(), seed=0)
+    plain, single, double = time_decoders(
+        entrants, prompts, new_tokens=12, sampling=Sampling(), seed=0
+    )
     assert (plain.rounds == 4 * 12).all()
     assert (plain.tokens == 4 * 12).all()
     for run, rows in ((single, 1), (double, 2)):
@@ -82,7 +86,9 @@ def test_a_timed_run_is_the_beginning_of_an_untimed_one(pair):
     assert max(np.asarray(timed.lengths)) + 4 >= 25
     for row in range(4):
         length = int(timed.lengths[row])
-        assert (np.asarray(timed.tokens)[row, :length] == np.asarray(whole.tokens)[row, :length]).all()
+        assert (
+            np.asarray(timed.tokens)[row, :length] == np.asarray(whole.tokens)[row, :length]
+        ).all()
 
 
 def loop_keys(seed: int, rows: int):
@@ -95,9 +101,13 @@ def test_what_cannot_be_timed_is_said(pair):
     draft, target = pair
     prompts = np.zeros((2, 3, 4), int)
     with pytest.raises(SdslError, match="3 prompts cannot be divided into batches of 2"):
-        time_decoders([Entrant(target, batch=2)], prompts, new_tokens=8, sampling=Sampling(), seed=0)
+        time_decoders(
+            [Entrant(target, batch=2)], prompts, new_tokens=8, sampling=Sampling(), seed=0
+        )
     with pytest.raises(SdslError, match="lookahead 7 does not fit into 8 new tokens"):
-        time_decoders([Entrant(target, draft, 7)], prompts, new_tokens=8, sampling=Sampling(), seed=0)
+        time_decoders(
+            [Entrant(target, draft, 7)], prompts, new_tokens=8, sampling=Sampling(), seed=0
+        )
 
 
 def test_decoders_of_a_broken_model_are_not_timed(pair):
@@ -105,7 +115,9 @@ def test_decoders_of_a_broken_model_are_not_timed(pair):
     prompts = np.random.default_rng(2).integers(0, V, (3, 4, 5))
     broken = draft._replace(params=jax.tree.map(lambda x: x * np.nan, draft.params))
     with pytest.raises(SdslError, match="the logits of the draft are not finite"):
-        time_decoders([Entrant(target, broken, 2)], prompts, new_tokens=12, sampling=Sampling(), seed=0)
+        time_decoders(
+            [Entrant(target, broken, 2)], prompts, new_tokens=12, sampling=Sampling(), seed=0
+        )
 
 
 def _record(role: str, params: int, tokens: int, seed: int = 0, prefix: str = "") -> ModelRecord:
@@ -122,7 +134,12 @@ def _record(role: str, params: int, tokens: int, seed: int = 0, prefix: str = ""
 
 
 def test_which_decoders_a_study_times():
-    ladder = {"draft_params": [1000], "draft_tokens": [1], "target_params": [9000], "target_tokens": [1]}
+    ladder = {
+        "draft_params": [1000],
+        "draft_tokens": [1],
+        "target_params": [9000],
+        "target_tokens": [1],
+    }
     config = from_dict(
         StudyConfig,
         {
@@ -134,7 +151,10 @@ def test_which_decoders_a_study_times():
     )
     drafts = [_record("draft", n, d) for n in (1000, 2000, 4000, 8000) for d in (10, 20)]
     targets = [_record("target", 90000, 20)]
-    others = [_record("draft", 4040, 10, prefix="deep/"), _record("target", 200000, 20, prefix="large/")]
+    others = [
+        _record("draft", 4040, 10, prefix="deep/"),
+        _record("target", 200000, 20, prefix="large/"),
+    ]
     blocks = pairings(config, [*drafts, *targets], others)
     for block in blocks:
         # Each has the plain decoder of its own target and batch, and nothing twice.
@@ -144,7 +164,9 @@ def test_which_decoders_a_study_times():
     assert blocks[0][0] == Pairing("", "target-90000-20-s0", 0, 1)
     found = [p for block in blocks for p in block]
     single = [p for p in found if p.batch == 1 and p.draft and p.draft.endswith("-20-s0")]
-    assert len(single) == 4 * 2 * 2  # four drafts of the largest budget, two targets, two lookaheads
+    assert (
+        len(single) == 4 * 2 * 2
+    )  # four drafts of the largest budget, two targets, two lookaheads
     shapes = {p.draft for p in found if p.draft.endswith("-10-s0")}
     assert shapes == {"deep/draft-4040-10-s0", "draft-4000-10-s0"}  # the other shape, and its like
     assert {p.draft for p in found if p.batch == 4} == {

@@ -73,7 +73,9 @@ def test_every_pair_has_a_row_under_every_condition(measured):
         for estimator in ("teacher_forced_text", "teacher_forced_samples")
         for where, temperature in ((BASE, 0.0), (BASE, 0.6), (BASE, 1.0), ("code", 1.0))
     }
-    rows = [(r.draft_id, r.target_id, r.estimator, r.domain, r.temperature) for r in found.conditions]
+    rows = [
+        (r.draft_id, r.target_id, r.estimator, r.domain, r.temperature) for r in found.conditions
+    ]
     assert len(rows) == len(set(rows))
     assert set(rows) == wanted
     for row in found.conditions:
@@ -85,8 +87,16 @@ def test_every_pair_has_a_row_under_every_condition(measured):
 @pytest.mark.slow
 def test_the_study_s_own_condition_repeats_its_acceptance(measured, measured_study):
     """The same contexts and samples; another program scores them, so that float32 sums may differ in the last digits."""
-    found = {(r.draft_id, r.estimator): r for r in measured[0].conditions if (r.domain, r.temperature) == (BASE, 1.0)}
-    acceptance = [r for r in read_table(measured_study / "records", "acceptance") if r.estimator.startswith("teacher")]
+    found = {
+        (r.draft_id, r.estimator): r
+        for r in measured[0].conditions
+        if (r.domain, r.temperature) == (BASE, 1.0)
+    }
+    acceptance = [
+        r
+        for r in read_table(measured_study / "records", "acceptance")
+        if r.estimator.startswith("teacher")
+    ]
     assert len(acceptance) == 12
     for row in acceptance:
         for prefix in ("", "other-"):  # the others are the same models
@@ -134,7 +144,9 @@ def test_nothing_is_asked_for_and_nothing_is_loaded(measured_study, tmp_path):
 @pytest.mark.release
 def test_the_stage_notices_other_drafts_and_other_files(measured_study, tmp_path):
     """The settings stay the same; only what they name changes."""
-    folder, others = (shutil.copytree(measured_study, tmp_path / name) for name in ("copy", "others"))
+    folder, others = (
+        shutil.copytree(measured_study, tmp_path / name) for name in ("copy", "others")
+    )
     text = tmp_path / "a.txt"
     text.write_text("some text " * 60)
     config = with_conditions(domains=(DomainConfig("some", str(text)),), other_drafts=str(others))
@@ -147,7 +159,9 @@ def test_the_stage_notices_other_drafts_and_other_files(measured_study, tmp_path
     assert not study.is_fresh("conditions")
     study.run("conditions")
     models = others / "records" / "models.csv"
-    models.write_text(models.read_text() + models.read_text().splitlines()[1].replace("draft", "more") + "\n")
+    models.write_text(
+        models.read_text() + models.read_text().splitlines()[1].replace("draft", "more") + "\n"
+    )
     assert not study.is_fresh("conditions")
 
 
@@ -159,8 +173,14 @@ def load_study_of(config, folder):
 @pytest.mark.parametrize(
     ("conditions", "message"),
     [
-        ({"domains": (DomainConfig(BASE, "validation"),)}, "is the name of the study's own test split"),
-        ({"domains": (DomainConfig("some", "package:no_such_texts/a.py"),)}, "`pip install --no-deps no_such_texts`"),
+        (
+            {"domains": (DomainConfig(BASE, "validation"),)},
+            "is the name of the study's own test split",
+        ),
+        (
+            {"domains": (DomainConfig("some", "package:no_such_texts/a.py"),)},
+            "`pip install --no-deps no_such_texts`",
+        ),
         ({"domains": (DomainConfig("some", "nowhere.txt"),)}, "nowhere.txt, which does not exist"),
         ({"other_drafts": "nowhere"}, "'nowhere', which holds no trained ladder"),
     ],
@@ -205,7 +225,9 @@ def test_the_decoder_may_run_for_the_largest_budgets_only(measured_study, datase
 def test_expected_rounds_of_a_study_agree_with_its_decoder(measured_study):
     """Eight prompts of sixteen tokens say little: four times the two 90 % half-widths."""
     survival = {
-        (r.draft_id, r.lookahead): r for r in read_table(measured_study / "records", "survival") if r.position == 1
+        (r.draft_id, r.lookahead): r
+        for r in read_table(measured_study / "records", "survival")
+        if r.position == 1
     }
     expected = read_table(measured_study / "records", "expected")
     assert len(expected) == 6 * 4

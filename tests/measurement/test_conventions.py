@@ -44,15 +44,24 @@ def test_every_convention_counted_by_hand():
         "eagle_alpha_2": 2 / 3,  # the cut round reached position 2 and not position 3
         "sglang_old_accept_rate": 17 / 24,
         "deepspec_accept_rate": 17 / 24,
-        "specbench_tokens_per_round": 16 / 6,  # a token less than τ: the cut round emitted no token after its drafts
+        "specbench_tokens_per_round": 16
+        / 6,  # a token less than τ: the cut round emitted no token after its drafts
         "paper_tar": 11 / 18,
         "rounds_per_row": 3,
         "batch_rounds": 4,
         "tokens_per_batch_round": 16 / 8,
     }
-    assert {k: pytest.approx(v) for k, v in expected.items()} == {k: v for k, v in found.items() if k != "paper_alpha"}
+    assert {k: pytest.approx(v) for k, v in expected.items()} == {
+        k: v for k, v in found.items() if k != "paper_alpha"
+    }
     assert found["paper_alpha"] == pytest.approx(float(acceptance_from_tokens_per_round(17 / 6, 3)))
-    assert (report.lookahead, report.rows, report.rounds, report.excluded, report.cut) == (3, 2, 6, 0, 1)
+    assert (report.lookahead, report.rows, report.rounds, report.excluded, report.cut) == (
+        3,
+        2,
+        6,
+        0,
+        1,
+    )
 
 
 def test_an_adaptive_lookahead_counted_by_hand():
@@ -86,7 +95,9 @@ def simulate(alpha, lookahead_of, rows, room, seed, stop_share=0.0):
             emitted = min(kept + 1, room - position)
             stops = np.flatnonzero(random.random(emitted) < stop_share)
             emitted = emitted if len(stops) == 0 else int(stops[0]) + 1
-            for name, value in zip(columns, (row, number, position, proposed, min(kept, emitted), emitted)):
+            for name, value in zip(
+                columns, (row, number, position, proposed, min(kept, emitted), emitted)
+            ):
                 columns[name].append(value)
             position, number = room if len(stops) else position + emitted, number + 1
     return pandas.DataFrame(columns)
@@ -134,7 +145,9 @@ def test_intervals_take_rows_as_clusters():
     """Rows that each repeat one outcome: 100 rounds a row tell no more than one, so the interval is that of the rows."""
     outcomes = np.random.default_rng(3).integers(0, 4, 50)
     once = acceptance_report(table(*((r, 3, a, a + 1) for r, a in enumerate(outcomes)))).estimates
-    often = acceptance_report(table(*((r, 3, a, a + 1) for r, a in enumerate(outcomes) for _ in range(100)))).estimates
+    often = acceptance_report(
+        table(*((r, 3, a, a + 1) for r, a in enumerate(outcomes) for _ in range(100)))
+    ).estimates
     for name in ("vllm_acceptance_rate", "per_test_acceptance", "paper_alpha", "eagle_alpha_1"):
         assert often[name] == pytest.approx(once[name])
 
@@ -162,32 +175,51 @@ def test_a_table_for_people():
     assert named["eagle_alpha_0"].definition.startswith("n-α")
     assert named["sglang_old_accept_rate"].estimate == pytest.approx(17 / 24)
     assert named["eagle_tau"].low < named["eagle_tau"].estimate < named["eagle_tau"].high
-    assert {row.source for row in rows} == {convention.source for convention in CONVENTIONS.values()}
+    assert {row.source for row in rows} == {
+        convention.source for convention in CONVENTIONS.values()
+    }
 
 
 @pytest.mark.parametrize("accepted", [0, 3])
 def test_nothing_and_everything_accepted(accepted):
     found = values(acceptance_report(table(*((r, 3, accepted, accepted + 1) for r in range(4)))))
-    assert found["paper_alpha"] == found["per_test_acceptance"] == found["vllm_acceptance_rate"] == accepted / 3
+    assert (
+        found["paper_alpha"]
+        == found["per_test_acceptance"]
+        == found["vllm_acceptance_rate"]
+        == accepted / 3
+    )
 
 
 def test_nothing_proposed():
     found = values(acceptance_report(table((0, 0, 0, 1), (1, 0, 0, 1))))
     assert found["eagle_tau"] == 1
-    assert all(math.isnan(found[name]) for name in ("paper_alpha", "vllm_acceptance_length", "per_test_acceptance"))
+    assert all(
+        math.isnan(found[name])
+        for name in ("paper_alpha", "vllm_acceptance_length", "per_test_acceptance")
+    )
 
 
 @pytest.mark.parametrize(
     ("events", "message"),
     [
         ({"row": [0]}, "lack the column proposed, accepted, emitted"),
-        (table((0, 3, 4, 5)), r"round 0 of the events has 3 proposed, 4 accepted and 5 emitted; it must have accepted"),
-        (table((0, 3, 1, 2), (0, 3, 1, 3)), "round 1 of the events has 3 proposed, 1 accepted and 3 emitted"),
+        (
+            table((0, 3, 4, 5)),
+            r"round 0 of the events has 3 proposed, 4 accepted and 5 emitted; it must have accepted",
+        ),
+        (
+            table((0, 3, 1, 2), (0, 3, 1, 3)),
+            "round 1 of the events has 3 proposed, 1 accepted and 3 emitted",
+        ),
         (table((0, -1, 0, 1)), "proposed of the events holds negative numbers"),
         (table((0, 3, 0.5, 1)), "accepted of the events must hold whole numbers"),
         (table((0, 3, 0, 0)), "no round that emitted a token"),
         (FIXED | {"row": np.zeros(2, int)}, "must be one-dimensional and of one length"),
-        (FIXED | {"row": np.array(list("aabbcc"))}, "the column row of the events must hold whole numbers"),
+        (
+            FIXED | {"row": np.array(list("aabbcc"))},
+            "the column row of the events must hold whole numbers",
+        ),
         (FIXED | {"round": np.array([0, 1, 2, 2, 0, 1])}, "row 0 has round 2 2 times"),
     ],
 )
@@ -217,7 +249,9 @@ def test_one_run_under_two_names():
     assert round(convert(0.65125, "sglang_old_accept_rate", "vllm_acceptance_rate", 3), 3) == 0.535
 
 
-@given(st.floats(0, 1), st.integers(1, 20), st.sampled_from(CONVERTIBLE), st.sampled_from(CONVERTIBLE))
+@given(
+    st.floats(0, 1), st.integers(1, 20), st.sampled_from(CONVERTIBLE), st.sampled_from(CONVERTIBLE)
+)
 def test_conversions_invert_one_another(share, lookahead, source, target):
     """α is found in float32 and varies as much as the mean or less, so the mean comes back to 1e-4 of γ."""
     options = dict(lookahead=lookahead, assume_geometric=True)
@@ -237,7 +271,9 @@ def test_conversions_agree_with_what_events_give():
             converted = convert(found[source].estimate, source, target, 4)
             assert converted == pytest.approx(found[target].estimate, rel=1e-5), (source, target)
     # Acceptance here is i.i.d., so per-test acceptance nearly follows: the two estimators share their data.
-    alpha = convert(found["eagle_tau"].estimate, "eagle_tau", "per_test_acceptance", 4, assume_geometric=True)
+    alpha = convert(
+        found["eagle_tau"].estimate, "eagle_tau", "per_test_acceptance", 4, assume_geometric=True
+    )
     assert alpha == pytest.approx(found["per_test_acceptance"].estimate, abs=0.02)
 
 
@@ -248,7 +284,10 @@ def test_conversions_agree_with_what_events_give():
         ((0.6, "per_test_acceptance", "eagle_tau", 3), "assume_geometric"),
         ((2.6, "eagle_tau", "vllm_position", 3), "'vllm_position' does not determine"),
         ((2.6, "eagle_alpha_0", "eagle_tau", 3), "'eagle_alpha_0' does not determine"),
-        ((4.5, "vllm_acceptance_length", "paper_tar", 3), r"is 4.5; at a lookahead of 3 it must lie in \[1, 4\]"),
+        (
+            (4.5, "vllm_acceptance_length", "paper_tar", 3),
+            r"is 4.5; at a lookahead of 3 it must lie in \[1, 4\]",
+        ),
         ((0.1, "sglang_old_accept_rate", "paper_tar", 3), r"it must lie in \[0.25, 1\]"),
         ((math.nan, "paper_tar", "eagle_tau", 3), "is nan"),
         ((2.6, "eagle_tau", "paper_tar", 0), "lookahead is 0"),

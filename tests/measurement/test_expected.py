@@ -37,20 +37,27 @@ def test_outcomes_are_those_of_rounds_enumerated():
         assert outcome.accepted_per_test.estimate == pytest.approx(accepted / tested, rel=1e-5)
         alpha = float(acceptance_from_tokens_per_round(1 + accepted / started, outcome.lookahead))
         assert outcome.alpha.estimate == pytest.approx(alpha, rel=1e-5)
-        assert outcome.alpha_change.estimate == pytest.approx(alpha - found[0].alpha.estimate, abs=1e-5)
+        assert outcome.alpha_change.estimate == pytest.approx(
+            alpha - found[0].alpha.estimate, abs=1e-5
+        )
     assert found[0].alpha_change == (0, 0, 0)
     assert found[0].alpha.estimate == pytest.approx(found[0].accepted_per_test.estimate, rel=1e-5)
 
 
 def test_the_interval_of_the_change_is_that_of_leaving_samples_out(x64):
     """Linearised against delete-one jackknife: they differ in second order, 1/n of themselves at n = 40 samples."""
-    acceptance = np.random.default_rng(1).beta(2, 1, (40, 30)) ** np.random.default_rng(2).uniform(0.3, 3, (40, 1))
+    acceptance = np.random.default_rng(1).beta(2, 1, (40, 30)) ** np.random.default_rng(2).uniform(
+        0.3, 3, (40, 1)
+    )
     low, high = expected_outcomes(acceptance, 6)[-1].alpha_change[1:]
     counts = {g: np.array([enumerate_rounds(row, g, 25) for row in acceptance]) for g in (1, 6)}
 
     def change(kept):
         tau = {g: 1 + c[kept, 1].sum() / c[kept, 0].sum() for g, c in counts.items()}
-        return float(acceptance_from_tokens_per_round(tau[6], 6) - acceptance_from_tokens_per_round(tau[1], 1))
+        return float(
+            acceptance_from_tokens_per_round(tau[6], 6)
+            - acceptance_from_tokens_per_round(tau[1], 1)
+        )
 
     without = np.array([change(np.arange(40) != i) for i in range(40)])
     error = np.sqrt(39 / 40 * np.square(without - without.mean()).sum())
@@ -83,14 +90,18 @@ def test_dependent_acceptance_changes_with_the_lookahead(share, persistence, sig
     accepted = np.zeros((400, 128), bool)
     accepted[:, 0] = random.random(400) < share
     for t in range(1, 128):
-        chance = np.where(accepted[:, t - 1], share + persistence * (1 - share), share * (1 - persistence))
+        chance = np.where(
+            accepted[:, t - 1], share + persistence * (1 - share), share * (1 - persistence)
+        )
         accepted[:, t] = random.random(400) < chance
     found = expected_outcomes(accepted.astype(float), 8, confidence=0.9)
     chain = PersistentAcceptance(share, persistence)
     for outcome in found:
         tau = outcome.tokens_per_round
         error = (tau.estimate - tau.low) / student_quantile(0.95, 399)
-        assert abs(tau.estimate - float(chain.tokens_per_round(outcome.lookahead))) < 4 * error + 0.01
+        assert (
+            abs(tau.estimate - float(chain.tokens_per_round(outcome.lookahead))) < 4 * error + 0.01
+        )
         for value in (tau, outcome.accepted_per_test, outcome.alpha):
             assert value.low < value.estimate < value.high
     for outcome in found[2:]:
@@ -108,5 +119,7 @@ def test_certain_acceptance_and_certain_rejection():
 
 @pytest.mark.parametrize("largest", [0, 10])
 def test_a_block_must_fit(largest):
-    with pytest.raises(SdslError, match=rf"the largest lookahead is {largest}; it must lie in \[1, 9\]"):
+    with pytest.raises(
+        SdslError, match=rf"the largest lookahead is {largest}; it must lie in \[1, 9\]"
+    ):
         expected_outcomes(np.full((5, 9), 0.5), largest)

@@ -11,8 +11,13 @@ V = 24
 
 
 def make(seed: int, dtype, layers: int = 1, width: int = 16) -> Model:
-    config = ModelConfig(vocab_size=V, width=width, layers=layers, heads=2, kv_heads=1, head_dim=8, hidden=24)
-    return Model(config, jax.tree.map(lambda x: (1.5 * x).astype(dtype), init_params(config, jax.random.key(seed))))
+    config = ModelConfig(
+        vocab_size=V, width=width, layers=layers, heads=2, kv_heads=1, head_dim=8, hidden=24
+    )
+    return Model(
+        config,
+        jax.tree.map(lambda x: (1.5 * x).astype(dtype), init_params(config, jax.random.key(seed))),
+    )
 
 
 def runs(dtype, rows=8, new=40):

@@ -7,7 +7,13 @@ import pytest
 
 from sdsl_jax.decoding import Model, autoregress, speculate
 from sdsl_jax.errors import SdslError
-from sdsl_jax.measurement.decoded import FALSE_ALARM, alarm_score, event_columns, self_check, summarise
+from sdsl_jax.measurement.decoded import (
+    FALSE_ALARM,
+    alarm_score,
+    event_columns,
+    self_check,
+    summarise,
+)
 from sdsl_jax.measurement.latency import Step, time_steps
 from sdsl_jax.measurement.overlap import pairwise_overlap
 from sdsl_jax.models import ModelConfig, init_params
@@ -17,7 +23,9 @@ V = 6
 
 
 def make(seed: int, layers: int = 1) -> Model:
-    config = ModelConfig(vocab_size=V, width=8, layers=layers, heads=2, kv_heads=1, head_dim=4, hidden=12)
+    config = ModelConfig(
+        vocab_size=V, width=8, layers=layers, heads=2, kv_heads=1, head_dim=4, hidden=12
+    )
     return Model(config, jax.tree.map(lambda x: 2.5 * x, init_params(config, jax.random.key(seed))))
 
 
@@ -40,9 +48,13 @@ def test_statistics_from_events(decoded):
     assert found.rounds == full.sum()
     for k in range(1, 4):
         assert found.survival[k - 1].estimate == pytest.approx((events.verified[full] >= k).mean())
-    assert found.tokens_per_round.estimate == pytest.approx(1 + sum(s.estimate for s in found.survival))
+    assert found.tokens_per_round.estimate == pytest.approx(
+        1 + sum(s.estimate for s in found.survival)
+    )
     alpha = found.tar.estimate
-    assert 1 + alpha + alpha**2 + alpha**3 == pytest.approx(found.tokens_per_round.estimate, rel=1e-5)
+    assert 1 + alpha + alpha**2 + alpha**3 == pytest.approx(
+        found.tokens_per_round.estimate, rel=1e-5
+    )
     # On random tokens of random models positions hardly differ: the two estimators agree within their intervals.
     assert found.per_test.low < found.tar.estimate < found.per_test.high
 
@@ -78,7 +90,9 @@ def test_event_columns_hold_every_round(decoded):
 @pytest.mark.slow
 def test_latencies_are_positive_and_grow_with_the_work(pair):
     _, target = pair
-    config = ModelConfig(vocab_size=256, width=256, layers=4, heads=4, kv_heads=4, head_dim=64, hidden=1024)
+    config = ModelConfig(
+        vocab_size=256, width=256, layers=4, heads=4, kv_heads=4, head_dim=64, hidden=1024
+    )
     large = Model(config, init_params(config, jax.random.key(0)))
     steps = {"small": Step(target, 1), "large": Step(large, 1)}
     timed = time_steps(steps, batch=1, context=8, repetitions=5, confidence=0.9)
@@ -107,11 +121,15 @@ def test_samples_of_the_target_are_what_exact_acceptance_runs_on(pair):
 def test_the_self_check_is_standard_normal_whatever_the_acceptance(verification, noise):
     """Sixteen runs of each pair: below 4.5 in size always (1e-4 in all), and neither one-sided nor wide where it is defined."""
     target = make(2, layers=2)
-    draft = target._replace(params=jax.tree.map(lambda t, n: t + noise * n, target.params, make(5, layers=2).params))
+    draft = target._replace(
+        params=jax.tree.map(lambda t, n: t + noise * n, target.params, make(5, layers=2).params)
+    )
     prompts = np.random.default_rng(4).integers(0, V, (32, 3))
     found = []
     for seed in range(16):
-        run = speculate(draft, target, prompts, lookahead=4, new_tokens=32, seed=seed, verification=verification)
+        run = speculate(
+            draft, target, prompts, lookahead=4, new_tokens=32, seed=seed, verification=verification
+        )
         found.append(self_check(run.events))
     if noise == 0:
         # A draft that is the target leaves nothing to chance but rounding.
@@ -142,16 +160,23 @@ def test_the_score_of_unequal_coins_is_that_of_their_exact_distribution(largest,
             if abs(exact) < 7:
                 found = float(poisson_binomial_score(k, chances))
                 assert found == pytest.approx(exact, abs=0.06), (coins, k)
-                assert abs(exact) < 2 or 0.88 < NormalDist().cdf(-abs(found)) / NormalDist().cdf(-abs(exact)) < 1.12
+                assert (
+                    abs(exact) < 2
+                    or 0.88 < NormalDist().cdf(-abs(found)) / NormalDist().cdf(-abs(exact)) < 1.12
+                )
 
 
-@pytest.mark.parametrize("chances", [[1e-4, 0.999], [1e-6, 0.9999, 0.999], [1e-5] * 30 + [0.9997] * 30])
+@pytest.mark.parametrize(
+    "chances", [[1e-4, 0.999], [1e-6, 0.9999, 0.999], [1e-5] * 30 + [0.9997] * 30]
+)
 def test_coins_that_are_nearly_certain_of_both_kinds_have_the_exact_score(chances):
     """A sharp target keeps or rejects nearly every draft for certain: what it does nearly always is no alarm."""
     for k in range(len(chances) + 1):
         exact = exact_score(k, np.asarray(chances))
         if abs(exact) < 7:
-            assert float(poisson_binomial_score(k, np.asarray(chances))) == pytest.approx(exact, abs=1e-6), k
+            assert float(poisson_binomial_score(k, np.asarray(chances))) == pytest.approx(
+                exact, abs=1e-6
+            ), k
 
 
 def test_a_single_success_where_few_are_expected_is_no_alarm():
@@ -162,8 +187,12 @@ def test_a_single_success_where_few_are_expected_is_no_alarm():
         float(poisson_binomial_score(250, np.full(250, 1e-6))) > 50
     )  # far beyond what a float can say of a probability
     assert poisson_binomial_score(np.zeros(3), np.zeros((3, 4))).tolist() == [0, 0, 0]
-    padded = poisson_binomial_score(np.array([2, 1]), np.array([[0.3, 0.2, 0.1, 0], [0.3, 0, 0, 0.2]]))
-    assert padded.tolist() == pytest.approx([exact_score(2, [0.3, 0.2, 0.1]), exact_score(1, [0.3, 0.2])], abs=0.06)
+    padded = poisson_binomial_score(
+        np.array([2, 1]), np.array([[0.3, 0.2, 0.1, 0], [0.3, 0, 0, 0.2]])
+    )
+    assert padded.tolist() == pytest.approx(
+        [exact_score(2, [0.3, 0.2, 0.1]), exact_score(1, [0.3, 0.2])], abs=0.06
+    )
 
 
 def chains(kind: str, runs: int, tests: int, random) -> tuple[np.ndarray, np.ndarray]:
@@ -175,7 +204,9 @@ def chains(kind: str, runs: int, tests: int, random) -> tuple[np.ndarray, np.nda
         "nearly all": 1 - random.uniform(0, 0.002, (runs, tests)),
         "half": random.uniform(0, 1, (runs, tests)),
         "bursts": np.full((runs, tests), 0.002),
-        "nearly certain": np.where(random.random((runs, tests)) < 0.5, 1e-5, 1 - 1e-4 * random.random((runs, tests))),
+        "nearly certain": np.where(
+            random.random((runs, tests)) < 0.5, 1e-5, 1 - 1e-4 * random.random((runs, tests))
+        ),
     }[kind]
     kept, uniforms = np.zeros((runs, tests), bool), random.random((runs, tests))
     for t in range(tests):
@@ -188,7 +219,8 @@ def chains(kind: str, runs: int, tests: int, random) -> tuple[np.ndarray, np.nda
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", ["hardly any", "one in eight", "a few", "nearly all", "half", "bursts", "nearly certain"]
+    "kind",
+    ["hardly any", "one in eight", "a few", "nearly all", "half", "bursts", "nearly certain"],
 )
 def test_the_warning_of_the_self_check_comes_as_seldom_as_it_says(kind):
     """10,000 runs each: at most 1 false alarm is expected, and 7 or fewer come with a probability of 1 − 1e-5.
@@ -196,14 +228,20 @@ def test_the_warning_of_the_self_check_comes_as_seldom_as_it_says(kind):
     At one in a hundred, the bound behind the rate is tested with five standard errors: 6e-7.
     """
     kept, chances = chains(kind, 10_000, 200, np.random.default_rng(1))
-    score = np.concatenate([poisson_binomial_score(k, p) for k, p in zip(np.split(kept, 10), np.split(chances, 10))])
+    score = np.concatenate(
+        [poisson_binomial_score(k, p) for k, p in zip(np.split(kept, 10), np.split(chances, 10))]
+    )
     assert FALSE_ALARM == 1e-4
     assert (np.abs(score) > alarm_score(1)).sum() <= 7
-    assert (np.abs(score) > NormalDist().inv_cdf(1 - 0.01 / 4)).mean() <= 0.01 + 5 * np.sqrt(0.01 / 10_000)
+    assert (np.abs(score) > NormalDist().inv_cdf(1 - 0.01 / 4)).mean() <= 0.01 + 5 * np.sqrt(
+        0.01 / 10_000
+    )
     variance = (chances * (1 - chances)).sum(axis=1)
     errors = (kept - chances.sum(axis=1)) / np.sqrt(variance)
     if kind == "hardly any":
-        assert (np.abs(errors) > 4).mean() > 0.04  # what a warning at four standard errors would give
+        assert (
+            np.abs(errors) > 4
+        ).mean() > 0.04  # what a warning at four standard errors would give
     if kind == "half":
         np.testing.assert_allclose(score, errors, atol=0.15)
 
@@ -211,7 +249,9 @@ def test_the_warning_of_the_self_check_comes_as_seldom_as_it_says(kind):
 def test_more_lookaheads_do_not_make_more_alarms():
     assert alarm_score(1) < alarm_score(4) < alarm_score(100) < 6
     for runs in (1, 4):
-        assert 4 * runs * NormalDist().cdf(-alarm_score(runs)) == pytest.approx(FALSE_ALARM, rel=1e-6)
+        assert 4 * runs * NormalDist().cdf(-alarm_score(runs)) == pytest.approx(
+            FALSE_ALARM, rel=1e-6
+        )
 
 
 def test_steps_of_a_broken_model_are_not_timed(pair):

@@ -21,7 +21,10 @@ PARAMS = jax.tree.map(np.asarray, init_params(CONFIG, jax.random.key(0)))
 def make(seed: int, scale: float = 2.5) -> Model:
     """A model of its own for every seed, by shuffling one set of weights: initialising each would compile each."""
     random = np.random.default_rng(seed)
-    return Model(CONFIG, jax.tree.map(lambda x: scale * random.permutation(x.ravel()).reshape(x.shape), PARAMS))
+    return Model(
+        CONFIG,
+        jax.tree.map(lambda x: scale * random.permutation(x.ravel()).reshape(x.shape), PARAMS),
+    )
 
 
 DRAFTS, TARGETS = {"a": make(1), "b": make(2)}, {"t": make(3), "u": make(4)}
@@ -35,7 +38,13 @@ def case():
     lengths = random.integers(0, L + 1, N)
     lengths[:2] = 0, L
     found = pairwise_overlap(
-        DRAFTS, TARGETS, contexts, first=FIRST, samplings=SAMPLINGS, following=following, lengths=lengths
+        DRAFTS,
+        TARGETS,
+        contexts,
+        first=FIRST,
+        samplings=SAMPLINGS,
+        following=following,
+        lengths=lengths,
     )
     return contexts, following, lengths, found
 
@@ -48,7 +57,9 @@ def log_softmax(logits):
 def by_hand(model, contexts):
     """Log-probabilities in double precision, and the distributions of each sampling, written out."""
     with jax.default_matmul_precision("highest"):
-        logits = np.asarray(jax.jit(forward, static_argnums=0)(*model, contexts)[0], np.float64)[:, FIRST:]
+        logits = np.asarray(jax.jit(forward, static_argnums=0)(*model, contexts)[0], np.float64)[
+            :, FIRST:
+        ]
     greedy = np.eye(V)[logits.argmax(-1)]
     filtered = np.exp(log_softmax(logits / 1.3))
     filtered = np.where(filtered >= np.sort(filtered, axis=-1)[..., -3:-2], filtered, 0)
@@ -65,10 +76,16 @@ def test_every_quantity_of_every_pair_written_out(case, draft, target):
     (log_q, qs), (log_p, ps) = by_hand(DRAFTS[draft], contexts), by_hand(TARGETS[target], contexts)
     counts = np.arange(FIRST, L) < lengths[:, None]
     for s, (p, q) in enumerate(zip(ps, qs)):
-        np.testing.assert_allclose(pair.acceptance[s], (np.minimum(p, q).sum(-1) * counts).sum(1), atol=1e-5)
+        np.testing.assert_allclose(
+            pair.acceptance[s], (np.minimum(p, q).sum(-1) * counts).sum(1), atol=1e-5
+        )
     p, q = np.exp(log_p), np.exp(log_q)
-    np.testing.assert_allclose(pair.kl, ((p * (log_p - log_q)).sum(-1) * counts).sum(1), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(pair.total_variation, (abs(p - q).sum(-1) / 2 * counts).sum(1), atol=1e-5)
+    np.testing.assert_allclose(
+        pair.kl, ((p * (log_p - log_q)).sum(-1) * counts).sum(1), rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        pair.total_variation, (abs(p - q).sum(-1) / 2 * counts).sum(1), atol=1e-5
+    )
     np.testing.assert_array_equal(pair.positions, counts.sum(1))
     # One of three ways: top-1 agreement is α at temperature 0, and 1 − α is total variation at temperature 1.
     np.testing.assert_array_equal(pair.top1_agreement, pair.acceptance[2])
@@ -84,7 +101,9 @@ def test_models_by_themselves(case):
             scores.entropy, (-(np.exp(plain) * plain).sum(-1) * counts).sum(1), rtol=1e-5, atol=1e-5
         )
         chosen = [np.take_along_axis(p, following[..., None], axis=-1)[..., 0] for p in probs]
-        np.testing.assert_allclose(np.exp(scores.log_probs)[:, counts], np.stack(chosen)[:, counts], atol=1e-6)
+        np.testing.assert_allclose(
+            np.exp(scores.log_probs)[:, counts], np.stack(chosen)[:, counts], atol=1e-6
+        )
         interval = scores.mean_entropy(0.9)
         assert 0 < interval.low < interval.estimate < interval.high < np.log(V)
 
@@ -122,7 +141,9 @@ def test_memory_changes_chunks_and_nothing_else(case):
     for name, pair in found.pairs.items():
         for a, b in zip(jax.tree.leaves(vars(pair)), jax.tree.leaves(vars(few.pairs[name]))):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(found.targets["u"].log_probs, few.targets["u"].log_probs, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        found.targets["u"].log_probs, few.targets["u"].log_probs, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_compiled_once_for_all_models_of_a_shape_and_once_for_all_pairs():
@@ -207,9 +228,19 @@ def test_logits_that_are_not_finite_are_refused_at_any_sampling(case, role):
     """Also at temperature 0, where a probability is 0 or 1 whatever the logits are."""
     contexts, following, lengths, _ = case
     broken = Model(CONFIG, jax.tree.map(lambda x: x * np.inf, PARAMS))
-    drafts, targets = (DRAFTS | {"b": broken}, TARGETS) if role == "draft" else (DRAFTS, TARGETS | {"u": broken})
+    drafts, targets = (
+        (DRAFTS | {"b": broken}, TARGETS) if role == "draft" else (DRAFTS, TARGETS | {"u": broken})
+    )
     name = "b" if role == "draft" else "u"
-    with pytest.raises(SdslError, match=f"the logits of the {role} {name} are not finite at .* positions: "):
+    with pytest.raises(
+        SdslError, match=f"the logits of the {role} {name} are not finite at .* positions: "
+    ):
         pairwise_overlap(
-            drafts, targets, contexts, first=FIRST, samplings=SAMPLINGS, following=following, lengths=lengths
+            drafts,
+            targets,
+            contexts,
+            first=FIRST,
+            samplings=SAMPLINGS,
+            following=following,
+            lengths=lengths,
         )

@@ -22,14 +22,18 @@ V = 8
 
 
 def make(seed: int) -> Model:
-    config = ModelConfig(vocab_size=V, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, hidden=12)
+    config = ModelConfig(
+        vocab_size=V, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, hidden=12
+    )
     return Model(config, jax.tree.map(lambda x: 1.4 * x, init_params(config, jax.random.key(seed))))
 
 
 def ragged(count: int) -> Prompts:
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 7, count).astype(np.int32)
-    tokens = np.where(np.arange(6) < lengths[:, None], rng.integers(0, V, (count, 6)), 0).astype(np.int32)
+    tokens = np.where(np.arange(6) < lengths[:, None], rng.integers(0, V, (count, 6)), 0).astype(
+        np.int32
+    )
     return Prompts(tokens, lengths, "random", count, 0)
 
 
@@ -68,10 +72,15 @@ def test_exact_acceptance_is_the_overlap_on_the_samples(pair, measured):
     exact = module._score(draft, target, samples, settings)
     rows = np.flatnonzero(prompts.lengths == 6)
     ids = samples.tokens[rows, : 6 + 24]
-    p, q = (probabilities(forward(m.config, m.params, ids)[0], Sampling())[:, 5:-1] for m in (target, draft))
+    p, q = (
+        probabilities(forward(m.config, m.params, ids)[0], Sampling())[:, 5:-1]
+        for m in (target, draft)
+    )
     of_rows = pairwise_overlap({"d": draft}, {"t": target}, ids[:, :-1], first=5).pairs["d", "t"]
     np.testing.assert_allclose(of_rows.acceptance[0], overlap(p, q).sum(axis=1), atol=1e-4)
-    p_y, q_y = (np.take_along_axis(np.asarray(x), ids[:, 6:, None], axis=-1)[..., 0] for x in (p, q))
+    p_y, q_y = (
+        np.take_along_axis(np.asarray(x), ids[:, 6:, None], axis=-1)[..., 0] for x in (p, q)
+    )
     np.testing.assert_allclose(exact.acceptance[rows, :24], np.minimum(1, q_y / p_y), atol=1e-4)
     assert measured.positions == exact.counted.sum() == 400 * 24
     sums = 0.0
@@ -88,7 +97,9 @@ def test_exact_acceptance_is_the_overlap_on_the_samples(pair, measured):
 
 @pytest.mark.slow
 def test_batches_change_nothing(pair, measured):
-    other = measure_pair(*pair, ragged(400), PairSettings(**SETTINGS | {"batch": 150}))  # the last one is not full
+    other = measure_pair(
+        *pair, ragged(400), PairSettings(**SETTINGS | {"batch": 150})
+    )  # the last one is not full
     for mine, theirs in zip(measured.lookaheads, other.lookaheads):
         np.testing.assert_array_equal(mine.decoded.tokens, theirs.decoded.tokens)
         np.testing.assert_array_equal(mine.decoded.events.accepted, theirs.decoded.events.accepted)
@@ -104,7 +115,9 @@ def test_a_table_of_positions_may_be_filled_to_its_end():
 
     def learned(seed):
         config = dataclasses.replace(make(seed).config, positions="learned", max_positions=6 + 24)
-        return Model(config, jax.tree.map(lambda x: 1.4 * x, init_params(config, jax.random.key(seed))))
+        return Model(
+            config, jax.tree.map(lambda x: 1.4 * x, init_params(config, jax.random.key(seed)))
+        )
 
     draft, target = learned(1), learned(2)
     for result in measure_pair(draft, target, prompts, settings).lookaheads:
@@ -113,7 +126,8 @@ def test_a_table_of_positions_may_be_filled_to_its_end():
         assert abs(result.statistics.self_check) < 5
     longer = PairSettings(**SETTINGS | {"new_tokens": 25})
     with pytest.raises(
-        SdslError, match="prompts of 6 and 25 new tokens come to 31 positions; the target knows only 30"
+        SdslError,
+        match="prompts of 6 and 25 new tokens come to 31 positions; the target knows only 30",
     ):
         measure_pair(draft, target, prompts, longer)
 
@@ -132,8 +146,12 @@ def test_a_stop_token_ends_rows_and_what_is_counted(pair):
 
 
 def test_greedy_decoding_leaves_nothing_to_chance(pair):
-    for result in measure_pair(*pair, ragged(400), PairSettings(**SETTINGS, sampling=Sampling(0.0))).lookaheads:
-        assert result.statistics.tokens_per_round.estimate == pytest.approx(result.expected.estimate, abs=1e-5)
+    for result in measure_pair(
+        *pair, ragged(400), PairSettings(**SETTINGS, sampling=Sampling(0.0))
+    ).lookaheads:
+        assert result.statistics.tokens_per_round.estimate == pytest.approx(
+            result.expected.estimate, abs=1e-5
+        )
         assert np.isnan(result.statistics.self_check)
 
 
@@ -143,7 +161,9 @@ def test_block_verification_never_keeps_fewer(pair, measured):
         *pair, ragged(400), PairSettings(**SETTINGS | {"lookaheads": (3,)}, verification="block")
     ).lookaheads
     tau, expected = block.statistics.tokens_per_round, block.expected
-    assert expected == pytest.approx(measured.lookaheads[0].expected, abs=1e-5)  # of token verification in both
+    assert expected == pytest.approx(
+        measured.lookaheads[0].expected, abs=1e-5
+    )  # of token verification in both
     assert tau.estimate > expected.estimate - 3 * error(tau)
     assert abs(block.statistics.self_check) < 5
 
@@ -176,9 +196,13 @@ def test_a_pair_is_checked(pair):
 def wide(pair):
     """The target with three ids more than the draft has."""
     _, target = pair
-    model = Model(dataclasses.replace(target.config, vocab_size=V + 3), nnx.merge(*nnx.split(target.params)))
+    model = Model(
+        dataclasses.replace(target.config, vocab_size=V + 3), nnx.merge(*nnx.split(target.params))
+    )
     rows = np.asarray(jax.tree.leaves(target.params["embedding"])[0])
-    model.params["embedding"] = nnx.Param(jnp.asarray(np.pad(rows, ((0, 3), (0, 0)), constant_values=0.3)))
+    model.params["embedding"] = nnx.Param(
+        jnp.asarray(np.pad(rows, ((0, 3), (0, 0)), constant_values=0.3))
+    )
     return model
 
 
@@ -197,7 +221,9 @@ def test_ids_that_a_model_has_no_row_for_get_no_probability_from_it(pair, wide):
 def test_tables_of_different_size_are_one_vocabulary(pair, wide, larger):
     """Decoding stays what the probabilities say, whichever of the two knows more ids: five standard errors."""
     draft, target = (wide, pair[0]) if larger == "draft" else (pair[0], wide)
-    found = measure_pair(draft, target, ragged(200), PairSettings(**SETTINGS | {"lookaheads": (2,)}))
+    found = measure_pair(
+        draft, target, ragged(200), PairSettings(**SETTINGS | {"lookaheads": (2,)})
+    )
     result = found.lookaheads[0]
     tau, expected = result.statistics.tokens_per_round, result.expected
     assert abs(tau.estimate - expected.estimate) < 5 * np.hypot(error(tau), error(expected))
@@ -214,14 +240,18 @@ def test_losses_on_the_prompts_are_those_of_a_plain_pass(pair, measured):
         log_probs = np.asarray(jax.nn.log_softmax(logits))
         chosen = np.take_along_axis(log_probs[:, :-1], prompts.tokens[:, 1:, None], -1)[..., 0]
         counts = np.arange(5) < prompts.lengths[:, None] - 1
-        assert measured.text.losses[role].estimate == pytest.approx(-chosen[counts].mean(), rel=1e-5)
+        assert measured.text.losses[role].estimate == pytest.approx(
+            -chosen[counts].mean(), rel=1e-5
+        )
     assert measured.text.positions.sum() == counts.sum()
 
 
 def test_what_is_no_number_is_refused_and_never_an_acceptance(pair):
     """An overflow in float16, say: min(1, NaN) must not become 1."""
     draft, target = pair
-    broken = Model(target.config, jax.tree.map(lambda x: x * jnp.nan if x.ndim == 1 else x, target.params))
+    broken = Model(
+        target.config, jax.tree.map(lambda x: x * jnp.nan if x.ndim == 1 else x, target.params)
+    )
     for q, p, role in ((draft, broken, "target"), (broken, target, "draft")):
         with pytest.raises(SdslError, match=f"the logits of the {role} are not finite at"):
             measure_pair(q, p, ragged(4), PairSettings(**SETTINGS))
@@ -231,7 +261,9 @@ def test_what_is_no_number_is_refused_and_never_an_acceptance(pair):
 def test_special_tokens_at_the_beginning_are_not_part_of_the_loss(pair):
     draft, target = pair
     plain = ragged(50)
-    led = plain._replace(tokens=np.pad(plain.tokens, ((0, 0), (1, 0))), lengths=plain.lengths + 1, lead=1)
+    led = plain._replace(
+        tokens=np.pad(plain.tokens, ((0, 0), (1, 0))), lengths=plain.lengths + 1, lead=1
+    )
     settings = PairSettings(**SETTINGS | {"lookaheads": (1,)})
     found = measure_pair(draft, target, led, settings).text
     logits = forward(target.config, target.params, led.tokens)[0]
@@ -260,10 +292,17 @@ def test_requests_are_timed_as_the_pair_is_measured(pair, monkeypatch, rule):
 
     monkeypatch.setattr(generation, "speculate", speculate)
     settings = PairSettings(
-        lookaheads=(1, 3), new_tokens=6, sampling=Sampling(0.7), verification=rule, stop_tokens=(2,), seed=5
+        lookaheads=(1, 3),
+        new_tokens=6,
+        sampling=Sampling(0.7),
+        verification=rule,
+        stop_tokens=(2,),
+        seed=5,
     )
     times = generation.time_generation(*pair, ragged(8), settings, count=2, repetitions=2)
     assert [t.lookahead for t in times] == [0, 1, 3]
-    assert {(g["verification"], g["sampling"].temperature, g["seed"]) for g in seen} == {(rule, 0.7, 5)}
+    assert {(g["verification"], g["sampling"].temperature, g["seed"]) for g in seen} == {
+        (rule, 0.7, 5)
+    }
     assert {(g["lookahead"], g["new_tokens"]) for g in seen} == {(1, 1), (1, 6), (3, 1), (3, 6)}
     assert not any("stop_tokens" in g for g in seen)

@@ -1,27 +1,37 @@
 """A protocol on small random checkpoints: what is there is measured once, what is absent is named."""
 
 import json
-import sys
 
 import pandas
 import pytest
 from published_checkpoints import CASES, LETTERS, copy_checkpoint
 
-from sdsl_jax import cli
+from sdsl_jax.checkpoints.loading import LoadOptions
 from sdsl_jax.config import load_protocol
 from sdsl_jax.errors import SdslError
 from sdsl_jax.measurement import pair_records, protocol
 from sdsl_jax.measurement.pair import PairSettings
 from sdsl_jax.progress import Silent
 from sdsl_jax.records import read_table
-from sdsl_jax.training import Reading
 
 OTHER = LETTERS[::-1]  # a tokenizer whose ids mean something else
 
 
 def toml(targets, drafts) -> str:
-    lines = ['name = "small"', 'prompts = "prompts.txt"', "[measure]", "lookaheads = [1, 3]", "plane_lookahead = 3"]
-    lines += ["prompts = 6", "prompt_tokens = 8", "new_tokens = 8", "timed = 0", 'dtype = "float32"']
+    lines = [
+        'name = "small"',
+        'prompts = "prompts.txt"',
+        "[measure]",
+        "lookaheads = [1, 3]",
+        "plane_lookahead = 3",
+    ]
+    lines += [
+        "prompts = 6",
+        "prompt_tokens = 8",
+        "new_tokens = 8",
+        "timed = 0",
+        'dtype = "float32"',
+    ]
     for role, names in (("targets", targets), ("drafts", drafts)):
         for name in names:
             lines += [f"[[{role}]]", f'folder = "{name}"', "params = 30e9", "train_tokens = 180e9"]
@@ -29,7 +39,7 @@ def toml(targets, drafts) -> str:
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def run(sdsl, tmp_path):
     (tmp_path / "prompts.txt").write_text(
         "\n".join(["the house of", "a people", "we must go", "so it is", "Hope", "on"])
     )
@@ -37,15 +47,15 @@ def run(tmp_path, monkeypatch, capsys):
 
     def call(targets, drafts, *more):
         (tmp_path / "small.toml").write_text(toml(targets, drafts))
-        arguments = ["protocol", str(tmp_path / "small.toml"), "--checkpoints", str(tmp_path / "checkpoints")]
-        monkeypatch.setattr(sys, "argv", ["sdsl", *arguments, "--out", str(tmp_path / "out"), *more])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = int(end.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
+        return sdsl(
+            "protocol",
+            tmp_path / "small.toml",
+            "--checkpoints",
+            tmp_path / "checkpoints",
+            "--out",
+            tmp_path / "out",
+            *more,
+        )
 
     return call
 
@@ -61,7 +71,10 @@ def test_settings_that_a_protocol_vouches_for_are_left_out_and_part_no_folders(t
     loaded = protocol._load(config.targets[0], tmp_path, config, 1, Silent())
     assert loaded.ignored_settings == ("logits_scaling",)
     settings = PairSettings(lookaheads=(1,), new_tokens=4)
-    how = [pair_records.how_measured(settings, Reading(ignore_keys=keys)._asdict()) for keys in ((), ("a",))]
+    how = [
+        pair_records.how_measured(settings, LoadOptions(ignore_keys=keys)._asdict())
+        for keys in ((), ("a",))
+    ]
     assert how[0] == how[1]
 
 
@@ -77,7 +90,10 @@ def test_what_is_there_is_measured_once_and_what_is_absent_is_named(run, tmp_pat
     found = json.loads(out)
     assert found["absent"] == ["opt-nowhere", "pythia"]
     assert [t["state"] for t in found["targets"]] == ["measured", "absent"]
-    assert {(p["draft"], p["lossless"]) for p in found["pairs"]} == {("smollm2", True), ("gpt2", False)}
+    assert {(p["draft"], p["lossless"]) for p in found["pairs"]} == {
+        ("smollm2", True),
+        ("gpt2", False),
+    }
     assert found["plane"] is None
     models = {m.model_id: m for m in read_table(tmp_path / "out", "models")}
     assert {m.train_tokens for m in models.values()} == {180_000_000_000}
@@ -153,22 +169,36 @@ def test_every_family_as_target_and_as_draft(run, tmp_path):
     assert (tmp_path / "out" / "plane.png").exists()
     # The sizes that the file states for all of them are those of OPT-30B, whose N* the paper gives as 189M.
     for target in found["targets"]:
-        assert target["optimum_of_published_plane"]["draft_params"] == pytest.approx(189e6, rel=0.01)
+        assert target["optimum_of_published_plane"]["draft_params"] == pytest.approx(
+            189e6, rel=0.01
+        )
 
 
 def test_the_papers_protocol_is_read_and_its_wrong_forms_are_refused(tmp_path):
     config = load_protocol(CASES.parents[2] / "experiments" / "paper-protocol.toml")
     assert (len(config.targets), len(config.drafts)) == (13, 10)
-    assert {t.folder: t.optimum for t in config.targets if t.optimum} == {"opt-30b": 189e6, "Qwen1.5-110B": 410e6}
+    assert {t.folder: t.optimum for t in config.targets if t.optimum} == {
+        "opt-30b": 189e6,
+        "Qwen1.5-110B": 410e6,
+    }
     assert all(len(config.drafts_of(t)) == 10 for t in config.targets)
     path = tmp_path / "wrong.toml"
     for text, message in (
         (toml(["../x"], ["y"]), "must be a name within the folder"),
         (toml(["x", "x"], ["y"]), "name a folder twice"),
         (toml([], ["y"]), "the key targets is missing"),
-        (toml(["x"], ["y"]).replace("plane_lookahead = 3", "plane_lookahead = 5"), "plane_lookahead is 5"),
-        (toml(["x"], ["y"]).replace("[[drafts]]", 'drafts = ["z"]\n[[drafts]]'), "the drafts of x hold z"),
-        (toml(["x"], ["y"]).replace("train_tokens = 180e9", "train_tokens = 0"), "train_tokens of x is 0"),
+        (
+            toml(["x"], ["y"]).replace("plane_lookahead = 3", "plane_lookahead = 5"),
+            "plane_lookahead is 5",
+        ),
+        (
+            toml(["x"], ["y"]).replace("[[drafts]]", 'drafts = ["z"]\n[[drafts]]'),
+            "the drafts of x hold z",
+        ),
+        (
+            toml(["x"], ["y"]).replace("train_tokens = 180e9", "train_tokens = 0"),
+            "train_tokens of x is 0",
+        ),
     ):
         path.write_text(text)
         with pytest.raises(SdslError, match=message):

@@ -11,7 +11,11 @@ from sdsl_jax.errors import SdslError
 from sdsl_jax.measurement.conventions import acceptance_report
 from sdsl_jax.measurement.decoded import event_columns
 from sdsl_jax.measurement.overlap import pairwise_overlap
-from sdsl_jax.measurement.replay import compare_verification, expected_rounds, same_context_acceptance
+from sdsl_jax.measurement.replay import (
+    compare_verification,
+    expected_rounds,
+    same_context_acceptance,
+)
 from sdsl_jax.models import ModelConfig, init_params
 from sdsl_jax.statistics import ratio_interval
 
@@ -44,7 +48,9 @@ def enumerate_decoder(limit, lookahead, stop=None):
                 for last, alive in paths.items():
                     kept = np.minimum(P[last], Q[last])
                     survived[k] += alive * kept.sum() * counts
-                    for token, rest in enumerate(np.maximum(P[last] - Q[last], 0)):  # a rejection, and what replaces it
+                    for token, rest in enumerate(
+                        np.maximum(P[last] - Q[last], 0)
+                    ):  # a rejection, and what replaces it
                         if token != stop:
                             arriving[t + k + 1][token] += alive * rest
                     for token in range(3):
@@ -79,13 +85,17 @@ def weighted(log_p, log_q, lengths, weights, limits, lookahead):
     started, survived = 0.0, np.zeros(lookahead)
     for i, weight in enumerate(weights):
         own = slice(i, i + 1)
-        one = expected_rounds(log_p[own], log_q[own], [lookahead], lengths=lengths[own], limits=limits[own])[0]
+        one = expected_rounds(
+            log_p[own], log_q[own], [lookahead], lengths=lengths[own], limits=limits[own]
+        )[0]
         started += weight * one.rounds
         survived += weight * one.rounds * np.array([s.estimate for s in one.survival])
     return started, survived
 
 
-@pytest.mark.parametrize(("limit", "lookahead", "stop"), [(5, 1, None), (5, 3, None), (5, 2, STOP), (5, 4, STOP)])
+@pytest.mark.parametrize(
+    ("limit", "lookahead", "stop"), [(5, 1, None), (5, 3, None), (5, 2, STOP), (5, 4, STOP)]
+)
 def test_recursion_over_samples_is_the_decoder_enumerated(limit, lookahead, stop):
     """Every sample, weighted by its probability, against every course of the algorithm; float32 sums of 5 terms."""
     samples = every_sample(limit, stop)
@@ -101,7 +111,10 @@ def test_limits_of_their_own():
     log_p, log_q = -random.exponential(size=(3, 5)), -random.exponential(size=(3, 5))
     log_p[1:, 4:], log_q[2:, 2:] = np.nan, np.nan
     together = expected_rounds(log_p, log_q, [3], limits=np.array([5, 4, 2]))[0]
-    alone = [expected_rounds(log_p[i : i + 1, :n], log_q[i : i + 1, :n], [3])[0] for i, n in ((0, 5), (1, 4))]
+    alone = [
+        expected_rounds(log_p[i : i + 1, :n], log_q[i : i + 1, :n], [3])[0]
+        for i, n in ((0, 5), (1, 4))
+    ]
     assert together.rounds == pytest.approx(sum(one.rounds for one in alone), rel=1e-5)
     for k in range(3):
         pooled = sum(one.rounds * one.survival[k].estimate for one in alone) / together.rounds
@@ -111,8 +124,12 @@ def test_limits_of_their_own():
 @given(st.floats(0.05, 0.95), st.sampled_from([1, 3, 8]))
 def test_constant_acceptance_is_the_geometric_formula(alpha, lookahead):
     log_p = np.zeros((4, 12))
-    found = expected_rounds(log_p, log_p + np.log(alpha), [lookahead], lengths=np.array([12, 12, 12, 12]))[0]
-    assert found.tokens_per_round.estimate == pytest.approx(sum(alpha**k for k in range(lookahead + 1)), rel=1e-5)
+    found = expected_rounds(
+        log_p, log_p + np.log(alpha), [lookahead], lengths=np.array([12, 12, 12, 12])
+    )[0]
+    assert found.tokens_per_round.estimate == pytest.approx(
+        sum(alpha**k for k in range(lookahead + 1)), rel=1e-5
+    )
     for k, s in enumerate(found.survival, 1):
         assert s.estimate == pytest.approx(alpha**k, rel=1e-5, abs=1e-9)
 
@@ -126,8 +143,12 @@ def test_intervals_of_expected_rounds_cover():
     truth = 1 + exact_survived.sum() / exact_started
     tokens = np.zeros((300 * 40, 9), int)
     for t in range(8):
-        tokens[:, t + 1] = (random.random(len(tokens))[:, None] > np.cumsum(P[tokens[:, t]], axis=1)).sum(axis=1)
-    log_p, log_q = (np.log(table[tokens[:, :-1], tokens[:, 1:]]).reshape(300, 40, 8) for table in (P, Q))
+        tokens[:, t + 1] = (
+            random.random(len(tokens))[:, None] > np.cumsum(P[tokens[:, t]], axis=1)
+        ).sum(axis=1)
+    log_p, log_q = (
+        np.log(table[tokens[:, :-1], tokens[:, 1:]]).reshape(300, 40, 8) for table in (P, Q)
+    )
     intervals = [expected_rounds(p, q, [2])[0].tokens_per_round for p, q in zip(log_p, log_q)]
     covered = np.mean([low <= truth <= high for _, low, high in intervals])
     assert 0.83 < covered < 0.95
@@ -148,7 +169,10 @@ def test_intervals_of_expected_rounds_cover():
     ],
 )
 def test_samples_are_checked(change, message):
-    arguments = dict(target_log_probs=np.zeros((2, 4)), draft_log_probs=np.zeros((2, 4)), lookaheads=[2]) | change
+    arguments = (
+        dict(target_log_probs=np.zeros((2, 4)), draft_log_probs=np.zeros((2, 4)), lookaheads=[2])
+        | change
+    )
     with pytest.raises(SdslError, match=message):
         expected_rounds(**arguments)
 
@@ -164,7 +188,11 @@ def test_a_token_that_the_draft_never_proposes():
 
 
 def log_softmax(x):
-    return x - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)) - x.max(-1, keepdims=True)
+    return (
+        x
+        - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        - x.max(-1, keepdims=True)
+    )
 
 
 def test_other_temperatures_from_those_recorded():
@@ -180,7 +208,11 @@ def test_other_temperatures_from_those_recorded():
         p, q = np.exp(log_softmax(logits / temperature))
         expected = ratio_interval((np.minimum(p, q).sum(-1) * counts).sum(1), counts.sum(1), 0.9)
         assert one.acceptance == pytest.approx(expected, abs=1e-5)
-        assert (one.sampling.temperature, one.positions, one.basis) == (temperature, counts.sum(), "same-context")
+        assert (one.sampling.temperature, one.positions, one.basis) == (
+            temperature,
+            counts.sum(),
+            "same-context",
+        )
     agreement = (logits[0].argmax(-1) == logits[1].argmax(-1))[counts].mean()
     assert found[3].acceptance.estimate == pytest.approx(agreement)
 
@@ -188,7 +220,9 @@ def test_other_temperatures_from_those_recorded():
 def test_filters_that_were_not_recorded():
     """Top-k of 1 leaves what greedy decoding leaves; tokens that the run had filtered out stay out."""
     logits = np.random.default_rng(4).normal(size=(2, 3, 4, 6))
-    greedy, one = same_context_acceptance(*log_softmax(logits), [Sampling(0.0), Sampling(1.0, top_k=1)])
+    greedy, one = same_context_acceptance(
+        *log_softmax(logits), [Sampling(0.0), Sampling(1.0, top_k=1)]
+    )
     assert greedy.acceptance == one.acceptance
     apart = log_softmax(logits)
     apart[0, ..., :3], apart[1, ..., 3:] = -np.inf, -np.inf
@@ -244,7 +278,10 @@ def test_expected_accepted_drafts_over_every_block(lookahead):
 
     contexts = np.array([[(0, *b)[i] for i in range(lookahead + 1)] for b in blocks])[:, None]
     found = compare_verification(
-        np.array(blocks)[:, None], Q[contexts[..., :-1]], P[contexts], np.full((len(blocks), 1), lookahead)
+        np.array(blocks)[:, None],
+        Q[contexts[..., :-1]],
+        P[contexts],
+        np.full((len(blocks), 1), lookahead),
     )
     assert (weights * found.block[:, 0]).sum() == pytest.approx(algorithm, rel=1e-5)
     assert (weights * found.token[:, 0]).sum() == pytest.approx(token, rel=1e-5)
@@ -287,7 +324,9 @@ def test_blocks_are_counted_by_what_they_proposed():
     rounds = (proposed > 0).sum(1)
     assert found.rounds == rounds.sum()
     assert found.gain == ratio_interval((found.block - found.token).sum(1), rounds, 0.9)
-    assert found.gain.estimate == pytest.approx(found.block_accepted.estimate - found.token_accepted.estimate)
+    assert found.gain.estimate == pytest.approx(
+        found.block_accepted.estimate - found.token_accepted.estimate
+    )
     assert found.gain.estimate > 0
 
 
@@ -313,7 +352,9 @@ V, PROMPT, NEW, ROWS = 6, 3, 24, 1500
 @pytest.fixture(scope="module")
 def live():
     """A pair, prompts, samples of the target that token 5 may end early, and their log-probabilities under both."""
-    config = ModelConfig(vocab_size=V, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, hidden=12)
+    config = ModelConfig(
+        vocab_size=V, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, hidden=12
+    )
     own, noise = (init_params(config, jax.random.key(seed)) for seed in (2, 1))
     target = Model(config, jax.tree.map(lambda x: 2.5 * x, own))
     # A draft that is the target with other weights mixed in, so that blocks are often accepted deep into them.
@@ -343,16 +384,29 @@ def test_recursion_predicts_the_live_decoder(live, lookahead):
     # A live round is whole if γ + 1 tokens fit: the last position cannot be the last draft of one.
     limits = np.full(ROWS, NEW - 1)
     expected = expected_rounds(
-        log_p, log_q, [lookahead], lengths=np.minimum(lengths, NEW - 1), limits=limits, confidence=0.6827
+        log_p,
+        log_q,
+        [lookahead],
+        lengths=np.minimum(lengths, NEW - 1),
+        limits=limits,
+        confidence=0.6827,
     )[0]
     decoded = speculate(
-        draft, target, prompts, lookahead=lookahead, new_tokens=NEW, seed=100 + lookahead, stop_tokens=(5,)
+        draft,
+        target,
+        prompts,
+        lookahead=lookahead,
+        new_tokens=NEW,
+        seed=100 + lookahead,
+        stop_tokens=(5,),
     )
     report = acceptance_report(
         event_columns(decoded), max_lengths=PROMPT + NEW, whole_rounds_only=True, confidence=0.6827
     )
     pairs = [(expected.tokens_per_round, report.estimates["eagle_tau"])]
-    pairs += [(s, report.estimates[f"vllm_position_{k}"]) for k, s in enumerate(expected.survival, 1)]
+    pairs += [
+        (s, report.estimates[f"vllm_position_{k}"]) for k, s in enumerate(expected.survival, 1)
+    ]
     for predicted, observed in pairs:
         error = np.hypot(predicted.high - predicted.low, observed.high - observed.low) / 2
         assert abs(predicted.estimate - observed.estimate) < 5 * error
@@ -365,9 +419,18 @@ def test_replayed_blocks_predict_the_live_decoder(live):
     draft, target, prompts, *_ = live
     for rule in ("token", "block"):
         decoded = speculate(
-            draft, target, prompts[:400], lookahead=4, new_tokens=12, seed=7, verification=rule, keep_distributions=True
+            draft,
+            target,
+            prompts[:400],
+            lookahead=4,
+            new_tokens=12,
+            seed=7,
+            verification=rule,
+            keep_distributions=True,
         )
         found = compare_verification(*decoded.blocks, decoded.events.proposed)
-        surplus = (np.asarray(decoded.events.verified) - (found.token if rule == "token" else found.block)).ravel()
+        surplus = (
+            np.asarray(decoded.events.verified) - (found.token if rule == "token" else found.block)
+        ).ravel()
         assert abs(surplus.sum()) < 5 * np.sqrt((surplus**2).sum())
         assert found.gain.low > 0

@@ -18,7 +18,9 @@ def cuts_of(lengths, begin=0):
 
 
 def test_probabilities_of_a_stretch_are_the_products_of_its_tokens():
-    row = _Row("abcdefgh", 2, True, {"target": cuts_of([2, 1, 1, 2, 2]), "draft": cuts_of([2, 2, 1, 3])})
+    row = _Row(
+        "abcdefgh", 2, True, {"target": cuts_of([2, 1, 1, 2, 2]), "draft": cuts_of([2, 2, 1, 3])}
+    )
     scores = {"target": np.log([0.5, 0.4, 0.3, 0.2]), "draft": np.log([0.6, 0.7, 0.1])}
     found = _stretches(row, scores)
     # Cuts at 2, 4, 8: "cd" and "efgh".
@@ -42,7 +44,9 @@ def test_tokens_end_where_what_they_make_is_the_text():
             return bytes(ids).decode(errors="replace")
 
     text = "aé b"
-    np.testing.assert_array_equal(_ends(Bytes(), np.frombuffer(text.encode(), np.uint8), text), [1, -1, 2, 3, 4])
+    np.testing.assert_array_equal(
+        _ends(Bytes(), np.frombuffer(text.encode(), np.uint8), text), [1, -1, 2, 3, 4]
+    )
 
 
 def test_a_perfect_draft_of_other_tokens_can_score_below_one():
@@ -76,9 +80,12 @@ def test_a_perfect_draft_of_other_tokens_can_score_below_one():
 
 def test_with_one_tokenizer_it_is_the_acceptance_of_what_the_target_wrote():
     """min(1, q(y)/p(y)) of every token, computed from two plain passes: the same number, but for the rounding of sums."""
-    config = ModelConfig(vocab_size=53, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, hidden=12)
+    config = ModelConfig(
+        vocab_size=53, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, hidden=12
+    )
     draft, target = (
-        Model(config, jax.tree.map(lambda x: 1.4 * x, init_params(config, jax.random.key(seed)))) for seed in (1, 2)
+        Model(config, jax.tree.map(lambda x: 1.4 * x, init_params(config, jax.random.key(seed))))
+        for seed in (1, 2)
     )
     tokenizer = PublishedTokenizer(character_tokenizer())
     prompts = encode_prompts(["the house", "a", "we must go"], tokenizer, 16, "letters")
@@ -86,7 +93,9 @@ def test_with_one_tokenizer_it_is_the_acceptance_of_what_the_target_wrote():
     found = retokenised_acceptance(draft, target, tokenizer, tokenizer, prompts, settings)
     tokens, lengths = sample_target(target, prompts, settings, lambda: None)
     log_probs = [
-        np.asarray(jax.nn.log_softmax(jax.jit(forward, static_argnums=0)(m.config, m.params, tokens)[0]))
+        np.asarray(
+            jax.nn.log_softmax(jax.jit(forward, static_argnums=0)(m.config, m.params, tokens)[0])
+        )
         for m in (target, draft)
     ]
     rows = np.arange(len(tokens))[:, None]
@@ -94,5 +103,7 @@ def test_with_one_tokenizer_it_is_the_acceptance_of_what_the_target_wrote():
     at = lengths[:, None] + np.arange(settings.new_tokens - 1)
     log_p, log_q = (x[rows, at - 1, tokens[rows, at]] for x in log_probs)
     assert found.stretches == at.size
-    assert found.alpha.estimate == pytest.approx(np.exp(np.minimum(log_q - log_p, 0)).mean(), rel=1e-4)
+    assert found.alpha.estimate == pytest.approx(
+        np.exp(np.minimum(log_q - log_p, 0)).mean(), rel=1e-4
+    )
     assert found.roles["draft"].loss.estimate == pytest.approx(-log_q.mean(), rel=1e-4)

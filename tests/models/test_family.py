@@ -24,14 +24,18 @@ def test_the_smooth_cost_follows_the_members(log_size, aspect):
     config = member(family, round(np.exp(log_size)), 256)
     exact = count(config, 64)
     smooth = float(flops_per_token(float(exact.nonembedding), shape_rule(family, 256, 128)))
-    assert smooth == pytest.approx(exact.flops_per_token, rel=0.25 if exact.nonembedding < 50_000 else 0.12)
+    assert smooth == pytest.approx(
+        exact.flops_per_token, rel=0.25 if exact.nonembedding < 50_000 else 0.12
+    )
 
 
 def test_shape_rule_keeps_the_aspect_ratio_of_large_models_and_one_layer_of_small_ones():
     layers, width = layers_and_width(1e9, shape_rule(FamilyConfig(aspect_ratio=32), 256, 128))
     assert float(width / layers) == pytest.approx(32, rel=1e-3)
     assert float(12 * layers * width**2) == pytest.approx(1e9, rel=1e-5)
-    assert float(layers_and_width(500.0, shape_rule(FamilyConfig(), 256, 128))[0]) == pytest.approx(1, rel=1e-2)
+    assert float(layers_and_width(500.0, shape_rule(FamilyConfig(), 256, 128))[0]) == pytest.approx(
+        1, rel=1e-2
+    )
 
 
 def test_a_size_below_the_smallest_member_is_refused():

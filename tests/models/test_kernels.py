@@ -33,7 +33,9 @@ def _same(mine, plain, *arguments, weights):
     @jax.jit
     def both(*args):
         every = tuple(range(len(args)))
-        return [jax.grad(functools.partial(total, f), every, has_aux=True)(*args) for f in (mine, plain)]
+        return [
+            jax.grad(functools.partial(total, f), every, has_aux=True)(*args) for f in (mine, plain)
+        ]
 
     (my_gradients, my_values), (gradients, values) = both(*arguments)
     for got, want in zip(jax.tree.leaves(my_values), jax.tree.leaves(values)):
@@ -45,7 +47,13 @@ def _same(mine, plain, *arguments, weights):
 def test_linear():
     x, w = _normal(0, 3, 5, 6), _normal(1, 6, 10)
     weights = [_normal(2, 3, 5, n) for n in (4, 4, 2)]
-    _same(lambda x, w: linear(x, w, (4, 4, 2)), lambda x, w: jnp.split(x @ w, [4, 8], -1), x, w, weights=weights)
+    _same(
+        lambda x, w: linear(x, w, (4, 4, 2)),
+        lambda x, w: jnp.split(x @ w, [4, 8], -1),
+        x,
+        w,
+        weights=weights,
+    )
 
 
 def test_rotate_turns_each_pair_as_a_complex_number():
@@ -100,16 +108,24 @@ def test_token_losses():
 
 
 def test_gradients_are_those_of_finite_differences(x64):
-    q, k, v = (x.astype(jnp.float64) for x in (_normal(0, 1, 2, 70, 4), _normal(1, 1, 4, 70), _normal(2, 1, 70, 4)))
+    q, k, v = (
+        x.astype(jnp.float64)
+        for x in (_normal(0, 1, 2, 70, 4), _normal(1, 1, 4, 70), _normal(2, 1, 70, 4))
+    )
     check_grads(jax.jit(causal_attention), (q, k, v), order=1, modes=["rev"], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.release
 def test_rematerialised_blocks_change_neither_logits_nor_gradients(small_model: ModelConfig):
-    params, tokens = init_params(small_model, jax.random.key(0)), jnp.array([[1, 2, 3, 4], [5, 6, 7, 8]])
+    params, tokens = (
+        init_params(small_model, jax.random.key(0)),
+        jnp.array([[1, 2, 3, 4], [5, 6, 7, 8]]),
+    )
 
     def loss(params, remat):
         return jnp.square(forward(small_model, params, tokens, remat=remat)[0]).mean()
 
-    for got, want in zip(*(jax.tree.leaves(jax.grad(loss)(params, remat)) for remat in (True, False))):
+    for got, want in zip(
+        *(jax.tree.leaves(jax.grad(loss)(params, remat)) for remat in (True, False))
+    ):
         np.testing.assert_allclose(got, want, atol=1e-6)

@@ -20,7 +20,9 @@ VARIANTS = {
     "one_head": {"heads": 1, "kv_heads": 1, "layers": 1},
 }
 # Every variant is run by the full check.
-SOME = [pytest.param(name, marks=[] if name == "grouped" else pytest.mark.slow) for name in VARIANTS]
+SOME = [
+    pytest.param(name, marks=[] if name == "grouped" else pytest.mark.slow) for name in VARIANTS
+]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -29,7 +31,9 @@ def test_counts_equal_the_instantiated_model(small_model, variant):
     counts = count(config, context=10)
     leaves = jax.tree_util.tree_leaves_with_path(init_params(config, jax.random.key(0)))
     total = sum(leaf.size for _, leaf in leaves)
-    tables = sum(leaf.size for path, leaf in leaves if "embedding" in str(path) or "head'" in str(path))
+    tables = sum(
+        leaf.size for path, leaf in leaves if "embedding" in str(path) or "head'" in str(path)
+    )
     assert counts.total == total
     assert counts.nonembedding == total - tables
     assert counts.weight_bytes == 4 * total
@@ -39,12 +43,16 @@ def test_counts_equal_the_instantiated_model(small_model, variant):
 
 def test_flops_equal_those_of_the_compiled_model(small_model):
     """XLA's count of a forward pass: attention covers all T positions of every query, and elementwise work adds a little."""
-    config = dataclasses.replace(small_model, width=64, heads=4, head_dim=16, hidden=128, vocab_size=256)
+    config = dataclasses.replace(
+        small_model, width=64, heads=4, head_dim=16, hidden=128, vocab_size=256
+    )
     T = 64
     tokens = jnp.zeros((1, T), jnp.int32)
     params = init_params(config, jax.random.key(0))
     compiled = jax.jit(lambda p, t: eager_forward(config, p, t)[0]).lower(params, tokens).compile()
-    assert count(config, context=T).flops_per_token * T == pytest.approx(compiled.cost_analysis()["flops"], rel=0.15)
+    assert count(config, context=T).flops_per_token * T == pytest.approx(
+        compiled.cost_analysis()["flops"], rel=0.15
+    )
 
 
 @pytest.mark.parametrize("variant", SOME)
@@ -53,7 +61,9 @@ def test_causality_by_gradients(small_model, variant):
     config = dataclasses.replace(small_model, **VARIANTS[variant])
     params = jax.tree.map(lambda x: x * 2, init_params(config, jax.random.key(1)))
     tokens = jnp.arange(9)[None] % config.vocab_size
-    model = nnx.merge(nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))[0], params)
+    model = nnx.merge(
+        nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))[0], params
+    )
 
     def from_embeddings(x):
         positions = jnp.arange(9)[None]

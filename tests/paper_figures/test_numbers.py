@@ -24,7 +24,9 @@ def test_the_thirteen_optima():
     assert len(table) == 13
     np.testing.assert_allclose(found.params, table.draft_params, rtol=1e-6)
     np.testing.assert_allclose(found.speedup, table.speedup, rtol=1e-6)
-    np.testing.assert_allclose(found.indifference_1pct, [table.low_1pct, table.high_1pct], rtol=1e-5)
+    np.testing.assert_allclose(
+        found.indifference_1pct, [table.low_1pct, table.high_1pct], rtol=1e-5
+    )
     rows = table.set_index("target").draft_params
     for name, published in optima_table.PUBLISHED.items():
         assert rows[name] == pytest.approx(published, rel=0.01)
@@ -53,7 +55,9 @@ def test_every_figure_is_there():
 
 def test_the_quality_of_the_acceptance_law_is_what_its_figure_compares_with():
     """R² and the mean squared error of the preset are those of the page, and our own are computed from the records."""
-    compared = {claim.quantity: claim for claim in acceptance_plane.claims(acceptance_plane.compute())}
+    compared = {
+        claim.quantity: claim for claim in acceptance_plane.claims(acceptance_plane.compute())
+    }
     about = PAPER_PLANE.about
     for quantity, published in (
         ("R² of the plane", about.r_squared),
@@ -65,7 +69,9 @@ def test_the_quality_of_the_acceptance_law_is_what_its_figure_compares_with():
         about.mean_squared_error,
     )
     # Both are of one sample: its spread of α, the error of always saying the mean, is some 0.06.
-    assert (about.mean_squared_error / (1 - about.r_squared)) ** 0.5 == pytest.approx(0.0567, abs=1e-4)
+    assert (about.mean_squared_error / (1 - about.r_squared)) ** 0.5 == pytest.approx(
+        0.0567, abs=1e-4
+    )
     pairs = committed("acceptance_plane")
     missed = np.var(pairs.acceptance - pairs.plane) / np.var(pairs.acceptance)
     assert compared["R² of the plane"].ours == pytest.approx(1 - missed, rel=1e-6)

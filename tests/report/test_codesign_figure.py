@@ -35,7 +35,9 @@ def surface(problem):
 
 def test_the_landscape_is_what_the_theory_says(problem, surface, x64):
     row, column = 20, 30
-    at = problem.numbers.fixed._replace(draft_params=surface.draft_params[column], lookahead=surface.lookahead[row])
+    at = problem.numbers.fixed._replace(
+        draft_params=surface.draft_params[column], lookahead=surface.lookahead[row]
+    )
     given = outcome(problem.numbers.serving, at)
     assert surface.speedup[row, column] == pytest.approx(float(given.speedup))
     assert surface.allowed[row, column] == bool(given.latency_seconds <= 2.2)

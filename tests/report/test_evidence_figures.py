@@ -9,7 +9,14 @@ from sdsl_jax.report.evidence_figures import EVIDENCE_CAPTIONS, draw_evidence
 from sdsl_jax.report.html import evidence_section
 from sdsl_jax.report.inputs import Records
 
-NOTHING = {"acceptance": [], "survival": [], "latency": [], "fits": {}, "codesign": [], "landscapes": []}
+NOTHING = {
+    "acceptance": [],
+    "survival": [],
+    "latency": [],
+    "fits": {},
+    "codesign": [],
+    "landscapes": [],
+}
 
 
 def records(study, folder) -> Records:
@@ -29,7 +36,10 @@ def test_figures_are_drawn_only_of_what_is_there(dependent, tmp_path):
     figures = tmp_path / "figures"
     draw_evidence(dependent, figures)
     assert {path.name for path in figures.iterdir()} == {"dependence.png", "dependence.pdf"}
-    other = records(law_study(temperatures=((0.0, 2.2, 1.2),), domains=(("far", 1.0, 0.5),), shift=0.1), tmp_path)
+    other = records(
+        law_study(temperatures=((0.0, 2.2, 1.2),), domains=(("far", 1.0, 0.5),), shift=0.1),
+        tmp_path,
+    )
     draw_evidence(other, figures)
     # What the new records do not hold is not left over from the old ones.
     assert {path.name for path in figures.iterdir()} == {"conditions.png", "conditions.pdf"}

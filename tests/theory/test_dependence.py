@@ -22,7 +22,8 @@ def test_beta_over_rounds_and_over_prompts_differ_in_sign(x64):
     """Beta(6, 3) at γ = 5: 2.92 over rounds and 2.66 over prompts, against 2.73 by the geometric formula."""
     beta = BetaAcceptance(6.0, 3.0)
     over_rounds, over_prompts = (
-        float(x) for x in (beta.tokens_per_round_over_rounds(5), beta.tokens_per_round_over_prompts(5))
+        float(x)
+        for x in (beta.tokens_per_round_over_rounds(5), beta.tokens_per_round_over_prompts(5))
     )
     assert (round(over_rounds, 2), round(over_prompts, 2)) == (2.92, 2.66)
     assert float(tokens_per_round(beta.mean, 5)) == pytest.approx(2.7366, abs=1e-4)
@@ -41,7 +42,9 @@ def test_beta_against_scipy(a, b, lookahead):
         inverse = (
             weights / np.sum([((1 + nodes) / 2) ** i for i in range(lookahead + 1)], axis=0)
         ).sum() / weights.sum()
-        assert float(beta.tokens_per_round_over_prompts(lookahead)) == pytest.approx(1 / inverse, rel=1e-9)
+        assert float(beta.tokens_per_round_over_prompts(lookahead)) == pytest.approx(
+            1 / inverse, rel=1e-9
+        )
 
 
 @settings(max_examples=25)
@@ -50,12 +53,20 @@ def test_every_model_reduces_to_the_geometric_formula(alpha, lookahead):
     with jax.enable_x64(True):
         geometric = float(tokens_per_round(alpha, lookahead))
         narrow = BetaAcceptance(1e7 * alpha, 1e7 * (1 - alpha))
-        assert float(narrow.tokens_per_round_over_rounds(lookahead)) == pytest.approx(geometric, rel=1e-5)
-        assert float(narrow.tokens_per_round_over_prompts(lookahead)) == pytest.approx(geometric, rel=1e-5)
-        assert float(PersistentAcceptance(alpha, 0.0).tokens_per_round(lookahead)) == pytest.approx(geometric)
+        assert float(narrow.tokens_per_round_over_rounds(lookahead)) == pytest.approx(
+            geometric, rel=1e-5
+        )
+        assert float(narrow.tokens_per_round_over_prompts(lookahead)) == pytest.approx(
+            geometric, rel=1e-5
+        )
+        assert float(PersistentAcceptance(alpha, 0.0).tokens_per_round(lookahead)) == pytest.approx(
+            geometric
+        )
         sample = rounds_over_sample(jnp.full(40, alpha), lookahead)
         assert float(sample.tokens_per_round) == pytest.approx(geometric)
-        assert float(tokens_per_round_from_survival(alpha ** jnp.arange(1, lookahead + 1))) == pytest.approx(geometric)
+        assert float(
+            tokens_per_round_from_survival(alpha ** jnp.arange(1, lookahead + 1))
+        ) == pytest.approx(geometric)
 
 
 def simulate_chain(alpha, rho, lookahead, positions, seed):
@@ -64,7 +75,9 @@ def simulate_chain(alpha, rho, lookahead, positions, seed):
     draws, accepted = random.random(positions), np.empty(positions, bool)
     accepted[0] = draws[0] < alpha
     for t in range(1, positions):
-        accepted[t] = draws[t] < (alpha + rho * (1 - alpha) if accepted[t - 1] else alpha * (1 - rho))
+        accepted[t] = draws[t] < (
+            alpha + rho * (1 - alpha) if accepted[t - 1] else alpha * (1 - rho)
+        )
     survived, rounds, t = np.zeros(lookahead), 0, 0
     while t + lookahead < positions:
         block = accepted[t : t + lookahead]
@@ -76,7 +89,9 @@ def simulate_chain(alpha, rho, lookahead, positions, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("alpha", "rho", "lookahead"), [(0.7, 0.4, 1), (0.7, 0.4, 8), (0.5, 0.8, 3), (0.8, -0.1, 4)])
+@pytest.mark.parametrize(
+    ("alpha", "rho", "lookahead"), [(0.7, 0.4, 1), (0.7, 0.4, 8), (0.5, 0.8, 3), (0.8, -0.1, 4)]
+)
 def test_persistent_chain_against_simulation(alpha, rho, lookahead):
     """Within 5 standard errors of a binomial, widened by (1 + ρ)/(1 − ρ) for the correlation of rounds: a false alarm of at
     most 6e-7 per position, 1e-5 in all."""
@@ -122,7 +137,9 @@ def test_samples_are_pooled_by_adding(x64):
 
 
 def test_models_are_differentiable(x64):
-    gradient = jax.grad(lambda b: BetaAcceptance(b[0], b[1]).tokens_per_round_over_prompts(5))(jnp.array([6.0, 3.0]))
+    gradient = jax.grad(lambda b: BetaAcceptance(b[0], b[1]).tokens_per_round_over_prompts(5))(
+        jnp.array([6.0, 3.0])
+    )
     h = 1e-5
     difference = [
         float(

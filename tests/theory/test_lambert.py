@@ -16,7 +16,9 @@ def test_branch_solves_its_equation(lam):
     with jax.enable_x64(True):
         w = float(solve_branch(lam))
         with mpmath.workdps(40):
-            assert float(mpmath.mpf(w) - mpmath.log1p(mpmath.mpf(w))) == pytest.approx(lam, rel=1e-12)
+            assert float(mpmath.mpf(w) - mpmath.log1p(mpmath.mpf(w))) == pytest.approx(
+                lam, rel=1e-12
+            )
 
 
 def test_branch_in_single_precision():
@@ -30,10 +32,14 @@ def test_branch_in_single_precision():
 
 def test_both_branches_against_scipy(x64):
     """To 1e-13, except near the branch point where half the digits of W are lost in x itself."""
-    upper = np.concatenate([-np.exp(-1) + np.geomspace(1e-4, 0.36, 200), np.geomspace(1e-10, 1e200, 400)])
+    upper = np.concatenate(
+        [-np.exp(-1) + np.geomspace(1e-4, 0.36, 200), np.geomspace(1e-10, 1e200, 400)]
+    )
     np.testing.assert_allclose(lambertw(upper), scipy.special.lambertw(upper).real, rtol=1e-12)
     lower = -np.geomspace(1e-300, np.exp(-1) - 1e-4, 400)
-    np.testing.assert_allclose(lambertw(lower, -1), scipy.special.lambertw(lower, -1).real, rtol=1e-12)
+    np.testing.assert_allclose(
+        lambertw(lower, -1), scipy.special.lambertw(lower, -1).real, rtol=1e-12
+    )
 
 
 def test_branch_point_and_outside(x64):

@@ -35,7 +35,9 @@ def test_losses_fall_with_size_and_data(name, log_params, log_tokens):
 
 def test_values_of_the_published_laws(x64):
     """Written out by hand from the tables of paper.md: Chinchilla (70e9, 1.4e12), and Kaplan at 1.5e9, 23e9."""
-    assert float(BESIROGLU(70e9, 1.4e12)) == pytest.approx(1.8172 + 482.01 / 70e9**0.3478 + 2085.43 / 1.4e12**0.3658)
+    assert float(BESIROGLU(70e9, 1.4e12)) == pytest.approx(
+        1.8172 + 482.01 / 70e9**0.3478 + 2085.43 / 1.4e12**0.3658
+    )
     kaplan = ((6.4e13 / 1.5e9) ** (0.076 / 0.103) + 1.8e13 / 23e9) ** 0.103
     assert float(PUBLISHED_LOSS_LAWS["kaplan"](1.5e9, 23e9)) == pytest.approx(kaplan)
     # Section 5 of paper.md: perplexity 347 at N = 1e6, D = 1e12.
@@ -81,7 +83,9 @@ def test_bounded_laws_are_bounded_in_single_precision_too():
 
 def test_a_gap_is_a_plane_with_equal_slopes(x64):
     draft, target = ModelPoint(1e6, 3.1), ModelPoint(1e9, 2.2)
-    assert float(LogitGap(1.1, 0.7)(draft, target)) == pytest.approx(float(LogitPlane(1.1, 0.7, 0.7)(draft, target)))
+    assert float(LogitGap(1.1, 0.7)(draft, target)) == pytest.approx(
+        float(LogitPlane(1.1, 0.7, 0.7)(draft, target))
+    )
 
 
 def test_laws_are_pytrees_of_their_coefficients(x64):
@@ -96,7 +100,10 @@ def test_laws_are_pytrees_of_their_coefficients(x64):
 
 
 def test_laws_are_differentiable_in_every_coefficient(x64):
-    draft, target = ModelPoint(jnp.float64(1e8), jnp.float64(2.6)), ModelPoint(jnp.float64(1e10), jnp.float64(2.1))
+    draft, target = (
+        ModelPoint(jnp.float64(1e8), jnp.float64(2.6)),
+        ModelPoint(jnp.float64(1e10), jnp.float64(2.1)),
+    )
     for law in (
         AffinePlane(-0.0067, 0.013, 0.64),
         LogitGap(1.0, 2.0),
@@ -104,12 +111,22 @@ def test_laws_are_differentiable_in_every_coefficient(x64):
         PowerLaw(3.0, 0.2, 0.05),
     ):
         check_grads(
-            lambda law: law(draft, target), (jax.tree.map(jnp.float64, law),), order=2, modes=("rev",), rtol=1e-4
+            lambda law: law(draft, target),
+            (jax.tree.map(jnp.float64, law),),
+            order=2,
+            modes=("rev",),
+            rtol=1e-4,
         )
     for law in PUBLISHED_LOSS_LAWS.values():
         # In logs of the coefficients, which differ by thirteen orders of magnitude.
         logs = jax.tree.map(lambda x: jnp.log(jnp.float64(x)), law)
-        check_grads(lambda x: jax.tree.map(jnp.exp, x)(1e9, 1e11), (logs,), order=1, modes=("rev",), rtol=1e-4)
+        check_grads(
+            lambda x: jax.tree.map(jnp.exp, x)(1e9, 1e11),
+            (logs,),
+            order=1,
+            modes=("rev",),
+            rtol=1e-4,
+        )
 
 
 def test_ranges_are_told():
@@ -117,5 +134,7 @@ def test_ranges_are_told():
     assert not bool(about.outside(params=1e9, tokens=1e11))
     assert bool(about.outside(params=30e9, tokens=1e11))
     assert bool(about.outside(params=1e9, tokens=1e9))
-    np.testing.assert_array_equal(about.outside(params=jnp.array([1e6, 1e9, 1e12])), [True, False, True])
+    np.testing.assert_array_equal(
+        about.outside(params=jnp.array([1e6, 1e9, 1e12])), [True, False, True]
+    )
     assert not bool(LogitGap(1.0, 1.0).about.outside(draft_params=1e30))  # nothing is known

@@ -42,11 +42,15 @@ def test_tokens_per_round_at_the_ends_of_its_domain():
 def test_inversion_returns_the_acceptance(alpha, lookahead):
     with jax.enable_x64(True):
         tau = tokens_per_round(alpha, lookahead)
-        assert float(acceptance_from_tokens_per_round(tau, lookahead)) == pytest.approx(alpha, rel=1e-9)
+        assert float(acceptance_from_tokens_per_round(tau, lookahead)) == pytest.approx(
+            alpha, rel=1e-9
+        )
 
 
 def test_inversion_is_differentiable_and_takes_arrays(x64):
-    check_grads(acceptance_from_tokens_per_round, (2.0, 3.0), order=1, modes=("fwd", "rev"), rtol=1e-6)
+    check_grads(
+        acceptance_from_tokens_per_round, (2.0, 3.0), order=1, modes=("fwd", "rev"), rtol=1e-6
+    )
     both = acceptance_from_tokens_per_round(np.array([2, 3]), np.array([5, 7]))
     np.testing.assert_allclose(tokens_per_round(both, np.array([5.0, 7.0])), [2, 3], rtol=1e-12)
 
@@ -65,7 +69,9 @@ def test_closed_form_equals_brute_force(alpha, cost):
         values = np.asarray(speedup(alpha, grid, cost))
         assert float(found.speedup) >= values.max() * (1 - 1e-13)
         assert float(found.speedup) == pytest.approx(values.max(), rel=1e-5)
-        assert float(speedup(alpha, found.lookahead, cost)) == pytest.approx(float(found.speedup), rel=1e-12)
+        assert float(speedup(alpha, found.lookahead, cost)) == pytest.approx(
+            float(found.speedup), rel=1e-12
+        )
 
 
 @given(ALPHA, COST)
@@ -78,11 +84,14 @@ def test_closed_form_equals_the_papers_lambert_form(alpha, cost):
     paper = (1 + scipy.special.lambertw(argument, -1).real) / np.log(alpha) - 1 / cost
     with jax.enable_x64(True):
         # Near the branch point the paper's form loses half the digits: 1e-7 there, 1e-9 elsewhere.
-        assert float(optimal_lookahead(alpha, cost).lookahead) == pytest.approx(paper, rel=1e-6, abs=1e-6)
+        assert float(optimal_lookahead(alpha, cost).lookahead) == pytest.approx(
+            paper, rel=1e-6, abs=1e-6
+        )
 
 
 @pytest.mark.parametrize(
-    ("dtype", "lookahead_bound", "speedup_bound"), [(np.float32, 1e-5, 1e-6), (np.float64, 1e-13, 1e-13)]
+    ("dtype", "lookahead_bound", "speedup_bound"),
+    [(np.float32, 1e-5, 1e-6), (np.float64, 1e-13, 1e-13)],
 )
 def test_accuracy_against_fifty_digits(dtype, lookahead_bound, speedup_bound):
     random = np.random.default_rng(0)
@@ -90,7 +99,9 @@ def test_accuracy_against_fifty_digits(dtype, lookahead_bound, speedup_bound):
     cost = (1 / np.exp(random.uniform(np.log(1.01), np.log(1e6), 400))).astype(dtype)
     with jax.enable_x64(dtype is np.float64), mpmath.workdps(50):
         found = optimal_lookahead(alpha, cost)
-        for a, c, gamma, best in zip(alpha, cost, np.asarray(found.lookahead), np.asarray(found.speedup)):
+        for a, c, gamma, best in zip(
+            alpha, cost, np.asarray(found.lookahead), np.asarray(found.speedup)
+        ):
             a, c = mpmath.mpf(float(a)), mpmath.mpf(float(c))
             k, exact_gamma, exact_best = -mpmath.log(a), mpmath.mpf(0), mpmath.mpf(1)
             if a * k / (1 - a) > c:
@@ -111,10 +122,18 @@ def test_derivatives_of_the_optimum(x64):
     """First and second derivatives against finite differences (good to 1e-3 at second order) where speculation pays."""
     for alpha, cost in ((0.7, 0.05), (0.9, 0.01), (0.4, 0.2), (0.65, 0.003)):
         check_grads(
-            lambda a, c: optimal_lookahead(a, c).lookahead, (alpha, cost), order=2, modes=("fwd", "rev"), rtol=1e-3
+            lambda a, c: optimal_lookahead(a, c).lookahead,
+            (alpha, cost),
+            order=2,
+            modes=("fwd", "rev"),
+            rtol=1e-3,
         )
         check_grads(
-            lambda a, c: optimal_lookahead(a, c).speedup, (alpha, cost), order=2, modes=("fwd", "rev"), rtol=1e-3
+            lambda a, c: optimal_lookahead(a, c).speedup,
+            (alpha, cost),
+            order=2,
+            modes=("fwd", "rev"),
+            rtol=1e-3,
         )
 
 
@@ -124,7 +143,11 @@ def test_gradients_are_finite_everywhere():
     for alpha in (-0.5, 0.0, 1e-6, 0.3, 0.7, 1 - 1e-6):
         for cost in (1e-6, 0.01, 0.516, 1.0, 3.0):
             for verify in (1.0, 1.1, 2.0):
-                assert np.isfinite(gradient(jnp.array([alpha, cost, verify]))).all(), (alpha, cost, verify)
+                assert np.isfinite(gradient(jnp.array([alpha, cost, verify]))).all(), (
+                    alpha,
+                    cost,
+                    verify,
+                )
 
 
 def outcome(*arguments) -> tuple[float, float]:
@@ -164,7 +187,9 @@ def test_whole_lookahead_equals_brute_force(alpha, draft, verify):
         assert float(found.speedup) >= float(found.speedup_integer) * (1 - 1e-14)
         if bool(found.speculate):
             whole = int(found.lookahead_integer)
-            assert float(speedup(alpha, whole, draft, verify)) == pytest.approx(values.max(), rel=1e-12)
+            assert float(speedup(alpha, whole, draft, verify)) == pytest.approx(
+                values.max(), rel=1e-12
+            )
         else:
             assert float(found.lookahead_integer) == 0
 
@@ -184,15 +209,17 @@ def test_the_best_speedup_falls_with_cost_and_rises_with_acceptance(alpha, draft
     with jax.enable_x64(True):
         best = float(optimal_lookahead(alpha, draft, verify).speedup)
         assert float(optimal_lookahead(alpha, draft * factor, verify).speedup) <= best * (1 + 1e-14)
-        assert float(optimal_lookahead(min(alpha * factor, (alpha + 1) / 2), draft, verify).speedup) >= best * (
-            1 - 1e-14
-        )
+        assert float(
+            optimal_lookahead(min(alpha * factor, (alpha + 1) / 2), draft, verify).speedup
+        ) >= best * (1 - 1e-14)
 
 
 @given(ALPHA, COST, st.floats(0, 17).map(math.expm1))
 def test_no_lookahead_beats_the_best(alpha, draft, lookahead):
     with jax.enable_x64(True):
-        assert float(speedup(alpha, lookahead, draft)) <= float(optimal_lookahead(alpha, draft).speedup) * (1 + 1e-13)
+        assert float(speedup(alpha, lookahead, draft)) <= float(
+            optimal_lookahead(alpha, draft).speedup
+        ) * (1 + 1e-13)
 
 
 @given(st.floats(-0.5, 0.9999), COST, VERIFY)
@@ -217,7 +244,12 @@ def test_single_precision_over_the_whole_domain():
     random, count = np.random.default_rng(0), 100_000
     alpha = (1 / (1 + np.exp(-random.uniform(-13.8, 13.8, count)))).astype(np.float32)
     cost = 1 / np.exp(random.uniform(np.log(1.01), np.log(1e6), count))
-    edge = -np.log(alpha.astype(float)) * alpha / (1 - alpha.astype(float)) * (1 + 1e-6 * random.normal(size=count))
+    edge = (
+        -np.log(alpha.astype(float))
+        * alpha
+        / (1 - alpha.astype(float))
+        * (1 + 1e-6 * random.normal(size=count))
+    )
     at_edge = (np.arange(count) < count // 4) & (edge < 1 / 1.01) & (edge > 1e-6)
     cost = np.where(at_edge, edge, cost).astype(np.float32)
 

@@ -26,20 +26,41 @@ optimum = jax.jit(lambda scenario: scenario.optimum())
 @pytest.mark.release
 @settings(max_examples=20)
 @given(
-    st.floats(9.5, 12), st.floats(10, 13), st.floats(10, 13), st.floats(0.2, 2.5), st.floats(0.5, 3), st.floats(0, 0.1)
+    st.floats(9.5, 12),
+    st.floats(10, 13),
+    st.floats(10, 13),
+    st.floats(0.2, 2.5),
+    st.floats(0.5, 3),
+    st.floats(0, 0.1),
 )
-def test_elasticities_are_those_of_finite_differences(target, tokens, target_tokens, level, slope, overhead):
+def test_elasticities_are_those_of_finite_differences(
+    target, tokens, target_tokens, level, slope, overhead
+):
     with jax.enable_x64(True):
-        made = Scenario(10**target, 10**tokens, 10**target_tokens, BESIROGLU, LogitGap(level, slope), overhead, 1e5)
+        made = Scenario(
+            10**target,
+            10**tokens,
+            10**target_tokens,
+            BESIROGLU,
+            LogitGap(level, slope),
+            overhead,
+            1e5,
+        )
         if not bool(optimum(made).interior):
             return
         found, h = elasticities(made), 1e-4
         for name in ("target_params", "draft_tokens", "target_tokens"):
             ahead, behind = (
-                float(jnp.log(optimum(made._replace(**{name: getattr(made, name) * np.exp(s)})).params))
+                float(
+                    jnp.log(
+                        optimum(made._replace(**{name: getattr(made, name) * np.exp(s)})).params
+                    )
+                )
                 for s in (h, -h)
             )
-            assert float(getattr(found, name)) == pytest.approx((ahead - behind) / (2 * h), rel=1e-4, abs=1e-6)
+            assert float(getattr(found, name)) == pytest.approx(
+                (ahead - behind) / (2 * h), rel=1e-4, abs=1e-6
+            )
 
 
 @pytest.mark.slow
@@ -56,7 +77,9 @@ def test_sensitivity_to_every_coefficient(x64):
             h = 1e-5 * max(abs(value), 1e-4)
             ends = []
             for sign in (1, -1):
-                changed = jax.tree.unflatten(structure, [v + sign * h * (j == i) for j, v in enumerate(leaves)])
+                changed = jax.tree.unflatten(
+                    structure, [v + sign * h * (j == i) for j, v in enumerate(leaves)]
+                )
                 best = optimum(made._replace(**{field: changed}))
                 ends.append(np.array([np.log(best.params), best.lookahead, np.log(best.speedup)]))
             expected = (ends[0] - ends[1]) / (2 * h)
@@ -110,7 +133,9 @@ def test_flags(x64):
 @pytest.mark.parametrize("overhead", [0.05, 0.3, 0.6])
 def test_smallest_target_that_pays(x64, overhead):
     """At the size found max over N of α − c changes sign, by brute force."""
-    made = OPT_30B._replace(acceptance_law=LogitGap(1.7, 2.1), draft_overhead=overhead, target_tokens=3e12)
+    made = OPT_30B._replace(
+        acceptance_law=LogitGap(1.7, 2.1), draft_overhead=overhead, target_tokens=3e12
+    )
     found = smallest_target_that_pays(made)
     size = float(found.params)
     assert not bool(found.certain)
@@ -123,7 +148,9 @@ def test_smallest_target_that_pays(x64, overhead):
     assert advantage(size * 1.001) > 0 > advantage(size * 0.999)
     problem = made._replace(target_params=size * 1.01).problem()
     n = np.geomspace(1e6, size, 20_001)
-    assert bool(optimal_lookahead(problem.acceptance(n), problem.cost.draft_step(n)).speculate.any())
+    assert bool(
+        optimal_lookahead(problem.acceptance(n), problem.cost.draft_step(n)).speculate.any()
+    )
 
 
 def test_no_target_pays_for_a_draft_step_as_dear_as_its_own(x64):

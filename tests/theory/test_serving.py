@@ -33,7 +33,9 @@ def test_without_prefill_only_rounds_count(x64):
     a_round = float(found.round.seconds)
     tau = float(found.tokens_per_round)
     assert float(found.seconds_per_token) == pytest.approx(a_round / (8 * tau), rel=1e-12)
-    assert float(found.speedup) == pytest.approx(tau * float(found.step_seconds) / a_round, rel=1e-12)
+    assert float(found.speedup) == pytest.approx(
+        tau * float(found.step_seconds) / a_round, rel=1e-12
+    )
     assert float(found.speedup) == pytest.approx(float(found.decode_speedup), rel=1e-12)
     assert float(found.latency_seconds) == pytest.approx(
         float(found.first_token_seconds) + 512 * a_round / tau, rel=1e-12
@@ -52,7 +54,9 @@ def test_prefill_on_the_decoding_devices_by_littles_law(x64):
     assert float(found.prefill_load) == pytest.approx(8 * first / (decoding + 8 * first), rel=1e-12)
     ratio = float(found.seconds_per_token / without.seconds_per_token)
     assert ratio == pytest.approx(1 / (1 - float(found.prefill_load)), rel=1e-12)
-    assert float(found.cost_per_million_tokens / without.cost_per_million_tokens) == pytest.approx(ratio, rel=1e-12)
+    assert float(found.cost_per_million_tokens / without.cost_per_million_tokens) == pytest.approx(
+        ratio, rel=1e-12
+    )
     # The target alone reads its prompts as well, without the draft's share of them.
     assert 1 < float(found.speedup) < float(found.decode_speedup)
     assert float(found.decode_speedup) == float(without.speedup)

@@ -44,7 +44,9 @@ def test_a_matrix_that_is_no_covariance_is_refused():
     with pytest.raises(ValueError, match="has 5 coefficients"):
         draws_from_covariance(BESIROGLU, np.eye(3), 10, jax.random.key(0))
     with pytest.raises(ValueError, match="semi-definite"):
-        draws_from_covariance(LogitGap(1.0, 1.0), np.array([[1.0, 2.0], [2.0, 1.0]]), 10, jax.random.key(0))
+        draws_from_covariance(
+            LogitGap(1.0, 1.0), np.array([[1.0, 2.0], [2.0, 1.0]]), 10, jax.random.key(0)
+        )
 
 
 @pytest.mark.release
@@ -93,7 +95,9 @@ def test_draws_reach_the_linear_law(x64):
     loss = draws_from_covariance(BESIROGLU, wanted, 5, jax.random.key(2))
     acceptance = draws_from_covariance(LogitGap(1.0, 1.5), wanted_acceptance, 5, jax.random.key(3))
     m, tokens = jnp.array([13e9, 30e9, 66e9, 110e9]), jnp.full(4, 180e9)
-    found = linear_laws_of_draws(Scenario(m, tokens, tokens, BESIROGLU, LogitGap(1.0, 1.5)), loss, acceptance)
+    found = linear_laws_of_draws(
+        Scenario(m, tokens, tokens, BESIROGLU, LogitGap(1.0, 1.5)), loss, acceptance
+    )
     assert found.slope.shape == (5,)
     one = jax.tree.map(lambda x: x[3], (loss, acceptance))
     sizes = [float(Scenario(size, 180e9, 180e9, *one).optimum().params) for size in m]

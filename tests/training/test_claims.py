@@ -8,8 +8,9 @@ import time
 
 import pytest
 
+from sdsl_jax.checkpoints import storage
 from sdsl_jax.errors import SdslError
-from sdsl_jax.training import checkpoints, claims
+from sdsl_jax.training import claims
 from sdsl_jax.training.claims import Claim, ClaimLost, Owner, acquire
 
 HERE = """
@@ -123,7 +124,9 @@ def test_a_full_disk_leaves_no_claim_behind(tmp_path, monkeypatch, fails):
     monkeypatch.setattr(claims.os, fails, full)
     if held is not None:
         rewrite(held, machine="elsewhere")
-    with pytest.raises(SdslError, match=r"cannot claim the rung's folder .* \(No space left on device\)"):
+    with pytest.raises(
+        SdslError, match=r"cannot claim the rung's folder .* \(No space left on device\)"
+    ):
         acquire(tmp_path)
     assert list(tmp_path.iterdir()) == before
 
@@ -133,13 +136,13 @@ def test_cleaning_a_folder_takes_no_claim_from_its_holder(tmp_path, monkeypatch)
     with acquire(tmp_path) as mine:
         rewrite(mine, machine="elsewhere")
         sync, link = os.fsync, os.link
-        monkeypatch.setattr(claims.os, "fsync", lambda file: (checkpoints.clean(tmp_path), sync(file)))
+        monkeypatch.setattr(claims.os, "fsync", lambda file: (storage.clean(tmp_path), sync(file)))
         assert acquire(tmp_path) == mine.owner._replace(machine="elsewhere")
         mine.path.unlink()
 
         def cleaned_before(private, path):
             monkeypatch.setattr(claims.os, "link", link)
-            checkpoints.clean(tmp_path)
+            storage.clean(tmp_path)
             link(private, path)
 
         monkeypatch.setattr(claims.os, "link", cleaned_before)
@@ -150,7 +153,10 @@ def test_cleaning_a_folder_takes_no_claim_from_its_holder(tmp_path, monkeypatch)
 @pytest.mark.slow
 def test_a_killed_process_is_replaced_at_once(tmp_path):
     child = subprocess.Popen(
-        [sys.executable, "-c", HERE, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HERE, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert child.stdout.readline().strip() == str(tmp_path / "claim-1")
     assert acquire(tmp_path).pid == child.pid

@@ -45,14 +45,18 @@ def _finish(*children):
 def _losses(folder):
     """Losses of every step, by segment."""
     return {
-        str(file.relative_to(folder)): [json.loads(line)["loss_nats"] for line in file.read_text().splitlines()]
+        str(file.relative_to(folder)): [
+            json.loads(line)["loss_nats"] for line in file.read_text().splitlines()
+        ]
         for file in sorted(folder.rglob("metrics.jsonl"))
     }
 
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "text.txt").write_text("We the people of the United States, to form a more perfect union. " * 600)
+    (tmp_path / "text.txt").write_text(
+        "We the people of the United States, to form a more perfect union. " * 600
+    )
     config = tiny(
         data={"source": [str(tmp_path / "text.txt")]},
         ladder={
@@ -110,7 +114,7 @@ def test_a_ladder_on_a_mesh_and_in_two_processes_is_that_of_one_device(folder):
 _FAILING = """
 import os, sys
 from sdsl_jax.errors import SdslError
-from sdsl_jax.training import checkpoints
+from sdsl_jax.checkpoints import storage as checkpoints
 what, calls = sys.argv.pop(1), []
 name = {"read": "damage", "write": "_manifest"}[what]
 real = getattr(checkpoints, name)
@@ -133,16 +137,27 @@ def _both(folder, *options, program=()):
         port = free.getsockname()[1]
     told = dict(SDSL_COORDINATOR=f"127.0.0.1:{port}", SDSL_PROCESSES="2")
     options = ("--distributed", "--parallel.data=2", *options)
-    return [_start(folder, "two", 1, *options, program=program, **told, SDSL_PROCESS=str(i)) for i in range(2)]
+    return [
+        _start(folder, "two", 1, *options, program=program, **told, SDSL_PROCESS=str(i))
+        for i in range(2)
+    ]
 
 
 @pytest.mark.parametrize("what", ["sigterm", "claim"])
 @pytest.mark.release
 def test_what_ends_one_process_ends_both(folder, what):
     """SIGTERM to the second process alone, or a rung that another program takes over: neither leaves one waiting."""
-    long = ("--rungs", "target-*", "--ladder.target_tokens=[2000000]", "--training.checkpoint_every_steps=64")
+    long = (
+        "--rungs",
+        "target-*",
+        "--ladder.target_tokens=[2000000]",
+        "--training.checkpoint_every_steps=64",
+    )
     children = _both(folder, *long)
-    while not (found := list((folder / "two").glob("checkpoints/*/trunk/64"))) and children[0].poll() is None:
+    while (
+        not (found := list((folder / "two").glob("checkpoints/*/trunk/64")))
+        and children[0].poll() is None
+    ):
         time.sleep(0.01)
     rung = found[0].parents[1]
     before = {p.parent.name for p in rung.glob("*/*/manifest.json")}

@@ -126,13 +126,19 @@ def interrupt(child):
     _, err = child.communicate(timeout=60)
     if child.returncode == 0:
         return False
-    assert (child.returncode, err) == (130, "sdsl: interrupted; the same command continues where it stood.\n")
+    assert (child.returncode, err) == (
+        130,
+        "sdsl: interrupted; the same command continues where it stood.\n",
+    )
     return True
 
 
 @pytest.mark.slow
 def test_ended_inside_checkpoint_writes(study, whole, tmp_path):
-    ended = [at_a_write(start(study, tmp_path), tmp_path, nth, end) for nth, end in ((2, kill), (5, interrupt))]
+    ended = [
+        at_a_write(start(study, tmp_path), tmp_path, nth, end)
+        for nth, end in ((2, kill), (5, interrupt))
+    ]
     assert ended == [True, True]
     assert not (tmp_path / "records").exists()
     finish(start(study, tmp_path))
@@ -141,7 +147,9 @@ def test_ended_inside_checkpoint_writes(study, whole, tmp_path):
 
 @pytest.mark.release
 # A Python that has not got to the command yet answers an interrupt in its own way, so the earliest comes a little later.
-@pytest.mark.parametrize(("end", "earliest"), [(kill, 0.5), (interrupt, 0.1)], ids=["kill", "interrupt"])
+@pytest.mark.parametrize(
+    ("end", "earliest"), [(kill, 0.5), (interrupt, 0.1)], ids=["kill", "interrupt"]
+)
 def test_ended_twenty_times_at_random(study, whole, tmp_path, end, earliest):
     """Half of the times anywhere in the child's life, half inside the write of a checkpoint; as many ladders as it takes."""
     rng, ended, ladders = random.Random(5), 0, 0
@@ -171,7 +179,12 @@ def first_checkpoint(child, out):
 @pytest.mark.release
 def test_sigterm_ends_with_a_checkpoint_at_once(study, tmp_path):
     """A rung of 585 steps, stopped between two of its regular checkpoints."""
-    long = ("--rungs", "target-*", "--ladder.target_tokens=[150000]", "--training.checkpoint_every_steps=200")
+    long = (
+        "--rungs",
+        "target-*",
+        "--ladder.target_tokens=[150000]",
+        "--training.checkpoint_every_steps=200",
+    )
     finish(start(study, tmp_path / "whole", *long))
     out = tmp_path / "stopped"
     child = start(study, out, *long)
@@ -181,7 +194,9 @@ def test_sigterm_ends_with_a_checkpoint_at_once(study, tmp_path):
     child.send_signal(signal.SIGTERM)
     _, err = child.communicate(timeout=60)
     assert child.returncode == 143
-    assert err.splitlines()[-1] == "sdsl: ended by SIGTERM; the same command continues where it stood."
+    assert (
+        err.splitlines()[-1] == "sdsl: ended by SIGTERM; the same command continues where it stood."
+    )
     assert not list(out.rglob("claim-*"))
     assert not list(out.rglob("record.json"))
     assert set(out.glob("checkpoints/*/*/*/manifest.json")) - before

@@ -12,18 +12,24 @@ import numpy as np
 import pytest
 from conftest import tiny
 
+from sdsl_jax.checkpoints import storage
+from sdsl_jax.checkpoints.layout import make_layout
 from sdsl_jax.data import load_dataset
 from sdsl_jax.errors import Diverged, SdslError
 from sdsl_jax.preemption import Preempted
 from sdsl_jax.progress import Silent
 from sdsl_jax.records import read_table
-from sdsl_jax.training import checkpoints, ladder, plan_rungs, select, train_ladder, train_rungs, write_records
+from sdsl_jax.training import ladder, plan_rungs, select, train_ladder, train_rungs, write_records
 from sdsl_jax.training.claims import Owner, acquire
 from sdsl_jax.training.loop import RungTrainer, _reading
-from sdsl_jax.training.parallel import make_layout
 from sdsl_jax.training.step import TrainState, train_step
 
-LADDER = {"draft_params": [600], "draft_tokens": [8_000], "target_params": [600], "target_tokens": [8_000]}
+LADDER = {
+    "draft_params": [600],
+    "draft_tokens": [8_000],
+    "target_params": [600],
+    "target_tokens": [8_000],
+}
 
 
 class Notes(Silent):
@@ -41,7 +47,8 @@ class Notes(Silent):
 
 def config(training=None, **ladder_):
     return tiny(
-        ladder=LADDER | ladder_, training={"evaluation_windows": 8, "checkpoint_every_steps": 6} | (training or {})
+        ladder=LADDER | ladder_,
+        training={"evaluation_windows": 8, "checkpoint_every_steps": 6} | (training or {}),
     )
 
 
@@ -114,7 +121,9 @@ def test_other_windows_evaluate_the_same_weights(copy, dataset, trained, monkeyp
         assert (before.evaluation_windows, after.evaluation_windows) == (8, 24)
         assert after.loss_nats != before.loss_nats
         assert after.train_seconds == before.train_seconds
-        assert after.validation_bits_per_byte == pytest.approx(after.validation_loss_nats / np.log(2))
+        assert after.validation_bits_per_byte == pytest.approx(
+            after.validation_loss_nats / np.log(2)
+        )
     again = train_ladder(config(), dataset, copy)
     assert again == trained[1]
 
@@ -131,14 +140,20 @@ def test_records_know_their_data_and_their_costs(trained, dataset):
 
 
 def flip(path):
-    file = max((p for p in path.rglob("*") if p.is_file() and p.suffix != ".json"), key=lambda p: p.stat().st_size)
+    file = max(
+        (p for p in path.rglob("*") if p.is_file() and p.suffix != ".json"),
+        key=lambda p: p.stat().st_size,
+    )
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 4
     file.write_bytes(content)
 
 
 def cut(path):
-    file = max((p for p in path.rglob("*") if p.is_file() and p.suffix != ".json"), key=lambda p: p.stat().st_size)
+    file = max(
+        (p for p in path.rglob("*") if p.is_file() and p.suffix != ".json"),
+        key=lambda p: p.stat().st_size,
+    )
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
@@ -212,7 +227,10 @@ def test_metrics_that_were_damaged_are_said_to_lack_steps(copy, dataset, trained
     shutil.rmtree(rung / "trunk" / "23")
     seen = Notes()
     train_ladder(config(), dataset, copy, seen)
-    assert seen.notes[0] == f"{path} lacks 2 of the 18 steps before step 18: it was damaged; they are not repeated."
+    assert (
+        seen.notes[0]
+        == f"{path} lacks 2 of the 18 steps before step 18: it was damaged; they are not repeated."
+    )
 
 
 def test_only_rungs_that_resume_say_so(tmp_path, dataset):
@@ -222,7 +240,10 @@ def test_only_rungs_that_resume_say_so(tmp_path, dataset):
     shutil.rmtree(next(tmp_path.glob("checkpoints/draft*/model-31")))
     seen = Notes()
     train_ladder(config(), dataset, tmp_path, seen)
-    assert [d for d in seen.details if d] == ["draft-600-s0  resumed", "target-600-s0  already trained"]
+    assert [d for d in seen.details if d] == [
+        "draft-600-s0  resumed",
+        "target-600-s0  already trained",
+    ]
 
 
 def test_sigterm_is_held_back_until_a_checkpoint_is_written(tmp_path, dataset, trained):
@@ -302,7 +323,9 @@ def test_the_table_holds_finished_models_of_unfinished_rungs(copy, dataset, trai
     assert [r.model_id for r in found] == [r.model_id for r in trained[1]]
 
 
-def test_the_table_misses_no_rung_that_ends_while_it_is_written(copy, dataset, trained, monkeypatch):
+def test_the_table_misses_no_rung_that_ends_while_it_is_written(
+    copy, dataset, trained, monkeypatch
+):
     plans = plan_rungs(config(), dataset, copy)
     record = plans[1].models[0] / "record.json"
     content, write = record.read_text(), ladder.write_table
@@ -314,7 +337,9 @@ def test_the_table_misses_no_rung_that_ends_while_it_is_written(copy, dataset, t
 
     monkeypatch.setattr(ladder, "write_table", meanwhile)
     write_records(config(), dataset, copy, plans)
-    assert [r.model_id for r in read_table(copy / "records", "models")] == [r.model_id for r in trained[1]]
+    assert [r.model_id for r in read_table(copy / "records", "models")] == [
+        r.model_id for r in trained[1]
+    ]
 
 
 @pytest.mark.slow
@@ -322,7 +347,9 @@ def test_skipped_steps_are_counted_across_segments(tmp_path, dataset, monkeypatc
     poisoned(monkeypatch, {3, 15, 16, 25})
     records = train_ladder(config({"on_nonfinite": "skip"}), dataset, tmp_path)
     assert [r.skipped_steps for r in records] == [4, 4]
-    lines = [json.loads(x) for x in next(tmp_path.glob("checkpoints/draft*/trunk/metrics.jsonl")).open()]
+    lines = [
+        json.loads(x) for x in next(tmp_path.glob("checkpoints/draft*/trunk/metrics.jsonl")).open()
+    ]
     assert [x["step"] for x in lines if x.get("skipped")] == [3, 15, 16]
 
 
@@ -330,7 +357,8 @@ def test_too_many_skipped_steps_stop_all_the_same(tmp_path, dataset, monkeypatch
     monkeypatch.setattr("sdsl_jax.training.loop._MOST_SKIPPED", 5)
     poisoned(monkeypatch, range(10, 100))
     with pytest.raises(
-        SdslError, match=r"nan at step 14, after 5 skipped steps in a row; its last good checkpoint is .*12"
+        SdslError,
+        match=r"nan at step 14, after 5 skipped steps in a row; its last good checkpoint is .*12",
     ):
         train_ladder(config({"on_nonfinite": "skip"}), dataset, tmp_path)
 
@@ -379,7 +407,9 @@ def test_a_study_waits_for_rungs_of_other_processes(tmp_path, dataset, trained, 
     monkeypatch.setattr(ladder, "_POLL_SECONDS", 0.02)
     claim, seen = acquire(plan_rungs(config(), dataset, tmp_path)[0].folder), Notes()
     with claim:
-        thread = threading.Thread(target=lambda: seen.found.extend(train_ladder(config(), dataset, tmp_path, seen)))
+        thread = threading.Thread(
+            target=lambda: seen.found.extend(train_ladder(config(), dataset, tmp_path, seen))
+        )
         thread.start()
         while not list(tmp_path.glob("checkpoints/target*/model-31/record.json")):
             time.sleep(0.02)
@@ -387,11 +417,13 @@ def test_a_study_waits_for_rungs_of_other_processes(tmp_path, dataset, trained, 
         assert thread.is_alive()
     thread.join(timeout=60)
     assert [r.params_digest for r in seen.found] == [r.params_digest for r in trained[1]]
-    assert [n for n in seen.notes if "being trained" in n] == [f"draft-600-s0: being trained by {claim.owner}"]
+    assert [n for n in seen.notes if "being trained" in n] == [
+        f"draft-600-s0: being trained by {claim.owner}"
+    ]
 
 
 def test_a_disk_that_was_full_costs_nothing(tmp_path, dataset, trained, monkeypatch):
-    save = checkpoints.ocp.save_checkpointables
+    save = storage.ocp.save_checkpointables
     with monkeypatch.context() as full:
 
         def fails(path, *arguments, **options):
@@ -399,14 +431,17 @@ def test_a_disk_that_was_full_costs_nothing(tmp_path, dataset, trained, monkeypa
                 raise OSError(28, "No space left on device")
             save(path, *arguments, **options)
 
-        full.setattr(checkpoints.ocp, "save_checkpointables", fails)
+        full.setattr(storage.ocp, "save_checkpointables", fails)
         with pytest.raises(
-            SdslError, match=r"trunk/18 \(No space left on device\); the checkpoints before it are still there"
+            SdslError,
+            match=r"trunk/18 \(No space left on device\); the checkpoints before it are still there",
         ):
             train_ladder(config(), dataset, tmp_path)
     trunk = next(tmp_path.glob("checkpoints/draft*/trunk"))
     assert sorted(p.name for p in trunk.iterdir()) == ["12", "6", "metrics.jsonl"]
-    assert [r.params_digest for r in train_ladder(config(), dataset, tmp_path)] == [r.params_digest for r in trained[1]]
+    assert [r.params_digest for r in train_ladder(config(), dataset, tmp_path)] == [
+        r.params_digest for r in trained[1]
+    ]
     lines = (trunk / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(23))
 
@@ -423,12 +458,18 @@ def test_two_that_train_the_same_rung_at_once_do_no_harm(tmp_path, dataset, trai
         # Before every other write of the first, a second process runs for one checkpoint further.
         if not interleaved and path.name == "12":
             interleaved.append(1)
-            ladder._train_rung(study, dataset, plan, tmp_path, Silent(), make_layout(study.parallel), lambda: None)
-            reached.append(next(tmp_path.glob("checkpoints/draft*/model-31/record.json")).read_text())
+            ladder._train_rung(
+                study, dataset, plan, tmp_path, Silent(), make_layout(study.parallel), lambda: None
+            )
+            reached.append(
+                next(tmp_path.glob("checkpoints/draft*/model-31/record.json")).read_text()
+            )
         save(self, path, state, tally)
 
     monkeypatch.setattr(RungTrainer, "_save", other_first)
-    ladder._train_rung(study, dataset, plan, tmp_path, Silent(), make_layout(study.parallel), lambda: None)
+    ladder._train_rung(
+        study, dataset, plan, tmp_path, Silent(), make_layout(study.parallel), lambda: None
+    )
     digest = trained[1][0].params_digest
     assert json.loads(reached[0])["params_digest"] == digest
     again = train_ladder(study, dataset, tmp_path)
@@ -468,7 +509,9 @@ def test_who_has_lost_its_claim_writes_nothing_more(tmp_path, dataset, trained, 
 
 def plans_of(*flops):
     def plan(i, f):
-        return SimpleNamespace(rung=SimpleNamespace(name=f"{'draft' if i < 6 else 'target'}-{i}k-s{i % 2}"), flops=f)
+        return SimpleNamespace(
+            rung=SimpleNamespace(name=f"{'draft' if i < 6 else 'target'}-{i}k-s{i % 2}"), flops=f
+        )
 
     return [plan(i, f) for i, f in enumerate(flops)]
 
@@ -504,10 +547,13 @@ def test_patterns_fit_names_with_and_without_seed():
 
 def test_a_rung_that_does_not_fit_says_what_needs_less(tmp_path, dataset, monkeypatch):
     def cool_down(self, budget):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 156931372544 bytes.")
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Out of memory allocating 156931372544 bytes."
+        )
 
     monkeypatch.setattr(RungTrainer, "cool_down", cool_down)
     with pytest.raises(
-        SdslError, match=r"-s0 does not fit into the device's memory at batches of \d+ × \d+ tokens; a smaller"
+        SdslError,
+        match=r"-s0 does not fit into the device's memory at batches of \d+ × \d+ tokens; a smaller",
     ):
         train_ladder(config(), dataset, tmp_path)

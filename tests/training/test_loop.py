@@ -6,16 +6,22 @@ import numpy as np
 import pytest
 from conftest import tiny
 
+from sdsl_jax.checkpoints import storage
 from sdsl_jax.data import load_dataset
 from sdsl_jax.errors import SdslError
 from sdsl_jax.models import forward, init_params, member
 from sdsl_jax.models.kernels import token_losses
 from sdsl_jax.progress import Silent
-from sdsl_jax.training import checkpoints, load_model, train_ladder
+from sdsl_jax.training import load_model, train_ladder
 from sdsl_jax.training.schedule import make_schedule
 from sdsl_jax.training.step import init_state, optimizer, step_config, train_step
 
-ONE_RUNG = {"draft_params": [600], "draft_tokens": [8_000, 16_000], "target_params": [900], "target_tokens": [8_000]}
+ONE_RUNG = {
+    "draft_params": [600],
+    "draft_tokens": [8_000, 16_000],
+    "target_params": [900],
+    "target_tokens": [8_000],
+}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +30,9 @@ def dataset():
 
 
 def test_schedule():
-    config = tiny(training={"warmup_tokens": 1024, "cooldown_fraction": 0.25, "learning_rate": 1.0}).training
+    config = tiny(
+        training={"warmup_tokens": 1024, "cooldown_fraction": 0.25, "learning_rate": 1.0}
+    ).training
     schedule = make_schedule(config, config.reference_params, (25_600, 51_200), 32)
     assert schedule.ends == (100, 200)
     assert schedule.branches == (75, 150)
@@ -71,7 +79,9 @@ def test_a_step_is_adamw_on_the_documented_loss(dataset):
         return p - 0.01 * (direction + (0.5 * p if p.ndim == 2 else 0.0))
 
     wanted = jax.tree.map(expected, params, gradient)
-    state, metrics = train_step(init_state(recipe, params), tokens, 0.01, model=model, config=recipe)
+    state, metrics = train_step(
+        init_state(recipe, params), tokens, 0.01, model=model, config=recipe
+    )
     assert float(metrics.gradient_norm) == pytest.approx(norm, rel=1e-5)
     for got, want in zip(jax.tree.leaves(state.params), jax.tree.leaves(wanted)):
         np.testing.assert_allclose(got, want, atol=2e-5)
@@ -93,7 +103,11 @@ class _StopsAt(Silent):
 
 @pytest.mark.parametrize(
     "killed_at",
-    [pytest.param([3], marks=pytest.mark.slow), [48, 20], pytest.param([60], marks=pytest.mark.slow)],
+    [
+        pytest.param([3], marks=pytest.mark.slow),
+        [48, 20],
+        pytest.param([60], marks=pytest.mark.slow),
+    ],
 )
 def test_resume_equals_an_uninterrupted_run(tmp_path, dataset, killed_at):
     """Bitwise: parameters of every budget, and metrics without gaps or doubles."""
@@ -128,8 +142,12 @@ def test_a_budget_added_later_reuses_the_trunk_and_changes_nothing(tmp_path, dat
     trunk = next(f for f in tmp_path.rglob("trunk/metrics.jsonl") if "draft" in str(f))
     steps = [json.loads(line)["step"] for line in trunk.read_text().splitlines()]
     assert steps == list(range(70))  # the last cool-down of 94 steps leaves after 70
-    alone = train_ladder(tiny(ladder=ONE_RUNG | {"draft_tokens": [8_000, 24_000]}), dataset, tmp_path / "alone")
-    assert {r.model_id: r.params_digest for r in alone}["draft-600-24k-s0"] == kept["draft-600-24k-s0"]
+    alone = train_ladder(
+        tiny(ladder=ONE_RUNG | {"draft_tokens": [8_000, 24_000]}), dataset, tmp_path / "alone"
+    )
+    assert {r.model_id: r.params_digest for r in alone}["draft-600-24k-s0"] == kept[
+        "draft-600-24k-s0"
+    ]
 
 
 def test_loss_falls_and_records_tell_the_truth(tmp_path, dataset):
@@ -142,7 +160,7 @@ def test_loss_falls_and_records_tell_the_truth(tmp_path, dataset):
         assert record.bits_per_byte == pytest.approx(record.loss_nats / np.log(2))
         assert record.loss_nats_low < record.loss_nats < record.loss_nats_high
         model, params = load_model(config, record, 256, tmp_path)
-        assert checkpoints.digest(params) == record.params_digest
+        assert storage.digest(params) == record.params_digest
         assert sum(x.size for x in jax.tree.leaves(params)) == record.params_total
         windows = jnp.asarray(dataset.windows("test", 32))
         loss, _ = token_losses(forward(model, params, windows[:, :-1])[0], windows[:, 1:])
@@ -151,7 +169,9 @@ def test_loss_falls_and_records_tell_the_truth(tmp_path, dataset):
 
 def test_a_loss_that_is_not_finite_stops_the_rung(tmp_path, dataset):
     config = tiny(ladder=ONE_RUNG, training={"learning_rate": 1e30, "clip_norm": 1e30})
-    with pytest.raises(SdslError, match=r"the gradient of draft-600-s0 had the norm nan at step 1; its last"):
+    with pytest.raises(
+        SdslError, match=r"the gradient of draft-600-s0 had the norm nan at step 1; its last"
+    ):
         train_ladder(config, dataset, tmp_path)
 
 

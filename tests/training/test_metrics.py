@@ -83,7 +83,9 @@ def write(file, *steps, value=1.0, last=False):
 
 
 def found(path):
-    return [(line["step"], line["loss_nats"]) for line in map(json.loads, path.read_text().splitlines())]
+    return [
+        (line["step"], line["loss_nats"]) for line in map(json.loads, path.read_text().splitlines())
+    ]
 
 
 def test_lines_after_the_last_checkpoint_and_lines_cut_short_are_written_once(tmp_path):
@@ -124,7 +126,9 @@ def test_values_that_are_not_finite_are_null(tmp_path):
 
 def test_tensorboard_without_its_package_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SdslError, match=r"needs the package tensorboardX; install sdsl_jax\[tensorboard\]"):
+    with pytest.raises(
+        SdslError, match=r"needs the package tensorboardX; install sdsl_jax\[tensorboard\]"
+    ):
         tensorboard(tmp_path, 0)
 
 

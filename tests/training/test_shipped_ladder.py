@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from sdsl_jax.checkpoints.model_folder import load_model_folder
 from sdsl_jax.config import load_study
 from sdsl_jax.data import load_dataset
 from sdsl_jax.errors import SdslError
 from sdsl_jax.records import read_table
-from sdsl_jax.training import load_model_folder, train_ladder
+from sdsl_jax.training import train_ladder
 
 ROOT = Path(__file__).resolve().parents[2]
 LADDER = ROOT / "checkpoints" / "ladder"
@@ -54,7 +55,10 @@ def test_the_ladder_is_as_wide_as_it_claims(records):
 
 
 def test_its_settings_are_the_documented_ones():
-    made, documented = load_study(LADDER / "config.toml"), load_study(ROOT / "experiments" / "ladder.toml")
+    made, documented = (
+        load_study(LADDER / "config.toml"),
+        load_study(ROOT / "experiments" / "ladder.toml"),
+    )
     assert made.data == documented.data
     assert made.ladder == documented.ladder
     assert made.training == documented.training
@@ -66,14 +70,19 @@ def test_a_study_of_it_trains_nothing(study, records, tmp_path):
     by_id = {r.model_id: r for r in records}
     assert {r.role for r in found} == {"draft", "target"}
     for record in found:
-        assert dataclasses.replace(record, checkpoint="") == dataclasses.replace(by_id[record.model_id], checkpoint="")
+        assert dataclasses.replace(record, checkpoint="") == dataclasses.replace(
+            by_id[record.model_id], checkpoint=""
+        )
         assert (tmp_path / record.checkpoint).resolve().is_relative_to(LADDER)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"draft_tokens": (5_000_000,)}, r"ladder.weights lacks 6 of the 9 models .*draft-3k-s0.* first"),
+        (
+            {"draft_tokens": (5_000_000,)},
+            r"ladder.weights lacks 6 of the 9 models .*draft-3k-s0.* first",
+        ),
         ({"draft_params": (4_000, 9_000)}, r"ladder.weights lacks 2 of the 7 models"),
         ({"weights": "nowhere"}, r"ladder.weights is 'nowhere', which is not a folder"),
     ],
@@ -85,8 +94,12 @@ def test_what_it_lacks_is_named(study, tmp_path, changes, message):
 
 
 def test_another_recipe_is_another_ladder(study, tmp_path):
-    asked = dataclasses.replace(study, training=dataclasses.replace(study.training, learning_rate=1e-3))
-    with pytest.raises(SdslError, match=r"lacks 15 of the 15 models .*, was trained by another recipe"):
+    asked = dataclasses.replace(
+        study, training=dataclasses.replace(study.training, learning_rate=1e-3)
+    )
+    with pytest.raises(
+        SdslError, match=r"lacks 15 of the 15 models .*, was trained by another recipe"
+    ):
         train_ladder(asked, load_dataset(asked.data), tmp_path)
 
 
@@ -101,9 +114,16 @@ def test_drafts_of_other_years_are_what_their_records_say(records):
         loaded = load_model_folder(folder / record.checkpoint)
         assert loaded.record.params_digest == record.params_digest
         assert loaded.data.test_from_year == 1900
-    made, documented = load_study(folder / "config.toml"), load_study(ROOT / "experiments" / "other-years.toml")
+    made, documented = (
+        load_study(folder / "config.toml"),
+        load_study(ROOT / "experiments" / "other-years.toml"),
+    )
     ladder = load_study(ROOT / "experiments" / "ladder.toml")
-    assert (made.data, made.ladder, made.training) == (documented.data, documented.ladder, documented.training)
+    assert (made.data, made.ladder, made.training) == (
+        documented.data,
+        documented.ladder,
+        documented.training,
+    )
     assert dataclasses.replace(documented.data, test_from_year=2009) == ladder.data
     assert (documented.training, documented.family) == (ladder.training, ladder.family)
     assert {*documented.ladder.draft_params} < {*ladder.ladder.draft_params}

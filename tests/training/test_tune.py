@@ -24,7 +24,9 @@ def test_a_parabola_is_found_exactly(best):
     assert found.best_loss == pytest.approx(2.0)
     assert found.curvature == pytest.approx(0.1)
     reach = math.sqrt(2 * 0.01 * 2.0 / 0.1)
-    assert found.within_1pct == pytest.approx((0.02 * best * math.exp(-reach), 0.02 * best * math.exp(reach)))
+    assert found.within_1pct == pytest.approx(
+        (0.02 * best * math.exp(-reach), 0.02 * best * math.exp(reach))
+    )
     losses = dict(zip(FACTORS, _parabola(best)))
     assert found.gain_halved == pytest.approx(1 - losses[0.5] / losses[1])
     assert found.gain_doubled == pytest.approx(1 - losses[2] / losses[1])
@@ -46,7 +48,9 @@ def test_borders_and_divergence():
 
 
 def test_a_law_of_size_is_recovered_and_sharp_optima_count_more():
-    sizes = [find_optimum(n, 1.0, FACTORS, _parabola((n / 1e5) ** -0.2)) for n in (2_000, 10_000, 50_000)]
+    sizes = [
+        find_optimum(n, 1.0, FACTORS, _parabola((n / 1e5) ** -0.2)) for n in (2_000, 10_000, 50_000)
+    ]
     law = fit_law(sizes, 100_000)
     assert law.at_reference == pytest.approx(1.0)
     assert law.slope == pytest.approx(-0.2)
@@ -62,11 +66,22 @@ def test_a_law_of_size_is_recovered_and_sharp_optima_count_more():
 
 
 @pytest.mark.parametrize(("warmup", "factors"), [(0, [0.5, 1, 2]), (256, [0.01, 0.1, 1, 1.1])])
-def test_factors_that_change_nothing_are_refused_before_training(tmp_path, monkeypatch, warmup, factors):
+def test_factors_that_change_nothing_are_refused_before_training(
+    tmp_path, monkeypatch, warmup, factors
+):
     """No warm-up and one step of it are the same."""
     monkeypatch.setattr(module, "train_rungs", None)
-    with pytest.raises(SdslError, match=r"the factors make \[256.0\] the only values of warmup_tokens at 584"):
-        tune(tiny(training={"warmup_tokens": warmup}), tmp_path, [600, 1200], 8_192, factors, "warmup_tokens")
+    with pytest.raises(
+        SdslError, match=r"the factors make \[256.0\] the only values of warmup_tokens at 584"
+    ):
+        tune(
+            tiny(training={"warmup_tokens": warmup}),
+            tmp_path,
+            [600, 1200],
+            8_192,
+            factors,
+            "warmup_tokens",
+        )
 
 
 def test_standard_errors_are_those_of_repeated_draws():
@@ -81,22 +96,31 @@ def test_standard_errors_are_those_of_repeated_draws():
 
     def draw():
         return [
-            find_optimum(n, 1.0, FACTORS, np.array(_parabola(1.1, c)) + 5e-4 * rng.standard_normal(5))
+            find_optimum(
+                n, 1.0, FACTORS, np.array(_parabola(1.1, c)) + 5e-4 * rng.standard_normal(5)
+            )
             for n, c in zip(sizes, curvatures)
         ]
 
     draws = [draw() for _ in range(3_000)]
     laws = [fit_law(d, 1000) for d in draws]
-    slopes, errors = np.array([law.slope for law in laws]), np.array([law.slope_error for law in laws])
+    slopes, errors = (
+        np.array([law.slope for law in laws]),
+        np.array([law.slope_error for law in laws]),
+    )
     assert (errors**2).mean() == pytest.approx(slopes.var(), rel=0.2)
     x = np.log(sizes)
 
     def deviation(weights):
         centred = x - (weights * x).sum() / weights.sum()
-        return math.sqrt(((weights * centred / curvatures) ** 2).sum()) / (weights * centred**2).sum()
+        return (
+            math.sqrt(((weights * centred / curvatures) ** 2).sum()) / (weights * centred**2).sum()
+        )
 
     expected = deviation(curvatures**2) / deviation(curvatures)
-    worse = np.array([np.polyfit(x, [math.log(s.best) for s in d], 1, w=np.sqrt(curvatures))[0] for d in draws])
+    worse = np.array(
+        [np.polyfit(x, [math.log(s.best) for s in d], 1, w=np.sqrt(curvatures))[0] for d in draws]
+    )
     assert slopes.std() / worse.std() == pytest.approx(expected, rel=0.1)
 
 
@@ -116,7 +140,10 @@ def test_values_are_those_that_trials_were_trained_with():
 
 @pytest.mark.parametrize(
     ("setting", "factors", "values"),
-    [("batch_size", [0.1, 1, 2], [1, 8, 16]), ("warmup_tokens", [1, 4, 8, 99], [1_024, 4_096, 7_936, 8_192])],
+    [
+        ("batch_size", [0.1, 1, 2], [1, 8, 16]),
+        ("warmup_tokens", [1, 4, 8, 99], [1_024, 4_096, 7_936, 8_192]),
+    ],
 )
 def test_sweeps_of_whole_numbers(tmp_path, monkeypatch, setting, factors, values):
     """Batches of less than a sequence, and warm-ups of more than a quarter of 32,768 tokens."""
@@ -147,7 +174,8 @@ def test_a_law_without_use_is_none(tmp_path, monkeypatch):
     assert "is the smallest tried" in border.warnings[0]
     assert border.law is None
     assert (
-        "no law follows: a law of size needs at least 2 sizes with an optimum between the values" in border.warnings[-1]
+        "no law follows: a law of size needs at least 2 sizes with an optimum between the values"
+        in border.warnings[-1]
     )
     one = sweep([2.0, 1.9, 1.9, 2.0, 2.0, 2.1])
     assert (one.law, one.study) == (None, None)
@@ -155,12 +183,16 @@ def test_a_law_without_use_is_none(tmp_path, monkeypatch):
     assert steep.study is None
     assert "no law follows: training.learning_rate_exponent is" in steep.warnings[-1]
     beside = sweep([2.0, 2.0, 1.9, 1.9, math.nan, 2.0])
-    assert any("a trial beside the best learning_rate at 584 diverged" in w for w in beside.warnings)
+    assert any(
+        "a trial beside the best learning_rate at 584 diverged" in w for w in beside.warnings
+    )
 
 
 @pytest.mark.slow
 def test_a_sweep_is_made_of_ordinary_rungs_and_outlives_divergence(tmp_path, monkeypatch):
-    (tmp_path / "text.txt").write_text("We the people of the United States, to form a more perfect union. " * 600)
+    (tmp_path / "text.txt").write_text(
+        "We the people of the United States, to form a more perfect union. " * 600
+    )
     config = tiny(data={"source": [str(tmp_path / "text.txt")]}, training={"evaluation_windows": 8})
     arguments = (tmp_path / "out", [600, 1200], 8_192, [0.1, 1, 30])
     first = tune(config, *arguments)

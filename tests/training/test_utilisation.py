@@ -7,7 +7,10 @@ from sdsl_jax.training.utilisation import utilisation
 
 
 def _record(device, **changes):
-    given = dict(flops_per_token=2e8, train_seconds=110.0, compile_seconds=10.0, device=device) | changes
+    given = (
+        dict(flops_per_token=2e8, train_seconds=110.0, compile_seconds=10.0, device=device)
+        | changes
+    )
     return ModelRecord("draft", "draft", 10**8, 10**8, 10**8, 0, 2.0, math.exp(2.0), **given)
 
 

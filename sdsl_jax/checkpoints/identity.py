@@ -1,0 +1,105 @@
+"""Which model is this? Its configuration, all of its weights in the type they are used in, and its tokenizer.
+
+An identity is a digest after the kind of digest and a colon, such as "model-v2:3f…". Two that are equal are one model, wherever
+their files lie and in whichever format: a copy, a folder and the GGUF file made from it, a model of ours and its export. Two of
+one kind that differ are two models; the same checkpoint read in float32 and in bfloat16 is two, for their probabilities differ.
+Where the kinds differ, as with the bare digests of older records, nothing is known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from sdsl_jax.checkpoints.digest import array_digest
+from sdsl_jax.checkpoints.interop.checkpoint import array_name
+from sdsl_jax.checkpoints.model_folder import LoadedModel
+from sdsl_jax.data.published import PublishedTokenizer
+from sdsl_jax.data.tokenizer import Tokenizer
+from sdsl_jax.models import ModelConfig
+
+_KIND = "model-v2"
+# Cut by every pre-tokenizer in its own way, and normalised by whatever normalises: digits, contractions, white space, scripts.
+_PROBE = (
+    "  The year 2024's 1,234,567.89 things: it'll DON'T\t\tstop—naïve Ünïcode \ufb01 ½ \u2163 e\u0301\r\n\n\n"
+    "def f(x):\n        return {x_1: [-x**2]}  # != <|endoftext|> </s>\n"
+    "北京 こんにちは 안녕 привет مرحبا हिन्दी ไทย \U0001f642\U0001f469\u200d\U0001f4bb   end  "
+)
+
+
+def identity_of(config: ModelConfig, arrays: Mapping[str, bytes], tokenizer: Tokenizer) -> str:
+    """The identity of a model.
+
+    Args:
+      config: its shape.
+      arrays: `array_digest` of each of its arrays, by their names in a plan; in any order.
+      tokenizer: its tokenizer, by its tokens, what joins them, and what it makes of a text; whether a user wants special tokens
+        or a chat template changes nothing.
+    """
+    digest = hashlib.sha256(json.dumps(_plain(config), sort_keys=True).encode())
+    for name in sorted(arrays):
+        digest.update(f"\n{name} ".encode() + arrays[name])
+    digest.update(json.dumps(sorted(tokenizer.tokens().items())).encode())
+    digest.update(json.dumps(_rules(tokenizer)).encode())
+    published = isinstance(tokenizer, PublishedTokenizer)
+    probed = tokenizer.encode_as_published(_PROBE) if published else tokenizer.encode(_PROBE)  # type: ignore[attr-defined]
+    digest.update(np.asarray(probed, np.int64).tobytes())
+    return f"{_KIND}:{digest.hexdigest()}"
+
+
+def _rules(tokenizer: Tokenizer) -> list[Any]:
+    """What joins characters to tokens and which tokens are cut out first, equal for one tokenizer whoever wrote its file."""
+    text = tokenizer.text()
+    values = {"model": {}, "added_tokens": []} if text is None else json.loads(text)
+    model = values["model"]
+    merges = [
+        merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or []
+    ]
+    scores = model["vocab"] if isinstance(model.get("vocab"), list) else []
+    added = [
+        [token[name] for name in ("content", "lstrip", "rstrip", "single_word")]
+        for token in values["added_tokens"]
+    ]
+    return [bool(model.get("ignore_merges")), merges, scores, sorted(added)]
+
+
+def identity(model: LoadedModel) -> str:
+    """The identity of a loaded model; of a published one it was found while its weights were read."""
+    known = model.record.params_digest
+    if _kind(known) == _KIND:
+        return known
+    arrays = {
+        array_name(path): array_digest(np.asarray(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(model.params)
+    }
+    return identity_of(model.config, arrays, model.tokenizer)
+
+
+def are_different(one: str, other: str) -> bool:
+    """Whether two digests, of the parameters or identities, are known to be those of two models."""
+    return bool(one and other) and _kind(one) == _kind(other) and one != other
+
+
+def _kind(digest: str) -> str:
+    return digest.partition(":")[0] if ":" in digest else ""
+
+
+def _plain(config: ModelConfig) -> dict[str, Any]:
+    """What bears on the computation, as plain values; fractions as float32, which is all that GGUF keeps of them."""
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: rounded(item) for key, item in value.items()}
+        return float(np.float32(value)) if isinstance(value, float) else value
+
+    values = config.description()
+    # How many logits a pair shares is no matter of one model, and an announced length changes nothing that is computed.
+    values.pop("logit_size", None)
+    if config.positions == "rotary":
+        values.pop("max_positions", None)
+    return rounded(values)

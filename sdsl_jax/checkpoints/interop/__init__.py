@@ -1,0 +1,24 @@
+"""Published formats: Hugging Face folders and GGUF files read into our Transformer, and Hugging Face folders written from it.
+
+They need safetensors and gguf, the extras `interop` and `gguf`.
+"""
+
+from sdsl_jax.checkpoints.interop.checkpoint import DTYPES, Checkpoint, open_checkpoint
+from sdsl_jax.checkpoints.interop.export import export_llama
+from sdsl_jax.checkpoints.interop.families import FAMILIES
+from sdsl_jax.checkpoints.interop.folders import is_published, require_model_path
+from sdsl_jax.checkpoints.interop.gguf import GGUF, is_gguf, open_gguf, rounded
+
+__all__ = [
+    "DTYPES",
+    "FAMILIES",
+    "GGUF",
+    "Checkpoint",
+    "export_llama",
+    "is_gguf",
+    "is_published",
+    "open_checkpoint",
+    "open_gguf",
+    "require_model_path",
+    "rounded",
+]

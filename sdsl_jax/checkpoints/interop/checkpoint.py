@@ -1,0 +1,397 @@
+"""A published checkpoint's folder: its configuration and tensors checked against each other, its weights read into our model.
+
+    config.json                     the shape; see `families`
+    model.safetensors               the weights, or several files and
+    model.safetensors.index.json    which of them holds which tensor
+
+Arrays are read one after another, a few rows at a time, straight into the type and place that they are wanted in: beside the
+finished weights there is never more than the array at hand. No pickle is opened and no code of a checkpoint is run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from sdsl_jax.checkpoints.digest import array_digest
+from sdsl_jax.checkpoints.interop.families import Family, family_of, unknown_rope_settings
+from sdsl_jax.checkpoints.interop.fields import CONFIG, Fields, printable
+from sdsl_jax.checkpoints.interop.plan import Piece, Plan, plan
+from sdsl_jax.checkpoints.interop.settings import HUGGING_FACE, require_settings, unknown_warning
+from sdsl_jax.checkpoints.interop.shards import (
+    Readable,
+    Tensor,
+    find_tensors,
+    require_readable,
+    spans,
+)
+from sdsl_jax.errors import SdslError, require
+from sdsl_jax.models.config import ModelConfig
+from sdsl_jax.models.transformer import Params, abstract_params
+
+# Key of config.json in our own exports, and what it says of a tied model whose embedding has a factor; see `export`.
+OWN = "sdsl_jax"
+
+# Bytes; what XLA asks for on a CPU.
+_ALIGNMENT = 64
+# Axes up to this length cost nothing; where the files have no such axis, the comparison of shapes says it better.
+_SMALL = 2**20
+# Parts of an array that are read side by side.
+_READERS = 4
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint whose configuration and tensors agree.
+
+    Attributes:
+      folder: where it lies.
+      config: its shape.
+      fields: its config.json.
+      pieces: what each of our arrays is made of.
+      tensors: by the names in `pieces`.
+      unknown_settings: names of settings of the file that nothing is known of.
+      ignored_settings: names of settings that the file has and the user told to leave out.
+      warnings: what a reader should know about how the file was read, a sentence each.
+    """
+
+    folder: Path
+    config: ModelConfig
+    fields: Fields
+    pieces: Plan
+    tensors: Mapping[str, Readable]
+    unknown_settings: tuple[str, ...] = ()
+    ignored_settings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def load(
+        self,
+        dtype: str = "float32",
+        shardings: Any = None,
+        advance: Callable[[float, str], None] | None = None,
+        digests: dict[str, bytes] | None = None,
+    ) -> Params:
+        """The weights.
+
+        Args:
+          dtype: that they are wanted in, a key of `DTYPES`.
+          shardings: where each array goes, a tree like the parameters; the default device if None.
+          advance: told the share of the weights that was read, and the name of the array, after each.
+          digests: filled with `array_digest` of each array, by its name, as the arrays pass by.
+
+        Raises:
+          SdslError: a file cannot be read.
+        """
+        require(
+            dtype in DTYPES,
+            f"the type of the weights is {dtype!r}; it must be one of {', '.join(DTYPES)}.",
+        )
+        abstract = abstract_params(self.config)
+        total = sum(leaf.size for leaf in jax.tree.leaves(abstract))
+
+        def read(path: Any, leaf: Any, sharding: Any = None) -> jax.Array:
+            name = array_name(path)
+            host = _aligned(leaf.shape, DTYPES[dtype])
+            _fill(host, self.pieces[name], self.tensors, pool)
+            if digests is not None:
+                # Beside the next array's reading; no more than one array waits for it.
+                wait(digesting.values())
+                digesting[name] = pool.submit(array_digest, host)
+            placed = jax.device_put(host, sharding)
+            if advance is not None:
+                advance(leaf.size / total, name)
+            return placed
+
+        trees = [] if shardings is None else [shardings]
+        digesting: dict[str, Future[bytes]] = {}
+        with ThreadPoolExecutor(_READERS) as pool:
+            params = jax.tree_util.tree_map_with_path(read, abstract, *trees)
+        if digests is not None:
+            digests |= {name: future.result() for name, future in digesting.items()}
+        return params
+
+
+def array_name(path: Any) -> str:
+    """The name of an array in a plan, from its path in the parameters."""
+    names = [
+        str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path
+    ]
+    return ".".join(name for name in names if name != "value")
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Memory that begins where jax wants its own to begin on a CPU, so that it takes it over without a copy."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    begin = -memory.ctypes.data % _ALIGNMENT
+    return memory[begin : begin + size].view(dtype).reshape(shape)
+
+
+@functools.partial(jax.jit, static_argnames=("transposed", "dtype"))
+def _laid_out(rows: Array, transposed: bool, dtype: str) -> Array:
+    return (rows.T if transposed else rows).astype(dtype)
+
+
+def _copy(out: np.ndarray, columns: bool, at: Any, rows: np.ndarray, regular: bool) -> None:
+    """Writes rows of a tensor to rows or columns of an array.
+
+    A compiled program transposes and converts faster than numpy does (2.5 against .4 to .8 GB/s on two cores); the last few rows
+    of a tensor are not worth a program of their own.
+    """
+    if regular and rows.dtype != np.float64 and (columns or rows.dtype != out.dtype):
+        cpu = jax.devices("cpu")[0]
+        rows = np.asarray(_laid_out(jax.device_put(rows, cpu), columns, out.dtype.name))
+    else:
+        rows = (rows.T if columns else rows).astype(out.dtype, copy=False)
+    # As bits: numpy copies types that are not its own, such as bfloat16, element by element.
+    bits = np.dtype(f"u{out.itemsize}")
+    out.view(bits)[(slice(None), at) if columns else at] = rows.view(bits)
+
+
+def _fill(
+    out: np.ndarray, pieces: tuple[Piece, ...], tensors: Mapping[str, Readable], pool: Executor
+) -> None:
+    """Copies the pieces of one array into it, several parts at a time."""
+
+    def part(piece: Piece, begin: int, start: int, count: int, regular: bool) -> None:
+        first = start - piece.skip
+        at: Any = slice(begin + first, begin + first + count)
+        if piece.order is not None:
+            at = piece.order[first : first + count]
+        _copy(out, piece.transposed, at, tensors[piece.tensor].read(start, count), regular)
+
+    begin, parts = 0, []
+    for piece in pieces:
+        found = spans(tensors[piece.tensor], piece.skip)
+        parts += [
+            (piece, begin, start, count, count == found[0][1] and len(found) > 1)
+            for start, count in found
+        ]
+        begin += piece.shape[0] - piece.skip
+    for done in [pool.submit(part, *arguments) for arguments in parts]:
+        done.result()
+
+
+def open_checkpoint(folder: str | Path, ignore: Sequence[str] = ()) -> Checkpoint:
+    """Opens a checkpoint and checks its headers; no weight is read yet.
+
+    Args:
+      folder: with config.json and safetensors files.
+      ignore: settings of config.json that are read as if they were absent.
+
+    Raises:
+      SdslError: something is missing, damaged, of an unknown family, or in contradiction to something else; a sentence that names
+        the file, the tensor or field, and what was expected.
+    """
+    folder = Path(folder)
+    require(
+        folder.is_dir(),
+        f"the folder {folder} does not exist." if not folder.exists() else f"{folder} is a file.",
+    )
+    fields, ignored = Fields.read(folder / CONFIG).without(ignore)
+    family, config, unknown = read_settings(fields)
+    tensors = find_tensors(folder)
+    require_room(config, fields, tensors, "num_hidden_layers")
+    _require_plain(tensors)
+    config, pieces = _own_export(config, fields, family, tensors)
+    matched = _match(config, pieces, family, fields, tensors)
+    warnings = tuple(unknown_warning(unknown, fields.path))
+    return Checkpoint(folder, config, fields, pieces, matched, unknown, ignored, warnings)
+
+
+def read_settings(fields: Fields) -> tuple[Family, ModelConfig, tuple[str, ...]]:
+    """The family and shape of the model that a config.json describes, and the names of settings that nothing is known of.
+
+    Raises:
+      SdslError: a setting is missing, of the wrong kind, or asks for what is not implemented.
+    """
+    family = family_of(fields)
+    with naming(fields):
+        config = family.config(fields)
+    known = require_settings(fields, HUGGING_FACE[fields.values["model_type"]], config)
+    return family, config, (*known, *unknown_rope_settings(fields), *_own_code(fields, family))
+
+
+@contextmanager
+def naming(fields: Fields) -> Iterator[None]:
+    """Within it messages that do not name the file of some settings are preceded by it."""
+    try:
+        yield
+    except SdslError as error:
+        message = str(error)
+        raise SdslError(
+            message if str(fields.path) in message else f"in {fields.path}: {message}"
+        ) from None
+
+
+def _own_code(fields: Fields, family: Family) -> list[str]:
+    """Settings that name code other than the family's own class."""
+    names = fields.values.get("architectures")
+    plain = {
+        family.architecture.lower(),
+        family.architecture.lower().replace("forcausallm", "model"),
+    }
+    known = not names or (
+        isinstance(names, list) and all(str(name).lower() in plain for name in names)
+    )
+    code = fields.values.get("auto_map")
+    custom = isinstance(code, dict) and any(str(name).startswith("AutoModel") for name in code)
+    return [*([] if known else ["architectures"]), *(["auto_map"] if custom else [])]
+
+
+def require_room(
+    config: ModelConfig, fields: Fields, tensors: Mapping[str, Readable], layers: str
+) -> None:
+    """Refuses sizes that the file cannot hold, before anything is allocated or looped over for them.
+
+    Args:
+      config: that a file's settings imply.
+      fields: these settings.
+      tensors: that the file holds, by name.
+      layers: the setting that gives the number of layers.
+
+    Raises:
+      SdslError: there are more layers than tensors, or an axis longer than any in the file.
+    """
+    require(
+        config.layers <= len(tensors),
+        f"{fields.name(layers)} of {fields.path} is {config.layers}; the files hold only {len(tensors)} tensors.",
+    )
+    longest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
+    c = config
+    sizes = {
+        "width": c.width,
+        "hidden size": c.hidden,
+        "vocabulary": c.vocab_size,
+        "embedding's width": c.table_width,
+    }
+    sizes |= {
+        "heads times head size": c.heads * c.head_dim,
+        "key-value heads times head size": c.kv_heads * c.head_dim,
+    }
+    if c.positions == "learned":
+        sizes["positions"] = c.max_positions
+    name, size = max(sizes.items(), key=lambda item: item[1])
+    require(
+        size <= max(longest, _SMALL),
+        f"{fields.path} implies that the model's {name} is {size}; no axis of a tensor in the files is longer than {longest}.",
+    )
+
+
+# Ends of names of tensors that hold quantised weights, and what writes them.
+_PACKED = {
+    ".qweight": "GPTQ or AWQ",
+    ".qzeros": "GPTQ or AWQ",
+    ".weight_packed": "compressed-tensors",
+    ".weight_scale": "compressed-tensors or fp8",
+    ".weight_scale_inv": "fp8",
+    ".absmax": "bitsandbytes",
+    ".quant_state.bitsandbytes__nf4": "bitsandbytes",
+    ".quant_state.bitsandbytes__fp4": "bitsandbytes",
+    ".SCB": "bitsandbytes",
+    ".biases": "MLX",
+}
+
+
+def _require_plain(tensors: Mapping[str, Tensor]) -> None:
+    """Raises `SdslError` where the names or types of tensors say that weights are quantised."""
+    for name, tensor in tensors.items():
+        by = next((by for end, by in _PACKED.items() if name.endswith(end)), None)
+        by = "fp8" if by is None and tensor.kind.startswith("F8_") else by
+        require(
+            by is None,
+            f"the tensor {printable(name)} in {tensor.file} is of weights quantised by {by} (type {tensor.kind}), which is "
+            "not read; use the folder of the original weights.",
+        )
+
+
+def _own_export(
+    config: ModelConfig, fields: Fields, family: Family, tensors: Mapping[str, Tensor]
+) -> tuple[ModelConfig, Plan]:
+    """The configuration and plan; those of the tied model that an export of ours was, if it still is one.
+
+    Such a folder is untied, with an embedding that is √width times the head. Where that is so no more, because somebody trained
+    it further, it is an untied model like any other.
+    """
+    pieces = plan(config, family.layout)
+    own = fields.values.get(OWN)
+    if not isinstance(own, dict) or own.get("tied") is not True or config.tie_embeddings:
+        return config, pieces
+    embedding, head = pieces["embedding"][0], pieces["head"][0]
+    pair = [tensors.get(piece.tensor) for piece in (embedding, head)]
+    if not all(tensor is not None and tensor.shape == embedding.shape for tensor in pair):
+        return config, pieces
+    for start, rows in spans(pair[0]):  # type: ignore[arg-type]
+        multiplied, plain = (tensor.read(start, rows) for tensor in pair)  # type: ignore[union-attr]
+        if not np.array_equal(multiplied, plain * plain.dtype.type(config.width**0.5)):
+            return config, pieces
+    config = dataclasses.replace(config, tie_embeddings=True, scale_embedding=True)
+    return config, plan(config, family.layout) | {"embedding": (head._replace(transposed=False),)}
+
+
+def _match(
+    config: ModelConfig, pieces: Plan, family: Family, fields: Fields, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The tensor of every piece; raises `SdslError` where one is missing, of another shape, or left over."""
+    layout, found = family.layout, {}
+    untied = "; where the embedding serves as the head, set tie_word_embeddings to true"
+    files = sorted({tensor.file.name for tensor in tensors.values()})
+    where = files[0] if len(files) == 1 else f"any of the {len(files)} files of weights"
+    for piece in (piece for parts in pieces.values() for piece in parts):
+        own = piece.tensor.removeprefix(layout.base)
+        names = [piece.tensor, *([layout.bare + own] if own != piece.tensor else [])]
+        name = next((name for name in names if name in tensors), None)
+        require(
+            name is not None,
+            f"the folder {fields.path.parent} lacks the tensor {piece.tensor} of shape {list(piece.shape)}, which {CONFIG} "
+            f"implies; it is not in {where}{untied if piece is pieces.get('head', (None,))[0] else ''}.",
+        )
+        tensor = tensors[name]  # type: ignore[index]
+        require(
+            tensor.shape == piece.shape,
+            f"the tensor {name} in {tensor.file} has the shape {list(tensor.shape)}; {CONFIG} implies {list(piece.shape)}.",
+        )
+        require_readable(tensor)
+        found[piece.tensor] = tensor
+    used = {tensor.name for tensor in found.values()}
+    rest = sorted(
+        name
+        for name in tensors
+        if name not in used and not name.endswith(layout.buffers or ("\0",))
+    )
+    if f"{layout.head}.weight" in rest and config.tie_embeddings:
+        rest.remove(f"{layout.head}.weight")
+        if not config.scale_embedding:
+            _require_tied(
+                found[pieces["embedding"][0].tensor], tensors[f"{layout.head}.weight"], fields
+            )
+    if config.scale_embedding:  # an export of ours: what is left over is the multiplied embedding
+        rest = [name for name in rest if name != f"{layout.base}{layout.embedding}.weight"]
+    require(
+        not rest,
+        f"the tensor {printable(rest[0]) if rest else ''} in {tensors[rest[0]].file if rest else ''} has no place in the "
+        f"model that {CONFIG} describes.",
+    )
+    return found
+
+
+def _require_tied(embedding: Tensor, head: Tensor, fields: Fields) -> None:
+    """Raises `SdslError` unless a head that a file holds beside a tied embedding equals it."""
+    same = embedding.shape == head.shape and all(
+        np.array_equal(embedding.read(*span), head.read(*span)) for span in spans(embedding)
+    )
+    require(
+        same,
+        f"the tensor {head.name} in {head.file} differs from {embedding.name}, but tie_word_embeddings of {fields.path} is true.",
+    )

@@ -1,0 +1,321 @@
+"""GGUF files of the llama architecture, quantised ones included: their tensors are read as float32. Needs gguf, an extra.
+
+The file holds the tokenizer as well; see `gguf_tokenizer`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tokenizers import Tokenizer as HuggingFaceTokenizer
+
+from sdsl_jax.checkpoints.interop.checkpoint import Checkpoint, array_name, naming, require_room
+from sdsl_jax.checkpoints.interop.families import FAMILIES
+from sdsl_jax.checkpoints.interop.fields import Fields, shown
+from sdsl_jax.checkpoints.interop.gguf_header import MAGIC, GGUFTensor, read_header
+from sdsl_jax.checkpoints.interop.gguf_tokenizer import read_gguf_tokenizer
+from sdsl_jax.checkpoints.interop.layouts import Layout
+from sdsl_jax.checkpoints.interop.plan import Plan, plan
+from sdsl_jax.checkpoints.interop.settings import (
+    GGUF_DESCRIPTIONS,
+    GGUF_LLAMA,
+    require_settings,
+    unknown_warning,
+)
+from sdsl_jax.errors import SdslError, require
+from sdsl_jax.models.config import ModelConfig, RopeScaling
+from sdsl_jax.models.transformer import Params
+from sdsl_jax.user_files import reading
+
+SUFFIX = ".gguf"
+
+# Names of llama.cpp, without `.weight`.
+_GGUF = Layout(
+    base="",
+    embedding="token_embd",
+    block="blk.{}.",
+    attention_norm="attn_norm",
+    qkv=("attn_q", "attn_k", "attn_v"),
+    out="attn_output",
+    mlp_norm="ffn_norm",
+    gate_up=("ffn_gate", "ffn_up"),
+    down="ffn_down",
+    final_norm="output_norm",
+    head="output",
+)
+_FREQUENCIES = "rope_freqs.weight"
+# Tensors that llama.cpp passes over as well.
+_UNUSED = (".attn_rot_embd",)
+# Settings of a Llama config.json, and what the file calls them.
+_NAMES = {
+    "hidden_size": "llama.embedding_length",
+    "intermediate_size": "llama.feed_forward_length",
+    "num_hidden_layers": "llama.block_count",
+    "num_attention_heads": "llama.attention.head_count",
+    "num_key_value_heads": "llama.attention.head_count_kv",
+    "head_dim": "llama.attention.key_length",
+    "max_position_embeddings": "llama.context_length",
+    "rms_norm_eps": "llama.attention.layer_norm_rms_epsilon",
+    "rope_theta": "llama.rope.freq_base",
+    "vocab_size": "llama.vocab_size",
+}
+_LENGTH = "max_position_embeddings"
+_REQUIRED = (_LENGTH, "rms_norm_eps")
+_ROPE_NAMES = {
+    "rope_type": "llama.rope.scaling.type",
+    "factor": "llama.rope.scaling.factor",
+    "original_max_position_embeddings": "llama.rope.scaling.original_context_length",
+    "beta_fast": "llama.rope.scaling.yarn_beta_fast",
+    "beta_slow": "llama.rope.scaling.yarn_beta_slow",
+}
+_OLD_FACTOR = "llama.rope.scale_linear"
+
+
+class GGUF(NamedTuple):
+    """An open file.
+
+    Attributes:
+      checkpoint: its model.
+      tokenizer: its tokenizer.
+      end_ids: ids that end a text.
+      chat_template: None if there is none.
+    """
+
+    checkpoint: Checkpoint
+    tokenizer: HuggingFaceTokenizer
+    end_ids: tuple[int, ...]
+    chat_template: str | None
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path is a GGUF file, by its name or, as some stores name files by their digest, its first bytes."""
+    if path.suffix.lower() == SUFFIX:
+        return True
+    with reading(path):
+        if not path.is_file():
+            return False
+        with open(path, "rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+
+
+def open_gguf(path: Path, ignore: Sequence[str] = ()) -> GGUF:
+    """Opens a GGUF file and checks its header.
+
+    Args:
+      path: of the file.
+      ignore: settings that are read as if the file did not have them.
+
+    Raises:
+      SdslError: gguf is not installed; the file is damaged, of another architecture or tokenizer, or contradicts itself; it has a
+        tensor or a setting of its architecture that has no place in the model.
+    """
+    settings, tensors = read_header(path)
+    kind = settings.get("general.architecture")
+    require(
+        kind == "llama",
+        f"the file {path} is of the architecture {shown(kind)}; only 'llama' is read.",
+    )
+    file, ignored = Fields(path, settings).without(ignore)
+    fields = _fields(file, tensors)
+    with naming(fields):
+        config = _with_biases(FAMILIES["llama"].config(fields), tensors)
+    described = {
+        name: value for name, value in file.values.items() if not name.startswith(GGUF_DESCRIPTIONS)
+    }
+    described |= {name: file.values[name] for name in GGUF_LLAMA.neutral if name in file.values}
+    unknown = require_settings(Fields(path, described), GGUF_LLAMA, config)
+    require_room(config, fields, tensors, "num_hidden_layers")
+    scaling = _frequency_scaling(config, tensors)
+    if scaling is not None:
+        config = dataclasses.replace(config, rope_scaling=scaling)
+    pieces = _plan(config.heads, config.kv_heads, config.head_dim, plan(config, _GGUF))
+    _match(path, pieces, tensors, {_FREQUENCIES} if scaling else set())
+    tokenizer = read_gguf_tokenizer(path, file.values)
+    warnings = (*unknown_warning(unknown, path), *tokenizer.warnings)
+    checkpoint = Checkpoint(path, config, fields, pieces, tensors, unknown, ignored, warnings)
+    return GGUF(checkpoint, tokenizer.tokenizer, tokenizer.end_ids, tokenizer.chat_template)
+
+
+def _with_biases(config: ModelConfig, tensors: Mapping[str, GGUFTensor]) -> ModelConfig:
+    """The shape with the biases that the file holds; those of the first block speak for all."""
+
+    def held(*names: str) -> bool:
+        return any(f"{_GGUF.block.format(0)}{name}.bias" in tensors for name in names)
+
+    return dataclasses.replace(
+        config,
+        qkv_bias=held(*_GGUF.qkv),
+        out_bias=held(_GGUF.out),
+        mlp_bias=held(*_GGUF.gate_up, _GGUF.down),
+    )
+
+
+def _frequency_scaling(
+    config: ModelConfig, tensors: Mapping[str, GGUFTensor]
+) -> RopeScaling | None:
+    """The scaling that a table of divisors of the rotary frequencies stands for: that of Llama 3.1 to 3.3; None for any other."""
+    table = tensors.get(_FREQUENCIES)
+    half = config.rotated // 2
+    if table is None or table.shape != (half,) or config.rope_scaling is not None:
+        return None
+    divisors = table.read(0, half)
+    factor, original, low, high = float(divisors[-1]), 8192, 1.0, 4.0
+    if not 1 < factor < 1e6:
+        return None
+    turns = original / (2 * np.pi) * config.rope_theta ** (-np.arange(half) / half)
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    same = np.allclose(divisors, 1 / (kept + (1 - kept) / factor), rtol=1e-4)
+    return RopeScaling("llama3", factor, original, low, high) if same else None
+
+
+def _match(path: Path, pieces: Plan, tensors: Mapping[str, GGUFTensor], used: set[str]) -> None:
+    """Raises `SdslError` where a tensor is missing, of another shape, or left over: in no piece, and not `used` otherwise."""
+    for piece in (piece for parts in pieces.values() for piece in parts):
+        require(
+            piece.tensor in tensors and tensors[piece.tensor].shape == piece.shape,
+            f"the tensor {piece.tensor} of {path} "
+            + (
+                f"has the shape {list(tensors[piece.tensor].shape)}"
+                if piece.tensor in tensors
+                else "is missing"
+            )
+            + f"; the file's own settings imply {list(piece.shape)}.",
+        )
+        used.add(piece.tensor)
+    rest = sorted(
+        name
+        for name in tensors
+        if name not in used and not name.removesuffix(".weight").endswith(_UNUSED)
+    )
+    require(
+        not rest,
+        f"the tensor {rest[0] if rest else ''} of {path} has no place in the model that the file's settings describe"
+        + (
+            "; it scales rotary frequencies in another way than Llama 3 does"
+            if rest[:1] == [_FREQUENCIES]
+            else ""
+        )
+        + (
+            "; it belongs to a mixture of experts"
+            if any("_exp" in name or "gate_inp" in name for name in rest)
+            else ""
+        )
+        + ": use the folder of the original weights.",
+    )
+
+
+def _fields(file: Fields, tensors: Mapping[str, GGUFTensor]) -> Fields:
+    """The settings of the file as those of a Llama config.json."""
+    values = file.values
+    found = {ours: values[theirs] for ours, theirs in _NAMES.items() if theirs in values}
+    if values.get("llama.vocab_size") is None:
+        tokens = values.get("tokenizer.ggml.tokens")
+        found["vocab_size"] = len(tokens) if isinstance(tokens, list) else 0
+    fields = Fields(
+        file.path, found | {"tie_word_embeddings": "output.weight" not in tensors}, names=_NAMES
+    )
+    for name in _REQUIRED:
+        if name not in found:
+            fields.fail(name, "given")
+    fields.whole(_LENGTH)
+    scaling = {ours: values[theirs] for ours, theirs in _ROPE_NAMES.items() if theirs in values}
+    old = values.get(_OLD_FACTOR)
+    names = _ROPE_NAMES
+    if "factor" not in scaling and old is not None:
+        scaling["factor"], names = old, _ROPE_NAMES | {"factor": _OLD_FACTOR}
+    elif old is not None:
+        file.only(
+            _OLD_FACTOR,
+            (scaling["factor"],),
+            f"{_ROPE_NAMES['factor']} beside it is {shown(scaling['factor'])}",
+        )
+    # As in llama.cpp, a factor without a kind is one of linear scaling, and none or 0 is 1.
+    if scaling.get("factor") in (None, 0):
+        scaling["factor"] = 1.0
+    table = Fields(file.path, scaling, names=names)
+    kind = table.choice("rope_type", {kind: kind for kind in ("none", "linear", "yarn")}, "linear")
+    if kind == "none":
+        table.only("factor", (1,), "but the file also says that nothing is scaled")
+        return fields
+    used: dict[str, Any] = {"rope_type": kind, "factor": table.number("factor")}
+    if kind == "yarn":
+        used["original_max_position_embeddings"] = table.whole(
+            "original_max_position_embeddings", found[_LENGTH]
+        )
+        used |= {
+            name: table.number(name, default)
+            for name, default in (("beta_fast", 32.0), ("beta_slow", 1.0))
+        }
+    if kind == "yarn" or used["factor"] != 1:
+        fields.values["rope_scaling"] = used
+    return fields
+
+
+def _plan(heads: int, kv_heads: int, head_dim: int, pieces: Plan) -> Plan:
+    """The plan with rows of queries and keys in our order: in the file the two that rotate together are neighbours."""
+
+    def order(begin: int, count: int) -> np.ndarray:
+        return (
+            begin
+            + np.arange(count * head_dim)
+            .reshape(count, 2, head_dim // 2)
+            .transpose(0, 2, 1)
+            .ravel()
+        )
+
+    queries, keys = order(0, heads), order(heads * head_dim, kv_heads)
+    found = dict(pieces)
+    for path, parts in pieces.items():
+        if path.endswith(("attention.qkv", "attention.qkv_bias")):
+            query, key, value = parts
+            found[path] = (query._replace(order=queries), key._replace(order=keys), value)
+    return found
+
+
+def rounded(params: Params, kind: str) -> Params:
+    """Weights as a GGUF quantisation would keep them, in the type that they have: what is lost to it, without its memory.
+
+    Vectors stay as they are, and matrices whose inputs its blocks do not divide.
+
+    Args:
+      params: of a model.
+      kind: a quantisation that gguf can write, such as Q4_0 or Q8_0.
+
+    Raises:
+      SdslError: gguf is not installed, or does not know or cannot write the quantisation.
+    """
+    try:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize, quantize
+    except ImportError:
+        raise SdslError(
+            "gguf is not installed; rounding weights needs it: pip install 'sdsl_jax[gguf]'."
+        ) from None
+    names = {t.name for t in GGMLQuantizationType}
+    require(
+        kind in names,
+        f"the quantisation is {kind!r}; it must be one of those of GGUF, such as Q4_0 or Q8_0.",
+    )
+    wanted = GGMLQuantizationType[kind]
+    block = GGML_QUANT_SIZES[wanted][0]
+
+    def one(path: Any, leaf: Any) -> Any:
+        rows_are_inputs = array_name(path) not in ("embedding", "positions")
+        matrix = np.asarray(leaf, np.float32)
+        if leaf.ndim != 2 or matrix.shape[0 if rows_are_inputs else 1] % block:
+            return leaf
+        published = np.ascontiguousarray(matrix.T if rows_are_inputs else matrix)
+        try:
+            kept = dequantize(quantize(published, wanted), wanted)
+        except NotImplementedError:
+            raise SdslError(
+                f"gguf cannot write the quantisation {kind}; Q4_0 and Q8_0 are two that it can."
+            ) from None
+        return jnp.asarray(kept.T if rows_are_inputs else kept, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(one, params)

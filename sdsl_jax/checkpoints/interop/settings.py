@@ -1,0 +1,351 @@
+"""Which settings of a published file bear on the computation: nothing that does may be left over.
+
+Every family has three lists: settings that its reader uses, settings that are refused unless they stand at a value that
+changes nothing, and settings that do not bear on the logits. What is on none of them is named in a warning; in the
+namespace that a GGUF file reserves for its architecture it is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sdsl_jax.checkpoints.interop.fields import Fields, printable, shown
+from sdsl_jax.errors import SdslError
+from sdsl_jax.models.config import ModelConfig
+
+# Unknown settings that a warning names.
+_NAMED = 12
+# Values at which a setting changes nothing, or those that follow from the model's shape; null always is one.
+Neutral = tuple[Any, ...] | Callable[[ModelConfig], tuple[Any, ...]]
+
+
+class Settings(NamedTuple):
+    """The settings of a family.
+
+    Attributes:
+      used: read by the family's function.
+      neutral: refused unless they stand at one of these values.
+      irrelevant: without effect on the logits.
+      namespace: prefix of settings that are refused where they are on no list; "" for none.
+    """
+
+    used: frozenset[str]
+    neutral: dict[str, Neutral]
+    irrelevant: frozenset[str]
+    namespace: str = ""
+
+
+def require_settings(fields: Fields, settings: Settings, config: ModelConfig) -> tuple[str, ...]:
+    """Checks that nothing that bears on the computation is left over.
+
+    Args:
+      fields: of the file.
+      settings: of its family.
+      config: what the family's function made of them.
+
+    Returns:
+      The settings that are on no list.
+
+    Raises:
+      SdslError: a setting is not neutral, or stands in the architecture's own namespace and is unknown.
+    """
+    unknown = []
+    for name, value in fields.values.items():
+        if name in settings.used or name in settings.irrelevant or value is None:
+            continue
+        allowed, experts = settings.neutral.get(name), ""
+        if allowed is not None:
+            values = allowed(config) if callable(allowed) else allowed
+            if any(_equal(value, neutral) for neutral in values):
+                continue
+            experts = (
+                ": mixtures of experts are not read"
+                if "expert" in name or name.startswith("moe_")
+                else ""
+            )
+            refusal = f"which is not implemented{experts}; it must be {' or '.join(map(shown, values)) or 'absent'}"
+        elif settings.namespace and name.startswith(settings.namespace):
+            refusal = "a setting of the architecture that nothing is known of"
+        else:
+            unknown.append(name)
+            continue
+        name = printable(name)
+        # Without this setting the tensors of experts would be left over, and refused.
+        vouch = (
+            ""
+            if experts
+            else f" (--ignore-key {name} reads the model as if the file did not have it)"
+        )
+        raise SdslError(f"{name} of {fields.path} is {shown(value)}, {refusal}{vouch}.")
+    return tuple(sorted(unknown))
+
+
+def _equal(value: Any, neutral: Any) -> bool:
+    if isinstance(value, bool) or isinstance(neutral, bool):
+        return value is neutral
+    if isinstance(value, int | float) and isinstance(neutral, int | float):
+        # Files keep some of them in float32.
+        return math.isclose(value, neutral, rel_tol=1e-6)
+    return type(value) is type(neutral) and value == neutral
+
+
+def unknown_warning(unknown: Sequence[str], file: Path) -> list[str]:
+    """The one warning about settings that are on no list; none if there are none."""
+    if not unknown:
+        return []
+    more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+    named = ", ".join(map(printable, unknown[:_NAMED]))
+    return [
+        f"nothing is known of some settings of {file}, and the model is read without them: {named}{more}."
+    ]
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# What files of all families may hold: about files, training, tasks, loading and generation.
+_IRRELEVANT = _names(
+    """
+    _attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled _from_model_config _name_or_path
+    _output_attentions architectures attn_implementation auto_map bos_token_id chunk_size_feed_forward classifier_activation
+    classifier_dropout custom_pipelines decoder_start_token_id dtype eos_token_id finetuning_task gradient_checkpointing
+    head_dtype id2label initializer_range is_decoder keys_to_ignore_at_inference label2id max_sequence_length
+    model_max_length model_type name_or_path num_labels output_attentions output_hidden_states output_past pad_token_id
+    prefix problem_type return_dict sdsl_jax sep_token_id task_specific_params tf_legacy_loss tie_last_hidden_states
+    tokenizer_class torch_dtype torchscript transformers_version unk_token_id unsloth_fixed unsloth_version use_bfloat16
+    use_cache use_return_dict
+
+    activation_dropout attention_dropout attn_pdrop dropout embd_pdrop embedding_dropout hidden_dropout layerdrop mlp_dropout
+    resid_pdrop residual_dropout
+
+    assistant_confidence_threshold assistant_lookbehind bad_words_ids begin_suppress_tokens diversity_penalty do_sample
+    early_stopping encoder_no_repeat_ngram_size encoder_repetition_penalty epsilon_cutoff eta_cutoff
+    exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length max_new_tokens
+    min_length no_repeat_ngram_size num_assistant_tokens num_assistant_tokens_schedule num_beam_groups num_beams
+    num_return_sequences output_scores remove_invalid_values repetition_penalty return_dict_in_generate suppress_tokens
+    target_lookbehind temperature top_k top_p typical_p
+    """
+)
+# What would change the computation of any family, by the names that families outside this package give it.
+_NEUTRAL: dict[str, Neutral] = {
+    "add_cross_attention": (False,),
+    "alibi": (False,),
+    "attention_chunk_size": (0,),
+    "attention_out_bias": lambda c: (c.out_bias,),
+    "attention_multiplier": lambda c: (c.head_dim**-0.5,),
+    "attention_sink": (False,),
+    "attn_logit_softcapping": (0,),
+    "attn_temperature_tuning": (False, 0),
+    "bidirectional": (False,),
+    "clip_qkv": (),
+    "cross_attention_hidden_size": (),
+    "dim_model_base": lambda c: (c.width,),
+    "embedding_multiplier": (1,),
+    "final_logit_softcapping": (0,),
+    "is_causal": (True,),
+    "is_encoder_decoder": (False,),
+    "kv_lora_rank": (0,),
+    "logit_scale": (1,),
+    "logits_scaling": (1,),
+    "mlp_bias": lambda c: (c.mlp_bias,),
+    "moe_intermediate_size": (0,),
+    "moe_layer_freq": (),
+    "n_routed_experts": (0,),
+    "n_shared_experts": (0,),
+    "no_rope_layer_interval": (0,),
+    "no_rope_layers": ([],),
+    "num_experts": (0,),
+    "num_experts_per_tok": (0,),
+    "num_local_experts": (0,),
+    "parallel_attn": (False,),
+    "partial_rotary_factor": (1,),
+    "per_layer_config": ({},),
+    "pruned_heads": ({},),
+    "q_lora_rank": (0,),
+    "qk_layernorm": (False,),
+    "qk_norm": (False,),
+    "query_pre_attn_scalar": lambda c: (c.head_dim,),
+    "residual_multiplier": (1,),
+    "rope_interleave": (False,),
+    "rope_interleaved": (False,),
+    "rotary_dim": lambda c: (c.rotated or c.head_dim,),
+    "rotary_pct": (1,),
+    "scale_depth": (),
+    "scale_emb": (1,),
+    "tie_encoder_decoder": (False,),
+    "use_alibi": (False,),
+    "use_bidirectional_attention": (False,),
+    "use_mla": (False,),
+    "use_mrope": (False,),
+    "use_parallel_residual": (False,),
+    "use_qk_norm": (False,),
+}
+_ROPE = _names(
+    "max_position_embeddings original_max_position_embeddings rope_parameters rope_scaling rope_theta"
+)
+_LLAMA = _ROPE | _names(
+    """
+    head_dim hidden_act hidden_size intermediate_size layer_types num_attention_heads num_hidden_layers num_key_value_heads
+    max_window_layers rms_norm_eps sliding_window tie_word_embeddings use_sliding_window vocab_size
+    """
+)
+_LLAMA_IRRELEVANT = _names("pretraining_tp")
+
+
+def _head_size(c: ModelConfig) -> tuple[Any, ...]:
+    return (c.head_dim,)
+
+
+def _family(
+    used: frozenset[str], neutral: dict[str, Neutral], irrelevant: frozenset[str]
+) -> Settings:
+    """The lists of a family: what its own class knows, before what the names mean elsewhere."""
+    elsewhere = {name: values for name, values in _NEUTRAL.items() if name not in used | irrelevant}
+    return Settings(used, elsewhere | neutral, irrelevant | _IRRELEVANT)
+
+
+HUGGING_FACE: dict[str, Settings] = {
+    "llama": _family(
+        _LLAMA | _names("attention_bias mlp_bias"),
+        {"qkv_bias": lambda c: (c.qkv_bias,)},
+        _LLAMA_IRRELEVANT,
+    ),
+    "qwen2": _family(
+        _LLAMA,
+        {"qkv_bias": (True,)},
+        # Its class has biases whatever this says.
+        _LLAMA_IRRELEVANT | _names("attention_bias"),
+    ),
+    "qwen3": _family(
+        _LLAMA | _names("attention_bias"),
+        {"use_qk_norm": (True,), "qk_norm": (True,), "qk_layernorm": (True,)},
+        _LLAMA_IRRELEVANT,
+    ),
+    "seed_oss": _family(
+        _LLAMA | _names("attention_bias attention_out_bias mlp_bias"), {}, _LLAMA_IRRELEVANT
+    ),
+    "opt": _family(
+        _names(
+            """
+            _remove_final_layer_norm activation_function do_layer_norm_before enable_bias ffn_dim hidden_size
+            max_position_embeddings num_attention_heads num_hidden_layers tie_word_embeddings vocab_size word_embed_proj_dim
+            """
+        ),
+        {"layer_norm_elementwise_affine": (True,)},
+        _names("init_std"),
+    ),
+    "gpt_neox": _family(
+        _ROPE
+        | _names(
+            """
+            attention_bias hidden_act hidden_size intermediate_size layer_norm_eps num_attention_heads num_hidden_layers
+            rotary_emb_base rotary_pct tie_word_embeddings use_parallel_residual vocab_size
+            """
+        ),
+        {
+            "head_dim": _head_size,
+            "partial_rotary_factor": lambda c: (c.rotated / c.head_dim,),
+            "sliding_window": (),
+        },
+        frozenset(),
+    ),
+    "gpt2": _family(
+        _names(
+            """
+            activation_function layer_norm_epsilon n_embd n_head n_inner n_layer n_positions tie_word_embeddings vocab_size
+            hidden_size max_position_embeddings num_attention_heads num_hidden_layers
+            """
+        ),
+        {
+            "scale_attn_weights": (True,),
+            "scale_attn_by_inverse_layer_idx": (False,),
+        },
+        _names(
+            """
+            n_ctx reorder_and_upcast_attn summary_activation summary_first_dropout
+            summary_last_dropout summary_proj_to_labels summary_type summary_use_proj
+            """
+        ),
+    ),
+}
+
+
+# Of the settings that a GGUF file of the llama architecture keeps in its namespace.
+_GGUF_NEUTRAL: dict[str, Neutral] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.scale": lambda c: (0, c.head_dim**-0.5),
+    "attention.sliding_window": lambda c: (0, c.max_positions),
+    "attention.value_length": _head_size,
+    "attn_logit_softcapping": (0,),
+    "embedding_length_out": lambda c: (c.width,),
+    "embedding_scale": (0, 1),
+    "expert_count": (0,),
+    "expert_shared_count": (0,),
+    "expert_used_count": (0,),
+    "final_logit_softcapping": (0,),
+    "logit_scale": (0, 1),
+    "nextn_predict_layers": (0,),
+    "residual_scale": (0, 1),
+    "rope.dimension_count": _head_size,
+    "rope.scaling.attn_factor": (1,),
+    "rope.scaling.yarn_attn_factor": (1,),
+    "rope.scaling.yarn_ext_factor": (1,),
+    "rope.scaling.yarn_log_multiplier": (0,),
+    "use_parallel_residual": (False,),
+}
+GGUF_LLAMA = Settings(
+    frozenset(
+        f"llama.{name}"
+        for name in _names(
+            """
+            attention.head_count attention.head_count_kv attention.key_length attention.layer_norm_rms_epsilon block_count
+            context_length embedding_length feed_forward_length rope.freq_base rope.scale_linear rope.scaling.factor
+            rope.scaling.original_context_length rope.scaling.type rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow
+            vocab_size
+            """
+        )
+    )
+    | _names(
+        """
+        general.alignment general.architecture tokenizer.chat_template tokenizer.ggml.add_bos_token
+        tokenizer.ggml.add_eos_token tokenizer.ggml.bos_token_id tokenizer.ggml.eos_token_id tokenizer.ggml.merges
+        tokenizer.ggml.model tokenizer.ggml.pre tokenizer.ggml.token_type tokenizer.ggml.tokens
+        """
+    ),
+    {f"llama.{name}": allowed for name, allowed in _GGUF_NEUTRAL.items()}
+    | {
+        "general.type": ("model",),
+        "split.count": (0, 1),
+        "split.no": (0,),
+        "tokenizer.ggml.add_sep_token": (False,),
+        "tokenizer.ggml.add_space_prefix": (False,),
+        "tokenizer.ggml.remove_extra_whitespaces": (False,),
+        "tokenizer.ggml.suppress_tokens": ([],),
+    },
+    frozenset(
+        f"llama.{name}"
+        for name in _names(
+            "attention.layer_norm_epsilon pooling_type rope.scaling.finetuned tensor_data_layout"
+        )
+    )
+    | frozenset(
+        f"tokenizer.ggml.{name}"
+        for name in _names(
+            """
+            eom_token_id eot_token_id fim_mid_token_id fim_pad_token_id fim_pre_token_id fim_rep_token_id fim_sep_token_id
+            fim_suf_token_id mask_token_id middle_token_id padding_token_id prefix_token_id scores seperator_token_id
+            suffix_token_id token_type_count unknown_token_id
+            """
+        )
+    )
+    | _names("split.tensors.count tokenizer.chat_templates tokenizer.huggingface.json"),
+    namespace="llama.",
+)
+# Namespaces that describe the file: authors, licences, the calibration of a quantisation, templates by other names.
+GGUF_DESCRIPTIONS = ("general.", "quantize.", "tokenizer.chat_template.")

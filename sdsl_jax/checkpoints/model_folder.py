@@ -1,0 +1,263 @@
+"""A trained model as a folder that needs nothing else: weights, shape, tokenizer, record.
+
+    model-<step>/
+      params/          the weights (Orbax)
+      tokenizer.json   of a BPE; bytes need none
+      model.json       the shape, the tokenizer, and the text that the model was trained on
+      record.json      the model's row of `models.csv`; written last, so that a folder that has it is complete
+
+Every file appears under its name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sdsl_jax.config import DataConfig, from_dict, to_dict
+from sdsl_jax.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, fingerprint
+from sdsl_jax.errors import SdslError, require
+from sdsl_jax.models import ModelConfig, Params, abstract_params, count
+from sdsl_jax.processes import is_primary
+from sdsl_jax.records import ModelRecord, read_json, write_json, write_text
+from sdsl_jax.user_files import reading
+
+FORMAT, FORMAT_VERSION = "sdsl_jax model", 1
+PARAMS, RECORD, MODEL, TOKENIZER = "params", "record.json", "model.json", "tokenizer.json"
+_MODELS = "model-*"
+
+
+class LoadedModel(NamedTuple):
+    """A model and what it takes to use it.
+
+    Attributes:
+      config: its shape.
+      params: its weights.
+      tokenizer: of the text that it was trained on.
+      record: how it was made.
+      data: the text that it was trained on, and the length of its sequences; None if nothing is known of it.
+      folder: where it was read from.
+      warnings: what a reader should know about how it was read, a sentence each.
+      unknown_settings: settings of a published checkpoint that nothing is known of.
+      ignored_settings: settings of a published checkpoint that were left out because the user said so.
+    """
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Tokenizer
+    record: ModelRecord
+    data: DataConfig | None
+    folder: Path
+    warnings: tuple[str, ...] = ()
+    unknown_settings: tuple[str, ...] = ()
+    ignored_settings: tuple[str, ...] = ()
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a sequence that it was made for; 0 if nothing is known of it."""
+        return self.config.max_positions if self.data is None else self.data.sequence_length
+
+
+def write_model_folder(
+    folder: Path,
+    config: ModelConfig,
+    params: Params,
+    tokenizer: Tokenizer,
+    record: ModelRecord,
+    data: DataConfig,
+) -> None:
+    """Writes a model to `folder`, which counts as complete from the moment that everything is there.
+
+    With several processes of one distributed program, all of them must call it.
+
+    Args:
+      folder: made where it is missing; what it holds of another model is replaced.
+      config: shape of the model.
+      params: its weights.
+      tokenizer: its tokenizer.
+      record: its record; the digest of the weights is part of it.
+      data: the text that it was trained on, and the length of its sequences.
+
+    Raises:
+      SdslError: the folder cannot be written to.
+    """
+    storage.save(folder / PARAMS, params, {"model_id": record.model_id})
+    if is_primary():
+        _describe(folder, config, tokenizer, data)
+        write_json(folder / RECORD, dataclasses.asdict(record))
+
+
+def _describe(folder: Path, config: ModelConfig, tokenizer: Tokenizer, data: DataConfig) -> None:
+    """Writes what makes a folder of weights and record self-describing: the tokenizer, then model.json.
+
+    Raises:
+      SdslError: the folder cannot be written to.
+    """
+    text = tokenizer.text()
+    if text is not None:
+        write_text(folder / TOKENIZER, text)
+    description = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "architecture": config.description(),
+        "tokenizer": {
+            "kind": tokenizer.kind,
+            "file": None if text is None else TOKENIZER,
+            "fingerprint": fingerprint(tokenizer),
+        },
+        # Where the corpus was kept is a matter of one machine.
+        "data": to_dict(dataclasses.replace(data, shards="")),
+    }
+    write_json(folder / MODEL, description)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder holds a finished model with a record that can be read."""
+    if not (folder / PARAMS).is_dir() or not (folder / MODEL).exists():
+        return False
+    try:
+        read_record(folder / RECORD)
+    except SdslError:
+        return False
+    return True
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds a finished model whose weights are those that were written."""
+    return is_complete(folder) and storage.damage(folder / PARAMS) is None
+
+
+def read_record(path: Path) -> ModelRecord:
+    """The record in a model's folder.
+
+    Raises:
+      SdslError: the file is missing or is not the record of a model.
+    """
+    kinds = typing.get_type_hints(ModelRecord)
+    values: dict[str, Any] = {k: math.nan if v is None else v for k, v in read_json(path).items()}
+    wrong = [
+        k
+        for k, v in values.items()
+        if not isinstance(v, (int, float) if kinds.get(k) is float else kinds.get(k, ()))
+    ]
+    try:
+        require(
+            not wrong,
+            f"the record file {path} is damaged: it holds {values[wrong[0]]!r} as {wrong[0]}."
+            if wrong
+            else "",
+        )
+        return ModelRecord(**values)
+    except TypeError:
+        raise SdslError(
+            f"the record file {path} is damaged: it is not the record of a model; delete it."
+        ) from None
+
+
+def find_model_folder(path: Path) -> Path:
+    """The one model that a path means: its folder, the `params` in it, or a rung's folder that holds one model.
+
+    Raises:
+      SdslError: the path does not exist, holds no model, or holds several.
+    """
+    require(path.exists(), f"the model folder {path} does not exist.")
+    require(
+        path.is_dir(),
+        f"{path} is a file; give the folder of a model, checkpoints/<rung>/model-<step>.",
+    )
+    if path.name == PARAMS and not (path / PARAMS).exists():
+        path = path.parent
+    if any((path / name).exists() for name in (PARAMS, RECORD, MODEL)):
+        return path
+    within = sorted(
+        (p for p in path.glob(_MODELS) if p.is_dir()), key=lambda p: (len(p.name), p.name)
+    )
+    require(
+        len(within) <= 1,
+        f"the folder {path} holds {len(within)} models; name one of them: {', '.join(p.name for p in within)}.",
+    )
+    require(
+        bool(within),
+        f"the folder {path} holds no model; give a folder that a study made, <study>/checkpoints/<rung>/model-<step>, or a "
+        "published one with config.json.",
+    )
+    return within[0]
+
+
+def load_model_folder(path: Path) -> LoadedModel:
+    """Reads a model and all that is needed to use it; the weights are checked against their recorded digest.
+
+    Args:
+      path: the model's folder, the `params` folder in it, or a rung's folder that holds exactly one model.
+
+    Raises:
+      SdslError: the path means no single model, or a part of it is missing, damaged or of a later version.
+    """
+    folder = find_model_folder(Path(path))
+    missing = [name for name in (RECORD, PARAMS, MODEL) if not (folder / name).exists()]
+    require(
+        not missing, f"the model folder {folder} is incomplete: it lacks {' and '.join(missing)}."
+    )
+    values = _read_description(folder)
+    with reading(folder, "model folder"):
+        config = _part(ModelConfig, values["architecture"], folder, "architecture")
+        data = _part(DataConfig, values["data"], folder, "data")
+        tokenizer = _load_tokenizer(folder, values["tokenizer"])
+        total = count(config, 0).total
+    require(
+        tokenizer.vocab_size == config.vocab_size,
+        f"the model folder {folder} is damaged: its tokenizer has {tokenizer.vocab_size} entries, its model "
+        f"{config.vocab_size}.",
+    )
+    record = read_record(folder / RECORD)
+    # Orbax would say so too, but at length.
+    require(
+        record.params_total == total,
+        f"the model folder {folder} is damaged: {MODEL} describes {total} parameters, and {RECORD} {record.params_total}.",
+    )
+    params = storage.restore_params(folder / PARAMS, abstract_params(config), record.params_digest)
+    return LoadedModel(config, params, tokenizer, record, data, folder)
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / MODEL
+    values = read_json(path, keys=("format", "version", "architecture", "tokenizer", "data"))
+    require(
+        values["format"] == FORMAT,
+        f"the file {path} has the format {values['format']!r}; it must be {FORMAT!r}.",
+    )
+    require(
+        values["version"] == FORMAT_VERSION,
+        f"the file {path} has the format version {values['version']!r}; this version of sdsl_jax reads {FORMAT_VERSION}.",
+    )
+    return values
+
+
+def _part(cls: type, values: Any, folder: Path, name: str) -> Any:
+    try:
+        return from_dict(cls, values, name)
+    except SdslError as error:
+        raise SdslError(f"the file {folder / MODEL} is damaged: {error}") from None
+
+
+def _load_tokenizer(folder: Path, values: Any) -> Tokenizer:
+    path, kind = folder / MODEL, values.get("kind") if isinstance(values, dict) else values
+    require(
+        kind in ("bytes", "bpe"),
+        f"the file {path} is damaged: its tokenizer is of the kind {kind!r}, which must be 'bytes' or 'bpe'.",
+    )
+    if kind == "bytes":
+        return ByteTokenizer()
+    require(
+        (folder / TOKENIZER).exists(),
+        f"the model folder {folder} is incomplete: it lacks {TOKENIZER}, its vocabulary.",
+    )
+    tokenizer = BPETokenizer.load(folder / TOKENIZER)
+    require(
+        fingerprint(tokenizer) == values.get("fingerprint"),
+        f"the tokenizer {folder / TOKENIZER} is not the one that {path} was written with; it was changed or damaged.",
+    )
+    return tokenizer

@@ -1,0 +1,540 @@
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from sdsl_jax.cli.predict import _codesign_command
+from sdsl_jax.codesign.predict import predict
+from sdsl_jax.codesign.predict_lookahead import (
+    best_lookahead,
+    break_even_verify_cost,
+    counted_acceptance,
+)
+from sdsl_jax.codesign.targets import Target, targets_from_csv
+from sdsl_jax.counts import parse_count, parse_share, share_hint
+from sdsl_jax.errors import SdslError
+from sdsl_jax.fitting.law_files import acceptance_law, far_outside, loss_law, quality
+from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, LogitGap, coefficients, speedup
+
+PUBLISHED = loss_law("besiroglu"), acceptance_law("paper")
+OPT_30B = Target(30e9, 180e9, 180e9)
+KEYS = {
+    "target_params", "draft_tokens", "target_tokens", "loss_law", "acceptance_law", "draft_params", "lookahead",
+    "lookahead_integer", "acceptance", "speedup", "speculate", "indifference_1pct", "indifference_5pct", "elasticity",
+    "interval_90", "interval_basis", "warnings",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_papers_targets():
+    first, second = predict([OPT_30B, Target(110e9, 180e9, 3e12, "Qwen1.5-110B")], *PUBLISHED)
+    assert set(first) >= KEYS
+    assert first["draft_params"] == pytest.approx(189e6, rel=0.01)
+    assert second["draft_params"] == pytest.approx(410e6, rel=0.01)
+    assert second["name"] == "Qwen1.5-110B"
+    assert first["indifference_5pct"][0] < first["indifference_1pct"][0] < first["draft_params"]
+    assert set(first["elasticity"]) == {"target_params", "draft_tokens", "target_tokens"}
+    assert first["speculate"] is True
+    assert any("loss law for the target" in w for w in first["warnings"])
+
+
+@pytest.mark.slow
+def test_no_interval_is_invented():
+    (answer,) = predict([OPT_30B], *PUBLISHED)
+    assert answer["interval_90"] is None
+    assert "strongly correlated" in answer["interval_basis"]
+    assert "no covariance" in answer["interval_basis"]
+
+
+def write_law(path, form, law, **fields):
+    path.write_text(json.dumps({"law": form, "coefficients": coefficients(law), **fields}))
+    return str(path)
+
+
+@pytest.mark.release
+def test_a_covariance_gives_an_interval(tmp_path):
+    loss_covariance = np.diag([0.002, 5.0, 15.0, 0.0006, 0.0004]) ** 2
+    gap, gap_covariance = LogitGap(1.0, 1.5), np.diag([0.01, 0.01]) ** 2
+    answer = predict(
+        [OPT_30B],
+        loss_law(
+            write_law(
+                tmp_path / "loss.json", "chinchilla", BESIROGLU, covariance=loss_covariance.tolist()
+            )
+        ),
+        acceptance_law(
+            write_law(tmp_path / "gap.json", "logit_gap", gap, covariance=gap_covariance.tolist())
+        ),
+    )[0]
+    low, high = answer["interval_90"]["draft_params"]
+    assert low < answer["draft_params"] < high < 1.2 * low
+    assert "taken as independent" in answer["interval_basis"]
+
+
+def test_speculation_that_does_not_pay():
+    (answer,) = predict([OPT_30B], *PUBLISHED, draft_overhead=0.9)
+    assert answer["speculate"] is False
+    assert answer["draft_params"] is None
+    assert answer["lookahead_integer"] == 0
+    assert answer["speedup_integer"] == 1.0
+    assert "does not pay" in answer["warnings"][0]
+
+
+def test_a_law_that_leaves_the_probabilities_is_told():
+    """The plane gives α ≥ 1 where target perplexities are huge: no number, a warning."""
+    (answer,) = predict([Target(2e6, 180e9, 180e9)], *PUBLISHED)
+    assert answer["draft_params"] is None
+    assert answer["speedup"] is None
+    assert "α ≥ 1" in answer["warnings"][0]
+    json.dumps(answer, allow_nan=False)
+
+
+def test_csv(tmp_path):
+    path = tmp_path / "targets.csv"
+    path.write_text("name,target_params,target_tokens\nOPT-30B,30e9,180B\nLlama-3-70B,70B,15T\n")
+    found = targets_from_csv(path, draft_tokens=180e9)
+    assert found == [
+        Target(30e9, 180e9, 180e9, "OPT-30B"),
+        Target(70e9, 180e9, 15e12, "Llama-3-70B"),
+    ]
+    with pytest.raises(
+        SdslError, match="line 2: no draft_tokens; give the column, or --draft-tokens for all"
+    ):
+        targets_from_csv(path)
+    # Capitals, spaces and blank lines do not matter; the line named is that of the file.
+    path.write_text("Target_Params , Draft_Tokens,target_tokens\n\n30B,180B,180B\n\nx,1B,1B\n")
+    with pytest.raises(SdslError, match="line 5: target_params is 'x'"):
+        targets_from_csv(path)
+    path.write_text("a;b\n1;2\n")
+    with pytest.raises(SdslError, match="no column target_params; its columns are a, b"):
+        targets_from_csv(path)
+    path.write_text("target_params\n30B,1,2\n")
+    with pytest.raises(SdslError, match="more cells than columns"):
+        targets_from_csv(path, 1e9, 1e9)
+    path.write_text("target_params\n-3\n")
+    with pytest.raises(SdslError, match="line 2: target_params is -3; it must be positive"):
+        targets_from_csv(path, 1e9, 1e9)
+    path.write_text("target_params;draft_tokens\n1,300;1B\n")
+    with pytest.raises(
+        SdslError, match="line 2: target_params is '1,300', perhaps with a decimal comma"
+    ):
+        targets_from_csv(path, 1e9, 1e9)
+    path.write_text("target_params\n")
+    with pytest.raises(SdslError, match="no rows"):
+        targets_from_csv(path, 1e9, 1e9)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("30e9", 30e9),
+        ("30B", 30e9),
+        ("1.5T", 1.5e12),
+        ("180b", 180e9),
+        ("7k", 7e3),
+        ("1_000", 1000.0),
+    ],
+)
+def test_counts(text, value):
+    assert parse_count(text, "x") == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["", "B", "thirty", "-1", "nan", "inf", "0", "30BB", "1e300"])
+def test_counts_that_are_none(text):
+    with pytest.raises(SdslError, match="x is"):
+        parse_count(text, "x")
+
+
+def test_law_files_that_are_wrong(tmp_path):
+    with pytest.raises(SdslError, match="foo is no loss law; it must be one of besiroglu"):
+        loss_law("foo")
+    with pytest.raises(SdslError, match="cannot be read"):
+        loss_law(str(tmp_path / "missing.json"))
+    swapped = write_law(tmp_path / "plane.json", "affine_plane", PAPER_PLANE)
+    with pytest.raises(SdslError, match="holds no loss law: its field law is affine_plane"):
+        loss_law(swapped)
+    (tmp_path / "few.json").write_text('{"law": "logit_gap", "coefficients": {"level": 1.0}}')
+    with pytest.raises(SdslError, match="usable acceptance law"):
+        acceptance_law(str(tmp_path / "few.json"))
+
+
+@pytest.mark.parametrize(
+    "draws",
+    [
+        {"level": [1.0, 2.0], "slope": [1.0]},
+        {"level": 1.0, "slope": 2.0},
+        {"level": [1.0, None], "slope": [1.0, 2.0]},
+    ],
+)
+def test_draws_that_cannot_be_used(tmp_path, draws):
+    path = write_law(tmp_path / "law.json", "logit_gap", LogitGap(1.0, 1.5), draws=draws)
+    with pytest.raises(SdslError, match=r"draws that cannot be used|usable acceptance law"):
+        acceptance_law(path)
+
+
+@pytest.mark.slow
+def test_warnings_of_what_does_not_fit_together(tmp_path):
+    (answer,) = predict([OPT_30B], loss_law("kaplan"), acceptance_law("paper"))
+    assert any(
+        "counts non-embedding parameters and the acceptance law total" in w
+        for w in answer["warnings"]
+    )
+    falling = acceptance_law(write_law(tmp_path / "law.json", "logit_gap", LogitGap(1.0, -1.0)))
+    (answer,) = predict([OPT_30B], loss_law("besiroglu"), falling)
+    assert any("does not rise with the size" in w for w in answer["warnings"])
+    with pytest.raises(SdslError, match="may be given in draft_params"):
+        acceptance_law(
+            write_law(
+                tmp_path / "x.json", "logit_gap", LogitGap(1.0, 1.0), valid={"params": [1, 2]}
+            )
+        )
+
+
+@pytest.mark.slow
+def test_a_draft_that_needs_a_lookahead_below_one(tmp_path):
+    """Between the real and the whole condition the answer is no, with a bound on what any choice could gain."""
+    gap = acceptance_law(write_law(tmp_path / "law.json", "logit_gap", LogitGap(-2.0, 1.0)))
+    (answer,) = predict(
+        [Target(1.35e9, 180e9, 3e12)], loss_law("besiroglu"), gap, draft_overhead=0.06
+    )
+    assert answer["speculate"] is False
+    assert 0 < answer["lookahead"] < 1
+    assert "gains more than" in answer["warnings"][0]
+
+
+def test_laws_too_far_outside_are_refused():
+    with pytest.raises(SdslError, match="no finite loss and acceptance"):
+        predict([Target(30e9, 1.0, 1.0)], *PUBLISHED)
+
+
+def test_extreme_lookaheads():
+    answer = best_lookahead(1e-5, acceptance=0.99999, verify_cost=30000.0)
+    low, high = answer["lookahead_within_1pct"]
+    with jax.enable_x64(True):
+        values = np.asarray(
+            speedup(0.99999, np.array([low - 1, low, high, high + 1.0]), 1e-5, 30000.0)
+        )
+    np.testing.assert_array_equal(
+        values >= 0.99 * answer["speedup_integer"], [False, True, True, False]
+    )
+    assert answer["break_even_cost"] > 1e-5
+    assert best_lookahead(1e-9, acceptance=0.999999999)["speculate"] is True
+
+
+def test_best_lookahead():
+    answer = best_lookahead(0.05, acceptance=0.7)
+    assert answer["lookahead"] == pytest.approx(5.4803, abs=1e-4)
+    assert (answer["lookahead_integer"], answer["lookahead_within_1pct"]) == (6, [5, 6])
+    assert answer["break_even_cost"] == pytest.approx(0.7)
+    # A measured acceptance length is inverted at its own lookahead.
+    length = sum(0.7**k for k in range(5))
+    assert best_lookahead(0.05, acceptance_length=length, at_lookahead=4)[
+        "acceptance"
+    ] == pytest.approx(0.7, rel=1e-9)
+    assert best_lookahead(0.4, acceptance=0.3)["speculate"] is False
+    assert best_lookahead(0.1, acceptance=0.0)["lookahead_integer"] == 0
+
+
+def test_counts_that_engines_log_are_inverted_at_their_lookahead():
+    """642 of 1,000 drafts in rounds of 4 are 1 + 4·0.642 tokens a round, as an acceptance length of that says too."""
+    counted = best_lookahead(0.05, accepted=642, drafted=1000, at_lookahead=4)
+    length = best_lookahead(0.05, acceptance_length=1 + 4 * 0.642, at_lookahead=4)
+    assert counted["acceptance"] == pytest.approx(length["acceptance"], rel=1e-9)
+    assert counted["lookahead_integer"] == length["lookahead_integer"]
+    low, high = counted["acceptance_interval_90"]
+    assert low < counted["acceptance"] < high
+    first, last = counted["lookahead_interval_90"]
+    assert first <= counted["lookahead_integer"] <= last
+    assert (counted["rounds"], counted["accepted_share"]) == (250, 0.642)
+    assert "independent" in counted["interval_basis"]
+    nothing = best_lookahead(0.05, accepted=0, drafted=1000, at_lookahead=4)
+    assert nothing["speculate"] is False
+    assert nothing["acceptance_interval_90"][0] == 0 < nothing["acceptance_interval_90"][1] < 0.02
+
+
+@pytest.mark.parametrize(
+    ("alpha", "rounds", "lookahead"), [(0.7, 50, 4), (0.9, 30, 8), (0.1, 100, 3)]
+)
+def test_the_interval_of_counts_covers(alpha, rounds, lookahead):
+    """Of 400 simulated logs 90% are covered, give or take 6.5 points: beyond 4 standard errors, 1 false alarm in 10,000 or so."""
+    rng = np.random.default_rng(5)
+    accepted = np.cumprod(rng.random((400, rounds, lookahead)) < alpha, axis=-1).sum(axis=(1, 2))
+    found = [counted_acceptance(float(n), float(rounds * lookahead), lookahead) for n in accepted]
+    covered = np.mean([each.low <= alpha <= each.high for each in found])
+    assert covered == pytest.approx(0.9, abs=0.065)
+
+
+def test_the_verify_cost_at_which_speculation_stops_paying():
+    answer = best_lookahead(0.05, acceptance=0.7)
+    most = answer["break_even_verify_cost"]
+    # max over γ of τ(γ) − γ·d, by brute force.
+    gammas = np.arange(1, 200)
+    tokens = np.cumsum(0.7 ** np.arange(201))[1:200]
+    assert most == pytest.approx(np.max(tokens - gammas * 0.05), rel=1e-12)
+    assert best_lookahead(0.05, acceptance=0.7, verify_cost=0.999 * most)["speculate"] is True
+    assert best_lookahead(0.05, acceptance=0.7, verify_cost=1.001 * most)["speculate"] is False
+    assert break_even_verify_cost(0.3, 0.4) == pytest.approx(0.9)
+    assert break_even_verify_cost(0.0, 0.1) == pytest.approx(0.9)
+
+
+def test_how_well_a_law_fits_stands_with_it(tmp_path):
+    """The paper's figures come from the preset alone; those of a fit from its JSON."""
+    r_squared, error = PAPER_PLANE.about.r_squared, PAPER_PLANE.about.mean_squared_error**0.5
+    assert quality(PUBLISHED[1]) == (
+        f"the acceptance law paper has R² = {r_squared} and a root mean square error of {error:.2g} in α, over pairs whose "
+        "number is not published"
+    )
+    fitted = write_law(
+        tmp_path / "gap.json", "logit_gap", LogitGap(1.0, 1.5), r_squared=0.93, rmse=0.012, n=1440
+    )
+    assert "has R² = 0.93 and a root mean square error of 0.012 in α, over 1,440 pairs" in quality(
+        acceptance_law(fitted)
+    )
+    bare = acceptance_law(write_law(tmp_path / "bare.json", "logit_gap", LogitGap(1.0, 1.5)))
+    assert "is not known" in quality(bare)
+    # The residuals of loss laws are logarithms, and no error of α.
+    loss = loss_law(write_law(tmp_path / "loss.json", "chinchilla", BESIROGLU, rmse=0.01))
+    assert loss.law.about.mean_squared_error is None
+
+
+def test_a_suffix_that_was_forgotten():
+    far = far_outside(*PUBLISHED, draft={"tokens": 180.0}, target={"params": 70e9, "tokens": 15e12})
+    assert far == [
+        "far outside what the laws were fitted on: 180 training tokens of the draft (27,777,778 times); is a suffix missing, "
+        "as in 70 for 70B?"
+    ]
+    assert (
+        "70 parameters of the target"
+        in far_outside(*PUBLISHED, target={"params": 70.0, "tokens": 1e12})[0]
+    )
+    assert (
+        far_outside(
+            *PUBLISHED,
+            draft={"params": 60e6, "tokens": 1e12},
+            target={"params": 70e9, "tokens": 15e12},
+        )
+        == []
+    )
+    (answer,) = predict([Target(70e9, 180.0, 15e12)], *PUBLISHED)
+    assert any("is a suffix missing" in w for w in answer["warnings"])
+
+
+def test_the_command_that_knows_a_device():
+    answer = {"target_params": 70e9, "target_tokens": 15e12, "draft_tokens": 180e9}
+    laws = {"loss_law": "besiroglu", "acceptance_law": "paper"}
+    assert _codesign_command(answer | laws) == (
+        "sdsl codesign --target-params 70B --target-tokens 15T --draft-tokens 180B --hardware h100 --devices 4"
+    )
+    own = {
+        "name": "a b",
+        "target_params": 1.2345e9,
+        "acceptance_law": "my fits.json#logit_gap",
+        "loss_law": "kaplan",
+    }
+    assert _codesign_command(answer | own) == (
+        "sdsl codesign --target-params 1234500000 --target-tokens 15T --draft-tokens 180B --target-name 'a b' --loss-law kaplan "
+        "--acceptance-law 'my fits.json#logit_gap' --hardware h100"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [("0.8", 0.8), ("80%", 0.8), (" 70.7 % ", 0.707), ("80", 80.0), ("1e-1", 0.1)],
+)
+def test_shares(text, share):
+    assert parse_share(text, "x") == pytest.approx(share)
+
+
+def test_percent_is_asked_about():
+    assert share_hint(80) == "; write it as a share: 0.8"
+    assert share_hint(1.0) == share_hint(-3.0) == share_hint(250.0) == ""
+    with pytest.raises(SdslError, match="x is '80 percent'"):
+        parse_share("80 percent", "x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(cost=0.1, acceptance=80.0), "write it as a share: 0.8"),
+        (dict(cost=0.1, accepted=10.0), "give both --accepted and --drafted"),
+        (dict(cost=0.1, accepted=10.0, drafted=20.0), "give --at-lookahead"),
+        (dict(cost=0.1, accepted=10.0, drafted=20.0, acceptance=0.5), "give either"),
+        (
+            dict(cost=0.1, accepted=21.0, drafted=20.0, at_lookahead=4),
+            "accepted drafts are some of those proposed",
+        ),
+        (dict(cost=0.1, accepted=2.5, drafted=20.0, at_lookahead=4), "must be a whole number"),
+        (dict(cost=0.1, accepted=2.0, drafted=3.0, at_lookahead=4), "less than one round of 4"),
+        (
+            dict(cost=0.1, accepted=20.0, drafted=20.0, at_lookahead=4),
+            "all 20 drafts were accepted",
+        ),
+        (dict(cost=0.1), "give either"),
+        (dict(cost=0.1, acceptance=0.5, acceptance_length=2.0), "give either"),
+        (dict(cost=0.1, acceptance=1.0), "below 1"),
+        (dict(cost=-1.0, acceptance=0.5), "must be positive"),
+        (dict(cost=0.1, acceptance_length=2.0), "--at-lookahead"),
+        (dict(cost=0.1, acceptance=0.5, at_lookahead=4), "belongs to --acceptance-length"),
+        (dict(cost=0.1, acceptance=0.5, verify_cost=0.5), "at least 1"),
+        (dict(cost=0.1, acceptance_length=6.0, at_lookahead=5), "below 6"),
+    ],
+)
+def test_wrong_questions(arguments, message):
+    with pytest.raises(SdslError, match=message):
+        best_lookahead(**arguments)
+
+
+def sdsl(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "sdsl_jax.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_wrong_input_is_one_sentence():
+    done = sdsl(
+        "predict", "--target-params", "30e9", "--draft-tokens", "0", "--target-tokens", "1T"
+    )
+    assert done.returncode == 2
+    assert (
+        done.stderr == "sdsl: error: --draft-tokens is 0; it must be positive, and at most 1e+18.\n"
+    )
+
+
+@pytest.mark.slow
+def test_the_commands():
+    """As a user types them: a table, and JSON."""
+    question = ["--draft-tokens", "180e9", "--target-tokens", "180e9"]
+    done = sdsl("predict", "--target-params", "30e9,70B", *question, "--json")
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)
+    assert [a["target_params"] for a in answers] == [30e9, 70e9]
+    done = sdsl("predict", "--target-params", "30e9", *question)
+    assert "189M" in done.stdout
+    assert "FLOPs only" in done.stdout
+    assert (
+        "sdsl codesign --target-params 30B --target-tokens 180B --draft-tokens 180B" in done.stdout
+    )
+    assert "within 1 %" in done.stdout
+    done = sdsl("lookahead", "--acceptance", ".7", "--cost", ".05")
+    assert "best lookahead γ = 6" in done.stdout
+    assert "verify cost 1 assumed" in done.stdout
+    assert "give --verify-cost" in done.stdout
+    done = sdsl(
+        "lookahead",
+        "--accepted",
+        "642",
+        "--drafted",
+        "1k",
+        "--at-lookahead",
+        "4",
+        "--cost",
+        ".05",
+        "--json",
+    )
+    found = json.loads(done.stdout)
+    assert (found["accepted"], found["drafted"], found["verify_cost_assumed"]) == (642, 1000, True)
+
+
+def several_laws(path):
+    draws = {"level": [1.0, 1.1, 0.9], "slope": [1.5, 1.4, 1.6]}
+    gap = {"law": "logit_gap", "coefficients": {"level": 1.0, "slope": 1.5}, "draws": draws}
+    power = {
+        "law": "power_law",
+        "coefficients": {"scale": 0.9, "exponent": 0.2, "target_exponent": 0.05},
+    }
+    loss = {"law": "chinchilla", "coefficients": coefficients(BESIROGLU)}
+    loss["draws"] = {name: [value] * 3 for name, value in loss["coefficients"].items()}
+    path.write_text(json.dumps({"loss_law": loss, "acceptance_laws": [power, gap]}))
+    return str(path)
+
+
+def test_one_of_several_acceptance_laws(tmp_path):
+    file = several_laws(tmp_path / "fits.json")
+    assert type(acceptance_law(file).law).__name__ == "PowerLaw"  # the first is the best
+    chosen = acceptance_law(f"{file}#logit_gap")
+    assert chosen.law.slope == 1.5
+    assert chosen.name == f"{file}#logit_gap"
+    # Its draws belong to those of the loss law of the same file, resample by resample.
+    assert chosen.joint == loss_law(file).joint == tmp_path / "fits.json"
+    single = write_law(tmp_path / "gap.json", "logit_gap", LogitGap(1.0, 1.5))
+    assert acceptance_law(f"{single}#logit_gap").law == acceptance_law(single).law.__class__(
+        1.0, 1.5, about=acceptance_law(single).law.about
+    )
+
+
+def test_a_law_that_is_not_among_several(tmp_path):
+    file = several_laws(tmp_path / "fits.json")
+    with pytest.raises(
+        SdslError, match=r"no acceptance law named 'affine_plane'; it holds power_law, logit_gap\."
+    ):
+        acceptance_law(f"{file}#affine_plane")
+    with pytest.raises(
+        SdslError, match="no acceptance law named ''; it holds power_law, logit_gap"
+    ):
+        acceptance_law(f"{file}#")
+    with pytest.raises(SdslError, match="cannot be read"):
+        acceptance_law(f"{tmp_path}/nowhere.json#logit_gap")
+
+
+def test_a_file_may_have_a_hash_in_its_name(tmp_path):
+    file = several_laws(tmp_path / "run#3.json")
+    assert acceptance_law(file).law == acceptance_law(f"{file}#power_law").law
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (
+            Target(70e9, 100e6, 15e12),
+            "the draft has fewer training tokens (100M) than parameters (",
+        ),
+        (
+            Target(70e9, 180e9, 15e9),
+            "the target has fewer training tokens (15B) than parameters (70B)",
+        ),
+        (
+            Target(70e12, 180e9, 1e14),
+            "far outside what the laws were fitted on: 70T parameters of the target (",
+        ),
+    ],
+)
+def test_units_that_are_probably_wrong(target, words):
+    (answer,) = predict([target], *PUBLISHED)
+    assert any(words in warning for warning in answer["warnings"])
+    (answer,) = predict([OPT_30B], *PUBLISHED)
+    assert not any("suffix" in warning for warning in answer["warnings"])
+
+
+def test_a_target_without_its_suffix(tmp_path):
+    path = tmp_path / "targets.csv"
+    path.write_text(
+        'target_params,draft_tokens,target_tokens\n"13,000,000,000",180B,180B\n\n70,180B,180B\n'
+    )
+    with pytest.raises(
+        SdslError, match=r"line 4: target_params is 70, too few for any model; did you mean 70B\?"
+    ):
+        targets_from_csv(path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"text": ["a"]}, {"params_count": 3}, {"coefficients": {"E": 10**400}}, {"draws": 3}]
+)
+def test_law_files_of_other_kinds_are_one_sentence(tmp_path, change):
+    path = tmp_path / "law.json"
+    good = {
+        "law": "chinchilla",
+        "coefficients": {"E": 1.7, "A": 400.0, "B": 400.0, "a": 0.3, "b": 0.3},
+    }
+    path.write_text(json.dumps(good | change))
+    with pytest.raises(SdslError, match=r"law\.json (holds|does not hold)"):
+        loss_law(str(path))
+    path.write_text('{"a":' * 100_000)
+    with pytest.raises(SdslError, match="nested too deeply"):
+        loss_law(str(path))
