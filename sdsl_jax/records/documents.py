@@ -1,0 +1,133 @@
+"""JSON documents as frozen dataclasses: every key has a meaning, and one rule writes and reads all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import types
+import typing
+from typing import Any, TypeVar
+
+import numpy as np
+
+from sdsl_jax.errors import SdslError, require
+
+T = TypeVar("T")
+
+
+def described(description: str, **default: Any) -> Any:
+    """A dataclass field with its meaning and unit, which the schema repeats."""
+    return dataclasses.field(metadata={"description": description}, **default)
+
+
+def to_json(value: Any) -> Any:
+    """Plain values as JSON holds them: dataclasses become objects, numbers that are not finite null.
+
+    A dataclass whose keys are not its fields writes itself, by a method `to_json`.
+    """
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if dataclasses.is_dataclass(value):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [to_json(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def from_json(cls: type[T], values: Any, where: str) -> T:
+    """The dataclass that an object of JSON holds. Keys that are no fields are passed over.
+
+    Args:
+      cls: a dataclass; its annotations say how deep the values are read.
+      values: the parsed object.
+      where: what is read, for errors: "the record file fits.json".
+
+    Raises:
+      SdslError: a key without a default is missing, or a value has another type than its field.
+    """
+    damaged = f"{where} is damaged:"
+    require(isinstance(values, dict), f"{damaged} it holds {_short(values)} for an object.")
+    annotations = _annotations(typing.cast(Any, cls))
+    found = {}
+    for f in dataclasses.fields(typing.cast(Any, cls)):
+        if f.name in values:
+            try:
+                found[f.name] = _convert(values[f.name], annotations[f.name], where)
+            except TypeError:
+                raise SdslError(
+                    f"{damaged} it holds {_short(values[f.name])} as {f.name}."
+                ) from None
+            continue
+        has_default = f.default is not f.default_factory  # both are MISSING where there is none
+        require(has_default, f"{damaged} it lacks the key {f.name}.")
+    return cls(**found)
+
+
+@functools.cache
+def _annotations(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:40] + "…"
+
+
+def _convert(value: Any, annotation: Any, where: str) -> Any:
+    """A value of JSON in the type of its field; raises `TypeError` where it is of another."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        for option in arguments:
+            try:
+                return _convert(value, option, where)
+            except TypeError:
+                continue
+    elif dataclasses.is_dataclass(annotation) and isinstance(value, dict):
+        return from_json(typing.cast(type, annotation), value, where)
+    elif origin in (list, tuple) and isinstance(value, list):
+        of = (
+            arguments
+            if origin is tuple and Ellipsis not in arguments
+            else arguments[:1] * len(value)
+        )
+        if len(of) == len(value):
+            return origin(_convert(item, kind, where) for item, kind in zip(value, of))
+    elif origin is dict and isinstance(value, dict):
+        return {key: _convert(item, arguments[1], where) for key, item in value.items()}
+    elif annotation is float and not isinstance(value, bool | str):
+        return math.nan if value is None else float(value)
+    elif isinstance(annotation, type) and isinstance(value, annotation):
+        return value
+    raise TypeError
+
+
+def schema_of(cls: type) -> dict[str, Any]:
+    """Every key of a document with its type and meaning; of nested documents their keys too."""
+    annotations = _annotations(typing.cast(Any, cls))
+    described_fields = {}
+    for f in dataclasses.fields(typing.cast(Any, cls)):
+        entry: dict[str, Any] = {
+            "type": str(f.type),
+            "description": f.metadata.get("description", ""),
+        }
+        nested = _document_in(annotations[f.name])
+        if nested is not None:
+            entry["keys"] = schema_of(nested)
+        described_fields[f.name] = entry
+    return described_fields
+
+
+def _document_in(annotation: Any) -> type | None:
+    """The dataclass that an annotation holds, as it is or within a list, a dictionary or an option."""
+    if dataclasses.is_dataclass(annotation):
+        return typing.cast(type, annotation)
+    return next(filter(None, map(_document_in, typing.get_args(annotation))), None)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from sdsl_jax.errors import SdslError
+from sdsl_jax.records.documents import described, from_json, schema_of, to_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    x: float = described("abscissa, in metres")
+    name: str = described("label", default="")
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    points: tuple[Point, ...] = described("in order")
+    ends: tuple[float, float] | None = described("both ends")
+    by_name: dict[str, Point] = described("by name", default_factory=dict)  # noqa: RUF009
+    count: int | None = described("how many", default=None)
+
+
+CURVE = Curve((Point(1.0), Point(math.inf, "b")), (0.5, 2.0), {"b": Point(2.0, "b")})
+
+
+def test_what_is_written_is_read():
+    values = json.loads(json.dumps(to_json(CURVE), allow_nan=False))
+    assert values["points"][1] == {"x": None, "name": "b"}  # JSON has no infinity
+    read = from_json(Curve, values | {"of a later version": 1}, "the file")
+    assert math.isnan(read.points[1].x)
+    assert read == dataclasses.replace(CURVE, points=(CURVE.points[0], read.points[1]))
+    assert to_json({"a": np.arange(2), "b": np.float32(np.nan)}) == {"a": [0, 1], "b": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"points": 3}, "the file is damaged: it holds 3 as points."),
+        ({"points": [{"name": "a"}]}, "the file is damaged: it lacks the key x."),
+        ({"points": [{"x": "one"}]}, "it holds 'one' as x."),
+        ({"ends": [1.0]}, r"it holds \[1.0\] as ends."),
+        ({"count": "two"}, "it holds 'two' as count."),
+    ],
+)
+def test_damage_is_named(change, words):
+    with pytest.raises(SdslError, match=words):
+        from_json(Curve, to_json(CURVE) | change, "the file")
+
+
+def test_a_missing_key_is_named():
+    with pytest.raises(SdslError, match="it lacks the key ends"):
+        from_json(Curve, {"points": []}, "the file")
+
+
+def test_the_schema_describes_nested_keys():
+    keys = schema_of(Curve)
+    assert keys["points"]["keys"]["x"] == {"type": "float", "description": "abscissa, in metres"}
+    assert keys["by_name"]["keys"]["name"]["description"] == "label"
