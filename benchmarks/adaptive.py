@@ -1,11 +1,14 @@
-"""`python -m benchmarks.adaptive --target DIR --draft DIR`: a lookahead that adapts against the best fixed one.
+"""`python -m benchmarks.adaptive --target DIR --draft DIR`: a lookahead that adapts against the
+best fixed one.
 
-Both models are folders that a study wrote. Every rule decodes the same held-out prompts one at a time, as batch 1 would: what
-adapts in a lockstep batch waits for its slowest row. Two comparisons:
+Both models are folders that a study wrote. Every rule decodes the same held-out prompts one at a
+time, as batch 1 would: what adapts in a lockstep batch waits for its slowest row. Two comparisons:
 
-- at given costs: tokens in the time of one verify pass, a round costing one pass whatever its width, and `--draft-cost` passes
+- at given costs: tokens in the time of one verify pass, a round costing one pass whatever its
+width, and `--draft-cost` passes
   for each draft step. A confidence threshold also pays for the step that found the draft unsure;
-- on the clock, as speed-up over plain decoding: here a rule that varies pays for the widest verify pass in every round,
+- on the clock, as speed-up over plain decoding: here a rule that varies pays for the widest verify
+pass in every round,
   since a trace has one width.
 """
 

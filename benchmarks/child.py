@@ -1,4 +1,5 @@
-"""A peer in a process of its own, so that its threads and XLA's never share one; requests and answers are JSON lines.
+"""A peer in a process of its own, so that its threads and XLA's never share one; requests and
+answers are JSON lines.
 
 This module imports no jax: the child imports it too.
 """
@@ -16,7 +17,8 @@ from typing import Any
 
 from sdsl_jax.errors import SdslError
 
-# torch's idle threads spin for about a millisecond, and XLA's no longer: after this long neither takes time from the other.
+# torch's idle threads spin for about a millisecond, and XLA's no longer: after this long neither
+# takes time from the other.
 SETTLE_SECONDS = 0.02
 
 
@@ -75,7 +77,8 @@ class ChildProcess:
 
 
 def serve(make: Callable[[], Any]) -> None:
-    """The child's side: answers each request by the method that it names, until standard input ends.
+    """The child's side: answers each request by the method that it names, until standard input
+    ends.
 
     What libraries print goes to standard error, so that standard output carries answers alone.
     """

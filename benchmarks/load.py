@@ -1,9 +1,11 @@
-"""`python -m benchmarks.load [--gigabytes 1] [--turns 3] [--json FILE]`: reading a published checkpoint, beside transformers.
+"""`python -m benchmarks.load [--gigabytes 1] [--turns 3] [--json FILE]`: reading a published
+checkpoint, beside transformers.
 
-A Llama-shaped checkpoint of random weights is written once, in float32 and in bfloat16. Each reading happens in a process of its
-own, in turn, and ends when the sum of every array has been taken, so that weights which were only mapped into memory count as
-read. Memory is what the process holds beyond what it held after its imports: at its peak all of it, and the part that is not
-backed by the file. Needs torch and transformers: the extra "bench".
+A Llama-shaped checkpoint of random weights is written once, in float32 and in bfloat16. Each
+reading happens in a process of its own, in turn, and ends when the sum of every array has been
+taken, so that weights which were only mapped into memory count as read. Memory is what the process
+holds beyond what it held after its imports: at its peak all of it, and the part that is not backed
+by the file. Needs torch and transformers: the extra "bench".
 """
 
 from __future__ import annotations

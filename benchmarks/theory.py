@@ -1,8 +1,10 @@
-"""`python -m benchmarks.theory [--json]`: optimal drafts per second, beside the paper's own way on the same targets.
+"""`python -m benchmarks.theory [--json]`: optimal drafts per second, beside the paper's own way on
+the same targets.
 
-The paper searches a grid of draft sizes for each target and takes γ* from the Lambert W function. The loop here does that with
-scipy, a Python loop over targets and vectorised over the grid, and then polishes the best point by scipy's bounded Brent
-search to the accuracy that the closed form has. Ours solves all targets in one compiled call, indifference intervals included.
+The paper searches a grid of draft sizes for each target and takes γ* from the Lambert W function.
+The loop here does that with scipy, a Python loop over targets and vectorised over the grid, and
+then polishes the best point by scipy's bounded Brent search to the accuracy that the closed form
+has. Ours solves all targets in one compiled call, indifference intervals included.
 """
 
 from __future__ import annotations

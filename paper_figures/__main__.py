@@ -65,7 +65,7 @@ def page(tables: dict[str, pd.DataFrame], found: dict[str, list[Claim]]) -> str:
         parts.append("| quantity | paper | ours | difference | note |\n|---|---|---|---|---|\n")
         for claim in found[name]:
             paper = "–" if claim.paper is None else f"{claim.paper:{claim.form}}"
-            difference = "–" if claim.difference is None else f"{100 * claim.difference:+.1f} %"
+            difference = "–" if claim.difference is None else f"{100 * claim.difference:+.1f}%"
             quantity = claim.quantity.replace("|", "\\|")
             parts.append(
                 f"| {quantity} | {paper} | {claim.ours:{claim.form}} | {difference} | {claim.note} |\n"

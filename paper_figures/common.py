@@ -37,7 +37,8 @@ TARGETS = (
 )
 SIZES = np.array([t.params for t in TARGETS])
 TARGET_TOKENS = np.array([t.tokens for t in TARGETS])
-# The draft's tokens behind the two optima that the paper gives, and those of all families, which our pooled line uses.
+# The draft's tokens behind the two optima that the paper gives, and those of all families, which
+# our pooled line uses.
 DRAFT_TOKENS = 180e9
 FAMILY_TOKENS = (180e9, 3e12, 12e12, 15e12, 18e12)
 
@@ -81,7 +82,8 @@ def optima(
         arrays = np.broadcast_arrays(
             *(np.asarray(x, float) for x in (sizes, draft_tokens, target_tokens))
         )
-        # What a law is about is static: one compilation serves all that differ in coefficients alone.
+        # What a law is about is static: one compilation serves all that differ in coefficients
+        # alone.
         law = jax.tree.map(jnp.float64, dataclasses.replace(loss_law, about=BESIROGLU.about))
         found = _solve(*(jnp.asarray(a.ravel()) for a in arrays), law, jnp.float64(overhead))
         return jax.tree.map(lambda x: np.asarray(x).reshape(arrays[0].shape), found)

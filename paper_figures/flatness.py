@@ -15,7 +15,7 @@ from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, Scenario
 
 TITLE = "Flatness of the optimum"
 CAPTION = (
-    "Speed-up over (N, γ) for the 70B target, in percent of the best: the lines enclose what is within 1 % and 5 %. Draft size "
+    "Speed-up over (N, γ) for the 70B target, in percent of the best: the lines enclose what is within 1% and 5%. Draft size "
     "is forgiven over half a decade, lookahead from about 7 to 15."
 )
 TARGET = next(t for t in TARGETS if t.name == "Llama-3-70B")
@@ -85,7 +85,7 @@ def claims(table: pd.DataFrame) -> list[Claim]:
     """The intervals of the 70B target."""
     found = optima(TARGET.params, DRAFT_TOKENS, TARGET.tokens)
     made = []
-    for share, ends in (("1 %", found.indifference_1pct), ("5 %", found.indifference_5pct)):
+    for share, ends in (("1%", found.indifference_1pct), ("5%", found.indifference_5pct)):
         for end, value in zip(("smallest", "largest"), ends):
             made.append(Claim(f"{end} draft within {share}, M = 70B", None, float(value), ".3g"))
     # The lookahead alone, each at the draft size that is best for it.
@@ -96,6 +96,6 @@ def claims(table: pd.DataFrame) -> list[Claim]:
         sizes, lookaheads = np.geomspace(1e8, 1e9, 400), np.linspace(4, 20, 1601)
         best = np.asarray(problem.speedup(sizes[None], lookaheads[:, None])).max(axis=1)
     good = lookaheads[best >= 0.99 * float(found.speedup)]
-    made.append(Claim("smallest γ within 1 % at some draft size", None, float(good[0]), ".1f"))
-    made.append(Claim("largest γ within 1 % at some draft size", None, float(good[-1]), ".1f"))
+    made.append(Claim("smallest γ within 1% at some draft size", None, float(good[0]), ".1f"))
+    made.append(Claim("largest γ within 1% at some draft size", None, float(good[-1]), ".1f"))
     return made

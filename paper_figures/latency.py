@@ -16,7 +16,8 @@ CAPTION = (
     "Time per output token of four drafts for OPT-13B, as the paper measured it, against |N − N*|/M and against the depth of the draft. OPT-1.3B is "
     "farther from N* than OPT-350M and faster. Within OPT, time follows layers; the Qwen draft, of another vocabulary, is a case of its own."
 )
-# Draft, parameters, layers, and the seconds of the paper: first token, 250 tokens, per output token.
+# Draft, parameters, layers, and the seconds of the paper: first token, 250 tokens, per output
+# token.
 MEASURED = (
     ("OPT-125M", 125e6, 12, 0.0486, 2.51, 0.0101),
     ("OPT-350M", 350e6, 24, 0.0500, 3.69, 0.0147),

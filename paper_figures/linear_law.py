@@ -24,7 +24,7 @@ from sdsl_jax.theory import linear_law
 
 TITLE = "N* against M: a line and a power law"
 CAPTION = (
-    "Left: N* of the 13 targets, drafts trained on each family's tokens, with the pooled line (95 % band) and a power law through the same "
+    "Left: N* of the 13 targets, drafts trained on each family's tokens, with the pooled line (95% band) and a power law through the same "
     "points. Right: both beyond the targets they were fitted on, against the optimum itself (D = 180e9, D′ = 3e12; the power law is of all D, and so lies lower)."
 )
 MU, M0 = 2.71e-3, 8.71e7
@@ -63,7 +63,7 @@ def compute() -> pd.DataFrame:
 
 
 def fits(table: pd.DataFrame) -> tuple[tuple[float, ...], tuple[float, float]]:
-    """(μ, M₀ and the half-widths of their 95 % intervals) of the pooled line; exponent and log scale of the power law."""
+    """(μ, M₀ and the half-widths of their 95% intervals) of the pooled line; exponent and log scale of the power law."""
     pool = table[table.pool]
     with jax.enable_x64(True):
         line = linear_law(pool.target_params.to_numpy(), pool.draft_params.to_numpy())
@@ -183,16 +183,16 @@ def claims(table: pd.DataFrame) -> list[Claim]:
     (mu, m0, mu_half, m0_half, r_squared), (exponent, scale) = fits(table)
     pool = "our pool: 13 targets × D of the five families; the paper's pool is not stated"
     made = [
-        Claim("μ", MU, mu, ".3g", f"{pool}; our 95 % interval ±{mu_half:.2g}"),
-        Claim("M₀", M0, m0, ".3g", f"our 95 % interval ±{m0_half:.2g}"),
+        Claim("μ", MU, mu, ".3g", f"{pool}; our 95% interval ±{mu_half:.2g}"),
+        Claim("M₀", M0, m0, ".3g", f"our 95% interval ±{m0_half:.2g}"),
         Claim(
-            "half-width of the 95 % interval of μ",
+            "half-width of the 95% interval of μ",
             0.04e-3,
             mu_half,
             ".2g",
             f"so narrow an interval takes about {_points(mu_half):.0f} points that scatter like our 65",
         ),
-        Claim("half-width of the 95 % interval of M₀", 2.15e6, m0_half, ".2g", "the same"),
+        Claim("half-width of the 95% interval of M₀", 2.15e6, m0_half, ".2g", "the same"),
     ]
     for d in FAMILY_TOKENS:
         rows = table[table.pool & (table.draft_tokens == d)]
@@ -208,7 +208,7 @@ def claims(table: pd.DataFrame) -> list[Claim]:
             None,
             r_squared,
             ".3f",
-            f"of the rest {100 * _curvature(table):.0f} % is the curvature in M, and the remainder the dependence on D; none is chance",
+            f"of the rest {100 * _curvature(table):.0f}% is the curvature in M, and the remainder the dependence on D; none is chance",
         )
     )
     made.append(

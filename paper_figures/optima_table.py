@@ -16,7 +16,7 @@ from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, PUBLISHED_LOSS_LAWS, Scenari
 
 TITLE = "N* of the 13 targets"
 CAPTION = (
-    "The optimal draft of each target at D = 180e9 draft tokens, with the sizes that lose at most 1 % (thick) and 5 % (thin) of the "
+    "The optimal draft of each target at D = 180e9 draft tokens, with the sizes that lose at most 1% (thick) and 5% (thin) of the "
     "speed-up. Circles: the two optima that the paper states."
 )
 PUBLISHED = {"OPT-30B": 189e6, "Qwen1.5-110B": 410e6}
@@ -69,7 +69,7 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
             table.high_5pct,
             color=COLOURS[0],
             lw=1.2,
-            label="within 5 % of the best speed-up",
+            label="within 5% of the best speed-up",
         )
         axis.hlines(
             y,
@@ -78,7 +78,7 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
             color=COLOURS[0],
             lw=5,
             alpha=0.45,
-            label="within 1 %",
+            label="within 1%",
         )
         axis.plot(table.draft_params, y, "|", color=COLOURS[6], ms=11, mew=1.8, label="N*, ours")
         stated = [(PUBLISHED[t], row) for t, row in zip(table.target, y) if t in PUBLISHED]
@@ -103,7 +103,7 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
 def listing(table: pd.DataFrame) -> str:
     """The 13 optima, as a Markdown table."""
     lines = [
-        "| target | M | D′ | N* | within 1 % | M/N* | γ* (whole) | α | S | paper's N* |",
+        "| target | M | D′ | N* | within 1% | M/N* | γ* (whole) | α | S | paper's N* |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in table.itertuples():
@@ -120,7 +120,7 @@ def listing(table: pd.DataFrame) -> str:
             f"{row.speedup:.3f}",
             "–"
             if stated is None
-            else f"{short_count(stated)} ({100 * (row.draft_params / stated - 1):+.1f} %)",
+            else f"{short_count(stated)} ({100 * (row.draft_params / stated - 1):+.1f}%)",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n\n"

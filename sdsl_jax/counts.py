@@ -10,7 +10,8 @@ from sdsl_jax.errors import SdslError, require
 
 # Beyond any model or corpus, and far within what single precision holds.
 LARGEST = 1e18
-# No language model has so few parameters, and none is trained on so few tokens: the suffix is missing.
+# No language model has so few parameters, and none is trained on so few tokens: the suffix is
+# missing.
 SMALLEST = 1000
 _SUFFIXES = {"k": 3, "m": 6, "b": 9, "g": 9, "t": 12}
 # Digits in groups behind a 0 are the decimals of a number with a decimal comma.
@@ -48,7 +49,8 @@ def read_number(text: str) -> float | None:
 
 
 def read_count(text: str) -> float | None:
-    """The number that a text stands for, with a suffix or thousands separators if it has any; None if it is none.
+    """The number that a text stands for, with a suffix or thousands separators if it has any; None
+    if it is none.
 
     A text with both is none: 1,300M may be 1.3 or 1,300 millions.
     """
@@ -104,7 +106,8 @@ def parse_count(text: str, name: str) -> float:
 
 
 def require_plausible(value: float, name: str, shown: str = "") -> float:
-    """A number of parameters or of training tokens as it is, unless it is so small that its suffix must be missing.
+    """A number of parameters or of training tokens as it is, unless it is so small that its suffix
+    must be missing.
 
     Args:
       value: the number.
@@ -141,7 +144,8 @@ def parse_counts(text: str, name: str) -> list[float]:
     """Counts separated by commas: 125M,1.3B.
 
     Raises:
-      SdslError: one is not a positive number; or the text reads as one number with thousands separators.
+      SdslError: one is not a positive number; or the text reads as one number with thousands
+        separators.
     """
     if _THOUSANDS.fullmatch(text.strip()) or _GROUP.search(text):
         value = read_count(text)

@@ -1,7 +1,7 @@
 """Tables that users bring: columns of text by name, each row with its true line in the file.
 
-A row is never shifted against the header: cells beyond it must be empty, and a column without a name is never read. Nothing
-here imports jax.
+A row is never shifted against the header: cells beyond it must be empty, and a column without a
+name is never read. Nothing here imports jax.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class CsvTable:
 
     Attributes:
       path: of the file.
-      names: of the columns, in their order, without blanks around them; "" where the header names none.
+      names: of the columns, in their order, without blanks around them; "" where the header names
+        none.
       rows: cells of each row, one for each name, without blanks around them.
       lines: line of the file at which each row begins.
       separator: of the cells, in words.
@@ -138,8 +139,8 @@ class CsvTable:
         """A column of counts such as 125M, 1e9 or 13,000,000,000, as floats [rows].
 
         Raises:
-          SdslError: there is no such column, or a cell holds no positive number, or one above `largest`; or the name of the
-            column states a unit that its cells leave out.
+          SdslError: there is no such column, or a cell holds no positive number, or one above
+            `largest`; or the name of the column states a unit that its cells leave out.
         """
         values = self._numbers(name, read_count, largest)
         at = _UNIT.search(name)
@@ -238,18 +239,21 @@ def read_csv(
 ) -> CsvTable:
     """Reads a table of text, compressed or not, with a header.
 
-    Cells are separated by commas, semicolons, tabs or vertical bars, whichever splits the header into the most; quoted cells may
-    hold separators and ends of lines. Rows without any content, and lines that begin with #, are passed over.
+    Cells are separated by commas, semicolons, tabs or vertical bars, whichever splits the header
+    into the most; quoted cells may hold separators and ends of lines. Rows without any content, and
+    lines that begin with #, are passed over.
 
     Args:
       path: of the file.
       what: it is called in messages.
       lower: whether names of columns are put into lower case.
-      full_rows: whether a row with fewer cells than the header is refused; otherwise what it lacks is missing.
+      full_rows: whether a row with fewer cells than the header is refused; otherwise what it lacks
+        is missing.
       may_be_empty: whether a header alone will do.
 
     Raises:
-      SdslError: the file cannot be read, is no table, holds no rows, or has a row that does not fit the header.
+      SdslError: the file cannot be read, is no table, holds no rows, or has a row that does not fit
+        the header.
     """
     path = Path(path)
     text = read_text(path, what, limit=_LARGEST_TEXT)

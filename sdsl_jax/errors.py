@@ -4,8 +4,9 @@
 class SdslError(ValueError):
     """A request that cannot be carried out.
 
-    The message is one sentence that names the offending value and what is allowed. The command line prints it without a
-    traceback and exits with status 2; library users may catch it as a `ValueError`.
+    The message is one sentence that names the offending value and what is allowed. The command line
+    prints it without a traceback and exits with status 2; library users may catch it as a
+    `ValueError`.
     """
 
 

@@ -23,7 +23,8 @@ def end_on_sigterm() -> None:
 
 @contextmanager
 def sigterm_held_back() -> Iterator[Callable[[], bool]]:
-    """Within it SIGTERM waits: what it yields says whether one came, and the end of the block then raises `Preempted`.
+    """Within it SIGTERM waits: what it yields says whether one came, and the end of the block then
+    raises `Preempted`.
 
     Only the main thread can do that; in another one SIGTERM does what it did before.
     """

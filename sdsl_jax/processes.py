@@ -18,14 +18,16 @@ _ENVIRONMENT = ("SDSL_COORDINATOR", "SDSL_PROCESSES", "SDSL_PROCESS")
 
 
 def initialise_distributed() -> None:
-    """Joins the processes of one distributed program; must run before anything else asks JAX for a device.
+    """Joins the processes of one distributed program; must run before anything else asks JAX for a
+    device.
 
-    The environment names the coordinator, which is process 0, and this process: `SDSL_COORDINATOR=host:port`,
-    `SDSL_PROCESSES` and `SDSL_PROCESS`, from 0. Without them JAX finds out by itself under SLURM, Open MPI or Kubernetes and on
-    Cloud TPUs.
+    The environment names the coordinator, which is process 0, and this process:
+    `SDSL_COORDINATOR=host:port`, `SDSL_PROCESSES` and `SDSL_PROCESS`, from 0. Without them JAX
+    finds out by itself under SLURM, Open MPI or Kubernetes and on Cloud TPUs.
 
     Raises:
-      SdslError: the environment is incomplete or senseless, or the processes did not find each other.
+      SdslError: the environment is incomplete or senseless, or the processes did not find each
+        other.
     """
     given = [os.environ.get(name) for name in _ENVIRONMENT]
     missing = [name for name, value in zip(_ENVIRONMENT, given) if not value]
@@ -75,7 +77,8 @@ def barrier(name: str) -> None:
 def agree(value: int) -> int:
     """The value that the primary process brings, on every one of them; all must call it.
 
-    For whatever decides what is computed next and might look different elsewhere: files, claims, clocks.
+    For whatever decides what is computed next and might look different elsewhere: files, claims,
+    clocks.
     """
     return (
         value

@@ -1,4 +1,5 @@
-"""Which rows of a table are read: comparisons of columns with and, or, not and parentheses, as `--where` takes them.
+"""Which rows of a table are read: comparisons of columns with and, or, not and parentheses, as
+`--where` takes them.
 
 A filter is parsed by the grammar below and nothing in it is ever evaluated as code:
 
@@ -43,8 +44,8 @@ Operand = Callable[[Cells], str]
 def filtered(table: CsvTable, text: str, flag: str = "--where") -> tuple[CsvTable, str]:
     """The rows of a table that a filter keeps, and a sentence on how many they are.
 
-    Two operands that are both numbers are compared as numbers; others as text, which can only be equal or not. A missing cell is
-    neither smaller nor larger than anything.
+    Two operands that are both numbers are compared as numbers; others as text, which can only be
+    equal or not. A missing cell is neither smaller nor larger than anything.
 
     Args:
       table: the rows.
@@ -52,7 +53,8 @@ def filtered(table: CsvTable, text: str, flag: str = "--where") -> tuple[CsvTabl
       flag: that it was given with, for messages.
 
     Raises:
-      SdslError: the filter cannot be parsed, names a column that is not there, compares a text by size, or keeps no row.
+      SdslError: the filter cannot be parsed, names a column that is not there, compares a text by
+        size, or keeps no row.
     """
     parser = _Parser(text, table, flag)
     test = parser.parse()

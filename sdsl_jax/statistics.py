@@ -20,7 +20,7 @@ class Interval(NamedTuple):
 def student_quantile(probability: float, degrees: int) -> float:
     """Quantile of Student's t by its Cornish–Fisher expansion (Abramowitz & Stegun 26.7.5).
 
-    Off by less than 1 % from 3 degrees of freedom on, for the probabilities of 90 % to 99 % intervals.
+    Off by less than 1% from 3 degrees of freedom on, for the probabilities of 90% to 99% intervals.
     """
     z = NormalDist().inv_cdf(probability)
     n = max(degrees, 1)
@@ -33,10 +33,11 @@ def student_quantile(probability: float, degrees: int) -> float:
 
 
 def ratio_interval(numerators: np.ndarray, denominators: np.ndarray, confidence: float) -> Interval:
-    """Σ numerators / Σ denominators over independent clusters, with the linearised (jackknife-like) standard error.
+    """Σ numerators / Σ denominators over independent clusters, with the linearised (jackknife-like)
+    standard error.
 
-    With equal denominators this is the mean of clusters with the usual t interval; clusters keep what happens within a
-    prompt together, so that correlated positions do not shrink the interval.
+    With equal denominators this is the mean of clusters with the usual t interval; clusters keep
+    what happens within a prompt together, so that correlated positions do not shrink the interval.
 
     Args:
       numerators: one sum per cluster.
@@ -70,28 +71,35 @@ def median_interval(values: np.ndarray, confidence: float) -> Interval:
     return Interval(float(np.median(ordered)), float(ordered[low]), float(ordered[high]))
 
 
-# The saddlepoint is looked for between these logits; within chances of 1e-9 and 1 − 1e-9 it lies there.
+# The saddlepoint is looked for between these logits; within chances of 1e-9 and 1 − 1e-9 it lies
+# there.
 _STEEPEST, _HALVINGS = 50.0, 60
-# Below this variance the distribution is exact. It counts fewer than so many unlikely events, as more happen once in 1e70 times.
+# Below this variance the distribution is exact. It counts fewer than so many unlikely events, as
+# more happen once in 1e70 times.
 _FEW, _WINDOW = 1.0, 64
 
 
 def poisson_binomial_score(successes: np.ndarray, chances: np.ndarray) -> np.ndarray:
-    """How far a number of successes lies from what independent coins of unequal chances give, as a standard normal score.
+    """How far a number of successes lies from what independent coins of unequal chances give, as a
+    standard normal score.
 
-    The score is z = Φ⁻¹(P(K < k) + P(K = k)/2) for K = Σ Bernoulli(chance), the Poisson-binomial distribution. Unlike
-    (k − E K)/√Var K it has the right tails where few successes, or few failures, are expected: with an expectation of 0.05 a
-    single success has a probability of 5% and a score of 1.9, and lies 4.2 standard deviations out.
+    The score is z = Φ⁻¹(P(K < k) + P(K = k)/2) for K = Σ Bernoulli(chance), the Poisson-binomial
+    distribution. Unlike (k − E K)/√Var K it has the right tails where few successes, or few
+    failures, are expected: with an expectation of 0.05 a single success has a probability of 5% and
+    a score of 1.9, and lies 4.2 standard deviations out.
 
-    Where Var K < 1 the probabilities are exact. Otherwise P is taken, for 0 < k < T, from the saddlepoint approximation of
-    Lugannani and Rice in Barndorff-Nielsen's form: with the cumulant function C(λ) = Σ ln(1 + p(e^λ − 1)) and C'(λ) = k,
+    Where Var K < 1 the probabilities are exact. Otherwise P is taken, for 0 < k < T, from the
+    saddlepoint approximation of Lugannani and Rice in Barndorff-Nielsen's form: with the cumulant
+    function C(λ) = Σ ln(1 + p(e^λ − 1)) and C'(λ) = k,
 
         z = r + ln(u/r)/r,   r = sign(λ)·√(2(λk − C(λ))),   u = 2·tanh(λ/2)·√C''(λ),
 
-    where this u, and not λ√C'', gives the half of P(K = k) of a whole-numbered K. The tail's probability is then right to within
-    about a tenth of itself. At both ends P(K = k) is a product and exact.
+    where this u, and not λ√C'', gives the half of P(K = k) of a whole-numbered K. The tail's
+    probability is then right to within about a tenth of itself. At both ends P(K = k) is a product
+    and exact.
 
-    As half of P(K = k) is left out, P(z ≥ x) is at most twice the tail of a normal beyond x, for every x ≥ 0; likewise below.
+    As half of P(K = k) is left out, P(z ≥ x) is at most twice the tail of a normal beyond x, for
+    every x ≥ 0; likewise below.
 
     Args:
       successes: k, [...].
@@ -117,7 +125,8 @@ def poisson_binomial_score(successes: np.ndarray, chances: np.ndarray) -> np.nda
         cumulant = np.logaddexp(log_q, logits + log_q + tilt[..., None]).sum(axis=-1)
         r = np.sign(tilt) * np.sqrt(2 * np.maximum(tilt * k - cumulant, 0))
         score = r + np.log(2 * np.tanh(tilt / 2) * np.sqrt(variance) / r) / r
-        # Where r is near 0 both fractions lose their digits; Cornish and Fisher's first correction serves there.
+        # Where r is near 0 both fractions lose their digits; Cornish and Fisher's first correction
+        # serves there.
         x = (k - p.sum(axis=-1)) / np.sqrt(spread)
         skewness = (p * (1 - p) * (1 - 2 * p)).sum(axis=-1) / spread**1.5
         score = np.where(np.abs(r) < 0.02, x - skewness * (x**2 - 1) / 6, score)
@@ -132,9 +141,11 @@ def poisson_binomial_score(successes: np.ndarray, chances: np.ndarray) -> np.nda
 
 
 def _score_of_few(successes: np.ndarray, chances: np.ndarray) -> np.ndarray:
-    """The same score by convolution, where nearly every coin is certain: K − #{p > 1/2} counts the unlikely events.
+    """The same score by convolution, where nearly every coin is certain: K − #{p > 1/2} counts the
+    unlikely events.
 
-    With coins that are nearly certain of both kinds the saddlepoint would lie between two of them, where no variance is left.
+    With coins that are nearly certain of both kinds the saddlepoint would lie between two of them,
+    where no variance is left.
     """
     likely = chances > 0.5
     unlikely = np.where(likely, 1 - chances, chances)
@@ -161,7 +172,8 @@ def _score_of_few(successes: np.ndarray, chances: np.ndarray) -> np.ndarray:
 def _lower_normal_score(log_probability: np.ndarray) -> np.ndarray:
     """Φ⁻¹ of a probability of at most a half, by its logarithm, so that it may be as small as it likes."""
     found = np.asarray(log_probability, float)
-    # −z²/2 − ln(|z|√2π) = ln P far out; twice through this from the first guess is enough where exp would underflow.
+    # −z²/2 − ln(|z|√2π) = ln P far out; twice through this from the first guess is enough where exp
+    # would underflow.
     far = -np.sqrt(np.maximum(-2 * found, 1))
     for _ in range(3):
         far = -np.sqrt(np.maximum(-2 * (found + np.log(-far) + math.log(2 * math.pi) / 2), 1))

@@ -1,6 +1,8 @@
-"""Files that users bring: opened, decompressed, decoded and parsed here, where whatever goes wrong becomes one sentence.
+"""Files that users bring: opened, decompressed, decoded and parsed here, where whatever goes wrong
+becomes one sentence.
 
-Compression and encoding are told by a file's first bytes, and a byte-order mark is never text. Nothing here imports jax.
+Compression and encoding are told by a file's first bytes, and a byte-order mark is never text.
+Nothing here imports jax.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from typing import Any, BinaryIO, cast
 
 from sdsl_jax.errors import SdslError, require
 
-# Characters of a file that is read as a whole; a few kilobytes of a compressed one can stand for gigabytes.
+# Characters of a file that is read as a whole; a few kilobytes of a compressed one can stand for
+# gigabytes.
 LARGEST_TEXT = 256 << 20
 _READ_BYTES = 1 << 20
 # By the first bytes: what a file is compressed with.
@@ -69,8 +72,9 @@ def reason(error: BaseException) -> str:
 def reading(path: str | Path, what: str = "file") -> Iterator[None]:
     """Within it every error of reading a user's file becomes an `SdslError` that names the file.
 
-    That is whatever a reader raises on damaged input: of the file system, of decompression, decoding and parsing, of depth and of
-    memory. Errors of the program that are none of these pass through.
+    That is whatever a reader raises on damaged input: of the file system, of decompression,
+    decoding and parsing, of depth and of memory. Errors of the program that are none of these pass
+    through.
 
     Args:
       path: of the file.
@@ -168,7 +172,8 @@ def text_pieces(path: str | Path, what: str = "file", newlines: bool = True) -> 
                 data = file.read(_READ_BYTES)
             yield decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
-            # The codec keeps the first bytes of a character that a piece cuts, and counts from them.
+            # The codec keeps the first bytes of a character that a piece cuts, and counts from
+            # them.
             at = max(0, decoded - (len(error.object) - len(data))) + error.start
             byte = error.object[error.start]
             is_utf = encoding.removesuffix("-sig").upper()

@@ -10,9 +10,9 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-# Most of the time of these tests goes into compiling many small programs once; the arithmetic is the same without the
-# compiler's expensive passes, and with its older emitters where it still has them. The third flag makes bfloat16 round alike
-# in every program. Set before jax is imported.
+# Most of the time of these tests goes into compiling many small programs once; the arithmetic is
+# the same without the compiler's expensive passes, and with its older emitters where it still has
+# them. The third flag makes bfloat16 round alike in every program. Set before jax is imported.
 _flags = [
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
@@ -44,7 +44,8 @@ from sdsl_jax.config import StudyConfig, from_dict
 from sdsl_jax.models import ModelConfig
 from sdsl_jax.study import run_study
 
-# Traces are millions of small objects that live long: looking through them as often as Python does takes a twentieth of the time.
+# Traces are millions of small objects that live long: looking through them as often as Python does
+# takes a twentieth of the time.
 gc.set_threshold(100_000, 20, 50)
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=60)

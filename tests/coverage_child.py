@@ -1,9 +1,11 @@
-"""What test_coverage.py runs in processes of its own, with all passes of the compiler: here the arithmetic takes the time.
+"""What test_coverage.py runs in processes of its own, with all passes of the compiler: here the
+arithmetic takes the time.
 
     coverage_child.py FIRST END CORRELATION SIZES
 
-A ladder of SIZES sizes and 6 budgets, from tables of seed FIRST up to END, rows of one size sharing a share CORRELATION of their
-variance. Prints as JSON, for each kind of interval, [simulations, 2, coefficients].
+A ladder of SIZES sizes and 6 budgets, from tables of seed FIRST up to END, rows of one size sharing
+a share CORRELATION of their variance. Prints as JSON, for each kind of interval, [simulations, 2,
+coefficients].
 """
 
 import json

@@ -133,7 +133,8 @@ def law_study(
       seed: of the noise.
       noise: standard deviation of α.
       temperatures: (temperature, level, slope) of the law there.
-      domains: (name, loss added to every model, factor of every loss gap); the law holds for the losses of each domain.
+      domains: (name, loss added to every model, factor of every loss gap); the law holds for the
+        losses of each domain.
       shift: logit by which drafts of other data lie above the law; None for no such drafts.
     """
     random = np.random.default_rng(seed)

@@ -1,9 +1,11 @@
-"""Feeds damaged files to every reader of users' files, in a process of its own with bounded memory; started by test_fuzz.py.
+"""Feeds damaged files to every reader of users' files, in a process of its own with bounded memory;
+started by test_fuzz.py.
 
     python tests/fuzz_child.py FOLDER KIND...
 
-prints a line of JSON for each kind: what went wrong with which input. Any answer is right, and an `SdslError` of one sentence
-that names the file. Weights and prose are left alone: nobody could know that they are damaged.
+prints a line of JSON for each kind: what went wrong with which input. Any answer is right, and an
+`SdslError` of one sentence that names the file. Weights and prose are left alone: nobody could know
+that they are damaged.
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ class Kind(NamedTuple):
     damage: Callable[[random.Random, bytes], bytes]
 
 
-# What is done to files ------------------------------------------------------------------------------------------------------
+# What is done to files
+# ------------------------------------------------------------------------------------------------------
 
 _NUMBER = re.compile(rb"-?\d+(\.\d+)?([eE][-+]?\d+)?")
 _HUGE = (
@@ -204,7 +207,8 @@ def safetensors_head(data: bytes) -> int:
     return 8 + int.from_bytes(data[:8], "little")
 
 
-# Files, and who reads them --------------------------------------------------------------------------------------------------
+# Files, and who reads them
+# --------------------------------------------------------------------------------------------------
 
 
 def content(name: str, data: str | bytes) -> Callable[[Path], Path]:
@@ -509,7 +513,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGALRM, _too_slow)
     folder, *names = sys.argv[1:]
-    # The libraries that some readers load, and threads of theirs, take room that no input is to blame for.
+    # The libraries that some readers load, and threads of theirs, take room that no input is to
+    # blame for.
     for name in names:
         made = Path(folder) / "undamaged" / name
         made.mkdir(parents=True)

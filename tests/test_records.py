@@ -120,20 +120,21 @@ def test_an_unwritable_folder_is_named(tmp_path):
 
 
 def test_student_quantiles():
-    """Tables: t(.95) with 3, 10 and 63 degrees of freedom."""
+    """Tables: t(0.95) with 3, 10 and 63 degrees of freedom."""
     for degrees, expected in ((3, 2.3534), (10, 1.8125), (63, 1.6694)):
         assert student_quantile(0.95, degrees) == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize("estimate", ["mean", "ratio", "median"])
 def test_intervals_cover(estimate):
-    """2,000 simulations of 90 % intervals with 20 clusters. The binomial error is .7 %; a t interval undercovers an
-    exponential's mean by some 4 %, and order statistics can only overcover."""
+    """2,000 simulations of 90% intervals with 20 clusters. The binomial error is 0.7%; a t interval
+    undercovers an exponential's mean by some 4%, and order statistics can only overcover."""
     random = np.random.default_rng(0)
     covered = 0
     for _ in range(2000):
         if estimate == "ratio":
-            # Prompts with probabilities of their own and unequal numbers of tests: E(ratio) = E(p) as lengths are independent.
+            # Prompts with probabilities of their own and unequal numbers of tests: E(ratio) = E(p)
+            # as lengths are independent.
             tests = random.integers(20, 60, 20)
             interval, truth = (
                 ratio_interval(random.binomial(tests, random.beta(6, 3, 20)), tests, 0.9),

@@ -193,7 +193,7 @@ def test_command_line_ends_with_the_table(sdsl, tiny_study, tmp_path):
     assert "report: up to date" in out
     for words in (
         "N*, by gradient",
-        "within 1 % of best S",
+        "within 1% of best S",
         "closed form",
         "measured speed-up",
         "report.html",
@@ -233,7 +233,8 @@ def test_a_damaged_record_is_named_and_the_rest_left_alone(sdsl, tiny_study, tmp
     folder = shutil.copytree(tiny_study, tmp_path / "copy")
     damaged = folder / "records" / name
     text = damaged.read_text()
-    # Behind a comma: a row that ends with some digits of its last number would look like a whole one.
+    # Behind a comma: a row that ends with some digits of its last number would look like a whole
+    # one.
     damaged.write_text(text[: text.index(",", len(text) // 3) + 1])
     before = {p: p.read_bytes() for p in (folder / "records").iterdir()}
     file = tmp_path / "tiny.toml"

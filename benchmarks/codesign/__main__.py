@@ -1,10 +1,13 @@
-"""`python -m benchmarks.codesign [--json FILE] [--turns 5] [--starts 16]`: our constrained programs beside scipy's optimisers.
+"""`python -m benchmarks.codesign [--json FILE] [--turns 5] [--starts 16]`: our constrained programs
+beside scipy's optimisers.
 
-All solve the same programs in the same coordinates and box, from the same starts, with one objective: the compiled functions of
-`sdsl_jax.codesign.program`, which scipy calls one point at a time. scipy's SLSQP, trust-constr and (where nothing is
-constrained) L-BFGS-B run with derivatives from jax, and with their own finite differences; all at their default tolerances. Ours
-runs one problem, and a sweep of 64 of them as one program. Turns are interleaved; times are medians, compilation apart. A start
-has reached the optimum if it is feasible, and its objective within 1e-6 of the best that any method found.
+All solve the same programs in the same coordinates and box, from the same starts, with one
+objective: the compiled functions of `sdsl_jax.codesign.program`, which scipy calls one point at a
+time. scipy's SLSQP, trust-constr and (where nothing is constrained) L-BFGS-B run with derivatives
+from jax, and with their own finite differences; all at their default tolerances. Ours runs one
+problem, and a sweep of 64 of them as one program. Turns are interleaved; times are medians,
+compilation apart. A start has reached the optimum if it is feasible, and its objective within 1e-6
+of the best that any method found.
 """
 
 from __future__ import annotations

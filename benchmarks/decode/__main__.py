@@ -1,9 +1,11 @@
-"""`python -m benchmarks.decode [--json FILE] [--sizes 1m,33m] [--quick]`: our decoders beside Hugging Face transformers.
+"""`python -m benchmarks.decode [--json FILE] [--sizes 1m,33m] [--quick]`: our decoders beside
+Hugging Face transformers.
 
-The same float32 weights in both, on the same machine, in turn: sampling at temperature 1 without filters, prompts of 32
-tokens, no stop token, cache on; `generate` with and without an assistant at a fixed number of assistant tokens, against
-`autoregress` and `speculate`. Beside them the floor that memory and arithmetic set, and the cost model's prediction.
-Needs `pip install 'sdsl_jax[bench]'`; without torch and transformers, or where torch lacks the device, ours run alone.
+The same float32 weights in both, on the same machine, in turn: sampling at temperature 1 without
+filters, prompts of 32 tokens, no stop token, cache on; `generate` with and without an assistant at
+a fixed number of assistant tokens, against `autoregress` and `speculate`. Beside them the floor
+that memory and arithmetic set, and the cost model's prediction. Needs `pip install
+'sdsl_jax[bench]'`; without torch and transformers, or where torch lacks the device, ours run alone.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""The least time that a step can take: bytes it must read over measured bandwidth, FLOPs over measured arithmetic.
+"""The least time that a step can take: bytes it must read over measured bandwidth, FLOPs over
+measured arithmetic.
 
-Bandwidth is the best of several readers, each over arrays as large as what the step reads, because a small model stays in a
-cache that is far faster than memory: numpy's sum and dot product in one thread per core (they release Python's lock), and
-XLA's sum and matrix-vector product. Arithmetic is a large square matrix product. The best repetition counts: a floor that
-is too high would flatter the decoder.
+Bandwidth is the best of several readers, each over arrays as large as what the step reads, because
+a small model stays in a cache that is far faster than memory: numpy's sum and dot product in one
+thread per core (they release Python's lock), and XLA's sum and matrix-vector product. Arithmetic is
+a large square matrix product. The best repetition counts: a floor that is too high would flatter
+the decoder.
 """
 
 from __future__ import annotations

@@ -1,10 +1,13 @@
-"""Pairs to decode with: the largest of the trained ladder, and random ones of any size whose acceptance is known.
+"""Pairs to decode with: the largest of the trained ladder, and random ones of any size whose
+acceptance is known.
 
-Random pairs let decoding be timed at a useful acceptance without training. The cost of a step does not depend on the
-weights, acceptance does, and two independent random models accept next to nothing. Here draft and target share a bigram model
-of low rank: r columns of both embeddings hold the same random vectors, and both heads read those columns, through the same
-random matrix, and no others. What the blocks add is then noise to the shared logits, different in draft and target, and its
-scale is bisected until the acceptance is the wanted one. Heads are untied: a tied head would predict each token's own repetition.
+Random pairs let decoding be timed at a useful acceptance without training. The cost of a step does
+not depend on the weights, acceptance does, and two independent random models accept next to
+nothing. Here draft and target share a bigram model of low rank: r columns of both embeddings hold
+the same random vectors, and both heads read those columns, through the same random matrix, and no
+others. What the blocks add is then noise to the shared logits, different in draft and target, and
+its scale is bisected until the acceptance is the wanted one. Heads are untied: a tied head would
+predict each token's own repetition.
 """
 
 from __future__ import annotations
@@ -27,13 +30,16 @@ from sdsl_jax.models import ModelConfig, forward, init_params, member
 # Non-embedding parameters of target and draft.
 SIZES = {"1m": (1_000_000, 50_000), "33m": (33_000_000, 164_000), "300m": (300_000_000, 1_500_000)}
 VOCAB = 256
-# The ladder that ships: its largest target and the draft nearest to that target's optimum by FLOPs, at the largest budget.
+# The ladder that ships: its largest target and the draft nearest to that target's optimum by FLOPs,
+# at the largest budget.
 LADDER = "ladder"
 _LADDER_FOLDER = Path("checkpoints/ladder")
 _LADDER_RUNGS = ("draft-16k-s0", "target-500k-s0")
-# Standard deviation of the shared logits: the likeliest of 256 tokens then has a probability of about a third.
+# Standard deviation of the shared logits: the likeliest of 256 tokens then has a probability of
+# about a third.
 _SHARPNESS = 3.0
-# The scale is accepted when the acceptance, over this many prompts, is this close to the wanted one.
+# The scale is accepted when the acceptance, over this many prompts, is this close to the wanted
+# one.
 _TOLERANCE, _PROMPTS, _TRIES = 0.01, 12, 12
 
 
@@ -112,7 +118,8 @@ def _parts(config: ModelConfig, seed: int, shared: np.ndarray, readout: np.ndarr
     def edit(path, x):
         names = _name(path)
         if "embedding" in names:
-            # The model multiplies by √width: the columns come out with unit variance, as the others do.
+            # The model multiplies by √width: the columns come out with unit variance, as the others
+            # do.
             return x.at[:, :rank].set(shared / config.width**0.5)
         if "head" in names:
             return jnp.zeros_like(x).at[:rank].set(readout * (_SHARPNESS / rank**0.5))
@@ -131,13 +138,14 @@ def make_pair(
     dtype: Any = jnp.float32,
     seed: int = 0,
 ) -> Pair:
-    """A draft and a target of a size in `SIZES`, with an acceptance of about `wanted` at temperature 1.
+    """A draft and a target of a size in `SIZES`, with an acceptance of about `wanted` at
+    temperature 1.
 
     Args:
       size: a key of `SIZES`.
       wanted: acceptance.
-      prompt_tokens: of every prompt. Attention averages more over longer contexts and so adds less noise: the pair is made
-        at the lengths that it is to be timed at.
+      prompt_tokens: of every prompt. Attention averages more over longer contexts and so adds less
+        noise: the pair is made at the lengths that it is to be timed at.
       new_tokens: that follow it.
       qk_norm: whether queries and keys are normalised.
       dtype: of the weights.

@@ -24,7 +24,8 @@ from sdsl_jax.measurement.latency import Step, time_steps
 from sdsl_jax.models import count, prefill
 
 BATCHES = (1, 8)  # the peer assists one row only
-# Tried at each batch. Several rows make a verify pass dearer, so that there the choice is coarser; every one must compile.
+# Tried at each batch. Several rows make a verify pass dearer, so that there the choice is coarser;
+# every one must compile.
 LOOKAHEADS = {1: (1, 2, 3, 4, 5, 8), 8: (1, 2, 4, 8)}
 # Both systems are timed at this lookahead besides their own best.
 COMMON_LOOKAHEAD = 4
@@ -155,10 +156,12 @@ def _pilots(
     prompts: np.ndarray,
     say: Callable[[str], None],
 ):
-    """Contenders at each system's best lookahead and at the common one, and what was seen on the way.
+    """Contenders at each system's best lookahead and at the common one, and what was seen on the
+    way.
 
-    A lookahead is judged by the seconds of its rounds and by the tokens per round that the survival of our own largest
-    lookahead promises. Acceptance is a property of the pair, not of the system, and a short pilot's luck should not choose.
+    A lookahead is judged by the seconds of its rounds and by the tokens per round that the survival
+    of our own largest lookahead promises. Acceptance is a property of the pair, not of the system,
+    and a short pilot's luck should not choose.
     """
     tried = {b: (1, COMMON_LOOKAHEAD) if options.quick else LOOKAHEADS[b] for b in BATCHES}
     most = max(tried[max(BATCHES)])

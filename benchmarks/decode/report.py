@@ -7,7 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-# Wanted at batch 1 as multiples of the peer's tokens per second, and of batch 8 as multiples of batch 1.
+# Wanted at batch 1 as multiples of the peer's tokens per second, and of batch 8 as multiples of
+# batch 1.
 GOALS = {
     "1m": {"assisted": 10.0, "generate": 10.0, "batch": 4.0},
     "33m": {"assisted": 3.0, "generate": 3.0, "batch": 2.5, "floor": 1.25},
@@ -143,7 +144,8 @@ def _show_size(size: dict[str, Any], console: Console) -> None:
     ):
         table.add_column(name, justify="left" if name == "decoder" else "right")
     for c in (c for c in size["contenders"] if c["new_tokens"] > 1):
-        # At equal lookahead if the peer was timed at it, else against its best; without assistance where that is all it has.
+        # At equal lookahead if the peer was timed at it, else against its best; without assistance
+        # where that is all it has.
         rivals = [
             r
             for r in size["contenders"]
@@ -182,7 +184,7 @@ def _show_size(size: dict[str, Any], console: Console) -> None:
         ]
         if g:
             row += [f"{check['measured_speedup']:.3f}", f"{check['predicted_speedup']:.3f}"]
-            row += [f"{100 * check['relative_difference']:+.1f} %"]
+            row += [f"{100 * check['relative_difference']:+.1f}%"]
         table.add_row(*row)
     console.print(table)
     for check in (c for c in size["checks"] if not c["lookahead"]):

@@ -1,7 +1,8 @@
 """Hugging Face transformers in a process of its own, so that its threads and XLA's never share one.
 
-Reads one JSON request per line on standard input and answers each with one JSON line on standard output; everything that
-libraries print goes to standard error. Times are taken here, around `generate` alone. Imports no jax.
+Reads one JSON request per line on standard input and answers each with one JSON line on standard
+output; everything that libraries print goes to standard error. Times are taken here, around
+`generate` alone. Imports no jax.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Child:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(self.torch, dtype))
             self.models[name] = model.eval().to(device)
             for parameter in model.parameters():
-                # Loaded weights may lie in a mapped file, at any alignment; a copy lies in memory like any other tensor.
+                # Loaded weights may lie in a mapped file, at any alignment; a copy lies in memory
+                # like any other tensor.
                 parameter.data = parameter.data.clone()
         self.models["target"].register_forward_hook(self._count)
         assistant = self.models["draft"].generation_config

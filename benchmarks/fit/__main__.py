@@ -1,10 +1,13 @@
-"""`python -m benchmarks.fit [--json FILE] [--peer-python PATH]`: fits of a loss law, ours beside scipy and `chinchilla`.
+"""`python -m benchmarks.fit [--json FILE] [--peer-python PATH]`: fits of a loss law, ours beside
+scipy and `chinchilla`.
 
-All are given 64 starts, and judged by one objective: Σ huber(ln L̂ − ln L), δ = .001. scipy's L-BFGS-B runs over the
-log-sum-exp parametrisation of Hoffmann et al., unbounded, from starts of their grid: with numerical gradients, as is customary,
-with the analytic one, and with tolerances fit for an objective of 10⁻³ (scipy's own are absolute below 1). The package
-`chinchilla` (0.2.0) runs BFGS in extended precision in a process of its own: `pip install chinchilla==0.2.0` into an environment
-of its own, and --peer-python names its interpreter. Turns are interleaved; times are medians, compilation apart.
+All are given 64 starts, and judged by one objective: Σ huber(ln L̂ − ln L), δ = 0.001. scipy's
+L-BFGS-B runs over the log-sum-exp parametrisation of Hoffmann et al., unbounded, from starts of
+their grid: with numerical gradients, as is customary, with the analytic one, and with tolerances
+fit for an objective of 10⁻³ (scipy's own are absolute below 1). The package `chinchilla` (0.2.0)
+runs BFGS in extended precision in a process of its own: `pip install chinchilla==0.2.0` into an
+environment of its own, and --peer-python names its interpreter. Turns are interleaved; times are
+medians, compilation apart.
 """
 
 from __future__ import annotations

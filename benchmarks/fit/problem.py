@@ -23,7 +23,7 @@ class Losses(NamedTuple):
 
 
 def simulated() -> Losses:
-    """25 sizes × 10 budgets by the published coefficients, noise of 1 %."""
+    """25 sizes × 10 budgets by the published coefficients, noise of 1%."""
     params = np.geomspace(70e6, 16e9, 25).repeat(10)
     tokens = np.tile(np.geomspace(5e9, 500e9, 10), 25)
     e, a_scale, b_scale, a, b = PUBLISHED

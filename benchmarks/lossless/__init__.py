@@ -1,16 +1,21 @@
-"""Is the decoder lossless? The joint distribution of its output against exact enumeration, over every combination of settings.
+"""Is the decoder lossless? The joint distribution of its output against exact enumeration, over
+every combination of settings.
 
-A cell is one combination of lookahead, batch, temperature, filter, number type and verification. In each, a small model
-decodes some tokens many times through real caches and loops; every sequence that can come out is enumerated with passes of
-the target over it, and χ² compares the two. Sequences of probability zero must not occur at all.
+A cell is one combination of lookahead, batch, temperature, filter, number type and verification. In
+each, a small model decodes some tokens many times through real caches and loops; every sequence
+that can come out is enumerated with passes of the target over it, and χ² compares the two.
+Sequences of probability zero must not occur at all.
 
-In float32 the reference is a full forward pass without any cache. In bfloat16 one and the same model gives probabilities that
-differ by up to some hundredths from program to program, for sums are taken in another order before they are rounded (and, unless
-XLA's flag `xla_allow_excess_precision=false` is set as here, not rounded between fused operations). What decoding can preserve is
-the target as its verify passes compute it: the reference is p as recorded by the run itself, which must be one and the same
-wherever a context occurs, and that of cached single steps up to rounding.
+In float32 the reference is a full forward pass without any cache. In bfloat16 one and the same
+model gives probabilities that differ by up to some hundredths from program to program, for sums are
+taken in another order before they are rounded (and, unless XLA's flag
+`xla_allow_excess_precision=false` is set as here, not rounded between fused operations). What
+decoding can preserve is the target as its verify passes compute it: the reference is p as recorded
+by the run itself, which must be one and the same wherever a context occurs, and that of cached
+single steps up to rounding.
 
-The module has the checks, which the tests share; `python -m benchmarks.lossless` runs them over every combination.
+The module has the checks, which the tests share; `python -m benchmarks.lossless` runs them over
+every combination.
 """
 
 from __future__ import annotations
@@ -85,7 +90,8 @@ def product() -> list[Cell]:
 
 
 def covering() -> list[Cell]:
-    """A few cells above temperature 0 in which every pair of settings of two factors occurs, and four at temperature 0.
+    """A few cells above temperature 0 in which every pair of settings of two factors occurs, and
+    four at temperature 0.
 
     Filters and verification change nothing at temperature 0: pairs must not count as covered there.
     """
@@ -97,7 +103,8 @@ def covering() -> list[Cell]:
     left = set().union(*map(pairs, warm))
     chosen = []
     while left:
-        # Of equally good cells the one that comes first when read with a stride, so that settings do not stay together.
+        # Of equally good cells the one that comes first when read with a stride, so that settings
+        # do not stay together.
         best = max(warm[::-7] + warm, key=lambda cell: len(pairs(cell) & left))
         chosen.append(best)
         left -= pairs(best)
@@ -359,9 +366,11 @@ def decode_single(
 def require_agreement(
     target: Model, prompt: tuple[int, ...], new: int, sampling: Sampling, seen: Seen
 ) -> None:
-    """Raises unless recorded probabilities are those of the target in cached single steps, up to rounding in bfloat16.
+    """Raises unless recorded probabilities are those of the target in cached single steps, up to
+    rounding in bfloat16.
 
-    At a filter's border or a tie rounding decides what is possible: in one context out of ten the two may differ altogether.
+    At a filter's border or a tie rounding decides what is possible: in one context out of ten the
+    two may differ altogether.
     """
     continuations = np.asarray(list(np.ndindex(*(V,) * new)))
     tokens = np.concatenate([np.tile(prompt, (len(continuations), 1)), continuations], axis=1)

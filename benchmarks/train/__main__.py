@@ -1,12 +1,13 @@
 """Our training step against the same model in PyTorch, eager and compiled, side by side.
 
-    python -m benchmarks.train [--sizes 25k,149k,786k,2.7M,6.3M] [--repetitions 7] [--out FILE.json] [--json]
+    python -m benchmarks.train [--sizes 25k,149k,786k,2.7M,6.3M] [--repetitions 7] [--out FILE.json]
+    [--json]
 
-Ours also runs as one rung per core, each in a process bound to it, which is how small rungs are trained; the tokens of
-all count.
-Both start from the same weights and take the same batches in float32, and their losses must agree. Repetitions are
-interleaved, in processes of their own; both allocate through huge pages (sdsl_jax.cli.memory) unless SDSL_NO_HUGE_PAGES=1.
-Needs the extra `bench`.
+Ours also runs as one rung per core, each in a process bound to it, which is how small rungs are
+trained; the tokens of all count.
+Both start from the same weights and take the same batches in float32, and their losses must agree.
+Repetitions are interleaved, in processes of their own; both allocate through huge pages
+(sdsl_jax.cli.memory) unless SDSL_NO_HUGE_PAGES=1. Needs the extra `bench`.
 """
 
 from __future__ import annotations

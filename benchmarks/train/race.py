@@ -32,7 +32,8 @@ _CHECKED_STEPS = 3
 def race(
     size: str, repetitions: int, target_seconds: float, folder: Path, about: dict[str, Any]
 ) -> dict[str, Any]:
-    """Times our step and the peer's, interleaved; ours also as one rung per core, each in a process of its own.
+    """Times our step and the peer's, interleaved; ours also as one rung per core, each in a process
+    of its own.
 
     Args:
       size: a key of `SHAPES`.

@@ -1,6 +1,8 @@
-"""The same Transformer and the same training step in PyTorch, in a process of its own. Imports no jax.
+"""The same Transformer and the same training step in PyTorch, in a process of its own. Imports no
+jax.
 
-Written as one would write it in PyTorch: fused attention, fused norms and cross-entropy where PyTorch has them, the fused AdamW.
+Written as one would write it in PyTorch: fused attention, fused norms and cross-entropy where
+PyTorch has them, the fused AdamW.
 """
 
 from __future__ import annotations

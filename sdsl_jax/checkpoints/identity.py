@@ -1,9 +1,11 @@
-"""Which model is this? Its configuration, all of its weights in the type they are used in, and its tokenizer.
+"""Which model is this? Its configuration, all of its weights in the type they are used in, and its
+tokenizer.
 
-An identity is a digest after the kind of digest and a colon, such as "model-v2:3f…". Two that are equal are one model, wherever
-their files lie and in whichever format: a copy, a folder and the GGUF file made from it, a model of ours and its export. Two of
-one kind that differ are two models; the same checkpoint read in float32 and in bfloat16 is two, for their probabilities differ.
-Where the kinds differ, as with the bare digests of older records, nothing is known.
+An identity is a digest after the kind of digest and a colon, such as "model-v2:3f…". Two that are
+equal are one model, wherever their files lie and in whichever format: a copy, a folder and the GGUF
+file made from it, a model of ours and its export. Two of one kind that differ are two models; the
+same checkpoint read in float32 and in bfloat16 is two, for their probabilities differ. Where the
+kinds differ, as with the bare digests of older records, nothing is known.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from sdsl_jax.data.tokenizer import Tokenizer
 from sdsl_jax.models import ModelConfig
 
 _KIND = "model-v2"
-# Cut by every pre-tokenizer in its own way, and normalised by whatever normalises: digits, contractions, white space, scripts.
+# Cut by every pre-tokenizer in its own way, and normalised by whatever normalises: digits,
+# contractions, white space, scripts.
 _PROBE = (
     "  The year 2024's 1,234,567.89 things: it'll DON'T\t\tstop—naïve Ünïcode \ufb01 ½ \u2163 e\u0301\r\n\n\n"
     "def f(x):\n        return {x_1: [-x**2]}  # != <|endoftext|> </s>\n"
@@ -38,8 +41,8 @@ def identity_of(config: ModelConfig, arrays: Mapping[str, bytes], tokenizer: Tok
     Args:
       config: its shape.
       arrays: `array_digest` of each of its arrays, by their names in a plan; in any order.
-      tokenizer: its tokenizer, by its tokens, what joins them, and what it makes of a text; whether a user wants special tokens
-        or a chat template changes nothing.
+      tokenizer: its tokenizer, by its tokens, what joins them, and what it makes of a text; whether
+        a user wants special tokens or a chat template changes nothing.
     """
     digest = hashlib.sha256(json.dumps(_plain(config), sort_keys=True).encode())
     for name in sorted(arrays):
@@ -98,7 +101,8 @@ def _plain(config: ModelConfig) -> dict[str, Any]:
         return float(np.float32(value)) if isinstance(value, float) else value
 
     values = config.description()
-    # How many logits a pair shares is no matter of one model, and an announced length changes nothing that is computed.
+    # How many logits a pair shares is no matter of one model, and an announced length changes
+    # nothing that is computed.
     values.pop("logit_size", None)
     if config.positions == "rotary":
         values.pop("max_positions", None)

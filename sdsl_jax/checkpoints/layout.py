@@ -1,9 +1,10 @@
 """How a rung is laid out over devices.
 
-Batches are split over every device of the mesh; parameters and the moments of the optimiser are split over its axis `fsdp` and
-repeated over `data` (ZeRO, 1910.02054). The compiler is told where a state and a batch lie before a step, and that the state
-must lie the same way after it; it follows that weights are gathered where a layer needs them, and that of each gradient a
-device keeps its own part.
+Batches are split over every device of the mesh; parameters and the moments of the optimiser are
+split over its axis `fsdp` and repeated over `data` (ZeRO, 1910.02054). The compiler is told where a
+state and a batch lie before a step, and that the state must lie the same way after it; it follows
+that weights are gathered where a layer needs them, and that of each gradient a device keeps its own
+part.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from sdsl_jax.processes import agree, anywhere
 
 _AXES = ("data", "fsdp")
 
-# Arrays of fewer elements are repeated on every device. To gather one costs a latency that does not shrink with its size,
-# whereas keeping it costs at most .75 MB with its moments: models of such matrices have no more than a few million parameters.
+# Arrays of fewer elements are repeated on every device. To gather one costs a latency that does not
+# shrink with its size, whereas keeping it costs at most 0.75 MB with its moments: models of such
+# matrices have no more than a few million parameters.
 _SMALL = 2**16
 
 
@@ -41,7 +43,8 @@ _SMALL = 2**16
 class Layout:
     """Where the state and the batches of a rung lie; made by `make_layout`.
 
-    With one device nothing is wrapped and nothing is moved: programs and bits are those of a plain call.
+    With one device nothing is wrapped and nothing is moved: programs and bits are those of a plain
+    call.
 
     Attributes:
       mesh: of the axes `data` and `fsdp`.
@@ -65,14 +68,16 @@ class Layout:
     def state_shardings(self, state: Any) -> Any:
         """The sharding of every array of a state, or of a part of one.
 
-        Arrays of two or more axes and 65,536 or more elements are split along the first axis that `fsdp` divides, the others are
-        repeated. The first, for the columns of a matrix may be several matrices side by side, which are cut apart in the model.
+        Arrays of two or more axes and 65,536 or more elements are split along the first axis that
+        `fsdp` divides, the others are repeated. The first, for the columns of a matrix may be
+        several matrices side by side, which are cut apart in the model.
 
         Args:
           state: a pytree of arrays or of their shapes.
 
         Raises:
-          SdslError: `fsdp` divides no axis of a large array, which every device would then have to hold whole.
+          SdslError: `fsdp` divides no axis of a large array, which every device would then have to
+            hold whole.
         """
         return jax.tree_util.tree_map_with_path(
             lambda path, x: self._sharding(jax.tree_util.keystr(path), x.shape), state
@@ -87,7 +92,8 @@ class Layout:
         )
 
     def place(self, state: Any) -> Any:
-        """Puts a state where steps run. With several processes each of them must bring the whole state.
+        """Puts a state where steps run. With several processes each of them must bring the whole
+        state.
 
         Raises:
           SdslError: the processes bring different states.
@@ -105,7 +111,8 @@ class Layout:
         )
 
     def place_batch(self, batch: Int[np.ndarray, "B T+1"]) -> Int[jax.Array, "B T+1"]:
-        """Puts a batch where steps run. With several processes each brings the whole batch, of which it uses its own rows.
+        """Puts a batch where steps run. With several processes each brings the whole batch, of
+        which it uses its own rows.
 
         Raises:
           SdslError: the rows cannot be split evenly.
@@ -127,9 +134,11 @@ class Layout:
         )
 
     def whole(self, tree: Any) -> Any:
-        """A copy of a placed pytree that lies on one device of each process, to be evaluated or digested there.
+        """A copy of a placed pytree that lies on one device of each process, to be evaluated or
+        digested there.
 
-        All processes must call it, and the device must have room for it: pass parameters, not the state.
+        All processes must call it, and the device must have room for it: pass parameters, not the
+        state.
         """
         if self._alone:
             return tree
@@ -180,7 +189,8 @@ def make_layout(config: ParallelConfig, devices: Sequence[jax.Device] | None = N
 
     Args:
       config: devices along each axis; 0 stands for all those that the other axis leaves.
-      devices: to use; of all processes, if left out. With one process the first `data * fsdp` of them are taken.
+      devices: to use; of all processes, if left out. With one process the first `data * fsdp` of
+        them are taken.
 
     Raises:
       SdslError: there are not that many devices, or some of a process would be left without work.

@@ -57,7 +57,8 @@ def load_any_model(
 
     Args:
       path: of the folder.
-      options: how a published checkpoint is read; of the type and the devices of our own there is no choice.
+      options: how a published checkpoint is read; of the type and the devices of our own there is
+        no choice.
       progress: told after every array of a published checkpoint.
 
     Raises:
@@ -84,8 +85,9 @@ def load_published(
 ) -> LoadedModel:
     """Reads a published checkpoint.
 
-    Its record has the folder's name and the sizes; what a folder does not say, training tokens and losses, is 0 and not a number.
-    Its `params_digest` is the identity of the whole model, see `identity`.
+    Its record has the folder's name and the sizes; what a folder does not say, training tokens and
+    losses, is 0 and not a number. Its `params_digest` is the identity of the whole model, see
+    `identity`.
 
     Args:
       path: a folder, or a .gguf file.
@@ -93,7 +95,8 @@ def load_published(
       progress: told after every array.
 
     Raises:
-      SdslError: the checkpoint is incomplete or damaged, its tokenizer has ids that its model lacks, or there are fewer devices.
+      SdslError: the checkpoint is incomplete or damaged, its tokenizer has ids that its model
+        lacks, or there are fewer devices.
     """
     progress = progress or Silent()
     if is_gguf(path):

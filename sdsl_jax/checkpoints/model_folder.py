@@ -38,11 +38,13 @@ class LoadedModel(NamedTuple):
       params: its weights.
       tokenizer: of the text that it was trained on.
       record: how it was made.
-      data: the text that it was trained on, and the length of its sequences; None if nothing is known of it.
+      data: the text that it was trained on, and the length of its sequences; None if nothing is
+        known of it.
       folder: where it was read from.
       warnings: what a reader should know about how it was read, a sentence each.
       unknown_settings: settings of a published checkpoint that nothing is known of.
-      ignored_settings: settings of a published checkpoint that were left out because the user said so.
+      ignored_settings: settings of a published checkpoint that were left out because the user said
+        so.
     """
 
     config: ModelConfig
@@ -69,7 +71,8 @@ def write_model_folder(
     record: ModelRecord,
     data: DataConfig,
 ) -> None:
-    """Writes a model to `folder`, which counts as complete from the moment that everything is there.
+    """Writes a model to `folder`, which counts as complete from the moment that everything is
+    there.
 
     With several processes of one distributed program, all of them must call it.
 
@@ -91,7 +94,8 @@ def write_model_folder(
 
 
 def _describe(folder: Path, config: ModelConfig, tokenizer: Tokenizer, data: DataConfig) -> None:
-    """Writes what makes a folder of weights and record self-describing: the tokenizer, then model.json.
+    """Writes what makes a folder of weights and record self-describing: the tokenizer, then
+    model.json.
 
     Raises:
       SdslError: the folder cannot be written to.
@@ -158,7 +162,8 @@ def read_record(path: Path) -> ModelRecord:
 
 
 def find_model_folder(path: Path) -> Path:
-    """The one model that a path means: its folder, the `params` in it, or a rung's folder that holds one model.
+    """The one model that a path means: its folder, the `params` in it, or a rung's folder that
+    holds one model.
 
     Raises:
       SdslError: the path does not exist, holds no model, or holds several.
@@ -188,13 +193,16 @@ def find_model_folder(path: Path) -> Path:
 
 
 def load_model_folder(path: Path) -> LoadedModel:
-    """Reads a model and all that is needed to use it; the weights are checked against their recorded digest.
+    """Reads a model and all that is needed to use it; the weights are checked against their
+    recorded digest.
 
     Args:
-      path: the model's folder, the `params` folder in it, or a rung's folder that holds exactly one model.
+      path: the model's folder, the `params` folder in it, or a rung's folder that holds exactly one
+        model.
 
     Raises:
-      SdslError: the path means no single model, or a part of it is missing, damaged or of a later version.
+      SdslError: the path means no single model, or a part of it is missing, damaged or of a later
+        version.
     """
     folder = find_model_folder(Path(path))
     missing = [name for name in (RECORD, PARAMS, MODEL) if not (folder / name).exists()]

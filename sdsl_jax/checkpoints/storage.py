@@ -1,8 +1,9 @@
 """Checkpoints: the only place that knows Orbax.
 
-A checkpoint is a folder of Orbax with a manifest: size and SHA-256 of every file. It is written under a name of its own and
-renamed when all of it is there, so that a process killed at any moment leaves either a whole checkpoint or none, and two
-processes that write the same one do not touch each other's files.
+A checkpoint is a folder of Orbax with a manifest: size and SHA-256 of every file. It is written
+under a name of its own and renamed when all of it is there, so that a process killed at any moment
+leaves either a whole checkpoint or none, and two processes that write the same one do not touch
+each other's files.
 """
 
 from __future__ import annotations
@@ -42,14 +43,18 @@ class Restored(NamedTuple):
 
 
 def save(path: Path, tree: Any, metadata: dict[str, Any]) -> None:
-    """Writes a pytree of arrays to the folder `path`, which appears only when it is complete; an older one is replaced.
+    """Writes a pytree of arrays to the folder `path`, which appears only when it is complete; an
+    older one is replaced.
 
-    With several processes of one distributed program, all of them must call it, and it fails on all or on none.
+    With several processes of one distributed program, all of them must call it, and it fails on all
+    or on none.
 
     Raises:
-      SdslError: the folder cannot be written to, or the disk is full; what was at `path` before is still there.
+      SdslError: the folder cannot be written to, or the disk is full; what was at `path` before is
+        still there.
     """
-    # The processes of one distributed program write one checkpoint together and must agree on its name.
+    # The processes of one distributed program write one checkpoint together and must agree on its
+    # name.
     own = secrets.token_hex(4) if jax.process_count() == 1 else "shared"
     partial = path.absolute().with_name(f".{path.name}.{own}{_PARTIAL}")
     failed = None
@@ -59,12 +64,14 @@ def save(path: Path, tree: Any, metadata: dict[str, Any]) -> None:
                 partial, {_NAME: tree}, overwrite=True, custom_metadata=metadata
             )
         if is_primary():
-            # Orbax looks for this file only, and writes to it where the checkpoint lay: a matter of one machine.
+            # Orbax looks for this file only, and writes to it where the checkpoint lay: a matter of
+            # one machine.
             (partial / _COMMITTED).write_text("whole\n")
             write_json(partial / MANIFEST, _manifest(partial))
             _publish(partial, path)
     except Exception as error:
-        # Orbax and TensorStore raise many kinds of errors for the same thing: the files could not be written.
+        # Orbax and TensorStore raise many kinds of errors for the same thing: the files could not
+        # be written.
         for left in partial.parent.glob(f"{partial.name}*"):
             shutil.rmtree(left, ignore_errors=True)
         failed = SdslError(
@@ -79,12 +86,14 @@ def save(path: Path, tree: Any, metadata: dict[str, Any]) -> None:
 def restore(path: Path, like: Any) -> Restored:
     """Reads the pytree in the folder `path`, after checking every file against the manifest.
 
-    With several processes of one distributed program, all of them must call it, and it fails on all or on none.
+    With several processes of one distributed program, all of them must call it, and it fails on all
+    or on none.
 
     Args:
       path: a folder that `save` wrote.
-      like: a pytree of arrays or `jax.ShapeDtypeStruct`s, whose structure, shapes and types the checkpoint must have. Leaves
-        with a sharding are placed by it, the others on the first device.
+      like: a pytree of arrays or `jax.ShapeDtypeStruct`s, whose structure, shapes and types the
+        checkpoint must have. Leaves with a sharding are placed by it, the others on the first
+        device.
 
     Raises:
       SdslError: there is no checkpoint, it is damaged, or it holds arrays of other shapes.

@@ -1,6 +1,7 @@
 """The command `sdsl`: thin subcommands, and the only place that prints.
 
-This module is all that is imported before Ctrl-C and the standard streams are taken care of, so it stays light.
+This module is all that is imported before Ctrl-C and the standard streams are taken care of, so it
+stays light.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def _fail(error: BaseException, continues: str) -> None:
     if isinstance(error, SdslError):
         _end(_FAILED, f"sdsl: error: {error}")
     if isinstance(error, OSError) and error.filename is not None:
-        # What no stage expects: a folder that may not be read, say. Without a file it is an error of the program.
+        # What no stage expects: a folder that may not be read, say. Without a file it is an error
+        # of the program.
         _end(_FAILED, f"sdsl: error: cannot use {error.filename} ({error.strerror}){continues}.")
     if isinstance(error, OSError | SystemExit):
         if (refused := streams.refusal(sys.stdout, error)) is not None:
@@ -83,8 +85,8 @@ def _fail(error: BaseException, continues: str) -> None:
 def _end(status: int, sentence: str = "") -> NoReturn:
     """Ends the process with a sentence on standard error.
 
-    Others of the same distributed program cannot go on without this one, so it does not wait for them; nor for threads that a
-    signal has surprised.
+    Others of the same distributed program cannot go on without this one, so it does not wait for
+    them; nor for threads that a signal has surprised.
     """
     if interruption.by is not None:
         streams.flush_quietly()

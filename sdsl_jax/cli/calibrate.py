@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from sdsl_jax.records import TimingRecord
 
 _CONFIDENCE = 0.9
-# Timed repetitions, descents of a fit, and bootstrap resamples: of a whole calibration and of a quick one.
+# Timed repetitions, descents of a fit, and bootstrap resamples: of a whole calibration and of a
+# quick one.
 _REPETITIONS, _STARTS, _DRAWS = (9, 4), (32, 16), (64, 32)
 
 
@@ -39,17 +40,20 @@ def calibrate(
     seed: int = 0,
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
-    """What does a pass cost on this machine? Times real decoding, and fits the coefficients of a device to it.
+    """What does a pass cost on this machine? Times real decoding, and fits the coefficients of a
+    device to it.
 
-    Plain steps, verify passes and whole rounds of models with random weights are timed; a third of the models is held out to see
-    how well the others predict them. Nothing else should run on the machine meanwhile.
+    Plain steps, verify passes and whole rounds of models with random weights are timed; a third of
+    the models is held out to see how well the others predict them. Nothing else should run on the
+    machine meanwhile.
 
     Args:
         out: file for the device; without it the device is shown and not kept.
         records: new folder for the timings: timings.csv.
-        quick: fewer models and repetitions: a minute or two on two cores instead of some six. Compiled programs are kept.
-        threads: that a computation may use on a CPU; 1 if left out, which is fastest for models of up to a million parameters
-            and varies least. An accelerator does not use them.
+        quick: fewer models and repetitions: a minute or two on two cores instead of some six.
+            Compiled programs are kept.
+        threads: that a computation may use on a CPU; 1 if left out, which is fastest for models of
+            up to a million parameters and varies least. An accelerator does not use them.
         batch: rows decoded together, each of these.
         dtype: of weights and caches; float32 on a CPU, bfloat16 elsewhere if left out.
         name: of the device in the file; the name of the file if left out.
@@ -73,7 +77,8 @@ def calibrate(
             empty,
             f"the folder for the records, {records}, exists and is not empty; give a new one.",
         )
-    # Before anything else uses jax: the threads of a CPU are set for good when its backend is created.
+    # Before anything else uses jax: the threads of a CPU are set for good when its backend is
+    # created.
     from sdsl_jax.measurement.threads import computing_threads, limit_threads
 
     limit_threads(1 if threads is None else threads)
@@ -208,7 +213,7 @@ def _print(console: Console, answer: dict[str, Any]) -> None:
     for heading, justify in (
         ("", "left"),
         ("estimate", "right"),
-        ("90 % interval", "right"),
+        ("90% interval", "right"),
         ("unit", "left"),
     ):
         table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]

@@ -27,7 +27,8 @@ _NAMES = tyro.conf.arg(metavar="NAME,...")
 _WHERE = tyro.conf.arg(metavar="here|elsewhere")
 _PICTURE = tyro.conf.arg(metavar="FILE.png")
 
-# Where each flag goes in the file; those of them that are counts, such as 30B, and those that are whole.
+# Where each flag goes in the file; those of them that are counts, such as 30B, and those that are
+# whole.
 _PLACES = {
     "target_params": ("target", "params"),
     "target_name": ("target", "name"),
@@ -92,34 +93,42 @@ def codesign(
 ) -> None:
     """Which draft and lookahead shall serve my target, on my hardware?
 
-    Solved by gradient over any of draft size, lookahead, batch, training tokens, shape and target size, for any mix of speed,
-    latency and cost, under constraints. Sizes are in the count of the loss law (total parameters, for the published ones but
-    Kaplan's), and counts may be written 70e9 or 70B. A file holds the whole problem (docs/codesign.md); flags override it.
+    Solved by gradient over any of draft size, lookahead, batch, training tokens, shape and target
+    size, for any mix of speed, latency and cost, under constraints. Sizes are in the count of the
+    loss law (total parameters, for the published ones but Kaplan's), and counts may be written 70e9
+    or 70B. A file holds the whole problem (docs/codesign.md); flags override it.
 
     Args:
-        file: the problem as TOML, sections [target], [draft], [hardware], [workload], [laws], [objective], [constraints],
-            [variables] and [optimizer].
+        file: the problem as TOML, sections [target], [draft], [hardware], [workload], [laws],
+            [objective], [constraints], [variables] and [optimizer].
         target_params: size of the target.
-        target_name: of the target, such as Qwen/Qwen3-32B, for engines and for published drafts with its tokenizer.
+        target_name: of the target, such as Qwen/Qwen3-32B, for engines and for published drafts
+            with its tokenizer.
         target_tokens: training tokens of the target; 15T if left out.
         draft_tokens: training tokens of the draft; 1T if left out.
         hardware: a100, h100, h200, v5e, v6e, or the file of a device; h100 if left out.
         devices: that share the target by tensor parallelism; 1 if left out.
-        draft_devices: of them that share the draft; all of them if left out, as vLLM and SGLang have it.
+        draft_devices: of them that share the draft; all of them if left out, as vLLM and SGLang
+            have it.
         batch: rows that are decoded together; 1 if left out.
         context: mean positions in the cache of a row; from the prompt, or 2048, if left out.
         prompt_tokens: of a request; from the context if left out.
         new_tokens: generated for a request; 256 if left out.
-        prefill: whether the devices that decode read the prompts too, here (default), or others do, elsewhere.
+        prefill: whether the devices that decode read the prompts too, here (default), or others do,
+            elsewhere.
         candidates: draft sizes to compare.
         acceptance: α that was measured with the one candidate; replaces the law.
-        objective: what is to be small, with weights: seconds_per_token (default), cost_per_million_tokens, latency_seconds, ...
+        objective: what is to be small, with weights: seconds_per_token (default),
+            cost_per_million_tokens, latency_seconds, ...
         constraint: a metric and the most it may be, such as latency_seconds=2; may be repeated.
-        variables: what is chosen: draft_params,lookahead (default), batch, draft_tokens, aspect_ratio, target_params.
+        variables: what is chosen: draft_params,lookahead (default), batch, draft_tokens,
+            aspect_ratio, target_params.
         price_per_hour: of a device, in any currency; needed by objectives and constraints in money.
         volume_tokens: that the draft will serve; 1T if left out.
-        loss_law: besiroglu (default), hoffmann, hoffmann_unrounded, muennighoff, kaplan, or the JSON of a fit.
-        acceptance_law: paper (default), or the JSON of a fit; FILE.json#NAME for one of several laws.
+        loss_law: besiroglu (default), hoffmann, hoffmann_unrounded, muennighoff, kaplan, or the
+            JSON of a fit.
+        acceptance_law: paper (default), or the JSON of a fit; FILE.json#NAME for one of several
+            laws.
         weight_bytes: of a weight of the target; 2 if left out.
         draft_weight_bytes: of a weight of the draft; 2 if left out.
         cache_bytes: of an element of the caches of both; 2 if left out.

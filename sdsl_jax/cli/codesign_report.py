@@ -65,7 +65,7 @@ def print_answer(console: Console, values: dict[str, Any], config: ProblemConfig
         title = "Training cost against speed-up: the best design for each number of training tokens"
         show(title, _training_front(values["pareto"]["draft_tokens"]))
     if values["sensitivities"]:
-        title = "What the choice depends on most: % of change for 1 % more of"
+        title = "What the choice depends on most: % of change for 1% more of"
         show(title, _sensitivities(values["sensitivities"]))
     show(_published_title(values, config.target.name), _published(values["nearest_published"]))
     if values["engine_settings"]:
@@ -104,7 +104,8 @@ def _verdict(values: dict[str, Any]) -> str:
     text = f"Do not speculate: the best choice is {rounded['speedup']:.2f} times as fast as the target alone."
     if even is None:
         return text
-    # Break-evens are those of the best draft of the law, which need not be one that was asked about.
+    # Break-evens are those of the best draft of the law, which need not be one that was asked
+    # about.
     given = bool(values["candidates"]) or "draft_params" not in values["variables"]
     pays = "With another draft it pays" if given else "It pays"
     if even["pays_at_some_batch"]:
@@ -206,7 +207,7 @@ def _choice(values: dict[str, Any]) -> Table:
         table.add_row("training the draft costs", f"{values['training_cost']:.3g}", "")
     loss = rounded["loss_of_rounding"]
     table.caption = (
-        f"whole numbers cost {100 * loss:.2g} % of the objective" if loss > 5e-5 else None
+        f"whole numbers cost {100 * loss:.2g}% of the objective" if loss > 5e-5 else None
     )
     return table
 
@@ -257,7 +258,7 @@ def _uncertainty(values: dict[str, Any]) -> str:
     shares = f"{values['share_of_draws_that_speculate']:.0%} of the draws speculate"
     if values["share_of_draws_left_out"]:
         shares += f", and {values['share_of_draws_left_out']:.0%} without an optimum are left out"
-    return f"uncertainty  90 % intervals: {', '.join(parts)} ({values['interval_basis']}); {shares}"
+    return f"uncertainty  90% intervals: {', '.join(parts)} ({values['interval_basis']}); {shares}"
 
 
 def _candidates(rows: list[dict[str, Any]]) -> Table:

@@ -10,15 +10,18 @@ import warnings
 from collections.abc import MutableMapping
 from pathlib import Path
 
-# Programs that compile faster than this many seconds are compiled again: reading them would save little.
+# Programs that compile faster than this many seconds are compiled again: reading them would save
+# little.
 _WORTH_KEEPING = "0.02"
 
 
 def keep_compiled_programs(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Points JAX's persistent compilation cache to a folder, by the environment that JAX reads when it is imported.
+    """Points JAX's persistent compilation cache to a folder, by the environment that JAX reads when
+    it is imported.
 
-    `SDSL_NO_CACHE=1` leaves it off, `JAX_COMPILATION_CACHE_DIR` names another folder, and a folder that cannot be written to is
-    passed over. Nothing changes in a process that has imported JAX already.
+    `SDSL_NO_CACHE=1` leaves it off, `JAX_COMPILATION_CACHE_DIR` names another folder, and a folder
+    that cannot be written to is passed over. Nothing changes in a process that has imported JAX
+    already.
     """
     if environment.get("SDSL_NO_CACHE", "") not in ("", "0") or "jax" in sys.modules:
         return
@@ -32,7 +35,8 @@ def keep_compiled_programs(environment: MutableMapping[str, str] = os.environ) -
         if not os.access(folder, os.W_OK | os.X_OK):
             return
         environment["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-    # An entry that cannot be read or written, for lack of room perhaps, costs a compilation and nothing else.
+    # An entry that cannot be read or written, for lack of room perhaps, costs a compilation and
+    # nothing else.
     warnings.filterwarnings(
         "ignore", message="Error (reading|writing) persistent compilation cache entry"
     )
@@ -40,7 +44,8 @@ def keep_compiled_programs(environment: MutableMapping[str, str] = os.environ) -
 
 
 def compile_quickly(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Leaves out the compiler's expensive passes, for a command whose programs take longer to compile than to run.
+    """Leaves out the compiler's expensive passes, for a command whose programs take longer to
+    compile than to run.
 
     Nothing changes where XLA_FLAGS is set already, and in a process that has imported JAX.
     """
@@ -52,9 +57,11 @@ def compile_quickly(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def _processor() -> str:
-    """The kind of processor: machine code for another one could stop the process, where a home is shared between machines.
+    """The kind of processor: machine code for another one could stop the process, where a home is
+    shared between machines.
 
-    JAX's own keys hold the processor's features too, in the versions looked at, but that is nowhere promised.
+    JAX's own keys hold the processor's features too, in the versions looked at, but that is nowhere
+    promised.
     """
     kind = [platform.machine(), platform.processor()]
     try:

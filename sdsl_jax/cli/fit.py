@@ -66,36 +66,42 @@ def fit(
 ) -> None:
     """Fit a loss law, or every acceptance law, to a table, and say what the table cannot tell.
 
-    loss: rows of size, training tokens and loss. acceptance: acceptance.csv of a study with models.csv beside it, or a table with
-    the columns draft_params, draft_loss, target_params, target_loss, alpha (and draft_tokens, draft_id if you like). Sizes and
-    tokens may be written 125M, 4.2B, 1e9 or "13,000,000,000". What --json prints can be given to sdsl predict --loss-law and
-    --acceptance-law.
+    loss: rows of size, training tokens and loss. acceptance: acceptance.csv of a study with
+    models.csv beside it, or a table with the columns draft_params, draft_loss, target_params,
+    target_loss, alpha (and draft_tokens, draft_id if you like). Sizes and tokens may be written
+    125M, 4.2B, 1e9 or "13,000,000,000". What --json prints can be given to sdsl predict --loss-law
+    and --acceptance-law.
 
     Args:
         what: loss or acceptance.
-        csv: the table, compressed or not, with cells separated by commas, semicolons or tabs; records of a study as they are.
+        csv: the table, compressed or not, with cells separated by commas, semicolons or tabs;
+            records of a study as they are.
         law: form of the loss law: E + A/N^a + B/D^b, or Kaplan's.
         params_column: loss: column of the sizes.
         tokens_column: loss: column of the training tokens.
         loss_column: loss: column of the loss, in nats per token for sdsl predict.
         flops_column: loss: column of the training FLOPs C, for tables without tokens: D = C/(6N).
-        rung_column: loss: column of the training run; rows of one size (and role and seed) if left out.
-        where: rows to read, such as "seed == 0 and (family == 'opt' or not params < 1e8)"; a column with blanks in its name goes
-            in backticks.
+        rung_column: loss: column of the training run; rows of one size (and role and seed) if left
+            out.
+        where: rows to read, such as "seed == 0 and (family == 'opt' or not params < 1e8)"; a column
+            with blanks in its name goes in backticks.
         skip_incomplete: leave out rows that lack a value, and say how many.
         loss_unit: of the losses in the table, per token; a law is fitted to nats.
         models: acceptance: records of the models; models.csv beside the table if left out.
         estimator: acceptance: rows of a study's records to fit.
         domain: acceptance: rows to fit; the most frequent domain if left out.
         temperature: acceptance: rows to fit; the most frequent temperature if left out.
-        resample: loss: the bootstrap draws rows, or whole rungs; for acceptance always whole runs of drafts and of targets.
-        huber_delta: where the Huber loss turns linear; .001 in ln L for losses, .02 for acceptance.
+        resample: loss: the bootstrap draws rows, or whole rungs; for acceptance always whole runs
+            of drafts and of targets.
+        huber_delta: where the Huber loss turns linear; 0.001 in ln L for losses, 0.02 for
+            acceptance.
         max_epochs: loss: rows of more epochs are left out, where the table has a column epochs.
         starts: descents from different beginnings.
         bootstrap: resamples.
         confidence: of the intervals.
         seed: of starts and resamples.
-        json: print JSON: one object for a loss law; for acceptance {"acceptance_laws": [...]}, the best first.
+        json: print JSON: one object for a loss law; for acceptance {"acceptance_laws": [...]}, the
+            best first.
     """
     given = dict(locals())
     from sdsl_jax.config import FitConfig
@@ -158,7 +164,8 @@ def fit(
             for role in ("draft", "target")
             for name in ("params", "loss")
         }
-    # Rows that the best law does not describe are a matter of the table, whichever law is asked for.
+    # Rows that the best law does not describe are a matter of the table, whichever law is asked
+    # for.
     best = fits[0]
     doubts += table_warnings.residual_warnings(
         best.residuals, len(best.covariance), best.residual_unit, read.lines
@@ -223,8 +230,8 @@ def _print_laws(console: Console, answers: list[dict[str, Any]], path: Path) -> 
             "coefficient",
             "estimate",
             "standard error",
-            f"{percent} % bootstrap",
-            f"{percent} % profile",
+            f"{percent}% bootstrap",
+            f"{percent}% profile",
         ):
             table.add_column(heading, justify="left" if heading == "coefficient" else "right")
         for name, value in a["coefficients"].items():

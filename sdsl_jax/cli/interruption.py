@@ -1,11 +1,12 @@
 """Ctrl-C: one sentence and status 130, whatever the process is doing at that moment.
 
-Python runs a signal's handler between two steps of the main thread, which may compile for a minute, and the exception that it
-raises there makes the threads of libraries print their own tracebacks. So three things happen. The handler raises
-`KeyboardInterrupt`, with which claims and partial files are given up in order. Whatever else is printed to standard error from
-then on goes nowhere. And a thread of our own, which the interpreter wakes at once, ends the process if the main thread has not
-ended it within a few seconds, or when Ctrl-C comes again. To end it hard is safe: everything that is continued later is exact
-after kill -9 too.
+Python runs a signal's handler between two steps of the main thread, which may compile for a minute,
+and the exception that it raises there makes the threads of libraries print their own tracebacks. So
+three things happen. The handler raises `KeyboardInterrupt`, with which claims and partial files are
+given up in order. Whatever else is printed to standard error from then on goes nowhere. And a
+thread of our own, which the interpreter wakes at once, ends the process if the main thread has not
+ended it within a few seconds, or when Ctrl-C comes again. To end it hard is safe: everything that
+is continued later is exact after kill -9 too.
 """
 
 from __future__ import annotations
@@ -119,7 +120,8 @@ class Interruption:
         self.end(STATUS, self._sentence)
 
     def _ends(self, main: types.FrameType | None) -> bool:
-        """Whether SIGINT is the command's to answer: while it runs, and at the end of the interpreter, but not in between.
+        """Whether SIGINT is the command's to answer: while it runs, and at the end of the
+        interpreter, but not in between.
 
         Args:
           main: what the main thread executes.

@@ -60,20 +60,24 @@ def measure(
 ) -> None:
     """How much of what this draft proposes does this target accept?
 
-    Decodes the prompts speculatively, once for each lookahead, compares both models exactly on the target's own samples, and
-    times single requests. A model is a folder that a study wrote (<study>/checkpoints/<rung>/model-<step>, or <rung> if it holds
-    one model), or a published checkpoint: config.json, tokenizer.json and safetensors of GPT-2, GPT-NeoX, Llama, OPT, Qwen1.5 to
-    3, Seed-OSS or a model of their layout; or a .gguf file of the llama architecture.
+    Decodes the prompts speculatively, once for each lookahead, compares both models exactly on the
+    target's own samples, and times single requests. A model is a folder that a study wrote
+    (<study>/checkpoints/<rung>/model-<step>, or <rung> if it holds one model), or a published
+    checkpoint: config.json, tokenizer.json and safetensors of GPT-2, GPT-NeoX, Llama, OPT, Qwen1.5
+    to 3, Seed-OSS or a model of their layout; or a .gguf file of the llama architecture.
 
     Args:
         target: folder of the model to speed up.
-        draft: folder of the model that proposes; or ngram, which copies what followed the last words before.
-        prompts: a .txt file (a prompt a line), a .jsonl file (a row a line; rows of HellaSwag as they are), or held-out text of
-            the target's own corpus (heldout) or of the embedded one (sotu).
+        draft: folder of the model that proposes; or ngram, which copies what followed the last
+            words before.
+        prompts: a .txt file (a prompt a line), a .jsonl file (a row a line; rows of HellaSwag as
+            they are), or held-out text of the target's own corpus (heldout) or of the embedded one
+            (sotu).
         lookahead: drafts per round, each measured by a run of its own.
         count: prompts, spread evenly over the source.
         prompt_tokens: longest prompt; of a longer one in a file the last tokens are kept.
-        prompt_field: field of the .jsonl rows that holds the prompt; prompt, text, ctx, or ctx_a with ctx_b if left out.
+        prompt_field: field of the .jsonl rows that holds the prompt; prompt, text, ctx, or ctx_a
+            with ctx_b if left out.
         new_tokens: tokens to generate for each prompt.
         temperature: of both models; 0 is greedy.
         top_k: sample from the K most probable tokens.
@@ -87,14 +91,20 @@ def measure(
         timed: prompts whose generation is timed, one at a time; 0 for none.
         dtype: of the weights of published checkpoints.
         devices: that the weights of published checkpoints are split over.
-        special_tokens: whether prompts get what a published tokenizer adds around them, such as a begin-of-text token.
-        chat_template: prompts as they are; as a user's message in the target's own template; or in that of a file.
-        ignore_key: setting of a published checkpoint that is read as if its file did not have it; may be given several times.
-        target_train_tokens: tokens that a published target was trained on, such as 180B, for the records.
+        special_tokens: whether prompts get what a published tokenizer adds around them, such as a
+            begin-of-text token.
+        chat_template: prompts as they are; as a user's message in the target's own template; or in
+            that of a file.
+        ignore_key: setting of a published checkpoint that is read as if its file did not have it;
+            may be given several times.
+        target_train_tokens: tokens that a published target was trained on, such as 180B, for the
+            records.
         draft_train_tokens: the same of a published draft.
-        retokenised: models of different tokenizers: compare them on the target's text in the draft's tokens. Nothing is decoded.
-        out: folder for records, new or with those of other pairs: models.csv, acceptance.csv, survival.csv, generation.csv,
-            events.parquet, measurements.json; sdsl fit acceptance reads them.
+        retokenised: models of different tokenizers: compare them on the target's text in the
+            draft's tokens. Nothing is decoded.
+        out: folder for records, new or with those of other pairs: models.csv, acceptance.csv,
+            survival.csv, generation.csv, events.parquet, measurements.json; sdsl fit acceptance
+            reads them.
         tokens: file for what was generated.
         json: print one JSON object.
     """
@@ -119,7 +129,8 @@ def measure(
             confidence=confidence,
         )
 
-    # Settings are checked before anything large is read; what ends a document is the target's to say.
+    # Settings are checked before anything large is read; what ends a document is the target's to
+    # say.
     settings = settings_with(() if stop == "end" else _whole_numbers(stop, "--stop"))
     progress = None if json and not sys.stderr.isatty() else Terminal(error_console())
     reading = LoadOptions(dtype, devices, special_tokens == "add", chat_template, ignore_key)

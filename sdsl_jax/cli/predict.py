@@ -43,17 +43,22 @@ def predict(
 ) -> None:
     """What draft should I train for my target? Answered from scaling laws, without any training.
 
-    Counts may be written 30e9 or 30B. Several targets: --target-params 13B,30B,66B, with one value of the other counts for
-    all or one for each; or a CSV.
+    Counts may be written 30e9 or 30B. Several targets: --target-params 13B,30B,66B, with one value
+    of the other counts for all or one for each; or a CSV.
 
     Args:
-        target_params: size of the target, in the parameter count of the loss law (total, for the published ones but Kaplan's).
+        target_params: size of the target, in the parameter count of the loss law (total, for the
+            published ones but Kaplan's).
         draft_tokens: training tokens of the draft; with --csv, for rows that give none.
         target_tokens: training tokens of the target; with --csv, for rows that give none.
-        csv: targets, a row each: columns target_params, draft_tokens, target_tokens, and name if you like.
-        loss_law: besiroglu, hoffmann, hoffmann_unrounded, muennighoff, kaplan, or the JSON of a fit.
-        acceptance_law: paper, or the JSON of a fit; of several laws in it the first, which is the best, or FILE.json#logit_plane.
-        draft_overhead: fixed cost of a draft step in target steps, on top of draft size / target size.
+        csv: targets, a row each: columns target_params, draft_tokens, target_tokens, and name if
+            you like.
+        loss_law: besiroglu, hoffmann, hoffmann_unrounded, muennighoff, kaplan, or the JSON of a
+            fit.
+        acceptance_law: paper, or the JSON of a fit; of several laws in it the first, which is the
+            best, or FILE.json#logit_plane.
+        draft_overhead: fixed cost of a draft step in target steps, on top of draft size / target
+            size.
         smallest_draft: smallest draft considered; a 100,000th of the target if left out.
         json: print JSON: one object for one target, a list for several or for a CSV.
     """
@@ -137,7 +142,8 @@ def _span(ends: list[float] | None) -> str:
     return "–" if ends is None else f"{short_count(ends[0])} – {short_count(ends[1])}"
 
 
-# Up to so many targets stand side by side, with everything said about each; more are listed, a line each.
+# Up to so many targets stand side by side, with everything said about each; more are listed, a line
+# each.
 _SIDE_BY_SIDE = 5
 
 
@@ -152,14 +158,14 @@ def _cells(answer: dict[str, Any]) -> dict[str, str]:
         verdict = "does not pay" if answer["speedup"] is not None else "no finite optimum"
         return (
             cells
-            | dict.fromkeys(("M / N*", "within 1 %", "within 5 %", "γ* (whole)", "α"), "–")
+            | dict.fromkeys(("M / N*", "within 1%", "within 5%", "γ* (whole)", "α"), "–")
             | {"speed-up": verdict}
         )
     slopes = answer["elasticity"]
     return cells | {
         "M / N*": f"{answer['target_params'] / answer['draft_params']:.0f}",
-        "within 1 %": _span(answer["indifference_1pct"]),
-        "within 5 %": _span(answer["indifference_5pct"]),
+        "within 1%": _span(answer["indifference_1pct"]),
+        "within 5%": _span(answer["indifference_5pct"]),
         "γ* (whole)": f"{answer['lookahead']:.1f} ({answer['lookahead_integer']})",
         "α": f"{answer['acceptance']:.3f}",
         "speed-up": f"{answer['speedup_integer']:.2f}×",
@@ -201,10 +207,10 @@ def _print_predictions(console: Console, answers: list[dict[str, Any]]) -> None:
     say(
         f"M, N*: {first['params_count']} parameters of target and best draft; D, D′: training tokens of draft and target;\n"
         "γ: drafts per round, best real number (best whole one, of which the speed-up is); α: acceptance probability;\n"
-        "within 1 % (5 %): drafts that lose at most so much of the speed-up."
+        "within 1% (5%): drafts that lose at most so much of the speed-up."
     )
     for text, who in _shared(answers, lambda a: [_interval(a)]).items():
-        say(f"90 % interval{who}: {text}")
+        say(f"90% interval{who}: {text}")
     for text, who in _shared(answers, lambda a: a["warnings"]).items():
         say(f"warning{who}: {text}")
     which = (
@@ -251,17 +257,20 @@ def lookahead(
 ) -> None:
     """How far ahead should my draft guess, and does it pay?
 
-    Give the acceptance probability; or, measured at a known lookahead, from which it is inverted, either an acceptance length or
-    the counts of accepted and proposed drafts that engines log.
+    Give the acceptance probability; or, measured at a known lookahead, from which it is inverted,
+    either an acceptance length or the counts of accepted and proposed drafts that engines log.
 
     Args:
         cost: of one draft step, in target steps: time of a draft token / time of a target token.
         acceptance: probability that a draft token is accepted.
-        acceptance_length: mean tokens emitted per round, the bonus token included; between 1 and GAMMA + 1.
-        accepted: drafts that the target accepted (num_accepted_tokens of vLLM), without bonus tokens.
+        acceptance_length: mean tokens emitted per round, the bonus token included; between 1 and
+            GAMMA + 1.
+        accepted: drafts that the target accepted (num_accepted_tokens of vLLM), without bonus
+            tokens.
         drafted: drafts that were proposed (num_draft_tokens of vLLM).
         at_lookahead: drafts per round (num_speculative_tokens) with which that was measured.
-        verify_cost: of a verify pass with all overheads of a round, in target steps; at least 1, which is assumed if left out.
+        verify_cost: of a verify pass with all overheads of a round, in target steps; at least 1,
+            which is assumed if left out.
         json: print JSON.
     """
     from sdsl_jax.codesign.predict_lookahead import best_lookahead
@@ -314,7 +323,7 @@ def _print_lookahead(
     if answer["speculate"]:
         low, high = answer["lookahead_within_1pct"]
         say(
-            f"best lookahead γ = {answer['lookahead_integer']} (γ* = {answer['lookahead']:.2f}; {low} to {high} are within 1 %)\n"
+            f"best lookahead γ = {answer['lookahead_integer']} (γ* = {answer['lookahead']:.2f}; {low} to {high} are within 1%)\n"
             f"speed-up {answer['speedup_integer']:.3f}×, {answer['tokens_per_round']:.2f} tokens per round"
         )
     else:

@@ -21,12 +21,13 @@ def protocol(
 ) -> None:
     """Measure every pair of a protocol whose checkpoints are there.
 
-    Folders that are absent are passed over and named; pairs that are in the records already are not measured again, so the same
-    command goes on where it stood, and with whatever has arrived since.
+    Folders that are absent are passed over and named; pairs that are in the records already are not
+    measured again, so the same command goes on where it stood, and with whatever has arrived since.
 
     Args:
         file: the protocol, such as experiments/paper-protocol.toml.
-        checkpoints: folder with the checkpoints, each in a folder of the name that the protocol gives it.
+        checkpoints: folder with the checkpoints, each in a folder of the name that the protocol
+            gives it.
         prompts: file of prompts; the protocol's own, beside its file, if left out.
         out: folder of the records; runs/<name of the protocol> if left out.
         json: print protocol.json instead of its tables.

@@ -138,7 +138,8 @@ def refusal(stream: TextIO | None, error: BaseException) -> OSError | None:
 
     Args:
       stream: standard output or standard error.
-      error: that has been raised. What could not be written may be lost with it, so one more byte is tried.
+      error: that has been raised. What could not be written may be lost with it, so one more byte
+        is tried.
     """
     if stream is None:
         return None
@@ -167,7 +168,8 @@ def say(sentence: str) -> None:
 
 
 def discard(number: int) -> None:
-    """From now on what is written to a stream goes nowhere, so that what it still holds makes no error at the end.
+    """From now on what is written to a stream goes nowhere, so that what it still holds makes no
+    error at the end.
 
     Args:
       number: 1 for standard output, 2 for standard error.

@@ -16,7 +16,8 @@ from sdsl_jax.counts import short_count
 if TYPE_CHECKING:
     from sdsl_jax.study import SummaryRow
 
-# Dotted overrides of the command line, set by `main` before the subcommand runs: tyro has no free-form options.
+# Dotted overrides of the command line, set by `main` before the subcommand runs: tyro has no
+# free-form options.
 overrides: list[str] = []
 _DOTTED = re.compile(r"--[A-Za-z][\w-]*(\.[\w-]+)+(=.*)?", re.DOTALL)
 _ASSIGNED = re.compile(r"(name|seed|[A-Za-z]\w*(\.\w+)+)=.*", re.DOTALL)
@@ -44,7 +45,8 @@ def study(
     only: Annotated[_Stage | None, _STAGE] = None,
     force: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
-    """Run a study: train, measure, conditions, fit, codesign, calibrate, clock, evidence, figures, report.
+    """Run a study: train, measure, conditions, fit, codesign, calibrate, clock, evidence, figures,
+    report.
 
     Any setting of the TOML can be overridden on the command line by its dotted name, for example
     --training.batch_size=16 or --ladder.seeds=[0,1].
@@ -52,8 +54,8 @@ def study(
     Args:
         file: the study's TOML.
         out: folder for the results; runs/<name> if left out.
-        only: run this stage alone, on the inputs that are there: train, measure, conditions, fit, codesign, calibrate, clock,
-            evidence, figures or report.
+        only: run this stage alone, on the inputs that are there: train, measure, conditions, fit,
+            codesign, calibrate, clock, evidence, figures or report.
         force: run stages even if nothing they depend on has changed.
     """
     from sdsl_jax.config import load_study
@@ -61,7 +63,8 @@ def study(
 
     config = load_study(file, overrides)
     if config.clock.lookaheads:
-        # Before anything uses jax: the threads of a CPU are set for good when its backend is created.
+        # Before anything uses jax: the threads of a CPU are set for good when its backend is
+        # created.
         from sdsl_jax.measurement.threads import limit_threads
 
         limit_threads(config.clock.threads)
@@ -100,7 +103,7 @@ def _print_summary(console: Console, rows: list[SummaryRow], folder: Path) -> No
 
     labels = [
         "N*, by gradient",
-        "within 1 % of best S",
+        "within 1% of best S",
         "γ*, by gradient",
         "predicted speed-up S",
         "N*, reference",

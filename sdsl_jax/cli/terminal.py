@@ -49,7 +49,8 @@ class _StandardError:
 
     def __init__(self) -> None:
         self._stream = sys.stderr
-        # Under this name rich looks for the stream behind sys.stderr, which it replaces while it draws.
+        # Under this name rich looks for the stream behind sys.stderr, which it replaces while it
+        # draws.
         self.rich_proxied_file = self
 
     def write(self, text: str) -> int:

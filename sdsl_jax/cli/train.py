@@ -28,15 +28,19 @@ def train(
 ) -> None:
     """Train a study's ladder, or some of its rungs; any number of processes may share its folder.
 
-    Killed at any moment, the same command continues where it stood. `sdsl study` then trains what is missing and goes on.
+    Killed at any moment, the same command continues where it stood. `sdsl study` then trains what
+    is missing and goes on.
 
     Args:
-        file: the study's TOML; its settings can be overridden by their dotted names, as in sdsl study.
+        file: the study's TOML; its settings can be overridden by their dotted names, as in sdsl
+            study.
         out: folder for the results; runs/<name> if left out.
-        rungs: names of rungs, with or without their seed, separated by commas; * and ? stand for others: draft-14k,target-*.
+        rungs: names of rungs, with or without their seed, separated by commas; * and ? stand for
+            others: draft-14k,target-*.
         part: part I, from 1, of N parts of about equal FLOPs, for job arrays.
-        distributed: join the processes of several hosts, which train every rung together on the study's [parallel] mesh; they are
-            found by JAX, or by SDSL_COORDINATOR=host:port, SDSL_PROCESSES and SDSL_PROCESS.
+        distributed: join the processes of several hosts, which train every rung together on the
+            study's [parallel] mesh; they are found by JAX, or by SDSL_COORDINATOR=host:port,
+            SDSL_PROCESSES and SDSL_PROCESS.
     """
     from sdsl_jax.config import load_study
     from sdsl_jax.data.corpus import EMBEDDED

@@ -33,10 +33,12 @@ def tune(
 ) -> None:
     """Sweep a setting of a study's recipe over a few small sizes, and fit its law of size.
 
-    Killed at any moment, the same command continues. Validation text, of the training years, decides.
+    Killed at any moment, the same command continues. Validation text, of the training years,
+    decides.
 
     Args:
-        file: the study's TOML; its settings can be overridden by their dotted names, as in sdsl study.
+        file: the study's TOML; its settings can be overridden by their dotted names, as in sdsl
+            study.
         sizes: non-embedding parameters, two or more.
         tokens: budget of every trial.
         factors: of the value that the study's present law gives, three or more.
@@ -107,7 +109,7 @@ def _print(console: Console, found: Tuning, write: Path | None) -> None:
     table.add_column("N", justify="right")
     for factor in found.sizes[0].factors:
         table.add_column(f"× {factor:g}", justify="right")
-    for heading in ("present", "best", "within 1 %", "halved\ngains", "doubled\ngains"):
+    for heading in ("present", "best", "within 1%", "halved\ngains", "doubled\ngains"):
         table.add_column(heading, justify="right")
     for size in found.sizes:
         losses = [f"{loss:.4f}" if math.isfinite(loss) else "diverged" for loss in size.losses]

@@ -24,7 +24,8 @@ from sdsl_jax.codesign.wording import ranked_sensitivities, relative_errors
 from sdsl_jax.errors import require
 from sdsl_jax.theory.serving import Design, Outcome, outcome, target_prefill
 
-# Batches of the front of latency against throughput; training tokens of that of training cost against speed-up.
+# Batches of the front of latency against throughput; training tokens of that of training cost
+# against speed-up.
 _BATCHES = tuple(2.0**k for k in range(11))
 _DRAFT_TOKENS = tuple(float(d) for d in np.geomspace(1e10, 1e13, 13))
 # Rounds of the optimiser, as a multiple, where it found no feasible design and there is one.
@@ -60,7 +61,8 @@ def _answer(problem: Problem) -> Answer:
     asked = [numbers, *(fixed_at(numbers, "batch", b) for b in _BATCHES)]
     solved, *by_batch = solve_together(problem, asked)
     if not bool(solved.feasible) and not problem.misfits and keeps_limits(problem, solved.design):
-        # A limit that hardly moves with the choice, as memory with a small draft, takes more rounds to be kept.
+        # A limit that hardly moves with the choice, as memory with a small draft, takes more rounds
+        # to be kept.
         problem = replace(
             problem, task=replace(problem.task, rounds=_PATIENCE * problem.task.rounds)
         )
@@ -177,7 +179,8 @@ def _baseline(problem: Problem, design: Design, given: Outcome) -> dict[str, Any
     serving = problem.numbers.serving
     seconds = float(given.seconds_per_token * given.speedup)
     latency = float(design.batch) * float(serving.new_tokens) * seconds
-    # Prompts that others read are over before a request takes a row; the draft's reading is no part of it here.
+    # Prompts that others read are over before a request takes a row; the draft's reading is no part
+    # of it here.
     latency += (1 - float(serving.prefill_share)) * float(target_prefill(serving, design))
     priced = float(serving.hardware.price_per_hour) > 0
     per_second = float(serving.hardware.price_per_hour) * float(serving.devices) / 3600
@@ -256,7 +259,8 @@ def _sensitivities(problem: Problem, solved: Solved) -> list[dict[str, Any]] | N
 
 
 def _break_even(problem: Problem, design: Design) -> dict[str, Any] | None:
-    """At which batches, and from which target size on, some draft of the law speculates with profit.
+    """At which batches, and from which target size on, some draft of the law speculates with
+    profit.
 
     A measured α says nothing of other drafts, and there is no answer then.
     """
@@ -285,7 +289,8 @@ def _break_even(problem: Problem, design: Design) -> dict[str, Any] | None:
 
 
 def path_of(problem: Problem, solved: Solved) -> np.ndarray | None:
-    """Draft size and lookahead at every step of the best start, [steps, 2]; None unless both were variables.
+    """Draft size and lookahead at every step of the best start, [steps, 2]; None unless both were
+    variables.
 
     Sizes are in the count of the loss law, as in `landscape_of`.
     """

@@ -20,7 +20,8 @@ class Speculation(NamedTuple):
     """The fastest speculation on a grid of draft sizes and whole lookaheads.
 
     Attributes:
-      speedup: S, over decoding with the target alone; 0 where every draft has an acceptance of 1 or more.
+      speedup: S, over decoding with the target alone; 0 where every draft has an acceptance of 1 or
+        more.
       draft_params: N, the best of 48 sizes evenly spaced in ln N.
       lookahead: γ, the best of 1 to 32.
     """
@@ -34,14 +35,14 @@ class BreakEven(NamedTuple):
     """Where speculation starts and stops to pay. Numbers are never NaN for finite inputs.
 
     Attributes:
-      smallest_batch: smallest whole batch with S > 1: more than 1 where overheads make S rise with the batch. Infinite where no
-        batch considered has it.
-      largest_batch: largest whole batch with S > 1; 0 where no batch considered has it, infinite where the largest considered
-        still has.
+      smallest_batch: smallest whole batch with S > 1: more than 1 where overheads make S rise with
+        the batch. Infinite where no batch considered has it.
+      largest_batch: largest whole batch with S > 1; 0 where no batch considered has it, infinite
+        where the largest considered still has.
       gapless: whether all batches considered between the two have S > 1; true where none has.
       every_batch: whether all batches considered have S > 1.
-      target_params: smallest target size above which S > 1, at the design's batch; 0 where all that are considered have it,
-        infinite where the largest considered has not.
+      target_params: smallest target size above which S > 1, at the design's batch; 0 where all that
+        are considered have it, infinite where the largest considered has not.
       at_design: the best speculation at the design's own batch and target.
     """
 
@@ -55,10 +56,11 @@ class BreakEven(NamedTuple):
 
 @jax.jit
 def best_speculation(serving: Serving, design: Design, smallest_draft: Scalar) -> Speculation:
-    """The fastest speculation for a design's target and batch, by brute force over 48 sizes up to the target's and γ of 1 to 32.
+    """The fastest speculation for a design's target and batch, by brute force over 48 sizes up to
+    the target's and γ of 1 to 32.
 
-    Drafts to which an unbounded law gives an acceptance of 1 or more do not count. The design's draft size and lookahead are not
-    looked at.
+    Drafts to which an unbounded law gives an acceptance of 1 or more do not count. The design's
+    draft size and lookahead are not looked at.
     """
     target = jnp.asarray(design.target_params, jnp.result_type(float))
     sizes = jnp.exp(jnp.linspace(jnp.log(smallest_draft), jnp.log(target), _SIZES))
@@ -82,8 +84,9 @@ def break_even(
 ) -> BreakEven:
     """The batches from and up to which speculation pays, and the target size at which it starts to.
 
-    48 batches (48 target sizes) are considered, and the gaps before the first and behind the last that pay (before the first
-    above which all pay) are bisected, so that a return of the pay between two of them is not seen.
+    48 batches (48 target sizes) are considered, and the gaps before the first and behind the last
+    that pay (before the first above which all pay) are bisected, so that a return of the pay
+    between two of them is not seen.
 
     Args:
       serving: what a design is judged by.

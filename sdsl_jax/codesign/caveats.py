@@ -155,7 +155,7 @@ def _of_the_optimum(problem: Problem, solved: Solved, speculates: bool) -> list[
         found.append(
             "the acceptance law does not know depth: all that a shape costs is the penalty on its loss, "
             f"{problem.config.aspect_penalty:.2g}·ln²(aspect ratio/{problem.config.draft.aspect_ratio:g}), least at the ratio of "
-            "[draft] by assumption; Kaplan et al. (2001.08361, Fig. 5) find (6 layers, 4288 wide) within 3 % of (48, 1600): "
+            "[draft] by assumption; Kaplan et al. (2001.08361, Fig. 5) find (6 layers, 4288 wide) within 3% of (48, 1600): "
             "0.0056 from a ratio of 64"
         )
     return found

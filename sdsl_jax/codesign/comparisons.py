@@ -49,12 +49,15 @@ def money(problem: Problem, given: Outcome) -> dict[str, float | None]:
 
 
 class Comparison(NamedTuple):
-    """Drafts in the place of the optimum's, each at its best whole lookahead, as rows of plain values.
+    """Drafts in the place of the optimum's, each at its best whole lookahead, as rows of plain
+    values.
 
     Attributes:
       candidates: the sizes that were asked about.
-      published: models that exist, by predicted objective, those of other or unknown tokenizers behind.
-      named: the draft that [draft] name means; None where it names none, or one of unknown size or acceptance.
+      published: models that exist, by predicted objective, those of other or unknown tokenizers
+        behind.
+      named: the draft that [draft] name means; None where it names none, or one of unknown size or
+        acceptance.
       optimum: the draft of the design itself.
     """
 
@@ -65,9 +68,11 @@ class Comparison(NamedTuple):
 
 
 def compare(problem: Problem, solved: Solved, design: Design) -> Comparison:
-    """Candidates, published models and the named draft, all else as in a design; a model that is two of these has one answer.
+    """Candidates, published models and the named draft, all else as in a design; a model that is
+    two of these has one answer.
 
-    Where an acceptance was measured, it is that of the one candidate, and no other draft is compared.
+    Where an acceptance was measured, it is that of the one candidate, and no other draft is
+    compared.
     """
     config, counted = problem.config, problem.counted
     tokens = float(config.draft.tokens if problem.model else design.draft_tokens)

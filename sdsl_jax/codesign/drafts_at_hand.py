@@ -21,7 +21,8 @@ _ROUNDING = 0.25
 _SAME_SIZE = 0.015
 # Variables that a draft which exists leaves no choice of.
 _OF_TRAINING = ("draft_tokens", "aspect_ratio")
-# What describes a draft of one's own; where all of it is left out, a size may be that of a published model.
+# What describes a draft of one's own; where all of it is left out, a size may be that of a
+# published model.
 _OWN = ("tokens", "aspect_ratio", "kv_share", "embedding_tables")
 
 
@@ -31,7 +32,8 @@ class NamedDraft(NamedTuple):
     Attributes:
       name: as it was given.
       model: the published model, if it is one.
-      size: in the count of the loss law; None where neither the name nor a single candidate tells it.
+      size: in the count of the loss law; None where neither the name nor a single candidate tells
+        it.
     """
 
     name: str
@@ -52,8 +54,9 @@ def to_be_trained(config: ProblemConfig) -> bool:
 def named_draft(config: ProblemConfig, counted: str) -> NamedDraft | None:
     """The draft that [draft] names; None where it names none.
 
-    A model that is not published here has the size of the candidate that its name agrees with, else the size that its name
-    states, else that of the only candidate. A drafting head has none: what it costs is no matter of its parameters.
+    A model that is not published here has the size of the candidate that its name agrees with, else
+    the size that its name states, else that of the only candidate. A drafting head has none: what
+    it costs is no matter of its parameters.
     """
     draft = config.draft
     if not draft.name:
@@ -80,10 +83,11 @@ def measured_with_another(config: ProblemConfig, named: NamedDraft, counted: str
 
 
 def model_of(config: ProblemConfig, size: float, counted: str) -> PublishedDraft | None:
-    """The published model that a candidate size stands for; None where it is the size of a draft of one's own.
+    """The published model that a candidate size stands for; None where it is the size of a draft of
+    one's own.
 
-    It is the named one where the sizes agree, if that is published. Otherwise it is the one of that size which may share the
-    target's tokenizer, unless [draft] describes a draft of one's own.
+    It is the named one where the sizes agree, if that is published. Otherwise it is the one of that
+    size which may share the target's tokenizer, unless [draft] describes a draft of one's own.
     """
     draft = config.draft
     if to_be_trained(config):

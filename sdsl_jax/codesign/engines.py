@@ -1,12 +1,14 @@
 """What to tell a serving engine about a chosen draft and lookahead, ready to paste.
 
 Checked in November 2026 against:
-  vLLM: docs/features/speculative_decoding/draft_model.md of its main branch; drafting by a model of its own came to the V1
-    engine by pull request 24322 (versions up to 0.13 refuse it), and asks for the tensor parallelism of the target
-    (`_raise_if_draft_tp_mismatch`, so in 0.20 and since). It drafts greedily unless `draft_sample_method` says otherwise
-    (pull request 40269; in 0.26 and since).
-  SGLang: docs/advanced_features/speculative_decoding.md; with a branching factor of 1, verification takes num-steps + 1 tokens.
-  Transformers 4.45 to 5.17: the candidate generator reads the settings from the assistant's own generation config, and stops
+  vLLM: docs/features/speculative_decoding/draft_model.md of its main branch; drafting by a model of
+  its own came to the V1
+    engine by pull request 24322 (versions up to 0.13 refuse it), and asks for the tensor
+    parallelism of the target (`_raise_if_draft_tp_mismatch`, so in 0.20 and since). It drafts
+    greedily unless `draft_sample_method` says otherwise (pull request 40269; in 0.26 and since).
+  SGLang: docs/advanced_features/speculative_decoding.md; with a branching factor of 1, verification
+  takes num-steps + 1 tokens. Transformers 4.45 to 5.17: the candidate generator reads the settings
+  from the assistant's own generation config, and stops
     early below a confidence of 0.4 unless the threshold is 0.
 """
 
@@ -45,7 +47,8 @@ def engine_settings(
       batch: rows that are decoded together.
     """
     draft, target = draft or _DRAFT, target or _TARGET
-    # Names may hold blanks, quotes and $(...): the commands are quoted for a POSIX shell, and this for Python.
+    # Names may hold blanks, quotes and $(...): the commands are quoted for a POSIX shell, and this
+    # for Python.
     in_python = functools.partial(json.dumps, ensure_ascii=False)
     vllm = {
         "method": "draft_model",

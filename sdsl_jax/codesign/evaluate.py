@@ -77,10 +77,11 @@ def whole_lookaheads(task: Task, numbers: Numbers) -> np.ndarray:
 def at_best_lookahead(
     task: Task, numbers: Numbers, serving: Serving, design: Design, draft: Shape | None = None
 ) -> Evaluated:
-    """Each of R designs, leaves [R, 1], at the whole lookahead that is best for it among those within the constraints.
+    """Each of R designs, leaves [R, 1], at the whole lookahead that is best for it among those
+    within the constraints.
 
-    A design that keeps no constraint at any lookahead is given the lookahead that is best without them. Drafts may have shapes
-    of their own, leaves [R, 1] too.
+    A design that keeps no constraint at any lookahead is given the lookahead that is best without
+    them. Drafts may have shapes of their own, leaves [R, 1] too.
     """
     every = design._replace(lookahead=whole_lookaheads(task, numbers)[None, :])
     found = evaluate(task, numbers, serving, every, draft)

@@ -24,9 +24,11 @@ class Front(NamedTuple):
     """The best objective for each limit on a metric.
 
     Attributes:
-      solved: optima, stacked in the order of the limits; its last multiplier is the price of the limit.
+      solved: optima, stacked in the order of the limits; its last multiplier is the price of the
+        limit.
       values: of the metric at each optimum; below the limit where that does not bind.
-      efficient: feasible, and no other point is as good in objective and metric and better in one of them.
+      efficient: feasible, and no other point is as good in objective and metric and better in one
+        of them.
     """
 
     solved: Solved
@@ -42,10 +44,11 @@ def pareto(
     starts: Float[Array | np.ndarray, "S V"],
     learning_rate: Array | float = 0.1,
 ) -> Front:
-    """The front of the task's objective against a metric, all points as one program (ε-constraint, Haimes et al., 1971).
+    """The front of the task's objective against a metric, all points as one program (ε-constraint,
+    Haimes et al., 1971).
 
-    Limits that are not reached give the same optimum again; of such only those count as efficient that no other dominates by
-    more than 1e-6, so that a front may hold one point several times.
+    Limits that are not reached give the same optimum again; of such only those count as efficient
+    that no other dominates by more than 1e-6, so that a front may hold one point several times.
 
     Args:
       task: its constraints hold as well.

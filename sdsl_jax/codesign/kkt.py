@@ -1,12 +1,14 @@
-"""The conditions of an optimum (Karush, Kuhn and Tucker) as one equation, its solution by Newton's method, and its derivative.
+"""The conditions of an optimum (Karush, Kuhn and Tucker) as one equation, its solution by Newton's
+method, and its derivative.
 
-For minimise f(x) with g(x) ≤ 0 and low ≤ x ≤ high, and with the Lagrangian L(x, λ) = f + λ·g, write z = (x, λ) and
-F(z) = (∂L/∂x, −∂L/∂λ) = (∇f + λ·∇g, −g). The conditions then are
+For minimise f(x) with g(x) ≤ 0 and low ≤ x ≤ high, and with the Lagrangian L(x, λ) = f + λ·g, write
+z = (x, λ) and F(z) = (∂L/∂x, −∂L/∂λ) = (∇f + λ·∇g, −g). The conditions then are
 
     z = P(z − F(z)),     P the projection to the box low ≤ x ≤ high, λ ≥ 0                                  (Robinson, 1980)
 
-A component whose z − F(z) leaves the box is held there; the others are free, and F vanishes in them. Newton's method on this
-equation is an active-set method that finds its set anew at each step (Hintermüller, Ito & Kunisch, 2002).
+A component whose z − F(z) leaves the box is held there; the others are free, and F vanishes in
+them. Newton's method on this equation is an active-set method that finds its set anew at each step
+(Hintermüller, Ito & Kunisch, 2002).
 """
 
 from __future__ import annotations
@@ -114,7 +116,8 @@ def free_rows(free: Bool[Array, " Z"], slopes: Float[Array, "Z Z"]) -> Float[Arr
 
 
 def polish(functions: Functions, box: Box, start: Point) -> tuple[Point, Linear]:
-    """A few Newton steps, each the share of a full one that comes nearest to a solution, or none where none comes nearer.
+    """A few Newton steps, each the share of a full one that comes nearest to a solution, or none
+    where none comes nearer.
 
     Returns:
       The point reached, and the equation there.

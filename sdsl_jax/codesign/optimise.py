@@ -30,7 +30,8 @@ class GradientOptimum(NamedTuple):
       params: N of the best start.
       lookahead: γ of the best start.
       speedup: S there.
-      stationarity: largest component of the projected gradient of ln S in (ln N, ln(1 + γ)); 0 at a solution.
+      stationarity: largest component of the projected gradient of ln S in (ln N, ln(1 + γ)); 0 at a
+        solution.
       starts_agreeing: share of starts that reached the same S.
       path: (N, γ, S) at every step of the best start.
     """
@@ -44,9 +45,11 @@ class GradientOptimum(NamedTuple):
 
 
 def spread_starts(count: int, dimension: int = 2) -> np.ndarray:
-    """Points of the unit cube, [count, dimension]: the additive recurrence R_d with the powers of 1/φ_d (Roberts, 2018).
+    """Points of the unit cube, [count, dimension]: the additive recurrence R_d with the powers of
+    1/φ_d (Roberts, 2018).
 
-    φ_d is the positive root of φ^(d + 1) = φ + 1: the golden ratio for d = 1, the plastic number for d = 2.
+    φ_d is the positive root of φ^(d + 1) = φ + 1: the golden ratio for d = 1, the plastic number
+    for d = 2.
     """
     root = 1.5
     for _ in range(64):  # a contraction to a sixth or less of the error at each step
@@ -64,10 +67,11 @@ def maximise(
     optimizer: str,
     steps: int,
 ) -> GradientOptimum:
-    """Maximises ln S over ln N within the problem's bounds, and γ within its cost model's and at most `max_lookahead`.
+    """Maximises ln S over ln N within the problem's bounds, and γ within its cost model's and at
+    most `max_lookahead`.
 
-    The learning rate falls to zero along a cosine; every update is followed by a projection to the box, so an optimum on
-    its border is reached exactly.
+    The learning rate falls to zero along a cosine; every update is followed by a projection to the
+    box, so an optimum on its border is reached exactly.
 
     Args:
       problem: the design problem.

@@ -34,7 +34,8 @@ def predict(
     draft_overhead: float = 0.0,
     smallest_draft: float | None = None,
 ) -> list[dict[str, Any]]:
-    """For each target the draft to train, as what `sdsl predict --json` prints: see the README for the fields.
+    """For each target the draft to train, as what `sdsl predict --json` prints: see the README for
+    the fields.
 
     Everything is computed in float64, the optima of all targets in one call.
 
@@ -117,7 +118,7 @@ def _answers(
 def _interval(
     scenario: Scenario, loss: LoadedLaw, acceptance: LoadedLaw
 ) -> tuple[dict[str, Any] | None, str]:
-    """90 % interval over the draws of both laws, or why there is none."""
+    """90% interval over the draws of both laws, or why there is none."""
     without = [
         (kind, law)
         for kind, law in (("loss", loss), ("acceptance", acceptance))
@@ -238,13 +239,13 @@ def _warnings(
             "speculation does not pay: no draft size and lookahead beat plain decoding"
             if gain <= 0
             else "speculation does not pay: the best draft size needs a lookahead below 1, and no size with a whole one "
-            f"gains more than {gain:.2g} %"
+            f"gains more than {gain:.2g}%"
         )
         if flagged.acceptance_not_positive:
             found.append("the acceptance law gives no draft a positive α")
     else:
         if 0.99 * best.speedup_integer <= 1:
-            found.append("plain decoding is within 1 % of the optimum")
+            found.append("plain decoding is within 1% of the optimum")
         if flagged.at_bound:
             found.append(
                 "the optimum is the smallest or largest draft considered: S may rise beyond it"
@@ -270,7 +271,7 @@ def _warnings(
     if flagged.interval_extrapolated and not (
         flagged.acceptance_extrapolated or flagged.draft_loss_extrapolated
     ):
-        found.append("the sizes within 5 % reach beyond what the laws were fitted on")
+        found.append("the sizes within 5% reach beyond what the laws were fitted on")
     for role, values in (("draft", draft), ("target", target)):
         found += few_tokens(role, **values) if "params" in values else []
     found += [quality(acceptance), *_flatness(scenario, best, flagged, acceptance)]

@@ -40,13 +40,16 @@ INTERVAL_BASIS = "rounds taken as independent, every draft accepted with the sam
 
 
 def counted_acceptance(accepted: float, drafted: float, lookahead: int) -> Counted:
-    """α from the counts that engines log, by inverting the expected tokens of a round, 1 + γ·accepted/drafted.
+    """α from the counts that engines log, by inverting the expected tokens of a round, 1 +
+    γ·accepted/drafted.
 
-    The interval holds each α under which the counted mean lies within 1.645 standard errors of the expected one, with the
-    variance of accepted drafts per round under that very α (a score interval), so that it stays within [0, 1] for small counts.
+    The interval holds each α under which the counted mean lies within 1.645 standard errors of the
+    expected one, with the variance of accepted drafts per round under that very α (a score
+    interval), so that it stays within [0, 1] for small counts.
 
     Args:
-      accepted: drafts that the target accepted, without the bonus tokens; a whole number of 0 or more.
+      accepted: drafts that the target accepted, without the bonus tokens; a whole number of 0 or
+        more.
       drafted: drafts that were proposed; a whole number of at least one round.
       lookahead: γ, drafts of a round.
 
@@ -75,7 +78,8 @@ def counted_acceptance(accepted: float, drafted: float, lookahead: int) -> Count
         expected, variance = _accepted_per_round(alpha, lookahead)
         return mean - expected - side * math.sqrt(variance / rounds)
 
-    # Both ends have the estimate on one side, where the variance is that of an α at hand even if nothing or all was accepted.
+    # Both ends have the estimate on one side, where the variance is that of an α at hand even if
+    # nothing or all was accepted.
     estimate = _root(lambda a: excess(a, 0.0), 0.0, 1.0)
     low = _root(lambda a: excess(a, _NORMAL_90), 0.0, estimate)
     high = _root(lambda a: excess(a, -_NORMAL_90), estimate, 1.0)
@@ -129,7 +133,8 @@ def best_lookahead(
       at_lookahead: γ.
       verify_cost: v ≥ 1, in target steps.
       accepted: drafts that were accepted, of those
-      drafted: that were proposed, in rounds of `at_lookahead`: a third way to give α, with a 90% interval of α and γ.
+      drafted: that were proposed, in rounds of `at_lookahead`: a third way to give α, with a 90%
+        interval of α and γ.
 
     Raises:
       SdslError: a number is missing or out of range.
@@ -194,7 +199,8 @@ def best_lookahead(
 
             # S rises up to the best whole lookahead and falls beyond it.
             within = [_first(good, 1, whole), _first(lambda g: not good(g), whole + 1, None) - 1]
-        # S falls with d: the largest d at which some whole lookahead still pays, by bisection. At v = 1 it is α.
+        # S falls with d: the largest d at which some whole lookahead still pays, by bisection. At v
+        # = 1 it is α.
         break_even, too_dear = 0.0, 1.0
         for _ in range(50):
             middle = (break_even + too_dear) / 2

@@ -1,13 +1,14 @@
-"""Co-design as a constrained program: any choice of variables, objectives and constraints over one differentiable `outcome`.
+"""Co-design as a constrained program: any choice of variables, objectives and constraints over one
+differentiable `outcome`.
 
     minimise  Σ_k w_k · ln m_k(x)   subject to   ln(m_j(x)/limit_j) ≤ 0   and   lower ≤ x ≤ upper
 
-The metrics m are positive numbers of an `Outcome`, so that logarithms make objective and constraints free of units; x are
-logarithms of the variables (of 1 + γ for the lookahead).
+The metrics m are positive numbers of an `Outcome`, so that logarithms make objective and
+constraints free of units; x are logarithms of the variables (of 1 + γ for the lookahead).
 
-Constraints are met by an augmented Lagrangian (Hestenes, 1969; Powell, 1969; Rockafellar, 1973), which Optax minimises from many
-starts at once with the box kept by projection; Newton's method on the conditions of an optimum then makes each end exact.
-docs/theory.md, section 9.
+Constraints are met by an augmented Lagrangian (Hestenes, 1969; Powell, 1969; Rockafellar, 1973),
+which Optax minimises from many starts at once with the box kept by projection; Newton's method on
+the conditions of an optimum then makes each end exact. docs/theory.md, section 9.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from sdsl_jax.errors import require
 from sdsl_jax.theory.arrays import Scalar
 from sdsl_jax.theory.serving import Design, Outcome, Serving, outcome
 
-# Of what a designer may want little: fields of `Outcome`. Least seconds per token is most tokens per second.
+# Of what a designer may want little: fields of `Outcome`. Least seconds per token is most tokens
+# per second.
 METRICS = (
     "seconds_per_token",
     "cost_per_million_tokens",
@@ -45,11 +47,12 @@ METRICS = (
 _Tree = TypeVar("_Tree")
 _PRICED = {"cost_per_million_tokens", "training_cost", "total_cost"}
 
-# ρ of the augmented Lagrangian, in units of the objective per squared e-fold of violation. Logarithms of metrics bend by
-# less than 1 per e-fold of anything, so that this much dominates them without making the problem stiff.
+# ρ of the augmented Lagrangian, in units of the objective per squared e-fold of violation.
+# Logarithms of metrics bend by less than 1 per e-fold of anything, so that this much dominates them
+# without making the problem stiff.
 _PENALTY = 10.0
-# After a round that ends in a violation of more than this, ρ grows by the factor beside it: where hardly any design is
-# feasible, multipliers are large and would be long in coming.
+# After a round that ends in a violation of more than this, ρ grows by the factor beside it: where
+# hardly any design is feasible, multipliers are large and would be long in coming.
 _VIOLATED, _GROWTH = 1e-3, 2.0
 # A constraint holds if it does to this share of its limit.
 _TOLERANCE = 1e-6
@@ -130,7 +133,8 @@ class Solved(NamedTuple):
       outcome: what it gives.
       objective: Σ w·ln m there.
       multipliers: of the constraints, ≥ 0: what the objective would gain per e-fold of the limit.
-      kkt_residual: largest of: projected gradient of the Lagrangian, violation of a constraint, multiplier times slack.
+      kkt_residual: largest of: projected gradient of the Lagrangian, violation of a constraint,
+        multiplier times slack.
       feasible: whether every constraint holds, to 1e-6 of its limit.
       violation: largest of ln(m/limit), 0 where every constraint holds.
       starts_agreeing: share of starts whose end is as good.
@@ -257,8 +261,9 @@ def solve(
 
         f(x) + Σ_j [max(0, λ_j + ρ·g_j(x))² − λ_j²]/(2ρ),        λ_j ← max(0, λ_j + ρ·g_j(x)) after each round,
 
-    at a learning rate that falls to zero along a cosine within a round and starts at 1/(1 + r) of `learning_rate` in round r, and
-    is then polished. The best start is the feasible one of least objective; where none is feasible, the one that violates least.
+    at a learning rate that falls to zero along a cosine within a round and starts at 1/(1 + r) of
+    `learning_rate` in round r, and is then polished. The best start is the feasible one of least
+    objective; where none is feasible, the one that violates least.
 
     Args:
       task: static; one compilation serves all numbers.
@@ -299,7 +304,8 @@ def _solve(task: Task, numbers: Numbers, starts: Array, learning_rate: Array) ->
             slope, (pressed, violation) = jax.grad(augmented, has_aux=True)(x)
             updates, memory = transform.update(slope, memory, x)
             moved = optax.projections.projection_box(optax.apply_updates(x, updates), *within)
-            # By the end of a round x hardly moves any more: the multipliers that it was pressed by are those it ends with.
+            # By the end of a round x hardly moves any more: the multipliers that it was pressed by
+            # are those it ends with.
             last = (count + 1) % task.steps == 0
             penalty = jnp.where(last & (violation > _VIOLATED), _GROWTH * penalty, penalty)
             return (Point(moved, jnp.where(last, pressed, multipliers)), penalty, memory), x
@@ -356,7 +362,8 @@ def solve_many(
     starts: Float[Array | np.ndarray, "S V"],
     learning_rate: Array | float,
 ) -> Solved:
-    """A sweep as one program: every leaf of `numbers` has the sweep as its first axis, and so has every leaf of the result.
+    """A sweep as one program: every leaf of `numbers` has the sweep as its first axis, and so has
+    every leaf of the result.
 
     Raises:
       SdslError: as `solve`.

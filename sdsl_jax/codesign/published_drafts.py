@@ -1,7 +1,9 @@
-"""Published models that are small enough to draft, as their configuration files describe them, and whom they can draft for.
+"""Published models that are small enough to draft, as their configuration files describe them, and
+whom they can draft for.
 
-Parameters are counted from those files: embeddings once where they are tied. A tokenizer is named after the family; targets
-are families and sizes that a draft shares it with. Token budgets are those that the publishers state.
+Parameters are counted from those files: embeddings once where they are tied. A tokenizer is named
+after the family; targets are families and sizes that a draft shares it with. Token budgets are
+those that the publishers state.
 """
 
 from __future__ import annotations
@@ -64,7 +66,8 @@ class PublishedDraft(NamedTuple):
 
 
 _OPT = (50_272, 1, 180e9, "OPT-6.7B to 66B", 66e9)
-# The larger models pad their vocabulary further, to 152,064 rows: engines that compare sizes ask for the draft to be padded too.
+# The larger models pad their vocabulary further, to 152,064 rows: engines that compare sizes ask
+# for the draft to be padded too.
 _QWEN25 = (
     151_936,
     1,
@@ -131,10 +134,12 @@ PUBLISHED_DRAFTS = (
 )
 
 _SIZE = r"\d+(\.\d+)?[mb](?![a-z0-9])"
-# Names of targets, after the publisher and in lower case, that share the tokenizer of a family of drafts. A size must follow, so
-# that relatives with another vocabulary or other inputs do not match: Qwen3-Next, Qwen2.5-VL, Llama-3.2-90B-Vision,
-# GPT-NeoX-Japanese. QwQ-32B is a Qwen2.5-32B trained further; Llama 3, 3.1, 3.2 and 3.3 have the same merges and the same number
-# of tokens; distilled models of DeepSeek-R1 keep the text tokens of the models they were made from, and rename control tokens.
+# Names of targets, after the publisher and in lower case, that share the tokenizer of a family of
+# drafts. A size must follow, so that relatives with another vocabulary or other inputs do not
+# match: Qwen3-Next, Qwen2.5-VL, Llama-3.2-90B-Vision, GPT-NeoX-Japanese. QwQ-32B is a Qwen2.5-32B
+# trained further; Llama 3, 3.1, 3.2 and 3.3 have the same merges and the same number of tokens;
+# distilled models of DeepSeek-R1 keep the text tokens of the models they were made from, and rename
+# control tokens.
 _TARGETS = {
     "opt": rf"opt-(iml-(max-)?)?{_SIZE}",
     "Qwen2.5": rf"qwen2\.5(-coder|-math)?[-:]{_SIZE}|qwq[-:]32b(?![a-z0-9])|deepseek-r1-distill-qwen-{_SIZE}",
@@ -166,9 +171,11 @@ def is_head(name: str) -> bool:
 
 
 def published_draft(name: str) -> PublishedDraft | None:
-    """The published model of a name, whoever's copy it is and however it was tuned (-Instruct, -deduped); None if it is none.
+    """The published model of a name, whoever's copy it is and however it was tuned (-Instruct,
+    -deduped); None if it is none.
 
-    The coder and mathematics models of Qwen2.5 have the shapes of the models they were trained on from.
+    The coder and mathematics models of Qwen2.5 have the shapes of the models they were trained on
+    from.
     """
     if is_head(name):
         return None
@@ -181,7 +188,8 @@ def published_draft(name: str) -> PublishedDraft | None:
 
 
 def size_in_name(name: str) -> float | None:
-    """The parameters that a model's name states, such as 160M in JackFram/llama-160m; None if it states none, or several.
+    """The parameters that a model's name states, such as 160M in JackFram/llama-160m; None if it
+    states none, or several.
 
     The name of a drafting head states the size of its target: None.
     """

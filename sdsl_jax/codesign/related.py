@@ -38,12 +38,14 @@ class Interval(NamedTuple):
     """What the draws of the laws leave open; the device is taken as known.
 
     Attributes:
-      values: 90 % interval of each variable, of speed-up and acceptance, by name; sizes in the count of the loss law. None if
-        the laws have no draws, or none of them has an optimum.
+      values: 90% interval of each variable, of speed-up and acceptance, by name; sizes in the count
+        of the loss law. None if the laws have no draws, or none of them has an optimum.
       basis: what the intervals are taken over, or why there are none.
       draws: draws looked at.
-      share_that_speculate: of all draws, those with an optimum that is faster than the target alone; None without draws.
-      share_left_out: of all draws, those in which no design keeps the constraints, or α reaches 1; None without draws.
+      share_that_speculate: of all draws, those with an optimum that is faster than the target
+        alone; None without draws.
+      share_left_out: of all draws, those in which no design keeps the constraints, or α reaches 1;
+        None without draws.
     """
 
     values: dict[str, list[float]] | None
@@ -54,7 +56,7 @@ class Interval(NamedTuple):
 
 
 def interval_90(problem: Problem) -> Interval:
-    """90 % interval of the optimum over the draws of both laws, or why there is none."""
+    """90% interval of the optimum over the draws of both laws, or why there is none."""
     laws = {"loss": problem.loss, "acceptance": problem.acceptance}
     without = [
         f"{kind} law {law.name}: {law.basis}" for kind, law in laws.items() if law.draws is None

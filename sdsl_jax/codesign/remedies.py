@@ -23,11 +23,12 @@ _FLAGS = {
 
 
 def remedies(problem: Problem, design: Design) -> list[dict[str, Any]]:
-    """Each change that is enough by itself: its flags as text, and its values by key of the problem file.
+    """Each change that is enough by itself: its flags as text, and its values by key of the problem
+    file.
 
-    Devices double until some draft, lookahead and batch keep every limit; a batch is the largest below the given one that does; a
-    limit is the least that can be kept beside the others. Limits that help only together are one change. What is no variable is
-    as in the design.
+    Devices double until some draft, lookahead and batch keep every limit; a batch is the largest
+    below the given one that does; a limit is the least that can be kept beside the others. Limits
+    that help only together are one change. What is no variable is as in the design.
 
     Args:
       problem: without a feasible design.
@@ -39,7 +40,8 @@ def remedies(problem: Problem, design: Design) -> list[dict[str, Any]]:
     if config.draft_devices < devices and _keeps(problem, design, devices, devices):
         found.append({"draft.devices": devices})
     doubled = [2**k for k in range(int(math.log2(devices)) + 1, int(math.log2(_MOST_DEVICES)) + 1)]
-    # A draft that was put on some of the devices stays there if that will do, and else goes to all of them.
+    # A draft that was put on some of the devices stays there if that will do, and else goes to all
+    # of them.
     placements = [(n, d) for n in doubled for d in dict.fromkeys((apart or n, n))]
     more = next((place for place in placements if _keeps(problem, design, *place)), None)
     if more is not None:
@@ -106,9 +108,11 @@ def _keeps(
 
 
 def _limits(problem: Problem, designs: Evaluated) -> list[dict[str, float]]:
-    """For each limit but that of memory, which no flag moves, the least value that can be kept beside all other limits.
+    """For each limit but that of memory, which no flag moves, the least value that can be kept
+    beside all other limits.
 
-    Where several must move, their values at the design with the smallest product of factors by which it exceeds them.
+    Where several must move, their values at the design with the smallest product of factors by
+    which it exceeds them.
     """
     names, limits = problem.task.constraints, np.asarray(problem.numbers.limits)
     values = {name: np.asarray(getattr(designs.outcome, name)) for name in names}

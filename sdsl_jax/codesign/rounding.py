@@ -24,8 +24,8 @@ class Rounded(NamedTuple):
 
     Attributes:
       solved: the design and what it gives; infeasible where every neighbour violates a constraint.
-      loss: what rounding costs: exp(change of the objective) − 1, the relative change of a metric of weight 1. Below 0 only
-        where constraints are violated or the optimum was none.
+      loss: what rounding costs: exp(change of the objective) − 1, the relative change of a metric
+        of weight 1. Below 0 only where constraints are violated or the optimum was none.
     """
 
     solved: Solved
@@ -70,22 +70,26 @@ def round_design(
     allowed: Mapping[str, Sequence[float]] | None = None,
     solve_all: Callable[[Sequence[Numbers]], Sequence[Solved]] | None = None,
 ) -> Rounded:
-    """Rounds lookahead and batch to whole numbers and other variables to what is allowed of them; the rest adapts.
+    """Rounds lookahead and batch to whole numbers and other variables to what is allowed of them;
+    the rest adapts.
 
-    One variable after another is held at its neighbours below and above, the batch last, and those that are still free are
-    optimised anew: next to a limit that binds, the optimum itself may have no neighbour that keeps it. The best feasible end is
-    returned, or the one that violates least.
+    One variable after another is held at its neighbours below and above, the batch last, and those
+    that are still free are optimised anew: next to a limit that binds, the optimum itself may have
+    no neighbour that keeps it. The best feasible end is returned, or the one that violates least.
 
     Args:
       task: that was solved.
       numbers: of one problem.
       solved: its optimum.
-      allowed: by the name of a variable, the values that it may take, such as sizes of drafts that exist, in non-embedding
-        parameters. Lookahead and batch are whole unless named here; variables not named stay real.
-      solve_all: solves several problems of the task; one after another, from where the optimum is, if None.
+      allowed: by the name of a variable, the values that it may take, such as sizes of drafts that
+        exist, in non-embedding parameters. Lookahead and batch are whole unless named here;
+        variables not named stay real.
+      solve_all: solves several problems of the task; one after another, from where the optimum is,
+        if None.
 
     Raises:
-      SdslError: a name that is no variable of the task, or nothing allowed lies within the bounds of one.
+      SdslError: a name that is no variable of the task, or nothing allowed lies within the bounds
+        of one.
     """
     allowed = dict(allowed or {})
     for name in allowed:

@@ -17,14 +17,17 @@ _Tree = TypeVar("_Tree")
 
 
 class DesignSensitivities(NamedTuple):
-    """Elasticities of an optimum: d ln x*/d ln θ of each variable x, and d(objective)/d ln θ, for every number θ.
+    """Elasticities of an optimum: d ln x*/d ln θ of each variable x, and d(objective)/d ln θ, for
+    every number θ.
 
-    0 where θ is 0 or infinite, and of variables that rest on a bound. Not a number where the optimum is not isolated: where a
-    variable makes no difference, or more constraints bind than there are free variables.
+    0 where θ is 0 or infinite, and of variables that rest on a bound. Not a number where the
+    optimum is not isolated: where a variable makes no difference, or more constraints bind than
+    there are free variables.
 
     Attributes:
       variables: by the name of the variable, in the shape of what judges a design.
-      objective: in the same shape; of Σ w·ln m, so that it is an elasticity of the metric where there is one of weight 1.
+      objective: in the same shape; of Σ w·ln m, so that it is an elasticity of the metric where
+        there is one of weight 1.
       variables_fixed: as `variables`, for what was held fixed of the design; 0 for variables.
       objective_fixed: as `objective`, for what was held fixed of the design.
     """
@@ -45,10 +48,12 @@ def _elasticities(slopes: _Tree, at: _Tree) -> _Tree:
 
 
 def sensitivities(task: Task, numbers: Numbers, solved: Solved) -> DesignSensitivities:
-    """Elasticities of the optimum, with what is held at bounds and which constraints bind unchanged.
+    """Elasticities of the optimum, with what is held at bounds and which constraints bind
+    unchanged.
 
-    With F the `field` of the conditions, A its slopes in z = (x, λ) (the identity in components that are held) and θ a number,
-    A·dz/dθ = −∂F/∂θ in the free components. The objective's are ∂L/∂θ at fixed z (envelope theorem).
+    With F the `field` of the conditions, A its slopes in z = (x, λ) (the identity in components
+    that are held) and θ a number, A·dz/dθ = −∂F/∂θ in the free components. The objective's are
+    ∂L/∂θ at fixed z (envelope theorem).
 
     Args:
       task: that was solved.
@@ -75,10 +80,11 @@ def sensitivities(task: Task, numbers: Numbers, solved: Solved) -> DesignSensiti
 def _sensitivities(
     task: Task, numbers: Numbers, design: Design, multipliers: Array
 ) -> tuple[Array, Array]:
-    """Elasticities of the variables, [V, P], and of the objective, [P], by all P numbers in the order of their tree.
+    """Elasticities of the variables, [V, P], and of the objective, [P], by all P numbers in the
+    order of their tree.
 
-    One vector holds z and the numbers, so that one forward pass over it gives every slope: a program for vectors compiles in a
-    fraction of the time of one with as many scalars.
+    One vector holds z and the numbers, so that one forward pass over it gives every slope: a
+    program for vectors compiles in a fraction of the time of one with as many scalars.
     """
     leaves, kind = jax.tree.flatten((numbers.serving, numbers.fixed))
     point = Point(coordinates(task, design), multipliers)
@@ -113,10 +119,12 @@ def _sensitivities(
 def of_stated_sizes(
     task: Task, numbers: Numbers, solved: Solved, found: DesignSensitivities
 ) -> DesignSensitivities:
-    """The same sensitivities, with those of sizes in the parameter count of the loss law instead of outside embeddings.
+    """The same sensitivities, with those of sizes in the parameter count of the loss law instead of
+    outside embeddings.
 
-    With T the count of a model of size N and aspect ratio r, d ln T = ∂ln T/∂ln N·d ln N + ∂ln T/∂ln r·d ln r + direct terms,
-    such as that of the vocabulary. A size on a bound stays there: bounds are of the stated size.
+    With T the count of a model of size N and aspect ratio r, d ln T = ∂ln T/∂ln N·d ln N + ∂ln
+    T/∂ln r·d ln r + direct terms, such as that of the vocabulary. A size on a bound stays there:
+    bounds are of the stated size.
     """
     given = (as_arrays(numbers.serving), as_arrays(solved.design))
     variables, fixed = dict(found.variables), dict(found.variables_fixed)

@@ -16,7 +16,8 @@ class ServedDraft(NamedTuple):
 
     Attributes:
       name: to be loaded; empty where the draft has none yet.
-      source: "named" by [draft] name, "published" with the tokenizer of the target, "candidate", or "to_train".
+      source: "named" by [draft] name, "published" with the tokenizer of the target, "candidate", or
+        "to_train".
       total_params: its size, embeddings included.
       lookahead: its own best whole one.
       acceptance: α.
@@ -59,13 +60,15 @@ class ServedDraft(NamedTuple):
 def served_draft(
     problem: Problem, found: Comparison, whole: Solved, as_solved: bool
 ) -> ServedDraft:
-    """The named draft; else the best published one with the target's tokenizer, the best candidate, or the optimum, if it pays.
+    """The named draft; else the best published one with the target's tokenizer, the best candidate,
+    or the optimum, if it pays.
 
     Args:
       problem: that was solved.
       found: the drafts, where the engines put them.
       whole: the optimum in whole numbers.
-      as_solved: whether that is where the problem put them; the optimum's own draft is compared anew otherwise.
+      as_solved: whether that is where the problem put them; the optimum's own draft is compared
+        anew otherwise.
     """
     if found.named is not None:
         return _of(problem.config.draft.name, "named", found.named)

@@ -47,8 +47,9 @@ _FREE = {
     "draft_tokens": (1e10, 1e14),
     "aspect_ratio": (8.0, 512.0),
 }
-# Drafts from a 10,000th of the target to its own size, and of a million non-embedding parameters or more: smaller ones are
-# embeddings and little else, to which no law of sizes was fitted. Targets from a tenth to ten times the one that was given.
+# Drafts from a 10,000th of the target to its own size, and of a million non-embedding parameters or
+# more: smaller ones are embeddings and little else, to which no law of sizes was fitted. Targets
+# from a tenth to ten times the one that was given.
 _DRAFT_SHARE, _TARGET_RANGE = 1e-4, 10.0
 
 
@@ -155,8 +156,10 @@ class Memory(NamedTuple):
       capacity_bytes: of a device.
       usable_bytes: of it for weights and caches.
       fits: whether they fit; None where the capacity is not known.
-      smallest_devices: the smallest power of two that fits; None if there is none or the capacity is not known.
-      smallest_exactly: the smallest number that fits, for engines that can split a model into any number of parts.
+      smallest_devices: the smallest power of two that fits; None if there is none or the capacity
+        is not known.
+      smallest_exactly: the smallest number that fits, for engines that can split a model into any
+        number of parts.
     """
 
     target_bytes: float
@@ -220,10 +223,12 @@ def constant_acceptance(alpha: float, loss: LoadedLaw) -> LoadedLaw:
 
 
 def build(config: ProblemConfig) -> Problem:
-    """Loads what the settings name, converts sizes, and sets up variables, objective and constraints.
+    """Loads what the settings name, converts sizes, and sets up variables, objective and
+    constraints.
 
     Raises:
-      SdslError: a law or device cannot be loaded, a size has no model, or money is asked about without a price.
+      SdslError: a law or device cannot be loaded, a size has no model, or money is asked about
+        without a price.
     """
     c = config
     hardware = load_hardware(c.hardware.name)

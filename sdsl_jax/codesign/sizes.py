@@ -19,7 +19,8 @@ def total_params(params: float, rule: ShapeRule) -> float:
 
 
 def non_embedding_params(total: float, rule: ShapeRule) -> float:
-    """The N of the family member with so many parameters in all, by bisection: the count rises with N.
+    """The N of the family member with so many parameters in all, by bisection: the count rises with
+    N.
 
     Raises:
       SdslError: the embeddings alone would take all of it.

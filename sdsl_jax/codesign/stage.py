@@ -65,7 +65,8 @@ def solve_all(
                     target=ModelPoint(float(target.params_nonembedding), target.loss_nats),
                     acceptance_law=laws.acceptance[acceptance_law],
                     cost=cost,
-                    # Down to a third of the smallest draft, so that an optimum at the edge of the ladder shows as such.
+                    # Down to a third of the smallest draft, so that an optimum at the edge of the
+                    # ladder shows as such.
                     bounds=(smallest / 3, float(target.params_nonembedding)),
                 )
                 name = {
@@ -189,12 +190,14 @@ def _solve(
     values = jax.tree.map(
         np.asarray, _evaluate(problem, n, gamma, whole, sizes, map_sizes, lookaheads)
     )
-    # An unbounded law may reach α = 1: no lookahead is then too long, and there is no optimum to report.
+    # An unbounded law may reach α = 1: no lookahead is then too long, and there is no optimum to
+    # report.
     certain = bool(reference.acceptance >= 1) or bool(values.at["acceptance"] >= 1)
     pays = bool(found.speedup > 1) and gamma > 0 and not certain
     integer = int(whole[np.argmax(values.whole)]) if values.whole.max() > 1 and not certain else 0
     reference_pays = bool(reference.speedup > 1) and not certain
-    # The reference knows nothing of the largest lookahead: beyond it the two solve different problems, and a warning says so.
+    # The reference knows nothing of the largest lookahead: beyond it the two solve different
+    # problems, and a warning says so.
     compare = pays and 0 < float(reference.lookahead) <= c.max_lookahead
     entry = {
         "draft_params": n if pays else None,
@@ -233,7 +236,8 @@ def _solve(
         },
         **_intervals(config, jax.tree.map(lambda x: x[1:], optima)),
     }
-    # The path slows down as it converges: points evenly spread in the logarithm of the step show all of it.
+    # The path slows down as it converges: points evenly spread in the logarithm of the step show
+    # all of it.
     kept = np.unique(np.geomspace(1, c.steps, _PATH_POINTS).astype(int)) - 1
     landscape = {
         "curve": {"draft_params": _short(sizes)} | {k: _short(v) for k, v in values.curve.items()},
@@ -257,8 +261,9 @@ def _short(values: Any) -> list[float]:
 def _intervals(config: StudyConfig, draws: _Reference) -> dict[str, Any]:
     """Intervals of N*, γ* and S* over the joint bootstrap draws of the two laws.
 
-    Draws in which speculation does not pay have γ* = 0 and S* = 1 and no N*; draws whose law reaches α = 1 have no
-    optimum and are left out. Where fewer than half speculate no interval of an optimum means anything, and none is given.
+    Draws in which speculation does not pay have γ* = 0 and S* = 1 and no N*; draws whose law
+    reaches α = 1 have no optimum and are left out. Where fewer than half speculate no interval of
+    an optimum means anything, and none is given.
     """
     tail = (1 - config.fit.confidence) / 2
     finite = draws.acceptance < 1
@@ -291,7 +296,8 @@ def _trained(
 ) -> list[dict[str, Any]]:
     """Measured tokens per round of every trained draft and lookahead over the cost of such a round.
 
-    Under measured costs the round is made of the draft's own timed step and the verify pass timed at that very lookahead.
+    Under measured costs the round is made of the draft's own timed step and the verify pass timed
+    at that very lookahead.
     """
     sizes = {m.model_id: m for m in drafts}
     timed = timed_like(laws, targets, target)
@@ -362,7 +368,7 @@ def _warnings(entry: dict[str, Any], drafts: list[ModelRecord]) -> list[str]:
             "the lookahead stops at codesign.max_lookahead, which the reference would exceed"
         )
     if entry["speculate"] and 0.99 * entry["speedup"] <= 1:
-        warnings.append("plain decoding is within 1 % of the optimum")
+        warnings.append("plain decoding is within 1% of the optimum")
     if entry["speculate"] and not entry["interior"]:
         warnings.append("S still rises at the edge of the sizes considered")
     return warnings

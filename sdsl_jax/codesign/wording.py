@@ -111,9 +111,11 @@ def _flat(tree: Any) -> dict[str, float]:
 def ranked_sensitivities(
     task: Task, solved: Solved, found: DesignSensitivities, errors: dict[str, float]
 ) -> list[dict[str, Any]]:
-    """Elasticities of all variables and of the objective by every number that either depends on, what matters most first.
+    """Elasticities of all variables and of the objective by every number that either depends on,
+    what matters most first.
 
-    They are ranked by the largest elasticity among the variables, or by that of the objective where all rest on bounds.
+    They are ranked by the largest elasticity among the variables, or by that of the objective where
+    all rest on bounds.
 
     Args:
       task: that was solved.
@@ -130,7 +132,8 @@ def ranked_sensitivities(
         for name, value in _flat(found.objective_fixed).items()
         if name not in task.variables
     }
-    # Nobody has 1 % more embedding tables, a roofline of another corner, or more than all of the prefills.
+    # Nobody has 1% more embedding tables, a roofline of another corner, or more than all of the
+    # prefills.
     fixed = ("embedding_tables", "sharpness", "prefill_share")
     gains = {path: value for path, value in gains.items() if not path.endswith(fixed)}
     held = bool(np.all(np.asarray(solved.at_lower) | np.asarray(solved.at_upper)))

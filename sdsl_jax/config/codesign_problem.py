@@ -1,4 +1,5 @@
-"""The settings of a co-design problem for serving: frozen dataclasses, one for each section; no jax, no arrays.
+"""The settings of a co-design problem for serving: frozen dataclasses, one for each section; no
+jax, no arrays.
 
 Sizes are written as the loss law counts them: total parameters for the published laws but Kaplan's.
 """
@@ -73,8 +74,9 @@ class TargetConfig:
 class DraftConfig:
     """The draft: of which family, trained on how much, and which sizes to compare.
 
-    `acceptance` is a measured α of the one entry of `candidates`, used instead of the law; 0 if none was measured. `devices`
-    share the draft by tensor parallelism; all devices of the target where it is left out, as vLLM and SGLang run it.
+    `acceptance` is a measured α of the one entry of `candidates`, used instead of the law; 0 if
+    none was measured. `devices` share the draft by tensor parallelism; all devices of the target
+    where it is left out, as vLLM and SGLang run it.
     """
 
     tokens: Count = 1e12
@@ -132,9 +134,10 @@ class HardwareConfig:
 class WorkloadConfig:
     """What is asked of the server.
 
-    `context` is the mean number of positions in a row's cache. Left at 0 it follows from the prompt, `prompt_tokens` +
-    `new_tokens`/2, or is 2048 where the prompt is left at 0 too, which then follows from the context. `prefill` says where
-    prompts are read: "here", by the devices that decode, which decode nothing meanwhile, or "elsewhere", at nobody's cost.
+    `context` is the mean number of positions in a row's cache. Left at 0 it follows from the
+    prompt, `prompt_tokens` + `new_tokens`/2, or is 2048 where the prompt is left at 0 too, which
+    then follows from the context. `prefill` says where prompts are read: "here", by the devices
+    that decode, which decode nothing meanwhile, or "elsewhere", at nobody's cost.
     """
 
     batch: float = 1.0
@@ -178,8 +181,9 @@ class WorkloadConfig:
 class LawsConfig:
     """The laws, each by name or from a file.
 
-    `aspect_penalty` is κ in L·(1 + κ·ln²(r/r₀)) for a draft of aspect ratio r. The reference r₀ is [draft] aspect_ratio: the laws
-    are taken to be those of drafts of that shape, and it to be the best. Left out κ is `kaplan_penalty` of r₀.
+    `aspect_penalty` is κ in L·(1 + κ·ln²(r/r₀)) for a draft of aspect ratio r. The reference r₀ is
+    [draft] aspect_ratio: the laws are taken to be those of drafts of that shape, and it to be the
+    best. Left out κ is `kaplan_penalty` of r₀.
     """
 
     loss: str = "besiroglu"
@@ -224,7 +228,7 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class ConstraintsConfig:
-    """Largest allowed values of metrics; memory is limited to 90 % of the devices' where no limit is given."""
+    """Largest allowed values of metrics; memory is limited to 90% of the devices' where no limit is given."""
 
     seconds_per_token: float = math.inf
     cost_per_million_tokens: float = math.inf
@@ -362,8 +366,10 @@ def load_problem(
 
     Args:
       path: of the file.
-      changes: values by section and key. A section [objective] replaces that of the file; others are added to.
-      variables: names of all that is to vary, with the ranges of the file where it has them; as in the file if empty.
+      changes: values by section and key. A section [objective] replaces that of the file; others
+        are added to.
+      variables: names of all that is to vary, with the ranges of the file where it has them; as in
+        the file if empty.
 
     Raises:
       SdslError: the file cannot be read or parsed, or a value is not allowed.

@@ -13,9 +13,9 @@ from sdsl_jax.errors import require
 class MeasureConfig:
     """How acceptance, survival and latency are measured.
 
-    Exact α, and from the same pass the expected tokens per round of every lookahead up to `expected_lookahead`, is measured for
-    every pair. The live decoder runs for every pair as well, with `decode = "largest"` only for models of their largest budget,
-    and with "none" not at all.
+    Exact α, and from the same pass the expected tokens per round of every lookahead up to
+    `expected_lookahead`, is measured for every pair. The live decoder runs for every pair as well,
+    with `decode = "largest"` only for models of their largest budget, and with "none" not at all.
     """
 
     temperature: float = 1.0
@@ -69,9 +69,10 @@ class MeasureConfig:
 class DomainConfig:
     """A text to measure on besides the test split.
 
-    `source` is "validation" for the study's own validation split; the path of a .txt, .jsonl or .parquet file, or of a folder of
-    them; or "package:NAME/PATH" for files inside an installed Python package, where PATH may hold the wildcards * and **. An
-    `optional` domain is left out, with a note, where its file or package is not there.
+    `source` is "validation" for the study's own validation split; the path of a .txt, .jsonl or
+    .parquet file, or of a folder of them; or "package:NAME/PATH" for files inside an installed
+    Python package, where PATH may hold the wildcards * and **. An `optional` domain is left out,
+    with a note, where its file or package is not there.
     """
 
     name: str
@@ -88,10 +89,12 @@ class DomainConfig:
 
 @dataclass(frozen=True)
 class ConditionsConfig:
-    """Under which other conditions exact acceptance is measured: no decoding, one pass of each model for each condition.
+    """Under which other conditions exact acceptance is measured: no decoding, one pass of each
+    model for each condition.
 
-    `temperatures` are tried on the study's own domain, `domains` at `measure.temperature`. `other_drafts` names the folder of a
-    ladder that was trained on other text; its drafts are measured beside the study's own, and enter no fit.
+    `temperatures` are tried on the study's own domain, `domains` at `measure.temperature`.
+    `other_drafts` names the folder of a ladder that was trained on other text; its drafts are
+    measured beside the study's own, and enter no fit.
     """
 
     temperatures: tuple[float, ...] = ()
@@ -134,13 +137,15 @@ class HoldoutConfig:
 
 @dataclass(frozen=True)
 class ClockConfig:
-    """What is decoded on the clock: drafts of the largest budget with every target, at each of `lookaheads`, one row at a time.
+    """What is decoded on the clock: drafts of the largest budget with every target, at each of
+    `lookaheads`, one row at a time.
 
-    At each of `batches` three drafts (the smallest, a middle one, the largest) follow, at `batch_lookaheads`. `other_models`
-    names folders of further models, of the same text and tokenizer, that no law is fitted to: their targets join the others;
-    their drafts, of other shapes perhaps, are timed at `batch_lookaheads` beside those of the ladder of their size and tokens.
-    Batches and other shapes are timed with the two largest targets.
-    Each of `repetitions` decodes `prompts` prompts. `threads` is how many threads a computation on a CPU may use: small
+    At each of `batches` three drafts (the smallest, a middle one, the largest) follow, at
+    `batch_lookaheads`. `other_models` names folders of further models, of the same text and
+    tokenizer, that no law is fitted to: their targets join the others; their drafts, of other
+    shapes perhaps, are timed at `batch_lookaheads` beside those of the ladder of their size and
+    tokens. Batches and other shapes are timed with the two largest targets. Each of `repetitions`
+    decodes `prompts` prompts. `threads` is how many threads a computation on a CPU may use: small
     models are faster on one than on several. Nothing is timed while `lookaheads` is empty.
     """
 

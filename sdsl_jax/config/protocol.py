@@ -86,7 +86,8 @@ class ProtocolConfig:
       name: of the folder that it is written to.
       targets: models to speed up.
       drafts: models that propose.
-      prompts: a .jsonl or .txt file, beside the protocol's own file unless it is given on the command line.
+      prompts: a .jsonl or .txt file, beside the protocol's own file unless it is given on the
+        command line.
       draft_tokens: D, training tokens of the draft that the optima are for.
       measure: how pairs are measured.
       ignore_keys: settings that checkpoints are read without; see `sdsl measure --ignore-key`.

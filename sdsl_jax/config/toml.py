@@ -95,7 +95,8 @@ def from_dict(cls: type[T], values: Any, name: str = "") -> T:
     """Builds the dataclass `cls` from nested plain values.
 
     Raises:
-      SdslError: a key is unknown or missing, or a value has the wrong type or lies outside its range.
+      SdslError: a key is unknown or missing, or a value has the wrong type or lies outside its
+        range.
     """
     prefix = f"{name}." if name else ""
     require(isinstance(values, dict), f"{name} is {values!r}; it must be a table.")

@@ -19,7 +19,8 @@ _SCRIPT = Path(__file__).with_name("render_template.py")
 class ChatTemplate:
     """A template in jinja's language; one process renders everything and ends with this object.
 
-    A rendering may take 2 seconds of processor time, 256 MB of memory (on Linux), and a million characters beyond its messages.
+    A rendering may take 2 seconds of processor time, 256 MB of memory (on Linux), and a million
+    characters beyond its messages.
     """
 
     def __init__(self, source: str, file: str | Path = ""):

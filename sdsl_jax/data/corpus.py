@@ -1,7 +1,9 @@
-"""Text and its three splits: the embedded corpus cut by year, or one's own files or a Hugging Face data set cut by position.
+"""Text and its three splits: the embedded corpus cut by year, or one's own files or a Hugging Face
+data set cut by position.
 
-A corpus may be larger than memory. It passes through here once, in pieces, into one file of documents joined by NUL, in which
-the splits are ranges of bytes; later passes (a vocabulary is learnt, then the text is tokenised) read pieces of that file.
+A corpus may be larger than memory. It passes through here once, in pieces, into one file of
+documents joined by NUL, in which the splits are ranges of bytes; later passes (a vocabulary is
+learnt, then the text is tokenised) read pieces of that file.
 """
 
 from __future__ import annotations
@@ -38,14 +40,16 @@ class Span(NamedTuple):
 
 
 def sources(config: DataConfig, note: Callable[[str], None] = lambda text: None) -> list[str]:
-    """What the corpus is made of, in order: "sotu", data sets of Hugging Face, and files; a folder stands for its files.
+    """What the corpus is made of, in order: "sotu", data sets of Hugging Face, and files; a folder
+    stands for its files.
 
     Args:
       config: the corpus.
       note: receives one sentence on each folder of which something is left out.
 
     Raises:
-      SdslError: a source has no name, the embedded corpus stands in a list, or a folder cannot be read or holds no file that can.
+      SdslError: a source has no name, the embedded corpus stands in a list, or a folder cannot be
+        read or holds no file that can.
     """
     found: list[str] = []
     for source in (config.source,) if isinstance(config.source, str) else config.source:
@@ -73,9 +77,11 @@ def is_file(source: str) -> bool:
 
 
 def identity(source: str) -> list[str | int]:
-    """What tells one source from another at no cost: the version of the embedded corpus; path, size and time of change of a file.
+    """What tells one source from another at no cost: the version of the embedded corpus; path, size
+    and time of change of a file.
 
-    A data set of Hugging Face is known by its name, so that what was made of it is used again without a network.
+    A data set of Hugging Face is known by its name, so that what was made of it is used again
+    without a network.
 
     Raises:
       SdslError: a file cannot be read.
@@ -102,13 +108,15 @@ def write_text(
 ) -> dict[str, Span]:
     """Writes the whole text into one file and tells where its splits lie.
 
-    The embedded corpus goes by documents. All else is cut by position: of the bytes, the first train, the next validate, the
-    last test. A cut falls between two characters; the document that it meets is divided.
+    The embedded corpus goes by documents. All else is cut by position: of the bytes, the first
+    train, the next validate, the last test. A cut falls between two characters; the document that
+    it meets is divided.
 
     Args:
       config: the corpus.
       path: of the file to write.
-      note: receives one sentence on sources that are blank, and one on those that look like web pages.
+      note: receives one sentence on sources that are blank, and one on those that look like web
+        pages.
 
     Raises:
       SdslError: a source is missing, damaged, of an unknown kind or holds NUL, or there is no text.
@@ -151,8 +159,9 @@ def write_text(
 def read_pieces(path: Path, span: Span, size: int = PIECE_BYTES) -> Iterator[str]:
     """The text of a span in pieces of at most `size` bytes.
 
-    A piece ends behind the last NUL in it. Where a document is longer than a piece, it is cut before a blank that ends a
-    word, where a byte-level BPE never joins what stands on the two sides, or, in text without blanks, between characters.
+    A piece ends behind the last NUL in it. Where a document is longer than a piece, it is cut
+    before a blank that ends a word, where a byte-level BPE never joins what stands on the two
+    sides, or, in text without blanks, between characters.
     """
     start, end = span
     with open(path, "rb") as file:
@@ -183,7 +192,8 @@ def _write(file: BinaryIO, texts: Iterable[Iterable[str]], count: int = 0) -> tu
     """Writes documents, each given in pieces, behind `count` others, all joined by NUL.
 
     Returns:
-      How many documents there are now, and how the first of these that is not blank begins; empty if all are.
+      How many documents there are now, and how the first of these that is not blank begins; empty
+      if all are.
     """
     begins = ""
     for pieces in texts:
@@ -211,7 +221,8 @@ def _documents(source: str, config: DataConfig) -> Iterator[Iterable[str]]:
 
 
 def _sotu(config: DataConfig) -> tuple[list[str], list[str], list[str]]:
-    """State of the Union addresses: the test split is later years, the validation split addresses among the training years.
+    """State of the Union addresses: the test split is later years, the validation split addresses
+    among the training years.
 
     Validation takes whole addresses, spread evenly over time: one of every 1/validation_fraction.
     The package is located rather than imported, which spares its dependencies.

@@ -27,7 +27,8 @@ class Text:
 
     Attributes:
       ids: of the whole text.
-      bytes_per_token: mean UTF-8 bytes of a token; nats per token over it and ln 2 is bits per byte.
+      bytes_per_token: mean UTF-8 bytes of a token; nats per token over it and ln 2 is bits per
+        byte.
       sequence_length: tokens that a model sees, T.
     """
 
@@ -54,7 +55,8 @@ class Dataset:
 
     Attributes:
       splits: ids of "train", "validation" and "test", read as int32 from shards on disk.
-      bytes_per_token: mean UTF-8 bytes of a token in each split; nats per token over it and ln 2 is bits per byte.
+      bytes_per_token: mean UTF-8 bytes of a token in each split; nats per token over it and ln 2 is
+        bits per byte.
       sequence_length: tokens that a model sees, T.
       digest: SHA-256 over the ids of every split; the same ids cut into other splits have another.
     """
@@ -78,7 +80,8 @@ class Dataset:
         return self.text(split).windows(count)
 
     def batches(self, seed: int, batch_size: int) -> grain.MapDataset:
-        """Training batches, int32 [batch_size, T + 1]: `batches(seed, n)[step]` depends on nothing but its arguments.
+        """Training batches, int32 [batch_size, T + 1]: `batches(seed, n)[step]` depends on nothing
+        but its arguments.
 
         Every window of the training split is seen once an epoch, in a new order each epoch.
         """
@@ -101,17 +104,21 @@ class _WindowSource:
 
 
 def load_dataset(config: DataConfig, *, note: Callable[[str], None] | None = None) -> Dataset:
-    """Opens the tokenised corpus, which is read, split and tokenised first if no earlier start has done so.
+    """Opens the tokenised corpus, which is read, split and tokenised first if no earlier start has
+    done so.
 
-    The digest of a shard is checked if the shard has changed since it was written, and always in a corpus of up to 256 MiB.
+    The digest of a shard is checked if the shard has changed since it was written, and always in a
+    corpus of up to 256 MiB.
 
     Args:
       config: the corpus, its splits, its tokenizer and the length of its sequences.
-      note: receives a sentence when the corpus is being tokenised, which may take long; and at every start one on each thing
-        that may not be meant, such as files of a folder that are left out. Without it the latter are Python warnings.
+      note: receives a sentence when the corpus is being tokenised, which may take long; and at
+        every start one on each thing that may not be meant, such as files of a folder that are left
+        out. Without it the latter are Python warnings.
 
     Raises:
-      SdslError: the corpus cannot be read, a shard is damaged, or a split is shorter than one sequence.
+      SdslError: the corpus cannot be read, a shard is damaged, or a split is shorter than one
+        sequence.
     """
     unheard: list[str] = []
     sources(config, note or unheard.append)

@@ -1,7 +1,7 @@
 """Documents of files and of Hugging Face data sets, one after another and never all at once.
 
-A document is an iterable of pieces of text, because a .txt file is a single one, however large. NUL is no part of any text:
-it stands between documents, and text that holds it is refused.
+A document is an iterable of pieces of text, because a .txt file is a single one, however large. NUL
+is no part of any text: it stands between documents, and text that holds it is refused.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ _COUNTED = 1 << 28
 _BATCH_ROWS = 256
 _NAME = re.compile(r"(?P<path>[^:@\s]+)(:(?P<name>[^@\s]+))?(@(?P<revision>\S+))?")
 
-# A document and where it stands in its file, such as "line 3"; nowhere in particular where it is the whole file.
+# A document and where it stands in its file, such as "line 3"; nowhere in particular where it is
+# the whole file.
 _Placed = tuple[str, Iterable[str]]
 
 
 def documents(path: Path, text_column: str = "text", kind: str = "") -> Iterator[Iterable[str]]:
-    """Documents of one .txt file (the whole file), or of one .jsonl or .parquet file (a column of its rows).
+    """Documents of one .txt file (the whole file), or of one .jsonl or .parquet file (a column of
+    its rows).
 
     Text may be compressed (gzip, bzip2, xz, zstd).
 
@@ -40,7 +42,8 @@ def documents(path: Path, text_column: str = "text", kind: str = "") -> Iterator
       kind: ".txt", ".jsonl" or ".parquet"; that of the file's name if left out.
 
     Raises:
-      SdslError: the file is missing, damaged or of another kind, lacks the column, or its text holds NUL.
+      SdslError: the file is missing, damaged or of another kind, lacks the column, or its text
+        holds NUL.
     """
     kind = kind or kind_of(path)
     require(
@@ -51,10 +54,12 @@ def documents(path: Path, text_column: str = "text", kind: str = "") -> Iterator
 
 
 def hugging_face(name: str, text_column: str = "text") -> Iterator[Iterable[str]]:
-    """Documents of the training split of a data set, streamed: "owner/name", "owner/name:config", either with "@revision".
+    """Documents of the training split of a data set, streamed: "owner/name", "owner/name:config",
+    either with "@revision".
 
     Raises:
-      SdslError: the library `datasets` is not installed, the data set cannot be had, or a row has no text or holds NUL.
+      SdslError: the library `datasets` is not installed, the data set cannot be had, or a row has
+        no text or holds NUL.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -104,7 +109,8 @@ class Separators:
           where: the text stands in its file; the line in which NUL stands if left out.
 
         Raises:
-          SdslError: so much text has followed the first NUL that its reader should not wait for the end.
+          SdslError: so much text has followed the first NUL that its reader should not wait for the
+            end.
         """
         line = 1
         for piece in pieces:

@@ -1,7 +1,9 @@
-"""Texts of other domains to measure on: a split of the study's own corpus, files, or files inside an installed package.
+"""Texts of other domains to measure on: a split of the study's own corpus, files, or files inside
+an installed package.
 
-A domain is read in bounded pieces and tokenised with the study's tokenizer. Of one larger than `MOST_BYTES` every k-th piece is
-taken, spread evenly over it: more would not make a measurement on some hundreds of windows any better.
+A domain is read in bounded pieces and tokenised with the study's tokenizer. Of one larger than
+`MOST_BYTES` every k-th piece is taken, spread evenly over it: more would not make a measurement on
+some hundreds of windows any better.
 """
 
 from __future__ import annotations
@@ -119,7 +121,8 @@ def load_domain(
 
     Args:
       domain: which.
-      dataset: the study's corpus, for its tokenizer, the length of its sequences and its validation split.
+      dataset: the study's corpus, for its tokenizer, the length of its sequences and its validation
+        split.
       needed: windows that the text must hold.
       note: receives a sentence if files of a folder are left out.
 

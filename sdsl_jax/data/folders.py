@@ -42,8 +42,8 @@ def kind_of(path: Path) -> str:
 def read_folder(folder: Path, kinds: Collection[str], what: str) -> Folder:
     """The files of some kinds in a folder and in the folders below it.
 
-    Left out are hidden files, files in hidden folders, compressed files, and folders behind symbolic links, which may lead round
-    in a circle.
+    Left out are hidden files, files in hidden folders, compressed files, and folders behind
+    symbolic links, which may lead round in a circle.
 
     Args:
       folder: to look into.

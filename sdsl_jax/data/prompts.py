@@ -1,8 +1,9 @@
 """Prompts to measure a pair on: from a file, or from held-out text of a corpus.
 
-A `.txt` file holds one prompt a line; blank lines are passed over. A `.jsonl` file holds one object a line, and its prompt
-is the field that was asked for, or else what the first of these finds: `prompt`, `text`, `ctx`, `ctx_a` and `ctx_b`, `question`.
-Those with ctx are rows of HellaSwag: "ctx_a ctx_b", behind "activity_label: " where the row has one. Either may be compressed.
+A `.txt` file holds one prompt a line; blank lines are passed over. A `.jsonl` file holds one object
+a line, and its prompt is the field that was asked for, or else what the first of these finds:
+`prompt`, `text`, `ctx`, `ctx_a` and `ctx_b`, `question`. Those with ctx are rows of HellaSwag:
+"ctx_a ctx_b", behind "activity_label: " where the row has one. Either may be compressed.
 """
 
 from __future__ import annotations
@@ -81,17 +82,21 @@ def load_prompts(
     data: DataConfig | None,
     field: str = "",
 ) -> Prompts:
-    """Reads prompts and chooses `count` of them, spread evenly over the source, the first one included.
+    """Reads prompts and chooses `count` of them, spread evenly over the source, the first one
+    included.
 
-    A prompt of a file that is too long keeps its last tokens: they are what a continuation depends on. Held-out text is cut
-    into windows of `data.sequence_length` tokens, as in training, and a prompt is the first tokens of one.
+    A prompt of a file that is too long keeps its last tokens: they are what a continuation depends
+    on. Held-out text is cut into windows of `data.sequence_length` tokens, as in training, and a
+    prompt is the first tokens of one.
 
     Args:
-      source: a .txt or .jsonl file; "heldout" for the test split of `data`, "sotu" for that of the embedded corpus.
+      source: a .txt or .jsonl file; "heldout" for the test split of `data`, "sotu" for that of the
+        embedded corpus.
       tokenizer: of the models that the prompts are for.
       count: prompts wanted; all of them if there are fewer.
       max_tokens: of a prompt.
-      data: the text that the models were trained on; None if it is not known, so that nothing is held out from it.
+      data: the text that the models were trained on; None if it is not known, so that nothing is
+        held out from it.
       field: of the rows of a .jsonl file; found by itself if left empty.
 
     Raises:
@@ -146,7 +151,8 @@ def _held_out(
 ) -> Prompts:
     if source == EMBEDDED and data.source != EMBEDDED:
         data = DataConfig(sequence_length=data.sequence_length, shards=data.shards)
-    # Windows of any length can be cut from the corpus as it lies on disk; what is too short is said below.
+    # Windows of any length can be cut from the corpus as it lies on disk; what is too short is said
+    # below.
     ids = _test_ids(tokenizer, dataclasses.replace(data, sequence_length=8))
     windows = (
         len(ids) - 1
@@ -210,7 +216,8 @@ def read_prompts(path: Path, field: str = "") -> list[str]:
     """The texts of a .txt or .jsonl file, as the module describes them.
 
     Raises:
-      SdslError: the file is missing, damaged, of another kind or without prompts; a row has no prompt in it; or one holds NUL.
+      SdslError: the file is missing, damaged, of another kind or without prompts; a row has no
+        prompt in it; or one holds NUL.
     """
     kind = kind_of(path)
     require(

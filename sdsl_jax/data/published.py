@@ -29,7 +29,8 @@ class PublishedTokenizer:
     Attributes:
       kind: "published".
       vocab_size: one more than its largest id; the model's table may have more rows.
-      special_tokens: whether texts get what the file adds around them, such as a begin-of-text token.
+      special_tokens: whether texts get what the file adds around them, such as a begin-of-text
+        token.
       end_ids: ids that end a text, as the checkpoint says; empty if it does not.
       own_template: the chat template that came with the checkpoint, whether it is used or not.
       warnings: what a reader should know about how its files were read, a sentence each.
@@ -74,8 +75,9 @@ class PublishedTokenizer:
         Args:
           folder: of the checkpoint.
           special_tokens: whether texts get what tokenizer.json adds around them.
-          chat_template: "none" for texts as they are; "own" to make each the first message of a user in the checkpoint's
-            template; or a file with a template. Templates run in a sandbox.
+          chat_template: "none" for texts as they are; "own" to make each the first message of a
+            user in the checkpoint's template; or a file with a template. Templates run in a
+            sandbox.
 
         Raises:
           SdslError: tokenizer.json or the template is missing or damaged.
@@ -125,7 +127,8 @@ class PublishedTokenizer:
 
         Args:
           text: to encode.
-          literal: whether special tokens that the text spells out, such as <|endoftext|>, stay text.
+          literal: whether special tokens that the text spells out, such as <|endoftext|>, stay
+            text.
         """
         self._tokenizer.encode_special_tokens = literal
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -143,7 +146,8 @@ class PublishedTokenizer:
         return whole[:0], whole[:0]
 
     def encode_prompt(self, text: str, longest: int) -> EncodedPrompt:
-        """Ids of a prompt: of a text that is too long the last ones, behind the special tokens or within the template.
+        """Ids of a prompt: of a text that is too long the last ones, behind the special tokens or
+        within the template.
 
         Raises:
           SdslError: what stands around every text leaves no room for it.

@@ -1,7 +1,9 @@
-"""Renders chat templates in a process of its own, within limits of time and memory; `chat_template` starts it.
+"""Renders chat templates in a process of its own, within limits of time and memory; `chat_template`
+starts it.
 
-It runs as a script and imports nothing of the package, so that it starts in a moment. Each line that it reads is JSON,
-and so is each that it answers with: {"text": ...}, or {"error": ...}. A rendering that takes too long ends the process.
+It runs as a script and imports nothing of the package, so that it starts in a moment. Each line
+that it reads is JSON, and so is each that it answers with: {"text": ...}, or {"error": ...}. A
+rendering that takes too long ends the process.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ def _limit_memory() -> None:
 
 
 def _render(template: Any, request: dict[str, Any]) -> dict[str, str]:
-    # Of processor time, so that a busy machine changes nothing; the signal ends the process, whatever it is in.
+    # Of processor time, so that a busy machine changes nothing; the signal ends the process,
+    # whatever it is in.
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         length, parts = 0, []

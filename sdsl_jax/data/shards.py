@@ -80,9 +80,9 @@ def _write(path: Path, arrays: Iterable[np.ndarray], dtype: np.dtype) -> Shard:
 def check_shard(path: Path, shard: Shard, dtype: np.dtype, thorough: bool = False) -> None:
     """Sees whether a shard is what was written.
 
-    Its size is always checked. Its digest, which takes reading it all, is checked if the time of change is not the one that the
-    manifest holds (a copy, a flipped byte), or if asked for. A shard that is found whole gets that time again and is trusted
-    from then on.
+    Its size is always checked. Its digest, which takes reading it all, is checked if the time of
+    change is not the one that the manifest holds (a copy, a flipped byte), or if asked for. A shard
+    that is found whole gets that time again and is trusted from then on.
 
     Raises:
       SdslError: the shard is missing or damaged.

@@ -1,8 +1,9 @@
 """The tokenised corpus on disk: made once, found again by every later start.
 
-A corpus is a folder, named by its key: what it is made of, how it is split and how it is tokenised. It holds the shards of each
-split, a BPE's tokenizer.json, and manifest.json. It is made in a private folder beside it and then renamed, so it is never seen
-unfinished; processes that want the same corpus wait for the one that is making it.
+A corpus is a folder, named by its key: what it is made of, how it is split and how it is tokenised.
+It holds the shards of each split, a BPE's tokenizer.json, and manifest.json. It is made in a
+private folder beside it and then renamed, so it is never seen unfinished; processes that want the
+same corpus wait for the one that is making it.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ from sdsl_jax.data.tokenizer import Tokenizer, fingerprint, make_tokenizer
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.records import read_json, write_json
 
-# Of how text is read and tokenised: a corpus that an earlier version made is not found, and is made anew.
+# Of how text is read and tokenised: a corpus that an earlier version made is not found, and is made
+# anew.
 FORMAT, VERSION = "sdsl-corpus", 3
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
-# Bytes of a piece of which a vocabulary is learnt; the library holds a few hundred of them at a time.
+# Bytes of a piece of which a vocabulary is learnt; the library holds a few hundred of them at a
+# time.
 _SAMPLE_BYTES = 1 << 16
 
 
@@ -54,7 +57,8 @@ def corpus_folder(config: DataConfig) -> Path:
 
 
 def source_digests(config: DataConfig) -> list[str]:
-    """Identity of the text: SHA-256 of every file, from the manifest where there is one; else the name and version of a source.
+    """Identity of the text: SHA-256 of every file, from the manifest where there is one; else the
+    name and version of a source.
 
     Raises:
       SdslError: a file of the corpus cannot be read.
@@ -147,9 +151,11 @@ def prepare(
 
 @contextlib.contextmanager
 def _turn(path: Path, note: Callable[[str], None]) -> Iterator[bool]:
-    """Waits while another process holds the lock, and holds it; false where the file system has no locks.
+    """Waits while another process holds the lock, and holds it; false where the file system has no
+    locks.
 
-    The kernel takes a lock back from a process that dies. Without locks several may make the same corpus, each in its own folder.
+    The kernel takes a lock back from a process that dies. Without locks several may make the same
+    corpus, each in its own folder.
     """
     with open(path, "ab") as file:
         try:

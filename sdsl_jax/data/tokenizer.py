@@ -39,7 +39,8 @@ class EncodedPrompt(NamedTuple):
 
 
 class Tokenizer(Protocol):
-    """What the rest of the package asks of a tokenizer. Id 0 (`END_ID`) ends a document in every one of ours.
+    """What the rest of the package asks of a tokenizer. Id 0 (`END_ID`) ends a document in every
+    one of ours.
 
     Attributes:
       kind: "bytes" or "bpe", as in `data.tokenizer`, or "published".
@@ -81,10 +82,12 @@ class Tokenizer(Protocol):
 
 
 def same_tokens(a: Tokenizer, b: Tokenizer) -> bool:
-    """Whether ids mean the same to both, as a draft needs to be of use: one may know tokens beyond those of the other.
+    """Whether ids mean the same to both, as a draft needs to be of use: one may know tokens beyond
+    those of the other.
 
-    Published models of one family often differ in special tokens, which were added or renamed later, and in how far their tables
-    are filled up. Special tokens of either are therefore passed over; what they are called is no matter of losslessness.
+    Published models of one family often differ in special tokens, which were added or renamed
+    later, and in how far their tables are filled up. Special tokens of either are therefore passed
+    over; what they are called is no matter of losslessness.
     """
     special = a.special_ids() | b.special_ids()
     smaller, larger = sorted((a.tokens(), b.tokens()), key=len)
@@ -93,7 +96,8 @@ def same_tokens(a: Tokenizer, b: Tokenizer) -> bool:
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """The same for two of our tokenizers if they map texts to the same ids: the kind, and SHA-256 of vocabulary and merges.
+    """The same for two of our tokenizers if they map texts to the same ids: the kind, and SHA-256
+    of vocabulary and merges.
 
     Not of the file, whose form changes between versions of the library that writes it.
     """
@@ -165,7 +169,8 @@ class BPETokenizer:
 
     @classmethod
     def train(cls, texts: str | Iterable[str], vocab_size: int) -> BPETokenizer:
-        """Learns merges from a text or several, each of one or more documents joined by NUL; deterministic.
+        """Learns merges from a text or several, each of one or more documents joined by NUL;
+        deterministic.
 
         What is kept of them is a count of each different word, so they may be larger than memory.
 
@@ -259,13 +264,15 @@ def read_tokenizer(path: Path) -> HuggingFaceTokenizer:
         raise SdslError(
             f"the tokenizer {path} is damaged: it is not the JSON of a tokenizer."
         ) from None
-    # The library makes room for every id up to the largest, and ends the process where there is none.
+    # The library makes room for every id up to the largest, and ends the process where there is
+    # none.
     require(largest < _MOST_IDS, f"the tokenizer {path} is damaged: it has the id {largest:,}.")
     return tokenizer
 
 
 def hugging_face_json(tokenizer: Tokenizer) -> tuple[str, str | None]:
-    """A tokenizer as the content of a tokenizer.json with the same ids, and the token in it that ends a document, if any does.
+    """A tokenizer as the content of a tokenizer.json with the same ids, and the token in it that
+    ends a document, if any does.
 
     Bytes become a byte-level BPE without merges, whose tokens are the 256 bytes.
     """

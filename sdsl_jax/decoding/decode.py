@@ -144,8 +144,9 @@ def speculate(
 ) -> Decoded:
     """Decodes with a draft; the output is distributed exactly as the target's own.
 
-    One trace serves every lookahead up to `max_lookahead`; the verify pass is then `max_lookahead` + 1 wide whatever the
-    lookahead, which is right for acceptance statistics and wrong for timing: to time, leave `max_lookahead` out.
+    One trace serves every lookahead up to `max_lookahead`; the verify pass is then `max_lookahead`
+    + 1 wide whatever the lookahead, which is right for acceptance statistics and wrong for timing:
+    to time, leave `max_lookahead` out.
 
     Args:
       draft: proposes tokens: a model, or n-grams of the text itself.
@@ -154,20 +155,22 @@ def speculate(
       lookahead: drafts per round, γ; or a rule by which each row chooses its own in every round.
       new_tokens: tokens to emit at most, for all rows or for each.
       prompt_lengths: tokens of each prompt; the full width if left out.
-      max_lookahead: largest lookahead of the trace; `lookahead` if left out, and needed with a rule.
+      max_lookahead: largest lookahead of the trace; `lookahead` if left out, and needed with a
+        rule.
       sampling: temperature and filters, of draft and target alike.
       verification: "token" or "block".
       seed: of the run.
-      rows: numbers that name the rows; 0..B−1 if left out. A row's output depends on seed, number and prompt alone.
+      rows: numbers that name the rows; 0..B−1 if left out. A row's output depends on seed, number
+        and prompt alone.
       stop_tokens: ids after which a row stops.
-      keep_distributions: whether to return drafts and both distributions of every round, which takes
-        rows × rounds × (2γ + 1) × vocabulary numbers.
-      room: new tokens that buffers and caches have room for; the largest of `new_tokens` if left out. Calls of the same room
-        share a program.
+      keep_distributions: whether to return drafts and both distributions of every round, which
+        takes rows × rounds × (2γ + 1) × vocabulary numbers.
+      room: new tokens that buffers and caches have room for; the largest of `new_tokens` if left
+        out. Calls of the same room share a program.
 
     Raises:
-      SdslError: an argument lies outside its range, the vocabularies differ, rows outgrow a table of positions, or logits are not
-        finite.
+      SdslError: an argument lies outside its range, the vocabularies differ, rows outgrow a table
+        of positions, or logits are not finite.
     """
     if not isinstance(lookahead, LookaheadRule):
         require(

@@ -1,7 +1,8 @@
 """What proposes tokens: a model with its cache, or the text's own earlier n-grams.
 
-A drafter is described by a hashable value, static under `jit`, and pure functions of arrays. It gives distributions; drawing
-from them, and deciding how often, is the loop's business. Suffixes: B rows, L token buffer, V vocabulary.
+A drafter is described by a hashable value, static under `jit`, and pure functions of arrays. It
+gives distributions; drawing from them, and deciding how often, is the loop's business. Suffixes: B
+rows, L token buffer, V vocabulary.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Proposal(NamedTuple):
 
     Attributes:
       probs: its distribution q; what stands in rows without a proposal is not looked at.
-      confidence: the drafter's largest probability before temperature and filters, which at temperature 0 would make it 1.
+      confidence: the drafter's largest probability before temperature and filters, which at
+        temperature 0 would make it 1.
       available: whether there is a proposal.
       finite: whether all logits behind it are.
     """
@@ -111,8 +113,9 @@ class ModelDrafter:
     ) -> tuple[Proposal, KVCache]:
         """Feeds the last two tokens of each row.
 
-        Two, for after a full acceptance the draft has not seen its own last token yet; elsewhere the first of them is written
-        again as it was. A row of a single token feeds it twice, to the same slot.
+        Two, for after a full acceptance the draft has not seen its own last token yet; elsewhere
+        the first of them is written again as it was. A row of a single token feeds it twice, to the
+        same slot.
         """
         last = lengths - 1
         pair = jnp.stack([jnp.maximum(last - 1, 0), last], axis=1)
@@ -143,11 +146,13 @@ class ModelDrafter:
 
 @dataclass(frozen=True)
 class NgramDraft:
-    """Prompt look-up: continue as the text went on after the latest earlier occurrence of its last tokens.
+    """Prompt look-up: continue as the text went on after the latest earlier occurrence of its last
+    tokens.
 
-    A baseline that costs nothing to train: longer n-grams are tried first, and a row whose last token is new to it proposes
-    nothing. What was copied may be copied again, so that a text in a cycle is continued at any length. Proposals are certain (q
-    is one at a single token), so a draft v is accepted with probability p_v.
+    A baseline that costs nothing to train: longer n-grams are tried first, and a row whose last
+    token is new to it proposes nothing. What was copied may be copied again, so that a text in a
+    cycle is continued at any length. Proposals are certain (q is one at a single token), so a draft
+    v is accepted with probability p_v.
 
     Attributes:
       vocab_size: of the target.
@@ -206,7 +211,8 @@ class NgramDraft:
         self, source: Array, tokens: Array, lengths: Array, number: Array | int
     ) -> Proposal:
         known = source >= 0
-        # Beyond the row's end stands what this round has copied so far: the stretch from the source on, over and over.
+        # Beyond the row's end stands what this round has copied so far: the stretch from the source
+        # on, over and over.
         at = jnp.where(known, source + number % jnp.maximum(lengths - source, 1), 0)
         copied = jnp.take_along_axis(tokens, at[:, None], axis=1)[:, 0]
         probs = jax.nn.one_hot(copied, self.vocab_size, dtype=jnp.float32)

@@ -1,8 +1,10 @@
-"""How far ahead to guess: a fixed lookahead, or one that each row chooses for itself, round by round.
+"""How far ahead to guess: a fixed lookahead, or one that each row chooses for itself, round by
+round.
 
-Every rule decides from what is known *before* a token is drawn — earlier rounds, or the distribution that the next draft would
-come from — and a draft once drawn is verified whatever it is. Under this condition a varying lookahead leaves the output
-distributed as the target's own, with token and with block verification. Suffix: B rows.
+Every rule decides from what is known *before* a token is drawn — earlier rounds, or the
+distribution that the next draft would come from — and a draft once drawn is verified whatever it
+is. Under this condition a varying lookahead leaves the output distributed as the target's own, with
+token and with block verification. Suffix: B rows.
 """
 
 from __future__ import annotations
@@ -81,11 +83,14 @@ class FixedLookahead(_Memoryless):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ConfidenceThreshold(_Memoryless):
-    """Draft on while the draft's largest probability reaches a threshold, up to the largest lookahead of the run.
+    """Draft on while the draft's largest probability reaches a threshold, up to the largest
+    lookahead of the run.
 
-    The probability is that before temperature and filters, so that the rule means the same in greedy decoding.
+    The probability is that before temperature and filters, so that the rule means the same in
+    greedy decoding.
 
-    The step that finds the draft unsure has been paid for and yields no draft; a round may have none at all.
+    The step that finds the draft unsure has been paid for and yields no draft; a round may have
+    none at all.
     """
 
     threshold: float | Float[Array, ""]
@@ -112,9 +117,10 @@ class ConfidenceThreshold(_Memoryless):
 class OnlineLookahead(_Memoryless):
     """The closed form's best whole γ for a running estimate of each row's α, at measured costs.
 
-    The estimate is (prior_tests·prior + Σ accepted)/(prior_tests + Σ tested), older rounds discounted; under block
-    verification, which does not test drafts one by one, the same counts stand for it. At least one draft is made in every
-    round: a row that stopped drafting would never learn that its text became easier.
+    The estimate is (prior_tests·prior + Σ accepted)/(prior_tests + Σ tested), older rounds
+    discounted; under block verification, which does not test drafts one by one, the same counts
+    stand for it. At least one draft is made in every round: a row that stopped drafting would never
+    learn that its text became easier.
 
     Attributes:
       draft_step: seconds of a draft step, or any unit that `verify_pass` shares.

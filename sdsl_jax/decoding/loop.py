@@ -1,8 +1,9 @@
 """Speculative and autoregressive decoding as jitted loops over batched rows.
 
-Both loops keep, for every row, a buffer of tokens and its length; caches hold what the models have seen of it. A model's
-cache is right up to the last position that was fed with a token the row kept, and everything later is overwritten before
-it is read, so nothing is ever copied back. Suffixes: B rows, G largest lookahead, R rounds, V vocabulary, L token buffer.
+Both loops keep, for every row, a buffer of tokens and its length; caches hold what the models have
+seen of it. A model's cache is right up to the last position that was fed with a token the row kept,
+and everything later is overwritten before it is read, so nothing is ever copied back. Suffixes: B
+rows, G largest lookahead, R rounds, V vocabulary, L token buffer.
 """
 
 from __future__ import annotations
@@ -27,17 +28,22 @@ RUNNING, STOP_TOKEN, LENGTH = range(3)
 
 
 class Events(NamedTuple):
-    """What happened in each round of each row, [rows, rounds]; entries after a row's last round are zero.
+    """What happened in each round of each row, [rows, rounds]; entries after a row's last round are
+    zero.
 
     Attributes:
       start: position of the first token that the round emitted.
-      proposed: drafts verified, γ; under a rule that may decline to draft it can be 0 in a round that took place. Near the end
-        of a table of positions, those that the models can judge: what they say beyond it is neither kept nor counted.
+      proposed: drafts verified, γ; under a rule that may decline to draft it can be 0 in a round
+        that took place. Near the end of a table of positions, those that the models can judge: what
+        they say beyond it is neither kept nor counted.
       verified: drafts that verification kept, before anything was cut off at a stop.
       accepted: drafts kept and emitted: those after a stop do not count.
-      emitted: tokens emitted: accepted + 1, unless the row stopped first; 0 where the row took no part.
-      chance: `Verdict.chance`: its sum is what `verified` must equal on average, [rows, rounds, γ_max].
-      stop_reason: why the row stopped in this round: 0 it did not, 1 a stop token, 2 its maximum length.
+      emitted: tokens emitted: accepted + 1, unless the row stopped first; 0 where the row took no
+        part.
+      chance: `Verdict.chance`: its sum is what `verified` must equal on average, [rows, rounds,
+        γ_max].
+      stop_reason: why the row stopped in this round: 0 it did not, 1 a stop token, 2 its maximum
+        length.
     """
 
     start: Int[Array, "B R"]
@@ -50,7 +56,8 @@ class Events(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """The drafts of each round, and both distributions at each of their positions; zero where nothing was drafted.
+    """The drafts of each round, and both distributions at each of their positions; zero where
+    nothing was drafted.
 
     Attributes:
       drafts: drafted tokens.
@@ -79,7 +86,8 @@ class Decoded(NamedTuple):
     """The outcome of a decoding run.
 
     Attributes:
-      tokens: prompts followed by what was emitted, int32 [B, L]; past a row's length there are zeros.
+      tokens: prompts followed by what was emitted, int32 [B, L]; past a row's length there are
+        zeros.
       lengths: tokens of each row, prompt included, int32 [B].
       prompt_lengths: tokens of each prompt, int32 [B].
       max_lengths: length at which each row had to stop, int32 [B].
@@ -87,7 +95,8 @@ class Decoded(NamedTuple):
       batch_rounds: rounds that the whole batch took: each as slow as its slowest row.
       blocks: drafts and distributions of every round, if they were asked for.
       finite: whether the logits were finite; None once that was checked.
-      position_limit: positions that both models can tell apart, of each row; None without a table of positions.
+      position_limit: positions that both models can tell apart, of each row; None without a table
+        of positions.
     """
 
     tokens: Int[Array, "B L"]
@@ -167,7 +176,8 @@ def verify_rows(
 
 
 class _Drafts(NamedTuple):
-    """A round's drafts so far: tokens, where they came from, how many each row has, which rows may take more.
+    """A round's drafts so far: tokens, where they came from, how many each row has, which rows may
+    take more.
 
     `finite` says whether the logits behind every proposal so far were.
     """
@@ -268,12 +278,14 @@ def speculative_loop(
     keep_distributions: bool,
     whole_rounds: bool = False,
 ) -> Decoded:
-    """Rounds of draft steps, one verify pass and an emission, until every row is done; `decode.speculate` has the arguments.
+    """Rounds of draft steps, one verify pass and an emission, until every row is done;
+    `decode.speculate` has the arguments.
 
-    With `whole_rounds`, to be timed, they end before the first round that could stop a row or cut what it emits short.
+    With `whole_rounds`, to be timed, they end before the first round that could stop a row or cut
+    what it emits short.
 
-    Caches hold the prompts and have room for `buffer` + `max_lookahead` + 1 positions, so that no write of a round that
-    starts before the end can fall outside.
+    Caches hold the prompts and have room for `buffer` + `max_lookahead` + 1 positions, so that no
+    write of a round that starts before the end can fall outside.
     """
     B, G, V = requests.prompts.shape[0], max_lookahead, target.ids
     every = jnp.arange(B)

@@ -1,7 +1,9 @@
-"""Randomness of the decoders, keyed by what a number belongs to: run, row, position at which the round starts, place in it.
+"""Randomness of the decoders, keyed by what a number belongs to: run, row, position at which the
+round starts, place in it.
 
-Uniforms have the 23 bits of float32, as in `jax.random.categorical`: of tokens with probabilities near 1e-7 and below some are
-drawn a little too seldom, which in a vocabulary of tens of thousands with a flat tail may add up to a thousandth.
+Uniforms have the 23 bits of float32, as in `jax.random.categorical`: of tokens with probabilities
+near 1e-7 and below some are drawn a little too seldom, which in a vocabulary of tens of thousands
+with a flat tail may add up to a thousandth.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ def row_keys(seed: int, rows: Int[np.ndarray, " B"]) -> Array:
 
 
 def start_keys(keys: Array, buffer: int) -> Array:
-    """One key per row and position at which a round may start, [B, L]: what a round's randomness belongs to.
+    """One key per row and position at which a round may start, [B, L]: what a round's randomness
+    belongs to.
 
-    Not to the position of the token alone: under block verification the noise behind a dropped draft has been looked at.
+    Not to the position of the token alone: under block verification the noise behind a dropped
+    draft has been looked at.
     """
     return jax.vmap(
         lambda key: jax.vmap(lambda start: jax.random.fold_in(key, start))(jnp.arange(buffer))
@@ -48,7 +52,8 @@ class Noise(NamedTuple):
 def round_noise(keys: Array, starts: Int[Array, " B"], G: int, V: int) -> Noise:
     """Noise of the rounds that start at these positions, given the keys of all positions.
 
-    Draft i takes the (i + 1)-th stretch of V + 1 numbers, whatever G is, so that a wider trace decodes alike.
+    Draft i takes the (i + 1)-th stretch of V + 1 numbers, whatever G is, so that a wider trace
+    decodes alike.
     """
 
     def of_row(keys: Array, start: Array) -> Array:

@@ -1,8 +1,10 @@
-"""From logits to the distribution that tokens are drawn from: temperature, then top-k, top-p and min-p.
+"""From logits to the distribution that tokens are drawn from: temperature, then top-k, top-p and
+min-p.
 
-The order is that of Hugging Face transformers: the logits are divided by the temperature first, and each filter looks at the
-probabilities that the one before it left, normalised. Draft and target go through this one function, so that the
-distribution a token was drawn from and the one it is verified against cannot differ.
+The order is that of Hugging Face transformers: the logits are divided by the temperature first, and
+each filter looks at the probabilities that the one before it left, normalised. Draft and target go
+through this one function, so that the distribution a token was drawn from and the one it is
+verified against cannot differ.
 """
 
 from __future__ import annotations
@@ -21,12 +23,14 @@ from sdsl_jax.errors import require
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. Values are traced; which filters there are is not, so that those left out cost nothing.
+    """How tokens are drawn. Values are traced; which filters there are is not, so that those left
+    out cost nothing.
 
     Attributes:
       temperature: of the softmax; 0 for greedy decoding, where the filters change nothing.
       top_k: keep the k most probable tokens, and those as probable as the k-th.
-      top_p: keep the most probable tokens that together reach this mass, and those as probable as the last of them.
+      top_p: keep the most probable tokens that together reach this mass, and those as probable as
+        the last of them.
       min_p: keep tokens at least this many times as probable as the most probable one.
     """
 
@@ -99,9 +103,11 @@ def first_largest(values: Float[Array, "... V"]) -> Int[Array, ...]:
 
 
 def finite_logits(logits: Float[Array, "... V"]) -> Bool[Array, ...]:
-    """Whether all logits of a position are finite, before any filter; one NaN makes every probability NaN.
+    """Whether all logits of a position are finite, before any filter; one NaN makes every
+    probability NaN.
 
-    Ids that a model has no row for do not count as broken: their logits are finite, and lower than all others.
+    Ids that a model has no row for do not count as broken: their logits are finite, and lower than
+    all others.
     """
     return jnp.isfinite(logits).all(axis=-1)
 
@@ -124,7 +130,8 @@ def probabilities(logits: Float[Array, "... V"], sampling: Sampling) -> Float[Ar
 
 
 def draw(probs: Float[Array, "... V"], gumbels: Float[Array, "... V"]) -> Int[Array, ...]:
-    """The token at which ln p + noise is largest, noise being standard Gumbel: distributed as p, and never one of p = 0.
+    """The token at which ln p + noise is largest, noise being standard Gumbel: distributed as p,
+    and never one of p = 0.
 
     Apart from the noise, so that the noise of many draws can be made at once.
     """

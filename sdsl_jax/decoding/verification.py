@@ -1,14 +1,16 @@
 """Verification of drafted tokens: pure functions of probabilities that know no model.
 
-Both rules emit tokens that are distributed exactly as the target's own. Suffixes: G drafted tokens, V vocabulary.
+Both rules emit tokens that are distributed exactly as the target's own. Suffixes: G drafted tokens,
+V vocabulary.
 
-Token verification (Leviathan et al., 2211.17192; Chen et al., 2302.01318): accept a drafted token v with probability
-min(1, p_v / q_v); at the first rejection draw from the residual max(p − q, 0), normalised; if nothing is rejected, draw one
-more token from the target.
+Token verification (Leviathan et al., 2211.17192; Chen et al., 2302.01318): accept a drafted token v
+with probability min(1, p_v / q_v); at the first rejection draw from the residual max(p − q, 0),
+normalised; if nothing is rejected, draw one more token from the target.
 
-Block verification (Sun et al., 2403.10444) decides on the block as a whole. With w_0 = 1 and w_i = min(1, w_{i−1}·p_i/q_i), draft
-i is the last one kept if it passes a test of probability h_i and no later one does, h_i chosen so that P(i or more kept | first i
-drafts) = w_i. It never keeps fewer drafts on average than token verification, since Π min(1, p/q) ≤ w.
+Block verification (Sun et al., 2403.10444) decides on the block as a whole. With w_0 = 1 and w_i =
+min(1, w_{i−1}·p_i/q_i), draft i is the last one kept if it passes a test of probability h_i and no
+later one does, h_i chosen so that P(i or more kept | first i drafts) = w_i. It never keeps fewer
+drafts on average than token verification, since Π min(1, p/q) ≤ w.
 """
 
 from __future__ import annotations
@@ -31,10 +33,12 @@ class Verdict(NamedTuple):
 
     Attributes:
       accepted: number of drafts kept, 0..lookahead.
-      next_token: the token drawn after them, from the residual or, if all were kept, from the target.
-      chance: P(i or more kept | i − 1 or more kept, first i − 1 drafts) at the positions i = 1 … min(accepted + 1, γ), which were
-        tested; 0 elsewhere. Under token verification Σ_v min(p_v, q_v); under block verification Σ_v min(w·p_v, q_v)/w with the
-        weight w of the drafts before. Given what came before it, each test is kept with its chance: a coin of its own.
+      next_token: the token drawn after them, from the residual or, if all were kept, from the
+        target.
+      chance: P(i or more kept | i − 1 or more kept, first i − 1 drafts) at the positions i = 1 …
+        min(accepted + 1, γ), which were tested; 0 elsewhere. Under token verification Σ_v min(p_v,
+        q_v); under block verification Σ_v min(w·p_v, q_v)/w with the weight w of the drafts before.
+        Given what came before it, each test is kept with its chance: a coin of its own.
     """
 
     accepted: Int[Array, ""]
@@ -72,11 +76,13 @@ def verify_tokens(
     """Token verification of the first `lookahead` drafts of one row.
 
     Args:
-      drafts: drafted tokens, each drawn from its row of `draft_probs`; those from `lookahead` on are not looked at.
+      drafts: drafted tokens, each drawn from its row of `draft_probs`; those from `lookahead` on
+        are not looked at.
       draft_probs: q at each drafted position.
       target_probs: p at each drafted position and at the one after the last.
       lookahead: γ, from 0 to G.
-      uniforms: of [0, 1), one for each test; independent of the noise that the drafts were drawn with.
+      uniforms: of [0, 1), one for each test; independent of the noise that the drafts were drawn
+        with.
       gumbels: standard Gumbel noise for the token after the accepted ones; independent of both.
     """
     chex.assert_shape(target_probs, (drafts.shape[0] + 1, draft_probs.shape[1]))
@@ -98,8 +104,10 @@ class BlockTests(NamedTuple):
     """What block verification asks of the drafts of one row.
 
     Attributes:
-      weights: w_i = min(1, w_{i−1}·p_i/q_i), the probability that i drafts or more are kept given the first i, i = 1..G.
-      passing: h_i, the probability that the test of draft i passes; the last draft whose test passes is the last one kept.
+      weights: w_i = min(1, w_{i−1}·p_i/q_i), the probability that i drafts or more are kept given
+        the first i, i = 1..G.
+      passing: h_i, the probability that the test of draft i passes; the last draft whose test
+        passes is the last one kept.
     """
 
     weights: Float[Array, " G"]
@@ -112,9 +120,11 @@ def block_tests(
     target_probs: Float[Array, "G+1 V"],
     lookahead: Int[Array, ""] | int,
 ) -> BlockTests:
-    """Weights and tests of the first `lookahead` drafts; arguments as in `verify_tokens`. Entries beyond mean nothing.
+    """Weights and tests of the first `lookahead` drafts; arguments as in `verify_tokens`. Entries
+    beyond mean nothing.
 
-    h_i = Σ_v max(w_i·p_v − q_v, 0) / (Σ_v max(w_i·p_v − q_v, 0) + 1 − w_i) with p and q after the i-th draft, and h_γ = w_γ.
+    h_i = Σ_v max(w_i·p_v − q_v, 0) / (Σ_v max(w_i·p_v − q_v, 0) + 1 − w_i) with p and q after the
+    i-th draft, and h_γ = w_γ.
     """
     positions = jnp.arange(drafts.shape[0])
     p, q = target_probs[positions, drafts], draft_probs[positions, drafts]
@@ -128,7 +138,8 @@ def block_tests(
     following = jnp.concatenate([draft_probs[1:], jnp.zeros_like(draft_probs[:1])])
     left = jnp.maximum(weights[:, None] * target_probs[1:] - following, 0.0).sum(axis=-1)
     below = left + 1 - weights
-    # Where nothing is left and the weight is 1, every later draft passes with certainty: any value would do.
+    # Where nothing is left and the weight is 1, every later draft passes with certainty: any value
+    # would do.
     inner = jnp.where(below > 0, left / jnp.where(below > 0, below, 1.0), 1.0)
     return BlockTests(weights, jnp.where(positions == lookahead - 1, weights, inner))
 
@@ -141,10 +152,12 @@ def verify_block(
     uniforms: Float[Array, " G"],
     gumbels: Float[Array, " V"],
 ) -> Verdict:
-    """Block verification of the first `lookahead` drafts of one row; arguments as in `verify_tokens`.
+    """Block verification of the first `lookahead` drafts of one row; arguments as in
+    `verify_tokens`.
 
-    The noise behind a draft has been looked at by the decision even where the draft is dropped, so it must not be used
-    again: keys of drafts have to name the block they belong to, not their position alone.
+    The noise behind a draft has been looked at by the decision even where the draft is dropped, so
+    it must not be used again: keys of drafts have to name the block they belong to, not their
+    position alone.
     """
     G = drafts.shape[0]
     chex.assert_shape(target_probs, (G + 1, draft_probs.shape[1]))
@@ -153,13 +166,15 @@ def verify_block(
     passed = (uniforms < passing) & (positions < lookahead)
     accepted = jnp.max(jnp.where(passed, positions + 1, 0))
 
-    # The block so far counts with its weight in the residual; after the last draft the token comes from the target itself.
+    # The block so far counts with its weight in the residual; after the last draft the token comes
+    # from the target itself.
     weight = jnp.where(
         (accepted > 0) & (accepted < lookahead), weights[jnp.maximum(accepted - 1, 0)], 1.0
     )
     q = jnp.where(accepted < lookahead, draft_probs[jnp.minimum(accepted, G - 1)], 0.0)
     rest = residual(weight * target_probs[accepted], q)
-    # P(i + 1 or more kept | first i drafts) = Σ_v min(w_i·p_v, q_v), and w_i = P(i or more kept | first i drafts).
+    # P(i + 1 or more kept | first i drafts) = Σ_v min(w_i·p_v, q_v), and w_i = P(i or more kept |
+    # first i drafts).
     before = jnp.concatenate([jnp.ones(1, weights.dtype), weights[:-1]])
     kept = overlap(before[:, None] * target_probs[:-1], draft_probs) / jnp.where(
         before > 0, before, 1.0

@@ -25,7 +25,7 @@ from sdsl_jax.theory import (
     coefficients,
 )
 
-# Draws that optima and their elasticities are computed for: enough for a 90 % interval.
+# Draws that optima and their elasticities are computed for: enough for a 90% interval.
 _DRAWS = 200
 # The paper's ratio; and what "barely" is taken to mean, as a change of ln N* with ln D.
 _RATIO, _BARELY = 200.0, 0.1
@@ -118,7 +118,8 @@ def sensitivity(inputs: Inputs) -> dict[str, Any] | None:
         for coefficient, values in coefficients(slopes).items():
             drawn = np.asarray(coefficients(draws)[coefficient], float)
             at = float(coefficients(laws.loss if law == "loss" else acceptance)[coefficient])
-            # A scale or an exponent that is known to a factor only is moved by its logarithm, where the map is nearly linear.
+            # A scale or an exponent that is known to a factor only is moved by its logarithm, where
+            # the map is nearly linear.
             logarithmic = coefficient in POSITIVE - {"E"} and at > 0 and bool((drawn > 0).all())
             error = float(np.log(drawn).std() if logarithmic else drawn.std())
             worth = np.asarray(values, float) * error * (at if logarithmic else 1.0)
@@ -356,7 +357,8 @@ def _row(
         low, high, answer = math.nan, math.nan, "undecided"
     else:
         low, high = (float(x) for x in np.quantile(finite, [tail, 1 - tail]))
-        # Where the bootstrap is so biased that its interval does not hold the estimate, it decides nothing.
+        # Where the bootstrap is so biased that its interval does not hold the estimate, it decides
+        # nothing.
         decisive = low <= estimate <= high
         answer = (
             "undecided"

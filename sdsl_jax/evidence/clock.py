@@ -168,7 +168,8 @@ def _policies(found: list[Cell], optimum: PredictedOptimum) -> dict[str, list[Ce
 def _regret(
     found: list[Cell], chosen: list[Cell], least: float = 0.0, decline: bool = False
 ) -> float:
-    """Mean over the chosen and over both halves of 1 − S(chosen)/S(best), the best one chosen on the other half.
+    """Mean over the chosen and over both halves of 1 − S(chosen)/S(best), the best one chosen on
+    the other half.
 
     Args:
       found: the decoders to choose from.
@@ -232,7 +233,8 @@ def _batches(found: list[Cell]) -> list[dict[str, Any]]:
         for batch in sorted({c.batch for c in alike}):
             of_batch = [c for c in alike if c.batch == batch]
             predicted = max(of_batch, key=lambda c: c.predicted)
-            # The best of several noisy ones looks better than it is: it is chosen on one half and judged on the other.
+            # The best of several noisy ones looks better than it is: it is chosen on one half and
+            # judged on the other.
             best = [_best_of_half(of_batch, half) for half in (0, 1)]
             points.append(
                 {

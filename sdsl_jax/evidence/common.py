@@ -53,7 +53,8 @@ def student_p_value(t: float, degrees: int) -> float:
 
 
 def holm(p_values: Sequence[float] | np.ndarray, level: float) -> Bool[np.ndarray, " n"]:
-    """Which hypotheses Holm's step-down procedure rejects; the chance of any false rejection is at most `level`.
+    """Which hypotheses Holm's step-down procedure rejects; the chance of any false rejection is at
+    most `level`.
 
     Valid under any dependence between the tests (Holm, 1979).
     """

@@ -43,7 +43,8 @@ def exact_rows(inputs: Inputs, drafts: set[str], estimator: str) -> list[Accepta
     targets = {model.model_id for model in inputs.models if model.role == "target"}
     rows = [row for row in inputs.conditions if row.draft_id in drafts and row.target_id in targets]
     rows = [row for row in rows if row.estimator == estimator]
-    # The conditions come last: their own rows at base conditions, if any, are of the same windows as the others.
+    # The conditions come last: their own rows at base conditions, if any, are of the same windows
+    # as the others.
     known = [
         row for row in inputs.acceptance if row.draft_id in drafts and row.estimator == estimator
     ]
@@ -58,7 +59,8 @@ def by_both(
     Args:
       ask: gives the answer by one estimator, or None.
       inputs: of the evidence.
-      first: the estimator that the question is about; where it was not measured the other one takes its place.
+      first: the estimator that the question is about; where it was not measured the other one takes
+        its place.
     """
     answers = [ask(inputs, name) for name in (first, *(name for name in EXACT if name != first))]
     found = [answer for answer in answers if answer is not None]
@@ -129,8 +131,8 @@ def _pairs(grid: Grid, gap: np.ndarray) -> list[dict[str, Any]]:
 def temperature(inputs: Inputs) -> dict[str, Any] | None:
     """α by temperature, and whether the law in the loss gap needs a level and slope for each.
 
-    First on the target's own samples, which are what a decoder visits at that temperature. Returns None where fewer than two
-    temperatures, or drafts of fewer than two sizes, were measured.
+    First on the target's own samples, which are what a decoder visits at that temperature. Returns
+    None where fewer than two temperatures, or drafts of fewer than two sizes, were measured.
     """
     return by_both(_temperature, inputs, "teacher_forced_samples")
 
@@ -238,10 +240,12 @@ def _temperature_laws(
 
 
 def domain(inputs: Inputs) -> dict[str, Any] | None:
-    """α by domain, and which loss carries the law over to a new one: that of the study's own text, or that of the very domain.
+    """α by domain, and which loss carries the law over to a new one: that of the study's own text,
+    or that of the very domain.
 
-    First on the text itself, where losses and α are those of the same contexts: the target's samples soon leave the domain that
-    their prompts come from. Returns None where fewer than two domains were measured with their losses.
+    First on the text itself, where losses and α are those of the same contexts: the target's
+    samples soon leave the domain that their prompts come from. Returns None where fewer than two
+    domains were measured with their losses.
     """
     return by_both(_domain, inputs, "teacher_forced_text")
 

@@ -23,10 +23,11 @@ from sdsl_jax.fitting import DependenceFit, fit_dependence
 from sdsl_jax.records import ExpectedRecord
 from sdsl_jax.theory import tokens_per_round
 
-# γ = 1 knows the dependence of neighbours alone, γ = 4 that of runs; see `fitting.dependence` for why no larger one.
+# γ = 1 knows the dependence of neighbours alone, γ = 4 that of runs; see `fitting.dependence` for
+# why no larger one.
 _FITTED = (1, 4)
 _LEVEL = 0.05
-# What a loss of speed-up must stay below for the geometric formula to count as good enough: 1 %.
+# What a loss of speed-up must stay below for the geometric formula to count as good enough: 1%.
 _REGRET_MARGIN = 0.01
 _MODELS = ("geometric", "geometric_at_1", "geometric_fitted", "beta", "persistent")
 
@@ -44,9 +45,11 @@ class _Table(NamedTuple):
 
 
 def dependence(inputs: Inputs) -> dict[str, Any] | None:
-    """Constancy of α̂(γ), three models of dependence judged on lookaheads they were not fitted to, and what γ* costs.
+    """Constancy of α̂(γ), three models of dependence judged on lookaheads they were not fitted to,
+    and what γ* costs.
 
-    Returns None without expected rounds at γ = 1 and at two more lookaheads of any pair whose α on samples is known.
+    Returns None without expected rounds at γ = 1 and at two more lookaheads of any pair whose α on
+    samples is known.
     """
     table = _table(inputs)
     if table is None:

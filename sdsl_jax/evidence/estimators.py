@@ -26,7 +26,8 @@ _Value = tuple[float, float]
 
 
 def estimators(inputs: Inputs) -> dict[str, Any] | None:
-    """Mean differences of α between its estimators over pairs, and the decoder's self-checks against the standard normal.
+    """Mean differences of α between its estimators over pairs, and the decoder's self-checks
+    against the standard normal.
 
     Returns None where no two estimators were measured on the same pair, and no self-check was made.
     """

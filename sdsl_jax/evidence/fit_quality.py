@@ -34,7 +34,8 @@ def residuals(inputs: Inputs) -> dict[str, Any] | None:
         return None
     models = _fitted(inputs)
     found = inputs.fits["loss_law"]["residuals"]
-    # Predicted − measured, so that the sign is turned: positive where the model is worse than the law.
+    # Predicted − measured, so that the sign is turned: positive where the model is worse than the
+    # law.
     loss = -np.asarray([found[m.model_id] for m in models])
     sizes = np.asarray([m.params_nonembedding for m in models])
     fit = inputs.fits["acceptance_laws"][0]
@@ -119,8 +120,9 @@ def _seed_scatter(models: list[ModelRecord]) -> float | None:
 def coverage(inputs: Inputs) -> dict[str, Any] | None:
     """How often the intervals of the loss law hold the truth, on this very design.
 
-    Tables are simulated from the fitted law with scatter of the size that the fit left, a part of it shared by each rung as the
-    residuals say, and refitted with the same bootstrap. None unless `fit.coverage` asks for simulations.
+    Tables are simulated from the fitted law with scatter of the size that the fit left, a part of
+    it shared by each rung as the residuals say, and refitted with the same bootstrap. None unless
+    `fit.coverage` asks for simulations.
     """
     count = inputs.config.fit.coverage
     if count == 0 or "loss_law" not in inputs.fits:
@@ -153,7 +155,7 @@ def coverage(inputs: Inputs) -> dict[str, Any] | None:
         "coverage": {name: _binomial(np.asarray(values)) for name, values in inside.items()},
         "basis": f"{count} tables simulated from the fitted law on the same design, residual scatter {law['rmse']:.3g}, of which "
         f"{shared:.0%} is shared by the models of a rung; each refitted with {config.bootstrap} resamples of {config.resample}; "
-        "in brackets the 99 % binomial interval (Wilson)",
+        "in brackets the 99% binomial interval (Wilson)",
     }
 
 
@@ -175,7 +177,7 @@ def _intervals(
 
 
 def _binomial(inside: np.ndarray) -> dict[str, float]:
-    """Share of successes with Wilson's 99 % interval."""
+    """Share of successes with Wilson's 99% interval."""
     z, n = 2.5758, len(inside)
     p = inside.mean()
     middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)

@@ -33,8 +33,8 @@ class Rung(NamedTuple):
 def forecast(config: StudyConfig, seen: list[ModelRecord], fits: dict[str, Any]) -> dict[str, Any]:
     """Publishes what laws say about all that the study keeps back; looks at no record of it.
 
-    The intervals of a single loss or α hold the uncertainty of the laws, from joint bootstrap draws, and how far sizes that the
-    laws had not seen lay from them, each left out in turn.
+    The intervals of a single loss or α hold the uncertainty of the laws, from joint bootstrap
+    draws, and how far sizes that the laws had not seen lay from them, each left out in turn.
 
     Args:
       config: the whole study, whose `holdout` says what is kept back.
@@ -49,7 +49,8 @@ def forecast(config: StudyConfig, seen: list[ModelRecord], fits: dict[str, Any])
         Rung(m.role, m.params_nonembedding, m.train_tokens): m
         for m in sorted(seen, key=lambda m: m.seed, reverse=True)
     }
-    # A model scatters about the law by one amount, whether its loss is asked for or an α that follows from it.
+    # A model scatters about the law by one amount, whether its loss is asked for or an α that
+    # follows from it.
     losses = {
         rung: np.asarray(laws.loss_draws(float(rung.params), float(rung.tokens)), float)
         * np.exp(

@@ -14,7 +14,8 @@ from sdsl_jax.fitting.loss import fit_loss, loss_table
 from sdsl_jax.records import ModelRecord, longest_trained
 from sdsl_jax.theory import ACCEPTANCE_LAWS, AcceptanceLaw, ModelPoint
 
-# What a study sets out to reach: mean relative error of the losses of the largest size, of α in absolute terms, and regret of S.
+# What a study sets out to reach: mean relative error of the losses of the largest size, of α in
+# absolute terms, and regret of S.
 GOALS = {"largest_loss": 0.01, "alpha_mae": 0.02, "regret": 0.03}
 # Budgets are rounded to whole steps.
 _SAME_TOKENS = 0.05
@@ -125,10 +126,11 @@ def _losses(inputs: Inputs, published: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _loss_by_depth(inputs: Inputs) -> list[dict[str, Any]]:
-    """After the fact: errors on the largest size of loss laws fitted to all smaller models of at least so many layers.
+    """After the fact: errors on the largest size of loss laws fitted to all smaller models of at
+    least so many layers.
 
-    L(N, D) takes size for the only thing that a shape does. Where models of one layer and of several do not lie on one line, a
-    law fitted to both has the wrong slope, and shows it here.
+    L(N, D) takes size for the only thing that a shape does. Where models of one layer and of
+    several do not lie on one line, a law fitted to both has the wrong slope, and shows it here.
     """
     models = [m for m in inputs.models if not m.epochs > inputs.config.fit.max_epochs]
     largest = max(m.params_nonembedding for m in models)
@@ -243,7 +245,8 @@ def _choice(inputs: Inputs, published: dict[str, Any]) -> dict[str, Any] | None:
         return None
     optimum = published["optimum"]
     alpha = np.asarray([_predicted_alpha(published, m, target) for m in found.drafts])
-    # A law whose acceptance reaches 1 asks for drafts without end: its lookahead is infinite, and so null in the file.
+    # A law whose acceptance reaches 1 asks for drafts without end: its lookahead is infinite, and
+    # so null in the file.
     asked = optimum["lookahead"]
     endless = asked is None or not math.isfinite(asked)
     lookahead = int(found.lookaheads[-1]) if endless else max(1, round(asked))

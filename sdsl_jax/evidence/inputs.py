@@ -23,10 +23,12 @@ class Inputs(NamedTuple):
     Attributes:
       config: the study.
       models: its drafts and targets.
-      acceptance: α of every pair by every estimator, in the study's own domain and at its temperature.
+      acceptance: α of every pair by every estimator, in the study's own domain and at its
+        temperature.
       survival: S_k of the live decoder.
       expected: expected tokens per round of every pair and lookahead, without decoding.
-      conditions: exact α at other temperatures, in other domains, and of other drafts; may be empty.
+      conditions: exact α at other temperatures, in other domains, and of other drafts; may be
+        empty.
       other_models: drafts trained on other text; may be empty.
       losses: losses of all these models in all these domains; may be empty.
       fits: contents of `fits.json`.

@@ -160,7 +160,8 @@ def _largest_target(table: PairTable, inputs: Inputs) -> dict[str, dict[str, Any
 
 
 def _domain_tables(inputs: Inputs) -> dict[str, PairTable]:
-    """For every domain at the study's temperature the pairs of its own drafts, with losses of that very domain.
+    """For every domain at the study's temperature the pairs of its own drafts, with losses of that
+    very domain.
 
     α on the text itself, so that loss and acceptance share their contexts.
     """
@@ -222,7 +223,8 @@ def _left_out_domains(name: str, domains: dict[str, PairTable], inputs: Inputs) 
 def _independent_regret(
     table: PairTable, alpha: np.ndarray, of: np.ndarray, inputs: Inputs
 ) -> float | None:
-    """Mean over domains and targets of the regret of acting on predicted α, S by the geometric formula at the measured α.
+    """Mean over domains and targets of the regret of acting on predicted α, S by the geometric
+    formula at the measured α.
 
     In other domains tokens per round were not measured, only α.
     """

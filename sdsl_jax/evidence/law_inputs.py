@@ -18,7 +18,8 @@ _COUNTS = {
     "total parameters": "params_total",
     "FLOPs per token": "flops_per_token",
 }
-# Perplexities of the plane: exp of nats per token, or 2 to the bits per byte; on the test split or the validation split.
+# Perplexities of the plane: exp of nats per token, or 2 to the bits per byte; on the test split or
+# the validation split.
 _LOSSES = {
     "nats per token, test": "loss_nats",
     "bits per byte, test": "bits_per_byte",
@@ -29,8 +30,9 @@ _LOSSES = {
 def law_inputs(inputs: Inputs) -> dict[str, Any] | None:
     """Held-out errors of the same laws given other counts and other losses.
 
-    Counts are judged by laws that look at sizes (the power law, the log-linear length, and the loss law on its largest size),
-    losses by laws that look at losses (the planes and the gap). Left out are draft sizes, all budgets and seeds at once.
+    Counts are judged by laws that look at sizes (the power law, the log-linear length, and the loss
+    law on its largest size), losses by laws that look at losses (the planes and the gap). Left out
+    are draft sizes, all budgets and seeds at once.
     """
     if not inputs.has_pairs:
         return None

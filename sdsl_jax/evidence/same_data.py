@@ -14,17 +14,19 @@ from sdsl_jax.fitting.inference import bootstrap_weights
 
 # Differences in α smaller than this are of no consequence.
 _MARGIN = 0.01
-# Standard deviation of the local weights, as a share of the range of losses of the study's own drafts.
+# Standard deviation of the local weights, as a share of the range of losses of the study's own
+# drafts.
 _BANDWIDTH = 0.3
 # Fewer runs than this do not hold a curve.
 _FEWEST_RUNS = 4
 
 
 def same_data(inputs: Inputs) -> dict[str, Any] | None:
-    """α of every other-text draft minus that of a same-data draft of equal loss, against the same targets and on the same text.
+    """α of every other-text draft minus that of a same-data draft of equal loss, against the same
+    targets and on the same text.
 
-    First on the text that the losses are of. Returns None without other-text drafts whose loss and α on the study's own text are
-    known, or with too few own drafts.
+    First on the text that the losses are of. Returns None without other-text drafts whose loss and
+    α on the study's own text are known, or with too few own drafts.
     """
     return by_both(_same_data, inputs, "teacher_forced_text")
 

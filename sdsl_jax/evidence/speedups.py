@@ -11,7 +11,8 @@ from sdsl_jax.theory import speedup
 
 
 class Measured(NamedTuple):
-    """What every draft gives one target at every lookahead: S = τ/(γ·d + 1), d the ratio of FLOPs per token (2603.11053).
+    """What every draft gives one target at every lookahead: S = τ/(γ·d + 1), d the ratio of FLOPs
+    per token (2603.11053).
 
     Attributes:
       drafts: the drafts.

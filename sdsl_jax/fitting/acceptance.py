@@ -19,7 +19,8 @@ from sdsl_jax.fitting.solver import fit
 from sdsl_jax.records import AcceptanceRecord, ModelRecord, column
 from sdsl_jax.theory import ModelPoint
 
-# With fewer training runs of targets resampling cannot show how far one target lies from another of its loss.
+# With fewer training runs of targets resampling cannot show how far one target lies from another of
+# its loss.
 FEW_TARGETS = 5
 
 
@@ -171,7 +172,8 @@ def fit_acceptance(
                 residual_unit="acceptance probability",
                 basis=basis,
             )
-            # A draft is left out with all its budgets: they share a trunk, and one would give the others away.
+            # A draft is left out with all its budgets: they share a trunk, and one would give the
+            # others away.
             errors = left_out_residuals(
                 form, data, best.parameters, sizes, config.acceptance_huber_delta
             )

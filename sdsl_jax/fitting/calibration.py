@@ -24,7 +24,8 @@ from sdsl_jax.theory.hardware import Hardware, Precision, Shape
 
 # Bytes of an element.
 BYTES = {"float32": 4.0, "bfloat16": 2.0}
-# A median whose interval is wider than this share on either side is noisy, and a device whose timings are so is busy.
+# A median whose interval is wider than this share on either side is noisy, and a device whose
+# timings are so is busy.
 _NOISY = 0.05
 # A coefficient whose interval spans more than this factor is not known from these timings ...
 _VAGUE = 3.0
@@ -125,7 +126,8 @@ def timing_of(row: TimingRecord) -> Timing:
 def fit_device(
     rows: Sequence[TimingRecord], *, starts: int, draws: int, confidence: float, seed: int = 0
 ) -> DeviceFit:
-    """Fits a device to timings: first without the models that are held out, to see the error on them, then to all.
+    """Fits a device to timings: first without the models that are held out, to see the error on
+    them, then to all.
 
     Args:
       rows: of one device and type of number.
@@ -135,7 +137,8 @@ def fit_device(
       seed: of starts and resamples.
 
     Raises:
-      SdslError: there are too few rows, or none that is held out, or they are of several types of number.
+      SdslError: there are too few rows, or none that is held out, or they are of several types of
+        number.
     """
     dtypes = sorted({row.dtype for row in rows})
     require(

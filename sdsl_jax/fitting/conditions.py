@@ -55,7 +55,8 @@ def fit_gap_laws(
     weights: Float[np.ndarray, "R n"],
     huber_delta: float,
 ) -> GapFits:
-    """Fits `LogitGap` with level `levels @ u` and slope `slopes @ v` of each observation, for every row of weights.
+    """Fits `LogitGap` with level `levels @ u` and slope `slopes @ v` of each observation, for every
+    row of weights.
 
     Args:
       gap: draft loss minus target loss, nats per token.
@@ -85,7 +86,8 @@ def local_acceptance(
     bandwidth: float,
     huber_delta: float,
 ) -> Float[np.ndarray, "R m"]:
-    """α at other gaps, each by a `LogitGap` fitted with weights that fall off with the distance in gap.
+    """α at other gaps, each by a `LogitGap` fitted with weights that fall off with the distance in
+    gap.
 
     Args:
       gap: draft loss minus target loss, nats per token.

@@ -1,9 +1,10 @@
 """One parameter of dependence for every pair, from its tokens per round at a few lookaheads.
 
-What identifies it: with the mean acceptance α known, τ does not depend on the dependence at γ = 0, where nothing is tested, nor
-as γ → ∞, where every position is tested and τ = 1/(1 − α) whatever the order of acceptances. In between it does, most at
-small γ: a persistent chain has S₁ = α/(1 + ρ(1 − α)) at γ = 1. So one of the lookaheads fitted to should be 1, and another
-one near 4, where runs of several positions count; larger ones say ever less.
+What identifies it: with the mean acceptance α known, τ does not depend on the dependence at γ = 0,
+where nothing is tested, nor as γ → ∞, where every position is tested and τ = 1/(1 − α) whatever the
+order of acceptances. In between it does, most at small γ: a persistent chain has S₁ = α/(1 + ρ(1 −
+α)) at γ = 1. So one of the lookaheads fitted to should be 1, and another one near 4, where runs of
+several positions count; larger ones say ever less.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class _Model(NamedTuple):
 
 
 DEPENDENCE_MODELS: dict[str, _Model] = {
-    # Not a model of dependence: what the geometric formula can do with as many free numbers as the others have.
+    # Not a model of dependence: what the geometric formula can do with as many free numbers as the
+    # others have.
     "geometric_fitted": _Model(
         lambda x, _: jax.nn.sigmoid(x), lambda fitted, _, gamma: tokens_per_round(fitted, gamma)
     ),
@@ -113,7 +115,8 @@ def fit_dependence(
     fitted: tuple[int, ...],
     predicted: tuple[int, ...],
 ) -> dict[str, DependenceFit]:
-    """Fits every model of dependence to τ at some lookaheads, α held fixed, and predicts τ at others.
+    """Fits every model of dependence to τ at some lookaheads, α held fixed, and predicts τ at
+    others.
 
     Args:
       alpha: mean acceptance over all positions of each pair, in (0, 1).

@@ -1,8 +1,10 @@
-"""What the solver must know of each law: its residuals, and how its coefficients become unbounded, hardly correlated numbers.
+"""What the solver must know of each law: its residuals, and how its coefficients become unbounded,
+hardly correlated numbers.
 
-The laws themselves live in `theory`. A form holds a bijection between a law and the vector x that the solver moves: bounds
-by sigmoids and logarithms, sizes and tokens by logarithms centred on the data, so that a scale such as A, which is the size
-term of a model of one parameter, becomes the size term of a model in the middle of the table.
+The laws themselves live in `theory`. A form holds a bijection between a law and the vector x that
+the solver moves: bounds by sigmoids and logarithms, sizes and tokens by logarithms centred on the
+data, so that a scale such as A, which is the size term of a model of one parameter, becomes the
+size term of a model in the middle of the table.
 """
 
 from __future__ import annotations
@@ -73,8 +75,8 @@ class Form(NamedTuple):
 
 # Coefficients that a form keeps positive, of all laws: what is uncertain about them is a factor.
 POSITIVE = frozenset({"E", "A", "B", "a", "b", "N_c", "D_c", "alpha_N", "alpha_D", "scale"})
-# Exponents of published laws lie between .05 (Kaplan) and .6; wider bounds only keep a fit from running off to infinity
-# where the data do not hold it.
+# Exponents of published laws lie between 0.05 (Kaplan) and 0.6; wider bounds only keep a fit from
+# running off to infinity where the data do not hold it.
 _EXPONENTS = (0.02, 2.0)
 # Smallest E as a share of the smallest loss; an E that ends here is one that the data do not show.
 SMALLEST_E = 1e-6
@@ -92,7 +94,8 @@ def _from_exponent(exponent: Any) -> Array:
 
 
 def _largest_e(data: LossData) -> Array:
-    """The largest loss: with E there every prediction is too high, so that this bound never rests on a best fit.
+    """The largest loss: with E there every prediction is too high, so that this bound never rests
+    on a best fit.
 
     The smallest loss would: where a table comes near its floor, noise takes some losses below E.
     """
@@ -204,7 +207,8 @@ def _pair_form(
 
     def starts(data: PairData, count: int, random: np.random.Generator) -> np.ndarray:
         drawn = np.asarray(start) * random.uniform(0.3, 2.0, (count, len(start)))
-        # A slope in something that is the same in every row moves no residual: it stays where it starts, which shall be 0.
+        # A slope in something that is the same in every row moves no residual: it stays where it
+        # starts, which shall be 0.
         same = {
             "tokens_slope": np.ptp(data.draft.tokens) == 0,
             "target_exponent": np.ptp(data.target.params) == 0,
@@ -293,7 +297,8 @@ ACCEPTANCE_FORMS: dict[str, Form] = {
 }
 
 
-# Tables are filled up to a multiple of so many rows, so that a compiled fit serves tables of like size.
+# Tables are filled up to a multiple of so many rows, so that a compiled fit serves tables of like
+# size.
 _ROWS = 64
 
 

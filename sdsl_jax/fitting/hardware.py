@@ -26,13 +26,16 @@ from sdsl_jax.theory.hardware import (
     round_time,
 )
 
-# Beyond these the rounded corner of the roofline is as good as none, or as sharp as any timing shows.
+# Beyond these the rounded corner of the roofline is as good as none, or as sharp as any timing
+# shows.
 _SMALLEST_SHARPNESS, _LARGEST_SHARPNESS = 1.0, 16.0
 # Logarithms of coefficients reach this far.
 _FARTHEST = 80.0
-# Residuals of ln seconds beyond this count linearly: a pass that runs by another kernel is no reason to bend the rest.
+# Residuals of ln seconds beyond this count linearly: a pass that runs by another kernel is no
+# reason to bend the rest.
 _HUBER = 0.1
-# Coefficients that any timings of several models tell, besides the sharpness; and those that only some tell.
+# Coefficients that any timings of several models tell, besides the sharpness; and those that only
+# some tell.
 _ALWAYS = ("pass_seconds", "layer_seconds", "token_seconds", "bytes_per_second", "flops_per_second")
 _FITTED = (*_ALWAYS, "round_seconds", "matrix_seconds", "logit_seconds", "cache_slowdown")
 
@@ -102,7 +105,8 @@ def _hardware(x: Array, active: Array) -> Hardware:
     sharpness = _SMALLEST_SHARPNESS + (_LARGEST_SHARPNESS - _SMALLEST_SHARPNESS) * jax.nn.sigmoid(
         x[-1]
     )
-    # A coefficient that no timing shows drifts away: it stays a finite number, in single precision too.
+    # A coefficient that no timing shows drifts away: it stays a finite number, in single precision
+    # too.
     values = jnp.exp(jnp.clip(x[:-1], -_FARTHEST, _FARTHEST))
     kept = jnp.asarray([1.0 if name == "cache_slowdown" else 0.0 for name in _FITTED])
     return Hardware(**dict(zip(_FITTED, jnp.where(active, values, kept))), sharpness=sharpness)
@@ -272,8 +276,8 @@ def hardware_intervals(
 ) -> dict[str, Interval]:
     """Intervals of the coefficients by a bootstrap that draws groups of timings as wholes.
 
-    What one kind of model takes more or less than the device's model says is the same in all its timings: that is most of the
-    error, and repeating the measurement would not show it.
+    What one kind of model takes more or less than the device's model says is the same in all its
+    timings: that is most of the error, and repeating the measurement would not show it.
 
     Args:
       fitted: to these timings.
@@ -295,7 +299,8 @@ def hardware_intervals(
     ends = [(1 - confidence) / 2, (1 + confidence) / 2]
 
     def interval(name: str) -> Interval:
-        # Between order statistics nothing is interpolated: a rate that some resample does not see at all is infinite.
+        # Between order statistics nothing is interpolated: a rate that some resample does not see
+        # at all is infinite.
         low, high = np.quantile(np.asarray(getattr(drawn, name)), ends, method="inverted_cdf")
         return Interval(float(getattr(fitted.hardware, name)), float(low), float(high))
 

@@ -15,7 +15,8 @@ from sdsl_jax.fitting.solver import Fit, Pin, constrained
 from sdsl_jax.statistics import student_quantile
 from sdsl_jax.theory import coefficients
 
-# Where a profile is looked at, in standard errors from the estimate; an interval that has not ended there is open.
+# Where a profile is looked at, in standard errors from the estimate; an interval that has not ended
+# there is open.
 _PROFILE_STEPS = np.concatenate([np.arange(1, 17) / 4, np.geomspace(5, 64, 8)])
 
 
@@ -46,9 +47,10 @@ class Spread(NamedTuple):
 def spread(residuals: np.ndarray, parameters: int, delta: float) -> Spread:
     """The two moments that every standard error of a Huber fit rests on.
 
-    Where δ is far below the noise too few residuals lie within it to be counted: the share within a wider band is counted
-    instead and scaled down, the estimate of a density at 0 that quantile regression uses (Powell, 1991). As many residuals as
-    there are parameters are close to 0 by the fit itself, and do not count.
+    Where δ is far below the noise too few residuals lie within it to be counted: the share within a
+    wider band is counted instead and scaled down, the estimate of a density at 0 that quantile
+    regression uses (Powell, 1991). As many residuals as there are parameters are close to 0 by the
+    fit itself, and do not count.
     """
     n = len(residuals)
     psi = np.clip(residuals, -delta, delta)
@@ -61,9 +63,11 @@ def spread(residuals: np.ndarray, parameters: int, delta: float) -> Spread:
 
 
 def covariance(form: Form, best: Fit, data: Any, delta: float) -> Float[np.ndarray, "P P"]:
-    """Covariance of the coefficients: (E ψ² / (E ψ′)²)·(JᵀJ)⁻¹ of the solver's vector, carried over by the delta method.
+    """Covariance of the coefficients: (E ψ² / (E ψ′)²)·(JᵀJ)⁻¹ of the solver's vector, carried over
+    by the delta method.
 
-    It is infinite or meaningless along directions that the data do not see; those are given a variance of infinity.
+    It is infinite or meaningless along directions that the data do not see; those are given a
+    variance of infinity.
     """
     jacobian = np.asarray(best.jacobian)
     moments = spread(np.asarray(best.residuals), jacobian.shape[1], delta)
@@ -85,11 +89,13 @@ def _slopes(form: Form, x: Array, data: Any) -> Array:
 def profile_intervals(
     form: Form, best: Fit, data: Any, delta: float, errors: np.ndarray, confidence: float
 ) -> dict[str, tuple[float, float]]:
-    """Profile intervals: values of a coefficient at which the best of all other coefficients is not significantly worse.
+    """Profile intervals: values of a coefficient at which the best of all other coefficients is not
+    significantly worse.
 
-    The criterion is 2·(ρ(profile) − ρ(best))·E ψ′/E ψ² ≤ t², which is asymptotically χ² with one degree of freedom for a Huber
-    fit (Ronchetti, 1982) and the F criterion of nonlinear least squares where δ is large. Scales and exponents are followed in
-    their logarithms; a floor E that rests on its bound, near 0, is followed up to the smallest loss instead. An end that is not
+    The criterion is 2·(ρ(profile) − ρ(best))·E ψ′/E ψ² ≤ t², which is asymptotically χ² with one
+    degree of freedom for a Huber fit (Ronchetti, 1982) and the F criterion of nonlinear least
+    squares where δ is large. Scales and exponents are followed in their logarithms; a floor E that
+    rests on its bound, near 0, is followed up to the smallest loss instead. An end that is not
     found within 64 standard errors is open: infinite, or 0 for a scale or an exponent.
 
     Args:
@@ -106,7 +112,8 @@ def profile_intervals(
     moments = spread(np.asarray(best.residuals), len(best.parameters), delta)
     level = student_quantile(0.5 + confidence / 2, len(best.residuals) - len(names))
     scale = np.asarray([name in POSITIVE and value > 0 for name, value in zip(names, values)])
-    # A floor on its bound has no standard error to set the pace, and is too near 0 for its logarithm to lead anywhere.
+    # A floor on its bound has no standard error to set the pace, and is too near 0 for its
+    # logarithm to lead anywhere.
     smallest = float(np.exp(np.min(data.log_loss))) if "E" in names else np.inf
     no_floor = np.asarray([name == "E" for name in names]) & (values < 1e-4 * smallest)
     logarithmic = scale & ~no_floor
@@ -151,8 +158,8 @@ def profile_intervals(
 def starting_points(form: Form, best: Fit) -> Float[Array, "S P"]:
     """Where a descent on other weights, or with a coefficient held, begins.
 
-    At the optimum, and for a law with a floor also at half of the largest floor: where the optimum rests on a bound, the gradient
-    vanishes there.
+    At the optimum, and for a law with a floor also at half of the largest floor: where the optimum
+    rests on a bound, the gradient vanishes there.
     """
     here = best.parameters[None]
     return jnp.concatenate([here, here.at[:, 0].set(0.0)]) if form.name == "chinchilla" else here
@@ -173,10 +180,12 @@ def _crossing(at: np.ndarray, root: np.ndarray, value: float, level: float) -> f
 
 @functools.cache
 def pin_of(form: Form) -> Pin:
-    """(x, k, value, data) -> x with coefficient k of the law at a value; one function for each form, so that it compiles once.
+    """(x, k, value, data) -> x with coefficient k of the law at a value; one function for each
+    form, so that it compiles once.
 
-    Only component k of x moves: an exponent turns the law about the middle of the table and leaves its size there as it is. With
-    A held instead, the size term of every model of the table would jump by orders of magnitude, and the descent start far off.
+    Only component k of x moves: an exponent turns the law about the middle of the table and leaves
+    its size there as it is. With A held instead, the size term of every model of the table would
+    jump by orders of magnitude, and the descent start far off.
     """
 
     def pin(x: Array, k: Array, value: Array, data: Any) -> Array:

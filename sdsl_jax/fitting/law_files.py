@@ -22,7 +22,8 @@ from sdsl_jax.theory import (
 )
 from sdsl_jax.user_files import reason
 
-# Draws from a covariance matrix: enough for the ends of a 90 % interval to be known to a few percent of its width.
+# Draws from a covariance matrix: enough for the ends of a 90% interval to be known to a few percent
+# of its width.
 _DRAWS = 1000
 
 
@@ -70,7 +71,8 @@ def _load(name: str, kind: str, published: dict[str, Any], forms: dict[str, type
     if name in published:
         law = published[name]
         return LoadedLaw(name, law, None, law.about.no_interval, None, [])
-    # A file may have a # in its name; what follows the last one is the name of a law only where it can be none of a file.
+    # A file may have a # in its name; what follows the last one is the name of a law only where it
+    # can be none of a file.
     file, mark, wanted = name.rpartition("#")
     if not mark or Path(name).exists():
         file, wanted = name, ""
@@ -189,7 +191,8 @@ _FAR = 1000.0
 
 
 def far_outside(loss: LoadedLaw, acceptance: LoadedLaw, **stated: dict[str, float]) -> list[str]:
-    """One sentence on sizes and training tokens that lie more than a thousand times outside what the laws were fitted on.
+    """One sentence on sizes and training tokens that lie more than a thousand times outside what
+    the laws were fitted on.
 
     Args:
       loss: the loss law.

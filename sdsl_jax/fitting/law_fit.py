@@ -15,7 +15,8 @@ from sdsl_jax.fitting.inference import covariance, pin_of, profile_intervals, st
 from sdsl_jax.fitting.solver import Fit, fit, refit
 from sdsl_jax.theory import coefficients
 
-# Past this condition number of the scaled Jacobian, some combination of coefficients moves without the fit noticing.
+# Past this condition number of the scaled Jacobian, some combination of coefficients moves without
+# the fit noticing.
 _ILL_CONDITIONED = 100.0
 
 
@@ -35,12 +36,14 @@ class LawFit(NamedTuple):
       starts_agreeing: share of them that reached the best objective.
       condition_number: of the scaled Jacobian.
       huber_delta: where the loss turns from square to linear.
-      left_out_rmse: root mean square residual where the rows of each size (of drafts, for an acceptance law) are predicted by a
-        fit that did not see them; NaN where there are too few sizes.
+      left_out_rmse: root mean square residual where the rows of each size (of drafts, for an
+        acceptance law) are predicted by a fit that did not see them; NaN where there are too few
+        sizes.
       residual_unit: what a residual is.
       basis: what the draws are.
       warnings: what this fit cannot tell.
-      r_squared: share of the variance of what was measured that the law explains; NaN where that is not what it was fitted in.
+      r_squared: share of the variance of what was measured that the law explains; NaN where that is
+        not what it was fitted in.
     """
 
     name: str
@@ -124,7 +127,8 @@ def fit_form(
     residual_unit: str,
     basis: str,
 ) -> tuple[LawFit, Fit]:
-    """Fits a law to a table: the best of many starts, bootstrap draws, covariance and profiles. Call within `jax.enable_x64`.
+    """Fits a law to a table: the best of many starts, bootstrap draws, covariance and profiles.
+    Call within `jax.enable_x64`.
 
     Args:
       form: the law.
@@ -191,14 +195,14 @@ def unidentified(made: LawFit) -> list[str]:
             )
         elif not low <= value <= high:
             warnings.append(
-                f"{name} is not identified at this scale: its {100 * made.confidence:g} % interval [{low:.3g}, {high:.3g}] "
+                f"{name} is not identified at this scale: its {100 * made.confidence:g}% interval [{low:.3g}, {high:.3g}] "
                 f"does not hold the estimate, {value:.3g}"
             )
         elif low <= 0 <= high or max(abs(value / low), abs(high / value)) > 2:
             # A floor of less than 10⁻⁵ of the estimate rests on its bound, which stands for none.
             shown = 0.0 if 0 < low < 1e-5 * value else low
             warnings.append(
-                f"{name} is not identified at this scale: {100 * made.confidence:g} % interval [{shown:.3g}, {high:.3g}]"
+                f"{name} is not identified at this scale: {100 * made.confidence:g}% interval [{shown:.3g}, {high:.3g}]"
             )
     if not made.condition_number <= _ILL_CONDITIONED:
         warnings.append(

@@ -17,7 +17,8 @@ from sdsl_jax.records import ModelRecord, column
 
 # Fewer models than three for each coefficient of the Chinchilla law.
 _FEW_ROWS = 15
-# In simulations 90 % intervals over rungs held the truth in 74 to 84 % of tables of 4 rungs, 85 to 93 % of 5, 91 to 94 % of 8.
+# In simulations 90% intervals over rungs held the truth in 74 to 84% of tables of 4 rungs, 85 to
+# 93% of 5, 91 to 94% of 8.
 _FEW_RUNGS = 5
 # With fewer sizes the rest would not hold the law.
 _SIZES_TO_LEAVE_OUT = 4
@@ -74,7 +75,8 @@ def fit_loss(
     """Fits L(N, D), Chinchilla's or Kaplan's form, by a Huber loss on ln L.
 
     Args:
-      table: at least one row more than the law has coefficients, with at least 2 sizes and 2 token budgets.
+      table: at least one row more than the law has coefficients, with at least 2 sizes and 2 token
+        budgets.
       config: of the fit.
       weights: bootstrap weights of the rows.
       seed: of the starts.
@@ -158,9 +160,11 @@ def _rung_warnings(rungs: np.ndarray, residuals: np.ndarray, resample: str) -> l
 def shared_noise(
     residuals: Float[np.ndarray, " n"], rungs: np.ndarray, shuffles: int = 999
 ) -> tuple[float, float]:
-    """Correlation of the residuals within a rung, by analysis of variance, and the chance of one so high without any.
+    """Correlation of the residuals within a rung, by analysis of variance, and the chance of one so
+    high without any.
 
-    The chance is that of a permutation test; residuals count by their ranks, so that outliers do not decide.
+    The chance is that of a permutation test; residuals count by their ranks, so that outliers do
+    not decide.
 
     Args:
       residuals: of the fit.

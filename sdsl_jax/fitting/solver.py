@@ -13,11 +13,13 @@ from jaxtyping import Array, Float, Int
 
 # residuals(parameters [P], data) -> [n]
 Residuals = Callable[[Array, Any], Array]
-# pin(parameters [P], which quantity, its value, data) -> parameters near by at which it has that value
+# pin(parameters [P], which quantity, its value, data) -> parameters near by at which it has that
+# value
 Pin = Callable[[Array, Array, Array, Any], Array]
 
 _ITERATIONS = 200
-# A descent ends after so many steps in a row that gain, or if refused had hoped for, less than this share of the objective.
+# A descent ends after so many steps in a row that gain, or if refused had hoped for, less than this
+# share of the objective.
 _TOLERANCE, _PATIENCE = 1e-9, 4
 # Descents that run together: all wait for the slowest, so that small groups waste less.
 _TOGETHER = 8
@@ -44,8 +46,9 @@ class Fit(NamedTuple):
       residuals: at the optimum, [n].
       jacobian: ∂residuals/∂parameters there.
       starts_agreeing: share of starts that reached the same objective.
-      condition_number: of the Jacobian with columns scaled to unit length; large means that some combination of parameters
-        is not identified by these data. Parameters that move no residual at all do not count.
+      condition_number: of the Jacobian with columns scaled to unit length; large means that some
+        combination of parameters is not identified by these data. Parameters that move no residual
+        at all do not count.
     """
 
     parameters: Float[Array, " P"]
@@ -67,10 +70,11 @@ def minimise(
 ) -> Solution:
     """Minimises Σ weight · huber(residual) from one start.
 
-    Every iteration tries two steps p = −(JᵀWJ + μ·diag(JᵀVJ))⁻¹ JᵀVr and takes the better one if it lowers the objective; μ
-    falls on success and rises on failure. V = weight · min(1, δ/|r|) are the IRLS weights. With W = V the step is safe and
-    slow where most residuals exceed δ, as with the customary δ = 10⁻³ they do; with W = weight · [|r| ≤ δ], the true second
-    derivative of the Huber loss, it is a Newton step, and converges quadratically near the end.
+    Every iteration tries two steps p = −(JᵀWJ + μ·diag(JᵀVJ))⁻¹ JᵀVr and takes the better one if it
+    lowers the objective; μ falls on success and rises on failure. V = weight · min(1, δ/|r|) are
+    the IRLS weights. With W = V the step is safe and slow where most residuals exceed δ, as with
+    the customary δ = 10⁻³ they do; with W = weight · [|r| ≤ δ], the true second derivative of the
+    Huber loss, it is a Newton step, and converges quadratically near the end.
     """
 
     def objective(x: Array) -> Array:
@@ -80,7 +84,8 @@ def minimise(
     def step(carry):
         x, value, damping, idle, count = carry
         r, jacobian = residuals(x, data), jax.jacfwd(residuals)(x, data)
-        # A column of rounding errors belongs to a parameter that the data do not show: it stays where it is.
+        # A column of rounding errors belongs to a parameter that the data do not show: it stays
+        # where it is.
         norms = jnp.linalg.norm(jacobian, axis=0)
         jacobian = jnp.where(norms > _UNSEEN * norms.max(), jacobian, 0.0)
         v = weights * jnp.minimum(1.0, delta / jnp.maximum(jnp.abs(r), 1e-30))
@@ -106,7 +111,8 @@ def minimise(
         best = jnp.argmin(proposed)
         better = proposed[best] < value
         gain = jnp.where(better, value - proposed[best], 0.0)
-        # What the safe step hoped for; a step refused in spite of high hopes only asks for more damping.
+        # What the safe step hoped for; a step refused in spite of high hopes only asks for more
+        # damping.
         hoped = jnp.where(better, gain, gradient @ (x - proposals[0]))
         return (
             jnp.where(better, proposals[best], x),
@@ -160,7 +166,8 @@ def descend(
 ) -> Solution:
     """Many descents, in groups of one size, so that one compilation serves any number of them.
 
-    The data may hold more rows than there are weights: what is beyond them is padding, and weighs nothing.
+    The data may hold more rows than there are weights: what is beyond them is padding, and weighs
+    nothing.
 
     Args:
       residuals: function of parameters and data; hashable, since it is static.
@@ -168,7 +175,8 @@ def descend(
       data: pytree of arrays that `residuals` reads.
       weights: of the rows, for each descent.
       delta: where the Huber loss turns from square to linear.
-      pin: (parameters, which quantity, value, data) -> parameters near by at which the quantity has the value.
+      pin: (parameters, which quantity, value, data) -> parameters near by at which the quantity has
+        the value.
       which: quantity that each descent holds; −1, as for all if left out, holds none.
       values: that it is held at.
     """
@@ -250,9 +258,11 @@ def refit(
     delta: float,
     pin: Pin | None = None,
 ) -> Float[Array, "R P"]:
-    """Parameters for every row of weights (a bootstrap resample, a left-out group), the best from the same few starts.
+    """Parameters for every row of weights (a bootstrap resample, a left-out group), the best from
+    the same few starts.
 
-    More than one start matters: from an optimum on a bound, where the gradient vanishes, no resample would ever leave it.
+    More than one start matters: from an optimum on a bound, where the gradient vanishes, no
+    resample would ever leave it.
     """
     starts, weights = np.asarray(starts), np.asarray(weights, float)
     each = len(starts)
@@ -278,10 +288,11 @@ def constrained(
     weights: Float[Any, " n"],
     delta: float,
 ) -> Float[np.ndarray, "K G"]:
-    """The smallest objective where quantity which[k] is held at each of values[k]: profiles of the objective.
+    """The smallest objective where quantity which[k] is held at each of values[k]: profiles of the
+    objective.
 
-    Every descent begins at a start, usually the optimum without constraint, moved to where the quantity has its value; of several
-    starts the best end counts.
+    Every descent begins at a start, usually the optimum without constraint, moved to where the
+    quantity has its value; of several starts the best end counts.
     """
     starts, values = np.asarray(starts), np.asarray(values, float)
     each, count = len(starts), values.size

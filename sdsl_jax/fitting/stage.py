@@ -84,7 +84,8 @@ def fit_all(
 def describe_hardware(
     models: list[ModelRecord], latency: list[LatencyRecord], rule: ShapeRule, starts: int, seed: int
 ) -> dict[str, Any]:
-    """The device that the steps were timed on, as `fits.json` holds it, with the timed steps themselves.
+    """The device that the steps were timed on, as `fits.json` holds it, with the timed steps
+    themselves.
 
     Raises:
       SdslError: too few steps, or steps of too few sizes, were timed.
@@ -99,7 +100,8 @@ def describe_hardware(
         if row.operation == "verify":
             verify.setdefault(row.model_id, {})[str(row.width - 1)] = row.seconds
     return {
-        # What nothing is known of is infinite, which JSON cannot say: it stays away, and the default comes back.
+        # What nothing is known of is infinite, which JSON cannot say: it stays away, and the
+        # default comes back.
         "coefficients": {
             k: float(v) for k, v in found.hardware._asdict().items() if np.isfinite(v)
         },
@@ -140,7 +142,8 @@ def _span(models: list[ModelRecord], name: str) -> list[float]:
 
 
 def joint_weights(config: FitConfig, models: list[ModelRecord], seed: int) -> np.ndarray:
-    """Bootstrap weights of all models, one ladder a draw: draw i of one law then belongs to draw i of another.
+    """Bootstrap weights of all models, one ladder a draw: draw i of one law then belongs to draw i
+    of another.
 
     Drafts and targets are drawn apart, so that every draw has both.
     """
@@ -155,9 +158,11 @@ def joint_weights(config: FitConfig, models: list[ModelRecord], seed: int) -> np
 
 
 class FittedLaws(NamedTuple):
-    """The laws of a `fits.json`, with bootstrap draws that belong together: draw i of one law goes with draw i of another.
+    """The laws of a `fits.json`, with bootstrap draws that belong together: draw i of one law goes
+    with draw i of another.
 
-    The device stands beside the load that it was timed at: `batch` rows, and `context` slots in the cache of each.
+    The device stands beside the load that it was timed at: `batch` rows, and `context` slots in the
+    cache of each.
     """
 
     loss: LossLaw

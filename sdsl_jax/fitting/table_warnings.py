@@ -17,7 +17,8 @@ from sdsl_jax.theory import BESIROGLU
 
 # ln of a vocabulary of 160,000: what a model loses that knows nothing.
 _LARGEST_LOSS = 12.0
-# What a model loses that only knows how frequent each token is: some 7 to 8 nats with the usual vocabularies.
+# What a model loses that only knows how frequent each token is: some 7 to 8 nats with the usual
+# vocabularies.
 _UNTRAINED_LOSS = 7.5
 # Times the loss that a published law gives; other texts and vocabularies move it by less.
 _HIGH_LOSS = 1.6
@@ -25,7 +26,8 @@ _HIGH_LOSS = 1.6
 _LARGEST_RATIO = 1e5
 # Sizes that differ by less are one size, counted in two ways.
 _SAME_SIZE = 1e-3
-# Slopes of ln L over ln N and ln D that rise by so many standard errors are no accident: one table in 1,000.
+# Slopes of ln L over ln N and ln D that rise by so many standard errors are no accident: one table
+# in 1,000.
 _RISES = 3.3
 # Typical residuals of clean ladders are below 0.01 in ln L, and below 0.02 in α.
 _LARGE_RESIDUAL = {"log of the loss": 0.04, "acceptance probability": 0.05}
@@ -97,7 +99,8 @@ def residual_warnings(
 ) -> list[str]:
     """Rows that the robust loss all but ignores, and whether the others lie near the law.
 
-    The typical residual is 1.48 times the median of all but the smallest `coefficients`, which a robust fit may run through.
+    The typical residual is 1.48 times the median of all but the smallest `coefficients`, which a
+    robust fit may run through.
 
     Args:
       residuals: predicted − measured.

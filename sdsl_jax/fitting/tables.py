@@ -51,8 +51,10 @@ class Choice:
 
     Attributes:
       where: rows to read, as `row_filter` describes; all if empty.
-      skip_incomplete: leave out rows that lack a value that is needed, instead of refusing the table.
-      loss_unit: of the losses: per token, in nats or bits, or perplexities. What is read is in nats.
+      skip_incomplete: leave out rows that lack a value that is needed, instead of refusing the
+        table.
+      loss_unit: of the losses: per token, in nats or bits, or perplexities. What is read is in
+        nats.
     """
 
     where: str = ""
@@ -79,21 +81,23 @@ def read_loss_table(
     flops_column: str = "",
     choice: Choice = Choice(),
 ) -> ReadTable:
-    """A CSV of trained models: a row each, with at least its size, its training tokens and its loss.
+    """A CSV of trained models: a row each, with at least its size, its training tokens and its
+    loss.
 
     Args:
       path: of the file; `models.csv` of a study as it is.
       params_column: holds N.
       tokens_column: holds D; not read if there is a `flops_column`.
       loss_column: holds the loss.
-      rung_column: holds the name of the training run that a row belongs to; if empty, rows of one size (and, in our records, one
-        role and seed) count as one run.
+      rung_column: holds the name of the training run that a row belongs to; if empty, rows of one
+        size (and, in our records, one role and seed) count as one run.
       max_epochs: rows whose column `epochs`, if there is one, exceeds it are left out.
       flops_column: holds the training FLOPs C, from which D = C/(6N).
       choice: of rows and units.
 
     Raises:
-      SdslError: the file cannot be read, lacks a column, or holds a value that is not a positive number.
+      SdslError: the file cannot be read, lacks a column, or holds a value that is not a positive
+        number.
     """
     read = {"--params-column": params_column, "--loss-column": loss_column}
     read["--flops-column" if flops_column else "--tokens-column"] = flops_column or tokens_column
@@ -145,14 +149,16 @@ def read_pair_table(
     temperature: float | None,
     choice: Choice = Choice(),
 ) -> ReadTable:
-    """A CSV of measured pairs: `acceptance.csv` of a study beside its `models.csv`, or a table with the columns `PAIR_COLUMNS`.
+    """A CSV of measured pairs: `acceptance.csv` of a study beside its `models.csv`, or a table with
+    the columns `PAIR_COLUMNS`.
 
-    A table of one's own may also hold draft_tokens, and draft_id, whose rows are resampled together; without it, rows of one size
-    are.
+    A table of one's own may also hold draft_tokens, and draft_id, whose rows are resampled
+    together; without it, rows of one size are.
 
     Args:
       path: of the file.
-      models: records of the models, where the pairs only name them; `models.csv` beside `path` if None.
+      models: records of the models, where the pairs only name them; `models.csv` beside `path` if
+        None.
       estimator: rows of our records to take.
       domain: rows to take, where the table has a column domain; the most frequent if None.
       temperature: likewise.

@@ -1,7 +1,8 @@
-"""Devices as files: one TOML per accelerator that ships with the package, and those that `sdsl calibrate` writes.
+"""Devices as files: one TOML per accelerator that ships with the package, and those that `sdsl
+calibrate` writes.
 
-A file holds the coefficients of `theory.hardware.Hardware`, where they come from, and whether anybody measured them. Every
-key, type and range is checked on the way in.
+A file holds the coefficients of `theory.hardware.Hardware`, where they come from, and whether
+anybody measured them. Every key, type and range is checked on the way in.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from sdsl_jax.records import write_marked
 from sdsl_jax.theory.hardware import Hardware, Precision
 from sdsl_jax.user_files import read_toml, reading
 
-# Where nothing is known of a quantity its key is left out, and it has the value that makes it vanish from the model.
+# Where nothing is known of a quantity its key is left out, and it has the value that makes it
+# vanish from the model.
 _UNKNOWN = {"link_bytes_per_second": math.inf, "memory_bytes": math.inf, "price_per_hour": 0.0}
 # Coefficients that are 0 or above; every other one is above 0.
 _MAY_BE_ZERO = (
@@ -41,7 +43,8 @@ _MAY_BE_ZERO = (
 
 @dataclass(frozen=True)
 class Calibration:
-    """How a device was measured, and how well its coefficients predict what they were not fitted to.
+    """How a device was measured, and how well its coefficients predict what they were not fitted
+    to.
 
     Attributes:
       date: day of the measurement, as 2026-11-25.
@@ -53,7 +56,8 @@ class Calibration:
       unseen_timings: of models held out from the fit that the errors below are of.
       unseen_median_error: median of |predicted/measured − 1| there.
       unseen_worst_error: largest of them.
-      median_error: over all timings, with the coefficients in the file, which are fitted to all of them.
+      median_error: over all timings, with the coefficients in the file, which are fitted to all of
+        them.
       noise: median over the timings of half the interval of a median, relative to it.
     """
 
@@ -178,10 +182,12 @@ def known_hardware() -> tuple[str, ...]:
 
 
 def load_hardware(name_or_path: str | Path) -> HardwareFile:
-    """Reads a device: one that ships with the package by its name, any other by the path of its file.
+    """Reads a device: one that ships with the package by its name, any other by the path of its
+    file.
 
     Args:
-      name_or_path: a name such as h100, or a path, recognised by its ending .toml or a separator in it.
+      name_or_path: a name such as h100, or a path, recognised by its ending .toml or a separator in
+        it.
 
     Raises:
       SdslError: the name is unknown, the file cannot be read, or something in it is not allowed.
@@ -226,7 +232,8 @@ def _parse(values: dict[str, Any], what: str) -> HardwareFile:
 
 
 def save_hardware(file: HardwareFile, path: str | Path) -> None:
-    """Writes a device as TOML that `load_hardware` reads back to an equal value; what is unknown is left out.
+    """Writes a device as TOML that `load_hardware` reads back to an equal value; what is unknown is
+    left out.
 
     Raises:
       SdslError: a value is not allowed, or the file cannot be written.

@@ -1,8 +1,10 @@
-"""Decoders on the clock: tokens per second of speculative and plain decoding, interleaved in one process.
+"""Decoders on the clock: tokens per second of speculative and plain decoding, interleaved in one
+process.
 
-What is timed is the decoding loop alone, over caches that hold the prompts already, and only while every row is decoding: the
-last rounds of a lockstep batch, in which rows that have stopped wait for others, say something about prompts and nothing
-about decoders. Several prompts are decoded one after another in one program, so that calling it from Python does not count.
+What is timed is the decoding loop alone, over caches that hold the prompts already, and only while
+every row is decoding: the last rounds of a lockstep batch, in which rows that have stopped wait for
+others, say something about prompts and nothing about decoders. Several prompts are decoded one
+after another in one program, so that calling it from Python does not count.
 """
 
 from __future__ import annotations
@@ -89,14 +91,17 @@ def time_decoders(
 
     Args:
       entrants: the decoders.
-      prompts: ids; in each repetition every entrant decodes the P prompts, in groups as large as its batch.
-      new_tokens: room for each row's continuation; speculative decoding ends where a round might not fit any more.
+      prompts: ids; in each repetition every entrant decodes the P prompts, in groups as large as
+        its batch.
+      new_tokens: room for each row's continuation; speculative decoding ends where a round might
+        not fit any more.
       sampling: of drafts and targets.
       seed: of samples and of the order.
       progress: told after every compilation and every run.
 
     Raises:
-      SdslError: the prompts cannot be divided into batches, there is no room for a single round, or logits are not finite.
+      SdslError: the prompts cannot be divided into batches, there is no room for a single round, or
+        logits are not finite.
     """
     repetitions, count, _ = prompts.shape
     progress = progress or Silent()

@@ -46,9 +46,11 @@ class Pairing(NamedTuple):
 def pairings(
     config: StudyConfig, models: list[ModelRecord], others: list[ModelRecord]
 ) -> list[list[Pairing]]:
-    """Every decoder that `config.clock` asks for, in blocks that run interleaved, each with plain decoding as its first.
+    """Every decoder that `config.clock` asks for, in blocks that run interleaved, each with plain
+    decoding as its first.
 
-    Blocks are small, a draft and a target or few drafts: no more compiled programs than one process can hold at a time.
+    Blocks are small, a draft and a target or few drafts: no more compiled programs than one process
+    can hold at a time.
 
     Args:
       config: the study.
@@ -183,7 +185,8 @@ def _time_block(
         for p, entrant, run in zip(names, entrants, runs)
         for repetition in range(len(starts))
     ]
-    # Each program maps many small pieces of memory, of which a process may have so many: programs of other blocks must go.
+    # Each program maps many small pieces of memory, of which a process may have so many: programs
+    # of other blocks must go.
     jax.clear_caches()
     return rows
 

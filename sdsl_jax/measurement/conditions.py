@@ -1,8 +1,10 @@
-"""Exact acceptance under other conditions: other temperatures, text of other domains, drafts that were trained on other text.
+"""Exact acceptance under other conditions: other temperatures, text of other domains, drafts that
+were trained on other text.
 
-Nothing is decoded by a pair. Text is scored in one pass of each model, which serves every temperature and the losses as well; the
-target's own samples are drawn, and scored, at the temperature that they stand for. Rows of the study's own domain at its own
-temperature repeat those of the measure stage, so that the table is a whole grid by itself.
+Nothing is decoded by a pair. Text is scored in one pass of each model, which serves every
+temperature and the losses as well; the target's own samples are drawn, and scored, at the
+temperature that they stand for. Rows of the study's own domain at its own temperature repeat those
+of the measure stage, so that the table is a whole grid by itself.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from sdsl_jax.seeds import derive_seed
 from sdsl_jax.statistics import ratio_interval
 
 OTHER = "other-"
-# Units of progress, of which a pass of a small model over 32 contexts is one, that a run of a target is about worth.
+# Units of progress, of which a pass of a small model over 32 contexts is one, that a run of a
+# target is about worth.
 _SAMPLING_UNITS = 20
 
 
@@ -59,11 +62,12 @@ class _Models(NamedTuple):
 
 
 def check_conditions(config: StudyConfig) -> None:
-    """Checks what can be known before anything is trained: that every domain can be found, and the other drafts as well.
+    """Checks what can be known before anything is trained: that every domain can be found, and the
+    other drafts as well.
 
     Raises:
-      SdslError: a domain that is not optional is not there, has the name of the study's own, or holds nothing to read; or there
-        is no ladder in `conditions.other_drafts`.
+      SdslError: a domain that is not optional is not there, has the name of the study's own, or
+        holds nothing to read; or there is no ladder in `conditions.other_drafts`.
     """
     for each in config.conditions.domains:
         require(
@@ -85,7 +89,8 @@ def check_conditions(config: StudyConfig) -> None:
 def load_other_drafts(
     config: StudyConfig, dataset: Dataset, study: Path
 ) -> tuple[list[ModelRecord], dict[str, Model]]:
-    """The drafts of `conditions.other_drafts`: their records, under names of their own, and the models by those names.
+    """The drafts of `conditions.other_drafts`: their records, under names of their own, and the
+    models by those names.
 
     Raises:
       SdslError: as `load_other_models` does, or the folder holds no draft.
@@ -115,7 +120,8 @@ def measure_conditions(
       progress: told after every piece of work.
 
     Raises:
-      SdslError: a domain is missing, unreadable or too short, or a checkpoint is missing or damaged.
+      SdslError: a domain is missing, unreadable or too short, or a checkpoint is missing or
+        damaged.
     """
     check_conditions(config)
     domains = _domains(config, dataset, progress)

@@ -1,10 +1,12 @@
 """Every convention of "acceptance" from one table of raw events.
 
-Tools mean different things by one word: the same run has an acceptance rate of .535 in vLLM and of .651 in older SGLang. So
-each quantity here carries the name of its source, all are ratios of sums over row-rounds, and what the sums run over is
-written out. Below, Σ is over the counted rounds, γ the drafts that a round proposed (it may differ from round to round),
-a the drafts that were kept and emitted, and a round is *cut* if its row stopped at one of its drafts, so that nothing
-followed them (emitted = a; otherwise emitted = a + 1). A draft behind a stop counts as neither accepted nor tested.
+Tools mean different things by one word: the same run has an acceptance rate of 0.535 in vLLM and of
+0.651 in older SGLang. So each quantity here carries the name of its source, all are ratios of sums
+over row-rounds, and what the sums run over is written out. Below, Σ is over the counted rounds, γ
+the drafts that a round proposed (it may differ from round to round), a the drafts that were kept
+and emitted, and a round is *cut* if its row stopped at one of its drafts, so that nothing followed
+them (emitted = a; otherwise emitted = a + 1). A draft behind a stop counts as neither accepted nor
+tested.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class Convention(NamedTuple):
 
 _LEVIATHAN = "Leviathan et al., 2211.17192"
 
-# The names of `AcceptanceReport.estimates`; those of one value per position have the position added, as in vllm_position_1.
+# The names of `AcceptanceReport.estimates`; those of one value per position have the position
+# added, as in vllm_position_1.
 CONVENTIONS: dict[str, Convention] = {
     "per_test_acceptance": Convention(
         _LEVIATHAN, "Σ a / Σ tests; a round tests its drafts up to the first rejection or stop"
@@ -87,8 +90,8 @@ class AcceptanceReport:
     """Every convention for one run; intervals take rows (prompts) as clusters.
 
     Attributes:
-      estimates: by the names of `CONVENTIONS`, those of one value per position as `vllm_position_1` … `vllm_position_γ`
-        and `eagle_alpha_0` … `eagle_alpha_(γ−1)`.
+      estimates: by the names of `CONVENTIONS`, those of one value per position as `vllm_position_1`
+        … `vllm_position_γ` and `eagle_alpha_0` … `eagle_alpha_(γ−1)`.
       lookahead: γ of every counted round with drafts; None where it differs between them.
       confidence: of the intervals.
       rows: rows of the run.
@@ -196,24 +199,30 @@ def acceptance_report(
 ) -> AcceptanceReport:
     """Every convention from the raw events of one run, whoever recorded them.
 
-    What cuts do. `per_test_acceptance` and `eagle_alpha` count tests, and under token verification whether a draft is tested
-    is settled before its outcome: cuts bias neither. (Block verification does not test drafts one by one; there the two are
-    counts by the same definition, and no probabilities.) All others divide by rounds or by proposed drafts, and a cut round
-    shows less than it would have accepted. A round's *room*, the tokens left to the row's maximum length, is known before it
-    is verified, so leaving out rounds with room for fewer than γ + 1 tokens (`whole_rounds_only`) removes cuts by length and
-    biases nothing; it only gives late contexts less weight and, if γ adapts to the text, late rounds counted lean to short
-    ones. Rounds cut by a stop token are never left out: that would choose by outcome, since rounds that accept more reach
-    the stop more often. They stay, with what they emitted. To count instead what verification kept, drafts behind a stop
-    included, pass the column `verified` as accepted, and emitted as one more: then no round is cut.
+    What cuts do. `per_test_acceptance` and `eagle_alpha` count tests, and under token verification
+    whether a draft is tested is settled before its outcome: cuts bias neither. (Block verification
+    does not test drafts one by one; there the two are counts by the same definition, and no
+    probabilities.) All others divide by rounds or by proposed drafts, and a cut round shows less
+    than it would have accepted. A round's *room*, the tokens left to the row's maximum length, is
+    known before it is verified, so leaving out rounds with room for fewer than γ + 1 tokens
+    (`whole_rounds_only`) removes cuts by length and biases nothing; it only gives late contexts
+    less weight and, if γ adapts to the text, late rounds counted lean to short ones. Rounds cut by
+    a stop token are never left out: that would choose by outcome, since rounds that accept more
+    reach the stop more often. They stay, with what they emitted. To count instead what verification
+    kept, drafts behind a stop included, pass the column `verified` as accepted, and emitted as one
+    more: then no round is cut.
 
     Args:
-      events: a pandas frame or a mapping of one-dimensional columns, one entry per row and round: row, proposed, accepted,
-        emitted; `start` (position of the first token emitted) for `whole_rounds_only`. A column `round` is used to see that
-        no row has a round twice, a column `batch` to know which rows waited for one another, and others are passed over.
-        `emitted` must be accepted + 1 for every round that was not cut: for events of a decoder without a bonus token after
-        full acceptance, add it first.
-      max_lengths: length, prompt included, at which rows stop: one for all, or one for each row number.
-      whole_rounds_only: count only rounds that began with room for γ + 1 tokens. Row and batch rounds count all.
+      events: a pandas frame or a mapping of one-dimensional columns, one entry per row and round:
+        row, proposed, accepted, emitted; `start` (position of the first token emitted) for
+        `whole_rounds_only`. A column `round` is used to see that no row has a round twice, a column
+        `batch` to know which rows waited for one another, and others are passed over. `emitted`
+        must be accepted + 1 for every round that was not cut: for events of a decoder without a
+        bonus token after full acceptance, add it first.
+      max_lengths: length, prompt included, at which rows stop: one for all, or one for each row
+        number.
+      whole_rounds_only: count only rounds that began with room for γ + 1 tokens. Row and batch
+        rounds count all.
       confidence: of the intervals.
 
     Raises:
@@ -249,7 +258,8 @@ def acceptance_report(
     batches = np.broadcast_to(batches, sizes.shape)
     slowest = {batch: int(sizes[batches == batch].max()) for batch in np.unique(batches)}
     places = sum(int((batches == batch).sum()) * rounds for batch, rounds in slowest.items())
-    # A maximum over the rows of one batch: what varies within it gives no interval for another batch.
+    # A maximum over the rows of one batch: what varies within it gives no interval for another
+    # batch.
     estimates |= {
         "rounds_per_row": mean_interval(sizes, confidence),
         "batch_rounds": Interval(float(sum(slowest.values())), math.nan, math.nan),
@@ -278,7 +288,8 @@ def _estimates(columns: Mapping[str, np.ndarray], confidence: float) -> dict[str
             np.bincount(row, numerators), np.bincount(row, denominators), confidence
         )
 
-    # The token after the accepted drafts replaces a rejected one if there was one; a cut round has none.
+    # The token after the accepted drafts replaces a rejected one if there was one; a cut round has
+    # none.
     tests = accepted + ((emitted == accepted + 1) & (accepted < proposed))
     mean = ratio(accepted, drafted)
     tar = ratio(accepted, proposed)
@@ -301,9 +312,11 @@ def _estimates(columns: Mapping[str, np.ndarray], confidence: float) -> dict[str
 
 
 def _geometric_acceptance(proposed: np.ndarray, accepted: np.ndarray, ratio: Any) -> Interval:
-    """The α at which Σ (τ(α, γ) − 1) over the rounds is Σ a; for one γ this inverts the mean accepted drafts per round.
+    """The α at which Σ (τ(α, γ) − 1) over the rounds is Σ a; for one γ this inverts the mean
+    accepted drafts per round.
 
-    The interval inverts that of Σ a / Σ (τ(α̂, γ) − 1), so rows differ in their lookaheads as well as in what they accept.
+    The interval inverts that of Σ a / Σ (τ(α̂, γ) − 1), so rows differ in their lookaheads as well
+    as in what they accept.
     """
     lookaheads, index, rounds = np.unique(
         proposed[proposed > 0], return_inverse=True, return_counts=True

@@ -5,7 +5,8 @@ from __future__ import annotations
 from sdsl_jax.errors import require
 from sdsl_jax.theory import acceptance_from_tokens_per_round, tokens_per_round
 
-# Conventions that are a linear function of the mean accepted drafts per round m at a fixed γ: (m + offset) / divisor.
+# Conventions that are a linear function of the mean accepted drafts per round m at a fixed γ: (m +
+# offset) / divisor.
 _LINEAR = {
     "accepted_per_round": (0, lambda lookahead: 1),
     "vllm_acceptance_length": (1, lambda lookahead: 1),
@@ -22,12 +23,14 @@ CONVERTIBLE = (*_LINEAR, "paper_alpha", "per_test_acceptance")
 def convert(
     value: float, source: str, target: str, lookahead: int, *, assume_geometric: bool = False
 ) -> float:
-    """The value of one convention from that of another, for whole rounds of one fixed lookahead with a bonus token each.
+    """The value of one convention from that of another, for whole rounds of one fixed lookahead
+    with a bonus token each.
 
-    All but `per_test_acceptance` are functions of the mean accepted drafts per round and of γ alone, so they determine one
-    another exactly; that holds for `paper_alpha` too, which is defined by inverting that mean. Acceptance per test does not
-    follow from a mean over rounds unless every draft is accepted with the same probability, independently of the others: it
-    then equals `paper_alpha`, and only `assume_geometric` allows it.
+    All but `per_test_acceptance` are functions of the mean accepted drafts per round and of γ
+    alone, so they determine one another exactly; that holds for `paper_alpha` too, which is defined
+    by inverting that mean. Acceptance per test does not follow from a mean over rounds unless every
+    draft is accepted with the same probability, independently of the others: it then equals
+    `paper_alpha`, and only `assume_geometric` allows it.
 
     Args:
       value: in the convention `source`.
@@ -37,7 +40,8 @@ def convert(
       assume_geometric: take acceptance as independent and identically distributed.
 
     Raises:
-      SdslError: a convention is unknown or cannot be converted, or the value lies outside the range of its convention.
+      SdslError: a convention is unknown or cannot be converted, or the value lies outside the range
+        of its convention.
     """
     require(
         int(lookahead) == lookahead and lookahead >= 1,

@@ -20,17 +20,19 @@ _ROUNDING = 1e-6
 
 
 class DecodedStatistics(NamedTuple):
-    """What a run of the decoder says about a pair at one lookahead; intervals take prompts as clusters.
+    """What a run of the decoder says about a pair at one lookahead; intervals take prompts as
+    clusters.
 
     Attributes:
       per_test: accepted over tested drafts; a draft behind a rejection is not tested.
-      tar: the α whose geometric formula gives the observed tokens per round (the paper's inversion of 1 + γ·TAR).
+      tar: the α whose geometric formula gives the observed tokens per round (the paper's inversion
+        of 1 + γ·TAR).
       survival: for k = 1..γ, the share of rounds whose first k drafts were all accepted.
       tokens_per_round: τ = 1 + Σ_k survival_k.
       rounds: rounds behind the last three.
       tests: drafts tested.
-      self_check: how far the number of drafts kept lies from what the decoder's own probabilities give, as a standard normal
-        score; see `self_check`.
+      self_check: how far the number of drafts kept lies from what the decoder's own probabilities
+        give, as a standard normal score; see `self_check`.
     """
 
     per_test: Interval
@@ -45,9 +47,10 @@ class DecodedStatistics(NamedTuple):
 def summarise(decoded: Decoded, lookahead: int, confidence: float) -> DecodedStatistics:
     """Statistics of a run at one fixed lookahead.
 
-    Survival and τ are those of verification: a round counts what it kept, though its row stopped before the last of it was
-    emitted. Otherwise the last rounds of rows would make every draft look worse. Rounds that reach beyond a table of positions
-    are left out: where they start decides it, and not what they kept.
+    Survival and τ are those of verification: a round counts what it kept, though its row stopped
+    before the last of it was emitted. Otherwise the last rounds of rows would make every draft look
+    worse. Rounds that reach beyond a table of positions are left out: where they start decides it,
+    and not what they kept.
 
     Args:
       decoded: a run of `speculate`.
@@ -83,14 +86,17 @@ def summarise(decoded: Decoded, lookahead: int, confidence: float) -> DecodedSta
 
 
 def self_check(events: Events) -> float:
-    """Whether the number of drafts kept is one that the decoder's own probabilities give, as a standard normal score.
+    """Whether the number of drafts kept is one that the decoder's own probabilities give, as a
+    standard normal score.
 
-    Each tested draft is kept with a chance β that is known before it is drawn (`Verdict.chance`), whatever happened before: the
-    number kept less Σβ is a martingale. The score is that of independent coins with these chances,
-    `statistics.poisson_binomial_score`: right where hardly any draft is kept, and standard normal where many are.
+    Each tested draft is kept with a chance β that is known before it is drawn (`Verdict.chance`),
+    whatever happened before: the number kept less Σβ is a martingale. The score is that of
+    independent coins with these chances, `statistics.poisson_binomial_score`: right where hardly
+    any draft is kept, and standard normal where many are.
 
-    It sees the draws of the drafts, the tests, and the q and p behind them. It is blind to what comes after a rejection or a
-    full acceptance, and to randomness that rounds share: those change which contexts are visited, not what happens there.
+    It sees the draws of the drafts, the tests, and the q and p behind them. It is blind to what
+    comes after a rejection or a full acceptance, and to randomness that rounds share: those change
+    which contexts are visited, not what happens there.
 
     Args:
       events: of a run, at any lookahead and with either verification.
@@ -112,10 +118,12 @@ def self_check(events: Events) -> float:
 
 
 def alarm_score(runs: int) -> float:
-    """The score of a self-check from which on a warning is given, when the largest of several runs is looked at.
+    """The score of a self-check from which on a warning is given, when the largest of several runs
+    is looked at.
 
-    A right decoder reaches it at most once in `1 / FALSE_ALARM` measurements, all runs of one together (Bonferroni): a score
-    beyond x on either side is at most four times as probable as a normal one above x.
+    A right decoder reaches it at most once in `1 / FALSE_ALARM` measurements, all runs of one
+    together (Bonferroni): a score beyond x on either side is at most four times as probable as a
+    normal one above x.
 
     Args:
       runs: of the decoder, one for each lookahead.

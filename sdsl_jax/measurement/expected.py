@@ -1,7 +1,9 @@
-"""What token verification gives at every lookahead in expectation, from samples of the target and without decoding.
+"""What token verification gives at every lookahead in expectation, from samples of the target and
+without decoding.
 
-The rounds themselves are those of `measurement.replay`. Here they become the numbers that the study compares across lookaheads,
-which is why every lookahead counts the same starts of the same samples: what differs between two of them is the lookahead alone.
+The rounds themselves are those of `measurement.replay`. Here they become the numbers that the study
+compares across lookaheads, which is why every lookahead counts the same starts of the same samples:
+what differs between two of them is the lookahead alone.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ class ExpectedOutcome(NamedTuple):
     Attributes:
       lookahead: γ.
       tokens_per_round: τ = 1 + Σ_k S_k.
-      accepted_per_test: Σ_{k=1..γ} S_k / Σ_{k=0..γ−1} S_k; a draft behind a rejection is not tested.
+      accepted_per_test: Σ_{k=1..γ} S_k / Σ_{k=0..γ−1} S_k; a draft behind a rejection is not
+        tested.
       alpha: the α whose geometric formula gives τ at this γ.
       alpha_change: α(γ) − α(1); 0 where acceptance is i.i.d., whatever the α.
       rounds: expected number of rounds behind them.
@@ -49,9 +52,10 @@ def expected_outcomes(
 ) -> list[ExpectedOutcome]:
     """Outcomes at γ = 1 … `largest`.
 
-    Counted are, at every γ, the rounds that start at one of the first T − `largest` + 1 positions, so that a block of any γ fits
-    behind the last of them. The interval of the change of α is linearised: sample i moves τ(γ) by its residual over the rounds,
-    α(γ) by that times dα/dτ, and the difference of two α by the difference of the two moves; their spread over the samples, with
+    Counted are, at every γ, the rounds that start at one of the first T − `largest` + 1 positions,
+    so that a block of any γ fits behind the last of them. The interval of the change of α is
+    linearised: sample i moves τ(γ) by its residual over the rounds, α(γ) by that times dα/dτ, and
+    the difference of two α by the difference of the two moves; their spread over the samples, with
     Student's t, is that of `ratio_interval`.
 
     Args:
@@ -68,7 +72,8 @@ def expected_outcomes(
     )
     gammas = np.arange(1, largest + 1)
     starts = np.full(n, width - largest + 1)
-    # Whole samples at every γ, though the last tokens are of no use to a small one: a shape that all of them share.
+    # Whole samples at every γ, though the last tokens are of no use to a small one: a shape that
+    # all of them share.
     rounds = [rounds_of_samples(acceptance, starts, int(gamma)) for gamma in gammas]
     taus = [
         ratio_interval(r.started + r.survived.sum(axis=1), r.started, confidence) for r in rounds

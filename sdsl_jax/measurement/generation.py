@@ -27,7 +27,8 @@ class GenerationTimes(NamedTuple):
       total: seconds in all.
       new_tokens: tokens of a request.
       requests: timed.
-      speedup: total of the target alone over this total, request by request; 1 for the target alone.
+      speedup: total of the target alone over this total, request by request; 1 for the target
+        alone.
     """
 
     lookahead: int
@@ -48,10 +49,12 @@ def time_generation(
     repetitions: int = 3,
     progress: Progress | None = None,
 ) -> list[GenerationTimes]:
-    """Times requests of one prompt each, with the target alone and with every lookahead, one after another in turn.
+    """Times requests of one prompt each, with the target alone and with every lookahead, one after
+    another in turn.
 
-    No token ends a request, so that all have the same length; prompts are filled up to one width. Programs are compiled first,
-    and with the lookahead as a constant: a verify pass is γ + 1 tokens wide.
+    No token ends a request, so that all have the same length; prompts are filled up to one width.
+    Programs are compiled first, and with the lookahead as a constant: a verify pass is γ + 1 tokens
+    wide.
 
     Args:
       draft: proposes.

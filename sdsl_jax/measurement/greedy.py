@@ -17,10 +17,12 @@ class Divergence(NamedTuple):
 
     Attributes:
       row: of both runs.
-      position: of the first token that differs; a row that ends earlier in one run differs at its end.
-      margin: the target's largest logit there less the second largest, nats. Rounding explains a divergence where this is
-        about the precision of the logits, and nowhere else.
-      largest_logit: magnitude of the largest logit there, to compare the margin with: bfloat16 has 8 bits.
+      position: of the first token that differs; a row that ends earlier in one run differs at its
+        end.
+      margin: the target's largest logit there less the second largest, nats. Rounding explains a
+        divergence where this is about the precision of the logits, and nowhere else.
+      largest_logit: magnitude of the largest logit there, to compare the margin with: bfloat16 has
+        8 bits.
     """
 
     row: int
@@ -30,10 +32,12 @@ class Divergence(NamedTuple):
 
 
 def first_divergences(target: Model, one: Decoded, other: Decoded) -> list[Divergence]:
-    """First divergences of two runs over the same prompts, in the order of rows; none where all tokens agree.
+    """First divergences of two runs over the same prompts, in the order of rows; none where all
+    tokens agree.
 
-    In float32 greedy speculative decoding gives the autoregressive output token for token. In bfloat16 a verify pass may round
-    otherwise than a single step, and near ties may fall the other way.
+    In float32 greedy speculative decoding gives the autoregressive output token for token. In
+    bfloat16 a verify pass may round otherwise than a single step, and near ties may fall the other
+    way.
     """
     width = min(one.tokens.shape[1], other.tokens.shape[1])
     a, b = (np.asarray(run.tokens)[:, :width] for run in (one, other))

@@ -20,8 +20,8 @@ from sdsl_jax.errors import require
 from sdsl_jax.models import ModelConfig, Params, forward, init_cache
 from sdsl_jax.statistics import Interval, median_interval
 
-# Steps in one timed program, at least, at most, and the seconds that it is to take: dispatching from Python, about a
-# millisecond, is then a small share of what is timed.
+# Steps in one timed program, at least, at most, and the seconds that it is to take: dispatching
+# from Python, about a millisecond, is then a small share of what is timed.
 _STEPS, _MOST_STEPS, _LONG_ENOUGH = 16, 512, 0.03
 # Compilations that run side by side.
 _COMPILERS = 2
@@ -31,11 +31,13 @@ _COMPILERS = 2
 def _steps(
     params: Params, steps: Array, *, model: ModelConfig, width: int, batch: int, context: int
 ) -> tuple[Array, Array]:
-    """Takes `steps` steps as a decoder would: forward, probabilities, and a draw (width 1) or a verification.
+    """Takes `steps` steps as a decoder would: forward, probabilities, and a draw (width 1) or a
+    verification.
 
     Returns the last tokens, and whether all logits were finite.
 
-    The cache has room for as much again as the context, as halfway through a decoding run: empty slots cost time as well.
+    The cache has room for as much again as the context, as halfway through a decoding run: empty
+    slots cost time as well.
     """
     dtype = jax.tree.leaves(params)[0].dtype
     cache = init_cache(model, batch, 2 * context + width, dtype)
@@ -74,7 +76,8 @@ class Step(NamedTuple):
 def time_steps(
     steps: dict[str, Step], *, batch: int, context: int, repetitions: int, confidence: float
 ) -> dict[str, Interval]:
-    """Median seconds of each kind of step, all kinds interleaved so that drift of the machine hits them alike.
+    """Median seconds of each kind of step, all kinds interleaved so that drift of the machine hits
+    them alike.
 
     Args:
       steps: kinds of steps by name.

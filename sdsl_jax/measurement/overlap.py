@@ -1,9 +1,10 @@
-"""Exact acceptance of every pair, each model scored once on shared contexts: α = E Σ_v min(p_v, q_v) (2211.17192).
+"""Exact acceptance of every pair, each model scored once on shared contexts: α = E Σ_v min(p_v,
+q_v) (2211.17192).
 
-Beside α at any number of samplings stand what else two distributions say about each other at the same positions: whether
-they agree on the most probable token, KL(p‖q), total variation, and each model's entropy. Those describe the models
-themselves, at temperature 1 and without filters. Suffixes: B contexts of a chunk, T compared positions, S samplings, V
-vocabulary.
+Beside α at any number of samplings stand what else two distributions say about each other at the
+same positions: whether they agree on the most probable token, KL(p‖q), total variation, and each
+model's entropy. Those describe the models themselves, at temperature 1 and without filters.
+Suffixes: B contexts of a chunk, T compared positions, S samplings, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from sdsl_jax.errors import require
 from sdsl_jax.models import ModelConfig, Params, forward
 from sdsl_jax.statistics import Interval, ratio_interval
 
-# Contexts scored at a time, at most: more would not be faster, and progress would be told less often.
+# Contexts scored at a time, at most: more would not be faster, and progress would be told less
+# often.
 _MOST_ROWS = 32
 
 
@@ -36,7 +38,8 @@ class PairOverlap:
 
     Attributes:
       acceptance: Σ_v min(p_v, q_v) at each sampling.
-      top1_agreement: positions at which both find the same token most probable; α at temperature 0, and only there.
+      top1_agreement: positions at which both find the same token most probable; α at temperature 0,
+        and only there.
       kl: KL(p‖q), nats.
       total_variation: ½ Σ_v |p_v − q_v|.
       positions: how many positions each context has.
@@ -59,8 +62,9 @@ class ModelScores:
 
     Attributes:
       entropy: sum of its entropy over the compared positions of each context, nats.
-      log_probs: log-probability at each sampling of the token that followed each position, −∞ where the sampling rules it
-        out; at positions that are not compared it belongs to whatever stands there. None if no tokens were given.
+      log_probs: log-probability at each sampling of the token that followed each position, −∞ where
+        the sampling rules it out; at positions that are not compared it belongs to whatever stands
+        there. None if no tokens were given.
       positions: how many positions each context has.
     """
 
@@ -82,7 +86,8 @@ class Overlaps(NamedTuple):
 
 
 class _Scored(NamedTuple):
-    """One model on one chunk: its own log-probabilities, its probabilities at each sampling, and what they sum to.
+    """One model on one chunk: its own log-probabilities, its probabilities at each sampling, and
+    what they sum to.
 
     `broken` counts compared positions whose logits are not finite.
     """
@@ -124,8 +129,9 @@ def _score(
 @jax.jit
 def _compare(p: _Scored, q: _Scored, counts: Bool[Array, "B T"]) -> tuple[Array, ...]:
     plain_p, plain_q = jnp.exp(p.log_probs), jnp.exp(q.log_probs)
-    # Σ (q − p) is 0, but added term by term it makes every term positive and takes the rounding of both normalisers out to
-    # first order. With x = ln p − ln q a term is p·(x + e^(−x) − 1), which keeps its digits where x is small.
+    # Σ (q − p) is 0, but added term by term it makes every term positive and takes the rounding of
+    # both normalisers out to first order. With x = ln p − ln q a term is p·(x + e^(−x) − 1), which
+    # keeps its digits where x is small.
     x = jnp.where(plain_p > 0, p.log_probs - q.log_probs, 0.0)
     near = jnp.abs(x) < 1
     small = jnp.where(near, x, 0.0)
@@ -148,9 +154,9 @@ def rows_per_chunk(
 ) -> int:
     """Contexts that can be scored at a time within a memory.
 
-    What is held at once are the distributions (one plain, one for each sampling, float32) of every target and one draft over
-    the compared positions, and the logits and two temporaries of one model over the whole width. Weights and activations
-    inside the models come on top.
+    What is held at once are the distributions (one plain, one for each sampling, float32) of every
+    target and one draft over the compared positions, and the logits and two temporaries of one
+    model over the whole width. Weights and activations inside the models come on top.
 
     Raises:
       SdslError: not even one context fits.
@@ -222,8 +228,8 @@ def pairwise_overlap(
 ) -> Overlaps:
     """Compares every (draft, target) on shared contexts, with one pass of each model over them.
 
-    A model is compiled once and the comparison once, whatever the number of pairs: contexts go in chunks of one size, the
-    last one filled up.
+    A model is compiled once and the comparison once, whatever the number of pairs: contexts go in
+    chunks of one size, the last one filled up.
 
     Args:
       drafts: by name.
@@ -231,14 +237,17 @@ def pairwise_overlap(
       contexts: token ids; the distribution after position t is compared for t = first..L−1.
       first: first position whose next-token distribution counts, of all contexts or of each.
       samplings: that α is wanted at.
-      following: the token after each position from the smallest `first` on, for `ModelScores.log_probs`; T = L − first.
-      lengths: tokens of each context that are not padding; all if left out. Later positions are not compared.
+      following: the token after each position from the smallest `first` on, for
+        `ModelScores.log_probs`; T = L − first.
+      lengths: tokens of each context that are not padding; all if left out. Later positions are not
+        compared.
       memory_bytes: bound on what distributions take, see `rows_per_chunk`.
       advance: told how many models have just scored a chunk.
 
     Raises:
-      SdslError: an argument lies outside its range, the vocabularies differ, one context alone needs more memory, contexts are
-        longer than a model's table of positions, or logits are not finite.
+      SdslError: an argument lies outside its range, the vocabularies differ, one context alone
+        needs more memory, contexts are longer than a model's table of positions, or logits are not
+        finite.
     """
     require(
         len(drafts) > 0 and len(targets) > 0,

@@ -44,7 +44,8 @@ class PairSettings:
       verification: "token" or "block".
       stop_tokens: ids after which a row stops.
       seed: of all sampling.
-      batch: prompts decoded at a time; it changes memory and time, and no number but through rounding.
+      batch: prompts decoded at a time; it changes memory and time, and no number but through
+        rounding.
       confidence: of the intervals; prompts are their clusters.
     """
 
@@ -87,9 +88,10 @@ class LookaheadResult(NamedTuple):
     Attributes:
       lookahead: γ.
       statistics: acceptance per test, survival, τ, the paper's α, and the self-check.
-      expected: τ of token verification that the exact distributions on the target's own samples predict, without decoding; None
-        for a draft that is no model.
-      conventions: every convention of acceptance, over the rounds that began with room for γ + 1 tokens.
+      expected: τ of token verification that the exact distributions on the target's own samples
+        predict, without decoding; None for a draft that is no model.
+      conventions: every convention of acceptance, over the rounds that began with room for γ + 1
+        tokens.
       decoded: tokens and events, a row per prompt.
     """
 
@@ -101,9 +103,11 @@ class LookaheadResult(NamedTuple):
 
 
 class TextScores(NamedTuple):
-    """What the two models say about the prompts themselves, from each prompt's second token of text on.
+    """What the two models say about the prompts themselves, from each prompt's second token of text
+    on.
 
-    The first one is left out for all models alike: some see a begin-of-text token before it, and others nothing.
+    The first one is left out for all models alike: some see a begin-of-text token before it, and
+    others nothing.
 
     Attributes:
       alpha: E Σ_v min(p_v, q_v) over their positions.
@@ -122,9 +126,11 @@ class PairMeasurement(NamedTuple):
     """What was found out about a pair.
 
     Attributes:
-      alpha: E Σ_v min(p_v, q_v) over the positions of the target's own samples; None for a draft that is no model.
+      alpha: E Σ_v min(p_v, q_v) over the positions of the target's own samples; None for a draft
+        that is no model.
       positions: how many those are.
-      text: the same on the prompts, and both losses there; None for a draft that is no model, or prompts of one token.
+      text: the same on the prompts, and both losses there; None for a draft that is no model, or
+        prompts of one token.
       lookaheads: one result for each lookahead, in the order of the settings.
     """
 
@@ -145,13 +151,16 @@ def measure_pair(
 
     Args:
       draft: proposes.
-      target: verifies; ids mean to it what they mean to the draft, though one of the two may have more of them.
-      prompts: one row each; a row's randomness depends on the seed and its number, not on its batch.
+      target: verifies; ids mean to it what they mean to the draft, though one of the two may have
+        more of them.
+      prompts: one row each; a row's randomness depends on the seed and its number, not on its
+        batch.
       settings: how.
       progress: told after every batch.
 
     Raises:
-      SdslError: a stop token is no id of the target, rows outgrow a model's table of positions, or logits are not finite.
+      SdslError: a stop token is no id of the target, rows outgrow a model's table of positions, or
+        logits are not finite.
     """
     progress = progress or Silent()
     if isinstance(draft, Model):
@@ -298,9 +307,11 @@ class _Samples(NamedTuple):
 def sample_target(
     target: Model, prompts: Prompts, settings: PairSettings, advance: Callable[[], None]
 ) -> _Samples:
-    """Lets the target continue every prompt, with as many tokens more as the largest lookahead may look ahead.
+    """Lets the target continue every prompt, with as many tokens more as the largest lookahead may
+    look ahead.
 
-    A table of positions may end before; what the last rounds would have seen behind its end is then missing.
+    A table of positions may end before; what the last rounds would have seen behind its end is then
+    missing.
     """
     beyond = max(settings.lookaheads) - 1
     room = settings.new_tokens + beyond
@@ -331,7 +342,8 @@ class ExactAcceptance(NamedTuple):
     Attributes:
       alpha: Σ_v min(p_v, q_v), averaged over the tokens asked for that no stop precedes.
       positions: how many those are.
-      acceptance: min(1, q(y)/p(y)) of each sampled token: the probability that it came by acceptance.
+      acceptance: min(1, q(y)/p(y)) of each sampled token: the probability that it came by
+        acceptance.
       counted: how many of the row's first tokens were asked for and are not behind a stop.
       room: tokens that each row could have, before a table of positions ends.
     """
@@ -382,10 +394,11 @@ def _score(
 def expected_tokens_per_round(
     exact: ExactAcceptance, lookahead: int, settings: PairSettings
 ) -> Interval:
-    """τ of token verification at block starts of this lookahead, from the target's samples and without decoding.
+    """τ of token verification at block starts of this lookahead, from the target's samples and
+    without decoding.
 
-    As in `decoded.summarise`, rounds start at any of the `new_tokens` positions that no stop precedes, and may look beyond the
-    last, but not beyond the end of a table of positions.
+    As in `decoded.summarise`, rounds start at any of the `new_tokens` positions that no stop
+    precedes, and may look beyond the last, but not beyond the end of a table of positions.
     """
     acceptance = exact.acceptance[:, : settings.new_tokens + lookahead - 1]
     starts = np.minimum(exact.counted, exact.room - lookahead + 1)

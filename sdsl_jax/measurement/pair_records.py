@@ -74,7 +74,8 @@ def how_measured(settings: PairSettings, reading: dict[str, Any]) -> dict[str, A
     """What all pairs of a folder must share, for its tables do not say it: filters, verification, and how models are read."""
     sampling = settings.sampling
     filters = {name: getattr(sampling, name) for name in ("top_k", "top_p", "min_p")}
-    # On how many devices the weights lie changes nothing; what was left out of a model stands with the model.
+    # On how many devices the weights lie changes nothing; what was left out of a model stands with
+    # the model.
     kept = {key: value for key, value in reading.items() if key not in ("devices", "ignore_keys")}
     return {**filters, "verification": settings.verification, **kept}
 
@@ -83,8 +84,8 @@ def require_room(folder: Path, name: PairName, how: dict[str, Any]) -> None:
     """Makes a folder for records.
 
     Raises:
-      SdslError: it cannot be made, holds this very measurement already, others that were made in another way, or files of
-        somebody else.
+      SdslError: it cannot be made, holds this very measurement already, others that were made in
+        another way, or files of somebody else.
     """
     require_records_folder(folder, WRITTEN, mark="schema.json")
     for other in _answers(folder):
@@ -106,10 +107,11 @@ def require_room(folder: Path, name: PairName, how: dict[str, Any]) -> None:
 
 
 def require_same_models(folder: Path, *models: LoadedModel) -> None:
-    """Raises `SdslError` unless every model of a name is one and the same, in the records of a folder and among those given.
+    """Raises `SdslError` unless every model of a name is one and the same, in the records of a
+    folder and among those given.
 
-    Compared are sizes, digests of parameters and identities, as far as the records hold them: older ones have no identity, and
-    what they do not tell is taken for the same.
+    Compared are sizes, digests of parameters and identities, as far as the records hold them: older
+    ones have no identity, and what they do not tell is taken for the same.
     """
     held = _others(folder, "models", None)
     digests = {m.model_id: [m.params_digest] for m in held}
@@ -139,13 +141,15 @@ def append_records(
     times: list[GenerationTimes],
     answer: dict[str, Any],
 ) -> None:
-    """Adds a pair to models.csv, acceptance.csv, survival.csv, generation.csv, events.parquet and measurements.json.
+    """Adds a pair to models.csv, acceptance.csv, survival.csv, generation.csv, events.parquet and
+    measurements.json.
 
-    A model whose loss is not on record gets its loss on these prompts. What an interrupted call left of the pair is replaced.
+    A model whose loss is not on record gets its loss on these prompts. What an interrupted call
+    left of the pair is replaced.
 
     Raises:
-      SdslError: the folder cannot be written to, its records are damaged, or hold another model of the same name, or losses of
-        such models on another text.
+      SdslError: the folder cannot be written to, its records are damaged, or hold another model of
+        the same name, or losses of such models on another text.
     """
     name = pair_name(draft, target, prompts, settings)
     require_same_models(folder, *(m for m in (draft.model, target) if m is not None))
@@ -174,7 +178,8 @@ def append_records(
         models.setdefault(model.model_id, model)
     acceptance, survival = _acceptance(name, settings, measured, len(prompts.lengths))
     dtype = str(jax.tree.leaves(target.params)[0].dtype)
-    # The target alone is timed again with every draft; a row for each says what its speed-up was measured against.
+    # The target alone is timed again with every draft; a row for each says what its speed-up was
+    # measured against.
     timed = [_generation(name, each, settings.confidence, dtype) for each in times]
     frames = [
         pandas.DataFrame(event_columns(result.decoded)).assign(

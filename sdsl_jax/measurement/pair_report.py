@@ -130,7 +130,8 @@ def loading_warnings(draft: LoadedModel | None, target: LoadedModel) -> list[str
 def result_warnings(measured: PairMeasurement) -> list[str]:
     """What a reader should know about the results, a sentence each.
 
-    The warning about a self-check comes by mistake in at most `decoded.FALSE_ALARM` of all measurements.
+    The warning about a self-check comes by mistake in at most `decoded.FALSE_ALARM` of all
+    measurements.
     """
     found = []
     for result in measured.lookaheads:
@@ -322,7 +323,8 @@ def report_retokenised(
 def write_tokens(
     path: Path, prompts: Prompts, measured: PairMeasurement, tokenizer: Tokenizer
 ) -> None:
-    """Writes what was generated, a JSON object a line: row, lookahead, prompt, text, tokens, and why the row stopped.
+    """Writes what was generated, a JSON object a line: row, lookahead, prompt, text, tokens, and
+    why the row stopped.
 
     Raises:
       SdslError: the file cannot be written.

@@ -1,8 +1,10 @@
-"""A protocol: every pair of published checkpoints that is there, measured the same way, into one folder of records.
+"""A protocol: every pair of published checkpoints that is there, measured the same way, into one
+folder of records.
 
-What is absent is passed over and named. A pair that the records hold already is not measured again, so that an interrupted
-protocol goes on where it stood, and checkpoints may arrive one after another. Pairs of one tokenizer are decoded; others are
-compared on the target's text in the draft's tokens, which is no lossless decoding, and kept apart by their estimator.
+What is absent is passed over and named. A pair that the records hold already is not measured again,
+so that an interrupted protocol goes on where it stood, and checkpoints may arrive one after
+another. Pairs of one tokenizer are decoded; others are compared on the target's text in the draft's
+tokens, which is no lossless decoding, and kept apart by their estimator.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ class Progressed(NamedTuple):
 
 
 def devices_for(params: float, dtype: str, devices: list[jax.Device] | None = None) -> int:
-    """The smallest number of devices that the weights of a model fit on; 1 where a device does not say how much it holds.
+    """The smallest number of devices that the weights of a model fit on; 1 where a device does not
+    say how much it holds.
 
     Raises:
       SdslError: all of them together hold too little.
@@ -91,8 +94,8 @@ def run_protocol(
       progress: told about every pair.
 
     Raises:
-      SdslError: the folder of checkpoints or the prompts are missing, the folder of the records holds files of somebody else,
-        or the records cannot be written.
+      SdslError: the folder of checkpoints or the prompts are missing, the folder of the records
+        holds files of somebody else, or the records cannot be written.
     """
     progress = progress or Silent()
     require(checkpoints.is_dir(), f"the folder of checkpoints {checkpoints} does not exist.")

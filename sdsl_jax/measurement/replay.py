@@ -1,8 +1,10 @@
-"""What a run would have given otherwise, from stored probabilities: other lookaheads, other samplings, another verification.
+"""What a run would have given otherwise, from stored probabilities: other lookaheads, other
+samplings, another verification.
 
-Each function says what it keeps fixed. `expected_rounds` keeps nothing: it is the exact expectation of token verification,
-whatever the lookahead. `same_context_acceptance` keeps the contexts that were visited, and `compare_verification` the blocks
-that were drafted. Suffixes: B rows, R rounds, G largest lookahead, T positions, V vocabulary.
+Each function says what it keeps fixed. `expected_rounds` keeps nothing: it is the exact expectation
+of token verification, whatever the lookahead. `same_context_acceptance` keeps the contexts that
+were visited, and `compare_verification` the blocks that were drafted. Suffixes: B rows, R rounds, G
+largest lookahead, T positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ class ExpectedRounds(NamedTuple):
     Attributes:
       lookahead: γ.
       tokens_per_round: τ = 1 + Σ_k S_k: accepted drafts and one more token for each round.
-      survival: S_1 … S_γ, the share of rounds whose first k drafts are accepted, at the block starts of this γ.
+      survival: S_1 … S_γ, the share of rounds whose first k drafts are accepted, at the block
+        starts of this γ.
       rounds: expected number of rounds behind them.
     """
 
@@ -62,7 +65,8 @@ def _rounds(
 def rounds_of_samples(
     acceptance: Float[np.ndarray, "samples T"], starts: Int[np.ndarray, " samples"], lookahead: int
 ) -> SampleRounds:
-    """Expected rounds over each sample, see `theory.rounds_over_sample`; compiled once for each lookahead and shape.
+    """Expected rounds over each sample, see `theory.rounds_over_sample`; compiled once for each
+    lookahead and shape.
 
     Args:
       acceptance: min(1, q(y)/p(y)) of each token.
@@ -77,7 +81,8 @@ def rounds_of_samples(
 
 def drawn_acceptance(target_log_probs: np.ndarray, draft_log_probs: np.ndarray) -> np.ndarray:
     """min(1, q(y)/p(y)): the probability that a token which the target drew came by acceptance; of any shape."""
-    # It was drawn, so ln p is finite, unless a filter's border or a tie at temperature 0 falls differently in this pass.
+    # It was drawn, so ln p is finite, unless a filter's border or a tie at temperature 0 falls
+    # differently in this pass.
     log_p = np.maximum(target_log_probs, np.log(np.finfo(np.float32).tiny))
     return np.exp(np.minimum(0.0, draft_log_probs - log_p))
 
@@ -93,14 +98,16 @@ def expected_rounds(
 ) -> list[ExpectedRounds]:
     """Expected survival and τ of every lookahead from samples of the target, without decoding.
 
-    Given that the token emitted at a tested position is y, it came by acceptance with probability min(1, q(y)/p(y)). So one
-    sample of the target, scored once by both models at the sampling it was drawn with, holds the exact probability of every
-    course of rounds that leads to it (`theory.rounds_over_sample`); averaged over samples, it is the expectation of the live
-    decoder under token verification. The first position of a sample starts a round.
+    Given that the token emitted at a tested position is y, it came by acceptance with probability
+    min(1, q(y)/p(y)). So one sample of the target, scored once by both models at the sampling it
+    was drawn with, holds the exact probability of every course of rounds that leads to it
+    (`theory.rounds_over_sample`); averaged over samples, it is the expectation of the live decoder
+    under token verification. The first position of a sample starts a round.
 
-    Counted are rounds that start where γ drafts fit before the sample's limit, which is known when a round starts. A sample
-    shorter than its limit ended with a stop token: rounds that reach it count, and drafts behind it count as not accepted,
-    as in raw events. To count exactly the rounds with room for γ + 1 tokens, leave the last position of the limit out.
+    Counted are rounds that start where γ drafts fit before the sample's limit, which is known when
+    a round starts. A sample shorter than its limit ended with a stop token: rounds that reach it
+    count, and drafts behind it count as not accepted, as in raw events. To count exactly the rounds
+    with room for γ + 1 tokens, leave the last position of the limit out.
 
     Args:
       target_log_probs: ln p(y) of each token of each sample.
@@ -111,8 +118,8 @@ def expected_rounds(
       confidence: of the intervals.
 
     Raises:
-      SdslError: shapes differ, a value lies outside its range, a token of a sample has no probability under the target, or no
-        sample has room for a whole block.
+      SdslError: shapes differ, a value lies outside its range, a token of a sample has no
+        probability under the target, or no sample has room for a whole block.
     """
     log_p, log_q = np.asarray(target_log_probs, float), np.asarray(draft_log_probs, float)
     require(
@@ -168,7 +175,8 @@ class SameContextAcceptance(NamedTuple):
       sampling: that α belongs to.
       acceptance: mean of Σ_v min(p_v, q_v), contexts as clusters.
       positions: how many were averaged.
-      basis: always "same-context": decoding at this sampling would visit other contexts, and α differs from one to another.
+      basis: always "same-context": decoding at this sampling would visit other contexts, and α
+        differs from one to another.
     """
 
     sampling: Sampling
@@ -181,7 +189,8 @@ class SameContextAcceptance(NamedTuple):
 def _overlap_sums(
     log_p: Array, log_q: Array, counts: Array, recorded: Array, sampling: Sampling
 ) -> Array:
-    # ln p · T₀ are logits that the recorded temperature T₀ turned into p. Rows that do not count may hold no distribution.
+    # ln p · T₀ are logits that the recorded temperature T₀ turned into p. Rows that do not count
+    # may hold no distribution.
     p, q = (
         probabilities(jnp.where(counts[..., None], x * recorded, 0.0), sampling)
         for x in (log_p, log_q)
@@ -198,11 +207,12 @@ def same_context_acceptance(
     counts: Bool[np.ndarray, "contexts T"] | None = None,
     confidence: float = 0.9,
 ) -> list[SameContextAcceptance]:
-    """α at other samplings from the distributions of one run, at the contexts which that run visited.
+    """α at other samplings from the distributions of one run, at the contexts which that run
+    visited.
 
     Args:
-      target_log_probs: ln p at each position, in nats; −∞ for tokens that the recorded sampling had filtered out, which no
-        other sampling brings back.
+      target_log_probs: ln p at each position, in nats; −∞ for tokens that the recorded sampling had
+        filtered out, which no other sampling brings back.
       draft_log_probs: ln q at the same positions.
       samplings: that α is wanted at.
       recorded_temperature: of the run, above 0: greedy decoding leaves nothing to rescale.
@@ -244,7 +254,8 @@ def same_context_acceptance(
 class VerificationComparison(NamedTuple):
     """Token against block verification on the same blocks; intervals take rows as clusters.
 
-    The blocks are those of the recorded run. Decoding by the other rule would start its blocks elsewhere.
+    The blocks are those of the recorded run. Decoding by the other rule would start its blocks
+    elsewhere.
 
     Attributes:
       token: Σ_i Π_{j≤i} min(1, p_j/q_j) of each block; 0 where nothing was drafted.
@@ -273,7 +284,8 @@ def _expected_accepted(
         for probs in (draft_probs, target_probs)
     )
     drafted = jnp.arange(G) < proposed[..., None]
-    # A draft has a positive q, or it could not have been drawn. Where nothing was drafted, nothing survives.
+    # A draft has a positive q, or it could not have been drawn. Where nothing was drafted, nothing
+    # survives.
     ratio = jnp.where(drafted, p / jnp.where(drafted, q, 1.0), 0.0)
 
     def keep(chance: Array, r: Array) -> tuple[Array, Array]:
@@ -292,11 +304,13 @@ def compare_verification(
     *,
     confidence: float = 0.9,
 ) -> VerificationComparison:
-    """Expected accepted drafts of stored blocks under token and under block verification (Sun et al., 2403.10444).
+    """Expected accepted drafts of stored blocks under token and under block verification (Sun et
+    al., 2403.10444).
 
-    Each term is the probability that the block is kept up to draft i, given the drafts so far. Token verification keeps them
-    one by one, with probability Π min(1, p/q). Block verification lets a draft that the target likes more than the draft
-    model did make up for an earlier one that it likes less: w_i.
+    Each term is the probability that the block is kept up to draft i, given the drafts so far.
+    Token verification keeps them one by one, with probability Π min(1, p/q). Block verification
+    lets a draft that the target likes more than the draft model did make up for an earlier one that
+    it likes less: w_i.
 
     Args:
       drafts: drafted tokens; as in `Decoded.blocks`, so are the next two.

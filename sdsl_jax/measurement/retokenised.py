@@ -1,15 +1,19 @@
-"""Acceptance across two tokenizers: the target's text is tokenised again by the draft. This measures; it does not decode.
+"""Acceptance across two tokenizers: the target's text is tokenised again by the draft. This
+measures; it does not decode.
 
-Where both models have one vocabulary, a token y that the target emits came by acceptance with probability min(1, q(y)/p(y)),
-whose mean is α. Two tokenizers cut a text at different places. The shortest stretches between places where both cut take the
-part of tokens here: with p and q the products of each model's token probabilities over a stretch, min(1, q/p) of the stretch is
-averaged. With one tokenizer stretches are tokens, and this is α of the target's samples.
+Where both models have one vocabulary, a token y that the target emits came by acceptance with
+probability min(1, q(y)/p(y)), whose mean is α. Two tokenizers cut a text at different places. The
+shortest stretches between places where both cut take the part of tokens here: with p and q the
+products of each model's token probabilities over a stretch, min(1, q/p) of the stretch is averaged.
+With one tokenizer stretches are tokens, and this is α of the target's samples.
 
-With two it is a heuristic. A stretch is no event that both models give a probability to before the text goes on: where the draft
-cuts may depend on what follows, and q counts one of its ways to write the stretch. A draft that is the exact law of the text
-can score below 1 (for a text of a and b drawn evenly, and a draft that always merges ab, it scores 11/12), and a stretch of
-several tokens counts once. Bits per byte of both models, which do compare, are given beside it. Rows end before the target's
-end-of-text token; stretches with broken characters are left out, and so is one that is cut off by the end of the row.
+With two it is a heuristic. A stretch is no event that both models give a probability to before the
+text goes on: where the draft cuts may depend on what follows, and q counts one of its ways to write
+the stretch. A draft that is the exact law of the text can score below 1 (for a text of a and b
+drawn evenly, and a draft that always merges ab, it scores 11/12), and a stretch of several tokens
+counts once. Bits per byte of both models, which do compare, are given beside it. Rows end before
+the target's end-of-text token; stretches with broken characters are left out, and so is one that is
+cut off by the end of the row.
 """
 
 from __future__ import annotations

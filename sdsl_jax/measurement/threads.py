@@ -36,18 +36,20 @@ _lock = threading.Lock()
 def limit_threads(count: int) -> None:
     """Lets XLA's CPU backend compute with `count` threads, for the rest of the process.
 
-    XLA gives its thread pool one thread per processor that the process may run on at the moment when the backend is first used.
-    So the process is confined to `count` processors, the backend is created, and then the process may use all of them again:
-    Python threads that compile programs do. On a system without processor affinity nothing happens.
+    XLA gives its thread pool one thread per processor that the process may run on at the moment
+    when the backend is first used. So the process is confined to `count` processors, the backend is
+    created, and then the process may use all of them again: Python threads that compile programs
+    do. On a system without processor affinity nothing happens.
 
-    Few threads are right for timing small models: splitting a pass of a few million parameters among threads costs more than
-    it gains, and costs a different amount every time.
+    Few threads are right for timing small models: splitting a pass of a few million parameters
+    among threads costs more than it gains, and costs a different amount every time.
 
     Args:
       count: threads, from 1 to the processors of this process.
 
     Raises:
-      SdslError: the count lies outside its range, or the backend has been used already with another count.
+      SdslError: the count lies outside its range, or the backend has been used already with another
+        count.
     """
     global _limit
     with _lock:

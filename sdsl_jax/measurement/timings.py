@@ -55,10 +55,11 @@ def time_operations(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[TimingRecord]:
-    """Times every operation: steps and rounds in the loops of the decoders, verify passes in a loop of their own.
+    """Times every operation: steps and rounds in the loops of the decoders, verify passes in a loop
+    of their own.
 
-    All decoders are interleaved, and so are all verify passes: a machine that is busy for a while slows a repetition of
-    everything rather than everything about one model.
+    All decoders are interleaved, and so are all verify passes: a machine that is busy for a while
+    slows a repetition of everything rather than everything about one model.
 
     Args:
       operations: what to time.

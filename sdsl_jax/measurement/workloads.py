@@ -4,9 +4,11 @@ Every coefficient needs operations that differ in what it multiplies and in litt
 
 - layer_seconds: depths from 1 to 6 (on an accelerator 16) at about the same number of parameters;
 - pass_seconds: models so small that little else is left;
-- bytes_per_second: sizes, vocabularies and caches over two orders of magnitude, in steps of one row;
+- bytes_per_second: sizes, vocabularies and caches over two orders of magnitude, in steps of one
+row;
 - flops_per_second: passes over many tokens, in width and in batch;
-- token_seconds: the same number of tokens in models whose arithmetic differs, small ones with many tokens above all;
+- token_seconds: the same number of tokens in models whose arithmetic differs, small ones with many
+tokens above all;
 - round_seconds: whole rounds beside the passes that they consist of.
 """
 
@@ -59,7 +61,8 @@ class Scale:
     new_tokens: int
 
 
-# Up to two million parameters; a pass of them takes between some ten microseconds and a few milliseconds on one core.
+# Up to two million parameters; a pass of them takes between some ten microseconds and a few
+# milliseconds on one core.
 CPU = Scale(
     sizes=tuple(
         Size(*x)
@@ -91,7 +94,8 @@ CPU = Scale(
     prompt_tokens=(16, 208),
     new_tokens=48,
 )
-# From three million parameters, where overheads are everything, to 0.9 billion, where they are little.
+# From three million parameters, where overheads are everything, to 0.9 billion, where they are
+# little.
 ACCELERATOR = Scale(
     sizes=tuple(
         Size(*x)
@@ -116,7 +120,8 @@ ACCELERATOR = Scale(
     quick=(0, 2, 4, 6, 8, 10, 12, 13),
     head_dim=128,
     kv_groups=4,
-    # Wider than any round: it takes some thousand tokens before arithmetic, and not memory, decides.
+    # Wider than any round: it takes some thousand tokens before arithmetic, and not memory,
+    # decides.
     verify_widths=(2, 5, 9, 13, 33, 65),
     prompt_tokens=(128, 1920),
     new_tokens=64,
@@ -185,7 +190,8 @@ def check_batches(batches: Sequence[int]) -> tuple[int, ...]:
     """Batch sizes in order, each once.
 
     Raises:
-      SdslError: there are none, one is out of range, or they have no common multiple of a reasonable size.
+      SdslError: there are none, one is out of range, or they have no common multiple of a
+        reasonable size.
     """
     require(len(batches) > 0, "no batch size is given; at least one is needed.")
     for batch in batches:
@@ -203,7 +209,8 @@ def check_batches(batches: Sequence[int]) -> tuple[int, ...]:
 
 
 def operations(scale: Scale, batches: Sequence[int], quick: bool) -> list[Operation]:
-    """The operations of a calibration; batch, cache and width change from one to the next, so that no two go together.
+    """The operations of a calibration; batch, cache and width change from one to the next, so that
+    no two go together.
 
     Args:
       scale: models for this kind of device.
@@ -246,7 +253,8 @@ def _drafts(draft: ModelConfig, target: ModelConfig) -> bool:
 
 
 def held_out(names: Sequence[str], sizes: Sequence[float]) -> set[str]:
-    """A third of the models, spread over their sizes, neither the smallest nor the largest among them.
+    """A third of the models, spread over their sizes, neither the smallest nor the largest among
+    them.
 
     Args:
       names: of the models, repetitions allowed.

@@ -15,13 +15,15 @@ Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are changed so that a model reaches beyond the length that it was first trained at.
+    """How rotary frequencies are changed so that a model reaches beyond the length that it was
+    first trained at.
 
     Attributes:
-      kind: "linear": all frequencies divided by `factor`. "llama3": those that turn fewer than `low` times within the original
-        length are, those that turn more than `high` times stay, and between the two the change is linear in the turns. "yarn"
-        (2309.00071): linear in the index of the frequency between those that turn `high` and `low` times, and cosines and sines
-        are multiplied by `attention_factor`.
+      kind: "linear": all frequencies divided by `factor`. "llama3": those that turn fewer than
+        `low` times within the original length are, those that turn more than `high` times stay, and
+        between the two the change is linear in the turns. "yarn" (2309.00071): linear in the index
+        of the frequency between those that turn `high` and `low` times, and cosines and sines are
+        multiplied by `attention_factor`.
       factor: by which lengths grow.
       original_positions: the length that the model was first trained at.
       low: turns within the original length up to which a frequency is divided in full.
@@ -53,7 +55,8 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of one Transformer. Hashable, so that it can be a static argument of a jitted function.
+    """The shape of one Transformer. Hashable, so that it can be a static argument of a jitted
+    function.
 
     The defaults are our own families; the fields after `norm_epsilon` serve published ones.
 
@@ -70,7 +73,8 @@ class ModelConfig:
       rope_theta: base of the rotary frequencies.
       norm_epsilon: added to the variance in every norm.
       norm: RMS norm without, or layer norm with a bias.
-      norm_position: before attention and MLP, or after their output was added to the residual stream.
+      norm_position: before attention and MLP, or after their output was added to the residual
+        stream.
       final_norm: whether a norm stands before the head.
       residual: whether the MLP sees what attention added, or both read the block's input.
       activation: of the MLP; "gelu_tanh" is the approximation by a hyperbolic tangent.
@@ -81,11 +85,13 @@ class ModelConfig:
       positions: rotary, or a learned table that is added to the embedding.
       rotary_dim: leading entries of a head that are rotated; all of them if 0.
       rope_scaling: change of the rotary frequencies.
-      max_positions: rows of the learned table; with rotary positions the announced length, 0 if none is.
-      embedding_width: size of an embedding where two projections lead to the residual stream and back; 0 for `width`.
+      max_positions: rows of the learned table; with rotary positions the announced length, 0 if
+        none is.
+      embedding_width: size of an embedding where two projections lead to the residual stream and
+        back; 0 for `width`.
       scale_embedding: whether embeddings are multiplied by √width on their way in.
-      logit_size: logits that the model gives, those beyond its table so low that they have no probability; `vocab_size` if 0. For
-        pairs whose tables are filled up to different sizes.
+      logit_size: logits that the model gives, those beyond its table so low that they have no
+        probability; `vocab_size` if 0. For pairs whose tables are filled up to different sizes.
     """
 
     vocab_size: int
@@ -152,7 +158,8 @@ class ModelConfig:
         )
 
     def description(self) -> dict[str, Any]:
-        """Its fields as plain values; those that only published families set, only where they are set.
+        """Its fields as plain values; those that only published families set, only where they are
+        set.
 
         So digests and files of our own models stay what they were when such a field is added.
         """

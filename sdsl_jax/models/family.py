@@ -11,7 +11,8 @@ from sdsl_jax.theory.costs import ShapeRule, layers_and_width
 
 # How far the size that a family makes may lie from the size that was asked for.
 SIZE_TOLERANCE = 0.10
-# Hidden sizes of the MLP come in steps of this many units: fine enough to meet a wanted size, coarse enough for vector units.
+# Hidden sizes of the MLP come in steps of this many units: fine enough to meet a wanted size,
+# coarse enough for vector units.
 _HIDDEN_STEP = 4
 
 
@@ -22,7 +23,8 @@ class ModelCounts:
     Attributes:
       nonembedding: parameters other than the embeddings of tokens and positions and the head.
       total: all parameters.
-      flops_per_token: forward FLOPs for one token at `context` tokens of context; a multiply-add counts as two.
+      flops_per_token: forward FLOPs for one token at `context` tokens of context; a multiply-add
+        counts as two.
       weight_bytes: bytes of all parameters in float32.
       cache_bytes_per_token: bytes of keys and values that one position occupies in float32.
     """
@@ -50,7 +52,8 @@ def _norm_params(c: ModelConfig) -> int:
 def count(config: ModelConfig, context: float) -> ModelCounts:
     """Counts parameters, FLOPs and bytes of a model, at an average of `context` tokens of context.
 
-    Learned positions are an embedding like that of the tokens; projections between embedding and residual stream are not.
+    Learned positions are an embedding like that of the tokens; projections between embedding and
+    residual stream are not.
     """
     c = config
     matrices, rest = _block_params(c)
@@ -82,10 +85,11 @@ def shape_rule(family: FamilyConfig, vocab_size: int, sequence_length: int) -> S
 def member(family: FamilyConfig, params: int, vocab_size: int) -> ModelConfig:
     """The family's model with about `params` non-embedding parameters.
 
-    Layers and width follow the family's aspect ratio; the hidden size of the MLP then takes up what rounding left over.
+    Layers and width follow the family's aspect ratio; the hidden size of the MLP then takes up what
+    rounding left over.
 
     Raises:
-      SdslError: no member lies within 10 % of `params`.
+      SdslError: no member lies within 10% of `params`.
     """
     layers, width = (
         float(x) for x in layers_and_width(float(params), ShapeRule(family.aspect_ratio, 0.0, 0.0))
@@ -121,5 +125,6 @@ def member(family: FamilyConfig, params: int, vocab_size: int) -> ModelConfig:
     return config
 
 
-# Width 8, one layer: 256 attention weights, an MLP of hidden size 4 and the norms come to 392; the next sizes are 96 apart.
+# Width 8, one layer: 256 attention weights, an MLP of hidden size 4 and the norms come to 392; the
+# next sizes are 96 apart.
 SMALLEST_SIZE = 500

@@ -1,9 +1,11 @@
 """Operations whose automatic gradients would be slow, with gradients written by hand.
 
-With them a training step on a CPU is no slower than the same model in PyTorch (`python -m benchmarks.train`). Each is tested
-against its plain formula and that formula's automatic gradient. They have no forward mode (`jax.jvp`).
+With them a training step on a CPU is no slower than the same model in PyTorch (`python -m
+benchmarks.train`). Each is tested against its plain formula and that formula's automatic gradient.
+They have no forward mode (`jax.jvp`).
 
-Suffixes of locals are those of `transformer`, but N counts rows × key-value heads, and M the rows of a flat matrix.
+Suffixes of locals are those of `transformer`, but N counts rows × key-value heads, and M the rows
+of a flat matrix.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from jaxtyping import Array, Float
 
 from sdsl_jax.models.config import RopeScaling
 
-# Queries are taken in blocks, each against the keys that it can see, so that of what lies above the diagonal only half a
-# block is computed: at least this many queries at once, and at most so many blocks.
+# Queries are taken in blocks, each against the keys that it can see, so that of what lies above the
+# diagonal only half a block is computed: at least this many queries at once, and at most so many
+# blocks.
 _QUERY_BLOCK, _MOST_BLOCKS = 64, 8
 
 
@@ -33,8 +36,8 @@ def linear(
 ) -> tuple[Array, ...]:
     """x · weight, its last axis cut into parts of the given sizes.
 
-    Left to itself, the CPU compiler joins the gradients of the parts into one array and transposes the larger operand of the
-    weight's gradient before it multiplies, which takes twice as long.
+    Left to itself, the CPU compiler joins the gradients of the parts into one array and transposes
+    the larger operand of the weight's gradient before it multiplies, which takes twice as long.
     """
     return tuple(jnp.split(x @ weight, _cuts(sizes), axis=-1))
 
@@ -61,7 +64,8 @@ linear.defvjp(_linear_forward, _linear_backward)
 def rotary_tables(
     positions: Array, dim: int, theta: float, scaling: RopeScaling | None = None
 ) -> tuple[Array, Array]:
-    """Cosines and sines of position · θ^(−2i/R) (RoFormer, 2104.09864), float32 [..., R/2] for positions [...].
+    """Cosines and sines of position · θ^(−2i/R) (RoFormer, 2104.09864), float32 [..., R/2] for
+    positions [...].
 
     Args:
       positions: of tokens.
@@ -105,13 +109,14 @@ def _scaled(frequencies: Array, theta: float, scaling: RopeScaling) -> Array:
 def rotate(
     x: Float[Array, "... H"], cos: Float[Array, "... R/2"], sin: Float[Array, "... R/2"]
 ) -> Float[Array, "... H"]:
-    """Rotates the pair (i, i + R/2) of every head by its angle, and leaves what is beyond its first R entries.
+    """Rotates the pair (i, i + R/2) of every head by its angle, and leaves what is beyond its first
+    R entries.
 
     The gradient is the rotation back; the angles get none.
     """
     half, rest = cos.shape[-1], x.shape[-1] - 2 * cos.shape[-1]
-    # (−b, a) from (a, b) by a product with zeros and ones: exact, and what remains is contiguous arithmetic, which a
-    # concatenation inside of it would make eight times slower.
+    # (−b, a) from (a, b) by a product with zeros and ones: exact, and what remains is contiguous
+    # arithmetic, which a concatenation inside of it would make eight times slower.
     swap = np.pad(np.kron([[0, 1], [-1, 0]], np.eye(half)), ((0, rest), (0, rest))).astype(x.dtype)
     turned = jnp.matmul(x, swap, precision="highest")
 
@@ -159,10 +164,11 @@ def _fused_attention(q, k, v, implementation: Literal["xla", "cudnn"]):
 def causal_attention(
     q: Float[Array, "N G T H"], k: Float[Array, "N H T"], v: Float[Array, "N T H"]
 ) -> Float[Array, "N G T H"]:
-    """softmax(q · k, causal) · v, for queries that are scaled already; G query heads share a key-value head.
+    """softmax(q · k, causal) · v, for queries that are scaled already; G query heads share a
+    key-value head.
 
-    Scores are float32 at least. The weights are kept for the gradient, T²/2 numbers per query head; `remat` of whole blocks
-    saves them where memory is short.
+    Scores are float32 at least. The weights are kept for the gradient, T²/2 numbers per query head;
+    `remat` of whole blocks saves them where memory is short.
     """
     return _attention_forward(q, k, v)[0]
 

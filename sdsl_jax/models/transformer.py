@@ -1,9 +1,11 @@
-"""One decoder-only Transformer for drafts and targets, training and decoding, our own families and published ones.
+"""One decoder-only Transformer for drafts and targets, training and decoding, our own families and
+published ones.
 
-Our own have pre-norm blocks with RMSNorm, rotary positions, grouped-query attention, optional qk-norm and a SwiGLU MLP; the
-fields of `ModelConfig` say how others differ. Suffixes of locals give shapes: B batch, T new tokens, S cache slots, D width,
-E width of the embedding, N query heads, K key-value heads, G query heads that share a key-value head, H head size, F hidden
-size, V vocabulary.
+Our own have pre-norm blocks with RMSNorm, rotary positions, grouped-query attention, optional
+qk-norm and a SwiGLU MLP; the fields of `ModelConfig` say how others differ. Suffixes of locals give
+shapes: B batch, T new tokens, S cache slots, D width, E width of the embedding, N query heads, K
+key-value heads, G query heads that share a key-value head, H head size, F hidden size, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -27,10 +29,11 @@ Params = Any  # an `nnx.State` of arrays, or the same tree of abstract or sharde
 class KVCache(NamedTuple):
     """Keys and values of one sequence per row, an array per layer.
 
-    Slot s holds position s. A query at position t attends to slots 0..t, so slots beyond the tokens kept so far are never
-    read before they are written again: rolling back costs nothing, it is enough to continue from an earlier position.
-    Axes stand in the order in which the two products of attention read them, and rows and key-value heads share the first
-    one: otherwise the compiler would transpose or copy the whole cache in every step.
+    Slot s holds position s. A query at position t attends to slots 0..t, so slots beyond the tokens
+    kept so far are never read before they are written again: rolling back costs nothing, it is
+    enough to continue from an earlier position. Axes stand in the order in which the two products
+    of attention read them, and rows and key-value heads share the first one: otherwise the compiler
+    would transpose or copy the whole cache in every step.
     """
 
     keys: tuple[Float[Array, "B*K H S"], ...]
@@ -121,8 +124,8 @@ class Attention(nnx.Module):
         query, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
         scale_in = config.width**-0.5
         scale_out = (2 * config.layers * query) ** -0.5
-        # Queries, keys and values in one matrix, gate and up in another: a decoding step reads few large matrices faster than
-        # many small ones.
+        # Queries, keys and values in one matrix, gate and up in another: a decoding step reads few
+        # large matrices faster than many small ones.
         self.qkv = nnx.Param(_normal(scale_in)(rngs.params(), (config.width, query + 2 * kv)))
         self.out = nnx.Param(_normal(scale_out)(rngs.params(), (query, config.width)))
         self.qkv_bias = _bias(query + 2 * kv, config.qkv_bias)
@@ -287,9 +290,11 @@ class Transformer(nnx.Module):
 
         Args:
           tokens_BT: token ids.
-          positions_BT: their positions, consecutive in each row; 0..T−1 if left out. They name the cache slots that are written.
+          positions_BT: their positions, consecutive in each row; 0..T−1 if left out. They name the
+            cache slots that are written.
           cache: keys and values of earlier positions, or None to attend to the new tokens alone.
-          remat: keep only what enters each block for the gradient, and compute the rest again: less memory, a third more work.
+          remat: keep only what enters each block for the gradient, and compute the rest again: less
+            memory, a third more work.
 
         Returns:
           The logits, and the cache with the new tokens written to it (None without a cache).
@@ -297,7 +302,8 @@ class Transformer(nnx.Module):
         c = self.config
         B, T = tokens_BT.shape
         if positions_BT is None:
-            # Without a cache all rows share one row of angles, whose sines and cosines are then computed once.
+            # Without a cache all rows share one row of angles, whose sines and cosines are then
+            # computed once.
             positions_BT = jnp.broadcast_to(jnp.arange(T), (1 if cache is None else B, T))
         rotation = None
         if c.rotated:
@@ -310,11 +316,13 @@ class Transformer(nnx.Module):
             else self.embedding[...][tokens_BT]
         )
         if c.scale_embedding:
-            # Unit-variance activations, so that the tied matrix can keep the small scale that logits want.
+            # Unit-variance activations, so that the tied matrix can keep the small scale that
+            # logits want.
             x_BTE = x_BTE * c.width**0.5
         x_BTD = x_BTE @ self.project_in[...] if c.embedding_width else x_BTE
         if c.positions == "learned":
-            # A block of drafts may reach beyond the table, where a decoder keeps nothing: any row will do there.
+            # A block of drafts may reach beyond the table, where a decoder keeps nothing: any row
+            # will do there.
             x_BTD = x_BTD + self.positions[...].at[positions_BT].get(mode="clip")
         keys, values = [], []
         for i, block in enumerate(self.blocks):
@@ -329,7 +337,8 @@ class Transformer(nnx.Module):
         x_BTE = x_BTD @ self.project_out[...] if c.embedding_width else x_BTD
         logits_BTV = x_BTE @ (self.embedding[...].T if c.tie_embeddings else self.head[...])
         if c.ids > c.vocab_size:
-            # Finite, so that nothing turns into 0 · ∞; ids without a row are clipped to the last one where they come in.
+            # Finite, so that nothing turns into 0 · ∞; ids without a row are clipped to the last
+            # one where they come in.
             beyond = [(0, 0), (0, 0), (0, c.ids - c.vocab_size)]
             logits_BTV = jnp.pad(
                 logits_BTV, beyond, constant_values=jnp.finfo(logits_BTV.dtype).min / 2
@@ -374,8 +383,8 @@ def prefill(
 ) -> KVCache:
     """A cache of `capacity` positions that has seen every prompt.
 
-    Padding on the right is seen as well, and overwritten before anything can attend to it. Compiled apart from the
-    decoding loops, so that the many pairs of a study share it.
+    Padding on the right is seen as well, and overwritten before anything can attend to it. Compiled
+    apart from the decoding loops, so that the many pairs of a study share it.
     """
     dtype = jax.tree.leaves(params)[0].dtype
     _, cache = forward(

@@ -1,7 +1,8 @@
 """The tables that cross stages: one frozen dataclass per row, written as CSV beside a schema.
 
-Everything from fitting onward reads only these, so laws, optima and figures can be redone in seconds without weights, and
-from anybody's measurements. Units stand in the column names; `SCHEMA_VERSION` changes when a column changes its meaning.
+Everything from fitting onward reads only these, so laws, optima and figures can be redone in
+seconds without weights, and from anybody's measurements. Units stand in the column names;
+`SCHEMA_VERSION` changes when a column changes its meaning.
 """
 
 from sdsl_jax.records.files import (

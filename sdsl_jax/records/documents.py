@@ -22,7 +22,8 @@ def described(description: str, **default: Any) -> Any:
 
 
 def to_json(value: Any) -> Any:
-    """Plain values as JSON holds them: dataclasses become objects, numbers that are not finite null.
+    """Plain values as JSON holds them: dataclasses become objects, numbers that are not finite
+    null.
 
     A dataclass whose keys are not its fields writes itself, by a method `to_json`.
     """

@@ -62,7 +62,8 @@ def read_json(path: Path, kind: type = dict, keys: Sequence[str] = ()) -> Any:
     Args:
       path: of the file.
       kind: dict or list.
-      keys: that the object, or every object of the list, must have; a list must then hold at least one.
+      keys: that the object, or every object of the list, must have; a list must then hold at least
+        one.
 
     Raises:
       SdslError: the file is missing or damaged, or holds something else.
@@ -126,7 +127,8 @@ def read_table(folder: Path, name: str, path: Path | None = None) -> list[Any]:
       path: of the table, if its file has another name.
 
     Raises:
-      SdslError: the file is missing or damaged, lacks a required column, or was written with another schema version.
+      SdslError: the file is missing or damaged, lacks a required column, or was written with
+        another schema version.
     """
     row_type, path = TABLES[name], path or folder / f"{name}.csv"
     if (folder / "schema.json").exists():

@@ -63,7 +63,8 @@ def require_study_folder(folder: Path) -> None:
 
 
 def require_records_folder(folder: Path, names: Iterable[str], mark: str) -> None:
-    """Makes sure that a folder holds no files of the names that are to be written, unless they are records of ours.
+    """Makes sure that a folder holds no files of the names that are to be written, unless they are
+    records of ours.
 
     Args:
       folder: that records are to go to; it may be missing.

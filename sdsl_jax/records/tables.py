@@ -32,9 +32,9 @@ class ModelRecord:
         default="",
     )
     loss_nats_low: float = _column(
-        "lower end of the 90 % interval of loss_nats, windows as clusters", default=math.nan
+        "lower end of the 90% interval of loss_nats, windows as clusters", default=math.nan
     )
-    loss_nats_high: float = _column("upper end of the 90 % interval of loss_nats", default=math.nan)
+    loss_nats_high: float = _column("upper end of the 90% interval of loss_nats", default=math.nan)
     validation_loss_nats: float = _column(
         "cross-entropy on the validation split, nats per token", default=math.nan
     )
@@ -87,9 +87,10 @@ class ModelRecord:
 class AcceptanceRecord:
     """One estimate of the acceptance probability of a pair; a row of `acceptance.csv`.
 
-    Estimators: `teacher_forced_text` and `teacher_forced_samples` are E Σ_v min(p_v, q_v) (Leviathan et al., 2211.17192) on
-    held-out text and on the target's own samples; `decoded_per_test` is accepted over tested drafts in the live decoder;
-    `decoded_tar` inverts 1 + γ·TAR = (1 − α^(γ+1))/(1 − α) (arXiv 2603.11053).
+    Estimators: `teacher_forced_text` and `teacher_forced_samples` are E Σ_v min(p_v, q_v)
+    (Leviathan et al., 2211.17192) on held-out text and on the target's own samples;
+    `decoded_per_test` is accepted over tested drafts in the live decoder; `decoded_tar` inverts 1 +
+    γ·TAR = (1 − α^(γ+1))/(1 − α) (arXiv 2603.11053).
     """
 
     draft_id: str = _column("draft model")
@@ -170,7 +171,8 @@ class ClockRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One timed run of a decoder; a row of `runs.csv`. All decoders of a block ran one after another, repetition by repetition.
+    """One timed run of a decoder; a row of `runs.csv`. All decoders of a block ran one after
+    another, repetition by repetition.
 
     Speed-ups, and how predictions compare with them, follow from these rows alone.
     """
@@ -220,10 +222,11 @@ class GenerationRecord:
 
 @dataclass(frozen=True)
 class ExpectedRecord:
-    """What token verification gives at one lookahead in expectation, from the target's samples alone; a row of `expected.csv`.
+    """What token verification gives at one lookahead in expectation, from the target's samples
+    alone; a row of `expected.csv`.
 
-    Nothing is decoded: the tokens per round of every lookahead follow from min(1, q(y)/p(y)) of each sampled token y, by
-    `theory.rounds_over_sample`. Intervals take samples as clusters.
+    Nothing is decoded: the tokens per round of every lookahead follow from min(1, q(y)/p(y)) of
+    each sampled token y, by `theory.rounds_over_sample`. Intervals take samples as clusters.
     """
 
     draft_id: str = _column("draft model")
@@ -340,7 +343,8 @@ TABLES: dict[str, type] = {
     "runs": RunRecord,
     # Models of other folders that took part in those runs.
     "timed_models": ModelRecord,
-    # Exact acceptance at other temperatures, in other domains and of other drafts; those drafts; everybody's losses there.
+    # Exact acceptance at other temperatures, in other domains and of other drafts; those drafts;
+    # everybody's losses there.
     "conditions": AcceptanceRecord,
     "other_models": ModelRecord,
     "losses": LossRecord,

@@ -15,7 +15,7 @@ from sdsl_jax.report.style import COLOURS, NAMES, colours, figure, mark_plain_de
 
 CLOCK_CAPTION = (
     "On the clock of this machine. Left: speed-up over plain decoding of every draft and lookahead, measured in interleaved "
-    "runs, against what laws and calibrated machine predict; dashed: equal, and 5 % off. Middle: share of the best measured "
+    "runs, against what laws and calibrated machine predict; dashed: equal, and 5% off. Middle: share of the best measured "
     "speed-up that each way of choosing forgoes, mean over targets (bars) and each target (points); the best decoder was chosen "
     "on one half of the repetitions and judged on the other. Right: the best of the same few decoders at each batch; points: "
     "measured, lines: predicted."

@@ -23,11 +23,13 @@ _NEAR = 0.5
 def draw_landscape(
     surface: Landscape, path: np.ndarray | None, values: dict[str, Any], title: str, file: Path
 ) -> None:
-    """S as filled contours, with the forbidden region hatched, the optimiser's path, the optimum and the candidates.
+    """S as filled contours, with the forbidden region hatched, the optimiser's path, the optimum
+    and the candidates.
 
     Args:
       surface: S over draft size and lookahead.
-      path: draft size and lookahead at every step of the optimiser, [steps, 2]; None where they were no variables.
+      path: draft size and lookahead at every step of the optimiser, [steps, 2]; None where they
+        were no variables.
       values: the answer, as `sdsl codesign --json` prints it.
       title: of the figure.
       file: to be written, a PNG; a PDF is written beside it.

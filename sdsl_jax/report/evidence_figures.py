@@ -167,7 +167,8 @@ def _same_data(axis: Any, answer: dict[str, Any], records: Records, target: Mode
     others = [p for p in answer["pairs"] if p["target_id"] == target.model_id]
     loss, same = [p["loss"] for p in others], np.asarray([p["alpha_same_data"] for p in others])
     axis.plot([p["loss"] for p in own], [p["alpha"] for p in own], "o", color=COLOURS[0], ms=4.5)
-    # The interval of a difference is that of the same-data value, for the other draft's α is the same in every resample.
+    # The interval of a difference is that of the same-data value, for the other draft's α is the
+    # same in every resample.
     low, high = (np.abs([p[end] - p["difference"] for p in others]) for end in ("high", "low"))
     axis.errorbar(loss, same, yerr=[low, high], fmt="_", color=COLOURS[0], elinewidth=0.8, ms=8)
     axis.plot(loss, [p["alpha"] for p in others], "D", color=COLOURS[1], ms=4.5)

@@ -25,7 +25,7 @@ CAPTIONS = {
     "the loss gap (right).",
     "predicted": "Acceptance predicted by each fitted law against acceptance measured, for the estimator that the laws were "
     "fitted to and for the live decoder. RMSE of left-out drafts in the title.",
-    "speedup": "Speed-up against draft size at the best lookahead of at least 1 for each size. Shaded: sizes within 1 % of "
+    "speedup": "Speed-up against draft size at the best lookahead of at least 1 for each size. Shaded: sizes within 1% of "
     "the best. Dots: trained drafts at their largest budget, with the tokens per round that the decoder measured, at the best "
     "measured lookahead.",
     "optimiser": "Speed-up over draft size and lookahead, the path of the optimiser from its best start (which may lie above "

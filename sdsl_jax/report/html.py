@@ -108,7 +108,7 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f} %"
+    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f}%"
 
 
 def _estimators(records: Records) -> list[dict[str, Any]]:
@@ -164,7 +164,7 @@ def _findings(records: Records) -> list[str]:
         found.append(
             f"With {NAMES[entry['cost_model']]}, the best draft of the {target} has {short_count(entry['draft_params'])} "
             f"parameters ({entry['target_params'] / entry['draft_params']:.0f} times fewer than the target), {where}; any size "
-            f"from {short_count(low)} to {short_count(high)} is within 1 % of its speed-up of "
+            f"from {short_count(low)} to {short_count(high)} is within 1% of its speed-up of "
             f"{entry['speedup']:.2f} at γ = {entry['lookahead']:.1f}."
         )
     errors = ", ".join(

@@ -94,7 +94,7 @@ def draw_speedup(records: Records, folder: Path, name: str) -> None:
                     marker="*",
                     ms=10,
                     ls="",
-                    label="optimum, shaded: within 1 %",
+                    label="optimum, shaded: within 1%",
                 ),
                 Line2D(
                     [],

@@ -23,12 +23,14 @@ TABLE, ANSWER, FIGURE = "protocol.md", "protocol.json", "plane"
 
 
 def summarise(config: ProtocolConfig, done: Progressed, out: Path) -> dict[str, Any]:
-    """Reads the records of a protocol, fits the plane, and computes each target's optimal draft by it and by the published one.
+    """Reads the records of a protocol, fits the plane, and computes each target's optimal draft by
+    it and by the published one.
 
     Args:
       config: the protocol.
       done: what became of it.
-      out: folder of its records; protocol.json, protocol.md and, where there are decoded pairs, plane.png are written to it.
+      out: folder of its records; protocol.json, protocol.md and, where there are decoded pairs,
+        plane.png are written to it.
 
     Raises:
       SdslError: the records are damaged, or the folder cannot be written to.

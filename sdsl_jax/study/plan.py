@@ -30,7 +30,8 @@ _RECORDS = tuple(
     f"records/{n}.csv" for n in ("models", "acceptance", "survival", "expected", "latency")
 )
 _CONDITIONS = tuple(f"records/{n}.csv" for n in ("conditions", "other_models", "losses"))
-# What decoders did on the clock. The clock of `codesign`, of one draft for each target, has a table of its own.
+# What decoders did on the clock. The clock of `codesign`, of one draft for each target, has a table
+# of its own.
 _TIMED = tuple(f"records/{n}.csv" for n in ("runs", "timed_models"))
 _SOLVED = (
     "records/fits.json",

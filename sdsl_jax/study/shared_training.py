@@ -39,9 +39,11 @@ def train_part(
 ) -> Trained:
     """Trains some rungs of a study's ladder, beside any number of other processes that do the same.
 
-    The processes of one distributed program (`initialise_distributed`) must all call it, and train every rung together.
+    The processes of one distributed program (`initialise_distributed`) must all call it, and train
+    every rung together.
 
-    After every rung, and however the call ends, `models.csv` holds every model of the study that is finished, whoever trained it.
+    After every rung, and however the call ends, `models.csv` holds every model of the study that is
+    finished, whoever trained it.
 
     Args:
       config: the study.
@@ -52,8 +54,8 @@ def train_part(
 
     Raises:
       Diverged: the loss of one or more rungs became non-finite; all the others were trained first.
-      SdslError: there are no such rungs, the study trains none, the folder holds settings of somebody else, or training
-        cannot go on.
+      SdslError: there are no such rungs, the study trains none, the folder holds settings of
+        somebody else, or training cannot go on.
     """
     require(
         not config.ladder.weights,

@@ -177,8 +177,8 @@ def run_study(
       progress: told what happens.
 
     Raises:
-      SdslError: the folder cannot be written to, or holds settings or a report of somebody else; or a stage cannot do what the
-        settings ask. Results of earlier stages stay.
+      SdslError: the folder cannot be written to, or holds settings or a report of somebody else; or
+        a stage cannot do what the settings ask. Results of earlier stages stay.
     """
     require(
         only is None or only in STAGES,
@@ -194,7 +194,8 @@ def run_study(
         if config.holdout.any:
             check_ladder(config.seen)
         check_conditions(config)
-    # A single stage run with other settings does not change what the results at large were made with.
+    # A single stage run with other settings does not change what the results at large were made
+    # with.
     if only is None or not (folder / "config.toml").exists():
         write_marked(folder / "config.toml", to_toml(config))
     if only is None and config.holdout.any:
@@ -213,9 +214,11 @@ _FORECAST_VERSION = 1
 
 
 def publish_predictions(study: Study, force: bool = False) -> None:
-    """Trains, measures and fits what is not held out, then writes `records/predictions.json`, before all else of the study.
+    """Trains, measures and fits what is not held out, then writes `records/predictions.json`,
+    before all else of the study.
 
-    The smaller study lives in `seen/`; its models are those of the whole study, and are not trained twice.
+    The smaller study lives in `seen/`; its models are those of the whole study, and are not trained
+    twice.
 
     Raises:
       SdslError: as the stages do.

@@ -1,8 +1,10 @@
-r"""Roots in brackets, and by one of them the best lookahead where the cost of a round is no line in it.
+r"""Roots in brackets, and by one of them the best lookahead where the cost of a round is no line in
+it.
 
-On a device a verify pass is limited by memory at first and by arithmetic later: its time is a convex function of the lookahead
-γ, and so is the cost C(γ) of a round. Tokens per round τ(γ) are concave. The ratio of the two, S = τ/C, is then quasi-concave:
-it rises to a single maximum and falls from there, and
+On a device a verify pass is limited by memory at first and by arithmetic later: its time is a
+convex function of the lookahead γ, and so is the cost C(γ) of a round. Tokens per round τ(γ) are
+concave. The ratio of the two, S = τ/C, is then quasi-concave: it rises to a single maximum and
+falls from there, and
 
     d ln S/dγ = τ′/τ − C′/C
 
@@ -22,12 +24,14 @@ from jaxtyping import Array, Float
 from sdsl_jax.theory.arrays import Scalar
 from sdsl_jax.theory.lookahead import LookaheadOptimum, tokens_per_round
 
-# A safeguarded Newton iteration takes 4 to 6 steps; bisection alone would close a bracket of doubles in these.
+# A safeguarded Newton iteration takes 4 to 6 steps; bisection alone would close a bracket of
+# doubles in these.
 _STEPS = 60
 
 
 def crossing(value_and_slope: Callable, positive: Array, negative: Array, start: Array) -> Array:
-    """Where a function turns from above 0 at `positive` to below 0 at `negative`: Newton steps, and halvings where they leave.
+    """Where a function turns from above 0 at `positive` to below 0 at `negative`: Newton steps, and
+    halvings where they leave.
 
     `positive` may lie above `negative`; `start` lies between them.
     """
@@ -44,7 +48,8 @@ def crossing(value_and_slope: Callable, positive: Array, negative: Array, start:
         positive, negative = jnp.where(value > 0, x, positive), jnp.where(value > 0, negative, x)
         newton = x - value / jnp.where(slope == 0, 1.0, slope)
         taken = (slope != 0) & ((newton - positive) * (newton - negative) <= 0)
-        # Newton's errors square: after a step as small as √eps the next one would be lost in rounding.
+        # Newton's errors square: after a step as small as √eps the next one would be lost in
+        # rounding.
         done = taken & (jnp.abs(newton - x) <= jnp.sqrt(eps))
         return (
             step + 1,
@@ -74,7 +79,8 @@ def divided(linear: Callable[[Array], Array], y: Array) -> Array:
     return y / jnp.where(curvature == 0, 1.0, curvature)
 
 
-# Cost of a round in target steps, as a function of (numbers that it depends on, γ); positive, and convex in γ.
+# Cost of a round in target steps, as a function of (numbers that it depends on, γ); positive, and
+# convex in γ.
 RoundCost = Callable[[Any, Array], Array]
 
 
@@ -83,12 +89,14 @@ def best_lookahead(
 ) -> Float[Array, ""]:
     """The γ within bounds that maximises τ(α, γ)/C(γ), whether or not that beats plain decoding.
 
-    The root is found without any derivatives by α and the numbers; a last Newton step from it, which changes nothing, has the
-    first ones of the implicit function theorem. Second derivatives are not to be had of it: the price of a program that compiles
-    in seconds, for nested implicit functions multiply with every order.
+    The root is found without any derivatives by α and the numbers; a last Newton step from it,
+    which changes nothing, has the first ones of the implicit function theorem. Second derivatives
+    are not to be had of it: the price of a program that compiles in seconds, for nested implicit
+    functions multiply with every order.
 
     Args:
-      acceptance: α; where it is 0 or less no token is accepted, and where it is 1 or more every one.
+      acceptance: α; where it is 0 or less no token is accepted, and where it is 1 or more every
+        one.
       numbers: all that the cost depends on, besides γ.
       round_cost: C.
       bounds: smallest and largest γ; a γ on a bound moves with nothing but the bound.
@@ -96,7 +104,8 @@ def best_lookahead(
     kind = jnp.result_type(acceptance, float)
     smallest, largest = (jnp.asarray(bound, kind) for bound in bounds)
 
-    # In ln(1 + γ) the curvature changes least between the bounds, and Newton's steps reach farthest.
+    # In ln(1 + γ) the curvature changes least between the bounds, and Newton's steps reach
+    # farthest.
     @jax.jit  # traced once, however often it is differentiated
     def log_speedup(given: tuple[Array, Any], u: Array) -> Array:
         gamma = jnp.expm1(u)
@@ -120,7 +129,8 @@ def best_lookahead(
 def bracketed_optimum(
     acceptance: Scalar, numbers: Any, round_cost: RoundCost, bounds: tuple[Scalar, Scalar]
 ) -> LookaheadOptimum:
-    """γ* ≥ 1 and S* of a round at any convex cost, and the best whole γ; plain decoding, S = 1, where none is faster.
+    """γ* ≥ 1 and S* of a round at any convex cost, and the best whole γ; plain decoding, S = 1,
+    where none is faster.
 
     Args:
       acceptance: α.

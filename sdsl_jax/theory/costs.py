@@ -1,8 +1,9 @@
 r"""What a round costs where that is a line in the lookahead, as smooth functions of a model's size.
 
-A round of speculative decoding with lookahead γ costs γ·d + v *target steps*: d is a draft step and v the verify pass, both in
-units of one autoregressive step of the target. The paper (arXiv 2603.11053) takes d = N/M and v = 1. On a device a round is no
-such line: `hardware` has the cost model for that, with the same `draft_step`, `round_cost` and `lookahead_bounds`.
+A round of speculative decoding with lookahead γ costs γ·d + v *target steps*: d is a draft step and
+v the verify pass, both in units of one autoregressive step of the target. The paper (arXiv
+2603.11053) takes d = N/M and v = 1. On a device a round is no such line: `hardware` has the cost
+model for that, with the same `draft_step`, `round_cost` and `lookahead_bounds`.
 """
 
 from typing import NamedTuple
@@ -14,13 +15,15 @@ from sdsl_jax.theory.arrays import Scalar
 
 
 class ShapeRule(NamedTuple):
-    """The continuous rule behind a family of Transformers: an aspect ratio, never fewer than one layer.
+    """The continuous rule behind a family of Transformers: an aspect ratio, never fewer than one
+    layer.
 
     Attributes:
       aspect_ratio: width divided by layers, in the limit of many layers.
       vocab_size: entries of the vocabulary, V.
       context: tokens of context that an average decoding step attends to.
-      kv_share: width of keys, and of values, divided by the width: 1 with as many key-value heads as query heads.
+      kv_share: width of keys, and of values, divided by the width: 1 with as many key-value heads
+        as query heads.
       embedding_tables: 1 where embedding and head share a matrix, 2 where they do not.
     """
 
@@ -31,17 +34,19 @@ class ShapeRule(NamedTuple):
     embedding_tables: Scalar = 1.0
 
 
-# One block holds 4·width² attention weights and about 8·width² of a SwiGLU MLP with hidden size 8/3·width.
+# One block holds 4·width² attention weights and about 8·width² of a SwiGLU MLP with hidden size
+# 8/3·width.
 BLOCK_PARAMS_PER_WIDTH_SQUARED = 12.0
-# The power p of the smooth maximum of 1 and the layers that the aspect ratio asks for; where the two are equal it lies
-# 2**(1/p) - 1 = 9 % above them, and elsewhere less.
+# The power p of the smooth maximum of 1 and the layers that the aspect ratio asks for; where the
+# two are equal it lies 2**(1/p) - 1 = 9% above them, and elsewhere less.
 _SMOOTH_MAX_POWER = 8.0
 
 
 def layers_and_width(params: Scalar, rule: ShapeRule) -> tuple[Array, Array]:
     """Layers and width (real numbers) of the family member with `params` non-embedding parameters.
 
-    Solves params = 12·layers·width² with width = aspect_ratio·layers, and layers smoothly kept at 1 or above.
+    Solves params = 12·layers·width² with width = aspect_ratio·layers, and layers smoothly kept at 1
+    or above.
     """
     params = jnp.asarray(params)
     wanted = (params / (BLOCK_PARAMS_PER_WIDTH_SQUARED * rule.aspect_ratio**2)) ** (1 / 3)
@@ -81,7 +86,8 @@ class ParameterCost(NamedTuple):
 
 
 class FlopCost(NamedTuple):
-    """Costs in FLOPs: a draft step is the ratio of FLOPs per token and the verify pass costs one target step.
+    """Costs in FLOPs: a draft step is the ratio of FLOPs per token and the verify pass costs one
+    target step.
 
     With no head and no attention this is the paper's c = N/M.
     """

@@ -1,8 +1,9 @@
-r"""Tokens per round when acceptance is not i.i.d.: what replaces τ = (1 − α^(γ+1))/(1 − α), and how wrong it is.
+r"""Tokens per round when acceptance is not i.i.d.: what replaces τ = (1 − α^(γ+1))/(1 − α), and how
+wrong it is.
 
-Whatever the dependence, a round with lookahead γ emits τ = 1 + Σ_{k=1..γ} S_k tokens, S_k the probability that its first k
-drafts are all accepted, at the block starts *of that very γ*. The models below give S_k in closed form; each reduces to
-the geometric formula in a limit.
+Whatever the dependence, a round with lookahead γ emits τ = 1 + Σ_{k=1..γ} S_k tokens, S_k the
+probability that its first k drafts are all accepted, at the block starts *of that very γ*. The
+models below give S_k in closed form; each reduces to the geometric formula in a limit.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from jaxtyping import Array, Float, Int
 from sdsl_jax.theory.arrays import Scalar, Values
 from sdsl_jax.theory.lookahead import tokens_per_round
 
-# How many spreads of logit α the quadrature reaches to either side: a tail of e^−20 or less is left out.
+# How many spreads of logit α the quadrature reaches to either side: a tail of e^−20 or less is left
+# out.
 _REACH = 20.0
 
 
@@ -44,7 +46,8 @@ def _check_lookahead(lookahead: int) -> None:
 
 
 class BetaAcceptance(NamedTuple):
-    """An acceptance probability that varies as Beta(a, b): from round to round, or from prompt to prompt.
+    """An acceptance probability that varies as Beta(a, b): from round to round, or from prompt to
+    prompt.
 
     Its mean is a/(a + b); the geometric formula is the limit of a large a + b at given mean.
     """
@@ -77,27 +80,31 @@ class BetaAcceptance(NamedTuple):
         return tokens_per_round_from_survival(self.survival(lookahead))
 
     def tokens_per_round_over_prompts(self, lookahead: int, nodes: int = 256) -> Float[Array, ""]:
-        """τ = 1/E[1/τ(α)] where each prompt draws its own α and all generate the same number of tokens.
+        """τ = 1/E[1/τ(α)] where each prompt draws its own α and all generate the same number of
+        tokens.
 
-        A prompt that accepts little needs more rounds and weighs more in the mean over rounds: τ lies below the geometric
-        formula wherever 1/τ(α) is convex.
+        A prompt that accepts little needs more rounds and weighs more in the mean over rounds: τ
+        lies below the geometric formula wherever 1/τ(α) is convex.
         """
         self._check(lookahead)
         alpha, weight = self.quadrature(nodes)
         return 1 / (weight / tokens_per_round(alpha, lookahead)).sum()
 
     def quadrature(self, nodes: int) -> tuple[Float[Array, " nodes"], Float[Array, " nodes"]]:
-        """Nodes in (0, 1) and weights of expectations under Beta(a, b): the trapezoidal rule in t = logit α.
+        """Nodes in (0, 1) and weights of expectations under Beta(a, b): the trapezoidal rule in t =
+        logit α.
 
-        In t the density is σ(t)^a·σ(−t)^b, which falls off exponentially on both sides, and so do the errors of equal steps:
-        density and 1/τ(σ(t)) are analytic for |Im t| < π/2 (Trefethen & Weideman, 2014). Unlike Gauss–Jacobi nodes these
+        In t the density is σ(t)^a·σ(−t)^b, which falls off exponentially on both sides, and so do
+        the errors of equal steps: density and 1/τ(σ(t)) are analytic for |Im t| < π/2 (Trefethen &
+            Weideman, 2014). Unlike Gauss–Jacobi nodes these
         need no eigenvalues, which inside a batched loop would take most of its time.
         """
         a, b = (
             jnp.asarray(self.a, jnp.result_type(float)),
             jnp.asarray(self.b, jnp.result_type(float)),
         )
-        # Near the standard deviation of t where a and b are large, and of the slower tail where they are small.
+        # Near the standard deviation of t where a and b are large, and of the slower tail where
+        # they are small.
         spread = jnp.sqrt(1 / a + 1 / a**2 + 1 / b + 1 / b**2)
         t = jnp.log(a) - jnp.log(b) + spread * jnp.linspace(-_REACH, _REACH, nodes)
         return jax.nn.sigmoid(t), jax.nn.softmax(
@@ -110,20 +117,23 @@ class PersistentAcceptance(NamedTuple):
 
     Attributes:
       acceptance: α, the share of all positions at which the draft would be accepted.
-      persistence: ρ < 1, the correlation of neighbouring positions; 0 gives the geometric formula. A position is accepted
-        with probability α + ρ(1 − α) after an accepted one, and α(1 − ρ) after a rejected one; both must be probabilities.
+      persistence: ρ < 1, the correlation of neighbouring positions; 0 gives the geometric formula.
+        A position is accepted with probability α + ρ(1 − α) after an accepted one, and α(1 − ρ)
+        after a rejected one; both must be probabilities.
     """
 
     acceptance: Scalar
     persistence: Scalar
 
     def survival(self, lookahead: int) -> Float[Array, " gamma"]:
-        """S_k at true block starts of this γ: after a rejection, or after the bonus token of a fully accepted block.
+        """S_k at true block starts of this γ: after a rejection, or after the bonus token of a
+        fully accepted block.
 
-        With p the probability of acceptance after acceptance, r after a rejection, and f two positions after an
-        acceptance (the bonus token between them is not tested), a block accepted in full with probability
-        s·p^(γ−1) from a start with first acceptance s: the share φ of starts that follow a full block obeys
-        φ = (φ·f + (1 − φ)·r)·p^(γ−1), and S_k = (φ·f + (1 − φ)·r)·p^(k−1).
+        With p the probability of acceptance after acceptance, r after a rejection, and f two
+        positions after an acceptance (the bonus token between them is not tested), a block accepted
+        in full with probability s·p^(γ−1) from a start with first acceptance s: the share φ of
+        starts that follow a full block obeys φ = (φ·f + (1 − φ)·r)·p^(γ−1), and S_k = (φ·f + (1 −
+        φ)·r)·p^(k−1).
         """
         _check_lookahead(lookahead)
         alpha, rho = jnp.asarray(self.acceptance), jnp.asarray(self.persistence)
@@ -180,15 +190,17 @@ def rounds_over_sample(
 ) -> Rounds:
     """Exact expected rounds of token verification over one sample of the target, without decoding.
 
-    Given that the token emitted at a tested position is y, it came by acceptance with probability min(1, q(y)/p(y)),
-    independently of all else. So one sample of the target, scored once by each model, gives for every lookahead the
-    probability that a round starts at each position, by a recursion over positions: a position is tested as draft j + 1
-    if the one before it was accepted as draft j; it starts a round if the one before it was rejected or was a bonus token.
+    Given that the token emitted at a tested position is y, it came by acceptance with probability
+    min(1, q(y)/p(y)), independently of all else. So one sample of the target, scored once by each
+    model, gives for every lookahead the probability that a round starts at each position, by a
+    recursion over positions: a position is tested as draft j + 1 if the one before it was accepted
+    as draft j; it starts a round if the one before it was rejected or was a bonus token.
 
     Args:
       acceptance: min(1, q(y)/p(y)) at each position of the sample; the first starts a round.
       lookahead: γ ≥ 1, at most the length of the sample.
-      starts: count only rounds that start at one of the first so many positions; all that fit if left out.
+      starts: count only rounds that start at one of the first so many positions; all that fit if
+        left out.
     """
     _check_lookahead(lookahead)
     if _known(acceptance):
@@ -211,7 +223,8 @@ def _rounds_over_sample(
     length = acceptance.shape[0]
 
     def move(tested: Array, a: Array) -> tuple[Array, Array]:
-        # tested[j]: probability that this position is tested as draft j; tested[γ]: that it is a bonus token.
+        # tested[j]: probability that this position is tested as draft j; tested[γ]: that it is a
+        # bonus token.
         rejected = (tested[:-1] * (1 - a)).sum()
         following = jnp.concatenate([(rejected + tested[-1])[None], tested[:-1] * a])
         return following, tested[0]

@@ -1,15 +1,18 @@
-r"""What a forward pass takes on a device, as a smooth function of everything that a designer can choose.
+r"""What a forward pass takes on a device, as a smooth function of everything that a designer can
+choose.
 
-A pass over w new tokens in each of B rows moves bytes and does arithmetic, and on top of both costs something for being
-started at all, for each layer, and for each token that is drawn or tested:
+A pass over w new tokens in each of B rows moves bytes and does arithmetic, and on top of both costs
+something for being started at all, for each layer, and for each token that is drawn or tested:
 
     t = c₀ + c₁·layers + c₂·B·w + c₃·B·w·V + smoothmax(bytes/bandwidth, FLOPs/peak) + communication           [seconds]
 
-with the vocabulary V, and c₁ larger by a share for passes that multiply matrices, of several tokens, instead of vectors.
+with the vocabulary V, and c₁ larger by a share for passes that multiply matrices, of several
+tokens, instead of vectors.
 
-The smooth maximum (x^p + y^p)^(1/p) is a roofline with a rounded corner: p = 1 is a device that moves and computes in turn, p = ∞
-one that overlaps both completely. With no overhead, head or cache, at equal precision, bytes and FLOPs of a pass are both
-proportional to parameters, and so is its time: d = N/M, the cost of arXiv 2603.11053.
+The smooth maximum (x^p + y^p)^(1/p) is a roofline with a rounded corner: p = 1 is a device that
+moves and computes in turn, p = ∞ one that overlaps both completely. With no overhead, head or
+cache, at equal precision, bytes and FLOPs of a pass are both proportional to parameters, and so is
+its time: d = N/M, the cost of arXiv 2603.11053.
 """
 
 from __future__ import annotations
@@ -39,9 +42,11 @@ class Hardware(NamedTuple):
       link_seconds: latency of one step of an all-reduce.
       memory_bytes: of one device; infinite where nothing is known of it.
       price_per_hour: of one device; 0 where nothing is known of it.
-      matrix_seconds: of each layer of a pass that feeds more than one token, on top of `layer_seconds`: products of matrices
-        take longer to start than products of a vector and a matrix.
-      logit_seconds: c₃, of each entry of the vocabulary for each token that is drawn or tested: softmax, noise, comparison.
+      matrix_seconds: of each layer of a pass that feeds more than one token, on top of
+        `layer_seconds`: products of matrices take longer to start than products of a vector and a
+            matrix.
+      logit_seconds: c₃, of each entry of the vocabulary for each token that is drawn or tested:
+        softmax, noise, comparison.
       cache_slowdown: how many times as long a byte of a cache takes as a byte of a weight.
     """
 
@@ -171,8 +176,9 @@ def pass_time(hardware: Hardware, shape: Shape, precision: Precision, load: Load
     flops = tokens * shape.flops_per_token(load.context)
     cache = cache_bytes(shape, precision, load.batch, load.context)
     moved = weight_bytes(shape, precision) + hardware.cache_slowdown * cache
-    # Rises from 0 for one token to 1 for two, and stays there, so that a verify pass is convex in γ ≥ 1. The slope at two tokens
-    # is that above them: half of the one below, which `clip` has there, would end a search for the best γ at 1.
+    # Rises from 0 for one token to 1 for two, and stays there, so that a verify pass is convex in γ
+    # ≥ 1. The slope at two tokens is that above them: half of the one below, which `clip` has
+    # there, would end a search for the best γ at 1.
     several = jnp.where(tokens < 2, jnp.maximum(tokens - 1, 0.0), 1.0)
     return (
         jnp.asarray(hardware.pass_seconds)
@@ -220,7 +226,8 @@ def round_time(
 ) -> Round:
     """A round with lookahead γ ≥ 1.
 
-    The draft's first pass feeds two tokens, since after a full acceptance it has not seen its own last one yet; others feed one.
+    The draft's first pass feeds two tokens, since after a full acceptance it has not seen its own
+    last one yet; others feed one.
     """
     first = pass_time(hardware, draft, draft_precision, Load(2.0, batch, context, draft_devices))
     others = pass_time(hardware, draft, draft_precision, Load(1.0, batch, context, draft_devices))
@@ -243,7 +250,8 @@ class DeviceRound(NamedTuple):
     """What a round of one draft and target costs on a device, as a function of the lookahead alone.
 
     Attributes:
-      first_pass: what the draft's first pass takes more than its others, and the round's own overhead, in seconds.
+      first_pass: what the draft's first pass takes more than its others, and the round's own
+        overhead, in seconds.
       draft_step: any other pass of the draft, in seconds.
       target_step: one step of the target alone, in seconds.
       device: the cost model, for the verify pass.

@@ -1,10 +1,12 @@
-r"""The Lambert W function on its real branches, and the form of its lower branch that single precision can hold.
+r"""The Lambert W function on its real branches, and the form of its lower branch that single
+precision can hold.
 
 W is the inverse of W·e^W. On the lower branch, −W₋₁(−e^(−1−λ)) = 1 + w where w > 0 solves
 
     w − ln(1 + w) = λ,    λ > 0.
 
-The left side is what the closed form of the lookahead needs: its λ is a plain number, while e^(−1−λ) underflows.
+The left side is what the closed form of the lookahead needs: its λ is a plain number, while
+e^(−1−λ) underflows.
 """
 
 from __future__ import annotations
@@ -86,7 +88,8 @@ def lambertw(x: Values, branch: int = 0) -> Array:
     """A real branch of the Lambert W function: the W with W·e^W = x.
 
     Args:
-      x: in [−1/e, ∞) for branch 0, in [−1/e, 0) for branch −1; NaN outside, as `scipy.special.lambertw` is not real there.
+      x: in [−1/e, ∞) for branch 0, in [−1/e, 0) for branch −1; NaN outside, as
+        `scipy.special.lambertw` is not real there.
       branch: 0 for W ≥ −1, or −1 for W ≤ −1.
 
     Raises:

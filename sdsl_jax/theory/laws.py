@@ -1,8 +1,9 @@
-"""Loss laws and acceptance laws as data: frozen values of coefficients that know what they are valid for.
+"""Loss laws and acceptance laws as data: frozen values of coefficients that know what they are
+valid for.
 
-This is their only home. `fitting` estimates the coefficients, `codesign` differentiates through them. A law is a pytree
-whose leaves are its coefficients, so that gradients with respect to a law are a law of sensitivities, and a law of
-arrays is a set of draws; what it is `about` is static.
+This is their only home. `fitting` estimates the coefficients, `codesign` differentiates through
+them. A law is a pytree whose leaves are its coefficients, so that gradients with respect to a law
+are a law of sensitivities, and a law of arrays is a set of draws; what it is `about` is static.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class About:
       params_count: what its N and M count: "total" or "non-embedding" parameters.
       text: that its losses or perplexities were measured on; with the tokenizer it fixes the unit.
       unit: of its values.
-      valid: for each variable of the law the smallest and largest value that it was fitted on; None where not published.
+      valid: for each variable of the law the smallest and largest value that it was fitted on; None
+        where not published.
       standard_error: marginal standard errors of coefficients, where published.
       no_interval: why no interval can be derived from what is published.
       r_squared: share of the variance of what it was fitted to that it explains, where known.
@@ -98,7 +100,8 @@ class ChinchillaLaw:
 
     def __call__(self, params: Values, tokens: Values) -> Array:
         """Loss of a model of `params` parameters after `tokens` tokens, in the counts that the law was fitted on."""
-        # Powers as exponentials of logs: their derivatives with respect to size and exponent share one exponential.
+        # Powers as exponentials of logs: their derivatives with respect to size and exponent share
+        # one exponential.
         size = jnp.exp(-self.a * jnp.log(jnp.asarray(params)))
         data = jnp.exp(-self.b * jnp.log(jnp.asarray(tokens)))
         return jnp.asarray(self.E) + self.A * size + self.B * data
@@ -107,7 +110,8 @@ class ChinchillaLaw:
 @_law
 @dataclass(frozen=True)
 class KaplanLaw:
-    """L(N, D) = [(N_c/N)^(α_N/α_D) + D_c/D]^α_D, in nats per token, N non-embedding (Kaplan et al., 2001.08361, eq. 1.5).
+    """L(N, D) = [(N_c/N)^(α_N/α_D) + D_c/D]^α_D, in nats per token, N non-embedding (Kaplan et al.,
+    2001.08361, eq. 1.5).
 
     Attributes:
       N_c: scale of sizes, in parameters.
@@ -160,7 +164,8 @@ class ModelPoint(NamedTuple):
 @_law
 @dataclass(frozen=True)
 class AffinePlane:
-    """α = A·x + B·y + C with x and y the perplexities of draft and target (arXiv 2603.11053). Unbounded.
+    """α = A·x + B·y + C with x and y the perplexities of draft and target (arXiv 2603.11053).
+    Unbounded.
 
     Attributes:
       A: per unit of draft perplexity.
@@ -182,11 +187,13 @@ class AffinePlane:
 @_law
 @dataclass(frozen=True)
 class LogitPlane:
-    """logit α = level − draft_slope·L_draft + target_slope·L_target, losses in nats per token. In (0, 1).
+    """logit α = level − draft_slope·L_draft + target_slope·L_target, losses in nats per token. In
+    (0, 1).
 
     Attributes:
       level: constant.
-      draft_slope: per nat of the draft's loss; positive where a better draft is accepted more often.
+      draft_slope: per nat of the draft's loss; positive where a better draft is accepted more
+        often.
       target_slope: per nat of the target's loss; equal to `draft_slope` it makes a `LogitGap`.
       about: source and validity.
     """
@@ -208,7 +215,8 @@ class LogitPlane:
 @_law
 @dataclass(frozen=True)
 class LogitGap:
-    """logit α = level − slope·(L_draft − L_target): in (0, 1), and defined for drafts better than their target.
+    """logit α = level − slope·(L_draft − L_target): in (0, 1), and defined for drafts better than
+    their target.
 
     At equal loss α is sigmoid(level) < 1: two models of equal loss are not the same distribution.
 
@@ -230,9 +238,11 @@ class LogitGap:
 @_law
 @dataclass(frozen=True)
 class PowerLaw:
-    """1 − α = scale · N^(−exponent) · M^target_exponent, N and M the sizes of draft and target. Below 1.
+    """1 − α = scale · N^(−exponent) · M^target_exponent, N and M the sizes of draft and target.
+    Below 1.
 
-    A draft so small that the right side exceeds 1 is given α ≤ 0: that none of its tokens is accepted.
+    A draft so small that the right side exceeds 1 is given α ≤ 0: that none of its tokens is
+    accepted.
 
     Attributes:
       scale: rejection probability of a draft of one parameter for a target of one, extrapolated.
@@ -257,11 +267,13 @@ class PowerLaw:
 @_law
 @dataclass(frozen=True)
 class LogLinearLength:
-    """1/(1 − α) = level + params_slope·ln N + tokens_slope·ln D + target_slope·ln M: log-linear acceptance length. Below 1.
+    """1/(1 − α) = level + params_slope·ln N + tokens_slope·ln D + target_slope·ln M: log-linear
+    acceptance length. Below 1.
 
-    1/(1 − α) is the mean number of tokens per round of an unlimited lookahead under independent acceptance. That acceptance grows
-    with the logarithms of the draft's size and of its data is what Yan et al. report (2505.07858); the target's size is our
-    addition, since there it is fixed. A length of 1 or less means that nothing is accepted: α ≤ 0.
+    1/(1 − α) is the mean number of tokens per round of an unlimited lookahead under independent
+    acceptance. That acceptance grows with the logarithms of the draft's size and of its data is
+    what Yan et al. report (2505.07858); the target's size is our addition, since there it is fixed.
+    A length of 1 or less means that nothing is accepted: α ≤ 0.
 
     Attributes:
       level: length at N = D = M = 1, extrapolated.

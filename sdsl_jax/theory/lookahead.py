@@ -1,19 +1,19 @@
 r"""Throughput of speculative decoding, and the lookahead that maximises it, in closed form.
 
-With i.i.d. acceptance probability α, lookahead γ, draft-step cost d and verify-pass cost v in target steps
-(Leviathan et al., 2211.17192; arXiv 2603.11053):
+With i.i.d. acceptance probability α, lookahead γ, draft-step cost d and verify-pass cost v in
+target steps (Leviathan et al., 2211.17192; arXiv 2603.11053):
 
     τ(α, γ) = (1 − α^(γ+1)) / (1 − α)          tokens per round
     S(α, γ) = τ / (γ·d + v)                    speed-up over autoregressive decoding
 
-For constant v only c = d/v matters. Setting dS/dγ = 0 gives the Lambert-W form of the paper, whose argument underflows in
-float32. It is equivalent to solving, for z > 1,
+For constant v only c = d/v matters. Setting dS/dγ = 0 gives the Lambert-W form of the paper, whose
+argument underflows in float32. It is equivalent to solving, for z > 1,
 
     z − ln z = Λ,    Λ = 1 + (1/c − 1)·k,    k = −ln α,
 
-and then γ* = ln z / k − 1 and S* = k / (c·(1 − α)·z). Below, w = z − 1 and λ = Λ − 1 keep every digit near the branch
-point z = 1. Everything is element-wise, differentiable and accurate in the precision of its inputs. docs/theory.md has
-the derivation.
+and then γ* = ln z / k − 1 and S* = k / (c·(1 − α)·z). Below, w = z − 1 and λ = Λ − 1 keep every
+digit near the branch point z = 1. Everything is element-wise, differentiable and accurate in the
+precision of its inputs. docs/theory.md has the derivation.
 """
 
 from __future__ import annotations
@@ -46,9 +46,11 @@ def speedup(
 
 @jax.jit
 def acceptance_from_tokens_per_round(tau: Values, lookahead: Values) -> Array:
-    """The α whose `tokens_per_round` at this lookahead is τ, by bisection; the paper's inversion with τ = 1 + γ·TAR.
+    """The α whose `tokens_per_round` at this lookahead is τ, by bisection; the paper's inversion
+    with τ = 1 + γ·TAR.
 
-    τ at or below 1 gives 0, and at or above γ + 1 gives 1. Its derivatives are those of the implicit function.
+    τ at or below 1 gives 0, and at or above γ + 1 gives 1. Its derivatives are those of the
+    implicit function.
     """
     tau, gamma = (x.astype(jnp.result_type(float)) for x in jnp.broadcast_arrays(tau, lookahead))
     inside = (tau > 1) & (tau < gamma + 1)
@@ -123,14 +125,16 @@ def _best_speedup(alpha: Array, step: Array, verify: Array) -> Array:
 def _best_speedup_jvp(primals, tangents):
     """By the envelope theorem: the partial derivatives of ln τ(α, γ) − ln(γ·d + v) at γ = γ*.
 
-    Differentiating the closed form instead would lose every digit of ∂S*/∂d at small d, the difference of two terms of 1/d.
+    Differentiating the closed form instead would lose every digit of ∂S*/∂d at small d, the
+    difference of two terms of 1/d.
     """
     alpha, step, verify = primals
     alpha_dot, step_dot, verify_dot = tangents
     best = _best_speedup(alpha, step, verify)
     k, lam, w = _branch(alpha, step / verify)
     gamma, miss = jnp.log1p(w) / k - 1, 1 - alpha
-    # ∂ln τ/∂α = 1/(1 − α) − ln z/(kαw). Near α = 1 both terms are large; by ln z = w − λ they are regrouped.
+    # ∂ln τ/∂α = 1/(1 − α) − ln z/(kαw). Near α = 1 both terms are large; by ln z = w − λ they are
+    # regrouped.
     small = jnp.where(alpha > 0.5, miss, 0.5)
     regrouped = (w_minus_log1p(-small) - k * miss) / (miss * k * alpha) + lam / (k * alpha * w)
     by_acceptance = jnp.where(alpha > 0.5, regrouped, 1 / miss - jnp.log1p(w) / (k * alpha * w))
@@ -139,11 +143,13 @@ def _best_speedup_jvp(primals, tangents):
 
 
 def best_log_speedup(acceptance: Values, draft_step: Values, verify_pass: Values = 1.0) -> Array:
-    """ln S* where some γ > 0 is better than γ → 0, and below it a continuous measure of how far that is from true.
+    """ln S* where some γ > 0 is better than γ → 0, and below it a continuous measure of how far
+    that is from true.
 
-    This is what a search over draft sizes climbs: unlike S* itself, which is 1 wherever speculation does not pay, it has no
-    plateau. Where α·k/(1 − α) > c it is ln S* (possibly negative if v > 1), elsewhere α·k/(1 − α) − c − ln v, with α in
-    place of α·k/(1 − α) for α ≤ 0. At α ≥ 1 it is its limit, −ln d.
+    This is what a search over draft sizes climbs: unlike S* itself, which is 1 wherever speculation
+    does not pay, it has no plateau. Where α·k/(1 − α) > c it is ln S* (possibly negative if v > 1),
+    elsewhere α·k/(1 − α) − c − ln v, with α in place of α·k/(1 − α) for α ≤ 0. At α ≥ 1 it is its
+    limit, −ln d.
     """
     alpha, step, verify = (jnp.asarray(x) for x in (acceptance, draft_step, verify_pass))
     interior = _interior(alpha, step, verify)
@@ -209,12 +215,13 @@ def optimal_lookahead(
 ) -> LookaheadOptimum:
     """γ* and S* in closed form for real γ ≥ 0, and the best whole γ.
 
-    γ* > 0 maximises S(γ) exactly when α·k/(1 − α) > c = d/v. With v > 1 that interior maximum may still lose against not
-    speculating at all, which costs one target step a token; the optimum is then (0, 1), as it is for α ≤ 0. S has a single
-    maximum over γ, so the best whole γ ≥ 1 is a neighbour of γ*. For v = 1 a whole lookahead pays exactly if α > c.
+    γ* > 0 maximises S(γ) exactly when α·k/(1 − α) > c = d/v. With v > 1 that interior maximum may
+    still lose against not speculating at all, which costs one target step a token; the optimum is
+    then (0, 1), as it is for α ≤ 0. S has a single maximum over γ, so the best whole γ ≥ 1 is a
+    neighbour of γ*. For v = 1 a whole lookahead pays exactly if α > c.
 
-    The derivatives of the real optimum exist to every order inside either region; at the boundary γ* is continuous and S*
-    once differentiable.
+    The derivatives of the real optimum exist to every order inside either region; at the boundary
+    γ* is continuous and S* once differentiable.
 
     Args:
       acceptance: α < 1.
@@ -222,8 +229,8 @@ def optimal_lookahead(
       verify_pass: v ≥ 1, in target steps; independent of γ.
 
     Raises:
-      ValueError: a value known at call time is outside its range. Under `jit`, where none is known, α ≥ 1 gives the limit
-        α → 1: γ* = ∞ and S* = 1/d.
+      ValueError: a value known at call time is outside its range. Under `jit`, where none is known,
+        α ≥ 1 gives the limit α → 1: γ* = ∞ and S* = 1/d.
     """
     check_domain(acceptance, draft_step, verify_pass)
     return optimal_lookahead_unchecked(acceptance, draft_step, verify_pass)

@@ -28,7 +28,8 @@ from sdsl_jax.theory.lookahead import (
     tokens_per_round,
 )
 
-# Points of the grid in ln N that brackets the maximum: a ratio of 1.25 between neighbours over six decades.
+# Points of the grid in ln N that brackets the maximum: a ratio of 1.25 between neighbours over six
+# decades.
 _GRID = 64
 # At a root the slope is this share of its change over the bracket, or less.
 _KINK = 1e-3
@@ -38,8 +39,8 @@ class DraftOptimum(NamedTuple):
     """The best draft size and what it gives. Never NaN for finite inputs.
 
     Attributes:
-      params: N*, in the parameter count of the functions given; where speculation pays at no size, the size that comes
-        nearest to paying.
+      params: N*, in the parameter count of the functions given; where speculation pays at no size,
+        the size that comes nearest to paying.
       lookahead: γ* there, a real number.
       lookahead_integer: the best whole γ there.
       acceptance: α there, as the function gave it: 0 or less and 1 or more are possible.
@@ -47,10 +48,12 @@ class DraftOptimum(NamedTuple):
       speedup: S at γ*; 1 where speculation does not pay.
       speedup_integer: S at the best whole γ.
       speculate: whether a whole lookahead beats plain decoding at N*.
-      indifference_1pct: ends of the interval of sizes around N* that lose at most 1 % of S, plain decoding counted as S = 1.
-      indifference_5pct: the same for 5 %.
+      indifference_1pct: ends of the interval of sizes around N* that lose at most 1% of S, plain
+        decoding counted as S = 1.
+      indifference_5pct: the same for 5%.
       interior: whether N* is a stationary point inside the bounds at which some γ pays.
-      certain: whether α reaches 1 at N* or at an end of its 5 % interval: an unbounded law has then no optimum to speak of.
+      certain: whether α reaches 1 at N* or at an end of its 5% interval: an unbounded law has then
+        no optimum to speak of.
     """
 
     params: Float[Array, "*batch"]
@@ -77,11 +80,12 @@ class Peak(NamedTuple):
 
 
 def maximise_over_sizes(objective: Callable[[Array], Array], low: Array, high: Array) -> Peak:
-    """The global maximum of a smooth function of ln N on [low, high], up to the resolution of a grid of 64 points.
+    """The global maximum of a smooth function of ln N on [low, high], up to the resolution of a
+    grid of 64 points.
 
-    Inside a bracket of the grid the maximum is located as a root of the derivative, whose own derivatives with respect to
-    everything the objective closes over come from the implicit function theorem, to every order. A maximum at an end of
-    the interval moves with that end.
+    Inside a bracket of the grid the maximum is located as a root of the derivative, whose own
+    derivatives with respect to everything the objective closes over come from the implicit function
+    theorem, to every order. A maximum at an end of the interval moves with that end.
     """
     share = jnp.arange(_GRID) / (_GRID - 1)
     grid = low + (high - low) * share.astype(jnp.result_type(low, float))
@@ -98,7 +102,8 @@ def maximise_over_sizes(objective: Callable[[Array], Array], low: Array, high: A
 
     still = jax.lax.stop_gradient
     root = jax.lax.custom_root(slope, still(grid[peak]), solve, divided)
-    # At a kink of a user's function the slope jumps over zero: a maximum, but none that the theorem applies to.
+    # At a kink of a user's function the slope jumps over zero: a maximum, but none that the theorem
+    # applies to.
     drop = at_ends[0] - at_ends[1]
     stationary = interior & (jnp.abs(slope(still(root))) <= _KINK * still(drop))
     end = jnp.where(peak == 0, low, jnp.where(peak == _GRID - 1, high, still(grid[peak])))
@@ -133,7 +138,8 @@ def _indifference(
 
         return crossing(value_and_slope, inside, outside, (inside + outside) / 2)
 
-    # Cut off from all tangents: a loop that carried one could not be differentiated in reverse mode.
+    # Cut off from all tangents: a loop that carried one could not be differentiated in reverse
+    # mode.
     floors = jax.lax.stop_gradient(best + jnp.log1p(-jnp.asarray(shares, x.dtype)))
     outside, inside, open_ended = jax.vmap(bracket)(floors)
     # All ends in one loop: the objective is compiled once.
@@ -169,13 +175,14 @@ def optimal_draft(
 ) -> DraftOptimum:
     """Maximises S(α(N), γ*(α(N), d(N), v), d(N), v) over N (arXiv 2603.11053).
 
-    The best of 64 sizes, evenly spaced in ln N, is refined between its neighbours: peaks narrower than that are not seen. γ is
-    real here; where a real lookahead below 1 pays and no whole one does at N*, `speculate` is false, and no choice of
-    N and a whole γ gains more than `speedup`.
+    The best of 64 sizes, evenly spaced in ln N, is refined between its neighbours: peaks narrower
+    than that are not seen. γ is real here; where a real lookahead below 1 pays and no whole one
+    does at N*, `speculate` is false, and no choice of N and a whole γ gains more than `speedup`.
 
-    `acceptance` and `draft_step` are plain functions that jax can differentiate; the optimum may be differentiated, under
-    `jit` and `vmap` too, with respect to anything they close over, and with respect to the bounds where it lies on one.
-    (The indifference intervals are not differentiable; at a kink of these functions N* counts as fixed.)
+    `acceptance` and `draft_step` are plain functions that jax can differentiate; the optimum may be
+    differentiated, under `jit` and `vmap` too, with respect to anything they close over, and with
+    respect to the bounds where it lies on one. (The indifference intervals are not differentiable;
+    at a kink of these functions N* counts as fixed.)
 
     Args:
       acceptance: α of a draft of N parameters. Where it is 0 or less no token is accepted.
@@ -184,8 +191,9 @@ def optimal_draft(
       verify_pass: v ≥ 1, in target steps.
 
     Raises:
-      ValueError: the bounds are out of order, or the acceptance reaches 1 around the optimum, so that no finite lookahead
-        is optimal, as far as that is known at call time. Under `jit` the result then says `certain`.
+      ValueError: the bounds are out of order, or the acceptance reaches 1 around the optimum, so
+        that no finite lookahead is optimal, as far as that is known at call time. Under `jit` the
+        result then says `certain`.
     """
     check_bounds(bounds)
     check_domain(0.5, 1.0, verify_pass)
@@ -206,10 +214,12 @@ def optimal_draft_of_rounds(
     bounds: tuple[Scalar, Scalar],
     lookahead_bounds: tuple[Scalar, Scalar],
 ) -> DraftOptimum:
-    """Maximises S = τ(α(N), γ)/C(N, γ) over N and γ, where a round's cost C is any convex function of γ.
+    """Maximises S = τ(α(N), γ)/C(N, γ) over N and γ, where a round's cost C is any convex function
+    of γ.
 
-    At each N the best γ is a bracketed root, with first derivatives only; everything else is as in `optimal_draft`. An acceptance
-    of 1 or more is followed to the largest lookahead, and `certain` says so.
+    At each N the best γ is a bracketed root, with first derivatives only; everything else is as in
+    `optimal_draft`. An acceptance of 1 or more is followed to the largest lookahead, and `certain`
+    says so.
 
     Args:
       acceptance: α of a draft of N parameters.

@@ -1,7 +1,7 @@
 """Published laws, by name, with where they come from and where they hold.
 
-Losses are in nats per token of each publication's own tokenizer and text: laws of different names are never to be mixed in
-one computation without converting to bits per byte.
+Losses are in nats per token of each publication's own tokenizer and text: laws of different names
+are never to be mixed in one computation without converting to bits per byte.
 """
 
 from sdsl_jax.theory.laws import (
@@ -104,7 +104,8 @@ PAPER_PLANE = AffinePlane(
         params_count="total",
         text="HellaSwag, perplexities measured on each model's own tokens",
         unit="probability",
-        # The smallest and largest draft and target of the fit; the range of perplexities is not published.
+        # The smallest and largest draft and target of the fit; the range of perplexities is not
+        # published.
         valid=(("draft_params", 125e6, 4e9), ("target_params", 13e9, 110e9)),
         no_interval="R² and MSE of the fit are published, and no covariance of its coefficients",
         # As published; the pairs that they are of, and their number, are not.

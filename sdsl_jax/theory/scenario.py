@@ -28,9 +28,11 @@ _TARGETS = 64
 
 
 class DraftProblem(NamedTuple):
-    """Which draft to train for one target: maximise S = τ(α(N), γ)/C(N, γ) over N and γ (arXiv 2603.11053).
+    """Which draft to train for one target: maximise S = τ(α(N), γ)/C(N, γ) over N and γ (arXiv
+    2603.11053).
 
-    A pytree whose leaves are coefficients, so that one compilation serves every target and every bootstrap draw.
+    A pytree whose leaves are coefficients, so that one compilation serves every target and every
+    bootstrap draw.
 
     Attributes:
       loss_law: gives the loss of a draft of N parameters.
@@ -70,7 +72,8 @@ class DraftProblem(NamedTuple):
         best = optimal_lookahead_unchecked(
             alpha, self.cost.draft_step(params), self.cost.verify_pass
         )
-        # S falls on both sides of its maximum, so the best lookahead of at least one draft is that maximum or 1.
+        # S falls on both sides of its maximum, so the best lookahead of at least one draft is that
+        # maximum or 1.
         return jnp.maximum(best.lookahead, 1.0)
 
     def log_speedup(self, x: Float[Array, 2]) -> Array:
@@ -78,7 +81,8 @@ class DraftProblem(NamedTuple):
         return jnp.log(self.speedup(jnp.exp(x[0]), jnp.expm1(x[1])))
 
     def optimum(self) -> DraftOptimum:
-        """N* by a bracketed root, and γ* by its closed form or, at the costs of a device, by another bracketed root.
+        """N* by a bracketed root, and γ* by its closed form or, at the costs of a device, by
+        another bracketed root.
 
         Compiled once for all problems of the same kinds of laws and costs.
 
@@ -109,7 +113,8 @@ def _optimum(problem: DraftProblem) -> DraftOptimum:
 class Scenario(NamedTuple):
     """A target that does not have a draft yet, and the laws to choose one by.
 
-    A pytree: differentiate with respect to the whole of it for the sensitivity to each of its numbers.
+    A pytree: differentiate with respect to the whole of it for the sensitivity to each of its
+    numbers.
 
     Attributes:
       target_params: M, in the count of the laws.
@@ -159,7 +164,8 @@ class Sensitivities(NamedTuple):
 def sensitivities(scenario: Scenario) -> Sensitivities:
     """How the optimum moves with every number in it, by the implicit function theorem.
 
-    An entry is ∂(ln N*)/∂θ and so on, for θ in its own unit: multiply by a standard error to see what it is worth.
+    An entry is ∂(ln N*)/∂θ and so on, for θ in its own unit: multiply by a standard error to see
+    what it is worth.
     """
 
     def answer(given: Scenario) -> Array:
@@ -201,15 +207,17 @@ def elasticities(scenario: Scenario) -> Elasticities:
 
 
 class Flags(NamedTuple):
-    """What an answer rests on that its laws do not cover. True means: read the answer with that in mind.
+    """What an answer rests on that its laws do not cover. True means: read the answer with that in
+    mind.
 
     Attributes:
       draft_loss_extrapolated: N* or D lies outside the loss law's range.
       target_loss_extrapolated: M or D′ lies outside the loss law's range.
       acceptance_extrapolated: draft or target lies outside the acceptance law's range.
       acceptance_not_positive: the law gives α ≤ 0 at N*, which counts as no acceptance at all.
-      interval_extrapolated: an end of the 5 % interval lies outside the range of one of the laws.
-      acceptance_certain: the law gives α ≥ 1 at N* or at an end of its 5 % interval: there is no optimum to speak of.
+      interval_extrapolated: an end of the 5% interval lies outside the range of one of the laws.
+      acceptance_certain: the law gives α ≥ 1 at N* or at an end of its 5% interval: there is no
+        optimum to speak of.
       at_bound: N* is the smallest or largest size considered.
     """
 
@@ -261,8 +269,8 @@ class PayingTarget(NamedTuple):
 
     Attributes:
       params: its size; infinite where none pays.
-      certain: whether just below it the best draft has α ≥ 1: then the size is where an unbounded law becomes a
-        probability, and not a break-even.
+      certain: whether just below it the best draft has α ≥ 1: then the size is where an unbounded
+        law becomes a probability, and not a break-even.
     """
 
     params: Float[Array, ""]
@@ -272,9 +280,9 @@ class PayingTarget(NamedTuple):
 def smallest_target_that_pays(scenario: Scenario, largest: Scalar = 1e13) -> PayingTarget:
     """The smallest target size above which some draft and some whole lookahead beat plain decoding.
 
-    At v = 1 that is where max over N of α(N) − d(N) turns positive; drafts to which an unbounded law gives α ≥ 1 do not
-    count. `scenario.target_params` is ignored; 64 sizes from just above `smallest_draft` to `largest` are considered, and then
-    bisected.
+    At v = 1 that is where max over N of α(N) − d(N) turns positive; drafts to which an unbounded
+    law gives α ≥ 1 do not count. `scenario.target_params` is ignored; 64 sizes from just above
+    `smallest_draft` to `largest` are considered, and then bisected.
 
     Raises:
       ValueError: `largest` is not above `smallest_draft`, as far as that is known at call time.

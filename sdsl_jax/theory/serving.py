@@ -1,6 +1,8 @@
-"""Serving a target with a draft: from everything that a designer can choose to speed, latency, memory and money.
+"""Serving a target with a draft: from everything that a designer can choose to speed, latency,
+memory and money.
 
-One differentiable function, `outcome`, stands behind every objective and every constraint of a co-design.
+One differentiable function, `outcome`, stands behind every objective and every constraint of a
+co-design.
 """
 
 from __future__ import annotations
@@ -66,12 +68,14 @@ class Serving(NamedTuple):
       draft_precision: of the draft.
       devices: that share the target by tensor parallelism.
       draft_devices: that share the draft; among those of the target.
-      aspect_penalty: κ in L·(1 + κ·ln²(aspect ratio/that of the family)), the draft's loss in another shape than its family's.
+      aspect_penalty: κ in L·(1 + κ·ln²(aspect ratio/that of the family)), the draft's loss in
+        another shape than its family's.
       volume_tokens: that the draft is to serve in its life.
       training_utilisation: share of the devices' FLOPs that training reaches.
-      prefill_share: of prefills that the decoding devices do themselves: 1 for all, 0 where other devices do them or none count.
-      draft_shape: the one draft that is there, such as a published model, whatever size a design names; the member of
-        `draft_family` of the design's size where it is None.
+      prefill_share: of prefills that the decoding devices do themselves: 1 for all, 0 where other
+        devices do them or none count.
+      draft_shape: the one draft that is there, such as a published model, whatever size a design
+        names; the member of `draft_family` of the design's size where it is None.
     """
 
     hardware: Hardware
@@ -102,11 +106,13 @@ class Outcome(NamedTuple):
       tokens_per_round: τ.
       round: seconds of a round, by part.
       step_seconds: one step of the target alone.
-      speedup: S, over serving with the target alone on the same devices, its prefills counted as those of both models are.
+      speedup: S, over serving with the target alone on the same devices, its prefills counted as
+        those of both models are.
       tokens_per_second: of all rows together, prefills of the decoding devices included.
       seconds_per_token: its inverse.
       first_token_seconds: prefill of one request by both models.
-      latency_seconds: of one request, from its arrival at a free row to its last token, where no row is ever empty.
+      latency_seconds: of one request, from its arrival at a free row to its last token, where no
+        row is ever empty.
       memory_bytes: on the fullest device, weights and full caches of both models.
       draft_loss: nats per token.
       target_loss: nats per token.
@@ -197,7 +203,8 @@ def outcome(serving: Serving, design: Design, draft: Shape | None = None) -> Out
     Args:
       serving: what the design is judged by.
       design: what was chosen.
-      draft: a draft of a shape of its own, such as a published model; the member of the draft family if left out.
+      draft: a draft of a shape of its own, such as a published model; the member of the draft
+        family if left out.
     """
     s, hardware = serving, serving.hardware
     draft_loss, target_loss = losses(s, design, draft)
@@ -249,8 +256,9 @@ def outcome(serving: Serving, design: Design, draft: Shape | None = None) -> Out
         tokens_per_second=1 / seconds,
         seconds_per_token=seconds,
         first_token_seconds=first,
-        # Little's law: B requests are always under way, and one leaves every new_tokens·seconds. That holds the prefills that the
-        # decoding devices do, a request's own among them; the others are over before a request takes a row.
+        # Little's law: B requests are always under way, and one leaves every new_tokens·seconds.
+        # That holds the prefills that the decoding devices do, a request's own among them; the
+        # others are over before a request takes a row.
         latency_seconds=(1 - share) * first + batch * s.new_tokens * seconds,
         memory_bytes=memory,
         draft_loss=draft_loss,

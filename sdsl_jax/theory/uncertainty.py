@@ -16,10 +16,11 @@ from sdsl_jax.theory.scenario import Scenario, sensitivities
 def draws_from_covariance(
     law: Any, covariance: Float[Array, "P P"], count: int, key: Key[Array, ""]
 ) -> Any:
-    """A law of arrays [count]: normal draws of its coefficients, in the order of `coefficients(law)`.
+    """A law of arrays [count]: normal draws of its coefficients, in the order of
+    `coefficients(law)`.
 
-    Scales such as A and exponents such as a are strongly correlated in any fit: marginal standard errors on a diagonal
-    are not a covariance.
+    Scales such as A and exponents such as a are strongly correlated in any fit: marginal standard
+    errors on a diagonal are not a covariance.
 
     Raises:
       ValueError: the matrix has another size, or is not symmetric and positive semi-definite.
@@ -105,10 +106,11 @@ class LinearLaw(NamedTuple):
 
 
 def linear_law(target_params: Float[Array, " n"], draft_params: Float[Array, " n"]) -> LinearLaw:
-    """Regresses N* on M (arXiv 2603.11053). Under `vmap` over draws it turns draws of N* into draws of μ and M₀.
+    """Regresses N* on M (arXiv 2603.11053). Under `vmap` over draws it turns draws of N* into draws
+    of μ and M₀.
 
-    The points of such a pool are computed, not sampled: its standard errors describe how far a curve is from a line, and
-    not what is uncertain about either.
+    The points of such a pool are computed, not sampled: its standard errors describe how far a
+    curve is from a line, and not what is uncertain about either.
     """
     m, n = jnp.asarray(target_params), jnp.asarray(draft_params)
     count = m.shape[0]
@@ -130,10 +132,12 @@ def linear_law(target_params: Float[Array, " n"], draft_params: Float[Array, " n
 def linear_laws_of_draws(
     pool: Scenario, loss_law: LossLaw, acceptance_law: AcceptanceLaw
 ) -> LinearLaw:
-    """μ and M₀ for every draw of the laws, arrays [draws], over a pool of scenarios that share them.
+    """μ and M₀ for every draw of the laws, arrays [draws], over a pool of scenarios that share
+    them.
 
     Args:
-      pool: scenarios with arrays [n] of M, D and D′; their laws, overhead and smallest draft are scalars.
+      pool: scenarios with arrays [n] of M, D and D′; their laws, overhead and smallest draft are
+        scalars.
       loss_law: draws.
       acceptance_law: draws.
     """

@@ -1,14 +1,16 @@
 """Claims: which process trains a rung, when any number of them share a folder.
 
-A claim is a file `claim-<generation>` in the rung's folder. It is written under a private name and linked to its own, which
-exactly one of several processes can do, and which leaves no claim without content. Its time of change is its heartbeat. A claim
-is stale when its process is gone, or when the heartbeat is two minutes old by the clock of the file system itself, so that the
-clocks of hosts do not matter. Who finds a stale claim makes the file of the next generation, which again only one can; the
-highest generation holds.
+A claim is a file `claim-<generation>` in the rung's folder. It is written under a private name and
+linked to its own, which exactly one of several processes can do, and which leaves no claim without
+content. Its time of change is its heartbeat. A claim is stale when its process is gone, or when the
+heartbeat is two minutes old by the clock of the file system itself, so that the clocks of hosts do
+not matter. Who finds a stale claim makes the file of the next generation, which again only one can;
+the highest generation holds.
 
-Claims save work; they are not what keeps a folder whole. A process that was thought dead and wakes up finds its claim gone
-before it writes a checkpoint or metrics, and stops. Should it wake up in between, it publishes a whole checkpoint of the
-same trajectory under a name that the other one would have given it too.
+Claims save work; they are not what keeps a folder whole. A process that was thought dead and wakes
+up finds its claim gone before it writes a checkpoint or metrics, and stops. Should it wake up in
+between, it publishes a whole checkpoint of the same trajectory under a name that the other one
+would have given it too.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class Owner(NamedTuple):
       host: its name.
       machine: the boot of a kernel and the namespace in which process numbers mean anything.
       pid: number of the process.
-      started: when it started, in the kernel's ticks: a process number is used again, the pair is not.
+      started: when it started, in the kernel's ticks: a process number is used again, the pair is
+        not.
       token: random, one for each claim.
     """
 
@@ -181,7 +184,8 @@ def _machine() -> str:
 def _started(pid: int) -> str | None:
     """When a process of this machine started; None if there is none, or only one that has ended and was not waited for."""
     try:
-        # The name in parentheses may hold blanks; the state comes first after it, the start time twentieth.
+        # The name in parentheses may hold blanks; the state comes first after it, the start time
+        # twentieth.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
     except OSError:

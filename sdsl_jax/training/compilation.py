@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import jax
 
-# The name under which JAX reports every compilation, and every program that it reads from its cache instead.
+# The name under which JAX reports every compilation, and every program that it reads from its cache
+# instead.
 _EVENT = "/jax/core/compile/backend_compile_duration"
 _durations: list[float] = []
 

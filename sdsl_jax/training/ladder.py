@@ -34,10 +34,12 @@ _POLL_SECONDS = 1.0
 
 
 def check_ladder(config: StudyConfig) -> None:
-    """Checks what can be known before anything is trained: that every rung can be made, and that the laws can be fitted.
+    """Checks what can be known before anything is trained: that every rung can be made, and that
+    the laws can be fitted.
 
     Raises:
-      SdslError: the family cannot make a size, two budgets are less than a step apart, or there are too few models.
+      SdslError: the family cannot make a size, two budgets are less than a step apart, or there are
+        too few models.
     """
     sizes = set()
     for rung in rungs(config):
@@ -69,19 +71,21 @@ class Outcome(NamedTuple):
 def train_ladder(
     config: StudyConfig, dataset: Dataset, folder: Path, progress: Progress | None = None
 ) -> list[ModelRecord]:
-    """Trains every rung that is not complete yet, waits for those that other processes train, and returns all records.
+    """Trains every rung that is not complete yet, waits for those that other processes train, and
+    returns all records.
 
     Args:
       config: the study.
       dataset: its tokenised corpus.
-      folder: the study's folder; checkpoints go to `folder/checkpoints/<rung>.<tag>/`, where the tag is a digest of
-        everything that decides the rung's parameters, so that a changed recipe trains beside the old one.
+      folder: the study's folder; checkpoints go to `folder/checkpoints/<rung>.<tag>/`, where the
+        tag is a digest of everything that decides the rung's parameters, so that a changed recipe
+        trains beside the old one.
       progress: told after every step.
 
     Raises:
       Diverged: the loss of one or more rungs became non-finite; all the others were trained first.
-      SdslError: the family cannot make a size, or a file cannot be written; or `ladder.weights` does not hold what the study
-        asks for.
+      SdslError: the family cannot make a size, or a file cannot be written; or `ladder.weights`
+        does not hold what the study asks for.
     """
     if config.ladder.weights:
         return _read_ladder(config, dataset, folder)
@@ -136,7 +140,8 @@ def train_rungs(
       folder: the study's folder.
       plans: the rungs, of `plan_rungs`, perhaps after `select`.
       progress: told after every step.
-      wait: for the rungs that other processes train, and take over those whose process dies; otherwise they are left to them.
+      wait: for the rungs that other processes train, and take over those whose process dies;
+        otherwise they are left to them.
       finished: called after every rung that this process has trained.
 
     Raises:
@@ -161,7 +166,8 @@ def train_rungs(
                 by = f"trained by {elsewhere.pop(name)}" if name in elsewhere else "already trained"
                 weighted.advance(plan.schedule.total_steps, f"{name}  {by}")
                 continue
-            # The processes of one distributed program train a rung together, under the claim of the first.
+            # The processes of one distributed program train a rung together, under the claim of the
+            # first.
             claim = _acquire_together(plan)
             if agree(isinstance(claim, Owner)):
                 if name not in tried:
@@ -217,7 +223,8 @@ def write_records(
 ) -> list[ModelRecord]:
     """Makes `models.csv` hold every finished model of a ladder, and returns their records.
 
-    Any number of processes may do so at once: the last of them to write looks once more whether that was all.
+    Any number of processes may do so at once: the last of them to write looks once more whether
+    that was all.
 
     Raises:
       SdslError: the folder cannot be written to.
@@ -297,7 +304,8 @@ def _acquire_together(plan: Plan) -> Claim | Owner | None:
 
 
 def _check_together(claim: Claim | None) -> None:
-    """Makes sure that the claim still holds; with several processes all of them must call it, and it is lost for all or none.
+    """Makes sure that the claim still holds; with several processes all of them must call it, and
+    it is lost for all or none.
 
     Raises:
       ClaimLost: it does not.

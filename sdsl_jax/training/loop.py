@@ -1,8 +1,9 @@
-"""Training of one rung: a trunk at a constant learning rate, and a cool-down from it for every token budget.
+"""Training of one rung: a trunk at a constant learning rate, and a cool-down from it for every
+token budget.
 
-The trunk and the cool-downs are *segments*: ranges of steps that start from a checkpoint and end in one. A segment resumes
-from its own newest good checkpoint, and since a batch depends only on (seed, step), a resumed run takes the very steps that an
-uninterrupted one would have taken.
+The trunk and the cool-downs are *segments*: ranges of steps that start from a checkpoint and end in
+one. A segment resumes from its own newest good checkpoint, and since a batch depends only on (seed,
+step), a resumed run takes the very steps that an uninterrupted one would have taken.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class RungTrainer:
       folder: where the rung's checkpoints and metrics live.
       progress: told after every step; a unit is a training step.
       layout: of states and batches over devices.
-      guard: called before anything is written; raises where another process has taken the rung over.
+      guard: called before anything is written; raises where another process has taken the rung
+        over.
     """
 
     name: str
@@ -80,7 +82,8 @@ class RungTrainer:
         return self.layout.abstract(state)
 
     def cool_down(self, budget: int) -> tuple[TrainState, Tally]:
-        """The state at the end of a budget, and the tally of the steps that led to it: those of the trunk and its own.
+        """The state at the end of a budget, and the tally of the steps that led to it: those of the
+        trunk and its own.
 
         Continues from what is on disk.
 
@@ -239,7 +242,8 @@ class _Recorder(contextlib.AbstractContextManager):
         """Takes in what a step reported.
 
         Raises:
-          Diverged: the loss or the gradient is not finite, and such steps are not, or no longer, to be skipped.
+          Diverged: the loss or the gradient is not finite, and such steps are not, or no longer, to
+            be skipped.
         """
         config, tally = self._trainer.config, self._tally
         loss, norm, skipped = (value.item() for value in jax.device_get(reported))

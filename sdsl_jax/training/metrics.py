@@ -12,8 +12,8 @@ from typing import Any
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.records import write_text
 
-# The running level of the loss weighs the latest step with 1/10, its running noise with 1/50, and both weigh all steps alike
-# while there are fewer. No step is a spike before the noise is known.
+# The running level of the loss weighs the latest step with 1/10, its running noise with 1/50, and
+# both weigh all steps alike while there are fewer. No step is a spike before the noise is known.
 _LEVEL_MEMORY, _NOISE_MEMORY = 10, 50
 # Nats; noise that is smaller counts as this much.
 _LEAST_NOISE = 1e-3
@@ -21,12 +21,14 @@ _LEAST_NOISE = 1e-3
 
 @dataclass
 class Tally:
-    """What the steps so far have cost and shown; it is saved in every checkpoint, so that a resumed run goes on counting.
+    """What the steps so far have cost and shown; it is saved in every checkpoint, so that a resumed
+    run goes on counting.
 
     Attributes:
       seconds: wall-clock time, compilation included.
       compile_seconds: of it, time in which XLA compiled.
-      wait_seconds: of it, time in which the device had nothing to do for want of a batch; at most that.
+      wait_seconds: of it, time in which the device had nothing to do for want of a batch; at most
+        that.
       level: running mean of the loss.
       variance: running variance of its noise, from the differences of consecutive losses.
       latest: the last loss that was no spike.
@@ -48,11 +50,14 @@ class Tally:
     skipped_in_a_row: int = 0
 
     def observe(self, loss: float, skipped: bool, deviations: float) -> bool:
-        """Counts a step, and says whether its loss is a spike: a function of the losses so far and of nothing else.
+        """Counts a step, and says whether its loss is a spike: a function of the losses so far and
+        of nothing else.
 
-        A spike exceeds the running level by more than `deviations` times the running noise, once 50 losses have been seen. The
-        noise is that of differences, σ² = E(lᵢ − lᵢ₋₁)²/2, in which a loss that still falls leaves little. A spike enters both
-        cut down to the limit: a single one hardly moves them, yet a lasting rise becomes the new level.
+        A spike exceeds the running level by more than `deviations` times the running noise, once 50
+        losses have been seen. The noise is that of differences, σ² = E(lᵢ − lᵢ₋₁)²/2, in which a
+        loss that still falls leaves little. A spike enters both
+        cut down to the limit: a single one hardly moves them, yet a lasting rise becomes the new
+            level.
 
         Args:
           loss: nats per token; a loss that is not finite is no spike and enters nothing.
@@ -80,9 +85,10 @@ class Tally:
 class MetricsFile:
     """The metrics of a segment, one JSON object a line: every step once, in order.
 
-    Lines are appended while the file is as this process left it. Otherwise, and at the end, the file is merged with them by
-    step and replaced as a whole: lines that a killed process wrote after its last checkpoint, and lines of a second process
-    that trains the same segment, are neither doubled nor lost.
+    Lines are appended while the file is as this process left it. Otherwise, and at the end, the
+    file is merged with them by step and replaced as a whole: lines that a killed process wrote
+    after its last checkpoint, and lines of a second process that trains the same segment, are
+    neither doubled nor lost.
     """
 
     def __init__(self, path: Path, board: Any = None):
@@ -99,7 +105,8 @@ class MetricsFile:
                 self._board.add_scalar(name, float(value), step)
 
     def flush(self, last: bool = False) -> None:
-        """Writes what is pending; called before a checkpoint is, so that metrics are never behind it.
+        """Writes what is pending; called before a checkpoint is, so that metrics are never behind
+        it.
 
         Raises:
           SdslError: the file cannot be written to.
@@ -150,7 +157,8 @@ def check_tensorboard() -> None:
 
 
 def tensorboard(folder: Path, start: int) -> Any:
-    """A writer of TensorBoard's logs; what an earlier process logged from step `start` on is hidden.
+    """A writer of TensorBoard's logs; what an earlier process logged from step `start` on is
+    hidden.
 
     Raises:
       SdslError: the package is not installed.

@@ -16,7 +16,8 @@ from sdsl_jax.errors import require
 from sdsl_jax.models import ModelConfig, ModelCounts, count, member
 from sdsl_jax.training.schedule import Schedule, make_schedule
 
-# What of a recipe decides the parameters beside the schedule; the rest says how a rung is computed, watched and stored.
+# What of a recipe decides the parameters beside the schedule; the rest says how a rung is computed,
+# watched and stored.
 _RECIPE = (
     "cooldown_fraction",
     "adam_b1",
@@ -167,7 +168,8 @@ def select(
 
     Args:
       plans: the ladder.
-      patterns: names of rungs, with or without the seed, in which `*`, `?` and `[…]` stand for others; none means all.
+      patterns: names of rungs, with or without the seed, in which `*`, `?` and `[…]` stand for
+        others; none means all.
       part: (i, n) for part i, from 1, of n parts of about equal FLOPs.
 
     Raises:

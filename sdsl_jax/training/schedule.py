@@ -10,7 +10,8 @@ from sdsl_jax.errors import require
 
 @dataclass(frozen=True)
 class Schedule:
-    """Warm-up, stable rate, and linear cool-downs to zero that end each token budget (WSD; 2405.18392).
+    """Warm-up, stable rate, and linear cool-downs to zero that end each token budget (WSD;
+    2405.18392).
 
     Attributes:
       peak: learning rate after warm-up.
@@ -60,6 +61,7 @@ def make_schedule(
         f"the token budgets {sorted(budgets)} are not whole steps apart; one step is {tokens_per_step} tokens.",
     )
     cooldowns = tuple(max(1, round(config.cooldown_fraction * end)) for end in ends)
-    # A budget shorter than the warm-up would never reach the peak: at most a quarter of the shortest one goes to it.
+    # A budget shorter than the warm-up would never reach the peak: at most a quarter of the
+    # shortest one goes to it.
     warmup = min(round(config.warmup(params) / tokens_per_step), max(1, ends[0] // 4))
     return Schedule(config.peak_learning_rate(params), warmup, ends, cooldowns)

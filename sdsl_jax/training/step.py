@@ -48,7 +48,8 @@ class StepMetrics(NamedTuple):
     Attributes:
       loss_nats: cross-entropy in nats per token.
       gradient_norm: global norm of the gradient before clipping.
-      skipped: whether the step left parameters and optimiser as they were, because one of the two was not finite.
+      skipped: whether the step left parameters and optimiser as they were, because one of the two
+        was not finite.
     """
 
     loss_nats: Float[Array, ""]
@@ -57,7 +58,8 @@ class StepMetrics(NamedTuple):
 
 
 def optimizer(config: StepConfig) -> optax.GradientTransformation:
-    """AdamW without its learning rate, which `train_step` applies: one compilation serves every phase of the schedule.
+    """AdamW without its learning rate, which `train_step` applies: one compilation serves every
+    phase of the schedule.
 
     Weight decay acts on matrices only, never on the scales of norms.
     """
@@ -91,7 +93,8 @@ def train_step(
       tokens: a batch; position t predicts token t + 1.
       learning_rate: of this step.
       model: shape of the model.
-      config: recipe; with `skip_nonfinite`, a loss or gradient that is not finite changes nothing but the step count.
+      config: recipe; with `skip_nonfinite`, a loss or gradient that is not finite changes nothing
+        but the step count.
     """
 
     def objective(params):

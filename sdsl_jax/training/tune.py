@@ -1,12 +1,14 @@
-"""Tuning at the small end: a setting of the recipe swept over several sizes, and its law of size fitted to the best values.
+"""Tuning at the small end: a setting of the recipe swept over several sizes, and its law of size
+fitted to the best values.
 
-Every trial is an ordinary rung, so that a sweep resumes and is shared between processes like any ladder. The optimum of a size is
-the lowest point of a parabola through the best trial and its neighbours, in the logarithm of the factor; the law is a straight
-line through the optima in log-log. The lowest point of a parabola through equally noisy losses has a standard error in inverse
+Every trial is an ordinary rung, so that a sweep resumes and is shared between processes like any
+ladder. The optimum of a size is the lowest point of a parabola through the best trial and its
+neighbours, in the logarithm of the factor; the law is a straight line through the optima in
+log-log. The lowest point of a parabola through equally noisy losses has a standard error in inverse
 proportion to its curvature, whose square is its weight.
 
-What counts as the value of a trial is what its rung was trained with: warm-up never exceeds a quarter of the budget, and batches
-are whole sequences.
+What counts as the value of a trial is what its rung was trained with: warm-up never exceeds a
+quarter of the budget, and batches are whole sequences.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ _EXPONENTS: dict[str, tuple[str, int]] = {
     "warmup_tokens": ("warmup_exponent", 1),
 }
 _INDIFFERENT = 0.01
-# A trial whose value is further from its nominal one than this share says nothing of halving or doubling.
+# A trial whose value is further from its nominal one than this share says nothing of halving or
+# doubling.
 _SAME_VALUE = 0.15
 
 
@@ -46,13 +49,15 @@ class SizeResult(NamedTuple):
       present: the value that the present law gives.
       factors: of the trials, ascending.
       values: with which they were trained; about the present one times the factor.
-      losses: validation loss in nats per token at each factor, the mean over seeds; infinite where a trial diverged.
+      losses: validation loss in nats per token at each factor, the mean over seeds; infinite where
+        a trial diverged.
       best: optimal value.
       best_loss: at it, by the parabola.
-      within_1pct: values between which the parabola stays within 1 % of the best loss.
+      within_1pct: values between which the parabola stays within 1% of the best loss.
       curvature: of the parabola, nats per squared natural logarithm.
       at_border: whether the best trial was the first or the last: the optimum lies there or beyond.
-      gain_halved: relative gain in loss if the present value is halved; negative for a loss, NaN if not tried.
+      gain_halved: relative gain in loss if the present value is halved; negative for a loss, NaN if
+        not tried.
       gain_doubled: the same if it is doubled.
     """
 
@@ -76,7 +81,8 @@ class Law(NamedTuple):
     Attributes:
       at_reference: the value at the reference size.
       slope: of its logarithm in log N.
-      log_at_reference_error: standard error of the logarithm of the first; NaN for fewer than three sizes.
+      log_at_reference_error: standard error of the logarithm of the first; NaN for fewer than three
+        sizes.
       slope_error: standard error of the slope.
       reference: non-embedding parameters.
     """
@@ -112,7 +118,8 @@ def find_optimum(
       present: the value of the setting at factor 1.
       factors: of the trials, at least three, all positive and different.
       losses: of the trials; what is not finite has diverged.
-      values: with which they were trained; `present` times the factors, if left out. Of equal ones the first counts.
+      values: with which they were trained; `present` times the factors, if left out. Of equal ones
+        the first counts.
 
     Raises:
       SdslError: there are fewer than three trials, or all diverged.
@@ -168,8 +175,8 @@ def find_optimum(
 def fit_law(sizes: Sequence[SizeResult], reference: int) -> Law:
     """The weighted straight line through the logarithms of the optima.
 
-    Each optimum weighs as the square of its curvature. Sizes whose optimum lies at the border, or has no
-    curvature, say nothing and are left out.
+    Each optimum weighs as the square of its curvature. Sizes whose optimum lies at the border, or
+    has no curvature, say nothing and are left out.
 
     Raises:
       SdslError: fewer than two sizes have an optimum.
@@ -213,7 +220,8 @@ def tune(
       progress: told what happens.
 
     Raises:
-      SdslError: too few sizes or factors, a size that cannot be made, or every trial of a size diverged.
+      SdslError: too few sizes or factors, a size that cannot be made, or every trial of a size
+        diverged.
     """
     require(
         len({*sizes}) >= 2, f"the sizes are {list(sizes)}; a law of size needs at least 2 of them."

@@ -23,8 +23,10 @@ class Utilisation(NamedTuple):
     """Model FLOPs of training per second, and their share of the devices' peak.
 
     Attributes:
-      flops_per_second: of forward and backward pass, three times the forward pass's; what remat computes twice counts once.
-      share: of the bfloat16 peak of all devices together; NaN where the peak is not known, as on CPUs.
+      flops_per_second: of forward and backward pass, three times the forward pass's; what remat
+        computes twice counts once.
+      share: of the bfloat16 peak of all devices together; NaN where the peak is not known, as on
+        CPUs.
     """
 
     flops_per_second: float

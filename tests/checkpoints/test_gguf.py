@@ -187,7 +187,8 @@ def test_quantised_weights_are_those_that_rounding_leaves(tmp_path, kind):
     write(tmp_path / "m.gguf", model, tokenizer_of([]), "gpt-2", kind)
     params = open_gguf(tmp_path / "m.gguf").checkpoint.load()
     same = jax.tree.map(lambda a, b: bool((a == b).all()), params, rounded(model.params, kind))
-    # Rows of queries and keys lie in another order in the file, but blocks run along a row: rounding is the same.
+    # Rows of queries and keys lie in another order in the file, but blocks run along a row:
+    # rounding is the same.
     assert jax.tree.all(same)
     worst = max(
         float(np.abs(a - b).max())

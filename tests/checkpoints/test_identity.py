@@ -83,7 +83,8 @@ def test_structured_changes_of_large_arrays_are_seen():
     swapped = matrix.copy()
     swapped[[10, 11]] = matrix[[11, 10]]
     assert len({array_digest(x) for x in [matrix, swapped, *changed]}) == len(changed) + 2
-    # Changes that cancel along rows and along columns: one-hot columns swapped, and the signs at four corners.
+    # Changes that cancel along rows and along columns: one-hot columns swapped, and the signs at
+    # four corners.
     for dtype in (np.float16, np.float32, np.float64):
         seen = set()
         for places in ([0, 1], [1, 0]):
@@ -104,7 +105,8 @@ def test_a_copy_a_link_and_another_order_of_shards_are_the_same_model(folder, tm
     shutil.copytree(folder, tmp_path / "copy")
     (tmp_path / "link").symlink_to(folder)
     assert identity(load(tmp_path / "copy")) == identity(load(tmp_path / "link")) == known
-    # What changes neither computation nor tokens changes nothing: special tokens and templates are asked for, not part of it.
+    # What changes neither computation nor tokens changes nothing: special tokens and templates are
+    # asked for, not part of it.
     assert identity(load(folder, special_tokens=False)) == known
     configure(folder, max_position_embeddings=4096, transformers_version="9.9")
     assert identity(load(folder)) == known

@@ -22,8 +22,9 @@ from sdsl_jax.training.step import train_step
 
 CHILD = Path(parallel_child.__file__)
 
-# Meshes differ in the order of sums over some hundred tokens, each rounded to a relative 6e-8; Adam divides a gradient by its
-# own size, which enlarges that wherever a gradient is itself near rounding.
+# Meshes differ in the order of sums over some hundred tokens, each rounded to a relative 6e-8; Adam
+# divides a gradient by its own size, which enlarges that wherever a gradient is itself near
+# rounding.
 FIRST, LATER = 2e-6, 1e-5
 
 

@@ -29,7 +29,8 @@ save_file = pytest.importorskip("safetensors.numpy").save_file
 
 FOLDER = Path(__file__).parent / "published"
 CASES = sorted(p.parent.name for p in FOLDER.glob("*/config.json"))
-# Of the largest logit. Float32 sums of some tens of products, in another order, differ by a few 1e-7 in each of a dozen layers.
+# Of the largest logit. Float32 sums of some tens of products, in another order, differ by a few
+# 1e-7 in each of a dozen layers.
 CLOSE = 1e-4
 
 
@@ -47,8 +48,8 @@ def require_close(mine, theirs):
     assert np.abs(mine - theirs).max() <= CLOSE * np.abs(theirs).max()
 
 
-# Learned positions, scaled rotary ones, and norms behind the residual stream; the other families in the full check, and all
-# variants before a release; their logits are compared always.
+# Learned positions, scaled rotary ones, and norms behind the residual stream; the other families in
+# the full check, and all variants before a release; their logits are compared always.
 SLOW, RELEASE = pytest.mark.slow, pytest.mark.release
 MAIN = {"gpt2", "llama-3", "opt-post-norm"}
 FAMILIES = {*MAIN, "pythia", "qwen2", "qwen3", "seed-oss"}

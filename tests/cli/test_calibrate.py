@@ -81,7 +81,7 @@ def test_what_is_written_is_read_back_and_shown(fitted, tmp_path, capsys):
     assert file.calibration.unseen_timings == device.unseen.timings
     assert file.calibration.threads == 1
     assert len(file.notes) == len(device.warnings)
-    # The medians are known to 10 % only, and the file says so.
+    # The medians are known to 10% only, and the file says so.
     assert any("noisy" in note for note in file.notes)
     answer = command._answer(rows, device, out)
     # No number that JSON does not have.

@@ -199,7 +199,8 @@ def test_an_acceptance_of_one_or_more_is_no_answer(sdsl):
 
 @pytest.mark.slow
 def test_a_limit_that_binds_and_one_that_cannot_be_met(sdsl):
-    # Each row more waits for the prefills of all others: the batch grows until the latency is reached.
+    # Each row more waits for the prefills of all others: the batch grows until the latency is
+    # reached.
     status, out, _ = sdsl(
         *ON_FOUR, "--variables", "lookahead,batch", "--constraint", "latency_seconds=6", "--json"
     )
@@ -271,7 +272,8 @@ def test_a_measured_acceptance_replaces_the_law(sdsl):
     assert list(found["variables"]) == ["lookahead"]
     assert found["break_even"] is None
     assert found["candidates"][0]["regret"] >= 0
-    # The one draft has one answer, in the headline, among the candidates and among the published models.
+    # The one draft has one answer, in the headline, among the candidates and among the published
+    # models.
     (candidate,), (published,) = found["candidates"], found["nearest_published"]
     assert candidate["published"] == published["name"] == "meta-llama/Llama-3.2-1B"
     assert found["rounded"]["lookahead"] == candidate["lookahead"] == published["lookahead"]

@@ -13,7 +13,8 @@ from rich.table import Table
 from sdsl_jax import cli
 from sdsl_jax.cli import streams, terminal
 
-# Stands for the subcommands, so that neither tyro nor jax is loaded; what follows it is run in their place.
+# Stands for the subcommands, so that neither tyro nor jax is loaded; what follows it is run in
+# their place.
 CHILD = """
 import atexit, signal, sys, threading, time, types
 from sdsl_jax.cli import interruption, main
@@ -222,7 +223,7 @@ def test_tables_are_laid_out_in_the_letters_shown(monkeypatch):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("γ* = 5–7 ± 1 %", "gamma* = 5-7 +/- 1 %"),
+        ("γ* = 5–7 ± 1%", "gamma* = 5-7 +/- 1%"),
         ("N ≥ 1.2×10⁻³", "N >= 1.2x10^-^3"),
         ("┌─┐│└┴┘━┃", "+-+|+++-|"),
         ("café, 模型", "cafe, ??"),

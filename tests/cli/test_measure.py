@@ -205,7 +205,8 @@ def test_different_tokenizers_are_compared_on_the_text_and_never_decoded(measure
     answer = json.loads(measure("--retokenised", "--json", draft=models["bpe"])[1])
     assert answer["lossless"] is False
     assert 0 < answer["alpha_retokenised"]["estimate"] < 1
-    # A random model of bytes writes little that is text: both cut at the same places only here and there.
+    # A random model of bytes writes little that is text: both cut at the same places only here and
+    # there.
     assert min(answer[role]["tokens_per_stretch"] for role in ("target", "draft")) > 1
     assert measure("--retokenised", draft="ngram")[0] == 2
     status, _, err = measure("--retokenised", temperature="0")

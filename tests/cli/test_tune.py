@@ -39,7 +39,7 @@ def test_a_sweep_ends_in_a_law_and_a_study(sdsl, tmp_path):
     for words in (
         "× 0.1",
         "× 10",
-        "within 1 %",
+        "within 1%",
         "law: learning_rate = ",
         "written: tuned.toml",
     ):

@@ -44,7 +44,8 @@ def config(**sections):
         ("qwen3-coder:30b", "Qwen3"),
         ("EleutherAI/gpt-neox-20b", "pythia"),
         ("HuggingFaceTB/SmolLM2-1.7B-Instruct", "SmolLM2"),
-        # Relatives with another vocabulary or other inputs, and families without a small published draft.
+        # Relatives with another vocabulary or other inputs, and families without a small published
+        # draft.
         ("meta-llama/Llama-2-70b-hf", None),
         ("meta-llama/Llama-3.2-90B-Vision-Instruct", None),
         ("meta-llama/Llama-4-Scout-17B-16E", None),
@@ -126,7 +127,8 @@ def test_the_size_of_a_named_draft(draft, size):
             3.1e9,
             "Qwen/Qwen2.5-3B",
         ),
-        # OPT has no target of 70B; a draft that [draft] describes is one's own, and so is one that is to be trained.
+        # OPT has no target of 70B; a draft that [draft] describes is one's own, and so is one that
+        # is to be trained.
         ({"draft": {"candidates": [1.25e8]}}, 1.25e8, None),
         (
             {"draft": {"candidates": [1.25e8]}, "target": {"params": 30e9}},

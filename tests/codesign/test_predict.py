@@ -342,7 +342,7 @@ def test_the_command_that_knows_a_device():
 
 @pytest.mark.parametrize(
     ("text", "share"),
-    [("0.8", 0.8), ("80%", 0.8), (" 70.7 % ", 0.707), ("80", 80.0), ("1e-1", 0.1)],
+    [("0.8", 0.8), ("80%", 0.8), (" 70.7% ", 0.707), ("80", 80.0), ("1e-1", 0.1)],
 )
 def test_shares(text, share):
     assert parse_share(text, "x") == pytest.approx(share)
@@ -421,7 +421,7 @@ def test_the_commands():
     assert (
         "sdsl codesign --target-params 30B --target-tokens 180B --draft-tokens 180B" in done.stdout
     )
-    assert "within 1 %" in done.stdout
+    assert "within 1%" in done.stdout
     done = sdsl("lookahead", "--acceptance", ".7", "--cost", ".05")
     assert "best lookahead γ = 6" in done.stdout
     assert "verify cost 1 assumed" in done.stdout

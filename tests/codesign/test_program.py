@@ -33,7 +33,8 @@ IDEAL = Hardware(0.0, 0.0, 0.0, 1e12, float("inf"))
 H100 = Hardware(40e-6, 8e-6, 1e-6, 3e12, 8e14, 4.0, 100e-6, 450e9, 3e-6, 80e9, 3.0)
 
 SPEED = Task(steps=150)
-# Speed with the batch free, under limits on latency and memory: the task that most tests share, as compiling it takes seconds.
+# Speed with the batch free, under limits on latency and memory: the task that most tests share, as
+# compiling it takes seconds.
 BATCHED = Task(
     ("draft_params", "lookahead", "batch"),
     constraints=("memory_bytes", "latency_seconds"),

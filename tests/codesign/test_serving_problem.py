@@ -90,7 +90,8 @@ def test_memory_by_hand():
     assert held.per_device_bytes == pytest.approx(held.target_bytes / 4 + held.draft_bytes)
     assert held.usable_bytes == pytest.approx(72e9)
     assert held.fits is True
-    # 152 GB, less what the draft leaves of 72 GB a device: 3 devices hold it, and 4 are the next power of two.
+    # 152 GB, less what the draft leaves of 72 GB a device: 3 devices hold it, and 4 are the next
+    # power of two.
     assert (held.smallest_exactly, held.smallest_devices) == (3, 4)
     assert made.task.constraints == ("memory_bytes",)
 
@@ -120,7 +121,7 @@ def test_ranges_are_converted_and_free_ones_fit_the_problem():
 
 
 def test_the_penalty_on_shapes_is_that_of_kaplan_from_the_ratio_it_is_counted_from():
-    """ln²(714.7/64) − ln²(33.3/64) = 5.82 − .43, and 0.03/5.40 = 0.0056."""
+    """ln²(714.7/64) − ln²(33.3/64) = 5.82 − 0.43, and 0.03/5.40 = 0.0056."""
     made = problem(variables={"aspect_ratio": "free"})
     assert float(made.numbers.serving.aspect_penalty) == pytest.approx(0.0056, abs=5e-5)
     wide, deep = (1 + kaplan_penalty(48.0) * np.log(r / 48.0) ** 2 for r in (4288 / 6, 1600 / 48))

@@ -176,7 +176,8 @@ def test_overlap_seen_by_the_decoder_equals_full_forward_passes(draft, target):
     exact = np.asarray(overlap(p, q))
     checked = 0
     for row, number in zip(*np.nonzero(events.emitted)):
-        # The tested drafts that were kept are in the output, so the contexts of these positions are known.
+        # The tested drafts that were kept are in the output, so the contexts of these positions are
+        # known.
         tested = min(events.accepted[row, number] + 1, 3, events.emitted[row, number])
         for i in range(tested):
             position = events.start[row, number] + i - 1

@@ -1,7 +1,8 @@
-"""The joint distribution of what the decoder emits, and mutations that must fail the tests which the decoder passes.
+"""The joint distribution of what the decoder emits, and mutations that must fail the tests which
+the decoder passes.
 
-χ² tests have a false alarm of 1e-6 in all: 1e-6 over their number, at most 50, each. Mutations are written so that they fail
-by many orders of magnitude.
+χ² tests have a false alarm of 1e-6 in all: 1e-6 over their number, at most 50, each. Mutations are
+written so that they fail by many orders of magnitude.
 """
 
 import functools
@@ -77,7 +78,8 @@ def test_the_check_can_fail():
     assert chi_square(good, filtered) == 0
 
 
-# One cell in three in the full check, in turn over lookaheads, filters, types and rules; all of them before a release.
+# One cell in three in the full check, in turn over lookaheads, filters, types and rules; all of
+# them before a release.
 @pytest.mark.parametrize(
     "cell",
     [
@@ -109,10 +111,12 @@ def test_a_draft_of_negated_logits(rule):
 
 
 def after_full_acceptance(lookahead, verify, samples=24_576):
-    """p-value of the last four tokens, and the share of rows that emitted more after a full acceptance.
+    """p-value of the last four tokens, and the share of rows that emitted more after a full
+    acceptance.
 
-    With a draft close to the target and γ + 2 tokens, whole blocks are kept often, and what follows them is looked at. All
-    sequences are enumerated, and their probabilities added up over what precedes the last four tokens.
+    With a draft close to the target and γ + 2 tokens, whole blocks are kept often, and what follows
+    them is looked at. All sequences are enumerated, and their probabilities added up over what
+    precedes the last four tokens.
     """
     target, new, prompt = model(2, 2), lookahead + 2, (1, 0, 3)
     noise = model(7, 2).params
@@ -365,7 +369,8 @@ def test_bfloat16_cells_fail_for_a_wrong_target(monkeypatch, mutate):
 
 
 TOKEN, BLOCK = {"verification": "token"}, {"verification": "block"}
-# By rule of verification; the first two belong to the full check, the others to the check before a release.
+# By rule of verification; the first two belong to the full check, the others to the check before a
+# release.
 MUTATIONS = [
     (shared_key, TOKEN),
     (argmax_draft, BLOCK),
@@ -392,7 +397,8 @@ MUTATIONS = [
 def test_mutations_of_the_distribution_fail(monkeypatch, mutate, settings):
     fresh_loop(monkeypatch)
     mutate(monkeypatch)
-    # Noise used again shows least, for only blocks that follow a dropped draft are touched: there long blocks of a bad draft.
+    # Noise used again shows least, for only blocks that follow a dropped draft are touched: there
+    # long blocks of a bad draft.
     draft, lookahead = (model(7, 2), 7) if mutate is keys_by_position else (model(1, 1), 4)
     assert min(p_values(draft, model(2, 2), 16_384, lookahead=lookahead, **settings)) < ALPHA / 1e3
 
@@ -448,7 +454,8 @@ def test_cached_q_equals_full_forward_q_at_every_drafted_position(monkeypatch, m
         full = (decoded.events.accepted == decoded.events.proposed) & (decoded.events.proposed > 1)
         assert full.sum() > 2
         errors.append(largest_error_of_q(draft, decoded))
-    # Under the threshold the step that finds the draft unsure has fed the last draft: nothing can be stale.
+    # Under the threshold the step that finds the draft unsure has fed the last draft: nothing can
+    # be stale.
     assert errors[1] < 1e-5
     assert errors[0] < 1e-5 if mutate is None else errors[0] > 1e-2
 

@@ -44,7 +44,8 @@ def test_filters_against_the_definition(seed, temperature, top_k, top_p, min_p):
     logits = np.random.default_rng(seed).normal(0, 2, 12).astype(np.float32)
     found = np.asarray(jitted(jnp.asarray(logits), Sampling(temperature, top_k, top_p, min_p)))
     expected = reference(logits.astype(float), temperature, top_k, top_p, min_p)
-    # At a mass of exactly 1 or a tie the last token may fall on either side of rounding; seeds here meet neither but top_p = 1.
+    # At a mass of exactly 1 or a tie the last token may fall on either side of rounding; seeds here
+    # meet neither but top_p = 1.
     np.testing.assert_allclose(found, expected, atol=2e-6)
     assert found.sum() == pytest.approx(1, abs=1e-6)
 
@@ -56,7 +57,7 @@ def test_temperature_zero_is_greedy_whatever_the_filters():
 
 
 def test_temperature_acts_before_the_filters():
-    """At T = 2 the second token belongs to the mass of .6; at T = 1 the first one alone makes it up."""
+    """At T = 2 the second token belongs to the mass of 0.6; at T = 1 the first one alone makes it up."""
     logits = jnp.log(jnp.array([0.7, 0.2, 0.1]))
     assert (np.asarray(probabilities(logits, Sampling(2.0, top_p=0.6))) > 0).sum() == 2
     assert (np.asarray(probabilities(logits, Sampling(1.0, top_p=0.6))) > 0).sum() == 1

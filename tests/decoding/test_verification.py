@@ -58,7 +58,8 @@ def test_impossible_tokens_are_never_drawn():
 
 
 G, N = 3, 200_000
-# Positions independent of one another: q and p depend on the position only, so the target's joint is a product.
+# Positions independent of one another: q and p depend on the position only, so the target's joint
+# is a product.
 P_FIXED, Q_FIXED = random_probs(3, G + 1, 5, zeros=False), random_probs(4, G, 5, zeros=False)
 
 
@@ -103,8 +104,9 @@ def many_rounds(verify, lookahead):
 def test_joint_distribution_of_verified_tokens(verify, lookahead):
     """All outcomes of a round on fixed p and q, enumerated exactly.
 
-    A round of γ drafts emits a prefix; completing it with draws from p makes every outcome γ + 1 tokens long, and those must be
-    distributed as γ + 1 draws from the target. χ² over 5^(γ+1) cells, false alarm 1e-6.
+    A round of γ drafts emits a prefix; completing it with draws from p makes every outcome γ + 1
+    tokens long, and those must be distributed as γ + 1 draws from the target. χ² over 5^(γ+1)
+    cells, false alarm 1e-6.
     """
     tokens, accepted, chance = many_rounds(verify, lookahead)
     tokens = tokens[:, : lookahead + 1]
@@ -119,7 +121,8 @@ def test_joint_distribution_of_verified_tokens(verify, lookahead):
     statistic = ((counts - expected) ** 2 / expected).sum()
     assert scipy.stats.chi2.sf(statistic, len(expected) - 1) > 1e-6
     assert accepted.max() <= lookahead
-    # What the verdict calls its chance is what happens on average, position by position. Five standard errors: 6e-7.
+    # What the verdict calls its chance is what happens on average, position by position. Five
+    # standard errors: 6e-7.
     surplus = accepted - chance.sum(axis=1)
     assert abs(surplus.mean()) <= 5 * surplus.std() / np.sqrt(N)
     assert (chance[:, lookahead:] == 0).all()
@@ -158,9 +161,11 @@ def test_survival_of_block_verification(lookahead):
 
 
 def test_block_verification_is_exactly_lossless(x64):
-    """The sum over all drafts and decisions, completed with p, is the product of p to 1e-12: no sampling involved.
+    """The sum over all drafts and decisions, completed with p, is the product of p to 1e-12: no
+    sampling involved.
 
-    q and p depend on the position only, and have zeros; the code under test gives tests, weights and residual.
+    q and p depend on the position only, and have zeros; the code under test gives tests, weights
+    and residual.
     """
     vocabulary, lookahead = 4, 3
     drafts = np.asarray(list(np.ndindex(*(vocabulary,) * lookahead)))

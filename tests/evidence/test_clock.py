@@ -16,7 +16,8 @@ from sdsl_jax.theory.hardware import Hardware, Load, Precision, Shape, pass_time
 
 WORDS, CONTEXT = 256, 160
 FLOAT = Precision(4.0, 4.0)
-# Memory decides in single rows, and arithmetic in batches: speculation pays in the former and not in the latter.
+# Memory decides in single rows, and arithmetic in batches: speculation pays in the former and not
+# in the latter.
 MACHINE = Hardware(5e-6, 1e-6, 1e-7, 2e10, 2e10, 2.0, 5e-6)
 ALPHA = {3_000: 0.5, 10_000: 0.62, 40_000: 0.75, 160_000: 0.8}
 SHAPES = {
@@ -91,7 +92,8 @@ def _study(machine: Hardware = MACHINE, noise: float = 0.01, repetitions: int = 
             )
             tau = batch * float(tokens_per_round(ALPHA[size], float(lookahead)))
             run(block, draft.model_id, target.model_id, lookahead, batch, float(took.seconds), tau)
-    # A law that gives each draft the acceptance that it has: 1 − α falls by a power of N between neighbours, nearly.
+    # A law that gives each draft the acceptance that it has: 1 − α falls by a power of N between
+    # neighbours, nearly.
     sizes, miss = np.log(list(ALPHA)), np.log(1 - np.asarray(list(ALPHA.values())))
     slope, level = np.polyfit(sizes, miss, 1)
     power = {
@@ -139,7 +141,7 @@ def found():
 
 @pytest.mark.slow
 def test_a_machine_that_follows_its_model_is_predicted(found):
-    """Errors are those of the noise (1 %, over medians of six) and of a power law through four acceptances."""
+    """Errors are those of the noise (1%, over medians of six) and of a power law through four acceptances."""
     assert found["error"]["n"] == 2 * 4 * 4
     assert found["error_of_costs"]["median_absolute"] < 0.01
     assert found["error"]["median_absolute"] < 0.04

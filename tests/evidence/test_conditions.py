@@ -9,7 +9,7 @@ TEMPERATURES = ((0.0, 2.2, 1.2), (0.5, 1.9, 1.4))
 
 @pytest.mark.slow
 def test_levels_and_slopes_by_temperature_are_recovered():
-    """24 pairs with noise of .003 in α: level and slope are known to about .01, and held to 5 times that."""
+    """24 pairs with noise of 0.003 in α: level and slope are known to about 0.01, and held to 5 times that."""
     found = temperature(law_study(temperatures=TEMPERATURES))
     assert found["reference"] == 1.0
     assert [row["temperature"] for row in found["by_temperature"]] == [0.0, 0.5, 1.0]
@@ -27,7 +27,7 @@ def test_levels_and_slopes_by_temperature_are_recovered():
 
 @pytest.mark.slow
 def test_a_temperature_that_changes_nothing_is_not_needed():
-    """Under one law for all, more coefficients seem better at 90 % with a chance of at most 5 % for each of three laws."""
+    """Under one law for all, more coefficients seem better at 90% with a chance of at most 5% for each of three laws."""
     found = temperature(law_study(seed=4, temperatures=((0.5, 1.5, 1.8), (2.0, 1.5, 1.8))))
     assert not found["verdict"]["temperature_needed"]
     assert all(abs(row["change"]["estimate"]) < 0.004 for row in found["by_temperature"])

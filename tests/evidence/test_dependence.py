@@ -37,7 +37,7 @@ def test_concentration_is_recovered_exactly(x64):
 
 @pytest.mark.release
 def test_a_chain_is_told_from_independence():
-    """ρ = .3 in 64 samples of 96: its standard error is about .03 a pair, and the mean of 4 is held to 4 of its own."""
+    """ρ = 0.3 in 64 samples of 96: its standard error is about 0.03 a pair, and the mean of 4 is held to 4 of its own."""
     found = dependence(chain_study(seed=1, persistence=0.3))
     assert found["models"]["persistent"]["parameter"]["estimate"] == pytest.approx(0.3, abs=0.06)
     assert found["constancy"]["rejected"] == found["constancy"]["n"] == 4
@@ -46,7 +46,7 @@ def test_a_chain_is_told_from_independence():
     assert found["verdict"]["better_than_geometric"]
     assert found["models"]["geometric"]["mean_error"]["low"] > 0
     (survival,) = found["survival"]
-    # S₁ = α/(1 + ρ(1 − α)), at α from .45 to .75.
+    # S₁ = α/(1 + ρ(1 − α)), at α from 0.45 to 0.75.
     assert survival["ratio"]["estimate"] == pytest.approx(
         np.mean(1 / (1 + 0.3 * (1 - np.asarray([0.45, 0.55, 0.65, 0.75])))), abs=0.02
     )
@@ -57,14 +57,14 @@ def test_a_chain_is_told_from_independence():
 
 @pytest.mark.release
 def test_independence_is_not_rejected():
-    """Holm keeps the chance of any false rejection at 5 % a study: 3 or more of 10 studies have a chance of 1.2 %."""
+    """Holm keeps the chance of any false rejection at 5% a study: 3 or more of 10 studies have a chance of 1.2%."""
     studies = [dependence(chain_study(seed, 0.0, samples=32, length=64)) for seed in range(10)]
     assert sum(study["constancy"]["rejected"] > 0 for study in studies) <= 2
     rho = np.asarray([row["persistence"] for study in studies for row in study["pairs"]])
     # Of 40 independent pairs, 4 standard errors: a false alarm in 16,000.
     assert abs(rho.mean()) < 4 * rho.std() / np.sqrt(len(rho))
     z = np.asarray([row["z"] for study in studies for row in study["constancy"]["pairs"]])
-    # Σz² of 40 nearly standard normal values lies below 73 with 99.9 %.
+    # Σz² of 40 nearly standard normal values lies below 73 with 99.9%.
     assert np.square(z).sum() < 80
 
 
@@ -102,7 +102,7 @@ def test_nothing_is_said_of_too_little():
 
 
 def test_holm_and_student():
-    """Holm's own rule by hand, and p = .05 at the tabulated 97.5 % quantile of 5 degrees of freedom."""
+    """Holm's own rule by hand, and p = 0.05 at the tabulated 97.5% quantile of 5 degrees of freedom."""
     assert holm([0.04, 0.001, 0.013, 0.4], 0.05).tolist() == [False, True, True, False]
     assert holm([0.3, 0.02], 0.05).tolist() == [False, True]
     assert holm([0.01, 0.02], 0.05).all()

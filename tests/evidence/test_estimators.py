@@ -19,7 +19,7 @@ def test_differences_and_their_noise():
             error = (row.accepted_per_test_high - row.accepted_per_test_low) / 2
             alpha = (
                 row.accepted_per_test + random.normal() * error / 1.67
-            )  # t of 63 degrees of freedom at 95 %
+            )  # t of 63 degrees of freedom at 95%
             ends = {"alpha_low": alpha - error, "alpha_high": alpha + error}
             decoded.append(
                 exact(
@@ -48,13 +48,14 @@ def test_differences_and_their_noise():
     assert shortfall[0] < shortfall[1] < shortfall[2] < 0.01
     assert rows["expected_per_test", "teacher_forced_samples", 1]["difference"]["high"] < 0
     noise = rows["decoded_per_test", "expected_per_test", 4]
-    # The recursion's own noise is in both, so z has half the variance: Σ2z² of 12 exceeds 33 once in a thousand.
+    # The recursion's own noise is in both, so z has half the variance: Σ2z² of 12 exceeds 33 once
+    # in a thousand.
     assert noise["z_rms"] ** 2 * 2 * 12 < 33
     assert noise["difference"]["low"] < 0 < noise["difference"]["high"]
 
 
 def test_self_checks_of_a_right_and_of_a_wrong_decoder():
-    """Each p-value of a right decoder is below .001 once in a thousand seeds."""
+    """Each p-value of a right decoder is below 0.001 once in a thousand seeds."""
     z = np.random.default_rng(5).normal(size=60)
     found = estimators(
         inputs(

@@ -67,12 +67,14 @@ def made(
 
 
 def world(noise: float = 0.0, law=ALPHA, step: float = 0.0, seed: int = 0) -> Inputs:
-    """A ladder whose losses and acceptances follow known laws, with expected tokens per round of independent acceptance.
+    """A ladder whose losses and acceptances follow known laws, with expected tokens per round of
+    independent acceptance.
 
     Args:
       noise: standard deviation of ln loss, and of α.
       law: of acceptance.
-      step: in ln loss, by which models of one layer, those below 40,000 parameters, lie above the law.
+      step: in ln loss, by which models of one layer, those below 40,000 parameters, lie above the
+        law.
       seed: of the noise.
     """
     random = np.random.default_rng(seed)
@@ -126,7 +128,7 @@ def quiet() -> Inputs:
 
 @pytest.mark.slow
 def test_laws_that_hold_predict_what_was_held_out(quiet):
-    """Noise of .05 %: the largest target is twice the largest seen, and its loss is predicted to well within 1 %."""
+    """Noise of 0.05%: the largest target is twice the largest seen, and its loss is predicted to well within 1%."""
     found = holdout(quiet)
     assert all(goal["met"] for goal in found["goals"].values())
     assert found["goals"]["alpha_mae"]["reached"] < 0.003
@@ -134,7 +136,8 @@ def test_laws_that_hold_predict_what_was_held_out(quiet):
         *(f"draft-100000-{b}-0" for b in BUDGETS),
         *(f"target-500000-{b}-0" for b in BUDGETS[-2:]),
     }
-    # 6 drafts × 3 budgets × 2 targets of the held-out size, and the held-out draft with the 4 seen targets.
+    # 6 drafts × 3 budgets × 2 targets of the held-out size, and the held-out draft with the 4 seen
+    # targets.
     assert len(found["pairs"]) == 18 * 2 + 3 * 4
     largest = [row for row in found["losses"] if row["role"] == "target"]
     assert all(row["extrapolation"] == pytest.approx(2, rel=0.1) for row in largest)
@@ -182,7 +185,7 @@ def test_an_acceptance_that_reaches_one_has_no_finite_optimum(quiet):
 
 @pytest.mark.release
 def test_a_step_between_depths_is_named():
-    """Models of one layer 4 % worse than a law of size allows: without them the largest loss is predicted far better."""
+    """Models of one layer 4% worse than a law of size allows: without them the largest loss is predicted far better."""
     rows = holdout(published(world(noise=0.0005, step=0.04)))["loss_by_depth"]
     assert [row["least_layers"] for row in rows] == [1, 2]
     worst = [max(abs(e["error"]) for e in row["errors"]) for row in rows]
@@ -281,7 +284,7 @@ def test_sensitivities_are_differences(quiet):
 
 @pytest.mark.release
 def test_residuals_know_what_sizes_share():
-    """Independent noise: the adjusted share between sizes is near 0, for 22 rows of 9 sizes within ±.5; a step: near 1."""
+    """Independent noise: the adjusted share between sizes is near 0, for 22 rows of 9 sizes within ±0.5; a step: near 1."""
     assert abs(residuals(world(noise=0.01, seed=2))["loss_share_between_sizes"]) < 0.5
     stepped = residuals(world(noise=0.0005, step=0.06))
     assert stepped["loss_share_between_sizes"] > 0.6

@@ -7,7 +7,7 @@ from sdsl_jax.evidence.same_data import same_data
 
 
 def test_drafts_that_follow_the_same_law():
-    """Noise of .003 over 10 pairs: the mean difference has a standard error of about .001, and .01 lies far outside."""
+    """Noise of 0.003 over 10 pairs: the mean difference has a standard error of about 0.001, and 0.01 lies far outside."""
     found = same_data(law_study(shift=0.0))
     assert found["answer"] == "yes"
     assert found["n"] == 10
@@ -19,7 +19,7 @@ def test_drafts_that_follow_the_same_law():
 
 
 def test_drafts_that_do_not():
-    """A logit lower by .2 is about .05 in α."""
+    """A logit lower by 0.2 is about 0.05 in α."""
     found = same_data(law_study(shift=-0.2))
     assert found["answer"] == "no"
     assert found["difference"]["estimate"] == pytest.approx(-0.049, abs=0.006)
@@ -27,7 +27,7 @@ def test_drafts_that_do_not():
 
 
 def test_little_data_leave_it_undecided():
-    """Noise of .06 leaves a standard error of about .02: an interval within ±.01 is out of reach, and 0 is excluded in 10 %."""
+    """Noise of 0.06 leaves a standard error of about 0.02: an interval within ±0.01 is out of reach, and 0 is excluded in 10%."""
     assert same_data(law_study(seed=3, shift=0.0, noise=0.06))["answer"] == "undecided"
 
 

@@ -1,8 +1,9 @@
-"""Do 90 % intervals hold the truth in 90 % of tables? Simulations of a ladder of 8 sizes and 6 budgets, noise of .5 %.
+"""Do 90% intervals hold the truth in 90% of tables? Simulations of a ladder of 8 sizes and 6
+budgets, noise of 0.5%.
 
-A coverage that lies in [.85, .95] fails its check with probability .005 at most, and at the coverages that were measured (.89 to
-.945) with less than .003: under 3 % for all 15 checks together. The seeds are fixed, so that only a change of code or of library
-can raise the alarm.
+A coverage that lies in [0.85, 0.95] fails its check with probability 0.005 at most, and at the
+coverages that were measured (0.89 to 0.945) with less than 0.003: under 3% for all 15 checks
+together. The seeds are fixed, so that only a change of code or of library can raise the alarm.
 """
 
 import itertools
@@ -62,7 +63,7 @@ def simulated(
 
 
 def meets(hits: int, count: int) -> bool:
-    """Whether the 99 % interval of a coverage meets [.85, .95]."""
+    """Whether the 99% interval of a coverage meets [0.85, 0.95]."""
     found = scipy.stats.binomtest(int(hits), count).proportion_ci(0.99)
     return found.low <= 0.95 and found.high >= 0.85
 
@@ -85,7 +86,8 @@ def test_rows_of_one_run_are_not_independent():
 
 @pytest.mark.parametrize("noise", [1e-3, 1e-2])
 def test_the_two_moments_of_the_noise(noise):
-    """δ far below the noise: the share of residuals within δ is a density, and the standard error that follows is right.
+    """δ far below the noise: the share of residuals within δ is a density, and the standard error
+    that follows is right.
 
     For one mean of n normal values the error of a Huber fit is known, √(E ψ²/n) / P(|r| ≤ δ).
     """

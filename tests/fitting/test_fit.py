@@ -110,7 +110,7 @@ def test_loss_law_recovers_its_coefficients():
 
 @pytest.mark.slow
 def test_loss_law_intervals_hold_the_truth():
-    """Noise of 0.3 %: the truth lies inside the 98 % bootstrap interval of every coefficient for this seed."""
+    """Noise of 0.3%: the truth lies inside the 98% bootstrap interval of every coefficient for this seed."""
     table = models(0.003, seed=3)
     made = fit_loss(loss_table(table), CONFIG, bootstrap_weights(len(table), 200, 0), 0)
     for value, truth, draws in zip(*map(jax.tree.leaves, (made.law, TRUTH, made.draws))):

@@ -58,9 +58,11 @@ def test_a_known_device_comes_back(rounds):
 
 @pytest.mark.parametrize("rounds", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_known_device_comes_back_from_noisy_timings(rounds):
-    """At 3 % of noise every coefficient to 15 %, the blunt sharpness aside, and predictions to 1.5 % in the mean square.
+    """At 3% of noise every coefficient to 15%, the blunt sharpness aside, and predictions to 1.5%
+    in the mean square.
 
-    To 25 % the time of a layer, which it shares with what layers take more in passes of several tokens.
+    To 25% the time of a layer, which it shares with what layers take more in passes of several
+    tokens.
     """
     found = fit_hardware(timings(0.03, rounds), SINGLE, starts=16)
     fitted = [

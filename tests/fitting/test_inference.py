@@ -194,7 +194,7 @@ def test_profile_of_an_exponent_that_is_hardly_held(x64):
 
 @pytest.mark.slow
 def test_intervals_agree_where_the_problem_is_nearly_linear(x64):
-    """Much data of little noise: every profile interval holds the estimate, and its ends are Wald's within 5 % of the width."""
+    """Much data of little noise: every profile interval holds the estimate, and its ends are Wald's within 5% of the width."""
     sizes, budgets = np.geomspace(1e3, 1e6, 25).repeat(20), np.tile(np.geomspace(1e5, 1e8, 20), 25)
     loss = np.asarray(TRUTH(sizes, budgets)) * np.exp(
         1e-3 * np.random.default_rng(0).normal(size=500)
@@ -211,7 +211,7 @@ def test_intervals_agree_where_the_problem_is_nearly_linear(x64):
 
 
 def test_outliers_of_a_hundred_standard_errors_move_nothing_far(x64):
-    """One row in twenty is off by 10 to 20 %: no coefficient moves by more than a bootstrap standard error of the clean fit."""
+    """One row in twenty is off by 10 to 20%: no coefficient moves by more than a bootstrap standard error of the clean fit."""
     assert shift(0) <= 1
 
 

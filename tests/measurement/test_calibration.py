@@ -48,7 +48,7 @@ def check(fitted, truth, worst):
     assert fitted.unseen.median < 0.06
     assert fitted.unseen.worst < worst
     assert fitted.everything.median < 0.04
-    # The rates to 6 %, times to a quarter: the smallest of them are a few percent of most passes.
+    # The rates to 6%, times to a quarter: the smallest of them are a few percent of most passes.
     for name, tolerance in {
         "bytes_per_second": 0.06,
         "flops_per_second": 0.06,
@@ -99,7 +99,8 @@ def test_what_is_wrong_is_said():
         dataclasses.replace(r, seconds_low=r.seconds * 0.8, seconds_high=r.seconds * 1.2)
         for r in rows
     ]
-    # As many rows as elsewhere, all from one kind of model: rows with few layers do not tell layers from passes.
+    # As many rows as elsewhere, all from one kind of model: rows with few layers do not tell layers
+    # from passes.
     same = [
         dataclasses.replace(r, target_layers=1, draft_layers=min(r.draft_layers, 1)) for r in noisy
     ]

@@ -37,7 +37,8 @@ def test_runs_count_what_they_did(pair):
     assert (plain.tokens == 4 * 12).all()
     for run, rows in ((single, 1), (double, 2)):
         assert (run.seconds > 0).all()
-        # Every row emits 1 to γ + 1 tokens in every round, and none had room for fewer than a round at the end.
+        # Every row emits 1 to γ + 1 tokens in every round, and none had room for fewer than a round
+        # at the end.
         assert (run.tokens >= rows * run.rounds).all()
         assert (run.tokens <= 3 * rows * run.rounds).all()
         assert (run.tokens < 4 * 12).all()
@@ -79,7 +80,8 @@ def test_a_timed_run_is_the_beginning_of_an_untimed_one(pair):
             whole_rounds=True,
         )
     rounds = int(timed.batch_rounds)
-    # In every round that was taken every row took part and had room for all that it accepted; in the next one a row might not.
+    # In every round that was taken every row took part and had room for all that it accepted; in
+    # the next one a row might not.
     emitted, verified = np.asarray(timed.events.emitted), np.asarray(timed.events.verified)
     assert (emitted[:, :rounds] == verified[:, :rounds] + 1).all()
     assert not emitted[:, rounds:].any()

@@ -223,7 +223,7 @@ def test_the_decoder_may_run_for_the_largest_budgets_only(measured_study, datase
 
 @pytest.mark.slow
 def test_expected_rounds_of_a_study_agree_with_its_decoder(measured_study):
-    """Eight prompts of sixteen tokens say little: four times the two 90 % half-widths."""
+    """Eight prompts of sixteen tokens say little: four times the two 90% half-widths."""
     survival = {
         (r.draft_id, r.lookahead): r
         for r in read_table(measured_study / "records", "survival")

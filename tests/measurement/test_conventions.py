@@ -18,7 +18,8 @@ def table(*rounds):
     return dict(zip(("row", "proposed", "accepted", "emitted"), np.array(rounds).T))
 
 
-# γ = 3: full acceptance, two rejections, a cut at the second draft; in the other row a rejection and full acceptance.
+# γ = 3: full acceptance, two rejections, a cut at the second draft; in the other row a rejection
+# and full acceptance.
 FIXED = table((0, 3, 3, 4), (0, 3, 0, 1), (0, 3, 1, 2), (0, 3, 2, 2), (1, 3, 2, 3), (1, 3, 3, 4))
 
 
@@ -115,7 +116,8 @@ def test_cuts_bias_ratios_over_rounds_and_not_tests():
     naive = acceptance_report(frame).estimates
     for name in ("per_test_acceptance", "eagle_alpha_0", "eagle_alpha_3"):
         assert abs(standard_errors(naive[name], 0.8)) < 5
-    # Over all rounds the geometric formula looks wrong by many standard errors, for rows end within rounds.
+    # Over all rounds the geometric formula looks wrong by many standard errors, for rows end within
+    # rounds.
     assert standard_errors(naive["paper_alpha"], 0.8) < -10
     length = simulate(0.8, lambda random: 4, rows=3_000, room=9, seed=1)
     whole = acceptance_report(length, max_lengths=9, whole_rounds_only=True)
@@ -243,7 +245,7 @@ def test_options_are_checked():
 
 
 def test_one_run_under_two_names():
-    """An acceptance length of 2.605 at γ = 3 is a rate of .535 in vLLM and of .651 in older SGLang."""
+    """An acceptance length of 2.605 at γ = 3 is a rate of 0.535 in vLLM and of 0.651 in older SGLang."""
     assert round(convert(2.605, "vllm_acceptance_length", "vllm_acceptance_rate", 3), 3) == 0.535
     assert round(convert(2.605, "vllm_acceptance_length", "sglang_old_accept_rate", 3), 3) == 0.651
     assert round(convert(0.65125, "sglang_old_accept_rate", "vllm_acceptance_rate", 3), 3) == 0.535
@@ -270,7 +272,8 @@ def test_conversions_agree_with_what_events_give():
         for target in names:
             converted = convert(found[source].estimate, source, target, 4)
             assert converted == pytest.approx(found[target].estimate, rel=1e-5), (source, target)
-    # Acceptance here is i.i.d., so per-test acceptance nearly follows: the two estimators share their data.
+    # Acceptance here is i.i.d., so per-test acceptance nearly follows: the two estimators share
+    # their data.
     alpha = convert(
         found["eagle_tau"].estimate, "eagle_tau", "per_test_acceptance", 4, assume_geometric=True
     )

@@ -65,10 +65,11 @@ def test_the_interval_of_the_change_is_that_of_leaving_samples_out(x64):
 
 
 def test_independent_acceptance_does_not_change_with_the_lookahead():
-    """200 studies of 30 samples with acceptances drawn one by one: 90 % intervals hold 0 in 83 % to 96 %.
+    """200 studies of 30 samples with acceptances drawn one by one: 90% intervals hold 0 in 83% to
+    96%.
 
-    At a true coverage of 90 % either bound is about 3 standard errors (2.1 %) away: a false alarm of about 3e-3, had the seed
-    not been fixed.
+    At a true coverage of 90% either bound is about 3 standard errors (2.1%) away: a false alarm of
+    about 3e-3, had the seed not been fixed.
     """
     acceptance = np.random.default_rng(3).beta(2, 1, (200, 30, 24))
     changes = [expected_outcomes(each, 4)[-1].alpha_change for each in acceptance]
@@ -80,11 +81,13 @@ def test_independent_acceptance_does_not_change_with_the_lookahead():
 
 @pytest.mark.parametrize(("share", "persistence", "sign"), [(0.7, 0.6, 1), (0.5, -0.5, -1)])
 def test_dependent_acceptance_changes_with_the_lookahead(share, persistence, sign):
-    """A chain of positions that are accepted or rejected for certain: τ has a closed form, `PersistentAcceptance`.
+    """A chain of positions that are accepted or rejected for certain: τ has a closed form,
+    `PersistentAcceptance`.
 
-    Where easy positions come in stretches α rises with γ: at γ = 1 a start follows a rejection or an untested token, and a long
-    block goes on where it is easy. Where they alternate α falls. Deviations from the closed form of up to 4 standard errors are
-    allowed, and .01 for the first start of a sample, which follows nothing.
+    Where easy positions come in stretches α rises with γ: at γ = 1 a start follows a rejection or
+    an untested token, and a long block goes on where it is easy. Where they alternate α falls.
+    Deviations from the closed form of up to 4 standard errors are allowed, and 0.01 for the first
+    start of a sample, which follows nothing.
     """
     random = np.random.default_rng(4)
     accepted = np.zeros((400, 128), bool)

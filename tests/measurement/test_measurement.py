@@ -55,7 +55,8 @@ def test_statistics_from_events(decoded):
     assert 1 + alpha + alpha**2 + alpha**3 == pytest.approx(
         found.tokens_per_round.estimate, rel=1e-5
     )
-    # On random tokens of random models positions hardly differ: the two estimators agree within their intervals.
+    # On random tokens of random models positions hardly differ: the two estimators agree within
+    # their intervals.
     assert found.per_test.low < found.tar.estimate < found.per_test.high
 
 
@@ -111,7 +112,8 @@ def test_samples_of_the_target_are_what_exact_acceptance_runs_on(pair):
     live = summarise(speculate(draft, target, prompts, lookahead=1, new_tokens=30, seed=2), 1, 0.99)
     each = exact.acceptance[0] / exact.positions
     mean, spread = each.mean(), each.std() / np.sqrt(600)
-    # Rounds start where a token was just drawn from residual or bonus, so they see other contexts: .03 beyond the noise.
+    # Rounds start where a token was just drawn from residual or bonus, so they see other contexts:
+    # 0.03 beyond the noise.
     assert abs(live.per_test.estimate - mean) < 0.03 + 4 * spread
 
 
@@ -223,7 +225,8 @@ def chains(kind: str, runs: int, tests: int, random) -> tuple[np.ndarray, np.nda
     ["hardly any", "one in eight", "a few", "nearly all", "half", "bursts", "nearly certain"],
 )
 def test_the_warning_of_the_self_check_comes_as_seldom_as_it_says(kind):
-    """10,000 runs each: at most 1 false alarm is expected, and 7 or fewer come with a probability of 1 − 1e-5.
+    """10,000 runs each: at most 1 false alarm is expected, and 7 or fewer come with a probability
+    of 1 − 1e-5.
 
     At one in a hundred, the bound behind the rate is tested with five standard errors: 6e-7.
     """

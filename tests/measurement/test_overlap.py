@@ -87,7 +87,8 @@ def test_every_quantity_of_every_pair_written_out(case, draft, target):
         pair.total_variation, (abs(p - q).sum(-1) / 2 * counts).sum(1), atol=1e-5
     )
     np.testing.assert_array_equal(pair.positions, counts.sum(1))
-    # One of three ways: top-1 agreement is α at temperature 0, and 1 − α is total variation at temperature 1.
+    # One of three ways: top-1 agreement is α at temperature 0, and 1 − α is total variation at
+    # temperature 1.
     np.testing.assert_array_equal(pair.top1_agreement, pair.acceptance[2])
     np.testing.assert_allclose(pair.positions - pair.acceptance[0], pair.total_variation, atol=1e-5)
 
@@ -189,7 +190,7 @@ def test_divergences_where_float32_probabilities_vanish():
 
 @pytest.mark.parametrize("size", [1e-1, 1e-2, 1e-3, 1e-4])
 def test_small_divergences_are_not_lost_in_rounding(size):
-    """Logits this far apart: KL is about size²/2, down to 5e-9. An error of 3e-7 in each log-probability is its 0.6 % there."""
+    """Logits this far apart: KL is about size²/2, down to 5e-9. An error of 3e-7 in each log-probability is its 0.6% there."""
     random = np.random.default_rng(4)
     logits = random.normal(size=64)
     other = logits + size * random.normal(size=64)

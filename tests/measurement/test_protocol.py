@@ -167,7 +167,8 @@ def test_every_family_as_target_and_as_draft(run, tmp_path):
     assert len(found["pairs"]) == 21
     assert found["plane"]["pairs"] == 21
     assert (tmp_path / "out" / "plane.png").exists()
-    # The sizes that the file states for all of them are those of OPT-30B, whose N* the paper gives as 189M.
+    # The sizes that the file states for all of them are those of OPT-30B, whose N* the paper gives
+    # as 189M.
     for target in found["targets"]:
         assert target["optimum_of_published_plane"]["draft_params"] == pytest.approx(
             189e6, rel=0.01

@@ -19,17 +19,19 @@ from sdsl_jax.measurement.replay import (
 from sdsl_jax.models import ModelConfig, init_params
 from sdsl_jax.statistics import ratio_interval
 
-# A chain of three tokens: what follows depends on the token before. Token 0 comes first; in some tests token 2 stops a row.
+# A chain of three tokens: what follows depends on the token before. Token 0 comes first; in some
+# tests token 2 stops a row.
 _random = np.random.default_rng(0)
 P, Q = _random.dirichlet(np.ones(3), 3), _random.dirichlet(np.ones(3), 3)
 STOP = 2
 
 
 def enumerate_decoder(limit, lookahead, stop=None):
-    """Token verification on the chain, every course of it: expected starts with room for γ drafts, and survivors of each k.
+    """Token verification on the chain, every course of it: expected starts with room for γ drafts,
+    and survivors of each k.
 
-    Drafts, acceptances, residuals and bonus tokens are followed one by one as the algorithm says, with their probabilities;
-    nothing is known here about which emitted token came how.
+    Drafts, acceptances, residuals and bonus tokens are followed one by one as the algorithm says,
+    with their probabilities; nothing is known here about which emitted token came how.
     """
     started, survived = 0.0, np.zeros(lookahead)
     arriving = [dict.fromkeys(range(3), 0.0) for _ in range(limit + lookahead + 2)]
@@ -135,9 +137,9 @@ def test_constant_acceptance_is_the_geometric_formula(alpha, lookahead):
 
 
 def test_intervals_of_expected_rounds_cover():
-    """90 % intervals from 40 samples each, 300 times: between 83 % and 95 % must cover. At a true coverage of 89 %, which is
-    what intervals of ratios come to at 40 clusters, either bound is 3.3 standard errors away: a false alarm of 1e-3 had the
-    seed not been fixed."""
+    """90% intervals from 40 samples each, 300 times: between 83% and 95% must cover. At a true
+    coverage of 89%, which is what intervals of ratios come to at 40 clusters, either bound is 3.3
+    standard errors away: a false alarm of 1e-3 had the seed not been fixed."""
     random = np.random.default_rng(2)
     exact_started, exact_survived = enumerate_decoder(8, 2)
     truth = 1 + exact_survived.sum() / exact_started
@@ -245,9 +247,11 @@ def test_what_cannot_be_replayed():
 
 
 def block_accepted(p, q, drafts):
-    """Expected accepted drafts of block verification given all drafts of the block, by its algorithm (2403.10444, algorithm 2).
+    """Expected accepted drafts of block verification given all drafts of the block, by its
+    algorithm (2403.10444, algorithm 2).
 
-    p and q are functions of the drafts so far. h_i is the chance that a stop is set at i; the last one set counts.
+    p and q are functions of the drafts so far. h_i is the chance that a stop is set at i; the last
+    one set counts.
     """
     w, last = 1.0, np.zeros(len(drafts) + 1)
     last[0] = 1.0
@@ -357,7 +361,8 @@ def live():
     )
     own, noise = (init_params(config, jax.random.key(seed)) for seed in (2, 1))
     target = Model(config, jax.tree.map(lambda x: 2.5 * x, own))
-    # A draft that is the target with other weights mixed in, so that blocks are often accepted deep into them.
+    # A draft that is the target with other weights mixed in, so that blocks are often accepted deep
+    # into them.
     draft = Model(config, jax.tree.map(lambda x, y: 2.5 * (0.8 * x + 0.2 * y), own, noise))
     prompts = np.random.default_rng(5).integers(0, V - 1, (ROWS, PROMPT))
     sampled = autoregress(target, prompts, new_tokens=NEW, seed=11, stop_tokens=(5,))
@@ -376,8 +381,8 @@ def live():
 @pytest.mark.release
 @pytest.mark.parametrize("lookahead", [1, 3, 6])
 def test_recursion_predicts_the_live_decoder(live, lookahead):
-    """τ and every S_k from samples against those decoded, stop tokens included: five joint standard errors of independent
-    estimates, a false alarm of 6e-7 for each of 13."""
+    """τ and every S_k from samples against those decoded, stop tokens included: five joint standard
+    errors of independent estimates, a false alarm of 6e-7 for each of 13."""
     draft, target, prompts, scores, lengths = live
     log_p, log_q = scores.targets["t"].log_probs[0], scores.drafts["d"].log_probs[0]
     assert (lengths < NEW).mean() > 0.1

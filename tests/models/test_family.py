@@ -19,7 +19,7 @@ def test_every_size_is_met_within_ten_percent(log_size):
 
 @given(st.floats(np.log(2_000), np.log(1e10)), st.sampled_from([16.0, 32.0, 64.0]))
 def test_the_smooth_cost_follows_the_members(log_size, aspect):
-    """FLOPs per token of the shape rule against those of the rounded member: at most 25 % off where a width of 8 rounds most."""
+    """FLOPs per token of the shape rule against those of the rounded member: at most 25% off where a width of 8 rounds most."""
     family = FamilyConfig(aspect_ratio=aspect)
     config = member(family, round(np.exp(log_size)), 256)
     exact = count(config, 64)

@@ -18,7 +18,7 @@ def committed(name: str) -> pd.DataFrame:
 
 
 def test_the_thirteen_optima():
-    """N* of every target equals the committed table, and the paper's two within 1 %."""
+    """N* of every target equals the committed table, and the paper's two within 1%."""
     table, found = committed("optima_table"), optima(SIZES, DRAFT_TOKENS, TARGET_TOKENS)
     assert list(table.target) == [t.name for t in TARGETS]
     assert len(table) == 13
@@ -33,7 +33,7 @@ def test_the_thirteen_optima():
 
 
 def test_the_linear_law():
-    """The pooled line of the committed pool; the paper's μ and M₀ lie within 6 % of it."""
+    """The pooled line of the committed pool; the paper's μ and M₀ lie within 6% of it."""
     pool = committed("linear_law").query("pool")
     again = np.concatenate([optima(SIZES, d, TARGET_TOKENS).params for d in FAMILY_TOKENS])
     np.testing.assert_allclose(again, pool.draft_params, rtol=1e-6)

@@ -93,8 +93,8 @@ def simulate_chain(alpha, rho, lookahead, positions, seed):
     ("alpha", "rho", "lookahead"), [(0.7, 0.4, 1), (0.7, 0.4, 8), (0.5, 0.8, 3), (0.8, -0.1, 4)]
 )
 def test_persistent_chain_against_simulation(alpha, rho, lookahead):
-    """Within 5 standard errors of a binomial, widened by (1 + ρ)/(1 − ρ) for the correlation of rounds: a false alarm of at
-    most 6e-7 per position, 1e-5 in all."""
+    """Within 5 standard errors of a binomial, widened by (1 + ρ)/(1 − ρ) for the correlation of
+    rounds: a false alarm of at most 6e-7 per position, 1e-5 in all."""
     found, rounds = simulate_chain(alpha, rho, lookahead, 300_000, 0)
     expected = np.asarray(PersistentAcceptance(alpha, rho).survival(lookahead))
     error = np.sqrt(expected * (1 - expected) / rounds * max(1.0, (1 + rho) / (1 - rho)))

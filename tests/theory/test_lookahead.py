@@ -195,7 +195,7 @@ def test_whole_lookahead_equals_brute_force(alpha, draft, verify):
 
 
 def test_to_speculate_is_the_condition_of_a_whole_lookahead():
-    """At α = .3 a real γ > 0 pays up to c = .516, a whole one up to c = .30 (paper.md, section 2: α > c)."""
+    """At α = 0.3 a real γ > 0 pays up to c = 0.516, a whole one up to c = 0.30 (paper.md, section 2: α > c)."""
     between = optimal_lookahead(0.3, 0.4)
     assert float(between.lookahead) > 0
     assert float(between.speedup) > 1
@@ -236,10 +236,12 @@ def test_what_a_search_climbs_is_the_best_speedup_where_it_pays(alpha, draft, ve
 
 
 def test_single_precision_over_the_whole_domain():
-    """100,000 points with α from 1e-6 to 1 − 1e-6 and 1/c from 1.01 to 1e6, a quarter of them at the edge of paying.
+    """100,000 points with α from 1e-6 to 1 − 1e-6 and 1/c from 1.01 to 1e6, a quarter of them at
+    the edge of paying.
 
-    Against float64, which the test above holds to 50 digits: γ* to 1e-5·(1 + γ*), S* and its whole-lookahead form to 1e-6, the
-    verdict everywhere, and gradients to 1e-5 where γ* > 0.1 (nearer to the edge they vanish, and only their size is known).
+    Against float64, which the test above holds to 50 digits: γ* to 1e-5·(1 + γ*), S* and its
+    whole-lookahead form to 1e-6, the verdict everywhere, and gradients to 1e-5 where γ* > 0.1
+    (nearer to the edge they vanish, and only their size is known).
     """
     random, count = np.random.default_rng(0), 100_000
     alpha = (1 / (1 + np.exp(-random.uniform(-13.8, 13.8, count)))).astype(np.float32)

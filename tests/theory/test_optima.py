@@ -39,13 +39,13 @@ def scenario(target, target_tokens, draft_tokens=180e9, law=PAPER_PLANE, **chang
 )
 @pytest.mark.parametrize("double", [True, False])
 def test_the_papers_optima(target, tokens, published, double):
-    """arXiv 2603.11053: OPT-30B → 189M and Qwen1.5-110B → 410M, within 1 %, in single precision too."""
+    """arXiv 2603.11053: OPT-30B → 189M and Qwen1.5-110B → 410M, within 1%, in single precision too."""
     with jax.enable_x64(double):
         assert float(solve(scenario(target, tokens)).params) == pytest.approx(published, rel=0.01)
 
 
 def test_the_optimum_is_flat(x64):
-    """At 70e9 the sizes from 169M to 566M are within 1 % of the best, 78M to 1.14B within 5 %."""
+    """At 70e9 the sizes from 169M to 566M are within 1% of the best, 78M to 1.14B within 5%."""
     found = solve(scenario(70e9, 15e12))
     assert [float(x) for x in found.indifference_1pct] == pytest.approx([169e6, 566e6], rel=0.01)
     assert [float(x) for x in found.indifference_5pct] == pytest.approx([78e6, 1.14e9], rel=0.01)
@@ -115,7 +115,7 @@ def test_no_size_and_lookahead_beats_the_optimum(
 @pytest.mark.release
 @given(TARGET, TOKENS, TOKENS)
 def test_single_precision_equals_double(target, tokens, target_tokens):
-    """N* to 1e-5 (a slope known to 1e-7, over a curvature of .05), S* to 1e-6, the ends of a flat interval to 1e-3."""
+    """N* to 1e-5 (a slope known to 1e-7, over a curvature of 0.05), S* to 1e-6, the ends of a flat interval to 1e-3."""
     values = [np.float32(10**x) for x in (target, tokens, target_tokens)]
     made = Scenario(*values, BESIROGLU, LogitGap(1.7, 2.1))
     single = solve(made)
@@ -160,7 +160,8 @@ def test_derivatives_of_the_optimum_are_those_of_finite_differences(x64):
     slope = jax.jit(jax.grad(log_size))
     theta, h = jnp.array([1.0, 1.5, 0.01]), 1e-4
     gradient = slope(theta)
-    # The second derivatives along one direction, through a second use of the implicit function theorem.
+    # The second derivatives along one direction, through a second use of the implicit function
+    # theorem.
     along = jnp.array([0.3, -0.5, 0.02])
     second = jax.jit(lambda x: jax.jvp(slope, (x,), (along,))[1])(theta)
     for i, step in enumerate(np.eye(3) * h):

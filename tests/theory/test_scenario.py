@@ -109,7 +109,7 @@ def test_gradients_are_finite_where_speculation_does_not_pay(x64):
 def test_flags(x64):
     inside = Scenario(15e9, 180e9, 180e9, BESIROGLU, PAPER_PLANE)
     found = flags(inside, optimum(inside))
-    # The 5 % interval reaches below 70M; everything else is within the ranges.
+    # The 5% interval reaches below 70M; everything else is within the ranges.
     assert [name for name, flag in found._asdict().items() if flag] == ["interval_extrapolated"]
     huge = inside._replace(target_params=1e12)
     found = flags(huge, optimum(huge))

@@ -29,7 +29,7 @@ def covariances(scale=1.0):
 
 
 def test_draws_have_the_covariance_asked_for(x64):
-    """200,000 draws: means within 5 standard errors, covariances within 2 %."""
+    """200,000 draws: means within 5 standard errors, covariances within 2%."""
     wanted, _ = covariances()
     draws = draws_from_covariance(BESIROGLU, wanted, 200_000, jax.random.key(0))
     table = np.stack(jax.tree.leaves(draws))
@@ -51,7 +51,7 @@ def test_a_matrix_that_is_no_covariance_is_refused():
 
 @pytest.mark.release
 def test_draws_and_the_delta_method_agree_for_small_errors(x64):
-    """Standard deviations over 4,000 draws against first-order errors: equal within 6 %, four standard errors of a deviation."""
+    """Standard deviations over 4,000 draws against first-order errors: equal within 6%, four standard errors of a deviation."""
     wanted, wanted_acceptance = covariances(0.3)
     keys = jax.random.split(jax.random.key(1))
     found = optima_of_draws(

@@ -109,8 +109,8 @@ def test_a_ladder_on_a_mesh_and_in_two_processes_is_that_of_one_device(folder):
             assert several.loss_nats == pytest.approx(one.loss_nats, rel=1e-3)
 
 
-# One process sees the first checkpoint that it reads as damaged, as on a shared file system whose views differ for a while;
-# or one cannot write the first manifest.
+# One process sees the first checkpoint that it reads as damaged, as on a shared file system whose
+# views differ for a while; or one cannot write the first manifest.
 _FAILING = """
 import os, sys
 from sdsl_jax.errors import SdslError

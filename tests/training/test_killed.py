@@ -146,7 +146,8 @@ def test_ended_inside_checkpoint_writes(study, whole, tmp_path):
 
 
 @pytest.mark.release
-# A Python that has not got to the command yet answers an interrupt in its own way, so the earliest comes a little later.
+# A Python that has not got to the command yet answers an interrupt in its own way, so the earliest
+# comes a little later.
 @pytest.mark.parametrize(
     ("end", "earliest"), [(kill, 0.5), (interrupt, 0.1)], ids=["kill", "interrupt"]
 )

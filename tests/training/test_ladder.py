@@ -171,7 +171,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(copy, dataset,
     (note,) = [n for n in seen.notes if "damaged" in n]
     assert f"the checkpoint {rung / 'cooldown-31' / '31'} is damaged" in note
     assert f"{rung / 'cooldown-31' / '30'} is used instead" in note
-    # Nothing good left in the cool-down, and damage in the trunk too: it goes on from the trunk's checkpoint before.
+    # Nothing good left in the cool-down, and damage in the trunk too: it goes on from the trunk's
+    # checkpoint before.
     shutil.rmtree(rung / "model-31")
     shutil.rmtree(rung / "cooldown-31" / "30")
     damage(rung / "cooldown-31" / "31")

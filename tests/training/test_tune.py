@@ -87,9 +87,10 @@ def test_factors_that_change_nothing_are_refused_before_training(
 def test_standard_errors_are_those_of_repeated_draws():
     """Noisy losses on six parabolas of unlike curvature, 3,000 times.
 
-    The mean squared error bar equals the variance of slopes within 20 %: each of the two estimates has a relative standard
-    error of about 3 %, and a noisy curvature as weight costs some per cent more. The slope is better determined than with weights
-    in proportion to the curvature itself, by the ratio that theory gives for these curvatures, 0.61, within a tenth.
+    The mean squared error bar equals the variance of slopes within 20%: each of the two estimates
+    has a relative standard error of about 3%, and a noisy curvature as weight costs some per cent
+    more. The slope is better determined than with weights in proportion to the curvature itself, by
+    the ratio that theory gives for these curvatures, 0.61, within a tenth.
     """
     rng, curvatures = np.random.default_rng(0), np.geomspace(0.03, 0.3, 6)
     sizes = (1_000, 3_000, 9_000, 27_000, 81_000, 243_000)

@@ -1,4 +1,5 @@
-"""Published formats: Hugging Face folders and GGUF files read into our Transformer, and Hugging Face folders written from it.
+"""Published formats: Hugging Face folders and GGUF files read into our Transformer, and Hugging
+Face folders written from it.
 
 They need safetensors and gguf, the extras `interop` and `gguf`.
 """

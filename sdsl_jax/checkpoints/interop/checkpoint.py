@@ -1,11 +1,13 @@
-"""A published checkpoint's folder: its configuration and tensors checked against each other, its weights read into our model.
+"""A published checkpoint's folder: its configuration and tensors checked against each other, its
+weights read into our model.
 
     config.json                     the shape; see `families`
     model.safetensors               the weights, or several files and
     model.safetensors.index.json    which of them holds which tensor
 
-Arrays are read one after another, a few rows at a time, straight into the type and place that they are wanted in: beside the
-finished weights there is never more than the array at hand. No pickle is opened and no code of a checkpoint is run.
+Arrays are read one after another, a few rows at a time, straight into the type and place that they
+are wanted in: beside the finished weights there is never more than the array at hand. No pickle is
+opened and no code of a checkpoint is run.
 """
 
 from __future__ import annotations
@@ -40,12 +42,14 @@ from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models.config import ModelConfig
 from sdsl_jax.models.transformer import Params, abstract_params
 
-# Key of config.json in our own exports, and what it says of a tied model whose embedding has a factor; see `export`.
+# Key of config.json in our own exports, and what it says of a tied model whose embedding has a
+# factor; see `export`.
 OWN = "sdsl_jax"
 
 # Bytes; what XLA asks for on a CPU.
 _ALIGNMENT = 64
-# Axes up to this length cost nothing; where the files have no such axis, the comparison of shapes says it better.
+# Axes up to this length cost nothing; where the files have no such axis, the comparison of shapes
+# says it better.
 _SMALL = 2**20
 # Parts of an array that are read side by side.
 _READERS = 4
@@ -87,7 +91,8 @@ class Checkpoint(NamedTuple):
         Args:
           dtype: that they are wanted in, a key of `DTYPES`.
           shardings: where each array goes, a tree like the parameters; the default device if None.
-          advance: told the share of the weights that was read, and the name of the array, after each.
+          advance: told the share of the weights that was read, and the name of the array, after
+            each.
           digests: filled with `array_digest` of each array, by its name, as the arrays pass by.
 
         Raises:
@@ -146,8 +151,8 @@ def _laid_out(rows: Array, transposed: bool, dtype: str) -> Array:
 def _copy(out: np.ndarray, columns: bool, at: Any, rows: np.ndarray, regular: bool) -> None:
     """Writes rows of a tensor to rows or columns of an array.
 
-    A compiled program transposes and converts faster than numpy does (2.5 against .4 to .8 GB/s on two cores); the last few rows
-    of a tensor are not worth a program of their own.
+    A compiled program transposes and converts faster than numpy does (2.5 against 0.4 to 0.8 GB/s
+    on two cores); the last few rows of a tensor are not worth a program of their own.
     """
     if regular and rows.dtype != np.float64 and (columns or rows.dtype != out.dtype):
         cpu = jax.devices("cpu")[0]
@@ -191,8 +196,8 @@ def open_checkpoint(folder: str | Path, ignore: Sequence[str] = ()) -> Checkpoin
       ignore: settings of config.json that are read as if they were absent.
 
     Raises:
-      SdslError: something is missing, damaged, of an unknown family, or in contradiction to something else; a sentence that names
-        the file, the tensor or field, and what was expected.
+      SdslError: something is missing, damaged, of an unknown family, or in contradiction to
+        something else; a sentence that names the file, the tensor or field, and what was expected.
     """
     folder = Path(folder)
     require(
@@ -211,7 +216,8 @@ def open_checkpoint(folder: str | Path, ignore: Sequence[str] = ()) -> Checkpoin
 
 
 def read_settings(fields: Fields) -> tuple[Family, ModelConfig, tuple[str, ...]]:
-    """The family and shape of the model that a config.json describes, and the names of settings that nothing is known of.
+    """The family and shape of the model that a config.json describes, and the names of settings
+    that nothing is known of.
 
     Raises:
       SdslError: a setting is missing, of the wrong kind, or asks for what is not implemented.
@@ -253,7 +259,8 @@ def _own_code(fields: Fields, family: Family) -> list[str]:
 def require_room(
     config: ModelConfig, fields: Fields, tensors: Mapping[str, Readable], layers: str
 ) -> None:
-    """Refuses sizes that the file cannot hold, before anything is allocated or looped over for them.
+    """Refuses sizes that the file cannot hold, before anything is allocated or looped over for
+    them.
 
     Args:
       config: that a file's settings imply.
@@ -319,10 +326,11 @@ def _require_plain(tensors: Mapping[str, Tensor]) -> None:
 def _own_export(
     config: ModelConfig, fields: Fields, family: Family, tensors: Mapping[str, Tensor]
 ) -> tuple[ModelConfig, Plan]:
-    """The configuration and plan; those of the tied model that an export of ours was, if it still is one.
+    """The configuration and plan; those of the tied model that an export of ours was, if it still
+    is one.
 
-    Such a folder is untied, with an embedding that is √width times the head. Where that is so no more, because somebody trained
-    it further, it is an untied model like any other.
+    Such a folder is untied, with an embedding that is √width times the head. Where that is so no
+    more, because somebody trained it further, it is an untied model like any other.
     """
     pieces = plan(config, family.layout)
     own = fields.values.get(OWN)

@@ -1,5 +1,6 @@
-"""A model as a Hugging Face folder: the layout of Llama, of Qwen2 where queries, keys and values have biases, or of Qwen3 where
-queries and keys are normalised. What is read from such a folder and written again is the same, bit for bit."""
+"""A model as a Hugging Face folder: the layout of Llama, of Qwen2 where queries, keys and values
+have biases, or of Qwen3 where queries and keys are normalised. What is read from such a folder and
+written again is the same, bit for bit."""
 
 from __future__ import annotations
 
@@ -55,13 +56,15 @@ def export_llama(
     max_positions: int = 32_768,
     shard_bytes: int = 5_000_000_000,
 ) -> Path:
-    """Writes a folder that `transformers.AutoModelForCausalLM.from_pretrained` loads and that gives the same logits.
+    """Writes a folder that `transformers.AutoModelForCausalLM.from_pretrained` loads and that gives
+    the same logits.
 
-    Our own embedding is multiplied by √width on its way in and, where it is tied, serves unmultiplied as the head. The layout
-    knows no such factor, so such a folder is untied: `embed_tokens` holds the multiplied embedding and `lm_head` the head. A tied
-    model thus grows by one vocabulary × width table there, and shrinks back when `open_checkpoint` reads it. Weights are written
-    in their own type. The generation settings sample from the model's own distribution, without the top-k of 50 that `generate`
-    would apply otherwise.
+    Our own embedding is multiplied by √width on its way in and, where it is tied, serves
+    unmultiplied as the head. The layout knows no such factor, so such a folder is untied:
+    `embed_tokens` holds the multiplied embedding and `lm_head` the head. A tied model thus grows by
+    one vocabulary × width table there, and shrinks back when `open_checkpoint` reads it. Weights
+    are written in their own type. The generation settings sample from the model's own distribution,
+    without the top-k of 50 that `generate` would apply otherwise.
 
     The folder appears only when it is complete; one that an earlier export wrote is replaced.
 
@@ -72,16 +75,17 @@ def export_llama(
       end_token: the token of `tokenizer` that ends a text.
       end_ids: ids that end a text; `generate` of transformers stops at them.
       chat_template: of the tokenizer.
-      max_positions: longest sequence that the configuration announces, if the model's own does not say. Rotary positions set no
-        limit of their own, and the model does not know the length that it was trained at.
+      max_positions: longest sequence that the configuration announces, if the model's own does not
+        say. Rotary positions set no limit of their own, and the model does not know the length that
+        it was trained at.
       shard_bytes: weights in one file, at most, unless a single tensor is larger.
 
     Returns:
       The folder.
 
     Raises:
-      SdslError: safetensors is not installed; the folder holds something else or cannot be written; the layouts cannot express
-        the model; `max_positions` or `shard_bytes` is below 1.
+      SdslError: safetensors is not installed; the folder holds something else or cannot be written;
+        the layouts cannot express the model; `max_positions` or `shard_bytes` is below 1.
     """
     try:
         from safetensors.numpy import save_file
@@ -166,8 +170,8 @@ def _kind(c: ModelConfig) -> str:
             getattr(c, name) == value,
             f"the model's {name} is {getattr(c, name)!r}; a Llama folder can only hold {value!r}.",
         )
-    # Llama has biases everywhere in attention or nowhere; Qwen2 of queries, keys and values; Qwen3 is like Llama; Seed-OSS sets
-    # them one by one.
+    # Llama has biases everywhere in attention or nowhere; Qwen2 of queries, keys and values; Qwen3
+    # is like Llama; Seed-OSS sets them one by one.
     qwen2 = c.qkv_bias and not c.mlp_bias and c.width == c.heads * c.head_dim
     kind = (
         "qwen3"
@@ -337,7 +341,8 @@ def _changed(folder: Path, config: dict[str, Any]) -> str | None:
     """A file of an export that is not as the export left it; None if all are."""
     own = config[OWN]
     if not isinstance(own, dict) or not isinstance(own.get("files"), dict):
-        # Exports of earlier versions know no digests; who trains one further with Transformers leaves that library's version.
+        # Exports of earlier versions know no digests; who trains one further with Transformers
+        # leaves that library's version.
         return CONFIG if "transformers_version" in config else None
     if _config_digest(config) != own.get("config"):
         return CONFIG

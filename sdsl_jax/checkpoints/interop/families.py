@@ -1,7 +1,7 @@
 """Published families: what their configurations mean in terms of `ModelConfig`.
 
-A family is data: a `Layout` of names and a function from the fields of its config.json to a `ModelConfig`; there is one model for
-all of them.
+A family is data: a `Layout` of names and a function from the fields of its config.json to a
+`ModelConfig`; there is one model for all of them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 # The length before scaling, within the table of rotary scaling or beside it.
 _TRAINED_LENGTH = "original_max_position_embeddings"
-# What a table of rotary scaling may hold, by its kind; transformers knows all of these names and passes over the others'.
+# What a table of rotary scaling may hold, by its kind; transformers knows all of these names and
+# passes over the others'.
 _ROPE_KINDS = ("default", "linear", "llama3", "yarn")
 _ROPE_KEYS = {
     "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings",
@@ -85,7 +86,8 @@ def rotary(
     if newer is not None:
         share = newer.number("partial_rotary_factor", share)
         if table is not None and table.values:
-            # The older one holds where both are given, as in transformers: it is what somebody added to the file.
+            # The older one holds where both are given, as in transformers: it is what somebody
+            # added to the file.
             older = table.number("rope_theta", base)
             if newer.number("rope_theta", older) != older:
                 newer.fail(
@@ -142,8 +144,8 @@ def _require_full_attention(fields: Fields, layers: int, reach: int, window_alon
       fields: of the file.
       layers: of the model.
       reach: the announced length.
-      window_alone: whether a window holds in all layers unless the file says otherwise; else it must be switched on, and holds
-        from `max_window_layers` on.
+      window_alone: whether a window holds in all layers unless the file says otherwise; else it
+        must be switched on, and holds from `max_window_layers` on.
     """
     kinds = fields.values.get("layer_types")
     if kinds is not None:

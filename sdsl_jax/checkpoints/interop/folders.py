@@ -26,8 +26,8 @@ def require_model_path(path: Path) -> None:
     """Refuses a path that is no model but something that is often taken for one.
 
     Raises:
-      SdslError: the path is a name on a hub, the cache of one, a LoRA adapter, a file of weights out of its folder, or a folder
-        of weights without config.json.
+      SdslError: the path is a name on a hub, the cache of one, a LoRA adapter, a file of weights
+        out of its folder, or a folder of weights without config.json.
     """
     with reading(path, "path"):
         if not path.exists():

@@ -1,4 +1,5 @@
-"""GGUF files of the llama architecture, quantised ones included: their tensors are read as float32. Needs gguf, an extra.
+"""GGUF files of the llama architecture, quantised ones included: their tensors are read as float32.
+Needs gguf, an extra.
 
 The file holds the tokenizer as well; see `gguf_tokenizer`.
 """
@@ -112,8 +113,9 @@ def open_gguf(path: Path, ignore: Sequence[str] = ()) -> GGUF:
       ignore: settings that are read as if the file did not have them.
 
     Raises:
-      SdslError: gguf is not installed; the file is damaged, of another architecture or tokenizer, or contradicts itself; it has a
-        tensor or a setting of its architecture that has no place in the model.
+      SdslError: gguf is not installed; the file is damaged, of another architecture or tokenizer,
+        or contradicts itself; it has a tensor or a setting of its architecture that has no place in
+        the model.
     """
     settings, tensors = read_header(path)
     kind = settings.get("general.architecture")
@@ -279,7 +281,8 @@ def _plan(heads: int, kv_heads: int, head_dim: int, pieces: Plan) -> Plan:
 
 
 def rounded(params: Params, kind: str) -> Params:
-    """Weights as a GGUF quantisation would keep them, in the type that they have: what is lost to it, without its memory.
+    """Weights as a GGUF quantisation would keep them, in the type that they have: what is lost to
+    it, without its memory.
 
     Vectors stay as they are, and matrices whose inputs its blocks do not divide.
 

@@ -1,7 +1,7 @@
 """What the header of a GGUF file says: its settings, and where its tensors lie.
 
-The file may come from anybody: every length and count in it is compared with what is left of the file before anything is read or
-allocated for it.
+The file may come from anybody: every length and count in it is compared with what is left of the
+file before anything is read or allocated for it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ _NUMBERS = {
     12: "d",
 }
 _STRING, _ARRAY = 8, 9
-# Entries of all lists together; the largest vocabularies have 256 thousand, and twice as many merges.
+# Entries of all lists together; the largest vocabularies have 256 thousand, and twice as many
+# merges.
 _MOST_ENTRIES = 2**23
 _MOST_AXES, _LONGEST_NAME = 4, 256
 _ALIGNMENT = 32
@@ -163,7 +164,8 @@ def read_header(path: Path) -> Header:
     """The header of a GGUF file.
 
     Raises:
-      SdslError: gguf is not installed, or the file is missing, truncated, one part of several, big-endian, or something else.
+      SdslError: gguf is not installed, or the file is missing, truncated, one part of several,
+        big-endian, or something else.
     """
     try:
         import gguf  # noqa: F401
@@ -198,7 +200,8 @@ def _read(reader: _Reader) -> Header:
     )
     reader._file.seek(24)
     reader.position = 24
-    # A setting takes at least the lengths of its name and value, a tensor those of its name, axes, type and offset.
+    # A setting takes at least the lengths of its name and value, a tensor those of its name, axes,
+    # type and offset.
     reader.require_left(setting_count * 13, f"{setting_count:,} settings")
     reader.require_left(tensor_count * 32, f"{tensor_count:,} tensors")
     settings: dict[str, Any] = {}

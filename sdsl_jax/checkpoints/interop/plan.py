@@ -18,7 +18,8 @@ class Piece(NamedTuple):
       shape: as it is published.
       transposed: whether its rows are our columns.
       skip: leading rows that are left out.
-      order: our columns (entries, of a vector) for each of its rows; they follow the piece before where this is None.
+      order: our columns (entries, of a vector) for each of its rows; they follow the piece before
+        where this is None.
     """
 
     tensor: str
@@ -78,7 +79,8 @@ def plan(config: ModelConfig, layout: Layout) -> Plan:
     if len(layout.qkv) == 1:
         sizes = (query + 2 * kv,)
         if layout.by_head:
-            # Published as heads × (query, key, value) × head size; ours as (query, key, value) × heads × head size.
+            # Published as heads × (query, key, value) × head size; ours as (query, key, value) ×
+            # heads × head size.
             order = np.arange(sizes[0]).reshape(3, c.heads, c.head_dim).transpose(1, 0, 2).ravel()
     inner = (c.hidden,) * len(layout.gate_up)
     for i in range(c.layers):

@@ -1,8 +1,9 @@
 """Which settings of a published file bear on the computation: nothing that does may be left over.
 
-Every family has three lists: settings that its reader uses, settings that are refused unless they stand at a value that
-changes nothing, and settings that do not bear on the logits. What is on none of them is named in a warning; in the
-namespace that a GGUF file reserves for its architecture it is refused.
+Every family has three lists: settings that its reader uses, settings that are refused unless they
+stand at a value that changes nothing, and settings that do not bear on the logits. What is on none
+of them is named in a warning; in the namespace that a GGUF file reserves for its architecture it is
+refused.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from sdsl_jax.models.config import ModelConfig
 
 # Unknown settings that a warning names.
 _NAMED = 12
-# Values at which a setting changes nothing, or those that follow from the model's shape; null always is one.
+# Values at which a setting changes nothing, or those that follow from the model's shape; null
+# always is one.
 Neutral = tuple[Any, ...] | Callable[[ModelConfig], tuple[Any, ...]]
 
 
@@ -50,7 +52,8 @@ def require_settings(fields: Fields, settings: Settings, config: ModelConfig) ->
       The settings that are on no list.
 
     Raises:
-      SdslError: a setting is not neutral, or stands in the architecture's own namespace and is unknown.
+      SdslError: a setting is not neutral, or stands in the architecture's own namespace and is
+        unknown.
     """
     unknown = []
     for name, value in fields.values.items():
@@ -130,7 +133,8 @@ _IRRELEVANT = _names(
     target_lookbehind temperature top_k top_p typical_p
     """
 )
-# What would change the computation of any family, by the names that families outside this package give it.
+# What would change the computation of any family, by the names that families outside this package
+# give it.
 _NEUTRAL: dict[str, Neutral] = {
     "add_cross_attention": (False,),
     "alibi": (False,),
@@ -347,5 +351,6 @@ GGUF_LLAMA = Settings(
     | _names("split.tensors.count tokenizer.chat_templates tokenizer.huggingface.json"),
     namespace="llama.",
 )
-# Namespaces that describe the file: authors, licences, the calibration of a quantisation, templates by other names.
+# Namespaces that describe the file: authors, licences, the calibration of a quantisation, templates
+# by other names.
 GGUF_DESCRIPTIONS = ("general.", "quantize.", "tokenizer.chat_template.")

@@ -147,7 +147,8 @@ def safe_open(path: Path) -> Any:
 
 
 def shard_files(folder: Path) -> dict[str, list[str] | None]:
-    """The files that hold a checkpoint's weights, each with the tensors that the index promises in it; None without an index.
+    """The files that hold a checkpoint's weights, each with the tensors that the index promises in
+    it; None without an index.
 
     Raises:
       SdslError: there are none, or only pickled ones, or the index is damaged.
@@ -201,7 +202,8 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint, by name.
 
     Raises:
-      SdslError: a file is missing or damaged, lacks a tensor that the index promises, or holds one twice.
+      SdslError: a file is missing or damaged, lacks a tensor that the index promises, or holds one
+        twice.
     """
     found: dict[str, Tensor] = {}
     for name, promised in shard_files(folder).items():

@@ -1,5 +1,6 @@
-"""Makes the folders beside this file: small random checkpoints of published families, written by Hugging Face transformers, each
-with reference.npz: token ids, the float32 logits that transformers gives for them, and its greedy continuation.
+"""Makes the folders beside this file: small random checkpoints of published families, written by
+Hugging Face transformers, each with reference.npz: token ids, the float32 logits that transformers
+gives for them, and its greedy continuation.
 
     python tests/checkpoints/published/make.py            # needs torch and transformers; see the extra "bench" of the project
 
