@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from sdsl_jax.checkpoints import storage
 from sdsl_jax.checkpoints.layout import Layout, make_layout
 from sdsl_jax.config import ParallelConfig, TrainingConfig
 from sdsl_jax.errors import SdslError

@@ -27,6 +27,7 @@ from jax.sharding import (
 )
 from jaxtyping import Int
 
+from sdsl_jax.checkpoints import storage
 from sdsl_jax.config import ParallelConfig
 from sdsl_jax.errors import require
 from sdsl_jax.processes import agree, anywhere

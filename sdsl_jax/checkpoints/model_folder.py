@@ -17,6 +17,7 @@ import typing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sdsl_jax.checkpoints import storage
 from sdsl_jax.config import DataConfig, from_dict, to_dict
 from sdsl_jax.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, fingerprint
 from sdsl_jax.errors import SdslError, require

@@ -10,6 +10,7 @@ import flax
 import jax
 import numpy as np
 
+from sdsl_jax.checkpoints import storage
 from sdsl_jax.data import Dataset
 from sdsl_jax.device import device_name
 from sdsl_jax.models import ModelConfig, Params

@@ -20,6 +20,7 @@ import grain
 import jax
 import numpy as np
 
+from sdsl_jax.checkpoints import storage
 from sdsl_jax.checkpoints.layout import Layout
 from sdsl_jax.config import TrainingConfig
 from sdsl_jax.errors import Diverged, SdslError

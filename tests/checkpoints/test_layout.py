@@ -14,6 +14,7 @@ import parallel_child
 import pytest
 from jax.sharding import AbstractMesh
 
+from sdsl_jax.checkpoints import storage
 from sdsl_jax.checkpoints.layout import Layout, make_layout
 from sdsl_jax.config import ParallelConfig
 from sdsl_jax.errors import SdslError

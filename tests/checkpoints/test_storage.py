@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sdsl_jax.checkpoints import storage
 from sdsl_jax.checkpoints import storage as checkpoints
 from sdsl_jax.errors import SdslError
 
