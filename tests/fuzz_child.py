@@ -41,7 +41,7 @@ import pyarrow
 import pyarrow.parquet
 from published_checkpoints import copy_checkpoint
 
-from sdsl_jax.checkpoints.loading import LoadOptions, load_any_model
+from sdsl_jax.checkpoints.loading import LoadOptions, load_model
 from sdsl_jax.checkpoints.model_folder import load_model_folder
 from sdsl_jax.codesign.targets import targets_from_csv
 from sdsl_jax.config import load_protocol, load_study
@@ -394,7 +394,7 @@ def published(path: Path) -> object:
     """The checkpoint that a file belongs to, and a prompt in its own template."""
     folder = path if path.suffix == ".gguf" else path.parent
     template = "own" if (path.parent / "tokenizer_config.json").exists() else "none"
-    return load_any_model(folder, LoadOptions(chat_template=template)).tokenizer.encode_prompt(
+    return load_model(folder, LoadOptions(chat_template=template)).tokenizer.encode_prompt(
         "the house", 4_000
     )
 
@@ -406,7 +406,7 @@ def template(path: Path) -> object:
         if not (path.parent / "gpt2").exists()
         else path.parent / "gpt2"
     )
-    loaded = load_any_model(folder, LoadOptions(chat_template=str(path)))
+    loaded = load_model(folder, LoadOptions(chat_template=str(path)))
     return loaded.tokenizer.encode_prompt("the house", 4_000)
 
 

@@ -50,25 +50,26 @@ class LoadOptions(NamedTuple):
 DEFAULT_OPTIONS = LoadOptions()
 
 
-def load_any_model(
-    path: Path, options: LoadOptions = DEFAULT_OPTIONS, progress: Progress | None = None
+def load_model(
+    path: str | Path, options: LoadOptions = DEFAULT_OPTIONS, progress: Progress | None = None
 ) -> LoadedModel:
-    """Reads a model of ours or a published checkpoint, whichever the folder holds.
+    """Reads a trained model of ours, a Hugging Face folder or a GGUF file.
 
     Args:
-      path: of the folder.
-      options: how a published checkpoint is read; of the type and the devices of our own there is
-        no choice.
-      progress: told after every array of a published checkpoint.
+      path: Path to the model's folder or GGUF file. A model's name on a hub is refused with the
+        command that downloads it.
+      options: How to read a published checkpoint. Our own models keep the type they were saved in
+        and load onto one device.
+      progress: Reports progress after every array of a published checkpoint.
 
     Raises:
-      SdslError: the folder holds neither, or is damaged.
+      SdslError: The path holds no model, or the model is damaged.
     """
     path = Path(path)
     require_model_path(path)
-    return (
-        load_published(path, options, progress) if is_published(path) else load_model_folder(path)
-    )
+    if is_published(path):
+        return load_published(path, options, progress)
+    return load_model_folder(path)
 
 
 def require_ignored(keys: tuple[str, ...], *models: LoadedModel) -> None:

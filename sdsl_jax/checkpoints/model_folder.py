@@ -12,6 +12,7 @@ Every file appears under its name only when it is whole.
 from __future__ import annotations
 
 import dataclasses
+import html
 import math
 import typing
 from pathlib import Path
@@ -19,7 +20,9 @@ from typing import Any, NamedTuple
 
 from sdsl_jax.checkpoints import storage
 from sdsl_jax.config import DataConfig, from_dict, to_dict
+from sdsl_jax.counts import short_count
 from sdsl_jax.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, fingerprint
+from sdsl_jax.decoding import Model
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models import ModelConfig, Params, abstract_params, count
 from sdsl_jax.processes import is_primary
@@ -32,20 +35,18 @@ _MODELS = "model-*"
 
 
 class LoadedModel(NamedTuple):
-    """A model and what it takes to use it.
+    """A model with everything needed to use it.
 
     Attributes:
-      config: its shape.
-      params: its weights.
-      tokenizer: of the text that it was trained on.
-      record: how it was made.
-      data: the text that it was trained on, and the length of its sequences; None if nothing is
-        known of it.
-      folder: where it was read from.
-      warnings: what a reader should know about how it was read, a sentence each.
-      unknown_settings: settings of a published checkpoint that nothing is known of.
-      ignored_settings: settings of a published checkpoint that were left out because the user said
-        so.
+      config: Architecture.
+      params: Weights.
+      tokenizer: Tokenizer of the text the model was trained on.
+      record: How the model was made: sizes, training tokens, losses.
+      data: Training text and sequence length; None if unknown.
+      folder: Folder or file the model was read from.
+      warnings: What a reader should know about how the model was read, one sentence each.
+      unknown_settings: Settings of a published checkpoint that this package does not know.
+      ignored_settings: Settings of a published checkpoint that were ignored at the user's request.
     """
 
     config: ModelConfig
@@ -60,8 +61,38 @@ class LoadedModel(NamedTuple):
 
     @property
     def longest(self) -> int:
-        """Tokens of a sequence that it was made for; 0 if nothing is known of it."""
+        """Longest sequence the model was made for, in tokens; 0 if unknown."""
         return self.config.max_positions if self.data is None else self.data.sequence_length
+
+    @property
+    def model(self) -> Model:
+        """The configuration and parameters, as the decoder takes them."""
+        return Model(self.config, self.params)
+
+    def _facts(self) -> dict[str, str]:
+        config, record = self.config, self.record
+        tokens = f"{short_count(record.train_tokens)} tokens" if record.train_tokens else "unknown"
+        return {
+            "parameters": f"{short_count(record.params_total)} "
+            f"({short_count(record.params_nonembedding)} without embeddings)",
+            "layers × width": f"{config.layers} × {config.width}",
+            "vocabulary": f"{config.vocab_size:,}",
+            "longest sequence": f"{self.longest:,}" if self.longest else "unknown",
+            "trained on": tokens,
+            "folder": str(self.folder),
+        }
+
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{name}: {value}" for name, value in self._facts().items())
+        return f"LoadedModel({self.record.model_id!r}, {facts})"
+
+    def _repr_html_(self) -> str:
+        """The same facts as a table, for notebooks."""
+        rows = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+            for name, value in self._facts().items()
+        )
+        return f"<table><caption>{html.escape(self.record.model_id)}</caption>{rows}</table>"
 
 
 def write_model_folder(

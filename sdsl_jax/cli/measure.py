@@ -111,7 +111,7 @@ def measure(
     lookaheads = _whole_numbers(lookahead, "--lookahead")
     require(timed >= 0, f"--timed is {timed}; it must not be negative.")
     require(devices >= 1, f"--devices is {devices}; it must be at least 1.")
-    from sdsl_jax.checkpoints.loading import LoadOptions, load_any_model, require_ignored
+    from sdsl_jax.checkpoints.loading import LoadOptions, load_model, require_ignored
     from sdsl_jax.data.prompts import load_prompts
     from sdsl_jax.decoding import Model, NgramDraft, Sampling, one_vocabulary
     from sdsl_jax.measurement import generation, pair, pair_records, pair_report
@@ -136,7 +136,7 @@ def measure(
     reading = LoadOptions(dtype, devices, special_tokens == "add", chat_template, ignore_key)
     try:
         target_model = _with_tokens(
-            load_any_model(target, reading, progress), target_train_tokens, "--target-train-tokens"
+            load_model(target, reading, progress), target_train_tokens, "--target-train-tokens"
         )
         if stop == "end":
             ends = target_model.tokenizer.end_ids
@@ -147,7 +147,7 @@ def measure(
             settings = settings_with(ends)
         source = pair_report.Draft(pair_report.NGRAM, None)
         if draft != pair_report.NGRAM:
-            model = load_any_model(Path(draft), reading._replace(chat_template="none"), progress)
+            model = load_model(Path(draft), reading._replace(chat_template="none"), progress)
             model = _with_tokens(model, draft_train_tokens, "--draft-train-tokens")
             source = pair_report.Draft(model.record.model_id, model)
         require_ignored(ignore_key, target_model, *([] if source.model is None else [source.model]))

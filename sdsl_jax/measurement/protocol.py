@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from sdsl_jax.checkpoints.loading import LoadOptions, load_any_model
+from sdsl_jax.checkpoints.loading import LoadOptions, load_model
 from sdsl_jax.checkpoints.model_folder import LoadedModel
 from sdsl_jax.config import ProtocolConfig, ProtocolModel, to_dict
 from sdsl_jax.data.prompts import Prompts, encode_prompts, load_prompts
@@ -166,7 +166,7 @@ def _load(
     reading = LoadOptions(
         dtype=config.measure.dtype, devices=devices, ignore_keys=config.ignore_keys
     )
-    loaded = load_any_model(checkpoints / model.folder, reading, progress)
+    loaded = load_model(checkpoints / model.folder, reading, progress)
     record = dataclasses.replace(
         loaded.record, model_id=model.folder, train_tokens=int(model.train_tokens)
     )

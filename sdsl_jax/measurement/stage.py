@@ -29,7 +29,7 @@ from sdsl_jax.records import (
 )
 from sdsl_jax.seeds import derive_seed
 from sdsl_jax.statistics import Interval
-from sdsl_jax.training import load_model
+from sdsl_jax.training import load_trained
 
 
 class Measurements(NamedTuple):
@@ -55,7 +55,7 @@ def load_models(
 ) -> dict[str, Model]:
     """Every model of the records, its parameters checked against the recorded digest."""
     return {
-        r.model_id: Model(*load_model(config, r, dataset.tokenizer.vocab_size, study))
+        r.model_id: Model(*load_trained(config, r, dataset.tokenizer.vocab_size, study))
         for r in records
     }
 

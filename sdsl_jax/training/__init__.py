@@ -3,7 +3,7 @@
 from sdsl_jax.training.ladder import (
     Outcome,
     check_ladder,
-    load_model,
+    load_trained,
     read_records,
     train_ladder,
     train_rungs,
@@ -14,7 +14,7 @@ from sdsl_jax.training.rungs import plan_rungs, select
 __all__ = [
     "Outcome",
     "check_ladder",
-    "load_model",
+    "load_trained",
     "plan_rungs",
     "read_records",
     "select",

@@ -369,7 +369,7 @@ def _train_rung(
         )
 
 
-def load_model(
+def load_trained(
     config: StudyConfig, record: ModelRecord, vocab_size: int, study: Path
 ) -> tuple[ModelConfig, Params]:
     """The configuration and the parameters of a trained model.

@@ -124,7 +124,7 @@ def train_step(
 @functools.partial(jax.jit, static_argnames="model")
 def window_losses(
     params: Params, tokens: Int[Array, "B T+1"], *, model: ModelConfig
-) -> Float[Array, B]:
+) -> Float[Array, " B"]:
     """Mean cross-entropy of each window, in nats per token."""
     logits, _ = forward(model, params, tokens[:, :-1])
     return token_losses(logits, tokens[:, 1:])[0].mean(axis=-1)

@@ -17,7 +17,7 @@ from sdsl_jax.checkpoints import storage
 from sdsl_jax.checkpoints.digest import array_digest
 from sdsl_jax.checkpoints.identity import are_different, identity
 from sdsl_jax.checkpoints.interop import export_llama
-from sdsl_jax.checkpoints.loading import LoadOptions, load_any_model
+from sdsl_jax.checkpoints.loading import LoadOptions, load_model
 from sdsl_jax.checkpoints.model_folder import load_model_folder, write_model_folder
 from sdsl_jax.config import DataConfig
 from sdsl_jax.data.prompts import Prompts
@@ -45,7 +45,7 @@ def configure(folder, **changes):
 
 
 def load(folder, **reading):
-    return load_any_model(folder, LoadOptions(**reading))
+    return load_model(folder, LoadOptions(**reading))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])

@@ -8,6 +8,7 @@ import pytest
 from conftest import tiny
 
 from sdsl_jax.checkpoints import storage
+from sdsl_jax.checkpoints.loading import load_model
 from sdsl_jax.checkpoints.model_folder import load_model_folder, write_model_folder
 from sdsl_jax.config import DataConfig
 from sdsl_jax.data import load_dataset
@@ -202,3 +203,20 @@ def test_a_ladder_describes_its_models(tmp_path):
         assert repr(loaded.record) == repr(record)
         assert loaded.data == config.data
         assert dataclasses.asdict(loaded.config)["vocab_size"] == 256
+
+
+def test_a_loaded_model_shows_itself_in_a_line_and_in_a_notebook(written):
+    folder, config, params, _ = written
+    loaded = load_model(str(folder))
+    assert loaded.model.config == config
+    assert repr(loaded).startswith("LoadedModel('draft-x', parameters: ")
+    assert "array" not in repr(loaded)
+    assert len(repr(loaded)) < 400
+    assert loaded._repr_html_().startswith("<table><caption>draft-x</caption>")
+    for model in (loaded.model.params, loaded.params):
+        assert jax.tree.structure(model) == jax.tree.structure(params)
+
+
+def test_a_name_on_a_hub_is_refused_with_the_command_that_downloads_it():
+    with pytest.raises(SdslError, match=r"hf download Qwen/Qwen2.5-14B"):
+        load_model("Qwen/Qwen2.5-14B")

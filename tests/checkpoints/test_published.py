@@ -16,7 +16,7 @@ from published_checkpoints import character_tokenizer, copy_checkpoint
 from sdsl_jax.checkpoints.interop import open_checkpoint
 from sdsl_jax.checkpoints.loading import (
     LoadOptions,
-    load_any_model,
+    load_model,
     load_published,
     require_ignored,
 )
@@ -228,7 +228,7 @@ def test_pointers_of_git_lfs_are_named(checkpoint, name):
     character_tokenizer().save(str(folder / "tokenizer.json"))
     (folder / name).write_text(POINTER)
     with pytest.raises(SdslError, match=rf"{name} is a Git LFS pointer, not the file itself"):
-        load_any_model(folder)
+        load_model(folder)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_paths_that_are_no_model_are_named(tmp_path, monkeypatch, checkpoint):
         (Path("x" * 5000), "cannot be read"),
     ):
         with pytest.raises(SdslError) as caught:
-            load_any_model(path)
+            load_model(path)
         assert words in str(caught.value)
 
 

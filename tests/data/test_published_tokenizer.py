@@ -7,7 +7,7 @@ import pytest
 from published_checkpoints import LETTERS, character_tokenizer, copy_checkpoint
 from tokenizers import processors
 
-from sdsl_jax.checkpoints.loading import load_any_model
+from sdsl_jax.checkpoints.loading import load_model
 from sdsl_jax.data.chat_template import ChatTemplate
 from sdsl_jax.data.prompts import bytes_after_first, load_prompts
 from sdsl_jax.data.published import PublishedTokenizer
@@ -237,7 +237,7 @@ def test_tokens_that_other_files_add_are_named_once(folder):
     (folder / "added_tokens.json").write_text(json.dumps({"<user>": 53, "b": 4}))
     (warning,) = PublishedTokenizer.load(folder).warnings
     assert warning.endswith("are cut into pieces: '<end>', '<user>'.")
-    assert load_any_model(folder).warnings == (warning,)
+    assert load_model(folder).warnings == (warning,)
     many = {"added_tokens_decoder": {str(n): user | {"content": f"<{n}>" * 99} for n in range(60)}}
     (folder / "tokenizer_config.json").write_text(json.dumps(many))
     (warning,) = PublishedTokenizer.load(folder).warnings

@@ -12,7 +12,7 @@ from sdsl_jax.errors import SdslError
 from sdsl_jax.models import forward, init_params, member
 from sdsl_jax.models.kernels import token_losses
 from sdsl_jax.progress import Silent
-from sdsl_jax.training import load_model, train_ladder
+from sdsl_jax.training import load_trained, train_ladder
 from sdsl_jax.training.schedule import make_schedule
 from sdsl_jax.training.step import init_state, optimizer, step_config, train_step
 
@@ -159,7 +159,7 @@ def test_loss_falls_and_records_tell_the_truth(tmp_path, dataset):
         assert record.perplexity == pytest.approx(np.exp(record.loss_nats))
         assert record.bits_per_byte == pytest.approx(record.loss_nats / np.log(2))
         assert record.loss_nats_low < record.loss_nats < record.loss_nats_high
-        model, params = load_model(config, record, 256, tmp_path)
+        model, params = load_trained(config, record, 256, tmp_path)
         assert storage.digest(params) == record.params_digest
         assert sum(x.size for x in jax.tree.leaves(params)) == record.params_total
         windows = jnp.asarray(dataset.windows("test", 32))
@@ -193,4 +193,4 @@ def test_a_damaged_checkpoint_is_named(tmp_path, dataset, damage):
         folder.rename(tmp_path / "elsewhere")
         (tmp_path / records[1].checkpoint).rename(folder)
     with pytest.raises(SdslError, match=f"checkpoint.*{folder.parent.name}.*"):
-        load_model(config, records[0], 256, tmp_path)
+        load_trained(config, records[0], 256, tmp_path)
