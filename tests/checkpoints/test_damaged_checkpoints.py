@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from models.test_gguf import TOKENIZER, model_of, write
+from checkpoints.test_gguf import TOKENIZER, model_of, write
 from published_checkpoints import copy_checkpoint
 
 from sdsl_jax.checkpoints.interop import open_checkpoint, open_gguf
