@@ -1,22 +1,66 @@
-"""The subcommands of `sdsl`, and the settings of jax that have to be there before one of them imports it."""
+"""The subcommands of `sdsl`: which there are, what they are for, and how one of them is run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Sequence
 
-import tyro
+from sdsl_jax import __version__
+from sdsl_jax.errors import SdslError
 
-from sdsl_jax.cli.calibrate import calibrate
-from sdsl_jax.cli.codesign import codesign
-from sdsl_jax.cli.compilation import compile_quickly, keep_compiled_programs
-from sdsl_jax.cli.export import export
-from sdsl_jax.cli.fit import fit
-from sdsl_jax.cli.measure import measure
-from sdsl_jax.cli.predict import lookahead, predict
-from sdsl_jax.cli.protocol import protocol
-from sdsl_jax.cli.study import overrides, split_overrides, study
-from sdsl_jax.cli.train import train
-from sdsl_jax.cli.tune import tune
+# By the question that a user comes with. Each command is a function of its name in the module of its
+# name, unless `_MODULES` names another one.
+GROUPS = {
+    "Answers from scaling laws, in seconds and without training": {
+        "predict": "which draft to train for a target, when only sizes are known",
+        "lookahead": "how many tokens to speculate at a measured acceptance, and whether it pays",
+        "codesign": "draft and lookahead for a target on given hardware, under constraints",
+    },
+    "Measurements of models": {
+        "measure": "how much of what a draft proposes a target accepts, and the speed-up",
+        "protocol": "every pair of many published checkpoints, measured alike",
+        "calibrate": "what a forward pass costs on this machine",
+    },
+    "Training, and whole studies": {
+        "study": "train a ladder of models, measure, fit, optimise, and write a report",
+        "train": "train a study's ladder, or some of its models",
+        "tune": "find the learning rate and batch size of a ladder",
+    },
+    "Laws from tables": {
+        "fit": "a loss law or acceptance laws from a CSV table",
+    },
+    "Files and this installation": {
+        "export": "write a model as a Hugging Face folder",
+        "version": "print the versions that a bug report should name",
+    },
+}
+_MODULES = {"lookahead": "predict", "version": "commands"}
+# Commands on a study, whose settings can be overridden by their dotted names.
+_OF_STUDIES = ("study", "train", "tune")
+
+
+def overview() -> str:
+    """All commands by what they are for."""
+    lines = [
+        "usage: sdsl COMMAND [options]",
+        "",
+        "Speculative-decoding scaling laws: which draft model to train for a target, and how many",
+        "tokens to speculate.",
+    ]
+    for title, commands in GROUPS.items():
+        lines += ["", title]
+        lines += [f"  {name:<10} {purpose}" for name, purpose in commands.items()]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "sdsl COMMAND --help explains a command, and sdsl --version prints the version.",
+            "To begin with: sdsl predict --target-params 70B",
+        ]
+    )
 
 
 def version() -> None:
@@ -27,32 +71,44 @@ def version() -> None:
         print(f"{name} {value}")
 
 
+def load(name: str) -> Callable[..., None]:
+    """The function of a command."""
+    module = importlib.import_module(f"sdsl_jax.cli.{_MODULES.get(name, name)}")
+    return getattr(module, name)
+
+
 def run(arguments: Sequence[str]) -> None:
-    """Runs the subcommand that the arguments name.
+    """Runs the subcommand that the arguments name; without one, prints what there is.
 
     Raises:
-      SystemExit: the arguments are not understood, or ask for help.
+      SdslError: there is no such command.
+      SystemExit: its options are not understood, or ask for help.
     """
+    first, *rest = arguments or ["--help"]
+    if first in ("-h", "--help"):
+        print(overview())
+        return
+    if first == "--version":
+        print(f"sdsl_jax {__version__}")
+        return
+    names = [name for commands in GROUPS.values() for name in commands]
+    if first not in names:
+        close = difflib.get_close_matches(first, names, 1)
+        hint = f"did you mean {close[0]}?" if close else f"the commands are {', '.join(names)}."
+        raise SdslError(f"{first} is no command of sdsl; {hint}")
+
+    import tyro
+
+    from sdsl_jax.cli.compilation import compile_quickly, keep_compiled_programs
+
     keep_compiled_programs()
-    rest, overrides[:] = split_overrides(list(arguments))
-    if rest[:1] == ["codesign"]:
+    if first in _OF_STUDIES:
+        from sdsl_jax.cli.study import overrides, split_overrides
+
+        rest, overrides[:] = split_overrides(rest)
+    if first == "codesign":
         compile_quickly()
-    tyro.extras.subcommand_cli_from_dict(
-        {
-            "predict": predict,
-            "lookahead": lookahead,
-            "codesign": codesign,
-            "fit": fit,
-            "study": study,
-            "train": train,
-            "tune": tune,
-            "measure": measure,
-            "protocol": protocol,
-            "export": export,
-            "calibrate": calibrate,
-            "version": version,
-        },
-        prog="sdsl",
-        description="Speculative-decoding scaling laws: which draft to train for a target, and how far ahead to guess.",
-        args=rest,
-    )
+    command = load(first)
+    # A help text is wrapped to the terminal, not where the source wraps it.
+    command.__doc__ = re.sub(r"\n {8,}(?=\S)", " ", inspect.cleandoc(command.__doc__ or ""))
+    tyro.cli(command, prog=f"sdsl {first}", args=rest)

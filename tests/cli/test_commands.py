@@ -1,0 +1,65 @@
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import sdsl_jax
+from sdsl_jax.cli import commands
+
+NAMES = [name for group in commands.GROUPS.values() for name in group]
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
+def test_the_overview_names_every_command_with_its_purpose(sdsl, arguments):
+    status, out, err = sdsl(*arguments)
+    assert (status, err) == (0, "")
+    for group, purposes in commands.GROUPS.items():
+        assert group in out
+        for name, purpose in purposes.items():
+            assert f"  {name:<10} {purpose}\n" in out
+    assert max(map(len, out.splitlines())) <= 90
+
+
+def test_every_command_is_there_and_explains_itself():
+    assert len(set(NAMES)) == len(NAMES)
+    for name in NAMES:
+        assert inspect.getdoc(commands.load(name))
+
+
+def test_help_is_wrapped_to_the_terminal(sdsl):
+    status, out, _ = sdsl("lookahead", "--help")
+    assert status == 0
+    assert out.startswith("usage: sdsl lookahead")
+    shown = [line.strip("│ ") for line in out.splitlines() if line.startswith("│")]
+    paragraphs = [line for line in shown if line]
+    # A line that ends early is followed by the next option, never by the rest of its sentence.
+    cut = [a for a, b in zip(paragraphs, paragraphs[1:]) if len(a) < 30 and b[:1].islower()]
+    assert not [line for line in cut if not line.startswith("-")]
+
+
+def test_the_version(sdsl):
+    assert sdsl("--version") == (0, f"sdsl_jax {sdsl_jax.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("mesure", "mesure is no command of sdsl; did you mean measure?"),
+        ("xyz", "xyz is no command of sdsl; the commands are predict, lookahead,"),
+        ("--seed", "--seed is no command of sdsl; the commands are"),
+    ],
+)
+def test_an_unknown_command_is_one_sentence(sdsl, name, hint):
+    status, out, err = sdsl(name)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"sdsl: error: {hint}")
+    assert err.count("\n") == 1
+
+
+def test_the_overview_loads_neither_jax_nor_tyro():
+    code = (
+        "import sys; sys.argv = ['sdsl']; from sdsl_jax.cli import main; main(); "
+        "assert not {'jax', 'tyro', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
