@@ -1,4 +1,5 @@
 import inspect
+import itertools
 import subprocess
 import sys
 
@@ -34,7 +35,7 @@ def test_help_is_wrapped_to_the_terminal(sdsl):
     shown = [line.strip("│ ") for line in out.splitlines() if line.startswith("│")]
     paragraphs = [line for line in shown if line]
     # A line that ends early is followed by the next option, never by the rest of its sentence.
-    cut = [a for a, b in zip(paragraphs, paragraphs[1:]) if len(a) < 30 and b[:1].islower()]
+    cut = [a for a, b in itertools.pairwise(paragraphs) if len(a) < 30 and b[:1].islower()]
     assert not [line for line in cut if not line.startswith("-")]
 
 
