@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import errno
 import os
+import re
 import sys
 from typing import TextIO
 
@@ -14,8 +15,13 @@ from sdsl_jax.errors import SdslError
 _ERRORS = "sdsl.plain"
 _OF_OUTPUT = {errno.ENOSPC, errno.EPIPE, errno.EIO, errno.EBADF, errno.EFBIG, errno.EDQUOT}
 # A letter, and how it is written in ASCII.
-_SPELLINGS = [r"α", r"alpha", r"β", r"beta", r"γ", r"gamma", r"δ", r"delta", r"ε", r"epsilon", r"θ", r"theta", r"κ", r"kappa", r"λ", r"lambda", r"Λ", r"Lambda", r"μ", r"mu", r"µ", r"u", r"π", r"pi", r"ρ", r"rho", r"σ", r"sigma", r"τ", r"tau", r"φ", r"phi", r"χ", r"chi", r"ψ", r"psi", r"Σ", r"sum", r"Π", r"product", r"∂", r"d", r"∇", r"grad", r"∘", r"o", r"‖", r"||", r"×", r"x", r"·", r"*", r"±", r"+/-", r"−", r"-", r"–", r"-", r"—", r"-", r"≥", r">=", r"≤", r"<=", r"≈", r"~", r"∞", r"inf", r"√", r"sqrt", r"→", r"->", r"←", r"<-", r"◂", r"<", r"′", r"'", r"…", r"...", r"“", r'"', r"”", r'"', r"‘", r"'", r"’", r"'", r"•", r"*", r"½", r"1/2", r"²", r"^2", r"³", r"^3", r"⁴", r"^4", r"⁵", r"^5", r"⁻", r"^-", r"¹", r"^1", r"₋", r"-"]
-_PLAIN = dict(zip(_SPELLINGS[::2], _SPELLINGS[1::2]))
+_SPELLINGS = """
+α alpha  β beta  γ gamma  δ delta  ε epsilon  θ theta  κ kappa  λ lambda  Λ Lambda  μ mu
+µ u  π pi  ρ rho  σ sigma  τ tau  φ phi  χ chi  ψ psi  Σ sum  Π product  ∂ d  ∇ grad  ∘ o
+‖ ||  × x  · *  ± +/-  − -  – -  — -  ≥ >=  ≤ <=  ≈ ~  ∞ inf  √ sqrt  → ->  ← <-  ◂ <  ′ '
+… ...  “ "  ” "  ‘ '  ’ '  • *  ½ 1/2  ² ^2  ³ ^3  ⁴ ^4  ⁵ ^5  ⁻ ^-  ¹ ^1  ₋ -
+"""
+_PLAIN = dict(re.findall(r"(\S+) (\S+)", _SPELLINGS))
 
 
 def plain(text: str) -> str:
