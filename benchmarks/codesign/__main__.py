@@ -32,9 +32,9 @@ import scipy.optimize
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.codesign.problems import TASKS, numbers
-from sdsl_jax.codesign import Task, solve, solve_many, spread_starts, stack
-from sdsl_jax.codesign.program import box, functions
+from benchmarks.codesign.problems import PROGRAMS, inputs
+from sdsl_jax.codesign import Program, solve, solve_many, spread_starts, stack
+from sdsl_jax.codesign.program import box, objective_and_constraints
 
 SWEEP = 64
 REACHED = FEASIBLE = 1e-6
@@ -44,12 +44,12 @@ LEARNING_RATE = 0.1
 class Scipy:
     """One program as scipy takes it."""
 
-    def __init__(self, task: Task, starts: np.ndarray) -> None:
-        given = numbers(task)
-        both, within = functions(task, given), box(task, given)
+    def __init__(self, program: Program, starts: np.ndarray) -> None:
+        given = inputs(program)
+        both, within = objective_and_constraints(program, given), box(program, given)
         self.low, self.high = np.asarray(within.low), np.asarray(within.high)
         self.starts = self.low + starts * (self.high - self.low)
-        self.constrained = bool(task.constraints)
+        self.constrained = bool(program.constraints)
         self.values = jax.jit(both)
         self._objective = jax.jit(lambda x: both(x)[0])
         self._constraints = jax.jit(lambda x: both(x)[1])
@@ -103,18 +103,20 @@ class Scipy:
         return float(f) if np.max(g, initial=-np.inf) <= FEASIBLE else float("inf")
 
 
-def race(name: str, task: Task, count: int, turns: int, console: Console) -> dict[str, Any]:
-    """All contenders on one task."""
+def race(name: str, program: Program, count: int, turns: int, console: Console) -> dict[str, Any]:
+    """All contenders on one program."""
     console.print(f"{name} ...", highlight=False)
-    starts = spread_starts(count, len(task.variables))
-    peer = Scipy(task, starts)
-    one = numbers(task)
-    many = stack([numbers(task, context) for context in np.geomspace(512, 16384, SWEEP)])
-    methods = ("SLSQP", "trust-constr", *(() if task.constraints else ("L-BFGS-B",)))
+    starts = spread_starts(count, len(program.variables))
+    peer = Scipy(program, starts)
+    one = inputs(program)
+    many = stack([inputs(program, context) for context in np.geomspace(512, 16384, SWEEP)])
+    methods = ("SLSQP", "trust-constr", *(() if program.constraints else ("L-BFGS-B",)))
     work: dict[str, Callable[[], Any]] = {
-        "ours": lambda: jax.block_until_ready(solve(task, one, jnp.asarray(starts), LEARNING_RATE)),
+        "ours": lambda: jax.block_until_ready(
+            solve(program, one, jnp.asarray(starts), LEARNING_RATE)
+        ),
         "ours, a sweep of 64": lambda: jax.block_until_ready(
-            solve_many(task, many, jnp.asarray(starts), LEARNING_RATE)
+            solve_many(program, many, jnp.asarray(starts), LEARNING_RATE)
         ),
     }
     for method in methods:
@@ -168,8 +170,8 @@ def race(name: str, task: Task, count: int, turns: int, console: Console) -> dic
         rows.append(row)
     return {
         "task": name,
-        "variables": task.variables,
-        "constraints": task.constraints,
+        "variables": program.variables,
+        "constraints": program.constraints,
         "rows": rows,
     }
 
@@ -179,8 +181,8 @@ def show(found: dict[str, Any], console: Console) -> None:
     console.print(
         f"{found['device']}; {found['versions']}; load {found['load_before']:.1f} to {found['load_after']:.1f}"
     )
-    for task in found["tasks"]:
-        table = Table(title=f"{task['task']}; {found['starts']} starts", title_justify="left")
+    for program in found["tasks"]:
+        table = Table(title=f"{program['task']}; {found['starts']} starts", title_justify="left")
         for column in (
             "method",
             "seconds a problem",
@@ -190,7 +192,7 @@ def show(found: dict[str, Any], console: Console) -> None:
             "first call, s",
         ):
             table.add_column(column, justify="left" if column == "method" else "right")
-        for row in task["rows"]:
+        for row in program["rows"]:
             above = f"{row['above_best']:.1e}" if "above_best" in row else "–"
             table.add_row(
                 row["method"],
@@ -220,7 +222,8 @@ def main() -> None:
         "sweep": SWEEP,
     }
     found["tasks"] = [
-        race(name, task, arguments.starts, arguments.turns, console) for name, task in TASKS.items()
+        race(name, program, arguments.starts, arguments.turns, console)
+        for name, program in PROGRAMS.items()
     ]
     found["load_after"] = os.getloadavg()[0]
     found["finished"] = time.strftime("%Y-%m-%d")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sdsl_jax.codesign import Numbers, Task
+from sdsl_jax.codesign import Program, ProgramInputs
 from sdsl_jax.theory import BESIROGLU, LogitGap, ShapeRule
 from sdsl_jax.theory.hardware import Hardware
 from sdsl_jax.theory.serving import Design, Serving
@@ -25,13 +25,13 @@ FAMILY = ShapeRule(
     aspect_ratio=128.0, vocab_size=128e3, context=0.0, kv_share=0.125, embedding_tables=2.0
 )
 
-TASKS = {
-    "size and lookahead, no constraint": Task(),
-    "size, lookahead and batch; latency and memory": Task(
+PROGRAMS = {
+    "size and lookahead, no constraint": Program(),
+    "size, lookahead and batch; latency and memory": Program(
         variables=("draft_params", "lookahead", "batch"),
         constraints=("latency_seconds", "memory_bytes"),
     ),
-    "five variables, total cost; latency": Task(
+    "five variables, total cost; latency": Program(
         variables=("draft_params", "lookahead", "batch", "draft_tokens", "aspect_ratio"),
         objective=("total_cost",),
         constraints=("latency_seconds",),
@@ -40,8 +40,8 @@ TASKS = {
 _LIMITS = {"latency_seconds": 7.0, "memory_bytes": 60e9}
 
 
-def numbers(task: Task, context: float = 4096.0) -> Numbers:
-    """One problem of a task; contexts make a sweep."""
+def inputs(program: Program, context: float = 4096.0) -> ProgramInputs:
+    """One problem of a program; contexts make a sweep."""
     serving = Serving(
         hardware=DEVICE,
         loss_law=BESIROGLU,
@@ -56,7 +56,7 @@ def numbers(task: Task, context: float = 4096.0) -> Numbers:
         aspect_penalty=0.01,
     )
     fixed = Design(1e9, 4.0, 2e12, 128.0, 8.0, 70e9)
-    return Numbers(
+    return ProgramInputs(
         serving,
         fixed,
         lower=fixed._replace(
@@ -65,5 +65,5 @@ def numbers(task: Task, context: float = 4096.0) -> Numbers:
         upper=fixed._replace(
             draft_params=20e9, lookahead=32.0, batch=512.0, draft_tokens=2e13, aspect_ratio=512.0
         ),
-        limits=np.array([_LIMITS[name] for name in task.constraints]),
+        limits=np.array([_LIMITS[name] for name in program.constraints]),
     )

@@ -57,14 +57,14 @@ def answer(problem: Problem) -> Answer:
 
 
 def _answer(problem: Problem) -> Answer:
-    numbers, config = problem.numbers, problem.config
-    asked = [numbers, *(fixed_at(numbers, "batch", b) for b in _BATCHES)]
+    inputs, config = problem.inputs, problem.config
+    asked = [inputs, *(fixed_at(inputs, "batch", b) for b in _BATCHES)]
     solved, *by_batch = solve_together(problem, asked)
     if not bool(solved.feasible) and not problem.misfits and keeps_limits(problem, solved.design):
         # A limit that hardly moves with the choice, as memory with a small draft, takes more rounds
         # to be kept.
         problem = replace(
-            problem, task=replace(problem.task, rounds=_PATIENCE * problem.task.rounds)
+            problem, program=replace(problem.program, rounds=_PATIENCE * problem.program.rounds)
         )
         solved, *by_batch = solve_together(problem, asked)
     design, given = solved.design, solved.outcome
@@ -73,13 +73,13 @@ def _answer(problem: Problem) -> Answer:
         f"for a target of {config.target.params:g} parameters the laws give no finite speed: it is too far outside them.",
     )
     rounded = round_design(
-        problem.task, numbers, solved, solve_all=lambda many: solve_together(problem, many)
+        problem.program, inputs, solved, solve_all=lambda many: solve_together(problem, many)
     )
     whole = rounded.solved
     fronts: dict[str, Any] = {"batch": front(problem, "batch", _BATCHES, by_batch)}
-    if float(numbers.serving.hardware.price_per_hour) > 0:
+    if float(inputs.serving.hardware.price_per_hour) > 0:
         by_tokens = solve_together(
-            problem, [fixed_at(numbers, "draft_tokens", d) for d in _DRAFT_TOKENS]
+            problem, [fixed_at(inputs, "draft_tokens", d) for d in _DRAFT_TOKENS]
         )
         fronts["draft_tokens"] = front(problem, "draft_tokens", _DRAFT_TOKENS, by_tokens)
     feasible = bool(solved.feasible) and bool(whole.feasible) and not problem.misfits
@@ -90,8 +90,8 @@ def _answer(problem: Problem) -> Answer:
     even = _break_even(problem, design)
     found = caveats(problem, solved, whole, speculates)
     found += [Caveat(text, False) for text in of_break_even(problem, even)]
-    held, alone = memory(numbers.serving, design), _baseline(problem, design, given)
-    if "total_cost" in problem.task.objective and float(given.total_cost) > alone["total_cost"]:
+    held, alone = memory(inputs.serving, design), _baseline(problem, design, given)
+    if "total_cost" in problem.program.objective and float(given.total_cost) > alone["total_cost"]:
         text = (
             f"training the draft costs {float(given.training_cost):.3g}, more than speculation saves: serving the volume by the "
             f"target alone costs {alone['total_cost']:.3g}, with the draft {float(given.total_cost):.3g}"
@@ -100,11 +100,11 @@ def _answer(problem: Problem) -> Answer:
     interval = interval_90(problem)
     values: dict[str, Any] = {
         "speculate": speculates,
-        "variables": {name: plain(problem, design, name) for name in problem.task.variables},
+        "variables": {name: plain(problem, design, name) for name in problem.program.variables},
         "design": {name: plain(problem, design, name) for name in Design._fields},
         "objective": {
             name: {"weight": float(w), "value": float(getattr(given, name))}
-            for name, w in zip(problem.task.objective, np.asarray(numbers.weights))
+            for name, w in zip(problem.program.objective, np.asarray(inputs.weights))
         },
         "baseline": alone,
         "speedup": float(given.speedup),
@@ -136,7 +136,7 @@ def _answer(problem: Problem) -> Answer:
         "binding_constraints": [
             {"metric": name, "limit": float(limit), "multiplier": float(m)}
             for name, limit, m in zip(
-                problem.task.constraints, np.asarray(numbers.limits), solved.multipliers
+                problem.program.constraints, np.asarray(inputs.limits), solved.multipliers
             )
             if float(m) > 1e-6
         ],
@@ -167,7 +167,7 @@ _OVERHEADS = ("pass", "layer", "matrix", "token", "logit", "round", "link")
 
 def _overhead_share(problem: Problem, design: Design, given: Outcome) -> float:
     """Share of a round that the overheads of the device's file make up."""
-    serving = problem.numbers.serving
+    serving = problem.inputs.serving
     without = serving.hardware._replace(**{f"{name}_seconds": 0.0 for name in _OVERHEADS})
     return 1 - float(
         outcome(serving._replace(hardware=without), design).round.seconds / given.round.seconds
@@ -176,7 +176,7 @@ def _overhead_share(problem: Problem, design: Design, given: Outcome) -> float:
 
 def _baseline(problem: Problem, design: Design, given: Outcome) -> dict[str, Any]:
     """The target alone, at the batch of the design; money is None without a price."""
-    serving = problem.numbers.serving
+    serving = problem.inputs.serving
     seconds = float(given.seconds_per_token * given.speedup)
     latency = float(design.batch) * float(serving.new_tokens) * seconds
     # Prompts that others read are over before a request takes a row; the draft's reading is no part
@@ -199,9 +199,9 @@ def _breakdown(given: Outcome) -> dict[str, dict[str, float]]:
 
 
 def _rounded(problem: Problem, solved: Solved, whole: Solved) -> dict[str, Any]:
-    given, held = whole.outcome, memory(problem.numbers.serving, whole.design)
+    given, held = whole.outcome, memory(problem.inputs.serving, whole.design)
     return {
-        **{name: plain(problem, whole.design, name) for name in problem.task.variables},
+        **{name: plain(problem, whole.design, name) for name in problem.program.variables},
         "lookahead": round(float(whole.design.lookahead)),
         "batch": round(float(whole.design.batch)),
         "speedup": float(given.speedup),
@@ -221,15 +221,13 @@ def _settings(
     problem: Problem, solved: Solved, whole: Solved, comparison: Comparison
 ) -> dict[str, Any]:
     """Settings of engines and the draft that they are of, judged where the engines put it: on all devices of the target."""
-    config, serving = problem.config, problem.numbers.serving
+    config, serving = problem.config, problem.inputs.serving
     everywhere = problem.devices == config.draft_devices
     if not everywhere:
         problem = replace(
             problem,
             config=replace(config, draft=replace(config.draft, devices=None)),
-            numbers=problem.numbers._replace(
-                serving=serving._replace(draft_devices=serving.devices)
-            ),
+            inputs=problem.inputs._replace(serving=serving._replace(draft_devices=serving.devices)),
         )
         comparison = compare(problem, solved, whole.design)
     served = served_draft(problem, comparison, whole, everywhere)
@@ -252,10 +250,10 @@ def _sensitivities(problem: Problem, solved: Solved) -> list[dict[str, Any]] | N
     """All elasticities of the choice; none where it keeps no constraints, for then there is no optimum to move."""
     if not bool(solved.feasible):
         return None
-    found = sensitivities(problem.task, problem.numbers, solved)
-    found = of_stated_sizes(problem.task, problem.numbers, solved, found)
+    found = sensitivities(problem.program, problem.inputs, solved)
+    found = of_stated_sizes(problem.program, problem.inputs, solved, found)
     errors = relative_errors(loss=problem.loss.law, acceptance=problem.acceptance.law)
-    return ranked_sensitivities(problem.task, solved, jax.tree.map(np.asarray, found), errors)
+    return ranked_sensitivities(problem.program, solved, jax.tree.map(np.asarray, found), errors)
 
 
 def _break_even(problem: Problem, design: Design) -> dict[str, Any] | None:
@@ -268,7 +266,7 @@ def _break_even(problem: Problem, design: Design) -> dict[str, Any] | None:
         return None
     smallest = smallest_draft(float(design.target_params))
     # Of drafts of every size, where one was given too.
-    serving = problem.numbers.serving._replace(draft_shape=None)
+    serving = problem.inputs.serving._replace(draft_shape=None)
     found = break_even(serving, design, smallest, _LARGEST_BATCH, _LARGEST_TARGET)
     least, largest, size = (
         float(found.smallest_batch),
@@ -294,7 +292,7 @@ def path_of(problem: Problem, solved: Solved) -> np.ndarray | None:
 
     Sizes are in the count of the loss law, as in `landscape_of`.
     """
-    names = problem.task.variables
+    names = problem.program.variables
     if not {"draft_params", "lookahead"} <= {*names}:
         return None
     path = np.asarray(solved.path)[:, [names.index("draft_params"), names.index("lookahead")]]
@@ -305,13 +303,13 @@ def path_of(problem: Problem, solved: Solved) -> np.ndarray | None:
 def landscape_of(problem: Problem, solved: Solved) -> Landscape:
     """The design space around an optimum, as wide as the variables may go and as high as is of interest."""
     with jax.enable_x64(True):
-        numbers, best = problem.numbers, float(solved.design.draft_params)
+        inputs, best = problem.inputs, float(solved.design.draft_params)
         # Drafts of every size, where one was given too.
-        numbers = numbers._replace(serving=numbers.serving._replace(draft_shape=None))
-        low, high = (float(end.draft_params) for end in (numbers.lower, numbers.upper))
+        inputs = inputs._replace(serving=inputs.serving._replace(draft_shape=None))
+        low, high = (float(end.draft_params) for end in (inputs.lower, inputs.upper))
         if low == high:
             low, high = best / 30, best * 30
         highest = max(10.0, 2.5 * float(solved.design.lookahead))
-        found = landscape(problem.task, numbers, solved.design, (low, high), highest)
+        found = landscape(problem.program, inputs, solved.design, (low, high), highest)
         sizes = problem.stated_sizes(found.draft_params, "draft", float(solved.design.aspect_ratio))
         return found._replace(draft_params=sizes, counted=problem.counted)

@@ -64,7 +64,7 @@ def _of_the_constraints(problem: Problem, solved: Solved, whole: Solved) -> list
         return [
             "no design of a whole lookahead and batch keeps all constraints, though one of broken numbers does"
         ]
-    limits = dict(zip(problem.task.constraints, np.asarray(problem.numbers.limits)))
+    limits = dict(zip(problem.program.constraints, np.asarray(problem.inputs.limits)))
     over = [
         name
         for name, limit in limits.items()
@@ -103,7 +103,7 @@ def _of_the_units(problem: Problem, design: Design) -> list[str]:
 
 def _stated(problem: Problem, design: Design) -> dict[str, dict[str, float]]:
     """Parameters, in the count of the loss law, and training tokens of draft and target."""
-    tokens = {"draft": design.draft_tokens, "target": problem.numbers.serving.target_tokens}
+    tokens = {"draft": design.draft_tokens, "target": problem.inputs.serving.target_tokens}
     return {
         role: {
             "params": float(
@@ -121,14 +121,14 @@ def _of_the_optimum(problem: Problem, solved: Solved, speculates: bool) -> list[
     if problem.misfits or not bool(solved.feasible):
         # Where no design keeps the limits there is no optimum to be rough, or to rest on a bound.
         return []
-    task, found = problem.task, []
+    program, found = problem.program, []
     alpha = float(solved.outcome.acceptance)
     if alpha <= 0:
         found.append(
             f"the acceptance law gives α = {alpha:.2f} ≤ 0: none of the draft's tokens would be accepted"
         )
     for name, low, high in zip(
-        task.variables, np.asarray(solved.at_lower), np.asarray(solved.at_upper)
+        program.variables, np.asarray(solved.at_lower), np.asarray(solved.at_upper)
     ):
         # Without speculation a lookahead of 1 is the least bad of all, and said to be so.
         if (low or high) and (speculates or name != "lookahead"):
@@ -151,7 +151,7 @@ def _of_the_optimum(problem: Problem, solved: Solved, speculates: bool) -> list[
             f"the optimiser has not converged (residual of the optimality conditions {float(solved.kkt_residual):.1g}); raise "
             "optimizer.steps or rounds"
         )
-    if "aspect_ratio" in task.variables:
+    if "aspect_ratio" in program.variables:
         found.append(
             "the acceptance law does not know depth: all that a shape costs is the penalty on its loss, "
             f"{problem.config.aspect_penalty:.2g}·ln²(aspect ratio/{problem.config.draft.aspect_ratio:g}), least at the ratio of "
@@ -163,7 +163,7 @@ def _of_the_optimum(problem: Problem, solved: Solved, speculates: bool) -> list[
 
 def _of_the_laws(problem: Problem, design: Design, given: Outcome) -> list[str]:
     found: list[str] = []
-    loss, acceptance, serving = problem.loss, problem.acceptance, problem.numbers.serving
+    loss, acceptance, serving = problem.loss, problem.acceptance, problem.inputs.serving
     stated = _stated(problem, design)
     sizes, tokens = (
         {role: values[name] for role, values in stated.items()} for name in ("params", "tokens")
@@ -208,7 +208,7 @@ def of_break_even(problem: Problem, even: dict[str, Any] | None) -> list[str]:
     if even is None or even["target_params"] is None:
         return []
     size = float(even["target_params"][problem.counted])
-    tokens = float(problem.numbers.serving.target_tokens)
+    tokens = float(problem.inputs.serving.target_tokens)
     outside = {
         "loss": bool(problem.loss.law.about.outside(params=size, tokens=tokens)),
         "acceptance": bool(problem.acceptance.law.about.outside(target_params=size)),
@@ -247,7 +247,7 @@ def _of_the_device(problem: Problem, design: Design) -> list[str]:
             f"the latency of links between devices of {file.name} is assumed, {1e6 * latency:g} µs a step of an all-reduce"
         )
     with jax.enable_x64(True):
-        width = float(shapes(problem.numbers.serving, design)[0].width)
+        width = float(shapes(problem.inputs.serving, design)[0].width)
     if width / _HEAD < c.draft_devices:
         found.append(
             f"a draft {width:.0f} wide has {max(1, int(width // _HEAD))} heads of {_HEAD}, fewer than its {c.draft_devices} "

@@ -43,7 +43,7 @@ def plain(problem: Problem, design: Design, name: str) -> Any:
 
 def money(problem: Problem, given: Outcome) -> dict[str, float | None]:
     """What costs money, where a price is known."""
-    known = float(problem.numbers.serving.hardware.price_per_hour) > 0
+    known = float(problem.inputs.serving.hardware.price_per_hour) > 0
     names = ("cost_per_million_tokens", "training_cost", "total_cost")
     return {name: float(getattr(given, name)) if known else None for name in names}
 
@@ -78,7 +78,7 @@ def compare(problem: Problem, solved: Solved, design: Design) -> Comparison:
     tokens = float(config.draft.tokens if problem.model else design.draft_tokens)
 
     def member(params: float) -> Draft:
-        return family_member(problem.numbers, params, tokens, float(design.aspect_ratio))
+        return family_member(problem.inputs, params, tokens, float(design.aspect_ratio))
 
     sizes = config.draft.candidates
     models = [model_of(config, size, counted) for size in sizes]
@@ -88,26 +88,26 @@ def compare(problem: Problem, solved: Solved, design: Design) -> Comparison:
     else:
         shown = list(PUBLISHED_DRAFTS)
     drafts = [
-        published(problem.numbers, m) if m else member(problem.draft_params(size))
+        published(problem.inputs, m) if m else member(problem.draft_params(size))
         for m, size in zip(models, sizes)
     ]
-    drafts += [published(problem.numbers, model) for model in shown]
+    drafts += [published(problem.inputs, model) for model in shown]
     # A measured acceptance tells nothing of a named draft that is not the candidate.
     if named is not None and (named.size is None or measured_with_another(config, named, counted)):
         named = None
     if named is not None and named.size is not None:
         drafts.append(
-            published(problem.numbers, named.model)
+            published(problem.inputs, named.model)
             if named.model
             else member(problem.draft_params(named.size))
         )
     optimum = (
-        published(problem.numbers, problem.model)
+        published(problem.inputs, problem.model)
         if problem.model
         else member(float(design.draft_params))
     )
     drafts.append(optimum)
-    rows = _rows(problem, compared(problem.task, problem.numbers, design, drafts), drafts, solved)
+    rows = _rows(problem, compared(problem.program, problem.inputs, design, drafts), drafts, solved)
     of_models = [
         _of_model(problem, model, row)
         for model, row in zip(shown, rows[len(sizes) :])
@@ -128,7 +128,7 @@ def _rows(
     problem: Problem, found: Evaluated, drafts: Sequence[Draft], solved: Solved
 ) -> list[dict[str, Any]]:
     """Evaluated drafts, a row each; `objective_loss` is by how much the objective is worse than at the optimum."""
-    serving, rows = problem.numbers.serving, []
+    serving, rows = problem.inputs.serving, []
     lookaheads = np.asarray(found.design.lookahead)
     usable = MEMORY_SHARE * float(serving.hardware.memory_bytes)
     for i, draft in enumerate(drafts):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdsl_jax.codesign.program import Numbers, Task
+from sdsl_jax.codesign.program import Program, ProgramInputs
 from sdsl_jax.codesign.published_drafts import PublishedDraft
 from sdsl_jax.theory.hardware import Shape, family_shape
 from sdsl_jax.theory.serving import Design, Outcome, Serving, outcome
@@ -44,11 +44,21 @@ class Evaluated(NamedTuple):
 
 
 def evaluate(
-    task: Task, numbers: Numbers, serving: Serving, design: Design, draft: Shape | None = None
+    program: Program,
+    inputs: ProgramInputs,
+    serving: Serving,
+    design: Design,
+    draft: Shape | None = None,
 ) -> Evaluated:
     """Designs whose leaves, and those of `serving` and `draft`, broadcast to one shape."""
     return _evaluate(
-        task.objective, task.constraints, numbers.weights, numbers.limits, serving, design, draft
+        program.objective,
+        program.constraints,
+        inputs.weights,
+        inputs.limits,
+        serving,
+        design,
+        draft,
     )
 
 
@@ -66,16 +76,20 @@ def _evaluate(
     return Evaluated(design, given, jnp.asarray(value), excess)
 
 
-def whole_lookaheads(task: Task, numbers: Numbers) -> np.ndarray:
+def whole_lookaheads(program: Program, inputs: ProgramInputs) -> np.ndarray:
     """The whole lookaheads that are allowed: one where the lookahead is no variable."""
-    if "lookahead" not in task.variables:
-        return np.asarray([max(1.0, round(float(numbers.fixed.lookahead)))])
-    low, high = float(numbers.lower.lookahead), float(numbers.upper.lookahead)
+    if "lookahead" not in program.variables:
+        return np.asarray([max(1.0, round(float(inputs.fixed.lookahead)))])
+    low, high = float(inputs.lower.lookahead), float(inputs.upper.lookahead)
     return np.arange(math.ceil(low), math.floor(high) + 1, dtype=float)
 
 
 def at_best_lookahead(
-    task: Task, numbers: Numbers, serving: Serving, design: Design, draft: Shape | None = None
+    program: Program,
+    inputs: ProgramInputs,
+    serving: Serving,
+    design: Design,
+    draft: Shape | None = None,
 ) -> Evaluated:
     """Each of R designs, leaves [R, 1], at the whole lookahead that is best for it among those
     within the constraints.
@@ -83,8 +97,8 @@ def at_best_lookahead(
     A design that keeps no constraint at any lookahead is given the lookahead that is best without
     them. Drafts may have shapes of their own, leaves [R, 1] too.
     """
-    every = design._replace(lookahead=whole_lookaheads(task, numbers)[None, :])
-    found = evaluate(task, numbers, serving, every, draft)
+    every = design._replace(lookahead=whole_lookaheads(program, inputs)[None, :])
+    found = evaluate(program, inputs, serving, every, draft)
     found = jax.tree.map(np.asarray, found)
     held = np.where(found.allowed.any(axis=1, keepdims=True), found.allowed, True)
     best = np.argmin(np.where(held, found.objective, np.inf), axis=1)
@@ -105,18 +119,22 @@ class Draft(NamedTuple):
     aspect_ratio: float
 
 
-def published(numbers: Numbers, model: PublishedDraft) -> Draft:
+def published(inputs: ProgramInputs, model: PublishedDraft) -> Draft:
     """A published model. Its own shape is what it was trained in: no penalty is counted from it."""
-    return Draft(model.shape, model.tokens, float(numbers.serving.draft_family.aspect_ratio))
+    return Draft(model.shape, model.tokens, float(inputs.serving.draft_family.aspect_ratio))
 
 
-def family_member(numbers: Numbers, params: float, tokens: float, aspect_ratio: float) -> Draft:
+def family_member(
+    inputs: ProgramInputs, params: float, tokens: float, aspect_ratio: float
+) -> Draft:
     """The draft of the family with so many non-embedding parameters."""
-    family = numbers.serving.draft_family._replace(aspect_ratio=aspect_ratio)
+    family = inputs.serving.draft_family._replace(aspect_ratio=aspect_ratio)
     return Draft(family_shape(params, family), tokens, aspect_ratio)
 
 
-def compared(task: Task, numbers: Numbers, design: Design, drafts: Sequence[Draft]) -> Evaluated:
+def compared(
+    program: Program, inputs: ProgramInputs, design: Design, drafts: Sequence[Draft]
+) -> Evaluated:
     """Drafts in the place of a design's own, each at its best whole lookahead, leaves [drafts]."""
     # Of a few lengths only, so that one compilation serves many problems.
     padded = [*drafts, *[drafts[-1]] * (-len(drafts) % _DRAFTS_TOGETHER)]
@@ -127,7 +145,7 @@ def compared(task: Task, numbers: Numbers, design: Design, drafts: Sequence[Draf
         draft_tokens=columns.tokens,
         lookahead=np.ones_like(columns.tokens),
     )
-    found = at_best_lookahead(task, numbers, numbers.serving, own, columns.shape)
+    found = at_best_lookahead(program, inputs, inputs.serving, own, columns.shape)
     return jax.tree.map(lambda x: x[: len(drafts)], found)
 
 
@@ -150,8 +168,8 @@ class Landscape(NamedTuple):
 
 
 def landscape(
-    task: Task,
-    numbers: Numbers,
+    program: Program,
+    inputs: ProgramInputs,
     design: Design,
     sizes: tuple[float, float],
     highest_lookahead: float,
@@ -160,5 +178,5 @@ def landscape(
     columns = np.geomspace(*sizes, _MAP[0])
     rows = np.expm1(np.linspace(np.log(2.0), np.log1p(highest_lookahead), _MAP[1]))
     grid = design._replace(draft_params=columns[None, :], lookahead=rows[:, None])
-    found = evaluate(task, numbers, numbers.serving, grid)
+    found = evaluate(program, inputs, inputs.serving, grid)
     return Landscape(columns, rows, np.asarray(found.outcome.speedup), np.asarray(found.allowed))

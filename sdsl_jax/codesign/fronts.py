@@ -11,7 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from sdsl_jax.codesign.program import Numbers, Solved, Task, box, check, design_at, functions, sweep
+from sdsl_jax.codesign.program import (
+    Program,
+    ProgramInputs,
+    Solved,
+    box,
+    check,
+    design_at,
+    objective_and_constraints,
+    sweep,
+)
 from sdsl_jax.errors import require
 from sdsl_jax.theory.serving import Design
 
@@ -37,8 +46,8 @@ class Front(NamedTuple):
 
 
 def pareto(
-    task: Task,
-    numbers: Numbers,
+    program: Program,
+    inputs: ProgramInputs,
     metric: str,
     limits: Float[Array | np.ndarray, " P"],
     starts: Float[Array | np.ndarray, "S V"],
@@ -51,8 +60,8 @@ def pareto(
     that no other dominates by more than 1e-6, so that a front may hold one point several times.
 
     Args:
-      task: its constraints hold as well.
-      numbers: of the task.
+      program: its constraints hold as well.
+      inputs: of the task.
       metric: one of `METRICS` that the task does not constrain.
       limits: on the metric, in its unit.
       starts: points of the unit cube, as of `spread_starts`.
@@ -62,17 +71,17 @@ def pareto(
       SdslError: as `solve`, or the metric is constrained already, or a limit is not positive.
     """
     require(
-        metric not in task.constraints,
+        metric not in program.constraints,
         f"{metric} is a constraint of the task; a front is of another metric.",
     )
-    limited = dataclasses.replace(task, constraints=(*task.constraints, metric))
-    check(task, numbers)
+    limited = dataclasses.replace(program, constraints=(*program.constraints, metric))
+    check(program, inputs)
     each = np.asarray(limits, float)
     require(
         each.ndim == 1 and np.all(each > 0),
         f"limits on {metric} are {each}; each must be positive.",
     )
-    many = [numbers._replace(limits=np.append(np.asarray(numbers.limits), limit)) for limit in each]
+    many = [inputs._replace(limits=np.append(np.asarray(inputs.limits), limit)) for limit in each]
     solved = sweep(limited, many, starts, learning_rate)
     values = getattr(solved.outcome, metric)
     f, m = solved.objective, jnp.log(values)
@@ -96,11 +105,11 @@ class GridOptimum(NamedTuple):
     feasible: Bool[Array, ""]
 
 
-@functools.partial(jax.jit, static_argnames=("task", "points"))
-def brute_force(task: Task, numbers: Numbers, points: int) -> GridOptimum:
+@functools.partial(jax.jit, static_argnames=("program", "points"))
+def brute_force(program: Program, inputs: ProgramInputs, points: int) -> GridOptimum:
     """The best of `points`^V designs, evenly spaced in the coordinates: slow, coarse, and hard to get wrong."""
-    within, both = box(task, numbers), functions(task, numbers)
-    shape = (points,) * len(task.variables)
+    within, both = box(program, inputs), objective_and_constraints(program, inputs)
+    shape = (points,) * len(program.variables)
 
     def place(index: Array) -> Array:
         share = jnp.stack(jnp.unravel_index(index, shape)) / max(points - 1, 1)
@@ -113,4 +122,4 @@ def brute_force(task: Task, numbers: Numbers, points: int) -> GridOptimum:
     values, violation = jax.lax.map(judge, jnp.arange(np.prod(shape)), batch_size=_CHUNK)
     feasible = violation <= _TOLERANCE
     best = jnp.argmin(jnp.where(feasible.any(), jnp.where(feasible, values, jnp.inf), violation))
-    return GridOptimum(design_at(task, numbers, place(best)), values[best], feasible.any())
+    return GridOptimum(design_at(program, inputs, place(best)), values[best], feasible.any())

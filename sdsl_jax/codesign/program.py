@@ -61,13 +61,13 @@ _AGREEMENT = 1e-6
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is solved for; static, so that one compilation serves every set of numbers.
+class Program:
+    """What is solved for; static, so that one compilation serves all inputs.
 
     Attributes:
       variables: fields of `Design` that are free.
-      objective: metrics that are to be small, weighted by `Numbers.weights`.
-      constraints: metrics that may not exceed `Numbers.limits`.
+      objective: metrics that are to be small, weighted by `ProgramInputs.weights`.
+      constraints: metrics that may not exceed `ProgramInputs.limits`.
       optimizer: a key of `OPTIMIZERS`.
       steps: updates between two changes of the multipliers.
       rounds: changes of the multipliers; 1 where there are no constraints.
@@ -96,7 +96,8 @@ class Task:
                 f"{name} are {', '.join(given)}; each may be named once.",
             )
         require(
-            self.variables and self.objective, "a task has at least one variable and one objective."
+            self.variables and self.objective,
+            "a program has at least one variable and one objective.",
         )
         smallest = min(self.steps, self.rounds)
         require(
@@ -105,8 +106,8 @@ class Task:
         )
 
 
-class Numbers(NamedTuple):
-    """The numbers of a task; a pytree, to be stacked for sweeps.
+class ProgramInputs(NamedTuple):
+    """The numbers of a program; a pytree, to be stacked for sweeps.
 
     Attributes:
       serving: what a design is judged by.
@@ -167,38 +168,38 @@ def variable(name: str, coordinate: Array) -> Array:
     return jnp.expm1(coordinate) if name == "lookahead" else jnp.exp(coordinate)
 
 
-def coordinates(task: Task, design: Design) -> Float[Array, " V"]:
+def coordinates(program: Program, design: Design) -> Float[Array, " V"]:
     """Of a design's variables."""
-    return jnp.stack([coordinate(name, getattr(design, name)) for name in task.variables])
+    return jnp.stack([coordinate(name, getattr(design, name)) for name in program.variables])
 
 
-def box(task: Task, numbers: Numbers) -> Box:
+def box(program: Program, inputs: ProgramInputs) -> Box:
     """The bounds, as coordinates."""
-    return Box(coordinates(task, numbers.lower), coordinates(task, numbers.upper))
+    return Box(coordinates(program, inputs.lower), coordinates(program, inputs.upper))
 
 
-def design_at(task: Task, numbers: Numbers, x: Float[Array, " V"]) -> Design:
+def design_at(program: Program, inputs: ProgramInputs, x: Float[Array, " V"]) -> Design:
     """The design at given coordinates."""
-    return numbers.fixed._replace(
-        **{name: variable(name, x[i]) for i, name in enumerate(task.variables)}
+    return inputs.fixed._replace(
+        **{name: variable(name, x[i]) for i, name in enumerate(program.variables)}
     )
 
 
-def functions(task: Task, numbers: Numbers) -> Functions:
+def objective_and_constraints(program: Program, inputs: ProgramInputs) -> Functions:
     """Objective and constraints of coordinates: f = Σ w·ln m and g = ln(m/limit)."""
 
     @jax.jit  # traced once, however often it is differentiated and mapped
-    def both(x: Array) -> tuple[Array, Array]:
-        given = outcome(numbers.serving, design_at(task, numbers, x))
+    def evaluate(x: Array) -> tuple[Array, Array]:
+        given = outcome(inputs.serving, design_at(program, inputs, x))
         logs = jnp.log(
-            jnp.stack([getattr(given, name) for name in (*task.objective, *task.constraints)])
+            jnp.stack([getattr(given, name) for name in (*program.objective, *program.constraints)])
         )
-        count = len(task.objective)
-        return jnp.asarray(numbers.weights) @ logs[:count], logs[count:] - jnp.log(
-            jnp.asarray(numbers.limits)
+        count = len(program.objective)
+        return jnp.asarray(inputs.weights) @ logs[:count], logs[count:] - jnp.log(
+            jnp.asarray(inputs.limits)
         )
 
-    return both
+    return evaluate
 
 
 def as_arrays(tree: _Tree) -> _Tree:
@@ -207,11 +208,11 @@ def as_arrays(tree: _Tree) -> _Tree:
     return jax.tree.map(lambda v: v if isinstance(v, jax.Array) else np.asarray(v, kind), tree)
 
 
-def check(task: Task, numbers: Numbers) -> None:
-    """Raises `SdslError` for numbers that do not fit the task, as far as they are known (not under `jit` or `vmap`)."""
+def check(program: Program, inputs: ProgramInputs) -> None:
+    """Raises `SdslError` for inputs that do not fit the program, as far as they are known (not under `jit` or `vmap`)."""
     for name, given, wanted in (
-        ("weights", numbers.weights, task.objective),
-        ("limits", numbers.limits, task.constraints),
+        ("weights", inputs.weights, program.objective),
+        ("limits", inputs.limits, program.constraints),
     ):
         found = np.shape(given)[-1]
         require(
@@ -222,8 +223,8 @@ def check(task: Task, numbers: Numbers) -> None:
     def known(*values: object) -> bool:
         return not any(isinstance(v, jax.core.Tracer) for v in values)
 
-    for name in task.variables:
-        low, high = getattr(numbers.lower, name), getattr(numbers.upper, name)
+    for name in program.variables:
+        low, high = getattr(inputs.lower, name), getattr(inputs.upper, name)
         least = 1.0 if name == "lookahead" else 0.0
         if known(low, high):
             inside = (
@@ -236,13 +237,13 @@ def check(task: Task, numbers: Numbers) -> None:
                 np.all(inside),
                 f"{name} is bounded by {low} and {high}; bounds must be {allowed} and in order.",
             )
-    if known(numbers.limits):
+    if known(inputs.limits):
         require(
-            np.all(np.asarray(numbers.limits) > 0),
-            f"limits are {numbers.limits}; each must be positive.",
+            np.all(np.asarray(inputs.limits) > 0),
+            f"limits are {inputs.limits}; each must be positive.",
         )
-    price = numbers.serving.hardware.price_per_hour
-    if _PRICED & {*task.objective, *task.constraints} and known(price):
+    price = inputs.serving.hardware.price_per_hour
+    if _PRICED & {*program.objective, *program.constraints} and known(price):
         require(
             np.all(np.asarray(price) > 0),
             f"the price of a device is {price}; it must be positive to compare costs.",
@@ -250,12 +251,12 @@ def check(task: Task, numbers: Numbers) -> None:
 
 
 def solve(
-    task: Task,
-    numbers: Numbers,
+    program: Program,
+    inputs: ProgramInputs,
     starts: Float[Array | np.ndarray, "S V"],
     learning_rate: Array | float,
 ) -> Solved:
-    """The best of many starts; jitted, and to be `vmap`ped over numbers for sweeps and fronts.
+    """The best of many starts; jitted, and to be `vmap`ped over inputs for sweeps.
 
     Each start descends the augmented Lagrangian
 
@@ -266,35 +267,35 @@ def solve(
     objective; where none is feasible, the one that violates least.
 
     Args:
-      task: static; one compilation serves all numbers.
-      numbers: what changes from problem to problem.
+      program: static; one compilation serves all inputs.
+      inputs: what changes from problem to problem.
       starts: points of the unit cube, as of `spread_starts`.
       learning_rate: initial step size, in e-folds of the variables.
 
     Raises:
-      SdslError: numbers or starts do not fit the task, as far as they are known.
+      SdslError: inputs or starts do not fit the program, as far as they are known.
     """
-    check(task, numbers)
+    check(program, inputs)
     width = np.shape(starts)[-1]
     require(
-        width == len(task.variables),
-        f"starts have {width} columns; the task has {len(task.variables)} variables.",
+        width == len(program.variables),
+        f"starts have {width} columns; the program has {len(program.variables)} variables.",
     )
-    return _solve(task, as_arrays(numbers), *as_arrays((starts, learning_rate)))
+    return _solve(program, as_arrays(inputs), *as_arrays((starts, learning_rate)))
 
 
-@functools.partial(jax.jit, static_argnames="task")
-def _solve(task: Task, numbers: Numbers, starts: Array, learning_rate: Array) -> Solved:
-    both, within = functions(task, numbers), box(task, numbers)
+@functools.partial(jax.jit, static_argnames="program")
+def _solve(program: Program, inputs: ProgramInputs, starts: Array, learning_rate: Array) -> Solved:
+    functions, within = objective_and_constraints(program, inputs), box(program, inputs)
 
-    rounds = task.rounds if task.constraints else 1
+    rounds = program.rounds if program.constraints else 1
 
     def descend(start: Array) -> tuple[Point, Linear, Array]:
         def step(carry: tuple[Point, Array, optax.OptState], count: Array):
             (x, multipliers), penalty, memory = carry
 
             def augmented(x: Array) -> tuple[Array, tuple[Array, Array]]:
-                f, g = both(x)
+                f, g = functions(x)
                 pressed = jnp.maximum(multipliers + penalty * g, 0.0)
                 return f + (pressed**2 - multipliers**2).sum() / (2 * penalty), (
                     pressed,
@@ -306,22 +307,22 @@ def _solve(task: Task, numbers: Numbers, starts: Array, learning_rate: Array) ->
             moved = optax.projections.projection_box(optax.apply_updates(x, updates), *within)
             # By the end of a round x hardly moves any more: the multipliers that it was pressed by
             # are those it ends with.
-            last = (count + 1) % task.steps == 0
+            last = (count + 1) % program.steps == 0
             penalty = jnp.where(last & (violation > _VIOLATED), _GROWTH * penalty, penalty)
             return (Point(moved, jnp.where(last, pressed, multipliers)), penalty, memory), x
 
-        transform = OPTIMIZERS[task.optimizer](rate)
+        transform = OPTIMIZERS[program.optimizer](rate)
         x = within.low + start * (within.high - within.low)
-        none = jnp.zeros(len(task.constraints), x.dtype)
+        none = jnp.zeros(len(program.constraints), x.dtype)
         begin = (Point(x, none), jnp.full_like(x[0], _PENALTY), transform.init(x))
-        (end, _, _), path = jax.lax.scan(step, begin, jnp.arange(rounds * task.steps))
-        return *polish(both, within, end), path
+        (end, _, _), path = jax.lax.scan(step, begin, jnp.arange(rounds * program.steps))
+        return *polish(functions, within, end), path
 
     def rate(count: Array) -> Array:
-        turn = count // task.steps
-        return cosine(count % task.steps) / (1.0 + turn)
+        turn = count // program.steps
+        return cosine(count % program.steps) / (1.0 + turn)
 
-    cosine = optax.cosine_decay_schedule(learning_rate, task.steps)
+    cosine = optax.cosine_decay_schedule(learning_rate, program.steps)
     ends, there, paths = jax.vmap(descend)(starts)
     values, violation = there.objective, jnp.maximum(there.constraints, 0.0).max(-1, initial=0.0)
     # What is not a number is nobody's optimum.
@@ -332,16 +333,16 @@ def _solve(task: Task, numbers: Numbers, starts: Array, learning_rate: Array) ->
     end, here = jax.tree.map(lambda leaf: leaf[best], (ends, there))
     resolution = 8 * jnp.finfo(end.x.dtype).eps * (1 + jnp.abs(end.x))
     at_lower, at_upper = end.x <= within.low + resolution, end.x >= within.high - resolution
-    design = design_at(task, numbers, end.x)
-    for i, name in enumerate(task.variables):
+    design = design_at(program, inputs, end.x)
+    for i, name in enumerate(program.variables):
         # The exponential of a logarithm is not quite the number.
-        low, high = getattr(numbers.lower, name), getattr(numbers.upper, name)
+        low, high = getattr(inputs.lower, name), getattr(inputs.upper, name)
         value = jnp.where(at_lower[i], low, jnp.where(at_upper[i], high, getattr(design, name)))
         design = design._replace(**{name: value})
     slack = _AGREEMENT + 8 * jnp.finfo(values.dtype).eps * jnp.abs(values[best])
     return Solved(
         design=jax.tree.map(lambda v: jnp.asarray(v, end.x.dtype), design),
-        outcome=outcome(numbers.serving, design),
+        outcome=outcome(inputs.serving, design),
         objective=values[best],
         multipliers=end.multipliers,
         kkt_residual=residual(within, end, here),
@@ -351,40 +352,42 @@ def _solve(task: Task, numbers: Numbers, starts: Array, learning_rate: Array) ->
         at_lower=at_lower,
         at_upper=at_upper,
         path=jnp.stack(
-            [variable(name, paths[best, :, i]) for i, name in enumerate(task.variables)], axis=-1
+            [variable(name, paths[best, :, i]) for i, name in enumerate(program.variables)], axis=-1
         ),
     )
 
 
 def solve_many(
-    task: Task,
-    numbers: Numbers,
+    program: Program,
+    inputs: ProgramInputs,
     starts: Float[Array | np.ndarray, "S V"],
     learning_rate: Array | float,
 ) -> Solved:
-    """A sweep as one program: every leaf of `numbers` has the sweep as its first axis, and so has
+    """A sweep as one program: every leaf of `inputs` has the sweep as its first axis, and so has
     every leaf of the result.
 
     Raises:
       SdslError: as `solve`.
     """
-    check(task, numbers)
-    return _solve_many(task, as_arrays(numbers), *as_arrays((starts, learning_rate)))
+    check(program, inputs)
+    return _solve_many(program, as_arrays(inputs), *as_arrays((starts, learning_rate)))
 
 
-@functools.partial(jax.jit, static_argnames="task")
-def _solve_many(task: Task, numbers: Numbers, starts: Array, learning_rate: Array) -> Solved:
-    return jax.vmap(lambda one: solve(task, one, starts, learning_rate))(numbers)
+@functools.partial(jax.jit, static_argnames="program")
+def _solve_many(
+    program: Program, inputs: ProgramInputs, starts: Array, learning_rate: Array
+) -> Solved:
+    return jax.vmap(lambda one: solve(program, one, starts, learning_rate))(inputs)
 
 
-def stack(many: Sequence[Numbers]) -> Numbers:
-    """The numbers of many problems as those of a sweep; their laws must be of the same kinds and sources."""
+def stack(many: Sequence[ProgramInputs]) -> ProgramInputs:
+    """The inputs of many problems as those of a sweep; their laws must be of the same kinds and sources."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(as_arrays, many))
 
 
 def sweep(
-    task: Task,
-    many: Sequence[Numbers],
+    program: Program,
+    many: Sequence[ProgramInputs],
     starts: Float[Array | np.ndarray, "S V"],
     learning_rate: Array | float,
 ) -> Solved:
@@ -394,4 +397,4 @@ def sweep(
       SdslError: as `solve`, or there is no problem.
     """
     require(len(many) > 0, "a sweep of 0 problems; it must have at least one.")
-    return solve_many(task, stack(many), starts, learning_rate)
+    return solve_many(program, stack(many), starts, learning_rate)

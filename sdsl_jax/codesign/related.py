@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdsl_jax.codesign.optimise import spread_starts
-from sdsl_jax.codesign.program import Numbers, Solved, sweep
+from sdsl_jax.codesign.program import ProgramInputs, Solved, sweep
 from sdsl_jax.codesign.serving_problem import Problem
 
 # So many at a time: whatever their number, a single compilation serves them.
@@ -19,16 +19,16 @@ _TOGETHER = 16
 _DRAWS = 160
 
 
-def solve_together(problem: Problem, many: Sequence[Numbers]) -> list[Solved]:
-    """The optima of many problems of one task, a fixed number at a time."""
+def solve_together(problem: Problem, many: Sequence[ProgramInputs]) -> list[Solved]:
+    """The optima of many problems of one program, a fixed number at a time."""
     found: list[Solved] = []
     optimizer = problem.config.optimizer
-    starts = jnp.asarray(spread_starts(optimizer.starts, len(problem.task.variables)))
+    starts = jnp.asarray(spread_starts(optimizer.starts, len(problem.program.variables)))
     for first in range(0, len(many), _TOGETHER):
         some = list(many[first : first + _TOGETHER])
         padded = some + [some[-1]] * (_TOGETHER - len(some))
         solved = jax.tree.map(
-            np.asarray, sweep(problem.task, padded, starts, optimizer.learning_rate)
+            np.asarray, sweep(problem.program, padded, starts, optimizer.learning_rate)
         )
         found += [jax.tree.map(lambda x, i=i: x[i], solved) for i in range(len(some))]
     return found
@@ -70,7 +70,7 @@ def interval_90(problem: Problem) -> Interval:
             f"{kind}_law": jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), law.draws)
             for kind, law in laws.items()
         }
-        many.append(problem.numbers._replace(serving=problem.numbers.serving._replace(**drawn)))
+        many.append(problem.inputs._replace(serving=problem.inputs.serving._replace(**drawn)))
     return _interval(problem, solve_together(problem, many))
 
 
@@ -100,7 +100,9 @@ def _interval(problem: Problem, draws: Sequence[Solved]) -> Interval:
             )
         return number
 
-    interval = {name: ends([value(one, name) for one in found]) for name in problem.task.variables}
+    interval = {
+        name: ends([value(one, name) for one in found]) for name in problem.program.variables
+    }
     interval["speedup"] = ends([float(one.outcome.speedup) for one in found])
     interval["acceptance"] = ends([float(one.outcome.acceptance) for one in found])
     basis = f"{len(found)} draws; laws only, the device taken as known: {basis}"

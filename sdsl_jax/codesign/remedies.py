@@ -47,7 +47,7 @@ def remedies(problem: Problem, design: Design) -> list[dict[str, Any]]:
     if more is not None:
         moved = {} if apart in (None, more[1]) else {"draft.devices": more[1]}
         found.append({"hardware.devices": more[0], **moved})
-    if "batch" not in problem.task.variables:
+    if "batch" not in problem.program.variables:
         asked = int(config.workload.batch)
         batch = _largest(
             lambda rows: _keeps(problem, design, devices, config.draft_devices, rows), asked
@@ -78,12 +78,12 @@ def _designs(
     problem: Problem, design: Design, devices: int, draft_devices: int, batch: float | None = None
 ) -> Evaluated:
     """Drafts, whole lookaheads and batches on so many devices; leaves [sizes, lookaheads, batches]."""
-    numbers = problem.numbers
+    inputs = problem.inputs
 
     def values(name: str, count: int) -> np.ndarray:
-        if name not in problem.task.variables:
+        if name not in problem.program.variables:
             return np.asarray([float(getattr(design, name))])
-        low, high = (float(getattr(end, name)) for end in (numbers.lower, numbers.upper))
+        low, high = (float(getattr(end, name)) for end in (inputs.lower, inputs.upper))
         return np.geomspace(low, high, count)
 
     rows = (
@@ -93,11 +93,11 @@ def _designs(
     )
     grid = design._replace(
         draft_params=values("draft_params", _SIZES)[:, None, None],
-        lookahead=whole_lookaheads(problem.task, numbers)[None, :, None],
+        lookahead=whole_lookaheads(problem.program, inputs)[None, :, None],
         batch=rows[None, None, :],
     )
-    serving = numbers.serving._replace(devices=float(devices), draft_devices=float(draft_devices))
-    return evaluate(problem.task, numbers, serving, grid)
+    serving = inputs.serving._replace(devices=float(devices), draft_devices=float(draft_devices))
+    return evaluate(problem.program, inputs, serving, grid)
 
 
 def _keeps(
@@ -114,7 +114,7 @@ def _limits(problem: Problem, designs: Evaluated) -> list[dict[str, float]]:
     Where several must move, their values at the design with the smallest product of factors by
     which it exceeds them.
     """
-    names, limits = problem.task.constraints, np.asarray(problem.numbers.limits)
+    names, limits = problem.program.constraints, np.asarray(problem.inputs.limits)
     values = {name: np.asarray(getattr(designs.outcome, name)) for name in names}
     found = []
     for name, limit in zip(names, limits):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sdsl_jax.codesign.program import Numbers, Solved, Task, box, coordinates, solve
+from sdsl_jax.codesign.program import Program, ProgramInputs, Solved, box, coordinates, solve
 from sdsl_jax.errors import require
 
 # In this order: for a given lookahead some batch keeps the limits.
@@ -53,22 +53,22 @@ def _neighbours(
     return sorted({*below[-1:].tolist(), *above[:1].tolist()})
 
 
-def fixed_at(numbers: Numbers, name: str, value: float) -> Numbers:
+def fixed_at(inputs: ProgramInputs, name: str, value: float) -> ProgramInputs:
     """The problem with one more quantity given, be it a variable or not."""
-    return numbers._replace(
+    return inputs._replace(
         **{
-            part: getattr(numbers, part)._replace(**{name: value})
+            part: getattr(inputs, part)._replace(**{name: value})
             for part in ("fixed", "lower", "upper")
         }
     )
 
 
 def round_design(
-    task: Task,
-    numbers: Numbers,
+    program: Program,
+    inputs: ProgramInputs,
     solved: Solved,
     allowed: Mapping[str, Sequence[float]] | None = None,
-    solve_all: Callable[[Sequence[Numbers]], Sequence[Solved]] | None = None,
+    solve_all: Callable[[Sequence[ProgramInputs]], Sequence[Solved]] | None = None,
 ) -> Rounded:
     """Rounds lookahead and batch to whole numbers and other variables to what is allowed of them;
     the rest adapts.
@@ -78,30 +78,30 @@ def round_design(
     no neighbour that keeps it. The best feasible end is returned, or the one that violates least.
 
     Args:
-      task: that was solved.
-      numbers: of one problem.
+      program: that was solved.
+      inputs: of one problem.
       solved: its optimum.
       allowed: by the name of a variable, the values that it may take, such as sizes of drafts that
         exist, in non-embedding parameters. Lookahead and batch are whole unless named here;
         variables not named stay real.
-      solve_all: solves several problems of the task; one after another, from where the optimum is,
+      solve_all: solves several problems of the program; one after another, from where the optimum is,
         if None.
 
     Raises:
-      SdslError: a name that is no variable of the task, or nothing allowed lies within the bounds
+      SdslError: a name that is no variable of the program, or nothing allowed lies within the bounds
         of one.
     """
     allowed = dict(allowed or {})
     for name in allowed:
         require(
-            name in task.variables,
-            f"{name!r} is no variable of the task; those are {', '.join(task.variables)}.",
+            name in program.variables,
+            f"{name!r} is no variable of the program; those are {', '.join(program.variables)}.",
         )
     names = [name for name in allowed if name not in _WHOLE]
-    names += [name for name in _WHOLE if name in task.variables]
+    names += [name for name in _WHOLE if name in program.variables]
     if solve_all is None:
-        solve_all = functools.partial(_solve_from, task, solved)
-    ends, found = [(numbers, solved)], [solved]
+        solve_all = functools.partial(_solve_from, program, solved)
+    ends, found = [(inputs, solved)], [solved]
     for name in names:
         many = []
         for given, one in ends:
@@ -120,12 +120,12 @@ def round_design(
     return Rounded(best, jnp.expm1(best.objective - solved.objective))
 
 
-def _solve_from(task: Task, solved: Solved, many: Sequence[Numbers]) -> list[Solved]:
+def _solve_from(program: Program, solved: Solved, many: Sequence[ProgramInputs]) -> list[Solved]:
     found = []
-    for numbers in many:
-        within = box(task, numbers)
+    for inputs in many:
+        within = box(program, inputs)
         # A variable whose bounds coincide has no width to start in.
         width = jnp.where(within.high > within.low, within.high - within.low, 1.0)
-        start = jnp.clip((coordinates(task, solved.design) - within.low) / width, 0.0, 1.0)
-        found.append(solve(task, numbers, start[None], _LEARNING_RATE))
+        start = jnp.clip((coordinates(program, solved.design) - within.low) / width, 0.0, 1.0)
+        found.append(solve(program, inputs, start[None], _LEARNING_RATE))
     return found

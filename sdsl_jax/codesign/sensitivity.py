@@ -10,7 +10,15 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from sdsl_jax.codesign.kkt import Point, field, free_components, free_rows
-from sdsl_jax.codesign.program import Numbers, Solved, Task, as_arrays, box, coordinates, functions
+from sdsl_jax.codesign.program import (
+    Program,
+    ProgramInputs,
+    Solved,
+    as_arrays,
+    box,
+    coordinates,
+    objective_and_constraints,
+)
 from sdsl_jax.theory.serving import Design, Serving, counted, shapes
 
 _Tree = TypeVar("_Tree")
@@ -47,7 +55,7 @@ def _elasticities(slopes: _Tree, at: _Tree) -> _Tree:
     return jax.tree.map(_elasticity, slopes, at)
 
 
-def sensitivities(task: Task, numbers: Numbers, solved: Solved) -> DesignSensitivities:
+def sensitivities(program: Program, inputs: ProgramInputs, solved: Solved) -> DesignSensitivities:
     """Elasticities of the optimum, with what is held at bounds and which constraints bind
     unchanged.
 
@@ -56,16 +64,16 @@ def sensitivities(task: Task, numbers: Numbers, solved: Solved) -> DesignSensiti
     ∂L/∂θ at fixed z (envelope theorem).
 
     Args:
-      task: that was solved.
-      numbers: that it was solved for.
+      program: that was solved.
+      inputs: that it was solved for.
       solved: its optimum; feasible.
     """
-    numbers = as_arrays(numbers)
-    variables, objective = _sensitivities(task, numbers, solved.design, solved.multipliers)
-    kind = jax.tree.structure((numbers.serving, numbers.fixed))
+    inputs = as_arrays(inputs)
+    variables, objective = _sensitivities(program, inputs, solved.design, solved.multipliers)
+    kind = jax.tree.structure((inputs.serving, inputs.fixed))
     moved = {
         name: jax.tree.unflatten(kind, list(row))
-        for name, row in zip(task.variables, variables, strict=True)
+        for name, row in zip(program.variables, variables, strict=True)
     }
     gained = jax.tree.unflatten(kind, list(objective))
     return DesignSensitivities(
@@ -76,9 +84,9 @@ def sensitivities(task: Task, numbers: Numbers, solved: Solved) -> DesignSensiti
     )
 
 
-@functools.partial(jax.jit, static_argnames="task")
+@functools.partial(jax.jit, static_argnames="program")
 def _sensitivities(
-    task: Task, numbers: Numbers, design: Design, multipliers: Array
+    program: Program, inputs: ProgramInputs, design: Design, multipliers: Array
 ) -> tuple[Array, Array]:
     """Elasticities of the variables, [V, P], and of the objective, [P], by all P numbers in the
     order of their tree.
@@ -86,21 +94,23 @@ def _sensitivities(
     One vector holds z and the numbers, so that one forward pass over it gives every slope: a
     program for vectors compiles in a fraction of the time of one with as many scalars.
     """
-    leaves, kind = jax.tree.flatten((numbers.serving, numbers.fixed))
-    point = Point(coordinates(task, design), multipliers)
+    leaves, kind = jax.tree.flatten((inputs.serving, inputs.fixed))
+    point = Point(coordinates(program, design), multipliers)
     size, held = len(point.x), len(point.x) + len(multipliers)
     values = jnp.stack(leaves)
 
     def at(both: Array) -> tuple[tuple[Array, Array, Array], Array]:
         serving, fixed = jax.tree.unflatten(kind, list(both[held:]))
         here = Point(both[:size], both[size:held])
-        found, (f, g) = field(functions(task, numbers._replace(serving=serving, fixed=fixed)), here)
+        found, (f, g) = field(
+            objective_and_constraints(program, inputs._replace(serving=serving, fixed=fixed)), here
+        )
         return (found, f, g), found
 
     (slopes, f_slopes, g_slopes), found = jax.jacfwd(at, has_aux=True)(
         jnp.concatenate([*point, values])
     )
-    free = free_components(box(task, numbers), point, found)
+    free = free_components(box(program, inputs), point, found)
     moved = jnp.linalg.solve(
         free_rows(free, slopes[:, :held]), jnp.where(free[:, None], -slopes[:, held:], 0.0)
     )
@@ -110,14 +120,14 @@ def _sensitivities(
     scale = jnp.stack(
         [
             (1 + gamma) / gamma if name == "lookahead" else jnp.ones_like(gamma)
-            for name in task.variables
+            for name in program.variables
         ]
     )
     return _elasticity(scale[:, None] * moved[:size], values), _elasticity(gained, values)
 
 
 def of_stated_sizes(
-    task: Task, numbers: Numbers, solved: Solved, found: DesignSensitivities
+    program: Program, inputs: ProgramInputs, solved: Solved, found: DesignSensitivities
 ) -> DesignSensitivities:
     """The same sensitivities, with those of sizes in the parameter count of the loss law instead of
     outside embeddings.
@@ -126,13 +136,13 @@ def of_stated_sizes(
     T/∂ln r·d ln r + direct terms, such as that of the vocabulary. A size on a bound stays there:
     bounds are of the stated size.
     """
-    given = (as_arrays(numbers.serving), as_arrays(solved.design))
+    given = (as_arrays(inputs.serving), as_arrays(solved.design))
     variables, fixed = dict(found.variables), dict(found.variables_fixed)
     for i, role in enumerate(("draft", "target")):
         name = f"{role}_params"
-        if name not in task.variables:
+        if name not in program.variables:
             continue
-        at = task.variables.index(name)
+        at = program.variables.index(name)
         if bool(solved.at_lower[at] | solved.at_upper[at]):
             continue
 
@@ -141,12 +151,12 @@ def of_stated_sizes(
 
         direct, by_design = _elasticities(jax.grad(size)(given), given)
         # What is fixed of the design moves the size by itself; what is not, as the optimum moves.
-        held = by_design._replace(**dict.fromkeys(task.variables, jnp.zeros(())))
+        held = by_design._replace(**dict.fromkeys(program.variables, jnp.zeros(())))
         for tables, before, total in (
             (variables, found.variables, direct),
             (fixed, found.variables_fixed, held),
         ):
-            for other in task.variables:
+            for other in program.variables:
                 slope = getattr(by_design, other)
                 total = jax.tree.map(
                     lambda t, moved, slope=slope: t + slope * moved, total, before[other]

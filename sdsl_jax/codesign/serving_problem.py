@@ -1,4 +1,4 @@
-"""From the settings of a co-design problem to the task and the numbers that are solved, in the units of the laws."""
+"""From the settings of a co-design problem to the program and the inputs that are solved, in the units of the laws."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdsl_jax.codesign.drafts_at_hand import model_of, named_draft, stated_size, to_be_trained
-from sdsl_jax.codesign.program import Numbers, Task
+from sdsl_jax.codesign.program import Program, ProgramInputs
 from sdsl_jax.codesign.published_drafts import PublishedDraft
 from sdsl_jax.codesign.sizes import non_embedding_params, total_params
 from sdsl_jax.config.codesign_problem import (
@@ -64,8 +64,8 @@ class Problem:
 
     Attributes:
       config: what was asked.
-      task: static part of the program.
-      numbers: float64 numbers of the program; sizes are non-embedding parameters.
+      program: static part of the program.
+      inputs: float64 numbers of the program; sizes are non-embedding parameters.
       loss: the loss law, with its draws.
       acceptance: the acceptance law; the constant of a measured α where there is one.
       hardware: the device, and what is known about its numbers.
@@ -75,8 +75,8 @@ class Problem:
     """
 
     config: ProblemConfig
-    task: Task
-    numbers: Numbers
+    program: Program
+    inputs: ProgramInputs
     loss: LoadedLaw
     acceptance: LoadedLaw
     hardware: HardwareFile
@@ -96,7 +96,7 @@ class Problem:
 
     def family(self, role: str, aspect_ratio: float | None = None) -> ShapeRule:
         """Shapes of drafts, or of targets; of another aspect ratio if one is given."""
-        serving = self.numbers.serving
+        serving = self.inputs.serving
         if role == "target":
             return serving.target_family
         return (
@@ -143,7 +143,7 @@ class Problem:
     def draft_params(self, size: float) -> float:
         """Non-embedding parameters of a draft of a stated size."""
         with jax.enable_x64(True):
-            return _non_embedding(size, self.numbers.serving.draft_family, self.loss)
+            return _non_embedding(size, self.inputs.serving.draft_family, self.loss)
 
 
 class Memory(NamedTuple):
@@ -283,7 +283,7 @@ def build(config: ProblemConfig) -> Problem:
         lower = fixed._replace(**{k: low for k, (low, _) in ranges.items()})
         upper = fixed._replace(**{k: high for k, (_, high) in ranges.items()})
         limits, notes, misfits = _with_memory(limits, serving, lower, ranges)
-        numbers = Numbers(
+        inputs = ProgramInputs(
             serving,
             fixed,
             lower,
@@ -291,8 +291,8 @@ def build(config: ProblemConfig) -> Problem:
             np.asarray(list(objective.values())),
             np.asarray(list(limits.values())),
         )
-        numbers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), numbers)
-    task = Task(
+        inputs = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), inputs)
+    program = Program(
         variables=tuple(ranges),
         objective=tuple(objective),
         constraints=tuple(limits),
@@ -302,8 +302,8 @@ def build(config: ProblemConfig) -> Problem:
     )
     return Problem(
         config,
-        task,
-        numbers,
+        program,
+        inputs,
         loss,
         alpha,
         replace(hardware, hardware=device),

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdsl_jax.codesign.program import Solved, Task
+from sdsl_jax.codesign.program import Program, Solved
 from sdsl_jax.codesign.sensitivity import DesignSensitivities
 
 VARIABLES = {
@@ -109,7 +109,7 @@ def _flat(tree: Any) -> dict[str, float]:
 
 
 def ranked_sensitivities(
-    task: Task, solved: Solved, found: DesignSensitivities, errors: dict[str, float]
+    program: Program, solved: Solved, found: DesignSensitivities, errors: dict[str, float]
 ) -> list[dict[str, Any]]:
     """Elasticities of all variables and of the objective by every number that either depends on,
     what matters most first.
@@ -118,19 +118,19 @@ def ranked_sensitivities(
     all rest on bounds.
 
     Args:
-      task: that was solved.
+      program: that was solved.
       solved: its optimum.
       found: its sensitivities.
       errors: standard errors relative to the number, by path, where there are any.
     """
     tables = {
         name: _flat(found.variables[name]) | _flat(found.variables_fixed[name])
-        for name in task.variables
+        for name in program.variables
     }
     gains = _flat(found.objective) | {
         name: value
         for name, value in _flat(found.objective_fixed).items()
-        if name not in task.variables
+        if name not in program.variables
     }
     # Nobody has 1% more embedding tables, a roofline of another corner, or more than all of the
     # prefills.
@@ -150,13 +150,13 @@ def ranked_sensitivities(
     def per_error(path: str) -> dict[str, float | None] | None:
         if path not in errors:
             return None
-        return {name: number(errors[path] * tables[name][path]) for name in task.variables}
+        return {name: number(errors[path] * tables[name][path]) for name in program.variables}
 
     return [
         {
             "quantity": quantity(path),
             "path": path,
-            "elasticity": {name: number(tables[name][path]) for name in task.variables},
+            "elasticity": {name: number(tables[name][path]) for name in program.variables},
             "elasticity_of_objective": number(gains[path]),
             "logarithms_per_standard_error": per_error(path),
         }

@@ -336,7 +336,7 @@ def test_a_device_too_few(sdsl):
         load_problem(None, {"target": {"params": 70e9}, "hardware": {"name": "h100", "devices": 1}})
     )
     assert "do not fit on 1 device" in made.misfits[0]
-    assert made.task.constraints == ("memory_bytes",)
+    assert made.program.constraints == ("memory_bytes",)
 
 
 @pytest.mark.parametrize(

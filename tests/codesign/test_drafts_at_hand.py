@@ -161,11 +161,11 @@ def test_an_acceptance_belongs_to_its_candidate():
 def test_the_one_draft_of_a_problem_has_the_shape_of_its_model():
     made = build(config(draft={"candidates": [1.24e9], "acceptance": 0.7}, hardware={"devices": 4}))
     assert made.model.name == LLAMA
-    assert float(made.numbers.serving.draft_shape.layers) == 16
-    assert made.both_counts(made.numbers.fixed.draft_params, "draft")["total"] == 1.236e9
-    assert made.stated_size(made.numbers.fixed.draft_params, "draft") == 1.236e9
-    assert float(made.numbers.fixed.draft_tokens) == 9e12
+    assert float(made.inputs.serving.draft_shape.layers) == 16
+    assert made.both_counts(made.inputs.fixed.draft_params, "draft")["total"] == 1.236e9
+    assert made.stated_size(made.inputs.fixed.draft_params, "draft") == 1.236e9
+    assert float(made.inputs.fixed.draft_tokens) == 9e12
     # Where the size is chosen there is no one draft.
-    assert build(config(draft={"candidates": [1.24e9]})).numbers.serving.draft_shape is None
+    assert build(config(draft={"candidates": [1.24e9]})).inputs.serving.draft_shape is None
     named = build(config(draft={"name": LLAMA}, variables={"lookahead": "free"}))
-    assert np.isclose(float(named.numbers.fixed.draft_params), float(named.model.shape.params))
+    assert np.isclose(float(named.inputs.fixed.draft_params), float(named.model.shape.params))

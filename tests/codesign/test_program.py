@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from sdsl_jax.codesign import (
-    Numbers,
-    Task,
+    Program,
+    ProgramInputs,
     best_speculation,
     break_even,
     brute_force,
@@ -19,7 +19,7 @@ from sdsl_jax.codesign import (
     spread_starts,
     sweep,
 )
-from sdsl_jax.codesign.program import functions
+from sdsl_jax.codesign.program import objective_and_constraints
 from sdsl_jax.codesign.sensitivity import of_stated_sizes
 from sdsl_jax.errors import SdslError
 from sdsl_jax.hardware import load_hardware
@@ -32,10 +32,10 @@ GAP = LogitGap(2.0, 3.5)
 IDEAL = Hardware(0.0, 0.0, 0.0, 1e12, float("inf"))
 H100 = Hardware(40e-6, 8e-6, 1e-6, 3e12, 8e14, 4.0, 100e-6, 450e9, 3e-6, 80e9, 3.0)
 
-SPEED = Task(steps=150)
-# Speed with the batch free, under limits on latency and memory: the task that most tests share, as
+SPEED = Program(steps=150)
+# Speed with the batch free, under limits on latency and memory: the program that most tests share, as
 # compiling it takes seconds.
-BATCHED = Task(
+BATCHED = Program(
     ("draft_params", "lookahead", "batch"),
     constraints=("memory_bytes", "latency_seconds"),
     steps=80,
@@ -43,11 +43,11 @@ BATCHED = Task(
 )
 
 
-def ideal(law=GAP, target=70e9) -> Numbers:
+def ideal(law=GAP, target=70e9) -> ProgramInputs:
     family = ShapeRule(128.0, 0.0, 0.0)
     serving = Serving(IDEAL, BESIROGLU, law, family, family, 15e12, 0.0, 1.0, 1.0)
     fixed = Design(1e9, 4.0, 2e12, 128.0, 1.0, target)
-    return Numbers(
+    return ProgramInputs(
         serving,
         fixed,
         fixed._replace(draft_params=1e6, lookahead=1.0),
@@ -55,7 +55,7 @@ def ideal(law=GAP, target=70e9) -> Numbers:
     )
 
 
-def on_h100(*limits, **fixed) -> Numbers:
+def on_h100(*limits, **fixed) -> ProgramInputs:
     family = ShapeRule(128.0, 128e3, 0.0, 0.125, 2.0)
     serving = Serving(
         H100, BESIROGLU, GAP, family, family, 15e12, 4096.0, 2048.0, 512.0, devices=4.0
@@ -63,18 +63,18 @@ def on_h100(*limits, **fixed) -> Numbers:
     design = Design(1e9, 4.0, 2e12, 128.0, 8.0, 70e9)._replace(**fixed)
     lower = design._replace(draft_params=1e7, lookahead=1.0, batch=1.0)
     upper = design._replace(draft_params=20e9, lookahead=32.0, batch=512.0)
-    return Numbers(serving, design, lower, upper, limits=np.array(limits))
+    return ProgramInputs(serving, design, lower, upper, limits=np.array(limits))
 
 
-def solved(task, numbers):
-    return solve(task, numbers, spread_starts(8, len(task.variables)), 0.1)
+def solved(program, inputs):
+    return solve(program, inputs, spread_starts(8, len(program.variables)), 0.1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("law", [GAP, PAPER_PLANE])
 def test_on_an_ideal_device_the_optimum_is_that_of_the_paper(x64, law):
-    numbers = ideal(law)
-    found, closed = solved(SPEED, numbers), Scenario(70e9, 2e12, 15e12, BESIROGLU, law).optimum()
+    inputs = ideal(law)
+    found, closed = solved(SPEED, inputs), Scenario(70e9, 2e12, 15e12, BESIROGLU, law).optimum()
     assert float(found.design.draft_params) == pytest.approx(float(closed.params), rel=1e-6)
     assert float(found.design.lookahead) == pytest.approx(float(closed.lookahead), rel=1e-6)
     assert float(found.outcome.speedup) == pytest.approx(float(closed.speedup), rel=1e-9)
@@ -84,9 +84,9 @@ def test_on_an_ideal_device_the_optimum_is_that_of_the_paper(x64, law):
     assert drafting / float(found.outcome.step_seconds) == pytest.approx(ratio, rel=1e-12)
 
 
-def check_by_grid(task, numbers, points):
+def check_by_grid(program, inputs, points):
     """No point of the grid is better, and the best of them is near."""
-    found, grid = solved(task, numbers), brute_force(task, numbers, points)
+    found, grid = solved(program, inputs), brute_force(program, inputs, points)
     assert bool(found.feasible)
     assert float(found.kkt_residual) < 1e-6
     assert float(found.objective) <= float(grid.objective)
@@ -129,14 +129,16 @@ def test_what_cannot_be_done_is_said_to_be_infeasible(x64):
 
 
 def test_bounds_are_reached_exactly(x64):
-    numbers = on_h100()
-    found = solved(SPEED, numbers._replace(lower=numbers.lower._replace(draft_params=3e9)))
+    inputs = on_h100()
+    found = solved(SPEED, inputs._replace(lower=inputs.lower._replace(draft_params=3e9)))
     assert float(found.design.draft_params) == 3e9
     assert found.at_lower.tolist() == [True, False]
 
 
 def test_gradients_are_finite_where_the_law_leaves_probabilities(x64):
-    slope = jax.jit(lambda law, x: jax.grad(lambda x: functions(SPEED, ideal(law))(x)[0])(x))
+    slope = jax.jit(
+        lambda law, x: jax.grad(lambda x: objective_and_constraints(SPEED, ideal(law))(x)[0])(x)
+    )
     for constant in (0.6, -5.0, 1.3):
         for size in (1e6, 3e8, 7e10):
             law = AffinePlane(-0.0067, 0.01297, constant)
@@ -147,23 +149,23 @@ def leaf(tree, path):
     return float(functools.reduce(getattr, path, tree))
 
 
-def scaled(numbers, path, factor):
+def scaled(inputs, path, factor):
     """The same with one number multiplied."""
     if not path:
-        return numbers * factor
-    changed = {path[0]: scaled(getattr(numbers, path[0]), path[1:], factor)}
+        return inputs * factor
+    changed = {path[0]: scaled(getattr(inputs, path[0]), path[1:], factor)}
     return (
-        numbers._replace(**changed)
-        if hasattr(numbers, "_replace")
-        else dataclasses.replace(numbers, **changed)
+        inputs._replace(**changed)
+        if hasattr(inputs, "_replace")
+        else dataclasses.replace(inputs, **changed)
     )
 
 
 @pytest.mark.slow
 def test_sensitivities_are_those_of_problems_solved_anew(x64):
-    numbers = on_h100(60e9, 7.0)
-    found = solved(BATCHED, numbers)
-    moved = sensitivities(BATCHED, numbers, found)
+    inputs = on_h100(60e9, 7.0)
+    found = solved(BATCHED, inputs)
+    moved = sensitivities(BATCHED, inputs, found)
     paths = (
         ("serving", "hardware", "bytes_per_second"),
         ("serving", "loss_law", "a"),
@@ -173,7 +175,7 @@ def test_sensitivities_are_those_of_problems_solved_anew(x64):
     )
     h = 1e-4
     for path in paths:
-        up, down = (solved(BATCHED, scaled(numbers, path, np.exp(s))) for s in (h, -h))
+        up, down = (solved(BATCHED, scaled(inputs, path, np.exp(s))) for s in (h, -h))
         whole = path[0] == "serving"
         gain = leaf(moved.objective if whole else moved.objective_fixed, path[1:])
         assert gain == pytest.approx(
@@ -185,32 +187,32 @@ def test_sensitivities_are_those_of_problems_solved_anew(x64):
                 2 * h
             )
             assert slope == pytest.approx(change, rel=1e-4, abs=1e-6), name
-    bounded = numbers._replace(lower=numbers.lower._replace(draft_params=3e9))
+    bounded = inputs._replace(lower=inputs.lower._replace(draft_params=3e9))
     held = sensitivities(BATCHED, bounded, solved(BATCHED, bounded))
     assert all(float(leaf) == 0 for leaf in jax.tree.leaves(held.variables["draft_params"]))
     assert float(held.variables["batch"].context) != 0
     # Numbers that are 0 or infinite have no logarithm.
     assert float(moved.objective.aspect_penalty) == 0.0
-    assert jax.tree.structure(moved.objective) == jax.tree.structure(numbers.serving)
+    assert jax.tree.structure(moved.objective) == jax.tree.structure(inputs.serving)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(moved))
 
 
 @pytest.mark.slow
 def test_sensitivities_of_total_sizes_are_those_of_problems_solved_anew(x64):
-    numbers, h = on_h100(), 1e-4
-    found = solved(SPEED, numbers)
-    moved = of_stated_sizes(SPEED, numbers, found, sensitivities(SPEED, numbers, found))
+    inputs, h = on_h100(), 1e-4
+    found = solved(SPEED, inputs)
+    moved = of_stated_sizes(SPEED, inputs, found, sensitivities(SPEED, inputs, found))
 
-    def total(numbers):
-        draft, _ = shapes(numbers.serving, solved(SPEED, numbers).design)
+    def total(inputs):
+        draft, _ = shapes(inputs.serving, solved(SPEED, inputs).design)
         return float(jnp.log(draft.total_params))
 
     for path in (("draft_family", "vocab_size"), ("loss_law", "a")):
-        up, down = (total(scaled(numbers, ("serving", *path), np.exp(s))) for s in (h, -h))
+        up, down = (total(scaled(inputs, ("serving", *path), np.exp(s))) for s in (h, -h))
         assert leaf(moved.variables["draft_params"], path) == pytest.approx(
             (up - down) / (2 * h), rel=1e-4
         ), path
-    up, down = (total(scaled(numbers, ("fixed", "aspect_ratio"), np.exp(s))) for s in (h, -h))
+    up, down = (total(scaled(inputs, ("fixed", "aspect_ratio"), np.exp(s))) for s in (h, -h))
     slope = leaf(moved.variables_fixed["draft_params"], ("aspect_ratio",))
     assert slope == pytest.approx((up - down) / (2 * h), rel=1e-4)
 
@@ -218,8 +220,8 @@ def test_sensitivities_of_total_sizes_are_those_of_problems_solved_anew(x64):
 @pytest.mark.slow
 def test_a_front_is_a_sweep_is_monotone_and_flags_what_is_not_on_it(x64):
     limits = np.array([0.1, 6.5, 7.0, 8.0, 1e3])
-    task = Task(BATCHED.variables, constraints=("memory_bytes",), steps=80, rounds=8)
-    front = pareto(task, on_h100(60e9), "latency_seconds", limits, spread_starts(8, 3))
+    program = Program(BATCHED.variables, constraints=("memory_bytes",), steps=80, rounds=8)
+    front = pareto(program, on_h100(60e9), "latency_seconds", limits, spread_starts(8, 3))
     assert front.solved.feasible.tolist() == [False] + [True] * 4
     assert front.efficient.tolist() == [False] + [True] * 4
     assert (np.diff(front.solved.objective[1:]) <= 1e-9).all()
@@ -239,30 +241,30 @@ def test_a_front_is_a_sweep_is_monotone_and_flags_what_is_not_on_it(x64):
 
 @pytest.mark.slow
 def test_rounding_keeps_the_limits_and_says_what_it_costs(x64):
-    numbers = on_h100(60e9, 7.0)
-    found = solved(BATCHED, numbers)
-    rounded = round_design(BATCHED, numbers, found)
+    inputs = on_h100(60e9, 7.0)
+    found = solved(BATCHED, inputs)
+    rounded = round_design(BATCHED, inputs, found)
     design = rounded.solved.design
     assert float(design.lookahead) == round(float(design.lookahead))
     assert float(design.batch) == round(float(design.batch))
     assert bool(rounded.solved.feasible)
     assert 0 < float(rounded.loss) < 0.02
     sizes = (2e8, 5e8, 1.5e9)
-    given = round_design(BATCHED, numbers, found, {"draft_params": sizes})
+    given = round_design(BATCHED, inputs, found, {"draft_params": sizes})
     assert float(given.solved.design.draft_params) in sizes
     assert float(given.loss) >= float(rounded.loss)
     with pytest.raises(SdslError, match="no allowed draft_params"):
-        round_design(BATCHED, numbers, found, {"draft_params": (1e12,)})
+        round_design(BATCHED, inputs, found, {"draft_params": (1e12,)})
 
 
 def test_break_even_agrees_with_every_batch_tried(x64):
-    numbers = on_h100()
-    serving = numbers.serving._replace(
+    inputs = on_h100()
+    serving = inputs.serving._replace(
         context=128.0, prompt_tokens=64.0, acceptance_law=LogitGap(0.5, 3.5)
     )
-    found = break_even(serving, numbers.fixed, 1e7, 1024)
+    found = break_even(serving, inputs.fixed, 1e7, 1024)
     speedups = jax.vmap(
-        lambda b: best_speculation(serving, numbers.fixed._replace(batch=b), 1e7).speedup
+        lambda b: best_speculation(serving, inputs.fixed._replace(batch=b), 1e7).speedup
     )
     tried = np.asarray(speedups(jnp.arange(1.0, 1025.0)))
     assert float(found.largest_batch) == np.flatnonzero(tried > 1).max() + 1
@@ -271,7 +273,7 @@ def test_break_even_agrees_with_every_batch_tried(x64):
     assert not bool(found.every_batch)
     at = [
         best_speculation(
-            serving, numbers.fixed._replace(target_params=float(found.target_params) * f), 1e7
+            serving, inputs.fixed._replace(target_params=float(found.target_params) * f), 1e7
         ).speedup
         for f in (0.999, 1.001)
     ]
@@ -279,15 +281,15 @@ def test_break_even_agrees_with_every_batch_tried(x64):
 
 
 def test_where_speculation_never_or_always_pays(x64):
-    numbers = on_h100()
+    inputs = on_h100()
     never = break_even(
-        numbers.serving._replace(acceptance_law=LogitGap(-9.0, 3.5)), numbers.fixed, 1e7, 1024
+        inputs.serving._replace(acceptance_law=LogitGap(-9.0, 3.5)), inputs.fixed, 1e7, 1024
     )
     assert float(never.smallest_batch) == np.inf
     assert float(never.largest_batch) == 0.0
     assert not bool(never.every_batch)
     assert float(never.target_params) == np.inf
-    always = break_even(numbers.serving, numbers.fixed, 1e7, 4)
+    always = break_even(inputs.serving, inputs.fixed, 1e7, 4)
     assert float(always.smallest_batch) == 1.0
     assert float(always.largest_batch) == np.inf
     assert bool(always.every_batch)
@@ -320,38 +322,38 @@ def test_speculation_may_pay_from_a_batch_on(x64):
 
 @pytest.mark.slow
 def test_five_variables_and_money(x64):
-    task = Task(
+    program = Program(
         (*BATCHED.variables, "draft_tokens", "aspect_ratio"),
         ("total_cost",),
         ("latency_seconds",),
         steps=200,
         rounds=10,
     )
-    numbers = on_h100(6.0)
-    numbers = numbers._replace(
-        serving=numbers.serving._replace(aspect_penalty=0.01),
-        lower=numbers.lower._replace(draft_tokens=1e9, aspect_ratio=16.0),
-        upper=numbers.upper._replace(draft_tokens=2e13, aspect_ratio=512.0),
+    inputs = on_h100(6.0)
+    inputs = inputs._replace(
+        serving=inputs.serving._replace(aspect_penalty=0.01),
+        lower=inputs.lower._replace(draft_tokens=1e9, aspect_ratio=16.0),
+        upper=inputs.upper._replace(draft_tokens=2e13, aspect_ratio=512.0),
     )
-    found = solved(task, numbers)
+    found = solved(program, inputs)
     assert float(found.kkt_residual) < 1e-9
     assert not (found.at_lower | found.at_upper).any()
     assert float(found.starts_agreeing) > 0.5
-    assert float(found.objective) <= float(brute_force(task, numbers, 10).objective)
-    costlier = numbers._replace(serving=numbers.serving._replace(volume_tokens=1e13))
+    assert float(found.objective) <= float(brute_force(program, inputs, 10).objective)
+    costlier = inputs._replace(serving=inputs.serving._replace(volume_tokens=1e13))
     # What is used more is worth training longer.
-    assert float(solved(task, costlier).design.draft_tokens) > float(found.design.draft_tokens)
+    assert float(solved(program, costlier).design.draft_tokens) > float(found.design.draft_tokens)
 
 
 @pytest.mark.release
 @pytest.mark.parametrize("optimizer", ["nadam", "momentum"])
 def test_every_optimizer_finds_it(x64, optimizer):
-    numbers = on_h100(60e9, 7.0)
+    inputs = on_h100(60e9, 7.0)
     other = solve(
-        dataclasses.replace(BATCHED, optimizer=optimizer), numbers, spread_starts(8, 3), 0.05
+        dataclasses.replace(BATCHED, optimizer=optimizer), inputs, spread_starts(8, 3), 0.05
     )
     assert float(other.objective) == pytest.approx(
-        float(solved(BATCHED, numbers).objective), abs=1e-9
+        float(solved(BATCHED, inputs).objective), abs=1e-9
     )
 
 
@@ -365,12 +367,12 @@ def test_in_single_precision():
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(SdslError, match="unknown metric 'speed'"):
-        Task(objective=("speed",))
+        Program(objective=("speed",))
     with pytest.raises(SdslError, match="0 limits; there must be one for each of: latency_seconds"):
-        solved(Task(constraints=("latency_seconds",)), ideal())
+        solved(Program(constraints=("latency_seconds",)), ideal())
     with pytest.raises(SdslError, match=r"lookahead is bounded by 0\.5 and 64"):
         solved(SPEED, ideal()._replace(lower=ideal().lower._replace(lookahead=0.5)))
     with pytest.raises(SdslError, match="starts have 3 columns"):
         solve(SPEED, ideal(), spread_starts(4, 3), 0.1)
     with pytest.raises(SdslError, match="the price of a device is 0"):
-        solved(Task(objective=("total_cost",)), ideal())
+        solved(Program(objective=("total_cost",)), ideal())

@@ -17,8 +17,8 @@ def problem(x64):
 
 
 def draw(problem, feasible=True, **given):
-    design = problem.numbers.fixed._replace(aspect_ratio=32.0)
-    found = outcome(problem.numbers.serving, design)
+    design = problem.inputs.fixed._replace(aspect_ratio=32.0)
+    found = outcome(problem.inputs.serving, design)
     found = found._replace(**{k: np.asarray(v) for k, v in given.items()})
     none = np.zeros(2, bool)
     return Solved(
@@ -45,10 +45,10 @@ def test_draws_without_an_optimum_are_left_out_and_counted(problem):
     assert (found.share_that_speculate, found.share_left_out) == (0.25, 0.5)
     assert "the device taken as known" in found.basis
     # Sizes are those of the draw's own aspect ratio.
-    size = problem.stated_size(problem.numbers.fixed.draft_params, "draft", 32.0)
+    size = problem.stated_size(problem.inputs.fixed.draft_params, "draft", 32.0)
     assert found.values["draft_params"] == pytest.approx([size, size])
     assert size != pytest.approx(
-        problem.stated_size(problem.numbers.fixed.draft_params, "draft"), rel=1e-3
+        problem.stated_size(problem.inputs.fixed.draft_params, "draft"), rel=1e-3
     )
 
 

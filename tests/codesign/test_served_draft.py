@@ -164,8 +164,8 @@ def compared():
         workload={"batch": 8, "context": 4096},
     )
     with jax.enable_x64(True):
-        design = made.numbers.fixed._replace(draft_params=1e7)
-        solved = SimpleNamespace(objective=0.0, outcome=outcome(made.numbers.serving, design))
+        design = made.inputs.fixed._replace(draft_params=1e7)
+        solved = SimpleNamespace(objective=0.0, outcome=outcome(made.inputs.serving, design))
         return compare(made, solved, design)
 
 
@@ -218,13 +218,13 @@ def test_the_draft_is_on_all_devices_unless_told_otherwise():
         "workload": {"batch": 64, "context": 4096},
     }
     everywhere = problem(**sections)
-    assert float(everywhere.numbers.serving.draft_devices) == 4
+    assert float(everywhere.inputs.serving.draft_devices) == 4
     assert everywhere.misfits == ()
     apart = problem(**sections | {"draft": sections["draft"] | {"devices": 1}})
-    assert float(apart.numbers.serving.draft_devices) == 1
+    assert float(apart.inputs.serving.draft_devices) == 1
     assert "weights and caches of target and draft" in apart.misfits[0]
     with jax.enable_x64(True):
-        found = remedies(apart, apart.numbers.fixed)
+        found = remedies(apart, apart.inputs.fixed)
         assert found[0] == {"flags": "--draft-devices 4", "values": {"draft.devices": 4}}
         assert found[1]["flags"] == "--devices 8"
         rows = found[2]["values"]["workload.batch"]
@@ -247,7 +247,7 @@ def test_the_draft_is_on_all_devices_unless_told_otherwise():
 def test_limits_that_must_move_together_are_one_remedy():
     asked = problem(constraints={"latency_seconds": 1.0, "first_token_seconds": 0.01})
     with jax.enable_x64(True):
-        (found,) = remedies(asked, asked.numbers.fixed)
+        (found,) = remedies(asked, asked.inputs.fixed)
     assert set(found["values"]) == {
         "constraints.latency_seconds",
         "constraints.first_token_seconds",
@@ -255,20 +255,18 @@ def test_limits_that_must_move_together_are_one_remedy():
     kept = {name.partition(".")[2]: value for name, value in found["values"].items()}
     relaxed = problem(constraints=kept)
     with jax.enable_x64(True):
-        assert _keeps(relaxed, relaxed.numbers.fixed, 4, 4)
+        assert _keeps(relaxed, relaxed.inputs.fixed, 4, 4)
     assert found["flags"].count("--constraint") == 2
 
 
 def test_units_that_are_doubted_question_the_whole_answer():
     asked = problem(target={"tokens": 15_000}, draft={"tokens": 1e6})
-    few_draft, few_target, far = _of_the_units(
-        asked, asked.numbers.fixed._replace(draft_params=1e8)
-    )
+    few_draft, few_target, far = _of_the_units(asked, asked.inputs.fixed._replace(draft_params=1e8))
     assert few_draft.startswith("the draft has fewer training tokens (1M) than parameters (")
     assert few_target.startswith("the target has fewer training tokens (15k) than parameters (70B)")
     assert "15k training tokens of the target (333,333 times)" in far
     assert (
-        _of_the_units(problem(), asked.numbers.fixed._replace(draft_params=1e8, draft_tokens=1e12))
+        _of_the_units(problem(), asked.inputs.fixed._replace(draft_params=1e8, draft_tokens=1e12))
         == []
     )
 
@@ -286,7 +284,7 @@ def test_what_is_not_feasible_has_no_warnings_of_the_optimiser():
         outcome=SimpleNamespace(acceptance=0.6),
         at_lower=[True, True],
         at_upper=[False, False],
-        design=made.numbers.fixed,
+        design=made.inputs.fixed,
         starts_agreeing=0.0,
         kkt_residual=1.0,
     )

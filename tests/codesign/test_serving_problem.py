@@ -63,13 +63,13 @@ def test_a_size_below_its_embeddings_is_refused(x64):
 
 def test_sizes_are_in_the_count_of_the_loss_law():
     total = problem()
-    assert total.stated_size(total.numbers.fixed.target_params, "target") == pytest.approx(
+    assert total.stated_size(total.inputs.fixed.target_params, "target") == pytest.approx(
         70e9, rel=1e-9
     )
-    assert float(total.numbers.fixed.target_params) < 70e9
+    assert float(total.inputs.fixed.target_params) < 70e9
     # Kaplan's law counts what is outside the embeddings.
     plain = problem(laws={"loss": "kaplan"})
-    assert float(plain.numbers.fixed.target_params) == 70e9
+    assert float(plain.inputs.fixed.target_params) == 70e9
 
 
 def test_memory_by_hand():
@@ -79,7 +79,7 @@ def test_memory_by_hand():
         "workload": {"batch": 8, "context": 4096},
     }
     made = problem(**sections, draft={"devices": 1})
-    serving, design = made.numbers.serving, made.numbers.fixed
+    serving, design = made.inputs.serving, made.inputs.fixed
     with jax.enable_x64(True):
         held = memory(serving, design)
     size, params = float(design.target_params), 70e9
@@ -93,12 +93,12 @@ def test_memory_by_hand():
     # 152 GB, less what the draft leaves of 72 GB a device: 3 devices hold it, and 4 are the next
     # power of two.
     assert (held.smallest_exactly, held.smallest_devices) == (3, 4)
-    assert made.task.constraints == ("memory_bytes",)
+    assert made.program.constraints == ("memory_bytes",)
 
 
 def test_what_does_not_fit_is_said_and_no_design_is_feasible():
     made = problem(hardware={"name": "h100", "devices": 1})
-    assert made.task.constraints == ("memory_bytes",)
+    assert made.program.constraints == ("memory_bytes",)
     assert "do not fit on 1 device" in made.misfits[0]
     assert "2 would do" in made.misfits[0] or "4 would do" in made.misfits[0]
 
@@ -106,29 +106,29 @@ def test_what_does_not_fit_is_said_and_no_design_is_feasible():
 def test_context_and_prompt_follow_from_each_other():
     assert problem(workload={"context": 4096}).config.workload.prompt == 4096 - 128
     made = problem(workload={"prompt_tokens": 1000, "new_tokens": 400})
-    assert float(made.numbers.serving.context) == 1200
+    assert float(made.inputs.serving.context) == 1200
 
 
 def test_ranges_are_converted_and_free_ones_fit_the_problem():
     made = problem(variables={"draft_params": [1e8, 1e10], "batch": "free"})
-    assert made.task.variables == ("draft_params", "batch")
+    assert made.program.variables == ("draft_params", "batch")
     ends = [
-        made.stated_size(getattr(made.numbers, end).draft_params, "draft")
+        made.stated_size(getattr(made.inputs, end).draft_params, "draft")
         for end in ("lower", "upper")
     ]
     assert ends == pytest.approx([1e8, 1e10], rel=1e-9)
-    assert float(made.numbers.upper.batch) == 1024
+    assert float(made.inputs.upper.batch) == 1024
 
 
 def test_the_penalty_on_shapes_is_that_of_kaplan_from_the_ratio_it_is_counted_from():
     """ln²(714.7/64) − ln²(33.3/64) = 5.82 − 0.43, and 0.03/5.40 = 0.0056."""
     made = problem(variables={"aspect_ratio": "free"})
-    assert float(made.numbers.serving.aspect_penalty) == pytest.approx(0.0056, abs=5e-5)
+    assert float(made.inputs.serving.aspect_penalty) == pytest.approx(0.0056, abs=5e-5)
     wide, deep = (1 + kaplan_penalty(48.0) * np.log(r / 48.0) ** 2 for r in (4288 / 6, 1600 / 48))
     assert wide - deep == pytest.approx(0.03)
-    assert float(problem(laws={"aspect_penalty": 0.0}).numbers.serving.aspect_penalty) == 0.0
+    assert float(problem(laws={"aspect_penalty": 0.0}).inputs.serving.aspect_penalty) == 0.0
     # Where the shape is no variable nothing is counted.
-    assert float(problem(draft={"aspect_ratio": 160.0}).numbers.serving.aspect_penalty) == 0.0
+    assert float(problem(draft={"aspect_ratio": 160.0}).inputs.serving.aspect_penalty) == 0.0
 
 
 def test_names_of_variables_keep_the_ranges_of_the_file(tmp_path):
@@ -140,8 +140,8 @@ def test_names_of_variables_keep_the_ranges_of_the_file(tmp_path):
 
 def test_a_measured_acceptance_fixes_the_draft():
     made = problem(draft={"candidates": [1.1e9], "acceptance": 0.7})
-    assert made.task.variables == ("lookahead",)
-    assert made.stated_size(made.numbers.fixed.draft_params, "draft") == pytest.approx(1.1e9)
+    assert made.program.variables == ("lookahead",)
+    assert made.stated_size(made.inputs.fixed.draft_params, "draft") == pytest.approx(1.1e9)
     with jax.enable_x64(True):
         any_model = ModelPoint(1e9, 2.0, 1e12)
         assert float(made.acceptance.law(any_model, any_model)) == pytest.approx(0.7)
@@ -246,20 +246,20 @@ def test_published_models_keep_their_layers_and_width(x64):
         "workload": {"batch": 8, "context": 4096},
     }
     made = problem(**sections, draft={"devices": 1})
-    drafts = [published(made.numbers, model) for model in PUBLISHED_DRAFTS]
-    found = compared(made.task, made.numbers, made.numbers.fixed, drafts)
+    drafts = [published(made.inputs, model) for model in PUBLISHED_DRAFTS]
+    found = compared(made.program, made.inputs, made.inputs.fixed, drafts)
     i = [draft.name for draft in PUBLISHED_DRAFTS].index("meta-llama/Llama-3.2-1B")
-    target = memory(made.numbers.serving, made.numbers.fixed).target_bytes / 4
+    target = memory(made.inputs.serving, made.inputs.fixed).target_bytes / 4
     cache = 8 * (3968 + 256) * 16 * 2 * 8 * 64 * 2
     assert float(found.outcome.memory_bytes[i]) == pytest.approx(
         target + 2 * 1.236e9 + cache, rel=1e-9
     )
     lookahead = float(found.design.lookahead[i])
-    given = made.numbers.serving
+    given = made.inputs.serving
     took = round_time(
         given.hardware,
         Shape(1.236e9 - 128_256 * 2048, 16, 2048, 2048, 512, 128_256, 1),
-        family_shape(made.numbers.fixed.target_params, given.target_family),
+        family_shape(made.inputs.fixed.target_params, given.target_family),
         lookahead,
         8.0,
         4096.0,

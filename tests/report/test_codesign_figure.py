@@ -29,27 +29,27 @@ def problem():
 @pytest.fixture(scope="module")
 def surface(problem):
     with jax.enable_x64(True):
-        ends = float(problem.numbers.lower.draft_params), float(problem.numbers.upper.draft_params)
-        return landscape(problem.task, problem.numbers, problem.numbers.fixed, ends, 12.0)
+        ends = float(problem.inputs.lower.draft_params), float(problem.inputs.upper.draft_params)
+        return landscape(problem.program, problem.inputs, problem.inputs.fixed, ends, 12.0)
 
 
 def test_the_landscape_is_what_the_theory_says(problem, surface, x64):
     row, column = 20, 30
-    at = problem.numbers.fixed._replace(
+    at = problem.inputs.fixed._replace(
         draft_params=surface.draft_params[column], lookahead=surface.lookahead[row]
     )
-    given = outcome(problem.numbers.serving, at)
+    given = outcome(problem.inputs.serving, at)
     assert surface.speedup[row, column] == pytest.approx(float(given.speedup))
     assert surface.allowed[row, column] == bool(given.latency_seconds <= 2.2)
     assert 0.1 < surface.allowed.mean() < 0.9
 
 
 def test_the_best_whole_lookahead_is_the_best_of_all(problem, x64):
-    column = jax.tree.map(lambda x: np.asarray([[float(x)]]), problem.numbers.fixed)
-    found = at_best_lookahead(problem.task, problem.numbers, problem.numbers.serving, column)
+    column = jax.tree.map(lambda x: np.asarray([[float(x)]]), problem.inputs.fixed)
+    found = at_best_lookahead(problem.program, problem.inputs, problem.inputs.serving, column)
     every = [
-        outcome(problem.numbers.serving, problem.numbers.fixed._replace(lookahead=g))
-        for g in whole_lookaheads(problem.task, problem.numbers)
+        outcome(problem.inputs.serving, problem.inputs.fixed._replace(lookahead=g))
+        for g in whole_lookaheads(problem.program, problem.inputs)
     ]
     allowed = [float(o.seconds_per_token) for o in every if o.latency_seconds <= 2.2] or [
         float(o.seconds_per_token) for o in every
