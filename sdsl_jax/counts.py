@@ -20,6 +20,10 @@ _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 _GROUP = re.compile(r"\d,0\d\d(?!\d)")
 _NUMBER = re.compile(r"[+-]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)(e[+-]?\d+)?", re.IGNORECASE)
 
+_BYTES = re.compile(
+    r"(?P<number>[\d._]+(e\d+)?)\s*((?P<prefix>[kmgt])(?P<binary>i)?b?|b(ytes)?)?", re.IGNORECASE
+)
+
 # Fields of configurations that also take a count as people write it, a string such as "70B".
 COUNT = object()
 Count = Annotated[float, COUNT]
@@ -65,6 +69,28 @@ def read_count(text: str) -> float | None:
         return read_number(f"{plain}e{power}")  # rounded once, so that 0.57B is whole
     value = read_number(plain)
     return None if value is None else value * 10.0**power
+
+
+def short_bytes(value: float) -> str:
+    """A size in bytes with three digits and a decimal unit: 12.3 MB."""
+    for divisor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= 0.9995 * divisor:
+            return f"{value / divisor:.3g} {unit}"
+    return f"{value:.0f} bytes"
+
+
+def parse_bytes(text: str, name: str) -> float:
+    """A size in bytes: 2GB, 500 MB, 1.5GiB or a plain number.
+
+    Raises:
+      SdslError: The text is no size.
+    """
+    match = _BYTES.fullmatch(text.strip())
+    number = None if match is None else read_number(match["number"])
+    if match is None or number is None:
+        raise SdslError(f"{name} is {text!r}; it must be a size such as 2GB, 500MB or 0.")
+    base = 1024 if match["binary"] else 1000
+    return number * base ** " kmgt".index((match["prefix"] or " ").lower())
 
 
 def share_hint(value: float) -> str:

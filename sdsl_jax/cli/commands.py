@@ -34,6 +34,7 @@ GROUPS = {
     },
     "Files and this installation": {
         "export": "write a model as a Hugging Face folder",
+        "cache": "list or empty the folders of tokenised corpora and compiled programs",
         "version": "print the versions that a bug report should name",
     },
 }

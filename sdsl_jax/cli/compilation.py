@@ -10,6 +10,8 @@ import warnings
 from collections.abc import MutableMapping
 from pathlib import Path
 
+from sdsl_jax.cache_folders import programs_folder
+
 # Programs that compile faster than this many seconds are compiled again: reading them would save
 # little.
 _WORTH_KEEPING = "0.02"
@@ -26,8 +28,7 @@ def keep_compiled_programs(environment: MutableMapping[str, str] = os.environ) -
     if environment.get("SDSL_NO_CACHE", "") not in ("", "0") or "jax" in sys.modules:
         return
     if "JAX_COMPILATION_CACHE_DIR" not in environment:
-        home = environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        folder = Path(home) / "sdsl_jax" / "xla" / _processor()
+        folder = programs_folder(environment) / _processor()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError:

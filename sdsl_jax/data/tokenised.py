@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import glob
 import hashlib
 import itertools
 import json
-import os
 import secrets
 import shutil
 import socket
@@ -25,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from sdsl_jax.cache_folders import corpora_folder, corpus_lock, locked
 from sdsl_jax.config import DataConfig
 from sdsl_jax.data.corpus import Span, identity, is_file, read_pieces, sources, write_text
 from sdsl_jax.data.folders import listed
@@ -50,10 +49,7 @@ def corpus_folder(config: DataConfig) -> Path:
     """
     parts = [FORMAT, VERSION, _settings(config), [identity(source) for source in sources(config)]]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
-    cache = (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdsl_jax" / "corpora"
-    )
-    return (Path(config.shards) if config.shards else cache) / key
+    return (Path(config.shards) if config.shards else corpora_folder()) / key
 
 
 def source_digests(config: DataConfig) -> list[str]:
@@ -124,7 +120,7 @@ def prepare(
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _turn(folder.with_name(f".{folder.name}.lock"), note) as alone:
+        with _turn(corpus_lock(folder), note) as alone:
             if not (folder / MANIFEST).exists():
                 mine = f".{folder.name}.{socket.gethostname()}."
                 if alone:  # whoever left these behind would hold the lock if it were alive
@@ -150,24 +146,18 @@ def prepare(
 
 
 @contextlib.contextmanager
-def _turn(path: Path, note: Callable[[str], None]) -> Iterator[bool]:
-    """Waits while another process holds the lock, and holds it; false where the file system has no
-    locks.
+def _turn(path: Path, note: Callable[[str], None]) -> Iterator[bool | None]:
+    """Waits until no other process makes the same corpus; yields whether it holds the lock now.
 
-    The kernel takes a lock back from a process that dies. Without locks several may make the same
-    corpus, each in its own folder.
+    Without locks several processes may make the same corpus, each in a folder of its own.
     """
-    with open(path, "ab") as file:
-        try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                note("waiting for another process that is tokenising the same corpus")
-                fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            yield False
-        else:
-            yield True
+    with locked(path, wait=False) as mine:
+        if mine is not False:
+            yield mine
+            return
+    note("waiting for another process that is tokenising the same corpus")
+    with locked(path) as mine:
+        yield mine
 
 
 def _publish(private: Path, folder: Path) -> None:

@@ -1,6 +1,7 @@
 import codecs
 import dataclasses
 import errno
+import fcntl
 import gzip
 import hashlib
 import json
@@ -211,7 +212,7 @@ def test_several_that_start_at_once(config, monkeypatch, locks):
         raise OSError("no locks here")
 
     if not locks:
-        monkeypatch.setattr(tokenised.fcntl, "flock", refused)
+        monkeypatch.setattr(fcntl, "flock", refused)
     monkeypatch.setattr(tokenised, "_make", slow)
     found = []
     threads = [threading.Thread(target=lambda: found.append(prepare(config))) for _ in range(4)]
