@@ -8,7 +8,7 @@ import jax
 
 
 def device_name() -> str:
-    """Kind and number of the default devices, with the number of cores where they are CPUs: "1 x cpu, 2 cores"."""
+    """Number and kind of the devices, for CPUs with their cores: "1 x cpu, 2 cores"."""
     device = jax.devices()[0]
     cores = f", {os.cpu_count()} cores" if device.platform == "cpu" else ""
     return f"{len(jax.devices())} x {device.device_kind}{cores}"

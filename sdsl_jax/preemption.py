@@ -1,4 +1,7 @@
-"""SIGTERM, which schedulers send before they take a machine away; light, for the command line imports it."""
+"""SIGTERM, which schedulers send before they take a machine away.
+
+The command line imports this module at once, so it stays light.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from contextlib import contextmanager
 
 
 class Preempted(BaseException):
-    """The process was asked to end. Like `KeyboardInterrupt`, no handler of ordinary errors must swallow it."""
+    """The process was asked to end. Handlers of ordinary errors do not catch it."""
 
 
 def end_on_sigterm() -> None:
@@ -23,10 +26,10 @@ def end_on_sigterm() -> None:
 
 @contextmanager
 def sigterm_held_back() -> Iterator[Callable[[], bool]]:
-    """Within it SIGTERM waits: what it yields says whether one came, and the end of the block then
-    raises `Preempted`.
+    """Holds SIGTERM back within the block, and raises `Preempted` after it if SIGTERM came.
 
-    Only the main thread can do that; in another one SIGTERM does what it did before.
+    Yields a function that says whether it has come. Only the main thread can hold a signal back; in
+    another thread SIGTERM keeps its effect.
     """
     came = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -1,6 +1,6 @@
-"""The processes of one distributed program: how they find each other, and what they must agree on.
+"""The processes of one distributed program: how they find each other and how they agree.
 
-With one process, all of this costs nothing and says yes.
+With a single process these functions cost nothing and return what they are given.
 """
 
 from __future__ import annotations
@@ -18,27 +18,26 @@ _ENVIRONMENT = ("SDSL_COORDINATOR", "SDSL_PROCESSES", "SDSL_PROCESS")
 
 
 def initialise_distributed() -> None:
-    """Joins the processes of one distributed program; must run before anything else asks JAX for a
-    device.
+    """Joins the processes of one distributed program. Call it before anything uses a JAX device.
 
-    The environment names the coordinator, which is process 0, and this process:
-    `SDSL_COORDINATOR=host:port`, `SDSL_PROCESSES` and `SDSL_PROCESS`, from 0. Without them JAX
-    finds out by itself under SLURM, Open MPI or Kubernetes and on Cloud TPUs.
+    Three environment variables name the coordinator (process 0) and this process:
+    `SDSL_COORDINATOR=host:port`, `SDSL_PROCESSES` and `SDSL_PROCESS`, counted from 0. Without them
+    JAX detects SLURM, Open MPI, Kubernetes and Cloud TPUs by itself.
 
     Raises:
-      SdslError: the environment is incomplete or senseless, or the processes did not find each
+      SdslError: The environment is incomplete or contradictory, or the processes did not find each
         other.
     """
-    given = [os.environ.get(name) for name in _ENVIRONMENT]
-    missing = [name for name, value in zip(_ENVIRONMENT, given) if not value]
+    settings = [os.environ.get(name) for name in _ENVIRONMENT]
+    missing = [name for name, value in zip(_ENVIRONMENT, settings) if not value]
     require(
-        len(missing) in (0, len(given)),
+        len(missing) in (0, len(settings)),
         f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set; either all of {', '.join(_ENVIRONMENT)} "
         "must be, or none.",
     )
     arguments: dict[str, Any] = {}
     if not missing:
-        coordinator, processes, process = map(str, given)
+        coordinator, processes, process = map(str, settings)
         good = processes.isdecimal() and process.isdecimal() and int(process) < int(processes)
         require(
             good,
@@ -52,7 +51,7 @@ def initialise_distributed() -> None:
         arguments = dict(
             coordinator_address=coordinator, num_processes=int(processes), process_id=int(process)
         )
-    # It would swallow SIGTERM, on which the command line ends by itself.
+    # JAX's preemption service would swallow SIGTERM, which the command line handles itself.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**arguments)
@@ -69,44 +68,40 @@ def is_primary() -> bool:
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here; they must give the same name. Nothing, with one process."""
+    """Waits until every process has called it with the same name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
-def agree(value: int) -> int:
-    """The value that the primary process brings, on every one of them; all must call it.
+def broadcast_from_primary(value: int) -> int:
+    """The primary process's value, on every process; all processes must call it.
 
-    For whatever decides what is computed next and might look different elsewhere: files, claims,
-    clocks.
+    Use it for anything that decides what runs next but may look different to each process: files,
+    claims, clocks.
     """
-    return (
-        value
-        if jax.process_count() == 1
-        else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
-    )
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def anywhere(flag: bool) -> bool:
-    """Whether any process brings a true flag, on every one of them; all must call it."""
-    return (
-        flag
-        if jax.process_count() == 1
-        else bool(multihost_utils.process_allgather(np.bool_(flag)).any())
-    )
+def any_process(flag: bool) -> bool:
+    """Whether the flag is true on any process; all processes must call it."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.bool_(flag)).any())
 
 
-def raise_together(error: SdslError | None, elsewhere: str) -> None:
-    """Raises on every process what went wrong on any of them; all must call it.
+def raise_on_all(error: SdslError | None, message_elsewhere: str) -> None:
+    """Raises on every process if any of them has an error; all processes must call it.
 
-    One that went on alone would wait for the others for ever.
+    Otherwise the processes without an error would wait forever for the one that stopped.
 
     Args:
-      error: of this process, if it has one.
-      elsewhere: the message where only another process has one.
+      error: This process's error, or None.
+      message_elsewhere: Message to raise where only another process has an error.
 
     Raises:
-      SdslError: the own error, or `elsewhere`.
+      SdslError: This process's error, or one with `message_elsewhere`.
     """
-    if anywhere(error is not None):
-        raise error or SdslError(elsewhere)
+    if any_process(error is not None):
+        raise error or SdslError(message_elsewhere)

@@ -1,4 +1,4 @@
-"""How long-running stages tell what they are doing, without printing anything themselves."""
+"""How long-running stages report what they are doing, without printing anything themselves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Receives what a stage reports. The command line draws it; tests and notebooks may ignore it."""
+    """Receives what a stage reports. The command line draws it; notebooks may ignore it."""
 
     def note(self, text: str) -> None:
         """One line worth keeping."""

@@ -1,4 +1,4 @@
-"""How a solver ended: one vocabulary for all solvers, as whole numbers that compiled programs can return."""
+"""How a solver ended, in one vocabulary for all solvers that compiled programs can return."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,21 @@ class Interval(NamedTuple):
     estimate: float
     low: float
     high: float
+
+
+def quantile_interval(
+    draws: np.ndarray, confidence: float, method: Any = "linear"
+) -> tuple[float, float]:
+    """The interval that leaves the same share of draws out at either end.
+
+    Args:
+      draws: Independent draws of a number, such as those of a bootstrap.
+      confidence: Share of the draws inside the interval.
+      method: How to interpolate between draws; see `numpy.quantile`.
+    """
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.asarray(draws), [tail, 1 - tail], method=method)
+    return float(low), float(high)
 
 
 def student_quantile(probability: float, degrees: int) -> float:

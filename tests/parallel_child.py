@@ -15,7 +15,13 @@ from sdsl_jax.checkpoints.layout import Layout, make_layout
 from sdsl_jax.config import ParallelConfig, TrainingConfig
 from sdsl_jax.errors import SdslError
 from sdsl_jax.models import ModelConfig, abstract_params, init_params
-from sdsl_jax.processes import agree, anywhere, barrier, initialise_distributed, is_primary
+from sdsl_jax.processes import (
+    any_process,
+    barrier,
+    broadcast_from_primary,
+    initialise_distributed,
+    is_primary,
+)
 from sdsl_jax.training.step import init_state, step_config, train_step, window_losses
 
 # Wide enough for most of its matrices to be split.
@@ -154,8 +160,8 @@ def one_of_several(folder: Path) -> dict:
         "refused": refused,
         "signals": signals,
         "primary": primary,
-        "agreed": agree(10 + process),
-        "anywhere": [anywhere(process == 1), anywhere(False)],
+        "agreed": broadcast_from_primary(10 + process),
+        "any_process": [any_process(process == 1), any_process(False)],
     }
 
 

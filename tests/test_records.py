@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import json
 
@@ -10,10 +11,17 @@ from sdsl_jax.records import (
     read_json,
     read_table,
     schema,
+    whole_file,
     write_json,
     write_table,
 )
-from sdsl_jax.statistics import mean_interval, median_interval, ratio_interval, student_quantile
+from sdsl_jax.statistics import (
+    mean_interval,
+    median_interval,
+    quantile_interval,
+    ratio_interval,
+    student_quantile,
+)
 
 ROWS = [
     AcceptanceRecord(
@@ -117,6 +125,24 @@ def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SdslError, match="cannot write"):
         write_table(tmp_path / "file" / "records", "acceptance", ROWS)
+
+
+def test_a_file_is_replaced_at_once_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "events.parquet"
+    with whole_file(path) as temporary:
+        temporary.write_text("first")
+        assert temporary.suffix == ".parquet"
+        assert not path.exists()
+    with contextlib.suppress(RuntimeError), whole_file(path) as temporary:
+        temporary.write_text("half of the sec")
+        raise RuntimeError
+    assert path.read_text() == "first"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_interval_of_draws_leaves_as_many_out_at_either_end():
+    assert quantile_interval(np.arange(101), 0.9) == pytest.approx((5, 95))
+    assert quantile_interval([1, 2, 3], 0.5, method="inverted_cdf") == (1, 3)
 
 
 def test_student_quantiles():

@@ -30,7 +30,7 @@ from jaxtyping import Int
 from sdsl_jax.checkpoints import storage
 from sdsl_jax.config import ParallelConfig
 from sdsl_jax.errors import require
-from sdsl_jax.processes import agree, anywhere
+from sdsl_jax.processes import any_process, broadcast_from_primary
 
 _AXES = ("data", "fsdp")
 
@@ -104,7 +104,7 @@ class Layout:
             return jax.device_put(state, shardings)
         mark = int(storage.digest(state)[:7], 16)
         require(
-            not anywhere(mark != agree(mark)),
+            not any_process(mark != broadcast_from_primary(mark)),
             "the processes computed different initial states; they must run on hardware of one kind.",
         )
         return jax.tree.map(

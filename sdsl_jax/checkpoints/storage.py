@@ -25,7 +25,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from sdsl_jax.errors import SdslError, require
-from sdsl_jax.processes import is_primary, raise_together
+from sdsl_jax.processes import is_primary, raise_on_all
 from sdsl_jax.records import read_json, write_json
 
 MANIFEST = "manifest.json"
@@ -78,7 +78,7 @@ def save(path: Path, tree: Any, metadata: dict[str, Any]) -> None:
             f"cannot write the checkpoint {path} ({_reason(error)}); the checkpoints before it are still there, and the same "
             "command continues from them."
         )
-    raise_together(
+    raise_on_all(
         failed, f"cannot write the checkpoint {path}, as another process finds; that one says why."
     )
 
@@ -99,7 +99,7 @@ def restore(path: Path, like: Any) -> Restored:
       SdslError: there is no checkpoint, it is damaged, or it holds arrays of other shapes.
     """
     found = damage(path)
-    raise_together(
+    raise_on_all(
         SdslError(f"the checkpoint {path} is damaged: {found}.") if found else None,
         f"the checkpoint {path} is damaged, as another process finds.",
     )
@@ -201,7 +201,7 @@ def _load(path: Path, like: Any) -> Restored:
         failed = SdslError(
             f"the checkpoint {path} is damaged or belongs to a model of another shape ({_reason(error)})."
         )
-    raise_together(failed, f"the checkpoint {path} is damaged, as another process finds.")
+    raise_on_all(failed, f"the checkpoint {path} is damaged, as another process finds.")
     assert loaded is not None
     return loaded
 

@@ -44,7 +44,7 @@ def main() -> None:
     except Preempted:
         _end(_PREEMPTED, f"sdsl: ended by SIGTERM{continues}.")
     except BaseException as error:
-        # Under an interrupt, imports and libraries may raise anything.
+        # When Ctrl-C interrupts them, imports and libraries may raise anything.
         if interruption.by is signal.SIGINT or isinstance(error, KeyboardInterrupt):
             _end(INTERRUPTED, interrupted)
         _fail(error, continues)
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def _start_with_huge_pages() -> None:
-    """Replaces this process by one with other settings of its memory, which answers the Ctrl-C that comes meanwhile."""
+    """Restarts the process with large memory pages; Ctrl-C is held back until it has restarted."""
     from sdsl_jax.cli.memory import use_huge_pages
 
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -64,12 +64,11 @@ def _start_with_huge_pages() -> None:
 
 
 def _fail(error: BaseException, continues: str) -> None:
-    """Ends the process with the sentence of an error that is not the program's; returns after any other."""
+    """Ends the process with one sentence for an error of the user's; returns for any other error."""
     if isinstance(error, SdslError):
         _end(_FAILED, f"sdsl: error: {error}")
     if isinstance(error, OSError) and error.filename is not None:
-        # What no stage expects: a folder that may not be read, say. Without a file it is an error
-        # of the program.
+        # A folder without read permission, for example. An error without a file is a bug.
         _end(_FAILED, f"sdsl: error: cannot use {error.filename} ({error.strerror}){continues}.")
     if isinstance(error, OSError | SystemExit):
         if (refused := streams.refusal(sys.stdout, error)) is not None:
@@ -85,8 +84,8 @@ def _fail(error: BaseException, continues: str) -> None:
 def _end(status: int, sentence: str = "") -> NoReturn:
     """Ends the process with a sentence on standard error.
 
-    Others of the same distributed program cannot go on without this one, so it does not wait for
-    them; nor for threads that a signal has surprised.
+    The other processes of a distributed program cannot continue without this one, so it waits
+    neither for them nor for threads that were running when a signal came.
     """
     if interruption.by is not None:
         streams.flush_quietly()

@@ -2,11 +2,11 @@
 
 Python runs a signal's handler between two steps of the main thread, which may compile for a minute,
 and the exception that it raises there makes the threads of libraries print their own tracebacks. So
-three things happen. The handler raises `KeyboardInterrupt`, with which claims and partial files are
-given up in order. Whatever else is printed to standard error from then on goes nowhere. And a
-thread of our own, which the interpreter wakes at once, ends the process if the main thread has not
-ended it within a few seconds, or when Ctrl-C comes again. To end it hard is safe: everything that
-is continued later is exact after kill -9 too.
+three things happen. The handler raises `KeyboardInterrupt`, so that claims and partial files are cleaned
+up. From then on, nothing else is printed to standard error. And a thread of our own, which Python
+wakes at once, ends the process if the main thread does not do so within a few seconds, or when
+Ctrl-C comes again. A hard end is safe: everything that can be resumed resumes exactly even after
+kill -9.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Interruption:
         self._stderr = self._nowhere = -1
 
     def begin(self, sentence: str) -> None:
-        """From now on SIGINT ends the command with a sentence, unless whoever started the process has it ignored."""
+        """From now on SIGINT ends the command, unless the process was started with SIGINT ignored."""
         if threading.current_thread() is not threading.main_thread():
             return
         self._sentence, self._running = sentence, True
@@ -53,11 +53,11 @@ class Interruption:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def done(self) -> None:
-        """The command has ended. While the interpreter ends too, SIGINT still makes no traceback."""
+        """Call when the command has ended; SIGINT then prints no traceback while Python shuts down."""
         self._running = False
 
     def silence_at(self, number: signal.Signals) -> None:
-        """Another signal that ends the command silences the threads of libraries too, before its handler runs."""
+        """Lets another signal silence the threads of libraries too, before its handler runs."""
         handler = signal.getsignal(number)
         if self._stderr >= 0 and callable(handler):
 
@@ -130,7 +130,7 @@ class Interruption:
 
 
 def _in_main_module(frame: types.FrameType | None) -> bool:
-    """Whether a frame of the main thread belongs to the program itself, not to the end of the interpreter."""
+    """Whether the main thread is in the program itself, and not in the shutdown of Python."""
     while frame is not None and frame.f_back is not None:
         frame = frame.f_back
     # The second is what `python -m` runs the module in.
@@ -138,7 +138,7 @@ def _in_main_module(frame: types.FrameType | None) -> bool:
 
 
 def _restored(stderr: int) -> str:
-    """What undoes a live bar: its line goes, and the cursor is shown again."""
+    """Terminal codes that erase a progress bar and show the cursor again."""
     return "\r\x1b[K\x1b[?25h" if os.isatty(stderr) else ""
 
 

@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import errno
 import os
+import re
 import sys
 from typing import TextIO
 
@@ -13,77 +14,18 @@ from sdsl_jax.errors import SdslError
 
 _ERRORS = "sdsl.plain"
 _OF_OUTPUT = {errno.ENOSPC, errno.EPIPE, errno.EIO, errno.EBADF, errno.EFBIG, errno.EDQUOT}
-_PLAIN = {
-    **{
-        "α": "alpha",
-        "β": "beta",
-        "γ": "gamma",
-        "δ": "delta",
-        "ε": "epsilon",
-        "θ": "theta",
-        "κ": "kappa",
-    },
-    **{
-        "λ": "lambda",
-        "Λ": "Lambda",
-        "μ": "mu",
-        "µ": "u",
-        "π": "pi",
-        "ρ": "rho",
-        "σ": "sigma",
-        "τ": "tau",
-    },
-    **{
-        "φ": "phi",
-        "χ": "chi",
-        "ψ": "psi",
-        "Σ": "sum",
-        "Π": "product",
-        "∂": "d",
-        "∇": "grad",
-        "∘": "o",
-        "‖": "||",
-    },
-    **{
-        "×": "x",
-        "·": "*",
-        "±": "+/-",
-        "−": "-",
-        "–": "-",
-        "—": "-",
-        "≥": ">=",
-        "≤": "<=",
-        "≈": "~",
-        "∞": "inf",
-    },
-    **{
-        "√": "sqrt",
-        "→": "->",
-        "←": "<-",
-        "◂": "<",
-        "′": "'",
-        "…": "...",
-        "“": '"',
-        "”": '"',
-        "‘": "'",
-        "’": "'",
-    },
-    **{
-        "•": "*",
-        "½": "1/2",
-        "²": "^2",
-        "³": "^3",
-        "⁴": "^4",
-        "⁵": "^5",
-        "⁻": "^-",
-        "¹": "^1",
-        "₋": "-",
-    },
-}
+# A letter, and how it is written in ASCII.
+_SPELLINGS = """
+α alpha  β beta  γ gamma  δ delta  ε epsilon  θ theta  κ kappa  λ lambda  Λ Lambda  μ mu
+µ u  π pi  ρ rho  σ sigma  τ tau  φ phi  χ chi  ψ psi  Σ sum  Π product  ∂ d  ∇ grad  ∘ o
+‖ ||  × x  · *  ± +/-  − -  – -  — -  ≥ >=  ≤ <=  ≈ ~  ∞ inf  √ sqrt  → ->  ← <-  ◂ <  ′ '
+… ...  “ "  ” "  ‘ '  ’ '  • *  ½ 1/2  ² ^2  ³ ^3  ⁴ ^4  ⁵ ^5  ⁻ ^-  ¹ ^1  ₋ -
+"""
+_PLAIN = dict(re.findall(r"(\S+) (\S+)", _SPELLINGS))
 
 
 def plain(text: str) -> str:
-    """Text in ASCII letters: α is alpha, ≤ is <=, a line of a box is -, | or +, and what has no likeness is ?."""
+    """Text in ASCII: α becomes alpha, ≤ becomes <=, and a letter without a likeness becomes ?."""
     return "".join(map(_plain_letter, text))
 
 
@@ -102,7 +44,7 @@ def _plain_letter(letter: str) -> str:
 
 
 def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What an encoding cannot express, in letters that it can; bytes of file names that are no text, as they are."""
+    """Spells in ASCII what an encoding lacks; undecodable bytes of file names stay as they are."""
     assert isinstance(error, UnicodeEncodeError)
     letters = error.object[error.start : error.end]
     if all("\udc80" <= letter <= "\udcff" for letter in letters):
@@ -111,14 +53,14 @@ def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def fill_gaps() -> None:
-    """Where a standard stream is closed, a file that is opened later must not get its number."""
+    """Opens closed standard streams, so that no file that is opened later gets their number."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
     os.close(number)
 
 
 def prepare() -> None:
-    """Lets both streams write every letter somehow.
+    """Makes both streams write letters that their encoding lacks in ASCII.
 
     Raises:
       SdslError: standard output is closed.
@@ -153,14 +95,14 @@ def refusal(stream: TextIO | None, error: BaseException) -> OSError | None:
 
 
 def flush_quietly() -> None:
-    """Writes out what both streams still hold, as far as possible."""
+    """Flushes both streams and ignores errors."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
 
 
 def say(sentence: str) -> None:
-    """Prints a line on standard error; where that cannot be written, nobody is there to read it."""
+    """Prints a line on standard error, and ignores that it cannot be written."""
     try:
         print(sentence, file=sys.stderr, flush=True)
     except OSError:
@@ -168,8 +110,9 @@ def say(sentence: str) -> None:
 
 
 def discard(number: int) -> None:
-    """From now on what is written to a stream goes nowhere, so that what it still holds makes no
-    error at the end.
+    """Discards what is written to a stream from now on.
+
+    Otherwise what the stream still holds would raise an error at the end of the process.
 
     Args:
       number: 1 for standard output, 2 for standard error.

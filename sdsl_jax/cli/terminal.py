@@ -30,7 +30,7 @@ class _Page(Console):
         )
 
     def on_broken_pipe(self) -> None:
-        """Leaves it to the command how it ends; rich would end it here, and close standard output for good."""
+        """Lets the command decide how it ends; rich would exit here and close standard output."""
         raise
 
 
@@ -67,7 +67,7 @@ class _StandardError:
 
 
 class Terminal:
-    """Draws a live bar on a terminal; elsewhere prints a line per stage, per note and per half minute."""
+    """Draws a progress bar on a terminal; elsewhere prints a line per stage and half minute."""
 
     def __init__(self, console: Console):
         self._console, self._live = console, console.is_terminal

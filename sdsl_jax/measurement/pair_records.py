@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +28,7 @@ from sdsl_jax.records import (
     read_json,
     read_table,
     require_records_folder,
+    whole_file,
     write_json,
     write_table,
 )
@@ -194,12 +194,8 @@ def append_records(
         )
         frames.insert(0, earlier[~same])
     answers = _other_answers(folder, name)
-    partial = folder / f".{EVENTS}.partial"
-    try:
-        pandas.concat(frames, ignore_index=True).to_parquet(partial, index=False)
-        os.replace(partial, folder / EVENTS)
-    except OSError as error:
-        raise SdslError(f"cannot write {folder / EVENTS} ({error.strerror}).") from None
+    with whole_file(folder / EVENTS) as path:
+        pandas.concat(frames, ignore_index=True).to_parquet(path, index=False)
     write_table(folder, "models", list(models.values()))
     write_table(folder, "acceptance", held["acceptance"] + acceptance)
     write_table(folder, "generation", held["generation"] + timed)

@@ -6,54 +6,62 @@ import contextlib
 import csv
 import dataclasses
 import json
-import math
 import os
 import secrets
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from sdsl_jax.counts import read_count
 from sdsl_jax.csv_table import read_csv
 from sdsl_jax.errors import SdslError, require
+from sdsl_jax.records.documents import to_json
 from sdsl_jax.records.tables import MAY_BE_EMPTY, SCHEMA_VERSION, TABLES
 from sdsl_jax.user_files import parse_json, read_text
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file under a temporary name and renames it, so that it is never seen half-written.
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path in the same folder, which replaces `path` when the block ends.
+
+    Readers therefore see either the old file or all of the new one. The temporary path ends like
+    `path`, for writers that choose a format by the name.
+
+    Args:
+      path: File to write; its folder is created if missing.
 
     Raises:
-      SdslError: the folder cannot be written to.
+      SdslError: The file cannot be written; the old one is still there.
     """
-    # A name of its own: several processes may write the same file.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    # A random name, since several processes may write the same file.
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The name of a file may hold bytes that are no text.
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise SdslError(f"cannot write {path} ({error.strerror}).") from None
+        raise SdslError(f"cannot write {path} ({error.strerror or error}).") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole text file at once; see `whole_file`.
+
+    Raises:
+      SdslError: The file cannot be written.
+    """
+    with whole_file(path) as temporary:
+        # The name of a file may hold bytes that are no text.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Writes plain values as JSON; numbers that are not finite become null."""
-    write_text(
-        path, json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    )
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """Writes dataclasses and plain values as JSON; numbers that are not finite become null."""
+    text = json.dumps(to_json(value), indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
 
 
 def read_json(path: Path, kind: type = dict, keys: Sequence[str] = ()) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import matplotlib
 
 from sdsl_jax.counts import short_count
-from sdsl_jax.errors import SdslError
+from sdsl_jax.records import whole_file
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -86,14 +85,10 @@ def figure(
         made, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False)
         yield made, axes
         for kind in ("png", "pdf"):
-            path, partial = folder / f"{name}.{kind}", folder / f".{name}.partial.{kind}"
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                # No creation date: the same records give the same file.
-                made.savefig(partial, metadata={"CreationDate": None} if kind == "pdf" else None)
-                os.replace(partial, path)
-            except OSError as error:
-                raise SdslError(f"cannot write {path} ({error.strerror}).") from None
+            # No creation date: the same records give the same file.
+            metadata = {"CreationDate": None} if kind == "pdf" else None
+            with whole_file(folder / f"{name}.{kind}") as path:
+                made.savefig(path, metadata=metadata)
         pyplot.close(made)
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdsl_jax.config import to_toml
-from sdsl_jax.errors import SdslError, require
+from sdsl_jax.errors import require
 from sdsl_jax.records import (
     ClockRecord,
     ModelRecord,
     TimingRecord,
     read_json,
+    whole_file,
     write_json,
     write_table,
 )
@@ -55,13 +55,8 @@ def _measure(study: Study) -> None:
     from sdsl_jax.measurement import measure
 
     found = measure(study.config, study.dataset, study.table("models"), study.home, study.progress)
-    events = study.records / "events.parquet"
-    partial = events.with_name(".events.parquet.partial")
-    try:
-        found.events.to_parquet(partial, index=False)
-        os.replace(partial, events)
-    except OSError as error:
-        raise SdslError(f"cannot write {events} ({error.strerror}).") from None
+    with whole_file(study.records / "events.parquet") as path:
+        found.events.to_parquet(path, index=False)
     write_json(study.records / "checks.json", {"decoder_self_check": found.self_checks})
     for name in ("acceptance", "survival", "expected", "latency"):
         write_table(study.records, name, getattr(found, name))

@@ -19,7 +19,13 @@ from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.errors import Diverged, SdslError, require
 from sdsl_jax.models import ModelConfig, Params, abstract_params, count, member
-from sdsl_jax.processes import agree, anywhere, barrier, is_primary, raise_together
+from sdsl_jax.processes import (
+    any_process,
+    barrier,
+    broadcast_from_primary,
+    is_primary,
+    raise_on_all,
+)
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import ModelRecord, write_json, write_table
 from sdsl_jax.seeds import derive_seed
@@ -162,14 +168,14 @@ def train_rungs(
         for plan in todo:
             name = plan.rung.name
             weighted = _Weighted(progress, plan.flops_per_step)
-            if agree(all(map(model_folder.is_whole, plan.models))):
+            if broadcast_from_primary(all(map(model_folder.is_whole, plan.models))):
                 by = f"trained by {elsewhere.pop(name)}" if name in elsewhere else "already trained"
                 weighted.advance(plan.schedule.total_steps, f"{name}  {by}")
                 continue
             # The processes of one distributed program train a rung together, under the claim of the
             # first.
             claim = _acquire_together(plan)
-            if agree(isinstance(claim, Owner)):
+            if broadcast_from_primary(isinstance(claim, Owner)):
                 if name not in tried:
                     progress.note(f"{name}: being trained by {claim}")
                 tried.add(name)
@@ -262,7 +268,7 @@ def _train_claimed(
     """Trains a rung that this process has claimed; False if another one took it over."""
     with claim or contextlib.nullcontext():
         # It may have been finished, and its claim given up, since its models were looked for.
-        if agree(all(map(model_folder.is_whole, plan.models))):
+        if broadcast_from_primary(all(map(model_folder.is_whole, plan.models))):
             progress.advance(plan.schedule.total_steps, f"{plan.rung.name}  already trained")
             return True
         try:
@@ -299,7 +305,7 @@ def _acquire_together(plan: Plan) -> Claim | Owner | None:
         found = acquire(plan.folder) if is_primary() else None
     except SdslError as error:
         failed = error
-    raise_together(failed, f"{plan.rung.name} cannot be claimed, as another process finds.")
+    raise_on_all(failed, f"{plan.rung.name} cannot be claimed, as another process finds.")
     return found
 
 
@@ -316,7 +322,7 @@ def _check_together(claim: Claim | None) -> None:
             claim.check()
     except ClaimLost as error:
         lost = error
-    if anywhere(lost is not None):
+    if any_process(lost is not None):
         raise lost or ClaimLost("another process has taken over the rung")
 
 
@@ -343,7 +349,7 @@ def _train_rung(
         guard=guard,
     )
     for budget, folder in enumerate(plan.models):
-        if agree(model_folder.is_whole(folder)):
+        if broadcast_from_primary(model_folder.is_whole(folder)):
             progress.advance(
                 plan.schedule.ends[budget] - plan.schedule.branch_before(budget),
                 f"{rung.name}  already trained",

@@ -26,7 +26,7 @@ from sdsl_jax.config import TrainingConfig
 from sdsl_jax.errors import Diverged, SdslError
 from sdsl_jax.models import ModelConfig, abstract_params, init_params
 from sdsl_jax.preemption import Preempted, sigterm_held_back
-from sdsl_jax.processes import agree, anywhere, is_primary, raise_together
+from sdsl_jax.processes import any_process, broadcast_from_primary, is_primary, raise_on_all
 from sdsl_jax.progress import Progress
 from sdsl_jax.training.compilation import compile_seconds
 from sdsl_jax.training.metrics import MetricsFile, Tally, read_metrics, tensorboard
@@ -121,7 +121,7 @@ class RungTrainer:
         """The newest good checkpoint of a segment up to a step; those that are damaged are named and passed over."""
         bad: list[SdslError] = []
         found, there = None, [s for s in storage.steps(folder) if s <= at_most]
-        while (step := agree(there[-1] if there else -1)) >= 0:
+        while (step := broadcast_from_primary(there[-1] if there else -1)) >= 0:
             try:
                 restored = storage.restore(folder / str(step), self.abstract_state())
                 found = restored.tree, Tally(**restored.metadata)
@@ -276,7 +276,7 @@ class _Recorder(contextlib.AbstractContextManager):
                 self._metrics.flush(last=last)
         except SdslError as error:
             failed = error
-        raise_together(
+        raise_on_all(
             failed, f"the metrics in {self._folder} cannot be written, as another process finds."
         )
 
@@ -310,7 +310,7 @@ def _came_anywhere(sigterm: Callable[[], bool], done: int, regular: bool) -> boo
     if jax.process_count() == 1:
         return sigterm()
     # To ask the others waits for the device.
-    return anywhere(sigterm()) if regular or done % _ASK_EVERY == 0 else False
+    return any_process(sigterm()) if regular or done % _ASK_EVERY == 0 else False
 
 
 @contextlib.contextmanager

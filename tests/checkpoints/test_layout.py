@@ -137,7 +137,7 @@ def test_two_processes_train_as_one_does(several, one):
         assert result["share"] == pytest.approx(1 / 4, abs=0.02)
         assert result["refused"].startswith("the processes computed different initial states")
         assert result["signals"] == [signal.SIGTERM]
-        assert (result["primary"], result["agreed"], result["anywhere"]) == (
+        assert (result["primary"], result["agreed"], result["any_process"]) == (
             i == 0,
             10,
             [True, False],
