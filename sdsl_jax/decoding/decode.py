@@ -1,4 +1,4 @@
-"""The two decoders as functions to call: arguments checked and shaped, then handed to the jitted loops."""
+"""The two decoders as functions: they check and shape their arguments and call the jitted loops."""
 
 from __future__ import annotations
 
@@ -85,10 +85,11 @@ def _requests(
 
 
 def _room(requests: Requests, room: int | None) -> int:
-    """The most tokens that any row may emit."""
+    """The largest number of tokens that any row may emit."""
     most = int((requests.max_lengths - requests.prompt_lengths).max())
     require(
-        room is None or room >= most, f"there is room for {room} new tokens; {most} are wanted."
+        room is None or room >= most,
+        f"there is room for {room} new tokens; {most} were asked for.",
     )
     return most if room is None else room
 
@@ -96,7 +97,7 @@ def _room(requests: Requests, room: int | None) -> int:
 def require_positions(
     model: Model, length: int, role: str, what: str = "prompts and new tokens"
 ) -> None:
-    """Raises `SdslError` where rows outgrow a table of learned positions; rotary ones set no limit of their own."""
+    """Raises `SdslError` if rows exceed a table of learned positions; rotary positions have no limit."""
     limit = model.config.position_limit
     require(
         length <= limit,
@@ -105,20 +106,20 @@ def require_positions(
 
 
 def require_finite(finite: Finite) -> None:
-    """Raises `SdslError` where logits of a run, or of any of several, are not finite. Waits for the run to end."""
+    """Raises `SdslError` if logits of one or several runs are not finite. Waits for the runs to end."""
     for role, all_finite in finite._asdict().items():
         require(bool(np.all(all_finite)), broken_logits(role))
 
 
 def _checked(decoded: Decoded) -> Decoded:
-    """A run whose logits are finite."""
+    """The run, after checking that its logits are finite."""
     assert decoded.finite is not None
     require_finite(decoded.finite)
     return decoded._replace(finite=None)
 
 
 def broken_logits(role: str, where: str = "") -> str:
-    """What is wrong with a model whose logits are not finite, in a sentence; `where` says at which positions."""
+    """An error message for a model whose logits are not finite; `where` names the positions."""
     return (
         f"the logits of the {role} are not finite{where}: its weights hold infinities or NaN, or its type overflows (float16 "
         "ends at 65,504; bfloat16 and float32 reach farther). Nothing is recorded."
@@ -144,33 +145,33 @@ def speculate(
 ) -> Decoded:
     """Decodes with a draft; the output is distributed exactly as the target's own.
 
-    One trace serves every lookahead up to `max_lookahead`; the verify pass is then `max_lookahead`
-    + 1 wide whatever the lookahead, which is right for acceptance statistics and wrong for timing:
-    to time, leave `max_lookahead` out.
+    One compiled program serves every lookahead up to `max_lookahead`. Its verify pass is always
+    `max_lookahead` + 1 tokens wide, which is right for acceptance statistics but wrong for timing:
+    leave `max_lookahead` out when you time a lookahead.
 
     Args:
-      draft: proposes tokens: a model, or n-grams of the text itself.
-      target: verifies them; must have the draft's vocabulary.
-      prompts: ids, padded on the right.
-      lookahead: drafts per round, γ; or a rule by which each row chooses its own in every round.
-      new_tokens: tokens to emit at most, for all rows or for each.
-      prompt_lengths: tokens of each prompt; the full width if left out.
-      max_lookahead: largest lookahead of the trace; `lookahead` if left out, and needed with a
-        rule.
-      sampling: temperature and filters, of draft and target alike.
+      draft: The drafter: a model, or n-grams of the text itself.
+      target: The model that verifies; it must have the draft's vocabulary.
+      prompts: Token ids, padded on the right.
+      lookahead: Drafts per round, γ (num_speculative_tokens), or a rule by which each row chooses
+        its own in every round.
+      new_tokens: Largest number of tokens to emit (max_new_tokens), for all rows or for each.
+      prompt_lengths: Tokens in each prompt; the full width by default.
+      max_lookahead: Largest lookahead of the program; `lookahead` by default. Required with a rule.
+      sampling: Temperature and filters, for draft and target alike.
       verification: "token" or "block".
-      seed: of the run.
-      rows: numbers that name the rows; 0..B−1 if left out. A row's output depends on seed, number
-        and prompt alone.
-      stop_tokens: ids after which a row stops.
-      keep_distributions: whether to return drafts and both distributions of every round, which
-        takes rows × rounds × (2γ + 1) × vocabulary numbers.
-      room: new tokens that buffers and caches have room for; the largest of `new_tokens` if left
-        out. Calls of the same room share a program.
+      seed: Seed of the run.
+      rows: Numbers that name the rows; 0..B−1 by default. A row's output depends on the seed, its
+        number and its prompt only.
+      stop_tokens: Ids after which a row stops.
+      keep_distributions: Returns the drafts and both distributions of every round, which takes rows
+        × rounds × (2γ + 1) × vocabulary numbers.
+      room: New tokens that buffers and caches have room for; the largest of `new_tokens` by
+        default. Calls with equal room share a program.
 
     Raises:
-      SdslError: an argument lies outside its range, the vocabularies differ, rows outgrow a table
-        of positions, or logits are not finite.
+      SdslError: an argument is out of range, the vocabularies differ, rows exceed a table of
+        positions, or logits are not finite.
     """
     if not isinstance(lookahead, LookaheadRule):
         require(
@@ -183,7 +184,7 @@ def speculate(
         max_lookahead = int(lookahead.lookahead)
     require(
         max_lookahead is not None,
-        "a rule for the lookahead needs max_lookahead, the most drafts of a round.",
+        "a lookahead rule needs max_lookahead, the largest number of drafts per round.",
     )
     require(
         isinstance(max_lookahead, int | np.integer),
@@ -244,7 +245,7 @@ def autoregress(
     stop_tokens: tuple[int, ...] = (),
     room: int | None = None,
 ) -> Decoded:
-    """Decodes with the target alone, one token a step; arguments and errors as in `speculate`."""
+    """Decodes with the target alone, one token per step; arguments and errors as in `speculate`."""
     requests = _requests(
         prompts, prompt_lengths, new_tokens, seed, rows, stop_tokens, target.config.ids
     )

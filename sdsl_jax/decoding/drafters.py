@@ -1,8 +1,8 @@
-"""What proposes tokens: a model with its cache, or the text's own earlier n-grams.
+"""Drafters: a model with its cache, or earlier n-grams of the text itself.
 
-A drafter is described by a hashable value, static under `jit`, and pure functions of arrays. It
-gives distributions; drawing from them, and deciding how often, is the loop's business. Suffixes: B
-rows, L token buffer, V vocabulary.
+A drafter is a hashable value, static under `jit`, with pure functions of arrays. It returns
+distributions; the loop draws from them and decides how often. Suffixes: B rows, L token buffer, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ class Model(NamedTuple):
 
 
 def one_vocabulary(draft: Model, target: Model) -> tuple[Model, Model]:
-    """The same two models with as many logits each; ids that one of them has no row for get no probability from it."""
+    """The same two models with equally many logits; ids that a model has no row for get probability 0 from it."""
     size = max(draft.config.ids, target.config.ids)
 
     def padded(model: Model) -> Model:
-        wanted = 0 if size == model.config.vocab_size else size
-        return model._replace(config=dataclasses.replace(model.config, logit_size=wanted))
+        logit_size = 0 if size == model.config.vocab_size else size
+        return model._replace(config=dataclasses.replace(model.config, logit_size=logit_size))
 
     return padded(draft), padded(target)
 
 
 class Proposal(NamedTuple):
-    """Where the next draft of each row would come from.
+    """The distribution that the next draft of each row would come from.
 
     Attributes:
-      probs: its distribution q; what stands in rows without a proposal is not looked at.
-      confidence: the drafter's largest probability before temperature and filters, which at
-        temperature 0 would make it 1.
-      available: whether there is a proposal.
-      finite: whether all logits behind it are.
+      probs: The distribution q; ignored in rows without a proposal.
+      confidence: The drafter's largest probability before temperature and filters. (After them it
+        would be 1 at temperature 0.)
+      available: Whether there is a proposal.
+      finite: Whether all logits behind it are finite.
     """
 
     probs: Float[Array, "B V"]
@@ -57,15 +57,15 @@ class Proposal(NamedTuple):
 
 
 class Drafter(Protocol):
-    """Hashable, and static under `jit`; parameters are passed in."""
+    """Proposes drafts. Hashable and static under `jit`; parameters are passed in."""
 
     @property
     def position_limit(self) -> int:
-        """Positions that it can tell apart, see `ModelConfig.position_limit`."""
+        """Number of positions that it can tell apart, see `ModelConfig.position_limit`."""
         ...
 
     def start(self, params: Any, prompts: Int[Array, "B P"], capacity: int) -> Any:
-        """State of rows that have seen nothing but their prompts, with room for `capacity` positions."""
+        """State after the prompts, with room for `capacity` positions."""
         ...
 
     def first(
@@ -89,19 +89,19 @@ class Drafter(Protocol):
         number: Int[Array, ""],
         sampling: Sampling,
     ) -> tuple[Proposal, Any]:
-        """The proposal after a round's draft of this number, from 1, was drawn; `tokens` and `lengths` as in `first`."""
+        """The proposal after draft `number` of the round (counted from 1) was drawn; `tokens` and `lengths` as in `first`."""
         ...
 
 
 @dataclass(frozen=True)
 class ModelDrafter:
-    """A model; its state is its cache."""
+    """A model as drafter; its state is its cache."""
 
     config: ModelConfig
 
     @property
     def position_limit(self) -> int:
-        """That of the model."""
+        """The model's limit."""
         return self.config.position_limit
 
     def start(self, params: Params, prompts: Int[Array, "B P"], capacity: int) -> KVCache:
@@ -113,8 +113,8 @@ class ModelDrafter:
     ) -> tuple[Proposal, KVCache]:
         """Feeds the last two tokens of each row.
 
-        Two, for after a full acceptance the draft has not seen its own last token yet; elsewhere
-        the first of them is written again as it was. A row of a single token feeds it twice, to the
+        After a full acceptance the draft has not seen its own last token yet, hence two; otherwise
+        the first of them is written again unchanged. A row of a single token feeds it twice, to the
         same slot.
         """
         last = lengths - 1
@@ -127,7 +127,7 @@ class ModelDrafter:
     def next(
         self, params: Params, state: KVCache, tokens, lengths, drawn, number, sampling: Sampling
     ) -> tuple[Proposal, KVCache]:
-        """Feeds the draft."""
+        """Feeds the draft that was drawn."""
         logits, cache = forward(
             self.config, params, drawn[:, None], (lengths - 1 + number)[:, None], state
         )
@@ -146,18 +146,16 @@ class ModelDrafter:
 
 @dataclass(frozen=True)
 class NgramDraft:
-    """Prompt look-up: continue as the text went on after the latest earlier occurrence of its last
-    tokens.
+    """Prompt look-up: copies what followed the latest earlier occurrence of the row's last tokens.
 
-    A baseline that costs nothing to train: longer n-grams are tried first, and a row whose last
-    token is new to it proposes nothing. What was copied may be copied again, so that a text in a
-    cycle is continued at any length. Proposals are certain (q is one at a single token), so a draft
-    v is accepted with probability p_v.
+    A baseline that needs no training. Longer n-grams are tried first; a row whose last token is new
+    proposes nothing. Copied tokens may be copied again, so a text in a cycle can be continued at any
+    length. A proposal puts all of q on one token v, so it is accepted with probability p_v.
 
     Attributes:
-      vocab_size: of the target.
-      longest: longest n-gram to look for.
-      shortest: shortest one that is trusted.
+      vocab_size: Vocabulary of the target.
+      longest: Longest n-gram to look for.
+      shortest: Shortest n-gram to trust.
     """
 
     vocab_size: int
@@ -172,48 +170,48 @@ class NgramDraft:
 
     @property
     def position_limit(self) -> int:
-        """None: a text may have any length."""
+        """No limit in practice: a text may have any length."""
         return np.iinfo(np.int32).max
 
     def start(self, params: Any, prompts: Int[Array, "B P"], capacity: int) -> Int[Array, " B"]:
-        """Where each row copies from; set by `first`."""
+        """The position that each row copies from; −1 until `first` sets it."""
         return jnp.full(prompts.shape[0], -1, jnp.int32)
 
     def first(
         self, params: Any, state: Array, tokens, lengths, sampling: Sampling
     ) -> tuple[Proposal, Array]:
-        """Finds the occurrence to copy from."""
+        """Looks for the occurrence to copy from."""
         source = jax.vmap(self._match)(tokens, lengths)
         return self._proposal(source, tokens, lengths, 0), source
 
     def next(
         self, params: Any, state: Array, tokens, lengths, drawn, number, sampling: Sampling
     ) -> tuple[Proposal, Array]:
-        """Moves on by one token, for what was drawn is what was copied."""
+        """Moves on by one token, since the drawn token is the copied one."""
         return self._proposal(state, tokens, lengths, number), state
 
     def _match(self, tokens: Int[Array, " L"], length: Int[Array, ""]) -> Int[Array, ""]:
-        """Position after the latest earlier occurrence of the longest known suffix; −1 if there is none."""
+        """Position after the latest earlier occurrence of the longest suffix that has one; −1 if none has."""
         at = jnp.arange(tokens.shape[0])
-        # agrees[n − 1, i]: the n tokens before position i are the row's last n.
-        agrees = [
+        # matching[n − 1, i]: the n tokens before position i are the row's last n.
+        matching = [
             (jnp.roll(tokens, n) == tokens[jnp.maximum(length - n, 0)]) & (at >= n)
             for n in range(1, self.longest + 1)
         ]
-        matches = jnp.cumprod(jnp.stack(agrees), axis=0).astype(bool) & (at < length)
+        matches = jnp.cumprod(jnp.stack(matching), axis=0).astype(bool) & (at < length)
         latest = jnp.where(matches, at, -1).max(axis=1)[self.shortest - 1 :]
-        known = latest >= 0
-        # The last entry that is known belongs to the longest suffix.
-        longest = latest.shape[0] - 1 - jnp.argmax(known[::-1])
-        return jnp.where(known.any(), latest[longest], -1)
+        occurs = latest >= 0
+        # The last entry that occurs belongs to the longest suffix.
+        longest = latest.shape[0] - 1 - jnp.argmax(occurs[::-1])
+        return jnp.where(occurs.any(), latest[longest], -1)
 
     def _proposal(
         self, source: Array, tokens: Array, lengths: Array, number: Array | int
     ) -> Proposal:
-        known = source >= 0
-        # Beyond the row's end stands what this round has copied so far: the stretch from the source
-        # on, over and over.
-        at = jnp.where(known, source + number % jnp.maximum(lengths - source, 1), 0)
+        available = source >= 0
+        # Beyond the row's end come the tokens that this round has copied so far: the stretch from
+        # the source on, over and over.
+        at = jnp.where(available, source + number % jnp.maximum(lengths - source, 1), 0)
         copied = jnp.take_along_axis(tokens, at[:, None], axis=1)[:, 0]
         probs = jax.nn.one_hot(copied, self.vocab_size, dtype=jnp.float32)
-        return Proposal(probs, jnp.ones(len(source)), known, jnp.ones_like(known))
+        return Proposal(probs, jnp.ones(len(source)), available, jnp.ones_like(available))

@@ -1,10 +1,9 @@
-"""How far ahead to guess: a fixed lookahead, or one that each row chooses for itself, round by
-round.
+"""The number of drafts per round: a fixed lookahead, or a rule by which each row chooses its own in
+every round.
 
-Every rule decides from what is known *before* a token is drawn — earlier rounds, or the
-distribution that the next draft would come from — and a draft once drawn is verified whatever it
-is. Under this condition a varying lookahead leaves the output distributed as the target's own, with
-token and with block verification. Suffix: B rows.
+A rule decides from what is known *before* a token is drawn: earlier rounds, or the distribution that
+the next draft would come from. A draft that was drawn is always verified. Under this condition a
+varying lookahead is lossless, with token and with block verification. Suffix: B rows.
 """
 
 from __future__ import annotations
@@ -22,40 +21,44 @@ from sdsl_jax.theory import optimal_lookahead
 
 @runtime_checkable
 class LookaheadRule(Protocol):
-    """A rule, as a pytree of traced numbers."""
+    """A rule for the lookahead, as a pytree of traced numbers."""
 
     def check(self, max_lookahead: int) -> LookaheadRule:
-        """The same rule with canonical types; raises SdslError where a number lies outside its range."""
+        """The same rule with canonical types.
+
+        Raises:
+          SdslError: a number lies outside its range.
+        """
         ...
 
-    def start(self, rows: int) -> Any:
-        """What the rule remembers of each row, before the first round."""
+    def init(self, rows: int) -> Any:
+        """The rule's memory of each row before the first round."""
         ...
 
-    def most(self, memory: Any, max_lookahead: int) -> Int[Array, " B"]:
-        """Most drafts that each row may take in the coming round."""
+    def max_drafts(self, memory: Any, max_lookahead: int) -> Int[Array, " B"]:
+        """The most drafts that each row may take in the coming round."""
         ...
 
-    def goes_on(self, confidence: Float[Array, " B"]) -> Bool[Array, " B"]:
-        """Whether each row draws one more draft, of which the drafter is so sure (`Proposal.confidence`)."""
+    def keep_drafting(self, confidence: Float[Array, " B"]) -> Bool[Array, " B"]:
+        """Whether each row takes one more draft, given the drafter's `Proposal.confidence`."""
         ...
 
-    def learn(self, memory: Any, tested: Int[Array, " B"], accepted: Int[Array, " B"]) -> Any:
-        """The memory after a round; nothing was tested in rows that took no part."""
+    def update(self, memory: Any, tested: Int[Array, " B"], accepted: Int[Array, " B"]) -> Any:
+        """The memory after a round; rows that took no part tested 0 drafts."""
         ...
 
 
 class _Memoryless:
-    def start(self, rows: int) -> Any:
-        """One number, for the loop's state needs to know the number of rows."""
+    def init(self, rows: int) -> Any:
+        """One unused number per row: the shape of the memory gives the number of rows."""
         return jnp.zeros(rows, jnp.int32)
 
-    def goes_on(self, confidence: Float[Array, " B"]) -> Bool[Array, " B"]:
-        """Always."""
+    def keep_drafting(self, confidence: Float[Array, " B"]) -> Bool[Array, " B"]:
+        """Always true."""
         return jnp.ones(confidence.shape, bool)
 
-    def learn(self, memory: Any, tested: Int[Array, " B"], accepted: Int[Array, " B"]) -> Any:
-        """Nothing."""
+    def update(self, memory: Any, tested: Int[Array, " B"], accepted: Int[Array, " B"]) -> Any:
+        """The memory unchanged."""
         return memory
 
 
@@ -75,7 +78,7 @@ class FixedLookahead(_Memoryless):
         )
         return FixedLookahead(jnp.int32(self.lookahead))
 
-    def most(self, memory: Any, max_lookahead: int) -> Int[Array, " B"]:
+    def max_drafts(self, memory: Any, max_lookahead: int) -> Int[Array, " B"]:
         """γ."""
         return jnp.full(memory.shape, self.lookahead, jnp.int32)
 
@@ -83,14 +86,14 @@ class FixedLookahead(_Memoryless):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ConfidenceThreshold(_Memoryless):
-    """Draft on while the draft's largest probability reaches a threshold, up to the largest
+    """Keeps drafting while the draft's largest probability reaches a threshold, up to the largest
     lookahead of the run.
 
-    The probability is that before temperature and filters, so that the rule means the same in
-    greedy decoding.
+    The probability is taken before temperature and filters, so the rule means the same in greedy
+    decoding.
 
-    The step that finds the draft unsure has been paid for and yields no draft; a round may have
-    none at all.
+    The step in which the draft falls below the threshold costs time and yields no draft; a round
+    may have no draft at all.
     """
 
     threshold: float | Float[Array, ""]
@@ -103,11 +106,11 @@ class ConfidenceThreshold(_Memoryless):
         )
         return ConfidenceThreshold(jnp.float32(self.threshold))
 
-    def most(self, memory: Any, max_lookahead: int) -> Int[Array, " B"]:
+    def max_drafts(self, memory: Any, max_lookahead: int) -> Int[Array, " B"]:
         """The largest lookahead of the run."""
         return jnp.full(memory.shape, max_lookahead, jnp.int32)
 
-    def goes_on(self, confidence: Float[Array, " B"]) -> Bool[Array, " B"]:
+    def keep_drafting(self, confidence: Float[Array, " B"]) -> Bool[Array, " B"]:
         """Whether the largest probability reaches the threshold."""
         return confidence >= self.threshold
 
@@ -115,19 +118,19 @@ class ConfidenceThreshold(_Memoryless):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class OnlineLookahead(_Memoryless):
-    """The closed form's best whole γ for a running estimate of each row's α, at measured costs.
+    """The best integer γ of the closed form, for a running estimate of each row's α.
 
-    The estimate is (prior_tests·prior + Σ accepted)/(prior_tests + Σ tested), older rounds
-    discounted; under block verification, which does not test drafts one by one, the same counts
-    stand for it. At least one draft is made in every round: a row that stopped drafting would never
-    learn that its text became easier.
+    The estimate is (prior_tests·prior + Σ accepted)/(prior_tests + Σ tested), with older rounds
+    discounted. Block verification does not test drafts one by one; the rule uses the same counts
+    there. Every round makes at least one draft: a row that stopped drafting would never notice that
+    its text became easier.
 
     Attributes:
-      draft_step: seconds of a draft step, or any unit that `verify_pass` shares.
-      verify_pass: of a verify pass as wide as the run makes it.
-      prior: α before anything is known.
-      prior_tests: how many tested drafts the prior is worth.
-      memory: weight of a round relative to the next one; 1 forgets nothing.
+      draft_step: Seconds of a draft step, or any unit shared with `verify_pass`.
+      verify_pass: Seconds of a verify pass of the run's width.
+      prior: α before the first round.
+      prior_tests: Number of tested drafts that the prior is worth.
+      memory: Weight of a round relative to the next one; 1 forgets nothing.
     """
 
     draft_step: float | Float[Array, ""]
@@ -153,22 +156,22 @@ class OnlineLookahead(_Memoryless):
         require(0 < self.memory <= 1, f"the memory is {self.memory}; it must lie in (0, 1].")
         return jax.tree.map(jnp.float32, self)
 
-    def start(self, rows: int) -> Float[Array, "2 B"]:
-        """Accepted and tested drafts of each row."""
+    def init(self, rows: int) -> Float[Array, "2 B"]:
+        """Zero accepted and tested drafts for each row."""
         return jnp.zeros((2, rows))
 
     def acceptance(self, memory: Float[Array, "2 B"]) -> Float[Array, " B"]:
         """The running estimate of each row's α."""
         return (self.prior_tests * self.prior + memory[0]) / (self.prior_tests + memory[1])
 
-    def most(self, memory: Float[Array, "2 B"], max_lookahead: int) -> Int[Array, " B"]:
+    def max_drafts(self, memory: Float[Array, "2 B"], max_lookahead: int) -> Int[Array, " B"]:
         """The closed form's γ, at least 1."""
         # Costs in verify passes: what matters for γ is their ratio.
         best = optimal_lookahead(self.acceptance(memory), self.draft_step / self.verify_pass)
         return jnp.clip(best.lookahead_integer, 1, max_lookahead).astype(jnp.int32)
 
-    def learn(
+    def update(
         self, memory: Float[Array, "2 B"], tested: Int[Array, " B"], accepted: Int[Array, " B"]
     ) -> Float[Array, "2 B"]:
-        """Discounted counts."""
+        """The discounted counts with this round added."""
         return self.memory * memory + jnp.stack([accepted, tested])

@@ -1,9 +1,9 @@
 """Speculative and autoregressive decoding as jitted loops over batched rows.
 
-Both loops keep, for every row, a buffer of tokens and its length; caches hold what the models have
-seen of it. A model's cache is right up to the last position that was fed with a token the row kept,
-and everything later is overwritten before it is read, so nothing is ever copied back. Suffixes: B
-rows, G largest lookahead, R rounds, V vocabulary, L token buffer.
+Both loops keep a buffer of tokens and a length for every row. The models' caches hold what they have
+seen of it. A cache is valid up to the last position that was fed with a token the row kept;
+everything later is overwritten before it is read, so nothing is ever copied back. Suffixes: B rows,
+G largest lookahead, R rounds, V vocabulary, L token buffer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sdsl_jax.decoding.drafters import Drafter
+from sdsl_jax.decoding.drafters import Drafter, Proposal
 from sdsl_jax.decoding.lookahead import LookaheadRule
 from sdsl_jax.decoding.noise import Noise, round_noise, start_keys
 from sdsl_jax.decoding.sampling import Sampling, draw, finite_logits, probabilities
@@ -32,17 +32,17 @@ class Events(NamedTuple):
     zero.
 
     Attributes:
-      start: position of the first token that the round emitted.
-      proposed: drafts verified, γ; under a rule that may decline to draft it can be 0 in a round
-        that took place. Near the end of a table of positions, those that the models can judge: what
-        they say beyond it is neither kept nor counted.
-      verified: drafts that verification kept, before anything was cut off at a stop.
-      accepted: drafts kept and emitted: those after a stop do not count.
-      emitted: tokens emitted: accepted + 1, unless the row stopped first; 0 where the row took no
+      start: Position of the first token that the round emitted.
+      proposed: Drafts verified, γ. It can be 0 in a round that took place, under a rule that may
+        decline to draft. Near the end of a table of positions, only drafts that both models can
+        judge count as proposed, and only those are kept.
+      verified: Drafts that verification kept, before anything was cut off at a stop.
+      accepted: Drafts kept and emitted. Drafts after a stop do not count.
+      emitted: Tokens emitted: accepted + 1 unless the row stopped first; 0 where the row took no
         part.
-      chance: `Verdict.chance`: its sum is what `verified` must equal on average, [rows, rounds,
-        γ_max].
-      stop_reason: why the row stopped in this round: 0 it did not, 1 a stop token, 2 its maximum
+      expected_accepted: `Verdict.expected_accepted` of each draft, [rows, rounds, γ_max]. Its sum is
+        what `verified` must equal on average.
+      stop_reason: Why the row stopped in this round: 0 it did not, 1 a stop token, 2 its maximum
         length.
     """
 
@@ -51,17 +51,17 @@ class Events(NamedTuple):
     verified: Int[Array, "B R"]
     accepted: Int[Array, "B R"]
     emitted: Int[Array, "B R"]
-    chance: Float[Array, "B R G"]
+    expected_accepted: Float[Array, "B R G"]
     stop_reason: Int[Array, "B R"]
 
 
 class Blocks(NamedTuple):
-    """The drafts of each round, and both distributions at each of their positions; zero where
-    nothing was drafted.
+    """The drafts of each round and both distributions at their positions; zero where nothing was
+    drafted.
 
     Attributes:
-      drafts: drafted tokens.
-      draft_probs: q that each was drawn from.
+      drafts: Drafted tokens.
+      draft_probs: q, the distribution that each was drawn from.
       target_probs: p at the same positions and at the one after the last.
     """
 
@@ -71,11 +71,11 @@ class Blocks(NamedTuple):
 
 
 class Finite(NamedTuple):
-    """Whether all logits that a run rests on were finite.
+    """Whether all logits that a run depends on were finite.
 
     Attributes:
-      target: those of every position that was verified, or drawn from.
-      draft: those behind every proposal.
+      target: Logits at every position that was verified or drawn from.
+      draft: Logits behind every proposal.
     """
 
     target: Bool[Array, ""]
@@ -86,16 +86,15 @@ class Decoded(NamedTuple):
     """The outcome of a decoding run.
 
     Attributes:
-      tokens: prompts followed by what was emitted, int32 [B, L]; past a row's length there are
-        zeros.
-      lengths: tokens of each row, prompt included, int32 [B].
-      prompt_lengths: tokens of each prompt, int32 [B].
-      max_lengths: length at which each row had to stop, int32 [B].
-      events: what happened in each round; None for the autoregressive loop.
-      batch_rounds: rounds that the whole batch took: each as slow as its slowest row.
-      blocks: drafts and distributions of every round, if they were asked for.
-      finite: whether the logits were finite; None once that was checked.
-      position_limit: positions that both models can tell apart, of each row; None without a table
+      tokens: Prompts followed by the emitted tokens, int32 [B, L]; zeros past a row's length.
+      lengths: Tokens in each row, prompt included, int32 [B].
+      prompt_lengths: Tokens in each prompt, int32 [B].
+      max_lengths: Length at which each row had to stop, int32 [B].
+      events: What happened in each round; None for the autoregressive loop.
+      batch_rounds: Rounds of the whole batch, each as slow as its slowest row.
+      blocks: Drafts and distributions of every round, if they were asked for.
+      finite: Whether the logits were finite; None once that was checked.
+      position_limit: Positions of each row that both models can tell apart; None without a table
         of positions.
     """
 
@@ -111,14 +110,14 @@ class Decoded(NamedTuple):
 
 
 class Requests(NamedTuple):
-    """What is asked for, row by row.
+    """The rows to decode.
 
     Attributes:
-      prompts: ids, padded on the right.
-      prompt_lengths: tokens of each prompt, at least 1.
-      max_lengths: length at which each row stops, prompt included.
-      keys: of each row.
-      stop_tokens: ids after which a row stops.
+      prompts: Token ids, padded on the right.
+      prompt_lengths: Tokens in each prompt, at least 1.
+      max_lengths: Length at which each row stops, prompt included.
+      keys: Random key of each row.
+      stop_tokens: Ids after which a row stops.
     """
 
     prompts: Int[Array, "B P"]
@@ -129,7 +128,7 @@ class Requests(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Rows in flight: what both loops carry."""
+    """The rows as far as they are decoded; part of the state of both loops."""
 
     tokens: Array
     lengths: Array
@@ -139,7 +138,7 @@ class _Rows(NamedTuple):
 def _begin(requests: Requests, buffer: int) -> _Rows:
     tokens = jnp.zeros((requests.prompts.shape[0], buffer), jnp.int32)
     tokens = tokens.at[:, : requests.prompts.shape[1]].set(requests.prompts)
-    # What pads a prompt is none of the row's tokens.
+    # Padding is not part of a row.
     tokens = jnp.where(jnp.arange(buffer) < requests.prompt_lengths[:, None], tokens, 0)
     return _Rows(tokens, requests.prompt_lengths, requests.prompt_lengths >= requests.max_lengths)
 
@@ -147,7 +146,8 @@ def _begin(requests: Requests, buffer: int) -> _Rows:
 def emit(rows: _Rows, new: Array, count: Array, requests: Requests) -> tuple[_Rows, Array, Array]:
     """Appends the first `count` of the tokens `new` to each row that is not done, up to a stop.
 
-    Returns the rows, the numbers of tokens emitted, and the reasons for stopping.
+    Returns:
+      The rows, the numbers of tokens emitted, and the reasons for stopping.
     """
     positions = jnp.arange(new.shape[1])
     room = requests.max_lengths - rows.lengths
@@ -176,17 +176,29 @@ def verify_rows(
 
 
 class _Drafts(NamedTuple):
-    """A round's drafts so far: tokens, where they came from, how many each row has, which rows may
-    take more.
+    """A round's drafts so far.
 
-    `finite` says whether the logits behind every proposal so far were.
+    Attributes:
+      tokens: Drafted tokens.
+      probs: Distribution that each was drawn from.
+      counts: Drafts of each row.
+      drafting: Rows that may take more.
+      finite: Whether the logits behind every proposal so far were finite.
     """
 
-    tokens: Array
-    probs: Array
-    counts: Array
-    drafting: Array
-    finite: Array
+    tokens: Int[Array, "B G"]
+    probs: Float[Array, "B G V"]
+    counts: Int[Array, " B"]
+    drafting: Bool[Array, " B"]
+    finite: Bool[Array, ""]
+
+
+class _DraftState(NamedTuple):
+    """State of the loop over the draft steps of a round."""
+
+    number: Int[Array, ""]
+    drafts: _Drafts
+    drafter: Any
 
 
 def _draft(
@@ -195,16 +207,21 @@ def _draft(
     state: Any,
     rows: _Rows,
     noise: Noise,
-    rule,
-    most: Array,
-    how: Sampling,
-):
-    """Draws up to `most` drafts for each row, stopping a row where its rule or its drafter has enough."""
+    rule: LookaheadRule,
+    max_drafts: Int[Array, " B"],
+    sampling: Sampling,
+) -> tuple[_Drafts, Any]:
+    """Draws up to `max_drafts` drafts for each row; a row stops earlier where its rule or its
+    drafter says so.
 
-    def take(drafts: _Drafts, proposal, number) -> _Drafts:
-        """Decides which rows go on, and only then draws."""
-        asking = drafts.drafting & (number < most)
-        going = asking & proposal.available & rule.goes_on(proposal.confidence)
+    Returns:
+      The drafts, and the drafter's state after them.
+    """
+
+    def add_draft(drafts: _Drafts, proposal: Proposal, number: Array | int) -> _Drafts:
+        """Decides first which rows draft on, and draws after that."""
+        asking = drafts.drafting & (number < max_drafts)
+        going = asking & proposal.available & rule.keep_drafting(proposal.confidence)
         drawn = draw(proposal.probs, noise.drafts[:, number])
         return _Drafts(
             drafts.tokens.at[:, number].set(drawn),
@@ -214,37 +231,52 @@ def _draft(
             drafts.finite & (proposal.finite | ~asking).all(),
         )
 
-    def more(carry):
-        number, drafts, state = carry
+    def draft_step(s: _DraftState) -> _DraftState:
+        last = s.drafts.tokens[:, s.number - 1]
         proposal, state = drafter.next(
-            params, state, rows.tokens, rows.lengths, drafts.tokens[:, number - 1], number, how
+            params, s.drafter, rows.tokens, rows.lengths, last, s.number, sampling
         )
-        return number + 1, take(drafts, proposal, number), state
+        return _DraftState(s.number + 1, add_draft(s.drafts, proposal, s.number), state)
 
     B, G, V = noise.drafts.shape
-    none = _Drafts(
+    empty = _Drafts(
         jnp.zeros((B, G), jnp.int32),
         jnp.zeros((B, G, V), jnp.float32),
         jnp.zeros(B, jnp.int32),
         ~rows.done,
         jnp.ones((), bool),
     )
-    proposal, state = drafter.first(params, state, rows.tokens, rows.lengths, how)
-    carry = (jnp.int32(1), take(none, proposal, 0), state)
-    _, drafts, state = jax.lax.while_loop(
-        lambda c: (c[1].drafting & (c[0] < most)).any(), more, carry
+    proposal, state = drafter.first(params, state, rows.tokens, rows.lengths, sampling)
+    end = jax.lax.while_loop(
+        lambda s: (s.drafts.drafting & (s.number < max_drafts)).any(),
+        draft_step,
+        _DraftState(jnp.int32(1), add_draft(empty, proposal, 0), state),
     )
-    return drafts, state
+    return end.drafts, end.drafter
 
 
 def _require_capacity(cache: Any, needed: int) -> None:
-    """Writes beyond a cache's end would be clamped to other slots without a word."""
+    """Raises `SdslError` if a cache is too small: writes beyond its end would silently go to other
+    slots."""
     for part in jax.tree.leaves(cache, is_leaf=lambda x: isinstance(x, KVCache)):
         if isinstance(part, KVCache):
             require(
                 part.capacity >= needed,
-                f"a cache has room for {part.capacity} positions; this run may write to {needed}.",
+                f"a cache has room for {part.capacity} positions; this run may write {needed}.",
             )
+
+
+class _DecodeState(NamedTuple):
+    """State of the speculative loop."""
+
+    rows: _Rows
+    drafter: Any
+    target_cache: KVCache
+    rule_memory: Any
+    events: Events
+    blocks: Blocks | None
+    finite: Finite
+    rounds: Int[Array, ""]
 
 
 @functools.partial(
@@ -278,36 +310,38 @@ def speculative_loop(
     keep_distributions: bool,
     whole_rounds: bool = False,
 ) -> Decoded:
-    """Rounds of draft steps, one verify pass and an emission, until every row is done;
-    `decode.speculate` has the arguments.
+    """Runs rounds of draft steps, one verify pass and an emission until every row is done.
 
-    With `whole_rounds`, to be timed, they end before the first round that could stop a row or cut
-    what it emits short.
+    `decode.speculate` describes the arguments. With `whole_rounds`, for timing, the loop ends before
+    the first round that could stop a row or cut its tokens short.
 
     Caches hold the prompts and have room for `buffer` + `max_lookahead` + 1 positions, so that no
-    write of a round that starts before the end can fall outside.
+    round that starts before the end writes outside.
     """
     B, G, V = requests.prompts.shape[0], max_lookahead, target.ids
     every = jnp.arange(B)
     keys = start_keys(requests.keys, buffer)
     _require_capacity((draft_state, target_cache), buffer + G + 1)
     limit = min(target.position_limit, drafter.position_limit)
-    # Only where a round can reach beyond it.
+    # Whether a round can reach beyond it.
     limited = limit < buffer + G
 
-    def round_(carry):
-        rows, draft_state, target_cache, memory, events, blocks, finite, number = carry
+    def record(history: Any, now: Any, number: Array) -> Any:
+        return jax.tree.map(lambda values, new: values.at[:, number].set(new), history, now)
+
+    def decode_round(s: _DecodeState) -> _DecodeState:
+        rows = s.rows
         starts, active = rows.lengths, ~rows.done
-        most = jnp.where(active, rule.most(memory, G), 0)
+        max_drafts = jnp.where(active, rule.max_drafts(s.rule_memory, G), 0)
         noise = round_noise(keys, starts, G, V)
-        drafts, draft_state = _draft(
-            drafter, draft_params, draft_state, rows, noise, rule, most, sampling
+        drafts, drafter_state = _draft(
+            drafter, draft_params, s.drafter, rows, noise, rule, max_drafts, sampling
         )
 
         last = starts - 1
         fed = jnp.concatenate([rows.tokens[every, last][:, None], drafts.tokens], axis=1)
         logits, target_cache = forward(
-            target, target_params, fed, last[:, None] + jnp.arange(G + 1), target_cache
+            target, target_params, fed, last[:, None] + jnp.arange(G + 1), s.target_cache
         )
         target_probs = probabilities(logits, sampling)
         verdict = verify_rows(
@@ -321,27 +355,25 @@ def speculative_loop(
         # Draft i is judged by logits at position start + i − 2.
         judged = jnp.minimum(drafts.counts, limit - starts + 1) if limited else drafts.counts
         verified = jnp.where(active, jnp.minimum(verdict.accepted, judged), 0)
-        chance = jnp.where(active[:, None] & (jnp.arange(G) < judged[:, None]), verdict.chance, 0.0)
+        counts = active[:, None] & (jnp.arange(G) < judged[:, None])
         used = active[:, None] & (jnp.arange(G + 1) <= drafts.counts[:, None])
         if limited:
             used &= last[:, None] + jnp.arange(G + 1) < limit
         finite = Finite(
-            finite.target & (finite_logits(logits) | ~used).all(),
-            finite.draft & drafts.finite,
+            s.finite.target & (finite_logits(logits) | ~used).all(),
+            s.finite.draft & drafts.finite,
         )
-        memory = rule.learn(memory, jnp.minimum(verified + 1, judged), verified)
+        memory = rule.update(s.rule_memory, jnp.minimum(verified + 1, judged), verified)
         happened = Events(
             start=jnp.where(active, starts, 0),
             proposed=judged,
             verified=verified,
             accepted=jnp.minimum(verified, emitted),
             emitted=emitted,
-            chance=chance,
+            expected_accepted=jnp.where(counts, verdict.expected_accepted, 0.0),
             stop_reason=reason,
         )
-        events = jax.tree.map(
-            lambda record, value: record.at[:, number].set(value), events, happened
-        )
+        blocks = s.blocks
         if keep_distributions:
             drafted = jnp.arange(G + 1) < (judged + 1)[:, None]
             kept = Blocks(
@@ -349,10 +381,17 @@ def speculative_loop(
                 jnp.where(drafted[:, 1:, None], drafts.probs, 0.0),
                 jnp.where((drafted & active[:, None])[..., None], target_probs, 0.0),
             )
-            blocks = jax.tree.map(
-                lambda record, value: record.at[:, number].set(value), blocks, kept
-            )
-        return rows, draft_state, target_cache, memory, events, blocks, finite, number + 1
+            blocks = record(blocks, kept, s.rounds)
+        return _DecodeState(
+            rows,
+            drafter_state,
+            target_cache,
+            memory,
+            record(s.events, happened, s.rounds),
+            blocks,
+            finite,
+            s.rounds + 1,
+        )
 
     R = max_rounds
     ints = jnp.zeros((B, R), jnp.int32)
@@ -364,36 +403,44 @@ def speculative_loop(
             jnp.zeros((B, R, G, V), jnp.float32),
             jnp.zeros((B, R, G + 1, V), jnp.float32),
         )
-    carry = (
+    start = _DecodeState(
         _begin(requests, buffer),
         draft_state,
         target_cache,
-        rule.start(B),
+        rule.init(B),
         events,
         blocks,
         Finite(jnp.ones((), bool), jnp.ones((), bool)),
         jnp.zeros((), jnp.int32),
     )
 
-    def unfinished(carry):
-        rows = carry[0]
+    def unfinished(s: _DecodeState) -> Array:
         if whole_rounds:
-            return (rows.lengths + G + 1 < requests.max_lengths).all()
-        return ~rows.done.all()
+            return (s.rows.lengths + G + 1 < requests.max_lengths).all()
+        return ~s.rows.done.all()
 
-    rows, _, _, _, events, blocks, finite, rounds = jax.lax.while_loop(unfinished, round_, carry)
+    end = jax.lax.while_loop(unfinished, decode_round, start)
     limits = jnp.full(B, limit, jnp.int32) if limited else None
     return Decoded(
-        rows.tokens,
-        rows.lengths,
+        end.rows.tokens,
+        end.rows.lengths,
         requests.prompt_lengths,
         requests.max_lengths,
-        events,
-        rounds,
-        blocks,
-        finite,
+        end.events,
+        end.rounds,
+        end.blocks,
+        end.finite,
         limits,
     )
+
+
+class _PlainState(NamedTuple):
+    """State of the autoregressive loop."""
+
+    rows: _Rows
+    cache: KVCache
+    finite: Bool[Array, ""]
+    steps: Int[Array, ""]
 
 
 @functools.partial(jax.jit, static_argnames=("target", "buffer"))
@@ -406,32 +453,33 @@ def autoregressive_loop(
     *,
     buffer: int,
 ) -> Decoded:
-    """One token a step until every row is done; `decode.autoregress` has the arguments."""
+    """Emits one token per step until every row is done; `decode.autoregress` has the arguments."""
     every = jnp.arange(requests.prompts.shape[0])
     keys = start_keys(requests.keys, buffer)
     _require_capacity(cache, buffer)
 
-    def step(carry):
-        rows, cache, finite, number = carry
-        last = rows.lengths - 1
+    def step(s: _PlainState) -> _PlainState:
+        last = s.rows.lengths - 1
         logits, cache = forward(
-            target, target_params, rows.tokens[every, last][:, None], last[:, None], cache
+            target, target_params, s.rows.tokens[every, last][:, None], last[:, None], s.cache
         )
         probs = probabilities(logits[:, 0], sampling)
-        noise = round_noise(keys, rows.lengths, 0, target.ids)
+        noise = round_noise(keys, s.rows.lengths, 0, target.ids)
         drawn = draw(probs, noise.residual)
-        finite &= (finite_logits(logits[:, 0]) | rows.done).all()
-        rows, _, _ = emit(rows, drawn[:, None], jnp.ones_like(last), requests)
-        return rows, cache, finite, number + 1
+        finite = s.finite & (finite_logits(logits[:, 0]) | s.rows.done).all()
+        rows, _, _ = emit(s.rows, drawn[:, None], jnp.ones_like(last), requests)
+        return _PlainState(rows, cache, finite, s.steps + 1)
 
-    carry = (_begin(requests, buffer), cache, jnp.ones((), bool), jnp.zeros((), jnp.int32))
-    rows, _, finite, rounds = jax.lax.while_loop(lambda carry: ~carry[0].done.all(), step, carry)
+    start = _PlainState(
+        _begin(requests, buffer), cache, jnp.ones((), bool), jnp.zeros((), jnp.int32)
+    )
+    end = jax.lax.while_loop(lambda s: ~s.rows.done.all(), step, start)
     return Decoded(
-        rows.tokens,
-        rows.lengths,
+        end.rows.tokens,
+        end.rows.lengths,
         requests.prompt_lengths,
         requests.max_lengths,
         None,
-        rounds,
-        finite=Finite(finite, jnp.ones((), bool)),
+        end.steps,
+        finite=Finite(end.finite, jnp.ones((), bool)),
     )

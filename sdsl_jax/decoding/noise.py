@@ -1,9 +1,9 @@
-"""Randomness of the decoders, keyed by what a number belongs to: run, row, position at which the
-round starts, place in it.
+"""Randomness of the decoders, keyed by what a number belongs to: the run, the row, the position at
+which the round starts, and the place in the round.
 
-Uniforms have the 23 bits of float32, as in `jax.random.categorical`: of tokens with probabilities
-near 1e-7 and below some are drawn a little too seldom, which in a vocabulary of tens of thousands
-with a flat tail may add up to a thousandth.
+Uniforms have the 23 bits of float32, as in `jax.random.categorical`. Tokens with probabilities near
+1e-7 and below are therefore drawn slightly too seldom; in a vocabulary of tens of thousands with a
+flat tail this may add up to 0.001.
 """
 
 from __future__ import annotations
@@ -17,18 +17,17 @@ from jaxtyping import Array, Float, Int
 
 
 def row_keys(seed: int, rows: Int[np.ndarray, " B"]) -> Array:
-    """One key per row, made of the seed and the row's own number: a row decodes alike alone and in any batch."""
+    """One key per row, from the seed and the row's number, so that a row decodes alike alone and in any batch."""
     return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(
         jnp.asarray(rows, jnp.uint32)
     )
 
 
 def start_keys(keys: Array, buffer: int) -> Array:
-    """One key per row and position at which a round may start, [B, L]: what a round's randomness
-    belongs to.
+    """One key per row and position at which a round may start, [B, L].
 
-    Not to the position of the token alone: under block verification the noise behind a dropped
-    draft has been looked at.
+    A round's randomness must belong to its start and not to the position of each token: block
+    verification has used the noise of dropped drafts already.
     """
     return jax.vmap(
         lambda key: jax.vmap(lambda start: jax.random.fold_in(key, start))(jnp.arange(buffer))
@@ -36,12 +35,12 @@ def start_keys(keys: Array, buffer: int) -> Array:
 
 
 class Noise(NamedTuple):
-    """All randomness of one round, made at once: many small draws cost more than a large one.
+    """All randomness of one round, generated at once because many small draws cost more.
 
     Attributes:
-      uniforms: of the accept tests.
-      residual: Gumbel noise of the token after the accepted ones.
-      drafts: Gumbel noise of the drafts.
+      uniforms: Uniform numbers for the accept tests.
+      residual: Gumbel noise for the token after the accepted drafts.
+      drafts: Gumbel noise for the drafts.
     """
 
     uniforms: Float[Array, "B G"]
@@ -50,9 +49,9 @@ class Noise(NamedTuple):
 
 
 def round_noise(keys: Array, starts: Int[Array, " B"], G: int, V: int) -> Noise:
-    """Noise of the rounds that start at these positions, given the keys of all positions.
+    """Noise for the rounds that start at these positions, given the keys of all positions.
 
-    Draft i takes the (i + 1)-th stretch of V + 1 numbers, whatever G is, so that a wider trace
+    Draft i takes the (i + 1)-th stretch of V + 1 numbers whatever G is, so that a wider trace
     decodes alike.
     """
 

@@ -2,9 +2,9 @@
 min-p.
 
 The order is that of Hugging Face transformers: the logits are divided by the temperature first, and
-each filter looks at the probabilities that the one before it left, normalised. Draft and target go
-through this one function, so that the distribution a token was drawn from and the one it is
-verified against cannot differ.
+each filter sees the normalised probabilities that the one before it left. Draft and target use the
+same function, so the distribution that a token was drawn from and the one it is verified against
+cannot differ.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ from sdsl_jax.errors import require
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. Values are traced; which filters there are is not, so that those left
-    out cost nothing.
+    """How tokens are drawn.
+
+    The values are traced. Which filters are set is static, so filters that are left out cost
+    nothing.
 
     Attributes:
-      temperature: of the softmax; 0 for greedy decoding, where the filters change nothing.
-      top_k: keep the k most probable tokens, and those as probable as the k-th.
-      top_p: keep the most probable tokens that together reach this mass, and those as probable as
+      temperature: Temperature of the softmax; 0 for greedy decoding, where filters change nothing.
+      top_k: Keeps the k most probable tokens, and those as probable as the k-th.
+      top_p: Keeps the most probable tokens that together reach this mass, and those as probable as
         the last of them.
-      min_p: keep tokens at least this many times as probable as the most probable one.
+      min_p: Keeps tokens at least this many times as probable as the most probable one.
     """
 
     temperature: float | Float[Array, ""] = 1.0
@@ -83,7 +85,7 @@ def _keep_top_p(
 ) -> Float[Array, "... V"]:
     ranked = -jnp.sort(-probs, axis=-1)
     before = jnp.cumsum(ranked, axis=-1) - ranked
-    # The least probable token that is needed to reach the mass; the first one always is.
+    # The least probable token that is needed to reach the mass; the first token always is needed.
     needed = (before < mass).at[..., 0].set(True)
     last = jnp.min(jnp.where(needed, ranked, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(probs >= last, probs, 0.0)
@@ -103,21 +105,20 @@ def first_largest(values: Float[Array, "... V"]) -> Int[Array, ...]:
 
 
 def finite_logits(logits: Float[Array, "... V"]) -> Bool[Array, ...]:
-    """Whether all logits of a position are finite, before any filter; one NaN makes every
-    probability NaN.
+    """Whether all logits of a position are finite, before any filter.
 
-    Ids that a model has no row for do not count as broken: their logits are finite, and lower than
-    all others.
+    One NaN makes every probability NaN. Ids that a model has no row for do not count as broken:
+    their logits are finite and lower than all others.
     """
     return jnp.isfinite(logits).all(axis=-1)
 
 
 def probabilities(logits: Float[Array, "... V"], sampling: Sampling) -> Float[Array, "... V"]:
-    """Sampling probabilities in float32; all on the largest logit at temperature 0."""
+    """Sampling probabilities in float32; at temperature 0 the largest logit gets all of it."""
     logits = logits.astype(jnp.float32)
     hot = jnp.asarray(sampling.temperature) > 0
     greedy = jax.nn.one_hot(first_largest(logits), logits.shape[-1], dtype=jnp.float32)
-    # The largest logit is taken off before the division, which could otherwise overflow.
+    # The largest logit is subtracted before the division, which could otherwise overflow.
     logits = logits - logits.max(axis=-1, keepdims=True)
     probs = jax.nn.softmax(logits / jnp.where(hot, sampling.temperature, 1.0), axis=-1)
     if sampling.top_k is not None:
@@ -130,9 +131,9 @@ def probabilities(logits: Float[Array, "... V"], sampling: Sampling) -> Float[Ar
 
 
 def draw(probs: Float[Array, "... V"], gumbels: Float[Array, "... V"]) -> Int[Array, ...]:
-    """The token at which ln p + noise is largest, noise being standard Gumbel: distributed as p,
-    and never one of p = 0.
+    """The token at which ln p + noise is largest, for standard Gumbel noise.
 
-    Apart from the noise, so that the noise of many draws can be made at once.
+    It is distributed as p, and never a token of probability 0. The noise is an argument so that the
+    noise of many draws can be generated at once.
     """
     return first_largest(jnp.log(probs) + gumbels)

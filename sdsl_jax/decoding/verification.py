@@ -1,4 +1,4 @@
-"""Verification of drafted tokens: pure functions of probabilities that know no model.
+"""Verification of drafted tokens, as pure functions of probabilities.
 
 Both rules emit tokens that are distributed exactly as the target's own. Suffixes: G drafted tokens,
 V vocabulary.
@@ -32,18 +32,18 @@ class Verdict(NamedTuple):
     """What verification decided about the drafts of one row.
 
     Attributes:
-      accepted: number of drafts kept, 0..lookahead.
-      next_token: the token drawn after them, from the residual or, if all were kept, from the
+      accepted: Number of drafts kept, 0..lookahead.
+      next_token: The token drawn after them, from the residual or, if all were kept, from the
         target.
-      chance: P(i or more kept | i − 1 or more kept, first i − 1 drafts) at the positions i = 1 …
-        min(accepted + 1, γ), which were tested; 0 elsewhere. Under token verification Σ_v min(p_v,
-        q_v); under block verification Σ_v min(w·p_v, q_v)/w with the weight w of the drafts before.
-        Given what came before it, each test is kept with its chance: a coin of its own.
+      expected_accepted: Probability that each tested draft is kept, given what came before it: P(i
+        or more kept | i − 1 or more kept, first i − 1 drafts) at the positions i = 1 … min(accepted
+        + 1, γ), and 0 elsewhere. Under token verification this is Σ_v min(p_v, q_v); under block
+        verification it is Σ_v min(w·p_v, q_v)/w, with the weight w of the drafts before.
     """
 
     accepted: Int[Array, ""]
     next_token: Int[Array, ""]
-    chance: Float[Array, " G"]
+    expected_accepted: Float[Array, " G"]
 
 
 def overlap(p: Float[Array, "... V"], q: Float[Array, "... V"]) -> Float[Array, ...]:
@@ -54,12 +54,12 @@ def overlap(p: Float[Array, "... V"], q: Float[Array, "... V"]) -> Float[Array, 
 def is_accepted(
     uniform: Float[Array, ...], p: Float[Array, ...], q: Float[Array, ...]
 ) -> Bool[Array, ...]:
-    """Whether a token of target probability p and draft probability q is kept: u·q < p, which needs no division."""
+    """Whether a token of target probability p and draft probability q is kept: u·q < p, without a division."""
     return uniform * q < p
 
 
 def residual(p: Float[Array, "... V"], q: Float[Array, "... V"]) -> Float[Array, "... V"]:
-    """max(p − q, 0), normalised; p itself where nothing is left, since there nothing can have been rejected."""
+    """max(p − q, 0), normalised; p itself where that is zero everywhere, since there no draft can be rejected."""
     positive = jnp.maximum(p - q, 0.0)
     total = positive.sum(axis=-1, keepdims=True)
     return jnp.where(total > 0, positive / jnp.where(total > 0, total, 1.0), p)
@@ -76,14 +76,14 @@ def verify_tokens(
     """Token verification of the first `lookahead` drafts of one row.
 
     Args:
-      drafts: drafted tokens, each drawn from its row of `draft_probs`; those from `lookahead` on
-        are not looked at.
+      drafts: Drafted tokens, each drawn from its row of `draft_probs`; entries from `lookahead` on
+        are ignored.
       draft_probs: q at each drafted position.
       target_probs: p at each drafted position and at the one after the last.
       lookahead: γ, from 0 to G.
-      uniforms: of [0, 1), one for each test; independent of the noise that the drafts were drawn
-        with.
-      gumbels: standard Gumbel noise for the token after the accepted ones; independent of both.
+      uniforms: Uniform numbers in [0, 1), one for each test, independent of the noise that the
+        drafts were drawn with.
+      gumbels: Standard Gumbel noise for the token after the accepted ones, independent of both.
     """
     chex.assert_shape(target_probs, (drafts.shape[0] + 1, draft_probs.shape[1]))
     positions = jnp.arange(drafts.shape[0])
@@ -101,12 +101,12 @@ def verify_tokens(
 
 
 class BlockTests(NamedTuple):
-    """What block verification asks of the drafts of one row.
+    """The tests of block verification for the drafts of one row.
 
     Attributes:
-      weights: w_i = min(1, w_{i−1}·p_i/q_i), the probability that i drafts or more are kept given
-        the first i, i = 1..G.
-      passing: h_i, the probability that the test of draft i passes; the last draft whose test
+      weights: w_i = min(1, w_{i−1}·p_i/q_i), the probability that i or more drafts are kept given
+        the first i, for i = 1..G.
+      passing: h_i, the probability that the test of draft i passes. The last draft whose test
         passes is the last one kept.
     """
 
@@ -120,8 +120,9 @@ def block_tests(
     target_probs: Float[Array, "G+1 V"],
     lookahead: Int[Array, ""] | int,
 ) -> BlockTests:
-    """Weights and tests of the first `lookahead` drafts; arguments as in `verify_tokens`. Entries
-    beyond mean nothing.
+    """Weights and tests of the first `lookahead` drafts; arguments as in `verify_tokens`.
+
+    Entries beyond the lookahead have no meaning.
 
     h_i = Σ_v max(w_i·p_v − q_v, 0) / (Σ_v max(w_i·p_v − q_v, 0) + 1 − w_i) with p and q after the
     i-th draft, and h_γ = w_γ.
@@ -130,7 +131,7 @@ def block_tests(
     p, q = target_probs[positions, drafts], draft_probs[positions, drafts]
 
     def step(weight: Array, pair: tuple[Array, Array]) -> tuple[Array, Array]:
-        # A drafted token has q > 0; beyond the lookahead anything may stand, and nothing is read.
+        # A drafted token has q > 0; entries beyond the lookahead are arbitrary and never read.
         weight = jnp.minimum(1.0, weight * pair[0] / jnp.where(pair[1] > 0, pair[1], 1.0))
         return weight, weight
 
@@ -138,8 +139,8 @@ def block_tests(
     following = jnp.concatenate([draft_probs[1:], jnp.zeros_like(draft_probs[:1])])
     left = jnp.maximum(weights[:, None] * target_probs[1:] - following, 0.0).sum(axis=-1)
     below = left + 1 - weights
-    # Where nothing is left and the weight is 1, every later draft passes with certainty: any value
-    # would do.
+    # If nothing is left and the weight is 1, every later draft passes with certainty, so any value
+    # will do.
     inner = jnp.where(below > 0, left / jnp.where(below > 0, below, 1.0), 1.0)
     return BlockTests(weights, jnp.where(positions == lookahead - 1, weights, inner))
 
@@ -155,9 +156,8 @@ def verify_block(
     """Block verification of the first `lookahead` drafts of one row; arguments as in
     `verify_tokens`.
 
-    The noise behind a draft has been looked at by the decision even where the draft is dropped, so
-    it must not be used again: keys of drafts have to name the block they belong to, not their
-    position alone.
+    The decision depends on the noise of every draft, dropped ones included, so that noise must not
+    be used again: a draft's key has to name the block it belongs to, not its position alone.
     """
     G = drafts.shape[0]
     chex.assert_shape(target_probs, (G + 1, draft_probs.shape[1]))
@@ -166,8 +166,8 @@ def verify_block(
     passed = (uniforms < passing) & (positions < lookahead)
     accepted = jnp.max(jnp.where(passed, positions + 1, 0))
 
-    # The block so far counts with its weight in the residual; after the last draft the token comes
-    # from the target itself.
+    # The residual takes the weight of the block so far; after the last draft the token comes from
+    # the target itself.
     weight = jnp.where(
         (accepted > 0) & (accepted < lookahead), weights[jnp.maximum(accepted - 1, 0)], 1.0
     )

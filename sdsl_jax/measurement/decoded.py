@@ -89,7 +89,7 @@ def self_check(events: Events) -> float:
     """Whether the number of drafts kept is one that the decoder's own probabilities give, as a
     standard normal score.
 
-    Each tested draft is kept with a chance β that is known before it is drawn (`Verdict.chance`),
+    Each tested draft is kept with a chance β that is known before it is drawn (`Verdict.expected_accepted`),
     whatever happened before: the number kept less Σβ is a martingale. The score is that of
     independent coins with these chances, `statistics.poisson_binomial_score`: right where hardly
     any draft is kept, and standard normal where many are.
@@ -105,7 +105,7 @@ def self_check(events: Events) -> float:
       The score; NaN where nothing was left to chance.
     """
     verified, proposed, chance = (
-        np.asarray(x) for x in (events.verified, events.proposed, events.chance)
+        np.asarray(x) for x in (events.verified, events.proposed, events.expected_accepted)
     )
     tested = np.arange(chance.shape[-1]) < np.minimum(verified + 1, proposed)[..., None]
     chances, kept = chance[tested].astype(float), int(verified.sum())

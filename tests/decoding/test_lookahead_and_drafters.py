@@ -25,17 +25,17 @@ def test_online_lookahead_is_the_closed_form_of_the_running_estimate():
     rule = OnlineLookahead(
         draft_step=0.1, verify_pass=2.0, prior=0.6, prior_tests=4.0, memory=0.5
     ).check(9)
-    memory = rule.start(2)
+    memory = rule.init(2)
     np.testing.assert_allclose(rule.acceptance(memory), 0.6)
-    memory = rule.learn(memory, jnp.array([4, 2]), jnp.array([4, 1]))
-    memory = rule.learn(memory, jnp.array([3, 0]), jnp.array([2, 0]))
+    memory = rule.update(memory, jnp.array([4, 2]), jnp.array([4, 1]))
+    memory = rule.update(memory, jnp.array([3, 0]), jnp.array([2, 0]))
     np.testing.assert_allclose(
         rule.acceptance(memory), [(2.4 + 2 + 2) / (4 + 2 + 3), (2.4 + 0.5) / (4 + 1)], rtol=1e-6
     )
     best = optimal_lookahead(np.asarray(rule.acceptance(memory)), 0.05).lookahead_integer
-    np.testing.assert_array_equal(rule.most(memory, 9), np.clip(np.asarray(best), 1, 9))
+    np.testing.assert_array_equal(rule.max_drafts(memory, 9), np.clip(np.asarray(best), 1, 9))
     # Where no draft pays, one is made all the same: the row keeps learning.
-    assert int(OnlineLookahead(draft_step=5.0).check(9).most(rule.start(1), 9)[0]) == 1
+    assert int(OnlineLookahead(draft_step=5.0).check(9).max_drafts(rule.init(1), 9)[0]) == 1
 
 
 @pytest.mark.slow

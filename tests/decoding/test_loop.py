@@ -181,7 +181,9 @@ def test_overlap_seen_by_the_decoder_equals_full_forward_passes(draft, target):
         tested = min(events.accepted[row, number] + 1, 3, events.emitted[row, number])
         for i in range(tested):
             position = events.start[row, number] + i - 1
-            assert events.chance[row, number, i] == pytest.approx(exact[row, position], abs=2e-6)
+            assert events.expected_accepted[row, number, i] == pytest.approx(
+                exact[row, position], abs=2e-6
+            )
             checked += 1
     assert checked > 40
 
@@ -316,7 +318,9 @@ def test_rows_may_fill_a_table_of_positions_whatever_the_lookahead():
     np.testing.assert_array_equal(cut.proposed, inside)
     np.testing.assert_array_equal(cut.verified, np.minimum(whole.verified, inside))
     np.testing.assert_allclose(
-        cut.chance, np.where(np.arange(4) < inside[..., None], whole.chance, 0), atol=1e-5
+        cut.expected_accepted,
+        np.where(np.arange(4) < inside[..., None], whole.expected_accepted, 0),
+        atol=1e-5,
     )
     # Rounds that reach beyond it are no evidence about this lookahead.
     rounds = (cut.emitted > 0) & (cut.start + 4 <= SHORT)

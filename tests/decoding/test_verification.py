@@ -84,7 +84,7 @@ def compiled_rounds(verify):
             padded,
             jnp.where(at == verdict.accepted, verdict.next_token, rest),
         )
-        return tokens, verdict.accepted, verdict.chance
+        return tokens, verdict.accepted, verdict.expected_accepted
 
     return jax.jit(jax.vmap(one_round, (0, None)))
 

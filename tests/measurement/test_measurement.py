@@ -67,14 +67,16 @@ def test_self_check_of_the_decoder(decoded):
     assert abs(found.self_check) < 5
     # The check can fail: one draft in twenty counted as rejected moves it far out.
     events = decoded.events
-    wrong = decoded._replace(events=events._replace(chance=events.chance * 0.95))
+    wrong = decoded._replace(
+        events=events._replace(expected_accepted=events.expected_accepted * 0.95)
+    )
     assert abs(summarise(wrong, 3, 0.9).self_check) > 5
 
 
 def test_decoded_acceptance_equals_exact_acceptance_on_the_same_positions(decoded):
     """Accepted per test against the mean β of the tested positions: five standard errors."""
     found = summarise(decoded, 3, 0.9)
-    beta = np.asarray(decoded.events.chance)
+    beta = np.asarray(decoded.events.expected_accepted)
     # Positions that a row reached before it stopped.
     tested = (beta > 0) & (np.arange(3) < np.asarray(decoded.events.emitted)[..., None])
     error = np.sqrt((beta[tested] * (1 - beta[tested])).sum()) / tested.sum()
