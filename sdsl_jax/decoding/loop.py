@@ -343,6 +343,7 @@ def speculative_loop(
         logits, target_cache = forward(
             target, target_params, fed, last[:, None] + jnp.arange(G + 1), s.target_cache
         )
+        assert target_cache is not None
         target_probs = probabilities(logits, sampling)
         verdict = verify_rows(
             verification, drafts.tokens, drafts.probs, target_probs, drafts.counts, noise
@@ -463,6 +464,7 @@ def autoregressive_loop(
         logits, cache = forward(
             target, target_params, s.rows.tokens[every, last][:, None], last[:, None], s.cache
         )
+        assert cache is not None
         probs = probabilities(logits[:, 0], sampling)
         noise = round_noise(keys, s.rows.lengths, 0, target.ids)
         drawn = draw(probs, noise.residual)

@@ -1,15 +1,15 @@
-"""How many threads XLA computes with on a CPU."""
+"""The number of threads that XLA computes with on a CPU."""
 
 from __future__ import annotations
 
 import os
 import threading
 
-from sdsl_jax.errors import SdslError, require
+from sdsl_jax.errors import require
 
 
 def _cpus() -> set[int]:
-    # Not every system can say, or change, where a process may run.
+    # Not every system can report, or change, the processors of a process.
     return (
         os.sched_getaffinity(0)
         if hasattr(os, "sched_getaffinity")
@@ -23,12 +23,19 @@ def available_threads() -> int:
 
 
 def _started() -> bool:
-    from jax._src import xla_bridge
+    """Whether jax has created a backend: it then refuses to change its number of CPU devices."""
+    import jax
 
-    return xla_bridge.backends_are_initialized()
+    devices = jax.config.values["jax_num_cpu_devices"]
+    try:
+        jax.config.update("jax_num_cpu_devices", devices + 2)
+    except RuntimeError:
+        return True
+    jax.config.update("jax_num_cpu_devices", devices)
+    return False
 
 
-# What the backend was started with by `limit_threads`; None where something else started it.
+# Threads that `limit_threads` started the backend with; None if something else started it.
 _limit: int | None = None
 _lock = threading.Lock()
 
@@ -36,36 +43,37 @@ _lock = threading.Lock()
 def limit_threads(count: int) -> None:
     """Lets XLA's CPU backend compute with `count` threads, for the rest of the process.
 
-    XLA gives its thread pool one thread per processor that the process may run on at the moment
-    when the backend is first used. So the process is confined to `count` processors, the backend is
-    created, and then the process may use all of them again: Python threads that compile programs
-    do. On a system without processor affinity nothing happens.
+    XLA starts one thread for each processor that the process may run on when the backend is first
+    used. This function confines the process to `count` processors, creates the backend, and then
+    lets the process use all of them again, as Python threads that compile programs do. It does
+    nothing on a system without processor affinity.
 
     Few threads are right for timing small models: splitting a pass of a few million parameters
-    among threads costs more than it gains, and costs a different amount every time.
+    among threads costs more than it gains, and the cost varies from run to run.
 
     Args:
-      count: threads, from 1 to the processors of this process.
+      count: Number of threads, from 1 to the processors of this process.
 
     Raises:
-      SdslError: the count lies outside its range, or the backend has been used already with another
-        count.
+      SdslError: the count is out of range, or the backend was started with another count.
     """
     global _limit
     with _lock:
         allowed = _cpus()
         require(
             1 <= count <= len(allowed),
-            f"the number of threads is {count}; it must lie in [1, {len(allowed)}], the processors of this process.",
+            f"the number of threads is {count}; it must lie in [1, {len(allowed)}], the processors "
+            "of this process.",
         )
         if not hasattr(os, "sched_setaffinity"):
             return
         if _started():
-            have = len(allowed) if _limit is None else _limit
-            if have != count:
-                raise SdslError(
-                    f"the number of threads is {count}, but jax computes with {have} already; choose before jax is used."
-                )
+            current = len(allowed) if _limit is None else _limit
+            require(
+                current == count,
+                f"the number of threads is {count}, but jax computes with {current} already; choose "
+                "before jax is used.",
+            )
             return
         import jax
 
@@ -78,7 +86,7 @@ def limit_threads(count: int) -> None:
 
 
 def computing_threads() -> int:
-    """Threads that a computation may use on a CPU, as far as this process knows; 0 on an accelerator."""
+    """Threads that a computation on the CPU may use, as far as this process knows; 0 on an accelerator."""
     import jax
 
     if jax.default_backend() != "cpu":
