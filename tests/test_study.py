@@ -6,7 +6,7 @@ import pandas
 import pytest
 from conftest import tiny
 
-from sdsl_jax.cli.study import split_overrides
+from sdsl_jax.cli.arguments import split_overrides
 from sdsl_jax.codesign.predict import predict
 from sdsl_jax.codesign.targets import Target
 from sdsl_jax.config import load_study, to_toml
@@ -275,7 +275,7 @@ def test_overrides_are_told_from_options():
         ]
     )
     assert rest == ["study", "a=b/c.toml", "--out=b.c", "--only=fit", "--force"]
-    assert overrides == ["--training.adam-b1=0.8", "seed=3", "--data.source=x y"]
+    assert overrides == ("--training.adam-b1=0.8", "seed=3", "--data.source=x y")
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
-"""Types of arguments that several commands take."""
+"""Arguments that several commands take."""
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import tyro
@@ -27,3 +28,27 @@ WholeCount = Annotated[
         str_from_instance=lambda value: [str(value)],
     ),
 ]
+
+# Settings of a study by their dotted names. tyro has no free-form options, so `run` splits them off
+# the command line and hands them to the command; a parser never sees them.
+Overrides = Annotated[tuple[str, ...], tyro.conf.Fixed, tyro.conf.Suppress]
+_DOTTED = re.compile(r"--[A-Za-z][\w-]*(\.[\w-]+)+(=.*)?", re.DOTALL)
+_ASSIGNED = re.compile(r"(name|seed|[A-Za-z]\w*(\.\w+)+)=.*", re.DOTALL)
+
+
+def split_overrides(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Separates dotted overrides (--a.b=v, --a.b v, a.b=v) from the other arguments."""
+    rest: list[str] = []
+    overrides: list[str] = []
+    queue = list(arguments)
+    while queue:
+        argument = queue.pop(0)
+        if _ASSIGNED.fullmatch(argument):
+            overrides.append(argument)
+        elif _DOTTED.fullmatch(argument):
+            if "=" not in argument and queue:
+                argument = f"{argument}={queue.pop(0)}"
+            overrides.append(argument)
+        else:
+            rest.append(argument)
+    return rest, tuple(overrides)

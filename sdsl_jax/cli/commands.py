@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import re
@@ -103,13 +104,14 @@ def run(arguments: Sequence[str]) -> None:
     from sdsl_jax.cli.compilation import compile_quickly, keep_compiled_programs
 
     keep_compiled_programs()
-    if first in _OF_STUDIES:
-        from sdsl_jax.cli.study import overrides, split_overrides
-
-        rest, overrides[:] = split_overrides(rest)
     if first == "codesign":
         compile_quickly()
     command = load(first)
     # A help text is wrapped to the terminal, not where the source wraps it.
     command.__doc__ = re.sub(r"\n {8,}(?=\S)", " ", inspect.cleandoc(command.__doc__ or ""))
+    if first in _OF_STUDIES:
+        from sdsl_jax.cli.arguments import split_overrides
+
+        rest, overrides = split_overrides(rest)
+        command = functools.partial(command, overrides=overrides)
     tyro.cli(command, prog=f"sdsl {first}", args=rest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,18 +9,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from sdsl_jax.cli.arguments import Overrides
 from sdsl_jax.cli.terminal import Terminal, standard_console
 from sdsl_jax.counts import short_count
 
 if TYPE_CHECKING:
     from sdsl_jax.study import SummaryRow
-
-# Dotted overrides of the command line, set by `main` before the subcommand runs: tyro has no
-# free-form options.
-overrides: list[str] = []
-_DOTTED = re.compile(r"--[A-Za-z][\w-]*(\.[\w-]+)+(=.*)?", re.DOTALL)
-_ASSIGNED = re.compile(r"(name|seed|[A-Za-z]\w*(\.\w+)+)=.*", re.DOTALL)
-
 
 _Stage = Literal[
     "train",
@@ -44,6 +37,7 @@ def study(
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
     only: Annotated[_Stage | None, _STAGE] = None,
     force: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    overrides: Overrides = (),
 ) -> None:
     """Run a study: train, measure, conditions, fit, codesign, calibrate, clock, evidence, figures,
     report.
@@ -203,23 +197,3 @@ def _print_clock(console: Console, folder: Path) -> None:
         highlight=False,
         soft_wrap=True,
     )
-
-
-def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Separates dotted overrides (--a.b=v, --a.b v, a.b=v) of the commands that read a study from the other arguments."""
-    if arguments[:1] not in (["study"], ["train"], ["tune"]):
-        return arguments, []
-    rest: list[str] = []
-    found: list[str] = []
-    queue = list(arguments)
-    while queue:
-        argument = queue.pop(0)
-        if _ASSIGNED.fullmatch(argument):
-            found.append(argument)
-        elif _DOTTED.fullmatch(argument):
-            if "=" not in argument and queue:
-                argument = f"{argument}={queue.pop(0)}"
-            found.append(argument)
-        else:
-            rest.append(argument)
-    return rest, found

@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from sdsl_jax.cli.study import overrides
+from sdsl_jax.cli.arguments import Overrides
 from sdsl_jax.cli.terminal import Terminal, standard_console
 from sdsl_jax.errors import require
 
@@ -25,6 +25,7 @@ def train(
     rungs: Annotated[str | None, tyro.conf.arg(metavar="NAMES")] = None,
     part: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None,
     distributed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    overrides: Overrides = (),
 ) -> None:
     """Train a study's ladder, or some of its rungs; any number of processes may share its folder.
 

@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from sdsl_jax.cli.study import overrides
+from sdsl_jax.cli.arguments import Overrides
 from sdsl_jax.cli.terminal import Terminal, error_console, standard_console
 from sdsl_jax.counts import parse_count, parse_counts, short_count
 from sdsl_jax.errors import require
@@ -30,6 +30,7 @@ def tune(
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
     write: Annotated[Path | None, tyro.conf.arg(metavar="TUNED.toml")] = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+    overrides: Overrides = (),
 ) -> None:
     """Sweep a setting of a study's recipe over a few small sizes, and fit its law of size.
 
