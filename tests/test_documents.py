@@ -21,7 +21,7 @@ class Point:
 class Curve:
     points: tuple[Point, ...] = described("in order")
     ends: tuple[float, float] | None = described("both ends")
-    by_name: dict[str, Point] = described("by name", default_factory=dict)  # noqa: RUF009
+    by_name: dict[str, Point] = described("by name", default_factory=dict)
     count: int | None = described("how many", default=None)
 
 
