@@ -8,14 +8,12 @@ import jax
 import numpy as np
 
 from sdsl_jax.codesign.drafts_at_hand import measured_with_another, named_draft
-from sdsl_jax.codesign.predict import valid_range
+from sdsl_jax.codesign.laws import AlphaRange, law_caveats, unit_caveats, valid_range
 from sdsl_jax.codesign.program import Solved
 from sdsl_jax.codesign.published_drafts import family_of_drafts, is_head
 from sdsl_jax.codesign.serving_problem import Problem, unit_of
-from sdsl_jax.codesign.targets import few_tokens
 from sdsl_jax.codesign.wording import METRICS, VARIABLES
 from sdsl_jax.counts import short_count
-from sdsl_jax.fitting.law_files import far_outside, moves, quality
 from sdsl_jax.theory.serving import Design, Outcome, shapes
 from sdsl_jax.theory.serving import acceptance as alpha_of
 
@@ -41,7 +39,7 @@ def caveats(problem: Problem, solved: Solved, whole: Solved, speculates: bool) -
         *problem.misfits,
         *_of_the_constraints(problem, solved, whole),
         *_of_the_acceptance(solved),
-        *_of_the_units(problem, solved.design),
+        *unit_caveats(problem.loss, problem.acceptance, _stated(problem, solved.design)),
     ]
     others = [
         *problem.notes,
@@ -50,8 +48,6 @@ def caveats(problem: Problem, solved: Solved, whole: Solved, speculates: bool) -
         *_of_the_device(problem, solved.design),
         *_of_the_workload(problem, solved.outcome),
         *_of_the_names(problem),
-        *(f"loss law: {w}" for w in problem.loss.warnings),
-        *(f"acceptance law: {w}" for w in problem.acceptance.warnings),
     ]
     return [*(Caveat(text, True) for text in grave), *(Caveat(text, False) for text in others)]
 
@@ -92,13 +88,6 @@ def _of_the_acceptance(solved: Solved) -> list[str]:
     return [
         f"the acceptance law gives α = {alpha:.3g} ≥ 1, which is no probability: the optimum is not to be trusted"
     ]
-
-
-def _of_the_units(problem: Problem, design: Design) -> list[str]:
-    """Sizes and tokens that are probably in another unit than was meant."""
-    stated = _stated(problem, design)
-    few = [text for role, values in stated.items() for text in few_tokens(role, **values)]
-    return few + far_outside(problem.loss, problem.acceptance, **stated)
 
 
 def _stated(problem: Problem, design: Design) -> dict[str, dict[str, float]]:
@@ -162,45 +151,16 @@ def _of_the_optimum(problem: Problem, solved: Solved, speculates: bool) -> list[
 
 
 def _of_the_laws(problem: Problem, design: Design, given: Outcome) -> list[str]:
-    found: list[str] = []
-    loss, acceptance, serving = problem.loss, problem.acceptance, problem.inputs.serving
     stated = _stated(problem, design)
-    sizes, tokens = (
-        {role: values[name] for role, values in stated.items()} for name in ("params", "tokens")
-    )
-    for role, size in sizes.items():
-        if bool(loss.law.about.outside(params=size, tokens=tokens[role])):
-            found.append(
-                f"extrapolates the loss law for the {role} ({short_count(size)} parameters, {short_count(tokens[role])} tokens): "
-                f"fitted on {valid_range(loss.law.about)}"
-            )
-    values: dict[str, Any] = {f"{role}_params": size for role, size in sizes.items()}
-    values |= {"draft_loss": float(given.draft_loss), "target_loss": float(given.target_loss)}
-    if bool(acceptance.law.about.outside(**values)):
-        found.append(
-            f"extrapolates the acceptance law (draft {short_count(sizes['draft'])}, target {short_count(sizes['target'])}): "
-            f"fitted on {valid_range(acceptance.law.about)}"
-        )
-    if not problem.config.draft.acceptance:
-        found.append(quality(acceptance))
+    spread = None
     if not problem.config.draft.acceptance and float(given.acceptance) < 1:
         larger = min(100 * float(design.draft_params), float(design.target_params))
-        alpha = alpha_of(serving._replace(draft_shape=None), design._replace(draft_params=larger))
+        serving = problem.inputs.serving._replace(draft_shape=None)
+        alpha = float(alpha_of(serving, design._replace(draft_params=larger)))
         of_larger = problem.stated_size(larger, "draft", float(design.aspect_ratio))
-        found.append(moves(acceptance, sizes["draft"], given.acceptance, of_larger, alpha))
-    texts = [law.law.about.text for law in (loss, acceptance)]
-    if texts[0] != texts[1]:
-        found.append(
-            f"the laws are of different texts: losses on {texts[0]}; acceptance on {texts[1]}"
-        )
-    counts = [law.law.about.params_count for law in (loss, acceptance)]
-    if counts[0] != counts[1]:
-        found.append(
-            f"the loss law counts {counts[0]} parameters and the acceptance law {counts[1]}"
-        )
-    if counts[0] != "total":
-        found.append(f"sizes are {counts[0]} parameters, the count of the loss law")
-    return found
+        spread = AlphaRange(stated["draft"]["params"], float(given.acceptance), of_larger, alpha)
+    losses = {"draft_loss": float(given.draft_loss), "target_loss": float(given.target_loss)}
+    return law_caveats(problem.loss, problem.acceptance, stated, losses, spread)
 
 
 def of_break_even(problem: Problem, even: dict[str, Any] | None) -> list[str]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdsl_jax.codesign.laws import intervals_over_draws, law_draws
 from sdsl_jax.codesign.optimise import spread_starts
 from sdsl_jax.codesign.program import ProgramInputs, Solved, sweep
 from sdsl_jax.codesign.serving_problem import Problem
@@ -57,40 +58,19 @@ class Interval(NamedTuple):
 
 def interval_90(problem: Problem) -> Interval:
     """90% interval of the optimum over the draws of both laws, or why there is none."""
-    laws = {"loss": problem.loss, "acceptance": problem.acceptance}
-    without = [
-        f"{kind} law {law.name}: {law.basis}" for kind, law in laws.items() if law.draws is None
-    ]
-    if without:
-        return Interval(None, "; ".join(without))
-    count = min(_DRAWS, *(len(jax.tree.leaves(law.draws)[0]) for law in laws.values()))
+    draws = law_draws(problem.loss, problem.acceptance, _DRAWS)
+    if not draws.count:
+        return Interval(None, draws.basis)
     many = []
-    for i in range(count):
-        drawn = {
-            f"{kind}_law": jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), law.draws)
-            for kind, law in laws.items()
-        }
-        many.append(problem.inputs._replace(serving=problem.inputs.serving._replace(**drawn)))
-    return _interval(problem, solve_together(problem, many))
+    for i in range(draws.count):
+        loss, acceptance = jax.tree.map(lambda x, i=i: x[i], (draws.loss, draws.acceptance))
+        serving = problem.inputs.serving._replace(loss_law=loss, acceptance_law=acceptance)
+        many.append(problem.inputs._replace(serving=serving))
+    return _interval(problem, solve_together(problem, many), draws.basis)
 
 
-def _interval(problem: Problem, draws: Sequence[Solved]) -> Interval:
+def _interval(problem: Problem, draws: Sequence[Solved], basis: str) -> Interval:
     """The interval over solved draws, those without an optimum left out."""
-    found = [one for one in draws if _has_optimum(one)]
-    left_out = 1 - len(found) / max(len(draws), 1)
-    pays = sum(float(one.outcome.speedup) > 1 for one in found) / max(len(draws), 1)
-    if not found:
-        basis = f"in none of {len(draws)} draws of the laws a design keeps the constraints at α < 1"
-        return Interval(None, basis, len(draws), pays, left_out)
-    joint = problem.loss.joint is not None and problem.loss.joint == problem.acceptance.joint
-    basis = (
-        problem.loss.basis
-        if joint
-        else f"{problem.loss.basis}; {problem.acceptance.basis}; taken as independent"
-    )
-
-    def ends(values: list[float]) -> list[float]:
-        return [float(x) for x in np.quantile(values, [0.05, 0.95])]
 
     def value(one: Solved, name: str) -> float:
         number = float(getattr(one.design, name))
@@ -100,13 +80,18 @@ def _interval(problem: Problem, draws: Sequence[Solved]) -> Interval:
             )
         return number
 
-    interval = {
-        name: ends([value(one, name) for one in found]) for name in problem.program.variables
-    }
-    interval["speedup"] = ends([float(one.outcome.speedup) for one in found])
-    interval["acceptance"] = ends([float(one.outcome.acceptance) for one in found])
-    basis = f"{len(found)} draws; laws only, the device taken as known: {basis}"
-    return Interval(interval, basis, len(draws), pays, left_out)
+    values = {name: [value(one, name) for one in draws] for name in problem.program.variables}
+    for name in ("speedup", "acceptance"):
+        values[name] = [float(getattr(one.outcome, name)) for one in draws]
+    has_optimum = [_has_optimum(one) for one in draws]
+    found = intervals_over_draws(values, values["speedup"], has_optimum)
+    said = (
+        f"in none of {len(draws)} draws of the laws a design keeps the constraints at α < 1"
+        if found.ends is None
+        else f"{sum(has_optimum)} draws; laws only, the device taken as known: {basis}"
+    )
+    shares = found.share_that_speculate, found.share_without_optimum
+    return Interval(found.ends, said, len(draws), *shares)
 
 
 def _has_optimum(one: Solved) -> bool:

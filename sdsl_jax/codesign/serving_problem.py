@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdsl_jax.codesign.drafts_at_hand import model_of, named_draft, stated_size, to_be_trained
+from sdsl_jax.codesign.laws import MEASURED
 from sdsl_jax.codesign.program import Program, ProgramInputs
 from sdsl_jax.codesign.published_drafts import PublishedDraft
 from sdsl_jax.codesign.sizes import non_embedding_params, total_params
@@ -217,7 +218,7 @@ def _non_embedding(size: float, rule: ShapeRule, loss: LoadedLaw) -> float:
 
 def constant_acceptance(alpha: float, loss: LoadedLaw) -> LoadedLaw:
     """A measured α as a law, of one draft and one target."""
-    about = About("measured", loss.law.about.params_count, loss.law.about.text, "probability")
+    about = About(MEASURED, loss.law.about.params_count, loss.law.about.text, "probability")
     law = LogitPlane(float(np.log(alpha / (1 - alpha))), 0.0, 0.0, about)
     return LoadedLaw("measured", law, None, "a measured α comes without draws", None, [])
 

@@ -40,7 +40,7 @@ def test_draws_without_an_optimum_are_left_out_and_counted(problem):
         draw(problem, speedup=9.0, acceptance=1.2),
         draw(problem, feasible=False, speedup=7.0),
     ]
-    found = _interval(problem, draws)
+    found = _interval(problem, draws, "a bootstrap")
     assert found.values["speedup"] == pytest.approx([0.955, 1.945])
     assert (found.share_that_speculate, found.share_left_out) == (0.25, 0.5)
     assert "the device taken as known" in found.basis
@@ -53,8 +53,8 @@ def test_draws_without_an_optimum_are_left_out_and_counted(problem):
 
 
 def test_where_no_draw_has_an_optimum_that_is_said(problem):
-    found = _interval(problem, [draw(problem, feasible=False)] * 3)
+    found = _interval(problem, [draw(problem, feasible=False)] * 3, "a bootstrap")
     assert found.values is None
     assert found.share_left_out == 1
     assert "none of 3 draws" in found.basis
-    assert _interval(problem, []).values is None
+    assert _interval(problem, [], "").values is None

@@ -1,0 +1,201 @@
+"""A loss law and an acceptance law used together: what their draws say, and what a reader must know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdsl_jax.counts import short_count
+from sdsl_jax.fitting.law_files import LoadedLaw, far_outside, moves, quality
+from sdsl_jax.theory import About
+
+# Source of an acceptance "law" that is one measured α, of which nothing is fitted.
+MEASURED = "measured"
+
+
+class LawDraws(NamedTuple):
+    """Draws of both laws that belong together.
+
+    Attributes:
+      loss: The loss law with arrays of draws; None where one of the laws has none.
+      acceptance: The acceptance law, likewise.
+      count: Number of draws.
+      basis: Where the draws come from, or why there are none.
+    """
+
+    loss: Any
+    acceptance: Any
+    count: int
+    basis: str
+
+
+def law_draws(loss: LoadedLaw, acceptance: LoadedLaw, most: int | None = None) -> LawDraws:
+    """The draws of two laws, cut to one length and to `most`."""
+    laws = {"loss": loss, "acceptance": acceptance}
+    without = [f"{name} law {law.name}: {law.basis}" for name, law in laws.items() if not law.draws]
+    if without:
+        return LawDraws(None, None, 0, "; ".join(without))
+    lengths = [len(jax.tree.leaves(law.draws)[0]) for law in laws.values()]
+    count = min(lengths if most is None else [*lengths, most])
+    drawn = [jax.tree.map(lambda x: jnp.asarray(x[:count]), law.draws) for law in laws.values()]
+    basis = loss.basis
+    if loss.joint is None or loss.joint != acceptance.joint:
+        basis = f"loss law: {loss.basis}; acceptance law: {acceptance.basis}; taken as independent"
+    return LawDraws(*drawn, count, basis)
+
+
+class DrawIntervals(NamedTuple):
+    """What draws of the laws leave open.
+
+    Attributes:
+      ends: Lower and upper end of each quantity's central interval; None where too few draws
+        speculate for an interval to mean anything.
+      share_that_speculate: Draws, as a share of all, with an optimum that beats plain decoding.
+      share_without_optimum: Draws, as a share of all, that have no optimum.
+    """
+
+    ends: dict[str, list[float]] | None
+    share_that_speculate: float
+    share_without_optimum: float
+
+
+def intervals_over_draws(
+    values: Mapping[str, Any],
+    speedup: Any,
+    has_optimum: Any,
+    *,
+    confidence: float = 0.9,
+    of_speculating: Collection[str] = (),
+    more_than: float = 0.0,
+) -> DrawIntervals:
+    """Central intervals over draws, leaving out those without an optimum.
+
+    Args:
+      values: Each quantity in every draw.
+      speedup: Best speed-up of every draw.
+      has_optimum: Whether a draw has an optimum: α stays below 1, and some design is feasible.
+      confidence: Share of the draws that an interval covers.
+      of_speculating: Quantities that exist only where a draw speculates, such as a draft size of
+        which plain decoding has none.
+      more_than: No interval is given unless more than this share of all draws speculates.
+    """
+    has_optimum = np.asarray(has_optimum, bool)
+    pays = has_optimum & (np.asarray(speedup) > 1)
+    count = max(len(pays), 1)
+    share, left_out = float(pays.sum() / count), float(1 - has_optimum.sum() / count)
+    if not has_optimum.any() or (more_than and share <= more_than):
+        return DrawIntervals(None, share, left_out)
+    tail = (1 - confidence) / 2
+    ends = {
+        name: [
+            float(x)
+            for x in np.quantile(
+                np.asarray(all_draws)[pays if name in of_speculating else has_optimum],
+                [tail, 1 - tail],
+            )
+        ]
+        for name, all_draws in values.items()
+    }
+    return DrawIntervals(ends, share, left_out)
+
+
+def valid_range(about: About) -> str:
+    """What a law was fitted on, in words."""
+    return ", ".join(
+        f"{name.replace('_', ' ').replace('params', 'parameters')} {short_count(low)} to {short_count(high)}"
+        for name, low, high in about.valid or ()
+    )
+
+
+def unit_caveats(
+    loss: LoadedLaw, acceptance: LoadedLaw, stated: Mapping[str, Mapping[str, float]]
+) -> list[str]:
+    """Sizes and training tokens that were probably meant in another unit.
+
+    Args:
+      loss: The loss law.
+      acceptance: The acceptance law.
+      stated: For "draft" and "target", `params` in the count of the loss law, and `tokens`. A
+        draft without a size has only its tokens.
+    """
+    few = [
+        f"the {role} has fewer training tokens ({short_count(each['tokens'])}) than parameters "
+        f"({short_count(each['params'])}): is a suffix missing?"
+        for role, each in stated.items()
+        if "params" in each and each["tokens"] < each["params"]
+    ]
+    return few + far_outside(
+        loss, acceptance, **{role: dict(each) for role, each in stated.items()}
+    )
+
+
+class AlphaRange(NamedTuple):
+    """How far the acceptance law moves α between two sizes of draft, in the count of the loss law."""
+
+    small: float
+    alpha_of_small: float
+    large: float
+    alpha_of_large: float
+
+
+def law_caveats(
+    loss: LoadedLaw,
+    acceptance: LoadedLaw,
+    stated: Mapping[str, Mapping[str, float]],
+    losses: Mapping[str, float],
+    alpha_range: AlphaRange | None = None,
+    *,
+    with_values: bool = True,
+) -> list[str]:
+    """Where the laws are used beyond what they were fitted on, and how good they are.
+
+    Args:
+      loss: The loss law.
+      acceptance: The acceptance law.
+      stated: As in `unit_caveats`.
+      losses: `draft_loss` and `target_loss` in nats per token, as far as they are known.
+      alpha_range: Two drafts that show how steep the acceptance law is, if it is worth telling.
+      with_values: Whether sentences hold the values themselves. Without them, answers about
+        several targets share their sentences.
+    """
+    about, accept = loss.law.about, acceptance.law.about
+    caveats = []
+    for role, each in stated.items():
+        if bool(about.outside(**each)):
+            values = ", ".join(
+                f"{short_count(value)} {'parameters' if name == 'params' else name}"
+                for name, value in each.items()
+            )
+            shown = f" ({values})" if with_values else ""
+            caveats.append(
+                f"extrapolates the loss law for the {role}{shown}: fitted on {valid_range(about)}"
+            )
+    sizes = {role: each["params"] for role, each in stated.items() if "params" in each}
+    if bool(accept.outside(**{f"{role}_params": size for role, size in sizes.items()}, **losses)):
+        values = ", ".join(f"{role} {short_count(size)}" for role, size in sizes.items())
+        shown = f" ({values})" if with_values else ""
+        caveats.append(f"extrapolates the acceptance law{shown}: fitted on {valid_range(accept)}")
+    if accept.source != MEASURED:
+        caveats.append(quality(acceptance))
+    if alpha_range is not None:
+        caveats.append(moves(acceptance, *alpha_range))
+    if about.text != accept.text:
+        caveats.append(
+            f"the laws are of different texts: losses on {about.text}; acceptance on {accept.text}"
+        )
+    if about.params_count != accept.params_count:
+        caveats.append(
+            f"the loss law counts {about.params_count} parameters and the acceptance law "
+            f"{accept.params_count}; sizes are taken for both"
+        )
+    elif about.params_count != "total":
+        caveats.append(f"sizes are {about.params_count} parameters, the count of the laws")
+    return caveats + [
+        f"{name} law: {text}"
+        for name, law in (("loss", loss), ("acceptance", acceptance))
+        for text in law.warnings
+    ]
