@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,8 @@ from sdsl_jax.theory import About
 MEASURED = "measured"
 
 
-class LawDraws(NamedTuple):
+@dataclass(frozen=True)
+class LawDraws:
     """Draws of both laws that belong together.
 
     Attributes:
@@ -45,7 +47,7 @@ def law_draws(loss: LoadedLaw, acceptance: LoadedLaw, most: int | None = None) -
     basis = loss.basis
     if loss.joint is None or loss.joint != acceptance.joint:
         basis = f"loss law: {loss.basis}; acceptance law: {acceptance.basis}; taken as independent"
-    return LawDraws(*drawn, count, basis)
+    return LawDraws(drawn[0], drawn[1], count, basis)
 
 
 class DrawIntervals(NamedTuple):
