@@ -111,7 +111,7 @@ def _print(console: Console, trained: Trained, folder: Path, by_years: bool) -> 
         )
     console.print(table)
     _print_utilisation(console, trained)
-    for name, owner in trained.elsewhere.items():
+    for name, owner in trained.owned_by_others.items():
         console.print(f"{name}: being trained by {owner}", highlight=False, soft_wrap=True)
     splits = (
         "Test: text of later years than was trained on; valid.: of the same years."
@@ -133,7 +133,7 @@ def _print(console: Console, trained: Trained, folder: Path, by_years: bool) -> 
 
 def _print_utilisation(console: Console, trained: Trained) -> None:
     """Model FLOPs utilisation, where the peak of the device is known."""
-    from sdsl_jax.training.utilisation import utilisation
+    from sdsl_jax.training.metrics import utilisation
 
     used = {r.model_id: utilisation(r) for r in trained.records}
     known = {name: u for name, u in used.items() if math.isfinite(u.share)}

@@ -1,4 +1,4 @@
-"""Training of a ladder, or of a part of it, by one of any number of processes that share the folder of a study."""
+"""Trains a ladder or a part of it, beside other processes that share the study's folder."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Trained(NamedTuple):
     """What `train_part` leaves behind.
 
     Attributes:
-      records: of the finished models among the rungs that were chosen.
-      elsewhere: the other rungs, and the host:pid that trains each.
-      missing: number of the study's models, chosen or not, that are not finished.
+      records: Records of the finished models among the chosen rungs.
+      owned_by_others: Names of the other chosen rungs, with the host:pid that trains each.
+      missing: Number of the study's models, chosen or not, that are not finished.
     """
 
     records: list[ModelRecord]
-    elsewhere: dict[str, str]
+    owned_by_others: dict[str, str]
     missing: int
 
 
@@ -42,20 +42,20 @@ def train_part(
     The processes of one distributed program (`initialise_distributed`) must all call it, and train
     every rung together.
 
-    After every rung, and however the call ends, `models.csv` holds every model of the study that is
-    finished, whoever trained it.
+    After every rung, and however the call ends, `models.csv` holds every finished model of the
+    study, whichever process trained it.
 
     Args:
-      config: the study.
-      folder: of its results, shared by all processes.
-      patterns: names of rungs, `*` and `?` standing for others; none means all.
-      part: (i, n) for part i of n, from 1.
-      progress: told what happens.
+      config: The study.
+      folder: Folder of its results, which all processes share.
+      patterns: Names of rungs, in which `*` and `?` are wildcards; all rungs if empty.
+      part: (i, n) for part i of n, counted from 1.
+      progress: Reports progress after every step.
 
     Raises:
-      Diverged: the loss of one or more rungs became non-finite; all the others were trained first.
-      SdslError: there are no such rungs, the study trains none, the folder holds settings of
-        somebody else, or training cannot go on.
+      Diverged: The loss of one or more rungs became non-finite; all the others were trained first.
+      SdslError: There are no such rungs, the study trains none, the folder holds another study's
+        settings, or training cannot continue.
     """
     require(
         not config.ladder.weights,
@@ -72,7 +72,7 @@ def train_part(
         finished = read_records(config, study.dataset, plans)
         if not finished or not is_primary() or finished == _published(study):
             return finished
-        # What the table holds now need not be what the stage was completed with.
+        # The table may have changed since the stage was completed.
         study.forget("train")
         return write_records(config, study.dataset, folder, plans)
 
@@ -85,7 +85,7 @@ def train_part(
             publish()
         raise
     missing = sum(len(plan.models) for plan in plans) - len(publish())
-    return Trained(outcome.records, outcome.elsewhere, missing)
+    return Trained(*outcome, missing)
 
 
 def _published(study: Study) -> list[ModelRecord]:

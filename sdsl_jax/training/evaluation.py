@@ -1,9 +1,10 @@
-"""What a trained model is worth: its losses on held-out text, and its row of `models.csv`."""
+"""Losses of a trained model on held-out text, and its row of `models.csv`."""
 
 from __future__ import annotations
 
 import math
 import platform
+from pathlib import Path
 from typing import Any
 
 import flax
@@ -11,13 +12,14 @@ import jax
 import numpy as np
 
 from sdsl_jax.checkpoints import storage
+from sdsl_jax.checkpoints.model_folder import PARAMS
 from sdsl_jax.data import Dataset
 from sdsl_jax.device import device_name
 from sdsl_jax.models import ModelConfig, Params
 from sdsl_jax.records import ModelRecord
 from sdsl_jax.statistics import Interval, mean_interval
+from sdsl_jax.training.loop import RungTrainer
 from sdsl_jax.training.metrics import Tally
-from sdsl_jax.training.rungs import Plan
 from sdsl_jax.training.step import window_losses
 
 _BATCH = 32
@@ -37,7 +39,7 @@ def evaluate(model: ModelConfig, params: Params, windows: np.ndarray) -> np.ndar
 def held_out_losses(
     model: ModelConfig, params: Params, dataset: Dataset, windows: int
 ) -> dict[str, Any]:
-    """The columns of a record that depend on the number of evaluation windows."""
+    """The columns of a record that depend on the number of evaluation windows, by name."""
     validation, losses = (
         evaluate(model, params, dataset.windows(s, windows)) for s in ("validation", "test")
     )
@@ -59,25 +61,18 @@ def held_out_losses(
 
 
 def make_record(
-    plan: Plan,
-    budget: int,
-    params: Params,
-    tally: Tally,
-    dataset: Dataset,
-    windows: int,
-    checkpoint: str,
+    trainer: RungTrainer, budget: int, params: Params, tally: Tally, study: Path
 ) -> ModelRecord:
-    """Evaluates a model at the end of a budget.
+    """Evaluates a model at the end of a token budget.
 
     Args:
-      plan: of its rung.
-      budget: index of the budget.
-      params: its weights.
-      tally: of the steps that led to them.
-      dataset: the tokenised corpus.
-      windows: to evaluate on, of each held-out split.
-      checkpoint: folder of the weights, relative to the study's.
+      trainer: Its rung.
+      budget: Index of the budget.
+      params: Its weights, on one device.
+      tally: Tally of the steps that led to them.
+      study: The study's folder, from which the record names the checkpoint.
     """
+    plan, dataset = trainer.plan, trainer.dataset
     steps, available = plan.schedule.ends[budget], len(dataset.splits["train"])
     tokens = steps * plan.tokens_per_step
     return ModelRecord(
@@ -105,6 +100,6 @@ def make_record(
         data_digest=dataset.digest,
         device=device_name(),
         versions=f"python {platform.python_version()}, jax {jax.__version__}, flax {flax.__version__}",
-        checkpoint=checkpoint,
-        **held_out_losses(plan.model, params, dataset, windows),
+        checkpoint=str((plan.models[budget] / PARAMS).relative_to(study)),
+        **held_out_losses(plan.model, params, dataset, trainer.recipe.evaluation_windows),
     )

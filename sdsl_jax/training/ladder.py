@@ -1,4 +1,5 @@
-"""The ladder: the rungs of a study, trained and evaluated by any number of processes, as rows of `models.csv`."""
+"""The ladder: any number of processes train and evaluate the rungs of a study; `models.csv` has a
+row for every model."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import jax
 
 from sdsl_jax.checkpoints import model_folder, storage
-from sdsl_jax.checkpoints.layout import Layout, make_layout
+from sdsl_jax.checkpoints.layout import make_layout
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.errors import Diverged, SdslError, require
@@ -28,7 +29,6 @@ from sdsl_jax.processes import (
 )
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import ModelRecord, write_json, write_table
-from sdsl_jax.seeds import derive_seed
 from sdsl_jax.training.claims import Claim, ClaimLost, Owner, acquire
 from sdsl_jax.training.evaluation import held_out_losses, make_record
 from sdsl_jax.training.loop import RungTrainer
@@ -40,18 +40,18 @@ _POLL_SECONDS = 1.0
 
 
 def check_ladder(config: StudyConfig) -> None:
-    """Checks what can be known before anything is trained: that every rung can be made, and that
-    the laws can be fitted.
+    """Checks before training that every rung can be built and that laws can be fitted to them.
 
     Raises:
-      SdslError: the family cannot make a size, two budgets are less than a step apart, or there are
-        too few models.
+      SdslError: The family cannot build a size, two budgets are less than a step apart, or there
+        are too few models.
     """
     sizes = set()
     for rung in rungs(config):
-        made = count(member(config.family, rung.params, config.data.vocab_size), 0).nonembedding
-        make_schedule(config.training, made, rung.budgets, config.data.sequence_length)
-        sizes.add(made)
+        model = member(config.family, rung.params, config.data.vocab_size)
+        size = count(model, 0).nonembedding
+        make_schedule(config.training, size, rung.budgets, config.data.sequence_length)
+        sizes.add(size)
     ladder = config.ladder
     drafts = sum(len(rung.budgets) for rung in rungs(config) if rung.role == "draft")
     budgets = {*ladder.draft_tokens, *ladder.target_tokens}
@@ -66,32 +66,32 @@ class Outcome(NamedTuple):
     """What became of the rungs that were to be trained.
 
     Attributes:
-      records: of all their models that are finished, in the order of the plans.
-      elsewhere: names of the other rungs, and the host:pid of the process that trains each.
+      records: Records of all their finished models, in the order of the plans.
+      owned_by_others: Names of the other rungs, with the host:pid of the process that trains each.
     """
 
     records: list[ModelRecord]
-    elsewhere: dict[str, str]
+    owned_by_others: dict[str, str]
 
 
 def train_ladder(
     config: StudyConfig, dataset: Dataset, folder: Path, progress: Progress | None = None
 ) -> list[ModelRecord]:
-    """Trains every rung that is not complete yet, waits for those that other processes train, and
+    """Trains every rung that is not finished, waits for those that other processes train, and
     returns all records.
 
     Args:
-      config: the study.
-      dataset: its tokenised corpus.
-      folder: the study's folder; checkpoints go to `folder/checkpoints/<rung>.<tag>/`, where the
-        tag is a digest of everything that decides the rung's parameters, so that a changed recipe
-        trains beside the old one.
-      progress: told after every step.
+      config: The study.
+      dataset: Its tokenised corpus.
+      folder: The study's folder. Checkpoints go to `folder/checkpoints/<rung>.<tag>/`. The tag is a
+        digest of everything that decides the rung's parameters, so a changed recipe trains beside
+        the old one.
+      progress: Reports progress after every step.
 
     Raises:
-      Diverged: the loss of one or more rungs became non-finite; all the others were trained first.
-      SdslError: the family cannot make a size, or a file cannot be written; or `ladder.weights`
-        does not hold what the study asks for.
+      Diverged: The loss of one or more rungs became non-finite; all the others were trained first.
+      SdslError: The family cannot build a size, a file cannot be written, or `ladder.weights` does
+        not hold what the study asks for.
     """
     if config.ladder.weights:
         return _read_ladder(config, dataset, folder)
@@ -107,25 +107,23 @@ def train_ladder(
 
 
 def _read_ladder(config: StudyConfig, dataset: Dataset, folder: Path) -> list[ModelRecord]:
-    """The records of a ladder that was trained before, their checkpoints named from the study's folder."""
+    """The records of a ladder trained earlier, with checkpoints relative to the study's folder."""
     weights = Path(config.ladder.weights)
     require(
         weights.is_dir(), f"ladder.weights is {config.ladder.weights!r}, which is not a folder."
     )
     plans = plan_rungs(config, dataset, weights)
-    missing = [
-        model for plan in plans for model in plan.models if not model_folder.is_complete(model)
-    ]
+    models = [model for plan in plans for model in plan.models]
+    missing = [model for model in models if not model_folder.is_complete(model)]
     require(
         not missing,
-        f"ladder.weights lacks {len(missing)} of the {sum(len(plan.models) for plan in plans)} models that the study asks "
-        f"for, {missing[0] if missing else ''} first: it holds other sizes, budgets or seeds, was trained by "
-        "another recipe or on other text, or is damaged.",
+        f"ladder.weights lacks {len(missing)} of the {len(models)} models that the study asks for, "
+        f"{missing[0] if missing else ''} first: it holds other sizes, budgets or seeds, was trained by another recipe or on "
+        "other text, or is damaged.",
     )
-    records = read_records(config, dataset, plans)
     return [
         dataclasses.replace(record, checkpoint=os.path.relpath(weights / record.checkpoint, folder))
-        for record in records
+        for record in read_records(config, dataset, plans)
     ]
 
 
@@ -138,21 +136,21 @@ def train_rungs(
     wait: bool = True,
     finished: Callable[[], object] = lambda: None,
 ) -> Outcome:
-    """Trains those rungs that are neither complete nor being trained by another process.
+    """Trains the rungs that are neither finished nor being trained by another process.
 
     Args:
-      config: the study.
-      dataset: its tokenised corpus.
-      folder: the study's folder.
-      plans: the rungs, of `plan_rungs`, perhaps after `select`.
-      progress: told after every step.
-      wait: for the rungs that other processes train, and take over those whose process dies;
-        otherwise they are left to them.
-      finished: called after every rung that this process has trained.
+      config: The study.
+      dataset: Its tokenised corpus.
+      folder: The study's folder.
+      plans: The rungs, from `plan_rungs` and perhaps `select`.
+      progress: Reports progress after every step.
+      wait: Whether to wait for the rungs that other processes train, and to take over those whose
+        process dies. Otherwise they are left to those processes.
+      finished: Called after every rung that this process has trained.
 
     Raises:
-      Diverged: the loss of one or more rungs became non-finite; all the others were trained first.
-      SdslError: a file cannot be written, or the devices or batches do not suit `[parallel]`.
+      Diverged: The loss of one or more rungs became non-finite; all the others were trained first.
+      SdslError: A file cannot be written, or the devices or batches do not fit `[parallel]`.
     """
     if config.training.tensorboard:
         check_tensorboard()
@@ -161,52 +159,144 @@ def train_rungs(
     for plan in plans:
         layout.check_batch(plan.batch)
     progress.start("train", sum(plan.flops for plan in plans))
-    todo, tried, elsewhere = list(plans), set[str](), dict[str, str]()
+    remaining, announced, others = list(plans), set[str](), dict[str, str]()
     diverged: list[Diverged] = []
-    while todo:
-        held: list[Plan] = []
-        for plan in todo:
+    while remaining:
+        left: list[Plan] = []
+        for plan in remaining:
             name = plan.rung.name
             weighted = _Weighted(progress, plan.flops_per_step)
             if broadcast_from_primary(all(map(model_folder.is_whole, plan.models))):
-                by = f"trained by {elsewhere.pop(name)}" if name in elsewhere else "already trained"
+                by = f"trained by {others.pop(name)}" if name in others else "already trained"
                 weighted.advance(plan.schedule.total_steps, f"{name}  {by}")
                 continue
             # The processes of one distributed program train a rung together, under the claim of the
-            # first.
+            # primary one.
             claim = _acquire_together(plan)
             if broadcast_from_primary(isinstance(claim, Owner)):
-                if name not in tried:
+                if name not in announced:
                     progress.note(f"{name}: being trained by {claim}")
-                tried.add(name)
-                elsewhere[name] = str(claim)
-                held.append(plan)
+                announced.add(name)
+                others[name] = str(claim)
+                left.append(plan)
                 continue
-            elsewhere.pop(name, None)
+            others.pop(name, None)
             assert not isinstance(claim, Owner)
+            guard = functools.partial(_check_together, claim)
+            trainer = RungTrainer(config, dataset, plan, layout, weighted, guard)
             try:
-                if _train_claimed(config, dataset, plan, folder, weighted, claim, layout):
-                    finished()
-                else:
-                    elsewhere[name] = "another process"
-                    held.append(plan)
+                with claim or contextlib.nullcontext():
+                    if claim is not None:
+                        storage.clean(plan.folder)
+                    barrier("cleaned")
+                    _train_rung(trainer, folder)
+                finished()
+            except ClaimLost as lost:
+                progress.note(f"{name}: {lost}; it is left to that one")
+                others[name] = "another process"
+                left.append(plan)
             except Diverged as error:
                 progress.note(str(error))
                 diverged.append(error)
-        stuck, todo = len(held) == len(todo), held
+        stuck, remaining = len(left) == len(remaining), left
         if stuck and not wait:
             break
-        if stuck and todo:
+        if stuck and remaining:
             time.sleep(_POLL_SECONDS)
     progress.finish()
     if diverged:
         raise Diverged(" ".join(map(str, diverged)))
-    complete = [plan for plan in plans if plan.rung.name not in elsewhere]
-    return Outcome(read_records(config, dataset, complete), elsewhere)
+    complete = [plan for plan in plans if plan.rung.name not in others]
+    return Outcome(read_records(config, dataset, complete), others)
+
+
+def _train_rung(trainer: RungTrainer, study: Path) -> None:
+    """Trains the model of every token budget of a rung that this process has claimed.
+
+    Raises:
+      ClaimLost: Another process took the rung over.
+      Diverged: The loss became non-finite.
+      SdslError: A file cannot be written, or the device has too little memory.
+    """
+    config, dataset, plan = trainer.config, trainer.dataset, trainer.plan
+    for budget, folder in enumerate(plan.models):
+        # Another process may have finished it before this one got the claim.
+        if broadcast_from_primary(model_folder.is_whole(folder)):
+            trainer.progress.advance(
+                plan.schedule.ends[budget] - plan.schedule.branch_before(budget),
+                f"{trainer.name}  already trained",
+            )
+            continue
+        if (folder / model_folder.RECORD).exists():
+            trainer.progress.note(
+                f"the model in {folder} is damaged; it is made again from the checkpoints."
+            )
+        try:
+            state, tally, segments = trainer.resume(budget)
+            for segment in segments:
+                state, tally = trainer.run(segment, state, tally)
+            params = trainer.layout.whole(state.params)
+            record = make_record(trainer, budget, params, tally, study)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise SdslError(
+                f"{trainer.name} does not fit into the device's memory at batches of {plan.batch} × "
+                f"{config.data.sequence_length} tokens; a smaller training.batch_size, training.remat = true and "
+                "parallel.fsdp need less."
+            ) from None
+        trainer.guard()
+        model_folder.write_model_folder(
+            folder, plan.model, state.params, dataset.tokenizer, record, config.data
+        )
+        barrier(record.model_id)
+        trainer.progress.note(
+            f"{record.model_id}: {record.params_nonembedding:,} non-embedding parameters, test loss "
+            f"{record.loss_nats:.3f} nats, {record.tokens_per_second:,.0f} tokens/s, {record.train_seconds:.0f} s"
+        )
+
+
+def _acquire_together(plan: Plan) -> Claim | Owner | None:
+    """The primary process's claim on a rung, or its owner; None on the other processes, which train
+    under that claim."""
+    claim, failed = None, None
+    try:
+        claim = acquire(plan.folder) if is_primary() else None
+    except SdslError as error:
+        failed = error
+    raise_on_all(failed, f"{plan.rung.name} cannot be claimed, as another process finds.")
+    return claim
+
+
+def _check_together(claim: Claim | None) -> None:
+    """Makes sure that the claim still holds; all processes must call it.
+
+    Raises:
+      ClaimLost: It does not, on any process.
+    """
+    lost = None
+    try:
+        if claim is not None:
+            claim.check()
+    except ClaimLost as error:
+        lost = error
+    if any_process(lost is not None):
+        raise lost or ClaimLost("another process has taken over the rung")
+
+
+class _Weighted:
+    """Progress in FLOPs, so that the time left does not depend on which sizes come first."""
+
+    def __init__(self, inner: Progress, weight: float):
+        self._inner, self._weight = inner, weight
+        self.note, self.start, self.finish = inner.note, inner.start, inner.finish
+
+    def advance(self, amount: float, detail: str = "") -> None:
+        self._inner.advance(amount * self._weight, detail)
 
 
 def read_records(config: StudyConfig, dataset: Dataset, plans: Sequence[Plan]) -> list[ModelRecord]:
-    """The records of those models that are finished, evaluated again where the settings ask for other windows than before."""
+    """The records of the finished models. Those evaluated on another number of windows are evaluated again."""
     records = []
     for plan in plans:
         for folder in filter(model_folder.is_complete, plan.models):
@@ -227,13 +317,13 @@ def read_records(config: StudyConfig, dataset: Dataset, plans: Sequence[Plan]) -
 def write_records(
     config: StudyConfig, dataset: Dataset, folder: Path, plans: Sequence[Plan]
 ) -> list[ModelRecord]:
-    """Makes `models.csv` hold every finished model of a ladder, and returns their records.
+    """Writes every finished model of a ladder to `models.csv`, and returns their records.
 
-    Any number of processes may do so at once: the last of them to write looks once more whether
-    that was all.
+    Any number of processes may do so at once: each one looks once more after writing, so that the
+    last one misses none.
 
     Raises:
-      SdslError: the folder cannot be written to.
+      SdslError: The folder cannot be written to.
     """
     finished = read_records(config, dataset, plans)
     while finished and is_primary():
@@ -245,150 +335,20 @@ def write_records(
     return finished
 
 
-class _Weighted:
-    """Progress in FLOPs, so that the time left does not depend on which sizes come first."""
-
-    def __init__(self, inner: Progress, weight: float):
-        self._inner, self._weight = inner, weight
-        self.note, self.start, self.finish = inner.note, inner.start, inner.finish
-
-    def advance(self, amount: float, detail: str = "") -> None:
-        self._inner.advance(amount * self._weight, detail)
-
-
-def _train_claimed(
-    config: StudyConfig,
-    dataset: Dataset,
-    plan: Plan,
-    study: Path,
-    progress: Progress,
-    claim: Claim | None,
-    layout: Layout,
-) -> bool:
-    """Trains a rung that this process has claimed; False if another one took it over."""
-    with claim or contextlib.nullcontext():
-        # It may have been finished, and its claim given up, since its models were looked for.
-        if broadcast_from_primary(all(map(model_folder.is_whole, plan.models))):
-            progress.advance(plan.schedule.total_steps, f"{plan.rung.name}  already trained")
-            return True
-        try:
-            if claim is not None:
-                storage.clean(plan.folder)
-            barrier("cleaned")
-            _train_rung(
-                config,
-                dataset,
-                plan,
-                study,
-                progress,
-                layout,
-                functools.partial(_check_together, claim),
-            )
-        except ClaimLost as lost:
-            progress.note(f"{plan.rung.name}: {lost}; it is left to that one")
-            return False
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise SdslError(
-                f"{plan.rung.name} does not fit into the device's memory at batches of {plan.batch} × "
-                f"{config.data.sequence_length} tokens; a smaller training.batch_size, training.remat = true and "
-                "parallel.fsdp need less."
-            ) from None
-    return True
-
-
-def _acquire_together(plan: Plan) -> Claim | Owner | None:
-    """What the primary process has of a rung's folder; None on the others, which train under its claim."""
-    found, failed = None, None
-    try:
-        found = acquire(plan.folder) if is_primary() else None
-    except SdslError as error:
-        failed = error
-    raise_on_all(failed, f"{plan.rung.name} cannot be claimed, as another process finds.")
-    return found
-
-
-def _check_together(claim: Claim | None) -> None:
-    """Makes sure that the claim still holds; with several processes all of them must call it, and
-    it is lost for all or none.
-
-    Raises:
-      ClaimLost: it does not.
-    """
-    lost = None
-    try:
-        if claim is not None:
-            claim.check()
-    except ClaimLost as error:
-        lost = error
-    if any_process(lost is not None):
-        raise lost or ClaimLost("another process has taken over the rung")
-
-
-def _train_rung(
-    config: StudyConfig,
-    dataset: Dataset,
-    plan: Plan,
-    study: Path,
-    progress: Progress,
-    layout: Layout,
-    guard: Callable[[], None],
-) -> None:
-    rung, windows = plan.rung, config.training.evaluation_windows
-    trainer = RungTrainer(
-        name=rung.name,
-        model=plan.model,
-        config=config.training,
-        schedule=plan.schedule,
-        batches=dataset.batches(derive_seed("data", config.seed, rung.seed), plan.batch),
-        init_seed=derive_seed("init", config.seed, rung.role, rung.params, rung.seed),
-        folder=plan.folder,
-        progress=progress,
-        layout=layout,
-        guard=guard,
-    )
-    for budget, folder in enumerate(plan.models):
-        if broadcast_from_primary(model_folder.is_whole(folder)):
-            progress.advance(
-                plan.schedule.ends[budget] - plan.schedule.branch_before(budget),
-                f"{rung.name}  already trained",
-            )
-            continue
-        if (folder / model_folder.RECORD).exists():
-            progress.note(
-                f"the model in {folder} is damaged; it is made again from the checkpoints."
-            )
-        state, tally = trainer.cool_down(budget)
-        checkpoint = str((folder / model_folder.PARAMS).relative_to(study))
-        record = make_record(
-            plan, budget, layout.whole(state.params), tally, dataset, windows, checkpoint
-        )
-        guard()
-        model_folder.write_model_folder(
-            folder, plan.model, state.params, dataset.tokenizer, record, config.data
-        )
-        barrier(record.model_id)
-        progress.note(
-            f"{record.model_id}: {record.params_nonembedding:,} non-embedding parameters, test loss "
-            f"{record.loss_nats:.3f} nats, {record.tokens_per_second:,.0f} tokens/s, {record.train_seconds:.0f} s"
-        )
-
-
 def load_trained(
     config: StudyConfig, record: ModelRecord, vocab_size: int, study: Path
 ) -> tuple[ModelConfig, Params]:
-    """The configuration and the parameters of a trained model.
+    """The configuration and parameters of a model of the study's ladder, by its record.
 
     Raises:
-      SdslError: the checkpoint is missing, damaged, or not the one that the record describes.
+      SdslError: The checkpoint is missing, damaged, or not the one that the record describes.
     """
-    wanted = {r.model_id(i): r.params for r in rungs(config) for i in range(len(r.budgets))}
+    sizes = {r.model_id(i): r.params for r in rungs(config) for i in range(len(r.budgets))}
     require(
-        record.model_id in wanted and bool(record.checkpoint),
+        record.model_id in sizes and bool(record.checkpoint),
         f"the records hold {record.model_id}, which is not a model of this study's ladder; its weights cannot be loaded.",
     )
-    model = member(config.family, wanted[record.model_id], vocab_size)
+    model = member(config.family, sizes[record.model_id], vocab_size)
     params = storage.restore_params(
         study / record.checkpoint, abstract_params(model), record.params_digest
     )

@@ -2,19 +2,21 @@
 token budget.
 
 The trunk and the cool-downs are *segments*: ranges of steps that start from a checkpoint and end in
-one. A segment resumes from its own newest good checkpoint, and since a batch depends only on (seed,
-step), a resumed run takes the very steps that an uninterrupted one would have taken.
+one. A segment resumes from its own newest good checkpoint. A batch depends only on (seed, step), so
+a resumed run takes the very steps that an uninterrupted run would have taken.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import grain
 import jax
@@ -22,137 +24,166 @@ import numpy as np
 
 from sdsl_jax.checkpoints import storage
 from sdsl_jax.checkpoints.layout import Layout
-from sdsl_jax.config import TrainingConfig
+from sdsl_jax.config import StudyConfig, TrainingConfig
+from sdsl_jax.data import Dataset
 from sdsl_jax.errors import Diverged, SdslError
-from sdsl_jax.models import ModelConfig, abstract_params, init_params
+from sdsl_jax.models import abstract_params, init_params
 from sdsl_jax.preemption import Preempted, sigterm_held_back
 from sdsl_jax.processes import any_process, broadcast_from_primary, is_primary, raise_on_all
 from sdsl_jax.progress import Progress
-from sdsl_jax.training.compilation import compile_seconds
-from sdsl_jax.training.metrics import MetricsFile, Tally, read_metrics, tensorboard
-from sdsl_jax.training.schedule import Schedule
+from sdsl_jax.seeds import derive_seed
+from sdsl_jax.training.metrics import (
+    MetricsFile,
+    Tally,
+    compile_seconds,
+    read_metrics,
+    tensorboard,
+)
+from sdsl_jax.training.rungs import Plan
 from sdsl_jax.training.step import StepMetrics, TrainState, init_state, step_config, train_step
 
-# So many skipped steps in a row are no accident any more.
+# Skipped steps in a row after which a run counts as diverged.
 _MOST_SKIPPED = 100
-# Steps after which the processes of a distributed program ask each other whether SIGTERM came.
+# Steps between the times that the processes of a distributed program ask each other for SIGTERM.
 _ASK_EVERY = 16
-# Batches that wait ready; two threads read them while the step runs.
+# Two threads keep 16 batches ready while a step runs.
 _READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
 
 
-def init_rung(model: ModelConfig, config: TrainingConfig, seed: int) -> TrainState:
-    """The state of a rung before its first step."""
-    return init_state(step_config(config), init_params(model, jax.random.key(seed)))
+class Segment(NamedTuple):
+    """A range of steps that starts from a checkpoint and ends in one.
+
+    Attributes:
+      folder: Folder of its checkpoints and metrics.
+      steps: Steps it consists of.
+      rate: Learning rate of each step.
+    """
+
+    folder: Path
+    steps: range
+    rate: Callable[[int], float]
 
 
 @dataclass(frozen=True)
 class RungTrainer:
-    """Runs segments of one rung.
+    """Trains one rung, segment by segment.
 
     Attributes:
-      name: of the rung, for messages.
-      model: shape of the model.
-      config: recipe.
-      schedule: learning rates and budgets.
-      batches: training batches by step.
-      init_seed: seed of the initial parameters.
-      folder: where the rung's checkpoints and metrics live.
-      progress: told after every step; a unit is a training step.
-      layout: of states and batches over devices.
-      guard: called before anything is written; raises where another process has taken the rung
-        over.
+      config: The study.
+      dataset: Its tokenised corpus.
+      plan: The rung.
+      layout: Where states and batches lie.
+      progress: Reports progress after every training step, in steps.
+      guard: Called before anything is written; raises if another process has taken the rung over.
     """
 
-    name: str
-    model: ModelConfig
-    config: TrainingConfig
-    schedule: Schedule
-    batches: grain.MapDataset
-    init_seed: int
-    folder: Path
-    progress: Progress
+    config: StudyConfig
+    dataset: Dataset
+    plan: Plan
     layout: Layout
+    progress: Progress
     guard: Callable[[], None] = lambda: None
 
-    def abstract_state(self) -> TrainState:
-        """Shapes, types and shardings of the state."""
-        state = jax.eval_shape(
-            lambda: init_state(step_config(self.config), abstract_zeros(self.model))
-        )
-        return self.layout.abstract(state)
+    @property
+    def name(self) -> str:
+        """Name of the rung, for messages."""
+        return self.plan.rung.name
 
-    def cool_down(self, budget: int) -> tuple[TrainState, Tally]:
-        """The state at the end of a budget, and the tally of the steps that led to it: those of the
-        trunk and its own.
+    @property
+    def recipe(self) -> TrainingConfig:
+        """The study's training settings."""
+        return self.config.training
 
-        Continues from what is on disk.
+    @functools.cached_property
+    def batches(self) -> grain.MapDataset:
+        """Training batches by step."""
+        seed = derive_seed("data", self.config.seed, self.plan.rung.seed)
+        return self.dataset.batches(seed, self.plan.batch)
 
-        Raises:
-          Diverged: the loss is no longer finite.
-          SdslError: a file cannot be written.
-          Preempted: SIGTERM came; a checkpoint was written first.
+    def initial_state(self) -> TrainState:
+        """The state before the first step."""
+        rung = self.plan.rung
+        seed = derive_seed("init", self.config.seed, rung.role, rung.params, rung.seed)
+        params = init_params(self.plan.model, jax.random.key(seed))
+        return init_state(step_config(self.recipe), params)
+
+    def resume(self, budget: int) -> tuple[TrainState, Tally, list[Segment]]:
+        """Where the training for a token budget continues from what is on disk.
+
+        Returns:
+          The newest good state, the tally of the steps that led to it, and the segments that are
+          still to run from there.
         """
-        end = self.schedule.ends[budget]
-        folder = self.folder / f"cooldown-{end}"
-        if found := self._newest(folder, end):
-            self._resumed(int(found[0].step) - self.schedule.branch_before(budget))
-        else:
-            found = self._trunk(budget)
-        steps = range(self.schedule.branches[budget], end)
-        return self._run(
-            folder, *found, steps, lambda step: self.schedule.cooldown_rate(budget, step)
+        schedule, folder = self.plan.schedule, self.plan.folder
+        branch, end = schedule.branches[budget], schedule.ends[budget]
+        trunk = Segment(folder / "trunk", range(branch), schedule.trunk_rate)
+        cooldown = Segment(
+            folder / f"cooldown-{end}",
+            range(branch, end),
+            functools.partial(schedule.cooldown_rate, budget),
         )
-
-    def _trunk(self, budget: int) -> tuple[TrainState, Tally]:
-        """The state of the trunk where a budget leaves it, from the newest good checkpoint at or before that step."""
-        folder, step = self.folder / "trunk", self.schedule.branches[budget]
-        found = self._newest(folder, step)
-        if found is None:
-            found = self.layout.place(init_rung(self.model, self.config, self.init_seed)), Tally()
-        self._resumed(int(found[0].step) - self.schedule.branch_before(budget))
-        return self._run(folder, *found, range(step), self.schedule.trunk_rate)
-
-    def _resumed(self, steps: int) -> None:
-        if steps:
+        segments = [cooldown]
+        newest = self._newest(cooldown)
+        if newest is None:
+            segments = [trunk, cooldown]
+            newest = self._newest(trunk)
+        state, tally = newest or (self.layout.place(self.initial_state()), Tally())
+        if steps := int(state.step) - schedule.branch_before(budget):
             self.progress.advance(steps, f"{self.name}  resumed")
+        return state, tally, segments
 
-    def _newest(self, folder: Path, at_most: int) -> tuple[TrainState, Tally] | None:
-        """The newest good checkpoint of a segment up to a step; those that are damaged are named and passed over."""
-        bad: list[SdslError] = []
-        found, there = None, [s for s in storage.steps(folder) if s <= at_most]
-        while (step := broadcast_from_primary(there[-1] if there else -1)) >= 0:
+    def _newest(self, segment: Segment) -> tuple[TrainState, Tally] | None:
+        """The newest good checkpoint of a segment; damaged ones are reported and skipped."""
+        initial = functools.partial(init_state, step_config(self.recipe))
+        abstract = self.layout.abstract(jax.eval_shape(initial, abstract_params(self.plan.model)))
+        damaged: list[SdslError] = []
+        newest = None
+        steps = [s for s in storage.steps(segment.folder) if s <= segment.steps.stop]
+        while (step := broadcast_from_primary(steps[-1] if steps else -1)) >= 0:
             try:
-                restored = storage.restore(folder / str(step), self.abstract_state())
-                found = restored.tree, Tally(**restored.metadata)
+                restored = storage.restore(segment.folder / str(step), abstract)
+                newest = restored.tree, Tally(**restored.metadata)
                 break
             except SdslError as error:
-                bad.append(error)
-                there = [s for s in there if s < step]
+                damaged.append(error)
+                steps = [s for s in steps if s < step]
         instead = (
-            f"{folder / str(int(found[0].step))} is used instead"
-            if found
-            else f"{folder} starts again"
+            f"{segment.folder / str(int(newest[0].step))} is used instead"
+            if newest
+            else f"{segment.folder} starts again"
         )
-        for damaged in bad:
-            self.progress.note(f"{damaged} {instead}")
-        return found
+        for problem in damaged:
+            self.progress.note(f"{problem} {instead}")
+        return newest
 
-    def _run(
-        self, folder: Path, state: TrainState, tally: Tally, steps: range, rate
-    ) -> tuple[TrainState, Tally]:
-        """Takes those steps of a segment that are not taken yet.
+    def run(self, segment: Segment, state: TrainState, tally: Tally) -> tuple[TrainState, Tally]:
+        """Takes the steps of a segment that are not taken yet.
 
-        There is a checkpoint every so often, one at the end, and one when SIGTERM comes.
+        Writes a checkpoint every `checkpoint_every_steps` steps, one at the end, and one when
+        SIGTERM comes.
+
+        Args:
+          segment: What to run.
+          state: State to start from; donated to the first step.
+          tally: Tally of the steps that led to it; counts on.
+
+        Returns:
+          The state at the end of the segment, and the tally of all steps up to it.
+
+        Raises:
+          Diverged: The loss is no longer finite.
+          SdslError: A file cannot be written.
+          Preempted: SIGTERM came; a checkpoint was written first.
         """
-        start, stop = int(state.step), steps.stop
+        folder, rate = segment.folder, segment.rate
+        start, stop = int(state.step), segment.steps.stop
         if start >= stop:
             return state, tally
         self.guard()
-        recorder = _Recorder(self, folder, range(steps.start, start), tally, rate)
+        recorder = _Recorder(self, segment, range(segment.steps.start, start), tally)
         began, compiled = time.perf_counter(), compile_seconds()
         step_in_place = self.layout.step(train_step)
-        previous = start  # the checkpoint before the latest, kept in case that one is damaged
+        previous = start  # the second-latest checkpoint is kept in case the latest is damaged
         pending: tuple[int, StepMetrics] | None = None
         with (
             sigterm_held_back() as sigterm,
@@ -162,22 +193,22 @@ class RungTrainer:
             for step in range(start, stop):
                 waiting = time.perf_counter()
                 batch = self.layout.place_batch(next(batches))
-                # While the device is still at the step before, nothing waits.
+                # Waiting for a batch costs nothing while the device still works on the step before.
                 if pending is None or pending[1].loss_nats.is_ready():  # type: ignore[attr-defined]
                     tally.wait_seconds += time.perf_counter() - waiting
                 state, reported = step_in_place(
                     state,
                     batch,
                     np.float32(rate(step)),
-                    model=self.model,
-                    config=step_config(self.config),
+                    model=self.plan.model,
+                    config=step_config(self.recipe),
                 )
-                # The loss of the step before is read while the device works on this one.
+                # Reads the previous loss while the device works on this step.
                 if pending is not None:
                     recorder.report(*pending)
                 pending = (step, reported)
                 done = step + 1
-                regular = done == stop or done % self.config.checkpoint_every_steps == 0
+                regular = done == stop or done % self.recipe.checkpoint_every_steps == 0
                 preempted = _came_anywhere(sigterm, done, regular)
                 if regular or preempted:
                     recorder.report(*pending)
@@ -192,7 +223,7 @@ class RungTrainer:
                     self._prune(folder, previous, done)
                     previous = done
                     if preempted:
-                        # Here too where the signal came to another process of the same program.
+                        # Also where the signal came to another process of the same program.
                         raise Preempted
         return state, tally
 
@@ -200,36 +231,31 @@ class RungTrainer:
         try:
             storage.save(path, state, dataclasses.asdict(tally))
         except SdslError:
-            # Who has taken the rung over may have removed what this process was writing.
+            # Another process that took the rung over may have removed what this one was writing.
             self.guard()
             raise
 
     def _prune(self, folder: Path, previous: int, latest: int) -> None:
-        """Deletes the checkpoints below the latest but the one before it and the points where cool-downs leave."""
+        """Deletes older checkpoints, except the second-latest and those where cool-downs branch off."""
         if not is_primary():
             return
-        branches = self.schedule.branches if folder.name == "trunk" else ()
+        branches = self.plan.schedule.branches if folder.name == "trunk" else ()
         for step in storage.steps(folder):
             if step < latest and step != previous and step not in branches:
                 storage.delete(folder / str(step))
 
 
 class _Recorder(contextlib.AbstractContextManager):
-    """Turns what steps report into metrics, tally and progress, and stops a rung that has gone wrong."""
+    """Turns what steps report into metrics, tally and progress, and stops a rung that diverges."""
 
-    def __init__(
-        self,
-        trainer: RungTrainer,
-        folder: Path,
-        taken: range,
-        tally: Tally,
-        rate: Callable[[int], float],
-    ):
-        self._trainer, self._folder, self._tally, self._rate = trainer, folder, tally, rate
+    def __init__(self, trainer: RungTrainer, segment: Segment, taken: range, tally: Tally):
+        self._trainer, self._segment, self._tally = trainer, segment, tally
         board = (
-            tensorboard(folder, taken.stop) if trainer.config.tensorboard and is_primary() else None
+            tensorboard(segment.folder, taken.stop)
+            if trainer.recipe.tensorboard and is_primary()
+            else None
         )
-        path = folder / "metrics.jsonl"
+        path = segment.folder / "metrics.jsonl"
         self._metrics = MetricsFile(path, board)
         if lost := len({*taken} - read_metrics(path).keys()):
             trainer.progress.note(
@@ -240,27 +266,31 @@ class _Recorder(contextlib.AbstractContextManager):
         self._step_seconds = math.nan  # a moving average
 
     def report(self, step: int, reported: StepMetrics) -> None:
-        """Takes in what a step reported.
+        """Records what a step reported.
 
         Raises:
-          Diverged: the loss or the gradient is not finite, and such steps are not, or no longer, to
-            be skipped.
+          Diverged: The loss or the gradient is not finite, and the recipe does not skip such steps
+            or too many came in a row.
         """
-        config, tally = self._trainer.config, self._tally
+        recipe, tally = self._trainer.recipe, self._tally
         loss, norm, skipped = (value.item() for value in jax.device_get(reported))
-        flags = {"spike": tally.observe(loss, skipped, config.spike_deviations), "skipped": skipped}
+        flags = {"spike": tally.observe(loss, skipped, recipe.spike_deviations), "skipped": skipped}
         raised = {name: value for name, value in flags.items() if value}
         self._metrics.add(
-            step, loss_nats=loss, gradient_norm=norm, learning_rate=self._rate(step), **raised
+            step,
+            loss_nats=loss,
+            gradient_norm=norm,
+            learning_rate=self._segment.rate(step),
+            **raised,
         )
         stops = tally.skipped_in_a_row >= _MOST_SKIPPED
         if stops or (
-            config.on_nonfinite == "stop" and not (math.isfinite(loss) and math.isfinite(norm))
+            recipe.on_nonfinite == "stop" and not (math.isfinite(loss) and math.isfinite(norm))
         ):
             self._stop(step, loss, norm)
         now = time.perf_counter()
         took, self._reported = now - self._reported, now
-        # The first step compiles; the average forgets it within some fifty steps.
+        # The first step compiles; the average forgets it within about fifty steps.
         average = self._step_seconds
         self._step_seconds = took if math.isnan(average) else 0.9 * average + 0.1 * took
         speed = self._tokens_per_step / self._step_seconds
@@ -269,7 +299,7 @@ class _Recorder(contextlib.AbstractContextManager):
         )
 
     def flush(self, last: bool = False) -> None:
-        """Writes the metrics so far, once for all processes, and fails on all of them or on none."""
+        """Writes the metrics so far, on the primary process; fails on all processes or on none."""
         failed = None
         try:
             if is_primary():
@@ -277,13 +307,14 @@ class _Recorder(contextlib.AbstractContextManager):
         except SdslError as error:
             failed = error
         raise_on_all(
-            failed, f"the metrics in {self._folder} cannot be written, as another process finds."
+            failed,
+            f"the metrics in {self._segment.folder} cannot be written, as another process finds.",
         )
 
     def _stop(self, step: int, loss: float, norm: float) -> None:
         self._trainer.guard()
         self.flush()
-        segments = [self._folder, self._folder.parent / "trunk"]
+        segments = [self._segment.folder, self._segment.folder.parent / "trunk"]
         good = [f / str(s) for f in segments for s in reversed(storage.steps(f)) if s <= step]
         good = [path for path in good if storage.damage(path) is None]
         what = (
@@ -306,10 +337,10 @@ class _Recorder(contextlib.AbstractContextManager):
 
 
 def _came_anywhere(sigterm: Callable[[], bool], done: int, regular: bool) -> bool:
-    """Whether SIGTERM came to this process or, every so often, to any other of the same distributed program."""
+    """Whether SIGTERM came to this process or, every `_ASK_EVERY` steps, to any other process."""
     if jax.process_count() == 1:
         return sigterm()
-    # To ask the others waits for the device.
+    # Asking the others waits for the device.
     return any_process(sigterm()) if regular or done % _ASK_EVERY == 0 else False
 
 
@@ -321,8 +352,3 @@ def _reading(batches: grain.MapDataset) -> Iterator[Iterator[np.ndarray]]:
         yield iterator
     finally:
         iterator.close()
-
-
-def abstract_zeros(model: ModelConfig):
-    """Parameters of the model's shapes, all zero; free under `jax.eval_shape`."""
-    return jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), abstract_params(model))

@@ -7,16 +7,36 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import jax
 
 from sdsl_jax.errors import SdslError, require
-from sdsl_jax.records import write_text
+from sdsl_jax.records import ModelRecord, write_text
 
 # The running level of the loss weighs the latest step with 1/10, its running noise with 1/50, and
 # both weigh all steps alike while there are fewer. No step is a spike before the noise is known.
 _LEVEL_MEMORY, _NOISE_MEMORY = 10, 50
 # Nats; noise that is smaller counts as this much.
 _LEAST_NOISE = 1e-3
+
+# The name under which JAX reports every compilation, and every program that it reads from its cache
+# instead.
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+_compile_durations: list[float] = []
+
+
+def _listen(event: str, duration_secs: float, **_: str | int) -> None:
+    if event == _COMPILED:
+        _compile_durations.append(duration_secs)
+
+
+jax.monitoring.register_event_duration_secs_listener(_listen)
+
+
+def compile_seconds() -> float:
+    """Seconds spent compiling, or reading compiled programs, since this module was imported."""
+    return sum(_compile_durations)
 
 
 @dataclass
@@ -167,3 +187,42 @@ def tensorboard(folder: Path, start: int) -> Any:
     from tensorboardX import SummaryWriter
 
     return SummaryWriter(str(folder), purge_step=start)
+
+
+# Dense bfloat16 peak, FLOP/s, by what the device calls itself; the vendors' data sheets.
+_PEAKS = {
+    "A100": 312e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+}
+
+
+class Utilisation(NamedTuple):
+    """How much of an accelerator's arithmetic training used.
+
+    Attributes:
+      flops_per_second: FLOPs per second of forward and backward pass, three times those of the
+        forward pass. What remat computes twice counts once.
+      share: Share of the bfloat16 peak of all devices together (MFU); NaN where the peak is
+        unknown, as on CPUs.
+    """
+
+    flops_per_second: float
+    share: float
+
+
+def utilisation(record: ModelRecord) -> Utilisation:
+    """Model FLOPs utilisation of the training that led to a model, without compilation.
+
+    Args:
+      record: The model's record; the result is NaN if it holds no time.
+    """
+    flops_per_second = 3 * record.flops_per_token * record.tokens_per_second
+    count, _, kind = record.device.partition(" x ")
+    peak = next((peak for name, peak in _PEAKS.items() if name in kind), math.nan)
+    share = flops_per_second / (int(count) * peak) if count.isdecimal() else math.nan
+    return Utilisation(flops_per_second, share)

@@ -125,10 +125,10 @@ def test_the_table_survives_what_ends_a_run(sdsl, tmp_path, monkeypatch):
     """Rungs that are finished when another one fails are in the table."""
     train = ladder._train_rung
 
-    def fails(config, dataset, plan, *arguments):
-        if plan.rung.role == "target":
+    def fails(trainer, study):
+        if trainer.plan.rung.role == "target":
             raise SdslError("cannot write a checkpoint.")
-        train(config, dataset, plan, *arguments)
+        train(trainer, study)
 
     monkeypatch.setattr(ladder, "_train_rung", fails)
     assert sdsl()[0] == 2

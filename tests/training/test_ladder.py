@@ -299,14 +299,14 @@ def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path, data
 
 def test_a_rung_that_diverges_stops_no_other(tmp_path, dataset, monkeypatch):
     """The draft comes first and diverges; the target is trained, and stands in the table."""
-    cool_down = RungTrainer.cool_down
+    run = RungTrainer.run
 
-    def diverges(self, budget):
+    def diverges(self, *arguments):
         if self.name.startswith("draft"):
             raise Diverged(f"the loss of {self.name} became nan at step 15")
-        return cool_down(self, budget)
+        return run(self, *arguments)
 
-    monkeypatch.setattr(RungTrainer, "cool_down", diverges)
+    monkeypatch.setattr(RungTrainer, "run", diverges)
     for _ in range(2):
         with pytest.raises(Diverged, match="the loss of draft-600-s0 became nan at step 15"):
             train_ladder(config(), dataset, tmp_path)
@@ -398,10 +398,10 @@ def test_a_rung_of_another_process_is_left_to_it(tmp_path, dataset):
     with acquire(plans[0].folder):
         outcome = train_rungs(study, dataset, tmp_path, plans, wait=False)
         assert [r.role for r in outcome.records] == ["target"]
-        assert list(outcome.elsewhere) == ["draft-600-s0"]
+        assert list(outcome.owned_by_others) == ["draft-600-s0"]
     outcome = train_rungs(study, dataset, tmp_path, plans, wait=False)
     assert [r.role for r in outcome.records] == ["draft", "target"]
-    assert outcome.elsewhere == {}
+    assert outcome.owned_by_others == {}
 
 
 def test_a_study_waits_for_rungs_of_other_processes(tmp_path, dataset, trained, monkeypatch):
@@ -452,6 +452,7 @@ def test_two_that_train_the_same_rung_at_once_do_no_harm(tmp_path, dataset, trai
     """Without claims at all: every checkpoint and every metrics file stays whole, and both reach the same parameters."""
     study = config()
     plan = plan_rungs(study, dataset, tmp_path)[0]
+    trainer = RungTrainer(study, dataset, plan, make_layout(study.parallel), Silent())
     reached, interleaved = [], []
     save = RungTrainer._save
 
@@ -459,18 +460,14 @@ def test_two_that_train_the_same_rung_at_once_do_no_harm(tmp_path, dataset, trai
         # Before every other write of the first, a second process runs for one checkpoint further.
         if not interleaved and path.name == "12":
             interleaved.append(1)
-            ladder._train_rung(
-                study, dataset, plan, tmp_path, Silent(), make_layout(study.parallel), lambda: None
-            )
+            ladder._train_rung(trainer, tmp_path)
             reached.append(
                 next(tmp_path.glob("checkpoints/draft*/model-31/record.json")).read_text()
             )
         save(self, path, state, tally)
 
     monkeypatch.setattr(RungTrainer, "_save", other_first)
-    ladder._train_rung(
-        study, dataset, plan, tmp_path, Silent(), make_layout(study.parallel), lambda: None
-    )
+    ladder._train_rung(trainer, tmp_path)
     digest = trained[1][0].params_digest
     assert json.loads(reached[0])["params_digest"] == digest
     again = train_ladder(study, dataset, tmp_path)
@@ -497,7 +494,7 @@ def test_who_has_lost_its_claim_writes_nothing_more(tmp_path, dataset, trained, 
     seen = Notes()
     outcome = train_rungs(study, dataset, tmp_path, [plan], seen, wait=False)
     assert outcome.records == []
-    assert "draft-600-s0" in outcome.elsewhere
+    assert "draft-600-s0" in outcome.owned_by_others
     assert any("another process has taken over" in n for n in seen.notes)
     assert [p.name for p in (plan.folder / "trunk").iterdir() if p.is_dir()] == ["6"]
     assert not isinstance(taken[0], Owner)
@@ -547,12 +544,12 @@ def test_patterns_fit_names_with_and_without_seed():
 
 
 def test_a_rung_that_does_not_fit_says_what_needs_less(tmp_path, dataset, monkeypatch):
-    def cool_down(self, budget):
+    def run(self, *arguments):
         raise jax.errors.JaxRuntimeError(
             "RESOURCE_EXHAUSTED: Out of memory allocating 156931372544 bytes."
         )
 
-    monkeypatch.setattr(RungTrainer, "cool_down", cool_down)
+    monkeypatch.setattr(RungTrainer, "run", run)
     with pytest.raises(
         SdslError,
         match=r"-s0 does not fit into the device's memory at batches of \d+ × \d+ tokens; a smaller",

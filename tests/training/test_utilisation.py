@@ -3,7 +3,7 @@ import math
 import pytest
 
 from sdsl_jax.records import ModelRecord
-from sdsl_jax.training.utilisation import utilisation
+from sdsl_jax.training.metrics import utilisation
 
 
 def _record(device, **changes):
