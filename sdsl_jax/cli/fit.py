@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json as json_format
 import math
 from pathlib import Path
@@ -171,8 +172,12 @@ def fit(
         best.residuals, len(best.covariance), best.residual_unit, read.lines
     )
     answers = [
-        made._replace(warnings=[*read.notes, *doubts, *made.warnings]).describe()
-        | {"params_count": read.params_count, "valid": valid}
+        dataclasses.replace(
+            made.record(),
+            warnings=[*read.notes, *doubts, *made.warnings],
+            params_count=read.params_count,
+            valid=valid,
+        ).to_json()
         for made in fits
     ]
     if json:
@@ -181,8 +186,8 @@ def fit(
         _print_laws(standard_console(), answers, csv)
 
 
-def _span(values: Any) -> list[float]:
-    return [float(min(values)), float(max(values))]
+def _span(values: Any) -> tuple[float, float]:
+    return float(min(values)), float(max(values))
 
 
 def _print_json(value: Any) -> None:

@@ -1,7 +1,14 @@
-"""Laws by name or from a file, with whatever uncertainty came with them."""
+"""Fitted laws as JSON holds them, and laws by name or from such a file.
+
+`sdsl fit --json` prints one `LawRecord`, or several; `fits.json` of a study holds a `Fits`. Both are
+read here and nowhere else.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,15 +19,257 @@ import numpy as np
 from sdsl_jax.counts import short_count
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.records import read_json
+from sdsl_jax.records.documents import described, from_json, to_json
 from sdsl_jax.theory import (
     ACCEPTANCE_LAWS,
     LOSS_LAWS,
     PUBLISHED_ACCEPTANCE_LAWS,
     PUBLISHED_LOSS_LAWS,
     About,
+    AcceptanceLaw,
+    Hardware,
+    LossLaw,
+    Precision,
+    ShapeRule,
     draws_from_covariance,
 )
 from sdsl_jax.user_files import reason
+
+_FORMS = LOSS_LAWS | ACCEPTANCE_LAWS
+Ends = tuple[float, float]
+_UNSTATED = About()
+
+
+@dataclass(frozen=True)
+class LawRecord:
+    """A fitted law. Only `law` and `coefficients` must be there; optional keys are left out of the
+    JSON where they are None.
+
+    The two intervals carry their confidence in their keys: `interval_90`, `profile_interval_90`.
+    """
+
+    law: str = described("name of the law, as chinchilla or logit_plane")
+    coefficients: dict[str, float] = described("estimate of each coefficient")
+    standard_error: dict[str, float] = described(
+        "standard deviation of the bootstrap draws of each coefficient", default_factory=dict
+    )
+    confidence: float = described("probability that the intervals are to cover", default=0.9)
+    interval: dict[str, Ends] = described(
+        "quantiles of the bootstrap draws of each coefficient", default_factory=dict
+    )
+    interval_basis: str = described("what the draws are", default="draws of the coefficients")
+    profile_interval: dict[str, Ends] = described(
+        "values at which refitting all other coefficients costs little; null: open",
+        default_factory=dict,
+    )
+    covariance: list[list[float]] = described(
+        "of the coefficients at the optimum, in their order", default_factory=list
+    )
+    objective: float = described("sum of the Huber losses at the optimum", default=np.nan)
+    n: int | float | None = described("rows that the law was fitted to", default=None)
+    huber_delta: float = described("where the Huber loss turns linear", default=np.nan)
+    starts: int = described("descents of the fit", default=0)
+    starts_agreeing: float = described("share of them at the best objective", default=np.nan)
+    condition_number: float = described(
+        "of the Jacobian, its columns scaled to unit length", default=np.nan
+    )
+    rmse: float | None = described("root mean square residual", default=None)
+    r_squared: float | None = described("share of the variance that is explained", default=None)
+    left_out_rmse: float = described(
+        "root mean square residual at sizes that the fit did not see", default=np.nan
+    )
+    residual_unit: str = described("what a residual is", default="")
+    warnings: list[str] = described("what the table cannot tell", default_factory=list)
+    draws: dict[str, list[float]] = described(
+        "bootstrap draws of each coefficient; draw i of all belong together", default_factory=dict
+    )
+    params_count: str | None = described("what its sizes count", default=None)
+    text: str | None = described("text that its losses were measured on", default=None)
+    valid: dict[str, Ends] | None = described("range of each variable in the table", default=None)
+    split: str | None = described("part of the text that losses are from", default=None)
+    excluded_for_epochs: int | None = described(
+        "models that saw their text too often", default=None
+    )
+    residuals: dict[str, float] | None = described(
+        "predicted - measured by model, in the logarithm of the loss", default=None
+    )
+    estimator: str | None = described("of the acceptance probabilities", default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of the JSON object."""
+        percent = f"{100 * self.confidence:g}"
+        found: dict[str, Any] = {}
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if f.name.endswith("interval"):
+                found[f"{f.name}_{percent}"] = to_json(value)
+            elif f.name != "confidence" and value is not None:
+                found[f.name] = to_json(value)
+        return found
+
+    def to_law(self, about: About = _UNSTATED) -> Any:
+        """The law of the estimates."""
+        return _FORMS[self.law](**self.coefficients, about=about)
+
+    def to_draws(self, about: About = _UNSTATED) -> Any:
+        """The law whose coefficients are arrays [draws]."""
+        draws = {name: np.asarray(self.draws[name], float) for name in self.coefficients}
+        return _FORMS[self.law](**draws, about=about)
+
+
+def read_law(values: dict[str, Any], where: str) -> LawRecord:
+    """A law from an object of JSON.
+
+    Args:
+      values: The object.
+      where: The file, for errors.
+
+    Raises:
+      SdslError: A key is missing, or holds something of another type.
+    """
+    try:
+        return from_json(LawRecord, _plain_keys(values), where)
+    except ArithmeticError as error:
+        raise SdslError(f"{where} is damaged ({reason(error)}).") from None
+
+
+def _plain_keys(values: Any) -> Any:
+    """Takes the confidence out of the keys of the intervals."""
+    if not isinstance(values, dict):
+        return values
+    found = dict(values)
+    for key in values:
+        if match := re.fullmatch(r"((?:profile_)?interval)_(\d+(?:\.\d+)?)", key):
+            found[match[1]] = found.pop(key)
+            found["confidence"] = float(match[2]) / 100
+    if isinstance(found.get("warnings"), str):
+        found["warnings"] = [found["warnings"]]
+    return found
+
+
+@dataclass(frozen=True)
+class TimedStep:
+    """A timed step beside what the fitted device takes for it."""
+
+    model_id: str = described("model")
+    operation: str = described("decode or verify")
+    width: int = described("tokens of a row that the step feeds")
+    batch: int = described("rows")
+    context: int = described("cache positions")
+    seconds: float = described("measured, s")
+    predicted_seconds: float = described("of the fitted device, s")
+    residual_log: float = described("ln(predicted/measured)")
+
+
+@dataclass(frozen=True)
+class DeviceRecord:
+    """The device that the steps of a study were timed on."""
+
+    coefficients: dict[str, float] = described(
+        "of sdsl_jax.theory.Hardware; what is not known keeps its default"
+    )
+    precision: dict[str, float] = described("bytes of a weight and of a cache entry")
+    batch: float = described("rows of the timed steps")
+    context: float = described("cache slots of each row")
+    rmse_log: float = described("root mean square of ln(predicted/measured)", default=np.nan)
+    median_absolute_error: float = described("median of |ln(predicted/measured)|", default=np.nan)
+    starts_agreeing: float = described("share of descents at the best objective", default=np.nan)
+    condition_number: float = described("of the fit", default=np.nan)
+    rows: list[TimedStep] = described("timed steps", default_factory=list)
+    decode_seconds: dict[str, float] = described(
+        "one-token step of each model, s", default_factory=dict
+    )
+    verify_seconds_by_lookahead: dict[str, dict[str, float]] = described(
+        "verify pass of each target by lookahead, s", default_factory=dict
+    )
+
+
+@dataclass(frozen=True)
+class Fits:
+    """`fits.json` of a study. Draw i of one law belongs to draw i of every other."""
+
+    loss_law: LawRecord = described("L(N, D)")
+    acceptance_laws: list[LawRecord] = described("the best by left-out drafts first")
+    hardware: DeviceRecord = described("the device that steps were timed on")
+    shape_rule: dict[str, float] = described("shapes of the family: sdsl_jax.theory.ShapeRule")
+
+    def laws(self) -> FittedLaws:
+        """The laws as functions.
+
+        Raises:
+          SdslError: A law has an unknown name, or not its coefficients.
+        """
+        device = self.hardware
+        try:
+            return FittedLaws(
+                loss=self.loss_law.to_law(),
+                loss_draws=self.loss_law.to_draws(),
+                acceptance={law.law: law.to_law() for law in self.acceptance_laws},
+                acceptance_draws={law.law: law.to_draws() for law in self.acceptance_laws},
+                hardware=Hardware(**device.coefficients),
+                precision=Precision(**device.precision),
+                batch=device.batch,
+                context=device.context,
+                verify_seconds={
+                    target: {int(lookahead): s for lookahead, s in widths.items()}
+                    for target, widths in device.verify_seconds_by_lookahead.items()
+                },
+                decode_seconds=device.decode_seconds,
+                rule=ShapeRule(**self.shape_rule),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise SdslError(
+                f"the fitted laws (fits.json) are damaged: {error} is missing or of the wrong kind."
+            ) from None
+
+
+def read_fits(values: dict[str, Any], where: str = "the record file fits.json") -> Fits:
+    """`fits.json` from its contents.
+
+    Args:
+      values: The parsed file.
+      where: The file, for errors.
+
+    Raises:
+      SdslError: Something is missing or of another type.
+    """
+    plain = dict(values)
+    plain["loss_law"] = _plain_keys(values.get("loss_law"))
+    laws = values.get("acceptance_laws")
+    plain["acceptance_laws"] = list(map(_plain_keys, laws)) if isinstance(laws, list) else laws
+    return from_json(Fits, plain, where)
+
+
+class FittedLaws(NamedTuple):
+    """The laws of a study, with bootstrap draws that belong together: draw i of one law goes with
+    draw i of another.
+
+    Attributes:
+      loss: Loss law.
+      loss_draws: The same with arrays [draws].
+      acceptance: Acceptance laws by name, the best first.
+      acceptance_draws: The same with arrays [draws].
+      hardware: Device that steps were timed on.
+      precision: Bytes of weights and caches in the timings.
+      batch: Rows of the timed steps.
+      context: Cache slots of each row in the timed steps.
+      verify_seconds: Seconds of a verify pass by target and lookahead.
+      decode_seconds: Seconds of a one-token step by model.
+      rule: Shapes of the family.
+    """
+
+    loss: LossLaw
+    loss_draws: LossLaw
+    acceptance: dict[str, AcceptanceLaw]
+    acceptance_draws: dict[str, AcceptanceLaw]
+    hardware: Hardware
+    precision: Precision
+    batch: float
+    context: float
+    verify_seconds: dict[str, dict[int, float]]
+    decode_seconds: dict[str, float]
+    rule: ShapeRule
+
 
 # Draws from a covariance matrix: enough for the ends of a 90% interval to be known to a few percent
 # of its width.
@@ -73,9 +322,9 @@ def _load(name: str, kind: str, published: dict[str, Any], forms: dict[str, type
         return LoadedLaw(name, law, None, law.about.no_interval, None, [])
     # A file may have a # in its name; what follows the last one is the name of a law only where it
     # can be none of a file.
-    file, mark, wanted = name.rpartition("#")
+    file, mark, chosen = name.rpartition("#")
     if not mark or Path(name).exists():
-        file, wanted = name, ""
+        file, mark, chosen = name, "", ""
     path = Path(file)
     require(
         path.suffix == ".json" or path.exists(),
@@ -84,83 +333,63 @@ def _load(name: str, kind: str, published: dict[str, Any], forms: dict[str, type
     contents = read_json(path, dict)
     # The results of a study hold all laws; a file of its own holds one.
     if "loss_law" in contents or "acceptance_laws" in contents:
-        held = [contents.get("loss_law")] if kind == "loss" else contents.get("acceptance_laws")
+        laws = [contents.get("loss_law")] if kind == "loss" else contents.get("acceptance_laws")
     else:
-        held = [contents]
-    held = [law for law in (held if isinstance(held, list) else []) if isinstance(law, dict)]
-    if mark and file != name:
-        present = [str(law.get("law")) for law in held]
+        laws = [contents]
+    laws = [law for law in (laws if isinstance(laws, list) else []) if isinstance(law, dict)]
+    if mark:
+        names = [str(law.get("law")) for law in laws]
         require(
-            wanted in present,
-            f"{path} holds no {kind} law named '{wanted}'; it holds {', '.join(present) or 'none'}.",
+            chosen in names,
+            f"{path} holds no {kind} law named '{chosen}'; it holds {', '.join(names) or 'none'}.",
         )
-        held = [law for law in held if law.get("law") == wanted]
-    found = held[0] if held else {}
-    form = str(found.get("law"))
-    for key in ("params_count", "text"):
-        require(isinstance(found.get(key, ""), str), f"{path} holds a {key} that is no string.")
+        laws = [law for law in laws if law.get("law") == chosen]
+    form = str(laws[0].get("law") if laws else None)
     require(
         form in forms,
         f"{path} holds no {kind} law: its field law is {form}, and must be one of {', '.join(forms)}.",
     )
+    record = read_law(laws[0], str(path))
     try:
-        about = About(
-            source=str(path),
-            params_count=found.get("params_count", "non-embedding"),
-            text=found.get("text", About.text),
-            valid=_ranges(found.get("valid", {}), kind, path),
-            r_squared=_number(found.get("r_squared")),
-            # Residuals of loss laws are those of logarithms.
-            mean_squared_error=None
-            if kind == "loss" or (error := _number(found.get("rmse"))) is None
-            else error**2,
-            count=None if (count := _number(found.get("n"))) is None else int(count),
-        )
-        values = {k: float(v) for k, v in found["coefficients"].items()}
-        law = forms[form](**values, about=about)
-        require(
-            all(np.isfinite(v) for v in values.values()),
-            f"{path} holds a coefficient that is not finite.",
-        )
-        draws, basis, joint = None, about.no_interval, None
-        if found.get("draws"):
-            draws = forms[form](
-                **{k: np.asarray(found["draws"][k], float) for k in values}, about=about
-            )
-            shapes = {np.shape(x) for x in jax.tree.leaves(draws)}
-            finite = all(np.isfinite(x).all() for x in jax.tree.leaves(draws))
-            require(
-                len(shapes) == 1 and len(min(shapes)) == 1 and min(shapes)[0] > 1 and finite,
-                f"{path} holds draws that cannot be used: each coefficient needs a list of the same number of finite values.",
-            )
-            basis, joint = str(found.get("interval_basis", "draws of the coefficients")), path
-        elif found.get("covariance"):
-            with jax.enable_x64(True):
-                draws = draws_from_covariance(
-                    law,
-                    jnp.asarray(found["covariance"]),
-                    _DRAWS,
-                    jax.random.key(int(kind == "loss")),
-                )
-            basis = f"{_DRAWS} normal draws from the covariance of the coefficients"
-        warnings = found.get("warnings", [])
-        return LoadedLaw(
-            name,
-            law,
-            draws,
-            basis,
-            joint,
-            [str(w) for w in (warnings if isinstance(warnings, list) else [warnings])],
-        )
-    except SdslError:
-        raise
+        return _loaded(name, record, kind, path)
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise SdslError(f"{path} does not hold a usable {kind} law ({reason(error)}).") from None
 
 
-def _number(value: Any) -> float | None:
-    """A number of a law's quality; None where the file does not tell it, or tells no number."""
-    return float(value) if isinstance(value, int | float) and np.isfinite(value) else None
+def _loaded(name: str, record: LawRecord, kind: str, path: Path) -> LoadedLaw:
+    about = About(
+        source=str(path),
+        params_count=record.params_count or "non-embedding",
+        text=record.text or About.text,
+        valid=_ranges(record.valid or {}, kind, path),
+        r_squared=record.r_squared,
+        # Residuals of loss laws are those of logarithms.
+        mean_squared_error=None if kind == "loss" or record.rmse is None else record.rmse**2,
+        count=None if record.n is None else int(record.n),
+    )
+    law = record.to_law(about)
+    require(
+        bool(np.isfinite(list(record.coefficients.values())).all()),
+        f"{path} holds a coefficient that is not finite.",
+    )
+    draws, basis, joint = None, about.no_interval, None
+    if record.draws:
+        draws = record.to_draws(about)
+        leaves = jax.tree.leaves(draws)
+        require(
+            len({len(leaf) for leaf in leaves}) == 1
+            and len(leaves[0]) > 1
+            and bool(np.isfinite(leaves).all()),
+            f"{path} holds draws that cannot be used: each coefficient needs a list of the same number of finite values.",
+        )
+        basis, joint = record.interval_basis, path
+    elif record.covariance:
+        with jax.enable_x64(True):
+            draws = draws_from_covariance(
+                law, jnp.asarray(record.covariance), _DRAWS, jax.random.key(int(kind == "loss"))
+            )
+        basis = f"{_DRAWS} normal draws from the covariance of the coefficients"
+    return LoadedLaw(name, law, draws, basis, joint, record.warnings)
 
 
 def quality(law: LoadedLaw) -> str:
@@ -226,11 +455,11 @@ _VARIABLES = {
 
 
 def _ranges(
-    valid: dict[str, Any], kind: str, path: Path
+    valid: dict[str, Ends], kind: str, path: Path
 ) -> tuple[tuple[str, float, float], ...] | None:
     for name in valid:
         require(
             name in _VARIABLES[kind],
             f"{path} gives a range of {name}; the range of {kind} laws may be given in {', '.join(_VARIABLES[kind])}.",
         )
-    return tuple((name, float(low), float(high)) for name, (low, high) in valid.items()) or None
+    return tuple((name, low, high) for name, (low, high) in valid.items()) or None

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from sdsl_jax.fitting.forms import Form
 from sdsl_jax.fitting.inference import covariance, pin_of, profile_intervals, starting_points
+from sdsl_jax.fitting.law_files import LawRecord
 from sdsl_jax.fitting.solver import Fit, fit, refit
 from sdsl_jax.theory import coefficients
 
@@ -69,38 +70,35 @@ class LawFit(NamedTuple):
         """Root mean square residual."""
         return float(np.sqrt(np.square(self.residuals).mean()))
 
-    def describe(self) -> dict[str, Any]:
+    def record(self) -> LawRecord:
         """Plain values, as `fits.json` and `sdsl fit --json` hold them."""
         tail = (1 - self.confidence) / 2
-        percent = f"{100 * self.confidence:g}"
         draws = {k: np.asarray(v, float) for k, v in coefficients(self.draws).items()}
         with np.errstate(over="ignore"):  # a scale that nothing holds may take any value
             errors = {k: float(v.std(ddof=1)) for k, v in draws.items()}
-        return {
-            "law": self.name,
-            "coefficients": {k: float(v) for k, v in coefficients(self.law).items()},
-            "standard_error": errors,
-            f"interval_{percent}": {
-                k: [float(x) for x in np.quantile(v, [tail, 1 - tail])] for k, v in draws.items()
-            },
-            "interval_basis": self.basis,
-            f"profile_interval_{percent}": {
-                k: [float(x) for x in ends] for k, ends in self.profile.items()
-            },
-            "covariance": [[float(x) for x in row] for row in self.covariance],
-            "objective": self.objective,
-            "n": len(self.residuals),
-            "huber_delta": self.huber_delta,
-            "starts": self.starts,
-            "starts_agreeing": self.starts_agreeing,
-            "condition_number": self.condition_number,
-            "rmse": self.rmse,
-            **({"r_squared": self.r_squared} if np.isfinite(self.r_squared) else {}),
-            "left_out_rmse": self.left_out_rmse,
-            "residual_unit": self.residual_unit,
-            "warnings": self.warnings,
-            "draws": {k: [float(f"{x:.8g}") for x in v] for k, v in draws.items()},
-        }
+        ends = {k: np.quantile(v, [tail, 1 - tail]) for k, v in draws.items()}
+        return LawRecord(
+            law=self.name,
+            coefficients={k: float(v) for k, v in coefficients(self.law).items()},
+            standard_error=errors,
+            confidence=self.confidence,
+            interval={k: (float(low), float(high)) for k, (low, high) in ends.items()},
+            interval_basis=self.basis,
+            profile_interval=self.profile,
+            covariance=self.covariance.tolist(),
+            objective=self.objective,
+            n=len(self.residuals),
+            huber_delta=self.huber_delta,
+            starts=self.starts,
+            starts_agreeing=self.starts_agreeing,
+            condition_number=self.condition_number,
+            rmse=self.rmse,
+            r_squared=self.r_squared if np.isfinite(self.r_squared) else None,
+            left_out_rmse=self.left_out_rmse,
+            residual_unit=self.residual_unit,
+            warnings=self.warnings,
+            draws={k: [float(f"{x:.8g}") for x in v] for k, v in draws.items()},
+        )
 
 
 @functools.partial(jax.jit, static_argnames="form")

@@ -1,28 +1,22 @@
-"""The fitting stage: records in, `fits.json` out, and back into laws."""
+"""The fitting stage of a study: records in, `fits.json` out."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any
 
 import numpy as np
 
 from sdsl_jax.config import FitConfig, StudyConfig
-from sdsl_jax.errors import SdslError, require
+from sdsl_jax.errors import require
 from sdsl_jax.fitting.acceptance import fit_acceptance, pair_table
 from sdsl_jax.fitting.hardware import fit_hardware, predicted_seconds, timed_context, timings_of
 from sdsl_jax.fitting.inference import resampled
+from sdsl_jax.fitting.law_files import DeviceRecord, Fits, FittedLaws, TimedStep, read_fits
 from sdsl_jax.fitting.loss import fit_loss, loss_table
 from sdsl_jax.models import shape_rule
 from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord, column
-from sdsl_jax.theory import (
-    ACCEPTANCE_LAWS,
-    LOSS_LAWS,
-    AcceptanceLaw,
-    Hardware,
-    LossLaw,
-    Precision,
-    ShapeRule,
-)
+from sdsl_jax.theory import Precision, ShapeRule
 
 # Everything is timed in float32.
 TIMED_PRECISION = Precision(4.0, 4.0)
@@ -33,8 +27,8 @@ def fit_all(
     models: list[ModelRecord],
     acceptance: list[AcceptanceRecord],
     latency: list[LatencyRecord],
-) -> dict[str, Any]:
-    """Fits every law of a study and returns what `fits.json` holds."""
+) -> Fits:
+    """Fits every law of a study: what `fits.json` holds."""
     weights = joint_weights(config.fit, models, config.seed)
     rule = fitted_rule(config)
     ranges = {
@@ -58,76 +52,72 @@ def fit_all(
     basis = (
         f"{loss_fit.basis}, shared by all laws; a pair weighs its draft's weight times its target's"
     )
-    return {
-        "loss_law": loss_fit.describe()
-        | {
-            "params_count": "non-embedding",
-            "split": "test",
-            "excluded_for_epochs": len(models) - len(once),
-        }
-        | {
-            "valid": {
+    return Fits(
+        loss_law=dataclasses.replace(
+            loss_fit.record(),
+            params_count="non-embedding",
+            split="test",
+            excluded_for_epochs=len(models) - len(once),
+            valid={
                 "params": _span(once, "params_nonembedding"),
                 "tokens": _span(once, "train_tokens"),
-            }
-        }
-        | {"residuals": {m.model_id: float(r) for m, r in zip(once, loss_fit.residuals)}},
-        "acceptance_laws": [
-            made.describe() | {"estimator": config.fit.estimator, "valid": ranges}
+            },
+            residuals={m.model_id: float(r) for m, r in zip(once, loss_fit.residuals)},
+        ),
+        acceptance_laws=[
+            dataclasses.replace(made.record(), estimator=config.fit.estimator, valid=ranges)
             for made in fit_acceptance(pairs, config.fit, drawn, config.seed, basis)
         ],
-        "hardware": device,
-        "shape_rule": {k: float(v) for k, v in rule._asdict().items()},
-    }
+        hardware=device,
+        shape_rule={k: float(v) for k, v in rule._asdict().items()},
+    )
 
 
 def describe_hardware(
     models: list[ModelRecord], latency: list[LatencyRecord], rule: ShapeRule, starts: int, seed: int
-) -> dict[str, Any]:
+) -> DeviceRecord:
     """The device that the steps were timed on, as `fits.json` holds it, with the timed steps
     themselves.
 
     Raises:
-      SdslError: too few steps, or steps of too few sizes, were timed.
+      SdslError: Too few steps, or steps of too few sizes, were timed.
     """
-    known = {model.model_id for model in models}
-    rows = [r for r in latency if r.model_id in known]
+    names = {model.model_id for model in models}
+    rows = [r for r in latency if r.model_id in names]
     timings = timings_of(models, rows, rule)
-    found = fit_hardware(timings, TIMED_PRECISION, starts, seed)
-    predicted = predicted_seconds(found.hardware, timings, TIMED_PRECISION)
+    fitted = fit_hardware(timings, TIMED_PRECISION, starts, seed)
+    predicted = predicted_seconds(fitted.hardware, timings, TIMED_PRECISION)
     verify: dict[str, dict[str, float]] = {}
     for row in rows:
         if row.operation == "verify":
             verify.setdefault(row.model_id, {})[str(row.width - 1)] = row.seconds
-    return {
-        # What nothing is known of is infinite, which JSON cannot say: it stays away, and the
-        # default comes back.
-        "coefficients": {
-            k: float(v) for k, v in found.hardware._asdict().items() if np.isfinite(v)
-        },
-        "precision": {k: float(v) for k, v in TIMED_PRECISION._asdict().items()},
-        "batch": float(rows[0].batch),
-        "context": timed_context(rows[0]),
-        "rmse_log": float(np.sqrt(np.square(found.residuals).mean())),
-        "median_absolute_error": float(np.median(np.abs(found.residuals))),
-        "starts_agreeing": found.starts_agreeing,
-        "condition_number": found.condition_number,
-        "rows": [
-            {
-                "model_id": row.model_id,
-                "operation": row.operation,
-                "width": row.width,
-                "batch": row.batch,
-                "context": row.context,
-                "seconds": row.seconds,
-                "predicted_seconds": float(seconds),
-                "residual_log": float(residual),
-            }
-            for row, seconds, residual in zip(rows, predicted, found.residuals)
+    return DeviceRecord(
+        # JSON has no infinity: a coefficient that nothing is known of is left out, and keeps its
+        # default when it is read.
+        coefficients={k: float(v) for k, v in fitted.hardware._asdict().items() if np.isfinite(v)},
+        precision={k: float(v) for k, v in TIMED_PRECISION._asdict().items()},
+        batch=float(rows[0].batch),
+        context=timed_context(rows[0]),
+        rmse_log=float(np.sqrt(np.square(fitted.residuals).mean())),
+        median_absolute_error=float(np.median(np.abs(fitted.residuals))),
+        starts_agreeing=fitted.starts_agreeing,
+        condition_number=fitted.condition_number,
+        rows=[
+            TimedStep(
+                model_id=row.model_id,
+                operation=row.operation,
+                width=row.width,
+                batch=row.batch,
+                context=row.context,
+                seconds=row.seconds,
+                predicted_seconds=float(seconds),
+                residual_log=float(residual),
+            )
+            for row, seconds, residual in zip(rows, predicted, fitted.residuals)
         ],
-        "decode_seconds": {r.model_id: r.seconds for r in rows if r.operation == "decode"},
-        "verify_seconds_by_lookahead": verify,
-    }
+        decode_seconds={r.model_id: r.seconds for r in rows if r.operation == "decode"},
+        verify_seconds_by_lookahead=verify,
+    )
 
 
 def fitted_rule(config: StudyConfig) -> ShapeRule:
@@ -135,10 +125,10 @@ def fitted_rule(config: StudyConfig) -> ShapeRule:
     return shape_rule(config.family, config.data.vocab_size, config.data.sequence_length)
 
 
-def _span(models: list[ModelRecord], name: str) -> list[float]:
+def _span(models: list[ModelRecord], name: str) -> tuple[float, float]:
     """The smallest and largest value of a column: where a law was fitted."""
     values = column(models, name)
-    return [float(min(values)), float(max(values))]
+    return float(min(values)), float(max(values))
 
 
 def joint_weights(config: FitConfig, models: list[ModelRecord], seed: int) -> np.ndarray:
@@ -157,59 +147,10 @@ def joint_weights(config: FitConfig, models: list[ModelRecord], seed: int) -> np
     return weights
 
 
-class FittedLaws(NamedTuple):
-    """The laws of a `fits.json`, with bootstrap draws that belong together: draw i of one law goes
-    with draw i of another.
-
-    The device stands beside the load that it was timed at: `batch` rows, and `context` slots in the
-    cache of each.
-    """
-
-    loss: LossLaw
-    loss_draws: LossLaw
-    acceptance: dict[str, AcceptanceLaw]
-    acceptance_draws: dict[str, AcceptanceLaw]
-    hardware: Hardware
-    precision: Precision
-    batch: float
-    context: float
-    verify_seconds: dict[str, dict[int, float]]
-    decode_seconds: dict[str, float]
-    rule: ShapeRule
-
-
 def read_laws(fits: dict[str, Any]) -> FittedLaws:
     """Laws from the contents of `fits.json`; acceptance laws in their order there, the best first.
 
     Raises:
-      SdslError: something is missing.
+      SdslError: Something is missing or of another type.
     """
-    try:
-        loss_draws: dict[str, Any] = {
-            k: np.asarray(v) for k, v in fits["loss_law"]["draws"].items()
-        }
-        draws = {
-            f["law"]: {k: np.asarray(v) for k, v in f["draws"].items()}
-            for f in fits["acceptance_laws"]
-        }
-        laws = {f["law"]: f["coefficients"] for f in fits["acceptance_laws"]}
-        return FittedLaws(
-            loss=LOSS_LAWS[fits["loss_law"]["law"]](**fits["loss_law"]["coefficients"]),
-            loss_draws=LOSS_LAWS[fits["loss_law"]["law"]](**loss_draws),
-            acceptance={name: ACCEPTANCE_LAWS[name](**c) for name, c in laws.items()},
-            acceptance_draws={name: ACCEPTANCE_LAWS[name](**c) for name, c in draws.items()},
-            hardware=Hardware(**fits["hardware"]["coefficients"]),
-            precision=Precision(**fits["hardware"]["precision"]),
-            batch=fits["hardware"]["batch"],
-            context=fits["hardware"]["context"],
-            verify_seconds={
-                target: {int(g): s for g, s in widths.items()}
-                for target, widths in fits["hardware"]["verify_seconds_by_lookahead"].items()
-            },
-            decode_seconds=fits["hardware"]["decode_seconds"],
-            rule=ShapeRule(**fits["shape_rule"]),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise SdslError(
-            f"the fitted laws (fits.json) are damaged: {error} is missing or of the wrong kind."
-        ) from None
+    return read_fits(fits).laws()

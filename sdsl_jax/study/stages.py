@@ -19,6 +19,7 @@ from sdsl_jax.records import (
     write_json,
     write_table,
 )
+from sdsl_jax.records.documents import to_json
 
 if TYPE_CHECKING:
     from sdsl_jax.study.study import Study
@@ -81,10 +82,10 @@ def _fit(study: Study) -> None:
     fits = fit_all(
         study.config, study.table("models"), study.table("acceptance"), study.table("latency")
     )
-    for fit in (fits["loss_law"], *fits["acceptance_laws"]):
-        for warning in fit["warnings"]:
-            study.progress.note(f"{fit['law']}: {warning}")
-    write_json(study.records / "fits.json", fits)
+    for law in (fits.loss_law, *fits.acceptance_laws):
+        for warning in law.warnings:
+            study.progress.note(f"{law.law}: {warning}")
+    write_json(study.records / "fits.json", to_json(fits))
     study.progress.finish()
 
 

@@ -18,6 +18,7 @@ from sdsl_jax.evidence.speedups import measured_speedups
 from sdsl_jax.fitting import fit_all, read_laws
 from sdsl_jax.models import count, member
 from sdsl_jax.records import ExpectedRecord, LatencyRecord, ModelRecord, longest_trained
+from sdsl_jax.records.documents import to_json
 from sdsl_jax.theory import (
     AffinePlane,
     ChinchillaLaw,
@@ -96,7 +97,7 @@ def world(noise: float = 0.0, law=ALPHA, step: float = 0.0, seed: int = 0) -> In
                 ExpectedRecord(*ids, g, 1.0, "base text", float(tokens_per_round(alpha, g)))
                 for g in range(1, 13)
             ]
-    fits = fit_all(CONFIG, models, acceptance, latency(models))
+    fits = to_json(fit_all(CONFIG, models, acceptance, latency(models)))
     return Inputs(CONFIG, models, acceptance, [], expected, [], [], [], fits, [], {})
 
 
@@ -117,7 +118,7 @@ def published(found: Inputs) -> Inputs:
     seen = [m for m in found.models if (m.role, m.params_nonembedding) not in kept]
     ids = {m.model_id for m in seen}
     pairs = [r for r in found.acceptance if r.draft_id in ids and r.target_id in ids]
-    fits = fit_all(CONFIG.seen, seen, pairs, latency(seen))
+    fits = to_json(fit_all(CONFIG.seen, seen, pairs, latency(seen)))
     return found._replace(predictions=forecast(CONFIG, seen, fits))
 
 

@@ -231,8 +231,8 @@ def test_models_that_saw_their_text_too_often_stay_out_of_the_loss_law():
         for m in fresh
     ]
     fits = [fit_all(study, found, rows, times) for found in (fresh, fresh + worn)]
-    assert [fit["loss_law"]["excluded_for_epochs"] for fit in fits] == [0, len(worn)]
-    assert fits[0]["loss_law"]["coefficients"] == fits[1]["loss_law"]["coefficients"]
+    assert [fit.loss_law.excluded_for_epochs for fit in fits] == [0, len(worn)]
+    assert fits[0].loss_law.coefficients == fits[1].loss_law.coefficients
 
 
 @pytest.mark.slow

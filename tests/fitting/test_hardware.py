@@ -8,6 +8,7 @@ from sdsl_jax.errors import SdslError
 from sdsl_jax.fitting.hardware import Timing, fit_hardware, predicted_seconds, record_shape
 from sdsl_jax.fitting.stage import describe_hardware
 from sdsl_jax.records import LatencyRecord, ModelRecord
+from sdsl_jax.records.documents import to_json
 from sdsl_jax.theory import Hardware, Precision, ShapeRule, family_shape
 
 RULE, SINGLE = ShapeRule(32.0, 256.0, 64.0), Precision(4.0, 4.0)
@@ -106,7 +107,7 @@ def records(layers: bool = True) -> tuple[list[ModelRecord], list[LatencyRecord]
 def test_what_a_study_writes_of_its_device(layers):
     """Predictions of the timed steps, finite numbers alone, and the steps themselves."""
     models, latency = records(layers)
-    made = describe_hardware(models, latency, RULE, 16, 0)
+    made = to_json(describe_hardware(models, latency, RULE, 16, 0))
     assert json.loads(json.dumps(made, allow_nan=False)) == made
     assert made["rmse_log"] < 1e-3
     assert made["median_absolute_error"] < 1e-3
