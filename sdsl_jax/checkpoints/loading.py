@@ -1,42 +1,53 @@
-"""A published checkpoint as a model that can be measured: weights, tokenizer, and what its folder says about it."""
+"""Loads any model: one of ours, a Hugging Face folder or a GGUF file."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
 from sdsl_jax.checkpoints.identity import identity_of
-from sdsl_jax.checkpoints.interop import (
-    GGUF,
-    is_gguf,
-    is_published,
-    open_checkpoint,
-    open_gguf,
-    require_model_path,
-)
+from sdsl_jax.checkpoints.interop import is_gguf, open_checkpoint, open_gguf
 from sdsl_jax.checkpoints.interop.gguf import SUFFIX
+from sdsl_jax.checkpoints.interop.settings import CONFIG
 from sdsl_jax.checkpoints.layout import make_layout
-from sdsl_jax.checkpoints.model_folder import LoadedModel, load_model_folder
+from sdsl_jax.checkpoints.model_folder import (
+    MODEL,
+    PARAMS,
+    RECORD,
+    LoadedModel,
+    load_model_folder,
+)
 from sdsl_jax.config import ParallelConfig
+from sdsl_jax.data import Dataset
 from sdsl_jax.data.published import NO_TEMPLATE, PublishedTokenizer, chosen_template
-from sdsl_jax.errors import require
+from sdsl_jax.data.tokenizer import fingerprint
+from sdsl_jax.decoding import Model
+from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models import abstract_params, count
 from sdsl_jax.progress import Progress, Silent
-from sdsl_jax.records import ModelRecord
+from sdsl_jax.records import ModelRecord, read_table
+from sdsl_jax.user_files import read_json_object, reading
+
+_ADAPTER, _SNAPSHOTS = "adapter_config.json", "snapshots"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", SUFFIX)
 
 
 class LoadOptions(NamedTuple):
-    """How published checkpoints are read.
+    """How to read a published checkpoint.
 
     Attributes:
-      dtype: of the weights.
-      devices: that the weights are split over.
-      special_tokens: whether texts get what the tokenizer adds around them.
+      dtype: Type of the weights.
+      devices: Devices that share the weights (tensor parallelism).
+      special_tokens: Whether texts get the special tokens that the tokenizer adds around them.
       chat_template: "none", "own" or a file; see `PublishedTokenizer.load`.
-      ignore_keys: settings that are read as if a checkpoint's file did not have them.
+      ignore_keys: Settings to read as if the checkpoint's file did not have them.
     """
 
     dtype: str = "float32"
@@ -73,7 +84,11 @@ def load_model(
 
 
 def require_ignored(keys: tuple[str, ...], *models: LoadedModel) -> None:
-    """Raises `SdslError` if a setting that a user vouches for stands in no file of these models: its name is misspelt."""
+    """Checks that every setting to ignore is in the file of one of these models.
+
+    Raises:
+      SdslError: A setting is in none of them; its name is probably misspelt.
+    """
     ignored = {name for model in models for name in model.ignored_settings}
     strays = [key for key in keys if key not in ignored]
     require(
@@ -86,23 +101,31 @@ def load_published(
 ) -> LoadedModel:
     """Reads a published checkpoint.
 
-    Its record has the folder's name and the sizes; what a folder does not say, training tokens and
-    losses, is 0 and not a number. Its `params_digest` is the identity of the whole model, see
-    `identity`.
+    Its record holds the folder's name and the sizes. A folder does not say how the model was
+    trained, so training tokens are 0 and losses NaN. `params_digest` is the identity of the whole
+    model, see `identity`.
 
     Args:
-      path: a folder, or a .gguf file.
-      options: how.
-      progress: told after every array.
+      path: A Hugging Face folder or a .gguf file.
+      options: How to read it.
+      progress: Reports progress after every array.
 
     Raises:
-      SdslError: the checkpoint is incomplete or damaged, its tokenizer has ids that its model
-        lacks, or there are fewer devices.
+      SdslError: The checkpoint is incomplete or damaged, its tokenizer has ids that its model
+        lacks, or there are too few devices.
     """
     progress = progress or Silent()
     if is_gguf(path):
         opened = open_gguf(path, options.ignore_keys)
-        checkpoint, tokenizer = opened.checkpoint, gguf_tokenizer(opened, options)
+        checkpoint = opened.checkpoint
+        # The file has no folder of settings beside it, so its own template comes from within.
+        tokenizer = PublishedTokenizer(
+            opened.tokenizer,
+            special_tokens=options.special_tokens,
+            end_ids=opened.end_ids,
+            template=chosen_template(options.chat_template, opened.chat_template, path),
+            own_template=opened.chat_template,
+        )
     else:
         tokenizer = PublishedTokenizer.load(
             path, special_tokens=options.special_tokens, chat_template=options.chat_template
@@ -115,10 +138,10 @@ def load_published(
     )
     shardings = None
     if options.devices > 1:
-        there = len(jax.devices())
+        available = len(jax.devices())
         require(
-            options.devices <= there,
-            f"the weights are to be split over {options.devices} devices; there {'is' if there == 1 else 'are'} {there}.",
+            options.devices <= available,
+            f"the weights are to be split over {options.devices} devices; there {'is' if available == 1 else 'are'} {available}.",
         )
         layout = make_layout(ParallelConfig(fsdp=options.devices), jax.devices())
         shardings = layout.state_shardings(abstract_params(config))
@@ -128,7 +151,7 @@ def load_published(
     progress.finish()
     counts = count(config, config.max_positions / 2)
     record = ModelRecord(
-        model_id=_name(path),
+        model_id=_model_name(path),
         role="",
         params_nonembedding=counts.nonembedding,
         params_total=counts.total,
@@ -155,22 +178,125 @@ def load_published(
     )
 
 
-def _name(path: Path) -> str:
-    """The folder's name; in the cache of a hub, where folders are called by their revision, that of the repository."""
+def _model_name(path: Path) -> str:
+    """The name of the folder or file; in a hub's cache, where folders are named by revision, that of
+    the repository."""
     path = path.resolve()
-    if path.parent.name == "snapshots":
+    if path.parent.name == _SNAPSHOTS:
         return path.parent.parent.name.rsplit("--", 1)[-1]
     return path.name.removesuffix(SUFFIX)
 
 
-def gguf_tokenizer(opened: GGUF, options: LoadOptions) -> PublishedTokenizer:
-    """The tokenizer of a GGUF file; it has no file of settings beside it, so a template of its own comes from within."""
-    return PublishedTokenizer(
-        opened.tokenizer,
-        special_tokens=options.special_tokens,
-        end_ids=opened.end_ids,
-        template=chosen_template(
-            options.chat_template, opened.chat_template, opened.checkpoint.folder
-        ),
-        own_template=opened.chat_template,
+def is_published(path: Path) -> bool:
+    """Whether a path is a published checkpoint, rather than a model of ours."""
+    return is_gguf(path) or (path / CONFIG).exists()
+
+
+def require_model_path(path: Path) -> None:
+    """Refuses paths that users often give in place of a model.
+
+    Raises:
+      SdslError: The path is a name on a hub, a hub's cache, a LoRA adapter, a file of weights
+        outside its folder, or a folder of weights without config.json.
+    """
+    with reading(path, "path"):
+        if not path.exists():
+            require(
+                not _HUB_ID.fullmatch(str(path)) or path.parent.exists(),
+                f"{path} does not exist here; if it is a model's name on a hub, download it first (hf download {path} "
+                "--local-dir DIR) and give the folder.",
+            )
+            return
+        if path.is_file():
+            require(
+                is_gguf(path) or path.suffix not in (*_WEIGHTS, ".json"),
+                f"{path} is one file of a model; give the folder that holds it and {CONFIG}.",
+            )
+            return
+        if not path.is_dir():
+            return
+        _require_no_cache(path)
+        if (path / _ADAPTER).exists():
+            base = read_json_object(path / _ADAPTER).get("base_model_name_or_path")
+            raise SdslError(
+                f"the folder {path} holds an adapter ({_ADAPTER}) of {base or 'another model'}, which is not read; merge it into "
+                "that model first (merge_and_unload of peft) and give the merged folder."
+            )
+        if any((path / name).exists() for name in (CONFIG, MODEL, PARAMS, RECORD)):
+            return
+        files = sorted(p.name for p in path.iterdir() if p.suffix.lower() in _WEIGHTS)
+        require(
+            not files,
+            f"the folder {path} holds {files[0] if files else ''} but no {CONFIG}"
+            + (
+                "; give the file itself."
+                if files and files[0].lower().endswith(SUFFIX)
+                else ", which says what model it is."
+            ),
+        )
+
+
+def _require_no_cache(path: Path) -> None:
+    """Refuses a hub's cache, or a repository's folder in it."""
+    if (path / _SNAPSHOTS).is_dir() and not (path / CONFIG).exists():
+        within = sorted(p for p in (path / _SNAPSHOTS).iterdir() if p.is_dir())
+        which = f": {', '.join(map(str, within[:4]))}" if within else ", of which it holds none"
+        raise SdslError(
+            f"{path} is a repository in the cache of a hub; give the folder of one revision in it{which}."
+        )
+    models = sorted(path.glob(f"models--*/{_SNAPSHOTS}/*"))
+    require(
+        not models,
+        f"{path} is the cache of a hub; give the folder of one model in it, such as {models[0] if models else ''}.",
     )
+
+
+def load_other_models(
+    folder: Path, setting: str, prefix: str, dataset: Dataset, study: Path, role: str | None = None
+) -> tuple[list[ModelRecord], dict[str, Model]]:
+    """Loads the models of another study's ladder, to measure them beside the study's own.
+
+    Args:
+      folder: Folder of the other study.
+      setting: Setting that names it, for messages.
+      prefix: Put before the models' names, to tell them from the study's own.
+      dataset: The study's corpus, whose tokenizer the models must share.
+      study: The study's folder, from which the records name the checkpoints.
+      role: "draft" or "target"; both if None.
+
+    Returns:
+      The models' records, and the models by name.
+
+    Raises:
+      SdslError: A model is missing or damaged, or has another tokenizer or a shorter context.
+    """
+    records, models = [], {}
+    for record in read_table(folder / "records", "models"):
+        if role not in (None, record.role):
+            continue
+        require(
+            bool(record.checkpoint),
+            f"the records in {folder} name no checkpoint of {record.model_id}; its weights are not known.",
+        )
+        loaded = load_model_folder(folder / record.checkpoint)
+        require(
+            loaded.record.params_digest == record.params_digest,
+            f"the model in {loaded.folder} is not the {record.model_id} of the records in {folder}: its digest differs.",
+        )
+        require(
+            fingerprint(loaded.tokenizer) == fingerprint(dataset.tokenizer),
+            f"the {record.role} {record.model_id} of {setting} ({folder}) has another tokenizer ({loaded.tokenizer.kind}, "
+            f"{loaded.tokenizer.vocab_size} entries) than the study ({dataset.tokenizer.kind}, "
+            f"{dataset.tokenizer.vocab_size} entries); they must share one.",
+        )
+        require(
+            loaded.longest >= dataset.sequence_length,
+            f"the {record.role} {record.model_id} of {setting} ({folder}) was trained on sequences of "
+            f"{loaded.longest} tokens; it must be at least data.sequence_length ({dataset.sequence_length}).",
+        )
+        checkpoint = os.path.relpath(folder / record.checkpoint, study)
+        records.append(
+            dataclasses.replace(record, model_id=prefix + record.model_id, checkpoint=checkpoint)
+        )
+        models[prefix + record.model_id] = loaded.model
+    return records, models

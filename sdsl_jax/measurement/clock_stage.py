@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from sdsl_jax.checkpoints.other_models import load_other_models
+from sdsl_jax.checkpoints.loading import load_other_models
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.decoding import Model, Sampling

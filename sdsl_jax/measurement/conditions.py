@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from sdsl_jax.checkpoints.other_models import load_other_models
+from sdsl_jax.checkpoints.loading import load_other_models
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset, Text
 from sdsl_jax.data.domains import SourceMissing, domain_files, load_domain

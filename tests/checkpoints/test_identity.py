@@ -14,8 +14,7 @@ from published_checkpoints import LETTERS, character_tokenizer, copy_checkpoint
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from sdsl_jax.checkpoints import storage
-from sdsl_jax.checkpoints.digest import array_digest
-from sdsl_jax.checkpoints.identity import are_different, identity
+from sdsl_jax.checkpoints.identity import are_different, array_digest, identity
 from sdsl_jax.checkpoints.interop import export_llama
 from sdsl_jax.checkpoints.loading import LoadOptions, load_model
 from sdsl_jax.checkpoints.model_folder import load_model_folder, write_model_folder

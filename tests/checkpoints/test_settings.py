@@ -8,8 +8,7 @@ import pytest
 
 from sdsl_jax.checkpoints.interop.checkpoint import read_settings
 from sdsl_jax.checkpoints.interop.families import FAMILIES
-from sdsl_jax.checkpoints.interop.fields import Fields
-from sdsl_jax.checkpoints.interop.settings import GGUF_LLAMA, HUGGING_FACE, unknown_warning
+from sdsl_jax.checkpoints.interop.settings import GGUF_LLAMA, HUGGING_FACE, Fields, unknown_warning
 from sdsl_jax.errors import SdslError
 
 FOLDER = Path(__file__).parent / "published"

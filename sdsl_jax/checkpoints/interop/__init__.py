@@ -7,7 +7,6 @@ They need safetensors and gguf, the extras `interop` and `gguf`.
 from sdsl_jax.checkpoints.interop.checkpoint import DTYPES, Checkpoint, open_checkpoint
 from sdsl_jax.checkpoints.interop.export import export_llama
 from sdsl_jax.checkpoints.interop.families import FAMILIES
-from sdsl_jax.checkpoints.interop.folders import is_published, require_model_path
 from sdsl_jax.checkpoints.interop.gguf import GGUF, is_gguf, open_gguf, rounded
 
 __all__ = [
@@ -17,9 +16,7 @@ __all__ = [
     "Checkpoint",
     "export_llama",
     "is_gguf",
-    "is_published",
     "open_checkpoint",
     "open_gguf",
-    "require_model_path",
     "rounded",
 ]

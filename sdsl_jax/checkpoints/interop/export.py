@@ -16,10 +16,10 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from sdsl_jax.checkpoints.interop.checkpoint import OWN, array_name
+from sdsl_jax.checkpoints.identity import array_name
+from sdsl_jax.checkpoints.interop.checkpoint import OWN, Piece, Plan, plan
 from sdsl_jax.checkpoints.interop.families import FAMILIES
-from sdsl_jax.checkpoints.interop.fields import CONFIG, Fields
-from sdsl_jax.checkpoints.interop.plan import Piece, Plan, plan
+from sdsl_jax.checkpoints.interop.settings import CONFIG, Fields
 from sdsl_jax.checkpoints.interop.shards import INDEX, WEIGHTS
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models.config import ModelConfig

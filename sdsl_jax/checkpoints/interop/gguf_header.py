@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
 
-from sdsl_jax.checkpoints.interop.fields import shown
+from sdsl_jax.checkpoints.interop.settings import shown
 from sdsl_jax.checkpoints.interop.shards import read_bytes
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.user_files import other_kind, reading

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import ml_dtypes
 import numpy as np
 
-from sdsl_jax.checkpoints.interop.fields import Fields, printable
+from sdsl_jax.checkpoints.interop.settings import Fields, printable
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.user_files import other_kind, parse_json, read_json_object, reading
 
