@@ -130,7 +130,7 @@ def polish(functions: Functions, box: Box, start: Point) -> tuple[Point, Linear]
     ) -> tuple[tuple[Array, Array, Linear], None]:
         z, full, here = state
         shares = jnp.asarray(_SHARES, z.dtype)
-        tried = jnp.clip(z + shares[:, None] * full, low, high)
+        tried = jnp.clip(z[None] + shares[:, None] * full[None], low[None], high[None])
         there = jax.vmap(lambda z: linearised(functions, box, Point(z[:size], z[size:])))(tried)
         misses = jnp.abs(there.miss).max(-1)
         # A singular matrix gives no step, but no error either.

@@ -198,8 +198,8 @@ class NgramDraft:
             (jnp.roll(tokens, n) == tokens[jnp.maximum(length - n, 0)]) & (at >= n)
             for n in range(1, self.longest + 1)
         ]
-        matches = jnp.cumprod(jnp.stack(matching), axis=0).astype(bool) & (at < length)
-        latest = jnp.where(matches, at, -1).max(axis=1)[self.shortest - 1 :]
+        matches = jnp.cumprod(jnp.stack(matching), axis=0).astype(bool) & (at < length)[None]
+        latest = jnp.where(matches, at[None], -1).max(axis=1)[self.shortest - 1 :]
         occurs = latest >= 0
         # The last entry that occurs belongs to the longest suffix.
         longest = latest.shape[0] - 1 - jnp.argmax(occurs[::-1])

@@ -139,7 +139,7 @@ def _begin(requests: Requests, buffer: int) -> _Rows:
     tokens = jnp.zeros((requests.prompts.shape[0], buffer), jnp.int32)
     tokens = tokens.at[:, : requests.prompts.shape[1]].set(requests.prompts)
     # Padding is not part of a row.
-    tokens = jnp.where(jnp.arange(buffer) < requests.prompt_lengths[:, None], tokens, 0)
+    tokens = jnp.where(jnp.arange(buffer)[None] < requests.prompt_lengths[:, None], tokens, 0)
     return _Rows(tokens, requests.prompt_lengths, requests.prompt_lengths >= requests.max_lengths)
 
 
@@ -149,10 +149,12 @@ def emit(rows: _Rows, new: Array, count: Array, requests: Requests) -> tuple[_Ro
     Returns:
       The rows, the numbers of tokens emitted, and the reasons for stopping.
     """
-    positions = jnp.arange(new.shape[1])
+    positions = jnp.arange(new.shape[1])[None]
     room = requests.max_lengths - rows.lengths
     count = jnp.where(rows.done, 0, jnp.minimum(count, room))
-    stops = (new[:, :, None] == requests.stop_tokens).any(-1) & (positions < count[:, None])
+    stops = (new[:, :, None] == requests.stop_tokens[None, None]).any(-1) & (
+        positions < count[:, None]
+    )
     stopped = stops.any(axis=1)
     count = jnp.where(stopped, jnp.argmax(stops, axis=1) + 1, count)
     reason = jnp.where(
@@ -320,6 +322,7 @@ def speculative_loop(
     """
     B, G, V = requests.prompts.shape[0], max_lookahead, target.ids
     every = jnp.arange(B)
+    places = jnp.arange(G + 1)[None]
     keys = start_keys(requests.keys, buffer)
     _require_capacity((draft_state, target_cache), buffer + G + 1)
     limit = min(target.position_limit, drafter.position_limit)
@@ -341,7 +344,7 @@ def speculative_loop(
         last = starts - 1
         fed = jnp.concatenate([rows.tokens[every, last][:, None], drafts.tokens], axis=1)
         logits, target_cache = forward(
-            target, target_params, fed, last[:, None] + jnp.arange(G + 1), s.target_cache
+            target, target_params, fed, last[:, None] + places, s.target_cache
         )
         assert target_cache is not None
         target_probs = probabilities(logits, sampling)
@@ -350,16 +353,16 @@ def speculative_loop(
         )
 
         padded = jnp.concatenate([drafts.tokens, jnp.zeros((B, 1), jnp.int32)], axis=1)
-        next_place = jnp.arange(G + 1) == verdict.accepted[:, None]
+        next_place = places == verdict.accepted[:, None]
         new = jnp.where(next_place, verdict.next_token[:, None], padded)
         rows, emitted, reason = emit(rows, new, verdict.accepted + 1, requests)
         # Draft i is judged by logits at position start + i − 2.
         judged = jnp.minimum(drafts.counts, limit - starts + 1) if limited else drafts.counts
         verified = jnp.where(active, jnp.minimum(verdict.accepted, judged), 0)
-        counts = active[:, None] & (jnp.arange(G) < judged[:, None])
-        used = active[:, None] & (jnp.arange(G + 1) <= drafts.counts[:, None])
+        counts = active[:, None] & (places[:, :G] < judged[:, None])
+        used = active[:, None] & (places <= drafts.counts[:, None])
         if limited:
-            used &= last[:, None] + jnp.arange(G + 1) < limit
+            used &= last[:, None] + places < limit
         finite = Finite(
             s.finite.target & (finite_logits(logits) | ~used).all(),
             s.finite.draft & drafts.finite,
@@ -376,7 +379,7 @@ def speculative_loop(
         )
         blocks = s.blocks
         if keep_distributions:
-            drafted = jnp.arange(G + 1) < (judged + 1)[:, None]
+            drafted = places < (judged + 1)[:, None]
             kept = Blocks(
                 jnp.where(drafted[:, 1:], drafts.tokens, 0),
                 jnp.where(drafted[:, 1:, None], drafts.probs, 0.0),

@@ -102,7 +102,7 @@ def minimise(
             ]
         )
         proposals = (
-            x
+            x[None]
             - jnp.linalg.solve(
                 matrices, jnp.broadcast_to(gradient, (2, *gradient.shape))[..., None]
             )[..., 0]

@@ -283,7 +283,7 @@ def _expected_accepted(
         jnp.take_along_axis(probs[..., :G, :], drafts[..., None], axis=-1)[..., 0]
         for probs in (draft_probs, target_probs)
     )
-    drafted = jnp.arange(G) < proposed[..., None]
+    drafted = jnp.expand_dims(jnp.arange(G), tuple(range(proposed.ndim))) < proposed[..., None]
     # A draft has a positive q, or it could not have been drawn. Where nothing was drafted, nothing
     # survives.
     ratio = jnp.where(drafted, p / jnp.where(drafted, q, 1.0), 0.0)

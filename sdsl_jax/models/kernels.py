@@ -61,6 +61,11 @@ def _linear_backward(sizes, saved, gradients):
 linear.defvjp(_linear_forward, _linear_backward)
 
 
+def along_last(vector: Array, like: Array) -> Array:
+    """A vector with as many axes as `like`, so that it multiplies or shifts its last axis."""
+    return jnp.expand_dims(vector, tuple(range(like.ndim - 1)))
+
+
 def rotary_tables(
     positions: Array, dim: int, theta: float, scaling: RopeScaling | None = None
 ) -> tuple[Array, Array]:
@@ -78,7 +83,8 @@ def rotary_tables(
     factor = 1.0
     if scaling is not None:
         frequencies, factor = _scaled(frequencies, theta, scaling), scaling.attention_factor
-    angles = positions[..., None].astype(jnp.float32) * frequencies
+    angles = positions[..., None].astype(jnp.float32)
+    angles = angles * along_last(frequencies, angles)
     if factor == 1.0:
         return jnp.cos(angles), jnp.sin(angles)
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
@@ -240,7 +246,7 @@ def _losses_backward(saved, gradients):
     logits, labels, log_normaliser = saved
     g, h = (x[..., None] for x in gradients)
     softmax = jnp.exp(logits.astype(jnp.float32) - log_normaliser[..., None])
-    chosen = jnp.arange(logits.shape[-1]) == labels[..., None]
+    chosen = along_last(jnp.arange(logits.shape[-1]), logits) == labels[..., None]
     return ((g + h) * softmax - jnp.where(chosen, g, 0.0)).astype(logits.dtype), None
 
 

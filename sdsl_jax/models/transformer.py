@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from sdsl_jax.models.config import ModelConfig
-from sdsl_jax.models.kernels import attend, linear, rotary_tables, rotate
+from sdsl_jax.models.kernels import along_last, attend, linear, rotary_tables, rotate
 
 Rotation = tuple[Array, Array]  # cosines and sines of the positions
 Params = Any  # an `nnx.State` of arrays, or the same tree of abstract or sharded arrays
@@ -69,7 +69,7 @@ class RMSNorm(nnx.Module):
         inverse_rms = jax.lax.rsqrt(
             jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon
         )
-        return (wide * inverse_rms).astype(x.dtype) * self.scale[...]
+        return (wide * inverse_rms).astype(x.dtype) * along_last(self.scale[...], x)
 
 
 class LayerNorm(nnx.Module):
@@ -87,7 +87,9 @@ class LayerNorm(nnx.Module):
         inverse = jax.lax.rsqrt(
             jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.epsilon
         )
-        return (centred * inverse * self.scale[...] + self.bias[...]).astype(x.dtype)
+        return (
+            centred * inverse * along_last(self.scale[...], x) + along_last(self.bias[...], x)
+        ).astype(x.dtype)
 
 
 def _norm(config: ModelConfig) -> RMSNorm | LayerNorm:
@@ -100,7 +102,7 @@ def _bias(size: int, wanted: bool) -> nnx.Param | None:
 
 
 def _plus(x: Array, bias: nnx.Param | None) -> Array:
-    return x if bias is None else x + bias[...]
+    return x if bias is None else x + along_last(bias[...], x)
 
 
 def _write(cache: Array, new: Array, positions_BT: Array, axis: int) -> Array:
@@ -149,7 +151,7 @@ class Attention(nnx.Module):
         parts = linear(x_BTD, self.qkv[...], sizes)
         if self.qkv_bias is not None:
             biases = jnp.split(self.qkv_bias[...], np.cumsum(sizes)[:-1].tolist())
-            parts = tuple(y + bias for y, bias in zip(parts, biases))
+            parts = tuple(y + along_last(bias, y) for y, bias in zip(parts, biases))
         q_BTNH, k_BTKH, v_BTKH = (y.reshape(B, T, -1, H) for y in parts)
         if c.qk_norm:
             q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
@@ -177,7 +179,7 @@ def _attend_to_cache(q_NGTH: Array, k_NHS: Array, v_NSH: Array, positions_BT: Ar
     """Attention of scaled queries to the slots of a cache up to their own positions."""
     N, G, T, H = q_NGTH.shape
     B, S = positions_BT.shape[0], k_NHS.shape[2]
-    visible_BTS = jnp.arange(S) <= positions_BT[:, :, None]
+    visible_BTS = jnp.arange(S)[None, None] <= positions_BT[:, :, None]
     scores_NQS = jnp.einsum(
         "nqh,nhs->nqs", q_NGTH.reshape(N, -1, H), k_NHS, preferred_element_type=jnp.float32
     )
@@ -304,7 +306,7 @@ class Transformer(nnx.Module):
         if positions_BT is None:
             # Without a cache all rows share one row of angles, whose sines and cosines are then
             # computed once.
-            positions_BT = jnp.broadcast_to(jnp.arange(T), (1 if cache is None else B, T))
+            positions_BT = jnp.broadcast_to(jnp.arange(T)[None], (1 if cache is None else B, T))
         rotation = None
         if c.rotated:
             rotation = rotary_tables(

@@ -37,13 +37,10 @@ def draws_from_covariance(
     if not (smallest > -1e-5 and bool(jnp.allclose(unit, unit.T, atol=1e-5))):
         raise ValueError("the covariance is not symmetric and positive semi-definite.")
     values, vectors = jnp.linalg.eigh(unit)
-    normal = jax.random.normal(key, (count, len(names)), unit.dtype) * jnp.sqrt(
-        jnp.maximum(values, 0.0)
-    )
-    moved = (
-        jnp.stack([jnp.asarray(v, unit.dtype) for v in coefficients(law).values()])
-        + normal @ vectors.T * scale
-    )
+    deviations = jnp.sqrt(jnp.maximum(values, 0.0))
+    normal = jax.random.normal(key, (count, len(names)), unit.dtype) * deviations[None]
+    centre = jnp.stack([jnp.asarray(v, unit.dtype) for v in coefficients(law).values()])
+    moved = centre[None] + normal @ vectors.T * scale[None]
     return type(law)(**dict(zip(names, moved.T)), about=law.about)
 
 

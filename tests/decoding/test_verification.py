@@ -53,7 +53,7 @@ def test_residual_of_equal_distributions_is_the_target():
 
 def test_impossible_tokens_are_never_drawn():
     probs = jnp.array([0.0, 0.3, 0.0, 0.7])
-    drawn = draw(probs, jax.random.gumbel(jax.random.key(0), (20_000, 4)))
+    drawn = draw(probs[None], jax.random.gumbel(jax.random.key(0), (20_000, 4)))
     assert set(np.unique(drawn)) == {1, 3}
 
 

@@ -64,7 +64,7 @@ def test_rotate_turns_each_pair_as_a_complex_number():
         return jnp.concatenate([z.real, z.imag], -1)
 
     _same(lambda x: rotate(x, cos, sin), plain, x, weights=[_normal(1, *x.shape)])
-    angle = jnp.arange(7)[:, None] * 100.0 ** (-jnp.arange(4) / 4)
+    angle = jnp.arange(7)[:, None] * 100.0 ** (-jnp.arange(4) / 4)[None]
     np.testing.assert_allclose(cos[0, :, 0], jnp.cos(angle), atol=1e-6)
 
 

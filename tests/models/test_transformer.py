@@ -91,11 +91,11 @@ def test_cached_equals_full_forward(small_model, variant):
     _, cache = forward(config, params, tokens[:, :4], cache=cache)
     wrong = jnp.full((3, 3), 5)
     _, cache = forward(
-        config, params, wrong, 4 + jnp.arange(3) + jnp.zeros((3, 1), jnp.int32), cache
+        config, params, wrong, 4 + jnp.arange(3)[None] + jnp.zeros((3, 1), jnp.int32), cache
     )  # rolled back below
     rows = jnp.arange(3)[:, None]
     for start, width in ((2, 3), (5, 1), (6, 4)):
-        positions = offsets[:, None] + start + jnp.arange(width)
+        positions = offsets[:, None] + start + jnp.arange(width)[None]
         logits, cache = forward(config, params, tokens[rows, positions], positions, cache)
         np.testing.assert_allclose(logits, full[rows, positions], atol=2e-5)
 
