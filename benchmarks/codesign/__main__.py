@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.codesign.problems import PROGRAMS, inputs
-from sdsl_jax.codesign import Program, solve, solve_many, spread_starts, stack
+from sdsl_jax.codesign import Program, solve, spread_starts, sweep
 from sdsl_jax.codesign.program import box, objective_and_constraints
 
 SWEEP = 64
@@ -109,14 +109,14 @@ def race(name: str, program: Program, count: int, turns: int, console: Console) 
     starts = spread_starts(count, len(program.variables))
     peer = Scipy(program, starts)
     one = inputs(program)
-    many = stack([inputs(program, context) for context in np.geomspace(512, 16384, SWEEP)])
+    many = [inputs(program, context) for context in np.geomspace(512, 16384, SWEEP)]
     methods = ("SLSQP", "trust-constr", *(() if program.constraints else ("L-BFGS-B",)))
     work: dict[str, Callable[[], Any]] = {
         "ours": lambda: jax.block_until_ready(
             solve(program, one, jnp.asarray(starts), LEARNING_RATE)
         ),
         "ours, a sweep of 64": lambda: jax.block_until_ready(
-            solve_many(program, many, jnp.asarray(starts), LEARNING_RATE)
+            sweep(program, many, jnp.asarray(starts), LEARNING_RATE)
         ),
     }
     for method in methods:

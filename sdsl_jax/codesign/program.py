@@ -6,9 +6,7 @@ differentiable `outcome`.
 The metrics m are positive numbers of an `Outcome`, so that logarithms make objective and
 constraints free of units; x are logarithms of the variables (of 1 + γ for the lookahead).
 
-Constraints are met by an augmented Lagrangian (Hestenes, 1969; Powell, 1969; Rockafellar, 1973),
-which Optax minimises from many starts at once with the box kept by projection; Newton's method on
-the conditions of an optimum then makes each end exact. docs/theory.md, section 9.
+`optimise` solves it from many starts at once.
 """
 
 from __future__ import annotations
@@ -21,11 +19,10 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from sdsl_jax.codesign.kkt import Box, Functions, Linear, Point, polish, residual
-from sdsl_jax.codesign.optimise import OPTIMIZERS
+from sdsl_jax.codesign.kkt import Box, Functions
+from sdsl_jax.codesign.optimise import OPTIMIZERS, minimise
 from sdsl_jax.errors import require
 from sdsl_jax.theory.arrays import Scalar
 from sdsl_jax.theory.serving import Design, Outcome, Serving, outcome
@@ -46,18 +43,6 @@ METRICS = (
 )
 _Tree = TypeVar("_Tree")
 _PRICED = {"cost_per_million_tokens", "training_cost", "total_cost"}
-
-# ρ of the augmented Lagrangian, in units of the objective per squared e-fold of violation.
-# Logarithms of metrics bend by less than 1 per e-fold of anything, so that this much dominates them
-# without making the problem stiff.
-_PENALTY = 10.0
-# After a round that ends in a violation of more than this, ρ grows by the factor beside it: where
-# hardly any design is feasible, multipliers are large and would be long in coming.
-_VIOLATED, _GROWTH = 1e-3, 2.0
-# A constraint holds if it does to this share of its limit.
-_TOLERANCE = 1e-6
-# Two starts agree when their objectives differ by less.
-_AGREEMENT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -141,6 +126,7 @@ class Solved(NamedTuple):
       starts_agreeing: share of starts whose end is as good.
       at_lower: of each variable, whether it rests on its bound.
       at_upper: of each variable, whether it rests on its bound.
+      status: how the solver ended, a `SolverStatus`; see `optimise.Minimum`.
       path: values of the variables at every step of the best start.
     """
 
@@ -154,6 +140,7 @@ class Solved(NamedTuple):
     starts_agreeing: Float[Array, ""]
     at_lower: Bool[Array, " V"]
     at_upper: Bool[Array, " V"]
+    status: Int[Array, ""]
     path: Float[Array, "steps V"]
 
 
@@ -258,13 +245,8 @@ def solve(
 ) -> Solved:
     """The best of many starts; jitted, and to be `vmap`ped over inputs for sweeps.
 
-    Each start descends the augmented Lagrangian
-
-        f(x) + Σ_j [max(0, λ_j + ρ·g_j(x))² − λ_j²]/(2ρ),        λ_j ← max(0, λ_j + ρ·g_j(x)) after each round,
-
-    at a learning rate that falls to zero along a cosine within a round and starts at 1/(1 + r) of
-    `learning_rate` in round r, and is then polished. The best start is the feasible one of least
-    objective; where none is feasible, the one that violates least.
+    The solver descends the coordinates ln x, and ln(1 + γ) for the lookahead: see
+    `optimise.minimise`.
 
     Args:
       program: static; one compilation serves all inputs.
@@ -286,103 +268,34 @@ def solve(
 
 @functools.partial(jax.jit, static_argnames="program")
 def _solve(program: Program, inputs: ProgramInputs, starts: Array, learning_rate: Array) -> Solved:
-    functions, within = objective_and_constraints(program, inputs), box(program, inputs)
-
-    rounds = program.rounds if program.constraints else 1
-
-    def descend(start: Array) -> tuple[Point, Linear, Array]:
-        def step(carry: tuple[Point, Array, optax.OptState], count: Array):
-            (x, multipliers), penalty, memory = carry
-
-            def augmented(x: Array) -> tuple[Array, tuple[Array, Array]]:
-                f, g = functions(x)
-                pressed = jnp.maximum(multipliers + penalty * g, 0.0)
-                return f + (pressed**2 - multipliers**2).sum() / (2 * penalty), (
-                    pressed,
-                    g.max(initial=0.0),
-                )
-
-            slope, (pressed, violation) = jax.grad(augmented, has_aux=True)(x)
-            updates, memory = transform.update(slope, memory, x)
-            moved = optax.projections.projection_box(optax.apply_updates(x, updates), *within)
-            # By the end of a round x hardly moves any more: the multipliers that it was pressed by
-            # are those it ends with.
-            last = (count + 1) % program.steps == 0
-            penalty = jnp.where(last & (violation > _VIOLATED), _GROWTH * penalty, penalty)
-            return (Point(moved, jnp.where(last, pressed, multipliers)), penalty, memory), x
-
-        transform = OPTIMIZERS[program.optimizer](rate)
-        x = within.low + start * (within.high - within.low)
-        none = jnp.zeros(len(program.constraints), x.dtype)
-        begin = (Point(x, none), jnp.full_like(x[0], _PENALTY), transform.init(x))
-        (end, _, _), path = jax.lax.scan(step, begin, jnp.arange(rounds * program.steps))
-        return *polish(functions, within, end), path
-
-    def rate(count: Array) -> Array:
-        turn = count // program.steps
-        return cosine(count % program.steps) / (1.0 + turn)
-
-    cosine = optax.cosine_decay_schedule(learning_rate, program.steps)
-    ends, there, paths = jax.vmap(descend)(starts)
-    values, violation = there.objective, jnp.maximum(there.constraints, 0.0).max(-1, initial=0.0)
-    # What is not a number is nobody's optimum.
-    finite = jnp.isfinite(values) & jnp.isfinite(violation)
-    feasible = finite & (violation <= _TOLERANCE)
-    rank = jnp.where(finite, jnp.where(feasible.any(), values, violation), jnp.inf)
-    best = jnp.argmin(jnp.where(feasible | ~feasible.any(), rank, jnp.inf))
-    end, here = jax.tree.map(lambda leaf: leaf[best], (ends, there))
-    resolution = 8 * jnp.finfo(end.x.dtype).eps * (1 + jnp.abs(end.x))
-    at_lower, at_upper = end.x <= within.low + resolution, end.x >= within.high - resolution
+    end = minimise(
+        objective_and_constraints(program, inputs),
+        box(program, inputs),
+        starts,
+        learning_rate,
+        optimizer=program.optimizer,
+        steps=program.steps,
+        rounds=program.rounds if program.constraints else 1,
+    )
     design = design_at(program, inputs, end.x)
     for i, name in enumerate(program.variables):
         # The exponential of a logarithm is not quite the number.
         low, high = getattr(inputs.lower, name), getattr(inputs.upper, name)
-        value = jnp.where(at_lower[i], low, jnp.where(at_upper[i], high, getattr(design, name)))
+        inside = getattr(design, name)
+        value = jnp.where(end.at_lower[i], low, jnp.where(end.at_upper[i], high, inside))
         design = design._replace(**{name: value})
-    slack = _AGREEMENT + 8 * jnp.finfo(values.dtype).eps * jnp.abs(values[best])
+    path = [variable(name, end.path[:, i]) for i, name in enumerate(program.variables)]
+    common = {name: value for name, value in end._asdict().items() if name in Solved._fields}
     return Solved(
         design=jax.tree.map(lambda v: jnp.asarray(v, end.x.dtype), design),
         outcome=outcome(inputs.serving, design),
-        objective=values[best],
-        multipliers=end.multipliers,
-        kkt_residual=residual(within, end, here),
-        feasible=feasible[best],
-        violation=violation[best],
-        starts_agreeing=(feasible & (values <= values[best] + slack)).mean(),
-        at_lower=at_lower,
-        at_upper=at_upper,
-        path=jnp.stack(
-            [variable(name, paths[best, :, i]) for i, name in enumerate(program.variables)], axis=-1
-        ),
+        **common | {"path": jnp.stack(path, axis=-1)},
     )
 
 
-def solve_many(
-    program: Program,
-    inputs: ProgramInputs,
-    starts: Float[Array | np.ndarray, "S V"],
-    learning_rate: Array | float,
-) -> Solved:
-    """A sweep as one program: every leaf of `inputs` has the sweep as its first axis, and so has
-    every leaf of the result.
-
-    Raises:
-      SdslError: as `solve`.
-    """
-    check(program, inputs)
-    return _solve_many(program, as_arrays(inputs), *as_arrays((starts, learning_rate)))
-
-
 @functools.partial(jax.jit, static_argnames="program")
-def _solve_many(
-    program: Program, inputs: ProgramInputs, starts: Array, learning_rate: Array
-) -> Solved:
+def _sweep(program: Program, inputs: ProgramInputs, starts: Array, learning_rate: Array) -> Solved:
     return jax.vmap(lambda one: solve(program, one, starts, learning_rate))(inputs)
-
-
-def stack(many: Sequence[ProgramInputs]) -> ProgramInputs:
-    """The inputs of many problems as those of a sweep; their laws must be of the same kinds and sources."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(as_arrays, many))
 
 
 def sweep(
@@ -391,10 +304,19 @@ def sweep(
     starts: Float[Array | np.ndarray, "S V"],
     learning_rate: Array | float,
 ) -> Solved:
-    """The optima of many problems, solved as one program.
+    """The optima of many problems, solved as one compiled program; every leaf of the result has the
+    problems as its first axis.
+
+    Args:
+      program: As of `solve`.
+      many: The inputs of each problem; their laws must be of the same kinds and sources.
+      starts: As of `solve`.
+      learning_rate: As of `solve`.
 
     Raises:
-      SdslError: as `solve`, or there is no problem.
+      SdslError: As `solve`, or there is no problem.
     """
     require(len(many) > 0, "a sweep of 0 problems; it must have at least one.")
-    return solve_many(program, stack(many), starts, learning_rate)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *map(as_arrays, many))
+    check(program, stacked)
+    return _sweep(program, stacked, *as_arrays((starts, learning_rate)))

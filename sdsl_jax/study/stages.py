@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sdsl_jax.config import to_toml
 from sdsl_jax.errors import require
@@ -22,6 +22,7 @@ from sdsl_jax.records import (
 from sdsl_jax.records.documents import to_json
 
 if TYPE_CHECKING:
+    from sdsl_jax.records.codesign import CodesignEntry
     from sdsl_jax.study.study import Study
 
 
@@ -103,7 +104,7 @@ def _codesign(study: Study) -> None:
 
 
 def _race_nearest(
-    study: Study, entries: list[dict[str, Any]], models: list[ModelRecord]
+    study: Study, entries: list[CodesignEntry], models: list[ModelRecord]
 ) -> list[ClockRecord]:
     """Times the trained draft nearest to each target's optimum of the best acceptance law, where weights are at hand."""
     from sdsl_jax.measurement import clock
@@ -111,11 +112,9 @@ def _race_nearest(
     by_id = {m.model_id: m for m in models}
     wanted: dict[tuple[str, str, int], None] = {}
     for entry in entries:
-        nearest = entry["nearest_trained"]
-        if nearest is not None and entry["acceptance_law"] == entries[0]["acceptance_law"]:
-            wanted[nearest["draft_id"], entry["target_id"], max(1, entry["lookahead_integer"])] = (
-                None
-            )
+        nearest = entry.nearest_trained
+        if nearest is not None and entry.acceptance_law == entries[0].acceptance_law:
+            wanted[nearest.draft_id, entry.target_id, max(1, entry.lookahead_integer)] = None
 
     def has_weights(model_id: str) -> bool:
         return (

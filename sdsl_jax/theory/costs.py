@@ -3,15 +3,22 @@ r"""What a round costs where that is a line in the lookahead, as smooth function
 A round of speculative decoding with lookahead γ costs γ·d + v *target steps*: d is a draft step and
 v the verify pass, both in units of one autoregressive step of the target. The paper (arXiv
 2603.11053) takes d = N/M and v = 1. On a device a round is no such line: `hardware` has the cost
-model for that, with the same `draft_step`, `round_cost` and `lookahead_bounds`.
+model for that, with the same methods.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from sdsl_jax.theory.arrays import Scalar
+from sdsl_jax.theory.lookahead import optimal_lookahead_unchecked
+from sdsl_jax.theory.optima import DraftOptimum, optimal_draft
 
 
 class ShapeRule(NamedTuple):
@@ -60,7 +67,42 @@ def flops_per_token(params: Scalar, rule: ShapeRule) -> Array:
     return 2 * jnp.asarray(params) + 2 * rule.vocab_size * width + 4 * rule.context * width * layers
 
 
-class ParameterCost(NamedTuple):
+@dataclass(frozen=True)
+class LinearCost:
+    """The cost of a round where it is a line in the lookahead: γ·d(N) + 1 target steps."""
+
+    # Cost of one verify pass in target steps.
+    verify_pass = 1.0
+    # Smallest and largest γ: the line goes through plain decoding at 0, and has no end.
+    lookahead_bounds = (0.0, float("inf"))
+    # How the best draft is found.
+    method = "closed form"
+
+    def draft_step(self, params: Scalar) -> Array:
+        """Cost of one draft step in target steps, for a draft of `params` parameters."""
+        raise NotImplementedError
+
+    def round_cost(self, params: Scalar, lookahead: Scalar) -> Array:
+        """γ·d + v, in target steps."""
+        return jnp.asarray(lookahead) * self.draft_step(params) + self.verify_pass
+
+    def best_lookahead(self, acceptance: Scalar, params: Scalar) -> Array:
+        """The best γ ≥ 1, a real number, whether or not it pays; infinite at α ≥ 1."""
+        best = optimal_lookahead_unchecked(acceptance, self.draft_step(params), self.verify_pass)
+        # S falls on both sides of its maximum, so the best lookahead of at least one draft is that
+        # maximum or 1.
+        return jnp.maximum(best.lookahead, 1.0)
+
+    def optimal_draft(
+        self, acceptance: Callable[[Array], Array], bounds: tuple[Scalar, Scalar]
+    ) -> DraftOptimum:
+        """The best draft size and lookahead, as `optima.optimal_draft` finds them."""
+        return optimal_draft(acceptance, self.draft_step, bounds, self.verify_pass)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ParameterCost(LinearCost):
     """The paper's cost, c = N/M, and a fixed overhead c₀ of every draft step: d(N) = c₀ + N/M, v = 1."""
 
     target_params: Scalar
@@ -70,22 +112,10 @@ class ParameterCost(NamedTuple):
         """Cost of one draft step in target steps, for a draft of `params` parameters."""
         return jnp.asarray(self.overhead) + jnp.asarray(params) / self.target_params
 
-    @property
-    def verify_pass(self) -> Scalar:
-        """Cost of one verify pass in target steps."""
-        return 1.0
 
-    def round_cost(self, params: Scalar, lookahead: Scalar) -> Array:
-        """γ·d + v, in target steps."""
-        return jnp.asarray(lookahead) * self.draft_step(params) + self.verify_pass
-
-    @property
-    def lookahead_bounds(self) -> tuple[float, float]:
-        """Smallest and largest γ: the line goes through plain decoding at 0, and has no end."""
-        return 0.0, float("inf")
-
-
-class FlopCost(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class FlopCost(LinearCost):
     """Costs in FLOPs: a draft step is the ratio of FLOPs per token and the verify pass costs one
     target step.
 
@@ -98,20 +128,3 @@ class FlopCost(NamedTuple):
     def draft_step(self, params: Scalar) -> Array:
         """Cost of one draft step in target steps, for a draft of `params` non-embedding parameters."""
         return flops_per_token(params, self.rule) / flops_per_token(self.target_params, self.rule)
-
-    @property
-    def verify_pass(self) -> Scalar:
-        """Cost of one verify pass in target steps."""
-        return 1.0
-
-    def round_cost(self, params: Scalar, lookahead: Scalar) -> Array:
-        """γ·d + v, in target steps."""
-        return jnp.asarray(lookahead) * self.draft_step(params) + self.verify_pass
-
-    @property
-    def lookahead_bounds(self) -> tuple[float, float]:
-        """Smallest and largest γ: the line goes through plain decoding at 0, and has no end."""
-        return 0.0, float("inf")
-
-
-LinearCost = ParameterCost | FlopCost

@@ -17,6 +17,7 @@ its time: d = N/M, the cost of arXiv 2603.11053.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -24,7 +25,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from sdsl_jax.theory.arrays import Scalar
+from sdsl_jax.theory.bracketed import best_lookahead
 from sdsl_jax.theory.costs import LinearCost, ShapeRule, layers_and_width
+from sdsl_jax.theory.optima import DraftOptimum, optimal_draft_of_rounds
 
 
 class Hardware(NamedTuple):
@@ -328,6 +331,31 @@ class HardwareCost(NamedTuple):
     def lookahead_bounds(self) -> tuple[float, float]:
         """Smallest and largest γ: a round drafts at least once, and plain decoding is another program."""
         return 1.0, 64.0
+
+    @property
+    def method(self) -> str:
+        """How the best draft is found."""
+        return "bracketed roots"
+
+    def best_lookahead(self, acceptance: Scalar, params: Scalar) -> Array:
+        """The best γ ≥ 1, a real number, whether or not it pays; infinite at α ≥ 1."""
+        best = best_lookahead(
+            acceptance, self.round_of(params), DeviceRound.cost, self.lookahead_bounds
+        )
+        return jnp.where(jnp.asarray(acceptance) >= 1, jnp.inf, best)
+
+    def optimal_draft(
+        self, acceptance: Callable[[Array], Array], bounds: tuple[Scalar, Scalar]
+    ) -> DraftOptimum:
+        """The best draft size and lookahead, as `optima.optimal_draft_of_rounds` finds them."""
+        return optimal_draft_of_rounds(
+            acceptance,
+            self.draft_step,
+            self.round_of,
+            DeviceRound.cost,
+            bounds,
+            self.lookahead_bounds,
+        )
 
 
 CostModel = LinearCost | HardwareCost

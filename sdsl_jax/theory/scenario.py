@@ -9,22 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from sdsl_jax.theory.arrays import Scalar
-from sdsl_jax.theory.bracketed import best_lookahead
 from sdsl_jax.theory.costs import ParameterCost
-from sdsl_jax.theory.hardware import CostModel, DeviceRound, HardwareCost
+from sdsl_jax.theory.hardware import CostModel
 from sdsl_jax.theory.laws import AcceptanceLaw, LossLaw, ModelPoint
-from sdsl_jax.theory.lookahead import optimal_lookahead_unchecked, tokens_per_round
-from sdsl_jax.theory.optima import (
-    DraftOptimum,
-    check_acceptance,
-    check_bounds,
-    maximise_over_sizes,
-    optimal_draft,
-    optimal_draft_of_rounds,
-)
-
-# Target sizes on the grid of `smallest_target_that_pays`.
-_TARGETS = 64
+from sdsl_jax.theory.lookahead import tokens_per_round
+from sdsl_jax.theory.optima import DraftOptimum, check_acceptance, check_bounds
 
 
 class DraftProblem(NamedTuple):
@@ -63,18 +52,7 @@ class DraftProblem(NamedTuple):
 
     def best_lookahead(self, params: Scalar) -> Array:
         """The best γ ≥ 1 for a draft of `params` parameters, a real number, whether or not it pays; infinite at α ≥ 1."""
-        alpha = self.acceptance(params)
-        if isinstance(self.cost, HardwareCost):
-            found = best_lookahead(
-                alpha, self.cost.round_of(params), DeviceRound.cost, self.cost.lookahead_bounds
-            )
-            return jnp.where(alpha >= 1, jnp.inf, found)
-        best = optimal_lookahead_unchecked(
-            alpha, self.cost.draft_step(params), self.cost.verify_pass
-        )
-        # S falls on both sides of its maximum, so the best lookahead of at least one draft is that
-        # maximum or 1.
-        return jnp.maximum(best.lookahead, 1.0)
+        return self.cost.best_lookahead(self.acceptance(params), params)
 
     def log_speedup(self, x: Float[Array, 2]) -> Array:
         """ln S at x = (ln N, ln(1 + γ)), the coordinates of a gradient method."""
@@ -97,17 +75,7 @@ class DraftProblem(NamedTuple):
 
 @jax.jit
 def _optimum(problem: DraftProblem) -> DraftOptimum:
-    cost = problem.cost
-    if isinstance(cost, HardwareCost):
-        return optimal_draft_of_rounds(
-            problem.acceptance,
-            cost.draft_step,
-            cost.round_of,
-            DeviceRound.cost,
-            problem.bounds,
-            cost.lookahead_bounds,
-        )
-    return optimal_draft(problem.acceptance, cost.draft_step, problem.bounds, cost.verify_pass)
+    return problem.cost.optimal_draft(problem.acceptance, problem.bounds)
 
 
 class Scenario(NamedTuple):
@@ -262,64 +230,3 @@ def flags(scenario: Scenario, optimum: DraftOptimum) -> Flags:
         at_bound=(logs - jnp.log(scenario.smallest_draft) <= margin)
         | (jnp.log(scenario.target_params) - logs <= margin),
     )
-
-
-class PayingTarget(NamedTuple):
-    """The smallest target for which speculation pays.
-
-    Attributes:
-      params: its size; infinite where none pays.
-      certain: whether just below it the best draft has α ≥ 1: then the size is where an unbounded
-        law becomes a probability, and not a break-even.
-    """
-
-    params: Float[Array, ""]
-    certain: Bool[Array, ""]
-
-
-def smallest_target_that_pays(scenario: Scenario, largest: Scalar = 1e13) -> PayingTarget:
-    """The smallest target size above which some draft and some whole lookahead beat plain decoding.
-
-    At v = 1 that is where max over N of α(N) − d(N) turns positive; drafts to which an unbounded
-    law gives α ≥ 1 do not count. `scenario.target_params` is ignored; 64 sizes from just above
-    `smallest_draft` to `largest` are considered, and then bisected.
-
-    Raises:
-      ValueError: `largest` is not above `smallest_draft`, as far as that is known at call time.
-    """
-    check_bounds((scenario.smallest_draft, largest))
-    return _smallest_target_that_pays(scenario, largest)
-
-
-@jax.jit
-def _smallest_target_that_pays(scenario: Scenario, largest: Scalar) -> PayingTarget:
-    def margin(log_m: Array) -> tuple[Array, Array]:
-        problem = scenario._replace(target_params=jnp.exp(log_m)).problem()
-
-        def advantage(x: Array) -> Array:
-            alpha = problem.acceptance(jnp.exp(x))
-            return jnp.where(alpha < 1, alpha - problem.cost.draft_step(jnp.exp(x)), -1.0)
-
-        low, high = (jnp.log(b) for b in problem.bounds)
-        peak = maximise_over_sizes(advantage, low, high)
-        certain = (jax.vmap(problem.acceptance)(jnp.exp(peak.grid)) >= 1).any()
-        return advantage(peak.x), certain
-
-    low = jnp.log(jnp.asarray(scenario.smallest_draft, jnp.result_type(float)) * 1.01)
-    grid = jnp.linspace(low, jnp.log(largest), _TARGETS)
-    pays = jax.vmap(margin)(grid)[0] > 0
-    # The last grid point at which it does not pay; above it, it does throughout.
-    last = jnp.max(jnp.where(~pays, jnp.arange(_TARGETS), -1))
-
-    def halve(_, ends):
-        below, above = ends
-        middle = (below + above) / 2
-        enough = margin(middle)[0] > 0
-        return jnp.where(enough, below, middle), jnp.where(enough, middle, above)
-
-    ends = grid[jnp.maximum(last, 0)], grid[jnp.minimum(last + 1, _TARGETS - 1)]
-    below, above = jax.lax.fori_loop(0, 40, halve, ends)
-    size = jnp.where(
-        last == _TARGETS - 1, jnp.inf, jnp.where(last < 0, jnp.exp(low), jnp.exp(above))
-    )
-    return PayingTarget(size, margin(below)[1] & jnp.isfinite(size))

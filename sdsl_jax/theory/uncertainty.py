@@ -1,4 +1,4 @@
-"""From uncertain coefficients to uncertain optima: bootstrap draws, covariances, and the linear law N* = μ·M + M₀."""
+"""From uncertain coefficients to uncertain optima: draws of coefficients, and the linear law N* = μ·M + M₀."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from sdsl_jax.theory.arrays import Scalar
 from sdsl_jax.theory.laws import AcceptanceLaw, LossLaw, coefficients
 from sdsl_jax.theory.optima import DraftOptimum
-from sdsl_jax.theory.scenario import Scenario, sensitivities
+from sdsl_jax.theory.scenario import Scenario
 
 
 def draws_from_covariance(
@@ -44,6 +45,21 @@ def draws_from_covariance(
     return type(law)(**dict(zip(names, moved.T)), about=law.about)
 
 
+def with_draws(law: Any, draws: Any, most: int | None = None) -> Any:
+    """A law of arrays [1 + draws]: its fitted coefficients first, their draws after them.
+
+    Args:
+      law: Of scalars.
+      draws: The same law, of arrays.
+      most: Draws that are taken; all if None.
+    """
+
+    def stacked(point: Scalar, many: Array) -> Array:
+        return jnp.concatenate([jnp.reshape(point, 1), jnp.asarray(many)[:most]])
+
+    return jax.tree.map(stacked, law, draws)
+
+
 @jax.jit
 def optima_of_draws(
     scenario: Scenario, loss_law: LossLaw, acceptance_law: AcceptanceLaw
@@ -54,34 +70,6 @@ def optima_of_draws(
         return scenario._replace(loss_law=loss, acceptance_law=acceptance).optimum()
 
     return jax.vmap(one)(loss_law, acceptance_law)
-
-
-class StandardErrors(NamedTuple):
-    """First-order standard errors of ln N*, γ* and ln S*."""
-
-    log_draft_params: Float[Array, ""]
-    lookahead: Float[Array, ""]
-    log_speedup: Float[Array, ""]
-
-
-def delta_method(
-    scenario: Scenario,
-    loss_covariance: Float[Array, "P P"],
-    acceptance_covariance: Float[Array, "Q Q"],
-) -> StandardErrors:
-    """Standard errors of the optimum from independent covariances of the two laws: √(gᵀΣg), g the sensitivities."""
-
-    def error(gradient: Scenario) -> Array:
-        total = jnp.zeros(())
-        for law, covariance in (
-            (gradient.loss_law, loss_covariance),
-            (gradient.acceptance_law, acceptance_covariance),
-        ):
-            g = jnp.stack(list(coefficients(law).values()))
-            total = total + g @ jnp.asarray(covariance) @ g
-        return jnp.sqrt(total)
-
-    return StandardErrors(*(error(row) for row in sensitivities(scenario)))
 
 
 class LinearLaw(NamedTuple):
@@ -123,33 +111,3 @@ def linear_law(target_params: Float[Array, " n"], draft_params: Float[Array, " n
         intercept_error=sigma * jnp.sqrt((1 + (mean / scale) ** 2) / count),
         r_squared=1 - (residuals**2).mean() / jnp.var(n),
     )
-
-
-@jax.jit
-def linear_laws_of_draws(
-    pool: Scenario, loss_law: LossLaw, acceptance_law: AcceptanceLaw
-) -> LinearLaw:
-    """μ and M₀ for every draw of the laws, arrays [draws], over a pool of scenarios that share
-    them.
-
-    Args:
-      pool: scenarios with arrays [n] of M, D and D′; their laws, overhead and smallest draft are
-        scalars.
-      loss_law: draws.
-      acceptance_law: draws.
-    """
-
-    sizes, draft_tokens, target_tokens = (
-        jnp.asarray(x) for x in (pool.target_params, pool.draft_tokens, pool.target_tokens)
-    )
-
-    def one(loss: LossLaw, acceptance: AcceptanceLaw) -> LinearLaw:
-        def size(m: Array, d: Array, d_target: Array) -> Array:
-            given = Scenario(
-                m, d, d_target, loss, acceptance, pool.draft_overhead, pool.smallest_draft
-            )
-            return given.optimum().params
-
-        return linear_law(sizes, jax.vmap(size)(sizes, draft_tokens, target_tokens))
-
-    return jax.vmap(one)(loss_law, acceptance_law)

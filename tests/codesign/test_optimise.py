@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from sdsl_jax.codesign import maximise, spread_starts
+from sdsl_jax.codesign import spread_starts
+from sdsl_jax.codesign.kkt import Box
+from sdsl_jax.codesign.optimise import minimise
+from sdsl_jax.codesign.stage import gradient_optimum
+from sdsl_jax.solver_status import SolverStatus
 from sdsl_jax.theory import (
     AffinePlane,
     ChinchillaLaw,
@@ -38,6 +42,13 @@ def problem(law="logit_gap", cost="flops", **changes) -> DraftProblem:
     return jax.tree.map(jnp.float64, made)
 
 
+def ascend(made, max_lookahead=64.0, optimizer="adam", steps=500):
+    """The end of the gradient method, and N and γ there."""
+    starts = jnp.asarray(spread_starts(8))
+    end = gradient_optimum(made, max_lookahead, starts, 0.1, optimizer=optimizer, steps=steps)
+    return end, float(jnp.exp(end.x[0])), float(jnp.expm1(end.x[1]))
+
+
 @pytest.mark.parametrize(
     ("law", "cost", "optimizer"),
     [
@@ -49,15 +60,14 @@ def problem(law="logit_gap", cost="flops", **changes) -> DraftProblem:
 )
 def test_gradient_agrees_with_the_reference(x64, law, cost, optimizer):
     made = problem(law, cost)
-    found = maximise(
-        made, 64.0, jnp.asarray(spread_starts(8)), 0.1, optimizer=optimizer, steps=1500
-    )
+    end, params, lookahead = ascend(made, optimizer=optimizer, steps=1500)
     reference = made.optimum()
     assert bool(reference.interior)
-    assert float(found.params) == pytest.approx(float(reference.params), rel=1e-3)
-    assert float(found.lookahead) == pytest.approx(float(reference.lookahead), rel=1e-3)
-    assert float(found.stationarity) < 1e-4
-    assert float(found.starts_agreeing) == 1.0
+    assert params == pytest.approx(float(reference.params), rel=1e-6)
+    assert lookahead == pytest.approx(float(reference.lookahead), rel=1e-6)
+    assert float(end.kkt_residual) < 1e-9
+    assert float(end.starts_agreeing) == 1.0
+    assert int(end.status) == SolverStatus.CONVERGED
 
 
 def test_closed_form_agrees_with_brute_force(x64):
@@ -89,12 +99,29 @@ def test_gradient_of_the_objective(x64):
 def test_an_optimum_on_the_border_is_reached_exactly(x64):
     """With sizes from 50k up the best draft is the smallest one, and with γ ≤ 2 the best lookahead is 2."""
     made = problem(bounds=(50e3, 300e3))
-    found = maximise(made, 2.0, jnp.asarray(spread_starts(8)), 0.1, optimizer="adam", steps=500)
-    assert float(found.params) == pytest.approx(50e3, rel=1e-12)
-    free = problem(bounds=(1e3, 300e3))
-    capped = maximise(free, 2.0, jnp.asarray(spread_starts(8)), 0.1, optimizer="adam", steps=500)
-    assert float(capped.lookahead) == pytest.approx(2.0, rel=1e-12)
-    assert float(capped.stationarity) < 1e-4
+    end, params, _ = ascend(made, 2.0)
+    assert params == pytest.approx(50e3, rel=1e-12)
+    assert end.at_lower.tolist() == [True, False]
+    capped, _, lookahead = ascend(problem(bounds=(1e3, 300e3)), 2.0)
+    assert lookahead == pytest.approx(2.0, rel=1e-12)
+    assert float(capped.kkt_residual) < 1e-9
+    assert int(end.status) == int(capped.status) == SolverStatus.ON_BOUND
+
+
+def test_a_descent_that_is_cut_short_says_so(x64):
+    """Rosenbrock's valley: far from its end after 20 steps, and too bent for a few steps of Newton's method."""
+
+    def valley(x):
+        return 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2, jnp.zeros(0)
+
+    def status(functions):
+        box, starts = Box(jnp.full(2, -3.0), jnp.full(2, 3.0)), jnp.array([[0.3, 0.9]])
+        end = minimise(functions, box, starts, 1e-3, optimizer="adam", steps=20)
+        return int(end.status)
+
+    assert status(valley) == SolverStatus.ITERATION_CAP
+    assert status(lambda x: ((x**2).sum(), jnp.zeros(0))) == SolverStatus.CONVERGED
+    assert status(lambda x: (x.sum() * jnp.nan, jnp.zeros(0))) == SolverStatus.NON_FINITE
 
 
 @pytest.mark.slow
@@ -102,9 +129,9 @@ def test_where_speculation_does_not_pay_the_gradient_finds_no_speedup(x64):
     made = problem(cost="measured")
     slow = made.cost._replace(hardware=made.cost.hardware._replace(round_seconds=jnp.float64(1e-3)))
     made = made._replace(cost=slow)
-    found = maximise(made, 64.0, jnp.asarray(spread_starts(8)), 0.1, optimizer="adam", steps=800)
-    assert float(found.speedup) < 1
-    assert float(found.lookahead) >= 1
+    end, _, lookahead = ascend(made, steps=800)
+    assert float(jnp.exp(-end.objective)) < 1
+    assert lookahead >= 1
     closed = made.optimum()
     assert float(closed.speedup) == 1.0
     assert not bool(closed.speculate)

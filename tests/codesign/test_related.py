@@ -29,6 +29,7 @@ def draw(problem, feasible=True, **given):
         *map(np.asarray, (0.0, feasible, 0.0, 1.0)),
         none,
         none,
+        np.asarray(0),
         none,
     )
 

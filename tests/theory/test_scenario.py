@@ -12,9 +12,7 @@ from sdsl_jax.theory import (
     Scenario,
     elasticities,
     flags,
-    optimal_lookahead,
     sensitivities,
-    smallest_target_that_pays,
 )
 
 OPT_30B = Scenario(30e9, 180e9, 180e9, BESIROGLU, PAPER_PLANE)
@@ -128,38 +126,3 @@ def test_flags(x64):
     assert bool(flags(rich, optimum(rich)).acceptance_certain)
     edge = inside._replace(smallest_draft=1e9)
     assert bool(flags(edge, optimum(edge)).at_bound)
-
-
-@pytest.mark.parametrize("overhead", [0.05, 0.3, 0.6])
-def test_smallest_target_that_pays(x64, overhead):
-    """At the size found max over N of α − c changes sign, by brute force."""
-    made = OPT_30B._replace(
-        acceptance_law=LogitGap(1.7, 2.1), draft_overhead=overhead, target_tokens=3e12
-    )
-    found = smallest_target_that_pays(made)
-    size = float(found.params)
-    assert not bool(found.certain)
-
-    def advantage(m):
-        problem = made._replace(target_params=m).problem()
-        n = np.geomspace(1e6, m, 20_001)
-        return float(jnp.max(problem.acceptance(n) - problem.cost.draft_step(n)))
-
-    assert advantage(size * 1.001) > 0 > advantage(size * 0.999)
-    problem = made._replace(target_params=size * 1.01).problem()
-    n = np.geomspace(1e6, size, 20_001)
-    assert bool(
-        optimal_lookahead(problem.acceptance(n), problem.cost.draft_step(n)).speculate.any()
-    )
-
-
-def test_no_target_pays_for_a_draft_step_as_dear_as_its_own(x64):
-    hopeless = OPT_30B._replace(acceptance_law=LogitGap(1.7, 2.1), draft_overhead=1.0)
-    assert np.isinf(smallest_target_that_pays(hopeless).params)
-
-
-def test_where_the_plane_is_no_probability_is_no_break_even(x64):
-    found = smallest_target_that_pays(OPT_30B)
-    assert bool(found.certain)
-    with pytest.raises(ValueError, match="positive and rising"):
-        smallest_target_that_pays(OPT_30B, largest=1e3)
