@@ -87,6 +87,18 @@ def test_the_page_on_devices():
     assert names["device"].name == "h100"
 
 
+def test_files_that_pages_name_exist():
+    names = r"\b(?:sdsl_jax|experiments|tests|benchmarks|checkpoints|docs)/[\w./-]+\.(?:py|toml|json|md|csv)\b"
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "checkpoints/README.md"]
+    missing = {
+        (page.name, name)
+        for page in pages
+        for name in re.findall(names, page.read_text("utf-8"))
+        if not (ROOT / name).exists() and not (ROOT / "sdsl_jax" / name).exists()
+    }
+    assert not missing
+
+
 def test_nothing_is_left_to_fill_in():
     text = (ROOT / "README.md").read_text("utf-8")
     prose = re.sub(r"`[^`]+`", "", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
