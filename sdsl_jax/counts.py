@@ -93,14 +93,6 @@ def parse_bytes(text: str, name: str) -> float:
     return number * base ** " kmgt".index((match["prefix"] or " ").lower())
 
 
-def share_hint(value: float) -> str:
-    """What to add to a message on a share that is not in [0, 1], where it looks like per cent.
-
-    Smaller numbers may as well be acceptance lengths.
-    """
-    return f"; write it as a share: {value / 100:g}" if 10 <= value <= 100 else ""
-
-
 def parse_share(text: str, name: str) -> float:
     """A number such as 0.8, or the same in per cent, 80%; its range is for the caller to check.
 

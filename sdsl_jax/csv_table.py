@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sdsl_jax.counts import LARGEST, read_count, read_number, share_hint
+from sdsl_jax.counts import LARGEST, read_count, read_number
 from sdsl_jax.errors import SdslError, require
+from sdsl_jax.ranges import share_hint
 from sdsl_jax.user_files import read_text, reason
 
 # Characters and rows of a table; a few kilobytes of a compressed one can stand for gigabytes.

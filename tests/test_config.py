@@ -73,7 +73,7 @@ def test_an_override_that_is_not_one():
         ),
         (
             {"measure": {"lookaheads": [0, 2]}},
-            "measure.lookaheads holds 0; a lookahead must be >= 1",
+            "measure.lookaheads holds 0; every value must be at least 1",
         ),
         ({"measure": {"lookaheads": 3}}, "measure.lookaheads is 3; it must be an array"),
         ({"measure": {"new_tokens": 500}}, "must not exceed data.sequence_length"),

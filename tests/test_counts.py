@@ -9,11 +9,11 @@ from sdsl_jax.counts import (
     parse_size,
     parse_sizes,
     read_count,
-    share_hint,
     short_count,
 )
 from sdsl_jax.decoding import Sampling
 from sdsl_jax.errors import SdslError
+from sdsl_jax.ranges import share_hint
 
 
 @pytest.mark.parametrize(

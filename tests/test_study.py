@@ -206,8 +206,11 @@ def test_command_line_ends_with_the_table(sdsl, tiny_study, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["measure.lookaheads=[0]"], "measure.lookaheads holds 0; a lookahead must be >= 1"),
-        (["--measure.lookaheads", "[0]"], "measure.lookaheads holds 0; a lookahead must be >= 1"),
+        (["measure.lookaheads=[0]"], "measure.lookaheads holds 0; every value must be at least 1"),
+        (
+            ["--measure.lookaheads", "[0]"],
+            "measure.lookaheads holds 0; every value must be at least 1",
+        ),
         (["--training.bathc_size=3"], "unknown key training.bathc_size"),
         (["ladder.draft_params=[10]"], "cannot make a model of 10 non-embedding parameters"),
         (["data.source=nowhere.txt"], "nowhere.txt cannot be read"),

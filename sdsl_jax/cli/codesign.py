@@ -10,8 +10,9 @@ import tyro
 
 from sdsl_jax.cli.codesign_report import print_answer, question
 from sdsl_jax.cli.terminal import error_console, standard_console
-from sdsl_jax.counts import parse_count, parse_share, parse_size, parse_sizes, share_hint
+from sdsl_jax.counts import parse_count, parse_share, parse_size, parse_sizes
 from sdsl_jax.errors import SdslError, require
+from sdsl_jax.ranges import share_hint
 
 _FILE = tyro.conf.arg(metavar="[FILE.toml]")
 _MODEL = tyro.conf.arg(metavar="NAME")

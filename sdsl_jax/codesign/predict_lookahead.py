@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from sdsl_jax.counts import share_hint
 from sdsl_jax.errors import require
+from sdsl_jax.ranges import share_hint
 from sdsl_jax.theory import (
     acceptance_from_tokens_per_round,
     optimal_lookahead,

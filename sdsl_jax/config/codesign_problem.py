@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from sdsl_jax.config.shape_penalty import LARGEST_REFERENCE, kaplan_penalty
 from sdsl_jax.config.toml import from_dict, from_file
-from sdsl_jax.counts import LARGEST, Count, require_plausible, share_hint
+from sdsl_jax.counts import LARGEST, Count, require_plausible
 from sdsl_jax.errors import require
+from sdsl_jax.ranges import share_hint
 from sdsl_jax.user_files import read_toml
 
 LARGEST_LOOKAHEAD = 64

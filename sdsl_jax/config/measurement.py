@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sdsl_jax.counts import WholeCount, share_hint
+from sdsl_jax.counts import WholeCount
 from sdsl_jax.errors import require
+from sdsl_jax.ranges import require_distinct, require_fields, require_in
 
 
 @dataclass(frozen=True)
@@ -31,37 +32,26 @@ class MeasureConfig:
     expected_lookahead: int = 12
 
     def __post_init__(self):
-        require(
-            len(self.lookaheads) > 0,
-            "measure.lookaheads is empty; it must hold at least one lookahead.",
-        )
-        require(
-            min(self.lookaheads) >= 1,
-            f"measure.lookaheads holds {min(self.lookaheads)}; a lookahead must be >= 1.",
-        )
-        require(
-            len(set(self.lookaheads)) == len(self.lookaheads),
-            f"measure.lookaheads is {list(self.lookaheads)}; it repeats a value.",
-        )
-        require(
-            self.temperature >= 0,
-            f"measure.temperature is {self.temperature}; it must not be negative.",
-        )
+        require_in("[1, inf)", "measure.lookaheads", self.lookaheads)
+        require_distinct("measure.lookaheads", self.lookaheads)
         for name in ("text_windows", "prompts"):
             value = getattr(self, name)
             require(
                 value >= 4, f"measure.{name} is {value}; an interval over them needs at least 4."
             )
-        for name in ("prompt_tokens", "new_tokens", "latency_repetitions", "latency_batch"):
-            value = getattr(self, name)
-            require(value >= 1, f"measure.{name} is {value}; it must be at least 1.")
+        require_fields(
+            "measure",
+            self,
+            temperature="[0, inf)",
+            prompt_tokens="[1, inf)",
+            new_tokens="[1, inf)",
+            latency_repetitions="[1, inf)",
+            latency_batch="[1, inf)",
+            confidence="(0, 1)",
+        )
         require(
             1 <= self.expected_lookahead <= self.new_tokens,
             f"measure.expected_lookahead is {self.expected_lookahead}; it must lie in [1, measure.new_tokens].",
-        )
-        require(
-            0 < self.confidence < 1,
-            f"measure.confidence is {self.confidence}; it must lie in (0, 1){share_hint(self.confidence)}.",
         )
 
 
@@ -102,19 +92,10 @@ class ConditionsConfig:
     other_drafts: str = ""
 
     def __post_init__(self):
-        for temperature in self.temperatures:
-            require(
-                temperature >= 0,
-                f"conditions.temperatures holds {temperature}; none may be negative.",
-            )
-        for values, what in (
-            (self.temperatures, "temperatures"),
-            (tuple(d.name for d in self.domains), "domains"),
-        ):
-            require(
-                len(set(values)) == len(values),
-                f"conditions.{what} is {list(values)}; it repeats a value.",
-            )
+        require_in("[0, inf)", "conditions.temperatures", self.temperatures)
+        require_distinct("conditions.temperatures", self.temperatures, may_be_empty=True)
+        names = tuple(domain.name for domain in self.domains)
+        require_distinct("conditions.domains", names, may_be_empty=True)
 
     @property
     def is_empty(self) -> bool:
@@ -160,20 +141,13 @@ class ClockConfig:
     def __post_init__(self):
         for name in ("lookaheads", "batches", "batch_lookaheads"):
             values = getattr(self, name)
-            require(
-                all(v >= 1 for v in values),
-                f"clock.{name} is {list(values)}; every value must be at least 1.",
-            )
-            require(
-                len(set(values)) == len(values),
-                f"clock.{name} is {list(values)}; it repeats a value.",
-            )
+            require_in("[1, inf)", f"clock.{name}", values)
+            require_distinct(f"clock.{name}", values, may_be_empty=True)
         require(
             self.repetitions >= 2 and self.repetitions % 2 == 0,
             f"clock.repetitions is {self.repetitions}; one half of them chooses and the other judges, so it must be even.",
         )
-        require(self.prompts >= 1, f"clock.prompts is {self.prompts}; it must be at least 1.")
-        require(self.threads >= 1, f"clock.threads is {self.threads}; it must be at least 1.")
+        require_fields("clock", self, prompts="[1, inf)", threads="[1, inf)")
         for batch in self.batches:
             require(
                 self.prompts % batch == 0,

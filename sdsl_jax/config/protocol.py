@@ -7,6 +7,7 @@ from typing import Literal
 
 from sdsl_jax.counts import Count, WholeCount
 from sdsl_jax.errors import require
+from sdsl_jax.ranges import require_fields, require_in
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,7 @@ class ProtocolModel:
             f"a checkpoint's folder is {self.folder!r}; it must be a name within the folder of checkpoints.",
         )
         for name in ("params", "train_tokens"):
-            value = getattr(self, name)
-            require(value > 0, f"{name} of {self.folder} is {value:g}; it must be positive.")
+            require_in("(0, inf)", f"{name} of {self.folder}", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,14 @@ class ProtocolMeasure:
             self.plane_lookahead in self.lookaheads,
             f"measure.plane_lookahead is {self.plane_lookahead}; it must be one of measure.lookaheads.",
         )
-        for name in ("prompts", "prompt_tokens", "batch"):
-            require(
-                getattr(self, name) >= 1,
-                f"measure.{name} is {getattr(self, name)}; it must be at least 1.",
-            )
-        require(self.timed >= 0, f"measure.timed is {self.timed}; it must not be negative.")
+        require_fields(
+            "measure",
+            self,
+            prompts="[1, inf)",
+            prompt_tokens="[1, inf)",
+            batch="[1, inf)",
+            timed="[0, inf)",
+        )
 
 
 @dataclass(frozen=True)

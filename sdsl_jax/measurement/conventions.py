@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from sdsl_jax.counts import share_hint
 from sdsl_jax.errors import require
+from sdsl_jax.ranges import share_hint
 from sdsl_jax.statistics import Interval, mean_interval, ratio_interval
 from sdsl_jax.theory import acceptance_from_tokens_per_round, tokens_per_round
 

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sdsl_jax.counts import share_hint
 from sdsl_jax.data.prompts import Prompts
 from sdsl_jax.decoding import (
     Decoded,
@@ -29,6 +28,7 @@ from sdsl_jax.measurement.decoded import DecodedStatistics, event_columns, summa
 from sdsl_jax.measurement.overlap import pairwise_overlap
 from sdsl_jax.measurement.replay import drawn_acceptance, rounds_of_samples
 from sdsl_jax.progress import Progress, Silent
+from sdsl_jax.ranges import share_hint
 from sdsl_jax.seeds import derive_seed
 from sdsl_jax.statistics import Interval, ratio_interval
 

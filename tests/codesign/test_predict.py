@@ -14,9 +14,10 @@ from sdsl_jax.codesign.predict_lookahead import (
     counted_acceptance,
 )
 from sdsl_jax.codesign.targets import Target, targets_from_csv
-from sdsl_jax.counts import parse_count, parse_share, share_hint
+from sdsl_jax.counts import parse_count, parse_share
 from sdsl_jax.errors import SdslError
 from sdsl_jax.fitting.law_files import acceptance_law, far_outside, loss_law, quality
+from sdsl_jax.ranges import share_hint
 from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, LogitGap, coefficients, speedup
 
 PUBLISHED = loss_law("besiroglu"), acceptance_law("paper")
