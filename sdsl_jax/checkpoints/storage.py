@@ -24,6 +24,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from sdsl_jax.digests import file_sha256
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.processes import is_primary, raise_on_all
 from sdsl_jax.records import read_json, write_json
@@ -135,7 +136,7 @@ def damage(path: Path) -> str | None:
                 return f"it lacks {name}"
             if (size := file.stat().st_size) != wanted["bytes"]:
                 return f"{name} has {size} bytes instead of {wanted['bytes']}"
-            if _sha256(file) != wanted["sha256"]:
+            if file_sha256(file) != wanted["sha256"]:
                 return f"{name} holds other bytes than were written"
     except (SdslError, OSError, TypeError, KeyError, AttributeError):
         return f"{MANIFEST} cannot be read"
@@ -221,15 +222,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return {
         "files": {
-            str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": _sha256(p)}
+            str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": file_sha256(p)}
             for p in files
         },
     }
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _publish(partial: Path, path: Path) -> None:

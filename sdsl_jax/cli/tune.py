@@ -76,30 +76,12 @@ def tune(
     if write is not None and found.study is not None:
         write_marked(write, to_toml(found.study))
     if as_json:
-        print(json.dumps(_plain(found), indent=1, allow_nan=False))
+        print(json.dumps(found.to_json(), indent=1, allow_nan=False))
     else:
         _print(console, found, write)
     require(
         write is None or found.study is not None, f"{write} was not written: {found.warnings[-1]}"
     )
-
-
-def _plain(found: Tuning) -> dict:
-    def finite(value):
-        if isinstance(value, tuple):
-            return [finite(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return {
-        "setting": found.setting,
-        "law": None
-        if found.law is None
-        else {name: finite(value) for name, value in found.law._asdict().items()},
-        "sizes": [
-            {name: finite(value) for name, value in size._asdict().items()} for size in found.sizes
-        ],
-        "warnings": found.warnings,
-    }
 
 
 def _print(console: Console, found: Tuning, write: Path | None) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sdsl_jax.digests import file_sha256
 from sdsl_jax.errors import SdslError, require
 
 SHARD_TOKENS = 1 << 26
@@ -107,12 +108,6 @@ def check_shard(path: Path, shard: Shard, dtype: np.dtype, thorough: bool = Fals
         OSError
     ):  # of another user, or on a file system that cannot be written to
         os.utime(path, ns=(status.st_atime_ns, shard.mtime_ns))
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, which may be larger than memory."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class TokenArray:

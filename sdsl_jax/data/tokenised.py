@@ -13,7 +13,6 @@ import dataclasses
 import glob
 import hashlib
 import itertools
-import json
 import secrets
 import shutil
 import socket
@@ -27,8 +26,9 @@ from sdsl_jax.cache_folders import corpora_folder, corpus_lock, locked
 from sdsl_jax.config import DataConfig
 from sdsl_jax.data.corpus import Span, identity, is_file, read_pieces, sources, write_text
 from sdsl_jax.data.folders import listed
-from sdsl_jax.data.shards import SHARD_TOKENS, Shard, file_sha256, id_type, write_shards
+from sdsl_jax.data.shards import SHARD_TOKENS, Shard, id_type, write_shards
 from sdsl_jax.data.tokenizer import Tokenizer, fingerprint, make_tokenizer
+from sdsl_jax.digests import file_sha256, json_sha256
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.records import read_json, write_json
 
@@ -48,7 +48,7 @@ def corpus_folder(config: DataConfig) -> Path:
       SdslError: a file of the corpus cannot be read.
     """
     parts = [FORMAT, VERSION, _settings(config), [identity(source) for source in sources(config)]]
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
+    key = json_sha256(parts)[:20]
     return (Path(config.shards) if config.shards else corpora_folder()) / key
 
 
@@ -96,7 +96,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _check(manifest: dict[str, Any]) -> str:
     """SHA-256 over all of a manifest but itself: what passes was written by `_make`, and needs no other check."""
-    return hashlib.sha256(json.dumps(manifest | {"check": ""}, sort_keys=True).encode()).hexdigest()
+    return json_sha256(manifest | {"check": ""})
 
 
 def prepare(
@@ -237,7 +237,7 @@ def corpus_digest(splits: dict[str, str]) -> str:
     Args:
       splits: SHA-256 of the ids of each split, as int32, by its name.
     """
-    return hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
+    return json_sha256(splits)
 
 
 def _encoded(

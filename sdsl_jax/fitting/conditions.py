@@ -104,4 +104,4 @@ def local_acceptance(
     fits = fit_gap_laws(gap, alpha, ones, ones, joint, huber_delta)
     law = LogitGap(fits.levels.reshape(-1, len(at)), fits.slopes.reshape(-1, len(at)))
     with jax.enable_x64(True):
-        return np.asarray(law(ModelPoint(1.0, at), ModelPoint(1.0, 0.0)))
+        return np.asarray(law(ModelPoint(1.0, at[None]), ModelPoint(1.0, 0.0)))

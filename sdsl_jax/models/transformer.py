@@ -224,7 +224,8 @@ class MLP(nnx.Module):
         parts = linear(x_BTD, self.gate_up[...], (hidden,) * (self.gate_up.shape[1] // hidden))
         if self.gate_up_bias is not None:
             parts = tuple(
-                y + bias for y, bias in zip(parts, jnp.split(self.gate_up_bias[...], len(parts)))
+                y + along_last(bias, y)
+                for y, bias in zip(parts, jnp.split(self.gate_up_bias[...], len(parts)))
             )
         inner_BTF = _ACTIVATIONS[self.activation](parts[0])
         if len(parts) == 2:

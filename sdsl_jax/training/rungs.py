@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,6 +10,7 @@ from typing import NamedTuple
 
 from sdsl_jax.config import StudyConfig, TrainingConfig
 from sdsl_jax.data import Dataset
+from sdsl_jax.digests import json_sha256
 from sdsl_jax.errors import require
 from sdsl_jax.models import ModelConfig, ModelCounts, count, member
 from sdsl_jax.training.schedule import Schedule, make_schedule
@@ -158,7 +157,7 @@ def _tag(
         "recipe": {name: getattr(recipe, name) for name in _RECIPE},
         "data": [dataset.digest, dataset.sequence_length],
     }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+    return json_sha256(identity)[:10]
 
 
 def select(

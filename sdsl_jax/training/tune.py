@@ -16,8 +16,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from sdsl_jax.config import StudyConfig, TrainingConfig
 from sdsl_jax.data import load_dataset
 from sdsl_jax.errors import Diverged, SdslError, require
 from sdsl_jax.progress import Progress, Silent
+from sdsl_jax.records.documents import to_json
 from sdsl_jax.training.ladder import train_rungs
 from sdsl_jax.training.rungs import Plan, compact, plan_rungs, select
 
@@ -41,7 +43,8 @@ _INDIFFERENT = 0.01
 _SAME_VALUE = 0.15
 
 
-class SizeResult(NamedTuple):
+@dataclass(frozen=True)
+class SizeResult:
     """What a sweep found at one size.
 
     Attributes:
@@ -75,7 +78,8 @@ class SizeResult(NamedTuple):
     gain_doubled: float
 
 
-class Law(NamedTuple):
+@dataclass(frozen=True)
+class Law:
     """value = at_reference · (N / reference)^slope.
 
     Attributes:
@@ -94,14 +98,28 @@ class Law(NamedTuple):
     reference: int
 
 
-class Tuning(NamedTuple):
-    """A sweep, the law that follows from it, and the study with that law in place of the present one; None if it has no use."""
+@dataclass(frozen=True)
+class Tuning:
+    """A sweep and what follows from it.
+
+    Attributes:
+      setting: The setting that was swept.
+      law: Its law of size; None if the sweep gives none.
+      sizes: The optimum of each size.
+      warnings: What a reader should know, one sentence each.
+      study: The study with the law in place of its present one; None without a law.
+    """
 
     setting: Setting
-    sizes: list[SizeResult]
     law: Law | None
-    study: StudyConfig | None
+    sizes: list[SizeResult]
     warnings: list[str]
+    study: StudyConfig | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The sweep and its law as plain values."""
+        names = ("setting", "law", "sizes", "warnings")
+        return {name: to_json(getattr(self, name)) for name in names}
 
 
 def find_optimum(
@@ -290,7 +308,7 @@ def tune(
         tuned = dataclasses.replace(config, training=_with_law(config.training, setting, law))
     except SdslError as error:
         warnings.append(f"no law follows: {error}")
-    return Tuning(setting, results, law, tuned, warnings)
+    return Tuning(setting, law, results, warnings, tuned)
 
 
 def _trial(

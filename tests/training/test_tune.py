@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -55,10 +56,10 @@ def test_a_law_of_size_is_recovered_and_sharp_optima_count_more():
     assert law.at_reference == pytest.approx(1.0)
     assert law.slope == pytest.approx(-0.2)
     assert law.slope_error == pytest.approx(0, abs=1e-9)
-    bent = [sizes[0]._replace(best=sizes[0].best * 2), *sizes[1:]]
-    flat = [bent[0]._replace(curvature=1e-6), *bent[1:]]
+    bent = [replace(sizes[0], best=sizes[0].best * 2), *sizes[1:]]
+    flat = [replace(bent[0], curvature=1e-6), *bent[1:]]
     assert abs(fit_law(flat, 100_000).slope + 0.2) < 1e-3 < abs(fit_law(bent, 100_000).slope + 0.2)
-    outside = [bent[0]._replace(at_border=True), *bent[1:]]
+    outside = [replace(bent[0], at_border=True), *bent[1:]]
     assert fit_law(outside, 100_000).slope == pytest.approx(-0.2)
     for few in (sizes[:1], outside[:2]):
         with pytest.raises(SdslError, match="at least 2 sizes with an optimum"):

@@ -4,7 +4,6 @@ written again is the same, bit for bit."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -21,6 +20,7 @@ from sdsl_jax.checkpoints.interop.checkpoint import OWN, Piece, Plan, plan
 from sdsl_jax.checkpoints.interop.families import FAMILIES
 from sdsl_jax.checkpoints.interop.settings import CONFIG, Fields
 from sdsl_jax.checkpoints.interop.shards import INDEX, WEIGHTS
+from sdsl_jax.digests import file_sha256, json_sha256
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models.config import ModelConfig
 from sdsl_jax.models.transformer import Params
@@ -300,18 +300,16 @@ def _beside(folder: Path, purpose: str) -> Path:
 
 def _digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file but the configuration, by name."""
-    digests = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name != CONFIG:
-            with open(path, "rb") as file:
-                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+    return {
+        path.name: file_sha256(path)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != CONFIG
+    }
 
 
 def _config_digest(config: dict[str, Any]) -> str:
     """SHA-256 of what a configuration says of the model, in whatever order."""
-    said = {key: value for key, value in config.items() if key != OWN}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return json_sha256({key: value for key, value in config.items() if key != OWN})
 
 
 def _require_replaceable(folder: Path) -> None:

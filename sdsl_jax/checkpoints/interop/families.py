@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sdsl_jax.checkpoints.interop.settings import Fields
 from sdsl_jax.errors import SdslError
@@ -228,8 +228,9 @@ def rotary(
     return base, share, RopeScaling("yarn", factor, original, low, high, attention)
 
 
-def _rotated(fields: Fields, head_dim: int, share: float) -> int:
-    """`ModelConfig.rotary_dim`."""
+def _rotated(fields: Fields, share: float) -> int:
+    """`ModelConfig.rotary_dim`, from the share of a head that is rotated."""
+    head_dim = fields.whole("hidden_size") // fields.whole("num_attention_heads")
     rotated = int(head_dim * share)
     if rotated < 2 or rotated > head_dim or rotated % 2:
         fields.fail(
@@ -358,77 +359,83 @@ def seed_oss(fields: Fields) -> ModelConfig:
     )
 
 
-def opt(fields: Fields) -> ModelConfig:
-    """OPT; its 350M model has norms after the residual stream and a smaller embedding."""
-    width, heads = fields.whole("hidden_size"), fields.whole("num_attention_heads")
-    if width % heads:
-        fields.fail("hidden_size", f"a multiple of num_attention_heads ({heads})")
-    before, table = (
-        fields.flag("do_layer_norm_before", True),
-        fields.whole("word_embed_proj_dim", width),
-    )
-    bias = fields.flag("enable_bias", True)
+def _with_layer_norms(fields: Fields, width: str, heads: str, **own: Any) -> ModelConfig:
+    """A model with layer norms, a key-value head for every query head, and an MLP without a gate.
+
+    Args:
+      fields: Its config.json.
+      width: Name of the field that holds the size of the residual stream.
+      heads: Name of the field that holds the number of heads.
+      own: What else the family sets.
+    """
+    size, count = fields.whole(width), fields.whole(heads)
+    if size % count:
+        fields.fail(width, f"a multiple of {heads} ({count})")
     return ModelConfig(
         vocab_size=fields.whole("vocab_size"),
-        width=width,
-        layers=fields.whole("num_hidden_layers"),
-        heads=heads,
-        kv_heads=heads,
-        head_dim=width // heads,
-        hidden=fields.whole("ffn_dim"),
+        width=size,
+        heads=count,
+        kv_heads=count,
+        head_dim=size // count,
         qk_norm=False,
+        norm="layer",
+        gated=False,
+        scale_embedding=False,
+        **own,
+    )
+
+
+def opt(fields: Fields) -> ModelConfig:
+    """OPT. Its 350M model has norms after the residual stream and a smaller embedding."""
+    width = fields.whole("hidden_size")
+    before = fields.flag("do_layer_norm_before", True)
+    table, bias = fields.whole("word_embed_proj_dim", width), fields.flag("enable_bias", True)
+    return _with_layer_norms(
+        fields,
+        "hidden_size",
+        "num_attention_heads",
+        layers=fields.whole("num_hidden_layers"),
+        hidden=fields.whole("ffn_dim"),
         tie_embeddings=fields.flag("tie_word_embeddings", True),
         norm_epsilon=1e-5,
-        norm="layer",
         norm_position="pre" if before else "post",
         final_norm=before and not fields.flag("_remove_final_layer_norm", False),
         activation=fields.choice("activation_function", _ACTIVATIONS, "relu"),
-        gated=False,
         qkv_bias=bias,
         out_bias=bias,
         mlp_bias=bias,
         positions="learned",
         max_positions=fields.whole("max_position_embeddings", 2048),
         embedding_width=0 if table == width else table,
-        scale_embedding=False,
     )
 
 
 def gpt_neox(fields: Fields) -> ModelConfig:
     """GPT-NeoX and Pythia."""
-    width, heads = fields.whole("hidden_size"), fields.whole("num_attention_heads")
-    if width % heads:
-        fields.fail("hidden_size", f"a multiple of num_attention_heads ({heads})")
     theta, share, scaling = rotary(fields, "rotary_emb_base", "rotary_pct", 0.25)
     fields.only("rope_theta", (theta,), "this family reads rotary_emb_base instead")
     bias = fields.flag("attention_bias", True)
-    return ModelConfig(
-        vocab_size=fields.whole("vocab_size"),
-        width=width,
+    return _with_layer_norms(
+        fields,
+        "hidden_size",
+        "num_attention_heads",
         layers=fields.whole("num_hidden_layers"),
-        heads=heads,
-        kv_heads=heads,
-        head_dim=width // heads,
         hidden=fields.whole("intermediate_size"),
-        qk_norm=False,
         tie_embeddings=fields.flag("tie_word_embeddings", False),
         rope_theta=theta,
         norm_epsilon=fields.number("layer_norm_eps", 1e-5),
-        norm="layer",
         residual="parallel" if fields.flag("use_parallel_residual", True) else "sequential",
         activation=fields.choice("hidden_act", _ACTIVATIONS, "gelu"),
-        gated=False,
         qkv_bias=bias,
         out_bias=bias,
         mlp_bias=True,
-        rotary_dim=_rotated(fields, width // heads, share),
+        rotary_dim=_rotated(fields, share),
         rope_scaling=scaling,
         max_positions=fields.whole("max_position_embeddings", 2048),
-        scale_embedding=False,
     )
 
 
-# Names of its own, and what transformers also takes for them.
+# GPT-2's own names, and those that transformers accepts as well.
 _GPT2_NAMES = {
     "n_embd": "hidden_size",
     "n_head": "num_attention_heads",
@@ -439,38 +446,28 @@ _GPT2_NAMES = {
 
 def gpt2(fields: Fields) -> ModelConfig:
     """GPT-2."""
-    for name, other in _GPT2_NAMES.items():
-        if fields.values.get(other) is not None:
-            fields.only(name, (fields.values[other],), f"{other} beside it is another")
-    values = {
+    others = {
         name: fields.values[other]
         for name, other in _GPT2_NAMES.items()
         if fields.values.get(other) is not None
     }
-    fields = Fields(fields.path, fields.values | values)
-    width, heads = fields.whole("n_embd"), fields.whole("n_head")
-    if width % heads:
-        fields.fail("n_embd", f"a multiple of n_head ({heads})")
-    return ModelConfig(
-        vocab_size=fields.whole("vocab_size"),
-        width=width,
+    for name, value in others.items():
+        fields.only(name, (value,), f"{_GPT2_NAMES[name]} beside it is another")
+    fields = Fields(fields.path, fields.values | others)
+    return _with_layer_norms(
+        fields,
+        "n_embd",
+        "n_head",
         layers=fields.whole("n_layer"),
-        heads=heads,
-        kv_heads=heads,
-        head_dim=width // heads,
-        hidden=fields.whole("n_inner", 4 * width),
-        qk_norm=False,
+        hidden=fields.whole("n_inner", 4 * fields.whole("n_embd")),
         tie_embeddings=fields.flag("tie_word_embeddings", True),
         norm_epsilon=fields.number("layer_norm_epsilon", 1e-5),
-        norm="layer",
         activation=fields.choice("activation_function", _ACTIVATIONS, "gelu_new"),
-        gated=False,
         qkv_bias=True,
         out_bias=True,
         mlp_bias=True,
         positions="learned",
         max_positions=fields.whole("n_positions", 1024),
-        scale_embedding=False,
     )
 
 
