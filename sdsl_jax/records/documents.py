@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
+import re
 import types
 import typing
 from typing import Any, TypeVar
@@ -113,18 +115,25 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
 
 def schema_of(cls: type) -> dict[str, Any]:
     """Every key of a document with its type and meaning; of nested documents their keys too."""
-    annotations = _annotations(typing.cast(Any, cls))
-    described_fields = {}
+    annotations, meanings = _annotations(typing.cast(Any, cls)), descriptions(cls)
+    schema = {}
     for f in dataclasses.fields(typing.cast(Any, cls)):
-        entry: dict[str, Any] = {
-            "type": str(f.type),
-            "description": f.metadata.get("description", ""),
-        }
+        entry: dict[str, Any] = {"type": str(f.type), "description": meanings.get(f.name, "")}
         nested = _document_in(annotations[f.name])
         if nested is not None:
             entry["keys"] = schema_of(nested)
-        described_fields[f.name] = entry
-    return described_fields
+        schema[f.name] = entry
+    return schema
+
+
+def descriptions(cls: type) -> dict[str, str]:
+    """What the section "Attributes" of a docstring says of each field."""
+    inherited = [descriptions(base) for base in cls.__bases__ if dataclasses.is_dataclass(base)]
+    section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+    entries = re.findall(r"^ {2}(\w+): (.*(?:\n {4}.*)*)", section, re.MULTILINE)
+    own = {name: re.sub(r"\s+", " ", text) for name, text in entries}
+    described = {f.name: f.metadata["description"] for f in dataclasses.fields(cls) if f.metadata}
+    return {key: text for part in (*inherited, own, described) for key, text in part.items()}
 
 
 def _document_in(annotation: Any) -> type | None:

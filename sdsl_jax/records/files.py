@@ -16,7 +16,7 @@ from typing import Any
 from sdsl_jax.counts import read_count
 from sdsl_jax.csv_table import read_csv
 from sdsl_jax.errors import SdslError, require
-from sdsl_jax.records.documents import to_json
+from sdsl_jax.records.documents import schema_of, to_json
 from sdsl_jax.records.tables import MAY_BE_EMPTY, SCHEMA_VERSION, TABLES
 from sdsl_jax.user_files import parse_json, read_text
 
@@ -116,13 +116,7 @@ def _text(value: Any) -> str:
 
 def schema() -> dict[str, Any]:
     """Version, and for every table its columns with type and description."""
-    tables = {
-        name: {
-            f.name: {"type": f.type, "description": f.metadata["description"]}
-            for f in dataclasses.fields(row)
-        }
-        for name, row in TABLES.items()
-    }
+    tables = {name: schema_of(row) for name, row in TABLES.items()}
     return {"schema_version": SCHEMA_VERSION, "tables": tables}
 
 
