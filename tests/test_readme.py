@@ -87,6 +87,24 @@ def test_the_page_on_devices():
     assert names["device"].name == "h100"
 
 
+@pytest.mark.parametrize(
+    ("page", "command"),
+    [("docs/predict.md", "predict"), ("docs/predict.md", "lookahead"), ("docs/fitting.md", "fit")],
+)
+def test_outputs_are_what_the_program_prints(page, command, sdsl, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = re.findall(
+        rf"```\n\$ sdsl ({command} .*?)\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL
+    )
+    assert shown
+    for arguments, output in shown:
+        status, printed, _ = sdsl(*arguments.split())
+        lines = {line.strip() for line in printed.splitlines()}
+        assert status == 0
+        assert [line for line in output.splitlines() if line.strip() not in lines] == []
+
+
 def test_files_that_pages_name_exist():
     names = r"\b(?:sdsl_jax|experiments|tests|benchmarks|checkpoints|docs)/[\w./-]+\.(?:py|toml|json|md|csv)\b"
     pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "checkpoints/README.md"]
