@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from sdsl_jax.config.codesign_problem import ProblemConfig
 from sdsl_jax.counts import short_count
+
+if TYPE_CHECKING:
+    from sdsl_jax.codesign.answer import Answer
+    from sdsl_jax.codesign.designs import Candidate, FrontPoint
+    from sdsl_jax.codesign.engines import EngineSettings
+    from sdsl_jax.codesign.remedies import Remedy
 
 _SHORT = {
     "draft_params": "draft size N",
@@ -18,13 +25,12 @@ _SHORT = {
     "aspect_ratio": "aspect ratio",
     "target_params": "target size M",
 }
-
-
+_SIZES = ("draft_params", "draft_tokens", "target_params")
 # Elasticities on the page; all are in the JSON.
 _SHOWN, _OF_DEVICE = 8, 2
 
 
-def print_answer(console: Console, values: dict[str, Any], config: ProblemConfig) -> None:
+def print_answer(console: Console, answer: Answer, config: ProblemConfig) -> None:
     """Prints all of an answer."""
 
     def say(text: str = "") -> None:
@@ -37,40 +43,41 @@ def print_answer(console: Console, values: dict[str, Any], config: ProblemConfig
     w = config.workload
     say(f"{question(config)}: prompts of {w.prompt:g} tokens, answers of {w.new_tokens:g}")
     say()
-    grave = values["warning_severities"].count("grave")
-    if not values["feasible"]:
-        say(_verdict(values))
-    for warning in values["warnings"][not values["feasible"] : grave]:
+    critical = answer.warning_severities.count("grave")
+    if not answer.feasible:
+        # The verdict holds the first warning.
+        say(answer.verdict)
+    for warning in answer.warnings[not answer.feasible : critical]:
         say(f"! {warning}")
-    if values["feasible"]:
-        say(_verdict(values))
+    if answer.feasible:
+        say(answer.verdict)
+        if answer.speculate and answer.indifference_1pct:
+            say(_as_good(answer))
     else:
-        say(_remedies(values["would_be_feasible_with"]))
+        say(_remedies(answer.would_be_feasible_with))
     say()
-    console.print(_choice(values))
-    say(_time(values))
-    say(_alone(values["baseline"]))
-    say(_memory(values["memory"]))
-    if values["feasible"] and values["binding_constraints"]:
-        bound = ", ".join(
-            f"{c['metric']} ≤ {c['limit']:.3g}" for c in values["binding_constraints"]
-        )
-        say(f"constraints  {bound} {'bind' if len(values['binding_constraints']) > 1 else 'binds'}")
-    say(_uncertainty(values))
-    if values["candidates"]:
-        show("Your candidates, each at its best lookahead", _candidates(values["candidates"]))
-    show("Latency against throughput: the best design at each batch", _front(values))
-    say(_break_even(values))
-    if "draft_tokens" in values["pareto"]:
+    console.print(_choice(answer))
+    say(_time(answer))
+    say(_alone(answer))
+    say(_memory(answer))
+    if answer.feasible and answer.binding_constraints:
+        bound = ", ".join(f"{c.metric} ≤ {c.limit:.3g}" for c in answer.binding_constraints)
+        say(f"constraints  {bound} {'bind' if len(answer.binding_constraints) > 1 else 'binds'}")
+    say(_uncertainty(answer))
+    if answer.candidates:
+        show("Your candidates, each at its best lookahead", _candidates(answer.candidates))
+    show("Latency against throughput: the best design at each batch", _front(answer))
+    say(_break_even(answer))
+    if "draft_tokens" in answer.pareto:
         title = "Training cost against speed-up: the best design for each number of training tokens"
-        show(title, _training_front(values["pareto"]["draft_tokens"]))
-    if values["sensitivities"]:
+        show(title, _training_front(answer.pareto["draft_tokens"]))
+    if answer.sensitivities:
         title = "What the choice depends on most: % of change for 1% more of"
-        show(title, _sensitivities(values["sensitivities"]))
-    show(_published_title(values, config.target.name), _published(values["nearest_published"]))
-    if values["engine_settings"]:
-        _engines(say, values["engine_settings"], config.hardware.devices, config.draft_devices)
-    for warning in values["warnings"][grave:]:
+        show(title, _sensitivities(answer))
+    show(_published_title(answer, config.target.name), _published(answer))
+    if answer.engine_settings:
+        _engines(say, answer.engine_settings, config)
+    for warning in answer.warnings[critical:]:
         say(f"warning: {warning}")
 
 
@@ -83,336 +90,278 @@ def question(config: ProblemConfig) -> str:
     return f"Target of {short_count(config.target.params)} parameters on {devices}{batch}, context {w.mean_context:g}"
 
 
-def _both(size: dict[str, float]) -> str:
-    return f"{short_count(size['total'])} ({short_count(size['non_embedding'])} outside embeddings)"
+def _as_good(answer: Answer) -> str:
+    """Which drafts are nearly as good: a choice rests on a range, not on a size."""
+    one, five = (
+        " to ".join(short_count(end) for end in ends or ())
+        for ends in (answer.indifference_1pct, answer.indifference_5pct)
+    )
+    return (
+        f"Drafts of {one} parameters, each at its best lookahead, are within 1% of that, and {five} within 5%: take the "
+        "nearest trained one."
+    )
 
 
-def _verdict(values: dict[str, Any]) -> str:
-    rounded, even = values["rounded"], values["break_even"]
-    if not values["feasible"]:
-        return f"No feasible design: {values['warnings'][0]}"
-    if values["acceptance"] >= 1:
-        return (
-            "No answer: where every draft token is accepted, no draft and no lookahead is the best."
-        )
-    if values["speculate"]:
-        size = rounded.get("draft_params") or values["design"]["draft_params"]
-        return (
-            f"Speculate: a draft of {short_count(size['total'])} parameters, {_ahead(rounded)}, is "
-            f"{rounded['speedup']:.2f} times as fast as the target alone."
-        )
-    text = f"Do not speculate: the best choice is {rounded['speedup']:.2f} times as fast as the target alone."
-    if even is None:
-        return text
-    # Break-evens are those of the best draft of the law, which need not be one that was asked
-    # about.
-    given = bool(values["candidates"]) or "draft_params" not in values["variables"]
-    pays = "With another draft it pays" if given else "It pays"
-    if even["pays_at_some_batch"]:
-        text += f" {pays} at {_paying_batches(even)}."
-    if even["target_params"]:
-        text += (
-            f" {pays} for targets from {short_count(even['target_params']['total'])} parameters on."
-        )
-    elif not even["pays_for_every_target"] and not even["pays_at_some_batch"]:
-        text += " No batch and no target size considered makes it pay."
-    return text
-
-
-def _remedies(changes: list[dict[str, Any]]) -> str:
+def _remedies(changes: Sequence[Remedy]) -> str:
     """What would make it feasible, in words."""
     if not changes:
         return "No number of devices up to 1024 and no smaller batch makes it feasible by itself."
-    flags = ", or with ".join(change["flags"] for change in changes)
+    flags = ", or with ".join(change.flags for change in changes)
     return (
         f"It is feasible with {flags} ({'each by itself, ' * (len(changes) > 1)}all else as here)."
     )
 
 
-def _paying_batches(even: dict[str, Any]) -> str:
-    """The batches at which some draft pays, in words."""
-    low, high, considered = (
-        even["smallest_batch"],
-        even["largest_batch"],
-        even["largest_batch_considered"],
-    )
-    if not even["pays_at_some_batch"]:
-        return f"no batch up to {considered}"
-    if even["pays_at_every_batch"]:
-        return f"every batch up to {considered}"
-    if low == high:
-        return f"a batch of {low} alone"
-    if low == 1:
-        text = f"batches up to {high or considered}"
-    else:
-        text = (
-            f"batches from {low} to {high}"
-            if high
-            else f"batches from {low} on, as far as {considered}"
-        )
-    return text if even["pays_between_them"] else text + ", though not at all of them"
-
-
-def _ahead(rounded: dict[str, Any]) -> str:
-    gamma = rounded["lookahead"]
-    return "1 token ahead" if gamma == 1 else f"{gamma} tokens ahead"
+def _table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = ("",)
+) -> Table:
+    """A table of numbers; columns that are named `left` are aligned there."""
+    table = Table()
+    for label in columns:
+        table.add_column(label, justify="left" if label in left else "right", no_wrap=label in left)
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _plain(name: str, value: Any) -> str:
-    if isinstance(value, dict):
-        return _both(value)
+    if name in ("draft_params", "target_params"):
+        outside = short_count(value.non_embedding)
+        return f"{short_count(value.total)} ({outside} outside embeddings)"
     if name == "draft_tokens":
         return short_count(value)
+    if isinstance(value, int):
+        return str(value)
     return f"{value:.2f}" if name == "lookahead" else f"{value:.4g}"
 
 
-def _choice(values: dict[str, Any]) -> Table:
-    table, rounded = Table(), values["rounded"]
-    table.add_column("", no_wrap=True)
-    table.add_column("optimum", justify="right")
-    table.add_column("with whole γ and B", justify="right")
-    for name in values["variables"]:
-        shown = (
-            f"{rounded[name]}" if name in ("lookahead", "batch") else _plain(name, rounded[name])
-        )
-        table.add_row(_SHORT[name], _plain(name, values["variables"][name]), shown)
-    table.add_row("speed-up S", f"{values['speedup']:.3f}×", f"{rounded['speedup']:.3f}×")
-    if values["prefill_load"]:
-        table.add_row(
-            "S of decoding alone",
-            f"{values['decode_speedup']:.3f}×",
-            f"{rounded['decode_speedup']:.3f}×",
-        )
-        table.add_row(
-            "time in prefill", f"{values['prefill_load']:.0%}", f"{rounded['prefill_load']:.0%}"
-        )
-    table.add_row("acceptance α", f"{values['acceptance']:.3f}", f"{rounded['acceptance']:.3f}")
-    table.add_row(
-        "tokens per round τ",
-        f"{values['tokens_per_round']:.2f}",
-        f"{rounded['tokens_per_round']:.2f}",
-    )
-    table.add_row(
-        "tokens/s, all rows",
-        f"{values['tokens_per_second']:,.0f}",
-        f"{rounded['tokens_per_second']:,.0f}",
-    )
-    table.add_row(
-        "latency of a request",
-        f"{values['latency_seconds']:.2f} s",
-        f"{rounded['latency_seconds']:.2f} s",
-    )
-    if values["cost_per_million_tokens"] is not None:
-        table.add_row("cost per 1M tokens", f"{values['cost_per_million_tokens']:.3g}", "")
-        table.add_row("training the draft costs", f"{values['training_cost']:.3g}", "")
-    loss = rounded["loss_of_rounding"]
-    table.caption = (
-        f"whole numbers cost {100 * loss:.2g}% of the objective" if loss > 5e-5 else None
-    )
+def _choice(answer: Answer) -> Table:
+    whole = answer.rounded
+    rows: list[tuple[str, ...]] = [
+        (_SHORT[name], _plain(name, value), _plain(name, getattr(whole, name)))
+        for name, value in answer.variables.items()
+    ]
+    if "draft_params" in answer.variables:
+        shape = f"about {whole.draft_layers:.0f} layers, {whole.draft_width:.0f} wide"
+        rows.append(("shape of the draft", "", shape))
+    performance = {"speedup": ("speed-up S", "{:.3f}×")}
+    if answer.prefill_load:
+        performance["decode_speedup"] = ("S of decoding alone", "{:.3f}×")
+        performance["prefill_load"] = ("time in prefill", "{:.0%}")
+    performance |= {
+        "acceptance": ("acceptance α", "{:.3f}"),
+        "tokens_per_round": ("tokens per round τ", "{:.2f}"),
+        "tokens_per_second": ("tokens/s, all rows", "{:,.0f}"),
+        "latency_seconds": ("latency of a request", "{:.2f} s"),
+    }
+    for name, (label, form) in performance.items():
+        rows.append((label, *(form.format(getattr(one, name)) for one in (answer, whole))))
+    if answer.cost_per_million_tokens is not None:
+        rows.append(("cost per 1M tokens", f"{answer.cost_per_million_tokens:.3g}", ""))
+        rows.append(("training the draft costs", f"{answer.training_cost:.3g}", ""))
+    table = _table(("", "optimum", "with whole γ and B"), rows)
+    loss = whole.loss_of_rounding
+    if loss > 5e-5:
+        table.caption = f"whole numbers cost {100 * loss:.2g}% of the objective"
     return table
 
 
-def _time(values: dict[str, Any]) -> str:
-    parts = values["cost_breakdown"]
-    whole = sum(part["seconds"] for part in parts.values())
-    shares = ", ".join(f"{name} {part['share']:.0%}" for name, part in parts.items())
+def _time(answer: Answer) -> str:
+    parts = answer.cost_breakdown
+    whole = sum(part.seconds for part in parts.values())
+    shares = ", ".join(f"{name} {part.share:.0%}" for name, part in parts.items())
     shares += " (what is neither draft nor verify)"
-    if not values["hardware_measured"]:
-        shares += f", of all of which {values['assumed_overhead_share']:.0%} are overheads that are assumed"
+    if not answer.hardware_measured:
+        shares += (
+            f", of all of which {answer.assumed_overhead_share:.0%} are overheads that are assumed"
+        )
     return (
         f"time         a round takes {1e3 * whole:.3g} ms: {shares}; the first token comes after "
-        f"{1e3 * values['first_token_seconds']:.3g} ms"
+        f"{1e3 * answer.first_token_seconds:.3g} ms"
     )
 
 
-def _alone(alone: dict[str, Any]) -> str:
-    text = f"target alone {alone['tokens_per_second']:,.0f} tokens/s, latency of a request {alone['latency_seconds']:.2f} s"
-    cost = alone["cost_per_million_tokens"]
+def _alone(answer: Answer) -> str:
+    alone = answer.baseline
+    text = f"target alone {alone.tokens_per_second:,.0f} tokens/s, latency of a request {alone.latency_seconds:.2f} s"
+    cost = alone.cost_per_million_tokens
     return text if cost is None else f"{text}, {cost:.3g} per 1M tokens"
 
 
-def _memory(m: dict[str, Any]) -> str:
-    text = f"memory       {m['per_device_bytes'] / 1e9:.3g} GB of the fullest device"
-    if m["capacity_bytes"] is None:
+def _memory(answer: Answer) -> str:
+    m = answer.memory
+    text = f"memory       {m.per_device_bytes / 1e9:.3g} GB of the fullest device"
+    if m.fits is None:
         return text + "; its capacity is not known"
-    text += f"'s {m['capacity_bytes'] / 1e9:.3g} GB, of which {m['usable_share']:.0%} may be used: "
-    text += "fits" if m["fits"] else "does not fit"
-    if m["smallest_devices"]:
-        least = m["smallest_devices"]
-        text += f"; {least} device{'s' * (least > 1)} (a power of two) is the least that does" * (
-            not m["fits"] or least < m["devices"]
-        )
+    text += f"'s {m.capacity_bytes / 1e9:.3g} GB, of which {m.usable_share:.0%} may be used: "
+    text += "fits" if m.fits else "does not fit"
+    least = m.smallest_devices
+    if least and (not m.fits or least < m.devices):
+        text += f"; {least} device{'s' * (least > 1)} (a power of two) is the least that does"
     return text
 
 
-def _uncertainty(values: dict[str, Any]) -> str:
-    found = values["interval_90"]
-    if found is None:
-        return f"uncertainty  no interval: {values['interval_basis']}"
+def _uncertainty(answer: Answer) -> str:
+    if answer.interval_90 is None:
+        return f"uncertainty  no interval: {answer.interval_basis}"
     parts = []
-    for name, (low, high) in found.items():
-        if name in ("draft_params", "draft_tokens", "target_params"):
-            parts.append(f"{_SHORT[name]} {short_count(low)} – {short_count(high)}")
-        else:
-            parts.append(f"{_SHORT.get(name, name)} {low:.3g} – {high:.3g}")
-    shares = f"{values['share_of_draws_that_speculate']:.0%} of the draws speculate"
-    if values["share_of_draws_left_out"]:
-        shares += f", and {values['share_of_draws_left_out']:.0%} without an optimum are left out"
-    return f"uncertainty  90% intervals: {', '.join(parts)} ({values['interval_basis']}); {shares}"
+    for name, ends in answer.interval_90.items():
+        low, high = (short_count(end) if name in _SIZES else f"{end:.3g}" for end in ends)
+        parts.append(f"{_SHORT.get(name, name)} {low} – {high}")
+    shares = f"{answer.share_of_draws_that_speculate:.0%} of the draws speculate"
+    if answer.share_of_draws_left_out:
+        shares += f", and {answer.share_of_draws_left_out:.0%} without an optimum are left out"
+    return f"uncertainty  90% intervals: {', '.join(parts)} ({answer.interval_basis}); {shares}"
 
 
-def _candidates(rows: list[dict[str, Any]]) -> Table:
-    table = Table()
-    for label in ("draft", "γ", "α", "speed-up", "tokens/s", "latency", "memory", "speed-up lost"):
-        table.add_column(label, justify="right")
-    for row in rows:
-        fits = "" if row["fits"] is not False else " does not fit"
-        table.add_row(
-            short_count(row["size"]) + (f" = {row['published']}" if row["published"] else ""),
-            f"{row['lookahead']}",
-            f"{row['acceptance']:.3f}",
-            f"{row['speedup']:.2f}×",
-            f"{row['tokens_per_second']:,.0f}",
-            f"{row['latency_seconds']:.2f} s",
-            f"{row['per_device_bytes'] / 1e9:.3g} GB{fits}",
-            f"{row['regret']:.1%}" + ("" if row["within_constraints"] else ", breaks a constraint"),
-        )
-    return table
+def _candidates(rows: Sequence[Candidate]) -> Table:
+    return _table(
+        ("draft", "γ", "α", "speed-up", "tokens/s", "latency", "memory", "speed-up lost"),
+        (
+            (
+                short_count(row.size) + (f" = {row.published}" if row.published else ""),
+                f"{row.lookahead}",
+                f"{row.acceptance:.3f}",
+                f"{row.speedup:.2f}×",
+                f"{row.tokens_per_second:,.0f}",
+                f"{row.latency_seconds:.2f} s",
+                f"{row.per_device_bytes / 1e9:.3g} GB"
+                + (" does not fit" if row.fits is False else ""),
+                f"{row.regret:.1%}" + ("" if row.within_constraints else ", breaks a constraint"),
+            )
+            for row in rows
+        ),
+    )
 
 
-def _front(values: dict[str, Any]) -> Table:
-    table = Table()
-    for label in ("batch", "tokens/s", "latency", "speed-up", "draft", "γ"):
-        table.add_column(label, justify="right")
-    for row in values["pareto"]["batch"]:
-        table.add_row(
-            f"{row['batch']:g}",
-            f"{row['tokens_per_second']:,.0f}",
-            f"{row['latency_seconds']:.2f} s",
-            f"{row['speedup']:.2f}×",
-            short_count(row["draft_params"]["total"]),
-            f"{row['lookahead']:.1f}",
-        )
+def _front(answer: Answer) -> Table:
+    points = answer.pareto["batch"]
+    table = _table(
+        ("batch", "tokens/s", "latency", "speed-up", "draft", "γ"),
+        (
+            (
+                f"{row.batch:g}",
+                f"{row.tokens_per_second:,.0f}",
+                f"{row.latency_seconds:.2f} s",
+                f"{row.speedup:.2f}×",
+                short_count(row.draft_params.total),
+                f"{row.lookahead:.1f}",
+            )
+            for row in points
+        ),
+    )
     # Powers of two up to 1024 were tried.
-    if not values["pareto"]["batch"] or values["pareto"]["batch"][-1]["batch"] < 1024:
-        table.caption = (
-            "larger batches break a limit"
-            if values["pareto"]["batch"]
-            else "every batch breaks a limit"
-        )
+    if not points or points[-1].batch < 1024:
+        table.caption = "larger batches break a limit" if points else "every batch breaks a limit"
     return table
 
 
-def _break_even(values: dict[str, Any]) -> str:
-    even = values["break_even"]
-    if even is None:
+def _break_even(answer: Answer) -> str:
+    region = answer.break_even
+    if region is None:
         return "break-even   unknown: a measured α says nothing of other drafts"
-    size = even["target_params"]
+    size = region.target_params
     target = (
-        f"targets from {short_count(size['total'])} parameters on"
+        f"targets from {short_count(size.total)} parameters on"
         if size
         else "no target size considered"
     )
-    target = "targets of every size" if even["pays_for_every_target"] else target
-    return f"break-even   speculation pays at {_paying_batches(even)}, memory aside, and at this batch for {target}"
+    target = "targets of every size" if region.pays_for_every_target else target
+    return f"break-even   speculation pays at {region.batches}, memory aside, and at this batch for {target}"
 
 
-def _training_front(rows: list[dict[str, Any]]) -> Table:
-    table = Table()
-    for label in (
-        "training tokens",
-        "training cost",
-        "speed-up",
-        "draft",
-        "γ",
-        "cost per 1M tokens",
-        "total cost",
-    ):
-        table.add_column(label, justify="right")
-    for row in rows:
-        table.add_row(
-            short_count(row["draft_tokens"]),
-            f"{row['training_cost']:,.0f}",
-            f"{row['speedup']:.2f}×",
-            short_count(row["draft_params"]["total"]),
-            f"{row['lookahead']:.1f}",
-            f"{row['cost_per_million_tokens']:.3g}",
-            f"{row['total_cost']:,.0f}",
-        )
-    return table
+def _training_front(points: Sequence[FrontPoint]) -> Table:
+    return _table(
+        (
+            "training tokens",
+            "training cost",
+            "speed-up",
+            "draft",
+            "γ",
+            "cost per 1M tokens",
+            "total cost",
+        ),
+        (
+            (
+                short_count(row.draft_tokens),
+                f"{row.training_cost:,.0f}",
+                f"{row.speedup:.2f}×",
+                short_count(row.draft_params.total),
+                f"{row.lookahead:.1f}",
+                f"{row.cost_per_million_tokens:.3g}",
+                f"{row.total_cost:,.0f}",
+            )
+            for row in points
+        ),
+    )
 
 
-def _sensitivities(rows: list[dict[str, Any]]) -> Table:
+def _sensitivities(answer: Answer) -> Table:
     """The largest elasticities, and the largest by what the device is, which a calibration can settle."""
-    shown = rows[:_SHOWN]
-    of_device = [row for row in rows if row["path"].startswith("hardware.")][:_OF_DEVICE]
-    rows = shown + [row for row in of_device if row not in shown]
-    table = Table()
-    table.add_column("", no_wrap=True)
-    names = list(rows[0]["elasticity"])
-    for name in (*names, "objective"):
-        table.add_column(_SHORT.get(name, name), justify="right")
-    errors = any(row["logarithms_per_standard_error"] for row in rows)
+    ranked = answer.sensitivities or []
+    shown = ranked[:_SHOWN]
+    of_device = [row for row in ranked if row.path.startswith("hardware.")][:_OF_DEVICE]
+    shown = shown + [row for row in of_device if row not in shown]
+    names = list(answer.variables)
+    columns = ["", *(_SHORT[name] for name in names), "objective"]
+    errors = any(row.logarithms_per_standard_error for row in shown)
     if errors:
         # A standard error is no percent: of A it is a quarter.
-        table.add_column(f"ln {_SHORT[names[0]].split()[-1]} per standard error", justify="right")
-    for row in rows:
-        cells = [*(row["elasticity"][name] for name in names), row["elasticity_of_objective"]]
+        columns.append(f"ln {_SHORT[names[0]].split()[-1]} per standard error")
+    rows = []
+    for row in shown:
+        cells = [*(row.elasticity[name] for name in names), row.elasticity_of_objective]
         if errors:
-            cells.append((row["logarithms_per_standard_error"] or {}).get(names[0]))
-        table.add_row(
-            row["quantity"], *("–" if x is None else f"{round(x, 2) + 0.0:+.2f}" for x in cells)
-        )
-    return table
+            cells.append((row.logarithms_per_standard_error or {}).get(names[0]))
+        numbers = ["–" if x is None else f"{round(x, 2) + 0.0:+.2f}" for x in cells]
+        rows.append([row.quantity, *numbers])
+    return _table(columns, rows)
 
 
-def _published_title(values: dict[str, Any], target: str) -> str:
+def _published_title(answer: Answer, target: str) -> str:
     """The heading of the published models, which says whether their tokenizer is the target's."""
     title = "Published models in the draft's place, by predicted speed"
-    rows = values["nearest_published"]
-    if rows and rows[0]["tokenizer"] == "unknown":
+    tokenizer = answer.nearest_published[0].tokenizer if answer.nearest_published else "shared"
+    if tokenizer == "unknown":
         hint = f"{target} is of no family known here" if target else "give --target-name"
         return f"{title}; the target's tokenizer is unknown: {hint}"
-    if rows and rows[0]["tokenizer"] == "another":
+    if tokenizer == "another":
         return f"{title}; none of them has the tokenizer of {target}"
     return title
 
 
-def _published(rows: list[dict[str, Any]]) -> Table:
-    table = Table()
-    for label, justify in (
-        ("model", "left"),
-        ("size", "right"),
-        ("γ", "right"),
-        ("speed-up", "right"),
-    ):
-        table.add_column(label, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column("shares its tokenizer with")
-    for row in rows:
-        table.add_row(
-            row["name"],
-            short_count(row["total_params"]),
-            f"{row['lookahead']}",
-            f"{row['speedup']:.2f}×" + ("" if row["within_constraints"] else ", breaks a limit"),
-            row["tokenizer_shared_with"],
-        )
+def _published(answer: Answer) -> Table:
+    shared = "shares its tokenizer with"
+    table = _table(
+        ("model", "size", "γ", "speed-up", shared),
+        (
+            (
+                row.name,
+                short_count(row.total_params),
+                f"{row.lookahead}",
+                f"{row.speedup:.2f}×" + ("" if row.within_constraints else ", breaks a limit"),
+                row.tokenizer_shared_with,
+            )
+            for row in answer.nearest_published
+        ),
+        left=("model", shared),
+    )
+    for column in table.columns:
+        column.no_wrap = column.header != shared
     return table
 
 
-def _engines(say: Any, settings: dict[str, Any], devices: int, draft_devices: int) -> None:
-    draft = settings["draft"]
-    if draft["source"] == "to_train" and not draft["pays"]:
+def _engines(say: Callable[[str], None], settings: EngineSettings, config: ProblemConfig) -> None:
+    draft, devices = settings.draft, config.hardware.devices
+    if draft is None or (draft.source == "to_train" and not draft.pays):
         return
-    where = (
-        f", on all {devices} devices, where vLLM and SGLang run it"
-        if draft_devices < devices
-        else ""
-    )
-    say(f"engines      {draft['sentence']}{where}")
-    if not draft["pays"]:
+    split = config.draft_devices < devices
+    where = f", on all {devices} devices, where vLLM and SGLang run it" if split else ""
+    say(f"engines      {draft.sentence}{where}")
+    if not draft.pays:
         return
-    say("vLLM         " + settings["vllm"]["command"])
-    say("SGLang       " + settings["sglang"]["command"])
-    say("Transformers " + settings["hugging_face"]["code"].replace("\n", "\n             "))
-    for note in settings["notes"]:
+    say("vLLM         " + settings.vllm.command)
+    say("SGLang       " + settings.sglang.command)
+    say("Transformers " + settings.hugging_face.code.replace("\n", "\n             "))
+    for note in settings.notes:
         say(f"note: {note}")

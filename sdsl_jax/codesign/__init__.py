@@ -1,9 +1,9 @@
 """Choice of draft size and lookahead by gradient, held against exact searches; and of all else, as a constrained program."""
 
 from sdsl_jax.codesign.break_even import BreakEven, Speculation, best_speculation
+from sdsl_jax.codesign.designs import Rounded, round_design
 from sdsl_jax.codesign.optimise import OPTIMIZERS, spread_starts
 from sdsl_jax.codesign.program import METRICS, Program, ProgramInputs, Solved, solve, sweep
-from sdsl_jax.codesign.rounding import Rounded, round_design
 from sdsl_jax.codesign.sensitivity import DesignSensitivities, sensitivities
 from sdsl_jax.codesign.stage import Solution, solve_all
 

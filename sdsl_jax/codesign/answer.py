@@ -1,28 +1,40 @@
-"""A co-design problem, solved and put into plain values: what `sdsl codesign --json` prints."""
+"""The answer to a co-design problem: what `sdsl codesign --json` prints, as dataclasses."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, NamedTuple
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
 
 from sdsl_jax.codesign.break_even import break_even
-from sdsl_jax.codesign.caveats import Caveat, caveats, of_break_even
-from sdsl_jax.codesign.comparisons import Comparison, compare, front, money, plain
-from sdsl_jax.codesign.engines import engine_settings
-from sdsl_jax.codesign.evaluate import Landscape, landscape
-from sdsl_jax.codesign.program import Solved
-from sdsl_jax.codesign.related import interval_90, solve_together
-from sdsl_jax.codesign.remedies import keeps_limits, remedies
-from sdsl_jax.codesign.rounding import fixed_at, round_design
-from sdsl_jax.codesign.sensitivity import of_stated_sizes, sensitivities
-from sdsl_jax.codesign.served_draft import notes_of, served_draft
-from sdsl_jax.codesign.serving_problem import MEMORY_SHARE, Problem, memory, smallest_draft
-from sdsl_jax.codesign.wording import ranked_sensitivities, relative_errors
+from sdsl_jax.codesign.caveats import Sensitivity, caveats, ranked_sensitivities
+from sdsl_jax.codesign.designs import (
+    Candidate,
+    FrontPoint,
+    SuggestedDraft,
+    compare,
+    fixed_at,
+    front,
+    interval_90,
+    money,
+    reported,
+    round_design,
+    sizes_within,
+    solve_together,
+)
+from sdsl_jax.codesign.engines import EngineSettings, settings_of_best_draft
+from sdsl_jax.codesign.program import ProgramInputs, Solved
+from sdsl_jax.codesign.remedies import Remedy, keeps_limits, remedies
+from sdsl_jax.codesign.serving_problem import Memory, ServingProblem, Size, memory, smallest_draft
+from sdsl_jax.counts import short_count
 from sdsl_jax.errors import require
-from sdsl_jax.theory.serving import Design, Outcome, outcome, target_prefill
+from sdsl_jax.records.documents import described, to_json
+from sdsl_jax.theory.serving import Design, Outcome, Serving, outcome, shapes, target_prefill
 
 # Batches of the front of latency against throughput; training tokens of that of training cost
 # against speed-up.
@@ -32,284 +44,402 @@ _DRAFT_TOKENS = tuple(float(d) for d in np.geomspace(1e10, 1e13, 13))
 _PATIENCE = 4
 # How far a break-even is looked for.
 _LARGEST_BATCH, _LARGEST_TARGET = 4096, 1e13
+# What a device takes whatever it moves or multiplies.
+_OVERHEADS = ("pass", "layer", "matrix", "token", "logit", "round", "link")
 
 
-class Answer(NamedTuple):
-    """An answer, and what a picture of it needs.
+@dataclass(frozen=True)
+class DesignValues:
+    """A design as plain values."""
 
-    Attributes:
-      values: plain values, as JSON holds them.
-      solved: the optimum.
-    """
+    draft_params: Size = described("size of the draft")
+    lookahead: float = described("drafts per round, γ")
+    draft_tokens: float = described("training tokens of the draft")
+    aspect_ratio: float = described("width over layers of the draft")
+    batch: float = described("rows that are decoded together")
+    target_params: Size = described("size of the target")
 
-    values: dict[str, Any]
-    solved: Solved
+
+@dataclass(frozen=True)
+class Performance:
+    """What a design gives."""
+
+    speedup: float = described("S over the target alone, prefills included")
+    decode_speedup: float = described("S of decoding alone")
+    prefill_load: float = described("share of the decoding devices' time that prefills take")
+    acceptance: float = described("α, the probability that a draft token is accepted")
+    tokens_per_round: float = described("τ, tokens emitted per round, the bonus token included")
+    tokens_per_second: float = described("tokens of all rows per second")
+    latency_seconds: float = described("seconds of a request, its prefill included")
 
 
-def answer(problem: Problem) -> Answer:
+@dataclass(frozen=True)
+class RoundedDesign(DesignValues, Performance):
+    """The best design with whole lookahead and batch; other variables have adapted."""
+
+    draft_layers: float = described("layers of the draft, by the aspect ratio of its family")
+    draft_width: float = described("width of the draft's residual stream")
+    fits: bool | None = described("whether both models fit; null where the memory is unknown")
+    within_constraints: bool = described("whether every constraint holds")
+    loss_of_rounding: float = described("by which share the objective is worse than unrounded")
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The target alone, at the batch of the design."""
+
+    tokens_per_second: float = described("tokens of all rows per second")
+    latency_seconds: float = described("seconds of a request, its prefill included")
+    cost_per_million_tokens: float | None = described("in the unit of the price; null without one")
+    total_cost: float | None = described("cost of serving the volume; null without a price")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One metric that is to be small."""
+
+    weight: float = described("weight of its logarithm in the objective")
+    value: float = described("its value at the optimum")
+
+
+@dataclass(frozen=True)
+class RoundPart:
+    """One part of the time of a round."""
+
+    seconds: float = described("seconds of a round")
+    share: float = described("share of the round")
+
+
+@dataclass(frozen=True)
+class BindingConstraint:
+    """A constraint that the optimum rests on."""
+
+    metric: str = described("metric that is limited")
+    limit: float = described("its largest value")
+    multiplier: float = described("gain of the objective per e-fold of the limit")
+
+
+@dataclass(frozen=True)
+class PayingRegion:
+    """The batches and target sizes at which some draft speculates with profit, memory aside."""
+
+    pays_at_some_batch: bool = described("whether any batch considered pays")
+    smallest_batch: int | None = described("smallest batch that pays")
+    largest_batch: int | None = described("largest batch that pays; null if none does or all do")
+    pays_between_them: bool = described("whether all batches between the two pay")
+    pays_at_every_batch: bool = described("whether every batch considered pays")
+    largest_batch_considered: int = described("largest batch that was looked at")
+    target_params: Size | None = described(
+        "target size from which speculation pays, at this batch; null where no such size was found"
+    )
+    pays_for_every_target: bool = described("whether every target size considered pays")
+    best_speedup_here: float = described("best S of any draft at this batch and target")
+
+    @property
+    def batches(self) -> str:
+        """The batches at which some draft pays, in words."""
+        low, high, considered = (
+            self.smallest_batch,
+            self.largest_batch,
+            self.largest_batch_considered,
+        )
+        if not self.pays_at_some_batch:
+            return f"no batch up to {considered}"
+        if self.pays_at_every_batch:
+            return f"every batch up to {considered}"
+        if low == high:
+            return f"a batch of {low} alone"
+        if low == 1:
+            text = f"batches up to {high or considered}"
+        else:
+            end = f"to {high}" if high else f"on, as far as {considered}"
+            text = f"batches from {low} {end}"
+        return text if self.pays_between_them else text + ", though not at all of them"
+
+
+@dataclass(frozen=True)
+class Answer(Performance):
+    """The answer to a co-design problem. Sizes are in the count of the loss law where nothing else
+    is said; seconds, bytes, and money in the unit of the price."""
+
+    speculate: bool = described("whether to speculate")
+    feasible: bool = described("whether a design in whole numbers keeps every constraint")
+    variables: dict[str, float | Size] = described("the optimum: value of each variable")
+    design: DesignValues = described("the optimum: the whole design")
+    lookahead: float = described("γ of the optimum, a real number")
+    rounded: RoundedDesign = described("the optimum with whole lookahead and batch: what to build")
+    indifference_1pct: list[float] | None = described(
+        "draft sizes, each at its best whole lookahead, that lose at most 1% of the objective; null "
+        "where the draft size is no variable or nothing is feasible"
+    )
+    indifference_5pct: list[float] | None = described("likewise, of at most 5%")
+    objective: dict[str, Objective] = described("what was minimised, by metric")
+    baseline: Baseline = described("the target alone")
+    cost_breakdown: dict[str, RoundPart] = described("time of a round, by part")
+    hardware_measured: bool = described("whether the device's file holds measured overheads")
+    assumed_overhead_share: float = described("share of a round that overheads of the file make up")
+    first_token_seconds: float = described("seconds of a prefill by both models")
+    memory: Memory = described("weights and caches against the memory of the devices")
+    cost_per_million_tokens: float | None = described("null without a price")
+    training_cost: float | None = described("cost of training the draft; null without a price")
+    total_cost: float | None = described("training the draft and serving the volume")
+    draft_loss: float = described("loss of the draft in nats per token")
+    target_loss: float = described("loss of the target in nats per token")
+    binding_constraints: list[BindingConstraint] = described("constraints that hold the optimum")
+    kkt_residual: float = described("largest violation of the conditions of an optimum")
+    starts_agreeing: float = described("share of the optimiser's starts that reached the optimum")
+    interval_90: dict[str, list[float]] | None = described(
+        "90% interval over draws of the laws of each variable, speed-up and acceptance"
+    )
+    interval_basis: str = described("what the intervals are taken over, or why there are none")
+    share_of_draws_that_speculate: float | None = described("null where the laws have no draws")
+    share_of_draws_left_out: float | None = described("draws of the laws without an optimum")
+    sensitivities: list[Sensitivity] | None = described("what the choice depends on, most first")
+    pareto: dict[str, list[FrontPoint]] = described("best designs by batch, and by draft tokens")
+    break_even: PayingRegion | None = described("where speculation pays; null for a measured α")
+    candidates: list[Candidate] = described("the draft sizes that were asked about")
+    nearest_published: list[SuggestedDraft] = described("published models in the draft's place")
+    engine_settings: EngineSettings | None = described(
+        "settings to paste; null if nothing is usable"
+    )
+    would_be_feasible_with: list[Remedy] = described("changes that make it feasible, one at a time")
+    warnings: list[str] = described("what to know before trusting the answer, critical ones first")
+    warning_severities: list[str] = described('"grave" or "note", for each warning')
+
+    @property
+    def verdict(self) -> str:
+        """The answer in a sentence or two."""
+        whole = self.rounded
+        if not self.feasible:
+            return f"No feasible design: {self.warnings[0]}"
+        if self.acceptance >= 1:
+            return "No answer: where every draft token is accepted, no draft and no lookahead is the best."
+        if self.speculate:
+            ahead = "1 token ahead" if whole.lookahead == 1 else f"{whole.lookahead} tokens ahead"
+            return (
+                f"Speculate: a draft of {short_count(whole.draft_params.total)} parameters, {ahead}, is "
+                f"{whole.speedup:.2f} times as fast as the target alone."
+            )
+        text = f"Do not speculate: the best choice is {whole.speedup:.2f} times as fast as the target alone."
+        if self.break_even is None:
+            return text
+        # Break-evens are those of the best draft of the law, which need not be one that was asked
+        # about.
+        asked = bool(self.candidates) or "draft_params" not in self.variables
+        return " ".join([text, *_where_it_pays(self.break_even, asked)])
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer as `sdsl codesign --json` prints it."""
+        return {name: to_json(value) for name, value in vars(self).items()}
+
+    def __repr__(self) -> str:
+        return f"<Answer: {self.verdict}>"
+
+    def _repr_html_(self) -> str:
+        whole = self.rounded
+        rows = {
+            "draft size": f"{short_count(whole.draft_params.total)} parameters",
+            "lookahead": whole.lookahead,
+            "speed-up": f"{whole.speedup:.2f}×",
+            "acceptance": f"{whole.acceptance:.3f}",
+            "tokens/s": f"{whole.tokens_per_second:,.0f}",
+            "latency": f"{whole.latency_seconds:.2f} s",
+        }
+        cells = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows.items())
+        return f"<p>{html.escape(self.verdict)}</p><table>{cells}</table>"
+
+
+def _where_it_pays(region: PayingRegion, with_another_draft: bool) -> list[str]:
+    pays = "With another draft it pays" if with_another_draft else "It pays"
+    texts = [f"{pays} at {region.batches}."] if region.pays_at_some_batch else []
+    if region.target_params:
+        size = short_count(region.target_params.total)
+        texts.append(f"{pays} for targets from {size} parameters on.")
+    elif not region.pays_for_every_target and not region.pays_at_some_batch:
+        texts.append("No batch and no target size considered makes it pay.")
+    return texts
+
+
+def solve(problem: ServingProblem) -> Answer:
     """Solves a problem and answers it in float64.
 
     Raises:
       SdslError: the laws give nothing finite there.
     """
     with jax.enable_x64(True):
-        return _answer(problem)
-
-
-def _answer(problem: Problem) -> Answer:
-    inputs, config = problem.inputs, problem.config
-    asked = [inputs, *(fixed_at(inputs, "batch", b) for b in _BATCHES)]
-    solved, *by_batch = solve_together(problem, asked)
-    if not bool(solved.feasible) and not problem.misfits and keeps_limits(problem, solved.design):
-        # A limit that hardly moves with the choice, as memory with a small draft, takes more rounds
-        # to be kept.
-        problem = replace(
-            problem, program=replace(problem.program, rounds=_PATIENCE * problem.program.rounds)
+        solved, *by_batch = _at_batches(problem)
+        infeasible = not bool(solved.feasible) and not problem.memory_errors
+        if infeasible and keeps_limits(problem, solved.design):
+            # A limit that hardly moves with the choice, as memory with a small draft, takes more
+            # rounds to be kept.
+            patient = replace(problem.program, rounds=_PATIENCE * problem.program.rounds)
+            problem = replace(problem, program=patient)
+            solved, *by_batch = _at_batches(problem)
+        require(
+            bool(np.isfinite([solved.objective, solved.outcome.speedup]).all()),
+            f"for a target of {problem.config.target.params:g} parameters the laws give no finite "
+            "speed: it is too far outside them.",
         )
-        solved, *by_batch = solve_together(problem, asked)
-    design, given = solved.design, solved.outcome
-    require(
-        bool(np.isfinite([solved.objective, given.speedup]).all()),
-        f"for a target of {config.target.params:g} parameters the laws give no finite speed: it is too far outside them.",
-    )
-    rounded = round_design(
-        problem.program, inputs, solved, solve_all=lambda many: solve_together(problem, many)
-    )
+        return _answer(problem, solved, by_batch)
+
+
+def _at_batches(problem: ServingProblem) -> list[Solved]:
+    """The optimum, and those at given batches."""
+    inputs = [problem.inputs, *(fixed_at(problem.inputs, "batch", b) for b in _BATCHES)]
+    return _solve_all(problem, inputs)
+
+
+def _solve_all(problem: ServingProblem, many: Sequence[ProgramInputs]) -> list[Solved]:
+    return solve_together(problem.program, many, problem.config.optimizer)
+
+
+def _answer(problem: ServingProblem, solved: Solved, by_batch: list[Solved]) -> Answer:
+    program, inputs, serving = problem.program, problem.inputs, problem.inputs.serving
+    design, gives = solved.design, solved.outcome
+    rounded = round_design(program, inputs, solved, solve_all=partial(_solve_all, problem))
     whole = rounded.solved
-    fronts: dict[str, Any] = {"batch": front(problem, "batch", _BATCHES, by_batch)}
-    if float(inputs.serving.hardware.price_per_hour) > 0:
-        by_tokens = solve_together(
-            problem, [fixed_at(inputs, "draft_tokens", d) for d in _DRAFT_TOKENS]
-        )
-        fronts["draft_tokens"] = front(problem, "draft_tokens", _DRAFT_TOKENS, by_tokens)
-    feasible = bool(solved.feasible) and bool(whole.feasible) and not problem.misfits
+    feasible = bool(solved.feasible) and bool(whole.feasible) and not problem.memory_errors
     # An α of 1 or more is no probability, and nothing follows from it.
-    usable = feasible and float(given.acceptance) < 1
+    usable = feasible and float(gives.acceptance) < 1
     speculates = usable and float(whole.outcome.speedup) > 1
+    within: list[Any] = [None, None]
+    if usable and "draft_params" in program.variables:
+        within = [
+            [
+                problem.sizes.stated(whole.design._replace(draft_params=end), "draft_params")
+                for end in ends
+            ]
+            for ends in sizes_within(program, inputs, whole, (0.01, 0.05))
+        ]
+    pareto = {"batch": front(problem, by_batch)}
+    if problem.priced:
+        many = [fixed_at(inputs, "draft_tokens", tokens) for tokens in _DRAFT_TOKENS]
+        pareto["draft_tokens"] = front(problem, _solve_all(problem, many))
     comparison = compare(problem, solved, whole.design)
-    even = _break_even(problem, design)
-    found = caveats(problem, solved, whole, speculates)
-    found += [Caveat(text, False) for text in of_break_even(problem, even)]
-    held, alone = memory(inputs.serving, design), _baseline(problem, design, given)
-    if "total_cost" in problem.program.objective and float(given.total_cost) > alone["total_cost"]:
-        text = (
-            f"training the draft costs {float(given.training_cost):.3g}, more than speculation saves: serving the volume by the "
-            f"target alone costs {alone['total_cost']:.3g}, with the draft {float(given.total_cost):.3g}"
-        )
-        found.append(Caveat(text, False))
+    region = None if problem.config.draft.acceptance else _paying_region(problem, design)
+    alone = _baseline(serving, design, gives, problem.priced)
     interval = interval_90(problem)
-    values: dict[str, Any] = {
-        "speculate": speculates,
-        "variables": {name: plain(problem, design, name) for name in problem.program.variables},
-        "design": {name: plain(problem, design, name) for name in Design._fields},
-        "objective": {
-            name: {"weight": float(w), "value": float(getattr(given, name))}
-            for name, w in zip(problem.program.objective, np.asarray(inputs.weights))
+    warnings = caveats(
+        problem,
+        solved,
+        whole,
+        speculates,
+        region.target_params if region else None,
+        alone.total_cost,
+    )
+    parts = gives.round._asdict()
+    return reported(
+        Answer,
+        gives,
+        speculate=speculates,
+        feasible=feasible,
+        variables={name: problem.sizes.in_design(design, name) for name in program.variables},
+        design=DesignValues(**_values(problem, design)),
+        lookahead=float(design.lookahead),
+        rounded=_rounded(problem, whole, float(rounded.loss)),
+        indifference_1pct=within[0],
+        indifference_5pct=within[1],
+        objective={
+            name: Objective(float(weight), float(getattr(gives, name)))
+            for name, weight in zip(program.objective, np.asarray(inputs.weights))
         },
-        "baseline": alone,
-        "speedup": float(given.speedup),
-        "decode_speedup": float(given.decode_speedup),
-        "prefill_load": float(given.prefill_load),
-        "acceptance": float(given.acceptance),
-        "tokens_per_round": float(given.tokens_per_round),
-        "lookahead": float(design.lookahead),
-        "cost_breakdown": _breakdown(given),
-        "hardware_measured": bool(problem.hardware.measured),
-        "assumed_overhead_share": _overhead_share(problem, design, given),
-        "tokens_per_second": float(given.tokens_per_second),
-        "first_token_seconds": float(given.first_token_seconds),
-        "latency_seconds": float(given.latency_seconds),
-        "memory": {
-            "target_bytes": held.target_bytes,
-            "draft_bytes": held.draft_bytes,
-            "per_device_bytes": held.per_device_bytes,
-            "capacity_bytes": held.capacity_bytes if np.isfinite(held.capacity_bytes) else None,
-            "usable_share": MEMORY_SHARE,
-            "devices": problem.devices,
-            "fits": held.fits,
-            "smallest_devices": held.smallest_devices,
-            "smallest_devices_exactly": held.smallest_exactly,
+        baseline=alone,
+        cost_breakdown={
+            name: RoundPart(float(part), float(part / gives.round.seconds))
+            for name, part in parts.items()
         },
-        **money(problem, given),
-        "draft_loss": float(given.draft_loss),
-        "target_loss": float(given.target_loss),
-        "binding_constraints": [
-            {"metric": name, "limit": float(limit), "multiplier": float(m)}
-            for name, limit, m in zip(
-                problem.program.constraints, np.asarray(inputs.limits), solved.multipliers
+        hardware_measured=bool(problem.hardware.measured),
+        assumed_overhead_share=_overhead_share(serving, design, gives),
+        memory=memory(serving, design),
+        **money(problem, gives),
+        binding_constraints=[
+            BindingConstraint(name, float(limit), float(multiplier))
+            for name, limit, multiplier in zip(
+                program.constraints, np.asarray(inputs.limits), solved.multipliers
             )
-            if float(m) > 1e-6
+            if float(multiplier) > 1e-6
         ],
-        "feasible": feasible,
-        "kkt_residual": float(solved.kkt_residual),
-        "starts_agreeing": float(solved.starts_agreeing),
-        "interval_90": interval.values,
-        "interval_basis": interval.basis,
-        "share_of_draws_that_speculate": interval.share_that_speculate,
-        "share_of_draws_left_out": interval.share_left_out,
-        "sensitivities": _sensitivities(problem, solved),
-        "rounded": _rounded(problem, solved, whole),
-        "pareto": fronts,
-        "break_even": even,
-        "candidates": comparison.candidates,
-        "engine_settings": _settings(problem, solved, whole, comparison) if usable else None,
-        "nearest_published": comparison.published,
-        "would_be_feasible_with": [] if feasible else remedies(problem, solved.design),
-        "warnings": [one.text for one in found],
-        "warning_severities": ["grave" if one.grave else "note" for one in found],
-    }
-    return Answer(values, solved)
-
-
-# What a device takes whatever it moves or multiplies.
-_OVERHEADS = ("pass", "layer", "matrix", "token", "logit", "round", "link")
-
-
-def _overhead_share(problem: Problem, design: Design, given: Outcome) -> float:
-    """Share of a round that the overheads of the device's file make up."""
-    serving = problem.inputs.serving
-    without = serving.hardware._replace(**{f"{name}_seconds": 0.0 for name in _OVERHEADS})
-    return 1 - float(
-        outcome(serving._replace(hardware=without), design).round.seconds / given.round.seconds
+        kkt_residual=float(solved.kkt_residual),
+        starts_agreeing=float(solved.starts_agreeing),
+        interval_90=interval.values,
+        interval_basis=interval.basis,
+        share_of_draws_that_speculate=interval.share_that_speculate,
+        share_of_draws_left_out=interval.share_left_out,
+        sensitivities=ranked_sensitivities(problem, solved),
+        pareto=pareto,
+        break_even=region,
+        candidates=comparison.candidates,
+        nearest_published=comparison.published,
+        engine_settings=settings_of_best_draft(problem, solved, whole, comparison)
+        if usable
+        else None,
+        would_be_feasible_with=[] if feasible else remedies(problem, design),
+        warnings=[one.text for one in warnings],
+        warning_severities=["grave" if one.critical else "note" for one in warnings],
     )
 
 
-def _baseline(problem: Problem, design: Design, given: Outcome) -> dict[str, Any]:
-    """The target alone, at the batch of the design; money is None without a price."""
-    serving = problem.inputs.serving
-    seconds = float(given.seconds_per_token * given.speedup)
+def _values(problem: ServingProblem, design: Design) -> dict[str, Any]:
+    return {name: problem.sizes.in_design(design, name) for name in Design._fields}
+
+
+def _rounded(problem: ServingProblem, whole: Solved, loss: float) -> RoundedDesign:
+    design, serving = whole.design, problem.inputs.serving
+    shape = shapes(serving, design)[0]
+    values = _values(problem, design)
+    values |= {name: round(values[name]) for name in ("lookahead", "batch")}
+    return reported(
+        RoundedDesign,
+        whole.outcome,
+        **values,
+        draft_layers=float(shape.layers),
+        draft_width=float(shape.width),
+        fits=memory(serving, design).fits,
+        within_constraints=bool(whole.feasible),
+        loss_of_rounding=loss,
+    )
+
+
+def _overhead_share(serving: Serving, design: Design, gives: Outcome) -> float:
+    """Share of a round that the overheads of the device's file make up."""
+    without = serving.hardware._replace(**{f"{name}_seconds": 0.0 for name in _OVERHEADS})
+    bare = outcome(serving._replace(hardware=without), design)
+    return 1 - float(bare.round.seconds / gives.round.seconds)
+
+
+def _baseline(serving: Serving, design: Design, gives: Outcome, priced: bool) -> Baseline:
+    """The target alone, at the batch of the design."""
+    seconds = float(gives.seconds_per_token * gives.speedup)
     latency = float(design.batch) * float(serving.new_tokens) * seconds
     # Prompts that others read are over before a request takes a row; the draft's reading is no part
     # of it here.
     latency += (1 - float(serving.prefill_share)) * float(target_prefill(serving, design))
-    priced = float(serving.hardware.price_per_hour) > 0
-    per_second = float(serving.hardware.price_per_hour) * float(serving.devices) / 3600
-    return {
-        "tokens_per_second": 1 / seconds,
-        "latency_seconds": latency,
-        "cost_per_million_tokens": 1e6 * per_second * seconds if priced else None,
-        "total_cost": float(serving.volume_tokens) * per_second * seconds if priced else None,
-    }
-
-
-def _breakdown(given: Outcome) -> dict[str, dict[str, float]]:
-    whole = float(given.round.seconds)
-    parts = {name: float(getattr(given.round, name)) for name in given.round._fields}
-    return {name: {"seconds": value, "share": value / whole} for name, value in parts.items()}
-
-
-def _rounded(problem: Problem, solved: Solved, whole: Solved) -> dict[str, Any]:
-    given, held = whole.outcome, memory(problem.inputs.serving, whole.design)
-    return {
-        **{name: plain(problem, whole.design, name) for name in problem.program.variables},
-        "lookahead": round(float(whole.design.lookahead)),
-        "batch": round(float(whole.design.batch)),
-        "speedup": float(given.speedup),
-        "decode_speedup": float(given.decode_speedup),
-        "prefill_load": float(given.prefill_load),
-        "acceptance": float(given.acceptance),
-        "tokens_per_round": float(given.tokens_per_round),
-        "tokens_per_second": float(given.tokens_per_second),
-        "latency_seconds": float(given.latency_seconds),
-        "fits": held.fits,
-        "within_constraints": bool(whole.feasible),
-        "loss_of_rounding": float(np.expm1(whole.objective - solved.objective)),
-    }
-
-
-def _settings(
-    problem: Problem, solved: Solved, whole: Solved, comparison: Comparison
-) -> dict[str, Any]:
-    """Settings of engines and the draft that they are of, judged where the engines put it: on all devices of the target."""
-    config, serving = problem.config, problem.inputs.serving
-    everywhere = problem.devices == config.draft_devices
-    if not everywhere:
-        problem = replace(
-            problem,
-            config=replace(config, draft=replace(config.draft, devices=None)),
-            inputs=problem.inputs._replace(serving=serving._replace(draft_devices=serving.devices)),
-        )
-        comparison = compare(problem, solved, whole.design)
-    served = served_draft(problem, comparison, whole, everywhere)
-    found = engine_settings(
-        served.lookahead,
-        problem.devices,
-        served.name,
-        config.target.name,
-        round(float(whole.design.batch)),
+    cost = float(serving.hardware.price_per_hour) * float(serving.devices) / 3600 * seconds
+    return Baseline(
+        1 / seconds,
+        latency,
+        1e6 * cost if priced else None,
+        float(serving.volume_tokens) * cost if priced else None,
     )
-    notes = notes_of(problem, served)
-    return found | {
-        "draft": served._asdict() | {"pays": served.pays, "sentence": served.sentence()},
-        "notes": [*found["notes"], *notes],
-        "speedup_with_draft_on_all_devices": served.speedup,
-    }
 
 
-def _sensitivities(problem: Problem, solved: Solved) -> list[dict[str, Any]] | None:
-    """All elasticities of the choice; none where it keeps no constraints, for then there is no optimum to move."""
-    if not bool(solved.feasible):
-        return None
-    found = sensitivities(problem.program, problem.inputs, solved)
-    found = of_stated_sizes(problem.program, problem.inputs, solved, found)
-    errors = relative_errors(loss=problem.loss.law, acceptance=problem.acceptance.law)
-    return ranked_sensitivities(problem.program, solved, jax.tree.map(np.asarray, found), errors)
-
-
-def _break_even(problem: Problem, design: Design) -> dict[str, Any] | None:
-    """At which batches, and from which target size on, some draft of the law speculates with
-    profit.
-
-    A measured α says nothing of other drafts, and there is no answer then.
-    """
-    if problem.config.draft.acceptance:
-        return None
-    smallest = smallest_draft(float(design.target_params))
+def _paying_region(problem: ServingProblem, design: Design) -> PayingRegion:
+    """Where some draft of the law speculates with profit: at which batches, and from which target
+    size on."""
     # Of drafts of every size, where one was given too.
     serving = problem.inputs.serving._replace(draft_shape=None)
-    found = break_even(serving, design, smallest, _LARGEST_BATCH, _LARGEST_TARGET)
-    least, largest, size = (
-        float(found.smallest_batch),
-        float(found.largest_batch),
-        float(found.target_params),
+    smallest = smallest_draft(float(design.target_params))
+    ends = break_even(serving, design, smallest, _LARGEST_BATCH, _LARGEST_TARGET)
+    least, largest = float(ends.smallest_batch), float(ends.largest_batch)
+    size = float(ends.target_params)
+    return PayingRegion(
+        pays_at_some_batch=largest > 0,
+        smallest_batch=round(least) if np.isfinite(least) else None,
+        largest_batch=round(largest) if 0 < largest < np.inf else None,
+        pays_between_them=bool(ends.gapless),
+        pays_at_every_batch=bool(ends.every_batch),
+        largest_batch_considered=_LARGEST_BATCH,
+        target_params=problem.sizes.of(size, "target") if 0 < size < np.inf else None,
+        pays_for_every_target=size == 0,
+        best_speedup_here=float(ends.at_design.speedup),
     )
-    return {
-        "pays_at_some_batch": largest > 0,
-        "smallest_batch": round(least) if np.isfinite(least) else None,
-        "largest_batch": round(largest) if 0 < largest < np.inf else None,
-        "pays_between_them": bool(found.gapless),
-        "pays_at_every_batch": bool(found.every_batch),
-        "largest_batch_considered": _LARGEST_BATCH,
-        "target_params": problem.both_counts(size, "target") if 0 < size < np.inf else None,
-        "pays_for_every_target": size == 0,
-        "best_speedup_here": float(found.at_design.speedup),
-    }
-
-
-def path_of(problem: Problem, solved: Solved) -> np.ndarray | None:
-    """Draft size and lookahead at every step of the best start, [steps, 2]; None unless both were
-    variables.
-
-    Sizes are in the count of the loss law, as in `landscape_of`.
-    """
-    names = problem.program.variables
-    if not {"draft_params", "lookahead"} <= {*names}:
-        return None
-    path = np.asarray(solved.path)[:, [names.index("draft_params"), names.index("lookahead")]]
-    path[:, 0] = problem.stated_sizes(path[:, 0], "draft", float(solved.design.aspect_ratio))
-    return path
-
-
-def landscape_of(problem: Problem, solved: Solved) -> Landscape:
-    """The design space around an optimum, as wide as the variables may go and as high as is of interest."""
-    with jax.enable_x64(True):
-        inputs, best = problem.inputs, float(solved.design.draft_params)
-        # Drafts of every size, where one was given too.
-        inputs = inputs._replace(serving=inputs.serving._replace(draft_shape=None))
-        low, high = (float(end.draft_params) for end in (inputs.lower, inputs.upper))
-        if low == high:
-            low, high = best / 30, best * 30
-        highest = max(10.0, 2.5 * float(solved.design.lookahead))
-        found = landscape(problem.program, inputs, solved.design, (low, high), highest)
-        sizes = problem.stated_sizes(found.draft_params, "draft", float(solved.design.aspect_ratio))
-        return found._replace(draft_params=sizes, counted=problem.counted)

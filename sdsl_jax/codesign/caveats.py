@@ -1,42 +1,231 @@
-"""What a reader must know before trusting an answer: a sentence each, the gravest first."""
+"""An answer in words: what everything is called, what the choice depends on, and what a reader must
+know before trusting it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from sdsl_jax.codesign.drafts_at_hand import measured_with_another, named_draft
+from sdsl_jax.codesign.drafts import family_of_drafts, is_head, measured_with_another, named_draft
 from sdsl_jax.codesign.laws import AlphaRange, law_caveats, unit_caveats, valid_range
 from sdsl_jax.codesign.program import Solved
-from sdsl_jax.codesign.published_drafts import family_of_drafts, is_head
-from sdsl_jax.codesign.serving_problem import Problem, unit_of
-from sdsl_jax.codesign.wording import METRICS, VARIABLES
+from sdsl_jax.codesign.sensitivity import of_stated_sizes, sensitivities
+from sdsl_jax.codesign.serving_problem import ServingProblem, Size
 from sdsl_jax.counts import short_count
+from sdsl_jax.records.documents import described
 from sdsl_jax.theory.serving import Design, Outcome, shapes
 from sdsl_jax.theory.serving import acceptance as alpha_of
 
 # Width of an attention head.
 _HEAD = 64
+_UNITS = {
+    "seconds": "s",
+    "cost": "in the unit of the price",
+    "bytes": "bytes",
+    "flops": "FLOPs",
+    "loss": "nats per token",
+}
+VARIABLES = {
+    "draft_params": "draft size",
+    "lookahead": "lookahead",
+    "batch": "batch",
+    "draft_tokens": "training tokens of the draft",
+    "aspect_ratio": "aspect ratio of the draft",
+    "target_params": "target size",
+}
+METRICS = {
+    "seconds_per_token": "seconds per token",
+    "cost_per_million_tokens": "cost per million tokens",
+    "latency_seconds": "latency of a request",
+    "first_token_seconds": "time to the first token",
+    "total_cost": "cost of training the draft and serving the volume",
+    "memory_bytes": "memory of a device",
+    "training_flops": "training FLOPs of the draft",
+    "training_cost": "training cost of the draft",
+    "draft_loss": "loss of the draft",
+    "target_loss": "loss of the target",
+}
+# By the path of a number within `Serving`.
+_QUANTITIES = {
+    "hardware.pass_seconds": "overhead per pass",
+    "hardware.layer_seconds": "overhead per layer",
+    "hardware.token_seconds": "overhead per token",
+    "hardware.matrix_seconds": "overhead per layer of several tokens",
+    "hardware.logit_seconds": "drawing per token and vocabulary entry",
+    "hardware.cache_slowdown": "speed of caches against weights",
+    "hardware.bytes_per_second": "memory bandwidth",
+    "hardware.flops_per_second": "arithmetic throughput",
+    "hardware.round_seconds": "overhead per round",
+    "hardware.link_bytes_per_second": "bandwidth between devices",
+    "hardware.link_seconds": "latency between devices",
+    "hardware.memory_bytes": "memory of a device",
+    "hardware.price_per_hour": "price of a device",
+    "loss_law.E": "irreducible loss E",
+    "loss_law.A": "scale A of size in the loss law",
+    "loss_law.B": "scale B of data in the loss law",
+    "loss_law.a": "exponent a of size in the loss law",
+    "loss_law.b": "exponent b of data in the loss law",
+    "loss_law.N_c": "scale N_c of size in the loss law",
+    "loss_law.D_c": "scale D_c of data in the loss law",
+    "loss_law.alpha_N": "exponent α_N of size in the loss law",
+    "loss_law.alpha_D": "exponent α_D of data in the loss law",
+    "acceptance_law.level": "level of the acceptance law",
+    "acceptance_law.slope": "slope of the acceptance law in the loss gap",
+    "acceptance_law.draft_slope": "slope of the acceptance law in the draft's loss",
+    "acceptance_law.target_slope": "slope of the acceptance law in the target",
+    "acceptance_law.A": "slope A of the acceptance law in the draft's perplexity",
+    "acceptance_law.B": "slope B of the acceptance law in the target's perplexity",
+    "acceptance_law.C": "constant C of the acceptance law",
+    "acceptance_law.scale": "scale of the acceptance law",
+    "acceptance_law.exponent": "exponent of draft size in the acceptance law",
+    "acceptance_law.target_exponent": "exponent of target size in the acceptance law",
+    "acceptance_law.params_slope": "slope of the acceptance law in draft size",
+    "acceptance_law.tokens_slope": "slope of the acceptance law in the draft's data",
+    "draft_family.aspect_ratio": "aspect ratio of the draft's family",
+    "draft_family.vocab_size": "vocabulary of the draft",
+    "draft_family.kv_share": "key-value share of the draft",
+    "draft_shape.params": "draft size outside embeddings",
+    "draft_shape.layers": "layers of the draft",
+    "draft_shape.width": "width of the draft",
+    "draft_shape.query_width": "width of the draft's queries",
+    "draft_shape.kv_width": "width of the draft's keys and values",
+    "draft_shape.vocab_size": "vocabulary of the draft",
+    "target_family.aspect_ratio": "aspect ratio of the target",
+    "target_family.vocab_size": "vocabulary of the target",
+    "target_family.kv_share": "key-value share of the target",
+    "target_tokens": "training tokens of the target",
+    "draft_params": "draft size outside embeddings",
+    "target_params": "target size outside embeddings",
+    "context": "context",
+    "prompt_tokens": "tokens of a prompt",
+    "new_tokens": "new tokens of a request",
+    "precision.weight_bytes": "bytes of a weight of the target",
+    "precision.cache_bytes": "bytes of a cache element of the target",
+    "draft_precision.weight_bytes": "bytes of a weight of the draft",
+    "draft_precision.cache_bytes": "bytes of a cache element of the draft",
+    "devices": "devices",
+    "draft_devices": "devices of the draft",
+    "aspect_penalty": "penalty on the draft's shape",
+    "volume_tokens": "tokens to be served",
+    "training_utilisation": "utilisation in training",
+    "prefill_share": "share of prefills here",
+}
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How the choice moves with one number that it depends on."""
+
+    quantity: str = described("the number, in words")
+    path: str = described("the number within `Serving`, or of the design")
+    elasticity: dict[str, float | None] = described(
+        "d ln of each variable / d ln of the number; null where the optimum is not isolated"
+    )
+    elasticity_of_objective: float | None = described("d(objective) / d ln of the number")
+    logarithms_per_standard_error: dict[str, float | None] | None = described(
+        "change of ln of each variable for one published standard error; null where none is published"
+    )
+
+
+def ranked_sensitivities(problem: ServingProblem, solved: Solved) -> list[Sensitivity] | None:
+    """Elasticities of all variables and of the objective by every number that either depends on,
+    what matters most first.
+
+    They are ranked by the largest elasticity among the variables, or by that of the objective where
+    all rest on bounds. None where no design keeps the constraints: there is no optimum to move.
+    """
+    if not bool(solved.feasible):
+        return None
+    program = problem.program
+    moves = sensitivities(program, problem.inputs, solved)
+    moves = jax.tree.map(np.asarray, of_stated_sizes(program, problem.inputs, solved, moves))
+    tables = {
+        name: _flat(moves.variables[name]) | _flat(moves.variables_fixed[name])
+        for name in program.variables
+    }
+    gains = _flat(moves.objective) | {
+        name: value
+        for name, value in _flat(moves.objective_fixed).items()
+        if name not in program.variables
+    }
+    # Nobody has 1% more embedding tables, a roofline of another corner, or more than all of the
+    # prefills.
+    fixed = ("embedding_tables", "sharpness", "prefill_share")
+    gains = {path: value for path, value in gains.items() if not path.endswith(fixed)}
+    on_bounds = bool(np.all(np.asarray(solved.at_lower) | np.asarray(solved.at_upper)))
+    errors = {
+        f"{kind}_law.{name}": error / abs(float(getattr(law, name)))
+        for kind, law in (("loss", problem.loss.law), ("acceptance", problem.acceptance.law))
+        for name, error in law.about.standard_error
+    }
+
+    def weight(path: str) -> float:
+        values = [gains[path]] if on_bounds else [table[path] for table in tables.values()]
+        return max(abs(v) if np.isfinite(v) else 0.0 for v in values)
+
+    def scaled(path: str, by: float) -> dict[str, float | None]:
+        return {name: _number(by * table[path]) for name, table in tables.items()}
+
+    return [
+        Sensitivity(
+            _QUANTITIES.get(path)
+            or VARIABLES.get(path)
+            or path.replace("_", " ").replace(".", ", "),
+            path,
+            scaled(path, 1.0),
+            _number(gains[path]),
+            scaled(path, errors[path]) if path in errors else None,
+        )
+        for path in sorted(gains, key=weight, reverse=True)
+        if weight(path) > 0 or abs(gains[path]) > 0
+    ]
+
+
+def _flat(tree: Any) -> dict[str, float]:
+    """Leaves by their dotted paths."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {"".join(str(part) for part in path).lstrip("."): float(value) for path, value in leaves}
+
+
+def _number(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 class Caveat(NamedTuple):
     """A warning.
 
     Attributes:
-      text: one sentence.
-      grave: whether it questions the answer as a whole.
+      text: One sentence.
+      critical: Whether it questions the answer as a whole.
     """
 
     text: str
-    grave: bool
+    critical: bool
 
 
-def caveats(problem: Problem, solved: Solved, whole: Solved, speculates: bool) -> list[Caveat]:
-    """All warnings about a solved problem and its optimum in whole numbers, the grave ones first."""
-    grave = [
-        *problem.misfits,
+def caveats(
+    problem: ServingProblem,
+    solved: Solved,
+    whole: Solved,
+    speculates: bool,
+    paying_target: Size | None,
+    cost_alone: float | None,
+) -> list[Caveat]:
+    """All warnings about an answer, the critical ones first.
+
+    Args:
+      problem: The problem that was solved.
+      solved: Its optimum.
+      whole: The optimum in whole numbers.
+      speculates: Whether the answer is to speculate.
+      paying_target: Target size from which speculation pays, where there is one.
+      cost_alone: Cost of serving the volume without a draft, where a price is known.
+    """
+    critical = [
+        *problem.memory_errors,
         *_of_the_constraints(problem, solved, whole),
         *_of_the_acceptance(solved),
         *unit_caveats(problem.loss, problem.acceptance, _stated(problem, solved.design)),
@@ -48,37 +237,42 @@ def caveats(problem: Problem, solved: Solved, whole: Solved, speculates: bool) -
         *_of_the_device(problem, solved.design),
         *_of_the_workload(problem, solved.outcome),
         *_of_the_names(problem),
+        *_of_the_break_even(problem, paying_target),
+        *_of_the_cost(problem, solved.outcome, cost_alone),
     ]
-    return [*(Caveat(text, True) for text in grave), *(Caveat(text, False) for text in others)]
+    return [Caveat(text, True) for text in critical] + [Caveat(text, False) for text in others]
 
 
-def _of_the_constraints(problem: Problem, solved: Solved, whole: Solved) -> list[str]:
-    """Which constraints no design keeps; that of memory is told by the misfits of the problem where nothing fits."""
+def _of_the_constraints(problem: ServingProblem, solved: Solved, whole: Solved) -> list[str]:
+    """Which constraints no design keeps. Of memory, the problem itself says why nothing fits."""
     if bool(solved.feasible):
         if bool(whole.feasible):
             return []
         return [
-            "no design of a whole lookahead and batch keeps all constraints, though one of broken numbers does"
+            "no design with an integer lookahead and batch satisfies every constraint; a fractional one does"
         ]
     limits = dict(zip(problem.program.constraints, np.asarray(problem.inputs.limits)))
-    over = [
-        name
+    over = {
+        name: float(getattr(solved.outcome, name))
         for name, limit in limits.items()
         if float(getattr(solved.outcome, name)) > float(limit) * (1 + 1e-6)
-        and not (problem.misfits and name == "memory_bytes")
-    ]
+        and not (problem.memory_errors and name == "memory_bytes")
+    }
     # Of several limits, each may be kept better at the expense of the others.
     best = " at best" if len(over) == 1 else " where all are broken least"
-    values = {name: float(getattr(solved.outcome, name)) for name in over}
     broken = [
-        f"{METRICS[name]} is {value:.3g}{best}, and may be {float(limits[name]):.3g} {unit_of(name)}"
-        for name, value in values.items()
+        f"{METRICS[name]} is {value:.3g}{best}, and may be {float(limits[name]):.3g} {_unit(name)}"
+        for name, value in over.items()
     ]
-    if problem.misfits and not broken:
+    if problem.memory_errors and not broken:
         return []
     return [
         "no design keeps all constraints: " + "; ".join(broken or ["they contradict each other"])
     ]
+
+
+def _unit(metric: str) -> str:
+    return next(unit for part, unit in _UNITS.items() if part in metric)
 
 
 def _of_the_acceptance(solved: Solved) -> list[str]:
@@ -90,155 +284,158 @@ def _of_the_acceptance(solved: Solved) -> list[str]:
     ]
 
 
-def _stated(problem: Problem, design: Design) -> dict[str, dict[str, float]]:
+def _stated(problem: ServingProblem, design: Design) -> dict[str, dict[str, float]]:
     """Parameters, in the count of the loss law, and training tokens of draft and target."""
     tokens = {"draft": design.draft_tokens, "target": problem.inputs.serving.target_tokens}
     return {
-        role: {
-            "params": float(
-                problem.stated_size(
-                    getattr(design, f"{role}_params"), role, float(design.aspect_ratio)
-                )
-            ),
-            "tokens": float(tokens[role]),
-        }
-        for role in tokens
+        role: {"params": problem.sizes.stated(design, f"{role}_params"), "tokens": float(count)}
+        for role, count in tokens.items()
     }
 
 
-def _of_the_optimum(problem: Problem, solved: Solved, speculates: bool) -> list[str]:
-    if problem.misfits or not bool(solved.feasible):
+def _of_the_optimum(problem: ServingProblem, solved: Solved, speculates: bool) -> list[str]:
+    if problem.memory_errors or not bool(solved.feasible):
         # Where no design keeps the limits there is no optimum to be rough, or to rest on a bound.
         return []
-    program, found = problem.program, []
+    texts = []
     alpha = float(solved.outcome.acceptance)
     if alpha <= 0:
-        found.append(
+        texts.append(
             f"the acceptance law gives α = {alpha:.2f} ≤ 0: none of the draft's tokens would be accepted"
         )
     for name, low, high in zip(
-        program.variables, np.asarray(solved.at_lower), np.asarray(solved.at_upper)
+        problem.program.variables, np.asarray(solved.at_lower), np.asarray(solved.at_upper)
     ):
         # Without speculation a lookahead of 1 is the least bad of all, and said to be so.
         if (low or high) and (speculates or name != "lookahead"):
-            value = float(getattr(solved.design, name))
-            shown = short_count(
-                problem.stated_size(value, name.split("_")[0])
-                if name in ("draft_params", "target_params")
-                else value
-            )
-            found.append(
+            shown = short_count(problem.sizes.stated(solved.design, name))
+            texts.append(
                 f"the optimum rests on the {'smallest' if low else 'largest'} {VARIABLES[name]} considered, {shown}: "
                 f"nothing holds it there but the bound of [variables] {name}"
             )
     if float(solved.starts_agreeing) < 0.25:
-        found.append(
+        texts.append(
             f"only {float(solved.starts_agreeing):.0%} of the starts found this optimum; raise optimizer.starts or steps"
         )
     if float(solved.kkt_residual) > 1e-4:
-        found.append(
+        texts.append(
             f"the optimiser has not converged (residual of the optimality conditions {float(solved.kkt_residual):.1g}); raise "
             "optimizer.steps or rounds"
         )
-    if "aspect_ratio" in program.variables:
-        found.append(
+    if "aspect_ratio" in problem.program.variables:
+        texts.append(
             "the acceptance law does not know depth: all that a shape costs is the penalty on its loss, "
             f"{problem.config.aspect_penalty:.2g}·ln²(aspect ratio/{problem.config.draft.aspect_ratio:g}), least at the ratio of "
             "[draft] by assumption; Kaplan et al. (2001.08361, Fig. 5) find (6 layers, 4288 wide) within 3% of (48, 1600): "
             "0.0056 from a ratio of 64"
         )
-    return found
+    return texts
 
 
-def _of_the_laws(problem: Problem, design: Design, given: Outcome) -> list[str]:
+def _of_the_laws(problem: ServingProblem, design: Design, gives: Outcome) -> list[str]:
     stated = _stated(problem, design)
     spread = None
-    if not problem.config.draft.acceptance and float(given.acceptance) < 1:
+    if not problem.config.draft.acceptance and float(gives.acceptance) < 1:
         larger = min(100 * float(design.draft_params), float(design.target_params))
-        serving = problem.inputs.serving._replace(draft_shape=None)
-        alpha = float(alpha_of(serving, design._replace(draft_params=larger)))
-        of_larger = problem.stated_size(larger, "draft", float(design.aspect_ratio))
-        spread = AlphaRange(stated["draft"]["params"], float(given.acceptance), of_larger, alpha)
-    losses = {"draft_loss": float(given.draft_loss), "target_loss": float(given.target_loss)}
+        other = design._replace(draft_params=larger)
+        alpha = float(alpha_of(problem.inputs.serving._replace(draft_shape=None), other))
+        spread = AlphaRange(
+            stated["draft"]["params"],
+            float(gives.acceptance),
+            problem.sizes.stated(other, "draft_params"),
+            alpha,
+        )
+    losses = {"draft_loss": float(gives.draft_loss), "target_loss": float(gives.target_loss)}
     return law_caveats(problem.loss, problem.acceptance, stated, losses, spread)
 
 
-def of_break_even(problem: Problem, even: dict[str, Any] | None) -> list[str]:
-    """Of the target size from which speculation pays, where the laws were not fitted on its like."""
-    if even is None or even["target_params"] is None:
+def _of_the_break_even(problem: ServingProblem, size: Size | None) -> list[str]:
+    """On the target size from which speculation pays, where the laws were not fitted on its like."""
+    if size is None:
         return []
-    size = float(even["target_params"][problem.counted])
+    params = float(getattr(size, problem.sizes.counted))
     tokens = float(problem.inputs.serving.target_tokens)
-    outside = {
-        "loss": bool(problem.loss.law.about.outside(params=size, tokens=tokens)),
-        "acceptance": bool(problem.acceptance.law.about.outside(target_params=size)),
-    }
-    fitted = [
-        f"the {name} law was fitted on {valid_range(getattr(problem, name).law.about)}"
-        for name in outside
-        if outside[name]
-    ]
+    loss, acceptance = problem.loss.law.about, problem.acceptance.law.about
+    fitted = []
+    if bool(loss.outside(params=params, tokens=tokens)):
+        fitted.append(f"the loss law was fitted on {valid_range(loss)}")
+    if bool(acceptance.outside(target_params=params)):
+        fitted.append(f"the acceptance law was fitted on {valid_range(acceptance)}")
     if not fitted:
         return []
     return [
-        f"the target size from which speculation pays, {short_count(size)}, is extrapolated: {'; '.join(fitted)}"
+        f"the target size from which speculation pays, {short_count(params)}, is extrapolated: {'; '.join(fitted)}"
     ]
 
 
-def _of_the_device(problem: Problem, design: Design) -> list[str]:
-    file, c, found = problem.hardware, problem.config, []
+def _of_the_cost(problem: ServingProblem, gives: Outcome, alone: float | None) -> list[str]:
+    """Whether training the draft costs more than it saves."""
+    if "total_cost" not in problem.program.objective or alone is None:
+        return []
+    if float(gives.total_cost) <= alone:
+        return []
+    return [
+        f"training the draft costs {float(gives.training_cost):.3g}, more than speculation saves: serving the volume by the "
+        f"target alone costs {alone:.3g}, with the draft {float(gives.total_cost):.3g}"
+    ]
+
+
+def _of_the_device(problem: ServingProblem, design: Design) -> list[str]:
+    file, config = problem.hardware, problem.config
+    texts = []
     if not file.measured:
-        found.append(
+        texts.append(
             f"the overheads of {file.name} are assumed, not measured: small drafts depend on them, and sdsl calibrate measures "
             "yours"
         )
-    elif file.precision.weight_bytes != c.target.weight_bytes:
-        found.append(
+    elif file.precision.weight_bytes != config.target.weight_bytes:
+        texts.append(
             f"{file.name} was measured with weights of {float(file.precision.weight_bytes):g} bytes, and the target has "
-            f"{c.target.weight_bytes:g}"
+            f"{config.target.weight_bytes:g}"
         )
-    if c.hardware.devices > 1 and not np.isfinite(float(file.hardware.link_bytes_per_second)):
-        found.append(
+    if config.hardware.devices > 1 and not np.isfinite(float(file.hardware.link_bytes_per_second)):
+        texts.append(
             f"nothing is known about the links between devices of {file.name}: communication is taken as free"
         )
-    elif c.hardware.devices > 1 and not file.measured:
+    elif config.hardware.devices > 1 and not file.measured:
         latency = float(file.hardware.link_seconds)
-        found.append(
+        texts.append(
             f"the latency of links between devices of {file.name} is assumed, {1e6 * latency:g} µs a step of an all-reduce"
         )
     with jax.enable_x64(True):
         width = float(shapes(problem.inputs.serving, design)[0].width)
-    if width / _HEAD < c.draft_devices:
-        found.append(
-            f"a draft {width:.0f} wide has {max(1, int(width // _HEAD))} heads of {_HEAD}, fewer than its {c.draft_devices} "
+    if width / _HEAD < config.draft_devices:
+        texts.append(
+            f"a draft {width:.0f} wide has {max(1, int(width // _HEAD))} heads of {_HEAD}, fewer than its {config.draft_devices} "
             "devices: engines want whole heads on each"
         )
-    return found
+    return texts
 
 
-def _of_the_names(problem: Problem) -> list[str]:
+def _of_the_names(problem: ServingProblem) -> list[str]:
     """What the names of target and draft do not tell."""
-    config, found = problem.config, []
+    config = problem.config
+    texts: list[str] = []
     target, family = config.target.name, family_of_drafts(config.target.name)
     if target and family is None:
-        found.append(
+        texts.append(
             f"the tokenizer of {target} is not known here: whether a published model shares it is for you to check"
         )
-    named = named_draft(config, problem.counted)
+    named = named_draft(config, problem.sizes.counted)
     if named is None:
-        return found
+        return texts
     if is_head(named.name):
-        found.append(
+        texts.append(
             f"{named.name} is a drafting head and no model by itself: the laws know neither its acceptance nor its cost, and no "
             "settings here are for it"
         )
     elif named.size is None:
-        found.append(
+        texts.append(
             f"the size of {named.name} is not known, so that no lookahead can be given for it: give it as the only size of "
             "[draft] candidates"
         )
-    elif measured_with_another(config, named, problem.counted):
-        found.append(
+    elif measured_with_another(config, named, problem.sizes.counted):
+        texts.append(
             f"the acceptance was measured with a draft of {short_count(config.draft.candidates[0])}, and {named.name} is one of "
             f"{short_count(named.size)}: it has no lookahead here"
         )
@@ -246,26 +443,27 @@ def _of_the_names(problem: Problem) -> list[str]:
         known = (
             "another tokenizer than" if family else "a tokenizer that is not known to be that of"
         )
-        found.append(f"{named.name} has {known} {target}: engines need one that both share")
-    return found
+        texts.append(f"{named.name} has {known} {target}: engines need one that both share")
+    return texts
 
 
-def _of_the_workload(problem: Problem, given: Outcome) -> list[str]:
-    w, found, load = problem.config.workload, [], float(given.prefill_load)
+def _of_the_workload(problem: ServingProblem, gives: Outcome) -> list[str]:
+    w, load = problem.config.workload, float(gives.prefill_load)
+    texts = []
     if load > 0.5:
-        found.append(
+        texts.append(
             f"prefill takes {load:.0%} of the time, and limits S: with prompts read elsewhere it would be "
-            f"{float(given.decode_speedup):.2f} at this design"
+            f"{float(gives.decode_speedup):.2f} at this design"
         )
     if w.prompt > w.mean_context:
-        found.append(
+        texts.append(
             f"prompts of {w.prompt:g} tokens are longer than the mean context of {w.mean_context:g}, which holds the prompt and "
             "half of the new tokens"
         )
     asked = w.prompt_tokens + w.new_tokens / 2
     if w.context and w.prompt_tokens and w.prompt <= w.mean_context and w.context > 1.05 * asked:
-        found.append(
+        texts.append(
             f"the mean context of {w.context:g} is longer than prompts of {w.prompt_tokens:g} and half of {w.new_tokens:g} new "
             f"tokens make it, {asked:g}: one of them is wrong"
         )
-    return found
+    return texts

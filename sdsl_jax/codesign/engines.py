@@ -1,4 +1,5 @@
-"""What to tell a serving engine about a chosen draft and lookahead, ready to paste.
+"""What to tell a serving engine, ready to paste, and which draft that is: a name never stands with
+the lookahead of another draft.
 
 Checked in November 2026 against:
   vLLM: docs/features/speculative_decoding/draft_model.md of its main branch; drafting by a model of
@@ -17,9 +18,20 @@ from __future__ import annotations
 import functools
 import json
 import shlex
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
+from sdsl_jax.codesign.designs import Candidate, ComparedDraft, Comparison, SuggestedDraft, compare
+from sdsl_jax.codesign.drafts import published_draft
+from sdsl_jax.codesign.program import Solved
+from sdsl_jax.codesign.serving_problem import ServingProblem
+from sdsl_jax.config.codesign_problem import DraftConfig
+from sdsl_jax.counts import short_count
+from sdsl_jax.records.documents import described
+
+_Row = TypeVar("_Row", Candidate, SuggestedDraft)
 _DRAFT, _TARGET = "path/to/draft", "path/to/target"
+_LAYERS = "whole layers on devices, one after another"
 
 NOTES = (
     "vLLM and SGLang run the draft on all devices of the target, by tensor parallelism",
@@ -34,21 +46,75 @@ _ONE_ROW = (
 )
 
 
+@dataclass(frozen=True)
+class ServedDraft:
+    """The draft that engine settings are of, at its own best lookahead."""
+
+    name: str = described("name to be loaded; empty where the draft has none yet")
+    source: str = described(
+        '"named" by [draft] name, "published" with the tokenizer of the target, "candidate", or "to_train"'
+    )
+    total_params: float = described("size, embeddings included")
+    lookahead: int = described("drafts per round")
+    acceptance: float = described("α, the probability that a draft token is accepted")
+    speedup: float = described("S over the target alone")
+    within_constraints: bool = described("whether every constraint holds")
+    pays: bool = described("whether it keeps all limits and is faster than the target alone")
+    sentence: str = described("which draft it is, with its lookahead and speed-up")
+
+
+@dataclass(frozen=True)
+class VllmSettings:
+    """Settings of vLLM."""
+
+    speculative_config: dict[str, Any] = described("the value of --speculative-config")
+    command: str = described("command that starts the server")
+
+
+@dataclass(frozen=True)
+class SglangSettings:
+    """Settings of SGLang."""
+
+    command: str = described("command that starts the server")
+
+
+@dataclass(frozen=True)
+class TransformersSettings:
+    """Settings of Hugging Face Transformers."""
+
+    code: str = described("Python code that generates with the draft as assistant")
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Settings of three engines for one draft."""
+
+    vllm: VllmSettings = described("settings of vLLM")
+    sglang: SglangSettings = described("settings of SGLang")
+    hugging_face: TransformersSettings = described("settings of Transformers")
+    placement: dict[str, str] = described("where each engine puts the models, by engine")
+    notes: list[str] = described("what to know before pasting them, a sentence each")
+    draft: ServedDraft | None = described("the draft that they are of", default=None)
+    speedup_with_draft_on_all_devices: float | None = described(
+        "S of that draft where vLLM and SGLang run it", default=None
+    )
+
+
 def engine_settings(
     lookahead: int, devices: int, draft: str = "", target: str = "", batch: int = 1
-) -> dict[str, Any]:
+) -> EngineSettings:
     """Settings for three engines.
 
     Args:
-      lookahead: drafts per round, γ ≥ 1.
-      devices: of the target.
-      draft: path or name of the draft; a placeholder if empty.
-      target: path or name of the target; a placeholder if empty.
-      batch: rows that are decoded together.
+      lookahead: Drafts per round, γ ≥ 1.
+      devices: Devices of the target (its tensor-parallel size).
+      draft: Path or name of the draft; a placeholder if empty.
+      target: Path or name of the target; a placeholder if empty.
+      batch: Rows that are decoded together.
     """
     draft, target = draft or _DRAFT, target or _TARGET
-    # Names may hold blanks, quotes and $(...): the commands are quoted for a POSIX shell, and this
-    # for Python.
+    # Names may hold blanks, quotes and $(...): the commands are quoted for a POSIX shell, and the
+    # code for Python.
     in_python = functools.partial(json.dumps, ensure_ascii=False)
     vllm = {
         "method": "draft_model",
@@ -57,19 +123,20 @@ def engine_settings(
         "draft_tensor_parallel_size": devices,
         "draft_sample_method": "probabilistic",
     }
-    return {
-        "vllm": {
-            "speculative_config": vllm,
-            "command": f"vllm serve {shlex.quote(target)} --tensor-parallel-size {devices} --speculative-config "
+    together = f"draft and target on all {devices} devices, tensor parallel"
+    return EngineSettings(
+        vllm=VllmSettings(
+            vllm,
+            f"vllm serve {shlex.quote(target)} --tensor-parallel-size {devices} --speculative-config "
             f"{shlex.quote(json.dumps(vllm))}",
-        },
-        "sglang": {
-            "command": f"python3 -m sglang.launch_server --model-path {shlex.quote(target)} --tp-size {devices} "
+        ),
+        sglang=SglangSettings(
+            f"python3 -m sglang.launch_server --model-path {shlex.quote(target)} --tp-size {devices} "
             f"--speculative-algorithm STANDALONE --speculative-draft-model-path {shlex.quote(draft)} "
-            f"--speculative-num-steps {lookahead} --speculative-eagle-topk 1 --speculative-num-draft-tokens {lookahead + 1}",
-        },
-        "hugging_face": {
-            "code": "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+            f"--speculative-num-steps {lookahead} --speculative-eagle-topk 1 --speculative-num-draft-tokens {lookahead + 1}"
+        ),
+        hugging_face=TransformersSettings(
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
             f"tokenizer = AutoTokenizer.from_pretrained({in_python(target)})\n"
             f'target = AutoModelForCausalLM.from_pretrained({in_python(target)}, dtype="auto", device_map="auto")\n'
             f'draft = AutoModelForCausalLM.from_pretrained({in_python(draft)}, dtype="auto", device_map="auto")\n'
@@ -77,16 +144,122 @@ def engine_settings(
             f"draft.generation_config.num_assistant_tokens = {lookahead}\n"
             'draft.generation_config.num_assistant_tokens_schedule = "constant"\n'
             "draft.generation_config.assistant_confidence_threshold = 0.0\n"
-            "target.generate(**inputs, assistant_model=draft, do_sample=True)",
-        },
-        "placement": {
-            "vllm": f"draft and target on all {devices} devices, tensor parallel",
-            "sglang": f"draft and target on all {devices} devices, tensor parallel",
-            "hugging_face": "whole layers on devices, one after another",
-        },
-        "notes": [
+            "target.generate(**inputs, assistant_model=draft, do_sample=True)"
+        ),
+        placement={"vllm": together, "sglang": together, "hugging_face": _LAYERS},
+        notes=[
             *NOTES,
             *([_BY_LAYERS] if devices > 1 else []),
             *([_ONE_ROW.format(batch)] if batch > 1 else []),
         ],
-    }
+    )
+
+
+def settings_of_best_draft(
+    problem: ServingProblem, solved: Solved, whole: Solved, comparison: Comparison
+) -> EngineSettings:
+    """Settings of engines for the draft to serve with, judged where the engines put it: on all
+    devices of the target.
+
+    Args:
+      problem: The problem that was solved.
+      solved: Its optimum.
+      whole: The optimum in whole numbers.
+      comparison: The drafts that were compared, where the problem puts them.
+    """
+    config, serving = problem.config, problem.inputs.serving
+    if config.draft_devices == config.hardware.devices:
+        # The answer's own lookahead and speed-up, to the last digit.
+        optimum = replace(
+            comparison.optimum,
+            lookahead=round(float(whole.design.lookahead)),
+            acceptance=float(whole.outcome.acceptance),
+            speedup=float(whole.outcome.speedup),
+            within_constraints=bool(whole.feasible),
+        )
+    else:
+        problem = replace(
+            problem,
+            config=replace(config, draft=replace(config.draft, devices=None)),
+            inputs=problem.inputs._replace(serving=serving._replace(draft_devices=serving.devices)),
+        )
+        comparison = compare(problem, solved, whole.design)
+        optimum = comparison.optimum
+    served = served_draft(config.draft, comparison, optimum)
+    devices = config.hardware.devices
+    batch = round(float(whole.design.batch))
+    settings = engine_settings(served.lookahead, devices, served.name, config.target.name, batch)
+    return replace(
+        settings,
+        draft=served,
+        notes=settings.notes + notes_of(served.name, devices),
+        speedup_with_draft_on_all_devices=served.speedup,
+    )
+
+
+def served_draft(draft: DraftConfig, comparison: Comparison, optimum: ComparedDraft) -> ServedDraft:
+    """The named draft; else the best published one with the target's tokenizer, the best candidate,
+    or the optimum, if it pays.
+
+    Args:
+      draft: The draft that was asked about.
+      comparison: The drafts, where the engines put them.
+      optimum: The optimum's own draft, where the engines put it.
+    """
+    if comparison.named is not None:
+        return _served(draft.name, "named", comparison.named)
+    shared = [row for row in comparison.published if row.tokenizer == "shared"]
+    # Where an acceptance was measured, it is the candidate's, whatever its name.
+    if not draft.acceptance:
+        best = _best([row for row in shared if row.divides_among_devices])
+        if best is not None:
+            return _served(best.name, "published", best)
+    candidate = _best(comparison.candidates)
+    if candidate is None:
+        return _served("", "to_train", optimum)
+    loadable = candidate.published in {row.name for row in shared}
+    return _served((candidate.published or "") if loadable else "", "candidate", candidate)
+
+
+def notes_of(name: str, devices: int) -> list[str]:
+    """What stands in the way of engines that are to run a published model as the draft."""
+    model = published_draft(name) if name else None
+    if model is None:
+        return []
+    notes = []
+    if model.heads % devices:
+        notes.append(
+            f"{name} has {model.heads} query heads, which {devices} devices cannot share evenly: engines refuse it"
+        )
+    if model.padded:
+        notes.append(
+            f"{name} has a vocabulary of {model.vocab_size:,} rows and larger models of its family pad theirs further: "
+            "vLLM compares the two, so pad the draft's embedding first"
+        )
+    return notes
+
+
+def _best(rows: list[_Row]) -> _Row | None:
+    paying = [row for row in rows if row.within_constraints and row.speedup > 1]
+    return min(paying, key=lambda row: row.objective_loss, default=None)
+
+
+def _served(name: str, source: str, row: ComparedDraft) -> ServedDraft:
+    size = row.total_params if isinstance(row, SuggestedDraft) else row.draft_params.total
+    pays = row.within_constraints and row.speedup > 1
+    shown = short_count(size)
+    who = {
+        "named": f"{name} ({shown})",
+        "published": f"{name} ({shown}), the best published draft with the tokenizer of the target",
+        "candidate": f"your candidate of {shown}" + (f", {name}" if name else ""),
+        "to_train": f"a draft of {shown} that is yet to be trained",
+    }[source]
+    gain = f"its best lookahead is γ = {row.lookahead}, {row.speedup:.2f} times as fast as the target alone"
+    if not row.within_constraints:
+        sentence = f"no settings for {who}: it breaks a limit at every lookahead"
+    elif pays:
+        sentence = f"settings for {who}: {gain}"
+    else:
+        sentence = f"no settings for {who}: {gain}, so do not speculate with it"
+    numbers = row.lookahead, row.acceptance, row.speedup, row.within_constraints
+    return ServedDraft(name, source, size, *numbers, pays, sentence)

@@ -1,15 +1,16 @@
-"""What would make a problem feasible that has no feasible design: flags and their values, found by evaluating designs."""
+"""Changes that would make an infeasible problem feasible, as flags and values, found by evaluating designs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from sdsl_jax.codesign.evaluate import Evaluated, evaluate, whole_lookaheads
-from sdsl_jax.codesign.serving_problem import Problem
+from sdsl_jax.codesign.designs import Evaluated, evaluate, whole_lookaheads
+from sdsl_jax.codesign.serving_problem import ServingProblem
+from sdsl_jax.records.documents import described
 from sdsl_jax.theory.serving import Design
 
 # Sizes of drafts and batches that are tried where they are variables.
@@ -22,60 +23,68 @@ _FLAGS = {
 }
 
 
-def remedies(problem: Problem, design: Design) -> list[dict[str, Any]]:
-    """Each change that is enough by itself: its flags as text, and its values by key of the problem
-    file.
+@dataclass(frozen=True)
+class Remedy:
+    """One change that makes an infeasible problem feasible by itself."""
+
+    flags: str = described("the flags to give")
+    values: dict[str, float] = described("the values to set, by key of the problem file")
+
+
+def remedies(problem: ServingProblem, design: Design) -> list[Remedy]:
+    """Each change that is enough by itself.
 
     Devices double until some draft, lookahead and batch keep every limit; a batch is the largest
     below the given one that does; a limit is the least that can be kept beside the others. Limits
     that help only together are one change. What is no variable is as in the design.
 
     Args:
-      problem: without a feasible design.
-      design: that breaks its limits least.
+      problem: A problem without a feasible design.
+      design: The design that breaks its limits least.
     """
     config = problem.config
-    found: list[dict[str, float]] = []
+    changes: list[dict[str, float]] = []
     devices, apart = config.hardware.devices, config.draft.devices
-    if config.draft_devices < devices and _keeps(problem, design, devices, devices):
-        found.append({"draft.devices": devices})
+    if config.draft_devices < devices and _any_allowed(problem, design, devices, devices):
+        changes.append({"draft.devices": devices})
     doubled = [2**k for k in range(int(math.log2(devices)) + 1, int(math.log2(_MOST_DEVICES)) + 1)]
     # A draft that was put on some of the devices stays there if that will do, and else goes to all
     # of them.
     placements = [(n, d) for n in doubled for d in dict.fromkeys((apart or n, n))]
-    more = next((place for place in placements if _keeps(problem, design, *place)), None)
+    more = next((place for place in placements if _any_allowed(problem, design, *place)), None)
     if more is not None:
         moved = {} if apart in (None, more[1]) else {"draft.devices": more[1]}
-        found.append({"hardware.devices": more[0], **moved})
+        changes.append({"hardware.devices": more[0], **moved})
     if "batch" not in problem.program.variables:
-        asked = int(config.workload.batch)
         batch = _largest(
-            lambda rows: _keeps(problem, design, devices, config.draft_devices, rows), asked
+            lambda rows: _any_allowed(problem, design, devices, config.draft_devices, rows),
+            int(config.workload.batch),
         )
-        found += [{"workload.batch": batch}] if batch else []
-    found += _limits(problem, _designs(problem, design, devices, config.draft_devices))
-    return [
-        {"flags": " ".join(_flag(*pair) for pair in change.items()), "values": change}
-        for change in found
-    ]
+        changes += [{"workload.batch": batch}] if batch else []
+    changes += _limits(problem, _designs(problem, design, devices, config.draft_devices))
+    return [Remedy(" ".join(_flag(*pair) for pair in each.items()), each) for each in changes]
 
 
-def keeps_limits(problem: Problem, design: Design) -> bool:
-    """Whether some draft, whole lookahead and batch keep every limit; what is no variable is as in the design."""
-    return _keeps(problem, design, problem.devices, problem.config.draft_devices)
+def keeps_limits(problem: ServingProblem, design: Design) -> bool:
+    """Whether some draft, whole lookahead and batch keep every limit; what is no variable is as in
+    the design."""
+    config = problem.config
+    return _any_allowed(problem, design, config.hardware.devices, config.draft_devices)
 
 
 def _flag(key: str, value: float) -> str:
     section, name = key.split(".")
-    return (
-        f"--constraint {name}={value:.3g}"
-        if section == "constraints"
-        else f"{_FLAGS[key]} {value:g}"
-    )
+    if section == "constraints":
+        return f"--constraint {name}={value:.3g}"
+    return f"{_FLAGS[key]} {value:g}"
 
 
 def _designs(
-    problem: Problem, design: Design, devices: int, draft_devices: int, batch: float | None = None
+    problem: ServingProblem,
+    design: Design,
+    devices: int,
+    draft_devices: int,
+    batch: float | None = None,
 ) -> Evaluated:
     """Drafts, whole lookaheads and batches on so many devices; leaves [sizes, lookaheads, batches]."""
     inputs = problem.inputs
@@ -86,56 +95,54 @@ def _designs(
         low, high = (float(getattr(end, name)) for end in (inputs.lower, inputs.upper))
         return np.geomspace(low, high, count)
 
-    rows = (
-        np.unique(np.floor(values("batch", _BATCHES)))
-        if batch is None
-        else np.asarray([float(batch)])
-    )
+    free = np.unique(np.floor(values("batch", _BATCHES)))
+    rows = free if batch is None else np.asarray([float(batch)])
     grid = design._replace(
         draft_params=values("draft_params", _SIZES)[:, None, None],
         lookahead=whole_lookaheads(problem.program, inputs)[None, :, None],
         batch=rows[None, None, :],
     )
     serving = inputs.serving._replace(devices=float(devices), draft_devices=float(draft_devices))
-    return evaluate(problem.program, inputs, serving, grid)
+    return evaluate(problem.program, inputs, grid, serving)
 
 
-def _keeps(
-    problem: Problem, design: Design, devices: int, draft_devices: int, batch: float | None = None
+def _any_allowed(
+    problem: ServingProblem,
+    design: Design,
+    devices: int,
+    draft_devices: int,
+    batch: float | None = None,
 ) -> bool:
     """Whether one of the designs keeps every limit."""
     return bool(np.asarray(_designs(problem, design, devices, draft_devices, batch).allowed).any())
 
 
-def _limits(problem: Problem, designs: Evaluated) -> list[dict[str, float]]:
-    """For each limit but that of memory, which no flag moves, the least value that can be kept
-    beside all other limits.
+def _limits(problem: ServingProblem, designs: Evaluated) -> list[dict[str, float]]:
+    """For each limit, the least value that can be kept beside all other limits; memory has no flag.
 
     Where several must move, their values at the design with the smallest product of factors by
     which it exceeds them.
     """
-    names, limits = problem.program.constraints, np.asarray(problem.inputs.limits)
-    values = {name: np.asarray(getattr(designs.outcome, name)) for name in names}
-    found = []
-    for name, limit in zip(names, limits):
-        others = [values[n] <= most for n, most in zip(names, limits) if n != name]
-        kept = values[name][np.all(others, axis=0)] if others else values[name].ravel()
-        if name != "memory_bytes" and kept.size and kept.min() > limit:
-            found.append({f"constraints.{name}": _rounded_up(float(kept.min()))})
-    fits = np.all(
-        [values[n] <= most for n, most in zip(names, limits) if n == "memory_bytes"], axis=0
-    )
-    if found or not names or not np.any(fits):
-        return found
-    excess = np.prod(
-        [np.maximum(values[name] / limit, 1) for name, limit in zip(names, limits)], axis=0
-    )
+    limits = dict(zip(problem.program.constraints, np.asarray(problem.inputs.limits)))
+    values = {name: np.asarray(getattr(designs.outcome, name)) for name in limits}
+    every = np.ones(designs.excess.shape, bool)
+    changes = []
+    for name in limits:
+        others = every.copy()
+        for other, limit in limits.items():
+            others &= (other == name) | (values[other] <= limit)
+        kept = values[name][others]
+        if name != "memory_bytes" and kept.size and kept.min() > limits[name]:
+            changes.append({f"constraints.{name}": _rounded_up(float(kept.min()))})
+    fits = values["memory_bytes"] <= limits["memory_bytes"] if "memory_bytes" in limits else every
+    if changes or not limits or not fits.any():
+        return changes
+    excess = np.prod([np.maximum(values[n] / limit, 1) for n, limit in limits.items()], axis=0)
     least = np.unravel_index(np.argmin(np.where(fits, excess, np.inf)), excess.shape)
-    moved = {name: float(values[name][least]) for name in names}
     together = {
-        f"constraints.{name}": _rounded_up(moved[name])
-        for name, limit in zip(names, limits)
-        if moved[name] > limit
+        f"constraints.{name}": _rounded_up(float(values[name][least]))
+        for name, limit in limits.items()
+        if float(values[name][least]) > limit
     }
     return [together] if together else []
 
@@ -147,7 +154,8 @@ def _rounded_up(value: float) -> float:
 
 
 def _largest(keeps: Callable[[int], bool], too_large: int) -> int | None:
-    """The largest whole number below one that is too large; None if 1 is too large already. Limits are taken to rise with it."""
+    """The largest whole number below one that is too large, assuming that limits rise with it; None
+    if 1 is too large already."""
     if too_large <= 1 or not keeps(1):
         return None
     low, high = 1, too_large

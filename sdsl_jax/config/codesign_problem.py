@@ -8,15 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from sdsl_jax.config.shape_penalty import LARGEST_REFERENCE, kaplan_penalty
 from sdsl_jax.config.toml import from_dict, from_file
-from sdsl_jax.counts import LARGEST, Count, require_plausible
-from sdsl_jax.errors import require
+from sdsl_jax.counts import (
+    LARGEST,
+    Count,
+    parse_count,
+    parse_share,
+    parse_size,
+    parse_sizes,
+    require_plausible,
+)
+from sdsl_jax.errors import SdslError, require
 from sdsl_jax.ranges import share_hint
 from sdsl_jax.user_files import read_toml
 
@@ -358,6 +368,188 @@ class ProblemConfig:
             return self.laws.aspect_penalty
         reference = self.draft.aspect_ratio
         return kaplan_penalty(reference) if reference <= LARGEST_REFERENCE else 0.0
+
+
+def _count(value: Any, flag: str) -> float:
+    return parse_count(value, flag) if isinstance(value, str) else value
+
+
+def _size(value: Any, flag: str) -> float:
+    return parse_size(value, flag) if isinstance(value, str) else value
+
+
+def _sizes(value: Any, flag: str) -> list[float]:
+    return parse_sizes(value, flag) if isinstance(value, str) else [_size(v, flag) for v in value]
+
+
+def _share(value: Any, flag: str) -> float:
+    share = parse_share(value, flag) if isinstance(value, str) else value
+    require(
+        0 < share < 1, f"the acceptance is {share:g}; it must lie in (0, 1){share_hint(share)}."
+    )
+    return share
+
+
+def _pairs(otherwise: float | None, values: Any, flag: str) -> dict[str, float]:
+    """METRIC=NUMBER, each once; without a number where there is one to fall back on."""
+    if isinstance(values, Mapping):
+        values = [f"{name}={value!r}" for name, value in values.items()]
+    pairs: dict[str, float] = {}
+    for text in values.split(",") if isinstance(values, str) else values:
+        name, mark, number = (part.strip() for part in text.partition("="))
+        if not name:
+            continue
+        name = name.replace("-", "_")
+        require(name not in pairs, f"{flag} names {name} twice; it may be named once.")
+        try:
+            pairs[name] = float(number) if mark else float(otherwise)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            raise SdslError(f"{flag} is {text!r}; it must be of the form METRIC=NUMBER.") from None
+        require(
+            pairs[name] > 0, f"{flag} gives {name} the value {pairs[name]:g}; it must be positive."
+        )
+    return pairs
+
+
+def _weights(values: Any, flag: str) -> dict[str, float]:
+    return _pairs(1.0, values, flag)
+
+
+def _limits(values: Any, flag: str) -> dict[str, float]:
+    return _pairs(None, values, flag)
+
+
+def _as_it_is(value: Any, flag: str) -> Any:
+    return value
+
+
+def _flag(keys: str, read: Callable[[Any, str], Any] = _as_it_is) -> Any:
+    """A flag: the keys of the problem file that it sets, and how its value is read."""
+    return field(default=None, metadata={"keys": keys, "read": read})
+
+
+def _shown(metavar: str, constructor: Any = None) -> Any:
+    """How the command line shows a flag, and as what it takes its value."""
+    if constructor is None:
+        return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="", constructor=constructor)
+
+
+# Values of flags that also take text, such as 70B or 80%, which is all that a command line gives.
+_Number = Annotated[float | None, _shown("X")]
+_WholeNumber = Annotated[int | None, _shown("X")]
+_CountText = Annotated[float | str | None, _shown("COUNT", str)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemFlags:
+    """A co-design problem by the flags of `sdsl codesign`.
+
+    Counts may be numbers or strings such as "70B". Sizes are in the count of the loss law (total
+    parameters, for the published laws but Kaplan's).
+
+    Attributes:
+      file: The problem as TOML, with the sections [target], [draft], [hardware], [workload],
+        [laws], [objective], [constraints], [variables] and [optimizer]; flags override it.
+      target_params: Size of the target.
+      target_name: Name of the target, such as Qwen/Qwen3-32B: for engine settings, and to find
+        published drafts with its tokenizer.
+      target_tokens: Training tokens of the target; 15T if left out.
+      draft_tokens: Training tokens of the draft; 1T if left out.
+      hardware: a100, h100, h200, v5e, v6e, or the file of a device; h100 if left out.
+      devices: Devices that share the target (tensor-parallel size); 1 if left out.
+      draft_devices: Devices that share the draft (draft tensor-parallel size); all of the target's
+        if left out, as vLLM and SGLang run it.
+      batch: Sequences decoded together (max_num_seqs); 1 if left out.
+      context: Mean positions in the KV cache of a sequence; from the prompt, or 2048, if left out.
+      prompt_tokens: Tokens of a prompt; from the context if left out.
+      new_tokens: Tokens generated for a request (max_new_tokens); 256 if left out.
+      prefill: Where prompts are read: by the devices that decode, here (default), or by others,
+        elsewhere (disaggregated prefill).
+      candidates: Draft sizes to compare.
+      acceptance: Acceptance probability α, measured with the one candidate; replaces the law.
+      objective: Metrics to minimise, with weights: seconds_per_token (default),
+        cost_per_million_tokens, latency_seconds, ...
+      constraint: A metric and the most it may be, such as latency_seconds=2; may be repeated.
+      variables: What to choose: draft_params,lookahead (default; lookahead is vLLM's
+        num_speculative_tokens), batch, draft_tokens, aspect_ratio, target_params.
+      price_per_hour: Price of a device per hour, in any currency; needed by objectives and
+        constraints in money.
+      volume_tokens: Tokens to serve with the draft; 1T if left out.
+      loss_law: besiroglu (default), hoffmann, hoffmann_unrounded, muennighoff, kaplan, or the JSON
+        of a fit.
+      acceptance_law: paper (default), or the JSON of a fit; FILE.json#NAME for one of several laws.
+      weight_bytes: Bytes per weight of the target; 2 if left out.
+      draft_weight_bytes: Bytes per weight of the draft; 2 if left out.
+      cache_bytes: Bytes per element of both KV caches; 2 if left out.
+      vocab_size: Vocabulary size of both; 128000 if left out.
+      aspect_ratio: Width over layers of the target; 100 if left out.
+      draft_aspect_ratio: Width over layers of the draft; 64 if left out.
+      kv_share: Key-value width over width of the target (grouped-query attention); 0.125 if left
+        out.
+    """
+
+    file: Annotated[Path | None, tyro.conf.Positional, _shown("[FILE.toml]")] = None
+    target_params: _CountText = _flag("target.params", _size)
+    target_name: Annotated[str | None, _shown("NAME", str)] = _flag("target.name")
+    target_tokens: _CountText = _flag("target.tokens", _size)
+    draft_tokens: _CountText = _flag("draft.tokens", _size)
+    hardware: Annotated[str | None, _shown("NAME|FILE.toml", str)] = _flag("hardware.name")
+    devices: _WholeNumber = _flag("hardware.devices")
+    draft_devices: _WholeNumber = _flag("draft.devices")
+    batch: _Number = _flag("workload.batch")
+    context: _CountText = _flag("workload.context", _count)
+    prompt_tokens: _CountText = _flag("workload.prompt_tokens", _count)
+    new_tokens: _CountText = _flag("workload.new_tokens", _count)
+    prefill: Annotated[str | None, _shown("here|elsewhere", str)] = _flag("workload.prefill")
+    candidates: Annotated[Sequence[float | str] | str | None, _shown("COUNT[,COUNT...]", str)] = (
+        _flag("draft.candidates", _sizes)
+    )
+    acceptance: Annotated[float | str | None, _shown("ALPHA", str)] = _flag(
+        "draft.acceptance", _share
+    )
+    objective: Annotated[Mapping[str, float] | str | None, _shown("METRIC[=WEIGHT],...", str)] = (
+        _flag("objective", _weights)
+    )
+    constraint: Annotated[
+        Mapping[str, float] | Sequence[str],
+        tyro.conf.UseAppendAction,
+        _shown("METRIC=LIMIT", tuple[str, ...]),
+    ] = field(default=(), metadata={"keys": "constraints", "read": _limits})
+    variables: Annotated[Sequence[str] | str | None, _shown("NAME,...", str)] = None
+    price_per_hour: _Number = _flag("hardware.price_per_hour")
+    volume_tokens: _CountText = _flag("workload.volume_tokens", _count)
+    loss_law: Annotated[str | None, _shown("NAME|FILE.json", str)] = _flag("laws.loss")
+    acceptance_law: Annotated[str | None, _shown("NAME|FILE.json[#NAME]", str)] = _flag(
+        "laws.acceptance"
+    )
+    weight_bytes: _Number = _flag("target.weight_bytes")
+    draft_weight_bytes: _Number = _flag("draft.weight_bytes")
+    cache_bytes: _Number = _flag("target.cache_bytes draft.cache_bytes")
+    vocab_size: _CountText = _flag("target.vocab_size", _count)
+    aspect_ratio: _Number = _flag("target.aspect_ratio")
+    draft_aspect_ratio: _Number = _flag("draft.aspect_ratio")
+    kv_share: _Number = _flag("target.kv_share")
+
+    def config(self) -> ProblemConfig:
+        """The settings of the problem.
+
+        Raises:
+          SdslError: the file cannot be read or parsed, or a value is not allowed.
+        """
+        changes: dict[str, dict[str, Any]] = {}
+        for f in dataclasses.fields(ProblemFlags):
+            value = getattr(self, f.name)
+            if "keys" not in f.metadata or value in (None, "", (), [], {}):
+                continue
+            value = f.metadata["read"](value, f"--{f.name.replace('_', '-')}")
+            for dotted in f.metadata["keys"].split():
+                section, _, key = dotted.partition(".")
+                changes.setdefault(section, {}).update({key: value} if key else value)
+        names = self.variables or ()
+        names = names.split(",") if isinstance(names, str) else names
+        wanted = [name.strip().replace("-", "_") for name in names if name.strip()]
+        return load_problem(self.file, changes, wanted)
 
 
 def load_problem(

@@ -2,17 +2,14 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 
-from sdsl_jax.cli.codesign_report import _paying_batches, _verdict
+from sdsl_jax.codesign.answer import Answer, PayingRegion
+from sdsl_jax.codesign.serving_problem import Size
+from sdsl_jax.records.documents import schema_of
 
-KEYS = {
-    "speculate", "variables", "objective", "speedup", "acceptance", "tokens_per_round", "lookahead", "cost_breakdown",
-    "tokens_per_second", "latency_seconds", "memory", "cost_per_million_tokens", "binding_constraints", "kkt_residual",
-    "interval_90", "sensitivities", "rounded", "pareto", "break_even", "candidates", "engine_settings", "nearest_published",
-    "warnings",
-}  # fmt: skip
 OPTIMIZER = "[optimizer]\nstarts = 4\nsteps = 60\nrounds = 6\n"
 
 
@@ -39,12 +36,27 @@ ON_FOUR = (
 LIMIT = ("--constraint", "latency_seconds=9")
 
 
+def assert_described(values, schema):
+    """Every key of a document is in its schema with its meaning, and the other way round."""
+    if isinstance(values, list):
+        for each in values:
+            assert_described(each, schema)
+    elif isinstance(values, dict) and values.keys() & schema.keys():
+        assert values.keys() == schema.keys()
+        for key, entry in schema.items():
+            assert entry["description"], key
+            if "keys" in entry:
+                assert_described(values[key], entry["keys"])
+    elif isinstance(values, dict):
+        assert_described(list(values.values()), schema)
+
+
 @pytest.mark.slow
 def test_fields_and_what_they_hold(sdsl):
     status, out, _ = sdsl(*ON_FOUR, *LIMIT, "--candidates", "125M,1.3B", "--json")
     assert status == 0
     found = json.loads(out)
-    assert set(found) >= KEYS
+    assert_described(found, schema_of(Answer))
     assert found["speculate"] is True
     assert found["kkt_residual"] < 1e-6
     assert found["binding_constraints"] == []
@@ -69,6 +81,11 @@ def test_fields_and_what_they_hold(sdsl):
     )
     assert (found["memory"]["fits"], found["memory"]["smallest_devices"]) == (True, 4)
     assert found["rounded"]["lookahead"] == 5
+    rounded = found["rounded"]
+    size = 12 * rounded["draft_layers"] * rounded["draft_width"] ** 2
+    assert size == pytest.approx(rounded["draft_params"]["non_embedding"])
+    (low, high), (lower, higher) = found["indifference_1pct"], found["indifference_5pct"]
+    assert lower <= low < rounded["draft_params"]["total"] < high < higher
     assert 0 < found["rounded"]["loss_of_rounding"] < 0.01
     small, large = found["candidates"]
     assert small["draft_params"]["total"] == pytest.approx(125e6)
@@ -132,6 +149,7 @@ def test_a_page_for_people(sdsl):
     assert status == 0
     assert "Speculate: a draft of" in out
     assert "5 tokens ahead" in out
+    assert "within 5%: take the" in out
     assert "settings for your candidate of 125M: its best lookahead is γ = 5" in out
     assert "tokenizer is unknown: give --target-name" in out
     assert max(map(len, out.splitlines())) <= 124
@@ -318,13 +336,29 @@ def test_draws_of_the_laws_give_intervals(sdsl, tmp_path):
     ],
 )
 def test_batches_that_pay_in_words(least, largest, every, gapless, words):
-    even = {"smallest_batch": least, "largest_batch": largest, "pays_at_every_batch": every}
-    even |= {
-        "pays_at_some_batch": least is not None,
-        "pays_between_them": gapless,
+    region = paying(
+        pays_at_some_batch=least is not None,
+        smallest_batch=least,
+        largest_batch=largest,
+        pays_between_them=gapless,
+        pays_at_every_batch=every,
+    )
+    assert region.batches == words
+
+
+def paying(**known):
+    values = {
+        "pays_at_some_batch": False,
+        "smallest_batch": None,
+        "largest_batch": None,
+        "pays_between_them": True,
+        "pays_at_every_batch": False,
         "largest_batch_considered": 4096,
+        "target_params": None,
+        "pays_for_every_target": False,
+        "best_speedup_here": 1.0,
     }
-    assert _paying_batches(even) == words
+    return PayingRegion(**values | known)
 
 
 def test_a_device_too_few(sdsl):
@@ -335,7 +369,7 @@ def test_a_device_too_few(sdsl):
     made = build(
         load_problem(None, {"target": {"params": 70e9}, "hardware": {"name": "h100", "devices": 1}})
     )
-    assert "do not fit on 1 device" in made.misfits[0]
+    assert "do not fit on 1 device" in made.memory_errors[0]
     assert made.program.constraints == ("memory_bytes",)
 
 
@@ -348,21 +382,16 @@ def test_a_device_too_few(sdsl):
     ],
 )
 def test_where_drafts_were_given_it_is_another_that_pays(variables, candidates, words):
-    even = {
-        "pays_at_some_batch": False,
-        "target_params": {"total": 1e9},
-        "pays_for_every_target": False,
-    }
-    values = {
-        "feasible": True,
-        "acceptance": 0.7,
-        "speculate": False,
-        "rounded": {"speedup": 0.9},
-        "break_even": even,
-    }
-    assert words[:-5] in _verdict(
-        values | {"variables": dict.fromkeys(variables), "candidates": candidates}
+    answer = SimpleNamespace(
+        feasible=True,
+        acceptance=0.7,
+        speculate=False,
+        rounded=SimpleNamespace(speedup=0.9),
+        break_even=paying(target_params=Size(1e9, 9e8)),
+        variables=dict.fromkeys(variables),
+        candidates=candidates,
     )
+    assert words[:-5] in Answer.verdict.fget(answer)
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,16 @@ import jax
 import numpy as np
 import pytest
 
+from sdsl_jax.codesign.designs import compared, published
+from sdsl_jax.codesign.drafts import PUBLISHED_DRAFTS
 from sdsl_jax.codesign.engines import engine_settings
-from sdsl_jax.codesign.evaluate import compared, published
 from sdsl_jax.codesign.program import METRICS
-from sdsl_jax.codesign.published_drafts import PUBLISHED_DRAFTS
-from sdsl_jax.codesign.serving_problem import build, memory
-from sdsl_jax.codesign.sizes import non_embedding_params, total_params
+from sdsl_jax.codesign.serving_problem import (
+    build,
+    memory,
+    non_embedding_params,
+    total_params,
+)
 from sdsl_jax.config.codesign_problem import (
     ConstraintsConfig,
     ObjectiveConfig,
@@ -43,7 +47,7 @@ def test_sections_name_what_the_program_knows():
 def test_counts_convert_both_ways(tables, x64):
     rule = ShapeRule(64.0, 32_000.0, 0.0, 1.0, tables)
     params = np.geomspace(1e5, 1e11, 7)
-    totals = [total_params(n, rule) for n in params]
+    totals = [float(total_params(n, rule)) for n in params]
     assert np.all(np.diff(totals) > 0)
     assert [non_embedding_params(t, rule) for t in totals] == pytest.approx(params, rel=1e-9)
 
@@ -63,9 +67,7 @@ def test_a_size_below_its_embeddings_is_refused(x64):
 
 def test_sizes_are_in_the_count_of_the_loss_law():
     total = problem()
-    assert total.stated_size(total.inputs.fixed.target_params, "target") == pytest.approx(
-        70e9, rel=1e-9
-    )
+    assert total.sizes.stated(total.inputs.fixed, "target_params") == pytest.approx(70e9, rel=1e-9)
     assert float(total.inputs.fixed.target_params) < 70e9
     # Kaplan's law counts what is outside the embeddings.
     plain = problem(laws={"loss": "kaplan"})
@@ -88,19 +90,19 @@ def test_memory_by_hand():
     cache = 2 * 8 * (3968 + 256) * layers * (100 * layers / 8)
     assert held.target_bytes == pytest.approx(2 * params + 2 * cache, rel=1e-6)
     assert held.per_device_bytes == pytest.approx(held.target_bytes / 4 + held.draft_bytes)
-    assert held.usable_bytes == pytest.approx(72e9)
+    assert held.usable_share * held.capacity_bytes == pytest.approx(72e9)
     assert held.fits is True
     # 152 GB, less what the draft leaves of 72 GB a device: 3 devices hold it, and 4 are the next
     # power of two.
-    assert (held.smallest_exactly, held.smallest_devices) == (3, 4)
+    assert (held.smallest_devices_exactly, held.smallest_devices) == (3, 4)
     assert made.program.constraints == ("memory_bytes",)
 
 
 def test_what_does_not_fit_is_said_and_no_design_is_feasible():
     made = problem(hardware={"name": "h100", "devices": 1})
     assert made.program.constraints == ("memory_bytes",)
-    assert "do not fit on 1 device" in made.misfits[0]
-    assert "2 would do" in made.misfits[0] or "4 would do" in made.misfits[0]
+    assert "do not fit on 1 device" in made.memory_errors[0]
+    assert "2 would do" in made.memory_errors[0] or "4 would do" in made.memory_errors[0]
 
 
 def test_context_and_prompt_follow_from_each_other():
@@ -113,8 +115,7 @@ def test_ranges_are_converted_and_free_ones_fit_the_problem():
     made = problem(variables={"draft_params": [1e8, 1e10], "batch": "free"})
     assert made.program.variables == ("draft_params", "batch")
     ends = [
-        made.stated_size(getattr(made.inputs, end).draft_params, "draft")
-        for end in ("lower", "upper")
+        made.sizes.stated(getattr(made.inputs, end), "draft_params") for end in ("lower", "upper")
     ]
     assert ends == pytest.approx([1e8, 1e10], rel=1e-9)
     assert float(made.inputs.upper.batch) == 1024
@@ -141,7 +142,7 @@ def test_names_of_variables_keep_the_ranges_of_the_file(tmp_path):
 def test_a_measured_acceptance_fixes_the_draft():
     made = problem(draft={"candidates": [1.1e9], "acceptance": 0.7})
     assert made.program.variables == ("lookahead",)
-    assert made.stated_size(made.inputs.fixed.draft_params, "draft") == pytest.approx(1.1e9)
+    assert made.sizes.stated(made.inputs.fixed, "draft_params") == pytest.approx(1.1e9)
     with jax.enable_x64(True):
         any_model = ModelPoint(1e9, 2.0, 1e12)
         assert float(made.acceptance.law(any_model, any_model)) == pytest.approx(0.7)
@@ -185,15 +186,15 @@ def test_what_is_refused(sections, words):
 
 def test_engines_are_told_the_lookahead():
     told = engine_settings(5, 4, "a/draft", "a/target")
-    assert told["vllm"]["speculative_config"]["num_speculative_tokens"] == 5
-    assert told["vllm"]["speculative_config"]["draft_tensor_parallel_size"] == 4
+    assert told.vllm.speculative_config["num_speculative_tokens"] == 5
+    assert told.vllm.speculative_config["draft_tensor_parallel_size"] == 4
     for words in (
         "--speculative-num-steps 5",
         "--speculative-num-draft-tokens 6",
         "--speculative-eagle-topk 1",
     ):
-        assert words in told["sglang"]["command"]
-    code = told["hugging_face"]["code"]
+        assert words in told.sglang.command
+    code = told.hugging_face.code
     assert "num_assistant_tokens = 5" in code
     assert 'target = AutoModelForCausalLM.from_pretrained("a/target"' in code
     compile(code, "snippet", "exec")
@@ -204,27 +205,24 @@ def test_engines_are_told_the_lookahead():
 )
 def test_names_in_the_commands_of_engines_are_quoted(name):
     told = engine_settings(5, 4, name, f"{name}-target")
-    words = shlex.split(told["vllm"]["command"])
+    words = shlex.split(told.vllm.command)
     assert words[2] == f"{name}-target"
     assert (
-        json.loads(words[words.index("--speculative-config") + 1])
-        == told["vllm"]["speculative_config"]
+        json.loads(words[words.index("--speculative-config") + 1]) == told.vllm.speculative_config
     )
-    words = shlex.split(told["sglang"]["command"])
+    words = shlex.split(told.sglang.command)
     assert words[words.index("--model-path") + 1] == f"{name}-target"
     assert words[words.index("--speculative-draft-model-path") + 1] == name
     constants = [
-        x.value
-        for x in ast.walk(ast.parse(told["hugging_face"]["code"]))
-        if isinstance(x, ast.Constant)
+        x.value for x in ast.walk(ast.parse(told.hugging_face.code)) if isinstance(x, ast.Constant)
     ]
     assert constants.count(name) == 1
     assert constants.count(f"{name}-target") == 2
 
 
 def test_assisted_generation_takes_one_row():
-    assert not any("batch of 1 only" in note for note in engine_settings(5, 4)["notes"])
-    assert "one row at a time" in engine_settings(5, 4, batch=8)["notes"][-1]
+    assert not any("batch of 1 only" in note for note in engine_settings(5, 4).notes)
+    assert "one row at a time" in engine_settings(5, 4, batch=8).notes[-1]
 
 
 def test_published_models_are_what_their_names_say():

@@ -1,11 +1,13 @@
 """The picture of a co-design problem, and the landscape that it shows."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 
-from sdsl_jax.codesign.evaluate import at_best_lookahead, landscape, whole_lookaheads
-from sdsl_jax.codesign.serving_problem import build
+from sdsl_jax.codesign.designs import at_best_lookahead, landscape, whole_lookaheads
+from sdsl_jax.codesign.serving_problem import Size, build
 from sdsl_jax.config.codesign_problem import load_problem
 from sdsl_jax.errors import SdslError
 from sdsl_jax.report.codesign_figure import draw_landscape
@@ -28,15 +30,14 @@ def problem():
 
 @pytest.fixture(scope="module")
 def surface(problem):
-    with jax.enable_x64(True):
-        ends = float(problem.inputs.lower.draft_params), float(problem.inputs.upper.draft_params)
-        return landscape(problem.program, problem.inputs, problem.inputs.fixed, ends, 12.0)
+    return landscape(problem, problem.inputs.fixed)
 
 
 def test_the_landscape_is_what_the_theory_says(problem, surface, x64):
     row, column = 20, 30
     at = problem.inputs.fixed._replace(
-        draft_params=surface.draft_params[column], lookahead=surface.lookahead[row]
+        draft_params=problem.sizes.non_embedding(surface.draft_params[column], "draft"),
+        lookahead=surface.lookahead[row],
     )
     given = outcome(problem.inputs.serving, at)
     assert surface.speedup[row, column] == pytest.approx(float(given.speedup))
@@ -46,7 +47,7 @@ def test_the_landscape_is_what_the_theory_says(problem, surface, x64):
 
 def test_the_best_whole_lookahead_is_the_best_of_all(problem, x64):
     column = jax.tree.map(lambda x: np.asarray([[float(x)]]), problem.inputs.fixed)
-    found = at_best_lookahead(problem.program, problem.inputs, problem.inputs.serving, column)
+    found = at_best_lookahead(problem.program, problem.inputs, column)
     every = [
         outcome(problem.inputs.serving, problem.inputs.fixed._replace(lookahead=g))
         for g in whole_lookaheads(problem.program, problem.inputs)
@@ -57,27 +58,25 @@ def test_the_best_whole_lookahead_is_the_best_of_all(problem, x64):
     assert float(np.exp(found.objective[0])) == pytest.approx(min(allowed))
 
 
-def test_a_picture(problem, surface, tmp_path):
+def answer(**more):
+    values = {"speedup": 1.9, "lookahead": 4.2, "feasible": True, "candidates": []}
+    values["design"] = SimpleNamespace(draft_params=Size(3e8, 2e8))
+    return SimpleNamespace(**values | more)
+
+
+def test_a_picture(surface, tmp_path):
     candidates = [
-        {"size": size, "draft_params": {"non_embedding": size}, "lookahead": 4, "speedup": 1.5}
+        SimpleNamespace(size=size, draft_params=Size(size, size), lookahead=4, speedup=1.5)
         for size in (2e8, 2.5e8, 1e15)
     ]
-    values = {
-        "design": {"draft_params": {"non_embedding": 3e8}},
-        "lookahead": 4.2,
-        "speedup": 1.9,
-        "feasible": True,
-        "candidates": candidates,
-    }
-    path = np.geomspace([1e9, 9.0], [3e8, 4.2], 50)
-    draw_landscape(surface, path, values, "a title", tmp_path / "seen.png")
+    draw_landscape(surface, answer(candidates=candidates), "a title", tmp_path / "seen.png")
     for kind in ("png", "pdf"):
         assert (tmp_path / f"seen.{kind}").stat().st_size > 10_000
     again = tmp_path / "again.png"
-    draw_landscape(surface, None, values | {"candidates": []}, "a title", again)
+    draw_landscape(surface, answer(feasible=False), "a title", again)
     assert again.exists()
 
 
 def test_only_png(surface, tmp_path):
     with pytest.raises(SdslError, match=r"must end in \.png"):
-        draw_landscape(surface, None, {}, "a title", tmp_path / "seen.svg")
+        draw_landscape(surface, answer(), "a title", tmp_path / "seen.svg")

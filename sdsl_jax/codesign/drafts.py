@@ -1,5 +1,5 @@
-"""Published models that are small enough to draft, as their configuration files describe them, and
-whom they can draft for.
+"""Which models drafts are: published ones, as their configuration files describe them, and those that a
+problem names.
 
 Parameters are counted from those files: embeddings once where they are tied. A tokenizer is named
 after the family; targets are families and sizes that a draft shares it with. Token budgets are
@@ -9,27 +9,39 @@ those that the publishers state.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from sdsl_jax.config.codesign_problem import DraftConfig, ProblemConfig
 from sdsl_jax.theory.hardware import Shape
+
+# A name rounds its size, so that Llama-3.2-1B has 1.24 billion parameters.
+_ROUNDING = 0.25
+# Two sizes are one where they differ by less: 1.3B is that of OPT-1.3B, 1.316 billion.
+_SAME_SIZE = 0.015
+# Variables that a draft which exists leaves no choice of.
+_OF_TRAINING = ("draft_tokens", "aspect_ratio")
+# What describes a draft of one's own; where all of it is left out, a size may be that of a
+# published model.
+_OWN = ("tokens", "aspect_ratio", "kv_share", "embedding_tables")
 
 
 class PublishedDraft(NamedTuple):
-    """One model.
+    """A published model that is small enough to draft.
 
     Attributes:
-      name: on the Hugging Face Hub.
-      total_params: all parameters.
-      layers: blocks.
-      width: of the residual stream.
-      kv_share: key-value heads times head size, over the width.
-      heads: query heads, which tensor parallelism deals out whole.
-      vocab_size: rows of the embedding, padding included.
-      embedding_tables: 1 where embedding and head share theirs.
-      tokens: trained on.
-      targets: published models with the same tokenizer; empty if none is larger.
-      largest_target: parameters of the largest of them; 0 if there is none.
-      query_share: query heads times head size, over the width.
+      name: Its name on the Hugging Face Hub.
+      total_params: All of its parameters.
+      layers: Number of blocks.
+      width: Width of the residual stream.
+      kv_share: Key-value heads times head size, over the width.
+      heads: Query heads, which tensor parallelism deals out whole.
+      vocab_size: Rows of the embedding, padding included.
+      embedding_tables: 1 where embedding and head share a table, else 2.
+      tokens: Training tokens.
+      targets: Published models with the same tokenizer; empty if none is larger.
+      largest_target: Parameters of the largest of them; 0 if there is none.
+      query_share: Query heads times head size, over the width.
     """
 
     name: str
@@ -47,21 +59,25 @@ class PublishedDraft(NamedTuple):
 
     @property
     def shape(self) -> Shape:
-        """Layers, width and all else that its cost depends on, as published."""
+        """The published layers, width and all else that its cost depends on."""
         params = self.total_params - self.embedding_tables * self.vocab_size * self.width
         query, kv = self.query_share * self.width, self.kv_share * self.width
         return Shape(
             params, self.layers, self.width, query, kv, self.vocab_size, self.embedding_tables
         )
 
+    def size(self, counted: str) -> float:
+        """Parameters by the count that is named: "total" or "non_embedding"."""
+        return self.total_params if counted == "total" else float(self.shape.params)
+
     @property
     def family(self) -> str:
-        """Name of the family, such as Qwen2.5."""
+        """The family's name, such as Qwen2.5."""
         return self.name.partition("/")[2].split("-")[0]
 
     @property
     def padded(self) -> bool:
-        """Whether larger models of the family pad the vocabulary further, which engines that compare sizes object to."""
+        """Whether larger models of the family pad the vocabulary further; engines that compare sizes then refuse."""
         return "padded" in self.targets
 
 
@@ -158,7 +174,7 @@ def _last_part(name: str) -> str:
 
 
 def family_of_drafts(target: str) -> str | None:
-    """The family of drafts that share the tokenizer of a target, by the target's name; None if the name tells none."""
+    """The family of drafts that share a target's tokenizer, by the target's name; None if it is unknown."""
     name = _last_part(target)
     if _OTHER_INPUTS.search(name):
         return None
@@ -171,11 +187,10 @@ def is_head(name: str) -> bool:
 
 
 def published_draft(name: str) -> PublishedDraft | None:
-    """The published model of a name, whoever's copy it is and however it was tuned (-Instruct,
-    -deduped); None if it is none.
+    """The published model that a name means, None if there is none. Copies and tuned versions
+    (-Instruct, -deduped) count as the model itself.
 
-    The coder and mathematics models of Qwen2.5 have the shapes of the models they were trained on
-    from.
+    The coder and mathematics models of Qwen2.5 have the shapes of the base models.
     """
     if is_head(name):
         return None
@@ -188,13 +203,107 @@ def published_draft(name: str) -> PublishedDraft | None:
 
 
 def size_in_name(name: str) -> float | None:
-    """The parameters that a model's name states, such as 160M in JackFram/llama-160m; None if it
-    states none, or several.
+    """The size in a model's name, such as 160M in JackFram/llama-160m.
 
-    The name of a drafting head states the size of its target: None.
+    None if the name holds no size or several, and for drafting heads, whose names hold the size of
+    their target.
     """
     if is_head(name):
         return None
     found = re.findall(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([mb])(?![a-z0-9])", _last_part(name))
     sizes = {float(number) * {"m": 1e6, "b": 1e9}[unit] for number, unit in found}
     return sizes.pop() if len(sizes) == 1 else None
+
+
+class NamedDraft(NamedTuple):
+    """The draft that `[draft] name` means.
+
+    Attributes:
+      name: Its name, as it was given.
+      model: The published model, if it is one.
+      size: Parameters in the count of the loss law; None where neither the name nor a single
+        candidate tells them.
+    """
+
+    name: str
+    model: PublishedDraft | None
+    size: float | None
+
+
+def to_be_trained(config: ProblemConfig) -> bool:
+    """Whether the draft's training or shape is a variable, so that no existing model is meant."""
+    return any(name in config.variables.given() for name in _OF_TRAINING)
+
+
+def named_draft(config: ProblemConfig, counted: str) -> NamedDraft | None:
+    """The draft that `[draft] name` means; None if there is no name.
+
+    A model that is not in `PUBLISHED_DRAFTS` has the size of the candidate that its name agrees
+    with, else the size in its name, else the size of the only candidate. A drafting head has no
+    size: its cost does not follow from its parameters.
+    """
+    draft = config.draft
+    if not draft.name:
+        return None
+    model = published_draft(draft.name)
+    if model is not None:
+        return NamedDraft(draft.name, model, model.size(counted))
+    if is_head(draft.name):
+        return NamedDraft(draft.name, None, None)
+    stated, candidates = size_in_name(draft.name), draft.candidates
+    if stated is not None:
+        return NamedDraft(draft.name, None, _nearest(candidates, stated) or stated)
+    return NamedDraft(draft.name, None, candidates[0] if len(candidates) == 1 else None)
+
+
+def measured_with_another(config: ProblemConfig, named: NamedDraft, counted: str) -> bool:
+    """Whether `[draft] acceptance` was measured with a candidate that is not the named draft."""
+    if not config.draft.acceptance:
+        return False
+    (size,) = config.draft.candidates
+    return named.size != size and (
+        named.model is None or model_of(config, size, counted) != named.model
+    )
+
+
+def model_of(config: ProblemConfig, size: float, counted: str) -> PublishedDraft | None:
+    """The published model that a candidate size stands for; None for a draft of the user's own.
+
+    It is the named model where the sizes agree, if that one is published. Otherwise it is the model
+    of that size which may share the target's tokenizer, unless `[draft]` describes a draft of the
+    user's own.
+    """
+    draft = config.draft
+    if to_be_trained(config):
+        return None
+    named = named_draft(config, counted)
+    if (
+        named is not None
+        and named.size is not None
+        and size in (named.size, _nearest(draft.candidates, named.size))
+    ):
+        return named.model
+    if any(getattr(draft, key) != getattr(DraftConfig, key) for key in _OWN):
+        return None
+    family = family_of_drafts(config.target.name)
+    alike = [
+        model
+        for model in PUBLISHED_DRAFTS
+        if abs(size / model.size(counted) - 1) < _SAME_SIZE
+        and may_share_tokenizer(model, config, family)
+    ]
+    return alike[0] if len(alike) == 1 else None
+
+
+def may_share_tokenizer(model: PublishedDraft, config: ProblemConfig, family: str | None) -> bool:
+    """Whether a model can share the target's tokenizer: it is of that family, or, where the family is
+    unknown, its own family has targets as large."""
+    if family is not None:
+        return model.family == family
+    return config.target.params <= 1.05 * model.largest_target
+
+
+def _nearest(sizes: Sequence[float], size: float) -> float | None:
+    """The nearest of several sizes, if it is near enough for the size in a name."""
+    near = [each for each in sizes if abs(each / size - 1) <= _ROUNDING]
+    return min(near, key=lambda each: abs(each / size - 1), default=None)

@@ -1,5 +1,6 @@
 """Engine settings pair a draft with its own lookahead, whichever draft it is, and are judged where the engine puts it."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import jax
@@ -7,13 +8,19 @@ import pytest
 
 from sdsl_jax.cli.codesign_report import _remedies
 from sdsl_jax.codesign.caveats import _of_the_names, _of_the_optimum, _stated
-from sdsl_jax.codesign.comparisons import Comparison, compare
-from sdsl_jax.codesign.engines import engine_settings
+from sdsl_jax.codesign.designs import (
+    Candidate,
+    ComparedDraft,
+    Comparison,
+    SuggestedDraft,
+    _suggested,
+    compare,
+)
+from sdsl_jax.codesign.engines import engine_settings, notes_of, served_draft
 from sdsl_jax.codesign.laws import unit_caveats
-from sdsl_jax.codesign.remedies import _keeps, _rounded_up, remedies
-from sdsl_jax.codesign.served_draft import notes_of, served_draft
-from sdsl_jax.codesign.serving_problem import build
-from sdsl_jax.config.codesign_problem import load_problem
+from sdsl_jax.codesign.remedies import Remedy, _any_allowed, _rounded_up, remedies
+from sdsl_jax.codesign.serving_problem import Size, build
+from sdsl_jax.config.codesign_problem import DraftConfig, load_problem
 from sdsl_jax.theory.serving import outcome
 
 LLAMA = "meta-llama/Llama-3.2-1B"
@@ -24,99 +31,103 @@ def problem(**sections):
     return build(load_problem(None, {"hardware": {"devices": 4}} | sections))
 
 
-def row(lookahead, speedup=1.5, **more):
-    size = {"total": 1.24e9, "non_embedding": 1e9}
-    values = {"draft_params": size, "lookahead": lookahead, "speedup": speedup, "acceptance": 0.7}
-    return values | {"within_constraints": True, "objective_loss": 1 / speedup} | more
-
-
-def model(name, lookahead, speedup=1.5, tokenizer="shared", **more):
-    extra = {
-        "name": name,
-        "total_params": 1.24e9,
-        "tokenizer": tokenizer,
-        "divides_among_devices": True,
-    }
-    return row(lookahead, speedup, **extra) | more
-
-
-WHOLE = SimpleNamespace(
-    design=SimpleNamespace(draft_params=1e7, lookahead=6.0, aspect_ratio=64.0, batch=8.0),
-    outcome=SimpleNamespace(acceptance=0.6, speedup=1.68),
-    feasible=True,
-)
-OPTIMUM = row(5, 1.6)
-CANDIDATES = [row(3, 1.4, published=None), row(2, 1.2, published=None)]
-PUBLISHED = [model(LLAMA, 4, 1.48), model("meta-llama/Llama-3.2-3B", 2, 1.2)]
-OTHERS = [model("EleutherAI/pythia-70m", 7, 1.9, "unknown")]
-CASES = {
-    "named": (Comparison(CANDIDATES, PUBLISHED, row(8, 1.1), OPTIMUM), "runs/mine", 8),
-    "published": (Comparison(CANDIDATES, PUBLISHED, None, OPTIMUM), LLAMA, 4),
-    "candidate": (Comparison(CANDIDATES, OTHERS, None, OPTIMUM), "path/to/draft", 3),
-    "to_train": (Comparison([], OTHERS, None, OPTIMUM), "path/to/draft", 6),
+NUMBERS = {
+    "draft_params": Size(1.24e9, 1e9),
+    "acceptance": 0.7,
+    "tokens_per_second": 500.0,
+    "latency_seconds": 3.0,
+    "per_device_bytes": 4e10,
+    "fits": True,
+    "within_constraints": True,
+    "regret": 0.1,
+}
+OF_MODEL = {
+    "family": "Llama",
+    "total_params": 1.24e9,
+    "tokens": 9e12,
+    "tokenizer_shared_with": "x",
+    "tokenizer": "shared",
+    "plausible": True,
+    "divides_among_devices": True,
 }
 
 
-@pytest.fixture(scope="module")
-def asked():
-    return problem(draft={"name": "runs/mine"})
+def numbers(lookahead, speedup, **more):
+    own = {"lookahead": lookahead, "speedup": speedup, "objective_loss": 1 / speedup}
+    return NUMBERS | own | more
+
+
+def candidate(lookahead, speedup, published=None):
+    return Candidate(**numbers(lookahead, speedup), size=1.24e9, published=published)
+
+
+def model(name, lookahead, speedup=1.5, tokenizer="shared", **more):
+    of_model = OF_MODEL | {"name": name, "tokenizer": tokenizer}
+    return SuggestedDraft(**numbers(lookahead, speedup) | of_model | more)
+
+
+OPTIMUM = ComparedDraft(**numbers(5, 1.6))
+CANDIDATES = [candidate(3, 1.4), candidate(2, 1.2)]
+PUBLISHED = [model(LLAMA, 4, 1.48), model("meta-llama/Llama-3.2-3B", 2, 1.2)]
+OTHERS = [model("EleutherAI/pythia-70m", 7, 1.9, "unknown")]
+NAMED = ComparedDraft(**numbers(8, 1.1))
+CASES = {
+    "named": (Comparison(CANDIDATES, PUBLISHED, NAMED, OPTIMUM), "runs/mine", 8),
+    "published": (Comparison(CANDIDATES, PUBLISHED, None, OPTIMUM), LLAMA, 4),
+    "candidate": (Comparison(CANDIDATES, OTHERS, None, OPTIMUM), "path/to/draft", 3),
+    "to_train": (Comparison([], OTHERS, None, OPTIMUM), "path/to/draft", 5),
+}
+ASKED = DraftConfig(name="runs/mine")
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "hugging_face"])
-def test_a_name_stands_with_its_own_lookahead(asked, case, engine):
-    found, name, lookahead = CASES[case]
-    served = served_draft(asked, found, WHOLE, as_solved=True)
+def test_a_name_stands_with_its_own_lookahead(case, engine):
+    comparison, name, lookahead = CASES[case]
+    served = served_draft(ASKED, comparison, OPTIMUM)
     assert (served.source, served.lookahead) == (case, lookahead)
-    made = engine_settings(served.lookahead, 4, served.name)[engine]
+    settings = getattr(engine_settings(served.lookahead, 4, served.name), engine)
     if engine == "vllm":
-        settings = made["speculative_config"]
-        assert (settings["model"], settings["num_speculative_tokens"]) == (name, lookahead)
+        config = settings.speculative_config
+        assert (config["model"], config["num_speculative_tokens"]) == (name, lookahead)
     elif engine == "sglang":
         assert (
             f"--speculative-draft-model-path {name} --speculative-num-steps {lookahead} "
-            in made["command"]
+            in settings.command
         )
     else:
-        assert f'draft = AutoModelForCausalLM.from_pretrained("{name}"' in made["code"]
-        assert f"num_assistant_tokens = {lookahead}\n" in made["code"]
-    assert f"γ = {lookahead}, {served.speedup:.2f} times" in served.sentence()
+        assert f'draft = AutoModelForCausalLM.from_pretrained("{name}"' in settings.code
+        assert f"num_assistant_tokens = {lookahead}\n" in settings.code
+    assert f"γ = {lookahead}, {served.speedup:.2f} times" in served.sentence
 
 
-def test_only_drafts_that_pay_and_fit_are_chosen(asked):
+def test_only_drafts_that_pay_and_fit_are_chosen():
     slow = model(LLAMA, 4, 0.9)
     broken = model(LLAMA, 4, 1.9, within_constraints=False)
     uneven = model("Qwen/Qwen2.5-0.5B", 4, 1.9, divides_among_devices=False)
-    found = Comparison(CANDIDATES, [slow, broken, uneven], None, OPTIMUM)
-    assert served_draft(asked, found, WHOLE, as_solved=True).source == "candidate"
+    comparison = Comparison(CANDIDATES, [slow, broken, uneven], None, OPTIMUM)
+    assert served_draft(ASKED, comparison, OPTIMUM).source == "candidate"
     # The draft that was asked for is answered, also where the answer is no.
-    named = served_draft(asked, found._replace(named=row(1, 0.9)), WHOLE, as_solved=True)
-    assert (named.source, named.pays) == ("named", False)
-    assert "no settings for runs/mine" in named.sentence()
-    assert "do not speculate with it" in named.sentence()
-    assert "breaks a limit" in named._replace(within_constraints=False).sentence()
+    for row, words in (
+        (ComparedDraft(**numbers(1, 0.9)), "do not speculate with it"),
+        (ComparedDraft(**numbers(1, 1.9, within_constraints=False)), "breaks a limit"),
+    ):
+        named = served_draft(ASKED, dataclasses.replace(comparison, named=row), OPTIMUM)
+        assert (named.source, named.pays) == ("named", False)
+        assert named.sentence.startswith("no settings for runs/mine")
+        assert words in named.sentence
 
 
-def test_elsewhere_the_optimum_is_compared_anew(asked):
-    found = Comparison([], [], None, OPTIMUM)
-    assert served_draft(asked, found, WHOLE, as_solved=False).lookahead == 5
-
-
-def test_a_measured_acceptance_is_the_candidates(asked):
-    measured = problem(
-        draft={"candidates": [1.24e9], "acceptance": 0.7},
-        target={"name": "meta-llama/Llama-3.1-70B"},
-    )
-    found = Comparison([row(3, 1.4, published=LLAMA)], PUBLISHED, None, OPTIMUM)
-    served = served_draft(measured, found, WHOLE, as_solved=True)
+def test_a_measured_acceptance_is_the_candidates():
+    measured = DraftConfig(candidates=(1.24e9,), acceptance=0.7)
+    comparison = Comparison([candidate(3, 1.4, LLAMA)], PUBLISHED, None, OPTIMUM)
+    served = served_draft(measured, comparison, OPTIMUM)
     assert (served.source, served.name, served.lookahead) == ("candidate", LLAMA, 3)
 
 
-def test_what_stands_in_the_way_of_an_engine(asked):
-    found, _, _ = CASES["published"]
-    served = served_draft(asked, found, WHOLE, as_solved=True)
-    assert notes_of(asked, served) == []
-    heads, padded = notes_of(asked, served._replace(name="Qwen/Qwen2.5-0.5B"))
+def test_what_stands_in_the_way_of_an_engine():
+    assert notes_of(LLAMA, 4) == []
+    heads, padded = notes_of("Qwen/Qwen2.5-0.5B", 4)
     assert "14 query heads, which 4 devices cannot share" in heads
     assert "pad the draft's embedding" in padded
 
@@ -156,7 +167,7 @@ def test_what_names_do_not_tell(draft, target, words):
 
 
 @pytest.fixture(scope="module")
-def compared():
+def comparison():
     """Drafts beside a design, without solving for it; a named and a candidate Llama-3.2-1B among them."""
     draft = {"name": LLAMA, "candidates": [1.24e9, 3.5e8]}
     made = problem(
@@ -170,46 +181,29 @@ def compared():
         return compare(made, solved, design)
 
 
-def test_one_draft_has_one_answer(compared):
-    candidate, own = compared.candidates
-    (published,) = [each for each in compared.published if each["name"] == LLAMA]
-    assert candidate["published"] == LLAMA
-    assert own["published"] is None
+def test_one_draft_has_one_answer(comparison):
+    known, own = comparison.candidates
+    (published,) = [row for row in comparison.published if row.name == LLAMA]
+    assert known.published == LLAMA
+    assert own.published is None
     for key in ("lookahead", "speedup", "acceptance"):
-        assert candidate[key] == published[key] == compared.named[key]
-    assert own["speedup"] != candidate["speedup"]
+        values = {getattr(row, key) for row in (known, published, comparison.named)}
+        assert len(values) == 1
+    assert own.speedup != known.speedup
 
 
-def test_known_tokenizers_come_first(compared):
-    assert {each["tokenizer"] for each in compared.published} == {"shared"}
-    assert {each["family"] for each in compared.published} == {"Llama"}
+def test_known_tokenizers_come_first(comparison):
+    assert {row.tokenizer for row in comparison.published} == {"shared"}
+    assert {row.family for row in comparison.published} == {"Llama"}
 
 
 def test_without_a_name_families_without_such_a_target_come_last():
-    from sdsl_jax.codesign.comparisons import _suggested
-
     rows = [
-        model(
-            "EleutherAI/pythia-70m",
-            5,
-            1.9,
-            "unknown",
-            plausible=False,
-            family="pythia",
-            tokenizer_shared_with="x",
-        ),
-        model(LLAMA, 4, 1.5, "unknown", plausible=True, family="Llama", tokenizer_shared_with="x"),
-        model(
-            "meta-llama/Llama-3.2-3B",
-            2,
-            1.2,
-            "unknown",
-            plausible=True,
-            family="Llama",
-            tokenizer_shared_with="x",
-        ),
+        model("EleutherAI/pythia-70m", 5, 1.9, "unknown", plausible=False, family="pythia"),
+        model(LLAMA, 4, 1.5, "unknown"),
+        model("meta-llama/Llama-3.2-3B", 2, 1.2, "unknown"),
     ]
-    assert [each["name"] for each in _suggested(rows)] == [LLAMA, "EleutherAI/pythia-70m"]
+    assert [row.name for row in _suggested(rows)] == [LLAMA, "EleutherAI/pythia-70m"]
 
 
 def test_the_draft_is_on_all_devices_unless_told_otherwise():
@@ -220,15 +214,15 @@ def test_the_draft_is_on_all_devices_unless_told_otherwise():
     }
     everywhere = problem(**sections)
     assert float(everywhere.inputs.serving.draft_devices) == 4
-    assert everywhere.misfits == ()
+    assert everywhere.memory_errors == ()
     apart = problem(**sections | {"draft": sections["draft"] | {"devices": 1}})
     assert float(apart.inputs.serving.draft_devices) == 1
-    assert "weights and caches of target and draft" in apart.misfits[0]
+    assert "weights and caches of target and draft" in apart.memory_errors[0]
     with jax.enable_x64(True):
         found = remedies(apart, apart.inputs.fixed)
-        assert found[0] == {"flags": "--draft-devices 4", "values": {"draft.devices": 4}}
-        assert found[1]["flags"] == "--devices 8"
-        rows = found[2]["values"]["workload.batch"]
+        assert found[0] == Remedy("--draft-devices 4", {"draft.devices": 4})
+        assert found[1].flags == "--devices 8"
+        rows = found[2].values["workload.batch"]
         # One row more does not fit.
         for batch, fits in ((rows, True), (rows + 1, False)):
             here = problem(
@@ -238,7 +232,7 @@ def test_the_draft_is_on_all_devices_unless_told_otherwise():
                     "workload": {"batch": batch, "context": 4096},
                 }
             )
-            assert (here.misfits == ()) == fits
+            assert (here.memory_errors == ()) == fits
     assert _remedies(found).startswith(
         "It is feasible with --draft-devices 4, or with --devices 8, or with --batch "
     )
@@ -249,15 +243,15 @@ def test_limits_that_must_move_together_are_one_remedy():
     asked = problem(constraints={"latency_seconds": 1.0, "first_token_seconds": 0.01})
     with jax.enable_x64(True):
         (found,) = remedies(asked, asked.inputs.fixed)
-    assert set(found["values"]) == {
+    assert set(found.values) == {
         "constraints.latency_seconds",
         "constraints.first_token_seconds",
     }
-    kept = {name.partition(".")[2]: value for name, value in found["values"].items()}
+    kept = {name.partition(".")[2]: value for name, value in found.values.items()}
     relaxed = problem(constraints=kept)
     with jax.enable_x64(True):
-        assert _keeps(relaxed, relaxed.inputs.fixed, 4, 4)
-    assert found["flags"].count("--constraint") == 2
+        assert _any_allowed(relaxed, relaxed.inputs.fixed, 4, 4)
+    assert found.flags.count("--constraint") == 2
 
 
 def test_units_that_are_doubted_question_the_whole_answer():

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from sdsl_jax.codesign.drafts_at_hand import measured_with_another, model_of, named_draft
-from sdsl_jax.codesign.published_drafts import (
+from sdsl_jax.codesign.drafts import (
     PUBLISHED_DRAFTS,
     family_of_drafts,
+    measured_with_another,
+    model_of,
+    named_draft,
     published_draft,
     size_in_name,
 )
@@ -160,12 +162,12 @@ def test_an_acceptance_belongs_to_its_candidate():
 
 def test_the_one_draft_of_a_problem_has_the_shape_of_its_model():
     made = build(config(draft={"candidates": [1.24e9], "acceptance": 0.7}, hardware={"devices": 4}))
-    assert made.model.name == LLAMA
+    assert made.sizes.model.name == LLAMA
     assert float(made.inputs.serving.draft_shape.layers) == 16
-    assert made.both_counts(made.inputs.fixed.draft_params, "draft")["total"] == 1.236e9
-    assert made.stated_size(made.inputs.fixed.draft_params, "draft") == 1.236e9
+    assert made.sizes.in_design(made.inputs.fixed, "draft_params").total == 1.236e9
+    assert made.sizes.stated(made.inputs.fixed, "draft_params") == 1.236e9
     assert float(made.inputs.fixed.draft_tokens) == 9e12
     # Where the size is chosen there is no one draft.
     assert build(config(draft={"candidates": [1.24e9]})).inputs.serving.draft_shape is None
     named = build(config(draft={"name": LLAMA}, variables={"lookahead": "free"}))
-    assert np.isclose(float(named.inputs.fixed.draft_params), float(named.model.shape.params))
+    assert np.isclose(float(named.inputs.fixed.draft_params), float(named.sizes.model.shape.params))

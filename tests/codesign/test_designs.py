@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from sdsl_jax.codesign.designs import _interval
 from sdsl_jax.codesign.program import Solved
-from sdsl_jax.codesign.related import _interval
 from sdsl_jax.codesign.serving_problem import build
 from sdsl_jax.config.codesign_problem import load_problem
 from sdsl_jax.theory.serving import outcome
@@ -46,10 +46,10 @@ def test_draws_without_an_optimum_are_left_out_and_counted(problem):
     assert (found.share_that_speculate, found.share_left_out) == (0.25, 0.5)
     assert "the device taken as known" in found.basis
     # Sizes are those of the draw's own aspect ratio.
-    size = problem.stated_size(problem.inputs.fixed.draft_params, "draft", 32.0)
+    size = problem.sizes.stated(draws[0].design, "draft_params")
     assert found.values["draft_params"] == pytest.approx([size, size])
     assert size != pytest.approx(
-        problem.stated_size(problem.inputs.fixed.draft_params, "draft"), rel=1e-3
+        problem.sizes.stated(problem.inputs.fixed, "draft_params"), rel=1e-3
     )
 
 

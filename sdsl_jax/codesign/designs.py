@@ -1,0 +1,662 @@
+"""Designs beside an optimum: whole numbers, given drafts, fronts, sizes that are as good, and draws of the laws.
+
+All of them are solved or evaluated many at a time, by programs that are compiled once.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from sdsl_jax.codesign.drafts import (
+    PUBLISHED_DRAFTS,
+    PublishedDraft,
+    family_of_drafts,
+    may_share_tokenizer,
+    measured_with_another,
+    model_of,
+    named_draft,
+)
+from sdsl_jax.codesign.laws import intervals_over_draws, law_draws
+from sdsl_jax.codesign.optimise import spread_starts
+from sdsl_jax.codesign.program import (
+    Program,
+    ProgramInputs,
+    Solved,
+    box,
+    coordinates,
+    solve,
+    sweep,
+)
+from sdsl_jax.codesign.serving_problem import MEMORY_SHARE, PRICED, ServingProblem, Size
+from sdsl_jax.config.codesign_problem import OptimizerConfig
+from sdsl_jax.errors import require
+from sdsl_jax.records.documents import described
+from sdsl_jax.theory.hardware import Shape, family_shape
+from sdsl_jax.theory.serving import Design, Outcome, Serving, outcome
+
+_Document = TypeVar("_Document")
+# A constraint holds if it does to this share of its limit.
+_TOLERANCE = 1e-6
+# So many at a time: whatever their number, a single compilation serves them.
+_PROBLEMS_TOGETHER, _DRAFTS_TOGETHER = 16, 12
+# Points of a landscape: draft sizes and lookaheads. Draft sizes among which equally good ones are
+# looked for.
+_LANDSCAPE, _SIZES = (72, 64), 192
+# The most draws of the laws that an interval is taken over.
+_DRAWS = 160
+# Lookahead and batch are rounded in this order: for a given lookahead some batch keeps the limits.
+_WHOLE = ("lookahead", "batch")
+# Of variables that adapt to rounding, in e-folds.
+_LEARNING_RATE = 0.05
+# Published models that are suggested.
+_SUGGESTED = 6
+
+
+# Many problems at a time
+
+
+def solve_together(
+    program: Program, many: Sequence[ProgramInputs], optimizer: OptimizerConfig
+) -> list[Solved]:
+    """The optima of many problems of one program, a fixed number at a time."""
+    starts = jnp.asarray(spread_starts(optimizer.starts, len(program.variables)))
+    optima: list[Solved] = []
+    for first in range(0, len(many), _PROBLEMS_TOGETHER):
+        some = list(many[first : first + _PROBLEMS_TOGETHER])
+        padded = some + [some[-1]] * (_PROBLEMS_TOGETHER - len(some))
+        solved = jax.tree.map(np.asarray, sweep(program, padded, starts, optimizer.learning_rate))
+        optima += [jax.tree.map(lambda x, i=i: x[i], solved) for i in range(len(some))]
+    return optima
+
+
+def fixed_at(inputs: ProgramInputs, name: str, value: float) -> ProgramInputs:
+    """The problem with one more quantity given, be it a variable or not."""
+    ends = {
+        end: getattr(inputs, end)._replace(**{name: value}) for end in ("fixed", "lower", "upper")
+    }
+    return inputs._replace(**ends)
+
+
+class Rounded(NamedTuple):
+    """The best allowed neighbour of an optimum.
+
+    Attributes:
+      solved: The design and what it gives; infeasible where every neighbour violates a constraint.
+      loss: The cost of rounding: exp(change of the objective) − 1, the relative change of a metric
+        of weight 1. It is below 0 only where constraints are violated or the optimum was none.
+    """
+
+    solved: Solved
+    loss: Float[Array, ""]
+
+
+def round_design(
+    program: Program,
+    inputs: ProgramInputs,
+    solved: Solved,
+    allowed: Mapping[str, Sequence[float]] | None = None,
+    solve_all: Callable[[Sequence[ProgramInputs]], Sequence[Solved]] | None = None,
+) -> Rounded:
+    """Rounds lookahead and batch to whole numbers, and other variables to what is allowed of them;
+    the rest adapts.
+
+    One variable after another is held at its neighbours below and above, the batch last, and those
+    that are still free are optimised anew: next to a limit that binds, the optimum itself may have
+    no neighbour that keeps it. The best feasible end is returned, or the one that violates least.
+
+    Args:
+      program: The program that was solved.
+      inputs: Its numbers.
+      solved: Its optimum.
+      allowed: By the name of a variable, the values that it may take, such as sizes of drafts that
+        exist, in non-embedding parameters. Lookahead and batch are whole unless named here;
+        variables that are not named stay real.
+      solve_all: Solves several problems of the program; one after another, from where the optimum
+        is, if None.
+
+    Raises:
+      SdslError: a name is no variable of the program, or nothing allowed lies within the bounds of
+        a variable.
+    """
+    allowed = dict(allowed or {})
+    for name in allowed:
+        require(
+            name in program.variables,
+            f"{name!r} is no variable of the program; those are {', '.join(program.variables)}.",
+        )
+    names = [name for name in allowed if name not in _WHOLE]
+    names += [name for name in _WHOLE if name in program.variables]
+    if solve_all is None:
+        solve_all = functools.partial(_solve_from, program, solved)
+    ends = [(inputs, solved)]
+    for name in names:
+        many = [
+            fixed_at(before, name, value)
+            for before, one in ends
+            for value in _neighbours(
+                name,
+                float(getattr(one.design, name)),
+                float(getattr(before.lower, name)),
+                float(getattr(before.upper, name)),
+                allowed.get(name),
+            )
+        ]
+        ends = list(zip(many, solve_all(many)))
+
+    def rank(one: Solved) -> tuple[bool, float]:
+        return not bool(one.feasible), float(one.objective if one.feasible else one.violation)
+
+    best = min((one for _, one in ends), key=rank)
+    return Rounded(best, jnp.expm1(best.objective - solved.objective))
+
+
+def _neighbours(
+    name: str, value: float, low: float, high: float, allowed: Sequence[float] | None
+) -> list[float]:
+    """The nearest allowed values on either side, within the bounds; whole numbers if None."""
+    if allowed is None:
+        ends = np.clip([np.floor(value), np.ceil(value)], np.ceil(low), np.floor(high))
+        what, choices = f"whole {name}", np.unique(ends)
+    else:
+        what, choices = f"allowed {name}", np.sort(np.asarray(allowed, float))
+    choices = choices[(choices >= low) & (choices <= high)]
+    among = "" if allowed is None else f"; allowed are {list(allowed)}"
+    require(len(choices), f"no {what} lies between {low:g} and {high:g}{among}.")
+    below, above = choices[choices <= value], choices[choices >= value]
+    return sorted({*below[-1:].tolist(), *above[:1].tolist()})
+
+
+def _solve_from(program: Program, solved: Solved, many: Sequence[ProgramInputs]) -> list[Solved]:
+    """The optima of several problems, each from one start: the design of another optimum."""
+    optima = []
+    for inputs in many:
+        within = box(program, inputs)
+        # A variable whose bounds coincide has no width to start in.
+        width = jnp.where(within.high > within.low, within.high - within.low, 1.0)
+        start = jnp.clip((coordinates(program, solved.design) - within.low) / width, 0.0, 1.0)
+        optima.append(solve(program, inputs, start[None], _LEARNING_RATE))
+    return optima
+
+
+class Interval(NamedTuple):
+    """What the draws of the laws leave open; the device is taken as known.
+
+    Attributes:
+      values: 90% interval of each variable, of speed-up and acceptance, by name; sizes in the count
+        of the loss law. None if the laws have no draws, or no draw has an optimum.
+      basis: What the intervals are taken over, or why there are none.
+      share_that_speculate: Draws with an optimum that is faster than the target alone, as a share
+        of all; None without draws.
+      share_left_out: Draws in which no design keeps the constraints, or α reaches 1, as a share of
+        all; None without draws.
+    """
+
+    values: dict[str, list[float]] | None
+    basis: str
+    share_that_speculate: float | None = None
+    share_left_out: float | None = None
+
+
+def interval_90(problem: ServingProblem) -> Interval:
+    """90% interval of the optimum over the draws of both laws, or why there is none."""
+    draws = law_draws(problem.loss, problem.acceptance, _DRAWS)
+    if not draws.count:
+        return Interval(None, draws.basis)
+    many = []
+    for i in range(draws.count):
+        loss, acceptance = jax.tree.map(lambda x, i=i: x[i], (draws.loss, draws.acceptance))
+        serving = problem.inputs.serving._replace(loss_law=loss, acceptance_law=acceptance)
+        many.append(problem.inputs._replace(serving=serving))
+    solved = solve_together(problem.program, many, problem.config.optimizer)
+    return _interval(problem, solved, draws.basis)
+
+
+def _interval(problem: ServingProblem, draws: Sequence[Solved], basis: str) -> Interval:
+    """The interval over solved draws, leaving out those without an optimum."""
+    values = {
+        name: [problem.sizes.stated(one.design, name) for one in draws]
+        for name in problem.program.variables
+    }
+    for name in ("speedup", "acceptance"):
+        values[name] = [float(getattr(one.outcome, name)) for one in draws]
+    optima = [
+        bool(one.feasible & np.isfinite(one.objective) & (one.outcome.acceptance < 1))
+        for one in draws
+    ]
+    over = intervals_over_draws(values, values["speedup"], optima)
+    said = (
+        f"in none of {len(draws)} draws of the laws a design keeps the constraints at α < 1"
+        if over.ends is None
+        else f"{sum(optima)} draws; laws only, the device taken as known: {basis}"
+    )
+    return Interval(over.ends, said, over.share_that_speculate, over.share_without_optimum)
+
+
+# Designs that are evaluated
+
+
+class Evaluated(NamedTuple):
+    """Designs and what they give; all leaves have one shape.
+
+    Attributes:
+      design: The designs.
+      outcome: What they give.
+      objective: Σ w·ln m.
+      excess: Largest ln(m/limit) of the constraints; −∞ without any.
+    """
+
+    design: Design
+    outcome: Outcome
+    objective: jax.Array
+    excess: jax.Array
+
+    @property
+    def allowed(self) -> jax.Array:
+        """Whether every constraint holds."""
+        return self.excess <= _TOLERANCE
+
+
+def evaluate(
+    program: Program,
+    inputs: ProgramInputs,
+    design: Design,
+    serving: Serving | None = None,
+    draft: Shape | None = None,
+) -> Evaluated:
+    """Objective and constraints of many designs.
+
+    Args:
+      program: Names the objective and the constraints.
+      inputs: Their weights and limits.
+      design: The designs; its leaves, and those of `serving` and `draft`, broadcast to one shape.
+      serving: What they are judged by; that of `inputs` if None.
+      draft: Drafts of shapes of their own; members of the draft family if None.
+    """
+    serving = inputs.serving if serving is None else serving
+    return _evaluate(
+        program.objective,
+        program.constraints,
+        inputs.weights,
+        inputs.limits,
+        serving,
+        design,
+        draft,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _evaluate(
+    objective, constraints, weights, limits, serving: Serving, design: Design, draft: Shape | None
+) -> Evaluated:
+    gives = outcome(serving, design, draft)
+    shape = jnp.broadcast_shapes(*(x.shape for x in jax.tree.leaves(gives)))
+    gives, design = jax.tree.map(lambda x: jnp.broadcast_to(x, shape), (gives, design))
+    value = sum(weights[i] * jnp.log(getattr(gives, name)) for i, name in enumerate(objective))
+    excess = jnp.full(shape, -jnp.inf)
+    for i, name in enumerate(constraints):
+        excess = jnp.maximum(excess, jnp.log(getattr(gives, name) / limits[i]))
+    return Evaluated(design, gives, jnp.asarray(value), excess)
+
+
+def whole_lookaheads(program: Program, inputs: ProgramInputs) -> np.ndarray:
+    """The whole lookaheads that are allowed: one where the lookahead is no variable."""
+    if "lookahead" not in program.variables:
+        return np.asarray([max(1.0, round(float(inputs.fixed.lookahead)))])
+    low, high = float(inputs.lower.lookahead), float(inputs.upper.lookahead)
+    return np.arange(math.ceil(low), math.floor(high) + 1, dtype=float)
+
+
+def at_best_lookahead(
+    program: Program, inputs: ProgramInputs, design: Design, draft: Shape | None = None
+) -> Evaluated:
+    """Each of R designs, leaves [R, 1], at the whole lookahead that is best for it among those
+    within the constraints.
+
+    A design that keeps no constraint at any lookahead is given the lookahead that is best without
+    them. Drafts may have shapes of their own, leaves [R, 1] too.
+    """
+    every = design._replace(lookahead=whole_lookaheads(program, inputs)[None, :])
+    table = jax.tree.map(np.asarray, evaluate(program, inputs, every, draft=draft))
+    eligible = np.where(table.allowed.any(axis=1, keepdims=True), table.allowed, True)
+    best = np.argmin(np.where(eligible, table.objective, np.inf), axis=1)
+    return jax.tree.map(lambda x: x[np.arange(len(best)), best], table)
+
+
+def sizes_within(
+    program: Program, inputs: ProgramInputs, best: Solved, losses: Sequence[float]
+) -> list[tuple[float, float]]:
+    """For each loss ε the draft sizes around the best one at which the objective loses at most ε.
+
+    All else is as in the best design, but each size has its own best whole lookahead. With an
+    objective of one metric of weight 1 in seconds, they are the drafts that keep 1 − ε of the
+    speed. Sizes that break a constraint are not within.
+
+    Args:
+      program: The program that was solved.
+      inputs: Its numbers; draft sizes run between its bounds.
+      best: The best design in whole numbers.
+      losses: Shares, such as 0.01.
+
+    Returns:
+      Smallest and largest size for each loss, in non-embedding parameters.
+    """
+    size = float(best.design.draft_params)
+    grid = np.geomspace(float(inputs.lower.draft_params), float(inputs.upper.draft_params), _SIZES)
+    sizes = np.union1d(grid, size)
+    table = at_best_lookahead(program, inputs, best.design._replace(draft_params=sizes[:, None]))
+    lost = np.where(table.allowed, -np.expm1(float(best.objective) - table.objective), np.inf)
+    at = int(np.searchsorted(sizes, size))
+
+    def end(side: Sequence[int], most: float) -> float:
+        """The size at which the loss reaches `most`, on the way from the best one to a bound."""
+        for inside, outside in itertools.pairwise(side):
+            if lost[outside] > most:
+                if not np.isfinite(lost[outside]):
+                    return float(sizes[inside])
+                share = (most - lost[inside]) / (lost[outside] - lost[inside])
+                return float(sizes[inside] * (sizes[outside] / sizes[inside]) ** share)
+        return float(sizes[side[-1]])
+
+    return [(end(range(at, -1, -1), loss), end(range(at, len(sizes)), loss)) for loss in losses]
+
+
+class Landscape(NamedTuple):
+    """The design space over draft size and lookahead, all else as at the optimum.
+
+    Attributes:
+      draft_params: In the parameter count that `counted` names, [columns].
+      lookahead: [rows].
+      speedup: S, [rows, columns].
+      allowed: Whether every constraint holds, [rows, columns].
+      lost: Share of the objective that is lost against the optimum, [rows, columns].
+      counted: "non_embedding" or "total".
+    """
+
+    draft_params: np.ndarray
+    lookahead: np.ndarray
+    speedup: np.ndarray
+    allowed: np.ndarray
+    lost: np.ndarray
+    counted: str
+
+
+def landscape(problem: ServingProblem, design: Design) -> Landscape:
+    """The design space around an optimum, as wide as the draft size may go and as high as is of
+    interest."""
+    with jax.enable_x64(True):
+        # Drafts of every size, where one was given too.
+        inputs = problem.inputs
+        inputs = inputs._replace(serving=inputs.serving._replace(draft_shape=None))
+        low, high = (float(end.draft_params) for end in (inputs.lower, inputs.upper))
+        if low == high:
+            low, high = low / 30, low * 30
+        columns = np.geomspace(low, high, _LANDSCAPE[0])
+        highest = max(10.0, 2.5 * float(design.lookahead))
+        rows = np.expm1(np.linspace(np.log(2.0), np.log1p(highest), _LANDSCAPE[1]))
+        grid = design._replace(draft_params=columns[None, :], lookahead=rows[:, None])
+        table = evaluate(problem.program, inputs, grid)
+        best = evaluate(problem.program, inputs, design)
+        sizes = problem.sizes.of(columns, "draft", float(design.aspect_ratio))
+        return Landscape(
+            getattr(sizes, problem.sizes.counted),
+            rows,
+            np.asarray(table.outcome.speedup),
+            np.asarray(table.allowed),
+            np.asarray(-jnp.expm1(best.objective - table.objective)),
+            problem.sizes.counted,
+        )
+
+
+# Designs that are reported
+
+
+def reported(cls: type[_Document], outcome: Outcome, **others: Any) -> _Document:
+    """A document whose fields are numbers of an outcome by the same names, or among the others."""
+    numbers = {
+        f.name: float(getattr(outcome, f.name))
+        for f in fields(cls)  # type: ignore[arg-type]
+        if f.name not in others
+    }
+    return cls(**numbers, **others)
+
+
+def money(problem: ServingProblem, outcome: Outcome) -> dict[str, float | None]:
+    """What costs money; None where no price is known."""
+    return {name: float(getattr(outcome, name)) if problem.priced else None for name in PRICED}
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """The best design at one value of a quantity."""
+
+    batch: float = described("rows that are decoded together")
+    draft_tokens: float = described("training tokens of the draft")
+    tokens_per_second: float = described("tokens of all rows per second")
+    latency_seconds: float = described("seconds of a request, its prefill included")
+    speedup: float = described("S over the target alone")
+    draft_params: Size = described("size of the draft")
+    lookahead: float = described("drafts per round")
+    cost_per_million_tokens: float | None = described("in the unit of the price; null without one")
+    training_cost: float | None = described("of the draft, in the unit of the price")
+    total_cost: float | None = described("of training the draft and serving the volume")
+
+
+def front(problem: ServingProblem, optima: Sequence[Solved]) -> list[FrontPoint]:
+    """The designs that keep the constraints, of the optima at several values of one quantity."""
+    return [
+        reported(
+            FrontPoint,
+            one.outcome,
+            batch=float(one.design.batch),
+            draft_tokens=float(one.design.draft_tokens),
+            draft_params=problem.sizes.in_design(one.design, "draft_params"),
+            lookahead=float(one.design.lookahead),
+            **money(problem, one.outcome),
+        )
+        for one in optima
+        if bool(one.feasible)
+    ]
+
+
+class Draft(NamedTuple):
+    """A draft with a shape of its own.
+
+    Attributes:
+      shape: Layers, width and all else that its cost depends on.
+      tokens: Its training tokens.
+      aspect_ratio: From which a penalty on its loss is counted; that of the family where none is.
+    """
+
+    shape: Shape
+    tokens: float
+    aspect_ratio: float
+
+
+def published(inputs: ProgramInputs, model: PublishedDraft) -> Draft:
+    """A published model. Its own shape is what it was trained in: no penalty is counted from it."""
+    return Draft(model.shape, model.tokens, float(inputs.serving.draft_family.aspect_ratio))
+
+
+def compared(
+    program: Program, inputs: ProgramInputs, design: Design, drafts: Sequence[Draft]
+) -> Evaluated:
+    """Drafts in the place of a design's own, each at its best whole lookahead, leaves [drafts]."""
+    # Of a few lengths only, so that one compilation serves many problems.
+    padded = [*drafts, *[drafts[-1]] * (-len(drafts) % _DRAFTS_TOGETHER)]
+    columns = jax.tree.map(lambda *x: np.asarray(x, float)[:, None], *padded)
+    own = design._replace(
+        draft_params=columns.shape.params,
+        aspect_ratio=columns.aspect_ratio,
+        draft_tokens=columns.tokens,
+    )
+    table = at_best_lookahead(program, inputs, own, columns.shape)
+    return jax.tree.map(lambda x: x[: len(drafts)], table)
+
+
+@dataclass(frozen=True)
+class ComparedDraft:
+    """A draft in the place of the optimum's, at its best whole lookahead."""
+
+    draft_params: Size = described("size of the draft")
+    lookahead: int = described("drafts per round: the best whole number for this draft")
+    speedup: float = described("S over the target alone")
+    acceptance: float = described("α, the probability that a draft token is accepted")
+    tokens_per_second: float = described("tokens of all rows per second")
+    latency_seconds: float = described("seconds of a request, its prefill included")
+    per_device_bytes: float = described("bytes on the fullest device")
+    fits: bool | None = described("whether both models fit; null where the memory is unknown")
+    within_constraints: bool = described("whether every constraint holds")
+    regret: float = described("share of the optimum's speed-up that is lost")
+    objective_loss: float = described("by which share the objective is worse than at the optimum")
+
+
+@dataclass(frozen=True)
+class Candidate(ComparedDraft):
+    """A draft that the user asked about."""
+
+    size: float = described("size that was asked about, in the count of the loss law")
+    published: str | None = described("name of the published model that it is; null if it is none")
+
+
+@dataclass(frozen=True)
+class SuggestedDraft(ComparedDraft):
+    """A published model."""
+
+    name: str = described("name on the Hugging Face Hub")
+    family: str = described("family of models with the same tokenizer")
+    total_params: float = described("all parameters")
+    tokens: float = described("training tokens")
+    tokenizer_shared_with: str = described("published targets that have the same tokenizer")
+    tokenizer: str = described('"shared" with the target, "another", or "unknown"')
+    plausible: bool = described("whether it may share the tokenizer of such a target")
+    divides_among_devices: bool = described("whether its heads divide among the draft's devices")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Drafts in the place of the optimum's, each at its best whole lookahead.
+
+    Attributes:
+      candidates: The sizes that were asked about.
+      published: Models that exist, best predicted objective first; those of other or unknown
+        tokenizers come last.
+      named: The draft that `[draft] name` means; None without a name, or where its size or
+        acceptance is unknown.
+      optimum: The draft of the design itself.
+    """
+
+    candidates: list[Candidate]
+    published: list[SuggestedDraft]
+    named: ComparedDraft | None
+    optimum: ComparedDraft
+
+
+def compare(problem: ServingProblem, solved: Solved, design: Design) -> Comparison:
+    """Candidates, published models and the named draft, all else as in a design.
+
+    A model that is two of these has one answer. Where an acceptance was measured, it is that of the
+    one candidate, and no other draft is compared.
+    """
+    config, sizes = problem.config, problem.sizes
+    tokens = float(config.draft.tokens if sizes.model else design.draft_tokens)
+    aspect_ratio = float(design.aspect_ratio)
+    family = problem.inputs.serving.draft_family._replace(aspect_ratio=aspect_ratio)
+
+    def draft(model: PublishedDraft | None, params: float) -> Draft:
+        if model is not None:
+            return published(problem.inputs, model)
+        return Draft(family_shape(params, family), tokens, aspect_ratio)
+
+    asked = [(size, model_of(config, size, sizes.counted)) for size in config.draft.candidates]
+    models = (
+        [model for _, model in asked if model]
+        if config.draft.acceptance
+        else list(PUBLISHED_DRAFTS)
+    )
+    named = named_draft(config, sizes.counted)
+    # A measured acceptance tells nothing of a named draft that is not the candidate.
+    if named and (named.size is None or measured_with_another(config, named, sizes.counted)):
+        named = None
+    by_size = [(model, size) for size, model in asked]
+    by_size += [(named.model, named.size)] if named and named.size else []
+    drafts = [draft(model, sizes.non_embedding(size, "draft")) for model, size in by_size]
+    drafts.append(draft(sizes.model, float(design.draft_params)))
+    drafts += [published(problem.inputs, model) for model in models]
+    rows = _rows(problem, solved, design, drafts)
+    candidates = [
+        Candidate(**vars(row), size=size, published=model.name if model else None)
+        for (size, model), row in zip(asked, rows)
+    ]
+    suggestions = [
+        _suggestion(problem, model, row)
+        for model, row in zip(models, rows[len(by_size) + 1 :])
+        if model.shape.params < float(design.target_params)
+    ]
+    return Comparison(
+        candidates,
+        _suggested(suggestions),
+        named=rows[len(asked)] if len(by_size) > len(asked) else None,
+        optimum=rows[len(by_size)],
+    )
+
+
+def _rows(
+    problem: ServingProblem, solved: Solved, design: Design, drafts: Sequence[Draft]
+) -> list[ComparedDraft]:
+    table = compared(problem.program, problem.inputs, design, drafts)
+    usable = MEMORY_SHARE * float(problem.inputs.serving.hardware.memory_bytes)
+    rows = []
+    for i, draft in enumerate(drafts):
+        gives = jax.tree.map(lambda x, i=i: float(x[i]), table.outcome)
+        size = Size(float(draft.shape.total_params), float(draft.shape.params))
+        rows.append(
+            reported(
+                ComparedDraft,
+                gives,
+                draft_params=size,
+                lookahead=int(np.asarray(table.design.lookahead)[i]),
+                per_device_bytes=gives.memory_bytes,
+                fits=gives.memory_bytes <= (1 + 1e-6) * usable if np.isfinite(usable) else None,
+                within_constraints=bool(table.allowed[i]),
+                regret=1 - gives.speedup / float(solved.outcome.speedup),
+                objective_loss=float(np.expm1(table.objective[i] - float(solved.objective))),
+            )
+        )
+    return rows
+
+
+def _suggestion(
+    problem: ServingProblem, model: PublishedDraft, row: ComparedDraft
+) -> SuggestedDraft:
+    config, family = problem.config, family_of_drafts(problem.config.target.name)
+    shared = "unknown" if family is None else "shared" if model.family == family else "another"
+    return SuggestedDraft(
+        **vars(row),
+        name=model.name,
+        family=model.family,
+        total_params=model.total_params,
+        tokens=model.tokens,
+        tokenizer_shared_with=model.targets,
+        tokenizer=shared,
+        plausible=may_share_tokenizer(model, config, family),
+        divides_among_devices=model.heads % config.draft_devices == 0,
+    )
+
+
+def _suggested(rows: list[SuggestedDraft]) -> list[SuggestedDraft]:
+    """All models of the target's family; without one, the best of each family, those that can have
+    such a target first."""
+    ranked = sorted(rows, key=lambda row: (not row.plausible, row.objective_loss))
+    own = [row for row in ranked if row.tokenizer == "shared"]
+    firsts = {row.family: row for row in reversed(ranked) if row.tokenizer_shared_with}
+    return (own or [row for row in ranked if firsts.get(row.family) is row])[:_SUGGESTED]
