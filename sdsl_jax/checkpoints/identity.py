@@ -1,11 +1,12 @@
-"""Which model is this? Its configuration, all of its weights in the type they are used in, and its
-tokenizer.
+"""Which model is this? A digest of its configuration, its weights in the type they are used in, and
+its tokenizer.
 
-An identity is a digest after the kind of digest and a colon, such as "model-v2:3f…". Two that are
-equal are one model, wherever their files lie and in whichever format: a copy, a folder and the GGUF
-file made from it, a model of ours and its export. Two of one kind that differ are two models; the
-same checkpoint read in float32 and in bfloat16 is two, for their probabilities differ. Where the
-kinds differ, as with the bare digests of older records, nothing is known.
+An identity is the kind of digest, a colon and a digest, such as "model-v2:3f…". Equal identities
+mean one model, wherever its files are and in whichever format: a copy, a folder and the GGUF file
+made from it, a model of ours and its export. Different identities of one kind mean different
+models. A checkpoint read in float32 and in bfloat16 has two identities, because the probabilities
+differ. Identities of different kinds, such as the bare digests of older records, cannot be
+compared.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _SHIFT = np.uint64(29)
 
 
 def array_name(path: Any) -> str:
-    """The name of an array in a plan, from its path in the parameters."""
+    """Name of an array in a plan, from its path in the parameters."""
     names = [
         str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path
     ]
@@ -44,17 +45,20 @@ def array_name(path: Any) -> str:
 
 
 def array_digest(array: np.ndarray) -> bytes:
-    """SHA-256 of an array's shape, type, and a sum of the numbers in each row of 4 kB, times a
-    random factor for each place.
+    """Digest of a large array that costs little beside reading it.
 
-    SHA-256 of all bytes would take as long as reading them from a disk cache and converting them;
-    these sums take a tenth. A change that is made without an eye to the factors, however regular it
-    is, goes unseen by a sum with a probability of about 2^-29 at most. That tells models apart, and
-    is no protection against somebody who wants two models to look alike. What is left behind the
-    last whole row is digested byte by byte.
+    It is the SHA-256 of the array's shape, its type, and for each row of 4 kB the sum of the row's
+    64-bit numbers, each multiplied by a fixed random factor for its place. The SHA-256 of all bytes
+    would take as long as reading them from the disk cache and converting them; these sums take a
+    tenth of that.
+
+    A change made without regard to the factors, however regular, goes unseen by a sum with a
+    probability of at most about 2^-29. That tells models apart, but does not protect against
+    somebody who wants two models to look alike. Bytes after the last whole row are digested one by
+    one.
 
     Args:
-      array: of any shape and type; best contiguous.
+      array: Array of any shape and type; contiguous ones are fastest.
     """
     digest = hashlib.sha256(f"{array.shape} {array.dtype}\n".encode())
     # By way of bytes: types such as bfloat16 are none of numpy's own.
@@ -82,10 +86,10 @@ def identity_of(config: ModelConfig, arrays: Mapping[str, bytes], tokenizer: Tok
     """The identity of a model.
 
     Args:
-      config: its shape.
-      arrays: `array_digest` of each of its arrays, by their names in a plan; in any order.
-      tokenizer: its tokenizer, by its tokens, what joins them, and what it makes of a text; whether
-        a user wants special tokens or a chat template changes nothing.
+      config: Architecture.
+      arrays: `array_digest` of each array by its name in a plan, in any order.
+      tokenizer: Tokenizer; its tokens, merges and the ids of a probe text count. Whether a user
+        wants special tokens or a chat template does not.
     """
     digest = hashlib.sha256(json.dumps(_plain(config), sort_keys=True).encode())
     for name in sorted(arrays):
@@ -99,7 +103,9 @@ def identity_of(config: ModelConfig, arrays: Mapping[str, bytes], tokenizer: Tok
 
 
 def _rules(tokenizer: Tokenizer) -> list[Any]:
-    """What joins characters to tokens and which tokens are cut out first, equal for one tokenizer whoever wrote its file."""
+    """How a tokenizer joins characters and which tokens it cuts out first; the same for one
+    tokenizer, whichever program wrote its file.
+    """
     text = tokenizer.text()
     values = {"model": {}, "added_tokens": []} if text is None else json.loads(text)
     model = values["model"]
@@ -115,7 +121,9 @@ def _rules(tokenizer: Tokenizer) -> list[Any]:
 
 
 def identity(model: LoadedModel) -> str:
-    """The identity of a loaded model; of a published one it was found while its weights were read."""
+    """The identity of a loaded model. That of a published one was computed while its weights were
+    read.
+    """
     known = model.record.params_digest
     if _kind(known) == _KIND:
         return known
@@ -127,7 +135,7 @@ def identity(model: LoadedModel) -> str:
 
 
 def are_different(one: str, other: str) -> bool:
-    """Whether two digests, of the parameters or identities, are known to be those of two models."""
+    """Whether two digests or identities are known to belong to different models."""
     return bool(one and other) and _kind(one) == _kind(other) and one != other
 
 
@@ -136,7 +144,9 @@ def _kind(digest: str) -> str:
 
 
 def _plain(config: ModelConfig) -> dict[str, Any]:
-    """What bears on the computation, as plain values; fractions as float32, which is all that GGUF keeps of them."""
+    """The settings that affect the computation, as plain values. Fractions are rounded to float32,
+    which is all that GGUF keeps.
+    """
 
     def rounded(value: Any) -> Any:
         if isinstance(value, dict):

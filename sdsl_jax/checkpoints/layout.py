@@ -1,10 +1,10 @@
-"""How a rung is laid out over devices.
+"""How the state and batches of a rung are laid out over devices.
 
-Batches are split over every device of the mesh; parameters and the moments of the optimiser are
-split over its axis `fsdp` and repeated over `data` (ZeRO, 1910.02054). The compiler is told where a
-state and a batch lie before a step, and that the state must lie the same way after it; it follows
-that weights are gathered where a layer needs them, and that of each gradient a device keeps its own
-part.
+Batches are split over every device of the mesh. Parameters and optimiser moments are split over its
+axis `fsdp` and repeated over `data` (ZeRO, 1910.02054). The compiler is told where a state and a
+batch are before a step, and that the state must be in the same place after it. It follows that
+weights are gathered where a layer needs them, and that each device keeps its own part of every
+gradient.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ _SMALL = 2**16
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the state and the batches of a rung lie; made by `make_layout`.
+    """Where the state and the batches of a rung are; made by `make_layout`.
 
     With one device nothing is wrapped and nothing is moved: programs and bits are those of a plain
     call.
 
     Attributes:
-      mesh: of the axes `data` and `fsdp`.
+      mesh: Mesh with the axes `data` and `fsdp`.
     """
 
     mesh: Mesh
@@ -57,7 +57,7 @@ class Layout:
         """Checks that every device gets the same number of rows.
 
         Raises:
-          SdslError: it does not.
+          SdslError: The rows cannot be split evenly.
         """
         data, fsdp = self.mesh.shape["data"], self.mesh.shape["fsdp"]
         require(
@@ -69,23 +69,25 @@ class Layout:
     def state_shardings(self, state: Any) -> Any:
         """The sharding of every array of a state, or of a part of one.
 
-        Arrays of two or more axes and 65,536 or more elements are split along the first axis that
-        `fsdp` divides, the others are repeated. The first, for the columns of a matrix may be
-        several matrices side by side, which are cut apart in the model.
+        Arrays with two or more axes and at least 65,536 elements are split along the first axis
+        that `fsdp` divides; the others are repeated. The first axis is preferred because the
+        columns of a matrix may be several matrices side by side, which the model cuts apart.
 
         Args:
-          state: a pytree of arrays or of their shapes.
+          state: Pytree of arrays or of their shapes.
 
         Raises:
-          SdslError: `fsdp` divides no axis of a large array, which every device would then have to
-            hold whole.
+          SdslError: `fsdp` divides no axis of a large array, which every device would then hold
+            whole.
         """
         return jax.tree_util.tree_map_with_path(
             lambda path, x: self._sharding(jax.tree_util.keystr(path), x.shape), state
         )
 
     def abstract(self, state: Any) -> Any:
-        """Shapes, types and shardings of a state, as `storage.restore` wants them: on whatever mesh it was saved."""
+        """Shapes, types and shardings of a state, as `storage.restore` expects them, whatever mesh
+        it was saved on.
+        """
         return jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             state,
@@ -93,11 +95,10 @@ class Layout:
         )
 
     def place(self, state: Any) -> Any:
-        """Puts a state where steps run. With several processes each of them must bring the whole
-        state.
+        """Puts a state where steps run. With several processes, each must pass the whole state.
 
         Raises:
-          SdslError: the processes bring different states.
+          SdslError: The processes pass different states.
         """
         shardings = self.state_shardings(state)
         if jax.process_count() == 1:
@@ -112,11 +113,11 @@ class Layout:
         )
 
     def place_batch(self, batch: Int[np.ndarray, "B T+1"]) -> Int[jax.Array, "B T+1"]:
-        """Puts a batch where steps run. With several processes each brings the whole batch, of
-        which it uses its own rows.
+        """Puts a batch where steps run. With several processes, each passes the whole batch and
+        uses its own rows.
 
         Raises:
-          SdslError: the rows cannot be split evenly.
+          SdslError: The rows cannot be split evenly.
         """
         self.check_batch(len(batch))
         if self._alone:
@@ -124,9 +125,9 @@ class Layout:
         return _from_host(batch, NamedSharding(self.mesh, PartitionSpec(_AXES)))
 
     def step(self, function: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
-        """`train_step`, or a function of the same signature, made to leave the state where it was.
+        """`train_step`, or a function with its signature, that leaves the state where it was.
 
-        Layouts, models and recipes that are equal share one compilation.
+        Equal layouts, models and recipes share one compilation.
         """
         return (
             function
@@ -135,11 +136,10 @@ class Layout:
         )
 
     def whole(self, tree: Any) -> Any:
-        """A copy of a placed pytree that lies on one device of each process, to be evaluated or
-        digested there.
+        """A copy of a placed pytree on one device of each process, to evaluate or digest it there.
 
-        All processes must call it, and the device must have room for it: pass parameters, not the
-        state.
+        All processes must call it, and the device must have room for the copy: pass parameters, not
+        the state.
         """
         if self._alone:
             return tree
@@ -173,7 +173,7 @@ def _same(tree: Any) -> Any:
 
 
 def _from_host(array: np.ndarray, sharding: Sharding) -> jax.Array:
-    """An array of which every process has the whole and puts its part on its own devices."""
+    """An array that every process has whole, of which each puts its part on its own devices."""
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
@@ -189,12 +189,12 @@ def make_layout(config: ParallelConfig, devices: Sequence[jax.Device] | None = N
     """The layout that a study's `[parallel]` asks for.
 
     Args:
-      config: devices along each axis; 0 stands for all those that the other axis leaves.
-      devices: to use; of all processes, if left out. With one process the first `data * fsdp` of
-        them are taken.
+      config: Number of devices along each axis; 0 means all devices that the other axis leaves.
+      devices: Devices to use; those of all processes if omitted. A single process takes the first
+        `data * fsdp` of them.
 
     Raises:
-      SdslError: there are not that many devices, or some of a process would be left without work.
+      SdslError: There are not that many devices, or some devices of a process would have no work.
     """
     devices = list(jax.devices() if devices is None else devices)
     there = f"{len(devices)} {devices[0].device_kind} device{'s' * (len(devices) > 1)}"

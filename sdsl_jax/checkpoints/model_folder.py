@@ -1,10 +1,10 @@
-"""A trained model as a folder that needs nothing else: weights, shape, tokenizer, record.
+"""A trained model as a self-contained folder: weights, architecture, tokenizer, record.
 
     model-<step>/
       params/          the weights (Orbax)
       tokenizer.json   of a BPE; bytes need none
-      model.json       the shape, the tokenizer, and the text that the model was trained on
-      record.json      the model's row of `models.csv`; written last, so that a folder that has it is complete
+      model.json       the architecture, the tokenizer, and the text the model was trained on
+      record.json      the model's row of `models.csv`; written last, so a folder that has it is complete
 
 Every file appears under its name only when it is whole.
 """
@@ -87,7 +87,7 @@ class LoadedModel(NamedTuple):
         return f"LoadedModel({self.record.model_id!r}, {facts})"
 
     def _repr_html_(self) -> str:
-        """The same facts as a table, for notebooks."""
+        """The model's facts as a table, for notebooks."""
         rows = "".join(
             f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
             for name, value in self._facts().items()
@@ -103,21 +103,20 @@ def write_model_folder(
     record: ModelRecord,
     data: DataConfig,
 ) -> None:
-    """Writes a model to `folder`, which counts as complete from the moment that everything is
-    there.
+    """Writes a model to `folder`. The folder counts as complete once everything is in it.
 
-    With several processes of one distributed program, all of them must call it.
+    All processes of a distributed program must call it.
 
     Args:
-      folder: made where it is missing; what it holds of another model is replaced.
-      config: shape of the model.
-      params: its weights.
-      tokenizer: its tokenizer.
-      record: its record; the digest of the weights is part of it.
-      data: the text that it was trained on, and the length of its sequences.
+      folder: Folder to write; created if missing. Parts of another model in it are replaced.
+      config: Architecture.
+      params: Weights.
+      tokenizer: Tokenizer.
+      record: The model's record, with the digest of the weights.
+      data: Training text and sequence length.
 
     Raises:
-      SdslError: the folder cannot be written to.
+      SdslError: The folder cannot be written.
     """
     storage.save(folder / PARAMS, params, {"model_id": record.model_id})
     if is_primary():
@@ -126,11 +125,11 @@ def write_model_folder(
 
 
 def _describe(folder: Path, config: ModelConfig, tokenizer: Tokenizer, data: DataConfig) -> None:
-    """Writes what makes a folder of weights and record self-describing: the tokenizer, then
+    """Writes the files that make a folder of weights self-describing: the tokenizer, then
     model.json.
 
     Raises:
-      SdslError: the folder cannot be written to.
+      SdslError: The folder cannot be written.
     """
     text = tokenizer.text()
     if text is not None:
@@ -151,7 +150,7 @@ def _describe(folder: Path, config: ModelConfig, tokenizer: Tokenizer, data: Dat
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder holds a finished model with a record that can be read."""
+    """Whether a folder holds a finished model with a readable record."""
     if not (folder / PARAMS).is_dir() or not (folder / MODEL).exists():
         return False
     try:
@@ -162,7 +161,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder holds a finished model whose weights are those that were written."""
+    """Whether a folder holds a finished model whose weights are as they were written."""
     return is_complete(folder) and storage.damage(folder / PARAMS) is None
 
 
@@ -170,7 +169,7 @@ def read_record(path: Path) -> ModelRecord:
     """The record in a model's folder.
 
     Raises:
-      SdslError: the file is missing or is not the record of a model.
+      SdslError: The file is missing, or is not the record of a model.
     """
     kinds = typing.get_type_hints(ModelRecord)
     values: dict[str, Any] = {k: math.nan if v is None else v for k, v in read_json(path).items()}
@@ -194,11 +193,11 @@ def read_record(path: Path) -> ModelRecord:
 
 
 def find_model_folder(path: Path) -> Path:
-    """The one model that a path means: its folder, the `params` in it, or a rung's folder that
-    holds one model.
+    """The model folder that a path means: the folder itself, the `params` in it, or a rung's folder
+    with a single model.
 
     Raises:
-      SdslError: the path does not exist, holds no model, or holds several.
+      SdslError: The path does not exist, holds no model, or holds several.
     """
     require(path.exists(), f"the model folder {path} does not exist.")
     require(
@@ -225,16 +224,15 @@ def find_model_folder(path: Path) -> Path:
 
 
 def load_model_folder(path: Path) -> LoadedModel:
-    """Reads a model and all that is needed to use it; the weights are checked against their
+    """Loads a trained model and everything needed to use it. Checks the weights against their
     recorded digest.
 
     Args:
-      path: the model's folder, the `params` folder in it, or a rung's folder that holds exactly one
-        model.
+      path: The model's folder, the `params` in it, or a rung's folder with a single model.
 
     Raises:
-      SdslError: the path means no single model, or a part of it is missing, damaged or of a later
-        version.
+      SdslError: The path does not mean a single model, or a part of it is missing, damaged or of a
+        later version.
     """
     folder = find_model_folder(Path(path))
     missing = [name for name in (RECORD, PARAMS, MODEL) if not (folder / name).exists()]

@@ -1,8 +1,8 @@
-"""Checkpoints: the only place that knows Orbax.
+"""Checkpoints on disk: the only module that knows Orbax.
 
-A checkpoint is a folder of Orbax with a manifest: size and SHA-256 of every file. It is written
-under a name of its own and renamed when all of it is there, so that a process killed at any moment
-leaves either a whole checkpoint or none, and two processes that write the same one do not touch
+A checkpoint is an Orbax folder with a manifest: size and SHA-256 of every file. It is written under
+a temporary name and renamed once it is complete. A process killed at any moment therefore leaves
+either a whole checkpoint or none, and two processes that write the same checkpoint do not touch
 each other's files.
 """
 
@@ -37,22 +37,21 @@ _COMMITTED = "commit_success.txt"
 
 
 class Restored(NamedTuple):
-    """A pytree and the plain values that were saved beside it."""
+    """A pytree and the plain values that were saved with it."""
 
     tree: Any
     metadata: dict[str, Any]
 
 
 def save(path: Path, tree: Any, metadata: dict[str, Any]) -> None:
-    """Writes a pytree of arrays to the folder `path`, which appears only when it is complete; an
+    """Writes a pytree of arrays to the folder `path`, which appears only once it is complete. An
     older one is replaced.
 
-    With several processes of one distributed program, all of them must call it, and it fails on all
-    or on none.
+    All processes of a distributed program must call it; it fails on all of them or on none.
 
     Raises:
-      SdslError: the folder cannot be written to, or the disk is full; what was at `path` before is
-        still there.
+      SdslError: The folder cannot be written or the disk is full; whatever was at `path` is still
+        there.
     """
     # The processes of one distributed program write one checkpoint together and must agree on its
     # name.
@@ -87,17 +86,16 @@ def save(path: Path, tree: Any, metadata: dict[str, Any]) -> None:
 def restore(path: Path, like: Any) -> Restored:
     """Reads the pytree in the folder `path`, after checking every file against the manifest.
 
-    With several processes of one distributed program, all of them must call it, and it fails on all
-    or on none.
+    All processes of a distributed program must call it; it fails on all of them or on none.
 
     Args:
-      path: a folder that `save` wrote.
-      like: a pytree of arrays or `jax.ShapeDtypeStruct`s, whose structure, shapes and types the
-        checkpoint must have. Leaves with a sharding are placed by it, the others on the first
+      path: Folder that `save` wrote.
+      like: Pytree of arrays or `jax.ShapeDtypeStruct`s with the structure, shapes and types that
+        the checkpoint must have. Leaves with a sharding are placed by it, the others on the first
         device.
 
     Raises:
-      SdslError: there is no checkpoint, it is damaged, or it holds arrays of other shapes.
+      SdslError: There is no checkpoint, it is damaged, or its arrays have other shapes.
     """
     found = damage(path)
     raise_on_all(
@@ -108,10 +106,10 @@ def restore(path: Path, like: Any) -> Restored:
 
 
 def restore_params(path: Path, like: Any, expected: str) -> Any:
-    """Reads parameters and checks them against the digest that was recorded when they were written.
+    """Reads parameters and checks them against the digest recorded when they were written.
 
     Raises:
-      SdslError: there are none, they are damaged, or they are others than those recorded.
+      SdslError: There are none, they are damaged, or they are not those recorded.
     """
     require(path.is_dir(), f"there is no checkpoint in {path}.")
     params = restore(path, like).tree
@@ -124,7 +122,7 @@ def restore_params(path: Path, like: Any, expected: str) -> Any:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with the files of a checkpoint, by its manifest; None if nothing is."""
+    """What is wrong with the files of a checkpoint according to its manifest; None if nothing is."""
     if not path.is_dir():
         return "there is no such folder"
     if not (path / MANIFEST).exists():
@@ -144,12 +142,14 @@ def damage(path: Path) -> str | None:
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps for which `folder` holds a checkpoint named by its step, ascending; damaged ones are among them."""
+    """The steps for which `folder` holds a checkpoint named by its step, ascending, damaged ones
+    included.
+    """
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal() and p.is_dir())
 
 
 def digest(params: Any) -> str:
-    """SHA-256 over the parameters: path, shape, type and bytes of every array, in the order of their paths."""
+    """SHA-256 over the parameters: path, shape, type and bytes of every array, sorted by path."""
     sha = hashlib.sha256()
     leaves = {
         jax.tree_util.keystr(path): leaf
@@ -163,7 +163,7 @@ def digest(params: Any) -> str:
 
 
 def delete(path: Path) -> None:
-    """Removes a checkpoint; it disappears at once, by a rename, before its files are deleted."""
+    """Removes a checkpoint. It disappears at once, by a rename, before its files are deleted."""
     doomed = path.with_name(f"{_DELETED}{path.name}.{secrets.token_hex(4)}")
     with contextlib.suppress(FileNotFoundError):
         path.rename(doomed)
@@ -171,7 +171,7 @@ def delete(path: Path) -> None:
 
 
 def clean(folder: Path) -> None:
-    """Removes what killed processes have left half-written or half-deleted anywhere in `folder`."""
+    """Removes what killed processes left half-written or half-deleted anywhere in `folder`."""
     left = [p for p in folder.rglob(".*") if p.name.startswith(_DELETED) or _PARTIAL in p.name]
     for path in left:
         if path.is_dir():
@@ -209,7 +209,7 @@ def _load(path: Path, like: Any) -> Restored:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the log of Orbax, which tells of an error at length before it raises it."""
+    """Silences the log of Orbax, which describes an error at length before raising it."""
     log = logging.getLogger("absl")
     before, log.disabled = log.disabled, True
     try:
@@ -229,7 +229,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _publish(partial: Path, path: Path) -> None:
-    """Gives a complete checkpoint its name; one of the same name, of another process perhaps, makes way."""
+    """Gives a complete checkpoint its name. One with the same name, perhaps from another process,
+    is deleted.
+    """
     while True:
         try:
             os.rename(partial, path)

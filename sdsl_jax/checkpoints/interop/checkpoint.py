@@ -1,13 +1,14 @@
-"""A published checkpoint's folder: its configuration and tensors checked against each other, its
-weights read into our model.
+"""Reads a published checkpoint's folder: checks configuration and tensors against each other, and
+reads the weights into our model.
 
-    config.json                     the shape; see `families`
+    config.json                     the architecture; see `families`
     model.safetensors               the weights, or several files and
     model.safetensors.index.json    which of them holds which tensor
 
-Arrays are read one after another, a few rows at a time, straight into the type and place that they
-are wanted in: beside the finished weights there is never more than the array at hand. No pickle is
-opened and no code of a checkpoint is run.
+A plan says which published tensors each of our arrays consists of, in both directions. Arrays are
+read one after another, a few rows at a time, straight into their final type and place: memory never
+holds more than the finished weights and one more array. No pickle is opened and no code of a
+checkpoint is run.
 """
 
 from __future__ import annotations
@@ -49,15 +50,15 @@ from sdsl_jax.models.transformer import Params, abstract_params
 
 
 class Piece(NamedTuple):
-    """A published tensor, and where it stands in one of our arrays.
+    """A published tensor, and where it goes in one of our arrays.
 
     Attributes:
-      tensor: its name.
-      shape: as it is published.
-      transposed: whether its rows are our columns.
-      skip: leading rows that are left out.
-      order: our columns (entries, of a vector) for each of its rows; they follow the piece before
-        where this is None.
+      tensor: Name of the tensor.
+      shape: Published shape.
+      transposed: Whether its rows are our columns.
+      skip: Number of leading rows to leave out.
+      order: Our columns (entries, of a vector) for each of its rows; None if they follow the piece
+        before.
     """
 
     tensor: str
@@ -174,14 +175,14 @@ class Checkpoint(NamedTuple):
     """A checkpoint whose configuration and tensors agree.
 
     Attributes:
-      folder: where it lies.
-      config: its shape.
-      fields: its config.json.
-      pieces: what each of our arrays is made of.
-      tensors: by the names in `pieces`.
-      unknown_settings: names of settings of the file that nothing is known of.
-      ignored_settings: names of settings that the file has and the user told to leave out.
-      warnings: what a reader should know about how the file was read, a sentence each.
+      folder: Folder or file of the checkpoint.
+      config: Architecture.
+      fields: The settings in its config.json.
+      pieces: What each of our arrays consists of.
+      tensors: Tensors by the names in `pieces`.
+      unknown_settings: Names of settings that this package does not know.
+      ignored_settings: Names of settings that were ignored at the user's request.
+      warnings: What a reader should know about how the file was read, one sentence each.
     """
 
     folder: Path
@@ -200,17 +201,17 @@ class Checkpoint(NamedTuple):
         advance: Callable[[float, str], None] | None = None,
         digests: dict[str, bytes] | None = None,
     ) -> Params:
-        """The weights.
+        """Reads the weights.
 
         Args:
-          dtype: that they are wanted in, a key of `DTYPES`.
-          shardings: where each array goes, a tree like the parameters; the default device if None.
-          advance: told the share of the weights that was read, and the name of the array, after
-            each.
-          digests: filled with `array_digest` of each array, by its name, as the arrays pass by.
+          dtype: Type to read them into, a key of `DTYPES`.
+          shardings: Where each array goes, as a tree like the parameters; the default device if
+            None.
+          advance: Called after each array with the share of the weights it makes up and its name.
+          digests: Filled with the `array_digest` of each array by name, as the arrays pass by.
 
         Raises:
-          SdslError: a file cannot be read.
+          SdslError: A file cannot be read.
         """
         require(
             dtype in DTYPES,
@@ -242,7 +243,9 @@ class Checkpoint(NamedTuple):
 
 
 def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Memory that begins where jax wants its own to begin on a CPU, so that it takes it over without a copy."""
+    """Memory that begins where jax wants it to begin on a CPU, so that jax takes it over without a
+    copy.
+    """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     begin = -memory.ctypes.data % _ALIGNMENT
@@ -257,8 +260,8 @@ def _laid_out(rows: Array, transposed: bool, dtype: str) -> Array:
 def _copy(out: np.ndarray, columns: bool, at: Any, rows: np.ndarray, regular: bool) -> None:
     """Writes rows of a tensor to rows or columns of an array.
 
-    A compiled program transposes and converts faster than numpy does (2.5 against 0.4 to 0.8 GB/s
-    on two cores); the last few rows of a tensor are not worth a program of their own.
+    A compiled program transposes and converts faster than numpy (2.5 against 0.4 to 0.8 GB/s on two
+    cores). The last few rows of a tensor do not deserve a program of their own.
     """
     if regular and rows.dtype != np.float64 and (columns or rows.dtype != out.dtype):
         cpu = jax.devices("cpu")[0]
@@ -295,15 +298,15 @@ def _fill(
 
 
 def open_checkpoint(folder: str | Path, ignore: Sequence[str] = ()) -> Checkpoint:
-    """Opens a checkpoint and checks its headers; no weight is read yet.
+    """Opens a checkpoint and checks its headers. No weight is read yet.
 
     Args:
-      folder: with config.json and safetensors files.
-      ignore: settings of config.json that are read as if they were absent.
+      folder: Folder with config.json and safetensors files.
+      ignore: Settings of config.json to read as if they were absent.
 
     Raises:
-      SdslError: something is missing, damaged, of an unknown family, or in contradiction to
-        something else; a sentence that names the file, the tensor or field, and what was expected.
+      SdslError: Something is missing, damaged, of an unknown family, or contradicts something else.
+        The message names the file, the tensor or field, and what was expected.
     """
     folder = Path(folder)
     require(
@@ -322,11 +325,11 @@ def open_checkpoint(folder: str | Path, ignore: Sequence[str] = ()) -> Checkpoin
 
 
 def read_settings(fields: Fields) -> tuple[Family, ModelConfig, tuple[str, ...]]:
-    """The family and shape of the model that a config.json describes, and the names of settings
-    that nothing is known of.
+    """The family and architecture that a config.json describes, and the names of settings that this
+    package does not know.
 
     Raises:
-      SdslError: a setting is missing, of the wrong kind, or asks for what is not implemented.
+      SdslError: A setting is missing, has the wrong type, or asks for something not implemented.
     """
     family = family_of(fields)
     with naming(fields):
@@ -337,7 +340,7 @@ def read_settings(fields: Fields) -> tuple[Family, ModelConfig, tuple[str, ...]]
 
 @contextmanager
 def naming(fields: Fields) -> Iterator[None]:
-    """Within it messages that do not name the file of some settings are preceded by it."""
+    """Within the block, error messages that do not name the settings' file are prefixed with it."""
     try:
         yield
     except SdslError as error:
@@ -365,17 +368,16 @@ def _own_code(fields: Fields, family: Family) -> list[str]:
 def require_room(
     config: ModelConfig, fields: Fields, tensors: Mapping[str, Readable], layers: str
 ) -> None:
-    """Refuses sizes that the file cannot hold, before anything is allocated or looped over for
-    them.
+    """Refuses sizes that the file cannot hold, before anything is allocated or looped over.
 
     Args:
-      config: that a file's settings imply.
-      fields: these settings.
-      tensors: that the file holds, by name.
-      layers: the setting that gives the number of layers.
+      config: Architecture implied by the file's settings.
+      fields: These settings.
+      tensors: Tensors in the file, by name.
+      layers: Name of the setting that gives the number of layers.
 
     Raises:
-      SdslError: there are more layers than tensors, or an axis longer than any in the file.
+      SdslError: There are more layers than tensors, or an axis longer than any in the file.
     """
     require(
         config.layers <= len(tensors),
@@ -418,7 +420,7 @@ _PACKED = {
 
 
 def _require_plain(tensors: Mapping[str, Tensor]) -> None:
-    """Raises `SdslError` where the names or types of tensors say that weights are quantised."""
+    """Raises `SdslError` if the names or types of tensors show that weights are quantised."""
     for name, tensor in tensors.items():
         by = next((by for end, by in _PACKED.items() if name.endswith(end)), None)
         by = "fp8" if by is None and tensor.kind.startswith("F8_") else by
@@ -432,11 +434,11 @@ def _require_plain(tensors: Mapping[str, Tensor]) -> None:
 def _own_export(
     config: ModelConfig, fields: Fields, family: Family, tensors: Mapping[str, Tensor]
 ) -> tuple[ModelConfig, Plan]:
-    """The configuration and plan; those of the tied model that an export of ours was, if it still
-    is one.
+    """The configuration and plan; if this is still an unchanged export of ours, those of the tied
+    model it came from.
 
-    Such a folder is untied, with an embedding that is √width times the head. Where that is so no
-    more, because somebody trained it further, it is an untied model like any other.
+    Such a folder is untied, with an embedding that is √width times the head. If that no longer
+    holds, because somebody trained it further, it is an untied model like any other.
     """
     pieces = plan(config, family.layout)
     own = fields.values.get(OWN)
@@ -457,7 +459,9 @@ def _own_export(
 def _match(
     config: ModelConfig, pieces: Plan, family: Family, fields: Fields, tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The tensor of every piece; raises `SdslError` where one is missing, of another shape, or left over."""
+    """The tensor of every piece; raises `SdslError` if one is missing, has another shape, or is
+    left over.
+    """
     layout, found = family.layout, {}
     untied = "; where the embedding serves as the head, set tie_word_embeddings to true"
     files = sorted({tensor.file.name for tensor in tensors.values()})
@@ -501,7 +505,7 @@ def _match(
 
 
 def _require_tied(embedding: Tensor, head: Tensor, fields: Fields) -> None:
-    """Raises `SdslError` unless a head that a file holds beside a tied embedding equals it."""
+    """Raises `SdslError` unless a head that stands beside a tied embedding equals it."""
     same = embedding.shape == head.shape and all(
         np.array_equal(embedding.read(*span), head.read(*span)) for span in spans(embedding)
     )
