@@ -1,6 +1,7 @@
-"""A model as a Hugging Face folder: the layout of Llama, of Qwen2 where queries, keys and values
-have biases, or of Qwen3 where queries and keys are normalised. What is read from such a folder and
-written again is the same, bit for bit."""
+"""Writes a model as a Hugging Face folder, in the layout of Llama, of Qwen2 if queries, keys and
+values have biases, or of Qwen3 if queries and keys are normalised. A folder that is read and
+written again is the same, bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -34,15 +35,15 @@ _WRITTEN = {CONFIG, WEIGHTS, INDEX, GENERATION, TOKENIZER, TOKENIZER_CONFIG}
 
 
 class ModelLike(Protocol):
-    """A configuration and its parameters, as `sdsl_jax.decoding.Model` holds them."""
+    """A configuration and its parameters, such as `sdsl_jax.decoding.Model`."""
 
     @property
     def config(self) -> ModelConfig:
-        """The model's shape."""
+        """The architecture."""
 
     @property
     def params(self) -> Params:
-        """Its arrays."""
+        """The weights."""
 
 
 def export_llama(
@@ -59,33 +60,33 @@ def export_llama(
     """Writes a folder that `transformers.AutoModelForCausalLM.from_pretrained` loads and that gives
     the same logits.
 
-    Our own embedding is multiplied by √width on its way in and, where it is tied, serves
-    unmultiplied as the head. The layout knows no such factor, so such a folder is untied:
-    `embed_tokens` holds the multiplied embedding and `lm_head` the head. A tied model thus grows by
-    one vocabulary × width table there, and shrinks back when `open_checkpoint` reads it. Weights
-    are written in their own type. The generation settings sample from the model's own distribution,
-    without the top-k of 50 that `generate` would apply otherwise.
+    Our own models multiply the embedding by √width on its way in and, if it is tied, use it
+    unmultiplied as the head. The layout has no such factor, so the exported folder is untied:
+    `embed_tokens` holds the multiplied embedding and `lm_head` the head. A tied model therefore
+    grows by one vocabulary × width table in the folder, and shrinks back when `open_checkpoint`
+    reads it. Weights keep their type. The generation settings sample from the model's own
+    distribution, without the top-k of 50 that `generate` would apply otherwise.
 
-    The folder appears only when it is complete; one that an earlier export wrote is replaced.
+    The folder appears only once it is complete. A folder that an earlier export wrote is replaced.
 
     Args:
-      model: a configuration and its parameters.
-      folder: where to write; new, empty, or an earlier export.
-      tokenizer: content of a tokenizer.json; the folder has none if this is left out.
-      end_token: the token of `tokenizer` that ends a text.
-      end_ids: ids that end a text; `generate` of transformers stops at them.
-      chat_template: of the tokenizer.
-      max_positions: longest sequence that the configuration announces, if the model's own does not
-        say. Rotary positions set no limit of their own, and the model does not know the length that
-        it was trained at.
-      shard_bytes: weights in one file, at most, unless a single tensor is larger.
+      model: Configuration and parameters.
+      folder: Where to write; a new or empty folder, or an earlier export.
+      tokenizer: Content of a tokenizer.json; without it the folder has none.
+      end_token: Token of `tokenizer` that ends a text.
+      end_ids: Ids that end a text; `generate` of transformers stops at them.
+      chat_template: Chat template of the tokenizer.
+      max_positions: Longest sequence that the configuration announces, unless the model has a
+        length of its own. Rotary positions set no limit, and the model does not know the length it
+        was trained at.
+      shard_bytes: Largest size of a file of weights, unless a single tensor is larger.
 
     Returns:
       The folder.
 
     Raises:
-      SdslError: safetensors is not installed; the folder holds something else or cannot be written;
-        the layouts cannot express the model; `max_positions` or `shard_bytes` is below 1.
+      SdslError: safetensors is not installed, the folder holds something else or cannot be written,
+        the layouts cannot express the model, or `max_positions` or `shard_bytes` is below 1.
     """
     try:
         from safetensors.numpy import save_file
@@ -154,7 +155,7 @@ def _kind(c: ModelConfig) -> str:
     """The family whose layout expresses a model.
 
     Raises:
-      SdslError: none does.
+      SdslError: No family's layout does.
     """
     llama = dict(
         norm="rms",
@@ -197,7 +198,7 @@ def _kind(c: ModelConfig) -> str:
 
 
 def _published_plan(c: ModelConfig, kind: str) -> Plan:
-    """The plan of the folder: with a head of its own where the embedding has a factor."""
+    """The plan of the folder, with a separate head if the embedding has a factor."""
     layout = FAMILIES[kind].layout
     pieces = plan(c, layout)
     if c.scale_embedding and c.tie_embeddings:
@@ -275,7 +276,7 @@ def _config(c: ModelConfig, kind: str, dtype: str, max_positions: int) -> dict[s
 
 
 def _rope(c: ModelConfig) -> dict[str, Any]:
-    """What a configuration says about rotary positions, but for their base."""
+    """What a configuration says about rotary positions, except their base."""
     scaling = c.rope_scaling
     if scaling is None:
         return {"rope_type": "default"}
@@ -308,12 +309,12 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _config_digest(config: dict[str, Any]) -> str:
-    """SHA-256 of what a configuration says of the model, in whatever order."""
+    """SHA-256 of what a configuration says about the model, whatever the order of its keys."""
     return json_sha256({key: value for key, value in config.items() if key != OWN})
 
 
 def _require_replaceable(folder: Path) -> None:
-    """Refuses to overwrite what an export did not write: anything but an empty folder or exactly an export's files."""
+    """Refuses to overwrite anything but an empty folder or exactly the files of an export."""
     require(
         not folder.exists() or folder.is_dir(), f"{folder} is a file; the export needs a folder."
     )
@@ -336,7 +337,7 @@ def _require_replaceable(folder: Path) -> None:
 
 
 def _changed(folder: Path, config: dict[str, Any]) -> str | None:
-    """A file of an export that is not as the export left it; None if all are."""
+    """The first file that differs from what the export wrote; None if none does."""
     own = config[OWN]
     if not isinstance(own, dict) or not isinstance(own.get("files"), dict):
         # Exports of earlier versions know no digests; who trains one further with Transformers
@@ -355,7 +356,9 @@ def _is_shard(name: str) -> bool:
 
 
 def _swap(partial: Path, folder: Path) -> None:
-    """Puts the finished folder in its place; a folder that holds files cannot be renamed over, so the old one moves away."""
+    """Puts the finished folder in place. The old one moves away first, since a folder with files
+    cannot be renamed over.
+    """
     if not folder.exists():
         partial.rename(folder)
         return

@@ -1,7 +1,8 @@
-"""Published families: what their configurations mean in terms of `ModelConfig`.
+"""Published families: the names of their tensors, and what their configurations mean as a
+`ModelConfig`.
 
 A family is data: a `Layout` of names and a function from the fields of its config.json to a
-`ModelConfig`; there is one model for all of them.
+`ModelConfig`. One model serves all families.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ _ROPE_KEYS = {
 
 
 def unknown_rope_settings(fields: Fields) -> list[str]:
-    """Entries of the tables of rotary scaling that nothing is known of, by their full names."""
+    """Full names of the entries in tables of rotary scaling that this package does not know."""
     tables = ((name, fields.values.get(name)) for name in ("rope_parameters", "rope_scaling"))
     return [
         f"{name}.{key}"
@@ -180,7 +181,9 @@ def rotary(
     default_share: float = 1.0,
     length: int = 2048,
 ) -> tuple[float, float, RopeScaling | None]:
-    """Base, rotated share of a head, and scaling of rotary positions; transformers 4 and 5 write them in different places."""
+    """Base, rotated share of a head, and scaling of rotary positions, which transformers 4 and 5
+    write in different places.
+    """
     base, share = fields.number(theta, 10_000.0), fields.number(part, default_share)
     reach = fields.whole("max_position_embeddings", length)
     trained = fields.whole(_TRAINED_LENGTH, reach)
@@ -241,14 +244,14 @@ def _rotated(fields: Fields, share: float) -> int:
 
 
 def _require_full_attention(fields: Fields, layers: int, reach: int, window_alone: bool) -> None:
-    """Refuses a window that is shorter than the announced length.
+    """Refuses an attention window shorter than the announced length.
 
     Args:
-      fields: of the file.
-      layers: of the model.
-      reach: the announced length.
-      window_alone: whether a window holds in all layers unless the file says otherwise; else it
-        must be switched on, and holds from `max_window_layers` on.
+      fields: Settings of the file.
+      layers: Number of layers.
+      reach: Announced length.
+      window_alone: Whether a window applies to all layers unless the file says otherwise. If false,
+        it must be switched on, and applies from `max_window_layers` on.
     """
     kinds = fields.values.get("layer_types")
     if kinds is not None:
@@ -322,13 +325,13 @@ def _llama(
 
 
 def llama(fields: Fields) -> ModelConfig:
-    """Llama 1 to 3 and what shares their layout, such as SmolLM2."""
+    """Llama 1 to 3, and models that share their layout, such as SmolLM2."""
     bias = fields.flag("attention_bias", False)
     return _llama(fields, qkv_bias=bias, out_bias=bias, mlp_bias=fields.flag("mlp_bias", False))
 
 
 def qwen2(fields: Fields) -> ModelConfig:
-    """Qwen1.5, Qwen2 and Qwen2.5: Llama with biases of queries, keys and values."""
+    """Qwen1.5, Qwen2 and Qwen2.5: Llama with biases on queries, keys and values."""
     return _llama(fields, qkv_bias=True, length=32_768, window_alone=False)
 
 
@@ -347,7 +350,7 @@ def qwen3(fields: Fields) -> ModelConfig:
 
 
 def seed_oss(fields: Fields) -> ModelConfig:
-    """Seed-OSS: Llama with its biases set one by one."""
+    """Seed-OSS: Llama with each of its biases set separately."""
     return _llama(
         fields,
         qkv_bias=fields.flag("attention_bias", True),
@@ -472,7 +475,13 @@ def gpt2(fields: Fields) -> ModelConfig:
 
 
 class Family(NamedTuple):
-    """A published family: its class in transformers, its tensors, and what its configuration means."""
+    """A published family.
+
+    Attributes:
+      architecture: Its class in transformers.
+      layout: Names of its tensors.
+      config: Function from its config.json to our configuration.
+    """
 
     architecture: str
     layout: Layout

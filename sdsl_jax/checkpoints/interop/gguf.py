@@ -1,7 +1,5 @@
-"""GGUF files of the llama architecture, quantised ones included: their tensors are read as float32.
-Needs gguf, an extra.
-
-The file holds the tokenizer as well; see `gguf_tokenizer`.
+"""GGUF files of the llama architecture, quantised ones included: tensors are read as float32, and
+the tokenizer gives the ids that llama.cpp gives. Needs the extra `gguf`.
 """
 
 from __future__ import annotations
@@ -41,12 +39,12 @@ _LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[
 
 
 class _Rule(NamedTuple):
-    """How texts are cut before merges.
+    """How a pre-tokenizer cuts texts before merges.
 
     Attributes:
-      patterns: matches of each stand alone, and so does what lies between them; one after another.
-      whole_words: whether a piece that is a token becomes that token whatever the merges say.
-      begin: whether a begin-of-text token is added unless the file says.
+      patterns: Applied one after another; matches stand alone, and so does the text between them.
+      whole_words: Whether a piece that is a token becomes that token whatever the merges say.
+      begin: Whether a begin-of-text token is added unless the file says.
     """
 
     patterns: tuple[str, ...]
@@ -73,13 +71,13 @@ _RULES: dict[str, _Rule] = {
 
 
 class TokenizerOfFile(NamedTuple):
-    """A tokenizer.
+    """The tokenizer in a GGUF file.
 
     Attributes:
-      tokenizer: it.
-      end_ids: ids that end a text.
-      chat_template: None if there is none.
-      warnings: what a reader should know, a sentence each.
+      tokenizer: The tokenizer.
+      end_ids: Ids that end a text.
+      chat_template: Chat template; None if there is none.
+      warnings: What a reader should know, one sentence each.
     """
 
     tokenizer: HuggingFaceTokenizer
@@ -92,11 +90,11 @@ def read_gguf_tokenizer(path: Path, settings: dict[str, Any]) -> TokenizerOfFile
     """The tokenizer that the settings of a GGUF file describe.
 
     Args:
-      path: of the file, for messages.
-      settings: of its header.
+      path: Path to the file, for messages.
+      settings: Settings in its header.
 
     Raises:
-      SdslError: it is of another kind, incomplete, or contradicts itself.
+      SdslError: The tokenizer is of another kind, incomplete, or contradicts itself.
     """
     kind, pre = settings.get(_KEY + "model"), settings.get(_KEY + "pre")
     unnamed = pre in (None, "")
@@ -197,7 +195,7 @@ def _add_around(
 
 
 def _strings(path: Path, settings: dict[str, Any], name: str) -> list[str]:
-    """A list of strings that must be there."""
+    """A required list of strings."""
     values = settings.get(_KEY + name)
     require(values is not None, f"the file {path} has no {_KEY}{name}, which its tokenizer needs.")
     # An empty list has entries of no type.
@@ -209,7 +207,7 @@ def _strings(path: Path, settings: dict[str, Any], name: str) -> list[str]:
 
 
 def _token_id(path: Path, settings: dict[str, Any], name: str, size: int) -> int | None:
-    """The id of a token that a setting names; None if it names none."""
+    """The id of a token that a setting names; None if the setting is missing."""
     number = settings.get(f"{_KEY}{name}_token_id")
     require(
         number is None or (isinstance(number, int) and 0 <= number < size),
@@ -266,10 +264,10 @@ class GGUF(NamedTuple):
     """An open file.
 
     Attributes:
-      checkpoint: its model.
-      tokenizer: its tokenizer.
-      end_ids: ids that end a text.
-      chat_template: None if there is none.
+      checkpoint: Its model.
+      tokenizer: Its tokenizer.
+      end_ids: Ids that end a text.
+      chat_template: Chat template; None if there is none.
     """
 
     checkpoint: Checkpoint
@@ -279,7 +277,9 @@ class GGUF(NamedTuple):
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a path is a GGUF file, by its name or, as some stores name files by their digest, its first bytes."""
+    """Whether a path is a GGUF file, by its name, or by its first bytes where a store names files
+    by digest.
+    """
     if path.suffix.lower() == SUFFIX:
         return True
     with reading(path):
@@ -293,13 +293,13 @@ def open_gguf(path: Path, ignore: Sequence[str] = ()) -> GGUF:
     """Opens a GGUF file and checks its header.
 
     Args:
-      path: of the file.
-      ignore: settings that are read as if the file did not have them.
+      path: Path to the file.
+      ignore: Settings to read as if the file did not have them.
 
     Raises:
-      SdslError: gguf is not installed; the file is damaged, of another architecture or tokenizer,
-        or contradicts itself; it has a tensor or a setting of its architecture that has no place in
-        the model.
+      SdslError: gguf is not installed; the file is damaged, contradicts itself, or has another
+        architecture or tokenizer; or a tensor or setting of its architecture has no place in the
+        model.
     """
     settings, tensors = read_header(path)
     kind = settings.get("general.architecture")
@@ -329,7 +329,9 @@ def open_gguf(path: Path, ignore: Sequence[str] = ()) -> GGUF:
 
 
 def _with_biases(config: ModelConfig, tensors: Mapping[str, GGUFTensor]) -> ModelConfig:
-    """The shape with the biases that the file holds; those of the first block speak for all."""
+    """The configuration with the biases that the file holds. Those of the first block speak for all
+    blocks.
+    """
 
     def held(*names: str) -> bool:
         return any(f"{_GGUF.block.format(0)}{name}.bias" in tensors for name in names)
@@ -345,7 +347,9 @@ def _with_biases(config: ModelConfig, tensors: Mapping[str, GGUFTensor]) -> Mode
 def _frequency_scaling(
     config: ModelConfig, tensors: Mapping[str, GGUFTensor]
 ) -> RopeScaling | None:
-    """The scaling that a table of divisors of the rotary frequencies stands for: that of Llama 3.1 to 3.3; None for any other."""
+    """The rope scaling that a table of frequency divisors stands for, if it is that of Llama 3.1 to
+    3.3; otherwise None.
+    """
     table = tensors.get(_FREQUENCIES)
     half = config.rotated // 2
     if table is None or table.shape != (half,) or config.rope_scaling is not None:
@@ -361,7 +365,9 @@ def _frequency_scaling(
 
 
 def _match(path: Path, pieces: Plan, tensors: Mapping[str, GGUFTensor], used: set[str]) -> None:
-    """Raises `SdslError` where a tensor is missing, of another shape, or left over: in no piece, and not `used` otherwise."""
+    """Raises `SdslError` if a tensor is missing, has another shape, or is left over: in no piece
+    and not in `used`.
+    """
     for piece in (piece for parts in pieces.values() for piece in parts):
         require(
             piece.tensor in tensors and tensors[piece.tensor].shape == piece.shape,
@@ -444,7 +450,9 @@ def _fields(file: Fields, tensors: Mapping[str, GGUFTensor]) -> Fields:
 
 
 def _plan(heads: int, kv_heads: int, head_dim: int, pieces: Plan) -> Plan:
-    """The plan with rows of queries and keys in our order: in the file the two that rotate together are neighbours."""
+    """The plan with the rows of queries and keys in our order. In the file, two entries that rotate
+    together are neighbours.
+    """
 
     def order(begin: int, count: int) -> np.ndarray:
         return (
@@ -465,14 +473,15 @@ def _plan(heads: int, kv_heads: int, head_dim: int, pieces: Plan) -> Plan:
 
 
 def rounded(params: Params, kind: str) -> Params:
-    """Weights as a GGUF quantisation would keep them, in the type that they have: what is lost to
-    it, without its memory.
+    """Rounds weights to what a GGUF quantisation keeps of them, in their own type: the loss of the
+    quantisation without its saving of memory.
 
-    Vectors stay as they are, and matrices whose inputs its blocks do not divide.
+    Vectors stay as they are, and so do matrices whose inputs the quantisation's blocks do not
+    divide.
 
     Args:
-      params: of a model.
-      kind: a quantisation that gguf can write, such as Q4_0 or Q8_0.
+      params: Weights of a model.
+      kind: Quantisation that gguf can write, such as Q4_0 or Q8_0.
 
     Raises:
       SdslError: gguf is not installed, or does not know or cannot write the quantisation.

@@ -1,6 +1,6 @@
-"""What the header of a GGUF file says: its settings, and where its tensors lie.
+"""Reads the header of a GGUF file: its settings, and where its tensors are.
 
-The file may come from anybody: every length and count in it is compared with what is left of the
+The file may come from anybody. Every length and count in it is compared with what is left of the
 file before anything is read or allocated for it.
 """
 
@@ -48,11 +48,11 @@ class GGUFTensor(NamedTuple):
     """A tensor of a GGUF file; rows are dequantised as they are read.
 
     Attributes:
-      name: its name there.
-      shape: outermost axis first.
-      file: the file.
-      kind: its type, a `gguf.GGMLQuantizationType`.
-      offset: where it begins in the file, in bytes.
+      name: Name in the file.
+      shape: Shape, outermost axis first.
+      file: Path to the file.
+      kind: Type, a `gguf.GGMLQuantizationType`.
+      offset: Where it begins in the file, in bytes.
     """
 
     name: str
@@ -62,7 +62,7 @@ class GGUFTensor(NamedTuple):
     offset: int
 
     def size(self, elements: int) -> int:
-        """Bytes of some of its elements, whole blocks of them."""
+        """Bytes that some of its elements take, in whole blocks."""
         from gguf import GGML_QUANT_SIZES
 
         block, size = GGML_QUANT_SIZES[self.kind]
@@ -83,8 +83,8 @@ class Header(NamedTuple):
     """The header of a GGUF file.
 
     Attributes:
-      settings: by their names: numbers, truth values, strings, or lists of these.
-      tensors: by their names.
+      settings: Settings by name: numbers, truth values, strings, or lists of these.
+      tensors: Tensors by name.
     """
 
     settings: dict[str, Any]
@@ -165,7 +165,7 @@ def read_header(path: Path) -> Header:
 
     Raises:
       SdslError: gguf is not installed, or the file is missing, truncated, one part of several,
-        big-endian, or something else.
+        big-endian, or of another format.
     """
     try:
         import gguf  # noqa: F401
@@ -236,7 +236,7 @@ def _read(reader: _Reader) -> Header:
 
 
 def _tensor(reader: _Reader) -> GGUFTensor:
-    """The description of a tensor, its offset counted from the end of the header."""
+    """The description of a tensor, with its offset from the end of the header."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
     name = reader.name()

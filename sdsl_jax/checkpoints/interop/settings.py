@@ -1,9 +1,9 @@
-"""Which settings of a published file bear on the computation: nothing that does may be left over.
+"""Settings of a published file: reading them by type, and checking that none that affects the
+computation is left over.
 
-Every family has three lists: settings that its reader uses, settings that are refused unless they
-stand at a value that changes nothing, and settings that do not bear on the logits. What is on none
-of them is named in a warning; in the namespace that a GGUF file reserves for its architecture it is
-refused.
+Every family has three lists: settings that its reader uses, settings that are refused unless their
+value changes nothing, and settings that do not affect the logits. A setting on none of the lists is
+named in a warning. In the namespace that a GGUF file reserves for its architecture, it is refused.
 """
 
 from __future__ import annotations
@@ -147,10 +147,10 @@ class Settings(NamedTuple):
     """The settings of a family.
 
     Attributes:
-      used: read by the family's function.
-      neutral: refused unless they stand at one of these values.
-      irrelevant: without effect on the logits.
-      namespace: prefix of settings that are refused where they are on no list; "" for none.
+      used: Settings that the family's function reads.
+      neutral: Settings that are refused unless they have one of these values.
+      irrelevant: Settings without effect on the logits.
+      namespace: Prefix of settings that are refused if they are on no list; "" for none.
     """
 
     used: frozenset[str]
@@ -160,19 +160,19 @@ class Settings(NamedTuple):
 
 
 def require_settings(fields: Fields, settings: Settings, config: ModelConfig) -> tuple[str, ...]:
-    """Checks that nothing that bears on the computation is left over.
+    """Checks that no setting that affects the computation is left over.
 
     Args:
-      fields: of the file.
-      settings: of its family.
-      config: what the family's function made of them.
+      fields: Settings of the file.
+      settings: Lists of its family.
+      config: What the family's function made of the settings.
 
     Returns:
       The settings that are on no list.
 
     Raises:
-      SdslError: a setting is not neutral, or stands in the architecture's own namespace and is
-        unknown.
+      SdslError: A setting has a value that is not neutral, or is unknown in the architecture's own
+        namespace.
     """
     unknown = []
     for name, value in fields.values.items():
@@ -215,7 +215,7 @@ def _equal(value: Any, neutral: Any) -> bool:
 
 
 def unknown_warning(unknown: Sequence[str], file: Path) -> list[str]:
-    """The one warning about settings that are on no list; none if there are none."""
+    """A warning about settings that are on no list; empty if there are none."""
     if not unknown:
         return []
     more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
@@ -326,7 +326,9 @@ def _head_size(c: ModelConfig) -> tuple[Any, ...]:
 def _family(
     used: frozenset[str], neutral: dict[str, Neutral], irrelevant: frozenset[str]
 ) -> Settings:
-    """The lists of a family: what its own class knows, before what the names mean elsewhere."""
+    """The lists of a family. What its own class knows takes precedence over what names mean
+    elsewhere.
+    """
     elsewhere = {name: values for name, values in _NEUTRAL.items() if name not in used | irrelevant}
     return Settings(used, elsewhere | neutral, irrelevant | _IRRELEVANT)
 

@@ -1,4 +1,4 @@
-"""The safetensors files of a published checkpoint, checked; tensors are read a few rows at a time."""
+"""The safetensors files of a published checkpoint, checked. Tensors are read a few rows at a time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _CHUNK_BYTES, _CHUNK_ROWS = 2**23, 2**8
 
 
 def chunk_rows(row_bytes: int) -> int:
-    """Rows that are read at a time: a power of two, so that few shapes have to be compiled for."""
+    """Rows to read at a time: a power of two, so that few shapes have to be compiled."""
     return 2 ** int(math.log2(max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // max(row_bytes, 1)))))
 
 
@@ -38,11 +38,11 @@ class Tensor(NamedTuple):
     """A tensor in a file.
 
     Attributes:
-      name: its name there.
-      shape: its shape.
-      file: the file.
-      kind: its type, as the file names it.
-      offset: where it begins in the file, in bytes.
+      name: Name in the file.
+      shape: Shape.
+      file: Path to the file.
+      kind: Type, as the file names it.
+      offset: Where it begins in the file, in bytes.
     """
 
     name: str
@@ -52,7 +52,9 @@ class Tensor(NamedTuple):
     offset: int
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """Some of its rows. Read, and not mapped into memory: pages of a mapped file would count as the process's own."""
+        """Some of its rows. They are read, not mapped into memory: pages of a mapped file would
+        count as the process's own.
+        """
         dtype, shape = np.dtype(_READABLE[self.kind]), self.shape[1:]
         size = dtype.itemsize * math.prod(shape)
         return (
@@ -66,13 +68,13 @@ def read_bytes(path: Path, offset: int, size: int, name: str) -> np.ndarray:
     """Some bytes of a file.
 
     Args:
-      path: of the file.
-      offset: of the first byte.
-      size: how many.
-      name: of the tensor that they belong to, for messages.
+      path: Path to the file.
+      offset: Position of the first byte.
+      size: Number of bytes.
+      name: Tensor that they belong to, for messages.
 
     Raises:
-      SdslError: the file ends before.
+      SdslError: The file ends too early.
     """
     values = np.empty(size, np.uint8)
     buffer = values.data
@@ -88,25 +90,27 @@ def read_bytes(path: Path, offset: int, size: int, name: str) -> np.ndarray:
 
 
 class Readable(Protocol):
-    """A tensor that is read some rows at a time."""
+    """A tensor that can be read some rows at a time."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Its shape."""
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """So many of its rows."""
+        """`count` of its rows, from row `start` on."""
 
 
 def spans(tensor: Readable, skip: int = 0) -> list[tuple[int, int]]:
-    """First row and number of rows of each part that is read at a time, from row `skip` on."""
+    """First row and number of rows of each part to read, from row `skip` on."""
     # As if in float32, whatever the type in the file.
     step, rows = chunk_rows(4 * math.prod(tensor.shape[1:])), tensor.shape[0]
     return [(start, min(step, rows - start)) for start in range(skip, rows, step)]
 
 
 def _headers(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that `safe_open` has checked: 8 bytes of length, a JSON header of that length, then the data."""
+    """The tensors of a file that `safe_open` has checked. The file holds 8 bytes of length, a JSON
+    header of that length, then the data.
+    """
     with reading(path), open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = parse_json(file.read(length), f"the header of {path}")
@@ -127,7 +131,8 @@ def safe_open(path: Path) -> Any:
     """An open safetensors file.
 
     Raises:
-      SdslError: the library is not installed, or the file is missing, truncated or something else.
+      SdslError: The library is not installed, or the file is missing, truncated or of another
+        format.
     """
     try:
         from safetensors import SafetensorError
@@ -151,7 +156,7 @@ def shard_files(folder: Path) -> dict[str, list[str] | None]:
     it; None without an index.
 
     Raises:
-      SdslError: there are none, or only pickled ones, or the index is damaged.
+      SdslError: There are no files, or only pickled ones, or the index is damaged.
     """
     require(
         not ((folder / INDEX).exists() and (folder / WEIGHTS).exists()),
@@ -202,8 +207,8 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint, by name.
 
     Raises:
-      SdslError: a file is missing or damaged, lacks a tensor that the index promises, or holds one
-        twice.
+      SdslError: A file is missing or damaged, lacks a tensor that the index promises, or holds a
+        tensor of another file.
     """
     found: dict[str, Tensor] = {}
     for name, promised in shard_files(folder).items():
@@ -226,7 +231,7 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def require_readable(tensor: Tensor) -> None:
-    """Raises `SdslError` where a tensor's numbers are none that weights are read from."""
+    """Raises `SdslError` unless a tensor has a type that weights can be read from."""
     require(
         tensor.kind in _READABLE,
         f"the tensor {tensor.name} in {tensor.file} is of type {tensor.kind}; weights must be one of {', '.join(_READABLE)}.",
