@@ -1,16 +1,16 @@
 """Claims: which process trains a rung, when any number of them share a folder.
 
 A claim is a file `claim-<generation>` in the rung's folder. It is written under a private name and
-linked to its own, which exactly one of several processes can do, and which leaves no claim without
-content. Its time of change is its heartbeat. A claim is stale when its process is gone, or when the
-heartbeat is two minutes old by the clock of the file system itself, so that the clocks of hosts do
-not matter. Who finds a stale claim makes the file of the next generation, which again only one can;
-the highest generation holds.
+linked to its own. Only one of several processes can do that, and no claim is ever without content.
+The file's time of change is its heartbeat. A claim is stale if its process is gone, or if the
+heartbeat is two minutes old by the clock of the file system itself, so the clocks of hosts do not
+matter. A process that finds a stale claim makes the file of the next generation, which again only
+one can. The highest generation holds.
 
 Claims save work; they are not what keeps a folder whole. A process that was thought dead and wakes
-up finds its claim gone before it writes a checkpoint or metrics, and stops. Should it wake up in
-between, it publishes a whole checkpoint of the same trajectory under a name that the other one
-would have given it too.
+up finds its claim gone before it writes a checkpoint or metrics, and stops. If it wakes up in
+between, it publishes a whole checkpoint of the same trajectory under the name that the other
+process would have given it too.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class Owner(NamedTuple):
     """A process that holds a claim.
 
     Attributes:
-      host: its name.
-      machine: the boot of a kernel and the namespace in which process numbers mean anything.
-      pid: number of the process.
-      started: when it started, in the kernel's ticks: a process number is used again, the pair is
-        not.
-      token: random, one for each claim.
+      host: Name of the host.
+      machine: Boot of the kernel and namespace in which process numbers are unique.
+      pid: Process number.
+      started: When the process started, in the kernel's ticks. Process numbers are used again; the
+        pair is not.
+      token: Random, one for each claim.
     """
 
     host: str
@@ -59,7 +59,9 @@ class Owner(NamedTuple):
 
 
 class Claim:
-    """A claim that this process holds; a context that renews it in the background and gives it up at the end."""
+    """A claim that this process holds: a context that renews it in the background and gives it up
+    at the end.
+    """
 
     def __init__(self, path: Path, owner: Owner):
         self.path, self.owner = path, owner
@@ -70,7 +72,7 @@ class Claim:
         """Makes sure that the claim still holds; called before anything is written.
 
         Raises:
-          ClaimLost: it does not.
+          ClaimLost: It does not.
         """
         claims = _claims(self.path.parent)
         if not claims or claims[-1] != self.path or _read(self.path).token != self.owner.token:
@@ -94,10 +96,10 @@ class Claim:
 
 
 def acquire(folder: Path) -> Claim | Owner:
-    """Claims a rung's folder, or says who holds it.
+    """Claims a rung's folder, or returns the process that holds it.
 
     Raises:
-      SdslError: the folder cannot be written to.
+      SdslError: The folder cannot be written.
     """
     me = Owner(
         socket.gethostname(),
@@ -146,7 +148,7 @@ def _generation(path: Path) -> int:
 
 
 def _read(path: Path) -> Owner:
-    """Who made a claim; nobody known, where it is gone or damaged."""
+    """The owner of a claim; a nameless one if the claim is gone or damaged."""
     try:
         return Owner(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
@@ -173,7 +175,9 @@ def _now(folder: Path) -> float:
 
 
 def _machine() -> str:
-    """What two processes share if and only if they can see each other by number; the host's name where nothing better is."""
+    """What two processes share exactly if they see each other's process numbers; otherwise the
+    host's name.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
@@ -182,7 +186,9 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine started; None if there is none, or only one that has ended and was not waited for."""
+    """When a process of this machine started; None if there is none, or if it has ended and was not
+    waited for.
+    """
     try:
         # The name in parentheses may hold blanks; the state comes first after it, the start time
         # twentieth.

@@ -1,4 +1,6 @@
-"""What training reports: a line per step, and a tally of what a trajectory has cost and shown."""
+"""What training reports: a line per step, a tally of what a trajectory has cost and shown, and the
+utilisation of the device.
+"""
 
 from __future__ import annotations
 
@@ -41,21 +43,21 @@ def compile_seconds() -> float:
 
 @dataclass
 class Tally:
-    """What the steps so far have cost and shown; it is saved in every checkpoint, so that a resumed
-    run goes on counting.
+    """What the steps so far have cost and shown. It is saved in every checkpoint, so a resumed run
+    goes on counting.
 
     Attributes:
-      seconds: wall-clock time, compilation included.
-      compile_seconds: of it, time in which XLA compiled.
-      wait_seconds: of it, time in which the device had nothing to do for want of a batch; at most
-        that.
-      level: running mean of the loss.
-      variance: running variance of its noise, from the differences of consecutive losses.
-      latest: the last loss that was no spike.
-      seen: losses that entered the level.
-      spikes: steps whose loss was a spike.
-      skipped: steps that changed nothing, because the loss or the gradient was not finite.
-      skipped_in_a_row: the latest of them, without a good step in between.
+      seconds: Wall-clock time, with compilation.
+      compile_seconds: Part of it in which XLA compiled.
+      wait_seconds: Part of it in which the device had nothing to do while waiting for a batch; an
+        upper bound.
+      level: Running mean of the loss.
+      variance: Running variance of its noise, from differences of consecutive losses.
+      latest: The last loss that was no spike.
+      seen: Number of losses that entered the level.
+      spikes: Number of steps whose loss was a spike.
+      skipped: Number of steps that changed nothing because the loss or the gradient was not finite.
+      skipped_in_a_row: Number of the latest skipped steps without a good step in between.
     """
 
     seconds: float = 0.0
@@ -70,19 +72,18 @@ class Tally:
     skipped_in_a_row: int = 0
 
     def observe(self, loss: float, skipped: bool, deviations: float) -> bool:
-        """Counts a step, and says whether its loss is a spike: a function of the losses so far and
-        of nothing else.
+        """Counts a step and returns whether its loss is a spike. The result depends only on the
+        losses so far.
 
         A spike exceeds the running level by more than `deviations` times the running noise, once 50
-        losses have been seen. The noise is that of differences, σ² = E(lᵢ − lᵢ₋₁)²/2, in which a
-        loss that still falls leaves little. A spike enters both
-        cut down to the limit: a single one hardly moves them, yet a lasting rise becomes the new
-            level.
+        losses have been seen. The noise is that of differences, σ² = E(lᵢ − lᵢ₋₁)²/2, on which a
+        falling loss has little effect. A spike enters level and noise cut down to the limit: a
+        single spike hardly moves them, but a lasting rise becomes the new level.
 
         Args:
-          loss: nats per token; a loss that is not finite is no spike and enters nothing.
-          skipped: whether the step changed nothing.
-          deviations: the limit.
+          loss: Nats per token. A loss that is not finite is no spike and enters nothing.
+          skipped: Whether the step changed nothing.
+          deviations: The limit, in standard deviations of the noise.
         """
         self.skipped += skipped
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
@@ -105,8 +106,8 @@ class Tally:
 class MetricsFile:
     """The metrics of a segment, one JSON object a line: every step once, in order.
 
-    Lines are appended while the file is as this process left it. Otherwise, and at the end, the
-    file is merged with them by step and replaced as a whole: lines that a killed process wrote
+    Lines are appended as long as the file is as this process left it. Otherwise, and at the end,
+    the file is merged with them by step and replaced as a whole. Lines that a killed process wrote
     after its last checkpoint, and lines of a second process that trains the same segment, are
     neither doubled nor lost.
     """
@@ -125,11 +126,11 @@ class MetricsFile:
                 self._board.add_scalar(name, float(value), step)
 
     def flush(self, last: bool = False) -> None:
-        """Writes what is pending; called before a checkpoint is, so that metrics are never behind
-        it.
+        """Writes what is pending. Called before a checkpoint is written, so that metrics are never
+        behind it.
 
         Raises:
-          SdslError: the file cannot be written to.
+          SdslError: The file cannot be written.
         """
         try:
             if not last and self._path.exists() and self._path.stat().st_size == self._size:
@@ -152,7 +153,9 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> dict[int, str]:
-    """The lines of a metrics file by step, without lines that were cut short; none if there is no file."""
+    """The lines of a metrics file by step, without lines that were cut short; empty if there is no
+    file.
+    """
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     return {step: line for line in lines if (step := _step_of(line)) is not None}
 
@@ -165,10 +168,10 @@ def _step_of(line: str) -> int | None:
 
 
 def check_tensorboard() -> None:
-    """Checks that TensorBoard's logs can be written.
+    """Checks that TensorBoard logs can be written.
 
     Raises:
-      SdslError: the package that writes them is not installed.
+      SdslError: The package that writes them is not installed.
     """
     require(
         importlib.util.find_spec("tensorboardX") is not None,
@@ -177,11 +180,10 @@ def check_tensorboard() -> None:
 
 
 def tensorboard(folder: Path, start: int) -> Any:
-    """A writer of TensorBoard's logs; what an earlier process logged from step `start` on is
-    hidden.
+    """A writer of TensorBoard logs. It hides what an earlier process logged from step `start` on.
 
     Raises:
-      SdslError: the package is not installed.
+      SdslError: The package is not installed.
     """
     check_tensorboard()
     from tensorboardX import SummaryWriter

@@ -1,4 +1,4 @@
-"""What a ladder consists of, before anything is trained: rungs, their plans, and parts of a ladder."""
+"""What a ladder consists of before training: rungs, their plans, and parts of a ladder."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ class Rung:
 
 
 def compact(number: float) -> str:
-    """A number with the suffix k, M or B, and as many digits as it needs: different sizes have different names."""
+    """A number with the suffix k, M or B and as many digits as it needs, so that different sizes
+    have different names.
+    """
     for divisor, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= divisor:
             return f"{number / divisor:.12g}{suffix}"
@@ -72,16 +74,17 @@ def rungs(config: StudyConfig) -> list[Rung]:
 
 
 class Plan(NamedTuple):
-    """A rung and all that follows from the settings.
+    """A rung and everything that follows from the settings.
 
     Attributes:
-      rung: role, size, seed and budgets.
-      model: shape of its model.
-      counts: its sizes.
-      schedule: learning rates by step.
-      batch: sequences per step.
-      tokens_per_step: of them.
-      folder: of its checkpoints, named by the rung and a tag of all that decides its parameters.
+      rung: Role, size, seed and budgets.
+      model: Architecture.
+      counts: Exact sizes.
+      schedule: Learning rates by step.
+      batch: Sequences per step.
+      tokens_per_step: Tokens per step.
+      folder: Folder of its checkpoints, named by the rung and a tag of everything that decides its
+        parameters.
     """
 
     rung: Rung
@@ -94,7 +97,7 @@ class Plan(NamedTuple):
 
     @property
     def flops_per_step(self) -> float:
-        """Forward FLOPs of a training step, to which its time is about proportional."""
+        """Forward FLOPs of a training step; its time is about proportional to them."""
         return self.counts.flops_per_token * self.tokens_per_step
 
     @property
@@ -109,15 +112,15 @@ class Plan(NamedTuple):
 
 
 def plan_rungs(config: StudyConfig, dataset: Dataset, folder: Path) -> list[Plan]:
-    """What each rung of a study will be.
+    """Plans every rung of a study.
 
     Args:
-      config: the study.
-      dataset: its tokenised corpus.
-      folder: the study's folder.
+      config: The study.
+      dataset: Its tokenised corpus.
+      folder: The study's folder.
 
     Raises:
-      SdslError: the family cannot make a size, or two budgets are less than a step apart.
+      SdslError: The family cannot build a size, or two budgets are less than a step apart.
     """
     plans = []
     for rung in rungs(config):
@@ -143,7 +146,9 @@ def _tag(
     batch: int,
     dataset: Dataset,
 ) -> str:
-    """A digest of what decides a rung's parameters, and of nothing else: budgets may be added, laws of size written anew."""
+    """A digest of what decides a rung's parameters and of nothing else, so that budgets may be
+    added and laws of size rewritten.
+    """
     recipe: TrainingConfig = config.training
     identity = {
         "role": rung.role,
@@ -166,13 +171,13 @@ def select(
     """A part of a ladder.
 
     Args:
-      plans: the ladder.
-      patterns: names of rungs, with or without the seed, in which `*`, `?` and `[…]` stand for
-        others; none means all.
-      part: (i, n) for part i, from 1, of n parts of about equal FLOPs.
+      plans: The ladder.
+      patterns: Names of rungs, with or without the seed, in which `*`, `?` and `[…]` are wildcards;
+        all rungs if empty.
+      part: (i, n) for part i, counted from 1, of n parts with about equal FLOPs.
 
     Raises:
-      SdslError: a pattern fits no rung, or there is no such part.
+      SdslError: A pattern fits no rung, or there is no such part.
     """
     names = [(plan.rung.name, plan.rung.name.rpartition("-s")[0]) for plan in plans]
     for pattern in patterns:

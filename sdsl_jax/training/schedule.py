@@ -14,10 +14,10 @@ class Schedule:
     2405.18392).
 
     Attributes:
-      peak: learning rate after warm-up.
-      warmup: steps of linear warm-up.
-      ends: step at which each budget ends, ascending.
-      cooldowns: steps of each budget's cool-down.
+      peak: Learning rate after warm-up.
+      warmup: Steps of linear warm-up.
+      ends: Step at which each budget ends, ascending.
+      cooldowns: Steps of each budget's cool-down.
     """
 
     peak: float
@@ -31,7 +31,7 @@ class Schedule:
         return tuple(end - cooldown for end, cooldown in zip(self.ends, self.cooldowns))
 
     def branch_before(self, budget: int) -> int:
-        """Step at which the budget before left the trunk; a budget's own work begins there."""
+        """Step at which the previous budget left the trunk, where this budget's own work begins."""
         return max(
             (branch for branch in self.branches if branch < self.branches[budget]), default=0
         )
@@ -41,7 +41,9 @@ class Schedule:
         return self.peak * min(1.0, (step + 1) / max(1, self.warmup))
 
     def cooldown_rate(self, budget: int, step: int) -> float:
-        """Learning rate in the cool-down of a budget; its last step still moves by a 1/cooldowns share of the peak."""
+        """Learning rate in the cool-down of a budget. Its last step still moves by 1/cooldowns of
+        the peak.
+        """
         return self.trunk_rate(step) * (self.ends[budget] - step) / self.cooldowns[budget]
 
     @property

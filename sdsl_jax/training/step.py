@@ -16,7 +16,9 @@ from sdsl_jax.models.kernels import token_losses
 
 
 class StepConfig(NamedTuple):
-    """What of a recipe decides the compiled step: studies and sweeps that differ in anything else share the program."""
+    """The part of a recipe that decides the compiled step. Studies and sweeps that differ in
+    anything else share the program.
+    """
 
     adam_b1: float
     adam_b2: float
@@ -35,7 +37,9 @@ def step_config(config: TrainingConfig) -> StepConfig:
 
 
 class TrainState(NamedTuple):
-    """Everything that a step reads and writes. `step` is the number of steps taken so far, skipped ones included."""
+    """Everything that a step reads and writes. `step` counts the steps taken so far, skipped ones
+    included.
+    """
 
     params: Params
     optimizer: Any
@@ -46,9 +50,9 @@ class StepMetrics(NamedTuple):
     """What a step reports.
 
     Attributes:
-      loss_nats: cross-entropy in nats per token.
-      gradient_norm: global norm of the gradient before clipping.
-      skipped: whether the step left parameters and optimiser as they were, because one of the two
+      loss_nats: Cross-entropy in nats per token.
+      gradient_norm: Global norm of the gradient before clipping.
+      skipped: Whether the step left parameters and optimiser unchanged, because loss or gradient
         was not finite.
     """
 
@@ -58,7 +62,7 @@ class StepMetrics(NamedTuple):
 
 
 def optimizer(config: StepConfig) -> optax.GradientTransformation:
-    """AdamW without its learning rate, which `train_step` applies: one compilation serves every
+    """AdamW without its learning rate. `train_step` applies that, so one compilation serves every
     phase of the schedule.
 
     Weight decay acts on matrices only, never on the scales of norms.
@@ -86,14 +90,14 @@ def train_step(
     model: ModelConfig,
     config: StepConfig,
 ) -> tuple[TrainState, StepMetrics]:
-    """One step of AdamW on cross-entropy plus z-loss · log²Z (2204.02311).
+    """One step of AdamW on cross-entropy plus z_loss · log²Z (2204.02311).
 
     Args:
-      state: parameters, optimiser state and step; donated.
-      tokens: a batch; position t predicts token t + 1.
-      learning_rate: of this step.
-      model: shape of the model.
-      config: recipe; with `skip_nonfinite`, a loss or gradient that is not finite changes nothing
+      state: Parameters, optimiser state and step; donated.
+      tokens: A batch; position t predicts token t + 1.
+      learning_rate: Learning rate of this step.
+      model: Architecture.
+      config: Recipe. With `skip_nonfinite`, a loss or gradient that is not finite changes nothing
         but the step count.
     """
 

@@ -1,14 +1,14 @@
-"""Tuning at the small end: a setting of the recipe swept over several sizes, and its law of size
-fitted to the best values.
+"""Tuning at the small end: sweeps a setting of the recipe over several sizes and fits its law of
+size to the best values.
 
-Every trial is an ordinary rung, so that a sweep resumes and is shared between processes like any
+Every trial is an ordinary rung, so a sweep resumes and can be shared between processes like any
 ladder. The optimum of a size is the lowest point of a parabola through the best trial and its
-neighbours, in the logarithm of the factor; the law is a straight line through the optima in
+neighbours, in the logarithm of the factor. The law is a straight line through the optima in
 log-log. The lowest point of a parabola through equally noisy losses has a standard error in inverse
-proportion to its curvature, whose square is its weight.
+proportion to its curvature, so each optimum is weighted by the square of its curvature.
 
-What counts as the value of a trial is what its rung was trained with: warm-up never exceeds a
-quarter of the budget, and batches are whole sequences.
+The value of a trial is what its rung was really trained with: warm-up never exceeds a quarter of
+the budget, and batches are whole sequences.
 """
 
 from __future__ import annotations
@@ -48,20 +48,21 @@ class SizeResult:
     """What a sweep found at one size.
 
     Attributes:
-      params: non-embedding parameters.
-      present: the value that the present law gives.
-      factors: of the trials, ascending.
-      values: with which they were trained; about the present one times the factor.
-      losses: validation loss in nats per token at each factor, the mean over seeds; infinite where
+      params: Non-embedding parameters.
+      present: Value that the present law gives.
+      factors: Factors of the trials, ascending.
+      values: Values that they were trained with; about the present one times the factor.
+      losses: Validation loss at each factor in nats per token, averaged over seeds; infinite where
         a trial diverged.
-      best: optimal value.
-      best_loss: at it, by the parabola.
-      within_1pct: values between which the parabola stays within 1% of the best loss.
-      curvature: of the parabola, nats per squared natural logarithm.
-      at_border: whether the best trial was the first or the last: the optimum lies there or beyond.
-      gain_halved: relative gain in loss if the present value is halved; negative for a loss, NaN if
+      best: Optimal value.
+      best_loss: Loss at the optimum, by the parabola.
+      within_1pct: Values between which the parabola stays within 1% of the best loss.
+      curvature: Curvature of the parabola, nats per squared natural logarithm.
+      at_border: Whether the best trial was the first or the last, so that the optimum lies there or
+        beyond.
+      gain_halved: Relative gain in loss from halving the present value; negative for a loss, NaN if
         not tried.
-      gain_doubled: the same if it is doubled.
+      gain_doubled: The same for doubling it.
     """
 
     params: int
@@ -83,12 +84,12 @@ class Law:
     """value = at_reference · (N / reference)^slope.
 
     Attributes:
-      at_reference: the value at the reference size.
-      slope: of its logarithm in log N.
-      log_at_reference_error: standard error of the logarithm of the first; NaN for fewer than three
-        sizes.
-      slope_error: standard error of the slope.
-      reference: non-embedding parameters.
+      at_reference: Value at the reference size.
+      slope: Slope of its logarithm in log N.
+      log_at_reference_error: Standard error of the logarithm of `at_reference`; NaN for fewer than
+        three sizes.
+      slope_error: Standard error of the slope.
+      reference: Non-embedding parameters of the reference size.
     """
 
     at_reference: float
@@ -132,15 +133,15 @@ def find_optimum(
     """The optimum of one size from its trials.
 
     Args:
-      params: non-embedding parameters.
-      present: the value of the setting at factor 1.
-      factors: of the trials, at least three, all positive and different.
-      losses: of the trials; what is not finite has diverged.
-      values: with which they were trained; `present` times the factors, if left out. Of equal ones
+      params: Non-embedding parameters.
+      present: Value of the setting at factor 1.
+      factors: Factors of the trials: at least three, all positive and different.
+      losses: Losses of the trials; those that are not finite have diverged.
+      values: Values they were trained with; `present` times the factors if omitted. Of equal values
         the first counts.
 
     Raises:
-      SdslError: there are fewer than three trials, or all diverged.
+      SdslError: There are fewer than three trials, or all diverged.
     """
     require(
         len(factors) >= 3,
@@ -193,11 +194,11 @@ def find_optimum(
 def fit_law(sizes: Sequence[SizeResult], reference: int) -> Law:
     """The weighted straight line through the logarithms of the optima.
 
-    Each optimum weighs as the square of its curvature. Sizes whose optimum lies at the border, or
-    has no curvature, say nothing and are left out.
+    Each optimum is weighted by the square of its curvature. Sizes whose optimum lies at the border,
+    or has no curvature, are left out.
 
     Raises:
-      SdslError: fewer than two sizes have an optimum.
+      SdslError: Fewer than two sizes have an optimum.
     """
     sizes = [s for s in sizes if s.curvature > 0 and not s.at_border]
     require(
@@ -229,17 +230,17 @@ def tune(
     """Sweeps a setting around its present law.
 
     Args:
-      config: the study whose recipe is tuned; each trial is trained with each of `ladder.seeds`.
-      folder: of the trials, which stay for the next start.
-      sizes: non-embedding parameters, at least two.
-      tokens: budget of every trial.
-      factors: of the present value, at least three.
-      setting: what is swept.
-      progress: told what happens.
+      config: Study whose recipe is tuned. Each trial is trained with each of `ladder.seeds`.
+      folder: Folder of the trials, which stay for the next start.
+      sizes: Non-embedding parameters, at least two sizes.
+      tokens: Token budget of every trial.
+      factors: Factors of the present value, at least three.
+      setting: Setting to sweep.
+      progress: Reports progress after every step.
 
     Raises:
-      SdslError: too few sizes or factors, a size that cannot be made, or every trial of a size
-        diverged.
+      SdslError: There are too few sizes or factors, a size cannot be built, or every trial of a
+        size diverged.
     """
     require(
         len({*sizes}) >= 2, f"the sizes are {list(sizes)}; a law of size needs at least 2 of them."
@@ -335,7 +336,7 @@ def _as_setting(setting: Setting, value: float) -> Any:
 
 
 def _value(plan: Plan, setting: Setting) -> float:
-    """What a rung is trained with."""
+    """The value that a rung is trained with."""
     schedule = plan.schedule
     return {
         "learning_rate": schedule.peak,

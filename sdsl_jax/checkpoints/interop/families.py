@@ -17,18 +17,19 @@ from sdsl_jax.models.config import Activation, ModelConfig, RopeScaling
 
 
 class Layout(NamedTuple):
-    """Names of a family's tensors, without `.weight` and `.bias`; empty where it has none.
+    """Names of a family's tensors, without `.weight` and `.bias`; empty if the family has no such
+    tensor.
 
     Attributes:
-      base: prefix of everything but the head.
-      bare: what stands in its place in files of the model without a head.
-      block: prefix of a block, with its number.
-      qkv: queries, keys and values: three names, or one for all.
-      gate_up: gate and up, or up alone.
-      transposed: whether matrices lie as [outputs, inputs].
-      by_head: whether rows of the one matrix of queries, keys and values are grouped by head.
-      first_position: rows of the table of positions that no position uses.
-      buffers: last parts of names of tensors that hold no parameters, in files of older versions.
+      base: Prefix of everything but the head.
+      bare: Prefix instead of `base` in files of the model without a head.
+      block: Prefix of a block, with its number.
+      qkv: Queries, keys and values: three names, or one for all.
+      gate_up: Gate and up projection, or the up projection alone.
+      transposed: Whether matrices are stored as [outputs, inputs].
+      by_head: Whether the rows of a joint matrix of queries, keys and values are grouped by head.
+      first_position: Rows of the table of positions that no position uses.
+      buffers: Ends of names of tensors that hold no parameters, in files of older versions.
     """
 
     base: str

@@ -32,7 +32,7 @@ def shown(value: Any) -> str:
 
 
 def printable(name: str) -> str:
-    """A name of a file for a message: as it is, unless it is long or has characters that a line cannot show."""
+    """A name from a file, for a message: as it is, unless it is long or has unprintable characters."""
     return name if name.isprintable() and len(name) <= _LONGEST_NAME else reprlib.repr(name)
 
 
@@ -40,8 +40,8 @@ class Fields:
     """The fields of one JSON object.
 
     Attributes:
-      path: the file, for messages.
-      values: as they were read.
+      path: Path to the file, for messages.
+      values: Fields as they were read.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class Fields:
         """Reads a file.
 
         Raises:
-          SdslError: it cannot be read, or holds no JSON object.
+          SdslError: The file cannot be read, or holds no JSON object.
         """
         return cls(path, read_json_object(path))
 
     def without(self, names: Sequence[str]) -> tuple[Fields, tuple[str, ...]]:
-        """The fields without some of them, and those that were there to leave out."""
+        """The fields without some of them, and the names of those that were left out."""
         dropped = tuple(sorted(set(names) & set(self.values)))
         values = {name: value for name, value in self.values.items() if name not in dropped}
         return Fields(self.path, values, self._prefix, self._names), dropped
@@ -86,7 +86,7 @@ class Fields:
         return default if value is None else value
 
     def whole(self, name: str, default: int = _MISSING, least: int = 1) -> int:
-        """A whole number that is not below `least`."""
+        """A whole number of at least `least`."""
         value = self._get(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             self.fail(name, f"a whole number of at least {least}")
@@ -120,7 +120,7 @@ class Fields:
         return options[value]
 
     def table(self, name: str) -> Fields | None:
-        """An object within the object; None where there is none."""
+        """An object within the object; None if there is none."""
         value = self._get(name, None)
         if value is None:
             return None
@@ -129,7 +129,7 @@ class Fields:
         return Fields(self.path, value, f"{self.name(name)}.")
 
     def only(self, name: str, allowed: Sequence[Any], why: str) -> None:
-        """Raises `SdslError` where a field is set to what this package does not compute."""
+        """Raises `SdslError` if a field has a value that this package does not compute."""
         if self.values.get(name) is not None and self.values[name] not in allowed:
             raise SdslError(
                 f"{self.name(name)} of {self.path} is {shown(self.values[name])}; {why}."
