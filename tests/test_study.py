@@ -7,8 +7,7 @@ import pytest
 from conftest import tiny
 
 from sdsl_jax.cli.arguments import split_overrides
-from sdsl_jax.codesign.predict import predict
-from sdsl_jax.codesign.targets import Target
+from sdsl_jax.codesign.predict import Target, predict
 from sdsl_jax.config import load_study, to_toml
 from sdsl_jax.errors import SdslError
 from sdsl_jax.fitting.law_files import acceptance_law, loss_law
@@ -327,12 +326,12 @@ def test_results_plug_into_predictions(tiny_study):
     path = str(tiny_study / "records" / "fits.json")
     loss, acceptance = loss_law(path), acceptance_law(path)
     (answer,) = predict([Target(5e3, 16e3, 16e3)], loss, acceptance)
-    assert "bootstrap over whole rungs" in answer["interval_basis"]
-    assert any(w.startswith("loss law: ") for w in answer["warnings"])
+    assert "bootstrap over whole rungs" in answer.interval_basis
+    assert any(w.startswith("loss law: ") for w in answer.warnings)
     ranges = {name: (low, high) for name, low, high in loss.law.about.valid}
     assert ranges["tokens"] == pytest.approx((8_000, 16_000), rel=0.02)
     (far,) = predict([Target(5e6, 16e3, 16e3)], loss, acceptance)
-    assert any("extrapolates the loss law for the target" in w for w in far["warnings"])
+    assert any("extrapolates the loss law for the target" in w for w in far.warnings)
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 20])

@@ -12,7 +12,6 @@ Every file appears under its name only when it is whole.
 from __future__ import annotations
 
 import dataclasses
-import html
 import math
 import typing
 from pathlib import Path
@@ -25,6 +24,7 @@ from sdsl_jax.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, fing
 from sdsl_jax.decoding import Model
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models import ModelConfig, Params, abstract_params, count
+from sdsl_jax.notebook import table_of
 from sdsl_jax.processes import is_primary
 from sdsl_jax.records import ModelRecord, read_json, write_json, write_text
 from sdsl_jax.user_files import reading
@@ -88,11 +88,7 @@ class LoadedModel(NamedTuple):
 
     def _repr_html_(self) -> str:
         """The model's facts as a table, for notebooks."""
-        rows = "".join(
-            f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
-            for name, value in self._facts().items()
-        )
-        return f"<table><caption>{html.escape(self.record.model_id)}</caption>{rows}</table>"
+        return table_of(self.record.model_id, self._facts())
 
 
 def write_model_folder(

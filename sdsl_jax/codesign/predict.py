@@ -1,20 +1,34 @@
-"""What draft to train for a target: the optimum of a scenario, put into words."""
+"""Which draft to train for a target, from laws alone."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import shlex
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdsl_jax.codesign.targets import Target, few_tokens
-from sdsl_jax.counts import short_count
+from sdsl_jax.codesign.laws import (
+    AlphaRange,
+    intervals_over_draws,
+    law_caveats,
+    law_draws,
+    unit_caveats,
+)
+from sdsl_jax.counts import exact_count, parse_size, short_count
+from sdsl_jax.csv_table import is_missing, listed_names, read_csv
 from sdsl_jax.errors import require
-from sdsl_jax.fitting.law_files import LoadedLaw, far_outside, moves, quality
+from sdsl_jax.fitting.law_files import LoadedLaw, acceptance_law, loss_law
+from sdsl_jax.hardware import load_hardware
+from sdsl_jax.notebook import table_of
+from sdsl_jax.records.documents import described, to_json
 from sdsl_jax.theory import (
-    About,
     AcceptanceLaw,
     DraftOptimum,
     Elasticities,
@@ -26,35 +40,212 @@ from sdsl_jax.theory import (
     optimum_with_elasticities,
 )
 
+_DEFAULT_LAWS = {"loss": "besiroglu", "acceptance": "paper"}
+# What a prediction does not know.
+_LEFT_OUT = (
+    "this counts only FLOPs, for one sequence, and knows no device: on H100s, overheads, memory traffic and batching change the "
+    "best draft, γ and the speed-up"
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target in need of a draft: M, and the training tokens D of the draft and D′ of the target."""
+
+    target_params: float
+    draft_tokens: float
+    target_tokens: float
+    name: str = ""
+
+
+def targets_from_csv(
+    path: Path, draft_tokens: float | None = None, target_tokens: float | None = None
+) -> list[Target]:
+    """Targets from a CSV with the column target_params, and draft_tokens, target_tokens and name.
+
+    Args:
+      path: The file; capitals and blanks in its header do not matter.
+      draft_tokens: For rows that give none.
+      target_tokens: For rows that give none.
+
+    Raises:
+      SdslError: The file cannot be read, or lacks a column or a number.
+    """
+    table = read_csv(path, lower=True)
+    require(
+        "target_params" in table,
+        f"{path} has no column target_params; its columns are {listed_names(table.names)}.",
+    )
+    defaults = {
+        "target_params": None,
+        "draft_tokens": draft_tokens,
+        "target_tokens": target_tokens,
+    }
+    cells = {name: table.column(name) for name in (*defaults, "name") if name in table}
+
+    def value(name: str, row: int) -> float:
+        text = cells[name][row] if name in cells else ""
+        where = f"{path}, line {table.lines[row]}:"
+        if not is_missing(text):
+            unclear = table.is_unclear(text)
+            require(
+                not unclear,
+                f"{where} {name} is {text!r}, perhaps with a decimal comma; write 1300 or 1.3.",
+            )
+            return parse_size(text, f"{where} {name}")
+        hint = (
+            ""
+            if name == "target_params"
+            else f"; give the column, or --{name.replace('_', '-')} for all"
+        )
+        require(defaults[name] is not None, f"{where} no {name}{hint}.")
+        return float(defaults[name] or 0)
+
+    return [
+        Target(
+            value("target_params", row),
+            value("draft_tokens", row),
+            value("target_tokens", row),
+            cells["name"][row] if "name" in cells else "",
+        )
+        for row in range(len(table))
+    ]
+
+
+@dataclass(frozen=True)
+class PredictionInterval:
+    """90% intervals of the optimum over the draws of both laws."""
+
+    draft_params: list[float] = described("of N*, among draws that speculate")
+    lookahead: list[float] = described("of γ*")
+    speedup: list[float] = described("of S*")
+
+
+@dataclass(frozen=True, repr=False)
+class Prediction:
+    """The draft to train for one target. Where speculation does not pay there is no draft size;
+    where the acceptance law reaches 1 there is no optimum at all.
+    """
+
+    name: str = described("of the target; left out if empty")
+    target_params: float = described("M, in the count of the laws")
+    draft_tokens: float = described("D, training tokens of the draft")
+    target_tokens: float = described("D′, training tokens of the target")
+    loss_law: str = described("name or file of the loss law")
+    acceptance_law: str = described("name or file of the acceptance law")
+    params_count: str = described("parameters that the loss law counts: total or non-embedding")
+    draft_overhead: float = described("c₀, fixed cost of a draft step in target steps")
+    draft_params: float | None = described("N*")
+    lookahead: float | None = described("γ*, a real number")
+    lookahead_integer: int | None = described("best whole γ; 0 where none pays")
+    acceptance: float | None = described("α at N*")
+    draft_cost: float | None = described("d at N*, in target steps")
+    draft_loss: float | None = described("nats per token at N*")
+    target_loss: float = described("nats per token")
+    speedup: float | None = described("S at γ*; 1 where speculation does not pay")
+    speedup_integer: float | None = described("S at the best whole γ")
+    speculate: bool = described("whether a whole lookahead beats plain decoding")
+    indifference_1pct: list[float] | None = described("draft sizes that lose at most 1% of S")
+    indifference_5pct: list[float] | None = described("draft sizes that lose at most 5% of S")
+    elasticity: dict[str, float] | None = described("d ln N*/d ln of M, D and D′")
+    interval_90: PredictionInterval | None = described("over the draws of both laws")
+    interval_basis: str = described("what the draws are, or why there is no interval")
+    warnings: list[str] = described("what to know before relying on the prediction")
+    leaves_out: str = described("what a prediction does not know")
+    codesign_command: str = described("the command that asks the same about a device")
+
+    @property
+    def title(self) -> str:
+        """The target by its name and size."""
+        size = short_count(self.target_params)
+        return f"{self.name} ({size})" if self.name else size
+
+    def to_json(self) -> dict[str, Any]:
+        """As `sdsl predict --json` prints it."""
+        values = {f.name: to_json(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return values if self.name else {k: v for k, v in values.items() if k != "name"}
+
+    def cells(self) -> dict[str, str]:
+        """What a table shows, by label."""
+        cells = {
+            "target": self.title,
+            "tokens D | D′": f"{short_count(self.draft_tokens)} | {short_count(self.target_tokens)}",
+            "draft N*": short_count(self.draft_params),
+        }
+        if self.draft_params is None or self.elasticity is None:
+            verdict = "does not pay" if self.speedup is not None else "no finite optimum"
+            return (
+                cells
+                | dict.fromkeys(("M / N*", "within 1%", "within 5%", "γ* (whole)", "α"), "–")
+                | {"speed-up": verdict}
+            )
+        slopes = self.elasticity
+        return cells | {
+            "M / N*": f"{self.target_params / self.draft_params:.0f}",
+            "within 1%": size_range(self.indifference_1pct),
+            "within 5%": size_range(self.indifference_5pct),
+            "γ* (whole)": f"{self.lookahead:.1f} ({self.lookahead_integer})",
+            "α": f"{self.acceptance:.3f}",
+            "speed-up": f"{self.speedup_integer:.2f}×",
+            "d ln N*/d ln M": f"{slopes['target_params']:.3f}",
+            "d ln N*/d ln D": f"{slopes['draft_tokens']:.3f}",
+            "d ln N*/d ln D′": f"{slopes['target_tokens']:.4f}",
+        }
+
+    def interval_text(self) -> str:
+        """The 90% interval in words, or why there is none."""
+        if self.interval_90 is None:
+            return f"none ({self.interval_basis})"
+        (low, high), (slow, fast) = self.interval_90.lookahead, self.interval_90.speedup
+        return (
+            f"draft {size_range(self.interval_90.draft_params)}, γ {low:.1f} – {high:.1f}, "
+            f"speed-up {slow:.2f} – {fast:.2f} ({self.interval_basis})"
+        )
+
+    def __repr__(self) -> str:
+        cells = self.cells()
+        draft = f"draft {cells['draft N*']}, γ* {cells['γ* (whole)']}, " if self.speculate else ""
+        return f"Prediction(target {self.title}: {draft}speed-up {cells['speed-up']})"
+
+    def _repr_html_(self) -> str:
+        """The cells as a table, for notebooks."""
+        return table_of(f"The draft to train for {self.title}", self.cells())
+
+
+def size_range(ends: list[float] | None) -> str:
+    """Two sizes in short, such as 169M – 563M; a dash for none."""
+    return "–" if ends is None else f"{short_count(ends[0])} – {short_count(ends[1])}"
+
 
 def predict(
     targets: Sequence[Target],
-    loss: LoadedLaw,
-    acceptance: LoadedLaw,
+    loss: LoadedLaw | str = _DEFAULT_LAWS["loss"],
+    acceptance: LoadedLaw | str = _DEFAULT_LAWS["acceptance"],
     draft_overhead: float = 0.0,
     smallest_draft: float | None = None,
-) -> list[dict[str, Any]]:
-    """For each target the draft to train, as what `sdsl predict --json` prints: see the README for
-    the fields.
+) -> list[Prediction]:
+    """The draft to train for each target.
 
     Everything is computed in float64, the optima of all targets in one call.
 
     Args:
-      targets: sizes in the parameter count of the laws.
-      loss: gives L(N, D).
-      acceptance: gives α.
+      targets: Sizes in the parameter count of the laws.
+      loss: Gives L(N, D); a published law by name, the JSON of a fit, or a law that was loaded.
+      acceptance: Gives α; named in the same way.
       draft_overhead: c₀, cost of a draft step of any size in target steps, on top of N/M.
-      smallest_draft: smallest N considered; a 100,000th of each target if None.
+      smallest_draft: Smallest N considered; a 100,000th of each target if None.
 
     Raises:
-      SdslError: a number is out of range.
+      SdslError: A number is out of range, or a law cannot be loaded.
     """
+    loss = loss_law(loss) if isinstance(loss, str) else loss
+    acceptance = acceptance_law(acceptance) if isinstance(acceptance, str) else acceptance
     require(
         0 <= draft_overhead < float("inf"),
         f"the draft overhead is {draft_overhead}; it must be 0 or more.",
     )
-    for target in targets:
-        low = smallest_draft if smallest_draft is not None else target.target_params / 1e5
+    lows = [t.target_params / 1e5 if smallest_draft is None else smallest_draft for t in targets]
+    for low, target in zip(lows, targets):
         require(
             0 < low < target.target_params,
             f"the smallest draft is {low:g} parameters and the target {target.target_params:g}; a draft must be smaller.",
@@ -62,233 +253,194 @@ def predict(
     with jax.enable_x64(True):
         columns = np.asarray(
             [(t.target_params, t.draft_tokens, t.target_tokens) for t in targets], float
-        ).T
-        lows = (
-            np.full(len(targets), smallest_draft)
-            if smallest_draft is not None
-            else columns[0] / 1e5
         )
-        answers = jax.tree.map(
-            np.asarray, _answers(columns, lows, loss.law, acceptance.law, draft_overhead)
-        )
-        made = []
-        for i, target in enumerate(targets):
-            best, slopes, flagged, losses = jax.tree.map(lambda x, i=i: x[i], answers)
-            m, d, d_target = columns[:, i]
-            scenario = Scenario(m, d, d_target, loss.law, acceptance.law, draft_overhead, lows[i])
-            require(
-                bool(np.isfinite([best.acceptance, *losses]).all()),
-                f"for the target of {short_count(target.target_params)} parameters and {short_count(target.draft_tokens)} | "
-                f"{short_count(target.target_tokens)} tokens "
-                "the laws give no finite loss and acceptance: it is too far outside them.",
+        solved = _solved(columns, np.asarray(lows), loss.law, acceptance.law, draft_overhead)
+        answers = jax.tree.map(np.asarray, solved)
+        return [
+            _prediction(
+                target,
+                Scenario(m, d, d_target, loss.law, acceptance.law, draft_overhead, lows[i]),
+                jax.tree.map(lambda x, i=i: x[i], answers),
+                loss,
+                acceptance,
             )
-            interval, basis = _interval(scenario, loss, acceptance)
-            made.append(
-                _describe(
-                    target,
-                    scenario,
-                    best,
-                    slopes,
-                    flagged,
-                    losses,
-                    loss,
-                    acceptance,
-                    interval,
-                    basis,
-                )
-            )
-    return made
+            for i, (target, (m, d, d_target)) in enumerate(zip(targets, columns))
+        ]
+
+
+class _Answer(NamedTuple):
+    """What is computed for a target; `losses` are those of draft and target, in nats per token."""
+
+    best: DraftOptimum
+    slopes: Elasticities
+    flags: Flags
+    losses: Any
+
+    @property
+    def pays(self) -> bool:
+        """Whether speculation pays at an optimum to speak of."""
+        return bool(self.best.speculate) and not bool(self.flags.acceptance_certain)
 
 
 @jax.jit
-def _answers(
+def _solved(
     columns: Any, lows: Any, loss: LossLaw, acceptance: AcceptanceLaw, overhead: Any
-) -> tuple[DraftOptimum, Elasticities, Flags, jax.Array]:
-    def one(
-        column: jax.Array, low: jax.Array
-    ) -> tuple[DraftOptimum, Elasticities, Flags, jax.Array]:
+) -> _Answer:
+    def one(column: jax.Array, low: jax.Array) -> _Answer:
         scenario = Scenario(column[0], column[1], column[2], loss, acceptance, overhead, low)
-        optimum, slopes = optimum_with_elasticities(scenario)
-        losses = jnp.stack([loss(optimum.params, column[1]), loss(column[0], column[2])])
-        return optimum, slopes, flags(scenario, optimum), losses
+        best, slopes = optimum_with_elasticities(scenario)
+        losses = jnp.stack([loss(best.params, column[1]), loss(column[0], column[2])])
+        return _Answer(best, slopes, flags(scenario, best), losses)
 
-    return jax.vmap(one)(columns.T, lows)
+    return jax.vmap(one)(columns, lows)
+
+
+def _prediction(
+    target: Target, scenario: Scenario, answer: _Answer, loss: LoadedLaw, acceptance: LoadedLaw
+) -> Prediction:
+    best, losses, pays = answer.best, answer.losses, answer.pays
+    require(
+        bool(np.isfinite([best.acceptance, *losses]).all()),
+        f"for the target of {short_count(target.target_params)} parameters and {short_count(target.draft_tokens)} | "
+        f"{short_count(target.target_tokens)} tokens "
+        "the laws give no finite loss and acceptance: it is too far outside them.",
+    )
+    interval, basis = _interval(scenario, loss, acceptance)
+
+    def if_pays(value: Any) -> float | None:
+        return float(value) if pays else None
+
+    def unless_saturated(value: Any) -> float | None:
+        return None if answer.flags.acceptance_certain else float(value)
+
+    whole = unless_saturated(best.lookahead_integer)
+    return Prediction(
+        name=target.name,
+        target_params=target.target_params,
+        draft_tokens=target.draft_tokens,
+        target_tokens=target.target_tokens,
+        loss_law=loss.name,
+        acceptance_law=acceptance.name,
+        params_count=loss.law.about.params_count,
+        draft_overhead=float(scenario.draft_overhead),
+        draft_params=if_pays(best.params),
+        lookahead=unless_saturated(best.lookahead),
+        lookahead_integer=None if whole is None else int(whole),
+        acceptance=if_pays(best.acceptance),
+        draft_cost=if_pays(best.draft_step),
+        draft_loss=if_pays(losses[0]),
+        target_loss=float(losses[1]),
+        speedup=unless_saturated(best.speedup),
+        speedup_integer=unless_saturated(best.speedup_integer),
+        speculate=pays,
+        indifference_1pct=[float(x) for x in best.indifference_1pct] if pays else None,
+        indifference_5pct=[float(x) for x in best.indifference_5pct] if pays else None,
+        elasticity={k: float(v) for k, v in answer.slopes._asdict().items()} if pays else None,
+        interval_90=interval if pays else None,
+        interval_basis=basis,
+        warnings=_warnings(scenario, answer, loss, acceptance),
+        leaves_out=_LEFT_OUT,
+        codesign_command=codesign_command(target, loss.name, acceptance.name),
+    )
+
+
+def codesign_command(target: Target, loss: str, acceptance: str) -> str:
+    """The `sdsl codesign` command that asks the same about H100s, as many as the target's weights need."""
+    # Two bytes a weight, and room for caches and a draft.
+    memory = 0.85 * float(load_hardware("h100").hardware.memory_bytes)
+    devices = 2 ** max(0, math.ceil(math.log2(2 * target.target_params / memory)))
+    flags = {
+        f"--{name.replace('_', '-')}": exact_count(getattr(target, name))
+        for name in ("target_params", "target_tokens", "draft_tokens")
+    }
+    if target.name:
+        flags["--target-name"] = shlex.quote(target.name)
+    for law, name in (("loss", loss), ("acceptance", acceptance)):
+        if name != _DEFAULT_LAWS[law]:
+            flags[f"--{law}-law"] = shlex.quote(name)
+    flags["--hardware"] = "h100"
+    if devices > 1:
+        flags["--devices"] = str(devices)
+    return "sdsl codesign " + " ".join(f"{flag} {value}" for flag, value in flags.items())
 
 
 def _interval(
     scenario: Scenario, loss: LoadedLaw, acceptance: LoadedLaw
-) -> tuple[dict[str, Any] | None, str]:
-    """90% interval over the draws of both laws, or why there is none."""
-    without = [
-        (kind, law)
-        for kind, law in (("loss", loss), ("acceptance", acceptance))
-        if law.draws is None
-    ]
-    if without:
-        return None, "; ".join(f"{kind} law {law.name}: {law.basis}" for kind, law in without)
-    joint = loss.joint is not None and loss.joint == acceptance.joint
-    count = min(len(jax.tree.leaves(law.draws)[0]) for law in (loss, acceptance))
-    draws = [
-        jax.tree.map(lambda x: jnp.asarray(x[:count]), law.draws) for law in (loss, acceptance)
-    ]
-    found = jax.tree.map(np.asarray, optima_of_draws(scenario, *draws))
-    finite = np.isfinite(found.lookahead)
-    pays = finite & found.speculate
-    basis = (
-        loss.basis
-        if joint
-        else f"loss law: {loss.basis}; acceptance law: {acceptance.basis}; taken as independent"
+) -> tuple[PredictionInterval | None, str]:
+    """90% interval over the draws of both laws, and what these are, or why there is none."""
+    draws = law_draws(loss, acceptance)
+    if draws.count == 0:
+        return None, draws.basis
+    optima = jax.tree.map(np.asarray, optima_of_draws(scenario, draws.loss, draws.acceptance))
+    over_draws = intervals_over_draws(
+        {"draft_params": optima.params, "lookahead": optima.lookahead, "speedup": optima.speedup},
+        # Above 1 where a whole lookahead pays.
+        optima.speedup_integer,
+        np.isfinite(optima.lookahead),
+        of_speculating=("draft_params",),
+        more_than=0.5,
     )
-    if not pays.all():
-        basis += (
-            f"; speculation pays in {pays.mean():.0%} of the draws, and draft_params is among these"
-        )
-    if pays.mean() <= 0.5:
+    basis, share = draws.basis, over_draws.share_that_speculate
+    if share < 1:
+        basis += f"; speculation pays in {share:.0%} of the draws, and draft_params is among these"
+    if over_draws.ends is None:
         return None, f"{basis}; too few for an interval"
-
-    def ends(values: np.ndarray) -> list[float]:
-        return [float(x) for x in np.quantile(values, [0.05, 0.95])]
-
-    return {
-        "draft_params": ends(found.params[pays]),
-        "lookahead": ends(found.lookahead[finite]),
-        "speedup": ends(found.speedup[finite]),
-    }, basis
-
-
-def _describe(
-    target: Target,
-    scenario: Scenario,
-    best: DraftOptimum,
-    slopes: Elasticities,
-    flagged: Flags,
-    losses: np.ndarray,
-    loss: LoadedLaw,
-    acceptance: LoadedLaw,
-    interval: dict[str, Any] | None,
-    basis: str,
-) -> dict[str, Any]:
-    certain = bool(flagged.acceptance_certain)
-    pays = bool(best.speculate) and not certain
-    return {
-        **({"name": target.name} if target.name else {}),
-        "target_params": target.target_params,
-        "draft_tokens": target.draft_tokens,
-        "target_tokens": target.target_tokens,
-        "loss_law": loss.name,
-        "acceptance_law": acceptance.name,
-        "params_count": scenario.loss_law.about.params_count,
-        "draft_overhead": float(scenario.draft_overhead),
-        "draft_params": float(best.params) if pays else None,
-        "lookahead": None if certain else float(best.lookahead),
-        "lookahead_integer": None if certain else int(best.lookahead_integer),
-        "acceptance": float(best.acceptance) if pays else None,
-        "draft_cost": float(best.draft_step) if pays else None,
-        "draft_loss": float(losses[0]) if pays else None,
-        "target_loss": float(losses[1]),
-        "speedup": None if certain else float(best.speedup),
-        "speedup_integer": None if certain else float(best.speedup_integer),
-        "speculate": pays,
-        "indifference_1pct": [float(x) for x in best.indifference_1pct] if pays else None,
-        "indifference_5pct": [float(x) for x in best.indifference_5pct] if pays else None,
-        "elasticity": {k: float(v) for k, v in slopes._asdict().items()} if pays else None,
-        "interval_90": interval if pays else None,
-        "interval_basis": basis,
-        "warnings": _warnings(scenario, best, flagged, loss, acceptance),
-    }
-
-
-def valid_range(about: About) -> str:
-    """What a law was fitted on, in words."""
-    return ", ".join(
-        f"{name.replace('_', ' ').replace('params', 'parameters')} {short_count(low)} to {short_count(high)}"
-        for name, low, high in about.valid or ()
-    )
-
-
-def _flatness(
-    scenario: Scenario, best: DraftOptimum, flagged: Flags, acceptance: LoadedLaw
-) -> list[str]:
-    """How far the law moves α with the size of the draft, to be held against its error."""
-    if flagged.acceptance_certain or not best.speculate:
-        return []
-    larger = min(100 * float(best.params), float(scenario.target_params))
-    return [
-        moves(
-            acceptance, best.params, best.acceptance, larger, scenario.problem().acceptance(larger)
-        )
-    ]
+    return PredictionInterval(**over_draws.ends), basis
 
 
 def _warnings(
-    scenario: Scenario, best: DraftOptimum, flagged: Flags, loss: LoadedLaw, acceptance: LoadedLaw
+    scenario: Scenario, answer: _Answer, loss: LoadedLaw, acceptance: LoadedLaw
 ) -> list[str]:
-    draft = {"tokens": float(scenario.draft_tokens)}
-    if best.speculate and not flagged.acceptance_certain:
-        draft["params"] = float(best.params)
-    target = {"params": float(scenario.target_params), "tokens": float(scenario.target_tokens)}
-    found = []
+    best, flagged, pays = answer.best, answer.flags, answer.pays
+    warnings = []
     if flagged.acceptance_certain:
-        found.append(
+        warnings.append(
             "the acceptance law gives α ≥ 1 to drafts as good as the best, which is no probability: it has no optimum here"
         )
-    elif not best.speculate:
+    elif not pays:
         # No whole lookahead of any draft gains more than the best real one.
         gain = 100 * (float(best.speedup) - 1)
-        found.append(
+        warnings.append(
             "speculation does not pay: no draft size and lookahead beat plain decoding"
             if gain <= 0
             else "speculation does not pay: the best draft size needs a lookahead below 1, and no size with a whole one "
             f"gains more than {gain:.2g}%"
         )
         if flagged.acceptance_not_positive:
-            found.append("the acceptance law gives no draft a positive α")
+            warnings.append("the acceptance law gives no draft a positive α")
     else:
         if 0.99 * best.speedup_integer <= 1:
-            found.append("plain decoding is within 1% of the optimum")
+            warnings.append("plain decoding is within 1% of the optimum")
         if flagged.at_bound:
-            found.append(
+            warnings.append(
                 "the optimum is the smallest or largest draft considered: S may rise beyond it"
             )
         problem, (low, high) = scenario.problem(), best.indifference_1pct
         if problem.acceptance(high) <= problem.acceptance(low):
-            found.append(
+            warnings.append(
                 "the acceptance law does not rise with the size of the draft around the optimum"
             )
-    found += far_outside(loss, acceptance, draft=draft, target=target)
-    if flagged.acceptance_extrapolated:
-        found.append(
-            f"extrapolates the acceptance law, fitted on {valid_range(acceptance.law.about)}"
-        )
-    for flag, who in (
-        (flagged.draft_loss_extrapolated, "draft"),
-        (flagged.target_loss_extrapolated, "target"),
-    ):
-        if flag:
-            found.append(
-                f"extrapolates the loss law for the {who}: fitted on {valid_range(loss.law.about)}"
-            )
+    stated = {
+        "draft": {"tokens": float(scenario.draft_tokens)},
+        "target": {
+            "params": float(scenario.target_params),
+            "tokens": float(scenario.target_tokens),
+        },
+    }
+    alphas = None
+    losses = {"target_loss": float(answer.losses[1])}
+    if pays:
+        stated["draft"]["params"] = float(best.params)
+        losses["draft_loss"] = float(answer.losses[0])
+        # How far the law moves α with the size of the draft, to be held against its error.
+        larger = min(100 * float(best.params), float(scenario.target_params))
+        alpha_of_larger = float(scenario.problem().acceptance(larger))
+        alphas = AlphaRange(float(best.params), float(best.acceptance), larger, alpha_of_larger)
+    warnings += unit_caveats(loss, acceptance, stated)
     if flagged.interval_extrapolated and not (
         flagged.acceptance_extrapolated or flagged.draft_loss_extrapolated
     ):
-        found.append("the sizes within 5% reach beyond what the laws were fitted on")
-    for role, values in (("draft", draft), ("target", target)):
-        found += few_tokens(role, **values) if "params" in values else []
-    found += [quality(acceptance), *_flatness(scenario, best, flagged, acceptance)]
-    texts = [law.law.about.text for law in (loss, acceptance)]
-    if texts[0] != texts[1]:
-        found.append(
-            f"the laws are of different texts: losses on {texts[0]}; acceptance on {texts[1]}"
-        )
-    counts = [law.law.about.params_count for law in (loss, acceptance)]
-    if counts[0] != counts[1]:
-        found.append(
-            f"the loss law counts {counts[0]} parameters and the acceptance law {counts[1]}; sizes are taken for both"
-        )
-    elif counts[0] != "total":
-        found.append(f"sizes are {counts[0]} parameters, the count of the laws")
-    return found + [
-        f"{kind} law: {w}"
-        for kind, law in (("loss", loss), ("acceptance", acceptance))
-        for w in law.warnings
-    ]
+        warnings.append("the sizes within 5% reach beyond what the laws were fitted on")
+    return warnings + law_caveats(
+        loss, acceptance, stated, losses, alpha_range=alphas, with_values=False
+    )

@@ -1,15 +1,19 @@
-"""How far ahead to guess with a draft at hand."""
+"""How far ahead a draft at hand should guess."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 
 from sdsl_jax.errors import require
+from sdsl_jax.notebook import table_of
 from sdsl_jax.ranges import share_hint
+from sdsl_jax.records.documents import described, to_json
 from sdsl_jax.theory import (
     acceptance_from_tokens_per_round,
     optimal_lookahead,
@@ -17,15 +21,21 @@ from sdsl_jax.theory import (
     tokens_per_round,
 )
 
+# Two-sided 90% of a normal distribution.
+_NORMAL_90 = 1.6448536269514722
+# More drafts in a round than any engine proposes.
+_LARGEST_COUNTED = 1024
 
-class Counted(NamedTuple):
+
+@dataclass(frozen=True)
+class CountedAcceptance:
     """α from counts of accepted and proposed drafts.
 
     Attributes:
-      acceptance: the α whose expected share of accepted drafts is the one that was counted.
-      low: lower end of its 90% interval.
-      high: upper end.
-      rounds: proposed drafts over the lookahead.
+      acceptance: The α whose expected share of accepted drafts is the counted share.
+      low: Lower end of its 90% interval.
+      high: Upper end.
+      rounds: Proposed drafts over the lookahead.
     """
 
     acceptance: float
@@ -34,12 +44,7 @@ class Counted(NamedTuple):
     rounds: float
 
 
-# Two-sided 90% of a normal distribution.
-_NORMAL_90 = 1.6448536269514722
-INTERVAL_BASIS = "rounds taken as independent, every draft accepted with the same α; requests that differ make it wider than this"
-
-
-def counted_acceptance(accepted: float, drafted: float, lookahead: int) -> Counted:
+def counted_acceptance(accepted: float, drafted: float, lookahead: int) -> CountedAcceptance:
     """α from the counts that engines log, by inverting the expected tokens of a round, 1 +
     γ·accepted/drafted.
 
@@ -48,13 +53,13 @@ def counted_acceptance(accepted: float, drafted: float, lookahead: int) -> Count
     interval), so that it stays within [0, 1] for small counts.
 
     Args:
-      accepted: drafts that the target accepted, without the bonus tokens; a whole number of 0 or
+      accepted: Drafts that the target accepted, without the bonus tokens; a whole number of 0 or
         more.
-      drafted: drafts that were proposed; a whole number of at least one round.
+      drafted: Drafts that were proposed; a whole number of at least one round.
       lookahead: γ, drafts of a round.
 
     Raises:
-      SdslError: a count is not whole or out of range, or all drafts were accepted.
+      SdslError: A count is not whole or out of range, or all drafts were accepted.
     """
     for name, value in (("--accepted", accepted), ("--drafted", drafted)):
         require(
@@ -88,7 +93,7 @@ def counted_acceptance(accepted: float, drafted: float, lookahead: int) -> Count
         f"all {drafted:,.0f} drafts were accepted, which every α above {low:.4g} explains (95% confidence); count more rounds, "
         "or give --acceptance.",
     )
-    return Counted(estimate, low, high, rounds)
+    return CountedAcceptance(estimate, low, high, rounds)
 
 
 def _accepted_per_round(alpha: float, lookahead: int) -> tuple[float, float]:
@@ -98,9 +103,9 @@ def _accepted_per_round(alpha: float, lookahead: int) -> tuple[float, float]:
     return mean, max(sum((2 * k - 1) * tail for k, tail in enumerate(tails, 1)) - mean**2, 0.0)
 
 
-def _root(falling: Callable[[float], float], low: float, high: float) -> float:
+def _root(falling: Callable[[float], float], low: float, high: float, turns: int = 60) -> float:
     """Where a function falls from above 0 to 0 or below, by bisection."""
-    for _ in range(60):
+    for _ in range(turns):
         middle = (low + high) / 2
         low, high = (middle, high) if falling(middle) > 0 else (low, middle)
     return low
@@ -115,30 +120,97 @@ def break_even_verify_cost(acceptance: float, cost: float) -> float:
     return 1 + acceptance * (1 - acceptance**gamma) / (1 - acceptance) - gamma * cost
 
 
+@dataclass(frozen=True)
+class LookaheadCounts:
+    """What was counted, and the 90% intervals that follow from it."""
+
+    accepted: int = described("drafts that the target accepted")
+    drafted: int = described("drafts that were proposed")
+    at_lookahead: int = described("drafts per round while they were counted")
+    accepted_share: float = described("accepted over proposed")
+    rounds: float = described("proposed drafts over the lookahead")
+    acceptance_interval_90: list[float] = described("of α")
+    lookahead_interval_90: list[int] = described("of the best whole γ, which rises with α")
+    interval_basis: str = described("what the intervals assume")
+
+
+@dataclass(frozen=True, repr=False)
+class LookaheadAnswer:
+    """How far ahead a draft at hand should guess, and what that gives."""
+
+    acceptance: float = described("α, probability that a draft token is accepted")
+    cost: float = described("d, of a draft step in target steps")
+    verify_cost: float = described("v, of a verify pass in target steps")
+    lookahead: float = described("γ*, a real number; 0 where speculation does not pay")
+    lookahead_integer: int = described("best whole γ (num_speculative_tokens); 0 where none pays")
+    lookahead_within_1pct: list[int] = described("whole γ that lose at most 1% of S")
+    tokens_per_round: float = described("τ at the best whole γ")
+    speedup: float = described("S at γ*")
+    speedup_integer: float = described("S at the best whole γ")
+    speculate: bool = described("whether a whole lookahead beats plain decoding")
+    break_even_cost: float = described("largest d at which a whole lookahead pays")
+    break_even_verify_cost: float = described("largest v at which a whole lookahead pays")
+    counts: LookaheadCounts | None = described("of an engine's log; their keys stand beside these")
+    verify_cost_assumed: bool = described("whether v = 1 was assumed")
+
+    def to_json(self) -> dict[str, Any]:
+        """As `sdsl lookahead --json` prints it."""
+        values: dict[str, Any] = {}
+        for f in dataclasses.fields(self):
+            value = to_json(getattr(self, f.name))
+            values |= (value or {}) if f.name == "counts" else {f.name: value}
+        return values
+
+    def _facts(self) -> dict[str, str]:
+        low, high = self.lookahead_within_1pct
+        return {
+            "α": f"{self.acceptance:.3f}",
+            "best γ": f"{self.lookahead_integer} (γ* = {self.lookahead:.2f})",
+            "γ within 1%": f"{low} – {high}",
+            "tokens per round": f"{self.tokens_per_round:.2f}",
+            "speed-up": f"{self.speedup_integer:.3f}×",
+            "pays up to d": f"{self.break_even_cost:.3f}",
+        }
+
+    def __repr__(self) -> str:
+        if not self.speculate:
+            return f"LookaheadAnswer(speculation does not pay at α = {self.acceptance:.3f})"
+        facts = self._facts()
+        return f"LookaheadAnswer(γ {facts['best γ']}, speed-up {facts['speed-up']})"
+
+    def _repr_html_(self) -> str:
+        """The main numbers as a table, for notebooks."""
+        return table_of("How far ahead to guess", self._facts())
+
+
 def best_lookahead(
     cost: float,
     acceptance: float | None = None,
     acceptance_length: float | None = None,
     at_lookahead: int | None = None,
-    verify_cost: float = 1.0,
+    verify_cost: float | None = None,
     accepted: float | None = None,
     drafted: float | None = None,
-) -> dict[str, Any]:
-    """γ*, the best whole γ and what they give, as `sdsl lookahead --json` prints.
+) -> LookaheadAnswer:
+    """γ*, the best whole γ and what they give.
+
+    α comes from one of three sources: `acceptance`; or `acceptance_length` measured at
+    `at_lookahead`; or the counts `accepted` and `drafted` at `at_lookahead`, which also give 90%
+    intervals of α and γ.
 
     Args:
       cost: d, of a draft step in target steps.
-      acceptance: α in [0, 1); or instead of it
-      acceptance_length: τ in [1, γ + 1), measured at
-      at_lookahead: γ.
-      verify_cost: v ≥ 1, in target steps.
-      accepted: drafts that were accepted, of those
-      drafted: that were proposed, in rounds of `at_lookahead`: a third way to give α, with a 90%
-        interval of α and γ.
+      acceptance: α in [0, 1).
+      acceptance_length: τ in [1, γ + 1), mean tokens per round with the bonus token.
+      at_lookahead: γ (num_speculative_tokens) at which τ or the counts were measured.
+      verify_cost: v ≥ 1, in target steps; 1 if None.
+      accepted: Drafts that were accepted, without bonus tokens.
+      drafted: Drafts that were proposed.
 
     Raises:
-      SdslError: a number is missing or out of range.
+      SdslError: A number is missing or out of range.
     """
+    assumed, verify_cost = verify_cost is None, 1.0 if verify_cost is None else verify_cost
     require(
         0 < cost < float("inf"),
         f"the cost of a draft step is {cost:g} target steps; it must be positive.",
@@ -147,46 +219,9 @@ def best_lookahead(
         1 <= verify_cost < float("inf"),
         f"the cost of a verify pass is {verify_cost:g} target steps; it must be at least 1, for it does all that a step does.",
     )
-    counts = (accepted is not None) + (drafted is not None)
-    require(
-        counts != 1,
-        "accepted drafts mean nothing without those proposed: give both --accepted and --drafted, with --at-lookahead.",
-    )
-    require(
-        (acceptance is not None) + (acceptance_length is not None) + (counts == 2) == 1,
-        "give either --acceptance, or --acceptance-length with --at-lookahead, or --accepted and --drafted with --at-lookahead.",
-    )
-    require(
-        acceptance is None or at_lookahead is None,
-        "--at-lookahead belongs to --acceptance-length or --accepted and --drafted; an acceptance probability is that of any "
-        "lookahead.",
-    )
     with jax.enable_x64(True):
-        interval = None
-        if accepted is not None and drafted is not None:
-            require(
-                at_lookahead is not None and 1 <= at_lookahead <= _LARGEST_COUNTED,
-                f"counts mean nothing without the lookahead they were taken at: give --at-lookahead, 1 to {_LARGEST_COUNTED}.",
-            )
-            assert at_lookahead is not None
-            interval = counted_acceptance(accepted, drafted, at_lookahead)
-            acceptance = interval.acceptance
-        if acceptance_length is not None:
-            require(
-                at_lookahead is not None and at_lookahead >= 1,
-                "an acceptance length means nothing without the lookahead it was measured at: give --at-lookahead 1 or more.",
-            )
-            assert at_lookahead is not None
-            require(
-                1 <= acceptance_length < at_lookahead + 1,
-                f"the acceptance length is {acceptance_length:g}; at lookahead {at_lookahead} it must be at least 1 and below "
-                f"{at_lookahead + 1}.",
-            )
-            acceptance = float(acceptance_from_tokens_per_round(acceptance_length, at_lookahead))
-        assert acceptance is not None
-        require(
-            0 <= acceptance < 1,
-            f"the acceptance is {acceptance:g}; it must be at least 0 and below 1{share_hint(acceptance)}.",
+        acceptance, counted = _acceptance(
+            acceptance, acceptance_length, at_lookahead, accepted, drafted
         )
         best = optimal_lookahead(acceptance, cost, verify_cost)
         whole = int(best.lookahead_integer)
@@ -199,57 +234,93 @@ def best_lookahead(
 
             # S rises up to the best whole lookahead and falls beyond it.
             within = [_first(good, 1, whole), _first(lambda g: not good(g), whole + 1, None) - 1]
-        # S falls with d: the largest d at which some whole lookahead still pays, by bisection. At v
-        # = 1 it is α.
-        break_even, too_dear = 0.0, 1.0
-        for _ in range(50):
-            middle = (break_even + too_dear) / 2
-            pays = bool(optimal_lookahead(acceptance, middle, verify_cost).speculate)
-            break_even, too_dear = (middle, too_dear) if pays else (break_even, middle)
-        return {
-            "acceptance": acceptance,
-            "cost": cost,
-            "verify_cost": verify_cost,
-            "lookahead": float(best.lookahead),
-            "lookahead_integer": whole,
-            "lookahead_within_1pct": within,
-            "tokens_per_round": float(tokens_per_round(acceptance, whole)),
-            "speedup": float(best.speedup),
-            "speedup_integer": float(best.speedup_integer),
-            "speculate": bool(best.speculate),
-            "break_even_cost": break_even,
-            "break_even_verify_cost": break_even_verify_cost(acceptance, cost),
-            **(
-                _of_counts(interval, cost, verify_cost, accepted, drafted, at_lookahead)
-                if interval
-                else {}
-            ),
-        }
+
+        # S falls with d: the largest d at which some whole lookahead still pays. At v = 1 it is α.
+        def pays(d: float) -> float:
+            return 1.0 if bool(optimal_lookahead(acceptance, d, verify_cost).speculate) else 0.0
+
+        counts = None
+        if counted is not None and accepted is not None and drafted and at_lookahead is not None:
+            # At α = 1 no lookahead is the best one.
+            ends = [
+                optimal_lookahead(min(alpha, 1 - 1e-12), cost, verify_cost).lookahead_integer
+                for alpha in (counted.low, counted.high)
+            ]
+            counts = LookaheadCounts(
+                accepted=int(accepted),
+                drafted=int(drafted),
+                at_lookahead=at_lookahead,
+                accepted_share=accepted / drafted,
+                rounds=counted.rounds,
+                acceptance_interval_90=[counted.low, counted.high],
+                lookahead_interval_90=[int(end) for end in ends],
+                interval_basis="rounds taken as independent, every draft accepted with the same α; requests that differ make it "
+                "wider than this",
+            )
+        return LookaheadAnswer(
+            acceptance=acceptance,
+            cost=cost,
+            verify_cost=verify_cost,
+            lookahead=float(best.lookahead),
+            lookahead_integer=whole,
+            lookahead_within_1pct=within,
+            tokens_per_round=float(tokens_per_round(acceptance, whole)),
+            speedup=float(best.speedup),
+            speedup_integer=float(best.speedup_integer),
+            speculate=bool(best.speculate),
+            break_even_cost=_root(pays, 0.0, 1.0, turns=50),
+            break_even_verify_cost=break_even_verify_cost(acceptance, cost),
+            counts=counts,
+            verify_cost_assumed=assumed,
+        )
 
 
-# More drafts in a round than any engine proposes.
-_LARGEST_COUNTED = 1024
-
-
-def _of_counts(
-    interval: Counted, cost: float, verify_cost: float, accepted: Any, drafted: Any, lookahead: Any
-) -> dict[str, Any]:
-    """What was counted, and the 90% intervals of α and of the best whole γ, which rises with α."""
-    # At α = 1 no lookahead is the best one.
-    ends = [
-        int(optimal_lookahead(min(alpha, 1 - 1e-12), cost, verify_cost).lookahead_integer)
-        for alpha in (interval.low, interval.high)
-    ]
-    return {
-        "accepted": int(accepted),
-        "drafted": int(drafted),
-        "at_lookahead": lookahead,
-        "accepted_share": accepted / drafted,
-        "rounds": interval.rounds,
-        "acceptance_interval_90": [interval.low, interval.high],
-        "lookahead_interval_90": ends,
-        "interval_basis": INTERVAL_BASIS,
-    }
+def _acceptance(
+    acceptance: float | None,
+    acceptance_length: float | None,
+    at_lookahead: int | None,
+    accepted: float | None,
+    drafted: float | None,
+) -> tuple[float, CountedAcceptance | None]:
+    """α from the one source that is given, and its interval where that is counts."""
+    counted = None
+    require(
+        (accepted is None) == (drafted is None),
+        "accepted drafts mean nothing without those proposed: give both --accepted and --drafted, with --at-lookahead.",
+    )
+    require(
+        (acceptance, acceptance_length, accepted).count(None) == 2,
+        "give either --acceptance, or --acceptance-length with --at-lookahead, or --accepted and --drafted with --at-lookahead.",
+    )
+    require(
+        acceptance is None or at_lookahead is None,
+        "--at-lookahead belongs to --acceptance-length or --accepted and --drafted; an acceptance probability is that of any "
+        "lookahead.",
+    )
+    gamma = at_lookahead or 0
+    if accepted is not None and drafted is not None:
+        require(
+            1 <= gamma <= _LARGEST_COUNTED,
+            f"counts mean nothing without the lookahead they were taken at: give --at-lookahead, 1 to {_LARGEST_COUNTED}.",
+        )
+        counted = counted_acceptance(accepted, drafted, gamma)
+        acceptance = counted.acceptance
+    elif acceptance_length is not None:
+        require(
+            gamma >= 1,
+            "an acceptance length means nothing without the lookahead it was measured at: give --at-lookahead 1 or more.",
+        )
+        require(
+            1 <= acceptance_length < gamma + 1,
+            f"the acceptance length is {acceptance_length:g}; at lookahead {gamma} it must be at least 1 and below {gamma + 1}.",
+        )
+        acceptance = float(acceptance_from_tokens_per_round(acceptance_length, gamma))
+    assert acceptance is not None
+    require(
+        0 <= acceptance < 1,
+        f"the acceptance is {acceptance:g}; it must be at least 0 and below 1{share_hint(acceptance)}.",
+    )
+    return acceptance, counted
 
 
 def _first(condition: Callable[[int], bool], low: int, high: int | None) -> int:

@@ -6,18 +6,24 @@ import jax
 import numpy as np
 import pytest
 
-from sdsl_jax.cli.predict import _codesign_command
-from sdsl_jax.codesign.predict import predict
+from sdsl_jax.codesign.predict import (
+    Prediction,
+    Target,
+    codesign_command,
+    predict,
+    targets_from_csv,
+)
 from sdsl_jax.codesign.predict_lookahead import (
+    LookaheadAnswer,
     best_lookahead,
     break_even_verify_cost,
     counted_acceptance,
 )
-from sdsl_jax.codesign.targets import Target, targets_from_csv
 from sdsl_jax.counts import parse_count, parse_share
 from sdsl_jax.errors import SdslError
 from sdsl_jax.fitting.law_files import acceptance_law, far_outside, loss_law, quality
 from sdsl_jax.ranges import share_hint
+from sdsl_jax.records.documents import schema_of
 from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, LogitGap, coefficients, speedup
 
 PUBLISHED = loss_law("besiroglu"), acceptance_law("paper")
@@ -32,22 +38,22 @@ KEYS = {
 @pytest.mark.slow
 def test_the_papers_targets():
     first, second = predict([OPT_30B, Target(110e9, 180e9, 3e12, "Qwen1.5-110B")], *PUBLISHED)
-    assert set(first) >= KEYS
-    assert first["draft_params"] == pytest.approx(189e6, rel=0.01)
-    assert second["draft_params"] == pytest.approx(410e6, rel=0.01)
-    assert second["name"] == "Qwen1.5-110B"
-    assert first["indifference_5pct"][0] < first["indifference_1pct"][0] < first["draft_params"]
-    assert set(first["elasticity"]) == {"target_params", "draft_tokens", "target_tokens"}
-    assert first["speculate"] is True
-    assert any("loss law for the target" in w for w in first["warnings"])
+    assert set(first.to_json()) >= KEYS
+    assert first.draft_params == pytest.approx(189e6, rel=0.01)
+    assert second.draft_params == pytest.approx(410e6, rel=0.01)
+    assert second.name == "Qwen1.5-110B"
+    assert first.indifference_5pct[0] < first.indifference_1pct[0] < first.draft_params
+    assert set(first.elasticity) == {"target_params", "draft_tokens", "target_tokens"}
+    assert first.speculate is True
+    assert any("loss law for the target" in w for w in first.warnings)
 
 
 @pytest.mark.slow
 def test_no_interval_is_invented():
     (answer,) = predict([OPT_30B], *PUBLISHED)
-    assert answer["interval_90"] is None
-    assert "strongly correlated" in answer["interval_basis"]
-    assert "no covariance" in answer["interval_basis"]
+    assert answer.interval_90 is None
+    assert "strongly correlated" in answer.interval_basis
+    assert "no covariance" in answer.interval_basis
 
 
 def write_law(path, form, law, **fields):
@@ -70,27 +76,27 @@ def test_a_covariance_gives_an_interval(tmp_path):
             write_law(tmp_path / "gap.json", "logit_gap", gap, covariance=gap_covariance.tolist())
         ),
     )[0]
-    low, high = answer["interval_90"]["draft_params"]
-    assert low < answer["draft_params"] < high < 1.2 * low
-    assert "taken as independent" in answer["interval_basis"]
+    low, high = answer.interval_90.draft_params
+    assert low < answer.draft_params < high < 1.2 * low
+    assert "taken as independent" in answer.interval_basis
 
 
 def test_speculation_that_does_not_pay():
     (answer,) = predict([OPT_30B], *PUBLISHED, draft_overhead=0.9)
-    assert answer["speculate"] is False
-    assert answer["draft_params"] is None
-    assert answer["lookahead_integer"] == 0
-    assert answer["speedup_integer"] == 1.0
-    assert "does not pay" in answer["warnings"][0]
+    assert answer.speculate is False
+    assert answer.draft_params is None
+    assert answer.lookahead_integer == 0
+    assert answer.speedup_integer == 1.0
+    assert "does not pay" in answer.warnings[0]
 
 
 def test_a_law_that_leaves_the_probabilities_is_told():
     """The plane gives α ≥ 1 where target perplexities are huge: no number, a warning."""
     (answer,) = predict([Target(2e6, 180e9, 180e9)], *PUBLISHED)
-    assert answer["draft_params"] is None
-    assert answer["speedup"] is None
-    assert "α ≥ 1" in answer["warnings"][0]
-    json.dumps(answer, allow_nan=False)
+    assert answer.draft_params is None
+    assert answer.speedup is None
+    assert "α ≥ 1" in answer.warnings[0]
+    json.dumps(answer.to_json(), allow_nan=False)
 
 
 def test_csv(tmp_path):
@@ -180,12 +186,11 @@ def test_draws_that_cannot_be_used(tmp_path, draws):
 def test_warnings_of_what_does_not_fit_together(tmp_path):
     (answer,) = predict([OPT_30B], loss_law("kaplan"), acceptance_law("paper"))
     assert any(
-        "counts non-embedding parameters and the acceptance law total" in w
-        for w in answer["warnings"]
+        "counts non-embedding parameters and the acceptance law total" in w for w in answer.warnings
     )
     falling = acceptance_law(write_law(tmp_path / "law.json", "logit_gap", LogitGap(1.0, -1.0)))
     (answer,) = predict([OPT_30B], loss_law("besiroglu"), falling)
-    assert any("does not rise with the size" in w for w in answer["warnings"])
+    assert any("does not rise with the size" in w for w in answer.warnings)
     with pytest.raises(SdslError, match="may be given in draft_params"):
         acceptance_law(
             write_law(
@@ -201,9 +206,9 @@ def test_a_draft_that_needs_a_lookahead_below_one(tmp_path):
     (answer,) = predict(
         [Target(1.35e9, 180e9, 3e12)], loss_law("besiroglu"), gap, draft_overhead=0.06
     )
-    assert answer["speculate"] is False
-    assert 0 < answer["lookahead"] < 1
-    assert "gains more than" in answer["warnings"][0]
+    assert answer.speculate is False
+    assert 0 < answer.lookahead < 1
+    assert "gains more than" in answer.warnings[0]
 
 
 def test_laws_too_far_outside_are_refused():
@@ -213,47 +218,51 @@ def test_laws_too_far_outside_are_refused():
 
 def test_extreme_lookaheads():
     answer = best_lookahead(1e-5, acceptance=0.99999, verify_cost=30000.0)
-    low, high = answer["lookahead_within_1pct"]
+    low, high = answer.lookahead_within_1pct
     with jax.enable_x64(True):
         values = np.asarray(
             speedup(0.99999, np.array([low - 1, low, high, high + 1.0]), 1e-5, 30000.0)
         )
     np.testing.assert_array_equal(
-        values >= 0.99 * answer["speedup_integer"], [False, True, True, False]
+        values >= 0.99 * answer.speedup_integer, [False, True, True, False]
     )
-    assert answer["break_even_cost"] > 1e-5
-    assert best_lookahead(1e-9, acceptance=0.999999999)["speculate"] is True
+    assert answer.break_even_cost > 1e-5
+    assert best_lookahead(1e-9, acceptance=0.999999999).speculate is True
 
 
 def test_best_lookahead():
     answer = best_lookahead(0.05, acceptance=0.7)
-    assert answer["lookahead"] == pytest.approx(5.4803, abs=1e-4)
-    assert (answer["lookahead_integer"], answer["lookahead_within_1pct"]) == (6, [5, 6])
-    assert answer["break_even_cost"] == pytest.approx(0.7)
+    assert answer.lookahead == pytest.approx(5.4803, abs=1e-4)
+    assert (answer.lookahead_integer, answer.lookahead_within_1pct) == (6, [5, 6])
+    assert answer.break_even_cost == pytest.approx(0.7)
     # A measured acceptance length is inverted at its own lookahead.
     length = sum(0.7**k for k in range(5))
-    assert best_lookahead(0.05, acceptance_length=length, at_lookahead=4)[
-        "acceptance"
-    ] == pytest.approx(0.7, rel=1e-9)
-    assert best_lookahead(0.4, acceptance=0.3)["speculate"] is False
-    assert best_lookahead(0.1, acceptance=0.0)["lookahead_integer"] == 0
+    inverted = best_lookahead(0.05, acceptance_length=length, at_lookahead=4)
+    assert inverted.acceptance == pytest.approx(0.7, rel=1e-9)
+    assert best_lookahead(0.4, acceptance=0.3).speculate is False
+    assert best_lookahead(0.1, acceptance=0.0).lookahead_integer == 0
 
 
 def test_counts_that_engines_log_are_inverted_at_their_lookahead():
     """642 of 1,000 drafts in rounds of 4 are 1 + 4·0.642 tokens a round, as an acceptance length of that says too."""
     counted = best_lookahead(0.05, accepted=642, drafted=1000, at_lookahead=4)
     length = best_lookahead(0.05, acceptance_length=1 + 4 * 0.642, at_lookahead=4)
-    assert counted["acceptance"] == pytest.approx(length["acceptance"], rel=1e-9)
-    assert counted["lookahead_integer"] == length["lookahead_integer"]
-    low, high = counted["acceptance_interval_90"]
-    assert low < counted["acceptance"] < high
-    first, last = counted["lookahead_interval_90"]
-    assert first <= counted["lookahead_integer"] <= last
-    assert (counted["rounds"], counted["accepted_share"]) == (250, 0.642)
-    assert "independent" in counted["interval_basis"]
+    assert counted.acceptance == pytest.approx(length.acceptance, rel=1e-9)
+    assert counted.lookahead_integer == length.lookahead_integer
+    low, high = counted.counts.acceptance_interval_90
+    assert low < counted.acceptance < high
+    first, last = counted.counts.lookahead_interval_90
+    assert first <= counted.lookahead_integer <= last
+    assert (counted.counts.rounds, counted.counts.accepted_share) == (250, 0.642)
+    assert "independent" in counted.counts.interval_basis
     nothing = best_lookahead(0.05, accepted=0, drafted=1000, at_lookahead=4)
-    assert nothing["speculate"] is False
-    assert nothing["acceptance_interval_90"][0] == 0 < nothing["acceptance_interval_90"][1] < 0.02
+    assert nothing.speculate is False
+    assert (
+        nothing.counts.acceptance_interval_90[0]
+        == 0
+        < nothing.counts.acceptance_interval_90[1]
+        < 0.02
+    )
 
 
 @pytest.mark.parametrize(
@@ -270,13 +279,13 @@ def test_the_interval_of_counts_covers(alpha, rounds, lookahead):
 
 def test_the_verify_cost_at_which_speculation_stops_paying():
     answer = best_lookahead(0.05, acceptance=0.7)
-    most = answer["break_even_verify_cost"]
+    most = answer.break_even_verify_cost
     # max over γ of τ(γ) − γ·d, by brute force.
     gammas = np.arange(1, 200)
     tokens = np.cumsum(0.7 ** np.arange(201))[1:200]
     assert most == pytest.approx(np.max(tokens - gammas * 0.05), rel=1e-12)
-    assert best_lookahead(0.05, acceptance=0.7, verify_cost=0.999 * most)["speculate"] is True
-    assert best_lookahead(0.05, acceptance=0.7, verify_cost=1.001 * most)["speculate"] is False
+    assert best_lookahead(0.05, acceptance=0.7, verify_cost=0.999 * most).speculate is True
+    assert best_lookahead(0.05, acceptance=0.7, verify_cost=1.001 * most).speculate is False
     assert break_even_verify_cost(0.3, 0.4) == pytest.approx(0.9)
     assert break_even_verify_cost(0.0, 0.1) == pytest.approx(0.9)
 
@@ -320,25 +329,42 @@ def test_a_suffix_that_was_forgotten():
         == []
     )
     (answer,) = predict([Target(70e9, 180.0, 15e12)], *PUBLISHED)
-    assert any("is a suffix missing" in w for w in answer["warnings"])
+    assert any("is a suffix missing" in w for w in answer.warnings)
 
 
 def test_the_command_that_knows_a_device():
-    answer = {"target_params": 70e9, "target_tokens": 15e12, "draft_tokens": 180e9}
-    laws = {"loss_law": "besiroglu", "acceptance_law": "paper"}
-    assert _codesign_command(answer | laws) == (
+    assert codesign_command(Target(70e9, 180e9, 15e12), "besiroglu", "paper") == (
         "sdsl codesign --target-params 70B --target-tokens 15T --draft-tokens 180B --hardware h100 --devices 4"
     )
-    own = {
-        "name": "a b",
-        "target_params": 1.2345e9,
-        "acceptance_law": "my fits.json#logit_gap",
-        "loss_law": "kaplan",
-    }
-    assert _codesign_command(answer | own) == (
+    own = Target(1.2345e9, 180e9, 15e12, "a b")
+    assert codesign_command(own, "kaplan", "my fits.json#logit_gap") == (
         "sdsl codesign --target-params 1234500000 --target-tokens 15T --draft-tokens 180B --target-name 'a b' --loss-law kaplan "
         "--acceptance-law 'my fits.json#logit_gap' --hardware h100"
     )
+
+
+def test_answers_print_well():
+    (answer,) = predict([Target(70e9, 180e9, 15e12, "Llama <70B>")])
+    assert repr(answer) == (
+        "Prediction(target Llama <70B> (70B): draft 311M, γ* 9.7 (10), speed-up 2.70×)"
+    )
+    assert (
+        "<caption>The draft to train for Llama &lt;70B&gt; (70B)</caption>" in answer._repr_html_()
+    )
+    assert next(iter(answer.to_json())) == "name"
+    (nameless,) = predict([OPT_30B], draft_overhead=0.9)
+    assert repr(nameless) == "Prediction(target 30B: speed-up does not pay)"
+    assert "name" not in nameless.to_json()
+    gamma = best_lookahead(0.05, acceptance=0.7)
+    assert repr(gamma) == "LookaheadAnswer(γ 6 (γ* = 5.48), speed-up 2.353×)"
+    assert "<th>tokens per round</th>" in gamma._repr_html_()
+
+
+@pytest.mark.parametrize("document", [Prediction, LookaheadAnswer])
+def test_every_key_has_a_meaning(document):
+    for name, entry in schema_of(document).items():
+        assert entry["description"], name
+        assert all(nested["description"] for nested in entry.get("keys", {}).values()), name
 
 
 @pytest.mark.parametrize(
@@ -418,14 +444,14 @@ def test_the_commands():
     assert [a["target_params"] for a in answers] == [30e9, 70e9]
     done = sdsl("predict", "--target-params", "30e9", *question)
     assert "189M" in done.stdout
-    assert "FLOPs only" in done.stdout
+    assert "only FLOPs" in done.stdout
     assert (
         "sdsl codesign --target-params 30B --target-tokens 180B --draft-tokens 180B" in done.stdout
     )
     assert "within 1%" in done.stdout
     done = sdsl("lookahead", "--acceptance", ".7", "--cost", ".05")
     assert "best lookahead γ = 6" in done.stdout
-    assert "verify cost 1 assumed" in done.stdout
+    assert "assumed: a verify pass" in done.stdout
     assert "give --verify-cost" in done.stdout
     done = sdsl(
         "lookahead",
@@ -508,9 +534,9 @@ def test_a_file_may_have_a_hash_in_its_name(tmp_path):
 )
 def test_units_that_are_probably_wrong(target, words):
     (answer,) = predict([target], *PUBLISHED)
-    assert any(words in warning for warning in answer["warnings"])
+    assert any(words in warning for warning in answer.warnings)
     (answer,) = predict([OPT_30B], *PUBLISHED)
-    assert not any("suffix" in warning for warning in answer["warnings"])
+    assert not any("suffix" in warning for warning in answer.warnings)
 
 
 def test_a_target_without_its_suffix(tmp_path):
