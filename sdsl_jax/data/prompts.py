@@ -1,9 +1,9 @@
 """Prompts to measure a pair on: from a file, or from held-out text of a corpus.
 
-A `.txt` file holds one prompt a line; blank lines are passed over. A `.jsonl` file holds one object
-a line, and its prompt is the field that was asked for, or else what the first of these finds:
-`prompt`, `text`, `ctx`, `ctx_a` and `ctx_b`, `question`. Those with ctx are rows of HellaSwag:
-"ctx_a ctx_b", behind "activity_label: " where the row has one. Either may be compressed.
+A `.txt` file holds one prompt a line; blank lines are skipped. A `.jsonl` file holds one object a
+line. Its prompt is the chosen field, or else the first of these: `prompt`, `text`, `ctx`, `ctx_a`
+with `ctx_b`, `question`. Rows with ctx are rows of HellaSwag: "ctx_a ctx_b", after "activity_label:
+" if the row has one. Either file may be compressed.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Prompts(NamedTuple):
     """Prompts of different lengths.
 
     Attributes:
-      tokens: ids, padded on the right with 0.
-      lengths: tokens of each prompt, at least 1.
-      domain: what they are, in a few words.
-      available: prompts that there were to choose from.
-      cut: prompts that were longer than allowed.
-      lead: tokens that each prompt begins with and that are no text, such as a begin-of-text token.
+      tokens: Ids, padded on the right with 0.
+      lengths: Tokens of each prompt, at least 1.
+      domain: What the prompts are, in a few words.
+      available: Number of prompts to choose from.
+      cut: Number of prompts that were longer than allowed.
+      lead: Tokens at the beginning of each prompt that are no text, such as a begin-of-text token.
     """
 
     tokens: Int[np.ndarray, "rows width"]
@@ -60,7 +60,9 @@ class Prompts(NamedTuple):
 
 
 def bytes_after_first(prompts: Prompts, tokenizer: Tokenizer) -> Int[np.ndarray, " rows"]:
-    """Bytes of each prompt's text behind its first token of text, the part that any model can be asked to predict."""
+    """Bytes of each prompt's text after its first token of text: the part that any model can be
+    asked to predict.
+    """
     lead = prompts.lead
     if tokenizer.kind == "bytes":
         return prompts.lengths - 1 - lead
@@ -82,25 +84,26 @@ def load_prompts(
     data: DataConfig | None,
     field: str = "",
 ) -> Prompts:
-    """Reads prompts and chooses `count` of them, spread evenly over the source, the first one
-    included.
+    """Reads prompts and chooses `count` of them, spread evenly over the source, beginning with the
+    first.
 
-    A prompt of a file that is too long keeps its last tokens: they are what a continuation depends
-    on. Held-out text is cut into windows of `data.sequence_length` tokens, as in training, and a
-    prompt is the first tokens of one.
+    A prompt of a file that is too long keeps its last tokens, on which a continuation depends.
+    Held-out text is cut into windows of `data.sequence_length` tokens, as in training, and a prompt
+    is the beginning of a window.
 
     Args:
-      source: a .txt or .jsonl file; "heldout" for the test split of `data`, "sotu" for that of the
-        embedded corpus.
-      tokenizer: of the models that the prompts are for.
-      count: prompts wanted; all of them if there are fewer.
-      max_tokens: of a prompt.
-      data: the text that the models were trained on; None if it is not known, so that nothing is
-        held out from it.
-      field: of the rows of a .jsonl file; found by itself if left empty.
+      source: A .txt or .jsonl file; "heldout" for the test split of `data`, or "sotu" for that of
+        the embedded corpus.
+      tokenizer: Tokenizer of the models that the prompts are for.
+      count: Number of prompts; all of them if there are fewer.
+      max_tokens: Longest prompt, in tokens.
+      data: Text that the models were trained on; None if it is unknown, so that nothing can be held
+        out.
+      field: Field of the rows of a .jsonl file; found automatically if empty.
 
     Raises:
-      SdslError: the source cannot be read, holds no prompt, or holds something that is none.
+      SdslError: The source cannot be read, holds no prompt, or holds something that is not a
+        prompt.
     """
     require(count >= 1, f"the number of prompts is {count}; it must be at least 1.")
     require(
@@ -127,17 +130,17 @@ def load_prompts(
 def encode_prompts(
     texts: list[str], tokenizer: Tokenizer, longest: int, domain: str, available: int | None = None
 ) -> Prompts:
-    """Texts as prompts of at most so many tokens.
+    """Texts as prompts of at most `longest` tokens.
 
     Args:
-      texts: at least one.
-      tokenizer: of the models that the prompts are for.
-      longest: of a prompt.
-      domain: what the texts are.
-      available: texts that there were to choose from; as many as there are if None.
+      texts: At least one text.
+      tokenizer: Tokenizer of the models that the prompts are for.
+      longest: Longest prompt, in tokens.
+      domain: What the texts are, in a few words.
+      available: Number of texts to choose from; their number if None.
 
     Raises:
-      SdslError: what a tokenizer puts around every text leaves no room for it.
+      SdslError: What the tokenizer puts around every text leaves no room for it.
     """
     made = [tokenizer.encode_prompt(text, longest) for text in texts]
     padded = _pad(
@@ -181,7 +184,9 @@ def _held_out(
 
 
 def _test_ids(tokenizer: Tokenizer, data: DataConfig) -> TokenArray | np.ndarray:
-    """The test split in the ids of any tokenizer: as it lies on disk if that is the one of the data, else encoded anew."""
+    """The test split in the ids of any tokenizer: as it is on disk if the data has that tokenizer,
+    else encoded anew.
+    """
     # What there is to say of the corpus was said when a model was trained on it.
     load = functools.partial(load_dataset, note=lambda text: None)
     if tokenizer.kind == data.tokenizer:
@@ -198,7 +203,7 @@ def _test_ids(tokenizer: Tokenizer, data: DataConfig) -> TokenArray | np.ndarray
 
 
 def _spread(available: int, count: int) -> list[int]:
-    """Numbers spread evenly over 0..available−1, all different."""
+    """Different numbers spread evenly over 0..available−1."""
     return sorted(
         set(np.linspace(0, available - 1, min(count, available)).round().astype(int).tolist())
     )
@@ -216,8 +221,8 @@ def read_prompts(path: Path, field: str = "") -> list[str]:
     """The texts of a .txt or .jsonl file, as the module describes them.
 
     Raises:
-      SdslError: the file is missing, damaged, of another kind or without prompts; a row has no
-        prompt in it; or one holds NUL.
+      SdslError: The file is missing, damaged, of another kind or without prompts; a row has no
+        prompt; or one holds NUL.
     """
     kind = kind_of(path)
     require(
@@ -267,7 +272,7 @@ def _row_text(line: str, field: str, where: str) -> str:
 
 
 def _hellaswag(row: dict[str, Any]) -> Any:
-    """The context of a row of HellaSwag, as one text; None where a part of it is no text."""
+    """The context of a row of HellaSwag as one text; None if a part of it is no text."""
     parts = [row["ctx"]] if "ctx" in row else [row["ctx_a"], row.get("ctx_b") or ""]
     label = row.get("activity_label") or ""
     if not all(isinstance(part, str) for part in (*parts, label)):

@@ -1,4 +1,4 @@
-"""The tokenizer of a published checkpoint, with its special tokens and chat template as explicit settings."""
+"""The tokenizer of a published checkpoint. Special tokens and chat template are explicit settings."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class PublishedTokenizer:
 
     Attributes:
       kind: "published".
-      vocab_size: one more than its largest id; the model's table may have more rows.
-      special_tokens: whether texts get what the file adds around them, such as a begin-of-text
-        token.
-      end_ids: ids that end a text, as the checkpoint says; empty if it does not.
-      own_template: the chat template that came with the checkpoint, whether it is used or not.
-      warnings: what a reader should know about how its files were read, a sentence each.
+      vocab_size: One more than its largest id; the model's table may have more rows.
+      special_tokens: Whether texts get the special tokens that the file adds around them, such as a
+        begin-of-text token.
+      end_ids: Ids that end a text according to the checkpoint; empty if it does not say.
+      own_template: Chat template that came with the checkpoint, whether it is used or not.
+      warnings: What a reader should know about how its files were read, one sentence each.
     """
 
     kind = "published"
@@ -73,10 +73,10 @@ class PublishedTokenizer:
         """Reads the tokenizer of a checkpoint.
 
         Args:
-          folder: of the checkpoint.
-          special_tokens: whether texts get what tokenizer.json adds around them.
-          chat_template: "none" for texts as they are; "own" to make each the first message of a
-            user in the checkpoint's template; or a file with a template. Templates run in a
+          folder: Folder of the checkpoint.
+          special_tokens: Whether texts get the special tokens that tokenizer.json adds around them.
+          chat_template: "none" for texts as they are; "own" to make each text a user's first
+            message in the checkpoint's template; or a file with a template. Templates run in a
             sandbox.
 
         Raises:
@@ -116,19 +116,20 @@ class PublishedTokenizer:
         return np.asarray(ids, np.int32)
 
     def encode_as_published(self, text: str) -> np.ndarray:
-        """Ids of a text with what the file adds around it, whatever the settings are; spelled special tokens stay text."""
+        """Ids of a text with the special tokens that the file adds, whatever the settings are.
+        Special tokens spelled in the text stay text.
+        """
         self._tokenizer.encode_special_tokens = True
         ids = self._tokenizer.encode(text, add_special_tokens=True).ids
         self._tokenizer.encode_special_tokens = False
         return np.asarray(ids, np.int32)
 
     def encode_plain(self, text: str, *, literal: bool = False) -> np.ndarray:
-        """Ids of a text without anything around it.
+        """Ids of a text with nothing around it.
 
         Args:
-          text: to encode.
-          literal: whether special tokens that the text spells out, such as <|endoftext|>, stay
-            text.
+          text: Text to encode.
+          literal: Whether special tokens spelled in the text, such as <|endoftext|>, stay text.
         """
         self._tokenizer.encode_special_tokens = literal
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -136,7 +137,7 @@ class PublishedTokenizer:
         return np.asarray(ids, np.int32)
 
     def around(self) -> tuple[np.ndarray, np.ndarray]:
-        """Special tokens that stand before and behind every text; none where they are not wanted."""
+        """Special tokens before and after every text; empty if they are switched off."""
         inner, whole = self.encode_plain("a"), np.zeros(0, np.int32)
         if self.special_tokens:
             whole = np.asarray(self._tokenizer.encode("a", add_special_tokens=True).ids, np.int32)
@@ -146,11 +147,11 @@ class PublishedTokenizer:
         return whole[:0], whole[:0]
 
     def encode_prompt(self, text: str, longest: int) -> EncodedPrompt:
-        """Ids of a prompt: of a text that is too long the last ones, behind the special tokens or
-        within the template.
+        """Ids of a prompt. A text that is too long keeps its last tokens, after the special tokens
+        or within the template.
 
         Raises:
-          SdslError: what stands around every text leaves no room for it.
+          SdslError: Special tokens or the template leave no room for the text.
         """
         plain = self.encode_plain(text)
         before, behind = self.around() if self._template is None else (plain[:0], plain[:0])
@@ -179,13 +180,13 @@ class PublishedTokenizer:
         return self._template.render([{"role": "user", "content": text}], self._named)
 
     def decode(self, ids: np.ndarray) -> str:
-        """The text of some ids, special tokens included; ids beyond the vocabulary have none."""
+        """The text of some ids, with special tokens; ids beyond the vocabulary have no text."""
         return self._tokenizer.decode(
             [int(i) for i in ids if i < self.vocab_size], skip_special_tokens=False
         )
 
     def tokens(self) -> dict[int, str]:
-        """What each id stands for."""
+        """The token of each id."""
         return {
             number: token
             for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items()
@@ -215,7 +216,9 @@ def _optional_json(path: Path) -> dict[str, Any]:
 def _missing_tokens(
     folder: Path, settings: dict[str, Any], tokenizer: HuggingFaceTokenizer
 ) -> tuple[str, ...]:
-    """The one warning about tokens that other files of the folder add to those of tokenizer.json; none if there are none."""
+    """A warning about tokens that other files of the folder add to those of tokenizer.json; empty
+    if there are none.
+    """
     added, more = settings.get("added_tokens_decoder"), settings.get("additional_special_tokens")
     tokens = [settings.get("bos_token"), settings.get("eos_token"), *_optional_json(folder / ADDED)]
     tokens += list(added.values()) if isinstance(added, dict) else []
@@ -240,7 +243,9 @@ def _token_text(token: Any) -> str:
 def _end_ids(
     folder: Path, named: dict[str, str], tokenizer: HuggingFaceTokenizer
 ) -> tuple[int, ...]:
-    """Ids that end a text: of generation_config.json, else of config.json, else of the token that is named so."""
+    """Ids that end a text: from generation_config.json, else config.json, else the end-of-text
+    token.
+    """
     for name in ("generation_config.json", "config.json"):
         value = _optional_json(folder / name).get("eos_token_id")
         values = value if isinstance(value, list) else [value]
@@ -251,10 +256,10 @@ def _end_ids(
 
 
 def read_template(path: Path) -> str:
-    """A file with a chat template.
+    """Reads a file with a chat template.
 
     Raises:
-      SdslError: it cannot be read.
+      SdslError: The file cannot be read.
     """
     try:
         return read_text(path, "chat template", newlines=False, limit=_LONGEST_TEMPLATE)
@@ -265,15 +270,15 @@ def read_template(path: Path) -> str:
 
 
 def chosen_template(wanted: str, own: str | None, file: Path) -> ChatTemplate | None:
-    """The template that a user wants: none, the checkpoint's own, or that of a file.
+    """The template that a user chose: none, the checkpoint's own, or that of a file.
 
     Args:
       wanted: "none", "own" or the path of a file.
-      own: the template that came with the checkpoint; None if there is none.
-      file: that the checkpoint's own template came from.
+      own: Template that came with the checkpoint; None if there is none.
+      file: File that the checkpoint's own template came from.
 
     Raises:
-      SdslError: the checkpoint has none of its own, or the file cannot be read.
+      SdslError: The checkpoint has no template, or the file cannot be read.
     """
     if wanted == NO_TEMPLATE:
         return None

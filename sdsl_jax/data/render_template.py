@@ -1,9 +1,9 @@
 """Renders chat templates in a process of its own, within limits of time and memory; `chat_template`
 starts it.
 
-It runs as a script and imports nothing of the package, so that it starts in a moment. Each line
-that it reads is JSON, and so is each that it answers with: {"text": ...}, or {"error": ...}. A
-rendering that takes too long ends the process.
+It runs as a script and imports nothing of the package, so that it starts at once. Each line it
+reads is JSON, and so is each answer: {"text": ...} or {"error": ...}. A rendering that takes too
+long ends the process.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def _raise(message: str) -> None:
 
 
 def _limit_memory() -> None:
-    """Allows so much memory beyond what the interpreter holds already; only Linux says how much that is and keeps the limit."""
+    """Limits memory beyond what the interpreter holds already. Only Linux reports that amount and
+    enforces the limit.
+    """
     try:
         held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
@@ -72,7 +74,7 @@ def _render(template: Any, request: dict[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Reads a template and then requests, a line each, until there are no more."""
+    """Reads a template and then requests, one a line, until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]

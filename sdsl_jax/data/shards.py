@@ -1,4 +1,4 @@
-"""Shards: arrays of ids as plain binary files of a bounded size, read through memory maps."""
+"""Shards: arrays of ids as plain binary files of bounded size, read through memory maps."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Shard(NamedTuple):
     """One file of ids, little-endian.
 
     Attributes:
-      file: its name.
-      tokens: ids in it.
-      mtime_ns: its time of change when it was last known to be whole.
-      sha256: of its bytes.
+      file: Name of the file.
+      tokens: Number of ids.
+      mtime_ns: Its time of change when it was last known to be whole.
+      sha256: SHA-256 of its bytes.
     """
 
     file: str
@@ -47,7 +47,9 @@ def write_shards(
     dtype: np.dtype,
     shard_tokens: int = SHARD_TOKENS,
 ) -> list[Shard]:
-    """Writes ids that come in arrays of any length into files of `shard_tokens` ids each, the last one shorter."""
+    """Writes ids, given in arrays of any length, into files of `shard_tokens` ids each; the last
+    file is shorter.
+    """
     parts = itertools.groupby(_cut(arrays, shard_tokens), key=lambda numbered: numbered[0])
     return [
         _write(folder / f"{name}-{n:05d}.bin", (ids for _, ids in part), dtype) for n, part in parts
@@ -79,14 +81,14 @@ def _write(path: Path, arrays: Iterable[np.ndarray], dtype: np.dtype) -> Shard:
 
 
 def check_shard(path: Path, shard: Shard, dtype: np.dtype, thorough: bool = False) -> None:
-    """Sees whether a shard is what was written.
+    """Checks that a shard is as it was written.
 
-    Its size is always checked. Its digest, which takes reading it all, is checked if the time of
-    change is not the one that the manifest holds (a copy, a flipped byte), or if asked for. A shard
-    that is found whole gets that time again and is trusted from then on.
+    Its size is always checked. Its digest, which needs all of its bytes, is checked if its time of
+    change is not the one in the manifest (a copy, a flipped byte), or on request. A shard that is
+    found whole gets that time again and is trusted from then on.
 
     Raises:
-      SdslError: the shard is missing or damaged.
+      SdslError: The shard is missing or damaged.
     """
     remedy = f"delete the folder {path.parent} and the corpus is tokenised again."
     try:
@@ -111,7 +113,9 @@ def check_shard(path: Path, shard: Shard, dtype: np.dtype, thorough: bool = Fals
 
 
 class TokenArray:
-    """Ids of one split over all its shards: has a length, and is read like an int32 array of one axis, by parts."""
+    """Ids of one split over all its shards. It has a length and is read in parts, like an int32
+    array of one axis.
+    """
 
     dtype = np.dtype(np.int32)
 

@@ -1,9 +1,9 @@
-"""The tokenised corpus on disk: made once, found again by every later start.
+"""The tokenised corpus on disk: made once, and found again by every later start.
 
-A corpus is a folder, named by its key: what it is made of, how it is split and how it is tokenised.
-It holds the shards of each split, a BPE's tokenizer.json, and manifest.json. It is made in a
-private folder beside it and then renamed, so it is never seen unfinished; processes that want the
-same corpus wait for the one that is making it.
+A corpus is a folder, named by a key of what it is made of, how it is split and how it is tokenised.
+It holds the shards of each split, the tokenizer.json of a BPE, and manifest.json. It is made in a
+private folder beside its place and then renamed, so it is never seen unfinished. Processes that
+want the same corpus wait for the one that is making it.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _SAMPLE_BYTES = 1 << 16
 
 
 def corpus_folder(config: DataConfig) -> Path:
-    """Where the corpus lies, or will lie.
+    """Where the corpus is, or will be.
 
     Raises:
-      SdslError: a file of the corpus cannot be read.
+      SdslError: A file of the corpus cannot be read.
     """
     parts = [FORMAT, VERSION, _settings(config), [identity(source) for source in sources(config)]]
     key = json_sha256(parts)[:20]
@@ -53,11 +53,11 @@ def corpus_folder(config: DataConfig) -> Path:
 
 
 def source_digests(config: DataConfig) -> list[str]:
-    """Identity of the text: SHA-256 of every file, from the manifest where there is one; else the
-    name and version of a source.
+    """Identity of the text: the SHA-256 of every file, from the manifest if there is one; otherwise
+    the name and version of a source.
 
     Raises:
-      SdslError: a file of the corpus cannot be read.
+      SdslError: A file of the corpus cannot be read.
     """
     manifest = corpus_folder(config) / MANIFEST
     if manifest.exists():
@@ -72,7 +72,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a corpus.
 
     Raises:
-      SdslError: it is damaged, or of another version.
+      SdslError: It is damaged, or of another version.
     """
     path, remedy = (
         folder / MANIFEST,
@@ -95,7 +95,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _check(manifest: dict[str, Any]) -> str:
-    """SHA-256 over all of a manifest but itself: what passes was written by `_make`, and needs no other check."""
+    """SHA-256 over a manifest except for itself. A manifest that passes was written by `_make` and
+    needs no other check.
+    """
     return json_sha256(manifest | {"check": ""})
 
 
@@ -105,15 +107,15 @@ def prepare(
     shard_tokens: int = SHARD_TOKENS,
     note: Callable[[str], None] = lambda text: None,
 ) -> Path:
-    """The folder of the tokenised corpus, which is made if it is not there.
+    """The folder of the tokenised corpus, which is made if it is missing.
 
     Args:
-      config: what it is made of, and how.
-      shard_tokens: ids in a shard; they are the same ids, with the same digest, whatever it is.
-      note: told before and after a corpus is made.
+      config: What the corpus is made of, and how.
+      shard_tokens: Ids in a shard. The ids and their digest are the same whatever it is.
+      note: Receives a sentence before a corpus is made.
 
     Raises:
-      SdslError: the corpus cannot be read, or the folder cannot be written to.
+      SdslError: The corpus cannot be read, or the folder cannot be written.
     """
     folder = corpus_folder(config)
     if (folder / MANIFEST).exists():
@@ -216,7 +218,9 @@ def _make(config: DataConfig, folder: Path, shard_tokens: int) -> None:
 def _repeated(
     made_of: list[tuple[str, list[str | int]]], described: list[dict[str, Any]]
 ) -> list[str]:
-    """A sentence on texts that are named more than once, by one name or by several; none if there are none."""
+    """A sentence on texts that are named more than once, by one name or several; empty if there are
+    none.
+    """
     same: dict[str, list[str]] = {}
     for (source, _), about in zip(made_of, described):
         if about["identity"][1:2] != [0]:  # an empty file
@@ -232,10 +236,10 @@ def _repeated(
 
 
 def corpus_digest(splits: dict[str, str]) -> str:
-    """Identity of a tokenised corpus: the same ids cut into other splits are another corpus.
+    """Identity of a tokenised corpus. The same ids cut into other splits are another corpus.
 
     Args:
-      splits: SHA-256 of the ids of each split, as int32, by its name.
+      splits: SHA-256 of the ids of each split, as int32, by name.
     """
     return json_sha256(splits)
 
@@ -250,13 +254,17 @@ def _encoded(
 
 
 def _sample(text: Path, span: Span, limit: int) -> Iterator[str]:
-    """Every k-th piece of a split, with the smallest k that keeps to the limit: all of a corpus that is not larger."""
+    """Every k-th piece of a split, with the smallest k that keeps within the limit; all of a
+    smaller split.
+    """
     every = max(1, -(-(span.end - span.start) // limit))
     return itertools.islice(read_pieces(text, span, _SAMPLE_BYTES), 0, None, every)
 
 
 def _settings(config: DataConfig) -> dict[str, Any]:
-    """The settings that decide what ids there are, which is all but where they lie and how they are cut into sequences."""
+    """The settings that decide the ids: all but where they are kept and how they are cut into
+    sequences.
+    """
     return {
         k: v
         for k, v in dataclasses.asdict(config).items()

@@ -28,9 +28,9 @@ class EncodedPrompt(NamedTuple):
     """A prompt in tokens.
 
     Attributes:
-      ids: of special tokens and text.
-      lead: how many stand before the text.
-      cut: whether the text was longer than there was room for.
+      ids: Ids of special tokens and text.
+      lead: Number of ids before the text.
+      cut: Whether the text was too long and lost its beginning.
     """
 
     ids: np.ndarray
@@ -39,13 +39,13 @@ class EncodedPrompt(NamedTuple):
 
 
 class Tokenizer(Protocol):
-    """What the rest of the package asks of a tokenizer. Id 0 (`END_ID`) ends a document in every
-    one of ours.
+    """What the rest of the package needs of a tokenizer. In all of ours, id 0 (`END_ID`) ends a
+    document.
 
     Attributes:
       kind: "bytes" or "bpe", as in `data.tokenizer`, or "published".
-      vocab_size: ids run from 0 to one less.
-      end_ids: ids that end a document.
+      vocab_size: Ids run from 0 to one less.
+      end_ids: Ids that end a document.
     """
 
     kind: str
@@ -57,7 +57,9 @@ class Tokenizer(Protocol):
         ...
 
     def encode_prompt(self, text: str, longest: int) -> EncodedPrompt:
-        """Ids of a prompt of at most `longest` tokens; of a longer text the last ones, behind what every prompt begins with."""
+        """Ids of a prompt of at most `longest` tokens. A longer text keeps its last ids, after
+        those that every prompt begins with.
+        """
         ...
 
     def decode(self, ids: np.ndarray) -> str:
@@ -65,7 +67,7 @@ class Tokenizer(Protocol):
         ...
 
     def tokens(self) -> dict[int, str]:
-        """What each id stands for, bytes written in the alphabet of byte-level BPE."""
+        """The token of each id, with bytes in the alphabet of byte-level BPE."""
         ...
 
     def special_ids(self) -> set[int]:
@@ -73,21 +75,21 @@ class Tokenizer(Protocol):
         ...
 
     def save(self, path: Path) -> None:
-        """Writes the tokenizer to a file, where there is anything to write."""
+        """Writes the tokenizer to a file, if it needs one."""
         ...
 
     def text(self) -> str | None:
-        """What the file holds; None where there is nothing to write."""
+        """Content of the tokenizer's file; None if it needs none."""
         ...
 
 
 def same_tokens(a: Tokenizer, b: Tokenizer) -> bool:
-    """Whether ids mean the same to both, as a draft needs to be of use: one may know tokens beyond
-    those of the other.
+    """Whether ids mean the same to both tokenizers, which a draft needs to be of use. One may have
+    more tokens than the other.
 
     Published models of one family often differ in special tokens, which were added or renamed
-    later, and in how far their tables are filled up. Special tokens of either are therefore passed
-    over; what they are called is no matter of losslessness.
+    later, and in how far their tables are padded. Special tokens of either are therefore ignored;
+    their names do not affect losslessness.
     """
     special = a.special_ids() | b.special_ids()
     smaller, larger = sorted((a.tokens(), b.tokens()), key=len)
@@ -96,10 +98,11 @@ def same_tokens(a: Tokenizer, b: Tokenizer) -> bool:
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """The same for two of our tokenizers if they map texts to the same ids: the kind, and SHA-256
-    of vocabulary and merges.
+    """The kind of one of our tokenizers and the SHA-256 of its vocabulary and merges. Equal
+    fingerprints map texts to the same ids.
 
-    Not of the file, whose form changes between versions of the library that writes it.
+    The file itself is not digested, because its form changes between versions of the library that
+    writes it.
     """
     text = tokenizer.text()
     if text is None:
@@ -149,7 +152,9 @@ def _last(ids: np.ndarray, longest: int) -> EncodedPrompt:
 
 
 def _byte_alphabet() -> dict[int, str]:
-    """What byte-level BPE writes for each byte: itself if it is a visible character of Latin-1, else the next one from 256 on."""
+    """The character that byte-level BPE writes for each byte: itself if it is visible in Latin-1,
+    else the next one from 256 on.
+    """
     visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return {byte: chr(byte if byte in visible else next(others)) for byte in range(256)}
@@ -169,13 +174,13 @@ class BPETokenizer:
 
     @classmethod
     def train(cls, texts: str | Iterable[str], vocab_size: int) -> BPETokenizer:
-        """Learns merges from a text or several, each of one or more documents joined by NUL;
-        deterministic.
+        """Learns merges from one text or several, each of one or more documents joined by NUL.
+        Deterministic.
 
-        What is kept of them is a count of each different word, so they may be larger than memory.
+        Only a count of each different word is kept, so the texts may be larger than memory.
 
         Raises:
-          SdslError: the texts have too few different pairs for `vocab_size` entries.
+          SdslError: The texts have too few different pairs for `vocab_size` entries.
         """
         tokenizer = HuggingFaceTokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -198,7 +203,9 @@ class BPETokenizer:
         return cls(tokenizer)
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of a text, int32 [tokens]; NUL becomes the end-of-document id, and the symbol spelled out stays text."""
+        """Ids of a text, int32 [tokens]. NUL becomes the end-of-document id; the symbol spelled out
+        stays text.
+        """
         pieces = self._tokenizer.encode_batch(text.split(SEPARATOR))
         return np.concatenate(
             [x for p in pieces for x in (np.asarray(p.ids, np.int32), np.zeros(1, np.int32))][:-1]
@@ -209,14 +216,16 @@ class BPETokenizer:
         return _last(self.encode(text), longest)
 
     def decode(self, ids: np.ndarray) -> str:
-        """The text of some ids, NUL where a document ends, so that `encode` gives the ids of a text again."""
+        """The text of some ids, with NUL where a document ends, so that `encode` gives the ids of a
+        text again.
+        """
         ids = np.asarray(ids, np.int64)
         parts = np.split(ids, np.flatnonzero(ids == END_ID))
         texts = [part[part != END_ID].tolist() for part in parts]
         return SEPARATOR.join(self._tokenizer.decode_batch(texts, skip_special_tokens=False))
 
     def tokens(self) -> dict[int, str]:
-        """What each id stands for."""
+        """The token of each id."""
         return {number: token for token, number in self._tokenizer.get_vocab().items()}
 
     def special_ids(self) -> set[int]:
@@ -236,7 +245,7 @@ class BPETokenizer:
         """Reads a file that `save` wrote.
 
         Raises:
-          SdslError: the file is missing or is not the JSON of such a tokenizer.
+          SdslError: The file is missing, or is not the JSON of such a tokenizer.
         """
         tokenizer = read_tokenizer(path)
         require(
@@ -248,10 +257,10 @@ class BPETokenizer:
 
 
 def read_tokenizer(path: Path) -> HuggingFaceTokenizer:
-    """A tokenizer.json.
+    """Reads a tokenizer.json.
 
     Raises:
-      SdslError: the file is missing or is not the JSON of a tokenizer.
+      SdslError: The file is missing, or is not the JSON of a tokenizer.
     """
     text = read_text(path, "tokenizer", newlines=False)
     try:
@@ -272,7 +281,7 @@ def read_tokenizer(path: Path) -> HuggingFaceTokenizer:
 
 def hugging_face_json(tokenizer: Tokenizer) -> tuple[str, str | None]:
     """A tokenizer as the content of a tokenizer.json with the same ids, and the token in it that
-    ends a document, if any does.
+    ends a document, if there is one.
 
     Bytes become a byte-level BPE without merges, whose tokens are the 256 bytes.
     """
@@ -288,7 +297,7 @@ def hugging_face_json(tokenizer: Tokenizer) -> tuple[str, str | None]:
 
 
 def make_tokenizer(config: DataConfig, train_texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer that the settings ask for; a BPE is trained on texts of the training split alone."""
+    """The tokenizer that the settings ask for. A BPE is trained on the training split alone."""
     if config.tokenizer == "bytes":
         return ByteTokenizer()
     return BPETokenizer.train(train_texts, config.vocab_size)
