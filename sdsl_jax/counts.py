@@ -47,16 +47,18 @@ def exact_count(value: float) -> str:
 
 
 def read_number(text: str) -> float | None:
-    """The number that a text stands for: 3.5, -2, 1e9, 1_000; None if it is none, or one without a suffix or separators."""
+    """The number that a text stands for: 3.5, -2, 1e9, 1_000; None for any other text, such as one
+    with a suffix or separators.
+    """
     plain = text.strip()
     return float(plain.replace("_", "")) if _NUMBER.fullmatch(plain) else None
 
 
 def read_count(text: str) -> float | None:
-    """The number that a text stands for, with a suffix or thousands separators if it has any; None
-    if it is none.
+    """The number that a text stands for, perhaps with a suffix or thousands separators; None for
+    any other text.
 
-    A text with both is none: 1,300M may be 1.3 or 1,300 millions.
+    A text with both is ambiguous and gives None: 1,300M may mean 1.3 or 1,300 millions.
     """
     plain = text.strip()
     power = _SUFFIXES.get(plain[-1:].lower())
@@ -94,10 +96,10 @@ def parse_bytes(text: str, name: str) -> float:
 
 
 def parse_share(text: str, name: str) -> float:
-    """A number such as 0.8, or the same in per cent, 80%; its range is for the caller to check.
+    """A number such as 0.8, or a percentage such as 80%. The caller checks its range.
 
     Raises:
-      SdslError: it is no number.
+      SdslError: The text is no number.
     """
     plain = text.strip()
     number = plain.removesuffix("%").rstrip()
@@ -110,7 +112,7 @@ def parse_count(text: str, name: str) -> float:
     """A count of parameters or tokens: 30e9, 30B, 180b, 1.5T, 13,000,000,000.
 
     Raises:
-      SdslError: it is not a positive number.
+      SdslError: The text is no positive number.
     """
     value = read_count(text)
     if value is None:
@@ -124,16 +126,16 @@ def parse_count(text: str, name: str) -> float:
 
 
 def require_plausible(value: float, name: str, shown: str = "") -> float:
-    """A number of parameters or of training tokens as it is, unless it is so small that its suffix
-    must be missing.
+    """Returns a number of parameters or training tokens, unless it is so small that its suffix must
+    be missing.
 
     Args:
-      value: the number.
-      name: with which a message begins.
-      shown: the number as it was written.
+      value: The number.
+      name: Its name, with which messages begin.
+      shown: The number as it was written.
 
     Raises:
-      SdslError: it is below `SMALLEST`.
+      SdslError: It is below `SMALLEST`.
     """
     shown = shown.strip() or f"{value:g}"
     require(value >= SMALLEST, f"{name} is {shown}, too few for any model; did you mean {shown}B?")
@@ -141,19 +143,19 @@ def require_plausible(value: float, name: str, shown: str = "") -> float:
 
 
 def parse_size(text: str, name: str) -> float:
-    """A number of parameters or of training tokens, as `parse_count` reads it.
+    """A number of parameters or training tokens; see `parse_count`.
 
     Raises:
-      SdslError: it is not a positive number, or so small that its suffix must be missing.
+      SdslError: The text is no positive number, or so small that its suffix must be missing.
     """
     return require_plausible(parse_count(text, name), name, text)
 
 
 def parse_sizes(text: str, name: str) -> list[float]:
-    """Numbers of parameters or of training tokens, separated by commas.
+    """Numbers of parameters or training tokens, separated by commas.
 
     Raises:
-      SdslError: as `parse_counts` and `parse_size`.
+      SdslError: As `parse_counts` and `parse_size`.
     """
     return [require_plausible(value, name) for value in parse_counts(text, name)]
 
@@ -162,7 +164,7 @@ def parse_counts(text: str, name: str) -> list[float]:
     """Counts separated by commas: 125M,1.3B.
 
     Raises:
-      SdslError: one is not a positive number; or the text reads as one number with thousands
+      SdslError: One is no positive number, or the text reads as one number with thousands
         separators.
     """
     if _THOUSANDS.fullmatch(text.strip()) or _GROUP.search(text):

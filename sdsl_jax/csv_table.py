@@ -1,4 +1,4 @@
-"""Tables that users bring: columns of text by name, each row with its true line in the file.
+"""Tables that users bring: columns of text by name, each row with its line in the file.
 
 A row is never shifted against the header: cells beyond it must be empty, and a column without a
 name is never read. Nothing here imports jax.
@@ -51,12 +51,12 @@ _MOST_LISTED = 12
 
 
 def is_missing(cell: str) -> bool:
-    """Whether a cell is empty or says that its value is not known, such as NA."""
+    """Whether a cell is empty or says that its value is unknown, such as NA."""
     return cell.strip().lower() in _MISSING
 
 
 def listed_names(names: Sequence[str]) -> str:
-    """Names for a message; those with blanks or signs in quotes."""
+    """Names for a message, in quotes if they have blanks or signs."""
     shown = [
         name if re.fullmatch(r"[\w./:-]+", name) else repr(name) for name in names[:_MOST_LISTED]
     ]
@@ -78,13 +78,13 @@ class CsvTable:
     """A table.
 
     Attributes:
-      path: of the file.
-      names: of the columns, in their order, without blanks around them; "" where the header names
+      path: Path to the file.
+      names: Names of the columns in order, without surrounding blanks; "" where the header has
         none.
-      rows: cells of each row, one for each name, without blanks around them.
-      lines: line of the file at which each row begins.
-      separator: of the cells, in words.
-      notes: what was passed over in reading.
+      rows: Cells of each row, one for each name, without surrounding blanks.
+      lines: Line of the file at which each row begins.
+      separator: What separates the cells, in words.
+      notes: What was skipped in reading.
     """
 
     path: Path
@@ -101,7 +101,7 @@ class CsvTable:
         return bool(name) and name in self.names
 
     def require_columns(self, *names: str) -> None:
-        """Raises `SdslError` unless the table has each of these columns once."""
+        """Raises `SdslError` unless the table has each of these columns exactly once."""
         by = "" if self.separator == "commas" else f", its cells separated by {self.separator}"
         s = "s" * (sum(name not in self.names for name in names) > 1)
         known = [name for name in self.names if name]
@@ -123,7 +123,7 @@ class CsvTable:
         """The cells of a column.
 
         Raises:
-          SdslError: there is no such column, or more than one.
+          SdslError: There is no such column, or more than one.
         """
         self.require_columns(name)
         at = self.names.index(name)
@@ -140,8 +140,8 @@ class CsvTable:
         """A column of counts such as 125M, 1e9 or 13,000,000,000, as floats [rows].
 
         Raises:
-          SdslError: there is no such column, or a cell holds no positive number, or one above
-            `largest`; or the name of the column states a unit that its cells leave out.
+          SdslError: There is no such column; a cell holds no positive number, or one above
+            `largest`; or the column's name states a unit that its cells leave out.
         """
         values = self._numbers(name, read_count, largest)
         at = _UNIT.search(name)
@@ -157,7 +157,7 @@ class CsvTable:
         """A column of positive numbers, as floats [rows].
 
         Raises:
-          SdslError: there is no such column, or a cell holds no positive number.
+          SdslError: There is no such column, or a cell holds no positive number.
         """
         return self._numbers(name, read_number)
 
@@ -165,12 +165,14 @@ class CsvTable:
         """A column of numbers in [0, 1], as floats [rows].
 
         Raises:
-          SdslError: there is no such column, or a cell holds no such number.
+          SdslError: There is no such column, or a cell holds no such number.
         """
         return self._numbers(name, read_number, 1.0, share=True)
 
     def is_unclear(self, cell: str) -> bool:
-        """Whether a cell such as 1,300 may have a decimal comma, since commas do not separate the cells of this table."""
+        """Whether a cell such as 1,300 may have a decimal comma, because commas do not separate the
+        cells.
+        """
         return self.separator != "commas" and bool(_ONE_GROUP.fullmatch(cell))
 
     def _numbers(
@@ -210,7 +212,7 @@ class CsvTable:
         return np.asarray(values, float)
 
     def _hint(self, cell: str, value: float | None, share: bool) -> str:
-        """What to write instead of a cell that cannot be used, where that can be guessed."""
+        """What to write instead of an unusable cell, if that can be guessed."""
         if is_missing(cell):
             return "; --skip-incomplete leaves such rows out"
         if share and value is None and cell.endswith("%"):
@@ -238,22 +240,22 @@ def read_csv(
     full_rows: bool = False,
     may_be_empty: bool = False,
 ) -> CsvTable:
-    """Reads a table of text, compressed or not, with a header.
+    """Reads a table of text with a header, compressed or not.
 
     Cells are separated by commas, semicolons, tabs or vertical bars, whichever splits the header
-    into the most; quoted cells may hold separators and ends of lines. Rows without any content, and
-    lines that begin with #, are passed over.
+    into the most cells. Quoted cells may hold separators and line ends. Empty rows and lines that
+    begin with # are skipped.
 
     Args:
-      path: of the file.
-      what: it is called in messages.
-      lower: whether names of columns are put into lower case.
-      full_rows: whether a row with fewer cells than the header is refused; otherwise what it lacks
-        is missing.
-      may_be_empty: whether a header alone will do.
+      path: Path to the file.
+      what: What messages call it.
+      lower: Whether to put names of columns into lower case.
+      full_rows: Whether to refuse a row with fewer cells than the header; otherwise the rest of the
+        row is missing.
+      may_be_empty: Whether a header alone is enough.
 
     Raises:
-      SdslError: the file cannot be read, is no table, holds no rows, or has a row that does not fit
+      SdslError: The file cannot be read, is no table, holds no rows, or has a row that does not fit
         the header.
     """
     path = Path(path)
@@ -323,7 +325,7 @@ def _fit(row: _Row, names: list[str], header_line: int, where: str) -> None:
     """Gives a row exactly one cell for each name.
 
     Raises:
-      SdslError: it holds something beyond the header, or under a heading that is empty.
+      SdslError: It holds something beyond the header, or under an empty heading.
     """
     width = len(names)
     surplus = len(row.cells) - width
@@ -343,7 +345,9 @@ def _fit(row: _Row, names: list[str], header_line: int, where: str) -> None:
 
 
 def _header_start(text: str) -> tuple[int, str]:
-    """Where the header begins, and the separator that splits it into the most cells, a comma if in doubt."""
+    """Where the header begins, and the separator that splits it into the most cells; a comma if in
+    doubt.
+    """
     start, stated = 0, ""
     while start < len(text):
         end = text.find("\n", start)
@@ -398,13 +402,17 @@ def _parsed(text: str, start: int, separator: str, where: str) -> Iterator[_Row]
 
 
 def value_key(cell: str) -> float | str:
-    """What a cell is compared by: its number if it is one, so that 1 and 1.0 are equal, or else its text."""
+    """What a cell is compared by: its number if it is one, so that 1 and 1.0 are equal, or else its
+    text.
+    """
     value = read_number(cell)
     return cell.strip() if value is None else value
 
 
 def frequent_values(cells: Sequence[str]) -> list[str]:
-    """The different values of a column that are not missing, the most frequent first; 1 and 1.0 count as one."""
+    """The different values of a column, the most frequent first. Missing cells do not count; 1 and
+    1.0 are one value.
+    """
     first: dict[float | str, str] = {}
     for cell in cells:
         if not is_missing(cell):

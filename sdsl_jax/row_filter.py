@@ -1,7 +1,6 @@
-"""Which rows of a table are read: comparisons of columns with and, or, not and parentheses, as
-`--where` takes them.
+"""Which rows of a table are read: `--where` compares columns, with and, or, not and parentheses.
 
-A filter is parsed by the grammar below and nothing in it is ever evaluated as code:
+A filter is parsed by this grammar, and nothing in it is ever evaluated as code:
 
     either     = both ("or" both)*
     both       = negated ("and" negated)*
@@ -44,16 +43,16 @@ Operand = Callable[[Cells], str]
 def filtered(table: CsvTable, text: str, flag: str = "--where") -> tuple[CsvTable, str]:
     """The rows of a table that a filter keeps, and a sentence on how many they are.
 
-    Two operands that are both numbers are compared as numbers; others as text, which can only be
-    equal or not. A missing cell is neither smaller nor larger than anything.
+    Two operands that are numbers are compared as numbers, others as text, which can only be equal
+    or not. A missing cell is neither smaller nor larger than anything.
 
     Args:
-      table: the rows.
-      text: the filter, such as `params >= 1e8 and (role == 'draft' or not seed == 0)`.
-      flag: that it was given with, for messages.
+      table: The table.
+      text: The filter, such as `params >= 1e8 and (role == 'draft' or not seed == 0)`.
+      flag: Option that it was given with, for messages.
 
     Raises:
-      SdslError: the filter cannot be parsed, names a column that is not there, compares a text by
+      SdslError: The filter cannot be parsed, names a column that does not exist, compares texts by
         size, or keeps no row.
     """
     parser = _Parser(text, table, flag)
@@ -96,7 +95,7 @@ class _Parser:
         return test
 
     def word(self, text: str) -> bool:
-        """Steps over a word or a parenthesis, if it is the next token."""
+        """Steps over a word or a parenthesis if it is the next token; returns whether it did."""
         kind, value = self.tokens[self.at] if self.at < len(self.tokens) else ("", "")
         taken = kind in ("word", "mark") and value.lower() == text
         self.at += taken

@@ -51,13 +51,13 @@ def ratio_interval(numerators: np.ndarray, denominators: np.ndarray, confidence:
     """Σ numerators / Σ denominators over independent clusters, with the linearised (jackknife-like)
     standard error.
 
-    With equal denominators this is the mean of clusters with the usual t interval; clusters keep
-    what happens within a prompt together, so that correlated positions do not shrink the interval.
+    With equal denominators this is the mean of clusters with the usual t interval. A prompt is one
+    cluster, so correlated positions within it do not shrink the interval.
 
     Args:
-      numerators: one sum per cluster.
-      denominators: its weight, positive in total.
-      confidence: probability that the interval is to cover.
+      numerators: One sum per cluster.
+      denominators: Its weight; positive in total.
+      confidence: Probability that the interval is to cover the ratio.
     """
     numerators, denominators = np.asarray(numerators, float), np.asarray(denominators, float)
     n, total = len(numerators), denominators.sum()
@@ -95,30 +95,30 @@ _FEW, _WINDOW = 1.0, 64
 
 
 def poisson_binomial_score(successes: np.ndarray, chances: np.ndarray) -> np.ndarray:
-    """How far a number of successes lies from what independent coins of unequal chances give, as a
-    standard normal score.
+    """How far a number of successes is from what independent coins with different chances give, as
+    a standard normal score.
 
     The score is z = Φ⁻¹(P(K < k) + P(K = k)/2) for K = Σ Bernoulli(chance), the Poisson-binomial
-    distribution. Unlike (k − E K)/√Var K it has the right tails where few successes, or few
-    failures, are expected: with an expectation of 0.05 a single success has a probability of 5% and
-    a score of 1.9, and lies 4.2 standard deviations out.
+    distribution. Unlike (k − E K)/√Var K it has the right tails if few successes, or few failures,
+    are expected: with an expectation of 0.05, a single success has a probability of 5% and a score
+    of 1.9, but is 4.2 standard deviations out.
 
-    Where Var K < 1 the probabilities are exact. Otherwise P is taken, for 0 < k < T, from the
-    saddlepoint approximation of Lugannani and Rice in Barndorff-Nielsen's form: with the cumulant
+    If Var K < 1 the probabilities are exact. Otherwise P is taken, for 0 < k < T, from the
+    saddlepoint approximation of Lugannani and Rice in Barndorff-Nielsen's form. With the cumulant
     function C(λ) = Σ ln(1 + p(e^λ − 1)) and C'(λ) = k,
 
         z = r + ln(u/r)/r,   r = sign(λ)·√(2(λk − C(λ))),   u = 2·tanh(λ/2)·√C''(λ),
 
-    where this u, and not λ√C'', gives the half of P(K = k) of a whole-numbered K. The tail's
+    where this u, rather than λ√C'', accounts for the half of P(K = k) of an integer K. The tail's
     probability is then right to within about a tenth of itself. At both ends P(K = k) is a product
     and exact.
 
-    As half of P(K = k) is left out, P(z ≥ x) is at most twice the tail of a normal beyond x, for
-    every x ≥ 0; likewise below.
+    Because half of P(K = k) is left out, P(z ≥ x) is at most twice the tail of a normal beyond x,
+    for every x ≥ 0; likewise below.
 
     Args:
       successes: k, [...].
-      chances: of each coin, [..., T]; a coin of chance 0 changes nothing.
+      chances: Chance of each coin, [..., T]; a coin with chance 0 changes nothing.
 
     Returns:
       The scores, [...].
@@ -156,10 +156,10 @@ def poisson_binomial_score(successes: np.ndarray, chances: np.ndarray) -> np.nda
 
 
 def _score_of_few(successes: np.ndarray, chances: np.ndarray) -> np.ndarray:
-    """The same score by convolution, where nearly every coin is certain: K − #{p > 1/2} counts the
+    """The same score by convolution, if nearly every coin is certain: K − #{p > 1/2} counts the
     unlikely events.
 
-    With coins that are nearly certain of both kinds the saddlepoint would lie between two of them,
+    With coins that are nearly certain of both kinds, the saddlepoint would be between two of them,
     where no variance is left.
     """
     likely = chances > 0.5
@@ -185,7 +185,7 @@ def _score_of_few(successes: np.ndarray, chances: np.ndarray) -> np.ndarray:
 
 
 def _lower_normal_score(log_probability: np.ndarray) -> np.ndarray:
-    """Φ⁻¹ of a probability of at most a half, by its logarithm, so that it may be as small as it likes."""
+    """Φ⁻¹ of a probability of at most a half, given by its logarithm, however small."""
     found = np.asarray(log_probability, float)
     # −z²/2 − ln(|z|√2π) = ln P far out; twice through this from the first guess is enough where exp
     # would underflow.

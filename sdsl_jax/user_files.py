@@ -1,7 +1,7 @@
-"""Files that users bring: opened, decompressed, decoded and parsed here, where whatever goes wrong
+"""Files that users bring. They are opened, decompressed, decoded and parsed here, and every failure
 becomes one sentence.
 
-Compression and encoding are told by a file's first bytes, and a byte-order mark is never text.
+The first bytes of a file tell its compression and encoding; a byte-order mark is never text.
 Nothing here imports jax.
 """
 
@@ -56,12 +56,14 @@ _HEAD = 64
 
 
 def other_kind(head: bytes) -> str | None:
-    """What the first bytes of a file that is no text say it is, with what to do about it; None if they say nothing."""
+    """What the first bytes of a file say it is instead of text, and what to do about it; None if
+    they say nothing.
+    """
     return next((said for magic, said in _OTHERS.items() if head.startswith(magic)), None)
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an exception's message without a full stop, or the name of its class."""
+    """The first line of an exception's message without its full stop, or the name of its class."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).strip().splitlines()
@@ -70,15 +72,15 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def reading(path: str | Path, what: str = "file") -> Iterator[None]:
-    """Within it every error of reading a user's file becomes an `SdslError` that names the file.
+    """Turns every error of reading a user's file into an `SdslError` that names the file.
 
-    That is whatever a reader raises on damaged input: of the file system, of decompression,
-    decoding and parsing, of depth and of memory. Errors of the program that are none of these pass
+    That covers whatever readers raise on damaged input: errors of the file system, of
+    decompression, decoding and parsing, of depth and of memory. Other errors of the program pass
     through.
 
     Args:
-      path: of the file.
-      what: it is called in the sentence, such as "table".
+      path: Path to the file.
+      what: What messages call it, such as "table".
     """
     try:
         yield
@@ -110,10 +112,10 @@ def reading(path: str | Path, what: str = "file") -> Iterator[None]:
 
 
 def open_bytes(path: str | Path) -> BinaryIO:
-    """Opens a file for reading; a compressed one (gzip, bzip2, xz, zstd) as what it holds.
+    """Opens a file for reading; a compressed one (gzip, bzip2, xz, zstd) is decompressed.
 
     Raises:
-      SdslError: its name says that it is compressed, and its first bytes do not.
+      SdslError: The file's name says that it is compressed, but its first bytes do not.
     """
     path = Path(path)
     # Looked into without reading on: what comes through a pipe cannot be opened twice.
@@ -147,15 +149,15 @@ def open_bytes(path: str | Path) -> BinaryIO:
 
 
 def text_pieces(path: str | Path, what: str = "file", newlines: bool = True) -> Iterator[str]:
-    """The text of a file in pieces, decompressed, without its byte-order mark.
+    """The text of a file in pieces, decompressed and without its byte-order mark.
 
     Args:
-      path: of the file; UTF-8, or UTF-16 or UTF-32 behind a byte-order mark.
-      what: it is called in messages.
-      newlines: whether every end of line becomes a newline.
+      path: Path to the file; UTF-8, or UTF-16 or UTF-32 after a byte-order mark.
+      what: What messages call it.
+      newlines: Whether every line end becomes a newline.
 
     Raises:
-      SdslError: the file cannot be read, is damaged, or is no text.
+      SdslError: The file cannot be read, is damaged, or is no text.
     """
     with reading(path, what), open_bytes(path) as file:
         data = file.read(_READ_BYTES)
@@ -188,10 +190,10 @@ def text_pieces(path: str | Path, what: str = "file", newlines: bool = True) -> 
 def read_text(
     path: str | Path, what: str = "file", newlines: bool = True, limit: int = LARGEST_TEXT
 ) -> str:
-    """The whole text of a file, as `text_pieces` reads it.
+    """The whole text of a file; see `text_pieces`.
 
     Raises:
-      SdslError: as there; or the file holds more than `limit` characters.
+      SdslError: As there, or the file holds more than `limit` characters.
     """
     pieces, length = [], 0
     for piece in text_pieces(path, what, newlines):
@@ -205,14 +207,14 @@ def read_text(
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
-    """JSON of a user, whose depth and numbers may be anything.
+    """JSON from a user, whose depth and numbers may be anything.
 
     Args:
-      text: to parse.
-      where: it stands, with which a message begins.
+      text: Text to parse.
+      where: Where it is, with which messages begin.
 
     Raises:
-      SdslError: it is not valid, or nested too deeply.
+      SdslError: It is not valid, or nested too deeply.
     """
     try:
         return json.loads(text)
@@ -226,10 +228,10 @@ def parse_json(text: str | bytes, where: str) -> Any:
 
 
 def read_json_object(path: str | Path, what: str = "file") -> dict[str, Any]:
-    """The JSON object that a file holds.
+    """The JSON object in a file.
 
     Raises:
-      SdslError: the file cannot be read, is not valid JSON, or holds something else.
+      SdslError: The file cannot be read, is not valid JSON, or holds something else.
     """
     value = parse_json(read_text(path, what), f"the {what} {path}")
     require(isinstance(value, dict), f"the {what} {path} holds no JSON object.")
@@ -240,7 +242,7 @@ def read_toml(path: str | Path, what: str = "file") -> dict[str, Any]:
     """The tables of a TOML file.
 
     Raises:
-      SdslError: the file cannot be read, or is not valid TOML.
+      SdslError: The file cannot be read, or is not valid TOML.
     """
     text = read_text(path, what)
     try:

@@ -1,4 +1,6 @@
-"""The settings of a protocol: which published checkpoints are measured as pairs, and how; read from TOML."""
+"""The settings of a protocol: which published checkpoints are measured as pairs, and how. Read from
+TOML.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,11 @@ class ProtocolModel:
     """A published checkpoint.
 
     Attributes:
-      folder: its name within the folder of checkpoints; also the model's name in records.
-      params: its total parameters, as published.
-      train_tokens: tokens it was trained on, as published.
-      drafts: of a target, folders of the drafts to measure; every draft of the protocol if empty.
-      optimum: of a target, the draft size N* that a publication states; 0 if it states none.
+      folder: Its name within the folder of checkpoints; also the model's name in records.
+      params: Total parameters, as published.
+      train_tokens: Training tokens, as published.
+      drafts: For a target, folders of the drafts to measure; all drafts of the protocol if empty.
+      optimum: For a target, the draft size N* that a publication states; 0 if it states none.
     """
 
     folder: str
@@ -42,16 +44,16 @@ class ProtocolMeasure:
     """How each pair is measured; see `PairSettings`.
 
     Attributes:
-      lookaheads: γ of the decoder.
-      plane_lookahead: the γ whose token acceptance rate gives the α that the plane is fitted to.
-      prompts: how many.
-      prompt_tokens: longest prompt.
-      new_tokens: tokens generated for each.
-      temperature: of both models.
-      batch: prompts decoded at a time.
-      timed: prompts whose generation is timed; 0 for none.
-      dtype: of weights and caches.
-      confidence: of the intervals.
+      lookaheads: Lookaheads γ of the decoder.
+      plane_lookahead: The γ whose token acceptance rate gives the α that the plane is fitted to.
+      prompts: Number of prompts.
+      prompt_tokens: Longest prompt, in tokens.
+      new_tokens: Tokens generated for each prompt.
+      temperature: Sampling temperature of both models.
+      batch: Prompts decoded at a time.
+      timed: Prompts whose generation is timed; 0 for none.
+      dtype: Type of weights and caches.
+      confidence: Confidence of the intervals.
     """
 
     lookaheads: tuple[int, ...] = (1, 2, 4, 8)
@@ -85,15 +87,15 @@ class ProtocolConfig:
     """A protocol.
 
     Attributes:
-      name: of the folder that it is written to.
-      targets: models to speed up.
-      drafts: models that propose.
-      prompts: a .jsonl or .txt file, beside the protocol's own file unless it is given on the
+      name: Name of the folder it is written to.
+      targets: Models to speed up.
+      drafts: Models that propose.
+      prompts: A .jsonl or .txt file, relative to the protocol's file unless it is given on the
         command line.
       draft_tokens: D, training tokens of the draft that the optima are for.
-      measure: how pairs are measured.
-      ignore_keys: settings that checkpoints are read without; see `sdsl measure --ignore-key`.
-      seed: of all sampling.
+      measure: How pairs are measured.
+      ignore_keys: Settings to ignore in checkpoints; see `sdsl measure --ignore-key`.
+      seed: Seed of all sampling.
     """
 
     name: str

@@ -1,4 +1,6 @@
-"""From TOML to the dataclasses of a study and back: every key and every type is checked on the way in."""
+"""From TOML to the dataclasses of a study and back. Every key and every type is checked on the way
+in.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,7 @@ def _convert(value: Any, annotation: Any, name: str) -> Any:
 
 
 def _wanted(annotation: Any) -> str:
-    """What a value of this annotation is called."""
+    """What a message calls a value of this annotation."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         return f'{_wanted(arguments[0])} such as 125e6, or a string such as "125M"'
@@ -95,8 +97,7 @@ def from_dict(cls: type[T], values: Any, name: str = "") -> T:
     """Builds the dataclass `cls` from nested plain values.
 
     Raises:
-      SdslError: a key is unknown or missing, or a value has the wrong type or lies outside its
-        range.
+      SdslError: A key is unknown or missing, or a value has the wrong type or is out of range.
     """
     prefix = f"{name}." if name else ""
     require(isinstance(values, dict), f"{name} is {values!r}; it must be a table.")
@@ -119,7 +120,9 @@ def from_dict(cls: type[T], values: Any, name: str = "") -> T:
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
-    """Splits "training.batch_size=16" into its path and its value, read as a TOML value or else as a bare string."""
+    """Splits "training.batch_size=16" into its path and its value, read as a TOML value or else as
+    a bare string.
+    """
     key, separator, value = text.partition("=")
     path = key.strip().lstrip("-").replace("-", "_").split(".")
     require(
@@ -139,13 +142,14 @@ def from_file(cls: type[T], values: Any, path: str | Path, changed: Iterable[str
     """Builds the dataclass `cls` from the tables of a file.
 
     Args:
-      cls: of the configuration.
-      values: the tables.
-      path: of the file, which errors name.
-      changed: dotted names of values that are not the file's; errors about them do not name it.
+      cls: Class of the configuration.
+      values: Tables of the file.
+      path: Path to the file, which messages name.
+      changed: Dotted names of values that are not the file's; messages about them do not name the
+        file.
 
     Raises:
-      SdslError: as `from_dict`.
+      SdslError: As `from_dict`.
     """
     try:
         return from_dict(cls, values)
@@ -159,7 +163,7 @@ def load_protocol(path: str | Path) -> ProtocolConfig:
     """Reads a protocol from a TOML file.
 
     Raises:
-      SdslError: the file cannot be read or parsed, or a value in it is not allowed.
+      SdslError: The file cannot be read or parsed, or a value in it is not allowed.
     """
     return from_file(ProtocolConfig, read_toml(path, "protocol file"), path)
 
@@ -168,7 +172,7 @@ def load_study(path: str | Path, overrides: typing.Sequence[str] = ()) -> StudyC
     """Reads a study from a TOML file and applies overrides of the form "section.key=value".
 
     Raises:
-      SdslError: the file cannot be read or parsed, or a value in it is not allowed.
+      SdslError: The file cannot be read or parsed, or a value in it is not allowed.
     """
     values = read_toml(path, "study file")
     changed = []

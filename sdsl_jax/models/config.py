@@ -1,4 +1,4 @@
-"""The shape of a Transformer: one description for our own families and for published ones."""
+"""The architecture of a Transformer: one description for our own families and for published ones."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are changed so that a model reaches beyond the length that it was
-    first trained at.
+    """How rotary frequencies change so that a model reaches beyond the length it was first trained
+    at.
 
     Attributes:
-      kind: "linear": all frequencies divided by `factor`. "llama3": those that turn fewer than
-        `low` times within the original length are, those that turn more than `high` times stay, and
-        between the two the change is linear in the turns. "yarn" (2309.00071): linear in the index
-        of the frequency between those that turn `high` and `low` times, and cosines and sines are
-        multiplied by `attention_factor`.
-      factor: by which lengths grow.
-      original_positions: the length that the model was first trained at.
-      low: turns within the original length up to which a frequency is divided in full.
-      high: turns from which it stays as it is.
-      attention_factor: of cosines and sines.
+      kind: "linear" divides all frequencies by `factor`. "llama3" divides those that turn fewer
+        than `low` times within the original length, keeps those that turn more than `high` times,
+        and changes linearly in the turns between the two. "yarn" (2309.00071) changes linearly in
+        the index of the frequency between those that turn `high` and `low` times, and multiplies
+        cosines and sines by `attention_factor`.
+      factor: Factor by which lengths grow.
+      original_positions: Length that the model was first trained at.
+      low: Turns within the original length up to which a frequency is divided in full.
+      high: Turns from which it stays unchanged.
+      attention_factor: Factor of cosines and sines.
     """
 
     kind: Literal["linear", "llama3", "yarn"]
@@ -55,43 +55,43 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of one Transformer. Hashable, so that it can be a static argument of a jitted
+    """The architecture of one Transformer. Hashable, so it can be a static argument of a jitted
     function.
 
-    The defaults are our own families; the fields after `norm_epsilon` serve published ones.
+    The defaults are those of our own families; the fields after `norm_epsilon` serve published
+    ones.
 
     Attributes:
-      vocab_size: rows of the embedding.
-      width: size of the residual stream.
-      layers: blocks.
-      heads: query heads.
-      kv_heads: key-value heads.
-      head_dim: size of a head.
-      hidden: hidden size of the MLP.
-      qk_norm: whether each head's query and key pass an RMS norm before the rotation.
-      tie_embeddings: whether the head is the embedding.
-      rope_theta: base of the rotary frequencies.
-      norm_epsilon: added to the variance in every norm.
-      norm: RMS norm without, or layer norm with a bias.
-      norm_position: before attention and MLP, or after their output was added to the residual
+      vocab_size: Rows of the embedding.
+      width: Size of the residual stream.
+      layers: Number of blocks.
+      heads: Number of query heads.
+      kv_heads: Number of key-value heads.
+      head_dim: Size of a head.
+      hidden: Hidden size of the MLP.
+      qk_norm: Whether each head's query and key pass an RMS norm before the rotation.
+      tie_embeddings: Whether the head is the embedding.
+      rope_theta: Base of the rotary frequencies.
+      norm_epsilon: Added to the variance in every norm.
+      norm: RMS norm without bias, or layer norm with one.
+      norm_position: Before attention and MLP, or after their output is added to the residual
         stream.
-      final_norm: whether a norm stands before the head.
-      residual: whether the MLP sees what attention added, or both read the block's input.
-      activation: of the MLP; "gelu_tanh" is the approximation by a hyperbolic tangent.
-      gated: whether the MLP multiplies its activation by a second projection.
-      qkv_bias: whether queries, keys and values have biases.
-      out_bias: whether the output of attention has one.
-      mlp_bias: whether the projections of the MLP have biases.
-      positions: rotary, or a learned table that is added to the embedding.
-      rotary_dim: leading entries of a head that are rotated; all of them if 0.
-      rope_scaling: change of the rotary frequencies.
-      max_positions: rows of the learned table; with rotary positions the announced length, 0 if
-        none is.
-      embedding_width: size of an embedding where two projections lead to the residual stream and
-        back; 0 for `width`.
-      scale_embedding: whether embeddings are multiplied by √width on their way in.
-      logit_size: logits that the model gives, those beyond its table so low that they have no
-        probability; `vocab_size` if 0. For pairs whose tables are filled up to different sizes.
+      final_norm: Whether a norm precedes the head.
+      residual: Whether the MLP sees what attention added, or both read the block's input.
+      activation: Activation of the MLP; "gelu_tanh" is the approximation by a hyperbolic tangent.
+      gated: Whether the MLP multiplies its activation by a second projection.
+      qkv_bias: Whether queries, keys and values have biases.
+      out_bias: Whether the output of attention has a bias.
+      mlp_bias: Whether the projections of the MLP have biases.
+      positions: Rotary, or a learned table that is added to the embedding.
+      rotary_dim: Number of leading entries of a head that are rotated; all of them if 0.
+      rope_scaling: Change of the rotary frequencies.
+      max_positions: Rows of the learned table; with rotary positions the announced length, or 0.
+      embedding_width: Size of an embedding that two projections connect with the residual stream; 0
+        for `width`.
+      scale_embedding: Whether embeddings are multiplied by √width on their way in.
+      logit_size: Number of logits; `vocab_size` if 0. Logits beyond the table are so low that they
+        have no probability. For pairs whose tables are padded to different sizes.
     """
 
     vocab_size: int
@@ -158,10 +158,10 @@ class ModelConfig:
         )
 
     def description(self) -> dict[str, Any]:
-        """Its fields as plain values; those that only published families set, only where they are
-        set.
+        """The fields as plain values. Those that only published families set are left out at their
+        defaults.
 
-        So digests and files of our own models stay what they were when such a field is added.
+        Digests and files of our own models therefore stay the same when such a field is added.
         """
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         own = list(defaults)[: list(defaults).index("norm_epsilon") + 1]
@@ -172,12 +172,14 @@ class ModelConfig:
 
     @property
     def ids(self) -> int:
-        """Number of ids that the model gives logits for."""
+        """Number of ids that have logits."""
         return self.logit_size or self.vocab_size
 
     @property
     def position_limit(self) -> int:
-        """Positions that the model can tell apart: the rows of a learned table; rotary positions set no limit."""
+        """Number of positions the model can tell apart: the rows of a learned table; rotary
+        positions set no limit.
+        """
         return self.max_positions if self.positions == "learned" else np.iinfo(np.int32).max
 
     @property

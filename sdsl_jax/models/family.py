@@ -1,4 +1,4 @@
-"""Families: from a wanted non-embedding size to a configuration, and exact counts of what it holds."""
+"""Families: from a requested non-embedding size to a configuration, and exact counts of a model."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class ModelCounts:
     """Exact sizes of a model.
 
     Attributes:
-      nonembedding: parameters other than the embeddings of tokens and positions and the head.
-      total: all parameters.
-      flops_per_token: forward FLOPs for one token at `context` tokens of context; a multiply-add
+      nonembedding: Parameters other than the embeddings of tokens and positions and the head.
+      total: All parameters.
+      flops_per_token: Forward FLOPs for one token at `context` tokens of context; a multiply-add
         counts as two.
-      weight_bytes: bytes of all parameters in float32.
-      cache_bytes_per_token: bytes of keys and values that one position occupies in float32.
+      weight_bytes: Bytes of all parameters in float32.
+      cache_bytes_per_token: Bytes of keys and values for one position in float32.
     """
 
     nonembedding: int
@@ -37,7 +37,7 @@ class ModelCounts:
 
 
 def _block_params(c: ModelConfig) -> tuple[int, int]:
-    """Parameters of one block in its matrices, and in its norms and biases."""
+    """Parameters of one block: those in its matrices, and those in its norms and biases."""
     query, kv, projections = c.heads * c.head_dim, c.kv_heads * c.head_dim, 3 if c.gated else 2
     matrices = 2 * c.width * (query + kv) + projections * c.width * c.hidden
     biases = (query + 2 * kv) * c.qkv_bias + c.width * c.out_bias
@@ -52,8 +52,8 @@ def _norm_params(c: ModelConfig) -> int:
 def count(config: ModelConfig, context: float) -> ModelCounts:
     """Counts parameters, FLOPs and bytes of a model, at an average of `context` tokens of context.
 
-    Learned positions are an embedding like that of the tokens; projections between embedding and
-    residual stream are not.
+    Learned positions count as an embedding, like that of the tokens. Projections between embedding
+    and residual stream do not.
     """
     c = config
     matrices, rest = _block_params(c)
@@ -85,11 +85,11 @@ def shape_rule(family: FamilyConfig, vocab_size: int, sequence_length: int) -> S
 def member(family: FamilyConfig, params: int, vocab_size: int) -> ModelConfig:
     """The family's model with about `params` non-embedding parameters.
 
-    Layers and width follow the family's aspect ratio; the hidden size of the MLP then takes up what
-    rounding left over.
+    Layers and width follow the family's aspect ratio. The hidden size of the MLP then makes up for
+    what rounding left over.
 
     Raises:
-      SdslError: no member lies within 10% of `params`.
+      SdslError: No member is within 10% of `params`.
     """
     layers, width = (
         float(x) for x in layers_and_width(float(params), ShapeRule(family.aspect_ratio, 0.0, 0.0))

@@ -73,10 +73,10 @@ def rotary_tables(
     positions [...].
 
     Args:
-      positions: of tokens.
-      dim: R, entries of a head that are rotated.
-      theta: base θ.
-      scaling: change of the frequencies.
+      positions: Positions of the tokens.
+      dim: R, the number of entries of a head that are rotated.
+      theta: Base θ.
+      scaling: Change of the frequencies.
     """
     half = dim // 2
     frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
@@ -91,7 +91,7 @@ def rotary_tables(
 
 
 def _scaled(frequencies: Array, theta: float, scaling: RopeScaling) -> Array:
-    """Frequencies between what they were and what `factor` makes of them; see `RopeScaling`."""
+    """Frequencies between their original values and those divided by `factor`; see `RopeScaling`."""
     half = len(frequencies)
     kept: Array | float
     if scaling.kind == "linear":

@@ -1,4 +1,4 @@
-"""Folders that results go to: what a user keeps there under a name that we write is not overwritten."""
+"""Folders for results: files that a user keeps there under names that we write are not overwritten."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def write_marked(path: Path, text: str) -> None:
     """Writes a TOML file that is recognised as ours as long as nobody changes it.
 
     Raises:
-      SdslError: the file cannot be written.
+      SdslError: The file cannot be written.
     """
     write_text(path, f"{_MARK}{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
 
 
 def require_replaceable(path: Path) -> None:
-    """Makes sure that there is no file yet, or one that `write_marked` wrote and nobody changed.
+    """Checks that a file does not exist yet, or is as `write_marked` wrote it.
 
     Raises:
-      SdslError: there is another one.
+      SdslError: There is another file.
     """
     require(
         not path.exists() or _is_marked(_text(path)),
@@ -40,13 +40,13 @@ def require_replaceable(path: Path) -> None:
 
 
 def require_study_folder(folder: Path) -> None:
-    """Makes sure that a folder holds no settings and no report but those of a study.
+    """Checks that a folder holds no settings and no report but those of a study.
 
     Args:
-      folder: that results are to go to; it may be missing.
+      folder: Folder for results; it may be missing.
 
     Raises:
-      SdslError: its config.toml or report.html is not as a study wrote it.
+      SdslError: Its config.toml or report.html is not as a study wrote it.
     """
     require(not folder.is_file(), f"cannot write {folder}: it is a file; results need a folder.")
     path = folder / SETTINGS
@@ -63,16 +63,16 @@ def require_study_folder(folder: Path) -> None:
 
 
 def require_records_folder(folder: Path, names: Iterable[str], mark: str) -> None:
-    """Makes sure that a folder holds no files of the names that are to be written, unless they are
-    records of ours.
+    """Checks that a folder holds no files of the names to be written, unless they are records of
+    ours.
 
     Args:
-      folder: that records are to go to; it may be missing.
-      names: of the files.
-      mark: name of a file that lies beside our own.
+      folder: Folder for records; it may be missing.
+      names: Names of the files.
+      mark: Name of a file that lies beside our own.
 
     Raises:
-      SdslError: it holds others.
+      SdslError: It holds other files of these names.
     """
     require_study_folder(folder)
     held = [name for name in names if (folder / name).exists()]
@@ -98,7 +98,7 @@ def _is_marked(text: str) -> bool:
 
 
 def _text(path: Path, most: int = -1) -> str:
-    """What a file begins with; nothing, if it cannot be read."""
+    """The beginning of a file; empty if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return file.read(most).decode("utf-8", "replace")

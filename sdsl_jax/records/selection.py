@@ -8,7 +8,9 @@ from sdsl_jax.records.tables import ModelRecord
 
 
 def longest_trained(models: Iterable[ModelRecord], role: str) -> list[ModelRecord]:
-    """Of every size of one role the model that was trained longest, of several seeds the smallest; the smallest size first."""
+    """For every size of one role, the model that was trained longest; of several seeds the
+    smallest. Sizes ascend.
+    """
     best: dict[int, ModelRecord] = {}
     for model in models:
         rival = best.get(model.params_nonembedding)
