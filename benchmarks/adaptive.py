@@ -37,7 +37,7 @@ from sdsl_jax.decoding import (
     speculate,
 )
 from sdsl_jax.device import device_name
-from sdsl_jax.measurement.decoded import self_check
+from sdsl_jax.measurement.events import self_check
 from sdsl_jax.measurement.latency import Step, time_steps
 
 _MOST = 8

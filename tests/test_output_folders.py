@@ -9,7 +9,7 @@ from sdsl_jax.config import load_study, to_toml
 from sdsl_jax.errors import SdslError
 from sdsl_jax.hardware import load_hardware, save_hardware
 from sdsl_jax.measurement import protocol
-from sdsl_jax.measurement.pair_records import PairName, require_room
+from sdsl_jax.measurement.pair_records import PairName, prepare_output_dir
 from sdsl_jax.records import require_replaceable, require_study_folder, write_marked
 from sdsl_jax.study import run_study
 from sdsl_jax.study.shared_training import train_part
@@ -75,7 +75,7 @@ PAIR = PairName("draft", "target", 1.0, "text")
 def test_measurements_refuse_a_folder_with_files_of_others(tmp_path, name):
     (tmp_path / name).write_text("mine\n")
     with pytest.raises(SdslError, match=f"{name}.* name another folder"):
-        require_room(tmp_path, PAIR, {})
+        prepare_output_dir(tmp_path, PAIR, {})
     config = SimpleNamespace(measure=None, seed=0, targets=(), drafts=())
     with pytest.raises(SdslError, match=f"{name}.* name another folder"):
         protocol.run_protocol(config, tmp_path, "prompts.txt", tmp_path)
@@ -83,7 +83,7 @@ def test_measurements_refuse_a_folder_with_files_of_others(tmp_path, name):
 
 def test_measurements_may_go_beside_other_files(tmp_path):
     (tmp_path / "notes.txt").write_text("mine\n")
-    require_room(tmp_path, PAIR, {})
+    prepare_output_dir(tmp_path, PAIR, {})
 
 
 def test_a_device_that_somebody_wrote_or_changed_is_not_replaced(tmp_path):

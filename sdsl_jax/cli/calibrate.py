@@ -85,16 +85,20 @@ def calibrate(
 
     from sdsl_jax.fitting.calibration import fit_device, hardware_file, today
     from sdsl_jax.hardware import save_hardware
-    from sdsl_jax.measurement import workloads
-    from sdsl_jax.measurement.timings import time_operations
+    from sdsl_jax.measurement.calibration import (
+        check_batches,
+        device_scale,
+        operations,
+        time_operations,
+    )
     from sdsl_jax.records import write_table
 
-    batches = workloads.check_batches(batches)
-    scale, usual = workloads.device_scale()
+    batches = check_batches(batches)
+    scale, usual = device_scale()
     progress = None if json and not sys.stderr.isatty() else Terminal(error_console())
     try:
         rows = time_operations(
-            workloads.operations(scale, batches, quick),
+            operations(scale, batches, quick),
             scale,
             dtype=dtype or usual,
             repetitions=_REPETITIONS[quick],

@@ -1,12 +1,14 @@
-"""`sdsl measure`: what a draft is worth to a target, on prompts of one's own."""
+"""`sdsl measure`: what a draft is worth to a target, on your own prompts."""
 
 from __future__ import annotations
 
 import dataclasses
 import json as json_format
+import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -17,6 +19,10 @@ from sdsl_jax.cli.arguments import WholeCount
 from sdsl_jax.cli.terminal import Terminal, error_console, standard_console
 from sdsl_jax.counts import parse_size, short_count
 from sdsl_jax.errors import SdslError, require
+
+if TYPE_CHECKING:
+    from sdsl_jax.checkpoints.model_folder import LoadedModel
+    from sdsl_jax.measurement.pair_report import LookaheadReport, PairReport, RetokenisedReport
 
 _FOLDER = tyro.conf.arg(metavar="DIR")
 
@@ -42,6 +48,7 @@ def measure(
     batch: Annotated[int, tyro.conf.arg(metavar="ROWS")] = 32,
     confidence: Annotated[float, tyro.conf.arg(metavar="P")] = 0.9,
     timed: Annotated[int, tyro.conf.arg(metavar="PROMPTS")] = 4,
+    replay: Annotated[int, tyro.conf.arg(metavar="PROMPTS")] = 0,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], tyro.conf.arg(metavar="TYPE")
     ] = "float32",
@@ -60,186 +67,174 @@ def measure(
 ) -> None:
     """How much of what this draft proposes does this target accept?
 
-    Decodes the prompts speculatively, once for each lookahead, compares both models exactly on the
-    target's own samples, and times single requests. A model is a folder that a study wrote
-    (<study>/checkpoints/<rung>/model-<step>, or <rung> if it holds one model), or a published
-    checkpoint: config.json, tokenizer.json and safetensors of GPT-2, GPT-NeoX, Llama, OPT, Qwen1.5
-    to 3, Seed-OSS or a model of their layout; or a .gguf file of the llama architecture.
+    The command decodes the prompts speculatively, once for each lookahead, compares both models
+    exactly on the target's own samples, and times single requests and the steps of a round. A model
+    is a folder that a study wrote (<study>/checkpoints/<rung>/model-<step>, or <rung> if it holds
+    one model), or a published checkpoint: config.json, tokenizer.json and safetensors of GPT-2,
+    GPT-NeoX, Llama, OPT, Qwen1.5 to 3, Seed-OSS or a model of their layout; or a .gguf file of the
+    llama architecture.
 
     Args:
-        target: folder of the model to speed up.
-        draft: folder of the model that proposes; or ngram, which copies what followed the last
-            words before.
-        prompts: a .txt file (a prompt a line), a .jsonl file (a row a line; rows of HellaSwag as
-            they are), or held-out text of the target's own corpus (heldout) or of the embedded one
+        target: Folder of the model to speed up.
+        draft: Folder of the model that proposes, or ngram for prompt look-up: it copies what
+            followed the last words earlier in the text.
+        prompts: A .txt file (a prompt per line), a .jsonl file (a row per line; rows of HellaSwag as
+            they are), held-out text of the target's own corpus (heldout), or of the embedded one
             (sotu).
-        lookahead: drafts per round, each measured by a run of its own.
-        count: prompts, spread evenly over the source.
-        prompt_tokens: longest prompt; of a longer one in a file the last tokens are kept.
-        prompt_field: field of the .jsonl rows that holds the prompt; prompt, text, ctx, or ctx_a
-            with ctx_b if left out.
-        new_tokens: tokens to generate for each prompt.
-        temperature: of both models; 0 is greedy.
-        top_k: sample from the K most probable tokens.
-        top_p: sample from the most probable tokens that together reach P.
-        min_p: sample from tokens at least P times as probable as the most probable one.
-        verification: of drafts, one by one or as a block.
-        stop: token ids after which a row stops; end is the tokenizer's end of a document.
-        seed: of all sampling.
-        batch: prompts decoded at a time.
-        confidence: of the intervals.
-        timed: prompts whose generation is timed, one at a time; 0 for none.
-        dtype: of the weights of published checkpoints.
-        devices: that the weights of published checkpoints are split over.
-        special_tokens: whether prompts get what a published tokenizer adds around them, such as a
-            begin-of-text token.
-        chat_template: prompts as they are; as a user's message in the target's own template; or in
-            that of a file.
-        ignore_key: setting of a published checkpoint that is read as if its file did not have it;
-            may be given several times.
-        target_train_tokens: tokens that a published target was trained on, such as 180B, for the
-            records.
-        draft_train_tokens: the same of a published draft.
-        retokenised: models of different tokenizers: compare them on the target's text in the
-            draft's tokens. Nothing is decoded.
-        out: folder for records, new or with those of other pairs: models.csv, acceptance.csv,
-            survival.csv, generation.csv, events.parquet, measurements.json; sdsl fit acceptance
+        lookahead: Drafts per round (num_speculative_tokens), each measured by a run of its own.
+        count: Number of prompts, spread evenly over the source.
+        prompt_tokens: Longest prompt. A longer prompt of a file keeps its last tokens.
+        prompt_field: Field of the .jsonl rows that holds the prompt; by default prompt, text, ctx,
+            or ctx_a with ctx_b.
+        new_tokens: Tokens to generate for each prompt (max_new_tokens).
+        temperature: Sampling temperature of both models; 0 is greedy.
+        top_k: Sample from the K most probable tokens.
+        top_p: Sample from the most probable tokens that together reach probability P.
+        min_p: Sample from tokens at least P times as probable as the most probable one.
+        verification: Verify drafts one by one (token) or as a block.
+        stop: Token ids after which a row stops; end is the tokenizer's end of a document.
+        seed: Seed of all sampling.
+        batch: Prompts decoded at a time.
+        confidence: Confidence of the intervals.
+        timed: Prompts whose generation is timed, one at a time; 0 leaves out times and costs.
+        replay: Prompts whose runs are replayed: token against block verification on the same
+            blocks, and acceptance at other temperatures in the same contexts; 0 for none.
+        dtype: Number type of the weights of published checkpoints.
+        devices: Devices that share the weights of published checkpoints (tensor parallel size).
+        special_tokens: Add what a published tokenizer puts around a text, such as a begin-of-text
+            token, or none.
+        chat_template: Take prompts as they are (none), as a user's message in the target's own
+            template (own), or in the template of a file.
+        ignore_key: Setting of a published checkpoint to read as if its file did not have it; may be
+            repeated.
+        target_train_tokens: Training tokens of a published target, such as 180B, for the records.
+        draft_train_tokens: Training tokens of a published draft, for the records.
+        retokenised: Compare models of different tokenizers on the target's text in the draft's
+            tokens. Nothing is decoded.
+        out: Folder for records, new or with those of other pairs: models.csv, acceptance.csv,
+            survival.csv, generation.csv, events.parquet, measurements.json. sdsl fit acceptance
             reads them.
-        tokens: file for what was generated.
-        json: print one JSON object.
+        tokens: File for the generated texts.
+        json: Print one JSON object.
     """
     lookaheads = _whole_numbers(lookahead, "--lookahead")
     require(timed >= 0, f"--timed is {timed}; it must not be negative.")
+    require(replay >= 0, f"--replay is {replay}; it must not be negative.")
     require(devices >= 1, f"--devices is {devices}; it must be at least 1.")
     from sdsl_jax.checkpoints.loading import LoadOptions, load_model, require_ignored
     from sdsl_jax.data.prompts import load_prompts
-    from sdsl_jax.decoding import Model, NgramDraft, Sampling, one_vocabulary
-    from sdsl_jax.measurement import generation, pair, pair_records, pair_report
+    from sdsl_jax.decoding import Sampling
+    from sdsl_jax.measurement import measured_pair, pair_report
+    from sdsl_jax.measurement.pair import PairSettings
     from sdsl_jax.measurement.retokenised import retokenised_acceptance
 
-    def settings_with(stop_tokens: tuple[int, ...]) -> pair.PairSettings:
-        return pair.PairSettings(
-            lookaheads=lookaheads,
-            new_tokens=new_tokens,
-            sampling=Sampling(temperature, top_k, top_p, min_p),
-            verification=verification,
-            stop_tokens=stop_tokens,
-            seed=seed,
-            batch=batch,
-            confidence=confidence,
-        )
-
-    # Settings are checked before anything large is read; what ends a document is the target's to
-    # say.
-    settings = settings_with(() if stop == "end" else _whole_numbers(stop, "--stop"))
+    # Settings are checked before anything large is read. Which token ends a document, only the
+    # target's tokenizer knows.
+    settings = PairSettings(
+        lookaheads=lookaheads,
+        new_tokens=new_tokens,
+        sampling=Sampling(temperature, top_k, top_p, min_p),
+        verification=verification,
+        stop_tokens=() if stop == "end" else _whole_numbers(stop, "--stop"),
+        seed=seed,
+        batch=batch,
+        confidence=confidence,
+    )
     progress = None if json and not sys.stderr.isatty() else Terminal(error_console())
-    reading = LoadOptions(dtype, devices, special_tokens == "add", chat_template, ignore_key)
+    options = LoadOptions(dtype, devices, special_tokens == "add", chat_template, ignore_key)
     try:
-        target_model = _with_tokens(
-            load_model(target, reading, progress), target_train_tokens, "--target-train-tokens"
+        verifier = _with_tokens(
+            load_model(target, options, progress), target_train_tokens, "--target-train-tokens"
         )
         if stop == "end":
-            ends = target_model.tokenizer.end_ids
+            ends = verifier.tokenizer.end_ids
             require(
                 bool(ends),
                 f"the tokenizer of {target} names no token that ends a text; give its id to --stop.",
             )
-            settings = settings_with(ends)
-        source = pair_report.Draft(pair_report.NGRAM, None)
-        if draft != pair_report.NGRAM:
-            model = load_model(Path(draft), reading._replace(chat_template="none"), progress)
-            model = _with_tokens(model, draft_train_tokens, "--draft-train-tokens")
-            source = pair_report.Draft(model.record.model_id, model)
-        require_ignored(ignore_key, target_model, *([] if source.model is None else [source.model]))
+            settings = dataclasses.replace(settings, stop_tokens=ends)
+        proposer = None
+        if draft != measured_pair.NGRAM:
+            proposer = _with_tokens(
+                load_model(Path(draft), options._replace(chat_template="none"), progress),
+                draft_train_tokens,
+                "--draft-train-tokens",
+            )
+        require_ignored(ignore_key, *(m for m in (verifier, proposer) if m is not None))
         chosen = load_prompts(
             prompts,
-            target_model.tokenizer,
+            verifier.tokenizer,
             count=count,
             max_tokens=prompt_tokens,
-            data=target_model.data,
+            data=verifier.data,
             field=prompt_field,
         )
         if retokenised:
-            require(source.model is not None, "--retokenised compares two models; ngram is none.")
+            require(proposer is not None, "--retokenised compares two models; ngram is none.")
             require(
                 out is None and tokens is None,
                 "--retokenised decodes nothing; leave out --out and --tokens.",
             )
-            assert source.model is not None
+            assert proposer is not None
             compared = retokenised_acceptance(
-                Model(source.model.config, source.model.params),
-                Model(target_model.config, target_model.params),
-                source.model.tokenizer,
-                target_model.tokenizer,
+                proposer.model,
+                verifier.model,
+                proposer.tokenizer,
+                verifier.tokenizer,
                 chosen,
                 settings,
                 progress,
             )
-            found = pair_report.report_retokenised(
-                source.model, target_model, chosen, settings, compared
+            _show(
+                pair_report.RetokenisedReport.of(proposer, verifier, chosen, settings, compared),
+                json,
+                _print_retokenised,
             )
-            _show(found, json, _print_retokenised)
             return
-        how = pair_records.how_measured(settings, reading._asdict())
-        if source.model is not None:
-            pair_report.require_one_tokenizer(source.model, target_model)
-        if out is not None:
-            models = [model for model in (source.model, target_model) if model is not None]
-            pair_records.require_same_models(out, *models)
-            pair_records.require_room(
-                out, pair_records.pair_name(source, target_model, chosen, settings), how
-            )
         if tokens is not None:
             require(
                 tokens.absolute().parent.is_dir(),
                 f"cannot write {tokens}: its folder does not exist.",
             )
             require(not tokens.is_dir(), f"cannot write {tokens}: it is a folder.")
-        verifier = Model(target_model.config, target_model.params)
-        drafter: Model | NgramDraft = NgramDraft(verifier.config.ids)
-        if source.model is not None:
-            drafter, verifier = one_vocabulary(
-                Model(source.model.config, source.model.params), verifier
-            )
-        measured = pair.measure_pair(drafter, verifier, chosen, settings, progress)
-        times = []
-        if timed:
-            times = generation.time_generation(
-                drafter, verifier, chosen, settings, timed, progress=progress
-            )
+        pair = measured_pair.measure_and_record(
+            proposer,
+            verifier,
+            chosen,
+            settings,
+            timed=timed,
+            replayed=replay,
+            out=out,
+            options=options,
+            requested=count,
+            progress=progress,
+        )
     finally:
         if progress is not None:
             progress.close()
-    warnings = pair_report.input_warnings(source.model, target_model, chosen, settings, count)
-    warnings += pair_report.result_warnings(measured)
-    answer = pair_report.report(
-        source, target_model, chosen, settings, measured, times, warnings, how
-    )
     if tokens is not None:
-        pair_report.write_tokens(tokens, chosen, measured, target_model.tokenizer)
-    if out is not None:
-        pair_records.append_records(
-            out, source, target_model, chosen, settings, measured, times, answer
-        )
-    _show(answer, json, _print)
+        pair_report.write_tokens(tokens, pair.measurement.lookaheads, verifier.tokenizer)
+    _show(pair.report(), json, _print)
 
 
-def _show(answer: dict[str, Any], json: bool, table: Any) -> None:
+def _show(report: Any, json: bool, show: Callable[[Console, Any], None]) -> None:
+    from sdsl_jax.records.documents import to_json
+
     if json:
-        print(json_format.dumps(answer, indent=1, ensure_ascii=False, allow_nan=False))
+        text = json_format.dumps(to_json(report), indent=1, ensure_ascii=False, allow_nan=False)
+        print(text)
     else:
-        table(standard_console(), answer)
+        show(standard_console(), report)
 
 
-def _with_tokens(model: Any, text: str, flag: str) -> Any:
-    """The model with its training tokens on record, where a user says how many they were."""
+def _with_tokens(model: LoadedModel, text: str, flag: str) -> LoadedModel:
+    """The model with its training tokens on record, if the user gives them."""
     if not text:
         return model
     require(
         model.record.train_tokens == 0,
         f"{flag} is {text}, but {model.record.model_id} has {model.record.train_tokens:,} training tokens on record.",
     )
-
     return model._replace(
         record=dataclasses.replace(model.record, train_tokens=round(parse_size(text, flag)))
     )
@@ -256,154 +251,185 @@ def _whole_numbers(text: str, flag: str) -> tuple[int, ...]:
         ) from None
 
 
-def _cell(value: dict[str, float | None], digits: int = 3) -> str:
-    if value["estimate"] is None:
-        return "–"
-    if value["low"] is None:
-        return f"{value['estimate']:.{digits}f}"
-    return f"{value['estimate']:.{digits}f} ± {(value['high'] - value['low']) / 2:.{digits}f}"  # type: ignore[operator]
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _print(console: Console, answer: dict[str, Any]) -> None:
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+# Conventions that the first table shows already, on the basis of all rounds.
+_SHOWN_ABOVE = ("per_test_acceptance", "paper_tar", "paper_alpha")
 
-    for role in ("target", "draft"):
-        m = answer[role]
-        say(f"{role:<6}  {m['model_id']}" + (f": {_about(m)}" if "params_total" in m else ""))
-    p, filters = (
-        answer["prompts"],
-        [f"{n} {answer[n]:g}" for n in ("top_k", "top_p", "min_p") if answer[n] is not None],
+
+def _print(console: Console, r: PairReport) -> None:
+    from sdsl_jax.measurement.pair_report import ModelReport
+
+    for role, model in (("target", r.target), ("draft", r.draft)):
+        about = f": {_about(model)}" if isinstance(model, ModelReport) else ""
+        _say(console, f"{role:<6}  {model.model_id}{about}")
+    p = r.prompts
+    lengths = f"{p.shortest}" if p.shortest == p.longest else f"{p.shortest} to {p.longest}"
+    filters = [
+        f"{name} {value:g}"
+        for name, value in (("top_k", r.top_k), ("top_p", r.top_p), ("min_p", r.min_p))
+        if value is not None
+    ]
+    how = ", ".join([f"temperature {r.temperature:g}", *filters, f"{r.verification} verification"])
+    _say(
+        console,
+        f"prompts {p.count} of {p.available} from {p.source}, {lengths} tokens, {r.new_tokens} new each; {how}",
     )
-    lengths = (
-        f"{p['shortest']}"
-        if p["shortest"] == p["longest"]
-        else f"{p['shortest']} to {p['longest']}"
-    )
-    say(
-        f"prompts {p['count']} of {p['available']} from {p['source']}, {lengths} tokens, {answer['new_tokens']} new each; "
-        + ", ".join(
-            [
-                f"temperature {answer['temperature']:g}",
-                *filters,
-                f"{answer['verification']} verification",
-            ]
+    if r.alpha is not None:
+        _say(
+            console,
+            f"\nacceptance α = {r.alpha:.3f}, exact, on {r.alpha_tokens:,} tokens of the target's own samples",
         )
-    )
-    if answer["alpha"] is not None:
-        say(
-            f"\nacceptance α = {_cell(answer['alpha'])}, exact, on {answer['alpha_tokens']:,} tokens of the target's own samples"
+    _say(console, "")
+    console.print(_decoder_table(r))
+    if r.generation:
+        console.print(_times_table(r))
+    console.print(_conventions_table(r))
+    for replay in r.replay:
+        others = ", ".join(f"{t.alpha:.3f} at {t.temperature:g}" for t in replay.temperatures)
+        _say(
+            console,
+            f"replay at γ = {replay.lookahead}, {replay.rounds:,} rounds: accepted drafts per round {replay.token_accepted:.3f} "
+            f"by token verification, {replay.block_accepted:.3f} by block verification of the same blocks "
+            f"(gain {replay.gain:.3f})"
+            + (f"; α in the same contexts, by temperature: {others}" * bool(others)),
         )
-    say("")
-    rows = answer["per_lookahead"]
-    table = Table(title="The decoder, by drafts per round", title_justify="left")
-    table.add_column("lookahead γ", no_wrap=True)
-    for row in rows:
-        table.add_column(str(row["lookahead"]), justify="right")
-    token = " (token verification)" if answer["verification"] == "block" else ""
-    table.add_row("tokens per round τ", *(_cell(row["tokens_per_round"]) for row in rows))
-    if answer["alpha"] is not None:
-        table.add_row(
-            f"τ expected{token}", *(_cell(row["expected_tokens_per_round"]) for row in rows)
+    for row in r.per_lookahead:
+        if row.greedy_divergences is not None:
+            _say(console, _greedy(row))
+    _say(
+        console,
+        f"± is half of a {r.confidence:.0%} interval over prompts. α: probability that a draft is accepted, averaged over the\n"
+        "target's own text. τ: tokens per pass of the target, its own token included. τ expected follows from the\n"
+        "probabilities of the two models alone; if it agrees with τ, and z looks standard normal, the decoder is right.",
+    )
+    if r.costs is not None:
+        passes = ", ".join(
+            f"{v.target_steps:.2f} at γ = {v.lookahead}" for v in r.costs.verify_passes
         )
-    table.add_row("accepted per tested draft", *(_cell(row["per_test"]) for row in rows))
-    table.add_row("accepted per draft (TAR)", *(_cell(row["tar"]) for row in rows))
-    table.add_row(
-        "α of the paper, from TAR", *(_cell(row["tar_alpha"]) for row in rows), end_section=True
-    )
-    for k in range(max(len(row["survival"]) for row in rows)):
-        values = [_cell(row["survival"][k]) if k < len(row["survival"]) else "" for row in rows]
-        table.add_row(f"first {k + 1} accepted, S_{k + 1}", *values)
-    table.add_section()
-    table.add_row("rounds", *(f"{row['rounds']:,}" for row in rows))
-    table.add_row(
-        "self-check z",
-        *("–" if row["self_check"] is None else f"{row['self_check']:+.2f}" for row in rows),
-    )
-    console.print(table)
-    if answer["generation"]:
-        _print_times(console, answer["generation"])
-    _print_conventions(console, answer, rows)
-    share = f"{answer['confidence']:.0%}"
-    say(
-        f"± is half of a {share} interval over prompts. α: chance that a draft is accepted, averaged over what the target\n"
-        "writes. τ: tokens that one pass of the target yields, its own one included. τ expected follows from the\n"
-        "probabilities of the two models alone. That τ agrees with it, and that z looks standard normal, speaks for the\n"
-        "decoder's draws and accept tests. The second table counts rounds that began with room for γ + 1 tokens.\n"
-        "Whether speculation pays: give τ and the cost of a draft step to sdsl lookahead."
-    )
-    for text in answer["warnings"]:
-        say(f"warning: {text}")
+        step = (
+            "" if r.costs.draft_step is None else f"d = {r.costs.draft_step:.3g} for a draft step; "
+        )
+        _say(
+            console,
+            f"\ncosts on this machine, one row, in target steps of {1e3 * r.costs.target_step_seconds:.4g} ms: {step}"
+            f"v = {passes} for a verify pass",
+        )
+        if r.costs.lookahead_command is not None:
+            _say(
+                console,
+                f"best lookahead and speed-up at these costs:\n  {r.costs.lookahead_command}",
+            )
+    for text in r.warnings:
+        _say(console, f"warning: {text}")
 
 
-def _about(model: dict[str, Any]) -> str:
-    parts = [f"{short_count(model['params_total'])} parameters"]
-    if model["loss_nats"] is not None:
-        parts.append(f"loss {model['loss_nats']:.3f} nats")
-    if model["on_prompts"] is not None:
-        on = model["on_prompts"]
+def _greedy(row: LookaheadReport) -> str:
+    apart = row.greedy_divergences or []
+    if not apart:
+        return f"greedy output at γ = {row.lookahead} is the target's own, token for token"
+    margin = max(each.margin for each in apart)
+    return (
+        f"greedy output at γ = {row.lookahead} differs from the target's own in {len(apart)} rows, where the target's two "
+        f"largest logits are at most {margin:.2g} apart"
+    )
+
+
+def _about(model: Any) -> str:
+    parts = [f"{short_count(model.params_total)} parameters"]
+    if not math.isnan(model.loss_nats):
+        parts.append(f"loss {model.loss_nats:.3f} nats")
+    if (on := model.on_prompts) is not None:
         parts.append(
-            f"on the prompts perplexity {_cell(on['perplexity'], 2)}, {_cell(on['bits_per_byte'])} bits per byte"
+            f"on the prompts perplexity {on.perplexity:.2f}, {on.bits_per_byte:.3f} bits per byte"
         )
     return ", ".join(parts)
 
 
-def _print_times(console: Console, rows: list[dict[str, Any]]) -> None:
-    title = f"Single requests of {rows[0]['new_tokens']} new tokens on this machine; medians of {rows[0]['requests']}"
+def _table(title: str, first: str, columns: list[Any]) -> Table:
     table = Table(title=title, title_justify="left")
-    table.add_column("lookahead γ", no_wrap=True)
-    for row in rows:
-        table.add_column(str(row["lookahead"]) if row["lookahead"] else "none", justify="right")
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        table.add_column(str(column), justify="right", no_wrap=True)
+    return table
+
+
+def _decoder_table(r: PairReport) -> Table:
+    rows = r.per_lookahead
+    table = _table(
+        "The decoder: all rounds, with all drafts that verification kept",
+        "lookahead γ",
+        [row.lookahead for row in rows],
+    )
+    token = " (token verification)" if r.verification == "block" else ""
+    table.add_row("tokens per round τ", *(f"{row.tokens_per_round:.3f}" for row in rows))
+    if r.alpha is not None:
+        expected = [row.expected_tokens_per_round for row in rows]
+        table.add_row(f"τ expected{token}", *(f"{value:.3f}" for value in expected))
+    table.add_row("accepted per tested draft", *(f"{row.per_test:.3f}" for row in rows))
+    table.add_row("accepted per draft (TAR)", *(f"{row.tar:.3f}" for row in rows))
+    table.add_row("α from TAR", *(f"{row.tar_alpha:.3f}" for row in rows), end_section=True)
+    for k in range(max(len(row.survival) for row in rows)):
+        values = [f"{row.survival[k]:.3f}" if k < len(row.survival) else "" for row in rows]
+        table.add_row(f"first {k + 1} accepted, S_{k + 1}", *values)
+    table.add_section()
+    table.add_row("rounds", *(f"{row.rounds:,}" for row in rows))
+    checks = ("–" if math.isnan(row.self_check) else f"{row.self_check:+.2f}" for row in rows)
+    table.add_row("self-check z", *checks)
+    return table
+
+
+def _times_table(r: PairReport) -> Table:
+    rows = r.generation
+    table = _table(
+        f"Single requests of {rows[0].new_tokens} new tokens on this machine; medians of {rows[0].requests}",
+        "lookahead γ",
+        [row.lookahead or "none" for row in rows],
+    )
     for name, label in (
         ("first_token_seconds", "first token (TTFT), ms"),
         ("per_token_seconds", "each further token (TPOT), ms"),
         ("total_seconds", "in all, ms"),
     ):
-        table.add_row(label, *(f"{1e3 * row[name]['estimate']:.4g}" for row in rows))
-    table.add_row(
-        "speed-up", *(_cell(row["speedup"], 2) if row["lookahead"] else "1" for row in rows)
+        table.add_row(label, *(f"{1e3 * getattr(row, name).estimate:.4g}" for row in rows))
+    table.add_row("speed-up", *(f"{row.speedup:.2f}" if row.lookahead else "1" for row in rows))
+    return table
+
+
+def _conventions_table(r: PairReport) -> Table:
+    rows = r.per_lookahead
+    table = _table(
+        "As other tools count: emitted tokens, in rounds with room for γ + 1; a: drafts accepted in a round",
+        "convention",
+        [row.lookahead for row in rows],
     )
-    console.print(table)
-
-
-def _print_retokenised(console: Console, answer: dict[str, Any]) -> None:
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    say(
-        "Re-tokenised comparison of two tokenizers. This is no lossless decoding, and nothing was decoded.\n"
-    )
-    for role in ("target", "draft"):
-        m = answer[role]
-        say(
-            f"{role:<6}  {m['model_id']}: {short_count(m['params_total'])} parameters, on the target's text "
-            f"{_cell(m['bits_per_byte'])} bits per byte, {_cell(m['loss_nats'])} nats per token, "
-            f"{m['tokens_per_stretch']:.2f} tokens a stretch"
-        )
-    say(
-        f"\nre-tokenised acceptance = {_cell(answer['alpha_retokenised'])}, of {answer['stretches']:,} stretches between places "
-        f"where both tokenizers cut\n± is half of a {answer['confidence']:.0%} interval over prompts."
-    )
-    for text in answer["warnings"]:
-        say(f"warning: {text}")
-
-
-def _print_conventions(
-    console: Console, answer: dict[str, Any], rows: list[dict[str, Any]]
-) -> None:
-    table = Table(
-        title="The same runs in the words of others; a: drafts accepted in a round",
-        title_justify="left",
-    )
-    table.add_column("convention", no_wrap=True)
-    for row in rows:
-        table.add_column(str(row["lookahead"]), justify="right", no_wrap=True)
     table.add_column("definition and source", overflow="fold")
     # Values of single positions are in the survival above and in the JSON.
-    for name in (
-        name for name in rows[0]["conventions"] if name in answer["convention_definitions"]
-    ):
-        about = answer["convention_definitions"][name]
-        cells = [f"{row['conventions'][name]['estimate']:.3f}" for row in rows]
-        table.add_row(name, *cells, escape(f"{about['definition']} ({about['source']})"))
-    console.print(table)
+    for name, about in r.convention_definitions.items():
+        if name in rows[0].conventions and name not in _SHOWN_ABOVE:
+            cells = [f"{row.conventions[name].estimate:.3f}" for row in rows]
+            table.add_row(name, *cells, escape(f"{about['definition']} ({about['source']})"))
+    return table
+
+
+def _print_retokenised(console: Console, r: RetokenisedReport) -> None:
+    _say(
+        console,
+        "Re-tokenised comparison of two tokenizers. This is not lossless decoding, and nothing was decoded.\n",
+    )
+    for role, m in (("target", r.target), ("draft", r.draft)):
+        _say(
+            console,
+            f"{role:<6}  {m.model_id}: {short_count(m.params_total)} parameters, on the target's text "
+            f"{m.bits_per_byte:.3f} bits per byte, {m.loss_nats:.3f} nats per token, "
+            f"{m.tokens_per_stretch:.2f} tokens per stretch",
+        )
+    _say(
+        console,
+        f"\nre-tokenised acceptance = {r.alpha_retokenised:.3f}, of {r.stretches:,} stretches between places where both "
+        f"tokenizers cut\n± is half of a {r.confidence:.0%} interval over prompts.",
+    )
+    for text in r.warnings:
+        _say(console, f"warning: {text}")

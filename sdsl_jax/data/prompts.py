@@ -143,7 +143,7 @@ def encode_prompts(
       SdslError: What the tokenizer puts around every text leaves no room for it.
     """
     made = [tokenizer.encode_prompt(text, longest) for text in texts]
-    padded = _pad(
+    padded = pad_prompts(
         [each.ids for each in made], domain, available or len(texts), sum(each.cut for each in made)
     )
     return padded._replace(lead=made[0].lead)
@@ -180,7 +180,7 @@ def _held_out(
     require(width >= 1, f"prompts may have {max_tokens} tokens; special tokens take all of them.")
     starts = [i * data.sequence_length for i in _spread(windows, count)]
     rows = [np.concatenate([lead, ids[start : start + width]]) for start in starts]
-    return _pad(rows, domain, windows, 0)._replace(lead=len(lead))
+    return pad_prompts(rows, domain, windows, 0)._replace(lead=len(lead))
 
 
 def _test_ids(tokenizer: Tokenizer, data: DataConfig) -> TokenArray | np.ndarray:
@@ -209,7 +209,8 @@ def _spread(available: int, count: int) -> list[int]:
     )
 
 
-def _pad(prompts: list[np.ndarray], domain: str, available: int, cut: int) -> Prompts:
+def pad_prompts(prompts: list[np.ndarray], domain: str, available: int, cut: int) -> Prompts:
+    """Ids of prompts, padded to one width; the other arguments as in `Prompts`."""
     lengths = np.array([len(p) for p in prompts], np.int32)
     tokens = np.zeros((len(prompts), lengths.max()), np.int32)
     for row, ids in zip(tokens, prompts):

@@ -1,16 +1,35 @@
-"""Acceptance estimators, latency, and the stages that turn trained models into records."""
+"""How much of a draft a target accepts, how fast both run, and the stages that turn trained models
+into records.
 
-from sdsl_jax.measurement.clock_stage import Timed, clock, time_study
-from sdsl_jax.measurement.conditions import Conditions, check_conditions, measure_conditions
-from sdsl_jax.measurement.stage import Measurements, measure
+`speculate` decodes prompts and `measure_pair` measures a pair; both take loaded models or paths.
+"""
+
+from sdsl_jax.measurement.clock_stage import Timed, clock_pair, time_study
+from sdsl_jax.measurement.measured_pair import (
+    MeasuredPair,
+    Speculation,
+    measure_pair,
+    speculate,
+)
+from sdsl_jax.measurement.stage import (
+    Conditions,
+    Measurements,
+    check_conditions,
+    measure_conditions,
+    measure_study,
+)
 
 __all__ = [
     "Conditions",
+    "MeasuredPair",
     "Measurements",
+    "Speculation",
     "Timed",
     "check_conditions",
-    "clock",
-    "measure",
+    "clock_pair",
     "measure_conditions",
+    "measure_pair",
+    "measure_study",
+    "speculate",
     "time_study",
 ]

@@ -1,17 +1,14 @@
-"""Decoders on the clock: tokens per second of speculative and plain decoding, interleaved in one
-process.
+"""Tokens per second of speculative and plain decoding, interleaved in one process.
 
-What is timed is the decoding loop alone, over caches that hold the prompts already, and only while
-every row is decoding: the last rounds of a lockstep batch, in which rows that have stopped wait for
-others, say something about prompts and nothing about decoders. Several prompts are decoded one
-after another in one program, so that calling it from Python does not count.
+Only the decoding loop is timed, over caches that already hold the prompts, and only while every row
+is decoding: the last rounds of a lockstep batch, in which rows that have stopped wait for others,
+depend on the prompts and not on the decoder. One program decodes several prompts one after another,
+so the cost of calling it from Python does not count.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -24,22 +21,20 @@ from sdsl_jax.decoding.decode import require_finite
 from sdsl_jax.decoding.drafters import ModelDrafter
 from sdsl_jax.decoding.noise import row_keys
 from sdsl_jax.errors import require
+from sdsl_jax.measurement.latency import compile_all, interleave, timed
 from sdsl_jax.models import KVCache, prefill
 from sdsl_jax.progress import Progress, Silent
 
-# Compilations that run side by side: they take most of the time, and a core each.
-_COMPILERS = 2
-
 
 class Entrant(NamedTuple):
-    """A decoder that takes part.
+    """A decoder to time.
 
     Attributes:
-      target: whose text is decoded.
-      draft: proposes tokens; None for plain decoding.
-      lookahead: drafts per round, γ; 0 for plain decoding.
-      batch: rows that are decoded together.
-      prompt_tokens: of each prompt that it sees, from its beginning; all if None.
+      target: The model whose text is decoded.
+      draft: The model that proposes tokens; None for plain decoding.
+      lookahead: Drafts per round, γ; 0 for plain decoding.
+      batch: Rows decoded together.
+      prompt_tokens: First tokens of each prompt that it sees; all if None.
     """
 
     target: Model
@@ -50,12 +45,12 @@ class Entrant(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What an entrant did in each repetition.
+    """The work of an entrant in each repetition.
 
     Attributes:
-      seconds: of all rounds together.
-      rounds: of the batch; steps, for plain decoding.
-      tokens: emitted by all rows.
+      seconds: Seconds of all rounds together.
+      rounds: Rounds of the batch; steps, for plain decoding.
+      tokens: Tokens emitted by all rows.
     """
 
     seconds: Float[np.ndarray, " R"]
@@ -64,17 +59,17 @@ class Run(NamedTuple):
 
     @property
     def tokens_per_second(self) -> Float[np.ndarray, " R"]:
-        """Of all rows together."""
+        """Tokens per second of all rows together."""
         return self.tokens / self.seconds
 
     @property
     def seconds_per_round(self) -> Float[np.ndarray, " R"]:
-        """Of the batch."""
+        """Seconds per round of the batch."""
         return self.seconds / self.rounds
 
 
 def cache_slots(entrant: Entrant, prompt_tokens: int, new_tokens: int) -> int:
-    """Cache positions that every pass of an entrant reads: all that the cache has room for, empty ones included."""
+    """Cache positions that every pass of an entrant reads, empty ones included."""
     return prompt_tokens + new_tokens + (entrant.lookahead + 1 if entrant.draft is not None else 0)
 
 
@@ -87,20 +82,20 @@ def time_decoders(
     seed: int,
     progress: Progress | None = None,
 ) -> list[Run]:
-    """Times every entrant in every repetition, in an order that is drawn anew each time.
+    """Times every entrant in every repetition, in an order drawn anew each time.
 
     Args:
-      entrants: the decoders.
-      prompts: ids; in each repetition every entrant decodes the P prompts, in groups as large as
-        its batch.
-      new_tokens: room for each row's continuation; speculative decoding ends where a round might
-        not fit any more.
-      sampling: of drafts and targets.
-      seed: of samples and of the order.
-      progress: told after every compilation and every run.
+      entrants: The decoders.
+      prompts: Token ids. In each repetition every entrant decodes the P prompts, in groups as large
+        as its batch.
+      new_tokens: Room for each row's continuation. Speculative decoding ends where a round might no
+        longer fit.
+      sampling: Sampling of drafts and targets.
+      seed: Seed of samples and of the order.
+      progress: Reports progress after every compilation and repetition.
 
     Raises:
-      SdslError: the prompts cannot be divided into batches, there is no room for a single round, or
+      SdslError: the prompts cannot be divided into batches, there is no room for one round, or
         logits are not finite.
     """
     repetitions, count, _ = prompts.shape
@@ -116,33 +111,32 @@ def time_decoders(
             f"{entrant.lookahead + 2} are needed.",
         )
 
-    def ready(entrant: Entrant) -> Callable[[int], tuple[float, int, int]]:
-        made = _prepare(
+    def prepare(entrant: Entrant) -> Callable[[int], tuple[float, int, int]]:
+        run = _prepare(
             entrant, prompts[:, :, : entrant.prompt_tokens], new_tokens, sampling.check(), seed
         )
-        made(0)  # warms up
+        run(0)  # warm-up
         progress.advance(1, f"γ = {entrant.lookahead}, batch {entrant.batch}")
-        return made
+        return run
 
-    # An entrant that takes part several times is compiled once.
-    names = [(id(e.target), id(e.draft), *e[2:]) for e in entrants]
-    each = dict(zip(names, entrants))
-    with ThreadPoolExecutor(_COMPILERS) as pool:
-        made = dict(zip(each, pool.map(ready, each.values())))
-    runners = [made[name] for name in names]
+    # Equal entrants share a program.
+    keys = [(id(e.target), id(e.draft), *e[2:]) for e in entrants]
+    distinct = dict(zip(keys, entrants))
+    programs = dict(zip(distinct, compile_all(prepare, distinct.values())))
+
+    def after(run: int, repetition: int) -> None:
+        progress.advance(1 / repetitions, f"repetition {repetition + 1} of {repetitions}")
+
     random = np.random.default_rng(seed)
-    found = np.zeros((len(entrants), repetitions, 3))
-    for repetition in range(repetitions):
-        for number in random.permutation(len(entrants)):
-            found[number, repetition] = runners[number](repetition)
-        progress.advance(
-            len(entrants) / repetitions, f"repetition {repetition + 1} of {repetitions}"
-        )
-    return [Run(each[:, 0], each[:, 1].astype(int), each[:, 2].astype(int)) for each in found]
+    results = interleave([programs[key] for key in keys], repetitions, random, after)
+    return [
+        Run(columns[:, 0], columns[:, 1].astype(int), columns[:, 2].astype(int))
+        for columns in np.asarray(results, float)
+    ]
 
 
 def _grown(cache: KVCache, slots: int) -> KVCache:
-    """A cache with so many more, empty slots, on the host."""
+    """The cache with this many empty slots added, on the host."""
     keys = tuple(np.pad(np.asarray(k), ((0, 0), (0, 0), (0, slots))) for k in cache.keys)
     values = tuple(np.pad(np.asarray(v), ((0, 0), (0, slots), (0, 0))) for v in cache.values)
     return KVCache(keys, values)  # type: ignore[arg-type]
@@ -151,7 +145,12 @@ def _grown(cache: KVCache, slots: int) -> KVCache:
 def _prepare(
     entrant: Entrant, prompts: np.ndarray, new_tokens: int, sampling: Sampling, seed: int
 ) -> Callable[[int], tuple[float, int, int]]:
-    """Compiles an entrant's program; what is returned runs it on one repetition's prompts and gives seconds, rounds, tokens."""
+    """Compiles an entrant's program.
+
+    Returns:
+      A function that runs it on the prompts of one repetition; it returns seconds, rounds and
+      tokens.
+    """
     target, draft, gamma, batch, _ = entrant
     _, count, width = prompts.shape
     groups, buffer = count // batch, width + new_tokens
@@ -182,7 +181,7 @@ def _prepare(
                 keep_distributions=False,
                 whole_rounds=True,
             )
-        # The tokens come out as well: nothing that decoding is for may be optimised away.
+        # The tokens are returned so that the compiler cannot leave any work out.
         return done.tokens, (
             done.batch_rounds,
             (done.lengths - done.prompt_lengths).sum(),
@@ -194,7 +193,7 @@ def _prepare(
 
     def arguments(repetition: int) -> tuple[list[Any], loop.Requests, list[Any]]:
         ids = jnp.asarray(prompts[repetition], jnp.int32)
-        # Grown on the host: a prefill of every capacity would be a program of its own.
+        # Grown on the host: prefill would need a program for every capacity.
         caches = [
             _grown(prefill(m.config, m.params, ids, capacity=width), capacity - width)
             for m in models
@@ -220,11 +219,8 @@ def _prepare(
 
     def run(repetition: int) -> tuple[float, int, int]:
         with jax.default_matmul_precision("highest"):
-            given = jax.block_until_ready(arguments(repetition))
-        began = time.perf_counter()
-        tokens, (rounds, emitted, finite) = program(*given)
-        jax.block_until_ready(tokens)
-        seconds = time.perf_counter() - began
+            inputs = jax.block_until_ready(arguments(repetition))
+        seconds, (_, (rounds, emitted, finite)) = timed(lambda: program(*inputs))
         require_finite(finite)
         return seconds, int(rounds.sum()), int(emitted.sum())
 

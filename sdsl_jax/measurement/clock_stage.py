@@ -1,4 +1,4 @@
-"""The clock of a study: which decoders are timed, and their runs as records."""
+"""The decoders that a study times, and their runs as records."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from sdsl_jax.measurement.threads import computing_threads
 from sdsl_jax.progress import Progress
 from sdsl_jax.records import ClockRecord, ModelRecord, RunRecord, longest_trained
 
-# Plain decoding is what every ratio is taken to, so it is timed so many times in each repetition.
+# Every ratio refers to plain decoding, so it is timed this often in each repetition.
 _PLAIN_RUNS = 4
-# Of so many targets, the largest, batches and drafts of other shapes are timed.
+# Batches and drafts of other shapes are timed for this many targets, the largest.
 _LARGEST = 2
 
 
 class Timed(NamedTuple):
-    """What the stage found out: runs of every decoder, and the models of other folders that took part."""
+    """The tables of the stage: runs of every decoder, and the models of other folders among them."""
 
     runs: list[RunRecord]
     timed_models: list[ModelRecord]
@@ -49,13 +49,12 @@ def pairings(
     """Every decoder that `config.clock` asks for, in blocks that run interleaved, each with plain
     decoding as its first.
 
-    Blocks are small, a draft and a target or few drafts: no more compiled programs than one process
-    can hold at a time.
+    Blocks are small, so that one process can hold all compiled programs of a block.
 
     Args:
-      config: the study.
-      models: its models.
-      others: those of `clock.other_models`.
+      config: The study.
+      models: Its models.
+      others: The models of `clock.other_models`.
     """
     c = config.clock
     drafts = sorted(longest_trained(models, "draft"), key=lambda m: m.params_nonembedding)
@@ -66,7 +65,7 @@ def pairings(
     # Three that span the sizes; the same one twice where there are fewer.
     few = {drafts[i].model_id for i in (0, len(drafts) // 2, len(drafts) - 1)}
     shaped = {m.model_id for m in others if m.role == "draft"}
-    # Beside a draft of another shape: the study's own that was trained alike.
+    # Own drafts that were trained like a draft of another shape, to compare with it.
     alike = {
         own.model_id
         for own in models
@@ -84,10 +83,10 @@ def pairings(
         rivals = [Pairing(d, target.model_id, g, batch) for d in names for g in lookaheads]
         return [Pairing("", target.model_id, 0, batch), *rivals]
 
-    found = [block(t, [d.model_id], c.lookaheads, 1) for t in targets for d in drafts]
+    blocks = [block(t, [d.model_id], c.lookaheads, 1) for t in targets for d in drafts]
     if shaped:
-        found += [block(t, sorted(shaped | alike), c.batch_lookaheads, 1) for t in largest]
-    return found + [
+        blocks += [block(t, sorted(shaped | alike), c.batch_lookaheads, 1) for t in largest]
+    return blocks + [
         block(t, sorted(few), c.batch_lookaheads, batch) for batch in c.batches for t in largest
     ]
 
@@ -99,14 +98,14 @@ def time_study(
     study: Path,
     progress: Progress,
 ) -> Timed:
-    """Times every decoder that `config.clock` asks for; nothing where it asks for none.
+    """Times every decoder that `config.clock` asks for.
 
     Args:
-      config: the study.
-      dataset: its corpus, of whose test split the prompts are.
-      records: its models.
-      study: its folder, which holds their weights.
-      progress: told after every piece of work.
+      config: The study.
+      dataset: Its corpus; the prompts come from the test split.
+      records: Its models.
+      study: Its folder, which holds their weights.
+      progress: Reports progress after every piece of work.
 
     Raises:
       SdslError: a checkpoint is missing or damaged, or the test split holds too few prompts.
@@ -185,13 +184,12 @@ def _time_block(
         for p, entrant, run in zip(names, entrants, runs)
         for repetition in range(len(starts))
     ]
-    # Each program maps many small pieces of memory, of which a process may have so many: programs
-    # of other blocks must go.
+    # Each program maps many small pieces of memory, and the number per process is limited.
     jax.clear_caches()
     return rows
 
 
-def clock(
+def clock_pair(
     config: StudyConfig,
     dataset: Dataset,
     draft: ModelRecord,

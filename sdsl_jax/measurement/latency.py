@@ -1,30 +1,90 @@
-"""The time of decoding steps."""
+"""The time of decoding steps and of single requests, and the helpers that all timing shares.
+
+Every timer follows one pattern: compile what is timed, several programs side by side; then run all
+of it in turn, repetition by repetition, so that a machine that is busy for a while slows everything
+alike.
+"""
 
 from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from sdsl_jax.decoding import Model, Sampling, draw, probabilities, verify_tokens
+from sdsl_jax.data.prompts import Prompts
+from sdsl_jax.decoding import (
+    Model,
+    NgramDraft,
+    Sampling,
+    autoregress,
+    draw,
+    probabilities,
+    speculate,
+    verify_tokens,
+)
 from sdsl_jax.decoding.decode import broken_logits
 from sdsl_jax.decoding.noise import round_noise, row_keys, start_keys
 from sdsl_jax.decoding.sampling import finite_logits
 from sdsl_jax.errors import require
+from sdsl_jax.measurement.pair import PairSettings
 from sdsl_jax.models import ModelConfig, Params, forward, init_cache
+from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.statistics import Interval, median_interval
 
-# Steps in one timed program, at least, at most, and the seconds that it is to take: dispatching
-# from Python, about a millisecond, is then a small share of what is timed.
+T = TypeVar("T")
+R = TypeVar("R")
+
+# Steps in one timed program: at least, at most, and the seconds that it should take. Dispatching
+# from Python, about a millisecond, is then a small share of the time.
 _STEPS, _MOST_STEPS, _LONG_ENOUGH = 16, 512, 0.03
-# Compilations that run side by side.
+# Compilations that run side by side: they take most of the time, and a core each.
 _COMPILERS = 2
+
+
+def timed(work: Callable[[], T]) -> tuple[float, T]:
+    """Wall-clock seconds of a call and its result; waits until devices have computed the result."""
+    began = time.perf_counter()
+    result = jax.block_until_ready(work())
+    return time.perf_counter() - began, result
+
+
+def compile_all(prepare: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Applies a function that compiles programs to all items, some side by side."""
+    with ThreadPoolExecutor(_COMPILERS) as pool:
+        return list(pool.map(prepare, items))
+
+
+def interleave(
+    runs: Sequence[Callable[[int], T]],
+    repetitions: int,
+    random: np.random.Generator | None = None,
+    after: Callable[[int, int], None] = lambda run, repetition: None,
+) -> list[list[T]]:
+    """Calls every function with every repetition's number, all functions in turn.
+
+    Args:
+      runs: Functions of the repetition's number.
+      repetitions: Number of repetitions.
+      random: Draws the order of the functions anew in each repetition; as given if None.
+      after: Called with the number of the function and of the repetition after each call.
+
+    Returns:
+      The results of each function, by repetition.
+    """
+    results: list[list[T]] = [[] for _ in runs]
+    for repetition in range(repetitions):
+        order = range(len(runs)) if random is None else random.permutation(len(runs))
+        for number in order:
+            results[number].append(runs[number](repetition))
+            after(int(number), repetition)
+    return results
 
 
 @functools.partial(jax.jit, static_argnames=("model", "width", "batch", "context"))
@@ -34,10 +94,11 @@ def _steps(
     """Takes `steps` steps as a decoder would: forward, probabilities, and a draw (width 1) or a
     verification.
 
-    Returns the last tokens, and whether all logits were finite.
+    The cache has room for twice the context, as halfway through a decoding run: empty slots cost
+    time as well.
 
-    The cache has room for as much again as the context, as halfway through a decoding run: empty
-    slots cost time as well.
+    Returns:
+      The last tokens, and whether all logits were finite.
     """
     dtype = jax.tree.leaves(params)[0].dtype
     cache = init_cache(model, batch, 2 * context + width, dtype)
@@ -53,7 +114,7 @@ def _steps(
         if width == 1:
             drawn = draw(p[:, 0], noise.residual)
         else:
-            # The drafts' own distributions stand in for q: what they hold does not change the work.
+            # The target's own distributions stand in for q; their values do not change the work.
             q = jnp.roll(p[:, :-1], 1, axis=-1)
             drawn = jax.vmap(verify_tokens, (0, 0, 0, None, 0, 0))(
                 tokens[:, 1:], q, p, width - 1, noise.uniforms, noise.residual
@@ -65,7 +126,7 @@ def _steps(
 
 
 class Step(NamedTuple):
-    """One kind of step to be timed; rows and context are those of all steps where they are None."""
+    """One kind of step to time; batch and context are those of `time_steps` where they are None."""
 
     model: Model
     width: int
@@ -76,15 +137,14 @@ class Step(NamedTuple):
 def time_steps(
     steps: dict[str, Step], *, batch: int, context: int, repetitions: int, confidence: float
 ) -> dict[str, Interval]:
-    """Median seconds of each kind of step, all kinds interleaved so that drift of the machine hits
-    them alike.
+    """Median seconds of each kind of step, with all kinds interleaved.
 
     Args:
-      steps: kinds of steps by name.
-      batch: rows.
-      context: positions that precede the step.
-      repetitions: timed runs of each kind.
-      confidence: of the intervals.
+      steps: Kinds of steps by name.
+      batch: Rows decoded together.
+      context: Positions that precede the step.
+      repetitions: Timed runs of each kind.
+      confidence: Confidence of the intervals.
 
     Raises:
       SdslError: the logits of a model are not finite.
@@ -99,26 +159,187 @@ def time_steps(
         for name, s in steps.items()
     }
 
-    def run(name: str, count: int) -> float:
-        began = time.perf_counter()
-        _, finite = jax.block_until_ready(
-            _steps(steps[name].model.params, jnp.int32(count), **shapes[name])
+    def seconds(name: str, count: int) -> float:
+        elapsed, (_, finite) = timed(
+            lambda: _steps(steps[name].model.params, jnp.int32(count), **shapes[name])
         )
-        seconds = time.perf_counter() - began
         require(bool(finite), broken_logits(f"model {name}"))
-        return seconds
+        return elapsed
 
     counts = dict.fromkeys(steps, _STEPS)
-    # Compiling takes most of the time, and a core for each program.
-    with ThreadPoolExecutor(_COMPILERS) as pool:
-        list(pool.map(lambda name: run(name, 1), steps))
+    compile_all(lambda name: seconds(name, 1), steps)
     for name in steps:
-        while counts[name] < _MOST_STEPS and run(name, counts[name]) < _LONG_ENOUGH:
+        while counts[name] < _MOST_STEPS and seconds(name, counts[name]) < _LONG_ENOUGH:
             counts[name] *= 2
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(repetitions):
-        for name in steps:
-            seconds[name].append(run(name, counts[name]) / counts[name])
+    runs = [
+        lambda _, name=name: seconds(name, counts[name]) / counts[name]  # type: ignore[misc]
+        for name in steps
+    ]
     return {
-        name: median_interval(np.asarray(values), confidence) for name, values in seconds.items()
+        name: median_interval(np.asarray(values), confidence)
+        for name, values in zip(steps, interleave(runs, repetitions))
     }
+
+
+class GenerationTimes(NamedTuple):
+    """Times of single requests: medians over prompts, of the median over repetitions of each.
+
+    Attributes:
+      lookahead: γ; 0 for the target alone.
+      first_token: Seconds to the first token: reading the prompt, and one step or round.
+      per_token: Seconds for each token after the first: (total − first_token)/(tokens − 1).
+      total: Seconds of the whole request.
+      new_tokens: Tokens of a request.
+      requests: Number of timed requests.
+      speedup: Total time of the target alone over this total, request by request; 1 for the target
+        alone.
+    """
+
+    lookahead: int
+    first_token: Interval
+    per_token: Interval
+    total: Interval
+    new_tokens: int
+    requests: int
+    speedup: Interval
+
+
+def time_generation(
+    draft: Model | NgramDraft,
+    target: Model,
+    prompts: Prompts,
+    settings: PairSettings,
+    count: int,
+    repetitions: int = 3,
+    progress: Progress | None = None,
+) -> list[GenerationTimes]:
+    """Times requests of one prompt each, with the target alone and with every lookahead, in turn.
+
+    No token ends a request, so all have the same length; prompts are padded to one width. Programs
+    are compiled first, with the lookahead as a constant: a verify pass is γ + 1 tokens wide.
+
+    Args:
+      draft: The drafter.
+      target: The model that verifies.
+      prompts: Some of these, spread evenly, are timed.
+      settings: Settings of the pair; its batch and stop tokens are ignored.
+      count: Number of prompts to time.
+      repetitions: Repetitions of each prompt.
+      progress: Reports progress after every request.
+
+    Raises:
+      SdslError: a count is below 1.
+    """
+    require(
+        count >= 1 and repetitions >= 1,
+        f"{count} prompts × {repetitions} repetitions cannot be timed.",
+    )
+    progress = progress or Silent()
+    rows = np.unique(
+        np.linspace(0, len(prompts.lengths) - 1, min(count, len(prompts.lengths)))
+        .round()
+        .astype(int)
+    )
+    lookaheads, new_tokens = (0, *settings.lookaheads), settings.new_tokens
+    requests = len(rows) * repetitions
+    progress.start("time", len(lookaheads) * (1 + requests))
+
+    def seconds(lookahead: int, row: int, new: int) -> float:
+        common: dict[str, Any] = dict(
+            prompt_lengths=prompts.lengths[row : row + 1],
+            new_tokens=new,
+            sampling=settings.sampling,
+            seed=settings.seed,
+            rows=np.array([row]),
+            room=new_tokens,
+        )
+        tokens = prompts.tokens[row : row + 1]
+        if lookahead == 0:
+            return timed(lambda: autoregress(target, tokens, **common).tokens)[0]
+        common |= dict(lookahead=lookahead, verification=settings.verification)
+        return timed(lambda: speculate(draft, target, tokens, **common).tokens)[0]
+
+    for lookahead in lookaheads:
+        seconds(lookahead, int(rows[0]), new_tokens)
+        progress.advance(1, f"compiled γ = {lookahead}")
+
+    def request(lookahead: int, number: int) -> list[float]:
+        row = int(rows[number % len(rows)])
+        return [seconds(lookahead, row, new) for new in (1, new_tokens)]
+
+    runs = [functools.partial(request, lookahead) for lookahead in lookaheads]
+    random = np.random.default_rng(settings.seed)
+    measured = interleave(
+        runs, requests, random, lambda at, _: progress.advance(1, f"γ = {lookaheads[at]}")
+    )
+    progress.finish()
+    # Prompts are the clusters of an interval; repetitions of one prompt are not independent.
+    medians = np.median(np.reshape(measured, (len(runs), repetitions, len(rows), 2)), axis=1)
+    return [
+        GenerationTimes(
+            lookahead=lookahead,
+            first_token=median_interval(first, settings.confidence),
+            per_token=median_interval((total - first) / (new_tokens - 1), settings.confidence),
+            total=median_interval(total, settings.confidence),
+            new_tokens=new_tokens,
+            requests=requests,
+            speedup=median_interval(medians[0, :, 1] / total, settings.confidence),
+        )
+        for lookahead, first, total in zip(lookaheads, medians[..., 0], medians[..., 1])
+    ]
+
+
+class StepCosts(NamedTuple):
+    """Costs of the parts of a round, for one row; ratios are in steps of the target.
+
+    Attributes:
+      target_step: Seconds of one decoding step of the target.
+      draft_step: d, the time of a draft step; None for n-grams.
+      verify_pass: v, the time of a pass over γ + 1 tokens, by γ.
+    """
+
+    target_step: float
+    draft_step: float | None
+    verify_pass: dict[int, float]
+
+    def best_lookahead(self, tokens_per_round: dict[int, float]) -> int:
+        """The measured γ with the largest speed-up τ/(γ·d + v)."""
+        draft = self.draft_step or 0.0
+        return max(
+            self.verify_pass,
+            key=lambda g: tokens_per_round[g] / (g * draft + max(self.verify_pass[g], 1.0)),
+        )
+
+
+def time_costs(
+    draft: Model | NgramDraft,
+    target: Model,
+    prompts: Prompts,
+    settings: PairSettings,
+    repetitions: int = 15,
+) -> StepCosts:
+    """Times the steps that a round consists of, halfway through a request of the longest prompt."""
+    steps = {"target": Step(target, 1)} | {
+        f"γ = {g}": Step(target, g + 1) for g in settings.lookaheads
+    }
+    limit = target.config.position_limit
+    if isinstance(draft, Model):
+        steps["draft"] = Step(draft, 1)
+        limit = min(limit, draft.config.position_limit)
+    context = int(prompts.lengths.max()) + settings.new_tokens // 2
+    seconds = {
+        name: value.estimate
+        for name, value in time_steps(
+            steps,
+            batch=1,
+            context=max(1, min(context, limit - max(settings.lookaheads) - 1)),
+            repetitions=repetitions,
+            confidence=settings.confidence,
+        ).items()
+    }
+    one = seconds["target"]
+    return StepCosts(
+        one,
+        seconds["draft"] / one if "draft" in seconds else None,
+        {g: seconds[f"γ = {g}"] / one for g in settings.lookaheads},
+    )

@@ -1,10 +1,8 @@
-"""Exact acceptance of every pair, each model scored once on shared contexts: α = E Σ_v min(p_v,
+"""Exact acceptance of every pair, with each model scored once on shared contexts: α = E Σ_v min(p_v,
 q_v) (2211.17192).
 
-Beside α at any number of samplings stand what else two distributions say about each other at the
-same positions: whether they agree on the most probable token, KL(p‖q), total variation, and each
-model's entropy. Those describe the models themselves, at temperature 1 and without filters.
-Suffixes: B contexts of a chunk, T compared positions, S samplings, V vocabulary.
+α is computed at any number of samplings. The entropy of each model is that at temperature 1 without
+filters. Suffixes: B contexts of a chunk, T compared positions, S samplings, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,8 +25,8 @@ from sdsl_jax.errors import require
 from sdsl_jax.models import ModelConfig, Params, forward
 from sdsl_jax.statistics import Interval, ratio_interval
 
-# Contexts scored at a time, at most: more would not be faster, and progress would be told less
-# often.
+# Largest number of contexts scored at a time: more would not be faster, and progress would be
+# reported less often.
 _MOST_ROWS = 32
 
 
@@ -38,34 +36,27 @@ class PairOverlap:
 
     Attributes:
       acceptance: Σ_v min(p_v, q_v) at each sampling.
-      top1_agreement: positions at which both find the same token most probable; α at temperature 0,
-        and only there.
-      kl: KL(p‖q), nats.
-      total_variation: ½ Σ_v |p_v − q_v|.
-      positions: how many positions each context has.
+      positions: Number of positions of each context.
     """
 
     acceptance: Float[np.ndarray, "S contexts"]
-    top1_agreement: Float[np.ndarray, " contexts"]
-    kl: Float[np.ndarray, " contexts"]
-    total_variation: Float[np.ndarray, " contexts"]
     positions: Int[np.ndarray, " contexts"]
 
     def mean(self, sums: Float[np.ndarray, " contexts"], confidence: float) -> Interval:
-        """Mean over all positions of one of the sums, contexts as clusters."""
+        """Mean of one of the sums over all positions, with contexts as clusters."""
         return ratio_interval(sums, self.positions, confidence)
 
 
 @dataclass(frozen=True)
 class ModelScores:
-    """What one model says about the contexts by itself.
+    """Scores of one model on the contexts.
 
     Attributes:
-      entropy: sum of its entropy over the compared positions of each context, nats.
-      log_probs: log-probability at each sampling of the token that followed each position, −∞ where
-        the sampling rules it out; at positions that are not compared it belongs to whatever stands
-        there. None if no tokens were given.
-      positions: how many positions each context has.
+      entropy: Sum of its entropy over the compared positions of each context, nats.
+      log_probs: Log-probability at each sampling of the token that followed each position; −∞ where
+        the sampling rules it out, and without meaning at positions that are not compared. None if no
+        tokens were given.
+      positions: Number of positions of each context.
     """
 
     entropy: Float[np.ndarray, " contexts"]
@@ -73,12 +64,12 @@ class ModelScores:
     positions: Int[np.ndarray, " contexts"]
 
     def mean_entropy(self, confidence: float) -> Interval:
-        """Mean entropy over all positions, contexts as clusters."""
+        """Mean entropy over all positions, with contexts as clusters."""
         return ratio_interval(self.entropy, self.positions, confidence)
 
 
 class Overlaps(NamedTuple):
-    """Every pair by (draft, target), and every model by its name."""
+    """Results of every pair by (draft, target), and of every model by its name."""
 
     pairs: dict[tuple[str, str], PairOverlap]
     drafts: dict[str, ModelScores]
@@ -86,13 +77,12 @@ class Overlaps(NamedTuple):
 
 
 class _Scored(NamedTuple):
-    """One model on one chunk: its own log-probabilities, its probabilities at each sampling, and
-    what they sum to.
+    """One model on one chunk: its probabilities at each sampling, its entropy, and the
+    log-probabilities of the following tokens.
 
     `broken` counts compared positions whose logits are not finite.
     """
 
-    log_probs: Float[Array, "B T V"]
     probs: tuple[Float[Array, "B T V"], ...]
     entropy: Float[Array, " B"]
     following: Float[Array, "S B T"] | None
@@ -123,40 +113,23 @@ def _score(
         ]
         following = jnp.log(jnp.stack(chosen))
     broken = (~finite_logits(logits) & counts).sum()
-    return _Scored(log_probs, probs, (entropy * counts).sum(axis=-1), following, broken)
+    return _Scored(probs, (entropy * counts).sum(axis=-1), following, broken)
 
 
 @jax.jit
-def _compare(p: _Scored, q: _Scored, counts: Bool[Array, "B T"]) -> tuple[Array, ...]:
-    plain_p, plain_q = jnp.exp(p.log_probs), jnp.exp(q.log_probs)
-    # Σ (q − p) is 0, but added term by term it makes every term positive and takes the rounding of
-    # both normalisers out to first order. With x = ln p − ln q a term is p·(x + e^(−x) − 1), which
-    # keeps its digits where x is small.
-    x = jnp.where(plain_p > 0, p.log_probs - q.log_probs, 0.0)
-    near = jnp.abs(x) < 1
-    small = jnp.where(near, x, 0.0)
-    terms = jnp.where(
-        near & (plain_p > 0),
-        plain_p * (small + jnp.expm1(-small)),
-        plain_p * x + (plain_q - plain_p),
-    )
-    kl = terms.sum(axis=-1)
-    total_variation = jnp.abs(plain_p - plain_q).sum(axis=-1) / 2
-    same = jnp.argmax(p.log_probs, axis=-1) == jnp.argmax(q.log_probs, axis=-1)
+def _compare(p: _Scored, q: _Scored, counts: Bool[Array, "B T"]) -> Float[Array, "S B"]:
     acceptance = jnp.stack([overlap(a, b) for a, b in zip(p.probs, q.probs)])
-    return tuple(
-        jnp.where(counts, x, 0).sum(axis=-1) for x in (acceptance, same, kl, total_variation)
-    )
+    return jnp.where(counts[None], acceptance, 0).sum(axis=-1)
 
 
 def rows_per_chunk(
     memory_bytes: int, targets: int, samplings: int, positions: int, width: int, vocab_size: int
 ) -> int:
-    """Contexts that can be scored at a time within a memory.
+    """Number of contexts that can be scored at a time within a memory.
 
-    What is held at once are the distributions (one plain, one for each sampling, float32) of every
-    target and one draft over the compared positions, and the logits and two temporaries of one
-    model over the whole width. Weights and activations inside the models come on top.
+    Memory holds the distributions (one plain, one for each sampling, float32) of every target and
+    one draft over the compared positions, and the logits and two temporaries of one model over the
+    whole width. Weights and activations inside the models come on top.
 
     Raises:
       SdslError: not even one context fits.
@@ -210,7 +183,7 @@ def _check(
 
 
 def _called(role: str, name: str) -> str:
-    """What a message calls a model: "target", or "target large" where it has a name of its own."""
+    """Name of a model in messages: "target", or "target large" if it has a name of its own."""
     return role if name == role else f"{role} {name}"
 
 
@@ -228,26 +201,25 @@ def pairwise_overlap(
 ) -> Overlaps:
     """Compares every (draft, target) on shared contexts, with one pass of each model over them.
 
-    A model is compiled once and the comparison once, whatever the number of pairs: contexts go in
-    chunks of one size, the last one filled up.
+    Each model is compiled once and the comparison once, whatever the number of pairs: contexts go in
+    chunks of one size, and the last one is filled up.
 
     Args:
-      drafts: by name.
-      targets: by name.
-      contexts: token ids; the distribution after position t is compared for t = first..L−1.
-      first: first position whose next-token distribution counts, of all contexts or of each.
-      samplings: that α is wanted at.
-      following: the token after each position from the smallest `first` on, for
+      drafts: Drafts by name.
+      targets: Targets by name.
+      contexts: Token ids; the distribution after position t is compared for t = first..L−1.
+      first: First position whose next-token distribution counts, for all contexts or for each.
+      samplings: Samplings to compute α at.
+      following: The token after each position from the smallest `first` on, for
         `ModelScores.log_probs`; T = L − first.
-      lengths: tokens of each context that are not padding; all if left out. Later positions are not
+      lengths: Tokens of each context that are not padding; all by default. Later positions are not
         compared.
-      memory_bytes: bound on what distributions take, see `rows_per_chunk`.
-      advance: told how many models have just scored a chunk.
+      memory_bytes: Bound on the memory of distributions, see `rows_per_chunk`.
+      advance: Called with the number of models that have just scored a chunk.
 
     Raises:
-      SdslError: an argument lies outside its range, the vocabularies differ, one context alone
-        needs more memory, contexts are longer than a model's table of positions, or logits are not
-        finite.
+      SdslError: an argument is out of range, the vocabularies differ, one context alone needs more
+        memory, contexts are longer than a model's table of positions, or logits are not finite.
     """
     require(
         len(drafts) > 0 and len(targets) > 0,
@@ -270,7 +242,7 @@ def pairwise_overlap(
     scores: dict[tuple[str, str], list[Any]] = defaultdict(list)
 
     def compare_chunk(begin: int) -> None:
-        """A function of its own, so that one chunk's distributions are gone before the next one's are made."""
+        """A function of its own so that one chunk's distributions are freed before the next one's exist."""
         kept = slice(0, min(rows, n - begin))
         # Repeats of the first contexts fill up the last chunk.
         index = np.arange(begin, begin + rows) % n
@@ -281,7 +253,7 @@ def pairwise_overlap(
 
         def score(role: str, name: str, model: Model) -> _Scored:
             advance(1)
-            found = _score(
+            scored = _score(
                 model.params,
                 contexts[index],
                 next_tokens,
@@ -290,22 +262,20 @@ def pairwise_overlap(
                 model=model.config,
                 first=begin_at,
             )
-            broken = int(found.broken)
+            broken = int(scored.broken)
             require(
                 broken == 0,
                 broken_logits(_called(role, name), f" at {broken} of {int(mask.sum())} positions"),
             )
-            log_probs = None if found.following is None else np.asarray(found.following)[:, kept]
-            scores[role, name].append((np.asarray(found.entropy, float)[kept], log_probs))
-            return found
+            log_probs = None if scored.following is None else np.asarray(scored.following)[:, kept]
+            scores[role, name].append((np.asarray(scored.entropy, float)[kept], log_probs))
+            return scored
 
         scored = {name: score("target", name, model) for name, model in targets.items()}
         for draft, model in drafts.items():
             q = score("draft", draft, model)
             for target, p in scored.items():
-                sums[draft, target].append(
-                    [np.asarray(x, float)[..., kept] for x in _compare(p, q, mask)]
-                )
+                sums[draft, target].append(np.asarray(_compare(p, q, mask), float)[:, kept])
 
     for begin in range(0, n, rows):
         compare_chunk(begin)
@@ -316,14 +286,8 @@ def pairwise_overlap(
         joined = None if following is None else np.concatenate(log_probs, axis=1)
         return ModelScores(np.concatenate(entropy), joined, positions)
 
-    def join(pair: tuple[str, str]) -> PairOverlap:
-        acceptance, same, kl, total_variation = (
-            np.concatenate(parts, axis=-1) for parts in zip(*sums[pair])
-        )
-        return PairOverlap(acceptance, same, kl, total_variation, positions)
-
     return Overlaps(
-        {pair: join(pair) for pair in sums},
+        {pair: PairOverlap(np.concatenate(sums[pair], axis=-1), positions) for pair in sums},
         {name: gather("draft", name) for name in drafts},
         {name: gather("target", name) for name in targets},
     )

@@ -1,4 +1,5 @@
-"""One pair of models on one set of prompts: exact acceptance, the live decoder, and whether the two agree."""
+"""The numbers of one pair of models on one set of prompts: exact acceptance, the live decoder,
+whether the two agree, and what the same run would have given otherwise."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -23,14 +25,30 @@ from sdsl_jax.decoding import (
 from sdsl_jax.decoding.decode import require_positions
 from sdsl_jax.decoding.verification import Verification
 from sdsl_jax.errors import require
-from sdsl_jax.measurement.conventions import ConventionRow, acceptance_report
-from sdsl_jax.measurement.decoded import DecodedStatistics, event_columns, summarise
+from sdsl_jax.measurement.events import (
+    DecodedStatistics,
+    acceptance_report,
+    event_columns,
+    summarise,
+)
 from sdsl_jax.measurement.overlap import pairwise_overlap
-from sdsl_jax.measurement.replay import drawn_acceptance, rounds_of_samples
+from sdsl_jax.measurement.replay import (
+    ExpectedRounds,
+    SameContextAcceptance,
+    VerificationComparison,
+    compare_verification,
+    drawn_acceptance,
+    expected_rounds,
+    same_context_acceptance,
+)
+from sdsl_jax.models import forward
 from sdsl_jax.progress import Progress, Silent
-from sdsl_jax.ranges import share_hint
+from sdsl_jax.ranges import require_distinct, require_in
 from sdsl_jax.seeds import derive_seed
 from sdsl_jax.statistics import Interval, ratio_interval
+
+# Other temperatures that a replayed run is asked about, and the memory that its distributions may take.
+_OTHER_TEMPERATURES, _REPLAY_BYTES = (0.0, 0.5, 1.0, 1.5), 2**31
 
 
 @dataclass(frozen=True)
@@ -38,15 +56,14 @@ class PairSettings:
     """How a pair is measured.
 
     Attributes:
-      lookaheads: drafts per round, γ; each is measured by a run of its own.
-      new_tokens: tokens to generate for each prompt; more than the largest lookahead.
-      sampling: temperature and filters, of draft and target alike.
+      lookaheads: Drafts per round, γ; each is measured by a run of its own.
+      new_tokens: Tokens to generate for each prompt; more than the largest lookahead.
+      sampling: Temperature and filters, for draft and target alike.
       verification: "token" or "block".
-      stop_tokens: ids after which a row stops.
-      seed: of all sampling.
-      batch: prompts decoded at a time; it changes memory and time, and no number but through
-        rounding.
-      confidence: of the intervals; prompts are their clusters.
+      stop_tokens: Ids after which a row stops.
+      seed: Seed of all sampling.
+      batch: Prompts decoded at a time. It changes memory and time, and numbers only by rounding.
+      confidence: Confidence of the intervals; prompts are their clusters.
     """
 
     lookaheads: tuple[int, ...] = (1, 2, 4, 8)
@@ -59,61 +76,76 @@ class PairSettings:
     confidence: float = 0.9
 
     def __post_init__(self):
-        require(len(self.lookaheads) > 0, "no lookahead is given; name at least one.")
-        require(
-            min(self.lookaheads) >= 1,
-            f"the lookaheads hold {min(self.lookaheads)}; each must be at least 1.",
-        )
-        require(
-            len(set(self.lookaheads)) == len(self.lookaheads),
-            f"the lookaheads are {', '.join(map(str, self.lookaheads))}; they repeat a value.",
-        )
+        require_distinct("the list of lookaheads", self.lookaheads)
+        require_in("[1, inf)", "the list of lookaheads", self.lookaheads)
         require(
             self.new_tokens > max(self.lookaheads),
-            f"the number of new tokens is {self.new_tokens}; it must exceed the largest lookahead ({max(self.lookaheads)}), or "
-            "no round could show all that it accepts.",
+            f"the number of new tokens is {self.new_tokens}; it must exceed the largest lookahead "
+            f"({max(self.lookaheads)}), or no round could show all that it accepts.",
         )
         require(0 <= self.seed < 2**31, f"the seed is {self.seed}; it must lie in [0, 2**31).")
-        require(self.batch >= 1, f"the batch is {self.batch}; it must be at least 1.")
-        require(
-            0 < self.confidence < 1,
-            f"the confidence is {self.confidence}; it must lie in (0, 1){share_hint(self.confidence)}.",
-        )
+        require_in("[1, inf)", "the batch", self.batch)
+        require_in("(0, 1)", "the confidence", self.confidence)
         self.sampling.check()
 
 
+class Divergence(NamedTuple):
+    """The first position at which a row of one run differs from the same row of another.
+
+    Attributes:
+      row: Row of both runs.
+      position: Position of the first token that differs; if one run ends earlier, its end.
+      margin: The target's largest logit there minus the second largest, in nats. Rounding explains
+        a divergence only where this is about the precision of the logits.
+      largest_logit: Magnitude of the largest logit there, to compare the margin with: bfloat16 has
+        8 bits.
+    """
+
+    row: int
+    position: int
+    margin: float
+    largest_logit: float
+
+
 class LookaheadResult(NamedTuple):
-    """What one run of the decoder says.
+    """Results of one run of the decoder.
 
     Attributes:
       lookahead: γ.
-      statistics: acceptance per test, survival, τ, the paper's α, and the self-check.
+      statistics: Acceptance per test, survival, τ, the paper's α, and the self-check.
       expected: τ of token verification that the exact distributions on the target's own samples
-        predict, without decoding; None for a draft that is no model.
-      conventions: every convention of acceptance, over the rounds that began with room for γ + 1
+        predict, without decoding; None for an n-gram draft.
+      conventions: Every convention of acceptance, over the rounds that began with room for γ + 1
         tokens.
-      decoded: tokens and events, a row per prompt.
+      decoded: Tokens and events, a row per prompt.
+      divergences: Where a greedy run differs from the target's own greedy text; None if the run is
+        not greedy, or for an n-gram draft.
     """
 
     lookahead: int
     statistics: DecodedStatistics
     expected: Interval | None
-    conventions: list[ConventionRow]
+    conventions: dict[str, Interval]
     decoded: Decoded
+    divergences: list[Divergence] | None = None
+
+    @property
+    def tar(self) -> Interval:
+        """The paper's token acceptance rate, (τ − 1)/γ."""
+        return Interval(*((tau - 1) / self.lookahead for tau in self.statistics.tokens_per_round))
 
 
 class TextScores(NamedTuple):
-    """What the two models say about the prompts themselves, from each prompt's second token of text
-    on.
+    """Scores of both models on the prompts, from each prompt's second token of text on.
 
-    The first one is left out for all models alike: some see a begin-of-text token before it, and
-    others nothing.
+    The first token is left out for all models: some see a begin-of-text token before it, and others
+    nothing.
 
     Attributes:
-      alpha: E Σ_v min(p_v, q_v) over their positions.
-      losses: cross-entropy of each model in nats per token at temperature 1, by role.
-      positions: tokens predicted in each prompt.
-      nats: summed cross-entropy of each prompt, by role.
+      alpha: E Σ_v min(p_v, q_v) over the positions.
+      losses: Cross-entropy of each model in nats per token at temperature 1, by role.
+      positions: Tokens predicted in each prompt.
+      nats: Summed cross-entropy of each prompt, by role.
     """
 
     alpha: Interval
@@ -123,44 +155,45 @@ class TextScores(NamedTuple):
 
 
 class PairMeasurement(NamedTuple):
-    """What was found out about a pair.
+    """The numbers of a pair.
 
     Attributes:
-      alpha: E Σ_v min(p_v, q_v) over the positions of the target's own samples; None for a draft
-        that is no model.
-      positions: how many those are.
-      text: the same on the prompts, and both losses there; None for a draft that is no model, or
-        prompts of one token.
-      lookaheads: one result for each lookahead, in the order of the settings.
+      alpha: E Σ_v min(p_v, q_v) over the positions of the target's own samples; None for an n-gram
+        draft.
+      positions: Number of these positions.
+      text: α and both losses on the prompts; None for an n-gram draft, or prompts of one token.
+      lookaheads: A result for each lookahead, in the order of the settings.
+      expected: Token verification in expectation at every γ up to the largest lookahead, from the
+        target's samples; empty for an n-gram draft.
     """
 
     alpha: Interval | None
     positions: int
     text: TextScores | None
     lookaheads: tuple[LookaheadResult, ...]
+    expected: tuple[ExpectedRounds, ...] = ()
 
 
-def measure_pair(
+def measure_models(
     draft: Model | NgramDraft,
     target: Model,
     prompts: Prompts,
     settings: PairSettings,
     progress: Progress | None = None,
 ) -> PairMeasurement:
-    """Measures a pair.
+    """Measures the acceptance of a pair, by scoring and by decoding.
 
     Args:
-      draft: proposes.
-      target: verifies; ids mean to it what they mean to the draft, though one of the two may have
-        more of them.
-      prompts: one row each; a row's randomness depends on the seed and its number, not on its
-        batch.
-      settings: how.
-      progress: told after every batch.
+      draft: The drafter.
+      target: The model that verifies. Ids must mean the same to both models, though one of the two
+        may have more of them.
+      prompts: One row each. A row's randomness depends on the seed and its number, not on its batch.
+      settings: How to measure.
+      progress: Reports progress after every batch.
 
     Raises:
-      SdslError: a stop token is no id of the target, rows outgrow a model's table of positions, or
-        logits are not finite.
+      SdslError: a stop token is not an id of the target, rows exceed a model's table of positions,
+        or logits are not finite.
     """
     progress = progress or Silent()
     if isinstance(draft, Model):
@@ -176,7 +209,8 @@ def measure_pair(
         require_positions(model, longest + new, role, f"prompts of {longest} and {new} new tokens")
     batches = -(-len(prompts.lengths) // settings.batch)
     progress.start("measure", batches * (3 + len(settings.lookaheads)))
-    exact = text = None
+    text = samples = exact = None
+    expected: list[ExpectedRounds] = []
     if isinstance(draft, Model):
         text = _score_text(draft, target, prompts, settings)
         progress.advance(batches, "prompts")
@@ -184,10 +218,19 @@ def measure_pair(
             target, prompts, settings, lambda: progress.advance(1, "samples of the target")
         )
         exact = _score(draft, target, samples, settings)
+        # Rounds start at any of the `new_tokens` positions that no stop precedes, as in
+        # `events.summarise`. They may look beyond the last, but not beyond a table of positions.
+        expected = expected_rounds(
+            exact.acceptance,
+            max(settings.lookaheads),
+            lengths=exact.counted,
+            limits=exact.room,
+            confidence=settings.confidence,
+        )
         progress.advance(batches, "exact acceptance")
     results = []
     for lookahead in settings.lookaheads:
-        decoded = _decode(
+        decoded = decode(
             draft,
             target,
             prompts,
@@ -203,17 +246,30 @@ def measure_pair(
             whole_rounds_only=True,
             confidence=settings.confidence,
         )
-        statistics = summarise(decoded, lookahead, settings.confidence)
-        expected = None if exact is None else expected_tokens_per_round(exact, lookahead, settings)
-        results.append(LookaheadResult(lookahead, statistics, expected, report.table(), decoded))
+        divergences = None
+        if samples is not None and float(settings.sampling.temperature) == 0:
+            # The target's greedy samples are its own greedy text.
+            plain = decoded._replace(tokens=samples.tokens)  # type: ignore[arg-type]
+            divergences = first_divergences(target, decoded, plain)
+        results.append(
+            LookaheadResult(
+                lookahead,
+                summarise(decoded, lookahead, settings.confidence),
+                expected[lookahead - 1].tokens_per_round if expected else None,
+                report.estimates,
+                decoded,
+                divergences,
+            )
+        )
     progress.finish()
     if exact is None:
         return PairMeasurement(None, 0, None, tuple(results))
-    return PairMeasurement(exact.alpha, exact.positions, text, tuple(results))
+    return PairMeasurement(exact.alpha, exact.positions, text, tuple(results), tuple(expected))
 
 
 def _batches(rows: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Row numbers of each batch, and which of them are meant: all batches have one shape, the last is filled up."""
+    """Row numbers of each batch, and which of them count: all batches have one shape, and rows of the
+    beginning fill up the last one."""
     size = min(size, rows)
     for begin in range(0, rows, size):
         numbers = np.arange(begin, begin + size)
@@ -223,26 +279,39 @@ def _batches(rows: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def _in_batches(
     rows: int, size: int, run: Callable[[np.ndarray, np.ndarray], Any], advance: Callable[[], None]
 ) -> Any:
-    """Runs a function of (row numbers, which are meant) batch by batch and joins what it returns, a row per row."""
+    """Runs a function of (row numbers, which count) batch by batch and joins its results by row."""
     parts = []
-    for numbers, meant in _batches(rows, size):
-        found = run(numbers, meant)
-        parts.append(jax.tree.map(lambda x, meant=meant: np.asarray(x)[meant], found))
+    for numbers, counts in _batches(rows, size):
+        result = run(numbers, counts)
+        parts.append(jax.tree.map(lambda x, counts=counts: np.asarray(x)[counts], result))
         advance()
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
-def _decode(
+def decode(
     draft: Model | NgramDraft,
     target: Model,
     prompts: Prompts,
     lookahead: int,
     settings: PairSettings,
-    advance: Callable[[], None],
+    advance: Callable[[], None] = lambda: None,
 ) -> Decoded:
+    """Decodes all prompts at one lookahead, batch by batch.
+
+    Args:
+      draft: The drafter.
+      target: The model that verifies.
+      prompts: The prompts.
+      lookahead: γ; the verify pass is as wide as the largest lookahead of the settings needs.
+      settings: Sampling, verification, seed and batch.
+      advance: Called after every batch.
+
+    Returns:
+      One run with a row per prompt; `batch_rounds` adds up those of the batches.
+    """
     rounds = 0
 
-    def run(numbers: np.ndarray, meant: np.ndarray) -> Decoded:
+    def run(numbers: np.ndarray, counts: np.ndarray) -> Decoded:
         nonlocal rounds
         decoded = speculate(
             draft,
@@ -251,7 +320,7 @@ def _decode(
             prompt_lengths=prompts.lengths[numbers],
             lookahead=lookahead,
             max_lookahead=max(settings.lookaheads),
-            new_tokens=np.where(meant, settings.new_tokens, 0),
+            new_tokens=np.where(counts, settings.new_tokens, 0),
             sampling=settings.sampling,
             verification=settings.verification,
             seed=derive_seed("pair", settings.seed, lookahead),
@@ -259,7 +328,7 @@ def _decode(
             stop_tokens=settings.stop_tokens,
         )
         rounds += int(decoded.batch_rounds)
-        return decoded._replace(batch_rounds=None)  # type: ignore[arg-type]  # no row of it
+        return decoded._replace(batch_rounds=None)  # type: ignore[arg-type]  # it has no rows
 
     joined = _in_batches(len(prompts.lengths), settings.batch, run, advance)
     return joined._replace(batch_rounds=np.int32(rounds))
@@ -298,7 +367,7 @@ def _score_text(
 
 
 class _Samples(NamedTuple):
-    """Continuations by the target, with as many tokens beyond `new_tokens` as a last round could look ahead."""
+    """Continuations by the target, with as many tokens beyond `new_tokens` as a last round could draft."""
 
     tokens: Int[np.ndarray, "rows length"]
     prompt_lengths: Int[np.ndarray, " rows"]
@@ -307,24 +376,23 @@ class _Samples(NamedTuple):
 def sample_target(
     target: Model, prompts: Prompts, settings: PairSettings, advance: Callable[[], None]
 ) -> _Samples:
-    """Lets the target continue every prompt, with as many tokens more as the largest lookahead may
-    look ahead.
+    """Lets the target continue every prompt, with as many more tokens as the largest lookahead needs.
 
-    A table of positions may end before; what the last rounds would have seen behind its end is then
+    A table of positions may end before that. What the last rounds would see behind its end is then
     missing.
     """
     beyond = max(settings.lookaheads) - 1
     room = settings.new_tokens + beyond
-    wanted = np.clip(
+    lengths = np.clip(
         target.config.position_limit - prompts.lengths.astype(int), settings.new_tokens, room
     )
 
-    def run(numbers: np.ndarray, meant: np.ndarray) -> Array:
+    def run(numbers: np.ndarray, counts: np.ndarray) -> Array:
         return autoregress(
             target,
             prompts.tokens[numbers],
             prompt_lengths=prompts.lengths[numbers],
-            new_tokens=np.where(meant, wanted[numbers], 0),
+            new_tokens=np.where(counts, lengths[numbers], 0),
             sampling=settings.sampling,
             seed=derive_seed("pair", settings.seed, "samples"),
             rows=numbers,
@@ -340,12 +408,12 @@ class ExactAcceptance(NamedTuple):
     """Exact quantities on the target's samples.
 
     Attributes:
-      alpha: Σ_v min(p_v, q_v), averaged over the tokens asked for that no stop precedes.
-      positions: how many those are.
+      alpha: Σ_v min(p_v, q_v), averaged over the requested tokens that no stop precedes.
+      positions: Number of these tokens.
       acceptance: min(1, q(y)/p(y)) of each sampled token: the probability that it came by
         acceptance.
-      counted: how many of the row's first tokens were asked for and are not behind a stop.
-      room: tokens that each row could have, before a table of positions ends.
+      counted: Number of tokens of each row that were requested and that no stop precedes.
+      room: Tokens that each row can have before a table of positions ends.
     """
 
     alpha: Interval
@@ -391,16 +459,115 @@ def _score(
     )
 
 
-def expected_tokens_per_round(
-    exact: ExactAcceptance, lookahead: int, settings: PairSettings
-) -> Interval:
-    """τ of token verification at block starts of this lookahead, from the target's samples and
-    without decoding.
+def first_divergences(target: Model, one: Decoded, other: Decoded) -> list[Divergence]:
+    """First divergences of two runs over the same prompts, in the order of rows; empty if all tokens
+    agree.
 
-    As in `decoded.summarise`, rounds start at any of the `new_tokens` positions that no stop
-    precedes, and may look beyond the last, but not beyond the end of a table of positions.
+    In float32 greedy speculative decoding gives the target's greedy output token for token. In
+    bfloat16 a verify pass may round differently from a single step, and near ties may fall the other
+    way.
     """
-    acceptance = exact.acceptance[:, : settings.new_tokens + lookahead - 1]
-    starts = np.minimum(exact.counted, exact.room - lookahead + 1)
-    started, survived = rounds_of_samples(acceptance, starts, lookahead)
-    return ratio_interval(started + survived.sum(axis=-1), started, settings.confidence)
+    width = min(one.tokens.shape[1], other.tokens.shape[1])
+    a, b = (np.asarray(run.tokens)[:, :width] for run in (one, other))
+    lengths = np.minimum(np.asarray(one.lengths), np.asarray(other.lengths))
+    ends_differ = np.asarray(one.lengths) != np.asarray(other.lengths)
+    within = np.arange(width) < lengths[:, None]
+    differs = (a != b) & within
+    rows = np.nonzero(differs.any(axis=1) | ends_differ)[0]
+    if not len(rows):
+        return []
+    positions = np.where(differs[rows].any(axis=1), differs[rows].argmax(axis=1), lengths[rows])
+    logits, _ = jax.jit(forward, static_argnums=0)(
+        target.config, target.params, jnp.asarray(a[rows])
+    )
+    at = np.asarray(logits[np.arange(len(rows)), positions - 1].astype(jnp.float32))
+    second, first = np.sort(at, axis=1)[:, -2:].T
+    return [
+        Divergence(int(row), int(position), float(x - y), float(np.abs(top).max()))
+        for row, position, x, y, top in zip(rows, positions, first, second, at)
+    ]
+
+
+class Replay(NamedTuple):
+    """What a run would have given otherwise, from its stored distributions.
+
+    Attributes:
+      lookahead: γ of the run.
+      verification: Token against block verification on the run's blocks.
+      temperatures: α at other temperatures, in the contexts of the run's tested drafts; empty for a
+        greedy run.
+    """
+
+    lookahead: int
+    verification: VerificationComparison
+    temperatures: list[SameContextAcceptance]
+
+
+def replay_run(
+    draft: Model | NgramDraft,
+    target: Model,
+    prompts: Prompts,
+    lookahead: int,
+    settings: PairSettings,
+    rows: int,
+) -> Replay:
+    """Decodes some prompts once more, keeping all distributions, and replays that run.
+
+    Args:
+      draft: The drafter.
+      target: The model that verifies.
+      prompts: The first `rows` of these are decoded, as `measure_models` decodes them.
+      lookahead: γ.
+      settings: Settings of the pair.
+      rows: Number of prompts.
+
+    Raises:
+      SdslError: the distributions of so many rows would need more than 2 GiB.
+    """
+    if isinstance(draft, Model):
+        draft, target = one_vocabulary(draft, target)
+    each = 4 * settings.new_tokens * (2 * lookahead + 1) * target.config.ids
+    require(
+        rows * each <= _REPLAY_BYTES,
+        f"the distributions of {rows} prompts would take {rows * each / 2**30:.1f} GiB; replay at most "
+        f"{_REPLAY_BYTES // each} prompts, or use fewer new tokens.",
+    )
+    decoded = speculate(
+        draft,
+        target,
+        prompts.tokens[:rows],
+        prompt_lengths=prompts.lengths[:rows],
+        lookahead=lookahead,
+        new_tokens=settings.new_tokens,
+        sampling=settings.sampling,
+        verification=settings.verification,
+        seed=derive_seed("pair", settings.seed, lookahead),
+        stop_tokens=settings.stop_tokens,
+        keep_distributions=True,
+    )
+    blocks, events = jax.tree.map(np.asarray, (decoded.blocks, decoded.events))
+    comparison = compare_verification(
+        blocks.drafts,
+        blocks.draft_probs,
+        blocks.target_probs,
+        events.proposed,
+        confidence=settings.confidence,
+    )
+    temperature, others = float(settings.sampling.temperature), []
+    if temperature > 0:
+        B, R, G, V = blocks.draft_probs.shape
+        tested = np.arange(G) < np.minimum(events.verified + 1, events.proposed)[..., None]
+        with np.errstate(divide="ignore"):
+            log_p, log_q = (
+                np.log(x).reshape(B, R * G, V)
+                for x in (blocks.target_probs[:, :, :G], blocks.draft_probs)
+            )
+        others = same_context_acceptance(
+            log_p,
+            log_q,
+            [Sampling(t) for t in _OTHER_TEMPERATURES if t != temperature],
+            recorded_temperature=temperature,
+            counts=tested.reshape(B, R * G),
+            confidence=settings.confidence,
+        )
+    return Replay(lookahead, comparison, others)

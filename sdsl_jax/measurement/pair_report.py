@@ -1,11 +1,14 @@
-"""What the measurement of one pair becomes: plain values for JSON, tables of records, and the generated texts."""
+"""The report of a measured pair as typed documents, which JSON and tables show, and the warnings in
+it."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -15,30 +18,406 @@ from sdsl_jax.data.prompts import Prompts, bytes_after_first
 from sdsl_jax.data.tokenizer import Tokenizer, same_tokens
 from sdsl_jax.decoding.loop import STOP_TOKEN
 from sdsl_jax.errors import require
-from sdsl_jax.measurement.conventions import CONVENTIONS
-from sdsl_jax.measurement.decoded import FALSE_ALARM, alarm_score
-from sdsl_jax.measurement.generation import GenerationTimes
-from sdsl_jax.measurement.pair import LookaheadResult, PairMeasurement, PairSettings, TextScores
+from sdsl_jax.measurement.events import FALSE_ALARM, alarm_score
+from sdsl_jax.measurement.latency import GenerationTimes
+from sdsl_jax.measurement.pair import (
+    LookaheadResult,
+    PairMeasurement,
+    PairSettings,
+    Replay,
+    TextScores,
+)
+from sdsl_jax.measurement.replay import ExpectedRounds
 from sdsl_jax.measurement.retokenised import Retokenised
 from sdsl_jax.records import write_text
+from sdsl_jax.records.documents import described
 from sdsl_jax.statistics import Interval, ratio_interval
 
-# Fewer prompts than this make an interval over them a guess.
+# With fewer prompts than this, an interval over them is a guess.
 _FEW_PROMPTS = 8
-# What drafts are called that are no model.
-NGRAM = "ngram"
 
 
-class Draft(NamedTuple):
-    """What proposes: a loaded model, or n-grams.
+@dataclass(frozen=True)
+class Estimate:
+    """An estimate with the ends of its confidence interval, all null where they do not exist."""
 
-    Attributes:
-      name: in tables.
-      model: None for n-grams.
-    """
+    estimate: float = described("the estimate")
+    low: float = described("lower end of the interval")
+    high: float = described("upper end of the interval")
 
-    name: str
-    model: LoadedModel | None
+    @classmethod
+    def of(cls, interval: Interval) -> Estimate:
+        """An interval as a document."""
+        return cls(*map(float, interval))
+
+    def __format__(self, spec: str) -> str:
+        """The estimate and half of its interval, such as "0.724 ± 0.013"."""
+        if math.isnan(self.estimate):
+            return "–"
+        if math.isnan(self.low):
+            return format(self.estimate, spec)
+        return f"{self.estimate:{spec}} ± {(self.high - self.low) / 2:{spec}}"
+
+
+@dataclass(frozen=True)
+class OnPrompts:
+    """A model's loss on the prompts, from each prompt's second token of text on."""
+
+    loss_nats: Estimate = described("cross-entropy, nats per token at temperature 1")
+    perplexity: Estimate = described("exp of the loss")
+    bits_per_byte: Estimate = described("loss per byte of text, bits")
+
+    @classmethod
+    def of(cls, text: TextScores, role: str, losses: tuple[Interval, Interval]) -> OnPrompts:
+        """The scores of a role; `losses` are nats per token and bits per byte."""
+        nats, bits = losses
+        perplexity = Estimate(*map(math.exp, nats))
+        return cls(Estimate.of(nats), perplexity, Estimate.of(bits))
+
+
+@dataclass(frozen=True)
+class NgramReport:
+    """The n-gram draft, which is not a model."""
+
+    model_id: str = described('always "ngram"')
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """One of the two models."""
+
+    model_id: str = described("name of the model")
+    folder: str = described("where it was read from")
+    params_nonembedding: int = described("parameters without embeddings")
+    params_total: int = described("all parameters")
+    train_tokens: int = described("training tokens on record; 0 if unknown")
+    loss_nats: float = described("loss on record; null if unknown")
+    params_digest: str = described("digest of the parameters")
+    identity: str = described("digest of configuration, weights and tokenizer")
+    unknown_settings: list[str] = described("settings of the checkpoint that sdsl does not know")
+    ignored_settings: list[str] = described("settings that --ignore-key left out")
+    on_prompts: OnPrompts | None = described(
+        "its loss on the prompts; null for prompts of one token"
+    )
+
+    @classmethod
+    def of(cls, model: LoadedModel, on_prompts: OnPrompts | None) -> ModelReport:
+        """The report on a loaded model."""
+        r = model.record
+        return cls(
+            model_id=r.model_id,
+            folder=str(model.folder),
+            params_nonembedding=r.params_nonembedding,
+            params_total=r.params_total,
+            train_tokens=r.train_tokens,
+            loss_nats=r.loss_nats,
+            params_digest=r.params_digest,
+            identity=identity(model),
+            unknown_settings=list(model.unknown_settings),
+            ignored_settings=list(model.ignored_settings),
+            on_prompts=on_prompts,
+        )
+
+
+@dataclass(frozen=True)
+class DivergenceReport:
+    """The first token at which a greedy run differs from the target's own greedy text."""
+
+    row: int = described("number of the prompt")
+    position: int = described("position of the token")
+    margin: float = described("largest minus second largest logit of the target there, nats")
+    largest_logit: float = described("magnitude of the largest logit there")
+
+
+@dataclass(frozen=True)
+class LookaheadReport:
+    """One run of the decoder. All but `conventions` count every round, with all that verification
+    kept."""
+
+    lookahead: int = described("drafts per round, γ")
+    tokens_per_round: Estimate = described("τ, the target's own token included")
+    expected_tokens_per_round: Estimate | None = described(
+        "τ of token verification by the models' probabilities alone"
+    )
+    per_test: Estimate = described("accepted over tested drafts")
+    tar: Estimate = described("token acceptance rate of the paper, (τ − 1)/γ")
+    tar_alpha: Estimate = described("the α whose geometric formula gives τ")
+    survival: list[Estimate] = described("share of rounds whose first k drafts are accepted")
+    self_check: float = described("standard normal score of the number of drafts kept")
+    rounds: int = described("rounds counted")
+    tests: int = described("drafts tested")
+    conventions: dict[str, Estimate] = described(
+        "conventions of other tools, over emitted tokens of rounds with room for γ + 1 tokens"
+    )
+    greedy_divergences: list[DivergenceReport] | None = described(
+        "where greedy output is not the target's own; null unless greedy", default=None
+    )
+
+    @classmethod
+    def of(cls, result: LookaheadResult) -> LookaheadReport:
+        """The report on one lookahead."""
+        s, expected, divergences = result.statistics, result.expected, result.divergences
+        return cls(
+            lookahead=result.lookahead,
+            tokens_per_round=Estimate.of(s.tokens_per_round),
+            expected_tokens_per_round=None if expected is None else Estimate.of(expected),
+            per_test=Estimate.of(s.per_test),
+            tar=Estimate.of(result.tar),
+            tar_alpha=Estimate.of(s.tar),
+            survival=[Estimate.of(value) for value in s.survival],
+            self_check=s.self_check,
+            rounds=s.rounds,
+            tests=s.tests,
+            conventions={name: Estimate.of(value) for name, value in result.conventions.items()},
+            greedy_divergences=None
+            if divergences is None
+            else [DivergenceReport(*each) for each in divergences],
+        )
+
+
+@dataclass(frozen=True)
+class TimesReport:
+    """Times of single requests at one lookahead; 0 is the target alone."""
+
+    lookahead: int = described("drafts per round, γ; 0 for the target alone")
+    first_token_seconds: Estimate = described("time to the first token")
+    per_token_seconds: Estimate = described("time of each further token")
+    total_seconds: Estimate = described("time of the whole request")
+    speedup: Estimate = described("time of the target alone over this time")
+    new_tokens: int = described("tokens of a request")
+    requests: int = described("requests timed")
+
+    @classmethod
+    def of(cls, times: GenerationTimes) -> TimesReport:
+        """The report on the times of one lookahead."""
+        return cls(
+            lookahead=times.lookahead,
+            first_token_seconds=Estimate.of(times.first_token),
+            per_token_seconds=Estimate.of(times.per_token),
+            total_seconds=Estimate.of(times.total),
+            speedup=Estimate.of(times.speedup),
+            new_tokens=times.new_tokens,
+            requests=times.requests,
+        )
+
+
+@dataclass(frozen=True)
+class VerifyCost:
+    """The cost of a verify pass."""
+
+    lookahead: int = described("drafts per round, γ")
+    target_steps: float = described("time of a pass over γ + 1 tokens, in target steps")
+
+
+@dataclass(frozen=True)
+class CostsReport:
+    """The costs of a round's parts, one row at a time on this machine."""
+
+    target_step_seconds: float = described("time of one decoding step of the target")
+    draft_step: float | None = described(
+        "d, time of a draft step in target steps; null for n-grams"
+    )
+    verify_passes: list[VerifyCost] = described("v at each lookahead")
+    lookahead_command: str | None = described(
+        "the sdsl lookahead command for these costs; null for n-grams"
+    )
+
+
+@dataclass(frozen=True)
+class ExpectedReport:
+    """Token verification in expectation at one lookahead, from the target's own samples."""
+
+    lookahead: int = described("drafts per round, γ")
+    tokens_per_round: Estimate = described("τ")
+    accepted_per_test: Estimate = described("accepted over tested drafts")
+    alpha: Estimate = described("the α whose geometric formula gives τ")
+
+    @classmethod
+    def of(cls, rounds: ExpectedRounds) -> ExpectedReport:
+        """The report on one lookahead."""
+        return cls(
+            lookahead=rounds.lookahead,
+            tokens_per_round=Estimate.of(rounds.tokens_per_round),
+            accepted_per_test=Estimate.of(rounds.accepted_per_test),
+            alpha=Estimate.of(rounds.alpha),
+        )
+
+
+@dataclass(frozen=True)
+class OtherTemperature:
+    """α at another temperature, in the contexts of the run."""
+
+    temperature: float = described("the other temperature")
+    alpha: Estimate = described("mean of Σ min(p, q)")
+
+
+@dataclass(frozen=True)
+class ReplayReport:
+    """What one run would have given otherwise, from its stored distributions."""
+
+    lookahead: int = described("drafts per round, γ")
+    rounds: int = described("rounds replayed")
+    token_accepted: Estimate = described("accepted drafts per round under token verification")
+    block_accepted: Estimate = described("the same blocks under block verification")
+    gain: Estimate = described("difference of the two, paired by block")
+    temperatures: list[OtherTemperature] = described("α in the contexts of the tested drafts")
+
+    @classmethod
+    def of(cls, replay: Replay) -> ReplayReport:
+        """The report on the replay of one run."""
+        v = replay.verification
+        return cls(
+            lookahead=replay.lookahead,
+            rounds=v.rounds,
+            token_accepted=Estimate.of(v.token_accepted),
+            block_accepted=Estimate.of(v.block_accepted),
+            gain=Estimate.of(v.gain),
+            temperatures=[
+                OtherTemperature(float(t.sampling.temperature), Estimate.of(t.acceptance))
+                for t in replay.temperatures
+            ],
+        )
+
+
+@dataclass(frozen=True)
+class PromptsReport:
+    """The prompts of a measurement."""
+
+    source: str = described("what the prompts are")
+    count: int = described("prompts used")
+    available: int = described("prompts to choose from")
+    cut: int = described("prompts that were longer than allowed")
+    shortest: int = described("tokens of the shortest prompt")
+    longest: int = described("tokens of the longest prompt")
+
+    @classmethod
+    def of(cls, prompts: Prompts) -> PromptsReport:
+        """The report on prompts."""
+        lengths = prompts.lengths
+        return cls(
+            prompts.domain,
+            len(lengths),
+            prompts.available,
+            prompts.cut,
+            int(lengths.min()),
+            int(lengths.max()),
+        )
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """What `sdsl measure` reports on a pair."""
+
+    target: ModelReport = described("the model to speed up")
+    draft: ModelReport | NgramReport = described("the model that proposes, or n-grams")
+    temperature: float = described("sampling temperature of both models")
+    top_k: int | None = described("filter of the sampling")
+    top_p: float | None = described("filter of the sampling")
+    min_p: float | None = described("filter of the sampling")
+    verification: str = described("token or block")
+    lossless: bool = described("whether the output is distributed as the target's own")
+    how: dict[str, Any] = described("what all pairs of a folder of records share")
+    alpha: Estimate | None = described("E Σ min(p, q) on the target's own samples")
+    alpha_tokens: int = described("tokens of these samples")
+    alpha_on_prompts: Estimate | None = described("E Σ min(p, q) on the prompts")
+    per_lookahead: list[LookaheadReport] = described("a run of the decoder for each lookahead")
+    generation: list[TimesReport] = described("times of single requests")
+    convention_definitions: dict[str, dict[str, str]] = described("source and definition of each")
+    prompts: PromptsReport = described("the prompts")
+    new_tokens: int = described("tokens generated for each prompt")
+    stop_tokens: list[int] = described("ids after which a row stops")
+    seed: int = described("seed of all sampling")
+    confidence: float = described("confidence of the intervals")
+    warnings: list[str] = described("what a reader should know, a sentence each")
+    expected: list[ExpectedReport] = described("token verification in expectation, at every γ")
+    costs: CostsReport | None = described("costs in target steps; null if nothing was timed")
+    replay: list[ReplayReport] = described("counterfactuals of runs that were asked for")
+
+
+@dataclass(frozen=True)
+class RetokenisedRole:
+    """One of two models with different tokenizers, on the target's text."""
+
+    model_id: str = described("name of the model")
+    folder: str = described("where it was read from")
+    params_total: int = described("all parameters")
+    identity: str = described("digest of configuration, weights and tokenizer")
+    loss_nats: Estimate = described("cross-entropy, nats per token")
+    bits_per_byte: Estimate = described("loss per byte of text, bits")
+    tokens_per_stretch: float = described("its tokens per stretch")
+
+
+@dataclass(frozen=True)
+class StretchPrompts:
+    """The prompts of a re-tokenised comparison."""
+
+    source: str = described("what the prompts are")
+    count: int = described("prompts used")
+    with_stretches: int = described("prompts whose continuation held a stretch")
+
+
+@dataclass(frozen=True)
+class RetokenisedReport:
+    """What `sdsl measure --retokenised` reports; nothing was decoded."""
+
+    target: RetokenisedRole = described("the model that writes")
+    draft: RetokenisedRole = described("the model that is compared with it")
+    lossless: bool = described("always false")
+    protocol: str = described("how the two were compared")
+    temperature: float = described("sampling temperature")
+    alpha_retokenised: Estimate = described("mean of min(1, q/p) over stretches")
+    stretches: int = described("number of stretches")
+    prompts: StretchPrompts = described("the prompts")
+    new_tokens: int = described("tokens generated for each prompt")
+    seed: int = described("seed of all sampling")
+    confidence: float = described("confidence of the intervals")
+    warnings: list[str] = described("what a reader should know, a sentence each")
+
+    @classmethod
+    def of(
+        cls,
+        draft: LoadedModel,
+        target: LoadedModel,
+        prompts: Prompts,
+        settings: PairSettings,
+        result: Retokenised,
+    ) -> RetokenisedReport:
+        """The report on a re-tokenised comparison."""
+        target_role, draft_role = (
+            RetokenisedRole(
+                model.record.model_id,
+                str(model.folder),
+                model.record.params_total,
+                identity(model),
+                Estimate.of(result.roles[role].loss),
+                Estimate.of(result.roles[role].bits_per_byte),
+                result.roles[role].tokens_per_stretch,
+            )
+            for role, model in (("target", target), ("draft", draft))
+        )
+        return cls(
+            target=target_role,
+            draft=draft_role,
+            lossless=False,
+            protocol="re-tokenised: the target's text in the draft's tokens, compared between places "
+            "where both cut it; nothing was decoded",
+            temperature=settings.sampling.temperature,  # type: ignore[arg-type]
+            alpha_retokenised=Estimate.of(result.alpha),
+            stretches=result.stretches,
+            prompts=StretchPrompts(prompts.domain, len(prompts.lengths), result.rows),
+            new_tokens=settings.new_tokens,
+            seed=settings.seed,
+            confidence=settings.confidence,
+            warnings=loading_warnings(draft, target),
+        )
+
+
+def losses_on_prompts(
+    text: TextScores, role: str, prompts: Prompts, tokenizer: Tokenizer, confidence: float
+) -> tuple[Interval, Interval]:
+    """A model's loss on the prompts from the second token of text on: nats per token, bits per byte."""
+    size = bytes_after_first(prompts, tokenizer)
+    return text.losses[role], ratio_interval(text.nats[role] / math.log(2), size, confidence)
 
 
 def share_tokens(draft: LoadedModel, target: LoadedModel) -> bool:
@@ -54,8 +433,8 @@ def require_one_tokenizer(draft: LoadedModel, target: LoadedModel) -> None:
 
     require(
         share_tokens(draft, target),
-        f"the draft {draft.record.model_id} and the target {target.record.model_id} have different tokenizers ({name(draft)} and "
-        f"{name(target)}), so that no draft token could be accepted as a token of the target and nothing is decoded; "
+        f"the draft {draft.record.model_id} and the target {target.record.model_id} have different tokenizers "
+        f"({name(draft)} and {name(target)}), so the target cannot accept any draft token and nothing is decoded; "
         "--retokenised compares them on the target's text instead.",
     )
 
@@ -65,272 +444,96 @@ def input_warnings(
     target: LoadedModel,
     prompts: Prompts,
     settings: PairSettings,
-    wanted: int,
+    requested: int,
 ) -> list[str]:
     """What a reader should know about the inputs, a sentence each."""
-    found = []
+    warnings = []
     if draft is not None and math.isnan(draft.record.loss_nats) != math.isnan(
         target.record.loss_nats
     ):
-        found.append(
-            "one model brings its loss on text held out from its own training, the other gets its loss on these prompts: records "
-            "of the pair are not fit for acceptance laws."
+        warnings.append(
+            "one model has a loss on text held out from its training, the other only its loss on these prompts: "
+            "do not fit acceptance laws to records of this pair."
         )
     rows, longest = len(prompts.lengths), int(prompts.lengths.max())
     if draft is None:
-        found.append("the draft is no model: there is no exact α, only what the decoder shows.")
+        warnings.append("the draft is no model: there is no exact α, only what the decoder shows.")
     elif identity(draft) == identity(target):
-        found.append(
-            "draft and target are the same model: every draft is accepted, by construction and up to rounding."
+        warnings.append(
+            "draft and target are the same model: every draft is accepted, up to rounding."
         )
     elif draft.record.params_total >= target.record.params_total:
-        found.append(
+        warnings.append(
             f"the draft has {draft.record.params_total:,} parameters and the target {target.record.params_total:,}: a draft is "
             "usually the smaller of the two."
         )
     if draft is not None and draft.record.data_digest != target.record.data_digest:
-        found.append(
+        warnings.append(
             "draft and target were trained on different data; text held out from one may have trained the other."
         )
-    if rows < wanted:
-        found.append(f"there are only {rows} prompts; {wanted} were asked for.")
+    if rows < requested:
+        warnings.append(f"there are only {rows} prompts; {requested} were asked for.")
     if rows < _FEW_PROMPTS:
-        found.append(
-            f"the intervals rest on {rows} prompts, which are their clusters; at least {_FEW_PROMPTS} are advisable."
+        warnings.append(
+            f"the intervals have only {rows} prompts as clusters; use at least {_FEW_PROMPTS}."
         )
     if prompts.cut:
-        found.append(
+        warnings.append(
             f"{prompts.cut} of {rows} prompts were longer than allowed and keep only their last {longest} tokens."
         )
     trained = min((m.longest for m in (draft, target) if m is not None and m.longest), default=0)
     if trained and longest + settings.new_tokens > trained:
-        found.append(
-            f"rows grow to {longest + settings.new_tokens} tokens; the models are made for sequences of {trained}, and say "
-            "little beyond them."
+        warnings.append(
+            f"rows grow to {longest + settings.new_tokens} tokens; the models were made for sequences of {trained}, "
+            "and acceptance beyond that says little."
         )
     if settings.verification == "block":
-        found.append(
-            "block verification decides on blocks as a whole: α and the expected τ are those of token verification, and what is "
-            "derived from kept drafts lies above them."
+        warnings.append(
+            "block verification decides on whole blocks: α and the expected τ are those of token verification, "
+            "and quantities derived from kept drafts are larger."
         )
-    return found + loading_warnings(draft, target)
+    return warnings + loading_warnings(draft, target)
 
 
 def loading_warnings(draft: LoadedModel | None, target: LoadedModel) -> list[str]:
     """What a reader should know about how the two models were read, a sentence each."""
-    found = [*(draft.warnings if draft is not None else ()), *target.warnings]
-    found += [
+    models = [model for model in (draft, target) if model is not None]
+    warnings = [text for model in models for text in model.warnings]
+    warnings += [
         f"{model.folder} was read without {', '.join(model.ignored_settings)}, as --ignore-key says."
-        for model in (draft, target)
-        if model is not None and model.ignored_settings
+        for model in models
+        if model.ignored_settings
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(warnings))
 
 
 def result_warnings(measured: PairMeasurement) -> list[str]:
     """What a reader should know about the results, a sentence each.
 
-    The warning about a self-check comes by mistake in at most `decoded.FALSE_ALARM` of all
+    The warning about a self-check is a false alarm in at most `events.FALSE_ALARM` of all
     measurements.
     """
-    found = []
+    warnings = []
     for result in measured.lookaheads:
         z = result.statistics.self_check
         if abs(z) > alarm_score(len(measured.lookaheads)):
-            found.append(
+            warnings.append(
                 f"the self-check at γ = {result.lookahead} has a score of {z:+.1f}: the decoder kept "
                 f"{'more' if z > 0 else 'fewer'} drafts than its own probabilities allow. A decoder without errors gives this "
                 f"warning in at most one of {1 / FALSE_ALARM:,.0f} measurements."
             )
-    return found
+    return warnings
 
 
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def _interval(value: Interval) -> dict[str, float | None]:
-    return {name: _number(x) for name, x in value._asdict().items()}
-
-
-def bits_per_byte(
-    text: TextScores, role: str, prompts: Prompts, tokenizer: Tokenizer, confidence: float
-) -> Interval:
-    """The loss on the prompts per byte of their text, from each prompt's second token on."""
-    return ratio_interval(
-        text.nats[role] / math.log(2), bytes_after_first(prompts, tokenizer), confidence
-    )
-
-
-def _describe(
-    model: LoadedModel, role: str, prompts: Prompts, text: TextScores | None, confidence: float
-) -> dict[str, Any]:
-    r = model.record
-    on_prompts = None
-    if text is not None:
-        loss = text.losses[role]
-        on_prompts = {
-            "loss_nats": _interval(loss),
-            "perplexity": _interval(Interval(*(math.exp(x) for x in loss))),
-            "bits_per_byte": _interval(
-                bits_per_byte(text, role, prompts, model.tokenizer, confidence)
-            ),
-        }
-    return {
-        "model_id": r.model_id,
-        "folder": str(model.folder),
-        "params_nonembedding": r.params_nonembedding,
-        "params_total": r.params_total,
-        "train_tokens": r.train_tokens,
-        "loss_nats": _number(r.loss_nats),
-        "params_digest": r.params_digest,
-        "identity": identity(model),
-        "unknown_settings": list(model.unknown_settings),
-        "ignored_settings": list(model.ignored_settings),
-        "on_prompts": on_prompts,
-    }
-
-
-def report(
-    draft: Draft,
-    target: LoadedModel,
-    prompts: Prompts,
-    settings: PairSettings,
-    measured: PairMeasurement,
-    times: list[GenerationTimes],
-    warnings: list[str],
-    how: dict[str, Any],
-) -> dict[str, Any]:
-    """The measurement as plain values; what does not exist is None."""
-    sampling, text = settings.sampling, measured.text
-    return {
-        "target": _describe(target, "target", prompts, text, settings.confidence),
-        "draft": {"model_id": draft.name}
-        if draft.model is None
-        else _describe(draft.model, "draft", prompts, text, settings.confidence),
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-        "min_p": sampling.min_p,
-        "verification": settings.verification,
-        "lossless": True,
-        "how": how,
-        "alpha": None if measured.alpha is None else _interval(measured.alpha),
-        "alpha_tokens": measured.positions,
-        "alpha_on_prompts": None if text is None else _interval(text.alpha),
-        "per_lookahead": [_describe_lookahead(result) for result in measured.lookaheads],
-        "generation": [_describe_times(each) for each in times],
-        "convention_definitions": {name: c._asdict() for name, c in CONVENTIONS.items()},
-        "prompts": {
-            "source": prompts.domain,
-            "count": len(prompts.lengths),
-            "available": prompts.available,
-            "cut": prompts.cut,
-            "shortest": int(prompts.lengths.min()),
-            "longest": int(prompts.lengths.max()),
-        },
-        "new_tokens": settings.new_tokens,
-        "stop_tokens": list(settings.stop_tokens),
-        "seed": settings.seed,
-        "confidence": settings.confidence,
-        "warnings": warnings,
-    }
-
-
-def _describe_times(times: GenerationTimes) -> dict[str, Any]:
-    return {
-        "lookahead": times.lookahead,
-        "first_token_seconds": _interval(times.first_token),
-        "per_token_seconds": _interval(times.per_token),
-        "total_seconds": _interval(times.total),
-        "speedup": _interval(times.speedup),
-        "new_tokens": times.new_tokens,
-        "requests": times.requests,
-    }
-
-
-def _describe_lookahead(result: LookaheadResult) -> dict[str, Any]:
-    s = result.statistics
-    return {
-        "lookahead": result.lookahead,
-        "tokens_per_round": _interval(s.tokens_per_round),
-        "expected_tokens_per_round": None
-        if result.expected is None
-        else _interval(result.expected),
-        "per_test": _interval(s.per_test),
-        "tar": _interval(tar(result)),
-        "tar_alpha": _interval(s.tar),
-        "survival": [_interval(value) for value in s.survival],
-        "self_check": _number(s.self_check),
-        "rounds": s.rounds,
-        "tests": s.tests,
-        "conventions": {
-            row.name: _interval(Interval(row.estimate, row.low, row.high))
-            for row in result.conventions
-        },
-    }
-
-
-def tar(result: LookaheadResult) -> Interval:
-    """The paper's token acceptance rate, (τ − 1)/γ."""
-    return Interval(
-        *((value - 1) / result.lookahead for value in result.statistics.tokens_per_round)
-    )
-
-
-def report_retokenised(
-    draft: LoadedModel,
-    target: LoadedModel,
-    prompts: Prompts,
-    settings: PairSettings,
-    found: Retokenised,
-) -> dict[str, Any]:
-    """A re-tokenised measurement as plain values."""
-
-    def describe(model: LoadedModel, role: str) -> dict[str, Any]:
-        scores = found.roles[role]
-        return {
-            "model_id": model.record.model_id,
-            "folder": str(model.folder),
-            "params_total": model.record.params_total,
-            "identity": identity(model),
-            "loss_nats": _interval(scores.loss),
-            "bits_per_byte": _interval(scores.bits_per_byte),
-            "tokens_per_stretch": scores.tokens_per_stretch,
-        }
-
-    return {
-        "target": describe(target, "target"),
-        "draft": describe(draft, "draft"),
-        "lossless": False,
-        "protocol": "re-tokenised: the target's text in the draft's tokens, compared between places where both cut it; nothing "
-        "was decoded",
-        "temperature": settings.sampling.temperature,
-        "alpha_retokenised": _interval(found.alpha),
-        "stretches": found.stretches,
-        "prompts": {
-            "source": prompts.domain,
-            "count": len(prompts.lengths),
-            "with_stretches": found.rows,
-        },
-        "new_tokens": settings.new_tokens,
-        "seed": settings.seed,
-        "confidence": settings.confidence,
-        "warnings": loading_warnings(draft, target),
-    }
-
-
-def write_tokens(
-    path: Path, prompts: Prompts, measured: PairMeasurement, tokenizer: Tokenizer
-) -> None:
-    """Writes what was generated, a JSON object a line: row, lookahead, prompt, text, tokens, and
+def write_tokens(path: Path, results: Sequence[LookaheadResult], tokenizer: Tokenizer) -> None:
+    """Writes the generated texts, one JSON object per line: row, lookahead, prompt, text, tokens, and
     why the row stopped.
 
     Raises:
       SdslError: the file cannot be written.
     """
     lines = []
-    for result in measured.lookaheads:
+    for result in results:
         decoded = result.decoded
         assert decoded.events is not None
         stopped = (np.asarray(decoded.events.stop_reason) == STOP_TOKEN).any(axis=1)

@@ -1,10 +1,10 @@
-"""A protocol: every pair of published checkpoints that is there, measured the same way, into one
-folder of records.
+"""A protocol: every available pair of published checkpoints, measured in the same way, in one folder
+of records.
 
-What is absent is passed over and named. A pair that the records hold already is not measured again,
-so that an interrupted protocol goes on where it stood, and checkpoints may arrive one after
-another. Pairs of one tokenizer are decoded; others are compared on the target's text in the draft's
-tokens, which is no lossless decoding, and kept apart by their estimator.
+Absent checkpoints are skipped and named. Pairs that the records hold already are not measured again,
+so an interrupted protocol continues where it stopped, and checkpoints may arrive one after another.
+Pairs with one tokenizer are decoded. Others are compared on the target's text in the draft's tokens,
+which is not lossless decoding; their estimator keeps them apart.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -21,15 +21,15 @@ from sdsl_jax.checkpoints.loading import LoadOptions, load_model
 from sdsl_jax.checkpoints.model_folder import LoadedModel
 from sdsl_jax.config import ProtocolConfig, ProtocolModel, to_dict
 from sdsl_jax.data.prompts import Prompts, encode_prompts, load_prompts
-from sdsl_jax.decoding import Model, Sampling, one_vocabulary
+from sdsl_jax.decoding import Sampling
 from sdsl_jax.errors import SdslError, require
-from sdsl_jax.measurement import pair_records, pair_report
-from sdsl_jax.measurement.generation import time_generation
-from sdsl_jax.measurement.pair import PairSettings, measure_pair
+from sdsl_jax.measurement import pair_records
+from sdsl_jax.measurement.measured_pair import measure_and_record, pair_name
+from sdsl_jax.measurement.pair import PairSettings
+from sdsl_jax.measurement.pair_report import RetokenisedReport, share_tokens
 from sdsl_jax.measurement.retokenised import prompt_losses, retokenised_acceptance
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import (
-    AcceptanceRecord,
     read_json,
     read_table,
     require_records_folder,
@@ -37,18 +37,18 @@ from sdsl_jax.records import (
 )
 
 RETOKENISED, SETTINGS = "retokenised", "protocol-settings.json"
-# Of a device's memory, what weights may take: caches, logits and programs need the rest.
+# Share of a device's memory that weights may take: caches, logits and programs need the rest.
 _SHARE_FOR_WEIGHTS = 0.7
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-class Progressed(NamedTuple):
-    """What became of a protocol.
+class ProtocolResult(NamedTuple):
+    """The outcome of a protocol.
 
     Attributes:
-      measured: pairs (draft, target) in the records, of this run or an earlier one.
-      absent: folders that are not there.
-      unreadable: what is wrong with a checkpoint that is there, by folder.
+      measured: Pairs (draft, target) in the records, from this run or an earlier one.
+      absent: Folders that do not exist.
+      unreadable: Reason for each checkpoint that cannot be read, or pair that cannot be measured.
     """
 
     measured: list[tuple[str, str]]
@@ -57,11 +57,11 @@ class Progressed(NamedTuple):
 
 
 def devices_for(params: float, dtype: str, devices: list[jax.Device] | None = None) -> int:
-    """The smallest number of devices that the weights of a model fit on; 1 where a device does not
-    say how much it holds.
+    """The smallest number of devices that hold the weights of a model; 1 if a device does not report
+    its memory.
 
     Raises:
-      SdslError: all of them together hold too little.
+      SdslError: all devices together hold too little.
     """
     devices = jax.devices() if devices is None else devices
     limit = (devices[0].memory_stats() or {}).get("bytes_limit", 0)
@@ -83,19 +83,19 @@ def run_protocol(
     prompts: str,
     out: Path,
     progress: Progress | None = None,
-) -> Progressed:
-    """Measures every pair that is there and not in the records yet.
+) -> ProtocolResult:
+    """Measures every available pair that is not in the records yet.
 
     Args:
-      config: the protocol.
-      checkpoints: folder of checkpoints, each in a folder of the name that the protocol gives it.
-      prompts: file of prompts.
-      out: folder of the records.
-      progress: told about every pair.
+      config: The protocol.
+      checkpoints: Folder of checkpoints, each in a folder of the name that the protocol gives it.
+      prompts: File of prompts.
+      out: Folder of the records.
+      progress: Reports progress on every pair.
 
     Raises:
-      SdslError: the folder of checkpoints or the prompts are missing, the folder of the records
-        holds files of somebody else, or the records cannot be written.
+      SdslError: the checkpoints or the prompts are missing, the folder of the records holds somebody
+        else's files, or the records cannot be written.
     """
     progress = progress or Silent()
     require(checkpoints.is_dir(), f"the folder of checkpoints {checkpoints} does not exist.")
@@ -115,20 +115,20 @@ def run_protocol(
         if target.folder in absent or not drafts:
             continue
         done = _done(out)
-        wanted = [draft for draft in drafts if (draft.folder, target.folder) not in done]
-        if wanted:
-            _measure_target(config, target, wanted, checkpoints, prompts, out, unreadable, progress)
+        left = [draft for draft in drafts if (draft.folder, target.folder) not in done]
+        if left:
+            _measure_target(config, target, left, checkpoints, prompts, out, unreadable, progress)
         done = _done(out)
         measured += [
             (draft.folder, target.folder)
             for draft in drafts
             if (draft.folder, target.folder) in done
         ]
-    return Progressed(measured, absent, unreadable)
+    return ProtocolResult(measured, absent, unreadable)
 
 
 def _require_same_settings(config: ProtocolConfig, prompts: Path, out: Path) -> None:
-    """Raises `SdslError` if the folder was begun with other settings or prompts; more models may have been added since."""
+    """Raises `SdslError` if the folder was begun with other settings or prompts; other models are no problem."""
     try:
         digest = hashlib.sha256(prompts.read_bytes()).hexdigest()
     except OSError as error:
@@ -149,11 +149,12 @@ def _require_same_settings(config: ProtocolConfig, prompts: Path, out: Path) -> 
 
 
 def _done(out: Path) -> set[tuple[str, str]]:
-    found = {(name.draft_id, name.target_id) for name in pair_records.measured_pairs(out)}
+    """Pairs (draft, target) in the records."""
+    pairs = {(name.draft_id, name.target_id) for name in pair_records.measured_pairs(out)}
     if (out / "acceptance.csv").exists():
         rows = read_table(out, "acceptance")
-        found |= {(r.draft_id, r.target_id) for r in rows if r.estimator == RETOKENISED}
-    return found
+        pairs |= {(r.draft_id, r.target_id) for r in rows if r.estimator == RETOKENISED}
+    return pairs
 
 
 def _load(
@@ -163,10 +164,10 @@ def _load(
     devices: int,
     progress: Progress,
 ) -> LoadedModel:
-    reading = LoadOptions(
+    options = LoadOptions(
         dtype=config.measure.dtype, devices=devices, ignore_keys=config.ignore_keys
     )
-    loaded = load_model(checkpoints / model.folder, reading, progress)
+    loaded = load_model(checkpoints / model.folder, options, progress)
     record = dataclasses.replace(
         loaded.record, model_id=model.folder, train_tokens=int(model.train_tokens)
     )
@@ -183,10 +184,10 @@ def _measure_target(
     unreadable: dict[str, str],
     progress: Progress,
 ) -> None:
-    """One target, which is read once, with its drafts one after another."""
+    """Measures one target, which is read once, with its drafts one after another."""
     m = config.measure
     try:
-        # A pair lies on the same devices, as many as the larger of the two needs.
+        # Both models of a pair use the same devices, as many as the larger one needs.
         devices = devices_for(max(model.params for model in (target, *drafts)), m.dtype)
         loaded = _load(target, checkpoints, config, devices, progress)
     except SdslError as error:
@@ -212,35 +213,26 @@ def _measure_target(
             progress.note(f"{draft.folder} cannot be read: {error}")
             continue
         progress.note(f"{draft.folder} × {target.folder}")
-        measure = _decode if pair_report.share_tokens(proposing, loaded) else _retokenise
         try:
-            measure(proposing, loaded, chosen, settings, config, out, progress)
+            if share_tokens(proposing, loaded):
+                measure_and_record(
+                    proposing,
+                    loaded,
+                    chosen,
+                    settings,
+                    timed=m.timed,
+                    out=out,
+                    options=LoadOptions(dtype=m.dtype),
+                    requested=m.prompts,
+                    progress=progress,
+                )
+            else:
+                _retokenise(proposing, loaded, chosen, settings, config, out, progress)
         except (SdslError, jax.errors.JaxRuntimeError) as error:
-            # Memory that does not suffice, say: of this pair, and of no other.
+            # Such as too little memory: it fails this pair and no other.
             reason = str(error).splitlines()[0]
             unreadable[f"{draft.folder} × {target.folder}"] = reason
             progress.note(f"{draft.folder} × {target.folder} cannot be measured: {reason}")
-
-
-def _decode(
-    draft: LoadedModel,
-    target: LoadedModel,
-    prompts: Prompts,
-    settings: PairSettings,
-    config: ProtocolConfig,
-    out: Path,
-    progress: Progress,
-) -> None:
-    q, p = one_vocabulary(Model(draft.config, draft.params), Model(target.config, target.params))
-    measured = measure_pair(q, p, prompts, settings, progress)
-    m = config.measure
-    times = time_generation(q, p, prompts, settings, m.timed, progress=progress) if m.timed else []
-    source = pair_report.Draft(draft.record.model_id, draft)
-    warnings = pair_report.input_warnings(draft, target, prompts, settings, m.prompts)
-    warnings += pair_report.result_warnings(measured)
-    how = pair_records.how_measured(settings, LoadOptions(dtype=m.dtype)._asdict())
-    answer = pair_report.report(source, target, prompts, settings, measured, times, warnings, how)
-    pair_records.append_records(out, source, target, prompts, settings, measured, times, answer)
 
 
 def _retokenise(
@@ -252,11 +244,11 @@ def _retokenise(
     out: Path,
     progress: Progress,
 ) -> None:
-    """Both losses are those on the prompts, each model in its own tokens of the same text."""
-    m = config.measure
-    found = retokenised_acceptance(
-        Model(draft.config, draft.params),
-        Model(target.config, target.params),
+    """Both losses are those on the prompts, with each model in its own tokens of the same text."""
+    pair_records.require_same_models(out, draft, target)
+    result = retokenised_acceptance(
+        draft.model,
+        target.model,
         draft.tokenizer,
         target.tokenizer,
         prompts,
@@ -267,33 +259,17 @@ def _retokenise(
         target.tokenizer.decode(ids[prompts.lead : n])
         for ids, n in zip(prompts.tokens, prompts.lengths)
     ]
-    own = encode_prompts(texts, draft.tokenizer, 8 * m.prompt_tokens, prompts.domain)
-    losses: dict[str, Any] = {
-        "draft": prompt_losses(
-            "draft", Model(draft.config, draft.params), draft.tokenizer, own, settings
-        ),
-        "target": prompt_losses(
-            "target", Model(target.config, target.params), target.tokenizer, prompts, settings
-        ),
-    }
-    row = AcceptanceRecord(
-        draft_id=draft.record.model_id,
-        target_id=target.record.model_id,
-        estimator=RETOKENISED,
-        lookahead=0,
-        temperature=m.temperature,
-        domain=prompts.domain,
-        alpha=found.alpha.estimate,
-        alpha_low=found.alpha.low,
-        alpha_high=found.alpha.high,
-        confidence=m.confidence,
-        clusters=found.rows,
-        tokens=found.stretches,
+    own = encode_prompts(texts, draft.tokenizer, 8 * config.measure.prompt_tokens, prompts.domain)
+    models = []
+    for role, model, in_own_tokens in (("draft", draft, own), ("target", target, prompts)):
+        losses = prompt_losses(role, model.model, model.tokenizer, in_own_tokens, settings)
+        models.append(pair_records.with_loss(model.record, role, *losses))
+    name = pair_name(draft, target, prompts, settings)
+    rows = pair_records.PairRows(name, settings.confidence)
+    pair_records.append_pair(
+        out,
+        name,
+        models,
+        RetokenisedReport.of(draft, target, prompts, settings, result),
+        acceptance=[rows.acceptance(RETOKENISED, 0, result.alpha, result.rows, result.stretches)],
     )
-    models = [
-        pair_records.with_loss(model.record, role, *losses[role])
-        for role, model in (("draft", draft), ("target", target))
-    ]
-    pair_records.require_same_models(out, draft, target)
-    answer = pair_report.report_retokenised(draft, target, prompts, settings, found)
-    pair_records.append_acceptance(out, models, row, answer)

@@ -1,10 +1,10 @@
 """What a run would have given otherwise, from stored probabilities: other lookaheads, other
 samplings, another verification.
 
-Each function says what it keeps fixed. `expected_rounds` keeps nothing: it is the exact expectation
-of token verification, whatever the lookahead. `same_context_acceptance` keeps the contexts that
-were visited, and `compare_verification` the blocks that were drafted. Suffixes: B rows, R rounds, G
-largest lookahead, T positions, V vocabulary.
+Each function states what it holds fixed. `expected_rounds` is the exact expectation of token
+verification at any lookahead. `same_context_acceptance` keeps the contexts that were visited, and
+`compare_verification` the blocks that were drafted. Suffixes: B rows, R rounds, G largest lookahead,
+T positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,37 +20,31 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sdsl_jax.decoding import Sampling, overlap, probabilities
 from sdsl_jax.errors import require
-from sdsl_jax.statistics import Interval, ratio_interval
-from sdsl_jax.theory import Rounds, rounds_over_sample
+from sdsl_jax.statistics import Interval, ratio_interval, student_quantile
+from sdsl_jax.theory import Rounds, acceptance_from_tokens_per_round, rounds_over_sample
 
 
 class ExpectedRounds(NamedTuple):
-    """Expected outcome of token verification at one lookahead; intervals take samples as clusters.
+    """Expected outcome of token verification at one lookahead; samples are the clusters of the
+    intervals.
 
     Attributes:
       lookahead: γ.
-      tokens_per_round: τ = 1 + Σ_k S_k: accepted drafts and one more token for each round.
-      survival: S_1 … S_γ, the share of rounds whose first k drafts are accepted, at the block
-        starts of this γ.
-      rounds: expected number of rounds behind them.
+      tokens_per_round: τ = 1 + Σ_k S_k: accepted drafts, and one more token for each round.
+      survival: S_1 … S_γ, the share of rounds whose first k drafts are accepted.
+      accepted_per_test: Σ_{k=1..γ} S_k / Σ_{k=0..γ−1} S_k; a draft behind a rejection is not tested.
+      alpha: The α whose geometric formula gives τ at this γ.
+      alpha_change: α(γ) − α(1); 0 if acceptance is i.i.d., whatever the α.
+      rounds: Expected number of rounds that were averaged.
     """
 
     lookahead: int
     tokens_per_round: Interval
     survival: list[Interval]
+    accepted_per_test: Interval
+    alpha: Interval
+    alpha_change: Interval
     rounds: float
-
-
-class SampleRounds(NamedTuple):
-    """`theory.Rounds` of each sample, float64.
-
-    Attributes:
-      started: expected number of rounds.
-      survived: of these, those whose first k = 1 … γ drafts are accepted.
-    """
-
-    started: Float[np.ndarray, " samples"]
-    survived: Float[np.ndarray, "samples gamma"]
 
 
 @functools.partial(jax.jit, static_argnames="lookahead")
@@ -62,121 +56,136 @@ def _rounds(
     )
 
 
-def rounds_of_samples(
-    acceptance: Float[np.ndarray, "samples T"], starts: Int[np.ndarray, " samples"], lookahead: int
-) -> SampleRounds:
-    """Expected rounds over each sample, see `theory.rounds_over_sample`; compiled once for each
-    lookahead and shape.
-
-    Args:
-      acceptance: min(1, q(y)/p(y)) of each token.
-      starts: count only rounds that start at one of so many first positions of each sample.
-      lookahead: γ, from 1 to T.
-    """
-    rounds = _rounds(
-        jnp.asarray(acceptance, jnp.float32), jnp.asarray(starts, jnp.int32), lookahead
-    )
-    return SampleRounds(np.asarray(rounds.started, float), np.asarray(rounds.survived, float))
+# dα/dτ, for several τ and γ at once.
+_slopes = jax.jit(jax.vmap(jax.grad(acceptance_from_tokens_per_round)))
 
 
 def drawn_acceptance(target_log_probs: np.ndarray, draft_log_probs: np.ndarray) -> np.ndarray:
-    """min(1, q(y)/p(y)): the probability that a token which the target drew came by acceptance; of any shape."""
-    # It was drawn, so ln p is finite, unless a filter's border or a tie at temperature 0 falls
-    # differently in this pass.
+    """min(1, q(y)/p(y)): the probability that a token drawn from the target came by acceptance.
+
+    Args:
+      target_log_probs: ln p(y), of any shape.
+      draft_log_probs: ln q(y), of the same shape.
+    """
+    # The target drew y, so ln p is finite. In this pass it may still be −∞, where a filter's border
+    # or a tie at temperature 0 falls differently.
     log_p = np.maximum(target_log_probs, np.log(np.finfo(np.float32).tiny))
     return np.exp(np.minimum(0.0, draft_log_probs - log_p))
 
 
 def expected_rounds(
-    target_log_probs: Float[np.ndarray, "samples T"],
-    draft_log_probs: Float[np.ndarray, "samples T"],
-    lookaheads: Sequence[int],
+    acceptance: Float[np.ndarray, "samples T"],
+    largest: int,
     *,
-    lengths: Int[np.ndarray, " samples"] | None = None,
-    limits: Int[np.ndarray, " samples"] | None = None,
+    lengths: Any = None,
+    limits: Any = None,
     confidence: float = 0.9,
 ) -> list[ExpectedRounds]:
-    """Expected survival and τ of every lookahead from samples of the target, without decoding.
+    """Expected outcome of every lookahead γ = 1 … `largest` from samples of the target, without
+    decoding.
 
     Given that the token emitted at a tested position is y, it came by acceptance with probability
-    min(1, q(y)/p(y)). So one sample of the target, scored once by both models at the sampling it
-    was drawn with, holds the exact probability of every course of rounds that leads to it
-    (`theory.rounds_over_sample`); averaged over samples, it is the expectation of the live decoder
+    min(1, q(y)/p(y)). One sample of the target, scored once by both models at the sampling that it
+    was drawn with, thus gives the exact probability of every course of rounds that leads to it
+    (`theory.rounds_over_sample`). Averaged over samples, this is the expectation of the live decoder
     under token verification. The first position of a sample starts a round.
 
-    Counted are rounds that start where γ drafts fit before the sample's limit, which is known when
-    a round starts. A sample shorter than its limit ended with a stop token: rounds that reach it
-    count, and drafts behind it count as not accepted, as in raw events. To count exactly the rounds
-    with room for γ + 1 tokens, leave the last position of the limit out.
+    Rounds count that start at one of the first `lengths` positions and have γ drafts before the
+    limit. With `lengths` = T − `largest` + 1, every γ counts the same starts, and only the lookahead
+    differs between two results. With the defaults, drafts that reach beyond a stop count by the
+    acceptance that stands there. To count them as not accepted, as raw events do, set it to 0.
+
+    The interval of the change of α is linearised: sample i moves τ(γ) by its residual over the
+    rounds, α(γ) by that times dα/dτ, and the difference of two α by the difference of the two moves.
+    Their spread over the samples, with Student's t, is that of `ratio_interval`.
 
     Args:
-      target_log_probs: ln p(y) of each token of each sample.
-      draft_log_probs: ln q(y) of the same tokens.
-      lookaheads: every γ that is wanted, each from 1 to T.
-      lengths: tokens of each sample; T if left out. What stands behind them is not looked at.
-      limits: tokens that each sample could have had, T if left out.
-      confidence: of the intervals.
+      acceptance: min(1, q(y)/p(y)) of each token of each sample, see `drawn_acceptance`.
+      largest: The largest γ, at most T.
+      lengths: Positions of each sample, or of all, at which a round may start; the limits by
+        default.
+      limits: Tokens that each sample, or all, could have had; T by default.
+      confidence: Confidence of the intervals.
 
     Raises:
-      SdslError: shapes differ, a value lies outside its range, a token of a sample has no
-        probability under the target, or no sample has room for a whole block.
+      SdslError: the acceptance or `largest` is out of range, or no sample has room for a block.
     """
-    log_p, log_q = np.asarray(target_log_probs, float), np.asarray(draft_log_probs, float)
     require(
-        log_p.ndim == 2 and log_p.size > 0 and log_p.shape == log_q.shape,
-        f"the log-probabilities have shapes {log_p.shape} and {log_q.shape}; both must be [samples, tokens].",
+        acceptance.ndim == 2
+        and acceptance.size > 0
+        and bool(np.all((acceptance >= 0) & (acceptance <= 1))),
+        f"the acceptance has shape {acceptance.shape} or values outside [0, 1]; it must be [samples, tokens].",
     )
-    n, width = log_p.shape
-    limits = np.broadcast_to(np.asarray(width if limits is None else limits), (n,))
-    lengths = np.broadcast_to(
-        np.asarray(np.minimum(width, limits) if lengths is None else lengths), (n,)
-    )
+    n, width = acceptance.shape
     require(
-        bool(np.all((lengths >= 0) & (lengths <= limits) & (limits <= width))),
-        f"lengths run from {lengths.min()} to {lengths.max()} and limits from {limits.min()} to {limits.max()}; they must "
-        f"satisfy 0 <= length <= limit <= {width}.",
+        1 <= largest <= width, f"the largest lookahead is {largest}; it must lie in [1, {width}]."
     )
-    real = np.arange(width) < lengths[:, None]
+    limits = np.broadcast_to(np.minimum(width if limits is None else limits, width), (n,))
+    lengths = np.broadcast_to(limits if lengths is None else lengths, (n,))
     require(
-        not np.isnan(log_q[real]).any() and bool(np.all(log_p[real] > -np.inf)),
-        "a token of a sample has no log-probability, or −∞ under the target; the target must have drawn it.",
+        bool(np.all((lengths >= 0) & (lengths <= limits))),
+        f"lengths run from {lengths.min()} to {lengths.max()} and limits from {limits.min()} to "
+        f"{limits.max()}; they must satisfy 0 <= length <= limit.",
     )
-    # Nothing behind a stop is accepted, and nothing starts there.
-    acceptance = np.where(
-        real, np.exp(np.minimum(0, np.where(real, log_q, 0) - np.where(real, log_p, 0))), 0
-    )
-    found = []
-    for lookahead in lookaheads:
+    values = jnp.asarray(acceptance, jnp.float32)
+    gammas = np.arange(1, largest + 1)
+    rounds = []
+    for gamma in gammas:
+        starts = np.minimum(lengths, limits - gamma + 1)
         require(
-            1 <= lookahead <= width, f"the lookahead is {lookahead}; it must lie in [1, {width}]."
+            bool((starts > 0).any()),
+            f"no sample has room for a block of {gamma} drafts; use longer samples.",
         )
-        started, survived = rounds_of_samples(
-            acceptance, np.minimum(lengths, limits - lookahead + 1), lookahead
+        # Whole samples at every γ: one shape for all of them.
+        counted = _rounds(values, jnp.asarray(starts, jnp.int32), int(gamma))
+        rounds.append((np.asarray(counted.started, float), np.asarray(counted.survived, float)))
+    taus = [
+        ratio_interval(started + survived.sum(axis=1), started, confidence)
+        for started, survived in rounds
+    ]
+    tau = jnp.asarray([value.estimate for value in taus])
+    alphas = np.asarray(acceptance_from_tokens_per_round(np.asarray(taus), gammas[:, None]), float)
+    slopes = np.asarray(_slopes(tau, jnp.asarray(gammas, tau.dtype)), float)
+    moves = np.stack(
+        [
+            slope * (survived.sum(axis=1) - (value.estimate - 1) * started) / started.sum()
+            for (started, survived), value, slope in zip(rounds, taus, slopes)
+        ]
+    )
+    errors = (
+        np.sqrt(n / (n - 1) * np.square(moves - moves[0]).sum(axis=1))
+        if n > 1
+        else np.full(largest, np.nan)
+    )
+    halves = student_quantile(0.5 + confidence / 2, n - 1) * errors
+    changes = alphas[:, 0] - alphas[0, 0]
+    return [
+        ExpectedRounds(
+            lookahead=int(gamma),
+            tokens_per_round=taus[i],
+            survival=[ratio_interval(survived[:, k], started, confidence) for k in range(gamma)],
+            accepted_per_test=ratio_interval(
+                survived.sum(axis=1), started + survived[:, :-1].sum(axis=1), confidence
+            ),
+            alpha=Interval(*map(float, alphas[i])),
+            alpha_change=Interval(
+                float(changes[i]), float(changes[i] - halves[i]), float(changes[i] + halves[i])
+            ),
+            rounds=float(started.sum()),
         )
-        require(
-            bool(started.sum() > 0),
-            f"no sample has room for a block of {lookahead} drafts; longer samples are needed.",
-        )
-        found.append(
-            ExpectedRounds(
-                lookahead,
-                ratio_interval(started + survived.sum(axis=1), started, confidence),
-                [ratio_interval(survived[:, k], started, confidence) for k in range(lookahead)],
-                float(started.sum()),
-            )
-        )
-    return found
+        for i, (gamma, (started, survived)) in enumerate(zip(gammas, rounds))
+    ]
 
 
 class SameContextAcceptance(NamedTuple):
-    """α at another sampling, on the contexts of the recorded run.
+    """α at another sampling, in the contexts of the recorded run.
 
     Attributes:
-      sampling: that α belongs to.
-      acceptance: mean of Σ_v min(p_v, q_v), contexts as clusters.
-      positions: how many were averaged.
-      basis: always "same-context": decoding at this sampling would visit other contexts, and α
-        differs from one to another.
+      sampling: The other sampling.
+      acceptance: Mean of Σ_v min(p_v, q_v), with contexts as clusters.
+      positions: Number of positions averaged.
+      basis: Always "same-context": decoding at this sampling would visit other contexts, where α may
+        differ.
     """
 
     sampling: Sampling
@@ -189,7 +198,7 @@ class SameContextAcceptance(NamedTuple):
 def _overlap_sums(
     log_p: Array, log_q: Array, counts: Array, recorded: Array, sampling: Sampling
 ) -> Array:
-    # ln p · T₀ are logits that the recorded temperature T₀ turned into p. Rows that do not count
+    # ln p · T₀ are logits that the recorded temperature T₀ turns into p. Positions that do not count
     # may hold no distribution.
     p, q = (
         probabilities(jnp.where(counts[..., None], x * recorded, 0.0), sampling)
@@ -207,17 +216,17 @@ def same_context_acceptance(
     counts: Bool[np.ndarray, "contexts T"] | None = None,
     confidence: float = 0.9,
 ) -> list[SameContextAcceptance]:
-    """α at other samplings from the distributions of one run, at the contexts which that run
-    visited.
+    """α at other samplings, from the distributions of one run and in the contexts it visited.
 
     Args:
-      target_log_probs: ln p at each position, in nats; −∞ for tokens that the recorded sampling had
+      target_log_probs: ln p at each position, in nats; −∞ for tokens that the recorded sampling
         filtered out, which no other sampling brings back.
       draft_log_probs: ln q at the same positions.
-      samplings: that α is wanted at.
-      recorded_temperature: of the run, above 0: greedy decoding leaves nothing to rescale.
-      counts: which positions hold distributions; all if left out.
-      confidence: of the intervals.
+      samplings: Samplings to compute α at.
+      recorded_temperature: Temperature of the run. It must be positive: greedy decoding leaves
+        nothing to rescale.
+      counts: Positions that hold distributions; all by default.
+      confidence: Confidence of the intervals.
 
     Raises:
       SdslError: shapes differ, the recorded temperature is not positive, or no position counts.
@@ -229,7 +238,7 @@ def same_context_acceptance(
     )
     require(
         recorded_temperature > 0,
-        f"the recorded temperature is {recorded_temperature}; it must be positive, for other temperatures to follow from it.",
+        f"the recorded temperature is {recorded_temperature}; it must be positive for other temperatures to follow from it.",
     )
     counts = np.ones(shapes[0][:2], bool) if counts is None else np.asarray(counts, bool)
     require(
@@ -241,18 +250,18 @@ def same_context_acceptance(
         jnp.asarray(target_log_probs, jnp.float32),
         jnp.asarray(draft_log_probs, jnp.float32),
     )
-    found = []
+    results = []
     for sampling in samplings:
         sums = _overlap_sums(
             log_p, log_q, jnp.asarray(counts), jnp.float32(recorded_temperature), sampling.check()
         )
         interval = ratio_interval(np.asarray(sums, float), counts.sum(axis=1), confidence)
-        found.append(SameContextAcceptance(sampling, interval, int(counts.sum())))
-    return found
+        results.append(SameContextAcceptance(sampling, interval, int(counts.sum())))
+    return results
 
 
 class VerificationComparison(NamedTuple):
-    """Token against block verification on the same blocks; intervals take rows as clusters.
+    """Token against block verification on the same blocks; rows are the clusters of the intervals.
 
     The blocks are those of the recorded run. Decoding by the other rule would start its blocks
     elsewhere.
@@ -260,10 +269,10 @@ class VerificationComparison(NamedTuple):
     Attributes:
       token: Σ_i Π_{j≤i} min(1, p_j/q_j) of each block; 0 where nothing was drafted.
       block: Σ_i w_i of each block, w_i = min(1, w_{i−1}·p_i/q_i); never less than `token`.
-      token_accepted: mean of `token` over blocks: accepted drafts per round.
-      block_accepted: mean of `block`.
-      gain: mean of the difference, paired block by block.
-      rounds: blocks with at least one draft.
+      token_accepted: Mean of `token` over blocks: accepted drafts per round.
+      block_accepted: Mean of `block`.
+      gain: Mean difference, paired block by block.
+      rounds: Blocks with at least one draft.
     """
 
     token: Float[np.ndarray, "B R"]
@@ -284,13 +293,13 @@ def _expected_accepted(
         for probs in (draft_probs, target_probs)
     )
     drafted = jnp.expand_dims(jnp.arange(G), tuple(range(proposed.ndim))) < proposed[..., None]
-    # A draft has a positive q, or it could not have been drawn. Where nothing was drafted, nothing
-    # survives.
+    # A draft has a positive q, or it could not have been drawn. Positions without a draft keep
+    # nothing.
     ratio = jnp.where(drafted, p / jnp.where(drafted, q, 1.0), 0.0)
 
-    def keep(chance: Array, r: Array) -> tuple[Array, Array]:
-        chance = jnp.minimum(1.0, chance * r)
-        return chance, chance
+    def keep(weight: Array, r: Array) -> tuple[Array, Array]:
+        weight = jnp.minimum(1.0, weight * r)
+        return weight, weight
 
     _, kept = jax.lax.scan(keep, jnp.ones(proposed.shape, ratio.dtype), jnp.moveaxis(ratio, -1, 0))
     return jnp.cumprod(jnp.minimum(1.0, ratio), axis=-1).sum(axis=-1), kept.sum(axis=0)
@@ -308,16 +317,16 @@ def compare_verification(
     al., 2403.10444).
 
     Each term is the probability that the block is kept up to draft i, given the drafts so far.
-    Token verification keeps them one by one, with probability Π min(1, p/q). Block verification
-    lets a draft that the target likes more than the draft model did make up for an earlier one that
-    it likes less: w_i.
+    Token verification keeps drafts one by one, with probability Π min(1, p/q). Under block
+    verification, w_i, a draft that the target prefers can make up for an earlier one that it does
+    not.
 
     Args:
-      drafts: drafted tokens; as in `Decoded.blocks`, so are the next two.
+      drafts: Drafted tokens, as in `Decoded.blocks`; so are the next two.
       draft_probs: q at each drafted position.
-      target_probs: p at the same positions, and at the one after the last, which is not looked at.
-      proposed: drafts of each round; those behind are not looked at.
-      confidence: of the intervals.
+      target_probs: p at the same positions and at the one after the last, which is ignored.
+      proposed: Drafts of each round; entries behind them are ignored.
+      confidence: Confidence of the intervals.
 
     Raises:
       SdslError: shapes do not fit, or a draft has no probability under the draft model.
@@ -342,7 +351,7 @@ def compare_verification(
     ]
     require(
         bool(np.all(chosen[drafted] > 0)),
-        "a draft has probability 0 under the draft model, which cannot have drawn it.",
+        "a draft has probability 0 under the draft model, which therefore cannot have drawn it.",
     )
     token, block = (
         np.asarray(x, float) for x in _expected_accepted(*(jnp.asarray(x) for x in arrays))

@@ -1,19 +1,19 @@
-"""Acceptance across two tokenizers: the target's text is tokenised again by the draft. This
-measures; it does not decode.
+"""Acceptance across two tokenizers: the draft tokenises the target's text again. This measures and
+does not decode.
 
-Where both models have one vocabulary, a token y that the target emits came by acceptance with
-probability min(1, q(y)/p(y)), whose mean is α. Two tokenizers cut a text at different places. The
-shortest stretches between places where both cut take the part of tokens here: with p and q the
-products of each model's token probabilities over a stretch, min(1, q/p) of the stretch is averaged.
-With one tokenizer stretches are tokens, and this is α of the target's samples.
+If both models have one vocabulary, a token y that the target emits came by acceptance with
+probability min(1, q(y)/p(y)), whose mean is α. Two tokenizers cut a text at different places. Here
+the shortest stretches between places where both cut replace tokens: with p and q the products of
+each model's token probabilities over a stretch, min(1, q/p) is averaged over stretches. With one
+tokenizer, stretches are tokens and this is α on the target's samples.
 
-With two it is a heuristic. A stretch is no event that both models give a probability to before the
-text goes on: where the draft cuts may depend on what follows, and q counts one of its ways to write
-the stretch. A draft that is the exact law of the text can score below 1 (for a text of a and b
-drawn evenly, and a draft that always merges ab, it scores 11/12), and a stretch of several tokens
-counts once. Bits per byte of both models, which do compare, are given beside it. Rows end before
-the target's end-of-text token; stretches with broken characters are left out, and so is one that is
-cut off by the end of the row.
+With two tokenizers it is a heuristic. Neither model gives a stretch a probability before the text
+goes on: where the draft cuts may depend on what follows, and q counts one of its ways to write the
+stretch. A draft that is the exact law of the text can score below 1 (for a text of a and b drawn
+evenly, and a draft that always merges ab, it scores 11/12). A stretch of several tokens counts once.
+Bits per byte of both models are given as well; those are comparable. Rows end before the target's
+end-of-text token. Stretches with broken characters, and the one that the end of a row cuts off, are
+left out.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from sdsl_jax.models import ModelConfig, Params, forward
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.statistics import Interval, ratio_interval
 
-# What bytes that form no character are decoded to.
+# Bytes that form no character are decoded to this.
 _BROKEN = "\ufffd"
 
 
 class RoleScores(NamedTuple):
-    """One model on the continuations that the target wrote, in its own tokens.
+    """Scores of one model on the target's continuations, in its own tokens.
 
     Attributes:
-      loss: nats per token.
-      bits_per_byte: comparable between tokenizers.
-      tokens_per_stretch: its tokens in a stretch.
+      loss: Cross-entropy in nats per token.
+      bits_per_byte: Loss per byte, comparable between tokenizers.
+      tokens_per_stretch: Its tokens per stretch.
     """
 
     loss: Interval
@@ -61,10 +61,10 @@ class Retokenised(NamedTuple):
     """The re-tokenised acceptance of a pair.
 
     Attributes:
-      alpha: mean of min(1, q/p) over stretches, prompts as clusters.
-      stretches: how many there were.
-      roles: both models on the target's text, by role.
-      rows: prompts whose continuation held a stretch.
+      alpha: Mean of min(1, q/p) over stretches, with prompts as clusters.
+      stretches: Number of stretches.
+      roles: Scores of both models on the target's text, by role.
+      rows: Prompts whose continuation held a stretch.
     """
 
     alpha: Interval
@@ -74,20 +74,21 @@ class Retokenised(NamedTuple):
 
 
 class _Cut(NamedTuple):
-    """A text in the tokens of one model: ids, and for each the character at which it ends; −1 inside of a character."""
+    """A text in the tokens of one model: ids, and the character at which each ends; −1 inside a character."""
 
     ids: Int[np.ndarray, " n"]
     ends: Int[np.ndarray, " n"]
 
 
 def _ends(tokenizer: Tokenizer, ids: np.ndarray, text: str) -> np.ndarray:
-    """Where each of the ids of a text ends in it; −1 where the text up to there is not what they make, as inside a character."""
-    found = []
+    """The character at which each id of a text ends; −1 where the ids so far do not decode to the
+    beginning of the text, as inside a character."""
+    ends = []
     for n in range(1, len(ids) + 1):
         begun = tokenizer.decode(ids[:n])
         whole = text.startswith(begun) and not begun.endswith(_BROKEN)
-        found.append(len(begun) if whole else -1)
-    return np.asarray(found, int)
+        ends.append(len(begun) if whole else -1)
+    return np.asarray(ends, int)
 
 
 def _behind(lead: np.ndarray, ids: np.ndarray, ends: np.ndarray) -> _Cut:
@@ -95,7 +96,7 @@ def _behind(lead: np.ndarray, ids: np.ndarray, ends: np.ndarray) -> _Cut:
 
 
 def _cut(tokenizer: Tokenizer, text: str) -> _Cut:
-    """A text in new tokens, behind the special tokens that the tokenizer begins a text with."""
+    """A text in a model's tokens, after the special tokens that its tokenizer begins a text with."""
     if not isinstance(tokenizer, PublishedTokenizer):
         ids = tokenizer.encode(text)
         return _Cut(ids, _ends(tokenizer, ids, text))
@@ -116,15 +117,15 @@ def _log_probs(
 def _score(
     role: str, model: Model, rows: list[np.ndarray], temperature: float, batch: int
 ) -> list[np.ndarray]:
-    """ln of the probability of every id of each row but its first.
+    """Log-probability of every id of each row but its first.
 
     Raises:
-      SdslError: a row outgrows the model's table of positions, or logits are not finite.
+      SdslError: a row exceeds the model's table of positions, or logits are not finite.
     """
     require_positions(model, max(len(row) for row in rows), role, "the texts")
     # Widths in steps, so that few programs are compiled.
     width = 32 * math.ceil(max(len(row) for row in rows) / 32)
-    found = []
+    scores: list[np.ndarray] = []
     for begin in range(0, len(rows), batch):
         part = rows[begin : begin + batch]
         tokens = np.zeros((batch, width), np.int32)
@@ -133,17 +134,17 @@ def _score(
         scored = np.asarray(
             _log_probs(model.config, model.params, tokens, jnp.float32(temperature)), float
         )
-        found += [line[: len(row) - 1] for line, row in zip(scored, part)]
-    # Nothing is filtered here, so that broken logits alone make these infinite or NaN.
-    broken = sum(int((~np.isfinite(line)).sum()) for line in found)
-    require(broken == 0, broken_logits(role, f" at {broken} of {sum(map(len, found))} positions"))
-    return found
+        scores += [line[: len(row) - 1] for line, row in zip(scored, part)]
+    # Nothing is filtered here, so only broken logits make these infinite or NaN.
+    broken = sum(int((~np.isfinite(line)).sum()) for line in scores)
+    require(broken == 0, broken_logits(role, f" at {broken} of {sum(map(len, scores))} positions"))
+    return scores
 
 
 def prompt_losses(
     role: str, model: Model, tokenizer: Tokenizer, prompts: Prompts, settings: PairSettings
 ) -> tuple[Interval, Interval]:
-    """A model's loss on prompts in its own tokens, from the second one of text on: nats per token, and bits per byte."""
+    """A model's loss on prompts in its own tokens, from the second token of text on: nats per token and bits per byte."""
     rows = [ids[:n] for ids, n in zip(prompts.tokens, prompts.lengths)]
     nats = np.asarray(
         [-scores[prompts.lead :].sum() for scores in _score(role, model, rows, 1.0, settings.batch)]
@@ -164,19 +165,19 @@ def retokenised_acceptance(
     settings: PairSettings,
     progress: Progress | None = None,
 ) -> Retokenised:
-    """Lets the target continue every prompt, and compares both models on what it wrote.
+    """Lets the target continue every prompt, and compares both models on its text.
 
     Args:
-      draft: scored on the target's text.
-      target: writes and is scored.
-      draft_tokenizer: tokenises that text anew.
-      target_tokenizer: of the prompts.
-      prompts: to be continued.
-      settings: how; temperature above 0 and no filters.
-      progress: told after every batch.
+      draft: The model that scores the target's text.
+      target: The model that writes the text and scores it.
+      draft_tokenizer: Tokenizer of the draft.
+      target_tokenizer: Tokenizer of the target and of the prompts.
+      prompts: Prompts to continue.
+      settings: How to measure, with a temperature above 0 and without filters.
+      progress: Reports progress after every batch.
 
     Raises:
-      SdslError: the sampling is greedy or filtered, or no two cuts ever coincide.
+      SdslError: the sampling is greedy or filtered, or the two never cut at the same place.
     """
     sampling = settings.sampling
     require(
@@ -219,14 +220,14 @@ def retokenised_acceptance(
         )
         progress.advance(1, f"{role} on the target's text")
     progress.finish()
-    found = [
+    stretches = [
         _stretches(row, {role: scores[role][n] for role in scores}) for n, row in enumerate(rows)
     ]
-    return _summary(found, settings.confidence)
+    return _summary(stretches, settings.confidence)
 
 
 class _Row(NamedTuple):
-    """A prompt and what the target wrote behind it: its text, where the prompt ends in it, and both ways to cut it."""
+    """A prompt with its continuation: the text, where the prompt ends in it, and both ways to cut it."""
 
     text: str
     prompt_end: int
@@ -235,7 +236,8 @@ class _Row(NamedTuple):
 
 
 class _Stretches(NamedTuple):
-    """Of one row: ln q − ln p of each stretch; and over all of them nats and tokens of both models, and bytes."""
+    """The stretches of one row: ln q − ln p of each; and over all, nats and tokens of both models, and
+    bytes."""
 
     ratios: np.ndarray
     nats: dict[str, float]

@@ -1,39 +1,52 @@
-"""The measurement of a study: acceptance, survival and latency of every draft × target pair, as records."""
+"""The measurement of a study: acceptance, survival and latency of every draft × target pair, and
+exact acceptance under other conditions (temperatures, domains, drafts trained on other text)."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas
 
+from sdsl_jax.checkpoints.loading import load_other_models
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset, Text
+from sdsl_jax.data.domains import SourceMissing, domain_files, load_domain
 from sdsl_jax.decoding import Model, Sampling, autoregress, speculate
 from sdsl_jax.device import device_name
 from sdsl_jax.errors import require
-from sdsl_jax.measurement.decoded import DecodedStatistics, event_columns, summarise
-from sdsl_jax.measurement.expected import expected_outcomes, expected_record
+from sdsl_jax.measurement.events import event_columns, summarise
 from sdsl_jax.measurement.latency import Step, time_steps
-from sdsl_jax.measurement.overlap import pairwise_overlap
-from sdsl_jax.measurement.replay import drawn_acceptance
+from sdsl_jax.measurement.overlap import ModelScores, pairwise_overlap
+from sdsl_jax.measurement.pair_records import PairName, PairRows
+from sdsl_jax.measurement.replay import drawn_acceptance, expected_rounds
 from sdsl_jax.progress import Progress
 from sdsl_jax.records import (
     AcceptanceRecord,
     ExpectedRecord,
     LatencyRecord,
+    LossRecord,
     ModelRecord,
     SurvivalRecord,
     longest_trained,
 )
 from sdsl_jax.seeds import derive_seed
-from sdsl_jax.statistics import Interval
+from sdsl_jax.statistics import ratio_interval
 from sdsl_jax.training import load_trained
+
+# Prefix of the names of drafts that were trained on other text.
+OTHER = "other-"
+# Progress is counted in passes of a small model over 32 contexts. A run of a decoder is worth about
+# so many.
+_RUN_UNITS = 20
 
 
 class Measurements(NamedTuple):
-    """All that the stage found out. `self_checks` maps "draft × target, γ" to a standard normal statistic."""
+    """The tables of the measure stage. `self_checks` maps "draft × target, γ" to a standard normal
+    score."""
 
     acceptance: list[AcceptanceRecord]
     survival: list[SurvivalRecord]
@@ -43,8 +56,29 @@ class Measurements(NamedTuple):
     self_checks: dict[str, float]
 
 
+class Conditions(NamedTuple):
+    """The tables of the conditions stage, by their names."""
+
+    conditions: list[AcceptanceRecord]
+    other_models: list[ModelRecord]
+    losses: list[LossRecord]
+
+
+class _Domain(NamedTuple):
+    """A text to measure on, and the temperatures to measure at."""
+
+    name: str
+    text: Text
+    temperatures: tuple[float, ...]
+
+
+class _Models(NamedTuple):
+    drafts: dict[str, Model]
+    targets: dict[str, Model]
+
+
 def domain(config: StudyConfig) -> str:
-    """What the contexts are: the test split of the corpus."""
+    """Name of the study's own contexts: the test split of the corpus."""
     if config.data.source == "sotu":
         return f"sotu since {config.data.test_from_year}"
     return f"last {config.data.test_fraction:.0%} of {config.data.source}"
@@ -53,7 +87,7 @@ def domain(config: StudyConfig) -> str:
 def load_models(
     config: StudyConfig, records: list[ModelRecord], dataset: Dataset, study: Path
 ) -> dict[str, Model]:
-    """Every model of the records, its parameters checked against the recorded digest."""
+    """The models of the records, each with its parameters checked against the recorded digest."""
     return {
         r.model_id: Model(*load_trained(config, r, dataset.tokenizer.vocab_size, study))
         for r in records
@@ -66,229 +100,181 @@ def prompts(config: StudyConfig, text: Text, count: int) -> np.ndarray:
     return windows[np.arange(count) % len(windows), : config.measure.prompt_tokens]
 
 
-def measure(
+def _by_role(models: dict[str, Model], records: list[ModelRecord]) -> _Models:
+    return _Models(
+        *(
+            {r.model_id: models[r.model_id] for r in records if r.role == role}
+            for role in ("draft", "target")
+        )
+    )
+
+
+def _rows(
+    config: StudyConfig, pair: tuple[str, str], temperature: float | None = None, name: str = ""
+) -> PairRows:
+    """The rows of a pair; of the study's own temperature and domain by default."""
+    m = config.measure
+    temperature = m.temperature if temperature is None else temperature
+    return PairRows(PairName(*pair, temperature, name or domain(config)), m.confidence)
+
+
+def measure_study(
     config: StudyConfig,
     dataset: Dataset,
     records: list[ModelRecord],
     study: Path,
     progress: Progress,
 ) -> Measurements:
-    """Measures every pair; the live decoder runs for those that `measure.decode` asks for.
+    """Measures every pair of a study. The live decoder runs for the pairs that `measure.decode`
+    selects.
 
     Args:
-      config: the study.
-      dataset: its corpus.
-      records: the trained models.
-      study: the study's folder, which holds their weights.
-      progress: told after every piece of work.
+      config: The study.
+      dataset: Its corpus.
+      records: The trained models.
+      study: The study's folder, which holds their weights.
+      progress: Reports progress after every piece of work.
 
     Raises:
       SdslError: a checkpoint is missing or damaged.
     """
+    m = config.measure
     available = dataset.window_count("test")
     require(
-        config.measure.prompts <= available,
-        f"measure.prompts is {config.measure.prompts}; the test split has only {available} sequences to take prompts from.",
+        m.prompts <= available,
+        f"measure.prompts is {m.prompts}; the test split has only {available} sequences to take prompts from.",
     )
-    models = load_models(config, records, dataset, study)
-    drafts = {r.model_id: models[r.model_id] for r in records if r.role == "draft"}
-    targets = {r.model_id: models[r.model_id] for r in records if r.role == "target"}
-    # How long a model trained does not change how fast it runs: one of each shape is timed.
+    loaded = load_models(config, records, dataset, study)
+    models = _by_role(loaded, records)
+    # How long a model was trained does not change its speed: one of each shape is timed.
     largest = {r.model_id for role in ("draft", "target") for r in longest_trained(records, role)}
-    latency_models = {name: model for name, model in models.items() if name in largest}
-    wanted = {"all": {*models}, "largest": largest, "none": set[str]()}[config.measure.decode]
-    decoded_pairs = [(d, t) for d in drafts for t in targets if {d, t} <= wanted]
-    # One unit is about one batched pass of a small model; a run of the decoder is worth many.
-    chunks = -(-config.measure.text_windows // 32) + len(targets) * -(-config.measure.prompts // 32)
-    decode_units = 20 * len(decoded_pairs) * len(config.measure.lookaheads)
-    progress.start("measure", chunks * len(models) + decode_units + 20 * len(latency_models))
+    decoding = {"all": {*loaded}, "largest": largest, "none": set[str]()}[m.decode]
+    pairs = [(d, t) for d in models.drafts for t in models.targets if {d, t} <= decoding]
+    chunks = -(-m.text_windows // 32) + len(models.targets) * -(-m.prompts // 32)
+    units = chunks * len(loaded) + _RUN_UNITS * (len(pairs) * len(m.lookaheads) + len(largest))
+    progress.start("measure", units)
 
-    acceptance, expected = _exact(config, dataset, drafts, targets, progress)
+    acceptance, expected = _exact(config, dataset, models, progress)
     survival: list[SurvivalRecord] = []
     frames, checks = [], {}
-    for draft_id, target_id in decoded_pairs:
-        draft, target = drafts[draft_id], targets[target_id]
-        for lookahead in config.measure.lookaheads:
-            statistics, frame = _decode(
-                config, dataset, draft_id, draft, target_id, target, lookahead
+    for pair in pairs:
+        names = dict(zip(("draft_id", "target_id"), pair))
+        for lookahead in m.lookaheads:
+            # Pairs share prompts but no randomness.
+            decoded = speculate(
+                models.drafts[pair[0]],
+                models.targets[pair[1]],
+                prompts(config, dataset.text("test"), m.prompts),
+                lookahead=lookahead,
+                max_lookahead=max(m.lookaheads),
+                new_tokens=m.new_tokens,
+                sampling=Sampling(m.temperature),
+                seed=derive_seed("decode", config.seed, *pair, lookahead),
             )
-            more, survived = _rows(config, draft_id, target_id, lookahead, statistics)
+            statistics = summarise(decoded, lookahead, m.confidence)
+            more, survived = _rows(config, pair).decoded(lookahead, statistics, m.prompts)
             acceptance += more
             survival += survived
-            frames.append(frame.assign(draft_id=draft_id, target_id=target_id))
-            checks[f"{draft_id} × {target_id}, γ = {lookahead}"] = statistics.self_check
+            frame = pandas.DataFrame(event_columns(decoded))
+            frames.append(frame.assign(lookahead=lookahead, temperature=m.temperature, **names))
+            checks[f"{pair[0]} × {pair[1]}, γ = {lookahead}"] = statistics.self_check
+            tau = statistics.tokens_per_round.estimate
             progress.advance(
-                20,
-                f"{draft_id} × {target_id}  γ = {lookahead}  {statistics.tokens_per_round.estimate:.2f} tokens/round",
+                _RUN_UNITS, f"{pair[0]} × {pair[1]}  γ = {lookahead}  {tau:.2f} tokens/round"
             )
-    latency = _latency(config, latency_models, set(targets), progress)
+    latency = _latency(
+        config,
+        {name: model for name, model in loaded.items() if name in largest},
+        {*models.targets},
+        progress,
+    )
     progress.finish()
     events = pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame()
     return Measurements(acceptance, survival, expected, latency, events, checks)
 
 
-def target_samples(
-    config: StudyConfig, target: Model, starts: np.ndarray, temperature: float, seed: int
-) -> np.ndarray:
-    """Prompts and how a target continues them, int32 [prompts, prompt_tokens + new_tokens]."""
-    sampled = autoregress(
-        target,
-        starts,
-        new_tokens=config.measure.new_tokens,
-        sampling=Sampling(temperature),
-        seed=seed,
-    )
-    return np.asarray(sampled.tokens)
-
-
 def _exact(
-    config: StudyConfig,
-    dataset: Dataset,
-    drafts: dict[str, Model],
-    targets: dict[str, Model],
-    progress: Progress,
+    config: StudyConfig, dataset: Dataset, models: _Models, progress: Progress
 ) -> tuple[list[AcceptanceRecord], list[ExpectedRecord]]:
-    """Teacher-forced α on held-out text and on every target's own samples, and from the latter the expected rounds."""
+    """Teacher-forced α on held-out text and on every target's own samples, with the expected rounds
+    of the latter."""
     m = config.measure
     advance = lambda n: progress.advance(n, "exact acceptance")  # noqa: E731
-    text = dataset.windows("test", m.text_windows)[:, :-1]
-    found = {
-        ("teacher_forced_text", pair): value
-        for pair, value in pairwise_overlap(
-            drafts, targets, text, first=0, samplings=[Sampling(m.temperature)], advance=advance
-        ).pairs.items()
-    }
+    scored = pairwise_overlap(
+        models.drafts,
+        models.targets,
+        dataset.windows("test", m.text_windows)[:, :-1],
+        first=0,
+        samplings=[Sampling(m.temperature)],
+        advance=advance,
+    )
+    rows = [
+        _rows(config, pair).overlap("teacher_forced_text", value)
+        for pair, value in scored.pairs.items()
+    ]
     expected = []
-    for target_id, target in targets.items():
-        tokens = target_samples(
-            config,
-            target,
-            prompts(config, dataset.text("test"), m.prompts),
-            m.temperature,
-            config.seed,
+    own = _Domain(domain(config), dataset.text("test"), (m.temperature,))
+    for target in models.targets:
+        more, rounds = _on_samples(
+            config, own, m.temperature, models, target, config.seed, advance, rounds=True
         )
-        scored = pairwise_overlap(
-            drafts,
-            {target_id: target},
-            tokens[:, :-1],
-            first=m.prompt_tokens - 1,
-            samplings=[Sampling(m.temperature)],
-            following=tokens[:, m.prompt_tokens :],
-            advance=advance,
-        )
-        found |= {("teacher_forced_samples", pair): value for pair, value in scored.pairs.items()}
-        for draft_id, scores in scored.drafts.items():
-            drawn = drawn_acceptance(scored.targets[target_id].log_probs[0], scores.log_probs[0])  # type: ignore[index]
-            expected += [
-                expected_record(
-                    outcome,
-                    draft_id=draft_id,
-                    target_id=target_id,
-                    temperature=m.temperature,
-                    domain=domain(config),
-                    confidence=m.confidence,
-                    samples=len(drawn),
-                )
-                for outcome in expected_outcomes(drawn, m.expected_lookahead, m.confidence)
-            ]
-    rows = []
-    for (estimator, (draft_id, target_id)), value in found.items():
-        clusters = len(value.positions)
-        interval = value.mean(value.acceptance[0], m.confidence)
-        positions = int(value.positions.sum())
-        rows.append(
-            acceptance_record(
-                config, draft_id, target_id, estimator, 0, interval, clusters, positions
-            )
-        )
+        rows += more
+        expected += rounds
     return rows, expected
 
 
-def acceptance_record(
+def _on_samples(
     config: StudyConfig,
-    draft_id: str,
+    where: _Domain,
+    temperature: float,
+    models: _Models,
     target_id: str,
-    estimator: str,
-    lookahead: int,
-    value: Interval,
-    clusters: int,
-    tokens: int,
-) -> AcceptanceRecord:
-    """A row of `acceptance.csv`."""
-    return AcceptanceRecord(
-        draft_id=draft_id,
-        target_id=target_id,
-        estimator=estimator,
-        lookahead=lookahead,
-        temperature=config.measure.temperature,
-        domain=domain(config),
-        alpha=value.estimate,
-        alpha_low=value.low,
-        alpha_high=value.high,
-        confidence=config.measure.confidence,
-        clusters=clusters,
-        tokens=tokens,
-    )
-
-
-def _decode(
-    config: StudyConfig,
-    dataset: Dataset,
-    draft_id: str,
-    draft: Model,
-    target_id: str,
-    target: Model,
-    lookahead: int,
-):
-    """Statistics and events of one pair at one lookahead; pairs share prompts but no randomness."""
-    m = config.measure
-    decoded = speculate(
-        draft,
+    seed: int,
+    advance: Callable[[int], None],
+    *,
+    rounds: bool,
+    sampled: Callable[[], None] = lambda: None,
+) -> tuple[list[AcceptanceRecord], list[ExpectedRecord]]:
+    """α of all drafts on a target's own continuations of a domain, and the expected rounds if they
+    are asked for."""
+    m, target = config.measure, models.targets[target_id]
+    samples = autoregress(
         target,
-        prompts(config, dataset.text("test"), m.prompts),
-        lookahead=lookahead,
-        max_lookahead=max(m.lookaheads),
+        prompts(config, where.text, m.prompts),
         new_tokens=m.new_tokens,
-        sampling=Sampling(m.temperature),
-        seed=derive_seed("decode", config.seed, draft_id, target_id, lookahead),
+        sampling=Sampling(temperature),
+        seed=seed,
     )
-    frame = pandas.DataFrame(event_columns(decoded)).assign(
-        lookahead=lookahead, temperature=m.temperature
+    sampled()
+    tokens = np.asarray(samples.tokens)
+    scored = pairwise_overlap(
+        models.drafts,
+        {target_id: target},
+        tokens[:, :-1],
+        first=m.prompt_tokens - 1,
+        samplings=[Sampling(temperature)],
+        following=tokens[:, m.prompt_tokens :] if rounds else None,
+        advance=advance,
     )
-    return summarise(decoded, lookahead, m.confidence), frame
-
-
-def _rows(
-    config: StudyConfig, draft_id: str, target_id: str, lookahead: int, found: DecodedStatistics
-) -> tuple[list[AcceptanceRecord], list[SurvivalRecord]]:
-    m = config.measure
+    rows = {pair: _rows(config, pair, temperature, where.name) for pair in scored.pairs}
     acceptance = [
-        acceptance_record(config, draft_id, target_id, name, lookahead, value, m.prompts, tokens)
-        for name, value, tokens in (
-            ("decoded_per_test", found.per_test, found.tests),
-            ("decoded_tar", found.tar, found.rounds * lookahead),
-        )
+        rows[pair].overlap("teacher_forced_samples", value) for pair, value in scored.pairs.items()
     ]
-    survival = [
-        SurvivalRecord(
-            draft_id=draft_id,
-            target_id=target_id,
-            lookahead=lookahead,
-            temperature=m.temperature,
-            domain=domain(config),
-            position=k,
-            survival=value.estimate,
-            survival_low=value.low,
-            survival_high=value.high,
+    expected = []
+    for draft_id, scores in scored.drafts.items() if rounds else ():
+        log_p, log_q = scored.targets[target_id].log_probs, scores.log_probs
+        assert log_p is not None
+        assert log_q is not None
+        drawn = drawn_acceptance(log_p[0], log_q[0])
+        # Every lookahead counts the same starts: what differs between two is the lookahead alone.
+        outcomes = expected_rounds(
+            drawn,
+            m.expected_lookahead,
+            lengths=drawn.shape[1] - m.expected_lookahead + 1,
             confidence=m.confidence,
-            rounds=found.rounds,
-            tokens_per_round=found.tokens_per_round.estimate,
-            tokens_per_round_low=found.tokens_per_round.low,
-            tokens_per_round_high=found.tokens_per_round.high,
         )
-        for k, value in enumerate(found.survival, 1)
-    ]
-    return acceptance, survival
+        expected += [rows[draft_id, target_id].expected(each, len(drawn)) for each in outcomes]
+    return acceptance, expected
 
 
 def _latency(
@@ -304,15 +290,15 @@ def _latency(
         for g in m.lookaheads
     }
     context = config.data.sequence_length // 2
-    names = {f"{name}/{width}": key for key in steps for name, width in [key]}
-    timed = time_steps(
-        {label: steps[key] for label, key in names.items()},
+    labels = {f"{name}/{width}": (name, width) for name, width in steps}
+    seconds = time_steps(
+        {label: steps[key] for label, key in labels.items()},
         batch=m.latency_batch,
         context=context,
         repetitions=m.latency_repetitions,
         confidence=m.confidence,
     )
-    progress.advance(20 * len(models), "latency")
+    progress.advance(_RUN_UNITS * len(models), "latency")
     return [
         LatencyRecord(
             model_id=name,
@@ -320,12 +306,191 @@ def _latency(
             width=width,
             batch=m.latency_batch,
             context=context,
-            seconds=timed[label].estimate,
-            seconds_low=timed[label].low,
-            seconds_high=timed[label].high,
+            seconds=seconds[label].estimate,
+            seconds_low=seconds[label].low,
+            seconds_high=seconds[label].high,
             confidence=m.confidence,
             repetitions=m.latency_repetitions,
             device=device_name(),
         )
-        for label, (name, width) in names.items()
+        for label, (name, width) in labels.items()
     ]
+
+
+def check_conditions(config: StudyConfig) -> None:
+    """Checks before anything is trained that every domain and the other drafts can be found.
+
+    Raises:
+      SdslError: a domain that is not optional is missing, has the name of the study's own, or holds
+        nothing to read; or there is no ladder in `conditions.other_drafts`.
+    """
+    for each in config.conditions.domains:
+        require(
+            each.name != domain(config),
+            f"conditions.domains holds {each.name!r}, which is the name of the study's own test split; choose another.",
+        )
+        try:
+            domain_files(each)
+        except SourceMissing:
+            if not each.optional:
+                raise
+    folder = config.conditions.other_drafts
+    require(
+        not folder or (Path(folder) / "records" / "models.csv").exists(),
+        f"conditions.other_drafts is {folder!r}, which holds no trained ladder: records/models.csv is not there.",
+    )
+
+
+def load_other_drafts(
+    config: StudyConfig, dataset: Dataset, study: Path
+) -> tuple[list[ModelRecord], dict[str, Model]]:
+    """The records and models of `conditions.other_drafts`, under names of their own.
+
+    Raises:
+      SdslError: the folder cannot be read, or it holds no draft.
+    """
+    if not config.conditions.other_drafts:
+        return [], {}
+    folder, setting = Path(config.conditions.other_drafts), "conditions.other_drafts"
+    records, models = load_other_models(folder, setting, OTHER, dataset, study, role="draft")
+    require(bool(records), f"{setting} is {str(folder)!r}, whose records hold no draft.")
+    return records, models
+
+
+def measure_conditions(
+    config: StudyConfig,
+    dataset: Dataset,
+    records: list[ModelRecord],
+    study: Path,
+    progress: Progress,
+) -> Conditions:
+    """Measures the exact acceptance of every pair under every condition.
+
+    Nothing is decoded by a pair. One pass of each model over a text serves every temperature and the
+    losses as well. The targets' own samples are drawn and scored at the temperature that they stand
+    for. Rows of the study's own domain and temperature repeat those of the measure stage, so the
+    table is complete by itself.
+
+    Args:
+      config: The study.
+      dataset: Its corpus.
+      records: Its trained models.
+      study: Its folder, which holds their weights.
+      progress: Reports progress after every piece of work.
+
+    Raises:
+      SdslError: a domain is missing, unreadable or too short, or a checkpoint is missing or
+        damaged.
+    """
+    check_conditions(config)
+    domains = _domains(config, dataset, progress)
+    own = load_models(config, records, dataset, study)
+    other_records, others = load_other_drafts(config, dataset, study)
+    drafts, targets = _by_role(own, records)
+    models = _Models(drafts | others, targets)
+    progress.start("conditions", sum(_units(config, each, models) for each in domains))
+    rows: list[AcceptanceRecord] = []
+    losses: list[LossRecord] = []
+    for each in domains:
+        advance = lambda n, name=each.name: progress.advance(n, name)  # noqa: E731
+        more, lost = _on_text(config, each, models, advance)
+        rows += more
+        losses += lost
+        for temperature in each.temperatures:
+            # The study's own samples are those of the measure stage; others share no randomness.
+            same = each.name == domain(config) and temperature == config.measure.temperature
+            for target in targets:
+                belongs_to = ("conditions", config.seed, each.name, target, temperature)
+                rows += _on_samples(
+                    config,
+                    each,
+                    temperature,
+                    models,
+                    target,
+                    config.seed if same else derive_seed(*belongs_to),
+                    advance,
+                    rounds=False,
+                    sampled=lambda advance=advance: advance(_RUN_UNITS),  # type: ignore[misc]
+                )[0]
+    progress.finish()
+    return Conditions(rows, other_records, losses)
+
+
+def _domains(config: StudyConfig, dataset: Dataset, progress: Progress) -> list[_Domain]:
+    """The study's own domain first; optional domains that are missing are left out."""
+    m, c = config.measure, config.conditions
+    domains = [
+        _Domain(
+            domain(config),
+            dataset.text("test"),
+            tuple(sorted({*map(float, c.temperatures), float(m.temperature)})),
+        )
+    ]
+    for each in c.domains:
+        try:
+            text = load_domain(each, dataset, m.prompts, progress.note)
+            domains.append(_Domain(each.name, text, (float(m.temperature),)))
+        except SourceMissing as error:
+            if not each.optional:
+                raise
+            progress.note(f"{each.name} is left out: {error}")
+    return domains
+
+
+def _units(config: StudyConfig, where: _Domain, models: _Models) -> int:
+    drafts, targets = map(len, models)
+    windows = min(config.measure.text_windows, where.text.window_count)
+    each = _RUN_UNITS + -(-config.measure.prompts // 32) * (drafts + 1)
+    return -(-windows // 32) * (drafts + targets) + len(where.temperatures) * targets * each
+
+
+def _on_text(
+    config: StudyConfig, where: _Domain, models: _Models, advance: Callable[[int], None]
+) -> tuple[list[AcceptanceRecord], list[LossRecord]]:
+    """α on text at every temperature, and the losses of all models there, which are at temperature 1
+    by definition."""
+    m = config.measure
+    windows = where.text.windows(m.text_windows)
+    temperatures = where.temperatures if 1.0 in where.temperatures else (*where.temperatures, 1.0)
+    scored = pairwise_overlap(
+        models.drafts,
+        models.targets,
+        windows[:, :-1],
+        first=0,
+        samplings=[Sampling(temperature) for temperature in temperatures],
+        following=windows[:, 1:],
+        advance=advance,
+    )
+    rows = [
+        _rows(config, pair, temperature, where.name).overlap("teacher_forced_text", value, index)
+        for index, temperature in enumerate(where.temperatures)
+        for pair, value in scored.pairs.items()
+    ]
+    plain = temperatures.index(1.0)
+    losses = [
+        _loss(config, where, name, scores, plain)
+        for name, scores in (scored.drafts | scored.targets).items()
+    ]
+    return rows, losses
+
+
+def _loss(
+    config: StudyConfig, where: _Domain, name: str, scores: ModelScores, plain: int
+) -> LossRecord:
+    assert scores.log_probs is not None
+    confidence = config.measure.confidence
+    loss = ratio_interval(
+        -scores.log_probs[plain].sum(axis=1, dtype=float), scores.positions, confidence
+    )
+    return LossRecord(
+        model_id=name,
+        domain=where.name,
+        loss_nats=loss.estimate,
+        loss_nats_low=loss.low,
+        loss_nats_high=loss.high,
+        entropy_nats=scores.mean_entropy(confidence).estimate,
+        bits_per_byte=loss.estimate / math.log(2) / where.text.bytes_per_token,
+        confidence=confidence,
+        windows=len(scores.positions),
+        tokens=int(scores.positions.sum()),
+    )

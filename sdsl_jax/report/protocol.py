@@ -13,7 +13,7 @@ import numpy as np
 from sdsl_jax.config import ProtocolConfig
 from sdsl_jax.errors import SdslError
 from sdsl_jax.fitting.plane import PUBLISHED_PLANE, Plane, fit_plane
-from sdsl_jax.measurement.protocol import RETOKENISED, Progressed
+from sdsl_jax.measurement.protocol import RETOKENISED, ProtocolResult
 from sdsl_jax.records import AcceptanceRecord, ModelRecord, read_table, write_json, write_text
 from sdsl_jax.report.style import COLOURS, figure
 from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, AffinePlane, Scenario
@@ -22,7 +22,7 @@ _DRAWN = (-0.25, 1.25)
 TABLE, ANSWER, FIGURE = "protocol.md", "protocol.json", "plane"
 
 
-def summarise(config: ProtocolConfig, done: Progressed, out: Path) -> dict[str, Any]:
+def summarise(config: ProtocolConfig, done: ProtocolResult, out: Path) -> dict[str, Any]:
     """Reads the records of a protocol, fits the plane, and computes each target's optimal draft by
     it and by the published one.
 
@@ -98,7 +98,7 @@ def _optimum(config: ProtocolConfig, target: Any, plane: AffinePlane) -> dict[st
 def _target(
     config: ProtocolConfig,
     target: Any,
-    done: Progressed,
+    done: ProtocolResult,
     rows: list[AcceptanceRecord],
     models: dict[str, ModelRecord],
     plane: Plane | None,

@@ -54,9 +54,11 @@ def _train(study: Study) -> None:
 
 
 def _measure(study: Study) -> None:
-    from sdsl_jax.measurement import measure
+    from sdsl_jax.measurement import measure_study
 
-    found = measure(study.config, study.dataset, study.table("models"), study.home, study.progress)
+    found = measure_study(
+        study.config, study.dataset, study.table("models"), study.home, study.progress
+    )
     with whole_file(study.records / "events.parquet") as path:
         found.events.to_parquet(path, index=False)
     write_json(study.records / "checks.json", {"decoder_self_check": found.self_checks})
@@ -107,7 +109,7 @@ def _race_nearest(
     study: Study, entries: list[CodesignEntry], models: list[ModelRecord]
 ) -> list[ClockRecord]:
     """Times the trained draft nearest to each target's optimum of the best acceptance law, where weights are at hand."""
-    from sdsl_jax.measurement import clock
+    from sdsl_jax.measurement import clock_pair
 
     by_id = {m.model_id: m for m in models}
     wanted: dict[tuple[str, str, int], None] = {}
@@ -127,7 +129,9 @@ def _race_nearest(
     rows = []
     for draft, target, lookahead in wanted:
         rows.append(
-            clock(study.config, study.dataset, by_id[draft], by_id[target], lookahead, study.folder)
+            clock_pair(
+                study.config, study.dataset, by_id[draft], by_id[target], lookahead, study.folder
+            )
         )
         study.progress.advance(
             1, f"{draft} × {target}  γ = {lookahead}  measured speed-up {rows[-1].speedup:.2f}"
@@ -164,9 +168,8 @@ def _calibrated(study: Study, path: Path) -> list[TimingRecord]:
     """Times models with random weights, as `sdsl calibrate` does, and writes the device that is fitted to them."""
     from sdsl_jax.fitting.calibration import fit_device, hardware_file, today
     from sdsl_jax.hardware import save_hardware
+    from sdsl_jax.measurement.calibration import device_scale, operations, time_operations
     from sdsl_jax.measurement.threads import computing_threads
-    from sdsl_jax.measurement.timings import time_operations
-    from sdsl_jax.measurement.workloads import device_scale, operations
 
     c, confidence, seed = study.config.clock, study.config.measure.confidence, study.config.seed
     scale, dtype = device_scale()

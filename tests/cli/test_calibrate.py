@@ -11,8 +11,7 @@ from rich.console import Console
 
 from sdsl_jax.fitting.calibration import fit_device, hardware_file
 from sdsl_jax.hardware import load_hardware, save_hardware
-from sdsl_jax.measurement.timings import record_of, unseen_models
-from sdsl_jax.measurement.workloads import CPU, operations
+from sdsl_jax.measurement.calibration import CPU, operations, record_of, unseen_models
 from sdsl_jax.records import read_table
 from sdsl_jax.statistics import Interval
 
@@ -57,11 +56,11 @@ def fitted():
             Interval(s := seconds(o), s * 0.9, s * 1.1),
             CPU,
             unseen,
-            0.9,
-            4,
-            1,
-            "float32",
-            "1 x cpu, 2 cores",
+            confidence=0.9,
+            repetitions=4,
+            threads=1,
+            dtype="float32",
+            device="1 x cpu, 2 cores",
         )
         for o in ops
     ]

@@ -20,7 +20,7 @@ from sdsl_jax.decoding import (
 from sdsl_jax.decoding import loop as decoding_loop
 from sdsl_jax.decoding.sampling import finite_logits
 from sdsl_jax.errors import SdslError
-from sdsl_jax.measurement.decoded import summarise
+from sdsl_jax.measurement.events import summarise
 from sdsl_jax.models import ModelConfig, init_params
 from sdsl_jax.models import forward as eager_forward
 

@@ -10,15 +10,20 @@ import pytest
 from sdsl_jax.errors import SdslError
 from sdsl_jax.fitting.calibration import BYTES, fit_device, timing_of
 from sdsl_jax.fitting.hardware import predicted_seconds
-from sdsl_jax.measurement import workloads
-from sdsl_jax.measurement.timings import (
+from sdsl_jax.measurement import calibration as workloads
+from sdsl_jax.measurement.calibration import (
+    ACCELERATOR,
+    CPU,
+    build,
+    model_name,
+    operations,
     random_params,
     record_of,
+    shape_of,
     slots_of,
     time_operations,
     unseen_models,
 )
-from sdsl_jax.measurement.workloads import ACCELERATOR, CPU, build, model_name, operations, shape_of
 from sdsl_jax.models import abstract_params, count
 from sdsl_jax.records import read_table, write_table
 from sdsl_jax.statistics import Interval
@@ -33,7 +38,18 @@ def simulated(scale, truth, dtype, *, quick=False, batches=(1, 4, 16), noise=0.0
     ops = operations(scale, batches, quick)
     unseen = unseen_models(ops)
     rows = [
-        record_of(o, Interval(1, 1, 1), scale, unseen, 0.9, 5, 1, dtype, "simulated") for o in ops
+        record_of(
+            o,
+            Interval(1, 1, 1),
+            scale,
+            unseen,
+            confidence=0.9,
+            repetitions=5,
+            threads=1,
+            dtype=dtype,
+            device="simulated",
+        )
+        for o in ops
     ]
     precision = Precision(BYTES[dtype], BYTES[dtype])
     exact = predicted_seconds(truth, [timing_of(row) for row in rows], precision)

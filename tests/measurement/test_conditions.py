@@ -10,7 +10,7 @@ from conftest import tiny
 from sdsl_jax.config import ConditionsConfig, DomainConfig, load_study, to_toml
 from sdsl_jax.data import load_dataset
 from sdsl_jax.errors import SdslError
-from sdsl_jax.measurement import check_conditions, measure, measure_conditions
+from sdsl_jax.measurement import check_conditions, measure_conditions, measure_study
 from sdsl_jax.progress import Silent
 from sdsl_jax.records import read_table
 from sdsl_jax.study import run_study
@@ -209,7 +209,7 @@ def test_the_decoder_may_run_for_the_largest_budgets_only(measured_study, datase
     config = tiny(measure={"decode": "largest"})
     progress = Counted()
     records = read_table(measured_study / "records", "models")
-    found = measure(config, dataset, records, measured_study, progress)
+    found = measure_study(config, dataset, records, measured_study, progress)
     assert progress.done == progress.total
     largest = {r.model_id for r in records if r.role == "draft" and r.train_tokens > 12_000}
     assert len(largest) == 3

@@ -2,9 +2,15 @@ import numpy as np
 import pytest
 
 from sdsl_jax.errors import SdslError
-from sdsl_jax.measurement.expected import expected_outcomes
+from sdsl_jax.measurement.replay import expected_rounds
 from sdsl_jax.statistics import student_quantile
 from sdsl_jax.theory import PersistentAcceptance, acceptance_from_tokens_per_round
+
+
+def expected_outcomes(acceptance, largest, confidence=0.9):
+    """As studies count: the same starts at every lookahead."""
+    lengths = acceptance.shape[1] - largest + 1
+    return expected_rounds(acceptance, largest, lengths=lengths, confidence=confidence)
 
 
 def enumerate_rounds(acceptance, lookahead, starts):
@@ -125,4 +131,4 @@ def test_a_block_must_fit(largest):
     with pytest.raises(
         SdslError, match=rf"the largest lookahead is {largest}; it must lie in \[1, 9\]"
     ):
-        expected_outcomes(np.full((5, 9), 0.5), largest)
+        expected_rounds(np.full((5, 9), 0.5), largest)

@@ -7,7 +7,7 @@ import pytest
 
 from sdsl_jax.decoding import Model, autoregress, speculate
 from sdsl_jax.errors import SdslError
-from sdsl_jax.measurement.decoded import (
+from sdsl_jax.measurement.events import (
     FALSE_ALARM,
     alarm_score,
     event_columns,

@@ -9,10 +9,10 @@ from flax import nnx
 from sdsl_jax.data.prompts import Prompts
 from sdsl_jax.decoding import Model, NgramDraft, Sampling, one_vocabulary, overlap, probabilities
 from sdsl_jax.errors import SdslError
-from sdsl_jax.measurement import generation
+from sdsl_jax.measurement import latency as generation
 from sdsl_jax.measurement import pair as module
 from sdsl_jax.measurement.overlap import pairwise_overlap
-from sdsl_jax.measurement.pair import PairSettings, measure_pair
+from sdsl_jax.measurement.pair import PairSettings, measure_models
 from sdsl_jax.models import ModelConfig, init_params
 from sdsl_jax.models import forward as eager_forward
 
@@ -47,7 +47,7 @@ SETTINGS = dict(lookaheads=(3, 1), new_tokens=24, batch=200)
 
 @pytest.fixture(scope="module")
 def measured(pair):
-    return measure_pair(*pair, ragged(400), PairSettings(**SETTINGS))
+    return measure_models(*pair, ragged(400), PairSettings(**SETTINGS))
 
 
 def error(interval) -> float:
@@ -97,7 +97,7 @@ def test_exact_acceptance_is_the_overlap_on_the_samples(pair, measured):
 
 @pytest.mark.slow
 def test_batches_change_nothing(pair, measured):
-    other = measure_pair(
+    other = measure_models(
         *pair, ragged(400), PairSettings(**SETTINGS | {"batch": 150})
     )  # the last one is not full
     for mine, theirs in zip(measured.lookaheads, other.lookaheads):
@@ -120,7 +120,7 @@ def test_a_table_of_positions_may_be_filled_to_its_end():
         )
 
     draft, target = learned(1), learned(2)
-    for result in measure_pair(draft, target, prompts, settings).lookaheads:
+    for result in measure_models(draft, target, prompts, settings).lookaheads:
         tau, expected = result.statistics.tokens_per_round, result.expected
         assert abs(tau.estimate - expected.estimate) < 5 * np.hypot(error(tau), error(expected))
         assert abs(result.statistics.self_check) < 5
@@ -129,12 +129,12 @@ def test_a_table_of_positions_may_be_filled_to_its_end():
         SdslError,
         match="prompts of 6 and 25 new tokens come to 31 positions; the target knows only 30",
     ):
-        measure_pair(draft, target, prompts, longer)
+        measure_models(draft, target, prompts, longer)
 
 
 @pytest.mark.slow
 def test_a_stop_token_ends_rows_and_what_is_counted(pair):
-    found = measure_pair(*pair, ragged(400), PairSettings(**SETTINGS, stop_tokens=(3,)))
+    found = measure_models(*pair, ragged(400), PairSettings(**SETTINGS, stop_tokens=(3,)))
     assert found.positions < 400 * 24
     for result in found.lookaheads:
         decoded = result.decoded
@@ -146,7 +146,7 @@ def test_a_stop_token_ends_rows_and_what_is_counted(pair):
 
 
 def test_greedy_decoding_leaves_nothing_to_chance(pair):
-    for result in measure_pair(
+    for result in measure_models(
         *pair, ragged(400), PairSettings(**SETTINGS, sampling=Sampling(0.0))
     ).lookaheads:
         assert result.statistics.tokens_per_round.estimate == pytest.approx(
@@ -157,7 +157,7 @@ def test_greedy_decoding_leaves_nothing_to_chance(pair):
 
 @pytest.mark.slow
 def test_block_verification_never_keeps_fewer(pair, measured):
-    (block,) = measure_pair(
+    (block,) = measure_models(
         *pair, ragged(400), PairSettings(**SETTINGS | {"lookaheads": (3,)}, verification="block")
     ).lookaheads
     tau, expected = block.statistics.tokens_per_round, block.expected
@@ -171,9 +171,9 @@ def test_block_verification_never_keeps_fewer(pair, measured):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lookaheads": ()}, "no lookahead"),
-        ({"lookaheads": (0,)}, "hold 0"),
-        ({"lookaheads": (2, 2)}, "repeat a value"),
+        ({"lookaheads": ()}, "lookaheads is empty"),
+        ({"lookaheads": (0,)}, "holds 0"),
+        ({"lookaheads": (2, 2)}, "repeats a value"),
         ({"lookaheads": (4,), "new_tokens": 4}, "must exceed the largest lookahead"),
         ({"sampling": Sampling(-1.0)}, "temperature is -1"),
         ({"sampling": Sampling(top_p=0.0)}, "top_p is 0"),
@@ -189,7 +189,7 @@ def test_settings_are_checked(changes, message):
 
 def test_a_pair_is_checked(pair):
     with pytest.raises(SdslError, match="stop token is 8; it must lie in"):
-        measure_pair(*pair, ragged(4), PairSettings(stop_tokens=(V,)))
+        measure_models(*pair, ragged(4), PairSettings(stop_tokens=(V,)))
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def test_ids_that_a_model_has_no_row_for_get_no_probability_from_it(pair, wide):
 def test_tables_of_different_size_are_one_vocabulary(pair, wide, larger):
     """Decoding stays what the probabilities say, whichever of the two knows more ids: five standard errors."""
     draft, target = (wide, pair[0]) if larger == "draft" else (pair[0], wide)
-    found = measure_pair(
+    found = measure_models(
         draft, target, ragged(200), PairSettings(**SETTINGS | {"lookaheads": (2,)})
     )
     result = found.lookaheads[0]
@@ -254,7 +254,7 @@ def test_what_is_no_number_is_refused_and_never_an_acceptance(pair):
     )
     for q, p, role in ((draft, broken, "target"), (broken, target, "draft")):
         with pytest.raises(SdslError, match=f"the logits of the {role} are not finite at"):
-            measure_pair(q, p, ragged(4), PairSettings(**SETTINGS))
+            measure_models(q, p, ragged(4), PairSettings(**SETTINGS))
 
 
 @pytest.mark.slow
@@ -265,7 +265,7 @@ def test_special_tokens_at_the_beginning_are_not_part_of_the_loss(pair):
         tokens=np.pad(plain.tokens, ((0, 0), (1, 0))), lengths=plain.lengths + 1, lead=1
     )
     settings = PairSettings(**SETTINGS | {"lookaheads": (1,)})
-    found = measure_pair(draft, target, led, settings).text
+    found = measure_models(draft, target, led, settings).text
     logits = forward(target.config, target.params, led.tokens)[0]
     log_probs = np.asarray(jax.nn.log_softmax(logits))
     chosen = np.take_along_axis(log_probs[:, 1:-1], led.tokens[:, 2:, None], -1)[..., 0]
@@ -275,7 +275,7 @@ def test_special_tokens_at_the_beginning_are_not_part_of_the_loss(pair):
 
 
 def test_an_ngram_draft_is_measured_by_the_decoder_alone(pair):
-    found = measure_pair(NgramDraft(V), pair[1], ragged(50), PairSettings(**SETTINGS))
+    found = measure_models(NgramDraft(V), pair[1], ragged(50), PairSettings(**SETTINGS))
     assert (found.alpha, found.text) == (None, None)
     assert all(result.expected is None for result in found.lookaheads)
     assert found.lookaheads[0].statistics.tokens_per_round.estimate > 1

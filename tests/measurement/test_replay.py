@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from sdsl_jax.decoding import Model, Sampling, autoregress, speculate
 from sdsl_jax.errors import SdslError
-from sdsl_jax.measurement.conventions import acceptance_report
-from sdsl_jax.measurement.decoded import event_columns
+from sdsl_jax.measurement.events import acceptance_report, event_columns
 from sdsl_jax.measurement.overlap import pairwise_overlap
 from sdsl_jax.measurement.replay import (
     compare_verification,
+    drawn_acceptance,
     expected_rounds,
     same_context_acceptance,
 )
@@ -82,14 +82,26 @@ def every_sample(limit, stop=None):
     return log_p, log_q, np.array(list(seen.values())), weights
 
 
+def expected(log_p, log_q, lookahead, lengths=None, limits=None, confidence=0.9):
+    """One lookahead, where drafts behind the end of a sample count as not accepted."""
+    width = log_p.shape[1]
+    limits = np.broadcast_to(width if limits is None else limits, len(log_p))
+    lengths = limits if lengths is None else lengths
+    real = np.arange(width) < lengths[:, None]
+    acceptance = np.where(
+        real, drawn_acceptance(*(np.where(real, x, 0) for x in (log_p, log_q))), 0
+    )
+    return expected_rounds(
+        acceptance, lookahead, lengths=lengths, limits=limits, confidence=confidence
+    )[-1]
+
+
 def weighted(log_p, log_q, lengths, weights, limits, lookahead):
     """Expectation over samples of starts and survivors, each sample scored alone."""
     started, survived = 0.0, np.zeros(lookahead)
     for i, weight in enumerate(weights):
         own = slice(i, i + 1)
-        one = expected_rounds(
-            log_p[own], log_q[own], [lookahead], lengths=lengths[own], limits=limits[own]
-        )[0]
+        one = expected(log_p[own], log_q[own], lookahead, lengths[own], limits[own])
         started += weight * one.rounds
         survived += weight * one.rounds * np.array([s.estimate for s in one.survival])
     return started, survived
@@ -112,11 +124,8 @@ def test_limits_of_their_own():
     random = np.random.default_rng(1)
     log_p, log_q = -random.exponential(size=(3, 5)), -random.exponential(size=(3, 5))
     log_p[1:, 4:], log_q[2:, 2:] = np.nan, np.nan
-    together = expected_rounds(log_p, log_q, [3], limits=np.array([5, 4, 2]))[0]
-    alone = [
-        expected_rounds(log_p[i : i + 1, :n], log_q[i : i + 1, :n], [3])[0]
-        for i, n in ((0, 5), (1, 4))
-    ]
+    together = expected(log_p, log_q, 3, limits=np.array([5, 4, 2]))
+    alone = [expected(log_p[i : i + 1, :n], log_q[i : i + 1, :n], 3) for i, n in ((0, 5), (1, 4))]
     assert together.rounds == pytest.approx(sum(one.rounds for one in alone), rel=1e-5)
     for k in range(3):
         pooled = sum(one.rounds * one.survival[k].estimate for one in alone) / together.rounds
@@ -125,10 +134,7 @@ def test_limits_of_their_own():
 
 @given(st.floats(0.05, 0.95), st.sampled_from([1, 3, 8]))
 def test_constant_acceptance_is_the_geometric_formula(alpha, lookahead):
-    log_p = np.zeros((4, 12))
-    found = expected_rounds(
-        log_p, log_p + np.log(alpha), [lookahead], lengths=np.array([12, 12, 12, 12])
-    )[0]
+    found = expected_rounds(np.full((4, 12), alpha), lookahead)[-1]
     assert found.tokens_per_round.estimate == pytest.approx(
         sum(alpha**k for k in range(lookahead + 1)), rel=1e-5
     )
@@ -151,7 +157,7 @@ def test_intervals_of_expected_rounds_cover():
     log_p, log_q = (
         np.log(table[tokens[:, :-1], tokens[:, 1:]]).reshape(300, 40, 8) for table in (P, Q)
     )
-    intervals = [expected_rounds(p, q, [2])[0].tokens_per_round for p, q in zip(log_p, log_q)]
+    intervals = [expected(p, q, 2).tokens_per_round for p, q in zip(log_p, log_q)]
     covered = np.mean([low <= truth <= high for _, low, high in intervals])
     assert 0.83 < covered < 0.95
 
@@ -159,29 +165,24 @@ def test_intervals_of_expected_rounds_cover():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(target_log_probs=np.zeros(4)), "both must be"),
-        (dict(draft_log_probs=np.zeros((2, 3))), "both must be"),
-        (dict(lookaheads=[0]), r"lookahead is 0; it must lie in \[1, 4\]"),
-        (dict(lookaheads=[5]), r"lookahead is 5; it must lie in \[1, 4\]"),
-        (dict(lengths=np.array([5, 1])), "length <= limit <= 4"),
-        (dict(lengths=np.array([4, 4]), limits=np.array([3, 4])), "length <= limit <= 4"),
-        (dict(target_log_probs=np.full((2, 4), -np.inf)), "the target must have drawn it"),
-        (dict(draft_log_probs=np.full((2, 4), np.nan)), "no log-probability"),
-        (dict(lookaheads=[4], limits=np.array([3, 3])), "no sample has room for a block of 4"),
+        (dict(acceptance=np.full(4, 0.5)), r"must be \[samples, tokens\]"),
+        (dict(acceptance=np.full((2, 4), 1.5)), r"values outside \[0, 1\]"),
+        (dict(acceptance=np.full((2, 4), np.nan)), r"values outside \[0, 1\]"),
+        (dict(largest=0), r"lookahead is 0; it must lie in \[1, 4\]"),
+        (dict(largest=5), r"lookahead is 5; it must lie in \[1, 4\]"),
+        (dict(lengths=np.array([5, 1])), "0 <= length <= limit"),
+        (dict(lengths=np.array([4, 4]), limits=np.array([3, 4])), "0 <= length <= limit"),
+        (dict(largest=4, limits=np.array([3, 3])), "no sample has room for a block of 4"),
     ],
 )
 def test_samples_are_checked(change, message):
-    arguments = (
-        dict(target_log_probs=np.zeros((2, 4)), draft_log_probs=np.zeros((2, 4)), lookaheads=[2])
-        | change
-    )
     with pytest.raises(SdslError, match=message):
-        expected_rounds(**arguments)
+        expected_rounds(**dict(acceptance=np.full((2, 4), 0.5), largest=2) | change)
 
 
 def test_a_token_that_the_draft_never_proposes():
     """q(y) = 0 is a certain rejection, and a round of one token."""
-    found = expected_rounds(np.zeros((2, 6)), np.full((2, 6), -np.inf), [2])[0]
+    found = expected(np.zeros((2, 6)), np.full((2, 6), -np.inf), 2)
     assert found.tokens_per_round.estimate == 1
     assert found.rounds == 2 * 5
 
@@ -388,14 +389,9 @@ def test_recursion_predicts_the_live_decoder(live, lookahead):
     assert (lengths < NEW).mean() > 0.1
     # A live round is whole if γ + 1 tokens fit: the last position cannot be the last draft of one.
     limits = np.full(ROWS, NEW - 1)
-    expected = expected_rounds(
-        log_p,
-        log_q,
-        [lookahead],
-        lengths=np.minimum(lengths, NEW - 1),
-        limits=limits,
-        confidence=0.6827,
-    )[0]
+    predicted = expected(
+        log_p, log_q, lookahead, np.minimum(lengths, NEW - 1), limits, confidence=0.6827
+    )
     decoded = speculate(
         draft,
         target,
@@ -408,9 +404,9 @@ def test_recursion_predicts_the_live_decoder(live, lookahead):
     report = acceptance_report(
         event_columns(decoded), max_lengths=PROMPT + NEW, whole_rounds_only=True, confidence=0.6827
     )
-    pairs = [(expected.tokens_per_round, report.estimates["eagle_tau"])]
+    pairs = [(predicted.tokens_per_round, report.estimates["eagle_tau"])]
     pairs += [
-        (s, report.estimates[f"vllm_position_{k}"]) for k, s in enumerate(expected.survival, 1)
+        (s, report.estimates[f"vllm_position_{k}"]) for k, s in enumerate(predicted.survival, 1)
     ]
     for predicted, observed in pairs:
         error = np.hypot(predicted.high - predicted.low, observed.high - observed.low) / 2

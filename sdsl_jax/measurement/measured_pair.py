@@ -1,0 +1,565 @@
+"""Two models in, one typed result out: decode prompts with a draft, or measure how much of it the
+target accepts, with tables, a report and records."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas
+
+from sdsl_jax.checkpoints.loading import DEFAULT_OPTIONS, LoadOptions, load_model
+from sdsl_jax.checkpoints.model_folder import LoadedModel
+from sdsl_jax.data.prompts import Prompts, encode_prompts, load_prompts, pad_prompts
+from sdsl_jax.decoding import Model, NgramDraft, Sampling, one_vocabulary
+from sdsl_jax.decoding.verification import Verification
+from sdsl_jax.errors import require
+from sdsl_jax.measurement import pair_records, pair_report
+from sdsl_jax.measurement.events import CONVENTIONS, DecodedStatistics, summarise
+from sdsl_jax.measurement.latency import (
+    GenerationTimes,
+    StepCosts,
+    time_costs,
+    time_generation,
+)
+from sdsl_jax.measurement.pair import (
+    PairMeasurement,
+    PairSettings,
+    Replay,
+    decode,
+    measure_models,
+    replay_run,
+)
+from sdsl_jax.measurement.pair_records import PairName, PairRows
+from sdsl_jax.measurement.pair_report import Estimate, OnPrompts, PairReport
+from sdsl_jax.progress import Progress
+from sdsl_jax.records.documents import to_json
+from sdsl_jax.statistics import Interval
+
+# Name of the draft that copies n-grams and is not a model.
+NGRAM = "ngram"
+# Of a prompt that a caller gives as a string, at most so many last tokens are kept.
+_LONGEST_PROMPT = 512
+
+AnyModel = LoadedModel | str | Path
+AnyPrompts = Prompts | str | Path | Sequence[str] | Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, repr=False)
+class MeasuredPair:
+    """A measured pair of models.
+
+    Attributes:
+      draft: The model that proposes; None for n-grams.
+      target: The model that verifies.
+      prompts: The prompts.
+      settings: How the pair was measured.
+      measurement: Exact acceptance and the runs of the decoder.
+      times: Times of single requests; empty if none were timed.
+      costs: Costs of the parts of a round; None if nothing was timed.
+      replays: Counterfactuals of the runs; empty if none were asked for.
+      options: How published checkpoints were read.
+      requested: Prompts asked for; the source may have had fewer.
+    """
+
+    draft: LoadedModel | None
+    target: LoadedModel
+    prompts: Prompts
+    settings: PairSettings
+    measurement: PairMeasurement
+    times: list[GenerationTimes] = dataclasses.field(default_factory=list)
+    costs: StepCosts | None = None
+    replays: list[Replay] = dataclasses.field(default_factory=list)
+    options: LoadOptions = DEFAULT_OPTIONS
+    requested: int = 0
+
+    @property
+    def acceptance(self) -> Interval:
+        """α: exact, on the target's own samples; for n-grams, accepted per tested draft at the first
+        lookahead."""
+        if self.measurement.alpha is not None:
+            return self.measurement.alpha
+        return self.measurement.lookaheads[0].statistics.per_test
+
+    @property
+    def name(self) -> PairName:
+        """What identifies the measurement in a folder of records."""
+        return pair_name(self.draft, self.target, self.prompts, self.settings)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader should know, a sentence each."""
+        return pair_report.input_warnings(
+            self.draft, self.target, self.prompts, self.settings, self.requested
+        ) + pair_report.result_warnings(self.measurement)
+
+    def table(self) -> pandas.DataFrame:
+        """One row per lookahead: τ and its expectation, acceptance, self-check, and what was timed."""
+        times = {each.lookahead: each for each in self.times}
+        rows = []
+        for result in self.measurement.lookaheads:
+            s = result.statistics
+            row: dict[str, Any] = {"lookahead": result.lookahead}
+            for key, value in (
+                ("tokens_per_round", s.tokens_per_round),
+                ("expected_tokens_per_round", result.expected),
+                ("accepted_per_test", s.per_test),
+                ("tar", result.tar),
+            ):
+                if value is not None:
+                    row |= {key: value.estimate, f"{key}_low": value.low, f"{key}_high": value.high}
+            row |= {"rounds": s.rounds, "self_check": s.self_check}
+            if self.costs is not None:
+                row["verify_pass"] = self.costs.verify_pass[result.lookahead]
+            if result.lookahead in times:
+                row["speedup"] = times[result.lookahead].speedup.estimate
+            rows.append(row)
+        return pandas.DataFrame(rows).set_index("lookahead")
+
+    def report(self) -> PairReport:
+        """The measurement as a document: what `sdsl measure --json` prints."""
+        m, s, text = self.measurement, self.settings, self.measurement.text
+
+        def describe(model: LoadedModel, role: str) -> pair_report.ModelReport:
+            scores = None if text is None else OnPrompts.of(text, role, self._losses(role, model))
+            return pair_report.ModelReport.of(model, scores)
+
+        return PairReport(
+            target=describe(self.target, "target"),
+            draft=pair_report.NgramReport(NGRAM)
+            if self.draft is None
+            else describe(self.draft, "draft"),
+            temperature=s.sampling.temperature,  # type: ignore[arg-type]
+            top_k=s.sampling.top_k,  # type: ignore[arg-type]
+            top_p=s.sampling.top_p,  # type: ignore[arg-type]
+            min_p=s.sampling.min_p,  # type: ignore[arg-type]
+            verification=s.verification,
+            lossless=True,
+            how=pair_records.how_measured(s, self.options._asdict()),
+            alpha=None if m.alpha is None else Estimate.of(m.alpha),
+            alpha_tokens=m.positions,
+            alpha_on_prompts=None if text is None else Estimate.of(text.alpha),
+            per_lookahead=[pair_report.LookaheadReport.of(result) for result in m.lookaheads],
+            generation=[pair_report.TimesReport.of(each) for each in self.times],
+            convention_definitions={key: c._asdict() for key, c in CONVENTIONS.items()},
+            prompts=pair_report.PromptsReport.of(self.prompts),
+            new_tokens=s.new_tokens,
+            stop_tokens=list(s.stop_tokens),
+            seed=s.seed,
+            confidence=s.confidence,
+            warnings=self.warnings,
+            expected=[pair_report.ExpectedReport.of(rounds) for rounds in m.expected],
+            costs=self._costs(),
+            replay=[pair_report.ReplayReport.of(each) for each in self.replays],
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain values; numbers that do not exist are None."""
+        return to_json(self.report())
+
+    def _losses(self, role: str, model: LoadedModel) -> tuple[Interval, Interval]:
+        assert self.measurement.text is not None
+        return pair_report.losses_on_prompts(
+            self.measurement.text, role, self.prompts, model.tokenizer, self.settings.confidence
+        )
+
+    def _costs(self) -> pair_report.CostsReport | None:
+        if self.costs is None:
+            return None
+        c, command = self.costs, None
+        if c.draft_step is not None:
+            taus = {
+                r.lookahead: r.statistics.tokens_per_round.estimate
+                for r in self.measurement.lookaheads
+            }
+            best = c.best_lookahead(taus)
+            command = (
+                f"sdsl lookahead --cost {c.draft_step:.4g} --verify-cost {max(c.verify_pass[best], 1.0):.4g} "
+                f"--acceptance-length {taus[best]:.4g} --at-lookahead {best}"
+            )
+        passes = [pair_report.VerifyCost(*item) for item in c.verify_pass.items()]
+        return pair_report.CostsReport(c.target_step, c.draft_step, passes, command)
+
+    def append_to(self, folder: str | Path) -> None:
+        """Adds the pair to a folder of records, which `sdsl fit acceptance` reads.
+
+        A model whose loss is not on record gets its loss on these prompts.
+
+        Raises:
+          SdslError: the folder cannot be written to or is damaged, holds this pair already, pairs
+            measured in another way, or another model of the same name.
+        """
+        folder = Path(folder)
+        _prepare(folder, self.draft, self.target, self.prompts, self.settings, self.options)
+        self._append(folder)
+
+    def _append(self, folder: Path) -> None:
+        rows, m, clusters = (
+            PairRows(self.name, self.settings.confidence),
+            self.measurement,
+            len(self.prompts.lengths),
+        )
+        models = []
+        for role, model in (("draft", self.draft), ("target", self.target)):
+            if model is not None:
+                losses = (None, None) if m.text is None else self._losses(role, model)
+                models.append(pair_records.with_loss(model.record, role, *losses))
+        acceptance, survival = [], []
+        if m.alpha is not None:
+            acceptance.append(
+                rows.acceptance("teacher_forced_samples", 0, m.alpha, clusters, m.positions)
+            )
+        if m.text is not None:
+            tokens = int(m.text.positions.sum())
+            acceptance.append(
+                rows.acceptance("teacher_forced_text", 0, m.text.alpha, clusters, tokens)
+            )
+        for result in m.lookaheads:
+            more, survived = rows.decoded(result.lookahead, result.statistics, clusters)
+            acceptance += more
+            survival += survived
+        # The target alone is timed with every draft: one row each tells what a speed-up refers to.
+        dtype = str(jax.tree.leaves(self.target.params)[0].dtype)
+        pair_records.append_pair(
+            folder,
+            self.name,
+            models,
+            self.report(),
+            acceptance=acceptance,
+            survival=survival,
+            generation=[rows.generation(each, dtype) for each in self.times],
+            events=[rows.events(result.lookahead, result.decoded) for result in m.lookaheads],
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"MeasuredPair({self.name.draft_id} for {self.name.target_id}: "
+            f"α = {Estimate.of(self.acceptance):.3f})\n{_brief(self.table())}"
+        )
+
+    def _repr_html_(self) -> str:
+        title = f"{self.name.draft_id} for {self.name.target_id}"
+        return (
+            f"<p><b>{html.escape(title)}</b>: α = {Estimate.of(self.acceptance):.3f}</p>"
+            f"{_brief(self.table()).to_html(float_format='{:.3f}'.format)}"
+        )
+
+
+def _brief(table: pandas.DataFrame) -> pandas.DataFrame:
+    """A table without the ends of intervals."""
+    return table[[name for name in table if not str(name).endswith(("_low", "_high"))]]
+
+
+@dataclass(frozen=True, repr=False)
+class Speculation:
+    """Continuations of prompts, decoded with a draft.
+
+    Attributes:
+      texts: The new text of each prompt.
+      tokens: The new token ids of each prompt.
+      statistics: Statistics of the run.
+    """
+
+    texts: list[str]
+    tokens: list[np.ndarray]
+    statistics: DecodedStatistics
+
+    @property
+    def tokens_per_round(self) -> float:
+        """τ: tokens that one pass of the target yields, its own one included."""
+        return self.statistics.tokens_per_round.estimate
+
+    @property
+    def acceptance(self) -> float:
+        """Accepted over tested drafts."""
+        return self.statistics.per_test.estimate
+
+    def __repr__(self) -> str:
+        return (
+            f"Speculation({len(self.texts)} texts, {self.tokens_per_round:.2f} tokens per round, "
+            f"acceptance {self.acceptance:.3f})"
+        )
+
+    def _repr_html_(self) -> str:
+        items = "".join(f"<li>{html.escape(text)}</li>" for text in self.texts)
+        return f"<p>{html.escape(repr(self))}</p><ol>{items}</ol>"
+
+
+def speculate(
+    draft: AnyModel,
+    target: AnyModel,
+    prompts: AnyPrompts,
+    lookahead: int = 4,
+    new_tokens: int = 96,
+    temperature: float = 1.0,
+    seed: int = 0,
+    *,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    verification: Verification = "token",
+    stop_tokens: tuple[int, ...] = (),
+    batch: int = 32,
+    options: LoadOptions = DEFAULT_OPTIONS,
+    progress: Progress | None = None,
+) -> Speculation:
+    """Continues prompts by lossless speculative decoding.
+
+    Args:
+      draft: The drafter: a loaded model, a path to one, or "ngram".
+      target: The model whose text is decoded: a loaded model or a path.
+      prompts: Strings, or sequences of token ids.
+      lookahead: Drafts per round, γ (num_speculative_tokens).
+      new_tokens: Tokens to generate for each prompt (max_new_tokens); more than the lookahead.
+      temperature: Sampling temperature; 0 for greedy decoding.
+      seed: Seed of the sampling.
+      top_k: Samples from the k most probable tokens.
+      top_p: Samples from the most probable tokens that together reach this probability.
+      min_p: Samples from tokens at least this many times as probable as the most probable one.
+      verification: "token" or "block".
+      stop_tokens: Ids after which a text ends.
+      batch: Prompts decoded at a time.
+      options: How to read published checkpoints.
+      progress: Reports progress.
+
+    Raises:
+      SdslError: an argument is out of range, a model cannot be read, or the two have different
+        tokenizers.
+    """
+    draft_model, target_model = _load_pair(draft, target, options, progress)
+    settings = PairSettings(
+        lookaheads=(lookahead,),
+        new_tokens=new_tokens,
+        sampling=Sampling(temperature, top_k, top_p, min_p),
+        verification=verification,
+        stop_tokens=stop_tokens,
+        seed=seed,
+        batch=batch,
+    )
+    chosen = _as_prompts(prompts, target_model)
+    decoded = decode(*_decoding_pair(draft_model, target_model), chosen, lookahead, settings)
+    tokens = [
+        np.asarray(ids[begin:end])
+        for ids, begin, end in zip(decoded.tokens, decoded.prompt_lengths, decoded.lengths)
+    ]
+    texts = [target_model.tokenizer.decode(ids) for ids in tokens]
+    return Speculation(texts, tokens, summarise(decoded, lookahead, settings.confidence))
+
+
+def measure_pair(
+    draft: AnyModel,
+    target: AnyModel,
+    prompts: AnyPrompts = "heldout",
+    lookaheads: Sequence[int] = (1, 2, 4, 8),
+    new_tokens: int = 96,
+    temperature: float = 1.0,
+    seed: int = 0,
+    *,
+    count: int = 64,
+    prompt_tokens: int = 32,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    verification: Verification = "token",
+    stop_tokens: tuple[int, ...] = (),
+    batch: int = 32,
+    confidence: float = 0.9,
+    timed: int = 0,
+    replayed: int = 0,
+    options: LoadOptions = DEFAULT_OPTIONS,
+    progress: Progress | None = None,
+) -> MeasuredPair:
+    """Measures how much of what a draft proposes a target accepts; `sdsl measure` as a function.
+
+    Args:
+      draft: The drafter: a loaded model, a path to one, or "ngram".
+      target: The model to speed up: a loaded model or a path.
+      prompts: Strings or sequences of token ids; or a source, as for `sdsl measure --prompts`: a
+        .txt or .jsonl file, "heldout" or "sotu".
+      lookaheads: Drafts per round, γ (num_speculative_tokens), each measured by a run of its own.
+      new_tokens: Tokens to generate for each prompt (max_new_tokens).
+      temperature: Sampling temperature of both models; 0 for greedy decoding.
+      seed: Seed of all sampling.
+      count: Prompts to take from a source.
+      prompt_tokens: Longest prompt taken from a source.
+      top_k: Samples from the k most probable tokens.
+      top_p: Samples from the most probable tokens that together reach this probability.
+      min_p: Samples from tokens at least this many times as probable as the most probable one.
+      verification: "token" or "block".
+      stop_tokens: Ids after which a row stops.
+      batch: Prompts decoded at a time.
+      confidence: Confidence of the intervals.
+      timed: Prompts whose generation is timed, one at a time; 0 for none.
+      replayed: Prompts whose run is replayed with all distributions; 0 for none.
+      options: How to read published checkpoints.
+      progress: Reports progress after every batch.
+
+    Raises:
+      SdslError: an argument is out of range, a model or the prompts cannot be read, or the two have
+        different tokenizers.
+    """
+    draft_model, target_model = _load_pair(draft, target, options, progress)
+    settings = PairSettings(
+        lookaheads=tuple(lookaheads),
+        new_tokens=new_tokens,
+        sampling=Sampling(temperature, top_k, top_p, min_p),
+        verification=verification,
+        stop_tokens=stop_tokens,
+        seed=seed,
+        batch=batch,
+        confidence=confidence,
+    )
+    return measure_and_record(
+        draft_model,
+        target_model,
+        _as_prompts(prompts, target_model, count, prompt_tokens),
+        settings,
+        timed=timed,
+        replayed=replayed,
+        options=options,
+        progress=progress,
+    )
+
+
+def measure_and_record(
+    draft: LoadedModel | None,
+    target: LoadedModel,
+    prompts: Prompts,
+    settings: PairSettings,
+    *,
+    timed: int = 0,
+    replayed: int = 0,
+    out: Path | None = None,
+    options: LoadOptions = DEFAULT_OPTIONS,
+    requested: int = 0,
+    progress: Progress | None = None,
+) -> MeasuredPair:
+    """Measures a pair of loaded models, and adds it to a folder of records if there is one.
+
+    The folder is checked before anything is decoded.
+
+    Args:
+      draft: The model that proposes; None for n-grams.
+      target: The model that verifies.
+      prompts: The prompts.
+      settings: How to measure.
+      timed: Prompts whose generation is timed; 0 for none.
+      replayed: Prompts whose run is replayed; 0 for none.
+      out: Folder of records.
+      options: How published checkpoints were read.
+      requested: Prompts that were asked for.
+      progress: Reports progress after every batch.
+
+    Raises:
+      SdslError: the models have different tokenizers, the folder cannot take the pair, or the
+        decoder fails.
+    """
+    if draft is not None:
+        pair_report.require_one_tokenizer(draft, target)
+    if out is not None:
+        _prepare(out, draft, target, prompts, settings, options)
+    drafter, verifier = _decoding_pair(draft, target)
+    pair = MeasuredPair(
+        draft,
+        target,
+        prompts,
+        settings,
+        measure_models(drafter, verifier, prompts, settings, progress),
+        options=options,
+        requested=requested,
+    )
+    if timed:
+        pair = dataclasses.replace(
+            pair,
+            times=time_generation(drafter, verifier, prompts, settings, timed, progress=progress),
+            costs=time_costs(drafter, verifier, prompts, settings),
+        )
+    if replayed:
+        rows = min(replayed, len(prompts.lengths))
+        replays = [
+            replay_run(drafter, verifier, prompts, lookahead, settings, rows)
+            for lookahead in settings.lookaheads
+        ]
+        pair = dataclasses.replace(pair, replays=replays)
+    if out is not None:
+        pair._append(out)
+    return pair
+
+
+def pair_name(
+    draft: LoadedModel | None, target: LoadedModel, prompts: Prompts, settings: PairSettings
+) -> PairName:
+    """What identifies a measurement in a folder of records."""
+    draft_id = NGRAM if draft is None else draft.record.model_id
+    temperature = float(settings.sampling.temperature)
+    return PairName(draft_id, target.record.model_id, temperature, prompts.domain)
+
+
+def _prepare(
+    folder: Path,
+    draft: LoadedModel | None,
+    target: LoadedModel,
+    prompts: Prompts,
+    settings: PairSettings,
+    options: LoadOptions,
+) -> None:
+    """Makes a folder for records, after checking that it may take this pair."""
+    models = [model for model in (draft, target) if model is not None]
+    name = pair_name(draft, target, prompts, settings)
+    pair_records.require_same_models(folder, *models)
+    pair_records.require_one_text(folder, models, name)
+    how = pair_records.how_measured(settings, options._asdict())
+    pair_records.prepare_output_dir(folder, name, how)
+
+
+def _decoding_pair(
+    draft: LoadedModel | None, target: LoadedModel
+) -> tuple[Model | NgramDraft, Model]:
+    """Both models with one vocabulary, as the decoder takes them."""
+    if draft is None:
+        return NgramDraft(target.config.ids), target.model
+    return one_vocabulary(draft.model, target.model)
+
+
+def _load_pair(
+    draft: AnyModel, target: AnyModel, options: LoadOptions, progress: Progress | None
+) -> tuple[LoadedModel | None, LoadedModel]:
+    """Reads the models that are given by their paths."""
+    if not isinstance(target, LoadedModel):
+        target = load_model(target, options, progress)
+    if draft == NGRAM:
+        return None, target
+    if not isinstance(draft, LoadedModel):
+        draft = load_model(draft, options._replace(chat_template="none"), progress)
+    pair_report.require_one_tokenizer(draft, target)
+    return draft, target
+
+
+def _as_prompts(
+    prompts: AnyPrompts, target: LoadedModel, count: int = 64, longest: int = 32
+) -> Prompts:
+    """Prompts of any form in the target's ids; `count` and `longest` are for a source of prompts."""
+    if isinstance(prompts, Prompts):
+        return prompts
+    if isinstance(prompts, str | Path):
+        return load_prompts(
+            str(prompts), target.tokenizer, count=count, max_tokens=longest, data=target.data
+        )
+    items: list[Any] = list(prompts)
+    require(bool(items), "there are no prompts; give at least one.")
+    kinds = [isinstance(item, str) for item in items]
+    require(
+        all(kinds) or not any(kinds),
+        "the prompts mix strings and token ids; give all of one kind.",
+    )
+    if all(kinds):
+        return encode_prompts(items, target.tokenizer, _LONGEST_PROMPT, "given prompts")
+    rows = [np.asarray(item, np.int32).reshape(-1) for item in items]
+    require(all(map(len, rows)), "a prompt has no tokens; each needs at least one.")
+    return pad_prompts(rows, "given prompts", len(rows), 0)
