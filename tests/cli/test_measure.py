@@ -201,7 +201,7 @@ def test_an_ngram_draft_has_no_exact_acceptance(measure):
 def test_different_tokenizers_are_compared_on_the_text_and_never_decoded(measure, models):
     status, out, err = measure("--retokenised", draft=models["bpe"])
     assert status == 0
-    assert "This is no lossless decoding, and nothing was decoded." in out
+    assert "This is not lossless decoding, and nothing was decoded." in out
     answer = json.loads(measure("--retokenised", "--json", draft=models["bpe"])[1])
     assert answer["lossless"] is False
     assert 0 < answer["alpha_retokenised"]["estimate"] < 1
