@@ -32,6 +32,18 @@ def quantile_interval(
     return float(low), float(high)
 
 
+def bootstrap_weights(groups: int, draws: int, seed: int) -> np.ndarray:
+    """How often each group is drawn in each bootstrap resample, [draws, groups]."""
+    random = np.random.default_rng(seed)
+    return random.multinomial(groups, np.full(groups, 1 / groups), size=draws).astype(float)
+
+
+def resampled(labels: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """Bootstrap weights of rows, [draws, rows]; rows that share a label are drawn together."""
+    names, of = np.unique(labels, return_inverse=True)
+    return bootstrap_weights(len(names), draws, seed)[:, of]
+
+
 def student_quantile(probability: float, degrees: int) -> float:
     """Quantile of Student's t by its Cornish–Fisher expansion (Abramowitz & Stegun 26.7.5).
 

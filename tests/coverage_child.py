@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdsl_jax.fitting.forms import LOSS_FORMS, LossData, loss_data
-from sdsl_jax.fitting.inference import bootstrap_weights, covariance, profile_intervals
+from sdsl_jax.fitting.law_fit import covariance, profile_intervals
 from sdsl_jax.fitting.solver import Fit, fit, refit
-from sdsl_jax.statistics import student_quantile
+from sdsl_jax.statistics import bootstrap_weights, student_quantile
 from sdsl_jax.theory import ChinchillaLaw, coefficients
 
 TRUTH = ChinchillaLaw(E=1.2, A=12.0, B=60.0, a=0.35, b=0.4)
@@ -41,7 +41,7 @@ def simulate(seed: int, correlation: float, sizes: int) -> tuple[LossData, Fit]:
 
 def bootstrap(data: LossData, best: Fit, weights: np.ndarray) -> list:
     drawn = refit(FORM.residuals, best.parameters[None], data, jnp.asarray(weights), DELTA)
-    draws = coefficients(jax.vmap(lambda x: FORM.to_law(x, data))(drawn))
+    draws = coefficients(jax.vmap(lambda x: FORM.to_law(x, data))(drawn.parameters))
     return np.quantile(np.stack(list(draws.values())), [0.05, 0.95], axis=1).tolist()
 
 
@@ -56,7 +56,7 @@ def intervals(seed: int, correlation: float, sizes: int) -> dict[str, list]:
         errors = np.sqrt(np.diag(covariance(FORM, best, data, DELTA)))
         half = student_quantile(0.95, n - len(errors)) * errors
         centre = np.asarray(jax.tree.leaves(FORM.to_law(best.parameters, data)))
-        ends = profile_intervals(FORM, best, data, DELTA, errors, 0.9)
+        ends = profile_intervals(FORM, best, data, DELTA, errors, 0.9).ends
         found["covariance"] = np.stack([centre - half, centre + half]).tolist()
         found["profile"] = np.asarray([ends[name] for name in FORM.names()]).T.tolist()
     return found

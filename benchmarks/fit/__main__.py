@@ -42,8 +42,8 @@ from benchmarks.fit.problem import (
 )
 from sdsl_jax.errors import SdslError
 from sdsl_jax.fitting.forms import LOSS_FORMS, loss_data
-from sdsl_jax.fitting.inference import bootstrap_weights
 from sdsl_jax.fitting.solver import descend, fit, refit
+from sdsl_jax.statistics import bootstrap_weights
 from sdsl_jax.theory import coefficients
 
 STARTS, BOOTSTRAPS, GOAL_SECONDS = 64, 1000, 3.0

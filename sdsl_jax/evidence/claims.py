@@ -12,7 +12,7 @@ import numpy as np
 from sdsl_jax.evidence.inputs import Inputs
 from sdsl_jax.fitting import FittedLaws, read_laws
 from sdsl_jax.fitting.acceptance import FEW_TARGETS
-from sdsl_jax.fitting.forms import POSITIVE
+from sdsl_jax.fitting.forms import form_of
 from sdsl_jax.records import ModelRecord, longest_trained
 from sdsl_jax.theory import (
     AcceptanceLaw,
@@ -117,10 +117,11 @@ def sensitivity(inputs: Inputs) -> dict[str, Any] | None:
     ):
         for coefficient, values in coefficients(slopes).items():
             drawn = np.asarray(coefficients(draws)[coefficient], float)
-            at = float(coefficients(laws.loss if law == "loss" else acceptance)[coefficient])
+            fitted = laws.loss if law == "loss" else acceptance
+            at = float(coefficients(fitted)[coefficient])
             # A scale or an exponent that is known to a factor only is moved by its logarithm, where
             # the map is nearly linear.
-            logarithmic = coefficient in POSITIVE - {"E"} and at > 0 and bool((drawn > 0).all())
+            logarithmic = coefficient in form_of(fitted).factors() and bool((drawn > 0).all())
             error = float(np.log(drawn).std() if logarithmic else drawn.std())
             worth = np.asarray(values, float) * error * (at if logarithmic else 1.0)
             if np.isfinite(worth).all():

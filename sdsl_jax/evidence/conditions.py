@@ -11,8 +11,8 @@ from jaxtyping import Float
 from sdsl_jax.evidence.common import BY_DRAFTS, clustered_mean, trunk
 from sdsl_jax.evidence.inputs import Inputs
 from sdsl_jax.fitting import fit_gap_laws
-from sdsl_jax.fitting.inference import bootstrap_weights
 from sdsl_jax.records import AcceptanceRecord
+from sdsl_jax.statistics import bootstrap_weights
 
 EXACT = ("teacher_forced_text", "teacher_forced_samples")
 # What the summary by the second estimator leaves out.

@@ -13,10 +13,8 @@ from sdsl_jax.evidence.inputs import Inputs
 from sdsl_jax.evidence.law_comparison import predicted
 from sdsl_jax.fitting.acceptance import pair_table
 from sdsl_jax.fitting.forms import LOSS_FORMS, loss_data
-from sdsl_jax.fitting.inference import pin_of, starting_points
-from sdsl_jax.fitting.law_fit import laws_of
+from sdsl_jax.fitting.law_fit import best_fit, bootstrap
 from sdsl_jax.fitting.loss import LossTable, loss_table
-from sdsl_jax.fitting.solver import fit, refit
 from sdsl_jax.fitting.stage import joint_weights
 from sdsl_jax.records import ModelRecord
 from sdsl_jax.statistics import mean_interval
@@ -167,12 +165,8 @@ def _intervals(
     tail = (1 - config.confidence) / 2
     with jax.enable_x64(True):
         data = loss_data(table.params, table.tokens, table.loss)
-        begin = form.starts(data, config.starts, np.random.default_rng(seed))
-        best = fit(form.residuals, begin, data, np.ones(len(table.loss)), delta, pin_of(form))
-        drawn = refit(
-            form.residuals, starting_points(form, best), data, weights, delta, pin_of(form)
-        )
-        draws = coefficients(laws_of(form, drawn, data))
+        best = best_fit(form, data, np.ones(len(table.loss)), delta, config.starts, seed)
+        draws = coefficients(bootstrap(form, best, data, weights, delta)[0])
     return {k: tuple(np.quantile(np.asarray(v), [tail, 1 - tail])) for k, v in draws.items()}
 
 

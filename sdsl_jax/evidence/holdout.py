@@ -10,7 +10,7 @@ import numpy as np
 
 from sdsl_jax.evidence.inputs import Inputs
 from sdsl_jax.evidence.speedups import Measured, measured_speedups
-from sdsl_jax.fitting.loss import fit_loss, loss_table
+from sdsl_jax.fitting.loss import fit_loss_law, loss_table
 from sdsl_jax.records import ModelRecord, longest_trained
 from sdsl_jax.theory import ACCEPTANCE_LAWS, AcceptanceLaw, ModelPoint
 
@@ -142,7 +142,9 @@ def _loss_by_depth(inputs: Inputs) -> list[dict[str, Any]]:
         table = loss_table(rest)
         if len(rest) < 8 or len(set(table.params)) < 4 or len(set(table.tokens)) < 2:
             continue
-        fit = fit_loss(table, config, np.ones((1, len(rest))), inputs.config.seed, config.loss_law)
+        fit = fit_loss_law(
+            table, config, np.ones((1, len(rest))), inputs.config.seed, config.loss_law
+        )
         errors = np.asarray(fit.law(out.params, out.tokens), float) / out.loss - 1
         rows.append(
             {

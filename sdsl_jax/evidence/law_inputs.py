@@ -10,7 +10,7 @@ import numpy as np
 from sdsl_jax.evidence.inputs import Inputs
 from sdsl_jax.evidence.law_comparison import left_out_predictions
 from sdsl_jax.fitting.acceptance import pair_table
-from sdsl_jax.fitting.loss import fit_loss, loss_table
+from sdsl_jax.fitting.loss import fit_loss_law, loss_table
 from sdsl_jax.records import ModelRecord
 
 _COUNTS = {
@@ -91,7 +91,7 @@ def _largest_size(inputs: Inputs, column: str) -> float | None:
     if len(rest) < 7 or len(set(table.params)) < 3 or len(set(table.tokens)) < 2:
         return None
     config = dataclasses.replace(inputs.config.fit, bootstrap=20)
-    fit = fit_loss(table, config, np.ones((1, len(rest))), inputs.config.seed, config.loss_law)
+    fit = fit_loss_law(table, config, np.ones((1, len(rest))), inputs.config.seed, config.loss_law)
     out = loss_table([m for m in models if m.params_nonembedding == largest], column)
     errors = np.log(np.asarray(fit.law(out.params, out.tokens), float) / out.loss)
     return float(np.sqrt(np.square(errors).mean()))

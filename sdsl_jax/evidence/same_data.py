@@ -10,7 +10,7 @@ from sdsl_jax.evidence.common import trunk
 from sdsl_jax.evidence.conditions import base_domain, by_both, exact_rows, losses
 from sdsl_jax.evidence.inputs import Inputs
 from sdsl_jax.fitting import local_acceptance
-from sdsl_jax.fitting.inference import bootstrap_weights
+from sdsl_jax.statistics import bootstrap_weights
 
 # Differences in α smaller than this are of no consequence.
 _MARGIN = 0.01

@@ -5,18 +5,16 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
 from sdsl_jax.config import FitConfig
 from sdsl_jax.errors import require
 from sdsl_jax.fitting.forms import ACCEPTANCE_FORMS, pair_data
-from sdsl_jax.fitting.inference import pin_of, resampled
-from sdsl_jax.fitting.law_fit import LawFit, fit_form, law_of, left_out_residuals, unidentified
+from sdsl_jax.fitting.law_fit import FitWarning, LawFit, best_fit, fit_form, law_of
 from sdsl_jax.fitting.loss import loss_table
-from sdsl_jax.fitting.solver import fit
 from sdsl_jax.records import AcceptanceRecord, ModelRecord, column
+from sdsl_jax.statistics import resampled
 from sdsl_jax.theory import ModelPoint
 
 # With fewer training runs of targets resampling cannot show how far one target lies from another of
@@ -126,13 +124,12 @@ def fit_law(
     form = ACCEPTANCE_FORMS[name]
     with jax.enable_x64(True):
         data = pair_data(table.draft, table.target, table.alpha)
-        begin = jnp.asarray(form.starts(data, starts, np.random.default_rng(seed)))
         weights = np.ones(len(table.alpha)) if kept is None else np.asarray(kept, float)
-        best = fit(form.residuals, begin, data, weights, delta, pin_of(form))
+        best = best_fit(form, data, weights, delta, starts, seed)
         return jax.tree.map(np.asarray, law_of(form, best.parameters, data))
 
 
-def fit_acceptance(
+def fit_acceptance_laws(
     table: PairTable,
     config: FitConfig,
     weights: Float[np.ndarray, "draws n"],
@@ -142,11 +139,14 @@ def fit_acceptance(
     """Fits every acceptance law, the best by left-out draft sizes first.
 
     Args:
-      table: the pairs.
-      config: of the fit.
-      weights: bootstrap weights of the rows.
-      seed: of the starts.
-      basis: what the resamples are.
+      table: Measured pairs.
+      config: Settings of the fit.
+      weights: Bootstrap weights of the rows.
+      seed: Seed of the starts.
+      basis: What the resamples are.
+
+    Raises:
+      SdslError: The table has too few draft sizes, or one acceptance only.
     """
     sizes = table.draft_sizes
     require(
@@ -157,11 +157,10 @@ def fit_acceptance(
         float(np.ptp(table.alpha)) > 0,
         f"every pair has the acceptance {table.alpha[0]:g}: there is nothing to fit a law to.",
     )
-    fits = []
-    for form in ACCEPTANCE_FORMS.values():
-        with jax.enable_x64(True):
-            data = pair_data(table.draft, table.target, table.alpha)
-            made, best = fit_form(
+    with jax.enable_x64(True):
+        data = pair_data(table.draft, table.target, table.alpha)
+        fits = [
+            fit_form(
                 form,
                 data,
                 weights,
@@ -171,20 +170,20 @@ def fit_acceptance(
                 seed=seed,
                 residual_unit="acceptance probability",
                 basis=basis,
+                # A draft is left out with all its budgets: they share a trunk, and one would give
+                # the others away.
+                groups=sizes,
             )
-            # A draft is left out with all its budgets: they share a trunk, and one would give the
-            # others away.
-            errors = left_out_residuals(
-                form, data, best.parameters, sizes, config.acceptance_huber_delta
-            )
-        warnings = unidentified(made)
-        runs = len(np.unique(table.target_run))
-        if runs < FEW_TARGETS:
-            warnings.append(
-                f"fitted on {runs} training run{'s' if runs > 1 else ''} of targets: how α depends on the target is "
-                + ("a guess" if runs < 3 else "less sure than the intervals say")
-            )
-        left_out = float(np.sqrt(np.square(errors).mean()))
-        r_squared = 1 - made.rmse**2 / float(np.var(table.alpha))
-        fits.append(made._replace(left_out_rmse=left_out, warnings=warnings, r_squared=r_squared))
-    return sorted(fits, key=lambda made: made.left_out_rmse)
+            for form in ACCEPTANCE_FORMS.values()
+        ]
+    runs, few = len(np.unique(table.target_run)), list[FitWarning]()
+    if runs < FEW_TARGETS:
+        sure = "a guess" if runs < 3 else "less sure than the intervals say"
+        text = f"fitted on {runs} training run{'s' * (runs > 1)} of targets: how α depends on the target is {sure}"
+        few = [FitWarning("design", text)]
+    variance = float(np.var(table.alpha))
+    fits = [
+        fitted.with_warnings(*fitted.warnings, *few, r_squared=1 - fitted.rmse**2 / variance)
+        for fitted in fits
+    ]
+    return sorted(fits, key=lambda fitted: fitted.record.left_out_rmse)

@@ -72,10 +72,10 @@ def fit_gap_laws(
     with jax.enable_x64(True):
         data = _Data(*(jnp.asarray(x, jnp.float64) for x in (gap, alpha, levels, slopes)))
         starts = jnp.asarray(np.stack([start, start / 2]))
-        x = refit(_residuals, starts, data, jnp.asarray(weights, jnp.float64), huber_delta)
+        x = refit(_residuals, starts, data, weights, huber_delta).parameters
         predicted = np.asarray(jax.vmap(_predict, in_axes=(0, None))(x, data))
-    found, count = np.asarray(x), levels.shape[1]
-    return GapFits(found[:, :count], found[:, count:], predicted)
+    vectors, count = np.asarray(x), levels.shape[1]
+    return GapFits(vectors[:, :count], vectors[:, count:], predicted)
 
 
 def local_acceptance(

@@ -1,10 +1,9 @@
-"""What the solver must know of each law: its residuals, and how its coefficients become unbounded,
-hardly correlated numbers.
+"""How the solver sees each law: residuals, bounds, and coordinates in which a fit is well conditioned.
 
-The laws themselves live in `theory`. A form holds a bijection between a law and the vector x that
-the solver moves: bounds by sigmoids and logarithms, sizes and tokens by logarithms centred on the
-data, so that a scale such as A, which is the size term of a model of one parameter, becomes the
-size term of a model in the middle of the table.
+The laws themselves live in `theory`. A form maps a law to the vector x that the solver moves, and
+back. Sigmoids and logarithms keep the bounds. Sizes and tokens enter as logarithms centred on the
+data: a scale such as A, which is the size term of a model of one parameter, becomes the size term of
+a model in the middle of the table.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sdsl_jax.theory import (
+    ACCEPTANCE_LAWS,
     AffinePlane,
     ChinchillaLaw,
     KaplanLaw,
@@ -53,12 +53,16 @@ class Form(NamedTuple):
     """A law as the solver sees it.
 
     Attributes:
-      name: of the law, as files carry it.
-      law_type: its class in `theory`.
+      name: Name of the law in files.
+      law_type: Class of the law in `theory`.
       residuals: (x, data) -> predicted − measured, [n].
       to_law: (x, data) -> the law.
-      to_vector: (law, data) -> x, the inverse.
+      to_vector: (law, data) -> x, the inverse. Component k of x belongs to coefficient k.
       starts: (data, count, random) -> initial vectors, [count, P].
+      positive: Coefficients that the form keeps positive, whose uncertainty is a factor.
+      scales: Those of them whose component of x is the logarithm of a term in the middle of the
+        table.
+      floor: Positive coefficient that may vanish, if there is one: the first.
     """
 
     name: str
@@ -67,14 +71,19 @@ class Form(NamedTuple):
     to_law: Callable[[Array, Any], Any]
     to_vector: Callable[[Any, Any], Array]
     starts: Callable[[Any, int, np.random.Generator], np.ndarray]
+    positive: tuple[str, ...] = ()
+    scales: tuple[str, ...] = ()
+    floor: str | None = None
 
     def names(self) -> list[str]:
         """Names of the coefficients, in their order."""
         return [f.name for f in dataclasses.fields(self.law_type) if not f.metadata.get("static")]
 
+    def factors(self) -> tuple[str, ...]:
+        """Coefficients that are uncertain by a factor: positive ones that cannot vanish."""
+        return tuple(name for name in self.positive if name != self.floor)
 
-# Coefficients that a form keeps positive, of all laws: what is uncertain about them is a factor.
-POSITIVE = frozenset({"E", "A", "B", "a", "b", "N_c", "D_c", "alpha_N", "alpha_D", "scale"})
+
 # Exponents of published laws lie between 0.05 (Kaplan) and 0.6; wider bounds only keep a fit from
 # running off to infinity where the data do not hold it.
 _EXPONENTS = (0.02, 2.0)
@@ -134,9 +143,7 @@ def _chinchilla_vector(law: ChinchillaLaw, data: LossData) -> Array:
 
 
 def _chinchilla_starts(data: LossData, count: int, random: np.random.Generator) -> np.ndarray:
-    share = random.dirichlet(
-        np.ones(3), count
-    )  # how the mean loss is divided among the three terms
+    share = random.dirichlet(np.ones(3), count)  # of the three terms in the mean loss
     mean = float(data.log_loss.mean())
     of_largest = share[:, :1] * np.exp(mean - float(data.log_loss.max()))
     level = np.log(of_largest / (1 - of_largest))
@@ -183,48 +190,49 @@ LOSS_FORMS: dict[str, Form] = {
         _chinchilla,
         _chinchilla_vector,
         _chinchilla_starts,
+        positive=("E", "A", "B", "a", "b"),
+        scales=("A", "B"),
+        floor="E",
     ),
-    "kaplan": Form("kaplan", KaplanLaw, _kaplan_residuals, _kaplan, _kaplan_vector, _kaplan_starts),
+    "kaplan": Form(
+        "kaplan",
+        KaplanLaw,
+        _kaplan_residuals,
+        _kaplan,
+        _kaplan_vector,
+        _kaplan_starts,
+        positive=("N_c", "D_c", "alpha_N", "alpha_D"),
+        scales=("N_c", "D_c"),
+    ),
 }
 
-
-def _plain(law_type: type, start: tuple[float, ...], name: str) -> Form:
-    """A law whose coefficients are unbounded and hardly correlated as they are."""
-
-    def to_law(x: Array, data: PairData) -> Any:
-        return law_type(*x)
-
-    return _pair_form(
-        name, law_type, to_law, lambda law, data: jnp.stack(list(coefficients(law).values())), start
-    )
+# What a slope multiplies, by the name of the slope.
+_Multiplied = dict[str, Callable[[PairData], Any]]
 
 
 def _pair_form(
-    name: str, law_type: type, to_law: Callable, to_vector: Callable, start: tuple[float, ...]
+    name: str,
+    start: tuple[float, ...],
+    to_law: Callable,
+    to_vector: Callable,
+    multiplied: _Multiplied,
+    scale: str = "",
 ) -> Form:
     def residuals(x: Array, data: PairData) -> Array:
         return to_law(x, data)(data.draft, data.target) - data.alpha
 
     def starts(data: PairData, count: int, random: np.random.Generator) -> np.ndarray:
         drawn = np.asarray(start) * random.uniform(0.3, 2.0, (count, len(start)))
-        # A slope in something that is the same in every row moves no residual: it stays where it
-        # starts, which shall be 0.
-        same = {
-            "tokens_slope": np.ptp(data.draft.tokens) == 0,
-            "target_exponent": np.ptp(data.target.params) == 0,
-            "target_slope": np.ptp(
-                data.target.loss if law_type is LogitPlane else data.target.params
-            )
-            == 0,
-            "B": np.ptp(data.target.loss) == 0,
-        }
-        for i, coefficient in enumerate(made.names()):
-            if same.get(coefficient, False):
-                drawn[:, i] = 0.0
+        for slope, column in multiplied.items():
+            # A slope in something that is the same in every row moves no residual: it stays where
+            # it starts.
+            if np.ptp(column(data)) == 0:
+                drawn[:, form.names().index(slope)] = 0.0
         return drawn
 
-    made = Form(name, law_type, residuals, to_law, to_vector, starts)
-    return made
+    scales = (scale,) if scale else ()
+    form = Form(name, ACCEPTANCE_LAWS[name], residuals, to_law, to_vector, starts, scales, scales)
+    return form
 
 
 def _power(x: Array, data: PairData) -> PowerLaw:
@@ -283,18 +291,55 @@ def _affine_plane_vector(law: AffinePlane, data: PairData) -> Array:
 
 
 ACCEPTANCE_FORMS: dict[str, Form] = {
-    "logit_gap": _plain(LogitGap, (1.5, 2.0), "logit_gap"),
-    "logit_plane": _pair_form(
-        "logit_plane", LogitPlane, _logit_plane, _logit_plane_vector, (1.0, 2.0, 2.0)
-    ),
-    "affine_plane": _pair_form(
-        "affine_plane", AffinePlane, _affine_plane, _affine_plane_vector, (-0.1, 0.1, 0.7)
-    ),
-    "power_law": _pair_form("power_law", PowerLaw, _power, _power_vector, (-1.0, 0.15, 0.1)),
-    "log_linear_length": _pair_form(
-        "log_linear_length", LogLinearLength, _length, _length_vector, (3.5, 0.4, 0.2, -0.3)
-    ),
+    form.name: form
+    for form in (
+        _pair_form(
+            "logit_gap",
+            (1.5, 2.0),
+            lambda x, data: LogitGap(*x),
+            lambda law, data: jnp.stack(list(coefficients(law).values())),
+            {},
+        ),
+        _pair_form(
+            "logit_plane",
+            (1.0, 2.0, 2.0),
+            _logit_plane,
+            _logit_plane_vector,
+            {"target_slope": lambda data: data.target.loss},
+        ),
+        _pair_form(
+            "affine_plane",
+            (-0.1, 0.1, 0.7),
+            _affine_plane,
+            _affine_plane_vector,
+            {"B": lambda data: data.target.loss},
+        ),
+        _pair_form(
+            "power_law",
+            (-1.0, 0.15, 0.1),
+            _power,
+            _power_vector,
+            {"target_exponent": lambda data: data.target.params},
+            scale="scale",
+        ),
+        _pair_form(
+            "log_linear_length",
+            (3.5, 0.4, 0.2, -0.3),
+            _length,
+            _length_vector,
+            {
+                "tokens_slope": lambda data: data.draft.tokens,
+                "target_slope": lambda data: data.target.params,
+            },
+        ),
+    )
 }
+
+
+def form_of(law: Any) -> Form:
+    """The form of a law of `theory`."""
+    forms = (*LOSS_FORMS.values(), *ACCEPTANCE_FORMS.values())
+    return next(form for form in forms if isinstance(law, form.law_type))
 
 
 # Tables are filled up to a multiple of so many rows, so that a compiled fit serves tables of like

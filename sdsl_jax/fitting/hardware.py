@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sdsl_jax.errors import require
-from sdsl_jax.fitting.inference import resampled
 from sdsl_jax.fitting.solver import fit, refit
 from sdsl_jax.records import LatencyRecord, ModelRecord
-from sdsl_jax.statistics import Interval
+from sdsl_jax.solver_status import SolverStatus
+from sdsl_jax.statistics import Interval, quantile_interval, resampled
 from sdsl_jax.theory import ShapeRule
 from sdsl_jax.theory.hardware import (
     Hardware,
@@ -65,12 +65,21 @@ class Timing(NamedTuple):
 
 
 class HardwareFit(NamedTuple):
-    """Fitted coefficients; `residuals` are ln(predicted/measured), in the order of the timings."""
+    """Fitted coefficients.
+
+    Attributes:
+      hardware: The device.
+      residuals: ln(predicted/measured), in the order of the timings.
+      starts_agreeing: Share of starts that reached the same objective.
+      condition_number: Condition number of the scaled Jacobian.
+      status: How the best descent ended.
+    """
 
     hardware: Hardware
     residuals: Float[np.ndarray, " n"]
     starts_agreeing: float
     condition_number: float
+    status: SolverStatus
 
 
 class _Data(NamedTuple):
@@ -85,19 +94,19 @@ class _Data(NamedTuple):
     precision: Precision
 
 
-def told_by(timings: Sequence[Timing]) -> tuple[str, ...]:
-    """Coefficients that timings can tell apart; the others keep their defaults, and what they stand for goes to those."""
+def identifiable(timings: Sequence[Timing]) -> tuple[str, ...]:
+    """Coefficients that timings can tell apart. The others keep their defaults, and these take over what they stand for."""
     tokens = np.asarray([t.tokens * t.batch for t in timings if t.draft is None])
     contexts = np.asarray([t.batch * t.context for t in timings])
     spare = len(timings) > len(_FITTED)
-    told = {
+    conditions = {
         "round_seconds": any(t.draft is not None for t in timings),
         "matrix_seconds": spare and (tokens == 1).any() and (tokens > 1).any(),
         "logit_seconds": spare and len({float(t.target.vocab_size) for t in timings}) > 1,
         # Passes of other widths have caches of other sizes, by a few slots.
         "cache_slowdown": spare and contexts.max() > 1.5 * contexts.min(),
     }
-    return tuple(name for name in _FITTED if told.get(name, True))
+    return tuple(name for name in _FITTED if conditions.get(name, True))
 
 
 def _hardware(x: Array, active: Array) -> Hardware:
@@ -149,9 +158,9 @@ def _table(
     def stack(shapes: list[Shape]) -> Shape:
         return Shape(*(jnp.asarray(values, float) for values in zip(*shapes)))
 
-    told = told_by(timings) if fitted is None else fitted
+    fitted = identifiable(timings) if fitted is None else fitted
     return _Data(
-        active=jnp.asarray([name in told for name in _FITTED]),
+        active=jnp.asarray([name in fitted for name in _FITTED]),
         target=stack([t.target for t in timings]),
         # A pass has no draft; its own model stands in, and is not looked at.
         draft=stack([t.draft or t.target for t in timings]),
@@ -224,8 +233,8 @@ def fit_hardware(
     """
     weights = np.ones(len(timings)) if weights is None else np.asarray(weights, float)
     used = weights > 0
-    told = told_by([t for t, counts in zip(timings, used) if counts])
-    unknown = len(told) + 1
+    fitted = identifiable([t for t, counts in zip(timings, used) if counts])
+    unknown = len(fitted) + 1
     require(
         used.sum() >= unknown,
         f"a device has {unknown} coefficients to be fitted; {used.sum()} timings cannot tell them.",
@@ -237,7 +246,7 @@ def fit_hardware(
     )
     seconds = np.asarray([t.seconds for t in timings])
     with jax.enable_x64(True):
-        data = _table(timings, precision, told)
+        data = _table(timings, precision, fitted)
         flops = np.asarray(data.target.flops_per_token(data.context) * data.tokens * data.batch)
         stored = np.asarray(data.target.total_params * precision.weight_bytes)
         shortest = seconds[used].min()
@@ -257,11 +266,14 @@ def fit_hardware(
             0, 1, (starts, len(guess) + 1)
         )
         best = fit(_residuals, begin, data, weights, _HUBER)
-        found = jax.tree.map(float, _hardware(best.parameters, data.active))
-    # What no timing shows tends to 0 on its logarithm and never gets there.
-    found = Hardware(*(value if value > _SHORTEST else 0.0 for value in found))
+        values = jax.tree.map(float, _hardware(best.parameters, data.active))
     return HardwareFit(
-        found, np.asarray(best.residuals), float(best.starts_agreeing), float(best.condition_number)
+        # What no timing shows tends to 0 on its logarithm and never gets there.
+        Hardware(*(value if value > _SHORTEST else 0.0 for value in values)),
+        np.asarray(best.residuals),
+        float(best.starts_agreeing),
+        float(best.condition_number),
+        best.status,
     )
 
 
@@ -291,20 +303,16 @@ def hardware_intervals(
     weights = resampled(np.asarray(labels), draws, seed)
     with jax.enable_x64(True):
         data = _table(timings, precision)
-        found, active = (
-            refit(_residuals, _vector(fitted.hardware)[None], data, weights, _HUBER),
-            data.active,
-        )
-        drawn = jax.vmap(lambda x: _hardware(x, active))(found)
-    ends = [(1 - confidence) / 2, (1 + confidence) / 2]
+        fits = refit(_residuals, _vector(fitted.hardware)[None], data, weights, _HUBER)
+        drawn = jax.vmap(lambda x: _hardware(x, data.active))(fits.parameters)
 
     def interval(name: str) -> Interval:
         # Between order statistics nothing is interpolated: a rate that some resample does not see
         # at all is infinite.
-        low, high = np.quantile(np.asarray(getattr(drawn, name)), ends, method="inverted_cdf")
-        return Interval(float(getattr(fitted.hardware, name)), float(low), float(high))
+        ends = quantile_interval(getattr(drawn, name), confidence, method="inverted_cdf")
+        return Interval(float(getattr(fitted.hardware, name)), *ends)
 
-    return {name: interval(name) for name in (*told_by(timings), "sharpness")}
+    return {name: interval(name) for name in (*identifiable(timings), "sharpness")}
 
 
 def predicted_seconds(

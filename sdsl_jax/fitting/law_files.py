@@ -10,7 +10,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,13 +31,34 @@ from sdsl_jax.theory import (
     LossLaw,
     Precision,
     ShapeRule,
+    coefficients,
     draws_from_covariance,
 )
 from sdsl_jax.user_files import reason
 
+_FORMS_OF = {"loss": LOSS_LAWS, "acceptance": ACCEPTANCE_LAWS}
 _FORMS = LOSS_LAWS | ACCEPTANCE_LAWS
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    "loss": PUBLISHED_LOSS_LAWS,
+    "acceptance": PUBLISHED_ACCEPTANCE_LAWS,
+}
 Ends = tuple[float, float]
 _UNSTATED = About()
+
+
+@dataclass(frozen=True)
+class PredictionError:
+    """Half the widths of the interval of what the law predicts, over the bootstrap draws: in the
+    logarithm of a loss, which is a relative error, or in the acceptance probability.
+
+    They say how well the table determines the law, and not whether the law is the right one.
+    """
+
+    inside: float = described("median over the rows of the table")
+    inside_worst: float = described("largest over the rows of the table")
+    extrapolated_10x: float | None = described(
+        "at 10 times the largest size and 10 times the most tokens", default=None
+    )
 
 
 @dataclass(frozen=True)
@@ -51,7 +72,9 @@ class LawRecord:
     law: str = described("name of the law, as chinchilla or logit_plane")
     coefficients: dict[str, float] = described("estimate of each coefficient")
     standard_error: dict[str, float] = described(
-        "standard deviation of the bootstrap draws of each coefficient", default_factory=dict
+        "half the width of the bootstrap interval over the normal quantile; of positive coefficients "
+        "in the logarithm, times the estimate",
+        default_factory=dict,
     )
     confidence: float = described("probability that the intervals are to cover", default=0.9)
     interval: dict[str, Ends] = described(
@@ -70,6 +93,9 @@ class LawRecord:
     huber_delta: float = described("where the Huber loss turns linear", default=np.nan)
     starts: int = described("descents of the fit", default=0)
     starts_agreeing: float = described("share of them at the best objective", default=np.nan)
+    draws_cut_off: float = described(
+        "share of the bootstrap fits that stopped before they converged", default=0.0
+    )
     condition_number: float = described(
         "of the Jacobian, its columns scaled to unit length", default=np.nan
     )
@@ -79,7 +105,13 @@ class LawRecord:
         "root mean square residual at sizes that the fit did not see", default=np.nan
     )
     residual_unit: str = described("what a residual is", default="")
+    prediction_error: PredictionError | None = described(
+        "how well the table determines predictions", default=None
+    )
     warnings: list[str] = described("what the table cannot tell", default_factory=list)
+    unidentified: list[str] | None = described(
+        "coefficients that the table leaves open; absent in older files", default=None
+    )
     draws: dict[str, list[float]] = described(
         "bootstrap draws of each coefficient; draw i of all belong together", default_factory=dict
     )
@@ -106,6 +138,21 @@ class LawRecord:
             elif f.name != "confidence" and value is not None:
                 found[f.name] = to_json(value)
         return found
+
+    def accuracy(self) -> str:
+        """How good its predictions are, in a sentence or two."""
+        error, percent = self.prediction_error, f"{100 * self.confidence:g}%"
+        if error is None:
+            return "How good its predictions are is not recorded."
+        what, form = ("L(N, D)", "{:.2%}") if self.law in LOSS_LAWS else ("α", "{:.4f}")
+        inside, worst = (form.format(x) for x in (error.inside, error.inside_worst))
+        text = f"Predictions of {what} inside the table are good to ± {inside} (worst row ± {worst}), at {percent} confidence"
+        if error.extrapolated_10x is not None:
+            text += f"; at 10 times its largest size and tokens to ± {form.format(error.extrapolated_10x)}"
+        if np.isfinite(self.left_out_rmse):
+            sizes = "sizes" if self.law in LOSS_LAWS else "draft sizes"
+            text += f". On {sizes} that the fit did not see the typical error is {form.format(self.left_out_rmse)}"
+        return text + "."
 
     def to_law(self, about: About = _UNSTATED) -> Any:
         """The law of the estimates."""
@@ -280,12 +327,12 @@ class LoadedLaw(NamedTuple):
     """A law that was asked for.
 
     Attributes:
-      name: as it was asked for.
-      law: its coefficients and what they are about.
-      draws: the same law with arrays of draws, or None.
-      basis: what the draws are, or why there are none.
-      joint: the file whose joint draws these are; draws of laws from one file belong together.
-      warnings: that came with the law.
+      name: The name that was asked for.
+      law: Its coefficients and what they are about.
+      draws: The same law with arrays of draws, or None.
+      basis: What the draws are, or why there are none.
+      joint: File whose joint draws these are; draws of laws from one file belong together.
+      warnings: Warnings that came with the law.
     """
 
     name: str
@@ -295,28 +342,40 @@ class LoadedLaw(NamedTuple):
     joint: Path | None
     warnings: list[str]
 
+    def __repr__(self) -> str:
+        values = ", ".join(f"{k}={float(v):.4g}" for k, v in coefficients(self.law).items())
+        return f"LoadedLaw({self.name}: {type(self.law).__name__}({values}); {self.basis})"
+
+
+_Kind = Literal["loss", "acceptance"]
+
 
 def loss_law(name: str) -> LoadedLaw:
-    """A published loss law by name, or a fitted one from a JSON file.
-
-    Raises:
-      SdslError: there is no such law, or the file holds none.
-    """
-    return _load(name, "loss", PUBLISHED_LOSS_LAWS, LOSS_LAWS)
+    """A loss law, as `load_law` finds it."""
+    return load_law(name, "loss")
 
 
 def acceptance_law(name: str) -> LoadedLaw:
-    """A published acceptance law by name, or a fitted one from a JSON file.
+    """An acceptance law, as `load_law` finds it."""
+    return load_law(name, "acceptance")
 
-    A file that holds several gives its first, which is the best; `FILE.json#NAME` asks for another.
+
+def load_law(name: str, kind: _Kind | None = None) -> LoadedLaw:
+    """A published law by its name, or a fitted one from a JSON file.
+
+    A file that holds several laws gives its first of the kind, which is the best;
+    `FILE.json#NAME` asks for another.
+
+    Args:
+      name: A name such as besiroglu or paper, a path to a JSON file, or "fits.json#logit_plane".
+      kind: Kind of law; None takes either, if the name leaves no doubt.
 
     Raises:
-      SdslError: there is no such law, or the file holds none.
+      SdslError: There is no such law, or the file holds none, or both kinds.
     """
-    return _load(name, "acceptance", PUBLISHED_ACCEPTANCE_LAWS, ACCEPTANCE_LAWS)
-
-
-def _load(name: str, kind: str, published: dict[str, Any], forms: dict[str, type]) -> LoadedLaw:
+    kinds: list[_Kind] = [kind] if kind else ["loss", "acceptance"]
+    what = f"{kind} law" if kind else "law"
+    published = {key: law for each in kinds for key, law in _PUBLISHED[each].items()}
     if name in published:
         law = published[name]
         return LoadedLaw(name, law, None, law.about.no_interval, None, [])
@@ -328,32 +387,41 @@ def _load(name: str, kind: str, published: dict[str, Any], forms: dict[str, type
     path = Path(file)
     require(
         path.suffix == ".json" or path.exists(),
-        f"{name} is no {kind} law; it must be one of {', '.join(published)}, or a JSON file that holds a fitted one.",
+        f"{name} is no {what}; it must be one of {', '.join(published)}, or a JSON file that holds a fitted one.",
     )
     contents = read_json(path, dict)
     # The results of a study hold all laws; a file of its own holds one.
+    laws: list[Any] = [contents]
     if "loss_law" in contents or "acceptance_laws" in contents:
-        laws = [contents.get("loss_law")] if kind == "loss" else contents.get("acceptance_laws")
-    else:
-        laws = [contents]
-    laws = [law for law in (laws if isinstance(laws, list) else []) if isinstance(law, dict)]
+        several = contents.get("acceptance_laws")
+        of_kind = {
+            "loss": [contents.get("loss_law")],
+            "acceptance": several if isinstance(several, list) else [],
+        }
+        laws = [law for each in kinds for law in of_kind[each]]
+    laws = [law for law in laws if isinstance(law, dict)]
+    names = [str(law.get("law")) for law in laws]
     if mark:
-        names = [str(law.get("law")) for law in laws]
         require(
             chosen in names,
-            f"{path} holds no {kind} law named '{chosen}'; it holds {', '.join(names) or 'none'}.",
+            f"{path} holds no {what} named '{chosen}'; it holds {', '.join(names) or 'none'}.",
         )
-        laws = [law for law in laws if law.get("law") == chosen]
-    form = str(laws[0].get("law") if laws else None)
+        laws, names = [laws[names.index(chosen)]], [chosen]
+    require(
+        kind is not None or len(laws) < 2,
+        f"{path} holds several laws; ask for one of them, such as {path}#{names[-1] if names else ''}.",
+    )
+    forms = {form: each for each in kinds for form in _FORMS_OF[each]}
+    form = names[0] if names else "None"
     require(
         form in forms,
-        f"{path} holds no {kind} law: its field law is {form}, and must be one of {', '.join(forms)}.",
+        f"{path} holds no {what}: its field law is {form}, and must be one of {', '.join(forms)}.",
     )
     record = read_law(laws[0], str(path))
     try:
-        return _loaded(name, record, kind, path)
+        return _loaded(name, record, forms[form], path)
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-        raise SdslError(f"{path} does not hold a usable {kind} law ({reason(error)}).") from None
+        raise SdslError(f"{path} does not hold a usable {what} ({reason(error)}).") from None
 
 
 def _loaded(name: str, record: LawRecord, kind: str, path: Path) -> LoadedLaw:

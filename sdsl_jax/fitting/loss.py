@@ -11,9 +11,9 @@ from jaxtyping import Float
 from sdsl_jax.config import FitConfig
 from sdsl_jax.errors import require
 from sdsl_jax.fitting.forms import LOSS_FORMS, loss_data
-from sdsl_jax.fitting.inference import resampled
-from sdsl_jax.fitting.law_fit import LawFit, fit_form, left_out_residuals, unidentified
+from sdsl_jax.fitting.law_fit import FitWarning, LawFit, fit_form
 from sdsl_jax.records import ModelRecord, column
+from sdsl_jax.statistics import resampled
 
 # Fewer models than three for each coefficient of the Chinchilla law.
 _FEW_ROWS = 15
@@ -65,7 +65,7 @@ def resamples(table: LossTable, config: FitConfig, seed: int) -> Float[np.ndarra
     return resampled(labels, config.bootstrap, seed)
 
 
-def fit_loss(
+def fit_loss_law(
     table: LossTable,
     config: FitConfig,
     weights: Float[np.ndarray, "draws n"],
@@ -75,15 +75,15 @@ def fit_loss(
     """Fits L(N, D), Chinchilla's or Kaplan's form, by a Huber loss on ln L.
 
     Args:
-      table: at least one row more than the law has coefficients, with at least 2 sizes and 2 token
-        budgets.
-      config: of the fit.
-      weights: bootstrap weights of the rows.
-      seed: of the starts.
+      table: Trained models: at least one more than the law has coefficients, with at least 2 sizes
+        and 2 token budgets.
+      config: Settings of the fit.
+      weights: Bootstrap weights of the rows.
+      seed: Seed of the starts.
       law: "chinchilla" or "kaplan".
 
     Raises:
-      SdslError: the rows cannot determine the law.
+      SdslError: The rows cannot determine the law.
     """
     form = LOSS_FORMS[law]
     count, sizes, budgets = len(table.params), len(set(table.params)), len(set(table.tokens))
@@ -100,7 +100,7 @@ def fit_loss(
     what = "rows" if config.resample == "rows" else "whole rungs"
     with jax.enable_x64(True):
         data = loss_data(table.params, table.tokens, table.loss)
-        made, best = fit_form(
+        fitted = fit_form(
             form,
             data,
             weights,
@@ -110,51 +110,54 @@ def fit_loss(
             seed=seed,
             residual_unit="log of the loss",
             basis=f"bootstrap over {what}, {len(weights)} draws",
+            groups=np.asarray(table.params) if sizes >= _SIZES_TO_LEAVE_OUT else None,
+            beyond=data._replace(
+                log_params=data.log_params.max(keepdims=True) + np.log(10),
+                log_tokens=data.log_tokens.max(keepdims=True) + np.log(10),
+                log_loss=data.log_loss[:1],
+            ),
         )
-        if sizes >= _SIZES_TO_LEAVE_OUT:
-            errors = left_out_residuals(
-                form, data, best.parameters, np.asarray(table.params), config.huber_delta
-            )
-            made = made._replace(left_out_rmse=float(np.sqrt(np.square(errors).mean())))
-    warnings = (
-        unidentified(made)
-        + _design_warnings(table)
-        + _rung_warnings(table.rungs, made.residuals, config.resample)
-    )
-    if law == "chinchilla" and table.loss.min() * 1e-3 > made.law.E:
-        warnings = [w for w in warnings if not w.startswith("E ")]
-        warnings.insert(
-            0,
-            "E is not identified at this scale: the best fit has none, so losses far beyond the ladder are too low",
-        )
-    return made._replace(warnings=warnings)
+    warnings = [
+        *fitted.warnings,
+        *_design_warnings(table),
+        *_rung_warnings(table.rungs, fitted.residuals, config.resample),
+    ]
+    floor = form.floor
+    if floor and table.loss.min() * 1e-3 > fitted.record.coefficients[floor]:
+        text = f"{floor} is not identified at this scale: the best fit has none, so losses far beyond the ladder are too low"
+        warnings = [w for w in warnings if w.coefficient != floor]
+        warnings.insert(0, FitWarning("unidentified", text, floor))
+    return fitted.with_warnings(*warnings)
 
 
-def _design_warnings(table: LossTable) -> list[str]:
-    warnings = []
+def _design_warnings(table: LossTable) -> list[FitWarning]:
+    texts = []
     if np.ptp(np.log(table.tokens / table.params)) < np.log(1.5):
-        warnings.append(
+        texts.append(
             "every model has about the same tokens per parameter: a and b cannot be told apart"
         )
     if len(table.params) < _FEW_ROWS:
-        warnings.append(
+        texts.append(
             f"{len(table.params)} models are few for a loss law: use it between the sizes that were trained, not beyond them"
         )
-    return warnings
+    return [FitWarning("design", text) for text in texts]
 
 
-def _rung_warnings(rungs: np.ndarray, residuals: np.ndarray, resample: str) -> list[str]:
+def _rung_warnings(rungs: np.ndarray, residuals: np.ndarray, resample: str) -> list[FitWarning]:
     count = len(np.unique(rungs))
     if resample == "rungs":
-        few = f"{count} rungs are few to resample: intervals over fewer than {_FEW_RUNGS} are too short"
-        return [few] if count < _FEW_RUNGS else []
-    correlation, chance = shared_noise(residuals, rungs)
-    if chance > _FALSE_ALARM:
-        return []
-    return [
-        f"models of one rung are wrong together (correlation {correlation:.2f}), so that intervals over rows are too short: "
-        "resample rungs"
-    ]
+        if count >= _FEW_RUNGS:
+            return []
+        text = f"{count} rungs are few to resample: intervals over fewer than {_FEW_RUNGS} are too short"
+    else:
+        correlation, chance = shared_noise(residuals, rungs)
+        if chance > _FALSE_ALARM:
+            return []
+        text = (
+            f"models of one rung are wrong together (correlation {correlation:.2f}), so that intervals over rows are too short: "
+            "resample rungs"
+        )
+    return [FitWarning("bootstrap", text)]
 
 
 def shared_noise(

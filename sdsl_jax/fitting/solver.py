@@ -11,13 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from sdsl_jax.solver_status import SolverStatus
+
 # residuals(parameters [P], data) -> [n]
 Residuals = Callable[[Array, Any], Array]
-# pin(parameters [P], which quantity, its value, data) -> parameters near by at which it has that
-# value
-Pin = Callable[[Array, Array, Array, Any], Array]
+# hold(parameters [P], index of a quantity, its value, data) -> nearby parameters at which the
+# quantity has the value
+Hold = Callable[[Array, Array, Array, Any], Array]
 
 _ITERATIONS = 200
+_CONVERGED, _CAP = int(SolverStatus.CONVERGED), int(SolverStatus.ITERATION_CAP)
+_NON_FINITE = int(SolverStatus.NON_FINITE)
 # A descent ends after so many steps in a row that gain, or if refused had hoped for, less than this
 # share of the objective.
 _TOLERANCE, _PATIENCE = 1e-9, 4
@@ -30,25 +34,38 @@ _AGREEMENT = 1e-4
 
 
 class Solution(NamedTuple):
-    """The end of one descent."""
+    """The end of one descent, or of many with a leading axis.
 
-    parameters: Float[Array, " P"]
-    objective: Float[Array, ""]
-    iterations: Int[Array, ""]
+    Attributes:
+      parameters: Where it ended, [P].
+      objective: Σ weight · huber(residual) there.
+      iterations: Steps that were tried.
+      status: A `SolverStatus`.
+    """
+
+    parameters: Float[Array, "*batch P"]
+    objective: Float[Array, "*batch"]
+    iterations: Int[Array, "*batch"]
+    status: Int[Array, "*batch"]
+
+    def unconverged(self) -> float:
+        """Share of the descents that did not converge."""
+        return float((np.asarray(self.status) != SolverStatus.CONVERGED).mean())
 
 
 class Fit(NamedTuple):
     """The best of many starts.
 
     Attributes:
-      parameters: at the optimum.
+      parameters: At the optimum.
       objective: Σ weight · huber(residual) there.
-      residuals: at the optimum, [n].
+      residuals: At the optimum, [n].
       jacobian: ∂residuals/∂parameters there.
-      starts_agreeing: share of starts that reached the same objective.
-      condition_number: of the Jacobian with columns scaled to unit length; large means that some
-        combination of parameters is not identified by these data. Parameters that move no residual
-        at all do not count.
+      starts_agreeing: Share of starts that reached the same objective.
+      condition_number: Condition number of the Jacobian with columns scaled to unit length. Large
+        means that some combination of parameters is not identified by these data. Parameters that
+        move no residual at all do not count.
+      status: How the best descent ended.
     """
 
     parameters: Float[Array, " P"]
@@ -57,6 +74,17 @@ class Fit(NamedTuple):
     jacobian: Float[Array, "n P"]
     starts_agreeing: float
     condition_number: float
+    status: SolverStatus
+
+
+class _State(NamedTuple):
+    """A descent under way: where it is, the damping μ, steps in a row without gain, steps in all."""
+
+    parameters: Array
+    objective: Array
+    damping: Array
+    idle: Array
+    tried: Array
 
 
 def huber(residuals: Array, delta: Array | float) -> Array:
@@ -81,8 +109,8 @@ def minimise(
         value = (weights * huber(residuals(x, data), delta)).sum()
         return jnp.where(jnp.isfinite(value), value, jnp.inf)
 
-    def step(carry):
-        x, value, damping, idle, count = carry
+    def step(state: _State) -> _State:
+        x, value, damping, idle, tried = state
         r, jacobian = residuals(x, data), jax.jacfwd(residuals)(x, data)
         # A column of rounding errors belongs to a parameter that the data do not show: it stays
         # where it is.
@@ -114,28 +142,29 @@ def minimise(
         # What the safe step hoped for; a step refused in spite of high hopes only asks for more
         # damping.
         hoped = jnp.where(better, gain, gradient @ (x - proposals[0]))
-        return (
-            jnp.where(better, proposals[best], x),
-            value - gain,
-            jnp.clip(jnp.where(better, damping / 3, damping * 4), 1e-12, 1e12),
-            jnp.where(hoped > _TOLERANCE * value, 0, idle + 1),
-            count + 1,
+        return _State(
+            parameters=jnp.where(better, proposals[best], x),
+            objective=value - gain,
+            damping=jnp.clip(jnp.where(better, damping / 3, damping * 4), 1e-12, 1e12),
+            idle=jnp.where(hoped > _TOLERANCE * value, 0, idle + 1),
+            tried=tried + 1,
         )
 
-    def unfinished(carry):
-        *_, idle, count = carry
-        return (idle < _PATIENCE) & (count < _ITERATIONS)
+    def unfinished(state: _State) -> Array:
+        return (state.idle < _PATIENCE) & (state.tried < _ITERATIONS)
 
     zero = jnp.zeros((), int)
-    begin = (start, objective(start), jnp.asarray(1e-2, start.dtype), zero, zero)
-    x, value, _, _, count = jax.lax.while_loop(unfinished, step, begin)
-    return Solution(x, value, count)
+    begin = _State(start, objective(start), jnp.asarray(1e-2, start.dtype), zero, zero)
+    end = jax.lax.while_loop(unfinished, step, begin)
+    status = jnp.where(end.idle >= _PATIENCE, _CONVERGED, _CAP)
+    status = jnp.where(jnp.isfinite(end.objective), status, _NON_FINITE)
+    return Solution(end.parameters, end.objective, end.tried, status)
 
 
-@functools.partial(jax.jit, static_argnames=("residuals", "pin"))
+@functools.partial(jax.jit, static_argnames=("residuals", "hold"))
 def _descend(
     residuals: Residuals,
-    pin: Pin | None,
+    hold: Hold | None,
     starts: Array,
     which: Array,
     values: Array,
@@ -146,10 +175,10 @@ def _descend(
     """A group of descents, each with its own start, weights, and quantity held at a value (−1: none)."""
 
     def one(start: Array, k: Array, value: Array, w: Array) -> Solution:
-        if pin is None:
+        if hold is None:
             return minimise(residuals, start, data, w, delta)
-        held = lambda x: jnp.where(k < 0, x, pin(x, k, value, data))  # noqa: E731
-        return minimise(lambda x, d: residuals(held(x), d), held(start), data, w, delta)
+        moved = lambda x: jnp.where(k < 0, x, hold(x, k, value, data))  # noqa: E731
+        return minimise(lambda x, d: residuals(moved(x), d), moved(start), data, w, delta)
 
     return jax.vmap(one)(starts, which, values, weights)
 
@@ -160,31 +189,29 @@ def descend(
     data: object,
     weights: Float[Any, "R n"],
     delta: float,
-    pin: Pin | None = None,
+    hold: Hold | None = None,
     which: Int[np.ndarray, " R"] | None = None,
     values: Float[np.ndarray, " R"] | None = None,
 ) -> Solution:
     """Many descents, in groups of one size, so that one compilation serves any number of them.
 
-    The data may hold more rows than there are weights: what is beyond them is padding, and weighs
-    nothing.
+    The data may have more rows than there are weights: the rest is padding and weighs nothing.
 
     Args:
-      residuals: function of parameters and data; hashable, since it is static.
-      starts: initial parameters of each descent.
-      data: pytree of arrays that `residuals` reads.
-      weights: of the rows, for each descent.
-      delta: where the Huber loss turns from square to linear.
-      pin: (parameters, which quantity, value, data) -> parameters near by at which the quantity has
-        the value.
-      which: quantity that each descent holds; −1, as for all if left out, holds none.
-      values: that it is held at.
+      residuals: Function of parameters and data; hashable, since it is static.
+      starts: Initial parameters of each descent.
+      data: Pytree of arrays that `residuals` reads.
+      weights: Weights of the rows in each descent.
+      delta: Residual at which the Huber loss turns from square to linear.
+      hold: Function that holds a quantity at a value.
+      which: Index of the quantity that each descent holds; −1, the default, holds none.
+      values: Value that each descent holds its quantity at.
     """
     starts, weights = np.asarray(starts), np.asarray(weights, float)
     rows_of_data = jax.eval_shape(residuals, jnp.asarray(starts[0]), data).shape[0]
     weights = np.pad(weights, ((0, 0), (0, rows_of_data - weights.shape[1])))
     count = len(starts)
-    held = np.full(count, -1) if which is None else np.asarray(which)
+    indices = np.full(count, -1) if which is None else np.asarray(which)
     at = np.zeros(count) if values is None else np.asarray(values, float)
     ends = []
     for begin in range(0, count, _TOGETHER):
@@ -192,9 +219,9 @@ def descend(
         ends.append(
             _descend(
                 residuals,
-                pin,
+                hold,
                 starts[rows],
-                held[rows],
+                indices[rows],
                 at[rows],
                 data,
                 weights[rows],
@@ -215,33 +242,41 @@ def fit(
     data: object,
     weights: Float[Any, " n"],
     delta: float,
-    pin: Pin | None = None,
+    hold: Hold | None = None,
 ) -> Fit:
     """The best of many starts.
 
     Args:
-      residuals: function of parameters and data; hashable, since it is static.
-      starts: initial parameters.
-      data: pytree of arrays that `residuals` reads.
-      weights: of the rows; 0 leaves a row out.
-      delta: where the Huber loss turns from square to linear.
-      pin: as in `descend`, if profiles are to follow: they share its compilation.
+      residuals: Function of parameters and data; hashable, since it is static.
+      starts: Initial parameters.
+      data: Pytree of arrays that `residuals` reads.
+      weights: Weights of the rows; 0 leaves a row out.
+      delta: Residual at which the Huber loss turns from square to linear.
+      hold: As in `descend`, if profiles are to follow: they share its compilation.
     """
     ends = descend(
-        residuals, starts, data, np.broadcast_to(weights, (len(starts), len(weights))), delta, pin
+        residuals, starts, data, np.broadcast_to(weights, (len(starts), len(weights))), delta, hold
     )
     objectives = np.asarray(ends.objective)
     best = int(np.argmin(objectives))
-    agreeing = (objectives <= objectives[best] * (1 + _AGREEMENT) + 1e-15).mean()
     x = ends.parameters[best]
-    found, jacobian = (rows[: len(weights)] for rows in _linearise(residuals, x, data))
+    errors, jacobian = (rows[: len(weights)] for rows in _linearise(residuals, x, data))
     return Fit(
-        x, ends.objective[best], found, jacobian, agreeing, condition_number(jacobian, weights)
+        parameters=x,
+        objective=ends.objective[best],
+        residuals=errors,
+        jacobian=jacobian,
+        starts_agreeing=(objectives <= objectives[best] * (1 + _AGREEMENT) + 1e-15).mean(),
+        condition_number=condition_number(jacobian, weights),
+        status=SolverStatus(int(ends.status[best])),
     )
 
 
 def condition_number(jacobian: Float[Array, "n P"], weights: Float[Any, " n"]) -> float:
-    """Of the weighted Jacobian with columns scaled to unit length; parameters that move no residual at all do not count."""
+    """Condition number of the weighted Jacobian with columns scaled to unit length.
+
+    Parameters that move no residual at all do not count.
+    """
     weighted = np.asarray(jacobian) * np.sqrt(np.asarray(weights))[:, None]
     norms = np.linalg.norm(weighted, axis=0)
     if not np.isfinite(weighted).all() or not (norms > 0).any():
@@ -250,49 +285,58 @@ def condition_number(jacobian: Float[Array, "n P"], weights: Float[Any, " n"]) -
     return float(singular[0] / singular[-1]) if singular[-1] > 0 else float("inf")
 
 
+def _best_of_each(ends: Solution, starts: int) -> Solution:
+    """The best of every so many descents in a row."""
+    best = np.asarray(ends.objective).reshape(-1, starts).argmin(axis=1)
+    return jax.tree.map(lambda x: x[np.arange(len(best)) * starts + best], ends)
+
+
 def refit(
     residuals: Residuals,
     starts: Float[Any, "S P"],
     data: object,
     weights: Float[Any, "R n"],
     delta: float,
-    pin: Pin | None = None,
-) -> Float[Array, "R P"]:
-    """Parameters for every row of weights (a bootstrap resample, a left-out group), the best from
-    the same few starts.
+    hold: Hold | None = None,
+) -> Solution:
+    """One fit for every row of weights (a bootstrap resample, a left-out group), the best from the
+    same few starts.
 
     More than one start matters: from an optimum on a bound, where the gradient vanishes, no
     resample would ever leave it.
+
+    Returns:
+      Solutions with a leading axis [R].
     """
     starts, weights = np.asarray(starts), np.asarray(weights, float)
-    each = len(starts)
     ends = descend(
         residuals,
         np.tile(starts, (len(weights), 1)),
         data,
-        np.repeat(weights, each, axis=0),
+        np.repeat(weights, len(starts), axis=0),
         delta,
-        pin,
+        hold,
     )
-    best = np.asarray(ends.objective).reshape(-1, each).argmin(axis=1)
-    return ends.parameters.reshape(len(weights), each, -1)[jnp.arange(len(weights)), best]
+    return _best_of_each(ends, len(starts))
 
 
 def constrained(
     residuals: Residuals,
-    pin: Pin,
+    hold: Hold,
     starts: Float[Any, "S P"],
     which: Int[np.ndarray, " K"],
     values: Float[np.ndarray, "K G"],
     data: object,
     weights: Float[Any, " n"],
     delta: float,
-) -> Float[np.ndarray, "K G"]:
-    """The smallest objective where quantity which[k] is held at each of values[k]: profiles of the
-    objective.
+) -> Solution:
+    """The fit with quantity which[k] held at each of values[k]: its objective is a profile.
 
     Every descent begins at a start, usually the optimum without constraint, moved to where the
     quantity has its value; of several starts the best end counts.
+
+    Returns:
+      Solutions with leading axes [K, G].
     """
     starts, values = np.asarray(starts), np.asarray(values, float)
     each, count = len(starts), values.size
@@ -302,8 +346,9 @@ def constrained(
         data,
         np.broadcast_to(weights, (count * each, len(weights))),
         delta,
-        pin,
+        hold,
         np.repeat(which, values.shape[1] * each),
         np.repeat(values.ravel(), each),
     )
-    return np.asarray(ends.objective).reshape(*values.shape, each).min(axis=-1)
+    best = _best_of_each(ends, each)
+    return jax.tree.map(lambda x: x.reshape(*values.shape, *x.shape[1:]), best)

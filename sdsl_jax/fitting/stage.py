@@ -9,13 +9,14 @@ import numpy as np
 
 from sdsl_jax.config import FitConfig, StudyConfig
 from sdsl_jax.errors import require
-from sdsl_jax.fitting.acceptance import fit_acceptance, pair_table
+from sdsl_jax.fitting.acceptance import fit_acceptance_laws, pair_table
 from sdsl_jax.fitting.hardware import fit_hardware, predicted_seconds, timed_context, timings_of
-from sdsl_jax.fitting.inference import resampled
 from sdsl_jax.fitting.law_files import DeviceRecord, Fits, FittedLaws, TimedStep, read_fits
-from sdsl_jax.fitting.loss import fit_loss, loss_table
+from sdsl_jax.fitting.loss import fit_loss_law, loss_table
+from sdsl_jax.fitting.tables import span
 from sdsl_jax.models import shape_rule
 from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord, column
+from sdsl_jax.statistics import resampled
 from sdsl_jax.theory import Precision, ShapeRule
 
 # Everything is timed in float32.
@@ -32,7 +33,7 @@ def fit_all(
     weights = joint_weights(config.fit, models, config.seed)
     rule = fitted_rule(config)
     ranges = {
-        f"{role}_{name}": _span([m for m in models if m.role == role], column_name)
+        f"{role}_{name}": span(column([m for m in models if m.role == role], column_name))
         for role in ("draft", "target")
         for name, column_name in (("params", "params_nonembedding"), ("loss", "loss_nats"))
     }
@@ -44,29 +45,27 @@ def fit_all(
         len(once) >= 5,
         f"only {len(once)} models saw their text at most fit.max_epochs = {config.fit.max_epochs:g} times; the loss law needs 5.",
     )
-    loss_fit = fit_loss(
+    loss_fit = fit_loss_law(
         loss_table(once), config.fit, weights[:, fresh], config.seed, config.fit.loss_law
     )
     pairs = pair_table(models, acceptance, config.fit.estimator)
     drawn = weights[:, pairs.draft_model] * weights[:, pairs.target_model]
-    basis = (
-        f"{loss_fit.basis}, shared by all laws; a pair weighs its draft's weight times its target's"
-    )
+    basis = f"{loss_fit.record.interval_basis}, shared by all laws; a pair weighs its draft's weight times its target's"
     return Fits(
         loss_law=dataclasses.replace(
-            loss_fit.record(),
+            loss_fit.record,
             params_count="non-embedding",
             split="test",
             excluded_for_epochs=len(models) - len(once),
             valid={
-                "params": _span(once, "params_nonembedding"),
-                "tokens": _span(once, "train_tokens"),
+                "params": span(column(once, "params_nonembedding")),
+                "tokens": span(column(once, "train_tokens")),
             },
             residuals={m.model_id: float(r) for m, r in zip(once, loss_fit.residuals)},
         ),
         acceptance_laws=[
-            dataclasses.replace(made.record(), estimator=config.fit.estimator, valid=ranges)
-            for made in fit_acceptance(pairs, config.fit, drawn, config.seed, basis)
+            dataclasses.replace(fitted.record, estimator=config.fit.estimator, valid=ranges)
+            for fitted in fit_acceptance_laws(pairs, config.fit, drawn, config.seed, basis)
         ],
         hardware=device,
         shape_rule={k: float(v) for k, v in rule._asdict().items()},
@@ -123,12 +122,6 @@ def describe_hardware(
 def fitted_rule(config: StudyConfig) -> ShapeRule:
     """The smooth shape rule of the study's family."""
     return shape_rule(config.family, config.data.vocab_size, config.data.sequence_length)
-
-
-def _span(models: list[ModelRecord], name: str) -> tuple[float, float]:
-    """The smallest and largest value of a column: where a law was fitted."""
-    values = column(models, name)
-    return float(min(values)), float(max(values))
 
 
 def joint_weights(config: FitConfig, models: list[ModelRecord], seed: int) -> np.ndarray:

@@ -71,8 +71,37 @@ class ReadTable(NamedTuple):
     notes: list[str]
 
 
+# A path to a CSV, a pandas DataFrame, or rows as dictionaries.
+TableSource = Any
+
+
+def open_table(source: TableSource) -> CsvTable:
+    """A table of text from a file, a pandas DataFrame, or rows as dictionaries.
+
+    Raises:
+      SdslError: The file cannot be read, or there are no rows.
+    """
+    if isinstance(source, str | Path):
+        return read_csv(source)
+    rows = source.to_dict("records") if hasattr(source, "to_dict") else [*source]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    require(bool(rows), "the table holds no rows.")
+
+    def cell(value: Any) -> str:
+        return "" if value is None or value != value else str(value).strip()
+
+    cells = [[cell(row.get(name)) for name in names] for row in rows]
+    lines = list(range(1, len(rows) + 1))
+    return CsvTable(Path("the table"), tuple(map(str, names)), cells, lines, "commas")
+
+
+def span(values: Any) -> tuple[float, float]:
+    """The smallest and the largest value: where a law was fitted."""
+    return float(min(values)), float(max(values))
+
+
 def read_loss_table(
-    path: Path,
+    source: TableSource,
     params_column: str,
     tokens_column: str,
     loss_column: str,
@@ -81,11 +110,11 @@ def read_loss_table(
     flops_column: str = "",
     choice: Choice = Choice(),
 ) -> ReadTable:
-    """A CSV of trained models: a row each, with at least its size, its training tokens and its
+    """A table of trained models: a row each, with at least its size, its training tokens and its
     loss.
 
     Args:
-      path: of the file; `models.csv` of a study as it is.
+      source: The table; `models.csv` of a study as it is.
       params_column: holds N.
       tokens_column: holds D; not read if there is a `flops_column`.
       loss_column: holds the loss.
@@ -109,7 +138,7 @@ def read_loss_table(
                 f"{second} and {first} are both {read[first]}; each is a column of its own.",
             )
     needed = (*read.values(), *([rung_column] if rung_column else []))
-    frame, notes = _chosen_rows(read_csv(path), choice, needed)
+    frame, notes = _chosen_rows(open_table(source), choice, needed)
     notes += _of_the_name(loss_column, choice.loss_unit)
     if "epochs" in frame:
         epochs = [read_number(cell) for cell in frame.column("epochs")]
@@ -120,7 +149,7 @@ def read_loss_table(
             )
         require(
             not worn.all(),
-            f"{path} holds no rows of at most {max_epochs:g} epochs; raise --max-epochs.",
+            f"{frame.path} holds no rows of at most {max_epochs:g} epochs; raise --max-epochs.",
         )
         frame = frame.rows_where(~worn)
     params, loss = frame.counts(params_column), _losses(frame, loss_column, choice.loss_unit)
@@ -142,23 +171,23 @@ def read_loss_table(
 
 
 def read_pair_table(
-    path: Path,
+    source: TableSource,
     models: Path | None,
     estimator: str,
     domain: str | None,
     temperature: float | None,
     choice: Choice = Choice(),
 ) -> ReadTable:
-    """A CSV of measured pairs: `acceptance.csv` of a study beside its `models.csv`, or a table with
+    """A table of measured pairs: `acceptance.csv` of a study beside its `models.csv`, or a table with
     the columns `PAIR_COLUMNS`.
 
     A table of one's own may also hold draft_tokens, and draft_id, whose rows are resampled
     together; without it, rows of one size are.
 
     Args:
-      path: of the file.
-      models: records of the models, where the pairs only name them; `models.csv` beside `path` if
-        None.
+      source: The table.
+      models: Records of the models, where the pairs only name them; `models.csv` beside the table
+        if None.
       estimator: rows of our records to take.
       domain: rows to take, where the table has a column domain; the most frequent if None.
       temperature: likewise.
@@ -167,7 +196,8 @@ def read_pair_table(
     Raises:
       SdslError: the file cannot be read, or holds too few rows, no such rows, or impossible values.
     """
-    whole = read_csv(path)
+    whole = open_table(source)
+    path = whole.path
     named = all(name in whole for name in ("draft_id", "target_id", "estimator"))
     if not named:
         require(

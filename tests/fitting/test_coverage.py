@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from sdsl_jax.fitting.inference import spread
+from sdsl_jax.fitting.law_fit import spread
 
 CHILD = Path(coverage_child.__file__)
 pytestmark = pytest.mark.release

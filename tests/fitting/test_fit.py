@@ -10,12 +10,12 @@ from conftest import tiny
 
 from sdsl_jax.config import FitConfig
 from sdsl_jax.errors import SdslError
-from sdsl_jax.fitting.acceptance import fit_acceptance, pair_resamples, pair_table
-from sdsl_jax.fitting.inference import bootstrap_weights
-from sdsl_jax.fitting.loss import fit_loss, loss_table
+from sdsl_jax.fitting.acceptance import fit_acceptance_laws, pair_resamples, pair_table
+from sdsl_jax.fitting.loss import fit_loss_law, loss_table
 from sdsl_jax.fitting.solver import fit, huber, refit
 from sdsl_jax.fitting.stage import fit_all
 from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord
+from sdsl_jax.statistics import bootstrap_weights
 from sdsl_jax.theory import (
     AffinePlane,
     ChinchillaLaw,
@@ -94,16 +94,16 @@ def test_weights_are_repetitions(x64):
     weights = jnp.array([2.0, 0, 1, 1, 1, 0, 1, 2])
     repeated = np.repeat(np.arange(8), np.asarray(weights, int))
     start = jnp.array([[1.0, 1.0]])
-    one = refit(exponential_residuals, start, (t, y), weights[None], 0.05)[0]
+    one = refit(exponential_residuals, start, (t, y), weights[None], 0.05).parameters[0]
     other = refit(
         exponential_residuals, start, (t[repeated], y[repeated]), jnp.ones((1, len(repeated))), 0.05
-    )[0]
+    ).parameters[0]
     np.testing.assert_allclose(one, other, rtol=1e-8)
 
 
 def test_loss_law_recovers_its_coefficients():
     table = models(0.0)
-    made = fit_loss(loss_table(table), CONFIG, bootstrap_weights(len(table), 20, 0), 0)
+    made = fit_loss_law(loss_table(table), CONFIG, bootstrap_weights(len(table), 20, 0), 0)
     np.testing.assert_allclose(jax.tree.leaves(made.law), jax.tree.leaves(TRUTH), rtol=2e-3)
     assert made.rmse < 1e-6
 
@@ -112,7 +112,7 @@ def test_loss_law_recovers_its_coefficients():
 def test_loss_law_intervals_hold_the_truth():
     """Noise of 0.3%: the truth lies inside the 98% bootstrap interval of every coefficient for this seed."""
     table = models(0.003, seed=3)
-    made = fit_loss(loss_table(table), CONFIG, bootstrap_weights(len(table), 200, 0), 0)
+    made = fit_loss_law(loss_table(table), CONFIG, bootstrap_weights(len(table), 200, 0), 0)
     for value, truth, draws in zip(*map(jax.tree.leaves, (made.law, TRUTH, made.draws))):
         low, high = np.quantile(draws, [0.01, 0.99])
         assert low <= truth <= high
@@ -127,8 +127,8 @@ def test_loss_law_says_what_it_cannot_identify():
         ModelRecord(f"m{i}", "draft", int(n), int(n), int(20 * n), 0, float(TRUTH(n, 20 * n)), 1.0)
         for i, n in enumerate(np.geomspace(1e3, 1e5, 8))
     ]
-    made = fit_loss(loss_table(diagonal), CONFIG, bootstrap_weights(8, 20, 0), 0)
-    assert any("same tokens per parameter" in w for w in made.warnings)
+    made = fit_loss_law(loss_table(diagonal), CONFIG, bootstrap_weights(8, 20, 0), 0)
+    assert any("same tokens per parameter" in w.text for w in made.warnings)
     no_floor = ChinchillaLaw(E=0.0, A=3.5, B=8.0, a=0.07, b=0.3)
     flat = [
         ModelRecord(
@@ -143,13 +143,13 @@ def test_loss_law_says_what_it_cannot_identify():
         )
         for m in table
     ]
-    made = fit_loss(loss_table(flat), CONFIG, bootstrap_weights(len(flat), 20, 0), 0)
-    assert any(w.startswith("E is not identified") for w in made.warnings)
+    made = fit_loss_law(loss_table(flat), CONFIG, bootstrap_weights(len(flat), 20, 0), 0)
+    assert any(w.text.startswith("E is not identified") for w in made.warnings)
 
 
 def test_too_few_models_are_refused():
     with pytest.raises(SdslError, match="needs at least 6 models, 2 sizes and 2 budgets"):
-        fit_loss(loss_table(models(0.0)[:5]), CONFIG, bootstrap_weights(5, 20, 0), 0)
+        fit_loss_law(loss_table(models(0.0)[:5]), CONFIG, bootstrap_weights(5, 20, 0), 0)
 
 
 LAWS = {
@@ -182,12 +182,12 @@ def test_acceptance_laws_recover_their_coefficients(name):
     ]
     pairs = pair_table(table, rows, "teacher_forced_samples")
     weights = bootstrap_weights(len(table), 20, 0)[:, pairs.draft_model]
-    fits = fit_acceptance(pairs, CONFIG, weights, 0, "test")
+    fits = fit_acceptance_laws(pairs, CONFIG, weights, 0, "test")
     # A gap is a plane with equal slopes: where the truth is a gap, both predict it.
-    assert name in [made.name for made in fits[: 2 if name == "logit_gap" else 1]]
-    made = next(f for f in fits if f.name == name)
+    assert name in [made.record.law for made in fits[: 2 if name == "logit_gap" else 1]]
+    made = next(f for f in fits if f.record.law == name)
     np.testing.assert_allclose(jax.tree.leaves(made.law), jax.tree.leaves(law), rtol=1e-4)
-    assert made.left_out_rmse < 1e-6 < fits[2].left_out_rmse
+    assert made.record.left_out_rmse < 1e-6 < fits[2].record.left_out_rmse
 
 
 def test_acceptance_of_another_estimator_is_refused():
@@ -200,9 +200,9 @@ def test_acceptance_of_another_estimator_is_refused():
 def test_fits_do_not_depend_on_the_default_precision():
     table = models(0.002)
     weights = bootstrap_weights(len(table), 20, 0)
-    single = fit_loss(loss_table(table), CONFIG, weights, 0)
+    single = fit_loss_law(loss_table(table), CONFIG, weights, 0)
     with jax.enable_x64(True):
-        double = fit_loss(loss_table(table), CONFIG, weights, 0)
+        double = fit_loss_law(loss_table(table), CONFIG, weights, 0)
     np.testing.assert_array_equal(jax.tree.leaves(single.law), jax.tree.leaves(double.law))
 
 
@@ -255,7 +255,8 @@ def test_one_target_tells_nothing_of_targets():
     ]
     pairs = pair_table(table, rows, "teacher_forced_samples")
     fits = {
-        f.name: f for f in fit_acceptance(pairs, CONFIG, pair_resamples(pairs, 20, 0), 0, "test")
+        f.record.law: f
+        for f in fit_acceptance_laws(pairs, CONFIG, pair_resamples(pairs, 20, 0), 0, "test")
     }
     for name, coefficient in (
         ("logit_plane", "target_slope"),
@@ -264,7 +265,7 @@ def test_one_target_tells_nothing_of_targets():
         ("log_linear_length", "target_slope"),
     ):
         assert float(getattr(fits[name].law, coefficient)) == 0.0
-        assert any(coefficient in warning for warning in fits[name].warnings)
+        assert any(coefficient == warning.coefficient for warning in fits[name].warnings)
     assert fits["logit_plane"].rmse < 1e-5
 
 
@@ -294,4 +295,4 @@ def test_drafts_and_targets_are_drawn_apart():
 def test_tables_without_signal_are_refused():
     table = [dataclasses.replace(m, loss_nats=2.0) for m in models(0.0)]
     with pytest.raises(SdslError, match="every model has the loss 2"):
-        fit_loss(loss_table(table), CONFIG, np.ones((1, len(table))), 0)
+        fit_loss_law(loss_table(table), CONFIG, np.ones((1, len(table))), 0)

@@ -9,7 +9,7 @@ import pytest
 
 from sdsl_jax.fitting.acceptance import PairTable
 from sdsl_jax.fitting.forms import LOSS_FORMS, loss_data
-from sdsl_jax.fitting.inference import pin_of
+from sdsl_jax.fitting.law_fit import hold_coefficient
 from sdsl_jax.fitting.loss import LossTable
 from sdsl_jax.fitting.solver import fit
 from sdsl_jax.fitting.table_warnings import (
@@ -73,7 +73,9 @@ def test_residuals_of_clean_tables_are_not_doubted(design):
         with jax.enable_x64(True):
             data = loss_data(made.params, made.tokens, made.loss)
             begin = jnp.asarray(form.starts(data, 16, np.random.default_rng(0)))
-            best = fit(form.residuals, begin, data, np.ones(len(made.loss)), 1e-3, pin_of(form))
+            best = fit(
+                form.residuals, begin, data, np.ones(len(made.loss)), 1e-3, hold_coefficient(form)
+            )
         alarms += bool(
             residual_warnings(
                 np.asarray(best.residuals), 5, "log of the loss", np.arange(len(made.loss))
