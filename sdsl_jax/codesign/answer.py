@@ -33,7 +33,7 @@ from sdsl_jax.codesign.remedies import Remedy, keeps_limits, remedies
 from sdsl_jax.codesign.serving_problem import Memory, ServingProblem, Size, memory, smallest_draft
 from sdsl_jax.counts import short_count
 from sdsl_jax.errors import require
-from sdsl_jax.records.documents import described, to_json
+from sdsl_jax.records.documents import to_json
 from sdsl_jax.theory.serving import Design, Outcome, Serving, outcome, shapes, target_prefill
 
 # Batches of the front of latency against throughput; training tokens of that of training cost
@@ -50,90 +50,151 @@ _OVERHEADS = ("pass", "layer", "matrix", "token", "logit", "round", "link")
 
 @dataclass(frozen=True)
 class DesignValues:
-    """A design as plain values."""
+    """A design as plain values.
 
-    draft_params: Size = described("size of the draft")
-    lookahead: float = described("drafts per round, γ")
-    draft_tokens: float = described("training tokens of the draft")
-    aspect_ratio: float = described("width over layers of the draft")
-    batch: float = described("rows that are decoded together")
-    target_params: Size = described("size of the target")
+    Attributes:
+      draft_params: Size of the draft.
+      lookahead: Drafts per round, γ.
+      draft_tokens: Training tokens of the draft.
+      aspect_ratio: Width over layers of the draft.
+      batch: Rows that are decoded together.
+      target_params: Size of the target.
+    """
+
+    draft_params: Size
+    lookahead: float
+    draft_tokens: float
+    aspect_ratio: float
+    batch: float
+    target_params: Size
 
 
 @dataclass(frozen=True)
 class Performance:
-    """What a design gives."""
+    """What a design gives.
 
-    speedup: float = described("S over the target alone, prefills included")
-    decode_speedup: float = described("S of decoding alone")
-    prefill_load: float = described("share of the decoding devices' time that prefills take")
-    acceptance: float = described("α, the probability that a draft token is accepted")
-    tokens_per_round: float = described("τ, tokens emitted per round, the bonus token included")
-    tokens_per_second: float = described("tokens of all rows per second")
-    latency_seconds: float = described("seconds of a request, its prefill included")
+    Attributes:
+      speedup: Speed-up S over the target alone, prefills included.
+      decode_speedup: Speed-up S of decoding alone.
+      prefill_load: Share of the decoding devices' time that prefills take.
+      acceptance: Probability α that a draft token is accepted.
+      tokens_per_round: Tokens emitted per round, τ, the bonus token included.
+      tokens_per_second: Tokens of all rows per second.
+      latency_seconds: Seconds of a request, its prefill included.
+    """
+
+    speedup: float
+    decode_speedup: float
+    prefill_load: float
+    acceptance: float
+    tokens_per_round: float
+    tokens_per_second: float
+    latency_seconds: float
 
 
 @dataclass(frozen=True)
 class RoundedDesign(DesignValues, Performance):
-    """The best design with whole lookahead and batch; other variables have adapted."""
+    """The best design with whole lookahead and batch; other variables have adapted.
 
-    draft_layers: float = described("layers of the draft, by the aspect ratio of its family")
-    draft_width: float = described("width of the draft's residual stream")
-    fits: bool | None = described("whether both models fit; null where the memory is unknown")
-    within_constraints: bool = described("whether every constraint holds")
-    loss_of_rounding: float = described("by which share the objective is worse than unrounded")
+    Attributes:
+      draft_layers: Layers of the draft, by the aspect ratio of its family.
+      draft_width: Width of the draft's residual stream.
+      fits: Whether both models fit; null where the memory is unknown.
+      within_constraints: Whether every constraint holds.
+      loss_of_rounding: By which share the objective is worse than unrounded.
+    """
+
+    draft_layers: float
+    draft_width: float
+    fits: bool | None
+    within_constraints: bool
+    loss_of_rounding: float
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """The target alone, at the batch of the design."""
+    """The target alone, at the batch of the design.
 
-    tokens_per_second: float = described("tokens of all rows per second")
-    latency_seconds: float = described("seconds of a request, its prefill included")
-    cost_per_million_tokens: float | None = described("in the unit of the price; null without one")
-    total_cost: float | None = described("cost of serving the volume; null without a price")
+    Attributes:
+      tokens_per_second: Tokens of all rows per second.
+      latency_seconds: Seconds of a request, its prefill included.
+      cost_per_million_tokens: In the unit of the price; null without one.
+      total_cost: Cost of serving the volume; null without a price.
+    """
+
+    tokens_per_second: float
+    latency_seconds: float
+    cost_per_million_tokens: float | None
+    total_cost: float | None
 
 
 @dataclass(frozen=True)
 class Objective:
-    """One metric that is to be small."""
+    """One metric that is to be small.
 
-    weight: float = described("weight of its logarithm in the objective")
-    value: float = described("its value at the optimum")
+    Attributes:
+      weight: Weight of its logarithm in the objective.
+      value: Its value at the optimum.
+    """
+
+    weight: float
+    value: float
 
 
 @dataclass(frozen=True)
 class RoundPart:
-    """One part of the time of a round."""
+    """One part of the time of a round.
 
-    seconds: float = described("seconds of a round")
-    share: float = described("share of the round")
+    Attributes:
+      seconds: Seconds of a round.
+      share: Share of the round.
+    """
+
+    seconds: float
+    share: float
 
 
 @dataclass(frozen=True)
 class BindingConstraint:
-    """A constraint that the optimum rests on."""
+    """A constraint that the optimum rests on.
 
-    metric: str = described("metric that is limited")
-    limit: float = described("its largest value")
-    multiplier: float = described("gain of the objective per e-fold of the limit")
+    Attributes:
+      metric: Metric that is limited.
+      limit: Its largest value.
+      multiplier: Gain of the objective per e-fold of the limit.
+    """
+
+    metric: str
+    limit: float
+    multiplier: float
 
 
 @dataclass(frozen=True)
 class PayingRegion:
-    """The batches and target sizes at which some draft speculates with profit, memory aside."""
+    """The batches and target sizes at which some draft speculates with profit, memory aside.
 
-    pays_at_some_batch: bool = described("whether any batch considered pays")
-    smallest_batch: int | None = described("smallest batch that pays")
-    largest_batch: int | None = described("largest batch that pays; null if none does or all do")
-    pays_between_them: bool = described("whether all batches between the two pay")
-    pays_at_every_batch: bool = described("whether every batch considered pays")
-    largest_batch_considered: int = described("largest batch that was looked at")
-    target_params: Size | None = described(
-        "target size from which speculation pays, at this batch; null where no such size was found"
-    )
-    pays_for_every_target: bool = described("whether every target size considered pays")
-    best_speedup_here: float = described("best S of any draft at this batch and target")
+    Attributes:
+      pays_at_some_batch: Whether any batch considered pays.
+      smallest_batch: Smallest batch that pays.
+      largest_batch: Largest batch that pays; null if none does or all do.
+      pays_between_them: Whether all batches between the two pay.
+      pays_at_every_batch: Whether every batch considered pays.
+      largest_batch_considered: Largest batch that was looked at.
+      target_params: Target size from which speculation pays, at this batch; null where no
+        such size was found.
+      pays_for_every_target: Whether every target size considered pays.
+      best_speedup_here: Best S of any draft at this batch and target.
+    """
+
+    pays_at_some_batch: bool
+    smallest_batch: int | None
+    largest_batch: int | None
+    pays_between_them: bool
+    pays_at_every_batch: bool
+    largest_batch_considered: int
+    target_params: Size | None
+    pays_for_every_target: bool
+    best_speedup_here: float
 
     @property
     def batches(self) -> str:
@@ -160,51 +221,85 @@ class PayingRegion:
 @dataclass(frozen=True)
 class Answer(Performance):
     """The answer to a co-design problem. Sizes are in the count of the loss law where nothing else
-    is said; seconds, bytes, and money in the unit of the price."""
+    is said; seconds, bytes, and money in the unit of the price.
 
-    speculate: bool = described("whether to speculate")
-    feasible: bool = described("whether a design in whole numbers keeps every constraint")
-    variables: dict[str, float | Size] = described("the optimum: value of each variable")
-    design: DesignValues = described("the optimum: the whole design")
-    lookahead: float = described("γ of the optimum, a real number")
-    rounded: RoundedDesign = described("the optimum with whole lookahead and batch: what to build")
-    indifference_1pct: list[float] | None = described(
-        "draft sizes, each at its best whole lookahead, that lose at most 1% of the objective; null "
-        "where the draft size is no variable or nothing is feasible"
-    )
-    indifference_5pct: list[float] | None = described("likewise, of at most 5%")
-    objective: dict[str, Objective] = described("what was minimised, by metric")
-    baseline: Baseline = described("the target alone")
-    cost_breakdown: dict[str, RoundPart] = described("time of a round, by part")
-    hardware_measured: bool = described("whether the device's file holds measured overheads")
-    assumed_overhead_share: float = described("share of a round that overheads of the file make up")
-    first_token_seconds: float = described("seconds of a prefill by both models")
-    memory: Memory = described("weights and caches against the memory of the devices")
-    cost_per_million_tokens: float | None = described("null without a price")
-    training_cost: float | None = described("cost of training the draft; null without a price")
-    total_cost: float | None = described("training the draft and serving the volume")
-    draft_loss: float = described("loss of the draft in nats per token")
-    target_loss: float = described("loss of the target in nats per token")
-    binding_constraints: list[BindingConstraint] = described("constraints that hold the optimum")
-    kkt_residual: float = described("largest violation of the conditions of an optimum")
-    starts_agreeing: float = described("share of the optimiser's starts that reached the optimum")
-    interval_90: dict[str, list[float]] | None = described(
-        "90% interval over draws of the laws of each variable, speed-up and acceptance"
-    )
-    interval_basis: str = described("what the intervals are taken over, or why there are none")
-    share_of_draws_that_speculate: float | None = described("null where the laws have no draws")
-    share_of_draws_left_out: float | None = described("draws of the laws without an optimum")
-    sensitivities: list[Sensitivity] | None = described("what the choice depends on, most first")
-    pareto: dict[str, list[FrontPoint]] = described("best designs by batch, and by draft tokens")
-    break_even: PayingRegion | None = described("where speculation pays; null for a measured α")
-    candidates: list[Candidate] = described("the draft sizes that were asked about")
-    nearest_published: list[SuggestedDraft] = described("published models in the draft's place")
-    engine_settings: EngineSettings | None = described(
-        "settings to paste; null if nothing is usable"
-    )
-    would_be_feasible_with: list[Remedy] = described("changes that make it feasible, one at a time")
-    warnings: list[str] = described("what to know before trusting the answer, critical ones first")
-    warning_severities: list[str] = described('"grave" or "note", for each warning')
+    Attributes:
+      speculate: Whether to speculate.
+      feasible: Whether a design in whole numbers keeps every constraint.
+      variables: The optimum: value of each variable.
+      design: The optimum: the whole design.
+      lookahead: Drafts per round at the optimum, γ, a real number.
+      rounded: The optimum with whole lookahead and batch: what to build.
+      indifference_1pct: Draft sizes, each at its best whole lookahead, that lose at most 1%
+        of the objective; null where the draft size is no variable or nothing is feasible.
+      indifference_5pct: Likewise, of at most 5%.
+      objective: What was minimised, by metric.
+      baseline: The target alone.
+      cost_breakdown: Time of a round, by part.
+      hardware_measured: Whether the device's file holds measured overheads.
+      assumed_overhead_share: Share of a round that overheads of the file make up.
+      first_token_seconds: Seconds of a prefill by both models.
+      memory: Weights and caches against the memory of the devices.
+      cost_per_million_tokens: Null without a price.
+      training_cost: Cost of training the draft; null without a price.
+      total_cost: Training the draft and serving the volume.
+      draft_loss: Loss of the draft in nats per token.
+      target_loss: Loss of the target in nats per token.
+      binding_constraints: Constraints that hold the optimum.
+      kkt_residual: Largest violation of the conditions of an optimum.
+      starts_agreeing: Share of the optimiser's starts that reached the optimum.
+      interval_90: 90% interval over draws of the laws of each variable, speed-up and
+        acceptance.
+      interval_basis: What the intervals are taken over, or why there are none.
+      share_of_draws_that_speculate: Null where the laws have no draws.
+      share_of_draws_left_out: Draws of the laws without an optimum.
+      sensitivities: What the choice depends on, most first.
+      pareto: Best designs by batch, and by draft tokens.
+      break_even: Where speculation pays; null for a measured α.
+      candidates: The draft sizes that were asked about.
+      nearest_published: Published models in the draft's place.
+      engine_settings: Settings to paste; null if nothing is usable.
+      would_be_feasible_with: Changes that make it feasible, one at a time.
+      warnings: What to know before trusting the answer, critical ones first.
+      warning_severities: "grave" or "note", for each warning.
+    """
+
+    speculate: bool
+    feasible: bool
+    variables: dict[str, float | Size]
+    design: DesignValues
+    lookahead: float
+    rounded: RoundedDesign
+    indifference_1pct: list[float] | None
+    indifference_5pct: list[float] | None
+    objective: dict[str, Objective]
+    baseline: Baseline
+    cost_breakdown: dict[str, RoundPart]
+    hardware_measured: bool
+    assumed_overhead_share: float
+    first_token_seconds: float
+    memory: Memory
+    cost_per_million_tokens: float | None
+    training_cost: float | None
+    total_cost: float | None
+    draft_loss: float
+    target_loss: float
+    binding_constraints: list[BindingConstraint]
+    kkt_residual: float
+    starts_agreeing: float
+    interval_90: dict[str, list[float]] | None
+    interval_basis: str
+    share_of_draws_that_speculate: float | None
+    share_of_draws_left_out: float | None
+    sensitivities: list[Sensitivity] | None
+    pareto: dict[str, list[FrontPoint]]
+    break_even: PayingRegion | None
+    candidates: list[Candidate]
+    nearest_published: list[SuggestedDraft]
+    engine_settings: EngineSettings | None
+    would_be_feasible_with: list[Remedy]
+    warnings: list[str]
+    warning_severities: list[str]
 
     @property
     def verdict(self) -> str:

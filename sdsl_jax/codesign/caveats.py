@@ -15,7 +15,6 @@ from sdsl_jax.codesign.program import Solved
 from sdsl_jax.codesign.sensitivity import of_stated_sizes, sensitivities
 from sdsl_jax.codesign.serving_problem import ServingProblem, Size
 from sdsl_jax.counts import short_count
-from sdsl_jax.records.documents import described
 from sdsl_jax.theory.serving import Design, Outcome, shapes
 from sdsl_jax.theory.serving import acceptance as alpha_of
 
@@ -117,17 +116,23 @@ _QUANTITIES = {
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """How the choice moves with one number that it depends on."""
+    """How the choice moves with one number that it depends on.
 
-    quantity: str = described("the number, in words")
-    path: str = described("the number within `Serving`, or of the design")
-    elasticity: dict[str, float | None] = described(
-        "d ln of each variable / d ln of the number; null where the optimum is not isolated"
-    )
-    elasticity_of_objective: float | None = described("d(objective) / d ln of the number")
-    logarithms_per_standard_error: dict[str, float | None] | None = described(
-        "change of ln of each variable for one published standard error; null where none is published"
-    )
+    Attributes:
+      quantity: The number, in words.
+      path: The number within `Serving`, or of the design.
+      elasticity: d ln of each variable / d ln of the number; null where the optimum is not
+        isolated.
+      elasticity_of_objective: d(objective) / d ln of the number.
+      logarithms_per_standard_error: Change of ln of each variable for one published standard
+        error; null where none is published.
+    """
+
+    quantity: str
+    path: str
+    elasticity: dict[str, float | None]
+    elasticity_of_objective: float | None
+    logarithms_per_standard_error: dict[str, float | None] | None
 
 
 def ranked_sensitivities(problem: ServingProblem, solved: Solved) -> list[Sensitivity] | None:

@@ -40,7 +40,6 @@ from sdsl_jax.codesign.program import (
 from sdsl_jax.codesign.serving_problem import MEMORY_SHARE, PRICED, ServingProblem, Size
 from sdsl_jax.config.codesign_problem import OptimizerConfig
 from sdsl_jax.errors import require
-from sdsl_jax.records.documents import described
 from sdsl_jax.theory.hardware import Shape, family_shape
 from sdsl_jax.theory.serving import Design, Outcome, Serving, outcome
 
@@ -437,18 +436,31 @@ def money(problem: ServingProblem, outcome: Outcome) -> dict[str, float | None]:
 
 @dataclass(frozen=True)
 class FrontPoint:
-    """The best design at one value of a quantity."""
+    """The best design at one value of a quantity.
 
-    batch: float = described("rows that are decoded together")
-    draft_tokens: float = described("training tokens of the draft")
-    tokens_per_second: float = described("tokens of all rows per second")
-    latency_seconds: float = described("seconds of a request, its prefill included")
-    speedup: float = described("S over the target alone")
-    draft_params: Size = described("size of the draft")
-    lookahead: float = described("drafts per round")
-    cost_per_million_tokens: float | None = described("in the unit of the price; null without one")
-    training_cost: float | None = described("of the draft, in the unit of the price")
-    total_cost: float | None = described("of training the draft and serving the volume")
+    Attributes:
+      batch: Rows that are decoded together.
+      draft_tokens: Training tokens of the draft.
+      tokens_per_second: Tokens of all rows per second.
+      latency_seconds: Seconds of a request, its prefill included.
+      speedup: Speed-up S over the target alone.
+      draft_params: Size of the draft.
+      lookahead: Drafts per round.
+      cost_per_million_tokens: In the unit of the price; null without one.
+      training_cost: Of the draft, in the unit of the price.
+      total_cost: Of training the draft and serving the volume.
+    """
+
+    batch: float
+    draft_tokens: float
+    tokens_per_second: float
+    latency_seconds: float
+    speedup: float
+    draft_params: Size
+    lookahead: float
+    cost_per_million_tokens: float | None
+    training_cost: float | None
+    total_cost: float | None
 
 
 def front(problem: ServingProblem, optima: Sequence[Solved]) -> list[FrontPoint]:
@@ -505,41 +517,71 @@ def compared(
 
 @dataclass(frozen=True)
 class ComparedDraft:
-    """A draft in the place of the optimum's, at its best whole lookahead."""
+    """A draft in the place of the optimum's, at its best whole lookahead.
 
-    draft_params: Size = described("size of the draft")
-    lookahead: int = described("drafts per round: the best whole number for this draft")
-    speedup: float = described("S over the target alone")
-    acceptance: float = described("α, the probability that a draft token is accepted")
-    tokens_per_second: float = described("tokens of all rows per second")
-    latency_seconds: float = described("seconds of a request, its prefill included")
-    per_device_bytes: float = described("bytes on the fullest device")
-    fits: bool | None = described("whether both models fit; null where the memory is unknown")
-    within_constraints: bool = described("whether every constraint holds")
-    regret: float = described("share of the optimum's speed-up that is lost")
-    objective_loss: float = described("by which share the objective is worse than at the optimum")
+    Attributes:
+      draft_params: Size of the draft.
+      lookahead: Drafts per round: the best whole number for this draft.
+      speedup: Speed-up S over the target alone.
+      acceptance: Probability α that a draft token is accepted.
+      tokens_per_second: Tokens of all rows per second.
+      latency_seconds: Seconds of a request, its prefill included.
+      per_device_bytes: Bytes on the fullest device.
+      fits: Whether both models fit; null where the memory is unknown.
+      within_constraints: Whether every constraint holds.
+      regret: Share of the optimum's speed-up that is lost.
+      objective_loss: By which share the objective is worse than at the optimum.
+    """
+
+    draft_params: Size
+    lookahead: int
+    speedup: float
+    acceptance: float
+    tokens_per_second: float
+    latency_seconds: float
+    per_device_bytes: float
+    fits: bool | None
+    within_constraints: bool
+    regret: float
+    objective_loss: float
 
 
 @dataclass(frozen=True)
 class Candidate(ComparedDraft):
-    """A draft that the user asked about."""
+    """A draft that the user asked about.
 
-    size: float = described("size that was asked about, in the count of the loss law")
-    published: str | None = described("name of the published model that it is; null if it is none")
+    Attributes:
+      size: Size that was asked about, in the count of the loss law.
+      published: Name of the published model that it is; null if it is none.
+    """
+
+    size: float
+    published: str | None
 
 
 @dataclass(frozen=True)
 class SuggestedDraft(ComparedDraft):
-    """A published model."""
+    """A published model.
 
-    name: str = described("name on the Hugging Face Hub")
-    family: str = described("family of models with the same tokenizer")
-    total_params: float = described("all parameters")
-    tokens: float = described("training tokens")
-    tokenizer_shared_with: str = described("published targets that have the same tokenizer")
-    tokenizer: str = described('"shared" with the target, "another", or "unknown"')
-    plausible: bool = described("whether it may share the tokenizer of such a target")
-    divides_among_devices: bool = described("whether its heads divide among the draft's devices")
+    Attributes:
+      name: Name on the Hugging Face Hub.
+      family: Family of models with the same tokenizer.
+      total_params: All parameters.
+      tokens: Training tokens.
+      tokenizer_shared_with: Published targets that have the same tokenizer.
+      tokenizer: "shared" with the target, "another", or "unknown".
+      plausible: Whether it may share the tokenizer of such a target.
+      divides_among_devices: Whether its heads divide among the draft's devices.
+    """
+
+    name: str
+    family: str
+    total_params: float
+    tokens: float
+    tokenizer_shared_with: str
+    tokenizer: str
+    plausible: bool
+    divides_among_devices: bool
 
 
 @dataclass(frozen=True)

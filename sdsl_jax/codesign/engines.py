@@ -27,7 +27,6 @@ from sdsl_jax.codesign.program import Solved
 from sdsl_jax.codesign.serving_problem import ServingProblem
 from sdsl_jax.config.codesign_problem import DraftConfig
 from sdsl_jax.counts import short_count
-from sdsl_jax.records.documents import described
 
 _Row = TypeVar("_Row", Candidate, SuggestedDraft)
 _DRAFT, _TARGET = "path/to/draft", "path/to/target"
@@ -48,56 +47,88 @@ _ONE_ROW = (
 
 @dataclass(frozen=True)
 class ServedDraft:
-    """The draft that engine settings are of, at its own best lookahead."""
+    """The draft that engine settings are of, at its own best lookahead.
 
-    name: str = described("name to be loaded; empty where the draft has none yet")
-    source: str = described(
-        '"named" by [draft] name, "published" with the tokenizer of the target, "candidate", or "to_train"'
-    )
-    total_params: float = described("size, embeddings included")
-    lookahead: int = described("drafts per round")
-    acceptance: float = described("α, the probability that a draft token is accepted")
-    speedup: float = described("S over the target alone")
-    within_constraints: bool = described("whether every constraint holds")
-    pays: bool = described("whether it keeps all limits and is faster than the target alone")
-    sentence: str = described("which draft it is, with its lookahead and speed-up")
+    Attributes:
+      name: Name to be loaded; empty where the draft has none yet.
+      source: "named" by [draft] name, "published" with the tokenizer of the target,
+        "candidate", or "to_train".
+      total_params: Size, embeddings included.
+      lookahead: Drafts per round.
+      acceptance: Probability α that a draft token is accepted.
+      speedup: Speed-up S over the target alone.
+      within_constraints: Whether every constraint holds.
+      pays: Whether it keeps all limits and is faster than the target alone.
+      sentence: Which draft it is, with its lookahead and speed-up.
+    """
+
+    name: str
+    source: str
+    total_params: float
+    lookahead: int
+    acceptance: float
+    speedup: float
+    within_constraints: bool
+    pays: bool
+    sentence: str
 
 
 @dataclass(frozen=True)
 class VllmSettings:
-    """Settings of vLLM."""
+    """Settings of vLLM.
 
-    speculative_config: dict[str, Any] = described("the value of --speculative-config")
-    command: str = described("command that starts the server")
+    Attributes:
+      speculative_config: The value of --speculative-config.
+      command: Command that starts the server.
+    """
+
+    speculative_config: dict[str, Any]
+    command: str
 
 
 @dataclass(frozen=True)
 class SglangSettings:
-    """Settings of SGLang."""
+    """Settings of SGLang.
 
-    command: str = described("command that starts the server")
+    Attributes:
+      command: Command that starts the server.
+    """
+
+    command: str
 
 
 @dataclass(frozen=True)
 class TransformersSettings:
-    """Settings of Hugging Face Transformers."""
+    """Settings of Hugging Face Transformers.
 
-    code: str = described("Python code that generates with the draft as assistant")
+    Attributes:
+      code: Python code that generates with the draft as assistant.
+    """
+
+    code: str
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """Settings of three engines for one draft."""
+    """Settings of three engines for one draft.
 
-    vllm: VllmSettings = described("settings of vLLM")
-    sglang: SglangSettings = described("settings of SGLang")
-    hugging_face: TransformersSettings = described("settings of Transformers")
-    placement: dict[str, str] = described("where each engine puts the models, by engine")
-    notes: list[str] = described("what to know before pasting them, a sentence each")
-    draft: ServedDraft | None = described("the draft that they are of", default=None)
-    speedup_with_draft_on_all_devices: float | None = described(
-        "S of that draft where vLLM and SGLang run it", default=None
-    )
+    Attributes:
+      vllm: Settings of vLLM.
+      sglang: Settings of SGLang.
+      hugging_face: Settings of Transformers.
+      placement: Where each engine puts the models, by engine.
+      notes: What to know before pasting them, a sentence each.
+      draft: The draft that they are of.
+      speedup_with_draft_on_all_devices: Speed-up S of that draft where vLLM and SGLang run it.
+    """
+
+    vllm: VllmSettings
+    sglang: SglangSettings
+    hugging_face: TransformersSettings
+    placement: dict[str, str]
+    notes: list[str]
+    draft: ServedDraft | None = None
+    speedup_with_draft_on_all_devices: float | None = None
 
 
 def engine_settings(

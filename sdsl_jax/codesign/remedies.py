@@ -10,7 +10,6 @@ import numpy as np
 
 from sdsl_jax.codesign.designs import Evaluated, evaluate, whole_lookaheads
 from sdsl_jax.codesign.serving_problem import ServingProblem
-from sdsl_jax.records.documents import described
 from sdsl_jax.theory.serving import Design
 
 # Sizes of drafts and batches that are tried where they are variables.
@@ -25,10 +24,15 @@ _FLAGS = {
 
 @dataclass(frozen=True)
 class Remedy:
-    """One change that makes an infeasible problem feasible by itself."""
+    """One change that makes an infeasible problem feasible by itself.
 
-    flags: str = described("the flags to give")
-    values: dict[str, float] = described("the values to set, by key of the problem file")
+    Attributes:
+      flags: The flags to give.
+      values: The values to set, by key of the problem file.
+    """
+
+    flags: str
+    values: dict[str, float]
 
 
 def remedies(problem: ServingProblem, design: Design) -> list[Remedy]:

@@ -24,7 +24,6 @@ from sdsl_jax.counts import short_count
 from sdsl_jax.errors import require
 from sdsl_jax.fitting.law_files import LoadedLaw, acceptance_law, loss_law
 from sdsl_jax.hardware import HardwareFile, load_hardware
-from sdsl_jax.records.documents import described
 from sdsl_jax.theory import LogitPlane, ShapeRule
 from sdsl_jax.theory.hardware import Precision, family_shape, resident_bytes
 from sdsl_jax.theory.laws import About
@@ -75,10 +74,15 @@ def non_embedding_params(total: float, rule: ShapeRule) -> float:
 
 @dataclass(frozen=True)
 class Size:
-    """The size of a model in both parameter counts."""
+    """The size of a model in both parameter counts.
 
-    total: float = described("all parameters, embeddings included")
-    non_embedding: float = described("parameters outside the embeddings")
+    Attributes:
+      total: All parameters, embeddings included.
+      non_embedding: Parameters outside the embeddings.
+    """
+
+    total: float
+    non_embedding: float
 
 
 @dataclass(frozen=True)
@@ -167,23 +171,31 @@ class ServingProblem:
 
 @dataclass(frozen=True)
 class Memory:
-    """Weights and caches of both models against the memory of the devices."""
+    """Weights and caches of both models against the memory of the devices.
 
-    target_bytes: float = described(
-        "weights and full caches of the target, on all devices together"
-    )
-    draft_bytes: float = described("weights and full caches of the draft, on all devices together")
-    per_device_bytes: float = described("bytes on the fullest device")
-    capacity_bytes: float = described("memory of a device; null where it is unknown")
-    usable_share: float = described("share of the capacity that weights and caches may fill")
-    devices: int = described("devices that share the target")
-    fits: bool | None = described("whether both models fit; null where the capacity is unknown")
-    smallest_devices: int | None = described(
-        "smallest power of two of devices that fits; null if none does or the capacity is unknown"
-    )
-    smallest_devices_exactly: int | None = described(
-        "smallest number of devices that fits, for engines that split a model into any number of parts"
-    )
+    Attributes:
+      target_bytes: Weights and full caches of the target, on all devices together.
+      draft_bytes: Weights and full caches of the draft, on all devices together.
+      per_device_bytes: Bytes on the fullest device.
+      capacity_bytes: Memory of a device; null where it is unknown.
+      usable_share: Share of the capacity that weights and caches may fill.
+      devices: Devices that share the target.
+      fits: Whether both models fit; null where the capacity is unknown.
+      smallest_devices: Smallest power of two of devices that fits; null if none does or the
+        capacity is unknown.
+      smallest_devices_exactly: Smallest number of devices that fits, for engines that split a
+        model into any number of parts.
+    """
+
+    target_bytes: float
+    draft_bytes: float
+    per_device_bytes: float
+    capacity_bytes: float
+    usable_share: float
+    devices: int
+    fits: bool | None
+    smallest_devices: int | None
+    smallest_devices_exactly: int | None
 
 
 def memory(serving: Serving, design: Design) -> Memory:

@@ -18,46 +18,37 @@ import tyro
 from sdsl_jax.config.shape_penalty import LARGEST_REFERENCE, kaplan_penalty
 from sdsl_jax.config.toml import from_dict, from_file
 from sdsl_jax.counts import (
-    LARGEST,
     Count,
     parse_count,
     parse_share,
     parse_size,
     parse_sizes,
+    read_number,
     require_plausible,
 )
 from sdsl_jax.errors import SdslError, require
-from sdsl_jax.ranges import share_hint
+from sdsl_jax.ranges import require_fields, require_in
 from sdsl_jax.user_files import read_toml
 
 LARGEST_LOOKAHEAD = 64
 
 
-def _positive(section: str, config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        require(
-            0 < value <= LARGEST,
-            f"{section}.{name} is {value:g}; it must be positive, and at most {LARGEST:g}.",
-        )
+# No more than this of anything that is counted.
+_COUNTED = "(0, 1e18]"
 
 
 def _shape(section: str, config: TargetConfig | DraftConfig) -> None:
-    require(
-        1 <= config.aspect_ratio <= 1024,
-        f"{section}.aspect_ratio is {config.aspect_ratio:g}; width over layers must lie in [1, 1024].",
+    require_fields(
+        section,
+        config,
+        tokens=_COUNTED,
+        aspect_ratio="[1, 1024]",
+        kv_share="(0, 1]",
+        embedding_tables="[1, 2]",
+        weight_bytes="(0, 8]",
+        cache_bytes="(0, 8]",
     )
-    require(
-        0 < config.kv_share <= 1,
-        f"{section}.kv_share is {config.kv_share:g}; it must lie in (0, 1]{share_hint(config.kv_share)}.",
-    )
-    require(
-        config.embedding_tables in (1, 2),
-        f"{section}.embedding_tables is {config.embedding_tables}; it must be 1 (embedding and head share one) or 2.",
-    )
-    for name in ("weight_bytes", "cache_bytes"):
-        value = getattr(config, name)
-        require(0 < value <= 8, f"{section}.{name} is {value:g}; it must lie in (0, 8] bytes.")
+    require_plausible(config.tokens, f"{section}.tokens")
 
 
 @dataclass(frozen=True)
@@ -75,9 +66,8 @@ class TargetConfig:
     cache_bytes: float = 2.0
 
     def __post_init__(self):
-        _positive("target", self, "params", "tokens", "vocab_size")
-        for name in ("params", "tokens"):
-            require_plausible(getattr(self, name), f"target.{name}")
+        require_fields("target", self, params=_COUNTED, vocab_size=_COUNTED)
+        require_plausible(self.params, "target.params")
         _shape("target", self)
 
 
@@ -102,18 +92,9 @@ class DraftConfig:
     devices: int | None = None
 
     def __post_init__(self):
-        _positive("draft", self, "tokens")
-        require_plausible(self.tokens, "draft.tokens")
         _shape("draft", self)
-        require(
-            0 <= self.acceptance < 1,
-            f"draft.acceptance is {self.acceptance:g}; a measured α must lie in (0, 1){share_hint(self.acceptance)}.",
-        )
+        require_fields("draft", self, acceptance="[0, 1)", candidates=_COUNTED)
         for size in self.candidates:
-            require(
-                0 < size <= LARGEST,
-                f"draft.candidates holds {size:g}; every size must be positive.",
-            )
             require_plausible(size, "a size in draft.candidates")
         require(
             not self.acceptance or len(self.candidates) == 1,
@@ -131,14 +112,7 @@ class HardwareConfig:
     price_per_hour: float = 0.0
 
     def __post_init__(self):
-        require(
-            1 <= self.devices <= 4096,
-            f"hardware.devices is {self.devices}; it must lie in [1, 4096].",
-        )
-        require(
-            0 <= self.price_per_hour <= 1e6,
-            f"hardware.price_per_hour is {self.price_per_hour:g}; it must lie in [0, 1e6].",
-        )
+        require_fields("hardware", self, devices="[1, 4096]", price_per_hour="[0, 1e6]")
 
 
 @dataclass(frozen=True)
@@ -159,21 +133,19 @@ class WorkloadConfig:
     prefill: Literal["here", "elsewhere"] = "here"
 
     def __post_init__(self):
-        _positive("workload", self, "new_tokens", "volume_tokens")
-        require(
-            1 <= self.batch <= 1e6, f"workload.batch is {self.batch:g}; it must lie in [1, 1e6]."
+        require_fields(
+            "workload",
+            self,
+            batch="[1, 1e6]",
+            context="[0, 1e8]",
+            prompt_tokens="[0, 1e8]",
+            new_tokens="[1, 1e18]",
+            volume_tokens=_COUNTED,
         )
         require(
             self.batch == int(self.batch),
             f"workload.batch is {self.batch:g}; it must be a whole number of rows.",
         )
-        require(
-            self.new_tokens >= 1,
-            f"workload.new_tokens is {self.new_tokens:g}; it must be at least 1.",
-        )
-        for name in ("context", "prompt_tokens"):
-            value = getattr(self, name)
-            require(0 <= value <= 1e8, f"workload.{name} is {value:g}; it must lie in [0, 1e8].")
 
     @property
     def mean_context(self) -> float:
@@ -202,11 +174,7 @@ class LawsConfig:
     aspect_penalty: float | None = None
 
     def __post_init__(self):
-        value = self.aspect_penalty
-        require(
-            value is None or 0 <= value <= 1,
-            f"laws.aspect_penalty is {value or 0:g}; it must lie in [0, 1].",
-        )
+        require_in("[0, 1]", "laws.aspect_penalty", self.aspect_penalty or 0.0)
 
 
 @dataclass(frozen=True)
@@ -225,16 +193,11 @@ class ObjectiveConfig:
     target_loss: float = 0.0
 
     def __post_init__(self):
-        for name, value in dataclasses.asdict(self).items():
-            require(
-                0 <= value <= 1e6, f"objective.{name} is {value:g}; a weight must lie in [0, 1e6]."
-            )
+        require_fields("objective", self, **dict.fromkeys(vars(self), "[0, 1e6]"))
 
     def given(self) -> dict[str, float]:
         """The metrics that have a weight."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if v} or {
-            "seconds_per_token": 1.0
-        }
+        return {k: v for k, v in vars(self).items() if v} or {"seconds_per_token": 1.0}
 
 
 @dataclass(frozen=True)
@@ -253,12 +216,11 @@ class ConstraintsConfig:
     target_loss: float = math.inf
 
     def __post_init__(self):
-        for name, value in dataclasses.asdict(self).items():
-            require(value > 0, f"constraints.{name} is {value:g}; a limit must be positive.")
+        require_fields("constraints", self, **dict.fromkeys(vars(self), "(0, inf]"))
 
     def given(self) -> dict[str, float]:
         """The metrics that have a limit."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if math.isfinite(v)}
+        return {k: v for k, v in vars(self).items() if math.isfinite(v)}
 
 
 @dataclass(frozen=True)
@@ -273,32 +235,29 @@ class VariablesConfig:
     target_params: str | tuple[Count, ...] = ""
 
     def __post_init__(self):
-        for name, value in dataclasses.asdict(self).items():
+        for name, value in vars(self).items():
+            if value in ("", "free"):
+                continue
+            is_range = not isinstance(value, str) and len(value) == 2 and 0 < value[0] < value[1]
             shown = value if isinstance(value, str) else list(value)
             require(
-                value in ("", "free")
-                or (len(value) == 2 and not isinstance(value, str) and 0 < value[0] < value[1]),
+                is_range,
                 f'variables.{name} is {shown!r}; it must be "free", or a smallest and a larger largest value.',
             )
-            if name in ("lookahead", "batch") and isinstance(value, tuple):
+            if name in ("lookahead", "batch"):
+                low, high = value
+                require_in("[1, inf)", f"the lower end of variables.{name}", low)
                 require(
-                    value[0] >= 1,
-                    f"variables.{name} starts at {value[0]:g}; it must be at least 1.",
-                )
-                require(
-                    math.ceil(value[0]) <= value[1],
+                    math.ceil(low) <= high,
                     f"variables.{name} is {shown!r}; a whole number must lie in it.",
                 )
-        if isinstance(self.lookahead, tuple):
-            highest = self.lookahead[1]
-            require(
-                highest <= LARGEST_LOOKAHEAD,
-                f"variables.lookahead ends at {highest:g}; it must be at most {LARGEST_LOOKAHEAD}.",
-            )
+                if name == "lookahead":
+                    highest = f"(1, {LARGEST_LOOKAHEAD}]"
+                    require_in(highest, "the upper end of variables.lookahead", high)
 
     def given(self) -> dict[str, str | tuple[float, ...]]:
         """The variables; draft size and lookahead where none is named."""
-        named = {k: v for k, v in dataclasses.asdict(self).items() if v}
+        named = {k: v for k, v in vars(self).items() if v}
         return named or {"draft_params": "free", "lookahead": "free"}
 
 
@@ -313,15 +272,9 @@ class OptimizerConfig:
     rounds: int = 10
 
     def __post_init__(self):
-        require(
-            0 < self.learning_rate <= 10,
-            f"optimizer.learning_rate is {self.learning_rate:g}; it must lie in (0, 10].",
-        )
-        for name in ("steps", "starts", "rounds"):
-            value = getattr(self, name)
-            require(
-                1 <= value <= 100_000, f"optimizer.{name} is {value}; it must lie in [1, 100000]."
-            )
+        require_in("(0, 10]", "optimizer.learning_rate", self.learning_rate)
+        counts = dict.fromkeys(("steps", "starts", "rounds"), "[1, 100000]")
+        require_fields("optimizer", self, **counts)
 
 
 @dataclass(frozen=True)
@@ -384,14 +337,12 @@ def _sizes(value: Any, flag: str) -> list[float]:
 
 def _share(value: Any, flag: str) -> float:
     share = parse_share(value, flag) if isinstance(value, str) else value
-    require(
-        0 < share < 1, f"the acceptance is {share:g}; it must lie in (0, 1){share_hint(share)}."
-    )
+    require_in("(0, 1)", "the acceptance", share)
     return share
 
 
-def _pairs(otherwise: float | None, values: Any, flag: str) -> dict[str, float]:
-    """METRIC=NUMBER, each once; without a number where there is one to fall back on."""
+def _pairs(values: Any, flag: str) -> dict[str, float]:
+    """METRIC=NUMBER, each once. The weight of an objective may be left out."""
     if isinstance(values, Mapping):
         values = [f"{name}={value!r}" for name, value in values.items()]
     pairs: dict[str, float] = {}
@@ -401,22 +352,12 @@ def _pairs(otherwise: float | None, values: Any, flag: str) -> dict[str, float]:
             continue
         name = name.replace("-", "_")
         require(name not in pairs, f"{flag} names {name} twice; it may be named once.")
-        try:
-            pairs[name] = float(number) if mark else float(otherwise)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            raise SdslError(f"{flag} is {text!r}; it must be of the form METRIC=NUMBER.") from None
-        require(
-            pairs[name] > 0, f"{flag} gives {name} the value {pairs[name]:g}; it must be positive."
-        )
+        value = 1.0 if not mark and flag == "--objective" else read_number(number)
+        if value is None:
+            raise SdslError(f"{flag} is {text!r}; it must be of the form METRIC=NUMBER.")
+        require_in("(0, inf]", f"{flag} {name}", value)
+        pairs[name] = value
     return pairs
-
-
-def _weights(values: Any, flag: str) -> dict[str, float]:
-    return _pairs(1.0, values, flag)
-
-
-def _limits(values: Any, flag: str) -> dict[str, float]:
-    return _pairs(None, values, flag)
 
 
 def _as_it_is(value: Any, flag: str) -> Any:
@@ -509,13 +450,13 @@ class ProblemFlags:
         "draft.acceptance", _share
     )
     objective: Annotated[Mapping[str, float] | str | None, _shown("METRIC[=WEIGHT],...", str)] = (
-        _flag("objective", _weights)
+        _flag("objective", _pairs)
     )
     constraint: Annotated[
         Mapping[str, float] | Sequence[str],
         tyro.conf.UseAppendAction,
         _shown("METRIC=LIMIT", tuple[str, ...]),
-    ] = field(default=(), metadata={"keys": "constraints", "read": _limits})
+    ] = field(default=(), metadata={"keys": "constraints", "read": _pairs})
     variables: Annotated[Sequence[str] | str | None, _shown("NAME,...", str)] = None
     price_per_hour: _Number = _flag("hardware.price_per_hour")
     volume_tokens: _CountText = _flag("workload.volume_tokens", _count)

@@ -398,7 +398,10 @@ def test_where_drafts_were_given_it_is_another_that_pays(variables, candidates, 
     ("lookahead", "words"),
     [
         ((2.2, 2.8), "a whole number must lie in it"),
-        ((1.0, 1e9), "variables.lookahead ends at 1e+09; it must be at most 64"),
+        (
+            (1.0, 1e9),
+            "the upper end of variables.lookahead is 1000000000.0; it must lie in (1, 64]",
+        ),
     ],
 )
 def test_ranges_of_the_lookahead_hold_a_whole_number_and_end(lookahead, words):
