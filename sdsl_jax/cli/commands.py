@@ -22,6 +22,7 @@ GROUPS = {
     },
     "Measurements of models": {
         "measure": "how much of what a draft proposes a target accepts, and the speed-up",
+        "convert": "a measured acceptance in the conventions of other tools",
         "protocol": "every pair of many published checkpoints, measured alike",
         "calibrate": "what a forward pass costs on this machine",
     },

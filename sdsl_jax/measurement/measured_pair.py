@@ -18,7 +18,6 @@ from sdsl_jax.checkpoints.loading import DEFAULT_OPTIONS, LoadOptions, load_mode
 from sdsl_jax.checkpoints.model_folder import LoadedModel
 from sdsl_jax.data.prompts import Prompts, encode_prompts, load_prompts, pad_prompts
 from sdsl_jax.decoding import Model, NgramDraft, Sampling, one_vocabulary
-from sdsl_jax.decoding.verification import Verification
 from sdsl_jax.errors import require
 from sdsl_jax.measurement import pair_records, pair_report
 from sdsl_jax.measurement.events import CONVENTIONS, DecodedStatistics, summarise
@@ -37,7 +36,7 @@ from sdsl_jax.measurement.pair import (
     replay_run,
 )
 from sdsl_jax.measurement.pair_records import PairName, PairRows
-from sdsl_jax.measurement.pair_report import Estimate, OnPrompts, PairReport
+from sdsl_jax.measurement.pair_report import OnPrompts, PairReport, estimate_of
 from sdsl_jax.progress import Progress
 from sdsl_jax.records.documents import to_json
 from sdsl_jax.statistics import Interval
@@ -127,34 +126,31 @@ class MeasuredPair:
         m, s, text = self.measurement, self.settings, self.measurement.text
 
         def describe(model: LoadedModel, role: str) -> pair_report.ModelReport:
-            scores = None if text is None else OnPrompts.of(text, role, self._losses(role, model))
+            scores = None if text is None else OnPrompts.of(*self._losses(role, model))
             return pair_report.ModelReport.of(model, scores)
 
-        return PairReport(
+        return pair_report.document(
+            PairReport,
+            s,
+            s.sampling,
             target=describe(self.target, "target"),
             draft=pair_report.NgramReport(NGRAM)
             if self.draft is None
             else describe(self.draft, "draft"),
-            temperature=s.sampling.temperature,  # type: ignore[arg-type]
-            top_k=s.sampling.top_k,  # type: ignore[arg-type]
-            top_p=s.sampling.top_p,  # type: ignore[arg-type]
-            min_p=s.sampling.min_p,  # type: ignore[arg-type]
-            verification=s.verification,
             lossless=True,
             how=pair_records.how_measured(s, self.options._asdict()),
-            alpha=None if m.alpha is None else Estimate.of(m.alpha),
+            alpha=m.alpha,
             alpha_tokens=m.positions,
-            alpha_on_prompts=None if text is None else Estimate.of(text.alpha),
+            alpha_on_prompts=text and text.alpha,
             per_lookahead=[pair_report.LookaheadReport.of(result) for result in m.lookaheads],
             generation=[pair_report.TimesReport.of(each) for each in self.times],
             convention_definitions={key: c._asdict() for key, c in CONVENTIONS.items()},
             prompts=pair_report.PromptsReport.of(self.prompts),
-            new_tokens=s.new_tokens,
             stop_tokens=list(s.stop_tokens),
-            seed=s.seed,
-            confidence=s.confidence,
             warnings=self.warnings,
-            expected=[pair_report.ExpectedReport.of(rounds) for rounds in m.expected],
+            expected=[
+                pair_report.document(pair_report.ExpectedReport, rounds) for rounds in m.expected
+            ],
             costs=self._costs(),
             replay=[pair_report.ReplayReport.of(each) for each in self.replays],
         )
@@ -240,13 +236,13 @@ class MeasuredPair:
     def __repr__(self) -> str:
         return (
             f"MeasuredPair({self.name.draft_id} for {self.name.target_id}: "
-            f"α = {Estimate.of(self.acceptance):.3f})\n{_brief(self.table())}"
+            f"α = {estimate_of(self.acceptance):.3f})\n{_brief(self.table())}"
         )
 
     def _repr_html_(self) -> str:
         title = f"{self.name.draft_id} for {self.name.target_id}"
         return (
-            f"<p><b>{html.escape(title)}</b>: α = {Estimate.of(self.acceptance):.3f}</p>"
+            f"<p><b>{html.escape(title)}</b>: α = {estimate_of(self.acceptance):.3f}</p>"
             f"{_brief(self.table()).to_html(float_format='{:.3f}'.format)}"
         )
 
@@ -300,14 +296,9 @@ def speculate(
     temperature: float = 1.0,
     seed: int = 0,
     *,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    verification: Verification = "token",
-    stop_tokens: tuple[int, ...] = (),
-    batch: int = 32,
     options: LoadOptions = DEFAULT_OPTIONS,
     progress: Progress | None = None,
+    **settings: Any,
 ) -> Speculation:
     """Continues prompts by lossless speculative decoding.
 
@@ -319,37 +310,25 @@ def speculate(
       new_tokens: Tokens to generate for each prompt (max_new_tokens); more than the lookahead.
       temperature: Sampling temperature; 0 for greedy decoding.
       seed: Seed of the sampling.
-      top_k: Samples from the k most probable tokens.
-      top_p: Samples from the most probable tokens that together reach this probability.
-      min_p: Samples from tokens at least this many times as probable as the most probable one.
-      verification: "token" or "block".
-      stop_tokens: Ids after which a text ends.
-      batch: Prompts decoded at a time.
       options: How to read published checkpoints.
-      progress: Reports progress.
+      progress: Reports progress while models are read.
+      **settings: Filters of the sampling (top_k, top_p, min_p), and other fields of `PairSettings`:
+        verification, stop_tokens, batch.
 
     Raises:
       SdslError: an argument is out of range, a model cannot be read, or the two have different
         tokenizers.
     """
+    how = _settings((lookahead,), new_tokens, temperature, seed, **settings)
     draft_model, target_model = _load_pair(draft, target, options, progress)
-    settings = PairSettings(
-        lookaheads=(lookahead,),
-        new_tokens=new_tokens,
-        sampling=Sampling(temperature, top_k, top_p, min_p),
-        verification=verification,
-        stop_tokens=stop_tokens,
-        seed=seed,
-        batch=batch,
-    )
     chosen = _as_prompts(prompts, target_model)
-    decoded = decode(*_decoding_pair(draft_model, target_model), chosen, lookahead, settings)
+    decoded = decode(*_decoding_pair(draft_model, target_model), chosen, lookahead, how)
     tokens = [
         np.asarray(ids[begin:end])
         for ids, begin, end in zip(decoded.tokens, decoded.prompt_lengths, decoded.lengths)
     ]
     texts = [target_model.tokenizer.decode(ids) for ids in tokens]
-    return Speculation(texts, tokens, summarise(decoded, lookahead, settings.confidence))
+    return Speculation(texts, tokens, summarise(decoded, lookahead, how.confidence))
 
 
 def measure_pair(
@@ -363,17 +342,11 @@ def measure_pair(
     *,
     count: int = 64,
     prompt_tokens: int = 32,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    verification: Verification = "token",
-    stop_tokens: tuple[int, ...] = (),
-    batch: int = 32,
-    confidence: float = 0.9,
     timed: int = 0,
     replayed: int = 0,
     options: LoadOptions = DEFAULT_OPTIONS,
     progress: Progress | None = None,
+    **settings: Any,
 ) -> MeasuredPair:
     """Measures how much of what a draft proposes a target accepts; `sdsl measure` as a function.
 
@@ -388,38 +361,24 @@ def measure_pair(
       seed: Seed of all sampling.
       count: Prompts to take from a source.
       prompt_tokens: Longest prompt taken from a source.
-      top_k: Samples from the k most probable tokens.
-      top_p: Samples from the most probable tokens that together reach this probability.
-      min_p: Samples from tokens at least this many times as probable as the most probable one.
-      verification: "token" or "block".
-      stop_tokens: Ids after which a row stops.
-      batch: Prompts decoded at a time.
-      confidence: Confidence of the intervals.
       timed: Prompts whose generation is timed, one at a time; 0 for none.
       replayed: Prompts whose run is replayed with all distributions; 0 for none.
       options: How to read published checkpoints.
       progress: Reports progress after every batch.
+      **settings: Filters of the sampling (top_k, top_p, min_p), and other fields of `PairSettings`:
+        verification, stop_tokens, batch, confidence.
 
     Raises:
       SdslError: an argument is out of range, a model or the prompts cannot be read, or the two have
         different tokenizers.
     """
+    how = _settings(tuple(lookaheads), new_tokens, temperature, seed, **settings)
     draft_model, target_model = _load_pair(draft, target, options, progress)
-    settings = PairSettings(
-        lookaheads=tuple(lookaheads),
-        new_tokens=new_tokens,
-        sampling=Sampling(temperature, top_k, top_p, min_p),
-        verification=verification,
-        stop_tokens=stop_tokens,
-        seed=seed,
-        batch=batch,
-        confidence=confidence,
-    )
     return measure_and_record(
         draft_model,
         target_model,
         _as_prompts(prompts, target_model, count, prompt_tokens),
-        settings,
+        how,
         timed=timed,
         replayed=replayed,
         options=options,
@@ -490,6 +449,21 @@ def measure_and_record(
     if out is not None:
         pair._append(out)
     return pair
+
+
+def _settings(
+    lookaheads: tuple[int, ...],
+    new_tokens: int,
+    temperature: float,
+    seed: int,
+    *,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    **others: Any,
+) -> PairSettings:
+    sampling = Sampling(temperature, top_k, top_p, min_p)
+    return PairSettings(lookaheads, new_tokens, sampling, seed=seed, **others)
 
 
 def pair_name(

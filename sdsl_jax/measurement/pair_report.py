@@ -3,12 +3,13 @@ it."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -27,11 +28,12 @@ from sdsl_jax.measurement.pair import (
     Replay,
     TextScores,
 )
-from sdsl_jax.measurement.replay import ExpectedRounds
 from sdsl_jax.measurement.retokenised import Retokenised
 from sdsl_jax.records import write_text
 from sdsl_jax.records.documents import described
 from sdsl_jax.statistics import Interval, ratio_interval
+
+T = TypeVar("T")
 
 # With fewer prompts than this, an interval over them is a guess.
 _FEW_PROMPTS = 8
@@ -45,11 +47,6 @@ class Estimate:
     low: float = described("lower end of the interval")
     high: float = described("upper end of the interval")
 
-    @classmethod
-    def of(cls, interval: Interval) -> Estimate:
-        """An interval as a document."""
-        return cls(*map(float, interval))
-
     def __format__(self, spec: str) -> str:
         """The estimate and half of its interval, such as "0.724 ± 0.013"."""
         if math.isnan(self.estimate):
@@ -57,6 +54,31 @@ class Estimate:
         if math.isnan(self.low):
             return format(self.estimate, spec)
         return f"{self.estimate:{spec}} ± {(self.high - self.low) / 2:{spec}}"
+
+
+def estimate_of(interval: Interval) -> Estimate:
+    """An interval as a document."""
+    return Estimate(*map(float, interval))
+
+
+def document(cls: type[T], *sources: Any, **values: Any) -> T:
+    """A document whose fields come from attributes of the same names, but for the given values.
+
+    Intervals become estimates.
+    """
+
+    def value(name: str) -> Any:
+        if name in values:
+            return values[name]
+        return next(getattr(source, name) for source in sources if hasattr(source, name))
+
+    def convert(item: Any) -> Any:
+        if isinstance(item, list):
+            return [convert(each) for each in item]
+        return estimate_of(item) if isinstance(item, Interval) else item
+
+    names = [f.name for f in dataclasses.fields(cast(Any, cls))]
+    return cls(**{name: convert(value(name)) for name in names})
 
 
 @dataclass(frozen=True)
@@ -68,11 +90,10 @@ class OnPrompts:
     bits_per_byte: Estimate = described("loss per byte of text, bits")
 
     @classmethod
-    def of(cls, text: TextScores, role: str, losses: tuple[Interval, Interval]) -> OnPrompts:
-        """The scores of a role; `losses` are nats per token and bits per byte."""
-        nats, bits = losses
-        perplexity = Estimate(*map(math.exp, nats))
-        return cls(Estimate.of(nats), perplexity, Estimate.of(bits))
+    def of(cls, nats: Interval, bits: Interval) -> OnPrompts:
+        """The loss in nats per token and in bits per byte."""
+        perplexity = Interval(*map(math.exp, nats))
+        return document(cls, loss_nats=nats, perplexity=perplexity, bits_per_byte=bits)
 
 
 @dataclass(frozen=True)
@@ -103,15 +124,10 @@ class ModelReport:
     @classmethod
     def of(cls, model: LoadedModel, on_prompts: OnPrompts | None) -> ModelReport:
         """The report on a loaded model."""
-        r = model.record
-        return cls(
-            model_id=r.model_id,
+        return document(
+            cls,
+            model.record,
             folder=str(model.folder),
-            params_nonembedding=r.params_nonembedding,
-            params_total=r.params_total,
-            train_tokens=r.train_tokens,
-            loss_nats=r.loss_nats,
-            params_digest=r.params_digest,
             identity=identity(model),
             unknown_settings=list(model.unknown_settings),
             ignored_settings=list(model.ignored_settings),
@@ -156,22 +172,16 @@ class LookaheadReport:
     @classmethod
     def of(cls, result: LookaheadResult) -> LookaheadReport:
         """The report on one lookahead."""
-        s, expected, divergences = result.statistics, result.expected, result.divergences
-        return cls(
+        divergences = result.divergences
+        return document(
+            cls,
+            result.statistics,
             lookahead=result.lookahead,
-            tokens_per_round=Estimate.of(s.tokens_per_round),
-            expected_tokens_per_round=None if expected is None else Estimate.of(expected),
-            per_test=Estimate.of(s.per_test),
-            tar=Estimate.of(result.tar),
-            tar_alpha=Estimate.of(s.tar),
-            survival=[Estimate.of(value) for value in s.survival],
-            self_check=s.self_check,
-            rounds=s.rounds,
-            tests=s.tests,
-            conventions={name: Estimate.of(value) for name, value in result.conventions.items()},
-            greedy_divergences=None
-            if divergences is None
-            else [DivergenceReport(*each) for each in divergences],
+            expected_tokens_per_round=result.expected,
+            tar=result.tar,
+            tar_alpha=result.statistics.tar,
+            conventions={name: estimate_of(value) for name, value in result.conventions.items()},
+            greedy_divergences=divergences and [document(DivergenceReport, d) for d in divergences],
         )
 
 
@@ -190,14 +200,12 @@ class TimesReport:
     @classmethod
     def of(cls, times: GenerationTimes) -> TimesReport:
         """The report on the times of one lookahead."""
-        return cls(
-            lookahead=times.lookahead,
-            first_token_seconds=Estimate.of(times.first_token),
-            per_token_seconds=Estimate.of(times.per_token),
-            total_seconds=Estimate.of(times.total),
-            speedup=Estimate.of(times.speedup),
-            new_tokens=times.new_tokens,
-            requests=times.requests,
+        return document(
+            cls,
+            times,
+            first_token_seconds=times.first_token,
+            per_token_seconds=times.per_token,
+            total_seconds=times.total,
         )
 
 
@@ -232,16 +240,6 @@ class ExpectedReport:
     accepted_per_test: Estimate = described("accepted over tested drafts")
     alpha: Estimate = described("the α whose geometric formula gives τ")
 
-    @classmethod
-    def of(cls, rounds: ExpectedRounds) -> ExpectedReport:
-        """The report on one lookahead."""
-        return cls(
-            lookahead=rounds.lookahead,
-            tokens_per_round=Estimate.of(rounds.tokens_per_round),
-            accepted_per_test=Estimate.of(rounds.accepted_per_test),
-            alpha=Estimate.of(rounds.alpha),
-        )
-
 
 @dataclass(frozen=True)
 class OtherTemperature:
@@ -265,15 +263,12 @@ class ReplayReport:
     @classmethod
     def of(cls, replay: Replay) -> ReplayReport:
         """The report on the replay of one run."""
-        v = replay.verification
-        return cls(
+        return document(
+            cls,
+            replay.verification,
             lookahead=replay.lookahead,
-            rounds=v.rounds,
-            token_accepted=Estimate.of(v.token_accepted),
-            block_accepted=Estimate.of(v.block_accepted),
-            gain=Estimate.of(v.gain),
             temperatures=[
-                OtherTemperature(float(t.sampling.temperature), Estimate.of(t.acceptance))
+                OtherTemperature(float(t.sampling.temperature), estimate_of(t.acceptance))
                 for t in replay.temperatures
             ],
         )
@@ -294,13 +289,13 @@ class PromptsReport:
     def of(cls, prompts: Prompts) -> PromptsReport:
         """The report on prompts."""
         lengths = prompts.lengths
-        return cls(
-            prompts.domain,
-            len(lengths),
-            prompts.available,
-            prompts.cut,
-            int(lengths.min()),
-            int(lengths.max()),
+        return document(
+            cls,
+            prompts,
+            source=prompts.domain,
+            count=len(lengths),
+            shortest=int(lengths.min()),
+            longest=int(lengths.max()),
         )
 
 
@@ -383,31 +378,28 @@ class RetokenisedReport:
         result: Retokenised,
     ) -> RetokenisedReport:
         """The report on a re-tokenised comparison."""
-        target_role, draft_role = (
-            RetokenisedRole(
-                model.record.model_id,
-                str(model.folder),
-                model.record.params_total,
-                identity(model),
-                Estimate.of(result.roles[role].loss),
-                Estimate.of(result.roles[role].bits_per_byte),
-                result.roles[role].tokens_per_stretch,
+        roles = {
+            role: document(
+                RetokenisedRole,
+                result.roles[role],
+                model.record,
+                folder=str(model.folder),
+                identity=identity(model),
+                loss_nats=result.roles[role].loss,
             )
             for role, model in (("target", target), ("draft", draft))
-        )
-        return cls(
-            target=target_role,
-            draft=draft_role,
+        }
+        return document(
+            cls,
+            result,
+            settings,
+            settings.sampling,
+            **roles,
             lossless=False,
             protocol="re-tokenised: the target's text in the draft's tokens, compared between places "
             "where both cut it; nothing was decoded",
-            temperature=settings.sampling.temperature,  # type: ignore[arg-type]
-            alpha_retokenised=Estimate.of(result.alpha),
-            stretches=result.stretches,
+            alpha_retokenised=result.alpha,
             prompts=StretchPrompts(prompts.domain, len(prompts.lengths), result.rows),
-            new_tokens=settings.new_tokens,
-            seed=settings.seed,
-            confidence=settings.confidence,
             warnings=loading_warnings(draft, target),
         )
 

@@ -290,6 +290,44 @@ def test_the_same_seed_gives_the_same_answer(measure):
     assert one["alpha"] != other["alpha"]
 
 
+def test_what_was_measured_is_printed_once(measure):
+    """Quantities of the first table do not come back on another basis in the second."""
+    status, out, _ = measure("--replay", "4")
+    assert status == 0
+    assert "replay at γ = 3" in out
+    assert "by block verification of the same blocks" in out
+    assert not {"per_test_acceptance", "paper_tar", "paper_alpha"} & {*out.split()}
+    assert "vllm_acceptance_length" in out
+    status, out, _ = measure(temperature="0")
+    assert "greedy output at γ = 3 is the target's own, token for token" in out
+
+
+@pytest.mark.slow
+def test_costs_are_printed_with_the_command_that_uses_them(measure, sdsl):
+    status, out, _ = measure("--json", timed="1")
+    assert status == 0
+    costs = json.loads(out)["costs"]
+    assert costs["draft_step"] > 0
+    assert [v["lookahead"] for v in costs["verify_passes"]] == [1, 3]
+    status, out, _ = sdsl(*costs["lookahead_command"].split()[1:])
+    assert status == 0
+    assert "acceptance α = " in out
+
+
+def test_an_acceptance_is_converted(sdsl):
+    arguments = ["2.605", "--convention", "vllm_acceptance_length", "--lookahead", "3"]
+    status, out, _ = sdsl("convert", *arguments, "--json")
+    answer = json.loads(out)
+    assert status == 0
+    assert round(answer["sglang_old_accept_rate"], 3) == 0.651
+    assert "per_test_acceptance" not in answer
+    status, out, _ = sdsl("convert", *arguments, "--assume-geometric")
+    assert "per_test_acceptance" in out
+    assert "SGLang before" in out
+    status, _, err = sdsl("convert", "5", *arguments[1:])
+    assert (status, "it must lie in [1, 4]" in err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -1,0 +1,56 @@
+"""`sdsl convert`: a measured acceptance in the conventions of other tools."""
+
+from __future__ import annotations
+
+import json as json_format
+from typing import Annotated
+
+import tyro
+from rich.markup import escape
+from rich.table import Table
+
+from sdsl_jax.cli.terminal import standard_console
+
+_CONVENTION = tyro.conf.arg(metavar="CONVENTION")
+
+
+def convert(
+    value: Annotated[float, tyro.conf.Positional, tyro.conf.arg(metavar="VALUE")],
+    convention: Annotated[str, _CONVENTION],
+    lookahead: Annotated[int, tyro.conf.arg(metavar="GAMMA")],
+    assume_geometric: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """What do other tools call this acceptance?
+
+    Converts a value exactly, for rounds of one fixed lookahead that each emit a bonus token.
+
+    Args:
+        value: The measured value.
+        convention: Its convention, such as vllm_acceptance_length, vllm_acceptance_rate,
+            sglang_old_accept_rate, eagle_tau, paper_tar or paper_alpha.
+        lookahead: Drafts per round (num_speculative_tokens).
+        assume_geometric: Convert acceptance per tested draft as well, which holds only if every
+            draft is accepted with the same probability, independently of the others.
+        json: Print one JSON object.
+    """
+    from sdsl_jax.measurement import events
+
+    names = [
+        name for name in events.CONVERTIBLE if assume_geometric or name != "per_test_acceptance"
+    ]
+    answer = {
+        name: events.convert(value, convention, name, lookahead, assume_geometric=assume_geometric)
+        for name in names
+    }
+    if json:
+        print(json_format.dumps(answer, indent=1))
+        return
+    table = Table(title=f"{convention} {value:g} at γ = {lookahead}", title_justify="left")
+    table.add_column("convention", no_wrap=True)
+    table.add_column("value", justify="right")
+    table.add_column("definition and source; a: drafts accepted in a round", overflow="fold")
+    for name, converted in answer.items():
+        about = events.CONVENTIONS[name]
+        table.add_row(name, f"{converted:.4g}", escape(f"{about.definition} ({about.source})"))
+    standard_console().print(table)
