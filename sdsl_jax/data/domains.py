@@ -122,15 +122,14 @@ def load_domain(
     """The text of a domain, in the ids of the study's tokenizer.
 
     Args:
-      domain: which.
-      dataset: the study's corpus, for its tokenizer, the length of its sequences and its validation
-        split.
-      needed: windows that the text must hold.
-      note: receives a sentence if files of a folder are left out.
+      domain: The domain.
+      dataset: The study's corpus, for its tokenizer, sequence length and validation split.
+      needed: Number of windows that the text must hold.
+      note: Receives a sentence if files of a folder are left out.
 
     Raises:
-      SourceMissing: the file, the folder or the package is not there.
-      SdslError: a file cannot be read, or the text is too short.
+      SourceMissing: The file, the folder or the package is missing.
+      SdslError: A file cannot be read, or the text is too short.
     """
     if domain.source == VALIDATION:
         text = dataset.text(VALIDATION)

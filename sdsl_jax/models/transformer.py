@@ -292,12 +292,12 @@ class Transformer(nnx.Module):
         """Runs the model over new tokens.
 
         Args:
-          tokens_BT: token ids.
-          positions_BT: their positions, consecutive in each row; 0..T−1 if left out. They name the
-            cache slots that are written.
-          cache: keys and values of earlier positions, or None to attend to the new tokens alone.
-          remat: keep only what enters each block for the gradient, and compute the rest again: less
-            memory, a third more work.
+          tokens_BT: Token ids.
+          positions_BT: Positions of the tokens, consecutive in each row; 0..T−1 if omitted. They
+            name the cache slots to write.
+          cache: Keys and values of earlier positions; None to attend to the new tokens alone.
+          remat: Whether to keep only what enters each block for the gradient, and compute the rest
+            again. Saves memory for a third more work.
 
         Returns:
           The logits, and the cache with the new tokens written to it (None without a cache).

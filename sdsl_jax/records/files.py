@@ -68,13 +68,13 @@ def read_json(path: Path, kind: type = dict, keys: Sequence[str] = ()) -> Any:
     """Reads a JSON file that holds an object with at least some keys, or a list of such objects.
 
     Args:
-      path: of the file.
+      path: Path to the file.
       kind: dict or list.
-      keys: that the object, or every object of the list, must have; a list must then hold at least
-        one.
+      keys: Keys that the object, or every object of the list, must have. With keys, a list must
+        hold at least one object.
 
     Raises:
-      SdslError: the file is missing or damaged, or holds something else.
+      SdslError: The file is missing or damaged, or holds something else.
     """
     value = parse_json(read_text(path, "record file"), f"the record file {path} is damaged: it")
     objects = value if kind is list and isinstance(value, list) else [value]
@@ -121,15 +121,15 @@ def schema() -> dict[str, Any]:
 
 
 def read_table(folder: Path, name: str, path: Path | None = None) -> list[Any]:
-    """Reads `<folder>/<name>.csv` into rows. Columns that are not in the schema are passed over.
+    """Reads `<folder>/<name>.csv` into rows. Columns outside the schema are ignored.
 
     Args:
-      folder: of the records, whose `schema.json`, if there is one, must be of this version.
-      name: of the table.
-      path: of the table, if its file has another name.
+      folder: Folder of the records. Its `schema.json`, if there is one, must be of this version.
+      name: Name of the table.
+      path: Path to the table, if its file has another name.
 
     Raises:
-      SdslError: the file is missing or damaged, lacks a required column, or was written with
+      SdslError: The file is missing or damaged, lacks a required column, or was written with
         another schema version.
     """
     row_type, path = TABLES[name], path or folder / f"{name}.csv"
@@ -165,7 +165,7 @@ def read_table(folder: Path, name: str, path: Path | None = None) -> list[Any]:
 
 
 def _value(text: str, kind: type) -> Any:
-    """A cell in the type of its column; counts may be written as in any table, 1e9 or 125M."""
+    """A cell in the type of its column. Counts may be written as in any table: 1e9 or 125M."""
     try:
         return kind(text)
     except ValueError:
