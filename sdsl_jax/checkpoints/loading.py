@@ -225,15 +225,15 @@ def require_model_path(path: Path) -> None:
         if any((path / name).exists() for name in (CONFIG, MODEL, PARAMS, RECORD)):
             return
         files = sorted(p.name for p in path.iterdir() if p.suffix.lower() in _WEIGHTS)
-        require(
-            not files,
-            f"the folder {path} holds {files[0] if files else ''} but no {CONFIG}"
-            + (
-                "; give the file itself."
-                if files and files[0].lower().endswith(SUFFIX)
-                else ", which says what model it is."
-            ),
-        )
+        if files:
+            raise SdslError(
+                f"the folder {path} holds {files[0]} but no {CONFIG}"
+                + (
+                    "; give the file itself."
+                    if files and files[0].lower().endswith(SUFFIX)
+                    else ", which says what model it is."
+                )
+            )
 
 
 def _require_no_cache(path: Path) -> None:
@@ -245,10 +245,10 @@ def _require_no_cache(path: Path) -> None:
             f"{path} is a repository in the cache of a hub; give the folder of one revision in it{which}."
         )
     models = sorted(path.glob(f"models--*/{_SNAPSHOTS}/*"))
-    require(
-        not models,
-        f"{path} is the cache of a hub; give the folder of one model in it, such as {models[0] if models else ''}.",
-    )
+    if models:
+        raise SdslError(
+            f"{path} is the cache of a hub; give the folder of one model in it, such as {models[0]}."
+        )
 
 
 def load_other_models(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sdsl_jax.counts import Count, WholeCount
-from sdsl_jax.errors import require
+from sdsl_jax.errors import SdslError, require
 from sdsl_jax.ranges import require_fields, require_in
 
 
@@ -118,10 +118,10 @@ class ProtocolConfig:
         known = {draft.folder for draft in self.drafts}
         for target in self.targets:
             unknown = [name for name in target.drafts if name not in known]
-            require(
-                not unknown,
-                f"the drafts of {target.folder} hold {unknown[0] if unknown else ''}, which is none of the drafts.",
-            )
+            if unknown:
+                raise SdslError(
+                    f"the drafts of {target.folder} hold {unknown[0]}, which is none of the drafts."
+                )
 
     def drafts_of(self, target: ProtocolModel) -> tuple[ProtocolModel, ...]:
         """The drafts that a target is measured with."""

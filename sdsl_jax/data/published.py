@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from sdsl_jax.data.chat_template import ChatTemplate
-from sdsl_jax.data.tokenizer import EncodedPrompt, read_tokenizer
+from sdsl_jax.data.tokenizer import EncodedPrompt, LibraryTokenizer, read_tokenizer
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.user_files import read_json_object, read_text
 
@@ -23,7 +23,7 @@ _LONGEST_TEMPLATE = 2**20
 NO_TEMPLATE, OWN_TEMPLATE = "none", "own"
 
 
-class PublishedTokenizer:
+class PublishedTokenizer(LibraryTokenizer):
     """The tokenizer.json of a checkpoint.
 
     Attributes:
@@ -49,22 +49,23 @@ class PublishedTokenizer:
         named_tokens: dict[str, str] | None = None,
         own_template: str | None = None,
     ):
-        self._tokenizer, self.special_tokens, self.end_ids = tokenizer, special_tokens, end_ids
+        super().__init__(tokenizer)
+        self.special_tokens, self.end_ids = special_tokens, end_ids
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._template = template
         self._named, self.own_template = named_tokens or {}, own_template
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        require(len(vocabulary) > 0, "the tokenizer has no tokens.")
-        self.vocab_size = max(vocabulary.values()) + 1
+        tokens = self.tokens()
+        require(len(tokens) > 0, "the tokenizer has no tokens.")
+        self.vocab_size = max(tokens) + 1
         beyond = [
             int(number) for number in np.concatenate(self.around()) if number >= self.vocab_size
         ]
-        require(
-            not beyond,
-            f"the tokenizer adds the id {beyond[0] if beyond else 0} around every text, and its tokens end at "
-            f"{self.vocab_size - 1}.",
-        )
+        if beyond:
+            raise SdslError(
+                f"the tokenizer adds the id {beyond[0]} around every text, and its tokens end at "
+                f"{self.vocab_size - 1}."
+            )
 
     @classmethod
     def load(
@@ -185,13 +186,6 @@ class PublishedTokenizer:
             [int(i) for i in ids if i < self.vocab_size], skip_special_tokens=False
         )
 
-    def tokens(self) -> dict[int, str]:
-        """The token of each id."""
-        return {
-            number: token
-            for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items()
-        }
-
     def special_ids(self) -> set[int]:
         """Ids of the tokens that the file calls special."""
         return {
@@ -199,14 +193,6 @@ class PublishedTokenizer:
             for number, token in self._tokenizer.get_added_tokens_decoder().items()
             if token.special
         }
-
-    def save(self, path: Path) -> None:
-        """Writes the tokenizer's JSON."""
-        self._tokenizer.save(str(path))
-
-    def text(self) -> str:
-        """The tokenizer's JSON."""
-        return self._tokenizer.to_str(pretty=True)
 
 
 def _optional_json(path: Path) -> dict[str, Any]:

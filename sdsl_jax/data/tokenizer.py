@@ -160,14 +160,34 @@ def _byte_alphabet() -> dict[int, str]:
     return {byte: chr(byte if byte in visible else next(others)) for byte in range(256)}
 
 
-class BPETokenizer:
+class LibraryTokenizer:
+    """A tokenizer of the `tokenizers` library; what ours and published ones share."""
+
+    def __init__(self, tokenizer: HuggingFaceTokenizer):
+        self._tokenizer = tokenizer
+
+    def tokens(self) -> dict[int, str]:
+        """The token of each id."""
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        return {number: token for token, number in vocabulary.items()}
+
+    def save(self, path: Path) -> None:
+        """Writes the tokenizer's JSON."""
+        self._tokenizer.save(str(path))
+
+    def text(self) -> str:
+        """The tokenizer's JSON."""
+        return self._tokenizer.to_str(pretty=True)
+
+
+class BPETokenizer(LibraryTokenizer):
     """Byte-level BPE of the `tokenizers` library."""
 
     kind = "bpe"
     end_ids: tuple[int, ...] = (END_ID,)
 
     def __init__(self, tokenizer: HuggingFaceTokenizer):
-        self._tokenizer = tokenizer
+        super().__init__(tokenizer)
         # NUL alone ends a document: a text about tokenizers may spell the symbol.
         self._tokenizer.encode_special_tokens = True
         self.vocab_size = tokenizer.get_vocab_size()
@@ -224,21 +244,9 @@ class BPETokenizer:
         texts = [part[part != END_ID].tolist() for part in parts]
         return SEPARATOR.join(self._tokenizer.decode_batch(texts, skip_special_tokens=False))
 
-    def tokens(self) -> dict[int, str]:
-        """The token of each id."""
-        return {number: token for token, number in self._tokenizer.get_vocab().items()}
-
     def special_ids(self) -> set[int]:
         """The end of a document."""
         return {END_ID}
-
-    def save(self, path: Path) -> None:
-        """Writes the tokenizer's JSON."""
-        self._tokenizer.save(str(path))
-
-    def text(self) -> str:
-        """The tokenizer's JSON."""
-        return self._tokenizer.to_str(pretty=True)
 
     @classmethod
     def load(cls, path: Path) -> BPETokenizer:

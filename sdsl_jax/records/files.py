@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import io
 import json
 import os
 import secrets
@@ -94,19 +95,11 @@ def write_table(folder: Path, name: str, rows: Sequence[Any]) -> None:
     fields = dataclasses.fields(TABLES[name])
     path = folder / f"{name}.csv"
     lines = [[_text(getattr(row, f.name)) for f in fields] for row in rows]
-    buffer = _CsvLines()
+    buffer = io.StringIO(newline="")
     csv.writer(buffer, lineterminator="\n").writerows([[f.name for f in fields], *lines])
     # First, since it tells our tables from those of others.
     write_json(folder / "schema.json", schema())
-    write_text(path, "".join(buffer.lines))
-
-
-class _CsvLines:
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def write(self, line: str) -> None:
-        self.lines.append(line)
+    write_text(path, buffer.getvalue())
 
 
 def _text(value: Any) -> str:

@@ -115,12 +115,12 @@ def _read_ladder(config: StudyConfig, dataset: Dataset, folder: Path) -> list[Mo
     plans = plan_rungs(config, dataset, weights)
     models = [model for plan in plans for model in plan.models]
     missing = [model for model in models if not model_folder.is_complete(model)]
-    require(
-        not missing,
-        f"ladder.weights lacks {len(missing)} of the {len(models)} models that the study asks for, "
-        f"{missing[0] if missing else ''} first: it holds other sizes, budgets or seeds, was trained by another recipe or on "
-        "other text, or is damaged.",
-    )
+    if missing:
+        raise SdslError(
+            f"ladder.weights lacks {len(missing)} of the {len(models)} models that the study asks for, "
+            f"{missing[0]} first: it holds other sizes, budgets or seeds, was trained by another recipe or on "
+            "other text, or is damaged."
+        )
     return [
         dataclasses.replace(record, checkpoint=os.path.relpath(weights / record.checkpoint, folder))
         for record in read_records(config, dataset, plans)

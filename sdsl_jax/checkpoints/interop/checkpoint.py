@@ -496,11 +496,11 @@ def _match(
             )
     if config.scale_embedding:  # an export of ours: what is left over is the multiplied embedding
         rest = [name for name in rest if name != f"{layout.base}{layout.embedding}.weight"]
-    require(
-        not rest,
-        f"the tensor {printable(rest[0]) if rest else ''} in {tensors[rest[0]].file if rest else ''} has no place in the "
-        f"model that {CONFIG} describes.",
-    )
+    if rest:
+        raise SdslError(
+            f"the tensor {printable(rest[0])} in {tensors[rest[0]].file} has no place in the "
+            f"model that {CONFIG} describes."
+        )
     return found
 
 

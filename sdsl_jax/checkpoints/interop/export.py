@@ -323,11 +323,11 @@ def _require_replaceable(folder: Path) -> None:
     config = Fields.read(folder / CONFIG).values if CONFIG in held and not others else {}
     if held and not others and OWN not in config:
         others = held  # somebody else's checkpoint has files of the same names
-    require(
-        not others,
-        f"the folder {folder} holds {others[0] if others else ''}, which no export wrote; "
-        "the folder must be new, empty or an earlier export.",
-    )
+    if others:
+        raise SdslError(
+            f"the folder {folder} holds {others[0]}, which no export wrote; "
+            "the folder must be new, empty or an earlier export."
+        )
     changed = _changed(folder, config) if held else None
     require(
         changed is None,

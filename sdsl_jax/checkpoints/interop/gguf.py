@@ -385,21 +385,21 @@ def _match(path: Path, pieces: Plan, tensors: Mapping[str, GGUFTensor], used: se
         for name in tensors
         if name not in used and not name.removesuffix(".weight").endswith(_UNUSED)
     )
-    require(
-        not rest,
-        f"the tensor {rest[0] if rest else ''} of {path} has no place in the model that the file's settings describe"
-        + (
-            "; it scales rotary frequencies in another way than Llama 3 does"
-            if rest[:1] == [_FREQUENCIES]
-            else ""
+    if rest:
+        raise SdslError(
+            f"the tensor {rest[0]} of {path} has no place in the model that the file's settings describe"
+            + (
+                "; it scales rotary frequencies in another way than Llama 3 does"
+                if rest[:1] == [_FREQUENCIES]
+                else ""
+            )
+            + (
+                "; it belongs to a mixture of experts"
+                if any("_exp" in name or "gate_inp" in name for name in rest)
+                else ""
+            )
+            + ": use the folder of the original weights."
         )
-        + (
-            "; it belongs to a mixture of experts"
-            if any("_exp" in name or "gate_inp" in name for name in rest)
-            else ""
-        )
-        + ": use the folder of the original weights.",
-    )
 
 
 def _fields(file: Fields, tensors: Mapping[str, GGUFTensor]) -> Fields:

@@ -187,11 +187,11 @@ def shard_files(folder: Path) -> dict[str, list[str] | None]:
         for n in others
         if n.endswith(_PICKLES) and n not in ("training_args.bin", "optimizer.pt", "scheduler.pt")
     ]
-    require(
-        not pickled,
-        f"the folder {folder} holds its weights only as {pickled[0] if pickled else ''}, a pickle, which could run code when it "
-        "is loaded and is never read; convert it to safetensors where you trust it.",
-    )
+    if pickled:
+        raise SdslError(
+            f"the folder {folder} holds its weights only as {pickled[0]}, a pickle, which could run code when it "
+            "is loaded and is never read; convert it to safetensors where you trust it."
+        )
     for end, what in _OTHER_WEIGHTS.items():
         name = next((name for name in others if name.endswith(end)), None)
         require(
@@ -223,10 +223,10 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
             )
             found[tensor] = held[tensor]
         lacking = sorted(set(promised or ()) - set(held))
-        require(
-            not lacking,
-            f"the file {path} lacks the tensor {printable(lacking[0]) if lacking else ''}, which {INDEX} says it holds.",
-        )
+        if lacking:
+            raise SdslError(
+                f"the file {path} lacks the tensor {printable(lacking[0])}, which {INDEX} says it holds."
+            )
     return found
 
 
