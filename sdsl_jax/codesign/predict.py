@@ -27,7 +27,7 @@ from sdsl_jax.errors import require
 from sdsl_jax.fitting.law_files import LoadedLaw, acceptance_law, loss_law
 from sdsl_jax.hardware import load_hardware
 from sdsl_jax.notebook import table_of
-from sdsl_jax.records.documents import described, to_json
+from sdsl_jax.records.documents import to_json
 from sdsl_jax.theory import (
     AcceptanceLaw,
     DraftOptimum,
@@ -114,45 +114,79 @@ def targets_from_csv(
 
 @dataclass(frozen=True)
 class PredictionInterval:
-    """90% intervals of the optimum over the draws of both laws."""
+    """90% intervals of the optimum over the draws of both laws.
 
-    draft_params: list[float] = described("of N*, among draws that speculate")
-    lookahead: list[float] = described("of γ*")
-    speedup: list[float] = described("of S*")
+    Attributes:
+      draft_params: Interval of N*, among draws that speculate.
+      lookahead: Interval of γ*.
+      speedup: Interval of S*.
+    """
+
+    draft_params: list[float]
+    lookahead: list[float]
+    speedup: list[float]
 
 
 @dataclass(frozen=True, repr=False)
 class Prediction:
     """The draft to train for one target. Where speculation does not pay there is no draft size;
     where the acceptance law reaches 1 there is no optimum at all.
+
+    Attributes:
+      name: Name of the target; left out of JSON if empty.
+      target_params: M, in the count of the laws.
+      draft_tokens: D, training tokens of the draft.
+      target_tokens: D′, training tokens of the target.
+      loss_law: Name or file of the loss law.
+      acceptance_law: Name or file of the acceptance law.
+      params_count: Parameters that the loss law counts: total or non-embedding.
+      draft_overhead: c₀, fixed cost of a draft step in target steps.
+      draft_params: N*.
+      lookahead: γ*, a real number.
+      lookahead_integer: Best whole γ; 0 where none pays.
+      acceptance: α at N*.
+      draft_cost: Cost d of a draft step at N*, in target steps.
+      draft_loss: Loss of a draft of N* parameters, in nats per token.
+      target_loss: Loss of the target, in nats per token.
+      speedup: S at γ*; 1 where speculation does not pay.
+      speedup_integer: S at the best whole γ.
+      speculate: Whether a whole lookahead beats plain decoding.
+      indifference_1pct: Draft sizes that lose at most 1% of S.
+      indifference_5pct: Draft sizes that lose at most 5% of S.
+      elasticity: d ln N*/d ln of M, D and D′.
+      interval_90: Intervals over the draws of both laws.
+      interval_basis: What the draws are, or why there is no interval.
+      warnings: What to know before relying on the prediction.
+      leaves_out: What a prediction does not know.
+      codesign_command: The command that asks the same about a device.
     """
 
-    name: str = described("of the target; left out if empty")
-    target_params: float = described("M, in the count of the laws")
-    draft_tokens: float = described("D, training tokens of the draft")
-    target_tokens: float = described("D′, training tokens of the target")
-    loss_law: str = described("name or file of the loss law")
-    acceptance_law: str = described("name or file of the acceptance law")
-    params_count: str = described("parameters that the loss law counts: total or non-embedding")
-    draft_overhead: float = described("c₀, fixed cost of a draft step in target steps")
-    draft_params: float | None = described("N*")
-    lookahead: float | None = described("γ*, a real number")
-    lookahead_integer: int | None = described("best whole γ; 0 where none pays")
-    acceptance: float | None = described("α at N*")
-    draft_cost: float | None = described("d at N*, in target steps")
-    draft_loss: float | None = described("nats per token at N*")
-    target_loss: float = described("nats per token")
-    speedup: float | None = described("S at γ*; 1 where speculation does not pay")
-    speedup_integer: float | None = described("S at the best whole γ")
-    speculate: bool = described("whether a whole lookahead beats plain decoding")
-    indifference_1pct: list[float] | None = described("draft sizes that lose at most 1% of S")
-    indifference_5pct: list[float] | None = described("draft sizes that lose at most 5% of S")
-    elasticity: dict[str, float] | None = described("d ln N*/d ln of M, D and D′")
-    interval_90: PredictionInterval | None = described("over the draws of both laws")
-    interval_basis: str = described("what the draws are, or why there is no interval")
-    warnings: list[str] = described("what to know before relying on the prediction")
-    leaves_out: str = described("what a prediction does not know")
-    codesign_command: str = described("the command that asks the same about a device")
+    name: str
+    target_params: float
+    draft_tokens: float
+    target_tokens: float
+    loss_law: str
+    acceptance_law: str
+    params_count: str
+    draft_overhead: float
+    draft_params: float | None
+    lookahead: float | None
+    lookahead_integer: int | None
+    acceptance: float | None
+    draft_cost: float | None
+    draft_loss: float | None
+    target_loss: float
+    speedup: float | None
+    speedup_integer: float | None
+    speculate: bool
+    indifference_1pct: list[float] | None
+    indifference_5pct: list[float] | None
+    elasticity: dict[str, float] | None
+    interval_90: PredictionInterval | None
+    interval_basis: str
+    warnings: list[str]
+    leaves_out: str
+    codesign_command: str
 
     @property
     def title(self) -> str:

@@ -13,7 +13,7 @@ import jax
 from sdsl_jax.errors import require
 from sdsl_jax.notebook import table_of
 from sdsl_jax.ranges import share_hint
-from sdsl_jax.records.documents import described, to_json
+from sdsl_jax.records.documents import to_json
 from sdsl_jax.theory import (
     acceptance_from_tokens_per_round,
     optimal_lookahead,
@@ -122,36 +122,64 @@ def break_even_verify_cost(acceptance: float, cost: float) -> float:
 
 @dataclass(frozen=True)
 class LookaheadCounts:
-    """What was counted, and the 90% intervals that follow from it."""
+    """What was counted, and the 90% intervals that follow from it.
 
-    accepted: int = described("drafts that the target accepted")
-    drafted: int = described("drafts that were proposed")
-    at_lookahead: int = described("drafts per round while they were counted")
-    accepted_share: float = described("accepted over proposed")
-    rounds: float = described("proposed drafts over the lookahead")
-    acceptance_interval_90: list[float] = described("of α")
-    lookahead_interval_90: list[int] = described("of the best whole γ, which rises with α")
-    interval_basis: str = described("what the intervals assume")
+    Attributes:
+      accepted: Drafts that the target accepted.
+      drafted: Drafts that were proposed.
+      at_lookahead: Drafts per round while they were counted.
+      accepted_share: Accepted over proposed.
+      rounds: Proposed drafts over the lookahead.
+      acceptance_interval_90: Interval of α.
+      lookahead_interval_90: Interval of the best whole γ, which rises with α.
+      interval_basis: What the intervals assume.
+    """
+
+    accepted: int
+    drafted: int
+    at_lookahead: int
+    accepted_share: float
+    rounds: float
+    acceptance_interval_90: list[float]
+    lookahead_interval_90: list[int]
+    interval_basis: str
 
 
 @dataclass(frozen=True, repr=False)
 class LookaheadAnswer:
-    """How far ahead a draft at hand should guess, and what that gives."""
+    """How far ahead a draft at hand should guess, and what that gives.
 
-    acceptance: float = described("α, probability that a draft token is accepted")
-    cost: float = described("d, of a draft step in target steps")
-    verify_cost: float = described("v, of a verify pass in target steps")
-    lookahead: float = described("γ*, a real number; 0 where speculation does not pay")
-    lookahead_integer: int = described("best whole γ (num_speculative_tokens); 0 where none pays")
-    lookahead_within_1pct: list[int] = described("whole γ that lose at most 1% of S")
-    tokens_per_round: float = described("τ at the best whole γ")
-    speedup: float = described("S at γ*")
-    speedup_integer: float = described("S at the best whole γ")
-    speculate: bool = described("whether a whole lookahead beats plain decoding")
-    break_even_cost: float = described("largest d at which a whole lookahead pays")
-    break_even_verify_cost: float = described("largest v at which a whole lookahead pays")
-    counts: LookaheadCounts | None = described("of an engine's log; their keys stand beside these")
-    verify_cost_assumed: bool = described("whether v = 1 was assumed")
+    Attributes:
+      acceptance: α, probability that a draft token is accepted.
+      cost: Cost d of a draft step, in target steps.
+      verify_cost: Cost v of a verify pass, in target steps.
+      lookahead: γ*, a real number; 0 where speculation does not pay.
+      lookahead_integer: Best whole γ (num_speculative_tokens); 0 where none pays.
+      lookahead_within_1pct: Whole γ that lose at most 1% of S.
+      tokens_per_round: τ at the best whole γ.
+      speedup: S at γ*.
+      speedup_integer: S at the best whole γ.
+      speculate: Whether a whole lookahead beats plain decoding.
+      break_even_cost: Largest d at which a whole lookahead pays.
+      break_even_verify_cost: Largest v at which a whole lookahead pays.
+      counts: Counts of an engine's log; their keys stand beside these.
+      verify_cost_assumed: Whether v = 1 was assumed.
+    """
+
+    acceptance: float
+    cost: float
+    verify_cost: float
+    lookahead: float
+    lookahead_integer: int
+    lookahead_within_1pct: list[int]
+    tokens_per_round: float
+    speedup: float
+    speedup_integer: float
+    speculate: bool
+    break_even_cost: float
+    break_even_verify_cost: float
+    counts: LookaheadCounts | None
+    verify_cost_assumed: bool
 
     def to_json(self) -> dict[str, Any]:
         """As `sdsl lookahead --json` prints it."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdsl_jax.errors import require
-from sdsl_jax.records.documents import described, from_json, to_json
+from sdsl_jax.records.documents import from_json, to_json
 from sdsl_jax.records.files import read_json
 
 _INTERVAL = re.compile(r"interval_(\d+)")
@@ -17,58 +17,95 @@ _INTERVAL = re.compile(r"interval_(\d+)")
 
 @dataclass(frozen=True)
 class ReferenceOptimum:
-    """The optimum by the reference method."""
+    """The optimum by the reference method.
 
-    method: str = described("closed form, or bracketed roots at the costs of a device")
-    draft_params: float | None = described(
-        "N*, non-embedding parameters; none where speculation does not pay"
-    )
-    lookahead: float | None = described("γ*; none where the law has no finite optimum")
-    speedup: float | None = described("S*; none where the law has no finite optimum")
+    Attributes:
+      method: "closed form", or "bracketed roots" at the costs of a device.
+      draft_params: N*, non-embedding parameters; none where speculation does not pay.
+      lookahead: γ*; none where the law has no finite optimum.
+      speedup: S*; none where the law has no finite optimum.
+    """
+
+    method: str
+    draft_params: float | None
+    lookahead: float | None
+    speedup: float | None
 
 
 @dataclass(frozen=True)
 class RelativeDifference:
-    """How far the gradient method ends from the reference, relative to it."""
+    """How far the gradient method ends from the reference, relative to it.
 
-    draft_params: float | None = described("of N*; none where the two cannot be compared")
-    lookahead: float | None = described("of γ*; none where the two cannot be compared")
+    Attributes:
+      draft_params: Difference in N*; none where the two cannot be compared.
+      lookahead: Difference in γ*; none where the two cannot be compared.
+    """
+
+    draft_params: float | None
+    lookahead: float | None
 
 
 @dataclass(frozen=True)
 class GradientRun:
-    """The settings of the gradient method, and how well it converged."""
+    """The settings of the gradient method, and how well it converged.
 
-    optimizer: str = described("name of the optimizer")
-    learning_rate: float = described("initial step size, in e-folds of the variables")
-    steps: int = described("updates of each start")
-    starts: int = described("starting points")
-    starts_agreeing: float = described("share of starts that reached the best objective")
-    stationarity: float = described("largest violation of the conditions of an optimum at the end")
-    best_speedup_found: float = described("S at the end, also where it is below 1")
+    Attributes:
+      optimizer: Name of the optimizer.
+      learning_rate: Initial step size, in e-folds of the variables.
+      steps: Updates of each start.
+      starts: Starting points.
+      starts_agreeing: Share of starts that reached the best objective.
+      stationarity: Largest violation of the conditions of an optimum at the end.
+      best_speedup_found: S at the end, also where it is below 1.
+    """
+
+    optimizer: str
+    learning_rate: float
+    steps: int
+    starts: int
+    starts_agreeing: float
+    stationarity: float
+    best_speedup_found: float
 
 
 @dataclass(frozen=True)
 class OptimumInterval:
-    """Intervals of the optimum over the bootstrap draws of the laws."""
+    """Intervals of the optimum over the bootstrap draws of the laws.
 
-    draft_params: tuple[float, float] | None = described("of N*, among draws that speculate")
-    lookahead: tuple[float, float] | None = described("of γ*; 0 in draws that do not speculate")
-    speedup: tuple[float, float] | None = described("of S*; 1 in draws that do not speculate")
+    Attributes:
+      draft_params: Interval of N*, among draws that speculate.
+      lookahead: Interval of γ*; 0 in draws that do not speculate.
+      speedup: Interval of S*; 1 in draws that do not speculate.
+    """
+
+    draft_params: tuple[float, float] | None
+    lookahead: tuple[float, float] | None
+    speedup: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
 class TrainedDraft:
-    """A trained draft at one measured lookahead, under the cost model of the entry."""
+    """A trained draft at one measured lookahead, under the cost model of the entry.
 
-    draft_id: str = described("model_id of the draft")
-    draft_params: int = described("non-embedding parameters")
-    train_tokens: int = described("tokens that the draft was trained on")
-    lookahead: int = described("drafts per round")
-    tokens_per_round: float = described("measured tokens per round")
-    speedup: float = described("tokens per round over the cost of such a round")
-    speedup_low: float = described("lower end of its interval")
-    speedup_high: float = described("upper end of its interval")
+    Attributes:
+      draft_id: model_id of the draft.
+      draft_params: Non-embedding parameters.
+      train_tokens: Tokens that the draft was trained on.
+      lookahead: Drafts per round.
+      tokens_per_round: Measured tokens per round.
+      speedup: Tokens per round over the cost of such a round.
+      speedup_low: Lower end of its interval.
+      speedup_high: Upper end of its interval.
+    """
+
+    draft_id: str
+    draft_params: int
+    train_tokens: int
+    lookahead: int
+    tokens_per_round: float
+    speedup: float
+    speedup_low: float
+    speedup_high: float
 
 
 @dataclass(frozen=True)
@@ -76,41 +113,64 @@ class CodesignEntry:
     """The best draft for one target, under one acceptance law and one cost model.
 
     The file names `interval` after its confidence: `interval_90` at 90%.
+
+    Attributes:
+      target_id: model_id of the target.
+      acceptance_law: Name of the acceptance law.
+      cost_model: "flops", or "measured" for the timed device.
+      draft_params: N*, non-embedding parameters; none where speculation does not pay.
+      lookahead: γ*; 0 where speculation does not pay, none without a finite optimum.
+      lookahead_integer: Best whole lookahead at N*; 0 where none pays.
+      speculate: Whether a whole lookahead beats plain decoding.
+      acceptance: α at N*.
+      cost: Cost d of a draft step, in target steps.
+      verify_cost: Cost v of the rest of a round at γ*, in target steps.
+      speedup: S*; 1 where speculation does not pay.
+      speedup_integer: S at the best whole lookahead.
+      interior: Whether the reference is a stationary point inside the bounds.
+      indifference_1pct: Draft sizes that lose at most 1% of S*.
+      reference: The optimum by the reference method.
+      relative_difference: Between the two methods.
+      gradient: Settings and convergence of the gradient method.
+      interval: Intervals over the draws of the laws, at `interval_percent`.
+      interval_percent: Confidence of the interval; part of its key in the file.
+      interval_basis: What was resampled.
+      share_of_draws_that_speculate: Share of draws in which speculation pays.
+      share_of_draws_without_optimum: Share of draws whose law reaches α = 1.
+      target_params: Non-embedding parameters of the target.
+      draft_tokens: Tokens that the drafts of the law are trained on.
+      trained: Every trained draft at every measured lookahead.
+      nearest_trained: The trained draft nearest to the optimum.
+      warnings: What to know before relying on the optimum.
     """
 
-    target_id: str = described("model_id of the target")
-    acceptance_law: str = described("name of the acceptance law")
-    cost_model: str = described("flops, or measured for the timed device")
-    draft_params: float | None = described(
-        "N*, non-embedding parameters; none where speculation does not pay"
-    )
-    lookahead: float | None = described(
-        "γ*; 0 where speculation does not pay, none without a finite optimum"
-    )
-    lookahead_integer: int = described("best whole lookahead at N*; 0 where none pays")
-    speculate: bool = described("whether a whole lookahead beats plain decoding")
-    acceptance: float | None = described("α at N*")
-    cost: float | None = described("d, cost of a draft step in target steps")
-    verify_cost: float = described("v, rest of a round at γ*, in target steps")
-    speedup: float | None = described("S*; 1 where speculation does not pay")
-    speedup_integer: float | None = described("S at the best whole lookahead")
-    interior: bool = described("whether the reference is a stationary point inside the bounds")
-    indifference_1pct: tuple[float | None, float | None] = described(
-        "draft sizes that lose at most 1% of S*"
-    )
-    reference: ReferenceOptimum = described("the optimum by the reference method")
-    relative_difference: RelativeDifference = described("of the two methods")
-    gradient: GradientRun = described("the gradient method")
-    interval: OptimumInterval = described("over the draws of the laws, at `interval_percent`")
-    interval_percent: int = described("confidence of the interval; part of its key in the file")
-    interval_basis: str = described("what was resampled")
-    share_of_draws_that_speculate: float = described("among all draws")
-    share_of_draws_without_optimum: float = described("draws whose law reaches α = 1")
-    target_params: int = described("non-embedding parameters of the target")
-    draft_tokens: int = described("tokens that the drafts of the law are trained on")
-    trained: list[TrainedDraft] = described("every trained draft at every measured lookahead")
-    nearest_trained: TrainedDraft | None = described("the trained draft nearest to the optimum")
-    warnings: list[str] = described("what to know before relying on the optimum")
+    target_id: str
+    acceptance_law: str
+    cost_model: str
+    draft_params: float | None
+    lookahead: float | None
+    lookahead_integer: int
+    speculate: bool
+    acceptance: float | None
+    cost: float | None
+    verify_cost: float
+    speedup: float | None
+    speedup_integer: float | None
+    interior: bool
+    indifference_1pct: tuple[float | None, float | None]
+    reference: ReferenceOptimum
+    relative_difference: RelativeDifference
+    gradient: GradientRun
+    interval: OptimumInterval
+    interval_percent: int
+    interval_basis: str
+    share_of_draws_that_speculate: float
+    share_of_draws_without_optimum: float
+    target_params: int
+    draft_tokens: int
+    trained: list[TrainedDraft]
+    nearest_trained: TrainedDraft | None
+    warnings: list[str]
 
     def to_json(self) -> dict[str, Any]:
         """The entry as the file holds it."""
@@ -121,43 +181,72 @@ class CodesignEntry:
 
 @dataclass(frozen=True)
 class Curve:
-    """The best speculation along the draft size."""
+    """The best speculation along the draft size.
 
-    draft_params: list[float] = described("non-embedding parameters")
-    acceptance: list[float] = described("α")
-    cost: list[float] = described("d, cost of a draft step in target steps")
-    lookahead: list[float] = described("best γ ≥ 1")
-    speedup: list[float] = described("S at that γ")
+    Attributes:
+      draft_params: Non-embedding parameters.
+      acceptance: α.
+      cost: Cost d of a draft step, in target steps.
+      lookahead: Best γ ≥ 1.
+      speedup: S at that γ.
+    """
+
+    draft_params: list[float]
+    acceptance: list[float]
+    cost: list[float]
+    lookahead: list[float]
+    speedup: list[float]
 
 
 @dataclass(frozen=True)
 class SpeedupMap:
-    """The speed-up over draft size and lookahead."""
+    """The speed-up over draft size and lookahead.
 
-    draft_params: list[float] = described("of the rows")
-    lookahead: list[float] = described("of the columns")
-    speedup: list[list[float]] = described("S, [draft sizes][lookaheads]")
+    Attributes:
+      draft_params: Draft sizes of the rows.
+      lookahead: Lookaheads of the columns.
+      speedup: S, [draft sizes][lookaheads].
+    """
+
+    draft_params: list[float]
+    lookahead: list[float]
+    speedup: list[list[float]]
 
 
 @dataclass(frozen=True)
 class OptimizerPath:
-    """The path of the best start, at steps spread evenly in their logarithm."""
+    """The path of the best start, at steps spread evenly in their logarithm.
 
-    draft_params: list[float] = described("non-embedding parameters")
-    lookahead: list[float] = described("γ")
-    speedup: list[float] = described("S")
+    Attributes:
+      draft_params: Non-embedding parameters.
+      lookahead: γ.
+      speedup: S.
+    """
+
+    draft_params: list[float]
+    lookahead: list[float]
+    speedup: list[float]
 
 
 @dataclass(frozen=True)
 class CodesignLandscape:
-    """What the figures draw around one optimum."""
+    """What the figures draw around one optimum.
 
-    target_id: str = described("model_id of the target")
-    acceptance_law: str = described("name of the acceptance law")
-    cost_model: str = described("flops, or measured for the timed device")
-    curve: Curve = described("along the draft size")
-    map: SpeedupMap = described("over draft size and lookahead")
-    path: OptimizerPath = described("of the gradient method")
+    Attributes:
+      target_id: model_id of the target.
+      acceptance_law: Name of the acceptance law.
+      cost_model: "flops", or "measured" for the timed device.
+      curve: The best speculation along the draft size.
+      map: The speed-up over draft size and lookahead.
+      path: Path of the gradient method.
+    """
+
+    target_id: str
+    acceptance_law: str
+    cost_model: str
+    curve: Curve
+    map: SpeedupMap
+    path: OptimizerPath
 
 
 def read_codesign(folder: Path) -> list[CodesignEntry]:
