@@ -11,10 +11,12 @@ import numpy as np
 
 from sdsl_jax.codesign.drafts import family_of_drafts, is_head, measured_with_another, named_draft
 from sdsl_jax.codesign.laws import AlphaRange, law_caveats, unit_caveats, valid_range
+from sdsl_jax.codesign.optimise import convergence_warning
 from sdsl_jax.codesign.program import Solved
 from sdsl_jax.codesign.sensitivity import of_stated_sizes, sensitivities
 from sdsl_jax.codesign.serving_problem import ServingProblem, Size
 from sdsl_jax.counts import short_count
+from sdsl_jax.solver_status import SolverStatus
 from sdsl_jax.theory.serving import Design, Outcome, shapes
 from sdsl_jax.theory.serving import acceptance as alpha_of
 
@@ -250,6 +252,8 @@ def caveats(
 
 def _of_the_constraints(problem: ServingProblem, solved: Solved, whole: Solved) -> list[str]:
     """Which constraints no design keeps. Of memory, the problem itself says why nothing fits."""
+    if int(solved.status) == SolverStatus.NON_FINITE:
+        return [convergence_warning(solved.status, solved.kkt_residual)]
     if bool(solved.feasible):
         if bool(whole.feasible):
             return []
@@ -322,11 +326,8 @@ def _of_the_optimum(problem: ServingProblem, solved: Solved, speculates: bool) -
         texts.append(
             f"only {float(solved.starts_agreeing):.0%} of the starts found this optimum; raise optimizer.starts or steps"
         )
-    if float(solved.kkt_residual) > 1e-4:
-        texts.append(
-            f"the optimiser has not converged (residual of the optimality conditions {float(solved.kkt_residual):.1g}); raise "
-            "optimizer.steps or rounds"
-        )
+    if text := convergence_warning(solved.status, solved.kkt_residual):
+        texts.append(text)
     if "aspect_ratio" in problem.program.variables:
         texts.append(
             "the acceptance law does not know depth: all that a shape costs is the penalty on its loss, "

@@ -187,3 +187,19 @@ def minimise(
         ),
         path=paths[best],
     )
+
+
+def convergence_warning(status: Array | int, kkt_residual: Array | float) -> str:
+    """What to tell a user where the optimizer failed; empty where it converged, or rests on a bound
+    that the problem itself set.
+    """
+    ended = SolverStatus(int(status))
+    if ended <= SolverStatus.ON_BOUND:
+        return ""
+    remedy = "check the laws and the bounds of the variables"
+    if ended == SolverStatus.ITERATION_CAP:
+        remedy = (
+            f"residual of the optimality conditions {float(kkt_residual):.1g}; "
+            "raise its steps or starts"
+        )
+    return f"the optimizer {ended.message}: {remedy}"

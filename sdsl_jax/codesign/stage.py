@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from sdsl_jax.codesign.kkt import Box
 from sdsl_jax.codesign.laws import intervals_over_draws
-from sdsl_jax.codesign.optimise import Minimum, minimise, spread_starts
+from sdsl_jax.codesign.optimise import Minimum, convergence_warning, minimise, spread_starts
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.errors import require
 from sdsl_jax.fitting import FittedLaws
@@ -33,7 +33,6 @@ from sdsl_jax.records.codesign import (
     SpeedupMap,
     TrainedDraft,
 )
-from sdsl_jax.solver_status import SolverStatus
 from sdsl_jax.theory import (
     AcceptanceLaw,
     CostModel,
@@ -123,7 +122,7 @@ def solve_all(
                     entry,
                     trained=trained,
                     nearest_trained=_nearest(entry, trained),
-                    warnings=_warnings(entry, drafts, SolverStatus(int(solved.end.status))),
+                    warnings=_warnings(entry, drafts, int(solved.end.status)),
                 )
                 solution.entries.append(entry)
                 solution.landscapes.append(landscape)
@@ -460,19 +459,15 @@ def _nearest(entry: CodesignEntry, trained: list[TrainedDraft]) -> TrainedDraft 
     return min(trained, key=distance, default=None)
 
 
-def _warnings(entry: CodesignEntry, drafts: list[ModelRecord], status: SolverStatus) -> list[str]:
+def _warnings(entry: CodesignEntry, drafts: list[ModelRecord], status: int) -> list[str]:
     if entry.lookahead is None:
         return [
             "the acceptance law reaches 1 within the sizes considered, so that it has no finite optimum"
         ]
     warnings = []
     sizes = [m.params_nonembedding for m in drafts]
-    # Whether an optimum rests on a bound is said below, in terms of the study.
-    if status > SolverStatus.ON_BOUND:
-        warnings.append(
-            f"the gradient method {status.message} (violation of the conditions of an optimum "
-            f"{entry.gradient.stationarity:.1g}); raise codesign.steps or starts"
-        )
+    if text := convergence_warning(status, entry.gradient.stationarity):
+        warnings.append(text)
     if not entry.speculate or entry.draft_params is None or entry.speedup is None:
         return [
             *warnings,

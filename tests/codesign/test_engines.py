@@ -4,10 +4,16 @@ import dataclasses
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
 from sdsl_jax.cli.codesign_report import _remedies
-from sdsl_jax.codesign.caveats import _of_the_names, _of_the_optimum, _stated
+from sdsl_jax.codesign.caveats import (
+    _of_the_constraints,
+    _of_the_names,
+    _of_the_optimum,
+    _stated,
+)
 from sdsl_jax.codesign.designs import (
     Candidate,
     ComparedDraft,
@@ -21,6 +27,7 @@ from sdsl_jax.codesign.laws import unit_caveats
 from sdsl_jax.codesign.remedies import Remedy, _any_allowed, _rounded_up, remedies
 from sdsl_jax.codesign.serving_problem import Size, build
 from sdsl_jax.config.codesign_problem import DraftConfig, load_problem
+from sdsl_jax.solver_status import SolverStatus
 from sdsl_jax.theory.serving import outcome
 
 LLAMA = "meta-llama/Llama-3.2-1B"
@@ -279,7 +286,20 @@ def test_what_is_not_feasible_has_no_warnings_of_the_optimiser():
         design=made.inputs.fixed,
         starts_agreeing=0.0,
         kkt_residual=1.0,
+        status=SolverStatus.ITERATION_CAP,
     )
     assert _of_the_optimum(made, rough, False) == []
     rough.feasible = True
-    assert any("has not converged" in text for text in _of_the_optimum(made, rough, False))
+    assert any("before it converged" in text for text in _of_the_optimum(made, rough, False))
+    rough.status = SolverStatus.ON_BOUND
+    assert not any(
+        "optimizer" in text and "raise its" in text for text in _of_the_optimum(made, rough, True)
+    )
+
+
+def test_numbers_that_are_not_finite_are_no_broken_limit():
+    """Without a single finite design the laws are to blame, and no constraint."""
+    lost = SimpleNamespace(feasible=False, status=SolverStatus.NON_FINITE, kkt_residual=np.nan)
+    assert _of_the_constraints(problem(), lost, lost) == [
+        "the optimizer met a number that is not finite: check the laws and the bounds of the variables"
+    ]
