@@ -75,10 +75,15 @@ def test_the_whole_workflow(monkeypatch):
     assert 0 < float(names["pair"].acceptance.mean) < 1
 
 
+def test_a_problem_is_solved_from_python():
+    names, _ = run(python_blocks("docs/codesign.md")[0])
+    assert names["answer"].rounded.lookahead == 5
+
+
 def test_the_served_design():
     """The numbers that docs/codesign.md prints below its own lines of Python."""
     page = (ROOT / "docs/codesign.md").read_text("utf-8")
-    block, expected = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", page, re.DOTALL).groups()
+    block, expected = re.search(r"```python\n([^`]*)```\n\n```\n([^`]*)```", page).groups()
     assert run(block)[1] == expected
 
 
