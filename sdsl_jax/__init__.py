@@ -1,21 +1,59 @@
-"""Differentiable speculative-decoding scaling laws: train, measure, fit and co-design draft models in JAX."""
+"""Differentiable speculative-decoding scaling laws: train, measure, fit and co-design draft models.
+
+What users call is here, and loaded when it is first asked for:
+
+- theory: `optimal_lookahead`, `optimal_draft`, `speedup`, `Scenario`
+- laws: `load_law`, `fit_loss`, `fit_acceptance`
+- models: `load_model`, `speculate`, `measure_pair`
+- answers: `Problem`, `run_study`
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdsl_jax.theory import optimal_draft, optimal_lookahead, speedup
+    from sdsl_jax.checkpoints.loading import load_model
+    from sdsl_jax.codesign.problem import Problem
+    from sdsl_jax.fitting.fits import fit_acceptance, fit_loss
+    from sdsl_jax.fitting.law_files import load_law
+    from sdsl_jax.measurement.measured_pair import measure_pair, speculate
+    from sdsl_jax.study import run_study
+    from sdsl_jax.theory import Scenario, optimal_draft, optimal_lookahead, speedup
 
 __version__ = "0.1.0"
-__all__ = ["optimal_draft", "optimal_lookahead", "speedup"]
+__all__ = [
+    "Problem",
+    "Scenario",
+    "fit_acceptance",
+    "fit_loss",
+    "load_law",
+    "load_model",
+    "measure_pair",
+    "optimal_draft",
+    "optimal_lookahead",
+    "run_study",
+    "speculate",
+    "speedup",
+]
+
+_HOMES = {
+    "checkpoints.loading": ("load_model",),
+    "codesign.problem": ("Problem",),
+    "fitting.fits": ("fit_acceptance", "fit_loss"),
+    "fitting.law_files": ("load_law",),
+    "measurement.measured_pair": ("measure_pair", "speculate"),
+    "study": ("run_study",),
+    "theory": ("Scenario", "optimal_draft", "optimal_lookahead", "speedup"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Loads the theory, and jax with it, when it is first asked for: `sdsl --help` shall not wait for either."""
-    if name in __all__:
-        return getattr(import_module("sdsl_jax.theory"), name)
+    """Imports the home of a name when it is first asked for, so that `sdsl --help` loads no jax."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"sdsl_jax.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})

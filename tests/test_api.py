@@ -1,0 +1,19 @@
+import inspect
+
+import pytest
+
+import sdsl_jax
+
+
+@pytest.mark.parametrize("name", sdsl_jax.__all__)
+def test_public_names_are_there_and_documented(name):
+    value = getattr(sdsl_jax, name)
+    assert callable(value)
+    assert inspect.getdoc(value)
+    assert f"`{name}`" in sdsl_jax.__doc__
+    assert name in dir(sdsl_jax)
+
+
+def test_an_unknown_name():
+    with pytest.raises(AttributeError, match="has no attribute 'speculates'"):
+        sdsl_jax.speculates  # noqa: B018
