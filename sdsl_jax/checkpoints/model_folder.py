@@ -87,7 +87,6 @@ class LoadedModel(NamedTuple):
         return f"LoadedModel({self.record.model_id!r}, {facts})"
 
     def _repr_html_(self) -> str:
-        """The model's facts as a table, for notebooks."""
         return table_of(self.record.model_id, self._facts())
 
 

@@ -19,15 +19,15 @@ def cache(
     clear: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     max: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None,
 ) -> None:
-    """List the caches under the user's cache folder with their sizes, and empty them if asked to.
+    """List the caches with their sizes, and empty them on request.
 
-    They hold tokenised corpora and compiled programs, which are made again when they are needed.
-    $XDG_CACHE_HOME names the folder; ~/.cache if it is not set.
+    They hold tokenised corpora and compiled programs, and are filled again when needed. They lie in
+    $XDG_CACHE_HOME/sdsl_jax, or in ~/.cache/sdsl_jax if the variable is not set.
 
     Args:
-        clear: delete everything in the caches.
-        max: delete what was not used for longest until the rest takes at most this much, such as
-            2GB.
+        clear: Delete everything in the caches.
+        max: Delete what was not used for the longest time, until the rest takes at most this much:
+            2GB, 500MB.
     """
     require(not (clear and max), "--clear and --max were both given; give one of them.")
     limit = 0.0 if clear else None if max is None else parse_bytes(max, "--max")

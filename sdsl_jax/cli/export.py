@@ -23,22 +23,21 @@ def export(
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")
     ] = (),
 ) -> None:
-    """Write a model as a Hugging Face folder of the layout of Llama, Qwen2 or Qwen3, with its
-    tokenizer.
+    """Write a model as a Hugging Face folder with its tokenizer, in the layout of Llama, Qwen2 or
+    Qwen3.
 
-    Models of a study, published checkpoints of those layouts, and GGUF files of the llama
-    architecture. Transformers and vLLM load the folder; what is read from it again is the same, bit
-    for bit.
+    It exports models of a study, published checkpoints of those layouts, and GGUF files of the
+    llama architecture. Transformers and vLLM load the folder. Reading it again gives the same
+    model, bit for bit.
 
     Args:
-        model: what to write.
-        out: where; new, empty, or an earlier export.
-        dtype: of the weights of a published checkpoint; those of a study are float32.
-        round_to: round matrices to what a GGUF quantisation keeps of them, such as Q4_0, to measure
+        model: Model to write.
+        out: Folder to write; new, empty, or an earlier export.
+        dtype: Type of a published checkpoint's weights; those of a study are float32.
+        round_to: Round matrices to what a GGUF quantisation keeps of them, such as Q4_0, to measure
             what that does to acceptance.
-        shard_gigabytes: weights in one file, at most.
-        ignore_key: setting of a published checkpoint that is read as if its file did not have it;
-            may be given several times.
+        shard_gigabytes: Largest size of a file of weights.
+        ignore_key: Setting of a published checkpoint to ignore; may be given several times.
     """
     require(shard_gigabytes > 0, f"--shard-gigabytes is {shard_gigabytes:g}; it must be positive.")
     from sdsl_jax.checkpoints.interop import export_llama, rounded

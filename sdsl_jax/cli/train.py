@@ -27,21 +27,20 @@ def train(
     distributed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     overrides: Overrides = (),
 ) -> None:
-    """Train a study's ladder, or some of its rungs; any number of processes may share its folder.
+    """Train a study's ladder, or some of its models. Any number of processes may share its folder.
 
-    Killed at any moment, the same command continues where it stood. `sdsl study` then trains what
-    is missing and goes on.
+    If the command is killed, run it again and it continues. `sdsl study` then trains what is
+    missing and runs the remaining stages.
 
     Args:
-        file: the study's TOML; its settings can be overridden by their dotted names, as in sdsl
-            study.
-        out: folder for the results; runs/<name> if left out.
-        rungs: names of rungs, with or without their seed, separated by commas; * and ? stand for
-            others: draft-14k,target-*.
-        part: part I, from 1, of N parts of about equal FLOPs, for job arrays.
-        distributed: join the processes of several hosts, which train every rung together on the
-            study's [parallel] mesh; they are found by JAX, or by SDSL_COORDINATOR=host:port,
-            SDSL_PROCESSES and SDSL_PROCESS.
+        file: The study's TOML. Its settings can be overridden by their dotted names, as in sdsl study.
+        out: Folder for the results; runs/<name> if omitted.
+        rungs: Names of rungs, with or without their seed, separated by commas; * and ? are wildcards:
+            draft-14k,target-*. A rung is one size and seed, trained for all its token budgets.
+        part: Part I, counted from 1, of N parts with about equal FLOPs, for job arrays.
+        distributed: Join the processes of several hosts, which train every rung together on the
+            study's [parallel] mesh. JAX finds them, or SDSL_COORDINATOR=host:port, SDSL_PROCESSES and
+            SDSL_PROCESS name them.
     """
     from sdsl_jax.config import load_study
     from sdsl_jax.data.corpus import EMBEDDED

@@ -34,19 +34,18 @@ def tune(
 ) -> None:
     """Sweep a setting of a study's recipe over a few small sizes, and fit its law of size.
 
-    Killed at any moment, the same command continues. Validation text, of the training years,
-    decides.
+    If the command is killed, run it again and it continues. The loss on validation text, from the
+    training years, decides.
 
     Args:
-        file: the study's TOML; its settings can be overridden by their dotted names, as in sdsl
-            study.
-        sizes: non-embedding parameters, two or more.
-        tokens: budget of every trial.
-        factors: of the value that the study's present law gives, three or more.
-        setting: what is swept; the others follow their present laws.
-        out: folder of the trials; runs/<name>-tune if left out.
-        write: the study with the fitted law, as TOML.
-        as_json: print one object.
+        file: The study's TOML. Its settings can be overridden by their dotted names, as in sdsl study.
+        sizes: Non-embedding parameters, two sizes or more.
+        tokens: Token budget of every trial.
+        factors: Factors of the value that the study's present law gives, three or more.
+        setting: Setting to sweep; the others follow their present laws.
+        out: Folder of the trials; runs/<name>-tune if omitted.
+        write: File for the study with the fitted law, as TOML.
+        as_json: Print one JSON object.
     """
     from sdsl_jax.config import load_study, to_toml
     from sdsl_jax.records import require_replaceable, require_study_folder, write_marked

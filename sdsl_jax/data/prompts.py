@@ -116,7 +116,7 @@ def load_prompts(
         )
         require(
             data is not None or source == EMBEDDED,
-            f"the prompts are {source!r}, but nothing is known of the text that the model was trained on; give a .txt or .jsonl "
+            f"the prompts are {source!r}, but the text that the model was trained on is unknown; give a .txt or .jsonl "
             f"file, or {EMBEDDED!r}.",
         )
         return _held_out(source, tokenizer, count, max_tokens, data or DataConfig())

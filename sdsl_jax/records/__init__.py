@@ -21,7 +21,6 @@ from sdsl_jax.records.folders import (
     require_study_folder,
     write_marked,
 )
-from sdsl_jax.records.selection import longest_trained
 from sdsl_jax.records.tables import (
     SCHEMA_VERSION,
     TABLES,
@@ -35,6 +34,7 @@ from sdsl_jax.records.tables import (
     RunRecord,
     SurvivalRecord,
     TimingRecord,
+    longest_trained,
 )
 
 __all__ = [

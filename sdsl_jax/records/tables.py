@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 SCHEMA_VERSION = 1
@@ -498,3 +499,17 @@ MAY_BE_EMPTY = (
     "other_models",
     "losses",
 )
+
+
+def longest_trained(models: Iterable[ModelRecord], role: str) -> list[ModelRecord]:
+    """For every size of one role, the model that was trained longest; of several seeds the
+    smallest. Sizes ascend.
+    """
+    best: dict[int, ModelRecord] = {}
+    for model in models:
+        rival = best.get(model.params_nonembedding)
+        if model.role == role and (
+            rival is None or (model.train_tokens, -model.seed) > (rival.train_tokens, -rival.seed)
+        ):
+            best[model.params_nonembedding] = model
+    return [best[size] for size in sorted(best)]

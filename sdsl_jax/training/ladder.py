@@ -192,7 +192,7 @@ def train_rungs(
                     _train_rung(trainer, folder)
                 finished()
             except ClaimLost as lost:
-                progress.note(f"{name}: {lost}; it is left to that one")
+                progress.note(f"{name}: {lost}; it is left to that process")
                 others[name] = "another process"
                 left.append(plan)
             except Diverged as error:
@@ -229,7 +229,7 @@ def _train_rung(trainer: RungTrainer, study: Path) -> None:
             continue
         if (folder / model_folder.RECORD).exists():
             trainer.progress.note(
-                f"the model in {folder} is damaged; it is made again from the checkpoints."
+                f"the model in {folder} is damaged; it is rebuilt from the checkpoints."
             )
         try:
             state, tally, segments = trainer.resume(budget)

@@ -226,7 +226,7 @@ def test_published_checkpoints_are_measured_like_our_own(measure, tmp_path):
     assert {m.train_tokens for m in records.values()} == {int(2e12), int(180e9)}
     assert all(m.perplexity > 1 and m.bits_per_byte > 0 and m.role for m in records.values())
     for options, message in (
-        ({"prompts": "heldout"}, "nothing is known of the text that the model was trained on"),
+        ({"prompts": "heldout"}, "the text that the model was trained on is unknown"),
         ({"stop": "end"}, "names no token that ends a text; give its id to --stop"),
         ({"target-train-tokens": "many"}, "target-train-tokens"),
         ({"devices": "7"}, "split over 7 devices"),

