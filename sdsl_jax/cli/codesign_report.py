@@ -97,8 +97,8 @@ def _as_good(answer: Answer) -> str:
         for ends in (answer.indifference_1pct, answer.indifference_5pct)
     )
     return (
-        f"Drafts of {one} parameters, each at its best lookahead, are within 1% of that, and {five} within 5%: take the "
-        "nearest trained one."
+        f"Drafts of {one} parameters, each at its best lookahead, come within 1% of the best, and {five} within 5%: take "
+        "the nearest trained one."
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +14,7 @@ from sdsl_jax.codesign.break_even import break_even
 from sdsl_jax.codesign.caveats import Sensitivity, caveats, ranked_sensitivities
 from sdsl_jax.codesign.designs import (
     Candidate,
+    ComparedDraft,
     FrontPoint,
     SuggestedDraft,
     compare,
@@ -30,11 +30,19 @@ from sdsl_jax.codesign.designs import (
 from sdsl_jax.codesign.engines import EngineSettings, settings_of_best_draft
 from sdsl_jax.codesign.program import ProgramInputs, Solved
 from sdsl_jax.codesign.remedies import Remedy, keeps_limits, remedies
-from sdsl_jax.codesign.serving_problem import Memory, ServingProblem, Size, memory, smallest_draft
+from sdsl_jax.codesign.serving_problem import (
+    Memory,
+    ServingProblem,
+    Size,
+    fits,
+    memory,
+    smallest_draft,
+)
 from sdsl_jax.counts import short_count
 from sdsl_jax.errors import require
+from sdsl_jax.notebook import table_of
 from sdsl_jax.records.documents import to_json
-from sdsl_jax.theory.serving import Design, Outcome, Serving, outcome, shapes, target_prefill
+from sdsl_jax.theory.serving import Design, Outcome, Serving, outcome, target_prefill
 
 # Batches of the front of latency against throughput; training tokens of that of training cost
 # against speed-up.
@@ -334,14 +342,13 @@ class Answer(Performance):
         whole = self.rounded
         rows = {
             "draft size": f"{short_count(whole.draft_params.total)} parameters",
-            "lookahead": whole.lookahead,
+            "lookahead": f"{whole.lookahead}",
             "speed-up": f"{whole.speedup:.2f}×",
             "acceptance": f"{whole.acceptance:.3f}",
             "tokens/s": f"{whole.tokens_per_second:,.0f}",
             "latency": f"{whole.latency_seconds:.2f} s",
         }
-        cells = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows.items())
-        return f"<p>{html.escape(self.verdict)}</p><table>{cells}</table>"
+        return table_of(self.verdict, rows)
 
 
 def _where_it_pays(region: PayingRegion, with_another_draft: bool) -> list[str]:
@@ -419,6 +426,7 @@ def _answer(problem: ServingProblem, solved: Solved, by_batch: list[Solved]) -> 
         solved,
         whole,
         speculates,
+        comparison.optimum.draft_width,
         region.target_params if region else None,
         alone.total_cost,
     )
@@ -431,7 +439,7 @@ def _answer(problem: ServingProblem, solved: Solved, by_batch: list[Solved]) -> 
         variables={name: problem.sizes.in_design(design, name) for name in program.variables},
         design=DesignValues(**_values(problem, design)),
         lookahead=float(design.lookahead),
-        rounded=_rounded(problem, whole, float(rounded.loss)),
+        rounded=_rounded(problem, whole, comparison.optimum, float(rounded.loss)),
         indifference_1pct=within[0],
         indifference_5pct=within[1],
         objective={
@@ -478,18 +486,18 @@ def _values(problem: ServingProblem, design: Design) -> dict[str, Any]:
     return {name: problem.sizes.in_design(design, name) for name in Design._fields}
 
 
-def _rounded(problem: ServingProblem, whole: Solved, loss: float) -> RoundedDesign:
-    design, serving = whole.design, problem.inputs.serving
-    shape = shapes(serving, design)[0]
-    values = _values(problem, design)
+def _rounded(
+    problem: ServingProblem, whole: Solved, draft: ComparedDraft, loss: float
+) -> RoundedDesign:
+    values = _values(problem, whole.design)
     values |= {name: round(values[name]) for name in ("lookahead", "batch")}
     return reported(
         RoundedDesign,
         whole.outcome,
         **values,
-        draft_layers=float(shape.layers),
-        draft_width=float(shape.width),
-        fits=memory(serving, design).fits,
+        draft_layers=draft.draft_layers,
+        draft_width=draft.draft_width,
+        fits=fits(problem.inputs.serving, float(whole.outcome.memory_bytes)),
         within_constraints=bool(whole.feasible),
         loss_of_rounding=loss,
     )

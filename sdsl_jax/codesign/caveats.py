@@ -17,7 +17,7 @@ from sdsl_jax.codesign.sensitivity import of_stated_sizes, sensitivities
 from sdsl_jax.codesign.serving_problem import ServingProblem, Size
 from sdsl_jax.counts import short_count
 from sdsl_jax.solver_status import SolverStatus
-from sdsl_jax.theory.serving import Design, Outcome, shapes
+from sdsl_jax.theory.serving import Design, Outcome
 from sdsl_jax.theory.serving import acceptance as alpha_of
 
 # Width of an attention head.
@@ -218,6 +218,7 @@ def caveats(
     solved: Solved,
     whole: Solved,
     speculates: bool,
+    draft_width: float,
     paying_target: Size | None,
     cost_alone: float | None,
 ) -> list[Caveat]:
@@ -228,6 +229,7 @@ def caveats(
       solved: Its optimum.
       whole: The optimum in whole numbers.
       speculates: Whether the answer is to speculate.
+      draft_width: Width of its draft.
       paying_target: Target size from which speculation pays, where there is one.
       cost_alone: Cost of serving the volume without a draft, where a price is known.
     """
@@ -241,7 +243,7 @@ def caveats(
         *problem.notes,
         *_of_the_optimum(problem, solved, speculates),
         *_of_the_laws(problem, solved.design, solved.outcome),
-        *_of_the_device(problem, solved.design),
+        *_of_the_device(problem, draft_width),
         *_of_the_workload(problem, solved.outcome),
         *_of_the_names(problem),
         *_of_the_break_even(problem, paying_target),
@@ -386,7 +388,7 @@ def _of_the_cost(problem: ServingProblem, gives: Outcome, alone: float | None) -
     ]
 
 
-def _of_the_device(problem: ServingProblem, design: Design) -> list[str]:
+def _of_the_device(problem: ServingProblem, width: float) -> list[str]:
     file, config = problem.hardware, problem.config
     texts = []
     if not file.measured:
@@ -408,8 +410,6 @@ def _of_the_device(problem: ServingProblem, design: Design) -> list[str]:
         texts.append(
             f"the latency of links between devices of {file.name} is assumed, {1e6 * latency:g} µs a step of an all-reduce"
         )
-    with jax.enable_x64(True):
-        width = float(shapes(problem.inputs.serving, design)[0].width)
     if width / _HEAD < config.draft_devices:
         texts.append(
             f"a draft {width:.0f} wide has {max(1, int(width // _HEAD))} heads of {_HEAD}, fewer than its {config.draft_devices} "
@@ -433,7 +433,7 @@ def _of_the_names(problem: ServingProblem) -> list[str]:
     if is_head(named.name):
         texts.append(
             f"{named.name} is a drafting head and no model by itself: the laws know neither its acceptance nor its cost, and no "
-            "settings here are for it"
+            "settings here are for it; to compare it, measure its acceptance length and ask sdsl lookahead --acceptance-length"
         )
     elif named.size is None:
         texts.append(

@@ -37,7 +37,7 @@ from sdsl_jax.codesign.program import (
     solve,
     sweep,
 )
-from sdsl_jax.codesign.serving_problem import MEMORY_SHARE, PRICED, ServingProblem, Size
+from sdsl_jax.codesign.serving_problem import PRICED, ServingProblem, Size, fits
 from sdsl_jax.config.codesign_problem import OptimizerConfig
 from sdsl_jax.errors import require
 from sdsl_jax.theory.hardware import Shape, family_shape
@@ -521,6 +521,8 @@ class ComparedDraft:
 
     Attributes:
       draft_params: Size of the draft.
+      draft_layers: Layers of the draft; a fraction where its family has no such size.
+      draft_width: Width of the draft's residual stream.
       lookahead: Drafts per round: the best whole number for this draft.
       speedup: Speed-up S over the target alone.
       acceptance: Probability α that a draft token is accepted.
@@ -534,6 +536,8 @@ class ComparedDraft:
     """
 
     draft_params: Size
+    draft_layers: float
+    draft_width: float
     lookahead: int
     speedup: float
     acceptance: float
@@ -656,7 +660,6 @@ def _rows(
     problem: ServingProblem, solved: Solved, design: Design, drafts: Sequence[Draft]
 ) -> list[ComparedDraft]:
     table = compared(problem.program, problem.inputs, design, drafts)
-    usable = MEMORY_SHARE * float(problem.inputs.serving.hardware.memory_bytes)
     rows = []
     for i, draft in enumerate(drafts):
         gives = jax.tree.map(lambda x, i=i: float(x[i]), table.outcome)
@@ -666,9 +669,11 @@ def _rows(
                 ComparedDraft,
                 gives,
                 draft_params=size,
+                draft_layers=float(draft.shape.layers),
+                draft_width=float(draft.shape.width),
                 lookahead=int(np.asarray(table.design.lookahead)[i]),
                 per_device_bytes=gives.memory_bytes,
-                fits=gives.memory_bytes <= (1 + 1e-6) * usable if np.isfinite(usable) else None,
+                fits=fits(problem.inputs.serving, gives.memory_bytes),
                 within_constraints=bool(table.allowed[i]),
                 regret=1 - gives.speedup / float(solved.outcome.speedup),
                 objective_loss=float(np.expm1(table.objective[i] - float(solved.objective))),

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdsl_jax.counts import short_count
-from sdsl_jax.fitting.law_files import LoadedLaw, far_outside, moves, quality
+from sdsl_jax.fitting.law_files import LoadedLaw
 from sdsl_jax.theory import About
 
 # Source of an acceptance "law" that is one measured α, of which nothing is fitted.
 MEASURED = "measured"
+# Further outside than this, a suffix was probably forgotten, or a unit mistaken.
+_FAR = 1000.0
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,45 @@ def valid_range(about: About) -> str:
     )
 
 
+def quality(law: LoadedLaw) -> str:
+    """How well an acceptance law describes the pairs that it was fitted to, in words."""
+    about, parts = law.law.about, []
+    if about.r_squared is not None:
+        parts.append(f"R² = {about.r_squared:.3g}")
+    if about.mean_squared_error is not None:
+        parts.append(f"a root mean square error of {about.mean_squared_error**0.5:.2g} in α")
+    if not parts:
+        return f"how well the acceptance law {law.name} describes its pairs is not known"
+    pairs = (
+        "pairs whose number is not published" if about.count is None else f"{about.count:,} pairs"
+    )
+    return f"the acceptance law {law.name} has {' and '.join(parts)}, over {pairs}"
+
+
+def far_outside(
+    loss: LoadedLaw, acceptance: LoadedLaw, stated: Mapping[str, Mapping[str, float]]
+) -> list[str]:
+    """One sentence on sizes and training tokens that lie more than a thousand times outside what
+    the laws were fitted on; the arguments are those of `unit_caveats`."""
+    far = []
+    for role, values in stated.items():
+        factors = loss.law.about.times_outside(**values)
+        if "params" in values:
+            of_size = acceptance.law.about.times_outside(**{f"{role}_params": values["params"]})
+            factors["params"] = max([1.0, factors.get("params", 1.0), *of_size.values()])
+        far += [
+            f"{short_count(values[name])} {'parameters' if name == 'params' else 'training tokens'} of the {role} "
+            f"({factor:,.0f} times)"
+            for name, factor in factors.items()
+            if factor > _FAR
+        ]
+    if not far:
+        return []
+    return [
+        f"far outside what the laws were fitted on: {', '.join(far)}; is a suffix missing, as in 70 for 70B?"
+    ]
+
+
 def unit_caveats(
     loss: LoadedLaw, acceptance: LoadedLaw, stated: Mapping[str, Mapping[str, float]]
 ) -> list[str]:
@@ -130,9 +171,7 @@ def unit_caveats(
         for role, each in stated.items()
         if "params" in each and each["tokens"] < each["params"]
     ]
-    return few + far_outside(
-        loss, acceptance, **{role: dict(each) for role, each in stated.items()}
-    )
+    return few + far_outside(loss, acceptance, stated)
 
 
 class AlphaRange(NamedTuple):
@@ -142,6 +181,12 @@ class AlphaRange(NamedTuple):
     alpha_of_small: float
     large: float
     alpha_of_large: float
+
+    def sentence(self, law: str) -> str:
+        """The range in words, with the name of the law."""
+        sizes = f"from a draft of {short_count(self.small)} to one of {short_count(self.large)}"
+        ends = f"from {self.alpha_of_small:.3f} to {self.alpha_of_large:.3f}"
+        return f"{sizes} parameters the acceptance law {law} moves α {ends}"
 
 
 def law_caveats(
@@ -184,7 +229,7 @@ def law_caveats(
     if accept.source != MEASURED:
         caveats.append(quality(acceptance))
     if alpha_range is not None:
-        caveats.append(moves(acceptance, *alpha_range))
+        caveats.append(alpha_range.sentence(acceptance.name))
     if about.text != accept.text:
         caveats.append(
             f"the laws are of different texts: losses on {about.text}; acceptance on {accept.text}"

@@ -218,8 +218,6 @@ def memory(serving: Serving, design: Design) -> Memory:
     if known and room > 0:
         exact = max(math.ceil(needed / room), 1 if everywhere else draft_devices)
         power = 1 << (exact - 1).bit_length()
-    # To the same tolerance as constraints: a design may rest on this limit.
-    fits = per_device <= (1 + 1e-6) * usable if known else None
     return Memory(
         of_target,
         of_draft,
@@ -227,10 +225,17 @@ def memory(serving: Serving, design: Design) -> Memory:
         capacity,
         MEMORY_SHARE,
         devices,
-        fits,
+        fits(serving, per_device),
         power,
         exact,
     )
+
+
+def fits(serving: Serving, per_device_bytes: float) -> bool | None:
+    """Whether the fullest device holds so much; None where its memory is unknown."""
+    usable = MEMORY_SHARE * float(serving.hardware.memory_bytes)
+    # To the same tolerance as constraints: a design may rest on this limit.
+    return per_device_bytes <= (1 + 1e-6) * usable if math.isfinite(usable) else None
 
 
 def smallest_draft(target: float) -> float:

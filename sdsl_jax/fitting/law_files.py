@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdsl_jax.counts import short_count
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.records import read_json
 from sdsl_jax.records.documents import described, from_json, to_json
@@ -458,61 +457,6 @@ def _loaded(name: str, record: LawRecord, kind: str, path: Path) -> LoadedLaw:
             )
         basis = f"{_DRAWS} normal draws from the covariance of the coefficients"
     return LoadedLaw(name, law, draws, basis, joint, record.warnings)
-
-
-def quality(law: LoadedLaw) -> str:
-    """How well an acceptance law describes the pairs that it was fitted to, in words."""
-    about, parts = law.law.about, []
-    if about.r_squared is not None:
-        parts.append(f"R² = {about.r_squared:.3g}")
-    if about.mean_squared_error is not None:
-        parts.append(f"a root mean square error of {about.mean_squared_error**0.5:.2g} in α")
-    if not parts:
-        return f"how well the acceptance law {law.name} describes its pairs is not known"
-    pairs = (
-        "pairs whose number is not published" if about.count is None else f"{about.count:,} pairs"
-    )
-    return f"the acceptance law {law.name} has {' and '.join(parts)}, over {pairs}"
-
-
-def moves(law: LoadedLaw, small: Any, alpha: Any, large: Any, alpha_of_large: Any) -> str:
-    """How far an acceptance law moves α between drafts of two sizes, in words."""
-    return (
-        f"from a draft of {short_count(float(small))} to one of {short_count(float(large))} parameters the acceptance law "
-        f"{law.name} moves α from {float(alpha):.3f} to {float(alpha_of_large):.3f}"
-    )
-
-
-# Beyond this a suffix was probably forgotten, or a unit mistaken.
-_FAR = 1000.0
-
-
-def far_outside(loss: LoadedLaw, acceptance: LoadedLaw, **stated: dict[str, float]) -> list[str]:
-    """One sentence on sizes and training tokens that lie more than a thousand times outside what
-    the laws were fitted on.
-
-    Args:
-      loss: the loss law.
-      acceptance: the acceptance law.
-      stated: of draft and target, by role: params and tokens, or one of them.
-    """
-    found = []
-    for role, values in stated.items():
-        factors = loss.law.about.times_outside(**values)
-        if "params" in values:
-            of_size = acceptance.law.about.times_outside(**{f"{role}_params": values["params"]})
-            factors["params"] = max([1.0, factors.get("params", 1.0), *of_size.values()])
-        found += [
-            f"{short_count(values[name])} {'parameters' if name == 'params' else 'training tokens'} of the {role} "
-            f"({factor:,.0f} times)"
-            for name, factor in factors.items()
-            if factor > _FAR
-        ]
-    if not found:
-        return []
-    return [
-        f"far outside what the laws were fitted on: {', '.join(found)}; is a suffix missing, as in 70 for 70B?"
-    ]
 
 
 # What a law may be given a range of.

@@ -39,6 +39,8 @@ def problem(**sections):
 
 
 NUMBERS = {
+    "draft_layers": 6.0,
+    "draft_width": 400.0,
     "draft_params": Size(1.24e9, 1e9),
     "acceptance": 0.7,
     "tokens_per_second": 500.0,

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from sdsl_jax.codesign.laws import far_outside, quality
 from sdsl_jax.codesign.predict import (
     Prediction,
     Target,
@@ -21,7 +22,7 @@ from sdsl_jax.codesign.predict_lookahead import (
 )
 from sdsl_jax.counts import parse_count, parse_share
 from sdsl_jax.errors import SdslError
-from sdsl_jax.fitting.law_files import acceptance_law, far_outside, loss_law, quality
+from sdsl_jax.fitting.law_files import acceptance_law, loss_law
 from sdsl_jax.ranges import share_hint
 from sdsl_jax.records.documents import schema_of
 from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, LogitGap, coefficients, speedup
@@ -311,20 +312,24 @@ def test_how_well_a_law_fits_stands_with_it(tmp_path):
 
 
 def test_a_suffix_that_was_forgotten():
-    far = far_outside(*PUBLISHED, draft={"tokens": 180.0}, target={"params": 70e9, "tokens": 15e12})
+    far = far_outside(
+        *PUBLISHED, {"draft": {"tokens": 180.0}, "target": {"params": 70e9, "tokens": 15e12}}
+    )
     assert far == [
         "far outside what the laws were fitted on: 180 training tokens of the draft (27,777,778 times); is a suffix missing, "
         "as in 70 for 70B?"
     ]
     assert (
         "70 parameters of the target"
-        in far_outside(*PUBLISHED, target={"params": 70.0, "tokens": 1e12})[0]
+        in far_outside(*PUBLISHED, {"target": {"params": 70.0, "tokens": 1e12}})[0]
     )
     assert (
         far_outside(
             *PUBLISHED,
-            draft={"params": 60e6, "tokens": 1e12},
-            target={"params": 70e9, "tokens": 15e12},
+            {
+                "draft": {"params": 60e6, "tokens": 1e12},
+                "target": {"params": 70e9, "tokens": 15e12},
+            },
         )
         == []
     )
