@@ -19,6 +19,7 @@ from sdsl_jax.fitting.hardware import (
 )
 from sdsl_jax.hardware import Calibration, HardwareFile
 from sdsl_jax.records import TimingRecord
+from sdsl_jax.solver_status import SolverStatus
 from sdsl_jax.statistics import Interval
 from sdsl_jax.theory.hardware import Hardware, Precision, Shape
 
@@ -194,6 +195,8 @@ def _warnings(
     noise: float,
 ) -> tuple[str, ...]:
     found = []
+    if fitted.status is not SolverStatus.CONVERGED:
+        found.append(f"the fit {fitted.status.message}: do not rely on its coefficients.")
     if noise > _NOISY:
         found.append(
             f"the timings are noisy: half of their intervals are wider than ± {noise:.0%}; other programs may be running."

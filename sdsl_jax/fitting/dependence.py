@@ -1,10 +1,9 @@
 """One parameter of dependence for every pair, from its tokens per round at a few lookaheads.
 
-What identifies it: with the mean acceptance α known, τ does not depend on the dependence at γ = 0,
-where nothing is tested, nor as γ → ∞, where every position is tested and τ = 1/(1 − α) whatever the
-order of acceptances. In between it does, most at small γ: a persistent chain has S₁ = α/(1 + ρ(1 −
-α)) at γ = 1. So one of the lookaheads fitted to should be 1, and another one near 4, where runs of
-several positions count; larger ones say ever less.
+What identifies it, with the mean acceptance α known: at γ = 0 nothing is tested, and as γ → ∞ every
+position is, so that τ = 1/(1 − α) whatever the order of acceptances. In between τ depends on the
+dependence, most at small γ: a persistent chain has S₁ = α/(1 + ρ(1 − α)) at γ = 1. So fit to γ = 1
+and to a second lookahead near 4, where runs of several positions count. Larger ones say ever less.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from sdsl_jax.errors import require
 from sdsl_jax.fitting.solver import minimise
@@ -33,14 +32,16 @@ class DependenceFit(NamedTuple):
     """One model of dependence, fitted to each pair by itself.
 
     Attributes:
-      parameter: persistence ρ, concentration a + b, or the fitted α.
-      rmse: of ln τ at the lookaheads fitted to.
-      tokens_per_round: τ predicted.
+      parameter: Persistence ρ, concentration a + b, or the fitted α.
+      rmse: Root mean square error of ln τ at the lookaheads fitted to.
+      tokens_per_round: Predicted τ.
+      status: How each fit ended: values of `SolverStatus`.
     """
 
     parameter: Float[np.ndarray, " pairs"]
     rmse: Float[np.ndarray, " pairs"]
     tokens_per_round: Float[np.ndarray, "pairs lookaheads"]
+    status: Int[np.ndarray, " pairs"]
 
 
 def _persistence(x: Array, alpha: Array) -> Array:
@@ -86,7 +87,7 @@ def _solve(
 ):
     model = DEPENDENCE_MODELS[name]
 
-    def one(alpha: Array, tau: Array) -> tuple[Array, Array, Array]:
+    def one(alpha: Array, tau: Array) -> tuple[Array, ...]:
         def predict(x: Array, lookaheads: tuple[int, ...]) -> Array:
             parameter = model.parameter(x[0], alpha)
             return jnp.stack(
@@ -100,11 +101,10 @@ def _solve(
         ends = jax.vmap(
             lambda start: minimise(residuals, start, None, jnp.ones(len(fitted)), _SQUARE)
         )(starts)
-        x = ends.parameters[
-            jnp.argmin(jnp.where(jnp.isfinite(ends.objective), ends.objective, jnp.inf))
-        ]
+        best = jnp.argmin(jnp.where(jnp.isfinite(ends.objective), ends.objective, jnp.inf))
+        x = ends.parameters[best]
         rmse = jnp.sqrt(jnp.square(residuals(x, None)).mean())
-        return model.parameter(x[0], alpha), rmse, predict(x, predicted)
+        return model.parameter(x[0], alpha), rmse, predict(x, predicted), ends.status[best]
 
     return jax.vmap(one)(alpha, tau)
 
@@ -119,13 +119,13 @@ def fit_dependence(
     others.
 
     Args:
-      alpha: mean acceptance over all positions of each pair, in (0, 1).
-      tau: tokens per round at the lookaheads fitted to.
-      fitted: those lookaheads.
-      predicted: lookaheads that τ is wanted at.
+      alpha: Mean acceptance over all positions of each pair, in (0, 1).
+      tau: Tokens per round at the lookaheads fitted to.
+      fitted: Lookaheads to fit to.
+      predicted: Lookaheads to predict τ at.
 
     Raises:
-      SdslError: an α lies outside (0, 1), or a τ is below 1.
+      SdslError: An α lies outside (0, 1), or a τ is below 1.
     """
     alpha, tau = np.asarray(alpha, float), np.asarray(tau, float)
     require(
@@ -137,12 +137,8 @@ def fit_dependence(
         f"the smallest tokens per round is {tau.min():g}; none can be below 1.",
     )
     with jax.enable_x64(True):
-        return {
-            name: DependenceFit(
-                *(
-                    np.asarray(x)
-                    for x in _solve(name, jnp.asarray(alpha), jnp.asarray(tau), fitted, predicted)
-                )
-            )
+        solved = {
+            name: _solve(name, jnp.asarray(alpha), jnp.asarray(tau), fitted, predicted)
             for name in DEPENDENCE_MODELS
         }
+    return {name: DependenceFit(*map(np.asarray, values)) for name, values in solved.items()}

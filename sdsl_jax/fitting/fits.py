@@ -13,6 +13,7 @@ from sdsl_jax.fitting import table_warnings, tables
 from sdsl_jax.fitting.acceptance import fit_acceptance_laws, pair_resamples
 from sdsl_jax.fitting.law_fit import FitWarning, LawFit
 from sdsl_jax.fitting.loss import fit_loss_law, resamples
+from sdsl_jax.notebook import table_of
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,9 @@ class AcceptanceFits:
         return f"AcceptanceFits(error on left-out drafts: {ranking})"
 
     def _repr_html_(self) -> str:
-        """The best law as a table, for notebooks."""
-        return f"<p>{self!r}</p>{self.fits[0]._repr_html_()}"
+        """The ranking as a table, for notebooks."""
+        errors = {fit.record.law: f"{fit.record.left_out_rmse:.4f}" for fit in self.fits}
+        return table_of("Error on left-out drafts", errors) + self.fits[0]._repr_html_()
 
 
 def fit_loss(

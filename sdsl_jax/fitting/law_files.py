@@ -18,7 +18,7 @@ import numpy as np
 
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.records import read_json
-from sdsl_jax.records.documents import described, from_json, to_json
+from sdsl_jax.records.documents import from_json, to_json
 from sdsl_jax.theory import (
     ACCEPTANCE_LAWS,
     LOSS_LAWS,
@@ -47,96 +47,105 @@ _UNSTATED = About()
 
 @dataclass(frozen=True)
 class PredictionError:
-    """Half the widths of the interval of what the law predicts, over the bootstrap draws: in the
-    logarithm of a loss, which is a relative error, or in the acceptance probability.
+    """How well a table determines what its law predicts: half-widths of the interval of the
+    prediction over the bootstrap draws, relative for losses and absolute for acceptance.
 
-    They say how well the table determines the law, and not whether the law is the right one.
+    They do not say whether the law is the right one.
+
+    Attributes:
+      inside: Median over the rows of the table.
+      inside_worst: Largest over the rows of the table.
+      extrapolated_10x: Half-width at 10 times the largest size and 10 times the most tokens.
     """
 
-    inside: float = described("median over the rows of the table")
-    inside_worst: float = described("largest over the rows of the table")
-    extrapolated_10x: float | None = described(
-        "at 10 times the largest size and 10 times the most tokens", default=None
-    )
+    inside: float
+    inside_worst: float
+    extrapolated_10x: float | None = None
 
 
 @dataclass(frozen=True)
 class LawRecord:
-    """A fitted law. Only `law` and `coefficients` must be there; optional keys are left out of the
-    JSON where they are None.
+    """A fitted law, as JSON holds it.
 
-    The two intervals carry their confidence in their keys: `interval_90`, `profile_interval_90`.
+    A file needs `law` and `coefficients` only. Keys that are None are not written, and the two
+    intervals are written with their confidence: `interval_90`, `profile_interval_90`.
+
+    Attributes:
+      law: Name of the law, such as chinchilla or logit_plane.
+      coefficients: Estimate of each coefficient.
+      standard_error: Half the width of the bootstrap interval over the normal quantile; of positive
+        coefficients in the logarithm, times the estimate.
+      confidence: Probability that the intervals are to cover.
+      interval: Quantiles of the bootstrap draws of each coefficient.
+      interval_basis: What the draws are.
+      profile_interval: Values at which refitting all other coefficients costs little; null: open.
+      covariance: Covariance of the coefficients at the optimum, in their order.
+      objective: Sum of the Huber losses at the optimum.
+      n: Rows that the law was fitted to.
+      huber_delta: Where the Huber loss turns linear.
+      starts: Number of descents.
+      starts_agreeing: Share of them at the best objective.
+      draws_cut_off: Share of the bootstrap fits that stopped before they converged.
+      condition_number: Condition number of the Jacobian with columns scaled to unit length.
+      rmse: Root mean square residual.
+      r_squared: Share of the variance that is explained.
+      left_out_rmse: Root mean square residual at sizes that the fit did not see.
+      residual_unit: What a residual is.
+      prediction_error: How well the table determines predictions.
+      warnings: What the table cannot tell.
+      unidentified: Coefficients that the table leaves open; absent in older files.
+      draws: Bootstrap draws of each coefficient; draw i of all belong together.
+      params_count: What its sizes count.
+      text: Text that its losses were measured on.
+      valid: Range of each variable in the table.
+      split: Part of the text that losses are from.
+      excluded_for_epochs: Models that saw their text too often.
+      residuals: Predicted - measured by model, in the logarithm of the loss.
+      estimator: Estimator of the acceptance probabilities.
     """
 
-    law: str = described("name of the law, as chinchilla or logit_plane")
-    coefficients: dict[str, float] = described("estimate of each coefficient")
-    standard_error: dict[str, float] = described(
-        "half the width of the bootstrap interval over the normal quantile; of positive coefficients "
-        "in the logarithm, times the estimate",
-        default_factory=dict,
-    )
-    confidence: float = described("probability that the intervals are to cover", default=0.9)
-    interval: dict[str, Ends] = described(
-        "quantiles of the bootstrap draws of each coefficient", default_factory=dict
-    )
-    interval_basis: str = described("what the draws are", default="draws of the coefficients")
-    profile_interval: dict[str, Ends] = described(
-        "values at which refitting all other coefficients costs little; null: open",
-        default_factory=dict,
-    )
-    covariance: list[list[float]] = described(
-        "of the coefficients at the optimum, in their order", default_factory=list
-    )
-    objective: float = described("sum of the Huber losses at the optimum", default=np.nan)
-    n: int | float | None = described("rows that the law was fitted to", default=None)
-    huber_delta: float = described("where the Huber loss turns linear", default=np.nan)
-    starts: int = described("descents of the fit", default=0)
-    starts_agreeing: float = described("share of them at the best objective", default=np.nan)
-    draws_cut_off: float = described(
-        "share of the bootstrap fits that stopped before they converged", default=0.0
-    )
-    condition_number: float = described(
-        "of the Jacobian, its columns scaled to unit length", default=np.nan
-    )
-    rmse: float | None = described("root mean square residual", default=None)
-    r_squared: float | None = described("share of the variance that is explained", default=None)
-    left_out_rmse: float = described(
-        "root mean square residual at sizes that the fit did not see", default=np.nan
-    )
-    residual_unit: str = described("what a residual is", default="")
-    prediction_error: PredictionError | None = described(
-        "how well the table determines predictions", default=None
-    )
-    warnings: list[str] = described("what the table cannot tell", default_factory=list)
-    unidentified: list[str] | None = described(
-        "coefficients that the table leaves open; absent in older files", default=None
-    )
-    draws: dict[str, list[float]] = described(
-        "bootstrap draws of each coefficient; draw i of all belong together", default_factory=dict
-    )
-    params_count: str | None = described("what its sizes count", default=None)
-    text: str | None = described("text that its losses were measured on", default=None)
-    valid: dict[str, Ends] | None = described("range of each variable in the table", default=None)
-    split: str | None = described("part of the text that losses are from", default=None)
-    excluded_for_epochs: int | None = described(
-        "models that saw their text too often", default=None
-    )
-    residuals: dict[str, float] | None = described(
-        "predicted - measured by model, in the logarithm of the loss", default=None
-    )
-    estimator: str | None = described("of the acceptance probabilities", default=None)
+    law: str
+    coefficients: dict[str, float]
+    standard_error: dict[str, float] = dataclasses.field(default_factory=dict)
+    confidence: float = 0.9
+    interval: dict[str, Ends] = dataclasses.field(default_factory=dict)
+    interval_basis: str = "draws of the coefficients"
+    profile_interval: dict[str, Ends] = dataclasses.field(default_factory=dict)
+    covariance: list[list[float]] = dataclasses.field(default_factory=list)
+    objective: float = np.nan
+    n: int | float | None = None
+    huber_delta: float = np.nan
+    starts: int = 0
+    starts_agreeing: float = np.nan
+    draws_cut_off: float = 0.0
+    condition_number: float = np.nan
+    rmse: float | None = None
+    r_squared: float | None = None
+    left_out_rmse: float = np.nan
+    residual_unit: str = ""
+    prediction_error: PredictionError | None = None
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    unidentified: list[str] | None = None
+    draws: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    params_count: str | None = None
+    text: str | None = None
+    valid: dict[str, Ends] | None = None
+    split: str | None = None
+    excluded_for_epochs: int | None = None
+    residuals: dict[str, float] | None = None
+    estimator: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The keys of the JSON object."""
         percent = f"{100 * self.confidence:g}"
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             if f.name.endswith("interval"):
-                found[f"{f.name}_{percent}"] = to_json(value)
+                values[f"{f.name}_{percent}"] = to_json(value)
             elif f.name != "confidence" and value is not None:
-                found[f.name] = to_json(value)
-        return found
+                values[f.name] = to_json(value)
+        return values
 
     def accuracy(self) -> str:
         """How good its predictions are, in a sentence or two."""
@@ -183,61 +192,91 @@ def _plain_keys(values: Any) -> Any:
     """Takes the confidence out of the keys of the intervals."""
     if not isinstance(values, dict):
         return values
-    found = dict(values)
+    plain = dict(values)
     for key in values:
         if match := re.fullmatch(r"((?:profile_)?interval)_(\d+(?:\.\d+)?)", key):
-            found[match[1]] = found.pop(key)
-            found["confidence"] = float(match[2]) / 100
-    if isinstance(found.get("warnings"), str):
-        found["warnings"] = [found["warnings"]]
-    return found
+            plain[match[1]] = plain.pop(key)
+            plain["confidence"] = float(match[2]) / 100
+    if isinstance(plain.get("warnings"), str):
+        plain["warnings"] = [plain["warnings"]]
+    return plain
 
 
 @dataclass(frozen=True)
 class TimedStep:
-    """A timed step beside what the fitted device takes for it."""
+    """A timed step beside what the fitted device takes for it.
 
-    model_id: str = described("model")
-    operation: str = described("decode or verify")
-    width: int = described("tokens of a row that the step feeds")
-    batch: int = described("rows")
-    context: int = described("cache positions")
-    seconds: float = described("measured, s")
-    predicted_seconds: float = described("of the fitted device, s")
-    residual_log: float = described("ln(predicted/measured)")
+    Attributes:
+      model_id: Model.
+      operation: Decode or verify.
+      width: Tokens of a row that the step feeds.
+      batch: Rows.
+      context: Cache positions.
+      seconds: Measured seconds.
+      predicted_seconds: Seconds that the fitted device takes.
+      residual_log: Ln(predicted/measured).
+    """
+
+    model_id: str
+    operation: str
+    width: int
+    batch: int
+    context: int
+    seconds: float
+    predicted_seconds: float
+    residual_log: float
 
 
 @dataclass(frozen=True)
 class DeviceRecord:
-    """The device that the steps of a study were timed on."""
+    """The device that the steps of a study were timed on.
 
-    coefficients: dict[str, float] = described(
-        "of sdsl_jax.theory.Hardware; what is not known keeps its default"
-    )
-    precision: dict[str, float] = described("bytes of a weight and of a cache entry")
-    batch: float = described("rows of the timed steps")
-    context: float = described("cache slots of each row")
-    rmse_log: float = described("root mean square of ln(predicted/measured)", default=np.nan)
-    median_absolute_error: float = described("median of |ln(predicted/measured)|", default=np.nan)
-    starts_agreeing: float = described("share of descents at the best objective", default=np.nan)
-    condition_number: float = described("of the fit", default=np.nan)
-    rows: list[TimedStep] = described("timed steps", default_factory=list)
-    decode_seconds: dict[str, float] = described(
-        "one-token step of each model, s", default_factory=dict
-    )
-    verify_seconds_by_lookahead: dict[str, dict[str, float]] = described(
-        "verify pass of each target by lookahead, s", default_factory=dict
+    Attributes:
+      coefficients: Coefficients of `theory.Hardware`; unknown ones are left out.
+      precision: Bytes of a weight and of a cache entry.
+      batch: Rows of the timed steps.
+      context: Cache slots of each row.
+      rmse_log: Root mean square of ln(predicted/measured).
+      median_absolute_error: Median of |ln(predicted/measured)|.
+      starts_agreeing: Share of descents at the best objective.
+      condition_number: Condition number of the fit.
+      warnings: What the timings cannot tell.
+      rows: Timed steps.
+      decode_seconds: One-token step of each model, s.
+      verify_seconds_by_lookahead: Verify pass of each target by lookahead, s.
+    """
+
+    coefficients: dict[str, float]
+    precision: dict[str, float]
+    batch: float
+    context: float
+    rmse_log: float = np.nan
+    median_absolute_error: float = np.nan
+    starts_agreeing: float = np.nan
+    condition_number: float = np.nan
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    rows: list[TimedStep] = dataclasses.field(default_factory=list)
+    decode_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    verify_seconds_by_lookahead: dict[str, dict[str, float]] = dataclasses.field(
+        default_factory=dict
     )
 
 
 @dataclass(frozen=True)
 class Fits:
-    """`fits.json` of a study. Draw i of one law belongs to draw i of every other."""
+    """`fits.json` of a study. Draw i of one law belongs to draw i of every other.
 
-    loss_law: LawRecord = described("L(N, D)")
-    acceptance_laws: list[LawRecord] = described("the best by left-out drafts first")
-    hardware: DeviceRecord = described("the device that steps were timed on")
-    shape_rule: dict[str, float] = described("shapes of the family: sdsl_jax.theory.ShapeRule")
+    Attributes:
+      loss_law: L(N, D).
+      acceptance_laws: Acceptance laws, the best by left-out drafts first.
+      hardware: The device that steps were timed on.
+      shape_rule: Shapes of the family, as `theory.ShapeRule`.
+    """
+
+    loss_law: LawRecord
+    acceptance_laws: list[LawRecord]
+    hardware: DeviceRecord
+    shape_rule: dict[str, float]
 
     def laws(self) -> FittedLaws:
         """The laws as functions.

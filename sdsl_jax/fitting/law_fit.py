@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from sdsl_jax.fitting.forms import Form
 from sdsl_jax.fitting.law_files import LawRecord, PredictionError
 from sdsl_jax.fitting.solver import Fit, Hold, Solution, constrained, fit, refit
+from sdsl_jax.notebook import table_of
 from sdsl_jax.solver_status import SolverStatus
 from sdsl_jax.statistics import quantile_interval, student_quantile
 from sdsl_jax.theory import coefficients
@@ -89,18 +90,13 @@ class LawFit:
     def _repr_html_(self) -> str:
         """A table of coefficients, for notebooks."""
         record = self.record
-        rows = "".join(
-            f"<tr><td>{name}</td><td>{value:.5g}</td><td>{record.standard_error[name]:.3g}</td>"
-            f"<td>{low:.4g} – {high:.4g}</td></tr>"
-            for name, value in record.coefficients.items()
-            for low, high in [record.interval[name]]
-        )
-        heading = f"<th>{record.law}</th><th>estimate</th><th>robust standard error</th>"
-        warnings = "".join(f"<p>warning: {warning.text}</p>" for warning in self.warnings)
-        return (
-            f"<p>{record.accuracy()}</p><table><tr>{heading}<th>{100 * record.confidence:g}% interval"
-            f"</th></tr>{rows}</table>{warnings}"
-        )
+        rows = {"accuracy": record.accuracy()}
+        for name, value in record.coefficients.items():
+            low, high = record.interval[name]
+            rows[name] = f"{value:.5g} ± {record.standard_error[name]:.2g}, {low:.4g} – {high:.4g}"
+        rows |= {f"warning {i}": w.text for i, w in enumerate(self.warnings, 1)}
+        kind = f"estimate ± robust standard error, {100 * record.confidence:g}% interval"
+        return table_of(f"{record.law}, {record.n} rows: {kind}", rows)
 
 
 class Spread(NamedTuple):

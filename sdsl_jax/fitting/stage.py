@@ -16,6 +16,7 @@ from sdsl_jax.fitting.loss import fit_loss_law, loss_table
 from sdsl_jax.fitting.tables import span
 from sdsl_jax.models import shape_rule
 from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord, column
+from sdsl_jax.solver_status import SolverStatus
 from sdsl_jax.statistics import resampled
 from sdsl_jax.theory import Precision, ShapeRule
 
@@ -101,6 +102,9 @@ def describe_hardware(
         median_absolute_error=float(np.median(np.abs(fitted.residuals))),
         starts_agreeing=fitted.starts_agreeing,
         condition_number=fitted.condition_number,
+        warnings=[]
+        if fitted.status is SolverStatus.CONVERGED
+        else [f"the fit of the device {fitted.status.message}"],
         rows=[
             TimedStep(
                 model_id=row.model_id,

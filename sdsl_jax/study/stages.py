@@ -88,6 +88,8 @@ def _fit(study: Study) -> None:
     for law in (fits.loss_law, *fits.acceptance_laws):
         for warning in law.warnings:
             study.progress.note(f"{law.law}: {warning}")
+    for warning in fits.hardware.warnings:
+        study.progress.note(warning)
     write_json(study.records / "fits.json", to_json(fits))
     study.progress.finish()
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,20 +29,36 @@ from sdsl_jax.theory.lookahead import LookaheadOptimum, tokens_per_round
 _STEPS = 60
 
 
-def crossing(value_and_slope: Callable, positive: Array, negative: Array, start: Array) -> Array:
-    """Where a function turns from above 0 at `positive` to below 0 at `negative`: Newton steps, and
-    halvings where they leave.
+class _Bracket(NamedTuple):
+    """A search under way: the ends of the bracket, the point to try next, whether it is the root."""
 
-    `positive` may lie above `negative`; `start` lies between them.
+    step: Array
+    positive: Array
+    negative: Array
+    x: Array
+    done: Array
+
+
+def crossing(value_and_slope: Callable, positive: Array, negative: Array, start: Array) -> Array:
+    """The root of a function in a bracket, by Newton steps, and by halving where a step leaves it.
+
+    Halving alone would close the bracket in the steps that are allowed, so that the search always
+    ends at the root.
+
+    Args:
+      value_and_slope: x -> the function and its derivative.
+      positive: Point at which the function is above 0; it may lie above `negative`.
+      negative: Point at which it is below 0.
+      start: A point between them.
     """
     eps = jnp.finfo(start.dtype).eps
     resolution = 4 * eps * jnp.maximum(jnp.abs(positive), jnp.abs(negative))
 
-    def unfinished(state):
-        step, positive, negative, _, done = state
-        return (step < _STEPS) & ~done & (jnp.abs(positive - negative) > resolution)
+    def unfinished(state: _Bracket) -> Array:
+        open_ = jnp.abs(state.positive - state.negative) > resolution
+        return (state.step < _STEPS) & ~state.done & open_
 
-    def advance(state):
+    def advance(state: _Bracket) -> _Bracket:
         step, positive, negative, x, _ = state
         value, slope = value_and_slope(x)
         positive, negative = jnp.where(value > 0, x, positive), jnp.where(value > 0, negative, x)
@@ -51,16 +67,11 @@ def crossing(value_and_slope: Callable, positive: Array, negative: Array, start:
         # Newton's errors square: after a step as small as √eps the next one would be lost in
         # rounding.
         done = taken & (jnp.abs(newton - x) <= jnp.sqrt(eps))
-        return (
-            step + 1,
-            positive,
-            negative,
-            jnp.where(taken, newton, (positive + negative) / 2),
-            done,
-        )
+        x = jnp.where(taken, newton, (positive + negative) / 2)
+        return _Bracket(step + 1, positive, negative, x, done)
 
-    begin = (jnp.zeros((), int), positive, negative, start, jnp.zeros_like(start, bool))
-    return jax.lax.while_loop(unfinished, advance, begin)[3]
+    begin = _Bracket(jnp.zeros((), int), positive, negative, start, jnp.zeros_like(start, bool))
+    return jax.lax.while_loop(unfinished, advance, begin).x
 
 
 def slope_of(function: Callable[[Array], Array]) -> Callable[[Array], Array]:

@@ -1,9 +1,8 @@
-"""Loss laws and acceptance laws as data: frozen values of coefficients that know what they are
-valid for.
+"""Loss laws and acceptance laws: frozen coefficients that know where they are valid.
 
-This is their only home. `fitting` estimates the coefficients, `codesign` differentiates through
-them. A law is a pytree whose leaves are its coefficients, so that gradients with respect to a law
-are a law of sensitivities, and a law of arrays is a set of draws; what it is `about` is static.
+`fitting` estimates the coefficients, `codesign` differentiates through them. A law is a pytree whose
+leaves are its coefficients: a gradient with respect to a law is a law of sensitivities, and a law
+of arrays is a set of draws. Its field `about` is static.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ class About:
     """Where a law comes from and where it holds.
 
     Attributes:
-      source: publication or file.
-      params_count: what its N and M count: "total" or "non-embedding" parameters.
-      text: that its losses or perplexities were measured on; with the tokenizer it fixes the unit.
-      unit: of its values.
-      valid: for each variable of the law the smallest and largest value that it was fitted on; None
-        where not published.
-      standard_error: marginal standard errors of coefficients, where published.
-      no_interval: why no interval can be derived from what is published.
-      r_squared: share of the variance of what it was fitted to that it explains, where known.
-      mean_squared_error: of its values over what it was fitted to, where known.
-      count: rows that it was fitted to, where known.
+      source: Publication or file.
+      params_count: Parameters that N and M count: "total" or "non-embedding".
+      text: Text of its losses or perplexities; with the tokenizer it fixes their unit.
+      unit: Unit of its values.
+      valid: Name, smallest and largest value of each variable that it was fitted on; None where not
+        published.
+      standard_error: Marginal standard errors of coefficients, where published.
+      no_interval: Why no interval can be derived from the publication.
+      r_squared: Share of the variance that it explains in the fit, where known.
+      mean_squared_error: Mean squared error of the fit, where known.
+      count: Rows of the fit, where known.
     """
 
     source: str = "fitted by the user"
@@ -48,24 +47,24 @@ class About:
     count: int | None = None
 
     def times_outside(self, **values: float) -> dict[str, float]:
-        """For each named value outside the range that the law was fitted on, the factor by which it is outside."""
-        found = {}
+        """The factor by which each named value lies outside the fitted range; values inside are left out."""
+        factors = {}
         for name, low, high in self.valid or ():
             value = float(values.get(name, low))
             if value < low:
-                found[name] = low / value if value > 0 else float("inf")
+                factors[name] = low / value if value > 0 else float("inf")
             elif value > high:
-                found[name] = value / high
-        return found
+                factors[name] = value / high
+        return factors
 
     def outside(self, **values: Values) -> Bool[Array, "*shape"]:
-        """Whether any of the named values lies outside the range that the law was fitted on; unknown ranges never say so."""
-        found = jnp.zeros((), bool)
+        """Whether any of the named values lies outside the fitted range; False where the range is unknown."""
+        outside = jnp.zeros((), bool)
         for name, low, high in self.valid or ():
             if name in values:
                 value = jnp.asarray(values[name])
-                found = found | (value < low) | (value > high)
-        return found
+                outside = outside | (value < low) | (value > high)
+        return outside
 
 
 _law = jax.tree_util.register_dataclass
@@ -83,12 +82,12 @@ class ChinchillaLaw:
     """L(N, D) = E + A/N^a + B/D^b, in nats per token (Hoffmann et al., 2203.15556).
 
     Attributes:
-      E: loss that no size and no amount of data goes below.
-      A: scale of the size term.
-      B: scale of the data term.
-      a: exponent of the size term.
-      b: exponent of the data term.
-      about: source and validity.
+      E: Irreducible loss, in nats per token.
+      A: Scale of the size term.
+      B: Scale of the data term.
+      a: Exponent of the size term.
+      b: Exponent of the data term.
+      about: Source and validity.
     """
 
     E: Values
@@ -99,7 +98,7 @@ class ChinchillaLaw:
     about: About = field(default=_USERS, metadata=_STATIC)
 
     def __call__(self, params: Values, tokens: Values) -> Array:
-        """Loss of a model of `params` parameters after `tokens` tokens, in the counts that the law was fitted on."""
+        """Loss of a model of `params` parameters after `tokens` training tokens, in the law's counts."""
         # Powers as exponentials of logs: their derivatives with respect to size and exponent share
         # one exponential.
         size = jnp.exp(-self.a * jnp.log(jnp.asarray(params)))
@@ -114,11 +113,11 @@ class KaplanLaw:
     2001.08361, eq. 1.5).
 
     Attributes:
-      N_c: scale of sizes, in parameters.
-      D_c: scale of data, in tokens.
-      alpha_N: exponent in size.
-      alpha_D: exponent in data.
-      about: source and validity.
+      N_c: Scale of sizes, in parameters.
+      D_c: Scale of data, in tokens.
+      alpha_N: Exponent in size.
+      alpha_D: Exponent in data.
+      about: Source and validity.
     """
 
     N_c: Values
@@ -138,7 +137,7 @@ LossLaw = ChinchillaLaw | KaplanLaw
 
 
 def _below_one(alpha: Array) -> Array:
-    """α where it rounds to 1: the largest number below. A law that is below 1 in exact arithmetic shall be so in any."""
+    """α, or the largest number below 1 where it rounds to 1: a bounded law stays below 1 in any precision."""
     return jnp.minimum(alpha, 1 - jnp.finfo(alpha.dtype).epsneg)
 
 
@@ -148,12 +147,12 @@ def _inside(logit: Values) -> Array:
 
 
 class ModelPoint(NamedTuple):
-    """What an acceptance law may look at in a model.
+    """The properties of a model that an acceptance law may use.
 
     Attributes:
-      params: parameters, in the count of the law.
-      loss: nats per token.
-      tokens: trained on; only `LogLinearLength` looks at them, and only at the draft's.
+      params: Parameters, in the count of the law.
+      loss: Loss, in nats per token.
+      tokens: Training tokens. Only `LogLinearLength` uses them, and only those of the draft.
     """
 
     params: Values
@@ -168,10 +167,10 @@ class AffinePlane:
     Unbounded.
 
     Attributes:
-      A: per unit of draft perplexity.
-      B: per unit of target perplexity.
-      C: constant.
-      about: source and validity.
+      A: Slope in the draft's perplexity.
+      B: Slope in the target's perplexity.
+      C: Constant.
+      about: Source and validity.
     """
 
     A: Values
@@ -191,11 +190,11 @@ class LogitPlane:
     (0, 1).
 
     Attributes:
-      level: constant.
-      draft_slope: per nat of the draft's loss; positive where a better draft is accepted more
+      level: Constant.
+      draft_slope: Slope per nat of the draft's loss; positive where a better draft is accepted more
         often.
-      target_slope: per nat of the target's loss; equal to `draft_slope` it makes a `LogitGap`.
-      about: source and validity.
+      target_slope: Slope per nat of the target's loss; a `LogitGap` if it equals `draft_slope`.
+      about: Source and validity.
     """
 
     level: Values
@@ -215,15 +214,15 @@ class LogitPlane:
 @_law
 @dataclass(frozen=True)
 class LogitGap:
-    """logit α = level − slope·(L_draft − L_target): in (0, 1), and defined for drafts better than
-    their target.
+    """logit α = level − slope·(L_draft − L_target). In (0, 1), also for drafts better than their
+    target.
 
     At equal loss α is sigmoid(level) < 1: two models of equal loss are not the same distribution.
 
     Attributes:
-      level: logit of α at equal loss.
-      slope: per nat of loss gap; positive where a better draft is accepted more often.
-      about: source and validity.
+      level: Logit of α at equal loss.
+      slope: Slope per nat of loss gap; positive where a better draft is accepted more often.
+      about: Source and validity.
     """
 
     level: Values
@@ -241,14 +240,13 @@ class PowerLaw:
     """1 − α = scale · N^(−exponent) · M^target_exponent, N and M the sizes of draft and target.
     Below 1.
 
-    A draft so small that the right side exceeds 1 is given α ≤ 0: that none of its tokens is
-    accepted.
+    Where a draft is so small that the right side exceeds 1, α ≤ 0: none of its tokens is accepted.
 
     Attributes:
-      scale: rejection probability of a draft of one parameter for a target of one, extrapolated.
-      exponent: in the draft's size; positive where larger drafts are accepted more often.
-      target_exponent: in the target's size; 0 makes the law blind to the target.
-      about: source and validity.
+      scale: Rejection probability of a draft of one parameter for a target of one, extrapolated.
+      exponent: Exponent in the draft's size; positive where larger drafts are accepted more often.
+      target_exponent: Exponent in the target's size; at 0 the target does not matter.
+      about: Source and validity.
     """
 
     scale: Values
@@ -271,16 +269,16 @@ class LogLinearLength:
     acceptance length. Below 1.
 
     1/(1 − α) is the mean number of tokens per round of an unlimited lookahead under independent
-    acceptance. That acceptance grows with the logarithms of the draft's size and of its data is
-    what Yan et al. report (2505.07858); the target's size is our addition, since there it is fixed.
-    A length of 1 or less means that nothing is accepted: α ≤ 0.
+    acceptance. Yan et al. (2505.07858) report that it grows with the logarithms of the draft's size
+    and data. They use one target; its size is our addition. A length of 1 or less means that nothing
+    is accepted: α ≤ 0.
 
     Attributes:
-      level: length at N = D = M = 1, extrapolated.
-      params_slope: tokens per e-fold of the draft's size.
-      tokens_slope: tokens per e-fold of the draft's training tokens.
-      target_slope: tokens per e-fold of the target's size.
-      about: source and validity.
+      level: Length at N = D = M = 1, extrapolated.
+      params_slope: Tokens per e-fold of the draft's size.
+      tokens_slope: Tokens per e-fold of the draft's training tokens.
+      target_slope: Tokens per e-fold of the target's size.
+      about: Source and validity.
     """
 
     level: Values
@@ -290,7 +288,7 @@ class LogLinearLength:
     about: About = field(default=_USERS, metadata=_STATIC)
 
     def __call__(self, draft: ModelPoint, target: ModelPoint) -> Array:
-        """Acceptance probability, below 1; −1 where the length is ½ or less, so that no pole gets in a search's way."""
+        """Acceptance probability, below 1; −1 where the length is ½ or less, which keeps a search off the pole."""
         length = (
             jnp.asarray(self.level)
             + self.params_slope * jnp.log(draft.params)

@@ -1,7 +1,7 @@
 """Published laws, by name, with where they come from and where they hold.
 
-Losses are in nats per token of each publication's own tokenizer and text: laws of different names
-are never to be mixed in one computation without converting to bits per byte.
+Losses are in nats per token of each publication's own tokenizer and text. Do not mix two laws in one
+computation without converting to bits per byte.
 """
 
 from sdsl_jax.theory.laws import (

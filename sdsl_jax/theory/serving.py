@@ -32,15 +32,15 @@ _MILLION, _HOUR = 1e6, 3600.0
 
 
 class Design(NamedTuple):
-    """What a designer may choose; any of these may be a variable of the optimisation.
+    """The choices of a designer; any of them may be a variable of the optimisation.
 
     Attributes:
-      draft_params: N, non-embedding parameters of the draft.
-      lookahead: γ ≥ 1, drafts per round.
-      draft_tokens: D, that the draft is trained on.
-      aspect_ratio: width over layers of the draft.
-      batch: rows that are decoded together, B.
-      target_params: M, non-embedding parameters of the target.
+      draft_params: Non-embedding parameters of the draft, N.
+      lookahead: Drafted tokens per round, γ ≥ 1.
+      draft_tokens: Training tokens of the draft, D.
+      aspect_ratio: Width over layers of the draft.
+      batch: Rows that are decoded together, B.
+      target_params: Non-embedding parameters of the target, M.
     """
 
     draft_params: Scalar
@@ -52,30 +52,30 @@ class Design(NamedTuple):
 
 
 class Serving(NamedTuple):
-    """What a design is judged by. A pytree: differentiate with respect to any of its numbers.
+    """The conditions that a design is judged under. A pytree: differentiate by any of its numbers.
 
     Attributes:
-      hardware: of each device.
+      hardware: Each of the devices.
       loss_law: L(N, D), for draft and target alike.
-      acceptance_law: from draft and target to α.
-      draft_family: shapes of drafts; its aspect ratio is what a penalty is counted from.
-      target_family: shapes of targets.
-      target_tokens: D′, that the target was trained on.
-      context: positions in the cache of each row, on average.
-      prompt_tokens: of each request.
-      new_tokens: generated for each request.
-      precision: of the target.
-      draft_precision: of the draft.
-      devices: that share the target by tensor parallelism.
-      draft_devices: that share the draft; among those of the target.
-      aspect_penalty: κ in L·(1 + κ·ln²(aspect ratio/that of the family)), the draft's loss in
-        another shape than its family's.
-      volume_tokens: that the draft is to serve in its life.
-      training_utilisation: share of the devices' FLOPs that training reaches.
-      prefill_share: of prefills that the decoding devices do themselves: 1 for all, 0 where other
-        devices do them or none count.
-      draft_shape: the one draft that is there, such as a published model, whatever size a design
-        names; the member of `draft_family` of the design's size where it is None.
+      acceptance_law: Law from draft and target to α.
+      draft_family: Shapes of drafts. The aspect penalty counts from its aspect ratio.
+      target_family: Shapes of targets.
+      target_tokens: Training tokens of the target, D′.
+      context: Mean number of positions in the cache of each row.
+      prompt_tokens: Tokens of the prompt of each request.
+      new_tokens: Tokens generated for each request.
+      precision: Precision of the target.
+      draft_precision: Precision of the draft.
+      devices: Devices that share the target (tensor parallelism).
+      draft_devices: Devices among these that share the draft.
+      aspect_penalty: κ in L·(1 + κ·ln²(r/r₀)), the loss of a draft with aspect ratio r where its
+        family has r₀.
+      volume_tokens: Tokens that the draft will serve in its life.
+      training_utilisation: Share of the devices' FLOPs that training reaches.
+      prefill_share: Share of prefills that the decoding devices do themselves: 1 for all, 0 where
+        other devices do them.
+      draft_shape: An existing draft, such as a published model, whatever size a design names. None
+        takes the member of `draft_family` of the design's size.
     """
 
     hardware: Hardware
@@ -99,29 +99,28 @@ class Serving(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a design gives.
+    """The result of a design.
 
     Attributes:
       acceptance: α, as the law gave it: 0 or less and 1 or more are possible.
       tokens_per_round: τ.
-      round: seconds of a round, by part.
-      step_seconds: one step of the target alone.
-      speedup: S, over serving with the target alone on the same devices, its prefills counted as
-        those of both models are.
-      tokens_per_second: of all rows together, prefills of the decoding devices included.
-      seconds_per_token: its inverse.
-      first_token_seconds: prefill of one request by both models.
-      latency_seconds: of one request, from its arrival at a free row to its last token, where no
-        row is ever empty.
-      memory_bytes: on the fullest device, weights and full caches of both models.
-      draft_loss: nats per token.
-      target_loss: nats per token.
-      cost_per_million_tokens: in the unit of the price.
-      training_flops: of the draft.
-      training_cost: of the draft, in the unit of the price.
-      total_cost: training the draft, and serving the volume.
-      decode_speedup: S of decoding alone, τ·step/round; equal to `speedup` where no prefill counts.
-      prefill_load: share of the decoding devices' time that prefills take.
+      round: Seconds of a round, by part.
+      step_seconds: Seconds of one step of the target alone.
+      speedup: S over serving with the target alone on the same devices, prefills included.
+      tokens_per_second: Throughput of all rows together, prefills of the decoding devices included.
+      seconds_per_token: Inverse of `tokens_per_second`.
+      first_token_seconds: Seconds of the prefill of one request by both models.
+      latency_seconds: Seconds of one request, from its arrival at a free row to its last token,
+        where no row is ever empty.
+      memory_bytes: Weights and full caches of both models on the fullest device.
+      draft_loss: Loss of the draft, nats per token.
+      target_loss: Loss of the target, nats per token.
+      cost_per_million_tokens: Cost of serving, in the unit of the price.
+      training_flops: FLOPs to train the draft.
+      training_cost: Cost of training the draft, in the unit of the price.
+      total_cost: Cost of training the draft and serving the volume.
+      decode_speedup: S of decoding alone, τ·step/round; equal to `speedup` without prefills.
+      prefill_load: Share of the decoding devices' time that prefills take.
     """
 
     acceptance: Array
@@ -183,7 +182,7 @@ def acceptance(serving: Serving, design: Design, draft: Shape | None = None) -> 
 
 
 def _prefill_time(hardware: Hardware, shape: Shape, precision: Precision, load: Load) -> Array:
-    """Seconds of reading a prompt: a pass without a head, for only its last token has a distribution that anybody looks at."""
+    """Seconds to read a prompt: a pass without a head, since only its last token needs a distribution."""
     return pass_time(hardware, shape._replace(vocab_size=0.0), precision, load)
 
 
@@ -198,12 +197,13 @@ def target_prefill(serving: Serving, design: Design) -> Array:
 def outcome(serving: Serving, design: Design, draft: Shape | None = None) -> Outcome:
     """Everything that a design gives, as smooth functions of both arguments.
 
-    An acceptance of 0 or less counts as none, and one of 1 or more as certain.
+    An acceptance of 0 or less counts as 0, and one of 1 or more as 1. docs/theory.md, section 10,
+    has the equations.
 
     Args:
-      serving: what the design is judged by.
-      design: what was chosen.
-      draft: a draft of a shape of its own, such as a published model; the member of the draft
+      serving: Conditions that the design is judged under.
+      design: The choices.
+      draft: A draft with a shape of its own, such as a published model; the member of the draft
         family if left out.
     """
     s, hardware = serving, serving.hardware

@@ -9,6 +9,7 @@ from sdsl_jax.fitting.hardware import Timing, fit_hardware, predicted_seconds, r
 from sdsl_jax.fitting.stage import describe_hardware
 from sdsl_jax.records import LatencyRecord, ModelRecord
 from sdsl_jax.records.documents import to_json
+from sdsl_jax.solver_status import SolverStatus
 from sdsl_jax.theory import Hardware, Precision, ShapeRule, family_shape
 
 RULE, SINGLE = ShapeRule(32.0, 256.0, 64.0), Precision(4.0, 4.0)
@@ -55,6 +56,7 @@ def test_a_known_device_comes_back(rounds):
     truth = TRUTH if rounds else TRUTH._replace(round_seconds=0.0)
     np.testing.assert_allclose(found.hardware, truth, rtol=1e-4)
     assert np.abs(found.residuals).max() < 1e-5
+    assert found.status is SolverStatus.CONVERGED
 
 
 @pytest.mark.parametrize("rounds", [pytest.param(False, marks=pytest.mark.slow), True])

@@ -256,7 +256,7 @@ def test_where_alpha_touches_one_is_an_error_however_it_rounds():
         return optimal_draft(lambda n: 0.2 * jnp.log10(n) - shift, lambda n: n / 1e12, (1e3, 1e12))
 
     assert np.asarray(
-        jax.jit(jax.vmap(lambda shift: best(shift).certain))(jnp.linspace(0.6, 1.0, 25))
+        jax.jit(jax.vmap(lambda shift: best(shift).saturates))(jnp.linspace(0.6, 1.0, 25))
     ).all()
     with pytest.raises(ValueError, match="acceptance reaches 1"):
         best(0.8)
