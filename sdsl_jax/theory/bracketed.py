@@ -1,14 +1,12 @@
-r"""Roots in brackets, and by one of them the best lookahead where the cost of a round is no line in
-it.
+r"""Bracketed roots, and the best lookahead where the cost of a round is not linear in it.
 
-On a device a verify pass is limited by memory at first and by arithmetic later: its time is a
-convex function of the lookahead γ, and so is the cost C(γ) of a round. Tokens per round τ(γ) are
-concave. The ratio of the two, S = τ/C, is then quasi-concave: it rises to a single maximum and
-falls from there, and
+On a device, memory limits a verify pass at first and arithmetic later. Its time is a convex
+function of the lookahead γ, and so is the cost C(γ) of a round. Tokens per round τ(γ) are concave.
+The ratio S = τ/C is then quasi-concave: it rises to a single maximum and falls from there, and
 
     d ln S/dγ = τ′/τ − C′/C
 
-changes its sign once.
+changes sign once.
 """
 
 from __future__ import annotations
@@ -90,8 +88,7 @@ def divided(linear: Callable[[Array], Array], y: Array) -> Array:
     return y / jnp.where(curvature == 0, 1.0, curvature)
 
 
-# Cost of a round in target steps, as a function of (numbers that it depends on, γ); positive, and
-# convex in γ.
+# (numbers that the cost depends on, γ) -> cost of a round in target steps, positive and convex in γ.
 RoundCost = Callable[[Any, Array], Array]
 
 
@@ -100,39 +97,37 @@ def best_lookahead(
 ) -> Float[Array, ""]:
     """The γ within bounds that maximises τ(α, γ)/C(γ), whether or not that beats plain decoding.
 
-    The root is found without any derivatives by α and the numbers; a last Newton step from it,
-    which changes nothing, has the first ones of the implicit function theorem. Second derivatives
-    are not to be had of it: the price of a program that compiles in seconds, for nested implicit
-    functions multiply with every order.
+    First derivatives only: nested implicit differentiation would multiply compile time. The root is
+    located without derivatives with respect to α and the numbers. A last Newton step from it, which
+    moves nothing, carries those of the implicit function theorem.
 
     Args:
-      acceptance: α; where it is 0 or less no token is accepted, and where it is 1 or more every
-        one.
-      numbers: all that the cost depends on, besides γ.
-      round_cost: C.
-      bounds: smallest and largest γ; a γ on a bound moves with nothing but the bound.
+      acceptance: α. At 0 or less no token is accepted, at 1 or more every token.
+      numbers: All that the cost depends on, besides γ.
+      round_cost: (numbers, γ) -> cost C of a round.
+      bounds: Smallest and largest γ. A γ on a bound moves with the bound alone.
     """
-    kind = jnp.result_type(acceptance, float)
-    smallest, largest = (jnp.asarray(bound, kind) for bound in bounds)
+    dtype = jnp.result_type(acceptance, float)
+    smallest, largest = (jnp.asarray(bound, dtype) for bound in bounds)
 
     # In ln(1 + γ) the curvature changes least between the bounds, and Newton's steps reach
     # farthest.
     @jax.jit  # traced once, however often it is differentiated
-    def log_speedup(given: tuple[Array, Any], u: Array) -> Array:
+    def log_speedup(inputs: tuple[Array, Any], u: Array) -> Array:
         gamma = jnp.expm1(u)
-        return jnp.log(tokens_per_round(given[0], gamma)) - jnp.log(round_cost(given[1], gamma))
+        return jnp.log(tokens_per_round(inputs[0], gamma)) - jnp.log(round_cost(inputs[1], gamma))
 
-    def slope(given: tuple[Array, Any]) -> Callable[[Array], Array]:
-        return slope_of(functools.partial(log_speedup, given))
+    def slope(inputs: tuple[Array, Any]) -> Callable[[Array], Array]:
+        return slope_of(functools.partial(log_speedup, inputs))
 
-    given = (jnp.asarray(acceptance), numbers)
-    still = slope(jax.lax.stop_gradient(given))
+    inputs = (jnp.asarray(acceptance), numbers)
+    fixed_slope = slope(jax.lax.stop_gradient(inputs))
     low, high = (jnp.log1p(jax.lax.stop_gradient(bound)) for bound in (smallest, largest))
-    at_bounds = jax.vmap(still)(jnp.stack([low, high]))
+    at_bounds = jax.vmap(fixed_slope)(jnp.stack([low, high]))
     rises, falls = at_bounds[0] > 0, at_bounds[1] < 0
-    root = crossing(with_slope(still), low, high, (low + high) / 2)
-    curvature = slope_of(still)(root)
-    step = slope(given)(root) / jnp.where(curvature < 0, curvature, -1.0)
+    root = crossing(with_slope(fixed_slope), low, high, (low + high) / 2)
+    curvature = slope_of(fixed_slope)(root)
+    step = slope(inputs)(root) / jnp.where(curvature < 0, curvature, -1.0)
     inside = jnp.expm1(root - (step - jax.lax.stop_gradient(step)))
     return jnp.where(rises & falls, inside, jnp.where(rises, largest, smallest))
 
@@ -140,14 +135,14 @@ def best_lookahead(
 def bracketed_optimum(
     acceptance: Scalar, numbers: Any, round_cost: RoundCost, bounds: tuple[Scalar, Scalar]
 ) -> LookaheadOptimum:
-    """γ* ≥ 1 and S* of a round at any convex cost, and the best whole γ; plain decoding, S = 1,
+    """γ* ≥ 1 and S* of a round at any convex cost, and the best integer γ; plain decoding, S = 1,
     where none is faster.
 
     Args:
-      acceptance: α.
-      numbers: all that the cost depends on, besides γ.
-      round_cost: C.
-      bounds: smallest γ, at least 1, and largest; whole numbers.
+      acceptance: Acceptance probability α.
+      numbers: All that the cost depends on, besides γ.
+      round_cost: (numbers, γ) -> cost C of a round.
+      bounds: Smallest γ, at least 1, and largest; integers.
     """
 
     def speedup(gamma: Array) -> Array:

@@ -1,9 +1,8 @@
-r"""Tokens per round when acceptance is not i.i.d.: what replaces τ = (1 − α^(γ+1))/(1 − α), and how
-wrong it is.
+r"""Tokens per round when acceptance is not i.i.d., and the error of τ = (1 − α^(γ+1))/(1 − α) then.
 
-Whatever the dependence, a round with lookahead γ emits τ = 1 + Σ_{k=1..γ} S_k tokens, S_k the
+Whatever the dependence, a round with lookahead γ emits τ = 1 + Σ_{k=1..γ} S_k tokens. S_k is the
 probability that its first k drafts are all accepted, at the block starts *of that very γ*. The
-models below give S_k in closed form; each reduces to the geometric formula in a limit.
+models below give S_k in closed form, and each has the geometric formula as a limit.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ from jaxtyping import Array, Float, Int
 from sdsl_jax.theory.arrays import Scalar, Values
 from sdsl_jax.theory.lookahead import tokens_per_round
 
-# How many spreads of logit α the quadrature reaches to either side: a tail of e^−20 or less is left
-# out.
+# Spreads of logit α that the quadrature covers on either side: it leaves out a tail of e^−20 or less.
 _REACH = 20.0
 
 
@@ -32,7 +30,7 @@ def tokens_per_round_from_survival(
 
 
 def geometric_error(tau: Values, acceptance: Values, lookahead: Values) -> Array:
-    """Relative error of the geometric formula: τ(α, γ)/τ − 1, with α the mean acceptance and τ the truth."""
+    """Relative error τ(α, γ)/τ − 1 of the geometric formula, with α the mean acceptance and τ the true tokens per round."""
     return tokens_per_round(acceptance, lookahead) / jnp.asarray(tau) - 1
 
 
@@ -46,10 +44,14 @@ def _check_lookahead(lookahead: int) -> None:
 
 
 class BetaAcceptance(NamedTuple):
-    """An acceptance probability that varies as Beta(a, b): from round to round, or from prompt to
+    """An acceptance probability that varies as Beta(a, b), from round to round or from prompt to
     prompt.
 
-    Its mean is a/(a + b); the geometric formula is the limit of a large a + b at given mean.
+    Its mean is a/(a + b). The geometric formula is the limit of a large a + b at a fixed mean.
+
+    Attributes:
+      a: First parameter of the Beta distribution, positive.
+      b: Second parameter, positive.
     """
 
     a: Scalar
@@ -94,10 +96,13 @@ class BetaAcceptance(NamedTuple):
         """Nodes in (0, 1) and weights of expectations under Beta(a, b): the trapezoidal rule in t =
         logit α.
 
-        In t the density is σ(t)^a·σ(−t)^b, which falls off exponentially on both sides, and so do
-        the errors of equal steps: density and 1/τ(σ(t)) are analytic for |Im t| < π/2 (Trefethen &
-            Weideman, 2014). Unlike Gauss–Jacobi nodes these
-        need no eigenvalues, which inside a batched loop would take most of its time.
+        In t the density is σ(t)^a·σ(−t)^b, which falls off exponentially on both sides. The error
+        of equal steps falls off exponentially too, since density and 1/τ(σ(t)) are analytic for
+        |Im t| < π/2 (Trefethen & Weideman, 2014). Unlike Gauss–Jacobi nodes these need no
+        eigenvalues, which would take most of the time of a batched loop.
+
+        Args:
+          nodes: Number of nodes.
         """
         a, b = (
             jnp.asarray(self.a, jnp.result_type(float)),
@@ -116,10 +121,10 @@ class PersistentAcceptance(NamedTuple):
     """A two-state chain along the positions of a text: easy stretches and hard ones.
 
     Attributes:
-      acceptance: α, the share of all positions at which the draft would be accepted.
-      persistence: ρ < 1, the correlation of neighbouring positions; 0 gives the geometric formula.
-        A position is accepted with probability α + ρ(1 − α) after an accepted one, and α(1 − ρ)
-        after a rejected one; both must be probabilities.
+      acceptance: Share α of all positions at which the draft would be accepted.
+      persistence: Correlation ρ < 1 of neighbouring positions; 0 gives the geometric formula. A
+        position is accepted with probability α + ρ(1 − α) after an accepted one, and α(1 − ρ) after
+        a rejected one. Both must be probabilities.
     """
 
     acceptance: Scalar
@@ -129,11 +134,14 @@ class PersistentAcceptance(NamedTuple):
         """S_k at true block starts of this γ: after a rejection, or after the bonus token of a
         fully accepted block.
 
-        With p the probability of acceptance after acceptance, r after a rejection, and f two
-        positions after an acceptance (the bonus token between them is not tested), a block accepted
-        in full with probability s·p^(γ−1) from a start with first acceptance s: the share φ of
-        starts that follow a full block obeys φ = (φ·f + (1 − φ)·r)·p^(γ−1), and S_k = (φ·f + (1 −
-        φ)·r)·p^(k−1).
+        Let p be the probability of acceptance after an acceptance, r after a rejection, and f two
+        positions after an acceptance (the bonus token between them is not tested). From a start
+        with first acceptance s, a block is accepted in full with probability s·p^(γ−1). So the
+        share φ of starts that follow a full block obeys φ = (φ·f + (1 − φ)·r)·p^(γ−1), and
+        S_k = (φ·f + (1 − φ)·r)·p^(k−1). See docs/theory.md, equation (11).
+
+        Args:
+          lookahead: Drafted tokens per round, γ ≥ 1.
         """
         _check_lookahead(lookahead)
         alpha, rho = jnp.asarray(self.acceptance), jnp.asarray(self.persistence)
@@ -167,8 +175,8 @@ class Rounds(NamedTuple):
     """Expected rounds over a sample; add those of many samples, then divide.
 
     Attributes:
-      started: expected number of rounds that start where a whole block fits.
-      survived: of these, the expected number whose first k = 1 … γ drafts are accepted.
+      started: Expected number of rounds that start where a whole block fits.
+      survived: Expected number of these rounds whose first k = 1 … γ drafts are accepted.
     """
 
     started: Float[Array, "*batch"]
@@ -190,17 +198,20 @@ def rounds_over_sample(
 ) -> Rounds:
     """Exact expected rounds of token verification over one sample of the target, without decoding.
 
-    Given that the token emitted at a tested position is y, it came by acceptance with probability
-    min(1, q(y)/p(y)), independently of all else. So one sample of the target, scored once by each
-    model, gives for every lookahead the probability that a round starts at each position, by a
-    recursion over positions: a position is tested as draft j + 1 if the one before it was accepted
-    as draft j; it starts a round if the one before it was rejected or was a bonus token.
+    Given that the token emitted at a tested position is y, it was accepted with probability
+    min(1, q(y)/p(y)), independently of everything else. So one sample of the target, scored once by
+    each model, gives the probability that a round starts at each position, for every lookahead. The
+    recursion over positions is equation (12) of docs/theory.md: a position is tested as draft j + 1
+    if the one before it was accepted as draft j. It starts a round if the one before it was rejected
+    or was a bonus token.
 
     Args:
       acceptance: min(1, q(y)/p(y)) at each position of the sample; the first starts a round.
-      lookahead: γ ≥ 1, at most the length of the sample.
-      starts: count only rounds that start at one of the first so many positions; all that fit if
-        left out.
+      lookahead: Drafted tokens per round, γ ≥ 1, at most the length of the sample.
+      starts: Number of leading positions at which rounds are counted; all that fit if left out.
+
+    Raises:
+      ValueError: A value is no probability, or the sample is shorter than the lookahead.
     """
     _check_lookahead(lookahead)
     if _known(acceptance):

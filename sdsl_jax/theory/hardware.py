@@ -1,18 +1,18 @@
-r"""What a forward pass takes on a device, as a smooth function of everything that a designer can
+r"""The time of a forward pass on a device, as a smooth function of everything that a designer can
 choose.
 
-A pass over w new tokens in each of B rows moves bytes and does arithmetic, and on top of both costs
-something for being started at all, for each layer, and for each token that is drawn or tested:
+A pass over w new tokens in each of B rows moves bytes and does arithmetic. It also costs a start, a
+time for each layer, and a time for each token that is drawn or tested:
 
     t = c₀ + c₁·layers + c₂·B·w + c₃·B·w·V + smoothmax(bytes/bandwidth, FLOPs/peak) + communication           [seconds]
 
-with the vocabulary V, and c₁ larger by a share for passes that multiply matrices, of several
-tokens, instead of vectors.
+with the vocabulary size V. A pass over several tokens multiplies matrices instead of vectors, which
+makes c₁ larger.
 
-The smooth maximum (x^p + y^p)^(1/p) is a roofline with a rounded corner: p = 1 is a device that
-moves and computes in turn, p = ∞ one that overlaps both completely. With no overhead, head or
-cache, at equal precision, bytes and FLOPs of a pass are both proportional to parameters, and so is
-its time: d = N/M, the cost of arXiv 2603.11053.
+The smooth maximum (x^p + y^p)^(1/p) is a roofline with a rounded corner: at p = 1 a device moves
+and computes in turn, at p = ∞ it overlaps both completely. Without overheads, head and cache, at
+equal precision, bytes and FLOPs of a pass are both proportional to the parameters, and so is its
+time: d = N/M, the cost of arXiv 2603.11053.
 """
 
 from __future__ import annotations
@@ -34,23 +34,22 @@ class Hardware(NamedTuple):
     """One kind of device: coefficients of the time of a pass, and what the device holds and costs.
 
     Attributes:
-      pass_seconds: c₀, of any pass.
-      layer_seconds: c₁, of each layer of a pass.
-      token_seconds: c₂, of each token that a pass feeds, in every row: drawing it or testing it.
-      bytes_per_second: from the memory that holds weights and caches.
-      flops_per_second: in the precision that is computed in; a multiply-add counts as two.
-      sharpness: p ≥ 1 of the smooth maximum.
-      round_seconds: of each round of speculative decoding, on top of its passes.
-      link_bytes_per_second: between devices, each direction; infinite where nothing is known of it.
-      link_seconds: latency of one step of an all-reduce.
-      memory_bytes: of one device; infinite where nothing is known of it.
-      price_per_hour: of one device; 0 where nothing is known of it.
-      matrix_seconds: of each layer of a pass that feeds more than one token, on top of
-        `layer_seconds`: products of matrices take longer to start than products of a vector and a
-            matrix.
-      logit_seconds: c₃, of each entry of the vocabulary for each token that is drawn or tested:
+      pass_seconds: Overhead c₀ of any pass.
+      layer_seconds: Overhead c₁ of each layer of a pass.
+      token_seconds: Time c₂ to draw or test one token, in each row.
+      bytes_per_second: Bandwidth of the memory that holds weights and caches.
+      flops_per_second: Peak arithmetic in the precision of the pass; a multiply-add is two.
+      sharpness: Exponent p ≥ 1 of the smooth maximum.
+      round_seconds: Overhead of a round of speculative decoding, on top of its passes.
+      link_bytes_per_second: Bandwidth between devices in each direction; infinite if unknown.
+      link_seconds: Latency of one step of an all-reduce.
+      memory_bytes: Memory of one device; infinite if unknown.
+      price_per_hour: Price of one device; 0 if unknown.
+      matrix_seconds: Overhead of each layer of a pass over more than one token, on top of
+        `layer_seconds`: products of two matrices take longer to start than products with a vector.
+      logit_seconds: Time c₃ of each vocabulary entry for each token that is drawn or tested:
         softmax, noise, comparison.
-      cache_slowdown: how many times as long a byte of a cache takes as a byte of a weight.
+      cache_slowdown: Time of a byte of a cache over that of a byte of a weight.
     """
 
     pass_seconds: Scalar
@@ -70,16 +69,16 @@ class Hardware(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What the cost of a Transformer depends on; real numbers, so that a family is smooth.
+    """The sizes that the cost of a Transformer depends on, as real numbers: a family is smooth.
 
     Attributes:
-      params: non-embedding parameters.
-      layers: blocks.
-      width: of the residual stream.
-      query_width: query heads times head size.
-      kv_width: key-value heads times head size.
-      vocab_size: entries of the vocabulary.
-      embedding_tables: 1 or 2, matrices of vocab_size × width.
+      params: Non-embedding parameters.
+      layers: Number of blocks.
+      width: Width of the residual stream.
+      query_width: Query heads times head size.
+      kv_width: Key-value heads times head size.
+      vocab_size: Entries of the vocabulary.
+      embedding_tables: Matrices of vocab_size × width, 1 or 2.
     """
 
     params: Scalar
@@ -126,13 +125,13 @@ class Precision(NamedTuple):
 
 
 class Load(NamedTuple):
-    """What a pass is asked to do.
+    """The work of a pass.
 
     Attributes:
-      tokens: new tokens of each row, w.
-      batch: rows, B.
-      context: positions of each row's cache that the pass reads.
-      devices: that share the model by tensor parallelism.
+      tokens: New tokens of each row, w.
+      batch: Rows, B.
+      context: Positions of each row's cache that the pass reads.
+      devices: Devices that share the model (tensor parallelism).
     """
 
     tokens: Scalar
@@ -149,7 +148,7 @@ def smooth_maximum(x: Scalar, y: Scalar, sharpness: Scalar) -> Array:
 
 
 def weight_bytes(shape: Shape, precision: Precision) -> Array:
-    """Bytes of weights that a pass reads: all but the embedding rows that it does not need."""
+    """Bytes of weights that a pass reads: all except the embedding table, of which it reads a few rows."""
     return jnp.asarray(shape.params + shape.vocab_size * shape.width) * precision.weight_bytes
 
 
@@ -174,7 +173,7 @@ def communication_seconds(
 
 @jax.jit  # traced once for each kind of arguments, however often optimisers nest, map and differentiate it
 def pass_time(hardware: Hardware, shape: Shape, precision: Precision, load: Load) -> Array:
-    """Seconds of one forward pass; of a decoding step where `load.tokens` is 1, and of a verify pass where it is γ + 1."""
+    """Seconds of one forward pass: a decoding step if `load.tokens` is 1, a verify pass if it is γ + 1."""
     tokens = jnp.asarray(load.batch) * load.tokens
     flops = tokens * shape.flops_per_token(load.context)
     cache = cache_bytes(shape, precision, load.batch, load.context)
@@ -200,9 +199,9 @@ class Round(NamedTuple):
     """Where the time of a round of speculative decoding goes, in seconds.
 
     Attributes:
-      draft: γ passes of the draft, the first of them two tokens wide.
-      verify: the target's pass over γ + 1 tokens.
-      overhead: what is neither.
+      draft: Time of γ passes of the draft, the first of them two tokens wide.
+      verify: Time of the target's pass over γ + 1 tokens.
+      overhead: Time that is spent on neither.
     """
 
     draft: Array
@@ -211,7 +210,7 @@ class Round(NamedTuple):
 
     @property
     def seconds(self) -> Array:
-        """Of the whole round."""
+        """Time of the whole round."""
         return self.draft + self.verify + self.overhead
 
 
@@ -227,10 +226,22 @@ def round_time(
     devices: Scalar = 1.0,
     draft_devices: Scalar = 1.0,
 ) -> Round:
-    """A round with lookahead γ ≥ 1.
+    """The time of a round.
 
     The draft's first pass feeds two tokens, since after a full acceptance it has not seen its own
-    last one yet; others feed one.
+    last token yet. Its other passes feed one.
+
+    Args:
+      hardware: The device.
+      draft: Shape of the draft.
+      target: Shape of the target.
+      lookahead: Drafted tokens per round, γ ≥ 1.
+      batch: Rows.
+      context: Cache positions that a pass reads in each row.
+      precision: Precision of the target.
+      draft_precision: Precision of the draft.
+      devices: Devices that share the target (tensor parallelism).
+      draft_devices: Devices that share the draft.
     """
     first = pass_time(hardware, draft, draft_precision, Load(2.0, batch, context, draft_devices))
     others = pass_time(hardware, draft, draft_precision, Load(1.0, batch, context, draft_devices))
@@ -243,21 +254,21 @@ def round_time(
 
 
 def resident_bytes(shape: Shape, precision: Precision, batch: Scalar, context: Scalar) -> Array:
-    """Memory that a model holds on to: all its weights, and the caches of `batch` rows of `context` positions."""
+    """Memory that a model occupies: all its weights, and the caches of `batch` rows of `context` positions."""
     return shape.total_params * precision.weight_bytes + cache_bytes(
         shape, precision, batch, context
     )
 
 
 class DeviceRound(NamedTuple):
-    """What a round of one draft and target costs on a device, as a function of the lookahead alone.
+    """The cost of a round of one draft and target on a device, as a function of the lookahead alone.
 
     Attributes:
-      first_pass: what the draft's first pass takes more than its others, and the round's own
-        overhead, in seconds.
-      draft_step: any other pass of the draft, in seconds.
-      target_step: one step of the target alone, in seconds.
-      device: the cost model, for the verify pass.
+      first_pass: Seconds that the draft's first pass takes beyond its others, plus the overhead of
+        the round.
+      draft_step: Seconds of any other pass of the draft.
+      target_step: Seconds of one step of the target alone.
+      device: Cost model, for the verify pass.
     """
 
     first_pass: Array
@@ -266,21 +277,21 @@ class DeviceRound(NamedTuple):
     device: HardwareCost
 
     def cost(self, lookahead: Array) -> Array:
-        """Target steps of a round with lookahead γ ≥ 1: convex in γ, for a pass is convex in the tokens that it feeds."""
+        """Cost of a round with lookahead γ ≥ 1, in target steps; convex in γ, as a pass is in its tokens."""
         verify = self.device.pass_seconds(self.device.target, lookahead + 1)
         return (self.first_pass + lookahead * self.draft_step + verify) / self.target_step
 
 
 class HardwareCost(NamedTuple):
-    """What rounds cost on a device, in steps of the target on the same device.
+    """The cost of rounds on a device, in steps of the target on the same device.
 
     Attributes:
-      hardware: the device.
-      rule: the family that drafts come from.
-      target: shape of the target.
-      precision: of both models.
-      batch: rows.
-      context: cache positions that a pass reads in each row.
+      hardware: The device.
+      rule: Family that drafts come from.
+      target: Shape of the target.
+      precision: Precision of both models.
+      batch: Rows.
+      context: Cache positions that a pass reads in each row.
     """
 
     hardware: Hardware
@@ -329,7 +340,7 @@ class HardwareCost(NamedTuple):
 
     @property
     def lookahead_bounds(self) -> tuple[float, float]:
-        """Smallest and largest γ: a round drafts at least once, and plain decoding is another program."""
+        """Smallest and largest γ. A round drafts at least one token; plain decoding is another program."""
         return 1.0, 64.0
 
     @property

@@ -5,8 +5,8 @@ W is the inverse of W·e^W. On the lower branch, −W₋₁(−e^(−1−λ)) = 
 
     w − ln(1 + w) = λ,    λ > 0.
 
-The left side is what the closed form of the lookahead needs: its λ is a plain number, while
-e^(−1−λ) underflows.
+The closed form of the lookahead uses this equation: λ is an ordinary number, while e^(−1−λ)
+underflows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def w_minus_log1p(w: Array) -> Array:
     return jnp.where(small, s * near - 2 * s * tail, w - jnp.log1p(w))
 
 
-# Functions that others differentiate many times over are compiled ones, for those are traced once.
+# Compiled, since others differentiate it many times over: a compiled function is traced once.
 @jax.jit
 def solve_branch(lam: Values) -> Array:
     """The w > 0 with w − ln(1 + w) = λ, for λ > 0: w = −1 − W₋₁(−e^(−1−λ)). Its derivative is (1 + w)/w."""
@@ -88,12 +88,12 @@ def lambertw(x: Values, branch: int = 0) -> Array:
     """A real branch of the Lambert W function: the W with W·e^W = x.
 
     Args:
-      x: in [−1/e, ∞) for branch 0, in [−1/e, 0) for branch −1; NaN outside, as
-        `scipy.special.lambertw` is not real there.
+      x: In [−1/e, ∞) for branch 0, in [−1/e, 0) for branch −1. The result is NaN outside, where
+        `scipy.special.lambertw` is not real.
       branch: 0 for W ≥ −1, or −1 for W ≤ −1.
 
     Raises:
-      ValueError: another branch was asked for.
+      ValueError: Another branch was asked for.
     """
     if branch not in (0, -1):
         raise ValueError(

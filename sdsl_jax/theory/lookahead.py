@@ -12,8 +12,8 @@ argument underflows in float32. It is equivalent to solving, for z > 1,
     z − ln z = Λ,    Λ = 1 + (1/c − 1)·k,    k = −ln α,
 
 and then γ* = ln z / k − 1 and S* = k / (c·(1 − α)·z). Below, w = z − 1 and λ = Λ − 1 keep every
-digit near the branch point z = 1. Everything is element-wise, differentiable and accurate in the
-precision of its inputs. docs/theory.md has the derivation.
+digit near the branch point z = 1. All functions are element-wise, differentiable and accurate
+in the precision of their inputs. docs/theory.md has the derivation.
 """
 
 from __future__ import annotations
@@ -49,15 +49,19 @@ def acceptance_from_tokens_per_round(tau: Values, lookahead: Values) -> Array:
     """The α whose `tokens_per_round` at this lookahead is τ, by bisection; the paper's inversion
     with τ = 1 + γ·TAR.
 
-    τ at or below 1 gives 0, and at or above γ + 1 gives 1. Its derivatives are those of the
+    A τ of 1 or below gives 0, and one of γ + 1 or above gives 1. Derivatives are those of the
     implicit function.
+
+    Args:
+      tau: Tokens per round.
+      lookahead: Drafted tokens per round, γ.
     """
     tau, gamma = (x.astype(jnp.result_type(float)) for x in jnp.broadcast_arrays(tau, lookahead))
     inside = (tau > 1) & (tau < gamma + 1)
-    wanted, gamma = jnp.where(inside, tau, 1.5), jnp.where(inside, gamma, 1.0)
+    target, gamma = jnp.where(inside, tau, 1.5), jnp.where(inside, gamma, 1.0)
 
     def excess(alpha: Array) -> Array:
-        return tokens_per_round(alpha, gamma) - wanted
+        return tokens_per_round(alpha, gamma) - target
 
     def bisect(function, start):
         def halve(_, ends):
@@ -71,14 +75,14 @@ def acceptance_from_tokens_per_round(tau: Values, lookahead: Values) -> Array:
 
     # Element by element, so that the linearised function is a diagonal.
     alpha = jax.lax.custom_root(
-        excess, jnp.full_like(wanted, 0.5), bisect, lambda g, y: y / g(jnp.ones_like(y))
+        excess, jnp.full_like(target, 0.5), bisect, lambda g, y: y / g(jnp.ones_like(y))
     )
     outside = jnp.where(jnp.isnan(tau), jnp.nan, jnp.where(tau <= 1, 0.0, 1.0))
     return jnp.where(inside, alpha, outside)
 
 
 class _Interior(NamedTuple):
-    """The stationary point over γ > 0; where it does not exist, that of a cost at which it does, to keep gradients finite."""
+    """The stationary point over γ > 0. Where there is none, that of a cost that has one, to keep gradients finite."""
 
     inside: Array  # 0 < α < 1
     pays: Array  # the stationary point exists
@@ -143,10 +147,10 @@ def _best_speedup_jvp(primals, tangents):
 
 
 def best_log_speedup(acceptance: Values, draft_step: Values, verify_pass: Values = 1.0) -> Array:
-    """ln S* where some γ > 0 is better than γ → 0, and below it a continuous measure of how far
-    that is from true.
+    """ln S* where some γ > 0 beats γ → 0, and elsewhere a continuous measure of how far it is from
+    that.
 
-    This is what a search over draft sizes climbs: unlike S* itself, which is 1 wherever speculation
+    A search over draft sizes climbs this function: unlike S* itself, which is 1 wherever speculation
     does not pay, it has no plateau. Where α·k/(1 − α) > c it is ln S* (possibly negative if v > 1),
     elsewhere α·k/(1 − α) − c − ln v, with α in place of α·k/(1 − α) for α ≤ 0. At α ≥ 1 it is its
     limit, −ln d.
@@ -165,9 +169,9 @@ class LookaheadOptimum(NamedTuple):
     Attributes:
       lookahead: γ* ≥ 0, a real number; 0 where no γ > 0 beats plain decoding.
       speedup: S at γ*; 1 where the lookahead is 0.
-      lookahead_integer: the best whole γ; 0 where none beats plain decoding.
-      speedup_integer: S at that; 1 where it is 0.
-      speculate: whether some whole lookahead is faster than plain decoding.
+      lookahead_integer: Best integer lookahead; 0 where none beats plain decoding.
+      speedup_integer: S at the best integer lookahead; 1 where that is 0.
+      speculate: Whether some integer lookahead is faster than plain decoding.
     """
 
     lookahead: Float[Array, "*shape"]
@@ -187,7 +191,7 @@ def _known(value: Values) -> bool:
 
 
 def check_domain(acceptance: Values, draft_step: Values, verify_pass: Values) -> None:
-    """Raises `ValueError` for values that no optimum exists for, as far as they are known at call time (not under `jit`)."""
+    """Raises `ValueError` for values without an optimum, where they are known at call time (not under `jit`)."""
     if _known(acceptance):
         alpha = np.asarray(acceptance)
         _require(not np.isnan(alpha).any(), "the acceptance is not a number (NaN).")
@@ -213,24 +217,24 @@ def check_domain(acceptance: Values, draft_step: Values, verify_pass: Values) ->
 def optimal_lookahead(
     acceptance: Values, draft_step: Values, verify_pass: Values = 1.0
 ) -> LookaheadOptimum:
-    """γ* and S* in closed form for real γ ≥ 0, and the best whole γ.
+    """γ* and S* in closed form for real γ ≥ 0, and the best integer γ.
 
     γ* > 0 maximises S(γ) exactly when α·k/(1 − α) > c = d/v. With v > 1 that interior maximum may
     still lose against not speculating at all, which costs one target step a token; the optimum is
-    then (0, 1), as it is for α ≤ 0. S has a single maximum over γ, so the best whole γ ≥ 1 is a
-    neighbour of γ*. For v = 1 a whole lookahead pays exactly if α > c.
+    then (0, 1), as it is for α ≤ 0. S has a single maximum over γ, so the best integer γ ≥ 1 is
+    next to γ*. For v = 1 an integer lookahead pays exactly if α > c.
 
     The derivatives of the real optimum exist to every order inside either region; at the boundary
     γ* is continuous and S* once differentiable.
 
     Args:
-      acceptance: α < 1.
-      draft_step: d > 0, in target steps.
-      verify_pass: v ≥ 1, in target steps; independent of γ.
+      acceptance: Acceptance probability α < 1.
+      draft_step: Cost d > 0 of a draft step, in target steps.
+      verify_pass: Cost v ≥ 1 of a verify pass, in target steps; independent of γ.
 
     Raises:
-      ValueError: a value known at call time is outside its range. Under `jit`, where none is known,
-        α ≥ 1 gives the limit α → 1: γ* = ∞ and S* = 1/d.
+      ValueError: A value is outside its range. Under `jit`, where no value is known, α ≥ 1 gives
+        the limit α → 1: γ* = ∞ and S* = 1/d.
     """
     check_domain(acceptance, draft_step, verify_pass)
     return optimal_lookahead_unchecked(acceptance, draft_step, verify_pass)
@@ -248,19 +252,19 @@ def optimal_lookahead_unchecked(
     gamma, best = interior.lookahead, interior.speedup
     # At v = 1 an interior maximum always beats 1, be it by less than the precision shows.
     pays = interior.pays & ((verify <= 1) | (best > 1))
-    certain = alpha >= 1
+    saturates = alpha >= 1
 
     peak = jax.lax.stop_gradient(jnp.where(interior.pays, gamma, 0.0))
     below, above = jnp.maximum(jnp.floor(peak), 1.0), jnp.maximum(jnp.ceil(peak), 1.0)
     at_below, at_above = speedup(alpha, below, step, verify), speedup(alpha, above, step, verify)
     whole, at_whole = jnp.where(at_above > at_below, above, below), jnp.maximum(at_above, at_below)
     # At v = 1 this is S(1) > 1, written so that rounding cannot turn it round.
-    speculate = certain | jnp.where(verify == 1, alpha > step, at_whole > 1)
+    speculate = saturates | jnp.where(verify == 1, alpha > step, at_whole > 1)
     limit = 1 / step
     return LookaheadOptimum(
-        lookahead=jnp.where(certain, jnp.inf, jnp.where(pays, gamma, 0.0)),
-        speedup=jnp.where(certain, limit, jnp.where(pays, best, 1.0)),
-        lookahead_integer=jnp.where(certain, jnp.inf, jnp.where(speculate, whole, 0.0)),
-        speedup_integer=jnp.where(certain, limit, jnp.where(speculate, at_whole, 1.0)),
+        lookahead=jnp.where(saturates, jnp.inf, jnp.where(pays, gamma, 0.0)),
+        speedup=jnp.where(saturates, limit, jnp.where(pays, best, 1.0)),
+        lookahead_integer=jnp.where(saturates, jnp.inf, jnp.where(speculate, whole, 0.0)),
+        speedup_integer=jnp.where(saturates, limit, jnp.where(speculate, at_whole, 1.0)),
         speculate=speculate,
     )

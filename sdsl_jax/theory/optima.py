@@ -1,4 +1,4 @@
-"""The throughput-optimal draft size, as a one-dimensional problem: γ is eliminated by its closed form, or by a bracketed root."""
+"""The throughput-optimal draft size: a search over N alone, with γ from its closed form or a bracketed root."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ class DraftOptimum(NamedTuple):
     """The best draft size and what it gives. Never NaN for finite inputs.
 
     Attributes:
-      params: N*, in the parameter count of the functions given; where speculation pays at no size,
-        the size that comes nearest to paying.
-      lookahead: γ* there, a real number.
-      lookahead_integer: the best whole γ there.
-      acceptance: α there, as the function gave it: 0 or less and 1 or more are possible.
-      draft_step: d there, in target steps.
+      params: Best size N*, in the parameter count of the functions. Where speculation pays at no
+        size, the size that comes nearest to paying.
+      lookahead: Best lookahead γ* at N*, a real number.
+      lookahead_integer: Best integer lookahead at N*.
+      acceptance: α at N*, as the function gave it: 0 or less and 1 or more are possible.
+      draft_step: Cost d of a draft step at N*, in target steps.
       speedup: S at γ*; 1 where speculation does not pay.
-      speedup_integer: S at the best whole γ.
-      speculate: whether a whole lookahead beats plain decoding at N*.
-      indifference_1pct: ends of the interval of sizes around N* that lose at most 1% of S, plain
-        decoding counted as S = 1.
-      indifference_5pct: the same for 5%.
-      interior: whether N* is a stationary point inside the bounds at which some γ pays.
-      certain: whether α reaches 1 at N* or at an end of its 5% interval: an unbounded law has then
-        no optimum to speak of.
+      speedup_integer: S at the best integer lookahead.
+      speculate: Whether an integer lookahead beats plain decoding at N*.
+      indifference_1pct: Smallest and largest size around N* that lose at most 1% of S. Plain
+        decoding counts as S = 1.
+      indifference_5pct: The same for 5%.
+      interior: Whether N* is a stationary point inside the bounds at which some γ pays.
+      saturates: Whether α reaches 1 at N* or at an end of its 5% interval. An unbounded law then has
+        no optimum.
     """
 
     params: Float[Array, "*batch"]
@@ -67,11 +67,11 @@ class DraftOptimum(NamedTuple):
     indifference_1pct: tuple[Float[Array, "*batch"], Float[Array, "*batch"]]
     indifference_5pct: tuple[Float[Array, "*batch"], Float[Array, "*batch"]]
     interior: Bool[Array, "*batch"]
-    certain: Bool[Array, "*batch"]
+    saturates: Bool[Array, "*batch"]
 
 
 class Peak(NamedTuple):
-    """A maximum over x = ln N: where, the grid that found it, and whether it is a stationary point inside."""
+    """A maximum over x = ln N, the grid that located it, and whether it is a stationary point inside the bounds."""
 
     x: Array
     grid: Array
@@ -83,9 +83,14 @@ def maximise_over_sizes(objective: Callable[[Array], Array], low: Array, high: A
     """The global maximum of a smooth function of ln N on [low, high], up to the resolution of a
     grid of 64 points.
 
-    Inside a bracket of the grid the maximum is located as a root of the derivative, whose own
-    derivatives with respect to everything the objective closes over come from the implicit function
-    theorem, to every order. A maximum at an end of the interval moves with that end.
+    Inside a bracket of the grid, the maximum is a root of the derivative. Its own derivatives with
+    respect to everything that the objective closes over follow from the implicit function theorem,
+    to every order. A maximum at an end of the interval moves with that end.
+
+    Args:
+      objective: Function of x = ln N.
+      low: Smallest ln N.
+      high: Largest ln N.
     """
     share = jnp.arange(_GRID) / (_GRID - 1)
     grid = low + (high - low) * share.astype(jnp.result_type(low, float))
@@ -97,24 +102,27 @@ def maximise_over_sizes(objective: Callable[[Array], Array], low: Array, high: A
     interior = (at_ends[0] > 0) & (at_ends[1] < 0)
 
     def solve(function, start):
-        found = crossing(with_slope(function), grid[left], grid[right], start)
-        return jnp.where(interior, found, start)
+        crossed = crossing(with_slope(function), grid[left], grid[right], start)
+        return jnp.where(interior, crossed, start)
 
-    still = jax.lax.stop_gradient
-    root = jax.lax.custom_root(slope, still(grid[peak]), solve, divided)
-    # At a kink of a user's function the slope jumps over zero: a maximum, but none that the theorem
-    # applies to.
+    stop_gradient = jax.lax.stop_gradient
+    root = jax.lax.custom_root(slope, stop_gradient(grid[peak]), solve, divided)
+    # At a kink of a user's function the slope jumps over zero: it is a maximum, but the theorem does
+    # not apply to it.
     drop = at_ends[0] - at_ends[1]
-    stationary = interior & (jnp.abs(slope(still(root))) <= _KINK * still(drop))
-    end = jnp.where(peak == 0, low, jnp.where(peak == _GRID - 1, high, still(grid[peak])))
-    x = jnp.where(stationary, root, jnp.where(interior, still(root), end))
+    stationary = interior & (jnp.abs(slope(stop_gradient(root))) <= _KINK * stop_gradient(drop))
+    end = jnp.where(peak == 0, low, jnp.where(peak == _GRID - 1, high, stop_gradient(grid[peak])))
+    x = jnp.where(stationary, root, jnp.where(interior, stop_gradient(root), end))
     return Peak(x, grid, values, stationary)
 
 
 def _indifference(
     objective: Callable[[Array], Array], peak: Peak, shares: tuple[float, ...]
 ) -> list[tuple[Array, Array]]:
-    """For each share, the sizes around the peak whose S, or plain decoding, is at least 1 − share of the best."""
+    """For each share, the sizes around the peak that lose at most this share of the best S.
+
+    Plain decoding counts as S = 1.
+    """
     x, grid, index = peak.x, peak.grid, jnp.arange(_GRID)
     best = jnp.maximum(objective(x), 0.0)
 
@@ -138,8 +146,7 @@ def _indifference(
 
         return crossing(value_and_slope, inside, outside, (inside + outside) / 2)
 
-    # Cut off from all tangents: a loop that carried one could not be differentiated in reverse
-    # mode.
+    # No tangents here: a loop that carries one cannot be differentiated in reverse mode.
     floors = jax.lax.stop_gradient(best + jnp.log1p(-jnp.asarray(shares, x.dtype)))
     outside, inside, open_ended = jax.vmap(bracket)(floors)
     # All ends in one loop: the objective is compiled once.
@@ -149,7 +156,7 @@ def _indifference(
 
 
 def check_bounds(bounds: tuple[Scalar, Scalar]) -> None:
-    """Raises `ValueError` for bounds out of order, as far as they are known at call time (not under `jit`)."""
+    """Raises `ValueError` for bounds out of order, where they are known at call time (not under `jit`)."""
     if not any(isinstance(b, jax.core.Tracer) for b in bounds):
         low, high = (np.asarray(b) for b in bounds)
         if not np.all((low > 0) & (low < high)):
@@ -159,8 +166,8 @@ def check_bounds(bounds: tuple[Scalar, Scalar]) -> None:
 
 
 def check_acceptance(best: DraftOptimum) -> None:
-    """Raises `ValueError` where the acceptance reaches 1 around an optimum, as far as that is known at call time."""
-    if not isinstance(best.certain, jax.core.Tracer) and bool(np.any(best.certain)):
+    """Raises `ValueError` where the acceptance reaches 1 around an optimum, where that is known at call time."""
+    if not isinstance(best.saturates, jax.core.Tracer) and bool(np.any(best.saturates)):
         raise ValueError(
             f"the acceptance reaches 1 around {float(np.max(best.params)):g} parameters (it is {float(np.max(best.acceptance)):g}"
             " there); it must stay below, or no finite lookahead is optimal."
@@ -175,25 +182,26 @@ def optimal_draft(
 ) -> DraftOptimum:
     """Maximises S(α(N), γ*(α(N), d(N), v), d(N), v) over N (arXiv 2603.11053).
 
-    The best of 64 sizes, evenly spaced in ln N, is refined between its neighbours: peaks narrower
-    than that are not seen. γ is real here; where a real lookahead below 1 pays and no whole one
-    does at N*, `speculate` is false, and no choice of N and a whole γ gains more than `speedup`.
+    The search takes the best of 64 sizes, evenly spaced in ln N, and refines it between its
+    neighbours; it does not see narrower peaks. γ is real here. Where a real lookahead below 1 pays
+    and no integer does at N*, `speculate` is false, and no N with an integer γ gains more than
+    `speedup`.
 
-    `acceptance` and `draft_step` are plain functions that jax can differentiate; the optimum may be
-    differentiated, under `jit` and `vmap` too, with respect to anything they close over, and with
-    respect to the bounds where it lies on one. (The indifference intervals are not differentiable;
-    at a kink of these functions N* counts as fixed.)
+    `acceptance` and `draft_step` are plain functions that jax can differentiate. The optimum can be
+    differentiated, under `jit` and `vmap` too, with respect to everything they close over, and with
+    respect to a bound that it lies on. The indifference intervals cannot, and at a kink of the
+    functions N* counts as fixed.
 
     Args:
-      acceptance: α of a draft of N parameters. Where it is 0 or less no token is accepted.
-      draft_step: d of a draft of N parameters, in target steps.
-      bounds: smallest and largest N, both positive.
-      verify_pass: v ≥ 1, in target steps.
+      acceptance: N -> α of a draft of N parameters. At 0 or less no token is accepted.
+      draft_step: N -> cost d of a draft step, in target steps.
+      bounds: Smallest and largest N, both positive.
+      verify_pass: Cost v ≥ 1 of a verify pass, in target steps.
 
     Raises:
-      ValueError: the bounds are out of order, or the acceptance reaches 1 around the optimum, so
-        that no finite lookahead is optimal, as far as that is known at call time. Under `jit` the
-        result then says `certain`.
+      ValueError: The bounds are out of order, or the acceptance reaches 1 around the optimum, so
+        that no finite lookahead is optimal. Under `jit`, where no value is known, `saturates` is
+        true in the result instead.
     """
     check_bounds(bounds)
     check_domain(0.5, 1.0, verify_pass)
@@ -214,30 +222,30 @@ def optimal_draft_of_rounds(
     bounds: tuple[Scalar, Scalar],
     lookahead_bounds: tuple[Scalar, Scalar],
 ) -> DraftOptimum:
-    """Maximises S = τ(α(N), γ)/C(N, γ) over N and γ, where a round's cost C is any convex function
-    of γ.
+    """Maximises S = τ(α(N), γ)/C(N, γ) over N and γ, where the cost C of a round is any convex
+    function of γ.
 
-    At each N the best γ is a bracketed root, with first derivatives only; everything else is as in
-    `optimal_draft`. An acceptance of 1 or more is followed to the largest lookahead, and `certain`
-    says so.
+    At each N the best γ is a bracketed root, with first derivatives only. Everything else is as in
+    `optimal_draft`. With an acceptance of 1 or more γ* is the largest lookahead, and `saturates` is
+    true.
 
     Args:
-      acceptance: α of a draft of N parameters.
-      draft_step: d of a draft of N parameters, in target steps.
-      numbers: all that the cost of a round of a draft of N parameters depends on, besides γ.
-      round_cost: C(numbers(N), γ) > 0 of a whole round, in target steps.
-      bounds: smallest and largest N, both positive.
-      lookahead_bounds: smallest γ, at least 1, and largest.
+      acceptance: N -> α of a draft of N parameters.
+      draft_step: N -> cost d of a draft step, in target steps.
+      numbers: N -> all that the cost of a round depends on, besides γ.
+      round_cost: (numbers, γ) -> cost of a round, positive, in target steps.
+      bounds: Smallest and largest N, both positive.
+      lookahead_bounds: Smallest γ, at least 1, and largest.
 
     Raises:
-      ValueError: as `optimal_draft` does.
+      ValueError: As `optimal_draft`.
     """
     check_bounds(bounds)
 
     def log_speedup(n: Array) -> Array:
-        alpha, given = acceptance(n), numbers(n)
-        gamma = best_lookahead(alpha, given, round_cost, lookahead_bounds)
-        return jnp.log(tokens_per_round(alpha, gamma) / round_cost(given, gamma))
+        alpha, inputs = acceptance(n), numbers(n)
+        gamma = best_lookahead(alpha, inputs, round_cost, lookahead_bounds)
+        return jnp.log(tokens_per_round(alpha, gamma) / round_cost(inputs, gamma))
 
     return _optimal_draft(
         acceptance,
@@ -255,7 +263,7 @@ def _optimal_draft(
     log_speedup: Callable[[Array], Array],
     lookahead: Callable[[Array], LookaheadOptimum],
 ) -> DraftOptimum:
-    """The best size, given what each size is worth at its best lookahead, and that lookahead."""
+    """The best size, from the log speed-up of each size at its best lookahead, and that lookahead."""
     low, high = (jnp.log(jnp.asarray(b, jnp.result_type(float))) for b in bounds)
 
     @jax.jit  # traced once, though it is mapped, differentiated and solved in turn
@@ -265,10 +273,12 @@ def _optimal_draft(
     peak = maximise_over_sizes(objective, low, high)
     n = jnp.exp(peak.x)
     alpha, best = acceptance(n), lookahead(n)
-    still = jax.tree.map(jax.lax.stop_gradient, peak)
-    one_percent, five_percent = _indifference(objective, still, (0.01, 0.05))
-    certain = (alpha >= 1) | (acceptance(five_percent[0]) >= 1) | (acceptance(five_percent[1]) >= 1)
-    found = DraftOptimum(
+    fixed = jax.tree.map(jax.lax.stop_gradient, peak)
+    one_percent, five_percent = _indifference(objective, fixed, (0.01, 0.05))
+    saturates = (
+        (alpha >= 1) | (acceptance(five_percent[0]) >= 1) | (acceptance(five_percent[1]) >= 1)
+    )
+    optimum = DraftOptimum(
         params=n,
         lookahead=best.lookahead,
         lookahead_integer=best.lookahead_integer,
@@ -280,7 +290,7 @@ def _optimal_draft(
         indifference_1pct=one_percent,
         indifference_5pct=five_percent,
         interior=peak.interior & (best.speedup > 1),
-        certain=certain,
+        saturates=saturates,
     )
-    check_acceptance(found)
-    return found
+    check_acceptance(optimum)
+    return optimum

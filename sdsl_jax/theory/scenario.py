@@ -226,7 +226,7 @@ def flags(scenario: Scenario, optimum: DraftOptimum) -> Flags:
         acceptance_extrapolated=leaves_acceptance_law(optimum.params),
         acceptance_not_positive=optimum.acceptance <= 0,
         interval_extrapolated=interval[0] | interval[1] | interval[2] | interval[3],
-        acceptance_certain=optimum.certain,
+        acceptance_certain=optimum.saturates,
         at_bound=(logs - jnp.log(scenario.smallest_draft) <= margin)
         | (jnp.log(scenario.target_params) - logs <= margin),
     )
