@@ -104,16 +104,16 @@ class CsvTable:
         """Raises `SdslError` unless the table has each of these columns exactly once."""
         by = "" if self.separator == "commas" else f", its cells separated by {self.separator}"
         s = "s" * (sum(name not in self.names for name in names) > 1)
-        known = [name for name in self.names if name]
-        missing = [name for name in names if name not in known]
+        named = [name for name in self.names if name]
+        missing = [name for name in names if name not in named]
         blank = len(self.names) == 1 and re.search(r"\s", self.names[0])
         hint = "; separate its columns by commas" if missing and blank else ""
         require(
             not missing,
-            f"{self.path} lacks the column{s} {listed_names(missing)}; it has {listed_names(known) or 'no names'}{by}{hint}.",
+            f"{self.path} lacks the column{s} {listed_names(missing)}; it has {listed_names(named) or 'no names'}{by}{hint}.",
         )
         for name in names:
-            count = known.count(name)
+            count = named.count(name)
             require(
                 count == 1,
                 f"{self.path} has {count} columns called {name}; rename or remove all but one.",
@@ -192,9 +192,9 @@ class CsvTable:
             if value is None or self.is_unclear(cell) or not allowed:
                 quote = '"' if "'" in cell else "'"
                 held = f"{quote}{cell[:40]}{quote}" if cell else "nothing"
-                wanted = "a number in [0, 1]" if share else "a positive number"
+                rule = "a number in [0, 1]" if share else "a positive number"
                 if value is not None and value > largest and not share:
-                    wanted += f", and at most {largest:g}"
+                    rule += f", and at most {largest:g}"
                 hint = self._hint(cell, value, share)
                 if (
                     not hint
@@ -206,7 +206,7 @@ class CsvTable:
                         not set(cell) & set("\"'")
                     )
                 raise SdslError(
-                    f"{self.path}: line {line} holds {held} as {name}; it must be {wanted}{hint}."
+                    f"{self.path}: line {line} holds {held} as {name}; it must be {rule}{hint}."
                 )
             values.append(value)
         return np.asarray(values, float)

@@ -124,9 +124,9 @@ def identity(model: LoadedModel) -> str:
     """The identity of a loaded model. That of a published one was computed while its weights were
     read.
     """
-    known = model.record.params_digest
-    if _kind(known) == _KIND:
-        return known
+    recorded = model.record.params_digest
+    if _kind(recorded) == _KIND:
+        return recorded
     arrays = {
         array_name(path): array_digest(np.asarray(leaf))
         for path, leaf in jax.tree_util.tree_leaves_with_path(model.params)

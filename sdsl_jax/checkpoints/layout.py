@@ -201,22 +201,22 @@ def make_layout(config: ParallelConfig, devices: Sequence[jax.Device] | None = N
     data, fsdp = config.data, config.fsdp
     if 0 in (data, fsdp):
         other = data + fsdp
-        free, given = ("data", "fsdp") if data == 0 else ("fsdp", "data")
+        free, fixed = ("data", "fsdp") if data == 0 else ("fsdp", "data")
         require(
             len(devices) % other == 0,
-            f"parallel.{free} is 0, for all devices that parallel.{given} = {other} leaves, but {other} does not divide the "
+            f"parallel.{free} is 0, for all devices that parallel.{fixed} = {other} leaves, but {other} does not divide the "
             f"{there} there are.",
         )
         data, fsdp = data or len(devices) // other, fsdp or len(devices) // other
-    wanted = f"parallel.data = {data} and parallel.fsdp = {fsdp} need {data * fsdp} devices"
+    needed = f"parallel.data = {data} and parallel.fsdp = {fsdp} need {data * fsdp} devices"
     require(
         data * fsdp <= len(devices),
-        f"{wanted}, and there {'is' if len(devices) == 1 else 'are'} {there}.",
+        f"{needed}, and there {'is' if len(devices) == 1 else 'are'} {there}.",
     )
     processes = len({device.process_index for device in devices})
     require(
         processes == 1 or data * fsdp == len(devices),
-        f"{wanted}, and {processes} processes bring {there}; all must be used: set one of the two to 0.",
+        f"{needed}, and {processes} processes bring {there}; all must be used: set one of the two to 0.",
     )
     # Axes of the type that make_mesh would choose by itself break the embedding's gather.
     auto = (AxisType.Auto,) * len(_AXES)

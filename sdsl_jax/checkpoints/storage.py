@@ -97,9 +97,9 @@ def restore(path: Path, like: Any) -> Restored:
     Raises:
       SdslError: There is no checkpoint, it is damaged, or its arrays have other shapes.
     """
-    found = damage(path)
+    problem = damage(path)
     raise_on_all(
-        SdslError(f"the checkpoint {path} is damaged: {found}.") if found else None,
+        SdslError(f"the checkpoint {path} is damaged: {problem}.") if problem else None,
         f"the checkpoint {path} is damaged, as another process finds.",
     )
     return _load(path, like)
@@ -113,10 +113,10 @@ def restore_params(path: Path, like: Any, expected: str) -> Any:
     """
     require(path.is_dir(), f"there is no checkpoint in {path}.")
     params = restore(path, like).tree
-    found = digest(params)
+    actual = digest(params)
     require(
-        found == expected,
-        f"the checkpoint {path} is damaged: its digest is {found[:12]}, and {expected[:12]} was recorded.",
+        actual == expected,
+        f"the checkpoint {path} is damaged: its digest is {actual[:12]}, and {expected[:12]} was recorded.",
     )
     return params
 
@@ -128,13 +128,13 @@ def damage(path: Path) -> str | None:
     if not (path / MANIFEST).exists():
         return f"it lacks {MANIFEST}"
     try:
-        for name, wanted in read_json(path / MANIFEST, keys=("files",))["files"].items():
+        for name, recorded in read_json(path / MANIFEST, keys=("files",))["files"].items():
             file = path / name
             if not file.is_file():
                 return f"it lacks {name}"
-            if (size := file.stat().st_size) != wanted["bytes"]:
-                return f"{name} has {size} bytes instead of {wanted['bytes']}"
-            if file_sha256(file) != wanted["sha256"]:
+            if (size := file.stat().st_size) != recorded["bytes"]:
+                return f"{name} has {size} bytes instead of {recorded['bytes']}"
+            if file_sha256(file) != recorded["sha256"]:
                 return f"{name} holds other bytes than were written"
     except (SdslError, OSError, TypeError, KeyError, AttributeError):
         return f"{MANIFEST} cannot be read"

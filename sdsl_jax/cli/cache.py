@@ -73,13 +73,13 @@ def _shrink(limit: float) -> tuple[list[Entry], list[Entry]]:
     return removed, busy
 
 
-def _print(found: list[Cache]) -> None:
+def _print(listed: list[Cache]) -> None:
     table = Table(title="Caches", title_justify="left")
     table.add_column("folder", overflow="fold")
     table.add_column("holds")
     for heading in ("entries", "size"):
         table.add_column(heading, justify="right")
-    for cache in found:
+    for cache in listed:
         table.add_row(
             str(cache.folder), cache.contents, f"{len(cache.entries):,}", short_bytes(cache.bytes)
         )

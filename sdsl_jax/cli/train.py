@@ -135,14 +135,14 @@ def _print_utilisation(console: Console, trained: Trained) -> None:
     from sdsl_jax.training.metrics import utilisation
 
     used = {r.model_id: utilisation(r) for r in trained.records}
-    known = {name: u for name, u in used.items() if math.isfinite(u.share)}
-    if not known:
+    measured = {name: u for name, u in used.items() if math.isfinite(u.share)}
+    if not measured:
         return
     table = Table(
         title="Model FLOPs utilisation (3 times the forward pass's)", title_justify="left"
     )
     for heading in ("model", "TFLOP/s", "of bfloat16 peak"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
-    for name, u in known.items():
+    for name, u in measured.items():
         table.add_row(name, f"{u.flops_per_second / 1e12:.3g}", f"{u.share:.1%}")
     console.print(table)

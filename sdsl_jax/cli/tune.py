@@ -52,7 +52,7 @@ def tune(
     from sdsl_jax.training.tune import tune as run
 
     config = load_study(file, overrides)
-    wanted, budget = parse_counts(sizes, "--sizes"), parse_count(tokens, "--tokens")
+    params, budget = parse_counts(sizes, "--sizes"), parse_count(tokens, "--tokens")
     multiples = parse_counts(factors, "--factors")
     folder = out or Path("runs") / f"{config.name}-tune"
     require_study_folder(folder)
@@ -61,10 +61,10 @@ def tune(
     console = error_console() if as_json else standard_console()
     progress = Terminal(console)
     try:
-        found = run(
+        tuning = run(
             config,
             folder,
-            [round(size) for size in wanted],
+            [round(size) for size in params],
             round(budget),
             multiples,
             setting,
@@ -72,28 +72,28 @@ def tune(
         )
     finally:
         progress.close()
-    if write is not None and found.study is not None:
-        write_marked(write, to_toml(found.study))
+    if write is not None and tuning.study is not None:
+        write_marked(write, to_toml(tuning.study))
     if as_json:
-        print(json.dumps(found.to_json(), indent=1, allow_nan=False))
+        print(json.dumps(tuning.to_json(), indent=1, allow_nan=False))
     else:
-        _print(console, found, write)
+        _print(console, tuning, write)
     require(
-        write is None or found.study is not None, f"{write} was not written: {found.warnings[-1]}"
+        write is None or tuning.study is not None, f"{write} was not written: {tuning.warnings[-1]}"
     )
 
 
-def _print(console: Console, found: Tuning, write: Path | None) -> None:
+def _print(console: Console, tuning: Tuning, write: Path | None) -> None:
     table = Table(
-        title=f"Validation loss in nats, by factor of the present {found.setting}",
+        title=f"Validation loss in nats, by factor of the present {tuning.setting}",
         title_justify="left",
     )
     table.add_column("N", justify="right")
-    for factor in found.sizes[0].factors:
+    for factor in tuning.sizes[0].factors:
         table.add_column(f"× {factor:g}", justify="right")
     for heading in ("present", "best", "within 1%", "halved\ngains", "doubled\ngains"):
         table.add_column(heading, justify="right")
-    for size in found.sizes:
+    for size in tuning.sizes:
         losses = [f"{loss:.4f}" if math.isfinite(loss) else "diverged" for loss in size.losses]
         low, high = size.within_1pct
         table.add_row(
@@ -108,17 +108,17 @@ def _print(console: Console, found: Tuning, write: Path | None) -> None:
             ),
         )
     console.print(table)
-    if (law := found.law) is not None:
+    if (law := tuning.law) is not None:
         errors = f"; standard errors {law.log_at_reference_error:.0%} and {law.slope_error:.2f}"
         console.print(
-            f"law: {found.setting} = {law.at_reference:.4g} · (N / {short_count(law.reference)})^{law.slope:.3f}"
+            f"law: {tuning.setting} = {law.at_reference:.4g} · (N / {short_count(law.reference)})^{law.slope:.3f}"
             + (errors if math.isfinite(law.slope_error) else ""),
             highlight=False,
             soft_wrap=True,
         )
     gains = [
         (gain, size.params)
-        for size in found.sizes
+        for size in tuning.sizes
         for gain in (size.gain_halved, size.gain_doubled)
     ]
     most = max((pair for pair in gains if math.isfinite(pair[0])), default=None)
@@ -129,11 +129,11 @@ def _print(console: Console, found: Tuning, write: Path | None) -> None:
             else "gains nothing"
         )
         console.print(
-            f"Halving or doubling the present {found.setting} {gained}.",
+            f"Halving or doubling the present {tuning.setting} {gained}.",
             highlight=False,
             soft_wrap=True,
         )
-    for warning in found.warnings:
+    for warning in tuning.warnings:
         console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
-    if write is not None and found.study is not None:
+    if write is not None and tuning.study is not None:
         console.print(f"written: {write}", highlight=False, soft_wrap=True)

@@ -51,7 +51,7 @@ def sources(config: DataConfig, note: Callable[[str], None] = lambda text: None)
       SdslError: A source has no name, the embedded corpus is in a list, or a folder cannot be read
         or holds no readable file.
     """
-    found: list[str] = []
+    names: list[str] = []
     for source in (config.source,) if isinstance(config.source, str) else config.source:
         require(
             source.strip(),
@@ -63,12 +63,12 @@ def sources(config: DataConfig, note: Callable[[str], None] = lambda text: None)
         )
         if is_file(source) and os.path.isdir(source):
             folder = read_folder(Path(source), READERS, "corpus folder")
-            found += map(str, folder.files)
+            names += map(str, folder.files)
             if folder.note:
                 note(folder.note)
         else:
-            found.append(source)
-    return found
+            names.append(source)
+    return names
 
 
 def is_file(source: str) -> bool:

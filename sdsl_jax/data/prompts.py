@@ -142,11 +142,14 @@ def encode_prompts(
     Raises:
       SdslError: What the tokenizer puts around every text leaves no room for it.
     """
-    made = [tokenizer.encode_prompt(text, longest) for text in texts]
+    encoded = [tokenizer.encode_prompt(text, longest) for text in texts]
     padded = pad_prompts(
-        [each.ids for each in made], domain, available or len(texts), sum(each.cut for each in made)
+        [each.ids for each in encoded],
+        domain,
+        available or len(texts),
+        sum(each.cut for each in encoded),
     )
-    return padded._replace(lead=made[0].lead)
+    return padded._replace(lead=encoded[0].lead)
 
 
 def _held_out(
@@ -193,8 +196,8 @@ def _test_ids(tokenizer: Tokenizer, data: DataConfig) -> TokenArray | np.ndarray
         dataset = load(data)
         if fingerprint(tokenizer) == fingerprint(dataset.tokenizer):
             return dataset.splits["test"]
-    held = load(dataclasses.replace(data, tokenizer="bytes", vocab_size=256)).splits["test"]
-    text = held[:].astype(np.uint8).tobytes().decode()
+    raw = load(dataclasses.replace(data, tokenizer="bytes", vocab_size=256)).splits["test"]
+    text = raw[:].astype(np.uint8).tobytes().decode()
     if not isinstance(tokenizer, PublishedTokenizer):
         return tokenizer.encode(text)
     ends = np.asarray(tokenizer.end_ids[:1], np.int32)
@@ -257,16 +260,16 @@ def _row_text(line: str, field: str, where: str) -> str:
         isinstance(row, dict),
         f"{where} is not a JSON object, one of which must stand in each line.",
     )
-    found = [field] if field else [name for name in _FIELDS if name in row][:1]
-    wanted = f"the field {field!r}" if field else f"any of the fields {', '.join(_FIELDS)}"
+    fields = [field] if field else [name for name in _FIELDS if name in row][:1]
+    expected = f"the field {field!r}" if field else f"any of the fields {', '.join(_FIELDS)}"
     require(
-        bool(found) and found[0] in row,
-        f"{where} does not have {wanted}; it has {few_names(row)} (choose one with --prompt-field).",
+        bool(fields) and fields[0] in row,
+        f"{where} does not have {expected}; it has {few_names(row)} (choose one with --prompt-field).",
     )
-    text = row[found[0]] if field or found[0] not in ("ctx", "ctx_a") else _hellaswag(row)
+    text = row[fields[0]] if field or fields[0] not in ("ctx", "ctx_a") else _hellaswag(row)
     require(
         isinstance(text, str) and bool(text.strip()),
-        f"{where} has no text in the field {found[0]!r}.",
+        f"{where} has no text in the field {fields[0]!r}.",
     )
     require_characters(text, where)
     return text

@@ -96,7 +96,7 @@ class PublishedTokenizer(LibraryTokenizer):
         }
         tokenizer, own = read_tokenizer(path), _own_template(folder, settings)
         template_file = folder / (TEMPLATE if (folder / TEMPLATE).is_file() else SETTINGS)
-        made = cls(
+        loaded = cls(
             tokenizer,
             special_tokens=special_tokens,
             end_ids=_end_ids(folder, named, tokenizer),
@@ -104,8 +104,8 @@ class PublishedTokenizer(LibraryTokenizer):
             named_tokens=named,
             own_template=own,
         )
-        made.warnings = _missing_tokens(folder, settings, tokenizer)
-        return made
+        loaded.warnings = _missing_tokens(folder, settings, tokenizer)
+        return loaded
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, int32 [tokens]."""
@@ -255,7 +255,7 @@ def read_template(path: Path) -> str:
         ) from None
 
 
-def chosen_template(wanted: str, own: str | None, file: Path) -> ChatTemplate | None:
+def chosen_template(choice: str, own: str | None, file: Path) -> ChatTemplate | None:
     """The template that a user chose: none, the checkpoint's own, or that of a file.
 
     Args:
@@ -266,10 +266,10 @@ def chosen_template(wanted: str, own: str | None, file: Path) -> ChatTemplate | 
     Raises:
       SdslError: The checkpoint has no template, or the file cannot be read.
     """
-    if wanted == NO_TEMPLATE:
+    if choice == NO_TEMPLATE:
         return None
-    if wanted != OWN_TEMPLATE:
-        return ChatTemplate(read_template(Path(wanted)), wanted)
+    if choice != OWN_TEMPLATE:
+        return ChatTemplate(read_template(Path(choice)), choice)
     if own is None:
         raise SdslError(
             f"the checkpoint {file if file.is_file() else file.parent} comes with no chat template."
@@ -280,14 +280,14 @@ def chosen_template(wanted: str, own: str | None, file: Path) -> ChatTemplate | 
 def _own_template(folder: Path, settings: dict[str, Any]) -> str | None:
     if (folder / TEMPLATE).is_file():
         return read_template(folder / TEMPLATE)
-    found = settings.get("chat_template")
-    if isinstance(found, list):  # several, by name
-        found = next(
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        template = next(
             (
                 t.get("template")
-                for t in found
+                for t in template
                 if isinstance(t, dict) and t.get("name") == "default"
             ),
             None,
         )
-    return found if isinstance(found, str) else None
+    return template if isinstance(template, str) else None

@@ -139,14 +139,14 @@ class TokenArray:
         at = np.where(at < 0, at + len(self), at)
         if at.size and not (at.min() >= 0 and at.max() < len(self)):
             raise IndexError(f"an index is outside the {len(self)} tokens of the split")
-        found, shards = (
+        ids, shards = (
             np.empty(at.shape, np.int32),
             np.searchsorted(self._starts, at, side="right") - 1,
         )
         for shard in np.unique(shards):
             inside = shards == shard
-            found[inside] = self._maps[shard][at[inside] - self._starts[shard]]
-        return found[()]
+            ids[inside] = self._maps[shard][at[inside] - self._starts[shard]]
+        return ids[()]
 
     def _range(self, start: int, stop: int) -> np.ndarray:
         if stop <= start:

@@ -215,10 +215,10 @@ class BPETokenizer(LibraryTokenizer):
         tokenizer.train_from_iterator(
             (part for text in texts for part in text.split(SEPARATOR)), trainer
         )
-        made = tokenizer.get_vocab_size()
-        if made != vocab_size:
+        size = tokenizer.get_vocab_size()
+        if size != vocab_size:
             raise SdslError(
-                f"data.vocab_size is {vocab_size}; the training text yields a BPE of only {made} entries."
+                f"data.vocab_size is {vocab_size}; the training text yields a BPE of only {size} entries."
             )
         return cls(tokenizer)
 
@@ -296,12 +296,12 @@ def hugging_face_json(tokenizer: Tokenizer) -> tuple[str, str | None]:
     content = tokenizer.text()
     if content is not None:
         return content, tokenizer.tokens()[tokenizer.end_ids[0]] if tokenizer.end_ids else None
-    made = HuggingFaceTokenizer(
+    converted = HuggingFaceTokenizer(
         models.BPE(vocab={token: byte for byte, token in tokenizer.tokens().items()}, merges=[])
     )
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    made.decoder = decoders.ByteLevel()
-    return made.to_str(pretty=True), tokenizer.tokens()[END_ID]
+    converted.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    converted.decoder = decoders.ByteLevel()
+    return converted.to_str(pretty=True), tokenizer.tokens()[END_ID]
 
 
 def make_tokenizer(config: DataConfig, train_texts: Iterable[str]) -> Tokenizer:

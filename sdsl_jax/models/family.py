@@ -116,10 +116,10 @@ def member(family: FamilyConfig, params: int, vocab_size: int) -> ModelConfig:
     base = count(build(_HIDDEN_STEP), 0).nonembedding
     step = 3 * heads * head_dim * layers * _HIDDEN_STEP
     config = build(_HIDDEN_STEP * (1 + max(0, round((params - base) / step))))
-    made = count(config, 0).nonembedding
+    size = count(config, 0).nonembedding
     require(
-        abs(made / params - 1) <= SIZE_TOLERANCE,
-        f"the family cannot make a model of {params} non-embedding parameters; the nearest it makes has {made}, "
+        abs(size / params - 1) <= SIZE_TOLERANCE,
+        f"the family cannot make a model of {params} non-embedding parameters; the nearest it makes has {size}, "
         f"and sizes from about {SMALLEST_SIZE} up are allowed.",
     )
     return config

@@ -75,10 +75,10 @@ def require_records_folder(folder: Path, names: Iterable[str], mark: str) -> Non
       SdslError: It holds other files of these names.
     """
     require_study_folder(folder)
-    held = [name for name in names if (folder / name).exists()]
+    existing = [name for name in names if (folder / name).exists()]
     require(
-        not held or (folder / mark).exists(),
-        f"the folder {folder} holds {held[0] if held else ''} and no {mark}: it was not written by sdsl, and would be "
+        not existing or (folder / mark).exists(),
+        f"the folder {folder} holds {existing[0] if existing else ''} and no {mark}: it was not written by sdsl, and would be "
         "overwritten; name another folder.",
     )
 

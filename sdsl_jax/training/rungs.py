@@ -62,7 +62,7 @@ def rungs(config: StudyConfig) -> list[Rung]:
     ladder = config.ladder
     sizes = [("draft", n, ladder.draft_tokens) for n in ladder.draft_params]
     sizes += [("target", n, ladder.target_tokens) for n in ladder.target_params]
-    made = [
+    ladder_rungs = [
         Rung(role, n, seed, tuple(sorted(tokens)))
         for role, n, tokens in sizes
         for seed in (
@@ -70,7 +70,7 @@ def rungs(config: StudyConfig) -> list[Rung]:
             *(ladder.replicate_seeds if n <= ladder.replicate_below else ()),
         )
     ]
-    return sorted(made, key=lambda rung: (rung.params, rung.role, rung.seed))
+    return sorted(ladder_rungs, key=lambda rung: (rung.params, rung.role, rung.seed))
 
 
 class Plan(NamedTuple):
@@ -185,20 +185,20 @@ def select(
             any(fnmatchcase(name, pattern) for both in names for name in both),
             f"no rung is named {pattern!r}; the rungs are {', '.join(name for name, _ in names)}.",
         )
-    wanted = [
+    chosen = [
         plan
         for plan, both in zip(plans, names)
         if not patterns or any(fnmatchcase(name, pattern) for name in both for pattern in patterns)
     ]
     if part is None:
-        return wanted
+        return chosen
     i, n = part
     require(1 <= i <= n, f"the part is {i}/{n}; it must be i/n with 1 <= i <= n.")
     # The largest first, each to the part with least to do.
     loads, mine = [0.0] * n, set()
-    for plan in sorted(wanted, key=lambda p: (-p.flops, p.rung.name)):
+    for plan in sorted(chosen, key=lambda p: (-p.flops, p.rung.name)):
         least = loads.index(min(loads))
         loads[least] += plan.flops
         if least == i - 1:
             mine.add(plan.rung.name)
-    return [plan for plan in wanted if plan.rung.name in mine]
+    return [plan for plan in chosen if plan.rung.name in mine]

@@ -150,14 +150,14 @@ def find_optimum(
     order = np.argsort(factors)
     nominal = np.asarray(factors, float)[order]
     trained = present * nominal if values is None else np.asarray(values, float)[order]
-    found = np.asarray(losses, float)[order]
-    found = np.where(np.isfinite(found), found, np.inf)
+    observed = np.asarray(losses, float)[order]
+    observed = np.where(np.isfinite(observed), observed, np.inf)
     require(
-        bool(np.isfinite(found).any()),
+        bool(np.isfinite(observed).any()),
         f"every trial of the size {params} diverged; sweep lower values.",
     )
     distinct, first = np.unique(trained, return_index=True)
-    x, y = np.log(distinct), found[first]
+    x, y = np.log(distinct), observed[first]
     i = int(np.argmin(y))
     at_border = i in (0, len(x) - 1)
     best, best_loss, curvature = x[i], y[i], math.nan
@@ -170,7 +170,7 @@ def find_optimum(
     def gain(factor: float) -> float:
         at = {
             f: loss
-            for f, value, loss in zip(nominal, trained, found)
+            for f, value, loss in zip(nominal, trained, observed)
             if abs(value / (present * f) - 1) < _SAME_VALUE
         }
         return float(1 - at[factor] / at[1.0]) if factor in at and 1.0 in at else math.nan
@@ -180,7 +180,7 @@ def find_optimum(
         present=present,
         factors=tuple(nominal.tolist()),
         values=tuple(trained.tolist()),
-        losses=tuple(found.tolist()),
+        losses=tuple(observed.tolist()),
         best=math.exp(best),
         best_loss=float(best_loss),
         within_1pct=(math.exp(best - reach), math.exp(best + reach)),
@@ -289,15 +289,19 @@ def tune(
             losses.setdefault((plan.rung.params, factor), []).append(loss)
     results = []
     for size in sizes:
-        made = {
+        plan_of = {
             factor: next(plan for plan in planned[factor] if plan.rung.params == size)
             for factor in planned
         }
-        values = [_value(made[factor], setting) for factor in factors]
-        found = [float(np.mean(losses[size, factor])) for factor in factors]
+        values = [_value(plan_of[factor], setting) for factor in factors]
+        means = [float(np.mean(losses[size, factor])) for factor in factors]
         results.append(
             find_optimum(
-                made[1.0].counts.nonembedding, _value(made[1.0], setting), factors, found, values
+                plan_of[1.0].counts.nonembedding,
+                _value(plan_of[1.0], setting),
+                factors,
+                means,
+                values,
             )
         )
     warnings = [warning for result in results for warning in _warnings(result, setting)]

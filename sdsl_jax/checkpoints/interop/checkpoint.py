@@ -75,13 +75,13 @@ Plan = dict[str, tuple[Piece, ...]]
 def plan(config: ModelConfig, layout: Layout) -> Plan:
     """The pieces of every array of a model."""
     c = config
-    found: Plan = {}
+    pieces: Plan = {}
 
     def matrix(
         path: str, inputs: int, outputs: tuple[int, ...], names: tuple[str, ...], order=None
     ) -> None:
         shapes = [(size, inputs) if layout.transposed else (inputs, size) for size in outputs]
-        found[path] = tuple(
+        pieces[path] = tuple(
             Piece(f"{name}.weight", shape, layout.transposed, order=order)
             for name, shape in zip(names, shapes)
         )
@@ -89,7 +89,7 @@ def plan(config: ModelConfig, layout: Layout) -> Plan:
     def vector(
         path: str, sizes: tuple[int, ...], names: tuple[str, ...], suffix: str = "bias", order=None
     ) -> None:
-        found[path] = tuple(
+        pieces[path] = tuple(
             Piece(f"{name}.{suffix}", (size,), order=order) for name, size in zip(names, sizes)
         )
 
@@ -99,10 +99,10 @@ def plan(config: ModelConfig, layout: Layout) -> Plan:
             vector(f"{path}.bias", (size,), (name,))
 
     base, table = layout.base, c.table_width
-    found["embedding"] = (Piece(f"{base}{layout.embedding}.weight", (c.vocab_size, table)),)
+    pieces["embedding"] = (Piece(f"{base}{layout.embedding}.weight", (c.vocab_size, table)),)
     if c.positions == "learned":
         rows = c.max_positions + layout.first_position
-        found["positions"] = (
+        pieces["positions"] = (
             Piece(f"{base}{layout.positions}.weight", (rows, c.width), skip=layout.first_position),
         )
     if c.embedding_width:
@@ -111,7 +111,7 @@ def plan(config: ModelConfig, layout: Layout) -> Plan:
     if c.final_norm:
         norm("final_norm", base + layout.final_norm, c.width)
     if not c.tie_embeddings:
-        found["head"] = (Piece(f"{layout.head}.weight", (c.vocab_size, table), transposed=True),)
+        pieces["head"] = (Piece(f"{layout.head}.weight", (c.vocab_size, table), transposed=True),)
     query, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
     sizes: tuple[int, ...] = (query, kv, kv)
     order = None
@@ -154,7 +154,7 @@ def plan(config: ModelConfig, layout: Layout) -> Plan:
                 named((layout.key_norm,)),
                 "weight",
             )
-    return found
+    return pieces
 
 
 # Key of config.json in our own exports, and what it says of a tied model whose embedding has a
@@ -287,10 +287,10 @@ def _fill(
 
     begin, parts = 0, []
     for piece in pieces:
-        found = spans(tensors[piece.tensor], piece.skip)
+        ranges = spans(tensors[piece.tensor], piece.skip)
         parts += [
-            (piece, begin, start, count, count == found[0][1] and len(found) > 1)
-            for start, count in found
+            (piece, begin, start, count, count == ranges[0][1] and len(ranges) > 1)
+            for start, count in ranges
         ]
         begin += piece.shape[0] - piece.skip
     for done in [pool.submit(part, *arguments) for arguments in parts]:
@@ -334,8 +334,8 @@ def read_settings(fields: Fields) -> tuple[Family, ModelConfig, tuple[str, ...]]
     family = family_of(fields)
     with naming(fields):
         config = family.config(fields)
-    known = require_settings(fields, HUGGING_FACE[fields.values["model_type"]], config)
-    return family, config, (*known, *unknown_rope_settings(fields), *_own_code(fields, family))
+    unknown = require_settings(fields, HUGGING_FACE[fields.values["model_type"]], config)
+    return family, config, (*unknown, *unknown_rope_settings(fields), *_own_code(fields, family))
 
 
 @contextmanager
@@ -357,12 +357,12 @@ def _own_code(fields: Fields, family: Family) -> list[str]:
         family.architecture.lower(),
         family.architecture.lower().replace("forcausallm", "model"),
     }
-    known = not names or (
+    own = not names or (
         isinstance(names, list) and all(str(name).lower() in plain for name in names)
     )
     code = fields.values.get("auto_map")
     custom = isinstance(code, dict) and any(str(name).startswith("AutoModel") for name in code)
-    return [*([] if known else ["architectures"]), *(["auto_map"] if custom else [])]
+    return [*([] if own else ["architectures"]), *(["auto_map"] if custom else [])]
 
 
 def require_room(
@@ -462,7 +462,7 @@ def _match(
     """The tensor of every piece; raises `SdslError` if one is missing, has another shape, or is
     left over.
     """
-    layout, found = family.layout, {}
+    layout, matched = family.layout, {}
     untied = "; where the embedding serves as the head, set tie_word_embeddings to true"
     files = sorted({tensor.file.name for tensor in tensors.values()})
     where = files[0] if len(files) == 1 else f"any of the {len(files)} files of weights"
@@ -481,8 +481,8 @@ def _match(
             f"the tensor {name} in {tensor.file} has the shape {list(tensor.shape)}; {CONFIG} implies {list(piece.shape)}.",
         )
         require_readable(tensor)
-        found[piece.tensor] = tensor
-    used = {tensor.name for tensor in found.values()}
+        matched[piece.tensor] = tensor
+    used = {tensor.name for tensor in matched.values()}
     rest = sorted(
         name
         for name in tensors
@@ -492,7 +492,7 @@ def _match(
         rest.remove(f"{layout.head}.weight")
         if not config.scale_embedding:
             _require_tied(
-                found[pieces["embedding"][0].tensor], tensors[f"{layout.head}.weight"], fields
+                matched[pieces["embedding"][0].tensor], tensors[f"{layout.head}.weight"], fields
             )
     if config.scale_embedding:  # an export of ours: what is left over is the multiplied embedding
         rest = [name for name in rest if name != f"{layout.base}{layout.embedding}.weight"]
@@ -501,7 +501,7 @@ def _match(
             f"the tensor {printable(rest[0])} in {tensors[rest[0]].file} has no place in the "
             f"model that {CONFIG} describes."
         )
-    return found
+    return matched
 
 
 def _require_tied(embedding: Tensor, head: Tensor, fields: Fields) -> None:

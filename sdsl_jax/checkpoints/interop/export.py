@@ -227,14 +227,14 @@ def _tensors(
 def _shards(pieces: Plan, itemsize: int, limit: int) -> dict[str, list[str]]:
     """The arrays of each file, in order."""
     groups: list[list[str]] = [[]]
-    held = 0
+    filled = 0
     for path, parts in pieces.items():
         size = itemsize * sum(math.prod(piece.shape) for piece in parts)
-        if groups[-1] and held + size > limit:
+        if groups[-1] and filled + size > limit:
             groups.append([])
-            held = 0
+            filled = 0
         groups[-1].append(path)
-        held += size
+        filled += size
     if len(groups) == 1:
         return {WEIGHTS: groups[0]}
     return {
@@ -280,14 +280,14 @@ def _rope(c: ModelConfig) -> dict[str, Any]:
     scaling = c.rope_scaling
     if scaling is None:
         return {"rope_type": "default"}
-    found: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
+    rope: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
     if scaling.kind == "linear":
-        return found
-    found["original_max_position_embeddings"] = scaling.original_positions
+        return rope
+    rope["original_max_position_embeddings"] = scaling.original_positions
     if scaling.kind == "llama3":
-        return found | {"low_freq_factor": scaling.low, "high_freq_factor": scaling.high}
+        return rope | {"low_freq_factor": scaling.low, "high_freq_factor": scaling.high}
     corners = {"beta_slow": scaling.low, "beta_fast": scaling.high}
-    return found | corners | {"attention_factor": scaling.attention_factor}
+    return rope | corners | {"attention_factor": scaling.attention_factor}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -318,17 +318,17 @@ def _require_replaceable(folder: Path) -> None:
     require(
         not folder.exists() or folder.is_dir(), f"{folder} is a file; the export needs a folder."
     )
-    held = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    others = [name for name in held if name not in _WRITTEN and not _is_shard(name)]
-    config = Fields.read(folder / CONFIG).values if CONFIG in held and not others else {}
-    if held and not others and OWN not in config:
-        others = held  # somebody else's checkpoint has files of the same names
+    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    others = [name for name in names if name not in _WRITTEN and not _is_shard(name)]
+    config = Fields.read(folder / CONFIG).values if CONFIG in names and not others else {}
+    if names and not others and OWN not in config:
+        others = names  # somebody else's checkpoint has files of the same names
     if others:
         raise SdslError(
             f"the folder {folder} holds {others[0]}, which no export wrote; "
             "the folder must be new, empty or an earlier export."
         )
-    changed = _changed(folder, config) if held else None
+    changed = _changed(folder, config) if names else None
     require(
         changed is None,
         f"the folder {folder} is an export whose {changed} was changed since, by further training perhaps; name another folder, "

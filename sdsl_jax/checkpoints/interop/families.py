@@ -545,12 +545,12 @@ def family_of(fields: Fields) -> Family:
                 "original weights."
             )
     if not isinstance(kind, str) or kind not in FAMILIES:
-        known = "one of " + ", ".join(FAMILIES)
+        allowed = "one of " + ", ".join(FAMILIES)
         if isinstance(kind, str) and (
             "moe" in kind
             or kind in _EXPERTS
             or any(fields.values.get(name) for name in _EXPERT_SETTINGS)
         ):
-            known += "; this is a mixture of experts, which is not read"
-        fields.fail("model_type", known)
+            allowed += "; this is a mixture of experts, which is not read"
+        fields.fail("model_type", allowed)
     return FAMILIES[kind]

@@ -124,16 +124,16 @@ def read_gguf_tokenizer(path: Path, settings: dict[str, Any]) -> TokenizerOfFile
             f"the merge {shown(merge)} in {_KEY}merges of {path} joins what is not in its tokens.",
         )
         merges.append((first, second))
-    made = HuggingFaceTokenizer(
+    tokenizer = HuggingFaceTokenizer(
         models.BPE(vocab=vocabulary, merges=merges, ignore_merges=rule.whole_words)
     )
     cuts: list[Any] = [
         pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.patterns
     ]
-    made.pre_tokenizer = pre_tokenizers.Sequence(
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
-    made.decoder = decoders.ByteLevel()
+    tokenizer.decoder = decoders.ByteLevel()
     kinds = settings.get(_KEY + "token_type")
     require(
         kinds is None or (isinstance(kinds, list) and len(kinds) >= len(tokens)),
@@ -146,11 +146,11 @@ def read_gguf_tokenizer(path: Path, settings: dict[str, Any]) -> TokenizerOfFile
             for t, k in zip(tokens, kinds)
             if k == _CONTROL
         ]
-        made.add_special_tokens(special)
-        made.add_tokens(
+        tokenizer.add_special_tokens(special)
+        tokenizer.add_tokens(
             [AddedToken(t, normalized=False) for t, k in zip(tokens, kinds) if k == _USER_DEFINED]
         )
-    _add_around(made, path, settings, rule, len(tokens))
+    _add_around(tokenizer, path, settings, rule, len(tokens))
     end, template = (
         _token_id(path, settings, "eos", len(tokens)),
         settings.get("tokenizer.chat_template"),
@@ -160,7 +160,7 @@ def read_gguf_tokenizer(path: Path, settings: dict[str, Any]) -> TokenizerOfFile
         "how the model was trained.",
     )
     return TokenizerOfFile(
-        made,
+        tokenizer,
         () if end is None else (end,),
         template if isinstance(template, str) else None,
         said if unnamed else (),
@@ -333,14 +333,14 @@ def _with_biases(config: ModelConfig, tensors: Mapping[str, GGUFTensor]) -> Mode
     blocks.
     """
 
-    def held(*names: str) -> bool:
+    def has_bias(*names: str) -> bool:
         return any(f"{_GGUF.block.format(0)}{name}.bias" in tensors for name in names)
 
     return dataclasses.replace(
         config,
-        qkv_bias=held(*_GGUF.qkv),
-        out_bias=held(_GGUF.out),
-        mlp_bias=held(*_GGUF.gate_up, _GGUF.down),
+        qkv_bias=has_bias(*_GGUF.qkv),
+        out_bias=has_bias(_GGUF.out),
+        mlp_bias=has_bias(*_GGUF.gate_up, _GGUF.down),
     )
 
 
@@ -405,15 +405,15 @@ def _match(path: Path, pieces: Plan, tensors: Mapping[str, GGUFTensor], used: se
 def _fields(file: Fields, tensors: Mapping[str, GGUFTensor]) -> Fields:
     """The settings of the file as those of a Llama config.json."""
     values = file.values
-    found = {ours: values[theirs] for ours, theirs in _NAMES.items() if theirs in values}
+    settings = {ours: values[theirs] for ours, theirs in _NAMES.items() if theirs in values}
     if values.get("llama.vocab_size") is None:
         tokens = values.get("tokenizer.ggml.tokens")
-        found["vocab_size"] = len(tokens) if isinstance(tokens, list) else 0
+        settings["vocab_size"] = len(tokens) if isinstance(tokens, list) else 0
     fields = Fields(
-        file.path, found | {"tie_word_embeddings": "output.weight" not in tensors}, names=_NAMES
+        file.path, settings | {"tie_word_embeddings": "output.weight" not in tensors}, names=_NAMES
     )
     for name in _REQUIRED:
-        if name not in found:
+        if name not in settings:
             fields.fail(name, "given")
     fields.whole(_LENGTH)
     scaling = {ours: values[theirs] for ours, theirs in _ROPE_NAMES.items() if theirs in values}
@@ -438,7 +438,7 @@ def _fields(file: Fields, tensors: Mapping[str, GGUFTensor]) -> Fields:
     used: dict[str, Any] = {"rope_type": kind, "factor": table.number("factor")}
     if kind == "yarn":
         used["original_max_position_embeddings"] = table.whole(
-            "original_max_position_embeddings", found[_LENGTH]
+            "original_max_position_embeddings", settings[_LENGTH]
         )
         used |= {
             name: table.number(name, default)
@@ -464,12 +464,12 @@ def _plan(heads: int, kv_heads: int, head_dim: int, pieces: Plan) -> Plan:
         )
 
     queries, keys = order(0, heads), order(heads * head_dim, kv_heads)
-    found = dict(pieces)
+    ordered = dict(pieces)
     for path, parts in pieces.items():
         if path.endswith(("attention.qkv", "attention.qkv_bias")):
             query, key, value = parts
-            found[path] = (query._replace(order=queries), key._replace(order=keys), value)
-    return found
+            ordered[path] = (query._replace(order=queries), key._replace(order=keys), value)
+    return ordered
 
 
 def rounded(params: Params, kind: str) -> Params:
@@ -497,8 +497,8 @@ def rounded(params: Params, kind: str) -> Params:
         kind in names,
         f"the quantisation is {kind!r}; it must be one of those of GGUF, such as Q4_0 or Q8_0.",
     )
-    wanted = GGMLQuantizationType[kind]
-    block = GGML_QUANT_SIZES[wanted][0]
+    quantisation = GGMLQuantizationType[kind]
+    block = GGML_QUANT_SIZES[quantisation][0]
 
     def one(path: Any, leaf: Any) -> Any:
         rows_are_inputs = array_name(path) not in ("embedding", "positions")
@@ -507,7 +507,7 @@ def rounded(params: Params, kind: str) -> Params:
             return leaf
         published = np.ascontiguousarray(matrix.T if rows_are_inputs else matrix)
         try:
-            kept = dequantize(quantize(published, wanted), wanted)
+            kept = dequantize(quantize(published, quantisation), quantisation)
         except NotImplementedError:
             raise SdslError(
                 f"gguf cannot write the quantisation {kind}; Q4_0 and Q8_0 are two that it can."

@@ -218,13 +218,13 @@ def _read(reader: _Reader) -> Header:
         f"the file {path} is one of {parts or int(named[1] if named else 0)} parts of a model, which are not read; merge "
         "them with gguf-split --merge.",
     )
-    found = [_tensor(reader) for _ in range(tensor_count)]
+    descriptions = [_tensor(reader) for _ in range(tensor_count)]
     alignment = settings.get("general.alignment", _ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
         reader.fail(f"its general.alignment is {shown(alignment)}, which must be a power of two")
     begin = -(-reader.position // alignment) * alignment
     tensors: dict[str, GGUFTensor] = {}
-    for tensor in found:
+    for tensor in descriptions:
         if tensor.name in tensors:
             reader.fail(f"it has the tensor {tensor.name} twice")
         placed = tensor._replace(offset=begin + tensor.offset)

@@ -210,24 +210,24 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
       SdslError: A file is missing or damaged, lacks a tensor that the index promises, or holds a
         tensor of another file.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, promised in shard_files(folder).items():
         path = folder / name
         with safe_open(path):  # checks the whole header against the file
-            held = _headers(path)
-        for tensor in held:
+            in_file = _headers(path)
+        for tensor in in_file:
             require(
-                tensor not in found,
-                f"the tensor {printable(tensor)} is in {path} and in {found[tensor].file if tensor in found else ''}; one of "
+                tensor not in tensors,
+                f"the tensor {printable(tensor)} is in {path} and in {tensors[tensor].file if tensor in tensors else ''}; one of "
                 "them is of another checkpoint.",
             )
-            found[tensor] = held[tensor]
-        lacking = sorted(set(promised or ()) - set(held))
+            tensors[tensor] = in_file[tensor]
+        lacking = sorted(set(promised or ()) - set(in_file))
         if lacking:
             raise SdslError(
                 f"the file {path} lacks the tensor {printable(lacking[0])}, which {INDEX} says it holds."
             )
-    return found
+    return tensors
 
 
 def require_readable(tensor: Tensor) -> None:
