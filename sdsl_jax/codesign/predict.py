@@ -313,7 +313,7 @@ class _Answer(NamedTuple):
     @property
     def pays(self) -> bool:
         """Whether speculation pays at an optimum to speak of."""
-        return bool(self.best.speculate) and not bool(self.flags.acceptance_certain)
+        return bool(self.best.speculate) and not bool(self.flags.acceptance_saturates)
 
 
 @jax.jit
@@ -345,7 +345,7 @@ def _prediction(
         return float(value) if pays else None
 
     def unless_saturated(value: Any) -> float | None:
-        return None if answer.flags.acceptance_certain else float(value)
+        return None if answer.flags.acceptance_saturates else float(value)
 
     whole = unless_saturated(best.lookahead_integer)
     return Prediction(
@@ -427,7 +427,7 @@ def _warnings(
 ) -> list[str]:
     best, flagged, pays = answer.best, answer.flags, answer.pays
     warnings = []
-    if flagged.acceptance_certain:
+    if flagged.acceptance_saturates:
         warnings.append(
             "the acceptance law gives α ≥ 1 to drafts as good as the best, which is no probability: it has no optimum here"
         )

@@ -184,7 +184,7 @@ class Flags(NamedTuple):
       acceptance_extrapolated: draft or target lies outside the acceptance law's range.
       acceptance_not_positive: the law gives α ≤ 0 at N*, which counts as no acceptance at all.
       interval_extrapolated: an end of the 5% interval lies outside the range of one of the laws.
-      acceptance_certain: the law gives α ≥ 1 at N* or at an end of its 5% interval: there is no
+      acceptance_saturates: the law gives α ≥ 1 at N* or at an end of its 5% interval: there is no
         optimum to speak of.
       at_bound: N* is the smallest or largest size considered.
     """
@@ -194,7 +194,7 @@ class Flags(NamedTuple):
     acceptance_extrapolated: Bool[Array, "*batch"]
     acceptance_not_positive: Bool[Array, "*batch"]
     interval_extrapolated: Bool[Array, "*batch"]
-    acceptance_certain: Bool[Array, "*batch"]
+    acceptance_saturates: Bool[Array, "*batch"]
     at_bound: Bool[Array, "*batch"]
 
 
@@ -226,7 +226,7 @@ def flags(scenario: Scenario, optimum: DraftOptimum) -> Flags:
         acceptance_extrapolated=leaves_acceptance_law(optimum.params),
         acceptance_not_positive=optimum.acceptance <= 0,
         interval_extrapolated=interval[0] | interval[1] | interval[2] | interval[3],
-        acceptance_certain=optimum.saturates,
+        acceptance_saturates=optimum.saturates,
         at_bound=(logs - jnp.log(scenario.smallest_draft) <= margin)
         | (jnp.log(scenario.target_params) - logs <= margin),
     )

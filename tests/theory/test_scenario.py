@@ -123,6 +123,6 @@ def test_flags(x64):
     assert not bool(found.speculate)
     assert float(found.speedup) == 1.0
     rich = inside._replace(acceptance_law=type(PAPER_PLANE)(-0.0067, 0.0, 1.2))
-    assert bool(flags(rich, optimum(rich)).acceptance_certain)
+    assert bool(flags(rich, optimum(rich)).acceptance_saturates)
     edge = inside._replace(smallest_draft=1e9)
     assert bool(flags(edge, optimum(edge)).at_bound)
