@@ -24,11 +24,12 @@ from jaxtyping import Array, Bool, Float, Int
 from sdsl_jax.codesign.kkt import Box, Functions
 from sdsl_jax.codesign.optimise import OPTIMIZERS, minimise
 from sdsl_jax.errors import require
+from sdsl_jax.ranges import require_distinct, require_fields
 from sdsl_jax.theory.arrays import Scalar
 from sdsl_jax.theory.serving import Design, Outcome, Serving, outcome
 
-# Of what a designer may want little: fields of `Outcome`. Least seconds per token is most tokens
-# per second.
+# Fields of `Outcome` that a designer may want to be small. The least seconds per token are the most
+# tokens per second.
 METRICS = (
     "seconds_per_token",
     "cost_per_million_tokens",
@@ -47,15 +48,15 @@ _PRICED = {"cost_per_million_tokens", "training_cost", "total_cost"}
 
 @dataclass(frozen=True)
 class Program:
-    """What is solved for; static, so that one compilation serves all inputs.
+    """What to solve for; static, so that one compilation serves all inputs.
 
     Attributes:
-      variables: fields of `Design` that are free.
-      objective: metrics that are to be small, weighted by `ProgramInputs.weights`.
-      constraints: metrics that may not exceed `ProgramInputs.limits`.
-      optimizer: a key of `OPTIMIZERS`.
-      steps: updates between two changes of the multipliers.
-      rounds: changes of the multipliers; 1 where there are no constraints.
+      variables: Free fields of `Design`.
+      objective: Metrics to be minimised, weighted by `ProgramInputs.weights`.
+      constraints: Metrics that may not exceed `ProgramInputs.limits`.
+      optimizer: A key of `OPTIMIZERS`.
+      steps: Updates between two changes of the multipliers.
+      rounds: Changes of the multipliers; not used without constraints.
     """
 
     variables: tuple[str, ...] = ("draft_params", "lookahead")
@@ -66,41 +67,36 @@ class Program:
     rounds: int = 10
 
     def __post_init__(self) -> None:
-        """Raises `SdslError` for a name that is not known, or a count below 1."""
-        for given, known, what in (
-            (self.variables, Design._fields, "variable"),
-            ((*self.objective, *self.constraints), METRICS, "metric"),
-            ((self.optimizer,), tuple(OPTIMIZERS), "optimizer"),
+        """Raises `SdslError` for an unknown or repeated name, or a count below 1."""
+        for what, options, *groups in (
+            ("variable", Design._fields, self.variables),
+            ("metric", METRICS, self.objective, self.constraints),
+            ("optimizer", tuple(OPTIMIZERS), (self.optimizer,)),
         ):
-            for name in given:
-                require(name in known, f"unknown {what} {name!r}; known are {', '.join(known)}.")
-        for name in ("variables", "objective", "constraints"):
-            given = getattr(self, name)
-            require(
-                len(set(given)) == len(given),
-                f"{name} are {', '.join(given)}; each may be named once.",
-            )
+            for names in groups:
+                for name in names:
+                    require(
+                        name in options,
+                        f"unknown {what} {name!r}; known are {', '.join(options)}.",
+                    )
+                require_distinct(f"the list of {what}s", names, may_be_empty=True)
         require(
             self.variables and self.objective,
             "a program has at least one variable and one objective.",
         )
-        smallest = min(self.steps, self.rounds)
-        require(
-            smallest >= 1,
-            f"steps and rounds are {self.steps} and {self.rounds}; both must be at least 1.",
-        )
+        require_fields("program", self, steps="[1, inf)", rounds="[1, inf)")
 
 
 class ProgramInputs(NamedTuple):
     """The numbers of a program; a pytree, to be stacked for sweeps.
 
     Attributes:
-      serving: what a design is judged by.
-      fixed: the values of all that is not a variable.
-      lower: smallest values of the variables; other fields are not looked at.
-      upper: largest values.
-      weights: of the objectives.
-      limits: of the constraints, in the metric's own unit.
+      serving: What a design is judged by.
+      fixed: Values of all fields that are no variables.
+      lower: Lower bounds of the variables; other fields are ignored.
+      upper: Upper bounds of the variables; other fields are ignored.
+      weights: Weights of the objectives.
+      limits: Limits of the constraints, each in the unit of its metric.
     """
 
     serving: Serving
@@ -115,19 +111,19 @@ class Solved(NamedTuple):
     """An optimum, and how well it satisfies the conditions of one (Karush, Kuhn and Tucker).
 
     Attributes:
-      design: the best design found.
-      outcome: what it gives.
+      design: The best design found.
+      outcome: What this design gives.
       objective: Σ w·ln m there.
-      multipliers: of the constraints, ≥ 0: what the objective would gain per e-fold of the limit.
-      kkt_residual: largest of: projected gradient of the Lagrangian, violation of a constraint,
+      multipliers: Of each constraint, ≥ 0: the gain in the objective per e-fold of its limit.
+      kkt_residual: Largest of: projected gradient of the Lagrangian, violation of a constraint,
         multiplier times slack.
-      feasible: whether every constraint holds, to 1e-6 of its limit.
-      violation: largest of ln(m/limit), 0 where every constraint holds.
-      starts_agreeing: share of starts whose end is as good.
-      at_lower: of each variable, whether it rests on its bound.
-      at_upper: of each variable, whether it rests on its bound.
-      status: how the solver ended, a `SolverStatus`; see `optimise.Minimum`.
-      path: values of the variables at every step of the best start.
+      feasible: Whether every constraint holds, to 1e-6 of its limit.
+      violation: Largest ln(m/limit); 0 where every constraint holds.
+      starts_agreeing: Share of starts with as good an end.
+      at_lower: Whether each variable rests on its lower bound.
+      at_upper: Whether each variable rests on its upper bound.
+      status: How the solver ended, a `SolverStatus`; see `optimise.Minimum`.
+      path: Values of the variables at every step of the best start.
     """
 
     design: Design
@@ -156,7 +152,7 @@ def variable(name: str, coordinate: Array) -> Array:
 
 
 def coordinates(program: Program, design: Design) -> Float[Array, " V"]:
-    """Of a design's variables."""
+    """Coordinates of a design's variables."""
     return jnp.stack([coordinate(name, getattr(design, name)) for name in program.variables])
 
 
@@ -177,62 +173,51 @@ def objective_and_constraints(program: Program, inputs: ProgramInputs) -> Functi
 
     @jax.jit  # traced once, however often it is differentiated and mapped
     def evaluate(x: Array) -> tuple[Array, Array]:
-        given = outcome(inputs.serving, design_at(program, inputs, x))
-        logs = jnp.log(
-            jnp.stack([getattr(given, name) for name in (*program.objective, *program.constraints)])
-        )
-        count = len(program.objective)
-        return jnp.asarray(inputs.weights) @ logs[:count], logs[count:] - jnp.log(
-            jnp.asarray(inputs.limits)
-        )
+        result = outcome(inputs.serving, design_at(program, inputs, x))
+        names, count = (*program.objective, *program.constraints), len(program.objective)
+        logs = jnp.log(jnp.stack([getattr(result, name) for name in names]))
+        limits = jnp.log(jnp.asarray(inputs.limits))
+        return jnp.asarray(inputs.weights) @ logs[:count], logs[count:] - limits
 
     return evaluate
 
 
 def as_arrays(tree: _Tree) -> _Tree:
     """Every number as an array, so that one compilation serves plain numbers and arrays alike."""
-    kind = jnp.result_type(float)
-    return jax.tree.map(lambda v: v if isinstance(v, jax.Array) else np.asarray(v, kind), tree)
+    dtype = jnp.result_type(float)
+    return jax.tree.map(lambda v: v if isinstance(v, jax.Array) else np.asarray(v, dtype), tree)
 
 
 def check(program: Program, inputs: ProgramInputs) -> None:
-    """Raises `SdslError` for inputs that do not fit the program, as far as they are known (not under `jit` or `vmap`)."""
-    for name, given, wanted in (
+    """Raises `SdslError` for inputs that do not fit the program; only lengths are checked under
+    `jit` or `vmap`.
+    """
+    for what, values, names in (
         ("weights", inputs.weights, program.objective),
         ("limits", inputs.limits, program.constraints),
     ):
-        found = np.shape(given)[-1]
+        count = np.shape(values)[-1]
         require(
-            found == len(wanted),
-            f"there are {found} {name}; there must be one for each of: {', '.join(wanted)}.",
+            count == len(names),
+            f"there are {count} {what}; there must be one for each of: {', '.join(names)}.",
         )
-
-    def known(*values: object) -> bool:
-        return not any(isinstance(v, jax.core.Tracer) for v in values)
-
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(inputs)):
+        return
     for name in program.variables:
-        low, high = getattr(inputs.lower, name), getattr(inputs.upper, name)
-        least = 1.0 if name == "lookahead" else 0.0
-        if known(low, high):
-            inside = (
-                (np.asarray(low) >= least)
-                & (np.asarray(low) > 0)
-                & (np.asarray(low) <= np.asarray(high))
-            )
-            allowed = "at least 1" if least else "positive"
-            require(
-                np.all(inside),
-                f"{name} is bounded by {low} and {high}; bounds must be {allowed} and in order.",
-            )
-    if known(inputs.limits):
+        low, high = (np.asarray(getattr(ends, name)) for ends in (inputs.lower, inputs.upper))
+        least, allowed = (1.0, "at least 1") if name == "lookahead" else (0.0, "positive")
         require(
-            np.all(np.asarray(inputs.limits) > 0),
-            f"limits are {inputs.limits}; each must be positive.",
+            bool(np.all((low >= least) & (low > 0) & (low <= high))),
+            f"{name} is bounded by {low} and {high}; bounds must be {allowed} and in order.",
         )
+    require(
+        bool(np.all(np.asarray(inputs.limits) > 0)),
+        f"limits are {inputs.limits}; each must be positive.",
+    )
     price = inputs.serving.hardware.price_per_hour
-    if _PRICED & {*program.objective, *program.constraints} and known(price):
+    if _PRICED & {*program.objective, *program.constraints}:
         require(
-            np.all(np.asarray(price) > 0),
+            bool(np.all(np.asarray(price) > 0)),
             f"the price of a device is {price}; it must be positive to compare costs.",
         )
 
@@ -243,19 +228,17 @@ def solve(
     starts: Float[Array | np.ndarray, "S V"],
     learning_rate: Array | float,
 ) -> Solved:
-    """The best of many starts; jitted, and to be `vmap`ped over inputs for sweeps.
-
-    The solver descends the coordinates ln x, and ln(1 + γ) for the lookahead: see
+    """The best of many starts, which descend ln x, and ln(1 + γ) for the lookahead; see
     `optimise.minimise`.
 
     Args:
-      program: static; one compilation serves all inputs.
-      inputs: what changes from problem to problem.
-      starts: points of the unit cube, as of `spread_starts`.
-      learning_rate: initial step size, in e-folds of the variables.
+      program: Static; one compilation serves all inputs.
+      inputs: What changes from problem to problem.
+      starts: Points of the unit cube, as of `spread_starts`.
+      learning_rate: Initial step size, in e-folds of the variables.
 
     Raises:
-      SdslError: inputs or starts do not fit the program, as far as they are known.
+      SdslError: Inputs or starts do not fit the program.
     """
     check(program, inputs)
     width = np.shape(starts)[-1]
@@ -295,7 +278,7 @@ def _solve(program: Program, inputs: ProgramInputs, starts: Array, learning_rate
 
 @functools.partial(jax.jit, static_argnames="program")
 def _sweep(program: Program, inputs: ProgramInputs, starts: Array, learning_rate: Array) -> Solved:
-    return jax.vmap(lambda one: solve(program, one, starts, learning_rate))(inputs)
+    return jax.vmap(lambda one: _solve(program, one, starts, learning_rate))(inputs)
 
 
 def sweep(
