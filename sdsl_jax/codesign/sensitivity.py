@@ -33,11 +33,12 @@ class DesignSensitivities(NamedTuple):
     there are free variables.
 
     Attributes:
-      variables: by the name of the variable, in the shape of what judges a design.
-      objective: in the same shape; of Σ w·ln m, so that it is an elasticity of the metric where
-        there is one of weight 1.
-      variables_fixed: as `variables`, for what was held fixed of the design; 0 for variables.
-      objective_fixed: as `objective`, for what was held fixed of the design.
+      variables: Elasticities of each variable, by its name, in the shape of what judges a design.
+      objective: Slopes of Σ w·ln m, in the same shape: elasticities of the metric where there is
+        one of weight 1.
+      variables_fixed: As `variables`, with respect to the fixed fields of the design; 0 for
+        variables.
+      objective_fixed: As `objective`, with respect to the fixed fields of the design.
     """
 
     variables: dict[str, Serving]
@@ -56,31 +57,28 @@ def _elasticities(slopes: _Tree, at: _Tree) -> _Tree:
 
 
 def sensitivities(program: Program, inputs: ProgramInputs, solved: Solved) -> DesignSensitivities:
-    """Elasticities of the optimum, with what is held at bounds and which constraints bind
-    unchanged.
+    """Elasticities of the optimum, while the same bounds and constraints bind.
 
     With F the `field` of the conditions, A its slopes in z = (x, λ) (the identity in components
     that are held) and θ a number, A·dz/dθ = −∂F/∂θ in the free components. The objective's are
     ∂L/∂θ at fixed z (envelope theorem).
 
     Args:
-      program: that was solved.
-      inputs: that it was solved for.
-      solved: its optimum; feasible.
+      program: The program that was solved.
+      inputs: What it was solved for.
+      solved: Its optimum, which must be feasible.
     """
     inputs = as_arrays(inputs)
     variables, objective = _sensitivities(program, inputs, solved.design, solved.multipliers)
-    kind = jax.tree.structure((inputs.serving, inputs.fixed))
-    moved = {
-        name: jax.tree.unflatten(kind, list(row))
-        for name, row in zip(program.variables, variables, strict=True)
-    }
-    gained = jax.tree.unflatten(kind, list(objective))
+    structure = jax.tree.structure((inputs.serving, inputs.fixed))
+    by_serving, by_fixed = zip(
+        *(jax.tree.unflatten(structure, list(row)) for row in (*variables, objective))
+    )
     return DesignSensitivities(
-        variables={name: by_serving for name, (by_serving, _) in moved.items()},
-        objective=gained[0],
-        variables_fixed={name: by_fixed for name, (_, by_fixed) in moved.items()},
-        objective_fixed=gained[1],
+        variables=dict(zip(program.variables, by_serving)),
+        objective=by_serving[-1],
+        variables_fixed=dict(zip(program.variables, by_fixed)),
+        objective_fixed=by_fixed[-1],
     )
 
 
@@ -88,29 +86,30 @@ def sensitivities(program: Program, inputs: ProgramInputs, solved: Solved) -> De
 def _sensitivities(
     program: Program, inputs: ProgramInputs, design: Design, multipliers: Array
 ) -> tuple[Array, Array]:
-    """Elasticities of the variables, [V, P], and of the objective, [P], by all P numbers in the
-    order of their tree.
+    """Elasticities of the variables, [V, P], and of the objective, [P], with respect to all P
+    numbers in the order of their tree.
 
-    One vector holds z and the numbers, so that one forward pass over it gives every slope: a
-    program for vectors compiles in a fraction of the time of one with as many scalars.
+    One vector holds z and the numbers, so that one forward pass gives every slope: a program for
+    vectors compiles in a fraction of the time of one with as many scalars.
     """
-    leaves, kind = jax.tree.flatten((inputs.serving, inputs.fixed))
+    leaves, structure = jax.tree.flatten((inputs.serving, inputs.fixed))
     point = Point(coordinates(program, design), multipliers)
     size, held = len(point.x), len(point.x) + len(multipliers)
     values = jnp.stack(leaves)
 
     def at(both: Array) -> tuple[tuple[Array, Array, Array], Array]:
-        serving, fixed = jax.tree.unflatten(kind, list(both[held:]))
+        serving, fixed = jax.tree.unflatten(structure, list(both[held:]))
         here = Point(both[:size], both[size:held])
-        found, (f, g) = field(
-            objective_and_constraints(program, inputs._replace(serving=serving, fixed=fixed)), here
+        functions = objective_and_constraints(
+            program, inputs._replace(serving=serving, fixed=fixed)
         )
-        return (found, f, g), found
+        residual, (f, g) = field(functions, here)
+        return (residual, f, g), residual
 
-    (slopes, f_slopes, g_slopes), found = jax.jacfwd(at, has_aux=True)(
+    (slopes, f_slopes, g_slopes), residual = jax.jacfwd(at, has_aux=True)(
         jnp.concatenate([*point, values])
     )
-    free = free_components(box(program, inputs), point, found)
+    free = free_components(box(program, inputs), point, residual)
     moved = jnp.linalg.solve(
         free_rows(free, slopes[:, :held]), jnp.where(free[:, None], -slopes[:, held:], 0.0)
     )
@@ -127,17 +126,17 @@ def _sensitivities(
 
 
 def of_stated_sizes(
-    program: Program, inputs: ProgramInputs, solved: Solved, found: DesignSensitivities
+    program: Program, inputs: ProgramInputs, solved: Solved, own: DesignSensitivities
 ) -> DesignSensitivities:
-    """The same sensitivities, with those of sizes in the parameter count of the loss law instead of
-    outside embeddings.
+    """The same sensitivities, with sizes in the parameter count of the loss law instead of
+    non-embedding parameters.
 
     With T the count of a model of size N and aspect ratio r, d ln T = ∂ln T/∂ln N·d ln N + ∂ln
     T/∂ln r·d ln r + direct terms, such as that of the vocabulary. A size on a bound stays there:
     bounds are of the stated size.
     """
-    given = (as_arrays(inputs.serving), as_arrays(solved.design))
-    variables, fixed = dict(found.variables), dict(found.variables_fixed)
+    arguments = (as_arrays(inputs.serving), as_arrays(solved.design))
+    variables, fixed = dict(own.variables), dict(own.variables_fixed)
     for i, role in enumerate(("draft", "target")):
         name = f"{role}_params"
         if name not in program.variables:
@@ -146,15 +145,15 @@ def of_stated_sizes(
         if bool(solved.at_lower[at] | solved.at_upper[at]):
             continue
 
-        def size(given: tuple[Serving, Design], i: int = i) -> Array:
-            return jnp.log(counted(shapes(*given)[i], given[0].loss_law))
+        def size(arguments: tuple[Serving, Design], i: int = i) -> Array:
+            return jnp.log(counted(shapes(*arguments)[i], arguments[0].loss_law))
 
-        direct, by_design = _elasticities(jax.grad(size)(given), given)
+        direct, by_design = _elasticities(jax.grad(size)(arguments), arguments)
         # What is fixed of the design moves the size by itself; what is not, as the optimum moves.
         held = by_design._replace(**dict.fromkeys(program.variables, jnp.zeros(())))
         for tables, before, total in (
-            (variables, found.variables, direct),
-            (fixed, found.variables_fixed, held),
+            (variables, own.variables, direct),
+            (fixed, own.variables_fixed, held),
         ):
             for other in program.variables:
                 slope = getattr(by_design, other)
@@ -162,4 +161,4 @@ def of_stated_sizes(
                     lambda t, moved, slope=slope: t + slope * moved, total, before[other]
                 )
             tables[name] = total
-    return found._replace(variables=variables, variables_fixed=fixed)
+    return own._replace(variables=variables, variables_fixed=fixed)
