@@ -9,10 +9,13 @@ import pandas as pd
 
 from paper_figures.common import FAMILY_TOKENS, Claim, optima
 from sdsl_jax.counts import short_count
-from sdsl_jax.report.style import COLOURS, figure, label_sizes
+from sdsl_jax.report.style import dashed, figure, label_sizes, legend_beside
 
 TITLE = "N*/M over M, for several D"
-CAPTION = "N*/M falls with M and hardly depends on D: curves for the families' token counts, D′ = 3e12. Right: each curve over their mean."
+CAPTION = (
+    "N*/M falls with M and hardly depends on D: curves for the families' token counts, D′ = 3e12. Right: each curve over their mean; "
+    "those of 12T, 15T and 18T tokens lie within 0.4% of each other."
+)
 TARGET_TOKENS = 3e12
 
 
@@ -34,15 +37,13 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
     """Curves, and their ratio to the mean."""
     mean = table.groupby("target_params").ratio.mean()
     with figure(folder, name, 1, 2, (10.5, 3.9)) as (_, axes):
-        for i, (tokens, rows) in enumerate(table.groupby("draft_tokens")):
-            label = f"D = {short_count(tokens)}"
-            axes[0, 0].plot(rows.target_params, 1e3 * rows.ratio, color=COLOURS[i], label=label)
-            axes[0, 1].plot(
-                rows.target_params,
-                rows.ratio.to_numpy() / mean.to_numpy(),
-                color=COLOURS[i],
-                label=label,
-            )
+        curves = dict(iter(table.groupby("draft_tokens")))
+        for i, (tokens, style) in enumerate(dashed(curves)):
+            rows = curves[tokens]
+            # Later lines are thinner, so that those of nearly equal values show through.
+            style |= {"lw": 3.4 - 0.5 * i, "label": f"D = {short_count(tokens)}"}
+            axes[0, 0].plot(rows.target_params, 1e3 * rows.ratio, **style)
+            axes[0, 1].plot(rows.target_params, rows.ratio.to_numpy() / mean.to_numpy(), **style)
         for axis in axes[0]:
             axis.set_xscale("log")
             label_sizes(axis.xaxis, "target size M (total parameters)")
@@ -50,7 +51,7 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
         axes[0, 1].set(
             ylabel="ratio to the mean over D", title="… and hardly depends on D", ylim=(0.9, 1.15)
         )
-        axes[0, 1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        legend_beside(axes[0, 1])
 
 
 def claims(table: pd.DataFrame) -> list[Claim]:

@@ -9,7 +9,7 @@ import pandas as pd
 import scipy.stats
 
 from paper_figures.common import DRAFT_TOKENS, Claim, optima
-from sdsl_jax.report.style import COLOURS, figure
+from sdsl_jax.report.style import figure, legend_beside, series
 
 TITLE = "The latency table re-examined"
 CAPTION = (
@@ -52,9 +52,9 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
             (axes[0, 0], "distance", "|N − N*| / M", "Against the distance from N*"),
             (axes[0, 1], "layers", "layers of the draft", "Against depth"),
         ):
-            for i, row in enumerate(table.itertuples()):
+            for row, style in series(table.itertuples()):
                 at = (getattr(row, column), 1e3 * row.tpot_seconds)
-                axis.plot(*at, "o", ms=8, color=COLOURS[i], label=row.draft)
+                axis.plot(*at, ls="", ms=8, label=row.draft, **style)
                 place = (0, -17) if row.draft == "OPT-1.3B" else (0, 9)
                 axis.annotate(
                     f"{at[1]:.1f}",
@@ -68,7 +68,7 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
             axis.set(
                 yscale="log", xlabel=label, ylabel="time per output token (ms, paper)", title=title
             )
-        axes[0, 1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        legend_beside(axes[0, 1])
 
 
 def claims(table: pd.DataFrame) -> list[Claim]:

@@ -19,7 +19,7 @@ from paper_figures.common import (
     optima,
 )
 from sdsl_jax.counts import short_count
-from sdsl_jax.report.style import COLOURS, figure, label_sizes
+from sdsl_jax.report.style import COLOURS, MARKERS, figure, label_sizes
 from sdsl_jax.theory import linear_law
 
 TITLE = "N* against M: a line and a power law"
@@ -83,16 +83,9 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
     with figure(folder, name, 1, 2, (11.0, 4.2)) as (_, axes):
         left, right = axes[0]
         for i, (tokens, rows) in enumerate(pool.groupby("draft_tokens")):
-            grey = f"{0.15 + 0.15 * i:.2f}"
-            label = f"D = {short_count(tokens)}"
-            left.plot(
-                rows.target_params / 1e9,
-                rows.draft_params / 1e6,
-                "o",
-                ms=4,
-                color=grey,
-                label=label,
-            )
+            style = {"color": f"{0.15 + 0.15 * i:.2f}", "marker": MARKERS[i]}
+            x, y = rows.target_params / 1e9, rows.draft_params / 1e6
+            left.plot(x, y, ls="", ms=4, label=f"D = {short_count(tokens)}", **style)
         m = np.linspace(10e9, 115e9, 100)
         x = pool.target_params.to_numpy()
         sigma = np.sqrt(np.square(pool.draft_params - mu * x - m0).sum() / (len(x) - 2))

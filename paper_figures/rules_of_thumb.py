@@ -10,17 +10,18 @@ import pandas as pd
 
 from paper_figures.common import DRAFT_TOKENS, SIZES, TARGET_TOKENS, TARGETS, Claim, optima
 from paper_figures.linear_law import M0, MU
-from sdsl_jax.report.style import COLOURS, figure
+from sdsl_jax.report.style import figure, legend_beside, series
 from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, Scenario, optimal_lookahead, speedup
 
 TITLE = "The price of rules of thumb"
 CAPTION = (
     "Speed-up lost at each target, against N* at its best whole lookahead: by a draft 200 times smaller and by the paper's "
-    "line, each at its own best whole lookahead, and by γ = 4, with the draft that is best for it and with N*."
+    f"line N = μM + M₀ (μ = {MU:.3g} and M₀ = {M0 / 1e6:.1f}M parameters), each at its own best whole lookahead, and by γ = 4, "
+    "with the draft that is best for it and with N*."
 )
 RULES = {
     "lost_200x_pct": "N = M/200",
-    "lost_line_pct": "N = μM + M₀",
+    "lost_line_pct": "N = μM + M₀, the paper's line",
     "lost_gamma4_best_draft_pct": "γ = 4, best N for it",
     "lost_gamma4_pct": "γ = 4 at N*",
 }
@@ -60,11 +61,11 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
     """A row of losses for each target."""
     with figure(folder, name, 1, 1, (8.0, 4.4)) as (_, axes):
         axis, y = axes[0, 0], np.arange(len(table))[::-1]
-        for i, (column, label) in enumerate(RULES.items()):
-            axis.plot(table[column], y, "osDv"[i], color=COLOURS[i], label=label)
+        for column, style in series(RULES):
+            axis.plot(table[column], y, ls="", label=RULES[column], **style)
         axis.set_yticks(y, table.target)
         axis.set(xlabel="speed-up lost (%)", title="What each rule loses", xlim=(-0.4, None))
-        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        legend_beside(axis)
 
 
 def claims(table: pd.DataFrame) -> list[Claim]:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from paper_figures.common import DRAFT_TOKENS, TARGETS, Claim, optima
 from sdsl_jax.counts import short_count
-from sdsl_jax.report.style import COLOURS, figure, label_sizes
+from sdsl_jax.report.style import dashed, figure, label_sizes, legend_beside
 from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, Scenario, optimal_lookahead
 
 TITLE = "Throughput against draft size"
@@ -50,7 +50,7 @@ def compute() -> pd.DataFrame:
 def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
     """S and γ* against N."""
     with figure(folder, name, 1, 2, (10.5, 4.0)) as (_, axes):
-        for i, target in enumerate(t for t in TARGETS if t.name in SHOWN):
+        for target, style in dashed(t for t in TARGETS if t.name in SHOWN):
             rows = table[table.target == target.name]
             best = optima(target.params, DRAFT_TOKENS, target.tokens)
             label = f"{target.name}: N* = {short_count(float(best.params))}"
@@ -58,8 +58,8 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
                 (axes[0, 0], "speedup", best.speedup),
                 (axes[0, 1], "lookahead", best.lookahead),
             ):
-                axis.plot(rows.draft_params, rows[column], color=COLOURS[i], label=label)
-                axis.plot(best.params, value, "o", color=COLOURS[i])
+                axis.plot(rows.draft_params, rows[column], label=label, **style)
+                axis.plot(best.params, value, "o", color=style["color"])
         for axis, label, title in (
             (axes[0, 0], "speed-up S at the best lookahead", "A flat maximum over draft size"),
             (axes[0, 1], "best lookahead γ* (drafts per round)", "The best lookahead of each size"),
@@ -67,7 +67,7 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
             axis.set_xscale("log")
             label_sizes(axis.xaxis, "draft size N (total parameters)", subs=(1.0,))
             axis.set(ylabel=label, title=title)
-        axes[0, 1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        legend_beside(axes[0, 1])
 
 
 def claims(table: pd.DataFrame) -> list[Claim]:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from paper_figures.common import DRAFT_TOKENS, Claim, optima
 from sdsl_jax.counts import short_count
-from sdsl_jax.report.style import COLOURS, figure, label_sizes
+from sdsl_jax.report.style import dashed, figure, label_sizes, legend_beside
 
 TITLE = "Dependence on log D and log D′"
 CAPTION = (
@@ -56,14 +56,14 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
             (axes[0, 0], "draft_tokens", "draft tokens D", "Better-trained drafts may be smaller"),
             (axes[0, 1], "target_tokens", "target tokens D′", "The target's tokens hardly matter"),
         ):
-            for i, size in enumerate(SIZES):
+            for size, style in dashed(SIZES):
                 rows = table[(table.variable == variable) & (table.target_params == size)]
                 change = 100 * (rows.draft_params / rows.draft_params.iloc[0] - 1)
-                axis.plot(rows.tokens, change, color=COLOURS[i], label=f"M = {short_count(size)}")
+                axis.plot(rows.tokens, change, label=f"M = {short_count(size)}", **style)
             axis.set_xscale("log")
             label_sizes(axis.xaxis, label)
             axis.set(ylabel="change of N* (%)", title=title)
-        axes[0, 1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        legend_beside(axes[0, 1])
 
 
 def claims(table: pd.DataFrame) -> list[Claim]:

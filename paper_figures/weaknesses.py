@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from paper_figures.common import DRAFT_TOKENS, TARGETS, Claim, optima
-from sdsl_jax.report.style import COLOURS, figure
+from sdsl_jax.report.style import COLOURS, figure, legend_beside, series
 from sdsl_jax.theory import (
     BESIROGLU,
     PAPER_PLANE,
@@ -28,6 +28,11 @@ CAPTION = (
 OVERHEADS = (0.0, 0.01, 0.05, 0.1)
 CURVE = tuple(sorted({*OVERHEADS, *np.linspace(0, 0.15, 31).round(4).tolist()}))
 LOOKAHEADS = tuple(range(1, 13))
+ERRORS = {
+    "error_over_rounds": "Beta(6, 3) over rounds",
+    "error_over_prompts": "Beta(6, 3) over prompts",
+    "error_persistent": "a chain with persistence 0.3",
+}
 # α's residual standard deviation per pair, √MSE of the paper's plane.
 SCATTER = 0.00128**0.5
 
@@ -83,22 +88,16 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
             ylabel="optimal draft N* (millions)",
             title="Overhead favours larger drafts",
         )
-        for i, (what, label) in enumerate(
-            (
-                ("error_over_rounds", "Beta(6, 3) over rounds"),
-                ("error_over_prompts", "Beta(6, 3) over prompts"),
-                ("error_persistent", "chain with persistence .3"),
-            )
-        ):
+        for what, style in series(ERRORS):
             rows = table[table["what"] == what]
-            right.plot(rows["at"], 100 * rows["value"], "o-", ms=3.5, color=COLOURS[i], label=label)
+            right.plot(rows["at"], 100 * rows["value"], ms=3.5, label=ERRORS[what], **style)
         right.axhline(0, color="0.4", lw=0.8)
         right.set(
             xlabel="lookahead γ",
             ylabel="error of the geometric τ (%)",
             title="What i.i.d. acceptance gets wrong",
         )
-        right.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        legend_beside(right)
 
 
 def claims(table: pd.DataFrame) -> list[Claim]:
@@ -113,11 +112,7 @@ def claims(table: pd.DataFrame) -> list[Claim]:
         )
         for c in OVERHEADS
     ]
-    for what, label in (
-        ("error_over_rounds", "Beta(6, 3) over rounds"),
-        ("error_over_prompts", "Beta(6, 3) over prompts"),
-        ("error_persistent", "a chain with persistence .3"),
-    ):
+    for what, label in ERRORS.items():
         made.append(
             Claim(
                 f"error of the geometric τ at γ = 5 (%), {label}", None, 100 * value[what, 5], ".1f"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdsl_jax.config import StudyConfig, from_dict
-from sdsl_jax.evidence import Inputs
+from sdsl_jax.evidence import StudyRecords
 from sdsl_jax.records import (
     AcceptanceRecord,
     ExpectedRecord,
@@ -53,10 +53,12 @@ def exact(draft: str, target: str, alpha: float, **changed) -> AcceptanceRecord:
     return AcceptanceRecord(draft, target, alpha=alpha, **(known | half | changed))
 
 
-def inputs(**tables) -> Inputs:
-    empty = {name: [] for name in ("models", "acceptance", "survival", "expected", "conditions")}
-    empty |= {"other_models": [], "losses": [], "fits": {}, "codesign": [], "self_checks": {}}
-    return Inputs(**({"config": config()} | empty | tables))
+def records(**tables) -> StudyRecords:
+    """Records that hold some tables and no others."""
+    lists = ("models", "acceptance", "survival", "expected", "latency", "conditions")
+    lists += ("other_models", "losses", "runs", "timed_models", "clock", "codesign", "landscapes")
+    empty = {name: [] for name in lists} | dict.fromkeys(("predictions", "hardware"))
+    return StudyRecords(".", **({"config": config(), "self_checks": {}} | empty | tables))
 
 
 def chain(
@@ -121,7 +123,7 @@ def chain_study(
                 draft.model_id, "target", 1, 1.0, BASE, 1, tables["expected"][-12].accepted_per_test
             )
         )
-    return inputs(**tables)
+    return records(**tables)
 
 
 def law_study(
@@ -182,4 +184,4 @@ def law_study(
         "losses": losses,
         "other_models": others,
     }
-    return inputs(models=[*drafts, *targets], **tables)
+    return records(models=[*drafts, *targets], **tables)

@@ -10,12 +10,12 @@ from sdsl_jax.cli.arguments import split_overrides
 from sdsl_jax.codesign.predict import Target, predict
 from sdsl_jax.config import load_study, to_toml
 from sdsl_jax.errors import SdslError
+from sdsl_jax.evidence import StudyRecords, holdout
 from sdsl_jax.fitting.law_files import acceptance_law, loss_law
 from sdsl_jax.progress import Silent
 from sdsl_jax.records import read_json, read_table
 from sdsl_jax.report.figures import CAPTIONS
-from sdsl_jax.report.style import colours
-from sdsl_jax.study import STAGES, run_study, summary
+from sdsl_jax.study import STAGES, run_study
 
 
 class Notes(Silent):
@@ -116,7 +116,7 @@ def test_gradient_and_reference_agree_in_the_records(tiny_study):
         assert entry["speedup"] == pytest.approx(
             tau / (gamma * entry["cost"] + entry["verify_cost"]), rel=1e-9
         )
-    assert len(summary(tiny_study)) == 2
+    assert len(StudyRecords(tiny_study).optima) == 2
 
 
 @pytest.mark.slow
@@ -168,7 +168,7 @@ def test_fits_and_figures_need_no_weights(tiny_study, tmp_path):
     folder = shutil.copytree(tiny_study, tmp_path / "copy")
     shutil.rmtree(folder / "checkpoints")
     shutil.rmtree(folder / "figures")
-    for stage in STAGES[2:]:
+    for stage in list(STAGES)[2:]:
         run_study(tiny(fit={"acceptance_huber_delta": 0.021}), folder, only=stage)
     assert (folder / "figures" / "speedup.png").exists()
     assert read_table(folder / "records", "clock") == []
@@ -334,16 +334,9 @@ def test_results_plug_into_predictions(tiny_study):
     assert any("extrapolates the loss law for the target" in w for w in far.warnings)
 
 
-@pytest.mark.parametrize("count", [1, 7, 8, 20])
-def test_no_two_colours_of_a_figure_are_alike(count):
-    assert len({*colours(count)}) == count
-
-
 @pytest.mark.release
 def test_predictions_come_before_what_they_are_about(tmp_path, monkeypatch):
     """Nothing of a held-out model exists when its predictions are made; then all is trained once, and judged."""
-    from sdsl_jax import evidence
-
     ladder = {
         "draft_params": [600, 900, 1200, 2500],
         "target_params": [4_000, 8_000],
@@ -355,13 +348,13 @@ def test_predictions_come_before_what_they_are_about(tmp_path, monkeypatch):
         measure={"decode": "largest"},
     )
     seen, there = Notes(), []
-    forecast = evidence.forecast
+    forecast = holdout.forecast
 
     def watched(*arguments):
         there.append(sorted(path.name for path in (tmp_path / "checkpoints").iterdir()))
         return forecast(*arguments)
 
-    monkeypatch.setattr(evidence, "forecast", watched)
+    monkeypatch.setattr(holdout, "forecast", watched)
     run_study(config, tmp_path, progress=seen)
     assert len(there) == 1
     assert len(there[0]) == 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
@@ -14,28 +14,16 @@ from sdsl_jax.cli.terminal import Terminal, standard_console
 from sdsl_jax.counts import short_count
 
 if TYPE_CHECKING:
-    from sdsl_jax.study import SummaryRow
-
-_Stage = Literal[
-    "train",
-    "measure",
-    "conditions",
-    "fit",
-    "codesign",
-    "calibrate",
-    "clock",
-    "evidence",
-    "figures",
-    "report",
-]
-_STAGE = tyro.conf.arg(metavar="STAGE")
+    from sdsl_jax.evidence import OptimumRow
+    from sdsl_jax.evidence.clock import Clock
+    from sdsl_jax.evidence.holdout import Holdout
 
 
 def study(
     file: Annotated[Path, tyro.conf.arg(metavar="FILE.toml")],
     /,
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
-    only: Annotated[_Stage | None, _STAGE] = None,
+    only: Annotated[str | None, tyro.conf.arg(metavar="STAGE")] = None,
     force: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     overrides: Overrides = (),
 ) -> None:
@@ -53,7 +41,7 @@ def study(
         force: run stages even if nothing they depend on has changed.
     """
     from sdsl_jax.config import load_study
-    from sdsl_jax.study import run_study, summary
+    from sdsl_jax.study import run_study
 
     config = load_study(file, overrides)
     if config.clock.lookaheads:
@@ -66,33 +54,46 @@ def study(
     console = standard_console()
     progress = Terminal(console)
     try:
-        run_study(config, folder, only=only, force=force, progress=progress)
+        records = run_study(config, folder, only=only, force=force, progress=progress)
     finally:
         progress.close()
     if only is None:
-        _print_summary(console, summary(folder), folder)
-        _print_holdout(console, folder)
-        _print_clock(console, folder)
+        _print_optima(console, records.optima)
+        _say(console, f"report: {folder / 'report.html'}")
+        evidence = records.evidence
+        if evidence and evidence.holdout:
+            _print_holdout(console, evidence.holdout)
+        if evidence and evidence.clock:
+            _print_clock(console, evidence.clock)
 
 
-def _print_summary(console: Console, rows: list[SummaryRow], folder: Path) -> None:
-    def column(row: SummaryRow) -> list[str]:
-        pays = row.speculate
-        fails = "does not pay" if row.speedup is not None else "no finite optimum"
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _table(title: str, *headings: str) -> Table:
+    """A table whose first column holds words and the others numbers."""
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="right" if table.columns else "left")
+    return table
+
+
+def _print_optima(console: Console, rows: list[OptimumRow]) -> None:
+    def column(row: OptimumRow) -> list[str]:
+        e, reference, nearest = row.entry, row.entry.reference, row.entry.nearest_trained
+        low, high = e.indifference_1pct
+        fails = "no finite optimum" if e.speedup is None else "does not pay"
         return [
-            short_count(row.draft_params),
-            f"{short_count(row.indifference[0])} – {short_count(row.indifference[1])}"
-            if row.indifference
-            else "–",
-            f"{row.lookahead:.2f}" if pays else "0",
-            f"{row.speedup:.2f}×" if pays else fails,
-            short_count(row.reference_params),
-            f"{row.reference_lookahead:.2f}" if pays else "0",
-            row.nearest_draft or "–",
-            f"{row.nearest_speedup:.2f}× (γ = {row.nearest_lookahead})"
-            if row.nearest_speedup
-            else "–",
-            f"{row.clock_speedup:.2f}× (γ = {row.clock_lookahead})" if row.clock_speedup else "–",
+            short_count(e.draft_params),
+            "–" if low is None else f"{short_count(low)} – {short_count(high)}",
+            f"{e.lookahead:.2f}" if e.speculate else "0",
+            f"{e.speedup:.2f}×" if e.speculate else fails,
+            short_count(reference.draft_params),
+            f"{reference.lookahead:.2f}" if e.speculate else "0",
+            nearest.draft_id if nearest else "–",
+            f"{nearest.speedup:.2f}× (γ = {nearest.lookahead})" if nearest else "–",
+            f"{row.clock.speedup:.2f}× (γ = {row.clock.lookahead})" if row.clock else "–",
         ]
 
     labels = [
@@ -107,93 +108,73 @@ def _print_summary(console: Console, rows: list[SummaryRow], folder: Path) -> No
         "its speed-up by clock",
     ]
     table = Table(
-        title=f"Throughput-optimal drafts, acceptance law: {rows[0].acceptance_law}",
+        title=f"Throughput-optimal drafts, acceptance law: {rows[0].entry.acceptance_law}",
         title_justify="left",
     )
     table.add_column("target\ncosts", no_wrap=True)
     for row in rows:
-        table.add_column(f"{row.target}\n{row.cost_model}", justify="right", overflow="fold")
+        heading = f"{row.entry.target_id}\n{row.entry.cost_model}"
+        table.add_column(heading, justify="right", overflow="fold")
     for cells in zip(labels, *map(column, rows)):
         table.add_row(*cells)
     console.print(table)
-    console.print(
+    _say(
+        console,
         "N: non-embedding parameters. Costs: flops = ratio of FLOPs per token; measured = rounds on a device fitted to timings.\n"
         "Reference: the closed form of γ under flops, bracketed roots under measured.\n"
         "Measured speed-up: measured tokens per round in the costs of its column. By clock: tokens/s against plain decoding.",
-        highlight=False,
-        soft_wrap=True,
     )
-    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 
-def _print_holdout(console: Console, folder: Path) -> None:
-    """What was predicted before it was measured, if anything was."""
-    from sdsl_jax.records import read_json
-
-    held = read_json(folder / "records" / "evidence.json").get("holdout")
-    if not held:
-        return
-    table = Table(title="Predicted before it was measured", title_justify="left")
-    for heading in ("goal", "at most", "reached", ""):
-        table.add_column(heading, justify="left" if heading == "goal" else "right")
+def _print_holdout(console: Console, holdout: Holdout) -> None:
+    """What was predicted before it was measured."""
+    table = _table("Predicted before it was measured", "goal", "at most", "reached", "")
     names = {
         "largest_loss": "relative error of the largest size's losses",
         "alpha_mae": "mean absolute error of α, pairs not seen",
-        "regret": "share of the best measured speed-up forgone",
+        "regret": "share of the best measured speed-up lost",
     }
-    for key, goal in held["goals"].items():
-        table.add_row(
-            names[key],
-            f"{goal['goal']:g}",
-            f"{goal['reached']:.4f}",
-            "met" if goal["met"] else "missed",
-        )
+    for key, goal in holdout.goals.items():
+        answer = "met" if goal.met else "missed"
+        table.add_row(names[key], f"{goal.goal:g}", f"{goal.reached:.4f}", answer)
     console.print(table)
-    for sentence in held["why"]:
-        console.print(f"  {sentence}", highlight=False, markup=False, soft_wrap=True)
+    for sentence in holdout.why:
+        _say(console, f"  {sentence}")
 
 
-def _print_clock(console: Console, folder: Path) -> None:
-    """What was measured on the clock beside what was predicted, if anything was."""
-    from sdsl_jax.records import read_json
+def _print_clock(console: Console, clock: Clock) -> None:
+    """What was measured on the clock beside what was predicted."""
     from sdsl_jax.report.style import NAMES
 
-    timed = read_json(folder / "records" / "evidence.json").get("clock")
-    if not timed:
-        return
-    table = Table(title="On the clock: speed-ups over plain decoding", title_justify="left")
-    for heading in (
+    table = _table(
+        "On the clock: speed-ups over plain decoding",
         "target",
         "predicted choice",
         "S predicted",
         "S measured",
         "best measured",
         "S",
-        "forgone",
-    ):
-        table.add_column(heading, justify="left" if heading == "target" else "right")
-    for row in timed["targets"]:
-        chosen, best = row["chosen"], row["best"]
+        "lost",
+    )
+    for row in clock.targets:
+        chosen, best = row.chosen, row.best
         table.add_row(
-            row["target_id"],
-            f"{short_count(chosen['draft_params'])}, γ = {chosen['lookahead']}",
-            f"{chosen['predicted']:.2f}",
-            f"{chosen['speedup']:.2f}",
-            f"{short_count(best['draft_params'])}, γ = {best['lookahead']}",
-            f"{best['speedup']:.2f}",
-            f"{row['regret']['calibrated']:.1%}",
+            row.target_id,
+            f"{short_count(chosen.draft_params)}, γ = {chosen.lookahead}",
+            f"{chosen.predicted:.2f}",
+            f"{chosen.speedup:.2f}",
+            f"{short_count(best.draft_params)}, γ = {best.lookahead}",
+            f"{best.speedup:.2f}",
+            f"{row.regret['calibrated']:.1%}",
         )
     console.print(table)
-    error = timed["error"]
     rivals = ", ".join(
-        f"{NAMES[k]} {v:.1%}"
-        for k, v in timed["mean_regret"].items()
-        if k != "calibrated" and v is not None
+        f"{NAMES[k]} {v:.1%}" for k, v in clock.mean_regret.items() if k != "calibrated"
     )
-    console.print(
-        f"{error['n']} decoders: median error of predicted S {error['median_absolute']:.1%}, rank correlation "
-        f"{error['rank_correlation']:.3f}.\nForgone of the best measured S, mean over targets: "
-        f"{timed['mean_regret']['calibrated']:.1%}; by other choices: {rivals}.",
-        highlight=False,
-        soft_wrap=True,
-    )
+    if clock.error:
+        _say(
+            console,
+            f"{clock.error.n} decoders: median error of predicted S {clock.error.median_absolute:.1%}, rank correlation "
+            f"{clock.error.rank_correlation:.3f}.\nLost of the best measured S, mean over targets: "
+            f"{clock.mean_regret['calibrated']:.1%}; by other choices: {rivals}.",
+        )

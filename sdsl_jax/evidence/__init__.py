@@ -1,7 +1,7 @@
-"""What the records say for and against the laws: the numbers behind the report's section for sceptics."""
+"""What the records of a study say for and against the laws: the numbers behind the report's section for sceptics."""
 
-from sdsl_jax.evidence.forecast import forecast
-from sdsl_jax.evidence.inputs import Inputs
-from sdsl_jax.evidence.stage import gather
+from sdsl_jax.evidence.holdout import Predictions, forecast
+from sdsl_jax.evidence.stage import Evidence, gather
+from sdsl_jax.evidence.study_records import OptimumRow, StudyRecords
 
-__all__ = ["Inputs", "forecast", "gather"]
+__all__ = ["Evidence", "OptimumRow", "Predictions", "StudyRecords", "forecast", "gather"]

@@ -1,44 +1,60 @@
-"""What several questions share: means over drafts as clusters, tests, and how rows are found."""
+"""What several questions share: means over drafts as clusters, tests, and measured speed-ups."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import betainc
 from jaxtyping import Bool
 
-from sdsl_jax.records import AcceptanceRecord, ModelRecord
+from sdsl_jax.records import AcceptanceRecord, ExpectedRecord, ModelRecord
+from sdsl_jax.records.documents import described
 from sdsl_jax.statistics import ratio_interval, student_quantile
+from sdsl_jax.theory import speedup
 
 BY_DRAFTS = (
-    "t interval over drafts as clusters: all pairs of a draft, at all its budgets, move together"
+    "t intervals that treat drafts as clusters: all pairs of a draft, at all its budgets, move "
+    "together"
 )
 
 
-def trunk(model: ModelRecord) -> str:
-    """The training run that a model is a budget of; budgets of one run are no independent models."""
-    return f"{model.role}-{model.params_nonembedding}-s{model.seed}"
+@dataclass(frozen=True)
+class Estimate:
+    """An estimate with its interval; both ends are NaN where the interval is unknown."""
+
+    estimate: float = described("estimate")
+    low: float = described("lower end of its interval")
+    high: float = described("upper end of its interval")
+
+
+@dataclass(frozen=True)
+class Mean(Estimate):
+    """A mean over rows that belong to clusters."""
+
+    n: int = described("rows")
+    clusters: int = described("independent clusters of rows")
 
 
 def clustered_mean(
     values: Sequence[float] | np.ndarray, clusters: Sequence[str], confidence: float
-) -> dict[str, Any]:
-    """Mean with a t interval over clusters; NaN ends where there is only one."""
+) -> Mean:
+    """Mean with a t interval over clusters; its ends are NaN where there is only one cluster."""
     index = np.unique(np.asarray(clusters), return_inverse=True)[1]
-    found = ratio_interval(
+    ratio = ratio_interval(
         np.bincount(index, np.asarray(values, float)), np.bincount(index), confidence
     )
-    return {
-        "estimate": found.estimate,
-        "low": found.low,
-        "high": found.high,
-        "n": len(index),
-        "clusters": int(index.max()) + 1,
-    }
+    return Mean(*ratio, len(index), int(index.max()) + 1)
+
+
+def training_run(model: ModelRecord) -> str:
+    """The training run of a model. The token budgets of one run are no independent models."""
+    return f"{model.role}-{model.params_nonembedding}-s{model.seed}"
 
 
 def standard_error(low: float, high: float, confidence: float, clusters: int) -> float:
@@ -67,7 +83,7 @@ def holm(p_values: Sequence[float] | np.ndarray, level: float) -> Bool[np.ndarra
 
 
 def kolmogorov_p_value(distance: float, n: int) -> float:
-    """P-value of the Kolmogorov–Smirnov distance to a fully known distribution (Stephens, 1970)."""
+    """P-value of the Kolmogorov–Smirnov distance to a fully specified distribution (Stephens, 1970)."""
     root = math.sqrt(n)
     scaled = (root + 0.12 + 0.11 / root) * distance
     if scaled < 0.2:  # the series needs ever more terms, and the answer is 1 to many digits
@@ -81,3 +97,79 @@ def kolmogorov_p_value(distance: float, n: int) -> float:
 def by_pair(rows: Iterable[AcceptanceRecord]) -> dict[tuple[str, str], AcceptanceRecord]:
     """Rows by (draft, target); the last one wins."""
     return {(row.draft_id, row.target_id): row for row in rows}
+
+
+def point_and_draws(law: Any, draws: Any, count: int | None = None) -> Any:
+    """A law whose coefficients are arrays: the estimate first, then its first `count` draws."""
+    return jax.tree.map(
+        lambda x, many: jnp.concatenate([jnp.asarray([x]), jnp.asarray(many)[:count]]), law, draws
+    )
+
+
+class MeasuredSpeedups(NamedTuple):
+    """What every draft gives one target at every lookahead, in FLOPs: S = τ/(γ·d + 1), where d is
+    the ratio of FLOPs per token (2603.11053).
+
+    Attributes:
+      drafts: Candidate drafts.
+      cost: Cost d of a step of each draft, in target steps, [drafts].
+      lookaheads: Every γ at which τ is known.
+      speedup: S, [drafts, lookaheads].
+    """
+
+    drafts: list[ModelRecord]
+    cost: np.ndarray
+    lookaheads: np.ndarray
+    speedup: np.ndarray
+
+    @property
+    def best(self) -> float:
+        """The best S of any draft and lookahead; at least 1, since plain decoding is always possible."""
+        return max(1.0, float(self.speedup.max()))
+
+    def at(self, draft: int, lookahead: int) -> float:
+        """S of a draft at the measured lookahead nearest to the one given; 1 at 0, which is plain decoding."""
+        if lookahead < 1:
+            return 1.0
+        return float(self.speedup[draft, np.argmin(np.abs(self.lookaheads - lookahead))])
+
+    def choice(self, acceptance: np.ndarray) -> tuple[int, int]:
+        """The draft and lookahead that predicted acceptances ask for, by the geometric formula; lookahead 0 is plain decoding."""
+        alpha = np.clip(acceptance, 0.0, 1 - 1e-6)[:, None]
+        predicted = np.asarray(
+            speedup(alpha, self.lookaheads[None].astype(float), self.cost[:, None])
+        )
+        draft, column = np.unravel_index(np.argmax(predicted), predicted.shape)
+        return int(draft), int(self.lookaheads[column]) if predicted[draft, column] > 1 else 0
+
+    def regret(self, draft: int, lookahead: int) -> float:
+        """Share of the best measured S that a choice loses."""
+        return 1 - self.at(draft, lookahead) / self.best
+
+
+def measured_speedups(
+    drafts: list[ModelRecord], expected: list[ExpectedRecord], target: ModelRecord
+) -> MeasuredSpeedups | None:
+    """Speed-ups of all drafts that were measured with a target at common lookaheads; None if there
+    are none.
+
+    Args:
+      drafts: Candidate drafts.
+      expected: Expected tokens per round.
+      target: Target that they draft for.
+    """
+    tau: dict[str, dict[int, float]] = {}
+    for row in expected:
+        if row.target_id == target.model_id:
+            tau.setdefault(row.draft_id, {})[row.lookahead] = row.tokens_per_round
+    drafts = [m for m in drafts if m.model_id in tau and m.flops_per_token > 0]
+    if not drafts or not target.flops_per_token > 0:
+        return None
+    lookaheads = sorted(set.intersection(*(set(tau[m.model_id]) for m in drafts)))
+    if not lookaheads:
+        return None
+    cost = np.asarray([m.flops_per_token / target.flops_per_token for m in drafts])
+    values = np.asarray([[tau[m.model_id][g] for g in lookaheads] for m in drafts])
+    return MeasuredSpeedups(
+        drafts, cost, np.asarray(lookaheads), values / (np.asarray(lookaheads) * cost[:, None] + 1)
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -11,16 +12,18 @@ from jaxtyping import Float
 
 from sdsl_jax.evidence.common import (
     BY_DRAFTS,
+    Mean,
     by_pair,
     clustered_mean,
     holm,
     standard_error,
     student_p_value,
-    trunk,
+    training_run,
 )
-from sdsl_jax.evidence.inputs import Inputs
+from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.fitting import DependenceFit, fit_dependence
 from sdsl_jax.records import ExpectedRecord
+from sdsl_jax.records.documents import described, to_json
 from sdsl_jax.theory import tokens_per_round
 
 # γ = 1 knows the dependence of neighbours alone, γ = 4 that of runs; see `fitting.dependence` for
@@ -30,6 +33,121 @@ _LEVEL = 0.05
 # What a loss of speed-up must stay below for the geometric formula to count as good enough: 1%.
 _REGRET_MARGIN = 0.01
 _MODELS = ("geometric", "geometric_at_1", "geometric_fitted", "beta", "persistent")
+
+
+@dataclass(frozen=True)
+class PairChange:
+    """How α̂ changes from γ = 1 to the largest lookahead, for one pair."""
+
+    draft_id: str = described("the draft")
+    target_id: str = described("the target")
+    change: float = described("change of α̂")
+    z: float = described("the change in standard errors")
+    low: float = described("lower end of its interval")
+    high: float = described("upper end of its interval")
+    p: float = described("two-sided p-value of no change")
+    rejected: bool = described("whether no change is rejected, after Holm's correction")
+
+
+@dataclass(frozen=True)
+class Constancy:
+    """Whether α̂ is the same at every lookahead."""
+
+    lookahead: int = described("largest lookahead, at which α̂ is compared with that at γ = 1")
+    level: float = described("chance of any false rejection")
+    rejected: int = described("pairs in which no change is rejected")
+    n: int = described("pairs that were tested")
+    mean_change: Mean | None = described("change of α̂, mean over pairs")
+    pairs: list[PairChange] = described("pairs that were tested")
+    basis: str = described("how the numbers were computed")
+
+
+@dataclass(frozen=True)
+class LookaheadErrors:
+    """Errors of the models at one lookahead."""
+
+    lookahead: int = described("γ")
+    judged: bool = described("whether no model was fitted to it")
+    error: dict[str, Mean] = described("by model: τ of the model over measured τ, minus 1")
+    standard_error: float = described("relative standard error of τ, mean over pairs")
+
+
+@dataclass(frozen=True)
+class DependenceModel:
+    """A model of the tokens per round, judged at lookaheads that it was not fitted to."""
+
+    mean_error: Mean = described("relative error of τ, mean over lookaheads and pairs")
+    mean_absolute_error: Mean = described("absolute relative error of τ")
+    largest_absolute_error: float = described("largest of them")
+    more_than_geometric: Mean = described("absolute error minus that of the geometric formula")
+    lookahead_off_by: Mean = described("distance of its γ* from the measured one, tokens")
+    lookahead_exact: int = described("pairs in which its γ* is the measured one")
+    regret: Mean = described("share of the best measured S lost by acting on its γ*")
+    largest_regret: float = described("largest of them")
+    parameter: Mean | None = described("its free number, mean over pairs", default=None)
+    median_parameter: float | None = described(
+        "its free number, median over pairs; for the Beta distribution, whose concentration has no "
+        "mean where some pairs show no spread at all",
+        default=None,
+    )
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of the JSON object; a model without a free number has no parameter."""
+        return {k: to_json(v) for k, v in vars(self).items() if v is not None}
+
+
+@dataclass(frozen=True)
+class DependencePair:
+    """What the models say of one pair."""
+
+    draft_id: str = described("the draft")
+    target_id: str = described("the target")
+    alpha: float = described("exact α on the target's samples")
+    cost: float = described("FLOPs per token, draft over target")
+    persistence: float = described("ρ of the persistent chain")
+    concentration: float = described("concentration of the Beta distribution")
+    lookahead_measured: int = described("γ* by measured τ")
+    lookahead: dict[str, int] = described("γ* by model")
+    regret: dict[str, float] = described("share of the best measured S lost, by model")
+
+
+@dataclass(frozen=True)
+class SurvivalRatio:
+    """S_k of the live decoder over α^k."""
+
+    lookahead: int = described("γ")
+    position: int = described("k")
+    ratio: Mean = described("S_k/α^k, mean over pairs")
+
+
+@dataclass(frozen=True)
+class DependenceVerdict:
+    """Whether dependence matters."""
+
+    least_error: str = described("model of least mean absolute error")
+    better_than_geometric: bool = described("whether its advantage exceeds its interval")
+    geometric_good_enough: str = described("yes, no or undecided: for choosing γ")
+    margin: float = described("mean regret that is good enough")
+    basis: str = described("how the verdict was reached")
+
+
+@dataclass(frozen=True)
+class Dependence:
+    """Whether acceptance is independent from position to position, and whether it matters."""
+
+    constancy: Constancy = described("whether α̂ is the same at every lookahead")
+    fitted_lookaheads: list[int] = described("lookaheads that models were fitted to")
+    by_lookahead: list[LookaheadErrors] = described("errors by lookahead")
+    models: dict[str, DependenceModel] = described("models of the tokens per round, by name")
+    measured_lookahead_at_largest: int = described(
+        "pairs whose measured γ* is the largest lookahead"
+    )
+    pairs: list[DependencePair] = described("what the models say of each pair")
+    survival: list[SurvivalRatio] = described("survival at block starts, by lookahead and position")
+    verdict: DependenceVerdict = described("whether dependence matters")
+    n: int = described("pairs")
+    drafts: int = described("training runs of drafts")
+    basis: str = described("how the numbers were computed")
 
 
 class _Table(NamedTuple):
@@ -44,14 +162,14 @@ class _Table(NamedTuple):
     cost: Float[np.ndarray, " P"]
 
 
-def dependence(inputs: Inputs) -> dict[str, Any] | None:
+def dependence(records: StudyRecords) -> Dependence | None:
     """Constancy of α̂(γ), three models of dependence judged on lookaheads they were not fitted to,
     and what γ* costs.
 
     Returns None without expected rounds at γ = 1 and at two more lookaheads of any pair whose α on
     samples is known.
     """
-    table = _table(inputs)
+    table = _table(records)
     if table is None:
         return None
     fitted = _fitted(table.lookaheads)
@@ -60,77 +178,79 @@ def dependence(inputs: Inputs) -> dict[str, Any] | None:
     fits = fit_dependence(table.alpha, table.tau[:, columns], fitted, table.lookaheads)
     predicted = _predictions(table, fits)
     error = {name: tau / table.tau - 1 for name, tau in predicted.items()}
-    confidence = inputs.config.measure.confidence
+    confidence = records.config.measure.confidence
     best = {name: _best_lookahead(tau, table) for name, tau in predicted.items()}
     measured = _best_lookahead(table.tau, table)
     regret = {name: _regret(chosen, measured, table) for name, chosen in best.items()}
 
-    def mean(values: np.ndarray) -> dict[str, Any]:
+    def mean(values: np.ndarray) -> Mean:
         return clustered_mean(values, table.clusters, confidence)
 
-    models = {
-        name: {
-            "mean_error": mean(error[name][:, judged].mean(axis=1)),
-            "mean_absolute_error": mean(np.abs(error[name][:, judged]).mean(axis=1)),
-            "largest_absolute_error": float(np.abs(error[name][:, judged]).max()),
-            "more_than_geometric": mean(
-                (np.abs(error[name]) - np.abs(error["geometric"]))[:, judged].mean(axis=1)
-            ),
-            "lookahead_off_by": mean(np.abs(best[name] - measured)),
-            "lookahead_exact": int((best[name] == measured).sum()),
-            "regret": mean(regret[name]),
-            "largest_regret": float(regret[name].max()),
-        }
-        | ({"parameter": mean(fits[name].parameter)} if name in fits and name != "beta" else {})
-        # The concentration has no mean where some pairs show no spread at all.
-        | ({"median_parameter": float(np.median(fits[name].parameter))} if name == "beta" else {})
-        for name in _MODELS
-    }
-    return {
-        "constancy": _constancy(table, confidence),
-        "fitted_lookaheads": list(fitted),
-        "by_lookahead": [
-            {"lookahead": gamma, "judged": bool(judged[g])}
-            | {"error": {name: mean(error[name][:, g]) for name in _MODELS}}
-            | {"standard_error": _noise(table, g)}
+    def model(name: str) -> DependenceModel:
+        absolute = np.abs(error[name])[:, judged]
+        more = absolute - np.abs(error["geometric"])[:, judged]
+        free = fits[name].parameter if name in fits else None
+        return DependenceModel(
+            mean_error=mean(error[name][:, judged].mean(axis=1)),
+            mean_absolute_error=mean(absolute.mean(axis=1)),
+            largest_absolute_error=float(absolute.max()),
+            more_than_geometric=mean(more.mean(axis=1)),
+            lookahead_off_by=mean(np.abs(best[name] - measured)),
+            lookahead_exact=int((best[name] == measured).sum()),
+            regret=mean(regret[name]),
+            largest_regret=float(regret[name].max()),
+            parameter=None if free is None or name == "beta" else mean(free),
+            median_parameter=None if free is None or name != "beta" else float(np.median(free)),
+        )
+
+    models = {name: model(name) for name in _MODELS}
+    return Dependence(
+        constancy=_constancy(table, confidence),
+        fitted_lookaheads=list(fitted),
+        by_lookahead=[
+            LookaheadErrors(
+                gamma,
+                bool(judged[g]),
+                {name: mean(error[name][:, g]) for name in _MODELS},
+                _noise(table, g),
+            )
             for g, gamma in enumerate(table.lookaheads)
         ],
-        "models": models,
-        "measured_lookahead_at_largest": int((measured == table.lookaheads[-1]).sum()),
-        "pairs": [
-            {
-                "draft_id": pair[0],
-                "target_id": pair[1],
-                "alpha": float(table.alpha[i]),
-                "cost": float(table.cost[i]),
-            }
-            | {"persistence": float(fits["persistent"].parameter[i])}
-            | {"concentration": float(fits["beta"].parameter[i])}
-            | {"lookahead_measured": int(measured[i])}
-            | {"lookahead": {name: int(best[name][i]) for name in _MODELS}}
-            | {"regret": {name: float(regret[name][i]) for name in _MODELS}}
+        models=models,
+        measured_lookahead_at_largest=int((measured == table.lookaheads[-1]).sum()),
+        pairs=[
+            DependencePair(
+                *pair,
+                alpha=float(table.alpha[i]),
+                cost=float(table.cost[i]),
+                persistence=float(fits["persistent"].parameter[i]),
+                concentration=float(fits["beta"].parameter[i]),
+                lookahead_measured=int(measured[i]),
+                lookahead={name: int(best[name][i]) for name in _MODELS},
+                regret={name: float(regret[name][i]) for name in _MODELS},
+            )
             for i, pair in enumerate(table.pairs)
         ],
-        "survival": _survival(inputs, confidence),
-        "verdict": _verdict(models, len(table.pairs)),
-        "n": len(table.pairs),
-        "drafts": len(set(table.clusters)),
-        "basis": "τ of every lookahead is expected, not decoded, from samples of the target; α is exact on the same "
+        survival=_survival(records, confidence),
+        verdict=_verdict(models, len(table.pairs)),
+        n=len(table.pairs),
+        drafts=len(set(table.clusters)),
+        basis="τ of every lookahead is expected, not decoded, from samples of the target; α is exact on the same "
         f"samples; errors are relative, model over measured τ minus 1, at lookaheads other than {fitted[0]} and "
         f"{fitted[1]}, to which beta, persistent and geometric_fitted were fitted with one free number for each pair. "
         "γ* maximises τ(γ)/(γ·d + 1) over whole γ from 0 (no speculation) to the largest measured, d the ratio of "
         "FLOPs per token; regret is the share of the measured best S that is lost by acting on the model's γ*. "
         f"Intervals: {BY_DRAFTS}. All pairs of a target share its samples; their noise is not in these intervals, its "
         "size is the standard error beside each lookahead",
-    }
+    )
 
 
-def _table(inputs: Inputs) -> _Table | None:
-    m = inputs.config.measure
-    models = {model.model_id: model for model in inputs.models}
-    exact = by_pair(r for r in inputs.acceptance if r.estimator == "teacher_forced_samples")
+def _table(records: StudyRecords) -> _Table | None:
+    m = records.config.measure
+    models = {model.model_id: model for model in records.models}
+    exact = by_pair(r for r in records.acceptance if r.estimator == "teacher_forced_samples")
     rows: dict[tuple[str, str], dict[int, ExpectedRecord]] = {}
-    for row in inputs.expected:
+    for row in records.expected:
         pair = row.draft_id, row.target_id
         known = pair in exact and row.draft_id in models and row.target_id in models
         if (
@@ -142,14 +262,14 @@ def _table(inputs: Inputs) -> _Table | None:
             rows.setdefault(pair, {})[row.lookahead] = row
     if not rows:
         return None
-    lookaheads = sorted(set.intersection(*(set(found) for found in rows.values())))
+    lookaheads = sorted(set.intersection(*(set(by_lookahead) for by_lookahead in rows.values())))
     if len(lookaheads) < 3 or lookaheads[0] != 1:
         return None
     pairs = list(rows)
     flops = {name: model.flops_per_token for name, model in models.items()}
     return _Table(
         pairs=pairs,
-        clusters=[trunk(models[draft]) for draft, _ in pairs],
+        clusters=[training_run(models[draft]) for draft, _ in pairs],
         lookaheads=tuple(lookaheads),
         rows=[[rows[pair][gamma] for gamma in lookaheads] for pair in pairs],
         alpha=np.asarray([exact[pair].alpha for pair in pairs]),
@@ -197,11 +317,12 @@ def _best_lookahead(tau: Float[np.ndarray, "P G"], table: _Table) -> np.ndarray:
 
 
 def _regret(chosen: np.ndarray, best: np.ndarray, table: _Table) -> Float[np.ndarray, " P"]:
-    speedups, place = (
-        _speedups(table.tau, table),
-        {gamma: i for i, gamma in enumerate((0, *table.lookaheads))},
-    )
-    at = lambda lookaheads: speedups[np.arange(len(speedups)), [place[int(g)] for g in lookaheads]]  # noqa: E731
+    speedups = _speedups(table.tau, table)
+    column = {gamma: i for i, gamma in enumerate((0, *table.lookaheads))}
+
+    def at(lookaheads: np.ndarray) -> np.ndarray:
+        return speedups[np.arange(len(speedups)), [column[int(g)] for g in lookaheads]]
+
     return 1 - at(chosen) / at(best)
 
 
@@ -216,81 +337,68 @@ def _noise(table: _Table, g: int) -> float:
     return float(np.mean(errors)) if errors else math.nan
 
 
-def _constancy(table: _Table, confidence: float) -> dict[str, Any]:
+def _constancy(table: _Table, confidence: float) -> Constancy:
     """The change of α̂ from γ = 1 to the largest lookahead, pair by pair, and how many pairs it is not noise in."""
-    found: list[dict[str, Any]] = []
-    clusters = []
+    pairs, clusters = [], []
     for pair, rows, cluster in zip(table.pairs, table.rows, table.clusters):
         row = rows[-1]
-        if row.samples < 2 or not math.isfinite(row.alpha_change_high - row.alpha_change_low):
+        low, high = row.alpha_change_low, row.alpha_change_high
+        if row.samples < 2 or not math.isfinite(high - low):
             continue
-        error = standard_error(
-            row.alpha_change_low, row.alpha_change_high, row.confidence, row.samples
-        )
+        error = standard_error(low, high, row.confidence, row.samples)
         z = row.alpha_change / error if error > 0 else 0.0
+        p = student_p_value(z, row.samples - 1)
         clusters.append(cluster)
-        found.append(
-            {"draft_id": pair[0], "target_id": pair[1], "change": row.alpha_change, "z": z}
-            | {
-                "low": row.alpha_change_low,
-                "high": row.alpha_change_high,
-                "p": student_p_value(z, row.samples - 1),
-            }
-        )
-    rejected = holm([each["p"] for each in found], _LEVEL) if found else np.zeros(0, bool)
-    return {
-        "lookahead": table.lookaheads[-1],
-        "level": _LEVEL,
-        "rejected": int(rejected.sum()),
-        "n": len(found),
-        "mean_change": clustered_mean([each["change"] for each in found], clusters, confidence)
-        if found
-        else None,
-        "pairs": [each | {"rejected": bool(r)} for each, r in zip(found, rejected)],
-        "basis": "α̂(γ) inverts the geometric formula; its change since γ = 1 has a t interval over samples, and the "
+        pairs.append(PairChange(*pair, row.alpha_change, z, low, high, p, rejected=False))
+    rejected = holm([each.p for each in pairs], _LEVEL) if pairs else np.zeros(0, bool)
+    changes = [each.change for each in pairs]
+    return Constancy(
+        lookahead=table.lookaheads[-1],
+        level=_LEVEL,
+        rejected=int(rejected.sum()),
+        n=len(pairs),
+        mean_change=clustered_mean(changes, clusters, confidence) if pairs else None,
+        pairs=[replace(each, rejected=bool(r)) for each, r in zip(pairs, rejected)],
+        basis="α̂(γ) inverts the geometric formula; its change since γ = 1 has a t interval over samples, and the "
         f"tests of all pairs together have a chance of {_LEVEL:.0%} of any false rejection (Holm), whatever pairs share",
-    }
+    )
 
 
-def _survival(inputs: Inputs, confidence: float) -> list[dict[str, Any]]:
+def _survival(records: StudyRecords, confidence: float) -> list[SurvivalRatio]:
     """S_k of the live decoder at its block starts over α^k, by lookahead and position."""
-    models = {model.model_id: model for model in inputs.models}
-    exact = by_pair(r for r in inputs.acceptance if r.estimator == "teacher_forced_samples")
+    models = {model.model_id: model for model in records.models}
+    exact = by_pair(r for r in records.acceptance if r.estimator == "teacher_forced_samples")
     groups: dict[tuple[int, int], list[tuple[str, float]]] = {}
-    for row in inputs.survival:
+    for row in records.survival:
         pair = row.draft_id, row.target_id
         if pair in exact and row.draft_id in models:
             ratio = row.survival / exact[pair].alpha ** row.position
             groups.setdefault((row.lookahead, row.position), []).append(
-                (trunk(models[row.draft_id]), ratio)
+                (training_run(models[row.draft_id]), ratio)
             )
     return [
-        {"lookahead": gamma, "position": k}
-        | {
-            "ratio": clustered_mean(
-                [ratio for _, ratio in found], [of for of, _ in found], confidence
-            )
-        }
-        for (gamma, k), found in sorted(groups.items())
+        SurvivalRatio(
+            gamma, k, clustered_mean([r for _, r in ratios], [of for of, _ in ratios], confidence)
+        )
+        for (gamma, k), ratios in sorted(groups.items())
     ]
 
 
-def _verdict(models: dict[str, Any], pairs: int) -> dict[str, Any]:
-    least = min(_MODELS, key=lambda name: models[name]["mean_absolute_error"]["estimate"])
-    better = models[least]["more_than_geometric"]
-    regret = models["geometric"]["regret"]
+def _verdict(models: dict[str, DependenceModel], pairs: int) -> DependenceVerdict:
+    least = min(_MODELS, key=lambda name: models[name].mean_absolute_error.estimate)
+    regret = models["geometric"].regret
     good = (
         "yes"
-        if regret["high"] < _REGRET_MARGIN
+        if regret.high < _REGRET_MARGIN
         else "no"
-        if regret["low"] > _REGRET_MARGIN
+        if regret.low > _REGRET_MARGIN
         else "undecided"
     )
-    return {
-        "least_error": least,
-        "better_than_geometric": bool(better["high"] < 0),
-        "geometric_good_enough": good,
-        "margin": _REGRET_MARGIN,
-        "basis": f"least mean absolute error of τ over {pairs} pairs; the geometric formula is good enough for choosing "
+    return DependenceVerdict(
+        least_error=least,
+        better_than_geometric=bool(models[least].more_than_geometric.high < 0),
+        geometric_good_enough=good,
+        margin=_REGRET_MARGIN,
+        basis=f"least mean absolute error of τ over {pairs} pairs; the geometric formula is good enough for choosing "
         f"γ if the upper end of its mean regret lies below {_REGRET_MARGIN:.0%}, and is not if the lower end lies above",
-    }
+    )

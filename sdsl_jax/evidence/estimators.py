@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
@@ -12,67 +13,114 @@ from jax.scipy.special import gammaincc
 
 from sdsl_jax.evidence.common import (
     BY_DRAFTS,
+    Mean,
     clustered_mean,
     kolmogorov_p_value,
     standard_error,
-    trunk,
+    training_run,
 )
-from sdsl_jax.evidence.inputs import Inputs
+from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.records import AcceptanceRecord, ExpectedRecord
+from sdsl_jax.records.documents import described, to_json
 
 _Pair = tuple[str, str]
 # An α with its standard error, NaN if unknown.
 _Value = tuple[float, float]
 
 
-def estimators(inputs: Inputs) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class EstimatorDifference:
+    """Mean difference of α between two estimators over the pairs that both measured."""
+
+    first: str = described("estimator")
+    second: str = described("estimator that is subtracted")
+    lookahead: int = described("γ of the first, or else of the second; 0 where neither has one")
+    difference: Mean = described("mean difference")
+    smallest: float = described("smallest difference of a pair")
+    largest: float = described("largest difference of a pair")
+    standard_error_of_a_pair: float = described("mean standard error of the first estimator")
+    z_mean: float | None = described("mean difference in combined standard errors", default=None)
+    z_rms: float | None = described("root mean square of the same", default=None)
+    z_largest: float | None = described("largest size of the same", default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of the JSON object; z only where the difference should be noise."""
+        return {k: to_json(v) for k, v in vars(self).items() if v is not None}
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """Self-checks of the decoder over all runs, which should be standard normal."""
+
+    n: int = described("runs")
+    mean: float = described("mean score")
+    deviation: float = described("standard deviation of the scores")
+    largest: float = described("largest size of a score")
+    kolmogorov_distance: float = described("Kolmogorov–Smirnov distance to the standard normal")
+    kolmogorov_p: float = described("its p-value")
+    chi_squared: float = described("sum of squared scores")
+    chi_squared_p: float = described("its two-sided p-value")
+    basis: str = described("how the numbers were computed")
+
+
+@dataclass(frozen=True)
+class Estimators:
+    """Whether the ways of measuring α agree."""
+
+    differences: list[EstimatorDifference] = described("differences between estimators")
+    self_check: SelfCheck | None = described("self-checks of the decoder")
+    n: int = described("most pairs of a difference")
+    basis: str = described("how the numbers were computed")
+
+
+def estimators(records: StudyRecords) -> Estimators | None:
     """Mean differences of α between its estimators over pairs, and the decoder's self-checks
     against the standard normal.
 
     Returns None where no two estimators were measured on the same pair, and no self-check was made.
     """
-    confidence = inputs.config.measure.confidence
-    clusters = {model.model_id: trunk(model) for model in inputs.models}
-    found = _values(inputs)
+    clusters = {model.model_id: training_run(model) for model in records.models}
+    values = _values(records)
     samples = ("teacher_forced_samples", 0)
-    wanted = [(("teacher_forced_text", 0), samples)]
-    wanted += [(key, samples) for key in sorted(found) if key[0] == "expected_per_test"]
-    wanted += [(key, samples) for key in sorted(found) if key[0] == "decoded_per_test"]
-    wanted += [
-        (("decoded_per_test", gamma), ("expected_per_test", gamma))
-        for name, gamma in sorted(found)
-        if name == "decoded_per_test"
+    by_lookahead = {
+        name: [key for key in sorted(values) if key[0] == name]
+        for name in ("expected_per_test", "decoded_per_test")
+    }
+    comparisons = [
+        (("teacher_forced_text", 0), samples),
+        *((key, samples) for keys in by_lookahead.values() for key in keys),
+        *((key, ("expected_per_test", key[1])) for key in by_lookahead["decoded_per_test"]),
     ]
-    differences: list[dict[str, Any]] = []
-    for first, second in wanted:
-        one, other = found.get(first, {}), found.get(second, {})
+    differences = []
+    for first, second in comparisons:
+        one, other = values.get(first, {}), values.get(second, {})
         pairs = [pair for pair in one if pair in other and pair[0] in clusters]
         if not pairs:
             continue
         change = np.asarray([one[pair][0] - other[pair][0] for pair in pairs])
-        row: dict[str, Any] = {
-            "first": first[0],
-            "second": second[0],
-            "lookahead": first[1] or second[1],
-        }
-        row["difference"] = clustered_mean(
-            change, [clusters[draft] for draft, _ in pairs], confidence
+        errors = np.asarray([(one[pair][1], other[pair][1]) for pair in pairs])
+        of = [clusters[draft] for draft, _ in pairs]
+        differences.append(
+            EstimatorDifference(
+                first[0],
+                second[0],
+                first[1] or second[1],
+                clustered_mean(change, of, records.config.measure.confidence),
+                float(change.min()),
+                float(change.max()),
+                float(errors[:, 0].mean()),
+                *(_combined(change, errors) if second[0] == "expected_per_test" else ()),
+            )
         )
-        row |= {"smallest": float(change.min()), "largest": float(change.max())}
-        row["standard_error_of_a_pair"] = _mean([one[pair][1] for pair in pairs])
-        if second[0] == "expected_per_test":
-            row |= _combined(change, [(one[pair][1], other[pair][1]) for pair in pairs])
-        differences.append(row)
-    self_check = _self_check(
-        [z for z in inputs.self_checks.values() if z is not None and math.isfinite(z)]
-    )
+    scores = records.self_checks.values()
+    self_check = _self_check([z for z in scores if z is not None and math.isfinite(z)])
     if not differences and self_check is None:
         return None
-    return {
-        "differences": differences,
-        "self_check": self_check,
-        "n": max((row["difference"]["n"] for row in differences), default=0),
-        "basis": "they differ by design, not by error: exact α averages Σ min(p, q) over every position of a text; a "
+    return Estimators(
+        differences=differences,
+        self_check=self_check,
+        n=max((row.difference.n for row in differences), default=0),
+        basis="they differ by design, not by error: exact α averages Σ min(p, q) over every position of a text; a "
         "decoder tests only some. The token after a fully accepted block is a bonus and goes untested, and every round "
         "starts just after a rejection or a bonus, so tested positions are a selection: where acceptances cluster, "
         "hard positions are tested more often than they occur, the more so the shorter γ. Accepted per tested draft of "
@@ -80,61 +128,41 @@ def estimators(inputs: Inputs) -> dict[str, Any] | None:
         "noise of the two sets of samples. Its z divides by both standard errors, as if independent; shared prompts "
         f"make it smaller, and pairs of a target, which share samples, move together. Intervals: {BY_DRAFTS}; the "
         "standard error of a pair shows the noise of samples that they leave out",
-    }
+    )
 
 
-def _values(inputs: Inputs) -> dict[tuple[str, int], dict[_Pair, _Value]]:
+def _values(records: StudyRecords) -> dict[tuple[str, int], dict[_Pair, _Value]]:
     """α with its standard error by estimator and lookahead, then by pair."""
-    found: dict[tuple[str, int], dict[_Pair, _Value]] = {}
-    for row in inputs.acceptance:
-        if row.temperature == inputs.config.measure.temperature:
-            value = row.alpha, _error(row.alpha_low, row.alpha_high, row.confidence, row.clusters)
-            found.setdefault((row.estimator, row.lookahead), {})[_pair(row)] = value
-    for each in inputs.expected:
-        if each.temperature == inputs.config.measure.temperature and math.isfinite(
-            each.accepted_per_test
-        ):
-            error = _error(
-                each.accepted_per_test_low,
-                each.accepted_per_test_high,
-                each.confidence,
-                each.samples,
-            )
-            found.setdefault(("expected_per_test", each.lookahead), {})[_pair(each)] = (
-                each.accepted_per_test,
-                error,
-            )
-    return found
+    values: dict[tuple[str, int], dict[_Pair, _Value]] = {}
+
+    def add(row: AcceptanceRecord | ExpectedRecord, name: str, *error: float) -> None:
+        if row.temperature == records.config.measure.temperature and math.isfinite(error[0]):
+            alpha, low, high, confidence, clusters = error
+            known = clusters >= 2 and 0 < confidence < 1
+            scatter = standard_error(low, high, confidence, int(clusters)) if known else math.nan
+            pair = row.draft_id, row.target_id
+            values.setdefault((name, row.lookahead), {})[pair] = alpha, scatter
+
+    for row in records.acceptance:
+        ends = row.alpha_low, row.alpha_high
+        add(row, row.estimator, row.alpha, *ends, row.confidence, row.clusters)
+    for each in records.expected:
+        ends = each.accepted_per_test_low, each.accepted_per_test_high
+        alpha = each.accepted_per_test
+        add(each, "expected_per_test", alpha, *ends, each.confidence, each.samples)
+    return values
 
 
-def _pair(row: AcceptanceRecord | ExpectedRecord) -> _Pair:
-    return row.draft_id, row.target_id
-
-
-def _error(low: float, high: float, confidence: float, clusters: int) -> float:
-    if clusters < 2 or not 0 < confidence < 1:
-        return math.nan
-    return standard_error(low, high, confidence, clusters)
-
-
-def _mean(values: list[float]) -> float:
-    return float(np.mean(values)) if values else math.nan
-
-
-def _combined(change: np.ndarray, errors: list[tuple[float, float]]) -> dict[str, Any]:
-    """Differences in combined standard errors."""
-    error = np.hypot(*np.asarray(errors).T)
+def _combined(change: np.ndarray, errors: np.ndarray) -> tuple[float, ...]:
+    """Mean, root mean square and largest size of differences in combined standard errors."""
+    error = np.hypot(*errors.T)
     z = change[error > 0] / error[error > 0]
     if not len(z):
-        return {}
-    return {
-        "z_mean": float(z.mean()),
-        "z_rms": float(np.sqrt(np.square(z).mean())),
-        "z_largest": float(np.abs(z).max()),
-    }
+        return ()
+    return float(z.mean()), float(np.sqrt(np.square(z).mean())), float(np.abs(z).max())
 
 
-def _self_check(values: list[float]) -> dict[str, Any] | None:
+def _self_check(values: list[float]) -> SelfCheck | None:
     """Moments of the self-checks, and two tests of their being standard normal: Kolmogorov–Smirnov, and χ² of Σz²."""
     if not values:
         return None
@@ -143,16 +171,16 @@ def _self_check(values: list[float]) -> dict[str, Any] | None:
     distance = float(max((np.arange(1, n + 1) / n - below).max(), (below - np.arange(n) / n).max()))
     with jax.enable_x64(True):
         upper = float(gammaincc(n / 2, np.square(z).sum() / 2))
-    return {
-        "n": n,
-        "mean": float(z.mean()),
-        "deviation": float(z.std(ddof=1)) if n > 1 else math.nan,
-        "largest": float(np.abs(z).max()),
-        "kolmogorov_distance": distance,
-        "kolmogorov_p": kolmogorov_p_value(distance, n),
-        "chi_squared": float(np.square(z).sum()),
-        "chi_squared_p": 2 * min(upper, 1 - upper),
-        "basis": "each run of the decoder gives the normal score of its number of kept drafts among independent coins of chance "
+    return SelfCheck(
+        n=n,
+        mean=float(z.mean()),
+        deviation=float(z.std(ddof=1)) if n > 1 else math.nan,
+        largest=float(np.abs(z).max()),
+        kolmogorov_distance=distance,
+        kolmogorov_p=kolmogorov_p_value(distance, n),
+        chi_squared=float(np.square(z).sum()),
+        chi_squared_p=2 * min(upper, 1 - upper),
+        basis="each run of the decoder gives the normal score of its number of kept drafts among independent coins of chance "
         "β = Σ min(p, q), one for each tested draft; runs share no randomness. p-values: Kolmogorov–Smirnov against "
         "N(0, 1), and two-sided χ² of Σz² with n degrees of freedom",
-    }
+    )

@@ -3,88 +3,145 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from dataclasses import dataclass
 
 import jax
 import numpy as np
 
 from sdsl_jax.config import FitConfig
-from sdsl_jax.evidence.inputs import Inputs
+from sdsl_jax.evidence.common import Estimate
 from sdsl_jax.evidence.law_comparison import predicted
+from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.fitting.acceptance import pair_table
 from sdsl_jax.fitting.forms import LOSS_FORMS, loss_data
 from sdsl_jax.fitting.law_fit import best_fit, bootstrap
 from sdsl_jax.fitting.loss import LossTable, loss_table
 from sdsl_jax.fitting.stage import joint_weights
 from sdsl_jax.records import ModelRecord
-from sdsl_jax.statistics import mean_interval
-from sdsl_jax.theory import ACCEPTANCE_LAWS, LOSS_LAWS, coefficients
+from sdsl_jax.records.documents import described
+from sdsl_jax.statistics import mean_interval, quantile_interval
+from sdsl_jax.theory import coefficients
 
 
-def _fitted(inputs: Inputs) -> list[ModelRecord]:
+@dataclass(frozen=True)
+class SizeMean:
+    """Mean residual of the rows of one size."""
+
+    size: int = described("non-embedding parameters")
+    mean: float = described("mean residual")
+    n: int = described("rows")
+
+
+@dataclass(frozen=True)
+class LossResidual:
+    """Residual of one model."""
+
+    model_id: str = described("the model")
+    residual: float = described("ln of measured over predicted loss")
+    params: int = described("non-embedding parameters")
+    tokens: int = described("training tokens")
+
+
+@dataclass(frozen=True)
+class AlphaResidual:
+    """Residual of one pair."""
+
+    residual: float = described("measured minus predicted α")
+    draft_params: int = described("non-embedding parameters of the draft")
+    target_params: int = described("non-embedding parameters of the target")
+    predicted: float = described("predicted α")
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """What the laws do not explain."""
+
+    loss_by_size: list[SizeMean] = described("residuals of the loss law by size")
+    loss_points: list[LossResidual] = described("residuals of the loss law")
+    loss_rmse: float = described("root mean square residual of ln loss")
+    loss_share_between_sizes: float | None = described("adjusted R² of the means of the sizes")
+    seed_deviation: float | None = described(
+        "standard deviation of ln loss between seeds of a rung"
+    )
+    alpha_law: str = described("the best acceptance law")
+    alpha_by_draft: list[SizeMean] = described("residuals of α by draft size")
+    alpha_by_target: list[SizeMean] = described("residuals of α by target size")
+    alpha_points: list[AlphaResidual] = described("residuals of α")
+    alpha_rmse: float = described("root mean square residual of α")
+    alpha_share_between_drafts: float | None = described("adjusted R² of the means of draft sizes")
+    alpha_share_between_targets: float | None = described(
+        "adjusted R² of the means of target sizes"
+    )
+    alpha_mean: Estimate = described("mean residual of α")
+    basis: str = described("how the numbers were computed")
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of simulations, with its binomial interval."""
+
+    share: float = described("share")
+    low: float = described("lower end of its interval")
+    high: float = described("upper end of its interval")
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How often the intervals of the loss law hold the truth."""
+
+    simulations: int = described("simulated tables")
+    confidence: float = described("confidence of the intervals")
+    resample: str = described("what the bootstrap resamples")
+    shared_by_rung: float = described("share of the scatter that models of a rung have in common")
+    coverage: dict[str, Share] = described("share of intervals that hold the truth, by coefficient")
+    basis: str = described("how the numbers were computed")
+
+
+def _fitted(records: StudyRecords, residuals: dict[str, float]) -> list[ModelRecord]:
     """The models that the loss law was fitted to."""
-    return [m for m in inputs.models if m.model_id in inputs.fits["loss_law"]["residuals"]]
+    return [m for m in records.models if m.model_id in residuals]
 
 
-def residuals(inputs: Inputs) -> dict[str, Any] | None:
+def residuals(records: StudyRecords) -> Residuals | None:
     """Residuals of the loss law by size and of the best acceptance law by draft and target, with what they share."""
-    if "loss_law" not in inputs.fits:
+    if not records.has_fits:
         return None
-    models = _fitted(inputs)
-    found = inputs.fits["loss_law"]["residuals"]
-    # Predicted − measured, so that the sign is turned: positive where the model is worse than the
-    # law.
-    loss = -np.asarray([found[m.model_id] for m in models])
+    predicted_minus_measured = records.fits.loss_law.residuals or {}
+    models = _fitted(records, predicted_minus_measured)
+    # Turned around: positive where the model is worse than the law.
+    loss = -np.asarray([predicted_minus_measured[m.model_id] for m in models])
     sizes = np.asarray([m.params_nonembedding for m in models])
-    fit = inputs.fits["acceptance_laws"][0]
-    table = pair_table(inputs.models, inputs.acceptance, inputs.config.fit.estimator)
-    alpha = table.alpha - predicted(ACCEPTANCE_LAWS[fit["law"]](**fit["coefficients"]), table)
-    confidence = inputs.config.fit.confidence
+    name, law = next(iter(records.laws.acceptance.items()))
+    table = pair_table(records.models, records.acceptance, records.config.fit.estimator)
+    alpha = table.alpha - predicted(law, table)
 
-    def by(values: np.ndarray, groups: np.ndarray) -> list[dict[str, Any]]:
-        return [
-            {
-                "size": int(size),
-                "mean": float(values[groups == size].mean()),
-                "n": int((groups == size).sum()),
-            }
-            for size in np.unique(groups)
-        ]
+    def by(values: np.ndarray, groups: np.ndarray) -> list[SizeMean]:
+        chosen = {int(size): values[groups == size] for size in np.unique(groups)}
+        return [SizeMean(size, float(rows.mean()), len(rows)) for size, rows in chosen.items()]
 
-    seeds = _seed_scatter(models)
-    return {
-        "loss_by_size": by(loss, sizes),
-        "loss_points": [
-            {
-                "model_id": m.model_id,
-                "residual": float(r),
-                "params": m.params_nonembedding,
-                "tokens": m.train_tokens,
-            }
+    return Residuals(
+        loss_by_size=by(loss, sizes),
+        loss_points=[
+            LossResidual(m.model_id, float(r), m.params_nonembedding, m.train_tokens)
             for m, r in zip(models, loss)
         ],
-        "loss_rmse": float(np.sqrt(np.square(loss).mean())),
-        "loss_share_between_sizes": _share_between(loss, sizes),
-        "seed_deviation": seeds,
-        "alpha_law": fit["law"],
-        "alpha_by_draft": by(alpha, table.draft_sizes),
-        "alpha_by_target": by(alpha, table.target_sizes),
-        "alpha_points": [
-            {
-                "residual": float(r),
-                "draft_params": int(n),
-                "target_params": int(m),
-                "predicted": float(a - r),
-            }
+        loss_rmse=float(np.sqrt(np.square(loss).mean())),
+        loss_share_between_sizes=_share_between(loss, sizes),
+        seed_deviation=_seed_scatter(models),
+        alpha_law=name,
+        alpha_by_draft=by(alpha, table.draft_sizes),
+        alpha_by_target=by(alpha, table.target_sizes),
+        alpha_points=[
+            AlphaResidual(float(r), int(n), int(m), float(a - r))
             for r, n, m, a in zip(alpha, table.draft_sizes, table.target_sizes, table.alpha)
         ],
-        "alpha_rmse": float(np.sqrt(np.square(alpha).mean())),
-        "alpha_share_between_drafts": _share_between(alpha, table.draft_sizes),
-        "alpha_share_between_targets": _share_between(alpha, table.target_sizes),
-        "alpha_mean": mean_interval(alpha, confidence)._asdict(),
-        "basis": "measured − predicted, ln of the loss and α; share between sizes: of the residual sum of squares, what the "
+        alpha_rmse=float(np.sqrt(np.square(alpha).mean())),
+        alpha_share_between_drafts=_share_between(alpha, table.draft_sizes),
+        alpha_share_between_targets=_share_between(alpha, table.target_sizes),
+        alpha_mean=Estimate(*mean_interval(alpha, records.config.fit.confidence)),
+        basis="measured − predicted, ln of the loss and α; share between sizes: of the residual sum of squares, what the "
         "means of the sizes explain, with the share that chance alone would give subtracted (adjusted R²)",
-    }
+    )
 
 
 def _share_between(values: np.ndarray, groups: np.ndarray) -> float | None:
@@ -115,46 +172,43 @@ def _seed_scatter(models: list[ModelRecord]) -> float | None:
     )
 
 
-def coverage(inputs: Inputs) -> dict[str, Any] | None:
+def coverage(records: StudyRecords) -> Coverage | None:
     """How often the intervals of the loss law hold the truth, on this very design.
 
     Tables are simulated from the fitted law with scatter of the size that the fit left, a part of
     it shared by each rung as the residuals say, and refitted with the same bootstrap. None unless
     `fit.coverage` asks for simulations.
     """
-    count = inputs.config.fit.coverage
-    if count == 0 or "loss_law" not in inputs.fits:
+    number = records.config.fit.coverage
+    if number == 0 or not records.has_fits:
         return None
-    law = inputs.fits["loss_law"]
-    truth = LOSS_LAWS[law["law"]](**law["coefficients"])
-    models = _fitted(inputs)
+    law, residuals = records.fits.loss_law, records.fits.loss_law.residuals or {}
+    models = _fitted(records, residuals)
     table = loss_table(models)
-    exact = np.asarray(truth(table.params, table.tokens), float)
-    shared = max(
-        0.0,
-        _share_between(np.asarray([law["residuals"][m.model_id] for m in models]), table.rungs)
-        or 0,
-    )
-    random = np.random.default_rng(inputs.config.seed)
-    config = dataclasses.replace(inputs.config.fit, starts=8, bootstrap=100)
-    inside: dict[str, list[bool]] = {name: [] for name in law["coefficients"]}
-    for number in range(count):
+    exact = np.asarray(records.laws.loss(table.params, table.tokens), float)
+    of_models = np.asarray([residuals[m.model_id] for m in models])
+    shared = max(0.0, _share_between(of_models, table.rungs) or 0)
+    random = np.random.default_rng(records.config.seed)
+    config = dataclasses.replace(records.config.fit, starts=8, bootstrap=100)
+    scatter = law.rmse or 0.0
+    inside: dict[str, list[bool]] = {name: [] for name in law.coefficients}
+    for seed in range(number):
         rung = random.standard_normal(table.rungs.max() + 1)[table.rungs]
         noise = np.sqrt(shared) * rung + np.sqrt(1 - shared) * random.standard_normal(len(exact))
-        drawn = table._replace(loss=exact * np.exp(law["rmse"] * noise))
-        weights = joint_weights(config, models, number)
-        for name, (low, high) in _intervals(drawn, law["law"], config, weights, number).items():
-            inside[name].append(low <= law["coefficients"][name] <= high)
-    return {
-        "simulations": count,
-        "confidence": config.confidence,
-        "resample": config.resample,
-        "shared_by_rung": shared,
-        "coverage": {name: _binomial(np.asarray(values)) for name, values in inside.items()},
-        "basis": f"{count} tables simulated from the fitted law on the same design, residual scatter {law['rmse']:.3g}, of which "
+        drawn = table._replace(loss=exact * np.exp(scatter * noise))
+        weights = joint_weights(config, models, seed)
+        for name, (low, high) in _intervals(drawn, law.law, config, weights, seed).items():
+            inside[name].append(low <= law.coefficients[name] <= high)
+    return Coverage(
+        simulations=number,
+        confidence=config.confidence,
+        resample=config.resample,
+        shared_by_rung=shared,
+        coverage={name: _binomial(np.asarray(values)) for name, values in inside.items()},
+        basis=f"{number} tables simulated from the fitted law on the same design, residual scatter {scatter:.3g}, of which "
         f"{shared:.0%} is shared by the models of a rung; each refitted with {config.bootstrap} resamples of {config.resample}; "
         "in brackets the 99% binomial interval (Wilson)",
-    }
+    )
 
 
 def _intervals(
@@ -162,18 +216,17 @@ def _intervals(
 ) -> dict[str, tuple[float, float]]:
     """The bootstrap intervals of a study's loss law, and nothing else of its fit."""
     form, delta = LOSS_FORMS[law], config.huber_delta
-    tail = (1 - config.confidence) / 2
     with jax.enable_x64(True):
         data = loss_data(table.params, table.tokens, table.loss)
         best = best_fit(form, data, np.ones(len(table.loss)), delta, config.starts, seed)
         draws = coefficients(bootstrap(form, best, data, weights, delta)[0])
-    return {k: tuple(np.quantile(np.asarray(v), [tail, 1 - tail])) for k, v in draws.items()}
+    return {k: quantile_interval(np.asarray(v), config.confidence) for k, v in draws.items()}
 
 
-def _binomial(inside: np.ndarray) -> dict[str, float]:
+def _binomial(inside: np.ndarray) -> Share:
     """Share of successes with Wilson's 99% interval."""
     z, n = 2.5758, len(inside)
     p = inside.mean()
     middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    return {"share": float(p), "low": float(middle - half), "high": float(middle + half)}
+    return Share(float(p), float(middle - half), float(middle + half))

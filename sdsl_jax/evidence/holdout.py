@@ -1,18 +1,36 @@
-"""Published predictions against what was measured afterwards, and what acting on them would have cost."""
+"""Predictions of models that were held out, published before they were measured, and how well they came true."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from sdsl_jax.evidence.inputs import Inputs
-from sdsl_jax.evidence.speedups import Measured, measured_speedups
+from sdsl_jax.config import StudyConfig
+from sdsl_jax.evidence.common import MeasuredSpeedups, measured_speedups, point_and_draws
+from sdsl_jax.evidence.study_records import StudyRecords
+from sdsl_jax.fitting import FittedLaws
+from sdsl_jax.fitting.law_files import Fits, LawRecord
 from sdsl_jax.fitting.loss import fit_loss_law, loss_table
+from sdsl_jax.models import count, member
 from sdsl_jax.records import ModelRecord, longest_trained
-from sdsl_jax.theory import ACCEPTANCE_LAWS, AcceptanceLaw, ModelPoint
+from sdsl_jax.records.documents import described
+from sdsl_jax.statistics import quantile_interval
+from sdsl_jax.theory import (
+    ACCEPTANCE_LAWS,
+    AcceptanceLaw,
+    DraftProblem,
+    FlopCost,
+    LossLaw,
+    ModelPoint,
+    ShapeRule,
+)
 
 # What a study sets out to reach: mean relative error of the losses of the largest size, of α in
 # absolute terms, and regret of S.
@@ -21,315 +39,671 @@ GOALS = {"largest_loss": 0.01, "alpha_mae": 0.02, "regret": 0.03}
 _SAME_TOKENS = 0.05
 
 
-def holdout(inputs: Inputs) -> dict[str, Any] | None:
+class Rung(NamedTuple):
+    """A model to be: what is known of it before it is trained."""
+
+    role: str
+    params: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class RungRecord:
+    """A model to be, as a document holds it."""
+
+    role: str = described("draft or target")
+    params: int = described("non-embedding parameters")
+    tokens: int = described("training tokens")
+
+
+@dataclass(frozen=True)
+class PredictedLoss(RungRecord):
+    """The loss that the loss law predicts for a held-out model."""
+
+    loss: float = described("predicted loss, nats per token")
+    low: float = described("lower end of its interval")
+    high: float = described("upper end of its interval")
+
+
+@dataclass(frozen=True)
+class PredictedPair:
+    """The acceptance that a law predicts for a pair with a held-out member."""
+
+    law: str = described("acceptance law")
+    draft_params: int = described("non-embedding parameters of the draft")
+    draft_tokens: int = described("training tokens of the draft")
+    target_params: int = described("non-embedding parameters of the target")
+    target_tokens: int = described("training tokens of the target")
+    alpha: float = described("predicted acceptance")
+    low: float = described("lower end of its interval")
+    high: float = described("upper end of its interval")
+
+
+@dataclass(frozen=True)
+class PredictedOptimum:
+    """The best draft for the largest target, in FLOPs; NaN where a number is infinite or unknown."""
+
+    draft_params: float = described("N*, non-embedding parameters")
+    lookahead: float = described("γ*")
+    speedup: float = described("S*")
+    low_1pct: float = described("smallest draft within 1% of S*")
+    high_1pct: float = described("largest draft within 1% of S*")
+    interval: dict[str, tuple[float, float]] = described("intervals of N*, γ* and S*")
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """A law as it was published."""
+
+    law: str = described("name of the law")
+    coefficients: dict[str, float] = described("its coefficients")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """`predictions.json`: what the laws of the smaller study say about everything held out."""
+
+    losses: list[PredictedLoss] = described("losses of held-out models")
+    pairs: list[PredictedPair] = described("acceptance of pairs with a held-out member")
+    best_law: str = described("acceptance law that predicts left-out drafts best")
+    optimum: PredictedOptimum = described("best draft for the largest target")
+    largest_target: RungRecord = described("the target that the optimum is for")
+    draft_tokens: int = described("training tokens of the best draft")
+    largest_seen: dict[str, int] = described("largest size that the laws were fitted to, by role")
+    loss_law: Coefficients = described("the loss law that predicted")
+    acceptance_laws: dict[str, dict[str, float]] = described("coefficients of the acceptance laws")
+    seen_models: list[str] = described("models that the laws were fitted to")
+    confidence: float = described("confidence of the intervals")
+    made_from: str = described("digest of the settings and fits behind it", default="")
+    published: str | None = described("when it was written", default=None)
+    already_measured: list[str] = described(
+        "held-out models whose records were there by then", default_factory=list
+    )
+
+    def law(self, name: str) -> AcceptanceLaw:
+        """An acceptance law that predicted."""
+        return ACCEPTANCE_LAWS[name](**self.acceptance_laws[name])
+
+
+def held_out(config: StudyConfig) -> list[Rung]:
+    """The models that a study keeps back: sizes as its family makes them, and token budgets."""
+    rungs = []
+    for role in ("draft", "target"):
+        for size in getattr(config.holdout, f"{role}_params"):
+            params = count(member(config.family, size, config.data.vocab_size), 0).nonembedding
+            rungs += [
+                Rung(role, params, tokens) for tokens in getattr(config.ladder, f"{role}_tokens")
+            ]
+    return rungs
+
+
+def forecast(config: StudyConfig, seen: list[ModelRecord], fits: Fits) -> Predictions:
+    """Predicts everything that the study keeps back, without looking at any record of it.
+
+    The intervals of a single loss or α combine the uncertainty of the laws, from joint bootstrap
+    draws, with the distance from the laws of sizes that they had not seen, each left out in turn.
+
+    Args:
+      config: The whole study, whose `holdout` says what is kept back.
+      seen: Records of the models that the laws were fitted to.
+      fits: Their fits.
+    """
+    laws, confidence = fits.laws(), config.fit.confidence
+    random = np.random.default_rng(config.seed)
+    rungs = held_out(config)
+    # Of several seeds the smallest stands for the rung.
+    known = {
+        Rung(m.role, m.params_nonembedding, m.train_tokens): m
+        for m in sorted(seen, key=lambda m: m.seed, reverse=True)
+    }
+    # A model scatters about the law by one amount, whether its loss is asked for or an α that
+    # follows from it.
+    drawn = {
+        rung: np.asarray(laws.loss_draws(float(rung.params), float(rung.tokens)), float)
+        * np.exp(
+            _scatter(fits.loss_law)
+            * random.standard_normal(len(jax.tree.leaves(laws.loss_draws)[0]))
+        )
+        for rung in rungs
+    }
+    drafts, targets = (
+        [r for r in [*known, *rungs] if r.role == role] for role in ("draft", "target")
+    )
+
+    def point(rung: Rung) -> ModelPoint:
+        """A model as an acceptance law sees it: with its measured loss, or else the predicted one."""
+        size, tokens = float(rung.params), float(rung.tokens)
+        loss = known[rung].loss_nats if rung in known else float(laws.loss(size, tokens))
+        return ModelPoint(size, loss, tokens)
+
+    def pair(fit: LawRecord, draft: Rung, target: Rung) -> PredictedPair:
+        points = point(draft), point(target)
+        of_draws = [p._replace(loss=drawn.get(r, p.loss)) for r, p in zip((draft, target), points)]
+        alpha = np.asarray(laws.acceptance_draws[fit.law](*of_draws), float)
+        noisy = alpha + _scatter(fit) * random.standard_normal(len(alpha))
+        return PredictedPair(
+            fit.law,
+            draft.params,
+            draft.tokens,
+            target.params,
+            target.tokens,
+            float(laws.acceptance[fit.law](*points)),
+            *quantile_interval(noisy, confidence),
+        )
+
+    target = max(targets, key=lambda r: (r.params, r.tokens))
+    budget = max(r.tokens for r in drafts)
+    return Predictions(
+        losses=[
+            PredictedLoss(
+                *rung,
+                float(laws.loss(float(rung.params), float(rung.tokens))),
+                *quantile_interval(losses, confidence),
+            )
+            for rung, losses in drawn.items()
+        ],
+        pairs=[
+            pair(fit, draft, of)
+            for fit in fits.acceptance_laws
+            for draft in drafts
+            for of in targets
+            if draft not in known or of not in known
+        ],
+        best_law=next(iter(laws.acceptance)),
+        optimum=_optimum(
+            laws,
+            target,
+            budget,
+            (min(r.params for r in drafts) / 3, float(target.params)),
+            known[target].loss_nats if target in known else math.nan,
+            confidence,
+        ),
+        largest_target=RungRecord(*target),
+        draft_tokens=budget,
+        largest_seen={
+            role: max(m.params_nonembedding for m in seen if m.role == role)
+            for role in ("draft", "target")
+        },
+        loss_law=Coefficients(fits.loss_law.law, fits.loss_law.coefficients),
+        acceptance_laws={f.law: f.coefficients for f in fits.acceptance_laws},
+        seen_models=[m.model_id for m in seen],
+        confidence=confidence,
+    )
+
+
+def _scatter(fit: LawRecord) -> float:
+    """How far a model of a size that the law has not seen lies from it: by sizes left out, or else by the residual."""
+    return fit.left_out_rmse if math.isfinite(fit.left_out_rmse) else fit.rmse or 0.0
+
+
+def _optimum(
+    laws: FittedLaws,
+    target: Rung,
+    budget: int,
+    bounds: tuple[float, float],
+    loss: float,
+    confidence: float,
+) -> PredictedOptimum:
+    """N*, γ* and S* for a target in FLOPs under the best law, with intervals from the joint draws.
+
+    Args:
+      laws: Fitted laws.
+      target: The target.
+      budget: Training tokens of the draft.
+      bounds: Smallest and largest N.
+      loss: Measured loss of the target; NaN to take it from the loss law.
+      confidence: Confidence of the intervals.
+    """
+    name = next(iter(laws.acceptance))
+    with jax.enable_x64(True):
+        optima = np.asarray(
+            _optima(
+                point_and_draws(laws.loss, laws.loss_draws),
+                point_and_draws(laws.acceptance[name], laws.acceptance_draws[name]),
+                laws.rule,
+                target.params,
+                target.tokens,
+                float(budget),
+                bounds,
+                loss,
+            )
+        )
+    drawn = optima[:3, 1:]
+    drawn = drawn[:, np.isfinite(drawn).all(axis=0)]
+    if drawn.size == 0:  # no draw has a finite optimum, and so nothing is known of its interval
+        drawn = np.full((3, 1), np.nan)
+    names = ("draft_params", "lookahead", "speedup")
+    intervals = {k: quantile_interval(v, confidence) for k, v in zip(names, drawn)}
+    n, lookahead, best, low, high = map(float, optima[:, 0])
+    return PredictedOptimum(n, lookahead, best, low, high, intervals)
+
+
+@jax.jit
+def _optima(
+    loss: LossLaw,
+    acceptance: AcceptanceLaw,
+    rule: ShapeRule,
+    size: Any,
+    tokens: Any,
+    budget: Any,
+    bounds: Any,
+    seen: Any,
+) -> tuple[jax.Array, ...]:
+    def one(loss: LossLaw, acceptance: AcceptanceLaw) -> tuple[jax.Array, ...]:
+        m = jnp.asarray(size, float)
+        value = jnp.where(jnp.isnan(seen), loss(m, tokens), seen)
+        target = ModelPoint(m, value, jnp.asarray(tokens, float))
+        best = DraftProblem(loss, budget, target, acceptance, FlopCost(rule, m), bounds).optimum()
+        return best.params, best.lookahead, best.speedup, *best.indifference_1pct
+
+    return jax.vmap(one)(loss, acceptance)
+
+
+@dataclass(frozen=True)
+class JudgedLoss(PredictedLoss):
+    """A predicted loss beside its measurement."""
+
+    model_id: str = described("the held-out model")
+    measured: float = described("measured loss, nats per token")
+    relative_error: float = described("predicted over measured, minus 1")
+    inside: bool = described("whether the measurement lies inside the interval")
+    extrapolation: float = described("size over the largest size that the laws were fitted to")
+
+
+@dataclass(frozen=True)
+class JudgedPair(PredictedPair):
+    """A predicted acceptance beside its measurement."""
+
+    draft_id: str = described("the draft")
+    target_id: str = described("the target")
+    measured: float = described("measured acceptance")
+    measured_low: float = described("lower end of its interval")
+    measured_high: float = described("upper end of its interval")
+    error: float = described("predicted minus measured")
+    inside: bool = described("whether the measurement lies inside the predicted interval")
+    alpha_true_losses: float = described("what the law says given the losses measured later")
+    extrapolation: float = described(
+        "size over the largest seen of its role, the larger of the two"
+    )
+    draft_held_out: bool = described("whether the draft was held out")
+    target_held_out: bool = described("whether the target was held out")
+
+
+@dataclass(frozen=True)
+class AlphaErrors:
+    """Errors of predicted acceptance under one law."""
+
+    mae: float = described("mean absolute error")
+    bias: float = described("mean error")
+    mae_true_losses: float = described("mean absolute error given the losses measured later")
+    n: int = described("pairs")
+    mae_by_kind: dict[str, float] = described("mean absolute error by what was held out")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A goal of the predictions."""
+
+    goal: float = described("largest error that meets the goal")
+    reached: float = described("error that was reached")
+    met: bool = described("whether the goal was met")
+
+
+@dataclass(frozen=True)
+class BudgetError:
+    """Error of a loss law at one token budget."""
+
+    tokens: int = described("training tokens")
+    error: float = described("predicted over measured loss, minus 1")
+
+
+@dataclass(frozen=True)
+class DepthFit:
+    """A loss law fitted afterwards to all smaller models of at least some depth."""
+
+    least_layers: int = described("fewest layers of the models that it was fitted to")
+    sizes: int = described("sizes that it was fitted to")
+    models: int = described("models that it was fitted to")
+    rmse: float = described("root mean square residual of ln loss")
+    errors: list[BudgetError] = described("errors on the largest size")
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """What a way of choosing draft and lookahead gives."""
+
+    draft_id: str | None = described("draft that it chooses; none for a mean over drafts")
+    lookahead: int | None = described("lookahead that it chooses; none for a mean over drafts")
+    speedup: float = described("measured S of the choice, in FLOPs")
+    regret: float = described("share of the best measured S that the choice loses")
+
+
+@dataclass(frozen=True)
+class BestMeasured:
+    """The best measured draft and lookahead."""
+
+    draft_id: str = described("the draft")
+    lookahead: int = described("the lookahead")
+    speedup: float = described("measured S in FLOPs")
+
+
+@dataclass(frozen=True)
+class NearBest:
+    """A draft that comes near the best."""
+
+    draft_id: str = described("the draft")
+    lookaheads: list[int] = described("lookaheads at which it is within 3% of the best S")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What each way of choosing would have given for the largest target."""
+
+    target: str = described("the target")
+    predicted: PredictedOptimum = described("the published optimum")
+    best_measured: BestMeasured = described("the best measured draft and lookahead")
+    predicted_speedup_error: float | None = described(
+        "published S* over the best measured S, minus 1; none without a finite optimum"
+    )
+    strategies: dict[str, Strategy] = described("ways of choosing, by name")
+    within_3pct: list[NearBest] = described("drafts within 3% of the best measured S")
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """Every published prediction beside its measurement."""
+
+    losses: list[JudgedLoss] = described("losses of held-out models")
+    pairs: list[JudgedPair] = described(
+        "acceptance under the best law, pairs with a held-out member"
+    )
+    alpha_by_law: dict[str, AlphaErrors] = described("errors of acceptance under every law")
+    best_law: str = described("acceptance law that was best before anything was held against it")
+    choice: Choice = described("what each way of choosing gives for the largest target")
+    largest_at_longest_budget: float = described(
+        "relative error of the loss of the largest size at its longest budget"
+    )
+    loss_by_depth: list[DepthFit] = described("loss laws fitted afterwards, by least depth")
+    goals: dict[str, Goal] = described("what the predictions set out to reach")
+    loss_coverage: float = described("share of losses inside their intervals")
+    alpha_coverage: float = described("share of acceptances inside their intervals")
+    confidence: float = described("confidence of the intervals")
+    why: list[str] = described("what the errors come from, in sentences")
+    published: str | None = described("when the predictions were written")
+    already_measured: list[str] = described("held-out models whose records were there by then")
+    basis: str = described("how the numbers were computed")
+
+
+def holdout(records: StudyRecords) -> Holdout | None:
     """Every published prediction beside its measurement; None where nothing was held out."""
-    published = inputs.predictions
-    if published is None:
+    published = records.predictions
+    if published is None or not records.config.holdout.any:
         return None
-    losses = _losses(inputs, published)
-    pairs = _pairs(inputs, published)
-    choice = _choice(inputs, published)
+    losses = _losses(records, published)
+    pairs = _pairs(records, published)
+    choice = _choice(records, published)
     if not losses or not pairs or choice is None:
         return None
-    best = published["best_law"]
-    size = max(row["params"] for row in losses)
-    largest = [row for row in losses if row["params"] == size]
-    longest = max(largest, key=lambda row: row["tokens"])
-    by_depth = _loss_by_depth(inputs)
-    by_law = {
-        name: _alpha_errors([p for p in pairs if p["law"] == name]) for name in ACCEPTANCE_LAWS
-    }
+    size = max(row.params for row in losses)
+    largest = [row for row in losses if row.params == size]
+    by_depth = _loss_by_depth(records)
+    by_law = {name: _alpha_errors([p for p in pairs if p.law == name]) for name in ACCEPTANCE_LAWS}
+    best = [p for p in pairs if p.law == published.best_law]
+    errors = by_law[published.best_law]
     reached = {
-        "largest_loss": float(np.mean([abs(row["relative_error"]) for row in largest])),
-        "alpha_mae": by_law[best]["mae"],
-        "regret": choice["strategies"]["predicted N* and γ*"]["regret"],
+        "largest_loss": float(np.mean([abs(row.relative_error) for row in largest])),
+        "alpha_mae": errors.mae,
+        "regret": choice.strategies["predicted N* and γ*"].regret,
     }
-    return {
-        "losses": losses,
-        "pairs": [p for p in pairs if p["law"] == best],
-        "alpha_by_law": by_law,
-        "best_law": best,
-        "choice": choice,
-        "largest_at_longest_budget": longest["relative_error"],
-        "loss_by_depth": by_depth,
-        "goals": {
-            k: {"goal": GOALS[k], "reached": reached[k], "met": reached[k] <= GOALS[k]}
-            for k in GOALS
-        },
-        "loss_coverage": float(np.mean([row["inside"] for row in losses])),
-        "alpha_coverage": float(np.mean([p["inside"] for p in pairs if p["law"] == best])),
-        "confidence": published["confidence"],
-        "why": _why(by_law[best], largest, by_depth),
-        "published": published.get("published"),
-        "already_measured": published.get("already_measured", []),
-        "basis": "extrapolation: size over the largest size that the laws were fitted to; S: exact expected tokens per round "
-        "over the FLOPs of a round; the optimum is taken to the trained draft that lies nearest, and so is the 200× rule",
-    }
+    return Holdout(
+        losses=losses,
+        pairs=best,
+        alpha_by_law=by_law,
+        best_law=published.best_law,
+        choice=choice,
+        largest_at_longest_budget=max(largest, key=lambda row: row.tokens).relative_error,
+        loss_by_depth=by_depth,
+        goals={k: Goal(goal, reached[k], reached[k] <= goal) for k, goal in GOALS.items()},
+        loss_coverage=float(np.mean([row.inside for row in losses])),
+        alpha_coverage=float(np.mean([p.inside for p in best])),
+        confidence=published.confidence,
+        why=_why(errors, largest, by_depth),
+        published=published.published,
+        already_measured=published.already_measured,
+        basis="extrapolation: size over the largest size that the laws were fitted to; S: exact expected tokens per round "
+        "over the FLOPs of a round; the optimum is taken to the nearest trained draft, and so is the 200× rule",
+    )
 
 
-def _why(
-    alpha: dict[str, Any], largest: list[dict[str, Any]], depths: list[dict[str, Any]]
-) -> list[str]:
-    """What the errors come from, in sentences: of α by the published law, of the largest size, and of loss laws by depth."""
-    error = float(np.mean([row["relative_error"] for row in largest]))
-    said = [
-        f"the loss law puts the largest size {abs(error):.1%} too {'low' if error < 0 else 'high'} in the mean of its budgets"
+def _why(errors: AlphaErrors, largest: list[JudgedLoss], depths: list[DepthFit]) -> list[str]:
+    """What the errors come from, in sentences: α by the published law, the largest size, and loss laws by depth."""
+    error = float(np.mean([row.relative_error for row in largest]))
+    sentences = [
+        f"the loss law predicts the largest size {abs(error):.1%} too {'low' if error < 0 else 'high'} on average over budgets"
     ]
     if len(depths) > 1:
-        errors = [float(np.mean([e["error"] for e in row["errors"]])) for row in depths]
-        best = int(np.argmin(np.abs(errors)))
-        if best > 0 and abs(errors[best]) < abs(errors[0]) / 2:
-            said.append(
-                f"fitted afterwards to models of at least {depths[best]['least_layers']} layers alone it errs by "
-                f"{errors[best]:+.1%} instead of {errors[0]:+.1%}: one law of size does not hold across those depths"
+        means = [float(np.mean([e.error for e in row.errors])) for row in depths]
+        best = int(np.argmin(np.abs(means)))
+        if best > 0 and abs(means[best]) < abs(means[0]) / 2:
+            sentences.append(
+                f"fitted afterwards to models of at least {depths[best].least_layers} layers only, its error is "
+                f"{means[best]:+.1%} instead of {means[0]:+.1%}: one law of size does not hold across those depths"
             )
-    share = alpha["mae_true_losses"] / alpha["mae"] if alpha["mae"] > 0 else 1.0
-    said.append(
-        f"given the true losses the acceptance law still errs by {alpha['mae_true_losses']:.4f} of {alpha['mae']:.4f}: "
-        + (
-            "its own form is most of the error"
-            if share > 0.5
-            else "predicted losses are most of the error"
-        )
+    share = errors.mae_true_losses / errors.mae if errors.mae > 0 else 1.0
+    cause = "its own form causes" if share > 0.5 else "predicted losses cause"
+    sentences.append(
+        f"given the true losses, the acceptance law still has a mean absolute error of {errors.mae_true_losses:.4f} out of "
+        f"{errors.mae:.4f}: {cause} most of the error"
     )
-    return said
+    return sentences
 
 
-def _find(models: list[ModelRecord], role: str, params: int, tokens: int) -> ModelRecord | None:
+def _find(records: StudyRecords, role: str, params: int, tokens: int) -> ModelRecord | None:
     """The model of a rung, the smallest seed of several."""
-    found = [
+    models = [
         m
-        for m in models
+        for m in records.models
         if (m.role, m.params_nonembedding) == (role, params)
         and abs(m.train_tokens / tokens - 1) < _SAME_TOKENS
     ]
-    return min(found, key=lambda m: m.seed, default=None)
+    return min(models, key=lambda m: m.seed, default=None)
 
 
-def _losses(inputs: Inputs, published: dict[str, Any]) -> list[dict[str, Any]]:
+def _point(model: ModelRecord, loss: float | None = None) -> ModelPoint:
+    return ModelPoint(
+        float(model.params_nonembedding),
+        model.loss_nats if loss is None else loss,
+        float(model.train_tokens),
+    )
+
+
+def _losses(records: StudyRecords, published: Predictions) -> list[JudgedLoss]:
+    largest = max(published.largest_seen.values())
     rows = []
-    for row in published["losses"]:
-        model = _find(inputs.models, row["role"], row["params"], row["tokens"])
+    for row in published.losses:
+        model = _find(records, row.role, row.params, row.tokens)
         if model is not None:
-            largest = max(published["largest_seen"].values())
             rows.append(
-                row
-                | {
-                    "model_id": model.model_id,
-                    "measured": model.loss_nats,
-                    "relative_error": row["loss"] / model.loss_nats - 1,
-                    "inside": row["low"] <= model.loss_nats <= row["high"],
-                    "extrapolation": row["params"] / largest,
-                }
+                JudgedLoss(
+                    **vars(row),
+                    model_id=model.model_id,
+                    measured=model.loss_nats,
+                    relative_error=row.loss / model.loss_nats - 1,
+                    inside=row.low <= model.loss_nats <= row.high,
+                    extrapolation=row.params / largest,
+                )
             )
     return rows
 
 
-def _loss_by_depth(inputs: Inputs) -> list[dict[str, Any]]:
+def _loss_by_depth(records: StudyRecords) -> list[DepthFit]:
     """After the fact: errors on the largest size of loss laws fitted to all smaller models of at
     least so many layers.
 
     L(N, D) takes size for the only thing that a shape does. Where models of one layer and of
     several do not lie on one line, a law fitted to both has the wrong slope, and shows it here.
     """
-    models = [m for m in inputs.models if not m.epochs > inputs.config.fit.max_epochs]
+    models = [m for m in records.models if not m.epochs > records.config.fit.max_epochs]
     largest = max(m.params_nonembedding for m in models)
     out = loss_table([m for m in models if m.params_nonembedding == largest])
-    config = dataclasses.replace(inputs.config.fit, bootstrap=20)
+    config = dataclasses.replace(records.config.fit, bootstrap=20)
     rows = []
     for layers in sorted({m.layers for m in models}):
         rest = [m for m in models if m.layers >= layers and m.params_nonembedding < largest]
         table = loss_table(rest)
         if len(rest) < 8 or len(set(table.params)) < 4 or len(set(table.tokens)) < 2:
             continue
-        fit = fit_loss_law(
-            table, config, np.ones((1, len(rest))), inputs.config.seed, config.loss_law
-        )
+        weights = np.ones((1, len(rest)))
+        fit = fit_loss_law(table, config, weights, records.config.seed, config.loss_law)
         errors = np.asarray(fit.law(out.params, out.tokens), float) / out.loss - 1
-        rows.append(
-            {
-                "least_layers": layers,
-                "sizes": len(set(table.params)),
-                "models": len(rest),
-                "rmse": fit.rmse,
-                "errors": [
-                    {"tokens": int(t), "error": float(e)} for t, e in zip(out.tokens, errors)
-                ],
-            }
-        )
+        by_budget = [BudgetError(int(t), float(e)) for t, e in zip(out.tokens, errors)]
+        rows.append(DepthFit(layers, len(set(table.params)), len(rest), fit.rmse, by_budget))
     return rows
 
 
-def _pairs(inputs: Inputs, published: dict[str, Any]) -> list[dict[str, Any]]:
-    """Predictions of α beside measurements; `alpha_true_losses` is the same law given the losses that were measured later."""
+def _pairs(records: StudyRecords, published: Predictions) -> list[JudgedPair]:
+    """Predictions of α beside their measurements."""
     measured = {
         (r.draft_id, r.target_id): r
-        for r in inputs.acceptance
-        if r.estimator == inputs.config.fit.estimator
+        for r in records.acceptance
+        if r.estimator == records.config.fit.estimator
     }
-    laws = published_laws(published)
     rows = []
-    for row in published["pairs"]:
-        models = [
-            _find(inputs.models, role, row[f"{role}_params"], row[f"{role}_tokens"])
-            for role in ("draft", "target")
-        ]
-        if models[0] is None or models[1] is None:
+    for row in published.pairs:
+        draft = _find(records, "draft", row.draft_params, row.draft_tokens)
+        target = _find(records, "target", row.target_params, row.target_tokens)
+        record = measured.get((draft.model_id, target.model_id)) if draft and target else None
+        if draft is None or target is None or record is None:
             continue
-        record = measured.get((models[0].model_id, models[1].model_id))
-        if record is None:
-            continue
-        points = [
-            ModelPoint(float(m.params_nonembedding), m.loss_nats, float(m.train_tokens))
-            for m in models
-            if m
-        ]
         rows.append(
-            row
-            | {
-                "draft_id": models[0].model_id,
-                "target_id": models[1].model_id,
-                "measured": record.alpha,
-                "measured_low": record.alpha_low,
-                "measured_high": record.alpha_high,
-                "error": row["alpha"] - record.alpha,
-                "inside": row["low"] <= record.alpha <= row["high"],
-                "alpha_true_losses": float(laws[row["law"]](*points)),
-                "extrapolation": max(
-                    row[f"{r}_params"] / published["largest_seen"][r] for r in ("draft", "target")
+            JudgedPair(
+                **vars(row),
+                draft_id=draft.model_id,
+                target_id=target.model_id,
+                measured=record.alpha,
+                measured_low=record.alpha_low,
+                measured_high=record.alpha_high,
+                error=row.alpha - record.alpha,
+                inside=row.low <= record.alpha <= row.high,
+                alpha_true_losses=float(published.law(row.law)(_point(draft), _point(target))),
+                extrapolation=max(
+                    row.draft_params / published.largest_seen["draft"],
+                    row.target_params / published.largest_seen["target"],
                 ),
-                "draft_held_out": models[0].model_id not in published["seen_models"],
-                "target_held_out": models[1].model_id not in published["seen_models"],
-            }
+                draft_held_out=draft.model_id not in published.seen_models,
+                target_held_out=target.model_id not in published.seen_models,
+            )
         )
     return rows
 
 
-def published_laws(published: dict[str, Any]) -> dict[str, AcceptanceLaw]:
-    """The acceptance laws that the predictions were made with."""
-    return {
-        name: ACCEPTANCE_LAWS[name](**values)
-        for name, values in published["acceptance_laws"].items()
-    }
-
-
-def _alpha_errors(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    errors = np.asarray([row["error"] for row in rows])
-    true_losses = np.asarray([row["alpha_true_losses"] - row["measured"] for row in rows])
+def _alpha_errors(rows: list[JudgedPair]) -> AlphaErrors:
+    errors = np.asarray([row.error for row in rows])
+    true_losses = np.asarray([row.alpha_true_losses - row.measured for row in rows])
+    held = np.asarray([(r.draft_held_out, r.target_held_out) for r in rows])
     kinds = {
-        "held-out draft, seen target": [
-            r["draft_held_out"] and not r["target_held_out"] for r in rows
-        ],
-        "seen draft, held-out target": [
-            r["target_held_out"] and not r["draft_held_out"] for r in rows
-        ],
-        "both held out": [r["draft_held_out"] and r["target_held_out"] for r in rows],
+        "held-out draft, seen target": (True, False),
+        "seen draft, held-out target": (False, True),
+        "both held out": (True, True),
     }
-    return {
-        "mae": float(np.abs(errors).mean()),
-        "bias": float(errors.mean()),
-        "mae_true_losses": float(np.abs(true_losses).mean()),
-        "n": len(rows),
-        "mae_by_kind": {
-            k: float(np.abs(errors[np.asarray(v)]).mean()) for k, v in kinds.items() if any(v)
-        },
-    }
+    chosen = {name: (held == kind).all(axis=1) for name, kind in kinds.items()}
+    return AlphaErrors(
+        mae=float(np.abs(errors).mean()),
+        bias=float(errors.mean()),
+        mae_true_losses=float(np.abs(true_losses).mean()),
+        n=len(rows),
+        mae_by_kind={k: float(np.abs(errors[v]).mean()) for k, v in chosen.items() if v.any()},
+    )
 
 
-def _choice(inputs: Inputs, published: dict[str, Any]) -> dict[str, Any] | None:
+def _choice(records: StudyRecords, published: Predictions) -> Choice | None:
     """What each way of choosing would have given for the largest target, in measured S (FLOPs)."""
-    rung = published["largest_target"]
-    target = _find(inputs.models, "target", rung["params"], rung["tokens"])
+    rung, optimum = published.largest_target, published.optimum
+    target = _find(records, rung.role, rung.params, rung.tokens)
     if target is None:
         return None
-    found = measured_speedups(longest_trained(inputs.models, "draft"), inputs.expected, target)
-    if found is None:
+    measured = measured_speedups(longest_trained(records.models, "draft"), records.expected, target)
+    if measured is None:
         return None
-    optimum = published["optimum"]
-    alpha = np.asarray([_predicted_alpha(published, m, target) for m in found.drafts])
-    # A law whose acceptance reaches 1 asks for drafts without end: its lookahead is infinite, and
-    # so null in the file.
-    asked = optimum["lookahead"]
-    endless = asked is None or not math.isfinite(asked)
-    lookahead = int(found.lookaheads[-1]) if endless else max(1, round(asked))
-    nearest = _nearest(found, optimum["draft_params"])
-    ratio = _nearest(found, target.params_nonembedding / 200)
-    ladder_draft, ladder_lookahead = found.choice(alpha)
-    best = np.unravel_index(np.argmax(found.speedup), found.speedup.shape)
+    alpha = np.asarray([_predicted_alpha(published, m, target) for m in measured.drafts])
+    # A law whose acceptance reaches 1 asks for drafts without end: its lookahead is infinite.
+    endless = not math.isfinite(optimum.lookahead)
+    lookahead = int(measured.lookaheads[-1]) if endless else max(1, round(optimum.lookahead))
+    nearest = _nearest(measured, optimum.draft_params)
+    ratio = _nearest(measured, target.params_nonembedding / 200)
+    best = np.unravel_index(np.argmax(measured.speedup), measured.speedup.shape)
 
     def own_lookahead(draft: int) -> int:
         """The lookahead that the predicted α of this draft asks for."""
-        alone = found._replace(
-            drafts=[found.drafts[draft]], cost=found.cost[[draft]], speedup=found.speedup[[draft]]
+        alone = measured._replace(
+            drafts=[measured.drafts[draft]],
+            cost=measured.cost[[draft]],
+            speedup=measured.speedup[[draft]],
         )
         return max(1, alone.choice(alpha[[draft]])[1])
 
-    everyone = range(len(found.drafts))
-    strategies = {
-        "predicted N* and γ*": _strategy(found, nearest, lookahead),
-        "best of the ladder by predicted α": _strategy(found, ladder_draft, ladder_lookahead),
-        "200× rule, its own predicted γ": _strategy(found, ratio, own_lookahead(ratio)),
-        "predicted N*, γ = 4": _strategy(found, nearest, 4),
-        "200× rule, γ = 4": _strategy(found, ratio, 4),
-        "random draft, its own predicted γ": _mean(
-            found, [(i, own_lookahead(i)) for i in everyone]
+    def taken(draft: int, lookahead: int) -> Strategy:
+        return Strategy(
+            measured.drafts[draft].model_id,
+            lookahead,
+            measured.at(draft, lookahead),
+            measured.regret(draft, lookahead),
+        )
+
+    def at_random(lookaheads: Sequence[int]) -> Strategy:
+        """The mean over drafts that are equally likely."""
+        choices = list(enumerate(lookaheads))
+        return Strategy(
+            None,
+            None,
+            float(np.mean([measured.at(*choice) for choice in choices])),
+            float(np.mean([measured.regret(*choice) for choice in choices])),
+        )
+
+    drafts = range(len(measured.drafts))
+    near = measured.speedup >= 0.97 * measured.best
+    return Choice(
+        target=target.model_id,
+        predicted=optimum,
+        best_measured=BestMeasured(
+            measured.drafts[best[0]].model_id, int(measured.lookaheads[best[1]]), measured.best
         ),
-        "random draft, γ = 4": _mean(found, [(i, 4) for i in everyone]),
-    }
-    return {
-        "target": target.model_id,
-        "predicted": optimum,
-        "best_measured": {
-            "draft_id": found.drafts[best[0]].model_id,
-            "lookahead": int(found.lookaheads[best[1]]),
-            "speedup": found.best,
+        predicted_speedup_error=None if endless else optimum.speedup / measured.best - 1,
+        strategies={
+            "predicted N* and γ*": taken(nearest, lookahead),
+            "best of the ladder by predicted α": taken(*measured.choice(alpha)),
+            "200× rule, its own predicted γ": taken(ratio, own_lookahead(ratio)),
+            "predicted N*, γ = 4": taken(nearest, 4),
+            "200× rule, γ = 4": taken(ratio, 4),
+            "random draft, its own predicted γ": at_random([own_lookahead(i) for i in drafts]),
+            "random draft, γ = 4": at_random([4 for _ in drafts]),
         },
-        "predicted_speedup_error": None if endless else optimum["speedup"] / found.best - 1,
-        "strategies": strategies,
-        "within_3pct": [
-            {
-                "draft_id": m.model_id,
-                "lookaheads": [int(g) for g in found.lookaheads[row >= 0.97 * found.best]],
-            }
-            for m, row in zip(found.drafts, found.speedup)
-            if (row >= 0.97 * found.best).any()
+        within_3pct=[
+            NearBest(m.model_id, [int(g) for g in measured.lookaheads[row]])
+            for m, row in zip(measured.drafts, near)
+            if row.any()
         ],
-    }
+    )
 
 
-def _predicted_alpha(published: dict[str, Any], draft: ModelRecord, target: ModelRecord) -> float:
+def _predicted_alpha(published: Predictions, *pair: ModelRecord) -> float:
     """α by the published law, with the published loss of whatever was held out."""
-    points = []
-    for model in (draft, target):
-        held = [
-            row["loss"]
-            for row in published["losses"]
-            if (row["role"], row["params"]) == (model.role, model.params_nonembedding)
-            and abs(row["tokens"] / model.train_tokens - 1) < _SAME_TOKENS
-        ]
-        loss = held[0] if held else model.loss_nats
-        points.append(ModelPoint(float(model.params_nonembedding), loss, float(model.train_tokens)))
-    return float(published_laws(published)[published["best_law"]](*points))
+
+    def loss(model: ModelRecord) -> float | None:
+        return next(
+            (
+                row.loss
+                for row in published.losses
+                if (row.role, row.params) == (model.role, model.params_nonembedding)
+                and abs(row.tokens / model.train_tokens - 1) < _SAME_TOKENS
+            ),
+            None,
+        )
+
+    return float(published.law(published.best_law)(*(_point(m, loss(m)) for m in pair)))
 
 
-def _nearest(found: Measured, params: float) -> int:
-    return int(np.argmin([abs(math.log(m.params_nonembedding / params)) for m in found.drafts]))
-
-
-def _strategy(found: Measured, draft: int, lookahead: int) -> dict[str, Any]:
-    return {
-        "draft_id": found.drafts[draft].model_id,
-        "lookahead": lookahead,
-        "speedup": found.at(draft, lookahead),
-        "regret": found.regret(draft, lookahead),
-    }
-
-
-def _mean(found: Measured, choices: list[tuple[int, int]]) -> dict[str, Any]:
-    """The mean over choices that are equally likely."""
-    return {
-        "draft_id": None,
-        "lookahead": None,
-        "speedup": float(np.mean([found.at(*choice) for choice in choices])),
-        "regret": float(np.mean([found.regret(*choice) for choice in choices])),
-    }
+def _nearest(measured: MeasuredSpeedups, params: float) -> int:
+    """The draft nearest in size."""
+    distances = [abs(math.log(m.params_nonembedding / params)) for m in measured.drafts]
+    return int(np.argmin(distances))

@@ -1,96 +1,184 @@
-"""Which acceptance law predicts what it has not seen: left-out drafts, the largest target, another domain; in α and in S."""
+"""Which law predicts what it has not seen, and which sizes and losses it should look at."""
 
 from __future__ import annotations
 
 import dataclasses
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from sdsl_jax.evidence.inputs import Inputs
-from sdsl_jax.evidence.speedups import Measured, measured_speedups
+from sdsl_jax.evidence.common import MeasuredSpeedups, measured_speedups
+from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.fitting.acceptance import PairTable, fit_law, pair_table
-from sdsl_jax.records import LossRecord, ModelRecord, longest_trained
+from sdsl_jax.fitting.loss import fit_loss_law, loss_table
+from sdsl_jax.records import ModelRecord, longest_trained
+from sdsl_jax.records.documents import described
+from sdsl_jax.statistics import quantile_interval
 from sdsl_jax.theory import ACCEPTANCE_LAWS, ModelPoint, speedup
 
 _RESAMPLES = 1000
 _ON_TEXT = "teacher_forced_text"
 # Regrets that differ by less are the same choice but for rounding.
 _SAME_REGRET = 1e-6
+_TESTS = ("left_out_drafts", "left_out_largest_target", "left_out_domains")
+_COUNTS = {
+    "non-embedding parameters": "params_nonembedding",
+    "total parameters": "params_total",
+    "FLOPs per token": "flops_per_token",
+}
+# Perplexities of the plane: exp of nats per token, or 2 to the bits per byte; on the test split or
+# the validation split.
+_LOSSES = {
+    "nats per token, test": "loss_nats",
+    "bits per byte, test": "bits_per_byte",
+    "nats per token, validation": "validation_loss_nats",
+}
 
 
-def acceptance_laws(inputs: Inputs) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class LeftOutErrors:
+    """Errors of a law on rows that it had not seen."""
+
+    rmse: float = described("root mean square error of α")
+    rmse_low: float = described("lower end of its interval")
+    rmse_high: float = described("upper end of its interval")
+    mae: float = described("mean absolute error of α")
+    bias: float = described("mean error of α, predicted minus measured")
+    n: int = described("rows")
+    regret: float | None = described(
+        "share of the best measured S lost by acting on the predictions; none if not measured"
+    )
+    by_domain: dict[str, float] | None = described(
+        "root mean square error in each domain", default=None
+    )
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of the JSON object; only tests on domains have `by_domain`."""
+        return {k: v for k, v in vars(self).items() if k != "by_domain" or v is not None}
+
+
+@dataclass(frozen=True)
+class LawTests:
+    """One law under every test; none where the records do not allow a test."""
+
+    law: str = described("acceptance law")
+    left_out_drafts: LeftOutErrors = described("draft sizes left out in turn")
+    left_out_largest_target: LeftOutErrors | None = described("fitted to the smaller targets")
+    left_out_domains: LeftOutErrors | None = described("domains left out in turn")
+
+
+@dataclass(frozen=True)
+class LawComparison:
+    """Every acceptance law under every test."""
+
+    laws: list[LawTests] = described("laws, the least error on left-out drafts first")
+    winners: dict[str, list[str]] = described(
+        "by test: the law of least error and those that resampling cannot tell from it"
+    )
+    winners_in_regret: dict[str, list[str]] = described("by test: laws of least regret")
+    domains: list[str] = described("domains that were left out in turn")
+    n: int = described("pairs")
+    basis: str = described("how the numbers were computed")
+
+
+@dataclass(frozen=True)
+class CountErrors:
+    """Errors of laws given one count of size."""
+
+    input: str = described("what counts as size")
+    power_law: float = described("root mean square error of α on left-out draft sizes")
+    log_linear_length: float = described("the same of the log-linear acceptance length")
+    loss_law_largest_size: float | None = described(
+        "root mean square error of ln loss on the largest size; none with too few smaller sizes"
+    )
+
+
+@dataclass(frozen=True)
+class LossErrors:
+    """Errors of laws given one measure of loss: root mean squares of α on left-out draft sizes."""
+
+    input: str = described("what counts as loss")
+    affine_plane: float = described("error of the affine plane")
+    logit_plane: float = described("error of the logit plane")
+    logit_gap: float = described("error of the logit in the loss gap")
+
+
+@dataclass(frozen=True)
+class LawInputs:
+    """Errors of the same laws given other counts of size and other losses."""
+
+    by_count: list[CountErrors] = described("by what counts as size")
+    by_loss: list[LossErrors] = described("by what counts as loss")
+    best_count: dict[str, str] = described("count of least error, by law")
+    best_loss: dict[str, str] = described("loss of least error, by law")
+    basis: str = described("how the numbers were computed")
+
+
+def acceptance_laws(records: StudyRecords) -> LawComparison | None:
     """Every law under every test: errors of α with intervals, and the regret in S of acting on it."""
-    estimator = inputs.config.fit.estimator
-    if not inputs.has_pairs:
+    if not records.has_pairs:
         return None
-    table = pair_table(inputs.models, inputs.acceptance, estimator)
-    rows: list[dict[str, Any]] = []
-    largest = _largest_target(table, inputs)
-    domains = _domain_tables(inputs)
+    table = pair_table(records.models, records.acceptance, records.config.fit.estimator)
+    domains = _domain_tables(records)
+    # By law, and then by test: errors, and mean squares in every resample of the draft sizes.
+    results: dict[str, dict[str, tuple[LeftOutErrors, np.ndarray]]] = {}
     for name in ACCEPTANCE_LAWS:
-        row: dict[str, Any] = {"law": name}
-        alpha = left_out_predictions(name, table, table.draft_sizes, inputs)
-        row["left_out_drafts"] = _errors(alpha - table.alpha, table.draft_sizes, inputs) | {
-            "regret": _regret(table, alpha, inputs)
+        alpha = left_out_predictions(name, table, table.draft_sizes, records)
+        results[name] = {
+            "left_out_drafts": _errors(
+                alpha - table.alpha, table.draft_sizes, records, _regret(table, alpha, records)
+            )
         }
-        row["left_out_largest_target"] = largest and largest[name]
-        row["left_out_domains"] = (
-            _left_out_domains(name, domains, inputs) if len(domains) > 1 else None
-        )
-        rows.append(row)
-    rows.sort(key=lambda row: row["left_out_drafts"]["rmse"])
-    tests = [
-        t
-        for t in ("left_out_drafts", "left_out_largest_target", "left_out_domains")
-        if rows[0][t] is not None
-    ]
+        if len(np.unique(table.target_sizes)) >= 3:
+            results[name]["left_out_largest_target"] = _largest_target(name, table, records)
+        if len(domains) > 1:
+            results[name]["left_out_domains"] = _left_out_domains(name, domains, records)
+    ranked = sorted(results, key=lambda name: results[name]["left_out_drafts"][0].rmse)
+    tests = [test for test in _TESTS if test in results[ranked[0]]]
 
     def least_regret(test: str) -> list[str]:
-        least = min(row[test]["regret"] for row in rows)
-        return [row["law"] for row in rows if row[test]["regret"] <= least + _SAME_REGRET]
+        regret = {name: r for name in ranked if (r := results[name][test][0].regret) is not None}
+        return [name for name, r in regret.items() if r <= min(regret.values()) + _SAME_REGRET]
 
-    found = {test: _indistinguishable(rows, test, inputs) for test in tests}
-    for row in rows:
-        for test in tests:
-            del row[test]["squares_drawn"]
-    return {
-        "laws": rows,
-        "winners": found,
-        "winners_in_regret": {
-            t: least_regret(t) for t in tests if rows[0][t].get("regret") is not None
-        },
-        "domains": sorted(domains),
-        "n": len(table.alpha),
-        "basis": "left-out drafts: all budgets and seeds of a size at once; largest target: laws fitted to the smaller targets "
+    def indistinguishable(test: str) -> list[str]:
+        """The law of least error, and those whose squared error exceeds its by no more than resampling draft sizes does."""
+        best = min(ranked, key=lambda name: results[name][test][0].rmse)
+        confidence = records.config.fit.confidence
+        excess = {name: results[name][test][1] - results[best][test][1] for name in ranked}
+        return [n for n in ranked if n == best or quantile_interval(excess[n], confidence)[0] <= 0]
+
+    def tested(name: str, test: str) -> LeftOutErrors | None:
+        return results[name][test][0] if test in tests else None
+
+    return LawComparison(
+        laws=[
+            LawTests(name, results[name][_TESTS[0]][0], *(tested(name, t) for t in _TESTS[1:]))
+            for name in ranked
+        ],
+        winners={test: indistinguishable(test) for test in tests},
+        winners_in_regret={test: laws for test in tests if (laws := least_regret(test))},
+        domains=sorted(domains),
+        n=len(table.alpha),
+        basis="left-out drafts: all budgets and seeds of a size at once; largest target: laws fitted to the smaller targets "
         "only; domains: α on text, laws fitted to all other domains, with losses of the predicted domain. Intervals: bootstrap "
         "over draft sizes. Regret: share of the best measured S (FLOPs) lost by the draft and lookahead that the predicted α ask "
         "for, mean over targets, drafts of the largest budget; in other domains S follows from α by the geometric formula",
-    }
-
-
-def _indistinguishable(rows: list[dict[str, Any]], test: str, inputs: Inputs) -> list[str]:
-    """The law of least error, and those whose squared error exceeds its by no more than resampling draft sizes does."""
-    best = min(rows, key=lambda row: row[test]["rmse"])[test]
-    tail = (1 - inputs.config.fit.confidence) / 2
-
-    def lower_end(row: dict[str, Any]) -> float:
-        excess = np.asarray(row[test]["squares_drawn"]) - np.asarray(best["squares_drawn"])
-        return float(np.quantile(excess, tail))
-
-    return [row["law"] for row in rows if row[test] is best or lower_end(row) <= 0]
+    )
 
 
 def left_out_predictions(
-    name: str, table: PairTable, groups: np.ndarray, inputs: Inputs
+    name: str, table: PairTable, groups: np.ndarray, records: StudyRecords
 ) -> np.ndarray:
     """The α of every row by a law that was fitted to the rows of all other groups."""
-    found = np.full(len(table.alpha), np.nan)
+    alpha = np.full(len(table.alpha), np.nan)
     for group in np.unique(groups):
         out = groups == group
-        law = fit_law(name, table, inputs.config.fit.acceptance_huber_delta, ~out)
-        found[out] = predicted(law, table.rows(out))
-    return found
+        law = fit_law(name, table, records.config.fit.acceptance_huber_delta, ~out)
+        alpha[out] = predicted(law, table.rows(out))
+    return alpha
 
 
 def predicted(law: Any, table: PairTable) -> np.ndarray:
@@ -99,103 +187,99 @@ def predicted(law: Any, table: PairTable) -> np.ndarray:
     return np.asarray(law(table.draft._replace(tokens=tokens), table.target), float)
 
 
-def _errors(errors: np.ndarray, groups: np.ndarray, inputs: Inputs) -> dict[str, Any]:
-    """Root mean square and mean absolute error, with an interval from resampling the groups."""
+def _errors(
+    errors: np.ndarray,
+    groups: np.ndarray,
+    records: StudyRecords,
+    regret: float | None,
+    by_domain: dict[str, float] | None = None,
+) -> tuple[LeftOutErrors, np.ndarray]:
+    """Errors with an interval from resampling the groups, and the mean square of every resample."""
     names, of = np.unique(groups, return_inverse=True)
     square = np.bincount(of, np.square(errors))
     count = np.bincount(of)
-    random = np.random.default_rng(inputs.config.seed)
+    random = np.random.default_rng(records.config.seed)
     weights = random.multinomial(len(names), np.full(len(names), 1 / len(names)), size=_RESAMPLES)
     squares = (weights @ square) / (weights @ count)
-    drawn = np.sqrt(squares)
-    tail = (1 - inputs.config.fit.confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return {
-        "rmse": float(np.sqrt(np.square(errors).mean())),
-        "rmse_low": float(low),
-        "rmse_high": float(high),
-        "mae": float(np.abs(errors).mean()),
-        "bias": float(errors.mean()),
-        "n": len(errors),
-        "squares_drawn": squares.tolist(),
-    }
+    return LeftOutErrors(
+        float(np.sqrt(np.square(errors).mean())),
+        *quantile_interval(np.sqrt(squares), records.config.fit.confidence),
+        float(np.abs(errors).mean()),
+        float(errors.mean()),
+        len(errors),
+        regret,
+        by_domain,
+    ), squares
 
 
-def _regret(
-    table: PairTable, alpha: np.ndarray, inputs: Inputs, targets: list[int] | None = None
-) -> float | None:
-    """Mean over targets of the regret of acting on predicted α."""
-    candidates = longest_trained(inputs.models, "draft")
-    regrets = []
-    for target in np.unique(table.target_model) if targets is None else targets:
-        found = measured_speedups(candidates, inputs.expected, inputs.models[target])
-        if found is None:
-            continue
-        rows = {
-            inputs.models[d].model_id: a
-            for d, t, a in zip(table.draft_model, table.target_model, alpha)
-            if t == target
-        }
-        if all(m.model_id in rows for m in found.drafts):
-            regrets.append(
-                found.regret(*found.choice(np.asarray([rows[m.model_id] for m in found.drafts])))
-            )
+def _mean(regrets: list[float]) -> float | None:
     return float(np.mean(regrets)) if regrets else None
 
 
-def _largest_target(table: PairTable, inputs: Inputs) -> dict[str, dict[str, Any]] | None:
-    """Errors and regret on the largest target of laws that were fitted to the smaller ones; None with fewer than 3 targets."""
-    sizes = table.target_sizes
-    if len(np.unique(sizes)) < 3:
-        return None
-    out = sizes == sizes.max()
-    found = {}
-    for name in ACCEPTANCE_LAWS:
-        law = fit_law(name, table, inputs.config.fit.acceptance_huber_delta, ~out)
-        alpha = predicted(law, table.rows(out))
-        errors = _errors(alpha - table.alpha[out], table.draft_sizes[out], inputs)
-        targets = sorted({int(t) for t in table.target_model[out]})
-        found[name] = errors | {"regret": _regret(table.rows(out), alpha, inputs, targets)}
-    return found
+def _regret(
+    table: PairTable, alpha: np.ndarray, records: StudyRecords, targets: Sequence[int] | None = None
+) -> float | None:
+    """Mean over targets of the regret of acting on predicted α."""
+    candidates = longest_trained(records.models, "draft")
+    regrets = []
+    for target in np.unique(table.target_model) if targets is None else targets:
+        measured = measured_speedups(candidates, records.expected, records.models[target])
+        if measured is None:
+            continue
+        by_draft = {
+            records.models[d].model_id: a
+            for d, t, a in zip(table.draft_model, table.target_model, alpha)
+            if t == target
+        }
+        if all(m.model_id in by_draft for m in measured.drafts):
+            predicted_alpha = np.asarray([by_draft[m.model_id] for m in measured.drafts])
+            regrets.append(measured.regret(*measured.choice(predicted_alpha)))
+    return _mean(regrets)
 
 
-def _domain_tables(inputs: Inputs) -> dict[str, PairTable]:
+def _largest_target(
+    name: str, table: PairTable, records: StudyRecords
+) -> tuple[LeftOutErrors, np.ndarray]:
+    """Errors and regret on the largest target of a law that was fitted to the smaller ones."""
+    out = table.target_sizes == table.target_sizes.max()
+    law = fit_law(name, table, records.config.fit.acceptance_huber_delta, ~out)
+    rows = table.rows(out)
+    alpha = predicted(law, rows)
+    targets = sorted({int(t) for t in table.target_model[out]})
+    regret = _regret(rows, alpha, records, targets)
+    return _errors(alpha - table.alpha[out], table.draft_sizes[out], records, regret)
+
+
+def _domain_tables(records: StudyRecords) -> dict[str, PairTable]:
     """For every domain at the study's temperature the pairs of its own drafts, with losses of that
     very domain.
 
     α on the text itself, so that loss and acceptance share their contexts.
     """
-    found = {}
-    for domain in dict.fromkeys(r.domain for r in inputs.conditions):
+    tables = {}
+    for domain in dict.fromkeys(r.domain for r in records.conditions):
         rows = [
             r
-            for r in inputs.conditions
-            if r.domain == domain and r.temperature == inputs.config.measure.temperature
+            for r in records.conditions
+            if r.domain == domain and r.temperature == records.config.measure.temperature
         ]
-        models = with_losses(inputs.models, inputs.losses, domain)
-        measured = {r.draft_id for r in rows if r.estimator == _ON_TEXT} & {
-            m.model_id for m in models
-        }
-        if len(models) == len(inputs.models) and len(measured) >= 4:
-            found[domain] = pair_table(models, rows, _ON_TEXT)
-    return found
+        losses = {r.model_id: r for r in records.losses if r.domain == domain}
+        models = [
+            dataclasses.replace(
+                m,
+                loss_nats=losses[m.model_id].loss_nats,
+                bits_per_byte=losses[m.model_id].bits_per_byte,
+            )
+            for m in records.models
+            if m.model_id in losses
+        ]
+        measured = {r.draft_id for r in rows if r.estimator == _ON_TEXT} & set(losses)
+        if len(models) == len(records.models) and len(measured) >= 4:
+            tables[domain] = pair_table(models, rows, _ON_TEXT)
+    return tables
 
 
-def with_losses(
-    models: list[ModelRecord], losses: list[LossRecord], domain: str
-) -> list[ModelRecord]:
-    """The models that were measured in a domain, with the losses of that domain."""
-    by_id = {r.model_id: r for r in losses if r.domain == domain}
-    return [
-        dataclasses.replace(
-            m, loss_nats=by_id[m.model_id].loss_nats, bits_per_byte=by_id[m.model_id].bits_per_byte
-        )
-        for m in models
-        if m.model_id in by_id
-    ]
-
-
-def joined(tables: list[PairTable]) -> PairTable:
+def _joined(tables: Sequence[PairTable]) -> PairTable:
     """Several tables as one."""
     points = [
         ModelPoint(
@@ -210,43 +294,120 @@ def joined(tables: list[PairTable]) -> PairTable:
     return PairTable(points[0], points[1], *rest)
 
 
-def _left_out_domains(name: str, domains: dict[str, PairTable], inputs: Inputs) -> dict[str, Any]:
+def _left_out_domains(
+    name: str, domains: dict[str, PairTable], records: StudyRecords
+) -> tuple[LeftOutErrors, np.ndarray]:
     """Each domain predicted by the law of all others."""
-    table = joined(list(domains.values()))
+    table = _joined(list(domains.values()))
     of = np.repeat(np.arange(len(domains)), [len(t.alpha) for t in domains.values()])
-    error = left_out_predictions(name, table, of, inputs) - table.alpha
+    error = left_out_predictions(name, table, of, records) - table.alpha
     by_domain = {d: float(np.sqrt(np.square(error[of == i]).mean())) for i, d in enumerate(domains)}
-    regret = _independent_regret(table, table.alpha + error, of, inputs)
-    return _errors(error, table.draft_sizes, inputs) | {"by_domain": by_domain, "regret": regret}
+    regret = _independent_regret(table, table.alpha + error, of, records)
+    return _errors(error, table.draft_sizes, records, regret, by_domain)
 
 
 def _independent_regret(
-    table: PairTable, alpha: np.ndarray, of: np.ndarray, inputs: Inputs
+    table: PairTable, alpha: np.ndarray, of: np.ndarray, records: StudyRecords
 ) -> float | None:
     """Mean over domains and targets of the regret of acting on predicted α, S by the geometric
     formula at the measured α.
 
     In other domains tokens per round were not measured, only α.
     """
-    lookaheads = np.arange(1, inputs.config.measure.expected_lookahead + 1)
-    candidates = {m.model_id for m in longest_trained(inputs.models, "draft")}
+    lookaheads = np.arange(1, records.config.measure.expected_lookahead + 1)
+    candidates = {m.model_id for m in longest_trained(records.models, "draft")}
     # Tables of domains number the models that were measured there, which are all of the study's.
-    names = [m.model_id for m in inputs.models]
+    models = records.models
+    longest = np.asarray([models[d].model_id in candidates for d in table.draft_model])
     regrets = []
     for domain in np.unique(of):
         for target in np.unique(table.target_model[of == domain]):
-            chosen = (of == domain) & (table.target_model == target)
-            chosen &= np.asarray([names[d] in candidates for d in table.draft_model])
-            drafts = [inputs.models[d] for d in table.draft_model[chosen]]
-            cost = (
-                np.asarray([m.flops_per_token for m in drafts])
-                / inputs.models[target].flops_per_token
-            )
+            chosen = (of == domain) & (table.target_model == target) & longest
+            drafts = [models[d] for d in table.draft_model[chosen]]
+            flops = np.asarray([m.flops_per_token for m in drafts])
+            cost = flops / models[target].flops_per_token
             if not np.isfinite(cost).all() or not len(cost):
                 return None
             true = np.asarray(
                 speedup(table.alpha[chosen][:, None], lookaheads[None].astype(float), cost[:, None])
             )
-            found = Measured(drafts, cost, lookaheads, true)
-            regrets.append(found.regret(*found.choice(alpha[chosen])))
-    return float(np.mean(regrets)) if regrets else None
+            measured = MeasuredSpeedups(drafts, cost, lookaheads, true)
+            regrets.append(measured.regret(*measured.choice(alpha[chosen])))
+    return _mean(regrets)
+
+
+def law_inputs(records: StudyRecords) -> LawInputs | None:
+    """Held-out errors of the same laws given other counts and other losses.
+
+    Counts are judged by laws that look at sizes (the power law, the log-linear length, and the loss
+    law on its largest size), losses by laws that look at losses (the planes and the gap). Left out
+    are draft sizes, all budgets and seeds at once.
+    """
+    if not records.has_pairs:
+        return None
+    by_count = [
+        CountErrors(
+            name,
+            _left_out_drafts(records, "power_law", records.models, column),
+            _left_out_drafts(records, "log_linear_length", records.models, column),
+            _largest_size(records, column),
+        )
+        for name, column in _COUNTS.items()
+        if all(getattr(m, column) > 0 for m in records.models)
+    ]
+    by_loss = []
+    for name, column in _LOSSES.items():
+        if all(np.isfinite(getattr(m, column)) for m in records.models):
+            # 2^bits is exp of bits·ln 2: the plane exponentiates what it is given.
+            scale = np.log(2) if column == "bits_per_byte" else 1.0
+            models = [
+                dataclasses.replace(m, loss_nats=scale * getattr(m, column)) for m in records.models
+            ]
+            laws = ("affine_plane", "logit_plane", "logit_gap")
+            errors = (_left_out_drafts(records, law, models, "params_nonembedding") for law in laws)
+            by_loss.append(LossErrors(name, *errors))
+    if not by_count and not by_loss:
+        return None
+
+    def best(rows: Sequence[CountErrors | LossErrors]) -> dict[str, str]:
+        """The input of least error, by law."""
+        return {
+            law: min(rows, key=operator.attrgetter(law)).input
+            for law, error in (vars(rows[0]) if rows else {}).items()
+            if law != "input" and error is not None
+        }
+
+    return LawInputs(
+        by_count=by_count,
+        by_loss=by_loss,
+        best_count=best(by_count),
+        best_loss=best(by_loss),
+        basis="root mean square error of α on left-out draft sizes; of ln loss on the largest size, from a loss law fitted to "
+        "all smaller models. With one tokenizer bits per byte are nats per token times a constant: only the plane in "
+        "perplexities can tell them apart",
+    )
+
+
+def _left_out_drafts(
+    records: StudyRecords, law: str, models: list[ModelRecord], params: str
+) -> float:
+    estimator = records.config.fit.estimator
+    table = pair_table(models, records.acceptance, estimator, params, "loss_nats")
+    errors = left_out_predictions(law, table, table.draft_sizes, records) - table.alpha
+    return float(np.sqrt(np.square(errors).mean()))
+
+
+def _largest_size(records: StudyRecords, column: str) -> float | None:
+    """Error of ln loss on the largest size, by a law fitted to all others."""
+    config = dataclasses.replace(records.config.fit, bootstrap=20)
+    models = [m for m in records.models if not m.epochs > config.max_epochs]
+    largest = max(m.params_nonembedding for m in models)
+    rest = [m for m in models if m.params_nonembedding < largest]
+    table = loss_table(rest, column)
+    if len(rest) < 7 or len(set(table.params)) < 3 or len(set(table.tokens)) < 2:
+        return None
+    weights = np.ones((1, len(rest)))
+    fit = fit_loss_law(table, config, weights, records.config.seed, config.loss_law)
+    out = loss_table([m for m in models if m.params_nonembedding == largest], column)
+    errors = np.log(np.asarray(fit.law(out.params, out.tokens), float) / out.loss)
+    return float(np.sqrt(np.square(errors).mean()))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from sdsl_jax.evidence.common import trunk
+from sdsl_jax.evidence.common import Estimate, training_run
 from sdsl_jax.evidence.conditions import base_domain, by_both, exact_rows, losses
-from sdsl_jax.evidence.inputs import Inputs
+from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.fitting import local_acceptance
-from sdsl_jax.statistics import bootstrap_weights
+from sdsl_jax.records.documents import described
+from sdsl_jax.statistics import bootstrap_weights, quantile_interval
 
 # Differences in α smaller than this are of no consequence.
 _MARGIN = 0.01
@@ -21,132 +22,178 @@ _BANDWIDTH = 0.3
 _FEWEST_RUNS = 4
 
 
-def same_data(inputs: Inputs) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class MeanDifference(Estimate):
+    """A mean over pairs, with its bootstrap interval."""
+
+    n: int = described("pairs")
+
+
+@dataclass(frozen=True)
+class OwnPair:
+    """A pair of the study's own data."""
+
+    draft_id: str = described("the draft")
+    target_id: str = described("the target")
+    loss: float = described("loss of the draft on the study's own text, nats per token")
+    alpha: float = described("its acceptance")
+
+
+@dataclass(frozen=True)
+class OtherPair(OwnPair):
+    """A draft trained on other text beside a same-data draft of equal loss."""
+
+    alpha_same_data: float = described("acceptance of a same-data draft of equal loss")
+    difference: float = described("acceptance of this draft minus that")
+    low: float = described("lower end of the interval of the difference")
+    high: float = described("upper end of the interval of the difference")
+    extrapolated: bool = described("whether the loss lies outside the range of the own drafts")
+
+
+@dataclass(frozen=True)
+class SameDataSummary:
+    """Whether loss alone predicts acceptance, under one estimator."""
+
+    difference: MeanDifference = described("mean difference over all pairs")
+    difference_inside: MeanDifference | None = described(
+        "mean difference over pairs within the range of the own drafts' losses"
+    )
+    answer: str = described("yes if loss alone predicts acceptance, no, or undecided")
+    margin: float = described("difference of α that is of no consequence")
+    estimator: str = described("estimator of α")
+    n: int = described("pairs of other drafts")
+    other_drafts: int = described("training runs of other drafts")
+    own_drafts: int = described("training runs of own drafts")
+    warnings: list[str] = described("what to know before relying on the answer")
+
+
+@dataclass(frozen=True)
+class SameData(SameDataSummary):
+    """Whether loss alone predicts acceptance."""
+
+    pairs: list[OtherPair] = described("pairs of drafts trained on other text")
+    own: list[OwnPair] = described("pairs of the study's own drafts")
+    basis: str = described("how the numbers were computed")
+    also: list[SameDataSummary] = described("the same by another estimator", default_factory=list)
+
+
+def same_data(records: StudyRecords) -> SameData | None:
     """α of every other-text draft minus that of a same-data draft of equal loss, against the same
     targets and on the same text.
 
     First on the text that the losses are of. Returns None without other-text drafts whose loss and
     α on the study's own text are known, or with too few own drafts.
     """
-    return by_both(_same_data, inputs, "teacher_forced_text")
+    return by_both(_same_data, SameDataSummary, records, "teacher_forced_text")
 
 
-def _same_data(inputs: Inputs, estimator: str) -> dict[str, Any] | None:
-    base, m = base_domain(inputs), inputs.config.measure
-    loss = losses(inputs, base)
-    own = {model.model_id: model for model in inputs.models if model.role == "draft"}
-    others = {model.model_id: model for model in inputs.other_models if model.model_id not in own}
-    alpha: dict[str, dict[str, dict[str, float]]] = {}
-    for row in exact_rows(inputs, own.keys() | others.keys(), estimator):
+def _same_data(records: StudyRecords, estimator: str) -> SameData | None:
+    base, m = base_domain(records), records.config.measure
+    loss = losses(records, base)
+    runs = {
+        model.model_id: training_run(model) for model in records.models if model.role == "draft"
+    }
+    own_drafts = set(runs)
+    runs = {model.model_id: training_run(model) for model in records.other_models} | runs
+    # By target: α of own drafts, and of others.
+    alpha: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
+    for row in exact_rows(records, set(runs), estimator):
         here = row.domain == base and row.temperature == m.temperature
         if here and row.draft_id in loss and row.target_id in loss:
-            alpha.setdefault(row.target_id, {}).setdefault(
-                "own" if row.draft_id in own else "others", {}
-            )[row.draft_id] = row.alpha
+            kinds = alpha.setdefault(row.target_id, ({}, {}))
+            kinds[row.draft_id not in own_drafts][row.draft_id] = row.alpha
     usable = {
-        target: found
-        for target, found in alpha.items()
-        if found.get("others")
-        and len({trunk(own[d]) for d in found.get("own", {})}) >= _FEWEST_RUNS
+        target: kinds
+        for target, kinds in alpha.items()
+        if kinds[1] and len({runs[d] for d in kinds[0]}) >= _FEWEST_RUNS
     }
     if not usable:
         return None
-    draws = inputs.config.fit.bootstrap
-    own_runs = sorted({trunk(model) for model in own.values()})
-    other_runs = sorted({trunk(others[d]) for found in usable.values() for d in found["others"]})
+    fit = records.config.fit
+    own_runs = sorted({runs[d] for d in own_drafts})
+    other_runs = sorted({runs[d] for _, others in usable.values() for d in others})
     # The fit to all rows comes first, the resamples after it.
     own_weight, other_weight = (
         np.concatenate(
-            [np.ones((1, len(runs))), bootstrap_weights(len(runs), draws, inputs.config.seed + i)]
+            [
+                np.ones((1, len(names))),
+                bootstrap_weights(len(names), fit.bootstrap, records.config.seed + i),
+            ]
         )
-        for i, runs in enumerate((own_runs, other_runs))
+        for i, names in enumerate((own_runs, other_runs))
     )
     rows, differences, weights = [], [], []
-    for target, found in usable.items():
-        names, wanted = list(found["own"]), list(found["others"])
-        gap = np.asarray([loss[d] - loss[target] for d in names])
-        at = np.asarray([loss[d] - loss[target] for d in wanted])
-        drawn = own_weight[:, [own_runs.index(trunk(own[d])) for d in names]]
+    for target, (own, others) in usable.items():
+        gap, at = (np.asarray([loss[d] - loss[target] for d in kind]) for kind in (own, others))
         same = local_acceptance(
             gap,
-            np.asarray([found["own"][d] for d in names]),
+            np.asarray(list(own.values())),
             at,
-            drawn,
+            own_weight[:, [own_runs.index(runs[d]) for d in own]],
             _BANDWIDTH * float(np.ptp(gap)),
-            inputs.config.fit.acceptance_huber_delta,
+            fit.acceptance_huber_delta,
         )
-        difference = np.asarray([found["others"][d] for d in wanted]) - same
+        difference = np.asarray(list(others.values())) - same
         differences.append(difference)
-        weights.append(other_weight[:, [other_runs.index(trunk(others[d])) for d in wanted]])
-        tails = _tails(m.confidence)
-        for i, draft in enumerate(wanted):
-            low, high = np.quantile(difference[1:, i], tails)
-            rows.append(
-                {
-                    "draft_id": draft,
-                    "target_id": target,
-                    "loss": loss[draft],
-                    "alpha": found["others"][draft],
-                }
-                | {"alpha_same_data": float(same[0, i]), "difference": float(difference[0, i])}
-                | {"low": float(low), "high": float(high)}
-                | {"extrapolated": not bool(gap.min() <= at[i] <= gap.max())}
+        weights.append(other_weight[:, [other_runs.index(runs[d]) for d in others]])
+        rows += [
+            OtherPair(
+                draft,
+                target,
+                loss[draft],
+                value,
+                float(same[0, i]),
+                float(difference[0, i]),
+                *quantile_interval(difference[1:, i], m.confidence),
+                not bool(gap.min() <= at[i] <= gap.max()),
             )
+            for i, (draft, value) in enumerate(others.items())
+        ]
     joined, weight = np.concatenate(differences, axis=1), np.concatenate(weights, axis=1)
-    outside = np.asarray([row["extrapolated"] for row in rows])
-    everything = _mean(joined, weight, m.confidence)
-    inside = (
-        _mean(joined[:, ~outside], weight[:, ~outside], m.confidence) if not outside.all() else None
-    )
-    return {
-        "difference": everything,
-        "difference_inside": inside,
-        "answer": "undecided" if inside is None else _answer(inside),
-        "margin": _MARGIN,
-        "estimator": estimator,
-        "pairs": rows,
-        "own": [
-            {"draft_id": draft, "target_id": target, "loss": loss[draft], "alpha": value}
-            for target, found in usable.items()
-            for draft, value in found["own"].items()
+    outside = np.asarray([row.extrapolated for row in rows])
+    inside = None
+    if not outside.all():
+        inside = _mean(joined[:, ~outside], weight[:, ~outside], m.confidence)
+    return SameData(
+        difference=_mean(joined, weight, m.confidence),
+        difference_inside=inside,
+        answer="undecided" if inside is None else _answer(inside),
+        margin=_MARGIN,
+        estimator=estimator,
+        pairs=rows,
+        own=[
+            OwnPair(draft, target, loss[draft], value)
+            for target, (own, _) in usable.items()
+            for draft, value in own.items()
         ],
-        "n": len(rows),
-        "other_drafts": len(other_runs),
-        "own_drafts": len(own_runs),
-        "warnings": [
-            f"{outside.sum()} of {len(rows)} pairs have a loss outside the range of the study's own drafts: there the "
-            "curve is extended"
+        n=len(rows),
+        other_drafts=len(other_runs),
+        own_drafts=len(own_runs),
+        warnings=[
+            f"{outside.sum()} of {len(rows)} pairs have a loss outside the range of the study's own drafts, where the "
+            "curve is extrapolated"
         ]
         if outside.any()
         else [],
-        "basis": "α of a draft trained on other text minus α of a draft of the study's own data at the same loss on "
+        basis="α of a draft trained on other text minus α of a draft of the study's own data at the same loss on "
         "the study's own text, against the same target (on samples: α there, and loss still on the text); the latter "
         "from a logit law in the loss gap with weights that fall off with the distance in loss (standard deviation "
         f"{_BANDWIDTH:.0%} of the range). Answer: yes (loss alone predicts α) if the interval of the mean difference "
         f"within the range of own losses lies within ±{_MARGIN:g}, no if it does not and excludes 0, else undecided. "
-        f"Intervals: {draws} bootstrap draws that resample runs of other drafts and runs of own drafts at once",
-    }
+        f"Intervals: {fit.bootstrap} bootstrap draws that resample runs of other drafts and runs of own drafts at once",
+    )
 
 
-def _tails(confidence: float) -> list[float]:
-    return [(1 - confidence) / 2, (1 + confidence) / 2]
-
-
-def _mean(differences: np.ndarray, weights: np.ndarray, confidence: float) -> dict[str, float]:
+def _mean(differences: np.ndarray, weights: np.ndarray, confidence: float) -> MeanDifference:
     """Mean over pairs with its bootstrap interval; the first row is the data, the others resamples [1 + draws, pairs]."""
     total = weights.sum(axis=1)
     drawn = total > 0
     means = (weights[drawn] * differences[drawn]).sum(axis=1) / total[drawn]
-    low, high = np.quantile(means[1:], _tails(confidence))
-    return {
-        "estimate": float(means[0]),
-        "low": float(low),
-        "high": float(high),
-        "n": differences.shape[1],
-    }
+    interval = quantile_interval(means[1:], confidence)
+    return MeanDifference(float(means[0]), *interval, differences.shape[1])
 
 
-def _answer(interval: dict[str, float]) -> str:
-    if interval["low"] > -_MARGIN and interval["high"] < _MARGIN:
+def _answer(interval: Estimate) -> str:
+    if interval.low > -_MARGIN and interval.high < _MARGIN:
         return "yes"
-    return "no" if interval["low"] > 0 or interval["high"] < 0 else "undecided"
+    return "no" if interval.low > 0 or interval.high < 0 else "undecided"

@@ -5,73 +5,71 @@ from __future__ import annotations
 import base64
 import math
 from importlib import resources
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
 
 from sdsl_jax.counts import short_count
-from sdsl_jax.records import read_json, read_table, write_text
+from sdsl_jax.evidence import Evidence, StudyRecords
+from sdsl_jax.records import AcceptanceRecord, write_text
+from sdsl_jax.records.codesign import CodesignEntry, CodesignLandscape
 from sdsl_jax.report.evidence_figures import EVIDENCE_CAPTIONS
 from sdsl_jax.report.figures import CAPTIONS
-from sdsl_jax.report.inputs import Records, read_records
 from sdsl_jax.report.style import NAMES
 
 
 def write_report(
-    folder: Path, name: str, settings: str, stages: dict[str, Any], versions: dict[str, str]
+    records: StudyRecords, settings: str, stages: dict[str, Any], versions: dict[str, str]
 ) -> None:
-    """Writes `folder/report.html` from the records and figures in the folder.
+    """Writes `report.html` into the folder of a study, from its records and figures.
 
     Args:
-      folder: of the study.
-      name: of the study.
-      settings: its resolved TOML.
-      stages: seconds and time of completion of every stage.
-      versions: of the program and its libraries.
+      records: Records of the study.
+      settings: Its resolved TOML.
+      stages: Seconds and time of completion of every stage.
+      versions: Versions of the program and its libraries.
+
+    Raises:
+      SdslError: A record is missing or damaged, or the page cannot be written.
     """
-    records = read_records(folder / "records")
-    checks = read_json(folder / "records" / "checks.json")["decoder_self_check"]
+    figures = records.folder / "figures"
     # Figures of the evidence are there only if the records hold what they show.
-    shown = [
-        *CAPTIONS,
-        *(key for key in EVIDENCE_CAPTIONS if (folder / "figures" / f"{key}.png").exists()),
-    ]
+    paths = {key: figures / f"{key}.png" for key in (*CAPTIONS, *EVIDENCE_CAPTIONS)}
     images = {
-        key: base64.b64encode((folder / "figures" / f"{key}.png").read_bytes()).decode()
-        for key in shown
+        key: base64.b64encode(path.read_bytes()).decode()
+        for key, path in paths.items()
+        if key in CAPTIONS or path.exists()
     }
     page = (
         _environment()
         .get_template("report.html.j2")
         .render(
-            name=name,
+            name=records.config.name,
             settings=settings,
             stages=stages,
             versions=versions,
             records=records,
-            best_law=records.best_law,
-            clock=read_table(folder / "records", "clock"),
             images=images,
             captions=CAPTIONS,
-            evidence=records.evidence,
+            evidence=records.evidence or Evidence(),
             evidence_captions=EVIDENCE_CAPTIONS,
             estimators=_estimators(records),
-            self_check=_self_check(checks),
+            self_check=_self_check(records.self_checks),
             findings=_findings(records),
-            interval=next(
-                key
-                for key in records.fits["loss_law"]
-                if key.startswith("interval_") and key != "interval_basis"
-            ),
+            confidence=records.fits.loss_law.confidence,
         )
     )
-    write_text(folder / "report.html", page)
+    write_text(records.folder / "report.html", page)
 
 
-def evidence_section(evidence: dict[str, Any], images: dict[str, str]) -> str:
-    """The section for sceptics by itself: of the contents of `evidence.json`, and of figures as base64 by their names."""
+def evidence_section(evidence: Evidence, images: dict[str, str]) -> str:
+    """The section for sceptics by itself.
+
+    Args:
+      evidence: What the records say for and against the laws.
+      images: Figures as base64, by their names.
+    """
     template = _environment().get_template("evidence.html.j2")
     return template.render(evidence=evidence, images=images, evidence_captions=EVIDENCE_CAPTIONS)
 
@@ -88,15 +86,18 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "short": short_count,
-        "named": _named,
+        "named": lambda key: NAMES.get(key, key),
         "number": _number,
         "percent": _percent,
+        "fixed": _fixed,
+        "fields": vars,
     }
+    environment.tests["known"] = _is_known
     return environment
 
 
-def _named(key: str) -> str:
-    return NAMES.get(key, key)
+def _is_known(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -111,79 +112,82 @@ def _percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f}%"
 
 
-def _estimators(records: Records) -> list[dict[str, Any]]:
-    """α of every pair by every estimator, one row per pair."""
+def _fixed(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+class _EstimatorRow(NamedTuple):
+    """α of one pair by every estimator and lookahead; 0 stands for no lookahead."""
+
+    draft: str
+    target: str
+    cells: list[tuple[tuple[str, int], AcceptanceRecord | None]]
+
+
+def _estimators(records: StudyRecords) -> list[_EstimatorRow]:
     lookaheads = sorted({r.lookahead for r in records.survival})
     keys = [("teacher_forced_text", 0), ("teacher_forced_samples", 0)]
     keys += [(name, g) for name in ("decoded_per_test", "decoded_tar") for g in lookaheads]
-    by_pair: dict[tuple[str, str], dict[tuple[str, int], Any]] = {}
+    by_pair: dict[tuple[str, str], dict[tuple[str, int], AcceptanceRecord]] = {}
     for row in records.acceptance:
         by_pair.setdefault((row.draft_id, row.target_id), {})[row.estimator, row.lookahead] = row
     return [
-        {"draft": draft, "target": target, "cells": [(key, rows.get(key)) for key in keys]}
-        for (draft, target), rows in by_pair.items()
+        _EstimatorRow(*pair, [(key, rows.get(key)) for key in keys])
+        for pair, rows in by_pair.items()
     ]
 
 
-def _self_check(checks: dict[str, float | None]) -> dict[str, float]:
-    """How the self-checks of all runs are distributed; they should be standard normal."""
+class _Scores(NamedTuple):
+    """How the self-checks of all runs are distributed."""
+
+    runs: int
+    mean: float
+    deviation: float
+    largest: float
+
+
+def _self_check(checks: dict[str, float | None]) -> _Scores:
     values = np.asarray([value for value in checks.values() if value is not None])
-    return {
-        "runs": len(values),
-        "mean": float(values.mean()) if len(values) else math.nan,
-        "deviation": float(values.std()) if len(values) else math.nan,
-        "largest": float(np.abs(values).max()) if len(values) else math.nan,
-    }
+    if not len(values):
+        return _Scores(0, math.nan, math.nan, math.nan)
+    largest = float(np.abs(values).max())
+    return _Scores(len(values), float(values.mean()), float(values.std()), largest)
 
 
-def _findings(records: Records) -> list[str]:
-    """What the records say, in sentences."""
-    found = []
-    law = NAMES[records.best_law]
-    for entry in records.codesign:
-        if entry["acceptance_law"] != records.best_law:
-            continue
-        target = f"target {short_count(entry['target_params'])}"
-        if entry["lookahead"] is None:
-            found.append(
-                f"With {NAMES[entry['cost_model']]}, the {law} has no finite optimum for the {target}: it reaches 1."
-            )
-            continue
-        if not entry["speculate"]:
-            entry_cost = _cost_sentence(records, entry)
-            found.append(
-                f"With {NAMES[entry['cost_model']]}, speculation does not pay for the {target} at this scale: {entry_cost}"
-            )
-            continue
-        low, high = entry["indifference_1pct"]
-        where = (
-            "inside the range of sizes considered"
-            if entry["interior"]
-            else "at the edge of the sizes considered"
-        )
-        found.append(
-            f"With {NAMES[entry['cost_model']]}, the best draft of the {target} has {short_count(entry['draft_params'])} "
-            f"parameters ({entry['target_params'] / entry['draft_params']:.0f} times fewer than the target), {where}; any size "
-            f"from {short_count(low)} to {short_count(high)} is within 1% of its speed-up of "
-            f"{entry['speedup']:.2f} at γ = {entry['lookahead']:.1f}."
-        )
+def _findings(records: StudyRecords) -> list[str]:
+    """What the records say, in sentences; what to do comes first."""
+    law = NAMES[records.codesign[0].acceptance_law]
+    sentences = [
+        _finding(entry, landscape, law)
+        for entry, landscape in zip(records.codesign, records.landscapes)
+        if entry.acceptance_law == records.codesign[0].acceptance_law
+    ]
     errors = ", ".join(
-        f"{NAMES[fit['law']]} {fit['left_out_rmse']:.4f}" for fit in records.fits["acceptance_laws"]
+        f"{NAMES[fit.law]} {fit.left_out_rmse:.4f}" for fit in records.fits.acceptance_laws
     )
-    found.append(
-        f"On left-out drafts the acceptance laws err by (root mean square): {errors}. The tables use the {law}."
-    )
-    return found
+    return [
+        *sentences,
+        f"Root mean square errors of the acceptance laws on left-out drafts: {errors}. The tables use the {law}.",
+    ]
 
 
-def _cost_sentence(records: Records, entry: dict[str, Any]) -> str:
-    landscape = records.landscapes[records.codesign.index(entry)]
-    cheapest = min(landscape["curve"]["cost"])
-    drafting = [gamma > 0 for gamma in landscape["map"]["lookahead"]]
-    best = max(
-        s for row in landscape["map"]["speedup"] for s, drafts in zip(row, drafting) if drafts
-    )
+def _finding(entry: CodesignEntry, landscape: CodesignLandscape, law: str) -> str:
+    target, costs = f"target {short_count(entry.target_params)}", NAMES[entry.cost_model]
+    if entry.lookahead is None or entry.speedup is None:
+        return f"With {costs}, there is no finite optimum for the {target}: the {law} reaches an acceptance of 1."
+    if not entry.speculate or entry.draft_params is None:
+        drafting = np.asarray(landscape.map.lookahead) > 0
+        best = float(np.asarray(landscape.map.speedup)[:, drafting].max())
+        return (
+            f"With {costs}, speculation does not pay for the {target} at this scale: the best lookahead above 0 on the map "
+            f"reaches only {best:.2f} times plain decoding. The cheapest draft step costs {min(landscape.curve.cost):.2f} of a "
+            f"target step, and a verify pass {entry.verify_cost:.2f}."
+        )
+    low, high = entry.indifference_1pct
+    where = "inside the range" if entry.interior else "at the edge of the range"
     return (
-        f"the cheapest draft step costs {cheapest:.2f} of a target step and a verify pass {entry['verify_cost']:.2f}; "
-        f"the best lookahead above 0 on the map reaches only {best:.2f} times plain decoding."
+        f"With {costs}, the best draft for the {target} has {short_count(entry.draft_params)} parameters and drafts "
+        f"{entry.lookahead:.1f} tokens per round: a speed-up of {entry.speedup:.2f}. Any size from {short_count(low)} to "
+        f"{short_count(high)} is within 1% of that. The best draft is {entry.target_params / entry.draft_params:.0f} times "
+        f"smaller than the target, {where} of sizes considered."
     )

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
+from matplotlib import ticker
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from sdsl_jax.counts import short_count
 from sdsl_jax.records import whole_file
 
-matplotlib.use("Agg")
-from matplotlib import pyplot
-from matplotlib.figure import Figure
-
-# Okabe and Ito's colours, which readers with colour-vision deficiency can tell apart.
+Key = TypeVar("Key")
+# Okabe and Ito's colours, which readers with colour-vision deficiency can tell apart; and a marker
+# and a line style beside each, so that nothing rests on colour alone.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "os^Dv*P"
+DASHES = (
+    "-",
+    (0, (6, 2)),
+    (0, (1, 1.3)),
+    (0, (6, 2, 1, 2)),
+    (0, (3, 1.5)),
+    (0, (8, 2, 1, 2, 1, 2)),
+)
 
 
 def colours(count: int) -> list[str]:
@@ -26,6 +36,24 @@ def colours(count: int) -> list[str]:
         return list(COLOURS[:count])
     scale = matplotlib.colormaps["viridis"]
     return [matplotlib.colors.to_hex(scale(0.92 * i / (count - 1))) for i in range(count)]
+
+
+def series(keys: Iterable[Key]) -> Iterator[tuple[Key, dict[str, Any]]]:
+    """Every key with a colour and a marker of its own."""
+    names = list(keys)
+    for i, (key, colour) in enumerate(zip(names, colours(len(names)))):
+        yield key, {"color": colour, "marker": MARKERS[i % len(MARKERS)]}
+
+
+def dashed(keys: Iterable[Key]) -> Iterator[tuple[Key, dict[str, Any]]]:
+    """Every key with a colour and a line style of its own."""
+    for i, (key, style) in enumerate(series(keys)):
+        yield key, {"color": style["color"], "ls": DASHES[i % len(DASHES)]}
+
+
+def handle(label: str, **style: Any) -> Line2D:
+    """An entry of a legend that no plotted line stands for."""
+    return Line2D([], [], label=label, **({"color": "0.3", "ls": ""} | style))
 
 
 _STYLE: dict[str, Any] = {
@@ -40,7 +68,6 @@ _STYLE: dict[str, Any] = {
     "legend.fontsize": 8.5,
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
-    "figure.constrained_layout.use": True,
     "savefig.dpi": 150,
     "pdf.fonttype": 42,
 }
@@ -80,24 +107,53 @@ NAMES = {
 def figure(
     folder: Path, name: str, rows: int, columns: int, size: tuple[float, float]
 ) -> Iterator[tuple[Figure, Any]]:
-    """A figure with a grid of axes that is saved as PNG and PDF when the block ends."""
-    with pyplot.rc_context(_STYLE):  # type: ignore[arg-type]
-        made, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False)
-        yield made, axes
+    """A figure with a grid of axes that is saved as PNG and PDF when the block ends.
+
+    It is no figure of pyplot: the backend of the process, such as that of a notebook, stays as it is.
+
+    Args:
+      folder: Folder of the files.
+      name: Name of the files, without ending.
+      rows: Rows of axes.
+      columns: Columns of axes.
+      size: Width and height in inches.
+
+    Yields:
+      The figure, and its axes [rows, columns].
+
+    Raises:
+      SdslError: A file cannot be written.
+    """
+    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
+        drawn = Figure(figsize=size, layout="constrained")
+        yield drawn, drawn.subplots(rows, columns, squeeze=False)
         for kind in ("png", "pdf"):
             # No creation date: the same records give the same file.
             metadata = {"CreationDate": None} if kind == "pdf" else None
             with whole_file(folder / f"{name}.{kind}") as path:
-                made.savefig(path, metadata=metadata)
-        pyplot.close(made)
+                drawn.savefig(path, format=kind, metadata=metadata)
 
 
 def label_sizes(axis: Any, label: str, subs: tuple[float, ...] = (1.0, 3.0)) -> None:
-    """A logarithmic axis of parameter or token counts with ticks such as 3k, 30k, 1M."""
+    """Labels a logarithmic axis of parameter or token counts, with ticks such as 3k, 30k, 1M."""
     axis.set_label_text(label)
-    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=subs))
-    axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: short_count(value)))
-    axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    axis.set_major_locator(ticker.LogLocator(subs=subs))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: short_count(value)))
+    axis.set_minor_formatter(ticker.NullFormatter())
+
+
+def error_bars(rows: Iterable[Any], name: str) -> list[list[float]]:
+    """Lengths of the error bars below and above a column that has its ends in `_low` and `_high`."""
+    values = [
+        (getattr(row, name), getattr(row, f"{name}_low"), getattr(row, f"{name}_high"))
+        for row in rows
+    ]
+    return [[x - low for x, low, _ in values], [high - x for x, _, high in values]]
+
+
+def legend_beside(axis: Any, **options: Any) -> None:
+    """A legend to the right of the axes."""
+    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), **options)
 
 
 def mark_plain_decoding(axis: Any) -> None:

@@ -12,7 +12,8 @@ from sdsl_jax.errors import SdslError, require
 from sdsl_jax.processes import is_primary
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import ModelRecord, require_study_folder, write_marked
-from sdsl_jax.study import Study
+from sdsl_jax.study.run import forget
+from sdsl_jax.study.stages import Study
 from sdsl_jax.training import plan_rungs, read_records, select, train_rungs, write_records
 
 
@@ -73,7 +74,7 @@ def train_part(
         if not finished or not is_primary() or finished == _published(study):
             return finished
         # The table may have changed since the stage was completed.
-        study.forget("train")
+        forget(folder, "train")
         return write_records(config, study.dataset, folder, plans)
 
     try:
@@ -90,6 +91,6 @@ def train_part(
 
 def _published(study: Study) -> list[ModelRecord]:
     try:
-        return study.table("models")
+        return study.records.models
     except SdslError:
         return []

@@ -1,29 +1,97 @@
-"""What each stage does: reads records, calls the package of its name, writes records."""
+"""A study, its stages, and what each of them reads and makes."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
-from sdsl_jax.config import to_toml
+from sdsl_jax.config import StudyConfig, to_toml
+from sdsl_jax.data import Dataset, load_dataset
 from sdsl_jax.errors import require
+from sdsl_jax.evidence import StudyRecords
+from sdsl_jax.progress import Progress
 from sdsl_jax.records import (
     ClockRecord,
-    ModelRecord,
     TimingRecord,
     read_json,
     whole_file,
     write_json,
     write_table,
 )
-from sdsl_jax.records.documents import to_json
+from sdsl_jax.records.codesign import CodesignEntry
 
-if TYPE_CHECKING:
-    from sdsl_jax.records.codesign import CodesignEntry
-    from sdsl_jax.study.study import Study
+
+@dataclass(frozen=True)
+class Study:
+    """A study and the folder of its results.
+
+    Attributes:
+      config: Settings.
+      folder: Folder of its records, figures and report.
+      progress: Reports what each stage does.
+      models_folder: Folder that checkpoints lie in and are named from, where it is not `folder`.
+    """
+
+    config: StudyConfig
+    folder: Path
+    progress: Progress
+    models_folder: Path | None = None
+
+    @property
+    def home(self) -> Path:
+        """Folder that checkpoints are named from."""
+        return self.folder if self.models_folder is None else self.models_folder
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The tokenised corpus, read when a stage first asks for it."""
+        return load_dataset(self.config.data, note=self.progress.note)
+
+    @property
+    def records_folder(self) -> Path:
+        """Folder of the record files."""
+        return self.folder / "records"
+
+    @property
+    def records(self) -> StudyRecords:
+        """The records as they are now; nothing is kept of what was read before."""
+        return StudyRecords(self.folder, config=self.config, path=self.records_folder)
+
+    def write_tables(self, tables: Any) -> None:
+        """Writes record tables, by their names.
+
+        Args:
+          tables: A NamedTuple of tables.
+        """
+        for name, rows in tables._asdict().items():
+            write_table(self.records_folder, name, rows)
+
+    def write(self, name: str, document: Any) -> None:
+        """Writes a JSON document of the records."""
+        write_json(self.records_folder / f"{name}.json", document)
+
+
+class Stage(NamedTuple):
+    """A stage: what it does, what it depends on and what it makes.
+
+    Attributes:
+      run: Reads records, calls the package of its name, writes records.
+      settings: Sections of the settings that it depends on.
+      inputs: Files that it reads, relative to the study's folder.
+      outputs: Files that it makes.
+      optional: Files that it reads where there are any.
+    """
+
+    run: Callable[[Study], None]
+    settings: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    optional: tuple[str, ...] = ()
 
 
 def versions() -> dict[str, str]:
@@ -48,93 +116,82 @@ def versions() -> dict[str, str]:
 def _train(study: Study) -> None:
     from sdsl_jax.training import train_ladder
 
-    records = train_ladder(study.config, study.dataset, study.home, study.progress)
+    models = train_ladder(study.config, study.dataset, study.home, study.progress)
     study.dataset.tokenizer.save(study.folder / "tokenizer.json")
-    write_table(study.records, "models", records)
+    write_table(study.records_folder, "models", models)
 
 
 def _measure(study: Study) -> None:
     from sdsl_jax.measurement import measure_study
 
-    found = measure_study(
-        study.config, study.dataset, study.table("models"), study.home, study.progress
-    )
-    with whole_file(study.records / "events.parquet") as path:
-        found.events.to_parquet(path, index=False)
-    write_json(study.records / "checks.json", {"decoder_self_check": found.self_checks})
+    models = study.records.models
+    measured = measure_study(study.config, study.dataset, models, study.home, study.progress)
+    with whole_file(study.records_folder / "events.parquet") as path:
+        measured.events.to_parquet(path, index=False)
+    study.write("checks", {"decoder_self_check": measured.self_checks})
     for name in ("acceptance", "survival", "expected", "latency"):
-        write_table(study.records, name, getattr(found, name))
+        write_table(study.records_folder, name, getattr(measured, name))
 
 
 def _conditions(study: Study) -> None:
     from sdsl_jax.measurement import Conditions, measure_conditions
 
-    found = Conditions([], [], [])
-    if not study.config.conditions.is_empty:
-        found = measure_conditions(
-            study.config, study.dataset, study.table("models"), study.folder, study.progress
-        )
-    for name, rows in found._asdict().items():
-        write_table(study.records, name, rows)
+    if study.config.conditions.is_empty:
+        study.write_tables(Conditions([], [], []))
+        return
+    models = study.records.models
+    study.write_tables(
+        measure_conditions(study.config, study.dataset, models, study.folder, study.progress)
+    )
 
 
 def _fit(study: Study) -> None:
     from sdsl_jax.fitting import fit_all
 
-    study.progress.start("fit", 1)
-    fits = fit_all(
-        study.config, study.table("models"), study.table("acceptance"), study.table("latency")
-    )
+    records = study.records
+    fits = fit_all(study.config, records.models, records.acceptance, records.latency)
     for law in (fits.loss_law, *fits.acceptance_laws):
         for warning in law.warnings:
             study.progress.note(f"{law.law}: {warning}")
     for warning in fits.hardware.warnings:
         study.progress.note(warning)
-    write_json(study.records / "fits.json", to_json(fits))
-    study.progress.finish()
+    study.write("fits", fits)
 
 
 def _codesign(study: Study) -> None:
     from sdsl_jax.codesign import solve_all
-    from sdsl_jax.fitting import read_laws
 
-    models = study.table("models")
-    laws = read_laws(read_json(study.records / "fits.json"))
-    solution = solve_all(study.config, laws, models, study.table("survival"), study.progress)
-    clocked = _race_nearest(study, solution.entries, models)
-    write_json(study.records / "landscapes.json", solution.landscapes)
-    write_table(study.records, "clock", clocked)
-    write_json(study.records / "codesign.json", solution.entries)
+    records = study.records
+    solution = solve_all(
+        study.config, records.laws, records.models, records.survival, study.progress
+    )
+    clocked = _race_nearest(study, solution.entries)
+    study.write("landscapes", solution.landscapes)
+    write_table(study.records_folder, "clock", clocked)
+    study.write("codesign", solution.entries)
 
 
-def _race_nearest(
-    study: Study, entries: list[CodesignEntry], models: list[ModelRecord]
-) -> list[ClockRecord]:
+def _race_nearest(study: Study, entries: list[CodesignEntry]) -> list[ClockRecord]:
     """Times the trained draft nearest to each target's optimum of the best acceptance law, where weights are at hand."""
     from sdsl_jax.measurement import clock_pair
 
-    by_id = {m.model_id: m for m in models}
-    wanted: dict[tuple[str, str, int], None] = {}
-    for entry in entries:
-        nearest = entry.nearest_trained
-        if nearest is not None and entry.acceptance_law == entries[0].acceptance_law:
-            wanted[nearest.draft_id, entry.target_id, max(1, entry.lookahead_integer)] = None
+    by_id = {m.model_id: m for m in study.records.models}
+    pairs = dict.fromkeys(
+        (entry.nearest_trained.draft_id, entry.target_id, max(1, entry.lookahead_integer))
+        for entry in entries
+        if entry.nearest_trained and entry.acceptance_law == entries[0].acceptance_law
+    )
 
     def has_weights(model_id: str) -> bool:
-        return (
-            bool(by_id[model_id].checkpoint)
-            and (study.folder / by_id[model_id].checkpoint).is_dir()
-        )
+        checkpoint = by_id[model_id].checkpoint
+        return bool(checkpoint) and (study.folder / checkpoint).is_dir()
 
-    wanted = {pair: None for pair in wanted if has_weights(pair[0]) and has_weights(pair[1])}
-    study.progress.start("clock", len(wanted))
+    races = [pair for pair in pairs if has_weights(pair[0]) and has_weights(pair[1])]
+    study.progress.start("clock", len(races))
     rows = []
-    for draft, target, lookahead in wanted:
-        rows.append(
-            clock_pair(
-                study.config, study.dataset, by_id[draft], by_id[target], lookahead, study.folder
-            )
-        )
+    for draft, target, lookahead in races:
+        models = by_id[draft], by_id[target]
+        rows.append(clock_pair(study.config, study.dataset, *models, lookahead, study.folder))
         study.progress.advance(
             1, f"{draft} × {target}  γ = {lookahead}  measured speed-up {rows[-1].speedup:.2f}"
         )
@@ -142,28 +199,24 @@ def _race_nearest(
     return rows
 
 
+def _clock(study: Study) -> None:
+    from sdsl_jax.measurement import time_study
+
+    models = study.records.models
+    study.write_tables(
+        time_study(study.config, study.dataset, models, study.folder, study.progress)
+    )
+
+
 # A calibration of a study: repetitions, descents of a fit, bootstrap resamples.
 _CALIBRATION = (9, 32, 64)
 
 
-def _clock(study: Study) -> None:
-    from sdsl_jax.measurement import time_study
-
-    found = time_study(
-        study.config, study.dataset, study.table("models"), study.folder, study.progress
-    )
-    for name, rows in found._asdict().items():
-        write_table(study.records, name, rows)
-
-
 def _calibrate(study: Study) -> None:
-    hardware = study.records / "hardware.toml"
+    hardware = study.records_folder / "hardware.toml"
     hardware.unlink(missing_ok=True)
-    write_table(
-        study.records,
-        "timings",
-        _calibrated(study, hardware) if study.config.clock.lookaheads else [],
-    )
+    rows = _calibrated(study, hardware) if study.config.clock.lookaheads else []
+    write_table(study.records_folder, "timings", rows)
 
 
 def _calibrated(study: Study, path: Path) -> list[TimingRecord]:
@@ -197,63 +250,73 @@ def _calibrated(study: Study, path: Path) -> list[TimingRecord]:
 
 
 def _evidence(study: Study) -> None:
-    from sdsl_jax.evidence import Inputs, gather
-    from sdsl_jax.hardware import load_hardware
+    from sdsl_jax.evidence import gather
 
-    study.progress.start("evidence", 1)
-    predictions, hardware = study.records / "predictions.json", study.records / "hardware.toml"
+    predictions = study.records_folder / "predictions.json"
     require(
         not study.config.holdout.any or predictions.exists(),
         f"the study holds models back, but {predictions} does not exist; run the study without --only first.",
     )
-    inputs = Inputs(
-        config=study.config,
-        models=study.table("models"),
-        acceptance=study.table("acceptance"),
-        survival=study.table("survival"),
-        expected=study.table("expected"),
-        conditions=study.table("conditions"),
-        other_models=study.table("other_models"),
-        losses=study.table("losses"),
-        fits=read_json(study.records / "fits.json"),
-        codesign=read_json(study.records / "codesign.json", list),
-        self_checks=read_json(study.records / "checks.json")["decoder_self_check"],
-        predictions=read_json(predictions)
-        if study.config.holdout.any and predictions.exists()
-        else None,
-        runs=study.table("runs"),
-        timed_models=study.table("timed_models"),
-        hardware=load_hardware(str(hardware)) if hardware.exists() else None,
-    )
-    write_json(study.records / "evidence.json", gather(inputs))
-    study.progress.finish()
+    study.write("evidence", gather(study.records))
 
 
 def _figures(study: Study) -> None:
     from sdsl_jax.report import draw_figures
 
-    study.progress.start("figures", 1)
     draw_figures(study.records, study.folder / "figures")
-    study.progress.finish()
 
 
 def _report(study: Study) -> None:
     from sdsl_jax.report import write_report
 
-    study.progress.start("report", 1)
-    write_report(study.folder, study.config.name, to_toml(study.config), study.stamps(), versions())
-    study.progress.finish()
+    stamps = read_json(study.folder / "stages.json")
+    write_report(study.records, to_toml(study.config), stamps, versions())
 
 
-RUNNERS: dict[str, Callable[[Study], None]] = {
-    "train": _train,
-    "measure": _measure,
-    "conditions": _conditions,
-    "fit": _fit,
-    "codesign": _codesign,
-    "calibrate": _calibrate,
-    "clock": _clock,
-    "evidence": _evidence,
-    "figures": _figures,
-    "report": _report,
+_MEASURED = tuple(f"records/{n}.csv" for n in ("acceptance", "survival", "expected", "latency"))
+_RECORDS = ("records/models.csv", *_MEASURED)
+_CONDITIONS = tuple(f"records/{n}.csv" for n in ("conditions", "other_models", "losses"))
+# What decoders did on the clock. The clock of `codesign`, of one draft for each target, has a table
+# of its own.
+_TIMED = tuple(f"records/{n}.csv" for n in ("runs", "timed_models"))
+_FITS, _EVIDENCE, _CHECKS = (f"records/{n}.json" for n in ("fits", "evidence", "checks"))
+_SOLVED = ("records/codesign.json", "records/landscapes.json", "records/clock.csv")
+_FIGURES = tuple(
+    f"figures/{name}.png"
+    for name in ("loss", "acceptance", "predicted", "speedup", "optimiser", "survival", "latency")
+)
+_MODEL, _MAKING = ("seed", "data", "family"), ("ladder", "training", "measure")
+# In the order in which they run. What a stage depends on is part of its digest, in this order.
+STAGES = {
+    "train": Stage(_train, (*_MODEL, "ladder", "training"), (), _RECORDS[:1]),
+    "measure": Stage(
+        _measure,
+        (*_MODEL, "measure"),
+        _RECORDS[:1],
+        (*_MEASURED, "records/events.parquet", _CHECKS),
+    ),
+    "conditions": Stage(_conditions, (*_MODEL, "measure", "conditions"), _RECORDS[:1], _CONDITIONS),
+    "fit": Stage(_fit, (*_MODEL, "fit"), (*_RECORDS[:2], "records/latency.csv"), (_FITS,)),
+    "codesign": Stage(
+        _codesign,
+        ("seed", "data", "fit", "measure", "codesign"),
+        (_FITS, "records/models.csv", "records/survival.csv"),
+        _SOLVED,
+    ),
+    "calibrate": Stage(_calibrate, ("seed", "clock"), (), ("records/timings.csv",)),
+    "clock": Stage(_clock, (*_MODEL, "measure", "clock"), _RECORDS[:1], _TIMED),
+    "evidence": Stage(
+        _evidence,
+        (*_MODEL, "measure", "fit", "codesign", "holdout"),
+        (*_RECORDS, *_CONDITIONS, *_TIMED, _FITS, "records/codesign.json", _CHECKS),
+        (_EVIDENCE,),
+        optional=("records/hardware.toml", "records/predictions.json"),
+    ),
+    "figures": Stage(_figures, (), (*_RECORDS, _FITS, *_SOLVED, _EVIDENCE), _FIGURES),
+    "report": Stage(
+        _report,
+        ("name", *_MODEL, *_MAKING, "conditions", "fit", "codesign", "clock", "holdout"),
+        (*_RECORDS, _FITS, *_SOLVED, _EVIDENCE, _CHECKS, *_FIGURES),
+        ("report.html",),
+    ),
 }

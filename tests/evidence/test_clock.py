@@ -3,10 +3,11 @@ import itertools
 import matplotlib.image
 import numpy as np
 import pytest
-from evidence_records import config, inputs, model
+from evidence_records import config, model, records
 
-from sdsl_jax.evidence.clock import clock
-from sdsl_jax.evidence.clock_cells import cells
+from sdsl_jax.evidence import Evidence
+from sdsl_jax.evidence.clock import cells, clock
+from sdsl_jax.fitting.law_files import read_fits
 from sdsl_jax.hardware import HardwareFile
 from sdsl_jax.records import RunRecord
 from sdsl_jax.report.clock_figure import draw_clock
@@ -129,8 +130,12 @@ def _study(machine: Hardware = MACHINE, noise: float = 0.01, repetitions: int = 
         "shape_rule": {"aspect_ratio": 32.0, "vocab_size": float(WORDS), "context": 64.0},
     }
     device = HardwareFile("machine", machine, FLOAT, "invented", "a test", False)
-    return inputs(
-        config=config(), models=[*drafts, *targets], fits=fits, runs=runs, hardware=device
+    return records(
+        config=config(),
+        models=[*drafts, *targets],
+        fits=read_fits(fits),
+        runs=runs,
+        hardware=device,
     )
 
 
@@ -142,31 +147,31 @@ def found():
 @pytest.mark.slow
 def test_a_machine_that_follows_its_model_is_predicted(found):
     """Errors are those of the noise (1%, over medians of six) and of a power law through four acceptances."""
-    assert found["error"]["n"] == 2 * 4 * 4
-    assert found["error_of_costs"]["median_absolute"] < 0.01
-    assert found["error"]["median_absolute"] < 0.04
-    assert found["error"]["rank_correlation"] > 0.97
-    assert 0 < found["error"]["noise"] < 0.02
-    assert found["mean_regret"]["calibrated"] < 0.02
-    for row in found["targets"]:
-        assert row["pays_measured"]
-        assert row["pays_predicted"]
+    assert found.error.n == 2 * 4 * 4
+    assert found.error_of_costs.median_absolute < 0.01
+    assert found.error.median_absolute < 0.04
+    assert found.error.rank_correlation > 0.97
+    assert 0 < found.error.noise < 0.02
+    assert found.mean_regret["calibrated"] < 0.02
+    for row in found.targets:
+        assert row.pays_measured
+        assert row.pays_predicted
         # Half of the repetitions cannot judge the best to be better than it is, but for noise.
-        assert all(value > -0.02 for value in row["regret"].values())
+        assert all(value > -0.02 for value in row.regret.values())
     # What a policy forgoes is what its decoder lacks.
-    assert found["mean_regret"]["random_draft"] > found["mean_regret"]["calibrated"] + 0.01
+    assert found.mean_regret["random_draft"] > found.mean_regret["calibrated"] + 0.01
 
 
 def test_measured_rates_are_ratios_within_a_repetition():
     study = _study(noise=0.0)
-    cell = next(c for c in cells(study) if c.lookahead == 4 and c.batch == 1)
-    assert cell.measured == pytest.approx(cell.predicted_with_tokens, rel=1e-3)
+    cell = next(c for c in cells(study) if c.decoder.lookahead == 4 and c.decoder.batch == 1)
+    assert cell.decoder.speedup == pytest.approx(cell.decoder.predicted_with_tokens, rel=1e-3)
     slow = [r for r in study.runs if r.repetition == 0]
     # A repetition in which everything takes twice as long changes nothing.
     doubled = [type(r)(**(vars(r) | {"seconds": 2 * r.seconds})) for r in slow]
-    again = study._replace(runs=[*doubled, *(r for r in study.runs if r.repetition)])
+    again = study.replaced(runs=[*doubled, *(r for r in study.runs if r.repetition)])
     assert next(
-        c for c in cells(again) if c.lookahead == 4 and c.batch == 1
+        c for c in cells(again) if c.decoder.lookahead == 4 and c.decoder.batch == 1
     ).rates == pytest.approx(cell.rates)
 
 
@@ -176,32 +181,30 @@ def test_a_wrong_machine_is_found_out():
     wrong = MACHINE._replace(
         pass_seconds=0.0, layer_seconds=0.0, token_seconds=0.0, round_seconds=0.0
     )
-    errors = clock(_study(wrong._replace(flops_per_second=1e15)))["error"]
-    assert errors["median_absolute"] > 0.1
+    errors = clock(_study(wrong._replace(flops_per_second=1e15))).error
+    assert errors.median_absolute > 0.1
 
 
 @pytest.mark.slow
 def test_the_batch_at_which_it_stops_to_pay(found):
-    for row in found["batches"]:
-        assert [p["batch"] for p in row["points"]] == [1, 8, 64]
-        assert 1 < row["pays_up_to_measured"] < 64
-        assert row["pays_up_to_predicted"] == pytest.approx(row["pays_up_to_measured"], rel=0.25)
+    for row in found.batches:
+        assert [p.batch for p in row.points] == [1, 8, 64]
+        assert 1 < row.pays_up_to_measured < 64
+        assert row.pays_up_to_predicted == pytest.approx(row.pays_up_to_measured, rel=0.25)
 
 
 def test_nothing_is_said_where_nothing_was_timed():
     study = _study()
-    assert clock(study._replace(runs=[])) is None
-    assert clock(study._replace(hardware=None)) is None
+    assert clock(study.replaced(runs=[])) is None
+    assert clock(study.replaced(hardware=None)) is None
 
 
 @pytest.mark.slow
 def test_the_figure_and_the_section(found, tmp_path):
-    class Records:
-        evidence = {"clock": found}  # noqa: RUF012
-
-    assert draw_clock(Records, tmp_path, "clock")
+    evidence = Evidence(clock=found)
+    assert draw_clock(records(evidence=evidence), tmp_path, "clock")
     image = matplotlib.image.imread(tmp_path / "clock.png")
     assert (image[..., :3].std(axis=(0, 1)) > 0.05).all()
-    section = evidence_section({"clock": found}, {"clock": "AAAA"})
+    section = evidence_section(evidence, {"clock": "AAAA"})
     for text in ("On the clock", "Regret", "pays up to batch"):
         assert text in section

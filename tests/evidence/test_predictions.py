@@ -1,24 +1,30 @@
 import dataclasses
+import json
 import math
 
 import numpy as np
 import pytest
 from conftest import TINY
-from evidence_records import exact
+from evidence_records import exact, records
 
 from sdsl_jax.config import StudyConfig, from_dict
-from sdsl_jax.evidence import Inputs, forecast
-from sdsl_jax.evidence.claims import claims, sensitivity
+from sdsl_jax.evidence import Evidence, StudyRecords, forecast, gather
+from sdsl_jax.evidence.claims import claims, data_identified, sensitivity
+from sdsl_jax.evidence.common import measured_speedups
 from sdsl_jax.evidence.fit_quality import coverage, residuals
-from sdsl_jax.evidence.forecast import Rung, _optimum, held_out
-from sdsl_jax.evidence.holdout import holdout
-from sdsl_jax.evidence.law_comparison import acceptance_laws
-from sdsl_jax.evidence.law_inputs import law_inputs
-from sdsl_jax.evidence.speedups import measured_speedups
-from sdsl_jax.fitting import fit_all, read_laws
+from sdsl_jax.evidence.holdout import Rung, _optimum, held_out, holdout
+from sdsl_jax.evidence.law_comparison import acceptance_laws, law_inputs
+from sdsl_jax.fitting import fit_all
+from sdsl_jax.fitting.law_files import LawRecord
 from sdsl_jax.models import count, member
-from sdsl_jax.records import ExpectedRecord, LatencyRecord, ModelRecord, longest_trained
-from sdsl_jax.records.documents import to_json
+from sdsl_jax.records import (
+    ExpectedRecord,
+    LatencyRecord,
+    ModelRecord,
+    longest_trained,
+    write_json,
+)
+from sdsl_jax.records.documents import from_json, schema_of, to_json
 from sdsl_jax.theory import (
     AffinePlane,
     ChinchillaLaw,
@@ -67,7 +73,7 @@ def made(
     return dataclasses.replace(record, validation_loss_nats=loss - 0.3, **more)
 
 
-def world(noise: float = 0.0, law=ALPHA, step: float = 0.0, seed: int = 0) -> Inputs:
+def world(noise: float = 0.0, law=ALPHA, step: float = 0.0, seed: int = 0) -> StudyRecords:
     """A ladder whose losses and acceptances follow known laws, with expected tokens per round of
     independent acceptance.
 
@@ -97,8 +103,10 @@ def world(noise: float = 0.0, law=ALPHA, step: float = 0.0, seed: int = 0) -> In
                 ExpectedRecord(*ids, g, 1.0, "base text", float(tokens_per_round(alpha, g)))
                 for g in range(1, 13)
             ]
-    fits = to_json(fit_all(CONFIG, models, acceptance, latency(models)))
-    return Inputs(CONFIG, models, acceptance, [], expected, [], [], [], fits, [], {})
+    fits = fit_all(CONFIG, models, acceptance, latency(models))
+    return records(
+        config=CONFIG, models=models, acceptance=acceptance, expected=expected, fits=fits
+    )
 
 
 def point(model: ModelRecord) -> ModelPoint:
@@ -112,18 +120,18 @@ def latency(models: list[ModelRecord]) -> list[LatencyRecord]:
     ]
 
 
-def published(found: Inputs) -> Inputs:
+def published(found: StudyRecords) -> StudyRecords:
     """The same records with predictions made from the seen part alone."""
     kept = {(rung.role, rung.params) for rung in held_out(CONFIG)}
     seen = [m for m in found.models if (m.role, m.params_nonembedding) not in kept]
     ids = {m.model_id for m in seen}
     pairs = [r for r in found.acceptance if r.draft_id in ids and r.target_id in ids]
-    fits = to_json(fit_all(CONFIG.seen, seen, pairs, latency(seen)))
-    return found._replace(predictions=forecast(CONFIG, seen, fits))
+    fits = fit_all(CONFIG.seen, seen, pairs, latency(seen))
+    return found.replaced(predictions=forecast(CONFIG, seen, fits))
 
 
 @pytest.fixture(scope="module")
-def quiet() -> Inputs:
+def quiet() -> StudyRecords:
     return published(world(noise=0.0005))
 
 
@@ -131,21 +139,21 @@ def quiet() -> Inputs:
 def test_laws_that_hold_predict_what_was_held_out(quiet):
     """Noise of 0.05%: the largest target is twice the largest seen, and its loss is predicted to well within 1%."""
     found = holdout(quiet)
-    assert all(goal["met"] for goal in found["goals"].values())
-    assert found["goals"]["alpha_mae"]["reached"] < 0.003
-    assert {row["model_id"] for row in found["losses"]} == {
+    assert all(goal.met for goal in found.goals.values())
+    assert found.goals["alpha_mae"].reached < 0.003
+    assert {row.model_id for row in found.losses} == {
         *(f"draft-100000-{b}-0" for b in BUDGETS),
         *(f"target-500000-{b}-0" for b in BUDGETS[-2:]),
     }
     # 6 drafts × 3 budgets × 2 targets of the held-out size, and the held-out draft with the 4 seen
     # targets.
-    assert len(found["pairs"]) == 18 * 2 + 3 * 4
-    largest = [row for row in found["losses"] if row["role"] == "target"]
-    assert all(row["extrapolation"] == pytest.approx(2, rel=0.1) for row in largest)
-    strategies = found["choice"]["strategies"]
-    assert strategies["best of the ladder by predicted α"]["regret"] < 0.005
-    assert strategies["200× rule, γ = 4"]["regret"] > 0.02
-    assert all(s["regret"] >= 0 for s in strategies.values())
+    assert len(found.pairs) == 18 * 2 + 3 * 4
+    largest = [row for row in found.losses if row.role == "target"]
+    assert all(row.extrapolation == pytest.approx(2, rel=0.1) for row in largest)
+    strategies = found.choice.strategies
+    assert strategies["best of the ladder by predicted α"].regret < 0.005
+    assert strategies["200× rule, γ = 4"].regret > 0.02
+    assert all(s.regret >= 0 for s in strategies.values())
 
 
 @pytest.mark.slow
@@ -156,7 +164,7 @@ def test_predictions_do_not_look_at_what_is_held_out(quiet):
         dataclasses.replace(m, loss_nats=9.0) if (m.role, m.params_nonembedding) in kept else m
         for m in quiet.models
     ]
-    again = published(quiet._replace(models=changed))
+    again = published(quiet.replaced(models=changed))
     assert again.predictions == quiet.predictions
 
 
@@ -164,49 +172,53 @@ def test_predictions_do_not_look_at_what_is_held_out(quiet):
 def test_an_acceptance_that_reaches_one_has_no_finite_optimum(quiet):
     """The plane puts α of every draft at 1.2: γ* and S* are infinite in every draw, and the longest lookahead stands for them."""
     always = AffinePlane(0.0, 0.0, 1.2)
-    laws = read_laws(quiet.fits)._replace(
+    laws = quiet.laws._replace(
         acceptance={"affine_plane": always},
         acceptance_draws={
             "affine_plane": AffinePlane(np.zeros(24), np.zeros(24), np.full(24, 1.2))
         },
     )
     optimum = _optimum(
-        CONFIG.seen, laws, Rung("target", 500_000, BUDGETS[-1]), BUDGETS[-1], {}, SIZES[0]
+        laws,
+        Rung("target", 500_000, BUDGETS[-1]),
+        BUDGETS[-1],
+        (SIZES[0] / 3, 500_000.0),
+        math.nan,
+        0.9,
     )
-    assert not math.isfinite(optimum["lookahead"])
-    assert not np.isfinite(optimum["interval"]["lookahead"]).any()
-    kept = optimum | {"lookahead": None, "speedup": None}  # as JSON has it
+    assert not math.isfinite(optimum.lookahead)
+    assert not np.isfinite(optimum.interval["lookahead"]).any()
+    kept = dataclasses.replace(optimum, lookahead=math.nan)  # as it is read from JSON
     for found in (optimum, kept):
-        choice = holdout(quiet._replace(predictions=quiet.predictions | {"optimum": found}))[
-            "choice"
-        ]
-        assert choice["strategies"]["predicted N* and γ*"]["lookahead"] == 12
-        assert choice["predicted_speedup_error"] is None
+        predictions = dataclasses.replace(quiet.predictions, optimum=found)
+        choice = holdout(quiet.replaced(predictions=predictions)).choice
+        assert choice.strategies["predicted N* and γ*"].lookahead == 12
+        assert choice.predicted_speedup_error is None
 
 
 @pytest.mark.release
 def test_a_step_between_depths_is_named():
     """Models of one layer 4% worse than a law of size allows: without them the largest loss is predicted far better."""
-    rows = holdout(published(world(noise=0.0005, step=0.04)))["loss_by_depth"]
-    assert [row["least_layers"] for row in rows] == [1, 2]
-    worst = [max(abs(e["error"]) for e in row["errors"]) for row in rows]
+    rows = holdout(published(world(noise=0.0005, step=0.04))).loss_by_depth
+    assert [row.least_layers for row in rows] == [1, 2]
+    worst = [max(abs(e.error) for e in row.errors) for row in rows]
     assert worst[0] > 0.01 > 3 * worst[1]
-    assert rows[0]["rmse"] > 5 * rows[1]["rmse"]
+    assert rows[0].rmse > 5 * rows[1].rmse
 
 
 @pytest.mark.slow
 def test_the_law_that_made_the_records_wins(quiet):
     found = acceptance_laws(quiet)
-    assert all("logit_plane" in laws for laws in found["winners"].values())
-    assert found["winners"]["left_out_drafts"] == ["logit_plane"]
-    by_law = {row["law"]: row for row in found["laws"]}
-    assert by_law["logit_plane"]["left_out_drafts"]["rmse"] < 0.001
-    assert by_law["power_law"]["left_out_drafts"]["rmse"] > 0.005
-    for row in found["laws"]:
-        test = row["left_out_drafts"]
-        assert test["rmse_low"] <= test["rmse"] <= test["rmse_high"]
-        assert test["regret"] >= 0
-        assert row["left_out_domains"] is None
+    assert all("logit_plane" in laws for laws in found.winners.values())
+    assert found.winners["left_out_drafts"] == ["logit_plane"]
+    by_law = {row.law: row for row in found.laws}
+    assert by_law["logit_plane"].left_out_drafts.rmse < 0.001
+    assert by_law["power_law"].left_out_drafts.rmse > 0.005
+    for row in found.laws:
+        test = row.left_out_drafts
+        assert test.rmse_low <= test.rmse <= test.rmse_high
+        assert test.regret >= 0
+        assert row.left_out_domains is None
 
 
 @pytest.mark.release
@@ -220,16 +232,16 @@ def test_the_best_count_is_found():
         )
 
     found = law_inputs(world(law=total))
-    assert found["best_count"]["power_law"] == "total parameters"
-    errors = {row["input"]: row["power_law"] for row in found["by_count"]}
+    assert found.best_count["power_law"] == "total parameters"
+    errors = {row.input: row.power_law for row in found.by_count}
     assert errors["total parameters"] < 1e-5 < 1e-3 < errors["non-embedding parameters"]
 
 
 @pytest.mark.slow
 def test_claims_are_those_of_the_laws(quiet):
     """M/N* by brute force over sizes and lookaheads; intervals hold their estimates; 200 is not near."""
-    found = {row["claim"]: row for row in claims(quiet)["claims"]}
-    laws, ratios = read_laws(quiet.fits), []
+    found = {row.claim: row for row in claims(quiet).claims}
+    laws, ratios = quiet.laws, []
     for target in longest_trained(quiet.models, "target"):
         n = np.geomspace(1000, target.params_nonembedding, 4000)[:, None]
         loss = float(laws.loss(target.params_nonembedding, target.train_tokens))
@@ -242,21 +254,19 @@ def test_claims_are_those_of_the_laws(quiet):
         speed = np.asarray((1 - alpha ** (gamma + 1)) / (1 - alpha) / (gamma * cost + 1))
         ratios.append(target.params_nonembedding / n[speed.max(axis=1).argmax(), 0])
     ratio = found["the best draft is about 200 times smaller than its target"]
-    assert ratio["estimate"] == pytest.approx(np.mean(ratios), rel=0.01)
-    assert ratio["answer"] == "no"
+    assert ratio.estimate == pytest.approx(np.mean(ratios), rel=0.01)
+    assert ratio.answer == "no"
     for row in found.values():
-        assert row["low"] <= row["high"]
-        assert row["answer"] in ("yes", "no", "undecided")
+        assert row.low <= row.high
+        assert row.answer in ("yes", "no", "undecided")
     dominates = found["the draft's perplexity dominates acceptance, nat for nat"]
-    assert dominates["answer"] == "undecided"
-    assert "only 3 training runs of targets" in dominates["quantity"]
+    assert dominates.answer == "undecided"
+    assert "only 3 training runs of targets" in dominates.quantity
     assert (
-        found["the draft's perplexity dominates acceptance, over the range of this ladder"][
-            "answer"
-        ]
+        found["the draft's perplexity dominates acceptance, over the range of this ladder"].answer
         == "yes"
     )
-    assert dominates["estimate"] == pytest.approx(1.6 / 2.2, rel=0.05)
+    assert dominates.estimate == pytest.approx(1.6 / 2.2, rel=0.05)
 
 
 @pytest.mark.slow
@@ -265,20 +275,17 @@ def test_sensitivities_are_differences(quiet):
     alone = [m for m in quiet.models if m.role == "draft"] + [
         longest_trained(quiet.models, "target")[-1]
     ]
-    first, *others = quiet.fits["acceptance_laws"]
-    assert first["law"] == "logit_plane"
-    row = next(r for r in sensitivity(quiet)["rows"] if r["coefficient"] == "level")
+    first, *others = quiet.fits.acceptance_laws
+    assert first.law == "logit_plane"
+    row = next(r for r in sensitivity(quiet).rows if r.coefficient == "level")
     step, logs = 1e-3, []
     for sign in (-1, 1):
-        moved = first | {
-            "coefficients": first["coefficients"]
-            | {"level": first["coefficients"]["level"] + sign * step}
-        }
-        found = claims(
-            quiet._replace(models=alone, fits=quiet.fits | {"acceptance_laws": [moved, *others]})
-        )
-        logs.append(-math.log(found["claims"][0]["estimate"]))  # ln N* up to ln M
-    assert row["log_draft_params"] / row["standard_error"] == pytest.approx(
+        level = first.coefficients["level"] + sign * step
+        moved = dataclasses.replace(first, coefficients=first.coefficients | {"level": level})
+        fits = dataclasses.replace(quiet.fits, acceptance_laws=[moved, *others])
+        found = claims(quiet.replaced(models=alone, fits=fits))
+        logs.append(-math.log(found.claims[0].estimate))  # ln N* up to ln M
+    assert row.log_draft_params / row.standard_error == pytest.approx(
         (logs[1] - logs[0]) / (2 * step), rel=1e-2
     )
 
@@ -286,20 +293,20 @@ def test_sensitivities_are_differences(quiet):
 @pytest.mark.release
 def test_residuals_know_what_sizes_share():
     """Independent noise: the adjusted share between sizes is near 0, for 22 rows of 9 sizes within ±0.5; a step: near 1."""
-    assert abs(residuals(world(noise=0.01, seed=2))["loss_share_between_sizes"]) < 0.5
+    assert abs(residuals(world(noise=0.01, seed=2)).loss_share_between_sizes) < 0.5
     stepped = residuals(world(noise=0.0005, step=0.06))
-    assert stepped["loss_share_between_sizes"] > 0.6
-    assert len(stepped["loss_points"]) == 24
+    assert stepped.loss_share_between_sizes > 0.6
+    assert len(stepped.loss_points) == 24
 
 
 @pytest.mark.slow
 def test_coverage_is_counted_where_it_is_asked_for(quiet):
     assert coverage(quiet) is None
     config = dataclasses.replace(CONFIG, fit=dataclasses.replace(CONFIG.fit, coverage=20))
-    found = coverage(quiet._replace(config=config))
-    assert found["simulations"] == 20
-    for row in found["coverage"].values():
-        assert 0 <= row["low"] <= row["share"] <= row["high"] <= 1
+    found = coverage(quiet.replaced(config=config))
+    assert found.simulations == 20
+    for row in found.coverage.values():
+        assert 0 <= row.low <= row.share <= row.high <= 1
 
 
 @pytest.mark.slow
@@ -313,3 +320,55 @@ def test_measured_speedups_and_regret(quiet):
     alpha = np.full(len(SIZES), 0.0)
     assert found.choice(alpha)[1] == 0  # a draft that nothing is accepted of: plain decoding
     assert measured_speedups(longest_trained(quiet.models, "draft"), [], target) is None
+
+
+@pytest.mark.slow
+def test_evidence_is_read_as_it_was_written(quiet, tmp_path):
+    """Every key of `evidence.json` and `predictions.json` is a field, and comes back as it was."""
+    written = to_json(gather(quiet))
+    read = from_json(Evidence, json.loads(json.dumps(written)), "evidence.json")
+    assert to_json(read) == written
+    write_json(tmp_path / "predictions.json", to_json(quiet.predictions))
+    assert to_json(StudyRecords(tmp_path).predictions) == to_json(quiet.predictions)
+
+
+def test_every_key_of_the_evidence_has_a_meaning():
+    def check(schema):
+        for name, entry in schema.items():
+            assert entry["description"], name
+            check(entry.get("keys", {}))
+
+    check(schema_of(Evidence))
+
+
+@pytest.mark.parametrize(
+    ("exponent", "known"),
+    [
+        ((0.35, 0.30, 0.40), True),
+        ((0.35, 0.0, 0.40), False),
+        ((0.35, 0.36, 0.40), False),
+        ((0.35, 0.1, 0.40), False),
+        # A table of one token budget: the exponent is left at 0, and the warning of the fit begins
+        # with other words than its name.
+        ((0.0, 0.0, 0.0), False),
+    ],
+)
+def test_what_data_do_is_known_by_the_interval_of_their_exponent(exponent, known):
+    estimate, low, high = exponent
+    law = LawRecord("chinchilla", {"b": estimate}, interval={"b": (low, high)})
+    assert data_identified(law) is known
+
+
+@pytest.mark.slow
+def test_a_claim_about_data_that_nothing_tells_is_undecided(quiet):
+    """No warning of the fit needs to begin with the exponent's name."""
+    law = quiet.fits.loss_law
+    silent = dataclasses.replace(
+        law,
+        interval=law.interval | {"b": (0.0, 1.0)},
+        warnings=["nothing in this table tells b: what it multiplies is the same in every row"],
+    )
+    records = quiet.replaced(fits=dataclasses.replace(quiet.fits, loss_law=silent))
+    barely = [row for row in claims(records).claims if "barely" in row.claim]
+    assert [row.answer for row in barely] == ["undecided", "undecided"]
+    assert all("not identified" in row.quantity for row in barely)

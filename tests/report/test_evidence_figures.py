@@ -3,32 +3,21 @@ import matplotlib.image
 import pytest
 from evidence_records import chain_study, law_study
 
-from sdsl_jax.evidence import gather
-from sdsl_jax.records import read_json, write_json
+from sdsl_jax.evidence import Evidence, StudyRecords, gather
+from sdsl_jax.records import write_json
 from sdsl_jax.report.evidence_figures import EVIDENCE_CAPTIONS, draw_evidence
 from sdsl_jax.report.html import evidence_section
-from sdsl_jax.report.inputs import Records
-
-NOTHING = {
-    "acceptance": [],
-    "survival": [],
-    "latency": [],
-    "fits": {},
-    "codesign": [],
-    "landscapes": [],
-}
 
 
-def records(study, folder) -> Records:
+def reread(study, folder) -> StudyRecords:
     """As the report reads them: through the file, where numbers that are not finite become null."""
     write_json(folder / "evidence.json", gather(study))
-    evidence = read_json(folder / "evidence.json")
-    return Records(**NOTHING, models=study.models, expected=study.expected, evidence=evidence)
+    return study.replaced(evidence=StudyRecords(folder).evidence)
 
 
 @pytest.fixture
-def dependent(tmp_path) -> Records:
-    return records(chain_study(seed=1, persistence=0.3, samples=16, length=32), tmp_path)
+def dependent(tmp_path) -> StudyRecords:
+    return reread(chain_study(seed=1, persistence=0.3, samples=16, length=32), tmp_path)
 
 
 @pytest.mark.slow
@@ -36,7 +25,7 @@ def test_figures_are_drawn_only_of_what_is_there(dependent, tmp_path):
     figures = tmp_path / "figures"
     draw_evidence(dependent, figures)
     assert {path.name for path in figures.iterdir()} == {"dependence.png", "dependence.pdf"}
-    other = records(
+    other = reread(
         law_study(temperatures=((0.0, 2.2, 1.2),), domains=(("far", 1.0, 0.5),), shift=0.1),
         tmp_path,
     )
@@ -58,12 +47,11 @@ def test_the_section_shows_only_what_was_answered(dependent):
     assert "For the sceptic" in section
     assert "persistent chain" in section
     assert "perplexity alone" not in section
-    assert evidence_section({}, {}).strip() == ""
-    assert evidence_section(dict.fromkeys(dependent.evidence), {}).strip() == ""
+    assert evidence_section(Evidence(), {}).strip() == ""
 
 
 @pytest.mark.slow
 def test_a_misspelt_field_is_an_error(dependent):
-    broken = dependent.evidence | {"dependence": {"n": 1}}
+    broken = Evidence(dependence={"n": 1})
     with pytest.raises(jinja2.UndefinedError):
         evidence_section(broken, {})

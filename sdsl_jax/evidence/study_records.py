@@ -1,0 +1,229 @@
+"""The records that a study left in its folder, each read when it is first asked for."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from sdsl_jax.config import StudyConfig, load_study
+from sdsl_jax.counts import short_count
+from sdsl_jax.fitting import FittedLaws
+from sdsl_jax.fitting.law_files import Fits, read_fits
+from sdsl_jax.hardware import HardwareFile, load_hardware
+from sdsl_jax.records import (
+    AcceptanceRecord,
+    ClockRecord,
+    ExpectedRecord,
+    LatencyRecord,
+    LossRecord,
+    ModelRecord,
+    RunRecord,
+    SurvivalRecord,
+    longest_trained,
+    read_json,
+    read_table,
+)
+from sdsl_jax.records.codesign import (
+    CodesignEntry,
+    CodesignLandscape,
+    read_codesign,
+    read_landscapes,
+)
+from sdsl_jax.records.documents import from_json
+
+if TYPE_CHECKING:
+    from sdsl_jax.evidence.holdout import Predictions
+    from sdsl_jax.evidence.stage import Evidence
+
+Row = TypeVar("Row")
+T = TypeVar("T")
+
+
+def _table(name: str, row: type[Row], optional: bool = False) -> cached_property[list[Row]]:
+    def read(records: StudyRecords) -> list[Row]:
+        if optional and not (records.path / f"{name}.csv").exists():
+            return []
+        return read_table(records.path, name)
+
+    return cached_property(read)
+
+
+class OptimumRow(NamedTuple):
+    """The best draft for one target under one cost model: a line of the table that ends a study.
+
+    Attributes:
+      entry: The optimum, under the acceptance law that predicts left-out drafts best.
+      clock: The nearest trained draft on the clock; None where it was not timed.
+    """
+
+    entry: CodesignEntry
+    clock: ClockRecord | None
+
+
+class StudyRecords:
+    """The tables and documents of a study. Each is read once, when it is first asked for.
+
+    Tables that a study need not have are empty lists, and documents that it need not have are None,
+    where their files are missing. Reading any other raises `SdslError` if its file is missing, and
+    all do if their file is damaged.
+
+        records = StudyRecords("runs/quickstart")
+        records.models, records.laws.loss, records.optima
+
+    Args:
+      folder: Folder of the study, or of its record files.
+      tables: Tables and documents, by the names below, to use in place of those in the folder.
+
+    Attributes:
+      folder: Folder of the study.
+      path: Folder of its record files.
+      models: Drafts and targets of the study.
+      acceptance: α of every pair by every estimator, on the study's own text and at its temperature.
+      survival: S_k of the live decoder.
+      expected: Expected tokens per round of every pair and lookahead, without decoding.
+      latency: Timed steps.
+      conditions: Exact α at other temperatures, in other domains, and of other drafts.
+      other_models: Drafts trained on other text.
+      losses: Losses of all these models in all these domains.
+      runs: Timed runs of decoders.
+      timed_models: Models of other folders that were timed.
+      clock: The draft nearest to each optimum, on the clock.
+    """
+
+    models = _table("models", ModelRecord)
+    acceptance = _table("acceptance", AcceptanceRecord)
+    survival = _table("survival", SurvivalRecord)
+    latency = _table("latency", LatencyRecord)
+    expected = _table("expected", ExpectedRecord, optional=True)
+    conditions = _table("conditions", AcceptanceRecord, optional=True)
+    other_models = _table("other_models", ModelRecord, optional=True)
+    losses = _table("losses", LossRecord, optional=True)
+    runs = _table("runs", RunRecord, optional=True)
+    timed_models = _table("timed_models", ModelRecord, optional=True)
+    clock = _table("clock", ClockRecord, optional=True)
+
+    def __init__(self, folder: str | Path, **tables: Any):
+        self.folder = Path(folder)
+        self.path = self.folder / "records"
+        if not self.path.is_dir():
+            self.path = self.folder
+        vars(self).update(tables)
+
+    def replaced(self, **tables: Any) -> StudyRecords:
+        """The same records with other tables or documents in place of some."""
+        kept = {k: v for k, v in vars(self).items() if k not in ("folder", "path", "laws")}
+        return StudyRecords(self.folder, **(kept | tables))
+
+    def _document(self, name: str, read: Callable[[dict[str, Any], str], T]) -> T | None:
+        path = self.path / f"{name}.json"
+        return read(read_json(path), f"the record file {path}") if path.exists() else None
+
+    @cached_property
+    def config(self) -> StudyConfig:
+        """Settings of the study."""
+        return load_study(self.folder / "config.toml")
+
+    @cached_property
+    def fits(self) -> Fits:
+        """Fitted laws and device, as `fits.json` holds them."""
+        path = self.path / "fits.json"
+        return read_fits(read_json(path), f"the record file {path}")
+
+    @cached_property
+    def laws(self) -> FittedLaws:
+        """Fitted laws and device, as functions."""
+        return self.fits.laws()
+
+    @property
+    def has_fits(self) -> bool:
+        """Whether laws were fitted."""
+        return "fits" in vars(self) or (self.path / "fits.json").exists()
+
+    @cached_property
+    def codesign(self) -> list[CodesignEntry]:
+        """Optimal designs."""
+        return read_codesign(self.path)
+
+    @cached_property
+    def landscapes(self) -> list[CodesignLandscape]:
+        """Curves and maps around the optimal designs, in the same order."""
+        return read_landscapes(self.path)
+
+    @cached_property
+    def self_checks(self) -> dict[str, float | None]:
+        """Self-check of the decoder in each run, a standard normal score."""
+        return read_json(self.path / "checks.json", keys=("decoder_self_check",))[
+            "decoder_self_check"
+        ]
+
+    @cached_property
+    def predictions(self) -> Predictions | None:
+        """What was predicted of held-out models; None where nothing was held out."""
+        from sdsl_jax.evidence.holdout import Predictions
+
+        return self._document("predictions", lambda *read: from_json(Predictions, *read))
+
+    @cached_property
+    def hardware(self) -> HardwareFile | None:
+        """The calibrated device; None if nothing was timed."""
+        path = self.path / "hardware.toml"
+        return load_hardware(str(path)) if path.exists() else None
+
+    @cached_property
+    def evidence(self) -> Evidence | None:
+        """What the records say for and against the laws; None before they were asked."""
+        from sdsl_jax.evidence.stage import Evidence
+
+        return self._document("evidence", lambda *read: from_json(Evidence, *read))
+
+    @property
+    def targets(self) -> list[ModelRecord]:
+        """The longest-trained target of each size, the smallest first."""
+        return longest_trained(self.models, "target")
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether the estimator that laws are fitted to measured enough drafts to fit any."""
+        drafts = {r.draft_id for r in self.acceptance if r.estimator == self.config.fit.estimator}
+        return len(drafts & {m.model_id for m in self.models}) >= 4
+
+    @property
+    def optima(self) -> list[OptimumRow]:
+        """The optimum of every target and cost model, under the acceptance law that predicts left-out drafts best."""
+        clock = {(r.draft_id, r.target_id, r.lookahead): r for r in self.clock}
+        rows = []
+        for entry in self.codesign:
+            if entry.acceptance_law == self.codesign[0].acceptance_law:
+                draft = entry.nearest_trained.draft_id if entry.nearest_trained else ""
+                pair = draft, entry.target_id, max(1, entry.lookahead_integer)
+                rows.append(OptimumRow(entry, clock.get(pair)))
+        return rows
+
+    def _overview(self) -> list[tuple[str, str]]:
+        drafts = sum(m.role == "draft" for m in self.models)
+        rows = [("models", f"{drafts} drafts, {len(self.models) - drafts} targets")]
+        for entry, _ in self.optima if (self.path / "codesign.json").exists() else []:
+            best = (
+                f"draft of {short_count(entry.draft_params)} at γ = {entry.lookahead:.1f}: {entry.speedup:.2f}×"
+                if entry.speculate and entry.lookahead is not None
+                else "speculation does not pay"
+            )
+            rows.append((f"{entry.target_id}, {entry.cost_model} costs", best))
+        if (report := self.folder / "report.html").exists():
+            rows.append(("report", str(report)))
+        return rows
+
+    def __repr__(self) -> str:
+        lines = [f"  {name}: {value}" for name, value in self._overview()]
+        return "\n".join([f"StudyRecords({str(self.folder)!r})", *lines])
+
+    def _repr_html_(self) -> str:
+        """The same as a table, for notebooks."""
+        rows = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+            for name, value in self._overview()
+        )
+        return f"<table><caption>{html.escape(str(self.folder))}</caption>{rows}</table>"
