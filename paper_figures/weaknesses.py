@@ -130,7 +130,7 @@ def claims(table: pd.DataFrame) -> list[Claim]:
         [v for (what, _), v in value.items() if what.startswith("log_draft_params_per")]
     )
     speed = np.array([v for (what, _), v in value.items() if what.startswith("log_speedup_per")])
-    first_order = "first order, a shift of C by √MSE = .036"
+    first_order = "first order, a shift of C by √MSE = 0.036"
     made.append(
         Claim(
             "change of ln N* by one residual of the plane, largest",

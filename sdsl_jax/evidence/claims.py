@@ -310,9 +310,11 @@ def claims(records: StudyRecords) -> Claims | None:
 def data_identified(law: LawRecord) -> bool:
     """Whether the table shows how the loss depends on training tokens.
 
-    It does not where the interval of a coefficient of D misses the estimate, holds 0, or reaches
-    beyond half or twice the estimate.
+    Fits of earlier versions do not list what they leave open. A coefficient of theirs is open where
+    its interval misses the estimate, holds 0, or reaches beyond half or twice the estimate.
     """
+    if law.unidentified is not None:
+        return not {*_OF_DATA} & {*law.unidentified}
 
     def identified(value: float, low: float, high: float) -> bool:
         return low <= value <= high and low > 0 and value / low <= 2 and high / value <= 2

@@ -357,6 +357,8 @@ def test_what_data_do_is_known_by_the_interval_of_their_exponent(exponent, known
     estimate, low, high = exponent
     law = LawRecord("chinchilla", {"b": estimate}, interval={"b": (low, high)})
     assert data_identified(law) is known
+    assert not data_identified(dataclasses.replace(law, unidentified=["b"]))
+    assert data_identified(dataclasses.replace(law, unidentified=["a"]))
 
 
 @pytest.mark.slow
@@ -365,7 +367,7 @@ def test_a_claim_about_data_that_nothing_tells_is_undecided(quiet):
     law = quiet.fits.loss_law
     silent = dataclasses.replace(
         law,
-        interval=law.interval | {"b": (0.0, 1.0)},
+        unidentified=["b"],
         warnings=["nothing in this table tells b: what it multiplies is the same in every row"],
     )
     records = quiet.replaced(fits=dataclasses.replace(quiet.fits, loss_law=silent))
