@@ -41,6 +41,7 @@ def study(
         force: run stages even if nothing they depend on has changed.
     """
     from sdsl_jax.config import load_study
+    from sdsl_jax.evidence import Evidence
     from sdsl_jax.study import run_study
 
     config = load_study(file, overrides)
@@ -60,7 +61,7 @@ def study(
     if only is None:
         _print_optima(console, records.optima)
         _say(console, f"report: {folder / 'report.html'}")
-        evidence = records.evidence
+        evidence = records.document("evidence", Evidence)
         if evidence and evidence.holdout:
             _print_holdout(console, evidence.holdout)
         if evidence and evidence.clock:

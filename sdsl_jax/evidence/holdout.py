@@ -436,7 +436,7 @@ class Holdout:
 
 def holdout(records: StudyRecords) -> Holdout | None:
     """Every published prediction beside its measurement; None where nothing was held out."""
-    published = records.predictions
+    published = records.document("predictions", Predictions)
     if published is None or not records.config.holdout.any:
         return None
     losses = _losses(records, published)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sdsl_jax.config import StudyConfig, load_study
 from sdsl_jax.counts import short_count
@@ -33,10 +32,6 @@ from sdsl_jax.records.codesign import (
     read_landscapes,
 )
 from sdsl_jax.records.documents import from_json
-
-if TYPE_CHECKING:
-    from sdsl_jax.evidence.holdout import Predictions
-    from sdsl_jax.evidence.stage import Evidence
 
 Row = TypeVar("Row")
 T = TypeVar("T")
@@ -117,9 +112,23 @@ class StudyRecords:
         kept = {k: v for k, v in vars(self).items() if k not in ("folder", "path", "laws")}
         return StudyRecords(self.folder, **(kept | tables))
 
-    def _document(self, name: str, read: Callable[[dict[str, Any], str], T]) -> T | None:
+    def document(self, name: str, form: type[T]) -> T | None:
+        """A JSON document of the study, read once; None if there is no such file.
+
+            records.document("evidence", Evidence)
+
+        Args:
+          name: Name of the file without ending.
+          form: The dataclass that the document is.
+
+        Raises:
+          SdslError: The file is damaged.
+        """
         path = self.path / f"{name}.json"
-        return read(read_json(path), f"the record file {path}") if path.exists() else None
+        if name not in vars(self):
+            where = f"the record file {path}"
+            vars(self)[name] = from_json(form, read_json(path), where) if path.exists() else None
+        return vars(self)[name]
 
     @cached_property
     def config(self) -> StudyConfig:
@@ -160,24 +169,10 @@ class StudyRecords:
         ]
 
     @cached_property
-    def predictions(self) -> Predictions | None:
-        """What was predicted of held-out models; None where nothing was held out."""
-        from sdsl_jax.evidence.holdout import Predictions
-
-        return self._document("predictions", lambda *read: from_json(Predictions, *read))
-
-    @cached_property
     def hardware(self) -> HardwareFile | None:
         """The calibrated device; None if nothing was timed."""
         path = self.path / "hardware.toml"
         return load_hardware(str(path)) if path.exists() else None
-
-    @cached_property
-    def evidence(self) -> Evidence | None:
-        """What the records say for and against the laws; None before they were asked."""
-        from sdsl_jax.evidence.stage import Evidence
-
-        return self._document("evidence", lambda *read: from_json(Evidence, *read))
 
     @property
     def targets(self) -> list[ModelRecord]:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.ticker import FixedLocator, NullFormatter, PercentFormatter, ScalarFormatter
 
 from sdsl_jax.counts import short_count
-from sdsl_jax.evidence import StudyRecords
+from sdsl_jax.evidence import Evidence, StudyRecords
 from sdsl_jax.evidence.clock import Clock
 from sdsl_jax.report.style import COLOURS, NAMES, figure, handle, mark_plain_decoding, series
 
@@ -25,7 +25,8 @@ CLOCK_CAPTION = (
 
 def draw_clock(records: StudyRecords, folder: Path, name: str) -> bool:
     """Draws the figure if the study timed decoders."""
-    clock = records.evidence and records.evidence.clock
+    evidence = records.document("evidence", Evidence)
+    clock = evidence and evidence.clock
     if not clock:
         return False
     styles = dict(series(sorted({row.target_params for row in clock.targets})))

@@ -57,7 +57,7 @@ def draw_evidence(records: StudyRecords, folder: Path) -> None:
 
 
 def _evidence(records: StudyRecords) -> Evidence:
-    return records.evidence or Evidence()
+    return records.document("evidence", Evidence) or Evidence()
 
 
 def _largest_budgets(records: StudyRecords, ids: set[str]) -> list[ModelRecord]:

@@ -52,7 +52,7 @@ def write_report(
             records=records,
             images=images,
             captions=CAPTIONS,
-            evidence=records.evidence or Evidence(),
+            evidence=records.document("evidence", Evidence) or Evidence(),
             evidence_captions=EVIDENCE_CAPTIONS,
             estimators=_estimators(records),
             self_check=_self_check(records.self_checks),

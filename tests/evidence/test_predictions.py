@@ -12,7 +12,7 @@ from sdsl_jax.evidence import Evidence, StudyRecords, forecast, gather
 from sdsl_jax.evidence.claims import claims, data_identified, sensitivity
 from sdsl_jax.evidence.common import measured_speedups
 from sdsl_jax.evidence.fit_quality import coverage, residuals
-from sdsl_jax.evidence.holdout import Rung, _optimum, held_out, holdout
+from sdsl_jax.evidence.holdout import Predictions, Rung, _optimum, held_out, holdout
 from sdsl_jax.evidence.law_comparison import acceptance_laws, law_inputs
 from sdsl_jax.fitting import fit_all
 from sdsl_jax.fitting.law_files import LawRecord
@@ -130,6 +130,10 @@ def published(found: StudyRecords) -> StudyRecords:
     return found.replaced(predictions=forecast(CONFIG, seen, fits))
 
 
+def predictions_of(records: StudyRecords) -> Predictions:
+    return records.document("predictions", Predictions)
+
+
 @pytest.fixture(scope="module")
 def quiet() -> StudyRecords:
     return published(world(noise=0.0005))
@@ -165,7 +169,7 @@ def test_predictions_do_not_look_at_what_is_held_out(quiet):
         for m in quiet.models
     ]
     again = published(quiet.replaced(models=changed))
-    assert again.predictions == quiet.predictions
+    assert predictions_of(again) == predictions_of(quiet)
 
 
 @pytest.mark.slow
@@ -190,7 +194,7 @@ def test_an_acceptance_that_reaches_one_has_no_finite_optimum(quiet):
     assert not np.isfinite(optimum.interval["lookahead"]).any()
     kept = dataclasses.replace(optimum, lookahead=math.nan)  # as it is read from JSON
     for found in (optimum, kept):
-        predictions = dataclasses.replace(quiet.predictions, optimum=found)
+        predictions = dataclasses.replace(predictions_of(quiet), optimum=found)
         choice = holdout(quiet.replaced(predictions=predictions)).choice
         assert choice.strategies["predicted N* and γ*"].lookahead == 12
         assert choice.predicted_speedup_error is None
@@ -328,8 +332,10 @@ def test_evidence_is_read_as_it_was_written(quiet, tmp_path):
     written = to_json(gather(quiet))
     read = from_json(Evidence, json.loads(json.dumps(written)), "evidence.json")
     assert to_json(read) == written
-    write_json(tmp_path / "predictions.json", to_json(quiet.predictions))
-    assert to_json(StudyRecords(tmp_path).predictions) == to_json(quiet.predictions)
+    write_json(tmp_path / "predictions.json", to_json(predictions_of(quiet)))
+    assert to_json(StudyRecords(tmp_path).document("predictions", Predictions)) == to_json(
+        predictions_of(quiet)
+    )
 
 
 def test_every_key_of_the_evidence_has_a_meaning():

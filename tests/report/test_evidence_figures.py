@@ -12,7 +12,7 @@ from sdsl_jax.report.html import evidence_section
 def reread(study, folder) -> StudyRecords:
     """As the report reads them: through the file, where numbers that are not finite become null."""
     write_json(folder / "evidence.json", gather(study))
-    return study.replaced(evidence=StudyRecords(folder).evidence)
+    return study.replaced(evidence=StudyRecords(folder).document("evidence", Evidence))
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_figures_are_drawn_only_of_what_is_there(dependent, tmp_path):
     image = matplotlib.image.imread(figures / "conditions.png")
     assert image.shape[0] > 400
     assert (image[..., :3].std(axis=(0, 1)) > 0.05).all()
-    section = evidence_section(other.evidence, {"conditions": "AAAA"})
+    section = evidence_section(other.document("evidence", Evidence), {"conditions": "AAAA"})
     for heading in ("temperature matter", "hold on other text", "perplexity alone"):
         assert heading in section
     assert EVIDENCE_CAPTIONS["conditions"].split(":")[0] in section
@@ -43,7 +43,7 @@ def test_figures_are_drawn_only_of_what_is_there(dependent, tmp_path):
 
 @pytest.mark.slow
 def test_the_section_shows_only_what_was_answered(dependent):
-    section = evidence_section(dependent.evidence, {})
+    section = evidence_section(dependent.document("evidence", Evidence), {})
     assert "For the sceptic" in section
     assert "persistent chain" in section
     assert "perplexity alone" not in section
