@@ -22,15 +22,15 @@ from sdsl_jax.theory.optima import DraftOptimum, optimal_draft
 
 
 class ShapeRule(NamedTuple):
-    """The continuous rule behind a family of Transformers: an aspect ratio, never fewer than one
+    """The continuous rule behind a family of Transformers: a constant aspect ratio, and at least one
     layer.
 
     Attributes:
-      aspect_ratio: width divided by layers, in the limit of many layers.
-      vocab_size: entries of the vocabulary, V.
-      context: tokens of context that an average decoding step attends to.
-      kv_share: width of keys, and of values, divided by the width: 1 with as many key-value heads
-        as query heads.
+      aspect_ratio: Width divided by layers, in the limit of many layers.
+      vocab_size: V, entries of the vocabulary.
+      context: Tokens of context that an average decoding step attends to.
+      kv_share: Width of the keys (and of the values) divided by the width; 1 with as many key-value
+        heads as query heads.
       embedding_tables: 1 where embedding and head share a matrix, 2 where they do not.
     """
 
@@ -56,8 +56,8 @@ def layers_and_width(params: Scalar, rule: ShapeRule) -> tuple[Array, Array]:
     or above.
     """
     params = jnp.asarray(params)
-    wanted = (params / (BLOCK_PARAMS_PER_WIDTH_SQUARED * rule.aspect_ratio**2)) ** (1 / 3)
-    layers = (1.0 + wanted**_SMOOTH_MAX_POWER) ** (1 / _SMOOTH_MAX_POWER)
+    unbounded = (params / (BLOCK_PARAMS_PER_WIDTH_SQUARED * rule.aspect_ratio**2)) ** (1 / 3)
+    layers = (1.0 + unbounded**_SMOOTH_MAX_POWER) ** (1 / _SMOOTH_MAX_POWER)
     return layers, (params / (BLOCK_PARAMS_PER_WIDTH_SQUARED * layers)) ** 0.5
 
 

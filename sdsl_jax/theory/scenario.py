@@ -24,12 +24,12 @@ class DraftProblem(NamedTuple):
     bootstrap draw.
 
     Attributes:
-      loss_law: gives the loss of a draft of N parameters.
-      draft_tokens: that the draft will be trained on.
-      target: size and loss of the target.
-      acceptance_law: from draft and target to α.
-      cost: of a round, C(N, γ).
-      bounds: smallest and largest N.
+      loss_law: Gives the loss of a draft of N parameters, in nats per token.
+      draft_tokens: D, tokens that the draft will be trained on.
+      target: Size and loss of the target.
+      acceptance_law: Gives α of a draft and a target.
+      cost: Gives the cost C(N, γ) of a round, in target steps.
+      bounds: Smallest and largest N.
     """
 
     loss_law: LossLaw
@@ -65,7 +65,7 @@ class DraftProblem(NamedTuple):
         Compiled once for all problems of the same kinds of laws and costs.
 
         Raises:
-          ValueError: as `optimal_draft` does.
+          ValueError: As `optimal_draft` does.
         """
         check_bounds(self.bounds)
         best = _optimum(self)
@@ -81,17 +81,16 @@ def _optimum(problem: DraftProblem) -> DraftOptimum:
 class Scenario(NamedTuple):
     """A target that does not have a draft yet, and the laws to choose one by.
 
-    A pytree: differentiate with respect to the whole of it for the sensitivity to each of its
-    numbers.
+    A pytree: differentiate with respect to it for the sensitivity to each of its numbers.
 
     Attributes:
-      target_params: M, in the count of the laws.
-      draft_tokens: D, that the draft will be trained on.
-      target_tokens: D′, that the target was trained on.
+      target_params: M, in the parameter count of the laws.
+      draft_tokens: D, tokens that the draft will be trained on.
+      target_tokens: D′, tokens that the target was trained on.
       loss_law: L(N, D), for draft and target alike.
-      acceptance_law: from draft and target to α.
+      acceptance_law: Gives α of a draft and a target.
       draft_overhead: c₀, cost of a draft step of any size in target steps, on top of N/M.
-      smallest_draft: smallest N considered; the largest is M.
+      smallest_draft: Smallest N considered; the largest is M.
     """
 
     target_params: Scalar
@@ -132,15 +131,15 @@ class Sensitivities(NamedTuple):
 def sensitivities(scenario: Scenario) -> Sensitivities:
     """How the optimum moves with every number in it, by the implicit function theorem.
 
-    An entry is ∂(ln N*)/∂θ and so on, for θ in its own unit: multiply by a standard error to see
-    what it is worth.
+    An entry is ∂(ln N*)/∂θ and so on, for θ in its own unit. Multiplied by a standard error of θ it
+    gives a standard error of ln N*.
     """
 
-    def answer(given: Scenario) -> Array:
-        best = given.optimum()
+    def optimum(scenario: Scenario) -> Array:
+        best = scenario.optimum()
         return jnp.stack([jnp.log(best.params), best.lookahead, jnp.log(best.speedup)])
 
-    rows = jax.jacrev(answer)(
+    rows = jax.jacrev(optimum)(
         jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), scenario)
     )
     return Sensitivities(*(jax.tree.map(lambda x, i=i: x[i], rows) for i in range(3)))
@@ -175,17 +174,16 @@ def elasticities(scenario: Scenario) -> Elasticities:
 
 
 class Flags(NamedTuple):
-    """What an answer rests on that its laws do not cover. True means: read the answer with that in
-    mind.
+    """What to keep in mind when reading an optimum; true where it applies.
 
     Attributes:
-      draft_loss_extrapolated: N* or D lies outside the loss law's range.
-      target_loss_extrapolated: M or D′ lies outside the loss law's range.
-      acceptance_extrapolated: draft or target lies outside the acceptance law's range.
-      acceptance_not_positive: the law gives α ≤ 0 at N*, which counts as no acceptance at all.
-      interval_extrapolated: an end of the 5% interval lies outside the range of one of the laws.
-      acceptance_saturates: the law gives α ≥ 1 at N* or at an end of its 5% interval: there is no
-        optimum to speak of.
+      draft_loss_extrapolated: N* or D lies outside the range of the loss law.
+      target_loss_extrapolated: M or D′ lies outside the range of the loss law.
+      acceptance_extrapolated: Draft or target lies outside the range of the acceptance law.
+      acceptance_not_positive: The law gives α ≤ 0 at N*, which counts as no acceptance at all.
+      interval_extrapolated: An end of the 5% interval lies outside the range of one of the laws.
+      acceptance_saturates: The law gives α ≥ 1 at N* or at an end of its 5% interval, so there is
+        no meaningful optimum.
       at_bound: N* is the smallest or largest size considered.
     """
 
@@ -214,8 +212,7 @@ def flags(scenario: Scenario, optimum: DraftOptimum) -> Flags:
             target_loss=target_loss,
         )
 
-    ends = optimum.indifference_5pct
-    interval = [leaves(end) for end in ends for leaves in (leaves_loss_law, leaves_acceptance_law)]
+    low, high = optimum.indifference_5pct
     logs = jnp.log(optimum.params)
     margin = 1e-6 * jnp.abs(logs)
     return Flags(
@@ -225,7 +222,10 @@ def flags(scenario: Scenario, optimum: DraftOptimum) -> Flags:
         ),
         acceptance_extrapolated=leaves_acceptance_law(optimum.params),
         acceptance_not_positive=optimum.acceptance <= 0,
-        interval_extrapolated=interval[0] | interval[1] | interval[2] | interval[3],
+        interval_extrapolated=leaves_loss_law(low)
+        | leaves_loss_law(high)
+        | leaves_acceptance_law(low)
+        | leaves_acceptance_law(high),
         acceptance_saturates=optimum.saturates,
         at_bound=(logs - jnp.log(scenario.smallest_draft) <= margin)
         | (jnp.log(scenario.target_params) - logs <= margin),

@@ -17,14 +17,19 @@ from sdsl_jax.theory.scenario import Scenario
 def draws_from_covariance(
     law: Any, covariance: Float[Array, "P P"], count: int, key: Key[Array, ""]
 ) -> Any:
-    """A law of arrays [count]: normal draws of its coefficients, in the order of
-    `coefficients(law)`.
+    """Normal draws of a law's coefficients: the same law, of arrays [count].
 
-    Scales such as A and exponents such as a are strongly correlated in any fit: marginal standard
-    errors on a diagonal are not a covariance.
+    Scales such as A and exponents such as a are strongly correlated in any fit, so a diagonal of
+    squared standard errors does not replace a covariance.
+
+    Args:
+      law: Gives the means.
+      covariance: Of the coefficients, in the order of `coefficients(law)`.
+      count: Number of draws.
+      key: Random key.
 
     Raises:
-      ValueError: the matrix has another size, or is not symmetric and positive semi-definite.
+      ValueError: The matrix has another size, or is not symmetric and positive semi-definite.
     """
     names = list(coefficients(law))
     matrix = jnp.asarray(covariance)
@@ -64,7 +69,10 @@ def with_draws(law: Any, draws: Any, most: int | None = None) -> Any:
 def optima_of_draws(
     scenario: Scenario, loss_law: LossLaw, acceptance_law: AcceptanceLaw
 ) -> DraftOptimum:
-    """The optimum of a scenario for every draw of its two laws, whose coefficients are arrays [draws] that belong together."""
+    """The optimum of a scenario for every draw of its two laws, whose coefficients are arrays [draws].
+
+    Draw i of one law goes with draw i of the other.
+    """
 
     def one(loss: LossLaw, acceptance: AcceptanceLaw) -> DraftOptimum:
         return scenario._replace(loss_law=loss, acceptance_law=acceptance).optimum()
@@ -73,14 +81,14 @@ def optima_of_draws(
 
 
 class LinearLaw(NamedTuple):
-    """N* = μ·M + M₀, by least squares, with the usual standard errors of independent residuals.
+    """N* = μ·M + M₀ by least squares, with standard errors for independent residuals.
 
     Attributes:
       slope: μ.
       intercept: M₀, in parameters.
-      slope_error: standard error of μ.
-      intercept_error: standard error of M₀.
-      r_squared: share of the variance of N* that the line carries.
+      slope_error: Standard error of μ.
+      intercept_error: Standard error of M₀.
+      r_squared: Share of the variance of N* that the line explains.
     """
 
     slope: Float[Array, "*batch"]
@@ -94,8 +102,8 @@ def linear_law(target_params: Float[Array, " n"], draft_params: Float[Array, " n
     """Regresses N* on M (arXiv 2603.11053). Under `vmap` over draws it turns draws of N* into draws
     of μ and M₀.
 
-    The points of such a pool are computed, not sampled: its standard errors describe how far a
-    curve is from a line, and not what is uncertain about either.
+    The points of such a pool are computed, not sampled. Its standard errors say how far the curve is
+    from a line, not how uncertain either is.
     """
     m, n = jnp.asarray(target_params), jnp.asarray(draft_params)
     count = m.shape[0]
