@@ -12,6 +12,7 @@ import numpy as np
 
 from sdsl_jax.counts import short_count
 from sdsl_jax.fitting.law_files import LoadedLaw
+from sdsl_jax.statistics import quantile_interval
 from sdsl_jax.theory import About
 
 # Source of an acceptance "law" that is one measured α, of which nothing is fitted.
@@ -93,15 +94,12 @@ def intervals_over_draws(
     share, left_out = float(pays.sum() / count), float(1 - has_optimum.sum() / count)
     if not has_optimum.any() or (more_than and share <= more_than):
         return DrawIntervals(None, share, left_out)
-    tail = (1 - confidence) / 2
     ends = {
-        name: [
-            float(x)
-            for x in np.quantile(
-                np.asarray(all_draws)[pays if name in of_speculating else has_optimum],
-                [tail, 1 - tail],
+        name: list(
+            quantile_interval(
+                np.asarray(all_draws)[pays if name in of_speculating else has_optimum], confidence
             )
-        ]
+        )
         for name, all_draws in values.items()
     }
     return DrawIntervals(ends, share, left_out)
