@@ -59,10 +59,13 @@ class MeasureConfig:
 class DomainConfig:
     """A text to measure on besides the test split.
 
-    `source` is "validation" for the study's own validation split; the path of a .txt, .jsonl or
-    .parquet file, or of a folder of them; or "package:NAME/PATH" for files inside an installed
-    Python package, where PATH may hold the wildcards * and **. An `optional` domain is left out,
-    with a note, where its file or package is not there.
+    Attributes:
+      name: Name of the domain.
+      source: "validation" for the study's own validation split; the path of a .txt, .jsonl or
+        .parquet file, or of a folder of them; or "package:NAME/PATH" for files inside an installed
+        Python package, where PATH may hold the wildcards * and **.
+      text_column: Column of rows that holds the text.
+      optional: Whether to skip the domain, with a note, if its file or package is missing.
     """
 
     name: str
@@ -79,12 +82,14 @@ class DomainConfig:
 
 @dataclass(frozen=True)
 class ConditionsConfig:
-    """Under which other conditions exact acceptance is measured: no decoding, one pass of each
-    model for each condition.
+    """Other conditions under which exact acceptance is measured. Nothing is decoded: each condition
+    takes one pass of each model.
 
-    `temperatures` are tried on the study's own domain, `domains` at `measure.temperature`.
-    `other_drafts` names the folder of a ladder that was trained on other text; its drafts are
-    measured beside the study's own, and enter no fit.
+    Attributes:
+      temperatures: Temperatures to try on the study's own domain.
+      domains: Texts to try at `measure.temperature`.
+      other_drafts: Folder of a ladder trained on other text. Its drafts are measured beside the
+        study's own, and enter no fit.
     """
 
     temperatures: tuple[float, ...] = ()
@@ -105,7 +110,9 @@ class ConditionsConfig:
 
 @dataclass(frozen=True)
 class HoldoutConfig:
-    """Sizes that are kept back: laws are fitted without them and predict them before they are trained, measured or looked at."""
+    """Sizes that are kept back. Laws are fitted without them and predict them before they are
+    trained, measured or looked at.
+    """
 
     draft_params: tuple[WholeCount, ...] = ()
     target_params: tuple[WholeCount, ...] = ()
@@ -118,16 +125,20 @@ class HoldoutConfig:
 
 @dataclass(frozen=True)
 class ClockConfig:
-    """What is decoded on the clock: drafts of the largest budget with every target, at each of
-    `lookaheads`, one row at a time.
+    """What is decoded on the clock. Nothing is timed while `lookaheads` is empty.
 
-    At each of `batches` three drafts (the smallest, a middle one, the largest) follow, at
-    `batch_lookaheads`. `other_models` names folders of further models, of the same text and
-    tokenizer, that no law is fitted to: their targets join the others; their drafts, of other
-    shapes perhaps, are timed at `batch_lookaheads` beside those of the ladder of their size and
-    tokens. Batches and other shapes are timed with the two largest targets. Each of `repetitions`
-    decodes `prompts` prompts. `threads` is how many threads a computation on a CPU may use: small
-    models are faster on one than on several. Nothing is timed while `lookaheads` is empty.
+    Attributes:
+      lookaheads: Lookaheads at which the drafts of the largest budget decode with every target, one
+        row at a time.
+      batches: Batches at which three drafts (the smallest, a middle one, the largest) decode with
+        the two largest targets.
+      batch_lookaheads: Lookaheads of those batches and of other models' drafts.
+      other_models: Folders of further models with the same text and tokenizer, to which no law is
+        fitted. Their targets join the others. Their drafts, perhaps of other shapes, are timed with
+        the two largest targets beside the ladder's drafts of the same size and tokens.
+      repetitions: Number of repetitions; half of them choose and the other half judge.
+      prompts: Prompts that each repetition decodes.
+      threads: Threads that a computation on a CPU may use; small models are faster on one.
     """
 
     lookaheads: tuple[int, ...] = ()

