@@ -1,23 +1,22 @@
-"""`python -m benchmarks.adaptive --target DIR --draft DIR`: a lookahead that adapts against the
-best fixed one.
+"""`python -m benchmarks.adaptive --target DIR --draft DIR`: adaptive lookaheads against the best fixed
+one.
 
 Both models are folders that a study wrote. Every rule decodes the same held-out prompts one at a
-time, as batch 1 would: what adapts in a lockstep batch waits for its slowest row. Two comparisons:
+time, because rows of a lockstep batch would wait for the slowest one. There are two comparisons:
 
-- at given costs: tokens in the time of one verify pass, a round costing one pass whatever its
-width, and `--draft-cost` passes
-  for each draft step. A confidence threshold also pays for the step that found the draft unsure;
-- on the clock, as speed-up over plain decoding: here a rule that varies pays for the widest verify
-pass in every round,
-  since a trace has one width.
+- at given costs: tokens in the time of one verify pass. A round costs one pass whatever its width,
+  and `--draft-cost` passes for each draft step. A confidence threshold also pays for the step in
+  which the draft falls below it.
+- on the clock: speed-up over plain decoding. Here a varying rule pays for the widest verify pass in
+  every round, because a compiled program has one width.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from sdsl_jax.decoding import (
 )
 from sdsl_jax.device import device_name
 from sdsl_jax.measurement.events import self_check
-from sdsl_jax.measurement.latency import Step, time_steps
+from sdsl_jax.measurement.latency import Step, interleave, time_steps, timed
 
 _MOST = 8
 _CHUNK = 64
@@ -58,7 +57,7 @@ def _rules(draft_cost: float) -> dict[str, tuple[Any, int, bool]]:
 def _at_given_costs(
     draft: Any, target: Model, prompts, rule, most: int, new_tokens: int, cost: float
 ) -> dict[str, float]:
-    """Row by row statistics from batched decoding: a row's rounds do not depend on its batch."""
+    """Statistics row by row from batched decoding: a row's rounds do not depend on its batch."""
     emitted = rounds = proposed = steps = 0.0
     checks = []
     for begin in range(0, len(prompts.lengths), _CHUNK):
@@ -108,9 +107,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     a = parser.parse_args()
     loaded = {role: load_model_folder(getattr(a, role)) for role in ("target", "draft")}
-    target, draft = (
-        Model(loaded[role].config, loaded[role].params) for role in ("target", "draft")
-    )
+    target, draft = (loaded[role].model for role in ("target", "draft"))
     prompts = load_prompts(
         a.prompts,
         loaded["target"].tokenizer,
@@ -124,22 +121,24 @@ def main() -> None:
         seconds = time_steps(steps, batch=1, context=64, repetitions=15, confidence=0.9)
         cost = seconds["draft"].estimate / seconds["verify"].estimate
 
-    found: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, float]] = {}
     runs = {}
     for name, (rule, most, ngrams) in _rules(cost).items():
         drafter: Any = NgramDraft(target.config.vocab_size) if ngrams else draft
-        found[name] = _at_given_costs(drafter, target, prompts, rule, most, a.new_tokens, cost)
+        results[name] = _at_given_costs(drafter, target, prompts, rule, most, a.new_tokens, cost)
         runs[name] = (drafter, rule, most)
 
-    def plain(row: int) -> None:
+    def plain(row: int) -> Any:
         one = slice(row, row + 1)
-        tokens, lengths = prompts.tokens[one], prompts.lengths[one]
-        autoregress(
-            target, tokens, prompt_lengths=lengths, new_tokens=a.new_tokens
-        ).tokens.block_until_ready()
+        return autoregress(
+            target,
+            prompts.tokens[one],
+            prompt_lengths=prompts.lengths[one],
+            new_tokens=a.new_tokens,
+        ).tokens
 
-    def fast(row: int, drafter: Any, rule: Any, most: int) -> None:
-        speculate(
+    def fast(row: int, drafter: Any, rule: Any, most: int) -> Any:
+        return speculate(
             drafter,
             target,
             prompts.tokens[row : row + 1],
@@ -148,27 +147,20 @@ def main() -> None:
             lookahead=rule,
             max_lookahead=most,
             new_tokens=a.new_tokens,
-        ).tokens.block_until_ready()
+        ).tokens
 
-    def clocked(call: Any, *arguments: Any) -> float:
-        began = time.perf_counter()
-        call(*arguments)
-        return time.perf_counter() - began
+    def speedup(row: int, name: str) -> float:
+        return timed(lambda: plain(row))[0] / timed(lambda: fast(row, *runs[name]))[0]
 
     if a.clock:
-        plain(0)
-        for arguments in runs.values():
-            fast(0, *arguments)
-    ratios: dict[str, list[float]] = {name: [] for name in runs}
-    for row in range(a.clock):
-        for name, arguments in runs.items():
-            ratios[name].append(clocked(plain, row) / clocked(fast, row, *arguments))
-    for name, values in ratios.items():
-        if values:
-            found[name]["clock_speedup"] = statistics.median(values)
+        for name in runs:
+            speedup(0, name)  # compiles
+        calls = [functools.partial(speedup, name=name) for name in runs]
+        for name, values in zip(runs, interleave(calls, a.clock)):
+            results[name]["clock_speedup"] = statistics.median(values)
 
     console = Console(width=110)
-    best = max(v["tokens_per_pass"] for k, v in found.items() if k.startswith("fixed"))
+    best = max(v["tokens_per_pass"] for k, v in results.items() if k.startswith("fixed"))
     table = Table(
         title=f"target {loaded['target'].record.model_id}, draft {loaded['draft'].record.model_id}, "
         f"draft step {cost:.3f} verify passes, {len(prompts.lengths)} prompts × {a.new_tokens} tokens"
@@ -185,7 +177,7 @@ def main() -> None:
         table.add_column(
             column, justify="left" if column == "rule" else "right", no_wrap=column == "rule"
         )
-    for name, v in found.items():
+    for name, v in results.items():
         table.add_row(
             name,
             f"{v['lookahead']:.2f}",
@@ -205,7 +197,7 @@ def main() -> None:
             "prompts": len(prompts.lengths),
         }
         a.json.write_text(
-            json.dumps(result | {"new_tokens": a.new_tokens, "rules": found}, indent=1) + "\n"
+            json.dumps(result | {"new_tokens": a.new_tokens, "rules": results}, indent=1) + "\n"
         )
 
 

@@ -1,4 +1,4 @@
-"""What is raced: a decoder of ours or of the peer, with its batch and lookahead fixed, and the runs it has made."""
+"""The contenders of the race: a decoder of ours or of the peer with a fixed batch and lookahead, and its runs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from benchmarks.child import SETTLE_SECONDS
 from benchmarks.decode.pairs import Pair
 from benchmarks.decode.peer import Transformers
-from sdsl_jax.decoding import Sampling, autoregress, speculate
+from sdsl_jax.decoding import Decoded, Sampling, autoregress, speculate
+from sdsl_jax.measurement.latency import timed
 
 SAMPLING = Sampling(temperature=1.0)
 
@@ -23,12 +23,13 @@ class Run(NamedTuple):
     """One call of a decoder.
 
     Attributes:
-      seconds: wall clock, prefill included.
-      tokens: emitted by all rows.
-      rounds: of the whole batch; forward passes of the target in the peer; steps without a draft.
-      row_rounds: rounds that rows took part in; 0 where nobody counts them.
-      survivors: row rounds that kept at least 1, 2, … γ drafts.
-      output: prompts and emitted tokens where another measurement needs them.
+      seconds: Wall-clock seconds, prefill included.
+      tokens: Tokens emitted by all rows.
+      rounds: Rounds of the whole batch; forward passes of the target in the peer; steps without a
+        draft.
+      row_rounds: Rounds that rows took part in; 0 if they are not counted.
+      survivors: Row rounds that kept at least 1, 2, … γ drafts.
+      output: Prompts and emitted tokens, if another measurement needs them.
     """
 
     seconds: float
@@ -41,7 +42,7 @@ class Run(NamedTuple):
 
 @dataclass
 class Contender:
-    """A decoder with everything but prompts and seed fixed."""
+    """A decoder with everything fixed but prompts and seed."""
 
     system: str
     batch: int
@@ -73,7 +74,7 @@ class Contender:
 
     @property
     def tokens_per_round(self) -> float:
-        """Tokens per row and round of the batch, over all runs: rows that are done wait for the others."""
+        """Tokens per row and round of the batch, over all runs; rows that are done wait for the others."""
         return (
             sum(run.tokens for run in self.runs) / sum(run.rounds for run in self.runs) / self.batch
         )
@@ -85,7 +86,8 @@ class Contender:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all rows. Seconds per round are a median, tokens per round a mean: luck in acceptance is no noise of the clock."""
+        """Tokens per second of all rows: median seconds per round, and mean tokens per round, because luck
+        in acceptance is not noise of the clock."""
         return self.batch * self.tokens_per_round / self.round_seconds
 
     @property
@@ -126,29 +128,22 @@ def ours(pair: Pair, batch: int, lookahead: int, new_tokens: int) -> Contender:
     """Our decoder; autoregressive if the lookahead is 0."""
 
     def call(prompts: np.ndarray, seed: int) -> Run:
-        began = time.perf_counter()
-        if lookahead:
-            decoded = speculate(
-                pair.draft,
-                pair.target,
-                prompts[:batch],
-                lookahead=lookahead,
-                new_tokens=new_tokens,
-                sampling=SAMPLING,
-                seed=seed,
+        common: dict[str, Any] = dict(new_tokens=new_tokens, sampling=SAMPLING, seed=seed)
+
+        def decode() -> Decoded:
+            if not lookahead:
+                return autoregress(pair.target, prompts[:batch], **common)
+            return speculate(
+                pair.draft, pair.target, prompts[:batch], lookahead=lookahead, **common
             )
-        else:
-            decoded = autoregress(
-                pair.target, prompts[:batch], new_tokens=new_tokens, sampling=SAMPLING, seed=seed
-            )
-        jax.block_until_ready(decoded.tokens)
-        seconds = time.perf_counter() - began
+
+        seconds, decoded = timed(decode)
         tokens = int((decoded.lengths - decoded.prompt_lengths).sum())
         rounds, row_rounds = int(decoded.batch_rounds), 0
         survivors: tuple[int, ...] = ()
         if decoded.events is not None:
             took_part = np.asarray(decoded.events.emitted) > 0
-            # What verification kept: a last round that the wanted length cuts short counts in full.
+            # What verification kept: a last round that the length limit cuts short counts in full.
             kept = np.asarray(decoded.events.verified)[took_part]
             row_rounds = int(took_part.sum())
             survivors = tuple(int((kept >= k).sum()) for k in range(1, lookahead + 1))

@@ -1,11 +1,11 @@
-"""The least time that a step can take: bytes it must read over measured bandwidth, FLOPs over
-measured arithmetic.
+"""The shortest time that a step can take: the bytes that it must read over measured bandwidth, and
+its FLOPs over measured arithmetic.
 
-Bandwidth is the best of several readers, each over arrays as large as what the step reads, because
-a small model stays in a cache that is far faster than memory: numpy's sum and dot product in one
-thread per core (they release Python's lock), and XLA's sum and matrix-vector product. Arithmetic is
-a large square matrix product. The best repetition counts: a floor that is too high would flatter
-the decoder.
+Bandwidth is the best of several readers, each over arrays as large as what the step reads, because a
+small model stays in a cache that is far faster than memory. The readers are numpy's sum and dot
+product in one thread per core (they release Python's lock), and XLA's sum and matrix-vector product.
+Arithmetic is a large square matrix product. The best repetition counts: a floor that is too high
+would flatter the decoder.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdsl_jax.measurement.latency import timed
 from sdsl_jax.models import ModelConfig, count
 
 _REPETITIONS = 5
@@ -38,19 +38,14 @@ class Floor(NamedTuple):
 
 
 def _best_seconds(work: Callable[[], object]) -> float:
-    """Seconds of the best repetition, waiting for what runs on a device."""
-    jax.block_until_ready(work())
-    best = math.inf
-    for _ in range(_REPETITIONS):
-        began = time.perf_counter()
-        jax.block_until_ready(work())
-        best = min(best, time.perf_counter() - began)
-    return best
+    """Seconds of the best repetition."""
+    timed(work)  # compiles
+    return min(timed(work)[0] for _ in range(_REPETITIONS))
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _sums(array, start, times):
-    # The addend makes every pass depend on the one before it, so that none can be left out.
+    # The addend makes every pass depend on the one before it, so the compiler cannot leave one out.
     return jax.lax.fori_loop(
         0, times, lambda _, s: (array + s * 1e-30).astype(jnp.float32).sum() * 1e-30, start
     )
@@ -137,13 +132,13 @@ def floor(
     """The floor of a step that feeds `width` tokens to each of `batch` rows.
 
     Args:
-      config: of the model.
-      batch: rows.
-      width: tokens per row.
-      context: tokens that a row's cache holds on average; what no token fills need not be read.
-      rate: bytes per second.
-      flops: per second.
-      dtype: of weights and cache.
+      config: Configuration of the model.
+      batch: Rows decoded together.
+      width: Tokens per row.
+      context: Average number of tokens in a row's cache; empty slots need not be read.
+      rate: Bytes per second.
+      flops: FLOPs per second.
+      dtype: Number type of weights and cache.
     """
     needed = bytes_read(config, batch=batch, context=context, dtype=dtype)
     work = count(config, context).flops_per_token * batch * width

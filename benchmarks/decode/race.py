@@ -1,7 +1,8 @@
-"""One size of pair: pilots choose lookaheads and threads, then all contenders run in turn, several times over."""
+"""One size of pair: pilots choose lookaheads and threads, then all contenders run in turn, several times."""
 
 from __future__ import annotations
 
+import functools
 import os
 import statistics
 import tempfile
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,12 +20,12 @@ from benchmarks.decode.contenders import Contender, ours, theirs
 from benchmarks.decode.pairs import LADDER, Pair, acceptance, make_pair, trained_pair
 from benchmarks.decode.peer import Transformers
 from sdsl_jax.decoding import Model
-from sdsl_jax.measurement.latency import Step, time_steps
+from sdsl_jax.measurement.latency import Step, time_steps, timed
 from sdsl_jax.models import count, prefill
 
 BATCHES = (1, 8)  # the peer assists one row only
-# Tried at each batch. Several rows make a verify pass dearer, so that there the choice is coarser;
-# every one must compile.
+# Lookaheads tried at each batch. Several rows make a verify pass more expensive, so the choice is
+# coarser there; each one takes a compilation.
 LOOKAHEADS = {1: (1, 2, 3, 4, 5, 8), 8: (1, 2, 4, 8)}
 # Both systems are timed at this lookahead besides their own best.
 COMMON_LOOKAHEAD = 4
@@ -36,13 +36,13 @@ class Options:
     """What to run.
 
     Attributes:
-      prompt_tokens: of every prompt.
-      new_tokens: that every row emits; no token stops a row.
-      rounds: times that all contenders take their turn.
+      prompt_tokens: Tokens of every prompt.
+      new_tokens: Tokens that every row emits; no token stops a row.
+      rounds: Number of turns of all contenders.
       acceptance: Σ min(p, q) that the pairs are made for.
-      dtype: of weights, cache and activations.
-      qk_norm: whether queries and keys are normalised.
-      quick: few tokens and turns: to see that everything works, not to measure.
+      dtype: Number type of weights, cache and activations.
+      qk_norm: Whether queries and keys are normalised.
+      quick: Runs few tokens and turns, to check that everything works and not to measure.
     """
 
     prompt_tokens: int = 32
@@ -56,7 +56,7 @@ class Options:
 
 @dataclass
 class Machine:
-    """What the machine can do, measured in the same run."""
+    """Bandwidth and arithmetic of the machine, measured in the same run."""
 
     bandwidth: dict[str, float]
     matmul_flops: float
@@ -73,12 +73,12 @@ def measure(
     """Every number of one size, as a tree for JSON.
 
     Args:
-      size: a key of `pairs.SIZES`, or `pairs.LADDER`.
-      options: what to run.
-      machine: its bandwidth and arithmetic.
-      peer: transformers in its process; None to leave it out.
-      device: torch's name of the device.
-      say: is told what is being done.
+      size: A key of `pairs.SIZES`, or `pairs.LADDER`.
+      options: What to run.
+      machine: Bandwidth and arithmetic of the machine.
+      peer: Transformers in its process; None to leave it out.
+      device: Torch's name of the device.
+      say: Called with a line about each step.
     """
     dtype, began = jnp.dtype(options.dtype), time.perf_counter()
     lengths = dict(prompt_tokens=options.prompt_tokens, new_tokens=options.new_tokens)
@@ -156,12 +156,11 @@ def _pilots(
     prompts: np.ndarray,
     say: Callable[[str], None],
 ):
-    """Contenders at each system's best lookahead and at the common one, and what was seen on the
-    way.
+    """Contenders at each system's best lookahead and at the common one, and the numbers of the pilots.
 
-    A lookahead is judged by the seconds of its rounds and by the tokens per round that the survival
-    of our own largest lookahead promises. Acceptance is a property of the pair, not of the system,
-    and a short pilot's luck should not choose.
+    A lookahead is judged by the seconds of its rounds and by the tokens per round that follow from
+    the survival of our own largest lookahead. Acceptance is a property of the pair and not of the
+    system, and the luck of a short pilot should not decide.
     """
     tried = {b: (1, COMMON_LOOKAHEAD) if options.quick else LOOKAHEADS[b] for b in BATCHES}
     most = max(tried[max(BATCHES)])
@@ -235,7 +234,7 @@ def _step_seconds(
     pair: Pair, lookaheads: dict[int, list[int]], context: int, options: Options
 ) -> dict[str, float]:
     """Seconds of every kind of step and of both prefills, for each batch."""
-    found: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     for batch, widths in lookaheads.items():
         # The first draft step of a round feeds two tokens.
         steps = {
@@ -244,20 +243,15 @@ def _step_seconds(
             "target": Step(pair.target, 1),
         }
         steps |= {f"verify {g}": Step(pair.target, g + 1) for g in widths}
-        timed = time_steps(steps, batch=batch, context=context, repetitions=1, confidence=0.95)
-        found |= {f"{name}, batch {batch}": interval.estimate for name, interval in timed.items()}
+        medians = time_steps(steps, batch=batch, context=context, repetitions=1, confidence=0.95)
+        seconds |= {f"{name}, batch {batch}": median.estimate for name, median in medians.items()}
         tokens = jnp.zeros((batch, options.prompt_tokens), jnp.int32)
         capacity = options.prompt_tokens + options.new_tokens
         for name, model in (("draft", pair.draft), ("target", pair.target)):
-            times = []
-            for _ in range(4):
-                began = time.perf_counter()
-                jax.block_until_ready(
-                    prefill(model.config, model.params, tokens, capacity=capacity)
-                )
-                times.append(time.perf_counter() - began)
-            found[f"{name} prefill, batch {batch}"] = statistics.median(times[1:])
-    return found
+            fill = functools.partial(prefill, model.config, model.params, tokens, capacity=capacity)
+            times = [timed(fill)[0] for _ in range(4)]
+            seconds[f"{name} prefill, batch {batch}"] = statistics.median(times[1:])
+    return seconds
 
 
 def _acceptance(pair: Pair, contenders: list[Contender], prompt_tokens: int) -> float:

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from sdsl_jax.counts import read_count
+from sdsl_jax.errors import SdslError
 
 
 def _whole(words: list[str]) -> int:
@@ -28,6 +29,26 @@ WholeCount = Annotated[
         str_from_instance=lambda value: [str(value)],
     ),
 ]
+
+
+def whole_numbers(text: str, flag: str, also: str = "") -> tuple[int, ...]:
+    """Whole numbers separated by commas.
+
+    Args:
+      text: The value of the option.
+      flag: Name of the option, for the message.
+      also: What else the option takes, for the message.
+
+    Raises:
+      SdslError: the text holds something else.
+    """
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise SdslError(
+            f"{flag} is {text!r}; it must be whole numbers separated by commas{also}."
+        ) from None
+
 
 # Settings of a study by their dotted names. tyro has no free-form options, so `run` splits them off
 # the command line and hands them to the command; a parser never sees them.

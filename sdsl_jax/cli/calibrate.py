@@ -1,12 +1,10 @@
-"""`sdsl calibrate`: the coefficients of this machine, by timing real decoding."""
+"""`sdsl calibrate`: the coefficients of this machine, from timed decoding."""
 
 from __future__ import annotations
 
 import dataclasses
 import json as json_format
 import math
-import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,16 +12,17 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from sdsl_jax.cli.terminal import Terminal, error_console, standard_console
-from sdsl_jax.errors import SdslError, require
+from sdsl_jax.cli.arguments import whole_numbers
+from sdsl_jax.cli.terminal import shown_progress, standard_console
+from sdsl_jax.counts import short_count
+from sdsl_jax.errors import require
 
 if TYPE_CHECKING:
     from sdsl_jax.fitting.calibration import DeviceFit
     from sdsl_jax.records import TimingRecord
 
 _CONFIDENCE = 0.9
-# Timed repetitions, descents of a fit, and bootstrap resamples: of a whole calibration and of a
-# quick one.
+# Timed repetitions, starts of a fit, and bootstrap resamples: for a full calibration and a quick one.
 _REPETITIONS, _STARTS, _DRAWS = (9, 4), (32, 16), (64, 32)
 
 
@@ -40,32 +39,29 @@ def calibrate(
     seed: int = 0,
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
-    """What does a pass cost on this machine? Times real decoding, and fits the coefficients of a
-    device to it.
+    """What does a forward pass cost on this machine?
 
-    Plain steps, verify passes and whole rounds of models with random weights are timed; a third of
-    the models is held out to see how well the others predict them. Nothing else should run on the
-    machine meanwhile.
+    The command times plain steps, verify passes and whole rounds of models with random weights, and
+    fits the coefficients of a device to the times. A third of the models is held out to test how
+    well the others predict them. Run nothing else on the machine meanwhile.
 
     Args:
-        out: file for the device; without it the device is shown and not kept.
-        records: new folder for the timings: timings.csv.
-        quick: fewer models and repetitions: a minute or two on two cores instead of some six.
+        out: File for the device; without it the device is shown and not kept.
+        records: New folder for the timings (timings.csv).
+        quick: Time fewer models and repetitions: a minute or two on two cores instead of six.
             Compiled programs are kept.
-        threads: that a computation may use on a CPU; 1 if left out, which is fastest for models of
-            up to a million parameters and varies least. An accelerator does not use them.
-        batch: rows decoded together, each of these.
-        dtype: of weights and caches; float32 on a CPU, bfloat16 elsewhere if left out.
-        name: of the device in the file; the name of the file if left out.
-        seed: of weights, prompts, samples and the order of the runs.
-        json: print one JSON object.
+        threads: Threads that a computation may use on a CPU; 1 by default, which is fastest for
+            models of up to a million parameters and varies least. An accelerator uses none.
+        batch: Batch sizes to time.
+        dtype: Number type of weights and caches; by default float32 on a CPU and bfloat16 elsewhere.
+        name: Name of the device in the file; by default the name of the file.
+        seed: Seed of weights, prompts, samples and the order of the runs.
+        json: Print one JSON object.
     """
-    batches = _batches(batch)
+    batches = whole_numbers(batch, "--batch")
     require(0 <= seed < 2**32, f"the seed is {seed}; it must lie in [0, 2**32).")
     if out is not None:
-        require(
-            out.suffix == ".toml", f"the hardware file is to be {out}; its name must end in .toml."
-        )
+        require(out.suffix == ".toml", f"the hardware file is {out}; its name must end in .toml.")
         require(out.absolute().parent.is_dir(), f"cannot write {out}: its folder does not exist.")
         require(not out.is_dir(), f"cannot write {out}: it is a folder.")
         from sdsl_jax.records import require_replaceable
@@ -77,8 +73,7 @@ def calibrate(
             empty,
             f"the folder for the records, {records}, exists and is not empty; give a new one.",
         )
-    # Before anything else uses jax: the threads of a CPU are set for good when its backend is
-    # created.
+    # Before anything else uses jax: the threads of a CPU are fixed when its backend is created.
     from sdsl_jax.measurement.threads import computing_threads, limit_threads
 
     limit_threads(1 if threads is None else threads)
@@ -95,8 +90,7 @@ def calibrate(
 
     batches = check_batches(batches)
     scale, usual = device_scale()
-    progress = None if json and not sys.stderr.isatty() else Terminal(error_console())
-    try:
+    with shown_progress(json) as progress:
         rows = time_operations(
             operations(scale, batches, quick),
             scale,
@@ -107,9 +101,6 @@ def calibrate(
             seed=seed,
             progress=progress,
         )
-    finally:
-        if progress is not None:
-            progress.close()
     if records is not None:
         write_table(records, "timings", rows)
     fitted = fit_device(
@@ -122,14 +113,6 @@ def calibrate(
         print(json_format.dumps(answer, indent=1, ensure_ascii=False, allow_nan=False))
     else:
         _print(standard_console(), answer)
-
-
-def _batches(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    for part in parts:
-        if not re.fullmatch(r"\d+", part):
-            raise SdslError(f"--batch is {text!r}; it must be whole numbers separated by commas.")
-    return tuple(map(int, parts))
 
 
 # Unit of each coefficient in the table, and the factor to it.
@@ -146,16 +129,16 @@ _UNITS = {
     "sharpness": ("", 1.0),
 }
 _MEANINGS = {
-    "pass_seconds": "of any pass",
-    "layer_seconds": "of each layer of a pass",
-    "matrix_seconds": "of each layer, if more than one token is fed",
-    "token_seconds": "of each token that a pass feeds",
-    "logit_seconds": "of each vocabulary entry for each token",
-    "round_seconds": "of a round, beyond its passes",
-    "bytes_per_second": "weights and caches, from where they are kept",
+    "pass_seconds": "overhead of any pass",
+    "layer_seconds": "overhead of each layer of a pass",
+    "matrix_seconds": "overhead of each layer, for more than one token",
+    "token_seconds": "overhead of each token of a pass",
+    "logit_seconds": "overhead of each vocabulary entry per token",
+    "round_seconds": "overhead of a round, beyond its passes",
+    "bytes_per_second": "reading weights and caches",
     "flops_per_second": "arithmetic of wide passes",
-    "cache_slowdown": "time of a byte of a cache, over that of a weight",
-    "sharpness": "1: moves and computes in turn; 16: at once",
+    "cache_slowdown": "time of a cache byte over that of a weight byte",
+    "sharpness": "1: reads and computes in turn; 16: at the same time",
 }
 
 
@@ -195,7 +178,7 @@ def _answer(rows: list[TimingRecord], fitted: DeviceFit, out: Path | None) -> di
 
 
 def _number(value: float) -> str:
-    """With three digits; what no timing shows is 0, or without an end."""
+    """A number with three digits; 0 or ∞ where the timings show no effect or no bound."""
     if value > 1e12:
         return "∞"
     return "0" if abs(value) < 5e-4 else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
@@ -211,7 +194,7 @@ def _print(console: Console, answer: dict[str, Any]) -> None:
     say(
         f"{answer['device']}{threads}, {answer['dtype']}: {answer['timings']} operations of {answer['models']} models, "
         f"{_number(1e6 * answer['fastest_seconds'])} to {_number(1e6 * answer['slowest_seconds'])} µs each, "
-        f"medians good to ± {answer['noise']:.1%}"
+        f"noise of a median ± {answer['noise']:.1%}"
     )
     table = Table(title="Coefficients", title_justify="left")
     for heading, justify in (
@@ -237,7 +220,7 @@ def _print(console: Console, answer: dict[str, Any]) -> None:
         errors.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
     unseen = answer["unseen"]
     labels = {"step": "plain steps", "verify": "verify passes", "round": "rounds"}
-    lines = [("unseen models, fitted to the others", unseen)]
+    lines = [("held-out models, fitted to the others", unseen)]
     lines += [(f"   {label}", unseen[key]) for key, label in labels.items() if key in unseen]
     lines += [("all models, fitted to all", answer["all"])]
     for label, e in lines:
@@ -248,27 +231,19 @@ def _print(console: Console, answer: dict[str, Any]) -> None:
     free = c["layer_seconds"] * c["bytes_per_second"] / element
     ridge = c["flops_per_second"] / c["bytes_per_second"] * element / 2
     when = (
-        "arithmetic decides in every pass"
+        "every pass is limited by arithmetic"
         if ridge <= 1
-        else f"from {ridge:.2g} tokens in a pass on, arithmetic decides"
+        else f"passes over {ridge:.2g} or more tokens are limited by arithmetic"
     )
     say(
-        f"Weights and caches arrive at {_number(c['bytes_per_second'] / 1e9)} GB/s and arithmetic runs at "
-        f"{_number(c['flops_per_second'] / 1e9)} GFLOP/s at most:\n"
-        f"{when}. The overhead of a layer, {c['layer_seconds'] * 1e6:.3g} µs, is what reading "
-        f"{_count(free)} parameters takes: layers that are\nsmaller are mostly overhead, so a small draft is better shallow."
+        f"The machine reads weights and caches at {_number(c['bytes_per_second'] / 1e9)} GB/s and computes at most "
+        f"{_number(c['flops_per_second'] / 1e9)} GFLOP/s:\n"
+        f"{when}. The overhead of a layer, {c['layer_seconds'] * 1e6:.3g} µs, is the time to read "
+        f"{short_count(free)} parameters.\nSmaller layers are mostly overhead, so a small draft should be shallow."
     )
     for text in answer["warnings"]:
         say(f"warning: {text}")
     if answer["file"] is not None:
-        say(f"written to {answer['file']}; wherever a device is asked for, give that path.")
+        say(f"written to {answer['file']}; give this path wherever a command asks for hardware.")
     else:
-        say(
-            "not kept: --out FILE.toml writes a file that can be given wherever a device is asked for."
-        )
-
-
-def _count(value: float) -> str:
-    from sdsl_jax.counts import short_count
-
-    return short_count(value)
+        say("not kept: --out FILE.toml writes a file to give wherever a command asks for hardware.")

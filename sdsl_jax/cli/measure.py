@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json as json_format
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,10 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sdsl_jax.cli.arguments import WholeCount
-from sdsl_jax.cli.terminal import Terminal, error_console, standard_console
+from sdsl_jax.cli.arguments import WholeCount, whole_numbers
+from sdsl_jax.cli.terminal import shown_progress, standard_console
 from sdsl_jax.counts import parse_size, short_count
-from sdsl_jax.errors import SdslError, require
+from sdsl_jax.errors import require
 
 if TYPE_CHECKING:
     from sdsl_jax.checkpoints.model_folder import LoadedModel
@@ -117,7 +116,7 @@ def measure(
         tokens: File for the generated texts.
         json: Print one JSON object.
     """
-    lookaheads = _whole_numbers(lookahead, "--lookahead")
+    lookaheads = whole_numbers(lookahead, "--lookahead")
     require(timed >= 0, f"--timed is {timed}; it must not be negative.")
     require(replay >= 0, f"--replay is {replay}; it must not be negative.")
     require(devices >= 1, f"--devices is {devices}; it must be at least 1.")
@@ -135,14 +134,13 @@ def measure(
         new_tokens=new_tokens,
         sampling=Sampling(temperature, top_k, top_p, min_p),
         verification=verification,
-        stop_tokens=() if stop == "end" else _whole_numbers(stop, "--stop"),
+        stop_tokens=() if stop == "end" else whole_numbers(stop, "--stop", " or the word end"),
         seed=seed,
         batch=batch,
         confidence=confidence,
     )
-    progress = None if json and not sys.stderr.isatty() else Terminal(error_console())
     options = LoadOptions(dtype, devices, special_tokens == "add", chat_template, ignore_key)
-    try:
+    with shown_progress(json) as progress:
         verifier = _with_tokens(
             load_model(target, options, progress), target_train_tokens, "--target-train-tokens"
         )
@@ -209,9 +207,6 @@ def measure(
             requested=count,
             progress=progress,
         )
-    finally:
-        if progress is not None:
-            progress.close()
     if tokens is not None:
         pair_report.write_tokens(tokens, pair.measurement.lookaheads, verifier.tokenizer)
     _show(pair.report(), json, _print)
@@ -238,17 +233,6 @@ def _with_tokens(model: LoadedModel, text: str, flag: str) -> LoadedModel:
     return model._replace(
         record=dataclasses.replace(model.record, train_tokens=round(parse_size(text, flag)))
     )
-
-
-def _whole_numbers(text: str, flag: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    try:
-        return tuple(int(part) for part in parts)
-    except ValueError:
-        also = " or the word end" if flag == "--stop" else ""
-        raise SdslError(
-            f"{flag} is {text!r}; it must be whole numbers separated by commas{also}."
-        ) from None
 
 
 def _say(console: Console, text: str) -> None:
@@ -303,7 +287,9 @@ def _print(console: Console, r: PairReport) -> None:
         console,
         f"± is half of a {r.confidence:.0%} interval over prompts. α: probability that a draft is accepted, averaged over the\n"
         "target's own text. τ: tokens per pass of the target, its own token included. τ expected follows from the\n"
-        "probabilities of the two models alone; if it agrees with τ, and z looks standard normal, the decoder is right.",
+        "probabilities of the two models alone; if it agrees with τ, and z looks standard normal, the decoder is right.\n"
+        "The first table counts all drafts that verification kept. The one of other tools counts emitted tokens, in rounds\n"
+        "that began with room for γ + 1 tokens.",
     )
     if r.costs is not None:
         passes = ", ".join(
@@ -359,7 +345,7 @@ def _table(title: str, first: str, columns: list[Any]) -> Table:
 def _decoder_table(r: PairReport) -> Table:
     rows = r.per_lookahead
     table = _table(
-        "The decoder: all rounds, with all drafts that verification kept",
+        "The decoder, all rounds",
         "lookahead γ",
         [row.lookahead for row in rows],
     )
@@ -401,7 +387,7 @@ def _times_table(r: PairReport) -> Table:
 def _conventions_table(r: PairReport) -> Table:
     rows = r.per_lookahead
     table = _table(
-        "As other tools count: emitted tokens, in rounds with room for γ + 1; a: drafts accepted in a round",
+        "As other tools count, whole rounds; a: drafts accepted in a round",
         "convention",
         [row.lookahead for row in rows],
     )

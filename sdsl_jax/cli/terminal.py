@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
 from rich.console import Console
@@ -125,3 +127,14 @@ class Terminal:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+@contextlib.contextmanager
+def shown_progress(json: bool) -> Iterator[Terminal | None]:
+    """Progress on standard error; None beside JSON, unless a terminal shows it."""
+    progress = None if json and not sys.stderr.isatty() else Terminal(error_console())
+    try:
+        yield progress
+    finally:
+        if progress is not None:
+            progress.close()

@@ -95,7 +95,7 @@ def test_what_is_written_is_read_back_and_shown(fitted, tmp_path, capsys):
         "layer_seconds",
         "µs per layer",
         "GB/s",
-        "unseen models",
+        "held-out models",
         "arithmetic",
         "mine.toml",
         "warning: the t",
