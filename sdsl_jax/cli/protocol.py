@@ -32,9 +32,10 @@ def protocol(
         json: Print protocol.json instead of its tables.
     """
     from sdsl_jax.config import load_protocol
+    from sdsl_jax.evidence.protocol import ANSWER, summarise
     from sdsl_jax.measurement.protocol import SETTINGS, run_protocol
-    from sdsl_jax.records import require_records_folder
-    from sdsl_jax.report.protocol import ANSWER, FIGURE, TABLE, markdown, summarise
+    from sdsl_jax.records import require_records_folder, write_json
+    from sdsl_jax.report.protocol import FIGURE, TABLE, write_protocol
 
     config = load_protocol(file)
     folder = out or Path("runs") / config.name
@@ -43,13 +44,15 @@ def protocol(
         done = run_protocol(
             config, checkpoints, str(prompts or file.parent / config.prompts), folder, progress
         )
-    summary = summarise(config, done, folder)
+    summary, points = summarise(config, done, folder)
+    write_json(folder / ANSWER, summary)
+    text = write_protocol(summary, points, folder)
     if json:
         # As the file has it: numbers that do not exist are null.
         print((folder / ANSWER).read_text(encoding="utf-8"), end="")
         return
     console = standard_console()
-    console.print(Markdown(markdown(summary)))
+    console.print(Markdown(text))
     written = [name for name in (TABLE, ANSWER, f"{FIGURE}.png") if (folder / name).exists()]
     console.print(
         f"\nwritten to {folder}: {', '.join(written)} and the records",

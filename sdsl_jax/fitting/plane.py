@@ -2,44 +2,37 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
+from sdsl_jax.records.documents import described
 from sdsl_jax.theory import PAPER_PLANE, coefficients
 
 
-class Plane(NamedTuple):
-    """A fitted plane.
+@dataclass(frozen=True)
+class Plane:
+    """A fitted plane."""
 
-    Attributes:
-      A: per unit of draft perplexity.
-      B: per unit of target perplexity.
-      C: constant.
-      r_squared: share of the variance of α that it explains.
-      mean_squared_error: of α.
-      pairs: it was fitted to.
-    """
-
-    A: float
-    B: float
-    C: float
-    r_squared: float
-    mean_squared_error: float
-    pairs: int
+    A: float = described("α per unit of draft perplexity")
+    B: float = described("α per unit of target perplexity")
+    C: float = described("constant")
+    r_squared: float = described("share of the variance of α that it explains")
+    mean_squared_error: float = described("mean squared error of α")
+    pairs: int | None = described("pairs that it was fitted to; none if not published")
 
     def __call__(self, draft_perplexity: np.ndarray, target_perplexity: np.ndarray) -> np.ndarray:
         """α; may leave [0, 1]."""
         return self.A * draft_perplexity + self.B * target_perplexity + self.C
 
 
-# As published, with its quality of fit; the number of its pairs is not.
+# As published, with its quality of fit.
 PUBLISHED_PLANE = Plane(
     **coefficients(PAPER_PLANE),
     r_squared=PAPER_PLANE.about.r_squared or 0.0,
     mean_squared_error=PAPER_PLANE.about.mean_squared_error or 0.0,
-    pairs=0,
+    pairs=None,
 )
 
 

@@ -14,6 +14,7 @@ from sdsl_jax.evidence.common import measured_speedups
 from sdsl_jax.evidence.fit_quality import coverage, residuals
 from sdsl_jax.evidence.holdout import Predictions, Rung, _optimum, held_out, holdout
 from sdsl_jax.evidence.law_comparison import acceptance_laws, law_inputs
+from sdsl_jax.evidence.protocol import ProtocolSummary
 from sdsl_jax.fitting import fit_all
 from sdsl_jax.fitting.law_files import LawRecord
 from sdsl_jax.models import count, member
@@ -338,13 +339,14 @@ def test_evidence_is_read_as_it_was_written(quiet, tmp_path):
     )
 
 
-def test_every_key_of_the_evidence_has_a_meaning():
+@pytest.mark.parametrize("document", [Evidence, Predictions, ProtocolSummary])
+def test_every_key_of_a_document_has_a_meaning(document):
     def check(schema):
         for name, entry in schema.items():
             assert entry["description"], name
             check(entry.get("keys", {}))
 
-    check(schema_of(Evidence))
+    check(schema_of(document))
 
 
 @pytest.mark.parametrize(
