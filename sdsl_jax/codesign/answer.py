@@ -404,23 +404,17 @@ def _answer(problem: ServingProblem, solved: Solved, by_batch: list[Solved]) -> 
     # An α of 1 or more is no probability, and nothing follows from it.
     usable = feasible and float(gives.acceptance) < 1
     speculates = usable and float(whole.outcome.speedup) > 1
-    within: list[Any] = [None, None]
+    within: list[list[float] | None] = [None, None]
     if usable and "draft_params" in program.variables:
-        within = [
-            [
-                problem.sizes.stated(whole.design._replace(draft_params=end), "draft_params")
-                for end in ends
-            ]
-            for ends in sizes_within(program, inputs, whole, (0.01, 0.05))
-        ]
+        within = [*sizes_within(problem, whole, (0.01, 0.05))]
     pareto = {"batch": front(problem, by_batch)}
     if problem.priced:
         many = [fixed_at(inputs, "draft_tokens", tokens) for tokens in _DRAFT_TOKENS]
         pareto["draft_tokens"] = front(problem, _solve_all(problem, many))
     comparison = compare(problem, solved, whole.design)
+    interval = interval_90(problem)
     region = None if problem.config.draft.acceptance else _paying_region(problem, design)
     alone = _baseline(serving, design, gives, problem.priced)
-    interval = interval_90(problem)
     warnings = caveats(
         problem,
         solved,

@@ -291,7 +291,7 @@ def _of_the_acceptance(solved: Solved) -> list[str]:
     if alpha < 1:
         return []
     return [
-        f"the acceptance law gives α = {alpha:.3g} ≥ 1, which is no probability: the optimum is not to be trusted"
+        f"the acceptance law gives α = {alpha:.3g} ≥ 1, which is not a probability: do not trust the optimum"
     ]
 
 
@@ -425,7 +425,7 @@ def _of_the_names(problem: ServingProblem) -> list[str]:
     target, family = config.target.name, family_of_drafts(config.target.name)
     if target and family is None:
         texts.append(
-            f"the tokenizer of {target} is not known here: whether a published model shares it is for you to check"
+            f"the tokenizer of {target} is unknown here: check yourself whether a published model shares it"
         )
     named = named_draft(config, problem.sizes.counted)
     if named is None:
@@ -437,19 +437,19 @@ def _of_the_names(problem: ServingProblem) -> list[str]:
         )
     elif named.size is None:
         texts.append(
-            f"the size of {named.name} is not known, so that no lookahead can be given for it: give it as the only size of "
+            f"the size of {named.name} is unknown, so no lookahead can be given for it: write its size as the only entry of "
             "[draft] candidates"
         )
     elif measured_with_another(config, named, problem.sizes.counted):
         texts.append(
-            f"the acceptance was measured with a draft of {short_count(config.draft.candidates[0])}, and {named.name} is one of "
-            f"{short_count(named.size)}: it has no lookahead here"
+            f"the acceptance was measured with a draft of {short_count(config.draft.candidates[0])} parameters, and "
+            f"{named.name} has {short_count(named.size)}: no lookahead can be given for it"
         )
     if named.model is not None and target and named.model.family != family:
-        known = (
-            "another tokenizer than" if family else "a tokenizer that is not known to be that of"
+        difference = (
+            "a different tokenizer from" if family else "a tokenizer that may differ from that of"
         )
-        texts.append(f"{named.name} has {known} {target}: engines need one that both share")
+        texts.append(f"{named.name} has {difference} {target}: engines need the same one for both")
     return texts
 
 

@@ -332,8 +332,8 @@ def at_best_lookahead(
 
 
 def sizes_within(
-    program: Program, inputs: ProgramInputs, best: Solved, losses: Sequence[float]
-) -> list[tuple[float, float]]:
+    problem: ServingProblem, best: Solved, losses: Sequence[float]
+) -> list[list[float]]:
     """For each loss ε the draft sizes around the best one at which the objective loses at most ε.
 
     All else is as in the best design, but each size has its own best whole lookahead. With an
@@ -341,18 +341,18 @@ def sizes_within(
     speed. Sizes that break a constraint are not within.
 
     Args:
-      program: The program that was solved.
-      inputs: Its numbers; draft sizes run between its bounds.
+      problem: The problem that was solved, with draft size as a variable.
       best: The best design in whole numbers.
       losses: Shares, such as 0.01.
 
     Returns:
-      Smallest and largest size for each loss, in non-embedding parameters.
+      Smallest and largest size for each loss, in the count of the loss law.
     """
-    size = float(best.design.draft_params)
-    grid = np.geomspace(float(inputs.lower.draft_params), float(inputs.upper.draft_params), _SIZES)
-    sizes = np.union1d(grid, size)
-    table = at_best_lookahead(program, inputs, best.design._replace(draft_params=sizes[:, None]))
+    program, inputs, design = problem.program, problem.inputs, best.design
+    size = float(design.draft_params)
+    ends = float(inputs.lower.draft_params), float(inputs.upper.draft_params)
+    sizes = np.union1d(np.geomspace(*ends, _SIZES), size)
+    table = at_best_lookahead(program, inputs, design._replace(draft_params=sizes[:, None]))
     lost = np.where(table.allowed, -np.expm1(float(best.objective) - table.objective), np.inf)
     at = int(np.searchsorted(sizes, size))
 
@@ -360,13 +360,19 @@ def sizes_within(
         """The size at which the loss reaches `most`, on the way from the best one to a bound."""
         for inside, outside in itertools.pairwise(side):
             if lost[outside] > most:
-                if not np.isfinite(lost[outside]):
-                    return float(sizes[inside])
+                # Beyond a size that breaks a constraint there is nothing to interpolate to.
                 share = (most - lost[inside]) / (lost[outside] - lost[inside])
                 return float(sizes[inside] * (sizes[outside] / sizes[inside]) ** share)
         return float(sizes[side[-1]])
 
-    return [(end(range(at, -1, -1), loss), end(range(at, len(sizes)), loss)) for loss in losses]
+    sides = range(at, -1, -1), range(at, len(sizes))
+    return [
+        [
+            problem.sizes.stated(design._replace(draft_params=end(side, loss)), "draft_params")
+            for side in sides
+        ]
+        for loss in losses
+    ]
 
 
 class Landscape(NamedTuple):

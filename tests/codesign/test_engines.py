@@ -144,16 +144,16 @@ def test_what_stands_in_the_way_of_an_engine():
 @pytest.mark.parametrize(
     ("draft", "target", "words"),
     [
-        ({"name": "runs/mine"}, "", "the size of runs/mine is not known"),
+        ({"name": "runs/mine"}, "", "the size of runs/mine is unknown"),
         (
             {"name": LLAMA},
             "Qwen/Qwen2.5-72B",
-            f"{LLAMA} has another tokenizer than Qwen/Qwen2.5-72B",
+            f"{LLAMA} has a different tokenizer from Qwen/Qwen2.5-72B",
         ),
         (
             {"name": LLAMA},
             "mistralai/Mistral-7B",
-            "the tokenizer of mistralai/Mistral-7B is not known here",
+            "the tokenizer of mistralai/Mistral-7B is unknown here",
         ),
         (
             {"name": "Qwen/Qwen3-0.6B", "candidates": [1.24e9], "acceptance": 0.7},
