@@ -95,13 +95,14 @@ def test_every_key_of_an_answer_has_a_meaning():
 def test_an_answer_from_python(tmp_path):
     light = tmp_path / "light.toml"
     light.write_text("[optimizer]\nstarts = 4\nsteps = 60\nrounds = 6\n")
-    answer = Problem.from_file(light, target_params="70B", devices=4, batch=8, context=4096).solve()
+    problem = Problem.from_file(light, target_params="70B", devices=4, batch=8, context=4096)
+    answer = problem.solve()
     assert isinstance(answer, Answer)
     assert repr(answer).startswith("<Answer: Speculate: a draft of ")
     assert len(repr(answer)) < 200
     assert "<table>" in answer._repr_html_()
     assert answer.to_json()["rounded"]["lookahead"] == answer.rounded.lookahead == 5
-    seen = Problem.from_file(light, target_params="70B", devices=4, batch=8).landscape(answer)
+    seen = problem.landscape(answer)
     assert seen.lost.min() == pytest.approx(0, abs=1e-3)
     assert seen.speedup.max() == pytest.approx(answer.speedup, rel=1e-3)
 
