@@ -143,8 +143,6 @@ _MEANINGS = {
 
 
 def _answer(rows: list[TimingRecord], fitted: DeviceFit, out: Path | None) -> dict[str, Any]:
-    from sdsl_jax.fitting.calibration import error_summary
-
     first = rows[0]
     return {
         "device": first.device,
@@ -165,9 +163,9 @@ def _answer(rows: list[TimingRecord], fitted: DeviceFit, out: Path | None) -> di
         },
         "condition_number": fitted.condition_number,
         "noise": fitted.noise,
-        "unseen": error_summary(fitted.unseen)
-        | {k: error_summary(e) for k, e in fitted.unseen_kinds.items()},
-        "all": error_summary(fitted.everything),
+        "unseen": fitted.unseen._asdict()
+        | {k: e._asdict() for k, e in fitted.unseen_kinds.items()},
+        "all": fitted.everything._asdict(),
         "file": None if out is None else str(out),
         "warnings": list(fitted.warnings),
         "timings_table": [

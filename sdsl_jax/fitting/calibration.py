@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -237,8 +237,3 @@ def vague(
         if np.quantile(change, 0.9) > _MATTERS:
             found.append(name)
     return found
-
-
-def error_summary(errors: Errors) -> dict[str, Any]:
-    """As plain values."""
-    return {"timings": errors.timings, "median": errors.median, "worst": errors.worst}

@@ -17,18 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sdsl_jax.theory import (
-    ACCEPTANCE_LAWS,
-    AffinePlane,
-    ChinchillaLaw,
-    KaplanLaw,
-    LogitGap,
-    LogitPlane,
-    LogLinearLength,
-    ModelPoint,
-    PowerLaw,
-    coefficients,
-)
+from sdsl_jax.theory import ACCEPTANCE_LAWS, ChinchillaLaw, KaplanLaw, ModelPoint, coefficients
 
 
 class LossData(NamedTuple):
@@ -212,121 +201,96 @@ _Multiplied = dict[str, Callable[[PairData], Any]]
 
 def _pair_form(
     name: str,
-    start: tuple[float, ...],
-    to_law: Callable,
-    to_vector: Callable,
+    start: dict[str, float],
+    level: str,
+    at: Callable[[PairData], dict[str, Any]],
     multiplied: _Multiplied,
-    scale: str = "",
+    scale: bool = False,
 ) -> Form:
+    """A law whose level stands for a point far from the table; the solver moves its value inside.
+
+    Args:
+      name: Name of the law.
+      start: Coefficients about which fits start, in the order of the law.
+      level: Name of the level.
+      at: data -> what each slope is multiplied by in the level: level of the law = level in the
+        table + Σ slope·at.
+      multiplied: Columns that slopes multiply.
+      scale: Whether the level is a positive factor, of which the solver moves the logarithm.
+    """
+    law_type, names = ACCEPTANCE_LAWS[name], list(start)
+    k = names.index(level)
+
+    def shifted(values: list[Any], data: PairData, sign: float) -> Any:
+        total = values[k]
+        for slope, point in at(data).items():
+            total = total + sign * point * values[names.index(slope)]
+        return total
+
+    def to_law(x: Array, data: PairData) -> Any:
+        moved = shifted([*x], data, 1.0)
+        return law_type(*x[:k], jnp.exp(moved) if scale else moved, *x[k + 1 :])
+
+    def to_vector(law: Any, data: PairData) -> Array:
+        values = [jnp.asarray(value) for value in coefficients(law).values()]
+        if scale:
+            values[k] = jnp.log(values[k])
+        values[k] = shifted(values, data, -1.0)
+        return jnp.stack(values)
+
     def residuals(x: Array, data: PairData) -> Array:
         return to_law(x, data)(data.draft, data.target) - data.alpha
 
     def starts(data: PairData, count: int, random: np.random.Generator) -> np.ndarray:
-        drawn = np.asarray(start) * random.uniform(0.3, 2.0, (count, len(start)))
+        drawn = np.asarray([*start.values()]) * random.uniform(0.3, 2.0, (count, len(start)))
         for slope, column in multiplied.items():
             # A slope in something that is the same in every row moves no residual: it stays where
             # it starts.
             if np.ptp(column(data)) == 0:
-                drawn[:, form.names().index(slope)] = 0.0
+                drawn[:, names.index(slope)] = 0.0
         return drawn
 
-    scales = (scale,) if scale else ()
-    form = Form(name, ACCEPTANCE_LAWS[name], residuals, to_law, to_vector, starts, scales, scales)
-    return form
-
-
-def _power(x: Array, data: PairData) -> PowerLaw:
-    return PowerLaw(jnp.exp(x[0] + x[1] * data.centres[0] - x[2] * data.centres[2]), x[1], x[2])
-
-
-def _power_vector(law: PowerLaw, data: PairData) -> Array:
-    level = (
-        jnp.log(jnp.asarray(law.scale))
-        - law.exponent * data.centres[0]
-        + law.target_exponent * data.centres[2]
-    )
-    return jnp.stack([level, jnp.asarray(law.exponent), jnp.asarray(law.target_exponent)])
-
-
-def _length(x: Array, data: PairData) -> LogLinearLength:
-    return LogLinearLength(x[0] - x[1:] @ data.centres, *x[1:])
-
-
-def _length_vector(law: LogLinearLength, data: PairData) -> Array:
-    slopes = jnp.stack(
-        [jnp.asarray(s) for s in (law.params_slope, law.tokens_slope, law.target_slope)]
-    )
-    return jnp.concatenate([(law.level + slopes @ data.centres)[None], slopes])
-
-
-def _logit_plane(x: Array, data: PairData) -> LogitPlane:
-    at_draft, at_target = jnp.asarray(data.draft.loss)[0], jnp.asarray(data.target.loss)[0]
-    return LogitPlane(x[0] + x[1] * at_draft - x[2] * at_target, x[1], x[2])
-
-
-def _logit_plane_vector(law: LogitPlane, data: PairData) -> Array:
-    level = (
-        law.level
-        - law.draft_slope * jnp.asarray(data.draft.loss)[0]
-        + law.target_slope * jnp.asarray(data.target.loss)[0]
-    )
-    return jnp.stack([level, jnp.asarray(law.draft_slope), jnp.asarray(law.target_slope)])
-
-
-def _affine_plane(x: Array, data: PairData) -> AffinePlane:
-    at_draft, at_target = (
-        jnp.exp(jnp.asarray(data.draft.loss)[0]),
-        jnp.exp(jnp.asarray(data.target.loss)[0]),
-    )
-    return AffinePlane(x[0], x[1], x[2] - x[0] * at_draft - x[1] * at_target)
-
-
-def _affine_plane_vector(law: AffinePlane, data: PairData) -> Array:
-    level = (
-        law.C
-        + law.A * jnp.exp(jnp.asarray(data.draft.loss)[0])
-        + law.B * jnp.exp(jnp.asarray(data.target.loss)[0])
-    )
-    return jnp.stack([jnp.asarray(law.A), jnp.asarray(law.B), level])
+    scales = (level,) if scale else ()
+    return Form(name, law_type, residuals, to_law, to_vector, starts, scales, scales)
 
 
 ACCEPTANCE_FORMS: dict[str, Form] = {
     form.name: form
     for form in (
-        _pair_form(
-            "logit_gap",
-            (1.5, 2.0),
-            lambda x, data: LogitGap(*x),
-            lambda law, data: jnp.stack(list(coefficients(law).values())),
-            {},
-        ),
+        _pair_form("logit_gap", {"level": 1.5, "slope": 2.0}, "level", lambda data: {}, {}),
         _pair_form(
             "logit_plane",
-            (1.0, 2.0, 2.0),
-            _logit_plane,
-            _logit_plane_vector,
+            {"level": 1.0, "draft_slope": 2.0, "target_slope": 2.0},
+            "level",
+            lambda data: {
+                "draft_slope": jnp.asarray(data.draft.loss)[0],
+                "target_slope": -jnp.asarray(data.target.loss)[0],
+            },
             {"target_slope": lambda data: data.target.loss},
         ),
         _pair_form(
             "affine_plane",
-            (-0.1, 0.1, 0.7),
-            _affine_plane,
-            _affine_plane_vector,
+            {"A": -0.1, "B": 0.1, "C": 0.7},
+            "C",
+            lambda data: {
+                "A": -jnp.exp(jnp.asarray(data.draft.loss)[0]),
+                "B": -jnp.exp(jnp.asarray(data.target.loss)[0]),
+            },
             {"B": lambda data: data.target.loss},
         ),
         _pair_form(
             "power_law",
-            (-1.0, 0.15, 0.1),
-            _power,
-            _power_vector,
+            {"scale": -1.0, "exponent": 0.15, "target_exponent": 0.1},
+            "scale",
+            lambda data: {"exponent": data.centres[0], "target_exponent": -data.centres[2]},
             {"target_exponent": lambda data: data.target.params},
-            scale="scale",
+            scale=True,
         ),
         _pair_form(
             "log_linear_length",
-            (3.5, 0.4, 0.2, -0.3),
-            _length,
-            _length_vector,
+            {"level": 3.5, "params_slope": 0.4, "tokens_slope": 0.2, "target_slope": -0.3},
+            "level",
+            lambda data: dict(zip(("params_slope", "tokens_slope", "target_slope"), -data.centres)),
             {
                 "tokens_slope": lambda data: data.draft.tokens,
                 "target_slope": lambda data: data.target.params,

@@ -1,8 +1,8 @@
-"""Devices as files: one TOML per accelerator that ships with the package, and those that `sdsl
+"""Hardware files: one TOML per accelerator that ships with the package, and those that `sdsl
 calibrate` writes.
 
-A file holds the coefficients of `theory.hardware.Hardware`, where they come from, and whether
-anybody measured them. Every key, type and range is checked on the way in.
+A file holds the coefficients of `theory.hardware.Hardware`, their source, and whether they were
+measured. Every key, type and range is checked when it is read.
 """
 
 from __future__ import annotations
@@ -20,45 +20,44 @@ import tomli_w
 
 from sdsl_jax.config.toml import from_dict
 from sdsl_jax.errors import SdslError, require
+from sdsl_jax.ranges import require_fields
 from sdsl_jax.records import write_marked
 from sdsl_jax.theory.hardware import Hardware, Precision
 from sdsl_jax.user_files import read_toml, reading
 
-# Where nothing is known of a quantity its key is left out, and it has the value that makes it
-# vanish from the model.
+# The key of an unknown quantity is left out; its value then makes it vanish from the model.
 _UNKNOWN = {"link_bytes_per_second": math.inf, "memory_bytes": math.inf, "price_per_hour": 0.0}
 # Coefficients that are 0 or above; every other one is above 0.
 _MAY_BE_ZERO = (
-    *(
-        "pass_seconds",
-        "layer_seconds",
-        "matrix_seconds",
-        "token_seconds",
-        "logit_seconds",
-        "round_seconds",
-    ),
-    *("link_seconds", "price_per_hour"),
+    "pass_seconds",
+    "layer_seconds",
+    "matrix_seconds",
+    "token_seconds",
+    "logit_seconds",
+    "round_seconds",
+    "link_seconds",
+    "price_per_hour",
 )
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How a device was measured, and how well its coefficients predict what they were not fitted
-    to.
+    """How a device was measured, and how well its coefficients predict models that they were not
+    fitted to.
 
     Attributes:
-      date: day of the measurement, as 2026-11-25.
-      jax: version of jax.
-      dtype: of weights and caches: float32 or bfloat16.
-      threads: of XLA on a CPU; 0 on an accelerator.
-      timings: medians that the coefficients were fitted to.
-      shapes: different models, or pairs of models, among them.
-      unseen_timings: of models held out from the fit that the errors below are of.
-      unseen_median_error: median of |predicted/measured − 1| there.
-      unseen_worst_error: largest of them.
-      median_error: over all timings, with the coefficients in the file, which are fitted to all of
-        them.
-      noise: median over the timings of half the interval of a median, relative to it.
+      date: Day of the measurement, such as 2026-11-25.
+      jax: Version of jax.
+      dtype: Type of weights and caches: float32 or bfloat16.
+      threads: Threads of XLA on a CPU; 0 on an accelerator.
+      timings: Number of timings that the coefficients were fitted to, each a median.
+      shapes: Number of different models and pairs among them.
+      unseen_timings: Number of timings of models held out from a first fit.
+      unseen_median_error: Median of |predicted/measured − 1| over the held-out timings.
+      unseen_worst_error: Largest of these errors.
+      median_error: Median error over all timings, with the coefficients in the file, which are
+        fitted to all of them.
+      noise: Half the interval of a timing relative to it, the median over the timings.
     """
 
     date: str
@@ -74,12 +73,8 @@ class Calibration:
     noise: float
 
     def __post_init__(self):
-        for name in ("threads", "timings", "shapes", "unseen_timings"):
-            value = getattr(self, name)
-            require(value >= 0, f"calibration.{name} is {value}; it must not be negative.")
-        for name in ("unseen_median_error", "unseen_worst_error", "median_error", "noise"):
-            value = getattr(self, name)
-            require(value >= 0, f"calibration.{name} is {value}; it must be 0 or above.")
+        numbers = {f.name: "[0, inf)" for f in dataclasses.fields(self) if f.type != "str"}
+        require_fields("calibration", self, **numbers)
 
 
 @dataclass(frozen=True)
@@ -87,14 +82,14 @@ class HardwareFile:
     """A device, and where its coefficients come from.
 
     Attributes:
-      name: short name.
-      hardware: the coefficients.
-      precision: bytes of weights and caches that they hold for.
-      devices: what is described, in words.
-      source: where the coefficients come from.
-      measured: whether they were fitted to timings of this device.
-      calibration: how they were measured; None where they were not.
-      notes: what a user should know before trusting them, a sentence each.
+      name: Short name.
+      hardware: The coefficients.
+      precision: Bytes of weights and caches that the coefficients hold for.
+      devices: The device, in words.
+      source: Where the coefficients come from.
+      measured: Whether they were fitted to timings of this device.
+      calibration: How they were measured; None where they were not.
+      notes: Caveats, a sentence each.
     """
 
     name: str
@@ -127,16 +122,9 @@ class _Coefficients:
     cache_slowdown: float = 1.0
 
     def __post_init__(self):
-        for f in dataclasses.fields(self):
-            value, key = getattr(self, f.name), f"hardware.{f.name}"
-            if f.name in _MAY_BE_ZERO:
-                require(value >= 0, f"{key} is {value}; it must be 0 or above.")
-            elif f.name != "sharpness":
-                require(value > 0, f"{key} is {value}; it must be above 0.")
-        require(
-            1 <= self.sharpness <= 64,
-            f"hardware.sharpness is {self.sharpness}; it must lie in [1, 64].",
-        )
+        names = [f.name for f in dataclasses.fields(self)]
+        intervals = {name: "[0, inf]" if name in _MAY_BE_ZERO else "(0, inf]" for name in names}
+        require_fields("hardware", self, **intervals | {"sharpness": "[1, 64]"})
 
 
 @dataclass(frozen=True)
@@ -147,9 +135,7 @@ class _Precision:
     cache_bytes: float
 
     def __post_init__(self):
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            require(0 < value <= 8, f"precision.{f.name} is {value}; it must lie in (0, 8].")
+        require_fields("precision", self, weight_bytes="(0, 8]", cache_bytes="(0, 8]")
 
 
 @dataclass(frozen=True)
@@ -182,15 +168,14 @@ def known_hardware() -> tuple[str, ...]:
 
 
 def load_hardware(name_or_path: str | Path) -> HardwareFile:
-    """Reads a device: one that ships with the package by its name, any other by the path of its
+    """Reads a device that ships with the package by its name, and any other by the path of its
     file.
 
     Args:
-      name_or_path: a name such as h100, or a path, recognised by its ending .toml or a separator in
-        it.
+      name_or_path: A name such as h100, or a path, which ends in .toml or has a separator in it.
 
     Raises:
-      SdslError: the name is unknown, the file cannot be read, or something in it is not allowed.
+      SdslError: The name is unknown, the file cannot be read, or a value in it is not allowed.
     """
     text = os.fspath(name_or_path)
     if isinstance(name_or_path, Path) or text.endswith(".toml") or os.sep in text:
@@ -209,10 +194,10 @@ def load_hardware(name_or_path: str | Path) -> HardwareFile:
 
 def _parse(values: dict[str, Any], what: str) -> HardwareFile:
     try:
-        # An optional table is checked by itself: what is wrong inside would not be said otherwise.
+        # An optional table is checked by itself, since the error would not name a key in it otherwise.
         table = values.pop("calibration", None)
         calibration = None if table is None else from_dict(Calibration, table, "calibration")
-        found = from_dict(
+        document = from_dict(
             _Document,
             values
             | ({} if calibration is None else {"calibration": dataclasses.asdict(calibration)}),
@@ -220,23 +205,27 @@ def _parse(values: dict[str, Any], what: str) -> HardwareFile:
     except SdslError as error:
         raise SdslError(f"{what} is not usable: {error}") from None
     return HardwareFile(
-        name=found.name,
-        hardware=Hardware(**dataclasses.asdict(found.hardware)),
-        precision=Precision(found.precision.weight_bytes, found.precision.cache_bytes),
-        devices=found.devices,
-        source=found.source,
-        measured=found.measured,
+        name=document.name,
+        hardware=Hardware(**dataclasses.asdict(document.hardware)),
+        precision=Precision(**dataclasses.asdict(document.precision)),
+        devices=document.devices,
+        source=document.source,
+        measured=document.measured,
         calibration=calibration,
-        notes=found.notes,
+        notes=document.notes,
     )
 
 
 def save_hardware(file: HardwareFile, path: str | Path) -> None:
-    """Writes a device as TOML that `load_hardware` reads back to an equal value; what is unknown is
-    left out.
+    """Writes a device as TOML, which `load_hardware` reads back to an equal value. Unknown
+    quantities are left out.
+
+    Args:
+      file: The device.
+      path: The file to write, ending in .toml.
 
     Raises:
-      SdslError: a value is not allowed, or the file cannot be written.
+      SdslError: A value is not allowed, or the file cannot be written.
     """
     path = Path(path)
     require(

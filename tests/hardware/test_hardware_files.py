@@ -99,7 +99,7 @@ round_seconds = 0
         (
             "bytes_per_second = 1e12",
             "bytes_per_second = 0",
-            "hardware.bytes_per_second is 0.0; it must be above 0",
+            "hardware.bytes_per_second is 0.0; it must be positive",
         ),
         (
             "bytes_per_second = 1e12",
@@ -115,7 +115,7 @@ round_seconds = 0
         (
             "layer_seconds = 1e-5",
             "layer_seconds = -1e-5",
-            "hardware.layer_seconds is -1e-05; it must be 0 or above",
+            "hardware.layer_seconds is -1e-05; it must not be negative",
         ),
         (
             "sharpness = 4",
