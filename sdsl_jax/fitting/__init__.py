@@ -5,7 +5,7 @@ from sdsl_jax.fitting.dependence import DependenceFit, fit_dependence
 from sdsl_jax.fitting.fits import AcceptanceFits, fit_acceptance, fit_loss
 from sdsl_jax.fitting.law_files import FittedLaws, LoadedLaw, load_law
 from sdsl_jax.fitting.law_fit import LawFit
-from sdsl_jax.fitting.stage import fit_all, read_laws
+from sdsl_jax.fitting.stage import fit_all
 
 __all__ = [
     "AcceptanceFits",
@@ -21,5 +21,4 @@ __all__ = [
     "fit_loss",
     "load_law",
     "local_acceptance",
-    "read_laws",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from sdsl_jax.config import FitConfig, StudyConfig
 from sdsl_jax.errors import require
 from sdsl_jax.fitting.acceptance import fit_acceptance_laws, pair_table
 from sdsl_jax.fitting.hardware import fit_hardware, predicted_seconds, timed_context, timings_of
-from sdsl_jax.fitting.law_files import DeviceRecord, Fits, FittedLaws, TimedStep, read_fits
+from sdsl_jax.fitting.law_files import DeviceRecord, Fits, TimedStep
 from sdsl_jax.fitting.loss import fit_loss_law, loss_table
 from sdsl_jax.fitting.tables import span
 from sdsl_jax.models import shape_rule
@@ -142,12 +141,3 @@ def joint_weights(config: FitConfig, models: list[ModelRecord], seed: int) -> np
             labels[roles == role], config.bootstrap, seed + number
         )
     return weights
-
-
-def read_laws(fits: dict[str, Any]) -> FittedLaws:
-    """Laws from the contents of `fits.json`; acceptance laws in their order there, the best first.
-
-    Raises:
-      SdslError: Something is missing or of another type.
-    """
-    return read_fits(fits).laws()
