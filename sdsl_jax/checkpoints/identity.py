@@ -24,15 +24,15 @@ from sdsl_jax.data.published import PublishedTokenizer
 from sdsl_jax.data.tokenizer import Tokenizer
 from sdsl_jax.models import ModelConfig
 
-# Numbers of 64 bits in a row, and rows that are looked at together: they stay in a core's cache.
+# 64-bit numbers in a row, and rows processed together: they stay in a core's cache.
 _ROW, _TOGETHER = 512, 256
 # One odd random factor for each place in a row.
 _FACTORS = np.frombuffer(
     hashlib.shake_256(b"sdsl_jax array digest").digest(8 * _ROW), "<u8"
 ).astype(np.uint64) | np.uint64(1)
-# Sums modulo 2^64 see of a top bit only whether it changed an even number of times, so each is
-# copied to a lower place first. 29 divides no type's size: numbers that lie side by side meet other
-# bits of one another.
+# A sum modulo 2^64 sees of a top bit only whether it changed an even number of times, so each top
+# bit is copied to a lower place first. 29 divides no type's size, so neighbouring numbers meet
+# other bits of one another.
 _SHIFT = np.uint64(29)
 
 
@@ -73,8 +73,8 @@ def array_digest(array: np.ndarray) -> bytes:
 
 
 _KIND = "model-v2"
-# Cut by every pre-tokenizer in its own way, and normalised by whatever normalises: digits,
-# contractions, white space, scripts.
+# Every pre-tokenizer cuts it in its own way, and every normaliser changes it: digits, contractions,
+# white space, scripts.
 _PROBE = (
     "  The year 2024's 1,234,567.89 things: it'll DON'T\t\tstop—naïve Ünïcode \ufb01 ½ \u2163 e\u0301\r\n\n\n"
     "def f(x):\n        return {x_1: [-x**2]}  # != <|endoftext|> </s>\n"
@@ -154,7 +154,7 @@ def _plain(config: ModelConfig) -> dict[str, Any]:
         return float(np.float32(value)) if isinstance(value, float) else value
 
     values = config.description()
-    # How many logits a pair shares is no matter of one model, and an announced length changes
+    # The number of logits belongs to a pair, not to one model, and an announced length changes
     # nothing that is computed.
     values.pop("logit_size", None)
     if config.positions == "rotary":

@@ -138,7 +138,7 @@ def _describe(folder: Path, config: ModelConfig, tokenizer: Tokenizer, data: Dat
             "file": None if text is None else TOKENIZER,
             "fingerprint": fingerprint(tokenizer),
         },
-        # Where the corpus was kept is a matter of one machine.
+        # Where the corpus is kept differs between machines.
         "data": to_dict(dataclasses.replace(data, shards="")),
     }
     write_json(folder / MODEL, description)

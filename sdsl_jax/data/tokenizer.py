@@ -275,7 +275,8 @@ def read_tokenizer(path: Path) -> HuggingFaceTokenizer:
         tokenizer = HuggingFaceTokenizer.from_str(text)
         largest = max(tokenizer.get_vocab().values(), default=0)
     except BaseException as error:
-        # Bare exceptions for whatever is wrong with the JSON, and panics, which are not even these.
+        # The library raises bare exceptions for whatever is wrong with the JSON, and panics, which
+        # are not even exceptions.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise SdslError(

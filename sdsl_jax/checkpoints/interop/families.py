@@ -192,8 +192,8 @@ def rotary(
     if newer is not None:
         share = newer.number("partial_rotary_factor", share)
         if table is not None and table.values:
-            # The older one holds where both are given, as in transformers: it is what somebody
-            # added to the file.
+            # The older table wins if both are given, as in transformers: somebody added it to the
+            # file.
             older = table.number("rope_theta", base)
             if newer.number("rope_theta", older) != older:
                 newer.fail(
@@ -256,7 +256,7 @@ def _require_full_attention(fields: Fields, layers: int, reach: int, window_alon
     """
     kinds = fields.values.get("layer_types")
     if kinds is not None:
-        # They say what every layer sees, whatever stands beside them.
+        # These say what every layer sees, and take precedence over all other settings.
         if not isinstance(kinds, list) or any(
             kind not in ("full_attention", "attention") for kind in kinds
         ):

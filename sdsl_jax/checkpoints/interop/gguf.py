@@ -427,7 +427,7 @@ def _fields(file: Fields, tensors: Mapping[str, GGUFTensor]) -> Fields:
             (scaling["factor"],),
             f"{_ROPE_NAMES['factor']} beside it is {shown(scaling['factor'])}",
         )
-    # As in llama.cpp, a factor without a kind is one of linear scaling, and none or 0 is 1.
+    # As in llama.cpp, a factor without a kind means linear scaling, and no factor or 0 means 1.
     if scaling.get("factor") in (None, 0):
         scaling["factor"] = 1.0
     table = Fields(file.path, scaling, names=names)
