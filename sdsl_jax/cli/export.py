@@ -43,14 +43,13 @@ def export(
     from sdsl_jax.checkpoints.interop import export_llama, rounded
     from sdsl_jax.checkpoints.loading import LoadOptions, load_model, require_ignored
     from sdsl_jax.data.tokenizer import hugging_face_json
-    from sdsl_jax.decoding import Model
 
     loaded = load_model(model, LoadOptions(dtype=dtype, ignore_keys=ignore_key))
     require_ignored(ignore_key, loaded)
     params = rounded(loaded.params, round_to) if round_to else loaded.params
     content, end = hugging_face_json(loaded.tokenizer)
     folder = export_llama(
-        Model(loaded.config, params),
+        loaded.model._replace(params=params),
         out,
         tokenizer=content,
         end_token=end,

@@ -21,6 +21,11 @@ from sdsl_jax.errors import require
 _ALWAYS_CHECKED_BYTES = 1 << 28
 
 
+def spread(available: int, count: int) -> Int[np.ndarray, " count"]:
+    """Different numbers spread evenly over 0..available−1; all of them if there are fewer than `count`."""
+    return np.unique(np.linspace(0, available - 1, min(count, available)).round().astype(int))
+
+
 @dataclass(frozen=True)
 class Text:
     """Tokens of one kind of text.
@@ -45,9 +50,7 @@ class Text:
         """Windows spread evenly over the text, always the same ones; all of them if there are fewer
         than `count`.
         """
-        available = self.window_count
-        index = np.unique(np.linspace(0, available - 1, min(count, available)).round().astype(int))
-        starts = index * self.sequence_length
+        starts = spread(self.window_count, count) * self.sequence_length
         return self.ids[starts[:, None] + np.arange(self.sequence_length + 1)]
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Int
 
 from sdsl_jax.config import DataConfig
 from sdsl_jax.data.corpus import EMBEDDED
-from sdsl_jax.data.dataset import load_dataset
+from sdsl_jax.data.dataset import load_dataset, spread
 from sdsl_jax.data.documents import (
     BYTE_ORDER_MARK,
     SEPARATOR,
@@ -123,7 +123,7 @@ def load_prompts(
     path = Path(source)
     texts = read_prompts(path, field)
     return encode_prompts(
-        [texts[i] for i in _spread(len(texts), count)], tokenizer, max_tokens, path.name, len(texts)
+        [texts[i] for i in spread(len(texts), count)], tokenizer, max_tokens, path.name, len(texts)
     )
 
 
@@ -181,7 +181,7 @@ def _held_out(
     )
     width = min(max_tokens, data.sequence_length) - len(lead)
     require(width >= 1, f"prompts may have {max_tokens} tokens; special tokens take all of them.")
-    starts = [i * data.sequence_length for i in _spread(windows, count)]
+    starts = [i * data.sequence_length for i in spread(windows, count)]
     rows = [np.concatenate([lead, ids[start : start + width]]) for start in starts]
     return pad_prompts(rows, domain, windows, 0)._replace(lead=len(lead))
 
@@ -203,13 +203,6 @@ def _test_ids(tokenizer: Tokenizer, data: DataConfig) -> TokenArray | np.ndarray
     ends = np.asarray(tokenizer.end_ids[:1], np.int32)
     parts = (tokenizer.encode_plain(part, literal=True) for part in text.split(SEPARATOR))
     return np.concatenate([ids for part in parts for ids in (part, ends)])
-
-
-def _spread(available: int, count: int) -> list[int]:
-    """Different numbers spread evenly over 0..available−1."""
-    return sorted(
-        set(np.linspace(0, available - 1, min(count, available)).round().astype(int).tolist())
-    )
 
 
 def pad_prompts(prompts: list[np.ndarray], domain: str, available: int, cut: int) -> Prompts:

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,10 +21,10 @@ from sdsl_jax.checkpoints.interop.checkpoint import OWN, Piece, Plan, plan
 from sdsl_jax.checkpoints.interop.families import FAMILIES
 from sdsl_jax.checkpoints.interop.settings import CONFIG, Fields
 from sdsl_jax.checkpoints.interop.shards import INDEX, WEIGHTS
+from sdsl_jax.decoding import Model
 from sdsl_jax.digests import file_sha256, json_sha256
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models.config import ModelConfig
-from sdsl_jax.models.transformer import Params
 
 GENERATION, TOKENIZER, TOKENIZER_CONFIG = (
     "generation_config.json",
@@ -34,20 +34,8 @@ GENERATION, TOKENIZER, TOKENIZER_CONFIG = (
 _WRITTEN = {CONFIG, WEIGHTS, INDEX, GENERATION, TOKENIZER, TOKENIZER_CONFIG}
 
 
-class ModelLike(Protocol):
-    """A configuration and its parameters, such as `sdsl_jax.decoding.Model`."""
-
-    @property
-    def config(self) -> ModelConfig:
-        """The architecture."""
-
-    @property
-    def params(self) -> Params:
-        """The weights."""
-
-
 def export_llama(
-    model: ModelLike,
+    model: Model,
     folder: str | os.PathLike[str],
     *,
     tokenizer: str | None = None,
