@@ -210,8 +210,8 @@ def size_in_name(name: str) -> float | None:
     """
     if is_head(name):
         return None
-    found = re.findall(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([mb])(?![a-z0-9])", _last_part(name))
-    sizes = {float(number) * {"m": 1e6, "b": 1e9}[unit] for number, unit in found}
+    stated = re.findall(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([mb])(?![a-z0-9])", _last_part(name))
+    sizes = {float(number) * {"m": 1e6, "b": 1e9}[unit] for number, unit in stated}
     return sizes.pop() if len(sizes) == 1 else None
 
 

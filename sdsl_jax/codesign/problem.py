@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from sdsl_jax.config.codesign_problem import ProblemFlags
 from sdsl_jax.theory.serving import Design
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Problem(ProblemFlags):
     """Which draft and lookahead to serve a target with, on given hardware.
 
@@ -57,3 +57,8 @@ class Problem(ProblemFlags):
         values = vars(answer.design)
         sizes = {name: values[name].non_embedding for name in ("draft_params", "target_params")}
         return landscape(self.ready, Design(**values | sizes))
+
+    def __repr__(self) -> str:
+        flags = {f.name: getattr(self, f.name) for f in fields(self)}
+        shown = [f"{name}={value!r}" for name, value in flags.items() if value not in (None, ())]
+        return f"Problem({', '.join(shown)})"

@@ -208,14 +208,13 @@ def memory(serving: Serving, design: Design) -> Memory:
     capacity = float(serving.hardware.memory_bytes)
     usable, per_draft_device = MEMORY_SHARE * capacity, of_draft / draft_devices
     per_device = of_target / devices + per_draft_device
-    known = bool(np.isfinite(capacity))
     # A draft on all devices of the target stays on all of them, however many there are.
     everywhere = draft_devices == devices
     needed, room = (
         (of_target + of_draft, usable) if everywhere else (of_target, usable - per_draft_device)
     )
     power = exact = None
-    if known and room > 0:
+    if math.isfinite(capacity) and room > 0:
         exact = max(math.ceil(needed / room), 1 if everywhere else draft_devices)
         power = 1 << (exact - 1).bit_length()
     return Memory(

@@ -387,7 +387,9 @@ class ProblemFlags:
     """A co-design problem by the flags of `sdsl codesign`.
 
     Counts may be numbers or strings such as "70B". Sizes are in the count of the loss law (total
-    parameters, for the published laws but Kaplan's).
+    parameters, for the published laws but Kaplan's). From Python, metrics may be dictionaries, as
+    in `constraint={"latency_seconds": 2}`, and variables a dictionary of ranges, as in
+    `variables={"lookahead": (1, 8), "batch": "free"}`.
 
     Attributes:
       file: The problem as TOML, with the sections [target], [draft], [hardware], [workload],
@@ -457,7 +459,9 @@ class ProblemFlags:
         tyro.conf.UseAppendAction,
         _shown("METRIC=LIMIT", tuple[str, ...]),
     ] = field(default=(), metadata={"keys": "constraints", "read": _pairs})
-    variables: Annotated[Sequence[str] | str | None, _shown("NAME,...", str)] = None
+    variables: Annotated[
+        Mapping[str, Any] | Sequence[str] | str | None, _shown("NAME,...", str)
+    ] = None
     price_per_hour: _Number = _flag("hardware.price_per_hour")
     volume_tokens: _CountText = _flag("workload.volume_tokens", _count)
     loss_law: Annotated[str | None, _shown("NAME|FILE.json", str)] = _flag("laws.loss")
@@ -488,9 +492,12 @@ class ProblemFlags:
                 section, _, key = dotted.partition(".")
                 changes.setdefault(section, {}).update({key: value} if key else value)
         names = self.variables or ()
+        if isinstance(names, Mapping):
+            changes["variables"] = dict(names)
+            names = ()
         names = names.split(",") if isinstance(names, str) else names
-        wanted = [name.strip().replace("-", "_") for name in names if name.strip()]
-        return load_problem(self.file, changes, wanted)
+        names = [name.strip().replace("-", "_") for name in names if name.strip()]
+        return load_problem(self.file, changes, names)
 
 
 def load_problem(
@@ -500,8 +507,8 @@ def load_problem(
 
     Args:
       path: of the file.
-      changes: values by section and key. A section [objective] replaces that of the file; others
-        are added to.
+      changes: values by section and key. The sections [objective] and [variables] replace those
+        of the file; others are added to.
       variables: names of all that is to vary, with the ranges of the file where it has them; as in
         the file if empty.
 
@@ -511,8 +518,7 @@ def load_problem(
     values: dict[str, Any] = {}
     if path is not None:
         values = read_toml(path, "problem file")
-    if "objective" in changes:
-        values["objective"] = {}
+    values |= {section: {} for section in ("objective", "variables") if section in changes}
     for section, keys in changes.items():
         table = values.setdefault(section, {})
         require(isinstance(table, dict), f"{path}: {section} is {table!r}; it must be a table.")

@@ -39,6 +39,10 @@ def test_flags_are_numbers_or_text_as_people_write_it():
     assert (config.target.params, config.draft.candidates) == (70e9, (125e6, 1.3e9))
     assert config.target.cache_bytes == config.draft.cache_bytes == 1.0
     assert config.constraints.given() == {"latency_seconds": 9.0}
+    assert repr(Problem(target_params="7B", devices=2)) == "Problem(target_params='7B', devices=2)"
+    ranges = {"lookahead": (1, 8), "batch": "free"}
+    asked = Problem(target_params=7e9, variables=ranges).config().variables.given()
+    assert asked == {"lookahead": (1.0, 8.0), "batch": "free"}
     measured = Problem(target_params=7e9, candidates=[1e8], acceptance=0.7).config()
     assert measured.draft.acceptance == 0.7
 
