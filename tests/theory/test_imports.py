@@ -3,6 +3,9 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
+
+import sdsl_jax
 
 USE = """
 import json, sys
@@ -50,3 +53,8 @@ def test_what_the_theory_loads():
     assert s > 1
     assert gamma > 1
     assert 1e4 < size < 1e9
+
+
+def test_no_private_module_of_jax_is_imported():
+    package = Path(sdsl_jax.__file__).parent
+    assert not [p.name for p in package.rglob("*.py") if "jax._src" in p.read_text("utf-8")]
