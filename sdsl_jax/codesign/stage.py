@@ -33,6 +33,7 @@ from sdsl_jax.records.codesign import (
     SpeedupMap,
     TrainedDraft,
 )
+from sdsl_jax.solver_status import SolverStatus
 from sdsl_jax.theory import (
     AcceptanceLaw,
     CostModel,
@@ -254,6 +255,10 @@ def _solve(
         c.learning_rate,
         optimizer=c.optimizer,
         steps=c.steps,
+    )
+    require(
+        int(end.status) != SolverStatus.NON_FINITE,
+        "the laws give no finite speed-up at any draft size and lookahead considered.",
     )
     return _Solved(
         jax.tree.map(np.asarray, end),
