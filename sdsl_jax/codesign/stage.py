@@ -42,7 +42,7 @@ from sdsl_jax.theory import (
     HardwareCost,
     LossLaw,
     ModelPoint,
-    with_draws,
+    point_and_draws,
 )
 
 _CURVE_POINTS = 96
@@ -112,8 +112,8 @@ def solve_all(
                     solved = _solve(
                         config,
                         problem,
-                        with_draws(laws.loss, laws.loss_draws),
-                        with_draws(laws.acceptance[name], laws.acceptance_draws[name]),
+                        point_and_draws(laws.loss, laws.loss_draws),
+                        point_and_draws(laws.acceptance[name], laws.acceptance_draws[name]),
                     )
                     entry, landscape = _described(
                         config, problem, solved, target, name, cost_model, draft_tokens

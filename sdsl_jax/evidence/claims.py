@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdsl_jax.evidence.common import point_and_draws
 from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.fitting import FittedLaws
 from sdsl_jax.fitting.acceptance import FEW_TARGETS
@@ -29,6 +28,7 @@ from sdsl_jax.theory import (
     ModelPoint,
     ShapeRule,
     coefficients,
+    point_and_draws,
 )
 
 # Draws that optima and their elasticities are computed for: enough for a 90% interval.

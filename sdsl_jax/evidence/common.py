@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import betainc
 from jaxtyping import Bool
@@ -97,13 +96,6 @@ def kolmogorov_p_value(distance: float, n: int) -> float:
 def by_pair(rows: Iterable[AcceptanceRecord]) -> dict[tuple[str, str], AcceptanceRecord]:
     """Rows by (draft, target); the last one wins."""
     return {(row.draft_id, row.target_id): row for row in rows}
-
-
-def point_and_draws(law: Any, draws: Any, count: int | None = None) -> Any:
-    """A law whose coefficients are arrays: the estimate first, then its first `count` draws."""
-    return jax.tree.map(
-        lambda x, many: jnp.concatenate([jnp.asarray([x]), jnp.asarray(many)[:count]]), law, draws
-    )
 
 
 class MeasuredSpeedups(NamedTuple):

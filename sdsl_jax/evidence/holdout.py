@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdsl_jax.config import StudyConfig
-from sdsl_jax.evidence.common import MeasuredSpeedups, measured_speedups, point_and_draws
+from sdsl_jax.evidence.common import MeasuredSpeedups, measured_speedups
 from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.fitting import FittedLaws
 from sdsl_jax.fitting.law_files import Fits, LawRecord
@@ -30,6 +30,7 @@ from sdsl_jax.theory import (
     LossLaw,
     ModelPoint,
     ShapeRule,
+    point_and_draws,
 )
 
 # What a study sets out to reach: mean relative error of the losses of the largest size, of α in

@@ -71,7 +71,7 @@ from sdsl_jax.theory.uncertainty import (
     draws_from_covariance,
     linear_law,
     optima_of_draws,
-    with_draws,
+    point_and_draws,
 )
 
 __all__ = [
@@ -127,11 +127,11 @@ __all__ = [
     "optimal_draft",
     "optimal_lookahead",
     "optimum_with_elasticities",
+    "point_and_draws",
     "rounds_over_sample",
     "sensitivities",
     "solve_branch",
     "speedup",
     "tokens_per_round",
     "tokens_per_round_from_survival",
-    "with_draws",
 ]

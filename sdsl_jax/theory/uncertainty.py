@@ -50,7 +50,7 @@ def draws_from_covariance(
     return type(law)(**dict(zip(names, moved.T)), about=law.about)
 
 
-def with_draws(law: Any, draws: Any, most: int | None = None) -> Any:
+def point_and_draws(law: Any, draws: Any, most: int | None = None) -> Any:
     """A law of arrays [1 + draws]: its fitted coefficients first, their draws after them.
 
     Args:

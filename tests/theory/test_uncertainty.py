@@ -12,8 +12,8 @@ from sdsl_jax.theory import (
     draws_from_covariance,
     linear_law,
     optima_of_draws,
+    point_and_draws,
     sensitivities,
-    with_draws,
 )
 
 SCENARIO = Scenario(30e9, 180e9, 180e9, BESIROGLU, LogitGap(1.0, 1.5))
@@ -106,10 +106,10 @@ def test_linear_law_against_scipy(x64):
 
 def test_the_fitted_law_stands_before_its_draws(x64):
     draws = LogitGap(np.array([2.0, 3.0]), np.array([5.0, 6.0]))
-    stacked = with_draws(LogitGap(1.0, 4.0), draws)
+    stacked = point_and_draws(LogitGap(1.0, 4.0), draws)
     assert stacked.level.tolist() == [1.0, 2.0, 3.0]
     assert stacked.slope.tolist() == [4.0, 5.0, 6.0]
-    assert with_draws(LogitGap(1.0, 4.0), draws, most=1).slope.tolist() == [4.0, 5.0]
+    assert point_and_draws(LogitGap(1.0, 4.0), draws, most=1).slope.tolist() == [4.0, 5.0]
 
 
 def test_coefficients_are_in_the_order_of_the_constructor():
