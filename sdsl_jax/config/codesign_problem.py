@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from sdsl_jax.config.shape_penalty import LARGEST_REFERENCE, kaplan_penalty
 from sdsl_jax.config.toml import from_dict, from_file
 from sdsl_jax.counts import (
     Count,
@@ -31,6 +30,9 @@ from sdsl_jax.ranges import require_fields, require_in
 from sdsl_jax.user_files import read_toml
 
 LARGEST_LOOKAHEAD = 64
+# The largest aspect ratio from which `kaplan_penalty` follows. Nearer to 154, the middle of the two
+# ratios, their losses say little about κ, and there it would be infinite.
+LARGEST_REFERENCE = 128.0
 
 
 # No more than this of anything that is counted.
@@ -51,9 +53,34 @@ def _shape(section: str, config: TargetConfig | DraftConfig) -> None:
     require_plausible(config.tokens, f"{section}.tokens")
 
 
+def kaplan_penalty(reference: float) -> float:
+    """κ of Kaplan et al. (2001.08361, Fig. 5) for losses that are least at the aspect ratio
+    `reference`.
+
+    They find a model of 6 layers, 4288 wide, within 3% of the loss of one of 48 layers, 1600 wide:
+    ratios of 714.7 and 33.3. So κ·[ln²(714.7/r₀) − ln²(33.3/r₀)] = 0.03: 0.0056 at r₀ = 64. Past
+    the middle of the two the first would be the better one.
+    """
+    wide, deep = (math.log(ratio / reference) ** 2 for ratio in (4288 / 6, 1600 / 48))
+    return 0.03 / (wide - deep)
+
+
 @dataclass(frozen=True)
 class TargetConfig:
-    """The model that is served. The defaults of its shape are those of a recent model of tens of billions of parameters."""
+    """The model that is served. The defaults of its shape are those of a recent model of tens of
+    billions of parameters.
+
+    Attributes:
+      params: Its size, in the count of the loss law.
+      tokens: Its training tokens.
+      name: Its name, such as Qwen/Qwen3-32B, which tells its tokenizer.
+      vocab_size: Rows of the embedding; the draft has as many.
+      aspect_ratio: Width over layers.
+      kv_share: Key-value width over width (grouped-query attention).
+      embedding_tables: 1 where embedding and head share a table, else 2.
+      weight_bytes: Bytes per weight.
+      cache_bytes: Bytes per element of the KV cache.
+    """
 
     params: Count
     tokens: Count = 15e12
@@ -73,11 +100,21 @@ class TargetConfig:
 
 @dataclass(frozen=True)
 class DraftConfig:
-    """The draft: of which family, trained on how much, and which sizes to compare.
+    """The draft: its family, its training, and the sizes to compare.
 
-    `acceptance` is a measured α of the one entry of `candidates`, used instead of the law; 0 if
-    none was measured. `devices` share the draft by tensor parallelism; all devices of the target
-    where it is left out, as vLLM and SGLang run it.
+    Attributes:
+      tokens: Its training tokens.
+      name: Its name, such as meta-llama/Llama-3.2-1B, if it exists.
+      candidates: Sizes to compare, in the count of the loss law.
+      acceptance: A measured α of the one candidate, used instead of the law; 0 if none was
+        measured.
+      aspect_ratio: Width over layers.
+      kv_share: Key-value width over width (grouped-query attention).
+      embedding_tables: 1 where embedding and head share a table, else 2.
+      weight_bytes: Bytes per weight.
+      cache_bytes: Bytes per element of the KV cache.
+      devices: Devices that share the draft (draft tensor-parallel size); all devices of the target
+        if left out, as vLLM and SGLang run it.
     """
 
     tokens: Count = 1e12
@@ -105,7 +142,13 @@ class DraftConfig:
 
 @dataclass(frozen=True)
 class HardwareConfig:
-    """On what is served: a preset or the file of a device, and how many of it. A price of 0 is that of the device's file."""
+    """The devices that serve.
+
+    Attributes:
+      name: A preset such as h100, or the file of a device.
+      devices: Devices that share the target (tensor-parallel size).
+      price_per_hour: Price of a device per hour; that of the device's file if 0.
+    """
 
     name: str = "h100"
     devices: int = 1
@@ -119,10 +162,15 @@ class HardwareConfig:
 class WorkloadConfig:
     """What is asked of the server.
 
-    `context` is the mean number of positions in a row's cache. Left at 0 it follows from the
-    prompt, `prompt_tokens` + `new_tokens`/2, or is 2048 where the prompt is left at 0 too, which
-    then follows from the context. `prefill` says where prompts are read: "here", by the devices
-    that decode, which decode nothing meanwhile, or "elsewhere", at nobody's cost.
+    Attributes:
+      batch: Sequences decoded together.
+      context: Mean positions in the KV cache of a sequence. If 0, it follows from the prompt,
+        `prompt_tokens` + `new_tokens`/2, or is 2048 where that is 0 too.
+      prompt_tokens: Tokens of a prompt; from the context if 0.
+      new_tokens: Tokens generated for a request.
+      volume_tokens: Tokens to serve with the draft.
+      prefill: Where prompts are read: "here", by the devices that decode, which decode nothing
+        meanwhile, or "elsewhere", by devices whose cost is not counted.
     """
 
     batch: float = 1.0
@@ -164,9 +212,12 @@ class WorkloadConfig:
 class LawsConfig:
     """The laws, each by name or from a file.
 
-    `aspect_penalty` is κ in L·(1 + κ·ln²(r/r₀)) for a draft of aspect ratio r. The reference r₀ is
-    [draft] aspect_ratio: the laws are taken to be those of drafts of that shape, and it to be the
-    best. Left out κ is `kaplan_penalty` of r₀.
+    Attributes:
+      loss: The loss law.
+      acceptance: The acceptance law.
+      aspect_penalty: κ in L·(1 + κ·ln²(r/r₀)) for a draft of aspect ratio r. The reference r₀ is
+        the aspect ratio of [draft]: the laws are taken to be those of drafts of that shape, and it
+        to be the best. `kaplan_penalty` of r₀ if left out.
     """
 
     loss: str = "besiroglu"
@@ -179,7 +230,21 @@ class LawsConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """Weights of the metrics that are to be small, Σ weight·ln metric; seconds per token where no weight is given."""
+    """Weights of the metrics to minimise, Σ weight·ln metric; seconds per token where no weight is
+    given.
+
+    Attributes:
+      seconds_per_token: Seconds per token of all sequences together.
+      cost_per_million_tokens: Cost of serving a million tokens.
+      latency_seconds: Seconds of a request.
+      first_token_seconds: Seconds to the first token, a prefill by both models.
+      total_cost: Cost of training the draft and serving the volume.
+      memory_bytes: Bytes on the fullest device.
+      training_flops: FLOPs of training the draft.
+      training_cost: Cost of training the draft.
+      draft_loss: Loss of the draft in nats per token.
+      target_loss: Loss of the target in nats per token.
+    """
 
     seconds_per_token: float = 0.0
     cost_per_million_tokens: float = 0.0
@@ -202,7 +267,21 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class ConstraintsConfig:
-    """Largest allowed values of metrics; memory is limited to 90% of the devices' where no limit is given."""
+    """Largest allowed values of metrics. Memory is limited to 90% of the devices' where no limit is
+    given.
+
+    Attributes:
+      seconds_per_token: Seconds per token of all sequences together.
+      cost_per_million_tokens: Cost of serving a million tokens.
+      latency_seconds: Seconds of a request.
+      first_token_seconds: Seconds to the first token, a prefill by both models.
+      total_cost: Cost of training the draft and serving the volume.
+      memory_bytes: Bytes on the fullest device.
+      training_flops: FLOPs of training the draft.
+      training_cost: Cost of training the draft.
+      draft_loss: Loss of the draft in nats per token.
+      target_loss: Loss of the target in nats per token.
+    """
 
     seconds_per_token: float = math.inf
     cost_per_million_tokens: float = math.inf
@@ -225,7 +304,17 @@ class ConstraintsConfig:
 
 @dataclass(frozen=True)
 class VariablesConfig:
-    """What may be chosen: [smallest, largest], or "free" for a range that fits the problem; the rest is fixed."""
+    """What to choose: [smallest, largest], or "free" for a range that fits the problem; the rest is
+    fixed.
+
+    Attributes:
+      draft_params: Size of the draft, in the count of the loss law.
+      lookahead: Drafts per round, γ.
+      batch: Sequences decoded together.
+      draft_tokens: Training tokens of the draft.
+      aspect_ratio: Width over layers of the draft.
+      target_params: Size of the target, in the count of the loss law.
+    """
 
     draft_params: str | tuple[Count, ...] = ""
     lookahead: str | tuple[float, ...] = ""
@@ -263,7 +352,15 @@ class VariablesConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The gradient method: a transformation of Optax, and the rounds of the augmented Lagrangian around it."""
+    """The gradient method, and the rounds of the augmented Lagrangian around it.
+
+    Attributes:
+      name: A transformation of Optax.
+      learning_rate: Initial step size, in e-folds of the variables.
+      steps: Updates in a round.
+      starts: Starting points.
+      rounds: Rounds, after each of which the multipliers of the constraints are updated.
+    """
 
     name: Literal["adam", "nadam", "momentum"] = "adam"
     learning_rate: float = 0.1
@@ -279,7 +376,19 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ProblemConfig:
-    """A whole co-design problem."""
+    """A whole co-design problem: a section of the file for each attribute.
+
+    Attributes:
+      target: The model that is served.
+      draft: The draft.
+      hardware: The devices.
+      workload: What is asked of the server.
+      laws: The laws.
+      objective: Weights of the metrics to minimise.
+      constraints: Largest allowed values of metrics.
+      variables: What to choose.
+      optimizer: The gradient method.
+    """
 
     target: TargetConfig
     draft: DraftConfig = field(default_factory=DraftConfig)
