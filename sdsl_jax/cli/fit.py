@@ -158,7 +158,8 @@ def _print_laws(console: Console, laws: list[LawRecord], path: Path) -> None:
     for law in laws:
         percent = f"{100 * law.confidence:g}%"
         several = len(laws) > 1
-        say(f"{law.law}: {law.accuracy()}" if several else law.accuracy())
+        for sentence in law.accuracy():
+            say(f"{law.law}: {sentence}" if several else sentence)
         table = Table(
             title=law.law if several else f"{law.law}, fitted to {law.n} rows of {path}",
             title_justify="left",

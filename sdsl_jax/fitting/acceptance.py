@@ -1,4 +1,4 @@
-"""From a table of pairs to the coefficients of every acceptance law, ranked by drafts that the fit did not see."""
+"""Acceptance laws fitted to a table of pairs, ranked by their error on drafts that the fit did not see."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from sdsl_jax.records import AcceptanceRecord, ModelRecord, column
 from sdsl_jax.statistics import resampled
 from sdsl_jax.theory import ModelPoint
 
-# With fewer training runs of targets resampling cannot show how far one target lies from another of
-# its loss.
+# With fewer training runs of targets, resampling cannot show how far targets of one loss differ.
 FEW_TARGETS = 5
 
 
@@ -26,13 +25,13 @@ class PairTable(NamedTuple):
     """Measured pairs.
 
     Attributes:
-      draft: sizes, losses and training tokens of the drafts, arrays [n].
-      target: the same of the targets.
-      alpha: acceptance probability.
-      draft_model: number of the draft of each row among the models.
-      target_model: number of the target.
-      draft_run: label of the training run of the draft; rows of one run are resampled together.
-      target_run: the same of the target.
+      draft: Sizes, losses and training tokens of the drafts, arrays [n].
+      target: Sizes, losses and training tokens of the targets, arrays [n].
+      alpha: Acceptance probabilities.
+      draft_model: Index of the draft of each row among the models.
+      target_model: Index of the target of each row among the models.
+      draft_run: Label of the draft's training run; rows of one run are resampled together.
+      target_run: Label of the target's training run.
     """
 
     draft: ModelPoint
@@ -68,14 +67,14 @@ def pair_table(
     """The rows of one estimator whose models are known, as a table.
 
     Args:
-      models: the records of drafts and targets.
-      acceptance: rows of any estimator.
-      estimator: which to take.
-      params: column to take sizes from.
-      loss: column to take losses from.
+      models: Records of drafts and targets.
+      acceptance: Records of acceptance, of any estimator.
+      estimator: Estimator whose rows are taken.
+      params: Column with the sizes.
+      loss: Column with the losses.
 
     Raises:
-      SdslError: fewer than 4 drafts were measured so.
+      SdslError: Fewer than 4 drafts were measured by this estimator.
     """
     by_id = {model.model_id: i for i, model in enumerate(models)}
     rows = [
@@ -99,7 +98,7 @@ def pair_table(
 
 
 def pair_resamples(table: PairTable, draws: int, seed: int) -> Float[np.ndarray, "draws n"]:
-    """Bootstrap weights of pairs: runs of drafts and runs of targets are drawn apart, and a pair weighs their product."""
+    """Bootstrap weights of pairs. Runs of drafts and runs of targets are drawn independently; a pair weighs the product."""
     return resampled(table.draft_run, draws, seed) * resampled(table.target_run, draws, seed + 1)
 
 
@@ -111,15 +110,15 @@ def fit_law(
     starts: int = 16,
     seed: int = 0,
 ) -> Any:
-    """The coefficients of one acceptance law, without any uncertainty.
+    """The estimates of one acceptance law, without uncertainty.
 
     Args:
-      name: of the law.
-      table: the pairs.
-      delta: of the Huber loss.
-      kept: rows to fit to; all if None. One compilation serves any choice of rows.
-      starts: descents.
-      seed: of the starts.
+      name: Name of the law.
+      table: Measured pairs.
+      delta: Residual at which the Huber loss turns linear.
+      kept: Rows to fit to; all if None. One compilation serves any choice of rows.
+      starts: Number of descents.
+      seed: Seed of the starts.
     """
     form = ACCEPTANCE_FORMS[name]
     with jax.enable_x64(True):

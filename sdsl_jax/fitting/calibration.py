@@ -1,4 +1,4 @@
-"""From the timings of a calibration to a device, with its error on models that took no part in the fit."""
+"""A device fitted to the timings of a calibration, with its error on models held out from the fit."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ from sdsl_jax.theory.hardware import Hardware, Precision, Shape
 
 # Bytes of an element.
 BYTES = {"float32": 4.0, "bfloat16": 2.0}
-# A median whose interval is wider than this share on either side is noisy, and a device whose
-# timings are so is busy.
+# Timings are noisy if the half-width of their intervals exceeds this share in the median.
 _NOISY = 0.05
-# A coefficient whose interval spans more than this factor is not known from these timings ...
+# A coefficient is not identified if its interval spans more than this factor ...
 _VAGUE = 3.0
-# ... which matters where it decides about more than this share of the time of a tenth of them.
+# ... which matters if it moves the time of a tenth of the timings by more than this share.
 _MATTERS = 0.1
 # The error on unseen models that a device's model should not exceed.
 GOAL = 0.10
@@ -48,16 +47,16 @@ class DeviceFit(NamedTuple):
     """A calibrated device.
 
     Attributes:
-      hardware: coefficients, fitted to all timings.
-      precision: bytes of weights and caches in the timings.
-      intervals: of the coefficients.
-      condition_number: of the fit to all timings.
-      unseen: errors on the models that were held out, with coefficients fitted to the others.
-      unseen_kinds: the same for each kind of operation.
-      everything: errors over all timings with the final coefficients.
-      noise: median over timings of half the interval of a median, relative to it.
-      predicted: seconds by the final coefficients, in the order of the rows.
-      warnings: what a user should know, a sentence each.
+      hardware: Coefficients, fitted to all timings.
+      precision: Bytes of weights and caches in the timings.
+      intervals: Intervals of the coefficients.
+      condition_number: Condition number of the fit to all timings.
+      unseen: Errors on the held-out models, with coefficients fitted to the others.
+      unseen_kinds: Errors on the held-out models for each kind of operation.
+      everything: Errors over all timings with the final coefficients.
+      noise: Half the interval of a timing relative to it, the median over the timings.
+      predicted: Seconds by the final coefficients, in the order of the rows.
+      warnings: Caveats, a sentence each.
     """
 
     hardware: Hardware
@@ -73,7 +72,7 @@ class DeviceFit(NamedTuple):
 
 
 def today() -> str:
-    """The date, as 2026-11-25."""
+    """Today's date, such as 2026-11-25."""
     return datetime.date.today().isoformat()
 
 
@@ -83,10 +82,10 @@ def hardware_file(
     """A calibrated device as a file to be shared.
 
     Args:
-      name: of the device.
-      rows: what it was fitted to.
-      fitted: the fit.
-      date: of the timings.
+      name: Name of the device.
+      rows: Timings that it was fitted to.
+      fitted: The fit.
+      date: Date of the timings.
     """
     first = rows[0]
     how = f", {first.threads} thread{'s' * (first.threads != 1)}" if first.threads else ""
@@ -115,7 +114,7 @@ def hardware_file(
 
 
 def timing_of(row: TimingRecord) -> Timing:
-    """A row as the fit takes it."""
+    """The timing of a record."""
 
     def shape(role: str) -> Shape:
         return Shape(*(float(getattr(row, f"{role}_{name}")) for name in Shape._fields))
@@ -127,19 +126,18 @@ def timing_of(row: TimingRecord) -> Timing:
 def fit_device(
     rows: Sequence[TimingRecord], *, starts: int, draws: int, confidence: float, seed: int = 0
 ) -> DeviceFit:
-    """Fits a device to timings: first without the models that are held out, to see the error on
-    them, then to all.
+    """Fits a device to timings: first without the held-out models, to measure the error on them,
+    then to all.
 
     Args:
-      rows: of one device and type of number.
-      starts: descents of a fit.
-      draws: bootstrap resamples of the intervals.
-      confidence: of the intervals.
-      seed: of starts and resamples.
+      rows: Timings of one device and one dtype.
+      starts: Number of descents of a fit.
+      draws: Number of bootstrap resamples.
+      confidence: Confidence of the intervals.
+      seed: Seed of starts and resamples.
 
     Raises:
-      SdslError: there are too few rows, or none that is held out, or they are of several types of
-        number.
+      SdslError: There are too few rows, none is held out, or they have several dtypes.
     """
     dtypes = sorted({row.dtype for row in rows})
     require(
@@ -148,12 +146,13 @@ def fit_device(
     )
     precision = Precision(BYTES[dtypes[0]], BYTES[dtypes[0]])
     timings = [timing_of(row) for row in rows]
-    held = np.asarray([bool(row.held_out) for row in rows])
+    unseen_rows = np.asarray([bool(row.held_out) for row in rows])
     require(
-        bool(held.any()), "none of the timings is held out; the error on unseen models needs some."
+        bool(unseen_rows.any()),
+        "none of the timings is held out; the error on unseen models needs some.",
     )
     # Weights rather than fewer rows, so that both fits share one compilation.
-    seen = fit_hardware(timings, precision, starts, seed, weights=np.where(held, 0.0, 1.0))
+    seen = fit_hardware(timings, precision, starts, seed, weights=np.where(unseen_rows, 0.0, 1.0))
     measured = np.asarray([row.seconds for row in rows])
     off = np.abs(predicted_seconds(seen.hardware, timings, precision) / measured - 1)
     kinds = np.asarray([row.operation for row in rows])
@@ -163,7 +162,7 @@ def fit_device(
     predicted = predicted_seconds(fitted.hardware, timings, precision)
     half = np.asarray([(row.seconds_high - row.seconds_low) / 2 / row.seconds for row in rows])
     noise = float(np.nanmedian(half)) if np.isfinite(half).any() else 0.0
-    unseen = _errors(off[held])
+    unseen = _errors(off[unseen_rows])
     return DeviceFit(
         hardware=fitted.hardware,
         precision=precision,
@@ -171,9 +170,9 @@ def fit_device(
         condition_number=fitted.condition_number,
         unseen=unseen,
         unseen_kinds={
-            k: _errors(off[held & (kinds == k)])
+            k: _errors(off[unseen_rows & (kinds == k)])
             for k in dict.fromkeys(kinds)
-            if (held & (kinds == k)).any()
+            if (unseen_rows & (kinds == k)).any()
         },
         everything=_errors(np.abs(predicted / measured - 1)),
         noise=noise,
@@ -194,28 +193,28 @@ def _warnings(
     unseen: Errors,
     noise: float,
 ) -> tuple[str, ...]:
-    found = []
+    texts = []
     if fitted.status is not SolverStatus.CONVERGED:
-        found.append(f"the fit {fitted.status.message}: do not rely on its coefficients.")
+        texts.append(f"the fit {fitted.status.message}: do not rely on its coefficients.")
     if noise > _NOISY:
-        found.append(
+        texts.append(
             f"the timings are noisy: half of their intervals are wider than ± {noise:.0%}; other programs may be running."
         )
     if unseen.median > GOAL:
-        found.append(
+        texts.append(
             f"on unseen models the median error is {unseen.median:.0%}, more than {GOAL:.0%}: take predictions of this file "
             "as rough."
         )
     for name in vague(fitted.hardware, intervals, timings, precision):
         low, high = intervals[name].low, intervals[name].high
-        found.append(
+        texts.append(
             f"{name} is not identified by these timings: its interval runs from {low:.2g} to {high:.2g}."
         )
     if fitted.condition_number > 1e4:
-        found.append(
+        texts.append(
             f"the condition number of the fit is {fitted.condition_number:.0e}: some coefficients only have a sum that is known."
         )
-    return tuple(found)
+    return tuple(texts)
 
 
 def vague(
@@ -224,8 +223,8 @@ def vague(
     timings: Sequence[Timing],
     precision: Precision,
 ) -> list[str]:
-    """Coefficients whose intervals are wide, and decide about a good part of some timings."""
-    found = []
+    """Coefficients with wide intervals that matter for some timings."""
+    names = []
     for name, interval in intervals.items():
         if name == "sharpness" or interval.high <= _VAGUE * max(interval.low, 1e-30):
             continue
@@ -235,5 +234,5 @@ def vague(
         ]
         change = np.abs(ends[1] - ends[0]) / predicted_seconds(hardware, timings, precision)
         if np.quantile(change, 0.9) > _MATTERS:
-            found.append(name)
-    return found
+            names.append(name)
+    return names

@@ -1,4 +1,4 @@
-"""The logit law in the loss gap with levels and slopes that depend on conditions, and its local form."""
+"""The logit law in the loss gap, with level and slope that depend on conditions, and its local form."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from sdsl_jax.fitting.solver import refit
 from sdsl_jax.theory import LogitGap, ModelPoint
 
-# α is clipped so far inside (0, 1) where a fit is started from its logit.
+# The start of a fit takes logits of α, clipped to this distance from 0 and 1.
 _CLIP = 1e-3
 
 
@@ -20,9 +20,9 @@ class GapFits(NamedTuple):
     """One fit for every row of weights.
 
     Attributes:
-      levels: coefficients of the level, [R, a].
-      slopes: coefficients of the slope, [R, b].
-      predicted: α of every observation under every fit, whether it was weighted or not.
+      levels: Coefficients of the level, [R, a].
+      slopes: Coefficients of the slope, [R, b].
+      predicted: α of every observation under every fit, also where it had no weight, [R, n].
     """
 
     levels: Float[np.ndarray, "R a"]
@@ -59,12 +59,12 @@ def fit_gap_laws(
     row of weights.
 
     Args:
-      gap: draft loss minus target loss, nats per token.
-      alpha: measured acceptance.
-      levels: design of the level; a column of ones makes the plain law.
-      slopes: design of the slope.
-      weights: of the observations; 0 leaves one out.
-      huber_delta: where residuals in α turn from square to linear.
+      gap: Draft loss minus target loss, in nats per token.
+      alpha: Measured acceptance.
+      levels: Design matrix of the level; a column of ones gives the plain law.
+      slopes: Design matrix of the slope.
+      weights: Weights of the observations; 0 leaves one out.
+      huber_delta: Residual in α at which the Huber loss turns linear.
     """
     logits = np.clip(alpha, _CLIP, 1 - _CLIP)
     design = np.concatenate([levels, -slopes * gap[:, None]], axis=1)
@@ -86,16 +86,16 @@ def local_acceptance(
     bandwidth: float,
     huber_delta: float,
 ) -> Float[np.ndarray, "R m"]:
-    """α at other gaps, each by a `LogitGap` fitted with weights that fall off with the distance in
-    gap.
+    """α at other gaps, by local regression: a `LogitGap` at each, with weights that fall off with
+    the distance in gap.
 
     Args:
-      gap: draft loss minus target loss, nats per token.
-      alpha: measured acceptance.
-      at: gaps that α is wanted at; outside the range of `gap` the fit at its end is extended.
-      weights: of the observations, by resample.
-      bandwidth: standard deviation of the Gaussian fall-off, nats.
-      huber_delta: where residuals in α turn from square to linear.
+      gap: Draft loss minus target loss, in nats per token.
+      alpha: Measured acceptance.
+      at: Gaps to predict α at. Outside the range of `gap`, the fit at its end is extended.
+      weights: Weights of the observations in each resample.
+      bandwidth: Standard deviation of the Gaussian fall-off, in nats.
+      huber_delta: Residual in α at which the Huber loss turns linear.
     """
     nearest = np.clip(at, gap.min(), gap.max())
     kernel = np.exp(-0.5 * np.square((gap - nearest[:, None]) / bandwidth))

@@ -1,4 +1,4 @@
-"""From timed passes and rounds to the coefficients of a device."""
+"""The coefficients of a device, fitted to timed passes and rounds."""
 
 from __future__ import annotations
 
@@ -26,16 +26,15 @@ from sdsl_jax.theory.hardware import (
     round_time,
 )
 
-# Beyond these the rounded corner of the roofline is as good as none, or as sharp as any timing
-# shows.
+# Below the first the roofline has no corner; above the second no timing shows how sharp it is.
 _SMALLEST_SHARPNESS, _LARGEST_SHARPNESS = 1.0, 16.0
-# Logarithms of coefficients reach this far.
+# Bound of the logarithms of coefficients.
 _FARTHEST = 80.0
-# Residuals of ln seconds beyond this count linearly: a pass that runs by another kernel is no
-# reason to bend the rest.
+# Residuals of ln seconds beyond this count linearly: a pass that runs another kernel shall not bend
+# the rest.
 _HUBER = 0.1
-# Coefficients that any timings of several models tell, besides the sharpness; and those that only
-# some tell.
+# Coefficients that timings of several models always identify, besides the sharpness, and those that
+# only some timings do.
 _ALWAYS = ("pass_seconds", "layer_seconds", "token_seconds", "bytes_per_second", "flops_per_second")
 _FITTED = (*_ALWAYS, "round_seconds", "matrix_seconds", "logit_seconds", "cache_slowdown")
 
@@ -48,12 +47,12 @@ class Timing(NamedTuple):
     """One timed operation.
 
     Attributes:
-      target: the model of a pass, or the target of a round.
-      draft: the draft of a round; None for a pass.
-      tokens: new tokens of each row in a pass; the lookahead γ of a round.
-      batch: rows.
-      context: cache positions that a pass reads.
-      seconds: of one pass or one round.
+      target: Shape of the model of a pass, or of the target of a round.
+      draft: Shape of the draft of a round; None for a pass.
+      tokens: New tokens of each row in a pass; the lookahead γ of a round.
+      batch: Rows.
+      context: Cache positions that a pass reads.
+      seconds: Seconds of one pass or one round.
     """
 
     target: Shape
@@ -110,12 +109,11 @@ def identifiable(timings: Sequence[Timing]) -> tuple[str, ...]:
 
 
 def _hardware(x: Array, active: Array) -> Hardware:
-    """The device of a vector: logs of the rates and times, and the sharpness between its bounds."""
+    """The device of a vector: logarithms of rates and times, and the logit of the sharpness."""
     sharpness = _SMALLEST_SHARPNESS + (_LARGEST_SHARPNESS - _SMALLEST_SHARPNESS) * jax.nn.sigmoid(
         x[-1]
     )
-    # A coefficient that no timing shows drifts away: it stays a finite number, in single precision
-    # too.
+    # A coefficient that no timing shows drifts away; this keeps it finite, in single precision too.
     values = jnp.exp(jnp.clip(x[:-1], -_FARTHEST, _FARTHEST))
     kept = jnp.asarray([1.0 if name == "cache_slowdown" else 0.0 for name in _FITTED])
     return Hardware(**dict(zip(_FITTED, jnp.where(active, values, kept))), sharpness=sharpness)
@@ -162,7 +160,7 @@ def _table(
     return _Data(
         active=jnp.asarray([name in fitted for name in _FITTED]),
         target=stack([t.target for t in timings]),
-        # A pass has no draft; its own model stands in, and is not looked at.
+        # A pass has no draft; its own model stands in and is not used.
         draft=stack([t.draft or t.target for t in timings]),
         is_round=jnp.asarray([t.draft is not None for t in timings]),
         tokens=jnp.asarray([t.tokens for t in timings], float),
@@ -174,7 +172,7 @@ def _table(
 
 
 def record_shape(model: ModelRecord, rule: ShapeRule) -> Shape:
-    """The shape of a trained model; records that do not hold its layers and width give the family member of its size."""
+    """The shape of a trained model; without layers and width in its record, the family member of its size."""
     member = family_shape(float(model.params_nonembedding), rule)
     if not (model.layers and model.width):
         return Shape(*map(float, member))
@@ -191,7 +189,7 @@ def record_shape(model: ModelRecord, rule: ShapeRule) -> Shape:
 
 
 def timed_context(row: LatencyRecord) -> float:
-    """Cache slots that a timed pass reads: the cache has room for as much again as the context, and empty slots cost time too."""
+    """Cache slots that a timed pass reads. The cache has twice the room of the context, and empty slots cost time too."""
     return float(2 * row.context + row.width)
 
 
@@ -201,9 +199,9 @@ def timings_of(
     """The timed steps of known models, as passes.
 
     Args:
-      models: that were timed, among others.
-      latency: rows of `latency.csv`, all of models in `models`.
-      rule: of their family: vocabulary, key-value heads and embedding tables.
+      models: Records of the timed models, and perhaps of others.
+      latency: Rows of `latency.csv`, all of models in `models`.
+      rule: Shapes of their family: vocabulary, key-value heads and embedding tables.
     """
     shapes = {model.model_id: record_shape(model, rule) for model in models}
     return [
@@ -222,14 +220,14 @@ def fit_hardware(
     """Fits a device to timings, by a robust fit of ln seconds from many starts.
 
     Args:
-      timings: passes, and rounds if there are any; without rounds `round_seconds` is 0.
-      precision: bytes of weights and caches.
-      starts: descents.
-      seed: of the starts.
-      weights: of the timings; one of weight 0 is left out, and has a residual all the same.
+      timings: Passes, and rounds if there are any; without rounds `round_seconds` is 0.
+      precision: Bytes of weights and caches.
+      starts: Number of descents.
+      seed: Seed of the starts.
+      weights: Weights of the timings. Weight 0 leaves one out; its residual is still reported.
 
     Raises:
-      SdslError: too few timings, or all of one kind of model.
+      SdslError: There are too few timings, or too few kinds of model.
     """
     weights = np.ones(len(timings)) if weights is None else np.asarray(weights, float)
     used = weights > 0
@@ -286,19 +284,19 @@ def hardware_intervals(
     draws: int = 48,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Intervals of the coefficients by a bootstrap that draws groups of timings as wholes.
+    """Intervals of the coefficients by a bootstrap over groups of timings.
 
-    What one kind of model takes more or less than the device's model says is the same in all its
-    timings: that is most of the error, and repeating the measurement would not show it.
+    Residuals of one kind of model are correlated: most of the error is the same in all its timings,
+    and repeating the measurement would not show it. So the bootstrap draws whole groups.
 
     Args:
-      fitted: to these timings.
-      timings: the same as for the fit.
-      precision: the same as for the fit.
-      labels: group of each timing.
-      confidence: of the intervals.
-      draws: resamples.
-      seed: of the resamples.
+      fitted: The fit to these timings.
+      timings: Timings of the fit.
+      precision: Bytes of weights and caches.
+      labels: Group of each timing.
+      confidence: Confidence of the intervals.
+      draws: Number of resamples.
+      seed: Seed of the resamples.
     """
     weights = resampled(np.asarray(labels), draws, seed)
     with jax.enable_x64(True):
@@ -318,6 +316,6 @@ def hardware_intervals(
 def predicted_seconds(
     hardware: Hardware, timings: Sequence[Timing], precision: Precision
 ) -> Float[np.ndarray, " n"]:
-    """Seconds that a device should take for each operation."""
+    """Seconds that the device takes for each operation by its coefficients, [n]."""
     with jax.enable_x64(True):
         return np.exp(np.asarray(_log_seconds(hardware, _table(timings, precision))))

@@ -147,20 +147,26 @@ class LawRecord:
                 values[f.name] = to_json(value)
         return values
 
-    def accuracy(self) -> str:
-        """How good its predictions are, in a sentence or two."""
-        error, percent = self.prediction_error, f"{100 * self.confidence:g}%"
+    def accuracy(self) -> list[str]:
+        """How good its predictions are: a sentence each, none if that is not recorded."""
+        error = self.prediction_error
         if error is None:
-            return "How good its predictions are is not recorded."
+            return []
         what, form = ("L(N, D)", "{:.2%}") if self.law in LOSS_LAWS else ("α", "{:.4f}")
         inside, worst = (form.format(x) for x in (error.inside, error.inside_worst))
-        text = f"Predictions of {what} inside the table are good to ± {inside} (worst row ± {worst}), at {percent} confidence"
+        text = (
+            f"Predictions of {what} inside the table are good to ± {inside} (worst row ± {worst})"
+        )
         if error.extrapolated_10x is not None:
-            text += f"; at 10 times its largest size and tokens to ± {form.format(error.extrapolated_10x)}"
+            text += f", at 10 times its largest size and tokens to ± {form.format(error.extrapolated_10x)}"
+        sentences = [f"{text}, at {100 * self.confidence:g}% confidence."]
         if np.isfinite(self.left_out_rmse):
             sizes = "sizes" if self.law in LOSS_LAWS else "draft sizes"
-            text += f". On {sizes} that the fit did not see the typical error is {form.format(self.left_out_rmse)}"
-        return text + "."
+            typical = form.format(self.left_out_rmse)
+            sentences.append(
+                f"On {sizes} that the fit did not see, the typical error is {typical}."
+            )
+        return sentences
 
     def to_law(self, about: About = _UNSTATED) -> Any:
         """The law of the estimates."""

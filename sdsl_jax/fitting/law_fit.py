@@ -90,7 +90,7 @@ class LawFit:
     def _repr_html_(self) -> str:
         """A table of coefficients, for notebooks."""
         record = self.record
-        rows = {"accuracy": record.accuracy()}
+        rows = {"accuracy": " ".join(record.accuracy())}
         for name, value in record.coefficients.items():
             low, high = record.interval[name]
             rows[name] = f"{value:.5g} ± {record.standard_error[name]:.2g}, {low:.4g} – {high:.4g}"
@@ -498,7 +498,7 @@ def _unidentified(record: LawRecord, terms: dict[str, np.ndarray]) -> list[FitWa
         )
         text = ""
         if low == high and record.profile_interval[name] == (-np.inf, np.inf):
-            text = f"nothing in this table tells {name}: what it multiplies is the same in every row; it is left at 0"
+            text = f"this table says nothing about {name}: what it multiplies is the same in every row, so it stays at 0"
         elif not lowest <= middle <= highest:
             text = (
                 f"{name} is not identified at this scale: its {percent} interval [{shown:.3g}, {high:.3g}] "

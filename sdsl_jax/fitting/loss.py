@@ -1,4 +1,4 @@
-"""From a table of sizes, tokens and losses to the coefficients of a loss law."""
+"""Loss laws fitted to a table of sizes, tokens and losses."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class LossTable(NamedTuple):
     """Trained models.
 
     Attributes:
-      params: N, in one count.
-      tokens: D.
-      loss: nats per token, or any other unit, of one text.
-      rungs: labels; models of one rung share a training run, and so what is odd about it.
+      params: Sizes N, in one count.
+      tokens: Training tokens D.
+      loss: Losses on one text, in nats per token or any other unit.
+      rungs: Labels of training runs; residuals within a run are correlated.
     """
 
     params: Float[np.ndarray, " n"]
@@ -48,9 +48,9 @@ def loss_table(
     """Records of models as a table; a rung is one size of one role and seed.
 
     Args:
-      models: the records.
-      params: column to take N from.
-      loss: column to take the loss from.
+      models: Records of models.
+      params: Column with the sizes.
+      loss: Column with the losses.
     """
     sizes, tokens, losses = (
         np.asarray(column(models, name), float) for name in (params, "train_tokens", loss)
@@ -153,26 +153,22 @@ def _rung_warnings(rungs: np.ndarray, residuals: np.ndarray, resample: str) -> l
         correlation, chance = shared_noise(residuals, rungs)
         if chance > _FALSE_ALARM:
             return []
-        text = (
-            f"models of one rung are wrong together (correlation {correlation:.2f}), so that intervals over rows are too short: "
-            "resample rungs"
-        )
+        text = f"residuals within a rung are correlated ({correlation:.2f}), so intervals over rows are too short: resample rungs"
     return [FitWarning("bootstrap", text)]
 
 
 def shared_noise(
     residuals: Float[np.ndarray, " n"], rungs: np.ndarray, shuffles: int = 999
 ) -> tuple[float, float]:
-    """Correlation of the residuals within a rung, by analysis of variance, and the chance of one so
-    high without any.
+    """Correlation of the residuals within a rung, by analysis of variance, and its p-value.
 
-    The chance is that of a permutation test; residuals count by their ranks, so that outliers do
-    not decide.
+    The p-value is that of a permutation test on the ranks of the residuals, so that outliers do not
+    decide.
 
     Args:
-      residuals: of the fit.
-      rungs: label of each row.
-      shuffles: of the labels.
+      residuals: Residuals of the fit.
+      rungs: Label of each row.
+      shuffles: Number of permutations.
     """
     _, of, sizes = np.unique(rungs, return_inverse=True, return_counts=True)
     n, k = len(residuals), len(sizes)

@@ -41,7 +41,7 @@ def fit_plane(
     target_perplexity: Float[np.ndarray, " n"],
     alpha: Float[np.ndarray, " n"],
 ) -> Plane | None:
-    """The plane through measured pairs; None where they do not determine one, such as pairs of a single target."""
+    """The plane through measured pairs; None if they do not determine one, such as pairs of a single target."""
     design = np.stack([draft_perplexity, target_perplexity, np.ones(len(alpha))], axis=1)
     if len(alpha) < 4:
         return None
@@ -49,8 +49,8 @@ def fit_plane(
     scaled = design / np.linalg.norm(design, axis=0)
     if np.linalg.matrix_rank(scaled, tol=1e-6) < 3:
         return None
-    found = np.linalg.lstsq(design, alpha, rcond=None)[0]
-    error = float(np.square(alpha - design @ found).mean())
+    plane = np.linalg.lstsq(design, alpha, rcond=None)[0]
+    error = float(np.square(alpha - design @ plane).mean())
     spread = float(np.var(alpha))
-    a, b, c = map(float, found)
+    a, b, c = map(float, plane)
     return Plane(a, b, c, 1 - error / spread if spread else float("nan"), error, len(alpha))

@@ -238,7 +238,7 @@ def test_a_flat_table_of_pairs(sdsl, tmp_path):
     assert status == 0
     for words in (
         "error on left-out drafts",
-        "nothing in this table tells tokens_slope",
+        "this table says nothing about tokens_slope",
         "logit_gap",
     ):
         assert words in out

@@ -359,7 +359,7 @@ def test_noise_that_rungs_share_is_said():
     for resample in ("rows", "rungs"):
         config = FitConfig(starts=8, bootstrap=20, resample=resample)
         said[resample] = fit_loss_law(models, config, resamples(models, config, 0), 0).warnings
-    assert any("wrong together" in w.text for w in said["rows"])
+    assert any("within a rung are correlated" in w.text for w in said["rows"])
     assert not any("rung" in w.text for w in said["rungs"])
 
 
