@@ -344,7 +344,7 @@ def _errors(
         mean=float(ratio.mean() - 1),
         worst=float(np.abs(ratio - 1).max()),
         rank_correlation=float(np.mean(correlations)),
-        # Of the measured medians: those of two halves differ by twice as much as that of all errs.
+        # Of the measured medians. The medians of two halves differ by twice the error of the whole.
         noise=float(np.median([abs(_half(c, 0) / _half(c, 1) - 1) for c in timed]) / 2),
     )
 

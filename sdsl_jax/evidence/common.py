@@ -13,7 +13,7 @@ from jax.scipy.special import betainc
 from jaxtyping import Bool
 
 from sdsl_jax.records import AcceptanceRecord, ExpectedRecord, ModelRecord
-from sdsl_jax.records.documents import described
+from sdsl_jax.records.documents import described, to_json
 from sdsl_jax.statistics import ratio_interval, student_quantile
 from sdsl_jax.theory import speedup
 
@@ -21,6 +21,14 @@ BY_DRAFTS = (
     "t intervals that treat drafts as clusters: all pairs of a draft, at all its budgets, move "
     "together"
 )
+
+
+class Sparse:
+    """A document whose keys are left out where they are None."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of the JSON object."""
+        return {k: to_json(v) for k, v in vars(self).items() if v is not None}
 
 
 @dataclass(frozen=True)

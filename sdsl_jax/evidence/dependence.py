@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from jaxtyping import Float
 from sdsl_jax.evidence.common import (
     BY_DRAFTS,
     Mean,
+    Sparse,
     by_pair,
     clustered_mean,
     holm,
@@ -23,7 +24,7 @@ from sdsl_jax.evidence.common import (
 from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.fitting import DependenceFit, fit_dependence
 from sdsl_jax.records import ExpectedRecord
-from sdsl_jax.records.documents import described, to_json
+from sdsl_jax.records.documents import described
 from sdsl_jax.theory import tokens_per_round
 
 # γ = 1 knows the dependence of neighbours alone, γ = 4 that of runs; see `fitting.dependence` for
@@ -73,8 +74,11 @@ class LookaheadErrors:
 
 
 @dataclass(frozen=True)
-class DependenceModel:
-    """A model of the tokens per round, judged at lookaheads that it was not fitted to."""
+class DependenceModel(Sparse):
+    """A model of the tokens per round, judged at lookaheads that it was not fitted to.
+
+    A model without a free number has no parameter.
+    """
 
     mean_error: Mean = described("relative error of τ, mean over lookaheads and pairs")
     mean_absolute_error: Mean = described("absolute relative error of τ")
@@ -90,10 +94,6 @@ class DependenceModel:
         "mean where some pairs show no spread at all",
         default=None,
     )
-
-    def to_json(self) -> dict[str, Any]:
-        """The keys of the JSON object; a model without a free number has no parameter."""
-        return {k: to_json(v) for k, v in vars(self).items() if v is not None}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +13,7 @@ from jax.scipy.special import gammaincc
 from sdsl_jax.evidence.common import (
     BY_DRAFTS,
     Mean,
+    Sparse,
     clustered_mean,
     kolmogorov_p_value,
     standard_error,
@@ -21,7 +21,7 @@ from sdsl_jax.evidence.common import (
 )
 from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.records import AcceptanceRecord, ExpectedRecord
-from sdsl_jax.records.documents import described, to_json
+from sdsl_jax.records.documents import described
 
 _Pair = tuple[str, str]
 # An α with its standard error, NaN if unknown.
@@ -29,8 +29,11 @@ _Value = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class EstimatorDifference:
-    """Mean difference of α between two estimators over the pairs that both measured."""
+class EstimatorDifference(Sparse):
+    """Mean difference of α between two estimators over the pairs that both measured.
+
+    Only a difference that should be noise has z.
+    """
 
     first: str = described("estimator")
     second: str = described("estimator that is subtracted")
@@ -42,10 +45,6 @@ class EstimatorDifference:
     z_mean: float | None = described("mean difference in combined standard errors", default=None)
     z_rms: float | None = described("root mean square of the same", default=None)
     z_largest: float | None = described("largest size of the same", default=None)
-
-    def to_json(self) -> dict[str, Any]:
-        """The keys of the JSON object; z only where the difference should be noise."""
-        return {k: to_json(v) for k, v in vars(self).items() if v is not None}
 
 
 @dataclass(frozen=True)

@@ -51,13 +51,13 @@ class LeftOutErrors:
     regret: float | None = described(
         "share of the best measured S lost by acting on the predictions; none if not measured"
     )
-    by_domain: dict[str, float] | None = described(
-        "root mean square error in each domain", default=None
-    )
 
-    def to_json(self) -> dict[str, Any]:
-        """The keys of the JSON object; only tests on domains have `by_domain`."""
-        return {k: v for k, v in vars(self).items() if k != "by_domain" or v is not None}
+
+@dataclass(frozen=True)
+class LeftOutDomainErrors(LeftOutErrors):
+    """Errors of a law on domains that it had not seen."""
+
+    by_domain: dict[str, float] = described("root mean square error in each domain")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class LawTests:
     law: str = described("acceptance law")
     left_out_drafts: LeftOutErrors = described("draft sizes left out in turn")
     left_out_largest_target: LeftOutErrors | None = described("fitted to the smaller targets")
-    left_out_domains: LeftOutErrors | None = described("domains left out in turn")
+    left_out_domains: LeftOutDomainErrors | None = described("domains left out in turn")
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def acceptance_laws(records: StudyRecords) -> LawComparison | None:
         excess = {name: results[name][test][1] - results[best][test][1] for name in ranked}
         return [n for n in ranked if n == best or quantile_interval(excess[n], confidence)[0] <= 0]
 
-    def tested(name: str, test: str) -> LeftOutErrors | None:
+    def tested(name: str, test: str) -> Any:
         return results[name][test][0] if test in tests else None
 
     return LawComparison(
@@ -192,7 +192,6 @@ def _errors(
     groups: np.ndarray,
     records: StudyRecords,
     regret: float | None,
-    by_domain: dict[str, float] | None = None,
 ) -> tuple[LeftOutErrors, np.ndarray]:
     """Errors with an interval from resampling the groups, and the mean square of every resample."""
     names, of = np.unique(groups, return_inverse=True)
@@ -208,7 +207,6 @@ def _errors(
         float(errors.mean()),
         len(errors),
         regret,
-        by_domain,
     ), squares
 
 
@@ -251,10 +249,9 @@ def _largest_target(
 
 
 def _domain_tables(records: StudyRecords) -> dict[str, PairTable]:
-    """For every domain at the study's temperature the pairs of its own drafts, with losses of that
-    very domain.
+    """For every domain, the pairs of the study's drafts at its temperature, with losses in that domain.
 
-    α on the text itself, so that loss and acceptance share their contexts.
+    α is on the text itself, so that loss and acceptance share their contexts.
     """
     tables = {}
     for domain in dict.fromkeys(r.domain for r in records.conditions):
@@ -296,14 +293,15 @@ def _joined(tables: Sequence[PairTable]) -> PairTable:
 
 def _left_out_domains(
     name: str, domains: dict[str, PairTable], records: StudyRecords
-) -> tuple[LeftOutErrors, np.ndarray]:
+) -> tuple[LeftOutDomainErrors, np.ndarray]:
     """Each domain predicted by the law of all others."""
     table = _joined(list(domains.values()))
     of = np.repeat(np.arange(len(domains)), [len(t.alpha) for t in domains.values()])
     error = left_out_predictions(name, table, of, records) - table.alpha
     by_domain = {d: float(np.sqrt(np.square(error[of == i]).mean())) for i, d in enumerate(domains)}
     regret = _independent_regret(table, table.alpha + error, of, records)
-    return _errors(error, table.draft_sizes, records, regret, by_domain)
+    errors, squares = _errors(error, table.draft_sizes, records, regret)
+    return LeftOutDomainErrors(**vars(errors), by_domain=by_domain), squares
 
 
 def _independent_regret(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -12,6 +11,7 @@ from sdsl_jax.counts import short_count
 from sdsl_jax.fitting import FittedLaws
 from sdsl_jax.fitting.law_files import Fits, read_fits
 from sdsl_jax.hardware import HardwareFile, load_hardware
+from sdsl_jax.notebook import table_of
 from sdsl_jax.records import (
     AcceptanceRecord,
     ClockRecord,
@@ -197,28 +197,24 @@ class StudyRecords:
                 rows.append(OptimumRow(entry, clock.get(pair)))
         return rows
 
-    def _overview(self) -> list[tuple[str, str]]:
+    def _overview(self) -> dict[str, str]:
         drafts = sum(m.role == "draft" for m in self.models)
-        rows = [("models", f"{drafts} drafts, {len(self.models) - drafts} targets")]
+        rows = {"models": f"{drafts} drafts, {len(self.models) - drafts} targets"}
         for entry, _ in self.optima if (self.path / "codesign.json").exists() else []:
             best = (
                 f"draft of {short_count(entry.draft_params)} at γ = {entry.lookahead:.1f}: {entry.speedup:.2f}×"
                 if entry.speculate and entry.lookahead is not None
                 else "speculation does not pay"
             )
-            rows.append((f"{entry.target_id}, {entry.cost_model} costs", best))
+            rows[f"{entry.target_id}, {entry.cost_model} costs"] = best
         if (report := self.folder / "report.html").exists():
-            rows.append(("report", str(report)))
+            rows["report"] = str(report)
         return rows
 
     def __repr__(self) -> str:
-        lines = [f"  {name}: {value}" for name, value in self._overview()]
+        lines = [f"  {name}: {value}" for name, value in self._overview().items()]
         return "\n".join([f"StudyRecords({str(self.folder)!r})", *lines])
 
     def _repr_html_(self) -> str:
         """The same as a table, for notebooks."""
-        rows = "".join(
-            f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
-            for name, value in self._overview()
-        )
-        return f"<table><caption>{html.escape(str(self.folder))}</caption>{rows}</table>"
+        return table_of(str(self.folder), self._overview())

@@ -61,7 +61,7 @@ def _evidence(records: StudyRecords) -> Evidence:
 
 
 def _largest_budgets(records: StudyRecords, ids: set[str]) -> list[ModelRecord]:
-    """Of some drafts one for each size, the smallest first: that of the largest budget; no more than can be told apart."""
+    """One draft of each size, at its largest budget, the smallest first; no more than a figure can show apart."""
     ordered = longest_trained((m for m in records.models if m.model_id in ids), "draft")
     if len(ordered) <= _MOST_DRAFTS:
         return ordered

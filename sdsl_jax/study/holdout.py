@@ -13,7 +13,7 @@ from sdsl_jax.evidence import holdout
 from sdsl_jax.records import read_json
 from sdsl_jax.study.stages import Study
 
-# What the laws of a holdout are fitted to is made in a study of its own, of these stages.
+# Stages of the smaller study, which makes what the laws are fitted to.
 _SEEN_STAGES = ("train", "measure", "fit")
 # Part of what predictions are made from: those of another version are made anew.
 _FORECAST_VERSION = 1

@@ -276,8 +276,7 @@ def _report(study: Study) -> None:
 _MEASURED = tuple(f"records/{n}.csv" for n in ("acceptance", "survival", "expected", "latency"))
 _RECORDS = ("records/models.csv", *_MEASURED)
 _CONDITIONS = tuple(f"records/{n}.csv" for n in ("conditions", "other_models", "losses"))
-# What decoders did on the clock. The clock of `codesign`, of one draft for each target, has a table
-# of its own.
+# Decoders on the clock. The races of `codesign`, one draft for each target, are in clock.csv.
 _TIMED = tuple(f"records/{n}.csv" for n in ("runs", "timed_models"))
 _FITS, _EVIDENCE, _CHECKS = (f"records/{n}.json" for n in ("fits", "evidence", "checks"))
 _SOLVED = ("records/codesign.json", "records/landscapes.json", "records/clock.csv")
