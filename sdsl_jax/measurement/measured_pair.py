@@ -37,6 +37,7 @@ from sdsl_jax.measurement.pair import (
 )
 from sdsl_jax.measurement.pair_records import PairName, PairRows
 from sdsl_jax.measurement.pair_report import OnPrompts, PairReport, estimate_of
+from sdsl_jax.notebook import table_of
 from sdsl_jax.progress import Progress
 from sdsl_jax.records.documents import to_json
 from sdsl_jax.statistics import Interval
@@ -112,7 +113,7 @@ class MeasuredPair:
                 ("tar", result.tar),
             ):
                 if value is not None:
-                    row |= {key: value.estimate, f"{key}_low": value.low, f"{key}_high": value.high}
+                    row |= pair_records.interval_columns(key, value)
             row |= {"rounds": s.rounds, "self_check": s.self_check}
             if self.costs is not None:
                 row["verify_pass"] = self.costs.verify_pass[result.lookahead]
@@ -283,8 +284,7 @@ class Speculation:
         )
 
     def _repr_html_(self) -> str:
-        items = "".join(f"<li>{html.escape(text)}</li>" for text in self.texts)
-        return f"<p>{html.escape(repr(self))}</p><ol>{items}</ol>"
+        return table_of(repr(self), {str(i): text for i, text in enumerate(self.texts)})
 
 
 def speculate(
@@ -382,6 +382,7 @@ def measure_pair(
         timed=timed,
         replayed=replayed,
         options=options,
+        requested=count if isinstance(prompts, str | Path) else 0,
         progress=progress,
     )
 

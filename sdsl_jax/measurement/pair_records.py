@@ -52,7 +52,7 @@ class PairName(NamedTuple):
     domain: str
 
 
-def _columns(name: str, value: Interval) -> dict[str, Any]:
+def interval_columns(name: str, value: Interval) -> dict[str, Any]:
     """The three columns of an interval."""
     return {name: value.estimate, f"{name}_low": value.low, f"{name}_high": value.high}
 
@@ -79,7 +79,7 @@ class PairRows:
         """A row of `acceptance.csv`."""
         return AcceptanceRecord(
             **self._shared,
-            **_columns("alpha", alpha),
+            **interval_columns("alpha", alpha),
             estimator=estimator,
             lookahead=lookahead,
             clusters=clusters,
@@ -105,8 +105,8 @@ class PairRows:
         survival = [
             SurvivalRecord(
                 **self._shared,
-                **_columns("survival", value),
-                **_columns("tokens_per_round", s.tokens_per_round),
+                **interval_columns("survival", value),
+                **interval_columns("tokens_per_round", s.tokens_per_round),
                 lookahead=lookahead,
                 position=k,
                 rounds=s.rounds,
@@ -119,7 +119,7 @@ class PairRows:
         """A row of `expected.csv`."""
         columns: dict[str, Any] = {}
         for name in ("tokens_per_round", "accepted_per_test", "alpha", "alpha_change"):
-            columns |= _columns(name, getattr(rounds, name))
+            columns |= interval_columns(name, getattr(rounds, name))
         return ExpectedRecord(
             **self._shared,
             **columns,
@@ -132,8 +132,8 @@ class PairRows:
         """A row of `generation.csv`."""
         return GenerationRecord(
             **self._shared,
-            **_columns("total_seconds", times.total),
-            **_columns("speedup", times.speedup),
+            **interval_columns("total_seconds", times.total),
+            **interval_columns("speedup", times.speedup),
             lookahead=times.lookahead,
             new_tokens=times.new_tokens,
             first_token_seconds=times.first_token.estimate,
@@ -298,7 +298,7 @@ def with_loss(
         return record
     return dataclasses.replace(
         record,
-        **_columns("loss_nats", loss),
+        **interval_columns("loss_nats", loss),
         perplexity=math.exp(loss.estimate),
         bits_per_byte=bits_per_byte.estimate,
     )

@@ -37,7 +37,7 @@ def test_strings_are_continued_by_the_target(models):
     assert run.texts == [target.tokenizer.decode(ids) for ids in run.tokens]
     assert 1 <= run.tokens_per_round <= 3
     assert f"acceptance {run.acceptance:.3f}" in repr(run)
-    assert "<ol>" in run._repr_html_()
+    assert "<table>" in run._repr_html_()
 
 
 def test_ids_and_paths_are_taken_as_well(models, monkeypatch):
