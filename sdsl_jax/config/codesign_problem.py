@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -470,7 +470,7 @@ def _pairs(values: Any, flag: str) -> dict[str, float]:
 
 
 def _as_it_is(value: Any, flag: str) -> Any:
-    return value
+    return str(value) if isinstance(value, Path) else value
 
 
 def _flag(keys: str, read: Callable[[Any, str], Any] = _as_it_is) -> Any:
@@ -546,7 +546,7 @@ class ProblemFlags:
     target_name: Annotated[str | None, _shown("NAME", str)] = _flag("target.name")
     target_tokens: _CountText = _flag("target.tokens", _size)
     draft_tokens: _CountText = _flag("draft.tokens", _size)
-    hardware: Annotated[str | None, _shown("NAME|FILE.toml", str)] = _flag("hardware.name")
+    hardware: Annotated[str | Path | None, _shown("NAME|FILE.toml", str)] = _flag("hardware.name")
     devices: _WholeNumber = _flag("hardware.devices")
     draft_devices: _WholeNumber = _flag("draft.devices")
     batch: _Number = _flag("workload.batch")
@@ -573,8 +573,8 @@ class ProblemFlags:
     ] = None
     price_per_hour: _Number = _flag("hardware.price_per_hour")
     volume_tokens: _CountText = _flag("workload.volume_tokens", _count)
-    loss_law: Annotated[str | None, _shown("NAME|FILE.json", str)] = _flag("laws.loss")
-    acceptance_law: Annotated[str | None, _shown("NAME|FILE.json[#NAME]", str)] = _flag(
+    loss_law: Annotated[str | Path | None, _shown("NAME|FILE.json", str)] = _flag("laws.loss")
+    acceptance_law: Annotated[str | Path | None, _shown("NAME|FILE.json[#NAME]", str)] = _flag(
         "laws.acceptance"
     )
     weight_bytes: _Number = _flag("target.weight_bytes")
@@ -594,13 +594,14 @@ class ProblemFlags:
         changes: dict[str, dict[str, Any]] = {}
         for f in dataclasses.fields(ProblemFlags):
             value = getattr(self, f.name)
-            if "keys" not in f.metadata or value in (None, "", (), [], {}):
+            empty = value is None or (isinstance(value, Sized) and not len(value))
+            if empty or "keys" not in f.metadata:
                 continue
             value = f.metadata["read"](value, f"--{f.name.replace('_', '-')}")
             for dotted in f.metadata["keys"].split():
                 section, _, key = dotted.partition(".")
                 changes.setdefault(section, {}).update({key: value} if key else value)
-        names = self.variables or ()
+        names: Any = () if self.variables is None else self.variables
         if isinstance(names, Mapping):
             changes["variables"] = dict(names)
             names = ()

@@ -1,5 +1,7 @@
 """Problems asked from Python, and drafts that are nearly as good as the best."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -43,6 +45,9 @@ def test_flags_are_numbers_or_text_as_people_write_it():
     ranges = {"lookahead": (1, 8), "batch": "free"}
     asked = Problem(target_params=7e9, variables=ranges).config().variables.given()
     assert asked == {"lookahead": (1.0, 8.0), "batch": "free"}
+    many = Problem(target_params=7e9, candidates=np.geomspace(1e8, 1e9, 3), hardware=Path("a.toml"))
+    assert many.config().draft.candidates == pytest.approx((1e8, 10**8.5, 1e9))
+    assert many.config().hardware.name == "a.toml"
     measured = Problem(target_params=7e9, candidates=[1e8], acceptance=0.7).config()
     assert measured.draft.acceptance == 0.7
 
