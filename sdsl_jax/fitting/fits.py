@@ -226,9 +226,8 @@ def _described(
     doubts: list[str],
     valid: dict[str, tuple[float, float]],
 ) -> list[LawFit]:
-    """The fits with what is to be said of their table."""
-    # Rows that the best law does not describe are a matter of the table, whichever law is asked
-    # for.
+    """The fits with the warnings about their table and its ranges."""
+    # Rows far from the best law are a matter of the table, whichever law is used.
     best = fits[0]
     far = table_warnings.residual_warnings(
         best.residuals, len(best.record.coefficients), best.record.residual_unit, read.lines

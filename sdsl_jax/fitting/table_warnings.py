@@ -1,4 +1,4 @@
-"""What makes one doubt that a table means what the fit takes it for: a sentence each, with the figure."""
+"""Signs that a table does not mean what the fit takes it for: a sentence each, with the number behind it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from sdsl_jax.fitting.acceptance import PairTable
 from sdsl_jax.fitting.loss import LossTable
 from sdsl_jax.theory import BESIROGLU
 
-# ln of a vocabulary of 160,000: what a model loses that knows nothing.
+# ln of a vocabulary of 160,000: the loss of a uniform guess.
 _LARGEST_LOSS = 12.0
-# What a model loses that only knows how frequent each token is: some 7 to 8 nats with the usual
-# vocabularies.
+# The loss of a model that only knows token frequencies: 7 to 8 nats with the usual vocabularies.
 _UNTRAINED_LOSS = 7.5
 # Times the loss that a published law gives; other texts and vocabularies move it by less.
 _HIGH_LOSS = 1.6
@@ -33,17 +32,17 @@ _RISES = 3.3
 _LARGE_RESIDUAL = {"log of the loss": 0.04, "acceptance probability": 0.05}
 # A row is far off beyond so many typical residuals, if it is also off by so much.
 _FAR, _OFF = 6.0, {"log of the loss": 0.03, "acceptance probability": 0.05}
-# Fewer rows beyond the coefficients do not show what residual is typical.
+# With fewer rows beyond the coefficients, the typical residual is unknown.
 _SPARE_ROWS = 4
 
 
 def loss_table_warnings(table: LossTable, lines: np.ndarray, runs_are_sizes: bool) -> list[str]:
-    """What is odd about a table of losses before anything is fitted to it.
+    """Warnings about a table of losses, before a fit.
 
     Args:
-      table: the models.
-      lines: line of the file of each row.
-      runs_are_sizes: whether rows count as one training run because they are of one size.
+      table: Trained models.
+      lines: Line of the file of each row.
+      runs_are_sizes: Whether rows of one size count as one training run.
     """
     points = zip(table.params.tolist(), table.tokens.tolist(), table.rungs.tolist())
     warnings = [
@@ -61,11 +60,11 @@ def loss_table_warnings(table: LossTable, lines: np.ndarray, runs_are_sizes: boo
 
 
 def pair_table_warnings(table: PairTable, lines: np.ndarray) -> list[str]:
-    """What is odd about a table of pairs before anything is fitted to it.
+    """Warnings about a table of pairs, before a fit.
 
     Args:
-      table: the pairs.
-      lines: line of the file of each row.
+      table: Measured pairs.
+      lines: Line of the file of each row.
     """
     draft, target = table.draft, table.target
     warnings = []
@@ -97,16 +96,16 @@ def pair_table_warnings(table: PairTable, lines: np.ndarray) -> list[str]:
 def residual_warnings(
     residuals: Float[np.ndarray, " n"], coefficients: int, unit: str, lines: np.ndarray
 ) -> list[str]:
-    """Rows that the robust loss all but ignores, and whether the others lie near the law.
+    """Warnings about rows that the robust loss all but ignores, and about a large typical residual.
 
     The typical residual is 1.48 times the median of all but the smallest `coefficients`, which a
-    robust fit may run through.
+    robust fit may pass through exactly.
 
     Args:
-      residuals: predicted − measured.
-      coefficients: how many the law has.
-      unit: of the residuals, as `LawFit.residual_unit`.
-      lines: line of the file of each row.
+      residuals: Predicted − measured.
+      coefficients: Number of coefficients of the law.
+      unit: Unit of the residuals, as `LawRecord.residual_unit`.
+      lines: Line of the file of each row.
     """
     sizes = np.abs(residuals)
     if len(sizes) < coefficients + _SPARE_ROWS:
@@ -154,7 +153,7 @@ def _of_the_unit(losses: np.ndarray, name: str) -> list[str]:
 def _of_the_level(
     params: np.ndarray, tokens: np.ndarray, losses: np.ndarray, name: str
 ) -> list[str]:
-    """Whether losses are far above those of published models of these sizes and tokens (20 a parameter where not known)."""
+    """Warns of losses far above those of published models of these sizes and tokens (20 per parameter where unknown)."""
     trained = np.where(np.isfinite(tokens), tokens, 20 * params)
     times = float(np.median(losses / np.asarray(BESIROGLU(params, trained))))
     if times < _HIGH_LOSS:
@@ -166,7 +165,7 @@ def _of_the_level(
 
 
 def _of_rows(some: int, rows: int) -> str:
-    """The subject of a sentence that goes on with what these rows have."""
+    """The start of a sentence about some of the rows: "3 of 20 rows have"."""
     return f"{some} of {rows} rows {'has' if some == 1 else 'have'}"
 
 
@@ -204,7 +203,7 @@ def _of_the_ratios(ratios: np.ndarray) -> list[str]:
 def _of_repeated_rows(
     points: Iterable[tuple[Any, ...]], values: np.ndarray, lines: np.ndarray, same: str, value: str
 ) -> list[str]:
-    """Rows that say the same thing twice, and rows that say two things of one model."""
+    """Warns of rows that repeat another, and of rows that differ in the value for one model."""
     rows: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for i, point in enumerate(points):
         rows[point].append(i)
@@ -247,7 +246,7 @@ def _of_near_sizes(params: np.ndarray) -> list[str]:
 
 
 def _of_the_gaps(table: PairTable) -> list[str]:
-    """Whether α rises with how much worse than their targets drafts are, by least squares on the means of each draft."""
+    """Warns if α rises with the loss gap, by least squares on the means of each draft."""
     draft_loss = np.asarray(table.draft.loss)
     points = np.stack([np.asarray(table.draft.params), draft_loss], 1)
     drafts = np.unique(points, axis=0, return_inverse=True)[1].ravel()
@@ -267,7 +266,7 @@ def _of_the_gaps(table: PairTable) -> list[str]:
 
 
 def _of_the_slopes(table: LossTable) -> list[str]:
-    """Whether the loss rises with size or tokens, the other held fixed, by least squares on logarithms."""
+    """Warns if the loss rises with size or tokens, the other fixed, by least squares on logarithms."""
     x, y, z = (np.log(values) for values in (table.params, table.tokens, table.loss))
     design = np.stack([np.ones_like(x), x - x.mean(), y - y.mean()], 1)
     spare, lengths = len(z) - 3, np.linalg.norm(design, axis=0)

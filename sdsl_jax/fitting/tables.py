@@ -1,4 +1,4 @@
-"""Anybody's tables, and our own records, as what the fits read."""
+"""Tables of users, and records of studies, read for the fits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from sdsl_jax.theory import ModelPoint
 
 # Columns of a table of pairs that stands by itself.
 PAIR_COLUMNS = ("draft_params", "draft_loss", "target_params", "target_loss", "alpha")
-# What the sizes of a table count that is not ours: nothing says.
+# A table of a user does not say what its sizes count.
 _OWN_COUNT = "the table's"
 # Training FLOPs of a token for each parameter, as Kaplan et al. count them.
 _FLOPS_PER_TOKEN = 6.0
@@ -50,11 +50,9 @@ class Choice:
     """Which rows of a table are read, and how.
 
     Attributes:
-      where: rows to read, as `row_filter` describes; all if empty.
-      skip_incomplete: leave out rows that lack a value that is needed, instead of refusing the
-        table.
-      loss_unit: of the losses: per token, in nats or bits, or perplexities. What is read is in
-        nats.
+      where: Rows to read, as `row_filter` describes; all if empty.
+      skip_incomplete: Leave out rows that lack a needed value, instead of refusing the table.
+      loss_unit: Unit of the losses in the table, per token. They are converted to nats.
     """
 
     where: str = ""
@@ -63,7 +61,14 @@ class Choice:
 
 
 class ReadTable(NamedTuple):
-    """A table, the line of each of its rows, what its sizes count, and what had to be chosen or left out in reading it."""
+    """A table as it was read.
+
+    Attributes:
+      table: A `LossTable` or a `PairTable`.
+      lines: Line of the file of each row.
+      params_count: What its sizes count.
+      notes: What was chosen or left out in reading it, a sentence each.
+    """
 
     table: Any
     lines: np.ndarray
@@ -115,17 +120,17 @@ def read_loss_table(
 
     Args:
       source: The table; `models.csv` of a study as it is.
-      params_column: holds N.
-      tokens_column: holds D; not read if there is a `flops_column`.
-      loss_column: holds the loss.
-      rung_column: holds the name of the training run that a row belongs to; if empty, rows of one
-        size (and, in our records, one role and seed) count as one run.
-      max_epochs: rows whose column `epochs`, if there is one, exceeds it are left out.
-      flops_column: holds the training FLOPs C, from which D = C/(6N).
-      choice: of rows and units.
+      params_column: Column with the sizes N.
+      tokens_column: Column with the training tokens D; not read if there is a `flops_column`.
+      loss_column: Column with the losses.
+      rung_column: Column with the name of the training run. If empty, rows of one size (and, in our
+        records, one role and seed) count as one run.
+      max_epochs: Rows whose column `epochs`, if there is one, exceeds it are left out.
+      flops_column: Column with the training FLOPs C, from which D = C/(6N).
+      choice: Which rows are read, and in which unit.
 
     Raises:
-      SdslError: the file cannot be read, lacks a column, or holds a value that is not a positive
+      SdslError: The table cannot be read, lacks a column, or holds a value that is not a positive
         number.
     """
     read = {"--params-column": params_column, "--loss-column": loss_column}
@@ -181,20 +186,21 @@ def read_pair_table(
     """A table of measured pairs: `acceptance.csv` of a study beside its `models.csv`, or a table with
     the columns `PAIR_COLUMNS`.
 
-    A table of one's own may also hold draft_tokens, and draft_id, whose rows are resampled
-    together; without it, rows of one size are.
+    Such a table may also hold draft_tokens, and draft_id. Rows of one draft_id are resampled
+    together; without it, rows of one size.
 
     Args:
       source: The table.
       models: Records of the models, where the pairs only name them; `models.csv` beside the table
         if None.
-      estimator: rows of our records to take.
-      domain: rows to take, where the table has a column domain; the most frequent if None.
-      temperature: likewise.
-      choice: of rows and units.
+      estimator: Estimator whose rows are read, in records of a study.
+      domain: Domain whose rows are read, where the table has a column domain; the most frequent if
+        None.
+      temperature: Temperature whose rows are read; the most frequent if None.
+      choice: Which rows are read, and in which unit.
 
     Raises:
-      SdslError: the file cannot be read, or holds too few rows, no such rows, or impossible values.
+      SdslError: The table cannot be read, or holds too few rows, no such rows, or impossible values.
     """
     whole = open_table(source)
     path = whole.path
@@ -221,16 +227,14 @@ def read_pair_table(
             f"{path} holds no rows of the estimator {estimator}; it has {listed_names(list(dict.fromkeys(estimators)))}.",
         )
         frame = frame.rows_where(kept)
-    for name, wanted in (("domain", domain), ("temperature", temperature)):
+    for name, asked in (("domain", domain), ("temperature", temperature)):
         if name not in frame:
-            require(
-                wanted is None, f"{path} has no column {name}, so that no {name} can be chosen."
-            )
+            require(asked is None, f"{path} has no column {name}, so that no {name} can be chosen.")
             continue
         cells = frame.column(name)
         values = frequent_values(cells)
         require(values, f"{path} has a column {name} that is empty; fill it in, or leave it out.")
-        chosen = values[0] if wanted is None else str(wanted)
+        chosen = values[0] if asked is None else str(asked)
         kept = [value_key(cell) == value_key(chosen) for cell in cells]
         require(
             any(kept),
@@ -265,7 +269,7 @@ def read_pair_table(
 def _chosen_rows(
     table: CsvTable, choice: Choice, needed: tuple[str, ...]
 ) -> tuple[CsvTable, list[str]]:
-    """The rows that are asked for, and what was left out."""
+    """The rows that were asked for, and notes on what was left out."""
     table.require_columns(*needed)
     notes = list(table.notes)
     if choice.where.strip():
@@ -289,10 +293,10 @@ def _says_anything(table: CsvTable, name: str) -> bool:
 
 
 def _run_names(table: CsvTable, name: str) -> list[Any]:
-    """What tells the training runs of a column apart.
+    """The keys of the training runs in a column.
 
     Raises:
-      SdslError: a row names no run, so that it would be one with all others that name none.
+      SdslError: A row names no run; all such rows would count as one.
     """
     cells = table.column(name)
     for cell, line in zip(cells, table.lines):
@@ -308,18 +312,16 @@ def _of_the_name(column: str, unit: LossUnit) -> list[str]:
     words = set(re.split("[^a-z0-9]+", column.lower()))
     for stated, names in _UNITS_OF_LOSS.items():
         if words & names:
-            known = (
-                f"; --loss-unit {stated} reads it as such" if stated in get_args(LossUnit) else ""
+            advice = (
+                "multiply bits per byte by bytes per token, and read them with --loss-unit bits"
             )
-            known = (
-                known
-                or "; multiply bits per byte by bytes per token, and read them with --loss-unit bits"
-            )
+            if stated in get_args(LossUnit):
+                advice = f"--loss-unit {stated} reads it as such"
             return (
                 []
                 if unit == stated or (unit == "bits" and stated == "bits per byte")
                 else [
-                    f"the name of the column {column} says {stated}, and it is read as {unit}{known}"
+                    f"the name of the column {column} says {stated}, and it is read as {unit}; {advice}"
                 ]
             )
     return []
@@ -341,7 +343,7 @@ def _losses(table: CsvTable, name: str, unit: LossUnit) -> np.ndarray:
 
 
 def _labels(*keys: Sequence[Any] | np.ndarray) -> np.ndarray:
-    """A number for each row, the same for rows whose keys are all equal, in the order in which they appear."""
+    """A number for each row, in order of appearance; rows with equal keys share it."""
     numbers: dict[Any, int] = {}
     return np.asarray([numbers.setdefault(key, len(numbers)) for key in zip(*keys)])
 
@@ -349,7 +351,7 @@ def _labels(*keys: Sequence[Any] | np.ndarray) -> np.ndarray:
 def _by_record(
     frame: CsvTable, alpha: np.ndarray, models: Path | None, estimator: str, notes: list[str]
 ) -> tuple[PairTable, np.ndarray]:
-    """The pairs whose models are known, and which rows these are."""
+    """The pairs whose models have a record, and a mask of their rows."""
     source = frame.path.parent / "models.csv" if models is None else models
     require(
         source.exists(),
