@@ -44,6 +44,10 @@ from sdsl_jax.config import StudyConfig, from_dict
 from sdsl_jax.models import ModelConfig
 from sdsl_jax.study import run_study
 
+# A vector meets a matrix only along an axis that the code names: broadcasting between different
+# ranks is an error.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
 # Traces are millions of small objects that live long: looking through them as often as Python does
 # takes a twentieth of the time.
 gc.set_threshold(100_000, 20, 50)
