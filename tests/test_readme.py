@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import sdsl_jax
-
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
@@ -58,21 +56,18 @@ def test_the_decoder():
     assert [int(x) for x in events.emitted.sum(axis=1)] == [40, 20]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/measuring.md"])
-def test_a_shipped_model_decodes_a_string(page, monkeypatch):
+def test_the_readme(monkeypatch):
     monkeypatch.chdir(ROOT)
-    names, text = run(python_blocks(page)[0])
-    assert text.startswith("Fellow citizens of the Senate")
-    assert int(names["run"].events.emitted.sum()) == 96
+    names, text = run("".join(python_blocks("README.md")))
+    assert len(text) > 48
+    assert 0 < names["pair"].acceptance.estimate < 1
+    assert names["answer"].speculate
 
 
-@pytest.mark.skipif(
-    "Problem" not in sdsl_jax.__all__, reason="the public API is not complete in this version"
-)
-def test_the_whole_workflow(monkeypatch):
+def test_a_shipped_model_decodes_a_string(monkeypatch):
     monkeypatch.chdir(ROOT)
-    names, _ = run(python_blocks("README.md")[1])
-    assert 0 < float(names["pair"].acceptance.mean) < 1
+    _, text = run(python_blocks("docs/measuring.md")[0])
+    assert len(text) > 48
 
 
 def test_a_problem_is_solved_from_python():
