@@ -8,21 +8,37 @@ import numpy as np
 import pytest
 
 from sdsl_jax.errors import SdslError
-from sdsl_jax.records.documents import described, from_json, schema_of, to_json
+from sdsl_jax.records.documents import from_json, schema_of, to_json
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    x: float = described("abscissa, in metres")
-    name: str = described("label", default="")
+    """A point.
+
+    Attributes:
+      x: abscissa, in metres
+      name: label
+    """
+
+    x: float
+    name: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    points: tuple[Point, ...] = described("in order")
-    ends: tuple[float, float] | None = described("both ends")
-    by_name: dict[str, Point] = described("by name", default_factory=dict)
-    count: int | None = described("how many", default=None)
+    """A curve.
+
+    Attributes:
+      points: points of the curve, in the order in which a pen
+        that draws it would pass them
+      ends: both ends
+      by_name: the same points by name
+    """
+
+    points: tuple[Point, ...]
+    ends: tuple[float, float] | None
+    by_name: dict[str, Point] = dataclasses.field(default_factory=dict)
+    count: int | None = None
 
 
 CURVE = Curve((Point(1.0), Point(math.inf, "b")), (0.5, 2.0), {"b": Point(2.0, "b")})
@@ -57,7 +73,9 @@ def test_a_missing_key_is_named():
         from_json(Curve, {"points": []}, "the file")
 
 
-def test_the_schema_describes_nested_keys():
+def test_the_schema_takes_the_meaning_of_keys_from_docstrings():
     keys = schema_of(Curve)
+    assert keys["points"]["description"].endswith("in which a pen that draws it would pass them")
+    assert keys["count"]["description"] == ""
     assert keys["points"]["keys"]["x"] == {"type": "float", "description": "abscissa, in metres"}
     assert keys["by_name"]["keys"]["name"]["description"] == "label"

@@ -17,7 +17,6 @@ from sdsl_jax.fitting.acceptance import FEW_TARGETS
 from sdsl_jax.fitting.forms import form_of
 from sdsl_jax.fitting.law_files import LawRecord
 from sdsl_jax.records import ModelRecord
-from sdsl_jax.records.documents import described
 from sdsl_jax.statistics import quantile_interval
 from sdsl_jax.theory import (
     AcceptanceLaw,
@@ -43,53 +42,89 @@ _OF_DATA = ("b", "alpha_D", "D_c")
 
 @dataclass(frozen=True)
 class Claim:
-    """A conclusion of the paper, and whether it holds on this ladder."""
+    """A conclusion of the paper, and whether it holds on this ladder.
 
-    claim: str = described("the conclusion")
-    quantity: str = described("what was estimated, and what counts as a yes")
-    estimate: float = described("its estimate")
-    low: float = described("lower end of its interval")
-    high: float = described("upper end of its interval")
-    answer: str = described("yes, no or undecided")
+    Attributes:
+      claim: the conclusion
+      quantity: what was estimated, and what counts as a yes
+      estimate: its estimate
+      low: lower end of its interval
+      high: upper end of its interval
+      answer: yes, no or undecided
+    """
+
+    claim: str
+    quantity: str
+    estimate: float
+    low: float
+    high: float
+    answer: str
 
 
 @dataclass(frozen=True)
 class Claims:
-    """The paper's conclusions with the answers of one ladder."""
+    """The paper's conclusions with the answers of one ladder.
 
-    claims: list[Claim] = described("the conclusions")
-    acceptance_law: str = described("acceptance law that the optima were computed with")
-    targets: list[str] = described("targets that the optima are for, the smallest first")
-    basis: str = described("how the numbers were computed")
+    Attributes:
+      claims: the conclusions
+      acceptance_law: acceptance law that the optima were computed with
+      targets: targets that the optima are for, the smallest first
+      basis: how the numbers were computed
+    """
+
+    claims: list[Claim]
+    acceptance_law: str
+    targets: list[str]
+    basis: str
 
 
 @dataclass(frozen=True)
 class Effects:
-    """Changes of the optimum."""
+    """Changes of the optimum.
 
-    log_draft_params: float = described("change of ln N*")
-    lookahead: float = described("change of γ*")
-    log_speedup: float = described("change of ln S*")
+    Attributes:
+      log_draft_params: change of ln N*
+      lookahead: change of γ*
+      log_speedup: change of ln S*
+    """
+
+    log_draft_params: float
+    lookahead: float
+    log_speedup: float
 
 
 @dataclass(frozen=True)
 class CoefficientEffects(Effects):
-    """What one standard error of a coefficient is worth."""
+    """What one standard error of a coefficient is worth.
 
-    law: str = described("loss or acceptance")
-    coefficient: str = described("its name; ln in front where its logarithm was moved")
-    standard_error: float = described("standard deviation of its bootstrap draws")
+    Attributes:
+      law: loss or acceptance
+      coefficient: its name; ln in front where its logarithm was moved
+      standard_error: standard deviation of its bootstrap draws
+    """
+
+    law: str
+    coefficient: str
+    standard_error: float
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What moves the optimum of the largest target."""
+    """What moves the optimum of the largest target.
 
-    target: str = described("target that the optimum is for")
-    acceptance_law: str = described("acceptance law that it was computed with")
-    rows: list[CoefficientEffects] = described("coefficients, those that move N* most first")
-    joint: Effects = described("standard deviations over joint draws of all coefficients")
-    basis: str = described("how the numbers were computed")
+    Attributes:
+      target: target that the optimum is for
+      acceptance_law: acceptance law that it was computed with
+      rows: coefficients, those that move N* most first
+      joint: standard deviations over joint draws of all coefficients
+      basis: how the numbers were computed
+    """
+
+    target: str
+    acceptance_law: str
+    rows: list[CoefficientEffects]
+    joint: Effects
+    basis: str
 
 
 class _Answer(NamedTuple):

@@ -16,7 +16,6 @@ from sdsl_jax.fitting import FittedLaws
 from sdsl_jax.fitting.hardware import record_shape
 from sdsl_jax.hardware import HardwareFile
 from sdsl_jax.records import ModelRecord, RunRecord
-from sdsl_jax.records.documents import described
 from sdsl_jax.theory import DraftProblem, HardwareCost, ModelPoint, tokens_per_round
 from sdsl_jax.theory.hardware import Load, pass_time, round_time
 
@@ -34,139 +33,225 @@ _BASIS = (
 
 @dataclass(frozen=True)
 class TimedDecoder:
-    """One speculative decoder: what it did on the clock, and what was predicted of it."""
+    """One speculative decoder: what it did on the clock, and what was predicted of it.
 
-    draft_id: str = described("its draft")
-    draft_params: int = described("non-embedding parameters of the draft")
-    target_id: str = described("its target")
-    target_params: int = described("non-embedding parameters of the target")
-    lookahead: int = described("γ")
-    batch: int = described("rows")
-    speedup: float = described("measured S: median over repetitions")
-    speedup_low: float = described("smallest S of a repetition")
-    speedup_high: float = described("largest S of a repetition")
-    predicted: float = described("S predicted by laws and device")
-    predicted_with_tokens: float = described("S by the device, given the measured tokens per round")
-    tokens_per_round: float = described("measured, of a row")
-    acceptance: float = described("predicted by the laws")
-    round_seconds: float = described("measured seconds of a round")
-    predicted_round_seconds: float = described("by the device")
+    Attributes:
+      draft_id: its draft
+      draft_params: non-embedding parameters of the draft
+      target_id: its target
+      target_params: non-embedding parameters of the target
+      lookahead: γ
+      batch: rows
+      speedup: measured S: median over repetitions
+      speedup_low: smallest S of a repetition
+      speedup_high: largest S of a repetition
+      predicted: S predicted by laws and device
+      predicted_with_tokens: S by the device, given the measured tokens per round
+      tokens_per_round: measured, of a row
+      acceptance: predicted by the laws
+      round_seconds: measured seconds of a round
+      predicted_round_seconds: by the device
+    """
+
+    draft_id: str
+    draft_params: int
+    target_id: str
+    target_params: int
+    lookahead: int
+    batch: int
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    predicted: float
+    predicted_with_tokens: float
+    tokens_per_round: float
+    acceptance: float
+    round_seconds: float
+    predicted_round_seconds: float
 
 
 @dataclass(frozen=True)
 class ShapedDecoder(TimedDecoder):
-    """A decoder whose draft is one of several shapes of a size."""
+    """A decoder whose draft is one of several shapes of a size.
 
-    layers: int = described("layers of the draft")
-    width: int = described("width of the draft")
-    loss_nats: float = described("test loss of the draft, nats per token")
+    Attributes:
+      layers: layers of the draft
+      width: width of the draft
+      loss_nats: test loss of the draft, nats per token
+    """
+
+    layers: int
+    width: int
+    loss_nats: float
 
 
 @dataclass(frozen=True)
 class SpeedupErrors:
-    """How far predicted S lies from measured S."""
+    """How far predicted S lies from measured S.
 
-    n: int = described("decoders")
-    median_absolute: float = described("median absolute relative error")
-    mean: float = described("mean relative error")
-    worst: float = described("largest absolute relative error")
-    rank_correlation: float = described("Spearman's, mean over targets")
-    noise: float = described("median absolute relative error of a measured median")
+    Attributes:
+      n: decoders
+      median_absolute: median absolute relative error
+      mean: mean relative error
+      worst: largest absolute relative error
+      rank_correlation: Spearman's, mean over targets
+      noise: median absolute relative error of a measured median
+    """
+
+    n: int
+    median_absolute: float
+    mean: float
+    worst: float
+    rank_correlation: float
+    noise: float
 
 
 @dataclass(frozen=True)
 class PredictedDesign:
-    """What to train and how far to speculate by laws and device, before any draft is there."""
+    """What to train and how far to speculate by laws and device, before any draft is there.
 
-    draft_params: float = described("N*, non-embedding parameters")
-    lookahead: float = described("γ*")
-    speedup: float = described("S*")
+    Attributes:
+      draft_params: N*, non-embedding parameters
+      lookahead: γ*
+      speedup: S*
+    """
+
+    draft_params: float
+    lookahead: float
+    speedup: float
 
 
 @dataclass(frozen=True)
 class ClockChoice:
-    """For one target: the predicted choice, the best one measured, and what each way of choosing loses."""
+    """For one target: the predicted choice, the best one measured, and what each way of choosing loses.
 
-    target_id: str = described("the target")
-    target_params: int = described("its non-embedding parameters")
-    optimum: PredictedDesign = described("the predicted optimum over sizes and lookaheads")
-    chosen: TimedDecoder = described("the decoder of largest predicted S")
-    best: TimedDecoder = described("the decoder of largest measured S")
-    pays_predicted: bool = described(
-        "whether the chosen decoder is predicted to beat plain decoding"
-    )
-    pays_measured: bool = described("whether the best decoder beats plain decoding")
-    pays_in_repetitions: float = described("share of repetitions in which the best decoder does")
-    rank_correlation: float = described("Spearman's between predicted and measured S")
-    regret: dict[str, float] = described("by way of choosing: share of the best measured S lost")
-    regret_with_plain: dict[str, float] = described("the same where plain decoding may be chosen")
-    regret_in_sample: dict[str, float] = described("the same, chosen and judged on all repetitions")
+    Attributes:
+      target_id: the target
+      target_params: its non-embedding parameters
+      optimum: the predicted optimum over sizes and lookaheads
+      chosen: the decoder of largest predicted S
+      best: the decoder of largest measured S
+      pays_predicted: whether the chosen decoder is predicted to beat plain decoding
+      pays_measured: whether the best decoder beats plain decoding
+      pays_in_repetitions: share of repetitions in which the best decoder does
+      rank_correlation: Spearman's between predicted and measured S
+      regret: by way of choosing: share of the best measured S lost
+      regret_with_plain: the same where plain decoding may be chosen
+      regret_in_sample: the same, chosen and judged on all repetitions
+    """
+
+    target_id: str
+    target_params: int
+    optimum: PredictedDesign
+    chosen: TimedDecoder
+    best: TimedDecoder
+    pays_predicted: bool
+    pays_measured: bool
+    pays_in_repetitions: float
+    rank_correlation: float
+    regret: dict[str, float]
+    regret_with_plain: dict[str, float]
+    regret_in_sample: dict[str, float]
 
 
 @dataclass(frozen=True)
 class BatchPoint:
-    """The best of the same few decoders at one batch."""
+    """The best of the same few decoders at one batch.
 
-    batch: int = described("rows")
-    measured: float = described("S of the decoder that is measured to be the best")
-    predicted: float = described("S of the decoder that is predicted to be the best")
-    measured_at_predicted: float = described("measured S of that decoder")
+    Attributes:
+      batch: rows
+      measured: S of the decoder that is measured to be the best
+      predicted: S of the decoder that is predicted to be the best
+      measured_at_predicted: measured S of that decoder
+    """
+
+    batch: int
+    measured: float
+    predicted: float
+    measured_at_predicted: float
 
 
 @dataclass(frozen=True)
 class BatchCurve:
-    """Up to which batch speculation pays for one target."""
+    """Up to which batch speculation pays for one target.
 
-    target_id: str = described("the target")
-    target_params: int = described("its non-embedding parameters")
-    points: list[BatchPoint] = described("batches, the smallest first")
-    pays_up_to_measured: float | str = described(
-        "batch at which measured S falls to 1; all or none"
-    )
-    pays_up_to_predicted: float | str = described("the same of predicted S")
+    Attributes:
+      target_id: the target
+      target_params: its non-embedding parameters
+      points: batches, the smallest first
+      pays_up_to_measured: batch at which measured S falls to 1; all or none
+      pays_up_to_predicted: the same of predicted S
+    """
+
+    target_id: str
+    target_params: int
+    points: list[BatchPoint]
+    pays_up_to_measured: float | str
+    pays_up_to_predicted: float | str
 
 
 @dataclass(frozen=True)
 class ShapeComparison:
-    """Drafts of one size and budget, and different depth, with one target and lookahead."""
+    """Drafts of one size and budget, and different depth, with one target and lookahead.
 
-    target_id: str = described("the target")
-    lookahead: int = described("γ")
-    draft_params: int = described("non-embedding parameters of the drafts")
-    drafts: list[ShapedDecoder] = described("decoders, the fewest layers first")
-    fastest_predicted: int = described("layers of the draft with the shortest predicted round")
-    fastest_measured: int = described("layers of the draft with the shortest measured round")
-    best_predicted: int = described("layers of the draft with the largest predicted S")
-    best_measured: int = described("layers of the draft with the largest measured S")
+    Attributes:
+      target_id: the target
+      lookahead: γ
+      draft_params: non-embedding parameters of the drafts
+      drafts: decoders, the fewest layers first
+      fastest_predicted: layers of the draft with the shortest predicted round
+      fastest_measured: layers of the draft with the shortest measured round
+      best_predicted: layers of the draft with the largest predicted S
+      best_measured: layers of the draft with the largest measured S
+    """
+
+    target_id: str
+    lookahead: int
+    draft_params: int
+    drafts: list[ShapedDecoder]
+    fastest_predicted: int
+    fastest_measured: int
+    best_predicted: int
+    best_measured: int
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Predicted against measured speed-ups on the clock."""
+    """Predicted against measured speed-ups on the clock.
 
-    cells: list[TimedDecoder] = described("every decoder that was timed")
-    error: SpeedupErrors | None = described("errors over drafts of the ladder, in single rows")
-    error_of_costs: SpeedupErrors | None = described(
-        "the same, given the measured tokens per round"
-    )
-    error_of_unseen_targets: SpeedupErrors | None = described(
-        "errors over targets that no law was fitted to"
-    )
-    targets: list[ClockChoice] = described("choices for every target")
-    mean_regret: dict[str, float] = described("regret by way of choosing, mean over targets")
-    mean_regret_with_plain: dict[str, float] = described(
-        "the same where plain decoding may be chosen"
-    )
-    mean_regret_in_sample: dict[str, float] = described(
-        "the same, chosen and judged on all repetitions"
-    )
-    batches: list[BatchCurve] = described("targets that were decoded in batches")
-    batch_error: SpeedupErrors | None = described("errors over decoders in batches")
-    shapes: list[ShapeComparison] = described("drafts of one size and different depth")
-    repetitions: int = described("repetitions of every decoder")
-    device: str = described("device that was timed")
-    threads: int = described("threads of a computation on a CPU")
-    basis: str = described("how the numbers were computed")
+    Attributes:
+      cells: every decoder that was timed
+      error: errors over drafts of the ladder, in single rows
+      error_of_costs: the same, given the measured tokens per round
+      error_of_unseen_targets: errors over targets that no law was fitted to
+      targets: choices for every target
+      mean_regret: regret by way of choosing, mean over targets
+      mean_regret_with_plain: the same where plain decoding may be chosen
+      mean_regret_in_sample: the same, chosen and judged on all repetitions
+      batches: targets that were decoded in batches
+      batch_error: errors over decoders in batches
+      shapes: drafts of one size and different depth
+      repetitions: repetitions of every decoder
+      device: device that was timed
+      threads: threads of a computation on a CPU
+      basis: how the numbers were computed
+    """
+
+    cells: list[TimedDecoder]
+    error: SpeedupErrors | None
+    error_of_costs: SpeedupErrors | None
+    error_of_unseen_targets: SpeedupErrors | None
+    targets: list[ClockChoice]
+    mean_regret: dict[str, float]
+    mean_regret_with_plain: dict[str, float]
+    mean_regret_in_sample: dict[str, float]
+    batches: list[BatchCurve]
+    batch_error: SpeedupErrors | None
+    shapes: list[ShapeComparison]
+    repetitions: int
+    device: str
+    threads: int
+    basis: str
 
 
 class Cell(NamedTuple):

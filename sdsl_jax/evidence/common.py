@@ -13,7 +13,7 @@ from jax.scipy.special import betainc
 from jaxtyping import Bool
 
 from sdsl_jax.records import AcceptanceRecord, ExpectedRecord, ModelRecord
-from sdsl_jax.records.documents import described, to_json
+from sdsl_jax.records.documents import to_json
 from sdsl_jax.statistics import ratio_interval, student_quantile
 from sdsl_jax.theory import speedup
 
@@ -33,19 +33,30 @@ class Sparse:
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate with its interval; both ends are NaN where the interval is unknown."""
+    """An estimate with its interval; both ends are NaN where the interval is unknown.
 
-    estimate: float = described("estimate")
-    low: float = described("lower end of its interval")
-    high: float = described("upper end of its interval")
+    Attributes:
+      estimate: estimate
+      low: lower end of its interval
+      high: upper end of its interval
+    """
+
+    estimate: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class Mean(Estimate):
-    """A mean over rows that belong to clusters."""
+    """A mean over rows that belong to clusters.
 
-    n: int = described("rows")
-    clusters: int = described("independent clusters of rows")
+    Attributes:
+      n: rows
+      clusters: independent clusters of rows
+    """
+
+    n: int
+    clusters: int
 
 
 def clustered_mean(

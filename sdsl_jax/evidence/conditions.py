@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -13,7 +13,6 @@ from sdsl_jax.evidence.common import BY_DRAFTS, Estimate, Mean, clustered_mean, 
 from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.fitting import fit_gap_laws
 from sdsl_jax.records import AcceptanceRecord, ModelRecord
-from sdsl_jax.records.documents import described
 from sdsl_jax.statistics import bootstrap_weights, quantile_interval
 
 EXACT = ("teacher_forced_text", "teacher_forced_samples")
@@ -24,123 +23,204 @@ Summary = TypeVar("Summary")
 
 @dataclass(frozen=True)
 class TemperatureRow:
-    """Acceptance at one temperature, and the law there."""
+    """Acceptance at one temperature, and the law there.
 
-    temperature: float = described("sampling temperature")
-    alpha: Mean = described("α, mean over pairs")
-    change: Mean = described("change of α against the reference, within pairs")
-    level: Estimate = described("level of the logit law in the loss gap")
-    slope: Estimate = described("its slope, per nat")
+    Attributes:
+      temperature: sampling temperature
+      alpha: α, mean over pairs
+      change: change of α against the reference, within pairs
+      level: level of the logit law in the loss gap
+      slope: its slope, per nat
+    """
+
+    temperature: float
+    alpha: Mean
+    change: Mean
+    level: Estimate
+    slope: Estimate
 
 
 @dataclass(frozen=True)
 class GapLaw:
-    """A law in the loss gap that knows more or less of the temperature."""
+    """A law in the loss gap that knows more or less of the temperature.
 
-    law: str = described("ignored, level, level_and_slope or line")
-    coefficients: int = described("how many coefficients it has")
-    left_out_rmse: float = described("root mean square error on left-out draft sizes")
-    squared_error_change: Mean = described("squared error minus that of ignoring the temperature")
+    Attributes:
+      law: ignored, level, level_and_slope or line
+      coefficients: how many coefficients it has
+      left_out_rmse: root mean square error on left-out draft sizes
+      squared_error_change: squared error minus that of ignoring the temperature
+    """
+
+    law: str
+    coefficients: int
+    left_out_rmse: float
+    squared_error_change: Mean
 
 
 @dataclass(frozen=True)
 class TemperatureVerdict:
-    """Whether a law must know the temperature."""
+    """Whether a law must know the temperature.
 
-    best_law: str = described("law of least error on left-out draft sizes")
-    temperature_needed: bool = described("whether it beats ignoring the temperature clearly")
+    Attributes:
+      best_law: law of least error on left-out draft sizes
+      temperature_needed: whether it beats ignoring the temperature clearly
+    """
+
+    best_law: str
+    temperature_needed: bool
 
 
 @dataclass(frozen=True)
 class ConditionPair:
-    """What figures draw: a pair under every condition."""
+    """What figures draw: a pair under every condition.
 
-    draft_id: str = described("the draft")
-    target_id: str = described("the target")
-    gap: float | list[float] = described("loss of draft minus loss of target, by domain if several")
-    alpha: list[float] = described("α by condition")
+    Attributes:
+      draft_id: the draft
+      target_id: the target
+      gap: loss of draft minus loss of target, by domain if several
+      alpha: α by condition
+    """
+
+    draft_id: str
+    target_id: str
+    gap: float | list[float]
+    alpha: list[float]
 
 
 @dataclass(frozen=True)
 class TemperatureSummary:
-    """Acceptance by temperature under one estimator."""
+    """Acceptance by temperature under one estimator.
 
-    reference: float = described("temperature that changes are against")
-    estimator: str = described("estimator of α")
-    by_temperature: list[TemperatureRow] = described("temperatures, the lowest first")
-    laws: list[GapLaw] = described("laws that know more or less of the temperature")
-    verdict: TemperatureVerdict = described("whether a law must know the temperature")
-    n: int = described("pairs measured at every temperature")
-    drafts: int = described("training runs of drafts")
+    Attributes:
+      reference: temperature that changes are against
+      estimator: estimator of α
+      by_temperature: temperatures, the lowest first
+      laws: laws that know more or less of the temperature
+      verdict: whether a law must know the temperature
+      n: pairs measured at every temperature
+      drafts: training runs of drafts
+    """
+
+    reference: float
+    estimator: str
+    by_temperature: list[TemperatureRow]
+    laws: list[GapLaw]
+    verdict: TemperatureVerdict
+    n: int
+    drafts: int
 
 
 @dataclass(frozen=True)
 class Temperature(TemperatureSummary):
-    """Acceptance by temperature."""
+    """Acceptance by temperature.
 
-    pairs: list[ConditionPair] = described("pairs at every temperature")
-    basis: str = described("how the numbers were computed")
-    also: list[TemperatureSummary] = described(
-        "the same by another estimator", default_factory=list
-    )
+    Attributes:
+      pairs: pairs at every temperature
+      basis: how the numbers were computed
+      also: the same by another estimator
+    """
+
+    pairs: list[ConditionPair]
+    basis: str
+    also: list[TemperatureSummary] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class DomainRow:
-    """Acceptance in one domain."""
+    """Acceptance in one domain.
 
-    domain: str = described("name of the domain")
-    alpha: Mean = described("α, mean over pairs")
-    change: Mean = described("change of α against the study's own text, within pairs")
-    mean_gap: float = described("mean loss gap in the domain, nats")
+    Attributes:
+      domain: name of the domain
+      alpha: α, mean over pairs
+      change: change of α against the study's own text, within pairs
+      mean_gap: mean loss gap in the domain, nats
+    """
+
+    domain: str
+    alpha: Mean
+    change: Mean
+    mean_gap: float
 
 
 @dataclass(frozen=True)
 class DomainErrors:
-    """Errors of the law of all other domains, given one kind of losses."""
+    """Errors of the law of all other domains, given one kind of losses.
 
-    rmse: float = described("root mean square error of α")
-    bias: Mean = described("predicted minus measured α")
+    Attributes:
+      rmse: root mean square error of α
+      bias: predicted minus measured α
+    """
+
+    rmse: float
+    bias: Mean
 
 
 @dataclass(frozen=True)
 class LeftOutDomain:
-    """A domain predicted from all others."""
+    """A domain predicted from all others.
 
-    domain: str = described("name of the domain")
-    base: DomainErrors = described("from losses on the study's own text")
-    own: DomainErrors = described("from losses in the domain itself")
-    squared_error_change: Mean = described("squared error, own minus base")
+    Attributes:
+      domain: name of the domain
+      base: from losses on the study's own text
+      own: from losses in the domain itself
+      squared_error_change: squared error, own minus base
+    """
+
+    domain: str
+    base: DomainErrors
+    own: DomainErrors
+    squared_error_change: Mean
 
 
 @dataclass(frozen=True)
 class DomainVerdict:
-    """Which losses carry the law over to a new domain."""
+    """Which losses carry the law over to a new domain.
 
-    better_loss: str = described("own, base or undecided")
+    Attributes:
+      better_loss: own, base or undecided
+    """
+
+    better_loss: str
 
 
 @dataclass(frozen=True)
 class DomainSummary:
-    """Acceptance by domain under one estimator."""
+    """Acceptance by domain under one estimator.
 
-    base: str = described("the study's own text")
-    estimator: str = described("estimator of α")
-    by_domain: list[DomainRow] = described("domains, the study's own text first")
-    left_out: list[LeftOutDomain] = described("each domain predicted from all others")
-    squared_error_change: Mean = described("squared error over all domains, own minus base")
-    verdict: DomainVerdict = described("which losses carry the law over")
-    n: int = described("pairs measured in every domain")
-    drafts: int = described("training runs of drafts")
+    Attributes:
+      base: the study's own text
+      estimator: estimator of α
+      by_domain: domains, the study's own text first
+      left_out: each domain predicted from all others
+      squared_error_change: squared error over all domains, own minus base
+      verdict: which losses carry the law over
+      n: pairs measured in every domain
+      drafts: training runs of drafts
+    """
+
+    base: str
+    estimator: str
+    by_domain: list[DomainRow]
+    left_out: list[LeftOutDomain]
+    squared_error_change: Mean
+    verdict: DomainVerdict
+    n: int
+    drafts: int
 
 
 @dataclass(frozen=True)
 class Domain(DomainSummary):
-    """Acceptance by domain."""
+    """Acceptance by domain.
 
-    pairs: list[ConditionPair] = described("pairs in every domain")
-    basis: str = described("how the numbers were computed")
-    also: list[DomainSummary] = described("the same by another estimator", default_factory=list)
+    Attributes:
+      pairs: pairs in every domain
+      basis: how the numbers were computed
+      also: the same by another estimator
+    """
+
+    pairs: list[ConditionPair]
+    basis: str
+    also: list[DomainSummary] = field(default_factory=list)
 
 
 class Grid(NamedTuple, Generic[Condition]):

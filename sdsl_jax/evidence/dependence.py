@@ -24,7 +24,6 @@ from sdsl_jax.evidence.common import (
 from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.fitting import DependenceFit, fit_dependence
 from sdsl_jax.records import ExpectedRecord
-from sdsl_jax.records.documents import described
 from sdsl_jax.theory import tokens_per_round
 
 # γ = 1 knows the dependence of neighbours alone, γ = 4 that of runs; see `fitting.dependence` for
@@ -38,39 +37,67 @@ _MODELS = ("geometric", "geometric_at_1", "geometric_fitted", "beta", "persisten
 
 @dataclass(frozen=True)
 class PairChange:
-    """How α̂ changes from γ = 1 to the largest lookahead, for one pair."""
+    """How α̂ changes from γ = 1 to the largest lookahead, for one pair.
 
-    draft_id: str = described("the draft")
-    target_id: str = described("the target")
-    change: float = described("change of α̂")
-    z: float = described("the change in standard errors")
-    low: float = described("lower end of its interval")
-    high: float = described("upper end of its interval")
-    p: float = described("two-sided p-value of no change")
-    rejected: bool = described("whether no change is rejected, after Holm's correction")
+    Attributes:
+      draft_id: the draft
+      target_id: the target
+      change: change of α̂
+      z: the change in standard errors
+      low: lower end of its interval
+      high: upper end of its interval
+      p: two-sided p-value of no change
+      rejected: whether no change is rejected, after Holm's correction
+    """
+
+    draft_id: str
+    target_id: str
+    change: float
+    z: float
+    low: float
+    high: float
+    p: float
+    rejected: bool
 
 
 @dataclass(frozen=True)
 class Constancy:
-    """Whether α̂ is the same at every lookahead."""
+    """Whether α̂ is the same at every lookahead.
 
-    lookahead: int = described("largest lookahead, at which α̂ is compared with that at γ = 1")
-    level: float = described("chance of any false rejection")
-    rejected: int = described("pairs in which no change is rejected")
-    n: int = described("pairs that were tested")
-    mean_change: Mean | None = described("change of α̂, mean over pairs")
-    pairs: list[PairChange] = described("pairs that were tested")
-    basis: str = described("how the numbers were computed")
+    Attributes:
+      lookahead: largest lookahead, at which α̂ is compared with that at γ = 1
+      level: chance of any false rejection
+      rejected: pairs in which no change is rejected
+      n: pairs that were tested
+      mean_change: change of α̂, mean over pairs
+      pairs: pairs that were tested
+      basis: how the numbers were computed
+    """
+
+    lookahead: int
+    level: float
+    rejected: int
+    n: int
+    mean_change: Mean | None
+    pairs: list[PairChange]
+    basis: str
 
 
 @dataclass(frozen=True)
 class LookaheadErrors:
-    """Errors of the models at one lookahead."""
+    """Errors of the models at one lookahead.
 
-    lookahead: int = described("γ")
-    judged: bool = described("whether no model was fitted to it")
-    error: dict[str, Mean] = described("by model: τ of the model over measured τ, minus 1")
-    standard_error: float = described("relative standard error of τ, mean over pairs")
+    Attributes:
+      lookahead: γ
+      judged: whether no model was fitted to it
+      error: by model: τ of the model over measured τ, minus 1
+      standard_error: relative standard error of τ, mean over pairs
+    """
+
+    lookahead: int
+    judged: bool
+    error: dict[str, Mean]
+    standard_error: float
 
 
 @dataclass(frozen=True)
@@ -78,76 +105,123 @@ class DependenceModel(Sparse):
     """A model of the tokens per round, judged at lookaheads that it was not fitted to.
 
     A model without a free number has no parameter.
+
+    Attributes:
+      mean_error: relative error of τ, mean over lookaheads and pairs
+      mean_absolute_error: absolute relative error of τ
+      largest_absolute_error: largest of them
+      more_than_geometric: absolute error minus that of the geometric formula
+      lookahead_off_by: distance of its γ* from the measured one, tokens
+      lookahead_exact: pairs in which its γ* is the measured one
+      regret: share of the best measured S lost by acting on its γ*
+      largest_regret: largest of them
+      parameter: its free number, mean over pairs
+      median_parameter: its free number, median over pairs; for the Beta distribution, whose
+        concentration has no mean where some pairs show no spread at all
     """
 
-    mean_error: Mean = described("relative error of τ, mean over lookaheads and pairs")
-    mean_absolute_error: Mean = described("absolute relative error of τ")
-    largest_absolute_error: float = described("largest of them")
-    more_than_geometric: Mean = described("absolute error minus that of the geometric formula")
-    lookahead_off_by: Mean = described("distance of its γ* from the measured one, tokens")
-    lookahead_exact: int = described("pairs in which its γ* is the measured one")
-    regret: Mean = described("share of the best measured S lost by acting on its γ*")
-    largest_regret: float = described("largest of them")
-    parameter: Mean | None = described("its free number, mean over pairs", default=None)
-    median_parameter: float | None = described(
-        "its free number, median over pairs; for the Beta distribution, whose concentration has no "
-        "mean where some pairs show no spread at all",
-        default=None,
-    )
+    mean_error: Mean
+    mean_absolute_error: Mean
+    largest_absolute_error: float
+    more_than_geometric: Mean
+    lookahead_off_by: Mean
+    lookahead_exact: int
+    regret: Mean
+    largest_regret: float
+    parameter: Mean | None = None
+    median_parameter: float | None = None
 
 
 @dataclass(frozen=True)
 class DependencePair:
-    """What the models say of one pair."""
+    """What the models say of one pair.
 
-    draft_id: str = described("the draft")
-    target_id: str = described("the target")
-    alpha: float = described("exact α on the target's samples")
-    cost: float = described("FLOPs per token, draft over target")
-    persistence: float = described("ρ of the persistent chain")
-    concentration: float = described("concentration of the Beta distribution")
-    lookahead_measured: int = described("γ* by measured τ")
-    lookahead: dict[str, int] = described("γ* by model")
-    regret: dict[str, float] = described("share of the best measured S lost, by model")
+    Attributes:
+      draft_id: the draft
+      target_id: the target
+      alpha: exact α on the target's samples
+      cost: FLOPs per token, draft over target
+      persistence: ρ of the persistent chain
+      concentration: concentration of the Beta distribution
+      lookahead_measured: γ* by measured τ
+      lookahead: γ* by model
+      regret: share of the best measured S lost, by model
+    """
+
+    draft_id: str
+    target_id: str
+    alpha: float
+    cost: float
+    persistence: float
+    concentration: float
+    lookahead_measured: int
+    lookahead: dict[str, int]
+    regret: dict[str, float]
 
 
 @dataclass(frozen=True)
 class SurvivalRatio:
-    """S_k of the live decoder over α^k."""
+    """S_k of the live decoder over α^k.
 
-    lookahead: int = described("γ")
-    position: int = described("k")
-    ratio: Mean = described("S_k/α^k, mean over pairs")
+    Attributes:
+      lookahead: γ
+      position: k
+      ratio: S_k/α^k, mean over pairs
+    """
+
+    lookahead: int
+    position: int
+    ratio: Mean
 
 
 @dataclass(frozen=True)
 class DependenceVerdict:
-    """Whether dependence matters."""
+    """Whether dependence matters.
 
-    least_error: str = described("model of least mean absolute error")
-    better_than_geometric: bool = described("whether its advantage exceeds its interval")
-    geometric_good_enough: str = described("yes, no or undecided: for choosing γ")
-    margin: float = described("mean regret that is good enough")
-    basis: str = described("how the verdict was reached")
+    Attributes:
+      least_error: model of least mean absolute error
+      better_than_geometric: whether its advantage exceeds its interval
+      geometric_good_enough: yes, no or undecided: for choosing γ
+      margin: mean regret that is good enough
+      basis: how the verdict was reached
+    """
+
+    least_error: str
+    better_than_geometric: bool
+    geometric_good_enough: str
+    margin: float
+    basis: str
 
 
 @dataclass(frozen=True)
 class Dependence:
-    """Whether acceptance is independent from position to position, and whether it matters."""
+    """Whether acceptance is independent from position to position, and whether it matters.
 
-    constancy: Constancy = described("whether α̂ is the same at every lookahead")
-    fitted_lookaheads: list[int] = described("lookaheads that models were fitted to")
-    by_lookahead: list[LookaheadErrors] = described("errors by lookahead")
-    models: dict[str, DependenceModel] = described("models of the tokens per round, by name")
-    measured_lookahead_at_largest: int = described(
-        "pairs whose measured γ* is the largest lookahead"
-    )
-    pairs: list[DependencePair] = described("what the models say of each pair")
-    survival: list[SurvivalRatio] = described("survival at block starts, by lookahead and position")
-    verdict: DependenceVerdict = described("whether dependence matters")
-    n: int = described("pairs")
-    drafts: int = described("training runs of drafts")
-    basis: str = described("how the numbers were computed")
+    Attributes:
+      constancy: whether α̂ is the same at every lookahead
+      fitted_lookaheads: lookaheads that models were fitted to
+      by_lookahead: errors by lookahead
+      models: models of the tokens per round, by name
+      measured_lookahead_at_largest: pairs whose measured γ* is the largest lookahead
+      pairs: what the models say of each pair
+      survival: survival at block starts, by lookahead and position
+      verdict: whether dependence matters
+      n: pairs
+      drafts: training runs of drafts
+      basis: how the numbers were computed
+    """
+
+    constancy: Constancy
+    fitted_lookaheads: list[int]
+    by_lookahead: list[LookaheadErrors]
+    models: dict[str, DependenceModel]
+    measured_lookahead_at_largest: int
+    pairs: list[DependencePair]
+    survival: list[SurvivalRatio]
+    verdict: DependenceVerdict
+    n: int
+    drafts: int
+    basis: str
 
 
 class _Table(NamedTuple):

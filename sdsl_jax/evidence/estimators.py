@@ -21,7 +21,6 @@ from sdsl_jax.evidence.common import (
 )
 from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.records import AcceptanceRecord, ExpectedRecord
-from sdsl_jax.records.documents import described
 
 _Pair = tuple[str, str]
 # An α with its standard error, NaN if unknown.
@@ -33,43 +32,74 @@ class EstimatorDifference(Sparse):
     """Mean difference of α between two estimators over the pairs that both measured.
 
     Only a difference that should be noise has z.
+
+    Attributes:
+      first: estimator
+      second: estimator that is subtracted
+      lookahead: γ of the first, or else of the second; 0 where neither has one
+      difference: mean difference
+      smallest: smallest difference of a pair
+      largest: largest difference of a pair
+      standard_error_of_a_pair: mean standard error of the first estimator
+      z_mean: mean difference in combined standard errors
+      z_rms: root mean square of the same
+      z_largest: largest size of the same
     """
 
-    first: str = described("estimator")
-    second: str = described("estimator that is subtracted")
-    lookahead: int = described("γ of the first, or else of the second; 0 where neither has one")
-    difference: Mean = described("mean difference")
-    smallest: float = described("smallest difference of a pair")
-    largest: float = described("largest difference of a pair")
-    standard_error_of_a_pair: float = described("mean standard error of the first estimator")
-    z_mean: float | None = described("mean difference in combined standard errors", default=None)
-    z_rms: float | None = described("root mean square of the same", default=None)
-    z_largest: float | None = described("largest size of the same", default=None)
+    first: str
+    second: str
+    lookahead: int
+    difference: Mean
+    smallest: float
+    largest: float
+    standard_error_of_a_pair: float
+    z_mean: float | None = None
+    z_rms: float | None = None
+    z_largest: float | None = None
 
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """Self-checks of the decoder over all runs, which should be standard normal."""
+    """Self-checks of the decoder over all runs, which should be standard normal.
 
-    n: int = described("runs")
-    mean: float = described("mean score")
-    deviation: float = described("standard deviation of the scores")
-    largest: float = described("largest size of a score")
-    kolmogorov_distance: float = described("Kolmogorov–Smirnov distance to the standard normal")
-    kolmogorov_p: float = described("its p-value")
-    chi_squared: float = described("sum of squared scores")
-    chi_squared_p: float = described("its two-sided p-value")
-    basis: str = described("how the numbers were computed")
+    Attributes:
+      n: runs
+      mean: mean score
+      deviation: standard deviation of the scores
+      largest: largest size of a score
+      kolmogorov_distance: Kolmogorov–Smirnov distance to the standard normal
+      kolmogorov_p: its p-value
+      chi_squared: sum of squared scores
+      chi_squared_p: its two-sided p-value
+      basis: how the numbers were computed
+    """
+
+    n: int
+    mean: float
+    deviation: float
+    largest: float
+    kolmogorov_distance: float
+    kolmogorov_p: float
+    chi_squared: float
+    chi_squared_p: float
+    basis: str
 
 
 @dataclass(frozen=True)
 class Estimators:
-    """Whether the ways of measuring α agree."""
+    """Whether the ways of measuring α agree.
 
-    differences: list[EstimatorDifference] = described("differences between estimators")
-    self_check: SelfCheck | None = described("self-checks of the decoder")
-    n: int = described("most pairs of a difference")
-    basis: str = described("how the numbers were computed")
+    Attributes:
+      differences: differences between estimators
+      self_check: self-checks of the decoder
+      n: most pairs of a difference
+      basis: how the numbers were computed
+    """
+
+    differences: list[EstimatorDifference]
+    self_check: SelfCheck | None
+    n: int
+    basis: str
 
 
 def estimators(records: StudyRecords) -> Estimators | None:

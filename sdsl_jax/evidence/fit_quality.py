@@ -18,83 +18,130 @@ from sdsl_jax.fitting.law_fit import best_fit, bootstrap
 from sdsl_jax.fitting.loss import LossTable, loss_table
 from sdsl_jax.fitting.stage import joint_weights
 from sdsl_jax.records import ModelRecord
-from sdsl_jax.records.documents import described
 from sdsl_jax.statistics import mean_interval, quantile_interval
 from sdsl_jax.theory import coefficients
 
 
 @dataclass(frozen=True)
 class SizeMean:
-    """Mean residual of the rows of one size."""
+    """Mean residual of the rows of one size.
 
-    size: int = described("non-embedding parameters")
-    mean: float = described("mean residual")
-    n: int = described("rows")
+    Attributes:
+      size: non-embedding parameters
+      mean: mean residual
+      n: rows
+    """
+
+    size: int
+    mean: float
+    n: int
 
 
 @dataclass(frozen=True)
 class LossResidual:
-    """Residual of one model."""
+    """Residual of one model.
 
-    model_id: str = described("the model")
-    residual: float = described("ln of measured over predicted loss")
-    params: int = described("non-embedding parameters")
-    tokens: int = described("training tokens")
+    Attributes:
+      model_id: the model
+      residual: ln of measured over predicted loss
+      params: non-embedding parameters
+      tokens: training tokens
+    """
+
+    model_id: str
+    residual: float
+    params: int
+    tokens: int
 
 
 @dataclass(frozen=True)
 class AlphaResidual:
-    """Residual of one pair."""
+    """Residual of one pair.
 
-    residual: float = described("measured minus predicted α")
-    draft_params: int = described("non-embedding parameters of the draft")
-    target_params: int = described("non-embedding parameters of the target")
-    predicted: float = described("predicted α")
+    Attributes:
+      residual: measured minus predicted α
+      draft_params: non-embedding parameters of the draft
+      target_params: non-embedding parameters of the target
+      predicted: predicted α
+    """
+
+    residual: float
+    draft_params: int
+    target_params: int
+    predicted: float
 
 
 @dataclass(frozen=True)
 class Residuals:
-    """What the laws do not explain."""
+    """What the laws do not explain.
 
-    loss_by_size: list[SizeMean] = described("residuals of the loss law by size")
-    loss_points: list[LossResidual] = described("residuals of the loss law")
-    loss_rmse: float = described("root mean square residual of ln loss")
-    loss_share_between_sizes: float | None = described("adjusted R² of the means of the sizes")
-    seed_deviation: float | None = described(
-        "standard deviation of ln loss between seeds of a rung"
-    )
-    alpha_law: str = described("the best acceptance law")
-    alpha_by_draft: list[SizeMean] = described("residuals of α by draft size")
-    alpha_by_target: list[SizeMean] = described("residuals of α by target size")
-    alpha_points: list[AlphaResidual] = described("residuals of α")
-    alpha_rmse: float = described("root mean square residual of α")
-    alpha_share_between_drafts: float | None = described("adjusted R² of the means of draft sizes")
-    alpha_share_between_targets: float | None = described(
-        "adjusted R² of the means of target sizes"
-    )
-    alpha_mean: Estimate = described("mean residual of α")
-    basis: str = described("how the numbers were computed")
+    Attributes:
+      loss_by_size: residuals of the loss law by size
+      loss_points: residuals of the loss law
+      loss_rmse: root mean square residual of ln loss
+      loss_share_between_sizes: adjusted R² of the means of the sizes
+      seed_deviation: standard deviation of ln loss between seeds of a rung
+      alpha_law: the best acceptance law
+      alpha_by_draft: residuals of α by draft size
+      alpha_by_target: residuals of α by target size
+      alpha_points: residuals of α
+      alpha_rmse: root mean square residual of α
+      alpha_share_between_drafts: adjusted R² of the means of draft sizes
+      alpha_share_between_targets: adjusted R² of the means of target sizes
+      alpha_mean: mean residual of α
+      basis: how the numbers were computed
+    """
+
+    loss_by_size: list[SizeMean]
+    loss_points: list[LossResidual]
+    loss_rmse: float
+    loss_share_between_sizes: float | None
+    seed_deviation: float | None
+    alpha_law: str
+    alpha_by_draft: list[SizeMean]
+    alpha_by_target: list[SizeMean]
+    alpha_points: list[AlphaResidual]
+    alpha_rmse: float
+    alpha_share_between_drafts: float | None
+    alpha_share_between_targets: float | None
+    alpha_mean: Estimate
+    basis: str
 
 
 @dataclass(frozen=True)
 class Share:
-    """A share of simulations, with its binomial interval."""
+    """A share of simulations, with its binomial interval.
 
-    share: float = described("share")
-    low: float = described("lower end of its interval")
-    high: float = described("upper end of its interval")
+    Attributes:
+      share: share
+      low: lower end of its interval
+      high: upper end of its interval
+    """
+
+    share: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """How often the intervals of the loss law hold the truth."""
+    """How often the intervals of the loss law hold the truth.
 
-    simulations: int = described("simulated tables")
-    confidence: float = described("confidence of the intervals")
-    resample: str = described("what the bootstrap resamples")
-    shared_by_rung: float = described("share of the scatter that models of a rung have in common")
-    coverage: dict[str, Share] = described("share of intervals that hold the truth, by coefficient")
-    basis: str = described("how the numbers were computed")
+    Attributes:
+      simulations: simulated tables
+      confidence: confidence of the intervals
+      resample: what the bootstrap resamples
+      shared_by_rung: share of the scatter that models of a rung have in common
+      coverage: share of intervals that hold the truth, by coefficient
+      basis: how the numbers were computed
+    """
+
+    simulations: int
+    confidence: float
+    resample: str
+    shared_by_rung: float
+    coverage: dict[str, Share]
+    basis: str
 
 
 def _fitted(records: StudyRecords, residuals: dict[str, float]) -> list[ModelRecord]:

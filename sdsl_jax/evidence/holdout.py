@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,6 @@ from sdsl_jax.fitting.law_files import Fits, LawRecord
 from sdsl_jax.fitting.loss import fit_loss_law, loss_table
 from sdsl_jax.models import count, member
 from sdsl_jax.records import ModelRecord, longest_trained
-from sdsl_jax.records.documents import described
 from sdsl_jax.statistics import quantile_interval
 from sdsl_jax.theory import (
     ACCEPTANCE_LAWS,
@@ -50,76 +49,128 @@ class Rung(NamedTuple):
 
 @dataclass(frozen=True)
 class RungRecord:
-    """A model to be, as a document holds it."""
+    """A model to be, as a document holds it.
 
-    role: str = described("draft or target")
-    params: int = described("non-embedding parameters")
-    tokens: int = described("training tokens")
+    Attributes:
+      role: draft or target
+      params: non-embedding parameters
+      tokens: training tokens
+    """
+
+    role: str
+    params: int
+    tokens: int
 
 
 @dataclass(frozen=True)
 class PredictedLoss(RungRecord):
-    """The loss that the loss law predicts for a held-out model."""
+    """The loss that the loss law predicts for a held-out model.
 
-    loss: float = described("predicted loss, nats per token")
-    low: float = described("lower end of its interval")
-    high: float = described("upper end of its interval")
+    Attributes:
+      loss: predicted loss, nats per token
+      low: lower end of its interval
+      high: upper end of its interval
+    """
+
+    loss: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class PredictedPair:
-    """The acceptance that a law predicts for a pair with a held-out member."""
+    """The acceptance that a law predicts for a pair with a held-out member.
 
-    law: str = described("acceptance law")
-    draft_params: int = described("non-embedding parameters of the draft")
-    draft_tokens: int = described("training tokens of the draft")
-    target_params: int = described("non-embedding parameters of the target")
-    target_tokens: int = described("training tokens of the target")
-    alpha: float = described("predicted acceptance")
-    low: float = described("lower end of its interval")
-    high: float = described("upper end of its interval")
+    Attributes:
+      law: acceptance law
+      draft_params: non-embedding parameters of the draft
+      draft_tokens: training tokens of the draft
+      target_params: non-embedding parameters of the target
+      target_tokens: training tokens of the target
+      alpha: predicted acceptance
+      low: lower end of its interval
+      high: upper end of its interval
+    """
+
+    law: str
+    draft_params: int
+    draft_tokens: int
+    target_params: int
+    target_tokens: int
+    alpha: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class PredictedOptimum:
-    """The best draft for the largest target, in FLOPs; NaN where a number is infinite or unknown."""
+    """The best draft for the largest target, in FLOPs; NaN where a number is infinite or unknown.
 
-    draft_params: float = described("N*, non-embedding parameters")
-    lookahead: float = described("γ*")
-    speedup: float = described("S*")
-    low_1pct: float = described("smallest draft within 1% of S*")
-    high_1pct: float = described("largest draft within 1% of S*")
-    interval: dict[str, tuple[float, float]] = described("intervals of N*, γ* and S*")
+    Attributes:
+      draft_params: N*, non-embedding parameters
+      lookahead: γ*
+      speedup: S*
+      low_1pct: smallest draft within 1% of S*
+      high_1pct: largest draft within 1% of S*
+      interval: intervals of N*, γ* and S*
+    """
+
+    draft_params: float
+    lookahead: float
+    speedup: float
+    low_1pct: float
+    high_1pct: float
+    interval: dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """A law as it was published."""
+    """A law as it was published.
 
-    law: str = described("name of the law")
-    coefficients: dict[str, float] = described("its coefficients")
+    Attributes:
+      law: name of the law
+      coefficients: its coefficients
+    """
+
+    law: str
+    coefficients: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """`predictions.json`: what the laws of the smaller study say about everything held out."""
+    """`predictions.json`: what the laws of the smaller study say about everything held out.
 
-    losses: list[PredictedLoss] = described("losses of held-out models")
-    pairs: list[PredictedPair] = described("acceptance of pairs with a held-out member")
-    best_law: str = described("acceptance law that predicts left-out drafts best")
-    optimum: PredictedOptimum = described("best draft for the largest target")
-    largest_target: RungRecord = described("the target that the optimum is for")
-    draft_tokens: int = described("training tokens of the best draft")
-    largest_seen: dict[str, int] = described("largest size that the laws were fitted to, by role")
-    loss_law: Coefficients = described("the loss law that predicted")
-    acceptance_laws: dict[str, dict[str, float]] = described("coefficients of the acceptance laws")
-    seen_models: list[str] = described("models that the laws were fitted to")
-    confidence: float = described("confidence of the intervals")
-    made_from: str = described("digest of the settings and fits behind it", default="")
-    published: str | None = described("when it was written", default=None)
-    already_measured: list[str] = described(
-        "held-out models whose records were there by then", default_factory=list
-    )
+    Attributes:
+      losses: losses of held-out models
+      pairs: acceptance of pairs with a held-out member
+      best_law: acceptance law that predicts left-out drafts best
+      optimum: best draft for the largest target
+      largest_target: the target that the optimum is for
+      draft_tokens: training tokens of the best draft
+      largest_seen: largest size that the laws were fitted to, by role
+      loss_law: the loss law that predicted
+      acceptance_laws: coefficients of the acceptance laws
+      seen_models: models that the laws were fitted to
+      confidence: confidence of the intervals
+      made_from: digest of the settings and fits behind it
+      published: when it was written
+      already_measured: held-out models whose records were there by then
+    """
+
+    losses: list[PredictedLoss]
+    pairs: list[PredictedPair]
+    best_law: str
+    optimum: PredictedOptimum
+    largest_target: RungRecord
+    draft_tokens: int
+    largest_seen: dict[str, int]
+    loss_law: Coefficients
+    acceptance_laws: dict[str, dict[str, float]]
+    seen_models: list[str]
+    confidence: float
+    made_from: str = ""
+    published: str | None = None
+    already_measured: list[str] = field(default_factory=list)
 
     def law(self, name: str) -> AcceptanceLaw:
         """An acceptance law that predicted."""
@@ -302,137 +353,225 @@ def _optima(
 
 @dataclass(frozen=True)
 class JudgedLoss(PredictedLoss):
-    """A predicted loss beside its measurement."""
+    """A predicted loss beside its measurement.
 
-    model_id: str = described("the held-out model")
-    measured: float = described("measured loss, nats per token")
-    relative_error: float = described("predicted over measured, minus 1")
-    inside: bool = described("whether the measurement lies inside the interval")
-    extrapolation: float = described("size over the largest size that the laws were fitted to")
+    Attributes:
+      model_id: the held-out model
+      measured: measured loss, nats per token
+      relative_error: predicted over measured, minus 1
+      inside: whether the measurement lies inside the interval
+      extrapolation: size over the largest size that the laws were fitted to
+    """
+
+    model_id: str
+    measured: float
+    relative_error: float
+    inside: bool
+    extrapolation: float
 
 
 @dataclass(frozen=True)
 class JudgedPair(PredictedPair):
-    """A predicted acceptance beside its measurement."""
+    """A predicted acceptance beside its measurement.
 
-    draft_id: str = described("the draft")
-    target_id: str = described("the target")
-    measured: float = described("measured acceptance")
-    measured_low: float = described("lower end of its interval")
-    measured_high: float = described("upper end of its interval")
-    error: float = described("predicted minus measured")
-    inside: bool = described("whether the measurement lies inside the predicted interval")
-    alpha_true_losses: float = described("what the law says given the losses measured later")
-    extrapolation: float = described(
-        "size over the largest seen of its role, the larger of the two"
-    )
-    draft_held_out: bool = described("whether the draft was held out")
-    target_held_out: bool = described("whether the target was held out")
+    Attributes:
+      draft_id: the draft
+      target_id: the target
+      measured: measured acceptance
+      measured_low: lower end of its interval
+      measured_high: upper end of its interval
+      error: predicted minus measured
+      inside: whether the measurement lies inside the predicted interval
+      alpha_true_losses: what the law says given the losses measured later
+      extrapolation: size over the largest seen of its role, the larger of the two
+      draft_held_out: whether the draft was held out
+      target_held_out: whether the target was held out
+    """
+
+    draft_id: str
+    target_id: str
+    measured: float
+    measured_low: float
+    measured_high: float
+    error: float
+    inside: bool
+    alpha_true_losses: float
+    extrapolation: float
+    draft_held_out: bool
+    target_held_out: bool
 
 
 @dataclass(frozen=True)
 class AlphaErrors:
-    """Errors of predicted acceptance under one law."""
+    """Errors of predicted acceptance under one law.
 
-    mae: float = described("mean absolute error")
-    bias: float = described("mean error")
-    mae_true_losses: float = described("mean absolute error given the losses measured later")
-    n: int = described("pairs")
-    mae_by_kind: dict[str, float] = described("mean absolute error by what was held out")
+    Attributes:
+      mae: mean absolute error
+      bias: mean error
+      mae_true_losses: mean absolute error given the losses measured later
+      n: pairs
+      mae_by_kind: mean absolute error by what was held out
+    """
+
+    mae: float
+    bias: float
+    mae_true_losses: float
+    n: int
+    mae_by_kind: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A goal of the predictions."""
+    """A goal of the predictions.
 
-    goal: float = described("largest error that meets the goal")
-    reached: float = described("error that was reached")
-    met: bool = described("whether the goal was met")
+    Attributes:
+      goal: largest error that meets the goal
+      reached: error that was reached
+      met: whether the goal was met
+    """
+
+    goal: float
+    reached: float
+    met: bool
 
 
 @dataclass(frozen=True)
 class BudgetError:
-    """Error of a loss law at one token budget."""
+    """Error of a loss law at one token budget.
 
-    tokens: int = described("training tokens")
-    error: float = described("predicted over measured loss, minus 1")
+    Attributes:
+      tokens: training tokens
+      error: predicted over measured loss, minus 1
+    """
+
+    tokens: int
+    error: float
 
 
 @dataclass(frozen=True)
 class DepthFit:
-    """A loss law fitted afterwards to all smaller models of at least some depth."""
+    """A loss law fitted afterwards to all smaller models of at least some depth.
 
-    least_layers: int = described("fewest layers of the models that it was fitted to")
-    sizes: int = described("sizes that it was fitted to")
-    models: int = described("models that it was fitted to")
-    rmse: float = described("root mean square residual of ln loss")
-    errors: list[BudgetError] = described("errors on the largest size")
+    Attributes:
+      least_layers: fewest layers of the models that it was fitted to
+      sizes: sizes that it was fitted to
+      models: models that it was fitted to
+      rmse: root mean square residual of ln loss
+      errors: errors on the largest size
+    """
+
+    least_layers: int
+    sizes: int
+    models: int
+    rmse: float
+    errors: list[BudgetError]
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """What a way of choosing draft and lookahead gives."""
+    """What a way of choosing draft and lookahead gives.
 
-    draft_id: str | None = described("draft that it chooses; none for a mean over drafts")
-    lookahead: int | None = described("lookahead that it chooses; none for a mean over drafts")
-    speedup: float = described("measured S of the choice, in FLOPs")
-    regret: float = described("share of the best measured S that the choice loses")
+    Attributes:
+      draft_id: draft that it chooses; none for a mean over drafts
+      lookahead: lookahead that it chooses; none for a mean over drafts
+      speedup: measured S of the choice, in FLOPs
+      regret: share of the best measured S that the choice loses
+    """
+
+    draft_id: str | None
+    lookahead: int | None
+    speedup: float
+    regret: float
 
 
 @dataclass(frozen=True)
 class BestMeasured:
-    """The best measured draft and lookahead."""
+    """The best measured draft and lookahead.
 
-    draft_id: str = described("the draft")
-    lookahead: int = described("the lookahead")
-    speedup: float = described("measured S in FLOPs")
+    Attributes:
+      draft_id: the draft
+      lookahead: the lookahead
+      speedup: measured S in FLOPs
+    """
+
+    draft_id: str
+    lookahead: int
+    speedup: float
 
 
 @dataclass(frozen=True)
 class NearBest:
-    """A draft that comes near the best."""
+    """A draft that comes near the best.
 
-    draft_id: str = described("the draft")
-    lookaheads: list[int] = described("lookaheads at which it is within 3% of the best S")
+    Attributes:
+      draft_id: the draft
+      lookaheads: lookaheads at which it is within 3% of the best S
+    """
+
+    draft_id: str
+    lookaheads: list[int]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What each way of choosing would have given for the largest target."""
+    """What each way of choosing would have given for the largest target.
 
-    target: str = described("the target")
-    predicted: PredictedOptimum = described("the published optimum")
-    best_measured: BestMeasured = described("the best measured draft and lookahead")
-    predicted_speedup_error: float | None = described(
-        "published S* over the best measured S, minus 1; none without a finite optimum"
-    )
-    strategies: dict[str, Strategy] = described("ways of choosing, by name")
-    within_3pct: list[NearBest] = described("drafts within 3% of the best measured S")
+    Attributes:
+      target: the target
+      predicted: the published optimum
+      best_measured: the best measured draft and lookahead
+      predicted_speedup_error: published S* over the best measured S, minus 1; none without a finite
+        optimum
+      strategies: ways of choosing, by name
+      within_3pct: drafts within 3% of the best measured S
+    """
+
+    target: str
+    predicted: PredictedOptimum
+    best_measured: BestMeasured
+    predicted_speedup_error: float | None
+    strategies: dict[str, Strategy]
+    within_3pct: list[NearBest]
 
 
 @dataclass(frozen=True)
 class Holdout:
-    """Every published prediction beside its measurement."""
+    """Every published prediction beside its measurement.
 
-    losses: list[JudgedLoss] = described("losses of held-out models")
-    pairs: list[JudgedPair] = described(
-        "acceptance under the best law, pairs with a held-out member"
-    )
-    alpha_by_law: dict[str, AlphaErrors] = described("errors of acceptance under every law")
-    best_law: str = described("acceptance law that was best before anything was held against it")
-    choice: Choice = described("what each way of choosing gives for the largest target")
-    largest_at_longest_budget: float = described(
-        "relative error of the loss of the largest size at its longest budget"
-    )
-    loss_by_depth: list[DepthFit] = described("loss laws fitted afterwards, by least depth")
-    goals: dict[str, Goal] = described("what the predictions set out to reach")
-    loss_coverage: float = described("share of losses inside their intervals")
-    alpha_coverage: float = described("share of acceptances inside their intervals")
-    confidence: float = described("confidence of the intervals")
-    why: list[str] = described("what the errors come from, in sentences")
-    published: str | None = described("when the predictions were written")
-    already_measured: list[str] = described("held-out models whose records were there by then")
-    basis: str = described("how the numbers were computed")
+    Attributes:
+      losses: losses of held-out models
+      pairs: acceptance under the best law, pairs with a held-out member
+      alpha_by_law: errors of acceptance under every law
+      best_law: acceptance law that was best before anything was held against it
+      choice: what each way of choosing gives for the largest target
+      largest_at_longest_budget: relative error of the loss of the largest size at its longest
+        budget
+      loss_by_depth: loss laws fitted afterwards, by least depth
+      goals: what the predictions set out to reach
+      loss_coverage: share of losses inside their intervals
+      alpha_coverage: share of acceptances inside their intervals
+      confidence: confidence of the intervals
+      why: what the errors come from, in sentences
+      published: when the predictions were written
+      already_measured: held-out models whose records were there by then
+      basis: how the numbers were computed
+    """
+
+    losses: list[JudgedLoss]
+    pairs: list[JudgedPair]
+    alpha_by_law: dict[str, AlphaErrors]
+    best_law: str
+    choice: Choice
+    largest_at_longest_budget: float
+    loss_by_depth: list[DepthFit]
+    goals: dict[str, Goal]
+    loss_coverage: float
+    alpha_coverage: float
+    confidence: float
+    why: list[str]
+    published: str | None
+    already_measured: list[str]
+    basis: str
 
 
 def holdout(records: StudyRecords) -> Holdout | None:

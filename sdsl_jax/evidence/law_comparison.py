@@ -15,7 +15,6 @@ from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.fitting.acceptance import PairTable, fit_law, pair_table
 from sdsl_jax.fitting.loss import fit_loss_law, loss_table
 from sdsl_jax.records import ModelRecord, longest_trained
-from sdsl_jax.records.documents import described
 from sdsl_jax.statistics import quantile_interval
 from sdsl_jax.theory import ACCEPTANCE_LAWS, ModelPoint, speedup
 
@@ -40,81 +39,128 @@ _LOSSES = {
 
 @dataclass(frozen=True)
 class LeftOutErrors:
-    """Errors of a law on rows that it had not seen."""
+    """Errors of a law on rows that it had not seen.
 
-    rmse: float = described("root mean square error of α")
-    rmse_low: float = described("lower end of its interval")
-    rmse_high: float = described("upper end of its interval")
-    mae: float = described("mean absolute error of α")
-    bias: float = described("mean error of α, predicted minus measured")
-    n: int = described("rows")
-    regret: float | None = described(
-        "share of the best measured S lost by acting on the predictions; none if not measured"
-    )
+    Attributes:
+      rmse: root mean square error of α
+      rmse_low: lower end of its interval
+      rmse_high: upper end of its interval
+      mae: mean absolute error of α
+      bias: mean error of α, predicted minus measured
+      n: rows
+      regret: share of the best measured S lost by acting on the predictions; none if not measured
+    """
+
+    rmse: float
+    rmse_low: float
+    rmse_high: float
+    mae: float
+    bias: float
+    n: int
+    regret: float | None
 
 
 @dataclass(frozen=True)
 class LeftOutDomainErrors(LeftOutErrors):
-    """Errors of a law on domains that it had not seen."""
+    """Errors of a law on domains that it had not seen.
 
-    by_domain: dict[str, float] = described("root mean square error in each domain")
+    Attributes:
+      by_domain: root mean square error in each domain
+    """
+
+    by_domain: dict[str, float]
 
 
 @dataclass(frozen=True)
 class LawTests:
-    """One law under every test; none where the records do not allow a test."""
+    """One law under every test; none where the records do not allow a test.
 
-    law: str = described("acceptance law")
-    left_out_drafts: LeftOutErrors = described("draft sizes left out in turn")
-    left_out_largest_target: LeftOutErrors | None = described("fitted to the smaller targets")
-    left_out_domains: LeftOutDomainErrors | None = described("domains left out in turn")
+    Attributes:
+      law: acceptance law
+      left_out_drafts: draft sizes left out in turn
+      left_out_largest_target: fitted to the smaller targets
+      left_out_domains: domains left out in turn
+    """
+
+    law: str
+    left_out_drafts: LeftOutErrors
+    left_out_largest_target: LeftOutErrors | None
+    left_out_domains: LeftOutDomainErrors | None
 
 
 @dataclass(frozen=True)
 class LawComparison:
-    """Every acceptance law under every test."""
+    """Every acceptance law under every test.
 
-    laws: list[LawTests] = described("laws, the least error on left-out drafts first")
-    winners: dict[str, list[str]] = described(
-        "by test: the law of least error and those that resampling cannot tell from it"
-    )
-    winners_in_regret: dict[str, list[str]] = described("by test: laws of least regret")
-    domains: list[str] = described("domains that were left out in turn")
-    n: int = described("pairs")
-    basis: str = described("how the numbers were computed")
+    Attributes:
+      laws: laws, the least error on left-out drafts first
+      winners: by test: the law of least error and those that resampling cannot tell from it
+      winners_in_regret: by test: laws of least regret
+      domains: domains that were left out in turn
+      n: pairs
+      basis: how the numbers were computed
+    """
+
+    laws: list[LawTests]
+    winners: dict[str, list[str]]
+    winners_in_regret: dict[str, list[str]]
+    domains: list[str]
+    n: int
+    basis: str
 
 
 @dataclass(frozen=True)
 class CountErrors:
-    """Errors of laws given one count of size."""
+    """Errors of laws given one count of size.
 
-    input: str = described("what counts as size")
-    power_law: float = described("root mean square error of α on left-out draft sizes")
-    log_linear_length: float = described("the same of the log-linear acceptance length")
-    loss_law_largest_size: float | None = described(
-        "root mean square error of ln loss on the largest size; none with too few smaller sizes"
-    )
+    Attributes:
+      input: what counts as size
+      power_law: root mean square error of α on left-out draft sizes
+      log_linear_length: the same of the log-linear acceptance length
+      loss_law_largest_size: root mean square error of ln loss on the largest size; none with too
+        few smaller sizes
+    """
+
+    input: str
+    power_law: float
+    log_linear_length: float
+    loss_law_largest_size: float | None
 
 
 @dataclass(frozen=True)
 class LossErrors:
-    """Errors of laws given one measure of loss: root mean squares of α on left-out draft sizes."""
+    """Errors of laws given one measure of loss: root mean squares of α on left-out draft sizes.
 
-    input: str = described("what counts as loss")
-    affine_plane: float = described("error of the affine plane")
-    logit_plane: float = described("error of the logit plane")
-    logit_gap: float = described("error of the logit in the loss gap")
+    Attributes:
+      input: what counts as loss
+      affine_plane: error of the affine plane
+      logit_plane: error of the logit plane
+      logit_gap: error of the logit in the loss gap
+    """
+
+    input: str
+    affine_plane: float
+    logit_plane: float
+    logit_gap: float
 
 
 @dataclass(frozen=True)
 class LawInputs:
-    """Errors of the same laws given other counts of size and other losses."""
+    """Errors of the same laws given other counts of size and other losses.
 
-    by_count: list[CountErrors] = described("by what counts as size")
-    by_loss: list[LossErrors] = described("by what counts as loss")
-    best_count: dict[str, str] = described("count of least error, by law")
-    best_loss: dict[str, str] = described("loss of least error, by law")
-    basis: str = described("how the numbers were computed")
+    Attributes:
+      by_count: by what counts as size
+      by_loss: by what counts as loss
+      best_count: count of least error, by law
+      best_loss: loss of least error, by law
+      basis: how the numbers were computed
+    """
+
+    by_count: list[CountErrors]
+    by_loss: list[LossErrors]
+    best_count: dict[str, str]
+    best_loss: dict[str, str]
+    basis: str
 
 
 def acceptance_laws(records: StudyRecords) -> LawComparison | None:

@@ -16,7 +16,6 @@ from sdsl_jax.errors import SdslError
 from sdsl_jax.fitting.plane import PUBLISHED_PLANE, Plane, fit_plane
 from sdsl_jax.measurement.protocol import RETOKENISED, ProtocolResult
 from sdsl_jax.records import AcceptanceRecord, ModelRecord, read_table
-from sdsl_jax.records.documents import described
 from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, AffinePlane, Scenario
 
 ANSWER = "protocol.json"
@@ -24,65 +23,113 @@ ANSWER = "protocol.json"
 
 @dataclass(frozen=True)
 class HighestAlpha:
-    """The draft that a target accepts most of."""
+    """The draft that a target accepts most of.
 
-    draft: str = described("the draft")
-    alpha: float = described("its acceptance, exact on the target's samples")
+    Attributes:
+      draft: the draft
+      alpha: its acceptance, exact on the target's samples
+    """
+
+    draft: str
+    alpha: float
 
 
 @dataclass(frozen=True)
 class ProtocolOptimum:
-    """The optimal draft of a target."""
+    """The optimal draft of a target.
 
-    draft_params: float = described("N*, parameters")
-    lookahead: float = described("γ*")
-    speedup: float = described("S*")
+    Attributes:
+      draft_params: N*, parameters
+      lookahead: γ*
+      speedup: S*
+    """
+
+    draft_params: float
+    lookahead: float
+    speedup: float
 
 
 @dataclass(frozen=True)
 class ProtocolTarget:
-    """A target of the protocol."""
+    """A target of the protocol.
 
-    target: str = described("its folder")
-    params: float = described("M, parameters")
-    train_tokens: float = described("D′, training tokens")
-    state: str = described("measured, no draft, absent or unreadable")
-    perplexity: float | None = described("on these prompts, in its own tokens")
-    drafts: int = described("drafts that were measured with it")
-    highest_alpha: HighestAlpha | None = described("the draft that it accepts most of")
-    optimum: ProtocolOptimum | None = described("by the plane of these pairs")
-    optimum_of_published_plane: ProtocolOptimum | None = described("by the published plane")
-    stated_optimum: float | None = described("N* that the paper states")
+    Attributes:
+      target: its folder
+      params: M, parameters
+      train_tokens: D′, training tokens
+      state: measured, no draft, absent or unreadable
+      perplexity: on these prompts, in its own tokens
+      drafts: drafts that were measured with it
+      highest_alpha: the draft that it accepts most of
+      optimum: by the plane of these pairs
+      optimum_of_published_plane: by the published plane
+      stated_optimum: N* that the paper states
+    """
+
+    target: str
+    params: float
+    train_tokens: float
+    state: str
+    perplexity: float | None
+    drafts: int
+    highest_alpha: HighestAlpha | None
+    optimum: ProtocolOptimum | None
+    optimum_of_published_plane: ProtocolOptimum | None
+    stated_optimum: float | None
 
 
 @dataclass(frozen=True)
 class ProtocolPair:
-    """A measured pair."""
+    """A measured pair.
 
-    draft: str = described("the draft")
-    target: str = described("the target")
-    draft_perplexity: float = described("of the draft, on these prompts")
-    target_perplexity: float = described("of the target, on these prompts")
-    lossless: bool = described("whether both have one tokenizer")
-    alpha: float = described("acceptance")
-    alpha_low: float = described("lower end of its interval")
-    alpha_high: float = described("upper end of its interval")
-    tar_alpha: dict[str, float] = described("α inverted from the token acceptance rate, by γ")
+    Attributes:
+      draft: the draft
+      target: the target
+      draft_perplexity: of the draft, on these prompts
+      target_perplexity: of the target, on these prompts
+      lossless: whether both have one tokenizer
+      alpha: acceptance
+      alpha_low: lower end of its interval
+      alpha_high: upper end of its interval
+      tar_alpha: α inverted from the token acceptance rate, by γ
+    """
+
+    draft: str
+    target: str
+    draft_perplexity: float
+    target_perplexity: float
+    lossless: bool
+    alpha: float
+    alpha_low: float
+    alpha_high: float
+    tar_alpha: dict[str, float]
 
 
 @dataclass(frozen=True)
 class ProtocolSummary:
-    """`protocol.json`: what a protocol found."""
+    """`protocol.json`: what a protocol found.
 
-    name: str = described("name of the protocol")
-    draft_tokens: float = described("D, training tokens of the optimal drafts")
-    plane_lookahead: int = described("γ at which the α of the plane is measured")
-    plane: Plane | None = described("the plane of these pairs; none with too few pairs")
-    published_plane: Plane = described("the paper's plane")
-    targets: list[ProtocolTarget] = described("targets of the protocol")
-    pairs: list[ProtocolPair] = described("measured pairs")
-    absent: list[str] = described("folders that do not exist")
-    unreadable: dict[str, str] = described("what could not be read or measured, and why")
+    Attributes:
+      name: name of the protocol
+      draft_tokens: D, training tokens of the optimal drafts
+      plane_lookahead: γ at which the α of the plane is measured
+      plane: the plane of these pairs; none with too few pairs
+      published_plane: the paper's plane
+      targets: targets of the protocol
+      pairs: measured pairs
+      absent: folders that do not exist
+      unreadable: what could not be read or measured, and why
+    """
+
+    name: str
+    draft_tokens: float
+    plane_lookahead: int
+    plane: Plane | None
+    published_plane: Plane
+    targets: list[ProtocolTarget]
+    pairs: list[ProtocolPair]
+    absent: list[str]
+    unreadable: dict[str, str]
 
 
 def summarise(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -10,7 +10,6 @@ from sdsl_jax.evidence.common import Estimate, training_run
 from sdsl_jax.evidence.conditions import base_domain, by_both, exact_rows, losses
 from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.fitting import local_acceptance
-from sdsl_jax.records.documents import described
 from sdsl_jax.statistics import bootstrap_weights, quantile_interval
 
 # Differences in α smaller than this are of no consequence.
@@ -24,57 +23,93 @@ _FEWEST_RUNS = 4
 
 @dataclass(frozen=True)
 class MeanDifference(Estimate):
-    """A mean over pairs, with its bootstrap interval."""
+    """A mean over pairs, with its bootstrap interval.
 
-    n: int = described("pairs")
+    Attributes:
+      n: pairs
+    """
+
+    n: int
 
 
 @dataclass(frozen=True)
 class OwnPair:
-    """A pair of the study's own data."""
+    """A pair of the study's own data.
 
-    draft_id: str = described("the draft")
-    target_id: str = described("the target")
-    loss: float = described("loss of the draft on the study's own text, nats per token")
-    alpha: float = described("its acceptance")
+    Attributes:
+      draft_id: the draft
+      target_id: the target
+      loss: loss of the draft on the study's own text, nats per token
+      alpha: its acceptance
+    """
+
+    draft_id: str
+    target_id: str
+    loss: float
+    alpha: float
 
 
 @dataclass(frozen=True)
 class OtherPair(OwnPair):
-    """A draft trained on other text beside a same-data draft of equal loss."""
+    """A draft trained on other text beside a same-data draft of equal loss.
 
-    alpha_same_data: float = described("acceptance of a same-data draft of equal loss")
-    difference: float = described("acceptance of this draft minus that")
-    low: float = described("lower end of the interval of the difference")
-    high: float = described("upper end of the interval of the difference")
-    extrapolated: bool = described("whether the loss lies outside the range of the own drafts")
+    Attributes:
+      alpha_same_data: acceptance of a same-data draft of equal loss
+      difference: acceptance of this draft minus that
+      low: lower end of the interval of the difference
+      high: upper end of the interval of the difference
+      extrapolated: whether the loss lies outside the range of the own drafts
+    """
+
+    alpha_same_data: float
+    difference: float
+    low: float
+    high: float
+    extrapolated: bool
 
 
 @dataclass(frozen=True)
 class SameDataSummary:
-    """Whether loss alone predicts acceptance, under one estimator."""
+    """Whether loss alone predicts acceptance, under one estimator.
 
-    difference: MeanDifference = described("mean difference over all pairs")
-    difference_inside: MeanDifference | None = described(
-        "mean difference over pairs within the range of the own drafts' losses"
-    )
-    answer: str = described("yes if loss alone predicts acceptance, no, or undecided")
-    margin: float = described("difference of α that is of no consequence")
-    estimator: str = described("estimator of α")
-    n: int = described("pairs of other drafts")
-    other_drafts: int = described("training runs of other drafts")
-    own_drafts: int = described("training runs of own drafts")
-    warnings: list[str] = described("what to know before relying on the answer")
+    Attributes:
+      difference: mean difference over all pairs
+      difference_inside: mean difference over pairs within the range of the own drafts' losses
+      answer: yes if loss alone predicts acceptance, no, or undecided
+      margin: difference of α that is of no consequence
+      estimator: estimator of α
+      n: pairs of other drafts
+      other_drafts: training runs of other drafts
+      own_drafts: training runs of own drafts
+      warnings: what to know before relying on the answer
+    """
+
+    difference: MeanDifference
+    difference_inside: MeanDifference | None
+    answer: str
+    margin: float
+    estimator: str
+    n: int
+    other_drafts: int
+    own_drafts: int
+    warnings: list[str]
 
 
 @dataclass(frozen=True)
 class SameData(SameDataSummary):
-    """Whether loss alone predicts acceptance."""
+    """Whether loss alone predicts acceptance.
 
-    pairs: list[OtherPair] = described("pairs of drafts trained on other text")
-    own: list[OwnPair] = described("pairs of the study's own drafts")
-    basis: str = described("how the numbers were computed")
-    also: list[SameDataSummary] = described("the same by another estimator", default_factory=list)
+    Attributes:
+      pairs: pairs of drafts trained on other text
+      own: pairs of the study's own drafts
+      basis: how the numbers were computed
+      also: the same by another estimator
+    """
+
+    pairs: list[OtherPair]
+    own: list[OwnPair]
+    basis: str
+    also: list[SameDataSummary] = field(default_factory=list)
 
 
 def same_data(records: StudyRecords) -> SameData | None:

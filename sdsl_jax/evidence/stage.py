@@ -14,7 +14,6 @@ from sdsl_jax.evidence.holdout import Holdout, holdout
 from sdsl_jax.evidence.law_comparison import LawComparison, LawInputs, acceptance_laws, law_inputs
 from sdsl_jax.evidence.same_data import SameData, same_data
 from sdsl_jax.evidence.study_records import StudyRecords
-from sdsl_jax.records.documents import described
 
 
 @dataclass(frozen=True)
@@ -22,23 +21,36 @@ class Evidence:
     """`evidence.json`: what the records say for and against the laws.
 
     An answer is None where the records do not hold what it needs.
+
+    Attributes:
+      claims: which conclusions of the paper hold here
+      holdout: predictions beside what was measured later
+      residuals: what the laws do not explain
+      coverage: how often intervals hold the truth
+      acceptance_laws: which acceptance law predicts what it has not seen
+      law_inputs: which sizes and losses laws should use
+      sensitivity: what moves the optimum
+      dependence: whether acceptance is independent
+      estimators: whether the ways to measure α agree
+      temperature: what temperature does to α
+      domain: what other text does to α
+      same_data: whether loss alone predicts α
+      clock: predicted and measured speed-ups on the clock
     """
 
-    claims: Claims | None = described("which conclusions of the paper hold here", default=None)
-    holdout: Holdout | None = described("predictions beside what was measured later", default=None)
-    residuals: Residuals | None = described("what the laws do not explain", default=None)
-    coverage: Coverage | None = described("how often intervals hold the truth", default=None)
-    acceptance_laws: LawComparison | None = described(
-        "which acceptance law predicts what it has not seen", default=None
-    )
-    law_inputs: LawInputs | None = described("which sizes and losses laws should use", default=None)
-    sensitivity: Sensitivity | None = described("what moves the optimum", default=None)
-    dependence: Dependence | None = described("whether acceptance is independent", default=None)
-    estimators: Estimators | None = described("whether the ways to measure α agree", default=None)
-    temperature: Temperature | None = described("what temperature does to α", default=None)
-    domain: Domain | None = described("what other text does to α", default=None)
-    same_data: SameData | None = described("whether loss alone predicts α", default=None)
-    clock: Clock | None = described("predicted and measured speed-ups on the clock", default=None)
+    claims: Claims | None = None
+    holdout: Holdout | None = None
+    residuals: Residuals | None = None
+    coverage: Coverage | None = None
+    acceptance_laws: LawComparison | None = None
+    law_inputs: LawInputs | None = None
+    sensitivity: Sensitivity | None = None
+    dependence: Dependence | None = None
+    estimators: Estimators | None = None
+    temperature: Temperature | None = None
+    domain: Domain | None = None
+    same_data: SameData | None = None
+    clock: Clock | None = None
 
 
 def gather(records: StudyRecords) -> Evidence:

@@ -7,20 +7,28 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from sdsl_jax.records.documents import described
 from sdsl_jax.theory import PAPER_PLANE, coefficients
 
 
 @dataclass(frozen=True)
 class Plane:
-    """A fitted plane."""
+    """A fitted plane.
 
-    A: float = described("α per unit of draft perplexity")
-    B: float = described("α per unit of target perplexity")
-    C: float = described("constant")
-    r_squared: float = described("share of the variance of α that it explains")
-    mean_squared_error: float = described("mean squared error of α")
-    pairs: int | None = described("pairs that it was fitted to; none if not published")
+    Attributes:
+      A: α per unit of draft perplexity
+      B: α per unit of target perplexity
+      C: constant
+      r_squared: share of the variance of α that it explains
+      mean_squared_error: mean squared error of α
+      pairs: pairs that it was fitted to; none if not published
+    """
+
+    A: float
+    B: float
+    C: float
+    r_squared: float
+    mean_squared_error: float
+    pairs: int | None
 
     def __call__(self, draft_perplexity: np.ndarray, target_perplexity: np.ndarray) -> np.ndarray:
         """α; may leave [0, 1]."""

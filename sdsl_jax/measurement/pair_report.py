@@ -30,7 +30,6 @@ from sdsl_jax.measurement.pair import (
 )
 from sdsl_jax.measurement.retokenised import Retokenised
 from sdsl_jax.records import write_text
-from sdsl_jax.records.documents import described
 from sdsl_jax.statistics import Interval, ratio_interval
 
 T = TypeVar("T")
@@ -41,11 +40,17 @@ _FEW_PROMPTS = 8
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate with the ends of its confidence interval, all null where they do not exist."""
+    """An estimate with the ends of its confidence interval, all null where they do not exist.
 
-    estimate: float = described("the estimate")
-    low: float = described("lower end of the interval")
-    high: float = described("upper end of the interval")
+    Attributes:
+      estimate: the estimate
+      low: lower end of the interval
+      high: upper end of the interval
+    """
+
+    estimate: float
+    low: float
+    high: float
 
     def __format__(self, spec: str) -> str:
         """The estimate and half of its interval, such as "0.724 ± 0.013"."""
@@ -83,11 +88,17 @@ def document(cls: type[T], *sources: Any, **values: Any) -> T:
 
 @dataclass(frozen=True)
 class OnPrompts:
-    """A model's loss on the prompts, from each prompt's second token of text on."""
+    """A model's loss on the prompts, from each prompt's second token of text on.
 
-    loss_nats: Estimate = described("cross-entropy, nats per token at temperature 1")
-    perplexity: Estimate = described("exp of the loss")
-    bits_per_byte: Estimate = described("loss per byte of text, bits")
+    Attributes:
+      loss_nats: cross-entropy, nats per token at temperature 1
+      perplexity: exp of the loss
+      bits_per_byte: loss per byte of text, bits
+    """
+
+    loss_nats: Estimate
+    perplexity: Estimate
+    bits_per_byte: Estimate
 
     @classmethod
     def of(cls, nats: Interval, bits: Interval) -> OnPrompts:
@@ -98,28 +109,44 @@ class OnPrompts:
 
 @dataclass(frozen=True)
 class NgramReport:
-    """The n-gram draft, which is not a model."""
+    """The n-gram draft, which is not a model.
 
-    model_id: str = described('always "ngram"')
+    Attributes:
+      model_id: always "ngram"
+    """
+
+    model_id: str
 
 
 @dataclass(frozen=True)
 class ModelReport:
-    """One of the two models."""
+    """One of the two models.
 
-    model_id: str = described("name of the model")
-    folder: str = described("where it was read from")
-    params_nonembedding: int = described("parameters without embeddings")
-    params_total: int = described("all parameters")
-    train_tokens: int = described("training tokens on record; 0 if unknown")
-    loss_nats: float = described("loss on record; null if unknown")
-    params_digest: str = described("digest of the parameters")
-    identity: str = described("digest of configuration, weights and tokenizer")
-    unknown_settings: list[str] = described("settings of the checkpoint that sdsl does not know")
-    ignored_settings: list[str] = described("settings that --ignore-key left out")
-    on_prompts: OnPrompts | None = described(
-        "its loss on the prompts; null for prompts of one token"
-    )
+    Attributes:
+      model_id: name of the model
+      folder: where it was read from
+      params_nonembedding: parameters without embeddings
+      params_total: all parameters
+      train_tokens: training tokens on record; 0 if unknown
+      loss_nats: loss on record; null if unknown
+      params_digest: digest of the parameters
+      identity: digest of configuration, weights and tokenizer
+      unknown_settings: settings of the checkpoint that sdsl does not know
+      ignored_settings: settings that --ignore-key left out
+      on_prompts: its loss on the prompts; null for prompts of one token
+    """
+
+    model_id: str
+    folder: str
+    params_nonembedding: int
+    params_total: int
+    train_tokens: int
+    loss_nats: float
+    params_digest: str
+    identity: str
+    unknown_settings: list[str]
+    ignored_settings: list[str]
+    on_prompts: OnPrompts | None
 
     @classmethod
     def of(cls, model: LoadedModel, on_prompts: OnPrompts | None) -> ModelReport:
@@ -137,37 +164,54 @@ class ModelReport:
 
 @dataclass(frozen=True)
 class DivergenceReport:
-    """The first token at which a greedy run differs from the target's own greedy text."""
+    """The first token at which a greedy run differs from the target's own greedy text.
 
-    row: int = described("number of the prompt")
-    position: int = described("position of the token")
-    margin: float = described("largest minus second largest logit of the target there, nats")
-    largest_logit: float = described("magnitude of the largest logit there")
+    Attributes:
+      row: number of the prompt
+      position: position of the token
+      margin: largest minus second largest logit of the target there, nats
+      largest_logit: magnitude of the largest logit there
+    """
+
+    row: int
+    position: int
+    margin: float
+    largest_logit: float
 
 
 @dataclass(frozen=True)
 class LookaheadReport:
     """One run of the decoder. All but `conventions` count every round, with all that verification
-    kept."""
+    kept.
 
-    lookahead: int = described("drafts per round, γ")
-    tokens_per_round: Estimate = described("τ, the target's own token included")
-    expected_tokens_per_round: Estimate | None = described(
-        "τ of token verification by the models' probabilities alone"
-    )
-    per_test: Estimate = described("accepted over tested drafts")
-    tar: Estimate = described("token acceptance rate of the paper, (τ − 1)/γ")
-    tar_alpha: Estimate = described("the α whose geometric formula gives τ")
-    survival: list[Estimate] = described("share of rounds whose first k drafts are accepted")
-    self_check: float = described("standard normal score of the number of drafts kept")
-    rounds: int = described("rounds counted")
-    tests: int = described("drafts tested")
-    conventions: dict[str, Estimate] = described(
-        "conventions of other tools, over emitted tokens of rounds with room for γ + 1 tokens"
-    )
-    greedy_divergences: list[DivergenceReport] | None = described(
-        "where greedy output is not the target's own; null unless greedy", default=None
-    )
+    Attributes:
+      lookahead: drafts per round, γ
+      tokens_per_round: τ, the target's own token included
+      expected_tokens_per_round: τ of token verification by the models' probabilities alone
+      per_test: accepted over tested drafts
+      tar: token acceptance rate of the paper, (τ − 1)/γ
+      tar_alpha: the α whose geometric formula gives τ
+      survival: share of rounds whose first k drafts are accepted
+      self_check: standard normal score of the number of drafts kept
+      rounds: rounds counted
+      tests: drafts tested
+      conventions: conventions of other tools, over emitted tokens of rounds with room for γ + 1
+        tokens
+      greedy_divergences: where greedy output is not the target's own; null unless greedy
+    """
+
+    lookahead: int
+    tokens_per_round: Estimate
+    expected_tokens_per_round: Estimate | None
+    per_test: Estimate
+    tar: Estimate
+    tar_alpha: Estimate
+    survival: list[Estimate]
+    self_check: float
+    rounds: int
+    tests: int
+    conventions: dict[str, Estimate]
+    greedy_divergences: list[DivergenceReport] | None = None
 
     @classmethod
     def of(cls, result: LookaheadResult) -> LookaheadReport:
@@ -187,15 +231,25 @@ class LookaheadReport:
 
 @dataclass(frozen=True)
 class TimesReport:
-    """Times of single requests at one lookahead; 0 is the target alone."""
+    """Times of single requests at one lookahead; 0 is the target alone.
 
-    lookahead: int = described("drafts per round, γ; 0 for the target alone")
-    first_token_seconds: Estimate = described("time to the first token")
-    per_token_seconds: Estimate = described("time of each further token")
-    total_seconds: Estimate = described("time of the whole request")
-    speedup: Estimate = described("time of the target alone over this time")
-    new_tokens: int = described("tokens of a request")
-    requests: int = described("requests timed")
+    Attributes:
+      lookahead: drafts per round, γ; 0 for the target alone
+      first_token_seconds: time to the first token
+      per_token_seconds: time of each further token
+      total_seconds: time of the whole request
+      speedup: time of the target alone over this time
+      new_tokens: tokens of a request
+      requests: requests timed
+    """
+
+    lookahead: int
+    first_token_seconds: Estimate
+    per_token_seconds: Estimate
+    total_seconds: Estimate
+    speedup: Estimate
+    new_tokens: int
+    requests: int
 
     @classmethod
     def of(cls, times: GenerationTimes) -> TimesReport:
@@ -211,54 +265,83 @@ class TimesReport:
 
 @dataclass(frozen=True)
 class VerifyCost:
-    """The cost of a verify pass."""
+    """The cost of a verify pass.
 
-    lookahead: int = described("drafts per round, γ")
-    target_steps: float = described("time of a pass over γ + 1 tokens, in target steps")
+    Attributes:
+      lookahead: drafts per round, γ
+      target_steps: time of a pass over γ + 1 tokens, in target steps
+    """
+
+    lookahead: int
+    target_steps: float
 
 
 @dataclass(frozen=True)
 class CostsReport:
-    """The costs of a round's parts, one row at a time on this machine."""
+    """The costs of a round's parts, one row at a time on this machine.
 
-    target_step_seconds: float = described("time of one decoding step of the target")
-    draft_step: float | None = described(
-        "d, time of a draft step in target steps; null for n-grams"
-    )
-    verify_passes: list[VerifyCost] = described("v at each lookahead")
-    lookahead_command: str | None = described(
-        "the sdsl lookahead command for these costs; null for n-grams"
-    )
+    Attributes:
+      target_step_seconds: time of one decoding step of the target
+      draft_step: d, time of a draft step in target steps; null for n-grams
+      verify_passes: v at each lookahead
+      lookahead_command: the sdsl lookahead command for these costs; null for n-grams
+    """
+
+    target_step_seconds: float
+    draft_step: float | None
+    verify_passes: list[VerifyCost]
+    lookahead_command: str | None
 
 
 @dataclass(frozen=True)
 class ExpectedReport:
-    """Token verification in expectation at one lookahead, from the target's own samples."""
+    """Token verification in expectation at one lookahead, from the target's own samples.
 
-    lookahead: int = described("drafts per round, γ")
-    tokens_per_round: Estimate = described("τ")
-    accepted_per_test: Estimate = described("accepted over tested drafts")
-    alpha: Estimate = described("the α whose geometric formula gives τ")
+    Attributes:
+      lookahead: drafts per round, γ
+      tokens_per_round: τ
+      accepted_per_test: accepted over tested drafts
+      alpha: the α whose geometric formula gives τ
+    """
+
+    lookahead: int
+    tokens_per_round: Estimate
+    accepted_per_test: Estimate
+    alpha: Estimate
 
 
 @dataclass(frozen=True)
 class OtherTemperature:
-    """α at another temperature, in the contexts of the run."""
+    """α at another temperature, in the contexts of the run.
 
-    temperature: float = described("the other temperature")
-    alpha: Estimate = described("mean of Σ min(p, q)")
+    Attributes:
+      temperature: the other temperature
+      alpha: mean of Σ min(p, q)
+    """
+
+    temperature: float
+    alpha: Estimate
 
 
 @dataclass(frozen=True)
 class ReplayReport:
-    """What one run would have given otherwise, from its stored distributions."""
+    """What one run would have given otherwise, from its stored distributions.
 
-    lookahead: int = described("drafts per round, γ")
-    rounds: int = described("rounds replayed")
-    token_accepted: Estimate = described("accepted drafts per round under token verification")
-    block_accepted: Estimate = described("the same blocks under block verification")
-    gain: Estimate = described("difference of the two, paired by block")
-    temperatures: list[OtherTemperature] = described("α in the contexts of the tested drafts")
+    Attributes:
+      lookahead: drafts per round, γ
+      rounds: rounds replayed
+      token_accepted: accepted drafts per round under token verification
+      block_accepted: the same blocks under block verification
+      gain: difference of the two, paired by block
+      temperatures: α in the contexts of the tested drafts
+    """
+
+    lookahead: int
+    rounds: int
+    token_accepted: Estimate
+    block_accepted: Estimate
+    gain: Estimate
+    temperatures: list[OtherTemperature]
 
     @classmethod
     def of(cls, replay: Replay) -> ReplayReport:
@@ -276,14 +359,23 @@ class ReplayReport:
 
 @dataclass(frozen=True)
 class PromptsReport:
-    """The prompts of a measurement."""
+    """The prompts of a measurement.
 
-    source: str = described("what the prompts are")
-    count: int = described("prompts used")
-    available: int = described("prompts to choose from")
-    cut: int = described("prompts that were longer than allowed")
-    shortest: int = described("tokens of the shortest prompt")
-    longest: int = described("tokens of the longest prompt")
+    Attributes:
+      source: what the prompts are
+      count: prompts used
+      available: prompts to choose from
+      cut: prompts that were longer than allowed
+      shortest: tokens of the shortest prompt
+      longest: tokens of the longest prompt
+    """
+
+    source: str
+    count: int
+    available: int
+    cut: int
+    shortest: int
+    longest: int
 
     @classmethod
     def of(cls, prompts: Prompts) -> PromptsReport:
@@ -301,72 +393,130 @@ class PromptsReport:
 
 @dataclass(frozen=True)
 class PairReport:
-    """What `sdsl measure` reports on a pair."""
+    """What `sdsl measure` reports on a pair.
 
-    target: ModelReport = described("the model to speed up")
-    draft: ModelReport | NgramReport = described("the model that proposes, or n-grams")
-    temperature: float = described("sampling temperature of both models")
-    top_k: int | None = described("filter of the sampling")
-    top_p: float | None = described("filter of the sampling")
-    min_p: float | None = described("filter of the sampling")
-    verification: str = described("token or block")
-    lossless: bool = described("whether the output is distributed as the target's own")
-    how: dict[str, Any] = described("what all pairs of a folder of records share")
-    alpha: Estimate | None = described("E Σ min(p, q) on the target's own samples")
-    alpha_tokens: int = described("tokens of these samples")
-    alpha_on_prompts: Estimate | None = described("E Σ min(p, q) on the prompts")
-    per_lookahead: list[LookaheadReport] = described("a run of the decoder for each lookahead")
-    generation: list[TimesReport] = described("times of single requests")
-    convention_definitions: dict[str, dict[str, str]] = described("source and definition of each")
-    prompts: PromptsReport = described("the prompts")
-    new_tokens: int = described("tokens generated for each prompt")
-    stop_tokens: list[int] = described("ids after which a row stops")
-    seed: int = described("seed of all sampling")
-    confidence: float = described("confidence of the intervals")
-    warnings: list[str] = described("what a reader should know, a sentence each")
-    expected: list[ExpectedReport] = described("token verification in expectation, at every γ")
-    costs: CostsReport | None = described("costs in target steps; null if nothing was timed")
-    replay: list[ReplayReport] = described("counterfactuals of runs that were asked for")
+    Attributes:
+      target: the model to speed up
+      draft: the model that proposes, or n-grams
+      temperature: sampling temperature of both models
+      top_k: filter of the sampling
+      top_p: filter of the sampling
+      min_p: filter of the sampling
+      verification: token or block
+      lossless: whether the output is distributed as the target's own
+      how: what all pairs of a folder of records share
+      alpha: E Σ min(p, q) on the target's own samples
+      alpha_tokens: tokens of these samples
+      alpha_on_prompts: E Σ min(p, q) on the prompts
+      per_lookahead: a run of the decoder for each lookahead
+      generation: times of single requests
+      convention_definitions: source and definition of each
+      prompts: the prompts
+      new_tokens: tokens generated for each prompt
+      stop_tokens: ids after which a row stops
+      seed: seed of all sampling
+      confidence: confidence of the intervals
+      warnings: what a reader should know, a sentence each
+      expected: token verification in expectation, at every γ
+      costs: costs in target steps; null if nothing was timed
+      replay: counterfactuals of runs that were asked for
+    """
+
+    target: ModelReport
+    draft: ModelReport | NgramReport
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    verification: str
+    lossless: bool
+    how: dict[str, Any]
+    alpha: Estimate | None
+    alpha_tokens: int
+    alpha_on_prompts: Estimate | None
+    per_lookahead: list[LookaheadReport]
+    generation: list[TimesReport]
+    convention_definitions: dict[str, dict[str, str]]
+    prompts: PromptsReport
+    new_tokens: int
+    stop_tokens: list[int]
+    seed: int
+    confidence: float
+    warnings: list[str]
+    expected: list[ExpectedReport]
+    costs: CostsReport | None
+    replay: list[ReplayReport]
 
 
 @dataclass(frozen=True)
 class RetokenisedRole:
-    """One of two models with different tokenizers, on the target's text."""
+    """One of two models with different tokenizers, on the target's text.
 
-    model_id: str = described("name of the model")
-    folder: str = described("where it was read from")
-    params_total: int = described("all parameters")
-    identity: str = described("digest of configuration, weights and tokenizer")
-    loss_nats: Estimate = described("cross-entropy, nats per token")
-    bits_per_byte: Estimate = described("loss per byte of text, bits")
-    tokens_per_stretch: float = described("its tokens per stretch")
+    Attributes:
+      model_id: name of the model
+      folder: where it was read from
+      params_total: all parameters
+      identity: digest of configuration, weights and tokenizer
+      loss_nats: cross-entropy, nats per token
+      bits_per_byte: loss per byte of text, bits
+      tokens_per_stretch: its tokens per stretch
+    """
+
+    model_id: str
+    folder: str
+    params_total: int
+    identity: str
+    loss_nats: Estimate
+    bits_per_byte: Estimate
+    tokens_per_stretch: float
 
 
 @dataclass(frozen=True)
 class StretchPrompts:
-    """The prompts of a re-tokenised comparison."""
+    """The prompts of a re-tokenised comparison.
 
-    source: str = described("what the prompts are")
-    count: int = described("prompts used")
-    with_stretches: int = described("prompts whose continuation held a stretch")
+    Attributes:
+      source: what the prompts are
+      count: prompts used
+      with_stretches: prompts whose continuation held a stretch
+    """
+
+    source: str
+    count: int
+    with_stretches: int
 
 
 @dataclass(frozen=True)
 class RetokenisedReport:
-    """What `sdsl measure --retokenised` reports; nothing was decoded."""
+    """What `sdsl measure --retokenised` reports; nothing was decoded.
 
-    target: RetokenisedRole = described("the model that writes")
-    draft: RetokenisedRole = described("the model that is compared with it")
-    lossless: bool = described("always false")
-    protocol: str = described("how the two were compared")
-    temperature: float = described("sampling temperature")
-    alpha_retokenised: Estimate = described("mean of min(1, q/p) over stretches")
-    stretches: int = described("number of stretches")
-    prompts: StretchPrompts = described("the prompts")
-    new_tokens: int = described("tokens generated for each prompt")
-    seed: int = described("seed of all sampling")
-    confidence: float = described("confidence of the intervals")
-    warnings: list[str] = described("what a reader should know, a sentence each")
+    Attributes:
+      target: the model that writes
+      draft: the model that is compared with it
+      lossless: always false
+      protocol: how the two were compared
+      temperature: sampling temperature
+      alpha_retokenised: mean of min(1, q/p) over stretches
+      stretches: number of stretches
+      prompts: the prompts
+      new_tokens: tokens generated for each prompt
+      seed: seed of all sampling
+      confidence: confidence of the intervals
+      warnings: what a reader should know, a sentence each
+    """
+
+    target: RetokenisedRole
+    draft: RetokenisedRole
+    lossless: bool
+    protocol: str
+    temperature: float
+    alpha_retokenised: Estimate
+    stretches: int
+    prompts: StretchPrompts
+    new_tokens: int
+    seed: int
+    confidence: float
+    warnings: list[str]
 
     @classmethod
     def of(

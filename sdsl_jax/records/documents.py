@@ -18,11 +18,6 @@ from sdsl_jax.errors import SdslError, require
 T = TypeVar("T")
 
 
-def described(description: str, **default: Any) -> Any:
-    """A dataclass field with its meaning and unit, which the schema repeats."""
-    return dataclasses.field(metadata={"description": description}, **default)
-
-
 def to_json(value: Any) -> Any:
     """Plain values as JSON holds them: dataclasses become objects, numbers that are not finite
     null.
@@ -132,8 +127,7 @@ def descriptions(cls: type) -> dict[str, str]:
     section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[2].partition("\n\n")[0]
     entries = re.findall(r"^ {2}(\w+): (.*(?:\n {4}.*)*)", section, re.MULTILINE)
     own = {name: re.sub(r"\s+", " ", text) for name, text in entries}
-    described = {f.name: f.metadata["description"] for f in dataclasses.fields(cls) if f.metadata}
-    return {key: text for part in (*inherited, own, described) for key, text in part.items()}
+    return {key: text for part in (*inherited, own) for key, text in part.items()}
 
 
 def _document_in(annotation: Any) -> type | None:
