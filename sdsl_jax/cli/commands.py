@@ -61,7 +61,7 @@ def overview() -> str:
             *lines,
             "",
             "sdsl COMMAND --help explains a command, and sdsl --version prints the version.",
-            "To begin with: sdsl predict --target-params 70B",
+            "To begin with: sdsl codesign --target-params 70B --hardware h100 --devices 4",
         ]
     )
 
