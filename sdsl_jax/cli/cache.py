@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.table import Table
+from rich.table import Column
 
 from sdsl_jax.cache_folders import Cache, Entry, caches, remove
-from sdsl_jax.cli.terminal import standard_console
+from sdsl_jax.cli.terminal import say, standard_console, table
 from sdsl_jax.counts import parse_bytes, short_bytes
 from sdsl_jax.errors import SdslError, require
 
@@ -41,11 +41,7 @@ def cache(
             highlight=False,
         )
     for entry in busy:
-        console.print(
-            f"kept {entry.paths[0]}, which another process is making.",
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(console, f"kept {entry.paths[0]}, which another process is making.")
 
 
 def _shrink(limit: float) -> tuple[list[Entry], list[Entry]]:
@@ -74,22 +70,17 @@ def _shrink(limit: float) -> tuple[list[Entry], list[Entry]]:
 
 
 def _print(listed: list[Cache]) -> None:
-    table = Table(title="Caches", title_justify="left")
-    table.add_column("folder", overflow="fold")
-    table.add_column("holds")
-    for heading in ("entries", "size"):
-        table.add_column(heading, justify="right")
-    for cache in listed:
-        table.add_row(
-            str(cache.folder), cache.contents, f"{len(cache.entries):,}", short_bytes(cache.bytes)
-        )
+    columns = (Column("folder", overflow="fold"), Column("holds"), "entries", "size")
+    rows = [
+        (str(cache.folder), cache.contents, f"{len(cache.entries):,}", short_bytes(cache.bytes))
+        for cache in listed
+    ]
     console = standard_console()
-    console.print(table)
-    console.print(
+    console.print(table("Caches", columns, rows))
+    say(
+        console,
         "Compiled programs are kept in $JAX_COMPILATION_CACHE_DIR instead, and corpora in data.shards of a study, where these\n"
         f"are set. Matplotlib keeps a list of fonts of its own in {_matplotlib()}.",
-        highlight=False,
-        soft_wrap=True,
     )
 
 

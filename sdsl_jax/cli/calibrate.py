@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json as json_format
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column
 
 from sdsl_jax.cli.arguments import whole_numbers
-from sdsl_jax.cli.terminal import shown_progress, standard_console
+from sdsl_jax.cli.terminal import print_json, say, shown_progress, standard_console, table
 from sdsl_jax.counts import short_count
 from sdsl_jax.errors import require
 
@@ -110,7 +109,7 @@ def calibrate(
         save_hardware(hardware_file(name or out.stem, rows, fitted, today()), out)
     answer = _answer(rows, fitted, out)
     if json:
-        print(json_format.dumps(answer, indent=1, ensure_ascii=False, allow_nan=False))
+        print_json(answer)
     else:
         _print(standard_console(), answer)
 
@@ -183,46 +182,39 @@ def _number(value: float) -> str:
 
 
 def _print(console: Console, answer: dict[str, Any]) -> None:
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
     threads = f", {answer['threads']} thread{'s' * (answer['threads'] != 1)}" * (
         answer["threads"] > 0
     )
     say(
+        console,
         f"{answer['device']}{threads}, {answer['dtype']}: {answer['timings']} operations of {answer['models']} models, "
         f"{_number(1e6 * answer['fastest_seconds'])} to {_number(1e6 * answer['slowest_seconds'])} µs each, "
-        f"noise of a median ± {answer['noise']:.1%}"
+        f"noise of a median ± {answer['noise']:.1%}",
     )
-    table = Table(title="Coefficients", title_justify="left")
-    for heading, justify in (
-        ("", "left"),
-        ("estimate", "right"),
-        ("90% interval", "right"),
-        ("unit", "left"),
-    ):
-        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column("", overflow="fold")
+    rows = []
     for key, value in answer["coefficients"].items():
         unit, factor = _UNITS[key]
         low, high = (
             _number(math.inf if value[end] is None else factor * value[end])
             for end in ("low", "high")
         )
-        table.add_row(
-            key, _number(factor * value["estimate"]), f"{low} – {high}", unit, _MEANINGS[key]
-        )
-    console.print(table)
-    errors = Table(title="|predicted / measured − 1|", title_justify="left")
-    for heading in ("", "timings", "median", "worst"):
-        errors.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+        estimate = _number(factor * value["estimate"])
+        rows.append((key, estimate, f"{low} – {high}", unit, _MEANINGS[key]))
+    words = (Column("unit", no_wrap=True), Column("", overflow="fold"))
+    console.print(table("Coefficients", ("", "estimate", "90% interval", *words), rows))
     unseen = answer["unseen"]
     labels = {"step": "plain steps", "verify": "verify passes", "round": "rounds"}
     lines = [("held-out models, fitted to the others", unseen)]
     lines += [(f"   {label}", unseen[key]) for key, label in labels.items() if key in unseen]
     lines += [("all models, fitted to all", answer["all"])]
-    for label, e in lines:
-        errors.add_row(label, str(e["timings"]), f"{e['median']:.1%}", f"{e['worst']:.1%}")
+    errors = table(
+        "|predicted / measured − 1|",
+        ("", "timings", "median", "worst"),
+        [
+            (label, str(e["timings"]), f"{e['median']:.1%}", f"{e['worst']:.1%}")
+            for label, e in lines
+        ],
+    )
     console.print(errors)
     c = {key: value["estimate"] for key, value in answer["coefficients"].items()}
     element = 2 if answer["dtype"] == "bfloat16" else 4
@@ -234,14 +226,21 @@ def _print(console: Console, answer: dict[str, Any]) -> None:
         else f"passes over {ridge:.2g} or more tokens are limited by arithmetic"
     )
     say(
+        console,
         f"The machine reads weights and caches at {_number(c['bytes_per_second'] / 1e9)} GB/s and computes at most "
         f"{_number(c['flops_per_second'] / 1e9)} GFLOP/s:\n"
         f"{when}. The overhead of a layer, {c['layer_seconds'] * 1e6:.3g} µs, is the time to read "
-        f"{short_count(free)} parameters.\nSmaller layers are mostly overhead, so a small draft should be shallow."
+        f"{short_count(free)} parameters.\nSmaller layers are mostly overhead, so a small draft should be shallow.",
     )
     for text in answer["warnings"]:
-        say(f"warning: {text}")
+        say(console, f"warning: {text}")
     if answer["file"] is not None:
-        say(f"written to {answer['file']}; give this path wherever a command asks for hardware.")
+        say(
+            console,
+            f"written to {answer['file']}; give this path wherever a command asks for hardware.",
+        )
     else:
-        say("not kept: --out FILE.toml writes a file to give wherever a command asks for hardware.")
+        say(
+            console,
+            "not kept: --out FILE.toml writes a file to give wherever a command asks for hardware.",
+        )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from sdsl_jax.cli.codesign_report import print_answer, question
-from sdsl_jax.cli.terminal import error_console, standard_console
+from sdsl_jax.cli.terminal import error_console, print_json, standard_console
 from sdsl_jax.config.codesign_problem import ProblemFlags
 from sdsl_jax.errors import require
 
@@ -52,7 +51,6 @@ def codesign(
 
         draw_landscape(asked.landscape(answer), answer, question(config), picture)
     if json:
-        values = answer.to_json()
-        print(json_module.dumps(values, indent=1, ensure_ascii=False, allow_nan=False))
+        print_json(answer)
         return
     print_answer(standard_console(), answer, config)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
+from sdsl_jax.cli.terminal import table
 from sdsl_jax.config.codesign_problem import ProblemConfig
 from sdsl_jax.counts import short_count
 
@@ -36,9 +37,9 @@ def print_answer(console: Console, answer: Answer, config: ProblemConfig) -> Non
     def say(text: str = "") -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=False)
 
-    def show(title: str, table: Table) -> None:
+    def show(title: str, rows: Table) -> None:
         say(f"\n{title}")
-        console.print(table)
+        console.print(rows)
 
     w = config.workload
     say(f"{question(config)}: prompts of {w.prompt:g} tokens, answers of {w.new_tokens:g}")
@@ -112,18 +113,6 @@ def _remedies(changes: Sequence[Remedy]) -> str:
     )
 
 
-def _table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = ("",)
-) -> Table:
-    """A table of numbers; columns that are named `left` are aligned there."""
-    table = Table()
-    for label in columns:
-        table.add_column(label, justify="left" if label in left else "right", no_wrap=label in left)
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
 def _plain(name: str, value: Any) -> str:
     if name in ("draft_params", "target_params"):
         outside = short_count(value.non_embedding)
@@ -159,11 +148,11 @@ def _choice(answer: Answer) -> Table:
     if answer.cost_per_million_tokens is not None:
         rows.append(("cost per 1M tokens", f"{answer.cost_per_million_tokens:.3g}", ""))
         rows.append(("training the draft costs", f"{answer.training_cost:.3g}", ""))
-    table = _table(("", "optimum", "with whole γ and B"), rows)
+    choice = table(None, ("", "optimum", "with whole γ and B"), rows)
     loss = whole.loss_of_rounding
     if loss > 5e-5:
-        table.caption = f"whole numbers cost {100 * loss:.2g}% of the objective"
-    return table
+        choice.caption = f"whole numbers cost {100 * loss:.2g}% of the objective"
+    return choice
 
 
 def _time(answer: Answer) -> str:
@@ -215,8 +204,18 @@ def _uncertainty(answer: Answer) -> str:
 
 
 def _candidates(rows: Sequence[Candidate]) -> Table:
-    return _table(
-        ("draft", "γ", "α", "speed-up", "tokens/s", "latency", "memory", "speed-up lost"),
+    return table(
+        None,
+        (
+            Column("draft", justify="right"),
+            "γ",
+            "α",
+            "speed-up",
+            "tokens/s",
+            "latency",
+            "memory",
+            "speed-up lost",
+        ),
         (
             (
                 short_count(row.size) + (f" = {row.published}" if row.published else ""),
@@ -236,8 +235,9 @@ def _candidates(rows: Sequence[Candidate]) -> Table:
 
 def _front(answer: Answer) -> Table:
     points = answer.pareto["batch"]
-    table = _table(
-        ("batch", "tokens/s", "latency", "speed-up", "draft", "γ"),
+    batches = table(
+        None,
+        (Column("batch", justify="right"), "tokens/s", "latency", "speed-up", "draft", "γ"),
         (
             (
                 f"{row.batch:g}",
@@ -252,8 +252,8 @@ def _front(answer: Answer) -> Table:
     )
     # Powers of two up to 1024 were tried.
     if not points or points[-1].batch < 1024:
-        table.caption = "larger batches break a limit" if points else "every batch breaks a limit"
-    return table
+        batches.caption = "larger batches break a limit" if points else "every batch breaks a limit"
+    return batches
 
 
 def _break_even(answer: Answer) -> str:
@@ -271,9 +271,10 @@ def _break_even(answer: Answer) -> str:
 
 
 def _training_front(points: Sequence[FrontPoint]) -> Table:
-    return _table(
+    return table(
+        None,
         (
-            "training tokens",
+            Column("training tokens", justify="right"),
             "training cost",
             "speed-up",
             "draft",
@@ -315,7 +316,7 @@ def _sensitivities(answer: Answer) -> Table:
             cells.append((row.logarithms_per_standard_error or {}).get(names[0]))
         numbers = ["–" if x is None else f"{round(x, 2) + 0.0:+.2f}" for x in cells]
         rows.append([row.quantity, *numbers])
-    return _table(columns, rows)
+    return table(None, columns, rows)
 
 
 def _published_title(answer: Answer, target: str) -> str:
@@ -331,9 +332,9 @@ def _published_title(answer: Answer, target: str) -> str:
 
 
 def _published(answer: Answer) -> Table:
-    shared = "shares its tokenizer with"
-    table = _table(
-        ("model", "size", "γ", "speed-up", shared),
+    return table(
+        None,
+        ("model", "size", "γ", "speed-up", Column("shares its tokenizer with")),
         (
             (
                 row.name,
@@ -344,11 +345,7 @@ def _published(answer: Answer) -> Table:
             )
             for row in answer.nearest_published
         ),
-        left=("model", shared),
     )
-    for column in table.columns:
-        column.no_wrap = column.header != shared
-    return table
 
 
 def _engines(say: Callable[[str], None], settings: EngineSettings, config: ProblemConfig) -> None:

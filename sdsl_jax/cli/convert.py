@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json as json_format
 from typing import Annotated
 
 import tyro
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column
 
-from sdsl_jax.cli.terminal import standard_console
+from sdsl_jax.cli.terminal import print_json, standard_console, table
 
 _CONVENTION = tyro.conf.arg(metavar="CONVENTION")
 
@@ -44,13 +43,12 @@ def convert(
         for name in names
     }
     if json:
-        print(json_format.dumps(answer, indent=1))
+        print_json(answer)
         return
-    table = Table(title=f"{convention} {value:g} at γ = {lookahead}", title_justify="left")
-    table.add_column("convention", no_wrap=True)
-    table.add_column("value", justify="right")
-    table.add_column("definition and source; a: drafts accepted in a round", overflow="fold")
+    definition = Column("definition and source; a: drafts accepted in a round", overflow="fold")
+    rows = []
     for name, converted in answer.items():
         about = events.CONVENTIONS[name]
-        table.add_row(name, f"{converted:.4g}", escape(f"{about.definition} ({about.source})"))
-    standard_console().print(table)
+        rows.append((name, f"{converted:.4g}", escape(f"{about.definition} ({about.source})")))
+    title = f"{convention} {value:g} at γ = {lookahead}"
+    standard_console().print(table(title, ("convention", "value", definition), rows))

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from sdsl_jax.cli.terminal import standard_console
+from sdsl_jax.cli.terminal import say, standard_console
 from sdsl_jax.errors import require
 
 
@@ -61,10 +61,8 @@ def export(
     size = sum(path.stat().st_size for path in folder.iterdir())
     console = standard_console()
     for warning in loaded.warnings:
-        console.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
-    console.print(
+        say(console, f"warning: {warning}")
+    say(
+        console,
         f"{loaded.record.model_id}: {loaded.record.params_total:,} parameters, {size / 1e6:.1f} MB, written to {folder}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
     )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json as json_format
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
-from sdsl_jax.cli.terminal import standard_console
+from sdsl_jax.cli.terminal import print_json, say, standard_console, table
 from sdsl_jax.errors import require
 
 if TYPE_CHECKING:
@@ -131,65 +129,66 @@ def fit(
     stated = {name: value for name, value in options.items() if value is not None}
     result = fit_loss(csv, **stated) if what == "loss" else fit_acceptance(csv, **stated)
     if json:
-        print(json_format.dumps(result.to_json(), indent=1, ensure_ascii=False, allow_nan=False))
+        print_json(result)
     else:
         fits = result.fits if isinstance(result, AcceptanceFits) else (result,)
         _print_laws(standard_console(), [fit.record for fit in fits], csv)
 
 
 def _print_laws(console: Console, laws: list[LawRecord], path: Path) -> None:
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    if len(laws) > 1:
-        ranking = Table(
-            title=f"Acceptance laws fitted to {laws[0].n} pairs of {path}", title_justify="left"
+    several = len(laws) > 1
+    if several:
+        ranking = table(
+            f"Acceptance laws fitted to {laws[0].n} pairs of {path}",
+            ("law", "error on left-out drafts", "residual", "condition number"),
+            [
+                (
+                    law.law,
+                    f"{law.left_out_rmse:.4f}",
+                    f"{law.rmse:.4f}",
+                    f"{law.condition_number:.3g}",
+                )
+                for law in laws
+            ],
         )
-        for heading in ("law", "error on left-out drafts", "residual", "condition number"):
-            ranking.add_column(heading, justify="left" if heading == "law" else "right")
-        for law in laws:
-            quality = (f"{law.left_out_rmse:.4f}", f"{law.rmse:.4f}", f"{law.condition_number:.3g}")
-            ranking.add_row(law.law, *quality)
         console.print(ranking)
         say(
-            "Errors: root mean square of α; left-out: every draft size predicted by a fit that did not see it."
+            console,
+            "Errors: root mean square of α; left-out: every draft size predicted by a fit that did not see it.",
         )
     shared = [text for text in laws[0].warnings if all(text in law.warnings for law in laws)]
     for law in laws:
         percent = f"{100 * law.confidence:g}%"
-        several = len(laws) > 1
         for sentence in law.accuracy():
-            say(f"{law.law}: {sentence}" if several else sentence)
-        table = Table(
-            title=law.law if several else f"{law.law}, fitted to {law.n} rows of {path}",
-            title_justify="left",
-        )
-        for heading in (
+            say(console, f"{law.law}: {sentence}" if several else sentence)
+        columns = (
             "coefficient",
             "estimate",
             "robust standard error",
             f"{percent} bootstrap",
             f"{percent} profile",
-        ):
-            table.add_column(heading, justify="left" if heading == "coefficient" else "right")
+        )
+        rows = []
         for name, value in law.coefficients.items():
             # An E of less than 10⁻⁵ of the estimate rests on its bound, which stands for none.
             spans = [
                 f"{0 if 0 < low < 1e-5 * value else low:.4g} – {high:.4g}"
                 for low, high in (law.interval[name], law.profile_interval[name])
             ]
-            table.add_row(name, f"{value:.5g}", f"{law.standard_error[name]:.3g}", *spans)
-        console.print(table)
+            rows.append([name, f"{value:.5g}", f"{law.standard_error[name]:.3g}", *spans])
+        title = law.law if several else f"{law.law}, fitted to {law.n} rows of {path}"
+        console.print(table(title, columns, rows))
         if not several:
             say(
+                console,
                 f"objective {law.objective:.6g}, Huber δ {law.huber_delta:g}, residual {law.rmse:.4g} ({law.residual_unit})\n"
                 f"{law.starts_agreeing:.0%} of {law.starts} starts agree; condition number {law.condition_number:.3g}; "
                 f"{law.interval_basis}"
                 + f", {law.draws_cut_off:.0%} of them cut off before they converged"
-                * (law.draws_cut_off > 0)
+                * (law.draws_cut_off > 0),
             )
         for warning in law.warnings:
             if warning not in shared:
-                say(f"warning: {warning}")
+                say(console, f"warning: {warning}")
     for warning in shared:
-        say(f"warning{' about all laws' * (len(laws) > 1)}: {warning}")
+        say(console, f"warning{' about all laws' * several}: {warning}")

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json as json_format
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from sdsl_jax.cli.arguments import WholeCount, whole_numbers
-from sdsl_jax.cli.terminal import shown_progress, standard_console
+from sdsl_jax.cli.terminal import print_json, say, shown_progress, standard_console, table
 from sdsl_jax.counts import parse_size, short_count
 from sdsl_jax.errors import require
 
@@ -183,11 +181,13 @@ def measure(
                 settings,
                 progress,
             )
-            _show(
-                pair_report.RetokenisedReport.of(proposer, verifier, chosen, settings, compared),
-                json,
-                _print_retokenised,
+            report = pair_report.RetokenisedReport.of(
+                proposer, verifier, chosen, settings, compared
             )
+            if json:
+                print_json(report)
+            else:
+                _print_retokenised(standard_console(), report)
             return
         if tokens is not None:
             require(
@@ -209,17 +209,10 @@ def measure(
         )
     if tokens is not None:
         pair_report.write_tokens(tokens, pair.measurement.lookaheads, verifier.tokenizer)
-    _show(pair.report(), json, _print)
-
-
-def _show(report: Any, json: bool, show: Callable[[Console, Any], None]) -> None:
-    from sdsl_jax.records.documents import to_json
-
     if json:
-        text = json_format.dumps(to_json(report), indent=1, ensure_ascii=False, allow_nan=False)
-        print(text)
+        print_json(pair.report())
     else:
-        show(standard_console(), report)
+        _print(standard_console(), pair.report())
 
 
 def _with_tokens(model: LoadedModel, text: str, flag: str) -> LoadedModel:
@@ -235,10 +228,6 @@ def _with_tokens(model: LoadedModel, text: str, flag: str) -> LoadedModel:
     )
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
 # Conventions that the first table shows already, on the basis of all rounds.
 _SHOWN_ABOVE = ("per_test_acceptance", "paper_tar", "paper_alpha")
 
@@ -248,7 +237,7 @@ def _print(console: Console, r: PairReport) -> None:
 
     for role, model in (("target", r.target), ("draft", r.draft)):
         about = f": {_about(model)}" if isinstance(model, ModelReport) else ""
-        _say(console, f"{role:<6}  {model.model_id}{about}")
+        say(console, f"{role:<6}  {model.model_id}{about}")
     p = r.prompts
     lengths = f"{p.shortest}" if p.shortest == p.longest else f"{p.shortest} to {p.longest}"
     filters = [
@@ -257,23 +246,23 @@ def _print(console: Console, r: PairReport) -> None:
         if value is not None
     ]
     how = ", ".join([f"temperature {r.temperature:g}", *filters, f"{r.verification} verification"])
-    _say(
+    say(
         console,
         f"prompts {p.count} of {p.available} from {p.source}, {lengths} tokens, {r.new_tokens} new each; {how}",
     )
     if r.alpha is not None:
-        _say(
+        say(
             console,
             f"\nacceptance α = {r.alpha:.3f}, exact, on {r.alpha_tokens:,} tokens of the target's own samples",
         )
-    _say(console, "")
+    say(console, "")
     console.print(_decoder_table(r))
     if r.generation:
         console.print(_times_table(r))
     console.print(_conventions_table(r))
     for replay in r.replay:
         others = ", ".join(f"{t.alpha:.3f} at {t.temperature:g}" for t in replay.temperatures)
-        _say(
+        say(
             console,
             f"replay at γ = {replay.lookahead}, {replay.rounds:,} rounds: accepted drafts per round {replay.token_accepted:.3f} "
             f"by token verification, {replay.block_accepted:.3f} by block verification of the same blocks "
@@ -282,8 +271,8 @@ def _print(console: Console, r: PairReport) -> None:
         )
     for row in r.per_lookahead:
         if row.greedy_divergences is not None:
-            _say(console, _greedy(row))
-    _say(
+            say(console, _greedy(row))
+    say(
         console,
         f"± is half of a {r.confidence:.0%} interval over prompts. α: probability that a draft is accepted, averaged over the\n"
         "target's own text. τ: tokens per pass of the target, its own token included. τ expected follows from the\n"
@@ -298,18 +287,18 @@ def _print(console: Console, r: PairReport) -> None:
         step = (
             "" if r.costs.draft_step is None else f"d = {r.costs.draft_step:.3g} for a draft step; "
         )
-        _say(
+        say(
             console,
             f"\ncosts on this machine, one row, in target steps of {1e3 * r.costs.target_step_seconds:.4g} ms: {step}"
             f"v = {passes} for a verify pass",
         )
         if r.costs.lookahead_command is not None:
-            _say(
+            say(
                 console,
                 f"best lookahead and speed-up at these costs:\n  {r.costs.lookahead_command}",
             )
     for text in r.warnings:
-        _say(console, f"warning: {text}")
+        say(console, f"warning: {text}")
 
 
 def _greedy(row: LookaheadReport) -> str:
@@ -334,88 +323,81 @@ def _about(model: Any) -> str:
     return ", ".join(parts)
 
 
-def _table(title: str, first: str, columns: list[Any]) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column(first, no_wrap=True)
-    for column in columns:
-        table.add_column(str(column), justify="right", no_wrap=True)
-    return table
-
-
 def _decoder_table(r: PairReport) -> Table:
     rows = r.per_lookahead
-    table = _table(
-        "The decoder, all rounds",
-        "lookahead γ",
-        [row.lookahead for row in rows],
-    )
+    columns = ["lookahead γ", *(str(row.lookahead) for row in rows)]
+    decoder = table("The decoder, all rounds", columns, [])
     token = " (token verification)" if r.verification == "block" else ""
-    table.add_row("tokens per round τ", *(f"{row.tokens_per_round:.3f}" for row in rows))
+    decoder.add_row("tokens per round τ", *(f"{row.tokens_per_round:.3f}" for row in rows))
     if r.alpha is not None:
         expected = [row.expected_tokens_per_round for row in rows]
-        table.add_row(f"τ expected{token}", *(f"{value:.3f}" for value in expected))
-    table.add_row("accepted per tested draft", *(f"{row.per_test:.3f}" for row in rows))
-    table.add_row("accepted per draft (TAR)", *(f"{row.tar:.3f}" for row in rows))
-    table.add_row("α from TAR", *(f"{row.tar_alpha:.3f}" for row in rows), end_section=True)
+        decoder.add_row(f"τ expected{token}", *(f"{value:.3f}" for value in expected))
+    decoder.add_row("accepted per tested draft", *(f"{row.per_test:.3f}" for row in rows))
+    decoder.add_row("accepted per draft (TAR)", *(f"{row.tar:.3f}" for row in rows))
+    decoder.add_row("α from TAR", *(f"{row.tar_alpha:.3f}" for row in rows), end_section=True)
     for k in range(max(len(row.survival) for row in rows)):
         values = [f"{row.survival[k]:.3f}" if k < len(row.survival) else "" for row in rows]
-        table.add_row(f"first {k + 1} accepted, S_{k + 1}", *values)
-    table.add_section()
-    table.add_row("rounds", *(f"{row.rounds:,}" for row in rows))
+        decoder.add_row(f"first {k + 1} accepted, S_{k + 1}", *values)
+    decoder.add_section()
+    decoder.add_row("rounds", *(f"{row.rounds:,}" for row in rows))
     checks = ("–" if math.isnan(row.self_check) else f"{row.self_check:+.2f}" for row in rows)
-    table.add_row("self-check z", *checks)
-    return table
+    decoder.add_row("self-check z", *checks)
+    return decoder
 
 
 def _times_table(r: PairReport) -> Table:
     rows = r.generation
-    table = _table(
+    lines = [
+        [label, *(f"{1e3 * getattr(row, name).estimate:.4g}" for row in rows)]
+        for name, label in (
+            ("first_token_seconds", "first token (TTFT), ms"),
+            ("per_token_seconds", "each further token (TPOT), ms"),
+            ("total_seconds", "in all, ms"),
+        )
+    ]
+    lines += [["speed-up", *(f"{row.speedup:.2f}" if row.lookahead else "1" for row in rows)]]
+    return table(
         f"Single requests of {rows[0].new_tokens} new tokens on this machine; medians of {rows[0].requests}",
-        "lookahead γ",
-        [row.lookahead or "none" for row in rows],
+        ["lookahead γ", *(str(row.lookahead or "none") for row in rows)],
+        lines,
     )
-    for name, label in (
-        ("first_token_seconds", "first token (TTFT), ms"),
-        ("per_token_seconds", "each further token (TPOT), ms"),
-        ("total_seconds", "in all, ms"),
-    ):
-        table.add_row(label, *(f"{1e3 * getattr(row, name).estimate:.4g}" for row in rows))
-    table.add_row("speed-up", *(f"{row.speedup:.2f}" if row.lookahead else "1" for row in rows))
-    return table
 
 
 def _conventions_table(r: PairReport) -> Table:
     rows = r.per_lookahead
-    table = _table(
+    definition = Column("definition and source", overflow="fold")
+    return table(
         "As other tools count, whole rounds; a: drafts accepted in a round",
-        "convention",
-        [row.lookahead for row in rows],
+        ["convention", *(str(row.lookahead) for row in rows), definition],
+        [
+            [
+                name,
+                *(f"{row.conventions[name].estimate:.3f}" for row in rows),
+                escape(f"{about['definition']} ({about['source']})"),
+            ]
+            # Values of single positions are in the survival above and in the JSON.
+            for name, about in r.convention_definitions.items()
+            if name in rows[0].conventions and name not in _SHOWN_ABOVE
+        ],
     )
-    table.add_column("definition and source", overflow="fold")
-    # Values of single positions are in the survival above and in the JSON.
-    for name, about in r.convention_definitions.items():
-        if name in rows[0].conventions and name not in _SHOWN_ABOVE:
-            cells = [f"{row.conventions[name].estimate:.3f}" for row in rows]
-            table.add_row(name, *cells, escape(f"{about['definition']} ({about['source']})"))
-    return table
 
 
 def _print_retokenised(console: Console, r: RetokenisedReport) -> None:
-    _say(
+    say(
         console,
         "Re-tokenised comparison of two tokenizers. This is not lossless decoding, and nothing was decoded.\n",
     )
     for role, m in (("target", r.target), ("draft", r.draft)):
-        _say(
+        say(
             console,
             f"{role:<6}  {m.model_id}: {short_count(m.params_total)} parameters, on the target's text "
             f"{m.bits_per_byte:.3f} bits per byte, {m.loss_nats:.3f} nats per token, "
             f"{m.tokens_per_stretch:.2f} tokens per stretch",
         )
-    _say(
+    say(
         console,
         f"\nre-tokenised acceptance = {r.alpha_retokenised:.3f}, of {r.stretches:,} stretches between places where both "
         f"tokenizers cut\n± is half of a {r.confidence:.0%} interval over prompts.",
     )
     for text in r.warnings:
-        _say(console, f"warning: {text}")
+        say(console, f"warning: {text}")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column
 
-from sdsl_jax.cli.terminal import standard_console
+from sdsl_jax.cli.terminal import print_json, say, standard_console, table
 from sdsl_jax.counts import (
     parse_count,
     parse_share,
@@ -98,15 +97,9 @@ def predict(
         parse_count(smallest_draft, "--smallest-draft") if smallest_draft else None,
     )
     if json:
-        _print_json(answers if csv is not None or len(answers) > 1 else answers[0])
+        print_json(answers if csv is not None or len(answers) > 1 else answers[0])
     else:
         _print_predictions(standard_console(), answers)
-
-
-def _print_json(value: Any) -> None:
-    from sdsl_jax.records.documents import to_json
-
-    print(json.dumps(to_json(value), indent=1, ensure_ascii=False, allow_nan=False))
 
 
 # Up to so many targets stand side by side, with everything said about each; more are listed, a line
@@ -116,44 +109,38 @@ _SIDE_BY_SIDE = 5
 
 def _print_predictions(console: Console, answers: list[Prediction]) -> None:
     first = answers[0]
-    rows = [{label: escape(cell) for label, cell in answer.cells().items()} for answer in answers]
-    table = Table()
-    if len(answers) <= _SIDE_BY_SIDE:
-        table.add_column("target", no_wrap=True)
-        for row in rows:
-            table.add_column(row["target"], justify="right", overflow="fold")
-        for label in max((list(row) for row in rows), key=len)[1:]:
-            table.add_row(label, *(row.get(label, "–") for row in rows))
-    else:
-        labels = [
-            label
-            for label in max((list(row) for row in rows), key=len)
-            if not label.startswith("d ln")
-        ]
-        for label in labels:
-            table.add_column(
-                label, justify="left" if label == "target" else "right", overflow="fold"
-            )
-        for row in rows:
-            table.add_row(*(row.get(label, "–") for label in labels))
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    say(f"Drafts to train, by loss law {first.loss_law} and acceptance law {first.acceptance_law}")
-    console.print(table)
+    targets = [{label: escape(cell) for label, cell in one.cells().items()} for one in answers]
+    beside = len(answers) <= _SIDE_BY_SIDE
+    labels = [
+        label
+        for label in max(map(list, targets), key=len)
+        if beside or not label.startswith("d ln")
+    ]
+    lines = [labels, *([one.get(label, "–") for label in labels] for one in targets)]
+    (_, *headings), *rows = zip(*lines) if beside else lines
+    columns = [
+        Column("target", no_wrap=beside, overflow="fold"),
+        *(Column(one, justify="right", overflow="fold") for one in headings),
+    ]
     say(
+        console,
+        f"Drafts to train, by loss law {first.loss_law} and acceptance law {first.acceptance_law}",
+    )
+    console.print(table(None, columns, rows))
+    say(
+        console,
         f"M, N*: {first.params_count} parameters of the target and the best draft; D, D′: training tokens of draft and target;\n"
         "γ: tokens drafted per round, the best real number (and the best whole one, which the speed-up is for); α: acceptance\n"
-        "probability; within 1% (5%): draft sizes that lose at most that much of the speed-up."
+        "probability; within 1% (5%): draft sizes that lose at most that much of the speed-up.",
     )
     for text, who in _shared(answers, lambda a: [a.interval_text()]).items():
-        say(f"90% interval{who}: {text}")
+        say(console, f"90% interval{who}: {text}")
     for text, who in _shared(answers, lambda a: a.warnings).items():
-        say(f"warning{who}: {text}")
+        say(console, f"warning{who}: {text}")
     which = f" about {first.name or short_count(first.target_params)}" if len(answers) > 1 else ""
     say(
-        f"note: {first.leaves_out}; for an answer{which} on your device, run\n  {first.codesign_command}"
+        console,
+        f"note: {first.leaves_out}; for an answer{which} on your device, run\n  {first.codesign_command}",
     )
 
 
@@ -209,7 +196,7 @@ def lookahead(
         _drafts(drafted, "--drafted"),
     )
     if json:
-        _print_json(answer)
+        print_json(answer)
     else:
         _print_lookahead(standard_console(), answer, acceptance_length, at_lookahead)
 
@@ -229,9 +216,6 @@ def _print_lookahead(
     acceptance_length: float | None,
     at_lookahead: int | None,
 ) -> None:
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
     inverted, counts = "", answer.counts
     if acceptance_length is not None:
         inverted = f", from {acceptance_length:g} tokens per round at γ = {at_lookahead}"
@@ -241,15 +225,16 @@ def _print_lookahead(
             f" (90% interval {low:.3f} to {high:.3f}), from {counts.accepted:,} of {counts.drafted:,} drafts accepted "
             f"at γ = {at_lookahead}"
         )
-    say(f"acceptance α = {answer.acceptance:.3f}{inverted}")
+    say(console, f"acceptance α = {answer.acceptance:.3f}{inverted}")
     if answer.speculate:
         first, last = answer.lookahead_within_1pct
         say(
+            console,
             f"best lookahead γ = {answer.lookahead_integer} (γ* = {answer.lookahead:.2f}; {first} to {last} are within 1%)\n"
-            f"speed-up {answer.speedup_integer:.3f}×, {answer.tokens_per_round:.2f} tokens per round"
+            f"speed-up {answer.speedup_integer:.3f}×, {answer.tokens_per_round:.2f} tokens per round",
         )
     else:
-        say("speculation does not pay: no whole lookahead beats plain decoding")
+        say(console, "speculation does not pay: no whole lookahead beats plain decoding")
     if counts is not None:
         first, last = counts.lookahead_interval_90
         span = (
@@ -257,16 +242,19 @@ def _print_lookahead(
         )
         span += " (0: no speculation)" if first == 0 < last else ""
         span = "speculation does not pay" if last == 0 else span
-        say(f"over that interval {span}; {counts.interval_basis}")
+        say(console, f"over that interval {span}; {counts.interval_basis}")
     say(
-        f"speculation pays up to a draft-step cost of {answer.break_even_cost:.3f} target steps; here it is {answer.cost:g}"
+        console,
+        f"speculation pays up to a draft-step cost of {answer.break_even_cost:.3f} target steps; here it is {answer.cost:g}",
     )
     if answer.verify_cost_assumed:
         say(
-            "assumed: a verify pass over γ + 1 tokens takes as long as one target step; measure it and give --verify-cost"
+            console,
+            "assumed: a verify pass over γ + 1 tokens takes as long as one target step; measure it and give --verify-cost",
         )
     if answer.break_even_verify_cost > 1:
         say(
+            console,
             f"speculation pays up to a verify cost of {answer.break_even_verify_cost:.2f} target steps; here it is "
-            f"{answer.verify_cost:g}"
+            f"{answer.verify_cost:g}",
         )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column
 
 from sdsl_jax.cli.arguments import Overrides
-from sdsl_jax.cli.terminal import Terminal, standard_console
+from sdsl_jax.cli.terminal import Terminal, say, standard_console, table
 from sdsl_jax.counts import short_count
 
 if TYPE_CHECKING:
@@ -53,31 +54,16 @@ def study(
         limit_threads(config.clock.threads)
     folder = out or Path("runs") / config.name
     console = standard_console()
-    progress = Terminal(console)
-    try:
+    with closing(Terminal(console)) as progress:
         records = run_study(config, folder, only=only, force=force, progress=progress)
-    finally:
-        progress.close()
     if only is None:
         _print_optima(console, records.optima)
-        _say(console, f"report: {folder / 'report.html'}")
+        say(console, f"report: {folder / 'report.html'}")
         evidence = records.document("evidence", Evidence)
         if evidence and evidence.holdout:
             _print_holdout(console, evidence.holdout)
         if evidence and evidence.clock:
             _print_clock(console, evidence.clock)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _table(title: str, *headings: str) -> Table:
-    """A table whose first column holds words and the others numbers."""
-    table = Table(title=title, title_justify="left")
-    for heading in headings:
-        table.add_column(heading, justify="right" if table.columns else "left")
-    return table
 
 
 def _print_optima(console: Console, rows: list[OptimumRow]) -> None:
@@ -108,18 +94,14 @@ def _print_optima(console: Console, rows: list[OptimumRow]) -> None:
         "its measured speed-up",
         "its speed-up by clock",
     ]
-    table = Table(
-        title=f"Throughput-optimal drafts, acceptance law: {rows[0].entry.acceptance_law}",
-        title_justify="left",
+    headings = [f"{row.entry.target_id}\n{row.entry.cost_model}" for row in rows]
+    optima = table(
+        f"Throughput-optimal drafts, acceptance law: {rows[0].entry.acceptance_law}",
+        ["target\ncosts", *(Column(one, justify="right", overflow="fold") for one in headings)],
+        zip(labels, *map(column, rows)),
     )
-    table.add_column("target\ncosts", no_wrap=True)
-    for row in rows:
-        heading = f"{row.entry.target_id}\n{row.entry.cost_model}"
-        table.add_column(heading, justify="right", overflow="fold")
-    for cells in zip(labels, *map(column, rows)):
-        table.add_row(*cells)
-    console.print(table)
-    _say(
+    console.print(optima)
+    say(
         console,
         "N: non-embedding parameters. Costs: flops = ratio of FLOPs per token; measured = rounds on a device fitted to timings.\n"
         "Reference: the closed form of γ under flops, bracketed roots under measured.\n"
@@ -129,26 +111,26 @@ def _print_optima(console: Console, rows: list[OptimumRow]) -> None:
 
 def _print_holdout(console: Console, holdout: Holdout) -> None:
     """What was predicted before it was measured."""
-    table = _table("Predicted before it was measured", "goal", "at most", "reached", "")
     names = {
         "largest_loss": "relative error of the largest size's losses",
         "alpha_mae": "mean absolute error of α, pairs not seen",
         "regret": "share of the best measured speed-up lost",
     }
-    for key, goal in holdout.goals.items():
-        answer = "met" if goal.met else "missed"
-        table.add_row(names[key], f"{goal.goal:g}", f"{goal.reached:.4f}", answer)
-    console.print(table)
+    rows = [
+        (names[key], f"{goal.goal:g}", f"{goal.reached:.4f}", "met" if goal.met else "missed")
+        for key, goal in holdout.goals.items()
+    ]
+    columns = ("goal", "at most", "reached", "")
+    console.print(table("Predicted before it was measured", columns, rows))
     for sentence in holdout.why:
-        _say(console, f"  {sentence}")
+        say(console, f"  {sentence}")
 
 
 def _print_clock(console: Console, clock: Clock) -> None:
     """What was measured on the clock beside what was predicted."""
     from sdsl_jax.report.style import NAMES
 
-    table = _table(
-        "On the clock: speed-ups over plain decoding",
+    columns = (
         "target",
         "predicted choice",
         "S predicted",
@@ -157,23 +139,24 @@ def _print_clock(console: Console, clock: Clock) -> None:
         "S",
         "lost",
     )
-    for row in clock.targets:
-        chosen, best = row.chosen, row.best
-        table.add_row(
+    rows = [
+        (
             row.target_id,
-            f"{short_count(chosen.draft_params)}, γ = {chosen.lookahead}",
-            f"{chosen.predicted:.2f}",
-            f"{chosen.speedup:.2f}",
-            f"{short_count(best.draft_params)}, γ = {best.lookahead}",
-            f"{best.speedup:.2f}",
+            f"{short_count(row.chosen.draft_params)}, γ = {row.chosen.lookahead}",
+            f"{row.chosen.predicted:.2f}",
+            f"{row.chosen.speedup:.2f}",
+            f"{short_count(row.best.draft_params)}, γ = {row.best.lookahead}",
+            f"{row.best.speedup:.2f}",
             f"{row.regret['calibrated']:.1%}",
         )
-    console.print(table)
+        for row in clock.targets
+    ]
+    console.print(table("On the clock: speed-ups over plain decoding", columns, rows))
     rivals = ", ".join(
         f"{NAMES[k]} {v:.1%}" for k, v in clock.mean_regret.items() if k != "calibrated"
     )
     if clock.error:
-        _say(
+        say(
             console,
             f"{clock.error.n} decoders: median error of predicted S {clock.error.median_absolute:.1%}, rank correlation "
             f"{clock.error.rank_correlation:.3f}.\nLost of the best measured S, mean over targets: "

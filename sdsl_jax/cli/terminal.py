@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO, cast
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column, Table
 from rich.text import Text
 
 from sdsl_jax.cli import streams
@@ -44,6 +46,33 @@ def standard_console() -> Console:
 def error_console() -> Console:
     """Standard error, for progress beside an answer that goes to standard output."""
     return _Page(file=cast(TextIO, _StandardError()))
+
+
+def say(console: Console, text: str) -> None:
+    """Prints text as it is, however long its lines are."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Prints an answer as one JSON value."""
+    from sdsl_jax.records.documents import to_json
+
+    print(json.dumps(to_json(value), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def table(
+    title: str | None, columns: Sequence[str | Column], rows: Iterable[Sequence[str]]
+) -> Table:
+    """A table of numbers, with words in its first column and in those that a `Column` describes."""
+    first, *others = columns
+    headers = [
+        Column(first, no_wrap=True) if isinstance(first, str) else first,
+        *(Column(one, justify="right") if isinstance(one, str) else one for one in others),
+    ]
+    made = Table(*headers, title=title, title_justify="left")
+    for row in rows:
+        made.add_row(*row)
+    return made
 
 
 class _StandardError:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from sdsl_jax.cli.arguments import Overrides
-from sdsl_jax.cli.terminal import Terminal, standard_console
+from sdsl_jax.cli.terminal import Terminal, say, standard_console, table
 from sdsl_jax.errors import require
 
 if TYPE_CHECKING:
@@ -60,13 +60,10 @@ def train(
     if distributed:
         initialise_distributed()
     console = standard_console()
-    terminal = Terminal(console)
-    try:
+    with closing(Terminal(console)) as terminal:
         trained = train_part(
             config, folder, patterns, chosen, terminal if is_primary() else Silent()
         )
-    finally:
-        terminal.close()
     if is_primary():
         _print(console, trained, folder, by_years=config.data.source == EMBEDDED)
 
@@ -79,7 +76,7 @@ def _parse_part(text: str) -> tuple[int, int]:
 
 
 def _print(console: Console, trained: Trained, folder: Path, by_years: bool) -> None:
-    headings: tuple[str, ...] = (
+    columns = (
         "model",
         "tokens",
         "epochs",
@@ -87,15 +84,13 @@ def _print(console: Console, trained: Trained, folder: Path, by_years: bool) -> 
         "bits per\nbyte",
         "valid.\nnats",
         "bits per\nbyte",
+        "tokens/s",
+        "compile",
+        "wait for\ndata",
+        "spikes,\nskipped",
     )
-    headings += ("tokens/s", "compile", "wait for\ndata", "spikes,\nskipped")
-    table = Table(title="Trained models", title_justify="left")
-    for heading in headings:
-        table.add_column(
-            heading, justify="left" if heading == "model" else "right", no_wrap=heading == "model"
-        )
-    for r in trained.records:
-        table.add_row(
+    rows = [
+        (
             r.model_id,
             f"{r.train_tokens:,}",
             f"{r.epochs:.2f}",
@@ -108,16 +103,19 @@ def _print(console: Console, trained: Trained, folder: Path, by_years: bool) -> 
             f"{r.data_wait_share:.1%}",
             f"{r.spikes}, {r.skipped_steps}",
         )
-    console.print(table)
+        for r in trained.records
+    ]
+    console.print(table("Trained models", columns, rows))
     _print_utilisation(console, trained)
     for name, owner in trained.owned_by_others.items():
-        console.print(f"{name}: being trained by {owner}", highlight=False, soft_wrap=True)
+        say(console, f"{name}: being trained by {owner}")
     splits = (
         "Test: text of later years than was trained on; valid.: of the same years."
         if by_years
         else "Test: the last part of the text; valid.: the part before it."
     )
-    console.print(
+    say(
+        console,
         f"{splits} Models of one rung share its trunk.\n"
         + (
             f"{trained.missing} models of the study are not finished yet; "
@@ -125,8 +123,6 @@ def _print(console: Console, trained: Trained, folder: Path, by_years: bool) -> 
             else "the ladder is complete; "
         )
         + f"records: {folder / 'records' / 'models.csv'}",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -138,11 +134,8 @@ def _print_utilisation(console: Console, trained: Trained) -> None:
     measured = {name: u for name, u in used.items() if math.isfinite(u.share)}
     if not measured:
         return
-    table = Table(
-        title="Model FLOPs utilisation (3 times the forward pass's)", title_justify="left"
-    )
-    for heading in ("model", "TFLOP/s", "of bfloat16 peak"):
-        table.add_column(heading, justify="left" if heading == "model" else "right")
-    for name, u in measured.items():
-        table.add_row(name, f"{u.flops_per_second / 1e12:.3g}", f"{u.share:.1%}")
-    console.print(table)
+    rows = [
+        (name, f"{u.flops_per_second / 1e12:.3g}", f"{u.share:.1%}") for name, u in measured.items()
+    ]
+    title = "Model FLOPs utilisation (3 times the forward pass's)"
+    console.print(table(title, ("model", "TFLOP/s", "of bfloat16 peak"), rows))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column
 
 from sdsl_jax.cli.arguments import Overrides
-from sdsl_jax.cli.terminal import Terminal, error_console, standard_console
+from sdsl_jax.cli.terminal import Terminal, error_console, print_json, say, standard_console, table
 from sdsl_jax.counts import parse_count, parse_counts, short_count
 from sdsl_jax.errors import require
 
@@ -59,8 +59,7 @@ def tune(
     if write is not None:
         require_replaceable(write)
     console = error_console() if as_json else standard_console()
-    progress = Terminal(console)
-    try:
+    with closing(Terminal(console)) as progress:
         tuning = run(
             config,
             folder,
@@ -70,12 +69,10 @@ def tune(
             setting,
             progress,
         )
-    finally:
-        progress.close()
     if write is not None and tuning.study is not None:
         write_marked(write, to_toml(tuning.study))
     if as_json:
-        print(json.dumps(tuning.to_json(), indent=1, allow_nan=False))
+        print_json(tuning)
     else:
         _print(console, tuning, write)
     require(
@@ -84,56 +81,50 @@ def tune(
 
 
 def _print(console: Console, tuning: Tuning, write: Path | None) -> None:
-    table = Table(
-        title=f"Validation loss in nats, by factor of the present {tuning.setting}",
-        title_justify="left",
-    )
-    table.add_column("N", justify="right")
-    for factor in tuning.sizes[0].factors:
-        table.add_column(f"× {factor:g}", justify="right")
-    for heading in ("present", "best", "within 1%", "halved\ngains", "doubled\ngains"):
-        table.add_column(heading, justify="right")
+    factors = [f"× {factor:g}" for factor in tuning.sizes[0].factors]
+    found = ("present", "best", "within 1%", "halved\ngains", "doubled\ngains")
+    rows = []
     for size in tuning.sizes:
         losses = [f"{loss:.4f}" if math.isfinite(loss) else "diverged" for loss in size.losses]
         low, high = size.within_1pct
-        table.add_row(
-            short_count(size.params),
-            *losses,
-            f"{size.present:.4g}",
-            f"{size.best:.4g}{' (border)' if size.at_border else ''}",
-            f"{low:.3g} – {high:.3g}" if math.isfinite(low) else "–",
-            *(
-                f"{gain:+.2%}" if math.isfinite(gain) else "–"
-                for gain in (size.gain_halved, size.gain_doubled)
-            ),
+        gains = [
+            f"{gain:+.2%}" if math.isfinite(gain) else "–"
+            for gain in (size.gain_halved, size.gain_doubled)
+        ]
+        rows.append(
+            [
+                short_count(size.params),
+                *losses,
+                f"{size.present:.4g}",
+                f"{size.best:.4g}{' (border)' if size.at_border else ''}",
+                f"{low:.3g} – {high:.3g}" if math.isfinite(low) else "–",
+                *gains,
+            ]
         )
-    console.print(table)
+    title = f"Validation loss in nats, by factor of the present {tuning.setting}"
+    console.print(table(title, [Column("N", justify="right"), *factors, *found], rows))
     if (law := tuning.law) is not None:
         errors = f"; standard errors {law.log_at_reference_error:.0%} and {law.slope_error:.2f}"
-        console.print(
+        say(
+            console,
             f"law: {tuning.setting} = {law.at_reference:.4g} · (N / {short_count(law.reference)})^{law.slope:.3f}"
             + (errors if math.isfinite(law.slope_error) else ""),
-            highlight=False,
-            soft_wrap=True,
         )
-    gains = [
+    gained_at = [
         (gain, size.params)
         for size in tuning.sizes
         for gain in (size.gain_halved, size.gain_doubled)
+        if math.isfinite(gain)
     ]
-    most = max((pair for pair in gains if math.isfinite(pair[0])), default=None)
+    most = max(gained_at, default=None)
     if most is not None:
         gained = (
             f"gains at most {most[0]:.2%}, at {short_count(most[1])}"
             if most[0] > 0
             else "gains nothing"
         )
-        console.print(
-            f"Halving or doubling the present {tuning.setting} {gained}.",
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(console, f"Halving or doubling the present {tuning.setting} {gained}.")
     for warning in tuning.warnings:
-        console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
+        say(console, f"warning: {warning}")
     if write is not None and tuning.study is not None:
-        console.print(f"written: {write}", highlight=False, soft_wrap=True)
+        say(console, f"written: {write}")
