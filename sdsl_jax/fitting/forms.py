@@ -52,6 +52,7 @@ class Form(NamedTuple):
       scales: Those of them whose component of x is the logarithm of a term in the middle of the
         table.
       floor: Positive coefficient that may vanish, if there is one: the first.
+      exponents: Coefficients that the form keeps within `EXPONENT_BOUNDS`.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Form(NamedTuple):
     positive: tuple[str, ...] = ()
     scales: tuple[str, ...] = ()
     floor: str | None = None
+    exponents: tuple[str, ...] = ()
 
     def names(self) -> list[str]:
         """Names of the coefficients, in their order."""
@@ -75,18 +77,18 @@ class Form(NamedTuple):
 
 # Exponents of published laws lie between 0.05 (Kaplan) and 0.6; wider bounds only keep a fit from
 # running off to infinity where the data do not hold it.
-_EXPONENTS = (0.02, 2.0)
+EXPONENT_BOUNDS = (0.02, 2.0)
 # Smallest E as a share of the smallest loss; an E that ends here is one that the data do not show.
 SMALLEST_E = 1e-6
 
 
 def _exponent(x: Array) -> Array:
-    low, high = _EXPONENTS
+    low, high = EXPONENT_BOUNDS
     return low * (high / low) ** jax.nn.sigmoid(x)
 
 
 def _from_exponent(exponent: Any) -> Array:
-    low, high = _EXPONENTS
+    low, high = EXPONENT_BOUNDS
     share = jnp.log(jnp.asarray(exponent) / low) / jnp.log(high / low)
     return jax.scipy.special.logit(jnp.clip(share, 1e-9, 1 - 1e-9))
 
@@ -182,6 +184,7 @@ LOSS_FORMS: dict[str, Form] = {
         positive=("E", "A", "B", "a", "b"),
         scales=("A", "B"),
         floor="E",
+        exponents=("a", "b"),
     ),
     "kaplan": Form(
         "kaplan",
@@ -192,6 +195,7 @@ LOSS_FORMS: dict[str, Form] = {
         _kaplan_starts,
         positive=("N_c", "D_c", "alpha_N", "alpha_D"),
         scales=("N_c", "D_c"),
+        exponents=("alpha_N", "alpha_D"),
     ),
 }
 

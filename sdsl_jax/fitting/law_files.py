@@ -155,7 +155,8 @@ class LawRecord:
         what, form = ("L(N, D)", "{:.2%}") if self.law in LOSS_LAWS else ("α", "{:.4f}")
         inside, worst = (form.format(x) for x in (error.inside, error.inside_worst))
         text = (
-            f"Predictions of {what} inside the table are good to ± {inside} (worst row ± {worst})"
+            f"If the form of the law holds, predictions of {what} inside the table are good to ± {inside} "
+            f"(worst row ± {worst})"
         )
         if error.extrapolated_10x is not None:
             text += f", at 10 times its largest size and tokens to ± {form.format(error.extrapolated_10x)}"

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sdsl_jax.fitting.forms import Form
+from sdsl_jax.fitting.forms import EXPONENT_BOUNDS, Form
 from sdsl_jax.fitting.law_files import LawRecord, PredictionError
 from sdsl_jax.fitting.solver import Fit, Hold, Solution, constrained, fit, refit
 from sdsl_jax.notebook import table_of
@@ -30,6 +30,8 @@ _ILL_CONDITIONED = 100.0
 # Share of bootstrap fits that may be cut off without a warning. On the ladder that ships 29% are, and
 # descending to the end moves no end of an interval by more than 4%.
 _MOST_CUT_OFF = 0.5
+# An exponent within this share of a bound of the form rests on it.
+_ON_BOUND = 0.01
 
 
 class FitWarning(NamedTuple):
@@ -425,7 +427,7 @@ def fit_form(
     }
     warnings = [
         *_unconverged(best.status, record.draws_cut_off, profile),
-        *_unidentified(record, terms),
+        *_unidentified(form, record, terms),
     ]
     return LawFit(law, draws, residuals, record).with_warnings(*warnings)
 
@@ -478,10 +480,11 @@ def _unconverged(status: SolverStatus, cut_off: float, profile: Profile) -> list
     return [FitWarning("unconverged", text) for text in texts]
 
 
-def _unidentified(record: LawRecord, terms: dict[str, np.ndarray]) -> list[FitWarning]:
+def _unidentified(form: Form, record: LawRecord, terms: dict[str, np.ndarray]) -> list[FitWarning]:
     """Which coefficients the data leave open, by their intervals and by the condition number.
 
     Args:
+      form: The law; an exponent that rests on a bound of it has an interval that is too short.
       record: The fit.
       terms: For scales, draws of their term in the middle of the table over its estimate.
     """
@@ -491,20 +494,33 @@ def _unidentified(record: LawRecord, terms: dict[str, np.ndarray]) -> list[FitWa
         low, high = record.interval[name]
         # A floor of less than 10⁻⁵ of the estimate rests on its bound, which stands for none.
         shown = 0.0 if 0 < low < 1e-5 * value else low
-        middle, lowest, highest = (
-            (1.0, *quantile_interval(terms[name], record.confidence))
-            if name in terms
-            else (value, low, high)
-        )
+        bounds = EXPONENT_BOUNDS if name in form.exponents else ()
+        reached = [
+            bound
+            for bound in bounds
+            if min(abs(np.log(x / bound)) for x in (value, low, high)) < _ON_BOUND
+        ]
         text = ""
         if low == high and record.profile_interval[name] == (-np.inf, np.inf):
             text = f"this table says nothing about {name}: what it multiplies is the same in every row, so it stays at 0"
-        elif not lowest <= middle <= highest:
+        elif reached:
+            text = (
+                f"{name} is not identified at this scale: its {percent} interval [{shown:.3g}, {high:.3g}] "
+                f"reaches {reached[0]:g}, a bound of the fit"
+            )
+        elif name in terms:
+            lowest, highest = quantile_interval(terms[name], record.confidence)
+            if not 0.5 <= lowest <= 1 <= highest <= 2:
+                text = (
+                    f"{name} is not identified at this scale: its term in the middle of the table is "
+                    f"{lowest:.3g} to {highest:.3g} times the estimate ({percent} interval)"
+                )
+        elif not low <= value <= high:
             text = (
                 f"{name} is not identified at this scale: its {percent} interval [{shown:.3g}, {high:.3g}] "
                 f"does not hold the estimate, {value:.3g}"
             )
-        elif lowest <= 0 <= highest or max(abs(middle / lowest), abs(highest / middle)) > 2:
+        elif low <= 0 <= high or max(abs(value / low), abs(high / value)) > 2:
             text = f"{name} is not identified at this scale: {percent} interval [{shown:.3g}, {high:.3g}]"
         if text:
             warnings.append(FitWarning("unidentified", text, name))

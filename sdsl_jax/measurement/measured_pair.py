@@ -176,10 +176,13 @@ class MeasuredPair:
                 for r in self.measurement.lookaheads
             }
             best = c.best_lookahead(taus)
-            command = (
-                f"sdsl lookahead --cost {c.draft_step:.4g} --verify-cost {max(c.verify_pass[best], 1.0):.4g} "
-                f"--acceptance-length {taus[best]:.4g} --at-lookahead {best}"
-            )
+            length = f"{taus[best]:.4g}"
+            # At γ + 1 every draft was accepted: α = 1 has no best lookahead.
+            if float(length) < best + 1:
+                command = (
+                    f"sdsl lookahead --cost {c.draft_step:.4g} --verify-cost {max(c.verify_pass[best], 1.0):.4g} "
+                    f"--acceptance-length {length} --at-lookahead {best}"
+                )
         passes = [pair_report.VerifyCost(*item) for item in c.verify_pass.items()]
         return pair_report.CostsReport(c.target_step, c.draft_step, passes, command)
 

@@ -284,7 +284,8 @@ class CostsReport:
       target_step_seconds: time of one decoding step of the target
       draft_step: d, time of a draft step in target steps; null for n-grams
       verify_passes: v at each lookahead
-      lookahead_command: the sdsl lookahead command for these costs; null for n-grams
+      lookahead_command: the sdsl lookahead command for these costs; null for n-grams, or if every
+        draft was accepted
     """
 
     target_step_seconds: float

@@ -1,5 +1,7 @@
 """What a fit says about its own uncertainty, against refits, scipy and simulation."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -385,6 +387,37 @@ def test_a_plane_is_profiled_across_zero(x64):
     assert value > 0 > value - 1.68 * errors[1]
     assert [low, high] == pytest.approx(
         [value - 1.679 * errors[1], value + 1.679 * errors[1]], rel=0.01
+    )
+
+
+def test_an_exponent_on_its_bound_is_said():
+    """Every draw rests on the bound, too: without a word the interval would have no width and look certain."""
+    random = np.random.default_rng(1)
+    loss = 0.5 + 0.8 * (SIZES / 1e4) ** -0.3 + 0.6 * (BUDGETS / 1e6) ** -0.005
+    data = LossTable(SIZES, BUDGETS, loss * np.exp(0.002 * random.normal(size=48)), SIZES)
+    config = FitConfig(bootstrap=20, starts=8)
+    fit_of_table = fit_loss_law(data, config, resamples(data, config, 0), 0)
+    assert fit_of_table.law.b == pytest.approx(0.02)
+    (text,) = (w.text for w in fit_of_table.warnings if w.coefficient == "b")
+    assert text == (
+        "b is not identified at this scale: its 90% interval [0.02, 0.02] reaches 0.02, a bound of the fit"
+    )
+    assert "a" not in fit_of_table.record.unidentified
+
+
+def test_a_scale_is_judged_by_its_term_in_the_table():
+    """A itself is known to 20%, yet not how much of the loss is its: the text shows what was judged."""
+    law = ChinchillaLaw(E=0.1, A=3.5, B=8.0, a=0.07, b=0.3)
+    data = LossTable(SIZES, BUDGETS, table(2, 0.01, law), SIZES)
+    config = FitConfig(bootstrap=32, starts=8)
+    texts = {
+        w.coefficient: w.text
+        for w in fit_loss_law(data, config, resamples(data, config, 0), 0).warnings
+    }
+    assert re.fullmatch(
+        r"A is not identified at this scale: its term in the middle of the table is 0\.4\d* to 1\.\d+ times the "
+        r"estimate \(90% interval\)",
+        texts["A"],
     )
 
 

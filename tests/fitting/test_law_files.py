@@ -98,7 +98,9 @@ def test_what_a_fit_leads_with(fitted):
     error = fitted.record.prediction_error
     assert 0 < error.inside <= error.inside_worst < 0.1
     assert error.inside < error.extrapolated_10x < 0.1
-    assert "inside the table are good to ±" in fitted.record.accuracy()[0]
+    assert fitted.record.accuracy()[0].startswith(
+        "If the form of the law holds, predictions of L(N, D) inside the table are good to ±"
+    )
     assert "A" not in fitted.record.unidentified
     assert fitted.record.standard_error["A"] < fitted.record.coefficients["A"]
     assert repr(fitted).startswith("LawFit(chinchilla: E=")

@@ -121,6 +121,21 @@ def test_costs_name_the_best_lookahead(pair, monkeypatch):
     assert timed.table().loc[3, "verify_pass"] == 1.2
 
 
+def test_no_command_where_every_draft_was_accepted(models, monkeypatch):
+    """sdsl lookahead has no α for it: at α = 1 no lookahead is the best one."""
+    monkeypatch.setattr(
+        measured_pair, "time_costs", lambda *arguments: StepCosts(0.01, 0.1, {1: 1.0, 3: 1.2})
+    )
+    monkeypatch.setattr(measured_pair, "time_generation", lambda *arguments, **given: [])
+    _, target = models
+    pair = measure_pair(target, target, TEXTS, **SMALL)
+    timed = measured_pair.measure_and_record(target, target, pair.prompts, pair.settings, timed=1)
+    assert timed.measurement.lookaheads[-1].statistics.tokens_per_round.estimate == 4
+    costs = timed.report().costs
+    assert costs.draft_step == 0.1
+    assert costs.lookahead_command is None
+
+
 def test_too_large_a_replay_is_refused(models, monkeypatch):
     from sdsl_jax.measurement import pair as module
 
