@@ -97,9 +97,12 @@ def _as_good(answer: Answer) -> str:
         " to ".join(short_count(end) for end in ends or ())
         for ends in (answer.indifference_1pct, answer.indifference_5pct)
     )
+    # Where memory binds, a smaller batch would allow larger drafts than these.
+    others = [_SHORT[v] for v in answer.variables if v not in ("draft_params", "lookahead")]
+    unchanged = f" with {' and '.join(others)} unchanged," if others else ""
     return (
-        f"Drafts of {one} parameters, each at its best lookahead, come within 1% of the best, and {five} within 5%: take "
-        "the nearest trained one."
+        f"Drafts of {one} parameters, each at its best lookahead,{unchanged} come within 1% of the best, and {five} "
+        "within 5%: take the nearest trained one."
     )
 
 

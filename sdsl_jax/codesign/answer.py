@@ -238,8 +238,9 @@ class Answer(Performance):
       design: The optimum: the whole design.
       lookahead: Drafts per round at the optimum, γ, a real number.
       rounded: The optimum with whole lookahead and batch: what to build.
-      indifference_1pct: Draft sizes, each at its best whole lookahead, that lose at most 1%
-        of the objective; null where the draft size is no variable or nothing is feasible.
+      indifference_1pct: Draft sizes, each at its best whole lookahead and all else as rounded,
+        that lose at most 1% of the objective; null where the draft size is no variable or nothing
+        is feasible.
       indifference_5pct: Likewise, of at most 5%.
       objective: What was minimised, by metric.
       baseline: The target alone.

@@ -359,6 +359,28 @@ def test_a_device_too_few(sdsl):
 
 
 @pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        (["draft_params", "lookahead"], "each at its best lookahead, come within 1% of the best"),
+        (
+            ["draft_params", "lookahead", "batch", "draft_tokens"],
+            "each at its best lookahead, with batch B and draft tokens D unchanged, come within 1%",
+        ),
+    ],
+)
+def test_sizes_that_are_as_good_say_what_is_held(variables, words):
+    """Other variables stay as in the best design; where memory binds, a smaller batch would allow larger drafts."""
+    from sdsl_jax.cli.codesign_report import _as_good
+
+    answer = SimpleNamespace(
+        indifference_1pct=[1e6, 2e6],
+        indifference_5pct=[5e5, 4e6],
+        variables=dict.fromkeys(variables),
+    )
+    assert f"Drafts of 1M to 2M parameters, {words}" in _as_good(answer)
+
+
+@pytest.mark.parametrize(
     ("variables", "candidates", "words"),
     [
         (["draft_params", "lookahead"], [], " It pays for targets from 1.00B"),
