@@ -34,9 +34,7 @@ def codesign(
         json: Print JSON.
     """
     if picture is not None:
-        require(
-            picture.suffix == ".png", f"the picture is to be {picture}; its name must end in .png."
-        )
+        require(picture.suffix == ".png", f"cannot draw {picture}: its name must end in .png.")
     from sdsl_jax.codesign.problem import Problem
 
     asked = Problem(**vars(problem))

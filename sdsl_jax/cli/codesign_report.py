@@ -93,16 +93,28 @@ def question(config: ProblemConfig) -> str:
 
 def _as_good(answer: Answer) -> str:
     """Which drafts are nearly as good: a choice rests on a range, not on a size."""
-    one, five = (
-        " to ".join(short_count(end) for end in ends or ())
-        for ends in (answer.indifference_1pct, answer.indifference_5pct)
-    )
+    assert answer.indifference_1pct is not None
+    assert answer.indifference_5pct is not None
+    low, high = map(short_count, answer.indifference_1pct)
+    lower, higher = map(short_count, answer.indifference_5pct)
     # Where memory binds, a smaller batch would allow larger drafts than these.
     others = [_SHORT[v] for v in answer.variables if v not in ("draft_params", "lookahead")]
     unchanged = f" with {' and '.join(others)} unchanged," if others else ""
+    five = f"up to {higher}" if low == lower else f"{lower} to {higher}"
+    text = (
+        f"Drafts of {low} to {high} parameters, each at its best lookahead,{unchanged} come within 1% of the best, and {five} "
+        "within 5%"
+    )
+    if low == lower:
+        text += f" (below {low} none is considered or allowed)"
+    if not answer.candidates:
+        return f"{text}: take the nearest trained one."
+    best = min(answer.candidates, key=lambda row: (not row.within_constraints, row.objective_loss))
+    if not best.within_constraints:
+        return f"{text}. None of your candidates keeps every constraint."
     return (
-        f"Drafts of {one} parameters, each at its best lookahead,{unchanged} come within 1% of the best, and {five} "
-        "within 5%: take the nearest trained one."
+        f"{text}. Of your candidates {short_count(best.size)} is the best, at γ = {best.lookahead}: "
+        f"{best.speedup:.2f} times as fast."
     )
 
 
@@ -162,11 +174,8 @@ def _time(answer: Answer) -> str:
     parts = answer.cost_breakdown
     whole = sum(part.seconds for part in parts.values())
     shares = ", ".join(f"{name} {part.share:.0%}" for name, part in parts.items())
-    shares += " (what is neither draft nor verify)"
     if not answer.hardware_measured:
-        shares += (
-            f", of all of which {answer.assumed_overhead_share:.0%} are overheads that are assumed"
-        )
+        shares += f"; {answer.assumed_overhead_share:.0%} of a round rests on assumed overheads"
     return (
         f"time         a round takes {1e3 * whole:.3g} ms: {shares}; the first token comes after "
         f"{1e3 * answer.first_token_seconds:.3g} ms"
@@ -189,7 +198,7 @@ def _memory(answer: Answer) -> str:
     text += "fits" if m.fits else "does not fit"
     least = m.smallest_devices
     if least and (not m.fits or least < m.devices):
-        text += f"; {least} device{'s' * (least > 1)} (a power of two) is the least that does"
+        text += f"; it needs at least {least} device{'s' * (least > 1)} (powers of two only)"
     return text
 
 
@@ -265,7 +274,7 @@ def _break_even(answer: Answer) -> str:
         return "break-even   unknown: a measured α says nothing of other drafts"
     size = region.target_params
     target = (
-        f"targets from {short_count(size.total)} parameters on"
+        f"targets of {short_count(size.total)} parameters or more"
         if size
         else "no target size considered"
     )
@@ -324,7 +333,9 @@ def _sensitivities(answer: Answer) -> Table:
 
 def _published_title(answer: Answer, target: str) -> str:
     """The heading of the published models, which says whether their tokenizer is the target's."""
-    title = "Published models in the draft's place, by predicted speed"
+    title = (
+        "Published models in the draft's place, likely tokenizers first, then by predicted speed"
+    )
     tokenizer = answer.nearest_published[0].tokenizer if answer.nearest_published else "shared"
     if tokenizer == "unknown":
         hint = f"{target} is of no family known here" if target else "give --target-name"

@@ -98,7 +98,7 @@ def run(arguments: Sequence[str]) -> None:
     if first not in names:
         close = difflib.get_close_matches(first, names, 1)
         hint = f"did you mean {close[0]}?" if close else f"the commands are {', '.join(names)}."
-        raise SdslError(f"{first} is no command of sdsl; {hint}")
+        raise SdslError(f"unknown command {first!r}; {hint}")
 
     import tyro
 

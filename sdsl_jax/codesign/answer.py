@@ -357,7 +357,7 @@ def _where_it_pays(region: PayingRegion, with_another_draft: bool) -> list[str]:
     texts = [f"{pays} at {region.batches}."] if region.pays_at_some_batch else []
     if region.target_params:
         size = short_count(region.target_params.total)
-        texts.append(f"{pays} for targets from {size} parameters on.")
+        texts.append(f"{pays} for targets of {size} parameters or more.")
     elif not region.pays_for_every_target and not region.pays_at_some_batch:
         texts.append("No batch and no target size considered makes it pay.")
     return texts

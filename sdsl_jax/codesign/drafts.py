@@ -271,7 +271,8 @@ def model_of(config: ProblemConfig, size: float, counted: str) -> PublishedDraft
 
     It is the named model where the sizes agree, if that one is published. Otherwise it is the model
     of that size which may share the target's tokenizer, unless `[draft]` describes a draft of the
-    user's own.
+    user's own. Where the target's family is known, the size in a model's name counts too: 1.5B is
+    Qwen2.5-1.5B, which has 1.54 billion parameters.
     """
     draft = config.draft
     if to_be_trained(config):
@@ -289,7 +290,10 @@ def model_of(config: ProblemConfig, size: float, counted: str) -> PublishedDraft
     alike = [
         model
         for model in PUBLISHED_DRAFTS
-        if abs(size / model.size(counted) - 1) < _SAME_SIZE
+        if (
+            abs(size / model.size(counted) - 1) < _SAME_SIZE
+            or (family is not None and size == size_in_name(model.name))
+        )
         and may_share_tokenizer(model, config, family)
     ]
     return alike[0] if len(alike) == 1 else None

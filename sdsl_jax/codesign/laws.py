@@ -122,9 +122,7 @@ def quality(law: LoadedLaw) -> str:
         parts.append(f"a root mean square error of {about.mean_squared_error**0.5:.2g} in α")
     if not parts:
         return f"how well the acceptance law {law.name} describes its pairs is not known"
-    pairs = (
-        "pairs whose number is not published" if about.count is None else f"{about.count:,} pairs"
-    )
+    pairs = "an unpublished number of pairs" if about.count is None else f"{about.count:,} pairs"
     return f"the acceptance law {law.name} has {' and '.join(parts)}, over {pairs}"
 
 

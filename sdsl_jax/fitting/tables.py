@@ -80,14 +80,19 @@ class ReadTable(NamedTuple):
 TableSource = Any
 
 
-def open_table(source: TableSource) -> CsvTable:
-    """A table of text from a file, a pandas DataFrame, or rows as dictionaries.
+def open_table(source: TableSource, in_folder: str) -> CsvTable:
+    """A table of text from a file, a folder of records, a pandas DataFrame, or rows as dictionaries.
+
+    Args:
+      source: The table.
+      in_folder: Name of the file to read in a folder.
 
     Raises:
       SdslError: The file cannot be read, or there are no rows.
     """
     if isinstance(source, str | Path):
-        return read_csv(source)
+        path = Path(source)
+        return read_csv(path / in_folder if path.is_dir() else path)
     rows = source.to_dict("records") if hasattr(source, "to_dict") else [*source]
     names = list(dict.fromkeys(name for row in rows for name in row))
     require(bool(rows), "the table holds no rows.")
@@ -143,7 +148,7 @@ def read_loss_table(
                 f"{second} and {first} are both {read[first]}; each is a column of its own.",
             )
     needed = (*read.values(), *([rung_column] if rung_column else []))
-    frame, notes = _chosen_rows(open_table(source), choice, needed)
+    frame, notes = _chosen_rows(open_table(source, "models.csv"), choice, needed)
     notes += _of_the_name(loss_column, choice.loss_unit)
     if "epochs" in frame:
         epochs = [read_number(cell) for cell in frame.column("epochs")]
@@ -202,7 +207,7 @@ def read_pair_table(
     Raises:
       SdslError: The table cannot be read, or holds too few rows, no such rows, or impossible values.
     """
-    whole = open_table(source)
+    whole = open_table(source, "acceptance.csv")
     path = whole.path
     named = all(name in whole for name in ("draft_id", "target_id", "estimator"))
     if not named:

@@ -37,7 +37,7 @@ def draw_landscape(surface: Landscape, answer: Answer, title: str, file: Path) -
     Raises:
       SdslError: the name does not end in .png, or the file cannot be written.
     """
-    require(file.suffix == ".png", f"the picture is to be {file}; its name must end in .png.")
+    require(file.suffix == ".png", f"cannot draw {file}: its name must end in .png.")
     with figure(file.parent, file.stem, 1, 1, (7.6, 5.6)) as (drawing, axes):
         axis = axes[0, 0]
         place = surface.draft_params, surface.lookahead

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from sdsl_jax.cli.codesign_report import _as_good
 from sdsl_jax.codesign.answer import Answer, PayingRegion
 from sdsl_jax.codesign.serving_problem import Size
 from sdsl_jax.records.documents import from_json
@@ -370,12 +371,11 @@ def test_a_device_too_few(sdsl):
 )
 def test_sizes_that_are_as_good_say_what_is_held(variables, words):
     """Other variables stay as in the best design; where memory binds, a smaller batch would allow larger drafts."""
-    from sdsl_jax.cli.codesign_report import _as_good
-
     answer = SimpleNamespace(
         indifference_1pct=[1e6, 2e6],
         indifference_5pct=[5e5, 4e6],
         variables=dict.fromkeys(variables),
+        candidates=[],
     )
     assert f"Drafts of 1M to 2M parameters, {words}" in _as_good(answer)
 
@@ -383,9 +383,9 @@ def test_sizes_that_are_as_good_say_what_is_held(variables, words):
 @pytest.mark.parametrize(
     ("variables", "candidates", "words"),
     [
-        (["draft_params", "lookahead"], [], " It pays for targets from 1.00B"),
-        (["draft_params", "lookahead"], [{}], " With another draft it pays for targets from 1.00B"),
-        (["lookahead"], [], " With another draft it pays for targets from 1.00B"),
+        (["draft_params", "lookahead"], [], " It pays for targets of 1.00B"),
+        (["draft_params", "lookahead"], [{}], " With another draft it pays for targets of 1.00B"),
+        (["lookahead"], [], " With another draft it pays for targets of 1.00B"),
     ],
 )
 def test_where_drafts_were_given_it_is_another_that_pays(variables, candidates, words):
@@ -465,3 +465,30 @@ def test_what_is_refused_is_one_sentence(sdsl, arguments, words):
     assert words in err
     assert err.count("\n") == 1
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("one", "five", "sizes", "words"),
+    [
+        ([4e7, 1e8], [4e7, 3e8], (), "up to 300M within 5% (below 40M none is considered"),
+        ([4e7, 1e8], [3e7, 3e8], (), "Drafts of 40M to 100M parameters"),
+        (
+            [4e7, 1e8],
+            [3e7, 3e8],
+            (True, False),
+            "Of your candidates 2M is the best, at γ = 3: 1.50",
+        ),
+        ([4e7, 1e8], [3e7, 3e8], (False,), "None of your candidates keeps every constraint."),
+    ],
+)
+def test_the_range_of_sizes_in_words(one, five, sizes, words):
+    candidates = [
+        SimpleNamespace(
+            size=2e6 * (i + 1), lookahead=3, speedup=1.5, objective_loss=-i, within_constraints=kept
+        )
+        for i, kept in enumerate(sizes)
+    ]
+    answer = SimpleNamespace(
+        indifference_1pct=one, indifference_5pct=five, candidates=candidates, variables=()
+    )
+    assert words in _as_good(answer)

@@ -46,9 +46,9 @@ def test_the_version(sdsl):
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("mesure", "mesure is no command of sdsl; did you mean measure?"),
-        ("xyz", "xyz is no command of sdsl; the commands are predict, lookahead,"),
-        ("--seed", "--seed is no command of sdsl; the commands are"),
+        ("mesure", "unknown command 'mesure'; did you mean measure?"),
+        ("xyz", "unknown command 'xyz'; the commands are predict, lookahead,"),
+        ("--seed", "unknown command '--seed'; the commands are"),
     ],
 )
 def test_an_unknown_command_is_one_sentence(sdsl, name, hint):

@@ -129,6 +129,13 @@ def test_the_size_of_a_named_draft(draft, size):
             3.1e9,
             "Qwen/Qwen2.5-3B",
         ),
+        # By the size in its name, where the family is known.
+        (
+            {"draft": {"candidates": [1.5e9]}, "target": {"name": "Qwen/Qwen2.5-72B"}},
+            1.5e9,
+            "Qwen/Qwen2.5-1.5B",
+        ),
+        ({"draft": {"candidates": [1.5e9]}}, 1.5e9, None),
         # OPT has no target of 70B; a draft that [draft] describes is one's own, and so is one that
         # is to be trained.
         ({"draft": {"candidates": [1.25e8]}}, 1.25e8, None),
