@@ -17,6 +17,11 @@ class Interval(NamedTuple):
     high: float
 
 
+def root_mean_square(values: np.ndarray) -> float:
+    """√(mean of the squares)."""
+    return float(np.sqrt(np.square(values).mean()))
+
+
 def quantile_interval(
     draws: np.ndarray, confidence: float, method: Any = "linear"
 ) -> tuple[float, float]:

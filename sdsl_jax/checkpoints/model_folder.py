@@ -12,8 +12,6 @@ Every file appears under its name only when it is whole.
 from __future__ import annotations
 
 import dataclasses
-import math
-import typing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +25,7 @@ from sdsl_jax.models import ModelConfig, Params, abstract_params, count
 from sdsl_jax.notebook import table_of
 from sdsl_jax.processes import is_primary
 from sdsl_jax.records import ModelRecord, read_json, write_json, write_text
+from sdsl_jax.records.documents import from_json
 from sdsl_jax.user_files import reading
 
 FORMAT, FORMAT_VERSION = "sdsl_jax model", 1
@@ -166,25 +165,7 @@ def read_record(path: Path) -> ModelRecord:
     Raises:
       SdslError: The file is missing, or is not the record of a model.
     """
-    kinds = typing.get_type_hints(ModelRecord)
-    values: dict[str, Any] = {k: math.nan if v is None else v for k, v in read_json(path).items()}
-    wrong = [
-        k
-        for k, v in values.items()
-        if not isinstance(v, (int, float) if kinds.get(k) is float else kinds.get(k, ()))
-    ]
-    try:
-        require(
-            not wrong,
-            f"the record file {path} is damaged: it holds {values[wrong[0]]!r} as {wrong[0]}."
-            if wrong
-            else "",
-        )
-        return ModelRecord(**values)
-    except TypeError:
-        raise SdslError(
-            f"the record file {path} is damaged: it is not the record of a model; delete it."
-        ) from None
+    return from_json(ModelRecord, read_json(path), f"the record file {path}")
 
 
 def find_model_folder(path: Path) -> Path:

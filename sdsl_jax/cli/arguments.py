@@ -18,6 +18,8 @@ def _whole(words: list[str]) -> int:
     return int(value)
 
 
+# An option without a value, which has no opposite.
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 # A whole number that may be written as any count: 4096, 4k, 4,096.
 WholeCount = Annotated[
     int,

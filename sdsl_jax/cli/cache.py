@@ -6,18 +6,19 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from rich.table import Column
+from tyro.conf import arg
 
 from sdsl_jax.cache_folders import Cache, Entry, caches, remove
+from sdsl_jax.cli.arguments import Flag
 from sdsl_jax.cli.terminal import say, standard_console, table
 from sdsl_jax.counts import parse_bytes, short_bytes
 from sdsl_jax.errors import SdslError, require
 
 
 def cache(
-    clear: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    max: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None,
+    clear: Flag = False,
+    max: Annotated[str | None, arg(metavar="SIZE")] = None,
 ) -> None:
     """List the caches with their sizes, and empty them on request.
 

@@ -7,11 +7,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import tyro
 from rich.console import Console
 from rich.table import Column
+from tyro.conf import arg
 
-from sdsl_jax.cli.arguments import whole_numbers
+from sdsl_jax.cli.arguments import Flag, whole_numbers
 from sdsl_jax.cli.terminal import print_json, say, shown_progress, standard_console, table
 from sdsl_jax.counts import short_count
 from sdsl_jax.errors import require
@@ -26,17 +26,15 @@ _REPETITIONS, _STARTS, _DRAWS = (9, 4), (32, 16), (64, 32)
 
 
 def calibrate(
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.toml")] = None,
-    records: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
-    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    batch: Annotated[str, tyro.conf.arg(metavar="ROWS[,ROWS...]")] = "1,4,16",
-    dtype: Annotated[
-        Literal["float32", "bfloat16"] | None, tyro.conf.arg(metavar="float32|bfloat16")
-    ] = None,
-    name: Annotated[str, tyro.conf.arg(metavar="NAME")] = "",
+    out: Annotated[Path | None, arg(metavar="FILE.toml")] = None,
+    records: Annotated[Path | None, arg(metavar="DIR")] = None,
+    quick: Flag = False,
+    threads: Annotated[int | None, arg(metavar="N")] = None,
+    batch: Annotated[str, arg(metavar="ROWS[,ROWS...]")] = "1,4,16",
+    dtype: Annotated[Literal["float32", "bfloat16"] | None, arg(metavar="float32|bfloat16")] = None,
+    name: Annotated[str, arg(metavar="NAME")] = "",
     seed: int = 0,
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    json: Flag = False,
 ) -> None:
     """What does a forward pass cost on this machine?
 

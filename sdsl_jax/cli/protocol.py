@@ -5,18 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from rich.markdown import Markdown
+from tyro.conf import Positional, arg
 
+from sdsl_jax.cli.arguments import Flag
 from sdsl_jax.cli.terminal import shown_progress, standard_console
 
 
 def protocol(
-    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.toml")],
-    checkpoints: Annotated[Path, tyro.conf.arg(metavar="DIR")],
-    prompts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    file: Annotated[Path, Positional, arg(metavar="FILE.toml")],
+    checkpoints: Annotated[Path, arg(metavar="DIR")],
+    prompts: Annotated[Path | None, arg(metavar="FILE")] = None,
+    out: Annotated[Path | None, arg(metavar="DIR")] = None,
+    json: Flag = False,
 ) -> None:
     """Measure every pair of a protocol whose checkpoints are available.
 

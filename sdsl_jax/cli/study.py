@@ -6,11 +6,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
 from rich.console import Console
 from rich.table import Column
+from tyro.conf import arg
 
-from sdsl_jax.cli.arguments import Overrides
+from sdsl_jax.cli.arguments import Flag, Overrides
 from sdsl_jax.cli.terminal import Terminal, say, standard_console, table
 from sdsl_jax.counts import short_count
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 def study(
-    file: Annotated[Path, tyro.conf.arg(metavar="FILE.toml")],
+    file: Annotated[Path, arg(metavar="FILE.toml")],
     /,
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
-    only: Annotated[str | None, tyro.conf.arg(metavar="STAGE")] = None,
-    force: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    out: Annotated[Path | None, arg(metavar="DIR")] = None,
+    only: Annotated[str | None, arg(metavar="STAGE")] = None,
+    force: Flag = False,
     overrides: Overrides = (),
 ) -> None:
     """Run a study: train, measure, conditions, fit, codesign, calibrate, clock, evidence, figures,

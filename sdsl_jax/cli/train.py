@@ -7,10 +7,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
 from rich.console import Console
+from tyro.conf import arg
 
-from sdsl_jax.cli.arguments import Overrides
+from sdsl_jax.cli.arguments import Flag, Overrides
 from sdsl_jax.cli.terminal import Terminal, say, standard_console, table
 from sdsl_jax.errors import require
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 def train(
-    file: Annotated[Path, tyro.conf.arg(metavar="FILE.toml")],
+    file: Annotated[Path, arg(metavar="FILE.toml")],
     /,
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
-    rungs: Annotated[str | None, tyro.conf.arg(metavar="NAMES")] = None,
-    part: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None,
-    distributed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    out: Annotated[Path | None, arg(metavar="DIR")] = None,
+    rungs: Annotated[str | None, arg(metavar="NAMES")] = None,
+    part: Annotated[str | None, arg(metavar="I/N")] = None,
+    distributed: Flag = False,
     overrides: Overrides = (),
 ) -> None:
     """Train a study's ladder, or some of its models. Any number of processes may share its folder.

@@ -7,11 +7,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
 from rich.console import Console
 from rich.table import Column
+from tyro.conf import arg
 
-from sdsl_jax.cli.arguments import Overrides
+from sdsl_jax.cli.arguments import Flag, Overrides
 from sdsl_jax.cli.terminal import Terminal, error_console, print_json, say, standard_console, table
 from sdsl_jax.counts import parse_count, parse_counts, short_count
 from sdsl_jax.errors import require
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 def tune(
-    file: Annotated[Path, tyro.conf.arg(metavar="FILE.toml")],
+    file: Annotated[Path, arg(metavar="FILE.toml")],
     /,
-    sizes: Annotated[str, tyro.conf.arg(metavar="N,N,…")] = "3k,14k,50k",
-    tokens: Annotated[str, tyro.conf.arg(metavar="D")] = "1M",
-    factors: Annotated[str, tyro.conf.arg(metavar="F,F,…")] = "0.25,0.5,1,2,4",
+    sizes: Annotated[str, arg(metavar="N,N,…")] = "3k,14k,50k",
+    tokens: Annotated[str, arg(metavar="D")] = "1M",
+    factors: Annotated[str, arg(metavar="F,F,…")] = "0.25,0.5,1,2,4",
     setting: Literal["learning_rate", "batch_size", "warmup_tokens"] = "learning_rate",
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
-    write: Annotated[Path | None, tyro.conf.arg(metavar="TUNED.toml")] = None,
-    as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+    out: Annotated[Path | None, arg(metavar="DIR")] = None,
+    write: Annotated[Path | None, arg(metavar="TUNED.toml")] = None,
+    json: Flag = False,
     overrides: Overrides = (),
 ) -> None:
     """Sweep a setting of a study's recipe over a few small sizes, and fit its law of size.
@@ -45,7 +45,7 @@ def tune(
         setting: Setting to sweep; the others follow their present laws.
         out: Folder of the trials; runs/<name>-tune if omitted.
         write: File for the study with the fitted law, as TOML.
-        as_json: Print one JSON object.
+        json: Print one JSON object.
     """
     from sdsl_jax.config import load_study, to_toml
     from sdsl_jax.records import require_replaceable, require_study_folder, write_marked
@@ -58,7 +58,7 @@ def tune(
     require_study_folder(folder)
     if write is not None:
         require_replaceable(write)
-    console = error_console() if as_json else standard_console()
+    console = error_console() if json else standard_console()
     with closing(Terminal(console)) as progress:
         tuning = run(
             config,
@@ -71,7 +71,7 @@ def tune(
         )
     if write is not None and tuning.study is not None:
         write_marked(write, to_toml(tuning.study))
-    if as_json:
+    if json:
         print_json(tuning)
     else:
         _print(console, tuning, write)

@@ -27,8 +27,9 @@ from sdsl_jax.codesign.drafts import (
     named_draft,
 )
 from sdsl_jax.codesign.laws import intervals_over_draws, law_draws
-from sdsl_jax.codesign.optimise import spread_starts
+from sdsl_jax.codesign.optimise import TOLERANCE, spread_starts
 from sdsl_jax.codesign.program import (
+    PRICED,
     Program,
     ProgramInputs,
     Solved,
@@ -37,15 +38,13 @@ from sdsl_jax.codesign.program import (
     solve,
     sweep,
 )
-from sdsl_jax.codesign.serving_problem import PRICED, ServingProblem, Size, fits
+from sdsl_jax.codesign.serving_problem import ServingProblem, Size, fits
 from sdsl_jax.config.codesign_problem import OptimizerConfig
 from sdsl_jax.errors import require
 from sdsl_jax.theory.hardware import Shape, family_shape
 from sdsl_jax.theory.serving import Design, Outcome, Serving, outcome
 
 _Document = TypeVar("_Document")
-# A constraint holds if it does to this share of its limit.
-_TOLERANCE = 1e-6
 # So many at a time: whatever their number, a single compilation serves them.
 _PROBLEMS_TOGETHER, _DRAFTS_TOGETHER = 16, 12
 # Points of a landscape: draft sizes and lookaheads. Draft sizes among which equally good ones are
@@ -262,7 +261,7 @@ class Evaluated(NamedTuple):
     @property
     def allowed(self) -> jax.Array:
         """Whether every constraint holds."""
-        return self.excess <= _TOLERANCE
+        return self.excess <= TOLERANCE
 
 
 def evaluate(

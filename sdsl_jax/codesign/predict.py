@@ -349,10 +349,7 @@ def _prediction(
 
     whole = unless_saturated(best.lookahead_integer)
     return Prediction(
-        name=target.name,
-        target_params=target.target_params,
-        draft_tokens=target.draft_tokens,
-        target_tokens=target.target_tokens,
+        **vars(target),
         loss_law=loss.name,
         acceptance_law=acceptance.name,
         params_count=loss.law.about.params_count,

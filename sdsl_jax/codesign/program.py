@@ -42,8 +42,9 @@ METRICS = (
     "draft_loss",
     "target_loss",
 )
+# Metrics in money, which mean nothing without a price.
+PRICED = ("cost_per_million_tokens", "training_cost", "total_cost")
 _Tree = TypeVar("_Tree")
-_PRICED = {"cost_per_million_tokens", "training_cost", "total_cost"}
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ def check(program: Program, inputs: ProgramInputs) -> None:
         f"limits are {inputs.limits}; each must be positive.",
     )
     price = inputs.serving.hardware.price_per_hour
-    if _PRICED & {*program.objective, *program.constraints}:
+    if not {*program.objective, *program.constraints}.isdisjoint(PRICED):
         require(
             bool(np.all(np.asarray(price) > 0)),
             f"the price of a device is {price}; it must be positive to compare costs.",

@@ -13,7 +13,7 @@ import numpy as np
 
 from sdsl_jax.codesign.drafts import PublishedDraft, model_of, named_draft, to_be_trained
 from sdsl_jax.codesign.laws import MEASURED
-from sdsl_jax.codesign.program import Program, ProgramInputs
+from sdsl_jax.codesign.program import PRICED, Program, ProgramInputs
 from sdsl_jax.config.codesign_problem import (
     LARGEST_LOOKAHEAD,
     DraftConfig,
@@ -31,8 +31,6 @@ from sdsl_jax.theory.serving import Design, Serving, shapes
 
 # Weights and caches may fill so much of a device; activations, buffers and fragments need the rest.
 MEMORY_SHARE = 0.9
-# Metrics in money, which mean nothing without a price.
-PRICED = ("cost_per_million_tokens", "training_cost", "total_cost")
 # Ranges of free variables that do not depend on the problem.
 _FREE = {
     "lookahead": (1.0, float(LARGEST_LOOKAHEAD)),

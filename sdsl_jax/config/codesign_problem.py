@@ -391,14 +391,14 @@ class ProblemConfig:
     """
 
     target: TargetConfig
-    draft: DraftConfig = field(default_factory=DraftConfig)
-    hardware: HardwareConfig = field(default_factory=HardwareConfig)
-    workload: WorkloadConfig = field(default_factory=WorkloadConfig)
-    laws: LawsConfig = field(default_factory=LawsConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    constraints: ConstraintsConfig = field(default_factory=ConstraintsConfig)
-    variables: VariablesConfig = field(default_factory=VariablesConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    draft: DraftConfig = DraftConfig()
+    hardware: HardwareConfig = HardwareConfig()
+    workload: WorkloadConfig = WorkloadConfig()
+    laws: LawsConfig = LawsConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    constraints: ConstraintsConfig = ConstraintsConfig()
+    variables: VariablesConfig = VariablesConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self):
         require(

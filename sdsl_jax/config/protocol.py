@@ -4,7 +4,7 @@ TOML.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from sdsl_jax.counts import Count, WholeCount
@@ -103,7 +103,7 @@ class ProtocolConfig:
     drafts: tuple[ProtocolModel, ...]
     prompts: str = "hellaswag.jsonl"
     draft_tokens: Count = 180e9
-    measure: ProtocolMeasure = field(default_factory=ProtocolMeasure)
+    measure: ProtocolMeasure = ProtocolMeasure()
     ignore_keys: tuple[str, ...] = ()
     seed: int = 0
 

@@ -6,7 +6,7 @@ that a study that could be constructed can be run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sdsl_jax.config.measurement import ClockConfig, ConditionsConfig, HoldoutConfig, MeasureConfig
@@ -292,16 +292,16 @@ class StudyConfig:
     name: str
     ladder: LadderConfig
     seed: int = 0
-    data: DataConfig = field(default_factory=DataConfig)
-    family: FamilyConfig = field(default_factory=FamilyConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    measure: MeasureConfig = field(default_factory=MeasureConfig)
-    fit: FitConfig = field(default_factory=FitConfig)
-    codesign: CodesignConfig = field(default_factory=CodesignConfig)
-    conditions: ConditionsConfig = field(default_factory=ConditionsConfig)
-    holdout: HoldoutConfig = field(default_factory=HoldoutConfig)
-    clock: ClockConfig = field(default_factory=ClockConfig)
+    data: DataConfig = DataConfig()
+    family: FamilyConfig = FamilyConfig()
+    training: TrainingConfig = TrainingConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    measure: MeasureConfig = MeasureConfig()
+    fit: FitConfig = FitConfig()
+    codesign: CodesignConfig = CodesignConfig()
+    conditions: ConditionsConfig = ConditionsConfig()
+    holdout: HoldoutConfig = HoldoutConfig()
+    clock: ClockConfig = ClockConfig()
 
     def __post_init__(self):
         require(

@@ -13,7 +13,7 @@ from sdsl_jax.evidence.common import BY_DRAFTS, Estimate, Mean, clustered_mean, 
 from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.fitting import fit_gap_laws
 from sdsl_jax.records import AcceptanceRecord, ModelRecord
-from sdsl_jax.statistics import bootstrap_weights, quantile_interval
+from sdsl_jax.statistics import bootstrap_weights, quantile_interval, root_mean_square
 
 EXACT = ("teacher_forced_text", "teacher_forced_samples")
 Condition = TypeVar("Condition", float, str)
@@ -516,7 +516,7 @@ def _carried_over(
     change = np.square(own) - np.square(base)
 
     def summary(e: np.ndarray) -> DomainErrors:
-        return DomainErrors(float(np.sqrt(np.square(e).mean())), mean(e))
+        return DomainErrors(root_mean_square(e), mean(e))
 
     left_out = [
         LeftOutDomain(

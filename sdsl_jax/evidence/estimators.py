@@ -21,6 +21,7 @@ from sdsl_jax.evidence.common import (
 )
 from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.records import AcceptanceRecord, ExpectedRecord
+from sdsl_jax.statistics import root_mean_square
 
 _Pair = tuple[str, str]
 # An α with its standard error, NaN if unknown.
@@ -188,7 +189,7 @@ def _combined(change: np.ndarray, errors: np.ndarray) -> tuple[float, ...]:
     z = change[error > 0] / error[error > 0]
     if not len(z):
         return ()
-    return float(z.mean()), float(np.sqrt(np.square(z).mean())), float(np.abs(z).max())
+    return float(z.mean()), root_mean_square(z), float(np.abs(z).max())
 
 
 def _self_check(values: list[float]) -> SelfCheck | None:

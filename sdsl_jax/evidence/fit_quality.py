@@ -18,7 +18,7 @@ from sdsl_jax.fitting.law_fit import best_fit, bootstrap
 from sdsl_jax.fitting.loss import LossTable, loss_table
 from sdsl_jax.fitting.stage import joint_weights
 from sdsl_jax.records import ModelRecord
-from sdsl_jax.statistics import mean_interval, quantile_interval
+from sdsl_jax.statistics import mean_interval, quantile_interval, root_mean_square
 from sdsl_jax.theory import coefficients
 
 
@@ -172,7 +172,7 @@ def residuals(records: StudyRecords) -> Residuals | None:
             LossResidual(m.model_id, float(r), m.params_nonembedding, m.train_tokens)
             for m, r in zip(models, loss)
         ],
-        loss_rmse=float(np.sqrt(np.square(loss).mean())),
+        loss_rmse=root_mean_square(loss),
         loss_share_between_sizes=_share_between(loss, sizes),
         seed_deviation=_seed_scatter(models),
         alpha_law=name,
@@ -182,7 +182,7 @@ def residuals(records: StudyRecords) -> Residuals | None:
             AlphaResidual(float(r), int(n), int(m), float(a - r))
             for r, n, m, a in zip(alpha, table.draft_sizes, table.target_sizes, table.alpha)
         ],
-        alpha_rmse=float(np.sqrt(np.square(alpha).mean())),
+        alpha_rmse=root_mean_square(alpha),
         alpha_share_between_drafts=_share_between(alpha, table.draft_sizes),
         alpha_share_between_targets=_share_between(alpha, table.target_sizes),
         alpha_mean=Estimate(*mean_interval(alpha, records.config.fit.confidence)),

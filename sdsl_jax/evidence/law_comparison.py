@@ -15,7 +15,7 @@ from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.fitting.acceptance import PairTable, fit_law, pair_table
 from sdsl_jax.fitting.loss import fit_loss_law, loss_table
 from sdsl_jax.records import ModelRecord, longest_trained
-from sdsl_jax.statistics import quantile_interval
+from sdsl_jax.statistics import quantile_interval, root_mean_square
 from sdsl_jax.theory import ACCEPTANCE_LAWS, ModelPoint, speedup
 
 _RESAMPLES = 1000
@@ -247,7 +247,7 @@ def _errors(
     weights = random.multinomial(len(names), np.full(len(names), 1 / len(names)), size=_RESAMPLES)
     squares = (weights @ square) / (weights @ count)
     return LeftOutErrors(
-        float(np.sqrt(np.square(errors).mean())),
+        root_mean_square(errors),
         *quantile_interval(np.sqrt(squares), records.config.fit.confidence),
         float(np.abs(errors).mean()),
         float(errors.mean()),
@@ -344,7 +344,7 @@ def _left_out_domains(
     table = _joined(list(domains.values()))
     of = np.repeat(np.arange(len(domains)), [len(t.alpha) for t in domains.values()])
     error = left_out_predictions(name, table, of, records) - table.alpha
-    by_domain = {d: float(np.sqrt(np.square(error[of == i]).mean())) for i, d in enumerate(domains)}
+    by_domain = {d: root_mean_square(error[of == i]) for i, d in enumerate(domains)}
     regret = _independent_regret(table, table.alpha + error, of, records)
     errors, squares = _errors(error, table.draft_sizes, records, regret)
     return LeftOutDomainErrors(**vars(errors), by_domain=by_domain), squares
@@ -436,9 +436,9 @@ def _left_out_drafts(
     records: StudyRecords, law: str, models: list[ModelRecord], params: str
 ) -> float:
     estimator = records.config.fit.estimator
-    table = pair_table(models, records.acceptance, estimator, params, "loss_nats")
+    table = pair_table(models, records.acceptance, estimator, params)
     errors = left_out_predictions(law, table, table.draft_sizes, records) - table.alpha
-    return float(np.sqrt(np.square(errors).mean()))
+    return root_mean_square(errors)
 
 
 def _largest_size(records: StudyRecords, column: str) -> float | None:
@@ -454,4 +454,4 @@ def _largest_size(records: StudyRecords, column: str) -> float | None:
     fit = fit_loss_law(table, config, weights, records.config.seed, config.loss_law)
     out = loss_table([m for m in models if m.params_nonembedding == largest], column)
     errors = np.log(np.asarray(fit.law(out.params, out.tokens), float) / out.loss)
-    return float(np.sqrt(np.square(errors).mean()))
+    return root_mean_square(errors)

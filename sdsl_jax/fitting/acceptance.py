@@ -17,6 +17,8 @@ from sdsl_jax.records import AcceptanceRecord, ModelRecord, column
 from sdsl_jax.statistics import resampled
 from sdsl_jax.theory import ModelPoint
 
+# Descents of a fit without uncertainty.
+_STARTS = 16
 # With fewer training runs of targets, resampling cannot show how far targets of one loss differ.
 FEW_TARGETS = 5
 
@@ -62,7 +64,6 @@ def pair_table(
     acceptance: list[AcceptanceRecord],
     estimator: str,
     params: str = "params_nonembedding",
-    loss: str = "loss_nats",
 ) -> PairTable:
     """The rows of one estimator whose models are known, as a table.
 
@@ -71,7 +72,6 @@ def pair_table(
       acceptance: Records of acceptance, of any estimator.
       estimator: Estimator whose rows are taken.
       params: Column with the sizes.
-      loss: Column with the losses.
 
     Raises:
       SdslError: Fewer than 4 drafts were measured by this estimator.
@@ -90,7 +90,9 @@ def pair_table(
     draft, target = (
         np.asarray([by_id[getattr(r, role)] for r in rows]) for role in ("draft_id", "target_id")
     )
-    columns = [np.asarray(column(models, name), float) for name in (params, loss, "train_tokens")]
+    columns = [
+        np.asarray(column(models, name), float) for name in (params, "loss_nats", "train_tokens")
+    ]
     points = [ModelPoint(*(values[of] for values in columns)) for of in (draft, target)]
     runs = loss_table(models).rungs
     alpha = np.asarray(column(rows, "alpha"), float)
@@ -106,9 +108,7 @@ def fit_law(
     name: str,
     table: PairTable,
     delta: float,
-    kept: Bool[np.ndarray, " n"] | None = None,
-    starts: int = 16,
-    seed: int = 0,
+    kept: Bool[np.ndarray, " n"],
 ) -> Any:
     """The estimates of one acceptance law, without uncertainty.
 
@@ -116,15 +116,12 @@ def fit_law(
       name: Name of the law.
       table: Measured pairs.
       delta: Residual at which the Huber loss turns linear.
-      kept: Rows to fit to; all if None. One compilation serves any choice of rows.
-      starts: Number of descents.
-      seed: Seed of the starts.
+      kept: Rows to fit to. One compilation serves any choice of rows.
     """
     form = ACCEPTANCE_FORMS[name]
     with jax.enable_x64(True):
         data = pair_data(table.draft, table.target, table.alpha)
-        weights = np.ones(len(table.alpha)) if kept is None else np.asarray(kept, float)
-        best = best_fit(form, data, weights, delta, starts, seed)
+        best = best_fit(form, data, np.asarray(kept, float), delta, _STARTS, seed=0)
         return jax.tree.map(np.asarray, law_of(form, best.parameters, data))
 
 

@@ -6,9 +6,8 @@ read here and nowhere else.
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -106,12 +105,12 @@ class LawRecord:
 
     law: str
     coefficients: dict[str, float]
-    standard_error: dict[str, float] = dataclasses.field(default_factory=dict)
+    standard_error: dict[str, float] = field(default_factory=dict)
     confidence: float = 0.9
-    interval: dict[str, Ends] = dataclasses.field(default_factory=dict)
+    interval: dict[str, Ends] = field(default_factory=dict)
     interval_basis: str = "draws of the coefficients"
-    profile_interval: dict[str, Ends] = dataclasses.field(default_factory=dict)
-    covariance: list[list[float]] = dataclasses.field(default_factory=list)
+    profile_interval: dict[str, Ends] = field(default_factory=dict)
+    covariance: list[list[float]] = field(default_factory=list)
     objective: float = np.nan
     n: int | float | None = None
     huber_delta: float = np.nan
@@ -124,9 +123,9 @@ class LawRecord:
     left_out_rmse: float = np.nan
     residual_unit: str = ""
     prediction_error: PredictionError | None = None
-    warnings: list[str] = dataclasses.field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     unidentified: list[str] | None = None
-    draws: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    draws: dict[str, list[float]] = field(default_factory=dict)
     params_count: str | None = None
     text: str | None = None
     valid: dict[str, Ends] | None = None
@@ -139,7 +138,7 @@ class LawRecord:
         """The keys of the JSON object."""
         percent = f"{100 * self.confidence:g}"
         values: dict[str, Any] = {}
-        for f in dataclasses.fields(self):
+        for f in fields(self):
             value = getattr(self, f.name)
             if f.name.endswith("interval"):
                 values[f"{f.name}_{percent}"] = to_json(value)
@@ -261,12 +260,10 @@ class DeviceRecord:
     median_absolute_error: float = np.nan
     starts_agreeing: float = np.nan
     condition_number: float = np.nan
-    warnings: list[str] = dataclasses.field(default_factory=list)
-    rows: list[TimedStep] = dataclasses.field(default_factory=list)
-    decode_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    verify_seconds_by_lookahead: dict[str, dict[str, float]] = dataclasses.field(
-        default_factory=dict
-    )
+    warnings: list[str] = field(default_factory=list)
+    rows: list[TimedStep] = field(default_factory=list)
+    decode_seconds: dict[str, float] = field(default_factory=dict)
+    verify_seconds_by_lookahead: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from sdsl_jax.fitting.law_files import LawRecord, PredictionError
 from sdsl_jax.fitting.solver import Fit, Hold, Solution, constrained, fit, refit
 from sdsl_jax.notebook import table_of
 from sdsl_jax.solver_status import SolverStatus
-from sdsl_jax.statistics import quantile_interval, student_quantile
+from sdsl_jax.statistics import quantile_interval, root_mean_square, student_quantile
 from sdsl_jax.theory import coefficients
 
 # Where a profile is looked at, in standard errors from the estimate; an interval that has not ended
@@ -69,7 +69,7 @@ class LawFit:
     @property
     def rmse(self) -> float:
         """Root mean square residual."""
-        return float(np.sqrt(np.square(self.residuals).mean()))
+        return root_mean_square(self.residuals)
 
     def with_warnings(self, *warnings: FitWarning, **changes: Any) -> LawFit:
         """The same fit with these warnings, and with changes to its record."""
@@ -380,7 +380,7 @@ def fit_form(
     left_out = np.nan
     if groups is not None:
         errors = _left_out_residuals(form, data, best.parameters, groups, delta)
-        left_out = float(np.sqrt(np.square(errors).mean()))
+        left_out = root_mean_square(errors)
 
     def half_widths(table: Any) -> np.ndarray:
         predicted = np.asarray(_residuals_of(form, resamples.parameters, table))
@@ -407,7 +407,7 @@ def fit_form(
         starts_agreeing=float(best.starts_agreeing),
         draws_cut_off=resamples.unconverged(),
         condition_number=float(best.condition_number),
-        rmse=float(np.sqrt(np.square(residuals).mean())),
+        rmse=root_mean_square(residuals),
         left_out_rmse=left_out,
         residual_unit=residual_unit,
         draws={k: [float(f"{x:.8g}") for x in v] for k, v in drawn.items()},

@@ -42,18 +42,15 @@ class LossTable(NamedTuple):
     rungs: np.ndarray
 
 
-def loss_table(
-    models: list[ModelRecord], params: str = "params_nonembedding", loss: str = "loss_nats"
-) -> LossTable:
+def loss_table(models: list[ModelRecord], params: str = "params_nonembedding") -> LossTable:
     """Records of models as a table; a rung is one size of one role and seed.
 
     Args:
       models: Records of models.
       params: Column with the sizes.
-      loss: Column with the losses.
     """
     sizes, tokens, losses = (
-        np.asarray(column(models, name), float) for name in (params, "train_tokens", loss)
+        np.asarray(column(models, name), float) for name in (params, "train_tokens", "loss_nats")
     )
     labels = [(m.role, m.params_nonembedding, m.seed) for m in models]
     return LossTable(sizes, tokens, losses, np.asarray([labels.index(label) for label in labels]))

@@ -16,7 +16,7 @@ from sdsl_jax.fitting.tables import span
 from sdsl_jax.models import shape_rule
 from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord, column
 from sdsl_jax.solver_status import SolverStatus
-from sdsl_jax.statistics import resampled
+from sdsl_jax.statistics import resampled, root_mean_square
 from sdsl_jax.theory import Precision, ShapeRule
 
 # Everything is timed in float32.
@@ -97,7 +97,7 @@ def describe_hardware(
         precision={k: float(v) for k, v in TIMED_PRECISION._asdict().items()},
         batch=float(rows[0].batch),
         context=timed_context(rows[0]),
-        rmse_log=float(np.sqrt(np.square(fitted.residuals).mean())),
+        rmse_log=root_mean_square(fitted.residuals),
         median_absolute_error=float(np.median(np.abs(fitted.residuals))),
         starts_agreeing=fitted.starts_agreeing,
         condition_number=fitted.condition_number,

@@ -1,6 +1,6 @@
 """The Transformer, its cache, and the families that shape it."""
 
-from sdsl_jax.models.config import ModelConfig, RopeScaling
+from sdsl_jax.models.config import ModelConfig
 from sdsl_jax.models.family import ModelCounts, count, member, shape_rule
 from sdsl_jax.models.transformer import (
     KVCache,
@@ -18,7 +18,6 @@ __all__ = [
     "ModelConfig",
     "ModelCounts",
     "Params",
-    "RopeScaling",
     "Transformer",
     "abstract_params",
     "count",

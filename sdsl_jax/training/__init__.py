@@ -1,7 +1,6 @@
 """Optimiser, train step, the loop and the ladder."""
 
 from sdsl_jax.training.ladder import (
-    Outcome,
     check_ladder,
     load_trained,
     read_records,
@@ -12,7 +11,6 @@ from sdsl_jax.training.ladder import (
 from sdsl_jax.training.rungs import plan_rungs, select
 
 __all__ = [
-    "Outcome",
     "check_ladder",
     "load_trained",
     "plan_rungs",

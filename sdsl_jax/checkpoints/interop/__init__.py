@@ -4,16 +4,11 @@ Face folders written from it.
 They need safetensors and gguf, the extras `interop` and `gguf`.
 """
 
-from sdsl_jax.checkpoints.interop.checkpoint import DTYPES, Checkpoint, open_checkpoint
+from sdsl_jax.checkpoints.interop.checkpoint import open_checkpoint
 from sdsl_jax.checkpoints.interop.export import export_llama
-from sdsl_jax.checkpoints.interop.families import FAMILIES
-from sdsl_jax.checkpoints.interop.gguf import GGUF, is_gguf, open_gguf, rounded
+from sdsl_jax.checkpoints.interop.gguf import is_gguf, open_gguf, rounded
 
 __all__ = [
-    "DTYPES",
-    "FAMILIES",
-    "GGUF",
-    "Checkpoint",
     "export_llama",
     "is_gguf",
     "open_checkpoint",

@@ -320,7 +320,7 @@ def open_gguf(path: Path, ignore: Sequence[str] = ()) -> GGUF:
     scaling = _frequency_scaling(config, tensors)
     if scaling is not None:
         config = dataclasses.replace(config, rope_scaling=scaling)
-    pieces = _plan(config.heads, config.kv_heads, config.head_dim, plan(config, _GGUF))
+    pieces = _plan(config)
     _match(path, pieces, tensors, {_FREQUENCIES} if scaling else set())
     tokenizer = read_gguf_tokenizer(path, file.values)
     warnings = (*unknown_warning(unknown, path), *tokenizer.warnings)
@@ -449,27 +449,23 @@ def _fields(file: Fields, tensors: Mapping[str, GGUFTensor]) -> Fields:
     return fields
 
 
-def _plan(heads: int, kv_heads: int, head_dim: int, pieces: Plan) -> Plan:
-    """The plan with the rows of queries and keys in our order. In the file, two entries that rotate
+def _plan(config: ModelConfig) -> Plan:
+    """The plan of a model, with the rows of queries and keys in our order. In the file, two entries that rotate
     together are neighbours.
     """
 
-    def order(begin: int, count: int) -> np.ndarray:
-        return (
-            begin
-            + np.arange(count * head_dim)
-            .reshape(count, 2, head_dim // 2)
-            .transpose(0, 2, 1)
-            .ravel()
-        )
+    size = config.head_dim
 
-    queries, keys = order(0, heads), order(heads * head_dim, kv_heads)
-    ordered = dict(pieces)
+    def order(heads: int) -> np.ndarray:
+        return np.arange(heads * size).reshape(heads, 2, size // 2).transpose(0, 2, 1).ravel()
+
+    queries, keys = order(config.heads), config.heads * size + order(config.kv_heads)
+    pieces = plan(config, _GGUF)
     for path, parts in pieces.items():
         if path.endswith(("attention.qkv", "attention.qkv_bias")):
             query, key, value = parts
-            ordered[path] = (query._replace(order=queries), key._replace(order=keys), value)
-    return ordered
+            pieces[path] = (query._replace(order=queries), key._replace(order=keys), value)
+    return pieces
 
 
 def rounded(params: Params, kind: str) -> Params:
