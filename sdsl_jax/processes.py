@@ -5,7 +5,9 @@ With a single process these functions cost nothing and return what they are give
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -91,17 +93,22 @@ def any_process(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.bool_(flag)).any())
 
 
-def raise_on_all(error: SdslError | None, message_elsewhere: str) -> None:
-    """Raises on every process if any of them has an error; all processes must call it.
+@contextlib.contextmanager
+def raised_on_all(message_elsewhere: str) -> Iterator[None]:
+    """Within the block, an error of one process is raised on every process; all must run the block.
 
     Otherwise the processes without an error would wait forever for the one that stopped.
 
     Args:
-      error: This process's error, or None.
       message_elsewhere: Message to raise where only another process has an error.
 
     Raises:
       SdslError: This process's error, or one with `message_elsewhere`.
     """
-    if any_process(error is not None):
-        raise error or SdslError(message_elsewhere)
+    failed = None
+    try:
+        yield
+    except SdslError as error:
+        failed = error
+    if any_process(failed is not None):
+        raise failed or SdslError(message_elsewhere)

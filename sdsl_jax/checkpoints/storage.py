@@ -26,7 +26,7 @@ from orbax.checkpoint import v1 as ocp
 
 from sdsl_jax.digests import file_sha256
 from sdsl_jax.errors import SdslError, require
-from sdsl_jax.processes import is_primary, raise_on_all
+from sdsl_jax.processes import is_primary, raised_on_all
 from sdsl_jax.records import read_json, write_json
 
 MANIFEST = "manifest.json"
@@ -57,30 +57,29 @@ def save(path: Path, tree: Any, metadata: dict[str, Any]) -> None:
     # name.
     own = secrets.token_hex(4) if jax.process_count() == 1 else "shared"
     partial = path.absolute().with_name(f".{path.name}.{own}{_PARTIAL}")
-    failed = None
-    try:
-        with _quiet():
-            ocp.save_checkpointables(
-                partial, {_NAME: tree}, overwrite=True, custom_metadata=metadata
-            )
-        if is_primary():
-            # Orbax looks for this file only, and writes to it where the checkpoint lay: a matter of
-            # one machine.
-            (partial / _COMMITTED).write_text("whole\n")
-            write_json(partial / MANIFEST, _manifest(partial))
-            _publish(partial, path)
-    except Exception as error:
-        # Orbax and TensorStore raise many kinds of errors for the same thing: the files could not
-        # be written.
-        for left in partial.parent.glob(f"{partial.name}*"):
-            shutil.rmtree(left, ignore_errors=True)
-        failed = SdslError(
-            f"cannot write the checkpoint {path} ({_reason(error)}); the checkpoints before it are still there, and the same "
-            "command continues from them."
-        )
-    raise_on_all(
-        failed, f"cannot write the checkpoint {path}, as another process finds; that one says why."
-    )
+    with raised_on_all(
+        f"cannot write the checkpoint {path}, as another process finds; that one says why."
+    ):
+        try:
+            with _quiet():
+                ocp.save_checkpointables(
+                    partial, {_NAME: tree}, overwrite=True, custom_metadata=metadata
+                )
+            if is_primary():
+                # Orbax looks for this file only, and writes to it where the checkpoint lay: a
+                # matter of one machine.
+                (partial / _COMMITTED).write_text("whole\n")
+                write_json(partial / MANIFEST, _manifest(partial))
+                _publish(partial, path)
+        except Exception as error:
+            # Orbax and TensorStore raise many kinds of errors for the same thing: the files could
+            # not be written.
+            for left in partial.parent.glob(f"{partial.name}*"):
+                shutil.rmtree(left, ignore_errors=True)
+            raise SdslError(
+                f"cannot write the checkpoint {path} ({_reason(error)}); the checkpoints before it are still there, and the "
+                "same command continues from them."
+            ) from None
 
 
 def restore(path: Path, like: Any) -> Restored:
@@ -97,12 +96,12 @@ def restore(path: Path, like: Any) -> Restored:
     Raises:
       SdslError: There is no checkpoint, it is damaged, or its arrays have other shapes.
     """
-    problem = damage(path)
-    raise_on_all(
-        SdslError(f"the checkpoint {path} is damaged: {problem}.") if problem else None,
-        f"the checkpoint {path} is damaged, as another process finds.",
-    )
-    return _load(path, like)
+    elsewhere = f"the checkpoint {path} is damaged, as another process finds."
+    with raised_on_all(elsewhere):
+        problem = damage(path)
+        require(problem is None, f"the checkpoint {path} is damaged: {problem}.")
+    with raised_on_all(elsewhere):
+        return _load(path, like)
 
 
 def restore_params(path: Path, like: Any, expected: str) -> Any:
@@ -188,23 +187,18 @@ def _load(path: Path, like: Any) -> Restored:
             leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or device
         )
 
-    loaded, failed = None, None
     try:
         with warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore", UserWarning)
             tree = ocp.load_checkpointables(path.absolute(), {_NAME: jax.tree.map(target, like)})[
                 _NAME
             ]
-            loaded = Restored(
-                tree, dict(ocp.checkpointables_metadata(path.absolute()).custom_metadata or {})
-            )
+            metadata = ocp.checkpointables_metadata(path.absolute()).custom_metadata
+            return Restored(tree, dict(metadata or {}))
     except Exception as error:
-        failed = SdslError(
+        raise SdslError(
             f"the checkpoint {path} is damaged or belongs to a model of another shape ({_reason(error)})."
-        )
-    raise_on_all(failed, f"the checkpoint {path} is damaged, as another process finds.")
-    assert loaded is not None
-    return loaded
+        ) from None
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from sdsl_jax.processes import (
     barrier,
     broadcast_from_primary,
     is_primary,
-    raise_on_all,
+    raised_on_all,
 )
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import ModelRecord, write_json, write_table
@@ -259,13 +259,8 @@ def _train_rung(trainer: RungTrainer, study: Path) -> None:
 def _acquire_together(plan: Plan) -> Claim | Owner | None:
     """The primary process's claim on a rung, or its owner; None on the other processes, which train
     under that claim."""
-    claim, failed = None, None
-    try:
-        claim = acquire(plan.folder) if is_primary() else None
-    except SdslError as error:
-        failed = error
-    raise_on_all(failed, f"{plan.rung.name} cannot be claimed, as another process finds.")
-    return claim
+    with raised_on_all(f"{plan.rung.name} cannot be claimed, as another process finds."):
+        return acquire(plan.folder) if is_primary() else None
 
 
 def _check_together(claim: Claim | None) -> None:

@@ -29,7 +29,7 @@ from sdsl_jax.data import Dataset
 from sdsl_jax.errors import Diverged, SdslError
 from sdsl_jax.models import abstract_params, init_params
 from sdsl_jax.preemption import Preempted, sigterm_held_back
-from sdsl_jax.processes import any_process, broadcast_from_primary, is_primary, raise_on_all
+from sdsl_jax.processes import any_process, broadcast_from_primary, is_primary, raised_on_all
 from sdsl_jax.progress import Progress
 from sdsl_jax.seeds import derive_seed
 from sdsl_jax.training.metrics import (
@@ -300,16 +300,11 @@ class _Recorder(contextlib.AbstractContextManager):
 
     def flush(self, last: bool = False) -> None:
         """Writes the metrics so far, on the primary process; fails on all processes or on none."""
-        failed = None
-        try:
+        with raised_on_all(
+            f"the metrics in {self._segment.folder} cannot be written, as another process finds."
+        ):
             if is_primary():
                 self._metrics.flush(last=last)
-        except SdslError as error:
-            failed = error
-        raise_on_all(
-            failed,
-            f"the metrics in {self._segment.folder} cannot be written, as another process finds.",
-        )
 
     def _stop(self, step: int, loss: float, norm: float) -> None:
         self._trainer.guard()

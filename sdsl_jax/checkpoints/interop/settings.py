@@ -229,6 +229,11 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+def _unless(allowed: Neutral, names: str) -> dict[str, Neutral]:
+    """Settings that are refused unless they have one of these values."""
+    return dict.fromkeys(names.split(), allowed)
+
+
 # What files of all families may hold: about files, training, tasks, loading and generation.
 _IRRELEVANT = _names(
     """
@@ -255,57 +260,40 @@ _IRRELEVANT = _names(
 # What would change the computation of any family, by the names that families outside this package
 # give it.
 _NEUTRAL: dict[str, Neutral] = {
-    "add_cross_attention": (False,),
-    "alibi": (False,),
-    "attention_chunk_size": (0,),
-    "attention_out_bias": lambda c: (c.out_bias,),
+    **_unless(
+        (False,),
+        """
+        add_cross_attention alibi attention_sink bidirectional is_encoder_decoder parallel_attn qk_layernorm qk_norm
+        rope_interleave rope_interleaved tie_encoder_decoder use_alibi use_bidirectional_attention use_mla use_mrope
+        use_parallel_residual use_qk_norm
+        """,
+    ),
+    **_unless(
+        (0,),
+        """
+        attention_chunk_size attn_logit_softcapping final_logit_softcapping kv_lora_rank moe_intermediate_size
+        n_routed_experts n_shared_experts no_rope_layer_interval num_experts num_experts_per_tok num_local_experts
+        q_lora_rank
+        """,
+    ),
+    **_unless((), "clip_qkv cross_attention_hidden_size moe_layer_freq scale_depth"),
+    **_unless(
+        (1,),
+        """
+        embedding_multiplier logit_scale logits_scaling partial_rotary_factor residual_multiplier rotary_pct scale_emb
+        """,
+    ),
     "attention_multiplier": lambda c: (c.head_dim**-0.5,),
-    "attention_sink": (False,),
-    "attn_logit_softcapping": (0,),
+    "attention_out_bias": lambda c: (c.out_bias,),
     "attn_temperature_tuning": (False, 0),
-    "bidirectional": (False,),
-    "clip_qkv": (),
-    "cross_attention_hidden_size": (),
     "dim_model_base": lambda c: (c.width,),
-    "embedding_multiplier": (1,),
-    "final_logit_softcapping": (0,),
     "is_causal": (True,),
-    "is_encoder_decoder": (False,),
-    "kv_lora_rank": (0,),
-    "logit_scale": (1,),
-    "logits_scaling": (1,),
     "mlp_bias": lambda c: (c.mlp_bias,),
-    "moe_intermediate_size": (0,),
-    "moe_layer_freq": (),
-    "n_routed_experts": (0,),
-    "n_shared_experts": (0,),
-    "no_rope_layer_interval": (0,),
     "no_rope_layers": ([],),
-    "num_experts": (0,),
-    "num_experts_per_tok": (0,),
-    "num_local_experts": (0,),
-    "parallel_attn": (False,),
-    "partial_rotary_factor": (1,),
     "per_layer_config": ({},),
     "pruned_heads": ({},),
-    "q_lora_rank": (0,),
-    "qk_layernorm": (False,),
-    "qk_norm": (False,),
     "query_pre_attn_scalar": lambda c: (c.head_dim,),
-    "residual_multiplier": (1,),
-    "rope_interleave": (False,),
-    "rope_interleaved": (False,),
     "rotary_dim": lambda c: (c.rotated or c.head_dim,),
-    "rotary_pct": (1,),
-    "scale_depth": (),
-    "scale_emb": (1,),
-    "tie_encoder_decoder": (False,),
-    "use_alibi": (False,),
-    "use_bidirectional_attention": (False,),
-    "use_mla": (False,),
-    "use_mrope": (False,),
-    "use_parallel_residual": (False,),
-    "use_qk_norm": (False,),
 }
 _ROPE = _names(
     "max_position_embeddings original_max_position_embeddings rope_parameters rope_scaling rope_theta"
@@ -401,27 +389,26 @@ HUGGING_FACE: dict[str, Settings] = {
 
 # Of the settings that a GGUF file of the llama architecture keeps in its namespace.
 _GGUF_NEUTRAL: dict[str, Neutral] = {
+    **_unless(
+        (0,),
+        """
+        attention.clamp_kqv attention.max_alibi_bias attn_logit_softcapping expert_count expert_shared_count
+        expert_used_count final_logit_softcapping nextn_predict_layers rope.scaling.yarn_log_multiplier
+        """,
+    ),
+    **_unless((0, 1), "embedding_scale logit_scale residual_scale"),
+    **_unless(
+        (1,),
+        """
+        rope.scaling.attn_factor rope.scaling.yarn_attn_factor rope.scaling.yarn_ext_factor
+        """,
+    ),
     "attention.causal": (True,),
-    "attention.clamp_kqv": (0,),
-    "attention.max_alibi_bias": (0,),
     "attention.scale": lambda c: (0, c.head_dim**-0.5),
     "attention.sliding_window": lambda c: (0, c.max_positions),
     "attention.value_length": _head_size,
-    "attn_logit_softcapping": (0,),
     "embedding_length_out": lambda c: (c.width,),
-    "embedding_scale": (0, 1),
-    "expert_count": (0,),
-    "expert_shared_count": (0,),
-    "expert_used_count": (0,),
-    "final_logit_softcapping": (0,),
-    "logit_scale": (0, 1),
-    "nextn_predict_layers": (0,),
-    "residual_scale": (0, 1),
     "rope.dimension_count": _head_size,
-    "rope.scaling.attn_factor": (1,),
-    "rope.scaling.yarn_attn_factor": (1,),
-    "rope.scaling.yarn_ext_factor": (1,),
-    "rope.scaling.yarn_log_multiplier": (0,),
     "use_parallel_residual": (False,),
 }
 GGUF_LLAMA = Settings(
