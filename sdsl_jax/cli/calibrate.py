@@ -112,30 +112,18 @@ def calibrate(
         _print(standard_console(), answer)
 
 
-# Unit of each coefficient in the table, and the factor to it.
-_UNITS = {
-    "pass_seconds": ("µs per pass", 1e6),
-    "layer_seconds": ("µs per layer", 1e6),
-    "matrix_seconds": ("µs per layer", 1e6),
-    "token_seconds": ("µs per token", 1e6),
-    "logit_seconds": ("ns per logit", 1e9),
-    "round_seconds": ("µs per round", 1e6),
-    "bytes_per_second": ("GB/s", 1e-9),
-    "flops_per_second": ("GFLOP/s", 1e-9),
-    "cache_slowdown": ("", 1.0),
-    "sharpness": ("", 1.0),
-}
-_MEANINGS = {
-    "pass_seconds": "overhead of any pass",
-    "layer_seconds": "overhead of each layer of a pass",
-    "matrix_seconds": "overhead of each layer, for more than one token",
-    "token_seconds": "overhead of each token of a pass",
-    "logit_seconds": "overhead of each vocabulary entry per token",
-    "round_seconds": "overhead of a round, beyond its passes",
-    "bytes_per_second": "reading weights and caches",
-    "flops_per_second": "arithmetic of wide passes",
-    "cache_slowdown": "time of a cache byte over that of a weight byte",
-    "sharpness": "1: reads and computes in turn; 16: at the same time",
+# By coefficient: the unit in the table, the factor to it, and the meaning.
+_COEFFICIENTS = {
+    "pass_seconds": ("µs per pass", 1e6, "overhead of any pass"),
+    "layer_seconds": ("µs per layer", 1e6, "overhead of each layer of a pass"),
+    "matrix_seconds": ("µs per layer", 1e6, "overhead of each layer, for more than one token"),
+    "token_seconds": ("µs per token", 1e6, "overhead of each token of a pass"),
+    "logit_seconds": ("ns per logit", 1e9, "overhead of each vocabulary entry per token"),
+    "round_seconds": ("µs per round", 1e6, "overhead of a round, beyond its passes"),
+    "bytes_per_second": ("GB/s", 1e-9, "reading weights and caches"),
+    "flops_per_second": ("GFLOP/s", 1e-9, "arithmetic of wide passes"),
+    "cache_slowdown": ("", 1.0, "time of a cache byte over that of a weight byte"),
+    "sharpness": ("", 1.0, "1: reads and computes in turn; 16: at the same time"),
 }
 
 
@@ -191,13 +179,13 @@ def _print(console: Console, answer: dict[str, Any]) -> None:
     )
     rows = []
     for key, value in answer["coefficients"].items():
-        unit, factor = _UNITS[key]
+        unit, factor, meaning = _COEFFICIENTS[key]
         low, high = (
             _number(math.inf if value[end] is None else factor * value[end])
             for end in ("low", "high")
         )
         estimate = _number(factor * value["estimate"])
-        rows.append((key, estimate, f"{low} – {high}", unit, _MEANINGS[key]))
+        rows.append((key, estimate, f"{low} – {high}", unit, meaning))
     words = (Column("unit", no_wrap=True), Column("", overflow="fold"))
     console.print(table("Coefficients", ("", "estimate", "90% interval", *words), rows))
     unseen = answer["unseen"]

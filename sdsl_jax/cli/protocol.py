@@ -9,7 +9,7 @@ from rich.markdown import Markdown
 from tyro.conf import Positional, arg
 
 from sdsl_jax.cli.arguments import Flag
-from sdsl_jax.cli.terminal import shown_progress, standard_console
+from sdsl_jax.cli.terminal import say, shown_progress, standard_console
 
 
 def protocol(
@@ -55,9 +55,4 @@ def protocol(
     console = standard_console()
     console.print(Markdown(text))
     written = [name for name in (TABLE, ANSWER, f"{FIGURE}.png") if (folder / name).exists()]
-    console.print(
-        f"\nwritten to {folder}: {', '.join(written)} and the records",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    say(console, f"\nwritten to {folder}: {', '.join(written)} and the records")

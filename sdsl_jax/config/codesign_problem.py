@@ -480,8 +480,6 @@ def _flag(keys: str, read: Callable[[Any, str], Any] = _as_it_is) -> Any:
 
 def _shown(metavar: str, constructor: Any = None) -> Any:
     """How the command line shows a flag, and as what it takes its value."""
-    if constructor is None:
-        return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="", constructor=constructor)
 
 

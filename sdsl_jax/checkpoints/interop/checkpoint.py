@@ -142,18 +142,9 @@ def plan(config: ModelConfig, layout: Layout) -> Plan:
             vector(f"{ours}.mlp.gate_up_bias", inner, named(layout.gate_up))
             vector(f"{ours}.mlp.down_bias", (c.width,), named((layout.down,)))
         if c.qk_norm:
-            vector(
-                f"{ours}.attention.query_norm.scale",
-                (c.head_dim,),
-                named((layout.query_norm,)),
-                "weight",
-            )
-            vector(
-                f"{ours}.attention.key_norm.scale",
-                (c.head_dim,),
-                named((layout.key_norm,)),
-                "weight",
-            )
+            for role, name in (("query", layout.query_norm), ("key", layout.key_norm)):
+                path = f"{ours}.attention.{role}_norm.scale"
+                vector(path, (c.head_dim,), (theirs + name,), "weight")
     return pieces
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from sdsl_jax.checkpoints.interop.settings import Fields
+from sdsl_jax.checkpoints.interop.settings import Fields, names
 from sdsl_jax.errors import SdslError
 from sdsl_jax.models.config import Activation, ModelConfig, RopeScaling
 
@@ -135,11 +135,12 @@ _TRAINED_LENGTH = "original_max_position_embeddings"
 # What a table of rotary scaling may hold, by its kind; transformers knows all of these names and
 # passes over the others'.
 _ROPE_KINDS = ("default", "linear", "llama3", "yarn")
-_ROPE_KEYS = {
-    "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings",
-    "attention_factor", "beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor", "mscale", "mscale_all_dim",
-    "truncate", "short_factor", "long_factor", "finetuned",
-}  # fmt: skip
+_ROPE_KEYS = names(
+    """
+    rope_type type rope_theta partial_rotary_factor factor original_max_position_embeddings attention_factor beta_fast
+    beta_slow low_freq_factor high_freq_factor mscale mscale_all_dim truncate short_factor long_factor finetuned
+    """
+)
 
 
 def unknown_rope_settings(fields: Fields) -> list[str]:
@@ -502,18 +503,7 @@ FAMILIES: dict[str, Family] = {
 
 
 # Other families, by what they are; messages say more of them than that they are unknown.
-_EXPERTS = {
-    "mixtral",
-    "dbrx",
-    "deepseek_v2",
-    "deepseek_v3",
-    "gpt_oss",
-    "jamba",
-    "llama4",
-    "minimax",
-    "arctic",
-    "grok-1",
-}
+_EXPERTS = names("mixtral dbrx deepseek_v2 deepseek_v3 gpt_oss jamba llama4 minimax arctic grok-1")
 _EXPERT_SETTINGS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_intermediate_size")
 _QUANTISED = ("quantization_config", "quantization", "compression_config")
 

@@ -225,7 +225,8 @@ def unknown_warning(unknown: Sequence[str], file: Path) -> list[str]:
     ]
 
 
-def _names(text: str) -> frozenset[str]:
+def names(text: str) -> frozenset[str]:
+    """The names in a text, separated by blanks."""
     return frozenset(text.split())
 
 
@@ -235,7 +236,7 @@ def _unless(allowed: Neutral, names: str) -> dict[str, Neutral]:
 
 
 # What files of all families may hold: about files, training, tasks, loading and generation.
-_IRRELEVANT = _names(
+_IRRELEVANT = names(
     """
     _attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled _from_model_config _name_or_path
     _output_attentions architectures attn_implementation auto_map bos_token_id chunk_size_feed_forward classifier_activation
@@ -295,16 +296,16 @@ _NEUTRAL: dict[str, Neutral] = {
     "query_pre_attn_scalar": lambda c: (c.head_dim,),
     "rotary_dim": lambda c: (c.rotated or c.head_dim,),
 }
-_ROPE = _names(
+_ROPE = names(
     "max_position_embeddings original_max_position_embeddings rope_parameters rope_scaling rope_theta"
 )
-_LLAMA = _ROPE | _names(
+_LLAMA = _ROPE | names(
     """
     head_dim hidden_act hidden_size intermediate_size layer_types num_attention_heads num_hidden_layers num_key_value_heads
     max_window_layers rms_norm_eps sliding_window tie_word_embeddings use_sliding_window vocab_size
     """
 )
-_LLAMA_IRRELEVANT = _names("pretraining_tp")
+_LLAMA_IRRELEVANT = names("pretraining_tp")
 
 
 def _head_size(c: ModelConfig) -> tuple[Any, ...]:
@@ -323,7 +324,7 @@ def _family(
 
 HUGGING_FACE: dict[str, Settings] = {
     "llama": _family(
-        _LLAMA | _names("attention_bias mlp_bias"),
+        _LLAMA | names("attention_bias mlp_bias"),
         {"qkv_bias": lambda c: (c.qkv_bias,)},
         _LLAMA_IRRELEVANT,
     ),
@@ -331,29 +332,29 @@ HUGGING_FACE: dict[str, Settings] = {
         _LLAMA,
         {"qkv_bias": (True,)},
         # Its class has biases whatever this says.
-        _LLAMA_IRRELEVANT | _names("attention_bias"),
+        _LLAMA_IRRELEVANT | names("attention_bias"),
     ),
     "qwen3": _family(
-        _LLAMA | _names("attention_bias"),
+        _LLAMA | names("attention_bias"),
         {"use_qk_norm": (True,), "qk_norm": (True,), "qk_layernorm": (True,)},
         _LLAMA_IRRELEVANT,
     ),
     "seed_oss": _family(
-        _LLAMA | _names("attention_bias attention_out_bias mlp_bias"), {}, _LLAMA_IRRELEVANT
+        _LLAMA | names("attention_bias attention_out_bias mlp_bias"), {}, _LLAMA_IRRELEVANT
     ),
     "opt": _family(
-        _names(
+        names(
             """
             _remove_final_layer_norm activation_function do_layer_norm_before enable_bias ffn_dim hidden_size
             max_position_embeddings num_attention_heads num_hidden_layers tie_word_embeddings vocab_size word_embed_proj_dim
             """
         ),
         {"layer_norm_elementwise_affine": (True,)},
-        _names("init_std"),
+        names("init_std"),
     ),
     "gpt_neox": _family(
         _ROPE
-        | _names(
+        | names(
             """
             attention_bias hidden_act hidden_size intermediate_size layer_norm_eps num_attention_heads num_hidden_layers
             rotary_emb_base rotary_pct tie_word_embeddings use_parallel_residual vocab_size
@@ -367,7 +368,7 @@ HUGGING_FACE: dict[str, Settings] = {
         frozenset(),
     ),
     "gpt2": _family(
-        _names(
+        names(
             """
             activation_function layer_norm_epsilon n_embd n_head n_inner n_layer n_positions tie_word_embeddings vocab_size
             hidden_size max_position_embeddings num_attention_heads num_hidden_layers
@@ -377,7 +378,7 @@ HUGGING_FACE: dict[str, Settings] = {
             "scale_attn_weights": (True,),
             "scale_attn_by_inverse_layer_idx": (False,),
         },
-        _names(
+        names(
             """
             n_ctx reorder_and_upcast_attn summary_activation summary_first_dropout
             summary_last_dropout summary_proj_to_labels summary_type summary_use_proj
@@ -414,7 +415,7 @@ _GGUF_NEUTRAL: dict[str, Neutral] = {
 GGUF_LLAMA = Settings(
     frozenset(
         f"llama.{name}"
-        for name in _names(
+        for name in names(
             """
             attention.head_count attention.head_count_kv attention.key_length attention.layer_norm_rms_epsilon block_count
             context_length embedding_length feed_forward_length rope.freq_base rope.scale_linear rope.scaling.factor
@@ -423,7 +424,7 @@ GGUF_LLAMA = Settings(
             """
         )
     )
-    | _names(
+    | names(
         """
         general.alignment general.architecture tokenizer.chat_template tokenizer.ggml.add_bos_token
         tokenizer.ggml.add_eos_token tokenizer.ggml.bos_token_id tokenizer.ggml.eos_token_id tokenizer.ggml.merges
@@ -442,13 +443,13 @@ GGUF_LLAMA = Settings(
     },
     frozenset(
         f"llama.{name}"
-        for name in _names(
+        for name in names(
             "attention.layer_norm_epsilon pooling_type rope.scaling.finetuned tensor_data_layout"
         )
     )
     | frozenset(
         f"tokenizer.ggml.{name}"
-        for name in _names(
+        for name in names(
             """
             eom_token_id eot_token_id fim_mid_token_id fim_pad_token_id fim_pre_token_id fim_rep_token_id fim_sep_token_id
             fim_suf_token_id mask_token_id middle_token_id padding_token_id prefix_token_id scores seperator_token_id
@@ -456,7 +457,7 @@ GGUF_LLAMA = Settings(
             """
         )
     )
-    | _names("split.tensors.count tokenizer.chat_templates tokenizer.huggingface.json"),
+    | names("split.tensors.count tokenizer.chat_templates tokenizer.huggingface.json"),
     namespace="llama.",
 )
 # Namespaces that describe the file: authors, licences, the calibration of a quantisation, templates
