@@ -274,7 +274,7 @@ def law_file(folder: Path) -> Path:
 def read_laws(path: Path) -> None:
     """Both laws of a file."""
     laws.loss_law(str(path))
-    laws.acceptance_law(str(path))
+    laws.load_law(str(path), "acceptance")
 
 
 RECORD = ModelRecord("draft-1", "draft", 400, 800, 1000, 0, 2.5, 12.2, "digest")

@@ -11,7 +11,7 @@ from sdsl_jax.codesign.predict import Target, predict
 from sdsl_jax.config import load_study, to_toml
 from sdsl_jax.errors import SdslError
 from sdsl_jax.evidence import StudyRecords, holdout
-from sdsl_jax.fitting.law_files import acceptance_law, loss_law
+from sdsl_jax.fitting.law_files import load_law
 from sdsl_jax.progress import Silent
 from sdsl_jax.records import read_json, read_table
 from sdsl_jax.report.figures import CAPTIONS
@@ -324,7 +324,7 @@ def test_the_quickstart_is_what_it_promises():
 def test_results_plug_into_predictions(tiny_study):
     """`fits.json` as a law file of `sdsl predict`: joint draws, the study's warnings, and its ranges."""
     path = str(tiny_study / "records" / "fits.json")
-    loss, acceptance = loss_law(path), acceptance_law(path)
+    loss, acceptance = load_law(path, "loss"), load_law(path, "acceptance")
     (answer,) = predict([Target(5e3, 16e3, 16e3)], loss, acceptance)
     assert "bootstrap over whole rungs" in answer.interval_basis
     assert any(w.startswith("loss law: ") for w in answer.warnings)

@@ -263,6 +263,11 @@ class Evaluated(NamedTuple):
         """Whether every constraint holds."""
         return self.excess <= TOLERANCE
 
+    @property
+    def any_allowed(self) -> bool:
+        """Whether every constraint holds for some design."""
+        return bool(np.asarray(self.allowed).any())
+
 
 def evaluate(
     program: Program,

@@ -24,7 +24,7 @@ from sdsl_jax.codesign.laws import (
 from sdsl_jax.counts import exact_count, parse_size, short_count
 from sdsl_jax.csv_table import is_missing, listed_names, read_csv
 from sdsl_jax.errors import require
-from sdsl_jax.fitting.law_files import LoadedLaw, acceptance_law, loss_law
+from sdsl_jax.fitting.law_files import LoadedLaw, load_law
 from sdsl_jax.hardware import load_hardware
 from sdsl_jax.notebook import table_of
 from sdsl_jax.records.documents import to_json
@@ -272,8 +272,8 @@ def predict(
     Raises:
       SdslError: A number is out of range, or a law cannot be loaded.
     """
-    loss = loss_law(loss) if isinstance(loss, str) else loss
-    acceptance = acceptance_law(acceptance) if isinstance(acceptance, str) else acceptance
+    loss = load_law(loss, "loss") if isinstance(loss, str) else loss
+    acceptance = load_law(acceptance, "acceptance") if isinstance(acceptance, str) else acceptance
     require(
         0 <= draft_overhead < float("inf"),
         f"the draft overhead is {draft_overhead}; it must be 0 or more.",

@@ -49,19 +49,21 @@ def remedies(problem: ServingProblem, design: Design) -> list[Remedy]:
     config = problem.config
     changes: list[dict[str, float]] = []
     devices, apart = config.hardware.devices, config.draft.devices
-    if config.draft_devices < devices and _any_allowed(problem, design, devices, devices):
+    if config.draft_devices < devices and _designs(problem, design, devices, devices).any_allowed:
         changes.append({"draft.devices": devices})
     doubled = [2**k for k in range(int(math.log2(devices)) + 1, int(math.log2(_MOST_DEVICES)) + 1)]
     # A draft that was put on some of the devices stays there if that will do, and else goes to all
     # of them.
     placements = [(n, d) for n in doubled for d in dict.fromkeys((apart or n, n))]
-    more = next((place for place in placements if _any_allowed(problem, design, *place)), None)
+    more = next(
+        (place for place in placements if _designs(problem, design, *place).any_allowed), None
+    )
     if more is not None:
         moved = {} if apart in (None, more[1]) else {"draft.devices": more[1]}
         changes.append({"hardware.devices": more[0], **moved})
     if "batch" not in problem.program.variables:
         batch = _largest(
-            lambda rows: _any_allowed(problem, design, devices, config.draft_devices, rows),
+            lambda rows: _designs(problem, design, devices, config.draft_devices, rows).any_allowed,
             int(config.workload.batch),
         )
         changes += [{"workload.batch": batch}] if batch else []
@@ -73,7 +75,7 @@ def keeps_limits(problem: ServingProblem, design: Design) -> bool:
     """Whether some draft, whole lookahead and batch keep every limit; what is no variable is as in
     the design."""
     config = problem.config
-    return _any_allowed(problem, design, config.hardware.devices, config.draft_devices)
+    return _designs(problem, design, config.hardware.devices, config.draft_devices).any_allowed
 
 
 def _flag(key: str, value: float) -> str:
@@ -108,17 +110,6 @@ def _designs(
     )
     serving = inputs.serving._replace(devices=float(devices), draft_devices=float(draft_devices))
     return evaluate(problem.program, inputs, grid, serving)
-
-
-def _any_allowed(
-    problem: ServingProblem,
-    design: Design,
-    devices: int,
-    draft_devices: int,
-    batch: float | None = None,
-) -> bool:
-    """Whether one of the designs keeps every limit."""
-    return bool(np.asarray(_designs(problem, design, devices, draft_devices, batch).allowed).any())
 
 
 def _limits(problem: ServingProblem, designs: Evaluated) -> list[dict[str, float]]:

@@ -22,7 +22,7 @@ from sdsl_jax.config.codesign_problem import (
 )
 from sdsl_jax.counts import short_count
 from sdsl_jax.errors import require
-from sdsl_jax.fitting.law_files import LoadedLaw, acceptance_law, loss_law
+from sdsl_jax.fitting.law_files import LoadedLaw, load_law
 from sdsl_jax.hardware import HardwareFile, load_hardware
 from sdsl_jax.theory import LogitPlane, ShapeRule
 from sdsl_jax.theory.hardware import Precision, family_shape, resident_bytes
@@ -264,10 +264,12 @@ def build(config: ProblemConfig) -> ServingProblem:
             name not in PRICED or price > 0,
             f"{name} is in money, and the price of a {config.hardware.name} is not known; give --price-per-hour.",
         )
-    loss = loss_law(config.laws.loss)
+    loss = load_law(config.laws.loss, "loss")
     alpha = config.draft.acceptance
     acceptance = (
-        constant_acceptance(alpha, loss) if alpha else acceptance_law(config.laws.acceptance)
+        constant_acceptance(alpha, loss)
+        if alpha
+        else load_law(config.laws.acceptance, "acceptance")
     )
     sizes = _sizes(config, loss)
     with jax.enable_x64(True):

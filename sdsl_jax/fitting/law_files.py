@@ -392,16 +392,6 @@ class LoadedLaw(NamedTuple):
 _Kind = Literal["loss", "acceptance"]
 
 
-def loss_law(name: str) -> LoadedLaw:
-    """A loss law, as `load_law` finds it."""
-    return load_law(name, "loss")
-
-
-def acceptance_law(name: str) -> LoadedLaw:
-    """An acceptance law, as `load_law` finds it."""
-    return load_law(name, "acceptance")
-
-
 def load_law(name: str, kind: _Kind | None = None) -> LoadedLaw:
     """A published law by its name, or a fitted one from a JSON file.
 

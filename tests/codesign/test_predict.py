@@ -1,3 +1,4 @@
+import functools
 import json
 import subprocess
 import sys
@@ -22,11 +23,13 @@ from sdsl_jax.codesign.predict_lookahead import (
 )
 from sdsl_jax.counts import parse_count, parse_share
 from sdsl_jax.errors import SdslError
-from sdsl_jax.fitting.law_files import acceptance_law, loss_law
+from sdsl_jax.fitting.law_files import load_law
 from sdsl_jax.ranges import share_hint
 from sdsl_jax.records.documents import schema_of
 from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, LogitGap, coefficients, speedup
 
+loss_law = functools.partial(load_law, kind="loss")
+acceptance_law = functools.partial(load_law, kind="acceptance")
 PUBLISHED = loss_law("besiroglu"), acceptance_law("paper")
 OPT_30B = Target(30e9, 180e9, 180e9)
 KEYS = {
