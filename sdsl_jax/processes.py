@@ -47,7 +47,7 @@ def initialise_distributed() -> None:
         )
         host, _, port = coordinator.rpartition(":")
         require(
-            bool(host) and port.isdecimal(),
+            host and port.isdecimal(),
             f"SDSL_COORDINATOR is {coordinator!r}; it must be host:port.",
         )
         arguments = dict(

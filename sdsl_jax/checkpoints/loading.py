@@ -275,7 +275,7 @@ def load_other_models(
         if role not in (None, record.role):
             continue
         require(
-            bool(record.checkpoint),
+            record.checkpoint,
             f"the records in {folder} name no checkpoint of {record.model_id}; its weights are not known.",
         )
         loaded = load_model_folder(folder / record.checkpoint)

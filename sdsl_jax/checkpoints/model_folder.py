@@ -192,7 +192,7 @@ def find_model_folder(path: Path) -> Path:
         f"the folder {path} holds {len(within)} models; name one of them: {', '.join(p.name for p in within)}.",
     )
     require(
-        bool(within),
+        within,
         f"the folder {path} holds no model; give a folder that a study made, <study>/checkpoints/<rung>/model-<step>, or a "
         "published one with config.json.",
     )

@@ -139,7 +139,7 @@ def measure(
         if stop == "end":
             ends = verifier.tokenizer.end_ids
             require(
-                bool(ends),
+                ends,
                 f"the tokenizer of {target} names no token that ends a text; give its id to --stop.",
             )
             settings = dataclasses.replace(settings, stop_tokens=ends)

@@ -81,7 +81,7 @@ def predict(
     else:
         for flag, values in tokens.items():
             require(
-                bool(values),
+                values,
                 f"{flag} is missing: the loss of a model depends on how long it was trained.",
             )
             require(

@@ -53,9 +53,7 @@ def train(
     patterns = (
         [name.strip() for name in rungs.split(",") if name.strip()] if rungs is not None else []
     )
-    require(
-        rungs is None or bool(patterns), f"--rungs is {rungs!r}; it must hold at least one name."
-    )
+    require(rungs is None or patterns, f"--rungs is {rungs!r}; it must hold at least one name.")
     chosen = None if part is None else _parse_part(part)
     if distributed:
         initialise_distributed()

@@ -371,7 +371,7 @@ def solve(problem: ServingProblem) -> Answer:
     """
     with jax.enable_x64(True):
         solved, *by_batch = _at_batches(problem)
-        infeasible = not bool(solved.feasible) and not problem.memory_errors
+        infeasible = not solved.feasible and not problem.memory_errors
         if infeasible and keeps_limits(problem, solved.design):
             # A limit that hardly moves with the choice, as memory with a small draft, takes more
             # rounds to be kept.
@@ -379,7 +379,7 @@ def solve(problem: ServingProblem) -> Answer:
             problem = replace(problem, program=patient)
             solved, *by_batch = _at_batches(problem)
         require(
-            bool(np.isfinite([solved.objective, solved.outcome.speedup]).all()),
+            np.isfinite([solved.objective, solved.outcome.speedup]).all(),
             f"for a target of {problem.config.target.params:g} parameters the laws give no finite "
             "speed: it is too far outside them.",
         )

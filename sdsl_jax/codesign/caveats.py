@@ -144,7 +144,7 @@ def ranked_sensitivities(problem: ServingProblem, solved: Solved) -> list[Sensit
     They are ranked by the largest elasticity among the variables, or by that of the objective where
     all rest on bounds. None where no design keeps the constraints: there is no optimum to move.
     """
-    if not bool(solved.feasible):
+    if not solved.feasible:
         return None
     program = problem.program
     moves = sensitivities(program, problem.inputs, solved)
@@ -256,8 +256,8 @@ def _of_the_constraints(problem: ServingProblem, solved: Solved, whole: Solved) 
     """Which constraints no design keeps. Of memory, the problem itself says why nothing fits."""
     if int(solved.status) == SolverStatus.NON_FINITE:
         return [convergence_warning(solved.status, solved.kkt_residual)]
-    if bool(solved.feasible):
-        if bool(whole.feasible):
+    if solved.feasible:
+        if whole.feasible:
             return []
         return [
             "no design with an integer lookahead and batch satisfies every constraint; a fractional one does"
@@ -305,7 +305,7 @@ def _stated(problem: ServingProblem, design: Design) -> dict[str, dict[str, floa
 
 
 def _of_the_optimum(problem: ServingProblem, solved: Solved, speculates: bool) -> list[str]:
-    if problem.memory_errors or not bool(solved.feasible):
+    if problem.memory_errors or not solved.feasible:
         # Where no design keeps the limits there is no optimum to be rough, or to rest on a bound.
         return []
     texts = []
@@ -365,9 +365,9 @@ def _of_the_break_even(problem: ServingProblem, size: Size | None) -> list[str]:
     tokens = float(problem.inputs.serving.target_tokens)
     loss, acceptance = problem.loss.law.about, problem.acceptance.law.about
     fitted = []
-    if bool(loss.outside(params=params, tokens=tokens)):
+    if loss.outside(params=params, tokens=tokens):
         fitted.append(f"the loss law was fitted on {valid_range(loss)}")
-    if bool(acceptance.outside(target_params=params)):
+    if acceptance.outside(target_params=params):
         fitted.append(f"the acceptance law was fitted on {valid_range(acceptance)}")
     if not fitted:
         return []

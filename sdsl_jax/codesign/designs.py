@@ -152,7 +152,7 @@ def round_design(
         ends = list(zip(many, solve_all(many)))
 
     def rank(one: Solved) -> tuple[bool, float]:
-        return not bool(one.feasible), float(one.objective if one.feasible else one.violation)
+        return not one.feasible, float(one.objective if one.feasible else one.violation)
 
     best = min((one for _, one in ends), key=rank)
     return Rounded(best, jnp.expm1(best.objective - solved.objective))
@@ -486,7 +486,7 @@ def front(problem: ServingProblem, optima: Sequence[Solved]) -> list[FrontPoint]
             **money(problem, one.outcome),
         )
         for one in optima
-        if bool(one.feasible)
+        if one.feasible
     ]
 
 

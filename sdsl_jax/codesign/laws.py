@@ -208,7 +208,7 @@ def law_caveats(
     about, accept = loss.law.about, acceptance.law.about
     caveats = []
     for role, each in stated.items():
-        if bool(about.outside(**each)):
+        if about.outside(**each):
             values = ", ".join(
                 f"{short_count(value)} {'parameters' if name == 'params' else name}"
                 for name, value in each.items()
@@ -218,7 +218,7 @@ def law_caveats(
                 f"extrapolates the loss law for the {role}{shown}: fitted on {valid_range(about)}"
             )
     sizes = {role: each["params"] for role, each in stated.items() if "params" in each}
-    if bool(accept.outside(**{f"{role}_params": size for role, size in sizes.items()}, **losses)):
+    if accept.outside(**{f"{role}_params": size for role, size in sizes.items()}, **losses):
         values = ", ".join(f"{role} {short_count(size)}" for role, size in sizes.items())
         shown = f" ({values})" if with_values else ""
         caveats.append(f"extrapolates the acceptance law{shown}: fitted on {valid_range(accept)}")

@@ -313,7 +313,7 @@ class _Answer(NamedTuple):
     @property
     def pays(self) -> bool:
         """Whether speculation pays at an optimum to speak of."""
-        return bool(self.best.speculate) and not bool(self.flags.acceptance_saturates)
+        return bool(self.best.speculate) and not self.flags.acceptance_saturates
 
 
 @jax.jit
@@ -334,7 +334,7 @@ def _prediction(
 ) -> Prediction:
     best, losses, pays = answer.best, answer.losses, answer.pays
     require(
-        bool(np.isfinite([best.acceptance, *losses]).all()),
+        np.isfinite([best.acceptance, *losses]).all(),
         f"for the target of {short_count(target.target_params)} parameters and {short_count(target.draft_tokens)} | "
         f"{short_count(target.target_tokens)} tokens "
         "the laws give no finite loss and acceptance: it is too far outside them.",

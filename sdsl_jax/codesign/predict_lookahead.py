@@ -265,7 +265,7 @@ def best_lookahead(
 
         # S falls with d: the largest d at which some whole lookahead still pays. At v = 1 it is α.
         def pays(d: float) -> float:
-            return 1.0 if bool(optimal_lookahead(acceptance, d, verify_cost).speculate) else 0.0
+            return 1.0 if optimal_lookahead(acceptance, d, verify_cost).speculate else 0.0
 
         counts = None
         if counted is not None and accepted is not None and drafted and at_lookahead is not None:

@@ -208,17 +208,17 @@ def check(program: Program, inputs: ProgramInputs) -> None:
         low, high = (np.asarray(getattr(ends, name)) for ends in (inputs.lower, inputs.upper))
         least, allowed = (1.0, "at least 1") if name == "lookahead" else (0.0, "positive")
         require(
-            bool(np.all((low >= least) & (low > 0) & (low <= high))),
+            np.all((low >= least) & (low > 0) & (low <= high)),
             f"{name} is bounded by {low} and {high}; bounds must be {allowed} and in order.",
         )
     require(
-        bool(np.all(np.asarray(inputs.limits) > 0)),
+        np.all(np.asarray(inputs.limits) > 0),
         f"limits are {inputs.limits}; each must be positive.",
     )
     price = inputs.serving.hardware.price_per_hour
     if not {*program.objective, *program.constraints}.isdisjoint(PRICED):
         require(
-            bool(np.all(np.asarray(price) > 0)),
+            np.all(np.asarray(price) > 0),
             f"the price of a device is {price}; it must be positive to compare costs.",
         )
 

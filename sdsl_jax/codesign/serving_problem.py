@@ -395,7 +395,7 @@ def _ranges(config: ProblemConfig, target: float, sizes: Sizes) -> dict[str, tup
             role = name.removesuffix("_params")
             low, high = (sizes.non_embedding(size, role) for size in (low, high))
         ranges[name] = (low, high)
-    require(bool(ranges), "no variable is left to be chosen; name lookahead among the variables.")
+    require(ranges, "no variable is left to be chosen; name lookahead among the variables.")
     return ranges
 
 

@@ -86,7 +86,7 @@ def solve_all(
     drafts = [m for m in models if m.role == "draft"]
     targets = longest_trained(models, "target")
     require(
-        bool(drafts) and bool(targets),
+        drafts and targets,
         "the records hold no draft or no target; co-design needs both.",
     )
     draft_tokens = max(m.train_tokens for m in drafts)

@@ -636,7 +636,7 @@ def load_problem(
         ranges = ranges if isinstance(ranges, dict) else {}
         values["variables"] = {name: ranges.get(name) or "free" for name in variables}
     require(
-        bool(values.get("target")),
+        values.get("target"),
         "no target was given; give --target-params, or a TOML file whose section [target] holds params."
         if path is None
         else f"the problem file {path} names no target; give --target-params, or params in its section [target].",

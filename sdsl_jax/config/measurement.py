@@ -75,7 +75,7 @@ class DomainConfig:
 
     def __post_init__(self):
         require(
-            bool(self.name) and len(self.source) > 0,
+            self.name and len(self.source) > 0,
             "conditions.domains holds an entry without a name or source; every domain needs both.",
         )
 

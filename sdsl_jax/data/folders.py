@@ -81,7 +81,7 @@ def read_folder(folder: Path, kinds: Collection[str], what: str) -> Folder:
     ]
     left_out = f"; left out: {', '.join(parts)}" if parts else ""
     require(
-        bool(files),
+        files,
         f"the {what} {folder} holds no file of the kinds {', '.join(dict.fromkeys(kinds))}{left_out}.",
     )
     count = "1 file is" if len(files) == 1 else f"{len(files):,} files are"

@@ -235,7 +235,7 @@ def read_prompts(path: Path, field: str = "") -> list[str]:
         for line in read_text(path, "prompt file").split("\n")
     ]
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line]
-    require(bool(numbered), f"the prompt file {path} is empty; it must hold at least one prompt.")
+    require(numbered, f"the prompt file {path} is empty; it must hold at least one prompt.")
     separators, texts = Separators(f"the prompt file {path}"), list[str]()
     for number, line in numbered:
         where = f"line {number}"
@@ -256,12 +256,12 @@ def _row_text(line: str, field: str, where: str) -> str:
     fields = [field] if field else [name for name in _FIELDS if name in row][:1]
     expected = f"the field {field!r}" if field else f"any of the fields {', '.join(_FIELDS)}"
     require(
-        bool(fields) and fields[0] in row,
+        fields and fields[0] in row,
         f"{where} does not have {expected}; it has {few_names(row)} (choose one with --prompt-field).",
     )
     text = row[fields[0]] if field or fields[0] not in ("ctx", "ctx_a") else _hellaswag(row)
     require(
-        isinstance(text, str) and bool(text.strip()),
+        isinstance(text, str) and text.strip(),
         f"{where} has no text in the field {fields[0]!r}.",
     )
     require_characters(text, where)

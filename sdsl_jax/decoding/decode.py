@@ -66,7 +66,7 @@ def _requests(
     require(new.min() >= 0, f"new_tokens holds {new.min()}; it must not be negative.")
     stops = _whole(stop_tokens, "stop_tokens").reshape(-1)
     require(
-        bool(((stops >= 0) & (stops < vocab_size)).all()),
+        ((stops >= 0) & (stops < vocab_size)).all(),
         f"the stop tokens are {stops.tolist()}; the vocabulary has ids from 0 to {vocab_size - 1}.",
     )
     require(0 <= seed < 2**32, f"the seed is {seed}; it must lie in [0, 2**32).")
@@ -108,7 +108,7 @@ def require_positions(
 def require_finite(finite: Finite) -> None:
     """Raises `SdslError` if logits of one or several runs are not finite. Waits for the runs to end."""
     for role, all_finite in finite._asdict().items():
-        require(bool(np.all(all_finite)), broken_logits(role))
+        require(np.all(all_finite), broken_logits(role))
 
 
 def _checked(decoded: Decoded) -> Decoded:

@@ -148,7 +148,7 @@ def fit_device(
     timings = [timing_of(row) for row in rows]
     unseen_rows = np.asarray([bool(row.held_out) for row in rows])
     require(
-        bool(unseen_rows.any()),
+        unseen_rows.any(),
         "none of the timings is held out; the error on unseen models needs some.",
     )
     # Weights rather than fewer rows, so that both fits share one compilation.

@@ -129,11 +129,11 @@ def fit_dependence(
     """
     alpha, tau = np.asarray(alpha, float), np.asarray(tau, float)
     require(
-        bool(np.all((alpha > 0) & (alpha < 1))),
+        np.all((alpha > 0) & (alpha < 1)),
         f"mean acceptances run from {alpha.min():g} to {alpha.max():g}; dependence is fitted only within (0, 1).",
     )
     require(
-        bool(np.all(tau >= 1)),
+        np.all(tau >= 1),
         f"the smallest tokens per round is {tau.min():g}; none can be below 1.",
     )
     with jax.enable_x64(True):

@@ -469,7 +469,7 @@ def _loaded(name: str, record: LawRecord, kind: str, path: Path) -> LoadedLaw:
     )
     law = record.to_law(about)
     require(
-        bool(np.isfinite(list(record.coefficients.values())).all()),
+        np.isfinite(list(record.coefficients.values())).all(),
         f"{path} holds a coefficient that is not finite.",
     )
     draws, basis, joint = None, about.no_interval, None
@@ -479,7 +479,7 @@ def _loaded(name: str, record: LawRecord, kind: str, path: Path) -> LoadedLaw:
         require(
             len({len(leaf) for leaf in leaves}) == 1
             and len(leaves[0]) > 1
-            and bool(np.isfinite(leaves).all()),
+            and np.isfinite(leaves).all(),
             f"{path} holds draws that cannot be used: each coefficient needs a list of the same number of finite values.",
         )
         basis, joint = record.interval_basis, path

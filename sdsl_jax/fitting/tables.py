@@ -95,7 +95,7 @@ def open_table(source: TableSource, in_folder: str) -> CsvTable:
         return read_csv(path / in_folder if path.is_dir() else path)
     rows = source.to_dict("records") if hasattr(source, "to_dict") else [*source]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    require(bool(rows), "the table holds no rows.")
+    require(rows, "the table holds no rows.")
 
     def cell(value: Any) -> str:
         return "" if value is None or value != value else str(value).strip()

@@ -152,7 +152,7 @@ class _Document:
     calibration: Calibration | None = None
 
     def __post_init__(self):
-        require(bool(self.name.strip()), "name is empty; it must be a short name of the device.")
+        require(self.name.strip(), "name is empty; it must be a short name of the device.")
         require(
             self.measured == (self.calibration is not None),
             f"measured is {str(self.measured).lower()}; it must be true with a table [calibration] and false without one.",

@@ -247,9 +247,7 @@ def _columns(
     for name, column in columns.items():
         numeric = np.issubdtype(column.dtype, np.number)
         require(
-            numeric
-            and bool(np.all(np.isfinite(column)))
-            and bool(np.all(column == np.floor(column))),
+            numeric and np.all(np.isfinite(column)) and np.all(column == np.floor(column)),
             f"the column {name} of the events must hold whole numbers; it is of type {column.dtype} or holds fractions.",
         )
         columns[name] = column.astype(np.int64)
@@ -273,7 +271,7 @@ def _columns(
     ):
         bad = int(np.argmin(good))
         require(
-            bool(good.all()),
+            good.all(),
             f"round {bad} of the events has {columns['proposed'][bad]} proposed, {accepted[bad]} accepted and "
             f"{emitted[bad]} emitted; it must have {rule}.",
         )
@@ -354,7 +352,7 @@ def acceptance_report(
         )
         counted = _has_room(columns, max_lengths)
         require(
-            bool(counted.any()),
+            counted.any(),
             "no round began with room for γ + 1 tokens; use longer rows or count all rounds.",
         )
     columns = {name: column[counted] for name, column in columns.items()}

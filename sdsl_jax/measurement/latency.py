@@ -163,7 +163,7 @@ def time_steps(
         elapsed, (_, finite) = timed(
             lambda: _steps(steps[name].model.params, jnp.int32(count), **shapes[name])
         )
-        require(bool(finite), broken_logits(f"model {name}"))
+        require(finite, broken_logits(f"model {name}"))
         return elapsed
 
     counts = dict.fromkeys(steps, _STEPS)

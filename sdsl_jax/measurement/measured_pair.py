@@ -530,7 +530,7 @@ def _as_prompts(
             str(prompts), target.tokenizer, count=count, max_tokens=longest, data=target.data
         )
     items: list[Any] = list(prompts)
-    require(bool(items), "there are no prompts; give at least one.")
+    require(items, "there are no prompts; give at least one.")
     kinds = [isinstance(item, str) for item in items]
     require(
         all(kinds) or not any(kinds),

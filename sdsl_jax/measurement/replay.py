@@ -113,7 +113,7 @@ def expected_rounds(
     require(
         acceptance.ndim == 2
         and acceptance.size > 0
-        and bool(np.all((acceptance >= 0) & (acceptance <= 1))),
+        and np.all((acceptance >= 0) & (acceptance <= 1)),
         f"the acceptance has shape {acceptance.shape} or values outside [0, 1]; it must be [samples, tokens].",
     )
     n, width = acceptance.shape
@@ -123,7 +123,7 @@ def expected_rounds(
     limits = np.broadcast_to(np.minimum(width if limits is None else limits, width), (n,))
     lengths = np.broadcast_to(limits if lengths is None else lengths, (n,))
     require(
-        bool(np.all((lengths >= 0) & (lengths <= limits))),
+        np.all((lengths >= 0) & (lengths <= limits)),
         f"lengths run from {lengths.min()} to {lengths.max()} and limits from {limits.min()} to "
         f"{limits.max()}; they must satisfy 0 <= length <= limit.",
     )
@@ -133,7 +133,7 @@ def expected_rounds(
     for gamma in gammas:
         starts = np.minimum(lengths, limits - gamma + 1)
         require(
-            bool((starts > 0).any()),
+            (starts > 0).any(),
             f"no sample has room for a block of {gamma} drafts; use longer samples.",
         )
         # Whole samples at every γ: one shape for all of them.
@@ -245,7 +245,7 @@ def same_context_acceptance(
         counts.shape == shapes[0][:2],
         f"counts has shape {counts.shape}; it must be {shapes[0][:2]}.",
     )
-    require(bool(counts.any()), "no position counts; at least one must hold distributions.")
+    require(counts.any(), "no position counts; at least one must hold distributions.")
     log_p, log_q = (
         jnp.asarray(target_log_probs, jnp.float32),
         jnp.asarray(draft_log_probs, jnp.float32),
@@ -350,7 +350,7 @@ def compare_verification(
         ..., 0
     ]
     require(
-        bool(np.all(chosen[drafted] > 0)),
+        np.all(chosen[drafted] > 0),
         "a draft has probability 0 under the draft model, which therefore cannot have drawn it.",
     )
     token, block = (

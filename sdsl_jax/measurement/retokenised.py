@@ -270,7 +270,7 @@ def _stretches(row: _Row, scores: dict[str, np.ndarray]) -> _Stretches:
 def _summary(rows: list[_Stretches], confidence: float) -> Retokenised:
     counts = np.asarray([len(row.ratios) for row in rows])
     require(
-        bool(counts.any()),
+        counts.any(),
         "the two tokenizers never cut the target's text at the same place; nothing can be compared.",
     )
     accepted = np.asarray([np.exp(np.minimum(row.ratios, 0.0)).sum() for row in rows])

@@ -353,7 +353,7 @@ def load_other_drafts(
         return [], {}
     folder, setting = Path(config.conditions.other_drafts), "conditions.other_drafts"
     records, models = load_other_models(folder, setting, OTHER, dataset, study, role="draft")
-    require(bool(records), f"{setting} is {str(folder)!r}, whose records hold no draft.")
+    require(records, f"{setting} is {str(folder)!r}, whose records hold no draft.")
     return records, models
 
 

@@ -83,7 +83,7 @@ def read_json(path: Path, kind: type = dict, keys: Sequence[str] = ()) -> Any:
         isinstance(item, dict) and all(k in item for k in keys) for item in objects
     )
     require(
-        good and (bool(objects) or not keys),
+        good and (objects or not keys),
         f"the record file {path} is damaged: it must hold {'a list of objects' if kind is list else 'an object'} with the keys "
         f"{', '.join(keys) or 'of a record'}.",
     )

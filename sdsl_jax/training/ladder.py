@@ -340,7 +340,7 @@ def load_trained(
     """
     sizes = {r.model_id(i): r.params for r in rungs(config) for i in range(len(r.budgets))}
     require(
-        record.model_id in sizes and bool(record.checkpoint),
+        record.model_id in sizes and record.checkpoint,
         f"the records hold {record.model_id}, which is not a model of this study's ladder; its weights cannot be loaded.",
     )
     model = member(config.family, sizes[record.model_id], vocab_size)

@@ -153,7 +153,7 @@ def find_optimum(
     observed = np.asarray(losses, float)[order]
     observed = np.where(np.isfinite(observed), observed, np.inf)
     require(
-        bool(np.isfinite(observed).any()),
+        np.isfinite(observed).any(),
         f"every trial of the size {params} diverged; sweep lower values.",
     )
     distinct, first = np.unique(trained, return_index=True)

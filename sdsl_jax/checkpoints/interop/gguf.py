@@ -117,10 +117,7 @@ def read_gguf_tokenizer(path: Path, settings: dict[str, Any]) -> TokenizerOfFile
         first, gap, second = merge[:1], *merge[1:].partition(" ")[1:]
         first += merge[1 : len(merge) - len(gap) - len(second)]
         require(
-            bool(gap)
-            and first in vocabulary
-            and second in vocabulary
-            and first + second in vocabulary,
+            gap and first in vocabulary and second in vocabulary and first + second in vocabulary,
             f"the merge {shown(merge)} in {_KEY}merges of {path} joins what is not in its tokens.",
         )
         merges.append((first, second))

@@ -167,7 +167,7 @@ def shard_files(folder: Path) -> dict[str, list[str] | None]:
             "weight_map"
         )
         require(
-            table is not None and bool(table.values),
+            table is not None and table.values,
             f"the file {folder / INDEX} has no weight_map.",
         )
         assert table is not None
