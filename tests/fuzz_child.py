@@ -273,7 +273,7 @@ def law_file(folder: Path) -> Path:
 
 def read_laws(path: Path) -> None:
     """Both laws of a file."""
-    laws.loss_law(str(path))
+    laws.load_law(str(path), "loss")
     laws.load_law(str(path), "acceptance")
 
 

@@ -24,7 +24,7 @@ from sdsl_jax.codesign.designs import (
 )
 from sdsl_jax.codesign.engines import engine_settings, notes_of, served_draft
 from sdsl_jax.codesign.laws import unit_caveats
-from sdsl_jax.codesign.remedies import Remedy, _any_allowed, _rounded_up, remedies
+from sdsl_jax.codesign.remedies import Remedy, _designs, _rounded_up, remedies
 from sdsl_jax.codesign.serving_problem import Size, build
 from sdsl_jax.config.codesign_problem import DraftConfig, load_problem
 from sdsl_jax.solver_status import SolverStatus
@@ -259,7 +259,7 @@ def test_limits_that_must_move_together_are_one_remedy():
     kept = {name.partition(".")[2]: value for name, value in found.values.items()}
     relaxed = problem(constraints=kept)
     with jax.enable_x64(True):
-        assert _any_allowed(relaxed, relaxed.inputs.fixed, 4, 4)
+        assert _designs(relaxed, relaxed.inputs.fixed, 4, 4).any_allowed
     assert found.flags.count("--constraint") == 2
 
 

@@ -12,10 +12,10 @@ from sdsl_jax.codesign.laws import (
     law_draws,
     unit_caveats,
 )
-from sdsl_jax.fitting.law_files import LoadedLaw, acceptance_law, loss_law
+from sdsl_jax.fitting.law_files import LoadedLaw, load_law
 from sdsl_jax.theory import BESIROGLU, LogitGap
 
-LOSS, ACCEPTANCE = loss_law("besiroglu"), acceptance_law("paper")
+LOSS, ACCEPTANCE = load_law("besiroglu", "loss"), load_law("paper", "acceptance")
 STATED = {"draft": {"params": 5e7, "tokens": 1e12}, "target": {"params": 7e10, "tokens": 1e12}}
 
 
