@@ -10,11 +10,23 @@ import numpy as np
 
 
 class Interval(NamedTuple):
-    """An estimate and the two ends of its confidence interval."""
+    """An estimate and the two ends of its confidence interval; NaN where they do not exist."""
 
     estimate: float
     low: float
     high: float
+
+    def to_json(self) -> dict[str, float | None]:
+        """An object of JSON."""
+        return {key: float(x) if math.isfinite(x) else None for key, x in self._asdict().items()}
+
+    def __format__(self, spec: str) -> str:
+        """The estimate and half of its interval, such as "0.724 ± 0.013"."""
+        if math.isnan(self.estimate):
+            return "–"
+        if math.isnan(self.low):
+            return format(self.estimate, spec)
+        return f"{self.estimate:{spec}} ± {(self.high - self.low) / 2:{spec}}"
 
 
 def root_mean_square(values: np.ndarray) -> float:

@@ -11,6 +11,7 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -181,27 +182,28 @@ def time_steps(
     }
 
 
-class GenerationTimes(NamedTuple):
+@dataclass(frozen=True)
+class GenerationTimes:
     """Times of single requests: medians over prompts, of the median over repetitions of each.
 
     Attributes:
       lookahead: γ; 0 for the target alone.
-      first_token: Seconds to the first token: reading the prompt, and one step or round.
-      per_token: Seconds for each token after the first: (total − first_token)/(tokens − 1).
-      total: Seconds of the whole request.
-      new_tokens: Tokens of a request.
-      requests: Number of timed requests.
+      first_token_seconds: Time to the first token: reading the prompt, and one step or round.
+      per_token_seconds: Time of each token after the first: (total − first token)/(tokens − 1).
+      total_seconds: Time of the whole request.
       speedup: Total time of the target alone over this total, request by request; 1 for the target
         alone.
+      new_tokens: Tokens of a request.
+      requests: Number of timed requests.
     """
 
     lookahead: int
-    first_token: Interval
-    per_token: Interval
-    total: Interval
+    first_token_seconds: Interval
+    per_token_seconds: Interval
+    total_seconds: Interval
+    speedup: Interval
     new_tokens: int
     requests: int
-    speedup: Interval
 
 
 def time_generation(
@@ -278,12 +280,14 @@ def time_generation(
     return [
         GenerationTimes(
             lookahead=lookahead,
-            first_token=median_interval(first, settings.confidence),
-            per_token=median_interval((total - first) / (new_tokens - 1), settings.confidence),
-            total=median_interval(total, settings.confidence),
+            first_token_seconds=median_interval(first, settings.confidence),
+            per_token_seconds=median_interval(
+                (total - first) / (new_tokens - 1), settings.confidence
+            ),
+            total_seconds=median_interval(total, settings.confidence),
+            speedup=median_interval(medians[0, :, 1] / total, settings.confidence),
             new_tokens=new_tokens,
             requests=requests,
-            speedup=median_interval(medians[0, :, 1] / total, settings.confidence),
         )
         for lookahead, first, total in zip(lookaheads, medians[..., 0], medians[..., 1])
     ]

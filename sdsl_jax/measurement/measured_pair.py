@@ -36,7 +36,7 @@ from sdsl_jax.measurement.pair import (
     replay_run,
 )
 from sdsl_jax.measurement.pair_records import PairName, PairRows
-from sdsl_jax.measurement.pair_report import OnPrompts, PairReport, estimate_of
+from sdsl_jax.measurement.pair_report import OnPrompts, PairReport
 from sdsl_jax.notebook import table_of
 from sdsl_jax.progress import Progress
 from sdsl_jax.records.documents import to_json
@@ -144,7 +144,7 @@ class MeasuredPair:
             alpha_tokens=m.positions,
             alpha_on_prompts=text and text.alpha,
             per_lookahead=[pair_report.LookaheadReport.of(result) for result in m.lookaheads],
-            generation=[pair_report.TimesReport.of(each) for each in self.times],
+            generation=self.times,
             convention_definitions={key: c._asdict() for key, c in CONVENTIONS.items()},
             prompts=pair_report.PromptsReport.of(self.prompts),
             stop_tokens=list(s.stop_tokens),
@@ -240,13 +240,13 @@ class MeasuredPair:
     def __repr__(self) -> str:
         return (
             f"MeasuredPair({self.name.draft_id} for {self.name.target_id}: "
-            f"α = {estimate_of(self.acceptance):.3f})\n{_brief(self.table())}"
+            f"α = {self.acceptance:.3f})\n{_brief(self.table())}"
         )
 
     def _repr_html_(self) -> str:
         title = f"{self.name.draft_id} for {self.name.target_id}"
         return (
-            f"<p><b>{html.escape(title)}</b>: α = {estimate_of(self.acceptance):.3f}</p>"
+            f"<p><b>{html.escape(title)}</b>: α = {self.acceptance:.3f}</p>"
             f"{_brief(self.table()).to_html(float_format='{:.3f}'.format)}"
         )
 
@@ -428,28 +428,21 @@ def measure_and_record(
     if out is not None:
         _prepare(out, draft, target, prompts, settings, options)
     drafter, verifier = _decoding_pair(draft, target)
+    work = drafter, verifier, prompts, settings
     pair = MeasuredPair(
         draft,
         target,
         prompts,
         settings,
-        measure_models(drafter, verifier, prompts, settings, progress),
+        measure_models(*work, progress),
+        times=time_generation(*work, timed, progress=progress) if timed else [],
+        costs=time_costs(*work) if timed else None,
+        replays=[replay_run(*work, lookahead, replayed) for lookahead in settings.lookaheads]
+        if replayed
+        else [],
         options=options,
         requested=requested,
     )
-    if timed:
-        pair = dataclasses.replace(
-            pair,
-            times=time_generation(drafter, verifier, prompts, settings, timed, progress=progress),
-            costs=time_costs(drafter, verifier, prompts, settings),
-        )
-    if replayed:
-        rows = min(replayed, len(prompts.lengths))
-        replays = [
-            replay_run(drafter, verifier, prompts, lookahead, settings, rows)
-            for lookahead in settings.lookaheads
-        ]
-        pair = dataclasses.replace(pair, replays=replays)
     if out is not None:
         pair._append(out)
     return pair

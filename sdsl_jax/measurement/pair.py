@@ -89,7 +89,8 @@ class PairSettings:
         self.sampling.check()
 
 
-class Divergence(NamedTuple):
+@dataclass(frozen=True)
+class Divergence:
     """The first position at which a row of one run differs from the same row of another.
 
     Attributes:
@@ -507,8 +508,8 @@ def replay_run(
     draft: Model | NgramDraft,
     target: Model,
     prompts: Prompts,
-    lookahead: int,
     settings: PairSettings,
+    lookahead: int,
     rows: int,
 ) -> Replay:
     """Decodes some prompts once more, keeping all distributions, and replays that run.
@@ -517,15 +518,16 @@ def replay_run(
       draft: The drafter.
       target: The model that verifies.
       prompts: The first `rows` of these are decoded, as `measure_models` decodes them.
-      lookahead: γ.
       settings: Settings of the pair.
-      rows: Number of prompts.
+      lookahead: γ.
+      rows: Number of prompts; all if there are fewer.
 
     Raises:
       SdslError: the distributions of so many rows would need more than 2 GiB.
     """
     if isinstance(draft, Model):
         draft, target = one_vocabulary(draft, target)
+    rows = min(rows, len(prompts.lengths))
     each = 4 * settings.new_tokens * (2 * lookahead + 1) * target.config.ids
     require(
         rows * each <= _REPLAY_BYTES,

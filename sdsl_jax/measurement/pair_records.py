@@ -132,12 +132,12 @@ class PairRows:
         """A row of `generation.csv`."""
         return GenerationRecord(
             **self._shared,
-            **interval_columns("total_seconds", times.total),
+            **interval_columns("total_seconds", times.total_seconds),
             **interval_columns("speedup", times.speedup),
             lookahead=times.lookahead,
             new_tokens=times.new_tokens,
-            first_token_seconds=times.first_token.estimate,
-            per_token_seconds=times.per_token.estimate,
+            first_token_seconds=times.first_token_seconds.estimate,
+            per_token_seconds=times.per_token_seconds.estimate,
             requests=times.requests,
             dtype=dtype,
             device=device_name(),

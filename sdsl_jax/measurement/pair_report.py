@@ -22,6 +22,7 @@ from sdsl_jax.errors import require
 from sdsl_jax.measurement.events import FALSE_ALARM, alarm_score
 from sdsl_jax.measurement.latency import GenerationTimes
 from sdsl_jax.measurement.pair import (
+    Divergence,
     LookaheadResult,
     PairMeasurement,
     PairSettings,
@@ -38,52 +39,16 @@ T = TypeVar("T")
 _FEW_PROMPTS = 8
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """An estimate with the ends of its confidence interval, all null where they do not exist.
-
-    Attributes:
-      estimate: the estimate
-      low: lower end of the interval
-      high: upper end of the interval
-    """
-
-    estimate: float
-    low: float
-    high: float
-
-    def __format__(self, spec: str) -> str:
-        """The estimate and half of its interval, such as "0.724 ± 0.013"."""
-        if math.isnan(self.estimate):
-            return "–"
-        if math.isnan(self.low):
-            return format(self.estimate, spec)
-        return f"{self.estimate:{spec}} ± {(self.high - self.low) / 2:{spec}}"
-
-
-def estimate_of(interval: Interval) -> Estimate:
-    """An interval as a document."""
-    return Estimate(*map(float, interval))
-
-
 def document(cls: type[T], *sources: Any, **values: Any) -> T:
-    """A document whose fields come from attributes of the same names, but for the given values.
-
-    Intervals become estimates.
-    """
+    """A document whose fields come from attributes of the same names, but for the given values."""
 
     def value(name: str) -> Any:
         if name in values:
             return values[name]
         return next(getattr(source, name) for source in sources if hasattr(source, name))
 
-    def convert(item: Any) -> Any:
-        if isinstance(item, list):
-            return [convert(each) for each in item]
-        return estimate_of(item) if isinstance(item, Interval) else item
-
     names = [f.name for f in dataclasses.fields(cast(Any, cls))]
-    return cls(**{name: convert(value(name)) for name in names})
+    return cls(**{name: value(name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -96,9 +61,9 @@ class OnPrompts:
       bits_per_byte: loss per byte of text, bits
     """
 
-    loss_nats: Estimate
-    perplexity: Estimate
-    bits_per_byte: Estimate
+    loss_nats: Interval
+    perplexity: Interval
+    bits_per_byte: Interval
 
     @classmethod
     def of(cls, nats: Interval, bits: Interval) -> OnPrompts:
@@ -163,23 +128,6 @@ class ModelReport:
 
 
 @dataclass(frozen=True)
-class DivergenceReport:
-    """The first token at which a greedy run differs from the target's own greedy text.
-
-    Attributes:
-      row: number of the prompt
-      position: position of the token
-      margin: largest minus second largest logit of the target there, nats
-      largest_logit: magnitude of the largest logit there
-    """
-
-    row: int
-    position: int
-    margin: float
-    largest_logit: float
-
-
-@dataclass(frozen=True)
 class LookaheadReport:
     """One run of the decoder. All but `conventions` count every round, with all that verification
     kept.
@@ -201,22 +149,21 @@ class LookaheadReport:
     """
 
     lookahead: int
-    tokens_per_round: Estimate
-    expected_tokens_per_round: Estimate | None
-    per_test: Estimate
-    tar: Estimate
-    tar_alpha: Estimate
-    survival: list[Estimate]
+    tokens_per_round: Interval
+    expected_tokens_per_round: Interval | None
+    per_test: Interval
+    tar: Interval
+    tar_alpha: Interval
+    survival: list[Interval]
     self_check: float
     rounds: int
     tests: int
-    conventions: dict[str, Estimate]
-    greedy_divergences: list[DivergenceReport] | None = None
+    conventions: dict[str, Interval]
+    greedy_divergences: list[Divergence] | None = None
 
     @classmethod
     def of(cls, result: LookaheadResult) -> LookaheadReport:
         """The report on one lookahead."""
-        divergences = result.divergences
         return document(
             cls,
             result.statistics,
@@ -224,42 +171,8 @@ class LookaheadReport:
             expected_tokens_per_round=result.expected,
             tar=result.tar,
             tar_alpha=result.statistics.tar,
-            conventions={name: estimate_of(value) for name, value in result.conventions.items()},
-            greedy_divergences=divergences and [document(DivergenceReport, d) for d in divergences],
-        )
-
-
-@dataclass(frozen=True)
-class TimesReport:
-    """Times of single requests at one lookahead; 0 is the target alone.
-
-    Attributes:
-      lookahead: drafts per round, γ; 0 for the target alone
-      first_token_seconds: time to the first token
-      per_token_seconds: time of each further token
-      total_seconds: time of the whole request
-      speedup: time of the target alone over this time
-      new_tokens: tokens of a request
-      requests: requests timed
-    """
-
-    lookahead: int
-    first_token_seconds: Estimate
-    per_token_seconds: Estimate
-    total_seconds: Estimate
-    speedup: Estimate
-    new_tokens: int
-    requests: int
-
-    @classmethod
-    def of(cls, times: GenerationTimes) -> TimesReport:
-        """The report on the times of one lookahead."""
-        return document(
-            cls,
-            times,
-            first_token_seconds=times.first_token,
-            per_token_seconds=times.per_token,
-            total_seconds=times.total,
+            conventions=result.conventions,
+            greedy_divergences=result.divergences,
         )
 
 
@@ -306,9 +219,9 @@ class ExpectedReport:
     """
 
     lookahead: int
-    tokens_per_round: Estimate
-    accepted_per_test: Estimate
-    alpha: Estimate
+    tokens_per_round: Interval
+    accepted_per_test: Interval
+    alpha: Interval
 
 
 @dataclass(frozen=True)
@@ -321,7 +234,7 @@ class OtherTemperature:
     """
 
     temperature: float
-    alpha: Estimate
+    alpha: Interval
 
 
 @dataclass(frozen=True)
@@ -339,9 +252,9 @@ class ReplayReport:
 
     lookahead: int
     rounds: int
-    token_accepted: Estimate
-    block_accepted: Estimate
-    gain: Estimate
+    token_accepted: Interval
+    block_accepted: Interval
+    gain: Interval
     temperatures: list[OtherTemperature]
 
     @classmethod
@@ -352,7 +265,7 @@ class ReplayReport:
             replay.verification,
             lookahead=replay.lookahead,
             temperatures=[
-                OtherTemperature(float(t.sampling.temperature), estimate_of(t.acceptance))
+                OtherTemperature(float(t.sampling.temperature), t.acceptance)
                 for t in replay.temperatures
             ],
         )
@@ -432,11 +345,11 @@ class PairReport:
     verification: str
     lossless: bool
     how: dict[str, Any]
-    alpha: Estimate | None
+    alpha: Interval | None
     alpha_tokens: int
-    alpha_on_prompts: Estimate | None
+    alpha_on_prompts: Interval | None
     per_lookahead: list[LookaheadReport]
-    generation: list[TimesReport]
+    generation: list[GenerationTimes]
     convention_definitions: dict[str, dict[str, str]]
     prompts: PromptsReport
     new_tokens: int
@@ -467,8 +380,8 @@ class RetokenisedRole:
     folder: str
     params_total: int
     identity: str
-    loss_nats: Estimate
-    bits_per_byte: Estimate
+    loss_nats: Interval
+    bits_per_byte: Interval
     tokens_per_stretch: float
 
 
@@ -511,7 +424,7 @@ class RetokenisedReport:
     lossless: bool
     protocol: str
     temperature: float
-    alpha_retokenised: Estimate
+    alpha_retokenised: Interval
     stretches: int
     prompts: StretchPrompts
     new_tokens: int
@@ -536,7 +449,6 @@ class RetokenisedReport:
                 model.record,
                 folder=str(model.folder),
                 identity=identity(model),
-                loss_nats=result.roles[role].loss,
             )
             for role, model in (("target", target), ("draft", draft))
         }

@@ -47,12 +47,12 @@ class RoleScores(NamedTuple):
     """Scores of one model on the target's continuations, in its own tokens.
 
     Attributes:
-      loss: Cross-entropy in nats per token.
+      loss_nats: Cross-entropy in nats per token.
       bits_per_byte: Loss per byte, comparable between tokenizers.
       tokens_per_stretch: Its tokens per stretch.
     """
 
-    loss: Interval
+    loss_nats: Interval
     bits_per_byte: Interval
     tokens_per_stretch: float
 

@@ -22,7 +22,7 @@ def to_json(value: Any) -> Any:
     """Plain values as JSON holds them: dataclasses become objects, numbers that are not finite
     null.
 
-    A dataclass whose keys are not its fields writes itself, by a method `to_json`.
+    What is no dataclass, or has other keys than its fields, writes itself, by a method `to_json`.
     """
     if hasattr(value, "to_json"):
         return value.to_json()

@@ -106,4 +106,4 @@ def test_with_one_tokenizer_it_is_the_acceptance_of_what_the_target_wrote():
     assert found.alpha.estimate == pytest.approx(
         np.exp(np.minimum(log_q - log_p, 0)).mean(), rel=1e-4
     )
-    assert found.roles["draft"].loss.estimate == pytest.approx(-log_q.mean(), rel=1e-4)
+    assert found.roles["draft"].loss_nats.estimate == pytest.approx(-log_q.mean(), rel=1e-4)
