@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdsl_jax.evidence.common import answer_of
 from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.fitting import FittedLaws
 from sdsl_jax.fitting.acceptance import FEW_TARGETS
@@ -184,7 +185,7 @@ def _sensitivities(loss: LossLaw, acceptance: AcceptanceLaw, at: _Setting) -> tu
 
 
 def _setting(records: StudyRecords, laws: FittedLaws, target: ModelRecord) -> _Setting:
-    drafts = [m for m in records.models if m.role == "draft"]
+    drafts = records.of_role("draft")
     setting = _Setting(
         float(target.params_nonembedding),
         float(max(m.train_tokens for m in drafts)),
@@ -382,7 +383,7 @@ def _slope_ratio(answers: list[_Answer], targets: list[ModelRecord]) -> np.ndarr
 def _perplexity(records: StudyRecords, laws: FittedLaws) -> list[Claim]:
     """Whether α follows the draft's perplexity rather than the target's: over the ladder's range, and per nat."""
     plane, draws = laws.acceptance.get("logit_plane"), laws.acceptance_draws.get("logit_plane")
-    targets = {(m.params_nonembedding, m.seed) for m in records.models if m.role == "target"}
+    targets = {(m.params_nonembedding, m.seed) for m in records.of_role("target")}
     if (
         not isinstance(plane, LogitPlane)
         or not isinstance(draws, LogitPlane)
@@ -390,7 +391,7 @@ def _perplexity(records: StudyRecords, laws: FittedLaws) -> list[Claim]:
     ):
         return []
     span = {
-        role: float(np.ptp([m.loss_nats for m in records.models if m.role == role]))
+        role: float(np.ptp([m.loss_nats for m in records.of_role(role)]))
         for role in ("draft", "target")
     }
     enough = len(targets) >= FEW_TARGETS
@@ -438,9 +439,8 @@ def _claim(
     if len(finite) < len(draws) / 2 or not math.isfinite(estimate):
         return Claim(claim, quantity, estimate, math.nan, math.nan, "undecided")
     low, high = quantile_interval(finite, confidence)
-    answer = "undecided"
     # Where the bootstrap is so biased that its interval does not hold the estimate, it decides
     # nothing.
-    if low <= estimate <= high:
-        answer = "yes" if holds(low, high) else "no" if fails(low, high) else answer
+    unbiased = low <= estimate <= high
+    answer = answer_of(unbiased and holds(low, high), unbiased and fails(low, high))
     return Claim(claim, quantity, estimate, low, high, answer)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from sdsl_jax.evidence.common import Design
 from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.fitting import FittedLaws
 from sdsl_jax.fitting.hardware import record_shape
@@ -107,21 +108,6 @@ class SpeedupErrors:
 
 
 @dataclass(frozen=True)
-class PredictedDesign:
-    """What to train and how far to speculate by laws and device, before any draft is there.
-
-    Attributes:
-      draft_params: N*, non-embedding parameters
-      lookahead: γ*
-      speedup: S*
-    """
-
-    draft_params: float
-    lookahead: float
-    speedup: float
-
-
-@dataclass(frozen=True)
 class ClockChoice:
     """For one target: the predicted choice, the best one measured, and what each way of choosing loses.
 
@@ -142,7 +128,7 @@ class ClockChoice:
 
     target_id: str
     target_params: int
-    optimum: PredictedDesign
+    optimum: Design
     chosen: TimedDecoder
     best: TimedDecoder
     pays_predicted: bool
@@ -365,11 +351,11 @@ def _predicted_acceptance(laws: FittedLaws, draft: ModelRecord, target: ModelRec
     return float(law(ModelPoint(size, laws.loss(size, tokens), tokens), of_target))
 
 
-def _optimum(records: StudyRecords, target: ModelRecord, draft_tokens: int) -> PredictedDesign:
+def _optimum(records: StudyRecords, target: ModelRecord, draft_tokens: int) -> Design:
     """The optimum for a target on the calibrated device, in single rows, over the sizes of the study's drafts."""
     assert records.hardware is not None
     laws = records.laws
-    sizes = [float(m.params_nonembedding) for m in records.models if m.role == "draft"]
+    sizes = [float(m.params_nonembedding) for m in records.of_role("draft")]
     context = next(
         float(r.context) for r in records.runs if r.target_id == target.model_id and not r.draft_id
     )
@@ -389,7 +375,7 @@ def _optimum(records: StudyRecords, target: ModelRecord, draft_tokens: int) -> P
             ),
             bounds=(min(sizes), max(sizes)),
         ).optimum()
-    return PredictedDesign(float(best.params), float(best.lookahead), float(best.speedup))
+    return Design(float(best.params), float(best.lookahead), float(best.speedup))
 
 
 def _by_repetition(runs: list[RunRecord]) -> Float[np.ndarray, " R"]:
@@ -463,7 +449,7 @@ def _nearest(timed: list[Cell], size: float) -> list[Cell]:
     return [c for c in timed if c.draft.model_id == nearest.model_id]
 
 
-def _policies(timed: list[Cell], optimum: PredictedDesign) -> dict[str, list[Cell]]:
+def _policies(timed: list[Cell], optimum: Design) -> dict[str, list[Cell]]:
     """The decoder that each way of choosing takes; several where it leaves the choice open."""
     habit = [c for c in timed if c.decoder.lookahead == 4]
     near = _nearest(timed, optimum.draft_params)
@@ -505,7 +491,7 @@ def _regret(
     return (judged(0, 1) + judged(1, 0)) / 2
 
 
-def _choice(timed: list[Cell], optimum: PredictedDesign) -> ClockChoice:
+def _choice(timed: list[Cell], optimum: Design) -> ClockChoice:
     """For one target: the predicted choice, the best one measured, whether speculation pays, and the regrets."""
     policies = _policies(timed, optimum)
     chosen, best = policies["calibrated"][0], max(timed, key=_measured)

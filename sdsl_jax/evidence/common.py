@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 from jax.scipy.special import betainc
 from jaxtyping import Bool
 
-from sdsl_jax.records import AcceptanceRecord, ExpectedRecord, ModelRecord
+from sdsl_jax.records import ExpectedRecord, ModelRecord
 from sdsl_jax.records.documents import to_json
 from sdsl_jax.statistics import ratio_interval, student_quantile
 from sdsl_jax.theory import speedup
@@ -57,6 +57,26 @@ class Mean(Estimate):
 
     n: int
     clusters: int
+
+
+@dataclass(frozen=True)
+class Design:
+    """A draft and how far to speculate with it.
+
+    Attributes:
+      draft_params: N*, parameters of the draft; non-embedding ones where a study says so
+      lookahead: γ*
+      speedup: S*
+    """
+
+    draft_params: float
+    lookahead: float
+    speedup: float
+
+
+def answer_of(yes: bool, no: bool) -> str:
+    """The answer to a question that an interval may leave open: yes, no or undecided."""
+    return "yes" if yes else "no" if no else "undecided"
 
 
 def clustered_mean(
@@ -110,11 +130,6 @@ def kolmogorov_p_value(distance: float, n: int) -> float:
         1.0,
         max(0.0, 2 * sum((-1) ** (k - 1) * math.exp(-2 * (k * scaled) ** 2) for k in range(1, 60))),
     )
-
-
-def by_pair(rows: Iterable[AcceptanceRecord]) -> dict[tuple[str, str], AcceptanceRecord]:
-    """Rows by (draft, target); the last one wins."""
-    return {(row.draft_id, row.target_id): row for row in rows}
 
 
 class MeasuredSpeedups(NamedTuple):

@@ -249,7 +249,7 @@ def base_domain(records: StudyRecords) -> str:
 
 def exact_rows(records: StudyRecords, drafts: set[str], estimator: str) -> list[AcceptanceRecord]:
     """Rows of some drafts by one exact estimator, those at base conditions included; none if no condition was measured by it."""
-    targets = {model.model_id for model in records.models if model.role == "target"}
+    targets = {model.model_id for model in records.of_role("target")}
 
     def chosen(row: AcceptanceRecord) -> bool:
         return row.draft_id in drafts and row.estimator == estimator
@@ -346,7 +346,7 @@ def temperature(records: StudyRecords) -> Temperature | None:
 
 
 def _temperature(records: StudyRecords, estimator: str) -> Temperature | None:
-    drafts = {model.model_id: model for model in records.models if model.role == "draft"}
+    drafts = {model.model_id: model for model in records.of_role("draft")}
     base, m = base_domain(records), records.config.measure
     rows = [r for r in exact_rows(records, set(drafts), estimator) if r.domain == base]
     grid = _grid(rows, lambda row: row.temperature)
@@ -458,7 +458,7 @@ def domain(records: StudyRecords) -> Domain | None:
 
 
 def _domain(records: StudyRecords, estimator: str) -> Domain | None:
-    drafts = {model.model_id: model for model in records.models if model.role == "draft"}
+    drafts = {model.model_id: model for model in records.of_role("draft")}
     base, m = base_domain(records), records.config.measure
     rows = exact_rows(records, set(drafts), estimator)
     grid = _grid([r for r in rows if r.temperature == m.temperature], lambda row: row.domain, base)

@@ -14,7 +14,7 @@ from sdsl_jax.evidence.common import (
     BY_DRAFTS,
     Mean,
     Sparse,
-    by_pair,
+    answer_of,
     clustered_mean,
     holm,
     standard_error,
@@ -321,8 +321,8 @@ def dependence(records: StudyRecords) -> Dependence | None:
 
 def _table(records: StudyRecords) -> _Table | None:
     m = records.config.measure
-    models = {model.model_id: model for model in records.models}
-    exact = by_pair(r for r in records.acceptance if r.estimator == "teacher_forced_samples")
+    models = records.models_by_id
+    exact = records.measured("teacher_forced_samples")
     rows: dict[tuple[str, str], dict[int, ExpectedRecord]] = {}
     for row in records.expected:
         pair = row.draft_id, row.target_id
@@ -440,8 +440,8 @@ def _constancy(table: _Table, confidence: float) -> Constancy:
 
 def _survival(records: StudyRecords, confidence: float) -> list[SurvivalRatio]:
     """S_k of the live decoder at its block starts over α^k, by lookahead and position."""
-    models = {model.model_id: model for model in records.models}
-    exact = by_pair(r for r in records.acceptance if r.estimator == "teacher_forced_samples")
+    models = records.models_by_id
+    exact = records.measured("teacher_forced_samples")
     groups: dict[tuple[int, int], list[tuple[str, float]]] = {}
     for row in records.survival:
         pair = row.draft_id, row.target_id
@@ -461,17 +461,10 @@ def _survival(records: StudyRecords, confidence: float) -> list[SurvivalRatio]:
 def _verdict(models: dict[str, DependenceModel], pairs: int) -> DependenceVerdict:
     least = min(_MODELS, key=lambda name: models[name].mean_absolute_error.estimate)
     regret = models["geometric"].regret
-    good = (
-        "yes"
-        if regret.high < _REGRET_MARGIN
-        else "no"
-        if regret.low > _REGRET_MARGIN
-        else "undecided"
-    )
     return DependenceVerdict(
         least_error=least,
         better_than_geometric=bool(models[least].more_than_geometric.high < 0),
-        geometric_good_enough=good,
+        geometric_good_enough=answer_of(regret.high < _REGRET_MARGIN, regret.low > _REGRET_MARGIN),
         margin=_REGRET_MARGIN,
         basis=f"least mean absolute error of τ over {pairs} pairs; the geometric formula is good enough for choosing "
         f"γ if the upper end of its mean regret lies below {_REGRET_MARGIN:.0%}, and is not if the lower end lies above",

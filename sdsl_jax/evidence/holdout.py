@@ -6,14 +6,14 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sdsl_jax.config import StudyConfig
-from sdsl_jax.evidence.common import MeasuredSpeedups, measured_speedups
+from sdsl_jax.evidence.common import Design, MeasuredSpeedups, measured_speedups
 from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.fitting import FittedLaws
 from sdsl_jax.fitting.law_files import Fits, LawRecord
@@ -39,17 +39,9 @@ GOALS = {"largest_loss": 0.01, "alpha_mae": 0.02, "regret": 0.03}
 _SAME_TOKENS = 0.05
 
 
-class Rung(NamedTuple):
-    """A model to be: what is known of it before it is trained."""
-
-    role: str
-    params: int
-    tokens: int
-
-
 @dataclass(frozen=True)
-class RungRecord:
-    """A model to be, as a document holds it.
+class Rung:
+    """A model to be: what is known of it before it is trained.
 
     Attributes:
       role: draft or target
@@ -63,7 +55,7 @@ class RungRecord:
 
 
 @dataclass(frozen=True)
-class PredictedLoss(RungRecord):
+class PredictedLoss(Rung):
     """The loss that the loss law predicts for a held-out model.
 
     Attributes:
@@ -103,21 +95,15 @@ class PredictedPair:
 
 
 @dataclass(frozen=True)
-class PredictedOptimum:
+class PredictedOptimum(Design):
     """The best draft for the largest target, in FLOPs; NaN where a number is infinite or unknown.
 
     Attributes:
-      draft_params: N*, non-embedding parameters
-      lookahead: γ*
-      speedup: S*
       low_1pct: smallest draft within 1% of S*
       high_1pct: largest draft within 1% of S*
       interval: intervals of N*, γ* and S*
     """
 
-    draft_params: float
-    lookahead: float
-    speedup: float
     low_1pct: float
     high_1pct: float
     interval: dict[str, tuple[float, float]]
@@ -161,7 +147,7 @@ class Predictions:
     pairs: list[PredictedPair]
     best_law: str
     optimum: PredictedOptimum
-    largest_target: RungRecord
+    largest_target: Rung
     draft_tokens: int
     largest_seen: dict[str, int]
     loss_law: Coefficients
@@ -248,7 +234,9 @@ def forecast(config: StudyConfig, seen: list[ModelRecord], fits: Fits) -> Predic
     return Predictions(
         losses=[
             PredictedLoss(
-                *rung,
+                rung.role,
+                rung.params,
+                rung.tokens,
                 float(laws.loss(float(rung.params), float(rung.tokens))),
                 *quantile_interval(losses, confidence),
             )
@@ -270,7 +258,7 @@ def forecast(config: StudyConfig, seen: list[ModelRecord], fits: Fits) -> Predic
             known[target].loss_nats if target in known else math.nan,
             confidence,
         ),
-        largest_target=RungRecord(*target),
+        largest_target=target,
         draft_tokens=budget,
         largest_seen={
             role: max(m.params_nonembedding for m in seen if m.role == role)
@@ -638,14 +626,15 @@ def _why(errors: AlphaErrors, largest: list[JudgedLoss], depths: list[DepthFit])
     return sentences
 
 
-def _find(records: StudyRecords, role: str, params: int, tokens: int) -> ModelRecord | None:
+def _is_of(model: ModelRecord, rung: Rung) -> bool:
+    """Whether a model is one of a rung."""
+    same_size = (model.role, model.params_nonembedding) == (rung.role, rung.params)
+    return same_size and abs(model.train_tokens / rung.tokens - 1) < _SAME_TOKENS
+
+
+def _find(records: StudyRecords, rung: Rung) -> ModelRecord | None:
     """The model of a rung, the smallest seed of several."""
-    models = [
-        m
-        for m in records.models
-        if (m.role, m.params_nonembedding) == (role, params)
-        and abs(m.train_tokens / tokens - 1) < _SAME_TOKENS
-    ]
+    models = [m for m in records.models if _is_of(m, rung)]
     return min(models, key=lambda m: m.seed, default=None)
 
 
@@ -661,7 +650,7 @@ def _losses(records: StudyRecords, published: Predictions) -> list[JudgedLoss]:
     largest = max(published.largest_seen.values())
     rows = []
     for row in published.losses:
-        model = _find(records, row.role, row.params, row.tokens)
+        model = _find(records, row)
         if model is not None:
             rows.append(
                 JudgedLoss(
@@ -703,15 +692,11 @@ def _loss_by_depth(records: StudyRecords) -> list[DepthFit]:
 
 def _pairs(records: StudyRecords, published: Predictions) -> list[JudgedPair]:
     """Predictions of α beside their measurements."""
-    measured = {
-        (r.draft_id, r.target_id): r
-        for r in records.acceptance
-        if r.estimator == records.config.fit.estimator
-    }
+    measured = records.measured(records.config.fit.estimator)
     rows = []
     for row in published.pairs:
-        draft = _find(records, "draft", row.draft_params, row.draft_tokens)
-        target = _find(records, "target", row.target_params, row.target_tokens)
+        draft = _find(records, Rung("draft", row.draft_params, row.draft_tokens))
+        target = _find(records, Rung("target", row.target_params, row.target_tokens))
         record = measured.get((draft.model_id, target.model_id)) if draft and target else None
         if draft is None or target is None or record is None:
             continue
@@ -758,8 +743,7 @@ def _alpha_errors(rows: list[JudgedPair]) -> AlphaErrors:
 
 def _choice(records: StudyRecords, published: Predictions) -> Choice | None:
     """What each way of choosing would have given for the largest target, in measured S (FLOPs)."""
-    rung, optimum = published.largest_target, published.optimum
-    target = _find(records, rung.role, rung.params, rung.tokens)
+    optimum, target = published.optimum, _find(records, published.largest_target)
     if target is None:
         return None
     measured = measured_speedups(longest_trained(records.models, "draft"), records.expected, target)
@@ -830,15 +814,7 @@ def _predicted_alpha(published: Predictions, *pair: ModelRecord) -> float:
     """α by the published law, with the published loss of whatever was held out."""
 
     def loss(model: ModelRecord) -> float | None:
-        return next(
-            (
-                row.loss
-                for row in published.losses
-                if (row.role, row.params) == (model.role, model.params_nonembedding)
-                and abs(row.tokens / model.train_tokens - 1) < _SAME_TOKENS
-            ),
-            None,
-        )
+        return next((row.loss for row in published.losses if _is_of(model, row)), None)
 
     return float(published.law(published.best_law)(*(_point(m, loss(m)) for m in pair)))
 

@@ -15,7 +15,7 @@ from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.fitting.acceptance import PairTable, fit_law, pair_table
 from sdsl_jax.fitting.loss import fit_loss_law, loss_table
 from sdsl_jax.records import ModelRecord, longest_trained
-from sdsl_jax.statistics import quantile_interval, root_mean_square
+from sdsl_jax.statistics import bootstrap_weights, quantile_interval, root_mean_square
 from sdsl_jax.theory import ACCEPTANCE_LAWS, ModelPoint, speedup
 
 _RESAMPLES = 1000
@@ -243,8 +243,7 @@ def _errors(
     names, of = np.unique(groups, return_inverse=True)
     square = np.bincount(of, np.square(errors))
     count = np.bincount(of)
-    random = np.random.default_rng(records.config.seed)
-    weights = random.multinomial(len(names), np.full(len(names), 1 / len(names)), size=_RESAMPLES)
+    weights = bootstrap_weights(len(names), _RESAMPLES, records.config.seed)
     squares = (weights @ square) / (weights @ count)
     return LeftOutErrors(
         root_mean_square(errors),

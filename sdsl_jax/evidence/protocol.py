@@ -13,6 +13,7 @@ import numpy as np
 from sdsl_jax.config import ProtocolConfig
 from sdsl_jax.config.protocol import ProtocolModel
 from sdsl_jax.errors import SdslError
+from sdsl_jax.evidence.common import Design
 from sdsl_jax.fitting.plane import PUBLISHED_PLANE, Plane, fit_plane
 from sdsl_jax.measurement.protocol import RETOKENISED, ProtocolResult
 from sdsl_jax.records import AcceptanceRecord, ModelRecord, read_table
@@ -32,21 +33,6 @@ class HighestAlpha:
 
     draft: str
     alpha: float
-
-
-@dataclass(frozen=True)
-class ProtocolOptimum:
-    """The optimal draft of a target.
-
-    Attributes:
-      draft_params: N*, parameters
-      lookahead: γ*
-      speedup: S*
-    """
-
-    draft_params: float
-    lookahead: float
-    speedup: float
 
 
 @dataclass(frozen=True)
@@ -73,8 +59,8 @@ class ProtocolTarget:
     perplexity: float | None
     drafts: int
     highest_alpha: HighestAlpha | None
-    optimum: ProtocolOptimum | None
-    optimum_of_published_plane: ProtocolOptimum | None
+    optimum: Design | None
+    optimum_of_published_plane: Design | None
     stated_optimum: float | None
 
 
@@ -190,9 +176,7 @@ def _points(rows: list[AcceptanceRecord], models: dict[str, ModelRecord]) -> np.
     return np.asarray([v for v in values if all(map(math.isfinite, v))], float).reshape(-1, 3)
 
 
-def _optimum(
-    config: ProtocolConfig, target: ProtocolModel, plane: AffinePlane
-) -> ProtocolOptimum | None:
+def _optimum(config: ProtocolConfig, target: ProtocolModel, plane: AffinePlane) -> Design | None:
     """N* and γ* from the published loss law and a plane; None where the plane has no optimum in it."""
     try:
         with jax.enable_x64(True):
@@ -202,7 +186,7 @@ def _optimum(
     except (SdslError, ValueError):
         return None
     values = float(best.params), float(best.lookahead), float(best.speedup)
-    return ProtocolOptimum(*values) if all(map(math.isfinite, values)) else None
+    return Design(*values) if all(map(math.isfinite, values)) else None
 
 
 def _target(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sdsl_jax.evidence.common import Estimate, training_run
+from sdsl_jax.evidence.common import Estimate, answer_of, training_run
 from sdsl_jax.evidence.conditions import base_domain, by_both, exact_rows, losses
 from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.fitting import local_acceptance
@@ -125,9 +125,7 @@ def same_data(records: StudyRecords) -> SameData | None:
 def _same_data(records: StudyRecords, estimator: str) -> SameData | None:
     base, m = base_domain(records), records.config.measure
     loss = losses(records, base)
-    runs = {
-        model.model_id: training_run(model) for model in records.models if model.role == "draft"
-    }
+    runs = {model.model_id: training_run(model) for model in records.of_role("draft")}
     own_drafts = set(runs)
     runs = {model.model_id: training_run(model) for model in records.other_models} | runs
     # By target: α of own drafts, and of others.
@@ -229,6 +227,6 @@ def _mean(differences: np.ndarray, weights: np.ndarray, confidence: float) -> Me
 
 
 def _answer(interval: Estimate) -> str:
-    if interval.low > -_MARGIN and interval.high < _MARGIN:
-        return "yes"
-    return "no" if interval.low > 0 or interval.high < 0 else "undecided"
+    return answer_of(
+        interval.low > -_MARGIN and interval.high < _MARGIN, interval.low > 0 or interval.high < 0
+    )

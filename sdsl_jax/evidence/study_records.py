@@ -175,6 +175,25 @@ class StudyRecords:
         return load_hardware(str(path)) if path.exists() else None
 
     @property
+    def models_by_id(self) -> dict[str, ModelRecord]:
+        """Drafts and targets of the study by their ids."""
+        return {m.model_id: m for m in self.models}
+
+    def of_role(self, role: str) -> list[ModelRecord]:
+        """The drafts or the targets of the study."""
+        return [m for m in self.models if m.role == role]
+
+    def measured(
+        self, estimator: str, lookahead: int | None = None
+    ) -> dict[tuple[str, str], AcceptanceRecord]:
+        """α by one estimator, by draft and target; the last row of a pair wins."""
+        return {
+            (r.draft_id, r.target_id): r
+            for r in self.acceptance
+            if r.estimator == estimator and lookahead in (None, r.lookahead)
+        }
+
+    @property
     def targets(self) -> list[ModelRecord]:
         """The longest-trained target of each size, the smallest first."""
         return longest_trained(self.models, "target")
@@ -182,8 +201,8 @@ class StudyRecords:
     @property
     def has_pairs(self) -> bool:
         """Whether the estimator that laws are fitted to measured enough drafts to fit any."""
-        drafts = {r.draft_id for r in self.acceptance if r.estimator == self.config.fit.estimator}
-        return len(drafts & {m.model_id for m in self.models}) >= 4
+        drafts = {draft for draft, _ in self.measured(self.config.fit.estimator)}
+        return len(drafts & self.models_by_id.keys()) >= 4
 
     @property
     def optima(self) -> list[OptimumRow]:
@@ -198,8 +217,8 @@ class StudyRecords:
         return rows
 
     def _overview(self) -> dict[str, str]:
-        drafts = sum(m.role == "draft" for m in self.models)
-        rows = {"models": f"{drafts} drafts, {len(self.models) - drafts} targets"}
+        drafts, targets = len(self.of_role("draft")), len(self.of_role("target"))
+        rows = {"models": f"{drafts} drafts, {targets} targets"}
         for entry, _ in self.optima if (self.path / "codesign.json").exists() else []:
             best = (
                 f"draft of {short_count(entry.draft_params)} at γ = {entry.lookahead:.1f}: {entry.speedup:.2f}×"
