@@ -11,7 +11,7 @@ from paper_figures.common import Claim
 from sdsl_jax.counts import short_count
 from sdsl_jax.records import read_table
 from sdsl_jax.report.figures import draw_plane
-from sdsl_jax.report.style import figure, label_sizes, legend_beside, series
+from sdsl_jax.report.style import figure, legend_beside, log_sizes, series
 from sdsl_jax.theory import PAPER_PLANE
 from sdsl_jax.theory import coefficients as coefficients_of
 
@@ -81,8 +81,7 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
                 group.draft_params, group.acceptance - group.plane, ls="", label=label, **style
             )
         right.axhline(0, color="0.4", lw=0.8)
-        right.set_xscale("log")
-        label_sizes(right.xaxis, "draft size N (non-embedding parameters)")
+        log_sizes(right, "draft size N (non-embedding parameters)")
         right.set(
             ylabel="measured α − plane", title="Too low at both ends of each target: α is curved"
         )

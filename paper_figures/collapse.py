@@ -9,7 +9,7 @@ import pandas as pd
 
 from paper_figures.common import FAMILY_TOKENS, Claim, optima
 from sdsl_jax.counts import short_count
-from sdsl_jax.report.style import dashed, figure, label_sizes, legend_beside
+from sdsl_jax.report.style import dashed, figure, legend_beside, log_sizes
 
 TITLE = "N*/M over M, for several D"
 CAPTION = (
@@ -45,8 +45,7 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
             axes[0, 0].plot(rows.target_params, 1e3 * rows.ratio, **style)
             axes[0, 1].plot(rows.target_params, rows.ratio.to_numpy() / mean.to_numpy(), **style)
         for axis in axes[0]:
-            axis.set_xscale("log")
-            label_sizes(axis.xaxis, "target size M (total parameters)")
+            log_sizes(axis, "target size M (total parameters)")
         axes[0, 0].set(ylabel="N*/M (thousandths)", title="The best ratio falls with M")
         axes[0, 1].set(
             ylabel="ratio to the mean over D", title="… and hardly depends on D", ylim=(0.9, 1.15)

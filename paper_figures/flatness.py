@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from paper_figures.common import DRAFT_TOKENS, TARGETS, Claim, optima
-from sdsl_jax.report.style import COLOURS, figure, label_sizes
+from sdsl_jax.report.style import COLOURS, figure, log_sizes
 from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, Scenario
 
 TITLE = "Flatness of the optimum"
@@ -66,8 +66,7 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
         )
         axis.axhline(4, color="black", ls=":", lw=1.2)
         axis.annotate("γ = 4", (3.3e7, 4.2), fontsize=9)
-        axis.set_xscale("log")
-        label_sizes(axis.xaxis, "draft size N (total parameters)")
+        log_sizes(axis, "draft size N (total parameters)")
         axis.set(
             ylabel="lookahead γ (drafts per round)",
             title="70B target: speed-up in percent of the best",

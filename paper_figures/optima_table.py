@@ -11,7 +11,7 @@ import pandas as pd
 
 from paper_figures.common import DRAFT_TOKENS, SIZES, TARGET_TOKENS, TARGETS, Claim, optima
 from sdsl_jax.counts import short_count
-from sdsl_jax.report.style import COLOURS, figure, label_sizes
+from sdsl_jax.report.style import COLOURS, figure, log_sizes
 from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, PUBLISHED_LOSS_LAWS, Scenario, elasticities
 
 TITLE = "N* of the 13 targets"
@@ -94,8 +94,7 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
         axis.set_yticks(
             y, [f"{t}  ({m / 1e9:.0f}B)" for t, m in zip(table.target, table.target_params)]
         )
-        axis.set_xscale("log")
-        label_sizes(axis.xaxis, "draft size N (total parameters)")
+        log_sizes(axis, "draft size N (total parameters)")
         axis.set_title("Optimal draft of each target, D = 180B draft tokens")
         axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from paper_figures.common import DRAFT_TOKENS, TARGETS, Claim, optima
 from sdsl_jax.counts import short_count
-from sdsl_jax.report.style import dashed, figure, label_sizes, legend_beside
+from sdsl_jax.report.style import dashed, figure, legend_beside, log_sizes
 from sdsl_jax.theory import BESIROGLU, PAPER_PLANE, Scenario, optimal_lookahead
 
 TITLE = "Throughput against draft size"
@@ -64,8 +64,7 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
             (axes[0, 0], "speed-up S at the best lookahead", "A flat maximum over draft size"),
             (axes[0, 1], "best lookahead γ* (drafts per round)", "The best lookahead of each size"),
         ):
-            axis.set_xscale("log")
-            label_sizes(axis.xaxis, "draft size N (total parameters)", subs=(1.0,))
+            log_sizes(axis, "draft size N (total parameters)", subs=(1.0,))
             axis.set(ylabel=label, title=title)
         legend_beside(axes[0, 1])
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from paper_figures.common import DRAFT_TOKENS, Claim, optima
 from sdsl_jax.counts import short_count
-from sdsl_jax.report.style import dashed, figure, label_sizes, legend_beside
+from sdsl_jax.report.style import dashed, figure, legend_beside, log_sizes
 
 TITLE = "Dependence on log D and log D′"
 CAPTION = (
@@ -60,8 +60,7 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
                 rows = table[(table.variable == variable) & (table.target_params == size)]
                 change = 100 * (rows.draft_params / rows.draft_params.iloc[0] - 1)
                 axis.plot(rows.tokens, change, label=f"M = {short_count(size)}", **style)
-            axis.set_xscale("log")
-            label_sizes(axis.xaxis, label)
+            log_sizes(axis, label)
             axis.set(ylabel="change of N* (%)", title=title)
         legend_beside(axes[0, 1])
 

@@ -6,12 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import FixedLocator, NullFormatter, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import FixedLocator, NullFormatter, ScalarFormatter
 
-from sdsl_jax.counts import short_count
 from sdsl_jax.evidence import Evidence, StudyRecords
 from sdsl_jax.evidence.clock import Clock
-from sdsl_jax.report.style import COLOURS, NAMES, figure, handle, mark_plain_decoding, series
+from sdsl_jax.report.style import (
+    COLOURS,
+    NAMES,
+    figure,
+    handle,
+    mark_plain_decoding,
+    percent_axis,
+    series,
+    target_label,
+)
 
 CLOCK_CAPTION = (
     "On the clock of this machine. Left: speed-up over plain decoding of every draft and lookahead, measured in interleaved "
@@ -39,15 +47,11 @@ def draw_clock(records: StudyRecords, folder: Path, name: str) -> bool:
     return True
 
 
-def _target(size: int) -> str:
-    return f"target {short_count(size)}"
-
-
 def _cells(axis: Any, clock: Clock, styles: dict[int, dict[str, Any]]) -> None:
     for size, style in styles.items():
         rows = [c for c in clock.cells if c.target_params == size and c.batch == 1]
         x, y = [c.speedup for c in rows], [c.predicted for c in rows]
-        axis.plot(x, y, ls="", ms=3.8, alpha=0.8, label=_target(size), **style)
+        axis.plot(x, y, ls="", ms=3.8, alpha=0.8, label=target_label(size), **style)
     values = [v for c in clock.cells for v in (c.speedup, c.predicted)]
     span = np.asarray([0.9 * min(values), 1.1 * max(values)])
     for factor, width in ((0.95, 0.6), (1.0, 1.0), (1.05, 0.6)):
@@ -83,7 +87,7 @@ def _regrets(axis: Any, clock: Clock, styles: dict[int, dict[str, Any]]) -> None
         )
     axis.set_yticks(at, [NAMES[name] for name in policies])
     axis.set_ylim(-0.6, len(policies) - 0.3)
-    axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    percent_axis(axis.xaxis, decimals=0)
     axis.set(
         xlabel="share of the best measured S lost",
         title="What a choice costs (bars: mean; points: targets)",
@@ -100,7 +104,7 @@ def _batches(axis: Any, clock: Clock, styles: dict[int, dict[str, Any]]) -> None
         batch = [p.batch for p in row.points]
         axis.plot(batch, [p.predicted for p in row.points], color=style["color"])
         axis.plot(batch, [p.measured for p in row.points], ls="", **style)
-        handles.append(handle(_target(row.target_params), **style | {"ls": "-"}))
+        handles.append(handle(target_label(row.target_params), **style | {"ls": "-"}))
     mark_plain_decoding(axis)
     batches = sorted({p.batch for row in clock.batches for p in row.points})
     axis.set_xscale("log")

@@ -15,7 +15,7 @@ from sdsl_jax.codesign.answer import Answer
 from sdsl_jax.codesign.designs import Candidate, Landscape
 from sdsl_jax.counts import short_count
 from sdsl_jax.errors import require
-from sdsl_jax.report.style import COLOURS, figure, label_sizes
+from sdsl_jax.report.style import COLOURS, figure, log_sizes
 
 _LEVELS = 20
 # Labels of candidates that are nearer than this in ln N are put at different heights.
@@ -70,10 +70,9 @@ def draw_landscape(surface: Landscape, answer: Answer, title: str, file: Path) -
             diamond: dict[str, Any] = {"marker": "D", "color": COLOURS[4], "mec": "black", "ls": ""}
             _mark(axis, surface, answer.candidates, diamond)
             handles.append(Line2D([], [], **diamond, label="candidates, best whole γ"))
-        axis.set_xscale("log")
         axis.set_xlim(surface.draft_params[0], surface.draft_params[-1])
         axis.set_ylim(surface.lookahead[0], surface.lookahead[-1])
-        label_sizes(axis.xaxis, f"draft size N ({surface.counted.replace('_', '-')} parameters)")
+        log_sizes(axis, f"draft size N ({surface.counted.replace('_', '-')} parameters)")
         axis.set_ylabel("lookahead γ (tokens per round)")
         axis.set_title(title)
         axis.grid(False)

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from sdsl_jax.counts import short_count
 from sdsl_jax.evidence import Evidence, StudyRecords
-from sdsl_jax.evidence.common import Mean
 from sdsl_jax.evidence.conditions import Domain, Temperature
 from sdsl_jax.evidence.holdout import Choice
 from sdsl_jax.evidence.same_data import SameData
@@ -22,9 +21,11 @@ from sdsl_jax.report.style import (
     NAMES,
     error_bars,
     figure,
-    label_sizes,
     legend_beside,
+    log_sizes,
+    percent_axis,
     series,
+    target_label,
 )
 
 EVIDENCE_CAPTIONS = {
@@ -68,15 +69,6 @@ def _largest_budgets(records: StudyRecords, ids: set[str]) -> list[ModelRecord]:
     return [ordered[i] for i in np.linspace(0, len(ordered) - 1, _MOST_DRAFTS).round().astype(int)]
 
 
-def _bars(rows: list[Mean]) -> list[list[float]]:
-    """Lower and upper lengths of error bars; none where an interval is unknown."""
-    return [[r.estimate - r.low for r in rows], [r.high - r.estimate for r in rows]]
-
-
-def _title(target: ModelRecord) -> str:
-    return f"target {short_count(target.params_nonembedding)}"
-
-
 def _residuals(records: StudyRecords, folder: Path, name: str) -> bool:
     answer = _evidence(records).residuals
     if not answer:
@@ -91,7 +83,7 @@ def _residuals(records: StudyRecords, folder: Path, name: str) -> bool:
                 [p.params for p in chosen], y, ls="", ms=4, label=short_count(budget), **style
             )
         _means(left, [(row.size, np.expm1(row.mean)) for row in answer.loss_by_size])
-        left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+        percent_axis(left.yaxis)
         left.set(
             ylabel="measured / predicted loss − 1",
             title=f"Loss law, residual {answer.loss_rmse:.2%}",
@@ -113,8 +105,7 @@ def _residuals(records: StudyRecords, folder: Path, name: str) -> bool:
             (right, "draft size (non-embedding parameters)"),
         ):
             axis.axhline(0, color="0.4", lw=0.8)
-            axis.set_xscale("log")
-            label_sizes(axis.xaxis, label)
+            log_sizes(axis, label)
     return True
 
 
@@ -133,10 +124,17 @@ def _holdout(records: StudyRecords, folder: Path, name: str) -> bool:
         for size, style in series(sorted({row.params for row in losses})):
             rows = [row for row in losses if row.params == size]
             y = [row.loss for row in rows]
-            bars = [[r.loss - r.low for r in rows], [r.high - r.loss for r in rows]]
             label = f"{short_count(size)} ({rows[0].extrapolation:.2g}×)"
             x = [r.measured for r in rows]
-            left.errorbar(x, y, yerr=bars, ls="", elinewidth=0.8, label=label, **style)
+            left.errorbar(
+                x,
+                y,
+                yerr=error_bars(rows, "loss", ""),
+                ls="",
+                elinewidth=0.8,
+                label=label,
+                **style,
+            )
         _diagonal(left, [v for row in losses for v in (row.measured, row.loss)])
         left.set(
             xlabel="measured loss (nats per token)",
@@ -216,20 +214,28 @@ def _dependence(records: StudyRecords, folder: Path, name: str) -> bool:
             level = 2 * [exact[draft.model_id]]
             left.plot([min(x), max(x)], level, "--", color=style["color"], lw=0.8)
         left.set(xlabel="lookahead γ (tokens)", ylabel="α that gives τ(γ)")
-        left.set_title(f"Inverted acceptance, {_title(target)} (dashed: exact)")
+        left.set_title(
+            f"Inverted acceptance, {target_label(target.params_nonembedding)} (dashed: exact)"
+        )
         legend_beside(left, title="draft")
         gamma = np.asarray([r.lookahead for r in answer.by_lookahead])
         fitted = np.asarray([not r.judged for r in answer.by_lookahead])
         for i, (model, style) in enumerate(series(_MODELS)):
             errors = [r.error[model] for r in answer.by_lookahead]
             y, at = np.asarray([e.estimate for e in errors]), gamma + 0.12 * (i - 1)
-            shared = dict(yerr=_bars(errors), elinewidth=0.8, lw=1.2, ms=4, label=NAMES[model])
+            shared = dict(
+                yerr=error_bars(errors, "estimate", ""),
+                elinewidth=0.8,
+                lw=1.2,
+                ms=4,
+                label=NAMES[model],
+            )
             right.errorbar(at, y, **shared, **style)
             if model != "geometric":
                 hollow = style | {"ls": "", "mfc": "white", "ms": 5, "zorder": 5}
                 right.plot(at[fitted], y[fitted], **hollow)
         right.axhline(0, color="0.4", lw=0.8)
-        right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+        percent_axis(right.yaxis)
         right.set(xlabel="lookahead γ (tokens)", ylabel="tokens per round, model / measured − 1")
         right.set_title(f"Error of τ, mean of {answer.n} pairs (hollow: fitted)")
         right.legend(loc="best")
@@ -269,7 +275,10 @@ def _by_temperature(
     for draft, style in series(_largest_budgets(records, set(alpha))):
         label = short_count(draft.params_nonembedding)
         axis.plot(temperatures, alpha[draft.model_id], lw=1.2, ms=4, label=label, **style)
-    axis.set(xlabel="sampling temperature T", title=f"By temperature, {_title(target)}")
+    axis.set(
+        xlabel="sampling temperature T",
+        title=f"By temperature, {target_label(target.params_nonembedding)}",
+    )
     legend_beside(axis, title="draft")
 
 
@@ -279,7 +288,8 @@ def _by_domain(axis: Any, answer: Domain, records: StudyRecords, target: ModelRe
         x, y = [p.gap[k] for p in rows], [p.alpha[k] for p in rows]
         axis.plot(x, y, ls="", ms=4.5, label=domain, **style)
     axis.set(
-        xlabel="loss gap on that text, draft − target (nats)", title=f"By text, {_title(target)}"
+        xlabel="loss gap on that text, draft − target (nats)",
+        title=f"By text, {target_label(target.params_nonembedding)}",
     )
     axis.legend(loc="best")
 
@@ -292,16 +302,16 @@ def _same_data(axis: Any, answer: SameData, records: StudyRecords, target: Model
     axis.plot(
         [p.loss for p in own], [p.alpha for p in own], "o", color=COLOURS[0], ms=4.5, label=label
     )
-    # The interval of a difference is that of the same-data value, for the other draft's α is the
-    # same in every resample.
-    bars = [[p.high - p.difference for p in others], [p.difference - p.low for p in others]]
+    # The interval of a difference is that of the same-data value upside down, for the other draft's
+    # α is the same in every resample.
+    bars = error_bars(others, "difference", "")[::-1]
     style = dict(fmt="_", color=COLOURS[0], elinewidth=0.8, ms=8)
     axis.errorbar(loss, same, yerr=bars, label="such a draft at the other's loss", **style)
     axis.plot(loss, alpha, "D", color=COLOURS[1], ms=4.5, label="trained on other text")
     axis.vlines(loss, same, alpha, color="0.6", lw=0.7, ls=":")
     axis.set(
         xlabel="draft loss on the study's text (nats per token)",
-        title=f"Other training text, {_title(target)}",
+        title=f"Other training text, {target_label(target.params_nonembedding)}",
     )
     axis.legend(loc="best")
 

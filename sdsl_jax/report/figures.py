@@ -20,9 +20,10 @@ from sdsl_jax.report.style import (
     error_bars,
     figure,
     handle,
-    label_sizes,
     legend_beside,
+    log_sizes,
     series,
+    target_label,
 )
 from sdsl_jax.theory import ModelPoint
 
@@ -70,10 +71,6 @@ def _at(loss: Any) -> ModelPoint:
     return ModelPoint(1.0, loss)
 
 
-def _target_label(target: ModelRecord) -> str:
-    return f"target {short_count(target.params_nonembedding)}"
-
-
 def _loss(records: StudyRecords, folder: Path, name: str) -> None:
     law, models = records.laws.loss, records.models
     with figure(folder, name, 1, 2, (11.5, 3.9)) as (_, axes):
@@ -110,8 +107,7 @@ def _loss(records: StudyRecords, folder: Path, name: str) -> None:
                     )
                 unit = "tokens" if of_size else "parameters"
                 axis.plot([], [], label=f"{short_count(value)} {unit}", **style)
-            axis.set_xscale("log")
-            label_sizes(axis.xaxis, label)
+            log_sizes(axis, label)
             axis.set(ylabel="test loss (nats per token)", title=title)
             legend_beside(axis)
 
@@ -121,7 +117,7 @@ Pair = tuple[ModelRecord, ModelRecord, AcceptanceRecord]
 
 def _pairs(records: StudyRecords, estimator: str, lookahead: int | None = None) -> list[Pair]:
     """Draft, target and row of every pair of the study's models."""
-    by_id = {m.model_id: m for m in records.models}
+    by_id = records.models_by_id
     return [
         (by_id[r.draft_id], by_id[r.target_id], r)
         for r in records.acceptance
@@ -164,7 +160,7 @@ def _acceptance(records: StudyRecords, folder: Path, name: str) -> None:
             rows = _of_target(pairs, target)
             section = laws["affine_plane"](_at(np.log(fine_x)), _at(target.loss_nats))
             middle.plot(fine_x, np.asarray(section), color=style["color"], lw=1)
-            style |= dict(ls="", elinewidth=0.8, label=_target_label(target))
+            style |= dict(ls="", elinewidth=0.8, label=target_label(target.params_nonembedding))
             measured = dict(
                 y=[r.alpha for *_, r in rows], yerr=error_bars([r for *_, r in rows], "alpha")
             )
@@ -244,7 +240,7 @@ def _predicted(records: StudyRecords, folder: Path, name: str) -> None:
             axis.legend(
                 handles=[
                     *(
-                        handle(_target_label(target), **style)
+                        handle(target_label(target.params_nonembedding), **style)
                         for target, style in series(records.targets)
                     ),
                     handle(f"filled: {NAMES[estimator]}", marker="o"),
@@ -265,11 +261,7 @@ def _survival(records: StudyRecords, folder: Path, name: str) -> None:
     survival = [r for r in records.survival if r.lookahead == largest]
     decoded = {r.draft_id for r in survival}
     drafts = longest_trained((m for m in records.models if m.model_id in decoded), "draft")
-    tar = {
-        (r.draft_id, r.target_id): r.alpha
-        for r in records.acceptance
-        if (r.estimator, r.lookahead) == ("decoded_tar", largest)
-    }
+    tar = records.measured("decoded_tar", largest)
     targets = records.targets
     with figure(folder, name, 1, len(targets), (4.9 * len(targets), 3.9)) as (_, axes):
         for axis, target in zip(axes[0], targets):
@@ -288,7 +280,7 @@ def _survival(records: StudyRecords, folder: Path, name: str) -> None:
                     label=label,
                     **style,
                 )
-                axis.plot(k, tar[pair] ** k, "--", color=style["color"], lw=0.9)
+                axis.plot(k, tar[pair].alpha ** k, "--", color=style["color"], lw=0.9)
             axis.set_yscale("log")
             axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axis.yaxis.set_major_formatter("{x:.2g}")
@@ -296,13 +288,13 @@ def _survival(records: StudyRecords, folder: Path, name: str) -> None:
             axis.set(
                 xlabel="position k in the round",
                 ylabel=f"P(first k accepted), γ = {largest}",
-                title=f"Survival, {_target_label(target)} (dashed: geometric)",
+                title=f"Survival, {target_label(target.params_nonembedding)} (dashed: geometric)",
             )
             axis.legend(title="draft", loc="lower left")
 
 
 def _latency(records: StudyRecords, folder: Path, name: str) -> None:
-    by_id = {m.model_id: m for m in records.models}
+    by_id = records.models_by_id
     predicted = {(r.model_id, r.width): r.predicted_seconds for r in records.fits.hardware.rows}
     timed = [r for r in records.latency if (r.model_id, r.width) in predicted]
 
@@ -321,8 +313,7 @@ def _latency(records: StudyRecords, folder: Path, name: str) -> None:
         sizes = [size(r) for r in decode]
         draw(left, decode, sizes, color=COLOURS[0], marker="o", label="measured median")
         left.plot([], [], color=COLOURS[0], lw=1.2, label="fitted device")
-        left.set_xscale("log")
-        label_sizes(left.xaxis, "non-embedding parameters")
+        log_sizes(left, "non-embedding parameters")
         left.set(
             ylabel="one-token step (µs)",
             title=f"Decode steps, batch {decode[0].batch}",
@@ -333,7 +324,13 @@ def _latency(records: StudyRecords, folder: Path, name: str) -> None:
             rows = sorted(
                 (r for r in timed if r.model_id == target.model_id), key=lambda r: r.width
             )
-            draw(right, rows, [r.width for r in rows], label=_target_label(target), **style)
+            draw(
+                right,
+                rows,
+                [r.width for r in rows],
+                label=target_label(target.params_nonembedding),
+                **style,
+            )
         right.set(
             xlabel="tokens in the pass (γ + 1)",
             ylabel="verify pass (µs)",

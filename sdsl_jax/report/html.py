@@ -16,7 +16,7 @@ from sdsl_jax.records import AcceptanceRecord, write_text
 from sdsl_jax.records.codesign import CodesignEntry, CodesignLandscape
 from sdsl_jax.report.evidence_figures import EVIDENCE_CAPTIONS
 from sdsl_jax.report.figures import CAPTIONS
-from sdsl_jax.report.style import NAMES
+from sdsl_jax.report.style import NAMES, target_label
 
 
 def write_report(
@@ -172,7 +172,7 @@ def _findings(records: StudyRecords) -> list[str]:
 
 
 def _finding(entry: CodesignEntry, landscape: CodesignLandscape, law: str) -> str:
-    target, costs = f"target {short_count(entry.target_params)}", NAMES[entry.cost_model]
+    target, costs = target_label(entry.target_params), NAMES[entry.cost_model]
     if entry.lookahead is None or entry.speedup is None:
         return f"With {costs}, there is no finite optimum for the {target}: the {law} reaches an acceptance of 1."
     if not entry.speculate or entry.draft_params is None:

@@ -15,9 +15,10 @@ from sdsl_jax.report.style import (
     NAMES,
     figure,
     handle,
-    label_sizes,
+    log_sizes,
     mark_plain_decoding,
     series,
+    target_label,
 )
 
 
@@ -36,6 +37,10 @@ def _of(
     )
 
 
+def _cost_models(records: StudyRecords) -> list[str]:
+    return list(dict.fromkeys(entry.cost_model for entry in records.codesign))
+
+
 def _best_measured(entry: CodesignEntry) -> dict[float, float]:
     """By size of the drafts with the most tokens: the speed-up at its best measured lookahead."""
     most = max((row.train_tokens for row in entry.trained), default=0)
@@ -48,7 +53,7 @@ def _best_measured(entry: CodesignEntry) -> dict[float, float]:
 
 def draw_speedup(records: StudyRecords, folder: Path, name: str) -> None:
     """S against N at the best lookahead, with measured drafts and the indifference interval."""
-    cost_models = list(dict.fromkeys(entry.cost_model for entry in records.codesign))
+    cost_models = _cost_models(records)
     laws = list(dict.fromkeys(entry.acceptance_law for entry in records.codesign))
     dashes = dict(zip(laws, ("-", ":")))
     with figure(folder, name, 1, len(cost_models), (5.2 * len(cost_models), 4.1)) as (_, axes):
@@ -57,7 +62,7 @@ def draw_speedup(records: StudyRecords, folder: Path, name: str) -> None:
             handles = []
             for target, style in series(records.targets):
                 colour = style["color"]
-                label = f"target {short_count(target.params_nonembedding)}"
+                label = target_label(target.params_nonembedding)
                 handles.append(handle(label, mfc="white", **style | {"ls": "-"}))
                 for law, dash in dashes.items():
                     solved = _of(records, target, cost_model, law)
@@ -92,8 +97,7 @@ def draw_speedup(records: StudyRecords, folder: Path, name: str) -> None:
                 handles.append(handle("no optimum above plain decoding"))
             handles.append(handle("trained drafts, measured", marker="o", mfc="white"))
             mark_plain_decoding(axis)
-            axis.set_xscale("log")
-            label_sizes(axis.xaxis, "draft size N (non-embedding parameters)")
+            log_sizes(axis, "draft size N (non-embedding parameters)")
             lowest, highest = min(heights), max(heights)
             axis.set(
                 ylim=(max(0.0, lowest - 0.05), highest + 0.05 + 0.4 * (highest - lowest)),
@@ -105,7 +109,7 @@ def draw_speedup(records: StudyRecords, folder: Path, name: str) -> None:
 
 def draw_optimiser(records: StudyRecords, folder: Path, name: str) -> None:
     """The path of gradient ascent over the map of S, with the reference."""
-    cost_models = list(dict.fromkeys(entry.cost_model for entry in records.codesign))
+    cost_models = _cost_models(records)
     law, targets = records.codesign[0].acceptance_law, records.targets
     size = 4.9 * len(targets), 3.9 * len(cost_models)
     with figure(folder, name, len(cost_models), len(targets), size) as (drawn, axes):
@@ -144,8 +148,7 @@ def draw_optimiser(records: StudyRecords, folder: Path, name: str) -> None:
                         color="white",
                         weight="bold",
                     )
-                axis.set_xscale("log")
-                label_sizes(axis.xaxis, "draft size N (non-embedding parameters)")
+                log_sizes(axis, "draft size N (non-embedding parameters)")
                 axis.set_ylim(min(surface.lookahead), max(surface.lookahead))
                 axis.set_ylabel("lookahead γ (tokens)")
                 axis.grid(False)

@@ -142,13 +142,36 @@ def label_sizes(axis: Any, label: str, subs: tuple[float, ...] = (1.0, 3.0)) -> 
     axis.set_minor_formatter(ticker.NullFormatter())
 
 
-def error_bars(rows: Iterable[Any], name: str) -> list[list[float]]:
-    """Lengths of the error bars below and above a column that has its ends in `_low` and `_high`."""
+def log_sizes(axes: Any, label: str, subs: tuple[float, ...] = (1.0, 3.0)) -> None:
+    """Makes the x axis a logarithmic one of sizes; see `label_sizes`."""
+    axes.set_xscale("log")
+    label_sizes(axes.xaxis, label, subs)
+
+
+def target_label(size: float) -> str:
+    """How legends and titles name a target of so many parameters."""
+    return f"target {short_count(size)}"
+
+
+def error_bars(rows: Iterable[Any], name: str, ends: str | None = None) -> list[list[float]]:
+    """Lengths of the error bars below and above a column.
+
+    Args:
+      rows: Rows with the column and the ends of its interval.
+      name: Name of the column.
+      ends: What the names of the ends have before `low` and `high`; the column and "_" if omitted.
+    """
+    prefix = f"{name}_" if ends is None else ends
     values = [
-        (getattr(row, name), getattr(row, f"{name}_low"), getattr(row, f"{name}_high"))
+        (getattr(row, name), getattr(row, f"{prefix}low"), getattr(row, f"{prefix}high"))
         for row in rows
     ]
     return [[x - low for x, low, _ in values], [high - x for x, _, high in values]]
+
+
+def percent_axis(axis: Any, decimals: int = 1) -> None:
+    """Shows shares on an axis as percentages."""
+    axis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=decimals))
 
 
 def legend_beside(axis: Any, **options: Any) -> None:

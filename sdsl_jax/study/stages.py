@@ -175,7 +175,7 @@ def _race_nearest(study: Study, entries: list[CodesignEntry]) -> list[ClockRecor
     """Times the trained draft nearest to each target's optimum of the best acceptance law, where weights are at hand."""
     from sdsl_jax.measurement import clock_pair
 
-    by_id = {m.model_id: m for m in study.records.models}
+    by_id = study.records.models_by_id
     pairs = dict.fromkeys(
         (entry.nearest_trained.draft_id, entry.target_id, max(1, entry.lookahead_integer))
         for entry in entries
