@@ -117,8 +117,8 @@ def main() -> None:
     )
     cost = a.draft_cost
     if cost is None:
-        steps = {"draft": Step(draft, 1), "verify": Step(target, _MOST // 2 + 1)}
-        seconds = time_steps(steps, batch=1, context=64, repetitions=15, confidence=0.9)
+        steps = {"draft": Step(draft, 1, 64), "verify": Step(target, _MOST // 2 + 1, 64)}
+        seconds = time_steps(steps, repetitions=15, confidence=0.9)
         cost = seconds["draft"].estimate / seconds["verify"].estimate
 
     results: dict[str, dict[str, float]] = {}

@@ -16,6 +16,10 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def columns(self, name: str) -> dict[str, Any]:
+        """The three columns of a table that hold it: `name`, `name_low` and `name_high`."""
+        return {name: self.estimate, f"{name}_low": self.low, f"{name}_high": self.high}
+
     def to_json(self) -> dict[str, float | None]:
         """An object of JSON."""
         return {key: float(x) if math.isfinite(x) else None for key, x in self._asdict().items()}

@@ -238,12 +238,12 @@ def _step_seconds(
     for batch, widths in lookaheads.items():
         # The first draft step of a round feeds two tokens.
         steps = {
-            "first draft": Step(pair.draft, 2),
-            "draft": Step(pair.draft, 1),
-            "target": Step(pair.target, 1),
+            "first draft": Step(pair.draft, 2, context, batch),
+            "draft": Step(pair.draft, 1, context, batch),
+            "target": Step(pair.target, 1, context, batch),
         }
-        steps |= {f"verify {g}": Step(pair.target, g + 1) for g in widths}
-        medians = time_steps(steps, batch=batch, context=context, repetitions=1, confidence=0.95)
+        steps |= {f"verify {g}": Step(pair.target, g + 1, context, batch) for g in widths}
+        medians = time_steps(steps, repetitions=1, confidence=0.95)
         seconds |= {f"{name}, batch {batch}": median.estimate for name, median in medians.items()}
         tokens = jnp.zeros((batch, options.prompt_tokens), jnp.int32)
         capacity = options.prompt_tokens + options.new_tokens

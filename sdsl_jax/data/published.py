@@ -107,23 +107,29 @@ class PublishedTokenizer(LibraryTokenizer):
         loaded.warnings = _missing_tokens(folder, settings, tokenizer)
         return loaded
 
+    def _ids(self, text: str, special_tokens: bool, literal: bool = False) -> np.ndarray:
+        """Ids of a text, with the special tokens around it or without.
+
+        `literal`: Whether special tokens spelled in the text stay text.
+        """
+        self._tokenizer.encode_special_tokens = literal
+        ids = self._tokenizer.encode(text, add_special_tokens=special_tokens).ids
+        self._tokenizer.encode_special_tokens = False
+        return np.asarray(ids, np.int32)
+
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, int32 [tokens]."""
-        if self._template is not None:
-            # The template writes the special tokens itself.
-            ids = self._tokenizer.encode(self._rendered(text), add_special_tokens=False).ids
-        else:
-            ids = self._tokenizer.encode(text, add_special_tokens=self.special_tokens).ids
-        return np.asarray(ids, np.int32)
+        if self._template is None:
+            return self._ids(text, self.special_tokens)
+        # The template writes the special tokens itself.
+        message = {"role": "user", "content": text}
+        return self._ids(self._template.render([message], self._named), False)
 
     def encode_as_published(self, text: str) -> np.ndarray:
         """Ids of a text with the special tokens that the file adds, whatever the settings are.
         Special tokens spelled in the text stay text.
         """
-        self._tokenizer.encode_special_tokens = True
-        ids = self._tokenizer.encode(text, add_special_tokens=True).ids
-        self._tokenizer.encode_special_tokens = False
-        return np.asarray(ids, np.int32)
+        return self._ids(text, True, literal=True)
 
     def encode_plain(self, text: str, *, literal: bool = False) -> np.ndarray:
         """Ids of a text with nothing around it.
@@ -132,16 +138,11 @@ class PublishedTokenizer(LibraryTokenizer):
           text: Text to encode.
           literal: Whether special tokens spelled in the text, such as <|endoftext|>, stay text.
         """
-        self._tokenizer.encode_special_tokens = literal
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        self._tokenizer.encode_special_tokens = False
-        return np.asarray(ids, np.int32)
+        return self._ids(text, False, literal)
 
     def around(self) -> tuple[np.ndarray, np.ndarray]:
         """Special tokens before and after every text; empty if they are switched off."""
-        inner, whole = self.encode_plain("a"), np.zeros(0, np.int32)
-        if self.special_tokens:
-            whole = np.asarray(self._tokenizer.encode("a", add_special_tokens=True).ids, np.int32)
+        inner, whole = self.encode_plain("a"), self._ids("a", self.special_tokens)
         for n in range(len(whole) - len(inner) + 1):
             if np.array_equal(whole[n : n + len(inner)], inner):
                 return whole[:n], whole[n + len(inner) :]
@@ -175,10 +176,6 @@ class PublishedTokenizer(LibraryTokenizer):
             ids = self.encode(self.decode(plain[-room:]))
             room -= max(1, len(ids) - longest)
         return EncodedPrompt(ids, 0, cut)
-
-    def _rendered(self, text: str) -> str:
-        assert self._template is not None
-        return self._template.render([{"role": "user", "content": text}], self._named)
 
     def decode(self, ids: np.ndarray) -> str:
         """The text of some ids, with special tokens; ids beyond the vocabulary have no text."""

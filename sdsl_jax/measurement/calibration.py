@@ -387,11 +387,11 @@ def _time_passes(
     if not operations:
         return {}
     steps = {
-        str(i): Step(models[o.target], o.tokens, o.batch, _context(o, scale))
+        str(i): Step(models[o.target], o.tokens, _context(o, scale), o.batch)
         for i, o in enumerate(operations)
     }
     progress.advance(0, "verify passes")
-    times = time_steps(steps, batch=1, context=1, repetitions=repetitions, confidence=confidence)
+    times = time_steps(steps, repetitions=repetitions, confidence=confidence)
     progress.advance(2 * len(operations), "verify passes")
     return dict(zip(operations, times.values()))
 
@@ -443,9 +443,7 @@ def record_of(
         tokens=o.tokens,
         batch=o.batch,
         context=slots_of(o, scale),
-        seconds=seconds.estimate,
-        seconds_low=seconds.low,
-        seconds_high=seconds.high,
+        **seconds.columns("seconds"),
         held_out=int(any(name in unseen for name in names)),
         **sizes,
         **measured,

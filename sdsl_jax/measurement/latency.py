@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from sdsl_jax.data.dataset import spread
 from sdsl_jax.data.prompts import Prompts
 from sdsl_jax.decoding import (
     Model,
@@ -127,43 +128,39 @@ def _steps(
 
 
 class Step(NamedTuple):
-    """One kind of step to time; batch and context are those of `time_steps` where they are None."""
+    """One kind of step to time.
+
+    Attributes:
+      model: The model.
+      width: Tokens of the step.
+      context: Positions that precede it.
+      batch: Rows decoded together.
+    """
 
     model: Model
     width: int
-    batch: int | None = None
-    context: int | None = None
+    context: int
+    batch: int = 1
 
 
 def time_steps(
-    steps: dict[str, Step], *, batch: int, context: int, repetitions: int, confidence: float
+    steps: dict[str, Step], *, repetitions: int, confidence: float
 ) -> dict[str, Interval]:
     """Median seconds of each kind of step, with all kinds interleaved.
 
     Args:
       steps: Kinds of steps by name.
-      batch: Rows decoded together.
-      context: Positions that precede the step.
       repetitions: Timed runs of each kind.
       confidence: Confidence of the intervals.
 
     Raises:
       SdslError: the logits of a model are not finite.
     """
-    shapes = {
-        name: dict(
-            model=s.model.config,
-            width=s.width,
-            batch=batch if s.batch is None else s.batch,
-            context=context if s.context is None else s.context,
-        )
-        for name, s in steps.items()
-    }
 
     def seconds(name: str, count: int) -> float:
-        elapsed, (_, finite) = timed(
-            lambda: _steps(steps[name].model.params, jnp.int32(count), **shapes[name])
-        )
+        (config, params), width, context, batch = steps[name]
+        shape = dict(model=config, width=width, batch=batch, context=context)
+        elapsed, (_, finite) = timed(lambda: _steps(params, jnp.int32(count), **shape))
         require(finite, broken_logits(f"model {name}"))
         return elapsed
 
@@ -237,11 +234,7 @@ def time_generation(
         f"{count} prompts × {repetitions} repetitions cannot be timed.",
     )
     progress = progress or Silent()
-    rows = np.unique(
-        np.linspace(0, len(prompts.lengths) - 1, min(count, len(prompts.lengths)))
-        .round()
-        .astype(int)
-    )
+    rows = spread(len(prompts.lengths), count)
     lookaheads, new_tokens = (0, *settings.lookaheads), settings.new_tokens
     requests = len(rows) * repetitions
     progress.start("time", len(lookaheads) * (1 + requests))
@@ -323,24 +316,18 @@ def time_costs(
     repetitions: int = 15,
 ) -> StepCosts:
     """Times the steps that a round consists of, halfway through a request of the longest prompt."""
-    steps = {"target": Step(target, 1)} | {
-        f"γ = {g}": Step(target, g + 1) for g in settings.lookaheads
-    }
     limit = target.config.position_limit
     if isinstance(draft, Model):
-        steps["draft"] = Step(draft, 1)
         limit = min(limit, draft.config.position_limit)
-    context = int(prompts.lengths.max()) + settings.new_tokens // 2
-    seconds = {
-        name: value.estimate
-        for name, value in time_steps(
-            steps,
-            batch=1,
-            context=max(1, min(context, limit - max(settings.lookaheads) - 1)),
-            repetitions=repetitions,
-            confidence=settings.confidence,
-        ).items()
+    halfway = int(prompts.lengths.max()) + settings.new_tokens // 2
+    context = max(1, min(halfway, limit - max(settings.lookaheads) - 1))
+    steps = {"target": Step(target, 1, context)} | {
+        f"γ = {g}": Step(target, g + 1, context) for g in settings.lookaheads
     }
+    if isinstance(draft, Model):
+        steps["draft"] = Step(draft, 1, context)
+    timed_steps = time_steps(steps, repetitions=repetitions, confidence=settings.confidence)
+    seconds = {name: value.estimate for name, value in timed_steps.items()}
     one = seconds["target"]
     return StepCosts(
         one,

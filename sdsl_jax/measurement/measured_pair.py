@@ -113,7 +113,7 @@ class MeasuredPair:
                 ("tar", result.tar),
             ):
                 if value is not None:
-                    row |= pair_records.interval_columns(key, value)
+                    row |= value.columns(key)
             row |= {"rounds": s.rounds, "self_check": s.self_check}
             if self.costs is not None:
                 row["verify_pass"] = self.costs.verify_pass[result.lookahead]

@@ -52,11 +52,6 @@ class PairName(NamedTuple):
     domain: str
 
 
-def interval_columns(name: str, value: Interval) -> dict[str, Any]:
-    """The three columns of an interval."""
-    return {name: value.estimate, f"{name}_low": value.low, f"{name}_high": value.high}
-
-
 @dataclasses.dataclass(frozen=True)
 class PairRows:
     """Builds the rows of one pair under one name, for `sdsl measure`, protocols and studies.
@@ -79,7 +74,7 @@ class PairRows:
         """A row of `acceptance.csv`."""
         return AcceptanceRecord(
             **self._shared,
-            **interval_columns("alpha", alpha),
+            **alpha.columns("alpha"),
             estimator=estimator,
             lookahead=lookahead,
             clusters=clusters,
@@ -105,8 +100,8 @@ class PairRows:
         survival = [
             SurvivalRecord(
                 **self._shared,
-                **interval_columns("survival", value),
-                **interval_columns("tokens_per_round", s.tokens_per_round),
+                **value.columns("survival"),
+                **s.tokens_per_round.columns("tokens_per_round"),
                 lookahead=lookahead,
                 position=k,
                 rounds=s.rounds,
@@ -119,7 +114,7 @@ class PairRows:
         """A row of `expected.csv`."""
         columns: dict[str, Any] = {}
         for name in ("tokens_per_round", "accepted_per_test", "alpha", "alpha_change"):
-            columns |= interval_columns(name, getattr(rounds, name))
+            columns |= getattr(rounds, name).columns(name)
         return ExpectedRecord(
             **self._shared,
             **columns,
@@ -132,8 +127,8 @@ class PairRows:
         """A row of `generation.csv`."""
         return GenerationRecord(
             **self._shared,
-            **interval_columns("total_seconds", times.total_seconds),
-            **interval_columns("speedup", times.speedup),
+            **times.total_seconds.columns("total_seconds"),
+            **times.speedup.columns("speedup"),
             lookahead=times.lookahead,
             new_tokens=times.new_tokens,
             first_token_seconds=times.first_token_seconds.estimate,
@@ -298,7 +293,7 @@ def with_loss(
         return record
     return dataclasses.replace(
         record,
-        **interval_columns("loss_nats", loss),
+        **loss.columns("loss_nats"),
         perplexity=math.exp(loss.estimate),
         bits_per_byte=bits_per_byte.estimate,
     )

@@ -282,22 +282,14 @@ def _latency(
 ) -> list[LatencyRecord]:
     """Decode steps of every shape, and verify passes of the targets at every lookahead."""
     m = config.measure
-    steps = {(name, 1): Step(model, 1) for name, model in models.items()}
-    steps |= {
-        (name, g + 1): Step(models[name], g + 1)
-        for name in models
-        if name in targets
-        for g in m.lookaheads
-    }
     context = config.data.sequence_length // 2
-    labels = {f"{name}/{width}": (name, width) for name, width in steps}
-    seconds = time_steps(
-        {label: steps[key] for label, key in labels.items()},
-        batch=m.latency_batch,
-        context=context,
-        repetitions=m.latency_repetitions,
-        confidence=m.confidence,
-    )
+    shapes = [(name, 1) for name in models]
+    shapes += [(name, g + 1) for name in models if name in targets for g in m.lookaheads]
+    steps = {
+        f"{name}/{width}": Step(models[name], width, context, m.latency_batch)
+        for name, width in shapes
+    }
+    timed = time_steps(steps, repetitions=m.latency_repetitions, confidence=m.confidence)
     progress.advance(_RUN_UNITS * len(models), "latency")
     return [
         LatencyRecord(
@@ -306,14 +298,12 @@ def _latency(
             width=width,
             batch=m.latency_batch,
             context=context,
-            seconds=seconds[label].estimate,
-            seconds_low=seconds[label].low,
-            seconds_high=seconds[label].high,
+            **seconds.columns("seconds"),
             confidence=m.confidence,
             repetitions=m.latency_repetitions,
             device=device_name(),
         )
-        for label, (name, width) in labels.items()
+        for (name, width), seconds in zip(shapes, timed.values())
     ]
 
 
@@ -485,9 +475,7 @@ def _loss(
     return LossRecord(
         model_id=name,
         domain=where.name,
-        loss_nats=loss.estimate,
-        loss_nats_low=loss.low,
-        loss_nats_high=loss.high,
+        **loss.columns("loss_nats"),
         entropy_nats=scores.mean_entropy(confidence).estimate,
         bits_per_byte=loss.estimate / math.log(2) / where.text.bytes_per_token,
         confidence=confidence,

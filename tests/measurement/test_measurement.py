@@ -97,8 +97,8 @@ def test_latencies_are_positive_and_grow_with_the_work(pair):
         vocab_size=256, width=256, layers=4, heads=4, kv_heads=4, head_dim=64, hidden=1024
     )
     large = Model(config, init_params(config, jax.random.key(0)))
-    steps = {"small": Step(target, 1), "large": Step(large, 1)}
-    timed = time_steps(steps, batch=1, context=8, repetitions=5, confidence=0.9)
+    steps = {"small": Step(target, 1, 8), "large": Step(large, 1, 8)}
+    timed = time_steps(steps, repetitions=5, confidence=0.9)
     # A factor of several hundred in work shows through any noise of a machine.
     assert 0 < timed["small"].estimate < timed["large"].estimate
     assert timed["large"].low <= timed["large"].estimate <= timed["large"].high
@@ -263,4 +263,4 @@ def test_steps_of_a_broken_model_are_not_timed(pair):
     _, target = pair
     broken = target._replace(params=jax.tree.map(lambda x: x * np.nan, target.params))
     with pytest.raises(SdslError, match="the logits of the model broken are not finite"):
-        time_steps({"broken": Step(broken, 1)}, batch=1, context=8, repetitions=5, confidence=0.9)
+        time_steps({"broken": Step(broken, 1, 8)}, repetitions=5, confidence=0.9)
