@@ -375,7 +375,7 @@ def _optimum(records: StudyRecords, target: ModelRecord, draft_tokens: int) -> D
             ),
             bounds=(min(sizes), max(sizes)),
         ).optimum()
-    return Design(float(best.params), float(best.lookahead), float(best.speedup))
+    return Design.of(best)
 
 
 def _by_repetition(runs: list[RunRecord]) -> Float[np.ndarray, " R"]:

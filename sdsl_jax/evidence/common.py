@@ -73,6 +73,11 @@ class Design:
     lookahead: float
     speedup: float
 
+    @classmethod
+    def of(cls, optimum: Any) -> Design:
+        """An optimum of theory."""
+        return cls(float(optimum.params), float(optimum.lookahead), float(optimum.speedup))
+
 
 def answer_of(yes: bool, no: bool) -> str:
     """The answer to a question that an interval may leave open: yes, no or undecided."""

@@ -135,9 +135,9 @@ def summarise(
     Raises:
       SdslError: The records are damaged.
     """
-    table = read_table(out, "models") if (out / "models.csv").exists() else []
+    table = read_table(out, "models", optional=True)
     models: dict[str, ModelRecord] = {m.model_id: m for m in table}
-    rows = read_table(out, "acceptance") if (out / "acceptance.csv").exists() else []
+    rows = read_table(out, "acceptance", optional=True)
     measured = {*done.measured}
     rows = [r for r in rows if (r.draft_id, r.target_id) in measured]
     lookahead = config.measure.plane_lookahead
@@ -185,8 +185,8 @@ def _optimum(config: ProtocolConfig, target: ProtocolModel, plane: AffinePlane) 
             ).optimum()
     except (SdslError, ValueError):
         return None
-    values = float(best.params), float(best.lookahead), float(best.speedup)
-    return Design(*values) if all(map(math.isfinite, values)) else None
+    design = Design.of(best)
+    return design if all(map(math.isfinite, vars(design).values())) else None
 
 
 def _target(

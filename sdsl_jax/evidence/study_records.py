@@ -39,9 +39,7 @@ T = TypeVar("T")
 
 def _table(name: str, row: type[Row], optional: bool = False) -> cached_property[list[Row]]:
     def read(records: StudyRecords) -> list[Row]:
-        if optional and not (records.path / f"{name}.csv").exists():
-            return []
-        return read_table(records.path, name)
+        return read_table(records.path, name, optional=optional)
 
     return cached_property(read)
 

@@ -32,6 +32,7 @@ from sdsl_jax.measurement.pair import (
     PairSettings,
     Replay,
     decode,
+    loss_on_prompts,
     measure_models,
     replay_run,
 )
@@ -127,8 +128,8 @@ class MeasuredPair:
         m, s, text = self.measurement, self.settings, self.measurement.text
 
         def describe(model: LoadedModel, role: str) -> pair_report.ModelReport:
-            scores = None if text is None else OnPrompts.of(*self._losses(role, model))
-            return pair_report.ModelReport.of(model, scores)
+            losses = self._losses(role, model)
+            return pair_report.ModelReport.of(model, losses and OnPrompts.of(*losses))
 
         return pair_report.document(
             PairReport,
@@ -160,11 +161,12 @@ class MeasuredPair:
         """The report as plain values; numbers that do not exist are None."""
         return to_json(self.report())
 
-    def _losses(self, role: str, model: LoadedModel) -> tuple[Interval, Interval]:
-        assert self.measurement.text is not None
-        return pair_report.losses_on_prompts(
-            self.measurement.text, role, self.prompts, model.tokenizer, self.settings.confidence
-        )
+    def _losses(self, role: str, model: LoadedModel) -> tuple[Interval, Interval] | None:
+        """A model's loss on the prompts, in nats per token and in bits per byte."""
+        if self.measurement.text is None:
+            return None
+        nats = self.measurement.text.nats[role]
+        return loss_on_prompts(nats, self.prompts, model.tokenizer, self.settings.confidence)
 
     def _costs(self) -> pair_report.CostsReport | None:
         if self.costs is None:
@@ -208,8 +210,8 @@ class MeasuredPair:
         models = []
         for role, model in (("draft", self.draft), ("target", self.target)):
             if model is not None:
-                losses = (None, None) if m.text is None else self._losses(role, model)
-                models.append(pair_records.with_loss(model.record, role, *losses))
+                losses = self._losses(role, model)
+                models.append(pair_records.with_loss(model.record, role, losses))
         acceptance, survival = [], []
         if m.alpha is not None:
             acceptance.append(

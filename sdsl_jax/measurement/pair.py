@@ -3,6 +3,7 @@ whether the two agree, and what the same run would have given otherwise."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sdsl_jax.data.prompts import Prompts
+from sdsl_jax.data.prompts import Prompts, bytes_after_first
+from sdsl_jax.data.tokenizer import Tokenizer
 from sdsl_jax.decoding import (
     Decoded,
     Model,
@@ -144,13 +146,11 @@ class TextScores(NamedTuple):
 
     Attributes:
       alpha: E Σ_v min(p_v, q_v) over the positions.
-      losses: Cross-entropy of each model in nats per token at temperature 1, by role.
       positions: Tokens predicted in each prompt.
-      nats: Summed cross-entropy of each prompt, by role.
+      nats: Summed cross-entropy of each prompt at temperature 1, by role.
     """
 
     alpha: Interval
-    losses: dict[str, Interval]
     positions: Int[np.ndarray, " rows"]
     nats: dict[str, Float[np.ndarray, " rows"]]
 
@@ -361,10 +361,27 @@ def _score_text(
         )
     }
     pair = scored.pairs["draft", "target"]
-    losses = {
-        role: ratio_interval(sums, positions, settings.confidence) for role, sums in nats.items()
-    }
-    return TextScores(pair.mean(pair.acceptance[0], settings.confidence), losses, positions, nats)
+    return TextScores(pair.mean(pair.acceptance[0], settings.confidence), positions, nats)
+
+
+def loss_on_prompts(
+    nats: Float[np.ndarray, " rows"], prompts: Prompts, tokenizer: Tokenizer, confidence: float
+) -> tuple[Interval, Interval]:
+    """A model's loss on prompts, from each prompt's second token of text on: nats per token, and bits
+    per byte.
+
+    Args:
+      nats: Summed cross-entropy of each prompt.
+      prompts: The prompts.
+      tokenizer: Their tokenizer.
+      confidence: Confidence of the intervals.
+    """
+    positions = np.maximum(prompts.lengths - 1 - prompts.lead, 0)
+    size = bytes_after_first(prompts, tokenizer)
+    return (
+        ratio_interval(nats, positions, confidence),
+        ratio_interval(nats / math.log(2), size, confidence),
+    )
 
 
 class _Samples(NamedTuple):

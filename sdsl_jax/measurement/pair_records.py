@@ -151,12 +151,7 @@ def measured_pairs(folder: Path) -> set[PairName]:
     Raises:
       SdslError: its records are damaged.
     """
-    if not (folder / "survival.csv").exists():
-        return set()
-    return {
-        PairName(r.draft_id, r.target_id, r.temperature, r.domain)
-        for r in read_table(folder, "survival")
-    }
+    return {_name_of(row) for row in read_table(folder, "survival", optional=True)}
 
 
 def how_measured(settings: PairSettings, options: dict[str, Any]) -> dict[str, Any]:
@@ -285,12 +280,14 @@ def append_pair(
 
 
 def with_loss(
-    record: ModelRecord, role: str, loss: Interval | None, bits_per_byte: Interval | None
+    record: ModelRecord, role: str, losses: tuple[Interval, Interval] | None
 ) -> ModelRecord:
-    """A model's record in a role, with its loss on the prompts if it has none of its own."""
+    """A model's record in a role, with its loss on the prompts if it has none of its own; see
+    `pair.loss_on_prompts`."""
     record = dataclasses.replace(record, role=record.role or role)
-    if loss is None or bits_per_byte is None or not math.isnan(record.loss_nats):
+    if losses is None or not math.isnan(record.loss_nats):
         return record
+    loss, bits_per_byte = losses
     return dataclasses.replace(
         record,
         **loss.columns("loss_nats"),
@@ -301,12 +298,12 @@ def with_loss(
 
 def _rows(folder: Path, table: str, without: PairName | None = None) -> list[Any]:
     """The rows of a table, without those of one pair."""
-    if not (folder / f"{table}.csv").exists():
-        return []
-    rows = read_table(folder, table)
-    if without is None:
-        return rows
-    return [r for r in rows if (r.draft_id, r.target_id, r.temperature, r.domain) != without]
+    rows = read_table(folder, table, optional=True)
+    return rows if without is None else [row for row in rows if _name_of(row) != without]
+
+
+def _name_of(row: Any) -> PairName:
+    return PairName(row.draft_id, row.target_id, row.temperature, row.domain)
 
 
 def _answers(folder: Path) -> list[Any]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from sdsl_jax.checkpoints.identity import identity
 from sdsl_jax.checkpoints.model_folder import LoadedModel
-from sdsl_jax.data.prompts import Prompts, bytes_after_first
+from sdsl_jax.data.prompts import Prompts
 from sdsl_jax.data.tokenizer import Tokenizer, same_tokens
 from sdsl_jax.decoding.loop import STOP_TOKEN
 from sdsl_jax.errors import require
@@ -27,11 +27,10 @@ from sdsl_jax.measurement.pair import (
     PairMeasurement,
     PairSettings,
     Replay,
-    TextScores,
 )
 from sdsl_jax.measurement.retokenised import Retokenised
 from sdsl_jax.records import write_text
-from sdsl_jax.statistics import Interval, ratio_interval
+from sdsl_jax.statistics import Interval
 
 T = TypeVar("T")
 
@@ -465,14 +464,6 @@ class RetokenisedReport:
             prompts=StretchPrompts(prompts.domain, len(prompts.lengths), result.rows),
             warnings=loading_warnings(draft, target),
         )
-
-
-def losses_on_prompts(
-    text: TextScores, role: str, prompts: Prompts, tokenizer: Tokenizer, confidence: float
-) -> tuple[Interval, Interval]:
-    """A model's loss on the prompts from the second token of text on: nats per token, bits per byte."""
-    size = bytes_after_first(prompts, tokenizer)
-    return text.losses[role], ratio_interval(text.nats[role] / math.log(2), size, confidence)
 
 
 def share_tokens(draft: LoadedModel, target: LoadedModel) -> bool:

@@ -10,7 +10,6 @@ which is not lossless decoding; their estimator keeps them apart.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +21,7 @@ from sdsl_jax.checkpoints.model_folder import LoadedModel
 from sdsl_jax.config import ProtocolConfig, ProtocolModel, to_dict
 from sdsl_jax.data.prompts import Prompts, encode_prompts, load_prompts
 from sdsl_jax.decoding import Sampling
+from sdsl_jax.digests import file_sha256
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.measurement import pair_records
 from sdsl_jax.measurement.measured_pair import measure_and_record, pair_name
@@ -130,7 +130,7 @@ def run_protocol(
 def _require_same_settings(config: ProtocolConfig, prompts: Path, out: Path) -> None:
     """Raises `SdslError` if the folder was begun with other settings or prompts; other models are no problem."""
     try:
-        digest = hashlib.sha256(prompts.read_bytes()).hexdigest()
+        digest = file_sha256(prompts)
     except OSError as error:
         raise SdslError(
             f"the prompt file {prompts} cannot be read ({error.strerror or error})."
@@ -151,10 +151,8 @@ def _require_same_settings(config: ProtocolConfig, prompts: Path, out: Path) -> 
 def _done(out: Path) -> set[tuple[str, str]]:
     """Pairs (draft, target) in the records."""
     pairs = {(name.draft_id, name.target_id) for name in pair_records.measured_pairs(out)}
-    if (out / "acceptance.csv").exists():
-        rows = read_table(out, "acceptance")
-        pairs |= {(r.draft_id, r.target_id) for r in rows if r.estimator == RETOKENISED}
-    return pairs
+    rows = read_table(out, "acceptance", optional=True)
+    return pairs | {(r.draft_id, r.target_id) for r in rows if r.estimator == RETOKENISED}
 
 
 def _load(
@@ -263,7 +261,7 @@ def _retokenise(
     models = []
     for role, model, in_own_tokens in (("draft", draft, own), ("target", target, prompts)):
         losses = prompt_losses(role, model.model, model.tokenizer, in_own_tokens, settings)
-        models.append(pair_records.with_loss(model.record, role, *losses))
+        models.append(pair_records.with_loss(model.record, role, losses))
     name = pair_name(draft, target, prompts, settings)
     rows = pair_records.PairRows(name, settings.confidence)
     pair_records.append_pair(

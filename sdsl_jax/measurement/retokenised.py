@@ -28,13 +28,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sdsl_jax.data.prompts import Prompts, bytes_after_first
+from sdsl_jax.data.prompts import Prompts
 from sdsl_jax.data.published import PublishedTokenizer
 from sdsl_jax.data.tokenizer import Tokenizer, same_tokens
 from sdsl_jax.decoding import Model
 from sdsl_jax.decoding.decode import broken_logits, require_positions
 from sdsl_jax.errors import require
-from sdsl_jax.measurement.pair import PairSettings, sample_target
+from sdsl_jax.measurement.pair import PairSettings, loss_on_prompts, sample_target
 from sdsl_jax.models import ModelConfig, Params, forward
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.statistics import Interval, ratio_interval
@@ -149,11 +149,7 @@ def prompt_losses(
     nats = np.asarray(
         [-scores[prompts.lead :].sum() for scores in _score(role, model, rows, 1.0, settings.batch)]
     )
-    positions = np.maximum(prompts.lengths - 1 - prompts.lead, 0)
-    per_token = ratio_interval(nats, positions, settings.confidence)
-    return per_token, ratio_interval(
-        nats / math.log(2), bytes_after_first(prompts, tokenizer), settings.confidence
-    )
+    return loss_on_prompts(nats, prompts, tokenizer, settings.confidence)
 
 
 def retokenised_acceptance(

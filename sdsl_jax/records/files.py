@@ -113,19 +113,24 @@ def schema() -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, "tables": tables}
 
 
-def read_table(folder: Path, name: str, path: Path | None = None) -> list[Any]:
+def read_table(
+    folder: Path, name: str, path: Path | None = None, *, optional: bool = False
+) -> list[Any]:
     """Reads `<folder>/<name>.csv` into rows. Columns outside the schema are ignored.
 
     Args:
       folder: Folder of the records. Its `schema.json`, if there is one, must be of this version.
       name: Name of the table.
       path: Path to the table, if its file has another name.
+      optional: Whether a file that is missing stands for a table without rows.
 
     Raises:
       SdslError: The file is missing or damaged, lacks a required column, or was written with
         another schema version.
     """
     row_type, path = TABLES[name], path or folder / f"{name}.csv"
+    if optional and not path.exists():
+        return []
     if (folder / "schema.json").exists():
         version = read_json(folder / "schema.json").get("schema_version")
         require(

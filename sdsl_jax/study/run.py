@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 from sdsl_jax.config import ConditionsConfig, StudyConfig, load_study, to_dict, to_toml
 from sdsl_jax.data import source_digests
 from sdsl_jax.data.domains import domain_identity
+from sdsl_jax.digests import file_sha256, json_sha256
 from sdsl_jax.errors import require
 from sdsl_jax.evidence import StudyRecords
 from sdsl_jax.progress import Progress, Silent
@@ -162,16 +161,12 @@ def _key(study: Study, stage: str) -> str:
         parts.append(source_digests(study.config.data))
     if stage == "conditions":
         parts.append(_conditions_identity(study.config.conditions))
-    parts += [_file_digest(study.folder / path) for path in _inputs(study, stage)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    parts += [file_sha256(study.folder / path) for path in _inputs(study, stage)]
+    return json_sha256(parts)
 
 
 def _conditions_identity(conditions: ConditionsConfig) -> list[Any]:
     """Identity of what conditions are measured on beside the corpus: the files of domains, and the drafts of another ladder."""
     models = Path(conditions.other_drafts) / "records" / "models.csv"
-    drafts = _file_digest(models) if conditions.other_drafts and models.exists() else ""
+    drafts = file_sha256(models) if conditions.other_drafts and models.exists() else ""
     return [[domain_identity(domain) for domain in conditions.domains], drafts]
