@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdsl_jax.config import StudyConfig, from_dict
-from sdsl_jax.evidence import StudyRecords
+from sdsl_jax.evidence import Evidence, StudyRecords
 from sdsl_jax.records import (
     AcceptanceRecord,
     ExpectedRecord,
@@ -16,10 +16,18 @@ from sdsl_jax.records import (
     ModelRecord,
     SurvivalRecord,
 )
+from sdsl_jax.report.evidence_figures import EVIDENCE_CAPTIONS
+from sdsl_jax.report.html import environment
 from sdsl_jax.statistics import ratio_interval, student_quantile
 from sdsl_jax.theory import acceptance_from_tokens_per_round, rounds_over_sample
 
 BASE = "base text"
+
+
+def evidence_section(evidence: Evidence, images: dict[str, str]) -> str:
+    """The section of the report for sceptics, by itself; figures as base64, by their names."""
+    template = environment().get_template("evidence.html.j2")
+    return template.render(evidence=evidence, images=images, evidence_captions=EVIDENCE_CAPTIONS)
 
 
 def config(**sections) -> StudyConfig:

@@ -42,9 +42,9 @@ class PairOverlap:
     acceptance: Float[np.ndarray, "S contexts"]
     positions: Int[np.ndarray, " contexts"]
 
-    def mean(self, sums: Float[np.ndarray, " contexts"], confidence: float) -> Interval:
-        """Mean of one of the sums over all positions, with contexts as clusters."""
-        return ratio_interval(sums, self.positions, confidence)
+    def mean(self, confidence: float, sampling: int = 0) -> Interval:
+        """α at one of the samplings: the mean over all positions, with contexts as clusters."""
+        return ratio_interval(self.acceptance[sampling], self.positions, confidence)
 
 
 @dataclass(frozen=True)

@@ -361,7 +361,7 @@ def _score_text(
         )
     }
     pair = scored.pairs["draft", "target"]
-    return TextScores(pair.mean(pair.acceptance[0], settings.confidence), positions, nats)
+    return TextScores(pair.mean(settings.confidence), positions, nats)
 
 
 def loss_on_prompts(
@@ -469,7 +469,7 @@ def _score(
         for scores in (scored.targets["target"], scored.drafts["draft"])
     )
     return ExactAcceptance(
-        pair.mean(pair.acceptance[0], settings.confidence),
+        pair.mean(settings.confidence),
         int(pair.positions.sum()),
         drawn_acceptance(log_p, log_q),
         counted,
@@ -532,7 +532,7 @@ def replay_run(
     """Decodes some prompts once more, keeping all distributions, and replays that run.
 
     Args:
-      draft: The drafter.
+      draft: The drafter, with the target's ids.
       target: The model that verifies.
       prompts: The first `rows` of these are decoded, as `measure_models` decodes them.
       settings: Settings of the pair.
@@ -542,8 +542,6 @@ def replay_run(
     Raises:
       SdslError: the distributions of so many rows would need more than 2 GiB.
     """
-    if isinstance(draft, Model):
-        draft, target = one_vocabulary(draft, target)
     rows = min(rows, len(prompts.lengths))
     each = 4 * settings.new_tokens * (2 * lookahead + 1) * target.config.ids
     require(

@@ -83,7 +83,7 @@ class PairRows:
 
     def overlap(self, estimator: str, value: PairOverlap, sampling: int = 0) -> AcceptanceRecord:
         """A row of `acceptance.csv` from the overlap at one of its samplings."""
-        alpha = value.mean(value.acceptance[sampling], self.confidence)
+        alpha = value.mean(self.confidence, sampling)
         return self.acceptance(
             estimator, 0, alpha, len(value.positions), int(value.positions.sum())
         )

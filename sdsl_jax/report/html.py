@@ -42,7 +42,7 @@ def write_report(
         if key in CAPTIONS or path.exists()
     }
     page = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             name=records.config.name,
@@ -63,18 +63,8 @@ def write_report(
     write_text(records.folder / "report.html", page)
 
 
-def evidence_section(evidence: Evidence, images: dict[str, str]) -> str:
-    """The section for sceptics by itself.
-
-    Args:
-      evidence: What the records say for and against the laws.
-      images: Figures as base64, by their names.
-    """
-    template = _environment().get_template("evidence.html.j2")
-    return template.render(evidence=evidence, images=images, evidence_captions=EVIDENCE_CAPTIONS)
-
-
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """The templates of the report, with the filters that they use."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(
             lambda name: resources.files("sdsl_jax.report").joinpath(name).read_text("utf-8")

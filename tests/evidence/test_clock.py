@@ -3,7 +3,7 @@ import itertools
 import matplotlib.image
 import numpy as np
 import pytest
-from evidence_records import config, model, records
+from evidence_records import config, evidence_section, model, records
 
 from sdsl_jax.evidence import Evidence
 from sdsl_jax.evidence.clock import cells, clock
@@ -11,7 +11,6 @@ from sdsl_jax.fitting.law_files import read_fits
 from sdsl_jax.hardware import HardwareFile
 from sdsl_jax.records import RunRecord
 from sdsl_jax.report.clock_figure import draw_clock
-from sdsl_jax.report.html import evidence_section
 from sdsl_jax.theory import tokens_per_round
 from sdsl_jax.theory.hardware import Hardware, Load, Precision, Shape, pass_time, round_time
 

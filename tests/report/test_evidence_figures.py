@@ -1,12 +1,11 @@
 import jinja2
 import matplotlib.image
 import pytest
-from evidence_records import chain_study, law_study
+from evidence_records import chain_study, evidence_section, law_study
 
 from sdsl_jax.evidence import Evidence, StudyRecords, gather
 from sdsl_jax.records import write_json
 from sdsl_jax.report.evidence_figures import EVIDENCE_CAPTIONS, draw_evidence
-from sdsl_jax.report.html import evidence_section
 
 
 def reread(study, folder) -> StudyRecords:
