@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdsl_jax.evidence.common import answer_of
+from sdsl_jax.evidence.common import Setting, answer_of, flop_problem
 from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.fitting import FittedLaws
 from sdsl_jax.fitting.acceptance import FEW_TARGETS
@@ -21,12 +21,8 @@ from sdsl_jax.records import ModelRecord
 from sdsl_jax.statistics import quantile_interval
 from sdsl_jax.theory import (
     AcceptanceLaw,
-    DraftProblem,
-    FlopCost,
     LogitPlane,
     LossLaw,
-    ModelPoint,
-    ShapeRule,
     coefficients,
     point_and_draws,
 )
@@ -138,32 +134,15 @@ class _Answer(NamedTuple):
     slopes: jax.Array
 
 
-class _Setting(NamedTuple):
-    """Where the laws are asked: target size, draft tokens, target tokens, the family's shape rule and the bounds of N."""
-
-    target_params: Any
-    draft_tokens: Any
-    target_tokens: Any
-    rule: ShapeRule
-    bounds: tuple[Any, Any]
-
-
-def _problem(loss: LossLaw, acceptance: AcceptanceLaw, at: _Setting) -> DraftProblem:
-    """The design problem in FLOPs; the target's loss comes from the law, so that it moves with its size."""
-    m = at.target_params
-    target = ModelPoint(m, loss(m, at.target_tokens), at.target_tokens)
-    return DraftProblem(loss, at.draft_tokens, target, acceptance, FlopCost(at.rule, m), at.bounds)
-
-
 @jax.jit
-def _answers(loss: LossLaw, acceptance: AcceptanceLaw, at: _Setting) -> _Answer:
+def _answers(loss: LossLaw, acceptance: AcceptanceLaw, at: Setting) -> _Answer:
     """The answer for every draw of the laws."""
 
     def one(loss: LossLaw, acceptance: AcceptanceLaw) -> _Answer:
         def log_size(logs: jax.Array) -> tuple[jax.Array, Any]:
             m, d, d_target = jnp.exp(logs)
             moved = at._replace(target_params=m, draft_tokens=d, target_tokens=d_target)
-            best = _problem(loss, acceptance, moved).optimum()
+            best = flop_problem(loss, acceptance, moved).optimum()
             return jnp.log(best.params), (best.params, best.interior, best.lookahead, best.speedup)
 
         logs = jnp.log(jnp.stack([at.target_params, at.draft_tokens, at.target_tokens]))
@@ -174,26 +153,25 @@ def _answers(loss: LossLaw, acceptance: AcceptanceLaw, at: _Setting) -> _Answer:
 
 
 @jax.jit
-def _sensitivities(loss: LossLaw, acceptance: AcceptanceLaw, at: _Setting) -> tuple[Any, Any]:
+def _sensitivities(loss: LossLaw, acceptance: AcceptanceLaw, at: Setting) -> tuple[Any, Any]:
     """∂(ln N*, γ*, ln S*) with respect to the coefficients of both laws."""
 
     def answer(loss: LossLaw, acceptance: AcceptanceLaw) -> jax.Array:
-        best = _problem(loss, acceptance, at).optimum()
+        best = flop_problem(loss, acceptance, at).optimum()
         return jnp.stack([jnp.log(best.params), best.lookahead, jnp.log(best.speedup)])
 
     return jax.jacrev(answer, argnums=(0, 1))(loss, acceptance)
 
 
-def _setting(records: StudyRecords, laws: FittedLaws, target: ModelRecord) -> _Setting:
+def _setting(records: StudyRecords, laws: FittedLaws, target: ModelRecord) -> Setting:
     drafts = records.of_role("draft")
-    setting = _Setting(
-        float(target.params_nonembedding),
-        float(max(m.train_tokens for m in drafts)),
-        float(target.train_tokens),
+    return Setting(
+        target.params_nonembedding,
+        max(m.train_tokens for m in drafts),
+        target.train_tokens,
         laws.rule,
-        (min(m.params_nonembedding for m in drafts) / 3, float(target.params_nonembedding)),
-    )
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), setting)
+        (min(m.params_nonembedding for m in drafts) / 3, target.params_nonembedding),
+    ).in_double_precision()
 
 
 def _optima(

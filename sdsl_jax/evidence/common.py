@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import betainc
 from jaxtyping import Bool
@@ -15,7 +16,15 @@ from jaxtyping import Bool
 from sdsl_jax.records import ExpectedRecord, ModelRecord
 from sdsl_jax.records.documents import to_json
 from sdsl_jax.statistics import ratio_interval, student_quantile
-from sdsl_jax.theory import speedup
+from sdsl_jax.theory import (
+    AcceptanceLaw,
+    DraftProblem,
+    FlopCost,
+    LossLaw,
+    ModelPoint,
+    ShapeRule,
+    speedup,
+)
 
 BY_DRAFTS = (
     "t intervals that treat drafts as clusters: all pairs of a draft, at all its budgets, move "
@@ -77,6 +86,39 @@ class Design:
     def of(cls, optimum: Any) -> Design:
         """An optimum of theory."""
         return cls(float(optimum.params), float(optimum.lookahead), float(optimum.speedup))
+
+
+class Setting(NamedTuple):
+    """Where laws are asked for the best draft of one target, in FLOPs.
+
+    Attributes:
+      target_params: Size of the target.
+      draft_tokens: Training tokens of the draft.
+      target_tokens: Training tokens of the target.
+      rule: Shapes of the family.
+      bounds: Smallest and largest draft.
+    """
+
+    target_params: Any
+    draft_tokens: Any
+    target_tokens: Any
+    rule: ShapeRule
+    bounds: tuple[Any, Any]
+
+    def in_double_precision(self) -> Setting:
+        """The same as arrays; within `jax.enable_x64`."""
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), self)
+
+
+def flop_problem(
+    loss: LossLaw, acceptance: AcceptanceLaw, at: Setting, measured_loss: Any = jnp.nan
+) -> DraftProblem:
+    """The design problem in FLOPs. The target's loss comes from the law, so that it moves with its
+    size, unless a measured one is given."""
+    m = at.target_params
+    of_target = jnp.where(jnp.isnan(measured_loss), loss(m, at.target_tokens), measured_loss)
+    target = ModelPoint(m, of_target, at.target_tokens)
+    return DraftProblem(loss, at.draft_tokens, target, acceptance, FlopCost(at.rule, m), at.bounds)
 
 
 def answer_of(yes: bool, no: bool) -> str:

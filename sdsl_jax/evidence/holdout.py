@@ -9,11 +9,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sdsl_jax.config import StudyConfig
-from sdsl_jax.evidence.common import Design, MeasuredSpeedups, measured_speedups
+from sdsl_jax.evidence.common import (
+    Design,
+    MeasuredSpeedups,
+    Setting,
+    flop_problem,
+    measured_speedups,
+)
 from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.fitting import FittedLaws
 from sdsl_jax.fitting.law_files import Fits, LawRecord
@@ -24,11 +29,8 @@ from sdsl_jax.statistics import quantile_interval
 from sdsl_jax.theory import (
     ACCEPTANCE_LAWS,
     AcceptanceLaw,
-    DraftProblem,
-    FlopCost,
     LossLaw,
     ModelPoint,
-    ShapeRule,
     point_and_draws,
 )
 
@@ -296,15 +298,12 @@ def _optimum(
     """
     name = next(iter(laws.acceptance))
     with jax.enable_x64(True):
+        at = Setting(target.params, budget, target.tokens, laws.rule, bounds)
         optima = np.asarray(
             _optima(
                 point_and_draws(laws.loss, laws.loss_draws),
                 point_and_draws(laws.acceptance[name], laws.acceptance_draws[name]),
-                laws.rule,
-                target.params,
-                target.tokens,
-                float(budget),
-                bounds,
+                at.in_double_precision(),
                 loss,
             )
         )
@@ -320,20 +319,10 @@ def _optimum(
 
 @jax.jit
 def _optima(
-    loss: LossLaw,
-    acceptance: AcceptanceLaw,
-    rule: ShapeRule,
-    size: Any,
-    tokens: Any,
-    budget: Any,
-    bounds: Any,
-    seen: Any,
+    loss: LossLaw, acceptance: AcceptanceLaw, at: Setting, measured_loss: Any
 ) -> tuple[jax.Array, ...]:
     def one(loss: LossLaw, acceptance: AcceptanceLaw) -> tuple[jax.Array, ...]:
-        m = jnp.asarray(size, float)
-        value = jnp.where(jnp.isnan(seen), loss(m, tokens), seen)
-        target = ModelPoint(m, value, jnp.asarray(tokens, float))
-        best = DraftProblem(loss, budget, target, acceptance, FlopCost(rule, m), bounds).optimum()
+        best = flop_problem(loss, acceptance, at, measured_loss).optimum()
         return best.params, best.lookahead, best.speedup, *best.indifference_1pct
 
     return jax.vmap(one)(loss, acceptance)
