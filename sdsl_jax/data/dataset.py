@@ -78,36 +78,28 @@ class Dataset:
         """One split."""
         return Text(self.splits[split], self.bytes_per_token[split], self.sequence_length)
 
-    def window_count(self, split: str) -> int:
-        """Number of windows of T + 1 tokens in a split."""
-        return self.text(split).window_count
-
-    def windows(self, split: str, count: int) -> Int[np.ndarray, "count T+1"]:
-        """Windows spread evenly over a split; see `Text.windows`."""
-        return self.text(split).windows(count)
-
     def batches(self, seed: int, batch_size: int) -> grain.MapDataset:
         """Training batches, int32 [batch_size, T + 1]. `batches(seed, n)[step]` depends only on its
         arguments.
 
         Every window of the training split is seen once an epoch, in a new order each epoch.
         """
-        source = _WindowSource(self.splits["train"], self.sequence_length)
+        source = _WindowSource(self.text("train"))
         return grain.MapDataset.source(source).seed(seed).shuffle().repeat().batch(batch_size)
 
 
 class _WindowSource:
-    """Random access to the windows of a token array, in the form that Grain reads."""
+    """Random access to the windows of a text, in the form that Grain reads."""
 
-    def __init__(self, tokens: TokenArray, length: int):
-        self._tokens, self._length = tokens, length
+    def __init__(self, text: Text):
+        self._text = text
 
     def __len__(self) -> int:
-        return (len(self._tokens) - 1) // self._length
+        return self._text.window_count
 
     def __getitem__(self, index: int) -> np.ndarray:
-        start = index * self._length
-        return self._tokens[start : start + self._length + 1]
+        start = index * self._text.sequence_length
+        return self._text.ids[start : start + self._text.sequence_length + 1]
 
 
 def load_dataset(config: DataConfig, *, note: Callable[[str], None] | None = None) -> Dataset:

@@ -114,7 +114,7 @@ def time_study(
     if not c.lookaheads:
         return Timed([], [])
     count = c.repetitions * c.prompts
-    available = dataset.window_count("test")
+    available = dataset.text("test").window_count
     require(
         count <= available,
         f"clock.repetitions × clock.prompts is {count}; the test split has only {available} sequences to take prompts from.",

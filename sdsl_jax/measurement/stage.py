@@ -139,7 +139,7 @@ def measure_study(
       SdslError: a checkpoint is missing or damaged.
     """
     m = config.measure
-    available = dataset.window_count("test")
+    available = dataset.text("test").window_count
     require(
         m.prompts <= available,
         f"measure.prompts is {m.prompts}; the test split has only {available} sequences to take prompts from.",
@@ -203,7 +203,7 @@ def _exact(
     scored = pairwise_overlap(
         models.drafts,
         models.targets,
-        dataset.windows("test", m.text_windows)[:, :-1],
+        dataset.text("test").windows(m.text_windows)[:, :-1],
         first=0,
         samplings=[Sampling(m.temperature)],
         advance=advance,

@@ -41,7 +41,7 @@ def held_out_losses(
 ) -> dict[str, Any]:
     """The columns of a record that depend on the number of evaluation windows, by name."""
     validation, losses = (
-        evaluate(model, params, dataset.windows(s, windows)) for s in ("validation", "test")
+        evaluate(model, params, dataset.text(s).windows(windows)) for s in ("validation", "test")
     )
     test: Interval = mean_interval(losses, 0.9)
 

@@ -32,11 +32,11 @@ def test_an_epoch_sees_every_window_once(tmp_path):
             source=(str(path),), sequence_length=8, validation_fraction=0.1, test_fraction=0.1
         )
     )
-    windows = data.window_count("train")
+    windows = data.text("train").window_count
     batches = data.batches(0, 1)
     first = [batches[step][0].tobytes() for step in range(windows)]
     second = [batches[windows + step][0].tobytes() for step in range(windows)]
-    expected = sorted(w.tobytes() for w in data.windows("train", windows))
+    expected = sorted(w.tobytes() for w in data.text("train").windows(windows))
     assert sorted(first) == sorted(second) == expected
     assert first != second
 
@@ -48,10 +48,10 @@ def test_the_embedded_corpus_is_the_one_that_the_shipped_ladder_was_trained_on(s
 
 
 def test_windows_are_spread_over_the_split(sotu):
-    windows = sotu.windows("test", 10)
+    windows = sotu.text("test").windows(10)
     assert windows.shape == (10, 129)
     np.testing.assert_array_equal(windows[0], sotu.splits["test"][:129])
-    assert len(sotu.windows("test", 10**9)) == sotu.window_count("test")
+    assert len(sotu.text("test").windows(10**9)) == sotu.text("test").window_count
 
 
 def test_bytes_round_trip(sotu):

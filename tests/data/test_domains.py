@@ -39,7 +39,7 @@ def text_of(source, dataset, **settings):
 
 def test_the_validation_split_is_that_of_the_corpus(dataset):
     found = load_domain(DomainConfig("same years", "validation"), dataset, 4)
-    np.testing.assert_array_equal(found.windows(9), dataset.windows("validation", 9))
+    np.testing.assert_array_equal(found.windows(9), dataset.text("validation").windows(9))
     assert found.bytes_per_token == dataset.bytes_per_token["validation"]
     assert domain_identity(DomainConfig("same years", "validation")) == []
 

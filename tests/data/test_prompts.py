@@ -91,7 +91,7 @@ def test_held_out_text_is_what_a_study_takes():
     data = DataConfig(sequence_length=64)
     dataset = load_dataset(data)
     found = load("heldout", count=7, data=data)
-    np.testing.assert_array_equal(found.tokens, dataset.windows("test", 7)[:, :16])
+    np.testing.assert_array_equal(found.tokens, dataset.text("test").windows(7)[:, :16])
     assert (found.lengths == 16).all()
     assert found.domain == "sotu since 2009"
     assert load("heldout", count=2, data=data, max_tokens=1000).tokens.shape == (2, 64)
@@ -114,7 +114,7 @@ def test_held_out_text_in_the_ids_of_any_tokenizer(tmp_path):
     )
     dataset = load_dataset(data)
     own = load_prompts("heldout", dataset.tokenizer, count=5, max_tokens=9, data=data)
-    np.testing.assert_array_equal(own.tokens, dataset.windows("test", 5)[:, :9])
+    np.testing.assert_array_equal(own.tokens, dataset.text("test").windows(5)[:, :9])
     other = BPETokenizer.train("many other words of another text " * 20, 272)
     found = load_prompts("heldout", other, count=5, max_tokens=9, data=data)
     expected = other.encode(dataset.tokenizer.decode(dataset.splits["test"][:]))

@@ -65,7 +65,7 @@ def test_a_corpus_is_the_same_whatever_its_shards(tmp_path_factory, texts, shard
     for name in data.splits:
         np.testing.assert_array_equal(data.splits[name], again.splits[name])
         expected = np.asarray(data.splits[name])
-        windows = again.windows(name, 10**6)
+        windows = again.text(name).windows(10**6)
         for i, window in enumerate(windows):
             np.testing.assert_array_equal(window, expected[i * length : (i + 1) * length + 1])
     for step in (0, 3, 17):
@@ -471,7 +471,7 @@ def run(source):
     batches = data.batches(0, 8)
     for step in range(50):
         batches[step]
-    data.windows("test", 64)
+    data.text("test").windows(64)
     return len(data.splits["train"])
 run(small)  # whatever the first use of every library takes
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

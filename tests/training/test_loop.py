@@ -162,7 +162,7 @@ def test_loss_falls_and_records_tell_the_truth(tmp_path, dataset):
         model, params = load_trained(config, record, 256, tmp_path)
         assert storage.digest(params) == record.params_digest
         assert sum(x.size for x in jax.tree.leaves(params)) == record.params_total
-        windows = jnp.asarray(dataset.windows("test", 32))
+        windows = jnp.asarray(dataset.text("test").windows(32))
         loss, _ = token_losses(forward(model, params, windows[:, :-1])[0], windows[:, 1:])
         assert float(loss.mean()) == pytest.approx(record.loss_nats, rel=1e-5)
 
