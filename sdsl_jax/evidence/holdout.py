@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,10 +18,10 @@ from sdsl_jax.evidence.common import (
     flop_problem,
     measured_speedups,
 )
+from sdsl_jax.evidence.law_comparison import largest_left_out, once_seen
 from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.fitting import FittedLaws
 from sdsl_jax.fitting.law_files import Fits, LawRecord
-from sdsl_jax.fitting.loss import fit_loss_law, loss_table
 from sdsl_jax.models import count, member
 from sdsl_jax.records import ModelRecord, longest_trained
 from sdsl_jax.statistics import quantile_interval
@@ -661,21 +660,14 @@ def _loss_by_depth(records: StudyRecords) -> list[DepthFit]:
     L(N, D) takes size for the only thing that a shape does. Where models of one layer and of
     several do not lie on one line, a law fitted to both has the wrong slope, and shows it here.
     """
-    models = [m for m in records.models if not m.epochs > records.config.fit.max_epochs]
-    largest = max(m.params_nonembedding for m in models)
-    out = loss_table([m for m in models if m.params_nonembedding == largest])
-    config = dataclasses.replace(records.config.fit, bootstrap=20)
     rows = []
-    for layers in sorted({m.layers for m in models}):
-        rest = [m for m in models if m.layers >= layers and m.params_nonembedding < largest]
-        table = loss_table(rest)
-        if len(rest) < 8 or len(set(table.params)) < 4 or len(set(table.tokens)) < 2:
-            continue
-        weights = np.ones((1, len(rest)))
-        fit = fit_loss_law(table, config, weights, records.config.seed, config.loss_law)
-        errors = np.asarray(fit.law(out.params, out.tokens), float) / out.loss - 1
-        by_budget = [BudgetError(int(t), float(e)) for t, e in zip(out.tokens, errors)]
-        rows.append(DepthFit(layers, len(set(table.params)), len(rest), fit.rmse, by_budget))
+    for layers in sorted({m.layers for m in once_seen(records)}):
+        left_out = largest_left_out(records, 8, 4, least_layers=layers)
+        if left_out is not None:
+            seen, tokens = left_out.seen, left_out.unseen.tokens
+            errors = [BudgetError(int(t), float(e)) for t, e in zip(tokens, left_out.ratio - 1)]
+            sizes, models = len(set(seen.params)), len(seen.params)
+            rows.append(DepthFit(layers, sizes, models, left_out.rmse, errors))
     return rows
 
 

@@ -6,14 +6,14 @@ import dataclasses
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sdsl_jax.evidence.common import MeasuredSpeedups, measured_speedups
 from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.fitting.acceptance import PairTable, fit_law, pair_table
-from sdsl_jax.fitting.loss import fit_loss_law, loss_table
+from sdsl_jax.fitting.loss import LossTable, fit_loss_law, loss_table
 from sdsl_jax.records import ModelRecord, longest_trained
 from sdsl_jax.statistics import bootstrap_weights, quantile_interval, root_mean_square
 from sdsl_jax.theory import ACCEPTANCE_LAWS, ModelPoint, speedup
@@ -393,7 +393,7 @@ def law_inputs(records: StudyRecords) -> LawInputs | None:
             name,
             _left_out_drafts(records, "power_law", records.models, column),
             _left_out_drafts(records, "log_linear_length", records.models, column),
-            _largest_size(records, column),
+            _error_on_largest(records, column),
         )
         for name, column in _COUNTS.items()
         if all(getattr(m, column) > 0 for m in records.models)
@@ -440,17 +440,62 @@ def _left_out_drafts(
     return root_mean_square(errors)
 
 
-def _largest_size(records: StudyRecords, column: str) -> float | None:
+def _error_on_largest(records: StudyRecords, column: str) -> float | None:
     """Error of ln loss on the largest size, by a law fitted to all others."""
-    config = dataclasses.replace(records.config.fit, bootstrap=20)
-    models = [m for m in records.models if not m.epochs > config.max_epochs]
+    left_out = largest_left_out(records, 7, 3, column=column)
+    return None if left_out is None else root_mean_square(np.log(left_out.ratio))
+
+
+class LargestLeftOut(NamedTuple):
+    """A loss law fitted to all smaller models, and how far it is off on the largest size.
+
+    Attributes:
+      rmse: Root mean square residual of ln loss of the fit.
+      seen: What it was fitted to.
+      unseen: Models of the largest size.
+      ratio: Predicted over measured loss of the latter.
+    """
+
+    rmse: float
+    seen: LossTable
+    unseen: LossTable
+    ratio: np.ndarray
+
+
+def once_seen(records: StudyRecords) -> list[ModelRecord]:
+    """The models that loss laws are fitted to: those that did not repeat their text too often."""
+    return [m for m in records.models if not m.epochs > records.config.fit.max_epochs]
+
+
+def largest_left_out(
+    records: StudyRecords,
+    fewest_models: int,
+    fewest_sizes: int,
+    *,
+    column: str = "params_nonembedding",
+    least_layers: int = 0,
+) -> LargestLeftOut | None:
+    """Fits the loss law to all models but the largest; None if there are too few smaller ones.
+
+    Args:
+      records: Records of the study.
+      fewest_models: Smaller models that a fit needs.
+      fewest_sizes: Sizes that a fit needs.
+      column: Column that counts as size.
+      least_layers: Fewest layers of the smaller models.
+    """
+    models, config = once_seen(records), dataclasses.replace(records.config.fit, bootstrap=20)
     largest = max(m.params_nonembedding for m in models)
-    rest = [m for m in models if m.params_nonembedding < largest]
-    table = loss_table(rest, column)
-    if len(rest) < 7 or len(set(table.params)) < 3 or len(set(table.tokens)) < 2:
+    rest = [m for m in models if m.layers >= least_layers and m.params_nonembedding < largest]
+    seen = loss_table(rest, column)
+    if (
+        len(rest) < fewest_models
+        or len(set(seen.params)) < fewest_sizes
+        or len(set(seen.tokens)) < 2
+    ):
         return None
     weights = np.ones((1, len(rest)))
-    fit = fit_loss_law(table, config, weights, records.config.seed, config.loss_law)
-    out = loss_table([m for m in models if m.params_nonembedding == largest], column)
-    errors = np.log(np.asarray(fit.law(out.params, out.tokens), float) / out.loss)
-    return root_mean_square(errors)
+    fit = fit_loss_law(seen, config, weights, records.config.seed, config.loss_law)
+    unseen = loss_table([m for m in models if m.params_nonembedding == largest], column)
+    predicted_loss = np.asarray(fit.law(unseen.params, unseen.tokens), float)
+    return LargestLeftOut(fit.rmse, seen, unseen, predicted_loss / unseen.loss)
