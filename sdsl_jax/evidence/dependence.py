@@ -370,7 +370,7 @@ def _fitted(lookaheads: tuple[int, ...]) -> tuple[int, int]:
 def _predictions(
     table: _Table, fits: dict[str, DependenceFit]
 ) -> dict[str, Float[np.ndarray, "P G"]]:
-    gamma = np.asarray(table.lookaheads, float)
+    gamma = np.asarray(table.lookaheads, float)[None]
     at_1 = table.tau[:, 0] - 1  # at γ = 1 the geometric formula is 1 + α
     with jax.enable_x64(True):
         geometric = {
