@@ -298,8 +298,8 @@ def test_how_well_a_law_fits_stands_with_it(tmp_path):
     """The paper's figures come from the preset alone; those of a fit from its JSON."""
     r_squared, error = PAPER_PLANE.about.r_squared, PAPER_PLANE.about.mean_squared_error**0.5
     assert quality(PUBLISHED[1]) == (
-        f"the acceptance law paper has R² = {r_squared} and a root mean square error of {error:.2g} in α, over pairs whose "
-        "number is not published"
+        f"the acceptance law paper has R² = {r_squared} and a root mean square error of {error:.2g} in α, over an unpublished "
+        "number of pairs"
     )
     fitted = write_law(
         tmp_path / "gap.json", "logit_gap", LogitGap(1.0, 1.5), r_squared=0.93, rmse=0.012, n=1440
