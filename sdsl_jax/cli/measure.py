@@ -289,7 +289,8 @@ def _print(console: Console, r: PairReport) -> None:
         if r.costs.lookahead_command is not None:
             say(
                 console,
-                f"best lookahead and speed-up at these costs:\n  {r.costs.lookahead_command}",
+                "best lookahead if a round cost these passes alone (the request times above include the rest of it):\n  "
+                + r.costs.lookahead_command,
             )
     for text in r.warnings:
         say(console, f"warning: {text}")

@@ -96,9 +96,13 @@ class MeasuredPair:
     @property
     def warnings(self) -> list[str]:
         """What a reader should know, a sentence each."""
-        return pair_report.input_warnings(
-            self.draft, self.target, self.prompts, self.settings, self.requested
-        ) + pair_report.result_warnings(self.measurement)
+        return (
+            pair_report.input_warnings(
+                self.draft, self.target, self.prompts, self.settings, self.requested
+            )
+            + pair_report.result_warnings(self.measurement)
+            + pair_report.timing_warnings(self.times)
+        )
 
     def table(self) -> pandas.DataFrame:
         """One row per lookahead: τ and its expectation, acceptance, self-check, and what was timed."""

@@ -571,6 +571,15 @@ def result_warnings(measured: PairMeasurement) -> list[str]:
     return warnings
 
 
+def timing_warnings(times: Sequence[GenerationTimes]) -> list[str]:
+    """What a reader should know about the times of requests, a sentence each."""
+    return [
+        f"the time per token at γ = {each.lookahead} is not positive: the machine was busy with other work; measure again."
+        for each in times
+        if each.per_token_seconds.estimate <= 0
+    ]
+
+
 def write_tokens(path: Path, results: Sequence[LookaheadResult], tokenizer: Tokenizer) -> None:
     """Writes the generated texts, one JSON object per line: row, lookahead, prompt, text, tokens, and
     why the row stopped.

@@ -1,6 +1,7 @@
 """The doors for notebooks: two loaded models in, one typed result out."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from sdsl_jax.checkpoints.loading import load_model
 from sdsl_jax.errors import SdslError
 from sdsl_jax.measurement import measure_pair, measured_pair, speculate
 from sdsl_jax.measurement.latency import StepCosts
+from sdsl_jax.measurement.pair_report import timing_warnings
 from sdsl_jax.records import read_table
 from sdsl_jax.records.documents import schema_of, to_json
+from sdsl_jax.statistics import Interval
 
 TEXTS = ["the house of", "a people", "we must go", "so it is", "Hope"] * 2
 SMALL = dict(lookaheads=(1, 3), new_tokens=8, batch=16)
@@ -142,3 +145,12 @@ def test_too_large_a_replay_is_refused(models, monkeypatch):
     monkeypatch.setattr(module, "_REPLAY_BYTES", 1000)
     with pytest.raises(SdslError, match=r"would take .* GiB; replay at most"):
         measure_pair(*models, TEXTS, **SMALL, replayed=2)
+
+
+def test_times_that_are_not_positive_are_pointed_out():
+    rows = [
+        SimpleNamespace(lookahead=g, per_token_seconds=Interval(seconds, seconds, seconds))
+        for g, seconds in ((0, 1e-3), (2, -1e-5))
+    ]
+    (warning,) = timing_warnings(rows)
+    assert warning.startswith("the time per token at γ = 2 is not positive")
