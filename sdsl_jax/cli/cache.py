@@ -6,12 +6,11 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from rich.table import Column
 from tyro.conf import arg
 
 from sdsl_jax.cache_folders import Cache, Entry, caches, remove
 from sdsl_jax.cli.arguments import Flag
-from sdsl_jax.cli.terminal import say, standard_console, table
+from sdsl_jax.cli.terminal import say, standard_console
 from sdsl_jax.counts import parse_bytes, short_bytes
 from sdsl_jax.errors import SdslError, require
 
@@ -71,13 +70,10 @@ def _shrink(limit: float) -> tuple[list[Entry], list[Entry]]:
 
 
 def _print(listed: list[Cache]) -> None:
-    columns = (Column("folder", overflow="fold"), Column("holds"), "entries", "size")
-    rows = [
-        (str(cache.folder), cache.contents, f"{len(cache.entries):,}", short_bytes(cache.bytes))
-        for cache in listed
-    ]
     console = standard_console()
-    console.print(table("Caches", columns, rows))
+    for cache in listed:
+        entries = f"{len(cache.entries):,} {'entry' if len(cache.entries) == 1 else 'entries'}"
+        say(console, f"{cache.contents}: {entries}, {short_bytes(cache.bytes)}\n  {cache.folder}")
     say(
         console,
         "Compiled programs are kept in $JAX_COMPILATION_CACHE_DIR instead, and corpora in data.shards of a study, where these\n"
