@@ -32,8 +32,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [
     str(ROOT),
     str(ROOT / "tests"),
-    str(ROOT / "tests" / "models"),
-    str(ROOT / "tests" / "training"),
+    str(ROOT / "tests" / "checkpoints"),
 ]
 
 import numpy as np

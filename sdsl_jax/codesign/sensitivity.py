@@ -122,7 +122,7 @@ def _sensitivities(
             for name in program.variables
         ]
     )
-    return _elasticity(scale[:, None] * moved[:size], values), _elasticity(gained, values)
+    return _elasticity(scale[:, None] * moved[:size], values[None]), _elasticity(gained, values)
 
 
 def of_stated_sizes(

@@ -126,7 +126,7 @@ def test_greedy_continuations_are_equal_with_and_without_a_draft(case):
 def test_fresh_checkpoints_of_transformers_agree_as_well(case, tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from models.published.make import make
+    from checkpoints.published.make import make
 
     reference = make(case[0].name, tmp_path / "checkpoint", seed=1)
     require_close(logits_of(load(tmp_path / "checkpoint"), reference["ids"]), reference["logits"])

@@ -11,7 +11,6 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sdsl_jax.checkpoints import storage
-from sdsl_jax.checkpoints import storage as checkpoints
 from sdsl_jax.errors import SdslError
 
 TREE = {"w": jnp.arange(3000.0).reshape(30, 100), "step": jnp.asarray(7, jnp.int32)}
@@ -43,7 +42,7 @@ def test_every_file_is_in_the_manifest_and_every_change_is_seen(written, tmp_pat
     files = [
         p
         for p in written.rglob("*")
-        if p.is_file() and p.name != checkpoints.MANIFEST and p.stat().st_size
+        if p.is_file() and p.name != storage.MANIFEST and p.stat().st_size
     ]
     assert len(files) >= 5
     for i, file in enumerate(files):
@@ -66,7 +65,7 @@ def test_every_file_is_in_the_manifest_and_every_change_is_seen(written, tmp_pat
 
 @pytest.mark.parametrize("content", [None, "", "[]", '{"files": {"_CHECKPOINT_METADATA": 3}}'])
 def test_a_manifest_that_is_missing_or_damaged(copy, content):
-    manifest = copy / checkpoints.MANIFEST
+    manifest = copy / storage.MANIFEST
     manifest.unlink() if content is None else manifest.write_text(content)
     with pytest.raises(SdslError, match=r"is damaged: .*manifest\.json"):
         storage.restore(copy, LIKE)
@@ -103,7 +102,7 @@ def test_leftovers_of_killed_processes_are_removed(copy):
 FULL = """
 import sys, pathlib, jax, jax.numpy as jnp
 from sdsl_jax.errors import SdslError
-from sdsl_jax.checkpoints import storage as checkpoints
+from sdsl_jax.checkpoints import storage
 folder = pathlib.Path(sys.argv[1])
 tree = {"w": jax.random.normal(jax.random.key(0), (500, 500))}
 try:
@@ -191,7 +190,7 @@ def test_a_checkpoint_does_not_tell_where_it_was_written(tmp_path):
 _LIMITED = """
 import resource, sys, pathlib, jax
 from sdsl_jax.errors import SdslError
-from sdsl_jax.checkpoints import storage as checkpoints
+from sdsl_jax.checkpoints import storage
 folder = pathlib.Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 try:

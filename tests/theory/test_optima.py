@@ -343,7 +343,7 @@ def test_bracketed_roots_against_brute_force(changed, expected, double):
     with jax.enable_x64(double):
         made = on_device(DEVICE._replace(**changed))
         found = solve(made)
-        surface = jax.jit(lambda sizes, lookaheads: made.speedup(sizes[:, None], lookaheads))
+        surface = jax.jit(lambda sizes, lookaheads: made.speedup(sizes[:, None], lookaheads[None]))
         sizes, lookaheads = np.geomspace(1e3, 3e5, 400), np.geomspace(1.0, 64.0, 400)
         for _ in range(2):  # then once more between the neighbours of the best
             values = np.asarray(surface(sizes, lookaheads))
