@@ -333,9 +333,7 @@ def _sensitivities(answer: Answer) -> Table:
 
 def _published_title(answer: Answer, target: str) -> str:
     """The heading of the published models, which says whether their tokenizer is the target's."""
-    title = (
-        "Published models in the draft's place, likely tokenizers first, then by predicted speed"
-    )
+    title = "Published models in the draft's place, likely tokenizers first"
     tokenizer = answer.nearest_published[0].tokenizer if answer.nearest_published else "shared"
     if tokenizer == "unknown":
         hint = f"{target} is of no family known here" if target else "give --target-name"

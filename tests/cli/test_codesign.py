@@ -137,7 +137,7 @@ def test_a_page_for_people(sdsl):
     assert "5 tokens ahead" in out
     assert "Of your candidates 125M is the best, at γ = 5" in " ".join(out.split())
     assert "settings for your candidate of 125M: its best lookahead is γ = 5" in out
-    assert "tokenizer is unknown: give --target-name" in out
+    assert "tokenizer is unknown: give --target-name" in " ".join(out.split())
     assert max(map(len, out.splitlines())) <= 124
     for words in (
         "candidates",
