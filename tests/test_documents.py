@@ -68,6 +68,20 @@ def test_damage_is_named(change, words):
         from_json(Curve, to_json(CURVE) | change, "the file")
 
 
+@dataclasses.dataclass(frozen=True)
+class Either:
+    """A point or a curve."""
+
+    what: Point | Curve | None
+
+
+def test_of_two_kinds_of_object_the_one_that_fits_is_read():
+    for what in (CURVE.points[0], dataclasses.replace(CURVE, points=()), None):
+        assert from_json(Either, to_json(Either(what)), "the file") == Either(what)
+    with pytest.raises(SdslError, match="it lacks the key"):
+        from_json(Either, {"what": {"name": "a"}}, "the file")
+
+
 def test_a_missing_key_is_named():
     with pytest.raises(SdslError, match="it lacks the key ends"):
         from_json(Curve, {"points": []}, "the file")

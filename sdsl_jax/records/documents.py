@@ -84,11 +84,15 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
+        failure: Exception = TypeError()
         for option in arguments:
             try:
                 return _convert(value, option, where)
+            except SdslError as error:
+                failure = error  # of several kinds of object, another may be meant
             except TypeError:
                 continue
+        raise failure
     elif dataclasses.is_dataclass(annotation) and isinstance(value, dict):
         return from_json(typing.cast(type, annotation), value, where)
     elif origin in (list, tuple) and isinstance(value, list):
