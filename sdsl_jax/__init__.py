@@ -6,6 +6,7 @@ What users call is here, and loaded when it is first asked for:
 - laws: `load_law`, `fit_loss`, `fit_acceptance`
 - models: `load_model`, `speculate`, `measure_pair`
 - answers: `Problem`, `run_study`
+- errors: `SdslError`, raised for every request that cannot be carried out
 """
 
 from importlib import import_module
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sdsl_jax.checkpoints.loading import load_model
     from sdsl_jax.codesign.problem import Problem
+    from sdsl_jax.errors import SdslError
     from sdsl_jax.fitting.fits import fit_acceptance, fit_loss
     from sdsl_jax.fitting.law_files import load_law
     from sdsl_jax.measurement.measured_pair import measure_pair, speculate
@@ -24,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Problem",
     "Scenario",
+    "SdslError",
     "fit_acceptance",
     "fit_loss",
     "load_law",
@@ -39,6 +42,7 @@ __all__ = [
 _HOMES = {
     "checkpoints.loading": ("load_model",),
     "codesign.problem": ("Problem",),
+    "errors": ("SdslError",),
     "fitting.fits": ("fit_acceptance", "fit_loss"),
     "fitting.law_files": ("load_law",),
     "measurement.measured_pair": ("measure_pair", "speculate"),

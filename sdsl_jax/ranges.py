@@ -39,6 +39,8 @@ def require_in(interval: str, name: str, value: Any) -> None:
 
 
 def _words(interval: str, low: float, high: float) -> str:
+    if math.isinf(low):
+        return f"be at most {high:g}"
     if math.isfinite(high):
         return f"lie in {interval}"
     if low == 0:

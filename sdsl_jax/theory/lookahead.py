@@ -22,10 +22,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from sdsl_jax.errors import require
+from sdsl_jax.ranges import share_hint
 from sdsl_jax.theory.arrays import Values
+from sdsl_jax.theory.domain import check_numbers, known_numbers
 from sdsl_jax.theory.lambert import solve_branch, w_minus_log1p
 
 
@@ -40,7 +42,22 @@ def tokens_per_round(acceptance: Values, lookahead: Values) -> Array:
 def speedup(
     acceptance: Values, lookahead: Values, draft_step: Values, verify_pass: Values = 1.0
 ) -> Array:
-    """S = τ / (γ·d + v), with costs in target steps; an acceptance of 0 or less counts as none."""
+    """S = τ / (γ·d + v), the speed-up over the target alone.
+
+    Args:
+      acceptance: Acceptance probability α ≤ 1; 0 or less, which a law may give, counts as none.
+      lookahead: Drafted tokens per round γ ≥ 0, whole or not.
+      draft_step: Cost d ≥ 0 of a draft step, in target steps.
+      verify_pass: Cost v > 0 of a verify pass, in target steps.
+
+    Raises:
+      SdslError: A value is outside its range. Under `jit`, where no value is known, nothing is
+        checked.
+    """
+    check_numbers("[-inf, 1]", "the acceptance", acceptance)
+    check_numbers("[0, inf)", "the lookahead", lookahead)
+    check_numbers("[0, inf)", "the cost of a draft step in target steps", draft_step)
+    check_numbers("(0, inf)", "the cost of a verify pass in target steps", verify_pass)
     return tokens_per_round(acceptance, lookahead) / (lookahead * draft_step + verify_pass)
 
 
@@ -181,34 +198,26 @@ class LookaheadOptimum(NamedTuple):
     speculate: Bool[Array, "*shape"]
 
 
-def _require(condition: object, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _known(value: Values) -> bool:
-    return not isinstance(value, jax.core.Tracer)
-
-
 def check_domain(acceptance: Values, draft_step: Values, verify_pass: Values) -> None:
-    """Raises `ValueError` for values without an optimum, where they are known at call time (not under `jit`)."""
-    if _known(acceptance):
-        alpha = np.asarray(acceptance)
-        _require(not np.isnan(alpha).any(), "the acceptance is not a number (NaN).")
+    """Raises `SdslError` for values without an optimum, where they are known at call time (not under `jit`)."""
+    alpha = known_numbers("the acceptance", acceptance)
+    if alpha is not None:
         largest = float(alpha.max())
-        _require(
+        require(
             largest < 1,
-            f"the acceptance is {largest:g}; it must be below 1, or no finite lookahead is optimal.",
+            f"the acceptance is {largest:g}; it must be below 1, or no finite lookahead is optimal{share_hint(largest)}.",
         )
-    if _known(draft_step):
-        smallest = float(np.min(np.asarray(draft_step)))
-        _require(
+    step = known_numbers("the cost of a draft step", draft_step)
+    if step is not None:
+        smallest = float(step.min())
+        require(
             smallest > 0,
             f"the cost of a draft step is {smallest:g} target steps; it must be positive.",
         )
-    if _known(verify_pass):
-        smallest = float(np.min(np.asarray(verify_pass)))
-        _require(
+    verify = known_numbers("the cost of a verify pass", verify_pass)
+    if verify is not None:
+        smallest = float(verify.min())
+        require(
             smallest >= 1,
             f"the cost of a verify pass is {smallest:g} target steps; it must be at least 1, for it does all that a step does.",
         )
@@ -233,7 +242,7 @@ def optimal_lookahead(
       verify_pass: Cost v ≥ 1 of a verify pass, in target steps; independent of γ.
 
     Raises:
-      ValueError: A value is outside its range. Under `jit`, where no value is known, α ≥ 1 gives
+      SdslError: A value is outside its range. Under `jit`, where no value is known, α ≥ 1 gives
         the limit α → 1: γ* = ∞ and S* = 1/d.
     """
     check_domain(acceptance, draft_step, verify_pass)

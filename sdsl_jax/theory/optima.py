@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from sdsl_jax.errors import SdslError, require
 from sdsl_jax.theory.arrays import Scalar
 from sdsl_jax.theory.bracketed import (
     RoundCost,
@@ -20,6 +21,7 @@ from sdsl_jax.theory.bracketed import (
     slope_of,
     with_slope,
 )
+from sdsl_jax.theory.domain import check_function, known_numbers
 from sdsl_jax.theory.lookahead import (
     LookaheadOptimum,
     best_log_speedup,
@@ -156,19 +158,19 @@ def _indifference(
 
 
 def check_bounds(bounds: tuple[Scalar, Scalar]) -> None:
-    """Raises `ValueError` for bounds out of order, where they are known at call time (not under `jit`)."""
-    if not any(isinstance(b, jax.core.Tracer) for b in bounds):
-        low, high = (np.asarray(b) for b in bounds)
-        if not np.all((low > 0) & (low < high)):
-            raise ValueError(
-                f"the bounds of the draft size are {low} and {high}; they must be positive and rising."
-            )
+    """Raises `SdslError` for bounds out of order, where they are known at call time (not under `jit`)."""
+    low, high = (known_numbers("a bound of the draft size", bound) for bound in bounds)
+    if low is not None and high is not None:
+        require(
+            np.all((low > 0) & (low < high)),
+            f"the bounds of the draft size are {low} and {high}; they must be positive and rising.",
+        )
 
 
 def check_acceptance(best: DraftOptimum) -> None:
-    """Raises `ValueError` where the acceptance reaches 1 around an optimum, where that is known at call time."""
+    """Raises `SdslError` where the acceptance reaches 1 around an optimum, where that is known at call time."""
     if not isinstance(best.saturates, jax.core.Tracer) and bool(np.any(best.saturates)):
-        raise ValueError(
+        raise SdslError(
             f"the acceptance reaches 1 around {float(np.max(best.params)):g} parameters (it is {float(np.max(best.acceptance)):g}"
             " there); it must stay below, or no finite lookahead is optimal."
         )
@@ -199,10 +201,12 @@ def optimal_draft(
       verify_pass: Cost v ≥ 1 of a verify pass, in target steps.
 
     Raises:
-      ValueError: The bounds are out of order, or the acceptance reaches 1 around the optimum, so
+      SdslError: The bounds are out of order, or the acceptance reaches 1 around the optimum, so
         that no finite lookahead is optimal. Under `jit`, where no value is known, `saturates` is
         true in the result instead.
     """
+    check_function("the acceptance", acceptance, "a function of the draft size: lambda n: 0.7")
+    check_function("the draft step", draft_step, "a function of the draft size: lambda n: n / 70e9")
     check_bounds(bounds)
     check_domain(0.5, 1.0, verify_pass)
     return _optimal_draft(
@@ -238,7 +242,7 @@ def optimal_draft_of_rounds(
       lookahead_bounds: Smallest γ, at least 1, and largest.
 
     Raises:
-      ValueError: As `optimal_draft`.
+      SdslError: As `optimal_draft`.
     """
     check_bounds(bounds)
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from sdsl_jax.theory.arrays import Scalar
 from sdsl_jax.theory.costs import ParameterCost
+from sdsl_jax.theory.domain import check_function, check_numbers
 from sdsl_jax.theory.hardware import CostModel
 from sdsl_jax.theory.laws import AcceptanceLaw, LossLaw, ModelPoint
 from sdsl_jax.theory.lookahead import tokens_per_round
@@ -65,7 +66,7 @@ class DraftProblem(NamedTuple):
         Compiled once for all problems of the same kinds of laws and costs.
 
         Raises:
-          ValueError: As `optimal_draft` does.
+          SdslError: As `optimal_draft` does.
         """
         check_bounds(self.bounds)
         best = _optimum(self)
@@ -101,8 +102,27 @@ class Scenario(NamedTuple):
     draft_overhead: Scalar = 0.0
     smallest_draft: Scalar = 1e6
 
+    def check(self) -> None:
+        """Raises `SdslError` for a number that is known and impossible, and for what is no law."""
+        for name in ("target_params", "draft_tokens", "target_tokens", "smallest_draft"):
+            check_numbers("(0, inf)", name, getattr(self, name))
+        check_numbers("[0, inf)", "draft_overhead", self.draft_overhead)
+        check_function(
+            "loss_law", self.loss_law, "a law, such as theory.BESIROGLU or load_law(...).law"
+        )
+        check_function(
+            "acceptance_law",
+            self.acceptance_law,
+            "a law, such as theory.PAPER_PLANE or load_law(...).law",
+        )
+
     def problem(self) -> DraftProblem:
-        """The design problem of this target, at the paper's costs."""
+        """The design problem of this target, at the paper's costs.
+
+        Raises:
+          SdslError: A number is impossible, or a law is none.
+        """
+        self.check()
         return DraftProblem(
             loss_law=self.loss_law,
             draft_tokens=self.draft_tokens,
@@ -115,7 +135,11 @@ class Scenario(NamedTuple):
         )
 
     def optimum(self) -> DraftOptimum:
-        """N*, γ* and S*."""
+        """N*, γ* and S*.
+
+        Raises:
+          SdslError: As `problem` and `DraftProblem.optimum`.
+        """
         return self.problem().optimum()
 
 
@@ -127,13 +151,21 @@ class Sensitivities(NamedTuple):
     log_speedup: Scenario
 
 
-@jax.jit
 def sensitivities(scenario: Scenario) -> Sensitivities:
     """How the optimum moves with every number in it, by the implicit function theorem.
 
     An entry is ∂(ln N*)/∂θ and so on, for θ in its own unit. Multiplied by a standard error of θ it
     gives a standard error of ln N*.
+
+    Raises:
+      SdslError: As `Scenario.problem`.
     """
+    scenario.check()
+    return _sensitivities(scenario)
+
+
+@jax.jit
+def _sensitivities(scenario: Scenario) -> Sensitivities:
 
     def optimum(scenario: Scenario) -> Array:
         best = scenario.optimum()
@@ -153,10 +185,18 @@ class Elasticities(NamedTuple):
     target_tokens: Float[Array, ""]
 
 
-@jax.jit
 def optimum_with_elasticities(scenario: Scenario) -> tuple[DraftOptimum, Elasticities]:
-    """The optimum, and the local exponents of N* in M, D and D′, by the implicit function theorem."""
+    """The optimum, and the local exponents of N* in M, D and D′, by the implicit function theorem.
 
+    Raises:
+      SdslError: As `Scenario.problem`.
+    """
+    scenario.check()
+    return _optimum_with_elasticities(scenario)
+
+
+@jax.jit
+def _optimum_with_elasticities(scenario: Scenario) -> tuple[DraftOptimum, Elasticities]:
     def log_size(logs: Array) -> tuple[Array, DraftOptimum]:
         m, d, d_target = jnp.exp(logs)
         best = scenario._replace(target_params=m, draft_tokens=d, target_tokens=d_target).optimum()
