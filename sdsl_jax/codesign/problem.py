@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,7 @@ class Problem(ProblemFlags):
 
         Problem(target_params="70B", hardware="h100", devices=4, batch=8).solve()
 
-    The keyword arguments are the flags of `sdsl codesign`, described in `ProblemFlags`; what is left
-    out has the same default.
+    The keyword arguments are the flags of `sdsl codesign`, and what is left out has the same default.
     """
 
     @classmethod
@@ -62,3 +62,20 @@ class Problem(ProblemFlags):
         flags = {f.name: getattr(self, f.name) for f in fields(self)}
         shown = [f"{name}={value!r}" for name, value in flags.items() if value not in (None, ())]
         return f"Problem({', '.join(shown)})"
+
+
+def _describe(problem: type[Problem]) -> None:
+    """Gives `help` the flags as they are called, each with what it means.
+
+    As annotations they carry how a command line reads and shows them.
+    """
+    flags = inspect.signature(ProblemFlags).parameters.values()
+    plain = [flag.replace(annotation=flag.empty) for flag in flags]
+    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    vars(problem)["__init__"].__signature__ = inspect.Signature([itself, *plain])
+    setattr(problem, "__signature__", inspect.Signature(plain))  # noqa: B010
+    _, _, meanings = (ProblemFlags.__doc__ or "").partition("by the flags of `sdsl codesign`.")
+    problem.__doc__ = (problem.__doc__ or "").rstrip() + meanings
+
+
+_describe(Problem)

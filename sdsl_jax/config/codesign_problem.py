@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -136,7 +136,7 @@ class DraftConfig:
         require(
             not self.acceptance or len(self.candidates) == 1,
             f"an acceptance of {self.acceptance:g} was given with {len(self.candidates)} candidates; it was measured with one "
-            "draft, whose size must be the only candidate.",
+            "draft, whose size must be the only candidate. For several drafts, solve once for each.",
         )
 
 
@@ -441,10 +441,18 @@ def _size(value: Any, flag: str) -> float:
 
 
 def _sizes(value: Any, flag: str) -> list[float]:
-    return parse_sizes(value, flag) if isinstance(value, str) else [_size(v, flag) for v in value]
+    if isinstance(value, str):
+        return parse_sizes(value, flag)
+    return [_size(v, flag) for v in (value if isinstance(value, Iterable) else [value])]
 
 
 def _share(value: Any, flag: str) -> float:
+    several = isinstance(value, Iterable) and (not isinstance(value, str) or "," in value)
+    require(
+        not several,
+        f"{flag} is {value!r}; it must be one number, measured with the one candidate. For several drafts, solve once for "
+        "each.",
+    )
     share = parse_share(value, flag) if isinstance(value, str) else value
     require_in("(0, 1)", "the acceptance", share)
     return share
@@ -517,7 +525,8 @@ class ProblemFlags:
       prefill: Where prompts are read: by the devices that decode, here (default), or by others,
         elsewhere (disaggregated prefill).
       candidates: Draft sizes to compare.
-      acceptance: Acceptance probability α, measured with the one candidate; replaces the law.
+      acceptance: Acceptance probability α, measured with the one candidate; replaces the law. Drafts
+        with an α each are compared by solving once for each (docs/codesign.md).
       objective: Metrics to minimise, with weights: seconds_per_token (default),
         cost_per_million_tokens, latency_seconds, ...
       constraint: A metric and the most it may be, such as latency_seconds=2; may be repeated.
@@ -552,9 +561,9 @@ class ProblemFlags:
     prompt_tokens: _CountText = _flag("workload.prompt_tokens", _count)
     new_tokens: _CountText = _flag("workload.new_tokens", _count)
     prefill: Annotated[str | None, _shown("here|elsewhere", str)] = _flag("workload.prefill")
-    candidates: Annotated[Sequence[float | str] | str | None, _shown("COUNT[,COUNT...]", str)] = (
-        _flag("draft.candidates", _sizes)
-    )
+    candidates: Annotated[
+        Sequence[float | str] | float | str | None, _shown("COUNT[,COUNT...]", str)
+    ] = _flag("draft.candidates", _sizes)
     acceptance: Annotated[float | str | None, _shown("ALPHA", str)] = _flag(
         "draft.acceptance", _share
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,10 @@ class MeasuredPair:
         )
 
     def table(self) -> pandas.DataFrame:
-        """One row per lookahead: τ and its expectation, acceptance, self-check, and what was timed."""
+        """One row per lookahead: τ and its expectation, acceptance, self-check, and what was timed.
+
+        Columns whose names end in _low and _high are the ends of intervals.
+        """
         times = {each.lookahead: each for each in self.times}
         rows = []
         for result in self.measurement.lookaheads:
@@ -125,7 +129,7 @@ class MeasuredPair:
             if result.lookahead in times:
                 row["speedup"] = times[result.lookahead].speedup.estimate
             rows.append(row)
-        return pandas.DataFrame(rows).set_index("lookahead")
+        return _WholeTable(rows).set_index("lookahead")
 
     def report(self) -> PairReport:
         """The measurement as a document: what `sdsl measure --json` prints."""
@@ -257,6 +261,20 @@ class MeasuredPair:
         )
 
 
+class _WholeTable(pandas.DataFrame):
+    """A table that shows every column; pandas by itself leaves out the middle ones of a wide table."""
+
+    @property
+    def _constructor(self) -> type[_WholeTable]:
+        return _WholeTable
+
+    def __repr__(self) -> str:
+        return self.to_string(line_width=100, float_format="{:.4g}".format)
+
+    def _repr_html_(self) -> str:
+        return self.to_html(float_format="{:.4g}".format)
+
+
 def _brief(table: pandas.DataFrame) -> pandas.DataFrame:
     """A table without the ends of intervals."""
     return table[[name for name in table if not str(name).endswith(("_low", "_high"))]]
@@ -328,7 +346,7 @@ def speculate(
       SdslError: an argument is out of range, a model cannot be read, or the two have different
         tokenizers.
     """
-    how = _settings((lookahead,), new_tokens, temperature, seed, **settings)
+    how = _settings(_whole_numbers(lookahead), new_tokens, temperature, seed, **settings)
     draft_model, target_model = _load_pair(draft, target, options, progress)
     chosen = _as_prompts(prompts, target_model)
     decoded = decode(*_decoding_pair(draft_model, target_model), chosen, lookahead, how)
@@ -344,7 +362,7 @@ def measure_pair(
     draft: AnyModel,
     target: AnyModel,
     prompts: AnyPrompts = "heldout",
-    lookaheads: Sequence[int] = (1, 2, 4, 8),
+    lookaheads: int | Sequence[int] = (1, 2, 4, 8),
     new_tokens: int = 96,
     temperature: float = 1.0,
     seed: int = 0,
@@ -364,7 +382,8 @@ def measure_pair(
       target: The model to speed up: a loaded model or a path.
       prompts: Strings or sequences of token ids; or a source, as for `sdsl measure --prompts`: a
         .txt or .jsonl file, "heldout" or "sotu".
-      lookaheads: Drafts per round, γ (num_speculative_tokens), each measured by a run of its own.
+      lookaheads: Drafts per round, γ (num_speculative_tokens); of several, each is measured by a run
+        of its own.
       new_tokens: Tokens to generate for each prompt (max_new_tokens).
       temperature: Sampling temperature of both models; 0 for greedy decoding.
       seed: Seed of all sampling.
@@ -381,7 +400,7 @@ def measure_pair(
       SdslError: an argument is out of range, a model or the prompts cannot be read, or the two have
         different tokenizers.
     """
-    how = _settings(tuple(lookaheads), new_tokens, temperature, seed, **settings)
+    how = _settings(_whole_numbers(lookaheads), new_tokens, temperature, seed, **settings)
     draft_model, target_model = _load_pair(draft, target, options, progress)
     return measure_and_record(
         draft_model,
@@ -452,6 +471,17 @@ def measure_and_record(
     if out is not None:
         pair._append(out)
     return pair
+
+
+def _whole_numbers(lookaheads: Any) -> tuple[int, ...]:
+    """Lookaheads as they are given: one whole number or several."""
+    several = lookaheads if isinstance(lookaheads, Iterable) else (lookaheads,)
+    given = () if isinstance(lookaheads, str) else tuple(several)
+    require(
+        given and all(isinstance(one, Integral) for one in given),
+        f"the lookahead is {lookaheads!r}; it must be a whole number such as 4, or several such as (1, 2, 4).",
+    )
+    return tuple(map(int, given))
 
 
 def _settings(

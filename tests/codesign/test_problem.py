@@ -1,5 +1,9 @@
 """Problems asked from Python, and drafts that are nearly as good as the best."""
 
+import dataclasses
+import inspect
+import pydoc
+import re
 from pathlib import Path
 
 import jax
@@ -48,8 +52,21 @@ def test_flags_are_numbers_or_text_as_people_write_it():
     many = Problem(target_params=7e9, candidates=np.geomspace(1e8, 1e9, 3), hardware=Path("a.toml"))
     assert many.config().draft.candidates == pytest.approx((1e8, 10**8.5, 1e9))
     assert many.config().hardware.name == "a.toml"
-    measured = Problem(target_params=7e9, candidates=[1e8], acceptance=0.7).config()
+    measured = Problem(target_params=7e9, candidates=1e8, acceptance=0.7).config()
+    assert measured.draft.candidates == (1e8,)
     assert measured.draft.acceptance == 0.7
+
+
+def test_help_reads():
+    """Every flag by name in the signature and explained below it, without how a command line reads it."""
+    names = {f.name for f in dataclasses.fields(Problem)}
+    signature = inspect.signature(Problem)
+    assert {*signature.parameters} == names
+    assert str(signature).startswith("(*, file=None, target_params=None, target_name=None,")
+    page = pydoc.render_doc(Problem, renderer=pydoc.plaintext)
+    assert "tyro" not in page
+    assert "Annotated" not in page
+    assert not [name for name in names if not re.search(rf"^ \|\s+{name}: \w", page, re.MULTILINE)]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +79,12 @@ def test_flags_are_numbers_or_text_as_people_write_it():
         ({"target_params": 7e9, "objective": {"speed": 1}}, "unknown key objective.speed"),
         ({"target_params": 7e9, "constraint": {"latency_seconds": -1}}, "it must be positive"),
         ({"target_params": 7e9, "candidates": [1e8], "acceptance": 1.0}, r"must lie in \(0, 1\)"),
+        ({"target_params": 7e9, "acceptance": [0.6, 0.7]}, r"\[0.6, 0.7\]; .* solve once for each"),
+        ({"target_params": 7e9, "acceptance": "0.6,0.7"}, "'0.6,0.7'; .* solve once for each"),
+        (
+            {"target_params": 7e9, "candidates": [1e8, 1e9], "acceptance": 0.7},
+            "with 2 candidates; .* solve once for each",
+        ),
     ],
 )
 def test_what_is_refused_is_one_sentence(flags, words):

@@ -60,6 +60,14 @@ def test_ids_and_paths_are_taken_as_well(models, monkeypatch):
             speculate(draft, target, prompts)
 
 
+def test_one_lookahead_may_be_a_number(models):
+    pair = measure_pair(*models, TEXTS[:2], lookaheads=3, new_tokens=4)
+    assert list(pair.table().index) == [3]
+    for lookaheads in ("1,4", 2.5, (), (1, "4")):
+        with pytest.raises(SdslError, match="it must be a whole number such as 4, or several"):
+            measure_pair(*models, TEXTS[:2], lookaheads=lookaheads)
+
+
 def test_a_pair_has_a_table_and_a_report(pair):
     table = pair.table()
     assert list(table.index) == [1, 3]
@@ -67,6 +75,10 @@ def test_a_pair_has_a_table_and_a_report(pair):
     assert table.loc[3, "tokens_per_round"] == tau.estimate
     assert table.loc[3, "tokens_per_round_high"] == tau.high
     assert pair.acceptance == pair.measurement.alpha
+    for shown in (repr(table), table._repr_html_(), repr(table[table.columns[::-1]])):
+        assert "..." not in shown
+        assert all(name in shown for name in table)
+    assert max(map(len, repr(table).splitlines())) <= 100
     assert f"α = {pair.acceptance.estimate:.3f} ±" in repr(pair)
     assert "<table" in pair._repr_html_()
     answer = pair.to_json()
