@@ -43,15 +43,15 @@ def calibrate(
     well the others predict them. Run nothing else on the machine meanwhile.
 
     Args:
-        out: File for the device; without it the device is shown and not kept.
+        out: File to write the device to; if left out, the device is only printed.
         records: New folder for the timings (timings.csv).
         quick: Time fewer models and repetitions: a minute or two on two cores instead of six.
             Compiled programs are kept.
         threads: Threads that a computation may use on a CPU; 1 by default, which is fastest for
             models of up to a million parameters and varies least. An accelerator uses none.
         batch: Batch sizes to time.
-        dtype: Number type of weights and caches; by default float32 on a CPU and bfloat16 elsewhere.
-        name: Name of the device in the file; by default the name of the file.
+        dtype: Data type of weights and caches; by default float32 on a CPU and bfloat16 elsewhere.
+        name: Name of the device in the file; the name of the file if left out.
         seed: Seed of weights, prompts, samples and the order of the runs.
         json: Print one JSON object.
     """

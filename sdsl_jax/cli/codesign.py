@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -9,9 +10,32 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from sdsl_jax.cli.arguments import Flag
 from sdsl_jax.cli.codesign_report import print_answer, question
+from sdsl_jax.cli.options import Topic
 from sdsl_jax.cli.terminal import error_console, print_json, standard_console
 from sdsl_jax.config.codesign_problem import ProblemFlags
 from sdsl_jax.errors import require
+
+
+def _of_sections(*sections: str) -> tuple[str, ...]:
+    """The flags that set something in these sections of a problem file."""
+    keys = {f.name: f.metadata.get("keys", f.name) for f in dataclasses.fields(ProblemFlags)}
+    return tuple(name for name, key in keys.items() if key.partition(".")[0] in sections)
+
+
+TOPICS = (
+    Topic(
+        "target", "The model that is served: section [target] of a file.", _of_sections("target")
+    ),
+    Topic("draft", "The draft: section [draft].", _of_sections("draft")),
+    Topic("hardware", "The devices: section [hardware].", _of_sections("hardware")),
+    Topic("workload", "What is asked of the server: section [workload].", _of_sections("workload")),
+    Topic(
+        "objective",
+        "What to choose, and what for: sections [objective], [constraints] and [variables].",
+        _of_sections("objective", "constraints", "variables"),
+    ),
+    Topic("law", "Where loss and acceptance come from: section [laws].", _of_sections("laws")),
+)
 
 
 def codesign(
@@ -21,13 +45,13 @@ def codesign(
 ) -> None:
     """Which draft and lookahead should I use for my target on my hardware?
 
-    Solved by gradient over any of draft size, lookahead, batch, training tokens, shape and target
-    size, for any mix of speed, latency and cost, under constraints. Sizes are in the count of the
-    loss law (total parameters, for the published ones but Kaplan's), and counts may be written 70e9
-    or 70B. A file holds the whole problem (docs/codesign.md); flags override it.
+    The command optimises any of draft size, lookahead, batch, training tokens, shape and target
+    size by gradient, for any mix of speed, latency and cost, under constraints. Sizes are in the
+    count of the loss law (total parameters, for the published laws except Kaplan's), and counts may
+    be written 70e9 or 70B. A file can hold the whole problem (docs/codesign.md); flags override it.
 
-    For a drafting head (EAGLE, Medusa, MTP), which no law here describes, measure its acceptance
-    length and ask sdsl lookahead --acceptance-length.
+    No law here describes drafting heads (EAGLE, Medusa, MTP). For one of those, measure its
+    acceptance length and give it to sdsl lookahead --acceptance-length.
 
     Args:
         problem: The problem, from a file, flags or both.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import importlib
-import inspect
-import re
+import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from sdsl_jax import __version__
 from sdsl_jax.errors import SdslError
@@ -100,19 +99,17 @@ def run(arguments: Sequence[str]) -> None:
         hint = f"did you mean {close[0]}?" if close else f"the commands are {', '.join(names)}."
         raise SdslError(f"unknown command {first!r}; {hint}")
 
-    import tyro
-
     from sdsl_jax.cli.compilation import compile_quickly, keep_compiled_programs
+    from sdsl_jax.cli.options import call
 
     keep_compiled_programs()
     if first == "codesign":
         compile_quickly()
     command = load(first)
-    # A help text is wrapped to the terminal, not where the source wraps it.
-    command.__doc__ = re.sub(r"\n {8,}(?=\S)", " ", inspect.cleandoc(command.__doc__ or ""))
+    others: dict[str, Any] = {}
     if first in _OF_STUDIES:
         from sdsl_jax.cli.arguments import split_overrides
 
-        rest, overrides = split_overrides(rest)
-        command = functools.partial(command, overrides=overrides)
-    tyro.cli(command, prog=f"sdsl {first}", args=rest)
+        rest, others["overrides"] = split_overrides(rest)
+    topics = getattr(sys.modules[command.__module__], "TOPICS", ())
+    call(command, f"sdsl {first}", rest, topics, **others)

@@ -9,6 +9,7 @@ from rich.console import Console
 from tyro.conf import arg
 
 from sdsl_jax.cli.arguments import Flag
+from sdsl_jax.cli.options import Topic
 from sdsl_jax.cli.terminal import print_json, say, standard_console, table
 from sdsl_jax.errors import require
 
@@ -16,6 +17,24 @@ if TYPE_CHECKING:
     from sdsl_jax.fitting.law_files import LawRecord
 
 _COLUMN = arg(metavar="NAME")
+
+TOPICS = (
+    Topic("table", "Which rows are fitted.", ("where", "skip_incomplete")),
+    Topic(
+        "loss",
+        "For a loss law.",
+        (
+            *("law", "params_column", "tokens_column", "loss_column", "flops_column"),
+            *("rung_column", "loss_unit", "max_epochs"),
+        ),
+    ),
+    Topic("acceptance", "For acceptance laws.", ("models", "estimator", "domain", "temperature")),
+    Topic(
+        "estimation",
+        "How the law is estimated.",
+        ("resample", "huber_delta", "starts", "bootstrap", "confidence", "seed"),
+    ),
+)
 
 
 def fit(
@@ -48,44 +67,46 @@ def fit(
 ) -> None:
     """Fit a loss law, or every acceptance law, to a table, and say what the table cannot tell.
 
-    loss: rows of size, training tokens and loss. acceptance: acceptance.csv of a study with
-    models.csv beside it, or a table with the columns draft_params, draft_loss, target_params,
-    target_loss, alpha (and draft_tokens, draft_id if you like). Sizes and tokens may be written
-    125M, 4.2B, 1e9 or "13,000,000,000". What --json prints can be given to sdsl predict --loss-law
-    and --acceptance-law.
+    For a loss law, give rows of size, training tokens and loss. For acceptance laws, give the
+    acceptance.csv of a study with models.csv beside it, or a table with the columns draft_params,
+    draft_loss, target_params, target_loss and alpha (draft_tokens and draft_id are optional). Sizes
+    and tokens may be written 125M, 4.2B, 1e9 or "13,000,000,000".
+
+    The JSON that --json prints can be given to --loss-law and --acceptance-law of sdsl predict and
+    sdsl codesign.
 
     Args:
-        what: loss or acceptance.
-        csv: the table, compressed or not, with cells separated by commas, semicolons or tabs;
-            records of a study as they are.
-        law: form of the loss law: E + A/N^a + B/D^b (chinchilla, the default), or Kaplan's.
-        params_column: loss: column of the sizes; params_nonembedding if left out.
-        tokens_column: loss: column of the training tokens; train_tokens if left out.
-        loss_column: loss: column of the loss, in nats per token for sdsl predict; loss_nats if left
-            out.
-        flops_column: loss: column of the training FLOPs C, for tables without tokens: D = C/(6N).
-        rung_column: loss: column of the training run; rows of one size (and role and seed) if left
-            out.
-        where: rows to read, such as "seed == 0 and (family == 'opt' or not params < 1e8)"; a column
-            with blanks in its name goes in backticks.
-        skip_incomplete: leave out rows that lack a value, and say how many.
-        loss_unit: of the losses in the table, per token; a law is fitted to nats.
-        models: acceptance: records of the models; models.csv beside the table if left out.
-        estimator: acceptance: rows of a study's records to fit; teacher_forced_samples if left out.
-        domain: acceptance: rows to fit; the most frequent domain if left out.
-        temperature: acceptance: rows to fit; the most frequent temperature if left out.
-        resample: loss: the bootstrap draws rows, or whole rungs (the default); for acceptance
-            always whole runs of drafts and of targets.
-        huber_delta: where the Huber loss turns linear; 0.001 in ln L for losses, 0.02 for
-            acceptance.
-        max_epochs: loss: rows of more epochs (4 if left out) are left out, where the table has a
-            column epochs.
-        starts: descents from different beginnings.
-        bootstrap: resamples.
-        confidence: confidence of the intervals.
-        seed: seed of starts and resamples.
-        json: print JSON: one object for a loss law; for acceptance {"acceptance_laws": [...]}, the
-            best first.
+        what: The kind of law.
+        csv: The table, compressed or not, with cells separated by commas, semicolons or tabs.
+            Records of a study are read as they are.
+        law: Form of the loss law: E + A/N^a + B/D^b (chinchilla, the default), or Kaplan's.
+        params_column: Column of the sizes; params_nonembedding if left out.
+        tokens_column: Column of the training tokens; train_tokens if left out.
+        loss_column: Column of the loss, in nats per token for sdsl predict; loss_nats if left out.
+        flops_column: Column of the training FLOPs C, for tables without tokens: D = C/(6N).
+        rung_column: Column of the training run; if left out, rows of the same size (and role and
+            seed) count as one run.
+        where: Rows to read, such as "seed == 0 and (family == 'opt' or not params < 1e8)". Put the
+            name of a column that contains blanks in backticks.
+        skip_incomplete: Leave out rows that lack a value, and say how many.
+        loss_unit: Unit of the losses in the table, per token; the law is fitted to nats.
+        models: Records of the models; models.csv beside the table if left out.
+        estimator: Estimator whose rows of a study's records are fitted; teacher_forced_samples if
+            left out.
+        domain: Domain whose rows are fitted; the most frequent one if left out.
+        temperature: Temperature whose rows are fitted; the most frequent one if left out.
+        resample: What the bootstrap draws: rows, or whole rungs (the default). For acceptance laws
+            it always draws whole runs of drafts and of targets.
+        huber_delta: Residual at which the Huber loss turns linear; 0.001 in ln L for losses and 0.02
+            for acceptance if left out.
+        max_epochs: Most epochs over the training text: rows with more are left out, where the table
+            has a column epochs; 4 if left out.
+        starts: Number of starting points of the fit.
+        bootstrap: Number of bootstrap resamples.
+        confidence: Confidence of the intervals.
+        seed: Seed of starting points and resamples.
+        json: Print JSON: one object for a loss law; for acceptance laws {"acceptance_laws": [...]},
+            the best first.
     """
     of_loss: dict[str, Any] = {
         "law": law,

@@ -13,6 +13,7 @@ from rich.table import Column, Table
 from tyro.conf import UseAppendAction, arg
 
 from sdsl_jax.cli.arguments import Flag, WholeCount, whole_numbers
+from sdsl_jax.cli.options import Topic
 from sdsl_jax.cli.terminal import print_json, say, shown_progress, standard_console, table
 from sdsl_jax.counts import parse_size, short_count
 from sdsl_jax.errors import require
@@ -22,6 +23,29 @@ if TYPE_CHECKING:
     from sdsl_jax.measurement.pair_report import LookaheadReport, PairReport, RetokenisedReport
 
 _FOLDER = arg(metavar="DIR")
+TOPICS = (
+    Topic("prompt", "What is continued.", ("prompts", "count", "prompt_tokens", "prompt_field")),
+    Topic(
+        "decoding",
+        "How it is continued.",
+        (
+            *("lookahead", "new_tokens", "verification", "stop"),
+            *("temperature", "top_k", "top_p", "min_p", "seed", "batch"),
+        ),
+    ),
+    Topic(
+        "measurement", "What else is measured.", ("timed", "replay", "confidence", "retokenised")
+    ),
+    Topic(
+        "checkpoint",
+        "How published checkpoints are read.",
+        (
+            *("dtype", "devices", "special_tokens", "chat_template", "ignore_key"),
+            *("target_train_tokens", "draft_train_tokens"),
+        ),
+    ),
+    Topic("output", "Where results go.", ("out", "tokens", "json")),
+)
 
 
 def measure(
@@ -67,14 +91,14 @@ def measure(
 
     Args:
         target: Folder of the model to speed up.
-        draft: Folder of the model that proposes, or ngram for prompt look-up: it copies what
-            followed the last words earlier in the text.
-        prompts: A .txt file (a prompt per line), a .jsonl file (a row per line; rows of HellaSwag as
-            they are), held-out text of the target's own corpus (heldout), or of the embedded one
-            (sotu).
+        draft: Folder of the model that proposes, or ngram for prompt lookup, which copies what
+            followed the last words where they occurred earlier in the text.
+        prompts: A .txt file (one prompt per line), a .jsonl file (one row per line; rows of HellaSwag
+            can be used as they are), held-out text of the target's own corpus (heldout), or of the
+            embedded corpus (sotu).
         lookahead: Drafts per round (num_speculative_tokens), each measured by a run of its own.
         count: Number of prompts, spread evenly over the source.
-        prompt_tokens: Longest prompt. A longer prompt of a file keeps its last tokens.
+        prompt_tokens: Most tokens of a prompt. A longer prompt in a file keeps its last ones.
         prompt_field: Field of the .jsonl rows that holds the prompt; by default prompt, text, ctx,
             or ctx_a with ctx_b.
         new_tokens: Tokens to generate for each prompt (max_new_tokens).
@@ -83,26 +107,27 @@ def measure(
         top_p: Sample from the most probable tokens that together reach probability P.
         min_p: Sample from tokens at least P times as probable as the most probable one.
         verification: Verify drafts one by one (token) or as a block.
-        stop: Token ids after which a row stops; end is the tokenizer's end of a document.
+        stop: Token ids after which a sequence stops; end stands for the tokenizer's end of a
+            document.
         seed: Seed of all sampling.
         batch: Prompts decoded at a time.
         confidence: Confidence of the intervals.
-        timed: Prompts whose generation is timed, one at a time; 0 leaves out times and costs.
-        replay: Prompts whose runs are replayed: token against block verification on the same
-            blocks, and acceptance at other temperatures in the same contexts; 0 for none.
-        dtype: Number type of the weights of published checkpoints.
-        devices: Devices that share the weights of published checkpoints (tensor parallel size).
-        special_tokens: Add what a published tokenizer puts around a text, such as a begin-of-text
-            token, or none.
+        timed: Number of prompts whose generation is timed, one at a time; 0 leaves out times and
+            costs.
+        replay: Number of prompts whose runs are replayed, to compare token with block verification
+            on the same blocks, and acceptance at other temperatures in the same contexts.
+        dtype: Data type of the weights of published checkpoints: float32, bfloat16 or float16.
+        devices: Devices that share the weights of published checkpoints (tensor-parallel size).
+        special_tokens: Whether to add the tokens that a published tokenizer puts around a text, such
+            as a begin-of-text token (add), or not (none).
         chat_template: Take prompts as they are (none), as a user's message in the target's own
             template (own), or in the template of a file.
-        ignore_key: Setting of a published checkpoint to read as if its file did not have it; may be
-            repeated.
+        ignore_key: Setting of a published checkpoint to ignore; may be given several times.
         target_train_tokens: Training tokens of a published target, such as 180B, for the records.
         draft_train_tokens: Training tokens of a published draft, for the records.
         retokenised: Compare models of different tokenizers on the target's text in the draft's
             tokens. Nothing is decoded.
-        out: Folder for records, new or with those of other pairs: models.csv, acceptance.csv,
+        out: Folder for records, new or holding those of other pairs: models.csv, acceptance.csv,
             survival.csv, generation.csv, events.parquet, measurements.json. sdsl fit acceptance
             reads them.
         tokens: File for the generated texts.

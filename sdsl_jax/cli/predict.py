@@ -51,10 +51,10 @@ def predict(
     Args:
         target_params: Size of the target, in the parameter count of the loss law (total parameters
             for the published laws, except Kaplan's).
-        draft_tokens: Training tokens of the draft; with --csv, for rows that give none.
-        target_tokens: Training tokens of the target; with --csv, for rows that give none.
-        csv: One target a row, in the columns target_params, draft_tokens, target_tokens and
-            optionally name.
+        draft_tokens: Training tokens of the draft; with --csv, of rows that do not give them.
+        target_tokens: Training tokens of the target; with --csv, of rows that do not give them.
+        csv: A table with one target per row, in the columns target_params, draft_tokens,
+            target_tokens and optionally name.
         loss_law: besiroglu, hoffmann, hoffmann_unrounded, muennighoff, kaplan, or the JSON of a
             fit.
         acceptance_law: paper, or the JSON of a fit. A file with several laws gives its first, the
@@ -173,16 +173,17 @@ def lookahead(
     follows: an acceptance length, or the counts of accepted and proposed drafts that engines log.
 
     Args:
-        cost: Cost of one draft step in target steps: time of a draft token / time of a target token.
-        acceptance: Probability that a draft token is accepted.
-        acceptance_length: Mean tokens emitted per round, including the bonus token; between 1 and
-            GAMMA + 1.
+        cost: Cost of one draft step in target steps: the time of a draft token divided by the time of
+            a target token, such as 0.05.
+        acceptance: Probability that a draft token is accepted, such as 0.7 or 70%.
+        acceptance_length: Mean number of tokens emitted per round, including the bonus token;
+            between 1 and GAMMA + 1.
         accepted: Drafts that the target accepted (num_accepted_tokens of vLLM), without bonus
             tokens.
         drafted: Drafts that were proposed (num_draft_tokens of vLLM).
         at_lookahead: Drafts per round (num_speculative_tokens) at which these were measured.
-        verify_cost: Cost of a verify pass with all overheads of a round, in target steps; at least
-            1, which is assumed by default.
+        verify_cost: Cost of a verify pass with all overheads of a round, in target steps: at least 1,
+            and 1 if left out.
         json: Print JSON.
     """
     from sdsl_jax.codesign.predict_lookahead import best_lookahead

@@ -35,11 +35,11 @@ def study(
     --training.batch_size=16 or --ladder.seeds=[0,1].
 
     Args:
-        file: the study's TOML.
-        out: folder for the results; runs/<name> if left out.
-        only: run this stage alone, on the inputs that are there: train, measure, conditions, fit,
+        file: The study's TOML.
+        out: Folder for the results; runs/<name> if left out.
+        only: Run this stage alone, on the inputs that exist: train, measure, conditions, fit,
             codesign, calibrate, clock, evidence, figures or report.
-        force: run stages even if nothing they depend on has changed.
+        force: Run stages even if nothing that they depend on has changed.
     """
     from sdsl_jax.config import load_study
     from sdsl_jax.evidence import Evidence

@@ -519,14 +519,15 @@ class ProblemFlags:
       draft_devices: Devices that share the draft (draft tensor-parallel size); all of the target's
         if left out, as vLLM and SGLang run it.
       batch: Sequences decoded together (max_num_seqs); 1 if left out.
-      context: Mean positions in the KV cache of a sequence; from the prompt, or 2048, if left out.
+      context: Mean number of tokens in the KV cache of a sequence; from the prompt, or 2048, if left
+        out.
       prompt_tokens: Tokens of a prompt; from the context if left out.
       new_tokens: Tokens generated for a request (max_new_tokens); 256 if left out.
-      prefill: Where prompts are read: by the devices that decode, here (default), or by others,
-        elsewhere (disaggregated prefill).
-      candidates: Draft sizes to compare.
-      acceptance: Acceptance probability α, measured with the one candidate; replaces the law. Drafts
-        with an α each are compared by solving once for each (docs/codesign.md).
+      prefill: Where prompts are prefilled: here (default), on the devices that decode, or elsewhere,
+        on others (disaggregated prefill).
+      candidates: Draft sizes to compare, such as 125M,350M,1.3B.
+      acceptance: Acceptance probability α, measured with the one candidate; replaces the law. To
+        compare drafts that have an α each, solve once for each (docs/codesign.md).
       objective: Metrics to minimise, with weights: seconds_per_token (default),
         cost_per_million_tokens, latency_seconds, ...
       constraint: A metric and the most it may be, such as latency_seconds=2; may be repeated.

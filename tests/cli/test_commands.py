@@ -1,5 +1,6 @@
 import inspect
 import itertools
+import re
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 
 import sdsl_jax
 from sdsl_jax.cli import commands
+from sdsl_jax.cli.options import parameters
 
 NAMES = [name for group in commands.GROUPS.values() for name in group]
 
@@ -64,3 +66,51 @@ def test_the_overview_loads_neither_jax_nor_tyro():
         "assert not {'jax', 'tyro', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_shows_no_default_of_nothing(sdsl, name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    status, out, err = sdsl(name, "--help")
+    assert (status, err) == (0, "")
+    assert not re.findall(r"\(default: (?:None|False|''|)\)|\(required\) \(", out)
+
+
+def test_every_option_is_explained():
+    for name in NAMES:
+        options = parameters(commands.load(name))
+        assert [key for key, option in options.items() if not option.help] in ([], ["overrides"])
+
+
+@pytest.mark.parametrize(
+    ("name", "topics"),
+    [
+        ("codesign", ["target", "draft", "hardware", "workload", "objective", "law"]),
+        ("measure", ["prompt", "decoding", "measurement", "checkpoint", "output"]),
+        ("fit", ["table", "loss", "acceptance", "estimation"]),
+    ],
+)
+def test_help_shows_options_by_topic(sdsl, name, topics):
+    _, out, _ = sdsl(name, "--help")
+    assert re.findall(r"^\W+(\w+) options\W*$", out, re.MULTILINE) == topics
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("lookahead", "--cost", "5%"), "--cost: '5%' is no number; write 0.05"),
+        (("lookahead", "--cost", "cheap"), "--cost: 'cheap' is no number"),
+        (("calibrate", "--threads", "abc"), "--threads: 'abc' is no whole number"),
+        (("codesign", "--devices", "1.5"), "--devices: '1.5' is no whole number"),
+        (("codesign", "--batch", "1,8,64"), "--batch: '1,8,64' is no number; give one value"),
+        (
+            ("measure", "--target", "t", "--draft", "d", "--top-k", "x"),
+            "--top-k: 'x' is no whole number",
+        ),
+    ],
+)
+def test_what_is_no_number_is_said_in_plain_words(sdsl, arguments, message):
+    status, out, err = sdsl(*arguments)
+    assert (status, out) == (2, "")
+    assert f"Error parsing {message} " in err
+    assert not re.findall("instantiated|NoneType|literal|convert string", err)
