@@ -63,7 +63,7 @@ def codesign(
     from sdsl_jax.codesign.problem import Problem
 
     asked = Problem(**vars(problem))
-    config = asked.ready.config
+    config, device = asked.ready.config, asked.ready.hardware.display_name
     # Nothing appears where the errors do not go to a terminal.
     with error_console().status(
         "solving; compiling takes up to a minute for a new kind of problem"
@@ -72,8 +72,8 @@ def codesign(
     if picture is not None:
         from sdsl_jax.report.codesign_figure import draw_landscape
 
-        draw_landscape(asked.landscape(answer), answer, question(config), picture)
+        draw_landscape(asked.landscape(answer), answer, question(config, device), picture)
     if json:
         print_json(answer)
         return
-    print_answer(standard_console(), answer, config)
+    print_answer(standard_console(), answer, config, device)

@@ -26,13 +26,26 @@ _SHORT = {
     "aspect_ratio": "aspect ratio",
     "target_params": "target size M",
 }
+# What limits are on, in words.
+_LIMITED = {
+    "memory_bytes": "memory",
+    "latency_seconds": "latency",
+    "first_token_seconds": "the time to the first token",
+    "seconds_per_token": "seconds per token",
+    "cost_per_million_tokens": "the cost per million tokens",
+    "total_cost": "the total cost",
+    "training_cost": "the training cost",
+    "training_flops": "training FLOPs",
+    "draft_loss": "the loss of the draft",
+    "target_loss": "the loss of the target",
+}
 _SIZES = ("draft_params", "draft_tokens", "target_params")
 # Elasticities on the page; all are in the JSON.
 _SHOWN, _OF_DEVICE = 8, 2
 
 
-def print_answer(console: Console, answer: Answer, config: ProblemConfig) -> None:
-    """Prints all of an answer."""
+def print_answer(console: Console, answer: Answer, config: ProblemConfig, device: str) -> None:
+    """Prints all of an answer about a device of this name."""
 
     def say(text: str = "") -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=False)
@@ -42,7 +55,7 @@ def print_answer(console: Console, answer: Answer, config: ProblemConfig) -> Non
         console.print(rows)
 
     w = config.workload
-    say(f"{question(config)}: prompts of {w.prompt:g} tokens, answers of {w.new_tokens:g}")
+    say(f"{question(config, device)}: prompts of {w.prompt:g} tokens, answers of {w.new_tokens:g}")
     say()
     critical = answer.warning_severities.count("grave")
     if not answer.feasible:
@@ -75,17 +88,18 @@ def print_answer(console: Console, answer: Answer, config: ProblemConfig) -> Non
     if answer.sensitivities:
         title = "What the choice depends on most: % of change for 1% more of"
         show(title, _sensitivities(answer))
-    show(_published_title(answer, config.target.name), _published(answer))
+    if answer.nearest_published:
+        show(_published_title(answer, config.target.name), _published(answer))
     if answer.engine_settings:
         _engines(say, answer.engine_settings, config)
     for warning in answer.warnings[critical:]:
         say(f"warning: {warning}")
 
 
-def question(config: ProblemConfig) -> str:
+def question(config: ProblemConfig, device: str) -> str:
     """What is served, on what."""
-    w, h = config.workload, config.hardware
-    devices = f"{h.devices} × {h.name}" if h.devices > 1 else h.name
+    w, count = config.workload, config.hardware.devices
+    devices = f"{count} × {device}" if count > 1 else device
     # A batch that is chosen is part of the answer.
     batch = "" if config.variables.batch else f", batch {w.batch:g}"
     return f"Target of {short_count(config.target.params)} parameters on {devices}{batch}, context {w.mean_context:g}"
@@ -163,11 +177,19 @@ def _choice(answer: Answer) -> Table:
     if answer.cost_per_million_tokens is not None:
         rows.append(("cost per 1M tokens", f"{answer.cost_per_million_tokens:.3g}", ""))
         rows.append(("training the draft costs", f"{answer.training_cost:.3g}", ""))
-    choice = table(None, ("", "optimum", "with whole γ and B"), rows)
+    choice = table(None, ("", "optimum", _rounded_heading(answer)), rows)
     loss = whole.loss_of_rounding
     if loss > 5e-5:
         choice.caption = f"whole numbers cost {100 * loss:.2g}% of the objective"
     return choice
+
+
+def _rounded_heading(answer: Answer) -> str:
+    """Which of the variables are rounded."""
+    whole = [
+        _SHORT[name].split()[-1] for name in ("lookahead", "batch") if name in answer.variables
+    ]
+    return f"with whole {' and '.join(whole)}" if whole else "as built"
 
 
 def _time(answer: Answer) -> str:
@@ -264,7 +286,9 @@ def _front(answer: Answer) -> Table:
     )
     # Powers of two up to 1024 were tried.
     if not points or points[-1].batch < 1024:
-        batches.caption = "larger batches break a limit" if points else "every batch breaks a limit"
+        limits = " and ".join(_LIMITED.get(one, one) for one in answer.next_batch_breaks)
+        which = "larger batches break" if points else "every batch breaks"
+        batches.caption = f"{which} the limit on {limits}" if limits else f"{which} a limit"
     return batches
 
 
@@ -334,7 +358,7 @@ def _sensitivities(answer: Answer) -> Table:
 def _published_title(answer: Answer, target: str) -> str:
     """The heading of the published models, which says whether their tokenizer is the target's."""
     title = "Published models in the draft's place, likely tokenizers first"
-    tokenizer = answer.nearest_published[0].tokenizer if answer.nearest_published else "shared"
+    tokenizer = answer.nearest_published[0].tokenizer
     if tokenizer == "unknown":
         hint = f"{target} is of no family known here" if target else "give --target-name"
         return f"{title}; the target's tokenizer is unknown: {hint}"

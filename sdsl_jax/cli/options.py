@@ -146,7 +146,11 @@ def _groups(command: Callable[..., None]) -> dict[str, type]:
     """Parameters that are dataclasses of options."""
     found = inspect.signature(command, eval_str=True).parameters
     kinds: dict[str, Any] = {name: _annotated(p.annotation)[0] for name, p in found.items()}
-    return {name: kind for name, kind in kinds.items() if dataclasses.is_dataclass(kind)}
+    return {
+        name: typing.cast(type, kind)
+        for name, kind in kinds.items()
+        if dataclasses.is_dataclass(kind)
+    }
 
 
 def _fields(kind: type) -> dict[str, Option]:

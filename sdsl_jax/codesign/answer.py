@@ -28,6 +28,7 @@ from sdsl_jax.codesign.designs import (
     solve_together,
 )
 from sdsl_jax.codesign.engines import EngineSettings, settings_of_best_draft
+from sdsl_jax.codesign.optimise import TOLERANCE
 from sdsl_jax.codesign.program import ProgramInputs, Solved
 from sdsl_jax.codesign.remedies import Remedy, keeps_limits, remedies
 from sdsl_jax.codesign.serving_problem import (
@@ -264,6 +265,7 @@ class Answer(Performance):
       share_of_draws_left_out: Draws of the laws without an optimum.
       sensitivities: What the choice depends on, most first.
       pareto: Best designs by batch, and by draft tokens.
+      next_batch_breaks: Limits that the best design at the next larger batch of `pareto` breaks.
       break_even: Where speculation pays; null for a measured α.
       candidates: The draft sizes that were asked about.
       nearest_published: Published models in the draft's place.
@@ -302,6 +304,7 @@ class Answer(Performance):
     share_of_draws_left_out: float | None
     sensitivities: list[Sensitivity] | None
     pareto: dict[str, list[FrontPoint]]
+    next_batch_breaks: list[str]
     break_even: PayingRegion | None
     candidates: list[Candidate]
     nearest_published: list[SuggestedDraft]
@@ -465,6 +468,7 @@ def _answer(problem: ServingProblem, solved: Solved, by_batch: list[Solved]) -> 
         share_of_draws_left_out=interval.share_left_out,
         sensitivities=ranked_sensitivities(problem, solved),
         pareto=pareto,
+        next_batch_breaks=_broken_limits(problem, by_batch),
         break_even=region,
         candidates=comparison.candidates,
         nearest_published=comparison.published,
@@ -475,6 +479,18 @@ def _answer(problem: ServingProblem, solved: Solved, by_batch: list[Solved]) -> 
         warnings=[one.text for one in warnings],
         warning_severities=["grave" if one.critical else "note" for one in warnings],
     )
+
+
+def _broken_limits(problem: ServingProblem, by_batch: Sequence[Solved]) -> list[str]:
+    """The limits that a design breaks at the first batch past the largest that keeps all of them."""
+    kept = max((i for i, one in enumerate(by_batch) if one.feasible), default=-1)
+    limits = zip(problem.program.constraints, np.asarray(problem.inputs.limits))
+    return [
+        name
+        for name, limit in limits
+        for one in by_batch[kept + 1 : kept + 2]
+        if float(getattr(one.outcome, name)) > (1 + TOLERANCE) * limit
+    ]
 
 
 def _values(problem: ServingProblem, design: Design) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
@@ -100,6 +101,12 @@ class HardwareFile:
     measured: bool
     calibration: Calibration | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def display_name(self) -> str:
+        """How pages and figures name one device: NVIDIA H100 SXM5, for h100."""
+        one = re.match(r"one (?:chip of an? )?([^,]+)", self.devices)
+        return one[1] if one else self.name
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib import ticker
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.transforms import Bbox
 
 from sdsl_jax.codesign.answer import Answer
 from sdsl_jax.codesign.designs import Candidate, Landscape
@@ -18,8 +21,20 @@ from sdsl_jax.errors import require
 from sdsl_jax.report.style import COLOURS, figure, log_sizes
 
 _LEVELS = 20
-# Labels of candidates that are nearer than this in ln N are put at different heights.
-_NEAR = 0.5
+# At most so many steps between the labels of the colour bar.
+_TICKS = 8
+# Half the sizes of the markers of the best design and of candidates, in points.
+_STAR, _DIAMOND = 9.0, 5.0
+# Where labels may be, seen from their markers, the nearest first, in points.
+_OFFSETS = sorted(
+    (
+        (x, y)
+        for y in range(-99, 100, 11)
+        for x in (0, -48, 48, -96, 96)
+        if abs(y) > 11 or abs(x) > 11
+    ),
+    key=lambda place: (place[0] ** 2 / 3 + place[1] ** 2, -place[1]),
+)
 # Losses that contours show, with their line styles.
 _LOSSES = {0.01: "-", 0.05: "--"}
 
@@ -41,8 +56,12 @@ def draw_landscape(surface: Landscape, answer: Answer, title: str, file: Path) -
     with figure(file.parent, file.stem, 1, 1, (7.6, 5.6)) as (drawing, axes):
         axis = axes[0, 0]
         place = surface.draft_params, surface.lookahead
-        filled = axis.contourf(*place, surface.speedup, levels=_LEVELS, cmap="viridis", zorder=0)
-        drawing.colorbar(filled, ax=axis, label="speed-up S over the target alone", format="%.2f")
+        filled = axis.contourf(
+            *place, surface.speedup, locator=_rounds(_LEVELS), cmap="viridis", zorder=0
+        )
+        bar = drawing.colorbar(filled, ax=axis, label="speed-up S over the target alone")
+        bar.locator = _rounds(_TICKS)
+        bar.update_ticks()
         handles: list[Any] = []
         if surface.speedup.min() < 1 < surface.speedup.max():
             axis.contour(*place, surface.speedup, [1.0], colors="white", linestyles=":")
@@ -68,7 +87,7 @@ def draw_landscape(surface: Landscape, answer: Answer, title: str, file: Path) -
         handles.append(Line2D([], [], **star, ms=14, label=f"{label}, S = {answer.speedup:.2f}"))
         if answer.candidates:
             diamond: dict[str, Any] = {"marker": "D", "color": COLOURS[4], "mec": "black", "ls": ""}
-            _mark(axis, surface, answer.candidates, diamond)
+            shown = _mark(axis, surface, answer.candidates, diamond)
             handles.append(Line2D([], [], **diamond, label="candidates, best whole γ"))
         axis.set_xlim(surface.draft_params[0], surface.draft_params[-1])
         axis.set_ylim(surface.lookahead[0], surface.lookahead[-1])
@@ -79,6 +98,9 @@ def draw_landscape(surface: Landscape, answer: Answer, title: str, file: Path) -
         legend = drawing.legend(handles=handles, loc="outside lower center", ncols=2, frameon=True)
         # White lines and stars need a ground to be seen on.
         legend.get_frame().set(facecolor="0.8", edgecolor="none")
+        if answer.candidates:
+            drawing.draw_without_rendering()  # which settles where points are on the page
+            _label(drawing, axis, shown, best)
 
 
 def _line(colour: str, style: str, label: str) -> Line2D:
@@ -95,25 +117,63 @@ def _forbid(axis: Any, surface: Landscape) -> None:
             axis.contour(*forbidden, levels=[0.5], colors="white", linewidths=1)
 
 
+def _rounds(bins: int) -> ticker.MaxNLocator:
+    """At most so many steps between round numbers."""
+    return ticker.MaxNLocator(bins, steps=[1, 2, 5, 10])
+
+
 def _mark(
     axis: Any, surface: Landscape, candidates: Sequence[Candidate], marker: dict[str, Any]
-) -> None:
-    """Candidates at their best lookaheads, labelled with their sizes; those outside are left out."""
-    last, raised = -np.inf, False
-    for row in sorted(candidates, key=lambda row: row.size):
-        size = getattr(row.draft_params, surface.counted)
-        if not surface.draft_params[0] <= size <= surface.draft_params[-1]:
-            continue
-        raised = not raised if np.log(size) - last < _NEAR else False
-        last = np.log(size)
+) -> list[tuple[float, Candidate]]:
+    """Marks candidates at their best lookaheads; those outside are left out.
+
+    Returns:
+      Those that are shown, with their place on the axis of sizes, in order of it.
+    """
+    places = [(getattr(row.draft_params, surface.counted), row) for row in candidates]
+    inside = surface.draft_params[0], surface.draft_params[-1]
+    shown = [(size, row) for size, row in places if inside[0] <= size <= inside[1]]
+    for size, row in shown:
         axis.plot(size, row.lookahead, **marker, ms=7, zorder=4)
+    return sorted(shown, key=lambda place: place[0])
+
+
+def _label(
+    drawing: Figure, axis: Any, shown: list[tuple[float, Candidate]], best: tuple[float, float]
+) -> None:
+    """Labels candidates with size and speed-up, each in the nearest place that is free.
+
+    Places that are taken are those of other labels, of the markers and of the best design.
+    """
+    pixel = drawing.dpi / 72
+    halves = [_STAR, *[_DIAMOND] * len(shown)]
+    points = axis.transData.transform([best, *((size, row.lookahead) for size, row in shown)])
+    taken = [
+        Bbox.from_extents(*(point - half * pixel), *(point + half * pixel))
+        for point, half in zip(points, halves)
+    ]
+    frame = axis.get_window_extent()
+    for size, row in shown:
+        text = f"{short_count(row.size)}: {row.speedup:.2f}×"
+        style: dict[str, Any] = {"fontsize": 8, "ha": "center", "va": "center", "zorder": 6}
+        trial = axis.text(size, row.lookahead, text, **style)
+        around = trial.get_window_extent().padded(3 * pixel)
+        trial.remove()
+        boxes = {place: Bbox(around.get_points() + pixel * np.asarray(place)) for place in _OFFSETS}
+        free = [
+            place
+            for place, box in boxes.items()
+            if all(frame.contains(*corner) for corner in box.get_points())
+            and not box.count_overlaps(taken)
+        ]
+        place = (free or _OFFSETS)[0]
+        taken.append(boxes[place])
         axis.annotate(
-            f"{short_count(row.size)}: {row.speedup:.2f}×",
+            text,
             (size, row.lookahead),
-            (0, 22 if raised else 9),
+            place,
             textcoords="offset points",
-            ha="center",
-            fontsize=8,
             bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5},
-            zorder=6,
+            arrowprops={"arrowstyle": "-", "lw": 0.6, "color": "0.2", "shrinkA": 0, "shrinkB": 4},
+            **style,
         )

@@ -2,11 +2,12 @@
 
 import itertools
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
 
-from sdsl_jax.cli.codesign_report import _as_good
+from sdsl_jax.cli.codesign_report import _as_good, _front, _rounded_heading
 from sdsl_jax.codesign.answer import Answer, PayingRegion
 from sdsl_jax.codesign.serving_problem import Size
 from sdsl_jax.records.documents import from_json
@@ -138,6 +139,9 @@ def test_a_page_for_people(sdsl):
     assert "Of your candidates 125M is the best, at γ = 5" in " ".join(out.split())
     assert "settings for your candidate of 125M: its best lookahead is γ = 5" in out
     assert "tokenizer is unknown: give --target-name" in " ".join(out.split())
+    assert out.startswith("Target of 70B parameters on 4 × NVIDIA H100 SXM5, batch 8, context 4096")
+    assert re.search("optimum ┃ +with whole γ ┃", out)
+    assert "larger batches break the limit on latency " in out
     assert max(map(len, out.splitlines())) <= 124
     for words in (
         "candidates",
@@ -148,6 +152,49 @@ def test_a_page_for_people(sdsl):
         "no interval",
     ):
         assert words in out
+
+
+@pytest.mark.slow
+def test_a_page_about_one_measured_draft(sdsl):
+    arguments = ("--candidates", "1.24B", "--acceptance", "0.7", "--draft-tokens", "2T")
+    status, out, _ = sdsl(*ON_FOUR, *arguments)
+    assert status == 0
+    assert "Published models" not in out
+    assert "larger batches break the limit on memory " in out
+
+
+@pytest.mark.parametrize(
+    ("variables", "heading"),
+    [
+        (["draft_params", "lookahead"], "with whole γ"),
+        (["lookahead", "batch"], "with whole γ and B"),
+        (["draft_params", "batch"], "with whole B"),
+        (["draft_params"], "as built"),
+    ],
+)
+def test_the_column_of_whole_numbers_names_what_is_rounded(variables, heading):
+    assert _rounded_heading(SimpleNamespace(variables=dict.fromkeys(variables))) == heading
+
+
+@pytest.mark.parametrize(
+    ("largest", "broken", "caption"),
+    [
+        (64, ["memory_bytes"], "larger batches break the limit on memory"),
+        (64, ["memory_bytes", "latency_seconds"], "break the limit on memory and latency"),
+        (0, ["total_cost"], "every batch breaks the limit on the total cost"),
+        (64, [], "larger batches break a limit"),
+        (1024, [], None),
+    ],
+)
+def test_the_table_of_batches_names_the_limit_that_ends_it(largest, broken, caption):
+    point = SimpleNamespace(
+        batch=largest, tokens_per_second=1.0, latency_seconds=1.0, speedup=1.0, lookahead=2.0
+    )
+    point.draft_params = Size(1e8, 1e8)
+    points = [point] if largest else []
+    answer = SimpleNamespace(pareto={"batch": points}, next_batch_breaks=broken)
+    found = _front(answer).caption
+    assert found is None if caption is None else found.endswith(caption)
 
 
 @pytest.mark.slow

@@ -181,3 +181,13 @@ def test_nothing_that_could_not_be_read_is_written(tmp_path):
     with pytest.raises(SdslError, match=r"must end in \.toml"):
         save_hardware(file, tmp_path / "good.json")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("h100", "NVIDIA H100 SXM5"), ("v5e", "TPU v5e"), ("v6e", "TPU v6e (Trillium)")],
+)
+def test_pages_name_a_device_as_people_do(name, shown):
+    file = load_hardware(name)
+    assert file.display_name == shown
+    assert dataclasses.replace(file, devices="2 cores of a CPU").display_name == name

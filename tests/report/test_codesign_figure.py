@@ -1,15 +1,18 @@
 """The picture of a co-design problem, and the landscape that it shows."""
 
+import itertools
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from sdsl_jax.codesign.designs import at_best_lookahead, landscape, whole_lookaheads
 from sdsl_jax.codesign.serving_problem import Size, build
 from sdsl_jax.config.codesign_problem import load_problem
 from sdsl_jax.errors import SdslError
+from sdsl_jax.report import codesign_figure
 from sdsl_jax.report.codesign_figure import draw_landscape
 from sdsl_jax.theory.serving import outcome
 
@@ -75,6 +78,33 @@ def test_a_picture(surface, tmp_path):
     again = tmp_path / "again.png"
     draw_landscape(surface, answer(feasible=False), "a title", again)
     assert again.exists()
+
+
+def test_labels_of_candidates_hide_neither_each_other_nor_a_marker(surface, tmp_path, monkeypatch):
+    drawn = []
+    label = codesign_figure._label
+
+    def labelled(drawing, axis, *rest):
+        label(drawing, axis, *rest)
+        drawn.append((drawing, axis))
+
+    monkeypatch.setattr(codesign_figure, "_label", labelled)
+    edge = surface.draft_params[-1]
+    sizes = (2e8, 2.1e8, 2.5e8, 3e8, 3.3e8, edge)  # the best design is at 3e8
+    candidates = [
+        SimpleNamespace(size=size, draft_params=Size(size, size), lookahead=4, speedup=1.5)
+        for size in sizes
+    ]
+    draw_landscape(surface, answer(candidates=candidates), "a title", tmp_path / "seen.png")
+    ((drawing, axis),) = drawn
+    drawing.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in axis.texts]
+    points = axis.transData.transform([(3e8, 4.2), *((size, 4) for size in sizes)])
+    assert len(boxes) == len(sizes)
+    assert not [1 for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
+    assert not [1 for box in boxes for point in points if box.contains(*point)]
+    frame = axis.get_window_extent()
+    assert all(frame.contains(*corner) for box in boxes for corner in box.get_points())
 
 
 def test_only_png(surface, tmp_path):
