@@ -23,7 +23,8 @@ from sdsl_jax.report.style import (
 
 CLOCK_CAPTION = (
     "On the clock of this machine. Left: speed-up over plain decoding of every draft and lookahead, measured in interleaved "
-    "runs, against what laws and calibrated machine predict; dashed lines: predicted equals measured, and 5% above and below. "
+    "runs, against what laws and calibrated machine predict; grey lines: predicted equals measured (solid), and 5% above and "
+    "below (dashed). "
     "Middle: share of the best measured "
     "speed-up that each way of choosing loses, mean over targets (bars) and each target (points); the best decoder was chosen "
     "on one half of the repetitions and judged on the other. Right: the best of the same few decoders at each batch; points: "

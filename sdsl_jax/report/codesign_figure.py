@@ -29,7 +29,7 @@ _STAR, _DIAMOND = 9.0, 5.0
 _OFFSETS = sorted(
     (
         (x, y)
-        for y in range(-99, 100, 11)
+        for y in range(-90, 91, 15)
         for x in (0, -48, 48, -96, 96)
         if abs(y) > 11 or abs(x) > 11
     ),

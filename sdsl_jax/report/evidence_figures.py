@@ -33,8 +33,9 @@ EVIDENCE_CAPTIONS = {
     "fitted to; bars: mean of each size. Right: measured − predicted acceptance under the best law; bars: mean of each draft "
     "size.",
     "holdout": "Predictions that were published before the held-out models were looked at. Left: losses, with the published "
-    "intervals. Middle: acceptance of every pair with a held-out member. Right: the measured speed-up (FLOPs) that each way of "
-    "choosing draft and lookahead gives for the largest target, and what it loses of the best.",
+    "intervals. Middle: acceptance of every pair with a held-out member. On the dashed lines predicted equals measured. Right: "
+    "the measured speed-up (FLOPs) that each way of choosing draft and lookahead gives for the largest target, and what it "
+    "loses of the best.",
     "dependence": "Left: the α that the geometric formula needs to give the tokens per round of each lookahead, for "
     "the drafts of the largest budget and the largest target; under independent acceptance every curve would be level. "
     "Dashed: exact α on the same samples, which the curves approach as more positions are tested. Bars: intervals over "
