@@ -1,4 +1,6 @@
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,13 @@ def test_public_names_are_there_and_documented(name):
     assert inspect.getdoc(value)
     assert f"`{name}`" in sdsl_jax.__doc__
     assert name in dir(sdsl_jax)
+
+
+def test_the_documentation_lists_the_public_names():
+    """In Markdown too, for readers of the repository, where nothing is made from docstrings."""
+    page = (Path(__file__).parent.parent / "docs/api.md").read_text("utf-8")
+    rows = re.findall(r"^\| \[`(\w+)`\]\([\w.#-]+\) +\| \w[^|]+\|$", page, re.MULTILINE)
+    assert sorted(rows) == sorted(sdsl_jax.__all__)
 
 
 def test_an_unknown_name():
