@@ -23,6 +23,10 @@ def test_the_documentation_lists_the_public_names():
     assert sorted(rows) == sorted(sdsl_jax.__all__)
 
 
+def test_what_completion_offers():
+    assert [name for name in dir(sdsl_jax) if not name.startswith("__")] == sdsl_jax.__all__
+
+
 def test_an_unknown_name():
     with pytest.raises(AttributeError, match="has no attribute 'speculates'"):
         sdsl_jax.speculates  # noqa: B018

@@ -27,6 +27,7 @@ from sdsl_jax.counts import (
 )
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.ranges import require_fields, require_in
+from sdsl_jax.statistics import Interval
 from sdsl_jax.user_files import read_toml
 
 LARGEST_LOOKAHEAD = 64
@@ -447,6 +448,8 @@ def _sizes(value: Any, flag: str) -> list[float]:
 
 
 def _share(value: Any, flag: str) -> float:
+    if isinstance(value, Interval):
+        value = value.estimate
     several = isinstance(value, Iterable) and (not isinstance(value, str) or "," in value)
     require(
         not several,
@@ -565,7 +568,7 @@ class ProblemFlags:
     candidates: Annotated[
         Sequence[float | str] | float | str | None, _shown("COUNT[,COUNT...]", str)
     ] = _flag("draft.candidates", _sizes)
-    acceptance: Annotated[float | str | None, _shown("ALPHA", str)] = _flag(
+    acceptance: Annotated[float | Interval | str | None, _shown("ALPHA", str)] = _flag(
         "draft.acceptance", _share
     )
     objective: Annotated[Mapping[str, float] | str | None, _shown("METRIC[=WEIGHT],...", str)] = (
@@ -645,11 +648,12 @@ def load_problem(
         ranges = values.get("variables", {})
         ranges = ranges if isinstance(ranges, dict) else {}
         values["variables"] = {name: ranges.get(name) or "free" for name in variables}
+    target = values.get("target")
     require(
-        values.get("target"),
-        "no target was given; give --target-params, or a TOML file whose section [target] holds params."
+        target if not isinstance(target, dict) else "params" in target,
+        "no size of the target was given; give --target-params, or a TOML file whose section [target] holds params."
         if path is None
-        else f"the problem file {path} names no target; give --target-params, or params in its section [target].",
+        else f"the problem file {path} gives no size of the target; give --target-params, or params in its section [target].",
     )
     if path is None:
         return from_dict(ProblemConfig, values)

@@ -224,7 +224,8 @@ def read_prompts(path: Path, field: str = "") -> list[str]:
     kind = kind_of(path)
     require(
         kind in (".txt", ".jsonl"),
-        f"the prompts {str(path)!r} are of an unknown kind; they must be a .txt or .jsonl file, or {HELD_OUT!r} or {EMBEDDED!r}.",
+        f"the prompts {str(path)!r} are of an unknown kind; they must be a .txt or .jsonl file, or {HELD_OUT!r} or {EMBEDDED!r} "
+        "(from Python also a list of strings).",
     )
     require(
         not field or kind == ".jsonl",

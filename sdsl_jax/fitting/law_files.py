@@ -392,7 +392,7 @@ class LoadedLaw(NamedTuple):
 _Kind = Literal["loss", "acceptance"]
 
 
-def load_law(name: str, kind: _Kind | None = None) -> LoadedLaw:
+def load_law(name: str | Path, kind: _Kind | None = None) -> LoadedLaw:
     """A published law by its name, or a fitted one from a JSON file.
 
     A file that holds several laws gives its first of the kind, which is the best;
@@ -405,6 +405,7 @@ def load_law(name: str, kind: _Kind | None = None) -> LoadedLaw:
     Raises:
       SdslError: There is no such law, or the file holds none, or both kinds.
     """
+    name = str(name)
     kinds: list[_Kind] = [kind] if kind else ["loss", "acceptance"]
     what = f"{kind} law" if kind else "law"
     published = {key: law for each in kinds for key, law in _PUBLISHED[each].items()}

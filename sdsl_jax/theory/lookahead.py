@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from sdsl_jax.errors import require
@@ -46,6 +47,7 @@ def speedup(
 
     Args:
       acceptance: Acceptance probability α ≤ 1; 0 or less, which a law may give, counts as none.
+        This and the others may be numbers, arrays or lists.
       lookahead: Drafted tokens per round γ ≥ 0, whole or not.
       draft_step: Cost d ≥ 0 of a draft step, in target steps.
       verify_pass: Cost v > 0 of a verify pass, in target steps.
@@ -58,7 +60,11 @@ def speedup(
     check_numbers("[0, inf)", "the lookahead", lookahead)
     check_numbers("[0, inf)", "the cost of a draft step in target steps", draft_step)
     check_numbers("(0, inf)", "the cost of a verify pass in target steps", verify_pass)
-    return tokens_per_round(acceptance, lookahead) / (lookahead * draft_step + verify_pass)
+    alpha, gamma, step, verify = (
+        np.asarray(x) if isinstance(x, list | tuple) else x
+        for x in (acceptance, lookahead, draft_step, verify_pass)
+    )
+    return tokens_per_round(alpha, gamma) / (gamma * step + verify)
 
 
 @jax.jit

@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from sdsl_jax.errors import require
 from sdsl_jax.theory.arrays import Scalar
 from sdsl_jax.theory.costs import ParameterCost
-from sdsl_jax.theory.domain import check_function, check_numbers
+from sdsl_jax.theory.domain import check_function, check_numbers, known_numbers
 from sdsl_jax.theory.hardware import CostModel
 from sdsl_jax.theory.laws import AcceptanceLaw, LossLaw, ModelPoint
 from sdsl_jax.theory.lookahead import tokens_per_round
@@ -107,6 +109,13 @@ class Scenario(NamedTuple):
         for name in ("target_params", "draft_tokens", "target_tokens", "smallest_draft"):
             check_numbers("(0, inf)", name, getattr(self, name))
         check_numbers("[0, inf)", "draft_overhead", self.draft_overhead)
+        low, high = (
+            known_numbers(n, getattr(self, n)) for n in ("smallest_draft", "target_params")
+        )
+        require(
+            low is None or high is None or np.all(low < high),
+            f"target_params is {high} and smallest_draft {low}; a draft must be smaller than its target.",
+        )
         check_function(
             "loss_law", self.loss_law, "a law, such as theory.BESIROGLU or load_law(...).law"
         )

@@ -470,7 +470,7 @@ def test_ranges_of_the_lookahead_hold_a_whole_number_and_end(lookahead, words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "the problem file light.toml names no target; give --target-params"),
+        ((), "the problem file light.toml gives no size of the target; give --target-params"),
         (("--target-params", "many"), "--target-params is 'many'"),
         (("--target-params", "7B", "--hardware", "h9"), "there is no hardware named 'h9'"),
         (

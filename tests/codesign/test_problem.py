@@ -16,6 +16,7 @@ from sdsl_jax.codesign.problem import Problem
 from sdsl_jax.config.codesign_problem import OptimizerConfig
 from sdsl_jax.errors import SdslError
 from sdsl_jax.records.documents import schema_of
+from sdsl_jax.statistics import Interval
 from sdsl_jax.theory.serving import outcome
 
 
@@ -55,6 +56,8 @@ def test_flags_are_numbers_or_text_as_people_write_it():
     measured = Problem(target_params=7e9, candidates=1e8, acceptance=0.7).config()
     assert measured.draft.candidates == (1e8,)
     assert measured.draft.acceptance == 0.7
+    found = Interval(0.7, 0.6, 0.8)  # as measure_pair gives it
+    assert Problem(target_params=7e9, candidates=1e8, acceptance=found).config() == measured
 
 
 def test_help_reads():
@@ -72,7 +75,11 @@ def test_help_reads():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({}, "no target was given"),
+        ({}, "no size of the target was given; give --target-params"),
+        (
+            {"target_name": "Qwen/Qwen3-32B"},
+            "no size of the target was given; give --target-params",
+        ),
         ({"target_params": "many"}, "--target-params is 'many'"),
         ({"target_params": 70}, "did you mean 70B"),
         ({"target_params": 7e9, "devices": 0}, r"hardware.devices is 0"),

@@ -87,7 +87,7 @@ def test_a_fit_of_a_frame_is_read_back(fitted, tmp_path):
     assert again.confidence == 0.9
     path = tmp_path / "law.json"
     path.write_text(json.dumps(values))
-    loaded = load_law(str(path))
+    loaded = load_law(path)
     assert coefficients(loaded.law) == fitted.record.coefficients
     assert len(loaded.draws.E) == 20
     assert "LoadedLaw(" in repr(loaded)

@@ -46,6 +46,7 @@ def test_traced_values_are_not_checked():
     [
         ("target_params", "32B", "target_params is '32B'; it must be a number"),
         ("target_tokens", 0, "target_tokens is 0.0; it must be positive"),
+        ("target_params", 32, "target_params is 32 and smallest_draft 1000000.0; a draft must be"),
         ("draft_overhead", -0.1, "draft_overhead is -0.1; it must not be negative"),
         ("acceptance_law", LOADED, "acceptance_law is a LoadedLaw, .*give its attribute law"),
         ("loss_law", "besiroglu", "loss_law is 'besiroglu', .*give a law, such as"),
@@ -55,6 +56,12 @@ def test_traced_values_are_not_checked():
 def test_a_scenario_of_impossible_values(ask, field, value, message):
     with pytest.raises(sdsl_jax.SdslError, match=message):
         ask(OPT_30B._replace(**{field: value}))
+
+
+def test_lists_are_arrays():
+    np.testing.assert_allclose(
+        speedup([0.6, 0.7], 4, [0.05, 0.1]), [speedup(0.6, 4, 0.05), speedup(0.7, 4, 0.1)]
+    )
 
 
 def test_the_law_that_was_loaded():
