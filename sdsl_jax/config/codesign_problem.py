@@ -134,10 +134,12 @@ class DraftConfig:
         require_fields("draft", self, acceptance="[0, 1)", candidates=_COUNTED)
         for size in self.candidates:
             require_plausible(size, "a size in draft.candidates")
+        count = len(self.candidates)
+        several = " For several drafts, solve once for each." if count else ""
         require(
-            not self.acceptance or len(self.candidates) == 1,
-            f"an acceptance of {self.acceptance:g} was given with {len(self.candidates)} candidates; it was measured with one "
-            "draft, whose size must be the only candidate. For several drafts, solve once for each.",
+            not self.acceptance or count == 1,
+            f"an acceptance of {self.acceptance:g} was given with {count or 'no'} candidates; it was measured with one "
+            f"draft, whose size must be the only candidate.{several}",
         )
 
 

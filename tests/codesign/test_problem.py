@@ -88,6 +88,7 @@ def test_help_reads():
         ({"target_params": 7e9, "candidates": [1e8], "acceptance": 1.0}, r"must lie in \(0, 1\)"),
         ({"target_params": 7e9, "acceptance": [0.6, 0.7]}, r"\[0.6, 0.7\]; .* solve once for each"),
         ({"target_params": 7e9, "acceptance": "0.6,0.7"}, "'0.6,0.7'; .* solve once for each"),
+        ({"target_params": 7e9, "acceptance": 0.7}, "with no candidates; .* the only candidate.$"),
         (
             {"target_params": 7e9, "candidates": [1e8, 1e9], "acceptance": 0.7},
             "with 2 candidates; .* solve once for each",
