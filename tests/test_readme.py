@@ -56,6 +56,16 @@ def test_the_decoder():
     assert [int(x) for x in events.emitted.sum(axis=1)] == [40, 20]
 
 
+def test_a_question_about_serving():
+    block = python_blocks("docs/library.md")[3]
+    names, _ = run(block)
+    answer, (said,) = names["answer"], re.findall("answer.verdict  # (.*)", block)
+    assert answer.verdict.removeprefix("Speculate: ").rstrip(".") == said
+    assert answer.rounded.lookahead == 2
+    lookaheads = [row.lookahead for row in answer.pareto["batch"]]
+    assert lookaheads == sorted(lookaheads, reverse=True)
+
+
 def test_the_readme(monkeypatch):
     monkeypatch.chdir(ROOT)
     names, text = run("".join(python_blocks("README.md")))
