@@ -111,5 +111,6 @@ def run(arguments: Sequence[str]) -> None:
         from sdsl_jax.cli.arguments import split_overrides
 
         rest, others["overrides"] = split_overrides(rest)
+    # Commands with many options say in their modules which of them belong together.
     topics = getattr(sys.modules[command.__module__], "TOPICS", ())
     call(command, f"sdsl {first}", rest, topics, **others)
