@@ -10,12 +10,12 @@ from sdsl_jax.cli.arguments import split_overrides
 from sdsl_jax.codesign.predict import Target, predict
 from sdsl_jax.config import load_study, to_toml
 from sdsl_jax.errors import SdslError
-from sdsl_jax.evidence import StudyRecords, holdout
+from sdsl_jax.evidence import StudyRecords
 from sdsl_jax.fitting.law_files import load_law
 from sdsl_jax.progress import Silent
 from sdsl_jax.records import read_json, read_table
 from sdsl_jax.report.figures import CAPTIONS
-from sdsl_jax.study import STAGES, run_study
+from sdsl_jax.study import STAGES, holdout, run_study
 
 
 class Notes(Silent):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from sdsl_jax.config import to_dict
-from sdsl_jax.evidence import holdout
+from sdsl_jax.evidence import forecast
 from sdsl_jax.records import read_json
 from sdsl_jax.study.stages import Study
 
@@ -44,7 +44,7 @@ def publish_predictions(study: Study, run: Callable[[Study, Sequence[str]], None
     if path.exists() and read_json(path).get("made_from") == made_from:
         return
     records = seen.records
-    predictions = holdout.forecast(study.config, records.models, records.fits)
+    predictions = forecast(study.config, records.models, records.fits)
     # Whoever changes something and predicts again has seen the answers, and the file says so.
     models = study.records.models if (study.records_folder / "models.csv").exists() else []
     known = {(m.role, m.params_nonembedding) for m in models}

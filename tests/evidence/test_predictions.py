@@ -12,8 +12,9 @@ from sdsl_jax.evidence import Evidence, StudyRecords, forecast, gather
 from sdsl_jax.evidence.claims import claims, data_identified, sensitivity
 from sdsl_jax.evidence.common import measured_speedups
 from sdsl_jax.evidence.fit_quality import coverage, residuals
-from sdsl_jax.evidence.holdout import Predictions, Rung, _optimum, held_out, holdout
+from sdsl_jax.evidence.holdout import holdout
 from sdsl_jax.evidence.law_comparison import acceptance_laws, law_inputs
+from sdsl_jax.evidence.predictions import Predictions, Rung, _optimum, held_out
 from sdsl_jax.evidence.protocol import ProtocolSummary
 from sdsl_jax.fitting import fit_all
 from sdsl_jax.fitting.law_files import LawRecord
