@@ -14,7 +14,8 @@ from sdsl_jax.counts import short_count
 
 if TYPE_CHECKING:
     from sdsl_jax.codesign.answer import Answer
-    from sdsl_jax.codesign.designs import Candidate, FrontPoint
+    from sdsl_jax.codesign.comparison import Candidate
+    from sdsl_jax.codesign.designs import FrontPoint
     from sdsl_jax.codesign.engines import EngineSettings
     from sdsl_jax.codesign.remedies import Remedy
 

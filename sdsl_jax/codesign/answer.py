@@ -11,26 +11,21 @@ import jax
 import numpy as np
 
 from sdsl_jax.codesign.break_even import break_even
-from sdsl_jax.codesign.caveats import Sensitivity, caveats, ranked_sensitivities
+from sdsl_jax.codesign.caveats import caveats
+from sdsl_jax.codesign.comparison import Candidate, ComparedDraft, SuggestedDraft, compare
 from sdsl_jax.codesign.designs import (
-    Candidate,
-    ComparedDraft,
     FrontPoint,
-    SuggestedDraft,
-    compare,
-    fixed_at,
     front,
     interval_90,
     money,
-    reported,
     round_design,
     sizes_within,
-    solve_together,
 )
 from sdsl_jax.codesign.engines import EngineSettings, settings_of_best_draft
 from sdsl_jax.codesign.optimise import TOLERANCE
-from sdsl_jax.codesign.program import ProgramInputs, Solved
+from sdsl_jax.codesign.program import Solved, solve_together
 from sdsl_jax.codesign.remedies import Remedy, keeps_limits, remedies
+from sdsl_jax.codesign.sensitivity import Sensitivity, ranked_sensitivities
 from sdsl_jax.codesign.serving_problem import (
     Memory,
     ServingProblem,
@@ -42,7 +37,7 @@ from sdsl_jax.codesign.serving_problem import (
 from sdsl_jax.counts import short_count
 from sdsl_jax.errors import require
 from sdsl_jax.notebook import table_of
-from sdsl_jax.records.documents import to_json
+from sdsl_jax.records.documents import document, to_json
 from sdsl_jax.theory.serving import Design, Outcome, Serving, outcome, target_prefill
 
 # Batches of the front of latency against throughput; training tokens of that of training cost
@@ -391,32 +386,30 @@ def solve(problem: ServingProblem) -> Answer:
 
 def _at_batches(problem: ServingProblem) -> list[Solved]:
     """The optimum, and those at given batches."""
-    inputs = [problem.inputs, *(fixed_at(problem.inputs, "batch", b) for b in _BATCHES)]
-    return _solve_all(problem, inputs)
-
-
-def _solve_all(problem: ServingProblem, many: Sequence[ProgramInputs]) -> list[Solved]:
-    return solve_together(problem.program, many, problem.config.optimizer)
+    inputs = [problem.inputs, *(problem.inputs.fixed_at("batch", b) for b in _BATCHES)]
+    return solve_together(problem.program, inputs, problem.config.optimizer)
 
 
 def _answer(problem: ServingProblem, solved: Solved, by_batch: list[Solved]) -> Answer:
     program, inputs, serving = problem.program, problem.inputs, problem.inputs.serving
-    design, gives = solved.design, solved.outcome
-    rounded = round_design(program, inputs, solved, solve_all=partial(_solve_all, problem))
+    design, gives = jax.tree.map(float, (solved.design, solved.outcome))
+    solve_all = partial(solve_together, program, optimizer=problem.config.optimizer)
+    rounded = round_design(program, inputs, solved, solve_all=solve_all)
     whole = rounded.solved
     feasible = bool(solved.feasible) and bool(whole.feasible) and not problem.memory_errors
     # An α of 1 or more is no probability, and nothing follows from it.
-    usable = feasible and float(gives.acceptance) < 1
+    usable = feasible and gives.acceptance < 1
     speculates = usable and float(whole.outcome.speedup) > 1
     within: list[list[float] | None] = [None, None]
     if usable and "draft_params" in program.variables:
         within = [*sizes_within(problem, whole, (0.01, 0.05))]
     pareto = {"batch": front(problem, by_batch)}
     if problem.priced:
-        many = [fixed_at(inputs, "draft_tokens", tokens) for tokens in _DRAFT_TOKENS]
-        pareto["draft_tokens"] = front(problem, _solve_all(problem, many))
-    comparison = compare(problem, solved, whole.design)
+        many = [inputs.fixed_at("draft_tokens", tokens) for tokens in _DRAFT_TOKENS]
+        pareto["draft_tokens"] = front(problem, solve_all(many))
     interval = interval_90(problem)
+    comparison = compare(problem, solved, whole.design)
+    engines = settings_of_best_draft(problem, solved, whole, comparison) if usable else None
     region = None if problem.config.draft.acceptance else _paying_region(problem, design)
     alone = _baseline(serving, design, gives, problem.priced)
     warnings = caveats(
@@ -428,26 +421,26 @@ def _answer(problem: ServingProblem, solved: Solved, by_batch: list[Solved]) -> 
         region.target_params if region else None,
         alone.total_cost,
     )
-    parts = gives.round._asdict()
-    return reported(
+    round_seconds = gives.round.seconds
+    return document(
         Answer,
         gives,
         speculate=speculates,
         feasible=feasible,
         variables={name: problem.sizes.in_design(design, name) for name in program.variables},
         design=DesignValues(**_values(problem, design)),
-        lookahead=float(design.lookahead),
+        lookahead=design.lookahead,
         rounded=_rounded(problem, whole, comparison.optimum, float(rounded.loss)),
         indifference_1pct=within[0],
         indifference_5pct=within[1],
         objective={
-            name: Objective(float(weight), float(getattr(gives, name)))
-            for name, weight in zip(program.objective, np.asarray(inputs.weights))
+            name: Objective(float(weight), getattr(gives, name))
+            for name, weight in zip(program.objective, inputs.weights)
         },
         baseline=alone,
         cost_breakdown={
-            name: RoundPart(float(part), float(part / gives.round.seconds))
-            for name, part in parts.items()
+            name: RoundPart(part, part / round_seconds)
+            for name, part in gives.round._asdict().items()
         },
         hardware_measured=bool(problem.hardware.measured),
         assumed_overhead_share=_overhead_share(serving, design, gives),
@@ -456,7 +449,7 @@ def _answer(problem: ServingProblem, solved: Solved, by_batch: list[Solved]) -> 
         binding_constraints=[
             BindingConstraint(name, float(limit), float(multiplier))
             for name, limit, multiplier in zip(
-                program.constraints, np.asarray(inputs.limits), solved.multipliers
+                program.constraints, inputs.limits, solved.multipliers
             )
             if float(multiplier) > 1e-6
         ],
@@ -472,9 +465,7 @@ def _answer(problem: ServingProblem, solved: Solved, by_batch: list[Solved]) -> 
         break_even=region,
         candidates=comparison.candidates,
         nearest_published=comparison.published,
-        engine_settings=settings_of_best_draft(problem, solved, whole, comparison)
-        if usable
-        else None,
+        engine_settings=engines,
         would_be_feasible_with=[] if feasible else remedies(problem, design),
         warnings=[one.text for one in warnings],
         warning_severities=["grave" if one.critical else "note" for one in warnings],
@@ -502,13 +493,14 @@ def _rounded(
 ) -> RoundedDesign:
     values = _values(problem, whole.design)
     values |= {name: round(values[name]) for name in ("lookahead", "batch")}
-    return reported(
+    gives = jax.tree.map(float, whole.outcome)
+    return document(
         RoundedDesign,
-        whole.outcome,
+        gives,
         **values,
         draft_layers=draft.draft_layers,
         draft_width=draft.draft_width,
-        fits=fits(problem.inputs.serving, float(whole.outcome.memory_bytes)),
+        fits=fits(problem.inputs.serving, gives.memory_bytes),
         within_constraints=bool(whole.feasible),
         loss_of_rounding=loss,
     )

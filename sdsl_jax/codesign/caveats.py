@@ -1,19 +1,15 @@
-"""An answer in words: what everything is called, what the choice depends on, and what a reader must
-know before trusting it."""
+"""What a reader must know before trusting an answer, a sentence each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from sdsl_jax.codesign.drafts import family_of_drafts, is_head, measured_with_another, named_draft
+from sdsl_jax.codesign.drafts import is_head
 from sdsl_jax.codesign.laws import AlphaRange, law_caveats, unit_caveats, valid_range
 from sdsl_jax.codesign.optimise import convergence_warning
-from sdsl_jax.codesign.program import Solved
-from sdsl_jax.codesign.sensitivity import of_stated_sizes, sensitivities
+from sdsl_jax.codesign.program import METRICS, VARIABLES, Solved
 from sdsl_jax.codesign.serving_problem import ServingProblem, Size
 from sdsl_jax.counts import short_count
 from sdsl_jax.solver_status import SolverStatus
@@ -29,176 +25,6 @@ _UNITS = {
     "flops": "FLOPs",
     "loss": "nats per token",
 }
-VARIABLES = {
-    "draft_params": "draft size",
-    "lookahead": "lookahead",
-    "batch": "batch",
-    "draft_tokens": "training tokens of the draft",
-    "aspect_ratio": "aspect ratio of the draft",
-    "target_params": "target size",
-}
-METRICS = {
-    "seconds_per_token": "seconds per token",
-    "cost_per_million_tokens": "cost per million tokens",
-    "latency_seconds": "latency of a request",
-    "first_token_seconds": "time to the first token",
-    "total_cost": "cost of training the draft and serving the volume",
-    "memory_bytes": "memory of a device",
-    "training_flops": "training FLOPs of the draft",
-    "training_cost": "training cost of the draft",
-    "draft_loss": "loss of the draft",
-    "target_loss": "loss of the target",
-}
-# By the path of a number within `Serving`.
-_QUANTITIES = {
-    "hardware.pass_seconds": "overhead per pass",
-    "hardware.layer_seconds": "overhead per layer",
-    "hardware.token_seconds": "overhead per token",
-    "hardware.matrix_seconds": "overhead per layer of several tokens",
-    "hardware.logit_seconds": "drawing per token and vocabulary entry",
-    "hardware.cache_slowdown": "speed of caches against weights",
-    "hardware.bytes_per_second": "memory bandwidth",
-    "hardware.flops_per_second": "arithmetic throughput",
-    "hardware.round_seconds": "overhead per round",
-    "hardware.link_bytes_per_second": "bandwidth between devices",
-    "hardware.link_seconds": "latency between devices",
-    "hardware.memory_bytes": "memory of a device",
-    "hardware.price_per_hour": "price of a device",
-    "loss_law.E": "irreducible loss E",
-    "loss_law.A": "scale A of size in the loss law",
-    "loss_law.B": "scale B of data in the loss law",
-    "loss_law.a": "exponent a of size in the loss law",
-    "loss_law.b": "exponent b of data in the loss law",
-    "loss_law.N_c": "scale N_c of size in the loss law",
-    "loss_law.D_c": "scale D_c of data in the loss law",
-    "loss_law.alpha_N": "exponent α_N of size in the loss law",
-    "loss_law.alpha_D": "exponent α_D of data in the loss law",
-    "acceptance_law.level": "level of the acceptance law",
-    "acceptance_law.slope": "slope of the acceptance law in the loss gap",
-    "acceptance_law.draft_slope": "slope of the acceptance law in the draft's loss",
-    "acceptance_law.target_slope": "slope of the acceptance law in the target",
-    "acceptance_law.A": "slope A of the acceptance law in the draft's perplexity",
-    "acceptance_law.B": "slope B of the acceptance law in the target's perplexity",
-    "acceptance_law.C": "constant C of the acceptance law",
-    "acceptance_law.scale": "scale of the acceptance law",
-    "acceptance_law.exponent": "exponent of draft size in the acceptance law",
-    "acceptance_law.target_exponent": "exponent of target size in the acceptance law",
-    "acceptance_law.params_slope": "slope of the acceptance law in draft size",
-    "acceptance_law.tokens_slope": "slope of the acceptance law in the draft's data",
-    "draft_family.aspect_ratio": "aspect ratio of the draft's family",
-    "draft_family.vocab_size": "vocabulary of the draft",
-    "draft_family.kv_share": "key-value share of the draft",
-    "draft_shape.params": "draft size outside embeddings",
-    "draft_shape.layers": "layers of the draft",
-    "draft_shape.width": "width of the draft",
-    "draft_shape.query_width": "width of the draft's queries",
-    "draft_shape.kv_width": "width of the draft's keys and values",
-    "draft_shape.vocab_size": "vocabulary of the draft",
-    "target_family.aspect_ratio": "aspect ratio of the target",
-    "target_family.vocab_size": "vocabulary of the target",
-    "target_family.kv_share": "key-value share of the target",
-    "target_tokens": "training tokens of the target",
-    "draft_params": "draft size outside embeddings",
-    "target_params": "target size outside embeddings",
-    "context": "context",
-    "prompt_tokens": "tokens of a prompt",
-    "new_tokens": "new tokens of a request",
-    "precision.weight_bytes": "bytes of a weight of the target",
-    "precision.cache_bytes": "bytes of a cache element of the target",
-    "draft_precision.weight_bytes": "bytes of a weight of the draft",
-    "draft_precision.cache_bytes": "bytes of a cache element of the draft",
-    "devices": "devices",
-    "draft_devices": "devices of the draft",
-    "aspect_penalty": "penalty on the draft's shape",
-    "volume_tokens": "tokens to be served",
-    "training_utilisation": "utilisation in training",
-    "prefill_share": "share of prefills here",
-}
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """How the choice moves with one number that it depends on.
-
-    Attributes:
-      quantity: The number, in words.
-      path: The number within `Serving`, or of the design.
-      elasticity: d ln of each variable / d ln of the number; null where the optimum is not
-        isolated.
-      elasticity_of_objective: d(objective) / d ln of the number.
-      logarithms_per_standard_error: Change of ln of each variable for one published standard
-        error; null where none is published.
-    """
-
-    quantity: str
-    path: str
-    elasticity: dict[str, float | None]
-    elasticity_of_objective: float | None
-    logarithms_per_standard_error: dict[str, float | None] | None
-
-
-def ranked_sensitivities(problem: ServingProblem, solved: Solved) -> list[Sensitivity] | None:
-    """Elasticities of all variables and of the objective by every number that either depends on,
-    what matters most first.
-
-    They are ranked by the largest elasticity among the variables, or by that of the objective where
-    all rest on bounds. None where no design keeps the constraints: there is no optimum to move.
-    """
-    if not solved.feasible:
-        return None
-    program = problem.program
-    moves = sensitivities(program, problem.inputs, solved)
-    moves = jax.tree.map(np.asarray, of_stated_sizes(program, problem.inputs, solved, moves))
-    tables = {
-        name: _flat(moves.variables[name]) | _flat(moves.variables_fixed[name])
-        for name in program.variables
-    }
-    gains = _flat(moves.objective) | {
-        name: value
-        for name, value in _flat(moves.objective_fixed).items()
-        if name not in program.variables
-    }
-    # Nobody has 1% more embedding tables, a roofline of another corner, or more than all of the
-    # prefills.
-    fixed = ("embedding_tables", "sharpness", "prefill_share")
-    gains = {path: value for path, value in gains.items() if not path.endswith(fixed)}
-    on_bounds = bool(np.all(np.asarray(solved.at_lower) | np.asarray(solved.at_upper)))
-    errors = {
-        f"{kind}_law.{name}": error / abs(float(getattr(law, name)))
-        for kind, law in (("loss", problem.loss.law), ("acceptance", problem.acceptance.law))
-        for name, error in law.about.standard_error
-    }
-
-    def weight(path: str) -> float:
-        values = [gains[path]] if on_bounds else [table[path] for table in tables.values()]
-        return max(abs(v) if np.isfinite(v) else 0.0 for v in values)
-
-    def scaled(path: str, by: float) -> dict[str, float | None]:
-        return {name: _number(by * table[path]) for name, table in tables.items()}
-
-    return [
-        Sensitivity(
-            _QUANTITIES.get(path)
-            or VARIABLES.get(path)
-            or path.replace("_", " ").replace(".", ", "),
-            path,
-            scaled(path, 1.0),
-            _number(gains[path]),
-            scaled(path, errors[path]) if path in errors else None,
-        )
-        for path in sorted(gains, key=weight, reverse=True)
-        if weight(path) > 0 or abs(gains[path]) > 0
-    ]
-
-
-def _flat(tree: Any) -> dict[str, float]:
-    """Leaves by their dotted paths."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {"".join(str(part) for part in path).lstrip("."): float(value) for path, value in leaves}
-
-
-def _number(value: float) -> float | None:
-    return value if np.isfinite(value) else None
 
 
 class Caveat(NamedTuple):
@@ -233,16 +59,17 @@ def caveats(
       paying_target: Target size from which speculation pays, where there is one.
       cost_alone: Cost of serving the volume without a draft, where a price is known.
     """
+    units, laws = _of_the_laws(problem, solved.design, solved.outcome)
     critical = [
         *problem.memory_errors,
         *_of_the_constraints(problem, solved, whole),
         *_of_the_acceptance(solved),
-        *unit_caveats(problem.loss, problem.acceptance, _stated(problem, solved.design)),
+        *units,
     ]
     others = [
         *problem.notes,
         *_of_the_optimum(problem, solved, speculates),
-        *_of_the_laws(problem, solved.design, solved.outcome),
+        *laws,
         *_of_the_device(problem, draft_width),
         *_of_the_workload(problem, solved.outcome),
         *_of_the_names(problem),
@@ -340,7 +167,10 @@ def _of_the_optimum(problem: ServingProblem, solved: Solved, speculates: bool) -
     return texts
 
 
-def _of_the_laws(problem: ServingProblem, design: Design, gives: Outcome) -> list[str]:
+def _of_the_laws(
+    problem: ServingProblem, design: Design, gives: Outcome
+) -> tuple[list[str], list[str]]:
+    """Sizes and tokens in doubtful units, and all else about the laws."""
     stated = _stated(problem, design)
     spread = None
     if not problem.config.draft.acceptance and float(gives.acceptance) < 1:
@@ -354,7 +184,8 @@ def _of_the_laws(problem: ServingProblem, design: Design, gives: Outcome) -> lis
             alpha,
         )
     losses = {"draft_loss": float(gives.draft_loss), "target_loss": float(gives.target_loss)}
-    return law_caveats(problem.loss, problem.acceptance, stated, losses, spread)
+    laws = problem.loss, problem.acceptance, stated
+    return unit_caveats(*laws), law_caveats(*laws, losses, spread)
 
 
 def _of_the_break_even(problem: ServingProblem, size: Size | None) -> list[str]:
@@ -420,14 +251,13 @@ def _of_the_device(problem: ServingProblem, width: float) -> list[str]:
 
 def _of_the_names(problem: ServingProblem) -> list[str]:
     """What the names of target and draft do not tell."""
-    config = problem.config
+    config, named, family = problem.config, problem.drafts.named, problem.drafts.family
     texts: list[str] = []
-    target, family = config.target.name, family_of_drafts(config.target.name)
+    target = config.target.name
     if target and family is None:
         texts.append(
             f"the tokenizer of {target} is unknown here: check yourself whether a published model shares it"
         )
-    named = named_draft(config, problem.sizes.counted)
     if named is None:
         return texts
     if is_head(named.name):
@@ -440,7 +270,7 @@ def _of_the_names(problem: ServingProblem) -> list[str]:
             f"the size of {named.name} is unknown, so no lookahead can be given for it: write its size as the only entry of "
             "[draft] candidates"
         )
-    elif measured_with_another(config, named, problem.sizes.counted):
+    elif problem.drafts.measured_with_another:
         texts.append(
             f"the acceptance was measured with a draft of {short_count(config.draft.candidates[0])} parameters, and "
             f"{named.name} has {short_count(named.size)}: no lookahead can be given for it"

@@ -1,4 +1,4 @@
-"""Designs beside an optimum: whole numbers, given drafts, fronts, sizes that are as good, and draws of the laws.
+"""The designs around an optimum: in whole numbers, over draws of the laws, as good as it, and on fronts.
 
 All of them are solved or evaluated many at a time, by programs that are compiled once.
 """
@@ -9,44 +9,33 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sdsl_jax.codesign.drafts import (
-    PUBLISHED_DRAFTS,
-    PublishedDraft,
-    family_of_drafts,
-    may_share_tokenizer,
-    measured_with_another,
-    model_of,
-    named_draft,
-)
 from sdsl_jax.codesign.laws import intervals_over_draws, law_draws
-from sdsl_jax.codesign.optimise import TOLERANCE, spread_starts
 from sdsl_jax.codesign.program import (
     PRICED,
+    Evaluated,
     Program,
     ProgramInputs,
     Solved,
     box,
     coordinates,
+    evaluate,
     solve,
-    sweep,
+    solve_together,
 )
-from sdsl_jax.codesign.serving_problem import ServingProblem, Size, fits
-from sdsl_jax.config.codesign_problem import OptimizerConfig
+from sdsl_jax.codesign.serving_problem import ServingProblem, Size
 from sdsl_jax.errors import require
-from sdsl_jax.theory.hardware import Shape, family_shape
-from sdsl_jax.theory.serving import Design, Outcome, Serving, outcome
+from sdsl_jax.records.documents import document
+from sdsl_jax.theory.hardware import Shape
+from sdsl_jax.theory.serving import Design, Outcome
 
-_Document = TypeVar("_Document")
-# So many at a time: whatever their number, a single compilation serves them.
-_PROBLEMS_TOGETHER, _DRAFTS_TOGETHER = 16, 12
 # Points of a landscape: draft sizes and lookaheads. Draft sizes among which equally good ones are
 # looked for.
 _LANDSCAPE, _SIZES = (72, 64), 192
@@ -56,33 +45,6 @@ _DRAWS = 160
 _WHOLE = ("lookahead", "batch")
 # Of variables that adapt to rounding, in e-folds.
 _LEARNING_RATE = 0.05
-# Published models that are suggested.
-_SUGGESTED = 6
-
-
-# Many problems at a time
-
-
-def solve_together(
-    program: Program, many: Sequence[ProgramInputs], optimizer: OptimizerConfig
-) -> list[Solved]:
-    """The optima of many problems of one program, a fixed number at a time."""
-    starts = jnp.asarray(spread_starts(optimizer.starts, len(program.variables)))
-    optima: list[Solved] = []
-    for first in range(0, len(many), _PROBLEMS_TOGETHER):
-        some = list(many[first : first + _PROBLEMS_TOGETHER])
-        padded = some + [some[-1]] * (_PROBLEMS_TOGETHER - len(some))
-        solved = jax.tree.map(np.asarray, sweep(program, padded, starts, optimizer.learning_rate))
-        optima += [jax.tree.map(lambda x, i=i: x[i], solved) for i in range(len(some))]
-    return optima
-
-
-def fixed_at(inputs: ProgramInputs, name: str, value: float) -> ProgramInputs:
-    """The problem with one more quantity given, be it a variable or not."""
-    ends = {
-        end: getattr(inputs, end)._replace(**{name: value}) for end in ("fixed", "lower", "upper")
-    }
-    return inputs._replace(**ends)
 
 
 class Rounded(NamedTuple):
@@ -139,7 +101,7 @@ def round_design(
     ends = [(inputs, solved)]
     for name in names:
         many = [
-            fixed_at(before, name, value)
+            before.fixed_at(name, value)
             for before, one in ends
             for value in _neighbours(
                 name,
@@ -240,77 +202,6 @@ def _interval(problem: ServingProblem, draws: Sequence[Solved], basis: str) -> I
     return Interval(over.ends, said, over.share_that_speculate, over.share_without_optimum)
 
 
-# Designs that are evaluated
-
-
-class Evaluated(NamedTuple):
-    """Designs and what they give; all leaves have one shape.
-
-    Attributes:
-      design: The designs.
-      outcome: What they give.
-      objective: Σ w·ln m.
-      excess: Largest ln(m/limit) of the constraints; −∞ without any.
-    """
-
-    design: Design
-    outcome: Outcome
-    objective: jax.Array
-    excess: jax.Array
-
-    @property
-    def allowed(self) -> jax.Array:
-        """Whether every constraint holds."""
-        return self.excess <= TOLERANCE
-
-    @property
-    def any_allowed(self) -> bool:
-        """Whether every constraint holds for some design."""
-        return bool(np.asarray(self.allowed).any())
-
-
-def evaluate(
-    program: Program,
-    inputs: ProgramInputs,
-    design: Design,
-    serving: Serving | None = None,
-    draft: Shape | None = None,
-) -> Evaluated:
-    """Objective and constraints of many designs.
-
-    Args:
-      program: Names the objective and the constraints.
-      inputs: Their weights and limits.
-      design: The designs; its leaves, and those of `serving` and `draft`, broadcast to one shape.
-      serving: What they are judged by; that of `inputs` if None.
-      draft: Drafts of shapes of their own; members of the draft family if None.
-    """
-    serving = inputs.serving if serving is None else serving
-    return _evaluate(
-        program.objective,
-        program.constraints,
-        inputs.weights,
-        inputs.limits,
-        serving,
-        design,
-        draft,
-    )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _evaluate(
-    objective, constraints, weights, limits, serving: Serving, design: Design, draft: Shape | None
-) -> Evaluated:
-    gives = outcome(serving, design, draft)
-    shape = jnp.broadcast_shapes(*(x.shape for x in jax.tree.leaves(gives)))
-    gives, design = jax.tree.map(lambda x: jnp.broadcast_to(x, shape), (gives, design))
-    value = sum(weights[i] * jnp.log(getattr(gives, name)) for i, name in enumerate(objective))
-    excess = jnp.full(shape, -jnp.inf)
-    for i, name in enumerate(constraints):
-        excess = jnp.maximum(excess, jnp.log(getattr(gives, name) / limits[i]))
-    return Evaluated(design, gives, jnp.asarray(value), excess)
-
-
 def whole_lookaheads(program: Program, inputs: ProgramInputs) -> np.ndarray:
     """The whole lookaheads that are allowed: one where the lookahead is no variable."""
     if "lookahead" not in program.variables:
@@ -329,7 +220,7 @@ def at_best_lookahead(
     them. Drafts may have shapes of their own, leaves [R, 1] too.
     """
     every = design._replace(lookahead=whole_lookaheads(program, inputs)[None, :])
-    table = jax.tree.map(np.asarray, evaluate(program, inputs, every, draft=draft))
+    table = jax.tree.map(np.asarray, evaluate(program, inputs, every, draft))
     eligible = np.where(table.allowed.any(axis=1, keepdims=True), table.allowed, True)
     best = np.argmin(np.where(eligible, table.objective, np.inf), axis=1)
     return jax.tree.map(lambda x: x[np.arange(len(best)), best], table)
@@ -426,22 +317,9 @@ def landscape(problem: ServingProblem, design: Design) -> Landscape:
         )
 
 
-# Designs that are reported
-
-
-def reported(cls: type[_Document], outcome: Outcome, **others: Any) -> _Document:
-    """A document whose fields are numbers of an outcome by the same names, or among the others."""
-    numbers = {
-        f.name: float(getattr(outcome, f.name))
-        for f in fields(cls)  # type: ignore[arg-type]
-        if f.name not in others
-    }
-    return cls(**numbers, **others)
-
-
 def money(problem: ServingProblem, outcome: Outcome) -> dict[str, float | None]:
     """What costs money; None where no price is known."""
-    return {name: float(getattr(outcome, name)) if problem.priced else None for name in PRICED}
+    return {name: getattr(outcome, name) if problem.priced else None for name in PRICED}
 
 
 @dataclass(frozen=True)
@@ -475,245 +353,12 @@ class FrontPoint:
 
 def front(problem: ServingProblem, optima: Sequence[Solved]) -> list[FrontPoint]:
     """The designs that keep the constraints, of the optima at several values of one quantity."""
-    return [
-        reported(
-            FrontPoint,
-            one.outcome,
-            batch=float(one.design.batch),
-            draft_tokens=float(one.design.draft_tokens),
-            draft_params=problem.sizes.in_design(one.design, "draft_params"),
-            lookahead=float(one.design.lookahead),
-            **money(problem, one.outcome),
-        )
-        for one in optima
-        if one.feasible
-    ]
-
-
-class Draft(NamedTuple):
-    """A draft with a shape of its own.
-
-    Attributes:
-      shape: Layers, width and all else that its cost depends on.
-      tokens: Its training tokens.
-      aspect_ratio: From which a penalty on its loss is counted; that of the family where none is.
-    """
-
-    shape: Shape
-    tokens: float
-    aspect_ratio: float
-
-
-def published(inputs: ProgramInputs, model: PublishedDraft) -> Draft:
-    """A published model. Its own shape is what it was trained in: no penalty is counted from it."""
-    return Draft(model.shape, model.tokens, float(inputs.serving.draft_family.aspect_ratio))
-
-
-def compared(
-    program: Program, inputs: ProgramInputs, design: Design, drafts: Sequence[Draft]
-) -> Evaluated:
-    """Drafts in the place of a design's own, each at its best whole lookahead, leaves [drafts]."""
-    # Of a few lengths only, so that one compilation serves many problems.
-    padded = [*drafts, *[drafts[-1]] * (-len(drafts) % _DRAFTS_TOGETHER)]
-    columns = jax.tree.map(lambda *x: np.asarray(x, float)[:, None], *padded)
-    own = design._replace(
-        draft_params=columns.shape.params,
-        aspect_ratio=columns.aspect_ratio,
-        draft_tokens=columns.tokens,
-    )
-    table = at_best_lookahead(program, inputs, own, columns.shape)
-    return jax.tree.map(lambda x: x[: len(drafts)], table)
-
-
-@dataclass(frozen=True)
-class ComparedDraft:
-    """A draft in the place of the optimum's, at its best whole lookahead.
-
-    Attributes:
-      draft_params: Size of the draft.
-      draft_layers: Layers of the draft; a fraction where its family has no such size.
-      draft_width: Width of the draft's residual stream.
-      lookahead: Drafts per round: the best whole number for this draft.
-      speedup: Speed-up S over the target alone.
-      acceptance: Probability α that a draft token is accepted.
-      tokens_per_second: Tokens of all rows per second.
-      latency_seconds: Seconds of a request, its prefill included.
-      per_device_bytes: Bytes on the fullest device.
-      fits: Whether both models fit; null where the memory is unknown.
-      within_constraints: Whether every constraint holds.
-      regret: Share of the optimum's speed-up that is lost.
-      objective_loss: By which share the objective is worse than at the optimum.
-    """
-
-    draft_params: Size
-    draft_layers: float
-    draft_width: float
-    lookahead: int
-    speedup: float
-    acceptance: float
-    tokens_per_second: float
-    latency_seconds: float
-    per_device_bytes: float
-    fits: bool | None
-    within_constraints: bool
-    regret: float
-    objective_loss: float
-
-
-@dataclass(frozen=True)
-class Candidate(ComparedDraft):
-    """A draft that the user asked about.
-
-    Attributes:
-      size: Size that was asked about, in the count of the loss law.
-      published: Name of the published model that it is; null if it is none.
-    """
-
-    size: float
-    published: str | None
-
-
-@dataclass(frozen=True)
-class SuggestedDraft(ComparedDraft):
-    """A published model.
-
-    Attributes:
-      name: Name on the Hugging Face Hub.
-      family: Family of models with the same tokenizer.
-      total_params: All parameters.
-      tokens: Training tokens.
-      tokenizer_shared_with: Published targets that have the same tokenizer.
-      tokenizer: "shared" with the target, "another", or "unknown".
-      plausible: Whether it may share the tokenizer of such a target.
-      divides_among_devices: Whether its heads divide among the draft's devices.
-    """
-
-    name: str
-    family: str
-    total_params: float
-    tokens: float
-    tokenizer_shared_with: str
-    tokenizer: str
-    plausible: bool
-    divides_among_devices: bool
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Drafts in the place of the optimum's, each at its best whole lookahead.
-
-    Attributes:
-      candidates: The sizes that were asked about.
-      published: Models that exist, best predicted objective first; those of other or unknown
-        tokenizers come last.
-      named: The draft that `[draft] name` means; None without a name, or where its size or
-        acceptance is unknown.
-      optimum: The draft of the design itself.
-    """
-
-    candidates: list[Candidate]
-    published: list[SuggestedDraft]
-    named: ComparedDraft | None
-    optimum: ComparedDraft
-
-
-def compare(problem: ServingProblem, solved: Solved, design: Design) -> Comparison:
-    """Candidates, published models and the named draft, all else as in a design.
-
-    A model that is two of these has one answer. Where an acceptance was measured, it is that of the
-    one candidate, and no other draft is compared.
-    """
-    config, sizes = problem.config, problem.sizes
-    tokens = float(config.draft.tokens if sizes.model else design.draft_tokens)
-    aspect_ratio = float(design.aspect_ratio)
-    family = problem.inputs.serving.draft_family._replace(aspect_ratio=aspect_ratio)
-
-    def draft(model: PublishedDraft | None, params: float) -> Draft:
-        if model is not None:
-            return published(problem.inputs, model)
-        return Draft(family_shape(params, family), tokens, aspect_ratio)
-
-    asked = [(size, model_of(config, size, sizes.counted)) for size in config.draft.candidates]
-    models = (
-        [model for _, model in asked if model]
-        if config.draft.acceptance
-        else list(PUBLISHED_DRAFTS)
-    )
-    named = named_draft(config, sizes.counted)
-    # A measured acceptance tells nothing of a named draft that is not the candidate.
-    if named and (named.size is None or measured_with_another(config, named, sizes.counted)):
-        named = None
-    by_size = [(model, size) for size, model in asked]
-    by_size += [(named.model, named.size)] if named and named.size else []
-    drafts = [draft(model, sizes.non_embedding(size, "draft")) for model, size in by_size]
-    drafts.append(draft(sizes.model, float(design.draft_params)))
-    drafts += [published(problem.inputs, model) for model in models]
-    rows = _rows(problem, solved, design, drafts)
-    candidates = [
-        Candidate(**vars(row), size=size, published=model.name if model else None)
-        for (size, model), row in zip(asked, rows)
-    ]
-    suggestions = [
-        _suggestion(problem, model, row)
-        for model, row in zip(models, rows[len(by_size) + 1 :])
-        if model.shape.params < float(design.target_params)
-    ]
-    return Comparison(
-        candidates,
-        _suggested(suggestions),
-        named=rows[len(asked)] if len(by_size) > len(asked) else None,
-        optimum=rows[len(by_size)],
-    )
-
-
-def _rows(
-    problem: ServingProblem, solved: Solved, design: Design, drafts: Sequence[Draft]
-) -> list[ComparedDraft]:
-    table = compared(problem.program, problem.inputs, design, drafts)
-    rows = []
-    for i, draft in enumerate(drafts):
-        gives = jax.tree.map(lambda x, i=i: float(x[i]), table.outcome)
-        size = Size(float(draft.shape.total_params), float(draft.shape.params))
-        rows.append(
-            reported(
-                ComparedDraft,
-                gives,
-                draft_params=size,
-                draft_layers=float(draft.shape.layers),
-                draft_width=float(draft.shape.width),
-                lookahead=int(np.asarray(table.design.lookahead)[i]),
-                per_device_bytes=gives.memory_bytes,
-                fits=fits(problem.inputs.serving, gives.memory_bytes),
-                within_constraints=bool(table.allowed[i]),
-                regret=1 - gives.speedup / float(solved.outcome.speedup),
-                objective_loss=float(np.expm1(table.objective[i] - float(solved.objective))),
+    points = []
+    for one in optima:
+        if one.feasible:
+            design, gives = jax.tree.map(float, (one.design, one.outcome))
+            size = problem.sizes.in_design(design, "draft_params")
+            points.append(
+                document(FrontPoint, design, gives, draft_params=size, **money(problem, gives))
             )
-        )
-    return rows
-
-
-def _suggestion(
-    problem: ServingProblem, model: PublishedDraft, row: ComparedDraft
-) -> SuggestedDraft:
-    config, family = problem.config, family_of_drafts(problem.config.target.name)
-    shared = "unknown" if family is None else "shared" if model.family == family else "another"
-    return SuggestedDraft(
-        **vars(row),
-        name=model.name,
-        family=model.family,
-        total_params=model.total_params,
-        tokens=model.tokens,
-        tokenizer_shared_with=model.targets,
-        tokenizer=shared,
-        plausible=may_share_tokenizer(model, config, family),
-        divides_among_devices=model.heads % config.draft_devices == 0,
-    )
-
-
-def _suggested(rows: list[SuggestedDraft]) -> list[SuggestedDraft]:
-    """All models of the target's family; without one, the best of each family, those that can have
-    such a target first."""
-    ranked = sorted(rows, key=lambda row: (not row.plausible, row.objective_loss))
-    own = [row for row in ranked if row.tokenizer == "shared"]
-    firsts = {row.family: row for row in reversed(ranked) if row.tokenizer_shared_with}
-    return (own or [row for row in ranked if firsts.get(row.family) is row])[:_SUGGESTED]
+    return points

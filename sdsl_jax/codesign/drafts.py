@@ -256,16 +256,6 @@ def named_draft(config: ProblemConfig, counted: str) -> NamedDraft | None:
     return NamedDraft(draft.name, None, candidates[0] if len(candidates) == 1 else None)
 
 
-def measured_with_another(config: ProblemConfig, named: NamedDraft, counted: str) -> bool:
-    """Whether `[draft] acceptance` was measured with a candidate that is not the named draft."""
-    if not config.draft.acceptance:
-        return False
-    (size,) = config.draft.candidates
-    return named.size != size and (
-        named.model is None or model_of(config, size, counted) != named.model
-    )
-
-
 def model_of(config: ProblemConfig, size: float, counted: str) -> PublishedDraft | None:
     """The published model that a candidate size stands for; None for a draft of the user's own.
 
@@ -305,6 +295,33 @@ def may_share_tokenizer(model: PublishedDraft, config: ProblemConfig, family: st
     if family is not None:
         return model.family == family
     return config.target.params <= 1.05 * model.largest_target
+
+
+class AskedDrafts(NamedTuple):
+    """What the names and sizes in a problem mean.
+
+    Attributes:
+      candidates: Each size to compare, with the published model that it is; None where it is none.
+      named: The draft that `[draft] name` means; None without a name.
+      measured_with_another: Whether `[draft] acceptance` was measured with a candidate that is not
+        the named draft.
+      family: Family of drafts that share the target's tokenizer; None if it is unknown.
+    """
+
+    candidates: tuple[tuple[float, PublishedDraft | None], ...]
+    named: NamedDraft | None
+    measured_with_another: bool
+    family: str | None
+
+
+def asked_drafts(config: ProblemConfig, counted: str) -> AskedDrafts:
+    """What the names and sizes in a problem mean; sizes in the count of the loss law."""
+    candidates = tuple((size, model_of(config, size, counted)) for size in config.draft.candidates)
+    named, another = named_draft(config, counted), False
+    if named is not None and config.draft.acceptance:
+        ((size, model),) = candidates
+        another = named.size != size and (named.model is None or model != named.model)
+    return AskedDrafts(candidates, named, another, family_of_drafts(config.target.name))
 
 
 def _nearest(sizes: Sequence[float], size: float) -> float | None:

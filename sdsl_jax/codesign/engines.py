@@ -21,7 +21,13 @@ import shlex
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from sdsl_jax.codesign.designs import Candidate, ComparedDraft, Comparison, SuggestedDraft, compare
+from sdsl_jax.codesign.comparison import (
+    Candidate,
+    ComparedDraft,
+    Comparison,
+    SuggestedDraft,
+    compare,
+)
 from sdsl_jax.codesign.drafts import published_draft
 from sdsl_jax.codesign.program import Solved
 from sdsl_jax.codesign.serving_problem import ServingProblem

@@ -22,28 +22,41 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from sdsl_jax.codesign.kkt import Box, Functions
-from sdsl_jax.codesign.optimise import OPTIMIZERS, minimise
+from sdsl_jax.codesign.optimise import OPTIMIZERS, TOLERANCE, minimise, spread_starts
+from sdsl_jax.config.codesign_problem import OptimizerConfig
 from sdsl_jax.errors import require
 from sdsl_jax.ranges import require_distinct, require_fields
 from sdsl_jax.theory.arrays import Scalar
+from sdsl_jax.theory.hardware import Shape
 from sdsl_jax.theory.serving import Design, Outcome, Serving, outcome
 
-# Fields of `Outcome` that a designer may want to be small. The least seconds per token are the most
-# tokens per second.
-METRICS = (
-    "seconds_per_token",
-    "cost_per_million_tokens",
-    "latency_seconds",
-    "first_token_seconds",
-    "total_cost",
-    "memory_bytes",
-    "training_flops",
-    "training_cost",
-    "draft_loss",
-    "target_loss",
-)
+# What a designer may choose: the fields of `Design`, in words.
+VARIABLES = {
+    "draft_params": "draft size",
+    "lookahead": "lookahead",
+    "batch": "batch",
+    "draft_tokens": "training tokens of the draft",
+    "aspect_ratio": "aspect ratio of the draft",
+    "target_params": "target size",
+}
+# Fields of `Outcome` that a designer may want to be small, in words. The least seconds per token are
+# the most tokens per second.
+METRICS = {
+    "seconds_per_token": "seconds per token",
+    "cost_per_million_tokens": "cost per million tokens",
+    "latency_seconds": "latency of a request",
+    "first_token_seconds": "time to the first token",
+    "total_cost": "cost of training the draft and serving the volume",
+    "memory_bytes": "memory of a device",
+    "training_flops": "training FLOPs of the draft",
+    "training_cost": "training cost of the draft",
+    "draft_loss": "loss of the draft",
+    "target_loss": "loss of the target",
+}
 # Metrics in money, which mean nothing without a price.
 PRICED = ("cost_per_million_tokens", "training_cost", "total_cost")
+# So many problems at a time: whatever their number, a single compilation serves them.
+_PROBLEMS_TOGETHER = 16
 _Tree = TypeVar("_Tree")
 
 
@@ -70,9 +83,9 @@ class Program:
     def __post_init__(self) -> None:
         """Raises `SdslError` for an unknown or repeated name, or a count below 1."""
         for what, options, *groups in (
-            ("variable", Design._fields, self.variables),
+            ("variable", VARIABLES, self.variables),
             ("metric", METRICS, self.objective, self.constraints),
-            ("optimizer", tuple(OPTIMIZERS), (self.optimizer,)),
+            ("optimizer", OPTIMIZERS, (self.optimizer,)),
         ):
             for names in groups:
                 for name in names:
@@ -106,6 +119,13 @@ class ProgramInputs(NamedTuple):
     upper: Design
     weights: Float[Array | np.ndarray, " K"] = np.ones(1)
     limits: Float[Array | np.ndarray, " J"] = np.ones(0)
+
+    def fixed_at(self, name: str, value: float) -> ProgramInputs:
+        """The inputs with one more quantity given, be it a variable or not."""
+        ends = {
+            end: getattr(self, end)._replace(**{name: value}) for end in ("fixed", "lower", "upper")
+        }
+        return self._replace(**ends)
 
 
 class Solved(NamedTuple):
@@ -169,18 +189,72 @@ def design_at(program: Program, inputs: ProgramInputs, x: Float[Array, " V"]) ->
     )
 
 
+class Evaluated(NamedTuple):
+    """Designs and what they give; all leaves have one shape, and `constraints` one more axis.
+
+    Attributes:
+      design: The designs.
+      outcome: What they give.
+      objective: Σ w·ln m.
+      constraints: ln(m/limit).
+    """
+
+    design: Design
+    outcome: Outcome
+    objective: Float[Array, " *N"]
+    constraints: Float[Array, "*N J"]
+
+    @property
+    def allowed(self) -> Bool[Array, " *N"]:
+        """Whether every constraint holds."""
+        return (self.constraints <= TOLERANCE).all(axis=-1)
+
+
+def evaluate(
+    program: Program, inputs: ProgramInputs, design: Design, draft: Shape | None = None
+) -> Evaluated:
+    """Objective and constraints of many designs.
+
+    Args:
+      program: Names the objective and the constraints.
+      inputs: Their weights and limits, and what the designs are judged by.
+      design: The designs; its leaves, and those of `draft`, broadcast to one shape.
+      draft: Drafts of shapes of their own; members of the draft family if None.
+    """
+    weights, limits = inputs.weights, inputs.limits
+    return _evaluate(
+        program.objective, program.constraints, weights, limits, inputs.serving, design, draft
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _evaluate(
+    objective: tuple[str, ...],
+    constraints: tuple[str, ...],
+    weights: Array,
+    limits: Array,
+    serving: Serving,
+    design: Design,
+    draft: Shape | None = None,
+) -> Evaluated:
+    gives = outcome(serving, design, draft)
+    shape = jnp.broadcast_shapes(*(jnp.shape(x) for x in jax.tree.leaves(gives)))
+    gives, design = jax.tree.map(lambda x: jnp.broadcast_to(x, shape), (gives, design))
+    logs = jnp.log(jnp.stack([getattr(gives, n) for n in (*objective, *constraints)], axis=-1))
+    limits = jnp.log(jnp.asarray(limits)).reshape(*[1] * len(shape), -1)
+    metrics, limited = jnp.split(logs, [len(objective)], axis=-1)
+    return Evaluated(design, gives, metrics @ jnp.asarray(weights), limited - limits)
+
+
 def objective_and_constraints(program: Program, inputs: ProgramInputs) -> Functions:
     """Objective and constraints of coordinates: f = Σ w·ln m and g = ln(m/limit)."""
 
     @jax.jit  # traced once, however often it is differentiated and mapped
-    def evaluate(x: Array) -> tuple[Array, Array]:
-        result = outcome(inputs.serving, design_at(program, inputs, x))
-        names, count = (*program.objective, *program.constraints), len(program.objective)
-        logs = jnp.log(jnp.stack([getattr(result, name) for name in names]))
-        limits = jnp.log(jnp.asarray(inputs.limits))
-        return jnp.asarray(inputs.weights) @ logs[:count], logs[count:] - limits
+    def functions(x: Array) -> tuple[Array, Array]:
+        here = evaluate(program, inputs, design_at(program, inputs, x))
+        return here.objective, here.constraints
 
-    return evaluate
+    return functions
 
 
 def as_arrays(tree: _Tree) -> _Tree:
@@ -304,3 +378,17 @@ def sweep(
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *map(as_arrays, many))
     check(program, stacked)
     return _sweep(program, stacked, *as_arrays((starts, learning_rate)))
+
+
+def solve_together(
+    program: Program, many: Sequence[ProgramInputs], optimizer: OptimizerConfig
+) -> list[Solved]:
+    """The optima of many problems of one program, a fixed number at a time."""
+    starts = jnp.asarray(spread_starts(optimizer.starts, len(program.variables)))
+    optima: list[Solved] = []
+    for first in range(0, len(many), _PROBLEMS_TOGETHER):
+        some = list(many[first : first + _PROBLEMS_TOGETHER])
+        padded = some + [some[-1]] * (_PROBLEMS_TOGETHER - len(some))
+        solved = jax.tree.map(np.asarray, sweep(program, padded, starts, optimizer.learning_rate))
+        optima += [jax.tree.map(lambda x, i=i: x[i], solved) for i in range(len(some))]
+    return optima

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sdsl_jax.codesign.designs import Evaluated, evaluate, whole_lookaheads
+from sdsl_jax.codesign.designs import whole_lookaheads
+from sdsl_jax.codesign.program import Evaluated, evaluate
 from sdsl_jax.codesign.serving_problem import ServingProblem
 from sdsl_jax.theory.serving import Design
 
@@ -49,21 +50,23 @@ def remedies(problem: ServingProblem, design: Design) -> list[Remedy]:
     config = problem.config
     changes: list[dict[str, float]] = []
     devices, apart = config.hardware.devices, config.draft.devices
-    if config.draft_devices < devices and _designs(problem, design, devices, devices).any_allowed:
+    if config.draft_devices < devices and _designs(problem, design, devices, devices).allowed.any():
         changes.append({"draft.devices": devices})
     doubled = [2**k for k in range(int(math.log2(devices)) + 1, int(math.log2(_MOST_DEVICES)) + 1)]
     # A draft that was put on some of the devices stays there if that will do, and else goes to all
     # of them.
     placements = [(n, d) for n in doubled for d in dict.fromkeys((apart or n, n))]
     more = next(
-        (place for place in placements if _designs(problem, design, *place).any_allowed), None
+        (place for place in placements if _designs(problem, design, *place).allowed.any()), None
     )
     if more is not None:
         moved = {} if apart in (None, more[1]) else {"draft.devices": more[1]}
         changes.append({"hardware.devices": more[0], **moved})
     if "batch" not in problem.program.variables:
         batch = _largest(
-            lambda rows: _designs(problem, design, devices, config.draft_devices, rows).any_allowed,
+            lambda rows: bool(
+                _designs(problem, design, devices, config.draft_devices, rows).allowed.any()
+            ),
             int(config.workload.batch),
         )
         changes += [{"workload.batch": batch}] if batch else []
@@ -75,7 +78,8 @@ def keeps_limits(problem: ServingProblem, design: Design) -> bool:
     """Whether some draft, whole lookahead and batch keep every limit; what is no variable is as in
     the design."""
     config = problem.config
-    return _designs(problem, design, config.hardware.devices, config.draft_devices).any_allowed
+    designs = _designs(problem, design, config.hardware.devices, config.draft_devices)
+    return bool(designs.allowed.any())
 
 
 def _flag(key: str, value: float) -> str:
@@ -109,7 +113,7 @@ def _designs(
         batch=rows[None, None, :],
     )
     serving = inputs.serving._replace(devices=float(devices), draft_devices=float(draft_devices))
-    return evaluate(problem.program, inputs, grid, serving)
+    return evaluate(problem.program, inputs._replace(serving=serving), grid)
 
 
 def _limits(problem: ServingProblem, designs: Evaluated) -> list[dict[str, float]]:
@@ -120,7 +124,7 @@ def _limits(problem: ServingProblem, designs: Evaluated) -> list[dict[str, float
     """
     limits = dict(zip(problem.program.constraints, np.asarray(problem.inputs.limits)))
     values = {name: np.asarray(getattr(designs.outcome, name)) for name in limits}
-    every = np.ones(designs.excess.shape, bool)
+    every = np.ones(designs.objective.shape, bool)
     changes = []
     for name in limits:
         others = every.copy()

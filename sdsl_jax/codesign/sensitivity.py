@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from sdsl_jax.codesign.kkt import Point, field, free_components, free_rows
 from sdsl_jax.codesign.program import (
+    VARIABLES,
     Program,
     ProgramInputs,
     Solved,
@@ -19,9 +22,75 @@ from sdsl_jax.codesign.program import (
     coordinates,
     objective_and_constraints,
 )
+from sdsl_jax.codesign.serving_problem import ServingProblem
 from sdsl_jax.theory.serving import Design, Serving, counted, shapes
 
 _Tree = TypeVar("_Tree")
+# By the path of a number within `Serving`.
+_QUANTITIES = {
+    "hardware.pass_seconds": "overhead per pass",
+    "hardware.layer_seconds": "overhead per layer",
+    "hardware.token_seconds": "overhead per token",
+    "hardware.matrix_seconds": "overhead per layer of several tokens",
+    "hardware.logit_seconds": "drawing per token and vocabulary entry",
+    "hardware.cache_slowdown": "speed of caches against weights",
+    "hardware.bytes_per_second": "memory bandwidth",
+    "hardware.flops_per_second": "arithmetic throughput",
+    "hardware.round_seconds": "overhead per round",
+    "hardware.link_bytes_per_second": "bandwidth between devices",
+    "hardware.link_seconds": "latency between devices",
+    "hardware.memory_bytes": "memory of a device",
+    "hardware.price_per_hour": "price of a device",
+    "loss_law.E": "irreducible loss E",
+    "loss_law.A": "scale A of size in the loss law",
+    "loss_law.B": "scale B of data in the loss law",
+    "loss_law.a": "exponent a of size in the loss law",
+    "loss_law.b": "exponent b of data in the loss law",
+    "loss_law.N_c": "scale N_c of size in the loss law",
+    "loss_law.D_c": "scale D_c of data in the loss law",
+    "loss_law.alpha_N": "exponent α_N of size in the loss law",
+    "loss_law.alpha_D": "exponent α_D of data in the loss law",
+    "acceptance_law.level": "level of the acceptance law",
+    "acceptance_law.slope": "slope of the acceptance law in the loss gap",
+    "acceptance_law.draft_slope": "slope of the acceptance law in the draft's loss",
+    "acceptance_law.target_slope": "slope of the acceptance law in the target",
+    "acceptance_law.A": "slope A of the acceptance law in the draft's perplexity",
+    "acceptance_law.B": "slope B of the acceptance law in the target's perplexity",
+    "acceptance_law.C": "constant C of the acceptance law",
+    "acceptance_law.scale": "scale of the acceptance law",
+    "acceptance_law.exponent": "exponent of draft size in the acceptance law",
+    "acceptance_law.target_exponent": "exponent of target size in the acceptance law",
+    "acceptance_law.params_slope": "slope of the acceptance law in draft size",
+    "acceptance_law.tokens_slope": "slope of the acceptance law in the draft's data",
+    "draft_family.aspect_ratio": "aspect ratio of the draft's family",
+    "draft_family.vocab_size": "vocabulary of the draft",
+    "draft_family.kv_share": "key-value share of the draft",
+    "draft_shape.params": "draft size outside embeddings",
+    "draft_shape.layers": "layers of the draft",
+    "draft_shape.width": "width of the draft",
+    "draft_shape.query_width": "width of the draft's queries",
+    "draft_shape.kv_width": "width of the draft's keys and values",
+    "draft_shape.vocab_size": "vocabulary of the draft",
+    "target_family.aspect_ratio": "aspect ratio of the target",
+    "target_family.vocab_size": "vocabulary of the target",
+    "target_family.kv_share": "key-value share of the target",
+    "target_tokens": "training tokens of the target",
+    "draft_params": "draft size outside embeddings",
+    "target_params": "target size outside embeddings",
+    "context": "context",
+    "prompt_tokens": "tokens of a prompt",
+    "new_tokens": "new tokens of a request",
+    "precision.weight_bytes": "bytes of a weight of the target",
+    "precision.cache_bytes": "bytes of a cache element of the target",
+    "draft_precision.weight_bytes": "bytes of a weight of the draft",
+    "draft_precision.cache_bytes": "bytes of a cache element of the draft",
+    "devices": "devices",
+    "draft_devices": "devices of the draft",
+    "aspect_penalty": "penalty on the draft's shape",
+    "volume_tokens": "tokens to be served",
+    "training_utilisation": "utilisation in training",
+    "prefill_share": "share of prefills here",
+}
 
 
 class DesignSensitivities(NamedTuple):
@@ -162,3 +231,88 @@ def of_stated_sizes(
                 )
             tables[name] = total
     return own._replace(variables=variables, variables_fixed=fixed)
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How the choice moves with one number that it depends on.
+
+    Attributes:
+      quantity: The number, in words.
+      path: The number within `Serving`, or of the design.
+      elasticity: d ln of each variable / d ln of the number; null where the optimum is not
+        isolated.
+      elasticity_of_objective: d(objective) / d ln of the number.
+      logarithms_per_standard_error: Change of ln of each variable for one published standard
+        error; null where none is published.
+    """
+
+    quantity: str
+    path: str
+    elasticity: dict[str, float | None]
+    elasticity_of_objective: float | None
+    logarithms_per_standard_error: dict[str, float | None] | None
+
+
+def ranked_sensitivities(problem: ServingProblem, solved: Solved) -> list[Sensitivity] | None:
+    """Elasticities of all variables and of the objective by every number that either depends on,
+    what matters most first.
+
+    They are ranked by the largest elasticity among the variables, or by that of the objective where
+    all rest on bounds. None where no design keeps the constraints: there is no optimum to move.
+    """
+    if not solved.feasible:
+        return None
+    program = problem.program
+    moves = sensitivities(program, problem.inputs, solved)
+    moves = jax.tree.map(np.asarray, of_stated_sizes(program, problem.inputs, solved, moves))
+    tables = {
+        name: _flat(moves.variables[name]) | _flat(moves.variables_fixed[name])
+        for name in program.variables
+    }
+    gains = _flat(moves.objective) | {
+        name: value
+        for name, value in _flat(moves.objective_fixed).items()
+        if name not in program.variables
+    }
+    # Nobody has 1% more embedding tables, a roofline of another corner, or more than all of the
+    # prefills.
+    fixed = ("embedding_tables", "sharpness", "prefill_share")
+    gains = {path: value for path, value in gains.items() if not path.endswith(fixed)}
+    on_bounds = bool(np.all(np.asarray(solved.at_lower) | np.asarray(solved.at_upper)))
+    errors = {
+        f"{kind}_law.{name}": error / abs(float(getattr(law, name)))
+        for kind, law in (("loss", problem.loss.law), ("acceptance", problem.acceptance.law))
+        for name, error in law.about.standard_error
+    }
+
+    def weight(path: str) -> float:
+        values = [gains[path]] if on_bounds else [table[path] for table in tables.values()]
+        return max(abs(v) if np.isfinite(v) else 0.0 for v in values)
+
+    def scaled(path: str, by: float) -> dict[str, float | None]:
+        return {name: _number(by * table[path]) for name, table in tables.items()}
+
+    return [
+        Sensitivity(
+            _QUANTITIES.get(path)
+            or VARIABLES.get(path)
+            or path.replace("_", " ").replace(".", ", "),
+            path,
+            scaled(path, 1.0),
+            _number(gains[path]),
+            scaled(path, errors[path]) if path in errors else None,
+        )
+        for path in sorted(gains, key=weight, reverse=True)
+        if weight(path) > 0 or abs(gains[path]) > 0
+    ]
+
+
+def _flat(tree: Any) -> dict[str, float]:
+    """Leaves by their dotted paths."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {"".join(str(part) for part in path).lstrip("."): float(value) for path, value in leaves}
+
+
+def _number(value: float) -> float | None:
+    return value if np.isfinite(value) else None

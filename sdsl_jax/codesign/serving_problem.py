@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdsl_jax.codesign.drafts import PublishedDraft, model_of, named_draft, to_be_trained
+from sdsl_jax.codesign.drafts import AskedDrafts, PublishedDraft, asked_drafts, to_be_trained
 from sdsl_jax.codesign.laws import MEASURED
 from sdsl_jax.codesign.program import PRICED, Program, ProgramInputs
 from sdsl_jax.config.codesign_problem import (
@@ -146,6 +146,7 @@ class ServingProblem:
       acceptance: The acceptance law; a constant where α was measured.
       hardware: The device, and what is known about its numbers.
       sizes: Converts sizes between the counts of parameters.
+      drafts: What the names and sizes of drafts mean.
       notes: Decisions that were made on the way.
       memory_errors: Why no design fits in the devices' memory; empty where one does, or nothing is
         known about it.
@@ -158,6 +159,7 @@ class ServingProblem:
     acceptance: LoadedLaw
     hardware: HardwareFile
     sizes: Sizes
+    drafts: AskedDrafts
     notes: tuple[str, ...] = ()
     memory_errors: tuple[str, ...] = ()
 
@@ -272,12 +274,13 @@ def build(config: ProblemConfig) -> ServingProblem:
         else load_law(config.laws.acceptance, "acceptance")
     )
     sizes = _sizes(config, loss)
+    asked = asked_drafts(config, sizes.counted)
     with jax.enable_x64(True):
         target = sizes.non_embedding(config.target.params, "target")
         ranges = _ranges(config, target, sizes)
         size = None
         if "draft_params" not in ranges:
-            size, model = _the_draft(config, sizes.counted)
+            size, model = _the_draft(config, asked)
             sizes = replace(sizes, model=model)
         first = target / 200 if size is None else sizes.non_embedding(size, "draft")
         tokens = config.draft.tokens
@@ -316,6 +319,7 @@ def build(config: ProblemConfig) -> ServingProblem:
         acceptance,
         hardware,
         sizes,
+        asked,
         notes=(unknown,) if smallest.fits is None else (),
         memory_errors=(_memory_error(smallest, ranges),) if smallest.fits is False else (),
     )
@@ -364,16 +368,16 @@ def _serving(
     )
 
 
-def _the_draft(config: ProblemConfig, counted: str) -> tuple[float | None, PublishedDraft | None]:
+def _the_draft(
+    config: ProblemConfig, asked: AskedDrafts
+) -> tuple[float | None, PublishedDraft | None]:
     """The draft whose size is no variable: its size in the count of the loss law, and the published
     model that it is, if it is one."""
-    if config.draft.candidates:
-        size = config.draft.candidates[0]
-        return size, model_of(config, size, counted)
-    named = named_draft(config, counted)
-    if named is None:
+    if asked.candidates:
+        return asked.candidates[0]
+    if asked.named is None:
         return None, None
-    return named.size, None if to_be_trained(config) else named.model
+    return asked.named.size, None if to_be_trained(config) else asked.named.model
 
 
 def _ranges(config: ProblemConfig, target: float, sizes: Sizes) -> dict[str, tuple[float, float]]:

@@ -41,7 +41,7 @@ from sdsl_jax.measurement.pair_records import PairName, PairRows
 from sdsl_jax.measurement.pair_report import OnPrompts, PairReport
 from sdsl_jax.notebook import table_of
 from sdsl_jax.progress import Progress
-from sdsl_jax.records.documents import to_json
+from sdsl_jax.records.documents import document, to_json
 from sdsl_jax.statistics import Interval
 
 # Name of the draft that copies n-grams and is not a model.
@@ -139,7 +139,7 @@ class MeasuredPair:
             losses = self._losses(role, model)
             return pair_report.ModelReport.of(model, losses and OnPrompts.of(*losses))
 
-        return pair_report.document(
+        return document(
             PairReport,
             s,
             s.sampling,
@@ -158,9 +158,7 @@ class MeasuredPair:
             prompts=pair_report.PromptsReport.of(self.prompts),
             stop_tokens=list(s.stop_tokens),
             warnings=self.warnings,
-            expected=[
-                pair_report.document(pair_report.ExpectedReport, rounds) for rounds in m.expected
-            ],
+            expected=[document(pair_report.ExpectedReport, rounds) for rounds in m.expected],
             costs=self._costs(),
             replay=[pair_report.ReplayReport.of(each) for each in self.replays],
         )

@@ -3,13 +3,12 @@ it."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 
@@ -30,24 +29,11 @@ from sdsl_jax.measurement.pair import (
 )
 from sdsl_jax.measurement.retokenised import Retokenised
 from sdsl_jax.records import write_text
+from sdsl_jax.records.documents import document
 from sdsl_jax.statistics import Interval
-
-T = TypeVar("T")
 
 # With fewer prompts than this, an interval over them is a guess.
 _FEW_PROMPTS = 8
-
-
-def document(cls: type[T], *sources: Any, **values: Any) -> T:
-    """A document whose fields come from attributes of the same names, but for the given values."""
-
-    def value(name: str) -> Any:
-        if name in values:
-            return values[name]
-        return next(getattr(source, name) for source in sources if hasattr(source, name))
-
-    names = [f.name for f in dataclasses.fields(cast(Any, cls))]
-    return cls(**{name: value(name) for name in names})
 
 
 @dataclass(frozen=True)

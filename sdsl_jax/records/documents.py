@@ -37,6 +37,18 @@ def to_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def document(cls: type[T], *sources: Any, **values: Any) -> T:
+    """A document whose fields come from attributes of the same names, but for the given values."""
+
+    def value(name: str) -> Any:
+        if name in values:
+            return values[name]
+        return next(getattr(source, name) for source in sources if hasattr(source, name))
+
+    names = [f.name for f in dataclasses.fields(typing.cast(Any, cls))]
+    return cls(**{name: value(name) for name in names})
+
+
 def from_json(cls: type[T], values: Any, where: str) -> T:
     """The dataclass that an object of JSON holds. Keys that are no fields are passed over.
 

@@ -15,7 +15,8 @@ from matplotlib.patches import Patch
 from matplotlib.transforms import Bbox
 
 from sdsl_jax.codesign.answer import Answer
-from sdsl_jax.codesign.designs import Candidate, Landscape
+from sdsl_jax.codesign.comparison import Candidate
+from sdsl_jax.codesign.designs import Landscape
 from sdsl_jax.counts import short_count
 from sdsl_jax.errors import require
 from sdsl_jax.report.style import COLOURS, figure, log_sizes

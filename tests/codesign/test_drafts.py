@@ -5,8 +5,8 @@ import pytest
 
 from sdsl_jax.codesign.drafts import (
     PUBLISHED_DRAFTS,
+    asked_drafts,
     family_of_drafts,
-    measured_with_another,
     model_of,
     named_draft,
     published_draft,
@@ -163,8 +163,8 @@ def test_an_acceptance_belongs_to_its_candidate():
         ("Qwen/Qwen3-0.6B", True),
         ("a/b-160m", True),
     ):
-        asked = config(draft=of | {"name": name})
-        assert measured_with_another(asked, named_draft(asked, "total"), "total") == another
+        asked = asked_drafts(config(draft=of | {"name": name}), "total")
+        assert asked.measured_with_another == another
 
 
 def test_the_one_draft_of_a_problem_has_the_shape_of_its_model():

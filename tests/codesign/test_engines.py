@@ -14,7 +14,7 @@ from sdsl_jax.codesign.caveats import (
     _of_the_optimum,
     _stated,
 )
-from sdsl_jax.codesign.designs import (
+from sdsl_jax.codesign.comparison import (
     Candidate,
     ComparedDraft,
     Comparison,
@@ -259,7 +259,7 @@ def test_limits_that_must_move_together_are_one_remedy():
     kept = {name.partition(".")[2]: value for name, value in found.values.items()}
     relaxed = problem(constraints=kept)
     with jax.enable_x64(True):
-        assert _designs(relaxed, relaxed.inputs.fixed, 4, 4).any_allowed
+        assert _designs(relaxed, relaxed.inputs.fixed, 4, 4).allowed.any()
     assert found.flags.count("--constraint") == 2
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from sdsl_jax.codesign.answer import Answer
-from sdsl_jax.codesign.designs import round_design, sizes_within, solve_together
+from sdsl_jax.codesign.designs import round_design, sizes_within
 from sdsl_jax.codesign.problem import Problem
+from sdsl_jax.codesign.program import solve_together
 from sdsl_jax.config.codesign_problem import OptimizerConfig
 from sdsl_jax.errors import SdslError
 from sdsl_jax.records.documents import schema_of

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from sdsl_jax.codesign.designs import compared, published
+from sdsl_jax.codesign.comparison import compared, published
 from sdsl_jax.codesign.drafts import PUBLISHED_DRAFTS
 from sdsl_jax.codesign.engines import engine_settings
 from sdsl_jax.codesign.program import METRICS
@@ -39,7 +39,7 @@ def problem(**sections):
 
 def test_sections_name_what_the_program_knows():
     for config in (ObjectiveConfig, ConstraintsConfig):
-        assert tuple(f.name for f in dataclasses.fields(config)) == METRICS
+        assert tuple(f.name for f in dataclasses.fields(config)) == tuple(METRICS)
     assert {f.name for f in dataclasses.fields(VariablesConfig)} == {*Design._fields}
 
 
