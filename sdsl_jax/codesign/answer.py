@@ -12,7 +12,13 @@ import numpy as np
 
 from sdsl_jax.codesign.break_even import break_even
 from sdsl_jax.codesign.caveats import caveats
-from sdsl_jax.codesign.comparison import Candidate, ComparedDraft, SuggestedDraft, compare
+from sdsl_jax.codesign.comparison import (
+    Candidate,
+    ComparedDraft,
+    SuggestedDraft,
+    compare,
+    on_all_devices,
+)
 from sdsl_jax.codesign.designs import (
     FrontPoint,
     front,
@@ -30,7 +36,6 @@ from sdsl_jax.codesign.serving_problem import (
     Memory,
     ServingProblem,
     Size,
-    fits,
     memory,
     smallest_draft,
 )
@@ -409,7 +414,10 @@ def _answer(problem: ServingProblem, solved: Solved, by_batch: list[Solved]) -> 
         pareto["draft_tokens"] = front(problem, solve_all(many))
     interval = interval_90(problem)
     comparison = compare(problem, solved, whole.design)
-    engines = settings_of_best_draft(problem, solved, whole, comparison) if usable else None
+    engines = None
+    if usable:
+        where_run = on_all_devices(problem, solved, whole, comparison)
+        engines = settings_of_best_draft(problem.config, whole.design, where_run)
     region = None if problem.config.draft.acceptance else _paying_region(problem, design)
     alone = _baseline(serving, design, gives, problem.priced)
     warnings = caveats(
@@ -493,14 +501,13 @@ def _rounded(
 ) -> RoundedDesign:
     values = _values(problem, whole.design)
     values |= {name: round(values[name]) for name in ("lookahead", "batch")}
-    gives = jax.tree.map(float, whole.outcome)
     return document(
         RoundedDesign,
-        gives,
+        jax.tree.map(float, whole.outcome),
         **values,
         draft_layers=draft.draft_layers,
         draft_width=draft.draft_width,
-        fits=fits(problem.inputs.serving, gives.memory_bytes),
+        fits=draft.fits,
         within_constraints=bool(whole.feasible),
         loss_of_rounding=loss,
     )

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from sdsl_jax.codesign.designs import at_best_lookahead
 from sdsl_jax.codesign.drafts import PUBLISHED_DRAFTS, PublishedDraft, may_share_tokenizer
-from sdsl_jax.codesign.program import Evaluated, Program, ProgramInputs, Solved
+from sdsl_jax.codesign.program import Evaluated, Program, ProgramInputs, Solved, at_best_lookahead
 from sdsl_jax.codesign.serving_problem import ServingProblem, Size, fits
 from sdsl_jax.records.documents import document
 from sdsl_jax.theory.hardware import Shape, family_shape
@@ -194,6 +193,37 @@ def compare(problem: ServingProblem, solved: Solved, design: Design) -> Comparis
         named=rows[len(asked.candidates)] if len(by_size) > len(asked.candidates) else None,
         optimum=rows[len(by_size)],
     )
+
+
+def on_all_devices(
+    problem: ServingProblem, solved: Solved, whole: Solved, comparison: Comparison
+) -> Comparison:
+    """The same drafts on all devices of the target, where engines put them; the optimum's own draft
+    with the lookahead and the numbers of the answer.
+
+    Args:
+      problem: The problem that was solved.
+      solved: Its optimum.
+      whole: The optimum in whole numbers.
+      comparison: The drafts where the problem puts them.
+    """
+    config, serving = problem.config, problem.inputs.serving
+    if config.draft_devices != config.hardware.devices:
+        everywhere = replace(
+            problem,
+            config=replace(config, draft=replace(config.draft, devices=None)),
+            inputs=problem.inputs._replace(serving=serving._replace(draft_devices=serving.devices)),
+        )
+        return compare(everywhere, solved, whole.design)
+    # To the last digit.
+    optimum = replace(
+        comparison.optimum,
+        lookahead=round(float(whole.design.lookahead)),
+        acceptance=float(whole.outcome.acceptance),
+        speedup=float(whole.outcome.speedup),
+        within_constraints=bool(whole.feasible),
+    )
+    return replace(comparison, optimum=optimum)
 
 
 def _rows(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,10 +19,10 @@ from jaxtyping import Array, Float
 from sdsl_jax.codesign.laws import intervals_over_draws, law_draws
 from sdsl_jax.codesign.program import (
     PRICED,
-    Evaluated,
     Program,
     ProgramInputs,
     Solved,
+    at_best_lookahead,
     box,
     coordinates,
     evaluate,
@@ -33,7 +32,6 @@ from sdsl_jax.codesign.program import (
 from sdsl_jax.codesign.serving_problem import ServingProblem, Size
 from sdsl_jax.errors import require
 from sdsl_jax.records.documents import document
-from sdsl_jax.theory.hardware import Shape
 from sdsl_jax.theory.serving import Design, Outcome
 
 # Points of a landscape: draft sizes and lookaheads. Draft sizes among which equally good ones are
@@ -200,30 +198,6 @@ def _interval(problem: ServingProblem, draws: Sequence[Solved], basis: str) -> I
         else f"{sum(optima)} draws; laws only, the device taken as known: {basis}"
     )
     return Interval(over.ends, said, over.share_that_speculate, over.share_without_optimum)
-
-
-def whole_lookaheads(program: Program, inputs: ProgramInputs) -> np.ndarray:
-    """The whole lookaheads that are allowed: one where the lookahead is no variable."""
-    if "lookahead" not in program.variables:
-        return np.asarray([max(1.0, round(float(inputs.fixed.lookahead)))])
-    low, high = float(inputs.lower.lookahead), float(inputs.upper.lookahead)
-    return np.arange(math.ceil(low), math.floor(high) + 1, dtype=float)
-
-
-def at_best_lookahead(
-    program: Program, inputs: ProgramInputs, design: Design, draft: Shape | None = None
-) -> Evaluated:
-    """Each of R designs, leaves [R, 1], at the whole lookahead that is best for it among those
-    within the constraints.
-
-    A design that keeps no constraint at any lookahead is given the lookahead that is best without
-    them. Drafts may have shapes of their own, leaves [R, 1] too.
-    """
-    every = design._replace(lookahead=whole_lookaheads(program, inputs)[None, :])
-    table = jax.tree.map(np.asarray, evaluate(program, inputs, every, draft))
-    eligible = np.where(table.allowed.any(axis=1, keepdims=True), table.allowed, True)
-    best = np.argmin(np.where(eligible, table.objective, np.inf), axis=1)
-    return jax.tree.map(lambda x: x[np.arange(len(best)), best], table)
 
 
 def sizes_within(

@@ -26,13 +26,11 @@ from sdsl_jax.codesign.comparison import (
     ComparedDraft,
     Comparison,
     SuggestedDraft,
-    compare,
 )
 from sdsl_jax.codesign.drafts import published_draft
-from sdsl_jax.codesign.program import Solved
-from sdsl_jax.codesign.serving_problem import ServingProblem
-from sdsl_jax.config.codesign_problem import DraftConfig
+from sdsl_jax.config.codesign_problem import DraftConfig, ProblemConfig
 from sdsl_jax.counts import short_count
+from sdsl_jax.theory.serving import Design
 
 _Row = TypeVar("_Row", Candidate, SuggestedDraft)
 _DRAFT, _TARGET = "path/to/draft", "path/to/target"
@@ -193,38 +191,18 @@ def engine_settings(
 
 
 def settings_of_best_draft(
-    problem: ServingProblem, solved: Solved, whole: Solved, comparison: Comparison
+    config: ProblemConfig, design: Design, comparison: Comparison
 ) -> EngineSettings:
-    """Settings of engines for the draft to serve with, judged where the engines put it: on all
-    devices of the target.
+    """Settings of engines for the draft to serve with.
 
     Args:
-      problem: The problem that was solved.
-      solved: Its optimum.
-      whole: The optimum in whole numbers.
-      comparison: The drafts that were compared, where the problem puts them.
+      config: What was asked.
+      design: The optimum in whole numbers.
+      comparison: The drafts where the engines put them: on all devices of the target.
     """
-    config, serving = problem.config, problem.inputs.serving
-    if config.draft_devices == config.hardware.devices:
-        # The answer's own lookahead and speed-up, to the last digit.
-        optimum = replace(
-            comparison.optimum,
-            lookahead=round(float(whole.design.lookahead)),
-            acceptance=float(whole.outcome.acceptance),
-            speedup=float(whole.outcome.speedup),
-            within_constraints=bool(whole.feasible),
-        )
-    else:
-        problem = replace(
-            problem,
-            config=replace(config, draft=replace(config.draft, devices=None)),
-            inputs=problem.inputs._replace(serving=serving._replace(draft_devices=serving.devices)),
-        )
-        comparison = compare(problem, solved, whole.design)
-        optimum = comparison.optimum
-    served = served_draft(config.draft, comparison, optimum)
+    served = served_draft(config.draft, comparison)
     devices = config.hardware.devices
-    batch = round(float(whole.design.batch))
+    batch = round(float(design.batch))
     settings = engine_settings(served.lookahead, devices, served.name, config.target.name, batch)
     return replace(
         settings,
@@ -234,14 +212,13 @@ def settings_of_best_draft(
     )
 
 
-def served_draft(draft: DraftConfig, comparison: Comparison, optimum: ComparedDraft) -> ServedDraft:
+def served_draft(draft: DraftConfig, comparison: Comparison) -> ServedDraft:
     """The named draft; else the best published one with the target's tokenizer, the best candidate,
     or the optimum, if it pays.
 
     Args:
       draft: The draft that was asked about.
       comparison: The drafts, where the engines put them.
-      optimum: The optimum's own draft, where the engines put it.
     """
     if comparison.named is not None:
         return _served(draft.name, "named", comparison.named)
@@ -253,7 +230,7 @@ def served_draft(draft: DraftConfig, comparison: Comparison, optimum: ComparedDr
             return _served(best.name, "published", best)
     candidate = _best(comparison.candidates)
     if candidate is None:
-        return _served("", "to_train", optimum)
+        return _served("", "to_train", comparison.optimum)
     loadable = candidate.published in {row.name for row in shared}
     return _served((candidate.published or "") if loadable else "", "candidate", candidate)
 

@@ -12,6 +12,7 @@ constraints free of units; x are logarithms of the variables (of 1 + γ for the 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -244,6 +245,30 @@ def _evaluate(
     limits = jnp.log(jnp.asarray(limits)).reshape(*[1] * len(shape), -1)
     metrics, limited = jnp.split(logs, [len(objective)], axis=-1)
     return Evaluated(design, gives, metrics @ jnp.asarray(weights), limited - limits)
+
+
+def whole_lookaheads(program: Program, inputs: ProgramInputs) -> np.ndarray:
+    """The whole lookaheads that are allowed: one where the lookahead is no variable."""
+    if "lookahead" not in program.variables:
+        return np.asarray([max(1.0, round(float(inputs.fixed.lookahead)))])
+    low, high = float(inputs.lower.lookahead), float(inputs.upper.lookahead)
+    return np.arange(math.ceil(low), math.floor(high) + 1, dtype=float)
+
+
+def at_best_lookahead(
+    program: Program, inputs: ProgramInputs, design: Design, draft: Shape | None = None
+) -> Evaluated:
+    """Each of R designs, leaves [R, 1], at the whole lookahead that is best for it among those
+    within the constraints.
+
+    A design that keeps no constraint at any lookahead is given the lookahead that is best without
+    them. Drafts may have shapes of their own, leaves [R, 1] too.
+    """
+    every = design._replace(lookahead=whole_lookaheads(program, inputs)[None, :])
+    table = jax.tree.map(np.asarray, evaluate(program, inputs, every, draft))
+    eligible = np.where(table.allowed.any(axis=1, keepdims=True), table.allowed, True)
+    best = np.argmin(np.where(eligible, table.objective, np.inf), axis=1)
+    return jax.tree.map(lambda x: x[np.arange(len(best)), best], table)
 
 
 def objective_and_constraints(program: Program, inputs: ProgramInputs) -> Functions:

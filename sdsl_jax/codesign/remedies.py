@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sdsl_jax.codesign.designs import whole_lookaheads
-from sdsl_jax.codesign.program import Evaluated, evaluate
+from sdsl_jax.codesign.program import Evaluated, evaluate, whole_lookaheads
 from sdsl_jax.codesign.serving_problem import ServingProblem
 from sdsl_jax.theory.serving import Design
 

@@ -204,7 +204,7 @@ def of_stated_sizes(
     T/∂ln r·d ln r + direct terms, such as that of the vocabulary. A size on a bound stays there:
     bounds are of the stated size.
     """
-    arguments = (as_arrays(inputs.serving), as_arrays(solved.design))
+    arguments = (inputs.serving, solved.design)
     variables, fixed = dict(own.variables), dict(own.variables_fixed)
     for i, role in enumerate(("draft", "target")):
         name = f"{role}_params"

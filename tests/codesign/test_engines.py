@@ -93,7 +93,7 @@ ASKED = DraftConfig(name="runs/mine")
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "hugging_face"])
 def test_a_name_stands_with_its_own_lookahead(case, engine):
     comparison, name, lookahead = CASES[case]
-    served = served_draft(ASKED, comparison, OPTIMUM)
+    served = served_draft(ASKED, comparison)
     assert (served.source, served.lookahead) == (case, lookahead)
     settings = getattr(engine_settings(served.lookahead, 4, served.name), engine)
     if engine == "vllm":
@@ -115,13 +115,13 @@ def test_only_drafts_that_pay_and_fit_are_chosen():
     broken = model(LLAMA, 4, 1.9, within_constraints=False)
     uneven = model("Qwen/Qwen2.5-0.5B", 4, 1.9, divides_among_devices=False)
     comparison = Comparison(CANDIDATES, [slow, broken, uneven], None, OPTIMUM)
-    assert served_draft(ASKED, comparison, OPTIMUM).source == "candidate"
+    assert served_draft(ASKED, comparison).source == "candidate"
     # The draft that was asked for is answered, also where the answer is no.
     for row, words in (
         (ComparedDraft(**numbers(1, 0.9)), "do not speculate with it"),
         (ComparedDraft(**numbers(1, 1.9, within_constraints=False)), "breaks a limit"),
     ):
-        named = served_draft(ASKED, dataclasses.replace(comparison, named=row), OPTIMUM)
+        named = served_draft(ASKED, dataclasses.replace(comparison, named=row))
         assert (named.source, named.pays) == ("named", False)
         assert named.sentence.startswith("no settings for runs/mine")
         assert words in named.sentence
@@ -130,7 +130,7 @@ def test_only_drafts_that_pay_and_fit_are_chosen():
 def test_a_measured_acceptance_is_the_candidates():
     measured = DraftConfig(candidates=(1.24e9,), acceptance=0.7)
     comparison = Comparison([candidate(3, 1.4, LLAMA)], PUBLISHED, None, OPTIMUM)
-    served = served_draft(measured, comparison, OPTIMUM)
+    served = served_draft(measured, comparison)
     assert (served.source, served.name, served.lookahead) == ("candidate", LLAMA, 3)
 
 

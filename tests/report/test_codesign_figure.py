@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from sdsl_jax.codesign.designs import at_best_lookahead, landscape, whole_lookaheads
+from sdsl_jax.codesign.designs import landscape
+from sdsl_jax.codesign.program import at_best_lookahead, whole_lookaheads
 from sdsl_jax.codesign.serving_problem import Size, build
 from sdsl_jax.config.codesign_problem import load_problem
 from sdsl_jax.errors import SdslError
