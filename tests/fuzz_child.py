@@ -44,7 +44,7 @@ from sdsl_jax.checkpoints.loading import LoadOptions, load_model
 from sdsl_jax.checkpoints.model_folder import load_model_folder
 from sdsl_jax.codesign.predict import targets_from_csv
 from sdsl_jax.config import load_protocol, load_study
-from sdsl_jax.config.codesign_problem import load_problem
+from sdsl_jax.config.problem_flags import load_problem
 from sdsl_jax.data.documents import documents
 from sdsl_jax.data.prompts import read_prompts
 from sdsl_jax.errors import SdslError

@@ -14,7 +14,7 @@ from sdsl_jax.config import (
     parse_override,
     to_toml,
 )
-from sdsl_jax.config.codesign_problem import load_problem
+from sdsl_jax.config.problem_flags import load_problem
 from sdsl_jax.errors import SdslError
 
 

@@ -12,7 +12,7 @@ from sdsl_jax.cli.arguments import Flag
 from sdsl_jax.cli.codesign_report import print_answer, question
 from sdsl_jax.cli.options import Topic
 from sdsl_jax.cli.terminal import error_console, print_json, standard_console
-from sdsl_jax.config.codesign_problem import ProblemFlags
+from sdsl_jax.config.problem_flags import ProblemFlags
 from sdsl_jax.errors import require
 
 

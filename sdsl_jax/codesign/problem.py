@@ -11,7 +11,7 @@ from typing import Any
 from sdsl_jax.codesign.answer import Answer, solve
 from sdsl_jax.codesign.designs import Landscape, landscape
 from sdsl_jax.codesign.serving_problem import ServingProblem, build
-from sdsl_jax.config.codesign_problem import ProblemFlags
+from sdsl_jax.config.problem_flags import ProblemFlags
 from sdsl_jax.theory.serving import Design
 
 

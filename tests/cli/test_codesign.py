@@ -397,7 +397,7 @@ def paying(**known):
 def test_a_device_too_few(sdsl):
     """70e9 weights of 2 bytes are 140 GB: not on one H100."""
     from sdsl_jax.codesign.serving_problem import build
-    from sdsl_jax.config.codesign_problem import load_problem
+    from sdsl_jax.config.problem_flags import load_problem
 
     made = build(
         load_problem(None, {"target": {"params": 70e9}, "hardware": {"name": "h100", "devices": 1}})

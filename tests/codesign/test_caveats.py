@@ -6,7 +6,7 @@ import pytest
 
 from sdsl_jax.codesign.caveats import _of_the_device, _of_the_workload
 from sdsl_jax.codesign.serving_problem import build
-from sdsl_jax.config.codesign_problem import load_problem
+from sdsl_jax.config.problem_flags import load_problem
 
 
 @pytest.mark.parametrize(("devices", "draft_devices"), [(1, 1), (8, 1), (8, 8)])

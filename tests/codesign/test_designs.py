@@ -6,7 +6,7 @@ import pytest
 from sdsl_jax.codesign.designs import _interval
 from sdsl_jax.codesign.program import Solved
 from sdsl_jax.codesign.serving_problem import build
-from sdsl_jax.config.codesign_problem import load_problem
+from sdsl_jax.config.problem_flags import load_problem
 from sdsl_jax.theory.serving import outcome
 
 

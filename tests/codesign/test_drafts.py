@@ -13,7 +13,7 @@ from sdsl_jax.codesign.drafts import (
     size_in_name,
 )
 from sdsl_jax.codesign.serving_problem import build
-from sdsl_jax.config.codesign_problem import load_problem
+from sdsl_jax.config.problem_flags import load_problem
 
 LLAMA = "meta-llama/Llama-3.2-1B"
 

@@ -26,7 +26,8 @@ from sdsl_jax.codesign.engines import engine_settings, notes_of, served_draft
 from sdsl_jax.codesign.laws import unit_caveats
 from sdsl_jax.codesign.remedies import Remedy, _designs, _rounded_up, remedies
 from sdsl_jax.codesign.serving_problem import Size, build
-from sdsl_jax.config.codesign_problem import DraftConfig, load_problem
+from sdsl_jax.config.codesign_problem import DraftConfig
+from sdsl_jax.config.problem_flags import load_problem
 from sdsl_jax.solver_status import SolverStatus
 from sdsl_jax.theory.serving import outcome
 

@@ -24,8 +24,8 @@ from sdsl_jax.config.codesign_problem import (
     ObjectiveConfig,
     VariablesConfig,
     kaplan_penalty,
-    load_problem,
 )
+from sdsl_jax.config.problem_flags import load_problem
 from sdsl_jax.errors import SdslError
 from sdsl_jax.theory import ModelPoint, ShapeRule
 from sdsl_jax.theory.hardware import Shape, family_shape, round_time

@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from sdsl_jax.codesign.designs import landscape
 from sdsl_jax.codesign.program import at_best_lookahead, whole_lookaheads
 from sdsl_jax.codesign.serving_problem import Size, build
-from sdsl_jax.config.codesign_problem import load_problem
+from sdsl_jax.config.problem_flags import load_problem
 from sdsl_jax.errors import SdslError
 from sdsl_jax.report import codesign_figure
 from sdsl_jax.report.codesign_figure import draw_landscape
