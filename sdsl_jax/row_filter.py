@@ -40,7 +40,7 @@ Test = Callable[[Cells, int], bool]
 Operand = Callable[[Cells], str]
 
 
-def filtered(table: CsvTable, text: str, flag: str = "--where") -> tuple[CsvTable, str]:
+def filtered(table: CsvTable, text: str) -> tuple[CsvTable, str]:
     """The rows of a table that a filter keeps, and a sentence on how many they are.
 
     Two operands that are numbers are compared as numbers, others as text, which can only be equal
@@ -49,28 +49,27 @@ def filtered(table: CsvTable, text: str, flag: str = "--where") -> tuple[CsvTabl
     Args:
       table: The table.
       text: The filter, such as `params >= 1e8 and (role == 'draft' or not seed == 0)`.
-      flag: Option that it was given with, for messages.
 
     Raises:
       SdslError: The filter cannot be parsed, names a column that does not exist, compares texts by
         size, or keeps no row.
     """
-    parser = _Parser(text, table, flag)
+    parser = _Parser(text, table)
     test = parser.parse()
     used = [(name, table.names.index(name)) for name in parser.columns]
     kept = [
         test({name: row[at] for name, at in used}, line)
         for row, line in zip(table.rows, table.lines)
     ]
-    require(any(kept), f"{flag} {text!r} keeps none of the {len(table)} rows of {table.path}.")
+    require(any(kept), f"--where {text!r} keeps none of the {len(table)} rows of {table.path}.")
     return table.rows_where(
         kept
     ), f"{sum(kept)} of {len(kept)} rows are fitted, those with {text.strip()}"
 
 
 class _Parser:
-    def __init__(self, text: str, table: CsvTable, flag: str):
-        self.text, self.table, self.flag = text, table, flag
+    def __init__(self, text: str, table: CsvTable):
+        self.text, self.table = text, table
         self.columns: set[str] = set()
         self.tokens: list[tuple[str, str]] = []
         at, end = 0, len(text.rstrip())
@@ -84,7 +83,7 @@ class _Parser:
 
     def error(self, why: str) -> SdslError:
         return SdslError(
-            f"{self.flag} {self.text!r} {why}; write comparisons (==, !=, <, <=, >, >=) joined by and, or, not and parentheses, "
+            f"--where {self.text!r} {why}; write comparisons (==, !=, <, <=, >, >=) joined by and, or, not and parentheses, "
             "texts in quotes."
         )
 
@@ -122,7 +121,7 @@ class _Parser:
         )
 
     def negated(self, depth: int) -> Test:
-        require(depth < _DEEPEST, f"{self.flag} is nested more than {_DEEPEST} deep.")
+        require(depth < _DEEPEST, f"--where is nested more than {_DEEPEST} deep.")
         if self.word("not"):
             test = self.negated(depth + 1)
             return lambda cells, line: not test(cells, line)
@@ -163,7 +162,7 @@ class _Parser:
         name = value[1:-1].strip() if kind == "column" else value
         require(
             name in self.table,
-            f"{self.flag} names {name}, which is no column of {self.table.path} (it has {listed_names(self.table.names)}); put a "
+            f"--where names {name}, which is no column of {self.table.path} (it has {listed_names(self.table.names)}); put a "
             "text in quotes, and a column with blanks in its name in backticks.",
         )
         self.table.require_columns(name)
@@ -179,6 +178,6 @@ class _Parser:
         if is_missing(left) or is_missing(right):
             return False
         raise SdslError(
-            f"{self.flag} compares {left!r} {sign} {right!r} in line {line} of {self.table.path}, and only numbers have an "
+            f"--where compares {left!r} {sign} {right!r} in line {line} of {self.table.path}, and only numbers have an "
             "order; leave such rows out first, as in x != 'text' and x < 3."
         )

@@ -216,9 +216,8 @@ class LawsConfig:
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
-    """Weights of the metrics to minimise, Σ weight·ln metric; seconds per token where no weight is
-    given.
+class _MetricsConfig:
+    """A number for each metric; None where none is given.
 
     Attributes:
       seconds_per_token: Seconds per token of all sequences together.
@@ -233,60 +232,47 @@ class ObjectiveConfig:
       target_loss: Loss of the target in nats per token.
     """
 
-    seconds_per_token: float = 0.0
-    cost_per_million_tokens: float = 0.0
-    latency_seconds: float = 0.0
-    first_token_seconds: float = 0.0
-    total_cost: float = 0.0
-    memory_bytes: float = 0.0
-    training_flops: float = 0.0
-    training_cost: float = 0.0
-    draft_loss: float = 0.0
-    target_loss: float = 0.0
+    seconds_per_token: float | None = None
+    cost_per_million_tokens: float | None = None
+    latency_seconds: float | None = None
+    first_token_seconds: float | None = None
+    total_cost: float | None = None
+    memory_bytes: float | None = None
+    training_flops: float | None = None
+    training_cost: float | None = None
+    draft_loss: float | None = None
+    target_loss: float | None = None
 
-    def __post_init__(self):
-        require_fields("objective", self, **dict.fromkeys(vars(self), "[0, 1e6]"))
-
-    def given(self) -> dict[str, float]:
-        """The metrics that have a weight."""
-        return {k: v for k, v in vars(self).items() if v} or {"seconds_per_token": 1.0}
+    def _named(self) -> dict[str, float]:
+        return {k: v for k, v in vars(self).items() if v is not None}
 
 
 @dataclass(frozen=True)
-class ConstraintsConfig:
-    """Largest allowed values of metrics. Memory is limited to 90% of the devices' where no limit is
+class ObjectiveConfig(_MetricsConfig):
+    """Weights of the metrics to minimise, Σ weight·ln metric; seconds per token where no weight is
     given.
-
-    Attributes:
-      seconds_per_token: Seconds per token of all sequences together.
-      cost_per_million_tokens: Cost of serving a million tokens.
-      latency_seconds: Seconds of a request.
-      first_token_seconds: Seconds to the first token, a prefill by both models.
-      total_cost: Cost of training the draft and serving the volume.
-      memory_bytes: Bytes on the fullest device.
-      training_flops: FLOPs of training the draft.
-      training_cost: Cost of training the draft.
-      draft_loss: Loss of the draft in nats per token.
-      target_loss: Loss of the target in nats per token.
     """
 
-    seconds_per_token: float = math.inf
-    cost_per_million_tokens: float = math.inf
-    latency_seconds: float = math.inf
-    first_token_seconds: float = math.inf
-    total_cost: float = math.inf
-    memory_bytes: float = math.inf
-    training_flops: float = math.inf
-    training_cost: float = math.inf
-    draft_loss: float = math.inf
-    target_loss: float = math.inf
+    def __post_init__(self):
+        require_fields("objective", self, **dict.fromkeys(self._named(), "[0, 1e6]"))
+
+    def given(self) -> dict[str, float]:
+        """The metrics that have a weight."""
+        return {k: v for k, v in self._named().items() if v} or {"seconds_per_token": 1.0}
+
+
+@dataclass(frozen=True)
+class ConstraintsConfig(_MetricsConfig):
+    """Largest allowed values of metrics. Memory is limited to 90% of the devices' where no limit is
+    given.
+    """
 
     def __post_init__(self):
-        require_fields("constraints", self, **dict.fromkeys(vars(self), "(0, inf]"))
+        require_fields("constraints", self, **dict.fromkeys(self._named(), "(0, inf]"))
 
     def given(self) -> dict[str, float]:
         """The metrics that have a limit."""
-        return {k: v for k, v in vars(self).items() if math.isfinite(v)}
+        return {k: v for k, v in self._named().items() if math.isfinite(v)}
 
 
 @dataclass(frozen=True)

@@ -38,20 +38,12 @@ _LOOKAHEADS = (1, 2, 4, 8, 12)
 LARGEST_BATCH = 64
 
 
-class Size(NamedTuple):
-    """Size of a timed model."""
-
-    width: int
-    layers: int
-    vocab_size: int
-
-
 @dataclass(frozen=True)
 class Scale:
     """Models and cache sizes for one kind of device.
 
     Attributes:
-      sizes: Sizes of the models.
+      sizes: Width, layers and vocabulary of each model.
       quick: Positions in `sizes` of the models that a quick calibration takes.
       head_dim: Largest size of a head.
       kv_groups: Query heads that share a key-value head.
@@ -60,7 +52,7 @@ class Scale:
       new_tokens: Room for decoded tokens.
     """
 
-    sizes: tuple[Size, ...]
+    sizes: tuple[tuple[int, int, int], ...]
     quick: tuple[int, ...]
     head_dim: int
     kv_groups: int
@@ -72,28 +64,25 @@ class Scale:
 # Up to two million parameters. A pass takes between tens of microseconds and a few milliseconds on
 # one core.
 CPU = Scale(
-    sizes=tuple(
-        Size(*x)
-        for x in (
-            (16, 1, 256),
-            (16, 5, 256),
-            (32, 1, 1024),
-            (32, 2, 256),
-            (32, 6, 256),
-            (48, 2, 1024),
-            (48, 4, 256),
-            (64, 1, 256),
-            (64, 3, 1024),
-            (64, 6, 256),
-            (96, 1, 256),
-            (96, 2, 1024),
-            (96, 4, 256),
-            (128, 2, 256),
-            (128, 3, 1024),
-            (192, 1, 1024),
-            (192, 2, 256),
-            (192, 4, 1024),
-        )
+    sizes=(
+        (16, 1, 256),
+        (16, 5, 256),
+        (32, 1, 1024),
+        (32, 2, 256),
+        (32, 6, 256),
+        (48, 2, 1024),
+        (48, 4, 256),
+        (64, 1, 256),
+        (64, 3, 1024),
+        (64, 6, 256),
+        (96, 1, 256),
+        (96, 2, 1024),
+        (96, 4, 256),
+        (128, 2, 256),
+        (128, 3, 1024),
+        (192, 1, 1024),
+        (192, 2, 256),
+        (192, 4, 1024),
     ),
     quick=(0, 1, 3, 4, 7, 9, 11, 13, 16),
     head_dim=32,
@@ -105,25 +94,22 @@ CPU = Scale(
 # From three million parameters, where overheads are everything, to 0.9 billion, where they are
 # little.
 ACCELERATOR = Scale(
-    sizes=tuple(
-        Size(*x)
-        for x in (
-            (256, 1, 32_000),
-            (256, 4, 8_192),
-            (256, 16, 8_192),
-            (512, 1, 32_000),
-            (512, 4, 8_192),
-            (512, 12, 32_000),
-            (1024, 1, 8_192),
-            (1024, 4, 32_000),
-            (1024, 8, 8_192),
-            (1024, 16, 32_000),
-            (2048, 1, 32_000),
-            (2048, 2, 8_192),
-            (2048, 4, 32_000),
-            (2048, 8, 8_192),
-            (2048, 16, 32_000),
-        )
+    sizes=(
+        (256, 1, 32_000),
+        (256, 4, 8_192),
+        (256, 16, 8_192),
+        (512, 1, 32_000),
+        (512, 4, 8_192),
+        (512, 12, 32_000),
+        (1024, 1, 8_192),
+        (1024, 4, 32_000),
+        (1024, 8, 8_192),
+        (1024, 16, 32_000),
+        (2048, 1, 32_000),
+        (2048, 2, 8_192),
+        (2048, 4, 32_000),
+        (2048, 8, 8_192),
+        (2048, 16, 32_000),
     ),
     quick=(0, 2, 4, 6, 8, 10, 12, 13),
     head_dim=128,
@@ -165,18 +151,19 @@ class Operation(NamedTuple):
         return (self.target,) if self.draft is None else (self.target, self.draft)
 
 
-def build(scale: Scale, size: Size) -> ModelConfig:
+def build(scale: Scale, size: tuple[int, int, int]) -> ModelConfig:
     """A model shaped like those of studies, with about 12·layers·width² non-embedding parameters."""
-    head_dim = min(scale.head_dim, size.width)
-    heads = size.width // head_dim
+    width, layers, vocab_size = size
+    head_dim = min(scale.head_dim, width)
+    heads = width // head_dim
     return ModelConfig(
-        vocab_size=size.vocab_size,
-        width=size.width,
-        layers=size.layers,
+        vocab_size=vocab_size,
+        width=width,
+        layers=layers,
         heads=heads,
         kv_heads=max(1, heads // scale.kv_groups),
         head_dim=head_dim,
-        hidden=8 * round(size.width / 3),
+        hidden=8 * round(width / 3),
     )
 
 

@@ -22,6 +22,7 @@ from sdsl_jax.decoding import Model, Sampling, overlap, probabilities
 from sdsl_jax.decoding.decode import broken_logits, require_positions
 from sdsl_jax.decoding.sampling import finite_logits
 from sdsl_jax.errors import require
+from sdsl_jax.measurement.replay import drawn_acceptance
 from sdsl_jax.models import ModelConfig, Params, forward
 from sdsl_jax.statistics import Interval, ratio_interval
 
@@ -74,6 +75,13 @@ class Overlaps(NamedTuple):
     pairs: dict[tuple[str, str], PairOverlap]
     drafts: dict[str, ModelScores]
     targets: dict[str, ModelScores]
+
+    def drawn_acceptance(self, draft: str, target: str) -> Float[np.ndarray, "contexts T"]:
+        """`drawn_acceptance` of the tokens that followed, at the first sampling."""
+        p, q = self.targets[target].log_probs, self.drafts[draft].log_probs
+        assert p is not None
+        assert q is not None
+        return drawn_acceptance(p[0], q[0])
 
 
 class _Scored(NamedTuple):

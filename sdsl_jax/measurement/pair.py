@@ -39,7 +39,6 @@ from sdsl_jax.measurement.replay import (
     SameContextAcceptance,
     VerificationComparison,
     compare_verification,
-    drawn_acceptance,
     expected_rounds,
     same_context_acceptance,
 )
@@ -464,14 +463,10 @@ def _score(
         following=samples.tokens[:, first:],
     )
     pair = scored.pairs["draft", "target"]
-    log_p, log_q = (
-        np.take_along_axis(scores.log_probs[0], at - first, axis=1)  # type: ignore[index]
-        for scores in (scored.targets["target"], scored.drafts["draft"])
-    )
     return ExactAcceptance(
         pair.mean(settings.confidence),
         int(pair.positions.sum()),
-        drawn_acceptance(log_p, log_q),
+        np.take_along_axis(scored.drawn_acceptance("draft", "target"), at - first, axis=1),
         counted,
         min(draft.config.position_limit, target.config.position_limit) - starts.astype(int),
     )

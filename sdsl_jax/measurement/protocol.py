@@ -56,14 +56,14 @@ class ProtocolResult(NamedTuple):
     unreadable: dict[str, str]
 
 
-def devices_for(params: float, dtype: str, devices: list[jax.Device] | None = None) -> int:
+def devices_for(params: float, dtype: str) -> int:
     """The smallest number of devices that hold the weights of a model; 1 if a device does not report
     its memory.
 
     Raises:
       SdslError: all devices together hold too little.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = jax.devices()
     limit = (devices[0].memory_stats() or {}).get("bytes_limit", 0)
     if not limit:
         return 1

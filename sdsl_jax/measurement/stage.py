@@ -22,7 +22,7 @@ from sdsl_jax.measurement.events import event_columns, summarise
 from sdsl_jax.measurement.latency import Step, time_steps
 from sdsl_jax.measurement.overlap import ModelScores, pairwise_overlap
 from sdsl_jax.measurement.pair_records import PairName, PairRows
-from sdsl_jax.measurement.replay import drawn_acceptance, expected_rounds
+from sdsl_jax.measurement.replay import expected_rounds
 from sdsl_jax.progress import Progress
 from sdsl_jax.records import (
     AcceptanceRecord,
@@ -261,11 +261,8 @@ def _on_samples(
         rows[pair].overlap("teacher_forced_samples", value) for pair, value in scored.pairs.items()
     ]
     expected = []
-    for draft_id, scores in scored.drafts.items() if rounds else ():
-        log_p, log_q = scored.targets[target_id].log_probs, scores.log_probs
-        assert log_p is not None
-        assert log_q is not None
-        drawn = drawn_acceptance(log_p[0], log_q[0])
+    for draft_id in scored.drafts if rounds else ():
+        drawn = scored.drawn_acceptance(draft_id, target_id)
         # Every lookahead counts the same starts: what differs between two is the lookahead alone.
         outcomes = expected_rounds(
             drawn,

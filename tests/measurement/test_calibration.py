@@ -178,7 +178,7 @@ def test_batches_are_checked():
 
 
 def test_random_weights_are_those_of_a_model():
-    config = build(CPU, workloads.Size(16, 2, 256))
+    config = build(CPU, (16, 2, 256))
     params = random_params(config, "bfloat16", np.random.default_rng(0))
     like = abstract_params(config)
     import jax
