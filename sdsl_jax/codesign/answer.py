@@ -399,8 +399,7 @@ def _answer(problem: ServingProblem, solved: Solved, by_batch: list[Solved]) -> 
     program, inputs, serving = problem.program, problem.inputs, problem.inputs.serving
     design, gives = jax.tree.map(float, (solved.design, solved.outcome))
     solve_all = partial(solve_together, program, optimizer=problem.config.optimizer)
-    rounded = round_design(program, inputs, solved, solve_all=solve_all)
-    whole = rounded.solved
+    whole, loss_of_rounding = round_design(program, inputs, solved, solve_all=solve_all)
     feasible = bool(solved.feasible) and bool(whole.feasible) and not problem.memory_errors
     # An α of 1 or more is no probability, and nothing follows from it.
     usable = feasible and gives.acceptance < 1
@@ -420,12 +419,13 @@ def _answer(problem: ServingProblem, solved: Solved, by_batch: list[Solved]) -> 
         engines = settings_of_best_draft(problem.config, whole.design, where_run)
     region = None if problem.config.draft.acceptance else _paying_region(problem, design)
     alone = _baseline(serving, design, gives, problem.priced)
+    rounded = _rounded(problem, whole, comparison.optimum, float(loss_of_rounding))
     warnings = caveats(
         problem,
         solved,
         whole,
         speculates,
-        comparison.optimum.draft_width,
+        rounded.draft_width,
         region.target_params if region else None,
         alone.total_cost,
     )
@@ -438,7 +438,7 @@ def _answer(problem: ServingProblem, solved: Solved, by_batch: list[Solved]) -> 
         variables={name: problem.sizes.in_design(design, name) for name in program.variables},
         design=DesignValues(**_values(problem, design)),
         lookahead=design.lookahead,
-        rounded=_rounded(problem, whole, comparison.optimum, float(rounded.loss)),
+        rounded=rounded,
         indifference_1pct=within[0],
         indifference_5pct=within[1],
         objective={

@@ -371,7 +371,7 @@ def _solve(program: Program, inputs: ProgramInputs, starts: Array, learning_rate
     common = {name: value for name, value in end._asdict().items() if name in Solved._fields}
     return Solved(
         design=jax.tree.map(lambda v: jnp.asarray(v, end.x.dtype), design),
-        outcome=outcome(inputs.serving, design),
+        outcome=evaluate(program, inputs, design).outcome,
         **common | {"path": jnp.stack(path, axis=-1)},
     )
 

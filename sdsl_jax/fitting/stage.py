@@ -15,6 +15,7 @@ from sdsl_jax.fitting.loss import fit_loss_law, loss_table
 from sdsl_jax.fitting.tables import span
 from sdsl_jax.models import shape_rule
 from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord, column
+from sdsl_jax.records.documents import document
 from sdsl_jax.solver_status import SolverStatus
 from sdsl_jax.statistics import resampled, root_mean_square
 from sdsl_jax.theory import Precision, ShapeRule
@@ -105,16 +106,7 @@ def describe_hardware(
         if fitted.status is SolverStatus.CONVERGED
         else [f"the fit of the device {fitted.status.message}"],
         rows=[
-            TimedStep(
-                model_id=row.model_id,
-                operation=row.operation,
-                width=row.width,
-                batch=row.batch,
-                context=row.context,
-                seconds=row.seconds,
-                predicted_seconds=float(seconds),
-                residual_log=float(residual),
-            )
+            document(TimedStep, row, predicted_seconds=float(seconds), residual_log=float(residual))
             for row, seconds, residual in zip(rows, predicted, fitted.residuals)
         ],
         decode_seconds={r.model_id: r.seconds for r in rows if r.operation == "decode"},
