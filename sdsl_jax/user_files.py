@@ -148,7 +148,7 @@ def open_bytes(path: str | Path) -> BinaryIO:
     )
 
 
-def text_pieces(path: str | Path, what: str = "file", newlines: bool = True) -> Iterator[str]:
+def text_pieces(path: str | Path, what: str, newlines: bool = True) -> Iterator[str]:
     """The text of a file in pieces, decompressed and without its byte-order mark.
 
     Args:
@@ -238,7 +238,7 @@ def read_json_object(path: str | Path, what: str = "file") -> dict[str, Any]:
     return value
 
 
-def read_toml(path: str | Path, what: str = "file") -> dict[str, Any]:
+def read_toml(path: str | Path, what: str) -> dict[str, Any]:
     """The tables of a TOML file.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,6 @@ from sdsl_jax.codesign.program import (
 from sdsl_jax.codesign.serving_problem import ServingProblem
 from sdsl_jax.theory.serving import Design, Serving, counted, shapes
 
-_Tree = TypeVar("_Tree")
 # By the path of a number within `Serving`.
 _QUANTITIES = {
     "hardware.pass_seconds": "overhead per pass",
@@ -121,10 +120,6 @@ def _elasticity(slope: Array, value: Array) -> Array:
     return jnp.where(counts, slope * jnp.where(counts, value, 0.0), 0.0)
 
 
-def _elasticities(slopes: _Tree, at: _Tree) -> _Tree:
-    return jax.tree.map(_elasticity, slopes, at)
-
-
 def sensitivities(program: Program, inputs: ProgramInputs, solved: Solved) -> DesignSensitivities:
     """Elasticities of the optimum, while the same bounds and constraints bind.
 
@@ -217,7 +212,7 @@ def of_stated_sizes(
         def size(arguments: tuple[Serving, Design], i: int = i) -> Array:
             return jnp.log(counted(shapes(*arguments)[i], arguments[0].loss_law))
 
-        direct, by_design = _elasticities(jax.grad(size)(arguments), arguments)
+        direct, by_design = jax.tree.map(_elasticity, jax.grad(size)(arguments), arguments)
         # What is fixed of the design moves the size by itself; what is not, as the optimum moves.
         held = by_design._replace(**dict.fromkeys(program.variables, jnp.zeros(())))
         for tables, before, total in (

@@ -33,6 +33,7 @@ from sdsl_jax.records.codesign import (
     SpeedupMap,
     TrainedDraft,
 )
+from sdsl_jax.records.documents import document
 from sdsl_jax.solver_status import SolverStatus
 from sdsl_jax.theory import (
     AcceptanceLaw,
@@ -353,11 +354,9 @@ def _described(
             draft_params=abs(n / float(reference.params) - 1) if compare else None,
             lookahead=abs(gamma / float(reference.lookahead) - 1) if compare else None,
         ),
-        gradient=GradientRun(
-            optimizer=c.optimizer,
-            learning_rate=c.learning_rate,
-            steps=c.steps,
-            starts=c.starts,
+        gradient=document(
+            GradientRun,
+            c,
             starts_agreeing=float(end.starts_agreeing),
             stationarity=float(end.kkt_residual),
             best_speedup_found=best,

@@ -53,7 +53,7 @@ def documents(path: Path, text_column: str = "text", kind: str = "") -> Iterator
     yield from _without_separators(READERS[kind](path, text_column), f"the corpus file {path}")
 
 
-def hugging_face(name: str, text_column: str = "text") -> Iterator[Iterable[str]]:
+def hugging_face(name: str, text_column: str) -> Iterator[Iterable[str]]:
     """Documents of the training split of a data set, streamed: "owner/name" or "owner/name:config",
     either with "@revision".
 

@@ -16,8 +16,6 @@ import numpy as np
 from sdsl_jax.digests import file_sha256
 from sdsl_jax.errors import SdslError, require
 
-SHARD_TOKENS = 1 << 26
-
 
 class Shard(NamedTuple):
     """One file of ids, little-endian.
@@ -45,7 +43,7 @@ def write_shards(
     name: str,
     arrays: Iterable[np.ndarray],
     dtype: np.dtype,
-    shard_tokens: int = SHARD_TOKENS,
+    shard_tokens: int,
 ) -> list[Shard]:
     """Writes ids, given in arrays of any length, into files of `shard_tokens` ids each; the last
     file is shorter.

@@ -26,7 +26,7 @@ from sdsl_jax.cache_folders import corpora_folder, corpus_lock, locked
 from sdsl_jax.config import DataConfig
 from sdsl_jax.data.corpus import Span, identity, is_file, read_pieces, sources, write_text
 from sdsl_jax.data.folders import listed
-from sdsl_jax.data.shards import SHARD_TOKENS, Shard, id_type, write_shards
+from sdsl_jax.data.shards import Shard, id_type, write_shards
 from sdsl_jax.data.tokenizer import Tokenizer, fingerprint, make_tokenizer
 from sdsl_jax.digests import file_sha256, json_sha256
 from sdsl_jax.errors import SdslError, require
@@ -39,6 +39,8 @@ MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 # Bytes of a piece of which a vocabulary is learnt; the library holds a few hundred of them at a
 # time.
 _SAMPLE_BYTES = 1 << 16
+# Ids of a shard.
+_SHARD_TOKENS = 1 << 26
 
 
 def corpus_folder(config: DataConfig) -> Path:
@@ -104,7 +106,7 @@ def _check(manifest: dict[str, Any]) -> str:
 def prepare(
     config: DataConfig,
     *,
-    shard_tokens: int = SHARD_TOKENS,
+    shard_tokens: int = _SHARD_TOKENS,
     note: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """The folder of the tokenised corpus, which is made if it is missing.

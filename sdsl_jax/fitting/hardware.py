@@ -281,8 +281,8 @@ def hardware_intervals(
     precision: Precision,
     labels: Sequence[str],
     confidence: float,
-    draws: int = 48,
-    seed: int = 0,
+    draws: int,
+    seed: int,
 ) -> dict[str, Interval]:
     """Intervals of the coefficients by a bootstrap over groups of timings.
 

@@ -39,13 +39,11 @@ class Solution(NamedTuple):
     Attributes:
       parameters: Where it ended, [P].
       objective: Σ weight · huber(residual) there.
-      iterations: Steps that were tried.
       status: A `SolverStatus`.
     """
 
     parameters: Float[Array, "*batch P"]
     objective: Float[Array, "*batch"]
-    iterations: Int[Array, "*batch"]
     status: Int[Array, "*batch"]
 
     def unconverged(self) -> float:
@@ -158,7 +156,7 @@ def minimise(
     end = jax.lax.while_loop(unfinished, step, begin)
     status = jnp.where(end.idle >= _PATIENCE, _CONVERGED, _CAP)
     status = jnp.where(jnp.isfinite(end.objective), status, _NON_FINITE)
-    return Solution(end.parameters, end.objective, end.tried, status)
+    return Solution(end.parameters, end.objective, status)
 
 
 @functools.partial(jax.jit, static_argnames=("residuals", "hold"))

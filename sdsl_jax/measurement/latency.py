@@ -48,6 +48,8 @@ R = TypeVar("R")
 _STEPS, _MOST_STEPS, _LONG_ENOUGH = 16, 512, 0.03
 # Compilations that run side by side: they take most of the time, and a core each.
 _COMPILERS = 2
+# Repetitions of the steps of a round.
+_REPETITIONS = 15
 
 
 def timed(work: Callable[[], T]) -> tuple[float, T]:
@@ -313,7 +315,6 @@ def time_costs(
     target: Model,
     prompts: Prompts,
     settings: PairSettings,
-    repetitions: int = 15,
 ) -> StepCosts:
     """Times the steps that a round consists of, halfway through a request of the longest prompt."""
     limit = target.config.position_limit
@@ -326,7 +327,7 @@ def time_costs(
     }
     if isinstance(draft, Model):
         steps["draft"] = Step(draft, 1, context)
-    timed_steps = time_steps(steps, repetitions=repetitions, confidence=settings.confidence)
+    timed_steps = time_steps(steps, repetitions=_REPETITIONS, confidence=settings.confidence)
     seconds = {name: value.estimate for name, value in timed_steps.items()}
     one = seconds["target"]
     return StepCosts(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jinja2
 import numpy as np
@@ -86,24 +86,23 @@ def environment() -> jinja2.Environment:
     return environment
 
 
-def _is_known(value: float | None) -> bool:
+def _is_known(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 
 def _number(value: float | None, digits: int = 3) -> str:
-    if value is None or not math.isfinite(value):
+    if not _is_known(value):
         return "–"
-    return (
-        f"{value:.{digits}g}" if abs(value) < 1e-3 or abs(value) >= 1e5 else f"{value:,.{digits}f}"
-    )
+    ordinary = 1e-3 <= abs(value) < 1e5
+    return f"{value:,.{digits}f}" if ordinary else f"{value:.{digits}g}"
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f}%"
+    return f"{100 * value:.{digits}f}%" if _is_known(value) else "–"
 
 
 def _fixed(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+    return f"{value:.{digits}f}" if _is_known(value) else "–"
 
 
 class _EstimatorRow(NamedTuple):
