@@ -226,7 +226,8 @@ def descend(
                 jnp.asarray(delta, float),
             )
         )
-    return Solution(*(jnp.concatenate(parts)[:count] for parts in zip(*ends)))
+    # NumPy from here on: every small operation of JAX would be a program of its own.
+    return Solution(*(np.concatenate(parts)[:count] for parts in zip(*ends)))
 
 
 @functools.partial(jax.jit, static_argnames="residuals")

@@ -354,13 +354,10 @@ def _graph(config: ModelConfig):
     return nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def init_params(config: ModelConfig, key: Array) -> Params:
     """Random parameters of a model, as a pytree of float32 arrays."""
-
-    def create(key):
-        return nnx.state(Transformer(config, nnx.Rngs(params=key)), nnx.Param)
-
-    return jax.jit(create)(key)
+    return nnx.state(Transformer(config, nnx.Rngs(params=key)), nnx.Param)
 
 
 def abstract_params(config: ModelConfig) -> Params:

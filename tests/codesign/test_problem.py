@@ -148,6 +148,7 @@ def test_an_answer_from_python(tmp_path):
     assert seen.speedup.max() == pytest.approx(answer.speedup, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_sizes_that_are_nearly_as_good(x64):
     """At either end of the range, with the best whole lookahead there, the loss is what was asked for."""
     problem = Problem(target_params="7B", variables="draft_params,lookahead", prefill="elsewhere")

@@ -21,6 +21,7 @@ assert "matplotlib.pyplot" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_the_backend_of_a_notebook_stays(tmp_path):
     subprocess.run([sys.executable, "-c", NOTEBOOK, str(tmp_path)], check=True)
     assert (tmp_path / "drawn.png").read_bytes().startswith(b"\x89PNG")
