@@ -255,14 +255,14 @@ def _crossing(at: np.ndarray, root: np.ndarray, value: float, level: float) -> _
     )
 
 
-def starting_points(form: Form, best: Fit) -> Float[Array, "S P"]:
+def starting_points(form: Form, best: Fit) -> Float[np.ndarray, "S P"]:
     """Where a descent on other weights, or with a coefficient held, begins.
 
     At the optimum, and for a law with a floor also at half of the largest floor: where the optimum
     rests on a bound, the gradient vanishes there.
     """
-    here = best.parameters[None]
-    return jnp.concatenate([here, here.at[:, 0].set(0.0)]) if form.floor else here
+    here = np.asarray(best.parameters)
+    return np.stack([here, np.r_[0.0, here[1:]]] if form.floor else [here])
 
 
 @functools.cache

@@ -34,7 +34,7 @@ _AGREEMENT = 1e-4
 
 
 class Solution(NamedTuple):
-    """The end of one descent, or of many with a leading axis.
+    """The end of one descent, or of many with a leading axis (then NumPy's arrays).
 
     Attributes:
       parameters: Where it ended, [P].
@@ -227,7 +227,7 @@ def descend(
             )
         )
     # NumPy from here on: every small operation of JAX would be a program of its own.
-    return Solution(*(np.concatenate(parts)[:count] for parts in zip(*ends)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *ends)
 
 
 @functools.partial(jax.jit, static_argnames="residuals")
