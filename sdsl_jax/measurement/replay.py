@@ -47,13 +47,15 @@ class ExpectedRounds(NamedTuple):
     rounds: float
 
 
-@functools.partial(jax.jit, static_argnames="lookahead")
-def _rounds(
-    acceptance: Float[Array, "samples T"], starts: Int[Array, " samples"], lookahead: int
-) -> Rounds:
-    return jax.vmap(lambda sample, count: rounds_over_sample(sample, lookahead, count))(
-        acceptance, starts
-    )
+@jax.jit
+def _rounds(acceptance: Float[Array, "samples T"], starts: Int[Array, "G samples"]) -> list[Rounds]:
+    """The rounds of γ = 1 … G over every sample, as one program."""
+    return [
+        jax.vmap(lambda sample, count, gamma=gamma: rounds_over_sample(sample, gamma, count))(
+            acceptance, counts
+        )
+        for gamma, counts in enumerate(starts, 1)
+    ]
 
 
 # dα/dτ, for several τ and γ at once.
@@ -127,18 +129,17 @@ def expected_rounds(
         f"lengths run from {lengths.min()} to {lengths.max()} and limits from {limits.min()} to "
         f"{limits.max()}; they must satisfy 0 <= length <= limit.",
     )
-    values = jnp.asarray(acceptance, jnp.float32)
     gammas = np.arange(1, largest + 1)
-    rounds = []
-    for gamma in gammas:
-        starts = np.minimum(lengths, limits - gamma + 1)
-        require(
-            (starts > 0).any(),
-            f"no sample has room for a block of {gamma} drafts; use longer samples.",
-        )
-        # Whole samples at every γ: one shape for all of them.
-        counted = _rounds(values, jnp.asarray(starts, jnp.int32), int(gamma))
-        rounds.append((np.asarray(counted.started, float), np.asarray(counted.survived, float)))
+    starts = np.minimum(lengths, limits - gammas[:, None] + 1)
+    without = [gamma for gamma, room in zip(gammas, (starts > 0).any(axis=1)) if not room]
+    require(
+        not without,
+        f"no sample has room for a block of {without[0] if without else 0} drafts; use longer samples.",
+    )
+    rounds = [
+        (np.asarray(counted.started, float), np.asarray(counted.survived, float))
+        for counted in _rounds(acceptance.astype(np.float32), starts.astype(np.int32))
+    ]
     taus = [
         ratio_interval(started + survived.sum(axis=1), started, confidence)
         for started, survived in rounds

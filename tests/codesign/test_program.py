@@ -146,10 +146,10 @@ def test_what_cannot_be_done_is_said_to_be_infeasible(x64):
 
 
 def test_bounds_are_reached_exactly(x64):
-    inputs = on_h100()
-    found = solved(SPEED, inputs._replace(lower=inputs.lower._replace(draft_params=3e9)))
-    assert float(found.design.draft_params) == 3e9
-    assert found.at_lower.tolist() == [True, False]
+    inputs = on_h100(60e9, 1e3)
+    found = solved(BATCHED, inputs._replace(lower=inputs.lower._replace(draft_params=5e9)))
+    assert float(found.design.draft_params) == 5e9
+    assert found.at_lower.tolist() == [True, False, False]
 
 
 def test_gradients_are_finite_where_the_law_leaves_probabilities(x64):

@@ -60,9 +60,9 @@ def test_ids_and_paths_are_taken_as_well(models, monkeypatch):
             speculate(draft, target, prompts)
 
 
-def test_one_lookahead_may_be_a_number(models):
-    pair = measure_pair(*models, TEXTS[:2], lookaheads=3, new_tokens=4)
-    assert list(pair.table().index) == [3]
+def test_one_lookahead_may_be_a_number(models, monkeypatch):
+    monkeypatch.setattr(measured_pair, "measure_and_record", lambda *pair, **options: pair[-1])
+    assert measure_pair(*models, TEXTS[:2], lookaheads=3).lookaheads == (3,)
     for lookaheads in ("1,4", 2.5, (), (1, "4")):
         with pytest.raises(SdslError, match="it must be a whole number such as 4, or several"):
             measure_pair(*models, TEXTS[:2], lookaheads=lookaheads)
@@ -113,6 +113,7 @@ def test_records_are_those_of_the_command(models, pair, tmp_path):
         pair.append_to(tmp_path / "records")
 
 
+@pytest.mark.slow
 def test_a_greedy_pair_decodes_the_target_s_own_text(models):
     pair = measure_pair(*models, TEXTS, **SMALL, temperature=0.0, replayed=2)
     assert [result.divergences for result in pair.measurement.lookaheads] == [[], []]
