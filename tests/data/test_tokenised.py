@@ -34,7 +34,7 @@ def config(tmp_path):
     return DataConfig(source=str(path), sequence_length=16, shards=str(tmp_path / "shards"))
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(
     texts=st.lists(st.text(st.sampled_from("abc é。😀\n"), max_size=60), min_size=3, max_size=12),
     shard_tokens=st.integers(1, 400),

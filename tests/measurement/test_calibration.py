@@ -223,6 +223,7 @@ if len(before) > 1:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs processor affinity")
+@pytest.mark.slow
 def test_threads_are_limited_before_the_first_use():
     done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
