@@ -3,6 +3,7 @@
     $XDG_CACHE_HOME/sdsl_jax/       ~/.cache/sdsl_jax where the variable is not set
       corpora/<key>/                tokenised corpora, see `data.tokenised`
       xla/<processor>/              compiled programs, see `cli.compilation`
+      kernels/<digest>.so           compiled kernels, see `models.small_matmul`
 
 Everything in it can be deleted at any time and is made again when it is needed.
 """
@@ -11,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
+import platform
 import re
 import secrets
 import shutil
@@ -77,6 +80,28 @@ def programs_folder(environment: Mapping[str, str] = os.environ) -> Path:
     return cache_home(environment) / "xla"
 
 
+def kernels_folder() -> Path:
+    """The folder of kernels that the machine's compiler made."""
+    return cache_home() / "kernels"
+
+
+def processor() -> str:
+    """The kind of processor: machine code for another one could stop the process, where a home is
+    shared between machines.
+
+    JAX's own keys hold the processor's features too, in the versions looked at, but that is nowhere
+    promised.
+    """
+    kind = [platform.machine(), platform.processor()]
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n")
+        # "flags" on x86, "Features" on ARM; the same for all cores.
+        kind += next(([line] for line in lines if line.startswith(("flags", "Features"))), [])
+    except OSError:
+        pass  # not Linux
+    return f"{platform.machine()}-{hashlib.sha256(repr(kind).encode()).hexdigest()[:8]}"
+
+
 def corpus_lock(folder: Path) -> Path:
     """The file that a process locks while it makes the corpus `folder`."""
     return folder.with_name(f".{folder.name}.lock")
@@ -110,6 +135,7 @@ def caches() -> list[Cache]:
     return [
         Cache(corpora_folder(), "tokenised corpora", _oldest_first(_corpora())),
         Cache(programs_folder(), "compiled programs", _oldest_first(_programs())),
+        Cache(kernels_folder(), "compiled kernels", _oldest_first(map(_entry, _kernels()))),
     ]
 
 
@@ -155,6 +181,10 @@ def _programs() -> Iterator[Entry]:
                 if not path.name.endswith((_PROGRAM_TIME, ".lockfile")):
                     time = path.with_name(path.name.removesuffix("-cache") + _PROGRAM_TIME)
                     yield _entry(path, *([time] if time.exists() else []))
+
+
+def _kernels() -> list[Path]:
+    return [path for path in _within(kernels_folder()) if path.suffix in (".so", ".partial")]
 
 
 def _within(folder: Path) -> list[Path]:

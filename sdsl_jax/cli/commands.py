@@ -67,10 +67,12 @@ def overview() -> str:
 
 def version() -> None:
     """Print the versions that a bug report should name."""
+    from sdsl_jax.models.small_matmul import unavailable
     from sdsl_jax.study import versions
 
     for name, value in versions().items():
         print(f"{name} {value}")
+    print(f"products of few rows: {unavailable() or 'compiled for this processor'}")
 
 
 def load(name: str) -> Callable[..., None]:

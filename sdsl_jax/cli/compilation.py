@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import platform
 import sys
 import warnings
 from collections.abc import MutableMapping
-from pathlib import Path
 
-from sdsl_jax.cache_folders import programs_folder
+from sdsl_jax.cache_folders import processor, programs_folder
 
 # Programs that compile faster than this many seconds are compiled again: reading them would save
 # little.
@@ -28,7 +25,7 @@ def keep_compiled_programs(environment: MutableMapping[str, str] = os.environ) -
     if environment.get("SDSL_NO_CACHE", "") not in ("", "0") or "jax" in sys.modules:
         return
     if "JAX_COMPILATION_CACHE_DIR" not in environment:
-        folder = programs_folder(environment) / _processor()
+        folder = programs_folder(environment) / processor()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError:
@@ -55,20 +52,3 @@ def compile_quickly(environment: MutableMapping[str, str] = os.environ) -> None:
             "XLA_FLAGS",
             "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
         )
-
-
-def _processor() -> str:
-    """The kind of processor: machine code for another one could stop the process, where a home is
-    shared between machines.
-
-    JAX's own keys hold the processor's features too, in the versions looked at, but that is nowhere
-    promised.
-    """
-    kind = [platform.machine(), platform.processor()]
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n")
-        # "flags" on x86, "Features" on ARM; the same for all cores.
-        kind += next(([line] for line in lines if line.startswith(("flags", "Features"))), [])
-    except OSError:
-        pass  # not Linux
-    return f"{platform.machine()}-{hashlib.sha256(repr(kind).encode()).hexdigest()[:8]}"

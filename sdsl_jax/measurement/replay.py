@@ -9,7 +9,6 @@ T positions, V vocabulary.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

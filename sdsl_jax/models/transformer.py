@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from sdsl_jax.models.config import ModelConfig
-from sdsl_jax.models.kernels import along_last, attend, linear, rotary_tables, rotate
+from sdsl_jax.models.kernels import along_last, attend, linear, logits, rotary_tables, rotate
 
 Rotation = tuple[Array, Array]  # cosines and sines of the positions
 Params = Any  # an `nnx.State` of arrays, or the same tree of abstract or sharded arrays
@@ -338,7 +338,8 @@ class Transformer(nnx.Module):
         if c.final_norm:
             x_BTD = self.final_norm(x_BTD)
         x_BTE = x_BTD @ self.project_out[...] if c.embedding_width else x_BTD
-        logits_BTV = x_BTE @ (self.embedding[...].T if c.tie_embeddings else self.head[...])
+        table = self.embedding if c.tie_embeddings else self.head
+        logits_BTV = logits(x_BTE, table[...], c.tie_embeddings)
         if c.ids > c.vocab_size:
             # Finite, so that nothing turns into 0 · ∞; ids without a row are clipped to the last
             # one where they come in.

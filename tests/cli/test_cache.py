@@ -50,7 +50,7 @@ def test_every_cache_is_listed_with_its_size(home, sdsl, tmp_path):
 
 
 def test_empty_caches_are_listed_too(home, sdsl):
-    assert sdsl("cache")[1].count(": 0 entries, 0 bytes") == 2
+    assert sdsl("cache")[1].count(": 0 entries, 0 bytes") == 3
     assert sdsl("cache", "--clear")[1].endswith("deleted 0 entries, 0 bytes.\n")
 
 

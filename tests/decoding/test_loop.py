@@ -21,7 +21,7 @@ from sdsl_jax.decoding import loop as decoding_loop
 from sdsl_jax.decoding.sampling import finite_logits
 from sdsl_jax.errors import SdslError
 from sdsl_jax.measurement.events import summarise
-from sdsl_jax.models import ModelConfig, init_params
+from sdsl_jax.models import ModelConfig, init_params, small_matmul
 from sdsl_jax.models import forward as eager_forward
 
 forward = jax.jit(eager_forward, static_argnums=0)
@@ -78,6 +78,16 @@ def test_joint_distribution_with_many_samples(draft, target):
 def test_joint_distribution_through_ragged_caches(draft, target, lookahead, temperature):
     """Three tokens after prompts of different lengths in one batch, against all 216 sequences. χ², false alarm 1e-6 each."""
     check_joint_distribution(draft, target, lookahead, temperature, rows=4096, runs=8)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(small_matmul.unavailable()), reason="needs a C++ compiler")
+def test_joint_distribution_by_products_of_few_rows(draft, target, monkeypatch):
+    """As above, with every product of every pass by `small_matmul`: two rows of five tokens at most."""
+    monkeypatch.setattr(small_matmul, "_MOST_ROWS", ((1, 16),))
+    jax.clear_caches()
+    check_joint_distribution(draft, target, 2, 0.7, rows=2, runs=8000)
+    jax.clear_caches()
 
 
 def check_joint_distribution(draft, target, lookahead, temperature, rows, runs):

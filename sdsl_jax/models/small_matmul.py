@@ -1,0 +1,152 @@
+"""Products of a few rows with a large matrix on a CPU, which read the weights once.
+
+A verify pass multiplies a few rows with every matrix of the model. XLA's product packs the matrix
+anew in every call, so that a pass of two tokens can take the time of two steps. The product here
+(`small_matmul.cc`) reads the weights once and is called through `jax.ffi`. It is compiled when it is
+first needed, by the machine's own C++ compiler for the machine's own processor, and kept in the
+user's cache folder. Where that is not possible, XLA's product serves, and `unavailable` says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+from jaxtyping import Array, Float
+
+from sdsl_jax.cache_folders import kernels_folder, processor
+
+_SOURCE = Path(__file__).with_suffix(".cc")
+# The accumulation order is that of the source: nothing here lets the compiler change it.
+_FLAGS = ["-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno"]
+_FLAGS += ["-w", "-fPIC", "-shared"]
+_COMPILERS = ("c++", "g++", "clang++")
+_SECONDS = 120
+_TARGETS = {"float32": ("sdsl_small_matmul_f32", "SmallMatmulF32")}
+_TARGETS["bfloat16"] = ("sdsl_small_matmul_bf16", "SmallMatmulBf16")
+
+# Where it is faster than XLA's product (docs/decoding.md): from 2 rows to 6 with matrices of 131k
+# weights, to 16 with a million. Smaller ones stay in the caches, where reading costs little, and one
+# row is read once by XLA's product too.
+_MOST_ROWS = ((1 << 17, 6), (1 << 20, 16))
+
+
+def unavailable() -> str:
+    """Why XLA's product serves instead, as a sentence; empty where the product here is used."""
+    if os.environ.get("SDSL_NO_SMALL_MATMUL", "") not in ("", "0"):
+        return "SDSL_NO_SMALL_MATMUL is set."
+    if jax.default_backend() != "cpu":
+        return f"It is for CPUs, and JAX computes on {jax.default_backend()}."
+    return _load()
+
+
+def serves(rows: int, weight: Array | jax.ShapeDtypeStruct) -> bool:
+    """Whether `small_matmul` is to be used for so many rows.
+
+    Args:
+      rows: Rows of x, known when the program is traced.
+      weight: The weights.
+    """
+    most = max((rows for weights, rows in _MOST_ROWS if weight.size >= weights), default=0)
+    return 2 <= rows <= most and weight.dtype.name in _TARGETS and not unavailable()
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def small_matmul(
+    x: Float[Array, "M D"], weight: Float[Array, "D F"], transposed: bool = False
+) -> Float[Array, "M F"]:
+    """x · weight, with float32 sums, whatever type the weights are stored in.
+
+    Every row of the result is the same to the last bit however many rows there are. Gradients are
+    XLA's.
+
+    Args:
+      x: A few rows.
+      weight: The weights, float32 or bfloat16.
+      transposed: The weights are [F, D] instead.
+    """
+    columns = weight.shape[0] if transposed else weight.shape[1]
+    call = jax.ffi.ffi_call(
+        _TARGETS[weight.dtype.name][0],
+        jax.ShapeDtypeStruct((x.shape[0], columns), jnp.float32),
+        vmap_method="sequential",
+    )
+    return call(x.astype(jnp.float32), weight, along=transposed)
+
+
+def _forward(x: Array, weight: Array, transposed: bool) -> tuple[Array, tuple[Array, Array]]:
+    return small_matmul(x, weight, transposed), (x, weight)
+
+
+def _backward(transposed: bool, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, weight = saved
+    to_x = gradient @ (weight if transposed else weight.T)
+    to_weight = gradient.T @ x if transposed else x.T @ gradient
+    return to_x.astype(x.dtype), to_weight.astype(weight.dtype)
+
+
+small_matmul.defvjp(_forward, _backward)
+
+
+@functools.cache
+def _load() -> str:
+    """Compiles the product if need be, and makes it known to XLA; returns why that failed, or ""."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="sdsl-") as scratch:
+            library = ctypes.CDLL(str(_compiled(Path(scratch))))
+    except (OSError, subprocess.SubprocessError, RuntimeError) as reason:
+        return f"{reason}"
+    for name, symbol in _TARGETS.values():
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(library[symbol]), platform="cpu")
+    return ""
+
+
+def _compiled(scratch: Path) -> Path:
+    """The compiled product: from the cache, or made now in a scratch folder and kept if possible."""
+    parts = [_SOURCE.read_text(encoding="utf-8"), *_FLAGS, jaxlib.__version__, processor()]
+    name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20] + ".so"
+    if os.environ.get("SDSL_NO_CACHE", "") not in ("", "0"):
+        return _compile(scratch / name)
+    kept = kernels_folder() / name
+    # It will be executed: what another user put there is not for us.
+    if kept.exists() and kept.stat().st_uid == os.getuid():
+        return kept
+    made = _compile(scratch / name)
+    with contextlib.suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial = kept.with_name(f".{secrets.token_hex(4)}.partial")
+        shutil.copy(made, partial)
+        partial.replace(kept)  # at once, however many processes make it
+    return made
+
+
+def _compile(output: Path) -> Path:
+    compilers = filter(None, (os.environ.get("CXX"), *_COMPILERS))
+    compiler = next(filter(None, map(shutil.which, compilers)), None)
+    if compiler is None:
+        raise RuntimeError("No C++ compiler was found (Debian: apt install g++).")
+    command = [
+        compiler,
+        *_FLAGS,
+        "-isystem",
+        jax.ffi.include_dir(),
+        str(_SOURCE),
+        "-o",
+        str(output),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    if done.returncode:
+        first = next((x for x in done.stderr.splitlines() if "error" in x), "it gave no reason")
+        raise RuntimeError(f"{compiler} cannot compile it: {first}")
+    return output

@@ -1,0 +1,173 @@
+"""The product of few rows against XLA's and against double precision."""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from published_checkpoints import copy_checkpoint
+
+from sdsl_jax.checkpoints.loading import load_model
+from sdsl_jax.decoding import NgramDraft, Sampling, autoregress, speculate
+from sdsl_jax.models import forward, init_params
+from sdsl_jax.models import small_matmul as module
+from sdsl_jax.models.small_matmul import small_matmul
+
+pytestmark = pytest.mark.skipif(bool(module.unavailable()), reason=module.unavailable() or "-")
+EPSILON = np.finfo(np.float32).eps
+
+
+def random(rows, inner, columns, dtype="float32", seed=0):
+    key_x, key_w = jax.random.split(jax.random.key(seed))
+    x, w = jax.random.normal(key_x, (rows, inner)), jax.random.normal(key_w, (inner, columns))
+    return x, w.astype(dtype)
+
+
+@given(
+    st.integers(0, 20),
+    st.integers(0, 70),
+    st.integers(1, 150),
+    st.sampled_from(["float32", "bfloat16"]),
+    st.booleans(),
+)
+@settings(max_examples=12)
+def test_it_is_the_product_to_float32_rounding(rows, inner, columns, dtype, transposed):
+    """Within D units of rounding of Σ|x·w|, the bound of any order of summation."""
+    x, w = random(rows, inner, columns, dtype)
+    found = small_matmul(x, w.T if transposed else w, transposed)
+    wide_x, wide_w = np.asarray(x, float), np.asarray(w, float)
+    bound = (inner + 1) * EPSILON * np.abs(wide_x) @ np.abs(wide_w)
+    assert found.shape == (rows, columns)
+    assert found.dtype == jnp.float32
+    assert np.all(np.abs(np.asarray(found, float) - wide_x @ wide_w) <= bound)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_row_is_the_same_to_the_last_bit_however_many_there_are(transposed):
+    """On one thread and on several: the second matrix is large enough to be shared."""
+    for inner, columns in ((50, 101), (300, 1003)):
+        x, w = random(16, inner, columns)
+        w = w.T if transposed else w
+        every = small_matmul(x, w, transposed)
+        for rows in (1, 2, 5, 7, 9):
+            np.testing.assert_array_equal(small_matmul(x[:rows], w, transposed), every[:rows])
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_gradients_and_batches_are_those_of_the_plain_product(transposed):
+    x, w = random(3, 20, 30)
+    w = w.T if transposed else w
+    plain = lambda x, w: x @ (w.T if transposed else w)  # noqa: E731
+    own, reference = (
+        jax.grad(lambda x, w, f=f: jnp.sin(f(x, w)).sum(), (0, 1))(x, w)
+        for f in (lambda x, w: small_matmul(x, w, transposed), plain)
+    )
+    for one, other in zip(own, reference):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    batch = jnp.stack([x, 2 * x])
+    found = jax.vmap(lambda x: small_matmul(x, w, transposed))(batch)
+    np.testing.assert_allclose(found, jax.vmap(lambda x: plain(x, w))(batch), rtol=1e-5, atol=1e-5)
+
+
+def test_which_products_it_serves():
+    shape = jax.ShapeDtypeStruct
+    large, middle = shape((1024, 1024), jnp.float32), shape((512, 512), jnp.float32)
+    assert [module.serves(rows, large) for rows in (1, 2, 16, 17)] == [False, True, True, False]
+    assert [module.serves(rows, middle) for rows in (6, 7)] == [True, False]
+    assert not module.serves(2, shape((64, 64), jnp.float32))
+    assert not module.serves(2, shape((1024, 1024), jnp.int8))
+
+
+@pytest.fixture
+def everywhere(monkeypatch):
+    """Every product of up to 16 rows."""
+    monkeypatch.setattr(module, "_MOST_ROWS", ((1, 16),))
+    return monkeypatch
+
+
+def test_models_and_their_gradients_are_the_same_with_it(everywhere, small_model):
+    """Forward passes and gradients, with a tied head and another."""
+    for config in (small_model, dataclasses.replace(small_model, tie_embeddings=False)):
+        # Closures of their own: no other test has compiled them.
+        params = init_params(config, jax.random.key(0))
+        tokens = jax.random.randint(jax.random.key(1), (2, 6), 0, config.vocab_size)
+
+        def loss(params, config=config, tokens=tokens):
+            return jnp.square(forward(config, params, tokens)[0]).mean()
+
+        own = jax.jit(jax.value_and_grad(loss))(params)
+        with everywhere.context() as without:
+            without.setattr(module, "_MOST_ROWS", ())
+            plain = jax.jit(jax.value_and_grad(lambda params, f=loss: f(params)))(params)
+        assert "small_matmul" in jax.jit(loss).lower(params).as_text()
+        chex.assert_trees_all_close(own, plain, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_published_greedy_tokens_are_those_of_xla(everywhere, tmp_path):
+    jax.clear_caches()
+    target = load_model(copy_checkpoint("smollm2", tmp_path / "smollm2"))
+    prompt = np.arange(1, 9)[None]
+    options = dict(new_tokens=12, sampling=Sampling(0.0))
+    own = autoregress(target.model, prompt, **options).tokens
+    rounds = speculate(
+        NgramDraft(target.config.vocab_size), target.model, prompt, lookahead=3, **options
+    ).tokens
+    everywhere.setattr(module, "_MOST_ROWS", ())
+    jax.clear_caches()
+    np.testing.assert_array_equal(own, autoregress(target.model, prompt, **options).tokens)
+    np.testing.assert_array_equal(own, rounds)
+    jax.clear_caches()
+
+
+def test_without_a_compiler_xla_serves(monkeypatch, tmp_path):
+    """The reason is a sentence that says what to install."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    reason = module._load.__wrapped__()
+    assert reason.startswith("No C++ compiler was found")
+    (tmp_path / "c++").write_text("#!/bin/sh\necho 'x.cc:1: error: no header' >&2; exit 1\n")
+    (tmp_path / "c++").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert module._load.__wrapped__().endswith("cannot compile it: x.cc:1: error: no header")
+    assert not (tmp_path / "sdsl_jax").exists()
+
+
+def test_it_is_compiled_once_and_kept(monkeypatch, tmp_path):
+    """In a folder of the user's own, and nowhere if no cache is wanted."""
+    monkeypatch.setattr(module, "_compile", lambda output: output.write_bytes(b"so") and output)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("SDSL_NO_CACHE", "1")
+    assert module._compiled(scratch).parent == scratch
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.delenv("SDSL_NO_CACHE")
+    assert module._compiled(scratch).parent == scratch
+    kept = module._compiled(scratch)
+    assert kept.parent == tmp_path / "cache" / "sdsl_jax" / "kernels"
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+    monkeypatch.setattr(os, "getuid", lambda: -1)
+    assert module._compiled(scratch).parent == scratch
+
+
+def test_it_can_be_left_out():
+    code = "from sdsl_jax.models.small_matmul import unavailable; print(unavailable())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"SDSL_NO_SMALL_MATMUL": "1", "PATH": "", "PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "SDSL_NO_SMALL_MATMUL is set.\n"
+    assert shutil.which("python3")
