@@ -122,6 +122,7 @@ def test_unreadable_files_are_named(tmp_path):
         ("sdsl_jax", ("jax", "flax", "orbax", "pandas", "matplotlib")),
         ("sdsl_jax.config", ("jax", "flax", "orbax")),
         ("sdsl_jax.records", ("jax", "flax", "orbax", "pandas")),
+        ("sdsl_jax.codesign", ("flax", "orbax", "pandas", "matplotlib")),
         ("sdsl_jax.theory", ("flax", "orbax", "optax", "pandas", "matplotlib", "grain")),
     ],
 )

@@ -13,7 +13,6 @@ from sdsl_jax.fitting.hardware import fit_hardware, predicted_seconds, timed_con
 from sdsl_jax.fitting.law_files import DeviceRecord, Fits, TimedStep
 from sdsl_jax.fitting.loss import fit_loss_law, loss_table
 from sdsl_jax.fitting.tables import span
-from sdsl_jax.models import shape_rule
 from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord, column
 from sdsl_jax.records.documents import document
 from sdsl_jax.solver_status import SolverStatus
@@ -116,6 +115,9 @@ def describe_hardware(
 
 def fitted_rule(config: StudyConfig) -> ShapeRule:
     """The smooth shape rule of the study's family."""
+    # Flax loads with the models, in a fifth of a second that laws alone need not take.
+    from sdsl_jax.models import shape_rule
+
     return shape_rule(config.family, config.data.vocab_size, config.data.sequence_length)
 
 
