@@ -15,7 +15,7 @@ from sdsl_jax.theory.costs import ParameterCost
 from sdsl_jax.theory.domain import check_function, check_numbers, known_numbers
 from sdsl_jax.theory.hardware import CostModel
 from sdsl_jax.theory.laws import AcceptanceLaw, LossLaw, ModelPoint
-from sdsl_jax.theory.lookahead import tokens_per_round
+from sdsl_jax.theory.lookahead import best_log_speedup, tokens_per_round
 from sdsl_jax.theory.optima import DraftOptimum, check_acceptance, check_bounds
 
 
@@ -186,6 +186,10 @@ def _sensitivities(scenario: Scenario) -> Sensitivities:
     return Sensitivities(*(jax.tree.map(lambda x, i=i: x[i], rows) for i in range(3)))
 
 
+# N* is a stationary point if a Newton step would move it by less than this share.
+_FLAT = 1e-3
+
+
 class Elasticities(NamedTuple):
     """d ln N*/d ln of target size, draft tokens and target tokens."""
 
@@ -206,15 +210,29 @@ def optimum_with_elasticities(scenario: Scenario) -> tuple[DraftOptimum, Elastic
 
 @jax.jit
 def _optimum_with_elasticities(scenario: Scenario) -> tuple[DraftOptimum, Elasticities]:
-    def log_size(logs: Array) -> tuple[Array, DraftOptimum]:
-        m, d, d_target = jnp.exp(logs)
-        best = scenario._replace(target_params=m, draft_tokens=d, target_tokens=d_target).optimum()
-        return jnp.log(best.params), best
+    best = scenario.optimum()
 
+    def slope(x: Array, logs: Array) -> Array:
+        """d/d ln N of what N* maximises, at ln N = x."""
+        m, d, d_target = jnp.exp(logs)
+        moved = scenario._replace(target_params=m, draft_tokens=d, target_tokens=d_target).problem()
+
+        def height(x: Array) -> Array:
+            n = jnp.exp(x)
+            return best_log_speedup(moved.acceptance(n), moved.cost.draft_step(n))
+
+        return jax.grad(height)(x)
+
+    # The theorem in plain algebra, for the derivative of the root finders takes several times as long
+    # to trace. Where the slope is not zero, N* is M, the smallest size, or a kink of the laws.
     sizes = (scenario.target_params, scenario.draft_tokens, scenario.target_tokens)
     logs = jnp.log(jnp.stack([jnp.asarray(s, jnp.result_type(float)) for s in sizes]))
-    slopes, best = jax.grad(log_size, has_aux=True)(logs)
-    return best, Elasticities(*slopes)
+    x = jnp.log(best.params)
+    curvature, mixed = jax.jacfwd(slope, argnums=(0, 1))(x, logs)
+    stationary = jnp.abs(slope(x, logs)) < _FLAT * jnp.abs(curvature)
+    at_most = x > logs[0] - _FLAT
+    fixed = jnp.where(at_most, jnp.array([1.0, 0.0, 0.0]), 0.0)
+    return best, Elasticities(*jnp.where(stationary, -mixed / curvature, fixed))
 
 
 def elasticities(scenario: Scenario) -> Elasticities:

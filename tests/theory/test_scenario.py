@@ -62,6 +62,20 @@ def test_elasticities_are_those_of_finite_differences(
 
 
 @pytest.mark.slow
+def test_elasticities_are_what_the_root_finders_derivatives_give(x64):
+    """Where a size pays, and where none does."""
+    for made in (OPT_30B, OPT_30B._replace(draft_overhead=0.9)):
+        found, reference = elasticities(made), sensitivities(made).log_draft_params
+        for name in found._fields:
+            expected = float(getattr(reference, name)) * getattr(made, name)
+            assert float(getattr(found, name)) == pytest.approx(expected, rel=1e-8)
+
+
+def test_elasticities_on_a_bound_are_those_of_the_bound():
+    assert [float(e) for e in elasticities(OPT_30B._replace(smallest_draft=5e9))] == [0, 0, 0]
+
+
+@pytest.mark.slow
 def test_sensitivity_to_every_coefficient(x64):
     """Of N*, γ* and S*, to each coefficient of both laws and to the overhead, against central differences."""
     made = OPT_30B._replace(draft_overhead=0.01)
