@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ def measure(sizes: list[str], repetitions: int) -> dict[str, Any]:
     """Seconds of every pass of every size, and bytes of the weights, in this process."""
     import jax
 
+    from benchmarks.decode.floor import device
     from sdsl_jax.config import FamilyConfig
     from sdsl_jax.decoding import Model
     from sdsl_jax.measurement.latency import Step, time_steps
@@ -40,7 +40,7 @@ def measure(sizes: list[str], repetitions: int) -> dict[str, Any]:
     smollm2 = ModelConfig(
         49152, width=576, layers=30, heads=9, kv_heads=3, head_dim=64, hidden=1536
     )
-    result: dict[str, Any] = {"unavailable": unavailable()}
+    result: dict[str, Any] = {"device": device(), "unavailable": unavailable()}
     for size in sizes:
         config = member(FamilyConfig(), SIZES[size], 256) if SIZES[size] else smollm2
         model = Model(config, init_params(config, jax.random.key(0)))
@@ -51,13 +51,6 @@ def measure(sizes: list[str], repetitions: int) -> dict[str, Any]:
             "seconds": {name: interval.estimate for name, interval in seconds.items()},
         }
     return result
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} CPU cores"
 
 
 def main() -> None:
@@ -91,7 +84,7 @@ def main() -> None:
             )
             runs[side].append(json.loads(done.stdout))
     if reason := runs["own"][0]["unavailable"]:
-        sys.exit(f"The product of few rows is not to be had: {reason}")
+        sys.exit(f"The product of few rows is not available: {reason}")
     table = Table("size", "product", "step, ms", *PASSES, title="Passes, in steps: median (range)")
     for size in sizes:
         for side in SIDES:
@@ -105,7 +98,11 @@ def main() -> None:
             table.add_row(size, side, f"{1e3 * step:.3f}", *cells)
     Console(width=None if sys.stdout.isatty() else 150).print(table)
     if given.json:
-        result = {"device": _processor(), "command": " ".join(sys.argv[1:]), "runs": runs}
+        result = {
+            "device": runs["own"][0]["device"],
+            "command": " ".join(["python -m benchmarks.passes", *sys.argv[1:]]),
+            "runs": runs,
+        }
         given.json.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -35,20 +35,6 @@ from sdsl_jax.errors import SdslError, require
 _MEMORY_BYTES = 1 << 29
 
 
-def _device() -> str:
-    device = jax.devices()[0]
-    name = device.device_kind
-    cpuinfo = Path("/proc/cpuinfo")
-    if device.platform == "cpu" and cpuinfo.exists():
-        models = [
-            line.split(":", 1)[1].strip()
-            for line in cpuinfo.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        name = models[0] if models else name
-    return f"{name}, {os.cpu_count()} CPU cores"
-
-
 def _peer(say: Any) -> tuple[Transformers | None, str, str]:
     """The peer, the name of its device, and its versions or why there is none."""
     missing = [
@@ -84,7 +70,7 @@ def run(sizes: list[str], options: Options, with_peer: bool, say: Any) -> dict[s
             peer.close()
     return {
         "command": " ".join(["python -m benchmarks.decode", *sys.argv[1:]]),
-        "device": _device(),
+        "device": floor.device(),
         "backend": jax.default_backend(),
         "cores": os.cpu_count(),
         "versions": f"python {platform.python_version()}, jax {jax.__version__}, {peer_versions}",

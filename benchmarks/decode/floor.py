@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -143,3 +144,18 @@ def floor(
     needed = bytes_read(config, batch=batch, context=context, dtype=dtype)
     work = count(config, context).flops_per_token * batch * width
     return Floor(max(needed / rate, work / flops), needed, work)
+
+
+def device() -> str:
+    """Kind of the first device, for CPUs the processor's own name, and the number of cores."""
+    first = jax.devices()[0]
+    name = first.device_kind
+    cpuinfo = Path("/proc/cpuinfo")
+    if first.platform == "cpu" and cpuinfo.exists():
+        models = [
+            line.split(":", 1)[1].strip()
+            for line in cpuinfo.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        name = models[0] if models else name
+    return f"{name}, {os.cpu_count()} CPU cores"

@@ -11,7 +11,6 @@ of a flat matrix.
 from __future__ import annotations
 
 import functools
-import math
 from typing import Literal
 
 import jax
@@ -46,10 +45,9 @@ def linear(
 
 def _times(x: Array, weight: Array, transposed: bool = False) -> Array:
     """x · weight, or x · weightᵀ, by the product that is fastest for so many rows."""
-    rows = math.prod(x.shape[:-1])
-    if serves(rows, weight):
-        flat = small_matmul(x.reshape(rows, x.shape[-1]), weight, transposed)
-        return flat.reshape(*x.shape[:-1], flat.shape[-1])
+    if serves(x, weight):
+        y_MF = small_matmul(x.reshape(-1, x.shape[-1]), weight, transposed)
+        return y_MF.reshape(*x.shape[:-1], -1)
     return x @ (weight.T if transposed else weight)
 
 

@@ -1,10 +1,10 @@
 """Products of a few rows with a large matrix on a CPU, which read the weights once.
 
-A verify pass multiplies a few rows with every matrix of the model. XLA's product packs the matrix
-anew in every call, so that a pass of two tokens can take the time of two steps. The product here
-(`small_matmul.cc`) reads the weights once and is called through `jax.ffi`. It is compiled when it is
-first needed, by the machine's own C++ compiler for the machine's own processor, and kept in the
-user's cache folder. Where that is not possible, XLA's product serves, and `unavailable` says why.
+A verify pass multiplies a few rows with every matrix of the model, and XLA's product takes longer for
+it than reading the weights does. The product here (`small_matmul.cc`) reads them once and is called
+through `jax.ffi`. It is compiled when it is first needed, by the machine's own C++ compiler for the
+machine's own processor, and kept in the user's cache folder. Where that is not possible, XLA's product
+serves, and `unavailable` says why.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import secrets
 import shutil
@@ -33,8 +34,10 @@ _FLAGS = ["-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math
 _FLAGS += ["-w", "-fPIC", "-shared"]
 _COMPILERS = ("c++", "g++", "clang++")
 _SECONDS = 120
-_TARGETS = {"float32": ("sdsl_small_matmul_f32", "SmallMatmulF32")}
-_TARGETS["bfloat16"] = ("sdsl_small_matmul_bf16", "SmallMatmulBf16")
+_TARGETS = {
+    "float32": ("sdsl_small_matmul_f32", "SmallMatmulF32"),
+    "bfloat16": ("sdsl_small_matmul_bf16", "SmallMatmulBf16"),
+}
 
 # Where it is faster than XLA's product (docs/decoding.md): from 2 rows to 6 with matrices of 131k
 # weights, to 16 with a million. Smaller ones stay in the caches, where reading costs little, and one
@@ -51,28 +54,32 @@ def unavailable() -> str:
     return _load()
 
 
-def serves(rows: int, weight: Array | jax.ShapeDtypeStruct) -> bool:
-    """Whether `small_matmul` is to be used for so many rows.
+def serves(x: Array | jax.ShapeDtypeStruct, weight: Array | jax.ShapeDtypeStruct) -> bool:
+    """Whether `small_matmul` is to be used for x · weight, decided when the program is traced.
 
     Args:
-      rows: Rows of x, known when the program is traced.
+      x: The rows, along any number of leading axes.
       weight: The weights.
     """
     most = max((rows for weights, rows in _MOST_ROWS if weight.size >= weights), default=0)
-    return 2 <= rows <= most and weight.dtype.name in _TARGETS and not unavailable()
+    return (
+        2 <= math.prod(x.shape[:-1]) <= most
+        and {x.dtype.name, weight.dtype.name} <= set(_TARGETS)
+        and not unavailable()
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def small_matmul(
     x: Float[Array, "M D"], weight: Float[Array, "D F"], transposed: bool = False
 ) -> Float[Array, "M F"]:
-    """x · weight, with float32 sums, whatever type the weights are stored in.
+    """x · weight with float32 sums, rounded to the type that x @ weight has.
 
     Every row of the result is the same to the last bit however many rows there are. Gradients are
     XLA's.
 
     Args:
-      x: A few rows.
+      x: A few rows, float32 or bfloat16.
       weight: The weights, float32 or bfloat16.
       transposed: The weights are [F, D] instead.
     """
@@ -82,7 +89,8 @@ def small_matmul(
         jax.ShapeDtypeStruct((x.shape[0], columns), jnp.float32),
         vmap_method="sequential",
     )
-    return call(x.astype(jnp.float32), weight, along=transposed)
+    y = call(x.astype(jnp.float32), weight, along=transposed)
+    return y.astype(jnp.result_type(x, weight))
 
 
 def _forward(x: Array, weight: Array, transposed: bool) -> tuple[Array, tuple[Array, Array]]:

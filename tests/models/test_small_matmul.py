@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shutil
 import subprocess
 import sys
 
@@ -21,7 +20,9 @@ from sdsl_jax.models import forward, init_params
 from sdsl_jax.models import small_matmul as module
 from sdsl_jax.models.small_matmul import small_matmul
 
-pytestmark = pytest.mark.skipif(bool(module.unavailable()), reason=module.unavailable() or "-")
+needs_compiler = pytest.mark.skipif(
+    bool(module.unavailable()), reason=module.unavailable() or "it is there"
+)
 EPSILON = np.finfo(np.float32).eps
 
 
@@ -31,6 +32,7 @@ def random(rows, inner, columns, dtype="float32", seed=0):
     return x, w.astype(dtype)
 
 
+@needs_compiler
 @given(
     st.integers(0, 20),
     st.integers(0, 70),
@@ -47,9 +49,11 @@ def test_it_is_the_product_to_float32_rounding(rows, inner, columns, dtype, tran
     bound = (inner + 1) * EPSILON * np.abs(wide_x) @ np.abs(wide_w)
     assert found.shape == (rows, columns)
     assert found.dtype == jnp.float32
+    assert small_matmul(x.astype(dtype), w, False).dtype == (x.astype(dtype) @ w).dtype
     assert np.all(np.abs(np.asarray(found, float) - wide_x @ wide_w) <= bound)
 
 
+@needs_compiler
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_row_is_the_same_to_the_last_bit_however_many_there_are(transposed):
     """On one thread and on several: the second matrix is large enough to be shared."""
@@ -61,6 +65,7 @@ def test_a_row_is_the_same_to_the_last_bit_however_many_there_are(transposed):
             np.testing.assert_array_equal(small_matmul(x[:rows], w, transposed), every[:rows])
 
 
+@needs_compiler
 @pytest.mark.parametrize("transposed", [False, True])
 def test_gradients_and_batches_are_those_of_the_plain_product(transposed):
     x, w = random(3, 20, 30)
@@ -77,13 +82,16 @@ def test_gradients_and_batches_are_those_of_the_plain_product(transposed):
     np.testing.assert_allclose(found, jax.vmap(lambda x: plain(x, w))(batch), rtol=1e-5, atol=1e-5)
 
 
+@needs_compiler
 def test_which_products_it_serves():
-    shape = jax.ShapeDtypeStruct
-    large, middle = shape((1024, 1024), jnp.float32), shape((512, 512), jnp.float32)
-    assert [module.serves(rows, large) for rows in (1, 2, 16, 17)] == [False, True, True, False]
-    assert [module.serves(rows, middle) for rows in (6, 7)] == [True, False]
-    assert not module.serves(2, shape((64, 64), jnp.float32))
-    assert not module.serves(2, shape((1024, 1024), jnp.int8))
+    def serves(rows, weight, dtype="float32"):
+        x = jax.ShapeDtypeStruct((1, rows, weight[0]), "float32")
+        return module.serves(x, jax.ShapeDtypeStruct(weight, dtype))
+
+    assert [serves(n, (1024, 1024)) for n in (1, 2, 16, 17)] == [False, True, True, False]
+    assert [serves(n, (512, 512)) for n in (6, 7)] == [True, False]
+    assert not serves(2, (64, 64))
+    assert not serves(2, (1024, 1024), "int8")
 
 
 @pytest.fixture
@@ -93,6 +101,7 @@ def everywhere(monkeypatch):
     return monkeypatch
 
 
+@needs_compiler
 def test_models_and_their_gradients_are_the_same_with_it(everywhere, small_model):
     """Forward passes and gradients, with a tied head and another."""
     for config in (small_model, dataclasses.replace(small_model, tie_embeddings=False)):
@@ -111,6 +120,21 @@ def test_models_and_their_gradients_are_the_same_with_it(everywhere, small_model
         chex.assert_trees_all_close(own, plain, rtol=1e-4, atol=1e-6)
 
 
+@needs_compiler
+def test_a_bfloat16_model_stays_one(everywhere, small_model):
+    """Activations keep their type, as with XLA's product."""
+    params = jax.tree.map(
+        lambda x: x.astype(jnp.bfloat16), init_params(small_model, jax.random.key(0))
+    )
+    tokens = jnp.arange(4)[None]
+    own = jax.jit(lambda params: forward(small_model, params, tokens)[0])(params)
+    everywhere.setattr(module, "_MOST_ROWS", ())
+    plain = jax.jit(lambda params: forward(small_model, params, tokens)[0])(params)
+    assert own.dtype == plain.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(own, float), np.asarray(plain, float), atol=0.1)
+
+
+@needs_compiler
 @pytest.mark.slow
 def test_published_greedy_tokens_are_those_of_xla(everywhere, tmp_path):
     jax.clear_caches()
@@ -170,4 +194,3 @@ def test_it_can_be_left_out():
         check=True,
     )
     assert done.stdout == "SDSL_NO_SMALL_MATMUL is set.\n"
-    assert shutil.which("python3")
