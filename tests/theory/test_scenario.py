@@ -1,3 +1,5 @@
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +75,22 @@ def test_elasticities_are_what_the_root_finders_derivatives_give(x64):
 
 def test_elasticities_on_a_bound_are_those_of_the_bound():
     assert [float(e) for e in elasticities(OPT_30B._replace(smallest_draft=5e9))] == [0, 0, 0]
+
+
+class Steep(NamedTuple):
+    """An acceptance that comes nearest to paying for a draft as large as the target."""
+
+    top: float = 0.99
+
+    def __call__(self, draft, target):
+        return self.top * (draft.params / target.params) ** 3
+
+
+@pytest.mark.slow
+def test_a_draft_as_large_as_its_target_grows_with_it():
+    made = OPT_30B._replace(acceptance_law=Steep(), smallest_draft=15e9)
+    assert float(optimum(made).params) == pytest.approx(30e9)
+    assert [float(e) for e in elasticities(made)] == [1, 0, 0]
 
 
 @pytest.mark.slow
