@@ -40,6 +40,8 @@ GROUPS = {
     },
 }
 _MODULES = {"lookahead": "predict", "version": "commands"}
+# Commands whose programs run in milliseconds.
+_COMPILED_QUICKLY = ("predict", "lookahead", "codesign")
 # Commands on a study, whose settings can be overridden by their dotted names.
 _OF_STUDIES = ("study", "train", "tune")
 
@@ -105,7 +107,7 @@ def run(arguments: Sequence[str]) -> None:
     from sdsl_jax.cli.options import call
 
     keep_compiled_programs()
-    if first == "codesign":
+    if first in _COMPILED_QUICKLY:
         compile_quickly()
     command = load(first)
     others: dict[str, Any] = {}

@@ -47,8 +47,17 @@ def compile_quickly(environment: MutableMapping[str, str] = os.environ) -> None:
 
     Nothing changes where XLA_FLAGS is set already, and in a process that has imported JAX.
     """
-    if "jax" not in sys.modules:
-        environment.setdefault(
-            "XLA_FLAGS",
-            "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-        )
+    if "jax" in sys.modules or "XLA_FLAGS" in environment:
+        return
+    from jaxlib.version import __version__
+
+    flags = [
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ]
+    if tuple(map(int, __version__.split(".")[:2])) < (0, 11):
+        # Its older emitters compile in a third of the time. Later releases do not have them, and an
+        # unknown flag ends the process.
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    environment["XLA_FLAGS"] = " ".join(flags)
