@@ -11,7 +11,6 @@ that memory and arithmetic set, and the cost model's prediction. Needs `pip inst
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
@@ -26,8 +25,8 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from benchmarks.decode import floor, report
+from benchmarks.decode import peer as transformers
 from benchmarks.decode.pairs import LADDER, SIZES
-from benchmarks.decode.peer import Transformers
 from benchmarks.decode.race import Machine, Options, measure
 from sdsl_jax.errors import SdslError, require
 
@@ -35,31 +34,11 @@ from sdsl_jax.errors import SdslError, require
 _MEMORY_BYTES = 1 << 29
 
 
-def _peer(say: Any) -> tuple[Transformers | None, str, str]:
-    """The peer, the name of its device, and its versions or why there is none."""
-    missing = [
-        name
-        for name in ("torch", "transformers", "safetensors")
-        if importlib.util.find_spec(name) is None
-    ]
-    if missing:
-        return None, "", f"without transformers ({', '.join(missing)} not installed)"
-    say("starting transformers")
-    peer = Transformers()
-    found = peer.ask("versions")
-    versions = f"torch {found['torch']}, transformers {found['transformers']}"
-    platform_name = jax.default_backend()
-    if platform_name == "cpu":
-        return peer, "cpu", versions
-    if platform_name == "gpu" and found["cuda"]:
-        return peer, "cuda", versions
-    peer.close()
-    return None, "", f"without transformers (its torch {found['torch']} has no {platform_name})"
-
-
 def run(sizes: list[str], options: Options, with_peer: bool, say: Any) -> dict[str, Any]:
     """The whole benchmark, as a tree for JSON."""
-    peer, device, peer_versions = _peer(say) if with_peer else (None, "", "without transformers")
+    peer, device, peer_versions = (
+        transformers.start(say) if with_peer else (None, "", "without transformers")
+    )
     try:
         say("measuring bandwidth and arithmetic")
         dtype = jnp.dtype(options.dtype)

@@ -124,11 +124,13 @@ class Contender:
         return result
 
 
-def ours(pair: Pair, batch: int, lookahead: int, new_tokens: int) -> Contender:
+def ours(
+    pair: Pair, batch: int, lookahead: int, new_tokens: int, sampling: Sampling = SAMPLING
+) -> Contender:
     """Our decoder; autoregressive if the lookahead is 0."""
 
     def call(prompts: np.ndarray, seed: int) -> Run:
-        common: dict[str, Any] = dict(new_tokens=new_tokens, sampling=SAMPLING, seed=seed)
+        common: dict[str, Any] = dict(new_tokens=new_tokens, sampling=sampling, seed=seed)
 
         def decode() -> Decoded:
             if not lookahead:
@@ -153,7 +155,12 @@ def ours(pair: Pair, batch: int, lookahead: int, new_tokens: int) -> Contender:
 
 
 def theirs(
-    peer: Transformers, batch: int, lookahead: int, new_tokens: int, threads: int
+    peer: Transformers,
+    batch: int,
+    lookahead: int,
+    new_tokens: int,
+    threads: int,
+    temperature: float = 1.0,
 ) -> Contender:
     """Transformers' `generate`, assisted if the lookahead is above 0, with torch at a number of threads."""
 
@@ -165,6 +172,7 @@ def theirs(
             new_tokens=new_tokens,
             lookahead=lookahead,
             seed=seed,
+            temperature=temperature,
         )
         return Run(answer["seconds"], answer["tokens"], answer["rounds"])
 

@@ -26,8 +26,9 @@ from sdsl_jax.measurement.latency import timed
 from sdsl_jax.models import ModelConfig, count
 
 _REPETITIONS = 5
-# Bytes that one timed reading covers, as often as it must go over the array to get there.
-_BYTES_TIMED = 1 << 30
+# Bytes that one timed reading covers, as often as it must go over the array to get there: on an
+# accelerator so many that starting the program does not count.
+_BYTES_TIMED, _BYTES_TIMED_ON_ACCELERATOR = 1 << 30, 1 << 36
 
 
 class Floor(NamedTuple):
@@ -80,13 +81,21 @@ def _numpy_rates(size: int, times: int) -> dict[str, float]:
     return rates
 
 
-def bandwidth(size: int, dtype: Any = jnp.float32) -> dict[str, float]:
-    """Bytes per second of each reader over an array of about `size` bytes; "best" holds the largest."""
+def bandwidth(size: int, dtype: Any = jnp.float32, covered: int | None = None) -> dict[str, float]:
+    """Bytes per second of each reader; "best" holds the largest.
+
+    Args:
+      size: About the bytes of the array.
+      dtype: Its type.
+      covered: Bytes that one timed reading covers; by default enough for the device.
+    """
     item = jnp.dtype(dtype).itemsize
     side = max(64, math.isqrt(size // item))
     actual = side * side * item
-    times = max(1, math.ceil(_BYTES_TIMED / actual))
-    rates = _numpy_rates(actual, times) if jax.default_backend() == "cpu" else {}
+    on_cpu = jax.default_backend() == "cpu"
+    covered = covered or (_BYTES_TIMED if on_cpu else _BYTES_TIMED_ON_ACCELERATOR)
+    times = max(1, math.ceil(covered / actual))
+    rates = _numpy_rates(actual, times) if on_cpu else {}
     matrix, vector = jnp.full((side, side), 1e-3, dtype), jnp.ones(side, dtype)
     readers = {
         "XLA sum": functools.partial(_sums, matrix, jnp.float32(0), times),

@@ -72,19 +72,20 @@ class Child:
             return {"logits": self.models[model](ids).logits.float().cpu().tolist()}
 
     def generate(
-        self, prompts: list[list[int]], new_tokens: int, lookahead: int, seed: int
+        self,
+        prompts: list[list[int]],
+        new_tokens: int,
+        lookahead: int,
+        seed: int,
+        temperature: float,
     ) -> dict[str, Any]:
-        """Samples `new_tokens` tokens per row at temperature 1 without filters; assisted if `lookahead` is above 0."""
+        """Samples `new_tokens` tokens per row without filters, or takes the likeliest ones at
+        temperature 0; assisted if `lookahead` is above 0."""
         torch, target = self.torch, self.models["target"]
         ids = torch.tensor(prompts, device=self.device)
-        how: dict[str, Any] = dict(
-            max_new_tokens=new_tokens,
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            use_cache=True,
-        )
+        how: dict[str, Any] = dict(max_new_tokens=new_tokens, use_cache=True, do_sample=False)
+        if temperature:
+            how |= dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
         if lookahead:
             how["assistant_model"] = self.models["draft"]
             self.models["draft"].generation_config.num_assistant_tokens = lookahead

@@ -194,9 +194,8 @@ def contexts_seen(
     prefix = np.where(np.arange(continuations.shape[1]) < length[:, None], continuations[row], -1)
     codes, first, inverse = np.unique(_codes(prefix), return_index=True, return_inverse=True)
     found = probs[row, number, place]
-    assert (found == found[first][inverse.reshape(-1)]).all(), (
-        "p differs between occurrences of one context"
-    )
+    apart = np.abs(found - found[first][inverse.reshape(-1)]).max()
+    assert apart == 0, f"p differs by up to {apart:.1e} between occurrences of one context"
     return Seen(codes, np.asarray(found[first], float))
 
 

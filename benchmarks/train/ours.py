@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.child import SETTLE_SECONDS, serve
 from benchmarks.train.model import shape
 from sdsl_jax.config import TrainingConfig
-from sdsl_jax.models import init_params
+from sdsl_jax.models import ModelConfig, Params, init_params
 from sdsl_jax.training.step import init_state, step_config, train_step
 
 LEARNING_RATE = 1e-3
@@ -22,12 +22,18 @@ class Ours:
 
     def load(self, size: str, batches: str) -> dict[str, Any]:
         """Builds the model of a size, and reads the batches, an .npy."""
-        self.model, self.config = shape(size), step_config(TrainingConfig())
-        params = init_params(self.model, jax.random.key(0))
+        model = shape(size)
+        params = init_params(model, jax.random.key(0))
         self.weights = jax.device_get(params)
-        self.state = init_state(self.config, params)
-        self.batches = np.load(batches)
+        self.begin(model, params, np.load(batches), TrainingConfig())
         return {}
+
+    def begin(
+        self, model: ModelConfig, params: Params, batches: np.ndarray, training: TrainingConfig
+    ) -> None:
+        """Begins to train a model on batches, int32 [number, rows, tokens + 1], by a recipe."""
+        self.model, self.config, self.batches = model, step_config(training), batches
+        self.state = init_state(self.config, params)
 
     def steps(self, first: int, count: int) -> dict[str, Any]:
         """Takes steps on the batches from number `first` on; returns seconds and the loss of each."""

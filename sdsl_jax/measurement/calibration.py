@@ -262,6 +262,9 @@ def held_out(names: Sequence[str], sizes: Sequence[float]) -> set[str]:
     return set(ordered[1:-1:3])
 
 
+# Random numbers in a matrix; a larger one repeats them. To draw as many as a large model has weights
+# would take minutes.
+_DRAWN = 1 << 20
 # Number types of the timed models. Random weights take as long as trained ones.
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -271,12 +274,12 @@ def random_params(config: ModelConfig, dtype: str, random: np.random.Generator) 
 
     def draw(leaf):
         # Norms start at 1, and matrix products keep the size of their input.
-        values = (
-            np.ones(leaf.shape)
-            if len(leaf.shape) == 1
-            else random.normal(size=leaf.shape) * min(leaf.shape) ** -0.5
-        )
-        return jnp.asarray(values.astype(np.float32)).astype(DTYPES[dtype])
+        if len(leaf.shape) == 1:
+            values = np.ones(leaf.shape)
+        else:
+            drawn = random.normal(size=min(math.prod(leaf.shape), _DRAWN))
+            values = drawn * min(leaf.shape) ** -0.5
+        return jnp.asarray(np.resize(values.astype(np.float32).astype(DTYPES[dtype]), leaf.shape))
 
     return jax.tree.map(draw, abstract_params(config))
 

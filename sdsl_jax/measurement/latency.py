@@ -8,6 +8,7 @@ alike.
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,8 +47,9 @@ R = TypeVar("R")
 # Steps in one timed program: at least, at most, and the seconds that it should take. Dispatching
 # from Python, about a millisecond, is then a small share of the time.
 _STEPS, _MOST_STEPS, _LONG_ENOUGH = 16, 512, 0.03
-# Compilations that run side by side: they take most of the time, and a core each.
-_COMPILERS = 2
+# Compilations that run side by side: they take most of the time, and a core each on a CPU; for a GPU
+# each of them uses more threads.
+_COMPILERS = max(2, min(8, (os.cpu_count() or 1) // 2))
 # Repetitions of the steps of a round.
 _REPETITIONS = 15
 
