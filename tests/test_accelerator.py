@@ -77,6 +77,17 @@ def test_an_accelerator_is_needed_for_anything_but_a_trial(part, tmp_path):
     assert "no accelerator" in read(tmp_path, "fake")["error"]
 
 
+def test_what_follows_the_number_cannot_lose_it(part, tmp_path):
+    def extras():
+        values = read(tmp_path, "fake")
+        assert (values["value"], values["error"]) == (0.5, None)
+        return {"profile": 1}
+
+    found = Measured("half", 0.5, 0.4, {"timings": 2}, extras=extras)
+    assert run_part(part(lambda task: found), tmp_path, small=True, seconds=9.0)
+    assert read(tmp_path, "fake")["result"] == {"timings": 2, "profile": 1}
+
+
 @pytest.mark.parametrize(
     ("value", "at_most", "reached"),
     [(0.5, False, True), (0.5, True, False), (0.4, True, True), (float("nan"), False, None)],
@@ -95,7 +106,7 @@ def test_a_part_has_its_time(part, tmp_path):
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
 def test_the_small_form(part, tmp_path):
     began = time.monotonic()
-    outcome = run(part, tmp_path, small=True, seconds=300.0, left=600.0)
+    outcome = run(part, tmp_path, small=True, seconds=300.0, left=1800.0)
     assert outcome["error"] is None, outcome["traceback"]
     assert tuple(read(tmp_path, part.name)) == KEYS
     assert outcome["headline"]

@@ -242,17 +242,17 @@ def measure(task: Task) -> Measured:
     name = slug(jax.devices()[0].device_kind)
     save_hardware(hardware_file(name, rows, fit, today()), task.folder / HARDWARE_FILE)
     result |= {"file": HARDWARE_FILE, **_fitted(fit)}
-    task.keep(result)
-    if task.small or task.seconds_left > _BANDWIDTH_SECONDS:
-        rates = floor.bandwidth(
-            plan.bandwidth_bytes, _DTYPE, 8 * plan.bandwidth_bytes if task.small else None
-        )
-        result |= {
-            "bandwidth": rates,
-            "share_of_bandwidth": _share_of_bandwidth(plan, rows, rates["best"]),
-        }
+
+    def extras() -> dict[str, Any]:
+        if task.seconds_left < _BANDWIDTH_SECONDS and not task.small:
+            return {}
+        covered = 8 * plan.bandwidth_bytes if task.small else None
+        rates = floor.bandwidth(plan.bandwidth_bytes, _DTYPE, covered)
+        shares = _share_of_bandwidth(plan, rows, rates["best"])
+        return {"bandwidth": rates, "share_of_bandwidth": shares}
+
     without = f", without {', '.join(result['left_out'])}" if result["left_out"] else ""
     headline = (
         f"median error on unseen models {fit.unseen.median:.1%}, {len(rows)} timings{without}"
     )
-    return Measured(headline, fit.unseen.median, GOAL, result, at_most=True)
+    return Measured(headline, fit.unseen.median, GOAL, result, True, extras)

@@ -131,6 +131,7 @@ def measure(task: Task) -> Measured:
             dtype=jnp.dtype(_DTYPE),
         )  # fmt: skip
         result |= {"noise": pair.noise, "acceptance": pair.acceptance}
+        task.keep(result)
         prompts = pair.prompts((turns + 1, 1, _PROMPT_TOKENS), 1)
         contenders = our_contenders(pair, lookaheads, new_tokens)
         progress(f"compiling {len(contenders)} decoders")
@@ -158,10 +159,17 @@ def measure(task: Task) -> Measured:
         finally:
             if peer is not None:
                 peer.close()
-    if not task.small:
-        for name, lookahead in (("plain", 0), ("speculative", max(lookaheads))):
-            found = next(c for c in contenders if c.lookahead == lookahead)
-            result[f"{name}_profile"] = busiest(functools.partial(found.call, prompts[0], 0))
+
+    def extras() -> dict[str, Any]:
+        profiled = {"plain_profile": 0, "speculative_profile": max(lookaheads)}
+        calls = {
+            name: next(c for c in contenders if c.lookahead == lookahead).call
+            for name, lookahead in profiled.items()
+        }
+        return {
+            name: busiest(functools.partial(call, prompts[0], 0)) for name, call in calls.items()
+        }
+
     speculative = _fastest(contenders, "ours", True)
     ratios = result["ratios"]
     value = ratios.get("speculative_over_their_fastest", math.nan)
@@ -170,4 +178,4 @@ def measure(task: Task) -> Measured:
         f"{speculative.tokens_per_second:,.0f} tokens/s at γ = {speculative.lookahead}, "
         f"{ratios['speculative_over_plain']:.2f} times plain, {against}"
     )
-    return Measured(headline, value, GOAL, result)
+    return Measured(headline, value, GOAL, result, extras=extras)

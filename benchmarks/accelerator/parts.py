@@ -6,7 +6,6 @@ XLA before jax is imported.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import json
 import math
@@ -78,6 +77,8 @@ class Measured:
       goal: What was wanted.
       result: Everything else, as a tree for JSON.
       at_most: Whether the value should be at most the goal, and not at least.
+      extras: What else is worth knowing, as entries of the result. It is called once the number is
+        written, since a profiler may end the process.
     """
 
     headline: str
@@ -85,6 +86,7 @@ class Measured:
     goal: float
     result: dict[str, Any]
     at_most: bool = False
+    extras: Callable[[], dict[str, Any]] | None = None
 
     @property
     def reached(self) -> bool | None:
@@ -174,15 +176,32 @@ def run_part(part: Part, folder: Path, small: bool, seconds: float) -> bool:
         if jax.default_backend() == "cpu" and not small:
             raise SdslError("JAX sees no accelerator; --small tries the parts on a CPU.")
         found = module.measure(Task(small, folder, began + seconds, keep))
-        # The goals are not about the small form.
-        reached = None if small else found.reached
-        values |= dataclasses.asdict(found) | {"reached": reached, "error": None}
-        values["compile_seconds"] = compile_seconds()
+        values |= {
+            "finished": time.strftime("%Y-%m-%d"),
+            "compile_seconds": compile_seconds(),
+            "headline": found.headline,
+            "value": found.value,
+            "goal": found.goal,
+            "at_most": found.at_most,
+            # The goals are not about the small form.
+            "reached": None if small else found.reached,
+            "error": None,
+        }
+        keep(found.result)
+        if found.extras is not None:
+            keep(found.result | _extras(found.extras))
     except Exception as error:
         values |= {
             "error": f"{type(error).__name__}: {error}",
             "traceback": traceback.format_exc(),
         }
-    values["finished"] = time.strftime("%Y-%m-%d")
-    keep(values["result"])
+        keep(values["result"])
     return values["error"] is None
+
+
+def _extras(extras: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What follows a part's number, which it cannot make a failure any more."""
+    try:
+        return extras()
+    except Exception as error:
+        return {"extras_error": f"{type(error).__name__}: {error}"}

@@ -142,7 +142,7 @@ def _train(shape: Shape, batch: int, plain: bool, repetitions: int) -> dict[str,
         "nonembedding": counts.nonembedding,
         "length": shape.length,
         "batch": batch,
-        "attention": "plain" if plain else "as the model chooses",
+        "plain_attention": plain,
         "seconds_per_step": times,
         "tokens_per_second": record.tokens_per_second,
         "flops_per_second": used.flops_per_second,
@@ -151,8 +151,14 @@ def _train(shape: Shape, batch: int, plain: bool, repetitions: int) -> dict[str,
         "last_loss": losses[-1],
         "start_and_compilation_seconds": begin_seconds,
         "peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
-        "profile": busiest(lambda: run.steps(0, steps) and run.state.params),
     }
+
+
+def _profile(shape: Shape, batch: int, plain: bool) -> dict[str, Any]:
+    """What the device does in ten steps."""
+    with _attention(plain):
+        run, _ = _begin(shape, batch)
+    return busiest(lambda: run.steps(0, 10) and run.state.params)
 
 
 def train(shape: Shape, small: bool) -> dict[str, Any]:
@@ -185,13 +191,17 @@ def measure(task: Task) -> Measured:
             break
         result["shapes"].append(train(shape, task.small))
         task.keep(result)
-    if not task.small:
-        result["matmul_flops_per_second"] = floor.matmul_flops(TRAINING.compute_dtype)
     first = result["shapes"][0]
+
+    def extras() -> dict[str, Any]:
+        peak = None if task.small else floor.matmul_flops(TRAINING.compute_dtype)
+        profile = _profile(shapes(task.small)[0], first["batch"], first["plain_attention"])
+        return {"matmul_flops_per_second": peak, "profile": profile}
+
     share = first["share_of_peak"]
     used = "peak of this device unknown" if math.isnan(share) else f"{share:.1%} of the peak"
     headline = (
         f"{used}, {first['flops_per_second'] / 1e12:.3g} TFLOP/s, "
         f"{first['tokens_per_second']:,.0f} tokens/s"
     )
-    return Measured(headline, share, GOAL, result)
+    return Measured(headline, share, GOAL, result, extras=extras)
