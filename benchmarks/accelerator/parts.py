@@ -46,7 +46,7 @@ class Part:
 # Torch needs memory of the same device for the race: JAX takes three quarters of it otherwise.
 _MEMORY = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 PARTS = (
-    # 46 programs of passes and rounds, in groups that are left out when time is short.
+    # 48 programs of passes and rounds, in groups that are left out when time is short.
     Part("calibration", "times of passes, as a hardware file", 170, 40, {_MEMORY: "0.9"}),
     # A training step of 14 layers, and a second one of 20 if there is time.
     Part("training", "training, 100M parameters, T = 1024", 75, 20, {_MEMORY: "0.9"}),
