@@ -23,13 +23,15 @@ from sdsl_jax.checkpoints.model_folder import (
     LoadedModel,
     load_model_folder,
 )
+from sdsl_jax.checkpoints.storage import digest
 from sdsl_jax.config import ParallelConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.data.published import NO_TEMPLATE, PublishedTokenizer, chosen_template
 from sdsl_jax.data.tokenizer import fingerprint
 from sdsl_jax.decoding import Model
 from sdsl_jax.errors import SdslError, require
-from sdsl_jax.models import abstract_params, count
+from sdsl_jax.models import Params, abstract_params, count
+from sdsl_jax.models.weights import WeightStorage, store
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import ModelRecord, read_table
 from sdsl_jax.user_files import read_json_object, reading
@@ -48,6 +50,8 @@ class LoadOptions(NamedTuple):
       special_tokens: Whether texts get the special tokens that the tokenizer adds around them.
       chat_template: "none", "own" or a file; see `PublishedTokenizer.load`.
       ignore_keys: Settings to read as if the checkpoint's file did not have them.
+      weights: How to store the matrices while decoding; see `models.weights`. Applies to our own
+        models as well.
     """
 
     dtype: str = "float32"
@@ -55,6 +59,7 @@ class LoadOptions(NamedTuple):
     special_tokens: bool = True
     chat_template: str = NO_TEMPLATE
     ignore_keys: tuple[str, ...] = ()
+    weights: WeightStorage = "as-loaded"
 
 
 # float32 on one device, with special tokens and without a template.
@@ -69,8 +74,8 @@ def load_model(
     Args:
       path: Path to the model's folder or GGUF file. A model's name on a hub is refused with the
         command that downloads it.
-      options: How to read a published checkpoint. Our own models keep the type they were saved in
-        and load onto one device.
+      options: How to read a published checkpoint. Our own models are float32 and load onto one
+        device; of the options only `weights` applies to them.
       progress: Reports progress after every array of a published checkpoint.
 
     Raises:
@@ -80,7 +85,33 @@ def load_model(
     require_model_path(path)
     if is_published(path):
         return load_published(path, options, progress)
-    return load_model_folder(path)
+    return with_weights(load_model_folder(path), options.weights)
+
+
+def with_weights(model: LoadedModel, storage: WeightStorage) -> LoadedModel:
+    """A model of ours with its matrices stored in another type.
+
+    It is another model, so its record has another name (`…@int8`) and digest, and no losses.
+    """
+    if storage == "as-loaded":
+        return model
+    params = store(model.params, storage)
+    record = dataclasses.replace(
+        _rounded_record(model.record, params, storage), params_digest=digest(params)
+    )
+    return model._replace(params=params, record=record)
+
+
+def _rounded_record(record: ModelRecord, params: Params, storage: WeightStorage) -> ModelRecord:
+    """The record of a model whose weights are rounded: its losses are not known."""
+    losses = [f.name for f in dataclasses.fields(record) if "loss_nats" in f.name]
+    losses += ["perplexity", "bits_per_byte", "validation_bits_per_byte"]
+    return dataclasses.replace(
+        record,
+        model_id=f"{record.model_id}@{storage}",
+        weight_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
+        **dict.fromkeys(losses, math.nan),
+    )
 
 
 def require_ignored(keys: tuple[str, ...], *models: LoadedModel) -> None:
@@ -147,7 +178,9 @@ def load_published(
         shardings = layout.state_shardings(abstract_params(config))
     progress.start(f"load {path.name}", 1)
     digests: dict[str, bytes] = {}
-    params = checkpoint.load(options.dtype, shardings, progress.advance, digests)
+    params = checkpoint.load(options.dtype, shardings, progress.advance, digests, options.weights)
+    if options.weights != "as-loaded":
+        digests["weights"] = options.weights.encode()
     progress.finish()
     counts = count(config, config.max_positions / 2)
     record = ModelRecord(
@@ -165,6 +198,8 @@ def load_published(
         flops_per_token=counts.flops_per_token,
         weight_bytes=counts.weight_bytes,
     )
+    if options.weights != "as-loaded":
+        record = _rounded_record(record, params, options.weights)
     return LoadedModel(
         config,
         params,
@@ -251,6 +286,28 @@ def _require_no_cache(path: Path) -> None:
         )
 
 
+def load_recorded(record: ModelRecord, folder: Path) -> LoadedModel:
+    """Loads the model that a row of a study's `models.csv` describes.
+
+    Args:
+      record: The row.
+      folder: The study's folder, which `record.checkpoint` is relative to.
+
+    Raises:
+      SdslError: The row names no checkpoint, or the model is missing, damaged or another one.
+    """
+    require(
+        record.checkpoint,
+        f"the records in {folder} name no checkpoint of {record.model_id}; its weights are not known.",
+    )
+    loaded = load_model_folder(folder / record.checkpoint)
+    require(
+        loaded.record.params_digest == record.params_digest,
+        f"the model in {loaded.folder} is not the {record.model_id} of the records in {folder}: its digest differs.",
+    )
+    return loaded
+
+
 def load_other_models(
     folder: Path, setting: str, prefix: str, dataset: Dataset, study: Path, role: str | None = None
 ) -> tuple[list[ModelRecord], dict[str, Model]]:
@@ -274,15 +331,7 @@ def load_other_models(
     for record in read_table(folder / "records", "models"):
         if role not in (None, record.role):
             continue
-        require(
-            record.checkpoint,
-            f"the records in {folder} name no checkpoint of {record.model_id}; its weights are not known.",
-        )
-        loaded = load_model_folder(folder / record.checkpoint)
-        require(
-            loaded.record.params_digest == record.params_digest,
-            f"the model in {loaded.folder} is not the {record.model_id} of the records in {folder}: its digest differs.",
-        )
+        loaded = load_recorded(record, folder)
         require(
             fingerprint(loaded.tokenizer) == fingerprint(dataset.tokenizer),
             f"the {record.role} {record.model_id} of {setting} ({folder}) has another tokenizer ({loaded.tokenizer.kind}, "

@@ -15,6 +15,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
 from sdsl_jax.checkpoints import storage
 from sdsl_jax.config import DataConfig, from_dict, to_dict
 from sdsl_jax.counts import short_count
@@ -22,13 +25,15 @@ from sdsl_jax.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, fing
 from sdsl_jax.decoding import Model
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models import ModelConfig, Params, abstract_params, count
+from sdsl_jax.models.weights import store
 from sdsl_jax.notebook import table_of
 from sdsl_jax.processes import is_primary
 from sdsl_jax.records import ModelRecord, read_json, write_json, write_text
 from sdsl_jax.records.documents import from_json
 from sdsl_jax.user_files import reading
 
-FORMAT, FORMAT_VERSION = "sdsl_jax model", 1
+# Version 1 has float32 weights. Version 2 has matrices in bfloat16.
+FORMAT, _VERSIONS = "sdsl_jax model", {1: "float32", 2: "bfloat16"}
 PARAMS, RECORD, MODEL, TOKENIZER = "params", "record.json", "model.json", "tokenizer.json"
 _MODELS = "model-*"
 
@@ -38,7 +43,7 @@ class LoadedModel(NamedTuple):
 
     Attributes:
       config: Architecture.
-      params: Weights.
+      params: Weights. Those of our own models are float32, also where the folder holds bfloat16.
       tokenizer: Tokenizer of the text the model was trained on.
       record: How the model was made: sizes, training tokens, losses.
       data: Training text and sequence length; None if unknown.
@@ -104,7 +109,7 @@ def write_model_folder(
     Args:
       folder: Folder to write; created if missing. Parts of another model in it are replaced.
       config: Architecture.
-      params: Weights.
+      params: Weights, float32, or with their matrices in bfloat16.
       tokenizer: Tokenizer.
       record: The model's record, with the digest of the weights.
       data: Training text and sequence length.
@@ -114,11 +119,14 @@ def write_model_folder(
     """
     storage.save(folder / PARAMS, params, {"model_id": record.model_id})
     if is_primary():
-        _describe(folder, config, tokenizer, data)
+        matrices = {x.dtype.name for x in jax.tree.leaves(params) if x.ndim == 2}
+        _describe(folder, config, tokenizer, data, version=2 if "bfloat16" in matrices else 1)
         write_json(folder / RECORD, dataclasses.asdict(record))
 
 
-def _describe(folder: Path, config: ModelConfig, tokenizer: Tokenizer, data: DataConfig) -> None:
+def _describe(
+    folder: Path, config: ModelConfig, tokenizer: Tokenizer, data: DataConfig, version: int
+) -> None:
     """Writes the files that make a folder of weights self-describing: the tokenizer, then
     model.json.
 
@@ -130,7 +138,7 @@ def _describe(folder: Path, config: ModelConfig, tokenizer: Tokenizer, data: Dat
         write_text(folder / TOKENIZER, text)
     description = {
         "format": FORMAT,
-        "version": FORMAT_VERSION,
+        "version": version,
         "architecture": config.description(),
         "tokenizer": {
             "kind": tokenizer.kind,
@@ -232,7 +240,11 @@ def load_model_folder(path: Path) -> LoadedModel:
         record.params_total == total,
         f"the model folder {folder} is damaged: {MODEL} describes {total} parameters, and {RECORD} {record.params_total}.",
     )
-    params = storage.restore_params(folder / PARAMS, abstract_params(config), record.params_digest)
+    like = abstract_params(config)
+    if _VERSIONS[values["version"]] == "bfloat16":
+        like = jax.eval_shape(lambda params: store(params, "bfloat16"), like)
+    params = storage.restore_params(folder / PARAMS, like, record.params_digest)
+    params = jax.tree.map(lambda x: x.astype(np.float32), params)
     return LoadedModel(config, params, tokenizer, record, data, folder)
 
 
@@ -244,8 +256,8 @@ def _read_description(folder: Path) -> dict[str, Any]:
         f"the file {path} has the format {values['format']!r}; it must be {FORMAT!r}.",
     )
     require(
-        values["version"] == FORMAT_VERSION,
-        f"the file {path} has the format version {values['version']!r}; this version of sdsl_jax reads {FORMAT_VERSION}.",
+        values["version"] in _VERSIONS,
+        f"the file {path} has the format version {values['version']!r}; this version of sdsl_jax reads 1 and 2.",
     )
     return values
 

@@ -38,9 +38,9 @@ TOPICS = (
     ),
     Topic(
         "checkpoint",
-        "How published checkpoints are read.",
+        "How models are read.",
         (
-            *("dtype", "devices", "special_tokens", "chat_template", "ignore_key"),
+            *("dtype", "weights", "devices", "special_tokens", "chat_template", "ignore_key"),
             *("target_train_tokens", "draft_train_tokens"),
         ),
     ),
@@ -69,6 +69,9 @@ def measure(
     timed: Annotated[int, arg(metavar="PROMPTS")] = 4,
     replay: Annotated[int, arg(metavar="PROMPTS")] = 0,
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], arg(metavar="TYPE")] = "float32",
+    weights: Annotated[
+        Literal["as-loaded", "bfloat16", "int8"], arg(metavar="as-loaded|bfloat16|int8")
+    ] = "as-loaded",
     devices: Annotated[int, arg(metavar="COUNT")] = 1,
     special_tokens: Annotated[Literal["add", "none"], arg(metavar="add|none")] = "add",
     chat_template: Annotated[str, arg(metavar="none|own|FILE")] = "none",
@@ -117,6 +120,10 @@ def measure(
         replay: Number of prompts whose runs are replayed, to compare token with block verification
             on the same blocks, and acceptance at other temperatures in the same contexts.
         dtype: Data type of the weights of published checkpoints: float32, bfloat16 or float16.
+        weights: How to store the matrices of both models while they decode. bfloat16 takes half the
+            memory of float32 and int8 a quarter, and a step on a CPU takes about so much less time.
+            A rounded model is another model: its acceptance, its losses and its name in the records
+            (NAME@int8) are its own.
         devices: Devices that share the weights of published checkpoints (tensor-parallel size).
         special_tokens: Whether to add the tokens that a published tokenizer puts around a text, such
             as a begin-of-text token (add), or not (none).
@@ -156,7 +163,9 @@ def measure(
         batch=batch,
         confidence=confidence,
     )
-    options = LoadOptions(dtype, devices, special_tokens == "add", chat_template, ignore_key)
+    options = LoadOptions(
+        dtype, devices, special_tokens == "add", chat_template, ignore_key, weights
+    )
     with shown_progress(json) as progress:
         verifier = _with_tokens(
             load_model(target, options, progress), target_train_tokens, "--target-train-tokens"

@@ -111,6 +111,9 @@ class LadderConfig:
       replicate_below: Largest size to repeat.
       weights: Folder with the trained ladder, or a larger one of the same recipe, such as
         checkpoints/ladder. If given, nothing is trained.
+      given_targets: Folders of ladders trained earlier, by any recipe, on text of the same
+        tokenizer. Their targets join the study's own, so that drafts can be trained for a target
+        that exists already.
     """
 
     draft_params: tuple[WholeCount, ...]
@@ -121,6 +124,7 @@ class LadderConfig:
     replicate_seeds: tuple[int, ...] = ()
     replicate_below: WholeCount = 0
     weights: str = ""
+    given_targets: tuple[str, ...] = ()
 
     def __post_init__(self):
         for name in ("draft_params", "draft_tokens", "target_params", "target_tokens"):
@@ -144,6 +148,10 @@ class TrainingConfig:
     `learning_rate * (N / reference_params) ** -learning_rate_exponent`, `batch_size * (N /
     reference_params) ** batch_size_exponent`, rounded to whole sequences, and `warmup_tokens * (N /
     reference_params) ** warmup_exponent`.
+
+    With `stored_weights = "bfloat16"` the matrices of finished models are rounded to bfloat16, which
+    halves their folders. Their losses are then those of the rounded models. Checkpoints that
+    training continues from stay float32.
     """
 
     batch_size: int = 8
@@ -160,6 +168,7 @@ class TrainingConfig:
     clip_norm: float = 1.0
     z_loss: float = 1e-4
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    stored_weights: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
     on_nonfinite: Literal["stop", "skip"] = "stop"
     spike_deviations: float = 6.0

@@ -99,6 +99,7 @@ class LawRecord:
       valid: Range of each variable in the table.
       split: Part of the text that losses are from.
       excluded_for_epochs: Models that saw their text too often.
+      excluded_for_recipe: Models trained by another recipe, such as targets that were given.
       residuals: Predicted - measured by model, in the logarithm of the loss.
       estimator: Estimator of the acceptance probabilities.
     """
@@ -131,6 +132,7 @@ class LawRecord:
     valid: dict[str, Ends] | None = None
     split: str | None = None
     excluded_for_epochs: int | None = None
+    excluded_for_recipe: int | None = None
     residuals: dict[str, float] | None = None
     estimator: str | None = None
 

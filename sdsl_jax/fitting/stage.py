@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
-from sdsl_jax.config import FitConfig, StudyConfig
+from sdsl_jax.config import FitConfig, StudyConfig, TrainingConfig
 from sdsl_jax.errors import require
 from sdsl_jax.fitting.acceptance import fit_acceptance_laws, pair_table
 from sdsl_jax.fitting.hardware import fit_hardware, predicted_seconds, timed_context, timings_of
@@ -38,8 +39,10 @@ def fit_all(
         for name, column_name in (("params", "params_nonembedding"), ("loss", "loss_nats"))
     }
     device = describe_hardware(models, latency, rule, config.fit.starts, config.seed)
+    # One law describes one recipe.
+    alike = [i for i, model in enumerate(models) if _of_recipe(config.training, model)]
     # Records without the column count as new text.
-    fresh = [i for i, model in enumerate(models) if not model.epochs > config.fit.max_epochs]
+    fresh = [i for i in alike if not models[i].epochs > config.fit.max_epochs]
     once = [models[i] for i in fresh]
     require(
         len(once) >= 5,
@@ -56,7 +59,8 @@ def fit_all(
             loss_fit.record,
             params_count="non-embedding",
             split="test",
-            excluded_for_epochs=len(models) - len(once),
+            excluded_for_epochs=len(alike) - len(once),
+            excluded_for_recipe=len(models) - len(alike),
             valid={
                 "params": span(column(once, "params_nonembedding")),
                 "tokens": span(column(once, "train_tokens")),
@@ -69,6 +73,16 @@ def fit_all(
         ],
         hardware=device,
         shape_rule={k: float(v) for k, v in rule._asdict().items()},
+    )
+
+
+def _of_recipe(recipe: TrainingConfig, model: ModelRecord) -> bool:
+    """Whether a model was trained by a recipe, as far as its record shows: records of older studies
+    and of other programs lack the columns, and count as alike."""
+    size, known = model.params_nonembedding, not math.isnan(model.learning_rate)
+    return not known or (
+        math.isclose(model.learning_rate, recipe.peak_learning_rate(size), rel_tol=1e-6)
+        and model.batch_size == recipe.batch(size)
     )
 
 

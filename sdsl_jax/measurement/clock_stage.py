@@ -128,7 +128,7 @@ def time_study(
         others, models = others + more, models | loaded
     blocks = pairings(config, records, others)
     named = {name for block in blocks for p in block for name in (p.draft, p.target)}
-    models |= load_models(config, [r for r in records if r.model_id in named], dataset, study)
+    models |= load_models([r for r in records if r.model_id in named], study)
     # Neighbours in the text go to different repetitions.
     starts = (
         prompts(config, dataset.text("test"), count)
@@ -203,7 +203,7 @@ def clock_pair(
       SdslError: a checkpoint is missing or damaged.
     """
     m, repetitions = config.measure, config.codesign.clock_repetitions
-    models = load_models(config, [draft, target], dataset, study)
+    models = load_models([draft, target], study)
     pair = models[target.model_id], models[draft.model_id]
     count = repetitions * config.clock.prompts * m.latency_batch
     fast, plain = time_decoders(

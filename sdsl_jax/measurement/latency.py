@@ -38,6 +38,7 @@ from sdsl_jax.decoding.sampling import finite_logits
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.pair import PairSettings
 from sdsl_jax.models import ModelConfig, Params, forward, init_cache
+from sdsl_jax.models.weights import activation_dtype
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.statistics import Interval, median_interval
 
@@ -106,8 +107,7 @@ def _steps(
     Returns:
       The last tokens, and whether all logits were finite.
     """
-    dtype = jax.tree.leaves(params)[0].dtype
-    cache = init_cache(model, batch, 2 * context + width, dtype)
+    cache = init_cache(model, batch, 2 * context + width, activation_dtype(params))
     keys = start_keys(row_keys(0, np.arange(batch)), _MOST_STEPS)
 
     def step(i, carry):

@@ -11,7 +11,6 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pandas
 
@@ -39,6 +38,7 @@ from sdsl_jax.measurement.pair import (
 )
 from sdsl_jax.measurement.pair_records import PairName, PairRows
 from sdsl_jax.measurement.pair_report import OnPrompts, PairReport
+from sdsl_jax.models.weights import type_name
 from sdsl_jax.notebook import table_of
 from sdsl_jax.progress import Progress
 from sdsl_jax.records.documents import document, to_json
@@ -233,7 +233,7 @@ class MeasuredPair:
             acceptance += more
             survival += survived
         # The target alone is timed with every draft: one row each tells what a speed-up refers to.
-        dtype = str(jax.tree.leaves(self.target.params)[0].dtype)
+        dtype = type_name(self.target.params)
         pair_records.append_pair(
             folder,
             self.name,

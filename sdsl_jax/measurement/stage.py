@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas
 
-from sdsl_jax.checkpoints.loading import load_other_models
+from sdsl_jax.checkpoints.loading import load_other_models, load_recorded
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset, Text
 from sdsl_jax.data.domains import SourceMissing, domain_files, load_domain
@@ -35,7 +35,6 @@ from sdsl_jax.records import (
 )
 from sdsl_jax.seeds import derive_seed
 from sdsl_jax.statistics import ratio_interval
-from sdsl_jax.training import load_trained
 
 # Prefix of the names of drafts that were trained on other text.
 OTHER = "other-"
@@ -84,14 +83,9 @@ def domain(config: StudyConfig) -> str:
     return f"last {config.data.test_fraction:.0%} of {config.data.source}"
 
 
-def load_models(
-    config: StudyConfig, records: list[ModelRecord], dataset: Dataset, study: Path
-) -> dict[str, Model]:
+def load_models(records: list[ModelRecord], study: Path) -> dict[str, Model]:
     """The models of the records, each with its parameters checked against the recorded digest."""
-    return {
-        r.model_id: Model(*load_trained(config, r, dataset.tokenizer.vocab_size, study))
-        for r in records
-    }
+    return {r.model_id: load_recorded(r, study).model for r in records}
 
 
 def prompts(config: StudyConfig, text: Text, count: int) -> np.ndarray:
@@ -144,7 +138,7 @@ def measure_study(
         m.prompts <= available,
         f"measure.prompts is {m.prompts}; the test split has only {available} sequences to take prompts from.",
     )
-    loaded = load_models(config, records, dataset, study)
+    loaded = load_models(records, study)
     models = _by_role(loaded, records)
     # How long a model was trained does not change its speed: one of each shape is timed.
     largest = {r.model_id for role in ("draft", "target") for r in longest_trained(records, role)}
@@ -371,7 +365,7 @@ def measure_conditions(
     """
     check_conditions(config)
     domains = _domains(config, dataset, progress)
-    own = load_models(config, records, dataset, study)
+    own = load_models(records, study)
     other_records, others = load_other_drafts(config, dataset, study)
     drafts, targets = _by_role(own, records)
     models = _Models(drafts | others, targets)

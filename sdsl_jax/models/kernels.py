@@ -18,8 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from sdsl_jax.errors import require
 from sdsl_jax.models.config import RopeScaling
 from sdsl_jax.models.small_matmul import serves, small_matmul
+from sdsl_jax.models.weights import Int8Matrix, Matrix
 
 # Queries are taken in blocks, each against the keys that it can see, so that of what lies above the
 # diagonal only half a block is computed: at least this many queries at once, and at most so many
@@ -32,10 +34,8 @@ def _cuts(sizes: tuple[int, ...]) -> list[int]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def linear(
-    x: Float[Array, "... D"], weight: Float[Array, "D F"], sizes: tuple[int, ...]
-) -> tuple[Array, ...]:
-    """x · weight, its last axis cut into parts of the given sizes.
+def linear(x: Float[Array, "... D"], weight: Matrix, sizes: tuple[int, ...]) -> tuple[Array, ...]:
+    """x · weight for weights [D, F], its last axis cut into parts of the given sizes.
 
     Left to itself, the CPU compiler joins the gradients of the parts into one array and transposes
     the larger operand of the weight's gradient before it multiplies, which takes twice as long.
@@ -43,15 +43,18 @@ def linear(
     return tuple(jnp.split(_times(x, weight), _cuts(sizes), axis=-1))
 
 
-def _times(x: Array, weight: Array, transposed: bool = False) -> Array:
+def _times(x: Array, weight: Matrix, transposed: bool = False) -> Array:
     """x · weight, or x · weightᵀ, by the product that is fastest for so many rows."""
     if serves(x, weight):
         y_MF = small_matmul(x.reshape(-1, x.shape[-1]), weight, transposed)
         return y_MF.reshape(*x.shape[:-1], -1)
+    if isinstance(weight, Int8Matrix):
+        y = _times(x, weight.values.astype(x.dtype), transposed)
+        return y * along_last(weight.scales, y).astype(y.dtype)
     return x @ (weight.T if transposed else weight)
 
 
-def logits(x: Float[Array, "... D"], table: Array, tied: bool) -> Float[Array, "... V"]:
+def logits(x: Float[Array, "... D"], table: Matrix, tied: bool) -> Float[Array, "... V"]:
     """Logits of the vocabulary.
 
     Args:
@@ -63,6 +66,10 @@ def logits(x: Float[Array, "... D"], table: Array, tied: bool) -> Float[Array, "
 
 
 def _linear_forward(x, weight, sizes):
+    require(
+        not isinstance(weight, Int8Matrix),
+        "weights stored as int8 have no gradient; load the model without that to differentiate it.",
+    )
     return linear(x, weight, sizes), (x, weight)
 
 

@@ -1,11 +1,12 @@
 // y = x · w for few rows of x: a product that is bound by reading the weights, which are read once.
 //
 // Weights lie as [in, out] rows ("across": every matrix of a layer) or as [out, in] rows ("along": an
-// embedding that is also the head). They are float32 or bfloat16; sums are float32. Row m of y is the
-// same to the last bit however many rows x has: each element is one chain of fused multiply-adds in
+// embedding that is also the head). They are float32, bfloat16, or int8 with a factor for each output;
+// sums are float32. Row m of y is the same to the last bit however many rows x has: each element is one chain of fused multiply-adds in
 // an order that only the shape of the weights decides.
 //
-// Vectors are as wide as those of the processor that this file is compiled for.
+// Compiled once for each type of weights (SDSL_FLOAT32, SDSL_BFLOAT16, SDSL_INT8), when it is needed.
+// Vectors are as wide as those of the processor that it is compiled for.
 
 #include <algorithm>
 #include <atomic>
@@ -14,6 +15,10 @@
 #include <memory>
 #include <thread>
 #include <vector>
+
+#if defined(SDSL_INT8) && defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #include "xla/ffi/api/ffi.h"
 
@@ -37,6 +42,8 @@ constexpr int kLanes = 4, kRegisters = 16;
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
 typedef uint16_t Halves __attribute__((vector_size(kLanes * sizeof(uint16_t))));
 typedef uint32_t Words __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+typedef int8_t Bytes __attribute__((vector_size(kLanes * sizeof(int8_t))));
+typedef int32_t Integers __attribute__((vector_size(kLanes * sizeof(int32_t))));
 
 // Rows of x taken at once, and how many vectors of sums for each leave room in the registers for the
 // weights and for one value of x.
@@ -66,9 +73,29 @@ inline Vector Load(const uint16_t* p) {  // bfloat16: the upper half of a float3
   return v;
 }
 
+#if defined(SDSL_INT8)
+// GCC 12 widens a vector of bytes one by one unless told the instruction.
+inline Vector Load(const int8_t* p) {
+#if defined(__AVX512F__)
+  __m128i b;
+  std::memcpy(&b, p, sizeof b);
+  return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b));
+#elif defined(__AVX2__)
+  int64_t b;
+  std::memcpy(&b, p, sizeof b);
+  return (Vector)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(b)));
+#else
+  Bytes b;
+  std::memcpy(&b, p, sizeof b);
+  return __builtin_convertvector(__builtin_convertvector(b, Integers), Vector);
+#endif
+}
+#endif
+
 inline void Store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
 
 inline float Scalar(float w) { return w; }
+inline float Scalar(int8_t w) { return w; }
 inline float Scalar(uint16_t w) {
   uint32_t bits = uint32_t{w} << 16;
   float v;
@@ -238,7 +265,7 @@ void Parallel(ffi::ThreadPool& pool, int64_t outputs, int64_t weights, int64_t a
 
 template <typename W, typename Buffer>
 ffi::Error Multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, Buffer weights,
-                    ffi::ResultBuffer<ffi::F32> y, bool along) {
+                    const float* scales, ffi::ResultBuffer<ffi::F32> y, bool along) {
   auto shape = weights.dimensions();
   const int64_t in = along ? shape[1] : shape[0], out = along ? shape[0] : shape[1];
   const int64_t rows = x.dimensions()[0];
@@ -250,33 +277,43 @@ ffi::Error Multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, Buffer weight
       Along(xs, w, ys, rows, in, out, begin, end);
     else
       Across(xs, w, ys, rows, in, out, begin, end);
+    if (scales != nullptr)
+      for (int64_t m = 0; m < rows; ++m)
+        for (int64_t f = begin; f < end; ++f) ys[m * out + f] *= scales[f];
   });
   return ffi::Error::Success();
 }
 
-ffi::Error Float32(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> w,
+#if defined(SDSL_FLOAT32)
+ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> w,
                    ffi::ResultBuffer<ffi::F32> y, bool along) {
-  return Multiply<float>(pool, x, w, y, along);
+  return Multiply<float>(pool, x, w, nullptr, y, along);
 }
-
-ffi::Error Bfloat16(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::BF16> w,
-                    ffi::ResultBuffer<ffi::F32> y, bool along) {
-  return Multiply<uint16_t>(pool, x, w, y, along);
+#elif defined(SDSL_BFLOAT16)
+ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::BF16> w,
+                   ffi::ResultBuffer<ffi::F32> y, bool along) {
+  return Multiply<uint16_t>(pool, x, w, nullptr, y, along);
 }
+#else
+ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S8> w,
+                   ffi::Buffer<ffi::F32> scales, ffi::ResultBuffer<ffi::F32> y, bool along) {
+  return Multiply<int8_t>(pool, x, w, scales.typed_data(), y, along);
+}
+#endif
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(SmallMatmulF32, Float32,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(SmallMatmul, Product,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
+#if defined(SDSL_FLOAT32)
                                   .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>()
-                                  .Attr<bool>("along"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(SmallMatmulBf16, Bfloat16,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
+#elif defined(SDSL_BFLOAT16)
                                   .Arg<ffi::Buffer<ffi::BF16>>()
+#else
+                                  .Arg<ffi::Buffer<ffi::S8>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+#endif
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Attr<bool>("along"));

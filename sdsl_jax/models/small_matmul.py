@@ -27,73 +27,90 @@ import jaxlib
 from jaxtyping import Array, Float
 
 from sdsl_jax.cache_folders import kernels_folder, processor
+from sdsl_jax.errors import SdslError
+from sdsl_jax.models.weights import Int8Matrix, Matrix
 
 _SOURCE = Path(__file__).with_suffix(".cc")
 # The accumulation order is that of the source: nothing here lets the compiler change it.
-_FLAGS = ["-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno"]
+_FLAGS = ["-std=c++20", "-O2", "-march=native", "-ffp-contract=fast", "-fno-math-errno"]
 _FLAGS += ["-w", "-fPIC", "-shared"]
 _COMPILERS = ("c++", "g++", "clang++")
-_SECONDS = 120
-_TARGETS = {
-    "float32": ("sdsl_small_matmul_f32", "SmallMatmulF32"),
-    "bfloat16": ("sdsl_small_matmul_bf16", "SmallMatmulBf16"),
-}
+_SECONDS = 600
+# The source is compiled for one type of weights at a time: most users need one, and it takes seconds.
+_TYPES = ("float32", "bfloat16", "int8")
+_SYMBOL = "SmallMatmul"
 
 # Where it is faster than XLA's product (docs/decoding.md): from 2 rows to 6 with matrices of 131k
 # weights, to 16 with a million. Smaller ones stay in the caches, where reading costs little, and one
 # row is read once by XLA's product too.
 _MOST_ROWS = ((1 << 17, 6), (1 << 20, 16))
+# XLA's product turns weights of another type into float32 before it multiplies, whatever their number.
+_MOST_NARROW_ROWS = ((1, 16),)
 
 
-def unavailable() -> str:
-    """Why XLA's product serves instead, as a sentence; empty where the product here is used."""
+def unavailable(weights: str = "float32") -> str:
+    """Why XLA's product serves instead, as a sentence; empty where the product here is used.
+
+    Args:
+      weights: Type of the weights: float32, bfloat16 or int8.
+    """
     if os.environ.get("SDSL_NO_SMALL_MATMUL", "") not in ("", "0"):
         return "SDSL_NO_SMALL_MATMUL is set."
     if jax.default_backend() != "cpu":
         return f"It is for CPUs, and JAX computes on {jax.default_backend()}."
-    return _load()
+    return _load(weights)
 
 
-def serves(x: Array | jax.ShapeDtypeStruct, weight: Array | jax.ShapeDtypeStruct) -> bool:
+def serves(x: Array | jax.ShapeDtypeStruct, weight: Matrix | jax.ShapeDtypeStruct) -> bool:
     """Whether `small_matmul` is to be used for x · weight, decided when the program is traced.
 
     Args:
       x: The rows, along any number of leading axes.
       weight: The weights.
     """
-    most = max((rows for weights, rows in _MOST_ROWS if weight.size >= weights), default=0)
+    fewest, limits = (2, _MOST_ROWS) if weight.dtype.name == "float32" else (1, _MOST_NARROW_ROWS)
+    most = max((rows for weights, rows in limits if weight.size >= weights), default=0)
     return (
-        2 <= math.prod(x.shape[:-1]) <= most
-        and {x.dtype.name, weight.dtype.name} <= set(_TARGETS)
-        and not unavailable()
+        fewest <= math.prod(x.shape[:-1]) <= most
+        and x.dtype.name in ("float32", "bfloat16")
+        and weight.dtype.name in _TYPES
+        and not unavailable(weight.dtype.name)
     )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def small_matmul(
-    x: Float[Array, "M D"], weight: Float[Array, "D F"], transposed: bool = False
+    x: Float[Array, "M D"], weight: Matrix, transposed: bool = False
 ) -> Float[Array, "M F"]:
     """x · weight with float32 sums, rounded to the type that x @ weight has.
 
     Every row of the result is the same to the last bit however many rows there are. Gradients are
-    XLA's.
+    XLA's; int8 weights have none.
 
     Args:
       x: A few rows, float32 or bfloat16.
-      weight: The weights, float32 or bfloat16.
+      weight: The weights [D, F], float32 or bfloat16, or an `Int8Matrix`.
       transposed: The weights are [F, D] instead.
+
+    Raises:
+      SdslError: `unavailable` gives a reason, or int8 weights are to be differentiated.
     """
+    if reason := unavailable(weight.dtype.name):
+        raise SdslError(f"the product of few rows is not available. {reason}")
     columns = weight.shape[0] if transposed else weight.shape[1]
     call = jax.ffi.ffi_call(
-        _TARGETS[weight.dtype.name][0],
+        _target(weight.dtype.name),
         jax.ShapeDtypeStruct((x.shape[0], columns), jnp.float32),
         vmap_method="sequential",
     )
-    y = call(x.astype(jnp.float32), weight, along=transposed)
-    return y.astype(jnp.result_type(x, weight))
+    arrays = (weight.values, weight.scales) if isinstance(weight, Int8Matrix) else (weight,)
+    y = call(x.astype(jnp.float32), *arrays, along=transposed)
+    return y.astype(x.dtype if isinstance(weight, Int8Matrix) else jnp.result_type(x, weight))
 
 
-def _forward(x: Array, weight: Array, transposed: bool) -> tuple[Array, tuple[Array, Array]]:
+def _forward(x: Array, weight: Matrix, transposed: bool) -> tuple[Array, tuple[Array, Array]]:
+    if isinstance(weight, Int8Matrix):
+        raise SdslError("weights stored as int8 have no gradient.")
     return small_matmul(x, weight, transposed), (x, weight)
 
 
@@ -107,30 +124,36 @@ def _backward(transposed: bool, saved: tuple[Array, Array], gradient: Array) -> 
 small_matmul.defvjp(_forward, _backward)
 
 
+def _target(weights: str) -> str:
+    """The name that XLA knows the product by."""
+    return f"sdsl_small_matmul_{weights}"
+
+
 @functools.cache
-def _load() -> str:
-    """Compiles the product if need be, and makes it known to XLA; returns why that failed, or ""."""
+def _load(weights: str) -> str:
+    """Compiles the product for weights of a type if need be, and makes it known to XLA; returns why
+    that failed, or ""."""
     try:
         with tempfile.TemporaryDirectory(prefix="sdsl-") as scratch:
-            library = ctypes.CDLL(str(_compiled(Path(scratch))))
+            library = ctypes.CDLL(str(_compiled(Path(scratch), weights)))
     except (OSError, subprocess.SubprocessError, RuntimeError) as reason:
         return f"{reason}"
-    for name, symbol in _TARGETS.values():
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(library[symbol]), platform="cpu")
+    handler = jax.ffi.pycapsule(library[_SYMBOL])
+    jax.ffi.register_ffi_target(_target(weights), handler, platform="cpu")
     return ""
 
 
-def _compiled(scratch: Path) -> Path:
+def _compiled(scratch: Path, weights: str) -> Path:
     """The compiled product: from the cache, or made now in a scratch folder and kept if possible."""
-    parts = [_SOURCE.read_text(encoding="utf-8"), *_FLAGS, jaxlib.__version__, processor()]
+    parts = [_SOURCE.read_text(encoding="utf-8"), *_FLAGS, weights, jaxlib.__version__, processor()]
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20] + ".so"
     if os.environ.get("SDSL_NO_CACHE", "") not in ("", "0"):
-        return _compile(scratch / name)
+        return _compile(scratch / name, weights)
     kept = kernels_folder() / name
     # It will be executed: what another user put there is not for us.
     if kept.exists() and kept.stat().st_uid == os.getuid():
         return kept
-    made = _compile(scratch / name)
+    made = _compile(scratch / name, weights)
     with contextlib.suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         partial = kept.with_name(f".{secrets.token_hex(4)}.partial")
@@ -139,20 +162,13 @@ def _compiled(scratch: Path) -> Path:
     return made
 
 
-def _compile(output: Path) -> Path:
+def _compile(output: Path, weights: str) -> Path:
     compilers = filter(None, (os.environ.get("CXX"), *_COMPILERS))
     compiler = next(filter(None, map(shutil.which, compilers)), None)
     if compiler is None:
         raise RuntimeError("No C++ compiler was found (Debian: apt install g++).")
-    command = [
-        compiler,
-        *_FLAGS,
-        "-isystem",
-        jax.ffi.include_dir(),
-        str(_SOURCE),
-        "-o",
-        str(output),
-    ]
+    headers = ["-isystem", jax.ffi.include_dir(), f"-DSDSL_{weights.upper()}"]
+    command = [compiler, *_FLAGS, *headers, str(_SOURCE), "-o", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     if done.returncode:
         first = next((x for x in done.stderr.splitlines() if "error" in x), "it gave no reason")

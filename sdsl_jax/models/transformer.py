@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from sdsl_jax.models.config import ModelConfig
 from sdsl_jax.models.kernels import along_last, attend, linear, logits, rotary_tables, rotate
+from sdsl_jax.models.weights import activation_dtype, lookup
 
 Rotation = tuple[Array, Array]  # cosines and sines of the positions
 Params = Any  # an `nnx.State` of arrays, or the same tree of abstract or sharded arrays
@@ -313,16 +314,13 @@ class Transformer(nnx.Module):
             rotation = rotary_tables(
                 positions_BT[..., None], c.rotated, c.rope_theta, c.rope_scaling
             )
-        x_BTE = (
-            self.embedding[...].at[tokens_BT].get(mode="clip")
-            if c.ids > c.vocab_size
-            else self.embedding[...][tokens_BT]
-        )
+        dtype = self.blocks[0].attention_norm.scale[...].dtype
+        x_BTE = lookup(self.embedding[...], tokens_BT, dtype, clip=c.ids > c.vocab_size)
         if c.scale_embedding:
             # Unit-variance activations, so that the tied matrix can keep the small scale that
             # logits want.
             x_BTE = x_BTE * c.width**0.5
-        x_BTD = x_BTE @ self.project_in[...] if c.embedding_width else x_BTE
+        x_BTD = linear(x_BTE, self.project_in[...], (c.width,))[0] if c.embedding_width else x_BTE
         if c.positions == "learned":
             # A block of drafts may reach beyond the table, where a decoder keeps nothing: any row
             # will do there.
@@ -337,7 +335,9 @@ class Transformer(nnx.Module):
                 values.append(layer[1])
         if c.final_norm:
             x_BTD = self.final_norm(x_BTD)
-        x_BTE = x_BTD @ self.project_out[...] if c.embedding_width else x_BTD
+        x_BTE = x_BTD
+        if c.embedding_width:
+            x_BTE = linear(x_BTD, self.project_out[...], (c.embedding_width,))[0]
         table = self.embedding if c.tie_embeddings else self.head
         logits_BTV = logits(x_BTE, table[...], c.tie_embeddings)
         if c.ids > c.vocab_size:
@@ -387,9 +387,7 @@ def prefill(
     Padding on the right is seen as well, and overwritten before anything can attend to it. Compiled
     apart from the decoding loops, so that the many pairs of a study share it.
     """
-    dtype = jax.tree.leaves(params)[0].dtype
-    _, cache = forward(
-        config, params, tokens_BT, cache=init_cache(config, tokens_BT.shape[0], capacity, dtype)
-    )
+    empty = init_cache(config, tokens_BT.shape[0], capacity, activation_dtype(params))
+    _, cache = forward(config, params, tokens_BT, cache=empty)
     assert cache is not None
     return cache

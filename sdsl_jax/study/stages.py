@@ -17,6 +17,7 @@ from sdsl_jax.evidence import StudyRecords
 from sdsl_jax.progress import Progress
 from sdsl_jax.records import (
     ClockRecord,
+    ModelRecord,
     TimingRecord,
     read_json,
     whole_file,
@@ -117,8 +118,23 @@ def _train(study: Study) -> None:
     from sdsl_jax.training import train_ladder
 
     models = train_ladder(study.config, study.dataset, study.home, study.progress)
+    models += _given_targets(study)
     study.dataset.tokenizer.save(study.folder / "tokenizer.json")
     write_table(study.records_folder, "models", models)
+
+
+def _given_targets(study: Study) -> list[ModelRecord]:
+    """The targets of `ladder.given_targets`, with checkpoints relative to where the study's lie."""
+    from sdsl_jax.checkpoints.loading import load_other_models
+
+    records: list[ModelRecord] = []
+    for folder in map(Path, study.config.ladder.given_targets):
+        given = load_other_models(
+            folder, "ladder.given_targets", "", study.dataset, study.home, role="target"
+        )[0]
+        require(given, f"ladder.given_targets is {str(folder)!r}, whose records hold no target.")
+        records += given
+    return records
 
 
 def _measure(study: Study) -> None:

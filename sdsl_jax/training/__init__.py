@@ -2,7 +2,6 @@
 
 from sdsl_jax.training.ladder import (
     check_ladder,
-    load_trained,
     read_records,
     train_ladder,
     train_rungs,
@@ -12,7 +11,6 @@ from sdsl_jax.training.rungs import plan_rungs, select
 
 __all__ = [
     "check_ladder",
-    "load_trained",
     "plan_rungs",
     "read_records",
     "select",

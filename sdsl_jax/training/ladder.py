@@ -19,7 +19,8 @@ from sdsl_jax.checkpoints.layout import make_layout
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.errors import Diverged, SdslError, require
-from sdsl_jax.models import ModelConfig, Params, abstract_params, count, member
+from sdsl_jax.models import count, member
+from sdsl_jax.models.weights import WeightStorage, store
 from sdsl_jax.processes import (
     any_process,
     barrier,
@@ -37,15 +38,21 @@ from sdsl_jax.training.rungs import Plan, plan_rungs, rungs
 from sdsl_jax.training.schedule import make_schedule
 
 _POLL_SECONDS = 1.0
+_STORED: dict[str, WeightStorage] = {"float32": "as-loaded", "bfloat16": "bfloat16"}
 
 
 def check_ladder(config: StudyConfig) -> None:
     """Checks before training that every rung can be built and that laws can be fitted to them.
 
     Raises:
-      SdslError: The family cannot build a size, two budgets are less than a step apart, or there
-        are too few models.
+      SdslError: The family cannot build a size, two budgets are less than a step apart, there are
+        too few models, or a folder of `ladder.given_targets` holds no ladder.
     """
+    for folder in config.ladder.given_targets:
+        require(
+            (Path(folder) / "records" / "models.csv").exists(),
+            f"ladder.given_targets holds {folder!r}, where no trained ladder is: records/models.csv is not there.",
+        )
     sizes = set()
     for rung in rungs(config):
         model = member(config.family, rung.params, config.data.vocab_size)
@@ -235,8 +242,9 @@ def _train_rung(trainer: RungTrainer, study: Path) -> None:
             state, tally, segments = trainer.resume(budget)
             for segment in segments:
                 state, tally = trainer.run(segment, state, tally)
-            params = trainer.layout.whole(state.params)
-            record = make_record(trainer, budget, params, tally, study)
+            # Losses and digest are those of the weights that the folder will hold.
+            params = store(state.params, _STORED[config.training.stored_weights])
+            record = make_record(trainer, budget, trainer.layout.whole(params), tally, study)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -247,7 +255,7 @@ def _train_rung(trainer: RungTrainer, study: Path) -> None:
             ) from None
         trainer.guard()
         model_folder.write_model_folder(
-            folder, plan.model, state.params, dataset.tokenizer, record, config.data
+            folder, plan.model, params, dataset.tokenizer, record, config.data
         )
         barrier(record.model_id)
         trainer.progress.note(
@@ -298,9 +306,7 @@ def read_records(config: StudyConfig, dataset: Dataset, plans: Sequence[Plan]) -
             record = model_folder.read_record(folder / model_folder.RECORD)
             windows = config.training.evaluation_windows
             if record.evaluation_windows != windows:
-                params = storage.restore_params(
-                    folder / model_folder.PARAMS, abstract_params(plan.model), record.params_digest
-                )
+                params = model_folder.load_model_folder(folder).params
                 record = dataclasses.replace(
                     record, **held_out_losses(plan.model, params, dataset, windows)
                 )
@@ -328,23 +334,3 @@ def write_records(
         if len(finished) == len(written):
             break
     return finished
-
-
-def load_trained(
-    config: StudyConfig, record: ModelRecord, vocab_size: int, study: Path
-) -> tuple[ModelConfig, Params]:
-    """The configuration and parameters of a model of the study's ladder, by its record.
-
-    Raises:
-      SdslError: The checkpoint is missing, damaged, or not the one that the record describes.
-    """
-    sizes = {r.model_id(i): r.params for r in rungs(config) for i in range(len(r.budgets))}
-    require(
-        record.model_id in sizes and record.checkpoint,
-        f"the records hold {record.model_id}, which is not a model of this study's ladder; its weights cannot be loaded.",
-    )
-    model = member(config.family, sizes[record.model_id], vocab_size)
-    params = storage.restore_params(
-        study / record.checkpoint, abstract_params(model), record.params_digest
-    )
-    return model, params

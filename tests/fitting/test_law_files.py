@@ -71,6 +71,7 @@ def test_the_schema_of_fits():
         "text",
         "split",
         "excluded_for_epochs",
+        "excluded_for_recipe",
         "residuals",
         "estimator",
     }

@@ -19,6 +19,7 @@ from sdsl_jax.decoding import NgramDraft, Sampling, autoregress, speculate
 from sdsl_jax.models import forward, init_params
 from sdsl_jax.models import small_matmul as module
 from sdsl_jax.models.small_matmul import small_matmul
+from sdsl_jax.models.weights import Int8Matrix
 
 needs_compiler = pytest.mark.skipif(
     bool(module.unavailable()), reason=module.unavailable() or "it is there"
@@ -32,24 +33,36 @@ def random(rows, inner, columns, dtype="float32", seed=0):
     return x, w.astype(dtype)
 
 
+def _whole_numbers(w):
+    """Whole numbers up to 127 and factors, by NumPy; a sketch of what `store` does."""
+    scales = np.abs(np.asarray(w)).max(axis=0, initial=1e-3) / 127
+    return jnp.asarray(np.round(np.asarray(w) / scales), jnp.int8), jnp.asarray(scales, jnp.float32)
+
+
 @needs_compiler
 @given(
     st.integers(0, 20),
     st.integers(0, 70),
     st.integers(1, 150),
-    st.sampled_from(["float32", "bfloat16"]),
+    st.sampled_from(["float32", "bfloat16", "int8"]),
     st.booleans(),
 )
-@settings(max_examples=12)
+@settings(max_examples=18)
 def test_it_is_the_product_to_float32_rounding(rows, inner, columns, dtype, transposed):
     """Within D units of rounding of Σ|x·w|, the bound of any order of summation."""
-    x, w = random(rows, inner, columns, dtype)
-    found = small_matmul(x, w.T if transposed else w, transposed)
+    x, w = random(rows, inner, columns, "float32" if dtype == "int8" else dtype)
+    weight = w.T if transposed else w
+    if dtype == "int8":
+        weight = Int8Matrix(*_whole_numbers(w))
+        w = np.asarray(weight.values) * np.asarray(weight.scales)
+        weight = Int8Matrix(weight.values.T, weight.scales) if transposed else weight
+    found = small_matmul(x, weight, transposed)
     wide_x, wide_w = np.asarray(x, float), np.asarray(w, float)
-    bound = (inner + 1) * EPSILON * np.abs(wide_x) @ np.abs(wide_w)
+    bound = (inner + 2) * EPSILON * np.abs(wide_x) @ np.abs(wide_w)
     assert found.shape == (rows, columns)
     assert found.dtype == jnp.float32
-    assert small_matmul(x.astype(dtype), w, False).dtype == (x.astype(dtype) @ w).dtype
+    if dtype != "int8":
+        assert small_matmul(x.astype(dtype), w, False).dtype == (x.astype(dtype) @ w).dtype
     assert np.all(np.abs(np.asarray(found, float) - wide_x @ wide_w) <= bound)
 
 
@@ -91,7 +104,9 @@ def test_which_products_it_serves():
     assert [serves(n, (1024, 1024)) for n in (1, 2, 16, 17)] == [False, True, True, False]
     assert [serves(n, (512, 512)) for n in (6, 7)] == [True, False]
     assert not serves(2, (64, 64))
-    assert not serves(2, (1024, 1024), "int8")
+    for dtype in ("bfloat16", "int8"):
+        assert [serves(n, (64, 64), dtype) for n in (1, 16, 17)] == [True, True, False]
+    assert not serves(2, (1024, 1024), "float16")
 
 
 @pytest.fixture
@@ -128,7 +143,7 @@ def test_a_bfloat16_model_stays_one(everywhere, small_model):
     )
     tokens = jnp.arange(4)[None]
     own = jax.jit(lambda params: forward(small_model, params, tokens)[0])(params)
-    everywhere.setattr(module, "_MOST_ROWS", ())
+    everywhere.setattr(module, "_MOST_NARROW_ROWS", ())
     plain = jax.jit(lambda params: forward(small_model, params, tokens)[0])(params)
     assert own.dtype == plain.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(own, float), np.asarray(plain, float), atol=0.1)
@@ -157,31 +172,35 @@ def test_without_a_compiler_xla_serves(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    reason = module._load.__wrapped__()
+    reason = module._load.__wrapped__("float32")
     assert reason.startswith("No C++ compiler was found")
     (tmp_path / "c++").write_text("#!/bin/sh\necho 'x.cc:1: error: no header' >&2; exit 1\n")
     (tmp_path / "c++").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    assert module._load.__wrapped__().endswith("cannot compile it: x.cc:1: error: no header")
+    assert module._load.__wrapped__("float32").endswith(
+        "cannot compile it: x.cc:1: error: no header"
+    )
     assert not (tmp_path / "sdsl_jax").exists()
 
 
 def test_it_is_compiled_once_and_kept(monkeypatch, tmp_path):
     """In a folder of the user's own, and nowhere if no cache is wanted."""
-    monkeypatch.setattr(module, "_compile", lambda output: output.write_bytes(b"so") and output)
+    monkeypatch.setattr(
+        module, "_compile", lambda output, weights: output.write_bytes(b"so") and output
+    )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setenv("SDSL_NO_CACHE", "1")
-    assert module._compiled(scratch).parent == scratch
+    assert module._compiled(scratch, "float32").parent == scratch
     assert not (tmp_path / "cache").exists()
     monkeypatch.delenv("SDSL_NO_CACHE")
-    assert module._compiled(scratch).parent == scratch
-    kept = module._compiled(scratch)
+    assert module._compiled(scratch, "float32").parent == scratch
+    kept = module._compiled(scratch, "float32")
     assert kept.parent == tmp_path / "cache" / "sdsl_jax" / "kernels"
     assert [path.name for path in kept.parent.iterdir()] == [kept.name]
     monkeypatch.setattr(os, "getuid", lambda: -1)
-    assert module._compiled(scratch).parent == scratch
+    assert module._compiled(scratch, "float32").parent == scratch
 
 
 def test_it_can_be_left_out():

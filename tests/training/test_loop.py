@@ -7,12 +7,13 @@ import pytest
 from conftest import tiny
 
 from sdsl_jax.checkpoints import storage
+from sdsl_jax.checkpoints.loading import load_recorded
 from sdsl_jax.data import load_dataset
 from sdsl_jax.errors import SdslError
 from sdsl_jax.models import forward, init_params, member
 from sdsl_jax.models.kernels import token_losses
 from sdsl_jax.progress import Silent
-from sdsl_jax.training import load_trained, train_ladder
+from sdsl_jax.training import train_ladder
 from sdsl_jax.training.schedule import make_schedule
 from sdsl_jax.training.step import init_state, optimizer, step_config, train_step
 
@@ -159,7 +160,7 @@ def test_loss_falls_and_records_tell_the_truth(tmp_path, dataset):
         assert record.perplexity == pytest.approx(np.exp(record.loss_nats))
         assert record.bits_per_byte == pytest.approx(record.loss_nats / np.log(2))
         assert record.loss_nats_low < record.loss_nats < record.loss_nats_high
-        model, params = load_trained(config, record, 256, tmp_path)
+        model, params = load_recorded(record, tmp_path).model
         assert storage.digest(params) == record.params_digest
         assert sum(x.size for x in jax.tree.leaves(params)) == record.params_total
         windows = jnp.asarray(dataset.text("test").windows(32))
@@ -193,4 +194,4 @@ def test_a_damaged_checkpoint_is_named(tmp_path, dataset, damage):
         folder.rename(tmp_path / "elsewhere")
         (tmp_path / records[1].checkpoint).rename(folder)
     with pytest.raises(SdslError, match=f"checkpoint.*{folder.parent.name}.*"):
-        load_trained(config, records[0], 256, tmp_path)
+        load_recorded(records[0], tmp_path)

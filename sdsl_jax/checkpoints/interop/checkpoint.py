@@ -47,6 +47,7 @@ from sdsl_jax.checkpoints.interop.shards import (
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models.config import ModelConfig
 from sdsl_jax.models.transformer import Params, abstract_params
+from sdsl_jax.models.weights import WeightStorage, stored
 
 
 class Piece(NamedTuple):
@@ -191,6 +192,7 @@ class Checkpoint(NamedTuple):
         shardings: Any = None,
         advance: Callable[[float, str], None] | None = None,
         digests: dict[str, bytes] | None = None,
+        weights: WeightStorage = "as-loaded",
     ) -> Params:
         """Reads the weights.
 
@@ -200,6 +202,8 @@ class Checkpoint(NamedTuple):
             None.
           advance: Called after each array with the share of the weights it makes up and its name.
           digests: Filled with the `array_digest` of each array by name, as the arrays pass by.
+          weights: How to store the matrices; each is stored as soon as it is read, so no second
+            copy of the model exists at any time.
 
         Raises:
           SdslError: A file cannot be read.
@@ -219,7 +223,7 @@ class Checkpoint(NamedTuple):
                 # Beside the next array's reading; no more than one array waits for it.
                 wait(digesting.values())
                 digesting[name] = pool.submit(array_digest, host)
-            placed = jax.device_put(host, sharding)
+            placed = stored(path, jax.device_put(host, sharding), weights)
             if advance is not None:
                 advance(leaf.size / total, name)
             return placed
