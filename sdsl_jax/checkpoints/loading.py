@@ -7,7 +7,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -104,13 +104,14 @@ def with_weights(model: LoadedModel, storage: WeightStorage) -> LoadedModel:
 
 def _rounded_record(record: ModelRecord, params: Params, storage: WeightStorage) -> ModelRecord:
     """The record of a model whose weights are rounded: its losses are not known."""
-    losses = [f.name for f in dataclasses.fields(record) if "loss_nats" in f.name]
-    losses += ["perplexity", "bits_per_byte", "validation_bits_per_byte"]
+    names = [f.name for f in dataclasses.fields(record) if "loss_nats" in f.name]
+    names += ["perplexity", "bits_per_byte", "validation_bits_per_byte"]
+    unknown: dict[str, Any] = dict.fromkeys(names, math.nan)
     return dataclasses.replace(
         record,
         model_id=f"{record.model_id}@{storage}",
         weight_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
-        **dict.fromkeys(losses, math.nan),
+        **unknown,
     )
 
 

@@ -47,7 +47,7 @@ from sdsl_jax.checkpoints.interop.shards import (
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models.config import ModelConfig
 from sdsl_jax.models.transformer import Params, abstract_params
-from sdsl_jax.models.weights import WeightStorage, stored
+from sdsl_jax.models.weights import Matrix, WeightStorage, stored
 
 
 class Piece(NamedTuple):
@@ -215,7 +215,7 @@ class Checkpoint(NamedTuple):
         abstract = abstract_params(self.config)
         total = sum(leaf.size for leaf in jax.tree.leaves(abstract))
 
-        def read(path: Any, leaf: Any, sharding: Any = None) -> jax.Array:
+        def read(path: Any, leaf: Any, sharding: Any = None) -> Matrix:
             name = array_name(path)
             host = _aligned(leaf.shape, DTYPES[dtype])
             _fill(host, self.pieces[name], self.tensors, pool)
