@@ -1,9 +1,10 @@
 """`python -m benchmarks.passes [--turns 3] [--sizes 5m,33m,135m] [--json FILE]`: passes of a few
-tokens on a CPU, by the package's own product of few rows and by XLA's.
+tokens on a CPU, by the package's own product of few rows and by XLA's, and with weights stored as
+bfloat16 and int8.
 
 A process of its own for each side and turn, since a compiled step keeps the product that it was
-traced with; in it all widths of one size run in turn. Figures are in steps of the same process, so
-that a machine whose speed drifts does not decide.
+traced with; in it all widths of one size run in turn. Figures are in steps of the same process and
+the same weights, so that a machine whose speed drifts does not decide.
 """
 
 from __future__ import annotations
@@ -20,10 +21,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from sdsl_jax.models.weights import WeightStorage, store
+
 SIZES = {"500k": 500_000, "5m": 5_000_000, "33m": 33_000_000, "135m": 0}  # 0: SmolLM2-135M's shape
 PASSES = {"1": (1, 1), "2": (2, 1), "3": (3, 1), "5": (5, 1), "9": (9, 1), "batch 8": (1, 8)}
 CONTEXT = 64
 SIDES = {"own": "0", "xla": "1"}  # what SDSL_NO_SMALL_MATMUL is set to
+# Weights, by how they are stored. XLA's product is timed with float32 alone.
+WEIGHTS: dict[str, WeightStorage] = {
+    "float32": "as-loaded",
+    "bfloat16": "bfloat16",
+    "int8": "int8",
+}
 
 
 def measure(sizes: list[str], repetitions: int) -> dict[str, Any]:
@@ -44,11 +53,23 @@ def measure(sizes: list[str], repetitions: int) -> dict[str, Any]:
     for size in sizes:
         config = member(FamilyConfig(), SIZES[size], 256) if SIZES[size] else smollm2
         model = Model(config, init_params(config, jax.random.key(0)))
-        steps = {name: Step(model, width, CONTEXT, b) for name, (width, b) in PASSES.items()}
+        stored = {
+            weights: Model(config, store(model.params, storage))
+            for weights, storage in WEIGHTS.items()
+            if weights == "float32" or not unavailable(weights)
+        }
+        steps = {
+            f"{weights}/{name}": Step(each, width, CONTEXT, batch)
+            for weights, each in stored.items()
+            for name, (width, batch) in PASSES.items()
+        }
         seconds = time_steps(steps, repetitions=repetitions, confidence=0.9)
         result[size] = {
-            "bytes": sum(x.nbytes for x in jax.tree.leaves(model.params)),
-            "seconds": {name: interval.estimate for name, interval in seconds.items()},
+            weights: {
+                "bytes": sum(x.nbytes for x in jax.tree.leaves(each.params)),
+                "seconds": {name: seconds[f"{weights}/{name}"].estimate for name in PASSES},
+            }
+            for weights, each in stored.items()
         }
     return result
 
@@ -85,18 +106,23 @@ def main() -> None:
             runs[side].append(json.loads(done.stdout))
     if reason := runs["own"][0]["unavailable"]:
         sys.exit(f"The product of few rows is not available: {reason}")
-    table = Table("size", "product", "step, ms", *PASSES, title="Passes, in steps: median (range)")
+    title = "Passes, in steps of the same weights: median (range)"
+    head = ("size", "product", "weights", "step, ms", "of float32")
+    table = Table(*head, *PASSES, title=title)
     for size in sizes:
-        for side in SIDES:
-            times = [run[size]["seconds"] for run in runs[side]]
+        for side, weights in [(s, w) for s in SIDES for w in runs[s][0][size]]:
+            times = [run[size][weights]["seconds"] for run in runs[side]]
+            of_float32 = statistics.median(
+                t["1"] / run[size]["float32"]["seconds"]["1"] for t, run in zip(times, runs[side])
+            )
             cells = []
             for name in PASSES:
                 ratios = sorted(t[name] / t["1"] for t in times)
                 middle = statistics.median(ratios)
                 cells.append(f"{middle:.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})")
             step = statistics.median(t["1"] for t in times)
-            table.add_row(size, side, f"{1e3 * step:.3f}", *cells)
-    Console(width=None if sys.stdout.isatty() else 150).print(table)
+            table.add_row(size, side, weights, f"{1e3 * step:.3f}", f"{of_float32:.2f}", *cells)
+    Console(width=None if sys.stdout.isatty() else 170).print(table)
     if given.json:
         result = {
             "device": runs["own"][0]["device"],
