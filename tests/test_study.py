@@ -12,8 +12,9 @@ from sdsl_jax.config import load_study, to_toml
 from sdsl_jax.errors import SdslError
 from sdsl_jax.evidence import StudyRecords
 from sdsl_jax.fitting.law_files import load_law
+from sdsl_jax.models import small_matmul
 from sdsl_jax.progress import Silent
-from sdsl_jax.records import read_json, read_table
+from sdsl_jax.records import read_json, read_table, write_json, write_table
 from sdsl_jax.report.figures import CAPTIONS
 from sdsl_jax.study import STAGES, holdout, run_study
 
@@ -200,6 +201,78 @@ def test_command_line_ends_with_the_table(sdsl, tiny_study, tmp_path):
     ):
         assert words in out
     assert "\x1b[" not in out  # plain when not a terminal
+
+
+@pytest.fixture
+def timed_again(measured_study, tmp_path, monkeypatch):
+    """The stamp of the stage measure after it ran again, with the measuring itself left out."""
+
+    def again(stage="measure", run=lambda study: None):
+        folder = tmp_path / "copy"
+        shutil.copytree(measured_study, folder, dirs_exist_ok=True)
+        monkeypatch.setitem(STAGES, stage, STAGES[stage]._replace(run=run))
+        run_study(tiny(), folder, only=stage, force=True)
+        return StudyRecords(folder)
+
+    return again
+
+
+def test_times_without_the_compiled_product_say_so(timed_again, monkeypatch):
+    """The stamp of the stage holds it, so that what is installed later changes nothing."""
+    monkeypatch.setenv("SDSL_NO_SMALL_MATMUL", "1")
+    records = timed_again()
+    monkeypatch.delenv("SDSL_NO_SMALL_MATMUL")
+    (note,) = records.timing_notes
+    assert "(stages: measure)" in note
+    assert "because SDSL_NO_SMALL_MATMUL is set:" in note
+    assert "to have it, unset that variable" in note
+    assert "verify pass" in note
+    assert "speculation gains less on this machine" in note
+    assert note.count(". ") == 0
+    assert note.endswith(".")
+
+
+def test_without_a_compiler_it_names_one(timed_again, monkeypatch):
+    monkeypatch.setattr(small_matmul, "_load", lambda weights: "no C++ compiler was found")
+    monkeypatch.delenv("SDSL_NO_SMALL_MATMUL", raising=False)
+    (note,) = timed_again().timing_notes
+    assert "because no C++ compiler was found:" in note
+    assert "install a C++ compiler, on Debian with apt install g++" in note
+
+
+def test_nothing_is_said_with_it_or_on_another_device_or_where_nothing_was_timed(
+    timed_again, monkeypatch
+):
+    monkeypatch.setattr(small_matmul, "_load", lambda weights: "")
+    monkeypatch.delenv("SDSL_NO_SMALL_MATMUL", raising=False)
+    assert timed_again().timing_notes == []
+    monkeypatch.setenv("SDSL_NO_SMALL_MATMUL", "1")
+    assert timed_again("conditions").timing_notes == []
+    with monkeypatch.context() as accelerator:
+        accelerator.setattr(small_matmul.jax, "default_backend", lambda: "gpu")
+        assert timed_again().timing_notes == []
+    # A stage that may time decoders, and had none to time.
+    records = timed_again("clock", lambda study: write_table(study.records_folder, "runs", []))
+    assert records.timing_notes == []
+
+
+@pytest.mark.slow
+def test_the_report_and_the_command_end_with_it(sdsl, tiny_study, tmp_path):
+    folder = shutil.copytree(tiny_study, tmp_path / "copy")
+    stages = read_json(folder / "stages.json")
+    for stage in ("measure", "codesign"):
+        stages[stage]["without_small_matmul"] = {"why": "it is <broken>", "remedy": "mend it"}
+    write_json(folder / "stages.json", stages)
+    (folder / "report.html").unlink()
+    file = tmp_path / "tiny.toml"
+    file.write_text(to_toml(tiny()))
+    status, out, _ = sdsl("study", file, "--out", folder)
+    assert status == 0
+    last = out.rstrip().splitlines()[-1]
+    assert "(stages: measure, codesign)" in last
+    assert "because it is <broken>:" in last
+    page = (folder / "report.html").read_text()
+    assert page.count("because it is &lt;broken&gt;:") == 1
 
 
 @pytest.mark.parametrize(

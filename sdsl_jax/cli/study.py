@@ -64,6 +64,8 @@ def study(
             _print_holdout(console, evidence.holdout)
         if evidence and evidence.clock:
             _print_clock(console, evidence.clock)
+        for note in records.timing_notes:
+            say(console, note)
 
 
 def _print_optima(console: Console, rows: list[OptimumRow]) -> None:

@@ -11,6 +11,7 @@ from sdsl_jax.counts import short_count
 from sdsl_jax.fitting import FittedLaws
 from sdsl_jax.fitting.law_files import Fits, read_fits
 from sdsl_jax.hardware import HardwareFile, load_hardware
+from sdsl_jax.models.small_matmul import Absence
 from sdsl_jax.notebook import table_of
 from sdsl_jax.records import (
     AcceptanceRecord,
@@ -213,6 +214,26 @@ class StudyRecords:
                 pair = draft, entry.target_id, max(1, entry.lookahead_integer)
                 rows.append(OptimumRow(entry, clock.get(pair)))
         return rows
+
+    @property
+    def timing_notes(self) -> list[str]:
+        """Why speculation gains less in the timings of this study than it might, a sentence for each
+        reason; empty where they were taken with the compiled product of a CPU, or on another device.
+        """
+        path = self.folder / "stages.json"
+        stages: dict[Absence, list[str]] = {}
+        for stage, stamp in (read_json(path) if path.exists() else {}).items():
+            if isinstance(stamp, dict) and "without_small_matmul" in stamp:
+                absence = from_json(Absence, stamp["without_small_matmul"], f"the file {path}")
+                stages.setdefault(absence, []).append(stage)
+        # The passes of docs/decoding.md, from 5 to 135 million parameters.
+        return [
+            f"The timings of this study (stages: {', '.join(named)}) were taken without the fast compiled product for CPUs, "
+            f"because {absence.why}: in models of about a million parameters and more, a verify pass of five tokens then takes "
+            "1.4 to 2.3 decoding steps instead of 1.2 to 1.8, so speculation gains less on this machine; to have it, "
+            f"{absence.remedy}, and run these stages again with --force."
+            for absence, named in stages.items()
+        ]
 
     def _overview(self) -> dict[str, str]:
         drafts, targets = len(self.of_role("draft")), len(self.of_role("target"))

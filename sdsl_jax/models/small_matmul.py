@@ -4,7 +4,7 @@ A verify pass multiplies a few rows with every matrix of the model, and XLA's pr
 it than reading the weights does. The product here (`small_matmul.cc`) reads them once and is called
 through `jax.ffi`. It is compiled when it is first needed, by the machine's own C++ compiler for the
 machine's own processor, and kept in the user's cache folder. Where that is not possible, XLA's product
-serves, and `unavailable` says why.
+serves, and `absence` says why.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -36,6 +37,7 @@ _FLAGS = ["-std=c++20", "-O2", "-march=native", "-ffp-contract=fast", "-fno-math
 _FLAGS += ["-w", "-fPIC", "-shared"]
 _COMPILERS = ("c++", "g++", "clang++")
 _SECONDS = 600
+_INSTALL = "install a C++ compiler, on Debian with apt install g++"
 # The source is compiled for one type of weights at a time: most users need one, and it takes seconds.
 _TYPES = ("float32", "bfloat16", "int8")
 _SYMBOL = "SmallMatmul"
@@ -48,17 +50,43 @@ _MOST_ROWS = ((1 << 17, 6), (1 << 20, 16))
 _MOST_NARROW_ROWS = ((1, 16),)
 
 
+@dataclass(frozen=True)
+class Absence:
+    """Why XLA's product serves a CPU, and what would change that; both are clauses of a sentence.
+
+    Attributes:
+      why: The reason, such as "no C++ compiler was found".
+      remedy: What to do, such as "install a C++ compiler".
+    """
+
+    why: str
+    remedy: str
+
+
+def absence(weights: str = "float32") -> Absence | None:
+    """Why the product here is not used on this CPU; None where it is, and on other devices.
+
+    Args:
+      weights: Type of the weights: float32, bfloat16 or int8.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    if os.environ.get("SDSL_NO_SMALL_MATMUL", "") not in ("", "0"):
+        return Absence("SDSL_NO_SMALL_MATMUL is set", "unset that variable")
+    why = _load(weights)
+    return Absence(why, _INSTALL) if why else None
+
+
 def unavailable(weights: str = "float32") -> str:
     """Why XLA's product serves instead, as a sentence; empty where the product here is used.
 
     Args:
       weights: Type of the weights: float32, bfloat16 or int8.
     """
-    if os.environ.get("SDSL_NO_SMALL_MATMUL", "") not in ("", "0"):
-        return "SDSL_NO_SMALL_MATMUL is set."
     if jax.default_backend() != "cpu":
         return f"It is for CPUs, and JAX computes on {jax.default_backend()}."
-    return _load(weights)
+    missing = absence(weights)
+    return f"{missing.why[0].upper()}{missing.why[1:]}; {missing.remedy}." if missing else ""
 
 
 def serves(x: Array | jax.ShapeDtypeStruct, weight: Matrix | jax.ShapeDtypeStruct) -> bool:
@@ -132,12 +160,14 @@ def _target(weights: str) -> str:
 @functools.cache
 def _load(weights: str) -> str:
     """Compiles the product for weights of a type if need be, and makes it known to XLA; returns why
-    that failed, or ""."""
+    that failed, as a clause, or ""."""
     try:
         with tempfile.TemporaryDirectory(prefix="sdsl-") as scratch:
             library = ctypes.CDLL(str(_compiled(Path(scratch), weights)))
-    except (OSError, subprocess.SubprocessError, RuntimeError) as reason:
+    except RuntimeError as reason:
         return f"{reason}"
+    except (OSError, subprocess.SubprocessError) as reason:
+        return f"it cannot be compiled or loaded ({reason})"
     handler = jax.ffi.pycapsule(library[_SYMBOL])
     jax.ffi.register_ffi_target(_target(weights), handler, platform="cpu")
     return ""
@@ -166,7 +196,7 @@ def _compile(output: Path, weights: str) -> Path:
     compilers = filter(None, (os.environ.get("CXX"), *_COMPILERS))
     compiler = next(filter(None, map(shutil.which, compilers)), None)
     if compiler is None:
-        raise RuntimeError("No C++ compiler was found (Debian: apt install g++).")
+        raise RuntimeError("no C++ compiler was found")
     headers = ["-isystem", jax.ffi.include_dir(), f"-DSDSL_{weights.upper()}"]
     command = [compiler, *_FLAGS, *headers, str(_SOURCE), "-o", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)

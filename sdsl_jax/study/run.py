@@ -17,6 +17,7 @@ from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import (
     SCHEMA_VERSION,
     read_json,
+    read_table,
     require_study_folder,
     write_json,
     write_marked,
@@ -105,8 +106,20 @@ def _run_stage(study: Study, stage: str) -> None:
         "key": key,
         "seconds": time.perf_counter() - began,
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+        **_slow_product(study, stage),
     }
     write_json(study.folder / "stages.json", stamps(study.folder) | {stage: stamp})
+
+
+def _slow_product(study: Study, stage: str) -> dict[str, Any]:
+    """What a stamp says of times that were measured without the compiled product of this CPU."""
+    times = STAGES[stage].times
+    if not times or not read_table(study.records_folder, times):
+        return {}
+    from sdsl_jax.models.small_matmul import absence
+
+    missing = absence()
+    return {"without_small_matmul": missing} if missing else {}
 
 
 def is_fresh(study: Study, stage: str) -> bool:
@@ -136,7 +149,8 @@ def forget(folder: Path, stage: str) -> None:
 
 
 def stamps(folder: Path) -> dict[str, Any]:
-    """For every completed stage the digest of what it was made from, its seconds, and when it ended."""
+    """For every completed stage the digest of what it was made from, its seconds, when it ended, and
+    why it timed models without the compiled product of a CPU, if it did."""
     path = folder / "stages.json"
     return {
         stage: stamp
@@ -147,8 +161,8 @@ def stamps(folder: Path) -> dict[str, Any]:
 
 def _inputs(study: Study, stage: str) -> tuple[str, ...]:
     """Files that a stage reads."""
-    _, _, inputs, _, optional = STAGES[stage]
-    return (*inputs, *(path for path in optional if (study.folder / path).exists()))
+    inputs = STAGES[stage].inputs
+    return (*inputs, *(path for path in STAGES[stage].optional if (study.folder / path).exists()))
 
 
 def _key(study: Study, stage: str) -> str:

@@ -86,6 +86,7 @@ class Stage(NamedTuple):
       inputs: Files that it reads, relative to the study's folder.
       outputs: Files that it makes.
       optional: Files that it reads where there are any.
+      times: The table of the times that it measures, if it times models.
     """
 
     run: Callable[[Study], None]
@@ -93,6 +94,7 @@ class Stage(NamedTuple):
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     optional: tuple[str, ...] = ()
+    times: str = ""
 
 
 def versions() -> dict[str, str]:
@@ -309,6 +311,7 @@ STAGES = {
         (*_MODEL, "measure"),
         _RECORDS[:1],
         (*_MEASURED, "records/events.parquet", _CHECKS),
+        times="latency",
     ),
     "conditions": Stage(_conditions, (*_MODEL, "measure", "conditions"), _RECORDS[:1], _CONDITIONS),
     "fit": Stage(_fit, (*_MODEL, "fit"), (*_RECORDS[:2], "records/latency.csv"), (_FITS,)),
@@ -317,9 +320,12 @@ STAGES = {
         ("seed", "data", "fit", "measure", "codesign"),
         (_FITS, "records/models.csv", "records/survival.csv"),
         _SOLVED,
+        times="clock",
     ),
-    "calibrate": Stage(_calibrate, ("seed", "clock"), (), ("records/timings.csv",)),
-    "clock": Stage(_clock, (*_MODEL, "measure", "clock"), _RECORDS[:1], _TIMED),
+    "calibrate": Stage(
+        _calibrate, ("seed", "clock"), (), ("records/timings.csv",), times="timings"
+    ),
+    "clock": Stage(_clock, (*_MODEL, "measure", "clock"), _RECORDS[:1], _TIMED, times="runs"),
     "evidence": Stage(
         _evidence,
         (*_MODEL, "measure", "fit", "codesign", "holdout"),

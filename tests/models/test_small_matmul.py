@@ -168,12 +168,18 @@ def test_published_greedy_tokens_are_those_of_xla(everywhere, tmp_path):
 
 
 def test_without_a_compiler_xla_serves(monkeypatch, tmp_path):
-    """The reason is a sentence that says what to install."""
+    """And the reason is a sentence that says what to install."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     reason = module._load.__wrapped__("float32")
-    assert reason.startswith("No C++ compiler was found")
+    assert reason == "no C++ compiler was found"
+    with monkeypatch.context() as patched:
+        patched.delenv("SDSL_NO_SMALL_MATMUL", raising=False)
+        patched.setattr(module, "_load", lambda weights: reason)
+        assert module.unavailable() == (
+            "No C++ compiler was found; install a C++ compiler, on Debian with apt install g++."
+        )
     (tmp_path / "c++").write_text("#!/bin/sh\necho 'x.cc:1: error: no header' >&2; exit 1\n")
     (tmp_path / "c++").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
@@ -212,4 +218,11 @@ def test_it_can_be_left_out():
         text=True,
         check=True,
     )
-    assert done.stdout == "SDSL_NO_SMALL_MATMUL is set.\n"
+    assert done.stdout == "SDSL_NO_SMALL_MATMUL is set; unset that variable.\n"
+
+
+def test_on_an_accelerator_nothing_is_missing(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setenv("SDSL_NO_SMALL_MATMUL", "1")
+    assert module.absence() is None
+    assert module.unavailable() == "It is for CPUs, and JAX computes on gpu."
