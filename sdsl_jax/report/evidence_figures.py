@@ -36,7 +36,8 @@ EVIDENCE_CAPTIONS = {
     "intervals. Middle: acceptance of every pair with a held-out member. On the dashed lines predicted equals measured. Right: "
     "the measured speed-up (FLOPs) that each way of choosing draft and lookahead gives for the largest target, and what it "
     "loses of the best.",
-    "dependence": "Left: the α that the geometric formula needs to give the tokens per round of each lookahead, for "
+    "dependence": "Whether acceptance is independent. Left: the α that the geometric formula needs to give the tokens "
+    "per round of each lookahead, for "
     "the drafts of the largest budget and the largest target; under independent acceptance every curve would be level. "
     "Dashed: exact α on the same samples, which the curves approach as more positions are tested. Bars: intervals over "
     "samples. Right: error of three models of the tokens per round, mean over all pairs, with intervals over drafts; "

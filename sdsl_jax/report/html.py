@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from importlib import resources
 from typing import Any, NamedTuple, TypeGuard
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 
 from sdsl_jax.counts import short_count
 from sdsl_jax.evidence import Evidence, StudyRecords
@@ -17,6 +19,7 @@ from sdsl_jax.records.codesign import CodesignEntry, CodesignLandscape
 from sdsl_jax.report.evidence_figures import EVIDENCE_CAPTIONS
 from sdsl_jax.report.figures import CAPTIONS
 from sdsl_jax.report.style import NAMES, target_label
+from sdsl_jax.report.warnings import fit_warnings, marked, optima_warnings
 
 
 def write_report(
@@ -50,6 +53,10 @@ def write_report(
             stages=stages,
             versions=versions,
             records=records,
+            optima=marked(records.codesign),
+            optima_warnings=optima_warnings(records.codesign),
+            fit_warnings=fit_warnings([records.fits.loss_law, *records.fits.acceptance_laws]),
+            costs={"flops": "FLOPs", "measured": "measured"},
             images=images,
             captions=CAPTIONS,
             evidence=records.document("evidence", Evidence) or Evidence(),
@@ -57,6 +64,7 @@ def write_report(
             estimators=_estimators(records),
             self_check=_self_check(records.self_checks),
             findings=_findings(records),
+            timing_notes=records.timing_notes,
             confidence=records.fits.loss_law.confidence,
         )
     )
@@ -81,6 +89,9 @@ def environment() -> jinja2.Environment:
         "percent": _percent,
         "fixed": _fixed,
         "fields": vars,
+        "slug": _slug,
+        "first_clause": lambda text: re.split(r"[.:;] ", text, maxsplit=1)[0].removesuffix("."),
+        "outline": _outline,
     }
     environment.tests["known"] = _is_known
     return environment
@@ -94,36 +105,86 @@ def _number(value: float | None, digits: int = 3) -> str:
     if not _is_known(value):
         return "–"
     ordinary = 1e-3 <= abs(value) < 1e5
-    return f"{value:,.{digits}f}" if ordinary else f"{value:.{digits}g}"
+    return _minus(f"{value:,.{digits}f}" if ordinary else f"{value:.{digits}g}")
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
-    return f"{100 * value:.{digits}f}%" if _is_known(value) else "–"
+    return _minus(f"{100 * value:.{digits}f}%") if _is_known(value) else "–"
 
 
 def _fixed(value: float | None, digits: int = 3) -> str:
-    return f"{value:.{digits}f}" if _is_known(value) else "–"
+    return _minus(f"{value:.{digits}f}") if _is_known(value) else "–"
 
 
-class _EstimatorRow(NamedTuple):
-    """α of one pair by every estimator and lookahead; 0 stands for no lookahead."""
+def _minus(text: str) -> str:
+    """A number with a sign as wide as a plus, which no line breaks after."""
+    return text.replace("-", "−")
+
+
+def _slug(title: str) -> str:
+    """The anchor of a heading."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+
+
+class Section(NamedTuple):
+    """A heading of the page: its anchor, its text as HTML, and the headings below it."""
+
+    anchor: str
+    title: Markup
+    parts: list[tuple[str, Markup]]
+
+
+def _outline(page: str) -> list[Section]:
+    """The headings of a page that have an anchor, for its list of contents."""
+    sections: list[Section] = []
+    for level, anchor, title in re.findall(r'<h([23]) id="([^"]+)">(.*?)</h', page):
+        if level == "2":
+            sections.append(Section(anchor, Markup(title), []))
+        else:
+            sections[-1].parts.append((anchor, Markup(title)))
+    return sections
+
+
+class _Pair(NamedTuple):
+    """α of one pair in several columns."""
 
     draft: str
     target: str
-    cells: list[tuple[tuple[str, int], AcceptanceRecord | None]]
+    alphas: list[AcceptanceRecord | None]
 
 
-def _estimators(records: StudyRecords) -> list[_EstimatorRow]:
-    lookaheads = sorted({r.lookahead for r in records.survival})
-    keys = [("teacher_forced_text", 0), ("teacher_forced_samples", 0)]
-    keys += [(name, g) for name in ("decoded_per_test", "decoded_tar") for g in lookaheads]
+class _Estimators(NamedTuple):
+    """A table of α: of one way to measure it, at several lookaheads, or of the exact ones."""
+
+    caption: str
+    columns: list[str]
+    rows: list[_Pair]
+
+
+def _estimators(records: StudyRecords) -> list[_Estimators]:
     by_pair: dict[tuple[str, str], dict[tuple[str, int], AcceptanceRecord]] = {}
     for row in records.acceptance:
         by_pair.setdefault((row.draft_id, row.target_id), {})[row.estimator, row.lookahead] = row
-    return [
-        _EstimatorRow(*pair, [(key, rows.get(key)) for key in keys])
-        for pair, rows in by_pair.items()
+
+    def table(caption: str, columns: dict[str, tuple[str, int]]) -> _Estimators:
+        rows = [
+            _Pair(*pair, [found.get(key) for key in columns.values()])
+            for pair, found in by_pair.items()
+            if found.keys() & columns.values()
+        ]
+        return _Estimators(caption, list(columns), rows)
+
+    exact = {
+        "held-out text": "teacher_forced_text",
+        "target's own samples": "teacher_forced_samples",
+    }
+    lookaheads = sorted({r.lookahead for r in records.survival})
+    tables = [table("exact", {name: (key, 0) for name, key in exact.items()})]
+    tables += [
+        table(NAMES[key], {f"γ\u00a0=\u00a0{g}": (key, g) for g in lookaheads})
+        for key in ("decoded_per_test", "decoded_tar")
     ]
+    return [one for one in tables if one.rows]
 
 
 class _Scores(NamedTuple):

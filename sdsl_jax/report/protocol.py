@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sdsl_jax.evidence.protocol import ProtocolSummary, ProtocolTarget
+from sdsl_jax.evidence.protocol import ProtocolPair, ProtocolSummary, ProtocolTarget
 from sdsl_jax.fitting.plane import Plane
 from sdsl_jax.records import write_text
 from sdsl_jax.report.style import COLOURS, figure
+from sdsl_jax.report.warnings import said_once
 
 _DRAWN = (-0.25, 1.25)
 TABLE, FIGURE = "protocol.md", "plane"
@@ -44,20 +45,21 @@ def _row(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _header(*names: str) -> list[str]:
-    return [_row(*names), "|" + "---|" * len(names)]
+def _header(words: int, *names: str) -> list[str]:
+    """Heads of columns, of which so many of the first hold words and the others numbers."""
+    return [_row(*names), "|" + "---|" * words + "---:|" * (len(names) - words)]
 
 
 def _target_row(t: ProtocolTarget) -> str:
     best, optima = t.highest_alpha, (t.optimum, t.optimum_of_published_plane)
     return _row(
         t.target,
+        t.state,
+        "–" if best is None else f"{best.alpha:.3f} ({best.draft})",
         f"{t.params / 1e9:.3g}B",
         f"{t.train_tokens:.2g}",
-        t.state,
         str(t.drafts),
         "–" if t.perplexity is None else f"{t.perplexity:.2f}",
-        "–" if best is None else f"{best.alpha:.3f} ({best.draft})",
         *(_size(optimum.draft_params if optimum else None) for optimum in optima),
         _size(t.stated_optimum),
     )
@@ -84,14 +86,15 @@ def _markdown(summary: ProtocolSummary) -> str:
         "a plane of acceptance: ours, fitted to the pairs below, and the published one.",
         "",
         *_header(
-            *("target", "M", "D′", "state", "drafts", "perplexity", "highest α"),
+            3,
+            *("target", "state", "highest α", "M", "D′", "drafts", "perplexity"),
             *("N*, our plane", "N*, published plane", "N* stated"),
         ),
         *map(_target_row, summary.targets),
         "",
         "## α = A·x + B·y + C, x and y the perplexities of draft and target",
         "",
-        *_header("", "A", "B", "C", "R²", "MSE", "pairs"),
+        *_header(1, "plane", "A", "B", "C", "R²", "MSE", "pairs"),
         _plane_row("ours", summary.plane),
         _plane_row("published", summary.published_plane),
     ]
@@ -109,28 +112,35 @@ def _markdown(summary: ProtocolSummary) -> str:
         "",
         "## Pairs",
         "",
-        *_header("draft", "target", "x", "y", "α", "how", "α from TAR at γ"),
+        *_pairs(summary.pairs),
     ]
-    for p in summary.pairs:
-        tar = sorted(p.tar_alpha.items(), key=lambda item: int(item[0]))
+    if summary.absent:
+        lines += ["", "Not there: " + ", ".join(summary.absent) + "."]
+    for reason, names in said_once((name, [text]) for name, text in summary.unreadable.items()):
+        lines += ["", f"Not measured: {', '.join(names)}: {reason}"]
+    return "\n".join(lines) + "\n"
+
+
+def _pairs(pairs: list[ProtocolPair]) -> list[str]:
+    """A row for each pair, and below them what holds for many."""
+    lookaheads = sorted({gamma for pair in pairs for gamma in pair.tar_alpha}, key=int)
+    inverted = [f"α from TAR, γ = {gamma}" for gamma in lookaheads]
+    lines = _header(2, "draft", "target", "x", "y", "α", *inverted)
+    for p in pairs:
         lines.append(
             _row(
                 p.draft,
                 p.target,
                 f"{p.draft_perplexity:.2f}",
                 f"{p.target_perplexity:.2f}",
-                f"{p.alpha:.3f}",
-                "exact, on the target's samples"
-                if p.lossless
-                else "re-tokenised, no lossless decoding",
-                ", ".join(f"{gamma}: {alpha:.3f}" for gamma, alpha in tar) or "–",
+                f"{p.alpha:.3f}" + ("" if p.lossless else " †"),
+                *(f"{p.tar_alpha[g]:.3f}" if g in p.tar_alpha else "–" for g in lookaheads),
             )
         )
-    if summary.absent:
-        lines += ["", "Not there: " + ", ".join(summary.absent) + "."]
-    for name, reason in summary.unreadable.items():
-        lines += ["", f"Not measured: {name}: {reason}"]
-    return "\n".join(lines) + "\n"
+    lines += ["", "α: exact, on the target's samples."]
+    if not all(p.lossless for p in pairs):
+        lines[-1] += " †: re-tokenised, since the tokenizers differ; there is no lossless decoding."
+    return lines
 
 
 def _draw(points: np.ndarray, summary: ProtocolSummary, out: Path) -> None:
