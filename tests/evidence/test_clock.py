@@ -4,6 +4,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 from evidence_records import config, evidence_section, model, records
+from report_page import Page, assert_readable
 
 from sdsl_jax.evidence import Evidence
 from sdsl_jax.evidence.clock import cells, clock
@@ -205,5 +206,6 @@ def test_the_figure_and_the_section(found, tmp_path):
     image = matplotlib.image.imread(tmp_path / "clock.png")
     assert (image[..., :3].std(axis=(0, 1)) > 0.05).all()
     section = evidence_section(evidence, {"clock": "AAAA"})
-    for text in ("On the clock", "Regret", "pays up to batch"):
+    for text in ("On the clock", "Regret", "batch up to which speculation pays"):
         assert text in section
+    assert_readable(Page(section))

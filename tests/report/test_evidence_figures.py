@@ -2,6 +2,7 @@ import jinja2
 import matplotlib.image
 import pytest
 from evidence_records import chain_study, evidence_section, law_study
+from report_page import Page, assert_readable
 
 from sdsl_jax.evidence import Evidence, StudyRecords, gather
 from sdsl_jax.records import write_json
@@ -38,6 +39,7 @@ def test_figures_are_drawn_only_of_what_is_there(dependent, tmp_path):
     for heading in ("temperature matter", "hold on other text", "perplexity alone"):
         assert heading in section
     assert EVIDENCE_CAPTIONS["conditions"].split(":")[0] in section
+    assert_readable(Page(section))
 
 
 @pytest.mark.slow
@@ -46,6 +48,7 @@ def test_the_section_shows_only_what_was_answered(dependent):
     assert "For the sceptic" in section
     assert "persistent chain" in section
     assert "perplexity alone" not in section
+    assert_readable(Page(section))
     assert evidence_section(Evidence(), {}).strip() == ""
 
 
