@@ -279,13 +279,13 @@ def _evidence(study: Study) -> None:
 
 
 def _figures(study: Study) -> None:
-    from sdsl_jax.report import draw_figures
+    from sdsl_jax.report.figures import draw_figures
 
     draw_figures(study.records, study.folder / "figures")
 
 
 def _report(study: Study) -> None:
-    from sdsl_jax.report import write_report
+    from sdsl_jax.report.html import write_report
 
     stamps = read_json(study.folder / "stages.json")
     write_report(study.records, to_toml(study.config), stamps, versions())
