@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from sdsl_jax.errors import require
-from sdsl_jax.theory.arrays import Scalar
+from sdsl_jax.theory.arrays import Scalar, in_numpy, namespace, of_jax
 from sdsl_jax.theory.serving import Design, Serving, outcome
 
 _SIZES, _LOOKAHEADS, _GRID = 48, 32, 48
@@ -26,9 +26,9 @@ class Speculation(NamedTuple):
       lookahead: γ, the best of 1 to 32.
     """
 
-    speedup: Float[Array, ""]
-    draft_params: Float[Array, ""]
-    lookahead: Float[Array, ""]
+    speedup: Float[Array, "*shape"]
+    draft_params: Float[Array, "*shape"]
+    lookahead: Float[Array, "*shape"]
 
 
 class BreakEven(NamedTuple):
@@ -46,33 +46,53 @@ class BreakEven(NamedTuple):
       at_design: The best speculation at the design's own batch and target.
     """
 
-    smallest_batch: Float[Array, ""]
-    largest_batch: Float[Array, ""]
-    gapless: Bool[Array, ""]
-    every_batch: Bool[Array, ""]
-    target_params: Float[Array, ""]
+    smallest_batch: float
+    largest_batch: float
+    gapless: bool
+    every_batch: bool
+    target_params: float
     at_design: Speculation
 
 
-@jax.jit
 def best_speculation(serving: Serving, design: Design, smallest_draft: Scalar) -> Speculation:
     """The fastest speculation for a design's target and batch, by brute force over 48 sizes up to
     the target's and γ of 1 to 32.
 
     Drafts to which an unbounded law gives an acceptance of 1 or more do not count. The design's
     own draft size and lookahead are ignored.
+
+    Args:
+      serving: What a design is judged by.
+      design: A design, or many: its leaves broadcast to the shape of the result.
+      smallest_draft: Smallest draft in non-embedding parameters.
     """
-    target = jnp.asarray(design.target_params, jnp.result_type(float))
-    sizes = jnp.exp(jnp.linspace(jnp.log(smallest_draft), jnp.log(target), _SIZES))
-    lookaheads = jnp.arange(1, _LOOKAHEADS + 1, dtype=sizes.dtype)
+    given = serving, design, smallest_draft
+    return _traced_speculation(*given) if of_jax(given) else _best_speculation(*in_numpy(given))
 
-    def judge(size: Array, lookahead: Array) -> Array:
-        result = outcome(serving, design._replace(draft_params=size, lookahead=lookahead))
-        return jnp.where(result.acceptance < 1, result.speedup, 0.0)
 
-    table = jax.vmap(jax.vmap(judge, (None, 0)), (0, None))(sizes, lookaheads)
-    row, column = jnp.unravel_index(jnp.argmax(table), table.shape)
-    return Speculation(table[row, column], sizes[row], lookaheads[column])
+def _best_speculation(serving: Serving, design: Design, smallest_draft: Scalar) -> Speculation:
+    xp = namespace(serving, design, smallest_draft)
+    rows = Design(*(xp.asarray(leaf, float)[..., None, None] for leaf in design))
+    target = xp.asarray(design.target_params, float)
+    ends = xp.log(xp.full_like(target, smallest_draft)), xp.log(target)
+    sizes = xp.exp(xp.linspace(*ends, _SIZES, axis=-1))[..., None]
+    lookaheads = xp.arange(1, _LOOKAHEADS + 1, dtype=sizes.dtype)
+    lookaheads = lookaheads.reshape(*[1] * (sizes.ndim - 1), -1)
+    gives = outcome(serving, rows._replace(draft_params=sizes, lookahead=lookaheads))
+    table = xp.where(gives.acceptance < 1, gives.speedup, 0.0)
+    flat = table.reshape(*table.shape[:-2], -1)
+    best = xp.argmax(flat, axis=-1)
+    sizes = xp.broadcast_to(sizes, table.shape).reshape(flat.shape)
+
+    def at_best(values: Array) -> Array:
+        return xp.take_along_axis(values, best[..., None], axis=-1)[..., 0]
+
+    return Speculation(
+        at_best(flat), at_best(sizes), xp.asarray(1 + best % _LOOKAHEADS, sizes.dtype)
+    )
+
+
+_traced_speculation = jax.jit(_best_speculation)
 
 
 def break_even(
@@ -104,57 +124,52 @@ def break_even(
         ordered,
         f"sizes run from {smallest_draft:g} to {largest_target:g}; they must be positive and rising.",
     )
-    batches = np.geomspace(1, largest_batch, _GRID).round()
-    return _break_even(
-        serving,
-        design,
-        smallest_draft,
-        jnp.asarray(batches, jnp.result_type(float)),
-        largest_target,
-    )
+    serving, design = in_numpy((serving, design))
 
+    def pays(**changed: Any) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            best = best_speculation(serving, design._replace(**changed), smallest_draft)
+        return np.asarray(best.speedup) > 1
 
-@jax.jit
-def _break_even(
-    serving: Serving, design: Design, smallest: Scalar, batches: Array, largest_target: Scalar
-) -> BreakEven:
-    def pays(**changed: Array) -> Array:
-        return best_speculation(serving, design._replace(**changed), smallest).speedup > 1
+    def edge(
+        paying: float,
+        failing: float,
+        pays: Callable[[float], np.ndarray],
+        middle: Callable[[float], float],
+        turns: int,
+    ) -> float:
+        """The last value that pays on the way from one that does to one that does not."""
+        for _ in range(turns):
+            at = middle((paying + failing) / 2)
+            paying, failing = (at, failing) if pays(at) else (paying, at)
+        return paying
 
-    def bisect(paying: Array, failing: Array, pays, middle, turns: int) -> Array:
-        """Narrows the gap between a value that pays and one that does not, and returns the former."""
-
-        def halve(_, ends):
-            at = middle(*ends)
-            enough = pays(at)
-            return jnp.where(enough, at, ends[0]), jnp.where(enough, ends[1], at)
-
-        return jax.lax.fori_loop(0, turns, halve, (paying, failing))[0]
-
-    count = len(batches)
-    paid = jax.lax.map(lambda b: pays(batch=b), batches)
-    first = jnp.min(jnp.where(paid, jnp.arange(count), count))
-    last = jnp.max(jnp.where(paid, jnp.arange(count), -1))
-
-    def edge(inside: Array, outside: Array, rounded) -> Array:
+    def whole_edge(inside: int, outside: int, rounded: Callable[[float], float]) -> float:
         """The last whole batch that pays on the way from a paying batch to its failing neighbour."""
-        paying, failing = (batches[jnp.clip(i, 0, count - 1)] for i in (inside, outside))
         # Once the ends are neighbours the middle is the one that pays, and nothing changes any more.
-        return bisect(
-            paying, failing, lambda b: pays(batch=b), lambda x, y: rounded((x + y) / 2), 12
-        )
+        ends = batches[inside], batches[outside]
+        return edge(*ends, lambda b: pays(batch=np.asarray(b)), rounded, 12)
 
-    largest = edge(last, last + 1, jnp.floor)
-    largest = jnp.where(last < 0, 0.0, jnp.where(last == count - 1, jnp.inf, largest))
-    least = jnp.where(first == count, jnp.inf, edge(first, first - 1, jnp.ceil))
-    gapless = (last < 0) | (paid.sum() == last - first + 1)
+    batches = np.geomspace(1, largest_batch, _GRID).round()
+    paid = pays(batch=batches)
+    first, last = np.flatnonzero(paid)[[0, -1]] if paid.any() else (_GRID, -1)
+    least, largest = np.inf, 0.0
+    if paid.any():
+        least = whole_edge(first, first - 1, np.ceil) if first else batches[0]
+        largest = np.inf if last == _GRID - 1 else whole_edge(last, last + 1, np.floor)
 
-    targets = jnp.linspace(jnp.log(smallest), jnp.log(largest_target), _GRID)
-    failed = ~jax.lax.map(lambda m: pays(target_params=jnp.exp(m)), targets)
-    last = jnp.max(jnp.where(failed, jnp.arange(_GRID), -1))
-    ends = targets[jnp.minimum(last + 1, _GRID - 1)], targets[jnp.maximum(last, 0)]
-    size = bisect(*ends, lambda m: pays(target_params=jnp.exp(m)), lambda x, y: (x + y) / 2, 40)
-    size = jnp.where(last < 0, 0.0, jnp.where(last == _GRID - 1, jnp.inf, jnp.exp(size)))
+    targets = np.linspace(np.log(smallest_draft), np.log(largest_target), _GRID)
+    failed = np.flatnonzero(~pays(target_params=np.exp(targets)))
+    size = 0.0
+    if failed.size:
+        beyond = failed[-1] + 1
+        size = np.inf
+        if beyond < _GRID:
+            ends = targets[beyond], targets[beyond - 1]
+            size = np.exp(edge(*ends, lambda m: pays(target_params=np.exp(m)), lambda m: m, 40))
+    with np.errstate(all="ignore"):
+        here = best_speculation(serving, design, smallest_draft)
+    gapless = not paid.any() or paid.sum() == last - first + 1
     return BreakEven(
-        least, largest, gapless, paid.all(), size, best_speculation(serving, design, smallest)
+        float(least), float(largest), bool(gapless), bool(paid.all()), float(size), here
     )

@@ -115,7 +115,7 @@ def round_design(
         return not one.feasible, float(one.objective if one.feasible else one.violation)
 
     best = min((one for _, one in ends), key=rank)
-    return Rounded(best, jnp.expm1(best.objective - solved.objective))
+    return Rounded(best, np.expm1(best.objective - solved.objective))
 
 
 def _neighbours(
@@ -267,28 +267,27 @@ class Landscape(NamedTuple):
 def landscape(problem: ServingProblem, design: Design) -> Landscape:
     """The design space around an optimum, as wide as the draft size may go and as high as is of
     interest."""
-    with jax.enable_x64(True):
-        # Drafts of every size, where one was given too.
-        inputs = problem.inputs
-        inputs = inputs._replace(serving=inputs.serving._replace(draft_shape=None))
-        low, high = (float(end.draft_params) for end in (inputs.lower, inputs.upper))
-        if low == high:
-            low, high = low / 30, low * 30
-        columns = np.geomspace(low, high, _LANDSCAPE[0])
-        highest = max(10.0, 2.5 * float(design.lookahead))
-        rows = np.expm1(np.linspace(np.log(2.0), np.log1p(highest), _LANDSCAPE[1]))
-        grid = design._replace(draft_params=columns[None, :], lookahead=rows[:, None])
-        table = evaluate(problem.program, inputs, grid)
-        best = evaluate(problem.program, inputs, design)
-        sizes = problem.sizes.of(columns, "draft", float(design.aspect_ratio))
-        return Landscape(
-            getattr(sizes, problem.sizes.counted),
-            rows,
-            np.asarray(table.outcome.speedup),
-            np.asarray(table.allowed),
-            np.asarray(-jnp.expm1(best.objective - table.objective)),
-            problem.sizes.counted,
-        )
+    # Drafts of every size, where one was given too.
+    inputs = problem.inputs
+    inputs = inputs._replace(serving=inputs.serving._replace(draft_shape=None))
+    low, high = (float(end.draft_params) for end in (inputs.lower, inputs.upper))
+    if low == high:
+        low, high = low / 30, low * 30
+    columns = np.geomspace(low, high, _LANDSCAPE[0])
+    highest = max(10.0, 2.5 * float(design.lookahead))
+    rows = np.expm1(np.linspace(np.log(2.0), np.log1p(highest), _LANDSCAPE[1]))
+    grid = design._replace(draft_params=columns[None, :], lookahead=rows[:, None])
+    table = evaluate(problem.program, inputs, grid)
+    best = evaluate(problem.program, inputs, design)
+    sizes = problem.sizes.of(columns, "draft", float(design.aspect_ratio))
+    return Landscape(
+        getattr(sizes, problem.sizes.counted),
+        rows,
+        table.outcome.speedup,
+        table.allowed,
+        -np.expm1(best.objective - table.objective),
+        problem.sizes.counted,
+    )
 
 
 def money(problem: ServingProblem, outcome: Outcome) -> dict[str, float | None]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sdsl_jax.counts import short_count
@@ -46,7 +45,7 @@ def law_draws(loss: LoadedLaw, acceptance: LoadedLaw, most: int | None = None) -
         return LawDraws(None, None, 0, "; ".join(without))
     lengths = [len(jax.tree.leaves(law.draws)[0]) for law in laws.values()]
     count = min(lengths if most is None else [*lengths, most])
-    drawn = [jax.tree.map(lambda x: jnp.asarray(x[:count]), law.draws) for law in laws.values()]
+    drawn = [jax.tree.map(lambda x: np.asarray(x[:count]), law.draws) for law in laws.values()]
     basis = loss.basis
     if loss.joint is None or loss.joint != acceptance.joint:
         basis = f"loss law: {loss.basis}; acceptance law: {acceptance.basis}; taken as independent"

@@ -27,7 +27,7 @@ from sdsl_jax.codesign.optimise import OPTIMIZERS, TOLERANCE, minimise, spread_s
 from sdsl_jax.config.codesign_problem import OptimizerConfig
 from sdsl_jax.errors import require
 from sdsl_jax.ranges import require_distinct, require_fields
-from sdsl_jax.theory.arrays import Scalar
+from sdsl_jax.theory.arrays import Scalar, in_numpy, namespace, of_jax
 from sdsl_jax.theory.hardware import Shape
 from sdsl_jax.theory.serving import Design, Outcome, Serving, outcome
 
@@ -222,13 +222,13 @@ def evaluate(
       design: The designs; its leaves, and those of `draft`, broadcast to one shape.
       draft: Drafts of shapes of their own; members of the draft family if None.
     """
-    weights, limits = inputs.weights, inputs.limits
-    return _evaluate(
-        program.objective, program.constraints, weights, limits, inputs.serving, design, draft
-    )
+    given = inputs.weights, inputs.limits, inputs.serving, design, draft
+    if of_jax(given):
+        return _traced_evaluation(program.objective, program.constraints, *given)
+    with np.errstate(all="ignore"):
+        return _evaluate(program.objective, program.constraints, *in_numpy(given))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _evaluate(
     objective: tuple[str, ...],
     constraints: tuple[str, ...],
@@ -238,13 +238,17 @@ def _evaluate(
     design: Design,
     draft: Shape | None = None,
 ) -> Evaluated:
+    xp = namespace(weights, limits, serving, design, draft)
     gives = outcome(serving, design, draft)
-    shape = jnp.broadcast_shapes(*(jnp.shape(x) for x in jax.tree.leaves(gives)))
-    gives, design = jax.tree.map(lambda x: jnp.broadcast_to(x, shape), (gives, design))
-    logs = jnp.log(jnp.stack([getattr(gives, n) for n in (*objective, *constraints)], axis=-1))
-    limits = jnp.log(jnp.asarray(limits)).reshape(*[1] * len(shape), -1)
-    metrics, limited = jnp.split(logs, [len(objective)], axis=-1)
-    return Evaluated(design, gives, metrics @ jnp.asarray(weights), limited - limits)
+    shape = np.broadcast_shapes(*(np.shape(x) for x in jax.tree.leaves((gives, design))))
+    gives, design = jax.tree.map(lambda x: xp.broadcast_to(x, shape), (gives, design))
+    logs = xp.log(xp.stack([getattr(gives, n) for n in (*objective, *constraints)], axis=-1))
+    limits = xp.log(xp.asarray(limits)).reshape(*[1] * len(shape), -1)
+    metrics, limited = xp.split(logs, [len(objective)], axis=-1)
+    return Evaluated(design, gives, metrics @ xp.asarray(weights), limited - limits)
+
+
+_traced_evaluation = jax.jit(_evaluate, static_argnums=(0, 1))
 
 
 def whole_lookaheads(program: Program, inputs: ProgramInputs) -> np.ndarray:
@@ -265,7 +269,7 @@ def at_best_lookahead(
     them. Drafts may have shapes of their own, leaves [R, 1] too.
     """
     every = design._replace(lookahead=whole_lookaheads(program, inputs)[None, :])
-    table = jax.tree.map(np.asarray, evaluate(program, inputs, every, draft))
+    table = evaluate(program, *in_numpy((inputs, every, draft)))
     eligible = np.where(table.allowed.any(axis=1, keepdims=True), table.allowed, True)
     best = np.argmin(np.where(eligible, table.objective, np.inf), axis=1)
     return jax.tree.map(lambda x: x[np.arange(len(best)), best], table)
@@ -409,7 +413,7 @@ def solve_together(
     program: Program, many: Sequence[ProgramInputs], optimizer: OptimizerConfig
 ) -> list[Solved]:
     """The optima of many problems of one program, a fixed number at a time."""
-    starts = jnp.asarray(spread_starts(optimizer.starts, len(program.variables)))
+    starts = spread_starts(optimizer.starts, len(program.variables))
     optima: list[Solved] = []
     for first in range(0, len(many), _PROBLEMS_TOGETHER):
         some = list(many[first : first + _PROBLEMS_TOGETHER])

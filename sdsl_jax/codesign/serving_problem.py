@@ -7,8 +7,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sdsl_jax.codesign.drafts import AskedDrafts, PublishedDraft, asked_drafts, to_be_trained
@@ -25,6 +23,7 @@ from sdsl_jax.errors import require
 from sdsl_jax.fitting.law_files import LoadedLaw, load_law
 from sdsl_jax.hardware import HardwareFile, load_hardware
 from sdsl_jax.theory import LogitPlane, ShapeRule
+from sdsl_jax.theory.arrays import in_numpy
 from sdsl_jax.theory.hardware import Precision, family_shape, resident_bytes
 from sdsl_jax.theory.laws import About
 from sdsl_jax.theory.serving import Design, Serving, shapes
@@ -59,13 +58,13 @@ def non_embedding_params(total: float, rule: ShapeRule) -> float:
     """
     low, high = 0.0, math.log(total)
     require(
-        total > float(total_params(1.0, rule)),
+        total > float(total_params(np.float64(1), rule)),
         f"a model of {short_count(total)} parameters in all is smaller than its embeddings of "
         f"{short_count(float(rule.vocab_size))} tokens; give a larger size or a smaller vocabulary.",
     )
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        below = float(total_params(math.exp(middle), rule)) < total
+        below = total_params(np.exp(middle), rule) < total
         low, high = (middle, high) if below else (low, middle)
     return math.exp((low + high) / 2)
 
@@ -110,8 +109,7 @@ class Sizes:
         rule = self.families[role]
         if aspect_ratio is not None:
             rule = rule._replace(aspect_ratio=aspect_ratio)
-        with jax.enable_x64(True):
-            total: Any = np.asarray(total_params(params, rule))
+        total: Any = total_params(np.asarray(params, float), rule)
         return Size(total if total.ndim else float(total), params if total.ndim else float(params))
 
     def in_design(self, design: Design, name: str) -> float | Size:
@@ -130,8 +128,7 @@ class Sizes:
         """Non-embedding parameters of a model whose size is in the count of the loss law."""
         if self.counted != "total":
             return size
-        with jax.enable_x64(True):
-            return non_embedding_params(size, self.families[role])
+        return non_embedding_params(size, self.families[role])
 
 
 @dataclass(frozen=True)
@@ -200,6 +197,7 @@ class Memory:
 
 def memory(serving: Serving, design: Design) -> Memory:
     """Weights and full caches of both models against the devices' memory."""
+    serving, design = in_numpy((serving, design))
     longest = serving.prompt_tokens + serving.new_tokens
     draft, target = shapes(serving, design)
     of_target = float(resident_bytes(target, serving.precision, design.batch, longest))
@@ -275,33 +273,32 @@ def build(config: ProblemConfig) -> ServingProblem:
     )
     sizes = _sizes(config, loss)
     asked = asked_drafts(config, sizes.counted)
-    with jax.enable_x64(True):
-        target = sizes.non_embedding(config.target.params, "target")
-        ranges = _ranges(config, target, sizes)
-        size = None
-        if "draft_params" not in ranges:
-            size, model = _the_draft(config, asked)
-            sizes = replace(sizes, model=model)
-        first = target / 200 if size is None else sizes.non_embedding(size, "draft")
-        tokens = config.draft.tokens
-        serving = _serving(config, loss, acceptance, hardware, sizes)
-        if sizes.model is not None:
-            first, tokens = float(sizes.model.shape.params), sizes.model.tokens
-        fixed = Design(first, 4.0, tokens, config.draft.aspect_ratio, config.workload.batch, target)
-        lower = fixed._replace(**{name: low for name, (low, _) in ranges.items()})
-        upper = fixed._replace(**{name: high for name, (_, high) in ranges.items()})
-        smallest = memory(serving, lower)
-        if smallest.fits is not None:
-            limits = {"memory_bytes": MEMORY_SHARE * smallest.capacity_bytes} | limits
-        inputs = ProgramInputs(
-            serving,
-            fixed,
-            lower,
-            upper,
-            np.asarray(list(objective.values())),
-            np.asarray(list(limits.values())),
-        )
-        inputs = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), inputs)
+    target = sizes.non_embedding(config.target.params, "target")
+    ranges = _ranges(config, target, sizes)
+    size = None
+    if "draft_params" not in ranges:
+        size, model = _the_draft(config, asked)
+        sizes = replace(sizes, model=model)
+    first = target / 200 if size is None else sizes.non_embedding(size, "draft")
+    tokens = config.draft.tokens
+    serving = _serving(config, loss, acceptance, hardware, sizes)
+    if sizes.model is not None:
+        first, tokens = float(sizes.model.shape.params), sizes.model.tokens
+    fixed = Design(first, 4.0, tokens, config.draft.aspect_ratio, config.workload.batch, target)
+    lower = fixed._replace(**{name: low for name, (low, _) in ranges.items()})
+    upper = fixed._replace(**{name: high for name, (_, high) in ranges.items()})
+    smallest = memory(serving, lower)
+    if smallest.fits is not None:
+        limits = {"memory_bytes": MEMORY_SHARE * smallest.capacity_bytes} | limits
+    inputs = ProgramInputs(
+        serving,
+        fixed,
+        lower,
+        upper,
+        np.asarray(list(objective.values())),
+        np.asarray(list(limits.values())),
+    )
+    inputs = in_numpy(inputs)
     program = Program(
         variables=tuple(ranges),
         objective=tuple(objective),

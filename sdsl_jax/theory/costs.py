@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from sdsl_jax.theory.arrays import Scalar
+from sdsl_jax.theory.arrays import Scalar, namespace
 from sdsl_jax.theory.lookahead import optimal_lookahead_unchecked
 from sdsl_jax.theory.optima import DraftOptimum, optimal_draft
 
@@ -55,7 +55,7 @@ def layers_and_width(params: Scalar, rule: ShapeRule) -> tuple[Array, Array]:
     Solves params = 12·layers·width² with width = aspect_ratio·layers, and layers smoothly kept at 1
     or above.
     """
-    params = jnp.asarray(params)
+    params = namespace(params, rule).asarray(params)
     unbounded = (params / (BLOCK_PARAMS_PER_WIDTH_SQUARED * rule.aspect_ratio**2)) ** (1 / 3)
     layers = (1.0 + unbounded**_SMOOTH_MAX_POWER) ** (1 / _SMOOTH_MAX_POWER)
     return layers, (params / (BLOCK_PARAMS_PER_WIDTH_SQUARED * layers)) ** 0.5

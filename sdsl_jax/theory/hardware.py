@@ -22,9 +22,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from sdsl_jax.theory.arrays import Scalar
+from sdsl_jax.theory.arrays import Scalar, namespace
 from sdsl_jax.theory.bracketed import best_lookahead
 from sdsl_jax.theory.costs import LinearCost, ShapeRule, layers_and_width
 from sdsl_jax.theory.optima import DraftOptimum, optimal_draft_of_rounds
@@ -92,12 +93,13 @@ class Shape(NamedTuple):
     @property
     def total_params(self) -> Array:
         """All parameters, the embedding tables among them."""
-        return jnp.asarray(self.params) + self.embedding_tables * self.vocab_size * self.width
+        tables = self.embedding_tables * self.vocab_size * self.width
+        return namespace(self).asarray(self.params) + tables
 
     def flops_per_token(self, context: Scalar) -> Array:
         """Forward FLOPs for one token that attends to `context` positions."""
         return (
-            2 * jnp.asarray(self.params)
+            2 * namespace(self, context).asarray(self.params)
             + 2 * self.vocab_size * self.width
             + 4 * context * self.query_width * self.layers
         )
@@ -107,7 +109,7 @@ def family_shape(params: Scalar, rule: ShapeRule) -> Shape:
     """The family member with `params` non-embedding parameters."""
     layers, width = layers_and_width(params, rule)
     return Shape(
-        jnp.asarray(params),
+        namespace(params, rule).asarray(params),
         layers,
         width,
         width,
@@ -142,57 +144,70 @@ class Load(NamedTuple):
 
 def smooth_maximum(x: Scalar, y: Scalar, sharpness: Scalar) -> Array:
     """(x^p + y^p)^(1/p) for x, y ≥ 0, not both 0; homogeneous of degree 1."""
-    x, y = jnp.asarray(x), jnp.asarray(y)
-    larger, smaller = jnp.maximum(x, y), jnp.minimum(x, y)
-    return larger * jnp.exp(jnp.log1p((smaller / larger) ** sharpness) / sharpness)
+    xp = namespace(x, y, sharpness)
+    x, y = xp.asarray(x), xp.asarray(y)
+    larger, smaller = xp.maximum(x, y), xp.minimum(x, y)
+    return larger * xp.exp(xp.log1p((smaller / larger) ** sharpness) / sharpness)
 
 
 def weight_bytes(shape: Shape, precision: Precision) -> Array:
     """Bytes of weights that a pass reads: all except the embedding table, of which it reads a few rows."""
-    return jnp.asarray(shape.params + shape.vocab_size * shape.width) * precision.weight_bytes
+    read = shape.params + shape.vocab_size * shape.width
+    return namespace(shape, precision).asarray(read) * precision.weight_bytes
 
 
 def cache_bytes(shape: Shape, precision: Precision, batch: Scalar, context: Scalar) -> Array:
     """Bytes of keys and values of `batch` rows of `context` positions."""
-    return 2 * jnp.asarray(batch) * context * shape.layers * shape.kv_width * precision.cache_bytes
+    positions = namespace(shape, precision, batch, context).asarray(batch) * context
+    return 2 * positions * shape.layers * shape.kv_width * precision.cache_bytes
 
 
 def communication_seconds(
     hardware: Hardware, shape: Shape, precision: Precision, load: Load
 ) -> Array:
     """Two ring all-reduces of activations in each layer (Megatron, 1909.08053): 2·(1 − 1/n)·bytes/link each; 0 for n = 1."""
-    message = jnp.asarray(load.batch) * load.tokens * shape.width * precision.cache_bytes
-    steps = 2 * (1 - 1 / jnp.asarray(load.devices))
+    xp = namespace(hardware, shape, precision, load)
+    message = xp.asarray(load.batch) * load.tokens * shape.width * precision.cache_bytes
+    steps = 2 * (1 - 1 / xp.asarray(load.devices))
     return (
         2
-        * jnp.asarray(shape.layers)
+        * xp.asarray(shape.layers)
         * steps
         * (message / hardware.link_bytes_per_second + hardware.link_seconds * load.devices)
     )
 
 
-@jax.jit  # traced once for each kind of arguments, however often optimisers nest, map and differentiate it
 def pass_time(hardware: Hardware, shape: Shape, precision: Precision, load: Load) -> Array:
     """Seconds of one forward pass: a decoding step if `load.tokens` is 1, a verify pass if it is γ + 1."""
-    tokens = jnp.asarray(load.batch) * load.tokens
+    of_numpy = namespace(hardware, shape, precision, load) is np
+    return (_pass_time if of_numpy else _traced_pass_time)(hardware, shape, precision, load)
+
+
+def _pass_time(hardware: Hardware, shape: Shape, precision: Precision, load: Load) -> Array:
+    xp = namespace(hardware, shape, precision, load)
+    tokens = xp.asarray(load.batch) * load.tokens
     flops = tokens * shape.flops_per_token(load.context)
     cache = cache_bytes(shape, precision, load.batch, load.context)
     moved = weight_bytes(shape, precision) + hardware.cache_slowdown * cache
     # Rises from 0 for one token to 1 for two, and stays there, so that a verify pass is convex in γ
     # ≥ 1. The slope at two tokens is that above them: half of the one below, which `clip` has
     # there, would end a search for the best γ at 1.
-    several = jnp.where(tokens < 2, jnp.maximum(tokens - 1, 0.0), 1.0)
+    several = xp.where(tokens < 2, xp.maximum(tokens - 1, 0.0), 1.0)
     return (
-        jnp.asarray(hardware.pass_seconds)
+        xp.asarray(hardware.pass_seconds)
         + (hardware.layer_seconds + hardware.matrix_seconds * several) * shape.layers
-        + (hardware.token_seconds + hardware.logit_seconds * jnp.asarray(shape.vocab_size)) * tokens
+        + (hardware.token_seconds + hardware.logit_seconds * xp.asarray(shape.vocab_size)) * tokens
         + smooth_maximum(
-            moved / (hardware.bytes_per_second * jnp.asarray(load.devices)),
-            flops / (hardware.flops_per_second * jnp.asarray(load.devices)),
+            moved / (hardware.bytes_per_second * xp.asarray(load.devices)),
+            flops / (hardware.flops_per_second * xp.asarray(load.devices)),
             hardware.sharpness,
         )
         + communication_seconds(hardware, shape, precision, load)
     )
+
+
+# Traced once for each kind of arguments, however often optimisers nest, map and differentiate it.
+_traced_pass_time = jax.jit(_pass_time)
 
 
 class Round(NamedTuple):
@@ -243,14 +258,12 @@ def round_time(
       devices: Devices that share the target (tensor parallelism).
       draft_devices: Devices that share the draft.
     """
+    lookahead = namespace(hardware, draft, target, lookahead, batch).asarray(lookahead)
     first = pass_time(hardware, draft, draft_precision, Load(2.0, batch, context, draft_devices))
     others = pass_time(hardware, draft, draft_precision, Load(1.0, batch, context, draft_devices))
-    verify = pass_time(
-        hardware, target, precision, Load(jnp.asarray(lookahead) + 1, batch, context, devices)
-    )
-    return Round(
-        first + (jnp.asarray(lookahead) - 1) * others, verify, jnp.asarray(hardware.round_seconds)
-    )
+    verify = pass_time(hardware, target, precision, Load(lookahead + 1, batch, context, devices))
+    overhead = namespace(hardware, verify).asarray(hardware.round_seconds)
+    return Round(first + (lookahead - 1) * others, verify, overhead)
 
 
 def resident_bytes(shape: Shape, precision: Precision, batch: Scalar, context: Scalar) -> Array:

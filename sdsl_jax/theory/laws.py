@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool
 
-from sdsl_jax.theory.arrays import Values
+from sdsl_jax.theory.arrays import Values, namespace, of_jax
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,11 @@ class About:
 
     def outside(self, **values: Values) -> Bool[Array, "*shape"]:
         """Whether any of the named values lies outside the fitted range; False where the range is unknown."""
-        outside = jnp.zeros((), bool)
+        xp = jnp if of_jax(values) else np
+        outside = xp.zeros((), bool)
         for name, low, high in self.valid or ():
             if name in values:
-                value = jnp.asarray(values[name])
+                value = xp.asarray(values[name])
                 outside = outside | (value < low) | (value > high)
         return outside
 
@@ -101,9 +103,10 @@ class ChinchillaLaw:
         """Loss of a model of `params` parameters after `tokens` training tokens, in the law's counts."""
         # Powers as exponentials of logs: their derivatives with respect to size and exponent share
         # one exponential.
-        size = jnp.exp(-self.a * jnp.log(jnp.asarray(params)))
-        data = jnp.exp(-self.b * jnp.log(jnp.asarray(tokens)))
-        return jnp.asarray(self.E) + self.A * size + self.B * data
+        xp = namespace(self, params, tokens)
+        size = xp.exp(-self.a * xp.log(xp.asarray(params)))
+        data = xp.exp(-self.b * xp.log(xp.asarray(tokens)))
+        return xp.asarray(self.E) + self.A * size + self.B * data
 
 
 @_law
@@ -128,9 +131,10 @@ class KaplanLaw:
 
     def __call__(self, params: Values, tokens: Values) -> Array:
         """Loss of a model of `params` non-embedding parameters after `tokens` tokens."""
-        ratio = jnp.asarray(self.alpha_N) / self.alpha_D
-        size = jnp.exp(ratio * (jnp.log(self.N_c) - jnp.log(jnp.asarray(params))))
-        return jnp.exp(self.alpha_D * jnp.log(size + self.D_c / jnp.asarray(tokens)))
+        xp = namespace(self, params, tokens)
+        ratio = xp.asarray(self.alpha_N) / self.alpha_D
+        size = xp.exp(ratio * (xp.log(self.N_c) - xp.log(xp.asarray(params))))
+        return xp.exp(self.alpha_D * xp.log(size + self.D_c / xp.asarray(tokens)))
 
 
 LossLaw = ChinchillaLaw | KaplanLaw
@@ -138,12 +142,13 @@ LossLaw = ChinchillaLaw | KaplanLaw
 
 def _below_one(alpha: Array) -> Array:
     """α, or the largest number below 1 where it rounds to 1: a bounded law stays below 1 in any precision."""
-    return jnp.minimum(alpha, 1 - jnp.finfo(alpha.dtype).epsneg)
+    return namespace(alpha).minimum(alpha, 1 - jnp.finfo(alpha.dtype).epsneg)
 
 
 def _inside(logit: Values) -> Array:
-    alpha = _below_one(jax.nn.sigmoid(jnp.asarray(logit)))
-    return jnp.maximum(alpha, jnp.finfo(alpha.dtype).tiny)
+    xp = namespace(logit)
+    alpha = _below_one(1 / (1 + xp.exp(-logit)) if xp is np else jax.nn.sigmoid(jnp.asarray(logit)))
+    return xp.maximum(alpha, jnp.finfo(alpha.dtype).tiny)
 
 
 class ModelPoint(NamedTuple):
@@ -180,7 +185,8 @@ class AffinePlane:
 
     def __call__(self, draft: ModelPoint, target: ModelPoint) -> Array:
         """Acceptance probability; may leave [0, 1]."""
-        return jnp.asarray(self.A) * jnp.exp(draft.loss) + self.B * jnp.exp(target.loss) + self.C
+        xp = namespace(self, draft, target)
+        return xp.asarray(self.A) * xp.exp(draft.loss) + self.B * xp.exp(target.loss) + self.C
 
 
 @_law
@@ -204,10 +210,11 @@ class LogitPlane:
 
     def __call__(self, draft: ModelPoint, target: ModelPoint) -> Array:
         """Acceptance probability, in (0, 1)."""
+        xp = namespace(self, draft, target)
         return _inside(
             self.level
-            - self.draft_slope * jnp.asarray(draft.loss)
-            + self.target_slope * jnp.asarray(target.loss)
+            - self.draft_slope * xp.asarray(draft.loss)
+            + self.target_slope * xp.asarray(target.loss)
         )
 
 
@@ -231,7 +238,8 @@ class LogitGap:
 
     def __call__(self, draft: ModelPoint, target: ModelPoint) -> Array:
         """Acceptance probability, in (0, 1)."""
-        return _inside(self.level - self.slope * (jnp.asarray(draft.loss) - target.loss))
+        gap = namespace(self, draft, target).asarray(draft.loss) - target.loss
+        return _inside(self.level - self.slope * gap)
 
 
 @_law
@@ -256,10 +264,11 @@ class PowerLaw:
 
     def __call__(self, draft: ModelPoint, target: ModelPoint) -> Array:
         """Acceptance probability, below 1."""
-        log_sizes = self.target_exponent * jnp.log(target.params) - self.exponent * jnp.log(
+        xp = namespace(self, draft, target)
+        log_sizes = self.target_exponent * xp.log(target.params) - self.exponent * xp.log(
             draft.params
         )
-        return _below_one(1 - jnp.asarray(self.scale) * jnp.exp(log_sizes))
+        return _below_one(1 - xp.asarray(self.scale) * xp.exp(log_sizes))
 
 
 @_law
@@ -289,13 +298,14 @@ class LogLinearLength:
 
     def __call__(self, draft: ModelPoint, target: ModelPoint) -> Array:
         """Acceptance probability, below 1; −1 where the length is ½ or less, which keeps a search off the pole."""
+        xp = namespace(self, draft, target)
         length = (
-            jnp.asarray(self.level)
-            + self.params_slope * jnp.log(draft.params)
-            + self.tokens_slope * jnp.log(draft.tokens)
-            + self.target_slope * jnp.log(target.params)
+            xp.asarray(self.level)
+            + self.params_slope * xp.log(draft.params)
+            + self.tokens_slope * xp.log(draft.tokens)
+            + self.target_slope * xp.log(target.params)
         )
-        return _below_one(1 - 1 / jnp.maximum(length, 0.5))
+        return _below_one(1 - 1 / xp.maximum(length, 0.5))
 
 
 AcceptanceLaw = AffinePlane | LogitPlane | LogitGap | PowerLaw | LogLinearLength

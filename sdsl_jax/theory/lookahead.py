@@ -27,17 +27,19 @@ from jaxtyping import Array, Bool, Float
 
 from sdsl_jax.errors import require
 from sdsl_jax.ranges import share_hint
-from sdsl_jax.theory.arrays import Values
+from sdsl_jax.theory.arrays import Values, namespace
 from sdsl_jax.theory.domain import check_numbers, known_numbers
 from sdsl_jax.theory.lambert import solve_branch, w_minus_log1p
 
 
 def tokens_per_round(acceptance: Values, lookahead: Values) -> Array:
     """τ = (1 − α^(γ+1)) / (1 − α), for γ ≥ 0; 1 for α ≤ 0, and γ + 1 for α ≥ 1."""
-    inside = (jnp.asarray(acceptance) > 0) & (jnp.asarray(acceptance) < 1)
-    k = -jnp.log(jnp.where(inside, acceptance, 0.5))
-    tau = jnp.expm1(-k * (lookahead + 1)) / jnp.expm1(-k)
-    return jnp.where(inside, tau, jnp.where(jnp.asarray(acceptance) <= 0, 1.0, lookahead + 1.0))
+    xp = namespace(acceptance, lookahead)
+    acceptance = xp.asarray(acceptance)
+    inside = (acceptance > 0) & (acceptance < 1)
+    k = -xp.log(xp.where(inside, acceptance, 0.5))
+    tau = xp.expm1(-k * (lookahead + 1)) / xp.expm1(-k)
+    return xp.where(inside, tau, xp.where(acceptance <= 0, 1.0, lookahead + 1.0))
 
 
 def speedup(

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from jaxtyping import Array
 
-from sdsl_jax.theory.arrays import Scalar
+from sdsl_jax.theory.arrays import Scalar, namespace
 from sdsl_jax.theory.costs import ShapeRule
 from sdsl_jax.theory.hardware import (
     Hardware,
@@ -145,7 +144,9 @@ class Outcome(NamedTuple):
 
 def counted(shape: Shape, law: LossLaw | AcceptanceLaw) -> Array:
     """The size of a model in the parameter count of a law."""
-    return shape.total_params if law.about.params_count == "total" else jnp.asarray(shape.params)
+    if law.about.params_count == "total":
+        return shape.total_params
+    return namespace(shape, law).asarray(shape.params)
 
 
 def shapes(serving: Serving, design: Design) -> tuple[Shape, Shape]:
@@ -161,7 +162,8 @@ def losses(serving: Serving, design: Design, draft: Shape | None = None) -> tupl
     """Losses of draft and target, in nats per token; `draft` as in `outcome`."""
     family_draft, target = shapes(serving, design)
     draft = family_draft if draft is None else draft
-    bend = jnp.log(jnp.asarray(design.aspect_ratio) / serving.draft_family.aspect_ratio)
+    xp = namespace(serving, design, draft)
+    bend = xp.log(xp.asarray(design.aspect_ratio) / serving.draft_family.aspect_ratio)
     law = serving.loss_law
     draft_loss = law(counted(draft, law), design.draft_tokens) * (
         1 + serving.aspect_penalty * bend**2
@@ -174,10 +176,10 @@ def acceptance(serving: Serving, design: Design, draft: Shape | None = None) -> 
     draft_loss, target_loss = losses(serving, design, draft)
     family_draft, target = shapes(serving, design)
     draft = family_draft if draft is None else draft
-    law = serving.acceptance_law
+    law, xp = serving.acceptance_law, namespace(serving, design, draft)
     return law(
-        ModelPoint(counted(draft, law), draft_loss, jnp.asarray(design.draft_tokens)),
-        ModelPoint(counted(target, law), target_loss, jnp.asarray(serving.target_tokens)),
+        ModelPoint(counted(draft, law), draft_loss, xp.asarray(design.draft_tokens)),
+        ModelPoint(counted(target, law), target_loss, xp.asarray(serving.target_tokens)),
     )
 
 
@@ -188,9 +190,8 @@ def _prefill_time(hardware: Hardware, shape: Shape, precision: Precision, load: 
 
 def target_prefill(serving: Serving, design: Design) -> Array:
     """Seconds in which the target reads a prompt, its tokens attending to half of it on average."""
-    reading = Load(
-        serving.prompt_tokens, 1.0, jnp.asarray(serving.prompt_tokens) / 2, serving.devices
-    )
+    half = namespace(serving, design).asarray(serving.prompt_tokens) / 2
+    reading = Load(serving.prompt_tokens, 1.0, half, serving.devices)
     return _prefill_time(serving.hardware, shapes(serving, design)[1], serving.precision, reading)
 
 
@@ -206,7 +207,7 @@ def outcome(serving: Serving, design: Design, draft: Shape | None = None) -> Out
       draft: A draft with a shape of its own, such as a published model; the member of the draft
         family if left out.
     """
-    s, hardware = serving, serving.hardware
+    s, hardware, xp = serving, serving.hardware, namespace(serving, design, draft)
     draft_loss, target_loss = losses(s, design, draft)
     alpha = acceptance(s, design, draft)
     family_draft, target = shapes(s, design)
@@ -226,23 +227,23 @@ def outcome(serving: Serving, design: Design, draft: Shape | None = None) -> Out
     )
     step = pass_time(hardware, target, s.precision, Load(1.0, design.batch, s.context, s.devices))
     # A prompt's tokens attend to half of it on average.
-    half = jnp.asarray(s.prompt_tokens) / 2
+    half = xp.asarray(s.prompt_tokens) / 2
     reading = Load(s.prompt_tokens, 1.0, half)
     target_first = _prefill_time(hardware, target, s.precision, reading._replace(devices=s.devices))
     first = target_first + _prefill_time(
         hardware, draft, s.draft_precision, reading._replace(devices=s.draft_devices)
     )
     # While a prompt is read no row is decoded, and each request has one for its new tokens.
-    batch, share = jnp.asarray(design.batch), jnp.asarray(s.prefill_share)
+    batch, share = xp.asarray(design.batch), xp.asarray(s.prefill_share)
     prefill = share / s.new_tokens
     seconds = took.seconds / (batch * tau) + prefill * first
     plain_seconds = step / batch + prefill * target_first
-    longest = jnp.asarray(s.prompt_tokens) + s.new_tokens
+    longest = xp.asarray(s.prompt_tokens) + s.new_tokens
     memory = resident_bytes(target, s.precision, design.batch, longest) / s.devices
     memory = (
         memory + resident_bytes(draft, s.draft_precision, design.batch, longest) / s.draft_devices
     )
-    price = jnp.asarray(hardware.price_per_hour) * s.devices / _HOUR
+    price = xp.asarray(hardware.price_per_hour) * s.devices / _HOUR
     # A backward pass costs twice a forward one.
     training = 3 * draft.flops_per_token(0.0) * design.draft_tokens
     training_seconds = training / (hardware.flops_per_second * s.training_utilisation)
