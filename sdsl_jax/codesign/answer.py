@@ -419,7 +419,7 @@ def _answer(problem: ServingProblem, solved: Solved, by_batch: list[Solved]) -> 
         engines = settings_of_best_draft(problem.config, whole.design, where_run)
     region = None if problem.config.draft.acceptance else _paying_region(problem, design)
     alone = _baseline(serving, design, gives, problem.priced)
-    rounded = _rounded(problem, whole, comparison.optimum, float(loss_of_rounding))
+    rounded = _rounded(problem, whole, comparison.optimum, loss_of_rounding)
     warnings = caveats(
         problem,
         solved,

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from sdsl_jax.codesign.laws import intervals_over_draws, law_draws
 from sdsl_jax.codesign.program import (
@@ -55,7 +54,7 @@ class Rounded(NamedTuple):
     """
 
     solved: Solved
-    loss: Float[Array, ""]
+    loss: float
 
 
 def round_design(
@@ -115,7 +114,7 @@ def round_design(
         return not one.feasible, float(one.objective if one.feasible else one.violation)
 
     best = min((one for _, one in ends), key=rank)
-    return Rounded(best, np.expm1(best.objective - solved.objective))
+    return Rounded(best, float(np.expm1(best.objective - solved.objective)))
 
 
 def _neighbours(
@@ -283,8 +282,8 @@ def landscape(problem: ServingProblem, design: Design) -> Landscape:
     return Landscape(
         getattr(sizes, problem.sizes.counted),
         rows,
-        table.outcome.speedup,
-        table.allowed,
+        np.asarray(table.outcome.speedup),
+        np.asarray(table.allowed),
         -np.expm1(best.objective - table.objective),
         problem.sizes.counted,
     )

@@ -144,9 +144,14 @@ def polish(functions: Functions, box: Box, start: Point) -> tuple[Point, Linear]
 
     # The first turn evaluates the start itself: nothing misses by more than infinity.
     z = jnp.concatenate(start)
-    unknown = jax.tree.map(
-        lambda leaf: jnp.full(leaf.shape, jnp.inf if leaf.dtype == z.dtype else False, leaf.dtype),
-        jax.eval_shape(lambda: linearised(functions, box, start)),
+    none = jnp.full_like(z, jnp.inf)
+    unknown = Linear(
+        objective=none[0],
+        constraints=none[size:],
+        slope=none[:size],
+        miss=none,
+        free=jnp.zeros(z.shape, bool),
+        matrix=jnp.full(2 * z.shape, jnp.inf, z.dtype),
     )
     (z, _, here), _ = jax.lax.scan(step, (z, jnp.zeros_like(z), unknown), length=_NEWTON_STEPS + 1)
     return Point(z[:size], z[size:]), here

@@ -15,7 +15,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -222,7 +222,7 @@ def evaluate(
       design: The designs; its leaves, and those of `draft`, broadcast to one shape.
       draft: Drafts of shapes of their own; members of the draft family if None.
     """
-    given = inputs.weights, inputs.limits, inputs.serving, design, draft
+    given: Any = inputs.weights, inputs.limits, inputs.serving, design, draft
     if of_jax(given):
         return _traced_evaluation(program.objective, program.constraints, *given)
     with np.errstate(all="ignore"):

@@ -134,6 +134,8 @@ def sensitivities(program: Program, inputs: ProgramInputs, solved: Solved) -> De
     """
     inputs = as_arrays(inputs)
     variables, objective = _sensitivities(program, inputs, solved.design, solved.multipliers)
+    if not isinstance(objective, jax.core.Tracer):
+        variables, objective = np.asarray(variables), np.asarray(objective)
     structure = jax.tree.structure((inputs.serving, inputs.fixed))
     by_serving, by_fixed = zip(
         *(jax.tree.unflatten(structure, list(row)) for row in (*variables, objective))
@@ -199,22 +201,17 @@ def of_stated_sizes(
     T/∂ln r·d ln r + direct terms, such as that of the vocabulary. A size on a bound stays there:
     bounds are of the stated size.
     """
-    arguments = (inputs.serving, solved.design)
     variables, fixed = dict(own.variables), dict(own.variables_fixed)
-    for i, role in enumerate(("draft", "target")):
+    sizes = jax.tree.map(np.asarray, _size_elasticities(inputs.serving, solved.design))
+    for role, (direct, by_design) in zip(("draft", "target"), sizes):
         name = f"{role}_params"
         if name not in program.variables:
             continue
         at = program.variables.index(name)
         if bool(solved.at_lower[at] | solved.at_upper[at]):
             continue
-
-        def size(arguments: tuple[Serving, Design], i: int = i) -> Array:
-            return jnp.log(counted(shapes(*arguments)[i], arguments[0].loss_law))
-
-        direct, by_design = jax.tree.map(_elasticity, jax.grad(size)(arguments), arguments)
         # What is fixed of the design moves the size by itself; what is not, as the optimum moves.
-        held = by_design._replace(**dict.fromkeys(program.variables, jnp.zeros(())))
+        held = by_design._replace(**dict.fromkeys(program.variables, 0.0))
         for tables, before, total in (
             (variables, own.variables, direct),
             (fixed, own.variables_fixed, held),
@@ -226,6 +223,22 @@ def of_stated_sizes(
                 )
             tables[name] = total
     return own._replace(variables=variables, variables_fixed=fixed)
+
+
+@jax.jit
+def _size_elasticities(serving: Serving, design: Design) -> list[tuple[Serving, Design]]:
+    """d ln T/d ln θ of the stated sizes T of draft and target, for every number θ."""
+    arguments = serving, design
+
+    def logs(arguments: tuple[Serving, Design]) -> Array:
+        law = arguments[0].loss_law
+        return jnp.log(jnp.stack([counted(shape, law) for shape in shapes(*arguments)]))
+
+    slopes = jax.jacrev(logs)(arguments)
+    return [
+        jax.tree.map(lambda slope, value, i=i: _elasticity(slope[i], value), slopes, arguments)
+        for i in range(2)
+    ]
 
 
 @dataclass(frozen=True)
@@ -260,7 +273,7 @@ def ranked_sensitivities(problem: ServingProblem, solved: Solved) -> list[Sensit
         return None
     program = problem.program
     moves = sensitivities(program, problem.inputs, solved)
-    moves = jax.tree.map(np.asarray, of_stated_sizes(program, problem.inputs, solved, moves))
+    moves = of_stated_sizes(program, problem.inputs, solved, moves)
     tables = {
         name: _flat(moves.variables[name]) | _flat(moves.variables_fixed[name])
         for name in program.variables

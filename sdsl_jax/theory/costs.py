@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,10 +55,10 @@ def layers_and_width(params: Scalar, rule: ShapeRule) -> tuple[Array, Array]:
     Solves params = 12·layers·width² with width = aspect_ratio·layers, and layers smoothly kept at 1
     or above.
     """
-    params = namespace(params, rule).asarray(params)
-    unbounded = (params / (BLOCK_PARAMS_PER_WIDTH_SQUARED * rule.aspect_ratio**2)) ** (1 / 3)
+    size: Any = namespace(params, rule).asarray(params)
+    unbounded = (size / (BLOCK_PARAMS_PER_WIDTH_SQUARED * rule.aspect_ratio**2)) ** (1 / 3)
     layers = (1.0 + unbounded**_SMOOTH_MAX_POWER) ** (1 / _SMOOTH_MAX_POWER)
-    return layers, (params / (BLOCK_PARAMS_PER_WIDTH_SQUARED * layers)) ** 0.5
+    return layers, (size / (BLOCK_PARAMS_PER_WIDTH_SQUARED * layers)) ** 0.5
 
 
 def flops_per_token(params: Scalar, rule: ShapeRule) -> Array:

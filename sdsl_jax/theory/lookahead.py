@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from sdsl_jax.errors import require
@@ -63,7 +62,7 @@ def speedup(
     check_numbers("[0, inf)", "the cost of a draft step in target steps", draft_step)
     check_numbers("(0, inf)", "the cost of a verify pass in target steps", verify_pass)
     alpha, gamma, step, verify = (
-        np.asarray(x) if isinstance(x, list | tuple) else x
+        x if isinstance(x, float | int) else jnp.asarray(x)
         for x in (acceptance, lookahead, draft_step, verify_pass)
     )
     return tokens_per_round(alpha, gamma) / (gamma * step + verify)
