@@ -115,6 +115,25 @@ def free_rows(free: Bool[Array, " Z"], slopes: Float[Array, "Z Z"]) -> Float[Arr
     return jnp.where(free[:, None], slopes, jnp.eye(len(free), dtype=slopes.dtype))
 
 
+def solve_small(matrix: Float[Array, "Z Z"], right: Float[Array, "Z K"]) -> Float[Array, "Z K"]:
+    """The x with matrix·x = right, by Gauss-Jordan elimination with row pivots; not finite where the
+    matrix is singular.
+
+    A few rows need no LAPACK, and a program that calls it cannot be kept (`kept_programs`).
+    """
+    size, index = len(matrix), jnp.arange(len(matrix))
+
+    def eliminate(k: Array, rows: Array) -> Array:
+        pivot = jnp.argmax(jnp.where(index >= k, jnp.abs(rows[:, k]), -1.0))
+        rows = rows[index.at[k].set(pivot).at[pivot].set(k)]
+        top = rows[k] / rows[k, k]
+        rows = rows - jnp.where(index == k, 0.0, rows[:, k])[:, None] * top[None]
+        return rows.at[k].set(top)
+
+    rows = jnp.concatenate([matrix, right], axis=1)
+    return jax.lax.fori_loop(0, size, eliminate, rows)[:, size:]
+
+
 def polish(functions: Functions, box: Box, start: Point) -> tuple[Point, Linear]:
     """A few Newton steps, each the share of a full one that comes nearest to a solution, or none
     where none comes nearer.
@@ -140,7 +159,7 @@ def polish(functions: Functions, box: Box, start: Point) -> tuple[Point, Linear]
         z, here = jax.tree.map(
             lambda new, old: jnp.where(better, new[best], old), (tried, there), (z, here)
         )
-        return (z, jnp.linalg.solve(here.matrix, here.miss), here), None
+        return (z, solve_small(here.matrix, here.miss[:, None])[:, 0], here), None
 
     # The first turn evaluates the start itself: nothing misses by more than infinity.
     z = jnp.concatenate(start)

@@ -26,6 +26,7 @@ from sdsl_jax.codesign.kkt import Box, Functions
 from sdsl_jax.codesign.optimise import OPTIMIZERS, TOLERANCE, minimise, spread_starts
 from sdsl_jax.config.codesign_problem import OptimizerConfig
 from sdsl_jax.errors import require
+from sdsl_jax.kept_programs import kept_program
 from sdsl_jax.ranges import require_distinct, require_fields
 from sdsl_jax.theory.arrays import Scalar, in_numpy, namespace, of_jax
 from sdsl_jax.theory.hardware import Shape
@@ -380,7 +381,7 @@ def _solve(program: Program, inputs: ProgramInputs, starts: Array, learning_rate
     )
 
 
-@functools.partial(jax.jit, static_argnames="program")
+@functools.partial(kept_program, static_argnums=(0,))
 def _sweep(program: Program, inputs: ProgramInputs, starts: Array, learning_rate: Array) -> Solved:
     return jax.vmap(lambda one: _solve(program, one, starts, learning_rate))(inputs)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from sdsl_jax.codesign.kkt import Point, field, free_components, free_rows
+from sdsl_jax.codesign.kkt import Point, field, free_components, free_rows, solve_small
 from sdsl_jax.codesign.program import (
     VARIABLES,
     Program,
@@ -23,6 +23,7 @@ from sdsl_jax.codesign.program import (
     objective_and_constraints,
 )
 from sdsl_jax.codesign.serving_problem import ServingProblem
+from sdsl_jax.kept_programs import kept_program
 from sdsl_jax.theory.serving import Design, Serving, counted, shapes
 
 # By the path of a number within `Serving`.
@@ -148,7 +149,7 @@ def sensitivities(program: Program, inputs: ProgramInputs, solved: Solved) -> De
     )
 
 
-@functools.partial(jax.jit, static_argnames="program")
+@functools.partial(kept_program, static_argnums=(0,))
 def _sensitivities(
     program: Program, inputs: ProgramInputs, design: Design, multipliers: Array
 ) -> tuple[Array, Array]:
@@ -176,7 +177,7 @@ def _sensitivities(
         jnp.concatenate([*point, values])
     )
     free = free_components(box(program, inputs), point, residual)
-    moved = jnp.linalg.solve(
+    moved = solve_small(
         free_rows(free, slopes[:, :held]), jnp.where(free[:, None], -slopes[:, held:], 0.0)
     )
     gained = f_slopes[held:] + multipliers @ g_slopes[:, held:]
@@ -225,7 +226,7 @@ def of_stated_sizes(
     return own._replace(variables=variables, variables_fixed=fixed)
 
 
-@jax.jit
+@kept_program
 def _size_elasticities(serving: Serving, design: Design) -> list[tuple[Serving, Design]]:
     """d ln T/d ln θ of the stated sizes T of draft and target, for every number θ."""
     arguments = serving, design
