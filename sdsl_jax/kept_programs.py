@@ -45,7 +45,7 @@ def kept_program(
       static_argnums: As for `jax.jit`; such arguments are told apart by their `repr`.
     """
     jitted = jax.jit(function, static_argnums=tuple(static_argnums))
-    programs: dict[str, Callable[..., Any]] = {}
+    programs: dict[Any, Callable[..., Any]] = {}
 
     @functools.wraps(function)
     def call(*arguments: Any) -> _Result:
@@ -56,27 +56,28 @@ def kept_program(
             return jitted(*arguments)
         leaves = [leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for leaf in leaves]
         static = {i: arguments[i] for i in static_argnums}
-        kinds = [(str(leaf.dtype), leaf.shape) for leaf in leaves]
-        key = _digest(function.__module__, function.__qualname__, static, structure, kinds)
-        if key in programs:
-            return programs[key](*leaves)
+        kinds = tuple((str(leaf.dtype), leaf.shape) for leaf in leaves)
+        kind = tuple(static.values()), structure, kinds, jax.config.jax_enable_x64, folder
+        if kind in programs:
+            return programs[kind](*leaves)
 
         def flat(*leaves: Any) -> Any:
             given = iter(jax.tree.unflatten(structure, leaves))
             whole = (static[i] if i in static else next(given) for i in range(len(arguments)))
             return function(*whole)
 
+        key = _digest(function.__module__, function.__qualname__, static, structure, kinds)
         name = f"{function.__name__.strip('_')}-{key}"
         file = folder / f"{name}.program"
         kept = file.exists()
         if kept and (loaded := _loaded(file, leaves)) is not None:
-            programs[key], result = loaded
+            programs[kind], result = loaded
             return result
         # JAX's entries are told apart by the name too. What was loaded from one of them cannot be
         # kept, and a file that could not be used came from one perhaps.
         flat.__name__ = f"{name}-{secrets.token_hex(4)}" if kept else name
-        programs[key] = _compiled(file, flat, leaves)
-        return programs[key](*leaves)
+        programs[kind] = _compiled(file, flat, leaves)
+        return programs[kind](*leaves)
 
     return call
 

@@ -26,6 +26,7 @@ from sdsl_jax.csv_table import is_missing, listed_names, read_csv
 from sdsl_jax.errors import require
 from sdsl_jax.fitting.law_files import LoadedLaw, load_law
 from sdsl_jax.hardware import load_hardware
+from sdsl_jax.kept_programs import kept_program
 from sdsl_jax.notebook import table_of
 from sdsl_jax.records.documents import to_json
 from sdsl_jax.theory import (
@@ -316,7 +317,7 @@ class _Answer(NamedTuple):
         return bool(self.best.speculate) and not self.flags.acceptance_saturates
 
 
-@jax.jit
+@kept_program
 def _solved(
     columns: Any, lows: Any, loss: LossLaw, acceptance: AcceptanceLaw, overhead: Any
 ) -> _Answer:
@@ -395,6 +396,9 @@ def codesign_command(target: Target, loss: str, acceptance: str) -> str:
     return "sdsl codesign " + " ".join(f"{flag} {value}" for flag, value in flags.items())
 
 
+_optima_of_draws = kept_program(optima_of_draws)
+
+
 def _interval(
     scenario: Scenario, loss: LoadedLaw, acceptance: LoadedLaw
 ) -> tuple[PredictionInterval | None, str]:
@@ -402,7 +406,8 @@ def _interval(
     draws = law_draws(loss, acceptance)
     if draws.count == 0:
         return None, draws.basis
-    optima = jax.tree.map(np.asarray, optima_of_draws(scenario, draws.loss, draws.acceptance))
+    solved = _optima_of_draws(scenario, draws.loss, draws.acceptance)
+    optima = jax.tree.map(np.asarray, solved)
     over_draws = intervals_over_draws(
         {"draft_params": optima.params, "lookahead": optima.lookahead, "speedup": optima.speedup},
         # Above 1 where a whole lookahead pays.

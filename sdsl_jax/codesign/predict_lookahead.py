@@ -9,18 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
 from sdsl_jax.errors import require
+from sdsl_jax.kept_programs import kept_program
 from sdsl_jax.notebook import table_of
 from sdsl_jax.ranges import share_hint
 from sdsl_jax.records.documents import to_json
-from sdsl_jax.theory import (
-    acceptance_from_tokens_per_round,
-    optimal_lookahead,
-    speedup,
-    tokens_per_round,
-)
+from sdsl_jax.theory import acceptance_from_tokens_per_round, tokens_per_round
+from sdsl_jax.theory.lookahead import check_domain, optimal_lookahead_unchecked
 
+_optimum = kept_program(optimal_lookahead_unchecked)
 # Two-sided 90% of a normal distribution.
 _NORMAL_90 = 1.6448536269514722
 # More drafts in a round than any engine proposes.
@@ -251,27 +250,29 @@ def best_lookahead(
         acceptance, counted = _acceptance(
             acceptance, acceptance_length, at_lookahead, accepted, drafted
         )
-        best = optimal_lookahead(acceptance, cost, verify_cost)
+        check_domain(acceptance, cost, verify_cost)
+        best = _optimum(acceptance, cost, verify_cost)
         whole = int(best.lookahead_integer)
         within = [whole, whole]
         if whole:
             floor = 0.99 * float(best.speedup_integer)
 
             def good(gamma: int) -> bool:
-                return float(speedup(acceptance, float(gamma), cost, verify_cost)) >= floor
+                tokens = float(tokens_per_round(np.float64(acceptance), gamma))
+                return tokens / (gamma * cost + verify_cost) >= floor
 
             # S rises up to the best whole lookahead and falls beyond it.
             within = [_first(good, 1, whole), _first(lambda g: not good(g), whole + 1, None) - 1]
 
         # S falls with d: the largest d at which some whole lookahead still pays. At v = 1 it is α.
         def pays(d: float) -> float:
-            return 1.0 if optimal_lookahead(acceptance, d, verify_cost).speculate else 0.0
+            return 1.0 if _optimum(acceptance, d, verify_cost).speculate else 0.0
 
         counts = None
         if counted is not None and accepted is not None and drafted and at_lookahead is not None:
             # At α = 1 no lookahead is the best one.
             ends = [
-                optimal_lookahead(min(alpha, 1 - 1e-12), cost, verify_cost).lookahead_integer
+                _optimum(min(alpha, 1 - 1e-12), cost, verify_cost).lookahead_integer
                 for alpha in (counted.low, counted.high)
             ]
             counts = LookaheadCounts(
@@ -292,7 +293,7 @@ def best_lookahead(
             lookahead=float(best.lookahead),
             lookahead_integer=whole,
             lookahead_within_1pct=within,
-            tokens_per_round=float(tokens_per_round(acceptance, whole)),
+            tokens_per_round=float(tokens_per_round(np.float64(acceptance), whole)),
             speedup=float(best.speedup),
             speedup_integer=float(best.speedup_integer),
             speculate=bool(best.speculate),
