@@ -9,8 +9,9 @@ What users call is here, and loaded when it is first asked for:
 - errors: `SdslError`, raised for every request that cannot be carried out
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sdsl_jax.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from sdsl_jax.checkpoints.loading import load_model
@@ -39,24 +40,19 @@ __all__ = [
     "speedup",
 ]
 
-_HOMES = {
-    "checkpoints.loading": ("load_model",),
-    "codesign.problem": ("Problem",),
-    "errors": ("SdslError",),
-    "fitting.fits": ("fit_acceptance", "fit_loss"),
-    "fitting.law_files": ("load_law",),
-    "measurement.measured_pair": ("measure_pair", "speculate"),
-    "study": ("run_study",),
-    "theory": ("Scenario", "optimal_draft", "optimal_lookahead", "speedup"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Imports the home of a name when it is first asked for, so that `sdsl --help` loads no jax."""
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"sdsl_jax.{home}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "checkpoints.loading": ("load_model",),
+        "codesign.problem": ("Problem",),
+        "errors": ("SdslError",),
+        "fitting.fits": ("fit_acceptance", "fit_loss"),
+        "fitting.law_files": ("load_law",),
+        "measurement.measured_pair": ("measure_pair", "speculate"),
+        "study": ("run_study",),
+        "theory": ("Scenario", "optimal_draft", "optimal_lookahead", "speedup"),
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sdsl_jax.cache_folders import processor
@@ -37,8 +38,8 @@ def kept_program(
     """`jax.jit` of a function, whose compiled programs are kept where JAX's persistent cache is on.
 
     A program that calls a library such as LAPACK is not kept. Wherever one cannot be kept or loaded,
-    it is compiled as ever. Under a transformation of
-    JAX, and without a persistent cache, this is `jax.jit`.
+    it is compiled as ever. Under a transformation of JAX, and without a persistent cache, this is
+    `jax.jit`.
 
     Args:
       function: A function of a module, as for `jax.jit`; it closes over nothing.
@@ -57,7 +58,7 @@ def kept_program(
         leaves = [leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for leaf in leaves]
         static = {i: arguments[i] for i in static_argnums}
         kinds = tuple((str(leaf.dtype), leaf.shape) for leaf in leaves)
-        kind = tuple(static.values()), structure, kinds, jax.config.jax_enable_x64, folder
+        kind = tuple(static.values()), structure, kinds, jnp.result_type(float), folder
         if kind in programs:
             return programs[kind](*leaves)
 
@@ -84,8 +85,9 @@ def kept_program(
 
 def _folder() -> Path | None:
     """Where programs are kept; None where nothing is kept, or more than one device is in play."""
-    folder = jax.config.jax_compilation_cache_dir
-    off = not jax.config.jax_enable_compilation_cache or jax.config.jax_default_device is not None
+    settings: dict[str, Any] = jax.config.values
+    folder = settings["jax_compilation_cache_dir"]
+    off = not settings["jax_enable_compilation_cache"] or settings["jax_default_device"] is not None
     return None if not folder or off or jax.process_count() > 1 else Path(folder)
 
 
@@ -93,7 +95,7 @@ def _digest(*of_program: Any) -> str:
     device = jax.local_devices()[0]
     settings = [os.environ.get(name) for name in _SETTINGS]
     machine = processor(), device.device_kind, jax.device_count()
-    around = _sources(), settings, machine, jax.config.jax_enable_x64
+    around = _sources(), settings, machine, jnp.result_type(float)
     return hashlib.sha256(repr((around, of_program)).encode()).hexdigest()[:32]
 
 

@@ -14,22 +14,21 @@ an optimum (`kkt`) then makes the end exact. docs/theory.md, section 9.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from sdsl_jax.codesign.kkt import Box, Functions, Linear, Point, polish, residual
 from sdsl_jax.solver_status import SolverStatus
 
-OPTIMIZERS = {
-    "adam": optax.adam,
-    "nadam": optax.nadam,
-    "momentum": functools.partial(optax.sgd, momentum=0.9),
-}
+if TYPE_CHECKING:
+    import optax
+
+# Of Optax, which is imported where a program is traced: a kept one needs none of it.
+OPTIMIZERS = ("adam", "nadam", "momentum")
 
 # ρ of the augmented Lagrangian, in units of the objective per squared e-fold of violation.
 # Logarithms of metrics bend by less than 1 per e-fold of anything, so that this much dominates them
@@ -121,16 +120,22 @@ def minimise(
       box: Bounds of x.
       starts: Points of the unit cube, as of `spread_starts`.
       learning_rate: Initial step size, in units of x.
-      optimizer: A key of `OPTIMIZERS`.
+      optimizer: One of `OPTIMIZERS`.
       steps: Updates in each round.
       rounds: Updates of the multipliers; one round is enough without constraints.
     """
+    import optax
+
     cosine = optax.cosine_decay_schedule(learning_rate, steps)
 
     def rate(count: Array) -> Array:
         return cosine(count % steps) / (1.0 + count // steps)
 
-    transform = OPTIMIZERS[optimizer](rate)
+    transform = {
+        "adam": optax.adam,
+        "nadam": optax.nadam,
+        "momentum": functools.partial(optax.sgd, momentum=0.9),
+    }[optimizer](rate)
 
     def step(state: _Descent, count: Array) -> tuple[_Descent, Array]:
         (x, multipliers), penalty, memory = state

@@ -70,7 +70,7 @@ class Program:
       variables: Free fields of `Design`.
       objective: Metrics to be minimised, weighted by `ProgramInputs.weights`.
       constraints: Metrics that may not exceed `ProgramInputs.limits`.
-      optimizer: A key of `OPTIMIZERS`.
+      optimizer: One of `OPTIMIZERS`.
       steps: Updates between two changes of the multipliers.
       rounds: Changes of the multipliers; not used without constraints.
     """

@@ -92,6 +92,9 @@ _QUANTITIES = {
     "prefill_share": "share of prefills here",
 }
 
+# Elasticities below this are rounding errors of 0, and do not order what they belong to.
+_ROUNDING = 1e-12
+
 
 class DesignSensitivities(NamedTuple):
     """Elasticities of an optimum: d ln x*/d ln θ of each variable x, and d(objective)/d ln θ, for
@@ -134,6 +137,8 @@ def sensitivities(program: Program, inputs: ProgramInputs, solved: Solved) -> De
       solved: Its optimum, which must be feasible.
     """
     inputs = as_arrays(inputs)
+    variables: Any
+    objective: Any
     variables, objective = _sensitivities(program, inputs, solved.design, solved.multipliers)
     if not isinstance(objective, jax.core.Tracer):
         variables, objective = np.asarray(variables), np.asarray(objective)
@@ -297,7 +302,8 @@ def ranked_sensitivities(problem: ServingProblem, solved: Solved) -> list[Sensit
 
     def weight(path: str) -> float:
         values = [gains[path]] if on_bounds else [table[path] for table in tables.values()]
-        return max(abs(v) if np.isfinite(v) else 0.0 for v in values)
+        largest = max(abs(v) if np.isfinite(v) else 0.0 for v in values)
+        return largest if largest > _ROUNDING else 0.0
 
     def scaled(path: str, by: float) -> dict[str, float | None]:
         return {name: _number(by * table[path]) for name, table in tables.items()}
@@ -313,7 +319,7 @@ def ranked_sensitivities(problem: ServingProblem, solved: Solved) -> list[Sensit
             scaled(path, errors[path]) if path in errors else None,
         )
         for path in sorted(gains, key=weight, reverse=True)
-        if weight(path) > 0 or abs(gains[path]) > 0
+        if any(abs(values[path]) > 0 for values in (*tables.values(), gains))
     ]
 
 
