@@ -49,7 +49,7 @@ def test_what_the_theory_loads():
     }
     ours = {m for m in after if m.startswith("sdsl_jax.")}
     assert ours
-    below = {"sdsl_jax.errors", "sdsl_jax.ranges", "sdsl_jax.theory"}
+    below = {"sdsl_jax.errors", "sdsl_jax.lazy_names", "sdsl_jax.ranges", "sdsl_jax.theory"}
     assert all(m in below or m.startswith("sdsl_jax.theory.") for m in ours), ours
     assert s > 1
     assert gamma > 1
