@@ -365,7 +365,7 @@ def test_answers_print_well():
     assert "name" not in nameless.to_json()
     gamma = best_lookahead(0.05, acceptance=0.7)
     assert repr(gamma) == "LookaheadAnswer(γ 6 (γ* = 5.48), speed-up 2.353×)"
-    assert "<th>tokens per round</th>" in gamma._repr_html_()
+    assert '<th scope="row">tokens per round</th>' in gamma._repr_html_()
 
 
 @pytest.mark.parametrize("document", [Prediction, LookaheadAnswer])
