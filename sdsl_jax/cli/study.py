@@ -46,12 +46,13 @@ def study(
     from sdsl_jax.study import run_study
 
     config = load_study(file, overrides)
-    if config.clock.lookaheads:
+    threads = config.clock.threads or (1 if config.clock.lookaheads else 0)
+    if threads:
         # Before anything uses jax: the threads of a CPU are set for good when its backend is
         # created.
         from sdsl_jax.measurement.threads import limit_threads
 
-        limit_threads(config.clock.threads)
+        limit_threads(threads)
     folder = out or Path("runs") / config.name
     console = standard_console()
     with closing(Terminal(console)) as progress:

@@ -138,7 +138,9 @@ class ClockConfig:
         the two largest targets beside the ladder's drafts of the same size and tokens.
       repetitions: Number of repetitions; half of them choose and the other half judge.
       prompts: Prompts that each repetition decodes.
-      threads: Threads that a computation on a CPU may use; small models are faster on one.
+      threads: Threads that a computation on a CPU may use, in every stage: models of a few million
+        parameters are timed best on one. 0 for one where `lookaheads` are timed, and for all
+        processors otherwise.
     """
 
     lookaheads: tuple[int, ...] = ()
@@ -147,7 +149,7 @@ class ClockConfig:
     other_models: tuple[str, ...] = ()
     repetitions: int = 8
     prompts: int = 16
-    threads: int = 1
+    threads: int = 0
 
     def __post_init__(self):
         for name in ("lookaheads", "batches", "batch_lookaheads"):
@@ -158,7 +160,7 @@ class ClockConfig:
             self.repetitions >= 2 and self.repetitions % 2 == 0,
             f"clock.repetitions is {self.repetitions}; one half of them chooses and the other judges, so it must be even.",
         )
-        require_fields("clock", self, prompts="[1, inf)", threads="[1, inf)")
+        require_fields("clock", self, prompts="[1, inf)", threads="[0, inf)")
         for batch in self.batches:
             require(
                 self.prompts % batch == 0,
