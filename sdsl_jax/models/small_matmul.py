@@ -19,6 +19,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,10 +158,22 @@ def _target(weights: str) -> str:
     return f"sdsl_small_matmul_{weights}"
 
 
-@functools.cache
+# Programs are traced by several threads at once, and XLA takes one handler for each name.
+_loading = threading.Lock()
+_reasons: dict[str, str] = {}
+
+
 def _load(weights: str) -> str:
-    """Compiles the product for weights of a type if need be, and makes it known to XLA; returns why
-    that failed, as a clause, or ""."""
+    """Loads the product for weights of a type once in a process; returns why that failed, as a
+    clause, or ""."""
+    with _loading:
+        if weights not in _reasons:
+            _reasons[weights] = _register(weights)
+        return _reasons[weights]
+
+
+def _register(weights: str) -> str:
+    """Compiles the product if need be, and makes it known to XLA."""
     try:
         with tempfile.TemporaryDirectory(prefix="sdsl-") as scratch:
             library = ctypes.CDLL(str(_compiled(Path(scratch), weights)))

@@ -4,6 +4,8 @@ import dataclasses
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import chex
 import jax
@@ -172,7 +174,7 @@ def test_without_a_compiler_xla_serves(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    reason = module._load.__wrapped__("float32")
+    reason = module._register("float32")
     assert reason == "no C++ compiler was found"
     with monkeypatch.context() as patched:
         patched.delenv("SDSL_NO_SMALL_MATMUL", raising=False)
@@ -183,9 +185,7 @@ def test_without_a_compiler_xla_serves(monkeypatch, tmp_path):
     (tmp_path / "c++").write_text("#!/bin/sh\necho 'x.cc:1: error: no header' >&2; exit 1\n")
     (tmp_path / "c++").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    assert module._load.__wrapped__("float32").endswith(
-        "cannot compile it: x.cc:1: error: no header"
-    )
+    assert module._register("float32").endswith("cannot compile it: x.cc:1: error: no header")
     assert not (tmp_path / "sdsl_jax").exists()
 
 
@@ -207,6 +207,22 @@ def test_it_is_compiled_once_and_kept(monkeypatch, tmp_path):
     assert [path.name for path in kept.parent.iterdir()] == [kept.name]
     monkeypatch.setattr(os, "getuid", lambda: -1)
     assert module._compiled(scratch, "float32").parent == scratch
+
+
+def test_threads_that_trace_at_once_load_it_once(monkeypatch):
+    """XLA refuses a second handler of the same name."""
+    calls = []
+
+    def register(weights):
+        calls.append(weights)
+        time.sleep(0.05)
+        return ""
+
+    monkeypatch.setattr(module, "_register", register)
+    monkeypatch.setattr(module, "_reasons", {})
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(module._load, ["float32"] * 4)) == [""] * 4
+    assert calls == ["float32"]
 
 
 def test_it_can_be_left_out():
