@@ -6,6 +6,7 @@ import pandas
 import pytest
 from conftest import tiny
 
+from sdsl_jax.checkpoints.loading import load_recorded
 from sdsl_jax.cli.arguments import split_overrides
 from sdsl_jax.codesign.predict import Target, predict
 from sdsl_jax.config import load_study, to_toml
@@ -16,7 +17,7 @@ from sdsl_jax.models import small_matmul
 from sdsl_jax.progress import Silent
 from sdsl_jax.records import read_json, read_table, write_json, write_table
 from sdsl_jax.report.figures import CAPTIONS
-from sdsl_jax.study import STAGES, holdout, run_study
+from sdsl_jax.study import STAGES, holdout, run_study, stages
 
 
 class Notes(Silent):
@@ -370,10 +371,22 @@ def test_a_refused_study_leaves_the_settings_of_the_results_alone(measured_study
     for ladder, message in (
         ({"draft_params": [3]}, "cannot make"),
         ({"draft_params": [600]}, "need at least 4 drafts"),
+        ({"given_targets": [str(tmp_path)]}, "where no trained ladder is"),
     ):
         with pytest.raises(SdslError, match=message):
             run_study(tiny(ladder=ladder), folder)
         assert load_study(folder / "config.toml") == tiny()
+
+
+def test_given_targets_are_named_from_the_studys_own_folder(measured_study, tmp_path):
+    config, folder = tiny(ladder={"given_targets": [str(measured_study)]}), tmp_path / "deep" / "er"
+    folder.mkdir(parents=True)
+    given = stages._given_targets(stages.Study(config, folder, Silent()))
+    own = [m for m in read_table(measured_study / "records", "models") if m.role == "target"]
+    assert [m.model_id for m in given] == [m.model_id for m in own]
+    for record in given:
+        loaded = load_recorded(record, folder)
+        assert loaded.record.params_digest == record.params_digest
 
 
 def test_a_deleted_checkpoint_is_made_again_from_the_trunk(measured_study, tmp_path):

@@ -121,7 +121,7 @@ def measure(
             on the same blocks, and acceptance at other temperatures in the same contexts.
         dtype: Data type of the weights of published checkpoints: float32, bfloat16 or float16.
         weights: How to store the matrices of both models while they decode. bfloat16 takes half the
-            memory of float32 and int8 a quarter, and a step on a CPU takes about so much less time.
+            memory of float32 and int8 a quarter. On a CPU large models then decode faster.
             A rounded model is another model: its acceptance, its losses and its name in the records
             (NAME@int8) are its own.
         devices: Devices that share the weights of published checkpoints (tensor-parallel size).

@@ -233,6 +233,11 @@ def test_models_that_saw_their_text_too_often_stay_out_of_the_loss_law():
     fits = [fit_all(study, found, rows, times) for found in (fresh, fresh + worn)]
     assert [fit.loss_law.excluded_for_epochs for fit in fits] == [0, len(worn)]
     assert fits[0].loss_law.coefficients == fits[1].loss_law.coefficients
+    # Nor does a model of another recipe enter the loss law.
+    given = dataclasses.replace(fresh[-1], model_id="given", learning_rate=1e-4, batch_size=8)
+    other = fit_all(study, [*fresh, given], rows, times).loss_law
+    assert (other.excluded_for_recipe, other.excluded_for_epochs) == (1, 0)
+    assert other.coefficients == fits[0].loss_law.coefficients
 
 
 @pytest.mark.slow
