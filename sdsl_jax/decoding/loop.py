@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sdsl_jax.decoding.drafters import Drafter, Proposal
 from sdsl_jax.decoding.lookahead import LookaheadRule
-from sdsl_jax.decoding.noise import Noise, round_noise, start_keys
+from sdsl_jax.decoding.noise import Noise, round_noise
 from sdsl_jax.decoding.sampling import Sampling, draw, finite_logits, probabilities
 from sdsl_jax.decoding.verification import VERIFICATIONS, Verdict, Verification
 from sdsl_jax.errors import require
@@ -323,7 +323,6 @@ def speculative_loop(
     B, G, V = requests.prompts.shape[0], max_lookahead, target.ids
     every = jnp.arange(B)
     places = jnp.arange(G + 1)[None]
-    keys = start_keys(requests.keys, buffer)
     _require_capacity((draft_state, target_cache), buffer + G + 1)
     limit = min(target.position_limit, drafter.position_limit)
     # Whether a round can reach beyond it.
@@ -336,7 +335,7 @@ def speculative_loop(
         rows = s.rows
         starts, active = rows.lengths, ~rows.done
         max_drafts = jnp.where(active, rule.max_drafts(s.rule_memory, G), 0)
-        noise = round_noise(keys, starts, G, V)
+        noise = round_noise(requests.keys, starts, G, V)
         drafts, drafter_state = _draft(
             drafter, draft_params, s.drafter, rows, noise, rule, max_drafts, sampling
         )
@@ -459,7 +458,6 @@ def autoregressive_loop(
 ) -> Decoded:
     """Emits one token per step until every row is done; `decode.autoregress` has the arguments."""
     every = jnp.arange(requests.prompts.shape[0])
-    keys = start_keys(requests.keys, buffer)
     _require_capacity(cache, buffer)
 
     def step(s: _PlainState) -> _PlainState:
@@ -469,7 +467,7 @@ def autoregressive_loop(
         )
         assert cache is not None
         probs = probabilities(logits[:, 0], sampling)
-        noise = round_noise(keys, s.rows.lengths, 0, target.ids)
+        noise = round_noise(requests.keys, s.rows.lengths, 0, target.ids)
         drawn = draw(probs, noise.residual)
         finite = s.finite & (finite_logits(logits[:, 0]) | s.rows.done).all()
         rows, _, _ = emit(s.rows, drawn[:, None], jnp.ones_like(last), requests)

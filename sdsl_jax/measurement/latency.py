@@ -33,7 +33,7 @@ from sdsl_jax.decoding import (
     verify_tokens,
 )
 from sdsl_jax.decoding.decode import broken_logits
-from sdsl_jax.decoding.noise import round_noise, row_keys, start_keys
+from sdsl_jax.decoding.noise import round_noise, row_keys
 from sdsl_jax.decoding.sampling import finite_logits
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.pair import PairSettings
@@ -108,7 +108,7 @@ def _steps(
       The last tokens, and whether all logits were finite.
     """
     cache = init_cache(model, batch, 2 * context + width, activation_dtype(params))
-    keys = start_keys(row_keys(0, np.arange(batch)), _MOST_STEPS)
+    keys = row_keys(0, np.arange(batch))
 
     def step(i, carry):
         tokens, finite, cache = carry

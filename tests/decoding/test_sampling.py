@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdsl_jax.decoding import Sampling, probabilities
+from sdsl_jax.decoding.noise import round_noise, row_keys
 from sdsl_jax.errors import SdslError
 
 jitted = jax.jit(probabilities)
@@ -85,3 +86,17 @@ def test_bfloat16_logits_give_float32_probabilities():
 def test_settings_outside_their_range_are_refused(changes, message):
     with pytest.raises(SdslError, match=message):
         Sampling(**changes).check()
+
+
+def test_noise_is_that_of_jax_random_to_the_last_bit():
+    G, V, starts = 3, 7, np.array([0, 5, 2**31 - 2], np.int32)
+    keys = row_keys(11, np.array([0, 1, 2**32 - 1]))
+    noise = round_noise(keys, jnp.asarray(starts), G, V)
+    tiny = np.finfo(np.float32).tiny
+    for row, start in enumerate(starts):
+        key = jax.random.fold_in(keys[row], start)
+        uniforms = jax.random.uniform(key, (G + 1, V + 1), minval=tiny)
+        gumbels = -jnp.log(-jnp.log(uniforms[:, :V]))
+        np.testing.assert_array_equal(noise.uniforms[row], uniforms[1:, V])
+        np.testing.assert_array_equal(noise.residual[row], gumbels[0])
+        np.testing.assert_array_equal(noise.drafts[row], gumbels[1:])
