@@ -7,6 +7,8 @@ import sys
 import warnings
 from collections.abc import MutableMapping
 
+from sdsl_jax.compiler_options import quick_options
+
 from sdsl_jax.cache_folders import processor, programs_folder
 
 # Programs that compile faster than this many seconds are compiled again: reading them would save
@@ -49,15 +51,6 @@ def compile_quickly(environment: MutableMapping[str, str] = os.environ) -> None:
     """
     if "jax" in sys.modules or "XLA_FLAGS" in environment:
         return
-    from jaxlib.version import __version__
-
-    flags = [
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
-        "--xla_cpu_parallel_codegen_split_count=1",
-    ]
-    if tuple(map(int, __version__.split(".")[:2])) < (0, 11):
-        # Its older emitters compile in a third of the time. Later releases do not have them, and an
-        # unknown flag ends the process.
-        flags.append("--xla_cpu_use_fusion_emitters=false")
-    environment["XLA_FLAGS"] = " ".join(flags)
+    environment["XLA_FLAGS"] = " ".join(
+        f"--{name}={str(value).lower()}" for name, value in quick_options().items()
+    )

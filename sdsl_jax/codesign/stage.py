@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from sdsl_jax.codesign.kkt import Box
 from sdsl_jax.codesign.laws import intervals_over_draws
 from sdsl_jax.codesign.optimise import Minimum, convergence_warning, minimise, spread_starts
+from sdsl_jax.compiler_options import quick_jit
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.errors import require
 from sdsl_jax.fitting import FittedLaws
@@ -138,7 +139,7 @@ def _chosen_laws(ranked: list[str]) -> list[str]:
     return [ranked[0], next(name for name in ("affine_plane", *ranked[1:]) if name != ranked[0])]
 
 
-@functools.partial(jax.jit, static_argnames=("optimizer", "steps"))
+@functools.partial(quick_jit, static_argnames=("optimizer", "steps"))
 def gradient_optimum(
     problem: DraftProblem,
     max_lookahead: Array | float,
@@ -175,7 +176,7 @@ class _Reference(NamedTuple):
     interior: jax.Array
 
 
-@jax.jit
+@quick_jit
 def _references(problem: DraftProblem, loss: LossLaw, acceptance: AcceptanceLaw) -> _Reference:
     """`DraftProblem.optimum` for many coefficients of the two laws at once."""
 
@@ -199,7 +200,7 @@ class _Evaluation(NamedTuple):
     path: jax.Array
 
 
-@jax.jit
+@quick_jit
 def _evaluate(
     problem: DraftProblem, x, whole, sizes, map_sizes, map_lookaheads, path
 ) -> _Evaluation:

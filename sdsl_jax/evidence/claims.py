@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdsl_jax.compiler_options import quick_jit
 from sdsl_jax.evidence.common import Setting, answer_of, flop_problem
 from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.fitting import FittedLaws
@@ -134,7 +135,7 @@ class _Answer(NamedTuple):
     slopes: jax.Array
 
 
-@jax.jit
+@quick_jit
 def _answers(loss: LossLaw, acceptance: AcceptanceLaw, at: Setting) -> _Answer:
     """The answer for every draw of the laws."""
 
@@ -152,7 +153,7 @@ def _answers(loss: LossLaw, acceptance: AcceptanceLaw, at: Setting) -> _Answer:
     return jax.vmap(one)(loss, acceptance)
 
 
-@jax.jit
+@quick_jit
 def _sensitivities(loss: LossLaw, acceptance: AcceptanceLaw, at: Setting) -> tuple[Any, Any]:
     """∂(ln N*, γ*, ln S*) with respect to the coefficients of both laws."""
 

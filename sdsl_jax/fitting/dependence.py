@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from sdsl_jax.compiler_options import quick_jit
 from sdsl_jax.errors import require
 from sdsl_jax.fitting.solver import minimise
 from sdsl_jax.theory import BetaAcceptance, PersistentAcceptance, tokens_per_round
@@ -81,7 +82,7 @@ DEPENDENCE_MODELS: dict[str, _Model] = {
 }
 
 
-@functools.partial(jax.jit, static_argnames=("name", "fitted", "predicted"))
+@functools.partial(quick_jit, static_argnames=("name", "fitted", "predicted"))
 def _solve(
     name: str, alpha: Array, tau: Array, fitted: tuple[int, ...], predicted: tuple[int, ...]
 ):

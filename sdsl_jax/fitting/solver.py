@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from sdsl_jax.compiler_options import quick_jit
 from sdsl_jax.solver_status import SolverStatus
 
 # residuals(parameters [P], data) -> [n]
@@ -159,7 +160,7 @@ def minimise(
     return Solution(end.parameters, end.objective, status)
 
 
-@functools.partial(jax.jit, static_argnames=("residuals", "hold"))
+@functools.partial(quick_jit, level=1, static_argnames=("residuals", "hold"))
 def _descend(
     residuals: Residuals,
     hold: Hold | None,
