@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array
 
 from benchmarks.accelerator.parts import Measured, Task, progress
-from sdsl_jax.measurement.latency import compile_all, interleave, timed
+from sdsl_jax.measurement.latency import interleave, side_by_side, timed
 from sdsl_jax.models.kernels import _fused_attention, attend, causal_attention
 
 # bfloat16 keeps 8 bits: rounding alone is an error of 0.002.
@@ -89,7 +89,7 @@ def compare(shape: tuple[int, int, int, int], calls: int, repetitions: int) -> d
     """
     inputs = _inputs(shape)
     programs = {name: _program(attention) for name, attention in contenders().items()}
-    first = compile_all(lambda name: jax.block_until_ready(programs[name](*inputs)), programs)
+    first = side_by_side(lambda name: jax.block_until_ready(programs[name](*inputs)), programs)
     outputs = dict(zip(programs, first))
 
     def seconds(name: str, _: int) -> float:

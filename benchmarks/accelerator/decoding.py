@@ -24,7 +24,7 @@ from benchmarks.decode.pairs import Pair, make_pair
 from benchmarks.decode.peer import Transformers, start
 from sdsl_jax.decoding import Sampling
 from sdsl_jax.errors import SdslError
-from sdsl_jax.measurement.latency import compile_all
+from sdsl_jax.measurement.latency import side_by_side
 
 GOAL = 5.0
 _DTYPE, _ACCEPTANCE, _PROMPT_TOKENS = "bfloat16", 0.6, 32
@@ -137,7 +137,7 @@ def measure(task: Task) -> Measured:
         progress(f"compiling {len(contenders)} decoders")
         # Those that sample compile side by side; the greedy ones find their programs made.
         sampled = [c for c in contenders if c.details["temperature"]]
-        compile_all(lambda contender: contender.warm(prompts[0]), sampled)
+        list(side_by_side(lambda contender: contender.warm(prompts[0]), sampled))
         for contender in contenders:
             if not contender.details["temperature"]:
                 contender.warm(prompts[0])

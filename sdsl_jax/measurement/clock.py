@@ -21,7 +21,7 @@ from sdsl_jax.decoding.decode import require_finite
 from sdsl_jax.decoding.drafters import ModelDrafter
 from sdsl_jax.decoding.noise import row_keys
 from sdsl_jax.errors import require
-from sdsl_jax.measurement.latency import compile_all, interleave, timed
+from sdsl_jax.measurement.latency import interleave, side_by_side, timed
 from sdsl_jax.models import KVCache, prefill
 from sdsl_jax.progress import Progress, Silent
 
@@ -122,7 +122,7 @@ def time_decoders(
     # Equal entrants share a program.
     keys = [(id(e.target), id(e.draft), *e[2:]) for e in entrants]
     distinct = dict(zip(keys, entrants))
-    programs = dict(zip(distinct, compile_all(prepare, distinct.values())))
+    programs = dict(zip(distinct, side_by_side(prepare, distinct.values())))
 
     def after(run: int, repetition: int) -> None:
         progress.advance(1 / repetitions, f"repetition {repetition + 1} of {repetitions}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -62,10 +62,13 @@ def timed(work: Callable[[], T]) -> tuple[float, T]:
     return time.perf_counter() - began, result
 
 
-def compile_all(prepare: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Applies a function that compiles programs to all items, some side by side."""
+def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Applies a function to all items, some at once, and yields the results in their order.
+
+    It is for what spends its time compiling programs.
+    """
     with ThreadPoolExecutor(_COMPILERS) as pool:
-        return list(pool.map(prepare, items))
+        yield from pool.map(work, items)
 
 
 def interleave(
@@ -169,7 +172,7 @@ def time_steps(
         return elapsed
 
     counts = dict.fromkeys(steps, _STEPS)
-    compile_all(lambda name: seconds(name, 1), steps)
+    list(side_by_side(lambda name: seconds(name, 1), steps))
     for name in steps:
         while counts[name] < _MOST_STEPS and seconds(name, counts[name]) < _LONG_ENOUGH:
             counts[name] *= 2

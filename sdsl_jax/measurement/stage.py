@@ -3,6 +3,7 @@ exact acceptance under other conditions (temperatures, domains, drafts trained o
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from sdsl_jax.decoding import Model, Sampling, autoregress, speculate
 from sdsl_jax.device import device_name
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.events import event_columns, summarise
-from sdsl_jax.measurement.latency import Step, time_steps
+from sdsl_jax.measurement.latency import Step, side_by_side, time_steps
 from sdsl_jax.measurement.overlap import ModelScores, pairwise_overlap
 from sdsl_jax.measurement.pair_records import PairName, PairRows
 from sdsl_jax.measurement.replay import expected_rounds
@@ -151,31 +152,15 @@ def measure_study(
     acceptance, expected = _exact(config, dataset, models, progress)
     survival: list[SurvivalRecord] = []
     frames, checks = [], {}
-    for pair in pairs:
-        names = dict(zip(("draft_id", "target_id"), pair))
-        for lookahead in m.lookaheads:
-            # Pairs share prompts but no randomness.
-            decoded = speculate(
-                models.drafts[pair[0]],
-                models.targets[pair[1]],
-                prompts(config, dataset.text("test"), m.prompts),
-                lookahead=lookahead,
-                max_lookahead=max(m.lookaheads),
-                new_tokens=m.new_tokens,
-                sampling=Sampling(m.temperature),
-                seed=derive_seed("decode", config.seed, *pair, lookahead),
-            )
-            statistics = summarise(decoded, lookahead, m.confidence)
-            more, survived = _rows(config, pair).decoded(lookahead, statistics, m.prompts)
-            acceptance += more
-            survival += survived
-            frame = pandas.DataFrame(event_columns(decoded))
-            frames.append(frame.assign(lookahead=lookahead, temperature=m.temperature, **names))
-            checks[f"{pair[0]} × {pair[1]}, γ = {lookahead}"] = statistics.self_check
-            tau = statistics.tokens_per_round.estimate
-            progress.advance(
-                _RUN_UNITS, f"{pair[0]} × {pair[1]}  γ = {lookahead}  {tau:.2f} tokens/round"
-            )
+    for run in side_by_side(
+        functools.partial(_decode, config, models, prompts(config, dataset.text("test"), m.prompts)),
+        [(*pair, lookahead) for pair in pairs for lookahead in m.lookaheads],
+    ):
+        acceptance += run.acceptance
+        survival += run.survival
+        frames.append(run.events)
+        checks[run.name] = run.self_check
+        progress.advance(_RUN_UNITS, f"{run.name}  {run.tokens_per_round:.2f} tokens/round")
     latency = _latency(
         config,
         {name: model for name, model in loaded.items() if name in largest},
@@ -185,6 +170,53 @@ def measure_study(
     progress.finish()
     events = pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame()
     return Measurements(acceptance, survival, expected, latency, events, checks)
+
+
+class _PairRun(NamedTuple):
+    """What a live run of the decoder gave: rows of the tables, and what it is called in them."""
+
+    name: str
+    acceptance: list[AcceptanceRecord]
+    survival: list[SurvivalRecord]
+    events: pandas.DataFrame
+    self_check: float
+    tokens_per_round: float
+
+
+def _decode(
+    config: StudyConfig, models: _Models, texts: np.ndarray, run: tuple[str, str, int]
+) -> _PairRun:
+    """Decodes the prompts with a draft, a target and a lookahead."""
+    m, (draft_id, target_id, lookahead) = config.measure, run
+    decoded = speculate(
+        models.drafts[draft_id],
+        models.targets[target_id],
+        texts,
+        lookahead=lookahead,
+        max_lookahead=max(m.lookaheads),
+        new_tokens=m.new_tokens,
+        sampling=Sampling(m.temperature),
+        # Pairs share prompts but no randomness.
+        seed=derive_seed("decode", config.seed, *run),
+    )
+    statistics = summarise(decoded, lookahead, m.confidence)
+    acceptance, survival = _rows(config, (draft_id, target_id)).decoded(
+        lookahead, statistics, m.prompts
+    )
+    events = pandas.DataFrame(event_columns(decoded)).assign(
+        lookahead=lookahead,
+        temperature=m.temperature,
+        draft_id=draft_id,
+        target_id=target_id,
+    )
+    return _PairRun(
+        f"{draft_id} × {target_id}, γ = {lookahead}",
+        acceptance,
+        survival,
+        events,
+        statistics.self_check,
+        statistics.tokens_per_round.estimate,
+    )
 
 
 def _exact(
