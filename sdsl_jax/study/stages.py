@@ -117,9 +117,16 @@ def versions() -> dict[str, str]:
 
 
 def _train(study: Study) -> None:
+    from sdsl_jax.study.companions import companion_count, companions
     from sdsl_jax.training import train_ladder
+    from sdsl_jax.training.rungs import plan_rungs
 
-    models = train_ladder(study.config, study.dataset, study.home, study.progress)
+    count = 0
+    # The models of a part of a study belong to the whole of it.
+    if study.models_folder is None and not study.config.ladder.weights:
+        count = companion_count(plan_rungs(study.config, study.dataset, study.home))
+    with companions(study.config, study.home, count):
+        models = train_ladder(study.config, study.dataset, study.home, study.progress)
     models += _given_targets(study)
     study.dataset.tokenizer.save(study.folder / "tokenizer.json")
     write_table(study.records_folder, "models", models)
