@@ -7,9 +7,8 @@ import sys
 import warnings
 from collections.abc import MutableMapping
 
-from sdsl_jax.compiler_options import quick_options
-
 from sdsl_jax.cache_folders import processor, programs_folder
+from sdsl_jax.compiler_options import quick_options
 
 # Programs that compile faster than this many seconds are compiled again: reading them would save
 # little.

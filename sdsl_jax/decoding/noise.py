@@ -18,9 +18,9 @@ from jaxtyping import Array, Float, Int
 
 def row_keys(seed: int, rows: Int[np.ndarray, " B"]) -> Array:
     """One key per row, from the seed and the row's number, so that a row decodes alike alone and in any batch."""
-    return jax.vmap(
-        lambda row: jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), row)
-    )(jnp.asarray(rows, jnp.uint32))
+    return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), row))(
+        jnp.asarray(rows, jnp.uint32)
+    )
 
 
 class Noise(NamedTuple):
@@ -46,9 +46,9 @@ def round_noise(keys: Array, starts: Int[Array, " B"], G: int, V: int) -> Noise:
     """
     rows = jax.random.key_data(keys)
     # What jax.random.fold_in and jax.random.uniform compute, to the last bit.
-    first, second = _threefry(rows[:, 0], rows[:, 1], jnp.zeros_like(starts), starts)
-    count = np.arange((G + 1) * (V + 1), dtype=np.uint32).reshape(1, G + 1, V + 1)
-    words = _threefry(first[:, None, None], second[:, None, None], np.zeros_like(count), count)
+    first, second = _threefry(rows[:, 0], rows[:, 1], np.uint32(0), starts)
+    number = jax.lax.iota(jnp.uint32, (G + 1) * (V + 1)).reshape(1, G + 1, V + 1)
+    words = _threefry(first[:, None, None], second[:, None, None], np.uint32(0), number)
     uniforms = _uniforms(words[0] ^ words[1])
     gumbels = -jnp.log(-jnp.log(uniforms[..., :V]))
     return Noise(uniforms[:, 1:, V], gumbels[:, 0], gumbels[:, 1:])
@@ -58,7 +58,7 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 
 
-def _threefry(first: Array, second: Array, high: Array, low: Array) -> tuple[Array, Array]:
+def _threefry(first: Array, second: Array, high: Array | np.uint32, low: Array) -> tuple[Array, Array]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011): the two words that belong to a key and a
     counter of two words each.
 

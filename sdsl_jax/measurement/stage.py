@@ -153,7 +153,9 @@ def measure_study(
     survival: list[SurvivalRecord] = []
     frames, checks = [], {}
     for run in side_by_side(
-        functools.partial(_decode, config, models, prompts(config, dataset.text("test"), m.prompts)),
+        functools.partial(
+            _decode, config, models, prompts(config, dataset.text("test"), m.prompts)
+        ),
         [(*pair, lookahead) for pair in pairs for lookahead in m.lookaheads],
     ):
         acceptance += run.acceptance

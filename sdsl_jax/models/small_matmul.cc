@@ -2,8 +2,8 @@
 //
 // Weights lie as [in, out] rows ("across": every matrix of a layer) or as [out, in] rows ("along": an
 // embedding that is also the head). They are float32, bfloat16, or int8 with a factor for each output;
-// sums are float32. Row m of y is the same to the last bit however many rows x has: each element is one chain of fused multiply-adds in
-// an order that only the shape of the weights decides.
+// sums are float32. Row m of y is the same to the last bit however many rows x has: each element is one
+// chain of multiply-adds in an order that only the shape of the weights decides.
 //
 // Compiled once for each type of weights (SDSL_FLOAT32, SDSL_BFLOAT16, SDSL_INT8), when it is needed.
 // Vectors are as wide as those of the processor that it is compiled for.
@@ -16,8 +16,10 @@
 #include <thread>
 #include <vector>
 
-#if defined(SDSL_INT8) && defined(__AVX2__)
+#if defined(__AVX__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "xla/ffi/api/ffi.h"
@@ -92,6 +94,20 @@ inline Vector Load(const int8_t* p) {
 }
 #endif
 
+// a · b + c, fused wherever the processor can. Left to themselves, compilers fuse some loops and not
+// others, and the bits of a row would depend on how many rows there are.
+inline Vector MultiplyAdd(Vector a, Vector b, Vector c) {
+#if defined(__AVX512F__)
+  return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (Vector)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
 inline void Store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
 
 inline float Scalar(float w) { return w; }
@@ -121,7 +137,8 @@ inline void AcrossTile(const float* __restrict x, const W* __restrict w, int64_t
     UNROLL for (int c = 0; c < Columns; ++c)
       __builtin_prefetch(w + (d + kDepth) * stride + c * kLanes, 0, 3);
     UNROLL for (int m = 0; m < Rows; ++m)
-      UNROLL for (int c = 0; c < Columns; ++c) sum[m][c] += x[d * Rows + m] * weight[c];
+      UNROLL for (int c = 0; c < Columns; ++c)
+        sum[m][c] = MultiplyAdd(x[d * Rows + m] - Vector{}, weight[c], sum[m][c]);
   }
   UNROLL for (int m = 0; m < Rows; ++m)
     UNROLL for (int c = 0; c < Columns; ++c) Store(y + m * stride + c * kLanes, sum[m][c]);
@@ -165,7 +182,8 @@ inline void AlongTile(const float* x, const W* w, float* y, int64_t in, int64_t 
     UNROLL for (int r = 0; r < Outputs; ++r) __builtin_prefetch(w + (r + Outputs) * in + d, 0, 3);
     UNROLL for (int m = 0; m < Rows; ++m) {
       Vector value = Load(x + m * in + d);
-      UNROLL for (int r = 0; r < Outputs; ++r) sum[m][r] += value * weight[r];
+      UNROLL for (int r = 0; r < Outputs; ++r)
+        sum[m][r] = MultiplyAdd(value, weight[r], sum[m][r]);
     }
   }
   UNROLL for (int m = 0; m < Rows; ++m)
@@ -238,7 +256,7 @@ void Along(const float* x, const W* w, float* y, int64_t rows, int64_t in, int64
     });
 }
 
-// The outputs in one chunk for each thread, since narrow ones cost more than an uneven load. The caller
+// The outputs in one chunk for each thread at most, since narrow ones cost more than an uneven load. The caller
 // and the threads of XLA take them as they come, so that the caller waits for chunks that a thread has
 // begun, never for a thread that might itself be waiting.
 template <typename F>
@@ -249,7 +267,7 @@ void Parallel(ffi::ThreadPool& pool, int64_t outputs, int64_t weights, int64_t a
     std::atomic<int64_t> next{0}, done{0};
   };
   auto state = std::make_shared<State>();
-  const int64_t size = (outputs / threads + align) / align * align;
+  const int64_t size = (outputs + threads * align - 1) / (threads * align) * align;
   const int64_t chunks = (outputs + size - 1) / size;
   const F* job = &work;  // alive while a chunk is left
   auto take = [state, job, size, chunks, outputs] {

@@ -29,11 +29,11 @@ import jaxlib
 from jaxtyping import Array, Float
 
 from sdsl_jax.cache_folders import kernels_folder, processor
-from sdsl_jax.errors import SdslError
+from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models.weights import Int8Matrix, Matrix
 
 _SOURCE = Path(__file__).with_suffix(".cc")
-# The accumulation order is that of the source: nothing here lets the compiler change it.
+# The order of sums is that of the source: nothing here lets the compiler change it.
 _FLAGS = ["-std=c++20", "-O2", "-march=native", "-ffp-contract=fast", "-fno-math-errno"]
 _FLAGS += ["-w", "-fPIC", "-shared"]
 _COMPILERS = ("c++", "g++", "clang++")
@@ -43,10 +43,10 @@ _INSTALL = "install a C++ compiler, on Debian with apt install g++"
 _TYPES = ("float32", "bfloat16", "int8")
 _SYMBOL = "SmallMatmul"
 
-# Where it is faster than XLA's product (docs/decoding.md): from 2 rows to 6 with matrices of 131k
+# Where it is faster than XLA's product (docs/decoding.md): from 2 rows to 8 with matrices of 131k
 # weights, to 16 with a million. Smaller ones stay in the caches, where reading costs little, and one
 # row is read once by XLA's product too.
-_MOST_ROWS = ((1 << 17, 6), (1 << 20, 16))
+_MOST_ROWS = ((1 << 17, 8), (1 << 20, 16))
 # XLA's product turns weights of another type into float32 before it multiplies, whatever their number.
 _MOST_NARROW_ROWS = ((1, 16),)
 
@@ -122,8 +122,14 @@ def small_matmul(
       transposed: The weights are [F, D] instead.
 
     Raises:
-      SdslError: `unavailable` gives a reason, or int8 weights are to be differentiated.
+      SdslError: The shapes do not fit, `unavailable` gives a reason, or int8 weights are to be
+        differentiated.
     """
+    require(
+        x.shape[1] == weight.shape[1 if transposed else 0],
+        f"rows of shape {x.shape} cannot be multiplied with weights of shape {weight.shape}"
+        f"{', transposed' if transposed else ''}.",
+    )
     if reason := unavailable(weight.dtype.name):
         raise SdslError(f"the product of few rows is not available. {reason}")
     columns = weight.shape[0] if transposed else weight.shape[1]

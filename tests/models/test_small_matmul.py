@@ -104,11 +104,19 @@ def test_which_products_it_serves():
         return module.serves(x, jax.ShapeDtypeStruct(weight, dtype))
 
     assert [serves(n, (1024, 1024)) for n in (1, 2, 16, 17)] == [False, True, True, False]
-    assert [serves(n, (512, 512)) for n in (6, 7)] == [True, False]
+    assert [serves(n, (512, 512)) for n in (8, 9)] == [True, False]
     assert not serves(2, (64, 64))
     for dtype in ("bfloat16", "int8"):
         assert [serves(n, (64, 64), dtype) for n in (1, 16, 17)] == [True, True, False]
     assert not serves(2, (1024, 1024), "float16")
+
+
+@needs_compiler
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(SdslError, match=r"rows of shape \(4, 5\) cannot be multiplied"):
+        module.small_matmul(jnp.zeros((4, 5)), jnp.zeros((6, 7)))
+    with pytest.raises(SdslError, match=r"weights of shape \(6, 7\), transposed"):
+        module.small_matmul(jnp.zeros((4, 6)), jnp.zeros((6, 7)), True)
 
 
 @pytest.fixture
