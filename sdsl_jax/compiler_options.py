@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 from jaxlib.version import __version__ as _JAXLIB
 
 _Result = TypeVar("_Result")
+# The last release of jaxlib whose options are known to be these: an unknown one is an error.
+_LAST_TRIED = (0, 12)
 
 
 def quick_options(level: int = 0) -> dict[str, bool | int]:
@@ -18,14 +20,16 @@ def quick_options(level: int = 0) -> dict[str, bool | int]:
       level: LLVM's level of optimisation. 0 compiles fastest; at 1 programs run about as fast as
         with no options at all.
     """
+    version = tuple(map(int, _JAXLIB.split(".")[:2]))
+    if version > _LAST_TRIED:
+        return {}
     options: dict[str, bool | int] = {
         "xla_backend_optimization_level": level,
         "xla_llvm_disable_expensive_passes": True,
         "xla_cpu_parallel_codegen_split_count": 1,
     }
-    if tuple(map(int, _JAXLIB.split(".")[:2])) < (0, 11):
-        # Its older emitters compile in a third of the time. Later releases do not have them, and an
-        # unknown option is an error.
+    if version < (0, 11):
+        # Its older emitters compile in a third of the time. Later releases do not have them.
         options["xla_cpu_use_fusion_emitters"] = False
     return options
 

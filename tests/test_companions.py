@@ -1,12 +1,16 @@
 """Processes that train beside a study."""
 
+import subprocess
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
 from conftest import tiny
+
 from sdsl_jax.checkpoints import model_folder
+from sdsl_jax.config import to_toml
 from sdsl_jax.data import load_dataset
 from sdsl_jax.study import companions as module
 from sdsl_jax.study.companions import companion_count, companions
@@ -14,9 +18,11 @@ from sdsl_jax.training.rungs import plan_rungs
 
 
 @pytest.fixture
-def one_thread(monkeypatch):
+def one_thread(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "computing_threads", lambda: 1)
     monkeypatch.setattr(module, "available_threads", lambda: 3)
+    monkeypatch.setattr(module, "_QUOTA", tmp_path / "cpu.max")
+    return tmp_path / "cpu.max"
 
 
 def plan(flops, whole=False):
@@ -30,6 +36,12 @@ def test_a_companion_for_each_idle_processor_that_gains_by_it(monkeypatch, one_t
     assert companion_count([plan(large)] * 2) == 1
     assert companion_count([plan(large), plan(large, whole=True)]) == 0
     assert companion_count([plan(small)] * 5) == 0
+    for quota, count in (("max 100000", 2), ("200000 100000", 1), ("50000 100000", 0)):
+        one_thread.write_text(quota)
+        assert companion_count([plan(large)] * 5) == count
+    monkeypatch.setattr(module, "available_threads", lambda: 64)
+    one_thread.write_text("max 100000")
+    assert companion_count([plan(large)] * 50) == 8
     monkeypatch.setattr(module, "computing_threads", lambda: 2)
     assert companion_count([plan(large)] * 5) == 0
 
@@ -46,11 +58,44 @@ def test_a_companion_trains_the_studys_models(tmp_path):
     assert all(map(model_folder.is_whole, models))
 
 
+def _runs(pid: int) -> bool:
+    """Whether a process has not ended; one that has may be left to be waited for."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
 @pytest.mark.slow
-def test_companions_end_with_a_study_that_fails(tmp_path, monkeypatch):
-    started = []
-    start = module._start
-    monkeypatch.setattr(module, "_start", lambda *a: started.append(start(*a)) or started[-1])
-    with pytest.raises(ZeroDivisionError), companions(tiny(), tmp_path, 1):
-        raise ZeroDivisionError
-    assert started[0].returncode is not None
+def test_companions_end_when_the_study_fails_or_is_killed(tmp_path):
+    study = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from sdsl_jax.config import load_study\n"
+        "from sdsl_jax.study import companions as module\n"
+        "start = module._start\n"
+        "def tell(*a):\n"
+        "    process = start(*a)\n"
+        "    print(process.pid, flush=True)\n"
+        "    return process\n"
+        "module._start = tell\n"
+        "file, folder, seconds = sys.argv[1:]\n"
+        "with module.companions(load_study(Path(file)), Path(folder), 1):\n"
+        "    time.sleep(float(seconds))\n"
+        "    raise ZeroDivisionError\n"
+    )
+    file = tmp_path / "study.toml"
+    # So much to train that it would take minutes.
+    file.write_text(to_toml(tiny(ladder={"draft_tokens": [8_000, 16_000_000]})))
+    for seconds, killed in ((8, False), (60, True)):
+        command = [sys.executable, "-c", study, file, tmp_path / "study", str(seconds)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            companion = int(process.stdout.readline())
+            if killed:
+                time.sleep(8)
+                process.kill()
+            process.communicate()
+        deadline = time.monotonic() + 45
+        while _runs(companion) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not _runs(companion)

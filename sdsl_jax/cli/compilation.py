@@ -50,6 +50,7 @@ def compile_quickly(environment: MutableMapping[str, str] = os.environ) -> None:
     """
     if "jax" in sys.modules or "XLA_FLAGS" in environment:
         return
-    environment["XLA_FLAGS"] = " ".join(
-        f"--{name}={str(value).lower()}" for name, value in quick_options().items()
-    )
+    if options := quick_options():
+        environment["XLA_FLAGS"] = " ".join(
+            f"--{name}={str(value).lower()}" for name, value in options.items()
+        )

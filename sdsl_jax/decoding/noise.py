@@ -58,7 +58,9 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 
 
-def _threefry(first: Array, second: Array, high: Array | np.uint32, low: Array) -> tuple[Array, Array]:
+def _threefry(
+    first: Array, second: Array, high: Array | np.uint32, low: Array
+) -> tuple[Array, Array]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011): the two words that belong to a key and a
     counter of two words each.
 

@@ -62,12 +62,20 @@ def timed(work: Callable[[], T]) -> tuple[float, T]:
     return time.perf_counter() - began, result
 
 
-def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def side_by_side(
+    work: Callable[[T], R], items: Iterable[T], workers: int = _COMPILERS
+) -> Iterator[R]:
     """Applies a function to all items, some at once, and yields the results in their order.
 
-    It is for what spends its time compiling programs.
+    It is for what spends its time compiling programs. Settings of JAX that belong to a thread, such
+    as `jax.enable_x64` in a `with` statement, do not reach the workers.
+
+    Args:
+      work: The function.
+      items: What it is applied to.
+      workers: Items that are worked on at once.
     """
-    with ThreadPoolExecutor(_COMPILERS) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         yield from pool.map(work, items)
 
 

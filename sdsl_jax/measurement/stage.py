@@ -157,6 +157,7 @@ def measure_study(
             _decode, config, models, prompts(config, dataset.text("test"), m.prompts)
         ),
         [(*pair, lookahead) for pair in pairs for lookahead in m.lookaheads],
+        workers=2,  # each holds two models' caches
     ):
         acceptance += run.acceptance
         survival += run.survival

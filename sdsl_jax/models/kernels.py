@@ -49,8 +49,11 @@ def _times(x: Array, weight: Matrix, transposed: bool = False) -> Array:
         y_MF = small_matmul(x.reshape(-1, x.shape[-1]), weight, transposed)
         return y_MF.reshape(*x.shape[:-1], -1)
     if isinstance(weight, Int8Matrix):
-        y = _times(x, weight.values.astype(x.dtype), transposed)
-        return y * along_last(weight.scales, y).astype(y.dtype)
+        values = weight.values.astype(x.dtype)
+        y = jnp.matmul(
+            x, values.T if transposed else values, preferred_element_type=weight.scales.dtype
+        )
+        return (y * along_last(weight.scales, y)).astype(x.dtype)
     return x @ (weight.T if transposed else weight)
 
 

@@ -39,6 +39,8 @@ _FLAGS += ["-w", "-fPIC", "-shared"]
 _COMPILERS = ("c++", "g++", "clang++")
 _SECONDS = 600
 _INSTALL = "install a C++ compiler, on Debian with apt install g++"
+_CHOOSE = "name another C++ compiler in the environment variable CXX"
+_MOVE = "let XDG_CACHE_HOME or TMPDIR name a folder from which programs may be loaded"
 # The source is compiled for one type of weights at a time: most users need one, and it takes seconds.
 _TYPES = ("float32", "bfloat16", "int8")
 _SYMBOL = "SmallMatmul"
@@ -74,8 +76,7 @@ def absence(weights: str = "float32") -> Absence | None:
         return None
     if os.environ.get("SDSL_NO_SMALL_MATMUL", "") not in ("", "0"):
         return Absence("SDSL_NO_SMALL_MATMUL is set", "unset that variable")
-    why = _load(weights)
-    return Absence(why, _INSTALL) if why else None
+    return _load(weights)
 
 
 def unavailable(weights: str = "float32") -> str:
@@ -166,60 +167,80 @@ def _target(weights: str) -> str:
 
 # Programs are traced by several threads at once, and XLA takes one handler for each name.
 _loading = threading.Lock()
-_reasons: dict[str, str] = {}
+_absences: dict[str, Absence | None] = {}
 
 
-def _load(weights: str) -> str:
-    """Loads the product for weights of a type once in a process; returns why that failed, as a
-    clause, or ""."""
+def _load(weights: str) -> Absence | None:
+    """Loads the product for weights of a type once in a process; returns why that failed, if it did."""
     with _loading:
-        if weights not in _reasons:
-            _reasons[weights] = _register(weights)
-        return _reasons[weights]
+        if weights not in _absences:
+            _absences[weights] = _register(weights)
+        return _absences[weights]
 
 
-def _register(weights: str) -> str:
+def _register(weights: str) -> Absence | None:
     """Compiles the product if need be, and makes it known to XLA."""
     try:
         with tempfile.TemporaryDirectory(prefix="sdsl-") as scratch:
-            library = ctypes.CDLL(str(_compiled(Path(scratch), weights)))
-    except RuntimeError as reason:
-        return f"{reason}"
+            library = _library(Path(scratch), weights)
+    except _CompilerError as error:
+        return error.absence
     except (OSError, subprocess.SubprocessError) as reason:
-        return f"it cannot be compiled or loaded ({reason})"
+        return Absence(f"it cannot be compiled or loaded ({reason})", _MOVE)
     handler = jax.ffi.pycapsule(library[_SYMBOL])
     jax.ffi.register_ffi_target(_target(weights), handler, platform="cpu")
-    return ""
+    return None
 
 
-def _compiled(scratch: Path, weights: str) -> Path:
+def _library(scratch: Path, weights: str) -> ctypes.CDLL:
     """The compiled product: from the cache, or made now in a scratch folder and kept if possible."""
     parts = [_SOURCE.read_text(encoding="utf-8"), *_FLAGS, weights, jaxlib.__version__, processor()]
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20] + ".so"
     if os.environ.get("SDSL_NO_CACHE", "") not in ("", "0"):
-        return _compile(scratch / name, weights)
+        return ctypes.CDLL(str(_compile(scratch / name, weights)))
     kept = kernels_folder() / name
-    # It will be executed: what another user put there is not for us.
-    if kept.exists() and kept.stat().st_uid == os.getuid():
-        return kept
+    if _ours(kept):
+        with contextlib.suppress(OSError):  # damaged, perhaps: it is made anew
+            return ctypes.CDLL(str(kept))
     made = _compile(scratch / name, weights)
     with contextlib.suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         partial = kept.with_name(f".{secrets.token_hex(4)}.partial")
         shutil.copy(made, partial)
+        partial.chmod(0o700)
         partial.replace(kept)  # at once, however many processes make it
-    return made
+        if _ours(kept):
+            # Loaded from there, since the scratch folder may hold no programs.
+            return ctypes.CDLL(str(kept))
+    return ctypes.CDLL(str(made))
+
+
+def _ours(file: Path) -> bool:
+    """Whether nobody else can have written a file, which will be executed."""
+    try:
+        stats = [path.stat() for path in (file, file.parent)]
+    except OSError:
+        return False
+    return all(stat.st_uid == os.getuid() and not stat.st_mode & 0o022 for stat in stats)
+
+
+class _CompilerError(Exception):
+    """There is no compiler, or it fails."""
+
+    def __init__(self, why: str, remedy: str):
+        super().__init__(why)
+        self.absence = Absence(why, remedy)
 
 
 def _compile(output: Path, weights: str) -> Path:
     compilers = filter(None, (os.environ.get("CXX"), *_COMPILERS))
     compiler = next(filter(None, map(shutil.which, compilers)), None)
     if compiler is None:
-        raise RuntimeError("no C++ compiler was found")
+        raise _CompilerError("no C++ compiler was found", _INSTALL)
     headers = ["-isystem", jax.ffi.include_dir(), f"-DSDSL_{weights.upper()}"]
     command = [compiler, *_FLAGS, *headers, str(_SOURCE), "-o", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     if done.returncode:
         first = next((x for x in done.stderr.splitlines() if "error" in x), "it gave no reason")
-        raise RuntimeError(f"{compiler} cannot compile it: {first}")
+        raise _CompilerError(f"{compiler} cannot compile it: {first}", _CHOOSE)
     return output

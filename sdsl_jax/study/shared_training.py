@@ -71,7 +71,9 @@ def train_part(
 
     def publish() -> list[ModelRecord]:
         finished = read_records(config, study.dataset, plans)
-        if not finished or not is_primary() or finished == _published(study):
+        own = {record.model_id for record in finished}
+        published = [record for record in _published(study) if record.model_id in own]
+        if not finished or not is_primary() or finished == published:
             return finished
         # The table may have changed since the stage was completed.
         forget(folder, "train")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import chex
 import jax
@@ -18,6 +19,7 @@ from published_checkpoints import copy_checkpoint
 
 from sdsl_jax.checkpoints.loading import load_model
 from sdsl_jax.decoding import NgramDraft, Sampling, autoregress, speculate
+from sdsl_jax.errors import SdslError
 from sdsl_jax.models import forward, init_params
 from sdsl_jax.models import small_matmul as module
 from sdsl_jax.models.small_matmul import small_matmul
@@ -182,39 +184,67 @@ def test_without_a_compiler_xla_serves(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    reason = module._register("float32")
-    assert reason == "no C++ compiler was found"
+    missing = module._register("float32")
+    assert missing.why == "no C++ compiler was found"
     with monkeypatch.context() as patched:
         patched.delenv("SDSL_NO_SMALL_MATMUL", raising=False)
-        patched.setattr(module, "_load", lambda weights: reason)
+        patched.setattr(module, "_load", lambda weights: missing)
         assert module.unavailable() == (
             "No C++ compiler was found; install a C++ compiler, on Debian with apt install g++."
         )
     (tmp_path / "c++").write_text("#!/bin/sh\necho 'x.cc:1: error: no header' >&2; exit 1\n")
     (tmp_path / "c++").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    assert module._register("float32").endswith("cannot compile it: x.cc:1: error: no header")
+    missing = module._register("float32")
+    assert missing.why.endswith("cannot compile it: x.cc:1: error: no header")
+    assert "CXX" in missing.remedy
     assert not (tmp_path / "sdsl_jax").exists()
 
 
 def test_it_is_compiled_once_and_kept(monkeypatch, tmp_path):
     """In a folder of the user's own, and nowhere if no cache is wanted."""
-    monkeypatch.setattr(
-        module, "_compile", lambda output, weights: output.write_bytes(b"so") and output
-    )
+    made, loaded = [], []
+
+    def compile_(output, weights):
+        made.append(output)
+        output.write_bytes(b"so")
+        return output
+
+    def load(path):
+        if Path(path).read_bytes() != b"so":
+            raise OSError("invalid ELF header")
+        loaded.append(Path(path))
+
+    monkeypatch.setattr(module, "_compile", compile_)
+    monkeypatch.setattr(module.ctypes, "CDLL", load)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    scratch = tmp_path / "scratch"
+    scratch, folder = tmp_path / "scratch", tmp_path / "cache" / "sdsl_jax" / "kernels"
     scratch.mkdir()
+
+    def library():
+        """Whether it was compiled, and the folder that it was loaded from."""
+        before = len(made)
+        module._library(scratch, "float32")
+        return len(made) > before, loaded[-1].parent
+
     monkeypatch.setenv("SDSL_NO_CACHE", "1")
-    assert module._compiled(scratch, "float32").parent == scratch
-    assert not (tmp_path / "cache").exists()
+    assert library() == (True, scratch)
+    assert not folder.exists()
     monkeypatch.delenv("SDSL_NO_CACHE")
-    assert module._compiled(scratch, "float32").parent == scratch
-    kept = module._compiled(scratch, "float32")
-    assert kept.parent == tmp_path / "cache" / "sdsl_jax" / "kernels"
-    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+    assert library() == (True, folder)
+    assert library() == (False, folder)
+    kept = loaded[-1]
+    assert [path.name for path in folder.iterdir()] == [kept.name]
+    kept.write_bytes(b"cut off")
+    assert library() == (True, folder)
+    kept.chmod(0o777)  # anyone may have written it
+    assert library() == (True, folder)
+    assert library() == (False, folder)
+    folder.chmod(0o777)
+    assert library() == (True, scratch)
+    folder.chmod(0o700)
     monkeypatch.setattr(os, "getuid", lambda: -1)
-    assert module._compiled(scratch, "float32").parent == scratch
+    assert library() == (True, scratch)
 
 
 def test_threads_that_trace_at_once_load_it_once(monkeypatch):
@@ -224,12 +254,11 @@ def test_threads_that_trace_at_once_load_it_once(monkeypatch):
     def register(weights):
         calls.append(weights)
         time.sleep(0.05)
-        return ""
 
     monkeypatch.setattr(module, "_register", register)
-    monkeypatch.setattr(module, "_reasons", {})
+    monkeypatch.setattr(module, "_absences", {})
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(module._load, ["float32"] * 4)) == [""] * 4
+        assert list(pool.map(module._load, ["float32"] * 4)) == [None] * 4
     assert calls == ["float32"]
 
 

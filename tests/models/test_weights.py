@@ -14,6 +14,7 @@ from sdsl_jax.checkpoints.model_folder import load_model_folder, write_model_fol
 from sdsl_jax.checkpoints.storage import digest
 from sdsl_jax.errors import SdslError
 from sdsl_jax.models import forward, init_params
+from sdsl_jax.models.kernels import linear
 from sdsl_jax.models.weights import Int8Matrix, activation_dtype, store, type_name
 
 LADDER = "checkpoints/ladder/checkpoints/"
@@ -116,3 +117,12 @@ def test_a_folder_may_hold_bfloat16(tmp_path):
         plain.data,
     )
     assert '"version": 1' in (tmp_path / "wide" / "model.json").read_text()
+
+
+def test_int8_factors_keep_their_digits_beside_bfloat16_activations():
+    # 301 · 1.003 is 301.9; in bfloat16 301 would be 300, and 1.003 would be 1.
+    weight = Int8Matrix(jnp.asarray([[100], [100], [101]], jnp.int8), jnp.float32([1.003]))
+    for rows in (1, 20):
+        (y,) = linear(jnp.ones((rows, 3), jnp.bfloat16), weight, (1,))
+        assert y.dtype == jnp.bfloat16
+        assert (y == 302).all()
