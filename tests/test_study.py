@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 
 import matplotlib.image
@@ -18,6 +19,8 @@ from sdsl_jax.progress import Silent
 from sdsl_jax.records import read_json, read_table, write_json, write_table
 from sdsl_jax.report.figures import CAPTIONS
 from sdsl_jax.study import STAGES, holdout, run_study, stages
+from sdsl_jax.study.run import stamps
+from sdsl_jax.study.shared_training import train_part
 
 
 class Notes(Silent):
@@ -376,6 +379,18 @@ def test_a_refused_study_leaves_the_settings_of_the_results_alone(measured_study
         with pytest.raises(SdslError, match=message):
             run_study(tiny(ladder=ladder), folder)
         assert load_study(folder / "config.toml") == tiny()
+
+
+def test_training_with_nothing_left_to_train_keeps_given_targets(measured_study, tmp_path):
+    folder = tmp_path / "study"
+    shutil.copytree(measured_study, folder)
+    models = read_table(folder / "records", "models")
+    given = dataclasses.replace(models[-1], model_id="given-5M")
+    write_table(folder / "records", "models", [*models, given])
+    before = stamps(folder)
+    train_part(tiny(), folder)
+    assert read_table(folder / "records", "models") == [*models, given]
+    assert stamps(folder) == before
 
 
 def test_given_targets_are_named_from_the_studys_own_folder(measured_study, tmp_path):

@@ -45,9 +45,9 @@ _MOVE = "let XDG_CACHE_HOME or TMPDIR name a folder from which programs may be l
 _TYPES = ("float32", "bfloat16", "int8")
 _SYMBOL = "SmallMatmul"
 
-# Where it is faster than XLA's product (docs/decoding.md): from 2 rows to 8 with matrices of 131k
-# weights, to 16 with a million. Smaller ones stay in the caches, where reading costs little, and one
-# row is read once by XLA's product too.
+# Where it is faster than XLA's product (docs/decoding.md): up to 8 rows with matrices of 131k weights,
+# to 16 with a million. Smaller ones stay in the caches, where reading costs little. One row is among
+# them because XLA multiplies it by one thread.
 _MOST_ROWS = ((1 << 17, 8), (1 << 20, 16))
 # XLA's product turns weights of another type into float32 before it multiplies, whatever their number.
 _MOST_NARROW_ROWS = ((1, 16),)
@@ -98,10 +98,10 @@ def serves(x: Array | jax.ShapeDtypeStruct, weight: Matrix | jax.ShapeDtypeStruc
       x: The rows, along any number of leading axes.
       weight: The weights.
     """
-    fewest, limits = (2, _MOST_ROWS) if weight.dtype.name == "float32" else (1, _MOST_NARROW_ROWS)
+    limits = _MOST_ROWS if weight.dtype.name == "float32" else _MOST_NARROW_ROWS
     most = max((rows for weights, rows in limits if weight.size >= weights), default=0)
     return (
-        fewest <= math.prod(x.shape[:-1]) <= most
+        1 <= math.prod(x.shape[:-1]) <= most
         and x.dtype.name in ("float32", "bfloat16")
         and weight.dtype.name in _TYPES
         and not unavailable(weight.dtype.name)
