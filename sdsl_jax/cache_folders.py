@@ -2,6 +2,7 @@
 
     $XDG_CACHE_HOME/sdsl_jax/       ~/.cache/sdsl_jax where the variable is not set
       corpora/<key>/                tokenised corpora, see `data.tokenised`
+      teachers/<key>/               probabilities of teachers, see `training.teacher`
       xla/<processor>/              compiled programs, see `cli.compilation`
       kernels/<digest>.so           compiled kernels, see `models.small_matmul`
 
@@ -23,14 +24,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 _DELETED = ".deleted-"
-# A corpus is named by its key; one that is being made also by its host and a random number.
-_CORPUS = re.compile(r"\.?(?P<key>[0-9a-f]{20})(\..+\.partial)?")
+# A corpus, or what a teacher says of one, is named by its key; a corpus that is being made also by
+# its host and a random number.
+_KEYED = re.compile(r"\.?(?P<key>[0-9a-f]{20})(\..+\.partial)?")
 # JAX writes the time of an entry's last use beside it.
 _PROGRAM_TIME = "-atime"
 
 
 class Entry(NamedTuple):
-    """What can be deleted as a whole: a corpus, or a compiled program.
+    """What can be deleted as a whole: a corpus, a teacher's probabilities, or a compiled program.
 
     Attributes:
       paths: Files and folders it consists of.
@@ -75,6 +77,11 @@ def corpora_folder() -> Path:
     return cache_home() / "corpora"
 
 
+def teachers_folder() -> Path:
+    """The folder of teachers' probabilities, unless a study names another one with `distil.cache`."""
+    return cache_home() / "teachers"
+
+
 def programs_folder(environment: Mapping[str, str] = os.environ) -> Path:
     """The folder of compiled programs, with a folder for each kind of processor."""
     return cache_home(environment) / "xla"
@@ -102,8 +109,8 @@ def processor() -> str:
     return f"{platform.machine()}-{hashlib.sha256(repr(kind).encode()).hexdigest()[:8]}"
 
 
-def corpus_lock(folder: Path) -> Path:
-    """The file that a process locks while it makes the corpus `folder`."""
+def maker_lock(folder: Path) -> Path:
+    """The file that a process locks while it makes what a folder named by a key is to hold."""
     return folder.with_name(f".{folder.name}.lock")
 
 
@@ -133,7 +140,10 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool | None]:
 def caches() -> list[Cache]:
     """All caches with what they hold. A cache that was never used is empty."""
     return [
-        Cache(corpora_folder(), "tokenised corpora", _oldest_first(_corpora())),
+        Cache(corpora_folder(), "tokenised corpora", _oldest_first(_keyed(corpora_folder()))),
+        Cache(
+            teachers_folder(), "probabilities of teachers", _oldest_first(_keyed(teachers_folder()))
+        ),
         Cache(programs_folder(), "compiled programs", _oldest_first(_programs())),
         Cache(kernels_folder(), "compiled kernels", _oldest_first(map(_entry, _kernels()))),
     ]
@@ -165,11 +175,10 @@ def _delete(entry: Entry) -> bool:
     return True
 
 
-def _corpora() -> Iterator[Entry]:
-    folder = corpora_folder()
+def _keyed(folder: Path) -> Iterator[Entry]:
     for path in _within(folder):
-        if (match := _CORPUS.fullmatch(path.name)) and path.is_dir():
-            yield _entry(path, lock=corpus_lock(folder / match["key"]))
+        if (match := _KEYED.fullmatch(path.name)) and path.is_dir():
+            yield _entry(path, lock=maker_lock(folder / match["key"]))
         elif path.name.startswith(_DELETED):
             yield _entry(path)
 

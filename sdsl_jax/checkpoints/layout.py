@@ -25,7 +25,6 @@ from jax.sharding import (
     Sharding,
     SingleDeviceSharding,
 )
-from jaxtyping import Int
 
 from sdsl_jax.checkpoints import storage
 from sdsl_jax.config import ParallelConfig
@@ -112,17 +111,21 @@ class Layout:
             lambda x, sharding: _from_host(np.asarray(x), sharding), state, shardings
         )
 
-    def place_batch(self, batch: Int[np.ndarray, "B T+1"]) -> Int[jax.Array, "B T+1"]:
+    def place_batch(self, batch: Any) -> Any:
         """Puts a batch where steps run. With several processes, each passes the whole batch and
         uses its own rows.
+
+        Args:
+          batch: An array, or a pytree of them, whose first axes are the rows.
 
         Raises:
           SdslError: The rows cannot be split evenly.
         """
-        self.check_batch(len(batch))
+        self.check_batch(len(jax.tree.leaves(batch)[0]))
         if self._alone:
             return jax.device_put(batch, self._device)
-        return _from_host(batch, NamedSharding(self.mesh, PartitionSpec(_AXES)))
+        split = NamedSharding(self.mesh, PartitionSpec(_AXES))
+        return jax.tree.map(lambda x: _from_host(x, split), batch)
 
     def step(self, function: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
         """`train_step`, or a function with its signature, that leaves the state where it was.

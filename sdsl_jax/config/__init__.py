@@ -4,8 +4,10 @@ from sdsl_jax.config.measurement import ConditionsConfig, DomainConfig
 from sdsl_jax.config.protocol import ProtocolConfig, ProtocolModel
 from sdsl_jax.config.sections import (
     DataConfig,
+    DistilConfig,
     FamilyConfig,
     FitConfig,
+    ObjectiveName,
     ParallelConfig,
     StudyConfig,
     TrainingConfig,
@@ -22,9 +24,11 @@ from sdsl_jax.config.toml import (
 __all__ = [
     "ConditionsConfig",
     "DataConfig",
+    "DistilConfig",
     "DomainConfig",
     "FamilyConfig",
     "FitConfig",
+    "ObjectiveName",
     "ParallelConfig",
     "ProtocolConfig",
     "ProtocolModel",

@@ -79,6 +79,8 @@ class FamilyConfig:
       kv_groups: Query heads for each key-value head.
       qk_norm: Whether queries and keys are normalised.
       tie_embeddings: Whether the head is the embedding.
+      layers: Blocks of every size; 0 if they follow the aspect ratio. Models of different depths do
+        not lie on one line in their size, so a slope in N needs a constant depth.
     """
 
     aspect_ratio: float = 32.0
@@ -86,9 +88,12 @@ class FamilyConfig:
     kv_groups: int = 1
     qk_norm: bool = True
     tie_embeddings: bool = True
+    layers: int = 0
 
     def __post_init__(self):
-        require_fields("family", self, aspect_ratio="[1, 1024]", kv_groups="[1, inf)")
+        require_fields(
+            "family", self, aspect_ratio="[1, 1024]", kv_groups="[1, inf)", layers="[0, 1024]"
+        )
         require(
             self.head_dim >= 8 and self.head_dim % 8 == 0,
             f"family.head_dim is {self.head_dim}; it must be a positive multiple of 8.",
@@ -213,6 +218,81 @@ class TrainingConfig:
         return self.warmup_tokens * (params / self.reference_params) ** self.warmup_exponent
 
 
+ObjectiveName = Literal["ce", "kl", "reverse-kl", "js", "tv", "log-acceptance", "hybrid"]
+
+
+@dataclass(frozen=True)
+class DistilConfig:
+    """What drafts are trained for, and what they start from. Left out, drafts start from random
+    weights and are trained on the text alone.
+
+    Attributes:
+      teacher: Folder of the target that drafts are trained to please; it must share the study's
+        tokenizer.
+      init_from: Folder of a ladder. Every draft starts from the draft of its shape and seed there,
+        of the largest token budget.
+      objective: What drafts lower at every position: "ce" (cross-entropy on the text), "kl",
+        "reverse-kl", "js", "tv" (1 − α), "log-acceptance" (−ln α) or "hybrid" (λ·KL + (1 − λ)·TV with
+        λ = exp(−η·α)). With several, every draft is trained once for each.
+      eta: η of the hybrid.
+      temperature: Sampling temperature at which drafts will be used: both distributions are
+        compared at it.
+      text: "corpus", or "samples" for the teacher's own continuations of its windows.
+      prompt_tokens: Tokens of a window that the teacher continues.
+      top: Probabilities of the teacher that are kept at a position, beside the sum of all others; 0
+        for the whole vocabulary up to 512 entries and 64 above.
+      cache: Folder of the teacher's probabilities; the user's cache folder if empty.
+      cache_gb: Largest size of what is kept there for this study, in units of 10⁹ bytes.
+    """
+
+    teacher: str = ""
+    init_from: str = ""
+    objective: ObjectiveName | tuple[ObjectiveName, ...] = "ce"
+    eta: float = 3.0
+    temperature: float = 1.0
+    text: Literal["corpus", "samples"] = "corpus"
+    prompt_tokens: int = 16
+    top: int = 0
+    cache: str = ""
+    cache_gb: float = 4.0
+
+    def __post_init__(self):
+        require_fields(
+            "distil",
+            self,
+            eta="[0, inf)",
+            temperature="(0, inf)",
+            prompt_tokens="[1, inf)",
+            top="[0, inf)",
+            cache_gb="(0, inf)",
+        )
+        require_distinct("distil.objective", self.objectives)
+        needs_teacher = [name for name in self.objectives if name != "ce"]
+        require(
+            self.teacher or not needs_teacher,
+            f"distil.objective holds {', '.join(map(repr, needs_teacher))}, which needs distil.teacher.",
+        )
+        require(
+            self.teacher or self.text == "corpus",
+            "distil.text is 'samples', which needs distil.teacher.",
+        )
+
+    @property
+    def active(self) -> bool:
+        """Whether drafts are trained in any other way than from scratch on the text."""
+        return bool(self.teacher or self.init_from)
+
+    @property
+    def objectives(self) -> tuple[ObjectiveName, ...]:
+        """The objectives, one or several."""
+        return self.objective if isinstance(self.objective, tuple) else (self.objective,)
+
+    def kept(self, vocab_size: int) -> int:
+        """Probabilities of the teacher that are kept at a position; 0 for all of them."""
+        top = self.top or (0 if vocab_size <= 512 else 64)
+        return top if top < vocab_size else 0
+
+
 @dataclass(frozen=True)
 class ParallelConfig:
     """The mesh of devices that a rung is trained on: `data * fsdp` devices.
@@ -304,6 +384,7 @@ class StudyConfig:
     data: DataConfig = DataConfig()
     family: FamilyConfig = FamilyConfig()
     training: TrainingConfig = TrainingConfig()
+    distil: DistilConfig = DistilConfig()
     parallel: ParallelConfig = ParallelConfig()
     measure: MeasureConfig = MeasureConfig()
     fit: FitConfig = FitConfig()
@@ -339,6 +420,11 @@ class StudyConfig:
         require(
             not self.clock.lookaheads or longest + 1 < self.measure.new_tokens,
             f"measure.new_tokens is {self.measure.new_tokens}; a round of the largest lookahead in [clock] ({longest}) must fit.",
+        )
+        require(
+            self.distil.text == "corpus" or self.distil.prompt_tokens < self.data.sequence_length,
+            f"distil.prompt_tokens is {self.distil.prompt_tokens}; it must be less than data.sequence_length "
+            f"({self.data.sequence_length}).",
         )
         needed = self.measure.prompt_tokens + self.measure.new_tokens
         require(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import grain
 import numpy as np
@@ -78,17 +80,35 @@ class Dataset:
         """One split."""
         return Text(self.splits[split], self.bytes_per_token[split], self.sequence_length)
 
-    def batches(self, seed: int, batch_size: int) -> grain.MapDataset:
+    @cached_property
+    def train_windows(self) -> WindowSource:
+        """The windows of the training split by their numbers."""
+        return WindowSource(self.text("train"))
+
+    def batches(self, seed: int, batch_size: int, source: Any = None) -> grain.MapDataset:
         """Training batches, int32 [batch_size, T + 1]. `batches(seed, n)[step]` depends only on its
         arguments.
 
         Every window of the training split is seen once an epoch, in a new order each epoch.
+
+        Args:
+          seed: Seed of the order.
+          batch_size: Windows in a batch.
+          source: What stands for each window of the training split, by its number, if not its
+            tokens. Batches then hold it, stacked.
         """
-        source = _WindowSource(self.text("train"))
+        source = self.train_windows if source is None else source
         return grain.MapDataset.source(source).seed(seed).shuffle().repeat().batch(batch_size)
 
+    def seen_windows(self, seed: int, batch_size: int, steps: int) -> Int[np.ndarray, " windows"]:
+        """Numbers of the training windows in the first batches of a seed, in order, each once."""
+        order = self.batches(seed, batch_size, range(len(self.train_windows)))
+        # From the first epoch on every window has been seen.
+        steps = min(steps, -(-len(self.train_windows) // batch_size))
+        return np.unique([order[step] for step in range(steps)])
 
-class _WindowSource:
+
+class WindowSource:
     """Random access to the windows of a text, in the form that Grain reads."""
 
     def __init__(self, text: Text):

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from sdsl_jax.cache_folders import corpora_folder, corpus_lock, locked
+from sdsl_jax.cache_folders import corpora_folder, locked, maker_lock
 from sdsl_jax.config import DataConfig
 from sdsl_jax.data.corpus import Span, identity, is_file, read_pieces, sources, write_text
 from sdsl_jax.data.folders import listed
@@ -124,7 +124,7 @@ def prepare(
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _turn(corpus_lock(folder), note) as alone:
+        with _turn(maker_lock(folder), note) as alone:
             if not (folder / MANIFEST).exists():
                 mine = f".{folder.name}.{socket.gethostname()}."
                 if alone:  # whoever left these behind would hold the lock if it were alive

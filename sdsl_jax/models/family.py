@@ -78,22 +78,26 @@ def shape_rule(family: FamilyConfig, vocab_size: int, sequence_length: int) -> S
     """The smooth counterpart of the family; its average context is half a sequence."""
     tables = 1.0 if family.tie_embeddings else 2.0
     return ShapeRule(
-        family.aspect_ratio, float(vocab_size), sequence_length / 2, 1 / family.kv_groups, tables
+        family.aspect_ratio,
+        float(vocab_size),
+        sequence_length / 2,
+        1 / family.kv_groups,
+        tables,
+        float(family.layers),
     )
 
 
 def member(family: FamilyConfig, params: int, vocab_size: int) -> ModelConfig:
     """The family's model with about `params` non-embedding parameters.
 
-    Layers and width follow the family's aspect ratio. The hidden size of the MLP then makes up for
+    Layers and width follow the family's aspect ratio, or its number of layers. The hidden size of the MLP then makes up for
     what rounding left over.
 
     Raises:
       SdslError: No member is within 10% of `params`.
     """
-    layers, width = (
-        float(x) for x in layers_and_width(float(params), ShapeRule(family.aspect_ratio, 0.0, 0.0))
-    )
+    rule = ShapeRule(family.aspect_ratio, 0.0, 0.0, layers=float(family.layers))
+    layers, width = (float(x) for x in layers_and_width(float(params), rule))
     layers = max(1, round(layers))
     heads = max(1, round(width / family.head_dim))
     kv_heads = max(1, heads // family.kv_groups)

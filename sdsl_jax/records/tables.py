@@ -18,7 +18,7 @@ class ModelRecord:
       role: draft or target
       params_nonembedding: parameters other than embedding and head
       params_total: all parameters
-      train_tokens: tokens trained on, repetitions counted
+      train_tokens: tokens trained on, repetitions counted; since its parent, if it has one
       seed: seed of initialisation and data order
       loss_nats: cross-entropy on the test split, nats per token
       perplexity: exp(loss_nats)
@@ -48,6 +48,10 @@ class ModelRecord:
       device: device trained on
       versions: versions of python, jax and flax
       checkpoint: folder of the weights, relative to the study's folder
+      objective: what the model was trained for, such as tv; empty for the text alone, from random
+        weights
+      teacher_digest: params_digest of the target whose probabilities it learnt from
+      parent_digest: params_digest of the model that its training started from
     """
 
     model_id: str
@@ -83,6 +87,9 @@ class ModelRecord:
     device: str = ""
     versions: str = ""
     checkpoint: str = ""
+    objective: str = ""
+    teacher_digest: str = ""
+    parent_digest: str = ""
 
     @property
     def tokens_per_second(self) -> float:

@@ -22,8 +22,8 @@ from sdsl_jax.theory.optima import DraftOptimum, optimal_draft
 
 
 class ShapeRule(NamedTuple):
-    """The continuous rule behind a family of Transformers: a constant aspect ratio, and at least one
-    layer.
+    """The continuous rule behind a family of Transformers: a constant aspect ratio and at least one
+    layer, or a constant number of layers.
 
     Attributes:
       aspect_ratio: Width divided by layers, in the limit of many layers.
@@ -32,6 +32,7 @@ class ShapeRule(NamedTuple):
       kv_share: Width of the keys (and of the values) divided by the width; 1 with as many key-value
         heads as query heads.
       embedding_tables: 1 where embedding and head share a matrix, 2 where they do not.
+      layers: Layers of every size; 0 where they follow the aspect ratio.
     """
 
     aspect_ratio: Scalar
@@ -39,6 +40,7 @@ class ShapeRule(NamedTuple):
     context: Scalar
     kv_share: Scalar = 1.0
     embedding_tables: Scalar = 1.0
+    layers: Scalar = 0.0
 
 
 # One block holds 4·width² attention weights and about 8·width² of a SwiGLU MLP with hidden size
@@ -53,11 +55,13 @@ def layers_and_width(params: Scalar, rule: ShapeRule) -> tuple[Array, Array]:
     """Layers and width (real numbers) of the family member with `params` non-embedding parameters.
 
     Solves params = 12·layers·width² with width = aspect_ratio·layers, and layers smoothly kept at 1
-    or above.
+    or above; or with the rule's own number of layers.
     """
-    size: Any = namespace(params, rule).asarray(params)
+    xp: Any = namespace(params, rule)
+    size = xp.asarray(params)
     unbounded = (size / (BLOCK_PARAMS_PER_WIDTH_SQUARED * rule.aspect_ratio**2)) ** (1 / 3)
     layers = (1.0 + unbounded**_SMOOTH_MAX_POWER) ** (1 / _SMOOTH_MAX_POWER)
+    layers = xp.where(xp.asarray(rule.layers) > 0, rule.layers, layers)
     return layers, (size / (BLOCK_PARAMS_PER_WIDTH_SQUARED * layers)) ** 0.5
 
 

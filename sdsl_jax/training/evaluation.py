@@ -101,5 +101,8 @@ def make_record(
         device=device_name(),
         versions=f"python {platform.python_version()}, jax {jax.__version__}, flax {flax.__version__}",
         checkpoint=str((plan.models[budget] / PARAMS).relative_to(study)),
+        objective=plan.rung.objective,
+        teacher_digest=plan.teacher_digest,
+        parent_digest=plan.parent.digest if plan.parent else "",
         **held_out_losses(plan.model, params, dataset, trainer.recipe.evaluation_windows),
     )

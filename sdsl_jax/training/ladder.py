@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from sdsl_jax.checkpoints import model_folder, storage
 from sdsl_jax.checkpoints.layout import make_layout
@@ -34,8 +35,9 @@ from sdsl_jax.training.claims import Claim, ClaimLost, Owner, acquire
 from sdsl_jax.training.evaluation import held_out_losses, make_record
 from sdsl_jax.training.loop import RungTrainer
 from sdsl_jax.training.metrics import check_tensorboard
-from sdsl_jax.training.rungs import Plan, plan_rungs, rungs
+from sdsl_jax.training.rungs import Plan, data_seed, parent_records, plan_rungs, rungs
 from sdsl_jax.training.schedule import make_schedule
+from sdsl_jax.training.teacher import TeacherCache, open_teacher, teacher_digest
 
 _POLL_SECONDS = 1.0
 _STORED: dict[str, WeightStorage] = {"float32": "as-loaded", "bfloat16": "bfloat16"}
@@ -46,13 +48,16 @@ def check_ladder(config: StudyConfig) -> None:
 
     Raises:
       SdslError: The family cannot build a size, two budgets are less than a step apart, there are
-        too few models, or a folder of `ladder.given_targets` holds no ladder.
+        too few models, a folder of `ladder.given_targets` holds no ladder, or `distil.teacher` is no
+        model.
     """
     for folder in config.ladder.given_targets:
         require(
             (Path(folder) / "records" / "models.csv").exists(),
             f"ladder.given_targets holds {folder!r}, where no trained ladder is: records/models.csv is not there.",
         )
+    teacher_digest(config.distil)
+    parent_records(config.distil)
     sizes = set()
     for rung in rungs(config):
         model = member(config.family, rung.params, config.data.vocab_size)
@@ -165,6 +170,7 @@ def train_rungs(
     layout = make_layout(config.parallel)
     for plan in plans:
         layout.check_batch(plan.batch)
+    teacher = _teacher(config, dataset, plans, progress)
     progress.start("train", sum(plan.flops for plan in plans))
     remaining, announced, others = list(plans), set[str](), dict[str, str]()
     diverged: list[Diverged] = []
@@ -190,7 +196,8 @@ def train_rungs(
             others.pop(name, None)
             assert not isinstance(claim, Owner)
             guard = functools.partial(_check_together, claim)
-            trainer = RungTrainer(config, dataset, plan, layout, weighted, guard)
+            learns = teacher if plan.teacher_digest else None
+            trainer = RungTrainer(config, dataset, plan, layout, weighted, guard, learns)
             try:
                 with claim or contextlib.nullcontext():
                     if claim is not None:
@@ -215,6 +222,26 @@ def train_rungs(
         raise Diverged(" ".join(map(str, diverged)))
     complete = [plan for plan in plans if plan.rung.name not in others]
     return Outcome(read_records(config, dataset, complete), others)
+
+
+def _teacher(
+    config: StudyConfig, dataset: Dataset, plans: Sequence[Plan], progress: Progress
+) -> TeacherCache | None:
+    """The teacher's probabilities of every window that the unfinished rungs will see, if any rung
+    learns from it."""
+    left = [
+        plan
+        for plan in plans
+        if plan.teacher_digest and not all(map(model_folder.is_complete, plan.models))
+    ]
+    if not broadcast_from_primary(len(left)):
+        return None
+    orders: dict[tuple[int, int], int] = {}
+    for plan in left:
+        order = data_seed(config, plan.rung), plan.batch
+        orders[order] = max(orders.get(order, 0), plan.schedule.ends[-1])
+    seen = [dataset.seen_windows(*order, steps) for order, steps in orders.items()]
+    return open_teacher(config, dataset, np.concatenate(seen), progress)
 
 
 def _train_rung(trainer: RungTrainer, study: Path) -> None:

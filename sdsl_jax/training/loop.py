@@ -24,9 +24,10 @@ import numpy as np
 
 from sdsl_jax.checkpoints import storage
 from sdsl_jax.checkpoints.layout import Layout
+from sdsl_jax.checkpoints.model_folder import load_model_folder
 from sdsl_jax.config import StudyConfig, TrainingConfig
 from sdsl_jax.data import Dataset
-from sdsl_jax.errors import Diverged, SdslError
+from sdsl_jax.errors import Diverged, SdslError, require
 from sdsl_jax.models import abstract_params, init_params
 from sdsl_jax.preemption import Preempted, sigterm_held_back
 from sdsl_jax.processes import any_process, broadcast_from_primary, is_primary, raised_on_all
@@ -39,8 +40,17 @@ from sdsl_jax.training.metrics import (
     read_metrics,
     tensorboard,
 )
-from sdsl_jax.training.rungs import Plan
-from sdsl_jax.training.step import StepMetrics, TrainState, init_state, step_config, train_step
+from sdsl_jax.training.objectives import TEXT, Objective
+from sdsl_jax.training.rungs import Plan, data_seed
+from sdsl_jax.training.step import (
+    StepConfig,
+    StepMetrics,
+    TrainState,
+    init_state,
+    step_config,
+    train_step,
+)
+from sdsl_jax.training.teacher import TeacherCache, distil_batch
 
 # Skipped steps in a row after which a run counts as diverged.
 _MOST_SKIPPED = 100
@@ -75,6 +85,7 @@ class RungTrainer:
       layout: Where states and batches lie.
       progress: Reports progress after every training step, in steps.
       guard: Called before anything is written; raises if another process has taken the rung over.
+      teacher: The teacher's distributions; None if the rung needs none.
     """
 
     config: StudyConfig
@@ -83,6 +94,7 @@ class RungTrainer:
     layout: Layout
     progress: Progress
     guard: Callable[[], None] = lambda: None
+    teacher: TeacherCache | None = None
 
     @property
     def name(self) -> str:
@@ -96,16 +108,45 @@ class RungTrainer:
 
     @functools.cached_property
     def batches(self) -> grain.MapDataset:
-        """Training batches by step."""
-        seed = derive_seed("data", self.config.seed, self.plan.rung.seed)
-        return self.dataset.batches(seed, self.plan.batch)
+        """Training batches by step: windows of tokens, with the teacher's view of them if there is
+        one."""
+        seed = data_seed(self.config, self.plan.rung)
+        if self.teacher is None:
+            return self.dataset.batches(seed, self.plan.batch)
+        return self.dataset.batches(seed, self.plan.batch, self.teacher).map(distil_batch)
+
+    @functools.cached_property
+    def step_config(self) -> StepConfig:
+        """What the compiled step depends on beside the architecture."""
+        objective, distil = self.plan.rung.objective, self.config.distil
+        if not objective:
+            return step_config(self.recipe)
+        sampled = distil.text == "samples"
+        # What the teacher did not write is not asked of the draft.
+        first = distil.prompt_tokens - 1 if sampled else 0
+        eta = distil.eta if objective == "hybrid" else TEXT.eta
+        temperature = distil.temperature if self.teacher is not None else 1.0
+        return step_config(self.recipe, Objective(objective, eta, temperature, first))
 
     def initial_state(self) -> TrainState:
-        """The state before the first step."""
-        rung = self.plan.rung
-        seed = derive_seed("init", self.config.seed, rung.role, rung.params, rung.seed)
-        params = init_params(self.plan.model, jax.random.key(seed))
-        return init_state(step_config(self.recipe), params)
+        """The state before the first step.
+
+        Raises:
+          SdslError: The model to start from is damaged or of another shape.
+        """
+        rung, parent = self.plan.rung, self.plan.parent
+        if parent is None:
+            seed = derive_seed("init", self.config.seed, rung.role, rung.params, rung.seed)
+            params = init_params(self.plan.model, jax.random.key(seed))
+        else:
+            loaded = load_model_folder(parent.folder)
+            require(
+                (loaded.config, loaded.record.params_digest) == (self.plan.model, parent.digest),
+                f"{self.name} cannot start from {parent.folder}: it is of another architecture, or not the model that the "
+                "records beside it name.",
+            )
+            params = loaded.params
+        return init_state(self.step_config, params)
 
     def resume(self, budget: int) -> tuple[TrainState, Tally, list[Segment]]:
         """Where the training for a token budget continues from what is on disk.
@@ -134,7 +175,7 @@ class RungTrainer:
 
     def _newest(self, segment: Segment) -> tuple[TrainState, Tally] | None:
         """The newest good checkpoint of a segment; damaged ones are reported and skipped."""
-        initial = functools.partial(init_state, step_config(self.recipe))
+        initial = functools.partial(init_state, self.step_config)
         abstract = self.layout.abstract(jax.eval_shape(initial, abstract_params(self.plan.model)))
         damaged: list[SdslError] = []
         newest = None
@@ -201,7 +242,7 @@ class RungTrainer:
                     batch,
                     np.float32(rate(step)),
                     model=self.plan.model,
-                    config=step_config(self.recipe),
+                    config=self.step_config,
                 )
                 # Reads the previous loss while the device works on this step.
                 if pending is not None:
@@ -261,7 +302,7 @@ class _Recorder(contextlib.AbstractContextManager):
             trainer.progress.note(
                 f"{path} lacks {lost} of the {len(taken)} steps before step {taken.stop}: it was damaged; they are not repeated."
             )
-        self._tokens_per_step = trainer.batches[taken.stop][:, 1:].size
+        self._tokens_per_step = trainer.plan.tokens_per_step
         self._reported = time.perf_counter()
         self._step_seconds = math.nan  # a moving average
 
@@ -273,9 +314,11 @@ class _Recorder(contextlib.AbstractContextManager):
             or too many came in a row.
         """
         recipe, tally = self._trainer.recipe, self._tally
-        loss, norm, skipped = (value.item() for value in jax.device_get(reported))
+        loss, lowered, accepted, norm, skipped = (x.item() for x in jax.device_get(reported))
         flags = {"spike": tally.observe(loss, skipped, recipe.spike_deviations), "skipped": skipped}
         raised = {name: value for name, value in flags.items() if value}
+        if not math.isnan(accepted):
+            raised |= {"objective": lowered, "acceptance": accepted}
         self._metrics.add(
             step,
             loss_nats=loss,
@@ -285,18 +328,17 @@ class _Recorder(contextlib.AbstractContextManager):
         )
         stops = tally.skipped_in_a_row >= _MOST_SKIPPED
         if stops or (
-            recipe.on_nonfinite == "stop" and not (math.isfinite(loss) and math.isfinite(norm))
+            recipe.on_nonfinite == "stop" and not all(map(math.isfinite, (loss, lowered, norm)))
         ):
-            self._stop(step, loss, norm)
+            self._stop(step, loss if not math.isfinite(loss) else lowered, norm)
         now = time.perf_counter()
         took, self._reported = now - self._reported, now
         # The first step compiles; the average forgets it within about fifty steps.
         average = self._step_seconds
         self._step_seconds = took if math.isnan(average) else 0.9 * average + 0.1 * took
         speed = self._tokens_per_step / self._step_seconds
-        self._trainer.progress.advance(
-            1, f"{self._trainer.name}  loss {loss:.3f}  {speed:,.0f} tokens/s"
-        )
+        reached = f"loss {loss:.3f}" if math.isnan(accepted) else f"α {accepted:.3f}"
+        self._trainer.progress.advance(1, f"{self._trainer.name}  {reached}  {speed:,.0f} tokens/s")
 
     def flush(self, last: bool = False) -> None:
         """Writes the metrics so far, on the primary process; fails on all processes or on none."""

@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from sdsl_jax.config import StudyConfig, TrainingConfig
+from sdsl_jax.checkpoints.model_folder import find_model_folder
+from sdsl_jax.config import DistilConfig, ObjectiveName, StudyConfig, TrainingConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.digests import json_sha256
 from sdsl_jax.errors import require
 from sdsl_jax.models import ModelConfig, ModelCounts, count, member
+from sdsl_jax.records import ModelRecord, read_table
+from sdsl_jax.seeds import derive_seed
 from sdsl_jax.training.schedule import Schedule, make_schedule
+from sdsl_jax.training.teacher import teacher_digest
 
 # What of a recipe decides the parameters beside the schedule; the rest says how a rung is computed,
 # watched and stored.
@@ -30,21 +34,36 @@ _RECIPE = (
 
 @dataclass(frozen=True)
 class Rung:
-    """One size and seed of one role, with the token budgets that its run yields."""
+    """One size, seed and objective of one role, with the token budgets that its run yields.
+
+    Attributes:
+      role: "draft" or "target".
+      params: Non-embedding size that was asked for.
+      seed: Seed of initialisation and data order.
+      budgets: Token budgets, ascending.
+      objective: What it is trained for; empty for a model trained on the text alone, from random
+        weights.
+    """
 
     role: str
     params: int
     seed: int
     budgets: tuple[int, ...]
+    objective: ObjectiveName | Literal[""] = ""
+
+    @property
+    def _trained_for(self) -> str:
+        return f"-{self.objective}" if self.objective else ""
 
     @property
     def name(self) -> str:
-        """For example draft-14k-s0."""
-        return f"{self.role}-{compact(self.params)}-s{self.seed}"
+        """For example draft-14k-s0, or draft-14k-tv-s0."""
+        return f"{self.role}-{compact(self.params)}{self._trained_for}-s{self.seed}"
 
     def model_id(self, budget: int) -> str:
-        """For example draft-14k-2M-s0."""
-        return f"{self.role}-{compact(self.params)}-{compact(self.budgets[budget])}-s{self.seed}"
+        """For example draft-14k-2M-s0, or draft-14k-2M-tv-s0."""
+        tokens = compact(self.budgets[budget])
+        return f"{self.role}-{compact(self.params)}-{tokens}{self._trained_for}-s{self.seed}"
 
 
 def compact(number: float) -> str:
@@ -62,15 +81,35 @@ def rungs(config: StudyConfig) -> list[Rung]:
     ladder = config.ladder
     sizes = [("draft", n, ladder.draft_tokens) for n in ladder.draft_params]
     sizes += [("target", n, ladder.target_tokens) for n in ladder.target_params]
+    distil = config.distil
+    objectives: dict[str, tuple[ObjectiveName | Literal[""], ...]] = {
+        "draft": distil.objectives if distil.active else ("",),
+        "target": ("",),
+    }
     ladder_rungs = [
-        Rung(role, n, seed, tuple(sorted(tokens)))
+        Rung(role, n, seed, tuple(sorted(tokens)), objective)
         for role, n, tokens in sizes
+        for objective in objectives[role]
         for seed in (
             *ladder.seeds,
             *(ladder.replicate_seeds if n <= ladder.replicate_below else ()),
         )
     ]
-    return sorted(ladder_rungs, key=lambda rung: (rung.params, rung.role, rung.seed))
+    return sorted(
+        ladder_rungs, key=lambda rung: (rung.params, rung.role, rung.objective, rung.seed)
+    )
+
+
+class Parent(NamedTuple):
+    """A trained model that the training of another starts from.
+
+    Attributes:
+      folder: Its model folder.
+      digest: Digest of its weights.
+    """
+
+    folder: Path
+    digest: str
 
 
 class Plan(NamedTuple):
@@ -85,6 +124,8 @@ class Plan(NamedTuple):
       tokens_per_step: Tokens per step.
       folder: Folder of its checkpoints, named by the rung and a tag of everything that decides its
         parameters.
+      parent: The model that its training starts from; None for random weights.
+      teacher_digest: Digest of the teacher it learns from; empty without one.
     """
 
     rung: Rung
@@ -94,6 +135,8 @@ class Plan(NamedTuple):
     batch: int
     tokens_per_step: int
     folder: Path
+    parent: Parent | None = None
+    teacher_digest: str = ""
 
     @property
     def flops_per_step(self) -> float:
@@ -120,9 +163,11 @@ def plan_rungs(config: StudyConfig, dataset: Dataset, folder: Path) -> list[Plan
       folder: The study's folder.
 
     Raises:
-      SdslError: The family cannot build a size, or two budgets are less than a step apart.
+      SdslError: The family cannot build a size, two budgets are less than a step apart, or
+        `[distil]` names a teacher or a parent that is not there.
     """
     plans = []
+    teacher, parents = teacher_digest(config.distil), parent_records(config.distil)
     for rung in rungs(config):
         model = member(config.family, rung.params, dataset.tokenizer.vocab_size)
         counts = count(model, dataset.sequence_length / 2)
@@ -130,12 +175,71 @@ def plan_rungs(config: StudyConfig, dataset: Dataset, folder: Path) -> list[Plan
             config.training, counts.nonembedding, rung.budgets, dataset.sequence_length
         )
         batch = config.training.batch(counts.nonembedding)
-        tag = _tag(config, rung, model, schedule, batch, dataset)
+        parent = _parent(config, parents, rung, model, counts) if rung.objective else None
+        learns_from = teacher if rung.objective and needs_teacher(config, rung) else ""
+        tag = _tag(config, rung, model, schedule, batch, dataset, parent, learns_from)
         path = folder / "checkpoints" / f"{rung.name}.{tag}"
-        plans.append(
-            Plan(rung, model, counts, schedule, batch, batch * dataset.sequence_length, path)
-        )
+        step = batch * dataset.sequence_length
+        plans.append(Plan(rung, model, counts, schedule, batch, step, path, parent, learns_from))
     return plans
+
+
+def data_seed(config: StudyConfig, rung: Rung) -> int:
+    """Seed of the order in which a rung sees its windows: that of its seed, whatever its size."""
+    return derive_seed("data", config.seed, rung.seed)
+
+
+def needs_teacher(config: StudyConfig, rung: Rung) -> bool:
+    """Whether a rung's batches come from the teacher."""
+    return bool(rung.objective) and (rung.objective != "ce" or config.distil.text == "samples")
+
+
+def parent_records(distil: DistilConfig) -> list[ModelRecord]:
+    """The drafts of `distil.init_from`; none where drafts start from random weights.
+
+    Raises:
+      SdslError: The folder holds no ladder.
+    """
+    folder = distil.init_from
+    if not folder:
+        return []
+    require(
+        (Path(folder) / "records" / "models.csv").exists(),
+        f"distil.init_from is {folder!r}, where no trained ladder is: records/models.csv is not there.",
+    )
+    return [r for r in read_table(Path(folder) / "records", "models") if r.role == "draft"]
+
+
+def _parent(
+    config: StudyConfig,
+    parents: Sequence[ModelRecord],
+    rung: Rung,
+    model: ModelConfig,
+    counts: ModelCounts,
+) -> Parent | None:
+    """The model that a rung's training starts from: of its size and seed, of the largest budget.
+
+    Raises:
+      SdslError: There is none, or there are several.
+    """
+    if not config.distil.init_from:
+        return None
+    shape = (rung.seed, counts.nonembedding, counts.total, model.layers, model.width)
+    alike = [
+        r
+        for r in parents
+        if (r.seed, r.params_nonembedding, r.params_total, r.layers, r.width) == shape
+    ]
+    most = max((r.train_tokens for r in alike), default=0)
+    longest = [r for r in alike if r.train_tokens == most]
+    require(
+        len(longest) == 1,
+        f"distil.init_from ({config.distil.init_from}) holds {len(longest) or 'no'} draft{'s' * (len(longest) > 1)} of the "
+        f"shape of {rung.name} ({model.layers} × {model.width}, {counts.nonembedding:,} non-embedding parameters) and seed "
+        f"{rung.seed}; it must hold one of the largest budget.",
+    )
+    folder = find_model_folder(Path(config.distil.init_from) / longest[0].checkpoint)
+    return Parent(folder, longest[0].params_digest)
 
 
 def _tag(
@@ -145,12 +249,14 @@ def _tag(
     schedule: Schedule,
     batch: int,
     dataset: Dataset,
+    parent: Parent | None,
+    teacher: str,
 ) -> str:
     """A digest of what decides a rung's parameters and of nothing else, so that budgets may be
     added and laws of size rewritten.
     """
     recipe: TrainingConfig = config.training
-    identity = {
+    identity: dict[str, Any] = {
         "role": rung.role,
         "params": rung.params,
         "seeds": [config.seed, rung.seed],
@@ -162,6 +268,14 @@ def _tag(
         "recipe": {name: getattr(recipe, name) for name in _RECIPE},
         "data": [dataset.digest, dataset.sequence_length],
     }
+    if rung.objective:
+        identity["distil"] = [rung.objective, parent.digest if parent else ""]
+    if teacher:
+        d = config.distil
+        samples = [d.text, d.prompt_tokens, config.seed] if d.text == "samples" else [d.text]
+        weighted = [d.eta] if rung.objective == "hybrid" else []
+        kept = d.kept(dataset.tokenizer.vocab_size)
+        identity["teacher"] = [teacher, d.temperature, kept, *samples, *weighted]
     return json_sha256(identity)[:10]
 
 

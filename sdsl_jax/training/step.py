@@ -13,6 +13,14 @@ from jaxtyping import Array, Bool, Float, Int
 from sdsl_jax.config import TrainingConfig
 from sdsl_jax.models import ModelConfig, Params, forward
 from sdsl_jax.models.kernels import token_losses
+from sdsl_jax.training.objectives import (
+    TEXT,
+    DistilBatch,
+    Objective,
+    acceptance,
+    compared,
+    divergence,
+)
 
 
 class StepConfig(NamedTuple):
@@ -28,12 +36,14 @@ class StepConfig(NamedTuple):
     compute_dtype: str
     remat: bool
     skip_nonfinite: bool
+    objective: Objective
 
 
-def step_config(config: TrainingConfig) -> StepConfig:
-    """The part of a recipe that the compiled step depends on."""
-    same = {name: getattr(config, name) for name in StepConfig._fields if name != "skip_nonfinite"}
-    return StepConfig(**same, skip_nonfinite=config.on_nonfinite == "skip")
+def step_config(config: TrainingConfig, objective: Objective = TEXT) -> StepConfig:
+    """The part of a recipe that the compiled step depends on, and what the model is trained for."""
+    own = ("skip_nonfinite", "objective")
+    same = {name: getattr(config, name) for name in StepConfig._fields if name not in own}
+    return StepConfig(**same, skip_nonfinite=config.on_nonfinite == "skip", objective=objective)
 
 
 class TrainState(NamedTuple):
@@ -50,13 +60,18 @@ class StepMetrics(NamedTuple):
     """What a step reports.
 
     Attributes:
-      loss_nats: Cross-entropy in nats per token.
+      loss_nats: Cross-entropy on the text in nats per token.
+      objective: Mean of what the step lowers; the same number where that is cross-entropy.
+      acceptance: Mean probability that the teacher accepts a token of the model, α; not a number
+        without a teacher.
       gradient_norm: Global norm of the gradient before clipping.
-      skipped: Whether the step left parameters and optimiser unchanged, because loss or gradient
-        was not finite.
+      skipped: Whether the step left parameters and optimiser unchanged, because loss,
+        objective or gradient was not finite.
     """
 
     loss_nats: Float[Array, ""]
+    objective: Float[Array, ""]
+    acceptance: Float[Array, ""]
     gradient_norm: Float[Array, ""]
     skipped: Bool[Array, ""]
 
@@ -84,37 +99,50 @@ def init_state(config: StepConfig, params: Params) -> TrainState:
 @functools.partial(jax.jit, static_argnames=("model", "config"), donate_argnames="state")
 def train_step(
     state: TrainState,
-    tokens: Int[Array, "B T+1"],
+    batch: Int[Array, "B T+1"] | DistilBatch,
     learning_rate: Float[Array, ""] | float,
     *,
     model: ModelConfig,
     config: StepConfig,
 ) -> tuple[TrainState, StepMetrics]:
-    """One step of AdamW on cross-entropy plus z_loss · log²Z (2204.02311).
+    """One step of AdamW on the objective plus z_loss · log²Z (2204.02311).
 
     Args:
       state: Parameters, optimiser state and step; donated.
-      tokens: A batch; position t predicts token t + 1.
+      batch: Windows of tokens, position t predicting token t + 1; with the teacher's distributions
+        where the objective compares with them. Nothing of the teacher is differentiated.
       learning_rate: Learning rate of this step.
       model: Architecture.
-      config: Recipe. With `skip_nonfinite`, a loss or gradient that is not finite changes nothing
-        but the step count.
+      config: Recipe and objective. With `skip_nonfinite`, a loss, objective or gradient that is
+        not finite changes nothing but the step count.
     """
+    tokens, teacher = batch if isinstance(batch, DistilBatch) else (batch, None)
+    first = config.objective.first
 
     def objective(params):
         # Master weights stay float32; the cast's gradient brings theirs back to it.
         params = jax.tree.map(lambda x: x.astype(config.compute_dtype), params)
         logits, _ = forward(model, params, tokens[:, :-1], remat=config.remat)
         losses, log_normaliser = token_losses(logits, tokens[:, 1:])
-        loss = losses.mean()
-        return loss + config.z_loss * jnp.square(log_normaliser).mean(), loss
+        loss = lowered = losses[:, first:].mean()
+        accepted = jnp.float32(jnp.nan)
+        if teacher is not None:
+            log_p, log_q = compared(config.objective, logits, log_normaliser, teacher)
+            accepted = acceptance(log_p, log_q)[:, first:].mean()
+            if config.objective.kind != "ce":
+                distances = divergence(config.objective.kind, log_p, log_q, config.objective.eta)
+                lowered = distances[:, first:].mean()
+        total = lowered + config.z_loss * jnp.square(log_normaliser).mean()
+        return total, (loss, lowered, accepted)
 
-    gradients, loss = jax.grad(objective, has_aux=True)(state.params)
+    gradients, (loss, lowered, accepted) = jax.grad(objective, has_aux=True)(state.params)
     updates, opt_state = optimizer(config).update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, jax.tree.map(lambda u: -learning_rate * u, updates))
     norm = optax.tree.norm(gradients)
     skipped = (
-        ~(jnp.isfinite(loss) & jnp.isfinite(norm)) if config.skip_nonfinite else jnp.zeros((), bool)
+        ~(jnp.isfinite(loss) & jnp.isfinite(lowered) & jnp.isfinite(norm))
+        if config.skip_nonfinite
+        else jnp.zeros((), bool)
     )
     if config.skip_nonfinite:
         params, opt_state = jax.tree.map(
@@ -122,7 +150,8 @@ def train_step(
             (params, opt_state),
             (state.params, state.optimizer),
         )
-    return TrainState(params, opt_state, state.step + 1), StepMetrics(loss, norm, skipped)
+    metrics = StepMetrics(loss, lowered, accepted, norm, skipped)
+    return TrainState(params, opt_state, state.step + 1), metrics
 
 
 @functools.partial(jax.jit, static_argnames="model")

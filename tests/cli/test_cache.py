@@ -4,7 +4,7 @@ import os
 import numpy as np
 import pytest
 
-from sdsl_jax.cache_folders import caches, corpora_folder, corpus_lock, programs_folder
+from sdsl_jax.cache_folders import caches, corpora_folder, maker_lock, programs_folder
 from sdsl_jax.config import DataConfig
 from sdsl_jax.counts import parse_bytes, short_bytes
 from sdsl_jax.data.tokenised import corpus_folder, prepare
@@ -50,7 +50,7 @@ def test_every_cache_is_listed_with_its_size(home, sdsl, tmp_path):
 
 
 def test_empty_caches_are_listed_too(home, sdsl):
-    assert sdsl("cache")[1].count(": 0 entries, 0 bytes") == 3
+    assert sdsl("cache")[1].count(": 0 entries, 0 bytes") == 4
     assert sdsl("cache", "--clear")[1].endswith("deleted 0 entries, 0 bytes.\n")
 
 
@@ -87,7 +87,7 @@ def test_a_corpus_that_is_being_made_is_kept(home, sdsl, tmp_path):
     data = corpus(tmp_path)
     partial = corpora_folder() / f".{corpus_folder(data).name}.host.ab.partial"
     partial.mkdir(parents=True)
-    with open(corpus_lock(corpus_folder(data)), "ab") as lock:
+    with open(maker_lock(corpus_folder(data)), "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         status, out, _ = sdsl("cache", "--clear")
         assert status == 0

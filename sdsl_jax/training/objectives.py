@@ -1,0 +1,179 @@
+"""What a draft is trained for: the text itself, or closeness to a target's distributions.
+
+A draft token is accepted with probability α = Σ_v min(p_v, q_v) (Leviathan et al., 2211.17192), which
+is 1 − TV(p, q). Cross-entropy and KL lower the loss and with it, indirectly, 1 − α; total variation
+lowers 1 − α itself. The two part ways: a draft trained for acceptance has more of it, and a worse
+loss.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from sdsl_jax.config import ObjectiveName
+
+# The mass beside the k most probable tokens is at least this much: its logarithm stays finite.
+_LEAST_REST = 1e-7
+
+
+class Objective(NamedTuple):
+    """An objective of training. Hashable, so that it can be a static argument of a jitted step.
+
+    Attributes:
+      kind: Its name, see `divergence`; "ce" is cross-entropy on the text.
+      eta: η of the hybrid's weight λ = exp(−η·α).
+      temperature: Temperature at which target and draft are compared.
+      first: First position of a window that counts.
+    """
+
+    kind: ObjectiveName = "ce"
+    eta: float = 3.0
+    temperature: float = 1.0
+    first: int = 0
+
+
+# Cross-entropy on the text.
+TEXT = Objective()
+
+
+class TeacherProbs(NamedTuple):
+    """Next-token distributions of a teacher.
+
+    Attributes:
+      log_probs: Natural logarithms of probabilities: of the whole vocabulary, or of the tokens in
+        `ids` and, in the last column, of all the others together.
+      ids: The most probable tokens; None where the whole vocabulary is given.
+    """
+
+    log_probs: Float[Array, "... V"]
+    ids: Int[Array, "... K"] | None = None
+
+
+class DistilBatch(NamedTuple):
+    """A batch of windows with a teacher's distributions.
+
+    Attributes:
+      tokens: The windows; position t predicts token t + 1.
+      teacher: The teacher's distributions after each of the first T tokens.
+    """
+
+    tokens: Int[Array, "B T+1"]
+    teacher: TeacherProbs
+
+
+def acceptance(log_p: Float[Array, "... V"], log_q: Float[Array, "... V"]) -> Float[Array, " ..."]:
+    """α = Σ_v min(p_v, q_v) of two distributions given by their logarithms."""
+    return jnp.exp(jnp.minimum(log_p, log_q)).sum(axis=-1)
+
+
+def _kl(
+    p: Float[Array, "... V"], log_p: Float[Array, "... V"], log_q: Float[Array, "... V"]
+) -> Float[Array, " ..."]:
+    """Σ p·(ln p − ln q) over what p gives any probability."""
+    possible = p > 0
+    # Both logarithms may be −∞ where p is 0: neither the product nor its gradient may see that.
+    difference = jnp.where(possible, log_p, 0.0) - jnp.where(possible, log_q, 0.0)
+    return (p * difference).sum(axis=-1)
+
+
+def _entropy_term(p: Float[Array, "... V"], log_p: Float[Array, "... V"]) -> Float[Array, " ..."]:
+    """Σ p·ln p, with 0·ln 0 = 0."""
+    return (p * jnp.where(p > 0, log_p, 0.0)).sum(axis=-1)
+
+
+def divergence(
+    kind: ObjectiveName,
+    log_p: Float[Array, "... V"],
+    log_q: Float[Array, "... V"],
+    eta: float = 3.0,
+) -> Float[Array, " ..."]:
+    """What a draft is to lower at each position. Every kind is 0 where q = p and positive elsewhere.
+
+    | kind             |                                                                      |
+    | ---------------- | -------------------------------------------------------------------- |
+    | `kl`             | KL(p‖q) = Σ p ln(p/q); its gradient in the draft's logits is q − p     |
+    | `reverse-kl`     | KL(q‖p) = Σ q ln(q/p)                                                 |
+    | `js`             | ½ KL(p‖m) + ½ KL(q‖m), m = (p + q)/2                                   |
+    | `tv`             | TV = ½ Σ abs(p − q) = 1 − α                                           |
+    | `log-acceptance` | −ln α; its gradient is that of TV over α                              |
+    | `hybrid`         | λ·KL(p‖q) + (1 − λ)·TV, λ = exp(−η·α) without a gradient              |
+
+    TV's gradient in the logit of v has the factor q_v, so it vanishes for tokens that the draft
+    hardly expects: start from a trained draft, or use the hybrid, which is KL while α is small.
+
+    Args:
+      kind: Name of the objective; not "ce", which needs the text instead of p.
+      log_p: Logarithms of the target's probabilities, normalised; −∞ is allowed.
+      log_q: Logarithms of the draft's probabilities, normalised; −∞ is allowed.
+      eta: η of the hybrid.
+
+    Returns:
+      Nats for the first three and −ln α, a probability for TV.
+    """
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    if kind == "kl":
+        return _kl(p, log_p, log_q)
+    if kind == "reverse-kl":
+        return _kl(q, log_q, log_p)
+    if kind == "js":
+        mean = (p + q) / 2
+        log_mean = jnp.log(jnp.where(mean > 0, mean, 1.0))
+        ends = _entropy_term(p, log_p) + _entropy_term(q, log_q)
+        return ends / 2 - (mean * log_mean).sum(axis=-1)
+    tv = jnp.abs(p - q).sum(axis=-1) / 2
+    if kind == "tv":
+        return tv
+    if kind == "log-acceptance":
+        # Where the two have nothing in common there is no direction to go.
+        return -jnp.log1p(-jnp.minimum(tv, 1 - _LEAST_REST))
+    if kind == "hybrid":
+        weight = jax.lax.stop_gradient(jnp.exp(-eta * (1 - tv)))
+        return weight * _kl(p, log_p, log_q) + (1 - weight) * tv
+    raise ValueError(f"{kind!r} is not the name of a divergence")
+
+
+def coarsened(
+    log_q: Float[Array, "... V"], ids: Int[Array, "... K"] | None
+) -> Float[Array, "... K+1"]:
+    """The logarithms of the probabilities of some tokens and, last, of all the others together.
+
+    Divergences of distributions coarsened alike are at most those of the whole ones, and α at least
+    the whole one's; the difference is at most the mass of the others.
+
+    Args:
+      log_q: Logarithms of the probabilities of the whole vocabulary.
+      ids: Tokens to keep, all different; None keeps the distribution as it is.
+    """
+    if ids is None:
+        return log_q
+    kept = jnp.take_along_axis(log_q, ids, axis=-1)
+    others = 1 - jnp.exp(kept).sum(axis=-1, keepdims=True)
+    return jnp.concatenate([kept, jnp.log(jnp.maximum(others, _LEAST_REST))], axis=-1)
+
+
+def compared(
+    objective: Objective,
+    logits: Float[Array, "B T V"],
+    log_normaliser: Float[Array, "B T"],
+    teacher: TeacherProbs,
+) -> tuple[Float[Array, "B T K"], Float[Array, "B T K"]]:
+    """Logarithms of the teacher's and of the draft's probabilities, as an objective compares them.
+
+    Args:
+      objective: The objective, for its temperature.
+      logits: Logits of the draft.
+      log_normaliser: ln Σ exp of the logits.
+      teacher: Distributions of the teacher, at the objective's temperature already.
+    """
+    wide = logits.astype(jnp.float32)
+    if objective.temperature == 1.0:
+        log_q = wide - log_normaliser[..., None]
+    else:
+        log_q = jax.nn.log_softmax(wide / objective.temperature, axis=-1)
+    # What was rounded for the disk no longer sums to one.
+    log_p = jax.nn.log_softmax(teacher.log_probs.astype(jnp.float32), axis=-1)
+    return log_p, coarsened(log_q, teacher.ids)

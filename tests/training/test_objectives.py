@@ -1,0 +1,439 @@
+"""What drafts are trained for: identities of the objectives, and drafts trained for a teacher."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny
+from scipy.optimize import linprog
+
+from sdsl_jax.checkpoints.model_folder import load_model_folder
+from sdsl_jax.data import load_dataset
+from sdsl_jax.errors import SdslError
+from sdsl_jax.models import forward
+from sdsl_jax.progress import Silent
+from sdsl_jax.records import read_table
+from sdsl_jax.training import plan_rungs, train_ladder
+from sdsl_jax.training.objectives import (
+    Objective,
+    TeacherProbs,
+    acceptance,
+    coarsened,
+    compared,
+    divergence,
+)
+from sdsl_jax.training.teacher import cache_folder, open_teacher
+
+KINDS = ("kl", "reverse-kl", "js", "tv", "log-acceptance", "hybrid")
+
+
+def logits(seed, *shape, scale=2.0):
+    return scale * jax.random.normal(jax.random.key(seed), shape)
+
+
+def of_logits(kind, z_p, z_q, eta=3.0):
+    return divergence(kind, jax.nn.log_softmax(z_p), jax.nn.log_softmax(z_q), eta)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_objective_is_zero_at_the_target_and_positive_elsewhere(x64, kind):
+    z_p, z_q = logits(0, 50, 7), logits(1, 50, 7)
+    np.testing.assert_allclose(of_logits(kind, z_p, z_p), 0.0, atol=1e-15)
+    np.testing.assert_allclose(
+        jax.grad(lambda z: of_logits(kind, z_p, z).sum())(z_p), 0.0, atol=1e-15
+    )
+    assert (of_logits(kind, z_p, z_q) > 0.01).all()
+
+
+def test_the_definitions(x64):
+    p, q = (np.asarray(jax.nn.softmax(logits(seed, 20, 6))) for seed in (2, 3))
+    mean, alpha = (p + q) / 2, np.minimum(p, q).sum(-1)
+
+    def kl(a, b):
+        return (a * np.log(a / b)).sum(-1)
+
+    expected = {
+        "kl": kl(p, q),
+        "reverse-kl": kl(q, p),
+        "js": (kl(p, mean) + kl(q, mean)) / 2,
+        "tv": 1 - alpha,
+        "log-acceptance": -np.log(alpha),
+        "hybrid": np.exp(-2 * alpha) * kl(p, q) + (1 - np.exp(-2 * alpha)) * (1 - alpha),
+    }
+    for kind, values in expected.items():
+        np.testing.assert_allclose(divergence(kind, np.log(p), np.log(q), 2.0), values, rtol=1e-12)
+    np.testing.assert_allclose(acceptance(np.log(p), np.log(q)), alpha, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_against_finite_differences(x64, kind):
+    """Central differences; the hybrid's weight is held, as its gradient holds it."""
+    z_p, z_q, step = logits(4, 5), logits(5, 5), 1e-6
+    weight = float(np.exp(-3 * acceptance(jax.nn.log_softmax(z_p), jax.nn.log_softmax(z_q))))
+
+    def value(z):
+        if kind != "hybrid":
+            return float(of_logits(kind, z_p, z))
+        return float(weight * of_logits("kl", z_p, z) + (1 - weight) * of_logits("tv", z_p, z))
+
+    gradient = jax.grad(lambda z: of_logits(kind, z_p, z))(z_q)
+    for v, direction in enumerate(np.eye(5)):
+        difference = (value(z_q + step * direction) - value(z_q - step * direction)) / (2 * step)
+        assert float(gradient[v]) == pytest.approx(difference, abs=1e-8)
+
+
+def test_gradients_in_closed_form(x64):
+    """∂KL/∂z = q − p; ∇(−ln α) = ∇TV/α; ∂TV/∂z_v = −q_v·(1[q_v < p_v] − Σ q·1[q < p])."""
+    z_p, z_q = logits(6, 30, 8), logits(7, 30, 8)
+    p, q = jax.nn.softmax(z_p), jax.nn.softmax(z_q)
+    gradient = {k: jax.grad(lambda z, k=k: of_logits(k, z_p, z).sum())(z_q) for k in KINDS}
+    np.testing.assert_allclose(gradient["kl"], q - p, atol=1e-12)
+    alpha = jnp.minimum(p, q).sum(-1, keepdims=True)
+    np.testing.assert_allclose(gradient["log-acceptance"], gradient["tv"] / alpha, atol=1e-12)
+    below = (q < p).astype(float)
+    expected = -q * (below - (q * below).sum(-1, keepdims=True))
+    np.testing.assert_allclose(gradient["tv"], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_without_a_logit_change_nothing(kind):
+    z_p, z_q = (logits(s, 4, 6).astype(jnp.float32) for s in (8, 9))
+    padding = jnp.full((4, 3), -jnp.inf)
+    wide_p, wide_q = (jnp.concatenate([z, padding], axis=-1) for z in (z_p, z_q))
+    plain, plain_gradient = jax.value_and_grad(lambda z: of_logits(kind, z_p, z).sum())(z_q)
+    padded, gradient = jax.value_and_grad(lambda z: of_logits(kind, wide_p, z).sum())(wide_q)
+    assert float(padded) == pytest.approx(float(plain), rel=1e-6)
+    np.testing.assert_allclose(gradient[:, :6], plain_gradient, atol=1e-6)
+    np.testing.assert_array_equal(gradient[:, 6:], 0.0)
+
+
+def test_optima_of_one_draft_for_several_targets(x64):
+    """A draft that cannot tell contexts apart: KL's optimum is the mean Σ wᵢpᵢ; TV's that of a linear programme."""
+    z, weights = logits(10, 4, 5), np.array([0.4, 0.3, 0.2, 0.1])
+    p = np.asarray(jax.nn.softmax(z))
+
+    def mean_objective(kind, z_q):
+        return (weights * of_logits(kind, z, jnp.broadcast_to(z_q, z.shape))).sum()
+
+    at_mean = jax.grad(lambda x: mean_objective("kl", x))(np.log(weights @ p))
+    np.testing.assert_allclose(at_mean, 0.0, atol=1e-12)
+    # Σ w·½|p − q| over distributions q: each |·| is a variable bounded by both signs of its content.
+    n, V = p.shape
+    cost = np.concatenate([np.zeros(V), np.repeat(weights / 2, V)])
+    above = np.hstack([np.tile(np.eye(V), (n, 1)), -np.eye(n * V)])
+    below = np.hstack([-np.tile(np.eye(V), (n, 1)), -np.eye(n * V)])
+    least = linprog(
+        cost,
+        A_ub=np.vstack([above, below]),
+        b_ub=np.concatenate([p.ravel(), -p.ravel()]),
+        A_eq=np.concatenate([np.ones(V), np.zeros(n * V)])[None],
+        b_eq=[1.0],
+    ).fun
+
+    @jax.jit
+    def descend(z_q):
+        def step(i, z_q):
+            rate = 3.0 / jnp.sqrt(1.0 + i)  # a subgradient needs steps that shrink
+            return z_q - rate * jax.grad(lambda x: mean_objective("tv", x))(z_q)
+
+        return jax.lax.fori_loop(0, 20_000, step, z_q)
+
+    reached = float(mean_objective("tv", descend(jnp.log(jnp.asarray(weights @ p)))))
+    assert least - 1e-9 <= reached < least + 2e-3
+    assert float(mean_objective("tv", np.log(weights @ p))) > least + 0.005
+
+
+def test_coarsening_moves_every_number_one_way_and_by_no_more_than_the_rest(x64):
+    log_p, log_q = (jax.nn.log_softmax(logits(s, 40, 12)) for s in (11, 12))
+    ids = jax.lax.top_k(log_p, 4)[1]
+    few_p, few_q = coarsened(log_p, ids), coarsened(log_q, ids)
+    np.testing.assert_allclose(jnp.exp(few_q).sum(-1), 1.0, rtol=1e-12)
+    rest = np.exp(np.asarray(few_p[:, -1]))
+    more = np.asarray(acceptance(few_p, few_q) - acceptance(log_p, log_q))
+    assert (more >= -1e-12).all()
+    assert (more <= rest + 1e-12).all()
+    for kind in ("kl", "reverse-kl", "js", "tv"):
+        assert (divergence(kind, few_p, few_q) <= divergence(kind, log_p, log_q) + 1e-12).all()
+    assert coarsened(log_p, None) is log_p
+
+
+def test_both_are_compared_at_the_temperature():
+    z = logits(13, 2, 3, 9).astype(jnp.float32)
+    log_p = jax.nn.log_softmax(z / 0.5)
+    teacher = TeacherProbs(log_p)
+    same = compared(Objective("tv", temperature=0.5), z, jax.nn.logsumexp(z, -1), teacher)
+    np.testing.assert_allclose(*same, atol=1e-5)
+    plain = compared(Objective("tv"), z, jax.nn.logsumexp(z, -1), teacher)
+    np.testing.assert_allclose(plain[1], jax.nn.log_softmax(z), atol=1e-6)
+
+
+# Drafts of a tiny study, trained for its target.
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return load_dataset(tiny().data)
+
+
+@pytest.fixture(scope="module")
+def models(measured_study):
+    return read_table(measured_study / "records", "models")
+
+
+def distil(measured_study, models, cache, **changed):
+    target = next(r for r in models if r.role == "target")
+    return tiny(
+        ladder={"draft_params": [600], "draft_tokens": [4_000, 8_000]},
+        training={"learning_rate": 1e-3, "evaluation_windows": 8},
+        distil={
+            "teacher": str(measured_study / target.checkpoint),
+            "init_from": str(measured_study),
+            "objective": "tv",
+            "cache": str(cache),
+        }
+        | changed,
+    )
+
+
+def drafts(config, dataset, folder, progress=None):
+    """Trains the drafts of a study, and returns their records."""
+    from sdsl_jax.training import train_rungs
+
+    plans = [p for p in plan_rungs(config, dataset, folder) if p.rung.role == "draft"]
+    return train_rungs(config, dataset, folder, plans, progress).records
+
+
+class Notes(Silent):
+    def __init__(self, stop_at=None):
+        self.notes, self.stage, self.left = [], "", stop_at
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def start(self, stage, total):
+        self.stage = stage
+
+    def advance(self, amount, detail=""):
+        if self.left and self.stage == self.left[0]:
+            self.left = (self.left[0], self.left[1] - 1)
+            if self.left[1] <= 0:
+                raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def trained(measured_study, models, dataset, tmp_path_factory):
+    """Drafts trained for total variation, and the notes of the run."""
+    folder, notes = tmp_path_factory.mktemp("distilled"), Notes()
+    config = distil(measured_study, models, folder / "cache")
+    return config, folder, drafts(config, dataset, folder, notes), notes.notes
+
+
+def test_records_name_objective_teacher_and_parent(trained, models):
+    _, folder, records, notes = trained
+    assert [r.model_id for r in records] == ["draft-600-4k-tv-s0", "draft-600-8k-tv-s0"]
+    target = next(r for r in models if r.role == "target")
+    parent = next(r for r in models if r.model_id == "draft-600-16k-s0")
+    for record in records:
+        assert record.objective == "tv"
+        assert record.teacher_digest == target.params_digest
+        assert record.parent_digest == parent.params_digest
+    assert sum("GB of at most 4 GB" in note for note in notes) == 1
+    assert sum("α is at most" in note for note in notes) == 1
+    metrics = [json.loads(line) for line in next(folder.rglob("trunk/metrics.jsonl")).open()]
+    assert all(
+        row["objective"] == pytest.approx(1 - row["acceptance"], abs=1e-5) for row in metrics
+    )
+
+
+def test_training_starts_from_the_parent_and_raises_acceptance(
+    trained, measured_study, models, dataset
+):
+    _, folder, records, _ = trained
+    target = load_model_folder(
+        measured_study / next(r for r in models if r.role == "target").checkpoint
+    )
+    parent = load_model_folder(
+        measured_study / next(r for r in models if r.model_id == "draft-600-16k-s0").checkpoint
+    )
+    child = load_model_folder(folder / records[-1].checkpoint)
+    windows = jnp.asarray(dataset.text("train").windows(64)[:, :-1])
+
+    def alpha(draft):
+        log_p, log_q = (
+            jax.nn.log_softmax(forward(m.config, m.params, windows)[0]) for m in (target, draft)
+        )
+        return float(acceptance(log_p, log_q).mean())
+
+    assert alpha(child) > alpha(parent) + 0.02
+    # And it gives up some loss, which plain training for so long would not.
+    first = json.loads(next(folder.rglob("trunk/metrics.jsonl")).open().readline())
+    assert first["acceptance"] == pytest.approx(alpha(parent), abs=0.03)
+
+
+def test_a_killed_run_ends_in_the_same_bits(trained, dataset, tmp_path):
+    """Interrupted while the teacher is cached, and again while the draft is trained."""
+    config, _, whole, _ = trained
+    config = dataclasses.replace(
+        config, distil=dataclasses.replace(config.distil, cache=str(tmp_path / "cache"))
+    )
+    for where in (("teacher", 2), ("train", 12)):
+        with pytest.raises(KeyboardInterrupt):
+            drafts(config, dataset, tmp_path, Notes(where))
+    assert [r.params_digest for r in drafts(config, dataset, tmp_path)] == [
+        r.params_digest for r in whole
+    ]
+
+
+def test_what_the_teacher_says_of_a_window_depends_on_nothing_else(trained, dataset, tmp_path):
+    """Not on who computed it nor on what else was computed; a damaged shard is made again."""
+    config, *_ = trained
+    there = cache_folder(config, dataset)
+    windows = sorted(
+        w for path in there.glob("*.json") for w in json.loads(path.read_text())["windows"]
+    )
+    whole = open_teacher(config, dataset, windows, Silent())
+    alone = dataclasses.replace(
+        config, distil=dataclasses.replace(config.distil, cache=str(tmp_path))
+    )
+    few = open_teacher(alone, dataset, windows[3:40:7], Silent())
+    for window in windows[3:40:7]:
+        np.testing.assert_array_equal(few[window]["log_probs"], whole[window]["log_probs"])
+        np.testing.assert_array_equal(few[window]["tokens"], dataset.train_windows[window])
+    shard = next(cache_folder(alone, dataset).glob("*.bin"))
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    notes = Notes()
+    again = open_teacher(alone, dataset, windows[3:40:7], notes)
+    assert any("is damaged; its windows are computed again" in note for note in notes.notes)
+    np.testing.assert_array_equal(again[windows[3]]["log_probs"], whole[windows[3]]["log_probs"])
+    assert not shard.exists()
+
+
+def test_stored_probabilities_are_as_far_off_as_they_say(
+    trained, measured_study, models, dataset, tmp_path
+):
+    """Whole and of the most probable tokens; what is said bounds the error in α, whatever the draft."""
+    config, *_ = trained
+    target = load_model_folder(
+        measured_study / next(r for r in models if r.role == "target").checkpoint
+    )
+    windows = [0, 5, 9]
+    tokens = np.stack([dataset.train_windows[w] for w in windows])[:, :-1]
+    log_p = jax.nn.log_softmax(forward(target.config, target.params, jnp.asarray(tokens))[0])
+    log_q = jax.nn.log_softmax(log_p + jax.random.normal(jax.random.key(0), log_p.shape))
+    exact = acceptance(log_p, log_q)
+    for top, most in ((0, 5e-4), (8, 0.9)):
+        asked = dataclasses.replace(
+            config, distil=dataclasses.replace(config.distil, cache=str(tmp_path), top=top)
+        )
+        cache = open_teacher(asked, dataset, windows, Silent())
+        rows = [cache[w] for w in windows]
+        teacher = TeacherProbs(
+            jnp.stack([r["log_probs"] for r in rows]),
+            jnp.stack([r["ids"] for r in rows]) if top else None,
+        )
+        seen = compared(Objective("tv"), log_q, jnp.zeros(log_q.shape[:-1]), teacher)
+        error = float(jnp.abs(acceptance(*seen) - exact).mean())
+        assert error <= cache.kept_error + 1e-6 < most
+        assert error > cache.kept_error / 50  # a bound, and no idle one
+
+
+def test_samples_continue_the_windows_and_only_they_count(
+    measured_study, models, dataset, tmp_path
+):
+    config = distil(
+        measured_study,
+        models,
+        tmp_path / "cache",
+        text="samples",
+        prompt_tokens=5,
+        objective=["ce", "kl"],
+    )
+    records = drafts(config, dataset, tmp_path)
+    assert {r.objective for r in records} == {"ce", "kl"}
+    assert all(r.teacher_digest for r in records)  # cross-entropy on the teacher's text, too
+    some = open_teacher(config, dataset, [4, 2], Silent())
+    other = dataclasses.replace(
+        config, distil=dataclasses.replace(config.distil, cache=str(tmp_path / "other"))
+    )
+    again = open_teacher(other, dataset, [2], Silent())
+    np.testing.assert_array_equal(some[2]["tokens"], again[2]["tokens"])
+    np.testing.assert_array_equal(some[2]["tokens"][:5], dataset.train_windows[2][:5])
+    assert not np.array_equal(some[2]["tokens"], dataset.train_windows[2])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"cache_gb": 1e-6}, r"GB in .*; distil.cache_gb allows 1e-06\. Raise it"),
+        ({"init_from": "nowhere"}, "distil.init_from is 'nowhere', where no trained ladder is"),
+        ({"teacher": "nowhere"}, "the model folder nowhere does not exist"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(
+    measured_study, models, dataset, tmp_path, changed, message
+):
+    config = distil(measured_study, models, tmp_path / "cache", **changed)
+    with pytest.raises(SdslError, match=message):
+        drafts(config, dataset, tmp_path)
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_a_parent_of_another_seed_or_shape_is_refused(measured_study, models, dataset, tmp_path):
+    config = distil(measured_study, models, tmp_path / "cache")
+    for ladder in ({"seeds": (4,)}, {"draft_params": (800,)}):
+        asked = dataclasses.replace(config, ladder=dataclasses.replace(config.ladder, **ladder))
+        with pytest.raises(SdslError, match=r"holds no draft of the shape of draft-.*and seed"):
+            train_ladder(asked, dataset, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"objective": "tv", "teacher": ""},
+            "distil.objective holds 'tv', which needs distil.teacher",
+        ),
+        ({"text": "samples", "teacher": "", "objective": "ce"}, "which needs distil.teacher"),
+        ({"objective": ["kl", "kl"]}, "repeats a value"),
+        ({"objective": "huber"}, r"distil.objective is 'huber'"),
+        ({"text": "samples", "prompt_tokens": 40}, "it must be less than data.sequence_length"),
+    ],
+)
+def test_settings_are_checked(changed, message):
+    with pytest.raises(SdslError, match=message):
+        tiny(distil={"teacher": "x"} | changed)
+
+
+def test_plain_rungs_keep_their_names_and_folders(measured_study, models, dataset, tmp_path):
+    """Neither the targets of a study that distils nor a study that does not train elsewhere than before."""
+    plain = {p.rung.name: p.folder for p in plan_rungs(tiny(), dataset, tmp_path)}
+    made = {path.name for path in (measured_study / "checkpoints").iterdir()}
+    assert {folder.name for folder in plain.values()} == made
+    config = distil(measured_study, models, tmp_path)
+    target = next(p for p in plan_rungs(config, dataset, tmp_path) if p.rung.role == "target")
+    assert (target.parent, target.teacher_digest, target.rung.objective) == (None, "", "")
+
+
+def test_what_decides_a_distilled_rung_is_in_its_folder(measured_study, models, dataset, tmp_path):
+    def folder(**changed):
+        config = distil(measured_study, models, tmp_path, **changed)
+        return next(
+            p.folder for p in plan_rungs(config, dataset, tmp_path) if p.rung.role == "draft"
+        )
+
+    same = [folder(), folder(eta=1.0), folder(cache_gb=2.0), folder(prompt_tokens=3)]
+    other = [
+        folder(objective="kl"),
+        folder(temperature=0.7),
+        folder(text="samples"),
+        folder(top=5),
+        folder(init_from=""),
+    ]
+    assert len({*same}) == 1
+    assert len({*same, *other}) == 1 + len(other)
+    assert folder(objective="hybrid") != folder(objective="hybrid", eta=1.0)
