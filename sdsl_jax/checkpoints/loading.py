@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -310,7 +311,12 @@ def load_recorded(record: ModelRecord, folder: Path) -> LoadedModel:
 
 
 def load_other_models(
-    folder: Path, setting: str, prefix: str, dataset: Dataset, study: Path, role: str | None = None
+    folder: Path,
+    setting: str,
+    prefix: str,
+    dataset: Dataset,
+    study: Path,
+    wanted: Callable[[ModelRecord], bool] = lambda record: True,
 ) -> tuple[list[ModelRecord], dict[str, Model]]:
     """Loads the models of another study's ladder, to measure them beside the study's own.
 
@@ -320,7 +326,7 @@ def load_other_models(
       prefix: Put before the models' names, to tell them from the study's own.
       dataset: The study's corpus, whose tokenizer the models must share.
       study: The study's folder, from which the records name the checkpoints.
-      role: "draft" or "target"; both if None.
+      wanted: Which of the records to load; all by default.
 
     Returns:
       The models' records, and the models by name.
@@ -330,7 +336,7 @@ def load_other_models(
     """
     records, models = [], {}
     for record in read_table(folder / "records", "models"):
-        if role not in (None, record.role):
+        if not wanted(record):
             continue
         loaded = load_recorded(record, folder)
         require(

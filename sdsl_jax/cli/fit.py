@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _COLUMN = arg(metavar="NAME")
 
 TOPICS = (
-    Topic("table", "Which rows are fitted.", ("where", "skip_incomplete")),
+    Topic("table", "Which rows are fitted.", ("where", "skip_incomplete", "objective")),
     Topic(
         "loss",
         "For a loss law.",
@@ -52,6 +52,7 @@ def fit(
     loss_unit: Annotated[
         Literal["nats", "bits", "perplexity"], arg(metavar="nats|bits|perplexity")
     ] = "nats",
+    objective: Annotated[str, arg(metavar="NAME")] = "",
     models: Annotated[Path | None, arg(metavar="FILE.csv")] = None,
     estimator: Annotated[str | None, _COLUMN] = None,
     domain: Annotated[str | None, _COLUMN] = None,
@@ -90,6 +91,9 @@ def fit(
             name of a column that contains blanks in backticks.
         skip_incomplete: Leave out rows that lack a value, and say how many.
         loss_unit: Unit of the losses in the table, per token; the law is fitted to nats.
+        objective: Drafts to fit, by what they were trained for, such as tv, or text for those trained
+            on the text alone. Required where a study's records hold several kinds: no single law
+            describes them.
         models: Records of the models; models.csv beside the table if left out.
         estimator: Estimator whose rows of a study's records are fitted; teacher_forced_samples if
             left out.
@@ -139,6 +143,7 @@ def fit(
         "where": where,
         "skip_incomplete": skip_incomplete,
         "loss_unit": loss_unit,
+        "objective": objective,
         "starts": starts,
         "bootstrap": bootstrap,
         "confidence": confidence,

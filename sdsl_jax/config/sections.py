@@ -103,7 +103,7 @@ class FamilyConfig:
 @dataclass(frozen=True)
 class LadderConfig:
     """Which models are trained: non-embedding sizes and token budgets of drafts and targets, and
-    seeds.
+    seeds. There need be no targets of its own where some are given, or there is a teacher.
 
     Attributes:
       draft_params: Sizes of the drafts.
@@ -123,8 +123,8 @@ class LadderConfig:
 
     draft_params: tuple[WholeCount, ...]
     draft_tokens: tuple[WholeCount, ...]
-    target_params: tuple[WholeCount, ...]
-    target_tokens: tuple[WholeCount, ...]
+    target_params: tuple[WholeCount, ...] = ()
+    target_tokens: tuple[WholeCount, ...] = ()
     seeds: tuple[int, ...] = (0,)
     replicate_seeds: tuple[int, ...] = ()
     replicate_below: WholeCount = 0
@@ -134,7 +134,11 @@ class LadderConfig:
     def __post_init__(self):
         for name in ("draft_params", "draft_tokens", "target_params", "target_tokens"):
             require_in("[1, inf)", f"ladder.{name}", getattr(self, name))
-            require_distinct(f"ladder.{name}", getattr(self, name))
+            require_distinct(f"ladder.{name}", getattr(self, name), name.startswith("target"))
+        require(
+            bool(self.target_params) == bool(self.target_tokens),
+            "ladder.target_params and ladder.target_tokens must both be given, or neither.",
+        )
         require_distinct("ladder.seeds", self.seeds)
         require_distinct("ladder.replicate_seeds", self.replicate_seeds, may_be_empty=True)
         shared = sorted({*self.seeds} & {*self.replicate_seeds})
@@ -397,6 +401,10 @@ class StudyConfig:
         require(
             self.name and all(c.isalnum() or c in "-_." for c in self.name) and self.name[0] != ".",
             f"name is {self.name!r}; it must be made of letters, digits, '-', '_' and '.'.",
+        )
+        require(
+            self.ladder.target_params or self.ladder.given_targets or self.distil.teacher,
+            "the study has no target: set ladder.target_params, ladder.given_targets or distil.teacher.",
         )
         require_in("[0, 2147483647]", "seed", self.seed)
         require_in("[0, 2147483647]", "ladder.seeds", self.ladder.seeds)

@@ -139,7 +139,7 @@ def clustered_mean(
 
 def training_run(model: ModelRecord) -> str:
     """The training run of a model. The token budgets of one run are no independent models."""
-    return f"{model.role}-{model.params_nonembedding}-s{model.seed}"
+    return f"{model.role}-{model.params_nonembedding}-{model.trained_for}-s{model.seed}"
 
 
 def standard_error(low: float, high: float, confidence: float, clusters: int) -> float:

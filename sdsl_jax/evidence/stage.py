@@ -12,6 +12,7 @@ from sdsl_jax.evidence.estimators import Estimators, estimators
 from sdsl_jax.evidence.fit_quality import Coverage, Residuals, coverage, residuals
 from sdsl_jax.evidence.holdout import Holdout, holdout
 from sdsl_jax.evidence.law_comparison import LawComparison, LawInputs, acceptance_laws, law_inputs
+from sdsl_jax.evidence.objectives import Objectives, objectives
 from sdsl_jax.evidence.same_data import SameData, same_data
 from sdsl_jax.evidence.study_records import StudyRecords
 
@@ -36,6 +37,7 @@ class Evidence:
       domain: what other text does to α
       same_data: whether loss alone predicts α
       clock: predicted and measured speed-ups on the clock
+      objectives: what training for acceptance changes
     """
 
     claims: Claims | None = None
@@ -51,6 +53,7 @@ class Evidence:
     domain: Domain | None = None
     same_data: SameData | None = None
     clock: Clock | None = None
+    objectives: Objectives | None = None
 
 
 def gather(records: StudyRecords) -> Evidence:
@@ -69,4 +72,5 @@ def gather(records: StudyRecords) -> Evidence:
         domain(records),
         same_data(records),
         clock(records),
+        objectives(records),
     )

@@ -74,10 +74,14 @@ class StudyRecords:
     Attributes:
       folder: Folder of the study.
       path: Folder of its record files.
-      models: Drafts and targets of the study.
-      acceptance: α of every pair by every estimator, on the study's own text and at its temperature.
+      trained: Drafts and targets of the study, whatever they were trained for.
+      models: Those trained on the text alone, which laws are fitted to.
+      measured_acceptance: α of every pair by every estimator, on the study's own text and at its
+        temperature.
+      acceptance: The same of the pairs of `models`.
       survival: S_k of the live decoder.
-      expected: Expected tokens per round of every pair and lookahead, without decoding.
+      measured_rounds: Expected tokens per round of every pair and lookahead, without decoding.
+      expected: The same of the pairs of `models`.
       latency: Timed steps.
       conditions: Exact α at other temperatures, in other domains, and of other drafts.
       other_models: Drafts trained on other text.
@@ -87,11 +91,11 @@ class StudyRecords:
       clock: The draft nearest to each optimum, on the clock.
     """
 
-    models = _table("models", ModelRecord)
-    acceptance = _table("acceptance", AcceptanceRecord)
+    trained = _table("models", ModelRecord)
+    measured_acceptance = _table("acceptance", AcceptanceRecord)
     survival = _table("survival", SurvivalRecord)
     latency = _table("latency", LatencyRecord)
-    expected = _table("expected", ExpectedRecord, optional=True)
+    measured_rounds = _table("expected", ExpectedRecord, optional=True)
     conditions = _table("conditions", AcceptanceRecord, optional=True)
     other_models = _table("other_models", ModelRecord, optional=True)
     losses = _table("losses", LossRecord, optional=True)
@@ -128,6 +132,28 @@ class StudyRecords:
             where = f"the record file {path}"
             vars(self)[name] = from_json(form, read_json(path), where) if path.exists() else None
         return vars(self)[name]
+
+    @cached_property
+    def models(self) -> list[ModelRecord]:
+        """Drafts and targets that were trained on the text alone."""
+        return [m for m in self.trained if m.trained_for == "text"]
+
+    @cached_property
+    def acceptance(self) -> list[AcceptanceRecord]:
+        """α of their pairs."""
+        return [r for r in self.measured_acceptance if r.draft_id not in self._distilled]
+
+    @cached_property
+    def expected(self) -> list[ExpectedRecord]:
+        """Expected tokens per round of their pairs."""
+        return [r for r in self.measured_rounds if r.draft_id not in self._distilled]
+
+    @property
+    def _distilled(self) -> set[str]:
+        path = self.path / "models.csv"
+        if "trained" not in vars(self) and not path.exists():
+            return set()
+        return {m.model_id for m in self.trained if m.trained_for != "text"}
 
     @cached_property
     def config(self) -> StudyConfig:

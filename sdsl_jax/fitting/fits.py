@@ -78,6 +78,7 @@ def fit_loss(
     where: str = "",
     skip_incomplete: bool = False,
     loss_unit: tables.LossUnit = "nats",
+    objective: str = "",
     max_epochs: float = 4.0,
     resample: Literal["rows", "rungs"] = "rungs",
     huber_delta: float = 1e-3,
@@ -100,6 +101,8 @@ def fit_loss(
       where: Rows to read, such as "seed == 0 and params < 1e9".
       skip_incomplete: Leave out rows that lack a value.
       loss_unit: Unit of the losses, per token. The law is fitted to nats.
+      objective: Drafts to fit, by what they were trained for, "text" for the text alone; needed
+        where a table mixes them.
       max_epochs: Rows of more epochs are left out, where the table has a column epochs.
       resample: Whether the bootstrap draws rows or whole training runs.
       huber_delta: Residual in ln L at which the Huber loss turns linear.
@@ -132,7 +135,7 @@ def fit_loss(
         rung_column,
         max_epochs,
         flops_column,
-        tables.Choice(where, skip_incomplete, loss_unit),
+        tables.Choice(where, skip_incomplete, loss_unit, objective),
     )
     rows: Any = read.table
     doubts = table_warnings.loss_table_warnings(
@@ -153,6 +156,7 @@ def fit_acceptance(
     where: str = "",
     skip_incomplete: bool = False,
     loss_unit: tables.LossUnit = "nats",
+    objective: str = "",
     huber_delta: float = 0.02,
     starts: int = 64,
     bootstrap: int = 1000,
@@ -173,6 +177,8 @@ def fit_acceptance(
       where: Rows to read, such as "draft_params < 1e9".
       skip_incomplete: Leave out rows that lack a value.
       loss_unit: Unit of the losses, per token.
+      objective: Drafts to fit, by what they were trained for, "text" for the text alone; needed
+        where the records mix them.
       huber_delta: Residual in α at which the Huber loss turns linear.
       starts: Number of descents, each from another start.
       bootstrap: Number of resamples of whole training runs, of drafts and of targets.
@@ -195,7 +201,7 @@ def fit_acceptance(
         estimator,
         domain,
         temperature,
-        tables.Choice(where, skip_incomplete, loss_unit),
+        tables.Choice(where, skip_incomplete, loss_unit, objective),
     )
     pairs: Any = read.table
     doubts = table_warnings.pair_table_warnings(pairs, read.lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -48,12 +49,33 @@ def loss_table(models: list[ModelRecord], params: str = "params_nonembedding") -
     Args:
       models: Records of models.
       params: Column with the sizes.
+
+    Raises:
+      SdslError: They were trained for different objectives.
     """
+    require_one_objective([m.trained_for for m in models if m.role == "draft"])
     sizes, tokens, losses = (
         np.asarray(column(models, name), float) for name in (params, "train_tokens", "loss_nats")
     )
     labels = [(m.role, m.params_nonembedding, m.seed) for m in models]
     return LossTable(sizes, tokens, losses, np.asarray([labels.index(label) for label in labels]))
+
+
+def require_one_objective(trained_for: Sequence[str]) -> None:
+    """Checks that models may share a law.
+
+    Args:
+      trained_for: What each of them was trained for, see `ModelRecord.trained_for`.
+
+    Raises:
+      SdslError: They were trained for different objectives.
+    """
+    kinds = sorted(set(trained_for))
+    require(
+        len(kinds) <= 1,
+        f"the table holds drafts that were trained for different objectives: {', '.join(kinds)}. No single law describes them: "
+        "at equal loss, a draft trained for acceptance has more of it. Choose one with --objective.",
+    )
 
 
 def resamples(table: LossTable, config: FitConfig, seed: int) -> Float[np.ndarray, "draws n"]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 
-from sdsl_jax.config import FitConfig, StudyConfig, TrainingConfig
+from sdsl_jax.config import FitConfig, StudyConfig, TrainingConfig, load_study
 from sdsl_jax.errors import require
 from sdsl_jax.fitting.acceptance import fit_acceptance_laws, pair_table
 from sdsl_jax.fitting.hardware import fit_hardware, predicted_seconds, timed_context, timings_of
@@ -30,7 +31,11 @@ def fit_all(
     acceptance: list[AcceptanceRecord],
     latency: list[LatencyRecord],
 ) -> Fits:
-    """Fits every law of a study: what `fits.json` holds."""
+    """Fits every law of a study: what `fits.json` holds.
+
+    Raises:
+      SdslError: There are too few models for the laws, or they were trained for different things.
+    """
     weights = joint_weights(config.fit, models, config.seed)
     rule = fitted_rule(config)
     ranges = {
@@ -40,7 +45,8 @@ def fit_all(
     }
     device = describe_hardware(models, latency, rule, config.fit.starts, config.seed)
     # One law describes one recipe.
-    alike = [i for i, model in enumerate(models) if _of_recipe(config.training, model)]
+    recipe = _recipe(config)
+    alike = [i for i, model in enumerate(models) if _of_recipe(recipe, model)]
     # Records without the column count as new text.
     fresh = [i for i in alike if not models[i].epochs > config.fit.max_epochs]
     once = [models[i] for i in fresh]
@@ -74,6 +80,14 @@ def fit_all(
         hardware=device,
         shape_rule={k: float(v) for k, v in rule._asdict().items()},
     )
+
+
+def _recipe(config: StudyConfig) -> TrainingConfig:
+    """The recipe of the models that laws are fitted to: that of the ladder that drafts start from,
+    where there is one."""
+    given = Path(config.distil.init_from) / "config.toml"
+    from_ladder = config.distil.init_from and given.exists()
+    return load_study(given).training if from_ladder else config.training
 
 
 def _of_recipe(recipe: TrainingConfig, model: ModelRecord) -> bool:

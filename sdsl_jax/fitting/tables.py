@@ -22,8 +22,8 @@ from sdsl_jax.csv_table import (
 )
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.fitting.acceptance import PairTable, pair_table
-from sdsl_jax.fitting.loss import LossTable
-from sdsl_jax.records import AcceptanceRecord, read_table
+from sdsl_jax.fitting.loss import LossTable, require_one_objective
+from sdsl_jax.records import AcceptanceRecord, ModelRecord, read_table
 from sdsl_jax.row_filter import filtered
 from sdsl_jax.theory import ModelPoint
 
@@ -53,11 +53,14 @@ class Choice:
       where: Rows to read, as `row_filter` describes; all if empty.
       skip_incomplete: Leave out rows that lack a needed value, instead of refusing the table.
       loss_unit: Unit of the losses in the table, per token. They are converted to nats.
+      objective: Objective of the drafts that are read, "text" for those trained on the text alone;
+        empty if the table holds one kind only.
     """
 
     where: str = ""
     skip_incomplete: bool = False
     loss_unit: LossUnit = "nats"
+    objective: str = ""
 
 
 class ReadTable(NamedTuple):
@@ -150,6 +153,7 @@ def read_loss_table(
     needed = (*read.values(), *([rung_column] if rung_column else []))
     frame, notes = _chosen_rows(open_table(source, "models.csv"), choice, needed)
     notes += _of_the_name(loss_column, choice.loss_unit)
+    frame = _of_one_objective(frame, choice.objective)
     if "epochs" in frame:
         epochs = [read_number(cell) for cell in frame.column("epochs")]
         worn = np.asarray([value is not None and value > max_epochs for value in epochs])
@@ -250,8 +254,9 @@ def read_pair_table(
         frame = frame.rows_where(kept)
     alpha = frame.shares("alpha")
     if named:
-        table, known = _by_record(frame, alpha, models, estimator, notes)
+        table, known = _by_record(frame, alpha, models, estimator, choice.objective, notes)
         return ReadTable(table, np.asarray(frame.lines)[known], "non-embedding", notes)
+    require(not choice.objective, f"{path} does not name its models, and so not their objectives.")
     sizes = {role: frame.counts(f"{role}_params") for role in ("draft", "target")}
     losses = {
         role: _losses(frame, f"{role}_loss", choice.loss_unit) for role in ("draft", "target")
@@ -291,6 +296,35 @@ def _chosen_rows(
             )
             table = table.rows_where(whole)
     return table, notes
+
+
+def _of_one_objective(table: CsvTable, objective: str) -> CsvTable:
+    """The rows of targets, and of the drafts that were trained for one objective.
+
+    Raises:
+      SdslError: There are drafts of several objectives and none was chosen, or none of the one that
+        was.
+    """
+    columns = ("objective", "teacher_digest", "parent_digest")
+    if not all(name in table for name in columns):
+        require(not objective, f"{table.path} has no column objective, so that none can be chosen.")
+        return table
+    cells = [["" if is_missing(c) else c for c in table.column(name)] for name in columns]
+    kinds = [
+        ModelRecord("", "", 0, 0, 0, 0, 0.0, 0.0, objective=o, teacher_digest=t, parent_digest=p)
+        for o, t, p in zip(*cells)
+    ]
+    roles = table.column("role") if "role" in table else ["draft"] * len(kinds)
+    trained_for = ["" if role == "target" else kind.trained_for for role, kind in zip(roles, kinds)]
+    there = {name for name in trained_for if name}
+    if not objective:
+        require_one_objective([*there])
+        return table
+    require(
+        objective in there,
+        f"{table.path} holds no drafts of the objective {objective}; it has {listed_names(sorted(there))}.",
+    )
+    return table.rows_where([name in ("", objective) for name in trained_for])
 
 
 def _says_anything(table: CsvTable, name: str) -> bool:
@@ -354,7 +388,12 @@ def _labels(*keys: Sequence[Any] | np.ndarray) -> np.ndarray:
 
 
 def _by_record(
-    frame: CsvTable, alpha: np.ndarray, models: Path | None, estimator: str, notes: list[str]
+    frame: CsvTable,
+    alpha: np.ndarray,
+    models: Path | None,
+    estimator: str,
+    objective: str,
+    notes: list[str],
 ) -> tuple[PairTable, np.ndarray]:
     """The pairs whose models have a record, and a mask of their rows."""
     source = frame.path.parent / "models.csv" if models is None else models
@@ -367,9 +406,20 @@ def _by_record(
         for draft, target, value in zip(frame.column("draft_id"), frame.column("target_id"), alpha)
     ]
     known = read_table(source.parent, "models", source)
+    if objective:
+        kinds = sorted({model.trained_for for model in known if model.role == "draft"})
+        require(
+            objective in kinds,
+            f"{source} holds no drafts of the objective {objective}; it has {listed_names(kinds)}.",
+        )
+        known = [m for m in known if m.role == "target" or m.trained_for == objective]
+        out = {row.draft_id for row in rows} - {model.model_id for model in known}
+        notes.append(
+            f"only drafts of the objective {objective} are fitted; {len(out)} others are left out"
+        )
     names = {model.model_id for model in known}
     kept = np.asarray([{row.draft_id, row.target_id} <= names for row in rows])
-    if not kept.all():
+    if not kept.all() and not objective:
         notes.append(
             f"{(~kept).sum()} of {len(rows)} pairs are left out: {source} does not hold their models"
         )

@@ -368,7 +368,9 @@ def load_other_drafts(
     if not config.conditions.other_drafts:
         return [], {}
     folder, setting = Path(config.conditions.other_drafts), "conditions.other_drafts"
-    records, models = load_other_models(folder, setting, OTHER, dataset, study, role="draft")
+    records, models = load_other_models(
+        folder, setting, OTHER, dataset, study, lambda record: record.role == "draft"
+    )
     require(records, f"{setting} is {str(folder)!r}, whose records hold no draft.")
     return records, models
 

@@ -92,6 +92,16 @@ class ModelRecord:
     parent_digest: str = ""
 
     @property
+    def trained_for(self) -> str:
+        """What the model was trained for: "text" from random weights, or else its objective.
+
+        One law describes models of one kind: at equal loss, a draft trained for acceptance has more
+        of it, and tokens since a parent are not all its tokens.
+        """
+        told = self.teacher_digest or self.parent_digest or self.objective not in ("", "ce")
+        return self.objective if told else "text"
+
+    @property
     def tokens_per_second(self) -> float:
         """Speed of training without compilation; not a number where it was not recorded."""
         seconds = self.train_seconds - (

@@ -45,6 +45,10 @@ EVIDENCE_CAPTIONS = {
     "conditions": "Acceptance where other things change, for the largest target: with the sampling temperature (drafts of the "
     "largest budget), from one text to another at the loss gap measured on each, and for drafts trained on other text beside "
     "the study's own at the same loss (bar: interval of the same-data value).",
+    "objectives": "Drafts trained for acceptance, measured with their teacher: means over seeds, with their intervals; training "
+    "tokens count from the common parent. Left: acceptance at the largest budget. Middle: the gain over drafts trained as long "
+    "on the text, of the middle size, by budget. Right: the same acceptances against the draft's loss on the text, which no "
+    "longer tells them.",
     "clock": CLOCK_CAPTION,
 }
 _MODELS = ("geometric", "beta", "persistent")
@@ -318,10 +322,57 @@ def _same_data(axis: Any, answer: SameData, records: StudyRecords, target: Model
     axis.legend(loc="best")
 
 
+def _objectives(records: StudyRecords, folder: Path, name: str) -> bool:
+    answer = _evidence(records).objectives
+    if not answer:
+        return False
+    names = [law.objective for law in answer.laws] or sorted({r.objective for r in answer.results})
+    budgets = sorted({r.train_tokens for r in answer.results})
+    sizes = sorted({r.draft_params for r in answer.results})
+    middle = min(sizes, key=lambda n: abs(np.log(n / answer.middle_params)))
+    with figure(folder, name, 1, 3, (14.4, 4.2)) as (_, axes):
+        by_size, by_budget, by_loss = axes[0]
+        for objective, style in series(names):
+            rows = [r for r in answer.results if r.objective == objective]
+            last = [r for r in rows if r.train_tokens == budgets[-1]]
+            x, label = [r.draft_params for r in last], NAMES.get(objective, objective)
+            y = [r.alpha.estimate for r in last]
+            bars = error_bars([r.alpha for r in last], "estimate", "")
+            by_size.errorbar(x, y, yerr=bars, label=label, lw=1.2, ms=4, elinewidth=0.8, **style)
+            by_loss.plot([r.loss_nats for r in last], y, lw=1.0, ms=4, **style)
+            own = [r for r in rows if r.draft_params == middle]
+            gains = [r.gain for r in own]
+            by_budget.errorbar(
+                [r.train_tokens for r in own],
+                [g.estimate for g in gains],
+                yerr=error_bars(gains, "estimate", ""),
+                lw=1.2,
+                ms=4,
+                elinewidth=0.8,
+                **style,
+            )
+        log_sizes(by_size, "draft size (non-embedding parameters)")
+        log_sizes(by_budget, "training tokens since the parent")
+        target = target_label(records.models_by_id[answer.teacher_id].params_nonembedding)
+        by_size.set(
+            ylabel=f"acceptance α ({NAMES[answer.estimator]})",
+            title=f"{short_count(budgets[-1])} tokens, {target}",
+        )
+        by_budget.set(ylabel="gain in α", title=f"Draft of {short_count(middle)}")
+        by_loss.set(
+            xlabel="draft loss on the text (nats per token)",
+            ylabel="acceptance α",
+            title=f"{short_count(budgets[-1])} tokens",
+        )
+        by_size.legend(loc="best")
+    return True
+
+
 _FIGURES = {
     "residuals": _residuals,
     "holdout": _holdout,
     "dependence": _dependence,
     "conditions": _conditions,
+    "objectives": _objectives,
     "clock": draw_clock,
 }

@@ -100,6 +100,13 @@ NAMES = {
     "rule_of_200": "draft 200 times smaller",
     "lookahead_4": "γ = 4 by habit",
     "random_draft": "random draft",
+    "ce": "cross-entropy (control)",
+    "kl": "KL(p‖q)",
+    "reverse-kl": "KL(q‖p)",
+    "js": "Jensen–Shannon",
+    "tv": "total variation",
+    "log-acceptance": "−ln α",
+    "hybrid": "hybrid of KL and TV",
 }
 
 

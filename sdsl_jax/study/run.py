@@ -136,7 +136,7 @@ def is_fresh(study: Study, stage: str) -> bool:
 
 def _lacks_weights(study: Study) -> bool:
     """Whether some checkpoint is gone while others are there; a folder without any was left behind on purpose."""
-    checkpoints = [m.checkpoint for m in study.records.models if m.checkpoint]
+    checkpoints = [m.checkpoint for m in study.records.trained if m.checkpoint]
     return (study.home / "checkpoints").is_dir() and not all(
         (study.home / checkpoint).is_dir() for checkpoint in checkpoints
     )

@@ -93,6 +93,6 @@ def train_part(
 
 def _published(study: Study) -> list[ModelRecord]:
     try:
-        return study.records.models
+        return study.records.trained
     except SdslError:
         return []

@@ -127,29 +127,52 @@ def _train(study: Study) -> None:
         count = companion_count(plan_rungs(study.config, study.dataset, study.home))
     with companions(study.config, study.home, count):
         models = train_ladder(study.config, study.dataset, study.home, study.progress)
-    models += _given_targets(study)
+    models += _given_models(study, models)
     study.dataset.tokenizer.save(study.folder / "tokenizer.json")
     write_table(study.records_folder, "models", models)
 
 
-def _given_targets(study: Study) -> list[ModelRecord]:
-    """The targets of `ladder.given_targets`, with checkpoints relative to where the study's lie."""
+def _given_models(study: Study, own: list[ModelRecord]) -> list[ModelRecord]:
+    """The targets of `ladder.given_targets`, the teacher, and the drafts of the study's shapes that
+    drafts start from, with checkpoints relative to where the study's lie."""
     from sdsl_jax.checkpoints.loading import load_other_models
+    from sdsl_jax.training.teacher import teacher_record
 
+    ladder, distil = study.config.ladder, study.config.distil
     records: list[ModelRecord] = []
-    for folder in map(Path, study.config.ladder.given_targets):
+    for folder in map(Path, ladder.given_targets):
         given = load_other_models(
-            folder, "ladder.given_targets", "", study.dataset, study.home, role="target"
+            folder,
+            "ladder.given_targets",
+            "",
+            study.dataset,
+            study.home,
+            lambda record: record.role == "target",
         )[0]
         require(given, f"ladder.given_targets is {str(folder)!r}, whose records hold no target.")
         records += given
+    if distil.teacher:
+        teacher = teacher_record(distil, study.home)
+        if teacher.params_digest not in {r.params_digest for r in (*own, *records)}:
+            records.append(teacher)
+    if distil.init_from:
+        # Another budget of a parent tells as much about the text alone.
+        shapes = {(r.seed, r.layers, r.width, r.params_total) for r in own if r.role == "draft"}
+        records += load_other_models(
+            Path(distil.init_from),
+            "distil.init_from",
+            "",
+            study.dataset,
+            study.home,
+            lambda r: r.role == "draft" and (r.seed, r.layers, r.width, r.params_total) in shapes,
+        )[0]
     return records
 
 
 def _measure(study: Study) -> None:
     from sdsl_jax.measurement import measure_study
 
-    models = study.records.models
+    models = study.records.trained
     measured = measure_study(study.config, study.dataset, models, study.home, study.progress)
     with whole_file(study.records_folder / "events.parquet") as path:
         measured.events.to_parquet(path, index=False)

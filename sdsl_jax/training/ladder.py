@@ -64,13 +64,22 @@ def check_ladder(config: StudyConfig) -> None:
         size = count(model, 0).nonembedding
         make_schedule(config.training, size, rung.budgets, config.data.sequence_length)
         sizes.add(size)
-    ladder = config.ladder
+    ladder, distil = config.ladder, config.distil
+    if distil.teacher or ladder.given_targets:
+        sizes.add(-1)  # of a target that is there already
     drafts = sum(len(rung.budgets) for rung in rungs(config) if rung.role == "draft")
     budgets = {*ladder.draft_tokens, *ladder.target_tokens}
     require(
         drafts >= 4 and len(sizes) >= 4 and len(budgets) >= 2,
         f"the ladder has {drafts} drafts, {len(sizes)} different sizes and {len(budgets)} token budgets; the laws need at "
         "least 4 drafts, 4 sizes and 2 budgets.",
+    )
+    require(
+        not distil.active
+        or distil.init_from
+        or ("ce" in distil.objectives and distil.text == "corpus"),
+        "no draft of the study is trained on the text alone, which its laws are fitted to: set distil.init_from, or add 'ce' to "
+        "distil.objective.",
     )
 
 

@@ -13,7 +13,9 @@ has the same bits.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +28,7 @@ from jaxtyping import Array, Float, Int
 
 from sdsl_jax.cache_folders import locked, maker_lock, teachers_folder
 from sdsl_jax.checkpoints.model_folder import (
+    PARAMS,
     RECORD,
     LoadedModel,
     find_model_folder,
@@ -41,7 +44,7 @@ from sdsl_jax.digests import file_sha256, json_sha256
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models import ModelConfig, Params, forward
 from sdsl_jax.progress import Progress
-from sdsl_jax.records import read_json, whole_file, write_json
+from sdsl_jax.records import ModelRecord, read_json, whole_file, write_json
 from sdsl_jax.seeds import derive_seed
 from sdsl_jax.training.objectives import DistilBatch, TeacherProbs, coarsened
 
@@ -147,6 +150,20 @@ def teacher_digest(distil: DistilConfig) -> str:
     if not distil.teacher:
         return ""
     return read_record(find_model_folder(Path(distil.teacher)) / RECORD).params_digest
+
+
+def teacher_record(distil: DistilConfig, study: Path) -> ModelRecord:
+    """The teacher as a target of a study, its checkpoint relative to the study's folder.
+
+    Raises:
+      SdslError: The folder holds no model.
+    """
+    folder = find_model_folder(Path(distil.teacher))
+    return dataclasses.replace(
+        read_record(folder / RECORD),
+        role="target",
+        checkpoint=os.path.relpath(folder / PARAMS, study),
+    )
 
 
 def _load_teacher(config: StudyConfig, dataset: Dataset) -> LoadedModel:

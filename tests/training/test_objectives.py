@@ -13,9 +13,12 @@ from scipy.optimize import linprog
 from sdsl_jax.checkpoints.model_folder import load_model_folder
 from sdsl_jax.data import load_dataset
 from sdsl_jax.errors import SdslError
+from sdsl_jax.evidence import Evidence
+from sdsl_jax.fitting.fits import fit_acceptance, fit_loss
 from sdsl_jax.models import forward
 from sdsl_jax.progress import Silent
 from sdsl_jax.records import read_table
+from sdsl_jax.study import run_study
 from sdsl_jax.training import plan_rungs, train_ladder
 from sdsl_jax.training.objectives import (
     Objective,
@@ -437,3 +440,52 @@ def test_what_decides_a_distilled_rung_is_in_its_folder(measured_study, models, 
     assert len({*same}) == 1
     assert len({*same, *other}) == 1 + len(other)
     assert folder(objective="hybrid") != folder(objective="hybrid", eta=1.0)
+
+
+@pytest.mark.slow
+def test_a_study_trains_measures_and_compares_objectives(measured_study, models, dataset, tmp_path):
+    """Laws are fitted to the parents, which join the records with the teacher; the report has the comparison."""
+    config = distil(measured_study, models, tmp_path / "cache", objective=["ce", "tv"])
+    ladder = dataclasses.replace(
+        config.ladder, draft_params=(600, 1200, 2500), target_params=(), target_tokens=()
+    )
+    config = dataclasses.replace(config, ladder=ladder)
+    records = run_study(config, tmp_path / "study")
+    assert {m.objective for m in records.trained} == {"", "ce", "tv"}
+    assert {m.trained_for for m in records.models} == {"text"}
+    assert len(records.models) == 3 * 2 + 1  # parents of two budgets, and the teacher
+    answer = records.document("evidence", Evidence).objectives
+    assert {(r.objective, r.draft_params, r.train_tokens) for r in answer.results} == {
+        (m.objective, m.params_nonembedding, m.train_tokens) for m in records.trained if m.objective
+    }
+    alpha = {
+        r.draft_id: r.alpha for r in records.measured_acceptance if r.estimator == answer.estimator
+    }
+    by_id = {m.model_id: m for m in records.trained}
+    for result in answer.results:
+        own = f"draft-{result.draft_params}"
+        of = {
+            o: next(
+                alpha[name]
+                for name, m in by_id.items()
+                if (m.objective, m.params_nonembedding, m.train_tokens)
+                == (o, result.draft_params, result.train_tokens)
+            )
+            for o in {result.objective, "ce"}
+        }
+        assert result.alpha.estimate == pytest.approx(of[result.objective]), own
+        assert result.gain.estimate == pytest.approx(of[result.objective] - of["ce"])
+    assert [law.objective for law in answer.laws] == ["ce", "tv"]
+    page = (tmp_path / "study" / "report.html").read_text()
+    assert "What does training for acceptance change?" in page
+    assert "total variation" in page
+    csv = tmp_path / "study" / "records"
+    with pytest.raises(
+        SdslError, match=r"different objectives: ce, text, tv.* Choose one with --objective"
+    ):
+        fit_loss(csv / "models.csv")
+    with pytest.raises(SdslError, match="different objectives"):
+        fit_acceptance(csv)
+    assert len(fit_acceptance(csv, objective="tv", starts=4, bootstrap=20).fits) > 1
+    with pytest.raises(SdslError, match="holds no drafts of the objective kl; it has ce, text, tv"):
+        fit_acceptance(csv, objective="kl")
