@@ -233,3 +233,30 @@ def test_parts_of_a_job_array(study, whole, tmp_path):
     assert "the ladder is complete" in outs[1]
     assert_equal(tmp_path, whole)
     assert os.listdir(tmp_path / "records")
+
+
+@pytest.mark.slow
+def test_killed_while_a_teacher_is_cached_and_while_a_draft_learns_from_it(study, whole, tmp_path):
+    target = next(r for r in read_table(whole / "records", "models") if r.role == "target")
+
+    def distil(out):
+        told = {
+            "teacher": whole / target.checkpoint,
+            "init_from": whole,
+            "objective": "kl",
+            "cache": out.with_name(f"{out.name}-cache"),
+        }
+        options = (f"--distil.{name}={value}" for name, value in told.items())
+        return start(study, out, "--rungs", "draft-*", *options)
+
+    finish(distil(tmp_path / "whole"))
+    out = tmp_path / "cut"
+    child = distil(out)
+    while child.poll() is None and not list(tmp_path.glob("cut-cache/*/")):
+        time.sleep(0.001)
+    assert kill(child)
+    assert not list(tmp_path.glob("cut-cache/*/*.json"))
+    assert at_a_write(distil(out), out, 2)
+    finish(distil(out))
+    assert_equal(out, tmp_path / "whole")
+    assert [r.objective for r in read_table(out / "records", "models")] == ["kl", "kl"]
