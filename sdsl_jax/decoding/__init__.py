@@ -2,6 +2,7 @@
 
 from sdsl_jax.decoding.decode import autoregress, speculate
 from sdsl_jax.decoding.drafters import Model, NgramDraft, one_vocabulary
+from sdsl_jax.decoding.feature_drafter import Head
 from sdsl_jax.decoding.lookahead import ConfidenceThreshold, FixedLookahead, OnlineLookahead
 from sdsl_jax.decoding.loop import Blocks, Decoded, Events
 from sdsl_jax.decoding.sampling import Sampling, draw, probabilities
@@ -13,6 +14,7 @@ __all__ = [
     "Decoded",
     "Events",
     "FixedLookahead",
+    "Head",
     "Model",
     "NgramDraft",
     "OnlineLookahead",

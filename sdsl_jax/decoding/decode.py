@@ -9,13 +9,14 @@ from jaxtyping import Int
 
 from sdsl_jax.decoding import loop
 from sdsl_jax.decoding.drafters import Drafter, Model, ModelDrafter, NgramDraft
+from sdsl_jax.decoding.feature_drafter import FeatureDrafter, Head
 from sdsl_jax.decoding.lookahead import FixedLookahead, LookaheadRule
 from sdsl_jax.decoding.loop import Decoded, Finite, Requests
 from sdsl_jax.decoding.noise import row_keys
 from sdsl_jax.decoding.sampling import Sampling
 from sdsl_jax.decoding.verification import VERIFICATIONS, Verification
 from sdsl_jax.errors import require
-from sdsl_jax.models import prefill
+from sdsl_jax.models import prefill, prefill_with_features
 
 _PLAIN = Sampling()
 
@@ -126,8 +127,27 @@ def broken_logits(role: str, where: str = "") -> str:
     )
 
 
+def drafter_of(draft: Model | Head | NgramDraft, target: Model, max_lookahead: int) -> Drafter:
+    """What proposes drafts in the loop.
+
+    Raises:
+      SdslError: A head was made for a target of another shape.
+    """
+    if isinstance(draft, NgramDraft):
+        return draft
+    if isinstance(draft, Model):
+        return ModelDrafter(draft.config)
+    c, t = draft.config, target.config
+    require(
+        c.target_width == t.width and max(c.taps) <= t.layers,
+        f"the head reads blocks {', '.join(map(str, c.taps))} of a target of width {c.target_width}; this one has "
+        f"{t.layers} blocks of width {t.width}.",
+    )
+    return FeatureDrafter(c, max_lookahead + 1)
+
+
 def speculate(
-    draft: Model | NgramDraft,
+    draft: Model | Head | NgramDraft,
     target: Model,
     prompts: Int[np.ndarray, "B P"],
     *,
@@ -150,7 +170,8 @@ def speculate(
     leave `max_lookahead` out when you time a lookahead.
 
     Args:
-      draft: The drafter: a model, or n-grams of the text itself.
+      draft: The drafter: a model, a head on the target's hidden states, or n-grams of the text
+        itself.
       target: The model that verifies; it must have the draft's vocabulary.
       prompts: Token ids, padded on the right.
       lookahead: Drafts per round, γ (num_speculative_tokens), or a rule by which each row chooses
@@ -197,9 +218,9 @@ def speculate(
         verification in VERIFICATIONS,
         f"the verification is {verification!r}; it must be one of {', '.join(VERIFICATIONS)}.",
     )
-    drafter: Drafter = ModelDrafter(draft.config) if isinstance(draft, Model) else draft
-    draft_params = draft.params if isinstance(draft, Model) else None
-    vocab_size = draft.config.ids if isinstance(draft, Model) else draft.vocab_size
+    drafter = drafter_of(draft, target, max_lookahead)
+    draft_params = None if isinstance(draft, NgramDraft) else draft.params
+    vocab_size = draft.vocab_size if isinstance(draft, NgramDraft) else draft.config.ids
     require(
         vocab_size == target.config.ids,
         f"the draft has {vocab_size} tokens and the target {target.config.ids}; lossless decoding "
@@ -214,6 +235,17 @@ def speculate(
         require_positions(draft, longest, "draft")
     capacity = buffer + max_lookahead + 1
     with jax.default_matmul_precision("highest"):
+        features = None
+        if drafter.taps:
+            cache, features = prefill_with_features(
+                target.config,
+                target.params,
+                requests.prompts,
+                capacity=capacity,
+                taps=drafter.taps,
+            )
+        else:
+            cache = prefill(target.config, target.params, requests.prompts, capacity=capacity)
         decoded = loop.speculative_loop(
             drafter,
             target.config,
@@ -222,8 +254,8 @@ def speculate(
             requests,
             sampling.check(),
             rule,
-            drafter.start(draft_params, requests.prompts, capacity),
-            prefill(target.config, target.params, requests.prompts, capacity=capacity),
+            drafter.start(draft_params, requests.prompts, capacity, features),
+            cache,
             verification=verification,
             max_lookahead=max_lookahead,
             buffer=buffer,

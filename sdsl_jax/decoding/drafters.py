@@ -56,16 +56,48 @@ class Proposal(NamedTuple):
     finite: Bool[Array, " B"]
 
 
+def model_proposal(logits: Float[Array, "B V"], sampling: Sampling) -> Proposal:
+    """What a model's logits propose."""
+    logits = logits.astype(jnp.float32)
+    # The largest of a softmax, without the others.
+    confidence = jnp.exp(logits.max(axis=-1) - jax.nn.logsumexp(logits, axis=-1))
+    available = jnp.ones(logits.shape[0], bool)
+    return Proposal(probabilities(logits, sampling), confidence, available, finite_logits(logits))
+
+
 class Drafter(Protocol):
-    """Proposes drafts. Hashable and static under `jit`; parameters are passed in."""
+    """Proposes drafts. Hashable and static under `jit`; parameters are passed in.
+
+    A drafter that reads the target's hidden states names the blocks in `taps`. After the prompts
+    and after every verify pass it is shown the features of what the target has seen.
+    """
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """Blocks of the target whose outputs it reads, counted from 1; none for most drafters."""
+        ...
 
     @property
     def position_limit(self) -> int:
         """Number of positions that it can tell apart, see `ModelConfig.position_limit`."""
         ...
 
-    def start(self, params: Any, prompts: Int[Array, "B P"], capacity: int) -> Any:
-        """State after the prompts, with room for `capacity` positions."""
+    def start(
+        self,
+        params: Any,
+        prompts: Int[Array, "B P"],
+        capacity: int,
+        features: Float[Array, "B P F"] | None = None,
+    ) -> Any:
+        """State after the prompts, with room for `capacity` positions. The target's features of the
+        prompts come with its taps."""
+        ...
+
+    def observe(
+        self, params: Any, state: Any, start: Int[Array, " B"], features: Float[Array, "B T F"]
+    ) -> Any:
+        """State after a verify pass over T tokens from position `start` on. What it shows of tokens
+        that were rejected must not be used."""
         ...
 
     def first(
@@ -99,14 +131,22 @@ class ModelDrafter:
 
     config: ModelConfig
 
+    taps = ()
+
     @property
     def position_limit(self) -> int:
         """The model's limit."""
         return self.config.position_limit
 
-    def start(self, params: Params, prompts: Int[Array, "B P"], capacity: int) -> KVCache:
+    def start(
+        self, params: Params, prompts: Int[Array, "B P"], capacity: int, features: Array | None = None
+    ) -> KVCache:
         """The cache after the prompts."""
         return prefill(self.config, params, prompts, capacity=capacity)
+
+    def observe(self, params: Params, state: KVCache, start: Array, features: Array) -> KVCache:
+        """Nothing changes."""
+        return state
 
     def first(
         self, params: Params, state: KVCache, tokens, lengths, sampling: Sampling
@@ -122,7 +162,7 @@ class ModelDrafter:
         fed = jnp.take_along_axis(tokens, pair, axis=1)
         logits, cache = forward(self.config, params, fed, pair, state)
         assert cache is not None
-        return self._proposal(logits[:, -1], sampling), cache
+        return model_proposal(logits[:, -1], sampling), cache
 
     def next(
         self, params: Params, state: KVCache, tokens, lengths, drawn, number, sampling: Sampling
@@ -132,16 +172,7 @@ class ModelDrafter:
             self.config, params, drawn[:, None], (lengths - 1 + number)[:, None], state
         )
         assert cache is not None
-        return self._proposal(logits[:, 0], sampling), cache
-
-    def _proposal(self, logits: Float[Array, "B V"], sampling: Sampling) -> Proposal:
-        logits = logits.astype(jnp.float32)
-        # The largest of a softmax, without the others.
-        confidence = jnp.exp(logits.max(axis=-1) - jax.nn.logsumexp(logits, axis=-1))
-        available = jnp.ones(logits.shape[0], bool)
-        return Proposal(
-            probabilities(logits, sampling), confidence, available, finite_logits(logits)
-        )
+        return model_proposal(logits[:, 0], sampling), cache
 
 
 @dataclass(frozen=True)
@@ -168,14 +199,22 @@ class NgramDraft:
             f"the n-grams run from {self.shortest} to {self.longest} tokens; they must satisfy 1 ≤ shortest ≤ longest.",
         )
 
+    taps = ()
+
     @property
     def position_limit(self) -> int:
         """No limit in practice: a text may have any length."""
         return np.iinfo(np.int32).max
 
-    def start(self, params: Any, prompts: Int[Array, "B P"], capacity: int) -> Int[Array, " B"]:
+    def start(
+        self, params: Any, prompts: Int[Array, "B P"], capacity: int, features: Array | None = None
+    ) -> Int[Array, " B"]:
         """The position that each row copies from; −1 until `first` sets it."""
         return jnp.full(prompts.shape[0], -1, jnp.int32)
+
+    def observe(self, params: Any, state: Array, start: Array, features: Array) -> Array:
+        """Nothing changes."""
+        return state
 
     def first(
         self, params: Any, state: Array, tokens, lengths, sampling: Sampling

@@ -21,7 +21,7 @@ from sdsl_jax.decoding.noise import Noise, round_noise
 from sdsl_jax.decoding.sampling import Sampling, draw, finite_logits, probabilities
 from sdsl_jax.decoding.verification import VERIFICATIONS, Verdict, Verification
 from sdsl_jax.errors import require
-from sdsl_jax.models import KVCache, ModelConfig, forward
+from sdsl_jax.models import KVCache, ModelConfig, forward, outputs
 
 # Why a row stopped.
 RUNNING, STOP_TOKEN, LENGTH = range(3)
@@ -342,10 +342,12 @@ def speculative_loop(
 
         last = starts - 1
         fed = jnp.concatenate([rows.tokens[every, last][:, None], drafts.tokens], axis=1)
-        logits, target_cache = forward(
-            target, target_params, fed, last[:, None] + places, s.target_cache
+        logits, target_cache, features = outputs(
+            target, target_params, fed, last[:, None] + places, s.target_cache, taps=drafter.taps
         )
         assert target_cache is not None
+        if features is not None:
+            drafter_state = drafter.observe(draft_params, drafter_state, last, features)
         target_probs = probabilities(logits, sampling)
         verdict = verify_rows(
             verification, drafts.tokens, drafts.probs, target_probs, drafts.counts, noise

@@ -4,20 +4,26 @@ from sdsl_jax.models.config import ModelConfig
 from sdsl_jax.models.family import ModelCounts, count, member, shape_rule
 from sdsl_jax.models.transformer import (
     KVCache,
+    Outputs,
     Params,
+    Slots,
     Transformer,
     abstract_params,
     forward,
     init_cache,
     init_params,
+    outputs,
     prefill,
+    prefill_with_features,
 )
 
 __all__ = [
     "KVCache",
     "ModelConfig",
     "ModelCounts",
+    "Outputs",
     "Params",
+    "Slots",
     "Transformer",
     "abstract_params",
     "count",
@@ -25,6 +31,8 @@ __all__ = [
     "init_cache",
     "init_params",
     "member",
+    "outputs",
     "prefill",
+    "prefill_with_features",
     "shape_rule",
 ]

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sdsl_jax.models.config import ModelConfig
 from sdsl_jax.models.kernels import along_last, attend, linear, logits, rotary_tables, rotate
@@ -44,6 +44,32 @@ class KVCache(NamedTuple):
     def capacity(self) -> int:
         """Number of positions that each row can hold."""
         return self.keys[0].shape[2]
+
+
+class Slots(NamedTuple):
+    """Which cache slots new tokens take and see, where a slot is not the position that it holds.
+
+    Attributes:
+      written: Slot of each new token, consecutive in a row.
+      visible: Slots that each new token attends to.
+    """
+
+    written: Int[Array, "B T"]
+    visible: Bool[Array, "B T S"]
+
+
+class Outputs(NamedTuple):
+    """What a pass over new tokens gives.
+
+    Attributes:
+      logits: Logits of the next token at every position.
+      cache: The cache with the new tokens written to it; None without a cache.
+      features: The residual stream after each tapped block, side by side; None without taps.
+    """
+
+    logits: Float[Array, "B T V"]
+    cache: KVCache | None
+    features: Float[Array, "B T F"] | None
 
 
 def init_cache(config: ModelConfig, batch: int, capacity: int, dtype: Any = jnp.float32) -> KVCache:
@@ -143,6 +169,7 @@ class Attention(nnx.Module):
         positions_BT: Array,
         rotation: Rotation | None,
         cache: tuple[Array, Array] | None,
+        slots: Slots | None = None,
     ):
         """What attention adds to the residual stream, and the cache with the new keys and values written to it."""
         c = self.config
@@ -166,21 +193,23 @@ class Attention(nnx.Module):
         if cache is None:
             mixed_NGTH = attend(q_NGTH, k_NHS, v_NSH)
         else:
+            written_BT = positions_BT if slots is None else slots.written
             k_NHS, v_NSH = (
-                _write(cache[0], k_NHS, positions_BT, 2),
-                _write(cache[1], v_NSH, positions_BT, 1),
+                _write(cache[0], k_NHS, written_BT, 2),
+                _write(cache[1], v_NSH, written_BT, 1),
             )
             cache = (k_NHS, v_NSH)
-            mixed_NGTH = _attend_to_cache(q_NGTH, k_NHS, v_NSH, positions_BT)
+            earlier_BTS = jnp.arange(k_NHS.shape[2])[None, None] <= positions_BT[:, :, None]
+            visible_BTS = earlier_BTS if slots is None else slots.visible
+            mixed_NGTH = _attend_to_cache(q_NGTH, k_NHS, v_NSH, visible_BTS)
         mixed_BTD = mixed_NGTH.reshape(B, c.heads, T, H).transpose(0, 2, 1, 3).reshape(B, T, -1)
         return _plus(linear(mixed_BTD, self.out[...], (c.width,))[0], self.out_bias), cache
 
 
-def _attend_to_cache(q_NGTH: Array, k_NHS: Array, v_NSH: Array, positions_BT: Array) -> Array:
-    """Attention of scaled queries to the slots of a cache up to their own positions."""
+def _attend_to_cache(q_NGTH: Array, k_NHS: Array, v_NSH: Array, visible_BTS: Array) -> Array:
+    """Attention of scaled queries to the slots of a cache that they may see."""
     N, G, T, H = q_NGTH.shape
-    B, S = positions_BT.shape[0], k_NHS.shape[2]
-    visible_BTS = jnp.arange(S)[None, None] <= positions_BT[:, :, None]
+    B, S = visible_BTS.shape[0], k_NHS.shape[2]
     scores_NQS = jnp.einsum(
         "nqh,nhs->nqs", q_NGTH.reshape(N, -1, H), k_NHS, preferred_element_type=jnp.float32
     )
@@ -250,13 +279,15 @@ class Block(nnx.Module):
         positions_BT: Array,
         rotation: Rotation | None,
         cache: tuple[Array, Array] | None,
+        slots: Slots | None = None,
     ):
         """The residual stream after the block, and the block's cache."""
         if self.norm_position == "post":
-            mixed_BTD, cache = self.attention(x_BTD, positions_BT, rotation, cache)
+            mixed_BTD, cache = self.attention(x_BTD, positions_BT, rotation, cache, slots)
             x_BTD = self.attention_norm(x_BTD + mixed_BTD)
             return self.mlp_norm(x_BTD + self.mlp(x_BTD)), cache
-        mixed_BTD, cache = self.attention(self.attention_norm(x_BTD), positions_BT, rotation, cache)
+        normed_BTD = self.attention_norm(x_BTD)
+        mixed_BTD, cache = self.attention(normed_BTD, positions_BT, rotation, cache, slots)
         if self.residual == "parallel":
             return x_BTD + mixed_BTD + self.mlp(self.mlp_norm(x_BTD)), cache
         x_BTD = x_BTD + mixed_BTD
@@ -289,7 +320,11 @@ class Transformer(nnx.Module):
         positions_BT: Int[Array, "B T"] | None = None,
         cache: KVCache | None = None,
         remat: bool = False,
-    ) -> tuple[Float[Array, "B T V"], KVCache | None]:
+        *,
+        taps: tuple[int, ...] = (),
+        added_BTD: Float[Array, "B T D"] | None = None,
+        slots: Slots | None = None,
+    ) -> Outputs:
         """Runs the model over new tokens.
 
         Args:
@@ -299,9 +334,10 @@ class Transformer(nnx.Module):
           cache: Keys and values of earlier positions; None to attend to the new tokens alone.
           remat: Whether to keep only what enters each block for the gradient, and compute the rest
             again. Saves memory for a third more work.
-
-        Returns:
-          The logits, and the cache with the new tokens written to it (None without a cache).
+          taps: Blocks, counted from 1, whose outputs are returned as features; 0 is what enters the
+            first block.
+          added_BTD: What is added to the embeddings.
+          slots: Cache slots, where they are not the positions.
         """
         c = self.config
         B, T = tokens_BT.shape
@@ -325,11 +361,14 @@ class Transformer(nnx.Module):
             # A block of drafts may reach beyond the table, where a decoder keeps nothing: any row
             # will do there.
             x_BTD = x_BTD + self.positions[...].at[positions_BT].get(mode="clip")
-        keys, values = [], []
+        if added_BTD is not None:
+            x_BTD = x_BTD + added_BTD
+        keys, values, streams = [], [], [x_BTD]
         for i, block in enumerate(self.blocks):
             layer = None if cache is None else (cache.keys[i], cache.values[i])
             run = nnx.remat(Block.__call__) if remat else Block.__call__
-            x_BTD, layer = run(block, x_BTD, positions_BT, rotation, layer)
+            x_BTD, layer = run(block, x_BTD, positions_BT, rotation, layer, slots)
+            streams.append(x_BTD)
             if layer is not None:
                 keys.append(layer[0])
                 values.append(layer[1])
@@ -347,7 +386,11 @@ class Transformer(nnx.Module):
             logits_BTV = jnp.pad(
                 logits_BTV, beyond, constant_values=jnp.finfo(logits_BTV.dtype).min / 2
             )
-        return logits_BTV, None if cache is None else KVCache(tuple(keys), tuple(values))
+        return Outputs(
+            logits_BTV,
+            None if cache is None else KVCache(tuple(keys), tuple(values)),
+            jnp.concatenate([streams[tap] for tap in taps], axis=-1) if taps else None,
+        )
 
 
 @functools.cache
@@ -374,8 +417,39 @@ def forward(
     cache: KVCache | None = None,
     remat: bool = False,
 ) -> tuple[Float[Array, "B T V"], KVCache | None]:
-    """`Transformer.__call__` as a pure function of parameters, to be used inside `jax.jit` with `config` static."""
-    return nnx.merge(_graph(config)[0], params)(tokens_BT, positions_BT, cache, remat)
+    """Logits and cache of `Transformer.__call__`, as a pure function of parameters, to be used inside `jax.jit` with
+    `config` static."""
+    return outputs(config, params, tokens_BT, positions_BT, cache, remat)[:2]
+
+
+def outputs(
+    config: ModelConfig,
+    params: Params,
+    tokens_BT: Int[Array, "B T"],
+    positions_BT: Int[Array, "B T"] | None = None,
+    cache: KVCache | None = None,
+    remat: bool = False,
+    **more: Any,
+) -> Outputs:
+    """`Transformer.__call__` with all its outputs and arguments, as a pure function of parameters."""
+    return nnx.merge(_graph(config)[0], params)(tokens_BT, positions_BT, cache, remat, **more)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "capacity", "taps"))
+def prefill_with_features(
+    config: ModelConfig,
+    params: Params,
+    tokens_BT: Int[Array, "B T"],
+    *,
+    capacity: int,
+    taps: tuple[int, ...],
+) -> tuple[KVCache, Float[Array, "B T F"]]:
+    """`prefill`, with the features of every position of the prompts."""
+    empty = init_cache(config, tokens_BT.shape[0], capacity, activation_dtype(params))
+    _, cache, features = outputs(config, params, tokens_BT, cache=empty, taps=taps)
+    assert cache is not None
+    assert features is not None
+    return cache, features
 
 
 @functools.partial(jax.jit, static_argnames=("config", "capacity"))

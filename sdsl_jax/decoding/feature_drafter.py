@@ -1,0 +1,131 @@
+"""A head on the target's hidden states as drafter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from sdsl_jax.decoding.drafters import Proposal, model_proposal
+from sdsl_jax.decoding.sampling import Sampling
+from sdsl_jax.models import KVCache, init_cache
+from sdsl_jax.models.feature_head import (
+    HeadConfig,
+    HeadParams,
+    feed_hidden,
+    head_outputs,
+    read_features,
+)
+
+
+class Head(NamedTuple):
+    """A head and its parameters, as `speculate` takes it."""
+
+    config: HeadConfig
+    params: HeadParams
+
+
+class HeadState(NamedTuple):
+    """State of a head while it drafts.
+
+    Attributes:
+      cache: Keys and values of its body.
+      read: P·f of each position that the target has seen; what lies beyond is of rejected tokens.
+      hidden: Its hidden state at the last token that it was fed.
+    """
+
+    cache: KVCache
+    read: Float[Array, "B S D"]
+    hidden: Float[Array, "B D"]
+
+
+@dataclass(frozen=True)
+class FeatureDrafter:
+    """A head as drafter.
+
+    While it drafts, its cache holds keys that its own hidden states went into. A verify pass brings
+    the true features of the tokens that were kept, so the first draft of the next round feeds these
+    tokens again: up to γ + 1 of them, where a plain draft feeds two.
+
+    Attributes:
+      config: Architecture.
+      window: Tokens to feed again, the largest γ plus 1.
+    """
+
+    config: HeadConfig
+    window: int
+
+    @property
+    def position_limit(self) -> int:
+        """The limit of its body."""
+        return self.config.body.position_limit
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """Blocks of the target that it reads."""
+        return self.config.taps
+
+    def start(
+        self,
+        params: HeadParams,
+        prompts: Int[Array, "B P"],
+        capacity: int,
+        features: Array | None = None,
+    ) -> HeadState:
+        """State after the prompts and the target's features of them."""
+        assert features is not None
+        B, P = prompts.shape
+        D, dtype = self.config.body.width, params.read.dtype
+        empty = HeadState(
+            init_cache(self.config.body, B, capacity, dtype),
+            jnp.zeros((B, capacity, D), dtype),
+            jnp.zeros((B, D), dtype),
+        )
+        state = self.observe(params, empty, jnp.zeros(B, jnp.int32), features)
+        positions = jnp.broadcast_to(jnp.arange(P)[None], (B, P))
+        added = jnp.pad(state.read[:, : P - 1], ((0, 0), (1, 0), (0, 0)))
+        out = head_outputs(self.config, params, prompts, added, positions, state.cache)
+        return state._replace(cache=out.cache)
+
+    def observe(
+        self, params: HeadParams, state: HeadState, start: Int[Array, " B"], features: Array
+    ) -> HeadState:
+        """Takes the target's features of the positions from `start` on. Those of rejected tokens are
+        overwritten by the next verify pass before anything reads them."""
+        at = start[:, None] + jnp.arange(features.shape[1])[None]
+        rows = jnp.arange(len(start))[:, None]
+        read = read_features(self.config, params, features.astype(params.read.dtype))
+        return state._replace(read=state.read.at[rows, at].set(read, mode="drop"))
+
+    def first(
+        self, params: HeadParams, state: HeadState, tokens, lengths, sampling: Sampling
+    ) -> tuple[Proposal, HeadState]:
+        """Feeds the last `window` tokens of each row again, with the features of those before them."""
+        begin = jnp.maximum(lengths - self.window, 0)
+        at = begin[:, None] + jnp.arange(self.window)[None]
+        fed = jnp.take_along_axis(tokens, jnp.minimum(at, tokens.shape[1] - 1), axis=1)
+        before = jnp.take_along_axis(state.read, jnp.maximum(at - 1, 0)[..., None], axis=1)
+        # The first token has no features before it. Beyond the row lies what may be no number at
+        # all, which must not come near the values that attention multiplies by zero.
+        known = (at >= 1) & (at < lengths[:, None])
+        added = jnp.where(known[..., None], before, 0.0)
+        out = head_outputs(self.config, params, fed, added, at, state.cache)
+        last = (lengths - 1 - begin)[:, None, None]
+        logits, hidden = (
+            jnp.take_along_axis(x, last, axis=1)[:, 0] for x in (out.logits, out.hidden)
+        )
+        return model_proposal(logits, sampling), HeadState(out.cache, state.read, hidden)
+
+    def next(
+        self, params: HeadParams, state: HeadState, tokens, lengths, drawn, number, sampling
+    ) -> tuple[Proposal, HeadState]:
+        """Feeds the draft that was drawn, with the head's own hidden state in place of features."""
+        added = feed_hidden(params, state.hidden)[:, None]
+        at = (lengths - 1 + number)[:, None]
+        out = head_outputs(self.config, params, drawn[:, None], added, at, state.cache)
+        return (
+            model_proposal(out.logits[:, 0], sampling),
+            HeadState(out.cache, state.read, out.hidden[:, 0]),
+        )

@@ -1,0 +1,191 @@
+"""A draft that reads its target's hidden states: a small Transformer with two more inputs.
+
+At the position of token x_t it reads the embedding e(x_t) and, where the target has already seen
+token x_{t−1}, the target's features f_{t−1} there. Within a round the target has not seen the drafts
+yet: from the second draft on, the head reads its own hidden state h_{t−1} instead, as EAGLE does
+(2401.15077):
+
+    draft 1:        e(x_t) + P·f_{t−1}
+    draft 2, 3, …:  e(x_t) + Q·h_{t−1}
+
+With P = Q = 0 it is the plain model. Features and hidden states are divided by their root mean
+square first, tap by tap. Suffixes as in `transformer`; F is the width of all features together.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from sdsl_jax.errors import require
+from sdsl_jax.models.config import ModelConfig
+from sdsl_jax.models.transformer import Params, Slots, init_cache, outputs
+
+_EPSILON = 1e-6
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The architecture of a head on hidden states.
+
+    Attributes:
+      body: The small Transformer.
+      target_width: Width of the target's residual stream.
+      taps: Blocks of the target whose outputs are read, counted from 1.
+    """
+
+    body: ModelConfig
+    target_width: int
+    taps: tuple[int, ...]
+
+    def __post_init__(self):
+        require(self.taps, "the head reads no block of its target; it must have at least one tap.")
+
+    @property
+    def ids(self) -> int:
+        """Number of ids that have logits."""
+        return self.body.ids
+
+    @property
+    def extra_params(self) -> int:
+        """Parameters beside those of the body."""
+        return self.body.width * (len(self.taps) * self.target_width + self.body.width)
+
+
+class HeadParams(NamedTuple):
+    """Parameters of a head.
+
+    Attributes:
+      body: Those of the small Transformer.
+      read: P, from features to what is added to an embedding.
+      feed: Q, from the head's own hidden state.
+    """
+
+    body: Params
+    read: Float[Array, "F D"]
+    feed: Float[Array, "D D"]
+
+
+def graft(config: HeadConfig, body: Params) -> HeadParams:
+    """A head that is the plain model still: P = Q = 0."""
+    D, F = config.body.width, len(config.taps) * config.target_width
+    return HeadParams(body, jnp.zeros((F, D)), jnp.zeros((D, D)))
+
+
+def _normalised(x: Float[Array, "... W"]) -> Float[Array, "... W"]:
+    mean = jnp.square(x.astype(jnp.float32)).mean(axis=-1, keepdims=True)
+    return (x / jnp.sqrt(mean + _EPSILON)).astype(x.dtype)
+
+
+def read_features(
+    config: HeadConfig, params: HeadParams, features: Float[Array, "... F"]
+) -> Float[Array, "... D"]:
+    """P·f: what the features of a position add to the embedding of the next token."""
+    taps = jnp.split(features, len(config.taps), axis=-1)
+    return jnp.concatenate([_normalised(x) for x in taps], axis=-1) @ params.read
+
+
+def feed_hidden(params: HeadParams, hidden: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """Q·h: what the head's own hidden state at a position adds to the embedding of the next token."""
+    return _normalised(hidden) @ params.feed
+
+
+class HeadOutputs(NamedTuple):
+    """What a pass of a head gives.
+
+    Attributes:
+      logits: Logits of the next token.
+      cache: Its cache.
+      hidden: Its hidden state, what leaves the last block.
+    """
+
+    logits: Float[Array, "B T V"]
+    cache: Any
+    hidden: Float[Array, "B T D"]
+
+
+def head_outputs(
+    config: HeadConfig,
+    params: HeadParams,
+    tokens: Int[Array, "B T"],
+    added: Float[Array, "B T D"],
+    positions: Int[Array, "B T"],
+    cache: Any,
+    slots: Slots | None = None,
+) -> HeadOutputs:
+    """A pass over new tokens, with what is added to their embeddings."""
+    out = outputs(
+        config.body,
+        params.body,
+        tokens,
+        positions,
+        cache,
+        taps=(config.body.layers,),
+        added_BTD=added,
+        slots=slots,
+    )
+    assert out.features is not None
+    return HeadOutputs(out.logits, out.cache, out.features)
+
+
+def _after(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """Each position's predecessor; zeros at the first."""
+    return jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+
+
+def unrolled(
+    config: HeadConfig,
+    params: HeadParams,
+    tokens: Int[Array, "B T"],
+    features: Float[Array, "B T F"],
+    drafts: int,
+) -> Float[Array, "K B T V"]:
+    """The logits of drafts 1 … K at every position, each as if a round had begun K − 1 tokens before.
+
+    Draft k at position t has seen the target's features up to position t − k, and its own hidden
+    states after that. The k passes share one cache: pass k writes the T slots from (k − 1)·T on. It
+    attends to the keys of pass 1 up to position t − k + 1, and from there on to one key of each
+    later pass, which is what the cache of a decoder holds then.
+
+    Args:
+      config: Architecture.
+      params: Parameters.
+      tokens: Token ids.
+      features: The target's features of the same tokens; those of the last are not read.
+      drafts: K, at least 1.
+
+    Returns:
+      Logits of the token after each position; draft k means nothing before position k − 1.
+    """
+    B, T = tokens.shape
+    K = drafts
+    positions = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
+    cache = init_cache(config.body, B, K * T, params.read.dtype)
+    added = _after(read_features(config, params, features))
+    logits = []
+    t, s = np.arange(T)[:, None], np.arange(T)[None]
+    for k in range(1, K + 1):
+        seen = [s <= t - k + 1] + [s == t - k + i for i in range(2, k + 1)]
+        seen += [np.zeros((T, T), bool)] * (K - k)
+        visible = np.concatenate(seen, axis=1)
+        slots = Slots(positions + (k - 1) * T, jnp.broadcast_to(visible[None], (B, T, K * T)))
+        out = head_outputs(config, params, tokens, added, positions, cache, slots)
+        logits.append(out.logits)
+        cache, added = out.cache, _after(feed_hidden(params, out.hidden))
+    return jnp.stack(logits)
+
+
+def head_flops_per_token(config: HeadConfig, flops_of_body: float) -> tuple[float, float]:
+    """Forward FLOPs of the first draft of a round and of each later one.
+
+    Args:
+      config: Architecture.
+      flops_of_body: Those of a step of the body.
+    """
+    D, F = config.body.width, len(config.taps) * config.target_width
+    return flops_of_body + 2.0 * F * D, flops_of_body + 2.0 * math.prod((D, D))

@@ -1,0 +1,165 @@
+"""A head on the target's hidden states: what it reads and when, and that decoding with it is lossless."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.lossless import PROMPTS, chi_square, decode_ragged, model, outcomes
+from sdsl_jax.decoding import Head, Sampling, speculate
+from sdsl_jax.decoding.feature_drafter import FeatureDrafter
+from sdsl_jax.errors import SdslError
+from sdsl_jax.models import forward, outputs
+from sdsl_jax.models.feature_head import HeadConfig, graft, unrolled
+
+PLAIN = Sampling()
+# False alarm of 1e-6 in all, over at most 20 tests.
+ALPHA = 1e-6 / 20
+LENGTH = 12
+
+
+def head(taps=(1, 2), scale=1.0, seed=9):
+    """A head on the random target of the checks of losslessness, with random P and Q."""
+    body, target = model(1, 1), model(2, 2)
+    config = HeadConfig(body.config, target.config.width, taps)
+    params = graft(config, body.params)
+    keys = jax.random.split(jax.random.key(seed))
+    read, feed = (
+        scale * jax.random.normal(key, x.shape) / np.sqrt(len(x))
+        for key, x in zip(keys, (params.read, params.feed))
+    )
+    return Head(config, params._replace(read=read, feed=feed))
+
+
+@pytest.fixture(scope="module")
+def text():
+    return jnp.asarray(np.random.default_rng(0).integers(0, 4, (3, LENGTH)))
+
+
+def features_of(target, taps, tokens):
+    return outputs(target.config, target.params, tokens, taps=taps).features
+
+
+def test_taps_are_the_residual_stream(text):
+    """The last one, normed and multiplied by the head, gives the logits; the pass itself is unchanged."""
+    target = model(2, 2)
+    out = outputs(target.config, target.params, text, taps=(0, 2))
+    plain, _ = forward(target.config, target.params, text)
+    np.testing.assert_array_equal(out.logits, plain)
+    last = out.features[..., target.config.width :]
+    scale = target.params["final_norm"]["scale"].get_value()
+    normed = last / jnp.sqrt(jnp.square(last).mean(-1, keepdims=True) + 1e-6) * scale[None, None]
+    np.testing.assert_allclose(
+        normed @ target.params["head"].get_value(), out.logits, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_grafted_head_is_the_plain_model(text):
+    """P = Q = 0: every draft has the plain model's logits, and decoding draws the same tokens."""
+    target, body, some = model(2, 2), model(1, 1), head()
+    plain = Head(some.config, graft(some.config, body.params))
+    features = features_of(target, some.config.taps, text)
+    logits = unrolled(plain.config, plain.params, text, features, 3)
+    expected, _ = forward(body.config, body.params, text)
+    for k in range(3):
+        np.testing.assert_allclose(logits[k, :, k:], expected[:, k:], rtol=1e-4, atol=1e-5)
+    settings = dict(lookahead=3, new_tokens=9, seed=5)
+    prompts = np.asarray(text[:, :3])
+    one, other = (speculate(d, target, prompts, **settings) for d in (plain, body))
+    np.testing.assert_array_equal(one.tokens, other.tokens)
+    for name, value in one.events._asdict().items():
+        np.testing.assert_allclose(value, getattr(other.events, name), atol=1e-5, err_msg=name)
+
+
+def test_the_first_draft_is_told_what_the_target_saw_before_it(text):
+    """Draft k at position t depends on the features up to t − k, and on none after: x_t has none yet."""
+    target, some = model(2, 2), head()
+    features = features_of(target, some.config.taps, text)
+    logits = unrolled(some.config, some.params, text, features, 3)
+    t = 6
+    for changed in range(LENGTH):
+        moved = features.at[:, changed].add(1.0 + jnp.arange(features.shape[-1])[None])
+        others = unrolled(some.config, some.params, text, moved, 3)
+        for k in range(1, 4):
+            same = np.array_equal(others[k - 1, :, t], logits[k - 1, :, t])
+            assert same == (changed > t - k), (changed, k)
+
+
+@pytest.mark.parametrize("poison", [0.0, np.nan, np.inf])
+@pytest.mark.parametrize("window", [2, 5])
+def test_cached_drafts_after_any_rounds_are_the_unrolled_ones(text, window, poison):
+    """Random acceptances and rejections, driven by hand; features of rejected tokens are poisoned."""
+    target, some = model(2, 2), head()
+    features = features_of(target, some.config.taps, text)
+    dense = unrolled(some.config, some.params, text, features, window)
+    drafter = FeatureDrafter(some.config, window)
+    random = np.random.default_rng(window)
+    B = len(text)
+    lengths = jnp.asarray([1, 2, 4])
+    width = int(lengths.max())
+    state = drafter.start(some.params, text[:, :width], LENGTH + window + 1, features[:, :width])
+    buffer = jnp.where(jnp.arange(LENGTH)[None] < lengths[:, None], text, 0)
+    rows = np.arange(B)
+    while int(lengths.max()) + window < LENGTH:
+        proposal, state = drafter.first(some.params, state, buffer, lengths, PLAIN)
+        for k in range(1, window + 1):
+            # Draft k continues the text up to position n + k − 2.
+            expected = jax.nn.softmax(dense[k - 1, rows, lengths + k - 2])
+            np.testing.assert_allclose(proposal.probs, expected, atol=2e-5)
+            if k < window:
+                drawn = text[rows, lengths + k - 1]
+                proposal, state = drafter.next(
+                    some.params, state, buffer, lengths, drawn, jnp.int32(k), PLAIN
+                )
+        kept = jnp.asarray(random.integers(0, window, B))
+        at = lengths[:, None] - 1 + jnp.arange(window)[None]
+        seen = features[rows[:, None], at]
+        seen = jnp.where((jnp.arange(window)[None] <= kept[:, None])[..., None], seen, poison)
+        state = drafter.observe(some.params, state, lengths - 1, seen)
+        lengths = lengths + kept + 1
+        buffer = jnp.where(jnp.arange(LENGTH)[None] < lengths[:, None], text, 0)
+
+
+def test_rows_do_not_see_each_other(text):
+    target, some = model(2, 2), head()
+    prompts = np.asarray(text[:, :4])
+    settings = dict(lookahead=3, new_tokens=8, seed=1)
+    together = speculate(some, target, prompts, rows=np.arange(3), **settings)
+    for row in range(3):
+        alone = speculate(some, target, prompts[row : row + 1], rows=np.asarray([row]), **settings)
+        np.testing.assert_array_equal(alone.tokens[0], together.tokens[row])
+
+
+@pytest.mark.parametrize(
+    ("lookahead", "verification", "temperature"),
+    [
+        (g, rule, t)
+        if (g, rule, t) == (2, "block", 0.7)
+        else pytest.param(g, rule, t, marks=pytest.mark.release)
+        for g in (1, 2, 4)
+        for rule in ("token", "block")
+        for t in (0.7, 1.0)
+    ],
+)
+def test_joint_distribution(lookahead, verification, temperature):
+    """Ragged rows that stop at different times, against exact enumeration."""
+    target, sampling = model(2, 2), Sampling(temperature)
+    found = decode_ragged(
+        head(), target, 20_000, lookahead=lookahead, verification=verification, sampling=sampling
+    )
+    p = [chi_square(f.sequences, outcomes(target, *q, sampling)) for f, q in zip(found, PROMPTS)]
+    assert min(p) > ALPHA
+
+
+def test_a_head_of_another_target_is_refused():
+    some = head()
+    wide = some._replace(config=dataclasses.replace(some.config, target_width=16))
+    with pytest.raises(
+        SdslError,
+        match="reads blocks 1, 2 of a target of width 16; this one has 2 blocks of width 8",
+    ):
+        speculate(wide, model(2, 2), np.array([[1]]), lookahead=2, new_tokens=3)
+    with pytest.raises(SdslError, match="at least one tap"):
+        dataclasses.replace(some.config, taps=())
