@@ -139,7 +139,11 @@ class ModelDrafter:
         return self.config.position_limit
 
     def start(
-        self, params: Params, prompts: Int[Array, "B P"], capacity: int, features: Array | None = None
+        self,
+        params: Params,
+        prompts: Int[Array, "B P"],
+        capacity: int,
+        features: Array | None = None,
     ) -> KVCache:
         """The cache after the prompts."""
         return prefill(self.config, params, prompts, capacity=capacity)

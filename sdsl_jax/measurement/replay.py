@@ -47,7 +47,9 @@ class ExpectedRounds(NamedTuple):
 
 
 @jax.jit
-def _rounds(acceptance: Float[Array, "samples T"], starts: Int[Array, "G samples"]) -> list[Rounds]:
+def _rounds(
+    acceptance: Float[Array, "samples T *drafts"], starts: Int[Array, "G samples"]
+) -> list[Rounds]:
     """The rounds of γ = 1 … G over every sample, as one program."""
     return [
         jax.vmap(lambda sample, count, gamma=gamma: rounds_over_sample(sample, gamma, count))(
@@ -75,7 +77,7 @@ def drawn_acceptance(target_log_probs: np.ndarray, draft_log_probs: np.ndarray) 
 
 
 def expected_rounds(
-    acceptance: Float[np.ndarray, "samples T"],
+    acceptance: Float[np.ndarray, "samples T *drafts"],
     largest: int,
     *,
     lengths: Any = None,
@@ -101,7 +103,8 @@ def expected_rounds(
     Their spread over the samples, with Student's t, is that of `ratio_interval`.
 
     Args:
-      acceptance: min(1, q(y)/p(y)) of each token of each sample, see `drawn_acceptance`.
+      acceptance: min(1, q(y)/p(y)) of each token of each sample, see `drawn_acceptance`; or as each
+        draft of a round, [samples, T, `largest` or more], where q depends on that.
       largest: The largest γ, at most T.
       lengths: Positions of each sample, or of all, at which a round may start; the limits by
         default.
@@ -112,12 +115,16 @@ def expected_rounds(
       SdslError: the acceptance or `largest` is out of range, or no sample has room for a block.
     """
     require(
-        acceptance.ndim == 2
+        acceptance.ndim in (2, 3)
         and acceptance.size > 0
         and np.all((acceptance >= 0) & (acceptance <= 1)),
         f"the acceptance has shape {acceptance.shape} or values outside [0, 1]; it must be [samples, tokens].",
     )
-    n, width = acceptance.shape
+    n, width = acceptance.shape[:2]
+    require(
+        acceptance.ndim == 2 or acceptance.shape[2] >= largest,
+        f"acceptances are given for {acceptance.shape[-1]} drafts of a round; the largest lookahead is {largest}.",
+    )
     require(
         1 <= largest <= width, f"the largest lookahead is {largest}; it must lie in [1, {width}]."
     )

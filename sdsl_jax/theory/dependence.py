@@ -194,7 +194,9 @@ class Rounds(NamedTuple):
 
 
 def rounds_over_sample(
-    acceptance: Float[Array, " length"], lookahead: int, starts: Int[Array, ""] | int | None = None
+    acceptance: Float[Array, "length ..."],
+    lookahead: int,
+    starts: Int[Array, ""] | int | None = None,
 ) -> Rounds:
     """Exact expected rounds of token verification over one sample of the target, without decoding.
 
@@ -205,8 +207,12 @@ def rounds_over_sample(
     if the one before it was accepted as draft j. It starts a round if the one before it was rejected
     or was a bonus token.
 
+    A head on the target's hidden states has another q at its first draft than at its second, for it
+    has seen more. Then the acceptance of a position depends on which draft of its round it is.
+
     Args:
-      acceptance: min(1, q(y)/p(y)) at each position of the sample; the first starts a round.
+      acceptance: min(1, q(y)/p(y)) at each position of the sample, the first of which starts a
+        round; or for each draft of a round, [length, γ or more].
       lookahead: Drafted tokens per round, γ ≥ 1, at most the length of the sample.
       starts: Number of leading positions at which rounds are counted; all that fit if left out.
 
@@ -222,6 +228,13 @@ def rounds_over_sample(
             )
     acceptance = jnp.asarray(acceptance, jnp.result_type(float))
     length = acceptance.shape[0]
+    if acceptance.ndim == 1:
+        acceptance = jnp.broadcast_to(acceptance[:, None], (length, lookahead))
+    if acceptance.shape[1] < lookahead:
+        raise ValueError(
+            f"acceptances are given for {acceptance.shape[1]} drafts of a round; the lookahead is {lookahead}."
+        )
+    acceptance = acceptance[:, :lookahead]
     if lookahead > length:
         raise ValueError(f"the lookahead is {lookahead}; the sample holds only {length} tokens.")
     return _rounds_over_sample(acceptance, lookahead, length if starts is None else starts)
@@ -229,7 +242,7 @@ def rounds_over_sample(
 
 @partial(jax.jit, static_argnames="lookahead")
 def _rounds_over_sample(
-    acceptance: Float[Array, " length"], lookahead: int, counted: Int[Array, ""] | int
+    acceptance: Float[Array, "length gamma"], lookahead: int, counted: Int[Array, ""] | int
 ) -> Rounds:
     length = acceptance.shape[0]
 
@@ -243,5 +256,5 @@ def _rounds_over_sample(
     begin = jnp.zeros(lookahead + 1, acceptance.dtype).at[0].set(1.0)
     _, starts = jax.lax.scan(move, begin, acceptance)
     fits = jnp.where(jnp.arange(length) < counted, starts, 0.0)[: length - lookahead + 1]
-    windows = jnp.stack([acceptance[k : length - lookahead + 1 + k] for k in range(lookahead)])
+    windows = jnp.stack([acceptance[k : length - lookahead + 1 + k, k] for k in range(lookahead)])
     return Rounds(fits.sum(), jnp.cumprod(windows, axis=0) @ fits)

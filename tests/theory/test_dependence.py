@@ -7,6 +7,7 @@ import pytest
 import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 
 from sdsl_jax.theory import (
     BetaAcceptance,
@@ -134,6 +135,94 @@ def test_samples_are_pooled_by_adding(x64):
     assert float(pooled.tokens_per_round) == pytest.approx(
         float((rows.tokens_per_round * rows.started).sum() / rows.started.sum())
     )
+
+
+def decode_markov(transition, heads, first, lookahead, length):
+    """Expected rounds of speculative decoding of a Markov chain, by every course that it can take.
+
+    Draft k comes from row c of heads[k − 1], where c is the last token before the round, whatever was
+    drafted meanwhile: a head that gives all drafts at once.
+    """
+    V = len(transition)
+    states = np.zeros((length + 1, V))
+    states[0, first] = 1.0
+    started, survived = 0.0, np.zeros(lookahead)
+    for t in range(length - lookahead + 1):
+        for c in range(V):
+            weight = states[t, c]
+            started += weight
+            # Probability of each last kept token, as drafts are kept one after another.
+            kept = np.eye(V)[c] * weight
+            for k in range(lookahead):
+                q, p = heads[k][c], transition
+                accepted = kept @ np.minimum(p, q[None])
+                survived[k] += accepted.sum()
+                # After a rejection the residual is drawn: in all, p less what was accepted.
+                following = kept @ np.maximum(p - q[None], 0)
+                if t + k + 1 <= length:
+                    states[t + k + 1] += following
+                kept = accepted
+            if t + lookahead + 1 <= length:
+                states[t + lookahead + 1] += kept @ transition
+    return started, survived
+
+
+def test_a_head_whose_q_depends_on_the_drafts_number(x64):
+    """The target is a Markov chain P; a head that gives all drafts at once guesses draft k by a row of P^k.
+
+    Every sample of the target with its probability gives the rounds that the decoder has in expectation.
+    """
+    P = np.asarray([[0.7, 0.2, 0.1], [0.25, 0.6, 0.15], [0.05, 0.35, 0.6]])
+    lookahead, length, first = 3, 7, 1
+    heads = [np.linalg.matrix_power(P, k) for k in range(1, lookahead + 1)]
+    started, survived = decode_markov(P, heads, first, lookahead, length)
+
+    samples = np.asarray([*itertools.product(range(3), repeat=length)])
+    path = np.concatenate([np.full((len(samples), 1), first), samples], axis=1)
+    p = P[path[:, :-1], path[:, 1:]]
+    acceptance = np.ones((len(samples), length, lookahead))
+    for k in range(lookahead):
+        # Draft k + 1 of position t was drawn from what stood k tokens before the last.
+        acceptance[:, k:, k] = np.minimum(
+            1, heads[k][path[:, : length - k], path[:, k + 1 :]] / p[:, k:]
+        )
+    rounds = jax.vmap(lambda a: rounds_over_sample(a, lookahead))(jnp.asarray(acceptance))
+    weight = p.prod(axis=1)
+    assert float(weight @ rounds.started) == pytest.approx(started)
+    np.testing.assert_allclose(weight @ np.asarray(rounds.survived), survived)
+    # The first draft is the target itself; the later ones know less and less.
+    conditional = survived / np.concatenate([[started], survived[:-1]])
+    assert conditional[0] == pytest.approx(1.0)
+    assert conditional[0] > conditional[1] > conditional[2]
+    # That row is what cross-entropy asks for. For acceptance another is better: q maximises
+    # Σ_x P[c, x] Σ_v min(P[x, v], q_v), a linear programme in q and the minima.
+    better = heads[1].copy()
+    for c in range(3):
+        eye = np.eye(9)
+        programme = linprog(
+            np.concatenate([np.zeros(3), -np.repeat(P[c], 3)]),
+            A_ub=np.vstack(
+                [
+                    np.hstack([np.zeros((9, 3)), eye]),
+                    np.hstack([-np.tile(np.eye(3), (3, 1)), eye]),
+                ]
+            ),
+            b_ub=np.concatenate([P.ravel(), np.zeros(9)]),
+            A_eq=np.concatenate([np.ones(3), np.zeros(9)])[None],
+            b_eq=[1.0],
+        )
+        better[c] = programme.x[:3]
+    others = decode_markov(P, [heads[0], better, heads[2]], first, lookahead, length)
+    assert others[1][1] / others[0] > survived[1] / started + 0.003
+
+
+def test_one_acceptance_for_all_drafts_is_the_same_for_each(x64):
+    a = jnp.asarray(np.random.default_rng(3).uniform(0.1, 0.95, 20))
+    one, other = rounds_over_sample(a, 4), rounds_over_sample(jnp.tile(a[:, None], (1, 6)), 4)
+    np.testing.assert_array_equal(one.survived, other.survived)
+    assert float(one.started) == float(other.started)
+    with pytest.raises(ValueError, match="given for 3 drafts of a round; the lookahead is 4"):
+        rounds_over_sample(jnp.ones((20, 3)), 4)
 
 
 def test_models_are_differentiable(x64):
