@@ -22,9 +22,10 @@ from sdsl_jax.checkpoints import storage
 from sdsl_jax.config import DataConfig, from_dict, to_dict
 from sdsl_jax.counts import short_count
 from sdsl_jax.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, fingerprint
-from sdsl_jax.decoding import Model
+from sdsl_jax.decoding import Head, Model
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models import ModelConfig, Params, abstract_params, count
+from sdsl_jax.models.feature_head import HeadConfig, abstract_head
 from sdsl_jax.models.weights import store
 from sdsl_jax.notebook import table_of
 from sdsl_jax.processes import is_primary
@@ -32,8 +33,10 @@ from sdsl_jax.records import ModelRecord, read_json, write_json, write_text
 from sdsl_jax.records.documents import from_json
 from sdsl_jax.user_files import reading
 
-# Version 1 has float32 weights. Version 2 has matrices in bfloat16.
-FORMAT, _VERSIONS = "sdsl_jax model", {1: "float32", 2: "bfloat16"}
+# Version 1 has float32 weights. Version 2 has matrices in bfloat16. Versions 3 and 4 are the same
+# for heads on hidden states.
+FORMAT, _VERSIONS = "sdsl_jax model", {1: "float32", 2: "bfloat16", 3: "float32", 4: "bfloat16"}
+_FIRST_OF_HEADS = 3
 PARAMS, RECORD, MODEL, TOKENIZER = "params", "record.json", "model.json", "tokenizer.json"
 _MODELS = "model-*"
 
@@ -42,7 +45,7 @@ class LoadedModel(NamedTuple):
     """A model with everything needed to use it.
 
     Attributes:
-      config: Architecture.
+      config: Architecture; of a head on hidden states, that of its body.
       params: Weights. Those of our own models are float32, also where the folder holds bfloat16.
       tokenizer: Tokenizer of the text the model was trained on.
       record: How the model was made: sizes, training tokens, losses.
@@ -51,6 +54,8 @@ class LoadedModel(NamedTuple):
       warnings: What a reader should know about how the model was read, one sentence each.
       unknown_settings: Settings of a published checkpoint that this package does not know.
       ignored_settings: Settings of a published checkpoint that were ignored at the user's request.
+      head: What of the architecture belongs to a head on its target's hidden states; None for a
+        model that stands by itself.
     """
 
     config: ModelConfig
@@ -62,6 +67,7 @@ class LoadedModel(NamedTuple):
     warnings: tuple[str, ...] = ()
     unknown_settings: tuple[str, ...] = ()
     ignored_settings: tuple[str, ...] = ()
+    head: HeadConfig | None = None
 
     @property
     def longest(self) -> int:
@@ -70,8 +76,21 @@ class LoadedModel(NamedTuple):
 
     @property
     def model(self) -> Model:
-        """The configuration and parameters, as the decoder takes them."""
+        """The configuration and parameters, as the decoder takes them.
+
+        Raises:
+          SdslError: It is a head, which can do nothing without its target.
+        """
+        require(
+            self.head is None,
+            f"{self.record.model_id} is a head on the hidden states of its target; by itself it is no model.",
+        )
         return Model(self.config, self.params)
+
+    @property
+    def draft(self) -> Model | Head:
+        """What `speculate` takes as a draft: a model, or a head."""
+        return self.model if self.head is None else Head(self.head, self.params)
 
     def _facts(self) -> dict[str, str]:
         config, record = self.config, self.record
@@ -101,6 +120,7 @@ def write_model_folder(
     tokenizer: Tokenizer,
     record: ModelRecord,
     data: DataConfig,
+    head: HeadConfig | None = None,
 ) -> None:
     """Writes a model to `folder`. The folder counts as complete once everything is in it.
 
@@ -113,6 +133,7 @@ def write_model_folder(
       tokenizer: Tokenizer.
       record: The model's record, with the digest of the weights.
       data: Training text and sequence length.
+      head: The head that the model is the body of, if it is one.
 
     Raises:
       SdslError: The folder cannot be written.
@@ -120,12 +141,18 @@ def write_model_folder(
     storage.save(folder / PARAMS, params, {"model_id": record.model_id})
     if is_primary():
         matrices = {x.dtype.name for x in jax.tree.leaves(params) if x.ndim == 2}
-        _describe(folder, config, tokenizer, data, version=2 if "bfloat16" in matrices else 1)
+        version = (_FIRST_OF_HEADS if head else 1) + ("bfloat16" in matrices)
+        _describe(folder, config, tokenizer, data, version, head)
         write_json(folder / RECORD, dataclasses.asdict(record))
 
 
 def _describe(
-    folder: Path, config: ModelConfig, tokenizer: Tokenizer, data: DataConfig, version: int
+    folder: Path,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    data: DataConfig,
+    version: int,
+    head: HeadConfig | None,
 ) -> None:
     """Writes the files that make a folder of weights self-describing: the tokenizer, then
     model.json.
@@ -148,6 +175,8 @@ def _describe(
         # Where the corpus is kept differs between machines.
         "data": to_dict(dataclasses.replace(data, shards="")),
     }
+    if head is not None:
+        description["head"] = {"target_width": head.target_width, "taps": list(head.taps)}
     write_json(folder / MODEL, description)
 
 
@@ -228,7 +257,8 @@ def load_model_folder(path: Path) -> LoadedModel:
         config = _part(ModelConfig, values["architecture"], folder, "architecture")
         data = _part(DataConfig, values["data"], folder, "data")
         tokenizer = _load_tokenizer(folder, values["tokenizer"])
-        total = count(config, 0).total
+        head = _head(values, config, folder)
+        total = count(config, 0).total + (head.extra_params if head else 0)
     require(
         tokenizer.vocab_size == config.vocab_size,
         f"the model folder {folder} is damaged: its tokenizer has {tokenizer.vocab_size} entries, its model "
@@ -240,12 +270,36 @@ def load_model_folder(path: Path) -> LoadedModel:
         record.params_total == total,
         f"the model folder {folder} is damaged: {MODEL} describes {total} parameters, and {RECORD} {record.params_total}.",
     )
-    like = abstract_params(config)
+    like = abstract_head(head) if head else abstract_params(config)
     if _VERSIONS[values["version"]] == "bfloat16":
         like = jax.eval_shape(lambda params: store(params, "bfloat16"), like)
     params = storage.restore_params(folder / PARAMS, like, record.params_digest)
     params = jax.tree.map(lambda x: x.astype(np.float32), params)
-    return LoadedModel(config, params, tokenizer, record, data, folder)
+    return LoadedModel(config, params, tokenizer, record, data, folder, head=head)
+
+
+def read_architecture(path: Path) -> ModelConfig:
+    """The architecture of a trained model, without its weights.
+
+    Raises:
+      SdslError: The path does not mean a single model, or its description is missing or damaged.
+    """
+    folder = find_model_folder(path)
+    with reading(folder, "model folder"):
+        values = _read_description(folder)
+        return _part(ModelConfig, values["architecture"], folder, "architecture")
+
+
+def _head(values: dict[str, Any], config: ModelConfig, folder: Path) -> HeadConfig | None:
+    """The head that a folder describes, if it does."""
+    if values["version"] < _FIRST_OF_HEADS:
+        return None
+    part = values.get("head")
+    try:
+        assert isinstance(part, dict)
+        return HeadConfig(config, int(part["target_width"]), tuple(map(int, part["taps"])))
+    except (AssertionError, KeyError, TypeError, ValueError, SdslError):
+        raise SdslError(f"the file {folder / MODEL} is damaged: its head is {part!r}.") from None
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
@@ -257,7 +311,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
     )
     require(
         values["version"] in _VERSIONS,
-        f"the file {path} has the format version {values['version']!r}; this version of sdsl_jax reads 1 and 2.",
+        f"the file {path} has the format version {values['version']!r}; this version of sdsl_jax reads 1 to 4.",
     )
     return values
 

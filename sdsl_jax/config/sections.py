@@ -245,6 +245,11 @@ class DistilConfig:
       prompt_tokens: Tokens of a window that the teacher continues.
       top: Probabilities of the teacher that are kept at a position, beside the sum of all others; 0
         for the whole vocabulary up to 512 entries and 64 above.
+      taps: Blocks of the teacher, counted from 1, whose outputs drafts read beside the text: heads on
+        hidden states. Without any, drafts are models of their own.
+      unrolled: Drafts of a round that a head is trained for, at least the largest lookahead in use.
+      draft_decay: How fast the weight of a head's later drafts falls: draft k weighs
+        exp(−draft_decay·(k − 1)).
       cache: Folder of the teacher's probabilities; the user's cache folder if empty.
       cache_gb: Largest size of what is kept there for this study, in units of 10⁹ bytes.
     """
@@ -257,6 +262,9 @@ class DistilConfig:
     text: Literal["corpus", "samples"] = "corpus"
     prompt_tokens: int = 16
     top: int = 0
+    taps: tuple[int, ...] = ()
+    unrolled: int = 4
+    draft_decay: float = 0.0
     cache: str = ""
     cache_gb: float = 4.0
 
@@ -268,6 +276,8 @@ class DistilConfig:
             temperature="(0, inf)",
             prompt_tokens="[1, inf)",
             top="[0, inf)",
+            unrolled="[1, 64]",
+            draft_decay="[0, inf)",
             cache_gb="(0, inf)",
         )
         require_distinct("distil.objective", self.objectives)
@@ -275,6 +285,11 @@ class DistilConfig:
         require(
             self.teacher or not needs_teacher,
             f"distil.objective holds {', '.join(map(repr, needs_teacher))}, which needs distil.teacher.",
+        )
+        require_distinct("distil.taps", self.taps, may_be_empty=True)
+        require(
+            self.teacher or not self.taps,
+            "distil.taps names blocks of a teacher, which needs distil.teacher.",
         )
         require(
             self.teacher or self.text == "corpus",

@@ -140,7 +140,7 @@ def objectives(records: StudyRecords) -> Objectives | None:
     Returns None where no drafts were trained for a teacher among the targets, or none of the same
     parents on the text.
     """
-    told = [m for m in records.trained if m.objective]
+    told = [m for m in records.trained if m.objective and not m.kind]
     teachers = {m.teacher_digest for m in told} - {""}
     targets = [m for m in records.of_role("target") if m.params_digest in teachers]
     if len(targets) != 1:

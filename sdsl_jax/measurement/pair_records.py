@@ -81,11 +81,13 @@ class PairRows:
             tokens=tokens,
         )
 
-    def overlap(self, estimator: str, value: PairOverlap, sampling: int = 0) -> AcceptanceRecord:
+    def overlap(
+        self, estimator: str, value: PairOverlap, sampling: int = 0, lookahead: int = 0
+    ) -> AcceptanceRecord:
         """A row of `acceptance.csv` from the overlap at one of its samplings."""
         alpha = value.mean(self.confidence, sampling)
         return self.acceptance(
-            estimator, 0, alpha, len(value.positions), int(value.positions.sum())
+            estimator, lookahead, alpha, len(value.positions), int(value.positions.sum())
         )
 
     def decoded(

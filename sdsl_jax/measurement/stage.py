@@ -16,10 +16,11 @@ from sdsl_jax.checkpoints.loading import load_other_models, load_recorded
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset, Text
 from sdsl_jax.data.domains import SourceMissing, domain_files, load_domain
-from sdsl_jax.decoding import Model, Sampling, autoregress, speculate
+from sdsl_jax.decoding import Head, Model, Sampling, autoregress, speculate
 from sdsl_jax.device import device_name
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.events import event_columns, summarise
+from sdsl_jax.measurement.heads import head_overlap
 from sdsl_jax.measurement.latency import Step, side_by_side, time_steps
 from sdsl_jax.measurement.overlap import ModelScores, pairwise_overlap
 from sdsl_jax.measurement.pair_records import PairName, PairRows
@@ -73,8 +74,27 @@ class _Domain(NamedTuple):
 
 
 class _Models(NamedTuple):
+    """Models by name.
+
+    Attributes:
+      drafts: Drafts that are models of their own.
+      targets: Targets.
+      heads: Heads on the hidden states of one of the targets, each with the name of that target.
+    """
+
     drafts: dict[str, Model]
     targets: dict[str, Model]
+    heads: dict[str, tuple[Head, str]]
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every draft with every target, and every head with its own."""
+        every = [(d, t) for d in self.drafts for t in self.targets]
+        return every + [(name, target) for name, (_, target) in self.heads.items()]
+
+    def draft(self, name: str) -> Model | Head:
+        """A draft of any kind."""
+        return self.heads[name][0] if name in self.heads else self.drafts[name]
 
 
 def domain(config: StudyConfig) -> str:
@@ -85,8 +105,29 @@ def domain(config: StudyConfig) -> str:
 
 
 def load_models(records: list[ModelRecord], study: Path) -> dict[str, Model]:
-    """The models of the records, each with its parameters checked against the recorded digest."""
-    return {r.model_id: load_recorded(r, study).model for r in records}
+    """The models of the records that stand by themselves, each with its parameters checked against
+    the recorded digest."""
+    return {r.model_id: load_recorded(r, study).model for r in records if r.kind != "head"}
+
+
+def _heads(records: list[ModelRecord], study: Path) -> dict[str, tuple[Head, str]]:
+    """The heads among the records, with the names of their targets.
+
+    Raises:
+      SdslError: The target of a head is none of the study's.
+    """
+    targets = {r.params_digest: r.model_id for r in records if r.role == "target"}
+    heads = {}
+    for record in records:
+        if record.kind == "head":
+            require(
+                record.teacher_digest in targets,
+                f"{record.model_id} is a head on a target that is none of the study's.",
+            )
+            draft = load_recorded(record, study).draft
+            assert isinstance(draft, Head)
+            heads[record.model_id] = draft, targets[record.teacher_digest]
+    return heads
 
 
 def prompts(config: StudyConfig, text: Text, count: int) -> np.ndarray:
@@ -96,12 +137,11 @@ def prompts(config: StudyConfig, text: Text, count: int) -> np.ndarray:
 
 
 def _by_role(models: dict[str, Model], records: list[ModelRecord]) -> _Models:
-    return _Models(
-        *(
-            {r.model_id: models[r.model_id] for r in records if r.role == role}
-            for role in ("draft", "target")
-        )
-    )
+    def of(role: str) -> dict[str, Model]:
+        names = [r.model_id for r in records if r.role == role and r.model_id in models]
+        return {name: models[name] for name in names}
+
+    return _Models(of("draft"), of("target"), {})
 
 
 def _rows(
@@ -140,16 +180,19 @@ def measure_study(
         f"measure.prompts is {m.prompts}; the test split has only {available} sequences to take prompts from.",
     )
     loaded = load_models(records, study)
-    models = _by_role(loaded, records)
+    models = _by_role(loaded, records)._replace(heads=_heads(records, study))
     # How long a model was trained does not change its speed: one of each shape is timed.
     largest = {r.model_id for role in ("draft", "target") for r in longest_trained(records, role)}
-    decoding = {"all": {*loaded}, "largest": largest, "none": set[str]()}[m.decode]
-    pairs = [(d, t) for d in models.drafts for t in models.targets if {d, t} <= decoding]
+    everything = {*loaded, *models.heads}
+    decoding = {"all": everything, "largest": largest, "none": set[str]()}[m.decode]
+    pairs = [pair for pair in models.pairs if {*pair} <= decoding]
     chunks = -(-m.text_windows // 32) + len(models.targets) * -(-m.prompts // 32)
     units = chunks * len(loaded) + _RUN_UNITS * (len(pairs) * len(m.lookaheads) + len(largest))
     progress.start("measure", units)
 
     acceptance, expected = _exact(config, dataset, models, progress)
+    of_heads, rounds = _exact_heads(config, dataset, models)
+    acceptance, expected = acceptance + of_heads, expected + rounds
     survival: list[SurvivalRecord] = []
     frames, checks = [], {}
     for run in side_by_side(
@@ -166,6 +209,7 @@ def measure_study(
         progress.advance(_RUN_UNITS, f"{run.name}  {run.tokens_per_round:.2f} tokens/round")
     latency = _latency(
         config,
+        # A head's step is timed on the clock, with its target.
         {name: model for name, model in loaded.items() if name in largest},
         {*models.targets},
         progress,
@@ -192,7 +236,7 @@ def _decode(
     """Decodes the prompts with a draft, a target and a lookahead."""
     m, (draft_id, target_id, lookahead) = config.measure, run
     decoded = speculate(
-        models.drafts[draft_id],
+        models.draft(draft_id),
         models.targets[target_id],
         texts,
         lookahead=lookahead,
@@ -249,6 +293,46 @@ def _exact(
         )
         rows += more
         expected += rounds
+    return rows, expected
+
+
+def _exact_heads(
+    config: StudyConfig, dataset: Dataset, models: _Models
+) -> tuple[list[AcceptanceRecord], list[ExpectedRecord]]:
+    """α of every head with its target, on text and on the target's own samples: of its first draft,
+    and of each later one; with the expected rounds."""
+    m, sampling = config.measure, Sampling(config.measure.temperature)
+    text = dataset.text("test")
+    rows, expected = [], []
+    for name, (head, target_id) in models.heads.items():
+        target, row = models.targets[target_id], _rows(config, (name, target_id))
+        compare = functools.partial(
+            head_overlap, head, target, drafts=m.expected_lookahead, sampling=sampling
+        )
+        on_text = compare(text.windows(m.text_windows)[:, :-1], first=0)
+        samples = autoregress(
+            target,
+            prompts(config, text, m.prompts),
+            new_tokens=m.new_tokens,
+            sampling=sampling,
+            seed=config.seed,
+        )
+        tokens = np.asarray(samples.tokens)
+        first = m.prompt_tokens - 1
+        own = compare(tokens[:, :-1], first=first, following=tokens[:, m.prompt_tokens :])
+        rows += [
+            row.overlap("teacher_forced_text", on_text.drafts[0]),
+            row.overlap("teacher_forced_samples", own.drafts[0]),
+            *(row.overlap("by_draft_samples", o, lookahead=k) for k, o in enumerate(own.drafts, 1)),
+        ]
+        assert own.drawn is not None
+        outcomes = expected_rounds(
+            own.drawn,
+            m.expected_lookahead,
+            lengths=own.drawn.shape[1] - m.expected_lookahead + 1,
+            confidence=m.confidence,
+        )
+        expected += [row.expected(each, len(own.drawn)) for each in outcomes]
     return rows, expected
 
 
@@ -404,8 +488,8 @@ def measure_conditions(
     domains = _domains(config, dataset, progress)
     own = load_models(records, study)
     other_records, others = load_other_drafts(config, dataset, study)
-    drafts, targets = _by_role(own, records)
-    models = _Models(drafts | others, targets)
+    drafts, targets, _ = _by_role(own, records)
+    models = _Models(drafts | others, targets, {})
     progress.start("conditions", sum(_units(config, each, models) for each in domains))
     rows: list[AcceptanceRecord] = []
     losses: list[LossRecord] = []
@@ -456,7 +540,7 @@ def _domains(config: StudyConfig, dataset: Dataset, progress: Progress) -> list[
 
 
 def _units(config: StudyConfig, where: _Domain, models: _Models) -> int:
-    drafts, targets = map(len, models)
+    drafts, targets = len(models.drafts), len(models.targets)
     windows = min(config.measure.text_windows, where.text.window_count)
     each = _RUN_UNITS + -(-config.measure.prompts // 32) * (drafts + 1)
     return -(-windows // 32) * (drafts + targets) + len(where.temperatures) * targets * each

@@ -14,17 +14,19 @@ square first, tap by tap. Suffixes as in `transformer`; F is the width of all fe
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sdsl_jax.errors import require
 from sdsl_jax.models.config import ModelConfig
-from sdsl_jax.models.transformer import Params, Slots, init_cache, outputs
+from sdsl_jax.models.family import ModelCounts
+from sdsl_jax.models.transformer import Params, Slots, abstract_params, init_cache, outputs
 
 _EPSILON = 1e-6
 
@@ -50,6 +52,14 @@ class HeadConfig:
     def ids(self) -> int:
         """Number of ids that have logits."""
         return self.body.ids
+
+    def description(self) -> dict[str, Any]:
+        """The fields as plain values, for digests and files."""
+        return {
+            "body": self.body.description(),
+            "target_width": self.target_width,
+            "taps": list(self.taps),
+        }
 
     @property
     def extra_params(self) -> int:
@@ -77,6 +87,18 @@ def graft(config: HeadConfig, body: Params) -> HeadParams:
     return HeadParams(body, jnp.zeros((F, D)), jnp.zeros((D, D)))
 
 
+def abstract_head(config: HeadConfig) -> HeadParams:
+    """Shapes and types of a head's parameters, without allocating any of them."""
+    return jax.eval_shape(lambda body: graft(config, body), abstract_params(config.body))
+
+
+def normalised_features(features: Float[Array, "... F"], taps: int) -> Float[Array, "... F"]:
+    """Features of so many taps, each tap's divided by their root mean square. To do it twice is to
+    do it once."""
+    parts = jnp.split(features, taps, axis=-1)
+    return jnp.concatenate([_normalised(x) for x in parts], axis=-1)
+
+
 def _normalised(x: Float[Array, "... W"]) -> Float[Array, "... W"]:
     mean = jnp.square(x.astype(jnp.float32)).mean(axis=-1, keepdims=True)
     return (x / jnp.sqrt(mean + _EPSILON)).astype(x.dtype)
@@ -86,8 +108,7 @@ def read_features(
     config: HeadConfig, params: HeadParams, features: Float[Array, "... F"]
 ) -> Float[Array, "... D"]:
     """P·f: what the features of a position add to the embedding of the next token."""
-    taps = jnp.split(features, len(config.taps), axis=-1)
-    return jnp.concatenate([_normalised(x) for x in taps], axis=-1) @ params.read
+    return normalised_features(features, len(config.taps)) @ params.read
 
 
 def feed_hidden(params: HeadParams, hidden: Float[Array, "... D"]) -> Float[Array, "... D"]:
@@ -180,12 +201,20 @@ def unrolled(
     return jnp.stack(logits)
 
 
-def head_flops_per_token(config: HeadConfig, flops_of_body: float) -> tuple[float, float]:
-    """Forward FLOPs of the first draft of a round and of each later one.
+def head_counts(config: HeadConfig, body: ModelCounts) -> ModelCounts:
+    """Counts of a head: those of its body, and P and Q. FLOPs are those of a token that is fed with
+    features, as every kept token is once; a later draft multiplies by Q instead of P.
 
     Args:
       config: Architecture.
-      flops_of_body: Those of a step of the body.
+      body: Counts of the body.
     """
-    D, F = config.body.width, len(config.taps) * config.target_width
-    return flops_of_body + 2.0 * F * D, flops_of_body + 2.0 * math.prod((D, D))
+    extra = config.extra_params
+    read = 2.0 * config.body.width * len(config.taps) * config.target_width
+    return dataclasses.replace(
+        body,
+        nonembedding=body.nonembedding + extra,
+        total=body.total + extra,
+        flops_per_token=body.flops_per_token + read,
+        weight_bytes=body.weight_bytes + 4 * extra,
+    )

@@ -52,6 +52,8 @@ class ModelRecord:
         weights
       teacher_digest: params_digest of the target whose probabilities it learnt from
       parent_digest: params_digest of the model that its training started from
+      kind: what kind of draft it is: empty for a model of its own, head for one that reads its
+        target's hidden states
     """
 
     model_id: str
@@ -90,6 +92,7 @@ class ModelRecord:
     objective: str = ""
     teacher_digest: str = ""
     parent_digest: str = ""
+    kind: str = ""
 
     @property
     def trained_for(self) -> str:
@@ -99,7 +102,8 @@ class ModelRecord:
         of it, and tokens since a parent are not all its tokens.
         """
         told = self.teacher_digest or self.parent_digest or self.objective not in ("", "ce")
-        return self.objective if told else "text"
+        kind = f"{self.kind} " if self.kind else ""
+        return kind + self.objective if told else "text"
 
     @property
     def tokens_per_second(self) -> float:
@@ -115,7 +119,8 @@ class AcceptanceRecord:
     """One estimate of the acceptance probability of a pair; a row of `acceptance.csv`.
 
     Estimators: `teacher_forced_text` and `teacher_forced_samples` are E Σ_v min(p_v, q_v)
-    (Leviathan et al., 2211.17192) on held-out text and on the target's own samples;
+    (Leviathan et al., 2211.17192) on held-out text and on the target's own samples, of a head those
+    of its first draft; `by_draft_samples` is that of a head's draft number `lookahead` on samples;
     `decoded_per_test` is accepted over tested drafts in the live decoder; `decoded_tar` inverts 1 +
     γ·TAR = (1 − α^(γ+1))/(1 − α) (arXiv 2603.11053).
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +15,51 @@ import numpy as np
 
 from sdsl_jax.checkpoints import storage
 from sdsl_jax.checkpoints.model_folder import PARAMS
+from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.device import device_name
-from sdsl_jax.models import ModelConfig, Params
+from sdsl_jax.models import Params
 from sdsl_jax.records import ModelRecord
 from sdsl_jax.statistics import Interval, mean_interval
 from sdsl_jax.training.loop import RungTrainer
 from sdsl_jax.training.metrics import Tally
-from sdsl_jax.training.step import window_losses
+from sdsl_jax.training.rungs import Plan
+from sdsl_jax.training.step import head_window_losses, window_losses
+from sdsl_jax.training.teacher import load_teacher
 
 _BATCH = 32
 
 
-def evaluate(model: ModelConfig, params: Params, windows: np.ndarray) -> np.ndarray:
-    """Mean loss of each window in nats per token, float64 [windows]."""
+def evaluate(losses_of: Callable[[np.ndarray], Any], windows: np.ndarray) -> np.ndarray:
+    """Mean loss of each window in nats per token, float64 [windows].
+
+    Args:
+      losses_of: Gives those of a batch.
+      windows: Windows of tokens.
+    """
     chunks = [windows[i : i + _BATCH] for i in range(0, len(windows), _BATCH)]
     padded = [np.resize(chunk, (_BATCH, windows.shape[1])) for chunk in chunks]
-    losses = [
-        np.asarray(window_losses(params, x, model=model), float)[: len(c)]
-        for x, c in zip(padded, chunks)
-    ]
+    losses = [np.asarray(losses_of(x), float)[: len(c)] for x, c in zip(padded, chunks)]
     return np.concatenate(losses)
 
 
 def held_out_losses(
-    model: ModelConfig, params: Params, dataset: Dataset, windows: int
+    config: StudyConfig, plan: Plan, params: Any, dataset: Dataset, windows: int
 ) -> dict[str, Any]:
-    """The columns of a record that depend on the number of evaluation windows, by name."""
+    """The columns of a record that depend on the number of evaluation windows, by name.
+
+    The loss of a head is that of its first draft, which has seen its target's features.
+    """
+    losses_of: Callable[[np.ndarray], Any]
+    if plan.head is None:
+        losses_of = functools.partial(window_losses, params, model=plan.model)
+    else:
+        target = load_teacher(config, dataset).model
+        losses_of = functools.partial(
+            head_window_losses, params, target.params, model=plan.head, target=target.config
+        )
     validation, losses = (
-        evaluate(model, params, dataset.text(s).windows(windows)) for s in ("validation", "test")
+        evaluate(losses_of, dataset.text(s).windows(windows)) for s in ("validation", "test")
     )
     test: Interval = mean_interval(losses, 0.9)
 
@@ -104,5 +122,6 @@ def make_record(
         objective=plan.rung.objective,
         teacher_digest=plan.teacher_digest,
         parent_digest=plan.parent.digest if plan.parent else "",
-        **held_out_losses(plan.model, params, dataset, trainer.recipe.evaluation_windows),
+        kind="head" if plan.head else "",
+        **held_out_losses(trainer.config, plan, params, dataset, trainer.recipe.evaluation_windows),
     )

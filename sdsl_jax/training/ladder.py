@@ -291,7 +291,7 @@ def _train_rung(trainer: RungTrainer, study: Path) -> None:
             ) from None
         trainer.guard()
         model_folder.write_model_folder(
-            folder, plan.model, params, dataset.tokenizer, record, config.data
+            folder, plan.model, params, dataset.tokenizer, record, config.data, plan.head
         )
         barrier(record.model_id)
         trainer.progress.note(
@@ -344,7 +344,7 @@ def read_records(config: StudyConfig, dataset: Dataset, plans: Sequence[Plan]) -
             if record.evaluation_windows != windows:
                 params = model_folder.load_model_folder(folder).params
                 record = dataclasses.replace(
-                    record, **held_out_losses(plan.model, params, dataset, windows)
+                    record, **held_out_losses(config, plan, params, dataset, windows)
                 )
                 write_json(folder / model_folder.RECORD, dataclasses.asdict(record))
             records.append(record)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -29,6 +29,7 @@ from sdsl_jax.config import StudyConfig, TrainingConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.errors import Diverged, SdslError, require
 from sdsl_jax.models import abstract_params, init_params
+from sdsl_jax.models.feature_head import abstract_head, graft
 from sdsl_jax.preemption import Preempted, sigterm_held_back
 from sdsl_jax.processes import any_process, broadcast_from_primary, is_primary, raised_on_all
 from sdsl_jax.progress import Progress
@@ -125,8 +126,9 @@ class RungTrainer:
         # What the teacher did not write is not asked of the draft.
         first = distil.prompt_tokens - 1 if sampled else 0
         eta = distil.eta if objective == "hybrid" else TEXT.eta
+        head = (distil.unrolled, distil.draft_decay) if self.plan.head else ()
         temperature = distil.temperature if self.teacher is not None else 1.0
-        return step_config(self.recipe, Objective(objective, eta, temperature, first))
+        return step_config(self.recipe, Objective(objective, eta, temperature, first, *head))
 
     def initial_state(self) -> TrainState:
         """The state before the first step.
@@ -135,6 +137,7 @@ class RungTrainer:
           SdslError: The model to start from is damaged or of another shape.
         """
         rung, parent = self.plan.rung, self.plan.parent
+        params: Any
         if parent is None:
             seed = derive_seed("init", self.config.seed, rung.role, rung.params, rung.seed)
             params = init_params(self.plan.model, jax.random.key(seed))
@@ -146,6 +149,8 @@ class RungTrainer:
                 "records beside it name.",
             )
             params = loaded.params
+        if self.plan.head is not None:
+            params = graft(self.plan.head, params)
         return init_state(self.step_config, params)
 
     def resume(self, budget: int) -> tuple[TrainState, Tally, list[Segment]]:
@@ -176,7 +181,9 @@ class RungTrainer:
     def _newest(self, segment: Segment) -> tuple[TrainState, Tally] | None:
         """The newest good checkpoint of a segment; damaged ones are reported and skipped."""
         initial = functools.partial(init_state, self.step_config)
-        abstract = self.layout.abstract(jax.eval_shape(initial, abstract_params(self.plan.model)))
+        head, model = self.plan.head, self.plan.model
+        params = abstract_head(head) if head else abstract_params(model)
+        abstract = self.layout.abstract(jax.eval_shape(initial, params))
         damaged: list[SdslError] = []
         newest = None
         steps = [s for s in storage.steps(segment.folder) if s <= segment.steps.stop]
@@ -241,7 +248,7 @@ class RungTrainer:
                     state,
                     batch,
                     np.float32(rate(step)),
-                    model=self.plan.model,
+                    model=self.plan.architecture,
                     config=self.step_config,
                 )
                 # Reads the previous loss while the device works on this step.

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sdsl_jax.config import ObjectiveName
@@ -28,12 +29,16 @@ class Objective(NamedTuple):
       eta: η of the hybrid's weight λ = exp(−η·α).
       temperature: Temperature at which target and draft are compared.
       first: First position of a window that counts.
+      drafts: Drafts of a round that a head is unrolled for; 1 for other models.
+      draft_decay: Draft k of a head weighs exp(−draft_decay·(k − 1)).
     """
 
     kind: ObjectiveName = "ce"
     eta: float = 3.0
     temperature: float = 1.0
     first: int = 0
+    drafts: int = 1
+    draft_decay: float = 0.0
 
 
 # Cross-entropy on the text.
@@ -58,11 +63,14 @@ class DistilBatch(NamedTuple):
 
     Attributes:
       tokens: The windows; position t predicts token t + 1.
-      teacher: The teacher's distributions after each of the first T tokens.
+      teacher: The teacher's distributions after each of the first T tokens; None for a plain batch.
+      features: The teacher's features of each of the first T tokens, as `read_features` takes them;
+        None for drafts that do not read them.
     """
 
     tokens: Int[Array, "B T+1"]
-    teacher: TeacherProbs
+    teacher: TeacherProbs | None
+    features: Float[Array, "B T F"] | None = None
 
 
 def acceptance(log_p: Float[Array, "... V"], log_q: Float[Array, "... V"]) -> Float[Array, " ..."]:
@@ -157,15 +165,15 @@ def coarsened(
 
 def compared(
     objective: Objective,
-    logits: Float[Array, "B T V"],
-    log_normaliser: Float[Array, "B T"],
+    logits: Float[Array, "... B T V"],
+    log_normaliser: Float[Array, "... B T"],
     teacher: TeacherProbs,
-) -> tuple[Float[Array, "B T K"], Float[Array, "B T K"]]:
+) -> tuple[Float[Array, "... B T K"], Float[Array, "... B T K"]]:
     """Logarithms of the teacher's and of the draft's probabilities, as an objective compares them.
 
     Args:
       objective: The objective, for its temperature.
-      logits: Logits of the draft.
+      logits: Logits of the draft; of a head, those of each draft of a round first.
       log_normaliser: ln Σ exp of the logits.
       teacher: Distributions of the teacher, at the objective's temperature already.
     """
@@ -175,5 +183,21 @@ def compared(
     else:
         log_q = jax.nn.log_softmax(wide / objective.temperature, axis=-1)
     # What was rounded for the disk no longer sums to one.
-    log_p = jax.nn.log_softmax(teacher.log_probs.astype(jnp.float32), axis=-1)
-    return log_p, coarsened(log_q, teacher.ids)
+    log_p, ids = jax.nn.log_softmax(teacher.log_probs.astype(jnp.float32), axis=-1), teacher.ids
+    if log_q.ndim > log_p.ndim:
+        # One teacher for every draft of a round.
+        log_p = jnp.broadcast_to(log_p[None], (len(log_q), *log_p.shape))
+        ids = None if ids is None else jnp.broadcast_to(ids[None], (len(log_q), *ids.shape))
+    return log_p, coarsened(log_q, ids)
+
+
+def draft_weights(objective: Objective, length: int) -> Float[np.ndarray, "K T"]:
+    """How much each draft counts at each position of a window; the weights sum to 1.
+
+    Draft k of a round that begins within the window stands at position k − 1 at the earliest.
+    """
+    number, at = np.arange(objective.drafts)[:, None], np.arange(length)[None]
+    counts = at >= np.maximum(number, objective.first)
+    each = counts / counts.sum(axis=1, keepdims=True)
+    decay = np.exp(-objective.draft_decay * number)
+    return (each * decay / decay.sum()).astype(np.float32)

@@ -14,10 +14,11 @@ from sdsl_jax.data import Dataset
 from sdsl_jax.digests import json_sha256
 from sdsl_jax.errors import require
 from sdsl_jax.models import ModelConfig, ModelCounts, count, member
+from sdsl_jax.models.feature_head import HeadConfig, head_counts
 from sdsl_jax.records import ModelRecord, read_table
 from sdsl_jax.seeds import derive_seed
 from sdsl_jax.training.schedule import Schedule, make_schedule
-from sdsl_jax.training.teacher import teacher_digest
+from sdsl_jax.training.teacher import teacher_architecture, teacher_digest
 
 # What of a recipe decides the parameters beside the schedule; the rest says how a rung is computed,
 # watched and stored.
@@ -43,6 +44,7 @@ class Rung:
       budgets: Token budgets, ascending.
       objective: What it is trained for; empty for a model trained on the text alone, from random
         weights.
+      head: Whether it reads the teacher's hidden states.
     """
 
     role: str
@@ -50,10 +52,11 @@ class Rung:
     seed: int
     budgets: tuple[int, ...]
     objective: ObjectiveName | Literal[""] = ""
+    head: bool = False
 
     @property
     def _trained_for(self) -> str:
-        return f"-{self.objective}" if self.objective else ""
+        return "-head" * self.head + (f"-{self.objective}" if self.objective else "")
 
     @property
     def name(self) -> str:
@@ -87,7 +90,7 @@ def rungs(config: StudyConfig) -> list[Rung]:
         "target": ("",),
     }
     ladder_rungs = [
-        Rung(role, n, seed, tuple(sorted(tokens)), objective)
+        Rung(role, n, seed, tuple(sorted(tokens)), objective, role == "draft" and bool(distil.taps))
         for role, n, tokens in sizes
         for objective in objectives[role]
         for seed in (
@@ -117,8 +120,8 @@ class Plan(NamedTuple):
 
     Attributes:
       rung: Role, size, seed and budgets.
-      model: Architecture.
-      counts: Exact sizes.
+      model: Architecture; of a head, that of its body.
+      counts: Exact sizes, of a head with what it adds to its body.
       schedule: Learning rates by step.
       batch: Sequences per step.
       tokens_per_step: Tokens per step.
@@ -126,6 +129,7 @@ class Plan(NamedTuple):
         parameters.
       parent: The model that its training starts from; None for random weights.
       teacher_digest: Digest of the teacher it learns from; empty without one.
+      head: What makes it a head on the teacher's hidden states; None for other models.
     """
 
     rung: Rung
@@ -137,6 +141,12 @@ class Plan(NamedTuple):
     folder: Path
     parent: Parent | None = None
     teacher_digest: str = ""
+    head: HeadConfig | None = None
+
+    @property
+    def architecture(self) -> ModelConfig | HeadConfig:
+        """What steps take as the model."""
+        return self.head or self.model
 
     @property
     def flops_per_step(self) -> float:
@@ -167,20 +177,25 @@ def plan_rungs(config: StudyConfig, dataset: Dataset, folder: Path) -> list[Plan
         `[distil]` names a teacher or a parent that is not there.
     """
     plans = []
-    teacher, parents = teacher_digest(config.distil), parent_records(config.distil)
+    distil = config.distil
+    teacher, parents = teacher_digest(distil), parent_records(distil)
+    width = teacher_architecture(distil).width if distil.taps else 0
     for rung in rungs(config):
         model = member(config.family, rung.params, dataset.tokenizer.vocab_size)
-        counts = count(model, dataset.sequence_length / 2)
+        body = counts = count(model, dataset.sequence_length / 2)
+        head = HeadConfig(model, width, distil.taps) if rung.head else None
+        if head is not None:
+            counts = head_counts(head, body)
         schedule = make_schedule(
             config.training, counts.nonembedding, rung.budgets, dataset.sequence_length
         )
         batch = config.training.batch(counts.nonembedding)
-        parent = _parent(config, parents, rung, model, counts) if rung.objective else None
-        learns_from = teacher if rung.objective and needs_teacher(config, rung) else ""
-        tag = _tag(config, rung, model, schedule, batch, dataset, parent, learns_from)
-        path = folder / "checkpoints" / f"{rung.name}.{tag}"
+        parent = _parent(config, parents, rung, model, body) if rung.objective else None
+        learns_from = teacher if needs_teacher(config, rung) else ""
         step = batch * dataset.sequence_length
-        plans.append(Plan(rung, model, counts, schedule, batch, step, path, parent, learns_from))
+        plan = Plan(rung, model, counts, schedule, batch, step, folder, parent, learns_from, head)
+        path = folder / "checkpoints" / f"{rung.name}.{_tag(config, plan, dataset)}"
+        plans.append(plan._replace(folder=path))
     return plans
 
 
@@ -191,7 +206,8 @@ def data_seed(config: StudyConfig, rung: Rung) -> int:
 
 def needs_teacher(config: StudyConfig, rung: Rung) -> bool:
     """Whether a rung's batches come from the teacher."""
-    return bool(rung.objective) and (rung.objective != "ce" or config.distil.text == "samples")
+    told = rung.objective != "ce" or config.distil.text == "samples" or rung.head
+    return bool(rung.objective) and told
 
 
 def parent_records(distil: DistilConfig) -> list[ModelRecord]:
@@ -242,40 +258,35 @@ def _parent(
     return Parent(folder, longest[0].params_digest)
 
 
-def _tag(
-    config: StudyConfig,
-    rung: Rung,
-    model: ModelConfig,
-    schedule: Schedule,
-    batch: int,
-    dataset: Dataset,
-    parent: Parent | None,
-    teacher: str,
-) -> str:
+def _tag(config: StudyConfig, plan: Plan, dataset: Dataset) -> str:
     """A digest of what decides a rung's parameters and of nothing else, so that budgets may be
     added and laws of size rewritten.
     """
     recipe: TrainingConfig = config.training
+    rung, schedule = plan.rung, plan.schedule
     identity: dict[str, Any] = {
         "role": rung.role,
         "params": rung.params,
         "seeds": [config.seed, rung.seed],
-        "model": model.description(),
+        "model": plan.model.description(),
         # Twelve digits: laws that differ only in their reference size agree to rounding.
         "learning_rate": f"{schedule.peak:.12g}",
-        "batch": batch,
+        "batch": plan.batch,
         "warmup": schedule.warmup,
         "recipe": {name: getattr(recipe, name) for name in _RECIPE},
         "data": [dataset.digest, dataset.sequence_length],
     }
     if rung.objective:
-        identity["distil"] = [rung.objective, parent.digest if parent else ""]
-    if teacher:
+        identity["distil"] = [rung.objective, plan.parent.digest if plan.parent else ""]
+    if plan.head is not None:
+        unrolled = [config.distil.unrolled, config.distil.draft_decay]
+        identity["head"] = [plan.head.description(), *unrolled]
+    if plan.teacher_digest:
         d = config.distil
         samples = [d.text, d.prompt_tokens, config.seed] if d.text == "samples" else [d.text]
         weighted = [d.eta] if rung.objective == "hybrid" else []
         kept = d.kept(dataset.tokenizer.vocab_size)
-        identity["teacher"] = [teacher, d.temperature, kept, *samples, *weighted]
+        identity["teacher"] = [plan.teacher_digest, d.temperature, kept, *samples, *weighted]
     return json_sha256(identity)[:10]
 
 

@@ -11,7 +11,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from sdsl_jax.config import TrainingConfig
-from sdsl_jax.models import ModelConfig, Params, forward
+from sdsl_jax.models import ModelConfig, Params, forward, outputs
+from sdsl_jax.models.feature_head import HeadConfig, HeadParams, unrolled
 from sdsl_jax.models.kernels import token_losses
 from sdsl_jax.training.objectives import (
     TEXT,
@@ -20,6 +21,7 @@ from sdsl_jax.training.objectives import (
     acceptance,
     compared,
     divergence,
+    draft_weights,
 )
 
 
@@ -102,7 +104,7 @@ def train_step(
     batch: Int[Array, "B T+1"] | DistilBatch,
     learning_rate: Float[Array, ""] | float,
     *,
-    model: ModelConfig,
+    model: ModelConfig | HeadConfig,
     config: StepConfig,
 ) -> tuple[TrainState, StepMetrics]:
     """One step of AdamW on the objective plus z_loss · log²Z (2204.02311).
@@ -116,22 +118,40 @@ def train_step(
       config: Recipe and objective. With `skip_nonfinite`, a loss, objective or gradient that is
         not finite changes nothing but the step count.
     """
-    tokens, teacher = batch if isinstance(batch, DistilBatch) else (batch, None)
-    first = config.objective.first
+    known = batch if isinstance(batch, DistilBatch) else DistilBatch(batch, None)
+    tokens, teacher = known.tokens, known.teacher
+    labels = tokens[:, 1:]
+    if isinstance(model, HeadConfig):
+        drafts = config.objective.drafts
+        labels = jnp.broadcast_to(labels[None], (drafts, *labels.shape))
+
+    def logits_of(params: Any) -> Float[Array, "*K B T V"]:
+        if not isinstance(model, HeadConfig):
+            return forward(model, params, tokens[:, :-1], remat=config.remat)[0]
+        if known.features is None:
+            raise ValueError("a head is trained on batches with its target's features")
+        features = known.features.astype(config.compute_dtype)
+        return unrolled(model, params, tokens[:, :-1], features, config.objective.drafts)
+
+    def mean(values: Float[Array, "*K B T"]) -> Float[Array, ""]:
+        if not isinstance(model, HeadConfig):
+            return values[:, config.objective.first :].mean()
+        weights = draft_weights(config.objective, values.shape[-1])
+        return (values.mean(axis=1) * weights).sum()
 
     def objective(params):
         # Master weights stay float32; the cast's gradient brings theirs back to it.
         params = jax.tree.map(lambda x: x.astype(config.compute_dtype), params)
-        logits, _ = forward(model, params, tokens[:, :-1], remat=config.remat)
-        losses, log_normaliser = token_losses(logits, tokens[:, 1:])
-        loss = lowered = losses[:, first:].mean()
+        logits = logits_of(params)
+        losses, log_normaliser = token_losses(logits, labels)
+        loss = lowered = mean(losses)
         accepted = jnp.float32(jnp.nan)
         if teacher is not None:
             log_p, log_q = compared(config.objective, logits, log_normaliser, teacher)
-            accepted = acceptance(log_p, log_q)[:, first:].mean()
+            accepted = mean(acceptance(log_p, log_q))
             if config.objective.kind != "ce":
-                distances = divergence(config.objective.kind, log_p, log_q, config.objective.eta)
-                lowered = distances[:, first:].mean()
+                kind, eta = config.objective.kind, config.objective.eta
+                lowered = mean(divergence(kind, log_p, log_q, eta))
         total = lowered + config.z_loss * jnp.square(log_normaliser).mean()
         return total, (loss, lowered, accepted)
 
@@ -160,4 +180,21 @@ def window_losses(
 ) -> Float[Array, " B"]:
     """Mean cross-entropy of each window, in nats per token."""
     logits, _ = forward(model, params, tokens[:, :-1])
+    return token_losses(logits, tokens[:, 1:])[0].mean(axis=-1)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "target"))
+def head_window_losses(
+    params: HeadParams,
+    target_params: Params,
+    tokens: Int[Array, "B T+1"],
+    *,
+    model: HeadConfig,
+    target: ModelConfig,
+) -> Float[Array, " B"]:
+    """Mean cross-entropy of a head's first draft in each window, in nats per token."""
+    fed = tokens[:, :-1]
+    features = outputs(target, target_params, fed, taps=model.taps).features
+    assert features is not None
+    logits = unrolled(model, params, fed, features, 1)[0]
     return token_losses(logits, tokens[:, 1:])[0].mean(axis=-1)

@@ -33,6 +33,7 @@ from sdsl_jax.checkpoints.model_folder import (
     LoadedModel,
     find_model_folder,
     load_model_folder,
+    read_architecture,
     read_record,
 )
 from sdsl_jax.config import DistilConfig, StudyConfig
@@ -42,7 +43,8 @@ from sdsl_jax.data.tokenizer import fingerprint
 from sdsl_jax.decoding import Sampling, autoregress
 from sdsl_jax.digests import file_sha256, json_sha256
 from sdsl_jax.errors import SdslError, require
-from sdsl_jax.models import ModelConfig, Params, forward
+from sdsl_jax.models import ModelConfig, Params, outputs
+from sdsl_jax.models.feature_head import normalised_features
 from sdsl_jax.progress import Progress
 from sdsl_jax.records import ModelRecord, read_json, whole_file, write_json
 from sdsl_jax.seeds import derive_seed
@@ -107,7 +109,8 @@ class TeacherCache:
 def distil_batch(fields: dict[str, np.ndarray]) -> DistilBatch:
     """Records of a cache, stacked, as a batch."""
     arrays: Any = fields  # of numpy, which steps take as they take those of JAX
-    return DistilBatch(arrays["tokens"], TeacherProbs(arrays["log_probs"], arrays.get("ids")))
+    probs = TeacherProbs(arrays["log_probs"], arrays.get("ids"))
+    return DistilBatch(arrays["tokens"], probs, arrays.get("features"))
 
 
 def _record(distil: DistilConfig, dataset: Dataset) -> np.dtype:
@@ -119,6 +122,9 @@ def _record(distil: DistilConfig, dataset: Dataset) -> np.dtype:
         fields.append(("ids", ids, (T, kept)))
     if distil.text == "samples":
         fields.append(("tokens", ids, (T + 1,)))
+    if distil.taps:
+        width = len(distil.taps) * teacher_architecture(distil).width
+        fields.append(("features", "<f2", (T, width)))
     return np.dtype(fields)
 
 
@@ -137,6 +143,8 @@ def cache_folder(config: StudyConfig, dataset: Dataset) -> Path:
     ]
     if distil.text == "samples":
         parts += ["samples", distil.prompt_tokens, config.seed]
+    if distil.taps:
+        parts += ["taps", *distil.taps]
     home = Path(distil.cache) if distil.cache else teachers_folder()
     return home / json_sha256(parts)[:20]
 
@@ -150,6 +158,20 @@ def teacher_digest(distil: DistilConfig) -> str:
     if not distil.teacher:
         return ""
     return read_record(find_model_folder(Path(distil.teacher)) / RECORD).params_digest
+
+
+def teacher_architecture(distil: DistilConfig) -> ModelConfig:
+    """The teacher's architecture, without its weights.
+
+    Raises:
+      SdslError: The folder holds no model, or too few blocks for `distil.taps`.
+    """
+    model = read_architecture(Path(distil.teacher))
+    require(
+        all(1 <= tap <= model.layers for tap in distil.taps),
+        f"distil.taps is {list(distil.taps)}; the teacher {distil.teacher} has blocks from 1 to {model.layers}.",
+    )
+    return model
 
 
 def teacher_record(distil: DistilConfig, study: Path) -> ModelRecord:
@@ -166,7 +188,7 @@ def teacher_record(distil: DistilConfig, study: Path) -> ModelRecord:
     )
 
 
-def _load_teacher(config: StudyConfig, dataset: Dataset) -> LoadedModel:
+def load_teacher(config: StudyConfig, dataset: Dataset) -> LoadedModel:
     """Loads the teacher.
 
     Raises:
@@ -299,7 +321,7 @@ def _fill(
     progress: Progress,
 ) -> None:
     """Computes windows and writes them shard by shard."""
-    teacher = _load_teacher(config, dataset)
+    teacher = load_teacher(config, dataset)
     kept = config.distil.kept(dataset.tokenizer.vocab_size)
     each = 4 * dataset.sequence_length * dataset.tokenizer.vocab_size
     rows = max(1, min(_MOST_ROWS, _LOGIT_BYTES // each))
@@ -313,18 +335,18 @@ def _fill(
             # Repeats fill up the last rows, so that one program serves all.
             padded = np.resize(windows[at], rows)
             tokens = _tokens(config, dataset, teacher, padded)
-            log_probs, ids, error = _teach(
+            told, errors_here = _teach(
                 teacher.params,
                 tokens[:, :-1],
                 model=teacher.config,
                 temperature=config.distil.temperature,
                 kept=kept,
+                taps=config.distil.taps,
             )
             count = len(windows[at])
-            records["log_probs"][at] = np.asarray(log_probs)[:count]
-            errors[at] = np.asarray(error)[:count]
-            if ids is not None:
-                records["ids"][at] = np.asarray(ids)[:count]
+            for name, values in told.items():
+                records[name][at] = np.asarray(values)[:count]
+            errors[at] = np.asarray(errors_here)[:count]
             if config.distil.text == "samples":
                 records["tokens"][at] = tokens[:count]
             progress.advance(count, f"{begin + first + count:,} of {len(missing):,} windows")
@@ -356,22 +378,34 @@ def _tokens(
     return np.asarray(decoded.tokens)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "temperature", "kept"))
+@functools.partial(jax.jit, static_argnames=("model", "temperature", "kept", "taps"))
 def _teach(
-    params: Params, tokens: Int[Array, "B T"], *, model: ModelConfig, temperature: float, kept: int
-) -> tuple[Float[Array, "B T K"], Int[Array, "B T k"] | None, Float[Array, " B"]]:
-    """Logarithms of probabilities in half precision, the tokens they belong to, and the mean
-    distance in total variation that rounding and leaving out cause."""
-    logits, _ = forward(model, params, tokens)
-    log_p = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=-1)
+    params: Params,
+    tokens: Int[Array, "B T"],
+    *,
+    model: ModelConfig,
+    temperature: float,
+    kept: int,
+    taps: tuple[int, ...],
+) -> tuple[dict[str, Array], Float[Array, " B"]]:
+    """The fields of records: logarithms of probabilities in half precision, the tokens that they
+    belong to, and features; and the mean distance in total variation that rounding and leaving out
+    cause."""
+    out = outputs(model, params, tokens, taps=taps)
+    log_p = jax.nn.log_softmax(out.logits.astype(jnp.float32) / temperature, axis=-1)
     ids = jax.lax.top_k(log_p, kept)[1] if kept else None
     exact = coarsened(log_p, ids)
     stored = exact.astype(jnp.float16)
     read = jax.nn.log_softmax(stored.astype(jnp.float32), axis=-1)
     distance = jnp.abs(jnp.exp(read) - jnp.exp(exact)).sum(axis=-1) / 2
-    if kept:
+    told = {"log_probs": stored}
+    if ids is not None:
+        told["ids"] = ids
         distance = distance + jnp.exp(exact[..., -1])
-    return stored, ids, distance.mean(axis=-1)
+    if out.features is not None:
+        # As a head reads them; what half precision could not hold is gone with the scale.
+        told["features"] = normalised_features(out.features, len(taps)).astype(jnp.float16)
+    return told, distance.mean(axis=-1)
 
 
 def _write(folder: Path, windows: list[int], records: np.ndarray, error: float) -> None:

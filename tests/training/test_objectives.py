@@ -12,10 +12,13 @@ from scipy.optimize import linprog
 
 from sdsl_jax.checkpoints.model_folder import load_model_folder
 from sdsl_jax.data import load_dataset
+from sdsl_jax.decoding import Head
 from sdsl_jax.errors import SdslError
 from sdsl_jax.evidence import Evidence
 from sdsl_jax.fitting.fits import fit_acceptance, fit_loss
+from sdsl_jax.measurement.heads import head_overlap
 from sdsl_jax.models import forward
+from sdsl_jax.models.feature_head import graft
 from sdsl_jax.progress import Silent
 from sdsl_jax.records import read_table
 from sdsl_jax.study import run_study
@@ -27,6 +30,7 @@ from sdsl_jax.training.objectives import (
     coarsened,
     compared,
     divergence,
+    draft_weights,
 )
 from sdsl_jax.training.teacher import cache_folder, open_teacher
 
@@ -489,3 +493,77 @@ def test_a_study_trains_measures_and_compares_objectives(measured_study, models,
     assert len(fit_acceptance(csv, objective="tv", starts=4, bootstrap=20).fits) > 1
     with pytest.raises(SdslError, match="holds no drafts of the objective kl; it has ce, text, tv"):
         fit_acceptance(csv, objective="kl")
+
+
+# Heads on the teacher's hidden states.
+
+
+@pytest.fixture(scope="module")
+def trained_heads(measured_study, models, tmp_path_factory, dataset):
+    folder = tmp_path_factory.mktemp("heads")
+    config = distil(measured_study, models, folder / "cache", taps=[1], unrolled=3)
+    return config, folder, drafts(config, dataset, folder)
+
+
+def test_a_head_is_saved_with_what_it_reads(trained_heads, models):
+    _, folder, records = trained_heads
+    assert [r.model_id for r in records] == ["draft-600-4k-head-tv-s0", "draft-600-8k-head-tv-s0"]
+    target = next(r for r in models if r.role == "target")
+    parent = next(r for r in models if r.model_id == "draft-600-16k-s0")
+    loaded = load_model_folder(folder / records[-1].checkpoint)
+    assert (loaded.head.taps, loaded.head.target_width) == ((1,), target.width)
+    extra = loaded.config.width * (target.width + loaded.config.width)
+    for record in records:
+        assert (record.kind, record.trained_for) == ("head", "head tv")
+        assert record.params_nonembedding == parent.params_nonembedding + extra
+        assert record.params_total == parent.params_total + extra
+    assert np.abs(loaded.draft.params.read).max() > 0
+    assert np.abs(loaded.draft.params.feed).max() > 0
+    with pytest.raises(SdslError, match="is a head on the hidden states of its target"):
+        _ = loaded.model
+
+
+def test_a_killed_head_ends_in_the_same_bits(trained_heads, dataset, tmp_path):
+    config, _, whole = trained_heads
+    with pytest.raises(KeyboardInterrupt):
+        drafts(config, dataset, tmp_path, Notes(("train", 12)))
+    again = drafts(config, dataset, tmp_path)
+    assert [r.params_digest for r in again] == [r.params_digest for r in whole]
+    assert [r.loss_nats for r in again] == [r.loss_nats for r in whole]
+
+
+def test_every_draft_of_a_head_is_accepted_more_often_than_its_parent(
+    trained_heads, measured_study, models, dataset
+):
+    _, folder, records = trained_heads
+    target, parent = (
+        load_model_folder(measured_study / next(r for r in models if chosen(r)).checkpoint).model
+        for chosen in (lambda r: r.role == "target", lambda r: r.model_id == "draft-600-16k-s0")
+    )
+    head = load_model_folder(folder / records[-1].checkpoint).draft
+    windows = dataset.text("train").windows(64)[:, :-1]
+    by_draft = head_overlap(head, target, windows, first=0, drafts=3).drafts
+    plain = Head(head.config, graft(head.config, parent.params))
+    before = head_overlap(plain, target, windows, first=0, drafts=3).drafts
+    for now, then in zip(by_draft, before):
+        assert now.mean(0.9).estimate > then.mean(0.9).estimate + 0.01
+
+
+def test_weights_of_drafts():
+    weights = draft_weights(Objective("tv", first=2, drafts=4, draft_decay=0.5), 10)
+    assert weights.sum() == pytest.approx(1)
+    assert (weights[:, :2] == 0).all()
+    assert (weights[3, :3] == 0).all()
+    np.testing.assert_allclose(
+        weights.sum(axis=1) / weights.sum(axis=1)[0], np.exp(-0.5 * np.arange(4)), rtol=1e-6
+    )
+    assert (draft_weights(Objective(), 10) == np.float32(0.1)).all()
+
+
+def test_taps_of_a_teacher_are_checked(measured_study, models, dataset, tmp_path):
+    with pytest.raises(
+        SdslError, match=r"distil.taps is \[9\]; the teacher .* has blocks from 1 to"
+    ):
+        plan_rungs(distil(measured_study, models, tmp_path, taps=[9]), dataset, tmp_path)
+    with pytest.raises(SdslError, match=r"needs distil\.teacher"):
+        tiny(distil={"taps": [1]})

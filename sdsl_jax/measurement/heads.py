@@ -1,0 +1,122 @@
+"""Exact acceptance of a head on its target's hidden states, draft by draft of a round."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from sdsl_jax.decoding import Head, Model, Sampling, overlap, probabilities
+from sdsl_jax.errors import require
+from sdsl_jax.measurement.overlap import PairOverlap
+from sdsl_jax.models import ModelConfig, outputs
+from sdsl_jax.models.feature_head import HeadConfig, unrolled
+
+# Bytes that the distributions of a chunk may take, and most contexts in one.
+_BYTES, _MOST_ROWS = 2**28, 32
+
+
+class HeadOverlap(NamedTuple):
+    """How a head compares with its target on some contexts.
+
+    Attributes:
+      drafts: Sums of Σ_v min(p_v, q_v) for draft 1 … K of a round. Draft k counts positions where a
+        round can have begun k − 1 tokens before, within the compared ones.
+      drawn: min(1, q(y)/p(y)) of the token y after each compared position, as each draft of a round,
+        [contexts, T, K]; None where the tokens were not given.
+    """
+
+    drafts: list[PairOverlap]
+    drawn: Float[np.ndarray, "contexts T K"] | None
+
+
+@functools.partial(jax.jit, static_argnames=("head", "target", "first", "drafts"))
+def _compare(
+    head_params: Any,
+    target_params: Any,
+    tokens: Int[Array, "B L"],
+    following: Int[Array, "B T"] | None,
+    sampling: Sampling,
+    *,
+    head: HeadConfig,
+    target: ModelConfig,
+    first: int,
+    drafts: int,
+) -> tuple[Float[Array, "K B T"], Float[Array, "B T K"] | None]:
+    with jax.default_matmul_precision("highest"):
+        told = outputs(target, target_params, tokens, taps=head.taps)
+        assert told.features is not None
+        logits = unrolled(head, head_params, tokens, told.features, drafts)
+    p = probabilities(told.logits[:, first:], sampling)
+    q = probabilities(logits[:, :, first:], sampling)
+    accepted = jnp.stack([overlap(p, each) for each in q])
+    if following is None:
+        return accepted, None
+    p_of, *q_of = (
+        jnp.take_along_axis(probs, following[..., None], axis=-1)[..., 0] for probs in (p, *q)
+    )
+    # The target drew the token; in this pass its probability may still round to 0.
+    ratios = jnp.stack(q_of, axis=-1) / jnp.maximum(p_of, jnp.finfo(p_of.dtype).tiny)[..., None]
+    return accepted, jnp.minimum(1.0, ratios)
+
+
+def head_overlap(
+    head: Head,
+    target: Model,
+    contexts: Int[np.ndarray, "contexts L"],
+    *,
+    first: int,
+    drafts: int,
+    sampling: Sampling = Sampling(),  # noqa: B008
+    following: Int[np.ndarray, "contexts T"] | None = None,
+) -> HeadOverlap:
+    """Compares a head with its target after every position of some contexts.
+
+    Args:
+      head: The head.
+      target: The target whose hidden states it reads.
+      contexts: Token ids, all of one length.
+      first: First position whose next-token distribution counts, T = L − first.
+      drafts: K, the number of drafts of a round.
+      sampling: Sampling of both.
+      following: The token after each counted position.
+
+    Raises:
+      SdslError: Probabilities are not finite.
+    """
+    n, length = contexts.shape
+    rows = 4 * head.config.ids * (drafts + 1) * length
+    rows = max(1, min(_MOST_ROWS, n, _BYTES // rows))
+    accepted, drawn = [], []
+    for begin in range(0, n, rows):
+        # Repeats of the first contexts fill up the last chunk.
+        index = np.arange(begin, begin + rows) % n
+        some, ratios = _compare(
+            head.params,
+            target.params,
+            jnp.asarray(contexts[index]),
+            None if following is None else jnp.asarray(following[index]),
+            sampling.check(),
+            head=head.config,
+            target=target.config,
+            first=first,
+            drafts=drafts,
+        )
+        kept = slice(0, min(rows, n - begin))
+        accepted.append(np.asarray(some, float)[:, kept])
+        if ratios is not None:
+            drawn.append(np.asarray(ratios)[kept])
+    by_draft = np.concatenate(accepted, axis=1)
+    require(
+        np.isfinite(by_draft).all(),
+        "the logits of the head or of its target are not finite: its weights hold infinities or NaN.",
+    )
+    overlaps = [
+        PairOverlap(by_draft[k, :, k:].sum(axis=-1)[None], np.full(n, length - first - k))
+        for k in range(drafts)
+    ]
+    return HeadOverlap(overlaps, np.concatenate(drawn) if drawn else None)
