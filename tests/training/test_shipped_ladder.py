@@ -105,6 +105,27 @@ def test_another_recipe_is_another_ladder(study, tmp_path):
         train_ladder(asked, load_dataset(asked.data), tmp_path)
 
 
+def test_drafts_of_two_layers_are_what_their_records_say():
+    """Parents of drafts trained for acceptance: one depth, three seeds; loading compares weights with their SHA-256."""
+    folder = ROOT / "checkpoints" / "two-layers"
+    records = read_table(folder / "records", "models")
+    assert {(r.layers, r.trained_for) for r in records} == {(2, "text")}
+    assert len(records) == len({(r.params_nonembedding, r.seed, r.train_tokens) for r in records})
+    for record in records[::9]:
+        loaded = load_model_folder(folder / record.checkpoint)
+        assert loaded.record.params_digest == record.params_digest
+    made, documented = (
+        load_study(folder / "config.toml"),
+        load_study(ROOT / "experiments" / "two-layers.toml"),
+    )
+    assert (made.data, made.ladder, made.training) == (
+        documented.data,
+        documented.ladder,
+        documented.training,
+    )
+    assert len(records) == 6 * 3 * 2
+
+
 def test_drafts_of_other_years_are_what_their_records_say(records):
     """Of the recipe of the ladder, on other text; loading compares the weights with their recorded SHA-256."""
     folder = ROOT / "checkpoints" / "other-years"
