@@ -237,7 +237,7 @@ class DistilConfig:
         of the largest token budget.
       objective: What drafts lower at every position: "ce" (cross-entropy on the text), "kl",
         "reverse-kl", "js", "tv" (1 − α), "log-acceptance" (−ln α) or "hybrid" (λ·KL + (1 − λ)·TV with
-        λ = exp(−η·α)). With several, every draft is trained once for each.
+        λ = exp(−η·α), α the mean of a batch). With several, every draft is trained once for each.
       eta: η of the hybrid.
       temperature: Sampling temperature at which drafts will be used: both distributions are
         compared at it.

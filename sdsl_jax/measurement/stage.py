@@ -190,7 +190,10 @@ def measure_study(
     units = chunks * len(loaded) + _RUN_UNITS * (len(pairs) * len(m.lookaheads) + len(largest))
     progress.start("measure", units)
 
-    acceptance, expected = _exact(config, dataset, models, progress)
+    acceptance: list[AcceptanceRecord] = []
+    expected: list[ExpectedRecord] = []
+    if models.drafts:
+        acceptance, expected = _exact(config, dataset, models, progress)
     of_heads, rounds = _exact_heads(config, dataset, models)
     acceptance, expected = acceptance + of_heads, expected + rounds
     survival: list[SurvivalRecord] = []

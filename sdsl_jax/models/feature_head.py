@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 from sdsl_jax.errors import require
 from sdsl_jax.models.config import ModelConfig
 from sdsl_jax.models.family import ModelCounts
-from sdsl_jax.models.transformer import Params, Slots, abstract_params, init_cache, outputs
+from sdsl_jax.models.transformer import AttendBy, Params, abstract_params, outputs
 
 _EPSILON = 1e-6
 
@@ -137,7 +137,7 @@ def head_outputs(
     added: Float[Array, "B T D"],
     positions: Int[Array, "B T"],
     cache: Any,
-    slots: Slots | None = None,
+    attend_by: AttendBy | None = None,
 ) -> HeadOutputs:
     """A pass over new tokens, with what is added to their embeddings."""
     out = outputs(
@@ -148,7 +148,7 @@ def head_outputs(
         cache,
         taps=(config.body.layers,),
         added_BTD=added,
-        slots=slots,
+        attend_by=attend_by,
     )
     assert out.features is not None
     return HeadOutputs(out.logits, out.cache, out.features)
@@ -157,6 +157,48 @@ def head_outputs(
 def _after(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     """Each position's predecessor; zeros at the first."""
     return jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+
+
+def _shifted(x: Array, by: int, axis: int) -> Array:
+    """What stands `by` positions earlier along an axis; zeros before the first."""
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (by, 0)
+    return jax.lax.slice_in_dim(jnp.pad(x, padding), 0, x.shape[axis], axis=axis)
+
+
+def _attend_unrolled(
+    q_NGTH: Array, k_NHT: Array, v_NTH: Array, passes: tuple[tuple[Array, Array], ...]
+) -> tuple[Array, Any]:
+    """Attention of pass k: to the keys of pass 1 up to position t − k + 1, and from there on to one
+    key of each later pass, which is what the cache of a decoder holds then."""
+    passes = (*passes, (k_NHT, v_NTH))
+    number, T = len(passes), q_NGTH.shape[2]
+    first_k, first_v = passes[0]
+    hidden_TT = np.arange(T)[None] > np.arange(T)[:, None] - number + 1
+    first_NGTT = jnp.einsum("ngth,nhs->ngts", q_NGTH, first_k, preferred_element_type=jnp.float32)
+    first_NGTT = jnp.where(hidden_TT[None, None], -jnp.inf, first_NGTT)
+    later = []
+    for i, (k, v) in enumerate(passes[1:], 2):
+        # The key of pass i lies k − i positions back. Not a product of matrices: one of them for each
+        # position would be slow.
+        k_N1TH = _shifted(k, number - i, 2).transpose(0, 2, 1)[:, None]
+        score_NGT1 = (q_NGTH * k_N1TH).astype(jnp.float32).sum(axis=-1, keepdims=True)
+        later.append((score_NGT1, _shifted(v, number - i, 1)[:, None]))
+    # Before position k − 1 there is no round to be in: the shifted keys there are zeros, and whatever
+    # comes out is not used.
+    largest_NGT1 = first_NGTT.max(axis=-1, keepdims=True)
+    for score_NGT1, _ in later:
+        largest_NGT1 = jnp.maximum(largest_NGT1, score_NGT1)
+    largest_NGT1 = jax.lax.stop_gradient(largest_NGT1)
+    weights_NGTT = jnp.exp(first_NGTT - largest_NGT1)
+    total_NGT1 = weights_NGTT.sum(axis=-1, keepdims=True)
+    mixed = jnp.einsum("ngts,nsh->ngth", weights_NGTT.astype(v_NTH.dtype), first_v)
+    for score_NGT1, v_N1TH in later:
+        weight_NGT1 = jnp.exp(score_NGT1 - largest_NGT1)
+        total_NGT1 = total_NGT1 + weight_NGT1
+        mixed = mixed + weight_NGT1.astype(v_NTH.dtype) * v_N1TH
+    mixed = mixed / total_NGT1.astype(v_NTH.dtype)
+    return mixed, passes
 
 
 def unrolled(
@@ -169,9 +211,7 @@ def unrolled(
     """The logits of drafts 1 … K at every position, each as if a round had begun K − 1 tokens before.
 
     Draft k at position t has seen the target's features up to position t − k, and its own hidden
-    states after that. The k passes share one cache: pass k writes the T slots from (k − 1)·T on. It
-    attends to the keys of pass 1 up to position t − k + 1, and from there on to one key of each
-    later pass, which is what the cache of a decoder holds then.
+    states after that.
 
     Args:
       config: Architecture.
@@ -184,20 +224,14 @@ def unrolled(
       Logits of the token after each position; draft k means nothing before position k − 1.
     """
     B, T = tokens.shape
-    K = drafts
     positions = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
-    cache = init_cache(config.body, B, K * T, params.read.dtype)
+    kept: Any = ((),) * config.body.layers
     added = _after(read_features(config, params, features))
     logits = []
-    t, s = np.arange(T)[:, None], np.arange(T)[None]
-    for k in range(1, K + 1):
-        seen = [s <= t - k + 1] + [s == t - k + i for i in range(2, k + 1)]
-        seen += [np.zeros((T, T), bool)] * (K - k)
-        visible = np.concatenate(seen, axis=1)
-        slots = Slots(positions + (k - 1) * T, jnp.broadcast_to(visible[None], (B, T, K * T)))
-        out = head_outputs(config, params, tokens, added, positions, cache, slots)
+    for _ in range(drafts):
+        out = head_outputs(config, params, tokens, added, positions, kept, _attend_unrolled)
         logits.append(out.logits)
-        cache, added = out.cache, _after(feed_hidden(params, out.hidden))
+        kept, added = out.cache, _after(feed_hidden(params, out.hidden))
     return jnp.stack(logits)
 
 

@@ -11,19 +11,23 @@ vocabulary.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from sdsl_jax.models.config import ModelConfig
 from sdsl_jax.models.kernels import along_last, attend, linear, logits, rotary_tables, rotate
 from sdsl_jax.models.weights import activation_dtype, lookup
 
 Rotation = tuple[Array, Array]  # cosines and sines of the positions
+# Scaled queries [N, G, T, H], keys [N, H, T] and values [N, T, H] of the new tokens, and what was kept
+# so far; to what is mixed, [N, G, T, H], and what to keep.
+AttendBy = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
 Params = Any  # an `nnx.State` of arrays, or the same tree of abstract or sharded arrays
 
 
@@ -46,29 +50,18 @@ class KVCache(NamedTuple):
         return self.keys[0].shape[2]
 
 
-class Slots(NamedTuple):
-    """Which cache slots new tokens take and see, where a slot is not the position that it holds.
-
-    Attributes:
-      written: Slot of each new token, consecutive in a row.
-      visible: Slots that each new token attends to.
-    """
-
-    written: Int[Array, "B T"]
-    visible: Bool[Array, "B T S"]
-
-
 class Outputs(NamedTuple):
     """What a pass over new tokens gives.
 
     Attributes:
       logits: Logits of the next token at every position.
-      cache: The cache with the new tokens written to it; None without a cache.
+      cache: The cache with the new tokens written to it; None without a cache. Of `attend_by`, what
+        it keeps for each block.
       features: The residual stream after each tapped block, side by side; None without taps.
     """
 
     logits: Float[Array, "B T V"]
-    cache: KVCache | None
+    cache: Any
     features: Float[Array, "B T F"] | None
 
 
@@ -168,8 +161,8 @@ class Attention(nnx.Module):
         x_BTD: Array,
         positions_BT: Array,
         rotation: Rotation | None,
-        cache: tuple[Array, Array] | None,
-        slots: Slots | None = None,
+        cache: Any,
+        attend_by: AttendBy | None = None,
     ):
         """What attention adds to the residual stream, and the cache with the new keys and values written to it."""
         c = self.config
@@ -190,26 +183,26 @@ class Attention(nnx.Module):
         q_NGTH = q_BTNH.transpose(0, 2, 1, 3).reshape(N, -1, T, H)
         k_NHS = k_BTKH.transpose(0, 2, 3, 1).reshape(N, H, T)
         v_NSH = v_BTKH.transpose(0, 2, 1, 3).reshape(N, T, H)
-        if cache is None:
+        if attend_by is not None:
+            mixed_NGTH, cache = attend_by(q_NGTH, k_NHS, v_NSH, cache)
+        elif cache is None:
             mixed_NGTH = attend(q_NGTH, k_NHS, v_NSH)
         else:
-            written_BT = positions_BT if slots is None else slots.written
             k_NHS, v_NSH = (
-                _write(cache[0], k_NHS, written_BT, 2),
-                _write(cache[1], v_NSH, written_BT, 1),
+                _write(cache[0], k_NHS, positions_BT, 2),
+                _write(cache[1], v_NSH, positions_BT, 1),
             )
             cache = (k_NHS, v_NSH)
-            earlier_BTS = jnp.arange(k_NHS.shape[2])[None, None] <= positions_BT[:, :, None]
-            visible_BTS = earlier_BTS if slots is None else slots.visible
-            mixed_NGTH = _attend_to_cache(q_NGTH, k_NHS, v_NSH, visible_BTS)
+            mixed_NGTH = _attend_to_cache(q_NGTH, k_NHS, v_NSH, positions_BT)
         mixed_BTD = mixed_NGTH.reshape(B, c.heads, T, H).transpose(0, 2, 1, 3).reshape(B, T, -1)
         return _plus(linear(mixed_BTD, self.out[...], (c.width,))[0], self.out_bias), cache
 
 
-def _attend_to_cache(q_NGTH: Array, k_NHS: Array, v_NSH: Array, visible_BTS: Array) -> Array:
-    """Attention of scaled queries to the slots of a cache that they may see."""
+def _attend_to_cache(q_NGTH: Array, k_NHS: Array, v_NSH: Array, positions_BT: Array) -> Array:
+    """Attention of scaled queries to the slots of a cache up to their own positions."""
     N, G, T, H = q_NGTH.shape
-    B, S = visible_BTS.shape[0], k_NHS.shape[2]
+    B, S = positions_BT.shape[0], k_NHS.shape[2]
+    visible_BTS = jnp.arange(S)[None, None] <= positions_BT[:, :, None]
     scores_NQS = jnp.einsum(
         "nqh,nhs->nqs", q_NGTH.reshape(N, -1, H), k_NHS, preferred_element_type=jnp.float32
     )
@@ -278,16 +271,16 @@ class Block(nnx.Module):
         x_BTD: Array,
         positions_BT: Array,
         rotation: Rotation | None,
-        cache: tuple[Array, Array] | None,
-        slots: Slots | None = None,
+        cache: Any,
+        attend_by: AttendBy | None = None,
     ):
         """The residual stream after the block, and the block's cache."""
         if self.norm_position == "post":
-            mixed_BTD, cache = self.attention(x_BTD, positions_BT, rotation, cache, slots)
+            mixed_BTD, cache = self.attention(x_BTD, positions_BT, rotation, cache, attend_by)
             x_BTD = self.attention_norm(x_BTD + mixed_BTD)
             return self.mlp_norm(x_BTD + self.mlp(x_BTD)), cache
         normed_BTD = self.attention_norm(x_BTD)
-        mixed_BTD, cache = self.attention(normed_BTD, positions_BT, rotation, cache, slots)
+        mixed_BTD, cache = self.attention(normed_BTD, positions_BT, rotation, cache, attend_by)
         if self.residual == "parallel":
             return x_BTD + mixed_BTD + self.mlp(self.mlp_norm(x_BTD)), cache
         x_BTD = x_BTD + mixed_BTD
@@ -318,12 +311,12 @@ class Transformer(nnx.Module):
         self,
         tokens_BT: Int[Array, "B T"],
         positions_BT: Int[Array, "B T"] | None = None,
-        cache: KVCache | None = None,
+        cache: Any = None,
         remat: bool = False,
         *,
         taps: tuple[int, ...] = (),
         added_BTD: Float[Array, "B T D"] | None = None,
-        slots: Slots | None = None,
+        attend_by: AttendBy | None = None,
     ) -> Outputs:
         """Runs the model over new tokens.
 
@@ -337,7 +330,8 @@ class Transformer(nnx.Module):
           taps: Blocks, counted from 1, whose outputs are returned as features; 0 is what enters the
             first block.
           added_BTD: What is added to the embeddings.
-          slots: Cache slots, where they are not the positions.
+          attend_by: What attends in place of the cached attention. The cache then holds whatever it
+            keeps, for each block.
         """
         c = self.config
         B, T = tokens_BT.shape
@@ -363,15 +357,16 @@ class Transformer(nnx.Module):
             x_BTD = x_BTD + self.positions[...].at[positions_BT].get(mode="clip")
         if added_BTD is not None:
             x_BTD = x_BTD + added_BTD
-        keys, values, streams = [], [], [x_BTD]
+        layers: list[Any] = [None] * c.layers
+        if isinstance(cache, KVCache):
+            layers = [*zip(cache.keys, cache.values)]
+        elif cache is not None:
+            layers = [*cache]
+        streams = [x_BTD]
         for i, block in enumerate(self.blocks):
-            layer = None if cache is None else (cache.keys[i], cache.values[i])
             run = nnx.remat(Block.__call__) if remat else Block.__call__
-            x_BTD, layer = run(block, x_BTD, positions_BT, rotation, layer, slots)
+            x_BTD, layers[i] = run(block, x_BTD, positions_BT, rotation, layers[i], attend_by)
             streams.append(x_BTD)
-            if layer is not None:
-                keys.append(layer[0])
-                values.append(layer[1])
         if c.final_norm:
             x_BTD = self.final_norm(x_BTD)
         x_BTE = x_BTD
@@ -386,9 +381,15 @@ class Transformer(nnx.Module):
             logits_BTV = jnp.pad(
                 logits_BTV, beyond, constant_values=jnp.finfo(logits_BTV.dtype).min / 2
             )
+        written: Any = None
+        if attend_by is not None:
+            written = tuple(layers)
+        elif cache is not None:
+            keys, values = zip(*layers)
+            written = KVCache(keys, values)
         return Outputs(
             logits_BTV,
-            None if cache is None else KVCache(tuple(keys), tuple(values)),
+            written,
             jnp.concatenate([streams[tap] for tap in taps], axis=-1) if taps else None,
         )
 

@@ -20,6 +20,7 @@ from sdsl_jax.records import (
     ModelRecord,
     TimingRecord,
     read_json,
+    read_table,
     whole_file,
     write_json,
     write_table,
@@ -156,17 +157,23 @@ def _given_models(study: Study, own: list[ModelRecord]) -> list[ModelRecord]:
         if teacher.params_digest not in {r.params_digest for r in (*own, *records)}:
             records.append(teacher)
     if distil.init_from:
-        # Another budget of a parent tells as much about the text alone.
-        shapes = {(r.seed, r.layers, r.width, r.params_total) for r in own if r.role == "draft"}
+        # Another budget of a parent's run tells as much about the text alone.
+        digests = {r.parent_digest for r in own}
+        parents = read_table(Path(distil.init_from) / "records", "models")
+        runs = {_run(r) for r in parents if r.params_digest in digests}
         records += load_other_models(
             Path(distil.init_from),
             "distil.init_from",
             "",
             study.dataset,
             study.home,
-            lambda r: r.role == "draft" and (r.seed, r.layers, r.width, r.params_total) in shapes,
+            lambda record: _run(record) in runs,
         )[0]
     return records
+
+
+def _run(record: ModelRecord) -> tuple[str, int, int]:
+    return record.role, record.params_total, record.seed
 
 
 def _measure(study: Study) -> None:
