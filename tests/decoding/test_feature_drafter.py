@@ -87,8 +87,14 @@ def test_the_first_draft_is_told_what_the_target_saw_before_it(text):
             assert same == (changed > t - k), (changed, k)
 
 
-@pytest.mark.parametrize("poison", [0.0, np.nan, np.inf])
-@pytest.mark.parametrize("window", [2, 5])
+@pytest.mark.parametrize(
+    ("window", "poison"),
+    [
+        (4, np.nan),
+        pytest.param(2, np.inf, marks=pytest.mark.slow),
+        pytest.param(5, 0.0, marks=pytest.mark.slow),
+    ],
+)
 def test_cached_drafts_after_any_rounds_are_the_unrolled_ones(text, window, poison):
     """Random acceptances and rejections, driven by hand; features of rejected tokens are poisoned."""
     target, some = model(2, 2), head()
@@ -122,6 +128,7 @@ def test_cached_drafts_after_any_rounds_are_the_unrolled_ones(text, window, pois
         buffer = jnp.where(jnp.arange(LENGTH)[None] < lengths[:, None], text, 0)
 
 
+@pytest.mark.slow
 def test_rows_do_not_see_each_other(text):
     target, some = model(2, 2), head()
     prompts = np.asarray(text[:, :4])
@@ -135,9 +142,10 @@ def test_rows_do_not_see_each_other(text):
 @pytest.mark.parametrize(
     ("lookahead", "verification", "temperature"),
     [
-        (g, rule, t)
-        if (g, rule, t) == (2, "block", 0.7)
-        else pytest.param(g, rule, t, marks=pytest.mark.release)
+        pytest.param(
+            *(g, rule, t),
+            marks=pytest.mark.slow if (g, rule, t) == (2, "block", 0.7) else pytest.mark.release,
+        )
         for g in (1, 2, 4)
         for rule in ("token", "block")
         for t in (0.7, 1.0)

@@ -321,6 +321,7 @@ def test_what_the_teacher_says_of_a_window_depends_on_nothing_else(trained, data
     assert not shard.exists()
 
 
+@pytest.mark.slow
 def test_stored_probabilities_are_as_far_off_as_they_say(
     trained, measured_study, models, dataset, tmp_path
 ):
@@ -350,6 +351,7 @@ def test_stored_probabilities_are_as_far_off_as_they_say(
         assert error > cache.kept_error / 50  # a bound, and no idle one
 
 
+@pytest.mark.slow
 def test_samples_continue_the_windows_and_only_they_count(
     measured_study, models, dataset, tmp_path
 ):
@@ -506,6 +508,7 @@ def trained_heads(measured_study, models, tmp_path_factory, dataset):
     return config, folder, drafts(config, dataset, folder)
 
 
+@pytest.mark.slow
 def test_a_head_is_saved_with_what_it_reads(trained_heads, models):
     _, folder, records = trained_heads
     assert [r.model_id for r in records] == ["draft-600-4k-head-tv-s0", "draft-600-8k-head-tv-s0"]
@@ -524,6 +527,7 @@ def test_a_head_is_saved_with_what_it_reads(trained_heads, models):
         _ = loaded.model
 
 
+@pytest.mark.slow
 def test_a_killed_head_ends_in_the_same_bits(trained_heads, dataset, tmp_path):
     config, _, whole = trained_heads
     with pytest.raises(KeyboardInterrupt):
@@ -533,6 +537,7 @@ def test_a_killed_head_ends_in_the_same_bits(trained_heads, dataset, tmp_path):
     assert [r.loss_nats for r in again] == [r.loss_nats for r in whole]
 
 
+@pytest.mark.slow
 def test_every_draft_of_a_head_is_accepted_more_often_than_its_parent(
     trained_heads, measured_study, models, dataset
 ):
