@@ -149,6 +149,13 @@ def test_student_quantiles():
     """Tables: t(0.95) with 3, 10 and 63 degrees of freedom."""
     for degrees, expected in ((3, 2.3534), (10, 1.8125), (63, 1.6694)):
         assert student_quantile(0.95, degrees) == pytest.approx(expected, rel=0.01)
+    # Two and three seeds: exact.
+    for degrees, probability, expected in (
+        (1, 0.95, 6.313752),
+        (2, 0.95, 2.919986),
+        (2, 0.975, 4.302653),
+    ):
+        assert student_quantile(probability, degrees) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("estimate", ["mean", "ratio", "median"])

@@ -449,6 +449,13 @@ class StudyConfig:
             f"distil.prompt_tokens is {self.distil.prompt_tokens}; it must be less than data.sequence_length "
             f"({self.data.sequence_length}).",
         )
+        room = self.data.sequence_length - self.distil.prompt_tokens * (
+            self.distil.text != "corpus"
+        )
+        require(
+            not self.distil.taps or self.distil.unrolled <= room,
+            f"distil.unrolled is {self.distil.unrolled}; it must be at most {room}, the tokens of a window that count.",
+        )
         needed = self.measure.prompt_tokens + self.measure.new_tokens
         require(
             needed <= self.data.sequence_length,

@@ -96,7 +96,7 @@ def _room(requests: Requests, room: int | None) -> int:
 
 
 def require_positions(
-    model: Model, length: int, role: str, what: str = "prompts and new tokens"
+    model: Model | Head, length: int, role: str, what: str = "prompts and new tokens"
 ) -> None:
     """Raises `SdslError` if rows exceed a table of learned positions; rotary positions have no limit."""
     limit = model.config.position_limit
@@ -231,7 +231,7 @@ def speculate(
     buffer = requests.prompts.shape[1] + most
     longest = int(requests.max_lengths.max())
     require_positions(target, longest, "target")
-    if isinstance(draft, Model):
+    if not isinstance(draft, NgramDraft):
         require_positions(draft, longest, "draft")
     capacity = buffer + max_lookahead + 1
     with jax.default_matmul_precision("highest"):

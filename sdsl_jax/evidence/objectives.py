@@ -19,8 +19,8 @@ from sdsl_jax.theory import ShapeRule, flops_per_token
 
 CONTROL = "ce"
 _DRAWS = 1000
-# Sizes that N* is looked for among, and how far below the smallest trained draft; lookaheads.
-_GRID, _BELOW, _MOST_DRAFTS = 161, 8.0, 24
+# Sizes that N* is looked for among, and how far beyond the trained drafts; lookaheads.
+_GRID, _BEYOND, _MOST_DRAFTS = 241, 8.0, 24
 # Nested forms of the change of logit α, by the columns that each has beside its level.
 _FORMS = {
     "level": (),
@@ -185,7 +185,8 @@ def objectives(records: StudyRecords) -> Objectives | None:
         "steps on the same text; results: t intervals over seeds. Laws: least squares on the change of logit α in ln N and "
         f"ln D; {_DRAWS} bootstrap draws of whole training runs (size and seed), a run with its control. N* maximises "
         "max over γ of (1 − α^(γ+1))/(1 − α)/(1 + γc), c in FLOPs, with logit α a line in ln N at the largest budget; it is "
-        f"looked for down to 1/{_BELOW:g} of the smallest size",
+        f"looked for from 1/{_BEYOND:g} of the smallest size to {_BEYOND:g} times the largest. All drafts are measured on "
+        "the same samples of the teacher, whose noise no interval holds",
     )
 
 
@@ -334,7 +335,7 @@ def _best_sizes(
     rule: ShapeRule,
 ) -> tuple[Float[np.ndarray, " draws"], Float[np.ndarray, " draws"]]:
     """N* and its speed-up for each line of logit α in ln N, in FLOPs."""
-    grid = np.geomspace(size.min() / _BELOW, size.max(), _GRID)
+    grid = np.geomspace(size.min() / _BEYOND, size.max() * _BEYOND, _GRID)
     cost = np.asarray(flops_per_token(grid, rule), float) / target.flops_per_token
     lookahead = np.arange(_MOST_DRAFTS + 1)
     logit = lines[:, :1] + lines[:, 1:] * np.log(grid / middle)

@@ -53,7 +53,12 @@ def loss_table(models: list[ModelRecord], params: str = "params_nonembedding") -
     Raises:
       SdslError: They were trained for different objectives.
     """
-    require_one_objective([m.trained_for for m in models if m.role == "draft"])
+    drafts = [m for m in models if m.role == "draft"]
+    require_one_objective([m.trained_for for m in drafts])
+    require(
+        len({m.teacher_digest for m in drafts}) <= 1,
+        "the table holds drafts that were trained for different teachers; no single law describes them.",
+    )
     sizes, tokens, losses = (
         np.asarray(column(models, name), float) for name in (params, "train_tokens", "loss_nats")
     )

@@ -46,13 +46,14 @@ def fit_all(
     device = describe_hardware(models, latency, rule, config.fit.starts, config.seed)
     # One law describes one recipe.
     recipe = _recipe(config)
-    alike = [i for i, model in enumerate(models) if _of_recipe(recipe, model)]
+    alike = [i for i, model in enumerate(models) if recipe is None or _of_recipe(recipe, model)]
     # Records without the column count as new text.
     fresh = [i for i in alike if not models[i].epochs > config.fit.max_epochs]
     once = [models[i] for i in fresh]
     require(
         len(once) >= 5,
-        f"only {len(once)} models saw their text at most fit.max_epochs = {config.fit.max_epochs:g} times; the loss law needs 5.",
+        f"only {len(once)} of {len(models)} models are of one recipe and saw their text at most fit.max_epochs = "
+        f"{config.fit.max_epochs:g} times; the loss law needs 5.",
     )
     loss_fit = fit_loss_law(
         loss_table(once), config.fit, weights[:, fresh], config.seed, config.fit.loss_law
@@ -82,12 +83,13 @@ def fit_all(
     )
 
 
-def _recipe(config: StudyConfig) -> TrainingConfig:
+def _recipe(config: StudyConfig) -> TrainingConfig | None:
     """The recipe of the models that laws are fitted to: that of the ladder that drafts start from,
-    where there is one."""
+    where there is one; None if it is not known."""
+    if not config.distil.init_from:
+        return config.training
     given = Path(config.distil.init_from) / "config.toml"
-    from_ladder = config.distil.init_from and given.exists()
-    return load_study(given).training if from_ladder else config.training
+    return load_study(given).training if given.exists() else None
 
 
 def _of_recipe(recipe: TrainingConfig, model: ModelRecord) -> bool:

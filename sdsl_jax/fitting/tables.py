@@ -309,10 +309,11 @@ def _of_one_objective(table: CsvTable, objective: str) -> CsvTable:
     if not all(name in table for name in columns):
         require(not objective, f"{table.path} has no column objective, so that none can be chosen.")
         return table
-    cells = [["" if is_missing(c) else c for c in table.column(name)] for name in columns]
+    names = [*columns, *(["kind"] if "kind" in table else [])]
+    cells = [["" if is_missing(c) else c for c in table.column(name)] for name in names]
     kinds = [
-        ModelRecord("", "", 0, 0, 0, 0, 0.0, 0.0, objective=o, teacher_digest=t, parent_digest=p)
-        for o, t, p in zip(*cells)
+        ModelRecord("", "", 0, 0, 0, 0, 0.0, 0.0, **dict(zip(names, row)))  # type: ignore[arg-type]
+        for row in zip(*cells)
     ]
     roles = table.column("role") if "role" in table else ["draft"] * len(kinds)
     trained_for = ["" if role == "target" else kind.trained_for for role, kind in zip(roles, kinds)]

@@ -182,7 +182,12 @@ def measure_study(
     loaded = load_models(records, study)
     models = _by_role(loaded, records)._replace(heads=_heads(records, study))
     # How long a model was trained does not change its speed: one of each shape is timed.
-    largest = {r.model_id for role in ("draft", "target") for r in longest_trained(records, role)}
+    of_text = [r for r in records if r.trained_for == "text"]
+    largest = {
+        r.model_id
+        for role in ("draft", "target")
+        for r in longest_trained(of_text, role) or longest_trained(records, role)
+    }
     everything = {*loaded, *models.heads}
     decoding = {"all": everything, "largest": largest, "none": set[str]()}[m.decode]
     pairs = [pair for pair in models.pairs if {*pair} <= decoding]
@@ -456,7 +461,7 @@ def load_other_drafts(
         return [], {}
     folder, setting = Path(config.conditions.other_drafts), "conditions.other_drafts"
     records, models = load_other_models(
-        folder, setting, OTHER, dataset, study, lambda record: record.role == "draft"
+        folder, setting, OTHER, dataset, study, lambda r: r.role == "draft" and not r.kind
     )
     require(records, f"{setting} is {str(folder)!r}, whose records hold no draft.")
     return records, models

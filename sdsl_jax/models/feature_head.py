@@ -53,6 +53,11 @@ class HeadConfig:
         """Number of ids that have logits."""
         return self.body.ids
 
+    @property
+    def position_limit(self) -> int:
+        """Number of positions that its body can tell apart, see `ModelConfig.position_limit`."""
+        return self.body.position_limit
+
     def description(self) -> dict[str, Any]:
         """The fields as plain values, for digests and files."""
         return {

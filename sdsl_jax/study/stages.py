@@ -129,6 +129,13 @@ def _train(study: Study) -> None:
     with companions(study.config, study.home, count):
         models = train_ladder(study.config, study.dataset, study.home, study.progress)
     models += _given_models(study, models)
+    names = [record.model_id for record in models]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    require(
+        not twice,
+        f"two models of the study are named {', '.join(twice)}: one of its own and one that was given; give the study other "
+        "sizes, tokens or seeds.",
+    )
     study.dataset.tokenizer.save(study.folder / "tokenizer.json")
     write_table(study.records_folder, "models", models)
 
@@ -158,7 +165,7 @@ def _given_models(study: Study, own: list[ModelRecord]) -> list[ModelRecord]:
             records.append(teacher)
     if distil.init_from:
         # Another budget of a parent's run tells as much about the text alone.
-        digests = {r.parent_digest for r in own}
+        digests = {r.parent_digest for r in own} - {""}
         parents = read_table(Path(distil.init_from) / "records", "models")
         runs = {_run(r) for r in parents if r.params_digest in digests}
         records += load_other_models(

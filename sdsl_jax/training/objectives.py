@@ -98,6 +98,7 @@ def divergence(
     log_p: Float[Array, "... V"],
     log_q: Float[Array, "... V"],
     eta: float = 3.0,
+    mean_acceptance: Float[Array, ""] | None = None,
 ) -> Float[Array, " ..."]:
     """What a draft is to lower at each position. Every kind is 0 where q = p and positive elsewhere.
 
@@ -120,6 +121,7 @@ def divergence(
       log_p: Logarithms of the target's probabilities, normalised; −∞ is allowed.
       log_q: Logarithms of the draft's probabilities, normalised; −∞ is allowed.
       eta: η of the hybrid.
+      mean_acceptance: α of the hybrid's λ; the mean over all positions if left out.
 
     Returns:
       Nats for the first three and −ln α, a probability for TV.
@@ -141,7 +143,8 @@ def divergence(
         # Where the two have nothing in common there is no direction to go.
         return -jnp.log1p(-jnp.minimum(tv, 1 - _LEAST_REST))
     if kind == "hybrid":
-        weight = jax.lax.stop_gradient(jnp.exp(-eta * (1 - tv).mean()))
+        alpha = (1 - tv).mean() if mean_acceptance is None else mean_acceptance
+        weight = jax.lax.stop_gradient(jnp.exp(-eta * alpha))
         return weight * _kl(p, log_p, log_q) + (1 - weight) * tv
     raise ValueError(f"{kind!r} is not the name of a divergence")
 

@@ -151,7 +151,7 @@ def train_step(
             accepted = mean(acceptance(log_p, log_q))
             if config.objective.kind != "ce":
                 kind, eta = config.objective.kind, config.objective.eta
-                lowered = mean(divergence(kind, log_p, log_q, eta))
+                lowered = mean(divergence(kind, log_p, log_q, eta, accepted))
         total = lowered + config.z_loss * jnp.square(log_normaliser).mean()
         return total, (loss, lowered, accepted)
 

@@ -7,8 +7,8 @@ start.
 
 The key digests whatever decides a record: the teacher's weights, the corpus, the temperature, and
 how many probabilities are kept. A shard without its .json does not count, so a process that is killed
-loses one shard. A record depends on its window alone: whoever computes it, and beside which others, it
-has the same bits.
+loses one shard. A record depends on its window alone: whichever process of a machine computes it, and
+beside which others, it has the same bits.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sdsl_jax.cache_folders import locked, maker_lock, teachers_folder
+from sdsl_jax.checkpoints.loading import is_published
 from sdsl_jax.checkpoints.model_folder import (
     PARAMS,
     RECORD,
@@ -74,11 +75,13 @@ class TeacherCache:
     """The teacher's view of the training windows: random access by the number of a window.
 
     Attributes:
-      kept_error: Bound on the error in α that storing causes, whatever the draft: the mean distance
-        in total variation of a stored distribution from the true one.
+      kept_error: Bound on the error in the mean α over the windows that storing causes, whatever the
+        draft: the mean distance in total variation of a stored distribution from the true one.
     """
 
-    def __init__(self, folder: Path, record: np.dtype, dataset: Dataset, shards: Sequence[_Shard]):
+    def __init__(
+        self, record: np.dtype, dataset: Dataset, shards: Sequence[_Shard], needed: Sequence[int]
+    ):
         self._dataset = dataset
         self._rows = [
             np.memmap(shard.path, record, "r", shape=(len(shard.windows),)) for shard in shards
@@ -88,8 +91,8 @@ class TeacherCache:
             for number, shard in enumerate(shards)
             for row, window in enumerate(shard.windows)
         }
-        counts = [len(shard.windows) for shard in shards]
-        self.kept_error = float(np.average([s.error for s in shards], weights=counts))
+        used = np.bincount([self._at[window][0] for window in needed], minlength=len(shards))
+        self.kept_error = float(np.average([s.error for s in shards], weights=used))
 
     def __len__(self) -> int:
         return self._dataset.text("train").window_count
@@ -157,7 +160,17 @@ def teacher_digest(distil: DistilConfig) -> str:
     """
     if not distil.teacher:
         return ""
-    return read_record(find_model_folder(Path(distil.teacher)) / RECORD).params_digest
+    return read_record(_teacher_folder(distil) / RECORD).params_digest
+
+
+def _teacher_folder(distil: DistilConfig) -> Path:
+    path = Path(distil.teacher)
+    require(
+        not is_published(path),
+        f"distil.teacher is {distil.teacher!r}, a published model; only models that a study trained can be teachers, because "
+        "a study has tokenizers of its own.",
+    )
+    return find_model_folder(path)
 
 
 def teacher_architecture(distil: DistilConfig) -> ModelConfig:
@@ -166,7 +179,7 @@ def teacher_architecture(distil: DistilConfig) -> ModelConfig:
     Raises:
       SdslError: The folder holds no model, or too few blocks for `distil.taps`.
     """
-    model = read_architecture(Path(distil.teacher))
+    model = read_architecture(_teacher_folder(distil))
     require(
         all(1 <= tap <= model.layers for tap in distil.taps),
         f"distil.taps is {list(distil.taps)}; the teacher {distil.teacher} has blocks from 1 to {model.layers}.",
@@ -180,7 +193,7 @@ def teacher_record(distil: DistilConfig, study: Path) -> ModelRecord:
     Raises:
       SdslError: The folder holds no model.
     """
-    folder = find_model_folder(Path(distil.teacher))
+    folder = _teacher_folder(distil)
     return dataclasses.replace(
         read_record(folder / RECORD),
         role="target",
@@ -194,7 +207,11 @@ def load_teacher(config: StudyConfig, dataset: Dataset) -> LoadedModel:
     Raises:
       SdslError: It cannot be loaded, has another tokenizer, or a shorter context.
     """
-    teacher = load_model_folder(Path(config.distil.teacher))
+    teacher = load_model_folder(_teacher_folder(config.distil))
+    require(
+        teacher.head is None,
+        f"distil.teacher is {config.distil.teacher!r}, a head on the hidden states of another model; it cannot be a teacher.",
+    )
     require(
         fingerprint(teacher.tokenizer) == fingerprint(dataset.tokenizer),
         f"the teacher {config.distil.teacher} has another tokenizer ({teacher.tokenizer.kind}, "
@@ -248,11 +265,11 @@ def open_teacher(
             raise SdslError(
                 f"the teacher's probabilities cannot be written to {folder} ({error.strerror or error})."
             ) from None
-    cache = TeacherCache(folder, record, dataset, shards)
+    cache = TeacherCache(record, dataset, shards, needed)
     kept = config.distil.kept(dataset.tokenizer.vocab_size)
     how = f"the {kept} most probable tokens and the rest" if kept else "all tokens"
     progress.note(
-        f"teacher: α is at most {cache.kept_error:.1e} off, for {how} are kept in half precision"
+        f"teacher: the mean α is at most {cache.kept_error:.1e} off, for {how} are kept in half precision"
     )
     return cache
 
@@ -391,7 +408,8 @@ def _teach(
     """The fields of records: logarithms of probabilities in half precision, the tokens that they
     belong to, and features; and the mean distance in total variation that rounding and leaving out
     cause."""
-    out = outputs(model, params, tokens, taps=taps)
+    with jax.default_matmul_precision("highest"):
+        out = outputs(model, params, tokens, taps=taps)
     log_p = jax.nn.log_softmax(out.logits.astype(jnp.float32) / temperature, axis=-1)
     ids = jax.lax.top_k(log_p, kept)[1] if kept else None
     exact = coarsened(log_p, ids)

@@ -20,7 +20,7 @@ from sdsl_jax.measurement.heads import head_overlap
 from sdsl_jax.models import forward
 from sdsl_jax.models.feature_head import graft
 from sdsl_jax.progress import Silent
-from sdsl_jax.records import read_table
+from sdsl_jax.records import read_table, write_table
 from sdsl_jax.study import run_study
 from sdsl_jax.training import plan_rungs, train_ladder
 from sdsl_jax.training.objectives import (
@@ -249,7 +249,7 @@ def test_records_name_objective_teacher_and_parent(trained, models):
         assert record.teacher_digest == target.params_digest
         assert record.parent_digest == parent.params_digest
     assert sum("GB of at most 4 GB" in note for note in notes) == 1
-    assert sum("α is at most" in note for note in notes) == 1
+    assert sum("the mean α is at most" in note for note in notes) == 1
     metrics = [json.loads(line) for line in next(folder.rglob("trunk/metrics.jsonl")).open()]
     assert all(
         row["objective"] == pytest.approx(1 - row["acceptance"], abs=1e-5) for row in metrics
@@ -412,6 +412,11 @@ def test_a_parent_of_another_seed_or_shape_is_refused(measured_study, models, da
         ({"objective": ["kl", "kl"]}, "repeats a value"),
         ({"objective": "huber"}, r"distil.objective is 'huber'"),
         ({"text": "samples", "prompt_tokens": 40}, "it must be less than data.sequence_length"),
+        ({"taps": [1], "unrolled": 33}, "distil.unrolled is 33; it must be at most 32"),
+        (
+            {"taps": [1], "unrolled": 28, "text": "samples", "prompt_tokens": 8},
+            "it must be at most 24, the tokens of a window that count",
+        ),
     ],
 )
 def test_settings_are_checked(changed, message):
@@ -573,3 +578,36 @@ def test_taps_of_a_teacher_are_checked(measured_study, models, dataset, tmp_path
         plan_rungs(distil(measured_study, models, tmp_path, taps=[9]), dataset, tmp_path)
     with pytest.raises(SdslError, match=r"needs distil\.teacher"):
         tiny(distil={"taps": [1]})
+
+
+@pytest.mark.slow
+def test_a_head_is_no_teacher_and_no_draft_of_its_objective(trained_heads, dataset, tmp_path):
+    config, folder, records = trained_heads
+    told = dataclasses.replace(
+        config.distil, teacher=str(folder / records[-1].checkpoint), init_from="", taps=()
+    )
+    with pytest.raises(
+        SdslError, match="a head on the hidden states of another model; it cannot be"
+    ):
+        drafts(dataclasses.replace(config, distil=told), dataset, tmp_path)
+
+
+def test_heads_and_plain_drafts_are_not_fitted_together(models, tmp_path):
+    mixed = [
+        dataclasses.replace(
+            models[0],
+            model_id=f"draft-{n}-{kind}",
+            params_nonembedding=500 * (n + 1),
+            loss_nats=3 - 0.1 * n,
+            train_tokens=1000 * (1 + n % 3),
+            objective="tv",
+            teacher_digest="t",
+            kind=kind,
+        )
+        for n in range(6)
+        for kind in ("", "head")
+    ]
+    write_table(tmp_path, "models", mixed)
+    with pytest.raises(SdslError, match="different objectives: head tv, tv"):
+        fit_loss(tmp_path)
+    assert fit_loss(tmp_path, objective="head tv", starts=4, bootstrap=20).record.n == 6

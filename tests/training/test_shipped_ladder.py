@@ -126,6 +126,29 @@ def test_drafts_of_two_layers_are_what_their_records_say():
     assert len(records) == 6 * 3 * 2
 
 
+def test_drafts_trained_for_acceptance_are_what_their_records_say(records):
+    """One for each size and seed of the ladder, by total variation, for its largest target."""
+    folder = ROOT / "checkpoints" / "ladder-tv"
+    twins = read_table(folder / "records", "models")
+    parents = {r.params_digest: r for r in records if r.role == "draft"}
+    teacher = next(r for r in records if r.model_id == "target-500k-12M-s0")
+    assert len(twins) == len({r.parent_digest for r in twins}) == 14
+    for record in twins:
+        parent = parents[record.parent_digest]
+        assert (record.trained_for, record.teacher_digest) == ("tv", teacher.params_digest)
+        assert (record.params_total, record.seed) == (parent.params_total, parent.seed)
+        assert parent.train_tokens > 11e6
+        assert record.loss_nats > parent.loss_nats  # what acceptance costs
+    for record in twins[::5]:
+        assert load_model_folder(folder / record.checkpoint).record == record
+    made, documented = (
+        load_study(folder / "config.toml"),
+        load_study(ROOT / "experiments" / "ladder-tv.toml"),
+    )
+    for section in ("data", "ladder", "training", "distil"):
+        assert getattr(made, section) == getattr(documented, section)
+
+
 def test_drafts_of_other_years_are_what_their_records_say(records):
     """Of the recipe of the ladder, on other text; loading compares the weights with their recorded SHA-256."""
     folder = ROOT / "checkpoints" / "other-years"
