@@ -36,11 +36,12 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from sdsl_jax.decoding import Model, NgramDraft, Sampling, loop, probabilities, speculate
+from sdsl_jax.decoding import Head, Model, NgramDraft, Sampling, loop, probabilities, speculate
 from sdsl_jax.decoding.drafters import ModelDrafter
 from sdsl_jax.decoding.lookahead import FixedLookahead
 from sdsl_jax.decoding.noise import row_keys
 from sdsl_jax.models import ModelConfig, forward, init_params, prefill
+from sdsl_jax.models.feature_head import HeadConfig, graft
 
 V = 4
 STOP = 2
@@ -139,6 +140,57 @@ def model(seed: int, layers: int, dtype: str = "float32", negate: bool = False) 
     if negate:
         params["head"].set_value(-params["head"].get_value())
     return Model(config, params)
+
+
+@functools.cache
+def head(seed: int = 9, taps: tuple[int, ...] = (1, 2)) -> Head:
+    """A head on the target of the checks, with random P and Q: its first draft differs from its others."""
+    body, target = model(1, 1), model(2, 2)
+    config = HeadConfig(body.config, target.config.width, taps)
+    params = graft(config, body.params)
+    keys = jax.random.split(jax.random.key(seed))
+    read, feed = (
+        jax.random.normal(key, x.shape) / np.sqrt(len(x))
+        for key, x in zip(keys, (params.read, params.feed))
+    )
+    return Head(config, params._replace(read=read, feed=feed))
+
+
+@dataclass(frozen=True)
+class KindCell:
+    """One kind of draft, with ragged rows."""
+
+    kind: str
+    lookahead: int
+    temperature: float
+    verification: str
+
+    def __str__(self) -> str:
+        return "-".join(str(value) for value in dataclasses.astuple(self))
+
+
+KINDS = ("independent", "head")
+
+
+def kind_cells(kinds: tuple[str, ...] = KINDS) -> list[KindCell]:
+    """Every cell of some kinds: three lookaheads, two temperatures, both rules."""
+    settings = itertools.product(kinds, (1, 2, 4), (0.7, 1.0), LEVELS["verification"])
+    return [KindCell(*values) for values in settings]
+
+
+def check_kind(cell: KindCell, samples: int) -> Iterator[float]:
+    """Probability of a χ² at least as large, for each kind of prompt."""
+    target, sampling = model(2, 2), Sampling(cell.temperature)
+    found = decode_ragged(
+        head() if cell.kind == "head" else model(1, 1),
+        target,
+        samples,
+        lookahead=cell.lookahead,
+        verification=cell.verification,
+        sampling=sampling,
+    )
+    for one, prompt in zip(found, PROMPTS):
+        yield chi_square(one.sequences, outcomes(target, *prompt, sampling))
 
 
 class Outcomes(NamedTuple):
@@ -265,7 +317,7 @@ class Sampled(NamedTuple):
 
 
 def decode_ragged(
-    draft: Model | NgramDraft,
+    draft: Model | Head | NgramDraft,
     target: Model,
     samples: int,
     rows: int = 8192,

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.lossless [--samples N] [--json FILE]`: every combination of settings, a line for each."""
+"""`python -m benchmarks.lossless [--kinds all] [--samples N] [--json FILE]`: every combination of settings, a line for each."""
 
 from __future__ import annotations
 
@@ -8,23 +8,35 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import scipy.stats
 
-from benchmarks.lossless import check, product
+from benchmarks.lossless import KINDS, KindCell, check, check_kind, kind_cells, product
 
 
 def main() -> None:
     """Runs the full product and prints a line per cell."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--samples", type=int, default=20_000, help="sequences per cell and prompt")
+    parser.add_argument(
+        "--kinds",
+        help=f"check kinds of draft instead, all or some of {', '.join(KINDS)}, separated by commas",
+    )
     parser.add_argument("--json", type=Path, help="file for the results")
     arguments = parser.parse_args()
-    cells, began, found = product(), time.perf_counter(), {}
+    cells: list[Any] = product()
+    if arguments.kinds:
+        kinds = KINDS if arguments.kinds == "all" else tuple(arguments.kinds.split(","))
+        if strange := {*kinds} - {*KINDS}:
+            parser.error(f"there is no kind {', '.join(strange)}; the kinds are {', '.join(KINDS)}")
+        cells = kind_cells(kinds)
+    began, found = time.perf_counter(), {}
     for number, cell in enumerate(cells, 1):
-        found[str(cell)] = list(check(cell, arguments.samples))
+        run: Any = check_kind if isinstance(cell, KindCell) else check
+        found[str(cell)] = list(run(cell, arguments.samples))
         print(
             f"{number:4d}/{len(cells)}  {cell!s:40s}  p = {', '.join(f'{p:.3g}' for p in found[str(cell)])}",
             flush=True,

@@ -7,30 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.lossless import PROMPTS, chi_square, decode_ragged, model, outcomes
+from benchmarks.lossless import check_kind, head, kind_cells, model
 from sdsl_jax.decoding import Head, Sampling, speculate
 from sdsl_jax.decoding.feature_drafter import FeatureDrafter
 from sdsl_jax.errors import SdslError
 from sdsl_jax.models import forward, outputs
-from sdsl_jax.models.feature_head import HeadConfig, graft, unrolled
+from sdsl_jax.models.feature_head import graft, unrolled
 
 PLAIN = Sampling()
 # False alarm of 1e-6 in all, over at most 20 tests.
 ALPHA = 1e-6 / 20
 LENGTH = 12
-
-
-def head(taps=(1, 2), scale=1.0, seed=9):
-    """A head on the random target of the checks of losslessness, with random P and Q."""
-    body, target = model(1, 1), model(2, 2)
-    config = HeadConfig(body.config, target.config.width, taps)
-    params = graft(config, body.params)
-    keys = jax.random.split(jax.random.key(seed))
-    read, feed = (
-        scale * jax.random.normal(key, x.shape) / np.sqrt(len(x))
-        for key, x in zip(keys, (params.read, params.feed))
-    )
-    return Head(config, params._replace(read=read, feed=feed))
 
 
 @pytest.fixture(scope="module")
@@ -140,25 +127,21 @@ def test_rows_do_not_see_each_other(text):
 
 
 @pytest.mark.parametrize(
-    ("lookahead", "verification", "temperature"),
+    "cell",
     [
         pytest.param(
-            *(g, rule, t),
-            marks=pytest.mark.slow if (g, rule, t) == (2, "block", 0.7) else pytest.mark.release,
+            cell,
+            marks=pytest.mark.slow
+            if (cell.lookahead, cell.verification, cell.temperature) == (2, "block", 0.7)
+            else pytest.mark.release,
         )
-        for g in (1, 2, 4)
-        for rule in ("token", "block")
-        for t in (0.7, 1.0)
+        for cell in kind_cells(("head",))
     ],
+    ids=str,
 )
-def test_joint_distribution(lookahead, verification, temperature):
+def test_joint_distribution(cell):
     """Ragged rows that stop at different times, against exact enumeration."""
-    target, sampling = model(2, 2), Sampling(temperature)
-    found = decode_ragged(
-        head(), target, 20_000, lookahead=lookahead, verification=verification, sampling=sampling
-    )
-    p = [chi_square(f.sequences, outcomes(target, *q, sampling)) for f, q in zip(found, PROMPTS)]
-    assert min(p) > ALPHA
+    assert min(check_kind(cell, 20_000)) > ALPHA
 
 
 def test_a_head_of_another_target_is_refused():

@@ -5,30 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.lossless import head as lossless_head
 from benchmarks.lossless import model
-from sdsl_jax.decoding import Head, Sampling, autoregress, speculate
+from sdsl_jax.decoding import Sampling, autoregress, speculate
 from sdsl_jax.measurement.heads import head_overlap
 from sdsl_jax.measurement.replay import expected_rounds
 from sdsl_jax.models import forward, outputs
-from sdsl_jax.models.feature_head import HeadConfig, graft, unrolled
+from sdsl_jax.models.feature_head import unrolled
 
 SAMPLING = Sampling(0.8)
 
 
-def some_head(seed=3):
-    body, target = model(1, 1), model(2, 2)
-    config = HeadConfig(body.config, target.config.width, (2,))
-    params = graft(config, body.params)
-    keys = jax.random.split(jax.random.key(seed))
-    read, feed = (
-        jax.random.normal(key, x.shape) / np.sqrt(len(x))
-        for key, x in zip(keys, (params.read, params.feed))
-    )
-    return Head(config, params._replace(read=read, feed=feed))
-
-
 def test_overlap_is_that_of_the_unrolled_drafts():
-    head, target = some_head(), model(2, 2)
+    head, target = lossless_head(seed=3, taps=(2,)), model(2, 2)
     tokens = np.random.default_rng(0).integers(0, 4, (5, 14))
     found = head_overlap(
         head,
@@ -56,7 +45,7 @@ def test_overlap_is_that_of_the_unrolled_drafts():
 @pytest.mark.slow
 def test_expected_rounds_are_those_of_the_decoder():
     """Within 5 standard errors of 20,000 decoded rows, and of as many samples: a false alarm of 1e-6."""
-    head, target = some_head(), model(2, 2)
+    head, target = lossless_head(seed=3, taps=(2,)), model(2, 2)
     rows, new, largest = 20_000, 24, 3
     prompt = np.tile([[1, 0, 3]], (rows, 1))
     samples = np.asarray(
