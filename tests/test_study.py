@@ -397,7 +397,7 @@ def test_training_with_nothing_left_to_train_keeps_given_targets(measured_study,
 def test_given_targets_are_named_from_the_studys_own_folder(measured_study, tmp_path):
     config, folder = tiny(ladder={"given_targets": [str(measured_study)]}), tmp_path / "deep" / "er"
     folder.mkdir(parents=True)
-    given = stages._given_targets(stages.Study(config, folder, Silent()))
+    given = stages._given_models(stages.Study(config, folder, Silent()), [])
     own = [m for m in read_table(measured_study / "records", "models") if m.role == "target"]
     assert [m.model_id for m in given] == [m.model_id for m in own]
     for record in given:

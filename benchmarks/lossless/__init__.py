@@ -143,14 +143,14 @@ def model(seed: int, layers: int, dtype: str = "float32", negate: bool = False) 
 
 
 @functools.cache
-def head(seed: int = 9, taps: tuple[int, ...] = (1, 2)) -> Head:
+def head(seed: int = 9, taps: tuple[int, ...] = (1, 2), parallel: int = 0) -> Head:
     """A head on the target of the checks, with random P and Q: its first draft differs from its others."""
     body, target = model(1, 1), model(2, 2)
-    config = HeadConfig(body.config, target.config.width, taps)
+    config = HeadConfig(body.config, target.config.width, taps, parallel)
     params = graft(config, body.params)
     keys = jax.random.split(jax.random.key(seed))
     read, feed = (
-        jax.random.normal(key, x.shape) / np.sqrt(len(x))
+        jax.random.normal(key, x.shape) / np.sqrt(x.shape[-2])
         for key, x in zip(keys, (params.read, params.feed))
     )
     return Head(config, params._replace(read=read, feed=feed))
@@ -169,10 +169,15 @@ class KindCell:
         return "-".join(str(value) for value in dataclasses.astuple(self))
 
 
-KINDS = ("independent", "head")
+# The parallel head gives fewer drafts than the largest lookahead asks for.
+KINDS: dict[str, Any] = {
+    "independent": lambda: model(1, 1),
+    "head": head,
+    "parallel-head": lambda: head(parallel=3),
+}
 
 
-def kind_cells(kinds: tuple[str, ...] = KINDS) -> list[KindCell]:
+def kind_cells(kinds: tuple[str, ...] = tuple(KINDS)) -> list[KindCell]:
     """Every cell of some kinds: three lookaheads, two temperatures, both rules."""
     settings = itertools.product(kinds, (1, 2, 4), (0.7, 1.0), LEVELS["verification"])
     return [KindCell(*values) for values in settings]
@@ -182,7 +187,7 @@ def check_kind(cell: KindCell, samples: int) -> Iterator[float]:
     """Probability of a χ² at least as large, for each kind of prompt."""
     target, sampling = model(2, 2), Sampling(cell.temperature)
     found = decode_ragged(
-        head() if cell.kind == "head" else model(1, 1),
+        KINDS[cell.kind](),
         target,
         samples,
         lookahead=cell.lookahead,

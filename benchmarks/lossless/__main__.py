@@ -29,7 +29,7 @@ def main() -> None:
     arguments = parser.parse_args()
     cells: list[Any] = product()
     if arguments.kinds:
-        kinds = KINDS if arguments.kinds == "all" else tuple(arguments.kinds.split(","))
+        kinds = tuple(KINDS) if arguments.kinds == "all" else tuple(arguments.kinds.split(","))
         if strange := {*kinds} - {*KINDS}:
             parser.error(f"there is no kind {', '.join(strange)}; the kinds are {', '.join(KINDS)}")
         cells = kind_cells(kinds)

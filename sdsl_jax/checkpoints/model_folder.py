@@ -176,7 +176,7 @@ def _describe(
         "data": to_dict(dataclasses.replace(data, shards="")),
     }
     if head is not None:
-        description["head"] = {"target_width": head.target_width, "taps": list(head.taps)}
+        description["head"] = {k: v for k, v in head.description().items() if k != "body"}
     write_json(folder / MODEL, description)
 
 
@@ -297,7 +297,8 @@ def _head(values: dict[str, Any], config: ModelConfig, folder: Path) -> HeadConf
     part = values.get("head")
     try:
         assert isinstance(part, dict)
-        return HeadConfig(config, int(part["target_width"]), tuple(map(int, part["taps"])))
+        taps, parallel = tuple(map(int, part["taps"])), int(part.get("parallel", 0))
+        return HeadConfig(config, int(part["target_width"]), taps, parallel)
     except (AssertionError, KeyError, TypeError, ValueError, SdslError):
         raise SdslError(f"the file {folder / MODEL} is damaged: its head is {part!r}.") from None
 

@@ -248,6 +248,8 @@ class DistilConfig:
       taps: Blocks of the teacher, counted from 1, whose outputs drafts read beside the text: heads on
         hidden states. Without any, drafts are models of their own.
       unrolled: Drafts of a round that a head is trained for, at least the largest lookahead in use.
+      parallel: Whether one pass of a head gives all its drafts, `unrolled` of them, instead of a pass
+        for each.
       draft_decay: How fast the weight of a head's later drafts falls: draft k weighs
         exp(−draft_decay·(k − 1)).
       cache: Folder of the teacher's probabilities; the user's cache folder if empty.
@@ -264,6 +266,7 @@ class DistilConfig:
     top: int = 0
     taps: tuple[int, ...] = ()
     unrolled: int = 4
+    parallel: bool = False
     draft_decay: float = 0.0
     cache: str = ""
     cache_gb: float = 4.0
@@ -290,6 +293,10 @@ class DistilConfig:
         require(
             self.teacher or not self.taps,
             "distil.taps names blocks of a teacher, which needs distil.teacher.",
+        )
+        require(
+            not self.parallel or (self.taps and self.unrolled >= 2),
+            "distil.parallel needs distil.taps, and distil.unrolled of at least 2.",
         )
         require(
             self.teacher or self.text == "corpus",

@@ -16,6 +16,7 @@ from sdsl_jax.models.feature_head import (
     HeadParams,
     feed_hidden,
     head_outputs,
+    later_logits,
     read_features,
 )
 
@@ -121,7 +122,15 @@ class FeatureDrafter:
     def next(
         self, params: HeadParams, state: HeadState, tokens, lengths, drawn, number, sampling
     ) -> tuple[Proposal, HeadState]:
-        """Feeds the draft that was drawn, with the head's own hidden state in place of features."""
+        """Feeds the draft that was drawn, with the head's own hidden state in place of features. A
+        parallel head makes the next draft from the hidden state of the round, as long as it has one."""
+        if self.config.parallel:
+            logits = later_logits(
+                self.config, params, state.hidden[:, None], drawn[:, None], number + 1
+            )
+            proposal = model_proposal(logits[:, 0], sampling)
+            left = proposal.available & (number < self.config.parallel)
+            return proposal._replace(available=left), state
         added = feed_hidden(params, state.hidden)[:, None]
         at = (lengths - 1 + number)[:, None]
         out = head_outputs(self.config, params, drawn[:, None], added, at, state.cache)

@@ -109,6 +109,14 @@ class StudyRecords:
         if not self.path.is_dir():
             self.path = self.folder
         vars(self).update(tables)
+        # Tables that stand for a study whose drafts were all trained on text.
+        for given, whole in (
+            ("models", "trained"),
+            ("acceptance", "measured_acceptance"),
+            ("expected", "measured_rounds"),
+        ):
+            if given in tables:
+                vars(self).setdefault(whole, tables[given])
 
     def replaced(self, **tables: Any) -> StudyRecords:
         """The same records with other tables or documents in place of some."""

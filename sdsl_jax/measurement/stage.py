@@ -107,7 +107,7 @@ def domain(config: StudyConfig) -> str:
 def load_models(records: list[ModelRecord], study: Path) -> dict[str, Model]:
     """The models of the records that stand by themselves, each with its parameters checked against
     the recorded digest."""
-    return {r.model_id: load_recorded(r, study).model for r in records if r.kind != "head"}
+    return {r.model_id: load_recorded(r, study).model for r in records if not r.kind}
 
 
 def _heads(records: list[ModelRecord], study: Path) -> dict[str, tuple[Head, str]]:
@@ -119,7 +119,7 @@ def _heads(records: list[ModelRecord], study: Path) -> dict[str, tuple[Head, str
     targets = {r.params_digest: r.model_id for r in records if r.role == "target"}
     heads = {}
     for record in records:
-        if record.kind == "head":
+        if record.kind:
             require(
                 record.teacher_digest in targets,
                 f"{record.model_id} is a head on a target that is none of the study's.",
@@ -314,9 +314,8 @@ def _exact_heads(
     rows, expected = [], []
     for name, (head, target_id) in models.heads.items():
         target, row = models.targets[target_id], _rows(config, (name, target_id))
-        compare = functools.partial(
-            head_overlap, head, target, drafts=m.expected_lookahead, sampling=sampling
-        )
+        drafts = min(m.expected_lookahead, head.config.parallel or m.expected_lookahead)
+        compare = functools.partial(head_overlap, head, target, drafts=drafts, sampling=sampling)
         on_text = compare(text.windows(m.text_windows)[:, :-1], first=0)
         samples = autoregress(
             target,
@@ -336,7 +335,7 @@ def _exact_heads(
         assert own.drawn is not None
         outcomes = expected_rounds(
             own.drawn,
-            m.expected_lookahead,
+            drafts,
             lengths=own.drawn.shape[1] - m.expected_lookahead + 1,
             confidence=m.confidence,
         )

@@ -8,8 +8,14 @@ yet: from the second draft on, the head reads its own hidden state h_{t−1} ins
     draft 1:        e(x_t) + P·f_{t−1}
     draft 2, 3, …:  e(x_t) + Q·h_{t−1}
 
-With P = Q = 0 it is the plain model. Features and hidden states are divided by their root mean
-square first, tap by tap. Suffixes as in `transformer`; F is the width of all features together.
+With P = Q = 0 it is the plain model. A *parallel* head runs its body once a round and makes every
+later draft from that one hidden state h and the token that was drawn before it (Medusa, 2401.10774,
+with the drawn token fed in), each draft k with a Q of its own:
+
+    draft k > 1:    readout(h + Q_k·[h, e(x_t)])
+
+Features, hidden states and embeddings are divided by their root mean square first, tap by tap.
+Suffixes as in `transformer`; F is the width of all features together.
 """
 
 from __future__ import annotations
@@ -26,7 +32,14 @@ from jaxtyping import Array, Float, Int
 from sdsl_jax.errors import require
 from sdsl_jax.models.config import ModelConfig
 from sdsl_jax.models.family import ModelCounts
-from sdsl_jax.models.transformer import AttendBy, Params, abstract_params, outputs
+from sdsl_jax.models.transformer import (
+    AttendBy,
+    Params,
+    abstract_params,
+    embed,
+    outputs,
+    readout,
+)
 
 _EPSILON = 1e-6
 
@@ -39,14 +52,20 @@ class HeadConfig:
       body: The small Transformer.
       target_width: Width of the target's residual stream.
       taps: Blocks of the target whose outputs are read, counted from 1.
+      parallel: Drafts that one pass of the body gives; 0 if every draft has a pass of its own.
     """
 
     body: ModelConfig
     target_width: int
     taps: tuple[int, ...]
+    parallel: int = 0
 
     def __post_init__(self):
         require(self.taps, "the head reads no block of its target; it must have at least one tap.")
+        require(
+            self.parallel == 0 or self.parallel >= 2,
+            f"a parallel head gives {self.parallel} drafts; it must give at least 2.",
+        )
 
     @property
     def ids(self) -> int:
@@ -60,16 +79,18 @@ class HeadConfig:
 
     def description(self) -> dict[str, Any]:
         """The fields as plain values, for digests and files."""
+        own = {"parallel": self.parallel} if self.parallel else {}
         return {
             "body": self.body.description(),
             "target_width": self.target_width,
             "taps": list(self.taps),
-        }
+        } | own
 
     @property
     def extra_params(self) -> int:
         """Parameters beside those of the body."""
-        return self.body.width * (len(self.taps) * self.target_width + self.body.width)
+        D, F = self.body.width, len(self.taps) * self.target_width
+        return D * F + (2 * D * D * (self.parallel - 1) if self.parallel else D * D)
 
 
 class HeadParams(NamedTuple):
@@ -78,18 +99,20 @@ class HeadParams(NamedTuple):
     Attributes:
       body: Those of the small Transformer.
       read: P, from features to what is added to an embedding.
-      feed: Q, from the head's own hidden state.
+      feed: Q, from the head's own hidden state; of a parallel head Q_2, Q_3, …, each from a hidden
+        state and an embedding.
     """
 
     body: Params
     read: Float[Array, "F D"]
-    feed: Float[Array, "D D"]
+    feed: Float[Array, "D D"] | Float[Array, "K-1 2D D"]
 
 
 def graft(config: HeadConfig, body: Params) -> HeadParams:
     """A head that is the plain model still: P = Q = 0."""
     D, F = config.body.width, len(config.taps) * config.target_width
-    return HeadParams(body, jnp.zeros((F, D)), jnp.zeros((D, D)))
+    feed = (config.parallel - 1, 2 * D, D) if config.parallel else (D, D)
+    return HeadParams(body, jnp.zeros((F, D)), jnp.zeros(feed))
 
 
 def abstract_head(config: HeadConfig) -> HeadParams:
@@ -119,6 +142,20 @@ def read_features(
 def feed_hidden(params: HeadParams, hidden: Float[Array, "... D"]) -> Float[Array, "... D"]:
     """Q·h: what the head's own hidden state at a position adds to the embedding of the next token."""
     return _normalised(hidden) @ params.feed
+
+
+def later_logits(
+    config: HeadConfig,
+    params: HeadParams,
+    hidden: Float[Array, "B T D"],
+    drawn: Int[Array, "B T"],
+    number: Int[Array, ""] | int,
+) -> Float[Array, "B T V"]:
+    """Logits of draft `number` ≥ 2 of a parallel head, from the hidden state of its round and the token
+    that was drawn before it."""
+    own = [_normalised(x) for x in (hidden, embed(config.body, params.body, drawn))]
+    moved = jnp.concatenate(own, axis=-1) @ params.feed[number - 2]
+    return readout(config.body, params.body, hidden + moved)
 
 
 class HeadOutputs(NamedTuple):
@@ -223,15 +260,26 @@ def unrolled(
       params: Parameters.
       tokens: Token ids.
       features: The target's features of the same tokens; those of the last are not read.
-      drafts: K, at least 1.
+      drafts: K, at least 1; of a parallel head at most as many as it gives.
 
     Returns:
       Logits of the token after each position; draft k means nothing before position k − 1.
     """
     B, T = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
-    kept: Any = ((),) * config.body.layers
     added = _after(read_features(config, params, features))
+    if config.parallel:
+        require(
+            drafts <= config.parallel,
+            f"a parallel head of {config.parallel} drafts is asked for {drafts}.",
+        )
+        out = head_outputs(config, params, tokens, added, positions, None)
+        later = [
+            later_logits(config, params, _shifted(out.hidden, k - 1, 1), tokens, k)
+            for k in range(2, drafts + 1)
+        ]
+        return jnp.stack([out.logits, *later])
+    kept: Any = ((),) * config.body.layers
     logits = []
     for _ in range(drafts):
         out = head_outputs(config, params, tokens, added, positions, kept, _attend_unrolled)

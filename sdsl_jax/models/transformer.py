@@ -307,6 +307,37 @@ class Transformer(nnx.Module):
         if not config.tie_embeddings:
             self.head = nnx.Param(_normal(table**-0.5)(rngs.params(), (table, config.vocab_size)))
 
+    def embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Embeddings of tokens, as they enter the residual stream."""
+        c = self.config
+        dtype = self.blocks[0].attention_norm.scale[...].dtype
+        x_BTE = lookup(self.embedding[...], tokens_BT, dtype, clip=c.ids > c.vocab_size)
+        if c.scale_embedding:
+            # Unit-variance activations, so that the tied matrix can keep the small scale that
+            # logits want.
+            x_BTE = x_BTE * c.width**0.5
+        x_BTD = linear(x_BTE, self.project_in[...], (c.width,))[0] if c.embedding_width else x_BTE
+        return x_BTD
+
+    def readout(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Logits from the residual stream after the last block."""
+        c = self.config
+        if c.final_norm:
+            x_BTD = self.final_norm(x_BTD)
+        x_BTE = x_BTD
+        if c.embedding_width:
+            x_BTE = linear(x_BTD, self.project_out[...], (c.embedding_width,))[0]
+        table = self.embedding if c.tie_embeddings else self.head
+        logits_BTV = logits(x_BTE, table[...], c.tie_embeddings)
+        if c.ids > c.vocab_size:
+            # Finite, so that nothing turns into 0 · ∞; ids without a row are clipped to the last
+            # one where they come in.
+            beyond = [(0, 0), (0, 0), (0, c.ids - c.vocab_size)]
+            logits_BTV = jnp.pad(
+                logits_BTV, beyond, constant_values=jnp.finfo(logits_BTV.dtype).min / 2
+            )
+        return logits_BTV
+
     def __call__(
         self,
         tokens_BT: Int[Array, "B T"],
@@ -344,13 +375,7 @@ class Transformer(nnx.Module):
             rotation = rotary_tables(
                 positions_BT[..., None], c.rotated, c.rope_theta, c.rope_scaling
             )
-        dtype = self.blocks[0].attention_norm.scale[...].dtype
-        x_BTE = lookup(self.embedding[...], tokens_BT, dtype, clip=c.ids > c.vocab_size)
-        if c.scale_embedding:
-            # Unit-variance activations, so that the tied matrix can keep the small scale that
-            # logits want.
-            x_BTE = x_BTE * c.width**0.5
-        x_BTD = linear(x_BTE, self.project_in[...], (c.width,))[0] if c.embedding_width else x_BTE
+        x_BTD = self.embed(tokens_BT)
         if c.positions == "learned":
             # A block of drafts may reach beyond the table, where a decoder keeps nothing: any row
             # will do there.
@@ -367,20 +392,7 @@ class Transformer(nnx.Module):
             run = nnx.remat(Block.__call__) if remat else Block.__call__
             x_BTD, layers[i] = run(block, x_BTD, positions_BT, rotation, layers[i], attend_by)
             streams.append(x_BTD)
-        if c.final_norm:
-            x_BTD = self.final_norm(x_BTD)
-        x_BTE = x_BTD
-        if c.embedding_width:
-            x_BTE = linear(x_BTD, self.project_out[...], (c.embedding_width,))[0]
-        table = self.embedding if c.tie_embeddings else self.head
-        logits_BTV = logits(x_BTE, table[...], c.tie_embeddings)
-        if c.ids > c.vocab_size:
-            # Finite, so that nothing turns into 0 · ∞; ids without a row are clipped to the last
-            # one where they come in.
-            beyond = [(0, 0), (0, 0), (0, c.ids - c.vocab_size)]
-            logits_BTV = jnp.pad(
-                logits_BTV, beyond, constant_values=jnp.finfo(logits_BTV.dtype).min / 2
-            )
+        logits_BTV = self.readout(x_BTD)
         written: Any = None
         if attend_by is not None:
             written = tuple(layers)
@@ -434,6 +446,20 @@ def outputs(
 ) -> Outputs:
     """`Transformer.__call__` with all its outputs and arguments, as a pure function of parameters."""
     return nnx.merge(_graph(config)[0], params)(tokens_BT, positions_BT, cache, remat, **more)
+
+
+def embed(
+    config: ModelConfig, params: Params, tokens_BT: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
+    """`Transformer.embed` as a pure function of parameters."""
+    return nnx.merge(_graph(config)[0], params).embed(tokens_BT)
+
+
+def readout(
+    config: ModelConfig, params: Params, x_BTD: Float[Array, "B T D"]
+) -> Float[Array, "B T V"]:
+    """`Transformer.readout` as a pure function of parameters."""
+    return nnx.merge(_graph(config)[0], params).readout(x_BTD)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "capacity", "taps"))

@@ -52,8 +52,8 @@ class ModelRecord:
         weights
       teacher_digest: params_digest of the target whose probabilities it learnt from
       parent_digest: params_digest of the model that its training started from
-      kind: what kind of draft it is: empty for a model of its own, head for one that reads its
-        target's hidden states
+      kind: what kind of draft it is: empty for a model of its own; head for one that reads its
+        target's hidden states, parallel-head if one pass of it gives all drafts
     """
 
     model_id: str

@@ -122,6 +122,6 @@ def make_record(
         objective=plan.rung.objective,
         teacher_digest=plan.teacher_digest,
         parent_digest=plan.parent.digest if plan.parent else "",
-        kind="head" if plan.head else "",
+        kind=plan.rung.kind,
         **held_out_losses(trainer.config, plan, params, dataset, trainer.recipe.evaluation_windows),
     )

@@ -44,7 +44,7 @@ class Rung:
       budgets: Token budgets, ascending.
       objective: What it is trained for; empty for a model trained on the text alone, from random
         weights.
-      head: Whether it reads the teacher's hidden states.
+      kind: What kind of draft it is; empty for a model of its own.
     """
 
     role: str
@@ -52,11 +52,11 @@ class Rung:
     seed: int
     budgets: tuple[int, ...]
     objective: ObjectiveName | Literal[""] = ""
-    head: bool = False
+    kind: Literal["", "head", "parallel-head"] = ""
 
     @property
     def _trained_for(self) -> str:
-        return "-head" * self.head + (f"-{self.objective}" if self.objective else "")
+        return "".join(f"-{part}" for part in (self.kind, self.objective) if part)
 
     @property
     def name(self) -> str:
@@ -89,8 +89,13 @@ def rungs(config: StudyConfig) -> list[Rung]:
         "draft": distil.objectives if distil.active else ("",),
         "target": ("",),
     }
+    head: Literal["head", "parallel-head"] = "parallel-head" if distil.parallel else "head"
+    kinds: dict[str, Literal["", "head", "parallel-head"]] = {
+        "draft": head if distil.taps else "",
+        "target": "",
+    }
     ladder_rungs = [
-        Rung(role, n, seed, tuple(sorted(tokens)), objective, role == "draft" and bool(distil.taps))
+        Rung(role, n, seed, tuple(sorted(tokens)), objective, kinds[role])
         for role, n, tokens in sizes
         for objective in objectives[role]
         for seed in (
@@ -183,7 +188,10 @@ def plan_rungs(config: StudyConfig, dataset: Dataset, folder: Path) -> list[Plan
     for rung in rungs(config):
         model = member(config.family, rung.params, dataset.tokenizer.vocab_size)
         body = counts = count(model, dataset.sequence_length / 2)
-        head = HeadConfig(model, width, distil.taps) if rung.head else None
+        head = None
+        if rung.kind:
+            parallel = distil.unrolled if distil.parallel else 0
+            head = HeadConfig(model, width, distil.taps, parallel)
         if head is not None:
             counts = head_counts(head, body)
         schedule = make_schedule(
@@ -206,7 +214,7 @@ def data_seed(config: StudyConfig, rung: Rung) -> int:
 
 def needs_teacher(config: StudyConfig, rung: Rung) -> bool:
     """Whether a rung's batches come from the teacher."""
-    told = rung.objective != "ce" or config.distil.text == "samples" or rung.head
+    told = rung.objective != "ce" or config.distil.text == "samples" or bool(rung.kind)
     return bool(rung.objective) and told
 
 

@@ -75,16 +75,17 @@ def test_the_first_draft_is_told_what_the_target_saw_before_it(text):
 
 
 @pytest.mark.parametrize(
-    ("window", "poison"),
+    ("window", "parallel", "poison"),
     [
-        (4, np.nan),
-        pytest.param(2, np.inf, marks=pytest.mark.slow),
-        pytest.param(5, 0.0, marks=pytest.mark.slow),
+        (4, 0, np.nan),
+        (4, 4, np.nan),
+        pytest.param(2, 0, np.inf, marks=pytest.mark.slow),
+        pytest.param(5, 0, 0.0, marks=pytest.mark.slow),
     ],
 )
-def test_cached_drafts_after_any_rounds_are_the_unrolled_ones(text, window, poison):
+def test_cached_drafts_after_any_rounds_are_the_unrolled_ones(text, window, parallel, poison):
     """Random acceptances and rejections, driven by hand; features of rejected tokens are poisoned."""
-    target, some = model(2, 2), head()
+    target, some = model(2, 2), head(parallel=parallel)
     features = features_of(target, some.config.taps, text)
     dense = unrolled(some.config, some.params, text, features, window)
     drafter = FeatureDrafter(some.config, window)
@@ -115,6 +116,25 @@ def test_cached_drafts_after_any_rounds_are_the_unrolled_ones(text, window, pois
         buffer = jnp.where(jnp.arange(LENGTH)[None] < lengths[:, None], text, 0)
 
 
+def test_a_parallel_head_has_no_more_drafts_than_it_gives(text):
+    """Draft k reads the hidden state of its round and the token before it; beyond K there is none."""
+    target, some = model(2, 2), head(parallel=2)
+    features = features_of(target, some.config.taps, text)
+    logits = unrolled(some.config, some.params, text, features, 2)
+    changed = text.at[:, 6].set((text[:, 6] + 1) % 4)
+    others = unrolled(some.config, some.params, changed, features, 2)
+    # The second draft after position 6 was told token 6 and the round that ended at 5, whose body
+    # has not read token 6; after 7, the other way round.
+    assert not np.allclose(others[1, :, 6], logits[1, :, 6])
+    assert not np.allclose(others[1, :, 7], logits[1, :, 7])
+    np.testing.assert_array_equal(others[:, :, :6], logits[:, :, :6])
+    decoded = speculate(some, target, np.asarray(text[:, :3]), lookahead=4, new_tokens=9, seed=2)
+    proposed = np.asarray(decoded.events.proposed)
+    assert set(proposed[np.asarray(decoded.events.emitted) > 0]) == {2}
+    with pytest.raises(SdslError, match="of 2 drafts is asked for 3"):
+        unrolled(some.config, some.params, text, features, 3)
+
+
 @pytest.mark.slow
 def test_rows_do_not_see_each_other(text):
     target, some = model(2, 2), head()
@@ -132,10 +152,11 @@ def test_rows_do_not_see_each_other(text):
         pytest.param(
             cell,
             marks=pytest.mark.slow
-            if (cell.lookahead, cell.verification, cell.temperature) == (2, "block", 0.7)
+            if (cell.kind, cell.lookahead, cell.verification, cell.temperature)
+            in (("head", 2, "block", 0.7), ("parallel-head", 4, "token", 1.0))
             else pytest.mark.release,
         )
-        for cell in kind_cells(("head",))
+        for cell in kind_cells(("head", "parallel-head"))
     ],
     ids=str,
 )

@@ -611,3 +611,36 @@ def test_heads_and_plain_drafts_are_not_fitted_together(models, tmp_path):
     with pytest.raises(SdslError, match="different objectives: head tv, tv"):
         fit_loss(tmp_path)
     assert fit_loss(tmp_path, objective="head tv", starts=4, bootstrap=20).record.n == 6
+
+
+@pytest.mark.slow
+def test_a_parallel_head_is_trained_saved_and_measured(measured_study, models, dataset, tmp_path):
+    config = distil(
+        measured_study,
+        models,
+        tmp_path / "cache",
+        taps=[1],
+        unrolled=3,
+        parallel=True,
+        objective="kl",
+    )
+    records = drafts(config, dataset, tmp_path)
+    assert [r.kind for r in records] == ["parallel-head"] * 2
+    assert records[-1].model_id == "draft-600-8k-parallel-head-kl-s0"
+    loaded = load_model_folder(tmp_path / records[-1].checkpoint)
+    assert loaded.head.parallel == 3
+    assert loaded.params.feed.shape == (2, 2 * loaded.config.width, loaded.config.width)
+    target = load_model_folder(
+        measured_study / next(r for r in models if r.role == "target").checkpoint
+    ).model
+    windows = dataset.text("train").windows(32)[:, :-1]
+    now = head_overlap(loaded.draft, target, windows, first=0, drafts=3).drafts
+    start = Head(loaded.head, graft(loaded.head, loaded.params.body))
+    before = head_overlap(start, target, windows, first=0, drafts=3).drafts
+    # With Q = 0 the later drafts would guess the token after the round's last one again.
+    assert all(a.mean(0.9).estimate > b.mean(0.9).estimate for a, b in zip(now[1:], before[1:]))
+
+
+def test_a_parallel_head_needs_taps():
+    with pytest.raises(SdslError, match=r"distil\.parallel needs distil\.taps"):
+        tiny(distil={"teacher": "x", "objective": "kl", "parallel": True})
