@@ -431,7 +431,7 @@ def stale_draft_cache(monkeypatch):
         logits, state = forward(
             self.config, params, jnp.take_along_axis(tokens, last, axis=1), last, state
         )
-        return self._proposal(logits[:, -1], sampling), state
+        return drafters.model_proposal(logits[:, -1], sampling), state
 
     monkeypatch.setattr(drafters.ModelDrafter, "first", first)
 
