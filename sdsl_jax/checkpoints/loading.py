@@ -310,6 +310,29 @@ def load_recorded(record: ModelRecord, folder: Path) -> LoadedModel:
     return loaded
 
 
+def require_same_text(model: LoadedModel, dataset: Dataset, called: str) -> None:
+    """Checks that a model reads the windows of a corpus.
+
+    Args:
+      model: The model.
+      dataset: The corpus of a study.
+      called: What messages call the model.
+
+    Raises:
+      SdslError: It has another tokenizer, or was trained on shorter sequences.
+    """
+    require(
+        fingerprint(model.tokenizer) == fingerprint(dataset.tokenizer),
+        f"{called} has another tokenizer ({model.tokenizer.kind}, {model.tokenizer.vocab_size} entries) than the study "
+        f"({dataset.tokenizer.kind}, {dataset.tokenizer.vocab_size} entries); they must share one.",
+    )
+    require(
+        model.longest >= dataset.sequence_length,
+        f"{called} was trained on sequences of {model.longest} tokens; it must be at least data.sequence_length "
+        f"({dataset.sequence_length}).",
+    )
+
+
 def load_other_models(
     folder: Path,
     setting: str,
@@ -339,17 +362,8 @@ def load_other_models(
         if not wanted(record):
             continue
         loaded = load_recorded(record, folder)
-        require(
-            fingerprint(loaded.tokenizer) == fingerprint(dataset.tokenizer),
-            f"the {record.role} {record.model_id} of {setting} ({folder}) has another tokenizer ({loaded.tokenizer.kind}, "
-            f"{loaded.tokenizer.vocab_size} entries) than the study ({dataset.tokenizer.kind}, "
-            f"{dataset.tokenizer.vocab_size} entries); they must share one.",
-        )
-        require(
-            loaded.longest >= dataset.sequence_length,
-            f"the {record.role} {record.model_id} of {setting} ({folder}) was trained on sequences of "
-            f"{loaded.longest} tokens; it must be at least data.sequence_length ({dataset.sequence_length}).",
-        )
+        called = f"the {record.role} {record.model_id} of {setting} ({folder})"
+        require_same_text(loaded, dataset, called)
         checkpoint = os.path.relpath(folder / record.checkpoint, study)
         records.append(
             dataclasses.replace(record, model_id=prefix + record.model_id, checkpoint=checkpoint)

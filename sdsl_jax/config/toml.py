@@ -79,6 +79,10 @@ def _wanted(annotation: Any) -> str:
         return f'{_wanted(arguments[0])} such as 125e6, or a string such as "125M"'
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(_wanted, arguments))
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, arguments))}"
+    if origin is tuple and typing.get_origin(arguments[0]) is Literal:
+        return "an array of such"
     if origin is tuple:
         of = (
             typing.get_args(arguments[0])[0]

@@ -235,17 +235,13 @@ def speculate(
         require_positions(draft, longest, "draft")
     capacity = buffer + max_lookahead + 1
     with jax.default_matmul_precision("highest"):
-        features = None
-        if drafter.taps:
-            cache, features = prefill_with_features(
-                target.config,
-                target.params,
-                requests.prompts,
-                capacity=capacity,
-                taps=drafter.taps,
-            )
-        else:
-            cache = prefill(target.config, target.params, requests.prompts, capacity=capacity)
+        cache, features = prefill_with_features(
+            target.config,
+            target.params,
+            requests.prompts,
+            capacity=capacity,
+            taps=drafter.taps,
+        )
         decoded = loop.speculative_loop(
             drafter,
             target.config,

@@ -16,7 +16,8 @@ from sdsl_jax.decoding import Model, Sampling
 from sdsl_jax.device import device_name
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.clock import Entrant, cache_slots, time_decoders
-from sdsl_jax.measurement.stage import load_models, prompts
+from sdsl_jax.measurement.stage import prompts
+from sdsl_jax.measurement.study_models import load_models
 from sdsl_jax.measurement.threads import computing_threads
 from sdsl_jax.progress import Progress
 from sdsl_jax.records import ClockRecord, ModelRecord, RunRecord, longest_trained

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas
 
-from sdsl_jax.checkpoints.loading import load_other_models, load_recorded
+from sdsl_jax.checkpoints.loading import load_other_models
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset, Text
 from sdsl_jax.data.domains import SourceMissing, domain_files, load_domain
-from sdsl_jax.decoding import Head, Model, Sampling, autoregress, speculate
+from sdsl_jax.decoding import Model, Sampling, autoregress, speculate
 from sdsl_jax.device import device_name
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.events import event_columns, summarise
@@ -25,6 +25,7 @@ from sdsl_jax.measurement.latency import Step, side_by_side, time_steps
 from sdsl_jax.measurement.overlap import ModelScores, pairwise_overlap
 from sdsl_jax.measurement.pair_records import PairName, PairRows
 from sdsl_jax.measurement.replay import expected_rounds
+from sdsl_jax.measurement.study_models import StudyModels, by_role, load_heads, load_models
 from sdsl_jax.progress import Progress
 from sdsl_jax.records import (
     AcceptanceRecord,
@@ -73,30 +74,6 @@ class _Domain(NamedTuple):
     temperatures: tuple[float, ...]
 
 
-class _Models(NamedTuple):
-    """Models by name.
-
-    Attributes:
-      drafts: Drafts that are models of their own.
-      targets: Targets.
-      heads: Heads on the hidden states of one of the targets, each with the name of that target.
-    """
-
-    drafts: dict[str, Model]
-    targets: dict[str, Model]
-    heads: dict[str, tuple[Head, str]]
-
-    @property
-    def pairs(self) -> list[tuple[str, str]]:
-        """Every draft with every target, and every head with its own."""
-        every = [(d, t) for d in self.drafts for t in self.targets]
-        return every + [(name, target) for name, (_, target) in self.heads.items()]
-
-    def draft(self, name: str) -> Model | Head:
-        """A draft of any kind."""
-        return self.heads[name][0] if name in self.heads else self.drafts[name]
-
-
 def domain(config: StudyConfig) -> str:
     """Name of the study's own contexts: the test split of the corpus."""
     if config.data.source == "sotu":
@@ -104,44 +81,10 @@ def domain(config: StudyConfig) -> str:
     return f"last {config.data.test_fraction:.0%} of {config.data.source}"
 
 
-def load_models(records: list[ModelRecord], study: Path) -> dict[str, Model]:
-    """The models of the records that stand by themselves, each with its parameters checked against
-    the recorded digest."""
-    return {r.model_id: load_recorded(r, study).model for r in records if not r.kind}
-
-
-def _heads(records: list[ModelRecord], study: Path) -> dict[str, tuple[Head, str]]:
-    """The heads among the records, with the names of their targets.
-
-    Raises:
-      SdslError: The target of a head is none of the study's.
-    """
-    targets = {r.params_digest: r.model_id for r in records if r.role == "target"}
-    heads = {}
-    for record in records:
-        if record.kind:
-            require(
-                record.teacher_digest in targets,
-                f"{record.model_id} is a head on a target that is none of the study's.",
-            )
-            draft = load_recorded(record, study).draft
-            assert isinstance(draft, Head)
-            heads[record.model_id] = draft, targets[record.teacher_digest]
-    return heads
-
-
 def prompts(config: StudyConfig, text: Text, count: int) -> np.ndarray:
     """The first tokens of windows spread over a text, int32 [count, prompt_tokens]."""
     windows = text.windows(count)
     return windows[np.arange(count) % len(windows), : config.measure.prompt_tokens]
-
-
-def _by_role(models: dict[str, Model], records: list[ModelRecord]) -> _Models:
-    def of(role: str) -> dict[str, Model]:
-        names = [r.model_id for r in records if r.role == role and r.model_id in models]
-        return {name: models[name] for name in names}
-
-    return _Models(of("draft"), of("target"), {})
 
 
 def _rows(
@@ -180,7 +123,7 @@ def measure_study(
         f"measure.prompts is {m.prompts}; the test split has only {available} sequences to take prompts from.",
     )
     loaded = load_models(records, study)
-    models = _by_role(loaded, records)._replace(heads=_heads(records, study))
+    models = by_role(loaded, records)._replace(heads=load_heads(records, study))
     # How long a model was trained does not change its speed: one of each shape is timed.
     of_text = [r for r in records if r.trained_for == "text"]
     largest = {
@@ -239,7 +182,7 @@ class _PairRun(NamedTuple):
 
 
 def _decode(
-    config: StudyConfig, models: _Models, texts: np.ndarray, run: tuple[str, str, int]
+    config: StudyConfig, models: StudyModels, texts: np.ndarray, run: tuple[str, str, int]
 ) -> _PairRun:
     """Decodes the prompts with a draft, a target and a lookahead."""
     m, (draft_id, target_id, lookahead) = config.measure, run
@@ -275,7 +218,7 @@ def _decode(
 
 
 def _exact(
-    config: StudyConfig, dataset: Dataset, models: _Models, progress: Progress
+    config: StudyConfig, dataset: Dataset, models: StudyModels, progress: Progress
 ) -> tuple[list[AcceptanceRecord], list[ExpectedRecord]]:
     """Teacher-forced α on held-out text and on every target's own samples, with the expected rounds
     of the latter."""
@@ -304,50 +247,77 @@ def _exact(
     return rows, expected
 
 
+def _own_samples(
+    config: StudyConfig, text: Text, target: Model, temperature: float, seed: int
+) -> np.ndarray:
+    """A target's own continuations of a text, int32 [prompts, prompt_tokens + new_tokens]."""
+    decoded = autoregress(
+        target,
+        prompts(config, text, config.measure.prompts),
+        new_tokens=config.measure.new_tokens,
+        sampling=Sampling(temperature),
+        seed=seed,
+    )
+    return np.asarray(decoded.tokens)
+
+
+def _expected(
+    config: StudyConfig, rows: PairRows, drawn: np.ndarray, largest: int
+) -> list[ExpectedRecord]:
+    """The expected rounds of a pair up to a largest lookahead."""
+    # Every lookahead counts the same starts: what differs between two is the lookahead alone.
+    outcomes = expected_rounds(
+        drawn,
+        largest,
+        lengths=drawn.shape[1] - config.measure.expected_lookahead + 1,
+        confidence=config.measure.confidence,
+    )
+    return [rows.expected(each, len(drawn)) for each in outcomes]
+
+
 def _exact_heads(
-    config: StudyConfig, dataset: Dataset, models: _Models
+    config: StudyConfig, dataset: Dataset, models: StudyModels
 ) -> tuple[list[AcceptanceRecord], list[ExpectedRecord]]:
     """α of every head with its target, on text and on the target's own samples: of its first draft,
     and of each later one; with the expected rounds."""
-    m, sampling = config.measure, Sampling(config.measure.temperature)
-    text = dataset.text("test")
-    rows, expected = [], []
+    m, text = config.measure, dataset.text("test")
+    samples = {
+        target_id: _own_samples(config, text, models.targets[target_id], m.temperature, config.seed)
+        for target_id in {target_id for _, target_id in models.heads.values()}
+    }
+    acceptance, expected = [], []
     for name, (head, target_id) in models.heads.items():
-        target, row = models.targets[target_id], _rows(config, (name, target_id))
+        rows, tokens = _rows(config, (name, target_id)), samples[target_id]
         drafts = min(m.expected_lookahead, head.config.parallel or m.expected_lookahead)
-        compare = functools.partial(head_overlap, head, target, drafts=drafts, sampling=sampling)
-        on_text = compare(text.windows(m.text_windows)[:, :-1], first=0)
-        samples = autoregress(
-            target,
-            prompts(config, text, m.prompts),
-            new_tokens=m.new_tokens,
-            sampling=sampling,
-            seed=config.seed,
+        compare = functools.partial(
+            head_overlap,
+            head,
+            models.targets[target_id],
+            drafts=drafts,
+            sampling=Sampling(m.temperature),
         )
-        tokens = np.asarray(samples.tokens)
-        first = m.prompt_tokens - 1
-        own = compare(tokens[:, :-1], first=first, following=tokens[:, m.prompt_tokens :])
-        rows += [
-            row.overlap("teacher_forced_text", on_text.drafts[0]),
-            row.overlap("teacher_forced_samples", own.drafts[0]),
-            *(row.overlap("by_draft_samples", o, lookahead=k) for k, o in enumerate(own.drafts, 1)),
+        on_text = compare(text.windows(m.text_windows)[:, :-1], first=0)
+        own = compare(
+            tokens[:, :-1], first=m.prompt_tokens - 1, following=tokens[:, m.prompt_tokens :]
+        )
+        acceptance += [
+            rows.overlap("teacher_forced_text", on_text.drafts[0]),
+            rows.overlap("teacher_forced_samples", own.drafts[0]),
+            *(
+                rows.overlap("by_draft_samples", o, lookahead=k)
+                for k, o in enumerate(own.drafts, 1)
+            ),
         ]
         assert own.drawn is not None
-        outcomes = expected_rounds(
-            own.drawn,
-            drafts,
-            lengths=own.drawn.shape[1] - m.expected_lookahead + 1,
-            confidence=m.confidence,
-        )
-        expected += [row.expected(each, len(own.drawn)) for each in outcomes]
-    return rows, expected
+        expected += _expected(config, rows, own.drawn, drafts)
+    return acceptance, expected
 
 
 def _on_samples(
     config: StudyConfig,
     where: _Domain,
     temperature: float,
-    models: _Models,
+    models: StudyModels,
     target_id: str,
     seed: int,
     advance: Callable[[int], None],
@@ -358,15 +328,8 @@ def _on_samples(
     """α of all drafts on a target's own continuations of a domain, and the expected rounds if they
     are asked for."""
     m, target = config.measure, models.targets[target_id]
-    samples = autoregress(
-        target,
-        prompts(config, where.text, m.prompts),
-        new_tokens=m.new_tokens,
-        sampling=Sampling(temperature),
-        seed=seed,
-    )
+    tokens = _own_samples(config, where.text, target, temperature, seed)
     sampled()
-    tokens = np.asarray(samples.tokens)
     scored = pairwise_overlap(
         models.drafts,
         {target_id: target},
@@ -383,14 +346,7 @@ def _on_samples(
     expected = []
     for draft_id in scored.drafts if rounds else ():
         drawn = scored.drawn_acceptance(draft_id, target_id)
-        # Every lookahead counts the same starts: what differs between two is the lookahead alone.
-        outcomes = expected_rounds(
-            drawn,
-            m.expected_lookahead,
-            lengths=drawn.shape[1] - m.expected_lookahead + 1,
-            confidence=m.confidence,
-        )
-        expected += [rows[draft_id, target_id].expected(each, len(drawn)) for each in outcomes]
+        expected += _expected(config, rows[draft_id, target_id], drawn, m.expected_lookahead)
     return acceptance, expected
 
 
@@ -495,8 +451,8 @@ def measure_conditions(
     domains = _domains(config, dataset, progress)
     own = load_models(records, study)
     other_records, others = load_other_drafts(config, dataset, study)
-    drafts, targets, _ = _by_role(own, records)
-    models = _Models(drafts | others, targets, {})
+    drafts, targets, _ = by_role(own, records)
+    models = StudyModels(drafts | others, targets, {})
     progress.start("conditions", sum(_units(config, each, models) for each in domains))
     rows: list[AcceptanceRecord] = []
     losses: list[LossRecord] = []
@@ -546,7 +502,7 @@ def _domains(config: StudyConfig, dataset: Dataset, progress: Progress) -> list[
     return domains
 
 
-def _units(config: StudyConfig, where: _Domain, models: _Models) -> int:
+def _units(config: StudyConfig, where: _Domain, models: StudyModels) -> int:
     drafts, targets = len(models.drafts), len(models.targets)
     windows = min(config.measure.text_windows, where.text.window_count)
     each = _RUN_UNITS + -(-config.measure.prompts // 32) * (drafts + 1)
@@ -554,7 +510,7 @@ def _units(config: StudyConfig, where: _Domain, models: _Models) -> int:
 
 
 def _on_text(
-    config: StudyConfig, where: _Domain, models: _Models, advance: Callable[[int], None]
+    config: StudyConfig, where: _Domain, models: StudyModels, advance: Callable[[int], None]
 ) -> tuple[list[AcceptanceRecord], list[LossRecord]]:
     """α on text at every temperature, and the losses of all models there, which are at temperature 1
     by definition."""

@@ -196,11 +196,6 @@ def head_outputs(
     return HeadOutputs(out.logits, out.cache, out.features)
 
 
-def _after(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    """Each position's predecessor; zeros at the first."""
-    return jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-
-
 def _shifted(x: Array, by: int, axis: int) -> Array:
     """What stands `by` positions earlier along an axis; zeros before the first."""
     padding = [(0, 0)] * x.ndim
@@ -267,7 +262,7 @@ def unrolled(
     """
     B, T = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
-    added = _after(read_features(config, params, features))
+    added = _shifted(read_features(config, params, features), 1, 1)
     if config.parallel:
         require(
             drafts <= config.parallel,
@@ -284,7 +279,7 @@ def unrolled(
     for _ in range(drafts):
         out = head_outputs(config, params, tokens, added, positions, kept, _attend_unrolled)
         logits.append(out.logits)
-        kept, added = out.cache, _after(feed_hidden(params, out.hidden))
+        kept, added = out.cache, _shifted(feed_hidden(params, out.hidden), 1, 1)
     return jnp.stack(logits)
 
 

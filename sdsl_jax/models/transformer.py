@@ -470,25 +470,20 @@ def prefill_with_features(
     *,
     capacity: int,
     taps: tuple[int, ...],
-) -> tuple[KVCache, Float[Array, "B T F"]]:
-    """`prefill`, with the features of every position of the prompts."""
-    empty = init_cache(config, tokens_BT.shape[0], capacity, activation_dtype(params))
-    _, cache, features = outputs(config, params, tokens_BT, cache=empty, taps=taps)
-    assert cache is not None
-    assert features is not None
-    return cache, features
-
-
-@functools.partial(jax.jit, static_argnames=("config", "capacity"))
-def prefill(
-    config: ModelConfig, params: Params, tokens_BT: Int[Array, "B T"], *, capacity: int
-) -> KVCache:
-    """A cache of `capacity` positions that has seen every prompt.
+) -> tuple[KVCache, Float[Array, "B T F"] | None]:
+    """A cache of `capacity` positions that has seen every prompt, and the features of every position;
+    None without taps.
 
     Padding on the right is seen as well, and overwritten before anything can attend to it. Compiled
     apart from the decoding loops, so that the many pairs of a study share it.
     """
     empty = init_cache(config, tokens_BT.shape[0], capacity, activation_dtype(params))
-    _, cache = forward(config, params, tokens_BT, cache=empty)
-    assert cache is not None
-    return cache
+    _, cache, features = outputs(config, params, tokens_BT, cache=empty, taps=taps)
+    return cache, features
+
+
+def prefill(
+    config: ModelConfig, params: Params, tokens_BT: Int[Array, "B T"], *, capacity: int
+) -> KVCache:
+    """The cache alone of `prefill_with_features`."""
+    return prefill_with_features(config, params, tokens_BT, capacity=capacity, taps=())[0]

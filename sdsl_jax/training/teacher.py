@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sdsl_jax.cache_folders import locked, maker_lock, teachers_folder
-from sdsl_jax.checkpoints.loading import is_published
+from sdsl_jax.checkpoints.loading import is_published, require_same_text
 from sdsl_jax.checkpoints.model_folder import (
     PARAMS,
     RECORD,
@@ -40,7 +40,6 @@ from sdsl_jax.checkpoints.model_folder import (
 from sdsl_jax.config import DistilConfig, StudyConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.data.shards import id_type
-from sdsl_jax.data.tokenizer import fingerprint
 from sdsl_jax.decoding import Sampling, autoregress
 from sdsl_jax.digests import file_sha256, json_sha256
 from sdsl_jax.errors import SdslError, require
@@ -212,17 +211,7 @@ def load_teacher(config: StudyConfig, dataset: Dataset) -> LoadedModel:
         teacher.head is None,
         f"distil.teacher is {config.distil.teacher!r}, a head on the hidden states of another model; it cannot be a teacher.",
     )
-    require(
-        fingerprint(teacher.tokenizer) == fingerprint(dataset.tokenizer),
-        f"the teacher {config.distil.teacher} has another tokenizer ({teacher.tokenizer.kind}, "
-        f"{teacher.tokenizer.vocab_size} entries) than the study ({dataset.tokenizer.kind}, "
-        f"{dataset.tokenizer.vocab_size} entries); they must share one.",
-    )
-    require(
-        teacher.longest >= dataset.sequence_length,
-        f"the teacher {config.distil.teacher} was trained on sequences of {teacher.longest} tokens; it must be at least "
-        f"data.sequence_length ({dataset.sequence_length}).",
-    )
+    require_same_text(teacher, dataset, f"the teacher {config.distil.teacher}")
     return teacher
 
 

@@ -410,7 +410,14 @@ def test_a_parent_of_another_seed_or_shape_is_refused(measured_study, models, da
         ),
         ({"text": "samples", "teacher": "", "objective": "ce"}, "which needs distil.teacher"),
         ({"objective": ["kl", "kl"]}, "repeats a value"),
-        ({"objective": "huber"}, r"distil.objective is 'huber'"),
+        (
+            {"objective": "huber"},
+            r"distil.objective is 'huber'; it must be one of 'ce', 'kl', .*'hybrid' or an array of such",
+        ),
+        (
+            {"objective": ["tv", "huber"]},
+            r"distil.objective is \['tv', 'huber'\]; it must be one of",
+        ),
         ({"text": "samples", "prompt_tokens": 40}, "it must be less than data.sequence_length"),
         ({"taps": [1], "unrolled": 33}, "distil.unrolled is 33; it must be at most 32"),
         (

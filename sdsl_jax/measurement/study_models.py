@@ -1,0 +1,71 @@
+"""The models that a study measures: drafts of every kind, and targets, by their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from sdsl_jax.checkpoints.loading import load_recorded
+from sdsl_jax.decoding import Head, Model
+from sdsl_jax.errors import require
+from sdsl_jax.records import ModelRecord
+
+
+class StudyModels(NamedTuple):
+    """Models by name.
+
+    Attributes:
+      drafts: Drafts that are models of their own.
+      targets: Targets.
+      heads: Heads on the hidden states of one of the targets, each with the name of that target.
+    """
+
+    drafts: dict[str, Model]
+    targets: dict[str, Model]
+    heads: dict[str, tuple[Head, str]]
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every draft with every target, and every head with its own."""
+        every = [(d, t) for d in self.drafts for t in self.targets]
+        return every + [(name, target) for name, (_, target) in self.heads.items()]
+
+    def draft(self, name: str) -> Model | Head:
+        """A draft of any kind."""
+        return self.heads[name][0] if name in self.heads else self.drafts[name]
+
+
+def load_models(records: list[ModelRecord], study: Path) -> dict[str, Model]:
+    """The models of the records that stand by themselves, each with its parameters checked against
+    the recorded digest."""
+    return {r.model_id: load_recorded(r, study).model for r in records if not r.kind}
+
+
+def by_role(models: dict[str, Model], records: list[ModelRecord]) -> StudyModels:
+    """Loaded models as drafts and targets, without heads."""
+
+    def of(role: str) -> dict[str, Model]:
+        names = [r.model_id for r in records if r.role == role and r.model_id in models]
+        return {name: models[name] for name in names}
+
+    return StudyModels(of("draft"), of("target"), {})
+
+
+def load_heads(records: list[ModelRecord], study: Path) -> dict[str, tuple[Head, str]]:
+    """The heads among the records, with the names of their targets.
+
+    Raises:
+      SdslError: The target of a head is none of the study's.
+    """
+    targets = {r.params_digest: r.model_id for r in records if r.role == "target"}
+    heads = {}
+    for record in records:
+        if record.kind:
+            require(
+                record.teacher_digest in targets,
+                f"{record.model_id} is a head on a target that is none of the study's.",
+            )
+            draft = load_recorded(record, study).draft
+            assert isinstance(draft, Head)
+            heads[record.model_id] = draft, targets[record.teacher_digest]
+    return heads
