@@ -225,6 +225,11 @@ class TrainingConfig:
 ObjectiveName = Literal["ce", "kl", "reverse-kl", "js", "tv", "log-acceptance", "hybrid"]
 
 
+DraftKind = Literal["", "head", "parallel-head", "early-exit", "pruned", "nested"]
+# Kinds that can do nothing without their target.
+HEAD_KINDS = ("head", "parallel-head")
+
+
 @dataclass(frozen=True)
 class DistilConfig:
     """What drafts are trained for, and what they start from. Left out, drafts start from random
@@ -250,6 +255,11 @@ class DistilConfig:
       unrolled: Drafts of a round that a head is trained for, at least the largest lookahead in use.
       parallel: Whether one pass of a head gives all its drafts, `unrolled` of them, instead of a pass
         for each.
+      cut: What drafts are cut out of, for those that are no models of their own: "early-exit" (the
+        teacher's first blocks, frozen, with a readout of their own), "pruned" (the blocks, heads and
+        hidden units that the teacher can spare least), or "nested" (one model for all sizes, trained
+        together with slices of itself).
+      trained_blocks: Last blocks of an early exit that are trained as well.
       draft_decay: How fast the weight of a head's later drafts falls: draft k weighs
         exp(−draft_decay·(k − 1)).
       cache: Folder of the teacher's probabilities; the user's cache folder if empty.
@@ -267,6 +277,8 @@ class DistilConfig:
     taps: tuple[int, ...] = ()
     unrolled: int = 4
     parallel: bool = False
+    cut: Literal["", "early-exit", "pruned", "nested"] = ""
+    trained_blocks: int = 0
     draft_decay: float = 0.0
     cache: str = ""
     cache_gb: float = 4.0
@@ -281,6 +293,7 @@ class DistilConfig:
             top="[0, inf)",
             unrolled="[1, 64]",
             draft_decay="[0, inf)",
+            trained_blocks="[0, inf)",
             cache_gb="(0, inf)",
         )
         require_distinct("distil.objective", self.objectives)
@@ -299,6 +312,22 @@ class DistilConfig:
             "distil.parallel needs distil.taps, and distil.unrolled of at least 2.",
         )
         require(
+            self.teacher or self.cut not in ("early-exit", "pruned"),
+            f"distil.cut is {self.cut!r}, a part of the teacher, which needs distil.teacher.",
+        )
+        require(
+            not (self.cut and self.taps),
+            "distil.cut and distil.taps make different kinds of draft; only one of them can be given.",
+        )
+        require(
+            not (self.init_from and self.cut in ("early-exit", "pruned")),
+            f"distil.cut is {self.cut!r}: drafts start from the teacher, so distil.init_from must be left out.",
+        )
+        require(
+            self.trained_blocks == 0 or self.cut == "early-exit",
+            "distil.trained_blocks is for early exits: distil.cut must be 'early-exit'.",
+        )
+        require(
             self.teacher or self.text == "corpus",
             "distil.text is 'samples', which needs distil.teacher.",
         )
@@ -306,7 +335,14 @@ class DistilConfig:
     @property
     def active(self) -> bool:
         """Whether drafts are trained in any other way than from scratch on the text."""
-        return bool(self.teacher or self.init_from)
+        return bool(self.teacher or self.init_from or self.cut)
+
+    @property
+    def kind(self) -> DraftKind:
+        """What kind of draft is trained; empty for models of their own."""
+        if self.taps:
+            return "parallel-head" if self.parallel else "head"
+        return self.cut
 
     @property
     def objectives(self) -> tuple[ObjectiveName, ...]:

@@ -90,6 +90,8 @@ class ModelConfig:
       embedding_width: Size of an embedding that two projections connect with the residual stream; 0
         for `width`.
       scale_embedding: Whether embeddings are multiplied by √width on their way in.
+      early_exit: Whether the readout is that of an exit from a larger model: an affine map of the
+        residual stream before the final norm, and a head of its own, stored like an embedding.
       logit_size: Number of logits; `vocab_size` if 0. Logits beyond the table are so low that they
         have no probability. For pairs whose tables are padded to different sizes.
     """
@@ -121,6 +123,7 @@ class ModelConfig:
     embedding_width: int = 0
     scale_embedding: bool = True
     logit_size: int = 0
+    early_exit: bool = False
 
     def __post_init__(self):
         for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "hidden"):
@@ -147,6 +150,10 @@ class ModelConfig:
         require(
             self.norm_position == "pre" or self.residual == "sequential",
             "norms after the residual stream and parallel branches exclude one another.",
+        )
+        require(
+            not self.early_exit or (self.tie_embeddings and not self.embedding_width),
+            "an early exit needs a model whose embedding is its head.",
         )
         require(
             self.logit_size == 0 or self.logit_size >= self.vocab_size,

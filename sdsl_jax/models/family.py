@@ -58,17 +58,20 @@ def count(config: ModelConfig, context: float) -> ModelCounts:
     c = config
     matrices, rest = _block_params(c)
     projections = 2 * c.embedding_width * c.width
+    exit_map = c.width * c.width if c.early_exit else 0
     nonembedding = (
         c.layers * (matrices + rest) + projections + (_norm_params(c) if c.final_norm else 0)
     )
+    nonembedding += exit_map + (c.width if c.early_exit else 0)
     table = c.vocab_size * c.table_width
     positions = c.max_positions * c.width if c.positions == "learned" else 0
-    total = nonembedding + positions + table * (1 if c.tie_embeddings else 2)
+    tables = 1 if c.tie_embeddings and not c.early_exit else 2
+    total = nonembedding + positions + table * tables
     attention = 4 * context * c.heads * c.head_dim * c.layers
     return ModelCounts(
         nonembedding=nonembedding,
         total=total,
-        flops_per_token=2 * (c.layers * matrices + projections + table) + attention,
+        flops_per_token=2 * (c.layers * matrices + projections + exit_map + table) + attention,
         weight_bytes=4 * total,
         cache_bytes_per_token=4 * 2 * c.layers * c.kv_heads * c.head_dim,
     )
@@ -87,11 +90,14 @@ def shape_rule(family: FamilyConfig, vocab_size: int, sequence_length: int) -> S
     )
 
 
-def member(family: FamilyConfig, params: int, vocab_size: int) -> ModelConfig:
+def member(
+    family: FamilyConfig, params: int, vocab_size: int, whole_heads: bool = False
+) -> ModelConfig:
     """The family's model with about `params` non-embedding parameters.
 
-    Layers and width follow the family's aspect ratio, or its number of layers. The hidden size of the MLP then makes up for
-    what rounding left over.
+    Layers and width follow the family's aspect ratio, or its number of layers. The hidden size of
+    the MLP then makes up for what rounding left over. With `whole_heads` all heads have the family's
+    size, and the width is a multiple of it.
 
     Raises:
       SdslError: No member is within 10% of `params`.
@@ -102,7 +108,7 @@ def member(family: FamilyConfig, params: int, vocab_size: int) -> ModelConfig:
     heads = max(1, round(width / family.head_dim))
     kv_heads = max(1, heads // family.kv_groups)
     heads = kv_heads * max(1, round(heads / kv_heads))
-    head_dim = max(8, 8 * round(width / heads / 8))
+    head_dim = family.head_dim if whole_heads else max(8, 8 * round(width / heads / 8))
 
     def build(hidden: int) -> ModelConfig:
         return ModelConfig(

@@ -306,6 +306,12 @@ class Transformer(nnx.Module):
             self.project_out = nnx.Param(_normal(width**-0.5)(rngs.params(), (width, table)))
         if not config.tie_embeddings:
             self.head = nnx.Param(_normal(table**-0.5)(rngs.params(), (table, config.vocab_size)))
+        if config.early_exit:
+            self.exit_map = nnx.Param(jnp.zeros((width, width)))
+            self.exit_bias = nnx.Param(jnp.zeros((width,)))
+            self.exit_head = nnx.Param(
+                _normal(table**-0.5)(rngs.params(), (config.vocab_size, table))
+            )
 
     def embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Embeddings of tokens, as they enter the residual stream."""
@@ -322,12 +328,17 @@ class Transformer(nnx.Module):
     def readout(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits from the residual stream after the last block."""
         c = self.config
+        if c.early_exit:
+            x_BTD = x_BTD + _plus(linear(x_BTD, self.exit_map[...], (c.width,))[0], self.exit_bias)
         if c.final_norm:
             x_BTD = self.final_norm(x_BTD)
         x_BTE = x_BTD
         if c.embedding_width:
             x_BTE = linear(x_BTD, self.project_out[...], (c.embedding_width,))[0]
-        table = self.embedding if c.tie_embeddings else self.head
+        if c.early_exit:
+            table = self.exit_head
+        else:
+            table = self.embedding if c.tie_embeddings else self.head
         logits_BTV = logits(x_BTE, table[...], c.tie_embeddings)
         if c.ids > c.vocab_size:
             # Finite, so that nothing turns into 0 · ∞; ids without a row are clipped to the last

@@ -23,7 +23,7 @@ from sdsl_jax.records import ModelRecord
 from sdsl_jax.statistics import Interval, mean_interval
 from sdsl_jax.training.loop import RungTrainer
 from sdsl_jax.training.metrics import Tally
-from sdsl_jax.training.rungs import Plan
+from sdsl_jax.training.rungs import Plan, Slice
 from sdsl_jax.training.step import head_window_losses, window_losses
 from sdsl_jax.training.teacher import load_teacher
 
@@ -79,7 +79,12 @@ def held_out_losses(
 
 
 def make_record(
-    trainer: RungTrainer, budget: int, params: Params, tally: Tally, study: Path
+    trainer: RungTrainer,
+    budget: int,
+    params: Params,
+    tally: Tally,
+    study: Path,
+    part: Slice | None = None,
 ) -> ModelRecord:
     """Evaluates a model at the end of a token budget.
 
@@ -89,12 +94,17 @@ def make_record(
       params: Its weights, on one device.
       tally: Tally of the steps that led to them.
       study: The study's folder, from which the record names the checkpoint.
+      part: The slice of a nested draft that it is; the whole if None.
     """
     plan, dataset = trainer.plan, trainer.dataset
+    folder = plan.models[budget]
+    if part is not None:
+        folder = plan.slice_folder(budget, part)
+        plan = plan._replace(model=part.model, counts=part.counts)
     steps, available = plan.schedule.ends[budget], len(dataset.splits["train"])
     tokens = steps * plan.tokens_per_step
     return ModelRecord(
-        model_id=plan.rung.model_id(budget),
+        model_id=plan.rung.model_id(budget, part.params if part else 0),
         role=plan.rung.role,
         params_nonembedding=plan.counts.nonembedding,
         params_total=plan.counts.total,
@@ -118,7 +128,7 @@ def make_record(
         data_digest=dataset.digest,
         device=device_name(),
         versions=f"python {platform.python_version()}, jax {jax.__version__}, flax {flax.__version__}",
-        checkpoint=str((plan.models[budget] / PARAMS).relative_to(study)),
+        checkpoint=str((folder / PARAMS).relative_to(study)),
         objective=plan.rung.objective,
         teacher_digest=plan.teacher_digest,
         parent_digest=plan.parent.digest if plan.parent else "",

@@ -20,7 +20,8 @@ from sdsl_jax.checkpoints.layout import make_layout
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.errors import Diverged, SdslError, require
-from sdsl_jax.models import count, member
+from sdsl_jax.models import count
+from sdsl_jax.models.cuts import cut, leading
 from sdsl_jax.models.weights import WeightStorage, store
 from sdsl_jax.processes import (
     any_process,
@@ -35,7 +36,7 @@ from sdsl_jax.training.claims import Claim, ClaimLost, Owner, acquire
 from sdsl_jax.training.evaluation import held_out_losses, make_record
 from sdsl_jax.training.loop import RungTrainer
 from sdsl_jax.training.metrics import check_tensorboard
-from sdsl_jax.training.rungs import Plan, data_seed, parent_records, plan_rungs, rungs
+from sdsl_jax.training.rungs import Plan, data_seed, parent_records, plan_rungs, rungs, shape
 from sdsl_jax.training.schedule import make_schedule
 from sdsl_jax.training.teacher import TeacherCache, open_teacher, teacher_digest
 
@@ -60,7 +61,7 @@ def check_ladder(config: StudyConfig) -> None:
     parent_records(config.distil)
     sizes = set()
     for rung in rungs(config):
-        model = member(config.family, rung.params, config.data.vocab_size)
+        model = shape(config, rung, config.data.vocab_size)
         size = count(model, 0).nonembedding
         make_schedule(config.training, size, rung.budgets, config.data.sequence_length)
         sizes.add(size)
@@ -280,6 +281,13 @@ def _train_rung(trainer: RungTrainer, study: Path) -> None:
                 state, tally = trainer.run(segment, state, tally)
             # Losses and digest are those of the weights that the folder will hold.
             params = store(state.params, _STORED[config.training.stored_weights])
+            parts = [
+                (part, cut(plan.model, params, leading(part.model))[1]) for part in plan.slices
+            ]
+            of_slices = [
+                (part, own, make_record(trainer, budget, trainer.layout.whole(own), tally, study, part))
+                for part, own in parts
+            ]
             record = make_record(trainer, budget, trainer.layout.whole(params), tally, study)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
@@ -290,6 +298,15 @@ def _train_rung(trainer: RungTrainer, study: Path) -> None:
                 "parallel.fsdp need less."
             ) from None
         trainer.guard()
+        for part, own, of_slice in of_slices:
+            model_folder.write_model_folder(
+                plan.slice_folder(budget, part),
+                part.model,
+                own,
+                dataset.tokenizer,
+                of_slice,
+                config.data,
+            )
         model_folder.write_model_folder(
             folder, plan.model, params, dataset.tokenizer, record, config.data, plan.head
         )
@@ -338,13 +355,21 @@ def read_records(config: StudyConfig, dataset: Dataset, plans: Sequence[Plan]) -
     """The records of the finished models. Those evaluated on another number of windows are evaluated again."""
     records = []
     for plan in plans:
-        for folder in filter(model_folder.is_complete, plan.models):
+        parts = [
+            (plan._replace(model=part.model, counts=part.counts), plan.slice_folder(budget, part))
+            for part in plan.slices
+            for budget in range(len(plan.models))
+        ]
+        parts += [(plan, folder) for folder in plan.models]
+        for own, folder in parts:
+            if not model_folder.is_complete(folder):
+                continue
             record = model_folder.read_record(folder / model_folder.RECORD)
             windows = config.training.evaluation_windows
             if record.evaluation_windows != windows:
                 params = model_folder.load_model_folder(folder).params
                 record = dataclasses.replace(
-                    record, **held_out_losses(config, plan, params, dataset, windows)
+                    record, **held_out_losses(config, own, params, dataset, windows)
                 )
                 write_json(folder / model_folder.RECORD, dataclasses.asdict(record))
             records.append(record)

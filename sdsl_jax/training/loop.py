@@ -29,6 +29,7 @@ from sdsl_jax.config import StudyConfig, TrainingConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.errors import Diverged, SdslError, require
 from sdsl_jax.models import abstract_params, init_params
+from sdsl_jax.models.cuts import early_exit, pruned
 from sdsl_jax.models.feature_head import abstract_head, graft
 from sdsl_jax.preemption import Preempted, sigterm_held_back
 from sdsl_jax.processes import any_process, broadcast_from_primary, is_primary, raised_on_all
@@ -57,6 +58,8 @@ from sdsl_jax.training.teacher import TeacherCache, distil_batch
 _MOST_SKIPPED = 100
 # Steps between the times that the processes of a distributed program ask each other for SIGTERM.
 _ASK_EVERY = 16
+# Windows of the training text that show what a pruned draft can spare.
+_PRUNING_WINDOWS = 16
 # Two threads keep 16 batches ready while a step runs.
 _READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
 
@@ -143,12 +146,19 @@ class RungTrainer:
             params = init_params(self.plan.model, jax.random.key(seed))
         else:
             loaded = load_model_folder(parent.folder)
+            cut_out = rung.kind in ("early-exit", "pruned")
             require(
-                (loaded.config, loaded.record.params_digest) == (self.plan.model, parent.digest),
+                loaded.record.params_digest == parent.digest
+                and (cut_out or loaded.config == self.plan.model),
                 f"{self.name} cannot start from {parent.folder}: it is of another architecture, or not the model that the "
                 "records beside it name.",
             )
             params = loaded.params
+            if rung.kind == "early-exit":
+                params = early_exit(loaded.config, params, self.plan.model.layers)[1]
+            elif rung.kind == "pruned":
+                shown = self.dataset.text("train").windows(_PRUNING_WINDOWS)
+                params = pruned(loaded.config, params, self.plan.model, shown)
         if self.plan.head is not None:
             params = graft(self.plan.head, params)
         return init_state(self.step_config, params)

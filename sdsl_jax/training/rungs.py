@@ -9,11 +9,25 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from sdsl_jax.checkpoints.model_folder import find_model_folder
-from sdsl_jax.config import DistilConfig, ObjectiveName, StudyConfig, TrainingConfig
+from sdsl_jax.config import (
+    HEAD_KINDS,
+    DistilConfig,
+    DraftKind,
+    ObjectiveName,
+    StudyConfig,
+    TrainingConfig,
+)
 from sdsl_jax.data import Dataset
 from sdsl_jax.digests import json_sha256
 from sdsl_jax.errors import require
 from sdsl_jax.models import ModelConfig, ModelCounts, count, member
+from sdsl_jax.models.cuts import (
+    Nested,
+    SharedTrunk,
+    exit_of_size,
+    nested_of_sizes,
+    pruned_of_size,
+)
 from sdsl_jax.models.feature_head import HeadConfig, head_counts
 from sdsl_jax.records import ModelRecord, read_table
 from sdsl_jax.seeds import derive_seed
@@ -39,12 +53,13 @@ class Rung:
 
     Attributes:
       role: "draft" or "target".
-      params: Non-embedding size that was asked for.
+      params: Non-embedding size that was asked for; of nested drafts that of the largest.
       seed: Seed of initialisation and data order.
       budgets: Token budgets, ascending.
       objective: What it is trained for; empty for a model trained on the text alone, from random
         weights.
       kind: What kind of draft it is; empty for a model of its own.
+      trained_blocks: Last blocks of an early exit that are trained.
     """
 
     role: str
@@ -52,21 +67,24 @@ class Rung:
     seed: int
     budgets: tuple[int, ...]
     objective: ObjectiveName | Literal[""] = ""
-    kind: Literal["", "head", "parallel-head"] = ""
+    kind: DraftKind = ""
+    trained_blocks: int = 0
 
     @property
     def _trained_for(self) -> str:
-        return "".join(f"-{part}" for part in (self.kind, self.objective) if part)
+        blocks = f"{self.trained_blocks}" if self.trained_blocks else ""
+        return "".join(f"-{part}" for part in (self.kind, blocks, self.objective) if part)
 
     @property
     def name(self) -> str:
         """For example draft-14k-s0, or draft-14k-tv-s0."""
         return f"{self.role}-{compact(self.params)}{self._trained_for}-s{self.seed}"
 
-    def model_id(self, budget: int) -> str:
-        """For example draft-14k-2M-s0, or draft-14k-2M-tv-s0."""
-        tokens = compact(self.budgets[budget])
-        return f"{self.role}-{compact(self.params)}-{tokens}{self._trained_for}-s{self.seed}"
+    def model_id(self, budget: int, params: int = 0) -> str:
+        """For example draft-14k-2M-s0, or draft-14k-2M-tv-s0; of a slice with the size that was asked
+        for."""
+        tokens, size = compact(self.budgets[budget]), compact(params or self.params)
+        return f"{self.role}-{size}-{tokens}{self._trained_for}-s{self.seed}"
 
 
 def compact(number: float) -> str:
@@ -82,20 +100,26 @@ def compact(number: float) -> str:
 def rungs(config: StudyConfig) -> list[Rung]:
     """All rungs of a study, the smallest first."""
     ladder = config.ladder
-    sizes = [("draft", n, ladder.draft_tokens) for n in ladder.draft_params]
+    nested = config.distil.kind == "nested"
+    drafts = (max(ladder.draft_params),) if nested else ladder.draft_params
+    sizes = [("draft", n, ladder.draft_tokens) for n in drafts]
     sizes += [("target", n, ladder.target_tokens) for n in ladder.target_params]
     distil = config.distil
     objectives: dict[str, tuple[ObjectiveName | Literal[""], ...]] = {
         "draft": distil.objectives if distil.active else ("",),
         "target": ("",),
     }
-    head: Literal["head", "parallel-head"] = "parallel-head" if distil.parallel else "head"
-    kinds: dict[str, Literal["", "head", "parallel-head"]] = {
-        "draft": head if distil.taps else "",
-        "target": "",
-    }
+    kinds: dict[str, DraftKind] = {"draft": distil.kind, "target": ""}
     ladder_rungs = [
-        Rung(role, n, seed, tuple(sorted(tokens)), objective, kinds[role])
+        Rung(
+            role,
+            n,
+            seed,
+            tuple(sorted(tokens)),
+            objective,
+            kinds[role],
+            distil.trained_blocks if role == "draft" else 0,
+        )
         for role, n, tokens in sizes
         for objective in objectives[role]
         for seed in (
@@ -120,6 +144,36 @@ class Parent(NamedTuple):
     digest: str
 
 
+def shape(config: StudyConfig, rung: Rung, vocab_size: int) -> ModelConfig:
+    """The architecture of a rung; of a head, that of its body.
+
+    Raises:
+      SdslError: The family cannot build it, or it cannot be cut out of the teacher.
+    """
+    if rung.kind == "early-exit":
+        return exit_of_size(teacher_architecture(config.distil), rung.params)
+    if rung.kind == "pruned":
+        layers = config.family.layers
+        return pruned_of_size(teacher_architecture(config.distil), rung.params, layers)
+    if rung.kind == "nested":
+        return nested_of_sizes(config.family, config.ladder.draft_params, vocab_size)[-1]
+    return member(config.family, rung.params, vocab_size)
+
+
+class Slice(NamedTuple):
+    """A part of a nested draft that is a model of its own.
+
+    Attributes:
+      params: Non-embedding size that was asked for.
+      model: Architecture.
+      counts: Exact sizes.
+    """
+
+    params: int
+    model: ModelConfig
+    counts: ModelCounts
+
+
 class Plan(NamedTuple):
     """A rung and everything that follows from the settings.
 
@@ -135,6 +189,8 @@ class Plan(NamedTuple):
       parent: The model that its training starts from; None for random weights.
       teacher_digest: Digest of the teacher it learns from; empty without one.
       head: What makes it a head on the teacher's hidden states; None for other models.
+      slices: What is trained together with it, the smallest first; empty but for nested drafts.
+      frozen_blocks: Blocks of an early exit that stay the teacher's; −1 for other models.
     """
 
     rung: Rung
@@ -147,16 +203,23 @@ class Plan(NamedTuple):
     parent: Parent | None = None
     teacher_digest: str = ""
     head: HeadConfig | None = None
+    slices: tuple[Slice, ...] = ()
+    frozen_blocks: int = -1
 
     @property
-    def architecture(self) -> ModelConfig | HeadConfig:
+    def architecture(self) -> ModelConfig | HeadConfig | Nested | SharedTrunk:
         """What steps take as the model."""
+        if self.slices:
+            return Nested(self.model, tuple(each.model for each in self.slices))
+        if self.frozen_blocks >= 0:
+            return SharedTrunk(self.model, self.frozen_blocks)
         return self.head or self.model
 
     @property
     def flops_per_step(self) -> float:
         """Forward FLOPs of a training step; its time is about proportional to them."""
-        return self.counts.flops_per_token * self.tokens_per_step
+        parts = (self.counts, *(each.counts for each in self.slices))
+        return sum(part.flops_per_token for part in parts) * self.tokens_per_step
 
     @property
     def flops(self) -> float:
@@ -167,6 +230,10 @@ class Plan(NamedTuple):
     def models(self) -> list[Path]:
         """The model folder of each budget."""
         return [self.folder / f"model-{end}" for end in self.schedule.ends]
+
+    def slice_folder(self, budget: int, part: Slice) -> Path:
+        """The model folder of a slice. That of the whole is written last."""
+        return self.folder / f"slice-{compact(part.params)}-{self.schedule.ends[budget]}"
 
 
 def plan_rungs(config: StudyConfig, dataset: Dataset, folder: Path) -> list[Plan]:
@@ -186,10 +253,11 @@ def plan_rungs(config: StudyConfig, dataset: Dataset, folder: Path) -> list[Plan
     teacher, parents = teacher_digest(distil), parent_records(distil)
     width = teacher_architecture(distil).width if distil.taps else 0
     for rung in rungs(config):
-        model = member(config.family, rung.params, dataset.tokenizer.vocab_size)
+        vocab_size = dataset.tokenizer.vocab_size
+        model = shape(config, rung, vocab_size)
         body = counts = count(model, dataset.sequence_length / 2)
         head = None
-        if rung.kind:
+        if rung.kind in HEAD_KINDS:
             parallel = distil.unrolled if distil.parallel else 0
             head = HeadConfig(model, width, distil.taps, parallel)
         if head is not None:
@@ -199,9 +267,29 @@ def plan_rungs(config: StudyConfig, dataset: Dataset, folder: Path) -> list[Plan
         )
         batch = config.training.batch(counts.nonembedding)
         parent = _parent(config, parents, rung, model, body) if rung.objective else None
+        slices: tuple[Slice, ...] = ()
+        if rung.kind == "nested":
+            asked = sorted(config.ladder.draft_params)
+            members = nested_of_sizes(config.family, asked, vocab_size)[:-1]
+            sizes = [count(m, dataset.sequence_length / 2) for m in members]
+            slices = tuple(map(Slice, asked, members, sizes))
+        frozen = model.layers - rung.trained_blocks if rung.kind == "early-exit" else -1
         learns_from = teacher if needs_teacher(config, rung) else ""
         step = batch * dataset.sequence_length
-        plan = Plan(rung, model, counts, schedule, batch, step, folder, parent, learns_from, head)
+        plan = Plan(
+            rung,
+            model,
+            counts,
+            schedule,
+            batch,
+            step,
+            folder,
+            parent,
+            learns_from,
+            head,
+            slices,
+            frozen,
+        )
         path = folder / "checkpoints" / f"{rung.name}.{_tag(config, plan, dataset)}"
         plans.append(plan._replace(folder=path))
     return plans
@@ -214,7 +302,8 @@ def data_seed(config: StudyConfig, rung: Rung) -> int:
 
 def needs_teacher(config: StudyConfig, rung: Rung) -> bool:
     """Whether a rung's batches come from the teacher."""
-    told = rung.objective != "ce" or config.distil.text == "samples" or bool(rung.kind)
+    reads_it = rung.kind in HEAD_KINDS or config.distil.text == "samples"
+    told = rung.objective != "ce" or reads_it
     return bool(rung.objective) and told
 
 
@@ -241,11 +330,15 @@ def _parent(
     model: ModelConfig,
     counts: ModelCounts,
 ) -> Parent | None:
-    """The model that a rung's training starts from: of its size and seed, of the largest budget.
+    """The model that a rung's training starts from: the teacher that it is cut out of, or a draft of
+    its size and seed, of the largest budget.
 
     Raises:
       SdslError: There is none, or there are several.
     """
+    if rung.kind in ("early-exit", "pruned"):
+        path = Path(config.distil.teacher)
+        return Parent(find_model_folder(path), teacher_digest(config.distil))
     if not config.distil.init_from:
         return None
     shape = (rung.seed, counts.nonembedding, counts.total, model.layers, model.width)
@@ -289,6 +382,10 @@ def _tag(config: StudyConfig, plan: Plan, dataset: Dataset) -> str:
     if plan.head is not None:
         unrolled = [config.distil.unrolled, config.distil.draft_decay]
         identity["head"] = [plan.head.description(), *unrolled]
+    if plan.slices:
+        identity["slices"] = [each.model.description() for each in plan.slices]
+    if plan.frozen_blocks >= 0:
+        identity["frozen_blocks"] = plan.frozen_blocks
     if plan.teacher_digest:
         d = config.distil
         samples = [d.text, d.prompt_tokens, config.seed] if d.text == "samples" else [d.text]

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sdsl_jax.config import TrainingConfig
 from sdsl_jax.models import ModelConfig, Params, forward, outputs
+from sdsl_jax.models.cuts import Nested, SharedTrunk
 from sdsl_jax.models.feature_head import HeadConfig, HeadParams, unrolled
 from sdsl_jax.models.kernels import token_losses
 from sdsl_jax.training.objectives import (
@@ -104,7 +105,7 @@ def train_step(
     batch: Int[Array, "B T+1"] | DistilBatch,
     learning_rate: Float[Array, ""] | float,
     *,
-    model: ModelConfig | HeadConfig,
+    model: ModelConfig | HeadConfig | Nested | SharedTrunk,
     config: StepConfig,
 ) -> tuple[TrainState, StepMetrics]:
     """One step of AdamW on the objective plus z_loss · log²Z (2204.02311).
@@ -114,7 +115,7 @@ def train_step(
       batch: Windows of tokens, position t predicting token t + 1; with the teacher's distributions
         where the objective compares with them. Nothing of the teacher is differentiated.
       learning_rate: Learning rate of this step.
-      model: Architecture.
+      model: Architecture. The objective of a nested model is the mean over its slices and itself.
       config: Recipe and objective. With `skip_nonfinite`, a loss, objective or gradient that is
         not finite changes nothing but the step count.
     """
@@ -124,18 +125,29 @@ def train_step(
     if isinstance(model, HeadConfig):
         drafts = config.objective.drafts
         labels = jnp.broadcast_to(labels[None], (drafts, *labels.shape))
+    elif isinstance(model, Nested):
+        labels = jnp.broadcast_to(labels[None], (len(model.slices) + 1, *labels.shape))
+    trained = model.trained(state.params) if isinstance(model, SharedTrunk) else None
 
     def logits_of(params: Any) -> Float[Array, "*K B T V"]:
-        if not isinstance(model, HeadConfig):
-            return forward(model, params, tokens[:, :-1], remat=config.remat)[0]
+        fed = tokens[:, :-1]
+        if isinstance(model, Nested):
+            return model.logits(params, fed, config.remat)
+        if isinstance(model, SharedTrunk):
+            params = jax.tree.map(
+                lambda x, own: x if own else jax.lax.stop_gradient(x), params, trained
+            )
+            return forward(model.model, params, fed, remat=config.remat)[0]
+        if isinstance(model, ModelConfig):
+            return forward(model, params, fed, remat=config.remat)[0]
         if known.features is None:
             raise ValueError("a head is trained on batches with its target's features")
         features = known.features.astype(config.compute_dtype)
-        return unrolled(model, params, tokens[:, :-1], features, config.objective.drafts)
+        return unrolled(model, params, fed, features, config.objective.drafts)
 
     def mean(values: Float[Array, "*K B T"]) -> Float[Array, ""]:
         if not isinstance(model, HeadConfig):
-            return values[:, config.objective.first :].mean()
+            return values[..., config.objective.first :].mean()
         weights = draft_weights(config.objective, values.shape[-1])
         return (values.mean(axis=1) * weights).sum()
 
@@ -157,6 +169,9 @@ def train_step(
 
     gradients, (loss, lowered, accepted) = jax.grad(objective, has_aux=True)(state.params)
     updates, opt_state = optimizer(config).update(gradients, state.optimizer, state.params)
+    if trained is not None:
+        # Weight decay would move what has no gradient.
+        updates = jax.tree.map(lambda u, own: u if own else jnp.zeros_like(u), updates, trained)
     params = optax.apply_updates(state.params, jax.tree.map(lambda u: -learning_rate * u, updates))
     norm = optax.tree.norm(gradients)
     skipped = (
