@@ -35,12 +35,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
+from flax import nnx
 
-from sdsl_jax.decoding import Head, Model, NgramDraft, Sampling, loop, probabilities, speculate
+from sdsl_jax.decoding import (
+    EarlyExit,
+    Head,
+    Model,
+    NgramDraft,
+    Sampling,
+    loop,
+    probabilities,
+    speculate,
+)
 from sdsl_jax.decoding.drafters import ModelDrafter
 from sdsl_jax.decoding.lookahead import FixedLookahead
 from sdsl_jax.decoding.noise import row_keys
 from sdsl_jax.models import ModelConfig, forward, init_params, prefill
+from sdsl_jax.models.cuts import early_exit, pruned
 from sdsl_jax.models.feature_head import HeadConfig, graft
 
 V = 4
@@ -156,6 +167,30 @@ def head(seed: int = 9, taps: tuple[int, ...] = (1, 2), parallel: int = 0) -> He
     return Head(config, params._replace(read=read, feed=feed))
 
 
+@functools.cache
+def exit_draft(blocks: int = 1, seed: int = 4) -> EarlyExit:
+    """An exit of the target of the checks, with a random affine map. Of two blocks, the second is not
+    the target's, as after training."""
+    target, other = model(2, 2), model(3, 2)
+    config, params = early_exit(target.config, target.params, blocks)
+    values = nnx.to_pure_dict(params)
+    noise = jax.random.normal(jax.random.key(seed), values["exit_map"].shape)
+    values["exit_map"] = noise / np.sqrt(len(noise))
+    if blocks == 2:
+        values["blocks"][1] = nnx.to_pure_dict(other.params)["blocks"][1]
+    params = jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(values))
+    return EarlyExit(config, params, 1)
+
+
+@functools.cache
+def pruned_draft() -> Model:
+    """One block and a third of the units of the target of the checks."""
+    target = model(2, 2)
+    config = dataclasses.replace(target.config, layers=1, hidden=4)
+    windows = np.random.default_rng(0).integers(0, V, (2, 9))
+    return Model(config, pruned(target.config, target.params, config, windows))
+
+
 @dataclass(frozen=True)
 class KindCell:
     """One kind of draft, with ragged rows."""
@@ -174,6 +209,9 @@ KINDS: dict[str, Any] = {
     "independent": lambda: model(1, 1),
     "head": head,
     "parallel-head": lambda: head(parallel=3),
+    "early-exit": exit_draft,
+    "early-exit-trained": lambda: exit_draft(blocks=2),
+    "pruned": pruned_draft,
 }
 
 
@@ -322,7 +360,7 @@ class Sampled(NamedTuple):
 
 
 def decode_ragged(
-    draft: Model | Head | NgramDraft,
+    draft: Model | Head | EarlyExit | NgramDraft,
     target: Model,
     samples: int,
     rows: int = 8192,

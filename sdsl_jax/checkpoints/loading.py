@@ -29,7 +29,6 @@ from sdsl_jax.config import ParallelConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.data.published import NO_TEMPLATE, PublishedTokenizer, chosen_template
 from sdsl_jax.data.tokenizer import fingerprint
-from sdsl_jax.decoding import Model
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models import Params, abstract_params, count
 from sdsl_jax.models.weights import WeightStorage, store
@@ -340,7 +339,7 @@ def load_other_models(
     dataset: Dataset,
     study: Path,
     wanted: Callable[[ModelRecord], bool] = lambda record: True,
-) -> tuple[list[ModelRecord], dict[str, Model]]:
+) -> tuple[list[ModelRecord], dict[str, Any]]:
     """Loads the models of another study's ladder, to measure them beside the study's own.
 
     Args:
@@ -352,12 +351,13 @@ def load_other_models(
       wanted: Which of the records to load; all by default.
 
     Returns:
-      The models' records, and the models by name.
+      The models' records, and the models by name; heads among them as heads.
 
     Raises:
       SdslError: A model is missing or damaged, or has another tokenizer or a shorter context.
     """
-    records, models = [], {}
+    records: list[ModelRecord] = []
+    models: dict[str, Any] = {}
     for record in read_table(folder / "records", "models"):
         if not wanted(record):
             continue
@@ -368,5 +368,5 @@ def load_other_models(
         records.append(
             dataclasses.replace(record, model_id=prefix + record.model_id, checkpoint=checkpoint)
         )
-        models[prefix + record.model_id] = loaded.model
+        models[prefix + record.model_id] = loaded.draft
     return records, models

@@ -3,12 +3,12 @@
 from sdsl_jax.config.measurement import ConditionsConfig, DomainConfig
 from sdsl_jax.config.protocol import ProtocolConfig, ProtocolModel
 from sdsl_jax.config.sections import (
+    HEAD_KINDS,
     DataConfig,
     DistilConfig,
+    DraftKind,
     FamilyConfig,
     FitConfig,
-    HEAD_KINDS,
-    DraftKind,
     ObjectiveName,
     ParallelConfig,
     StudyConfig,
@@ -24,14 +24,14 @@ from sdsl_jax.config.toml import (
 )
 
 __all__ = [
+    "HEAD_KINDS",
     "ConditionsConfig",
     "DataConfig",
     "DistilConfig",
     "DomainConfig",
+    "DraftKind",
     "FamilyConfig",
     "FitConfig",
-    "HEAD_KINDS",
-    "DraftKind",
     "ObjectiveName",
     "ParallelConfig",
     "ProtocolConfig",

@@ -119,10 +119,11 @@ class LadderConfig:
       given_targets: Folders of ladders trained earlier, by any recipe, on text of the same
         tokenizer. Their targets join the study's own, so that drafts can be trained for a target
         that exists already.
+      given_drafts: The same for drafts, of any kind. With them there need be no drafts of its own.
     """
 
-    draft_params: tuple[WholeCount, ...]
-    draft_tokens: tuple[WholeCount, ...]
+    draft_params: tuple[WholeCount, ...] = ()
+    draft_tokens: tuple[WholeCount, ...] = ()
     target_params: tuple[WholeCount, ...] = ()
     target_tokens: tuple[WholeCount, ...] = ()
     seeds: tuple[int, ...] = (0,)
@@ -130,15 +131,19 @@ class LadderConfig:
     replicate_below: WholeCount = 0
     weights: str = ""
     given_targets: tuple[str, ...] = ()
+    given_drafts: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name in ("draft_params", "draft_tokens", "target_params", "target_tokens"):
-            require_in("[1, inf)", f"ladder.{name}", getattr(self, name))
-            require_distinct(f"ladder.{name}", getattr(self, name), name.startswith("target"))
-        require(
-            bool(self.target_params) == bool(self.target_tokens),
-            "ladder.target_params and ladder.target_tokens must both be given, or neither.",
-        )
+        for role in ("draft", "target"):
+            may_be_empty = role == "target" or bool(self.given_drafts)
+            for name in (f"{role}_params", f"{role}_tokens"):
+                require_in("[1, inf)", f"ladder.{name}", getattr(self, name))
+                require_distinct(f"ladder.{name}", getattr(self, name), may_be_empty)
+            require(
+                bool(getattr(self, f"{role}_params")) == bool(getattr(self, f"{role}_tokens")),
+                f"ladder.{role}_params and ladder.{role}_tokens must both be given, or neither.",
+            )
+        require_distinct("ladder.given_drafts", self.given_drafts, may_be_empty=True)
         require_distinct("ladder.seeds", self.seeds)
         require_distinct("ladder.replicate_seeds", self.replicate_seeds, may_be_empty=True)
         shared = sorted({*self.seeds} & {*self.replicate_seeds})

@@ -2,6 +2,7 @@
 
 from sdsl_jax.decoding.decode import autoregress, speculate
 from sdsl_jax.decoding.drafters import Model, NgramDraft, one_vocabulary
+from sdsl_jax.decoding.exit_drafter import EarlyExit
 from sdsl_jax.decoding.feature_drafter import Head
 from sdsl_jax.decoding.lookahead import ConfidenceThreshold, FixedLookahead, OnlineLookahead
 from sdsl_jax.decoding.loop import Blocks, Decoded, Events
@@ -12,6 +13,7 @@ __all__ = [
     "Blocks",
     "ConfidenceThreshold",
     "Decoded",
+    "EarlyExit",
     "Events",
     "FixedLookahead",
     "Head",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Int
 
 from sdsl_jax.decoding import loop
 from sdsl_jax.decoding.drafters import Drafter, Model, ModelDrafter, NgramDraft
+from sdsl_jax.decoding.exit_drafter import EarlyExit, ExitDrafter, shared_blocks
 from sdsl_jax.decoding.feature_drafter import FeatureDrafter, Head
 from sdsl_jax.decoding.lookahead import FixedLookahead, LookaheadRule
 from sdsl_jax.decoding.loop import Decoded, Finite, Requests
@@ -16,7 +19,7 @@ from sdsl_jax.decoding.noise import row_keys
 from sdsl_jax.decoding.sampling import Sampling
 from sdsl_jax.decoding.verification import VERIFICATIONS, Verification
 from sdsl_jax.errors import require
-from sdsl_jax.models import prefill, prefill_with_features
+from sdsl_jax.models import KVCache, prefill, prefill_with_features
 
 _PLAIN = Sampling()
 
@@ -96,7 +99,7 @@ def _room(requests: Requests, room: int | None) -> int:
 
 
 def require_positions(
-    model: Model | Head, length: int, role: str, what: str = "prompts and new tokens"
+    model: Model | Head | EarlyExit, length: int, role: str, what: str = "prompts and new tokens"
 ) -> None:
     """Raises `SdslError` if rows exceed a table of learned positions; rotary positions have no limit."""
     limit = model.config.position_limit
@@ -127,16 +130,26 @@ def broken_logits(role: str, where: str = "") -> str:
     )
 
 
-def drafter_of(draft: Model | Head | NgramDraft, target: Model, max_lookahead: int) -> Drafter:
+def drafter_of(
+    draft: Model | Head | EarlyExit | NgramDraft, target: Model, max_lookahead: int
+) -> Drafter:
     """What proposes drafts in the loop.
 
     Raises:
-      SdslError: A head was made for a target of another shape.
+      SdslError: A head was made for a target of another shape, or an early exit shares fewer blocks
+        with the target than it says.
     """
     if isinstance(draft, NgramDraft):
         return draft
     if isinstance(draft, Model):
         return ModelDrafter(draft.config)
+    if isinstance(draft, EarlyExit):
+        shared = shared_blocks(Model(draft.config, draft.params), target)
+        require(
+            1 <= draft.shared <= shared,
+            f"the early exit is to share {draft.shared} blocks with its target; {shared} of its blocks are the target's own.",
+        )
+        return ExitDrafter(draft.config, draft.shared, max_lookahead + 1)
     c, t = draft.config, target.config
     require(
         c.target_width == t.width and max(c.taps) <= t.layers,
@@ -146,8 +159,20 @@ def drafter_of(draft: Model | Head | NgramDraft, target: Model, max_lookahead: i
     return FeatureDrafter(c, max_lookahead + 1)
 
 
+def begin(
+    drafter: Drafter, draft_params: Any, target: Model, prompts: Int[Array, "B P"], capacity: int
+) -> tuple[Any, KVCache]:
+    """The drafter's state and the target's cache after the prompts, with room for `capacity`
+    positions. The drafter keeps the keys of blocks that it shares with the target."""
+    cache, features = prefill_with_features(
+        target.config, target.params, prompts, capacity=capacity, taps=drafter.taps
+    )
+    state = drafter.start(draft_params, prompts, capacity, features)
+    return state, KVCache(*(part[drafter.shared_blocks :] for part in cache))
+
+
 def speculate(
-    draft: Model | Head | NgramDraft,
+    draft: Model | Head | EarlyExit | NgramDraft,
     target: Model,
     prompts: Int[np.ndarray, "B P"],
     *,
@@ -170,8 +195,8 @@ def speculate(
     leave `max_lookahead` out when you time a lookahead.
 
     Args:
-      draft: The drafter: a model, a head on the target's hidden states, or n-grams of the text
-        itself.
+      draft: The drafter: a model, a head on the target's hidden states, an early exit that shares
+        its blocks with the target, or n-grams of the text itself.
       target: The model that verifies; it must have the draft's vocabulary.
       prompts: Token ids, padded on the right.
       lookahead: Drafts per round, γ (num_speculative_tokens), or a rule by which each row chooses
@@ -235,13 +260,7 @@ def speculate(
         require_positions(draft, longest, "draft")
     capacity = buffer + max_lookahead + 1
     with jax.default_matmul_precision("highest"):
-        cache, features = prefill_with_features(
-            target.config,
-            target.params,
-            requests.prompts,
-            capacity=capacity,
-            taps=drafter.taps,
-        )
+        state, cache = begin(drafter, draft_params, target, requests.prompts, capacity)
         decoded = loop.speculative_loop(
             drafter,
             target.config,
@@ -250,7 +269,7 @@ def speculate(
             requests,
             sampling.check(),
             rule,
-            drafter.start(draft_params, requests.prompts, capacity, features),
+            state,
             cache,
             verification=verification,
             max_lookahead=max_lookahead,

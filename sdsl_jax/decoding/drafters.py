@@ -78,6 +78,12 @@ class Drafter(Protocol):
         ...
 
     @property
+    def shared_blocks(self) -> int:
+        """Leading blocks of the target that its own pass stands for, see `SharingDrafter`; none for most
+        drafters."""
+        ...
+
+    @property
     def position_limit(self) -> int:
         """Number of positions that it can tell apart, see `ModelConfig.position_limit`."""
         ...
@@ -125,6 +131,22 @@ class Drafter(Protocol):
         ...
 
 
+class SharingDrafter(Drafter, Protocol):
+    """A drafter whose own pass stands for the first `shared_blocks` of the target."""
+
+    def streams(
+        self,
+        params: Any,
+        state: Any,
+        lengths: Int[Array, " B"],
+        drawn: Int[Array, " B"],
+        number: Int[Array, ""],
+    ) -> tuple[Float[Array, "B G+1 D"], Any]:
+        """What leaves the shared blocks for the last token of each row and the drafts of the round, of
+        which `drawn` is the last and has not been fed yet."""
+        ...
+
+
 @dataclass(frozen=True)
 class ModelDrafter:
     """A model as drafter; its state is its cache."""
@@ -132,6 +154,7 @@ class ModelDrafter:
     config: ModelConfig
 
     taps = ()
+    shared_blocks = 0
 
     @property
     def position_limit(self) -> int:
@@ -204,6 +227,7 @@ class NgramDraft:
         )
 
     taps = ()
+    shared_blocks = 0
 
     @property
     def position_limit(self) -> int:

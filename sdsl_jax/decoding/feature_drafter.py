@@ -58,6 +58,8 @@ class FeatureDrafter:
     config: HeadConfig
     window: int
 
+    shared_blocks = 0
+
     @property
     def position_limit(self) -> int:
         """The limit of its body."""

@@ -9,13 +9,13 @@ G largest lookahead, R rounds, V vocabulary, L token buffer.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sdsl_jax.decoding.drafters import Drafter, Proposal
+from sdsl_jax.decoding.drafters import Drafter, Proposal, SharingDrafter
 from sdsl_jax.decoding.lookahead import LookaheadRule
 from sdsl_jax.decoding.noise import Noise, round_noise
 from sdsl_jax.decoding.sampling import Sampling, draw, finite_logits, probabilities
@@ -212,12 +212,12 @@ def _draft(
     rule: LookaheadRule,
     max_drafts: Int[Array, " B"],
     sampling: Sampling,
-) -> tuple[_Drafts, Any]:
+) -> tuple[_Drafts, Any, Int[Array, ""]]:
     """Draws up to `max_drafts` drafts for each row; a row stops earlier where its rule or its
     drafter says so.
 
     Returns:
-      The drafts, and the drafter's state after them.
+      The drafts, the drafter's state after them, and the number of proposals.
     """
 
     def add_draft(drafts: _Drafts, proposal: Proposal, number: Array | int) -> _Drafts:
@@ -254,14 +254,14 @@ def _draft(
         draft_step,
         _DraftState(jnp.int32(1), add_draft(empty, proposal, 0), state),
     )
-    return end.drafts, end.drafter
+    return end.drafts, end.drafter, end.number
 
 
 def _require_capacity(cache: Any, needed: int) -> None:
     """Raises `SdslError` if a cache is too small: writes beyond its end would silently go to other
     slots."""
     for part in jax.tree.leaves(cache, is_leaf=lambda x: isinstance(x, KVCache)):
-        if isinstance(part, KVCache):
+        if isinstance(part, KVCache) and part.keys:
             require(
                 part.capacity >= needed,
                 f"a cache has room for {part.capacity} positions; this run may write {needed}.",
@@ -336,14 +336,28 @@ def speculative_loop(
         starts, active = rows.lengths, ~rows.done
         max_drafts = jnp.where(active, rule.max_drafts(s.rule_memory, G), 0)
         noise = round_noise(requests.keys, starts, G, V)
-        drafts, drafter_state = _draft(
+        drafts, drafter_state, proposals = _draft(
             drafter, draft_params, s.drafter, rows, noise, rule, max_drafts, sampling
         )
 
         last = starts - 1
         fed = jnp.concatenate([rows.tokens[every, last][:, None], drafts.tokens], axis=1)
+        stream = None
+        if drafter.shared_blocks:
+            newest = drafts.tokens[:, proposals - 1]
+            sharing = cast(SharingDrafter, drafter)
+            stream, drafter_state = sharing.streams(
+                draft_params, drafter_state, starts, newest, proposals
+            )
         logits, target_cache, features = outputs(
-            target, target_params, fed, last[:, None] + places, s.target_cache, taps=drafter.taps
+            target,
+            target_params,
+            fed,
+            last[:, None] + places,
+            s.target_cache,
+            taps=drafter.taps,
+            stream_BTD=stream,
+            first_block=drafter.shared_blocks,
         )
         assert target_cache is not None
         if features is not None:

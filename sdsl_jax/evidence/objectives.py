@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sdsl_jax.evidence.common import Estimate, measured_speedups, training_run
+from sdsl_jax.evidence.size_lines import BEYOND, best_sizes, least_squares, with_ones
 from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.fitting.stage import fitted_rule
 from sdsl_jax.records import ModelRecord
@@ -19,8 +20,6 @@ from sdsl_jax.theory import ShapeRule, flops_per_token
 
 CONTROL = "ce"
 _DRAWS = 1000
-# Sizes that N* is looked for among, and how far beyond the trained drafts; lookaheads.
-_GRID, _BEYOND, _MOST_DRAFTS = 241, 8.0, 24
 # Nested forms of the change of logit α, by the columns that each has beside its level.
 _FORMS = {
     "level": (),
@@ -185,7 +184,7 @@ def objectives(records: StudyRecords) -> Objectives | None:
         "steps on the same text; results: t intervals over seeds. Laws: least squares on the change of logit α in ln N and "
         f"ln D; {_DRAWS} bootstrap draws of whole training runs (size and seed), a run with its control. N* maximises "
         "max over γ of (1 − α^(γ+1))/(1 − α)/(1 + γc), c in FLOPs, with logit α a line in ln N at the largest budget; it is "
-        f"looked for from 1/{_BEYOND:g} of the smallest size to {_BEYOND:g} times the largest. All drafts are measured on "
+        f"looked for from 1/{BEYOND:g} of the smallest size to {BEYOND:g} times the largest. All drafts are measured on "
         "the same samples of the teacher, whose noise no interval holds",
     )
 
@@ -269,15 +268,20 @@ def _law(
     # The point, and then the draws.
     weights = np.concatenate([np.ones((1, len(cells))), resampled(runs, _DRAWS, seed=0)])
     change = logit - logit_control
-    planes = _least_squares(_columns(axes, (0, 1)), change, weights)
-    of_gap = _least_squares(_columns((gap - gap_control.mean())[:, None], (0,)), logit, weights)
-    of_gap_control = _least_squares(
+    planes = least_squares(_columns(axes, (0, 1)), change, weights)
+    of_gap = least_squares(_columns((gap - gap_control.mean())[:, None], (0,)), logit, weights)
+    of_gap_control = least_squares(
         _columns((gap_control - gap_control.mean())[:, None], (0,)), logit_control, weights
     )
     errors = {form: _left_out(axes, columns, change, size) for form, columns in _FORMS.items()}
     last = tokens == tokens.max()
-    lines = _least_squares(_columns(axes[last], (0,)), logit[last], weights[:, last])
-    sizes, speedups = _best_sizes(lines, middle[0], size, target, rule)
+    lines = least_squares(_columns(axes[last], (0,)), logit[last], weights[:, last])
+    sizes, speedups = best_sizes(
+        lines,
+        middle[0],
+        (size.min(), size.max()),
+        lambda n: np.asarray(flops_per_token(n, rule), float) / target.flops_per_token,
+    )
 
     def estimate(values: Float[np.ndarray, " draws"]) -> Estimate:
         draws = values[1:][np.isfinite(values[1:])]
@@ -301,15 +305,7 @@ def _law(
 def _columns(
     axes: Float[np.ndarray, "n axes"], chosen: tuple[int, ...]
 ) -> Float[np.ndarray, "n k"]:
-    return np.concatenate([np.ones((len(axes), 1)), axes[:, list(chosen)]], axis=1)
-
-
-def _least_squares(
-    x: Float[np.ndarray, "n k"], y: Float[np.ndarray, " n"], weights: Float[np.ndarray, "draws n"]
-) -> Float[np.ndarray, "draws k"]:
-    """Coefficients under each row of weights; of least norm where a draw does not determine them."""
-    normal = np.einsum("dn,nk,nl->dkl", weights, x, x)
-    return np.einsum("dkl,dn,nl,n->dk", np.linalg.pinv(normal), weights, x, y)
+    return with_ones(axes[:, list(chosen)])
 
 
 def _left_out(
@@ -322,25 +318,6 @@ def _left_out(
     x, errors = _columns(axes, columns), []
     for left in np.unique(size):
         out = size == left
-        fitted = _least_squares(x, change, (~out).astype(float)[None])[0]
+        fitted = least_squares(x, change, (~out).astype(float)[None])[0]
         errors.append(change[out] - x[out] @ fitted)
     return root_mean_square(np.concatenate(errors))
-
-
-def _best_sizes(
-    lines: Float[np.ndarray, "draws 2"],
-    middle: float,
-    size: Float[np.ndarray, " n"],
-    target: ModelRecord,
-    rule: ShapeRule,
-) -> tuple[Float[np.ndarray, " draws"], Float[np.ndarray, " draws"]]:
-    """N* and its speed-up for each line of logit α in ln N, in FLOPs."""
-    grid = np.geomspace(size.min() / _BEYOND, size.max() * _BEYOND, _GRID)
-    cost = np.asarray(flops_per_token(grid, rule), float) / target.flops_per_token
-    lookahead = np.arange(_MOST_DRAFTS + 1)
-    logit = lines[:, :1] + lines[:, 1:] * np.log(grid / middle)
-    alpha = np.clip(1 / (1 + np.exp(-logit)), 1e-9, 1 - 1e-9)
-    best = np.ones_like(alpha)
-    for g in lookahead:
-        best = np.maximum(best, (1 - alpha ** (g + 1)) / (1 - alpha) / (1 + g * cost))
-    return grid[best.argmax(axis=1)], best.max(axis=1)

@@ -11,6 +11,7 @@ from sdsl_jax.evidence.dependence import Dependence, dependence
 from sdsl_jax.evidence.estimators import Estimators, estimators
 from sdsl_jax.evidence.fit_quality import Coverage, Residuals, coverage, residuals
 from sdsl_jax.evidence.holdout import Holdout, holdout
+from sdsl_jax.evidence.kinds import Kinds, kinds
 from sdsl_jax.evidence.law_comparison import LawComparison, LawInputs, acceptance_laws, law_inputs
 from sdsl_jax.evidence.objectives import Objectives, objectives
 from sdsl_jax.evidence.same_data import SameData, same_data
@@ -38,6 +39,7 @@ class Evidence:
       same_data: whether loss alone predicts α
       clock: predicted and measured speed-ups on the clock
       objectives: what training for acceptance changes
+      kinds: which kind of draft is best
     """
 
     claims: Claims | None = None
@@ -54,6 +56,7 @@ class Evidence:
     same_data: SameData | None = None
     clock: Clock | None = None
     objectives: Objectives | None = None
+    kinds: Kinds | None = None
 
 
 def gather(records: StudyRecords) -> Evidence:
@@ -73,4 +76,5 @@ def gather(records: StudyRecords) -> Evidence:
         same_data(records),
         clock(records),
         objectives(records),
+        kinds(records),
     )

@@ -86,7 +86,8 @@ class StudyRecords:
       conditions: Exact α at other temperatures, in other domains, and of other drafts.
       other_models: Drafts trained on other text.
       losses: Losses of all these models in all these domains.
-      runs: Timed runs of decoders.
+      timed_runs: Timed runs of decoders.
+      runs: The same of the drafts of `models` and of other folders.
       timed_models: Models of other folders that were timed.
       clock: The draft nearest to each optimum, on the clock.
     """
@@ -99,7 +100,7 @@ class StudyRecords:
     conditions = _table("conditions", AcceptanceRecord, optional=True)
     other_models = _table("other_models", ModelRecord, optional=True)
     losses = _table("losses", LossRecord, optional=True)
-    runs = _table("runs", RunRecord, optional=True)
+    timed_runs = _table("runs", RunRecord, optional=True)
     timed_models = _table("timed_models", ModelRecord, optional=True)
     clock = _table("clock", ClockRecord, optional=True)
 
@@ -114,6 +115,7 @@ class StudyRecords:
             ("models", "trained"),
             ("acceptance", "measured_acceptance"),
             ("expected", "measured_rounds"),
+            ("runs", "timed_runs"),
         ):
             if given in tables:
                 vars(self).setdefault(whole, tables[given])
@@ -155,6 +157,14 @@ class StudyRecords:
     def expected(self) -> list[ExpectedRecord]:
         """Expected tokens per round of their pairs."""
         return [r for r in self.measured_rounds if r.draft_id not in self._distilled]
+
+    @cached_property
+    def runs(self) -> list[RunRecord]:
+        """Timed runs of their decoders, and of plain decoding."""
+        kept = {
+            r.block for r in self.timed_runs if r.draft_id and r.draft_id not in self._distilled
+        }
+        return [r for r in self.timed_runs if r.block in kept]
 
     @property
     def _distilled(self) -> set[str]:

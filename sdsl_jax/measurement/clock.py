@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from sdsl_jax.decoding import FixedLookahead, Model, Sampling, loop
-from sdsl_jax.decoding.decode import require_finite
-from sdsl_jax.decoding.drafters import ModelDrafter
+from sdsl_jax.decoding import EarlyExit, FixedLookahead, Head, Model, Sampling, loop
+from sdsl_jax.decoding.decode import begin, drafter_of, require_finite
 from sdsl_jax.decoding.noise import row_keys
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.latency import interleave, side_by_side, timed
@@ -31,14 +30,15 @@ class Entrant(NamedTuple):
 
     Attributes:
       target: The model whose text is decoded.
-      draft: The model that proposes tokens; None for plain decoding.
+      draft: What proposes tokens: a model, a head, or an early exit that shares its blocks with the
+        target; None for plain decoding.
       lookahead: Drafts per round, γ; 0 for plain decoding.
       batch: Rows decoded together.
       prompt_tokens: First tokens of each prompt that it sees; all if None.
     """
 
     target: Model
-    draft: Model | None = None
+    draft: Model | Head | EarlyExit | None = None
     lookahead: int = 0
     batch: int = 1
     prompt_tokens: int | None = None
@@ -155,17 +155,18 @@ def _prepare(
     _, count, width = prompts.shape
     groups, buffer = count // batch, width + new_tokens
     capacity = cache_slots(entrant, width, new_tokens)
-    models = [target] if draft is None else [target, draft]
+    drafter = None if draft is None else drafter_of(draft, target, gamma)
+    weights = [target.params] if draft is None else [target.params, draft.params]
 
     def one(params: list[Any], group: tuple[loop.Requests, list[Any]]) -> tuple[Any, Any]:
         requests, caches = group
-        if draft is None:
+        if drafter is None:
             done = loop.autoregressive_loop(
                 target.config, params[0], requests, sampling, caches[0], buffer=buffer
             )
         else:
             done = loop.speculative_loop(
-                ModelDrafter(draft.config),
+                drafter,
                 target.config,
                 params[1],
                 params[0],
@@ -193,11 +194,17 @@ def _prepare(
 
     def arguments(repetition: int) -> tuple[list[Any], loop.Requests, list[Any]]:
         ids = jnp.asarray(prompts[repetition], jnp.int32)
-        # Grown on the host: prefill would need a program for every capacity.
-        caches = [
-            _grown(prefill(m.config, m.params, ids, capacity=width), capacity - width)
-            for m in models
-        ]
+        caches: list[Any]
+        if isinstance(draft, Head | EarlyExit):
+            assert drafter is not None
+            state, cache = begin(drafter, draft.params, target, ids, capacity)
+            caches = [cache, state]
+        else:
+            # Grown on the host: prefill would need a program for every capacity.
+            caches = [
+                _grown(prefill(m.config, m.params, ids, capacity=width), capacity - width)
+                for m in ([target] if draft is None else [target, draft])
+            ]
         keys = jax.vmap(lambda s: row_keys(s, np.arange(batch)))(
             seed + repetition * groups + jnp.arange(groups)
         )
@@ -212,7 +219,7 @@ def _prepare(
         grouped = jax.tree.map(
             lambda x: jnp.asarray(x.reshape(groups, x.shape[0] // groups, *x.shape[1:])), caches
         )
-        return [m.params for m in models], requests, grouped
+        return weights, requests, grouped
 
     with jax.default_matmul_precision("highest"):
         program = jax.jit(all_groups).lower(*arguments(0)).compile()

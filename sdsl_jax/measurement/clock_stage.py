@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,12 +12,13 @@ import numpy as np
 from sdsl_jax.checkpoints.loading import load_other_models
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset
-from sdsl_jax.decoding import Model, Sampling
+from sdsl_jax.decoding import EarlyExit, Head, Model, Sampling
+from sdsl_jax.decoding.exit_drafter import shared_blocks
 from sdsl_jax.device import device_name
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.clock import Entrant, cache_slots, time_decoders
 from sdsl_jax.measurement.stage import prompts
-from sdsl_jax.measurement.study_models import load_models
+from sdsl_jax.measurement.study_models import load_heads, load_models
 from sdsl_jax.measurement.threads import computing_threads
 from sdsl_jax.progress import Progress
 from sdsl_jax.records import ClockRecord, ModelRecord, RunRecord, longest_trained
@@ -48,7 +49,8 @@ def pairings(
     config: StudyConfig, models: list[ModelRecord], others: list[ModelRecord]
 ) -> list[list[Pairing]]:
     """Every decoder that `config.clock` asks for, in blocks that run interleaved, each with plain
-    decoding as its first.
+    decoding as its first. Where there are drafts of other kinds than models of their own, whatever was
+    not trained on the text alone is timed as well, one seed of each size, by its teacher.
 
     Blocks are small, so that one process can hold all compiled programs of a block.
 
@@ -58,6 +60,8 @@ def pairings(
       others: The models of `clock.other_models`.
     """
     c = config.clock
+    told = [m for m in models if m.trained_for != "text"] if any(m.kind for m in models) else []
+    models = [m for m in models if m.trained_for == "text"]
     drafts = sorted(longest_trained(models, "draft"), key=lambda m: m.params_nonembedding)
     targets = sorted(
         [*longest_trained(models, "target"), *(m for m in others if m.role == "target")],
@@ -87,9 +91,23 @@ def pairings(
     blocks = [block(t, [d.model_id], c.lookaheads, 1) for t in targets for d in drafts]
     if shaped:
         blocks += [block(t, sorted(shaped | alike), c.batch_lookaheads, 1) for t in largest]
-    return blocks + [
+    blocks += [
         block(t, sorted(few), c.batch_lookaheads, batch) for batch in c.batches for t in largest
     ]
+    return blocks + [
+        block(target, [draft.model_id], c.lookaheads, 1)
+        for target in targets
+        for draft in _one_of_each(told)
+        if draft.teacher_digest == target.params_digest
+    ]
+
+
+def _one_of_each(drafts: list[ModelRecord]) -> list[ModelRecord]:
+    """The longest-trained draft of the first seed, of every kind, objective and size."""
+    best: dict[tuple[str, int, int], ModelRecord] = {}
+    for draft in sorted(drafts, key=lambda m: (-m.train_tokens, m.seed)):
+        best.setdefault((draft.trained_for, draft.params_total, draft.layers), draft)
+    return sorted(best.values(), key=lambda m: (m.kind, m.params_nonembedding, m.model_id))
 
 
 def time_study(
@@ -121,7 +139,7 @@ def time_study(
         f"clock.repetitions × clock.prompts is {count}; the test split has only {available} sequences to take prompts from.",
     )
     others: list[ModelRecord] = []
-    models: dict[str, Model] = {}
+    models: dict[str, Any] = {}
     for folder in map(Path, c.other_models):
         more, loaded = load_other_models(
             folder, "clock.other_models", f"{folder.name}/", dataset, study
@@ -129,7 +147,10 @@ def time_study(
         others, models = others + more, models | loaded
     blocks = pairings(config, records, others)
     named = {name for block in blocks for p in block for name in (p.draft, p.target)}
-    models |= load_models([r for r in records if r.model_id in named], study)
+    timed = [r for r in records if r.model_id in named]
+    models |= load_models(timed, study)
+    models |= {name: head for name, (head, _) in load_heads(timed, study).items()}
+    exits = {r.model_id for r in timed if r.kind == "early-exit"}
     # Neighbours in the text go to different repetitions.
     starts = (
         prompts(config, dataset.text("test"), count)
@@ -139,7 +160,7 @@ def time_study(
     progress.start("clock", sum(map(len, blocks)))
     rows: list[RunRecord] = []
     for number, block in enumerate(blocks):
-        rows += _time_block(config, number, block, models, starts)
+        rows += _time_block(config, number, block, models, exits, starts)
         first, last = block[1], block[-1]
         progress.advance(len(block), f"{first.draft} × {first.target}, batch {last.batch}")
     progress.finish()
@@ -150,15 +171,22 @@ def _time_block(
     config: StudyConfig,
     number: int,
     block: list[Pairing],
-    models: dict[str, Model],
+    models: dict[str, Any],
+    exits: set[str],
     starts: np.ndarray,
 ) -> list[RunRecord]:
     m = config.measure
     names = [block[0]] * _PLAIN_RUNS + block[1:]
-    entrants = [
-        Entrant(models[p.target], models[p.draft] if p.draft else None, p.lookahead, p.batch)
-        for p in names
-    ]
+
+    def draft_of(p: Pairing) -> Model | Head | EarlyExit | None:
+        if p.draft not in exits:
+            return models[p.draft] if p.draft else None
+        draft: Model = models[p.draft]
+        shared = shared_blocks(draft, models[p.target])
+        return EarlyExit(*draft, shared) if shared else draft
+
+    drafts = {p.draft: draft_of(p) for p in block}
+    entrants = [Entrant(models[p.target], drafts[p.draft], p.lookahead, p.batch) for p in names]
     runs = time_decoders(
         entrants,
         starts,

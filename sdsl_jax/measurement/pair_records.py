@@ -112,7 +112,9 @@ class PairRows:
         ]
         return acceptance, survival
 
-    def expected(self, rounds: ExpectedRounds, samples: int) -> ExpectedRecord:
+    def expected(
+        self, rounds: ExpectedRounds, samples: int, round_cost: float = math.nan
+    ) -> ExpectedRecord:
         """A row of `expected.csv`."""
         columns: dict[str, Any] = {}
         for name in ("tokens_per_round", "accepted_per_test", "alpha", "alpha_change"):
@@ -123,6 +125,7 @@ class PairRows:
             lookahead=rounds.lookahead,
             samples=samples,
             rounds=rounds.rounds,
+            round_cost=round_cost,
         )
 
     def generation(self, times: GenerationTimes, dtype: str) -> GenerationRecord:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas
 
 from sdsl_jax.checkpoints.loading import load_other_models
-from sdsl_jax.config import StudyConfig
+from sdsl_jax.config import HEAD_KINDS, StudyConfig
 from sdsl_jax.data import Dataset, Text
 from sdsl_jax.data.domains import SourceMissing, domain_files, load_domain
 from sdsl_jax.decoding import Model, Sampling, autoregress, speculate
@@ -25,6 +25,7 @@ from sdsl_jax.measurement.latency import Step, side_by_side, time_steps
 from sdsl_jax.measurement.overlap import ModelScores, pairwise_overlap
 from sdsl_jax.measurement.pair_records import PairName, PairRows
 from sdsl_jax.measurement.replay import expected_rounds
+from sdsl_jax.measurement.round_costs import RoundCost, round_cost
 from sdsl_jax.measurement.study_models import StudyModels, by_role, load_heads, load_models
 from sdsl_jax.progress import Progress
 from sdsl_jax.records import (
@@ -140,9 +141,10 @@ def measure_study(
 
     acceptance: list[AcceptanceRecord] = []
     expected: list[ExpectedRecord] = []
+    by_id = {r.model_id: r for r in records}
     if models.drafts:
-        acceptance, expected = _exact(config, dataset, models, progress)
-    of_heads, rounds = _exact_heads(config, dataset, models)
+        acceptance, expected = _exact(config, dataset, models, by_id, progress)
+    of_heads, rounds = _exact_heads(config, dataset, models, by_id)
     acceptance, expected = acceptance + of_heads, expected + rounds
     survival: list[SurvivalRecord] = []
     frames, checks = [], {}
@@ -218,7 +220,11 @@ def _decode(
 
 
 def _exact(
-    config: StudyConfig, dataset: Dataset, models: StudyModels, progress: Progress
+    config: StudyConfig,
+    dataset: Dataset,
+    models: StudyModels,
+    by_id: dict[str, ModelRecord],
+    progress: Progress,
 ) -> tuple[list[AcceptanceRecord], list[ExpectedRecord]]:
     """Teacher-forced α on held-out text and on every target's own samples, with the expected rounds
     of the latter."""
@@ -240,7 +246,7 @@ def _exact(
     own = _Domain(domain(config), dataset.text("test"), (m.temperature,))
     for target in models.targets:
         more, rounds = _on_samples(
-            config, own, m.temperature, models, target, config.seed, advance, rounds=True
+            config, own, m.temperature, models, target, config.seed, advance, by_id=by_id
         )
         rows += more
         expected += rounds
@@ -262,9 +268,9 @@ def _own_samples(
 
 
 def _expected(
-    config: StudyConfig, rows: PairRows, drawn: np.ndarray, largest: int
+    config: StudyConfig, rows: PairRows, drawn: np.ndarray, largest: int, cost: RoundCost
 ) -> list[ExpectedRecord]:
-    """The expected rounds of a pair up to a largest lookahead."""
+    """The expected rounds of a pair up to a largest lookahead, and what they cost."""
     # Every lookahead counts the same starts: what differs between two is the lookahead alone.
     outcomes = expected_rounds(
         drawn,
@@ -272,11 +278,14 @@ def _expected(
         lengths=drawn.shape[1] - config.measure.expected_lookahead + 1,
         confidence=config.measure.confidence,
     )
-    return [rows.expected(each, len(drawn)) for each in outcomes]
+    return [
+        rows.expected(each, len(drawn), cost(each.lookahead, each.tokens_per_round.estimate))
+        for each in outcomes
+    ]
 
 
 def _exact_heads(
-    config: StudyConfig, dataset: Dataset, models: StudyModels
+    config: StudyConfig, dataset: Dataset, models: StudyModels, by_id: dict[str, ModelRecord]
 ) -> tuple[list[AcceptanceRecord], list[ExpectedRecord]]:
     """α of every head with its target, on text and on the target's own samples: of its first draft,
     and of each later one; with the expected rounds."""
@@ -309,7 +318,8 @@ def _exact_heads(
             ),
         ]
         assert own.drawn is not None
-        expected += _expected(config, rows, own.drawn, drafts)
+        cost = round_cost(by_id[name], by_id[target_id], head, config.data.sequence_length / 2)
+        expected += _expected(config, rows, own.drawn, drafts, cost)
     return acceptance, expected
 
 
@@ -322,11 +332,11 @@ def _on_samples(
     seed: int,
     advance: Callable[[int], None],
     *,
-    rounds: bool,
+    by_id: dict[str, ModelRecord] | None = None,
     sampled: Callable[[], None] = lambda: None,
 ) -> tuple[list[AcceptanceRecord], list[ExpectedRecord]]:
-    """α of all drafts on a target's own continuations of a domain, and the expected rounds if they
-    are asked for."""
+    """α of all drafts on a target's own continuations of a domain, and the expected rounds if records
+    say what a round costs."""
     m, target = config.measure, models.targets[target_id]
     tokens = _own_samples(config, where.text, target, temperature, seed)
     sampled()
@@ -336,17 +346,21 @@ def _on_samples(
         tokens[:, :-1],
         first=m.prompt_tokens - 1,
         samplings=[Sampling(temperature)],
-        following=tokens[:, m.prompt_tokens :] if rounds else None,
+        following=None if by_id is None else tokens[:, m.prompt_tokens :],
         advance=advance,
     )
     rows = {pair: _rows(config, pair, temperature, where.name) for pair in scored.pairs}
     acceptance = [
         rows[pair].overlap("teacher_forced_samples", value) for pair, value in scored.pairs.items()
     ]
-    expected = []
-    for draft_id in scored.drafts if rounds else ():
+    expected: list[ExpectedRecord] = []
+    if by_id is None:
+        return acceptance, []
+    for draft_id in scored.drafts:
         drawn = scored.drawn_acceptance(draft_id, target_id)
-        expected += _expected(config, rows[draft_id, target_id], drawn, m.expected_lookahead)
+        cost = round_cost(by_id[draft_id], by_id[target_id])
+        pair = rows[draft_id, target_id]
+        expected += _expected(config, pair, drawn, m.expected_lookahead, cost)
     return acceptance, expected
 
 
@@ -416,7 +430,12 @@ def load_other_drafts(
         return [], {}
     folder, setting = Path(config.conditions.other_drafts), "conditions.other_drafts"
     records, models = load_other_models(
-        folder, setting, OTHER, dataset, study, lambda r: r.role == "draft" and not r.kind
+        folder,
+        setting,
+        OTHER,
+        dataset,
+        study,
+        lambda r: r.role == "draft" and r.kind not in HEAD_KINDS,
     )
     require(records, f"{setting} is {str(folder)!r}, whose records hold no draft.")
     return records, models
@@ -474,7 +493,6 @@ def measure_conditions(
                     target,
                     config.seed if same else derive_seed(*belongs_to),
                     advance,
-                    rounds=False,
                     sampled=lambda advance=advance: advance(_RUN_UNITS),  # type: ignore[misc]
                 )[0]
     progress.finish()

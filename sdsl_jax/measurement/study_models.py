@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sdsl_jax.checkpoints.loading import load_recorded
+from sdsl_jax.config import HEAD_KINDS
 from sdsl_jax.decoding import Head, Model
 from sdsl_jax.errors import require
 from sdsl_jax.records import ModelRecord
@@ -38,7 +39,7 @@ class StudyModels(NamedTuple):
 def load_models(records: list[ModelRecord], study: Path) -> dict[str, Model]:
     """The models of the records that stand by themselves, each with its parameters checked against
     the recorded digest."""
-    return {r.model_id: load_recorded(r, study).model for r in records if not r.kind}
+    return {r.model_id: load_recorded(r, study).model for r in records if r.kind not in HEAD_KINDS}
 
 
 def by_role(models: dict[str, Model], records: list[ModelRecord]) -> StudyModels:
@@ -60,7 +61,7 @@ def load_heads(records: list[ModelRecord], study: Path) -> dict[str, tuple[Head,
     targets = {r.params_digest: r.model_id for r in records if r.role == "target"}
     heads = {}
     for record in records:
-        if record.kind:
+        if record.kind in HEAD_KINDS:
             require(
                 record.teacher_digest in targets,
                 f"{record.model_id} is a head on a target that is none of the study's.",

@@ -153,7 +153,7 @@ class ModelConfig:
         )
         require(
             not self.early_exit or (self.tie_embeddings and not self.embedding_width),
-            "an early exit needs a model whose embedding is its head.",
+            "an early exit has a head beside an embedding of the same width.",
         )
         require(
             self.logit_size == 0 or self.logit_size >= self.vocab_size,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from sdsl_jax.config import FamilyConfig
@@ -74,7 +75,9 @@ def leading(smaller: ModelConfig) -> Kept:
     """The slice of a larger model that has the shape of a smaller one: the first of everything."""
     blocks = tuple(range(smaller.layers))
     heads, units = np.arange(smaller.kv_heads), np.arange(smaller.hidden)
-    return Kept(blocks, smaller.width, np.stack([heads for _ in blocks]), np.stack([units for _ in blocks]))
+    return Kept(
+        blocks, smaller.width, np.stack([heads for _ in blocks]), np.stack([units for _ in blocks])
+    )
 
 
 def cut(config: ModelConfig, params: Params, kept: Kept) -> tuple[ModelConfig, Params]:
@@ -134,7 +137,7 @@ def cut(config: ModelConfig, params: Params, kept: Kept) -> tuple[ModelConfig, P
     abstract = jax.tree_util.tree_flatten_with_path(abstract_params(smaller))[0]
     leaves = []
     for path, _ in abstract:
-        names = [getattr(key, "key", "") for key in path]
+        names: list[Any] = [getattr(key, "key", "") for key in path]
         block, source = -1, path
         if names[0] == "blocks":
             block = names[1]
@@ -164,12 +167,13 @@ def early_exit(config: ModelConfig, params: Params, blocks: int) -> tuple[ModelC
     yet, and copies of the last norm and of the head.
 
     Args:
-      config: Architecture of the whole model; its embedding must be its head.
+      config: Architecture of the whole model.
       params: Its parameters.
-      blocks: Blocks to keep; with all of them it is the whole model bit by bit.
+      blocks: Blocks to keep; with all of them, and an embedding that is the head, it is the whole
+        model bit by bit.
 
     Raises:
-      SdslError: It has fewer blocks, or a head of its own.
+      SdslError: It has fewer blocks, or an embedding with a width of its own.
     """
     exit_config = exit_shape(config, blocks)
     everything = leading(config)
@@ -178,10 +182,11 @@ def early_exit(config: ModelConfig, params: Params, blocks: int) -> tuple[ModelC
         heads=everything.heads[:blocks],
         units=everything.units[:blocks],
     )
-    values = cut(config, params, kept)[1].to_pure_dict()
+    values = nnx.to_pure_dict(cut(config, params, kept)[1])
     D = config.width
     values["exit_map"], values["exit_bias"] = jnp.zeros((D, D)), jnp.zeros(D)
-    values["exit_head"] = jnp.copy(values["embedding"])
+    head = values["embedding"] if config.tie_embeddings else values.pop("head").T
+    values["exit_head"] = jnp.copy(head)
     return exit_config, _params(exit_config, values)
 
 
@@ -194,17 +199,13 @@ def exit_shape(config: ModelConfig, blocks: int) -> ModelConfig:
     """The architecture of an early exit after so many blocks.
 
     Raises:
-      SdslError: The model has fewer, or a head of its own.
+      SdslError: The model has fewer, or an embedding with a width of its own.
     """
     require(
         1 <= blocks <= config.layers,
         f"an exit after {blocks} blocks was asked for; the model has {config.layers}.",
     )
-    require(
-        config.tie_embeddings and not config.embedding_width,
-        "an early exit needs a model whose embedding is its head.",
-    )
-    return dataclasses.replace(config, layers=blocks, early_exit=True)
+    return dataclasses.replace(config, layers=blocks, tie_embeddings=True, early_exit=True)
 
 
 def exit_of_size(config: ModelConfig, params: int) -> ModelConfig:
@@ -244,7 +245,11 @@ def _nearest(shapes: Sequence[ModelConfig], params: int, what: str) -> ModelConf
     require(
         abs(sizes[at] / params - 1) <= SIZE_TOLERANCE,
         f"{what} of {params:g} non-embedding parameters cannot be cut out of the target; the nearest one has {sizes[at]:,}"
-        + (f", and the sizes are {', '.join(f'{s:,}' for s in sizes)}." if len(sizes) <= 12 else "."),
+        + (
+            f", and the sizes are {', '.join(f'{s:,}' for s in sizes)}."
+            if len(sizes) <= 12
+            else "."
+        ),
     )
     return shapes[at]
 
@@ -317,7 +322,7 @@ def _loss(config: ModelConfig, params: Params, tokens: Int[Array, "B T+1"]) -> A
 
 
 def _blocks(params: Params) -> list[dict[str, Any]]:
-    blocks = params.to_pure_dict()["blocks"]
+    blocks = nnx.to_pure_dict(params)["blocks"]
     return [blocks[i] for i in range(len(blocks))]
 
 
@@ -338,7 +343,8 @@ def best_blocks(
     while len(kept) > layers:
         candidates = [kept[:i] + kept[i + 1 :] for i in range(len(kept))]
         losses = [
-            float(loss(*cut(config, params, _only(everything, blocks)), tokens)) for blocks in candidates
+            float(loss(*cut(config, params, _only(everything, blocks)), tokens))
+            for blocks in candidates
         ]
         kept = candidates[int(np.argmin(losses))]
     return kept
@@ -396,7 +402,7 @@ class SharedTrunk:
         """A tree like the parameters: whether each of them is trained."""
 
         def is_trained(path: tuple[Any, ...], _: Any) -> bool:
-            names = [getattr(key, "key", "") for key in path]
+            names: list[Any] = [getattr(key, "key", "") for key in path]
             if names[0] == "blocks":
                 return names[1] >= self.blocks
             return names[0] not in ("embedding", "positions")
@@ -416,7 +422,9 @@ class Nested:
     model: ModelConfig
     slices: tuple[ModelConfig, ...]
 
-    def logits(self, params: Params, tokens: Int[Array, "B T"], remat: bool) -> Float[Array, "K B T V"]:
+    def logits(
+        self, params: Params, tokens: Int[Array, "B T"], remat: bool
+    ) -> Float[Array, "K B T V"]:
         """Logits of every slice, and of the whole at the end."""
         models = [cut(self.model, params, leading(c)) for c in (*self.slices, self.model)]
         return jnp.stack([forward(c, p, tokens, remat=remat)[0] for c, p in models])

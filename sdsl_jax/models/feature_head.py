@@ -283,6 +283,20 @@ def unrolled(
     return jnp.stack(logits)
 
 
+def later_flops(config: HeadConfig, body: ModelCounts) -> float:
+    """FLOPs of a draft after the first of a round: a pass of the body and Q, or of a parallel head
+    its Q and a readout.
+
+    Args:
+      config: Architecture.
+      body: Counts of the body.
+    """
+    D = config.body.width
+    if config.parallel:
+        return 4.0 * D * D + 2.0 * D * config.body.vocab_size
+    return body.flops_per_token + 2.0 * D * D
+
+
 def head_counts(config: HeadConfig, body: ModelCounts) -> ModelCounts:
     """Counts of a head: those of its body, and P and Q. FLOPs are those of a token that is fed with
     features, as every kept token is once; a later draft multiplies by Q instead of P.

@@ -335,10 +335,9 @@ class Transformer(nnx.Module):
         x_BTE = x_BTD
         if c.embedding_width:
             x_BTE = linear(x_BTD, self.project_out[...], (c.embedding_width,))[0]
-        if c.early_exit:
-            table = self.exit_head
-        else:
-            table = self.embedding if c.tie_embeddings else self.head
+        table = (
+            self.exit_head if c.early_exit else self.embedding if c.tie_embeddings else self.head
+        )
         logits_BTV = logits(x_BTE, table[...], c.tie_embeddings)
         if c.ids > c.vocab_size:
             # Finite, so that nothing turns into 0 · ∞; ids without a row are clipped to the last
@@ -359,6 +358,8 @@ class Transformer(nnx.Module):
         taps: tuple[int, ...] = (),
         added_BTD: Float[Array, "B T D"] | None = None,
         attend_by: AttendBy | None = None,
+        stream_BTD: Float[Array, "B T D"] | None = None,
+        first_block: int = 0,
     ) -> Outputs:
         """Runs the model over new tokens.
 
@@ -374,6 +375,9 @@ class Transformer(nnx.Module):
           added_BTD: What is added to the embeddings.
           attend_by: What attends in place of the cached attention. The cache then holds whatever it
             keeps, for each block.
+          stream_BTD: The residual stream that enters block `first_block`, in place of embeddings.
+          first_block: Block to begin with, counted from 0. The cache holds the others only, and taps
+            count from it.
         """
         c = self.config
         B, T = tokens_BT.shape
@@ -386,20 +390,20 @@ class Transformer(nnx.Module):
             rotation = rotary_tables(
                 positions_BT[..., None], c.rotated, c.rope_theta, c.rope_scaling
             )
-        x_BTD = self.embed(tokens_BT)
-        if c.positions == "learned":
+        x_BTD = self.embed(tokens_BT) if stream_BTD is None else stream_BTD
+        if c.positions == "learned" and stream_BTD is None:
             # A block of drafts may reach beyond the table, where a decoder keeps nothing: any row
             # will do there.
             x_BTD = x_BTD + self.positions[...].at[positions_BT].get(mode="clip")
         if added_BTD is not None:
             x_BTD = x_BTD + added_BTD
-        layers: list[Any] = [None] * c.layers
+        layers: list[Any] = [None] * (c.layers - first_block)
         if isinstance(cache, KVCache):
             layers = [*zip(cache.keys, cache.values)]
         elif cache is not None:
             layers = [*cache]
         streams = [x_BTD]
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(list(self.blocks)[first_block:]):
             run = nnx.remat(Block.__call__) if remat else Block.__call__
             x_BTD, layers[i] = run(block, x_BTD, positions_BT, rotation, layers[i], attend_by)
             streams.append(x_BTD)
@@ -408,8 +412,7 @@ class Transformer(nnx.Module):
         if attend_by is not None:
             written = tuple(layers)
         elif cache is not None:
-            keys, values = zip(*layers)
-            written = KVCache(keys, values)
+            written = KVCache(*zip(*layers)) if layers else KVCache((), ())
         return Outputs(
             logits_BTV,
             written,

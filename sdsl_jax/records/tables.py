@@ -53,7 +53,11 @@ class ModelRecord:
       teacher_digest: params_digest of the target whose probabilities it learnt from
       parent_digest: params_digest of the model that its training started from
       kind: what kind of draft it is: empty for a model of its own; head for one that reads its
-        target's hidden states, parallel-head if one pass of it gives all drafts
+        target's hidden states, parallel-head if one pass of it gives all drafts; early-exit for the
+        target's first blocks with a readout of their own; pruned for what was cut out of the target
+        and trained on; nested for a slice of a model that was trained together with it
+      train_flops: FLOPs of its training since its parent, forward and backward, without those of the
+        teacher
     """
 
     model_id: str
@@ -93,6 +97,7 @@ class ModelRecord:
     teacher_digest: str = ""
     parent_digest: str = ""
     kind: str = ""
+    train_flops: float = math.nan
 
     @property
     def trained_for(self) -> str:
@@ -368,6 +373,7 @@ class ExpectedRecord:
       confidence: confidence of the intervals
       samples: samples of the target
       rounds: expected number of rounds behind the row
+      round_cost: FLOPs of a round in decoding steps of the target; a verify pass counts as one step
     """
 
     draft_id: str
@@ -390,6 +396,7 @@ class ExpectedRecord:
     confidence: float = math.nan
     samples: int = 0
     rounds: float = math.nan
+    round_cost: float = math.nan
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ EVIDENCE_CAPTIONS = {
     "conditions": "Acceptance where other things change, for the largest target: with the sampling temperature (drafts of the "
     "largest budget), from one text to another at the loss gap measured on each, and for drafts trained on other text beside "
     "the study's own at the same loss (bar: interval of the same-data value).",
+    "kinds": "Drafts of every kind for one target, by what a step costs: best speed-up in FLOPs (means over seeds, with their "
+    "intervals) and on the clock (one seed, intervals over repetitions). The line at 1 is plain decoding.",
     "objectives": "Drafts trained for acceptance, measured with their teacher: means over seeds, with their intervals; training "
     "tokens count from the common parent. Left: acceptance at the largest budget. Middle: the gain over drafts trained as long "
     "on the text, of the middle size, by budget. Right: the same acceptances against the draft's loss on the text, which no "
@@ -368,11 +370,48 @@ def _objectives(records: StudyRecords, folder: Path, name: str) -> bool:
     return True
 
 
+def _kinds(records: StudyRecords, folder: Path, name: str) -> bool:
+    answer = _evidence(records).kinds
+    if not answer:
+        return False
+    groups = sorted({(r.kind, r.objective) for r in answer.results})
+    with figure(folder, name, 1, 2, (11.5, 4.4)) as (_, axes):
+        in_flops, on_clock = axes[0]
+        for (kind, objective), style in series(groups):
+            rows = [r for r in answer.results if (r.kind, r.objective) == (kind, objective)]
+            label = f"{kind}, {NAMES.get(objective, objective)}"
+            for axis, column in ((in_flops, "speedup"), (on_clock, "clock_speedup")):
+                shown = [getattr(r, column) for r in rows]
+                bars = error_bars(shown, "estimate", "")
+                axis.errorbar(
+                    [r.cost for r in rows],
+                    [s.estimate for s in shown],
+                    yerr=bars,
+                    label=label,
+                    lw=1.0,
+                    ms=4,
+                    elinewidth=0.8,
+                    **style,
+                )
+        target = target_label(answer.target_params)
+        for axis, where in ((in_flops, "FLOPs"), (on_clock, "on the clock")):
+            axis.axhline(1.0, color="0.6", lw=0.7)
+            axis.set(
+                xscale="log",
+                xlabel="cost of a draft step in steps of the target (FLOPs)",
+                ylabel=f"best speed-up S ({where})",
+                title=target,
+            )
+        in_flops.legend(loc="best")
+    return True
+
+
 _FIGURES = {
     "residuals": _residuals,
     "holdout": _holdout,
     "dependence": _dependence,
     "conditions": _conditions,
     "objectives": _objectives,
+    "kinds": _kinds,
     "clock": draw_clock,
 }

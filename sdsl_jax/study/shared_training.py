@@ -87,7 +87,8 @@ def train_part(
         with contextlib.suppress(SdslError):
             publish()
         raise
-    missing = sum(len(plan.models) for plan in plans) - len(publish())
+    each = [len(plan.models) * (len(plan.slices) + 1) for plan in plans]
+    missing = sum(each) - len(publish())
     return Trained(*outcome, missing)
 
 

@@ -141,24 +141,28 @@ def _train(study: Study) -> None:
 
 
 def _given_models(study: Study, own: list[ModelRecord]) -> list[ModelRecord]:
-    """The targets of `ladder.given_targets`, the teacher, and the drafts of the study's shapes that
-    drafts start from, with checkpoints relative to where the study's lie."""
+    """The targets of `ladder.given_targets`, the drafts of `ladder.given_drafts`, the teacher, and the
+    drafts of the study's shapes that drafts start from, with checkpoints relative to where the study's
+    lie."""
     from sdsl_jax.checkpoints.loading import load_other_models
     from sdsl_jax.training.teacher import teacher_record
 
     ladder, distil = study.config.ladder, study.config.distil
     records: list[ModelRecord] = []
-    for folder in map(Path, ladder.given_targets):
-        given = load_other_models(
-            folder,
-            "ladder.given_targets",
-            "",
-            study.dataset,
-            study.home,
-            lambda record: record.role == "target",
-        )[0]
-        require(given, f"ladder.given_targets is {str(folder)!r}, whose records hold no target.")
-        records += given
+    for role in ("target", "draft"):
+        for folder in map(Path, getattr(ladder, f"given_{role}s")):
+            given = load_other_models(
+                folder,
+                f"ladder.given_{role}s",
+                "",
+                study.dataset,
+                study.home,
+                lambda record, role=role: record.role == role,  # type: ignore[misc]
+            )[0]
+            require(
+                given, f"ladder.given_{role}s is {str(folder)!r}, whose records hold no {role}."
+            )
+            records += given
     if distil.teacher:
         teacher = teacher_record(distil, study.home)
         if teacher.params_digest not in {r.params_digest for r in (*own, *records)}:
@@ -264,7 +268,7 @@ def _race_nearest(study: Study, entries: list[CodesignEntry]) -> list[ClockRecor
 def _clock(study: Study) -> None:
     from sdsl_jax.measurement import time_study
 
-    models = study.records.models
+    models = study.records.trained
     study.write_tables(
         time_study(study.config, study.dataset, models, study.folder, study.progress)
     )

@@ -133,5 +133,6 @@ def make_record(
         teacher_digest=plan.teacher_digest,
         parent_digest=plan.parent.digest if plan.parent else "",
         kind=plan.rung.kind,
+        train_flops=trainer.plan.flops_per_step * steps,
         **held_out_losses(trainer.config, plan, params, dataset, trainer.recipe.evaluation_windows),
     )

@@ -49,14 +49,15 @@ def check_ladder(config: StudyConfig) -> None:
 
     Raises:
       SdslError: The family cannot build a size, two budgets are less than a step apart, there are
-        too few models, a folder of `ladder.given_targets` holds no ladder, or `distil.teacher` is no
-        model.
+        too few models, a folder of `ladder.given_targets` or `ladder.given_drafts` holds no ladder, or
+        `distil.teacher` is no model.
     """
-    for folder in config.ladder.given_targets:
-        require(
-            (Path(folder) / "records" / "models.csv").exists(),
-            f"ladder.given_targets holds {folder!r}, where no trained ladder is: records/models.csv is not there.",
-        )
+    for role in ("targets", "drafts"):
+        for folder in getattr(config.ladder, f"given_{role}"):
+            require(
+                (Path(folder) / "records" / "models.csv").exists(),
+                f"ladder.given_{role} holds {folder!r}, where no trained ladder is: records/models.csv is not there.",
+            )
     teacher_digest(config.distil)
     parent_records(config.distil)
     sizes = set()
@@ -70,6 +71,8 @@ def check_ladder(config: StudyConfig) -> None:
         sizes.add(-1)  # of a target that is there already
     drafts = sum(len(rung.budgets) for rung in rungs(config) if rung.role == "draft")
     budgets = {*ladder.draft_tokens, *ladder.target_tokens}
+    if ladder.given_drafts:
+        return
     require(
         drafts >= 4 and len(sizes) >= 4 and len(budgets) >= 2,
         f"the ladder has {drafts} drafts, {len(sizes)} different sizes and {len(budgets)} token budgets; the laws need at "
@@ -285,7 +288,11 @@ def _train_rung(trainer: RungTrainer, study: Path) -> None:
                 (part, cut(plan.model, params, leading(part.model))[1]) for part in plan.slices
             ]
             of_slices = [
-                (part, own, make_record(trainer, budget, trainer.layout.whole(own), tally, study, part))
+                (
+                    part,
+                    own,
+                    make_record(trainer, budget, trainer.layout.whole(own), tally, study, part),
+                )
                 for part, own in parts
             ]
             record = make_record(trainer, budget, trainer.layout.whole(params), tally, study)

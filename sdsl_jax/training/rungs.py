@@ -28,7 +28,7 @@ from sdsl_jax.models.cuts import (
     nested_of_sizes,
     pruned_of_size,
 )
-from sdsl_jax.models.feature_head import HeadConfig, head_counts
+from sdsl_jax.models.feature_head import HeadConfig, head_counts, later_flops
 from sdsl_jax.records import ModelRecord, read_table
 from sdsl_jax.seeds import derive_seed
 from sdsl_jax.training.schedule import Schedule, make_schedule
@@ -191,6 +191,8 @@ class Plan(NamedTuple):
       head: What makes it a head on the teacher's hidden states; None for other models.
       slices: What is trained together with it, the smallest first; empty but for nested drafts.
       frozen_blocks: Blocks of an early exit that stay the teacher's; −1 for other models.
+      context: Mean tokens of context, for counts.
+      unrolled: Drafts of a round that a head is trained for.
     """
 
     rung: Rung
@@ -205,6 +207,8 @@ class Plan(NamedTuple):
     head: HeadConfig | None = None
     slices: tuple[Slice, ...] = ()
     frozen_blocks: int = -1
+    context: float = 0.0
+    unrolled: int = 1
 
     @property
     def architecture(self) -> ModelConfig | HeadConfig | Nested | SharedTrunk:
@@ -217,13 +221,24 @@ class Plan(NamedTuple):
 
     @property
     def flops_per_step(self) -> float:
-        """Forward FLOPs of a training step; its time is about proportional to them."""
-        parts = (self.counts, *(each.counts for each in self.slices))
-        return sum(part.flops_per_token for part in parts) * self.tokens_per_step
+        """FLOPs of a training step, without the teacher's; its time is about proportional to them.
+
+        Gradients take twice the forward pass, and frozen blocks none.
+        """
+        each = self.counts.flops_per_token
+        forward = each + sum(part.counts.flops_per_token for part in self.slices)
+        if self.head is not None:
+            later = later_flops(self.head, count(self.model, self.context))
+            forward += (self.unrolled - 1) * later
+        frozen = 0.0
+        if self.frozen_blocks > 0:
+            readout = 2.0 * self.model.width * (self.model.width + self.model.vocab_size)
+            frozen = (each - readout) * self.frozen_blocks / self.model.layers
+        return (3 * forward - 2 * frozen) * self.tokens_per_step
 
     @property
     def flops(self) -> float:
-        """Forward FLOPs of all its training steps."""
+        """FLOPs of all its training steps."""
         return self.flops_per_step * self.schedule.total_steps
 
     @property
@@ -289,6 +304,8 @@ def plan_rungs(config: StudyConfig, dataset: Dataset, folder: Path) -> list[Plan
             head,
             slices,
             frozen,
+            dataset.sequence_length / 2,
+            distil.unrolled if head else 1,
         )
         path = folder / "checkpoints" / f"{rung.name}.{_tag(config, plan, dataset)}"
         plans.append(plan._replace(folder=path))
