@@ -41,9 +41,11 @@ from sdsl_jax.decoding import (
     EarlyExit,
     Head,
     Model,
+    NestedDraft,
     NgramDraft,
     Sampling,
     loop,
+    nested_draft,
     probabilities,
     speculate,
 )
@@ -183,6 +185,13 @@ def exit_draft(blocks: int = 1, seed: int = 4) -> EarlyExit:
 
 
 @functools.cache
+def nested(threshold: float = 0.6) -> NestedDraft:
+    """A random draft of two blocks and its slice of one block and half the units: rows choose both."""
+    whole = model(7, 2)
+    return nested_draft(whole, dataclasses.replace(whole.config, layers=1, hidden=6), threshold)
+
+
+@functools.cache
 def pruned_draft() -> Model:
     """One block and a third of the units of the target of the checks."""
     target = model(2, 2)
@@ -212,6 +221,7 @@ KINDS: dict[str, Any] = {
     "early-exit": exit_draft,
     "early-exit-trained": lambda: exit_draft(blocks=2),
     "pruned": pruned_draft,
+    "nested": nested,
 }
 
 
@@ -360,7 +370,7 @@ class Sampled(NamedTuple):
 
 
 def decode_ragged(
-    draft: Model | Head | EarlyExit | NgramDraft,
+    draft: Model | Head | EarlyExit | NestedDraft | NgramDraft,
     target: Model,
     samples: int,
     rows: int = 8192,

@@ -41,6 +41,9 @@ TOPICS = (
 def codesign(
     problem: Annotated[ProblemFlags, OmitArgPrefixes],
     picture: Annotated[Path | None, arg(metavar="FILE.png")] = None,
+    kinds: Annotated[str | None, arg(metavar="KINDS")] = None,
+    objective_trained: Annotated[str | None, arg(metavar="NAME")] = None,
+    study: Annotated[Path | None, arg(metavar="DIR")] = None,
     json: Flag = False,
 ) -> None:
     """Which draft and lookahead should I use for my target on my hardware?
@@ -51,13 +54,32 @@ def codesign(
     be written 70e9 or 70B. A file can hold the whole problem (docs/codesign.md); flags override it.
 
     No law here describes drafting heads (EAGLE, Medusa, MTP). For one of those, measure its
-    acceptance length and give it to sdsl lookahead --acceptance-length.
+    acceptance length and give it to sdsl lookahead --acceptance-length. To compare kinds of draft
+    that a study measured, use --kinds with --study; a problem is not needed then.
 
     Args:
         problem: The problem, from a file, flags or both.
         picture: Draw speed-up over draft size and lookahead to this file.
+        kinds: Show the best draft of each of these kinds instead: independent, head, parallel-head,
+            early-exit, pruned, nested, separated by commas.
+        objective_trained: With --kinds, only drafts that were trained for this objective, such as tv.
+        study: With --kinds, the folder of the study that measured them.
         json: Print JSON.
     """
+    if kinds is not None:
+        from sdsl_jax.cli.codesign_kinds import kinds_of_study, print_kinds
+
+        answer_of_kinds = kinds_of_study(kinds, objective_trained, study)
+        if json:
+            print_json(answer_of_kinds)
+        else:
+            names = [name.strip() for name in kinds.split(",") if name.strip()]
+            print_kinds(standard_console(), answer_of_kinds, names)
+        return
+    require(
+        study is None and objective_trained is None,
+        "--study and --objective-trained belong to --kinds; a problem takes its laws from --loss-law and --acceptance-law.",
+    )
     if picture is not None:
         require(picture.suffix == ".png", f"cannot draw {picture}: its name must end in .png.")
     from sdsl_jax.codesign.problem import Problem

@@ -42,6 +42,16 @@ def export(
 
     loaded = load_model(model, LoadOptions(dtype=dtype, ignore_keys=ignore_key))
     require_ignored(ignore_key, loaded)
+    name = loaded.record.model_id
+    require(
+        loaded.head is None,
+        f"{name} is a head on its target's hidden states, which no published layout holds: EAGLE-like heads have one block that "
+        "reads embedding and features through one matrix, where this one adds features to the embeddings of a whole small model.",
+    )
+    require(
+        not loaded.config.early_exit,
+        f"{name} is an early exit, whose affine map before the last norm no published layout holds.",
+    )
     params = rounded(loaded.params, round_to) if round_to else loaded.params
     content, end = hugging_face_json(loaded.tokenizer)
     folder = export_llama(

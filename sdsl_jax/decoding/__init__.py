@@ -6,6 +6,7 @@ from sdsl_jax.decoding.exit_drafter import EarlyExit
 from sdsl_jax.decoding.feature_drafter import Head
 from sdsl_jax.decoding.lookahead import ConfidenceThreshold, FixedLookahead, OnlineLookahead
 from sdsl_jax.decoding.loop import Blocks, Decoded, Events
+from sdsl_jax.decoding.nested_drafter import NestedDraft, nested_draft
 from sdsl_jax.decoding.sampling import Sampling, draw, probabilities
 from sdsl_jax.decoding.verification import overlap, residual, verify_block, verify_tokens
 
@@ -18,11 +19,13 @@ __all__ = [
     "FixedLookahead",
     "Head",
     "Model",
+    "NestedDraft",
     "NgramDraft",
     "OnlineLookahead",
     "Sampling",
     "autoregress",
     "draw",
+    "nested_draft",
     "one_vocabulary",
     "overlap",
     "probabilities",

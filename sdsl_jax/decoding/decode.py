@@ -15,6 +15,7 @@ from sdsl_jax.decoding.exit_drafter import EarlyExit, ExitDrafter, shared_blocks
 from sdsl_jax.decoding.feature_drafter import FeatureDrafter, Head
 from sdsl_jax.decoding.lookahead import FixedLookahead, LookaheadRule
 from sdsl_jax.decoding.loop import Decoded, Finite, Requests
+from sdsl_jax.decoding.nested_drafter import NestedDraft, NestedDrafter
 from sdsl_jax.decoding.noise import row_keys
 from sdsl_jax.decoding.sampling import Sampling
 from sdsl_jax.decoding.verification import VERIFICATIONS, Verification
@@ -22,6 +23,8 @@ from sdsl_jax.errors import require
 from sdsl_jax.models import KVCache, prefill, prefill_with_features
 
 _PLAIN = Sampling()
+# What can propose drafts.
+Draft = Model | Head | EarlyExit | NestedDraft | NgramDraft
 
 
 def _whole(values, name: str) -> np.ndarray:
@@ -99,7 +102,10 @@ def _room(requests: Requests, room: int | None) -> int:
 
 
 def require_positions(
-    model: Model | Head | EarlyExit, length: int, role: str, what: str = "prompts and new tokens"
+    model: Model | Head | EarlyExit | NestedDraft,
+    length: int,
+    role: str,
+    what: str = "prompts and new tokens",
 ) -> None:
     """Raises `SdslError` if rows exceed a table of learned positions; rotary positions have no limit."""
     limit = model.config.position_limit
@@ -130,9 +136,7 @@ def broken_logits(role: str, where: str = "") -> str:
     )
 
 
-def drafter_of(
-    draft: Model | Head | EarlyExit | NgramDraft, target: Model, max_lookahead: int
-) -> Drafter:
+def drafter_of(draft: Draft, target: Model, max_lookahead: int) -> Drafter:
     """What proposes drafts in the loop.
 
     Raises:
@@ -150,6 +154,8 @@ def drafter_of(
             f"the early exit is to share {draft.shared} blocks with its target; {shared} of its blocks are the target's own.",
         )
         return ExitDrafter(draft.config, draft.shared, max_lookahead + 1)
+    if isinstance(draft, NestedDraft):
+        return NestedDrafter(draft.small.config, draft.large.config, max_lookahead + 1)
     c, t = draft.config, target.config
     require(
         c.target_width == t.width and max(c.taps) <= t.layers,
@@ -172,7 +178,7 @@ def begin(
 
 
 def speculate(
-    draft: Model | Head | EarlyExit | NgramDraft,
+    draft: Draft,
     target: Model,
     prompts: Int[np.ndarray, "B P"],
     *,
@@ -196,7 +202,8 @@ def speculate(
 
     Args:
       draft: The drafter: a model, a head on the target's hidden states, an early exit that shares
-        its blocks with the target, or n-grams of the text itself.
+        its blocks with the target, a nested draft that chooses its size, or n-grams of the text
+        itself.
       target: The model that verifies; it must have the draft's vocabulary.
       prompts: Token ids, padded on the right.
       lookahead: Drafts per round, γ (num_speculative_tokens), or a rule by which each row chooses

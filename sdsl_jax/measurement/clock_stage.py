@@ -68,7 +68,7 @@ def pairings(
         key=lambda m: m.params_nonembedding,
     )
     # Three that span the sizes; the same one twice where there are fewer.
-    few = {drafts[i].model_id for i in (0, len(drafts) // 2, len(drafts) - 1)}
+    few = {drafts[i].model_id for i in (0, len(drafts) // 2, -1)} if drafts else set()
     shaped = {m.model_id for m in others if m.role == "draft"}
     # Own drafts that were trained like a draft of another shape, to compare with it.
     alike = {
@@ -94,12 +94,13 @@ def pairings(
     blocks += [
         block(t, sorted(few), c.batch_lookaheads, batch) for batch in c.batches for t in largest
     ]
-    return blocks + [
+    blocks += [
         block(target, [draft.model_id], c.lookaheads, 1)
         for target in targets
         for draft in _one_of_each(told)
         if draft.teacher_digest == target.params_digest
     ]
+    return [each for each in blocks if len(each) > 1]
 
 
 def _one_of_each(drafts: list[ModelRecord]) -> list[ModelRecord]:

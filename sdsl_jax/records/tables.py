@@ -107,6 +107,7 @@ class ModelRecord:
         of it, and tokens since a parent are not all its tokens.
         """
         told = self.teacher_digest or self.parent_digest or self.objective not in ("", "ce")
+        told = told or self.kind
         kind = f"{self.kind} " if self.kind else ""
         return kind + self.objective if told else "text"
 

@@ -165,8 +165,7 @@ def _given_models(study: Study, own: list[ModelRecord]) -> list[ModelRecord]:
             records += given
     if distil.teacher:
         teacher = teacher_record(distil, study.home)
-        if teacher.params_digest not in {r.params_digest for r in (*own, *records)}:
-            records.append(teacher)
+        records.append(teacher)
     if distil.init_from:
         # Another budget of a parent's run tells as much about the text alone.
         digests = {r.parent_digest for r in own} - {""}
@@ -180,7 +179,9 @@ def _given_models(study: Study, own: list[ModelRecord]) -> list[ModelRecord]:
             study.home,
             lambda record: _run(record) in runs,
         )[0]
-    return records
+    # Studies that were given to this one may have been given the same models.
+    known = {r.params_digest for r in own}
+    return [*{r.params_digest: r for r in records if r.params_digest not in known}.values()]
 
 
 def _run(record: ModelRecord) -> tuple[str, int, int]:

@@ -153,7 +153,7 @@ def _kind(c: ModelConfig) -> str:
         gated=True,
         activation="silu",
     )
-    llama |= dict(positions="rotary", rotary_dim=0, embedding_width=0)
+    llama |= dict(positions="rotary", rotary_dim=0, embedding_width=0, early_exit=False)
     for name, value in llama.items():
         require(
             getattr(c, name) == value,

@@ -1,0 +1,92 @@
+"""A nested draft that chooses its size in every row and round."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.lossless import check_kind, kind_cells, model, nested
+from sdsl_jax.decoding import Sampling, speculate
+from sdsl_jax.decoding.nested_drafter import NestedDrafter
+from sdsl_jax.models import forward
+
+PLAIN = Sampling()
+# False alarm of 1e-6 in all, over at most 20 tests.
+ALPHA = 1e-6 / 20
+LENGTH, WINDOW = 22, 4
+
+
+def dense(slice_, text):
+    return np.asarray(forward(slice_.config, slice_.params, text)[0])
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.1])
+def test_a_choice_that_never_varies_is_that_slice(threshold):
+    """Below every confidence the smaller slice decodes alone, above every one the larger."""
+    draft, target = nested(threshold), model(2, 2)
+    alone = draft.small if threshold == 0.0 else draft.large
+    prompts = np.asarray([[1, 0, 3], [2, 2, 0]])
+    settings = dict(lookahead=3, new_tokens=12, seed=5)
+    one, other = (speculate(d, target, prompts, **settings) for d in (draft, alone))
+    np.testing.assert_array_equal(one.tokens, other.tokens)
+    np.testing.assert_array_equal(one.events.verified, other.events.verified)
+
+
+def test_drafts_after_any_rounds_are_those_of_the_chosen_slice():
+    """Random acceptances and rejections, driven by hand, with slices that rest for rounds: the cached
+    q of the chosen slice is its dense one. (A larger slice that did not catch up would not be.)"""
+    text = jnp.asarray(np.random.default_rng(0).integers(0, 4, (6, LENGTH)))
+    draft = nested()
+    drafter = NestedDrafter(draft.small.config, draft.large.config, WINDOW)
+    small, large = dense(draft.small, text), dense(draft.large, text)
+    random = np.random.default_rng(1)
+    lengths, rows, rested = jnp.asarray([1, 2, 4, 3, 1, 4]), np.arange(6), 0
+    state = drafter.start(draft.params, text[:, :4], LENGTH + WINDOW + 1)
+    chosen = []
+    while int(lengths.max()) + WINDOW < LENGTH:
+        buffer = jnp.where(jnp.arange(LENGTH)[None] < lengths[:, None], text, 0)
+        proposal, state = drafter.first(draft.params, state, buffer, lengths, PLAIN)
+        confidence = np.asarray(jax.nn.softmax(small[rows, lengths - 1]).max(axis=-1))
+        by_large = confidence < draft.threshold
+        np.testing.assert_array_equal(state.by_large, by_large)
+        rested += bool(chosen) and int((by_large & ~chosen[-1]).sum())
+        chosen.append(by_large)
+        for k in range(1, WINDOW):
+            at = lengths + k - 2
+            logits = np.where(by_large[:, None], large[rows, at], small[rows, at])
+            np.testing.assert_allclose(proposal.probs, jax.nn.softmax(logits), atol=2e-5)
+            drawn = text[rows, lengths + k - 1]
+            proposal, state = drafter.next(
+                draft.params, state, buffer, lengths, drawn, jnp.int32(k), PLAIN
+            )
+        lengths = lengths + jnp.asarray(random.integers(0, WINDOW, 6)) + 1
+    assert rested > 3
+
+
+@pytest.mark.slow
+def test_rows_do_not_see_each_other():
+    draft, target = nested(), model(2, 2)
+    prompts = np.asarray([[1, 0, 3], [2, 2, 0], [0, 3, 1]])
+    settings = dict(lookahead=3, new_tokens=8, seed=1)
+    together = speculate(draft, target, prompts, rows=np.arange(3), **settings)
+    for row in range(3):
+        alone = speculate(draft, target, prompts[row : row + 1], rows=np.asarray([row]), **settings)
+        np.testing.assert_array_equal(alone.tokens[0], together.tokens[row])
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        pytest.param(
+            cell,
+            marks=pytest.mark.slow
+            if (cell.lookahead, cell.verification, cell.temperature) == (2, "block", 0.7)
+            else pytest.mark.release,
+        )
+        for cell in kind_cells(("nested",))
+    ],
+    ids=str,
+)
+def test_joint_distribution(cell):
+    """Ragged rows that stop at different times, against exact enumeration."""
+    assert min(check_kind(cell, 20_000)) > ALPHA
