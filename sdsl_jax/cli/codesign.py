@@ -61,7 +61,7 @@ def codesign(
         problem: The problem, from a file, flags or both.
         picture: Draw speed-up over draft size and lookahead to this file.
         kinds: Show the best draft of each of these kinds instead: independent, head, parallel-head,
-            early-exit, pruned, nested, separated by commas.
+            early-exit, early-exit-trained, pruned, nested, separated by commas.
         objective_trained: With --kinds, only drafts that were trained for this objective, such as tv.
         study: With --kinds, the folder of the study that measured them.
         json: Print JSON.

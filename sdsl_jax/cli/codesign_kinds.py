@@ -103,7 +103,8 @@ def print_kinds(console: Console, answer: Kinds, asked: Sequence[str]) -> None:
         elif best.inside < 0.5:
             say(
                 console,
-                f"{best.kind}, {best.objective}: N* lies outside the sizes that were trained in {1 - best.inside:.0%} of the draws.",
+                f"{best.kind}, {best.objective}: N* lies outside the sizes that were trained in {1 - best.inside:.0%} of the "
+                "draws.",
             )
     missing = [name for name in asked if name not in {b.kind for b in answer.best}]
     for name in missing:

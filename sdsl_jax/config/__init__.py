@@ -3,6 +3,7 @@
 from sdsl_jax.config.measurement import ConditionsConfig, DomainConfig
 from sdsl_jax.config.protocol import ProtocolConfig, ProtocolModel
 from sdsl_jax.config.sections import (
+    EXIT_KINDS,
     HEAD_KINDS,
     DataConfig,
     DistilConfig,
@@ -24,6 +25,7 @@ from sdsl_jax.config.toml import (
 )
 
 __all__ = [
+    "EXIT_KINDS",
     "HEAD_KINDS",
     "ConditionsConfig",
     "DataConfig",

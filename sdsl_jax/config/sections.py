@@ -230,9 +230,12 @@ class TrainingConfig:
 ObjectiveName = Literal["ce", "kl", "reverse-kl", "js", "tv", "log-acceptance", "hybrid"]
 
 
-DraftKind = Literal["", "head", "parallel-head", "early-exit", "pruned", "nested"]
-# Kinds that can do nothing without their target.
+DraftKind = Literal[
+    "", "head", "parallel-head", "early-exit", "early-exit-trained", "pruned", "nested"
+]
+# Kinds that can do nothing without their target, and kinds that hold its first blocks.
 HEAD_KINDS = ("head", "parallel-head")
+EXIT_KINDS = ("early-exit", "early-exit-trained")
 
 
 @dataclass(frozen=True)
@@ -347,7 +350,7 @@ class DistilConfig:
         """What kind of draft is trained; empty for models of their own."""
         if self.taps:
             return "parallel-head" if self.parallel else "head"
-        return self.cut
+        return "early-exit-trained" if self.trained_blocks else self.cut
 
     @property
     def objectives(self) -> tuple[ObjectiveName, ...]:

@@ -185,8 +185,8 @@ class NestedDrafter:
                 return jnp.zeros((len(drawn), config.ids), cache.keys[0].dtype), cache
 
             def step(cache: KVCache) -> Any:
-                logits, cache = forward(config, own, fed, at, cache)
-                return logits[:, 0], cache
+                logits, written = forward(config, own, fed, at, cache)
+                return logits[:, 0], written
 
             return jax.lax.cond(needed, step, idle, cache)
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from sdsl_jax.checkpoints.loading import load_other_models
-from sdsl_jax.config import StudyConfig
+from sdsl_jax.config import EXIT_KINDS, StudyConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.decoding import EarlyExit, Head, Model, Sampling
 from sdsl_jax.decoding.exit_drafter import shared_blocks
@@ -151,7 +151,7 @@ def time_study(
     timed = [r for r in records if r.model_id in named]
     models |= load_models(timed, study)
     models |= {name: head for name, (head, _) in load_heads(timed, study).items()}
-    exits = {r.model_id for r in timed if r.kind == "early-exit"}
+    exits = {r.model_id for r in timed if r.kind in EXIT_KINDS}
     # Neighbours in the text go to different repetitions.
     starts = (
         prompts(config, dataset.text("test"), count)

@@ -25,7 +25,7 @@ import numpy as np
 from sdsl_jax.checkpoints import storage
 from sdsl_jax.checkpoints.layout import Layout
 from sdsl_jax.checkpoints.model_folder import load_model_folder
-from sdsl_jax.config import StudyConfig, TrainingConfig
+from sdsl_jax.config import EXIT_KINDS, StudyConfig, TrainingConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.errors import Diverged, SdslError, require
 from sdsl_jax.models import abstract_params, init_params
@@ -146,7 +146,7 @@ class RungTrainer:
             params = init_params(self.plan.model, jax.random.key(seed))
         else:
             loaded = load_model_folder(parent.folder)
-            cut_out = rung.kind in ("early-exit", "pruned")
+            cut_out = rung.kind in (*EXIT_KINDS, "pruned")
             require(
                 loaded.record.params_digest == parent.digest
                 and (cut_out or loaded.config == self.plan.model),
@@ -154,7 +154,7 @@ class RungTrainer:
                 "records beside it name.",
             )
             params = loaded.params
-            if rung.kind == "early-exit":
+            if rung.kind in EXIT_KINDS:
                 params = early_exit(loaded.config, params, self.plan.model.layers)[1]
             elif rung.kind == "pruned":
                 shown = self.dataset.text("train").windows(_PRUNING_WINDOWS)

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from sdsl_jax.checkpoints.model_folder import find_model_folder
 from sdsl_jax.config import (
+    EXIT_KINDS,
     HEAD_KINDS,
     DistilConfig,
     DraftKind,
@@ -59,7 +60,6 @@ class Rung:
       objective: What it is trained for; empty for a model trained on the text alone, from random
         weights.
       kind: What kind of draft it is; empty for a model of its own.
-      trained_blocks: Last blocks of an early exit that are trained.
     """
 
     role: str
@@ -68,12 +68,10 @@ class Rung:
     budgets: tuple[int, ...]
     objective: ObjectiveName | Literal[""] = ""
     kind: DraftKind = ""
-    trained_blocks: int = 0
 
     @property
     def _trained_for(self) -> str:
-        blocks = f"{self.trained_blocks}" if self.trained_blocks else ""
-        return "".join(f"-{part}" for part in (self.kind, blocks, self.objective) if part)
+        return "".join(f"-{part}" for part in (self.kind, self.objective) if part)
 
     @property
     def name(self) -> str:
@@ -111,15 +109,7 @@ def rungs(config: StudyConfig) -> list[Rung]:
     }
     kinds: dict[str, DraftKind] = {"draft": distil.kind, "target": ""}
     ladder_rungs = [
-        Rung(
-            role,
-            n,
-            seed,
-            tuple(sorted(tokens)),
-            objective,
-            kinds[role],
-            distil.trained_blocks if role == "draft" else 0,
-        )
+        Rung(role, n, seed, tuple(sorted(tokens)), objective, kinds[role])
         for role, n, tokens in sizes
         for objective in objectives[role]
         for seed in (
@@ -150,7 +140,7 @@ def shape(config: StudyConfig, rung: Rung, vocab_size: int) -> ModelConfig:
     Raises:
       SdslError: The family cannot build it, or it cannot be cut out of the teacher.
     """
-    if rung.kind == "early-exit":
+    if rung.kind in EXIT_KINDS:
         return exit_of_size(teacher_architecture(config.distil), rung.params)
     if rung.kind == "pruned":
         layers = config.family.layers
@@ -288,7 +278,7 @@ def plan_rungs(config: StudyConfig, dataset: Dataset, folder: Path) -> list[Plan
             members = nested_of_sizes(config.family, asked, vocab_size)[:-1]
             sizes = [count(m, dataset.sequence_length / 2) for m in members]
             slices = tuple(map(Slice, asked, members, sizes))
-        frozen = model.layers - rung.trained_blocks if rung.kind == "early-exit" else -1
+        frozen = max(0, model.layers - distil.trained_blocks) if rung.kind in EXIT_KINDS else -1
         learns_from = teacher if needs_teacher(config, rung) else ""
         step = batch * dataset.sequence_length
         plan = Plan(
@@ -353,7 +343,7 @@ def _parent(
     Raises:
       SdslError: There is none, or there are several.
     """
-    if rung.kind in ("early-exit", "pruned"):
+    if rung.kind in (*EXIT_KINDS, "pruned"):
         path = Path(config.distil.teacher)
         return Parent(find_model_folder(path), teacher_digest(config.distil))
     if not config.distil.init_from:

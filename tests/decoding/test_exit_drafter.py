@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from benchmarks.lossless import check_kind, exit_draft, kind_cells, model
-from sdsl_jax.decoding import ConfidenceThreshold, EarlyExit, Model, speculate
-from sdsl_jax.decoding.exit_drafter import shared_blocks
+from sdsl_jax.decoding import ConfidenceThreshold, EarlyExit, Model, loop, speculate
+from sdsl_jax.decoding.exit_drafter import ExitDrafter, shared_blocks
 from sdsl_jax.errors import SdslError
 from sdsl_jax.models.cuts import early_exit
 
@@ -16,8 +16,7 @@ PROMPTS = np.asarray([[1, 0, 3, 2, 1], [2, 2, 0, 0, 0], [0, 3, 1, 1, 0]])
 SETTINGS = dict(prompt_lengths=np.asarray([5, 1, 3]), new_tokens=np.asarray([9, 12, 7]), seed=5)
 
 
-@pytest.mark.parametrize("blocks", [1, 2])
-@pytest.mark.parametrize("rule", [3, ConfidenceThreshold(0.5)])
+@pytest.mark.parametrize(("blocks", "rule"), [(2, 3), (1, ConfidenceThreshold(0.5))])
 def test_sharing_changes_nothing(blocks, rule):
     """The same tokens and events as the same model that runs by itself, and a target that runs whole,
     in rows that draft and accept different numbers of tokens."""
@@ -80,3 +79,14 @@ def test_rows_do_not_see_each_other():
 def test_joint_distribution(cell):
     """Ragged rows that stop at different times, against exact enumeration."""
     assert min(check_kind(cell, 20_000)) > ALPHA
+
+
+@pytest.mark.slow
+def test_a_fault_is_found(monkeypatch):
+    """The last draft does not pass the shared blocks before the verify pass."""
+    left_out = lambda self, p, state, lengths, drawn, number: (state.streams, state)  # noqa: E731
+    monkeypatch.setattr(ExitDrafter, "streams", left_out)
+    loop.speculative_loop.clear_cache()
+    with pytest.raises(AssertionError):
+        test_sharing_changes_nothing(2, 3)
+    loop.speculative_loop.clear_cache()

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.lossless import check_kind, head, kind_cells, model
-from sdsl_jax.decoding import Head, Sampling, speculate
+from benchmarks.lossless import KindCell, check_kind, head, kind_cells, model
+from sdsl_jax.decoding import Head, Sampling, loop, speculate
 from sdsl_jax.decoding.feature_drafter import FeatureDrafter
 from sdsl_jax.errors import SdslError
 from sdsl_jax.models import forward, outputs
@@ -17,7 +17,7 @@ from sdsl_jax.models.feature_head import graft, unrolled
 PLAIN = Sampling()
 # False alarm of 1e-6 in all, over at most 20 tests.
 ALPHA = 1e-6 / 20
-LENGTH = 12
+LENGTH = 20
 
 
 @pytest.fixture(scope="module")
@@ -97,17 +97,19 @@ def test_cached_drafts_after_any_rounds_are_the_unrolled_ones(text, window, para
     buffer = jnp.where(jnp.arange(LENGTH)[None] < lengths[:, None], text, 0)
     rows = np.arange(B)
     while int(lengths.max()) + window < LENGTH:
+        kept = jnp.asarray(random.integers(0, window, B))
         proposal, state = drafter.first(some.params, state, buffer, lengths, PLAIN)
         for k in range(1, window + 1):
-            # Draft k continues the text up to position n + k − 2.
+            # Draft k continues the text up to position n + k − 2, as long as the drafts are of the text.
             expected = jax.nn.softmax(dense[k - 1, rows, lengths + k - 2])
-            np.testing.assert_allclose(proposal.probs, expected, atol=2e-5)
+            known = np.asarray(k - 1 <= kept)
+            np.testing.assert_allclose(proposal.probs[known], expected[known], atol=2e-5)
             if k < window:
-                drawn = text[rows, lengths + k - 1]
+                # Those that are rejected are other tokens than the text's.
+                drawn = (text[rows, lengths + k - 1] + (k > kept)) % 4
                 proposal, state = drafter.next(
                     some.params, state, buffer, lengths, drawn, jnp.int32(k), PLAIN
                 )
-        kept = jnp.asarray(random.integers(0, window, B))
         at = lengths[:, None] - 1 + jnp.arange(window)[None]
         seen = features[rows[:, None], at]
         seen = jnp.where((jnp.arange(window)[None] <= kept[:, None])[..., None], seen, poison)
@@ -175,3 +177,48 @@ def test_a_head_of_another_target_is_refused():
         speculate(wide, model(2, 2), np.array([[1]]), lookahead=2, new_tokens=3)
     with pytest.raises(SdslError, match="at least one tap"):
         dataclasses.replace(some.config, taps=())
+
+
+def never_told(monkeypatch):
+    """Features of the verify pass never arrive."""
+    told = lambda self, params, state, start, features: state  # noqa: E731
+    monkeypatch.setattr(FeatureDrafter, "observe", told)
+
+
+def one_position_early(monkeypatch):
+    """x_t is read with f_t, which no decoder has when it needs it."""
+    observe = FeatureDrafter.observe
+    early = lambda self, p, s, start, features: observe(self, p, s, start - 1, features)  # noqa: E731
+    monkeypatch.setattr(FeatureDrafter, "observe", early)
+
+
+def rewrites_two(monkeypatch):
+    """The next round feeds two tokens again, as a plain draft's does, and leaves older keys as they were."""
+    first = FeatureDrafter.first
+
+    def two(self, *arguments):
+        return first(dataclasses.replace(self, window=2), *arguments)
+
+    monkeypatch.setattr(FeatureDrafter, "first", two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [never_told, one_position_early, rewrites_two])
+def test_a_fault_is_found(text, monkeypatch, fault):
+    fault(monkeypatch)
+    with pytest.raises(AssertionError):
+        test_cached_drafts_after_any_rounds_are_the_unrolled_ones(text, 4, 0, 0.0)
+
+
+@pytest.mark.slow
+def test_drafts_judged_by_another_distribution_are_found(monkeypatch):
+    """Verification must use the very array that was drawn from; here it is smoothed a little."""
+    verify = loop.verify_rows
+
+    def smoothed(verification, drafts, q, p, counts, noise):
+        return verify(verification, drafts, 0.8 * q + 0.05, p, counts, noise)
+
+    loop.speculative_loop.clear_cache()
+    monkeypatch.setattr(loop, "verify_rows", smoothed)
+    assert min(check_kind(KindCell("head", 2, 1.0, "token"), 20_000)) < 1e-9
+    loop.speculative_loop.clear_cache()

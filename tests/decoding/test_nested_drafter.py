@@ -1,5 +1,7 @@
 """A nested draft that chooses its size in every row and round."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,15 +34,22 @@ def test_a_choice_that_never_varies_is_that_slice(threshold):
     np.testing.assert_array_equal(one.events.verified, other.events.verified)
 
 
-def test_drafts_after_any_rounds_are_those_of_the_chosen_slice():
-    """Random acceptances and rejections, driven by hand, with slices that rest for rounds: the cached
+@pytest.mark.parametrize("rows", [6, pytest.param(1, marks=pytest.mark.slow)])
+def test_drafts_after_any_rounds_are_those_of_the_chosen_slice(rows):
+    """Of rows that run together, where both slices run in most rounds, and of single ones. Random acceptances and rejections, driven by hand, with slices that rest for rounds: the cached
     q of the chosen slice is its dense one. (A larger slice that did not catch up would not be.)"""
-    text = jnp.asarray(np.random.default_rng(0).integers(0, 4, (6, LENGTH)))
+    texts = jnp.asarray(np.random.default_rng(0).integers(0, 4, (6, LENGTH)))
+    rested = sum(_run(texts[i : i + rows]) for i in range(0, 6, rows))
+    assert rested > 3
+
+
+def _run(text):
+    """Checks every proposal; returns how often a row went on with the smaller slice after the larger one."""
     draft = nested()
     drafter = NestedDrafter(draft.small.config, draft.large.config, WINDOW)
     small, large = dense(draft.small, text), dense(draft.large, text)
     random = np.random.default_rng(1)
-    lengths, rows, rested = jnp.asarray([1, 2, 4, 3, 1, 4]), np.arange(6), 0
+    lengths, rows, rested = jnp.asarray([1, 2, 4, 3, 1, 4])[: len(text)], np.arange(len(text)), 0
     state = drafter.start(draft.params, text[:, :4], LENGTH + WINDOW + 1)
     chosen = []
     while int(lengths.max()) + WINDOW < LENGTH:
@@ -51,16 +60,19 @@ def test_drafts_after_any_rounds_are_those_of_the_chosen_slice():
         np.testing.assert_array_equal(state.by_large, by_large)
         rested += bool(chosen) and int((by_large & ~chosen[-1]).sum())
         chosen.append(by_large)
-        for k in range(1, WINDOW):
+        kept = random.integers(0, WINDOW, len(text))
+        for k in range(1, WINDOW + 1):
             at = lengths + k - 2
-            logits = np.where(by_large[:, None], large[rows, at], small[rows, at])
-            np.testing.assert_allclose(proposal.probs, jax.nn.softmax(logits), atol=2e-5)
-            drawn = text[rows, lengths + k - 1]
+            expected = jax.nn.softmax(np.where(by_large[:, None], large[rows, at], small[rows, at]))
+            known = k - 1 <= kept
+            np.testing.assert_allclose(proposal.probs[known], expected[known], atol=2e-5)
+            # Drafts that are rejected are other tokens than the text's.
+            drawn = (text[rows, lengths + k - 1] + (k > kept)) % 4
             proposal, state = drafter.next(
                 draft.params, state, buffer, lengths, drawn, jnp.int32(k), PLAIN
             )
-        lengths = lengths + jnp.asarray(random.integers(0, WINDOW, 6)) + 1
-    assert rested > 3
+        lengths = lengths + kept + 1
+    return rested
 
 
 @pytest.mark.slow
@@ -90,3 +102,31 @@ def test_rows_do_not_see_each_other():
 def test_joint_distribution(cell):
     """Ragged rows that stop at different times, against exact enumeration."""
     assert min(check_kind(cell, 20_000)) > ALPHA
+
+
+def forgets(monkeypatch):
+    """A slice that has rested goes on as if it had read everything."""
+    first = NestedDrafter.first
+
+    def up_to_date(self, params, state, tokens, lengths, sampling):
+        return first(self, params, state._replace(seen=lengths - 1), tokens, lengths, sampling)
+
+    monkeypatch.setattr(NestedDrafter, "first", up_to_date)
+
+
+def rewrites_two(monkeypatch):
+    """The smaller slice reads the last two tokens, and not those that the larger one drafted."""
+    first = NestedDrafter.first
+
+    def two(self, *arguments):
+        return first(dataclasses.replace(self, window=2), *arguments)
+
+    monkeypatch.setattr(NestedDrafter, "first", two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [forgets, rewrites_two])
+def test_a_fault_is_found(monkeypatch, fault):
+    fault(monkeypatch)
+    with pytest.raises(AssertionError):
+        test_drafts_after_any_rounds_are_those_of_the_chosen_slice(1)

@@ -147,7 +147,8 @@ def test_a_slice_is_a_model_of_its_own():
     holds of the whole has a gradient."""
     family = FamilyConfig(layers=2, head_dim=8)
     small, large = nested_of_sizes(family, [1_500, 6_000], 11)
-    assert (small.head_dim, large.head_dim) == (8, 8) and small.width < large.width
+    assert (small.head_dim, large.head_dim) == (8, 8)
+    assert small.width < large.width
     own = init_params(large, jax.random.key(0))
     nested = Nested(large, (small,))
     out = nested.logits(own, jnp.asarray(TOKENS), False)
@@ -174,9 +175,8 @@ def test_shapes_of_a_size():
         == 2
     )
     small = pruned_of_size(target, 30_000, 2)
-    assert (small.width, small.layers) == (64, 2) and abs(
-        count(small, 0).nonembedding / 30_000 - 1
-    ) < 0.1
+    assert (small.width, small.layers) == (64, 2)
+    assert abs(count(small, 0).nonembedding / 30_000 - 1) < 0.1
     assert pruned_of_size(target, count(target, 0).nonembedding, 0) == target
     with pytest.raises(
         SdslError, match="an early exit of 1000 non-embedding parameters cannot be cut"
