@@ -290,6 +290,15 @@ def read_architecture(path: Path) -> ModelConfig:
         return _part(ModelConfig, values["architecture"], folder, "architecture")
 
 
+def stored_weights(path: Path) -> str:
+    """Type that the matrices of a trained model are stored in: "float32" or "bfloat16".
+
+    Raises:
+      SdslError: The path does not mean a single model, or its description is missing or damaged.
+    """
+    return _VERSIONS[_read_description(find_model_folder(path))["version"]]
+
+
 def _head(values: dict[str, Any], config: ModelConfig, folder: Path) -> HeadConfig | None:
     """The head that a folder describes, if it does."""
     if values["version"] < _FIRST_OF_HEADS:

@@ -69,12 +69,17 @@ def codesign(
     if kinds is not None:
         from sdsl_jax.cli.codesign_kinds import kinds_of_study, print_kinds
 
+        given = [name for name, value in vars(problem).items() if value not in (None, (), False)]
+        require(
+            picture is None and not given,
+            "--kinds compares drafts that a study measured; it takes no problem and draws no picture.",
+        )
         answer_of_kinds = kinds_of_study(kinds, objective_trained, study)
         if json:
             print_json(answer_of_kinds)
         else:
             names = [name.strip() for name in kinds.split(",") if name.strip()]
-            print_kinds(standard_console(), answer_of_kinds, names)
+            print_kinds(standard_console(), answer_of_kinds, names, objective_trained)
         return
     require(
         study is None and objective_trained is None,

@@ -74,7 +74,9 @@ def kinds_of_study(kinds: str, objective: str | None, study: Path | None) -> Kin
     )
 
 
-def print_kinds(console: Console, answer: Kinds, asked: Sequence[str]) -> None:
+def print_kinds(
+    console: Console, answer: Kinds, asked: Sequence[str], objective: str | None
+) -> None:
     """Prints the best of each kind, the best first, and why some have no law."""
     say(
         console,
@@ -106,9 +108,10 @@ def print_kinds(console: Console, answer: Kinds, asked: Sequence[str]) -> None:
                 f"{best.kind}, {best.objective}: N* lies outside the sizes that were trained in {1 - best.inside:.0%} of the "
                 "draws.",
             )
-    missing = [name for name in asked if name not in {b.kind for b in answer.best}]
-    for name in missing:
-        say(console, f"{name}: no draft of this kind was measured.")
+    which = f" for the objective {objective}" if objective else ""
+    for name in asked:
+        if name not in {b.kind for b in answer.best}:
+            say(console, f"{name}: no draft of this kind was trained{which} and measured.")
     say(console, f"{answer.confidence:.0%} intervals. {answer.basis}.")
 
 
@@ -127,7 +130,7 @@ def _row(best: KindBest) -> tuple[str, ...]:
     optimum = "–"
     if not best.why_no_law:
         middle, low, high = (
-            short_count(round(x, -3)) for x in (size.estimate, size.low, size.high)
+            short_count(float(f"{x:.2g}")) for x in (size.estimate, size.low, size.high)
         )
         optimum = f"{middle}\n({low}–{high})"
     return (
@@ -140,5 +143,7 @@ def _row(best: KindBest) -> tuple[str, ...]:
         ranged(r.clock_speedup, 2),
         f"{r.train_flops / 1e12:.3g}",
         optimum,
-        "–" if best.why_no_law else ranged(best.speedup, 2),
+        "–"
+        if best.why_no_law
+        else f"{best.speedup.estimate:.2f}\n({best.speedup.low:.2f}–{best.speedup.high:.2f})",
     )

@@ -265,7 +265,7 @@ class DistilConfig:
         for each.
       cut: What drafts are cut out of, for those that are no models of their own: "early-exit" (the
         teacher's first blocks, frozen, with a readout of their own), "pruned" (the blocks, heads and
-        hidden units that the teacher can spare least), or "nested" (one model for all sizes, trained
+        hidden units that matter most to the teacher's loss), or "nested" (one model for all sizes, trained
         together with slices of itself).
       trained_blocks: Last blocks of an early exit that are trained as well.
       draft_decay: How fast the weight of a head's later drafts falls: draft k weighs
@@ -479,6 +479,15 @@ class StudyConfig:
             self.measure.new_tokens > max(self.measure.lookaheads),
             f"measure.new_tokens is {self.measure.new_tokens}; it must exceed the largest of measure.lookaheads "
             f"({max(self.measure.lookaheads)}), or no round could show all that it accepts.",
+        )
+        nested = self.distil.cut == "nested"
+        require(
+            not nested or len(self.ladder.draft_params) >= 2,
+            "distil.cut is 'nested', which needs at least two sizes in ladder.draft_params.",
+        )
+        require(
+            not nested or not self.holdout.draft_params,
+            "holdout.draft_params cannot hold back slices of a nested draft: they are trained together with the others.",
         )
         for role in ("draft_params", "target_params"):
             kept, sizes = getattr(self.holdout, role), getattr(self.ladder, role)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +15,9 @@ from jaxtyping import Array, Float, Int
 from sdsl_jax.decoding.drafters import Model, Proposal, model_proposal
 from sdsl_jax.decoding.sampling import Sampling
 from sdsl_jax.models import KVCache, ModelConfig, Params, outputs, prefill
+
+# What a draft may have otherwise than its target while its first blocks are the same.
+_APART = ("layers", "tie_embeddings", "final_norm", "early_exit", "logit_size")
 
 
 class EarlyExit(NamedTuple):
@@ -32,7 +36,13 @@ class EarlyExit(NamedTuple):
 
 def shared_blocks(draft: Model, target: Model) -> int:
     """How many leading blocks of a draft are the target's own, bit by bit; 0 unless they read the
-    same embedding."""
+    same embedding and compute the same with it."""
+    one, other = (
+        {k: v for k, v in dataclasses.asdict(m.config).items() if k not in _APART}
+        for m in (draft, target)
+    )
+    if one != other:
+        return 0
     d, t = (nnx.to_pure_dict(model.params) for model in (draft, target))
 
     def same(a: object, b: object) -> bool:

@@ -90,8 +90,8 @@ class NestedDrafter:
 
     The choice is made from the smaller slice's distribution before anything is drawn from it, so it
     depends on the prefix alone, and the output stays that of the target. The smaller slice reads the
-    tokens that each round kept. The larger one reads what it has missed when it is chosen, `window`
-    tokens at a time. A slice that no row chose does not draft.
+    tokens that each round kept. When a row chooses the larger one, it first reads the tokens it
+    skipped, `window` at a time. A slice is left out where no row chose it.
 
     Attributes:
       small: Architecture of the smaller slice.

@@ -138,8 +138,10 @@ def clustered_mean(
 
 
 def training_run(model: ModelRecord) -> str:
-    """The training run of a model. The token budgets of one run are no independent models."""
-    return f"{model.role}-{model.params_nonembedding}-{model.trained_for}-s{model.seed}"
+    """The training run of a model. The token budgets of one run are no independent models, nor are the
+    slices of one nested draft."""
+    size = "" if model.kind == "nested" else model.params_nonembedding
+    return f"{model.role}-{size}-{model.trained_for}-s{model.seed}"
 
 
 def standard_error(low: float, high: float, confidence: float, clusters: int) -> float:

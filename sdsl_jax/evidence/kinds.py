@@ -34,7 +34,8 @@ class KindResult:
       train_tokens: tokens trained on since the parent
       seeds: seeds
       alpha: mean acceptance of the first draft of a round
-      later_alpha: that of the fourth draft; the first one's where it does not depend on the number
+      later_alpha: that of the fourth draft; the first one's where it does not depend on the number,
+        and not a number for a head that gives fewer
       cost: FLOPs of a draft step over those of a target step; of a head one that reads features
       lookahead: lookahead of the best speed-up in FLOPs, of the first seed
       tokens_per_round: mean tokens per round at each seed's best lookahead
@@ -122,6 +123,8 @@ def kinds(records: StudyRecords) -> Kinds | None:
     longest = [_longest(group) for group in groups.values()]
     results = [_result(records, group, target, alpha, confidence) for group in longest]
     together = [(r, g) for r, g in zip(results, longest) if r is not None]
+    if not together:
+        return None
     together.sort(key=lambda both: (both[0].kind, both[0].objective, both[0].draft_params))
     by_kind: dict[tuple[str, str], list[tuple[KindResult, list[ModelRecord]]]] = defaultdict(list)
     for r, group in together:
@@ -137,8 +140,8 @@ def kinds(records: StudyRecords) -> Kinds | None:
         "noise of these samples is not; each seed at its own best γ. S in FLOPs is tokens per round over the FLOPs of a round in "
         "steps of the target; a verify pass counts as one step, so blocks that an early exit shares save nothing there. On the "
         "clock: one seed; half of the repetitions choose γ and the others are shown. N*: a line of logit α in ln N through the "
-        f"drafts of a kind, c between theirs, {_DRAWS} bootstrap draws of whole training runs. Training FLOPs hold the "
-        "teacher's passes and what the parents took",
+        f"drafts of a kind, c between theirs, {_DRAWS} bootstrap draws of whole training runs (the slices of a nested draft are "
+        "one run). Training FLOPs hold the teacher's passes and what the parents took",
     )
 
 
@@ -190,6 +193,9 @@ def _result(
         return Estimate(*mean_interval(np.asarray(values), confidence))
 
     first = group[0]
+    # A model of its own has one α for all drafts of a round.
+    one = first.kind not in HEAD_KINDS
+    later = {n: alpha[n][0] if one else math.nan for n in names}
     clock_lookahead, clock_speedup = _on_the_clock(
         [r for r in records.timed_runs if r.target_id == target.model_id], {*names}, confidence
     )
@@ -201,14 +207,15 @@ def _result(
         train_tokens=first.train_tokens,
         seeds=len(group),
         alpha=over_seeds([alpha[n][0] for n in names]),
-        later_alpha=over_seeds([alpha[n].get(_LATER, alpha[n][0]) for n in names]),
+        later_alpha=over_seeds([alpha[n].get(_LATER, same) for n, same in later.items()]),
         cost=first.flops_per_token / target.flops_per_token,
         lookahead=best[0].lookahead,
         tokens_per_round=over_seeds([r.tokens_per_round for r in best]),
         speedup=over_seeds([r.tokens_per_round / r.round_cost for r in best]),
         clock_lookahead=clock_lookahead,
         clock_speedup=clock_speedup,
-        train_flops=_train_flops(first, target, records.trained),
+        train_flops=first.training_flops
+        + (target.flops_per_token * first.train_tokens if first.teacher_digest else 0.0),
     )
 
 
@@ -234,20 +241,6 @@ def _on_the_clock(
 
     chosen = max(ratios, key=lambda lookahead: half(lookahead, 0).mean())
     return chosen, Estimate(*mean_interval(half(chosen, 1), confidence))
-
-
-def _train_flops(draft: ModelRecord, target: ModelRecord, trained: list[ModelRecord]) -> float:
-    own = draft.train_flops
-    if math.isnan(own):
-        own = 3 * draft.flops_per_token * draft.train_tokens
-    if draft.teacher_digest:
-        own += target.flops_per_token * draft.train_tokens
-    parents = [
-        m
-        for m in trained
-        if draft.parent_digest == m.params_digest and m.params_digest != target.params_digest
-    ]
-    return own + sum(_train_flops(parent, target, trained) for parent in parents[:1])
 
 
 def _best(

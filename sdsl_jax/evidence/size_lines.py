@@ -19,7 +19,7 @@ def with_ones(axes: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k+1"]:
 def least_squares(
     x: Float[np.ndarray, "n k"], y: Float[np.ndarray, " n"], weights: Float[np.ndarray, "draws n"]
 ) -> Float[np.ndarray, "draws k"]:
-    """Coefficients under each row of weights; of least norm where a draw does not determine them."""
+    """Coefficients under each row of weights; minimum-norm where a draw does not determine them."""
     normal = np.einsum("dn,nk,nl->dkl", weights, x, x)
     return np.einsum("dkl,dn,nl,n->dk", np.linalg.pinv(normal), weights, x, y)
 

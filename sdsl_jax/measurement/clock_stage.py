@@ -143,7 +143,12 @@ def time_study(
     models: dict[str, Any] = {}
     for folder in map(Path, c.other_models):
         more, loaded = load_other_models(
-            folder, "clock.other_models", f"{folder.name}/", dataset, study
+            folder,
+            "clock.other_models",
+            f"{folder.name}/",
+            dataset,
+            study,
+            lambda record: not record.kind,
         )
         others, models = others + more, models | loaded
     blocks = pairings(config, records, others)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sdsl_jax.decoding import Head, Model, Sampling, overlap, probabilities
 from sdsl_jax.errors import require
@@ -73,6 +73,7 @@ def head_overlap(
     drafts: int,
     sampling: Sampling = Sampling(),  # noqa: B008
     following: Int[np.ndarray, "contexts T"] | None = None,
+    counted: Bool[np.ndarray, "contexts T"] | None = None,
 ) -> HeadOverlap:
     """Compares a head with its target after every position of some contexts.
 
@@ -83,7 +84,8 @@ def head_overlap(
       first: First position whose next-token distribution counts, T = L − first.
       drafts: K, the number of drafts of a round.
       sampling: Sampling of both.
-      following: The token after each counted position.
+      following: The token after each of these positions.
+      counted: Which of these positions count; all of them if None.
 
     Raises:
       SdslError: Probabilities are not finite.
@@ -115,8 +117,13 @@ def head_overlap(
         np.isfinite(by_draft).all(),
         "the logits of the head or of its target are not finite: its weights hold infinities or NaN.",
     )
+    if counted is None:
+        counted = np.ones((n, length - first), bool)
     overlaps = [
-        PairOverlap(by_draft[k, :, k:].sum(axis=-1)[None], np.full(n, length - first - k))
+        PairOverlap(
+            np.where(counted, by_draft[k], 0.0)[None, :, k:].sum(axis=-1),
+            counted[:, k:].sum(axis=1),
+        )
         for k in range(drafts)
     ]
     return HeadOverlap(overlaps, np.concatenate(drawn) if drawn else None)

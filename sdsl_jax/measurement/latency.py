@@ -23,6 +23,7 @@ from jaxtyping import Array
 from sdsl_jax.data.dataset import spread
 from sdsl_jax.data.prompts import Prompts
 from sdsl_jax.decoding import (
+    Head,
     Model,
     NgramDraft,
     Sampling,
@@ -219,7 +220,7 @@ class GenerationTimes:
 
 
 def time_generation(
-    draft: Model | NgramDraft,
+    draft: Model | Head | NgramDraft,
     target: Model,
     prompts: Prompts,
     settings: PairSettings,
@@ -306,7 +307,7 @@ class StepCosts(NamedTuple):
 
     Attributes:
       target_step: Seconds of one decoding step of the target.
-      draft_step: d, the time of a draft step; None for n-grams.
+      draft_step: d, the time of a draft step; None for n-grams and heads.
       verify_pass: v, the time of a pass over γ + 1 tokens, by γ.
     """
 
@@ -324,14 +325,14 @@ class StepCosts(NamedTuple):
 
 
 def time_costs(
-    draft: Model | NgramDraft,
+    draft: Model | Head | NgramDraft,
     target: Model,
     prompts: Prompts,
     settings: PairSettings,
 ) -> StepCosts:
     """Times the steps that a round consists of, halfway through a request of the longest prompt."""
     limit = target.config.position_limit
-    if isinstance(draft, Model):
+    if not isinstance(draft, NgramDraft):
         limit = min(limit, draft.config.position_limit)
     halfway = int(prompts.lengths.max()) + settings.new_tokens // 2
     context = max(1, min(halfway, limit - max(settings.lookaheads) - 1))

@@ -17,7 +17,7 @@ import pandas
 from sdsl_jax.checkpoints.loading import DEFAULT_OPTIONS, LoadOptions, load_model
 from sdsl_jax.checkpoints.model_folder import LoadedModel
 from sdsl_jax.data.prompts import Prompts, encode_prompts, load_prompts, pad_prompts
-from sdsl_jax.decoding import Model, NgramDraft, Sampling, one_vocabulary
+from sdsl_jax.decoding import Head, Model, NgramDraft, Sampling, one_vocabulary
 from sdsl_jax.errors import require
 from sdsl_jax.measurement import pair_records, pair_report
 from sdsl_jax.measurement.events import CONVENTIONS, DecodedStatistics, summarise
@@ -525,10 +525,12 @@ def _prepare(
 
 def _decoding_pair(
     draft: LoadedModel | None, target: LoadedModel
-) -> tuple[Model | NgramDraft, Model]:
+) -> tuple[Model | Head | NgramDraft, Model]:
     """Both models with one vocabulary, as the decoder takes them."""
     if draft is None:
         return NgramDraft(target.config.ids), target.model
+    if draft.head is not None:
+        return Head(draft.head, draft.params), target.model
     return one_vocabulary(draft.model, target.model)
 
 

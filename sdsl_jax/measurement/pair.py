@@ -17,6 +17,7 @@ from sdsl_jax.data.prompts import Prompts, bytes_after_first
 from sdsl_jax.data.tokenizer import Tokenizer
 from sdsl_jax.decoding import (
     Decoded,
+    Head,
     Model,
     NgramDraft,
     Sampling,
@@ -33,6 +34,7 @@ from sdsl_jax.measurement.events import (
     event_columns,
     summarise,
 )
+from sdsl_jax.measurement.heads import head_overlap
 from sdsl_jax.measurement.overlap import pairwise_overlap
 from sdsl_jax.measurement.replay import (
     ExpectedRounds,
@@ -158,10 +160,11 @@ class PairMeasurement(NamedTuple):
     """The numbers of a pair.
 
     Attributes:
-      alpha: E Σ_v min(p_v, q_v) over the positions of the target's own samples; None for an n-gram
-        draft.
+      alpha: E Σ_v min(p_v, q_v) over the positions of the target's own samples, of a head for the
+        first draft of a round; None for an n-gram draft.
       positions: Number of these positions.
-      text: α and both losses on the prompts; None for an n-gram draft, or prompts of one token.
+      text: α and both losses on the prompts; None for an n-gram draft, a head, or prompts of one
+        token.
       lookaheads: A result for each lookahead, in the order of the settings.
       expected: Token verification in expectation at every γ up to the largest lookahead, from the
         target's samples; empty for an n-gram draft.
@@ -175,7 +178,7 @@ class PairMeasurement(NamedTuple):
 
 
 def measure_models(
-    draft: Model | NgramDraft,
+    draft: Model | Head | NgramDraft,
     target: Model,
     prompts: Prompts,
     settings: PairSettings,
@@ -203,7 +206,9 @@ def measure_models(
             0 <= token < target.config.ids,
             f"the stop token is {token}; it must lie in [0, {target.config.ids - 1}].",
         )
-    models = {"target": target} | ({"draft": draft} if isinstance(draft, Model) else {})
+    models: dict[str, Model | Head] = {"target": target}
+    if not isinstance(draft, NgramDraft):
+        models["draft"] = draft
     longest, new = int(prompts.lengths.max()), settings.new_tokens
     for role, model in models.items():
         require_positions(model, longest + new, role, f"prompts of {longest} and {new} new tokens")
@@ -211,8 +216,9 @@ def measure_models(
     progress.start("measure", batches * (3 + len(settings.lookaheads)))
     text = samples = exact = None
     expected: list[ExpectedRounds] = []
-    if isinstance(draft, Model):
-        text = _score_text(draft, target, prompts, settings)
+    if not isinstance(draft, NgramDraft):
+        if isinstance(draft, Model):
+            text = _score_text(draft, target, prompts, settings)
         progress.advance(batches, "prompts")
         samples = sample_target(
             target, prompts, settings, lambda: progress.advance(1, "samples of the target")
@@ -289,7 +295,7 @@ def _in_batches(
 
 
 def decode(
-    draft: Model | NgramDraft,
+    draft: Model | Head | NgramDraft,
     target: Model,
     prompts: Prompts,
     lookahead: int,
@@ -425,25 +431,26 @@ class ExactAcceptance(NamedTuple):
     """Exact quantities on the target's samples.
 
     Attributes:
-      alpha: Σ_v min(p_v, q_v), averaged over the requested tokens that no stop precedes.
+      alpha: Σ_v min(p_v, q_v), averaged over the requested tokens that no stop precedes; of a head,
+        as the first draft of a round.
       positions: Number of these tokens.
       acceptance: min(1, q(y)/p(y)) of each sampled token: the probability that it came by
-        acceptance.
+        acceptance. Of a head, as each draft of a round.
       counted: Number of tokens of each row that were requested and that no stop precedes.
       room: Tokens that each row can have before a table of positions ends.
     """
 
     alpha: Interval
     positions: int
-    acceptance: Float[np.ndarray, "rows tokens"]
+    acceptance: Float[np.ndarray, "rows tokens *drafts"]
     counted: Int[np.ndarray, " rows"]
     room: Int[np.ndarray, " rows"]
 
 
 def _score(
-    draft: Model, target: Model, samples: _Samples, settings: PairSettings
+    draft: Model | Head, target: Model, samples: _Samples, settings: PairSettings
 ) -> ExactAcceptance:
-    """One pass of each model over the samples."""
+    """One pass of each model over the samples; of a head, one for each draft of a round."""
     starts = samples.prompt_lengths
     new = settings.new_tokens + max(settings.lookaheads) - 1
     at = starts[:, None] + np.arange(new)
@@ -453,6 +460,31 @@ def _score(
         (np.cumsum(stops, axis=1) - stops == 0) & (np.arange(new) < settings.new_tokens)
     ).sum(axis=1)
     first = starts.min()
+    room = min(draft.config.position_limit, target.config.position_limit) - starts.astype(int)
+    if isinstance(draft, Head):
+        largest = max(settings.lookaheads)
+        drafts = min(largest, draft.config.parallel or largest)
+        place = np.arange(samples.tokens.shape[1] - first) - (starts - first)[:, None]
+        compared = head_overlap(
+            draft,
+            target,
+            samples.tokens[:, :-1],
+            first=first - 1,
+            drafts=drafts,
+            sampling=settings.sampling,
+            following=samples.tokens[:, first:],
+            counted=(place >= 0) & (place < counted[:, None]),
+        )
+        assert compared.drawn is not None
+        drawn = np.take_along_axis(compared.drawn, (at - first)[..., None], axis=1)
+        return ExactAcceptance(
+            compared.drafts[0].mean(settings.confidence),
+            int(compared.drafts[0].positions.sum()),
+            # A parallel head has no more drafts than it gives.
+            np.pad(drawn, ((0, 0), (0, 0), (0, largest - drafts))),
+            counted,
+            room,
+        )
     scored = pairwise_overlap(
         {"draft": draft},
         {"target": target},
@@ -468,7 +500,7 @@ def _score(
         int(pair.positions.sum()),
         np.take_along_axis(scored.drawn_acceptance("draft", "target"), at - first, axis=1),
         counted,
-        min(draft.config.position_limit, target.config.position_limit) - starts.astype(int),
+        room,
     )
 
 
@@ -517,7 +549,7 @@ class Replay(NamedTuple):
 
 
 def replay_run(
-    draft: Model | NgramDraft,
+    draft: Model | Head | NgramDraft,
     target: Model,
     prompts: Prompts,
     settings: PairSettings,

@@ -180,10 +180,10 @@ class CostsReport:
 
     Attributes:
       target_step_seconds: time of one decoding step of the target
-      draft_step: d, time of a draft step in target steps; null for n-grams
+      draft_step: d, time of a draft step in target steps; null for n-grams and heads
       verify_passes: v at each lookahead
-      lookahead_command: the sdsl lookahead command for these costs; null for n-grams, or if every
-        draft was accepted
+      lookahead_command: the sdsl lookahead command for these costs; null for n-grams and heads, or if
+        every draft was accepted
     """
 
     target_step_seconds: float

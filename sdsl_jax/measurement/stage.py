@@ -302,12 +302,14 @@ def _exact_heads(
             head_overlap,
             head,
             models.targets[target_id],
-            drafts=drafts,
             sampling=Sampling(m.temperature),
         )
-        on_text = compare(text.windows(m.text_windows)[:, :-1], first=0)
+        on_text = compare(text.windows(m.text_windows)[:, :-1], first=0, drafts=1)
         own = compare(
-            tokens[:, :-1], first=m.prompt_tokens - 1, following=tokens[:, m.prompt_tokens :]
+            tokens[:, :-1],
+            first=m.prompt_tokens - 1,
+            drafts=drafts,
+            following=tokens[:, m.prompt_tokens :],
         )
         acceptance += [
             rows.overlap("teacher_forced_text", on_text.drafts[0]),

@@ -361,14 +361,14 @@ def pruned(
     smaller: ModelConfig,
     windows: Int[np.ndarray, "W T+1"],
 ) -> Params:
-    """The parameters of a pruned model: the blocks, and of each block the heads and hidden units,
-    that its larger model can spare least.
+    """The parameters of a pruned model: the blocks, and of each block the heads and hidden units, that
+    matter most to the loss.
 
     Args:
       config: Architecture of the larger model.
       params: Its parameters.
       smaller: Architecture of the pruned one, see `pruned_of_size`.
-      windows: Windows of text that show what can be spared.
+      windows: Windows of text that the loss is taken on.
     """
     blocks = best_blocks(config, params, windows, smaller.layers)
     config, params = cut(config, params, _only(leading(config), blocks))

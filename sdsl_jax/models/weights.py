@@ -85,8 +85,9 @@ def _int8(matrix: Array, along: int) -> Int8Matrix:
 
 # A table of positions is read one row at a time, and small.
 _KEPT = "positions"
-# Stored as [out, in], so that its rows can be looked up.
-_EMBEDDING = "embedding"
+# Stored as [out, in]: an embedding, so that its rows can be looked up, and the head of an early exit
+# like it.
+_OUT_FIRST = ("embedding", "exit_head")
 
 
 def stored(path: Any, array: Array, storage: WeightStorage) -> Matrix:
@@ -105,7 +106,7 @@ def stored(path: Any, array: Array, storage: WeightStorage) -> Matrix:
         return array
     if storage == "bfloat16":
         return array.astype(jnp.bfloat16)
-    return _int8(array, int(name == _EMBEDDING))
+    return _int8(array, int(name in _OUT_FIRST))
 
 
 def store(params: Any, storage: WeightStorage) -> Any:

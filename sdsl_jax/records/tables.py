@@ -57,8 +57,8 @@ class ModelRecord:
         target's first blocks with a readout of their own, early-exit-trained if the last of these
         blocks is trained as well; pruned for what was cut out of the target
         and trained on; nested for a slice of a model that was trained together with it
-      train_flops: FLOPs of its training since its parent, forward and backward, without those of the
-        teacher
+      train_flops: FLOPs of its training and of that of its parents, forward and backward, without
+        those of a teacher or of a target that it was cut out of
     """
 
     model_id: str
@@ -111,6 +111,13 @@ class ModelRecord:
         told = told or self.kind
         kind = f"{self.kind} " if self.kind else ""
         return kind + self.objective if told else "text"
+
+    @property
+    def training_flops(self) -> float:
+        """`train_flops`; of records without the column, those of a model trained from random weights."""
+        if not math.isnan(self.train_flops) or self.parent_digest or self.kind:
+            return self.train_flops
+        return 3 * self.flops_per_token * self.train_tokens
 
     @property
     def tokens_per_second(self) -> float:

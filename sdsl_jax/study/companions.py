@@ -48,7 +48,7 @@ def companion_count(plans: list[Plan]) -> int:
     Args:
       plans: The rungs of the study.
     """
-    left = [plan for plan in plans if not all(map(model_folder.is_whole, plan.models))]
+    left = [plan for plan in plans if not all(map(model_folder.is_whole, plan.all_folders))]
     if (
         not hasattr(os, "sched_setaffinity")
         or jax.process_count() > 1

@@ -173,10 +173,19 @@ def _key(study: Study, stage: str) -> str:
     parts: list[Any] = [SCHEMA_VERSION, {name: settings[name] for name in names}]
     if "data" in names:
         parts.append(source_digests(study.config.data))
+    if stage == "train":
+        parts.append(_given_identity(study.config))
     if stage == "conditions":
         parts.append(_conditions_identity(study.config.conditions))
     parts += [file_sha256(study.folder / path) for path in _inputs(study, stage)]
     return json_sha256(parts)
+
+
+def _given_identity(config: StudyConfig) -> list[str]:
+    """Identity of the models that a study is given: the records of their ladders."""
+    folders = [*config.ladder.given_targets, *config.ladder.given_drafts, config.distil.init_from]
+    tables = [Path(folder) / "records" / "models.csv" for folder in folders if folder]
+    return [file_sha256(table) if table.exists() else "" for table in tables]
 
 
 def _conditions_identity(conditions: ConditionsConfig) -> list[Any]:

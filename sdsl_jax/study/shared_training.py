@@ -87,8 +87,7 @@ def train_part(
         with contextlib.suppress(SdslError):
             publish()
         raise
-    each = [len(plan.models) * (len(plan.slices) + 1) for plan in plans]
-    missing = sum(each) - len(publish())
+    missing = sum(len(plan.all_folders) for plan in plans) - len(publish())
     return Trained(*outcome, missing)
 
 

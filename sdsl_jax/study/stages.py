@@ -354,7 +354,7 @@ _FIGURES = tuple(
 _MODEL, _MAKING = ("seed", "data", "family"), ("ladder", "training", "measure")
 # In the order in which they run. What a stage depends on is part of its digest, in this order.
 STAGES = {
-    "train": Stage(_train, (*_MODEL, "ladder", "training"), (), _RECORDS[:1]),
+    "train": Stage(_train, (*_MODEL, "ladder", "training", "distil"), (), _RECORDS[:1]),
     "measure": Stage(
         _measure,
         (*_MODEL, "measure"),

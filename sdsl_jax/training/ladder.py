@@ -31,7 +31,7 @@ from sdsl_jax.processes import (
     raised_on_all,
 )
 from sdsl_jax.progress import Progress, Silent
-from sdsl_jax.records import ModelRecord, write_json, write_table
+from sdsl_jax.records import ModelRecord, read_table, write_json, write_table
 from sdsl_jax.training.claims import Claim, ClaimLost, Owner, acquire
 from sdsl_jax.training.evaluation import held_out_losses, make_record
 from sdsl_jax.training.loop import RungTrainer
@@ -72,6 +72,13 @@ def check_ladder(config: StudyConfig) -> None:
     drafts = sum(len(rung.budgets) for rung in rungs(config) if rung.role == "draft")
     budgets = {*ladder.draft_tokens, *ladder.target_tokens}
     if ladder.given_drafts:
+        given = [r for f in ladder.given_drafts for r in read_table(Path(f) / "records", "models")]
+        of_text = [r for r in given if r.role == "draft" and r.trained_for == "text"]
+        require(
+            len(of_text) >= 4,
+            f"ladder.given_drafts holds {len(of_text)} drafts trained on the text alone; the laws need at least 4. Name a folder "
+            "with the drafts that the others started from as well.",
+        )
         return
     require(
         drafts >= 4 and len(sizes) >= 4 and len(budgets) >= 2,
@@ -138,7 +145,7 @@ def _read_ladder(config: StudyConfig, dataset: Dataset, folder: Path) -> list[Mo
         weights.is_dir(), f"ladder.weights is {config.ladder.weights!r}, which is not a folder."
     )
     plans = plan_rungs(config, dataset, weights)
-    models = [model for plan in plans for model in plan.models]
+    models = [model for plan in plans for model in plan.all_folders]
     missing = [model for model in models if not model_folder.is_complete(model)]
     if missing:
         raise SdslError(
@@ -183,6 +190,10 @@ def train_rungs(
     layout = make_layout(config.parallel)
     for plan in plans:
         layout.check_batch(plan.batch)
+        require(
+            not plan.slices or jax.process_count() == 1,
+            f"{plan.rung.name} is a nested draft, which one process trains: run the command without --distributed.",
+        )
     teacher = _teacher(config, dataset, plans, progress)
     progress.start("train", sum(plan.flops for plan in plans))
     remaining, announced, others = list(plans), set[str](), dict[str, str]()
@@ -192,7 +203,7 @@ def train_rungs(
         for plan in remaining:
             name = plan.rung.name
             weighted = _Weighted(progress, plan.flops_per_step)
-            if broadcast_from_primary(all(map(model_folder.is_whole, plan.models))):
+            if broadcast_from_primary(all(map(model_folder.is_whole, plan.all_folders))):
                 by = f"trained by {others.pop(name)}" if name in others else "already trained"
                 weighted.advance(plan.schedule.total_steps, f"{name}  {by}")
                 continue
@@ -245,7 +256,7 @@ def _teacher(
     left = [
         plan
         for plan in plans
-        if plan.teacher_digest and not all(map(model_folder.is_complete, plan.models))
+        if plan.teacher_digest and not all(map(model_folder.is_complete, plan.all_folders))
     ]
     if not broadcast_from_primary(len(left)):
         return None
@@ -268,7 +279,7 @@ def _train_rung(trainer: RungTrainer, study: Path) -> None:
     config, dataset, plan = trainer.config, trainer.dataset, trainer.plan
     for budget, folder in enumerate(plan.models):
         # Another process may have finished it before this one got the claim.
-        if broadcast_from_primary(model_folder.is_whole(folder)):
+        if broadcast_from_primary(all(map(model_folder.is_whole, plan.folders(budget)))):
             trainer.progress.advance(
                 plan.schedule.ends[budget] - plan.schedule.branch_before(budget),
                 f"{trainer.name}  already trained",
@@ -284,17 +295,11 @@ def _train_rung(trainer: RungTrainer, study: Path) -> None:
                 state, tally = trainer.run(segment, state, tally)
             # Losses and digest are those of the weights that the folder will hold.
             params = store(state.params, _STORED[config.training.stored_weights])
-            parts = [
-                (part, cut(plan.model, params, leading(part.model))[1]) for part in plan.slices
-            ]
-            of_slices = [
-                (
-                    part,
-                    own,
-                    make_record(trainer, budget, trainer.layout.whole(own), tally, study, part),
-                )
-                for part, own in parts
-            ]
+            slices = []
+            for part in plan.slices:
+                own = cut(plan.model, params, leading(part.model))[1]
+                on_one = trainer.layout.whole(own)
+                slices.append((part, own, make_record(trainer, budget, on_one, tally, study, part)))
             record = make_record(trainer, budget, trainer.layout.whole(params), tally, study)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
@@ -305,7 +310,7 @@ def _train_rung(trainer: RungTrainer, study: Path) -> None:
                 "parallel.fsdp need less."
             ) from None
         trainer.guard()
-        for part, own, of_slice in of_slices:
+        for part, own, of_slice in slices:
             model_folder.write_model_folder(
                 plan.slice_folder(budget, part),
                 part.model,

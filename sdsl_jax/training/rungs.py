@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sdsl_jax.checkpoints.model_folder import find_model_folder
+from sdsl_jax.checkpoints.model_folder import find_model_folder, stored_weights
 from sdsl_jax.config import (
     EXIT_KINDS,
     HEAD_KINDS,
@@ -128,10 +128,12 @@ class Parent(NamedTuple):
     Attributes:
       folder: Its model folder.
       digest: Digest of its weights.
+      train_flops: FLOPs of its training; 0 for a target that drafts are cut out of.
     """
 
     folder: Path
     digest: str
+    train_flops: float = 0.0
 
 
 def shape(config: StudyConfig, rung: Rung, vocab_size: int) -> ModelConfig:
@@ -240,6 +242,15 @@ class Plan(NamedTuple):
         """The model folder of a slice. That of the whole is written last."""
         return self.folder / f"slice-{compact(part.params)}-{self.schedule.ends[budget]}"
 
+    def folders(self, budget: int) -> list[Path]:
+        """The model folders of a budget: of every slice, and of the whole."""
+        return [*(self.slice_folder(budget, part) for part in self.slices), self.models[budget]]
+
+    @property
+    def all_folders(self) -> list[Path]:
+        """The model folders of all budgets."""
+        return [folder for budget in range(len(self.models)) for folder in self.folders(budget)]
+
 
 def plan_rungs(config: StudyConfig, dataset: Dataset, folder: Path) -> list[Plan]:
     """Plans every rung of a study.
@@ -315,7 +326,7 @@ def needs_teacher(config: StudyConfig, rung: Rung) -> bool:
 
 
 def parent_records(distil: DistilConfig) -> list[ModelRecord]:
-    """The drafts of `distil.init_from`; none where drafts start from random weights.
+    """The models of `distil.init_from`, drafts and targets; none where drafts start from random weights.
 
     Raises:
       SdslError: The folder holds no ladder.
@@ -327,7 +338,7 @@ def parent_records(distil: DistilConfig) -> list[ModelRecord]:
         (Path(folder) / "records" / "models.csv").exists(),
         f"distil.init_from is {folder!r}, where no trained ladder is: records/models.csv is not there.",
     )
-    return [r for r in read_table(Path(folder) / "records", "models") if r.role == "draft"]
+    return read_table(Path(folder) / "records", "models")
 
 
 def _parent(
@@ -345,6 +356,12 @@ def _parent(
     """
     if rung.kind in (*EXIT_KINDS, "pruned"):
         path = Path(config.distil.teacher)
+        rounded = config.training.stored_weights == "bfloat16"
+        require(
+            rung.kind == "pruned" or not rounded or stored_weights(path) == "bfloat16",
+            f"training.stored_weights is 'bfloat16' and the teacher {path} is stored in float32: rounded, the blocks of an early "
+            'exit would not be the teacher\'s any more. Set training.stored_weights = "float32".',
+        )
         return Parent(find_model_folder(path), teacher_digest(config.distil))
     if not config.distil.init_from:
         return None
@@ -362,8 +379,9 @@ def _parent(
         f"shape of {rung.name} ({model.layers} × {model.width}, {counts.nonembedding:,} non-embedding parameters) and seed "
         f"{rung.seed}; it must hold one of the largest budget.",
     )
-    folder = find_model_folder(Path(config.distil.init_from) / longest[0].checkpoint)
-    return Parent(folder, longest[0].params_digest)
+    parent = longest[0]
+    folder = find_model_folder(Path(config.distil.init_from) / parent.checkpoint)
+    return Parent(folder, parent.params_digest, parent.training_flops)
 
 
 def _tag(config: StudyConfig, plan: Plan, dataset: Dataset) -> str:

@@ -135,7 +135,7 @@ def train_step(
             return model.logits(params, fed, config.remat)
         if isinstance(model, SharedTrunk):
             params = jax.tree.map(
-                lambda x, own: x if own else jax.lax.stop_gradient(x), params, trained
+                lambda x, is_trained: x if is_trained else jax.lax.stop_gradient(x), params, trained
             )
             return forward(model.model, params, fed, remat=config.remat)[0]
         if isinstance(model, ModelConfig):
@@ -171,7 +171,9 @@ def train_step(
     updates, opt_state = optimizer(config).update(gradients, state.optimizer, state.params)
     if trained is not None:
         # Weight decay would move what has no gradient.
-        updates = jax.tree.map(lambda u, own: u if own else jnp.zeros_like(u), updates, trained)
+        updates = jax.tree.map(
+            lambda u, is_trained: u if is_trained else jnp.zeros_like(u), updates, trained
+        )
     params = optax.apply_updates(state.params, jax.tree.map(lambda u: -learning_rate * u, updates))
     norm = optax.tree.norm(gradients)
     skipped = (

@@ -36,8 +36,9 @@ def test_a_choice_that_never_varies_is_that_slice(threshold):
 
 @pytest.mark.parametrize("rows", [6, pytest.param(1, marks=pytest.mark.slow)])
 def test_drafts_after_any_rounds_are_those_of_the_chosen_slice(rows):
-    """Of rows that run together, where both slices run in most rounds, and of single ones. Random acceptances and rejections, driven by hand, with slices that rest for rounds: the cached
-    q of the chosen slice is its dense one. (A larger slice that did not catch up would not be.)"""
+    """Of rows that run together, where both slices run in most rounds, and of single ones. Random
+    acceptances and rejections, driven by hand, with slices that rest for rounds: the cached q of the
+    chosen slice is its dense one."""
     texts = jnp.asarray(np.random.default_rng(0).integers(0, 4, (6, LENGTH)))
     rested = sum(_run(texts[i : i + rows]) for i in range(0, 6, rows))
     assert rested > 3

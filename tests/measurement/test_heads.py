@@ -7,11 +7,13 @@ import pytest
 
 from benchmarks.lossless import head as lossless_head
 from benchmarks.lossless import model
-from sdsl_jax.decoding import Sampling, autoregress, speculate
+from sdsl_jax.data.prompts import Prompts
+from sdsl_jax.decoding import Head, Sampling, autoregress, speculate
 from sdsl_jax.measurement.heads import head_overlap
+from sdsl_jax.measurement.pair import PairSettings, measure_models
 from sdsl_jax.measurement.replay import expected_rounds
 from sdsl_jax.models import forward, outputs
-from sdsl_jax.models.feature_head import unrolled
+from sdsl_jax.models.feature_head import graft, unrolled
 
 SAMPLING = Sampling(0.8)
 
@@ -81,3 +83,20 @@ def test_expected_rounds_are_those_of_the_decoder():
     # The first draft knows more than the others here, or the test would show nothing.
     alphas = [o.acceptance.sum() / o.positions.sum() for o in compared.drafts]
     assert abs(alphas[0] - alphas[1]) > 0.01
+
+
+def test_a_head_that_reads_nothing_is_measured_as_its_body():
+    """P = Q = 0, prompts of different lengths, a stop token: all numbers are those of the plain model."""
+    some, target, body = lossless_head(), model(2, 2), model(1, 1)
+    plain = Head(some.config, graft(some.config, body.params))
+    tokens = np.random.default_rng(0).integers(0, 4, (6, 5))
+    prompts = Prompts(tokens, np.array([5, 2, 3, 1, 4, 5]), "random", 6, 0)
+    settings = PairSettings(lookaheads=(1, 3), new_tokens=10, batch=6, stop_tokens=(2,))
+    one, other = (measure_models(d, target, prompts, settings) for d in (plain, body))
+    np.testing.assert_allclose(one.alpha, other.alpha, rtol=1e-5)
+    assert one.positions == other.positions
+    for a, b in zip(one.expected, other.expected):
+        np.testing.assert_allclose(a.tokens_per_round, b.tokens_per_round, rtol=1e-5)
+    for a, b in zip(one.lookaheads, other.lookaheads):
+        np.testing.assert_array_equal(a.decoded.tokens, b.decoded.tokens)
+        assert a.expected.estimate == pytest.approx(b.expected.estimate, rel=1e-5)
