@@ -101,6 +101,7 @@ NAMES = {
     "lookahead_4": "γ = 4 by habit",
     "random_draft": "random draft",
     "ce": "cross-entropy (control)",
+    "text": "cross-entropy on text",
     "kl": "KL(p‖q)",
     "reverse-kl": "KL(q‖p)",
     "js": "Jensen–Shannon",
