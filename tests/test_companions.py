@@ -26,12 +26,12 @@ def one_thread(monkeypatch, tmp_path):
 
 
 def plan(flops, whole=False):
-    return SimpleNamespace(flops=flops, models=[whole])
+    return SimpleNamespace(flops=flops, all_folders=[whole])
 
 
 def test_a_companion_for_each_idle_processor_that_gains_by_it(monkeypatch, one_thread):
     monkeypatch.setattr(model_folder, "is_whole", lambda whole: whole)
-    large, small = 1e12, 1e10
+    large, small = 3e12, 3e10
     assert companion_count([plan(large)] * 5) == 2
     assert companion_count([plan(large)] * 2) == 1
     assert companion_count([plan(large), plan(large, whole=True)]) == 0

@@ -104,7 +104,9 @@ def test_wrong_values_are_named(change, message):
 
 
 def test_a_missing_key_is_named():
-    with pytest.raises(SdslError, match=r"the key ladder\.draft_tokens is missing"):
+    with pytest.raises(SdslError, match="the key ladder is missing"):
+        from_dict(StudyConfig, {"name": "x"})
+    with pytest.raises(SdslError, match=r"ladder\.draft_tokens is empty"):
         from_dict(StudyConfig, {"name": "x", "ladder": {"draft_params": [1]}})
 
 

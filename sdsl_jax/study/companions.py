@@ -32,7 +32,7 @@ from sdsl_jax.training.rungs import Plan, plan_rungs
 
 # FLOPs of the models that are left to train from which a process is worth starting: below, it
 # would have imported JAX when they are done.
-_WORTH_STARTING = 3e11
+_WORTH_STARTING = 1e12
 # Each takes a gigabyte of memory or so.
 _MOST = 8
 # Seconds that companions get to save what they have.
