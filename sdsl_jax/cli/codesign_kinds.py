@@ -102,6 +102,11 @@ def print_kinds(
                 console,
                 f"{best.kind}, {best.objective}: no law of this kind is fitted: {best.why_no_law}.",
             )
+        elif math.isnan(best.draft_params.low):
+            say(
+                console,
+                f"{best.kind}, {best.objective}: fewer than four training runs are behind N*, too few for an interval.",
+            )
         elif best.inside < 0.5:
             say(
                 console,
@@ -130,9 +135,10 @@ def _row(best: KindBest) -> tuple[str, ...]:
     optimum = "–"
     if not best.why_no_law:
         middle, low, high = (
-            short_count(float(f"{x:.2g}")) for x in (size.estimate, size.low, size.high)
+            short_count(float(f"{x:.2g}")) if math.isfinite(x) else ""
+            for x in (size.estimate, size.low, size.high)
         )
-        optimum = f"{middle}\n({low}–{high})"
+        optimum = middle if math.isnan(size.low) else f"{middle}\n({low}–{high})"
     return (
         best.kind,
         best.objective,
@@ -145,5 +151,6 @@ def _row(best: KindBest) -> tuple[str, ...]:
         optimum,
         "–"
         if best.why_no_law
-        else f"{best.speedup.estimate:.2f}\n({best.speedup.low:.2f}–{best.speedup.high:.2f})",
+        else f"{best.speedup.estimate:.2f}"
+        + ("" if math.isnan(size.low) else f"\n({best.speedup.low:.2f}–{best.speedup.high:.2f})"),
     )

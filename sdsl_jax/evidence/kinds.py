@@ -18,6 +18,8 @@ from sdsl_jax.statistics import mean_interval, quantile_interval, resampled
 
 INDEPENDENT = "independent"
 _DRAWS = 1000
+# Training runs below which a bootstrap of them says nothing.
+_FEWEST_RUNS = 4
 # The draft of a round beside the first whose acceptance is shown.
 _LATER = 4
 
@@ -70,7 +72,8 @@ class KindBest:
       kind: kind of draft
       objective: what the drafts were trained for
       measured: the best of the drafts that were trained, in FLOPs
-      draft_params: N*, the size that a line of logit α in ln N asks for; not a number without a law
+      draft_params: N*, the size that a line of logit α in ln N asks for; not a number without a law,
+        and without an interval where fewer than four training runs are behind it
       speedup: speed-up there at the best lookahead
       inside: share of the draws whose N* lies among the sizes that were trained
       why_no_law: why there is none; empty where there is one
@@ -141,7 +144,7 @@ def kinds(records: StudyRecords) -> Kinds | None:
         "steps of the target; a verify pass counts as one step, so blocks that an early exit shares save nothing there. On the "
         "clock: one seed; half of the repetitions choose γ and the others are shown. N*: a line of logit α in ln N through the "
         f"drafts of a kind, c between theirs, {_DRAWS} bootstrap draws of whole training runs (the slices of a nested draft are "
-        "one run). Training FLOPs hold the teacher's passes and what the parents took",
+        "one run), of which an interval needs four. Training FLOPs hold the teacher's passes and what the parents took",
     )
 
 
@@ -281,8 +284,14 @@ def _best(
 
     found, speedups = best_sizes(lines, middle, (size.min(), size.max()), cost)
 
-    def estimate(values: Float[np.ndarray, " draws"]) -> Estimate:
-        return Estimate(float(values[0]), *quantile_interval(values[1:], confidence))
+    # A draw of one size determines no line.
+    drawn = np.asarray([len(np.unique(size[w > 0])) > 1 for w in weights[1:]])
+    enough = runs.max() + 1 >= _FEWEST_RUNS
 
-    inside = float(np.mean((found[1:] >= size.min()) & (found[1:] <= size.max())))
+    def estimate(values: Float[np.ndarray, " draws"]) -> Estimate:
+        low_high = quantile_interval(values[1:][drawn], confidence) if enough else (math.nan,) * 2
+        return Estimate(float(values[0]), *low_high)
+
+    within = (found >= size.min()) & (found <= size.max())
+    inside = float(within[1:][drawn].mean() if enough else within[0])
     return KindBest(kind, objective, measured, estimate(found), estimate(speedups), inside, "")
