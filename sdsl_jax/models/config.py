@@ -92,6 +92,9 @@ class ModelConfig:
       scale_embedding: Whether embeddings are multiplied by √width on their way in.
       early_exit: Whether the readout is that of an exit from a larger model: an affine map of the
         residual stream before the final norm, and a head of its own, stored like an embedding.
+      readout_ids: Ids that the head computes logits of, ascending; all of them if empty. The others
+        get logits so low that they have no probability: a draft's α is then at most the target's
+        probability of these ids.
       logit_size: Number of logits; `vocab_size` if 0. Logits beyond the table are so low that they
         have no probability. For pairs whose tables are padded to different sizes.
     """
@@ -124,6 +127,7 @@ class ModelConfig:
     scale_embedding: bool = True
     logit_size: int = 0
     early_exit: bool = False
+    readout_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
         for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "hidden"):
@@ -158,6 +162,11 @@ class ModelConfig:
         require(
             self.logit_size == 0 or self.logit_size >= self.vocab_size,
             f"the model gives {self.logit_size} logits; they cannot be fewer than the {self.vocab_size} rows of its table.",
+        )
+        ids = self.readout_ids
+        require(
+            not ids or (sorted(set(ids)) == [*ids] and ids[0] >= 0 and ids[-1] < self.vocab_size),
+            f"the model's readout_ids must be different ids below {self.vocab_size}, in ascending order.",
         )
         require(
             self.embedding_width >= 0,

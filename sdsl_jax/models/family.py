@@ -65,13 +65,14 @@ def count(config: ModelConfig, context: float) -> ModelCounts:
     nonembedding += exit_map + (c.width if c.early_exit else 0)
     table = c.vocab_size * c.table_width
     positions = c.max_positions * c.width if c.positions == "learned" else 0
+    readout = (len(c.readout_ids) or c.vocab_size) * c.table_width
     tables = 1 if c.tie_embeddings and not c.early_exit else 2
     total = nonembedding + positions + table * tables
     attention = 4 * context * c.heads * c.head_dim * c.layers
     return ModelCounts(
         nonembedding=nonembedding,
         total=total,
-        flops_per_token=2 * (c.layers * matrices + projections + exit_map + table) + attention,
+        flops_per_token=2 * (c.layers * matrices + projections + exit_map + readout) + attention,
         weight_bytes=4 * total,
         cache_bytes_per_token=4 * 2 * c.layers * c.kv_heads * c.head_dim,
     )

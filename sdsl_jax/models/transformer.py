@@ -338,7 +338,15 @@ class Transformer(nnx.Module):
         table = (
             self.exit_head if c.early_exit else self.embedding if c.tie_embeddings else self.head
         )
-        logits_BTV = logits(x_BTE, table[...], c.tie_embeddings)
+        rows: Any = table[...]
+        if c.readout_ids:
+            ids = jnp.asarray(c.readout_ids)
+            rows = rows[ids] if c.tie_embeddings else rows[:, ids]
+        logits_BTV = logits(x_BTE, rows, c.tie_embeddings)
+        if c.readout_ids:
+            lowest = jnp.finfo(logits_BTV.dtype).min / 2
+            whole = jnp.full((*logits_BTV.shape[:-1], c.vocab_size), lowest, logits_BTV.dtype)
+            logits_BTV = whole.at[..., ids].set(logits_BTV)
         if c.ids > c.vocab_size:
             # Finite, so that nothing turns into 0 · ∞; ids without a row are clipped to the last
             # one where they come in.

@@ -185,3 +185,21 @@ def test_shapes_of_a_size():
         early_exit(CONFIG, init_params(CONFIG, jax.random.key(0)), 4)
     with pytest.raises(SdslError, match="does not hold all that is to be kept"):
         cut(CONFIG, init_params(CONFIG, jax.random.key(0)), leading(target))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_readout_of_some_ids(tied):
+    """Their logits are the model's own, the others have no probability, and the FLOPs are fewer."""
+    config = dataclasses.replace(CONFIG, tie_embeddings=tied)
+    own = init_params(config, jax.random.key(2))
+    some = dataclasses.replace(config, readout_ids=(1, 4, 9))
+    whole, part = logits(config, own), logits(some, own)
+    np.testing.assert_allclose(part[..., [1, 4, 9]], whole[..., [1, 4, 9]], rtol=1e-5, atol=1e-6)
+    q = np.asarray(jax.nn.softmax(part))
+    assert q[..., [0, 2, 3, 5, 6, 7, 8, 10]].max() == 0
+    p = np.asarray(jax.nn.softmax(logits(CONFIG, init_params(CONFIG, jax.random.key(3)))))
+    alpha, bound = np.minimum(p, q).sum(-1), p[..., [1, 4, 9]].sum(-1)
+    assert (alpha <= bound + 1e-6).all()
+    assert count(config, 8).flops_per_token - count(some, 8).flops_per_token == 2 * 8 * 16
+    with pytest.raises(SdslError, match="different ids below 11, in ascending order"):
+        dataclasses.replace(config, readout_ids=(4, 1))

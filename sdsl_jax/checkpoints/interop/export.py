@@ -154,6 +154,7 @@ def _kind(c: ModelConfig) -> str:
         activation="silu",
     )
     llama |= dict(positions="rotary", rotary_dim=0, embedding_width=0, early_exit=False)
+    llama |= dict(readout_ids=())
     for name, value in llama.items():
         require(
             getattr(c, name) == value,
