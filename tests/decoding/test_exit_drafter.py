@@ -16,7 +16,10 @@ PROMPTS = np.asarray([[1, 0, 3, 2, 1], [2, 2, 0, 0, 0], [0, 3, 1, 1, 0]])
 SETTINGS = dict(prompt_lengths=np.asarray([5, 1, 3]), new_tokens=np.asarray([9, 12, 7]), seed=5)
 
 
-@pytest.mark.parametrize(("blocks", "rule"), [(2, 3), (1, ConfidenceThreshold(0.5))])
+@pytest.mark.parametrize(
+    ("blocks", "rule"),
+    [(2, 3), pytest.param(1, ConfidenceThreshold(0.5), marks=pytest.mark.slow)],
+)
 def test_sharing_changes_nothing(blocks, rule):
     """The same tokens and events as the same model that runs by itself, and a target that runs whole,
     in rows that draft and accept different numbers of tokens."""

@@ -22,7 +22,7 @@ def dense(slice_, text):
     return np.asarray(forward(slice_.config, slice_.params, text)[0])
 
 
-@pytest.mark.parametrize("threshold", [0.0, 1.1])
+@pytest.mark.parametrize("threshold", [1.1, pytest.param(0.0, marks=pytest.mark.slow)])
 def test_a_choice_that_never_varies_is_that_slice(threshold):
     """Below every confidence the smaller slice decodes alone, above every one the larger."""
     draft, target = nested(threshold), model(2, 2)

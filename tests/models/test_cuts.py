@@ -102,6 +102,7 @@ def test_what_is_cut_out_gives_nothing(params):
     )
 
 
+@pytest.mark.slow
 def test_importance_is_the_slope_of_a_gate(params):
     """Against central differences of the loss of each window."""
     found = importance(CONFIG, params, TOKENS)

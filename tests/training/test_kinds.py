@@ -88,6 +88,7 @@ def nested(target, cache, **changed):
     return config_of(target, cache, [1_400, 6_000], **settings)
 
 
+@pytest.mark.slow
 def test_slices_of_a_nested_draft_are_models_of_their_own(target, dataset, tmp_path):
     """Each budget gives a folder for every slice, whose weights are the first of the whole's."""
     config = nested(target, tmp_path)
