@@ -1,6 +1,7 @@
 """A nested draft that chooses its size in every row and round."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,17 @@ LENGTH, WINDOW = 22, 4
 
 def dense(slice_, text):
     return np.asarray(forward(slice_.config, slice_.params, text)[0])
+
+
+# Compiled, because each call of `lax.cond` outside of `jit` would be a program of its own.
+@functools.partial(jax.jit, static_argnums=0)
+def first(drafter, params, state, tokens, lengths):
+    return drafter.first(params, state, tokens, lengths, PLAIN)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def following(drafter, params, state, tokens, lengths, drawn, number):
+    return drafter.next(params, state, tokens, lengths, drawn, number, PLAIN)
 
 
 @pytest.mark.parametrize("threshold", [1.1, pytest.param(0.0, marks=pytest.mark.slow)])
@@ -55,7 +67,7 @@ def _run(text):
     chosen = []
     while int(lengths.max()) + WINDOW < LENGTH:
         buffer = jnp.where(jnp.arange(LENGTH)[None] < lengths[:, None], text, 0)
-        proposal, state = drafter.first(draft.params, state, buffer, lengths, PLAIN)
+        proposal, state = first(drafter, draft.params, state, buffer, lengths)
         confidence = np.asarray(jax.nn.softmax(small[rows, lengths - 1]).max(axis=-1))
         by_large = confidence < draft.threshold
         np.testing.assert_array_equal(state.by_large, by_large)
@@ -69,8 +81,8 @@ def _run(text):
             np.testing.assert_allclose(proposal.probs[known], expected[known], atol=2e-5)
             # Drafts that are rejected are other tokens than the text's.
             drawn = (text[rows, lengths + k - 1] + (k > kept)) % 4
-            proposal, state = drafter.next(
-                draft.params, state, buffer, lengths, drawn, jnp.int32(k), PLAIN
+            proposal, state = following(
+                drafter, draft.params, state, buffer, lengths, drawn, jnp.int32(k)
             )
         lengths = lengths + kept + 1
     return rested
@@ -107,20 +119,20 @@ def test_joint_distribution(cell):
 
 def forgets(monkeypatch):
     """A slice that has rested goes on as if it had read everything."""
-    first = NestedDrafter.first
+    right = NestedDrafter.first
 
     def up_to_date(self, params, state, tokens, lengths, sampling):
-        return first(self, params, state._replace(seen=lengths - 1), tokens, lengths, sampling)
+        return right(self, params, state._replace(seen=lengths - 1), tokens, lengths, sampling)
 
     monkeypatch.setattr(NestedDrafter, "first", up_to_date)
 
 
 def rewrites_two(monkeypatch):
     """The smaller slice reads the last two tokens, and not those that the larger one drafted."""
-    first = NestedDrafter.first
+    right = NestedDrafter.first
 
     def two(self, *arguments):
-        return first(dataclasses.replace(self, window=2), *arguments)
+        return right(dataclasses.replace(self, window=2), *arguments)
 
     monkeypatch.setattr(NestedDrafter, "first", two)
 
@@ -129,5 +141,7 @@ def rewrites_two(monkeypatch):
 @pytest.mark.parametrize("fault", [forgets, rewrites_two])
 def test_a_fault_is_found(monkeypatch, fault):
     fault(monkeypatch)
+    first.clear_cache()
     with pytest.raises(AssertionError):
         test_drafts_after_any_rounds_are_those_of_the_chosen_slice(1)
+    first.clear_cache()
