@@ -85,6 +85,7 @@ def test_expected_rounds_are_those_of_the_decoder():
     assert abs(alphas[0] - alphas[1]) > 0.01
 
 
+@pytest.mark.slow
 def test_a_head_that_reads_nothing_is_measured_as_its_body():
     """P = Q = 0, prompts of different lengths, a stop token: all numbers are those of the plain model."""
     some, target, body = lossless_head(), model(2, 2), model(1, 1)

@@ -62,6 +62,7 @@ def size_of(config):
     return count(config, 0).nonembedding
 
 
+@pytest.mark.slow
 def test_an_early_exit_keeps_what_it_shares(target, dataset, tmp_path):
     """Bit by bit, weight decay or not; its readout learns."""
     exit_size = size_of(dataclasses.replace(target.config, layers=1, early_exit=True))
