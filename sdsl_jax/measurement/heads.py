@@ -127,3 +127,48 @@ def head_overlap(
         for k in range(drafts)
     ]
     return HeadOverlap(overlaps, np.concatenate(drawn) if drawn else None)
+
+
+def overlap_after_prompts(
+    head: Head,
+    target: Model,
+    tokens: Int[np.ndarray, "rows L"],
+    starts: Int[np.ndarray, " rows"],
+    counted: Int[np.ndarray, " rows"],
+    new: int,
+    drafts: int,
+    sampling: Sampling,
+) -> tuple[PairOverlap, Float[np.ndarray, "rows new drafts"]]:
+    """Compares a head with its target on samples that follow prompts of different lengths.
+
+    Args:
+      head: The head.
+      target: The target.
+      tokens: Prompts and samples.
+      starts: Tokens of each prompt.
+      counted: Tokens after each prompt that α counts.
+      new: Tokens after each prompt that are wanted.
+      drafts: Drafts of a round.
+      sampling: Sampling of both.
+
+    Returns:
+      The overlap of the first draft of a round, and min(1, q(y)/p(y)) of each wanted token as each
+      draft; 0 as a draft that a parallel head does not give.
+    """
+    first = starts.min()
+    given = min(drafts, head.config.parallel or drafts)
+    place = np.arange(tokens.shape[1] - first) - (starts - first)[:, None]
+    compared = head_overlap(
+        head,
+        target,
+        tokens[:, :-1],
+        first=first - 1,
+        drafts=given,
+        sampling=sampling,
+        following=tokens[:, first:],
+        counted=(place >= 0) & (place < counted[:, None]),
+    )
+    assert compared.drawn is not None
+    at = (starts - first)[:, None] + np.arange(new)
+    drawn = np.take_along_axis(compared.drawn, at[..., None], axis=1)
+    return compared.drafts[0], np.pad(drawn, ((0, 0), (0, 0), (0, drafts - given)))

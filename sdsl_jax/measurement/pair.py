@@ -34,7 +34,7 @@ from sdsl_jax.measurement.events import (
     event_columns,
     summarise,
 )
-from sdsl_jax.measurement.heads import head_overlap
+from sdsl_jax.measurement.heads import overlap_after_prompts
 from sdsl_jax.measurement.overlap import pairwise_overlap
 from sdsl_jax.measurement.replay import (
     ExpectedRounds,
@@ -462,46 +462,24 @@ def _score(
     first = starts.min()
     room = min(draft.config.position_limit, target.config.position_limit) - starts.astype(int)
     if isinstance(draft, Head):
-        largest = max(settings.lookaheads)
-        drafts = min(largest, draft.config.parallel or largest)
-        place = np.arange(samples.tokens.shape[1] - first) - (starts - first)[:, None]
-        compared = head_overlap(
-            draft,
-            target,
+        lengths, largest = (starts, counted, new), max(settings.lookaheads)
+        pair, drawn = overlap_after_prompts(
+            draft, target, samples.tokens, *lengths, largest, settings.sampling
+        )
+    else:
+        scored = pairwise_overlap(
+            {"draft": draft},
+            {"target": target},
             samples.tokens[:, :-1],
-            first=first - 1,
-            drafts=drafts,
-            sampling=settings.sampling,
+            first=starts - 1,
+            lengths=starts - 1 + counted,
+            samplings=[settings.sampling],
             following=samples.tokens[:, first:],
-            counted=(place >= 0) & (place < counted[:, None]),
         )
-        assert compared.drawn is not None
-        drawn = np.take_along_axis(compared.drawn, (at - first)[..., None], axis=1)
-        return ExactAcceptance(
-            compared.drafts[0].mean(settings.confidence),
-            int(compared.drafts[0].positions.sum()),
-            # A parallel head has no more drafts than it gives.
-            np.pad(drawn, ((0, 0), (0, 0), (0, largest - drafts))),
-            counted,
-            room,
-        )
-    scored = pairwise_overlap(
-        {"draft": draft},
-        {"target": target},
-        samples.tokens[:, :-1],
-        first=starts - 1,
-        lengths=starts - 1 + counted,
-        samplings=[settings.sampling],
-        following=samples.tokens[:, first:],
-    )
-    pair = scored.pairs["draft", "target"]
-    return ExactAcceptance(
-        pair.mean(settings.confidence),
-        int(pair.positions.sum()),
-        np.take_along_axis(scored.drawn_acceptance("draft", "target"), at - first, axis=1),
-        counted,
-        room,
-    )
+        pair = scored.pairs["draft", "target"]
+        drawn = np.take_along_axis(scored.drawn_acceptance("draft", "target"), at - first, axis=1)
+    alpha, positions = pair.mean(settings.confidence), int(pair.positions.sum())
+    return ExactAcceptance(alpha, positions, drawn, counted, room)
 
 
 def first_divergences(target: Model, one: Decoded, other: Decoded) -> list[Divergence]:
