@@ -9,11 +9,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from sdsl_jax.codesign.drafts import PUBLISHED_DRAFTS, PublishedDraft, may_share_tokenizer
+from sdsl_jax.codesign.drafts import may_share_tokenizer
 from sdsl_jax.codesign.program import Evaluated, Program, ProgramInputs, Solved, at_best_lookahead
 from sdsl_jax.codesign.serving_problem import ServingProblem, Size, fits
 from sdsl_jax.records.documents import document
 from sdsl_jax.theory.hardware import Shape, family_shape
+from sdsl_jax.theory.published_models import PUBLISHED_DRAFTS, PublishedDraft
 from sdsl_jax.theory.serving import Design
 
 # So many drafts at a time: whatever their number, a single compilation serves them.

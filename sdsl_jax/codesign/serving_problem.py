@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sdsl_jax.codesign.drafts import AskedDrafts, PublishedDraft, asked_drafts, to_be_trained
+from sdsl_jax.codesign.drafts import AskedDrafts, asked_drafts, to_be_trained
 from sdsl_jax.codesign.laws import MEASURED
 from sdsl_jax.codesign.program import PRICED, Program, ProgramInputs
 from sdsl_jax.config.codesign_problem import (
@@ -26,6 +26,7 @@ from sdsl_jax.theory import LogitPlane, ShapeRule
 from sdsl_jax.theory.arrays import in_numpy
 from sdsl_jax.theory.hardware import Precision, family_shape, resident_bytes
 from sdsl_jax.theory.laws import About
+from sdsl_jax.theory.published_models import PublishedDraft
 from sdsl_jax.theory.serving import Design, Serving, shapes
 
 # Weights and caches may fill so much of a device; activations, buffers and fragments need the rest.

@@ -36,11 +36,20 @@ _HUBER = 0.1
 # Coefficients that timings of several models always identify, besides the sharpness, and those that
 # only some timings do.
 _ALWAYS = ("pass_seconds", "layer_seconds", "token_seconds", "bytes_per_second", "flops_per_second")
-_FITTED = (*_ALWAYS, "round_seconds", "matrix_seconds", "logit_seconds", "cache_slowdown")
+_FITTED = (
+    *_ALWAYS,
+    "round_seconds",
+    "matrix_seconds",
+    "wide_seconds",
+    "logit_seconds",
+    "cache_slowdown",
+)
 
 
 # A time that vanishes has the logarithm of this, in seconds.
 _SHORTEST = 1e-14
+# The coefficients that timings without any hold: no overheads.
+_HELD = Hardware(**dict.fromkeys(_FITTED, 0.0) | {"cache_slowdown": 1.0})
 
 
 class Timing(NamedTuple):
@@ -82,7 +91,9 @@ class HardwareFit(NamedTuple):
 
 
 class _Data(NamedTuple):
-    active: Array
+    active: Array  # [coefficients and the sharpness]: whether it is fitted
+    held: Hardware  # what the others are
+    limits: Array  # [coefficients]: the largest value of each
     target: Shape
     draft: Shape
     is_round: Array
@@ -95,12 +106,14 @@ class _Data(NamedTuple):
 
 def identifiable(timings: Sequence[Timing]) -> tuple[str, ...]:
     """Coefficients that timings can tell apart. The others keep their defaults, and these take over what they stand for."""
-    tokens = np.asarray([t.tokens * t.batch for t in timings if t.draft is None])
+    wide, rows = np.asarray([(t.tokens, t.batch) for t in timings if t.draft is None]).T
+    tokens = wide * rows
     contexts = np.asarray([t.batch * t.context for t in timings])
     spare = len(timings) > len(_FITTED)
     conditions = {
         "round_seconds": any(t.draft is not None for t in timings),
         "matrix_seconds": spare and (tokens == 1).any() and (tokens > 1).any(),
+        "wide_seconds": spare and (wide > 1).any() and (rows[wide == 1] > 1).any(),
         "logit_seconds": spare and len({float(t.target.vocab_size) for t in timings}) > 1,
         # Passes of other widths have caches of other sizes, by a few slots.
         "cache_slowdown": spare and contexts.max() > 1.5 * contexts.min(),
@@ -108,15 +121,17 @@ def identifiable(timings: Sequence[Timing]) -> tuple[str, ...]:
     return tuple(name for name in _FITTED if conditions.get(name, True))
 
 
-def _hardware(x: Array, active: Array) -> Hardware:
+def _hardware(x: Array, data: _Data) -> Hardware:
     """The device of a vector: logarithms of rates and times, and the logit of the sharpness."""
     sharpness = _SMALLEST_SHARPNESS + (_LARGEST_SHARPNESS - _SMALLEST_SHARPNESS) * jax.nn.sigmoid(
         x[-1]
     )
     # A coefficient that no timing shows drifts away; this keeps it finite, in single precision too.
     values = jnp.exp(jnp.clip(x[:-1], -_FARTHEST, _FARTHEST))
-    kept = jnp.asarray([1.0 if name == "cache_slowdown" else 0.0 for name in _FITTED])
-    return Hardware(**dict(zip(_FITTED, jnp.where(active, values, kept))), sharpness=sharpness)
+    values = jnp.append(jnp.minimum(values, data.limits), sharpness)
+    names = (*_FITTED, "sharpness")
+    held = jnp.stack([jnp.asarray(getattr(data.held, name), values.dtype) for name in names])
+    return data.held._replace(**dict(zip(names, jnp.where(data.active, values, held))))
 
 
 def _vector(hardware: Hardware) -> np.ndarray:
@@ -147,18 +162,23 @@ def _log_seconds(hardware: Hardware, data: _Data) -> Array:
 
 
 def _residuals(x: Array, data: _Data) -> Array:
-    return _log_seconds(_hardware(x, data.active), data) - data.log_seconds
+    return _log_seconds(_hardware(x, data), data) - data.log_seconds
 
 
 def _table(
-    timings: Sequence[Timing], precision: Precision, fitted: tuple[str, ...] | None = None
+    timings: Sequence[Timing],
+    precision: Precision,
+    fitted: tuple[str, ...] | None = None,
+    held: Hardware = _HELD,
 ) -> _Data:
     def stack(shapes: list[Shape]) -> Shape:
         return Shape(*(jnp.asarray(values, float) for values in zip(*shapes)))
 
-    fitted = identifiable(timings) if fitted is None else fitted
+    fitted = (*identifiable(timings), "sharpness") if fitted is None else fitted
     return _Data(
-        active=jnp.asarray([name in fitted for name in _FITTED]),
+        active=jnp.asarray([name in fitted for name in (*_FITTED, "sharpness")]),
+        held=jax.tree.map(lambda x: jnp.asarray(x, float), held),
+        limits=jnp.asarray([np.inf] * len(_FITTED)),
         target=stack([t.target for t in timings]),
         # A pass has no draft; its own model stands in and is not used.
         draft=stack([t.draft or t.target for t in timings]),
@@ -244,7 +264,7 @@ def fit_hardware(
     )
     seconds = np.asarray([t.seconds for t in timings])
     with jax.enable_x64(True):
-        data = _table(timings, precision, fitted)
+        data = _table(timings, precision, (*fitted, "sharpness"))
         flops = np.asarray(data.target.flops_per_token(data.context) * data.tokens * data.batch)
         stored = np.asarray(data.target.total_params * precision.weight_bytes)
         shortest = seconds[used].min()
@@ -256,6 +276,7 @@ def fit_hardware(
             np.median((flops / seconds)[used]) * 2,
             shortest / 3,
             shortest / 6,
+            shortest / 6,
             shortest / 20 / np.median(np.asarray(data.target.vocab_size)),
             1.0,
         ]
@@ -264,7 +285,7 @@ def fit_hardware(
             0, 1, (starts, len(guess) + 1)
         )
         best = fit(_residuals, begin, data, weights, _HUBER)
-        values = jax.tree.map(float, _hardware(best.parameters, data.active))
+        values = jax.tree.map(float, _hardware(best.parameters, data))
     return HardwareFit(
         # What no timing shows tends to 0 on its logarithm and never gets there.
         Hardware(*(value if value > _SHORTEST else 0.0 for value in values)),
@@ -302,7 +323,7 @@ def hardware_intervals(
     with jax.enable_x64(True):
         data = _table(timings, precision)
         fits = refit(_residuals, _vector(fitted.hardware)[None], data, weights, _HUBER)
-        drawn = jax.vmap(lambda x: _hardware(x, data.active))(fits.parameters)
+        drawn = jax.vmap(lambda x: _hardware(x, data))(fits.parameters)
 
     def interval(name: str) -> Interval:
         # Between order statistics nothing is interpolated: a rate that some resample does not see

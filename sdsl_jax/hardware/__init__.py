@@ -2,7 +2,9 @@
 calibrate` writes.
 
 A file holds the coefficients of `theory.hardware.Hardware`, their source, and whether they were
-measured. Every key, type and range is checked when it is read.
+measured. Overheads belong to the software as much as to the device, so a file may have sections of
+serving engines, whose coefficients replace those of the device. Every key, type and range is
+checked when it is read.
 """
 
 from __future__ import annotations
@@ -27,17 +29,24 @@ from sdsl_jax.theory.hardware import Hardware, Precision
 from sdsl_jax.user_files import read_toml, reading
 
 # The key of an unknown quantity is left out; its value then makes it vanish from the model.
-_UNKNOWN = {"link_bytes_per_second": math.inf, "memory_bytes": math.inf, "price_per_hour": 0.0}
+_UNKNOWN = {
+    "link_bytes_per_second": math.inf,
+    "memory_bytes": math.inf,
+    "price_per_hour": 0.0,
+    "watts": 0.0,
+}
 # Coefficients that are 0 or above; every other one is above 0.
 _MAY_BE_ZERO = (
     "pass_seconds",
     "layer_seconds",
     "matrix_seconds",
+    "wide_seconds",
     "token_seconds",
     "logit_seconds",
     "round_seconds",
     "link_seconds",
     "price_per_hour",
+    "watts",
 )
 
 
@@ -79,6 +88,35 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Engine:
+    """A serving engine on a device: coefficients that replace those of the device.
+
+    Attributes:
+      name: Short name, such as vllm-graphs.
+      coefficients: Values by the names of `theory.hardware.Hardware`.
+      description: The engine, its version and settings, in words.
+      source: Where the coefficients come from.
+      measured: Whether they were fitted to step times of this engine on this device.
+      timings: Number of step times that they were fitted to; 0 where there were none.
+      models: Number of different models among them.
+      unseen_median_error: Median of |predicted/measured − 1| over step times left out of a fit.
+      unseen_worst_error: Largest of these errors.
+      notes: Caveats, a sentence each.
+    """
+
+    name: str
+    coefficients: dict[str, float]
+    description: str
+    source: str
+    measured: bool
+    timings: int = 0
+    models: int = 0
+    unseen_median_error: float = 0.0
+    unseen_worst_error: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class HardwareFile:
     """A device, and where its coefficients come from.
 
@@ -91,6 +129,8 @@ class HardwareFile:
       measured: Whether they were fitted to timings of this device.
       calibration: How they were measured; None where they were not.
       notes: Caveats, a sentence each.
+      engines: Engines whose coefficients the file has.
+      engine: The one among them whose coefficients stand in `hardware`; None for none.
     """
 
     name: str
@@ -101,12 +141,37 @@ class HardwareFile:
     measured: bool
     calibration: Calibration | None = None
     notes: tuple[str, ...] = ()
+    engines: tuple[Engine, ...] = ()
+    engine: Engine | None = None
+
+    def with_engine(self, name: str) -> HardwareFile:
+        """The device as one of its engines drives it.
+
+        Raises:
+          SdslError: The file has no engine of this name.
+        """
+        known = {engine.name: engine for engine in self.engines}
+        require(
+            name in known,
+            f"the hardware {self.name} has no engine named {name!r}; "
+            + (f"it has {', '.join(known)}." if known else "it has none."),
+        )
+        engine = known[name]
+        return dataclasses.replace(
+            self,
+            hardware=self.hardware._replace(**engine.coefficients),
+            source=f"{self.source}; {engine.description}: {engine.source}",
+            measured=engine.measured,
+            notes=engine.notes,
+            engine=engine,
+        )
 
     @property
     def display_name(self) -> str:
         """How pages and figures name one device: NVIDIA H100 SXM5, for h100."""
         one = re.match(r"one (?:chip of an? )?([^,]+)", self.devices)
-        return one[1] if one else self.name
+        one_device = one[1] if one else self.name
+        return f"{one_device} ({self.engine.name})" if self.engine else one_device
 
 
 @dataclass(frozen=True)
@@ -127,11 +192,36 @@ class _Coefficients:
     matrix_seconds: float = 0.0
     logit_seconds: float = 0.0
     cache_slowdown: float = 1.0
+    wide_seconds: float = 0.0
+    watts: float = 0.0
 
     def __post_init__(self):
         names = [f.name for f in dataclasses.fields(self)]
         intervals = {name: "[0, inf]" if name in _MAY_BE_ZERO else "(0, inf]" for name in names}
         require_fields("hardware", self, **intervals | {"sharpness": "[1, 64]"})
+
+
+@dataclass(frozen=True)
+class _EngineSection:
+    """A table [engines.NAME], without its coefficients."""
+
+    description: str
+    source: str
+    measured: bool
+    timings: int = 0
+    models: int = 0
+    unseen_median_error: float = 0.0
+    unseen_worst_error: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        numbers = ("timings", "models", "unseen_median_error", "unseen_worst_error")
+        require_fields("engine", self, **dict.fromkeys(numbers, "[0, inf)"))
+        require(
+            self.measured == (self.timings > 0),
+            f"measured is {str(self.measured).lower()} with {self.timings} timings; an engine is measured by timings, "
+            "and only by them.",
+        )
 
 
 @dataclass(frozen=True)
@@ -174,16 +264,24 @@ def known_hardware() -> tuple[str, ...]:
     )
 
 
-def load_hardware(name_or_path: str | Path) -> HardwareFile:
+def load_hardware(name_or_path: str | Path, engine: str = "") -> HardwareFile:
     """Reads a device that ships with the package by its name, and any other by the path of its
     file.
 
     Args:
       name_or_path: A name such as h100, or a path, which ends in .toml or has a separator in it.
+      engine: A serving engine of the file, such as vllm-graphs, whose overheads count; those of
+        the device where it is empty.
 
     Raises:
-      SdslError: The name is unknown, the file cannot be read, or a value in it is not allowed.
+      SdslError: The name is unknown, the file cannot be read, has no such engine, or a value in it
+        is not allowed.
     """
+    file = _load(name_or_path)
+    return file.with_engine(engine) if engine else file
+
+
+def _load(name_or_path: str | Path) -> HardwareFile:
     text = os.fspath(name_or_path)
     if isinstance(name_or_path, Path) or text.endswith(".toml") or os.sep in text:
         with reading(text, "hardware file"):
@@ -199,8 +297,27 @@ def load_hardware(name_or_path: str | Path) -> HardwareFile:
     return _parse(tomllib.loads(content), f"the hardware {text}")
 
 
+def _engine(name: str, table: Any, device: dict[str, float]) -> Engine:
+    """An engine of a file, checked with the coefficients of the device that it does not replace."""
+    where = f"engines.{name}"
+    require(isinstance(table, dict), f"{where} is {table!r}; it must be a table.")
+    coefficients = table.get("hardware", {})
+    require(
+        isinstance(coefficients, dict) and coefficients,
+        f"{where}.hardware is missing; it must be a table of coefficients.",
+    )
+    section = from_dict(_EngineSection, {k: v for k, v in table.items() if k != "hardware"}, where)
+    from_dict(_Coefficients, device | coefficients, f"{where}.hardware")
+    values = {key: float(value) for key, value in coefficients.items()}
+    return Engine(name, values, **vars(section))
+
+
 def _parse(values: dict[str, Any], what: str) -> HardwareFile:
     try:
+        engines = values.pop("engines", {})
+        require(
+            isinstance(engines, dict), f"engines is {engines!r}; it must be a table of engines."
+        )
         # An optional table is checked by itself, since the error would not name a key in it otherwise.
         table = values.pop("calibration", None)
         calibration = None if table is None else from_dict(Calibration, table, "calibration")
@@ -209,6 +326,8 @@ def _parse(values: dict[str, Any], what: str) -> HardwareFile:
             values
             | ({} if calibration is None else {"calibration": dataclasses.asdict(calibration)}),
         )
+        device = dataclasses.asdict(document.hardware)
+        of_engines = tuple(_engine(name, table, device) for name, table in engines.items())
     except SdslError as error:
         raise SdslError(f"{what} is not usable: {error}") from None
     return HardwareFile(
@@ -220,21 +339,27 @@ def _parse(values: dict[str, Any], what: str) -> HardwareFile:
         measured=document.measured,
         calibration=calibration,
         notes=document.notes,
+        engines=of_engines,
     )
 
 
 def save_hardware(file: HardwareFile, path: str | Path) -> None:
-    """Writes a device as TOML, which `load_hardware` reads back to an equal value. Unknown
-    quantities are left out.
+    """Writes a device and its engines as TOML, which `load_hardware` reads back to an equal value.
+    Unknown quantities are left out.
 
     Args:
       file: The device.
       path: The file to write, ending in .toml.
 
     Raises:
-      SdslError: A value is not allowed, or the file cannot be written.
+      SdslError: A value is not allowed, one of its engines was chosen, or the file cannot be
+        written.
     """
     path = Path(path)
+    require(
+        file.engine is None,
+        f"{file.name} has the coefficients of an engine in place of its own; write the file without one.",
+    )
     require(
         path.suffix == ".toml", f"the hardware file is to be {path}; its name must end in .toml."
     )
@@ -252,6 +377,16 @@ def save_hardware(file: HardwareFile, path: str | Path) -> None:
     }
     if file.calibration is not None:
         values["calibration"] = dataclasses.asdict(file.calibration)
+    if file.engines:
+        values["engines"] = {
+            engine.name: {
+                key: list(value) if key == "notes" else value
+                for key, value in vars(engine).items()
+                if key not in ("name", "coefficients")
+            }
+            | {"hardware": engine.coefficients}
+            for engine in file.engines
+        }
     text = _HEAD + tomli_w.dumps(values)
     # What could not be read back must not be written.
     _parse(tomllib.loads(text), f"the hardware file {path}")
@@ -261,12 +396,20 @@ def save_hardware(file: HardwareFile, path: str | Path) -> None:
 _HEAD = """\
 # A device for sdsl_jax: the time of a pass is
 #   pass_seconds + layer_seconds·layers + (token_seconds + logit_seconds·vocabulary)·tokens
-#   + smoothmax(bytes/bytes_per_second, FLOPs/flops_per_second),
-# and matrix_seconds·layers more for several tokens; a byte of a cache counts cache_slowdown times.
-# All times in seconds, rates in bytes and FLOPs per second (a multiply-add is two), memory in bytes, price in a currency of
-# your own per hour and device. Keys that are left out (link_bytes_per_second, link_seconds, memory_bytes, price_per_hour) are
-# unknown. docs/hardware.md describes every key.
+#   + smoothmax(bytes/bytes_per_second, FLOPs/flops_per_second) of matrices + the same of attention,
+# and layer overheads of matrix_seconds more for several tokens, and wide_seconds more for several tokens of a row; a byte of a
+# cache counts cache_slowdown times. All times in seconds, rates in bytes and FLOPs per second (a multiply-add is two), memory in
+# bytes, power in watts, price in a currency of your own per hour and device. Keys that are left out (link_bytes_per_second,
+# link_seconds, memory_bytes, price_per_hour, watts) are unknown. Tables [engines.NAME] replace coefficients by those of a
+# serving engine. docs/hardware.md describes every key.
 
 """
 
-__all__ = ["Calibration", "HardwareFile", "known_hardware", "load_hardware", "save_hardware"]
+__all__ = [
+    "Calibration",
+    "Engine",
+    "HardwareFile",
+    "known_hardware",
+    "load_hardware",
+    "save_hardware",
+]

@@ -33,6 +33,8 @@ class ShapeRule(NamedTuple):
         heads as query heads.
       embedding_tables: 1 where embedding and head share a matrix, 2 where they do not.
       layers: Layers of every size; 0 where they follow the aspect ratio.
+      experts: Experts of a layer, 1 in a dense model.
+      active_experts: Experts that each token passes through.
     """
 
     aspect_ratio: Scalar
@@ -41,11 +43,15 @@ class ShapeRule(NamedTuple):
     kv_share: Scalar = 1.0
     embedding_tables: Scalar = 1.0
     layers: Scalar = 0.0
+    experts: Scalar = 1.0
+    active_experts: Scalar = 1.0
 
 
 # One block holds 4·width² attention weights and about 8·width² of a SwiGLU MLP with hidden size
 # 8/3·width.
 BLOCK_PARAMS_PER_WIDTH_SQUARED = 12.0
+# The share of the MLP among them.
+MLP_SHARE = 8.0 / 12.0
 # The power p of the smooth maximum of 1 and the layers that the aspect ratio asks for; where the
 # two are equal it lies 2**(1/p) - 1 = 9% above them, and elsewhere less.
 _SMOOTH_MAX_POWER = 8.0

@@ -1,13 +1,16 @@
 r"""The time of a forward pass on a device, as a smooth function of everything that a designer can
 choose.
 
-A pass over w new tokens in each of B rows moves bytes and does arithmetic. It also costs a start, a
-time for each layer, and a time for each token that is drawn or tested:
+A pass over w new tokens in each of B rows multiplies matrices by activations and attends to caches.
+The two run one after the other, so each has a roofline of its own. A pass also costs a start, a time
+for each layer, and a time for each token that is drawn or tested:
 
-    t = c₀ + c₁·layers + c₂·B·w + c₃·B·w·V + smoothmax(bytes/bandwidth, FLOPs/peak) + communication           [seconds]
+    t = c₀ + c₁·layers + c₂·B·w + c₃·B·w·V + communication
+        + smoothmax(bytes of weights/bandwidth, FLOPs of matrices/peak)
+        + smoothmax(bytes of caches/bandwidth, FLOPs of attention/peak)                           [seconds]
 
-with the vocabulary size V. A pass over several tokens multiplies matrices instead of vectors, which
-makes c₁ larger.
+with the vocabulary size V. A pass over several tokens multiplies matrices instead of vectors, and a
+pass over several tokens of one row takes other kernels of attention. Either makes c₁ larger.
 
 The smooth maximum (x^p + y^p)^(1/p) is a roofline with a rounded corner: at p = 1 a device moves
 and computes in turn, at p = ∞ it overlaps both completely. Without overheads, head and cache, at
@@ -27,7 +30,7 @@ from jaxtyping import Array
 
 from sdsl_jax.theory.arrays import Scalar, namespace
 from sdsl_jax.theory.bracketed import best_lookahead
-from sdsl_jax.theory.costs import LinearCost, ShapeRule, layers_and_width
+from sdsl_jax.theory.costs import MLP_SHARE, LinearCost, ShapeRule, layers_and_width
 from sdsl_jax.theory.optima import DraftOptimum, optimal_draft_of_rounds
 
 
@@ -51,6 +54,9 @@ class Hardware(NamedTuple):
       logit_seconds: Time c₃ of each vocabulary entry for each token that is drawn or tested:
         softmax, noise, comparison.
       cache_slowdown: Time of a byte of a cache over that of a byte of a weight.
+      wide_seconds: Overhead of each layer of a pass over more than one token of a row, such as a
+        verify pass, on top of the other two: attention takes another kernel.
+      watts: Power that one device draws while it serves; 0 if unknown.
     """
 
     pass_seconds: Scalar
@@ -67,19 +73,27 @@ class Hardware(NamedTuple):
     matrix_seconds: Scalar = 0.0
     logit_seconds: Scalar = 0.0
     cache_slowdown: Scalar = 1.0
+    wide_seconds: Scalar = 0.0
+    watts: Scalar = 0.0
 
 
 class Shape(NamedTuple):
     """The sizes that the cost of a Transformer depends on, as real numbers: a family is smooth.
 
+    With a mixture of experts each token passes through `active_experts` of `experts`, and a pass
+    reads the experts that some of its tokens chose.
+
     Attributes:
-      params: Non-embedding parameters.
+      params: Non-embedding parameters, those of all experts among them.
       layers: Number of blocks.
       width: Width of the residual stream.
       query_width: Query heads times head size.
       kv_width: Key-value heads times head size.
       vocab_size: Entries of the vocabulary.
       embedding_tables: Matrices of vocab_size × width, 1 or 2.
+      expert_params: Parameters of all experts of all layers together; 0 for a dense model.
+      experts: Experts of a layer, E.
+      active_experts: Experts that each token passes through, k.
     """
 
     params: Scalar
@@ -89,6 +103,9 @@ class Shape(NamedTuple):
     kv_width: Scalar
     vocab_size: Scalar
     embedding_tables: Scalar = 1.0
+    expert_params: Scalar = 0.0
+    experts: Scalar = 1.0
+    active_experts: Scalar = 1.0
 
     @property
     def total_params(self) -> Array:
@@ -96,26 +113,59 @@ class Shape(NamedTuple):
         tables = self.embedding_tables * self.vocab_size * self.width
         return namespace(self).asarray(self.params) + tables
 
+    @property
+    def active_params(self) -> Array:
+        """Non-embedding parameters that one token passes through."""
+        idle = namespace(self).asarray(self.expert_params) * (
+            1 - self.active_experts / namespace(self).asarray(self.experts)
+        )
+        return namespace(self).asarray(self.params) - idle
+
+    def read_params(self, tokens: Scalar) -> Array:
+        """Non-embedding parameters that a pass over so many tokens reads, on average.
+
+        Each token chooses k of the E experts of a layer uniformly and independently of the others,
+        so that a given expert is left out with probability (1 − k/E)^tokens.
+        """
+        xp = namespace(self, tokens)
+        left_out = (1 - self.active_experts / xp.asarray(self.experts)) ** xp.asarray(tokens)
+        return xp.asarray(self.params) - xp.asarray(self.expert_params) * left_out
+
+    def matrix_flops(self) -> Array:
+        """Forward FLOPs of the matrices for one token, the head's among them."""
+        return 2 * self.active_params + 2 * self.vocab_size * self.width
+
+    def attention_flops(self, context: Scalar) -> Array:
+        """Forward FLOPs of attention for one token that attends to `context` positions."""
+        return 4 * namespace(self, context).asarray(context) * self.query_width * self.layers
+
     def flops_per_token(self, context: Scalar) -> Array:
         """Forward FLOPs for one token that attends to `context` positions."""
-        return (
-            2 * namespace(self, context).asarray(self.params)
-            + 2 * self.vocab_size * self.width
-            + 4 * context * self.query_width * self.layers
-        )
+        return self.matrix_flops() + self.attention_flops(context)
 
 
 def family_shape(params: Scalar, rule: ShapeRule) -> Shape:
-    """The family member with `params` non-embedding parameters."""
-    layers, width = layers_and_width(params, rule)
+    """The family member with `params` non-embedding parameters.
+
+    In a family with experts, the active experts of a block are together as large as the MLP of a
+    dense block, so that depth and width are those of the dense model of the active parameters.
+    """
+    xp = namespace(params, rule)
+    params = xp.asarray(params)
+    copies = xp.asarray(rule.experts) / rule.active_experts
+    dense = params / ((1 - MLP_SHARE) + MLP_SHARE * copies)
+    layers, width = layers_and_width(dense, rule)
     return Shape(
-        namespace(params, rule).asarray(params),
+        params,
         layers,
         width,
         width,
         width * rule.kv_share,
         rule.vocab_size,
         rule.embedding_tables,
+        MLP_SHARE * dense * copies,
+        rule.experts,
+        rule.active_experts,
     )
 
 
@@ -143,17 +193,19 @@ class Load(NamedTuple):
 
 
 def smooth_maximum(x: Scalar, y: Scalar, sharpness: Scalar) -> Array:
-    """(x^p + y^p)^(1/p) for x, y ≥ 0, not both 0; homogeneous of degree 1."""
+    """(x^p + y^p)^(1/p) for x, y ≥ 0; homogeneous of degree 1."""
     xp = namespace(x, y, sharpness)
     x, y = xp.asarray(x), xp.asarray(y)
     larger, smaller = xp.maximum(x, y), xp.minimum(x, y)
-    return larger * xp.exp(xp.log1p((smaller / larger) ** sharpness) / sharpness)
+    ratio = smaller / xp.where(larger > 0, larger, 1.0)
+    return larger * xp.exp(xp.log1p(ratio**sharpness) / sharpness)
 
 
-def weight_bytes(shape: Shape, precision: Precision) -> Array:
-    """Bytes of weights that a pass reads: all except the embedding table, of which it reads a few rows."""
-    read = shape.params + shape.vocab_size * shape.width
-    return namespace(shape, precision).asarray(read) * precision.weight_bytes
+def weight_bytes(shape: Shape, precision: Precision, tokens: Scalar = 1.0) -> Array:
+    """Bytes of weights that a pass over so many tokens reads: all of a dense model except the
+    embedding table, of which it reads a few rows; with experts, those that a token chose."""
+    read = shape.read_params(tokens) + shape.vocab_size * shape.width
+    return namespace(shape, precision, tokens).asarray(read) * precision.weight_bytes
 
 
 def cache_bytes(shape: Shape, precision: Precision, batch: Scalar, context: Scalar) -> Array:
@@ -186,22 +238,33 @@ def pass_time(hardware: Hardware, shape: Shape, precision: Precision, load: Load
 def _pass_time(hardware: Hardware, shape: Shape, precision: Precision, load: Load) -> Array:
     xp = namespace(hardware, shape, precision, load)
     tokens = xp.asarray(load.batch) * load.tokens
-    flops = tokens * shape.flops_per_token(load.context)
-    cache = cache_bytes(shape, precision, load.batch, load.context)
-    moved = weight_bytes(shape, precision) + hardware.cache_slowdown * cache
+
+    def roofline(moved: Array, flops: Array) -> Array:
+        devices = xp.asarray(load.devices)
+        return smooth_maximum(
+            moved / (hardware.bytes_per_second * devices),
+            flops / (hardware.flops_per_second * devices),
+            hardware.sharpness,
+        )
+
     # Rises from 0 for one token to 1 for two, and stays there, so that a verify pass is convex in γ
     # ≥ 1. The slope at two tokens is that above them: half of the one below, which `clip` has
     # there, would end a search for the best γ at 1.
-    several = xp.where(tokens < 2, xp.maximum(tokens - 1, 0.0), 1.0)
+    def several(count: Array) -> Array:
+        return xp.where(count < 2, xp.maximum(count - 1, 0.0), 1.0)
+
+    started = (
+        hardware.layer_seconds
+        + hardware.matrix_seconds * several(tokens)
+        + hardware.wide_seconds * several(xp.asarray(load.tokens))
+    )
+    cache = cache_bytes(shape, precision, load.batch, load.context)
     return (
         xp.asarray(hardware.pass_seconds)
-        + (hardware.layer_seconds + hardware.matrix_seconds * several) * shape.layers
+        + started * shape.layers
         + (hardware.token_seconds + hardware.logit_seconds * xp.asarray(shape.vocab_size)) * tokens
-        + smooth_maximum(
-            moved / (hardware.bytes_per_second * xp.asarray(load.devices)),
-            flops / (hardware.flops_per_second * xp.asarray(load.devices)),
-            hardware.sharpness,
-        )
+        + roofline(weight_bytes(shape, precision, tokens), tokens * shape.matrix_flops())
+        + roofline(hardware.cache_slowdown * cache, tokens * shape.attention_flops(load.context))
         + communication_seconds(hardware, shape, precision, load)
     )
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from sdsl_jax.codesign.drafts import (
-    PUBLISHED_DRAFTS,
     asked_drafts,
     family_of_drafts,
     model_of,
@@ -14,6 +13,7 @@ from sdsl_jax.codesign.drafts import (
 )
 from sdsl_jax.codesign.serving_problem import build
 from sdsl_jax.config.problem_flags import load_problem
+from sdsl_jax.theory.published_models import PUBLISHED_DRAFTS
 
 LLAMA = "meta-llama/Llama-3.2-1B"
 

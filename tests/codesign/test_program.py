@@ -120,7 +120,7 @@ def test_on_a_device_with_overheads_no_design_of_a_grid_is_better(x64):
 
 
 def test_limits_hold_and_a_multiplier_is_what_a_looser_limit_gains(x64):
-    found, _ = check_by_grid(BATCHED, on_h100(60e9, 7.0), 30)
+    found, _ = check_by_grid(BATCHED, on_h100(60e9, 7.0), 60)
     assert float(found.outcome.latency_seconds) == pytest.approx(7.0, rel=1e-9)
     assert float(found.multipliers[1]) > 0.1
     assert float(found.multipliers[0]) == 0.0
@@ -319,7 +319,7 @@ def test_speculation_may_pay_from_a_batch_on(x64):
         return float(best_speculation(serving, design._replace(batch=batch), 1e6).speedup)
 
     assert [speedup(b) for b in (1.0, 16.0, 256.0, 4096.0)] == pytest.approx(
-        [0.970, 0.986, 1.058, 1.090], abs=1e-3
+        [0.970, 0.986, 1.031, 1.045], abs=1e-3
     )
     found = break_even(serving, design, 1e6, 4096)
     assert 16 < float(found.smallest_batch) < 256

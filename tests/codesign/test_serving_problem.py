@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from sdsl_jax.codesign.comparison import compared, published
-from sdsl_jax.codesign.drafts import PUBLISHED_DRAFTS
 from sdsl_jax.codesign.engines import engine_settings
 from sdsl_jax.codesign.program import METRICS
 from sdsl_jax.codesign.serving_problem import (
@@ -29,6 +28,7 @@ from sdsl_jax.config.problem_flags import load_problem
 from sdsl_jax.errors import SdslError
 from sdsl_jax.theory import ModelPoint, ShapeRule
 from sdsl_jax.theory.hardware import Shape, family_shape, round_time
+from sdsl_jax.theory.published_models import PUBLISHED_DRAFTS
 from sdsl_jax.theory.serving import Design
 
 
