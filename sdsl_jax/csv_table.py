@@ -161,6 +161,14 @@ class CsvTable:
         """
         return self._numbers(name, read_number)
 
+    def amounts(self, name: str) -> np.ndarray:
+        """A column of numbers of 0 or more, as floats [rows].
+
+        Raises:
+          SdslError: There is no such column, or a cell holds no such number.
+        """
+        return self._numbers(name, read_number, zero=True)
+
     def shares(self, name: str) -> np.ndarray:
         """A column of numbers in [0, 1], as floats [rows].
 
@@ -181,18 +189,22 @@ class CsvTable:
         read: Callable[[str], float | None],
         largest: float = np.finfo(float).max,
         share: bool = False,
+        zero: bool = False,
     ) -> np.ndarray:
         cells = self.column(name)
         values = []
         for cell, line in zip(cells, self.lines):
             value = read(cell)
             allowed = (
-                value is not None and (value > 0 or (share and value == 0)) and value <= largest
+                value is not None
+                and (value > 0 or ((share or zero) and value == 0))
+                and value <= largest
             )
             if value is None or self.is_unclear(cell) or not allowed:
                 quote = '"' if "'" in cell else "'"
                 held = f"{quote}{cell[:40]}{quote}" if cell else "nothing"
                 rule = "a number in [0, 1]" if share else "a positive number"
+                rule = "0 or a positive number" if zero else rule
                 if value is not None and value > largest and not share:
                     rule += f", and at most {largest:g}"
                 hint = self._hint(cell, value, share)

@@ -34,13 +34,20 @@ def calibrate(
     dtype: Annotated[Literal["float32", "bfloat16"] | None, arg(metavar="float32|bfloat16")] = None,
     name: Annotated[str, arg(metavar="NAME")] = "",
     seed: int = 0,
+    timings: Annotated[Path | None, arg(metavar="FILE.csv")] = None,
+    hardware: Annotated[str, arg(metavar="NAME|FILE.toml")] = "",
+    engine: Annotated[str, arg(metavar="NAME")] = "",
     json: Flag = False,
 ) -> None:
-    """What does a forward pass cost on this machine?
+    """What does a forward pass cost on this machine, or in your engine?
 
     The command times plain steps, verify passes and whole rounds of models with random weights, and
     fits the coefficients of a device to the times. A third of the models is held out to test how
     well the others predict them. Run nothing else on the machine meanwhile.
+
+    With --timings it times nothing: it fits a serving engine (vLLM, SGLang, llama.cpp, TensorRT-LLM)
+    to a table of step times, tests the fit on rows left out of it, and says which coefficients the
+    table cannot tell.
 
     Args:
         out: File to write the device to; if left out, the device is only printed.
@@ -53,17 +60,35 @@ def calibrate(
         dtype: Data type of weights and caches; by default float32 on a CPU and bfloat16 elsewhere.
         name: Name of the device in the file; the name of the file if left out.
         seed: Seed of weights, prompts, samples and the order of the runs.
+        timings: A table with one forward pass per row: model (or its shape), batch, tokens_per_row,
+            context, milliseconds, and engine if there are several (docs/hardware.md).
+        hardware: With --timings, the device that was timed, such as h100. Its coefficients hold
+            where the table cannot tell them.
+        engine: With --timings, a name for the engine, or which of several to fit.
         json: Print one JSON object.
     """
+    if timings is not None:
+        given = [records, threads, dtype, quick or None, name or None, seed or None]
+        require(
+            batch == "1,4,16" and all(value is None for value in given),
+            "--timings reads times that were taken already; it goes with --hardware, --engine, --out and --json only.",
+        )
+        _require_writable(out)
+        from sdsl_jax.cli.calibrate_timings import engines_of_table, print_engines
+
+        fitted_engines = engines_of_table(timings, hardware, engine, out)
+        if json:
+            print_json(fitted_engines)
+        else:
+            print_engines(standard_console(), fitted_engines)
+        return
+    require(
+        not hardware and not engine,
+        "--hardware and --engine belong to --timings; without it this machine is timed.",
+    )
     batches = whole_numbers(batch, "--batch")
     require(0 <= seed < 2**32, f"the seed is {seed}; it must lie in [0, 2**32).")
-    if out is not None:
-        require(out.suffix == ".toml", f"the hardware file is {out}; its name must end in .toml.")
-        require(out.absolute().parent.is_dir(), f"cannot write {out}: its folder does not exist.")
-        require(not out.is_dir(), f"cannot write {out}: it is a folder.")
-        from sdsl_jax.records import require_replaceable
-
-        require_replaceable(out)
+    _require_writable(out)
     if records is not None:
         empty = not records.exists() or (records.is_dir() and not any(records.iterdir()))
         require(
@@ -112,11 +137,24 @@ def calibrate(
         _print(standard_console(), answer)
 
 
+def _require_writable(out: Path | None) -> None:
+    """Refuses a place where no hardware file can be written."""
+    if out is None:
+        return
+    require(out.suffix == ".toml", f"the hardware file is {out}; its name must end in .toml.")
+    require(out.absolute().parent.is_dir(), f"cannot write {out}: its folder does not exist.")
+    require(not out.is_dir(), f"cannot write {out}: it is a folder.")
+    from sdsl_jax.records import require_replaceable
+
+    require_replaceable(out)
+
+
 # By coefficient: the unit in the table, the factor to it, and the meaning.
 _COEFFICIENTS = {
     "pass_seconds": ("µs per pass", 1e6, "overhead of any pass"),
     "layer_seconds": ("µs per layer", 1e6, "overhead of each layer of a pass"),
     "matrix_seconds": ("µs per layer", 1e6, "overhead of each layer, for more than one token"),
+    "wide_seconds": ("µs per layer", 1e6, "more of it, for more than one token of a row"),
     "token_seconds": ("µs per token", 1e6, "overhead of each token of a pass"),
     "logit_seconds": ("ns per logit", 1e9, "overhead of each vocabulary entry per token"),
     "round_seconds": ("µs per round", 1e6, "overhead of a round, beyond its passes"),

@@ -222,7 +222,9 @@ def _of_the_cost(problem: ServingProblem, gives: Outcome, alone: float | None) -
 def _of_the_device(problem: ServingProblem, width: float) -> list[str]:
     file, config = problem.hardware, problem.config
     texts = []
-    if not file.measured:
+    if file.engine is not None:
+        texts += [note[0].lower() + note[1:].rstrip(".") for note in file.notes]
+    elif not file.measured:
         texts.append(
             f"the overheads of {file.name} are assumed, not measured: small drafts depend on them, and sdsl calibrate measures "
             "yours"
@@ -236,7 +238,7 @@ def _of_the_device(problem: ServingProblem, width: float) -> list[str]:
         texts.append(
             f"nothing is known about the links between devices of {file.name}: communication is taken as free"
         )
-    elif config.hardware.devices > 1 and not file.measured:
+    elif config.hardware.devices > 1 and (file.engine is not None or not file.measured):
         latency = float(file.hardware.link_seconds)
         texts.append(
             f"the latency of links between devices of {file.name} is assumed, {1e6 * latency:g} µs a step of an all-reduce"

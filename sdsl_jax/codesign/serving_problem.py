@@ -256,7 +256,7 @@ def build(config: ProblemConfig) -> ServingProblem:
       SdslError: a law or device cannot be loaded, a size has no model, or money is asked about
         without a price.
     """
-    hardware = load_hardware(config.hardware.name)
+    hardware = load_hardware(config.hardware.name, config.hardware.engine)
     price = config.hardware.price_per_hour or float(hardware.hardware.price_per_hour)
     hardware = replace(hardware, hardware=hardware.hardware._replace(price_per_hour=price))
     objective, limits = config.objective.given(), config.constraints.given()

@@ -133,11 +133,14 @@ class HardwareConfig:
 
     Attributes:
       name: A preset such as h100, or the file of a device.
+      engine: A serving engine of that file, such as vllm-graphs; the device's own overheads if
+        empty.
       devices: Devices that share the target (tensor-parallel size).
       price_per_hour: Price of a device per hour; that of the device's file if 0.
     """
 
     name: str = "h100"
+    engine: str = ""
     devices: int = 1
     price_per_hour: float = 0.0
 

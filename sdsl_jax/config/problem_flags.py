@@ -104,6 +104,8 @@ class ProblemFlags:
       target_tokens: Training tokens of the target; 15T if left out.
       draft_tokens: Training tokens of the draft; 1T if left out.
       hardware: a100, h100, h200, v5e, v6e, or the file of a device; h100 if left out.
+      engine: A serving engine whose overheads count, such as vllm-graphs or transformers-eager of
+        h100; assumed overheads of the device if left out.
       devices: Devices that share the target (tensor-parallel size); 1 if left out.
       draft_devices: Devices that share the draft (draft tensor-parallel size); all of the target's
         if left out, as vLLM and SGLang run it.
@@ -144,6 +146,7 @@ class ProblemFlags:
     target_tokens: _CountText = _flag("target.tokens", _size)
     draft_tokens: _CountText = _flag("draft.tokens", _size)
     hardware: Annotated[str | Path | None, _shown("NAME|FILE.toml", str)] = _flag("hardware.name")
+    engine: Annotated[str | None, _shown("NAME", str)] = _flag("hardware.engine")
     devices: _WholeNumber = _flag("hardware.devices")
     draft_devices: _WholeNumber = _flag("draft.devices")
     batch: _Number = _flag("workload.batch")

@@ -117,7 +117,9 @@ def timing_of(row: TimingRecord) -> Timing:
     """The timing of a record."""
 
     def shape(role: str) -> Shape:
-        return Shape(*(float(getattr(row, f"{role}_{name}")) for name in Shape._fields))
+        # The timed models are dense: a record has no columns of experts.
+        names = [name for name in Shape._fields if hasattr(row, f"{role}_{name}")]
+        return Shape(**{name: float(getattr(row, f"{role}_{name}")) for name in names})
 
     draft = shape("draft") if row.operation == "round" else None
     return Timing(shape("target"), draft, row.tokens, row.batch, row.context, row.seconds)

@@ -32,11 +32,11 @@ _SMALLEST_SHARPNESS, _LARGEST_SHARPNESS = 1.0, 16.0
 _FARTHEST = 80.0
 # Residuals of ln seconds beyond this count linearly: a pass that runs another kernel shall not bend
 # the rest.
-_HUBER = 0.1
+HUBER = 0.1
 # Coefficients that timings of several models always identify, besides the sharpness, and those that
 # only some timings do.
 _ALWAYS = ("pass_seconds", "layer_seconds", "token_seconds", "bytes_per_second", "flops_per_second")
-_FITTED = (
+FITTED = (
     *_ALWAYS,
     "round_seconds",
     "matrix_seconds",
@@ -49,7 +49,7 @@ _FITTED = (
 # A time that vanishes has the logarithm of this, in seconds.
 _SHORTEST = 1e-14
 # The coefficients that timings without any hold: no overheads.
-_HELD = Hardware(**dict.fromkeys(_FITTED, 0.0) | {"cache_slowdown": 1.0})
+_HELD = Hardware(**dict.fromkeys(FITTED, 0.0) | {"cache_slowdown": 1.0})
 
 
 class Timing(NamedTuple):
@@ -90,7 +90,9 @@ class HardwareFit(NamedTuple):
     status: SolverStatus
 
 
-class _Data(NamedTuple):
+class TimingData(NamedTuple):
+    """Timings as arrays, and which coefficients are fitted to them."""
+
     active: Array  # [coefficients and the sharpness]: whether it is fitted
     held: Hardware  # what the others are
     limits: Array  # [coefficients]: the largest value of each
@@ -109,7 +111,7 @@ def identifiable(timings: Sequence[Timing]) -> tuple[str, ...]:
     wide, rows = np.asarray([(t.tokens, t.batch) for t in timings if t.draft is None]).T
     tokens = wide * rows
     contexts = np.asarray([t.batch * t.context for t in timings])
-    spare = len(timings) > len(_FITTED)
+    spare = len(timings) > len(FITTED)
     conditions = {
         "round_seconds": any(t.draft is not None for t in timings),
         "matrix_seconds": spare and (tokens == 1).any() and (tokens > 1).any(),
@@ -118,10 +120,10 @@ def identifiable(timings: Sequence[Timing]) -> tuple[str, ...]:
         # Passes of other widths have caches of other sizes, by a few slots.
         "cache_slowdown": spare and contexts.max() > 1.5 * contexts.min(),
     }
-    return tuple(name for name in _FITTED if conditions.get(name, True))
+    return tuple(name for name in FITTED if conditions.get(name, True))
 
 
-def _hardware(x: Array, data: _Data) -> Hardware:
+def device_of(x: Array, data: TimingData) -> Hardware:
     """The device of a vector: logarithms of rates and times, and the logit of the sharpness."""
     sharpness = _SMALLEST_SHARPNESS + (_LARGEST_SHARPNESS - _SMALLEST_SHARPNESS) * jax.nn.sigmoid(
         x[-1]
@@ -129,22 +131,22 @@ def _hardware(x: Array, data: _Data) -> Hardware:
     # A coefficient that no timing shows drifts away; this keeps it finite, in single precision too.
     values = jnp.exp(jnp.clip(x[:-1], -_FARTHEST, _FARTHEST))
     values = jnp.append(jnp.minimum(values, data.limits), sharpness)
-    names = (*_FITTED, "sharpness")
+    names = (*FITTED, "sharpness")
     held = jnp.stack([jnp.asarray(getattr(data.held, name), values.dtype) for name in names])
     return data.held._replace(**dict(zip(names, jnp.where(data.active, values, held))))
 
 
-def _vector(hardware: Hardware) -> np.ndarray:
-    """The inverse of `_hardware`."""
+def vector_of(hardware: Hardware) -> np.ndarray:
+    """The inverse of `device_of`."""
     share = (float(hardware.sharpness) - _SMALLEST_SHARPNESS) / (
         _LARGEST_SHARPNESS - _SMALLEST_SHARPNESS
     )
     share = min(max(share, 1e-6), 1 - 1e-6)
-    logs = [np.log(max(float(getattr(hardware, name)), _SHORTEST)) for name in _FITTED]
+    logs = [np.log(max(float(getattr(hardware, name)), _SHORTEST)) for name in FITTED]
     return np.asarray([*logs, np.log(share / (1 - share))])
 
 
-def _log_seconds(hardware: Hardware, data: _Data) -> Array:
+def _log_seconds(hardware: Hardware, data: TimingData) -> Array:
     passes = pass_time(
         hardware, data.target, data.precision, Load(data.tokens, data.batch, data.context)
     )
@@ -161,24 +163,41 @@ def _log_seconds(hardware: Hardware, data: _Data) -> Array:
     return jnp.log(jnp.where(data.is_round, rounds.seconds, passes))
 
 
-def _residuals(x: Array, data: _Data) -> Array:
-    return _log_seconds(_hardware(x, data), data) - data.log_seconds
+@jax.jit
+def device_and_seconds(x: Array, data: TimingData) -> tuple[Hardware, Array]:
+    """The device of a vector, and the seconds of each timing on it."""
+    hardware = device_of(x, data)
+    return hardware, jnp.exp(_log_seconds(hardware, data))
 
 
-def _table(
+def log_errors(x: Array, data: TimingData) -> Array:
+    """ln(predicted/measured) of each timing."""
+    return _log_seconds(device_of(x, data), data) - data.log_seconds
+
+
+def timing_data(
     timings: Sequence[Timing],
     precision: Precision,
     fitted: tuple[str, ...] | None = None,
     held: Hardware = _HELD,
-) -> _Data:
+) -> TimingData:
+    """Timings as arrays.
+
+    Args:
+      timings: Passes and rounds.
+      precision: Bytes of weights and caches.
+      fitted: Coefficients that are fitted; those that the timings identify if left out.
+      held: What the others are.
+    """
+
     def stack(shapes: list[Shape]) -> Shape:
         return Shape(*(jnp.asarray(values, float) for values in zip(*shapes)))
 
     fitted = (*identifiable(timings), "sharpness") if fitted is None else fitted
-    return _Data(
-        active=jnp.asarray([name in fitted for name in (*_FITTED, "sharpness")]),
+    return TimingData(
+        active=jnp.asarray([name in fitted for name in (*FITTED, "sharpness")]),
         held=jax.tree.map(lambda x: jnp.asarray(x, float), held),
-        limits=jnp.asarray([np.inf] * len(_FITTED)),
+        limits=jnp.asarray([np.inf] * len(FITTED)),
         target=stack([t.target for t in timings]),
         # A pass has no draft; its own model stands in and is not used.
         draft=stack([t.draft or t.target for t in timings]),
@@ -264,7 +283,7 @@ def fit_hardware(
     )
     seconds = np.asarray([t.seconds for t in timings])
     with jax.enable_x64(True):
-        data = _table(timings, precision, (*fitted, "sharpness"))
+        data = timing_data(timings, precision, (*fitted, "sharpness"))
         flops = np.asarray(data.target.flops_per_token(data.context) * data.tokens * data.batch)
         stored = np.asarray(data.target.total_params * precision.weight_bytes)
         shortest = seconds[used].min()
@@ -284,8 +303,8 @@ def fit_hardware(
         begin = np.concatenate([np.log(guess), [0.0]]) + random.normal(
             0, 1, (starts, len(guess) + 1)
         )
-        best = fit(_residuals, begin, data, weights, _HUBER)
-        values = jax.tree.map(float, _hardware(best.parameters, data))
+        best = fit(log_errors, begin, data, weights, HUBER)
+        values = jax.tree.map(float, device_of(best.parameters, data))
     return HardwareFit(
         # What no timing shows tends to 0 on its logarithm and never gets there.
         Hardware(*(value if value > _SHORTEST else 0.0 for value in values)),
@@ -321,9 +340,9 @@ def hardware_intervals(
     """
     weights = resampled(np.asarray(labels), draws, seed)
     with jax.enable_x64(True):
-        data = _table(timings, precision)
-        fits = refit(_residuals, _vector(fitted.hardware)[None], data, weights, _HUBER)
-        drawn = jax.vmap(lambda x: _hardware(x, data))(fits.parameters)
+        data = timing_data(timings, precision)
+        fits = refit(log_errors, vector_of(fitted.hardware)[None], data, weights, HUBER)
+        drawn = jax.vmap(lambda x: device_of(x, data))(fits.parameters)
 
     def interval(name: str) -> Interval:
         # Between order statistics nothing is interpolated: a rate that some resample does not see
@@ -339,4 +358,4 @@ def predicted_seconds(
 ) -> Float[np.ndarray, " n"]:
     """Seconds that the device takes for each operation by its coefficients, [n]."""
     with jax.enable_x64(True):
-        return np.exp(np.asarray(_log_seconds(hardware, _table(timings, precision))))
+        return np.exp(np.asarray(_log_seconds(hardware, timing_data(timings, precision))))

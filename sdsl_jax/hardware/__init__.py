@@ -307,7 +307,8 @@ def _engine(name: str, table: Any, device: dict[str, float]) -> Engine:
         f"{where}.hardware is missing; it must be a table of coefficients.",
     )
     section = from_dict(_EngineSection, {k: v for k, v in table.items() if k != "hardware"}, where)
-    from_dict(_Coefficients, device | coefficients, f"{where}.hardware")
+    known = {key: value for key, value in device.items() if math.isfinite(value)}
+    from_dict(_Coefficients, known | coefficients, f"{where}.hardware")
     values = {key: float(value) for key, value in coefficients.items()}
     return Engine(name, values, **vars(section))
 

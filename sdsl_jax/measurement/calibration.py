@@ -425,6 +425,8 @@ def record_of(
         f"{role}_{name}": 0 if shape is None else int(getattr(shape, name))
         for role, shape in (("target", shape_of(o.target)), ("draft", draft))
         for name in Shape._fields
+        # The timed models are dense: a record has no columns of experts.
+        if f"{role}_{name}" in TimingRecord.__dataclass_fields__
     }
     return TimingRecord(
         operation=o.kind,

@@ -239,7 +239,7 @@ def _pass_time(hardware: Hardware, shape: Shape, precision: Precision, load: Loa
     xp = namespace(hardware, shape, precision, load)
     tokens = xp.asarray(load.batch) * load.tokens
 
-    def roofline(moved: Array, flops: Array) -> Array:
+    def roofline(moved: Scalar, flops: Scalar) -> Array:
         devices = xp.asarray(load.devices)
         return smooth_maximum(
             moved / (hardware.bytes_per_second * devices),

@@ -184,8 +184,11 @@ def acceptance(serving: Serving, design: Design, draft: Shape | None = None) -> 
 
 
 def _prefill_time(hardware: Hardware, shape: Shape, precision: Precision, load: Load) -> Array:
-    """Seconds to read a prompt: a pass without a head, since only its last token needs a distribution."""
-    return pass_time(hardware, shape._replace(vocab_size=0.0), precision, load)
+    """Seconds to read a prompt: a pass without a head that draws one token in each row, since only
+    the last token of a prompt needs a distribution."""
+    drawn = hardware.token_seconds * namespace(hardware, load).asarray(load.batch)
+    undrawn = hardware._replace(token_seconds=0.0)
+    return pass_time(undrawn, shape._replace(vocab_size=0.0), precision, load) + drawn
 
 
 def target_prefill(serving: Serving, design: Design) -> Array:

@@ -191,3 +191,51 @@ def test_pages_name_a_device_as_people_do(name, shown):
     file = load_hardware(name)
     assert file.display_name == shown
     assert dataclasses.replace(file, devices="2 cores of a CPU").display_name == name
+
+
+def test_an_engine_replaces_overheads_and_nothing_else(tmp_path):
+    device = load_hardware("h100")
+    graphs = load_hardware("h100", "vllm-graphs")
+    (engine,) = (e for e in device.engines if e.name == "vllm-graphs")
+    changed = {
+        n for n in Hardware._fields if getattr(graphs.hardware, n) != getattr(device.hardware, n)
+    }
+    assert (
+        changed == set(engine.coefficients) == {"layer_seconds", "token_seconds", "cache_slowdown"}
+    )
+    assert graphs.measured
+    assert not device.measured
+    assert "vllm-graphs" in graphs.display_name
+    save_hardware(device, tmp_path / "h.toml")
+    assert load_hardware(tmp_path / "h.toml", "vllm-graphs").hardware == graphs.hardware
+    with pytest.raises(SdslError, match="write the file without one"):
+        save_hardware(graphs, tmp_path / "g.toml")
+    # The H200's are the H100's, and it says so.
+    assert not load_hardware("h200", "vllm-graphs").measured
+
+
+ENGINE = """
+[engines.mine]
+description = "d"
+source = "s"
+measured = false
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "hardware x has no engine named 'mine'; it has none"),
+        (ENGINE, "engines.mine.hardware is missing"),
+        (ENGINE + "[engines.mine.hardware]\nlayer_secs = 1e-5\n", "layer_secs"),
+        (ENGINE + "[engines.mine.hardware]\nlayer_seconds = -1.0\n", "layer_seconds"),
+        (
+            ENGINE.replace("false", "true") + "[engines.mine.hardware]\nlayer_seconds = 1e-5\n",
+            "0 timings",
+        ),
+    ],
+)
+def test_an_engine_that_cannot_be_used_is_refused(tmp_path, text, message):
+    (tmp_path / "h.toml").write_text(GOOD + text)
+    with pytest.raises(SdslError, match=message):
+        load_hardware(tmp_path / "h.toml", "mine")
