@@ -21,6 +21,7 @@ GROUPS = {
     },
     "Measurements of models": {
         "measure": "how much of what a draft proposes a target accepts, and the speed-up",
+        "check": "whether a running server's draft does what it should, from its metrics or log",
         "convert": "a measured acceptance in the conventions of other tools",
         "protocol": "every pair of many published checkpoints, measured alike",
         "calibrate": "what a forward pass costs on this machine",

@@ -1,0 +1,763 @@
+"""What a running server reports of its speculation: Prometheus text or log lines of vLLM, SGLang
+and llama.cpp, as counts of rounds and of drafts by position.
+
+The formats, as their sources print them in November 2026:
+
+vLLM (0.9 to 0.32)
+  Counters `vllm:spec_decode_num_{drafts,draft_tokens,accepted_tokens}_total` and
+  `…_accepted_tokens_per_pos_total{position="0"}`, newer versions `…_draft_tokens_per_pos_total` as
+  well. A log line "SpecDecoding metrics: …" counts the interval since the line before.
+llama.cpp (builds of 2025 and 2026)
+  The same counters under `llamacpp:`. The log has a line per request, "draft acceptance = …" (until
+  spring 2026 "draft acceptance rate = …"), whose rates by position stand in it or in a line "acc per
+  pos = (…)" behind it; and lines "statistics NAME: …", which count since the start of the server.
+SGLang (0.4 to 0.5)
+  Gauges `sglang:spec_accept_length` and `sglang:spec_accept_rate` of the latest interval, counters of
+  verify passes and generated tokens, and "accept len: …, accept rate: …" in its "Decode batch" lines.
+  The rate counts the bonus token until April 2026 and only drafts since.
+
+Rates by position are of all rounds with drafts (survival), in all servers that print them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from sdsl_jax.errors import SdslError, require
+from sdsl_jax.statistics import ratio_interval
+
+# More drafts in a round than any engine proposes.
+LARGEST_LOOKAHEAD = 1024
+# Rates by position are printed with three digits.
+_RATE_ROUNDING = 0.0005 + 1e-9
+# Counters of a running server are not read at one instant.
+_RACE = 0.01
+_Z_90 = 1.6448536269514722
+
+
+@dataclass(frozen=True)
+class ServerReport:
+    """Counts that a server reports of its rounds with drafts.
+
+    Attributes:
+      server: vLLM, SGLang or llama.cpp.
+      source: What was read, such as "counters since the server started" or "12 log lines".
+      convention: Name of the server's figure in `measurement.events.CONVENTIONS`.
+      model: Name of the model or, in a log of llama.cpp, of the drafter; empty where none is told.
+      lookahead: γ, the most drafts of a round.
+      tokens_per_round: τ, with the bonus token.
+      tokens_error: Standard error of τ from its spread between log lines; NaN where it follows
+        from counts, or from nothing.
+      rounds: Rounds with drafts; None if unknown.
+      drafted: Drafts that were proposed; None if unknown.
+      accepted: Drafts that were accepted; None if unknown.
+      survived: For k = 1 … γ, rounds whose first k drafts were all accepted; empty if unknown.
+      not_drafted: For each k, the most rounds that can have ended before a draft k was proposed,
+        though none was rejected. All 0 if every round drafted γ.
+      intervals: Rounds and survivors of each log line, [lines, 1 + γ]; None if unknown.
+      notes: What the reader should know of the figures.
+    """
+
+    server: str
+    source: str
+    convention: str
+    model: str
+    lookahead: int
+    tokens_per_round: float
+    tokens_error: float = math.nan
+    rounds: int | None = None
+    drafted: int | None = None
+    accepted: int | None = None
+    survived: tuple[int, ...] = ()
+    not_drafted: tuple[int, ...] = ()
+    intervals: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+
+
+class _Counts(NamedTuple):
+    """Counts of one interval; `survived` is empty where rates by position are missing."""
+
+    rounds: int
+    drafted: int
+    accepted: int
+    survived: tuple[int, ...]
+
+
+def read_report(
+    text: str,
+    where: str,
+    *,
+    since: tuple[str, str] | None = None,
+    model: str = "",
+    lookahead: int | None = None,
+) -> ServerReport:
+    """Reads what a server reports.
+
+    Args:
+      text: Prometheus text, or lines of a log; other lines are passed over.
+      where: Where the text is from, for messages.
+      since: Text and origin of an earlier reading of the same counters, which is subtracted.
+      model: Which model (or drafter), if the text reports several.
+      lookahead: γ, where the text does not tell it.
+
+    Raises:
+      SdslError: The text reports no speculation, reports of several servers or models, or a line
+        that cannot be.
+    """
+    require(
+        lookahead is None or 1 <= lookahead <= LARGEST_LOOKAHEAD,
+        f"--lookahead is {lookahead}; it must be from 1 to {LARGEST_LOOKAHEAD}.",
+    )
+    samples = _samples(text, where)
+    logs = {name: hits for name, hits in _log_lines(text).items() if hits}
+    kinds = sorted({one.server for one in samples.values()} | set(logs))
+    require(kinds, _nothing_found(text, where))
+    require(
+        len(kinds) == 1 and not (samples and logs),
+        f"{where} mixes reports of {' and '.join(kinds)}; give one server's."
+        if len(kinds) > 1
+        else f"{where} holds both counters and log lines of {kinds[0]}, which count the same rounds; give one of them.",
+    )
+    if samples:
+        before = {} if since is None else _samples(*since)
+        if since is not None:
+            require(before, _nothing_found(*since))
+        chosen, name = _of_one_model(samples, model, where)
+        values = _difference(chosen, before, where, since)
+        source = (
+            "counters between the two readings" if since else "counters since the server started"
+        )
+        if kinds == ["SGLang"]:
+            return _sglang_metrics(values, source, where, name, lookahead, since is not None)
+        return _counters(kinds[0], values, source, where, name, lookahead)
+    require(
+        since is None,
+        f"--since is for counters, and {where} is a log; cut the log to the lines that shall count.",
+    )
+    if kinds == ["SGLang"]:
+        require(not model, "--model is for counters; a log of SGLang names no model.")
+        return _sglang_log(logs["SGLang"], where, lookahead)
+    if kinds == ["vLLM"]:
+        require(not model, "--model is for counters; a log of vLLM names no model.")
+        lines = [_vllm_line(line, f"{where}, line {number}") for number, line in logs["vLLM"]]
+        return _of_intervals("vLLM", [one for one in lines if one], where, "", lookahead)
+    return _llama_log(logs["llama.cpp"], where, model, lookahead)
+
+
+def _nothing_found(text: str, where: str) -> str:
+    for prefix, server, hint in (
+        ("vllm:", "vLLM", "it exports them once it speculates"),
+        ("sglang:", "SGLang", "it exports them once it speculates"),
+        ("llamacpp:", "llama.cpp", "builds before summer 2026 print them in their log only"),
+    ):
+        if re.search(rf"^{prefix}", text, re.MULTILINE):
+            return f"{where} holds metrics of {server} but none of speculative decoding; {hint}."
+    return (
+        f"{where} holds no figures of speculative decoding: neither counters of vLLM, SGLang or llama.cpp, nor their "
+        "log lines."
+    )
+
+
+# Counters and gauges.
+
+
+class _Sample(NamedTuple):
+    server: str
+    name: str
+    position: int
+    model: str
+    value: float
+    line: int
+
+
+_Key = tuple[str, tuple[tuple[str, str], ...]]
+_SERVERS = {"vllm": "vLLM", "llamacpp": "llama.cpp", "sglang": "SGLang"}
+_NAMES = re.compile(
+    r"(?P<server>vllm|llamacpp):spec_decode_num_(?P<name>drafts|draft_tokens|accepted_tokens"
+    r"|accepted_tokens_per_pos|draft_tokens_per_pos)(_total)?(?=[{\s])"
+    r"|sglang:(?P<gauge>spec_accept_length|spec_accept_rate|spec_num_steps|spec_num_draft_tokens"
+    r"|spec_verify_calls_total|generation_tokens_total|num_requests_total)(?=[{\s])"
+)
+_GAUGES = ("spec_accept_length", "spec_accept_rate", "spec_num_steps", "spec_num_draft_tokens")
+
+
+def _samples(text: str, where: str) -> dict[_Key, _Sample]:
+    """The samples of speculation, by name and labels."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    found: dict[_Key, _Sample] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        match = _NAMES.match(line.strip())
+        if match is None:
+            continue
+        at = f"{where}, line {number}"
+        try:
+            ((parsed,),) = (one.samples for one in text_string_to_metric_families(line))
+        except (ValueError, IndexError):
+            raise SdslError(
+                f"{at} is no sample of Prometheus text: {line.strip()[:80]!r}."
+            ) from None
+        name, value = match["name"] or match["gauge"], float(parsed.value)
+        gauge = name in _GAUGES
+        require(
+            math.isfinite(value) and value >= 0 and (gauge or value.is_integer()),
+            f"{at} has the value {value:g} for {parsed.name}; it must be {'a number' if gauge else 'a whole number'} of 0 "
+            "or more.",
+        )
+        position = 0
+        if name.endswith("per_pos"):
+            label = parsed.labels.get("position", "")
+            require(
+                label.isascii() and label.isdigit() and int(label) < LARGEST_LOOKAHEAD,
+                f"{at} has the position {label!r}; it must be a whole number below {LARGEST_LOOKAHEAD}.",
+            )
+            position = int(label)
+        key = (name, tuple(sorted(parsed.labels.items())))
+        require(
+            key not in found,
+            f"{at} repeats a sample of line {found[key].line if key in found else 0}; give one reading of the counters, "
+            "and an earlier one by --since.",
+        )
+        server = _SERVERS[match["server"] or "sglang"]
+        found[key] = _Sample(
+            server, name, position, parsed.labels.get("model_name", ""), value, number
+        )
+    # SGLang counts requests and tokens without speculation too.
+    if not any(one.name.startswith("spec_") or one.server != "SGLang" for one in found.values()):
+        return {}
+    return found
+
+
+def _of_one_model(
+    samples: dict[_Key, _Sample], model: str, where: str
+) -> tuple[dict[_Key, _Sample], str]:
+    names = sorted({one.model for one in samples.values()})
+    if not model:
+        require(
+            len(names) == 1,
+            f"{where} reports several models ({', '.join(names)}); choose one by --model.",
+        )
+        return samples, names[0]
+    require(
+        model in names,
+        f"--model is {model!r}; {where} reports {', '.join(filter(None, names)) or 'no model names'}.",
+    )
+    return {key: one for key, one in samples.items() if one.model == model}, model
+
+
+def _difference(
+    samples: dict[_Key, _Sample],
+    before: dict[_Key, _Sample],
+    where: str,
+    since: tuple[str, str] | None,
+) -> dict[str, list[_Sample]]:
+    """Samples by name; counters less those of the earlier reading."""
+    values: dict[str, list[_Sample]] = {}
+    for key, one in samples.items():
+        if since is not None and one.name not in _GAUGES:
+            require(
+                key in before,
+                f"{since[1]} lacks the counter {one.name} of line {one.line} of {where} with the same labels; the two must be "
+                "readings of the same server.",
+            )
+            earlier = before[key]
+            require(
+                one.value >= earlier.value,
+                f"{one.name} fell from {earlier.value:,.0f} ({since[1]}, line {earlier.line}) to {one.value:,.0f} ({where}, "
+                f"line {one.line}): the server restarted in between, or the readings are swapped; leave --since out to "
+                "judge the counts since the restart.",
+            )
+            one = one._replace(value=one.value - earlier.value)
+        values.setdefault(one.name, []).append(one)
+    return values
+
+
+def _counters(
+    server: str,
+    values: dict[str, list[_Sample]],
+    source: str,
+    where: str,
+    model: str,
+    lookahead: int | None,
+) -> ServerReport:
+    def total(name: str) -> int:
+        require(
+            name in values,
+            f"{where} lacks the counter spec_decode_num_{name}; give the whole page of /metrics.",
+        )
+        return int(sum(one.value for one in values[name]))
+
+    def by_position(name: str) -> tuple[int, ...]:
+        sums: dict[int, int] = {}
+        for one in values.get(name, ()):
+            sums[one.position] = sums.get(one.position, 0) + int(one.value)
+        require(
+            sorted(sums) == list(range(len(sums))),
+            f"{where} counts accepted drafts at the positions {sorted(sums)}; they must run from 0 without a gap.",
+        )
+        return tuple(sums[k] for k in range(len(sums)))
+
+    counts = _Counts(
+        total("drafts"),
+        total("draft_tokens"),
+        total("accepted_tokens"),
+        by_position("accepted_tokens_per_pos"),
+    )
+    return _report(
+        server, counts, source, where, model, lookahead, by_position("draft_tokens_per_pos")
+    )
+
+
+def _report(
+    server: str,
+    counts: _Counts,
+    source: str,
+    where: str,
+    model: str,
+    lookahead: int | None,
+    drafted_at: tuple[int, ...] = (),
+    intervals: np.ndarray | None = None,
+    notes: tuple[str, ...] = (),
+) -> ServerReport:
+    """A report from counts, checked."""
+    rounds, drafted, accepted, survived = counts
+    require(
+        rounds > 0, f"{where} counts no round with drafts: the server has drafted nothing there."
+    )
+    require(
+        accepted <= drafted and rounds <= drafted,
+        f"{where} counts {rounds:,} rounds, {drafted:,} drafts and {accepted:,} accepted; a round has at least one draft, "
+        "and no more are accepted than drafted.",
+    )
+    steps = [rounds]
+    for k, here in enumerate(survived, 1):
+        require(
+            here <= steps[-1] * (1 + _RACE),
+            f"{where} counts {here:,} rounds that accepted {k} drafts, of {steps[-1]:,} that accepted {k - 1}; there "
+            "cannot be more.",
+        )
+        steps.append(min(here, steps[-1]))
+    survived = tuple(steps[1:])
+    require(
+        not survived or abs(sum(survived) - accepted) <= _RACE * accepted + len(survived),
+        f"{where} counts {accepted:,} accepted drafts, and {sum(survived):,} over all positions; both must be the same.",
+    )
+    # llama.cpp prints no positions behind the last that was ever accepted.
+    gamma = max(len(survived), math.ceil(drafted / rounds - 1e-9), len(drafted_at))
+    if lookahead is not None:
+        require(
+            lookahead >= gamma,
+            f"--lookahead is {lookahead}; {where} counts {gamma} drafts per round.",
+        )
+        gamma = lookahead
+    require(
+        gamma <= LARGEST_LOOKAHEAD,
+        f"{where} counts {drafted:,} drafts in {rounds:,} rounds; a round has at most {LARGEST_LOOKAHEAD}.",
+    )
+    if survived:
+        survived += (0,) * (gamma - len(survived))
+    missing = max(0, gamma * rounds - drafted)
+    if drafted_at:
+        padded = drafted_at + (0,) * (gamma - len(drafted_at))
+        not_drafted = tuple(max(0, rounds - n) for n in padded)
+    else:
+        # Whoever lacks draft k lacks the later ones as well, and every round has a first.
+        not_drafted = (0, *(missing // (gamma - k + 1) for k in range(2, gamma + 1)))
+    if intervals is not None and intervals.shape[1] < gamma + 1:
+        intervals = np.pad(intervals, ((0, 0), (0, gamma + 1 - intervals.shape[1])))
+    return ServerReport(
+        server=server,
+        source=source,
+        convention="vllm_position" if survived else "vllm_acceptance_rate",
+        model=model,
+        lookahead=gamma,
+        tokens_per_round=1 + (sum(survived) if survived else accepted) / rounds,
+        rounds=rounds,
+        drafted=drafted,
+        accepted=accepted,
+        survived=survived,
+        not_drafted=not_drafted,
+        intervals=intervals,
+        notes=notes,
+    )
+
+
+# Log lines.
+
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?"
+_RATES = rf"{_NUMBER}(?:\s*,\s*{_NUMBER})*"
+_LLAMA_REQUEST = re.compile(
+    r"draft acceptance(?: rate)?\s*=\s*[0-9.]+\s*\(\s*(?P<accepted>\d+)\s+accepted\s*/\s*(?P<drafted>\d+)\s+generated\)"
+)
+_LLAMA_RATES = re.compile(rf"acc(?:eptance rate)? per pos(?:ition)?\s*=\s*\((?P<rates>{_RATES})?\)")
+_LLAMA_MEAN = re.compile(rf"mean (?:acceptance )?len(?:gth)?\s*=\s*(?P<mean>{_NUMBER})")
+_LLAMA_STATISTICS = re.compile(r"statistics\s+(?P<drafter>[\w-]+):")
+
+
+def _log_lines(text: str) -> dict[str, list[tuple[int, str]]]:
+    """Lines on speculation by server, with their numbers."""
+    found: dict[str, list[tuple[int, str]]] = {"vLLM": [], "SGLang": [], "llama.cpp": []}
+    for number, line in enumerate(text.splitlines(), 1):
+        if "SpecDecoding metrics:" in line:
+            found["vLLM"].append((number, _ESCAPES.sub("", line)))
+        elif "Decode batch" in line and "accept len:" in line:
+            found["SGLang"].append((number, _ESCAPES.sub("", line)))
+        elif (
+            "draft acceptance" in line
+            or "acc per pos" in line
+            or ("statistics " in line and "#gen tokens" in line)
+        ):
+            found["llama.cpp"].append((number, _ESCAPES.sub("", line)))
+    return found
+
+
+def _counts_of_rates(accepted: int, drafted: int, rates: Sequence[float], at: str) -> _Counts:
+    """Rounds and survivors behind printed rates: the rounds are those at which every rate, rounded
+    to three digits, is a whole number of rounds, and these sum to the accepted drafts.
+
+    Where several numbers of rounds fit, it is that of whole blocks of drafts, or else the nearest to
+    accepted / Σ rates.
+    """
+    require(
+        accepted <= drafted
+        and all(0 <= r <= 1 for r in rates)
+        and list(rates) == sorted(rates)[::-1],
+        f"{at} has {accepted:,} of {drafted:,} drafts accepted and rates {', '.join(f'{r:g}' for r in rates)}; rates must "
+        "lie in [0, 1] and cannot rise with the position.",
+    )
+    gamma, total = len(rates), sum(rates)
+
+    def survivors(rounds: int) -> tuple[int, ...] | None:
+        counts = tuple(round(r * rounds) for r in rates)
+        slack = gamma * max(_RATE_ROUNDING * rounds - 0.5, 0)
+        fits = abs(sum(counts) - accepted) <= slack and all(
+            abs(n / rounds - r) <= _RATE_ROUNDING for n, r in zip(counts, rates)
+        )
+        return counts if fits else None
+
+    candidates = [drafted // gamma] if drafted % gamma == 0 else []
+    if total > 0:
+        middle = accepted / total
+        reach = 2 + int(middle * gamma * _RATE_ROUNDING / total)
+        near = range(max(1, round(middle) - reach), round(middle) + reach + 1)
+        candidates += sorted(near, key=lambda n: abs(n - middle))
+    elif accepted == 0:
+        candidates.append(math.ceil(drafted / gamma))
+    for rounds in candidates:
+        if rounds <= drafted and (counts := survivors(rounds)) is not None:
+            return _Counts(rounds, drafted, accepted, counts)
+    raise SdslError(
+        f"{at} has {accepted:,} of {drafted:,} drafts accepted and rates {', '.join(f'{r:g}' for r in rates)}, which no "
+        "number of rounds gives; was the line cut or edited?"
+    )
+
+
+def _rates(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def _vllm_line(line: str, at: str) -> _Counts | None:
+    """The interval that a line of vLLM counts; None if nothing was drafted in it."""
+    found = {
+        "Accepted": re.search(r"\bAccepted: (\d+) tokens", line),
+        "Drafted": re.search(r"\bDrafted: (\d+) tokens", line),
+        "Per-position acceptance rate": re.search(
+            rf"Per-position acceptance rate: ({_RATES})(?:,|\s|$)", line
+        ),
+    }
+    missing = [name for name, match in found.items() if match is None]
+    require(
+        not missing, f"{at} has no {' and no '.join(missing)}; the line of vLLM is cut or too old."
+    )
+    accepted, drafted, rates = (match[1] for match in found.values() if match)
+    if int(drafted) == 0:
+        return None
+    return _counts_of_rates(int(accepted), int(drafted), _rates(rates), at)
+
+
+def _of_intervals(
+    server: str, lines: Sequence[_Counts], where: str, model: str, lookahead: int | None
+) -> ServerReport:
+    """The sum of intervals."""
+    require(lines, f"{where} counts no round with drafts: the server has drafted nothing there.")
+    sizes = {len(one.survived) for one in lines}
+    if server == "vLLM":
+        require(
+            len(sizes) == 1,
+            f"{where} has lines of {' and '.join(map(str, sorted(sizes)))} positions; the server restarted with another "
+            "lookahead: give the lines of one.",
+        )
+    gamma = max(sizes)
+    table = np.zeros((len(lines), 1 + gamma), int)
+    for row, one in zip(table, lines):
+        row[: 1 + len(one.survived)] = (one.rounds, *one.survived)
+    counts = _Counts(
+        sum(one.rounds for one in lines),
+        sum(one.drafted for one in lines),
+        sum(one.accepted for one in lines),
+        tuple(int(n) for n in table[:, 1:].sum(axis=0)) if min(sizes) else (),
+    )
+    said = f"{len(lines)} log line{'s' * (len(lines) > 1)}"
+    intervals = table if min(sizes) else None
+    return _report(server, counts, said, where, model, lookahead, intervals=intervals)
+
+
+def _llama_log(
+    lines: Sequence[tuple[int, str]], where: str, model: str, lookahead: int | None
+) -> ServerReport:
+    """A log of llama.cpp: its requests if they tell positions, else its statistics."""
+    requests: list[tuple[int, int, int, str, str]] = []  # accepted, drafted, line, rates, mean
+    statistics: list[tuple[int, str]] = []
+    for number, line in lines:
+        rates = _LLAMA_RATES.search(line)
+        if match := _LLAMA_REQUEST.search(line):
+            mean = _LLAMA_MEAN.search(line)
+            requests.append(
+                (
+                    int(match["accepted"]),
+                    int(match["drafted"]),
+                    number,
+                    (rates and rates["rates"]) or "",
+                    mean["mean"] if mean else "",
+                )
+            )
+        elif _LLAMA_STATISTICS.search(line):
+            statistics.append((number, line))
+        elif rates and requests:
+            # Belongs to the request of the line before it.
+            requests[-1] = (*requests[-1][:3], rates["rates"] or "", requests[-1][4])
+        else:
+            require(
+                "acc per pos" in line and not requests,
+                f"{where}, line {number} is cut: {line.strip()[-60:]!r} tells no counts of accepted and generated drafts.",
+            )
+    requests = [one for one in requests if one[1] > 0]
+    by_position = requests and all(rates or accepted == 0 for accepted, _, _, rates, _ in requests)
+    if statistics and (model or not (by_position and any(one[3] for one in requests))):
+        return _llama_statistics(statistics, where, model, lookahead)
+    require(not model, f"--model is {model!r}; {where} has no statistics by drafter.")
+    counts = []
+    for accepted, drafted, number, rates, mean in requests:
+        at = f"{where}, line {number}"
+        if rates and by_position:
+            counts.append(_counts_of_rates(accepted, drafted, _rates(rates), at))
+        elif by_position or lookahead is not None:
+            gamma = lookahead or max(len(_rates(one[3])) for one in requests if one[3])
+            counts.append(_Counts(math.ceil(drafted / gamma), drafted, accepted, ()))
+        else:
+            require(
+                mean and (float(mean) > 1 or accepted == 0),
+                f"{at} does not tell how many rounds it counts; give --lookahead, the server's most drafts of a round.",
+            )
+            rounds = accepted / (float(mean) - 1) if accepted else drafted
+            counts.append(_Counts(min(max(1, round(rounds)), drafted), drafted, accepted, ()))
+    if by_position:
+        gamma = max(len(one.survived) for one in counts)
+        counts = [one._replace(survived=one.survived or (0,) * gamma) for one in counts]
+    return _of_intervals("llama.cpp", counts, where, "", lookahead)
+
+
+def _llama_statistics(
+    lines: Sequence[tuple[int, str]], where: str, model: str, lookahead: int | None
+) -> ServerReport:
+    """The cumulative lines of a drafter, up to its last one before every restart."""
+    totals: dict[str, list[_Counts]] = {}
+    for number, line in lines:
+        at = f"{where}, line {number}"
+        match = _LLAMA_STATISTICS.search(line)
+        calls = re.search(r"#calls\(b,g,a\)\s*=\s*\d+\s+\d+\s+(\d+)", line)
+        calls = calls or re.search(r"#gen drafts\s*=\s*(\d+)", line)
+        drafted = re.search(r"#gen tokens\s*=\s*(\d+)", line)
+        accepted = re.search(r"#acc tokens\s*=\s*(\d+)", line)
+        if match is None or calls is None or drafted is None or accepted is None:
+            raise SdslError(
+                f"{at} is cut: statistics of llama.cpp hold #gen drafts, #gen tokens and #acc tokens."
+            )
+        rates = re.search(rf"#acc rate/pos\s*=\s*\(({_RATES})\)", line)
+        if int(drafted[1]) == 0:
+            continue
+        counts = _Counts(int(calls[1]), int(drafted[1]), int(accepted[1]), ())
+        if rates is not None:
+            survived = tuple(round(r * counts.rounds) for r in _rates(rates[1]))
+            require(
+                abs(sum(survived) - counts.accepted)
+                <= len(survived) * max(_RATE_ROUNDING * counts.rounds, 0.5),
+                f"{at} has {counts.accepted:,} accepted drafts in {counts.rounds:,} rounds, and rates by position that sum to "
+                f"{sum(survived):,}.",
+            )
+            counts = counts._replace(survived=survived)
+        segments = totals.setdefault(match["drafter"], [])
+        if segments and segments[-1].drafted <= counts.drafted:
+            segments[-1] = counts
+        else:
+            segments.append(counts)
+    require(totals, f"{where} counts no round with drafts: the server has drafted nothing there.")
+    require(
+        model in totals or (not model and len(totals) == 1),
+        f"{where} reports the drafters {', '.join(totals)}; choose one by --model.",
+    )
+    drafter = model or next(iter(totals))
+    segments = totals[drafter]
+    report = _of_intervals("llama.cpp", segments, where, drafter, lookahead)
+    many = f"{len(segments)} runs of the server" if len(segments) > 1 else "one run of the server"
+    # Whole runs of a server are no replicates of a short interval.
+    return replace(report, source=f"statistics of {many}", intervals=None)
+
+
+# SGLang tells means, without counts of rounds.
+
+
+class _Mean(NamedTuple):
+    length: float
+    rate: float  # NaN if not told
+    weight: float
+
+
+def _sglang_metrics(
+    values: dict[str, list[_Sample]],
+    source: str,
+    where: str,
+    model: str,
+    lookahead: int | None,
+    is_difference: bool,
+) -> ServerReport:
+    def number(name: str) -> int | None:
+        told = {int(one.value) for one in values.get(name, ()) if one.value > 0}
+        return told.pop() if len(told) == 1 else None
+
+    steps, nodes = number("spec_num_steps"), number("spec_num_draft_tokens")
+    require(
+        steps is None or nodes is None or nodes == steps + 1,
+        f"{where} reports {nodes} draft tokens in {steps} steps, which is a tree of drafts; only chains (top-k 1) are judged.",
+    )
+    lengths, rates = values.get("spec_accept_length", []), values.get("spec_accept_rate", [])
+    told = [one for one in lengths if one.value > 0]
+    means = [_Mean(one.value, math.nan, 1.0) for one in told]
+    if len(rates) == len(lengths):
+        means = [_Mean(a.value, b.value, 1.0) for a, b in zip(lengths, rates) if a.value > 0]
+    gamma = lookahead or steps
+    if gamma is None or means:
+        gamma, convention = _sglang_convention(means, 1e-4, where, gamma)
+    else:
+        convention = "vllm_acceptance_length"
+    rounds, generated, requests = (
+        sum(one.value for one in values.get(name, ()))
+        for name in ("spec_verify_calls_total", "generation_tokens_total", "num_requests_total")
+    )
+    if rounds > 0 and generated > 0:
+        tau = (generated - requests) / rounds
+        require(
+            1 - _RACE <= tau <= (gamma + 1) * (1 + _RACE),
+            f"{where} counts {generated:,.0f} tokens of {requests:,.0f} requests in {rounds:,.0f} verify passes, {tau:.2f} a "
+            f"pass; at a lookahead of {gamma} it must lie in [1, {gamma + 1}].",
+        )
+        tau = min(max(tau, 1.0), gamma + 1.0)
+        return ServerReport(
+            server="SGLang",
+            source=source,
+            convention="vllm_acceptance_length",
+            model=model,
+            lookahead=gamma,
+            tokens_per_round=tau,
+            rounds=int(rounds),
+            drafted=int(rounds) * gamma,
+            accepted=round((tau - 1) * rounds),
+            notes=(
+                "τ is (generation_tokens − num_requests) / spec_verify_calls: the first token of a request comes without a "
+                "round; drafts proposed are taken as γ in every round",
+            ),
+        )
+    require(
+        not is_difference,
+        f"{where} holds gauges of SGLang, which a second reading does not extend; give its log, or leave --since out.",
+    )
+    require(means, f"{where} counts no round with drafts: the server has drafted nothing there.")
+    return ServerReport(
+        server="SGLang",
+        source="gauges of the latest interval",
+        convention=convention,
+        model=model,
+        lookahead=gamma,
+        tokens_per_round=sum(one.length for one in means) / len(means),
+        notes=(
+            "gauges tell nothing of their uncertainty; the log's Decode batch lines do, and so do the counters "
+            "spec_verify_calls_total and generation_tokens_total",
+        ),
+    )
+
+
+def _sglang_log(
+    lines: Sequence[tuple[int, str]], where: str, lookahead: int | None
+) -> ServerReport:
+    means = []
+    for number, line in lines:
+        length = re.search(rf"accept len: ({_NUMBER})(?:,|\s|$)", line)
+        rate = re.search(rf"accept rate: ({_NUMBER})(?:,|\s|$)", line)
+        running = re.search(r"#running-req: (\d+)", line)
+        if length is None or running is None:
+            raise SdslError(
+                f"{where}, line {number} is cut: a Decode batch line of SGLang holds #running-req and accept len."
+            )
+        means.append(
+            _Mean(float(length[1]), float(rate[1]) if rate else math.nan, float(running[1]))
+        )
+    means = [one for one in means if one.weight > 0 and one.length > 0]
+    require(means, f"{where} counts no round with drafts: the server has drafted nothing there.")
+    gamma, convention = _sglang_convention(means, 0.005 + 1e-9, where, lookahead)
+    weights = np.array([one.weight for one in means])
+    tau = ratio_interval(weights * [one.length for one in means], weights, 0.90)
+    return ServerReport(
+        server="SGLang",
+        source=f"{len(means)} log line{'s' * (len(means) > 1)}",
+        convention=convention,
+        model="",
+        lookahead=gamma,
+        tokens_per_round=min(max(tau.estimate, 1.0), gamma + 1.0),
+        tokens_error=(tau.high - tau.low) / 2 / _Z_90 if len(means) > 1 else math.nan,
+        notes=("lines are weighted by the requests that run, and their spread is the uncertainty",),
+    )
+
+
+def _sglang_convention(
+    means: Iterable[_Mean], rounding: float, where: str, lookahead: int | None
+) -> tuple[int, str]:
+    """γ and the convention of the rate, under which length and rate of every line agree."""
+    means = list(means)
+    longest = max((one.length for one in means), default=1.0)
+    pairs = [(one.length, one.rate) for one in means if not math.isnan(one.rate)]
+    fitting = []
+    for gamma in [lookahead] if lookahead else range(1, 129):
+        if longest > gamma + 1 + rounding:
+            continue
+        for name, bonus in (("vllm_acceptance_rate", 1), ("sglang_old_accept_rate", 0)):
+            per_round = gamma + 1 - bonus
+            if pairs and all(
+                abs((length - bonus) / per_round - rate) <= rounding * (1 + 1 / per_round)
+                for length, rate in pairs
+            ):
+                fitting.append((gamma, name))
+    require(
+        lookahead is None or longest <= lookahead + 1 + rounding,
+        f"the lookahead is {lookahead}, and {where} has an accept length of {longest:g}; it must be at most γ + 1.",
+    )
+    if len(fitting) == 1:
+        return fitting[0]
+    if lookahead is not None:
+        return lookahead, fitting[0][1] if fitting else "vllm_acceptance_length"
+    require(
+        not pairs or fitting,
+        f"{where} has accept lengths and rates that no lookahead gives in all lines; give the lines of one run, or "
+        "--lookahead (speculative-num-steps).",
+    )
+    raise SdslError(
+        f"{where} does not tell the lookahead"
+        + (f" ({', '.join(str(gamma) for gamma, _ in fitting[:4])} would fit)" if fitting else "")
+        + "; give --lookahead (speculative-num-steps)."
+    )
