@@ -39,6 +39,7 @@ def check(
     acceptance: Annotated[str, arg(metavar="ALPHA")] = "",
     records: Annotated[Path | None, arg(metavar="DIR")] = None,
     draft: Annotated[str, arg(metavar="NAME")] = "",
+    target: Annotated[str, arg(metavar="NAME")] = "",
     cost: Annotated[float | None, arg(metavar="C")] = None,
     verify_cost: Annotated[float | None, arg(metavar="V")] = None,
     json: Flag = False,
@@ -59,6 +60,7 @@ def check(
         acceptance: Acceptance probability measured offline, such as 0.7 or 70%.
         records: Folder of sdsl measure --out with the same pair, measured offline.
         draft: Which draft, if the records hold several.
+        target: Which target, if the records hold several.
         cost: Cost of one draft step in target steps, for the best lookahead.
         verify_cost: Cost of a verify pass with all overheads of a round, in target steps; 1 if left
             out.
@@ -67,7 +69,10 @@ def check(
     require(
         not (acceptance and records), "give what was measured offline by --acceptance or --records."
     )
-    require(not draft or records is not None, "--draft chooses from --records, which is missing.")
+    require(
+        not (draft or target) or records is not None,
+        "--draft and --target choose from --records, which is missing.",
+    )
     require(verify_cost is None or cost is not None, "--verify-cost is of no use without --cost.")
     from sdsl_jax.measurement.served_acceptance import judge
     from sdsl_jax.measurement.server_reports import read_report
@@ -81,7 +86,7 @@ def check(
     if since is not None:
         earlier = read_text(since, "report", limit=LARGEST), f"the report {since}"
     report = read_report(text, where, since=earlier, model=model, lookahead=lookahead)
-    judged = judge(report, _offline(report, acceptance, records, draft))
+    judged = judge(report, _offline(report, acceptance, records, draft, target))
     best = None if cost is None else _best_lookahead(judged, cost, verify_cost)
     if json:
         print_json(_as_json(judged, best))
@@ -90,7 +95,7 @@ def check(
 
 
 def _offline(
-    report: ServerReport, acceptance: str, records: Path | None, draft: str
+    report: ServerReport, acceptance: str, records: Path | None, draft: str, target: str
 ) -> Offline | None:
     from sdsl_jax.measurement.served_acceptance import offline_of_alpha, offline_of_records
 
@@ -101,7 +106,7 @@ def _offline(
     from sdsl_jax.records import read_table
 
     survival = read_table(records, "survival", optional=True)
-    return offline_of_records(survival, read_table(records, "acceptance"), report, draft)
+    return offline_of_records(survival, read_table(records, "acceptance"), report, draft, target)
 
 
 def _best_lookahead(
@@ -233,6 +238,10 @@ def _print_positions(console: Console, judged: Judgement) -> None:
     console.print(table("Acceptance of the drafts that were tested", columns, rows))
 
 
+def _p(value: float) -> str:
+    return f"p = {value:.2g}" if value >= 1e-6 else "p < 1e-6"
+
+
 _MEANINGS = {
     "geometric": "acceptance does not depend on the position, as far as the counts tell",
     "decaying": "later drafts are accepted less often, as usual for heads (EAGLE, MTP, Medusa)",
@@ -255,8 +264,8 @@ def _explained(judged: Judgement) -> list[str]:
             lines.append(_MEANINGS[shape.verdict])
         if shape.p_equal == shape.p_equal:
             lines.append(
-                f"tests over positions 1 to {shape.judged}: slope {shape.slope:+.4f} per position (p = {shape.p_slope:.2g}), "
-                f"equal acceptance p = {shape.p_equal:.2g}"
+                f"positions 1 to {shape.judged}: slope {shape.slope:+.4f} per position ({_p(shape.p_slope)}); equal acceptance "
+                f"{_p(shape.p_equal)}"
             )
             if shape.verdict == "geometric":
                 lines.append(
@@ -294,6 +303,10 @@ def _explained(judged: Judgement) -> list[str]:
             f"offline: τ = {compared.offline:.3f} from {compared.basis}; here {compared.served:.3f} ({change:+.1%}, "
             f"z = {compared.z:+.1f}, two-sided level {LEVEL:.0%})"
         )
+        if compared.of_one_alpha:
+            lines.append(
+                "acceptance that varies with the text moves τ by some percent from that of one α; survival of --records does not"
+            )
         if compared.verdict == "agrees":
             lines.append(f"a loss of {compared.smallest_seen:.1%} would be seen half the time")
         if compared.verdict == "below":
@@ -325,11 +338,7 @@ def _print_best(
         ends = best.lookahead_interval_90
         span = ""
         if ends is not None:
-            span = (
-                f" (90%: {ends[0]} to {ends[1]})"
-                if ends[0] < ends[1]
-                else " (all draws of the counts)"
-            )
+            span = f" (90%: {ends[0]}" + (f" to {ends[1]})" if ends[0] < ends[1] else ")")
         if gamma:
             say(console, f"lookahead   γ = {gamma}{span}, speed-up {best.speedup_integer:.3f}×")
         else:

@@ -10,7 +10,8 @@ all positions anything else in at most `LEVEL` of all cases (Bonferroni, a third
 - decaying or rising: the slope over positions (Cochran–Armitage);
 - uneven: the likelihood ratio against one common acceptance, χ² with one degree less than positions.
 
-A departure that is smaller than `LEAST_CHANGE` is not named, however many rounds show it.
+A departure that is smaller than `LEAST_CHANGE` is not named, however many rounds show it; nor is a
+difference from offline below `LEAST_DIFFERENCE` of τ.
 
 Requests differ, so rounds are not quite independent. Where a log gives many intervals, the spread
 between them (Pearson's χ² per degree of freedom) widens every test and interval; counters cannot
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ import numpy as np
 
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.server_reports import ServerReport
+from sdsl_jax.ranges import share_hint
 from sdsl_jax.records.tables import AcceptanceRecord, SurvivalRecord
 from sdsl_jax.statistics import Interval
 from sdsl_jax.theory import acceptance_from_tokens_per_round, tokens_per_round
@@ -38,6 +40,8 @@ from sdsl_jax.theory import acceptance_from_tokens_per_round, tokens_per_round
 LEVEL = 0.01
 # Least change of acceptance over all positions that is given a name.
 LEAST_CHANGE = 0.02
+# Least difference of τ from offline that is given a name.
+LEAST_DIFFERENCE = 0.01
 # A geometric verdict needs enough rounds to see a change of this size.
 MOST_UNSEEN = 0.2
 # Log intervals from which the spread between intervals is estimated.
@@ -71,7 +75,11 @@ class Shape(NamedTuple):
     judged: int = 0
 
 
-def shape_of(tested: Sequence[float], accepted: Sequence[float], dispersion: float = 1.0) -> Shape:
+def shape_of(
+    tested: Sequence[float] | np.ndarray,
+    accepted: Sequence[float] | np.ndarray,
+    dispersion: float = 1.0,
+) -> Shape:
     """Names how acceptance depends on the position; see the module for the tests.
 
     Args:
@@ -198,6 +206,7 @@ class Offline:
       positions: K.
       survival: S_1 … S_K.
       basis: Where it comes from.
+      of_one_alpha: Whether it takes acceptance as the same at every position and in all text.
     """
 
     tokens_per_round: float
@@ -206,6 +215,7 @@ class Offline:
     positions: int
     survival: tuple[float, ...]
     basis: str
+    of_one_alpha: bool = False
 
 
 class Comparison(NamedTuple):
@@ -218,6 +228,7 @@ class Comparison(NamedTuple):
       z: Difference in standard errors of both.
       smallest_seen: Relative loss of τ that the test would miss half the time.
       basis: What offline is.
+      of_one_alpha: Whether offline is one α at every position and in all text.
     """
 
     verdict: str
@@ -226,6 +237,7 @@ class Comparison(NamedTuple):
     z: float
     smallest_seen: float
     basis: str
+    of_one_alpha: bool = False
 
 
 @dataclass(frozen=True)
@@ -374,9 +386,13 @@ def _compare(report: ServerReport, offline: Offline, spread: float) -> Compariso
     both = max(math.hypot(error, offline.error), 1e-12)
     z = (served - offline.tokens_per_round) / both
     threshold = _NORMAL.inv_cdf(1 - LEVEL / 2)
-    verdict = "below" if z < -threshold else "above" if z > threshold else "agrees"
-    seen = threshold * both / offline.tokens_per_round
-    return Comparison(verdict, served, offline.tokens_per_round, z, seen, offline.basis)
+    verdict = "agrees"
+    if abs(z) > threshold and abs(served / offline.tokens_per_round - 1) >= LEAST_DIFFERENCE:
+        verdict = "below" if z < 0 else "above"
+    seen = max(LEAST_DIFFERENCE, threshold * both / offline.tokens_per_round)
+    return Comparison(
+        verdict, served, offline.tokens_per_round, z, seen, offline.basis, offline.of_one_alpha
+    )
 
 
 def offline_of_alpha(acceptance: float, lookahead: int) -> Offline:
@@ -391,13 +407,13 @@ def offline_of_alpha(acceptance: float, lookahead: int) -> Offline:
     """
     require(
         0 <= acceptance <= 1,
-        f"--acceptance is {acceptance:g}; it must lie in [0, 1].",
+        f"--acceptance is {acceptance:g}; it must lie in [0, 1]{share_hint(acceptance)}.",
     )
     survival = tuple(acceptance**k for k in range(1, lookahead + 1))
     with jax.enable_x64(True):
         tau = float(tokens_per_round(np.float64(acceptance), lookahead))
     basis = f"α = {acceptance:g} at every position, taken as exact"
-    return Offline(tau, 0.0, _variance_of(survival), lookahead, survival, basis)
+    return Offline(tau, 0.0, _variance_of(survival), lookahead, survival, basis, True)
 
 
 def offline_of_records(
@@ -405,6 +421,7 @@ def offline_of_records(
     acceptance: Sequence[AcceptanceRecord],
     report: ServerReport,
     draft: str = "",
+    target: str = "",
 ) -> Offline:
     """What a pair's records give at the server's lookahead.
 
@@ -418,22 +435,26 @@ def offline_of_records(
       acceptance: Rows of `acceptance.csv`.
       report: The server's figures.
       draft: Name of the draft, if the records hold several.
+      target: Name of the target, likewise.
 
     Raises:
       SdslError: The records hold several pairs, or none that can be compared.
     """
-    rows = [*survival, *acceptance]
-    names = sorted({row.draft_id for row in rows})
-    require(
-        not draft or draft in names,
-        f"--draft is {draft!r}; the records hold {_listed(names)}.",
-    )
-    chosen = [row for row in rows if draft in ("", row.draft_id)]
+    rows: list[SurvivalRecord | AcceptanceRecord] = [*survival, *acceptance]
+    for flag, name, held in (
+        ("--draft", draft, {row.draft_id for row in rows}),
+        ("--target", target, {row.target_id for row in rows}),
+    ):
+        require(
+            not name or name in held,
+            f"{flag} is {name!r}; the records hold {_listed(sorted(held))}.",
+        )
+    chosen = [row for row in rows if draft in ("", row.draft_id) and target in ("", row.target_id)]
     pairs = sorted({f"{r.draft_id} for {r.target_id}, T = {r.temperature:g}" for r in chosen})
     require(
         len(pairs) == 1,
-        f"the records hold {len(pairs)} measurements ({_listed(pairs)}); choose the draft by --draft, in a folder with one "
-        "target and temperature."
+        f"the records hold {len(pairs)} measurements ({_listed(pairs)}); choose one by --draft and --target, in a "
+        "folder with one temperature."
         if pairs
         else "the records hold no measured pair.",
     )
@@ -476,17 +497,14 @@ def offline_of_records(
         "the target's samples; measure with --lookahead of the server.",
     )
     (row,) = exact
-    made = offline_of_alpha(row.alpha, report.lookahead)
     low, high = (
         offline_of_alpha(min(max(end, 0.0), 1.0), report.lookahead).tokens_per_round
         for end in (row.alpha_low, row.alpha_high)
     )
-    error = (high - low) / 2 / _NORMAL.inv_cdf(0.5 + row.confidence / 2)
-    basis = (
-        f"α = {row.alpha:.3f} of {row.draft_id} on the target's samples, taken at every position"
-    )
-    return Offline(
-        made.tokens_per_round, error, made.variance, made.positions, made.survival, basis
+    return replace(
+        offline_of_alpha(row.alpha, report.lookahead),
+        error=(high - low) / 2 / _NORMAL.inv_cdf(0.5 + row.confidence / 2),
+        basis=f"α = {row.alpha:.3f} of {row.draft_id} on the target's samples, at every position",
     )
 
 

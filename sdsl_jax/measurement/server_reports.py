@@ -201,7 +201,7 @@ def _samples(text: str, where: str) -> dict[_Key, _Sample]:
             ((parsed,),) = (one.samples for one in text_string_to_metric_families(line))
         except (ValueError, IndexError):
             raise SdslError(
-                f"{at} is no sample of Prometheus text: {line.strip()[:80]!r}."
+                f"{at} is no sample of Prometheus text: {line.strip()[-60:]!r}."
             ) from None
         name, value = match["name"] or match["gauge"], float(parsed.value)
         gauge = name in _GAUGES
@@ -269,9 +269,9 @@ def _difference(
             earlier = before[key]
             require(
                 one.value >= earlier.value,
-                f"{one.name} fell from {earlier.value:,.0f} ({since[1]}, line {earlier.line}) to {one.value:,.0f} ({where}, "
-                f"line {one.line}): the server restarted in between, or the readings are swapped; leave --since out to "
-                "judge the counts since the restart.",
+                f"the counter {one.name} fell from {earlier.value:,.0f} ({since[1]}, line {earlier.line}) to "
+                f"{one.value:,.0f} ({where}, line {one.line}): the server restarted in between, or the readings are swapped; "
+                "leave --since out to judge the counts since the restart.",
             )
             one = one._replace(value=one.value - earlier.value)
         values.setdefault(one.name, []).append(one)
@@ -544,19 +544,19 @@ def _llama_log(
         return _llama_statistics(statistics, where, model, lookahead)
     require(not model, f"--model is {model!r}; {where} has no statistics by drafter.")
     counts = []
-    for accepted, drafted, number, rates, mean in requests:
+    for accepted, drafted, number, printed, mean_length in requests:
         at = f"{where}, line {number}"
-        if rates and by_position:
-            counts.append(_counts_of_rates(accepted, drafted, _rates(rates), at))
+        if printed and by_position:
+            counts.append(_counts_of_rates(accepted, drafted, _rates(printed), at))
         elif by_position or lookahead is not None:
             gamma = lookahead or max(len(_rates(one[3])) for one in requests if one[3])
             counts.append(_Counts(math.ceil(drafted / gamma), drafted, accepted, ()))
         else:
             require(
-                mean and (float(mean) > 1 or accepted == 0),
+                mean_length and (float(mean_length) > 1 or accepted == 0),
                 f"{at} does not tell how many rounds it counts; give --lookahead, the server's most drafts of a round.",
             )
-            rounds = accepted / (float(mean) - 1) if accepted else drafted
+            rounds = accepted / (float(mean_length) - 1) if accepted else drafted
             counts.append(_Counts(min(max(1, round(rounds)), drafted), drafted, accepted, ()))
     if by_position:
         gamma = max(len(one.survived) for one in counts)
