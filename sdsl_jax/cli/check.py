@@ -20,7 +20,7 @@ from sdsl_jax.user_urls import LARGEST, fetch_text, is_url
 if TYPE_CHECKING:
     from sdsl_jax.codesign.predict_lookahead import LookaheadAnswer, MeasuredLookahead
     from sdsl_jax.measurement.served_acceptance import Judgement, Offline
-    from sdsl_jax.measurement.server_reports import ServerReport
+    from sdsl_jax.measurement.server_counts import ServerReport
 
 # Figures of other tools for the same run.
 _ELSEWHERE = (

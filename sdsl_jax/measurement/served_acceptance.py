@@ -7,7 +7,8 @@ positions. The shape is named by three tests, which together call a server with 
 all positions anything else in at most `LEVEL` of all cases (Bonferroni, a third for each):
 
 - cliff at k: acceptance at k is below half of that at k − 1 (one-sided, over all k together);
-- decaying or rising: the slope over positions (Cochran–Armitage);
+- decaying or rising: the slope over positions (Cochran–Armitage), if no step from one position to
+  the next goes significantly against it;
 - uneven: the likelihood ratio against one common acceptance, χ² with one degree less than positions.
 
 A departure that is smaller than `LEAST_CHANGE` is not named, however many rounds show it; nor is a
@@ -30,7 +31,7 @@ import jax
 import numpy as np
 
 from sdsl_jax.errors import require
-from sdsl_jax.measurement.server_reports import ServerReport
+from sdsl_jax.measurement.server_counts import ServerReport
 from sdsl_jax.ranges import share_hint
 from sdsl_jax.records.tables import AcceptanceRecord, SurvivalRecord
 from sdsl_jax.statistics import Interval
@@ -113,6 +114,8 @@ def shape_of(
     verdict = "geometric"
     if p_slope < third and abs(slope) * (judged - 1) >= LEAST_CHANGE:
         verdict = "decaying" if slope < 0 else "rising"
+        if _turns_back(n, s, math.copysign(1, slope), third):
+            verdict = "uneven"
     elif p_equal < third and np.ptp(s / n) >= LEAST_CHANGE:
         verdict = "uneven"
     elif unseen > MOST_UNSEEN:
@@ -134,6 +137,15 @@ def _cliff(n: np.ndarray, s: np.ndarray, level: float) -> int | None:
         if (s[k] / n[k] - half) / math.sqrt(variance) < threshold:
             return k + 1
     return None
+
+
+def _turns_back(n: np.ndarray, s: np.ndarray, direction: float, level: float) -> bool:
+    """Whether acceptance steps against a direction somewhere, beyond the noise and `LEAST_CHANGE`."""
+    share, pooled = s / n, (s[1:] + s[:-1]) / (n[1:] + n[:-1])
+    error = np.sqrt(np.maximum(pooled * (1 - pooled), 1e-12) * (1 / n[1:] + 1 / n[:-1]))
+    step = -direction * np.diff(share)
+    threshold = -_NORMAL.inv_cdf(level / (len(n) - 1))
+    return bool(((step > threshold * error) & (step >= LEAST_CHANGE)).any())
 
 
 def _likelihood_ratio(n: np.ndarray, s: np.ndarray) -> float:

@@ -24,69 +24,25 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from sdsl_jax.errors import SdslError, require
+from sdsl_jax.measurement.server_counts import (
+    LARGEST_LOOKAHEAD,
+    RACE,
+    RATE_ROUNDING,
+    Counts,
+    ServerReport,
+    counts_of_rates,
+    report_of_counts,
+    report_of_intervals,
+)
 from sdsl_jax.statistics import ratio_interval
 
-# More drafts in a round than any engine proposes.
-LARGEST_LOOKAHEAD = 1024
-# Rates by position are printed with three digits.
-_RATE_ROUNDING = 0.0005 + 1e-9
-# Counters of a running server are not read at one instant.
-_RACE = 0.01
 _Z_90 = 1.6448536269514722
-
-
-@dataclass(frozen=True)
-class ServerReport:
-    """Counts that a server reports of its rounds with drafts.
-
-    Attributes:
-      server: vLLM, SGLang or llama.cpp.
-      source: What was read, such as "counters since the server started" or "12 log lines".
-      convention: Name of the server's figure in `measurement.events.CONVENTIONS`.
-      model: Name of the model or, in a log of llama.cpp, of the drafter; empty where none is told.
-      lookahead: γ, the most drafts of a round.
-      tokens_per_round: τ, with the bonus token.
-      tokens_error: Standard error of τ from its spread between log lines; NaN where it follows
-        from counts, or from nothing.
-      rounds: Rounds with drafts; None if unknown.
-      drafted: Drafts that were proposed; None if unknown.
-      accepted: Drafts that were accepted; None if unknown.
-      survived: For k = 1 … γ, rounds whose first k drafts were all accepted; empty if unknown.
-      not_drafted: For each k, the most rounds that can have ended before a draft k was proposed,
-        though none was rejected. All 0 if every round drafted γ.
-      intervals: Rounds and survivors of each log line, [lines, 1 + γ]; None if unknown.
-      notes: What the reader should know of the figures.
-    """
-
-    server: str
-    source: str
-    convention: str
-    model: str
-    lookahead: int
-    tokens_per_round: float
-    tokens_error: float = math.nan
-    rounds: int | None = None
-    drafted: int | None = None
-    accepted: int | None = None
-    survived: tuple[int, ...] = ()
-    not_drafted: tuple[int, ...] = ()
-    intervals: np.ndarray | None = None
-    notes: tuple[str, ...] = ()
-
-
-class _Counts(NamedTuple):
-    """Counts of one interval; `survived` is empty where rates by position are missing."""
-
-    rounds: int
-    drafted: int
-    accepted: int
-    survived: tuple[int, ...]
 
 
 def read_report(
@@ -146,7 +102,7 @@ def read_report(
     if kinds == ["vLLM"]:
         require(not model, "--model is for counters; a log of vLLM names no model.")
         lines = [_vllm_line(line, f"{where}, line {number}") for number, line in logs["vLLM"]]
-        return _of_intervals("vLLM", [one for one in lines if one], where, "", lookahead)
+        return report_of_intervals("vLLM", [one for one in lines if one], where, "", lookahead)
     return _llama_log(logs["llama.cpp"], where, model, lookahead)
 
 
@@ -303,88 +259,14 @@ def _counters(
         )
         return tuple(sums[k] for k in range(len(sums)))
 
-    counts = _Counts(
+    counts = Counts(
         total("drafts"),
         total("draft_tokens"),
         total("accepted_tokens"),
         by_position("accepted_tokens_per_pos"),
     )
-    return _report(
+    return report_of_counts(
         server, counts, source, where, model, lookahead, by_position("draft_tokens_per_pos")
-    )
-
-
-def _report(
-    server: str,
-    counts: _Counts,
-    source: str,
-    where: str,
-    model: str,
-    lookahead: int | None,
-    drafted_at: tuple[int, ...] = (),
-    intervals: np.ndarray | None = None,
-    notes: tuple[str, ...] = (),
-) -> ServerReport:
-    """A report from counts, checked."""
-    rounds, drafted, accepted, survived = counts
-    require(
-        rounds > 0, f"{where} counts no round with drafts: the server has drafted nothing there."
-    )
-    require(
-        accepted <= drafted and rounds <= drafted,
-        f"{where} counts {rounds:,} rounds, {drafted:,} drafts and {accepted:,} accepted; a round has at least one draft, "
-        "and no more are accepted than drafted.",
-    )
-    steps = [rounds]
-    for k, here in enumerate(survived, 1):
-        require(
-            here <= steps[-1] * (1 + _RACE),
-            f"{where} counts {here:,} rounds that accepted {k} drafts, of {steps[-1]:,} that accepted {k - 1}; there "
-            "cannot be more.",
-        )
-        steps.append(min(here, steps[-1]))
-    survived = tuple(steps[1:])
-    require(
-        not survived or abs(sum(survived) - accepted) <= _RACE * accepted + len(survived),
-        f"{where} counts {accepted:,} accepted drafts, and {sum(survived):,} over all positions; both must be the same.",
-    )
-    # llama.cpp prints no positions behind the last that was ever accepted.
-    gamma = max(len(survived), math.ceil(drafted / rounds - 1e-9), len(drafted_at))
-    if lookahead is not None:
-        require(
-            lookahead >= gamma,
-            f"--lookahead is {lookahead}; {where} counts {gamma} drafts per round.",
-        )
-        gamma = lookahead
-    require(
-        gamma <= LARGEST_LOOKAHEAD,
-        f"{where} counts {drafted:,} drafts in {rounds:,} rounds; a round has at most {LARGEST_LOOKAHEAD}.",
-    )
-    if survived:
-        survived += (0,) * (gamma - len(survived))
-    missing = max(0, gamma * rounds - drafted)
-    if drafted_at:
-        padded = drafted_at + (0,) * (gamma - len(drafted_at))
-        not_drafted = tuple(max(0, rounds - n) for n in padded)
-    else:
-        # Whoever lacks draft k lacks the later ones as well, and every round has a first.
-        not_drafted = (0, *(missing // (gamma - k + 1) for k in range(2, gamma + 1)))
-    if intervals is not None and intervals.shape[1] < gamma + 1:
-        intervals = np.pad(intervals, ((0, 0), (0, gamma + 1 - intervals.shape[1])))
-    return ServerReport(
-        server=server,
-        source=source,
-        convention="vllm_position" if survived else "vllm_acceptance_rate",
-        model=model,
-        lookahead=gamma,
-        tokens_per_round=1 + (sum(survived) if survived else accepted) / rounds,
-        rounds=rounds,
-        drafted=drafted,
-        accepted=accepted,
-        survived=survived,
-        not_drafted=not_drafted,
-        intervals=intervals,
-        notes=notes,
     )
 
 
@@ -396,6 +278,7 @@ _RATES = rf"{_NUMBER}(?:\s*,\s*{_NUMBER})*"
 _LLAMA_REQUEST = re.compile(
     r"draft acceptance(?: rate)?\s*=\s*[0-9.]+\s*\(\s*(?P<accepted>\d+)\s+accepted\s*/\s*(?P<drafted>\d+)\s+generated\)"
 )
+_LLAMA_BEGINS = re.compile(r"draft acceptance(?: rate)? =")
 _LLAMA_RATES = re.compile(rf"acc(?:eptance rate)? per pos(?:ition)?\s*=\s*\((?P<rates>{_RATES})?\)")
 _LLAMA_MEAN = re.compile(rf"mean (?:acceptance )?len(?:gth)?\s*=\s*(?P<mean>{_NUMBER})")
 _LLAMA_STATISTICS = re.compile(r"statistics\s+(?P<drafter>[\w-]+):")
@@ -410,60 +293,19 @@ def _log_lines(text: str) -> dict[str, list[tuple[int, str]]]:
         elif "Decode batch" in line and "accept len:" in line:
             found["SGLang"].append((number, _ESCAPES.sub("", line)))
         elif (
-            "draft acceptance" in line
-            or "acc per pos" in line
+            _LLAMA_BEGINS.search(line)
+            or "acc per pos =" in line
             or ("statistics " in line and "#gen tokens" in line)
         ):
             found["llama.cpp"].append((number, _ESCAPES.sub("", line)))
     return found
 
 
-def _counts_of_rates(accepted: int, drafted: int, rates: Sequence[float], at: str) -> _Counts:
-    """Rounds and survivors behind printed rates: the rounds are those at which every rate, rounded
-    to three digits, is a whole number of rounds, and these sum to the accepted drafts.
-
-    Where several numbers of rounds fit, it is that of whole blocks of drafts, or else the nearest to
-    accepted / Σ rates.
-    """
-    require(
-        accepted <= drafted
-        and all(0 <= r <= 1 for r in rates)
-        and list(rates) == sorted(rates)[::-1],
-        f"{at} has {accepted:,} of {drafted:,} drafts accepted and rates {', '.join(f'{r:g}' for r in rates)}; rates must "
-        "lie in [0, 1] and cannot rise with the position.",
-    )
-    gamma, total = len(rates), sum(rates)
-
-    def survivors(rounds: int) -> tuple[int, ...] | None:
-        counts = tuple(round(r * rounds) for r in rates)
-        slack = gamma * max(_RATE_ROUNDING * rounds - 0.5, 0)
-        fits = abs(sum(counts) - accepted) <= slack and all(
-            abs(n / rounds - r) <= _RATE_ROUNDING for n, r in zip(counts, rates)
-        )
-        return counts if fits else None
-
-    candidates = [drafted // gamma] if drafted % gamma == 0 else []
-    if total > 0:
-        middle = accepted / total
-        reach = 2 + int(middle * gamma * _RATE_ROUNDING / total)
-        near = range(max(1, round(middle) - reach), round(middle) + reach + 1)
-        candidates += sorted(near, key=lambda n: abs(n - middle))
-    elif accepted == 0:
-        candidates.append(math.ceil(drafted / gamma))
-    for rounds in candidates:
-        if rounds <= drafted and (counts := survivors(rounds)) is not None:
-            return _Counts(rounds, drafted, accepted, counts)
-    raise SdslError(
-        f"{at} has {accepted:,} of {drafted:,} drafts accepted and rates {', '.join(f'{r:g}' for r in rates)}, which no "
-        "number of rounds gives; was the line cut or edited?"
-    )
-
-
 def _rates(text: str) -> list[float]:
     return [float(part) for part in text.split(",")]
 
 
-def _vllm_line(line: str, at: str) -> _Counts | None:
+def _vllm_line(line: str, at: str) -> Counts | None:
     """The interval that a line of vLLM counts; None if nothing was drafted in it."""
     found = {
         "Accepted": re.search(r"\bAccepted: (\d+) tokens", line),
@@ -479,34 +321,7 @@ def _vllm_line(line: str, at: str) -> _Counts | None:
     accepted, drafted, rates = (match[1] for match in found.values() if match)
     if int(drafted) == 0:
         return None
-    return _counts_of_rates(int(accepted), int(drafted), _rates(rates), at)
-
-
-def _of_intervals(
-    server: str, lines: Sequence[_Counts], where: str, model: str, lookahead: int | None
-) -> ServerReport:
-    """The sum of intervals."""
-    require(lines, f"{where} counts no round with drafts: the server has drafted nothing there.")
-    sizes = {len(one.survived) for one in lines}
-    if server == "vLLM":
-        require(
-            len(sizes) == 1,
-            f"{where} has lines of {' and '.join(map(str, sorted(sizes)))} positions; the server restarted with another "
-            "lookahead: give the lines of one.",
-        )
-    gamma = max(sizes)
-    table = np.zeros((len(lines), 1 + gamma), int)
-    for row, one in zip(table, lines):
-        row[: 1 + len(one.survived)] = (one.rounds, *one.survived)
-    counts = _Counts(
-        sum(one.rounds for one in lines),
-        sum(one.drafted for one in lines),
-        sum(one.accepted for one in lines),
-        tuple(int(n) for n in table[:, 1:].sum(axis=0)) if min(sizes) else (),
-    )
-    said = f"{len(lines)} log line{'s' * (len(lines) > 1)}"
-    intervals = table if min(sizes) else None
-    return _report(server, counts, said, where, model, lookahead, intervals=intervals)
+    return counts_of_rates(int(accepted), int(drafted), _rates(rates), at)
 
 
 def _llama_log(
@@ -547,28 +362,28 @@ def _llama_log(
     for accepted, drafted, number, printed, mean_length in requests:
         at = f"{where}, line {number}"
         if printed and by_position:
-            counts.append(_counts_of_rates(accepted, drafted, _rates(printed), at))
+            counts.append(counts_of_rates(accepted, drafted, _rates(printed), at))
         elif by_position or lookahead is not None:
             gamma = lookahead or max(len(_rates(one[3])) for one in requests if one[3])
-            counts.append(_Counts(math.ceil(drafted / gamma), drafted, accepted, ()))
+            counts.append(Counts(math.ceil(drafted / gamma), drafted, accepted, ()))
         else:
             require(
                 mean_length and (float(mean_length) > 1 or accepted == 0),
                 f"{at} does not tell how many rounds it counts; give --lookahead, the server's most drafts of a round.",
             )
             rounds = accepted / (float(mean_length) - 1) if accepted else drafted
-            counts.append(_Counts(min(max(1, round(rounds)), drafted), drafted, accepted, ()))
+            counts.append(Counts(min(max(1, round(rounds)), drafted), drafted, accepted, ()))
     if by_position:
         gamma = max(len(one.survived) for one in counts)
         counts = [one._replace(survived=one.survived or (0,) * gamma) for one in counts]
-    return _of_intervals("llama.cpp", counts, where, "", lookahead)
+    return report_of_intervals("llama.cpp", counts, where, "", lookahead)
 
 
 def _llama_statistics(
     lines: Sequence[tuple[int, str]], where: str, model: str, lookahead: int | None
 ) -> ServerReport:
     """The cumulative lines of a drafter, up to its last one before every restart."""
-    totals: dict[str, list[_Counts]] = {}
+    totals: dict[str, list[Counts]] = {}
     for number, line in lines:
         at = f"{where}, line {number}"
         match = _LLAMA_STATISTICS.search(line)
@@ -583,12 +398,12 @@ def _llama_statistics(
         rates = re.search(rf"#acc rate/pos\s*=\s*\(({_RATES})\)", line)
         if int(drafted[1]) == 0:
             continue
-        counts = _Counts(int(calls[1]), int(drafted[1]), int(accepted[1]), ())
+        counts = Counts(int(calls[1]), int(drafted[1]), int(accepted[1]), ())
         if rates is not None:
             survived = tuple(round(r * counts.rounds) for r in _rates(rates[1]))
             require(
                 abs(sum(survived) - counts.accepted)
-                <= len(survived) * max(_RATE_ROUNDING * counts.rounds, 0.5),
+                <= len(survived) * max(RATE_ROUNDING * counts.rounds, 0.5),
                 f"{at} has {counts.accepted:,} accepted drafts in {counts.rounds:,} rounds, and rates by position that sum to "
                 f"{sum(survived):,}.",
             )
@@ -605,7 +420,7 @@ def _llama_statistics(
     )
     drafter = model or next(iter(totals))
     segments = totals[drafter]
-    report = _of_intervals("llama.cpp", segments, where, drafter, lookahead)
+    report = report_of_intervals("llama.cpp", segments, where, drafter, lookahead)
     many = f"{len(segments)} runs of the server" if len(segments) > 1 else "one run of the server"
     # Whole runs of a server are no replicates of a short interval.
     return replace(report, source=f"statistics of {many}", intervals=None)
@@ -654,7 +469,7 @@ def _sglang_metrics(
     if rounds > 0 and generated > 0:
         tau = (generated - requests) / rounds
         require(
-            1 - _RACE <= tau <= (gamma + 1) * (1 + _RACE),
+            1 - RACE <= tau <= (gamma + 1) * (1 + RACE),
             f"{where} counts {generated:,.0f} tokens of {requests:,.0f} requests in {rounds:,.0f} verify passes, {tau:.2f} a "
             f"pass; at a lookahead of {gamma} it must lie in [1, {gamma + 1}].",
         )
