@@ -60,9 +60,13 @@ def fetch_text(
       SdslError: The address is of another kind, nobody answers, the answer is an error or no
         UTF-8, redirects to another host, or exceeds a limit.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.hostname
+    except ValueError:  # brackets of an IPv6 address
+        known = None
     require(
-        parts.scheme in ("http", "https") and parts.hostname,
+        known,
         f"the address {url!r} cannot be read; it must begin with http:// or https:// and name a host.",
     )
     require(

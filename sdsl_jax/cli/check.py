@@ -329,9 +329,13 @@ def _print_best(
     if not isinstance(best, MeasuredLookahead):
         text = f"γ = {best.lookahead_integer}, speed-up {best.speedup_integer:.3f}×"
         say(console, f"lookahead   {text}" if best.speculate else "lookahead   none pays")
+        served = judged.report.lookahead
+        beyond = (
+            f"; beyond γ = {served} an extrapolation" if best.lookahead_integer > served else ""
+        )
         say(
             console,
-            f"  from α = {best.acceptance:.3f} at all positions, which the server does not tell",
+            f"  from α = {best.acceptance:.3f} at all positions, which the server does not tell{beyond}",
         )
     else:
         gamma, served = best.lookahead_integer, best.measured
