@@ -133,8 +133,17 @@ def _best_lookahead(
 def _elsewhere(judged: Judgement) -> dict[str, float]:
     from sdsl_jax.measurement import events
 
-    tau, gamma = judged.tokens_per_round.estimate, judged.report.lookahead
-    return {name: events.convert(tau, "eagle_tau", name, gamma) for name in _ELSEWHERE}
+    report = judged.report
+    if any(report.not_drafted) and report.rounds and report.drafted and report.accepted is not None:
+        # Conversions are for rounds of one γ; these are ratios of sums.
+        bonus = report.accepted + report.rounds
+        return {
+            "vllm_acceptance_length": bonus / report.rounds,
+            "vllm_acceptance_rate": report.accepted / report.drafted,
+            "sglang_old_accept_rate": bonus / (report.drafted + report.rounds),
+        }
+    tau = judged.tokens_per_round.estimate
+    return {name: events.convert(tau, "eagle_tau", name, report.lookahead) for name in _ELSEWHERE}
 
 
 def _as_json(judged: Judgement, best: MeasuredLookahead | LookaheadAnswer | None) -> dict[str, Any]:
@@ -181,6 +190,7 @@ def _print(
 
     report = judged.report
     named = f", {report.model}" if report.model else ""
+    say(console, f"verdict     {judged.verdict}")
     say(console, f"server      {report.server}{named}: {report.source}, γ = {report.lookahead}")
     if report.rounds is not None and report.drafted is not None and report.accepted is not None:
         short = report.lookahead * report.rounds - report.drafted
@@ -200,9 +210,9 @@ def _print(
     say(console, f"elsewhere   {others}")
     if judged.positions:
         _print_positions(console, judged)
-    say(console, f"\nverdict     {judged.verdict}")
+    say(console, "")
     for line in _explained(judged):
-        say(console, f"  {line}")
+        say(console, f"- {line}")
     if best is not None:
         _print_best(console, judged, best, verify_cost)
 
@@ -273,16 +283,14 @@ def _explained(judged: Judgement) -> list[str]:
                 )
         if shape.verdict == "unknown":
             lines.append(
-                "rounds drafted fewer tokens than γ, and the shape depends on which these were"
-                if any(report.not_drafted)
-                else f"a shape needs tests at two positions that would see a change by {MOST_UNSEEN:g}"
+                f"a shape needs tests at two positions that would see a change by {MOST_UNSEEN:g}"
             )
         lines.append(
             f"an equal acceptance gets another verdict in at most {LEVEL:.0%} of all cases, if rounds are independent"
         )
     if any(report.not_drafted):
         lines.append(
-            "rounds drafted fewer tokens than γ: acceptance at later positions is at least what stands there"
+            "rounds drafted fewer tokens than γ: acceptance at later positions, and α, are at least what stands there"
         )
     if judged.dispersion > 1:
         lines.append(
@@ -309,7 +317,7 @@ def _explained(judged: Judgement) -> list[str]:
             )
         if compared.verdict == "agrees":
             lines.append(f"a loss of {compared.smallest_seen:.1%} would be seen half the time")
-        if compared.verdict == "below":
+        if compared.verdict == "below" and not (shape and shape.cliff_at):
             lines.append(
                 "look for another text or temperature than offline, drafts taken greedily at T > 0, another tokenizer or "
                 "checkpoint of the draft, or a quantised draft"

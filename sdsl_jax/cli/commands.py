@@ -42,7 +42,7 @@ GROUPS = {
 }
 _MODULES = {"lookahead": "predict", "version": "commands"}
 # Commands whose programs run in milliseconds.
-_COMPILED_QUICKLY = ("predict", "lookahead", "codesign")
+_COMPILED_QUICKLY = ("predict", "lookahead", "codesign", "check")
 # Commands on a study, whose settings can be overridden by their dotted names.
 _OF_STUDIES = ("study", "train", "tune")
 

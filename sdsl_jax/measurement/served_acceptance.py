@@ -57,8 +57,8 @@ class Shape(NamedTuple):
     """How acceptance depends on the position.
 
     Attributes:
-      verdict: "geometric", "decaying", "rising", "cliff", "uneven", or "unknown" where the counts
-        cannot tell.
+      verdict: "geometric", "decaying", "rising", "cliff" or "uneven"; "unknown" where there are too
+        few counts, "undecided" where rounds that drafted fewer than γ decide.
       cliff_at: The position of a cliff; None for any other verdict.
       slope: Change of acceptance per position, weighted by tests.
       p_slope: Two-sided p-value of the slope.
@@ -234,7 +234,7 @@ class Comparison(NamedTuple):
     """A server against offline.
 
     Attributes:
-      verdict: "below", "above" or "agrees".
+      verdict: "below", "above", "agrees", or "undecided" where rounds that drafted fewer than γ decide.
       served: τ of the server, over the positions that both have.
       offline: τ measured offline.
       z: Difference in standard errors of both.
@@ -280,7 +280,11 @@ class Judgement:
         said = []
         if self.shape is not None:
             at = f" at {self.shape.cliff_at}" if self.shape.cliff_at else ""
-            said.append(self.shape.verdict.replace("unknown", "too few counts for a shape") + at)
+            words = {
+                "unknown": "too few counts for a shape",
+                "undecided": "short rounds leave the shape open",
+            }
+            said.append(words.get(self.shape.verdict, self.shape.verdict) + at)
         else:
             said.append("no acceptance by position")
         if self.comparison is not None:
@@ -289,6 +293,7 @@ class Judgement:
                     "below": "below what was measured offline",
                     "above": "above what was measured offline",
                     "agrees": "as measured offline",
+                    "undecided": "short rounds leave open whether as offline",
                 }[self.comparison.verdict]
             )
         return ", ".join(said)
@@ -311,7 +316,7 @@ def judge(report: ServerReport, offline: Offline | None = None) -> Judgement:
         shape = shape_of(most, accepted, spread)
         # Rounds that drafted fewer than γ: the verdict must hold whoever they were.
         if (least < most).any() and shape_of(least, accepted, spread)[:2] != shape[:2]:
-            shape = shape._replace(verdict="unknown", cliff_at=None)
+            shape = shape._replace(verdict="undecided", cliff_at=None)
         for k in range(report.lookahead):
             low = _wilson(accepted[k], most[k], spread).low
             high = _wilson(accepted[k], least[k], spread).high
@@ -376,10 +381,20 @@ def _variance(report: ServerReport) -> float:
 
 
 def _compare(report: ServerReport, offline: Offline, spread: float) -> Comparison:
-    """A score test of the server's τ: its variance is that of the offline figures."""
+    """A score test of the server's τ: its variance is that of the offline figures.
+
+    Rounds that drafted fewer than γ accept fewer. What they would have accepted lies between
+    nothing and what the others do, and a verdict must hold at both ends.
+    """
     if report.survived:
         assert report.rounds is not None
-        served = 1 + sum(report.survived[: offline.positions]) / report.rounds
+        k = offline.positions
+        accepted = np.array(report.survived[:k], float)
+        most = np.array([report.rounds, *report.survived[: k - 1]], float)
+        least = np.maximum(accepted, most - np.array(report.not_drafted[:k]))
+        served = 1 + accepted.sum() / report.rounds
+        share = np.divide(accepted, least, out=np.zeros_like(least), where=least > 0)
+        at_most = 1 + np.cumprod(share).sum()
     else:
         require(
             offline.positions == report.lookahead,
@@ -387,6 +402,7 @@ def _compare(report: ServerReport, offline: Offline, spread: float) -> Compariso
             "the server they must be the same.",
         )
         served = report.tokens_per_round
+        at_most = report.lookahead + 1.0 if any(report.not_drafted) else served
     if report.rounds is not None:
         error = math.sqrt(offline.variance * spread / report.rounds)
     else:
@@ -396,14 +412,22 @@ def _compare(report: ServerReport, offline: Offline, spread: float) -> Compariso
             "one reading of gauges has no uncertainty to compare by; give the server's log, or its counters.",
         )
     both = max(math.hypot(error, offline.error), 1e-12)
-    z = (served - offline.tokens_per_round) / both
     threshold = _NORMAL.inv_cdf(1 - LEVEL / 2)
-    verdict = "agrees"
-    if abs(z) > threshold and abs(served / offline.tokens_per_round - 1) >= LEAST_DIFFERENCE:
-        verdict = "below" if z < 0 else "above"
-    seen = max(LEAST_DIFFERENCE, threshold * both / offline.tokens_per_round)
+
+    def verdict(tau: float) -> str:
+        z, change = (tau - offline.tokens_per_round) / both, tau / offline.tokens_per_round - 1
+        if abs(z) <= threshold or abs(change) < LEAST_DIFFERENCE:
+            return "agrees"
+        return "below" if z < 0 else "above"
+
     return Comparison(
-        verdict, served, offline.tokens_per_round, z, seen, offline.basis, offline.of_one_alpha
+        verdict(served) if verdict(served) == verdict(at_most) else "undecided",
+        float(served),
+        offline.tokens_per_round,
+        float((served - offline.tokens_per_round) / both),
+        max(LEAST_DIFFERENCE, threshold * both / offline.tokens_per_round),
+        offline.basis,
+        offline.of_one_alpha,
     )
 
 

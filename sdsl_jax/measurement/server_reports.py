@@ -8,7 +8,7 @@ vLLM (0.9 to 0.32)
   `…_accepted_tokens_per_pos_total{position="0"}`, newer versions `…_draft_tokens_per_pos_total` as
   well. A log line "SpecDecoding metrics: …" counts the interval since the line before.
 llama.cpp (builds of 2025 and 2026)
-  The same counters under `llamacpp:`. The log has a line per request, "draft acceptance = …" (until
+  The same counters under `llamacpp:`, in recent builds. The log has a line per request, "draft acceptance = …" (until
   spring 2026 "draft acceptance rate = …"), whose rates by position stand in it or in a line "acc per
   pos = (…)" behind it; and lines "statistics NAME: …", which count since the start of the server.
 SGLang (0.4 to 0.5)
@@ -110,7 +110,7 @@ def _nothing_found(text: str, where: str) -> str:
     for prefix, server, hint in (
         ("vllm:", "vLLM", "it exports them once it speculates"),
         ("sglang:", "SGLang", "it exports them once it speculates"),
-        ("llamacpp:", "llama.cpp", "builds before summer 2026 print them in their log only"),
+        ("llamacpp:", "llama.cpp", "older builds print them in their log only"),
     ):
         if re.search(rf"^{prefix}", text, re.MULTILINE):
             return f"{where} holds metrics of {server} but none of speculative decoding; {hint}."

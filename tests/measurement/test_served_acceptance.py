@@ -155,7 +155,8 @@ def test_short_rounds_bound_the_acceptance_and_withhold_a_verdict_that_depends_o
     assert full.shape.verdict == "decaying"
     # 700 drafts were never proposed; all at position 3, acceptance there may be 0.75.
     short = judge(report(steps, drafted=3 * 4000 - 700))
-    assert short.shape.verdict == "unknown"
+    assert short.shape.verdict == "undecided"
+    assert short.verdict == "short rounds leave the shape open"
     last = short.positions[-1].acceptance
     assert last.estimate == 1400 / 2560
     assert last.high > 1400 / (2560 - 700) > last.low
@@ -185,6 +186,17 @@ def test_below_offline_is_found_and_seldom_claimed():
     assert almost.comparison.verdict == "agrees"
     nothing = judge(report([500, 0, 0, 0, 0]), offline)
     assert nothing.comparison.verdict == "below"
+
+
+def test_short_rounds_are_not_called_below_offline():
+    """Drafts that were never proposed are not acceptance that was lost."""
+    offline = offline_of_alpha(0.8, 3)
+    steps = [4000, 3200, 2560, 1400]
+    assert judge(report(steps), offline).comparison.verdict == "below"
+    short = report(steps, drafted=3 * 4000 - 700)
+    assert judge(short, offline).comparison.verdict == "undecided"
+    bad = report([4000, 2400, 1440, 600], drafted=3 * 4000 - 300)
+    assert judge(bad, offline).comparison.verdict == "below"
 
 
 def survival_rows(gamma, shares, half=0.01, **changes):
