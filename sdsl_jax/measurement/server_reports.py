@@ -449,8 +449,9 @@ def _sglang_metrics(
 
     steps, nodes = number("spec_num_steps"), number("spec_num_draft_tokens")
     require(
-        steps is None or nodes is None or nodes == steps + 1,
-        f"{where} reports {nodes} draft tokens in {steps} steps, which is a tree of drafts; only chains (top-k 1) are judged.",
+        lookahead is not None or steps is None or nodes is None or nodes == steps + 1,
+        f"{where} reports {nodes} draft tokens in {steps} steps, which is a tree of drafts unless one step drafts a block; "
+        "trees are not judged, and for a block give --lookahead.",
     )
     lengths, rates = values.get("spec_accept_length", []), values.get("spec_accept_rate", [])
     told = [one for one in lengths if one.value > 0]
