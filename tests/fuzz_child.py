@@ -51,7 +51,10 @@ from sdsl_jax.errors import SdslError
 from sdsl_jax.fitting import law_files as laws
 from sdsl_jax.fitting.tables import read_loss_table, read_pair_table
 from sdsl_jax.hardware import load_hardware, save_hardware
+from sdsl_jax.measurement.served_acceptance import judge
+from sdsl_jax.measurement.server_reports import read_report
 from sdsl_jax.records import ModelRecord, read_json, read_table, write_table
+from sdsl_jax.user_files import read_text
 
 INPUTS, SECONDS, MEMORY = 200, 10, 2 << 30
 
@@ -409,6 +412,17 @@ def template(path: Path) -> object:
     return loaded.tokenizer.encode_prompt("the house", 4_000)
 
 
+def server_sample(name: str) -> Callable[[Path], Path]:
+    """A recorded report of a server."""
+    sample = ROOT / "tests/measurement/server_reports" / name
+    return content(name, sample.read_text("utf-8"))
+
+
+def server_report(path: Path) -> object:
+    """A server's own figures, and what they say."""
+    return judge(read_report(read_text(path, "report"), f"the report {path}"))
+
+
 def losses(path: Path) -> object:
     """A table of losses."""
     return read_loss_table(path, "params_nonembedding", "train_tokens", "loss_nats", "", 4.0)
@@ -428,6 +442,13 @@ KINDS = {
     "losses.csv.bz2": Kind(content("losses.csv.bz2", bz2.compress(LOSSES.encode())), losses, whole),
     "pairs.csv": Kind(content("pairs.csv", PAIRS), pairs, text),
     "targets.csv": Kind(content("targets.csv", TARGETS), targets_from_csv, text),
+    "vllm_metrics.txt": Kind(server_sample("vllm_metrics.txt"), server_report, text),
+    "vllm_log.txt": Kind(server_sample("vllm_log.txt"), server_report, text),
+    "sglang_metrics.txt": Kind(server_sample("sglang_metrics.txt"), server_report, text),
+    "sglang_log.txt": Kind(server_sample("sglang_log.txt"), server_report, text),
+    "llama_cpp_log_inline.txt": Kind(
+        server_sample("llama_cpp_log_inline.txt"), server_report, text
+    ),
     "study.toml": Kind(experiment("quickstart.toml"), load_study, text),
     "problem.toml": Kind(experiment("serve-70b.toml"), lambda path: load_problem(path, {}), text),
     "protocol.toml": Kind(experiment("paper-protocol.toml"), load_protocol, text),

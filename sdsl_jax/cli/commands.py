@@ -21,6 +21,7 @@ GROUPS = {
     },
     "Measurements of models": {
         "measure": "how much of what a draft proposes a target accepts, and the speed-up",
+        "check": "whether a running server's draft does what it should, from its metrics or log",
         "convert": "a measured acceptance in the conventions of other tools",
         "protocol": "every pair of many published checkpoints, measured alike",
         "calibrate": "what a forward pass costs on this machine",
@@ -41,7 +42,7 @@ GROUPS = {
 }
 _MODULES = {"lookahead": "predict", "version": "commands"}
 # Commands whose programs run in milliseconds.
-_COMPILED_QUICKLY = ("predict", "lookahead", "codesign")
+_COMPILED_QUICKLY = ("predict", "lookahead", "codesign", "check")
 # Commands on a study, whose settings can be overridden by their dotted names.
 _OF_STUDIES = ("study", "train", "tune")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -238,14 +238,7 @@ def best_lookahead(
       SdslError: A number is missing or out of range.
     """
     assumed, verify_cost = verify_cost is None, 1.0 if verify_cost is None else verify_cost
-    require(
-        0 < cost < float("inf"),
-        f"the cost of a draft step is {cost:g} target steps; it must be positive.",
-    )
-    require(
-        1 <= verify_cost < float("inf"),
-        f"the cost of a verify pass is {verify_cost:g} target steps; it must be at least 1, for it does all that a step does.",
-    )
+    _check_costs(cost, verify_cost)
     with jax.enable_x64(True):
         acceptance, counted = _acceptance(
             acceptance, acceptance_length, at_lookahead, accepted, drafted
@@ -302,6 +295,17 @@ def best_lookahead(
             counts=counts,
             verify_cost_assumed=assumed,
         )
+
+
+def _check_costs(cost: float, verify_cost: float) -> None:
+    require(
+        0 < cost < float("inf"),
+        f"the cost of a draft step is {cost:g} target steps; it must be positive.",
+    )
+    require(
+        1 <= verify_cost < float("inf"),
+        f"the cost of a verify pass is {verify_cost:g} target steps; it must be at least 1, for it does all that a step does.",
+    )
 
 
 def _acceptance(
@@ -363,3 +367,105 @@ def _first(condition: Callable[[int], bool], low: int, high: int | None) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if condition(middle) else (middle + 1, high)
     return low
+
+
+@dataclass(frozen=True)
+class MeasuredLookahead:
+    """The best lookahead by survival that was measured up to some position.
+
+    Attributes:
+      cost: Cost d of a draft step, in target steps.
+      verify_cost: Cost v of a verify pass, in target steps.
+      measured: K, the last position that was measured.
+      speedups: S at γ = 0 … K, with τ = 1 + S_1 + … + S_γ; 1 at γ = 0.
+      lookahead_integer: Best γ of 0 … K; 0 where none beats plain decoding.
+      lookahead_interval_90: Its range over draws of the counts; None if they are unknown.
+      speedup_integer: S at the best γ.
+      break_even_cost: Largest d at which some γ of 1 … K pays; 0 if none does.
+      tail_acceptance: Acceptance assumed at the positions behind K.
+      extrapolated_lookahead: Best γ under that assumption; at most K if no further draft would pay.
+      extrapolated_speedup: S there.
+    """
+
+    cost: float
+    verify_cost: float
+    measured: int
+    speedups: list[float]
+    lookahead_integer: int
+    lookahead_interval_90: list[int] | None
+    speedup_integer: float
+    break_even_cost: float
+    tail_acceptance: float
+    extrapolated_lookahead: int
+    extrapolated_speedup: float
+
+
+# Draws of the counts behind the range of the best lookahead.
+_COUNT_DRAWS = 1000
+
+
+def best_measured_lookahead(
+    survival: Sequence[float],
+    tail_acceptance: float,
+    cost: float,
+    verify_cost: float = 1.0,
+    tested: Sequence[float] | None = None,
+) -> MeasuredLookahead:
+    """The best whole lookahead by S(γ) = (1 + S_1 + … + S_γ)/(γ·d + v), exactly up to the last
+    measured position.
+
+    Args:
+      survival: S_1 … S_K.
+      tail_acceptance: Acceptance of every further draft, for the extrapolation behind K.
+      cost: d > 0, of a draft step in target steps.
+      verify_cost: v ≥ 1, in target steps, at every γ.
+      tested: Drafts tested at each position, for the range of the best γ; less where rounds are not
+        independent.
+
+    Raises:
+      SdslError: A number is out of range.
+    """
+    _check_costs(cost, verify_cost)
+    share = np.asarray(survival, float)
+    require(
+        share.size > 0
+        and bool(np.all((share >= 0) & (share <= 1) & (np.diff(share, prepend=1.0) <= 0))),
+        "survival must hold at least one position, lie in [0, 1] and never rise.",
+    )
+
+    def speedups(share: np.ndarray) -> np.ndarray:
+        gamma = np.arange(share.shape[-1] + 1)
+        tau = np.cumsum(np.concatenate([np.ones_like(share[..., :1]), share], axis=-1), axis=-1)
+        return np.where(gamma > 0, tau / (gamma * cost + verify_cost), 1.0)
+
+    known = speedups(share)
+    best = int(np.argmax(known))
+    interval = None
+    if tested is not None:
+        before = np.concatenate([[1.0], share[:-1]])
+        n = np.asarray(tested, float)
+        p = np.divide(share, before, out=np.zeros_like(share), where=before > 0)
+        draws = np.random.default_rng(0).beta(
+            n * p + 0.5, n * (1 - p) + 0.5, size=(_COUNT_DRAWS, len(share))
+        )
+        bests = speedups(np.cumprod(draws, axis=1)).argmax(axis=1)
+        interval = [int(x) for x in np.quantile(bests, [0.05, 0.95], method="nearest")]
+    # A draft more pays as long as it adds more than d·S tokens; a tail below 1 ends that.
+    tail = min(tail_acceptance, 1 - 1e-9)
+    further = share[-1] * tail ** np.arange(1, _LARGEST_COUNTED)
+    longer = speedups(np.concatenate([share, further]))
+    return MeasuredLookahead(
+        cost=cost,
+        verify_cost=verify_cost,
+        measured=len(share),
+        speedups=[float(x) for x in known],
+        lookahead_integer=best,
+        lookahead_interval_90=interval,
+        speedup_integer=float(known[best]),
+        break_even_cost=max(
+            0.0, float(np.max((1 + np.cumsum(share) - verify_cost) / np.arange(1, len(share) + 1)))
+        ),
+        tail_acceptance=tail_acceptance,
+        extrapolated_lookahead=int(np.argmax(longer)),
+        extrapolated_speedup=float(np.max(longer)),
+    )

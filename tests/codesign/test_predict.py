@@ -1,5 +1,6 @@
 import functools
 import json
+import math
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ from sdsl_jax.codesign.predict import (
 from sdsl_jax.codesign.predict_lookahead import (
     LookaheadAnswer,
     best_lookahead,
+    best_measured_lookahead,
     break_even_verify_cost,
     counted_acceptance,
 )
@@ -573,3 +575,56 @@ def test_law_files_of_other_kinds_are_one_sentence(tmp_path, change):
     path.write_text('{"a":' * 100_000)
     with pytest.raises(SdslError, match="nested too deeply"):
         loss_law(str(path))
+
+
+def test_the_best_lookahead_of_measured_survival_is_exact():
+    survival, cost, verify = np.cumprod([0.92, 0.74, 0.56]), 0.3, 1.2
+    best = best_measured_lookahead(survival, 0.56, cost, verify)
+    speedups = [1.0, *((1 + survival[:g].sum()) / (g * cost + verify) for g in (1, 2, 3))]
+    assert best.speedups == pytest.approx(speedups)
+    assert best.lookahead_integer == int(np.argmax(speedups))
+    assert best.speedup_integer == max(best.speedups)
+    assert best.lookahead_interval_90 is None
+    # At the break-even cost the best γ is as fast as plain decoding, and just above it none is.
+    at = best.break_even_cost
+    assert max(best_measured_lookahead(survival, 0.56, at, verify).speedups[1:]) == pytest.approx(1)
+    assert best_measured_lookahead(survival, 0.56, 1.001 * at, verify).lookahead_integer == 0
+    assert best_measured_lookahead([0.1], 0.1, 0.2, verify).break_even_cost == 0
+
+
+def test_measured_geometric_survival_gives_the_lookahead_of_its_acceptance():
+    alpha, cost, verify = 0.8, 0.05, 1.1
+    known = best_lookahead(cost, acceptance=alpha, verify_cost=verify)
+    long = best_measured_lookahead(alpha ** np.arange(1, 40), alpha, cost, verify)
+    assert long.lookahead_integer == known.lookahead_integer
+    assert long.speedup_integer == pytest.approx(known.speedup_integer)
+    assert long.break_even_cost == pytest.approx(known.break_even_cost, abs=1e-6)
+    # Of three measured positions the rest is an extrapolation, here a true one.
+    short = best_measured_lookahead(alpha ** np.arange(1, 4), alpha, cost, verify)
+    assert short.lookahead_integer == 3
+    assert short.extrapolated_lookahead == known.lookahead_integer
+    assert short.extrapolated_speedup == pytest.approx(known.speedup_integer)
+
+
+def test_counts_bound_the_best_measured_lookahead():
+    """Of 300 servers that accept 0.8 at four positions, the 90% range holds the true best γ of 3 in
+    at least 85%: best lookaheads are whole, so it covers more often than it says."""
+    random, truth = np.random.default_rng(0), 0.8 ** np.arange(1, 5)
+    best = best_measured_lookahead(truth, 0.8, 0.25).lookahead_integer
+    assert best == 3
+    held = 0
+    for _ in range(300):
+        steps = [200]
+        for _ in range(4):
+            steps.append(int(random.binomial(steps[-1], 0.8)))
+        low, high = best_measured_lookahead(
+            np.array(steps[1:]) / 200, 0.8, 0.25, tested=steps[:-1]
+        ).lookahead_interval_90
+        held += low <= best <= high
+    assert held >= 0.85 * 300
+
+
+@pytest.mark.parametrize("survival", [[], [0.5, 0.6], [1.2], [math.nan]])
+def test_survival_that_cannot_be_is_refused(survival):
+    with pytest.raises(SdslError, match="survival must"):
+        best_measured_lookahead(survival, 0.5, 0.1)
