@@ -306,8 +306,10 @@ def fit_hardware(
         best = fit(log_errors, begin, data, weights, HUBER)
         values = jax.tree.map(float, device_of(best.parameters, data))
     return HardwareFit(
-        # What no timing shows tends to 0 on its logarithm and never gets there.
-        Hardware(*(value if value > _SHORTEST else 0.0 for value in values)),
+        # What no timing shows tends to 0 on its logarithm and never gets there; a ratio must not.
+        Hardware(*(value if value > _SHORTEST else 0.0 for value in values))._replace(
+            cache_slowdown=max(values.cache_slowdown, _SHORTEST)
+        ),
         np.asarray(best.residuals),
         float(best.starts_agreeing),
         float(best.condition_number),
