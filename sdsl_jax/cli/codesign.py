@@ -40,6 +40,9 @@ TOPICS = (
 
 def codesign(
     problem: Annotated[ProblemFlags, OmitArgPrefixes],
+    schedule: Flag = False,
+    survival: Annotated[str, arg(metavar="S1,S2,...")] = "",
+    records: Annotated[Path | None, arg(metavar="DIR")] = None,
     picture: Annotated[Path | None, arg(metavar="FILE.png")] = None,
     kinds: Annotated[str | None, arg(metavar="KINDS")] = None,
     objective_trained: Annotated[str | None, arg(metavar="NAME")] = None,
@@ -59,7 +62,13 @@ def codesign(
 
     Args:
         problem: The problem, from a file, flags or both.
-        picture: Draw speed-up over draft size and lookahead to this file.
+        schedule: For the one --draft at hand, show the best lookahead of every --batch and --context
+            (0: do not speculate) and a table by batch for vLLM and SGLang.
+        survival: With --schedule, the measured shares of rounds whose first 1, 2, ... drafts are
+            all accepted, such as 0.8,0.62,0.47, in place of one acceptance.
+        records: With --schedule, a folder of sdsl measure --out that holds survival or acceptance.
+        picture: Draw speed-up over draft size and lookahead to this file; with --schedule, the best
+            lookahead over batch and context.
         kinds: Show the best draft of each of these kinds instead: independent, head, parallel-head,
             early-exit, early-exit-trained, pruned, nested, separated by commas.
         objective_trained: With --kinds, only drafts that were trained for this objective, such as tv.
@@ -89,6 +98,35 @@ def codesign(
         require(picture.suffix == ".png", f"cannot draw {picture}: its name must end in .png.")
     from sdsl_jax.codesign.problem import Problem
 
+    if schedule:
+        from sdsl_jax.cli.codesign_schedule import print_schedule, schedule_of
+
+        table = schedule_of(problem, survival, records)
+        if picture is not None:
+            from sdsl_jax.report.codesign_figure import draw_schedule
+
+            draw_schedule(table, picture)
+        if json:
+            print_json(table)
+        else:
+            print_schedule(standard_console(), table)
+        return
+    require(
+        not survival and records is None,
+        "--survival and --records belong to --schedule; otherwise acceptance comes from --acceptance or a law.",
+    )
+    if len(problem.batches) > 1:
+        require(picture is None, "--picture draws one batch; give --batch one number of rows.")
+        from sdsl_jax.cli.codesign_schedule import print_batches
+
+        answers = {
+            batch: Problem(**vars(problem) | {"batch": batch}).solve() for batch in problem.batches
+        }
+        if json:
+            print_json(list(answers.values()))
+        else:
+            print_batches(standard_console(), answers)
+        return
     asked = Problem(**vars(problem))
     config, device = asked.ready.config, asked.ready.hardware.display_name
     # Nothing appears where the errors do not go to a terminal.

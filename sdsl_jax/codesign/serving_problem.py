@@ -248,6 +248,13 @@ def constant_acceptance(alpha: float, loss: LoadedLaw) -> LoadedLaw:
     return LoadedLaw(MEASURED, law, None, "a measured α comes without draws", None, [])
 
 
+def with_acceptance(problem: ServingProblem, alpha: float) -> ServingProblem:
+    """The problem with a measured α of its draft in place of the acceptance law."""
+    law = constant_acceptance(alpha, problem.loss)
+    serving = problem.inputs.serving._replace(acceptance_law=law.law)
+    return replace(problem, acceptance=law, inputs=problem.inputs._replace(serving=serving))
+
+
 def build(config: ProblemConfig) -> ServingProblem:
     """Loads the laws and the device, converts sizes, and sets up variables, objective and
     constraints.
@@ -375,6 +382,11 @@ def _the_draft(
         return asked.candidates[0]
     if asked.named is None:
         return None, None
+    require(
+        asked.named.size is not None,
+        f"the size of the draft {config.draft.name} is unknown here; give it as the only one of [draft] candidates, "
+        "or as --draft.",
+    )
     return asked.named.size, None if to_be_trained(config) else asked.named.model
 
 

@@ -12,7 +12,14 @@ import tyro
 
 from sdsl_jax.config.codesign_problem import ProblemConfig
 from sdsl_jax.config.toml import from_dict, from_file
-from sdsl_jax.counts import parse_count, parse_share, parse_size, parse_sizes, read_number
+from sdsl_jax.counts import (
+    parse_count,
+    parse_share,
+    parse_size,
+    parse_sizes,
+    read_count,
+    read_number,
+)
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.ranges import require_in
 from sdsl_jax.statistics import Interval
@@ -31,6 +38,42 @@ def _sizes(value: Any, flag: str) -> list[float]:
     if isinstance(value, str):
         return parse_sizes(value, flag)
     return [_size(v, flag) for v in (value if isinstance(value, Iterable) else [value])]
+
+
+def _one_of(values: Sequence[float], flag: str) -> float:
+    require(
+        len(values) == 1,
+        f"{flag} has {len(values)} values; a problem has one. From Python, solve once for each.",
+    )
+    return values[0]
+
+
+def _rows(value: Any, flag: str) -> list[float]:
+    """Numbers of rows: one, or several separated by commas."""
+    if isinstance(value, str):
+        numbers = [read_number(part) for part in value.split(",") if part.strip()]
+        rows = [x for x in numbers if x is not None]
+        require(
+            rows and len(rows) == len(numbers),
+            f"{flag} is {value!r}; it must be a whole number of rows, or several separated by commas.",
+        )
+        return rows
+    return [float(v) for v in (value if isinstance(value, Iterable) else [value])]
+
+
+def _contexts(value: Any, flag: str) -> list[float]:
+    """Numbers of cache positions: one, or several separated by commas."""
+    if isinstance(value, str):
+        return [parse_count(part, flag) for part in value.split(",") if part.strip()]
+    return [float(v) for v in (value if isinstance(value, Iterable) else [value])]
+
+
+def _draft(value: Any) -> dict[str, Any]:
+    """The keys of [draft] that name a draft at hand, by its name or its size."""
+    size = value if isinstance(value, float | int) else read_count(value)
+    if size is None:
+        return {"name": value}
+    return {"candidates": [_size(value, "--draft")]}
 
 
 def _share(value: Any, flag: str) -> float:
@@ -84,6 +127,9 @@ def _shown(metavar: str, constructor: Any = None) -> Any:
 _Number = Annotated[float | None, _shown("X")]
 _WholeNumber = Annotated[int | None, _shown("X")]
 _CountText = Annotated[float | str | None, _shown("COUNT", str)]
+_RowsText = Annotated[float | str | Sequence[float] | None, _shown("ROWS[,ROWS...]", str)]
+_ContextText = Annotated[float | str | Sequence[float] | None, _shown("COUNT[,COUNT...]", str)]
+_NameOrSize = Annotated[float | str | None, _shown("NAME|COUNT", str)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +155,12 @@ class ProblemFlags:
       devices: Devices that share the target (tensor-parallel size); 1 if left out.
       draft_devices: Devices that share the draft (draft tensor-parallel size); all of the target's
         if left out, as vLLM and SGLang run it.
-      batch: Sequences decoded together (max_num_seqs); 1 if left out.
+      draft: The draft at hand, by its name, such as Qwen/Qwen3-0.6B, or its size; its lookahead is
+        then the only choice unless --variables says otherwise.
+      batch: Sequences decoded together (max_num_seqs); 1 if left out. The command takes several,
+        such as 1,8,64.
       context: Mean number of tokens in the KV cache of a sequence; from the prompt, or 2048, if left
-        out.
+        out. The command takes several with --schedule.
       prompt_tokens: Tokens of a prompt; from the context if left out.
       new_tokens: Tokens generated for a request (max_new_tokens); 256 if left out.
       prefill: Where prompts are prefilled: here (default), on the devices that decode, or elsewhere,
@@ -149,8 +198,13 @@ class ProblemFlags:
     engine: Annotated[str | None, _shown("NAME", str)] = _flag("hardware.engine")
     devices: _WholeNumber = _flag("hardware.devices")
     draft_devices: _WholeNumber = _flag("draft.devices")
-    batch: _Number = _flag("workload.batch")
-    context: _CountText = _flag("workload.context", _count)
+    draft: _NameOrSize = None
+    batch: _RowsText = _flag(
+        "workload.batch", lambda value, flag: _one_of(_rows(value, flag), flag)
+    )
+    context: _ContextText = _flag(
+        "workload.context", lambda value, flag: _one_of(_contexts(value, flag), flag)
+    )
     prompt_tokens: _CountText = _flag("workload.prompt_tokens", _count)
     new_tokens: _CountText = _flag("workload.new_tokens", _count)
     prefill: Annotated[str | None, _shown("here|elsewhere", str)] = _flag("workload.prefill")
@@ -185,6 +239,16 @@ class ProblemFlags:
     draft_aspect_ratio: _Number = _flag("draft.aspect_ratio")
     kv_share: _Number = _flag("target.kv_share")
 
+    @property
+    def batches(self) -> list[float]:
+        """Every batch that was given."""
+        return [] if self.batch is None else _rows(self.batch, "--batch")
+
+    @property
+    def contexts(self) -> list[float]:
+        """Every context that was given."""
+        return [] if self.context is None else _contexts(self.context, "--context")
+
     def config(self) -> ProblemConfig:
         """The settings of the problem.
 
@@ -201,7 +265,16 @@ class ProblemFlags:
             for dotted in f.metadata["keys"].split():
                 section, _, key = dotted.partition(".")
                 changes.setdefault(section, {}).update({key: value} if key else value)
-        names: Any = () if self.variables is None else self.variables
+        if self.draft is not None:
+            require(
+                self.candidates is None,
+                "--draft names the draft at hand, and --candidates others to compare; give one of them.",
+            )
+            changes.setdefault("draft", {}).update(_draft(self.draft))
+        at_hand = self.draft is not None and self.file is None
+        names: Any = (
+            (("lookahead",) if at_hand else ()) if self.variables is None else self.variables
+        )
         if isinstance(names, Mapping):
             changes["variables"] = dict(names)
             names = ()

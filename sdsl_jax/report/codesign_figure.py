@@ -17,6 +17,7 @@ from matplotlib.transforms import Bbox
 from sdsl_jax.codesign.answer import Answer
 from sdsl_jax.codesign.comparison import Candidate
 from sdsl_jax.codesign.designs import Landscape
+from sdsl_jax.codesign.schedule import Schedule
 from sdsl_jax.counts import short_count
 from sdsl_jax.errors import require
 from sdsl_jax.report.style import COLOURS, figure, log_sizes
@@ -178,3 +179,46 @@ def _label(
             arrowprops={"arrowstyle": "-", "lw": 0.6, "color": "0.2", "shrinkA": 0, "shrinkB": 4},
             **style,
         )
+
+
+def draw_schedule(schedule: Schedule, file: Path) -> None:
+    """The best lookahead over batch and context, its speed-up written into each cell.
+
+    Args:
+      schedule: What is drawn.
+      file: The PNG to write; a PDF is written beside it.
+
+    Raises:
+      SdslError: the name does not end in .png, or the file cannot be written.
+    """
+    require(file.suffix == ".png", f"cannot draw {file}: its name must end in .png.")
+    batches = list(dict.fromkeys(cell.batch for cell in schedule.cells))
+    contexts = list(dict.fromkeys(cell.context for cell in schedule.cells))
+    gammas = np.full((len(contexts), len(batches)), np.nan)
+    for cell in schedule.cells:
+        if cell.fits is not False:
+            gammas[contexts.index(cell.context), batches.index(cell.batch)] = cell.lookahead
+    size = (1.6 + 0.75 * len(batches), 1.6 + 0.5 * len(contexts))
+    with figure(file.parent, file.stem, 1, 1, size) as (drawing, axes):
+        axis = axes[0, 0]
+        most = max(1, int(np.nanmax(gammas)))
+        colours = matplotlib.colormaps["viridis"].resampled(most + 1).with_extremes(bad="0.85")
+        drawn = axis.pcolormesh(
+            np.ma.masked_invalid(gammas),
+            cmap=colours,
+            vmin=-0.5,
+            vmax=most + 0.5,
+            edgecolors="white",
+        )
+        drawing.colorbar(drawn, ax=axis, label="lookahead γ (0: off)", ticks=range(most + 1))
+        for cell in schedule.cells:
+            at = batches.index(cell.batch) + 0.5, contexts.index(cell.context) + 0.5
+            gain = f"{cell.speedup:.2f}×" if cell.lookahead else "off"
+            text = "no room" if cell.fits is False else gain
+            dark = cell.fits is not False and cell.lookahead < 0.6 * most
+            axis.text(*at, text, ha="center", va="center", fontsize=8, color="w" if dark else "k")
+        axis.set_xticks(np.arange(len(batches)) + 0.5, [str(b) for b in batches])
+        axis.set_yticks(np.arange(len(contexts)) + 0.5, [f"{c:,.0f}" for c in contexts])
+        axis.set_xlabel("rows decoded together")
+        axis.set_ylabel("context of each row")
+        axis.set_title("Best lookahead and its speed-up")
