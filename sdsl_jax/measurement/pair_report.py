@@ -19,14 +19,9 @@ from sdsl_jax.data.tokenizer import Tokenizer, same_tokens
 from sdsl_jax.decoding.loop import STOP_TOKEN
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.events import FALSE_ALARM, alarm_score
+from sdsl_jax.measurement.greedy import Divergence
 from sdsl_jax.measurement.latency import GenerationTimes
-from sdsl_jax.measurement.pair import (
-    Divergence,
-    LookaheadResult,
-    PairMeasurement,
-    PairSettings,
-    Replay,
-)
+from sdsl_jax.measurement.pair import LookaheadResult, PairMeasurement, PairSettings, Replay
 from sdsl_jax.measurement.retokenised import Retokenised
 from sdsl_jax.records import write_text
 from sdsl_jax.records.documents import document
