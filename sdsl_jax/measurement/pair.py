@@ -149,8 +149,8 @@ class PairMeasurement(NamedTuple):
       lookaheads: A result for each lookahead, in the order of the settings.
       expected: Token verification in expectation at every γ up to the largest lookahead, from the
         target's samples; empty for an n-gram draft.
-      samples: The target's samples; None for an n-gram draft.
       exact: What α was averaged from, token by token of the samples; None for an n-gram draft.
+      against: The same of another draft, on the same samples; None if there is none.
     """
 
     alpha: Interval | None
@@ -158,8 +158,8 @@ class PairMeasurement(NamedTuple):
     text: TextScores | None
     lookaheads: tuple[LookaheadResult, ...]
     expected: tuple[ExpectedRounds, ...] = ()
-    samples: Samples | None = None
     exact: ExactAcceptance | None = None
+    against: ExactAcceptance | None = None
 
 
 def measure_models(
@@ -168,6 +168,7 @@ def measure_models(
     prompts: Prompts,
     settings: PairSettings,
     progress: Progress | None = None,
+    against: Model | Head | None = None,
 ) -> PairMeasurement:
     """Measures the acceptance of a pair, by scoring and by decoding.
 
@@ -178,6 +179,8 @@ def measure_models(
       prompts: One row each. A row's randomness depends on the seed and its number, not on its batch.
       settings: How to measure.
       progress: Reports progress after every batch.
+      against: Another draft, which is scored on the same samples and not decoded; none if the draft
+        copies n-grams.
 
     Raises:
       SdslError: a stop token is not an id of the target, rows exceed a model's table of positions,
@@ -194,12 +197,15 @@ def measure_models(
     models: dict[str, Model | Head] = {"target": target}
     if not isinstance(draft, NgramDraft):
         models["draft"] = draft
+    if against is not None:
+        models["draft to compare with"] = against
     longest, new = int(prompts.lengths.max()), settings.new_tokens
     for role, model in models.items():
         require_positions(model, longest + new, role, f"prompts of {longest} and {new} new tokens")
     batches = -(-len(prompts.lengths) // settings.batch)
-    progress.start("measure", batches * (3 + len(settings.lookaheads)))
-    text = samples = exact = None
+    parts = 3 + len(settings.lookaheads) + (against is not None)
+    progress.start("measure", batches * parts)
+    text = samples = exact = other = None
     expected: list[ExpectedRounds] = []
     if not isinstance(draft, NgramDraft):
         if isinstance(draft, Model):
@@ -211,6 +217,9 @@ def measure_models(
         exact = exact_acceptance(draft, target, samples, settings)
         expected = exact.expected(settings)
         progress.advance(batches, "exact acceptance")
+        if against is not None:
+            other = exact_acceptance(against, target, samples, settings)
+            progress.advance(batches, "exact acceptance of the other draft")
     results = []
     for lookahead in settings.lookaheads:
         decoded = decode(
@@ -248,7 +257,7 @@ def measure_models(
     if exact is None:
         return PairMeasurement(None, 0, None, tuple(results))
     return PairMeasurement(
-        exact.alpha, exact.positions, text, tuple(results), tuple(expected), samples, exact
+        exact.alpha, exact.positions, text, tuple(results), tuple(expected), exact, other
     )
 
 
@@ -448,11 +457,13 @@ def exact_acceptance(
     of a round.
 
     Args:
-      draft: The drafter, with the target's ids.
+      draft: The drafter. Ids must mean the same to both models.
       target: The model that wrote the samples.
       samples: Its samples.
       settings: As the samples were drawn.
     """
+    if isinstance(draft, Model):
+        draft, target = one_vocabulary(draft, target)
     starts = samples.prompt_lengths
     new = settings.new_tokens + max(settings.lookaheads) - 1
     at = starts[:, None] + np.arange(new)

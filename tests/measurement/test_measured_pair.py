@@ -11,7 +11,7 @@ from sdsl_jax.checkpoints.loading import load_model
 from sdsl_jax.errors import SdslError
 from sdsl_jax.measurement import measure_pair, measured_pair, speculate
 from sdsl_jax.measurement.latency import StepCosts
-from sdsl_jax.measurement.pair_report import timing_warnings
+from sdsl_jax.measurement.pair_warnings import timing_warnings
 from sdsl_jax.records import read_table
 from sdsl_jax.records.documents import schema_of, to_json
 from sdsl_jax.statistics import Interval
