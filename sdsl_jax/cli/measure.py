@@ -363,7 +363,8 @@ def _print_comparison(console: Console, c: DraftComparison) -> None:
         )
         say(
             console,
-            f"standard error {c.standard_error:.4f} on the same samples, {c.unpaired_standard_error:.4f} on different ones: {gain}",
+            f"standard error {c.standard_error:.4f} on the same samples, {c.unpaired_standard_error:.4f} on different ones: "
+            f"{gain}",
         )
     if (g := c.greedy) is not None:
         say(

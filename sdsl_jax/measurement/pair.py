@@ -25,7 +25,7 @@ from sdsl_jax.decoding import (
     one_vocabulary,
     speculate,
 )
-from sdsl_jax.decoding.decode import require_positions
+from sdsl_jax.decoding.decode import drafter_of, require_positions
 from sdsl_jax.decoding.verification import Verification
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.events import (
@@ -184,7 +184,7 @@ def measure_models(
 
     Raises:
       SdslError: a stop token is not an id of the target, rows exceed a model's table of positions,
-        or logits are not finite.
+        a head was made for a target of another shape, or logits are not finite.
     """
     progress = progress or Silent()
     if isinstance(draft, Model):
@@ -201,6 +201,7 @@ def measure_models(
         models["draft to compare with"] = against
     longest, new = int(prompts.lengths.max()), settings.new_tokens
     for role, model in models.items():
+        drafter_of(model, target, max(settings.lookaheads))  # a head may be of another target
         require_positions(model, longest + new, role, f"prompts of {longest} and {new} new tokens")
     batches = -(-len(prompts.lengths) // settings.batch)
     parts = 3 + len(settings.lookaheads) + (against is not None)
