@@ -205,9 +205,9 @@ def compare_drafts(
       settings: As both were measured.
     """
     weights, prompts = draft.overlap.positions, len(draft.counted)
-    sums = [each.overlap.acceptance[0] for each in (draft, against)]
+    one, other = (each.overlap.acceptance[0] for each in (draft, against))
     seed = derive_seed("pair", settings.seed, "sign flips")
-    paired = PairedDifference.of(*sums, weights, settings.confidence, seed)
+    paired = PairedDifference.of(one, other, weights, settings.confidence, seed)
     shown = student_quantile(0.5 + settings.confidence / 2, prompts - 1) + _POWER
     detectable = shown * paired.error
     # The interval needs two prompts at least.

@@ -91,6 +91,27 @@ def test_a_pair_has_a_table_and_a_report(pair):
     )
 
 
+def test_a_draft_is_compared_with_another_one(models, pair):
+    """The target as the other draft is accepted always."""
+    draft, target = models
+    found = measure_pair(draft, target, TEXTS, **SMALL, against=target)
+    assert found.acceptance == pair.acceptance
+    assert found.comparison.alpha_against.estimate == pytest.approx(1, abs=1e-6)
+    assert found.comparison.difference.estimate == pytest.approx(
+        pair.acceptance.estimate - 1, abs=1e-6
+    )
+    assert found.comparison.answer.startswith("B's α is ")
+    assert found.report().against.folder == str(target.folder)
+    keys = schema_of(type(found.comparison))
+    for name, entry in [*keys.items(), *keys["tv"]["keys"].items()]:
+        assert entry["description"], name
+    assert pair.comparison is None
+    assert pair.report().against is None
+    for wrong in (dict(draft=draft, against="ngram"), dict(draft="ngram", against=draft)):
+        with pytest.raises(SdslError, match="n-grams have none; measure each by itself"):
+            measure_pair(target=target, prompts=TEXTS, **SMALL, **wrong)
+
+
 def test_a_run_is_replayed_by_the_other_verification_and_at_other_temperatures(pair):
     for replay in pair.report().replay:
         assert replay.block_accepted.estimate >= replay.token_accepted.estimate - 1e-6
