@@ -354,7 +354,8 @@ def _print_comparison(console: Console, c: DraftComparison) -> None:
     """The two drafts side by side, and what their difference says."""
     console.print(_comparison_table(c))
     say(console, f"{c.answer}.")
-    say(console, f"sign flips of whole prompts: p = {c.sign_flip_p:.2g}")
+    p = f"p = {c.sign_flip_p:.2g}" if c.sign_flip_p >= 1e-4 else "p < 0.0001"
+    say(console, f"sign flips of whole prompts: {p}")
     if not math.isnan(c.pairing_gain):
         gain = (
             f"as small an error would take {c.pairing_gain:.1f} times as many prompts"

@@ -102,7 +102,7 @@ class ExpectedTokens:
         that of B."""
         a, b = draft.tokens_per_round, against.tokens_per_round
         moved = draft.residuals - against.residuals
-        # n times the mean of the moves, which is 0, has the spread of their sum.
+        # The moves add up to 0. With weights that add up to 1, this is the interval of their sum.
         _, low, high = ratio_interval(moved, np.full(len(moved), 1 / len(moved)), confidence)
         change = a.estimate - b.estimate
         return cls(draft.lookahead, a, b, Interval(change, change + low, change + high))
@@ -125,7 +125,8 @@ class DraftComparison:
       tokens: number of compared tokens
       detectable_difference: difference that four of five such measurements would show, in that their
         interval leaves out 0
-      prompts_for_0_01: prompts with which four of five measurements would show a difference of 0.01
+      prompts_for_0_01: prompts with which four of five measurements would show a difference of 0.01;
+        null for a single prompt
       tv: TV(A) − TV(B), token by token
       greedy: counts of agreement and McNemar's test; null unless the temperature is 0
       expected: tokens per round of both drafts at each lookahead
@@ -142,7 +143,7 @@ class DraftComparison:
     prompts: int
     tokens: int
     detectable_difference: float
-    prompts_for_0_01: float
+    prompts_for_0_01: int | None
     tv: TvDifference
     greedy: GreedyAgreement | None
     expected: list[ExpectedTokens]
@@ -210,9 +211,9 @@ def compare_drafts(
     paired = PairedDifference.of(one, other, weights, settings.confidence, seed)
     shown = student_quantile(0.5 + settings.confidence / 2, prompts - 1) + _POWER
     detectable = shown * paired.error
-    # The interval needs two prompts at least.
-    needed = max(2.0, prompts * (detectable / _SMALL_DIFFERENCE) ** 2)
-    needed = math.nan if math.isnan(detectable) else float(math.ceil(needed))
+    needed = None
+    if not math.isnan(detectable):  # an interval takes two prompts
+        needed = max(2, math.ceil(prompts * (detectable / _SMALL_DIFFERENCE) ** 2))
     expected = [
         ExpectedTokens.of(a, b, settings.confidence)
         for a, b in zip(draft.expected(settings), against.expected(settings))
@@ -276,10 +277,10 @@ def _tv_difference(draft: ExactAcceptance, against: ExactAcceptance) -> TvDiffer
 
 
 def _answer(
-    difference: Interval, alpha: Interval, against: Interval, prompts: int, needed: float
+    difference: Interval, alpha: Interval, against: Interval, prompts: int, needed: int | None
 ) -> str:
     """Which draft is accepted more often, if the interval tells."""
-    if math.isnan(difference.low):
+    if needed is None:
         return (
             f"one prompt gives no interval for the difference of {difference.estimate:+.3f} in α; use "
             "more prompts"
@@ -294,7 +295,7 @@ def _answer(
         enough = (
             f"{prompts:,} prompts, as here, show"
             if needed <= prompts
-            else f"about {needed:,.0f} prompts would show"
+            else f"about {needed:,} prompts would show"
         )
         return (
             f"the difference A − B in α is within the noise: {difference:{digits}} ({values}); {enough} a difference of "

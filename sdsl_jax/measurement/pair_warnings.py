@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+
+import numpy as np
 
 from sdsl_jax.checkpoints.identity import identity
 from sdsl_jax.checkpoints.model_folder import LoadedModel
 from sdsl_jax.data.prompts import Prompts
 from sdsl_jax.data.tokenizer import same_tokens
+from sdsl_jax.decoding import Decoded
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.events import FALSE_ALARM, alarm_score
 from sdsl_jax.measurement.latency import GenerationTimes
@@ -16,6 +20,9 @@ from sdsl_jax.measurement.pair import PairMeasurement, PairSettings
 
 # With fewer prompts than this, an interval over them is a guess.
 _FEW_PROMPTS = 8
+# Texts that share so many tokens in a row say the same; where more than this share of the rows does,
+# they are no independent clusters.
+_SAME_WORDS, _ALIKE = 8, 0.25
 
 
 def share_tokens(draft: LoadedModel, target: LoadedModel) -> bool:
@@ -112,6 +119,14 @@ def result_warnings(measured: PairMeasurement) -> list[str]:
     measurements.
     """
     warnings = []
+    first = measured.lookaheads[0]
+    if first.divergences is not None:
+        alike, rows = texts_alike(first.decoded), len(first.decoded.tokens)
+        if rows > 1 and alike > max(1, _ALIKE * rows):
+            warnings.append(
+                f"{alike} of {rows} greedy texts run into the same {_SAME_WORDS} tokens: prompts are then not independent, and "
+                "intervals and tests over prompts promise too much."
+            )
     for result in measured.lookaheads:
         z = result.statistics.self_check
         if abs(z) > alarm_score(len(measured.lookaheads)):
@@ -121,6 +136,18 @@ def result_warnings(measured: PairMeasurement) -> list[str]:
                 f"warning in at most one of {1 / FALSE_ALARM:,.0f} measurements."
             )
     return warnings
+
+
+def texts_alike(decoded: Decoded) -> int:
+    """How many rows hold the stretch of 8 tokens, in the second half of their new text, that most rows
+    hold there. Greedy texts of small models fall into loops, and many into the same one."""
+    rows_with: Counter[tuple[int, ...]] = Counter()
+    for ids, begin, end in zip(decoded.tokens, decoded.prompt_lengths, decoded.lengths):
+        half = np.asarray(ids)[(begin + end) // 2 : end].tolist()
+        rows_with.update(
+            {tuple(half[i : i + _SAME_WORDS]) for i in range(len(half) - _SAME_WORDS + 1)}
+        )
+    return max(rows_with.values(), default=0)
 
 
 def timing_warnings(times: Sequence[GenerationTimes]) -> list[str]:

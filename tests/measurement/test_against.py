@@ -209,7 +209,7 @@ def test_the_answer_says_who_is_better_only_if_the_interval_does():
     )
     sharp = _answer(Interval(-0.001, -0.003, 0.001), a, b, 64, 13)
     assert "64 prompts, as here, show a difference of 0.01" in sharp
-    alone = _answer(Interval(0.1, math.nan, math.nan), a, b, 1, math.nan)
+    alone = _answer(Interval(0.1, math.nan, math.nan), a, b, 1, None)
     assert alone.startswith("one prompt gives no interval for the difference of +0.100 in α")
 
 

@@ -11,7 +11,7 @@ from sdsl_jax.checkpoints.loading import load_model
 from sdsl_jax.errors import SdslError
 from sdsl_jax.measurement import measure_pair, measured_pair, speculate
 from sdsl_jax.measurement.latency import StepCosts
-from sdsl_jax.measurement.pair_warnings import timing_warnings
+from sdsl_jax.measurement.pair_warnings import result_warnings, texts_alike, timing_warnings
 from sdsl_jax.records import read_table
 from sdsl_jax.records.documents import schema_of, to_json
 from sdsl_jax.statistics import Interval
@@ -110,6 +110,28 @@ def test_a_draft_is_compared_with_another_one(models, pair):
     for wrong in (dict(draft=draft, against="ngram"), dict(draft="ngram", against=draft)):
         with pytest.raises(SdslError, match="n-grams have none; measure each by itself"):
             measure_pair(target=target, prompts=TEXTS, **SMALL, **wrong)
+
+
+def test_greedy_texts_that_run_into_one_loop_are_warned_about():
+    """Only what follows the first half of the new text counts, wherever in the loop a row is."""
+    loop = np.tile(np.arange(9), 6)
+    tokens = np.stack([np.r_[0, loop[i : i + 40]] for i in range(3)])
+    own = np.random.default_rng(0).integers(10, 1000, (9, 41))
+    decoded = SimpleNamespace(
+        tokens=np.concatenate([tokens, own]), prompt_lengths=np.ones(12, int), lengths=[41] * 12
+    )
+    assert texts_alike(decoded) == 3
+    run = SimpleNamespace(
+        decoded=decoded, divergences=[], lookahead=1, statistics=SimpleNamespace(self_check=0.0)
+    )
+    assert result_warnings(SimpleNamespace(lookaheads=[run])) == []
+    decoded.tokens[3, 1:] = loop[5:45]
+    (warning,) = result_warnings(SimpleNamespace(lookaheads=[run]))
+    assert warning.startswith("4 of 12 greedy texts run into the same 8 tokens: prompts are then")
+    run.divergences = None  # sampled
+    assert result_warnings(SimpleNamespace(lookaheads=[run])) == []
+    decoded.lengths = [8] * 12
+    assert texts_alike(decoded) == 0
 
 
 def test_a_run_is_replayed_by_the_other_verification_and_at_other_temperatures(pair):
