@@ -1,4 +1,5 @@
-"""Intervals for means of independent clusters and for medians, and a score for counts of unequal coins. Numpy only."""
+"""Intervals for means of independent clusters and for medians, tests of paired differences, and a
+score for counts of unequal coins. Numpy only."""
 
 from __future__ import annotations
 
@@ -84,6 +85,17 @@ def student_quantile(probability: float, degrees: int) -> float:
     )
 
 
+def ratio_error(numerators: np.ndarray, denominators: np.ndarray) -> float:
+    """Linearised (jackknife-like) standard error of Σ numerators / Σ denominators over independent
+    clusters; NaN for fewer than two clusters, or none with a weight."""
+    numerators, denominators = np.asarray(numerators, float), np.asarray(denominators, float)
+    n, total = len(numerators), denominators.sum()
+    if n < 2 or total <= 0:
+        return math.nan
+    residuals = numerators - numerators.sum() / total * denominators
+    return math.sqrt(n / (n - 1) * np.square(residuals).sum()) / total
+
+
 def ratio_interval(numerators: np.ndarray, denominators: np.ndarray, confidence: float) -> Interval:
     """Σ numerators / Σ denominators over independent clusters, with the linearised (jackknife-like)
     standard error.
@@ -103,9 +115,7 @@ def ratio_interval(numerators: np.ndarray, denominators: np.ndarray, confidence:
     ratio = numerators.sum() / total
     if n < 2:
         return Interval(float(ratio), math.nan, math.nan)
-    residuals = numerators - ratio * denominators
-    error = math.sqrt(n / (n - 1) * np.square(residuals).sum()) / total
-    half = student_quantile(0.5 + confidence / 2, n - 1) * error
+    half = student_quantile(0.5 + confidence / 2, n - 1) * ratio_error(numerators, denominators)
     return Interval(float(ratio), float(ratio - half), float(ratio + half))
 
 
@@ -121,6 +131,60 @@ def median_interval(values: np.ndarray, confidence: float) -> Interval:
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * math.sqrt(n) / 2
     low, high = max(0, math.floor(n / 2 - half) - 1), min(n - 1, math.ceil(n / 2 + half))
     return Interval(float(np.median(ordered)), float(ordered[low]), float(ordered[high]))
+
+
+# Up to so many clusters all sign flips are counted; beyond, as many are drawn at random.
+_EXACT_FLIPS = 14
+
+
+def sign_flip_probability(differences: np.ndarray, seed: int = 0) -> float:
+    """Two-sided p-value of Fisher's sign-flip test: how often independent clusters give a sum at least
+    this far from 0 if each had either sign with equal chance.
+
+    The test needs no normality and no equal variances, only that under the null hypothesis a
+    cluster's difference has a symmetric distribution, as when two drafts are interchangeable. With up
+    to 14 differences that are not 0 it is exact. With more, p = (1 + flips as extreme)/(1 + flips) of
+    16,383 random ones, which is a valid p-value of at least 1/16,384.
+
+    Args:
+      differences: One for each cluster.
+      seed: Seed of the random flips.
+    """
+    d = np.asarray(differences, float)
+    d = d[d != 0]
+    if not len(d):
+        return 1.0
+    # What rounding makes of a tie still counts as one.
+    bar = abs(d.sum()) - 1e-9 * np.abs(d).sum()
+    if len(d) <= _EXACT_FLIPS:
+        bits = np.arange(2 ** len(d))[:, None] >> np.arange(len(d)) & 1
+        return float((np.abs((1 - 2 * bits) @ d) >= bar).mean())
+    random, flips, extreme = np.random.default_rng(seed), 2**_EXACT_FLIPS - 1, 0
+    at_a_time = max(1, 2**22 // len(d))
+    for begin in range(0, flips, at_a_time):
+        shape = min(at_a_time, flips - begin), len(d)
+        signs = 1 - 2 * random.integers(0, 2, shape, dtype=np.int8)
+        extreme += int((np.abs(signs @ d) >= bar).sum())
+    return (1 + extreme) / (1 + flips)
+
+
+def mcnemar_probability(only_one: int, only_other: int) -> float:
+    """Two-sided p-value of McNemar's exact test of paired yes-or-no outcomes (McNemar 1947).
+
+    Of the outcomes in which two differ, half favour each under the null hypothesis: p is twice the
+    binomial tail at the smaller count, at most 1. Outcomes are taken as independent; where they come
+    in clusters, p is too small, and `sign_flip_probability` over clusters is right.
+
+    Args:
+      only_one: Outcomes that only the first says yes to.
+      only_other: Outcomes that only the second says yes to.
+    """
+    n, k = only_one + only_other, min(only_one, only_other)
+    of_none = math.lgamma(n + 1) - n * math.log(2)
+    tail = math.fsum(
+        math.exp(of_none - math.lgamma(i + 1) - math.lgamma(n - i + 1)) for i in range(k + 1)
+    )
+    return min(1.0, 2 * tail)
 
 
 # The saddlepoint is looked for between these logits; within chances of 1e-9 and 1 − 1e-9 it lies

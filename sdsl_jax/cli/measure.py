@@ -20,6 +20,7 @@ from sdsl_jax.errors import require
 
 if TYPE_CHECKING:
     from sdsl_jax.checkpoints.model_folder import LoadedModel
+    from sdsl_jax.measurement.against import DraftComparison
     from sdsl_jax.measurement.pair_report import LookaheadReport, PairReport, RetokenisedReport
 
 _FOLDER = arg(metavar="DIR")
@@ -34,7 +35,9 @@ TOPICS = (
         ),
     ),
     Topic(
-        "measurement", "What else is measured.", ("timed", "replay", "confidence", "retokenised")
+        "measurement",
+        "What else is measured.",
+        ("against", "timed", "replay", "confidence", "retokenised"),
     ),
     Topic(
         "checkpoint",
@@ -65,6 +68,7 @@ def measure(
     stop: Annotated[str, arg(metavar="end|ID[,ID...]")] = "",
     seed: int = 0,
     batch: Annotated[int, arg(metavar="ROWS")] = 32,
+    against: Annotated[str, arg(metavar="DIR")] = "",
     confidence: Annotated[float, arg(metavar="P")] = 0.9,
     timed: Annotated[int, arg(metavar="PROMPTS")] = 4,
     replay: Annotated[int, arg(metavar="PROMPTS")] = 0,
@@ -114,6 +118,9 @@ def measure(
             document.
         seed: Seed of all sampling.
         batch: Prompts decoded at a time.
+        against: Folder of another draft. Both drafts are compared on the same samples of the target:
+            the difference of their acceptance, and whether it is more than chance. Only the first
+            one is decoded and timed.
         confidence: Confidence of the intervals.
         timed: Number of prompts whose generation is timed, one at a time; 0 leaves out times and
             costs.
@@ -148,6 +155,7 @@ def measure(
     from sdsl_jax.data.prompts import load_prompts
     from sdsl_jax.decoding import Sampling
     from sdsl_jax.measurement import measured_pair, pair_report
+    from sdsl_jax.measurement.against import NO_ALPHA
     from sdsl_jax.measurement.pair import PairSettings
     from sdsl_jax.measurement.retokenised import retokenised_acceptance
 
@@ -184,7 +192,12 @@ def measure(
                 draft_train_tokens,
                 "--draft-train-tokens",
             )
-        require_ignored(ignore_key, *(m for m in (verifier, proposer) if m is not None))
+        other = None
+        if against:
+            require(measured_pair.NGRAM not in (draft, against), NO_ALPHA)
+            require(not retokenised, "--retokenised compares no drafts; leave out --against.")
+            other = load_model(Path(against), options._replace(chat_template="none"), progress)
+        require_ignored(ignore_key, *(m for m in (verifier, proposer, other) if m is not None))
         chosen = load_prompts(
             prompts,
             verifier.tokenizer,
@@ -230,6 +243,7 @@ def measure(
             settings,
             timed=timed,
             replayed=replay,
+            against=other,
             out=out,
             options=options,
             requested=count,
@@ -263,9 +277,12 @@ _SHOWN_ABOVE = ("per_test_acceptance", "paper_tar", "paper_alpha")
 def _print(console: Console, r: PairReport) -> None:
     from sdsl_jax.measurement.pair_report import ModelReport
 
-    for role, model in (("target", r.target), ("draft", r.draft)):
+    roles = {"target": r.target, "draft": r.draft}
+    if r.against is not None:
+        roles = {"target": r.target, "draft A": r.draft, "draft B": r.against}
+    for role, model in roles.items():
         about = f": {_about(model)}" if isinstance(model, ModelReport) else ""
-        say(console, f"{role:<6}  {model.model_id}{about}")
+        say(console, f"{role:<{max(map(len, roles))}}  {model.model_id}{about}")
     p = r.prompts
     lengths = f"{p.shortest}" if p.shortest == p.longest else f"{p.shortest} to {p.longest}"
     filters = [
@@ -278,12 +295,15 @@ def _print(console: Console, r: PairReport) -> None:
         console,
         f"prompts {p.count} of {p.available} from {p.source}, {lengths} tokens, {r.new_tokens} new each; {how}",
     )
+    of = "" if r.against is None else " of A"
     if r.alpha is not None:
         say(
             console,
-            f"\nacceptance α = {r.alpha:.3f}, exact, on {r.alpha_tokens:,} tokens of the target's own samples",
+            f"\nacceptance α{of} = {r.alpha:.3f}, exact, on {r.alpha_tokens:,} tokens of the target's own samples",
         )
     say(console, "")
+    if r.comparison is not None:
+        _print_comparison(console, r.comparison)
     console.print(_decoder_table(r))
     if r.generation:
         console.print(_times_table(r))
@@ -330,6 +350,53 @@ def _print(console: Console, r: PairReport) -> None:
         say(console, f"warning: {text}")
 
 
+def _print_comparison(console: Console, c: DraftComparison) -> None:
+    """The two drafts side by side, and what their difference says."""
+    console.print(_comparison_table(c))
+    say(console, f"{c.answer}.")
+    p = f"p = {c.sign_flip_p:.2g}" if c.sign_flip_p >= 1e-4 else "p < 0.0001"
+    say(console, f"sign flips of whole prompts: {p}")
+    if not math.isnan(c.pairing_gain):
+        gain = (
+            f"as small an error would take {c.pairing_gain:.1f} times as many prompts"
+            if c.pairing_gain > 1
+            else "on these prompts pairing gains nothing"
+        )
+        say(
+            console,
+            f"standard error {c.standard_error:.4f} on the same samples, {c.unpaired_standard_error:.4f} on different ones: "
+            f"{gain}",
+        )
+    if (g := c.greedy) is not None:
+        say(
+            console,
+            f"tokens of the target's greedy text that a draft puts first: {g.both:,} both, {g.only_draft:,} only A, "
+            f"{g.only_against:,} only B, {g.neither:,} neither\n"
+            f"McNemar's exact test p = {g.mcnemar_p:.2g}: it takes tokens as independent, and tokens of one prompt are not, so "
+            "trust the sign flips",
+        )
+    say(console, "")
+
+
+def _comparison_table(c: DraftComparison) -> Table:
+    shares = f"{c.tv.draft_nearer:.1%}", f"{c.tv.against_nearer:.1%}"
+    rows = [
+        ["acceptance α", f"{c.alpha:.3f}", f"{c.alpha_against:.3f}", f"{c.difference:.4f}"],
+        *(
+            [
+                f"τ expected at γ = {e.lookahead}",
+                f"{e.draft:.3f}",
+                f"{e.against:.3f}",
+                f"{e.difference:.3f}",
+            ]
+            for e in c.expected
+        ),
+        ["tokens at which it is nearer to the target", *shares, ""],
+    ]
+    title = f"Drafts A and B on the same {c.tokens:,} tokens of {c.prompts:,} prompts"
+    return table(title, ["", "A", "B", "A − B"], rows)
+
+
 def _greedy(row: LookaheadReport) -> str:
     apart = row.greedy_divergences or []
     if not apart:
@@ -355,7 +422,8 @@ def _about(model: Any) -> str:
 def _decoder_table(r: PairReport) -> Table:
     rows = r.per_lookahead
     columns = ["lookahead γ", *(str(row.lookahead) for row in rows)]
-    decoder = table("The decoder, all rounds", columns, [])
+    title = "The decoder, all rounds" + (" of draft A" if r.against is not None else "")
+    decoder = table(title, columns, [])
     token = " (token verification)" if r.verification == "block" else ""
     decoder.add_row("tokens per round τ", *(f"{row.tokens_per_round:.3f}" for row in rows))
     if r.alpha is not None:

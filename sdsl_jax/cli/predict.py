@@ -24,7 +24,7 @@ from sdsl_jax.errors import require
 
 if TYPE_CHECKING:
     from sdsl_jax.codesign.predict import Prediction
-    from sdsl_jax.codesign.predict_lookahead import LookaheadAnswer
+    from sdsl_jax.codesign.predict_lookahead import LookaheadAnswer, RunningLookahead
 
 _COUNT = arg(metavar="COUNT")
 _COUNTS = arg(metavar="COUNT[,COUNT...]")
@@ -158,23 +158,31 @@ def _shared(answers: list[Prediction], texts: Callable[[Prediction], list[str]])
 
 
 def lookahead(
-    cost: Annotated[float, arg(metavar="C")],
+    cost: Annotated[float | None, arg(metavar="C")] = None,
+    target_tps: Annotated[float | None, arg(metavar="TPS")] = None,
+    draft_tps: Annotated[float | None, arg(metavar="TPS")] = None,
     acceptance: Annotated[str, arg(metavar="ALPHA")] = "",
     acceptance_length: Annotated[float | None, arg(metavar="TAU")] = None,
     accepted: Annotated[str, _COUNT] = "",
     drafted: Annotated[str, _COUNT] = "",
     at_lookahead: Annotated[int | None, arg(metavar="GAMMA")] = None,
     verify_cost: Annotated[float | None, arg(metavar="V")] = None,
+    lookahead: Annotated[int | None, arg(metavar="GAMMA")] = None,
     json: Flag = False,
 ) -> None:
     """How far ahead should my draft guess (num_speculative_tokens), and does it pay?
 
     Give the acceptance probability. Or give what was measured at a known lookahead, from which it
     follows: an acceptance length, or the counts of accepted and proposed drafts that engines log.
+    Give the cost of a draft step, or the speeds of both models. With --lookahead, the answer also
+    says what the lookahead that you run gives, from which acceptance on it pays, and what it loses
+    against the best one.
 
     Args:
         cost: Cost of one draft step in target steps: the time of a draft token divided by the time of
             a target token, such as 0.05.
+        target_tps: Tokens per second that the target writes alone, in place of a cost.
+        draft_tps: Tokens per second that the draft writes alone, at the same batch and context.
         acceptance: Probability that a draft token is accepted, such as 0.7 or 70%.
         acceptance_length: Mean number of tokens emitted per round, including the bonus token;
             between 1 and GAMMA + 1.
@@ -184,6 +192,7 @@ def lookahead(
         at_lookahead: Drafts per round (num_speculative_tokens) at which these were measured.
         verify_cost: Cost of a verify pass with all overheads of a round, in target steps: at least 1,
             and 1 if left out.
+        lookahead: Drafts per round that you run (num_speculative_tokens).
         json: Print JSON.
     """
     from sdsl_jax.codesign.predict_lookahead import best_lookahead
@@ -196,6 +205,9 @@ def lookahead(
         verify_cost,
         _drafts(accepted, "--accepted"),
         _drafts(drafted, "--drafted"),
+        lookahead=lookahead,
+        target_tps=target_tps,
+        draft_tps=draft_tps,
     )
     if json:
         print_json(answer)
@@ -228,6 +240,15 @@ def _print_lookahead(
             f"at γ = {at_lookahead}"
         )
     say(console, f"acceptance α = {answer.acceptance:.3f}{inverted}")
+    if answer.target_tps is not None and answer.draft_tps is not None:
+        swapped = "; the draft is not faster than the target: are the two swapped?"
+        say(
+            console,
+            f"cost of a draft step {answer.target_tps:g} / {answer.draft_tps:g} tokens/s = {answer.cost:.3f} target steps"
+            + (swapped if answer.cost >= 1 else ""),
+        )
+    if answer.running is not None:
+        _print_running(console, answer.running, answer)
     if answer.speculate:
         first, last = answer.lookahead_within_1pct
         say(
@@ -247,7 +268,7 @@ def _print_lookahead(
         say(console, f"over that interval {span}; {counts.interval_basis}")
     say(
         console,
-        f"speculation pays up to a draft-step cost of {answer.break_even_cost:.3f} target steps; here it is {answer.cost:g}",
+        f"speculation pays up to a draft-step cost of {answer.break_even_cost:.3f} target steps; here it is {answer.cost:.4g}",
     )
     if answer.verify_cost_assumed:
         say(
@@ -260,3 +281,25 @@ def _print_lookahead(
             f"speculation pays up to a verify cost of {answer.break_even_verify_cost:.2f} target steps; here it is "
             f"{answer.verify_cost:g}",
         )
+
+
+def _print_running(console: Console, running: RunningLookahead, answer: LookaheadAnswer) -> None:
+    """What the lookahead in use gives, from which acceptance on it pays, and what it loses."""
+    gamma, alpha = running.lookahead, running.break_even_acceptance
+    verdict = "faster" if running.pays else "no faster"
+    say(
+        console,
+        f"your lookahead γ = {gamma}: speed-up {running.speedup:.3f}×, {running.tokens_per_round:.2f} tokens per round; "
+        f"{verdict} than plain decoding",
+    )
+    edge = (
+        f"it pays above α = {alpha:.3f}"
+        if alpha < 1
+        else "no acceptance makes it pay: a round costs γ + 1 target steps or more"
+    )
+    say(console, f"{edge}; as α → 1 its speed-up reaches {running.ceiling:.3f}×")
+    if gamma == answer.lookahead_integer:
+        say(console, "it is the best lookahead")
+    else:
+        other = f"γ = {answer.lookahead_integer}" if answer.speculate else "plain decoding"
+        say(console, f"it loses {running.loss:.1%} against {other}")

@@ -23,7 +23,7 @@ _optimum = kept_program(optimal_lookahead_unchecked)
 # Two-sided 90% of a normal distribution.
 _NORMAL_90 = 1.6448536269514722
 # More drafts in a round than any engine proposes.
-_LARGEST_COUNTED = 1024
+_LARGEST_LOOKAHEAD = 1024
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,56 @@ class LookaheadCounts:
     interval_basis: str
 
 
+@dataclass(frozen=True)
+class RunningLookahead:
+    """What a given lookahead gives, and what it loses against the best one.
+
+    Attributes:
+      lookahead: γ, drafts per round.
+      tokens_per_round: τ at this γ.
+      speedup: S = τ/(γ·d + v) at this γ.
+      pays: Whether S is above 1.
+      break_even_acceptance: The α at which S is 1: speculation pays above it; 1 where it pays at
+        no α below 1.
+      ceiling: S as α → 1, (γ + 1)/(γ·d + v).
+      loss: Share of the best whole lookahead's S that this γ loses; plain decoding counts as γ = 0.
+    """
+
+    lookahead: int
+    tokens_per_round: float
+    speedup: float
+    pays: bool
+    break_even_acceptance: float
+    ceiling: float
+    loss: float
+
+    @classmethod
+    def of(
+        cls, lookahead: int, acceptance: float, cost: float, verify_cost: float, best: float
+    ) -> RunningLookahead:
+        """The answer on one lookahead.
+
+        Args:
+          lookahead: γ.
+          acceptance: α.
+          cost: d.
+          verify_cost: v.
+          best: S at the best whole lookahead.
+        """
+        tau = float(tokens_per_round(np.float64(acceptance), lookahead))
+        steps = lookahead * cost + verify_cost
+        return cls(
+            lookahead=lookahead,
+            tokens_per_round=tau,
+            speedup=tau / steps,
+            pays=tau > steps,
+            # 1 where even γ + 1 tokens of a round take fewer than its steps.
+            break_even_acceptance=float(acceptance_from_tokens_per_round(steps, lookahead)),
+            ceiling=(lookahead + 1) / steps,
+            loss=max(0.0, 1 - tau / steps / best),
+        )
+
+
 @dataclass(frozen=True, repr=False)
 class LookaheadAnswer:
     """How far ahead a draft at hand should guess, and what that gives.
@@ -163,6 +213,9 @@ class LookaheadAnswer:
       break_even_verify_cost: Largest v at which a whole lookahead pays.
       counts: Counts of an engine's log; their keys stand beside these.
       verify_cost_assumed: Whether v = 1 was assumed.
+      target_tps: Tokens per second of the target, if d follows from two speeds.
+      draft_tps: Tokens per second of the draft, likewise.
+      running: What the lookahead in use gives, if there is one.
     """
 
     acceptance: float
@@ -179,6 +232,9 @@ class LookaheadAnswer:
     break_even_verify_cost: float
     counts: LookaheadCounts | None
     verify_cost_assumed: bool
+    target_tps: float | None = None
+    draft_tps: float | None = None
+    running: RunningLookahead | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As `sdsl lookahead --json` prints it."""
@@ -190,7 +246,7 @@ class LookaheadAnswer:
 
     def _facts(self) -> dict[str, str]:
         low, high = self.lookahead_within_1pct
-        return {
+        facts = {
             "α": f"{self.acceptance:.3f}",
             "best γ": f"{self.lookahead_integer} (γ* = {self.lookahead:.2f})",
             "γ within 1%": f"{low} – {high}",
@@ -198,6 +254,9 @@ class LookaheadAnswer:
             "speed-up": f"{self.speedup_integer:.3f}×",
             "pays up to d": f"{self.break_even_cost:.3f}",
         }
+        if self.running is not None:
+            facts[f"speed-up at γ = {self.running.lookahead}"] = f"{self.running.speedup:.3f}×"
+        return facts
 
     def __repr__(self) -> str:
         if not self.speculate:
@@ -211,32 +270,44 @@ class LookaheadAnswer:
 
 
 def best_lookahead(
-    cost: float,
+    cost: float | None = None,
     acceptance: float | None = None,
     acceptance_length: float | None = None,
     at_lookahead: int | None = None,
     verify_cost: float | None = None,
     accepted: float | None = None,
     drafted: float | None = None,
+    *,
+    lookahead: int | None = None,
+    target_tps: float | None = None,
+    draft_tps: float | None = None,
 ) -> LookaheadAnswer:
-    """γ*, the best whole γ and what they give.
+    """γ*, the best whole γ and what they give; and what the γ in use gives, if there is one.
 
     α comes from one of three sources: `acceptance`; or `acceptance_length` measured at
     `at_lookahead`; or the counts `accepted` and `drafted` at `at_lookahead`, which also give 90%
     intervals of α and γ.
 
     Args:
-      cost: d, of a draft step in target steps.
+      cost: d, of a draft step in target steps; or give both speeds.
       acceptance: α in [0, 1).
       acceptance_length: τ in [1, γ + 1), mean tokens per round with the bonus token.
       at_lookahead: γ (num_speculative_tokens) at which τ or the counts were measured.
       verify_cost: v ≥ 1, in target steps; 1 if None.
       accepted: Drafts that were accepted, without bonus tokens.
       drafted: Drafts that were proposed.
+      lookahead: γ in use, 1 to 1024.
+      target_tps: Tokens per second of the target alone.
+      draft_tps: Tokens per second of the draft alone; d = target_tps/draft_tps.
 
     Raises:
       SdslError: A number is missing or out of range.
     """
+    cost = _cost(cost, target_tps, draft_tps)
+    require(
+        lookahead is None or 1 <= lookahead <= _LARGEST_LOOKAHEAD,
+        f"--lookahead is {lookahead}; it must be the drafts of a round that you run, 1 to {_LARGEST_LOOKAHEAD}.",
+    )
     assumed, verify_cost = verify_cost is None, 1.0 if verify_cost is None else verify_cost
     _check_costs(cost, verify_cost)
     with jax.enable_x64(True):
@@ -279,6 +350,7 @@ def best_lookahead(
                 interval_basis="rounds taken as independent, every draft accepted with the same α; requests that differ make it "
                 "wider than this",
             )
+        speedup = float(best.speedup_integer)
         return LookaheadAnswer(
             acceptance=acceptance,
             cost=cost,
@@ -288,24 +360,50 @@ def best_lookahead(
             lookahead_within_1pct=within,
             tokens_per_round=float(tokens_per_round(np.float64(acceptance), whole)),
             speedup=float(best.speedup),
-            speedup_integer=float(best.speedup_integer),
+            speedup_integer=speedup,
             speculate=bool(best.speculate),
             break_even_cost=_root(pays, 0.0, 1.0, turns=50),
             break_even_verify_cost=break_even_verify_cost(acceptance, cost),
             counts=counts,
             verify_cost_assumed=assumed,
+            target_tps=target_tps,
+            draft_tps=draft_tps,
+            running=None
+            if lookahead is None
+            else RunningLookahead.of(lookahead, acceptance, cost, verify_cost, speedup),
         )
 
 
 def _check_costs(cost: float, verify_cost: float) -> None:
     require(
         0 < cost < float("inf"),
-        f"the cost of a draft step is {cost:g} target steps; it must be positive.",
+        f"the cost of a draft step is {cost:g} target steps; it must be positive and finite.",
     )
     require(
         1 <= verify_cost < float("inf"),
         f"the cost of a verify pass is {verify_cost:g} target steps; it must be at least 1, for it does all that a step does.",
     )
+
+
+def _cost(cost: float | None, target_tps: float | None, draft_tps: float | None) -> float:
+    """d, as it is given or from the speeds of both models."""
+    require(
+        (target_tps is None) == (draft_tps is None),
+        "one speed says nothing of the cost of a draft step: give both --target-tps and --draft-tps.",
+    )
+    require(
+        (cost is None) != (target_tps is None),
+        "give either --cost, or --target-tps and --draft-tps, from which the cost follows.",
+    )
+    if target_tps is not None and draft_tps is not None:
+        for name, speed in (("--target-tps", target_tps), ("--draft-tps", draft_tps)):
+            require(
+                0 < speed < math.inf,
+                f"{name} is {speed:g} tokens per second; it must be positive and finite.",
+            )
+        cost = target_tps / draft_tps
+    assert cost is not None
+    return cost
 
 
 def _acceptance(
@@ -333,8 +431,8 @@ def _acceptance(
     gamma = at_lookahead or 0
     if accepted is not None and drafted is not None:
         require(
-            1 <= gamma <= _LARGEST_COUNTED,
-            f"counts mean nothing without the lookahead they were taken at: give --at-lookahead, 1 to {_LARGEST_COUNTED}.",
+            1 <= gamma <= _LARGEST_LOOKAHEAD,
+            f"counts mean nothing without the lookahead they were taken at: give --at-lookahead, 1 to {_LARGEST_LOOKAHEAD}.",
         )
         counted = counted_acceptance(accepted, drafted, gamma)
         acceptance = counted.acceptance
@@ -452,7 +550,7 @@ def best_measured_lookahead(
         interval = [int(x) for x in np.quantile(bests, [0.05, 0.95], method="nearest")]
     # A draft more pays as long as it adds more than d·S tokens; a tail below 1 ends that.
     tail = min(tail_acceptance, 1 - 1e-9)
-    further = share[-1] * tail ** np.arange(1, _LARGEST_COUNTED)
+    further = share[-1] * tail ** np.arange(1, _LARGEST_LOOKAHEAD)
     longer = speedups(np.concatenate([share, further]))
     return MeasuredLookahead(
         cost=cost,

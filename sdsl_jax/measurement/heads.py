@@ -123,6 +123,7 @@ def head_overlap(
         PairOverlap(
             np.where(counted, by_draft[k], 0.0)[None, :, k:].sum(axis=-1),
             counted[:, k:].sum(axis=1),
+            np.where(counted & (np.arange(length - first) >= k), by_draft[k], 0.0)[None],
         )
         for k in range(drafts)
     ]

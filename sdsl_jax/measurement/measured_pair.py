@@ -19,7 +19,8 @@ from sdsl_jax.checkpoints.model_folder import LoadedModel
 from sdsl_jax.data.prompts import Prompts, encode_prompts, load_prompts, pad_prompts
 from sdsl_jax.decoding import Head, Model, NgramDraft, Sampling, one_vocabulary
 from sdsl_jax.errors import require
-from sdsl_jax.measurement import pair_records, pair_report
+from sdsl_jax.measurement import pair_records, pair_report, pair_warnings
+from sdsl_jax.measurement.against import NO_ALPHA, DraftComparison, compare_drafts
 from sdsl_jax.measurement.events import CONVENTIONS, DecodedStatistics, summarise
 from sdsl_jax.measurement.latency import (
     GenerationTimes,
@@ -68,6 +69,8 @@ class MeasuredPair:
       replays: Counterfactuals of the runs; empty if none were asked for.
       options: How published checkpoints were read.
       requested: Prompts asked for; the source may have had fewer.
+      against: Another draft, compared on the same samples of the target; None if there is none.
+      comparison: The draft (A) compared with the other one (B); None if there is none.
     """
 
     draft: LoadedModel | None
@@ -80,6 +83,8 @@ class MeasuredPair:
     replays: list[Replay] = dataclasses.field(default_factory=list)
     options: LoadOptions = DEFAULT_OPTIONS
     requested: int = 0
+    against: LoadedModel | None = None
+    comparison: DraftComparison | None = None
 
     @property
     def acceptance(self) -> Interval:
@@ -97,13 +102,16 @@ class MeasuredPair:
     @property
     def warnings(self) -> list[str]:
         """What a reader should know, a sentence each."""
-        return (
-            pair_report.input_warnings(
+        warnings = (
+            pair_warnings.input_warnings(
                 self.draft, self.target, self.prompts, self.settings, self.requested
             )
-            + pair_report.result_warnings(self.measurement)
-            + pair_report.timing_warnings(self.times)
+            + pair_warnings.result_warnings(self.measurement)
+            + pair_warnings.timing_warnings(self.times)
         )
+        if self.draft is not None and self.against is not None:
+            warnings += pair_warnings.comparison_warnings(self.draft, self.against, self.target)
+        return list(dict.fromkeys(warnings))
 
     def table(self) -> pandas.DataFrame:
         """One row per lookahead: τ and its expectation, acceptance, self-check, and what was timed.
@@ -161,6 +169,8 @@ class MeasuredPair:
             expected=[document(pair_report.ExpectedReport, rounds) for rounds in m.expected],
             costs=self._costs(),
             replay=[pair_report.ReplayReport.of(each) for each in self.replays],
+            against=self.against and pair_report.ModelReport.of(self.against, None),
+            comparison=self.comparison,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -369,6 +379,7 @@ def measure_pair(
     prompt_tokens: int = 32,
     timed: int = 0,
     replayed: int = 0,
+    against: AnyModel | None = None,
     options: LoadOptions = DEFAULT_OPTIONS,
     progress: Progress | None = None,
     **settings: Any,
@@ -389,6 +400,7 @@ def measure_pair(
       prompt_tokens: Longest prompt taken from a source.
       timed: Prompts whose generation is timed, one at a time; 0 for none.
       replayed: Prompts whose run is replayed with all distributions; 0 for none.
+      against: Another draft, to compare on the same samples of the target.
       options: How to read published checkpoints.
       progress: Reports progress after every batch.
       **settings: Filters of the sampling (top_k, top_p, min_p), and other fields of `PairSettings`:
@@ -400,6 +412,10 @@ def measure_pair(
     """
     how = _settings(_whole_numbers(lookaheads), new_tokens, temperature, seed, **settings)
     draft_model, target_model = _load_pair(draft, target, options, progress)
+    other = None
+    if against is not None:
+        require(against != NGRAM, NO_ALPHA)
+        other, _ = _load_pair(against, target_model, options, progress)
     return measure_and_record(
         draft_model,
         target_model,
@@ -407,6 +423,7 @@ def measure_pair(
         how,
         timed=timed,
         replayed=replayed,
+        against=other,
         options=options,
         requested=count if isinstance(prompts, str | Path) else 0,
         progress=progress,
@@ -421,6 +438,7 @@ def measure_and_record(
     *,
     timed: int = 0,
     replayed: int = 0,
+    against: LoadedModel | None = None,
     out: Path | None = None,
     options: LoadOptions = DEFAULT_OPTIONS,
     requested: int = 0,
@@ -437,6 +455,7 @@ def measure_and_record(
       settings: How to measure.
       timed: Prompts whose generation is timed; 0 for none.
       replayed: Prompts whose run is replayed; 0 for none.
+      against: Another draft, to compare on the same samples of the target; it is not decoded.
       out: Folder of records.
       options: How published checkpoints were read.
       requested: Prompts that were asked for.
@@ -446,18 +465,24 @@ def measure_and_record(
       SdslError: the models have different tokenizers, the folder cannot take the pair, or the
         decoder fails.
     """
-    if draft is not None:
-        pair_report.require_one_tokenizer(draft, target)
+    for model in (draft, against):
+        if model is not None:
+            pair_warnings.require_one_tokenizer(model, target)
+    require(against is None or draft is not None, NO_ALPHA)
     if out is not None:
         _prepare(out, draft, target, prompts, settings, options)
     drafter, verifier = _decoding_pair(draft, target)
     work = drafter, verifier, prompts, settings
+    measured = measure_models(*work, progress, against and against.draft)
+    comparison = None
+    if measured.exact is not None and measured.against is not None:
+        comparison = compare_drafts(measured.exact, measured.against, settings)
     pair = MeasuredPair(
         draft,
         target,
         prompts,
         settings,
-        measure_models(*work, progress),
+        measured,
         times=time_generation(*work, timed, progress=progress) if timed else [],
         costs=time_costs(*work) if timed else None,
         replays=[replay_run(*work, lookahead, replayed) for lookahead in settings.lookaheads]
@@ -465,6 +490,8 @@ def measure_and_record(
         else [],
         options=options,
         requested=requested,
+        against=against,
+        comparison=comparison,
     )
     if out is not None:
         pair._append(out)
@@ -544,7 +571,7 @@ def _load_pair(
         return None, target
     if not isinstance(draft, LoadedModel):
         draft = load_model(draft, options._replace(chat_template="none"), progress)
-    pair_report.require_one_tokenizer(draft, target)
+    pair_warnings.require_one_tokenizer(draft, target)
     return draft, target
 
 

@@ -38,10 +38,13 @@ class PairOverlap:
     Attributes:
       acceptance: Σ_v min(p_v, q_v) at each sampling.
       positions: Number of positions of each context.
+      by_position: Σ_v min(p_v, q_v) at every position, 0 where it is not compared; None unless it was
+        asked for.
     """
 
     acceptance: Float[np.ndarray, "S contexts"]
     positions: Int[np.ndarray, " contexts"]
+    by_position: Float[np.ndarray, "S contexts T"] | None = None
 
     def mean(self, confidence: float, sampling: int = 0) -> Interval:
         """α at one of the samplings: the mean over all positions, with contexts as clusters."""
@@ -124,10 +127,13 @@ def _score(
     return _Scored(probs, (entropy * counts).sum(axis=-1), following, broken)
 
 
-@jax.jit
-def _compare(p: _Scored, q: _Scored, counts: Bool[Array, "B T"]) -> Float[Array, "S B"]:
+@functools.partial(jax.jit, static_argnames="by_position")
+def _compare(
+    p: _Scored, q: _Scored, counts: Bool[Array, "B T"], *, by_position: bool
+) -> tuple[Float[Array, "S B"], Float[Array, "S B T"] | None]:
     acceptance = jnp.stack([overlap(a, b) for a, b in zip(p.probs, q.probs)])
-    return jnp.where(counts[None], acceptance, 0).sum(axis=-1)
+    acceptance = jnp.where(counts[None], acceptance, 0)
+    return acceptance.sum(axis=-1), acceptance if by_position else None
 
 
 def rows_per_chunk(
@@ -206,6 +212,7 @@ def pairwise_overlap(
     lengths: Int[np.ndarray, " contexts"] | None = None,
     memory_bytes: int = 2**30,
     advance: Callable[[int], None] = lambda models: None,
+    by_position: bool = False,
 ) -> Overlaps:
     """Compares every (draft, target) on shared contexts, with one pass of each model over them.
 
@@ -224,6 +231,7 @@ def pairwise_overlap(
         compared.
       memory_bytes: Bound on the memory of distributions, see `rows_per_chunk`.
       advance: Called with the number of models that have just scored a chunk.
+      by_position: Whether to keep the overlap of every position besides the sums.
 
     Raises:
       SdslError: an argument is out of range, the vocabularies differ, one context alone needs more
@@ -247,6 +255,7 @@ def pairwise_overlap(
     rows = min(rows, n)
     checked = tuple(sampling.check() for sampling in samplings)
     sums: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    values: dict[tuple[str, str], list[Any]] = defaultdict(list)
     scores: dict[tuple[str, str], list[Any]] = defaultdict(list)
 
     def compare_chunk(begin: int) -> None:
@@ -283,7 +292,10 @@ def pairwise_overlap(
         for draft, model in drafts.items():
             q = score("draft", draft, model)
             for target, p in scored.items():
-                sums[draft, target].append(np.asarray(_compare(p, q, mask), float)[:, kept])
+                summed, each = _compare(p, q, mask, by_position=by_position)
+                sums[draft, target].append(np.asarray(summed, float)[:, kept])
+                if each is not None:
+                    values[draft, target].append(np.asarray(each, float)[:, kept])
 
     for begin in range(0, n, rows):
         compare_chunk(begin)
@@ -294,8 +306,12 @@ def pairwise_overlap(
         joined = None if following is None else np.concatenate(log_probs, axis=1)
         return ModelScores(np.concatenate(entropy), joined, positions)
 
+    def overlap_of(pair: tuple[str, str]) -> PairOverlap:
+        each = np.concatenate(values[pair], axis=1) if by_position else None
+        return PairOverlap(np.concatenate(sums[pair], axis=-1), positions, each)
+
     return Overlaps(
-        {pair: PairOverlap(np.concatenate(sums[pair], axis=-1), positions) for pair in sums},
+        {pair: overlap_of(pair) for pair in sums},
         {name: gather("draft", name) for name in drafts},
         {name: gather("target", name) for name in targets},
     )

@@ -3,13 +3,13 @@ whether the two agree, and what the same run would have given otherwise."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -25,7 +25,7 @@ from sdsl_jax.decoding import (
     one_vocabulary,
     speculate,
 )
-from sdsl_jax.decoding.decode import require_positions
+from sdsl_jax.decoding.decode import drafter_of, require_positions
 from sdsl_jax.decoding.verification import Verification
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.events import (
@@ -34,8 +34,9 @@ from sdsl_jax.measurement.events import (
     event_columns,
     summarise,
 )
+from sdsl_jax.measurement.greedy import Divergence, first_divergences
 from sdsl_jax.measurement.heads import overlap_after_prompts
-from sdsl_jax.measurement.overlap import pairwise_overlap
+from sdsl_jax.measurement.overlap import PairOverlap, pairwise_overlap
 from sdsl_jax.measurement.replay import (
     ExpectedRounds,
     SameContextAcceptance,
@@ -44,7 +45,6 @@ from sdsl_jax.measurement.replay import (
     expected_rounds,
     same_context_acceptance,
 )
-from sdsl_jax.models import forward
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.ranges import require_distinct, require_in
 from sdsl_jax.seeds import derive_seed
@@ -90,25 +90,6 @@ class PairSettings:
         require_in("[1, inf)", "the batch", self.batch)
         require_in("(0, 1)", "the confidence", self.confidence)
         self.sampling.check()
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """The first position at which a row of one run differs from the same row of another.
-
-    Attributes:
-      row: Row of both runs.
-      position: Position of the first token that differs; if one run ends earlier, its end.
-      margin: The target's largest logit there minus the second largest, in nats. Rounding explains
-        a divergence only where this is about the precision of the logits.
-      largest_logit: Magnitude of the largest logit there, to compare the margin with: bfloat16 has
-        8 bits.
-    """
-
-    row: int
-    position: int
-    margin: float
-    largest_logit: float
 
 
 class LookaheadResult(NamedTuple):
@@ -168,6 +149,8 @@ class PairMeasurement(NamedTuple):
       lookaheads: A result for each lookahead, in the order of the settings.
       expected: Token verification in expectation at every γ up to the largest lookahead, from the
         target's samples; empty for an n-gram draft.
+      exact: What α was averaged from, token by token of the samples; None for an n-gram draft.
+      against: The same of another draft, on the same samples; None if there is none.
     """
 
     alpha: Interval | None
@@ -175,6 +158,8 @@ class PairMeasurement(NamedTuple):
     text: TextScores | None
     lookaheads: tuple[LookaheadResult, ...]
     expected: tuple[ExpectedRounds, ...] = ()
+    exact: ExactAcceptance | None = None
+    against: ExactAcceptance | None = None
 
 
 def measure_models(
@@ -183,6 +168,7 @@ def measure_models(
     prompts: Prompts,
     settings: PairSettings,
     progress: Progress | None = None,
+    against: Model | Head | None = None,
 ) -> PairMeasurement:
     """Measures the acceptance of a pair, by scoring and by decoding.
 
@@ -193,10 +179,12 @@ def measure_models(
       prompts: One row each. A row's randomness depends on the seed and its number, not on its batch.
       settings: How to measure.
       progress: Reports progress after every batch.
+      against: Another draft, which is scored on the same samples and not decoded; none if the draft
+        copies n-grams.
 
     Raises:
       SdslError: a stop token is not an id of the target, rows exceed a model's table of positions,
-        or logits are not finite.
+        a head was made for a target of another shape, or logits are not finite.
     """
     progress = progress or Silent()
     if isinstance(draft, Model):
@@ -209,12 +197,16 @@ def measure_models(
     models: dict[str, Model | Head] = {"target": target}
     if not isinstance(draft, NgramDraft):
         models["draft"] = draft
+    if against is not None:
+        models["draft to compare with"] = against
     longest, new = int(prompts.lengths.max()), settings.new_tokens
     for role, model in models.items():
+        drafter_of(model, target, max(settings.lookaheads))  # a head may be of another target
         require_positions(model, longest + new, role, f"prompts of {longest} and {new} new tokens")
     batches = -(-len(prompts.lengths) // settings.batch)
-    progress.start("measure", batches * (3 + len(settings.lookaheads)))
-    text = samples = exact = None
+    parts = 3 + len(settings.lookaheads) + (against is not None)
+    progress.start("measure", batches * parts)
+    text = samples = exact = other = None
     expected: list[ExpectedRounds] = []
     if not isinstance(draft, NgramDraft):
         if isinstance(draft, Model):
@@ -223,17 +215,12 @@ def measure_models(
         samples = sample_target(
             target, prompts, settings, lambda: progress.advance(1, "samples of the target")
         )
-        exact = _score(draft, target, samples, settings)
-        # Rounds start at any of the `new_tokens` positions that no stop precedes, as in
-        # `events.summarise`. They may look beyond the last, but not beyond a table of positions.
-        expected = expected_rounds(
-            exact.acceptance,
-            max(settings.lookaheads),
-            lengths=exact.counted,
-            limits=exact.room,
-            confidence=settings.confidence,
-        )
+        exact = exact_acceptance(draft, target, samples, settings)
+        expected = exact.expected(settings)
         progress.advance(batches, "exact acceptance")
+        if against is not None:
+            other = exact_acceptance(against, target, samples, settings)
+            progress.advance(batches, "exact acceptance of the other draft")
     results = []
     for lookahead in settings.lookaheads:
         decoded = decode(
@@ -270,7 +257,9 @@ def measure_models(
     progress.finish()
     if exact is None:
         return PairMeasurement(None, 0, None, tuple(results))
-    return PairMeasurement(exact.alpha, exact.positions, text, tuple(results), tuple(expected))
+    return PairMeasurement(
+        exact.alpha, exact.positions, text, tuple(results), tuple(expected), exact, other
+    )
 
 
 def _batches(rows: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -389,7 +378,7 @@ def loss_on_prompts(
     )
 
 
-class _Samples(NamedTuple):
+class Samples(NamedTuple):
     """Continuations by the target, with as many tokens beyond `new_tokens` as a last round could draft."""
 
     tokens: Int[np.ndarray, "rows length"]
@@ -398,7 +387,7 @@ class _Samples(NamedTuple):
 
 def sample_target(
     target: Model, prompts: Prompts, settings: PairSettings, advance: Callable[[], None]
-) -> _Samples:
+) -> Samples:
     """Lets the target continue every prompt, with as many more tokens as the largest lookahead needs.
 
     A table of positions may end before that. What the last rounds would see behind its end is then
@@ -422,9 +411,7 @@ def sample_target(
             room=room,
         ).tokens
 
-    return _Samples(
-        _in_batches(len(prompts.lengths), settings.batch, run, advance), prompts.lengths
-    )
+    return Samples(_in_batches(len(prompts.lengths), settings.batch, run, advance), prompts.lengths)
 
 
 class ExactAcceptance(NamedTuple):
@@ -434,6 +421,8 @@ class ExactAcceptance(NamedTuple):
       alpha: Σ_v min(p_v, q_v), averaged over the requested tokens that no stop precedes; of a head,
         as the first draft of a round.
       positions: Number of these tokens.
+      overlap: Sums of Σ_v min(p_v, q_v) by row, and its values at the tokens from each prompt's end
+        on, [1, rows, tokens].
       acceptance: min(1, q(y)/p(y)) of each sampled token: the probability that it came by
         acceptance. Of a head, as each draft of a round.
       counted: Number of tokens of each row that were requested and that no stop precedes.
@@ -442,15 +431,40 @@ class ExactAcceptance(NamedTuple):
 
     alpha: Interval
     positions: int
+    overlap: PairOverlap
     acceptance: Float[np.ndarray, "rows tokens *drafts"]
     counted: Int[np.ndarray, " rows"]
     room: Int[np.ndarray, " rows"]
 
+    def expected(self, settings: PairSettings) -> list[ExpectedRounds]:
+        """Token verification in expectation at every γ up to the largest lookahead.
 
-def _score(
-    draft: Model | Head, target: Model, samples: _Samples, settings: PairSettings
+        Rounds start at any of the `new_tokens` positions that no stop precedes, as in
+        `events.summarise`. They may look beyond the last, but not beyond a table of positions.
+        """
+        return expected_rounds(
+            self.acceptance,
+            max(settings.lookaheads),
+            lengths=self.counted,
+            limits=self.room,
+            confidence=settings.confidence,
+        )
+
+
+def exact_acceptance(
+    draft: Model | Head, target: Model, samples: Samples, settings: PairSettings
 ) -> ExactAcceptance:
-    """One pass of each model over the samples; of a head, one for each draft of a round."""
+    """Scores a draft on samples of its target: one pass of each model, or of a head one for each draft
+    of a round.
+
+    Args:
+      draft: The drafter. Ids must mean the same to both models.
+      target: The model that wrote the samples.
+      samples: Its samples.
+      settings: As the samples were drawn.
+    """
+    if isinstance(draft, Model):
+        draft, target = one_vocabulary(draft, target)
     starts = samples.prompt_lengths
     new = settings.new_tokens + max(settings.lookaheads) - 1
     at = starts[:, None] + np.arange(new)
@@ -475,40 +489,15 @@ def _score(
             lengths=starts - 1 + counted,
             samplings=[settings.sampling],
             following=samples.tokens[:, first:],
+            by_position=True,
         )
         pair = scored.pairs["draft", "target"]
         drawn = np.take_along_axis(scored.drawn_acceptance("draft", "target"), at - first, axis=1)
+    assert pair.by_position is not None
+    by_token = np.take_along_axis(pair.by_position, (at - first)[None], axis=2)
+    pair = dataclasses.replace(pair, by_position=by_token)
     alpha, positions = pair.mean(settings.confidence), int(pair.positions.sum())
-    return ExactAcceptance(alpha, positions, drawn, counted, room)
-
-
-def first_divergences(target: Model, one: Decoded, other: Decoded) -> list[Divergence]:
-    """First divergences of two runs over the same prompts, in the order of rows; empty if all tokens
-    agree.
-
-    In float32 greedy speculative decoding gives the target's greedy output token for token. In
-    bfloat16 a verify pass may round differently from a single step, and near ties may fall the other
-    way.
-    """
-    width = min(one.tokens.shape[1], other.tokens.shape[1])
-    a, b = (np.asarray(run.tokens)[:, :width] for run in (one, other))
-    lengths = np.minimum(np.asarray(one.lengths), np.asarray(other.lengths))
-    ends_differ = np.asarray(one.lengths) != np.asarray(other.lengths)
-    within = np.arange(width) < lengths[:, None]
-    differs = (a != b) & within
-    rows = np.nonzero(differs.any(axis=1) | ends_differ)[0]
-    if not len(rows):
-        return []
-    positions = np.where(differs[rows].any(axis=1), differs[rows].argmax(axis=1), lengths[rows])
-    logits, _ = jax.jit(forward, static_argnums=0)(
-        target.config, target.params, jnp.asarray(a[rows])
-    )
-    at = np.asarray(logits[np.arange(len(rows)), positions - 1].astype(jnp.float32))
-    second, first = np.sort(at, axis=1)[:, -2:].T
-    return [
-        Divergence(int(row), int(position), float(x - y), float(np.abs(top).max()))
-        for row, position, x, y, top in zip(rows, positions, first, second, at)
-    ]
+    return ExactAcceptance(alpha, positions, pair, drawn, counted, room)
 
 
 class Replay(NamedTuple):

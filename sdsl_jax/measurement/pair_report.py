@@ -1,5 +1,4 @@
-"""The report of a measured pair as typed documents, which JSON and tables show, and the warnings in
-it."""
+"""The report of a measured pair as typed documents, which JSON and tables show."""
 
 from __future__ import annotations
 
@@ -15,25 +14,17 @@ import numpy as np
 from sdsl_jax.checkpoints.identity import identity
 from sdsl_jax.checkpoints.model_folder import LoadedModel
 from sdsl_jax.data.prompts import Prompts
-from sdsl_jax.data.tokenizer import Tokenizer, same_tokens
+from sdsl_jax.data.tokenizer import Tokenizer
 from sdsl_jax.decoding.loop import STOP_TOKEN
-from sdsl_jax.errors import require
-from sdsl_jax.measurement.events import FALSE_ALARM, alarm_score
+from sdsl_jax.measurement.against import DraftComparison
+from sdsl_jax.measurement.greedy import Divergence
 from sdsl_jax.measurement.latency import GenerationTimes
-from sdsl_jax.measurement.pair import (
-    Divergence,
-    LookaheadResult,
-    PairMeasurement,
-    PairSettings,
-    Replay,
-)
+from sdsl_jax.measurement.pair import LookaheadResult, PairSettings, Replay
+from sdsl_jax.measurement.pair_warnings import loading_warnings
 from sdsl_jax.measurement.retokenised import Retokenised
 from sdsl_jax.records import write_text
 from sdsl_jax.records.documents import document
 from sdsl_jax.statistics import Interval
-
-# With fewer prompts than this, an interval over them is a guess.
-_FEW_PROMPTS = 8
 
 
 @dataclass(frozen=True)
@@ -319,6 +310,8 @@ class PairReport:
       expected: token verification in expectation, at every γ
       costs: costs in target steps; null if nothing was timed
       replay: counterfactuals of runs that were asked for
+      against: another draft on the same samples; null if there is none
+      comparison: the draft (A) compared with the other one (B); null if there is none
     """
 
     target: ModelReport
@@ -345,6 +338,8 @@ class PairReport:
     expected: list[ExpectedReport]
     costs: CostsReport | None
     replay: list[ReplayReport]
+    against: ModelReport | None
+    comparison: DraftComparison | None
 
 
 @dataclass(frozen=True)
@@ -450,120 +445,6 @@ class RetokenisedReport:
             prompts=StretchPrompts(prompts.domain, len(prompts.lengths), result.rows),
             warnings=loading_warnings(draft, target),
         )
-
-
-def share_tokens(draft: LoadedModel, target: LoadedModel) -> bool:
-    """Whether ids mean the same to both models."""
-    return same_tokens(draft.tokenizer, target.tokenizer)
-
-
-def require_one_tokenizer(draft: LoadedModel, target: LoadedModel) -> None:
-    """Raises `SdslError` unless ids mean the same to both models."""
-
-    def name(model: LoadedModel) -> str:
-        return f"{model.tokenizer.kind} of {model.tokenizer.vocab_size} entries"
-
-    require(
-        share_tokens(draft, target),
-        f"the draft {draft.record.model_id} and the target {target.record.model_id} have different tokenizers "
-        f"({name(draft)} and {name(target)}), so the target cannot accept any draft token and nothing is decoded; "
-        "--retokenised compares them on the target's text instead.",
-    )
-
-
-def input_warnings(
-    draft: LoadedModel | None,
-    target: LoadedModel,
-    prompts: Prompts,
-    settings: PairSettings,
-    requested: int,
-) -> list[str]:
-    """What a reader should know about the inputs, a sentence each."""
-    warnings = []
-    if draft is not None and math.isnan(draft.record.loss_nats) != math.isnan(
-        target.record.loss_nats
-    ):
-        warnings.append(
-            "one model has a loss on text held out from its training, the other only its loss on these prompts: "
-            "do not fit acceptance laws to records of this pair."
-        )
-    rows, longest = len(prompts.lengths), int(prompts.lengths.max())
-    if draft is None:
-        warnings.append("the draft is no model: there is no exact α, only what the decoder shows.")
-    elif identity(draft) == identity(target):
-        warnings.append(
-            "draft and target are the same model: every draft is accepted, up to rounding."
-        )
-    elif draft.record.params_total >= target.record.params_total:
-        warnings.append(
-            f"the draft has {draft.record.params_total:,} parameters and the target {target.record.params_total:,}: a draft is "
-            "usually the smaller of the two."
-        )
-    if draft is not None and draft.record.data_digest != target.record.data_digest:
-        warnings.append(
-            "draft and target were trained on different data; text held out from one may have trained the other."
-        )
-    if rows < requested:
-        warnings.append(f"there are only {rows} prompts; {requested} were asked for.")
-    if rows < _FEW_PROMPTS:
-        warnings.append(
-            f"the intervals have only {rows} prompts as clusters; use at least {_FEW_PROMPTS}."
-        )
-    if prompts.cut:
-        warnings.append(
-            f"{prompts.cut} of {rows} prompts were longer than allowed and keep only their last {longest} tokens."
-        )
-    trained = min((m.longest for m in (draft, target) if m is not None and m.longest), default=0)
-    if trained and longest + settings.new_tokens > trained:
-        warnings.append(
-            f"rows grow to {longest + settings.new_tokens} tokens; the models were made for sequences of {trained}, "
-            "and acceptance beyond that says little."
-        )
-    if settings.verification == "block":
-        warnings.append(
-            "block verification decides on whole blocks: α and the expected τ are those of token verification, "
-            "and quantities derived from kept drafts are larger."
-        )
-    return warnings + loading_warnings(draft, target)
-
-
-def loading_warnings(draft: LoadedModel | None, target: LoadedModel) -> list[str]:
-    """What a reader should know about how the two models were read, a sentence each."""
-    models = [model for model in (draft, target) if model is not None]
-    warnings = [text for model in models for text in model.warnings]
-    warnings += [
-        f"{model.folder} was read without {', '.join(model.ignored_settings)}, as --ignore-key says."
-        for model in models
-        if model.ignored_settings
-    ]
-    return list(dict.fromkeys(warnings))
-
-
-def result_warnings(measured: PairMeasurement) -> list[str]:
-    """What a reader should know about the results, a sentence each.
-
-    The warning about a self-check is a false alarm in at most `events.FALSE_ALARM` of all
-    measurements.
-    """
-    warnings = []
-    for result in measured.lookaheads:
-        z = result.statistics.self_check
-        if abs(z) > alarm_score(len(measured.lookaheads)):
-            warnings.append(
-                f"the self-check at γ = {result.lookahead} has a score of {z:+.1f}: the decoder kept "
-                f"{'more' if z > 0 else 'fewer'} drafts than its own probabilities allow. A decoder without errors gives this "
-                f"warning in at most one of {1 / FALSE_ALARM:,.0f} measurements."
-            )
-    return warnings
-
-
-def timing_warnings(times: Sequence[GenerationTimes]) -> list[str]:
-    """What a reader should know about the times of requests, a sentence each."""
-    return [
-        f"the time per token at γ = {each.lookahead} is not positive: the machine was busy with other work; measure again."
-        for each in times
-        if each.per_token_seconds.estimate <= 0
-    ]
 
 
 def write_tokens(path: Path, results: Sequence[LookaheadResult], tokenizer: Tokenizer) -> None:

@@ -26,7 +26,8 @@ from sdsl_jax.errors import SdslError, require
 from sdsl_jax.measurement import pair_records
 from sdsl_jax.measurement.measured_pair import measure_and_record, pair_name
 from sdsl_jax.measurement.pair import PairSettings
-from sdsl_jax.measurement.pair_report import RetokenisedReport, share_tokens
+from sdsl_jax.measurement.pair_report import RetokenisedReport
+from sdsl_jax.measurement.pair_warnings import share_tokens
 from sdsl_jax.measurement.retokenised import prompt_losses, retokenised_acceptance
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import (

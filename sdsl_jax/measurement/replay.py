@@ -35,6 +35,8 @@ class ExpectedRounds(NamedTuple):
       alpha: The α whose geometric formula gives τ at this γ.
       alpha_change: α(γ) − α(1); 0 if acceptance is i.i.d., whatever the α.
       rounds: Expected number of rounds that were averaged.
+      residuals: How far each sample moves τ from its mean over all; they add up to 0. Those of two
+        drafts on the same samples tell how well the difference of their τ is known.
     """
 
     lookahead: int
@@ -44,6 +46,7 @@ class ExpectedRounds(NamedTuple):
     alpha: Interval
     alpha_change: Interval
     rounds: float
+    residuals: Float[np.ndarray, " samples"]
 
 
 @jax.jit
@@ -153,12 +156,13 @@ def expected_rounds(
     tau = jnp.asarray([value.estimate for value in taus])
     alphas = np.asarray(acceptance_from_tokens_per_round(np.asarray(taus), gammas[:, None]), float)
     slopes = np.asarray(_slopes(tau, jnp.asarray(gammas, tau.dtype)), float)
-    moves = np.stack(
+    residuals = np.stack(
         [
-            slope * (survived.sum(axis=1) - (value.estimate - 1) * started) / started.sum()
-            for (started, survived), value, slope in zip(rounds, taus, slopes)
+            (survived.sum(axis=1) - (value.estimate - 1) * started) / started.sum()
+            for (started, survived), value in zip(rounds, taus)
         ]
     )
+    moves = slopes[:, None] * residuals
     errors = (
         np.sqrt(n / (n - 1) * np.square(moves - moves[0]).sum(axis=1))
         if n > 1
@@ -179,6 +183,7 @@ def expected_rounds(
                 float(changes[i]), float(changes[i] - halves[i]), float(changes[i] + halves[i])
             ),
             rounds=float(started.sum()),
+            residuals=residuals[i],
         )
         for i, (gamma, (started, survived)) in enumerate(zip(gammas, rounds))
     ]

@@ -25,7 +25,7 @@ from sdsl_jax.decoding import Model
 from sdsl_jax.errors import SdslError
 from sdsl_jax.measurement.pair import PairSettings
 from sdsl_jax.measurement.pair_records import MEASUREMENTS, require_same_models
-from sdsl_jax.measurement.pair_report import input_warnings
+from sdsl_jax.measurement.pair_warnings import input_warnings
 from sdsl_jax.models import ModelConfig, count, init_params
 from sdsl_jax.records import ModelRecord, write_json, write_table
 

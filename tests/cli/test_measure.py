@@ -48,6 +48,7 @@ def models(tmp_path_factory):
         "target": write(folder / "target", 1, ByteTokenizer(), layers=2),
         "draft": write(folder / "draft", 2, ByteTokenizer()),
         "bpe": write(folder / "bpe", 3, bpe),
+        "other": write(folder / "other", 4, ByteTokenizer()),
     }
 
 
@@ -328,6 +329,49 @@ def test_an_acceptance_is_converted(sdsl):
     assert (status, "it must lie in [1, 4]" in err) == (2, True)
 
 
+def test_another_draft_is_compared_on_the_same_samples(measure, models, tmp_path):
+    out = tmp_path / "out"
+    options = dict(against=models["other"], temperature="0")
+    status, shown, err = measure("--json", "--out", str(out), **options)
+    assert (status, err) == (0, "")
+    answer = json.loads(shown)
+    assert json.loads((out / "measurements.json").read_text()) == [answer]
+    assert answer["against"]["model_id"] == "model-1-4"
+    assert answer["against"]["folder"] == models["other"]
+    found, g = answer["comparison"], answer["comparison"]["greedy"]
+    assert found["alpha"] == answer["alpha"]
+    assert [e["lookahead"] for e in found["expected"]] == [1, 3]
+    for row, e in zip(answer["per_lookahead"], found["expected"]):
+        assert e["draft"] == row["expected_tokens_per_round"]
+    assert found["tokens"] == answer["alpha_tokens"] == sum(g[k] for k in COUNTS)
+    apart = (g["only_draft"] - g["only_against"]) / found["tokens"]
+    assert found["difference"]["estimate"] == pytest.approx(apart, abs=1e-6)
+    # The other draft was not decoded, and is a pair of its own for later.
+    assert {m.model_id for m in read_table(out, "models")} == {"model-2-1", "model-1-2"}
+
+    status, shown, _ = measure(**options)
+    assert status == 0
+    assert "draft A  model-1-2: " in shown
+    assert "draft B  model-1-4: " in shown
+    assert "acceptance α of A = " in shown
+    assert f"{found['answer']}.\n" in shown
+    assert f"{g['only_draft']} only A, {g['only_against']} only B" in shown
+    assert "trust the sign flips" in shown
+
+
+COUNTS = ("both", "only_draft", "only_against", "neither")
+
+
+def test_a_refused_comparison_leaves_no_folder(measure, models, tmp_path):
+    for against in ("bpe", "ngram"):
+        out = tmp_path / against
+        assert measure(against=models.get(against, against), out=str(out))[0] == 2
+        assert not out.exists()
+    status, _, err = measure("--retokenised", against=models["other"])
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--retokenised compares no drafts; leave out --against" in err
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -351,6 +395,10 @@ def test_an_acceptance_is_converted(sdsl):
         ({"out": "/dev/null/x"}, "cannot write /dev/null/x"),
         ({"tokens": "/nowhere/t.jsonl"}, "its folder does not exist"),
         ({"prompt-field": "x"}, "has no field 'x'"),
+        ({"against": "/nowhere"}, "the model folder /nowhere does not exist"),
+        ({"against": "bpe"}, "the draft model-1-3 and the target model-2-1 have different"),
+        ({"against": "ngram"}, "--against compares the exact α of two models, and n-grams have"),
+        ({"against": "draft", "draft": "ngram"}, "--against compares the exact α of two models"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_status_two(measure, models, changes, message):

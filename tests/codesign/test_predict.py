@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from sdsl_jax.cli import predict as command
 from sdsl_jax.codesign.laws import far_outside, quality
 from sdsl_jax.codesign.predict import (
     Prediction,
@@ -370,6 +371,75 @@ def test_answers_print_well():
     assert '<th scope="row">tokens per round</th>' in gamma._repr_html_()
 
 
+@pytest.mark.parametrize(
+    ("alpha", "cost", "verify", "gamma"),
+    [(0.813, 0.596, 1.0, 5), (0.7, 0.05, 1.0, 4), (0.6, 0.1, 1.7, 3), (0.0, 0.2, 1.0, 1)],
+)
+def test_the_lookahead_in_use(alpha, cost, verify, gamma):
+    """S, its break-even α and its limit from sums; the best γ and what is lost, by trying all."""
+
+    def speedup(alpha, gamma):
+        return sum(alpha**k for k in range(gamma + 1)) / (gamma * cost + verify if gamma else 1)
+
+    found = best_lookahead(cost, alpha, verify_cost=verify, lookahead=gamma)
+    mine = found.running
+    assert mine.lookahead == gamma
+    assert mine.speedup == pytest.approx(speedup(alpha, gamma), rel=1e-12)
+    assert mine.tokens_per_round == pytest.approx(sum(alpha**k for k in range(gamma + 1)))
+    edge = mine.break_even_acceptance
+    assert speedup(edge, gamma) == pytest.approx(1, rel=1e-12)
+    assert speedup(edge - 1e-6, gamma) < 1 < speedup(edge + 1e-6, gamma)
+    assert mine.pays == (speedup(alpha, gamma) > 1) == (alpha > edge)
+    assert mine.ceiling == pytest.approx(speedup(1.0, gamma), rel=1e-12)
+    best = max(range(60), key=lambda g: speedup(alpha, g))
+    assert found.lookahead_integer == best
+    assert mine.loss == pytest.approx(1 - mine.speedup / speedup(alpha, best), abs=1e-12)
+    assert best_lookahead(cost, alpha, verify_cost=verify).running is None
+
+
+def test_the_lookahead_in_use_turns_at_its_break_even_acceptance():
+    """A draft pays above its own break-even α and not below; where none pays, the break-even is 1."""
+    edge = best_lookahead(0.596, 0.5, lookahead=5).running.break_even_acceptance
+    assert best_lookahead(0.596, edge + 1e-6, lookahead=5).running.pays
+    assert not best_lookahead(0.596, edge - 1e-6, lookahead=5).running.pays
+    # Five drafts of 1.1 steps and a pass of 1 take 6.5 steps, for at most 6 tokens.
+    never = best_lookahead(1.1, 0.999999, lookahead=5).running
+    assert never.break_even_acceptance == 1
+    assert never.ceiling == pytest.approx(6 / 6.5)
+    assert not never.pays
+    # The best is then plain decoding, and that of the best loses nothing.
+    assert never.loss == pytest.approx(1 - never.speedup)
+    assert best_lookahead(0.05, 0.7, lookahead=6).running.loss == 0
+
+
+def test_two_speeds_stand_for_a_cost():
+    by_speed = best_lookahead(acceptance=0.813, target_tps=39.3, draft_tps=65.9, lookahead=5)
+    by_cost = best_lookahead(39.3 / 65.9, 0.813, lookahead=5)
+    assert by_speed.cost == 39.3 / 65.9
+    assert by_speed.running == by_cost.running
+    found = by_speed.to_json()
+    assert (found["target_tps"], found["draft_tps"]) == (39.3, 65.9)
+    assert found["running"]["lookahead"] == 5
+    assert by_cost.to_json()["target_tps"] is None
+    assert '<th scope="row">speed-up at γ = 5</th>' in by_speed._repr_html_()
+
+
+def test_words_about_the_lookahead_in_use(capsys):
+    command.lookahead(target_tps=39.3, draft_tps=65.9, acceptance="81.3%", lookahead=5)
+    out = capsys.readouterr().out
+    assert "cost of a draft step 39.3 / 65.9 tokens/s = 0.596 target steps\n" in out
+    assert "γ = 5: speed-up 0.955×, 3.80 tokens per round; no faster than plain" in out
+    assert "it pays above α = 0.832; as α → 1 its speed-up reaches 1.507×" in out
+    assert "it loses 15.9% against γ = 1\n" in out
+    command.lookahead(target_tps=65, draft_tps=39, acceptance="0.5", lookahead=4)
+    out = capsys.readouterr().out
+    assert "are the two swapped?" in out
+    assert "no acceptance makes it pay" in out
+    assert "against plain decoding" in out
+    command.lookahead(cost=0.05, acceptance="0.7", lookahead=6)
+    assert "it is the best lookahead\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("document", [Prediction, LookaheadAnswer])
 def test_every_key_has_a_meaning(document):
     for name, entry in schema_of(document).items():
@@ -417,6 +487,14 @@ def test_percent_is_asked_about():
         (dict(cost=0.1, acceptance=0.5, at_lookahead=4), "belongs to --acceptance-length"),
         (dict(cost=0.1, acceptance=0.5, verify_cost=0.5), "at least 1"),
         (dict(cost=0.1, acceptance_length=6.0, at_lookahead=5), "below 6"),
+        (dict(acceptance=0.5), "give either --cost, or --target-tps and --draft-tps"),
+        (dict(cost=0.1, acceptance=0.5, target_tps=3.0, draft_tps=9.0), "give either --cost, or"),
+        (dict(acceptance=0.5, draft_tps=9.0), "give both --target-tps and --draft-tps"),
+        (dict(acceptance=0.5, target_tps=0.0, draft_tps=9.0), "--target-tps is 0 tokens per"),
+        (dict(acceptance=0.5, target_tps=3.0, draft_tps=math.nan), "--draft-tps is nan tokens per"),
+        (dict(cost=math.inf, acceptance=0.5), "must be positive and finite"),
+        (dict(cost=0.1, acceptance=0.5, lookahead=0), "--lookahead is 0; it must be the drafts"),
+        (dict(cost=0.1, acceptance=0.5, lookahead=1025), "--lookahead is 1025"),
     ],
 )
 def test_wrong_questions(arguments, message):

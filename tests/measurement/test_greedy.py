@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sdsl_jax.decoding import Model, Sampling, autoregress, speculate
-from sdsl_jax.measurement.pair import first_divergences
+from sdsl_jax.measurement.greedy import first_divergences
 from sdsl_jax.models import ModelConfig, init_params
 
 V = 24

@@ -11,7 +11,7 @@ from sdsl_jax.checkpoints.loading import load_model
 from sdsl_jax.errors import SdslError
 from sdsl_jax.measurement import measure_pair, measured_pair, speculate
 from sdsl_jax.measurement.latency import StepCosts
-from sdsl_jax.measurement.pair_report import timing_warnings
+from sdsl_jax.measurement.pair_warnings import result_warnings, texts_alike, timing_warnings
 from sdsl_jax.records import read_table
 from sdsl_jax.records.documents import schema_of, to_json
 from sdsl_jax.statistics import Interval
@@ -89,6 +89,49 @@ def test_a_pair_has_a_table_and_a_report(pair):
     assert answer["per_lookahead"][1]["expected_tokens_per_round"] == pytest.approx(
         answer["expected"][2]["tokens_per_round"]
     )
+
+
+def test_a_draft_is_compared_with_another_one(models, pair):
+    """The target as the other draft is accepted always."""
+    draft, target = models
+    found = measure_pair(draft, target, TEXTS, **SMALL, against=target)
+    assert found.acceptance == pair.acceptance
+    assert found.comparison.alpha_against.estimate == pytest.approx(1, abs=1e-6)
+    assert found.comparison.difference.estimate == pytest.approx(
+        pair.acceptance.estimate - 1, abs=1e-6
+    )
+    assert found.comparison.answer.startswith("B's α is ")
+    assert found.report().against.folder == str(target.folder)
+    keys = schema_of(type(found.comparison))
+    for name, entry in [*keys.items(), *keys["tv"]["keys"].items()]:
+        assert entry["description"], name
+    assert pair.comparison is None
+    assert pair.report().against is None
+    for wrong in (dict(draft=draft, against="ngram"), dict(draft="ngram", against=draft)):
+        with pytest.raises(SdslError, match="n-grams have none; measure each by itself"):
+            measure_pair(target=target, prompts=TEXTS, **SMALL, **wrong)
+
+
+def test_greedy_texts_that_run_into_one_loop_are_warned_about():
+    """Only what follows the first half of the new text counts, wherever in the loop a row is."""
+    loop = np.tile(np.arange(9), 6)
+    tokens = np.stack([np.r_[0, loop[i : i + 40]] for i in range(3)])
+    own = np.random.default_rng(0).integers(10, 1000, (9, 41))
+    decoded = SimpleNamespace(
+        tokens=np.concatenate([tokens, own]), prompt_lengths=np.ones(12, int), lengths=[41] * 12
+    )
+    assert texts_alike(decoded) == 3
+    run = SimpleNamespace(
+        decoded=decoded, divergences=[], lookahead=1, statistics=SimpleNamespace(self_check=0.0)
+    )
+    assert result_warnings(SimpleNamespace(lookaheads=[run])) == []
+    decoded.tokens[3, 1:] = loop[5:45]
+    (warning,) = result_warnings(SimpleNamespace(lookaheads=[run]))
+    assert warning.startswith("4 of 12 greedy texts run into the same 8 tokens: prompts are then")
+    run.divergences = None  # sampled
+    assert result_warnings(SimpleNamespace(lookaheads=[run])) == []
+    decoded.lengths = [8] * 12
+    assert texts_alike(decoded) == 0
 
 
 def test_a_run_is_replayed_by_the_other_verification_and_at_other_temperatures(pair):

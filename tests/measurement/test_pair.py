@@ -69,7 +69,7 @@ def test_exact_acceptance_is_the_overlap_on_the_samples(pair, measured):
     draft, target = pair
     prompts, settings = ragged(400), PairSettings(**SETTINGS)
     samples = module.sample_target(target, prompts, settings, lambda: None)
-    exact = module._score(draft, target, samples, settings)
+    exact = module.exact_acceptance(draft, target, samples, settings)
     rows = np.flatnonzero(prompts.lengths == 6)
     ids = samples.tokens[rows, : 6 + 24]
     p, q = (
