@@ -41,6 +41,7 @@ _QUANTITIES = {
     "hardware.link_seconds": "latency between devices",
     "hardware.memory_bytes": "memory of a device",
     "hardware.price_per_hour": "price of a device",
+    "hardware.watts": "power of a device",
     "loss_law.E": "irreducible loss E",
     "loss_law.A": "scale A of size in the loss law",
     "loss_law.B": "scale B of data in the loss law",
@@ -74,6 +75,8 @@ _QUANTITIES = {
     "target_family.aspect_ratio": "aspect ratio of the target",
     "target_family.vocab_size": "vocabulary of the target",
     "target_family.kv_share": "key-value share of the target",
+    "target_family.experts": "experts of the target",
+    "target_family.active_experts": "active experts of the target",
     "target_tokens": "training tokens of the target",
     "draft_params": "draft size outside embeddings",
     "target_params": "target size outside embeddings",
@@ -289,9 +292,13 @@ def ranked_sensitivities(problem: ServingProblem, solved: Solved) -> list[Sensit
         for name, value in _flat(moves.objective_fixed).items()
         if name not in program.variables
     }
-    # Nobody has 1% more embedding tables, a roofline of another corner, or more than all of the
-    # prefills.
-    fixed = ("embedding_tables", "sharpness", "prefill_share")
+    # Nobody has 1% more embedding tables, a roofline of another corner, more than all of the
+    # prefills, or 1% more experts than the one of a dense model.
+    fixed = ("embedding_tables", "sharpness", "prefill_share", "overlapped", "expert_params")
+    experts = ("draft_family.experts", "draft_family.active_experts", "draft_shape.experts")
+    fixed = (*fixed, *experts, "draft_shape.active_experts")
+    if problem.config.target.experts == 1:
+        fixed = (*fixed, "experts")
     gains = {path: value for path, value in gains.items() if not path.endswith(fixed)}
     on_bounds = bool(np.all(np.asarray(solved.at_lower) | np.asarray(solved.at_upper)))
     errors = {

@@ -102,11 +102,17 @@ class ProblemFlags:
       target_name: Name of the target, such as Qwen/Qwen3-32B: for engine settings, and to find
         published drafts with its tokenizer.
       target_tokens: Training tokens of the target; 15T if left out.
+      experts: Experts of a layer of a target that is a mixture of experts; its size is that of all
+        of them together.
+      active_experts: Experts that each token passes through.
       draft_tokens: Training tokens of the draft; 1T if left out.
       hardware: a100, h100, h200, v5e, v6e, or the file of a device; h100 if left out.
       devices: Devices that share the target (tensor-parallel size); 1 if left out.
       draft_devices: Devices that share the draft (draft tensor-parallel size); all of the target's
         if left out, as vLLM and SGLang run it.
+      overlapped: Draft the next round while the target verifies, on draft devices beside those of
+        the target (one if left out). A round then takes the longer of the two, as if every such
+        draft were of use: the best that overlapping can give.
       batch: Sequences decoded together (max_num_seqs); 1 if left out.
       context: Mean number of tokens in the KV cache of a sequence; from the prompt, or 2048, if left
         out.
@@ -124,6 +130,7 @@ class ProblemFlags:
         num_speculative_tokens), batch, draft_tokens, aspect_ratio, target_params.
       price_per_hour: Price of a device per hour, in any currency; needed by objectives and
         constraints in money.
+      watts: Power of a device, for joules per token; that of its file if left out.
       volume_tokens: Tokens to serve with the draft; 1T if left out.
       loss_law: besiroglu (default), hoffmann, hoffmann_unrounded, muennighoff, kaplan, or the JSON
         of a fit.
@@ -142,10 +149,15 @@ class ProblemFlags:
     target_params: _CountText = _flag("target.params", _size)
     target_name: Annotated[str | None, _shown("NAME", str)] = _flag("target.name")
     target_tokens: _CountText = _flag("target.tokens", _size)
+    experts: _WholeNumber = _flag("target.experts")
+    active_experts: _WholeNumber = _flag("target.active_experts")
     draft_tokens: _CountText = _flag("draft.tokens", _size)
     hardware: Annotated[str | Path | None, _shown("NAME|FILE.toml", str)] = _flag("hardware.name")
     devices: _WholeNumber = _flag("hardware.devices")
     draft_devices: _WholeNumber = _flag("draft.devices")
+    overlapped: Annotated[bool, tyro.conf.FlagCreatePairsOff] = field(
+        default=False, metadata={"keys": "hardware.overlapped", "read": _as_it_is}
+    )
     batch: _Number = _flag("workload.batch")
     context: _CountText = _flag("workload.context", _count)
     prompt_tokens: _CountText = _flag("workload.prompt_tokens", _count)
@@ -169,6 +181,7 @@ class ProblemFlags:
         Mapping[str, Any] | Sequence[str] | str | None, _shown("NAME,...", str)
     ] = None
     price_per_hour: _Number = _flag("hardware.price_per_hour")
+    watts: _Number = _flag("hardware.watts")
     volume_tokens: _CountText = _flag("workload.volume_tokens", _count)
     loss_law: Annotated[str | Path | None, _shown("NAME|FILE.json", str)] = _flag("laws.loss")
     acceptance_law: Annotated[str | Path | None, _shown("NAME|FILE.json[#NAME]", str)] = _flag(
@@ -191,7 +204,8 @@ class ProblemFlags:
         changes: dict[str, dict[str, Any]] = {}
         for f in dataclasses.fields(ProblemFlags):
             value = getattr(self, f.name)
-            empty = value is None or (isinstance(value, Sized) and not len(value))
+            unset = value is None or value is False
+            empty = unset or (isinstance(value, Sized) and not len(value))
             if empty or "keys" not in f.metadata:
                 continue
             value = f.metadata["read"](value, f"--{f.name.replace('_', '-')}")
