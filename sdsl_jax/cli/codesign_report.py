@@ -276,9 +276,7 @@ def _experts(mixture: MixtureOfExperts) -> Table:
             for row in mixture.by_batch
         ),
     )
-    rows.caption = (
-        f"the draft pays at {mixture.pays_at.batches}; for the twin at {mixture.dense_pays_at.batches}"
-    )
+    rows.caption = f"the draft pays at {mixture.pays_at.batches}; for the twin at {mixture.dense_pays_at.batches}"
     return rows
 
 

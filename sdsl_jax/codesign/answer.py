@@ -432,8 +432,7 @@ def _answer(problem: ServingProblem, solved: Solved, by_batch: list[Solved]) -> 
         },
         baseline=alone,
         cost_breakdown={
-            name: RoundPart(part, part / round_seconds)
-            for name, part in _parts(gives.round)
+            name: RoundPart(part, part / round_seconds) for name, part in _parts(gives.round)
         },
         hardware_measured=bool(problem.hardware.measured),
         assumed_overhead_share=_overhead_share(serving, design, gives),

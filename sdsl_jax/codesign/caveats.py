@@ -166,14 +166,18 @@ def _of_the_overlap(problem: ServingProblem, gives: Outcome, lookahead: float) -
     if not problem.config.hardware.overlapped:
         return []
     alpha = float(np.clip(gives.acceptance, 0.0, 1.0))
-    whole = max(1, round(lookahead))
-    count = problem.config.draft_devices
+    power = 1 + max(1, round(lookahead))
+    right = alpha**power
+    in_turn = gives.round._replace(overlap=0.0).seconds
+    seconds = right * gives.round.seconds + (1 - right) * in_turn
+    single = float(gives.tokens_per_round * gives.step_seconds / seconds)
+    own, more = problem.config.hardware.devices, problem.config.draft_devices
     return [
         f"overlapped drafting is taken as perfect, so S is an upper bound: a round takes max(γ·d, v), as if every draft made "
-        f"during a verify pass were of use; a single guess of where the round ends is right in about α^{whole + 1} = "
-        f"{alpha ** (whole + 1):.0%} of the rounds",
-        f"S compares with the target alone on its own {problem.config.hardware.devices}, without the "
-        f"{count} more device{'s' * (count > 1)} that the draft has; cost and energy count all of them",
+        f"during a verify pass were of use; a single guess of how the round ends is right in about α^{power} = {right:.0%} of "
+        f"the rounds, and S of decoding would be {single:.2f}",
+        f"S compares with the target alone on its {own} device{'s' * (own > 1)}; the draft has {more} more, which cost and "
+        "energy count",
     ]
 
 

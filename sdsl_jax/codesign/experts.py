@@ -104,9 +104,9 @@ def mixture_of_experts(
         )
         for one, at in ((serving, design), twin)
     ]
-    pays_at = [
+    own_pays, dense_pays = (
         PayingBatches.of(batches, table.max(axis=1) > 1, _LARGEST_BATCH) for table in tables
-    ]
+    )
 
     def touched(tokens: float) -> float:
         return target.experts * float(
@@ -135,6 +135,7 @@ def mixture_of_experts(
         target.active_experts or 1,
         Size(float(shape.total_params) - idle, active),
         float(size_in_law(shape, serving.loss_law)),
-        *pays_at,
+        own_pays,
+        dense_pays,
         rows,
     )

@@ -292,14 +292,15 @@ def ranked_sensitivities(problem: ServingProblem, solved: Solved) -> list[Sensit
         for name, value in _flat(moves.objective_fixed).items()
         if name not in program.variables
     }
-    # Nobody has 1% more embedding tables, a roofline of another corner, more than all of the
-    # prefills, or 1% more experts than the one of a dense model.
+    # Nobody has 1% more embedding tables, a roofline of another corner, or more than all of the
+    # prefills. Experts are whole, and only a target with several has more of them.
     fixed = ("embedding_tables", "sharpness", "prefill_share", "overlapped", "expert_params")
-    experts = ("draft_family.experts", "draft_family.active_experts", "draft_shape.experts")
-    fixed = (*fixed, *experts, "draft_shape.active_experts")
-    if problem.config.target.experts == 1:
-        fixed = (*fixed, "experts")
-    gains = {path: value for path, value in gains.items() if not path.endswith(fixed)}
+    of_target = "target_family." if problem.config.target.experts > 1 else "none"
+    gains = {
+        path: value
+        for path, value in gains.items()
+        if not path.endswith(fixed) and (not path.endswith("experts") or path.startswith(of_target))
+    }
     on_bounds = bool(np.all(np.asarray(solved.at_lower) | np.asarray(solved.at_upper)))
     errors = {
         f"{kind}_law.{name}": error / abs(float(getattr(law, name)))

@@ -212,7 +212,7 @@ def memory(serving: Serving, design: Design) -> Memory:
     devices, draft_devices = int(serving.devices), int(serving.draft_devices)
     capacity = float(serving.hardware.memory_bytes)
     usable, per_draft_device = MEMORY_SHARE * capacity, of_draft / draft_devices
-    apart = bool(serving.overlapped > 0)
+    apart = float(serving.overlapped) > 0
     per_device = of_target / devices
     per_device = max(per_device, per_draft_device) if apart else per_device + per_draft_device
     # A draft on all devices of the target stays on all of them, however many there are.
