@@ -76,8 +76,8 @@ class PayingBatches:
     largest_batch_considered: int
 
     @classmethod
-    def of(cls, batches: np.ndarray, pays: np.ndarray, considered: int) -> PayingBatches:
-        """By whether each of some rising batches pays; `considered` is the last of them."""
+    def of(cls, batches: np.ndarray, pays: np.ndarray) -> PayingBatches:
+        """By whether each of some rising batches pays, both [batches]."""
         at = np.flatnonzero(pays)
         some = bool(at.size)
         return cls(
@@ -86,7 +86,7 @@ class PayingBatches:
             round(float(batches[at[-1]])) if some and at[-1] < len(batches) - 1 else None,
             not some or bool(at[-1] - at[0] + 1 == at.size),
             bool(np.all(pays)),
-            considered,
+            round(float(batches[-1])),
         )
 
     @property

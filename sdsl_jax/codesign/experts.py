@@ -11,11 +11,9 @@ from sdsl_jax.codesign.serving_problem import ServingProblem, Size, constant_acc
 from sdsl_jax.theory.arrays import in_numpy
 from sdsl_jax.theory.serving import Design, Serving, outcome, shapes, size_in_law
 
-# Batches of the table, and the largest that a break-even is looked for at. Between 64 and it only
-# every 16th is tried.
+# Batches of the table, and all batches and lookaheads among which a break-even is looked for.
 _SHOWN = (1, 4, 16, 64, 256, 1024)
-_LARGEST_BATCH = 4096
-_LOOKAHEADS = np.arange(1.0, 33.0)
+_BATCHES, _LOOKAHEADS = np.arange(1.0, 4097.0), np.arange(1.0, 33.0)
 
 
 @dataclass(frozen=True)
@@ -94,35 +92,26 @@ def mixture_of_experts(
     serving, design = in_numpy((problem.inputs.serving._replace(acceptance_law=law), design))
     shape = shapes(serving, design)[1]
     twin = in_numpy(dense_twin(serving, design))
-    fine, coarse = np.arange(1.0, 65.0), np.arange(80.0, _LARGEST_BATCH + 1, 16.0)
-    batches = np.concatenate([fine, coarse])
     tables = [
         np.asarray(
             outcome(
-                one, at._replace(batch=batches[:, None], lookahead=_LOOKAHEADS[None, :])
+                one, at._replace(batch=_BATCHES[:, None], lookahead=_LOOKAHEADS[None, :])
             ).speedup
         )
         for one, at in ((serving, design), twin)
     ]
-    own_pays, dense_pays = (
-        PayingBatches.of(batches, table.max(axis=1) > 1, _LARGEST_BATCH) for table in tables
-    )
-
-    def touched(tokens: float) -> float:
-        return target.experts * float(
-            1 - (1 - shape.active_experts / shape.experts) ** np.float64(tokens)
-        )
+    own_pays, dense_pays = (PayingBatches.of(_BATCHES, table.max(axis=1) > 1) for table in tables)
 
     rows = []
     for batch in _SHOWN:
-        own, dense = (table[np.searchsorted(batches, batch)] for table in tables)
+        own, dense = (table[batch - 1] for table in tables)
         lookahead = 1 + int(np.argmax(own))
         rows.append(
             ExpertsAtBatch(
                 batch,
                 lookahead,
-                touched(batch),
-                touched(batch * (lookahead + 1)),
+                float(shape.read_experts(np.float64(batch))),
+                float(shape.read_experts(np.float64(batch * (lookahead + 1)))),
                 float(own.max()),
                 1 + int(np.argmax(dense)),
                 float(dense.max()),

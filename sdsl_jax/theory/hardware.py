@@ -122,14 +122,22 @@ class Shape(NamedTuple):
         return namespace(self).asarray(self.params) - idle
 
     def read_params(self, tokens: Scalar) -> Array:
-        """Non-embedding parameters that a pass over so many tokens reads, on average.
+        """Non-embedding parameters that a pass over so many tokens reads, on average; of the experts
+        those that `read_experts` counts."""
+        left_out = self._left_out(tokens)
+        return namespace(self, tokens).asarray(self.params) - self.expert_params * left_out
 
-        Each token chooses k of the E experts of a layer uniformly and independently of the others,
-        so that a given expert is left out with probability (1 − k/E)^tokens.
+    def read_experts(self, tokens: Scalar) -> Array:
+        """Experts of a layer that a pass over so many tokens reads, on average: E·(1 − (1 − k/E)^tokens).
+
+        Each token chooses k of the E experts of a layer uniformly and independently of the others.
         """
+        return namespace(self, tokens).asarray(self.experts) * (1 - self._left_out(tokens))
+
+    def _left_out(self, tokens: Scalar) -> Array:
+        """Probability that none of so many tokens chooses a given expert."""
         xp = namespace(self, tokens)
-        left_out = (1 - self.active_experts / xp.asarray(self.experts)) ** xp.asarray(tokens)
-        return xp.asarray(self.params) - xp.asarray(self.expert_params) * left_out
+        return (1 - self.active_experts / xp.asarray(self.experts)) ** xp.asarray(tokens)
 
     def matrix_flops(self) -> Array:
         """Forward FLOPs of the matrices for one token, the head's among them."""

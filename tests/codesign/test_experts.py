@@ -94,7 +94,7 @@ def test_a_dense_target_has_no_twin():
 )
 def test_batches_that_pay(pays, words):
     batches = np.asarray([1.0, 2.0, 4.0, 8.0])
-    assert PayingBatches.of(batches, np.asarray(pays, bool), 8).batches == words
+    assert PayingBatches.of(batches, np.asarray(pays, bool)).batches == words
 
 
 @pytest.mark.parametrize(

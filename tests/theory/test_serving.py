@@ -129,8 +129,9 @@ def test_the_experts_that_a_pass_reads_by_simulation():
         hit = np.zeros((20_000, 16), bool)
         np.put_along_axis(hit, chosen.reshape(len(hit), -1), True, axis=1)
         touched = hit.sum(axis=1)
+        expected = float(shape.read_experts(np.float64(tokens)))
         read = shape.read_params(np.float64(tokens)) - (shape.params - shape.expert_params)
-        expected = 16 * float(read / shape.expert_params)
+        assert expected == pytest.approx(16 * float(read / shape.expert_params), rel=1e-12)
         error = touched.std() / np.sqrt(len(touched))
         assert touched.mean() == pytest.approx(expected, abs=5 * error + 1e-9)
 
