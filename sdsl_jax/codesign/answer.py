@@ -58,7 +58,7 @@ _PATIENCE = 4
 # How far a break-even is looked for.
 _LARGEST_BATCH, _LARGEST_TARGET = 4096, 1e13
 # What a device takes whatever it moves or multiplies.
-_OVERHEADS = ("pass", "layer", "matrix", "token", "logit", "round", "link")
+_OVERHEADS = ("pass", "layer", "matrix", "wide", "token", "logit", "round", "link")
 
 
 @dataclass(frozen=True)

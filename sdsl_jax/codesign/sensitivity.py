@@ -32,6 +32,7 @@ _QUANTITIES = {
     "hardware.layer_seconds": "overhead per layer",
     "hardware.token_seconds": "overhead per token",
     "hardware.matrix_seconds": "overhead per layer of several tokens",
+    "hardware.wide_seconds": "overhead per layer of several tokens of a row",
     "hardware.logit_seconds": "drawing per token and vocabulary entry",
     "hardware.cache_slowdown": "speed of caches against weights",
     "hardware.bytes_per_second": "memory bandwidth",
