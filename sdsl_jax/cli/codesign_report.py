@@ -15,8 +15,10 @@ from sdsl_jax.counts import short_count
 if TYPE_CHECKING:
     from sdsl_jax.codesign.answer import Answer
     from sdsl_jax.codesign.comparison import Candidate
+    from sdsl_jax.codesign.concurrency import Concurrency
     from sdsl_jax.codesign.designs import FrontPoint
     from sdsl_jax.codesign.engines import EngineSettings
+    from sdsl_jax.codesign.experts import MixtureOfExperts
     from sdsl_jax.codesign.remedies import Remedy
 
 _SHORT = {
@@ -32,6 +34,8 @@ _LIMITED = {
     "memory_bytes": "memory",
     "latency_seconds": "latency",
     "first_token_seconds": "the time to the first token",
+    "output_token_seconds": "the time per output token",
+    "joules_per_token": "joules per token",
     "seconds_per_token": "seconds per token",
     "cost_per_million_tokens": "the cost per million tokens",
     "total_cost": "the total cost",
@@ -75,6 +79,10 @@ def print_answer(console: Console, answer: Answer, config: ProblemConfig, device
     say(_time(answer))
     say(_alone(answer))
     say(_memory(answer))
+    if answer.concurrency:
+        say(_concurrency(answer.concurrency))
+    if answer.joules_per_token is not None:
+        say(_energy(answer))
     if answer.feasible and answer.binding_constraints:
         bound = ", ".join(f"{c.metric} ≤ {c.limit:.3g}" for c in answer.binding_constraints)
         say(f"constraints  {bound} {'bind' if len(answer.binding_constraints) > 1 else 'binds'}")
@@ -83,6 +91,13 @@ def print_answer(console: Console, answer: Answer, config: ProblemConfig, device
         show("Your candidates, each at its best lookahead", _candidates(answer.candidates))
     show("Latency against throughput: the best design at each batch", _front(answer))
     say(_break_even(answer))
+    if answer.mixture_of_experts:
+        mixture = answer.mixture_of_experts
+        title = (
+            f"{mixture.active_experts} of {mixture.experts} experts: this draft for the target, and for its dense twin of "
+            f"{short_count(mixture.active_params.total)} parameters"
+        )
+        show(title, _experts(mixture))
     if "draft_tokens" in answer.pareto:
         title = "Training cost against speed-up: the best design for each number of training tokens"
         show(title, _training_front(answer.pareto["draft_tokens"]))
@@ -201,15 +216,68 @@ def _time(answer: Answer) -> str:
         shares += f"; {answer.assumed_overhead_share:.0%} of a round rests on assumed overheads"
     return (
         f"time         a round takes {1e3 * whole:.3g} ms: {shares}; the first token comes after "
-        f"{1e3 * answer.first_token_seconds:.3g} ms"
+        f"{1e3 * answer.first_token_seconds:.3g} ms (TTFT), then one every {1e3 * answer.output_token_seconds:.3g} ms (TPOT)"
     )
 
 
 def _alone(answer: Answer) -> str:
     alone = answer.baseline
-    text = f"target alone {alone.tokens_per_second:,.0f} tokens/s, latency of a request {alone.latency_seconds:.2f} s"
+    text = (
+        f"target alone {alone.tokens_per_second:,.0f} tokens/s, latency of a request {alone.latency_seconds:.2f} s, TPOT "
+        f"{1e3 * alone.output_token_seconds:.3g} ms"
+    )
     cost = alone.cost_per_million_tokens
     return text if cost is None else f"{text}, {cost:.3g} per 1M tokens"
+
+
+def _energy(answer: Answer) -> str:
+    return (
+        f"energy       {answer.joules_per_token:.3g} J per token at the power of the devices, "
+        f"{answer.baseline.joules_per_token:.3g} J by the target alone"
+    )
+
+
+def _concurrency(rows: Concurrency) -> str:
+    """What fits with the draft and without, and the throughput of a full device."""
+    beside, alone = rows.with_draft, rows.without_draft
+    text = (
+        f"concurrency  beside the draft {beside.rows:,} rows of {rows.row_tokens:,.0f} tokens fit, without it {alone.rows:,} "
+        f"({beside.cache_tokens:,} and {alone.cache_tokens:,} cache tokens)"
+    )
+    if alone.tokens_per_second is None:
+        return text
+    full = f"{alone.tokens_per_second:,.0f} tokens/s"
+    if beside.tokens_per_second is None:
+        return f"{text}; full, the target alone gives {full}"
+    return f"{text}; full, they give {beside.tokens_per_second:,.0f} (γ = {beside.lookahead}) and {full}"
+
+
+def _experts(mixture: MixtureOfExperts) -> Table:
+    """Speed-ups of the mixture beside those of its dense twin."""
+    rows = table(
+        None,
+        (
+            Column("batch", justify="right"),
+            "experts read: step → verify",
+            "γ",
+            "speed-up",
+            "γ of the twin",
+            "its speed-up",
+        ),
+        (
+            (
+                f"{row.batch}",
+                f"{row.step_experts:.0f} → {row.verify_experts:.0f}",
+                f"{row.lookahead}",
+                f"{row.speedup:.2f}×",
+                f"{row.dense_lookahead}",
+                f"{row.dense_speedup:.2f}×",
+            )
+            for row in mixture.by_batch
+        ),
+    )
+    rows.caption = f"the draft pays at {mixture.pays_at.batches}; for the twin at {mixture.dense_pays_at.batches}"
+    return rows
 
 
 def _memory(answer: Answer) -> str:
@@ -389,8 +457,9 @@ def _engines(say: Callable[[str], None], settings: EngineSettings, config: Probl
     draft, devices = settings.draft, config.hardware.devices
     if draft is None or (draft.source == "to_train" and not draft.pays):
         return
-    split = config.draft_devices < devices
+    split = config.draft_devices != devices or config.hardware.overlapped
     where = f", on all {devices} devices, where vLLM and SGLang run it" if split else ""
+    where += ", in turn with the target" if config.hardware.overlapped else ""
     say(f"engines      {draft.sentence}{where}")
     if not draft.pays:
         return

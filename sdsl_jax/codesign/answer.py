@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdsl_jax.codesign.break_even import break_even
+from sdsl_jax.codesign.break_even import PayingBatches, break_even
 from sdsl_jax.codesign.caveats import caveats
 from sdsl_jax.codesign.comparison import (
     Candidate,
@@ -19,8 +19,10 @@ from sdsl_jax.codesign.comparison import (
     compare,
     on_all_devices,
 )
+from sdsl_jax.codesign.concurrency import Concurrency, concurrency
 from sdsl_jax.codesign.designs import (
     FrontPoint,
+    energy,
     front,
     interval_90,
     money,
@@ -28,6 +30,7 @@ from sdsl_jax.codesign.designs import (
     sizes_within,
 )
 from sdsl_jax.codesign.engines import EngineSettings, settings_of_best_draft
+from sdsl_jax.codesign.experts import MixtureOfExperts, mixture_of_experts
 from sdsl_jax.codesign.optimise import TOLERANCE
 from sdsl_jax.codesign.program import Solved, solve_together
 from sdsl_jax.codesign.remedies import Remedy, keeps_limits, remedies
@@ -43,6 +46,7 @@ from sdsl_jax.counts import short_count
 from sdsl_jax.errors import require
 from sdsl_jax.notebook import table_of
 from sdsl_jax.records.documents import document, to_json
+from sdsl_jax.theory.hardware import Round
 from sdsl_jax.theory.serving import Design, Outcome, Serving, outcome, target_prefill
 
 # Batches of the front of latency against throughput; training tokens of that of training cost
@@ -54,7 +58,7 @@ _PATIENCE = 4
 # How far a break-even is looked for.
 _LARGEST_BATCH, _LARGEST_TARGET = 4096, 1e13
 # What a device takes whatever it moves or multiplies.
-_OVERHEADS = ("pass", "layer", "matrix", "token", "logit", "round", "link")
+_OVERHEADS = ("pass", "layer", "matrix", "wide", "token", "logit", "round", "link")
 
 
 @dataclass(frozen=True)
@@ -127,13 +131,17 @@ class Baseline:
     Attributes:
       tokens_per_second: Tokens of all rows per second.
       latency_seconds: Seconds of a request, its prefill included.
+      output_token_seconds: Seconds between two tokens of a request while it decodes (TPOT).
       cost_per_million_tokens: In the unit of the price; null without one.
+      joules_per_token: Energy of a token; null where the power of a device is unknown.
       total_cost: Cost of serving the volume; null without a price.
     """
 
     tokens_per_second: float
     latency_seconds: float
+    output_token_seconds: float
     cost_per_million_tokens: float | None
+    joules_per_token: float | None
     total_cost: float | None
 
 
@@ -179,52 +187,19 @@ class BindingConstraint:
 
 
 @dataclass(frozen=True)
-class PayingRegion:
+class PayingRegion(PayingBatches):
     """The batches and target sizes at which some draft speculates with profit, memory aside.
 
     Attributes:
-      pays_at_some_batch: Whether any batch considered pays.
-      smallest_batch: Smallest batch that pays.
-      largest_batch: Largest batch that pays; null if none does or all do.
-      pays_between_them: Whether all batches between the two pay.
-      pays_at_every_batch: Whether every batch considered pays.
-      largest_batch_considered: Largest batch that was looked at.
       target_params: Target size from which speculation pays, at this batch; null where no
         such size was found.
       pays_for_every_target: Whether every target size considered pays.
       best_speedup_here: Best S of any draft at this batch and target.
     """
 
-    pays_at_some_batch: bool
-    smallest_batch: int | None
-    largest_batch: int | None
-    pays_between_them: bool
-    pays_at_every_batch: bool
-    largest_batch_considered: int
     target_params: Size | None
     pays_for_every_target: bool
     best_speedup_here: float
-
-    @property
-    def batches(self) -> str:
-        """The batches at which some draft pays, in words."""
-        low, high, considered = (
-            self.smallest_batch,
-            self.largest_batch,
-            self.largest_batch_considered,
-        )
-        if not self.pays_at_some_batch:
-            return f"no batch up to {considered}"
-        if self.pays_at_every_batch:
-            return f"every batch up to {considered}"
-        if low == high:
-            return f"a batch of {low} alone"
-        if low == 1:
-            text = f"batches up to {high or considered}"
-        else:
-            end = f"to {high}" if high else f"on, as far as {considered}"
-            text = f"batches from {low} {end}"
-        return text if self.pays_between_them else text + ", though not at all of them"
 
 
 @dataclass(frozen=True)
@@ -245,12 +220,18 @@ class Answer(Performance):
       indifference_5pct: Likewise, of at most 5%.
       objective: What was minimised, by metric.
       baseline: The target alone.
-      cost_breakdown: Time of a round, by part.
+      cost_breakdown: Time of a round, by part; with overlapped drafting also `overlap`, below 0.
       hardware_measured: Whether the device's file holds measured overheads.
       assumed_overhead_share: Share of a round that overheads of the file make up.
-      first_token_seconds: Seconds of a prefill by both models.
+      first_token_seconds: Seconds of a prefill by both models (TTFT).
+      output_token_seconds: Seconds between two tokens of a request while it decodes (TPOT).
       memory: Weights and caches against the memory of the devices.
+      concurrency: Rows and cache tokens that fit with the draft of `rounded` and without, and the
+        throughput of so many rows; null where the memory is unknown.
+      mixture_of_experts: A target with experts beside its dense twin, with the draft of `rounded`;
+        null for a dense target.
       cost_per_million_tokens: Null without a price.
+      joules_per_token: Energy of a token; null where the power of a device is unknown.
       training_cost: Cost of training the draft; null without a price.
       total_cost: Training the draft and serving the volume.
       draft_loss: Loss of the draft in nats per token.
@@ -289,8 +270,12 @@ class Answer(Performance):
     hardware_measured: bool
     assumed_overhead_share: float
     first_token_seconds: float
+    output_token_seconds: float
     memory: Memory
+    concurrency: Concurrency | None
+    mixture_of_experts: MixtureOfExperts | None
     cost_per_million_tokens: float | None
+    joules_per_token: float | None
     training_cost: float | None
     total_cost: float | None
     draft_loss: float
@@ -418,7 +403,7 @@ def _answer(problem: ServingProblem, solved: Solved, by_batch: list[Solved]) -> 
         where_run = on_all_devices(problem, solved, whole, comparison)
         engines = settings_of_best_draft(problem.config, whole.design, where_run)
     region = None if problem.config.draft.acceptance else _paying_region(problem, design)
-    alone = _baseline(serving, design, gives, problem.priced)
+    alone = _baseline(problem, design, gives)
     rounded = _rounded(problem, whole, comparison.optimum, loss_of_rounding)
     warnings = caveats(
         problem,
@@ -447,13 +432,17 @@ def _answer(problem: ServingProblem, solved: Solved, by_batch: list[Solved]) -> 
         },
         baseline=alone,
         cost_breakdown={
-            name: RoundPart(part, part / round_seconds)
-            for name, part in gives.round._asdict().items()
+            name: RoundPart(part, part / round_seconds) for name, part in _parts(gives.round)
         },
         hardware_measured=bool(problem.hardware.measured),
         assumed_overhead_share=_overhead_share(serving, design, gives),
         memory=memory(serving, design),
+        concurrency=concurrency(problem, whole.design),
+        mixture_of_experts=mixture_of_experts(
+            problem, whole.design, float(whole.outcome.acceptance)
+        ),
         **money(problem, gives),
+        **energy(problem, gives),
         binding_constraints=[
             BindingConstraint(name, float(limit), float(multiplier))
             for name, limit, multiplier in zip(
@@ -520,19 +509,32 @@ def _overhead_share(serving: Serving, design: Design, gives: Outcome) -> float:
     return 1 - float(bare.round.seconds / gives.round.seconds)
 
 
-def _baseline(serving: Serving, design: Design, gives: Outcome, priced: bool) -> Baseline:
+def _parts(of_round: Round) -> list[tuple[str, float]]:
+    """The parts of a round, which add up to it; an overlap counts negative."""
+    parts = {"draft": of_round.draft, "verify": of_round.verify, "overhead": of_round.overhead}
+    overlap = {"overlap": -of_round.overlap} if of_round.overlap else {}
+    return [(name, float(seconds)) for name, seconds in (parts | overlap).items()]
+
+
+def _baseline(problem: ServingProblem, design: Design, gives: Outcome) -> Baseline:
     """The target alone, at the batch of the design."""
+    serving = problem.inputs.serving
     seconds = float(gives.seconds_per_token * gives.speedup)
     latency = float(design.batch) * float(serving.new_tokens) * seconds
     # Prompts that others read are over before a request takes a row; the draft's reading is no part
     # of it here.
-    latency += (1 - float(serving.prefill_share)) * float(target_prefill(serving, design))
-    cost = float(serving.hardware.price_per_hour) * float(serving.devices) / 3600 * seconds
+    first = float(target_prefill(serving, design))
+    latency += (1 - float(serving.prefill_share)) * first
+    device_seconds = float(serving.devices) * seconds
+    cost = float(serving.hardware.price_per_hour) * device_seconds / 3600
+    joules = float(serving.hardware.watts) * device_seconds
     return Baseline(
         1 / seconds,
         latency,
-        1e6 * cost if priced else None,
-        float(serving.volume_tokens) * cost if priced else None,
+        (latency - first) / float(serving.new_tokens),
+        1e6 * cost if problem.priced else None,
+        joules if problem.powered else None,
+        float(serving.volume_tokens) * cost if problem.priced else None,
     )
 
 

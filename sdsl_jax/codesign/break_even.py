@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -52,6 +53,62 @@ class BreakEven(NamedTuple):
     every_batch: bool
     target_params: float
     at_design: Speculation
+
+
+@dataclass(frozen=True)
+class PayingBatches:
+    """The batches at which speculation pays, memory aside.
+
+    Attributes:
+      pays_at_some_batch: Whether any batch considered pays.
+      smallest_batch: Smallest batch that pays.
+      largest_batch: Largest batch that pays; null if none does or all do.
+      pays_between_them: Whether all batches between the two pay.
+      pays_at_every_batch: Whether every batch considered pays.
+      largest_batch_considered: Largest batch that was looked at.
+    """
+
+    pays_at_some_batch: bool
+    smallest_batch: int | None
+    largest_batch: int | None
+    pays_between_them: bool
+    pays_at_every_batch: bool
+    largest_batch_considered: int
+
+    @classmethod
+    def of(cls, batches: np.ndarray, pays: np.ndarray) -> PayingBatches:
+        """By whether each of some rising batches pays, both [batches]."""
+        at = np.flatnonzero(pays)
+        some = bool(at.size)
+        return cls(
+            some,
+            round(float(batches[at[0]])) if some else None,
+            round(float(batches[at[-1]])) if some and at[-1] < len(batches) - 1 else None,
+            not some or bool(at[-1] - at[0] + 1 == at.size),
+            bool(np.all(pays)),
+            round(float(batches[-1])),
+        )
+
+    @property
+    def batches(self) -> str:
+        """The batches at which some draft pays, in words."""
+        low, high, considered = (
+            self.smallest_batch,
+            self.largest_batch,
+            self.largest_batch_considered,
+        )
+        if not self.pays_at_some_batch:
+            return f"no batch up to {considered}"
+        if self.pays_at_every_batch:
+            return f"every batch up to {considered}"
+        if low == high:
+            return f"a batch of {low} alone"
+        if low == 1:
+            text = f"batches up to {high or considered}"
+        else:
+            end = f"to {high}" if high else f"on, as far as {considered}"
+            text = f"batches from {low} {end}"
+        return text if self.pays_between_them else text + ", though not at all of them"
 
 
 def best_speculation(serving: Serving, design: Design, smallest_draft: Scalar) -> Speculation:

@@ -13,7 +13,8 @@ from sdsl_jax.codesign.program import METRICS, VARIABLES, Solved
 from sdsl_jax.codesign.serving_problem import ServingProblem, Size
 from sdsl_jax.counts import short_count
 from sdsl_jax.solver_status import SolverStatus
-from sdsl_jax.theory.serving import Design, Outcome
+from sdsl_jax.theory.hardware import family_shape
+from sdsl_jax.theory.serving import Design, Outcome, size_in_law
 from sdsl_jax.theory.serving import acceptance as alpha_of
 
 # Width of an attention head.
@@ -21,6 +22,7 @@ _HEAD = 64
 _UNITS = {
     "seconds": "s",
     "cost": "in the unit of the price",
+    "joules": "J",
     "bytes": "bytes",
     "flops": "FLOPs",
     "loss": "nats per token",
@@ -70,6 +72,8 @@ def caveats(
         *problem.notes,
         *_of_the_optimum(problem, solved, speculates),
         *laws,
+        *_of_the_experts(problem, solved.design),
+        *_of_the_overlap(problem, whole.outcome, float(whole.design.lookahead)),
         *_of_the_device(problem, draft_width),
         *_of_the_workload(problem, solved.outcome),
         *_of_the_names(problem),
@@ -125,10 +129,56 @@ def _of_the_acceptance(solved: Solved) -> list[str]:
 def _stated(problem: ServingProblem, design: Design) -> dict[str, dict[str, float]]:
     """Parameters, in the count of the loss law, and training tokens of draft and target."""
     tokens = {"draft": design.draft_tokens, "target": problem.inputs.serving.target_tokens}
-    return {
+    stated = {
         role: {"params": problem.sizes.stated(design, f"{role}_params"), "tokens": float(count)}
         for role, count in tokens.items()
     }
+    if problem.config.target.experts > 1:
+        stated["target"]["params"] = _target_in_laws(problem, float(design.target_params))
+    return stated
+
+
+def _target_in_laws(problem: ServingProblem, params: float) -> float:
+    """The size that a target of `params` non-embedding parameters has in the loss law."""
+    shape = family_shape(np.float64(params), problem.sizes.families["target"])
+    return float(size_in_law(shape, problem.loss.law))
+
+
+def _of_the_experts(problem: ServingProblem, design: Design) -> list[str]:
+    """What the laws take a mixture of experts for, and how its experts are chosen."""
+    target = problem.config.target
+    if target.experts == 1:
+        return []
+    params = float(design.target_params)
+    shape = family_shape(np.float64(params), problem.sizes.families["target"])
+    stated = problem.sizes.stated(design, "target_params")
+    active = short_count(stated - float(shape.params - shape.active_params))
+    return [
+        f"the laws are of dense models: the target counts as one of {short_count(_target_in_laws(problem, params))} parameters, "
+        f"the geometric mean of all {short_count(stated)} and the {active} that a token passes through, a rule of thumb",
+        "tokens are taken to choose experts uniformly and independently; where they favour the same ones, a pass over several "
+        "reads fewer than counted here",
+    ]
+
+
+def _of_the_overlap(problem: ServingProblem, gives: Outcome, lookahead: float) -> list[str]:
+    """What max(γ·d, v) leaves out."""
+    if not problem.config.hardware.overlapped:
+        return []
+    alpha = float(np.clip(gives.acceptance, 0.0, 1.0))
+    power = 1 + max(1, round(lookahead))
+    right = alpha**power
+    in_turn = gives.round._replace(overlap=0.0).seconds
+    seconds = right * gives.round.seconds + (1 - right) * in_turn
+    single = float(gives.tokens_per_round * gives.step_seconds / seconds)
+    own, more = problem.config.hardware.devices, problem.config.draft_devices
+    return [
+        f"overlapped drafting is taken as perfect, so S is an upper bound: a round takes max(γ·d, v), as if every draft made "
+        f"during a verify pass were of use; a single guess of how the round ends is right in about α^{power} = {right:.0%} of "
+        f"the rounds, and S of decoding would be {single:.2f}",
+        f"S compares with the target alone on its {own} device{'s' * (own > 1)}; the draft has {more} more, which cost and "
+        "energy count",
+    ]
 
 
 def _of_the_optimum(problem: ServingProblem, solved: Solved, speculates: bool) -> list[str]:
@@ -193,6 +243,9 @@ def _of_the_break_even(problem: ServingProblem, size: Size | None) -> list[str]:
     if size is None:
         return []
     params = float(getattr(size, problem.sizes.counted))
+    shown = short_count(params)
+    if problem.config.target.experts > 1:
+        params = _target_in_laws(problem, size.non_embedding)
     tokens = float(problem.inputs.serving.target_tokens)
     loss, acceptance = problem.loss.law.about, problem.acceptance.law.about
     fitted = []
@@ -203,7 +256,7 @@ def _of_the_break_even(problem: ServingProblem, size: Size | None) -> list[str]:
     if not fitted:
         return []
     return [
-        f"the target size from which speculation pays, {short_count(params)}, is extrapolated: {'; '.join(fitted)}"
+        f"the target size from which speculation pays, {shown}, is extrapolated: {'; '.join(fitted)}"
     ]
 
 

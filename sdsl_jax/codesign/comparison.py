@@ -199,8 +199,8 @@ def compare(problem: ServingProblem, solved: Solved, design: Design) -> Comparis
 def on_all_devices(
     problem: ServingProblem, solved: Solved, whole: Solved, comparison: Comparison
 ) -> Comparison:
-    """The same drafts on all devices of the target, where engines put them; the optimum's own draft
-    with the lookahead and the numbers of the answer.
+    """The same drafts on all devices of the target, in turn with it, where engines put them; the
+    optimum's own draft with the lookahead and the numbers of the answer.
 
     Args:
       problem: The problem that was solved.
@@ -209,11 +209,16 @@ def on_all_devices(
       comparison: The drafts where the problem puts them.
     """
     config, serving = problem.config, problem.inputs.serving
-    if config.draft_devices != config.hardware.devices:
+    if config.draft_devices != config.hardware.devices or config.hardware.overlapped:
+        in_turn = serving._replace(draft_devices=serving.devices, overlapped=0.0)
         everywhere = replace(
             problem,
-            config=replace(config, draft=replace(config.draft, devices=None)),
-            inputs=problem.inputs._replace(serving=serving._replace(draft_devices=serving.devices)),
+            config=replace(
+                config,
+                draft=replace(config.draft, devices=None),
+                hardware=replace(config.hardware, overlapped=False),
+            ),
+            inputs=problem.inputs._replace(serving=in_turn),
         )
         return compare(everywhere, solved, whole.design)
     # To the last digit.

@@ -17,6 +17,7 @@ import numpy as np
 
 from sdsl_jax.codesign.laws import intervals_over_draws, law_draws
 from sdsl_jax.codesign.program import (
+    POWERED,
     PRICED,
     Program,
     ProgramInputs,
@@ -292,6 +293,11 @@ def landscape(problem: ServingProblem, design: Design) -> Landscape:
 def money(problem: ServingProblem, outcome: Outcome) -> dict[str, float | None]:
     """What costs money; None where no price is known."""
     return {name: getattr(outcome, name) if problem.priced else None for name in PRICED}
+
+
+def energy(problem: ServingProblem, outcome: Outcome) -> dict[str, float | None]:
+    """What is an energy; None where the power of a device is not known."""
+    return {name: getattr(outcome, name) if problem.powered else None for name in POWERED}
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,11 @@ class Problem(ProblemFlags):
 
     def __repr__(self) -> str:
         flags = {f.name: getattr(self, f.name) for f in fields(self)}
-        shown = [f"{name}={value!r}" for name, value in flags.items() if value not in (None, ())]
+        shown = [
+            f"{name}={value!r}"
+            for name, value in flags.items()
+            if value is not False and value not in (None, ())
+        ]
         return f"Problem({', '.join(shown)})"
 
 

@@ -48,6 +48,8 @@ METRICS = {
     "cost_per_million_tokens": "cost per million tokens",
     "latency_seconds": "latency of a request",
     "first_token_seconds": "time to the first token",
+    "output_token_seconds": "time per output token of a request",
+    "joules_per_token": "energy of a token",
     "total_cost": "cost of training the draft and serving the volume",
     "memory_bytes": "memory of a device",
     "training_flops": "training FLOPs of the draft",
@@ -57,6 +59,8 @@ METRICS = {
 }
 # Metrics in money, which mean nothing without a price.
 PRICED = ("cost_per_million_tokens", "training_cost", "total_cost")
+# Metrics of energy, which mean nothing without the power of a device.
+POWERED = ("joules_per_token",)
 # So many problems at a time: whatever their number, a single compilation serves them.
 _PROBLEMS_TOGETHER = 16
 _Tree = TypeVar("_Tree")
@@ -319,11 +323,15 @@ def check(program: Program, inputs: ProgramInputs) -> None:
         np.all(np.asarray(inputs.limits) > 0),
         f"limits are {inputs.limits}; each must be positive.",
     )
-    price = inputs.serving.hardware.price_per_hour
-    if not {*program.objective, *program.constraints}.isdisjoint(PRICED):
+    hardware = inputs.serving.hardware
+    for metrics, value, what, why in (
+        (PRICED, hardware.price_per_hour, "price", "compare costs"),
+        (POWERED, hardware.watts, "power", "compare energies"),
+    ):
         require(
-            np.all(np.asarray(price) > 0),
-            f"the price of a device is {price}; it must be positive to compare costs.",
+            {*program.objective, *program.constraints}.isdisjoint(metrics)
+            or bool(np.all(np.asarray(value) > 0)),
+            f"the {what} of a device is {value}; it must be positive to {why}.",
         )
 
 

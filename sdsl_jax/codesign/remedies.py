@@ -49,7 +49,11 @@ def remedies(problem: ServingProblem, design: Design) -> list[Remedy]:
     config = problem.config
     changes: list[dict[str, float]] = []
     devices, apart = config.hardware.devices, config.draft.devices
-    if config.draft_devices < devices and _designs(problem, design, devices, devices).allowed.any():
+    if config.hardware.overlapped:
+        apart = config.draft_devices
+    elif (
+        config.draft_devices < devices and _designs(problem, design, devices, devices).allowed.any()
+    ):
         changes.append({"draft.devices": devices})
     doubled = [2**k for k in range(int(math.log2(devices)) + 1, int(math.log2(_MOST_DEVICES)) + 1)]
     # A draft that was put on some of the devices stays there if that will do, and else goes to all

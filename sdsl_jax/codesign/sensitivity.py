@@ -32,6 +32,7 @@ _QUANTITIES = {
     "hardware.layer_seconds": "overhead per layer",
     "hardware.token_seconds": "overhead per token",
     "hardware.matrix_seconds": "overhead per layer of several tokens",
+    "hardware.wide_seconds": "overhead per layer of several tokens of a row",
     "hardware.logit_seconds": "drawing per token and vocabulary entry",
     "hardware.cache_slowdown": "speed of caches against weights",
     "hardware.bytes_per_second": "memory bandwidth",
@@ -41,6 +42,7 @@ _QUANTITIES = {
     "hardware.link_seconds": "latency between devices",
     "hardware.memory_bytes": "memory of a device",
     "hardware.price_per_hour": "price of a device",
+    "hardware.watts": "power of a device",
     "loss_law.E": "irreducible loss E",
     "loss_law.A": "scale A of size in the loss law",
     "loss_law.B": "scale B of data in the loss law",
@@ -74,6 +76,8 @@ _QUANTITIES = {
     "target_family.aspect_ratio": "aspect ratio of the target",
     "target_family.vocab_size": "vocabulary of the target",
     "target_family.kv_share": "key-value share of the target",
+    "target_family.experts": "experts of the target",
+    "target_family.active_experts": "active experts of the target",
     "target_tokens": "training tokens of the target",
     "draft_params": "draft size outside embeddings",
     "target_params": "target size outside embeddings",
@@ -290,9 +294,14 @@ def ranked_sensitivities(problem: ServingProblem, solved: Solved) -> list[Sensit
         if name not in program.variables
     }
     # Nobody has 1% more embedding tables, a roofline of another corner, or more than all of the
-    # prefills.
-    fixed = ("embedding_tables", "sharpness", "prefill_share")
-    gains = {path: value for path, value in gains.items() if not path.endswith(fixed)}
+    # prefills. Experts are whole, and only a target with several has more of them.
+    fixed = ("embedding_tables", "sharpness", "prefill_share", "overlapped", "expert_params")
+    of_target = "target_family." if problem.config.target.experts > 1 else "none"
+    gains = {
+        path: value
+        for path, value in gains.items()
+        if not path.endswith(fixed) and (not path.endswith("experts") or path.startswith(of_target))
+    }
     on_bounds = bool(np.all(np.asarray(solved.at_lower) | np.asarray(solved.at_upper)))
     errors = {
         f"{kind}_law.{name}": error / abs(float(getattr(law, name)))

@@ -11,7 +11,7 @@ import numpy as np
 
 from sdsl_jax.codesign.drafts import AskedDrafts, asked_drafts, to_be_trained
 from sdsl_jax.codesign.laws import MEASURED
-from sdsl_jax.codesign.program import PRICED, Program, ProgramInputs
+from sdsl_jax.codesign.program import POWERED, PRICED, Program, ProgramInputs
 from sdsl_jax.config.codesign_problem import (
     LARGEST_LOOKAHEAD,
     DraftConfig,
@@ -166,14 +166,20 @@ class ServingProblem:
         """Whether the price of a device is known."""
         return float(self.hardware.hardware.price_per_hour) > 0
 
+    @property
+    def powered(self) -> bool:
+        """Whether the power of a device is known."""
+        return float(self.hardware.hardware.watts) > 0
+
 
 @dataclass(frozen=True)
 class Memory:
     """Weights and caches of both models against the memory of the devices.
 
     Attributes:
-      target_bytes: Weights and full caches of the target, on all devices together.
-      draft_bytes: Weights and full caches of the draft, on all devices together.
+      target_bytes: Weights and full caches of the target, on all its devices together; of all
+        experts, where it has several.
+      draft_bytes: Weights and full caches of the draft, on all its devices together.
       per_device_bytes: Bytes on the fullest device.
       capacity_bytes: Memory of a device; null where it is unknown.
       usable_share: Share of the capacity that weights and caches may fill.
@@ -206,15 +212,19 @@ def memory(serving: Serving, design: Design) -> Memory:
     devices, draft_devices = int(serving.devices), int(serving.draft_devices)
     capacity = float(serving.hardware.memory_bytes)
     usable, per_draft_device = MEMORY_SHARE * capacity, of_draft / draft_devices
-    per_device = of_target / devices + per_draft_device
+    apart = float(serving.overlapped) > 0
+    per_device = of_target / devices
+    per_device = max(per_device, per_draft_device) if apart else per_device + per_draft_device
     # A draft on all devices of the target stays on all of them, however many there are.
-    everywhere = draft_devices == devices
+    everywhere = draft_devices == devices and not apart
     needed, room = (
         (of_target + of_draft, usable) if everywhere else (of_target, usable - per_draft_device)
     )
+    # More devices of the target make no room for a draft on devices of its own.
+    room = (usable if per_draft_device <= usable else 0.0) if apart else room
     power = exact = None
     if math.isfinite(capacity) and room > 0:
-        exact = max(math.ceil(needed / room), 1 if everywhere else draft_devices)
+        exact = max(math.ceil(needed / room), 1 if everywhere or apart else draft_devices)
         power = 1 << (exact - 1).bit_length()
     return Memory(
         of_target,
@@ -265,12 +275,18 @@ def build(config: ProblemConfig) -> ServingProblem:
     """
     hardware = load_hardware(config.hardware.name, config.hardware.engine)
     price = config.hardware.price_per_hour or float(hardware.hardware.price_per_hour)
-    hardware = replace(hardware, hardware=hardware.hardware._replace(price_per_hour=price))
+    watts = config.hardware.watts or float(hardware.hardware.watts)
+    known = hardware.hardware._replace(price_per_hour=price, watts=watts)
+    hardware = replace(hardware, hardware=known)
     objective, limits = config.objective.given(), config.constraints.given()
     for name in (*objective, *limits):
         require(
             name not in PRICED or price > 0,
             f"{name} is in money, and the price of a {config.hardware.name} is not known; give --price-per-hour.",
+        )
+        require(
+            name not in POWERED or watts > 0,
+            f"{name} is an energy, and the power of a {config.hardware.name} is not known; give --watts.",
         )
     loss = load_law(config.laws.loss, "loss")
     alpha = config.draft.acceptance
@@ -331,17 +347,23 @@ def build(config: ProblemConfig) -> ServingProblem:
 
 
 def _sizes(config: ProblemConfig, loss: LoadedLaw) -> Sizes:
-    def family(model: TargetConfig | DraftConfig) -> ShapeRule:
+    def family(
+        model: TargetConfig | DraftConfig, experts: float = 1.0, active: float = 1.0
+    ) -> ShapeRule:
         return ShapeRule(
             model.aspect_ratio,
             config.target.vocab_size,
             config.workload.mean_context,
             model.kv_share,
             float(model.embedding_tables),
+            experts=experts,
+            active_experts=active,
         )
 
+    target = config.target
+    of_target = family(target, float(target.experts), float(target.active_experts or 1))
     counted = "total" if loss.law.about.params_count == "total" else "non_embedding"
-    return Sizes({"draft": family(config.draft), "target": family(config.target)}, counted)
+    return Sizes({"draft": family(config.draft), "target": of_target}, counted)
 
 
 def _serving(
@@ -370,6 +392,7 @@ def _serving(
         volume_tokens=workload.volume_tokens,
         prefill_share=float(workload.prefill == "here"),
         draft_shape=None if sizes.model is None else sizes.model.shape,
+        overlapped=float(config.hardware.overlapped),
     )
 
 

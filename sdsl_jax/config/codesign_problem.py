@@ -65,6 +65,9 @@ class TargetConfig:
       embedding_tables: 1 where embedding and head share a table, else 2.
       weight_bytes: Bytes per weight.
       cache_bytes: Bytes per element of the KV cache.
+      experts: Experts of a layer of a mixture of experts; 1 in a dense model.
+      active_experts: Experts that each token passes through; all of them if left out, which is
+        allowed of a dense model only.
     """
 
     params: Count
@@ -76,9 +79,21 @@ class TargetConfig:
     embedding_tables: int = 2
     weight_bytes: float = 2.0
     cache_bytes: float = 2.0
+    experts: int = 1
+    active_experts: int | None = None
 
     def __post_init__(self):
-        require_fields("target", self, params=_COUNTED, vocab_size=_COUNTED)
+        require_fields("target", self, params=_COUNTED, vocab_size=_COUNTED, experts="[1, 1e5]")
+        active = self.active_experts
+        require(
+            self.experts == 1 or active is not None,
+            f"target.experts is {self.experts} and target.active_experts was not given; give the number of experts that "
+            "each token passes through.",
+        )
+        require(
+            active is None or 1 <= active <= self.experts,
+            f"target.active_experts is {active}; it must lie in [1, {self.experts}], the experts of the target.",
+        )
         require_plausible(self.params, "target.params")
         _shape("target", self)
 
@@ -99,7 +114,7 @@ class DraftConfig:
       weight_bytes: Bytes per weight.
       cache_bytes: Bytes per element of the KV cache.
       devices: Devices that share the draft (draft tensor-parallel size); all devices of the target
-        if left out, as vLLM and SGLang run it.
+        if left out, as vLLM and SGLang run it. One of its own if left out with overlapped drafting.
     """
 
     tokens: Count = 1e12
@@ -137,15 +152,22 @@ class HardwareConfig:
         empty.
       devices: Devices that share the target (tensor-parallel size).
       price_per_hour: Price of a device per hour; that of the device's file if 0.
+      watts: Power of a device while it serves; that of the device's file if 0.
+      overlapped: Whether the draft of the next round runs while the target verifies, on devices of
+        its own beside those of the target.
     """
 
     name: str = "h100"
     engine: str = ""
     devices: int = 1
     price_per_hour: float = 0.0
+    watts: float = 0.0
+    overlapped: bool = False
 
     def __post_init__(self):
-        require_fields("hardware", self, devices="[1, 4096]", price_per_hour="[0, 1e6]")
+        require_fields(
+            "hardware", self, devices="[1, 4096]", price_per_hour="[0, 1e6]", watts="[0, 1e6]"
+        )
 
 
 @dataclass(frozen=True)
@@ -226,7 +248,9 @@ class _MetricsConfig:
       seconds_per_token: Seconds per token of all sequences together.
       cost_per_million_tokens: Cost of serving a million tokens.
       latency_seconds: Seconds of a request.
-      first_token_seconds: Seconds to the first token, a prefill by both models.
+      first_token_seconds: Seconds to the first token (TTFT), a prefill by both models.
+      output_token_seconds: Seconds between two tokens of a request while it decodes (TPOT).
+      joules_per_token: Joules per token of all devices.
       total_cost: Cost of training the draft and serving the volume.
       memory_bytes: Bytes on the fullest device.
       training_flops: FLOPs of training the draft.
@@ -239,6 +263,8 @@ class _MetricsConfig:
     cost_per_million_tokens: float | None = None
     latency_seconds: float | None = None
     first_token_seconds: float | None = None
+    output_token_seconds: float | None = None
+    joules_per_token: float | None = None
     total_cost: float | None = None
     memory_bytes: float | None = None
     training_flops: float | None = None
@@ -377,10 +403,12 @@ class ProblemConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self):
+        apart = self.hardware.overlapped
+        most = 4096 if apart else self.hardware.devices
+        why = "" if apart else ", for the draft runs on devices of the target"
         require(
-            1 <= self.draft_devices <= self.hardware.devices,
-            f"draft.devices is {self.draft_devices}; it must lie in [1, {self.hardware.devices}], for the draft runs on "
-            "devices of the target.",
+            1 <= self.draft_devices <= most,
+            f"draft.devices is {self.draft_devices}; it must lie in [1, {most}]{why}.",
         )
         require(
             not self.draft.acceptance or not self.variables.draft_params,
@@ -396,8 +424,10 @@ class ProblemConfig:
 
     @property
     def draft_devices(self) -> int:
-        """Devices that share the draft: those of the target where nothing else was said."""
-        return self.hardware.devices if self.draft.devices is None else self.draft.devices
+        """Devices that share the draft. Where nothing else was said, those of the target, or one of
+        its own with overlapped drafting."""
+        usual = 1 if self.hardware.overlapped else self.hardware.devices
+        return usual if self.draft.devices is None else self.draft.devices
 
     @property
     def aspect_penalty(self) -> float:

@@ -148,6 +148,9 @@ class ProblemFlags:
       target_name: Name of the target, such as Qwen/Qwen3-32B: for engine settings, and to find
         published drafts with its tokenizer.
       target_tokens: Training tokens of the target; 15T if left out.
+      experts: Experts of a layer of a target that is a mixture of experts; its size is that of all
+        of them together.
+      active_experts: Experts that each token passes through.
       draft_tokens: Training tokens of the draft; 1T if left out.
       hardware: a100, h100, h200, v5e, v6e, or the file of a device; h100 if left out.
       engine: A serving engine whose overheads count, such as vllm-graphs or transformers-eager of
@@ -157,6 +160,9 @@ class ProblemFlags:
         if left out, as vLLM and SGLang run it.
       draft: The draft at hand, by its name, such as Qwen/Qwen3-0.6B, or its size; its lookahead is
         then the only choice unless --variables says otherwise.
+      overlapped: Draft the next round while the target verifies, on draft devices beside those of
+        the target (one if left out). A round then takes the longer of the two, as if every such
+        draft were of use: the best that overlapping can give.
       batch: Sequences decoded together (max_num_seqs); 1 if left out. The command takes several,
         such as 1,8,64.
       context: Mean number of tokens in the KV cache of a sequence; from the prompt, or 2048, if left
@@ -175,6 +181,7 @@ class ProblemFlags:
         num_speculative_tokens), batch, draft_tokens, aspect_ratio, target_params.
       price_per_hour: Price of a device per hour, in any currency; needed by objectives and
         constraints in money.
+      watts: Power of a device, for joules per token; that of its file if left out.
       volume_tokens: Tokens to serve with the draft; 1T if left out.
       loss_law: besiroglu (default), hoffmann, hoffmann_unrounded, muennighoff, kaplan, or the JSON
         of a fit.
@@ -193,12 +200,17 @@ class ProblemFlags:
     target_params: _CountText = _flag("target.params", _size)
     target_name: Annotated[str | None, _shown("NAME", str)] = _flag("target.name")
     target_tokens: _CountText = _flag("target.tokens", _size)
+    experts: _WholeNumber = _flag("target.experts")
+    active_experts: _WholeNumber = _flag("target.active_experts")
     draft_tokens: _CountText = _flag("draft.tokens", _size)
     hardware: Annotated[str | Path | None, _shown("NAME|FILE.toml", str)] = _flag("hardware.name")
     engine: Annotated[str | None, _shown("NAME", str)] = _flag("hardware.engine")
     devices: _WholeNumber = _flag("hardware.devices")
     draft_devices: _WholeNumber = _flag("draft.devices")
     draft: _NameOrSize = None
+    overlapped: Annotated[bool, tyro.conf.FlagCreatePairsOff] = field(
+        default=False, metadata={"keys": "hardware.overlapped", "read": _as_it_is}
+    )
     batch: _RowsText = _flag(
         "workload.batch", lambda value, flag: _one_of(_rows(value, flag), flag)
     )
@@ -226,6 +238,7 @@ class ProblemFlags:
         Mapping[str, Any] | Sequence[str] | str | None, _shown("NAME,...", str)
     ] = None
     price_per_hour: _Number = _flag("hardware.price_per_hour")
+    watts: _Number = _flag("hardware.watts")
     volume_tokens: _CountText = _flag("workload.volume_tokens", _count)
     loss_law: Annotated[str | Path | None, _shown("NAME|FILE.json", str)] = _flag("laws.loss")
     acceptance_law: Annotated[str | Path | None, _shown("NAME|FILE.json[#NAME]", str)] = _flag(
@@ -258,7 +271,8 @@ class ProblemFlags:
         changes: dict[str, dict[str, Any]] = {}
         for f in dataclasses.fields(ProblemFlags):
             value = getattr(self, f.name)
-            empty = value is None or (isinstance(value, Sized) and not len(value))
+            unset = value is None or value is False
+            empty = unset or (isinstance(value, Sized) and not len(value))
             if empty or "keys" not in f.metadata:
                 continue
             value = f.metadata["read"](value, f"--{f.name.replace('_', '-')}")

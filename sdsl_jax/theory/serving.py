@@ -20,6 +20,8 @@ from sdsl_jax.theory.hardware import (
     Round,
     Shape,
     family_shape,
+    longer,
+    overlapped,
     pass_time,
     resident_bytes,
     round_time,
@@ -66,7 +68,7 @@ class Serving(NamedTuple):
       precision: Precision of the target.
       draft_precision: Precision of the draft.
       devices: Devices that share the target (tensor parallelism).
-      draft_devices: Devices among these that share the draft.
+      draft_devices: Devices that share the draft, among those of the target unless `overlapped`.
       aspect_penalty: κ in L·(1 + κ·ln²(r/r₀)), the loss of a draft with aspect ratio r where its
         family has r₀.
       volume_tokens: Tokens that the draft will serve in its life.
@@ -75,6 +77,8 @@ class Serving(NamedTuple):
         other devices do them.
       draft_shape: An existing draft, such as a published model, whatever size a design names. None
         takes the member of `draft_family` of the design's size.
+      overlapped: 1 where the draft of the next round runs while the target verifies, on
+        `draft_devices` beside those of the target; 0 where one waits for the other.
     """
 
     hardware: Hardware
@@ -95,6 +99,7 @@ class Serving(NamedTuple):
     training_utilisation: Scalar = 0.4
     prefill_share: Scalar = 0.0
     draft_shape: Shape | None = None
+    overlapped: Scalar = 0.0
 
 
 class Outcome(NamedTuple):
@@ -108,13 +113,18 @@ class Outcome(NamedTuple):
       speedup: S over serving with the target alone on the same devices, prefills included.
       tokens_per_second: Throughput of all rows together, prefills of the decoding devices included.
       seconds_per_token: Inverse of `tokens_per_second`.
-      first_token_seconds: Seconds of the prefill of one request by both models.
+      first_token_seconds: Seconds of the prefill of one request by both models (TTFT, without
+        waiting for a free row).
+      output_token_seconds: Mean seconds between two tokens of one request while it decodes (TPOT):
+        its latency after the first token, over its new tokens.
       latency_seconds: Seconds of one request, from its arrival at a free row to its last token,
         where no row is ever empty.
-      memory_bytes: Weights and full caches of both models on the fullest device.
+      memory_bytes: Weights and full caches on the fullest device, of both models where they share
+        devices.
       draft_loss: Loss of the draft, nats per token.
       target_loss: Loss of the target, nats per token.
       cost_per_million_tokens: Cost of serving, in the unit of the price.
+      joules_per_token: Energy of a token, at the power of all devices.
       training_flops: FLOPs to train the draft.
       training_cost: Cost of training the draft, in the unit of the price.
       total_cost: Cost of training the draft and serving the volume.
@@ -130,11 +140,13 @@ class Outcome(NamedTuple):
     tokens_per_second: Array
     seconds_per_token: Array
     first_token_seconds: Array
+    output_token_seconds: Array
     latency_seconds: Array
     memory_bytes: Array
     draft_loss: Array
     target_loss: Array
     cost_per_million_tokens: Array
+    joules_per_token: Array
     training_flops: Array
     training_cost: Array
     total_cost: Array
@@ -147,6 +159,19 @@ def counted(shape: Shape, law: LossLaw | AcceptanceLaw) -> Array:
     if law.about.params_count == "total":
         return shape.total_params
     return namespace(shape, law).asarray(shape.params)
+
+
+def size_in_law(shape: Shape, law: LossLaw | AcceptanceLaw) -> Array:
+    """The size of the dense model that a model counts as in a law, in the law's parameter count.
+
+    The laws were fitted to dense models. A mixture of experts counts as the geometric mean of all
+    its parameters and of those that a token passes through. That is a rule of thumb between two
+    bounds: it has more to remember with than its active parameters, and less to compute with than
+    all of them. A dense model counts as itself.
+    """
+    size = counted(shape, law)
+    idle = namespace(shape, law).asarray(shape.params) - shape.active_params
+    return size * namespace(shape, law).sqrt((size - idle) / size)
 
 
 def shapes(serving: Serving, design: Design) -> tuple[Shape, Shape]:
@@ -165,10 +190,10 @@ def losses(serving: Serving, design: Design, draft: Shape | None = None) -> tupl
     xp = namespace(serving, design, draft)
     bend = xp.log(xp.asarray(design.aspect_ratio) / serving.draft_family.aspect_ratio)
     law = serving.loss_law
-    draft_loss = law(counted(draft, law), design.draft_tokens) * (
+    draft_loss = law(size_in_law(draft, law), design.draft_tokens) * (
         1 + serving.aspect_penalty * bend**2
     )
-    return draft_loss, law(counted(target, law), serving.target_tokens)
+    return draft_loss, law(size_in_law(target, law), serving.target_tokens)
 
 
 def acceptance(serving: Serving, design: Design, draft: Shape | None = None) -> Array:
@@ -178,8 +203,8 @@ def acceptance(serving: Serving, design: Design, draft: Shape | None = None) -> 
     draft = family_draft if draft is None else draft
     law, xp = serving.acceptance_law, namespace(serving, design, draft)
     return law(
-        ModelPoint(counted(draft, law), draft_loss, xp.asarray(design.draft_tokens)),
-        ModelPoint(counted(target, law), target_loss, xp.asarray(serving.target_tokens)),
+        ModelPoint(size_in_law(draft, law), draft_loss, xp.asarray(design.draft_tokens)),
+        ModelPoint(size_in_law(target, law), target_loss, xp.asarray(serving.target_tokens)),
     )
 
 
@@ -228,25 +253,30 @@ def outcome(serving: Serving, design: Design, draft: Shape | None = None) -> Out
         s.devices,
         s.draft_devices,
     )
+    # The draft runs beside the target, or in turn with it.
+    beside = xp.asarray(s.overlapped)
+    took = took._replace(overlap=beside * overlapped(took).overlap)
     step = pass_time(hardware, target, s.precision, Load(1.0, design.batch, s.context, s.devices))
     # A prompt's tokens attend to half of it on average.
     half = xp.asarray(s.prompt_tokens) / 2
     reading = Load(s.prompt_tokens, 1.0, half)
     target_first = _prefill_time(hardware, target, s.precision, reading._replace(devices=s.devices))
-    first = target_first + _prefill_time(
+    draft_first = _prefill_time(
         hardware, draft, s.draft_precision, reading._replace(devices=s.draft_devices)
     )
+    together = longer(target_first, draft_first)
+    first = xp.where(beside > 0, together, target_first + draft_first)
     # While a prompt is read no row is decoded, and each request has one for its new tokens.
     batch, share = xp.asarray(design.batch), xp.asarray(s.prefill_share)
     prefill = share / s.new_tokens
     seconds = took.seconds / (batch * tau) + prefill * first
     plain_seconds = step / batch + prefill * target_first
     longest = xp.asarray(s.prompt_tokens) + s.new_tokens
-    memory = resident_bytes(target, s.precision, design.batch, longest) / s.devices
-    memory = (
-        memory + resident_bytes(draft, s.draft_precision, design.batch, longest) / s.draft_devices
-    )
-    price = xp.asarray(hardware.price_per_hour) * s.devices / _HOUR
+    of_target = resident_bytes(target, s.precision, design.batch, longest) / s.devices
+    of_draft = resident_bytes(draft, s.draft_precision, design.batch, longest) / s.draft_devices
+    memory = xp.where(beside > 0, xp.maximum(of_target, of_draft), of_target + of_draft)
+    devices = s.devices + beside * s.draft_devices
+    price = xp.asarray(hardware.price_per_hour) * devices / _HOUR
     # A backward pass costs twice a forward one.
     training = 3 * draft.flops_per_token(0.0) * design.draft_tokens
     training_seconds = training / (hardware.flops_per_second * s.training_utilisation)
@@ -260,6 +290,8 @@ def outcome(serving: Serving, design: Design, draft: Shape | None = None) -> Out
         tokens_per_second=1 / seconds,
         seconds_per_token=seconds,
         first_token_seconds=first,
+        # A request's tokens come with its rounds, and wait for the prefills of the B − 1 others.
+        output_token_seconds=took.seconds / tau + (batch - 1) * prefill * first,
         # Little's law: B requests are always under way, and one leaves every new_tokens·seconds.
         # That holds the prefills that the decoding devices do, a request's own among them; the
         # others are over before a request takes a row.
@@ -268,6 +300,7 @@ def outcome(serving: Serving, design: Design, draft: Shape | None = None) -> Out
         draft_loss=draft_loss,
         target_loss=target_loss,
         cost_per_million_tokens=_MILLION * price * seconds,
+        joules_per_token=xp.asarray(hardware.watts) * devices * seconds,
         training_flops=training,
         training_cost=training_cost,
         total_cost=training_cost + s.volume_tokens * price * seconds,

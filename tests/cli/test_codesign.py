@@ -62,6 +62,13 @@ def test_fields_and_what_they_hold(sdsl):
     )
     assert alone["latency_seconds"] > found["latency_seconds"]
     assert alone["cost_per_million_tokens"] is None
+    assert alone["joules_per_token"] / found["joules_per_token"] == pytest.approx(found["speedup"])
+    assert found["joules_per_token"] * found["tokens_per_second"] == pytest.approx(4 * 700)
+    assert alone["output_token_seconds"] > found["output_token_seconds"]
+    assert (
+        found["concurrency"]["with_draft"]["rows"] < found["concurrency"]["without_draft"]["rows"]
+    )
+    assert found["mixture_of_experts"] is None
     seconds = sum(part["seconds"] for part in parts.values())
     assert found["tokens_per_second"] == pytest.approx(
         (1 - found["prefill_load"]) * 8 * found["tokens_per_round"] / seconds
@@ -284,6 +291,34 @@ def test_a_limit_that_binds_and_one_that_cannot_be_met(sdsl):
     assert out.splitlines()[2].startswith("No feasible design: the models do not fit on 1 device")
     assert "It is feasible with --devices 4" in out
     assert "vllm serve" not in out
+
+
+@pytest.mark.slow
+def test_the_least_energy_within_a_time_per_output_token(sdsl):
+    """Larger batches save energy and slow each request down, so that the limit on TPOT binds; of a
+    mixture of experts, with drafts of its own device."""
+    status, out, _ = sdsl(
+        "--target-params", "100B", "--experts", "64", "--active-experts", "4", "--devices", "4",
+        "--context", "4096", "--prefill", "elsewhere", "--overlapped", "--watts", "500",
+        "--variables", "lookahead,batch,draft_params", "--objective", "joules_per_token",
+        "--constraint", "output_token_seconds=0.008", "--json",
+    )  # fmt: skip
+    assert status == 0
+    found = json.loads(out)
+    assert from_json(Answer, found, "the answer").to_json() == found
+    assert found["feasible"] is True
+    assert found["output_token_seconds"] == pytest.approx(0.008, rel=1e-5)
+    bound = {one["metric"] for one in found["binding_constraints"]}
+    assert bound == {"output_token_seconds"}
+    # Five devices, the draft's among them.
+    assert found["joules_per_token"] * found["tokens_per_second"] == pytest.approx(5 * 500)
+    assert found["objective"]["joules_per_token"]["value"] == found["joules_per_token"]
+    assert found["cost_breakdown"]["overlap"]["share"] < 0
+    assert sum(part["share"] for part in found["cost_breakdown"].values()) == pytest.approx(1)
+    assert found["mixture_of_experts"]["experts"] == 64
+    paths = {row["path"] for row in found["sensitivities"]}
+    assert {"target_family.experts", "hardware.watts"} <= paths
+    assert not {path for path in paths if "overlapped" in path or path.startswith("draft_family.e")}
 
 
 @pytest.mark.slow
