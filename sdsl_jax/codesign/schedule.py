@@ -18,12 +18,13 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from sdsl_jax.codesign.serving_problem import MEMORY_SHARE, ServingProblem
+from sdsl_jax.codesign.concurrency import cache_room
+from sdsl_jax.codesign.serving_problem import ServingProblem
 from sdsl_jax.config.codesign_problem import LARGEST_LOOKAHEAD
 from sdsl_jax.errors import require
 from sdsl_jax.records.documents import to_json
 from sdsl_jax.theory.arrays import in_numpy
-from sdsl_jax.theory.hardware import Load, pass_time, resident_bytes, round_time
+from sdsl_jax.theory.hardware import Load, overlapped, pass_time, round_time
 from sdsl_jax.theory.lookahead import tokens_per_round
 from sdsl_jax.theory.serving import acceptance, shapes
 
@@ -84,7 +85,8 @@ class Schedule:
       survival: S_1 … S_K, the share of rounds whose first k drafts are all accepted.
       basis: Where acceptance comes from.
       cells: Every batch and context that was asked for.
-      spans: γ by batch, never rising, the best such table for all contexts alike.
+      spans: γ by batch, the best table for all contexts alike. It never rises, except for a mixture
+        of experts: its verify passes read many more experts than a step as long as batches are small.
       largest_scheduled_loss: The most that the table loses in a cell.
       single_lookahead: The one γ ≥ 0 that loses least over all cells on average.
       single_mean_loss: Its mean loss.
@@ -160,6 +162,7 @@ def speedups(
         serving.devices,
         serving.draft_devices,
     )
+    took = took._replace(overlap=serving.overlapped * overlapped(took).overlap)
     gain = tau[:, None, None] * np.asarray(step) / np.asarray(took.seconds)
     return np.where(gamma == 0, 1.0, gain), tau
 
@@ -229,8 +232,9 @@ def schedule(
         "the models do not fit in memory at any of these batches and contexts; give more devices.",
     )
     # A batch at which no context fits is never run: it has no say in the table.
-    logs = np.where(allowed, np.log(gains), 0.0)
-    table = falling_lookaheads(logs.sum(-1))
+    value = np.where(allowed, np.log(gains), 0.0).sum(-1)
+    experts = float(problem.inputs.serving.target_family.experts) > 1
+    table = value.argmax(0) if experts else falling_lookaheads(value)
     shown = np.asarray(batches) - 1
     single = int(np.argmax(np.where(allowed[shown], np.log(gains[:, shown]), 0.0).sum((1, 2))))
     cells = []
@@ -268,7 +272,7 @@ def schedule(
         single_largest_loss=max(cell.single_loss for cell in counted),
         vllm=_vllm(spans, draft, problem.config.hardware.devices),
         sglang=_sglang(spans),
-        notes=_notes(spans, survival, tau),
+        notes=_notes(spans, survival, tau, experts),
     )
 
 
@@ -290,16 +294,11 @@ def _fitting(
 ) -> np.ndarray | None:
     """Whether weights and caches fit, [B, C]; None where the memory is unknown."""
     serving, design = in_numpy((problem.inputs.serving, problem.inputs.fixed))
-    capacity = float(serving.hardware.memory_bytes)
-    if not np.isfinite(capacity):
+    if not np.isfinite(float(serving.hardware.memory_bytes)):
         return None
     draft, target = shapes(serving, design)
-    rows, context = batches[:, None].astype(float), np.asarray(contexts, float)[None, :]
-    held = resident_bytes(target, serving.precision, rows, context) / serving.devices
-    held = (
-        held + resident_bytes(draft, serving.draft_precision, rows, context) / serving.draft_devices
-    )
-    return np.asarray(held <= MEMORY_SHARE * capacity * (1 + 1e-6))
+    room = cache_room(serving, target, draft)
+    return batches[:, None] * np.asarray(contexts, float)[None, :] <= room * (1 + 1e-6)
 
 
 def _spans(batches: np.ndarray, table: np.ndarray, reached: np.ndarray) -> list[Span]:
@@ -343,10 +342,18 @@ def vllm_option(config: dict[str, Any]) -> str:
 
 
 def _notes(
-    spans: list[Span], survival: Sequence[float], tau: Float[np.ndarray, " gamma"]
+    spans: list[Span],
+    survival: Sequence[float],
+    tau: Float[np.ndarray, " gamma"],
+    experts: bool,
 ) -> list[str]:
     most = max(span.lookahead for span in spans)
     notes = []
+    if experts:
+        notes.append(
+            "γ may rise with the batch of a mixture of experts: at small batches a verify pass reads many more experts "
+            "than a step does"
+        )
     if most == len(tau) - 1 and len(survival):
         notes.append(
             f"γ = {most} is the last position that was measured; more drafts may be better still: measure further"
