@@ -1,0 +1,432 @@
+"""Acceptance by position, fitted to tokens per round at several lookaheads, or to survival.
+
+The law is `theory.PositionAcceptance` (first, decay, floor). Tokens per round at two lookaheads
+identify two numbers of a series (one drafter on one domain), not three. So the decay is common to
+all series of one kind of drafter, and their floors are partially pooled:
+
+    ln τ_i(γ) = ln τ(γ; first_i, decay, floor_i) + e,   e ~ N(0, noise²/weight),
+    logit floor_i ~ N(logit floor, spread²),            first_i free.
+
+`noise` holds errors of measurement and of the law. Both variances are estimated (EM, each series
+by Laplace's approximation). A new series needs two lookaheads, and one gives a rough answer: its
+floor is then the pooled one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from sdsl_jax.compiler_options import quick_jit
+from sdsl_jax.errors import require
+from sdsl_jax.fitting.solver import minimise
+from sdsl_jax.solver_status import SolverStatus
+from sdsl_jax.theory import PositionAcceptance
+
+_SQUARE = 1e9  # least squares: no residual is an outlier
+# Weak priors, worth so many series or rows. They decide only where there are hardly any: from one
+# series nobody can tell how much floors differ.
+_PRIOR_WORTH = 1.0
+_PRIOR_SPREAD, _PRIOR_NOISE = 0.5, 0.005
+_NO_SPREAD = 1e-3
+# Where series do not show them, decay and floor stay within what published heads have: logit decay
+# ~ N(−1, 1.5²), 0.03 to 0.8, and logit floor ~ N(0.5, 1.5²), 0.1 to 0.95.
+_PRIOR_MIDDLE, _PRIOR_REACH = (-1.0, 0.5), 1.5
+_EM_STEPS, _EM_TOLERANCE = 60, 2e-3
+# Tokens per round this near 1 or γ + 1 have no logit.
+_EDGE = 1e-4
+
+
+class LengthTable(NamedTuple):
+    """What was measured of each series, in slots; a slot without a measurement has weight 0.
+
+    Attributes:
+      labels: Name of each series.
+      lookahead: γ of a τ, or k of an S_k.
+      value: τ(γ), or S_k.
+      survival: Whether the value is an S_k.
+      weight: 1 for a value good to about 0.5%; less for a worse one; 0 for none.
+    """
+
+    labels: tuple[Hashable, ...]
+    lookahead: Int[np.ndarray, "series slots"]
+    value: Float[np.ndarray, "series slots"]
+    survival: Bool[np.ndarray, "series slots"]
+    weight: Float[np.ndarray, "series slots"]
+
+    def smallest(self, count: int) -> LengthTable:
+        """Only the so many smallest lookaheads of each series."""
+        order = np.argsort(np.where(self.weight > 0, self.lookahead, np.inf), axis=1, kind="stable")
+        rank = np.argsort(order, axis=1, kind="stable")
+        return self._replace(weight=np.where(rank < count, self.weight, 0.0))
+
+    def of_series(self, chosen: Bool[np.ndarray, " series"]) -> LengthTable:
+        """The same table with the measurements of the chosen series alone."""
+        return self._replace(weight=np.where(chosen[:, None], self.weight, 0.0))
+
+
+def length_table(
+    labels: Sequence[Hashable],
+    lookahead: Sequence[int],
+    tokens_per_round: Sequence[float],
+    weight: Sequence[float] | None = None,
+) -> LengthTable:
+    """A table of tokens per round, from rows; rows of one series and lookahead are averaged.
+
+    Args:
+      labels: Series of each row, such as (draft, domain).
+      lookahead: γ ≥ 1.
+      tokens_per_round: τ, the bonus token included: between 1 and γ + 1.
+      weight: Weight of each row; 1 if left out.
+
+    Raises:
+      SdslError: A lookahead is no whole number of at least 1, or a τ is outside its range.
+    """
+    gamma, tau = np.asarray(lookahead, float), np.asarray(tokens_per_round, float)
+    require(
+        bool(np.all((gamma >= 1) & (gamma == np.floor(gamma)))),
+        f"lookaheads run from {gamma.min(initial=np.inf):g} to {gamma.max(initial=0):g}; "
+        "they must be whole numbers of at least 1.",
+    )
+    wrong = ~((tau >= 1) & (tau <= gamma + 1))
+    if wrong.any():
+        k = int(np.argmax(wrong))
+        require(
+            False,
+            f"tokens per round of {tau[k]:g} at a lookahead of {gamma[k]:g} are impossible; "
+            "with the bonus token they are 1 to γ + 1.",
+        )
+    weights = np.ones(len(tau)) if weight is None else np.asarray(weight, float)
+    return _in_slots(labels, gamma.astype(int), tau, np.zeros(len(tau), bool), weights)
+
+
+def survival_table(
+    labels: Sequence[Hashable],
+    survival: Sequence[Sequence[float]],
+    rounds: Sequence[float] | None = None,
+) -> LengthTable:
+    """A table of survival: S_1, S_2, … of each series, as many as were measured.
+
+    Args:
+      labels: Name of each series.
+      survival: S_k of each series, unconditional: the share of rounds whose first k drafts were
+        accepted. Series may have different lengths.
+      rounds: Rounds that each series was counted over. S_k then weighs 1/(1 + v/(0.5%)²), where
+        v = (1 − S_k)/(rounds·S_k) is the variance of its logarithm. Without it all weigh 1.
+
+    Raises:
+      SdslError: An S_k is outside [0, 1], or rises with k.
+    """
+    rows: list[tuple[Hashable, int, float, float]] = []
+    for i, (label, each) in enumerate(zip(labels, survival, strict=True)):
+        values = np.asarray(each, float)
+        require(
+            bool(np.all((values >= 0) & (values <= 1)) and np.all(np.diff(values) <= 1e-9)),
+            f"the survival of {label} is {values.tolist()}; it must lie in [0, 1] and not rise with k: "
+            "it is the share of rounds whose first k drafts were all accepted.",
+        )
+        for k, s in enumerate(values, start=1):
+            variance = 0.0 if rounds is None else (1 - s) / max(rounds[i] * s, 1e-12)
+            if s > 0:
+                rows.append((label, k, s, 1 / (1 + variance / _PRIOR_NOISE**2)))
+    names, k, s, weight = zip(*rows)
+    return _in_slots(names, np.asarray(k), np.asarray(s), np.ones(len(k), bool), np.asarray(weight))
+
+
+def _in_slots(
+    labels: Sequence[Hashable],
+    lookahead: np.ndarray,
+    value: np.ndarray,
+    survival: np.ndarray,
+    weight: np.ndarray,
+) -> LengthTable:
+    names = tuple(dict.fromkeys(labels))
+    cells: list[dict[int, list[int]]] = [{} for _ in names]
+    index = {name: i for i, name in enumerate(names)}
+    for row, (label, k) in enumerate(zip(labels, lookahead)):
+        cells[index[label]].setdefault(int(k), []).append(row)
+    slots = max(map(len, cells), default=0)
+    require(slots > 0, "the table holds no acceptance lengths.")
+    shape = len(names), slots
+    table = LengthTable(
+        names, np.ones(shape, int), np.ones(shape), np.zeros(shape, bool), np.zeros(shape)
+    )
+    for i, cell in enumerate(cells):
+        for j, k in enumerate(sorted(cell)):
+            rows = cell[k]
+            table.lookahead[i, j], table.survival[i, j] = k, survival[rows[0]]
+            # One number repeated, as a table does for every load, is one measurement.
+            table.weight[i, j] = weight[rows].mean()
+            table.value[i, j] = np.average(value[rows], weights=np.maximum(weight[rows], 1e-300))
+    return table
+
+
+class PositionPool(NamedTuple):
+    """What the series of one kind of drafter have in common.
+
+    Attributes:
+      decay: Common decay from draft to draft.
+      floor: Floor in the middle of the series.
+      spread: Standard deviation of logit floor between series.
+      noise: Standard deviation of ln τ about the law, for a weight of 1.
+      series: Number of series that it was fitted to.
+      status: How the last descent ended, a `SolverStatus`.
+    """
+
+    decay: float
+    floor: float
+    spread: float
+    noise: float
+    series: int
+    status: int
+
+
+class SeriesLaws(NamedTuple):
+    """The law of each series.
+
+    Attributes:
+      law: First, decay and floor, arrays [series].
+      covariance: Of (logit first, logit floor) given the pool.
+    """
+
+    law: PositionAcceptance
+    covariance: Float[np.ndarray, "series 2 2"]
+
+
+class _Data(NamedTuple):
+    """Measurements on JAX: logarithms, and what the variances are."""
+
+    lookahead: Array
+    log_value: Array
+    survival: Array
+    weight: Array
+    noise: Array
+    spread: Array
+
+
+def _law(own: Array, decay: Array) -> PositionAcceptance:
+    return PositionAcceptance(jax.nn.sigmoid(own[0]), decay, jax.nn.sigmoid(own[1]))
+
+
+def _log_values(own: Array, decay: Array, data: _Data, largest: int) -> Array:
+    """ln of what the law of one series says of its measurements."""
+    s = _law(own, decay).survival(largest)
+    values = jnp.where(data.survival, s[data.lookahead - 1], 1 + jnp.cumsum(s)[data.lookahead - 1])
+    return jnp.log(values)
+
+
+def _errors(own: Array, decay: Array, data: _Data, largest: int) -> Array:
+    """Weighted errors of one series in units of the noise."""
+    error = _log_values(own, decay, data, largest) - data.log_value
+    return error * jnp.sqrt(data.weight) / data.noise
+
+
+_PER_SERIES = _Data(0, 0, 0, 0, None, None)  # type: ignore[arg-type]
+
+
+def _covariances(own: Array, decay: Array, data: _Data, largest: int) -> tuple[Array, Array]:
+    """Laplace's covariance of each series' two numbers, and Σ of the variances that it gives its errors."""
+
+    def one(own: Array, data: _Data) -> tuple[Array, Array]:
+        jacobian = jax.jacfwd(_errors)(own, decay, data, largest)
+        prior = jnp.diag(jnp.stack([jnp.asarray(1e-9, own.dtype), data.spread**-2]))
+        covariance = jnp.linalg.inv(jacobian.T @ jacobian + prior)
+        return covariance, jnp.trace(jacobian @ covariance @ jacobian.T)
+
+    return jax.vmap(one, in_axes=(0, _PER_SERIES))(own, data)
+
+
+@functools.partial(quick_jit, static_argnames="largest")
+def _em_step(x: Array, data: _Data, largest: int) -> tuple[Array, ...]:
+    """One descent of all numbers at once, and the variances that follow from it.
+
+    x holds logit decay, the middle of logit floor, and of each series logit first and the distance
+    of its logit floor from the middle, in spreads.
+    """
+    count = data.weight.shape[0]
+    there = (data.weight.sum(axis=1) > 0).astype(x.dtype)
+
+    def numbers(x: Array) -> tuple[Array, Array]:
+        floors = x[1] + data.spread * x[3::2]
+        return jnp.stack([x[2::2], floors], axis=1), jax.nn.sigmoid(x[0])
+
+    def residuals(x: Array, data: _Data) -> Array:
+        own, decay = numbers(x)
+        errors = jax.vmap(lambda o, d: _errors(o, decay, d, largest), in_axes=(0, _PER_SERIES))(
+            own, data
+        )
+        floors = there * x[3::2]
+        pull = (x[:2] - jnp.asarray(_PRIOR_MIDDLE)) / _PRIOR_REACH
+        return jnp.concatenate([errors.ravel(), floors, pull])
+
+    rows = data.weight.size + count + 2
+    end = minimise(residuals, x, data, jnp.ones(rows, x.dtype), _SQUARE)
+    x = end.parameters
+    own, decay = numbers(x)
+    covariances, variances = _covariances(own, decay, data, largest)
+    errors = residuals(x, data)[: data.weight.size]
+    measured, series = (data.weight > 0).sum(), there.sum()
+    noise = data.noise**2 * ((errors**2).sum() + (there * variances).sum())
+    noise = (noise + _PRIOR_WORTH * _PRIOR_NOISE**2) / (measured + _PRIOR_WORTH)
+    floors = (there * ((own[:, 1] - x[1]) ** 2 + covariances[:, 1, 1])).sum()
+    spread = (floors + _PRIOR_WORTH * _PRIOR_SPREAD**2) / (series + _PRIOR_WORTH)
+    return x, jnp.sqrt(noise), jnp.sqrt(spread), end.status
+
+
+@functools.partial(quick_jit, static_argnames="largest")
+def _fit_series(
+    starts: Array, floor: Array, decay: Array, data: _Data, largest: int
+) -> tuple[Array, ...]:
+    """Each series by itself, the pool held; the better of a start at the pooled floor and one at its own first."""
+
+    def one(start: Array, data: _Data) -> Array:
+        def residuals(own: Array, data: _Data) -> Array:
+            pull = (own[1:] - floor) / data.spread
+            return jnp.concatenate([_errors(own, decay, data, largest), pull])
+
+        weights = jnp.ones(data.weight.shape[0] + 1, start.dtype)
+        begins = jnp.stack([jnp.stack([start, floor]), jnp.stack([start, start])])
+        ends = jax.vmap(lambda begin: minimise(residuals, begin, data, weights, _SQUARE))(begins)
+        return ends.parameters[jnp.argmin(ends.objective)]
+
+    own = jax.vmap(one, in_axes=(0, _PER_SERIES))(starts, data)
+    return own, _covariances(own, decay, data, largest)[0]
+
+
+def _data(table: LengthTable, noise: float, spread: float) -> _Data:
+    largest = np.where(table.survival, 1 - _EDGE, table.lookahead + 1 - _EDGE)
+    value = np.clip(table.value, np.where(table.survival, 0.0, 1.0) + _EDGE, largest)
+    return _Data(
+        jnp.asarray(table.lookahead),
+        jnp.asarray(np.log(value)),
+        jnp.asarray(table.survival),
+        jnp.asarray(table.weight),
+        jnp.asarray(noise),
+        jnp.asarray(spread),
+    )
+
+
+def _first(table: LengthTable) -> Float[np.ndarray, " series"]:
+    """A rough logit of the acceptance of the first drafts: of (τ − 1)/τ, or S_k^(1/k), at the smallest γ measured."""
+    rows = np.arange(len(table.labels))
+    at = np.where(table.weight > 0, table.lookahead, 10**6).argmin(axis=1)
+    value, k = table.value[rows, at], table.lookahead[rows, at]
+    alpha = np.where(table.survival[rows, at], value ** (1 / k), (value - 1) / value)
+    alpha = np.clip(alpha, 0.02, 0.98)
+    return np.log(alpha / (1 - alpha))
+
+
+def fit_position_pool(
+    table: LengthTable, start: PositionPool | None = None, one_floor: bool = False
+) -> PositionPool:
+    """What the series of one kind of drafter have in common, from those that have measurements.
+
+    Args:
+      table: The series; those without a weight do not count.
+      start: A pool to start from, such as that of all series where some are left out.
+      one_floor: Give all series one floor, instead of pooling their floors partially.
+
+    Raises:
+      SdslError: No series was measured at two lookaheads or more.
+    """
+    measured = (table.weight > 0).sum(axis=1)
+    require(
+        bool((measured >= 2).any()),
+        "no series was measured at two lookaheads or more, so that none shows how acceptance moves along a round.",
+    )
+    first = _first(table)
+    if start is None:
+        start = PositionPool(
+            0.27, float(1 / (1 + np.exp(-np.median(first[measured > 0])))), 0, 0, 0, 0
+        )
+    with jax.enable_x64(True):
+        noise, spread = start.noise or _PRIOR_NOISE, start.spread or _PRIOR_SPREAD
+        if one_floor:
+            spread = _NO_SPREAD
+        logit = lambda p: float(np.log(p / (1 - p)))  # noqa: E731
+        level = logit(start.floor)
+        own = np.stack([first, np.zeros(len(first))], axis=1)
+        x = jnp.asarray(np.r_[logit(start.decay), level, own.ravel()])
+        largest = int(table.lookahead.max())
+        status = SolverStatus.ITERATION_CAP
+        for _ in range(_EM_STEPS):
+            x, new_noise, new_spread, ended = _em_step(x, _data(table, noise, spread), largest)
+            new_noise, new_spread = float(new_noise), float(new_spread)
+            if one_floor:
+                new_spread = spread
+            # The next descent starts at the same floors.
+            x = x.at[3::2].multiply(spread / new_spread)
+            moved = max(abs(new_noise / noise - 1), abs(new_spread / spread - 1))
+            noise, spread = new_noise, new_spread
+            if moved < _EM_TOLERANCE:
+                status = SolverStatus(int(ended))
+                break
+    decay, floor = (float(1 / (1 + np.exp(-float(value)))) for value in x[:2])
+    return PositionPool(decay, floor, spread, noise, int((measured > 0).sum()), int(status))
+
+
+def fit_series(table: LengthTable, pool: PositionPool) -> SeriesLaws:
+    """The law of each series, given what its kind has in common.
+
+    Args:
+      table: The series; a series without a measurement gets the pooled floor, and means nothing.
+      pool: Of the same kind of drafter.
+    """
+    with jax.enable_x64(True):
+        data = _data(table, pool.noise, pool.spread)
+        decay = jnp.asarray(pool.decay)
+        floor = jnp.asarray(np.log(pool.floor / (1 - pool.floor)))
+        own, covariance = _fit_series(
+            jnp.asarray(_first(table)), floor, decay, data, int(table.lookahead.max())
+        )
+    first, floors = 1 / (1 + np.exp(-np.asarray(own).T))
+    law = PositionAcceptance(first, np.full(len(first), pool.decay), floors)
+    return SeriesLaws(law, np.asarray(covariance))
+
+
+class LengthPrediction(NamedTuple):
+    """τ at one lookahead of each series.
+
+    Attributes:
+      tokens_per_round: τ.
+      log_error: Standard error of ln τ for a new measurement of weight 1, given the pool: of the
+        two numbers of the series and of the noise.
+    """
+
+    tokens_per_round: Float[np.ndarray, " series"]
+    log_error: Float[np.ndarray, " series"]
+
+
+@functools.partial(quick_jit, static_argnames="lookahead")
+def _predict(own: Array, decay: Array, covariance: Array, lookahead: int) -> tuple[Array, Array]:
+    def one(own: Array, covariance: Array) -> tuple[Array, Array]:
+        log_tau = lambda own: jnp.log(_law(own, decay).tokens_per_round(lookahead))  # noqa: E731
+        slope = jax.jacfwd(log_tau)(own)
+        return log_tau(own), slope @ covariance @ slope
+
+    return jax.vmap(one)(own, covariance)
+
+
+def predict_lengths(laws: SeriesLaws, pool: PositionPool, lookahead: int) -> LengthPrediction:
+    """τ of each series at a lookahead, and how sure it is.
+
+    Args:
+      laws: Of the series.
+      pool: That they were fitted with.
+      lookahead: γ ≥ 1.
+    """
+    with jax.enable_x64(True):
+        first, floor = (np.asarray(p) for p in (laws.law.first, laws.law.floor))
+        own = jnp.asarray(np.stack([np.log(p / (1 - p)) for p in (first, floor)], axis=1))
+        log_tau, variance = _predict(
+            own, jnp.asarray(pool.decay), jnp.asarray(laws.covariance), lookahead
+        )
+    return LengthPrediction(
+        np.exp(np.asarray(log_tau)), np.sqrt(np.asarray(variance) + pool.noise**2)
+    )
