@@ -29,9 +29,9 @@ from sdsl_jax.fitting.solver import minimise
 from sdsl_jax.theory import BetaAcceptance, PersistentAcceptance, tokens_per_round
 
 _SQUARE = 1e9
-_STARTS = np.asarray([[0.5, -2.0], [1.5, 0.5]])
-# Quadrature over prompts: enough for 1e-6 of τ.
-_NODES = 48
+_STARTS = np.asarray([[0.5, -2.0]])
+# Quadrature over prompts.
+_NODES = 128
 
 
 def _geometric(x: Array, lookahead: int) -> Array:
