@@ -2,14 +2,15 @@
 
 The law is `theory.PositionAcceptance` (first, decay, floor). Tokens per round at two lookaheads
 identify two numbers of a series (one drafter on one domain), not three. So the decay is common to
-all series of one kind of drafter, and their floors are partially pooled:
+all series of one kind of drafter, and the drop from first to floor is partially pooled:
 
-    ln τ_i(γ) = ln τ(γ; first_i, decay, floor_i) + e,   e ~ N(0, noise²/weight),
-    logit floor_i ~ N(logit floor, spread²),            first_i free.
+    ln τ_i(γ) = ln τ(γ; first_i, decay, floor_i) + e,       e ~ N(0, noise²/weight),
+    logit floor_i = logit first_i − drop_i,                 drop_i ~ N(drop, spread²),  first_i free.
 
-`noise` holds errors of measurement and of the law. Both variances are estimated (EM, each series
-by Laplace's approximation). A new series needs two lookaheads, and one gives a rough answer: its
-floor is then the pooled one.
+The drop is taken in logits, since series of high and of low acceptance then differ least in it. A
+negative drop is a rise. `noise` holds errors of measurement and of the law. Both variances are
+estimated (EM, each series by Laplace's approximation). A new series needs two lookaheads; one
+gives a rough answer, with the pooled drop.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from sdsl_jax.theory import PositionAcceptance
 
 _SQUARE = 1e9  # least squares: no residual is an outlier
 # Weak priors, worth so many series or rows. They decide only where there are hardly any: from one
-# series nobody can tell how much floors differ.
+# series nobody can tell how much drops differ.
 _PRIOR_WORTH = 1.0
-_PRIOR_SPREAD, _PRIOR_NOISE = 0.5, 0.005
+_PRIOR_SPREAD, _PRIOR_NOISE = 0.3, 0.005
 _NO_SPREAD = 1e-3
-# Where series do not show them, decay and floor stay within what published heads have: logit decay
-# ~ N(−1, 1.5²), 0.03 to 0.8, and logit floor ~ N(0.5, 1.5²), 0.1 to 0.95.
-_PRIOR_MIDDLE, _PRIOR_REACH = (-1.0, 0.5), 1.5
+# Where series do not show them, decay and drop stay within what published heads have: logit decay
+# ~ N(−1, 1.5²), 0.03 to 0.8, and drop ~ N(0, 1.5²).
+_PRIOR_MIDDLE, _PRIOR_REACH = (-1.0, 0.0), 1.5
 _EM_STEPS, _EM_TOLERANCE = 60, 2e-3
 # Tokens per round this near 1 or γ + 1 have no logit.
 _EDGE = 1e-4
@@ -135,8 +136,15 @@ def survival_table(
             variance = 0.0 if rounds is None else (1 - s) / max(rounds[i] * s, 1e-12)
             if s > 0:
                 rows.append((label, k, s, 1 / (1 + variance / _PRIOR_NOISE**2)))
-    names, k, s, weight = zip(*rows)
-    return _in_slots(names, np.asarray(k), np.asarray(s), np.ones(len(k), bool), np.asarray(weight))
+    require(rows != [], "the table holds no survival above 0.")
+    names, positions, measured, weights = (list(column) for column in zip(*rows))
+    return _in_slots(
+        names,
+        np.asarray(positions),
+        np.asarray(measured),
+        np.ones(len(positions), bool),
+        np.asarray(weights),
+    )
 
 
 def _in_slots(
@@ -149,8 +157,8 @@ def _in_slots(
     names = tuple(dict.fromkeys(labels))
     cells: list[dict[int, list[int]]] = [{} for _ in names]
     index = {name: i for i, name in enumerate(names)}
-    for row, (label, k) in enumerate(zip(labels, lookahead)):
-        cells[index[label]].setdefault(int(k), []).append(row)
+    for row, (label, gamma) in enumerate(zip(labels, lookahead)):
+        cells[index[label]].setdefault(int(gamma), []).append(row)
     slots = max(map(len, cells), default=0)
     require(slots > 0, "the table holds no acceptance lengths.")
     shape = len(names), slots
@@ -172,15 +180,15 @@ class PositionPool(NamedTuple):
 
     Attributes:
       decay: Common decay from draft to draft.
-      floor: Floor in the middle of the series.
-      spread: Standard deviation of logit floor between series.
+      drop: logit first − logit floor in the middle of the series; negative where acceptance rises.
+      spread: Standard deviation of the drop between series.
       noise: Standard deviation of ln τ about the law, for a weight of 1.
       series: Number of series that it was fitted to.
       status: How the last descent ended, a `SolverStatus`.
     """
 
     decay: float
-    floor: float
+    drop: float
     spread: float
     noise: float
     series: int
@@ -192,10 +200,12 @@ class SeriesLaws(NamedTuple):
 
     Attributes:
       law: First, decay and floor, arrays [series].
-      covariance: Of (logit first, logit floor) given the pool.
+      drop: logit first − logit floor of each.
+      covariance: Of (logit first, drop) given the pool.
     """
 
     law: PositionAcceptance
+    drop: Float[np.ndarray, " series"]
     covariance: Float[np.ndarray, "series 2 2"]
 
 
@@ -211,7 +221,8 @@ class _Data(NamedTuple):
 
 
 def _law(own: Array, decay: Array) -> PositionAcceptance:
-    return PositionAcceptance(jax.nn.sigmoid(own[0]), decay, jax.nn.sigmoid(own[1]))
+    """The law of one series from its logit of the first acceptance and its drop."""
+    return PositionAcceptance(jax.nn.sigmoid(own[0]), decay, jax.nn.sigmoid(own[0] - own[1]))
 
 
 def _log_values(own: Array, decay: Array, data: _Data, largest: int) -> Array:
@@ -246,24 +257,24 @@ def _covariances(own: Array, decay: Array, data: _Data, largest: int) -> tuple[A
 def _em_step(x: Array, data: _Data, largest: int) -> tuple[Array, ...]:
     """One descent of all numbers at once, and the variances that follow from it.
 
-    x holds logit decay, the middle of logit floor, and of each series logit first and the distance
-    of its logit floor from the middle, in spreads.
+    x holds logit decay, the middle drop, and of each series logit first and the distance of its
+    drop from the middle, in spreads.
     """
     count = data.weight.shape[0]
     there = (data.weight.sum(axis=1) > 0).astype(x.dtype)
 
     def numbers(x: Array) -> tuple[Array, Array]:
-        floors = x[1] + data.spread * x[3::2]
-        return jnp.stack([x[2::2], floors], axis=1), jax.nn.sigmoid(x[0])
+        drops = x[1] + data.spread * x[3::2]
+        return jnp.stack([x[2::2], drops], axis=1), jax.nn.sigmoid(x[0])
 
     def residuals(x: Array, data: _Data) -> Array:
         own, decay = numbers(x)
         errors = jax.vmap(lambda o, d: _errors(o, decay, d, largest), in_axes=(0, _PER_SERIES))(
             own, data
         )
-        floors = there * x[3::2]
+        drops = there * x[3::2]
         pull = (x[:2] - jnp.asarray(_PRIOR_MIDDLE)) / _PRIOR_REACH
-        return jnp.concatenate([errors.ravel(), floors, pull])
+        return jnp.concatenate([errors.ravel(), drops, pull])
 
     rows = data.weight.size + count + 2
     end = minimise(residuals, x, data, jnp.ones(rows, x.dtype), _SQUARE)
@@ -274,24 +285,24 @@ def _em_step(x: Array, data: _Data, largest: int) -> tuple[Array, ...]:
     measured, series = (data.weight > 0).sum(), there.sum()
     noise = data.noise**2 * ((errors**2).sum() + (there * variances).sum())
     noise = (noise + _PRIOR_WORTH * _PRIOR_NOISE**2) / (measured + _PRIOR_WORTH)
-    floors = (there * ((own[:, 1] - x[1]) ** 2 + covariances[:, 1, 1])).sum()
-    spread = (floors + _PRIOR_WORTH * _PRIOR_SPREAD**2) / (series + _PRIOR_WORTH)
+    drops = (there * ((own[:, 1] - x[1]) ** 2 + covariances[:, 1, 1])).sum()
+    spread = (drops + _PRIOR_WORTH * _PRIOR_SPREAD**2) / (series + _PRIOR_WORTH)
     return x, jnp.sqrt(noise), jnp.sqrt(spread), end.status
 
 
 @functools.partial(quick_jit, static_argnames="largest")
 def _fit_series(
-    starts: Array, floor: Array, decay: Array, data: _Data, largest: int
+    starts: Array, drop: Array, decay: Array, data: _Data, largest: int
 ) -> tuple[Array, ...]:
-    """Each series by itself, the pool held; the better of a start at the pooled floor and one at its own first."""
+    """Each series by itself, the pool held; the better of starts with the pooled drop and with none."""
 
     def one(start: Array, data: _Data) -> Array:
         def residuals(own: Array, data: _Data) -> Array:
-            pull = (own[1:] - floor) / data.spread
+            pull = (own[1:] - drop) / data.spread
             return jnp.concatenate([_errors(own, decay, data, largest), pull])
 
         weights = jnp.ones(data.weight.shape[0] + 1, start.dtype)
-        begins = jnp.stack([jnp.stack([start, floor]), jnp.stack([start, start])])
+        begins = jnp.stack([jnp.stack([start, drop]), jnp.stack([start, jnp.zeros_like(drop)])])
         ends = jax.vmap(lambda begin: minimise(residuals, begin, data, weights, _SQUARE))(begins)
         return ends.parameters[jnp.argmin(ends.objective)]
 
@@ -323,14 +334,14 @@ def _first(table: LengthTable) -> Float[np.ndarray, " series"]:
 
 
 def fit_position_pool(
-    table: LengthTable, start: PositionPool | None = None, one_floor: bool = False
+    table: LengthTable, start: PositionPool | None = None, one_drop: bool = False
 ) -> PositionPool:
     """What the series of one kind of drafter have in common, from those that have measurements.
 
     Args:
       table: The series; those without a weight do not count.
       start: A pool to start from, such as that of all series where some are left out.
-      one_floor: Give all series one floor, instead of pooling their floors partially.
+      one_drop: Give all series one drop, instead of pooling their drops partially.
 
     Raises:
       SdslError: No series was measured at two lookaheads or more.
@@ -341,53 +352,51 @@ def fit_position_pool(
         "no series was measured at two lookaheads or more, so that none shows how acceptance moves along a round.",
     )
     first = _first(table)
-    if start is None:
-        start = PositionPool(
-            0.27, float(1 / (1 + np.exp(-np.median(first[measured > 0])))), 0, 0, 0, 0
-        )
+    start = start or PositionPool(0.3, 0.0, _PRIOR_SPREAD, _PRIOR_NOISE, 0, 0)
     with jax.enable_x64(True):
-        noise, spread = start.noise or _PRIOR_NOISE, start.spread or _PRIOR_SPREAD
-        if one_floor:
-            spread = _NO_SPREAD
-        logit = lambda p: float(np.log(p / (1 - p)))  # noqa: E731
-        level = logit(start.floor)
+        noise, spread = start.noise, _NO_SPREAD if one_drop else start.spread
         own = np.stack([first, np.zeros(len(first))], axis=1)
-        x = jnp.asarray(np.r_[logit(start.decay), level, own.ravel()])
+        logit_decay = np.log(start.decay / (1 - start.decay))
+        x = jnp.asarray(np.r_[logit_decay, start.drop, own.ravel()])
         largest = int(table.lookahead.max())
         status = SolverStatus.ITERATION_CAP
         for _ in range(_EM_STEPS):
-            x, new_noise, new_spread, ended = _em_step(x, _data(table, noise, spread), largest)
-            new_noise, new_spread = float(new_noise), float(new_spread)
-            if one_floor:
+            x, *variances, ended = _em_step(x, _data(table, noise, spread), largest)
+            new_noise, new_spread = float(variances[0]), float(variances[1])
+            if one_drop:
                 new_spread = spread
-            # The next descent starts at the same floors.
+            # The next descent starts at the same drops.
             x = x.at[3::2].multiply(spread / new_spread)
             moved = max(abs(new_noise / noise - 1), abs(new_spread / spread - 1))
             noise, spread = new_noise, new_spread
             if moved < _EM_TOLERANCE:
                 status = SolverStatus(int(ended))
                 break
-    decay, floor = (float(1 / (1 + np.exp(-float(value)))) for value in x[:2])
-    return PositionPool(decay, floor, spread, noise, int((measured > 0).sum()), int(status))
+    decay = float(1 / (1 + np.exp(-float(x[0]))))
+    return PositionPool(decay, float(x[1]), spread, noise, int((measured > 0).sum()), int(status))
 
 
 def fit_series(table: LengthTable, pool: PositionPool) -> SeriesLaws:
     """The law of each series, given what its kind has in common.
 
     Args:
-      table: The series; a series without a measurement gets the pooled floor, and means nothing.
+      table: The series; a series without a measurement gets the pooled drop, and means nothing.
       pool: Of the same kind of drafter.
     """
     with jax.enable_x64(True):
         data = _data(table, pool.noise, pool.spread)
         decay = jnp.asarray(pool.decay)
-        floor = jnp.asarray(np.log(pool.floor / (1 - pool.floor)))
         own, covariance = _fit_series(
-            jnp.asarray(_first(table)), floor, decay, data, int(table.lookahead.max())
+            jnp.asarray(_first(table)),
+            jnp.asarray(pool.drop),
+            decay,
+            data,
+            int(table.lookahead.max()),
         )
-    first, floors = 1 / (1 + np.exp(-np.asarray(own).T))
-    law = PositionAcceptance(first, np.full(len(first), pool.decay), floors)
-    return SeriesLaws(law, np.asarray(covariance))
+    logit, drop = np.asarray(own).T
+    first, floor = (1 / (1 + np.exp(-value)) for value in (logit, logit - drop))
+    law = PositionAcceptance(first, np.full(len(first), pool.decay), floor)
+    return SeriesLaws(law, drop, np.asarray(covariance))
 
 
 class LengthPrediction(NamedTuple):
@@ -422,8 +431,8 @@ def predict_lengths(laws: SeriesLaws, pool: PositionPool, lookahead: int) -> Len
       lookahead: γ ≥ 1.
     """
     with jax.enable_x64(True):
-        first, floor = (np.asarray(p) for p in (laws.law.first, laws.law.floor))
-        own = jnp.asarray(np.stack([np.log(p / (1 - p)) for p in (first, floor)], axis=1))
+        first = np.asarray(laws.law.first)
+        own = jnp.asarray(np.stack([np.log(first / (1 - first)), laws.drop], axis=1))
         log_tau, variance = _predict(
             own, jnp.asarray(pool.decay), jnp.asarray(laws.covariance), lookahead
         )

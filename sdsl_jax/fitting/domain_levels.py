@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from sdsl_jax.errors import require
 from sdsl_jax.statistics import student_quantile
 
-_STEPS, _TOLERANCE = 3000, 1e-6
+_STEPS, _TOLERANCE = 3000, 1e-5
 # A spread below this share of the residual counts as none.
 _NEGLIGIBLE = 1e-8
 

@@ -65,7 +65,7 @@ SINGLE_SERIES_LAWS: dict[str, _Law] = {
     "beta_over_prompts": _Law(lambda x, g: _beta(x).tokens_per_round_over_prompts(g, _NODES), None),
     "persistent": _Law(_persistent, None),
 }
-POOLED_LAWS = ("position_one_floor", "position")
+POOLED_LAWS = ("position_one_drop", "position")
 
 
 @functools.partial(quick_jit, static_argnames=("name", "lookaheads"))
@@ -153,7 +153,7 @@ def held_out_lengths(
 
     Args:
       table: Tokens per round of all series.
-      kinds: Kind of drafter of each series; decay and floors are pooled within one.
+      kinds: Kind of drafter of each series; decay and drops are pooled within one.
       groups: What is left out whole, such as the draft of each series: the pool that predicts a
         series comes from other groups of its kind. A kind of one group alone cannot be pooled, and
         its rows have no law by position.
@@ -197,7 +197,7 @@ def _pooled(
     shape = len(table.labels), len(lookaheads)
     tau, error = np.full(shape, np.nan), np.full(shape, np.nan)
     several = (table.weight > 0).sum(axis=1) >= 2
-    one_floor = name == "position_one_floor"
+    one_drop = name == "position_one_drop"
     for kind in np.unique(of_kind):
         whole: PositionPool | None = None
         for group in np.unique(of_group[of_kind == kind]):
@@ -206,8 +206,8 @@ def _pooled(
             if not (others & several).any():
                 continue
             if whole is None:
-                whole = fit_position_pool(table.of_series(of_kind == kind), None, one_floor)
-            pool = fit_position_pool(table.of_series(others), whole, one_floor)
+                whole = fit_position_pool(table.of_series(of_kind == kind), None, one_drop)
+            pool = fit_position_pool(table.of_series(others), whole, one_drop)
             laws = fit_series(small, pool)
             for column, gamma in enumerate(lookaheads):
                 found = predict_lengths(laws, pool, gamma)
