@@ -28,6 +28,8 @@ from sdsl_jax.fitting.domain_levels import (
     variance_shares,
 )
 from sdsl_jax.fitting.length_comparison import (
+    POOLED_LAWS,
+    SINGLE_SERIES_LAWS,
     ErrorSummary,
     LengthErrors,
     held_out_lengths,
@@ -86,7 +88,12 @@ class LengthFits:
 
 
 def fit_lengths(
-    table: TableSource, *, where: str = "", leave_out: str = "draft", given: int = 2
+    table: TableSource,
+    *,
+    where: str = "",
+    leave_out: str = "draft",
+    given: int = 2,
+    laws: Sequence[str] = (*SINGLE_SERIES_LAWS, *POOLED_LAWS),
 ) -> LengthFits:
     """Fits acceptance by position to tokens per round at several lookaheads, or to survival.
 
@@ -98,6 +105,7 @@ def fit_lengths(
       leave_out: Column whose values are left out whole when errors are measured; each series by
         itself where there is no such column, or one value only.
       given: Smallest lookaheads of a left-out series that a law may see.
+      laws: Laws whose errors are measured.
 
     Raises:
       SdslError: The table cannot be read, or no series has two lookaheads.
@@ -110,7 +118,7 @@ def fit_lengths(
     notes = list(lengths.notes)
     if len(set(groups)) < 2:
         groups, leave_out = list(series.labels), "series"
-    pools, laws = {}, list[SeriesLaw]()
+    pools, found = {}, list[SeriesLaw]()
     for kind in dict.fromkeys(lengths.kinds):
         mine = np.asarray([k == kind for k in lengths.kinds])
         own = series.of_series(mine)
@@ -121,7 +129,7 @@ def fit_lengths(
             continue
         pool = pools[kind] = fit_position_pool(own)
         fitted = fit_series(own, pool).law
-        laws += [
+        found += [
             SeriesLaw(
                 tuple(map(str, series.labels[i])),  # type: ignore[call-overload]
                 kind,
@@ -133,8 +141,8 @@ def fit_lengths(
         bool(pools),
         "no series was measured at two lookaheads or more; a law by position needs them.",
     )
-    errors = held_out_lengths(series, lengths.kinds, groups, given)
-    return LengthFits(pools, tuple(laws), tuple(errors), leave_out, tuple(notes))
+    errors = held_out_lengths(series, lengths.kinds, groups, given, laws)
+    return LengthFits(pools, tuple(found), tuple(errors), leave_out, tuple(notes))
 
 
 class DomainLevel(NamedTuple):

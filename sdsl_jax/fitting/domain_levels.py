@@ -203,12 +203,12 @@ def predict_levels(
 
 
 class VarianceShares(NamedTuple):
-    """Shares of the variance of logit α in a balanced design.
+    """Shares of the variance of logit α.
 
     Attributes:
-      shares: Share of the sum of squares of each factor's main effect, and "rest".
+      shares: Share of the sum of squares of each factor's main effect, and "rest" if balanced.
       balanced: Whether every combination of levels has as many rows. If not, main effects overlap
-        and the shares need not sum to 1.
+        and the shares say nothing of a rest.
     """
 
     shares: dict[str, float]
@@ -229,7 +229,8 @@ def variance_shares(
     sizes = {cell: cells.count(cell) for cell in cells}
     full = int(np.prod([len(set(labels)) for labels in factors.values()]))
     balanced = len(sizes) == full and len(set(sizes.values())) == 1
-    shares["rest"] = 1 - sum(shares.values())
+    if balanced:
+        shares["rest"] = 1 - sum(shares.values())
     return VarianceShares(shares, balanced)
 
 

@@ -30,8 +30,6 @@ from sdsl_jax.theory import BetaAcceptance, PersistentAcceptance, tokens_per_rou
 
 _SQUARE = 1e9
 _STARTS = np.asarray([[0.5, -2.0]])
-# Quadrature over prompts.
-_NODES = 128
 
 
 def _geometric(x: Array, lookahead: int) -> Array:
@@ -62,7 +60,6 @@ SINGLE_SERIES_LAWS: dict[str, _Law] = {
     "geometric_at_smallest": _Law(_geometric, 1),
     "geometric_fitted": _Law(_geometric, None),
     "beta_over_rounds": _Law(lambda x, g: _beta(x).tokens_per_round_over_rounds(g), None),
-    "beta_over_prompts": _Law(lambda x, g: _beta(x).tokens_per_round_over_prompts(g, _NODES), None),
     "persistent": _Law(_persistent, None),
 }
 POOLED_LAWS = ("position_one_drop", "position")
@@ -147,7 +144,11 @@ class LengthErrors(NamedTuple):
 
 
 def held_out_lengths(
-    table: LengthTable, kinds: Sequence[Hashable], groups: Sequence[Hashable], given: int = 2
+    table: LengthTable,
+    kinds: Sequence[Hashable],
+    groups: Sequence[Hashable],
+    given: int = 2,
+    laws: Sequence[str] = (*SINGLE_SERIES_LAWS, *POOLED_LAWS),
 ) -> list[LengthErrors]:
     """τ of every law at the lookaheads of a series beyond its smallest ones.
 
@@ -158,6 +159,7 @@ def held_out_lengths(
         series comes from other groups of its kind. A kind of one group alone cannot be pooled, and
         its rows have no law by position.
       given: How many of the smallest lookaheads of each series a law may see.
+      laws: Names of the laws.
 
     Returns:
       A row for every law, series and further lookahead.
@@ -169,8 +171,9 @@ def held_out_lengths(
     predictions = {
         name: (predict_by_single_series(name, small, lookaheads), np.full(asked.shape, np.nan))
         for name in SINGLE_SERIES_LAWS
+        if name in laws
     }
-    for name in POOLED_LAWS:
+    for name in (name for name in POOLED_LAWS if name in laws):
         predictions[name] = _pooled(name, table, small, kinds, groups, lookaheads)
     rows = []
     for i, j in zip(*np.nonzero(asked)):
