@@ -130,7 +130,7 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
         left.set(
             xlabel="rows decoded together",
             ylabel="speed lost",
-            title="One γ for every load is dear",
+            title="One γ for every load costs speed",
         )
         legend_beside(left, fontsize=7)
         rows = table[(table.lookahead == 7) & table.predicted.notna()]

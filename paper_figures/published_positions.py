@@ -105,7 +105,7 @@ def draw(table: pd.DataFrame, folder: Path, name: str) -> None:
             right.annotate(
                 str(domain),
                 (once.lookahead.iloc[-1], once.measured.iloc[-1]),
-                (-6, 12),
+                (-30, -16 if domain == "summarization" else 11),
                 textcoords="offset points",
                 ha="right",
                 fontsize=8,

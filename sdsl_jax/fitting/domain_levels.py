@@ -23,8 +23,10 @@ from sdsl_jax.errors import require
 from sdsl_jax.statistics import student_quantile
 
 _STEPS, _TOLERANCE = 3000, 1e-5
-# A spread below this share of the residual counts as none.
+# A spread below this share of the residual counts as none; and the residual is at least this share
+# of the variance, for the equations to have one solution where there is no noise.
 _NEGLIGIBLE = 1e-8
+_LEAST_RESIDUAL = 1e-6
 
 
 class LevelTable(NamedTuple):
@@ -130,12 +132,13 @@ def fit_levels(
     normal[dead, dead] = 1.0
     rank = p - int(dead.sum())
 
+    least = _LEAST_RESIDUAL * float(np.var(y)) + 1e-12
     if variances is None:
         start = float(np.var(y)) / (len(parts) + 1) + 1e-12
         spread, noise = np.full(len(parts), start), start
     else:
         spread = np.asarray([variances.spreads[f] ** 2 for f in labels])
-        noise = variances.residual**2
+        noise = max(variances.residual**2, least)
     for _ in range(_STEPS):
         system = normal.copy()
         for part, value in zip(parts, spread):
@@ -153,7 +156,7 @@ def fit_levels(
             new = float(own @ own + noise * np.trace(inverse[part, part])) / len(own)
             moved = max(moved, abs(new - spread[k]) / (noise + spread[k]))
             spread[k] = new
-        new = max(float(y @ (y - design @ values)) / (len(y) - rank), 1e-12)
+        new = max(float(y @ (y - design @ values)) / (len(y) - rank), least)
         moved, noise = max(moved, abs(new / noise - 1)), new
         if moved < _TOLERANCE:
             break

@@ -20,7 +20,6 @@ from sdsl_jax.compiler_options import quick_jit
 from sdsl_jax.errors import require
 from sdsl_jax.fitting.acceptance_lengths import (
     LengthTable,
-    PositionPool,
     fit_position_pool,
     fit_series,
     predict_lengths,
@@ -202,15 +201,12 @@ def _pooled(
     several = (table.weight > 0).sum(axis=1) >= 2
     one_drop = name == "position_one_drop"
     for kind in np.unique(of_kind):
-        whole: PositionPool | None = None
         for group in np.unique(of_group[of_kind == kind]):
             left_out = (of_kind == kind) & (of_group == group)
             others = (of_kind == kind) & ~left_out
             if not (others & several).any():
                 continue
-            if whole is None:
-                whole = fit_position_pool(table.of_series(of_kind == kind), None, one_drop)
-            pool = fit_position_pool(table.of_series(others), whole, one_drop)
+            pool = fit_position_pool(table.of_series(others), one_drop)
             laws = fit_series(small, pool)
             for column, gamma in enumerate(lookaheads):
                 found = predict_lengths(laws, pool, gamma)
