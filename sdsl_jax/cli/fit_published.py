@@ -109,11 +109,12 @@ def print_domains(console: Console, fits: DomainFits, path: Path) -> None:
         )
         for row in fits.errors
     ]
-    console.print(table("Errors of α on what the fit did not see", columns, errors))
-    say(
-        console,
-        "without domains: median error of a fit that ignores them; τ: median error of tokens per round;\n"
-        "in 90%: share of rows inside their 90% interval, and its median width in α.",
-    )
+    if errors:
+        console.print(table("Errors of α on what the fit did not see", columns, errors))
+        say(
+            console,
+            "without domains: median error of a fit that ignores them; τ: median error of tokens per round;\n"
+            "in 90%: share of rows inside their 90% interval, and its median width in α.",
+        )
     for note in fits.notes:
         say(console, f"note: {note}")

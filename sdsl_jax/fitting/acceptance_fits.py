@@ -41,6 +41,11 @@ from sdsl_jax.theory import PositionAcceptance, tokens_per_round
 _CONFIDENCE = 0.9
 
 
+def _stated(row: NamedTuple) -> dict[str, Any]:
+    """A row of a table for JSON, which has no NaN: what is not known is null."""
+    return {name: None if value != value else value for name, value in row._asdict().items()}
+
+
 class SeriesLaw(NamedTuple):
     """The law by position of one series, fitted to all of its lookaheads."""
 
@@ -82,7 +87,7 @@ class LengthFits:
                 for law in self.laws
             ],
             "left_out": self.left_out,
-            "errors": [summary._asdict() for summary in self.summary],
+            "errors": [_stated(summary) for summary in self.summary],
             "notes": [*self.notes],
         }
 
@@ -221,7 +226,7 @@ class DomainFits:
             },
             "variance_shares": self.shares.shares,
             "balanced": self.shares.balanced,
-            "errors": [error._asdict() for error in self.errors],
+            "errors": [_stated(error) for error in self.errors],
             "notes": [*self.notes],
         }
 
@@ -244,15 +249,23 @@ def fit_domains(table: TableSource, *, where: str = "") -> DomainFits:
     for name, labels in (("method", kinds), ("target", levels.rows.columns.get("target", []))):
         if len(set(labels)) > 1:
             factors[name] = labels
-    groups = {f"a {name}": labels for name, labels in levels.table.factors.items()}
+    groups: dict[str, Sequence[Hashable]] = {
+        f"a {name}": labels for name, labels in levels.table.factors.items()
+    }
     groups["a cell"] = levels.rows.labels("domain", "method", "target", "draft")
+    notes, count = list(levels.rows.notes), len(levels.alpha)
+    for name in [*groups]:
+        most = max(list(groups[name]).count(label) for label in set(groups[name]))
+        if count - most <= levels.table.fixed.shape[1]:
+            notes.append(f"too few rows remain without {name} to fit; its errors are not shown")
+            del groups[name]
     return DomainFits(
         fit,
         dict(zip(levels.table.fixed_names, fit.fixed.tolist())),
         _domain_levels(levels, fit),
         variance_shares(levels.table.logit, factors),
         tuple(_errors(levels, name, labels) for name, labels in groups.items()),
-        tuple(levels.rows.notes),
+        tuple(notes),
     )
 
 

@@ -1,5 +1,7 @@
 """Acceptance by position from tokens per round: recovery of known numbers, and what is left out stays out."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -169,6 +171,8 @@ def test_a_table_is_read_as_it_is():
     assert any("3 rows draft a tree" in note for note in fits.notes)
     assert any("1 rows state no acceptance" in note for note in fits.notes)
     assert len(fits.errors) == 2
+    answer = json.loads(json.dumps(fits.to_json(), allow_nan=False))
+    assert (answer["left_out"], len(answer["series"])) == ("draft", 2)
     shares = fit_lengths(
         [{"draft": d, "survival": "0.7; 0.42 0.24"} for d in "ab"], laws=("position",)
     )
