@@ -39,7 +39,9 @@ _NO_SPREAD = 1e-3
 # Where series do not show them, decay and drop stay within what published heads have: logit decay
 # ~ N(−1, 1.5²), 0.03 to 0.8, and drop ~ N(0, 1.5²).
 _PRIOR_MIDDLE, _PRIOR_REACH = (-1.0, 0.0), 1.5
-_EM_STEPS, _EM_TOLERANCE = 60, 2e-3
+_EM_STEPS, _EM_TOLERANCE = 90, 1e-3
+# How many steps of EM one leap may stand for.
+_LONGEST_LEAP = 12.0
 # Tables are filled up to multiples of so many series and slots.
 _SERIES, _SLOTS = 8, 4
 # Tokens per round this near 1 or γ + 1 have no logit.
@@ -257,17 +259,8 @@ def _covariances(own: Array, decay: Array, data: _Data, largest: int) -> tuple[A
     return jax.vmap(one, in_axes=(0, _PER_SERIES))(own, data)
 
 
-class _Posterior(NamedTuple):
-    """What is known of each series' two numbers: where they were, and a root of their covariance."""
-
-    own: Array
-    root: Array
-
-
 @functools.partial(quick_jit, static_argnames="largest")
-def _em_step(
-    x: Array, before: _Posterior, data: _Data, largest: int
-) -> tuple[Array, _Posterior, Array, Array, Array]:
+def _em_step(x: Array, data: _Data, largest: int) -> tuple[Array, Array, Array, Array]:
     """One descent of all numbers at once, and the variances that follow from it.
 
     x holds logit decay, the middle drop, and of each series logit first and the distance of its
@@ -293,11 +286,14 @@ def _em_step(
         rows = jax.vmap(
             lambda o, root, d: jax.jacfwd(_errors)(o, decay, d, largest) @ root,
             in_axes=(0, 0, _PER_SERIES),
-        )(before.own, before.root, data)
+        )(before, root, data)
         drops = there * x[3::2]
         pull = (x[:2] - jnp.asarray(_PRIOR_MIDDLE, x.dtype)) / _PRIOR_REACH
         return jnp.concatenate([errors.ravel(), rows.ravel(), drops, pull])
 
+    before, decay = numbers(x)
+    covariances, _ = _covariances(before, decay, data, largest)
+    root = jnp.where(there[:, None, None] > 0, jnp.linalg.cholesky(covariances), 0.0)
     rows = 3 * data.weight.size + count + 2
     end = minimise(residuals, x, data, jnp.ones(rows, x.dtype), _SQUARE)
     x = end.parameters
@@ -309,8 +305,7 @@ def _em_step(
     noise = (noise + _PRIOR_WORTH * _PRIOR_NOISE**2) / (measured + _PRIOR_WORTH)
     drops = (there * ((own[:, 1] - x[1]) ** 2 + covariances[:, 1, 1])).sum()
     spread = (drops + _PRIOR_WORTH * _PRIOR_SPREAD**2) / (series + _PRIOR_WORTH)
-    roots = jnp.where(there[:, None, None] > 0, jnp.linalg.cholesky(covariances), 0.0)
-    return x, _Posterior(own, roots), jnp.sqrt(noise), jnp.sqrt(spread), end.status
+    return x, jnp.sqrt(noise), jnp.sqrt(spread), end.status
 
 
 @functools.partial(quick_jit, static_argnames="largest")
@@ -366,6 +361,21 @@ def _first(table: LengthTable) -> Float[np.ndarray, " series"]:
     return np.log(alpha / (1 - alpha))
 
 
+def _outer(x: Array, noise: float, spread: float) -> np.ndarray:
+    """What EM moves: logit decay, the middle drop, ln noise and ln spread."""
+    return np.asarray([float(x[0]), float(x[1]), np.log(noise), np.log(spread)])
+
+
+def _extrapolated(path: list[np.ndarray]) -> np.ndarray:
+    """Where three steps of EM lead, since it converges linearly and slowly (SQUAREM; Varadhan & Roland, 2008)."""
+    first, second = path[1] - path[0], path[2] - path[1]
+    bend = second - first
+    length = np.linalg.norm(first) / max(float(np.linalg.norm(bend)), 1e-12)
+    length = float(np.clip(length, 1.0, _LONGEST_LEAP))
+    leap = 2 * length * first + length**2 * bend
+    return path[0] + np.clip(leap, -1.0, 1.0)
+
+
 def fit_position_pool(table: LengthTable, one_drop: bool = False) -> PositionPool:
     """What the series of one kind of drafter have in common, from those that have measurements.
 
@@ -386,22 +396,27 @@ def fit_position_pool(table: LengthTable, one_drop: bool = False) -> PositionPoo
         noise, spread = _PRIOR_NOISE, _NO_SPREAD if one_drop else _PRIOR_SPREAD
         own = np.stack([first, np.zeros(len(first))], axis=1)
         x = jnp.asarray(np.r_[_PRIOR_MIDDLE, own.ravel()])
-        known = _Posterior(jnp.asarray(own), jnp.zeros((len(own), 2, 2)))
+        spread_of_x = spread
         largest = _largest(int(table.lookahead.max()))
         status = SolverStatus.ITERATION_CAP
+        path: list[np.ndarray] = []
         for _ in range(_EM_STEPS):
+            # The descent starts at the drops where the last one ended, whatever the spread is now.
+            x = x.at[3::2].multiply(spread_of_x / spread)
             data = _data(table, noise, spread)
-            moved_x, known, found_noise, found_spread, ended = _em_step(x, known, data, largest)
-            moved = float(jnp.abs(moved_x[:2] - x[:2]).max())
-            x, new_noise = moved_x, float(found_noise)
-            new_spread = spread if one_drop else float(found_spread)
-            # The next descent starts at the same drops.
-            x = x.at[3::2].multiply(spread / new_spread)
-            moved = max(moved, abs(new_noise / noise - 1), abs(new_spread / spread - 1))
-            noise, spread = new_noise, new_spread
-            if moved < _EM_TOLERANCE:
+            path = path or [_outer(x, noise, spread)]
+            x, found_noise, found_spread, ended = _em_step(x, data, largest)
+            spread_of_x, noise = spread, float(found_noise)
+            spread = spread if one_drop else float(found_spread)
+            path.append(_outer(x, noise, spread))
+            if np.abs(path[-1] - path[-2]).max() < _EM_TOLERANCE:
                 status = SolverStatus(int(ended))
                 break
+            if len(path) == 3:
+                leap = _extrapolated(path)
+                x = x.at[:2].set(leap[:2])
+                noise, spread = float(np.exp(leap[2])), float(np.exp(leap[3]))
+                path = []
     decay = float(1 / (1 + np.exp(-float(x[0]))))
     return PositionPool(decay, float(x[1]), spread, noise, int((measured > 0).sum()), int(status))
 
