@@ -42,7 +42,7 @@ def print_lengths(console: Console, fits: LengthFits, path: Path) -> None:
         (
             NAMES.get(row.law, row.law),
             str(row.rows),
-            f"{100 * row.median:+.1f}%",
+            f"{round(100 * row.median, 1) + 0.0:+.1f}%",  # no −0.0
             f"{100 * row.median_size:.1f}%",
             f"{100 * row.ninety:.1f}%",
             f"{100 * row.worst:.1f}%",

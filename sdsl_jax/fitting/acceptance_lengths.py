@@ -8,9 +8,9 @@ all series of one kind of drafter, and the drop from first to floor is partially
     logit floor_i = logit first_i − drop_i,                 drop_i ~ N(drop, spread²),  first_i free.
 
 The drop is taken in logits, since series of high and of low acceptance then differ least in it. A
-negative drop is a rise. `noise` holds errors of measurement and of the law. Both variances are
-estimated (EM, each series by Laplace's approximation). A new series needs two lookaheads; one
-gives a rough answer, with the pooled drop.
+negative drop is a rise. `noise` holds errors of measurement and of the law. Decay, drop and both
+variances maximise the likelihood, with the two numbers of each series integrated out (Laplace). A
+new series needs two lookaheads; one gives a rough answer, with the pooled drop.
 """
 
 from __future__ import annotations
@@ -39,9 +39,7 @@ _NO_SPREAD = 1e-3
 # Where series do not show them, decay and drop stay within what published heads have: logit decay
 # ~ N(−1, 1.5²), 0.03 to 0.8, and drop ~ N(0, 1.5²).
 _PRIOR_MIDDLE, _PRIOR_REACH = (-1.0, 0.0), 1.5
-_EM_STEPS, _EM_TOLERANCE = 90, 1e-3
-# How many steps of EM one leap may stand for.
-_LONGEST_LEAP = 12.0
+_NEWTON_STEPS, _TOLERANCE = 40, 3e-3
 # Tables are filled up to multiples of so many series and slots.
 _SERIES, _SLOTS = 8, 4
 # Tokens per round this near 1 or γ + 1 have no logit.
@@ -260,52 +258,48 @@ def _covariances(own: Array, decay: Array, data: _Data, largest: int) -> tuple[A
 
 
 @functools.partial(quick_jit, static_argnames="largest")
-def _em_step(x: Array, data: _Data, largest: int) -> tuple[Array, Array, Array, Array]:
-    """One descent of all numbers at once, and the variances that follow from it.
+def _minus_log_likelihood(
+    pools: Array, starts: Array, data: _Data, largest: int
+) -> tuple[Array, Array]:
+    """−ln likelihood of many pools, and the two numbers of each series at its mode under each.
 
-    x holds logit decay, the middle drop, and of each series logit first and the distance of its
-    drop from the middle, in spreads.
+    The two numbers of a series are integrated out by Laplace's approximation, with the variances:
+    Σ_i [½‖errors‖² + ½(drop_i − drop)²/spread² + ½ ln det H_i] + n·ln noise + m·ln spread. Without
+    the determinant, which grows with the decay, noise would bias the decay upwards (to 0.51 where
+    it is 0.40, with errors of 0.4%, whatever the number of series).
 
-    The expected square of an error is that at the mode and the variance J·C·Jᵀ that the uncertain
-    numbers of the series give it. J depends on the decay, so that without the second part the
-    decay would be biased (to 0.51 where it is 0.40, with errors of 0.4%, whatever the number of
-    series). Its rows J·√C stand in the descent beside the errors.
+    Args:
+      pools: Logit decay, middle drop, ln noise and ln spread of each pool, [pools, 4].
+      starts: Where the descent of each series begins, [series, 2].
+      data: Measurements; noise and spread are those of the pools.
+      largest: Largest lookahead of any.
     """
-    count = data.weight.shape[0]
-    there = (data.weight.sum(axis=1) > 0).astype(x.dtype)
-
-    def numbers(x: Array) -> tuple[Array, Array]:
-        drops = x[1] + data.spread * x[3::2]
-        return jnp.stack([x[2::2], drops], axis=1), jax.nn.sigmoid(x[0])
-
-    def residuals(x: Array, data: _Data) -> Array:
-        own, decay = numbers(x)
-        errors = jax.vmap(lambda o, d: _errors(o, decay, d, largest), in_axes=(0, _PER_SERIES))(
-            own, data
-        )
-        rows = jax.vmap(
-            lambda o, root, d: jax.jacfwd(_errors)(o, decay, d, largest) @ root,
-            in_axes=(0, 0, _PER_SERIES),
-        )(before, root, data)
-        drops = there * x[3::2]
-        pull = (x[:2] - jnp.asarray(_PRIOR_MIDDLE, x.dtype)) / _PRIOR_REACH
-        return jnp.concatenate([errors.ravel(), rows.ravel(), drops, pull])
-
-    before, decay = numbers(x)
-    covariances, _ = _covariances(before, decay, data, largest)
-    root = jnp.where(there[:, None, None] > 0, jnp.linalg.cholesky(covariances), 0.0)
-    rows = 3 * data.weight.size + count + 2
-    end = minimise(residuals, x, data, jnp.ones(rows, x.dtype), _SQUARE)
-    x = end.parameters
-    own, decay = numbers(x)
-    covariances, variances = _covariances(own, decay, data, largest)
-    errors = residuals(x, data)[: data.weight.size]
+    there = (data.weight.sum(axis=1) > 0).astype(starts.dtype)
     measured, series = (data.weight > 0).sum(), there.sum()
-    noise = data.noise**2 * ((errors**2).sum() + (there * variances).sum())
-    noise = (noise + _PRIOR_WORTH * _PRIOR_NOISE**2) / (measured + _PRIOR_WORTH)
-    drops = (there * ((own[:, 1] - x[1]) ** 2 + covariances[:, 1, 1])).sum()
-    spread = (drops + _PRIOR_WORTH * _PRIOR_SPREAD**2) / (series + _PRIOR_WORTH)
-    return x, jnp.sqrt(noise), jnp.sqrt(spread), end.status
+    ones = jnp.ones(data.weight.shape[1] + 1, starts.dtype)
+
+    def of_pool(pool: Array) -> tuple[Array, Array]:
+        decay, drop, noise, spread = jax.nn.sigmoid(pool[0]), pool[1], *jnp.exp(pool[2:])
+        known = data._replace(noise=noise, spread=spread)
+
+        def of_series(start: Array, one: _Data) -> tuple[Array, Array]:
+            def residuals(own: Array, one: _Data) -> Array:
+                pull = (own[1:] - drop) / spread
+                return jnp.concatenate([_errors(own, decay, one, largest), pull])
+
+            own = minimise(residuals, start, one, ones, _SQUARE).parameters
+            rest, jacobian = residuals(own, one), jax.jacfwd(residuals)(own, one)
+            information = jacobian.T @ jacobian + 1e-9 * jnp.eye(2)
+            return 0.5 * (rest @ rest + jnp.linalg.slogdet(information)[1]), own
+
+        values, own = jax.vmap(of_series, in_axes=(0, _PER_SERIES))(starts, known)
+        pull = (pool[:2] - jnp.asarray(_PRIOR_MIDDLE, pool.dtype)) / _PRIOR_REACH
+        priors = jnp.asarray([_PRIOR_NOISE, _PRIOR_SPREAD], pool.dtype) / jnp.exp(pool[2:])
+        counts = jnp.stack([measured, series]) + _PRIOR_WORTH
+        total = (there * values).sum() + (counts * pool[2:]).sum()
+        return total + 0.5 * ((pull**2).sum() + _PRIOR_WORTH * (priors**2).sum()), own
+
+    return jax.vmap(of_pool)(pools)
 
 
 @functools.partial(quick_jit, static_argnames="largest")
@@ -361,19 +355,29 @@ def _first(table: LengthTable) -> Float[np.ndarray, " series"]:
     return np.log(alpha / (1 - alpha))
 
 
-def _outer(x: Array, noise: float, spread: float) -> np.ndarray:
-    """What EM moves: logit decay, the middle drop, ln noise and ln spread."""
-    return np.asarray([float(x[0]), float(x[1]), np.log(noise), np.log(spread)])
+# Finite differences of the likelihood: a step along each of its four numbers, and along pairs.
+_STEP = 0.03
+_CROSSED = [(i, k) for i in range(4) for k in range(i)]
+_PAIRS = [np.eye(4)[[i]] + np.eye(4)[[k]] for i, k in _CROSSED]
 
 
-def _extrapolated(path: list[np.ndarray]) -> np.ndarray:
-    """Where three steps of EM lead, since it converges linearly and slowly (SQUAREM; Varadhan & Roland, 2008)."""
-    first, second = path[1] - path[0], path[2] - path[1]
-    bend = second - first
-    length = np.linalg.norm(first) / max(float(np.linalg.norm(bend)), 1e-12)
-    length = float(np.clip(length, 1.0, _LONGEST_LEAP))
-    leap = 2 * length * first + length**2 * bend
-    return path[0] + np.clip(leap, -1.0, 1.0)
+def _newton_step(values: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """Newton's step from the likelihood at a pool, along its axes both ways, and along pairs.
+
+    Directions of negative curvature count as positive, so that the step goes down, and none is
+    longer than 1.
+    """
+    here, up, down, pairs = values[0], values[1:5], values[5:9], values[9:]
+    slope = (up - down) / (2 * _STEP)
+    curvature = np.diag((up + down - 2 * here) / _STEP**2)
+    for (i, k), value in zip(_CROSSED, pairs):
+        curvature[i, k] = curvature[k, i] = (value - up[i] - up[k] + here) / _STEP**2
+    within = np.ix_(free, free)
+    bends, axes = np.linalg.eigh(curvature[within])
+    bends = np.maximum(np.abs(bends), 1e-3 * np.abs(bends).max() + 1e-12)
+    step = np.zeros(4)
+    step[free] = -axes @ ((axes.T @ slope[free]) / bends)
+    return step / max(1.0, np.abs(step).max())
 
 
 def fit_position_pool(table: LengthTable, one_drop: bool = False) -> PositionPool:
@@ -392,33 +396,37 @@ def fit_position_pool(table: LengthTable, one_drop: bool = False) -> PositionPoo
         "no series was measured at two lookaheads or more, so that none shows how acceptance moves along a round.",
     )
     first = _padded(_first(table))
+    free = np.asarray([True, True, True, not one_drop])
+    pool = np.r_[_PRIOR_MIDDLE, np.log([_PRIOR_NOISE, _NO_SPREAD if one_drop else _PRIOR_SPREAD])]
+    steps = np.concatenate([np.zeros((1, 4)), np.eye(4), -np.eye(4), *_PAIRS]) * _STEP
+    status = SolverStatus.ITERATION_CAP
     with jax.enable_x64(True):
-        noise, spread = _PRIOR_NOISE, _NO_SPREAD if one_drop else _PRIOR_SPREAD
-        own = np.stack([first, np.zeros(len(first))], axis=1)
-        x = jnp.asarray(np.r_[_PRIOR_MIDDLE, own.ravel()])
-        spread_of_x = spread
+        data = _data(table, 1.0, 1.0)
+        own = jnp.asarray(np.stack([first, np.zeros(len(first))], axis=1))
         largest = _largest(int(table.lookahead.max()))
-        status = SolverStatus.ITERATION_CAP
-        path: list[np.ndarray] = []
-        for _ in range(_EM_STEPS):
-            # The descent starts at the drops where the last one ended, whatever the spread is now.
-            x = x.at[3::2].multiply(spread_of_x / spread)
-            data = _data(table, noise, spread)
-            path = path or [_outer(x, noise, spread)]
-            x, found_noise, found_spread, ended = _em_step(x, data, largest)
-            spread_of_x, noise = spread, float(found_noise)
-            spread = spread if one_drop else float(found_spread)
-            path.append(_outer(x, noise, spread))
-            if np.abs(path[-1] - path[-2]).max() < _EM_TOLERANCE:
-                status = SolverStatus(int(ended))
+        for _ in range(_NEWTON_STEPS):
+            values, modes = _minus_log_likelihood(jnp.asarray(pool + steps), own, data, largest)
+            own = modes[0]
+            newton = _newton_step(np.asarray(values), free)
+            # Of shorter and shorter steps the best; the last stands for none.
+            shares = np.asarray([1.0, 0.5, 0.2, 0.05, 0.0])
+            tried = np.zeros((len(steps), 4))
+            tried[: len(shares)] = shares[:, None] * newton
+            values, _ = _minus_log_likelihood(jnp.asarray(pool + tried), own, data, largest)
+            share = shares[int(np.nanargmin(np.asarray(values)[: len(shares)]))]
+            pool = pool + share * newton
+            if np.abs(share * newton).max() < _TOLERANCE:
+                status = SolverStatus.CONVERGED
                 break
-            if len(path) == 3:
-                leap = _extrapolated(path)
-                x = x.at[:2].set(leap[:2])
-                noise, spread = float(np.exp(leap[2])), float(np.exp(leap[3]))
-                path = []
-    decay = float(1 / (1 + np.exp(-float(x[0]))))
-    return PositionPool(decay, float(x[1]), spread, noise, int((measured > 0).sum()), int(status))
+    decay, (noise, spread) = 1 / (1 + np.exp(-pool[0])), np.exp(pool[2:])
+    return PositionPool(
+        float(decay),
+        float(pool[1]),
+        float(spread),
+        float(noise),
+        int((measured > 0).sum()),
+        int(status),
+    )
 
 
 def fit_series(table: LengthTable, pool: PositionPool) -> SeriesLaws:
