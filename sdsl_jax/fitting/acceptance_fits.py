@@ -253,6 +253,8 @@ def fit_domains(table: TableSource, *, where: str = "") -> DomainFits:
         f"a {name}": labels for name, labels in levels.table.factors.items()
     }
     groups["a cell"] = levels.rows.labels("domain", "method", "target", "draft")
+    if len(set(groups["a cell"])) == len(set(levels.table.factors["domain"])):
+        del groups["a cell"]
     notes, count = list(levels.rows.notes), len(levels.alpha)
     for name in [*groups]:
         most = max(list(groups[name]).count(label) for label in set(groups[name]))

@@ -69,6 +69,11 @@ class LengthTable(NamedTuple):
         rank = np.argsort(order, axis=1, kind="stable")
         return self._replace(weight=np.where(rank < count, self.weight, 0.0))
 
+    def only(self, chosen: Bool[np.ndarray, " series"]) -> LengthTable:
+        """A table of the chosen series."""
+        labels = tuple(label for label, keep in zip(self.labels, chosen) if keep)
+        return LengthTable(labels, *(np.asarray(column)[chosen] for column in self[1:]))
+
     def of_series(self, chosen: Bool[np.ndarray, " series"]) -> LengthTable:
         """The same table with the measurements of the chosen series alone."""
         return self._replace(weight=np.where(chosen[:, None], self.weight, 0.0))
@@ -188,7 +193,8 @@ class PositionPool(NamedTuple):
       spread: Standard deviation of the drop between series.
       noise: Standard deviation of ln τ about the law, for a weight of 1.
       series: Number of series that it was fitted to.
-      status: How the last descent ended, a `SolverStatus`.
+      status: How the fit ended, a `SolverStatus`.
+      covariance: Of (logit decay, drop), from the curvature of the likelihood.
     """
 
     decay: float
@@ -197,6 +203,19 @@ class PositionPool(NamedTuple):
     noise: float
     series: int
     status: int
+    covariance: tuple[tuple[float, float], tuple[float, float]] = ((0.0, 0.0), (0.0, 0.0))
+
+    def shifted(self) -> list[PositionPool]:
+        """Pools one standard error away along both axes of what is uncertain of decay and drop."""
+        sizes, axes = np.linalg.eigh(np.asarray(self.covariance))
+        moves = (np.sqrt(np.maximum(sizes, 0)) * axes).T
+        logit = np.log(self.decay / (1 - self.decay))
+        return [
+            self._replace(
+                decay=float(1 / (1 + np.exp(-(logit + move[0])))), drop=self.drop + float(move[1])
+            )
+            for move in moves
+        ]
 
 
 class SeriesLaws(NamedTuple):
@@ -206,11 +225,13 @@ class SeriesLaws(NamedTuple):
       law: First, decay and floor, arrays [series].
       drop: logit first − logit floor of each.
       covariance: Of (logit first, drop) given the pool.
+      shifted: The same laws under the pools of `PositionPool.shifted`.
     """
 
     law: PositionAcceptance
     drop: Float[np.ndarray, " series"]
     covariance: Float[np.ndarray, "series 2 2"]
+    shifted: tuple[SeriesLaws, ...] = ()
 
 
 class _Data(NamedTuple):
@@ -361,23 +382,21 @@ _CROSSED = [(i, k) for i in range(4) for k in range(i)]
 _PAIRS = [np.eye(4)[[i]] + np.eye(4)[[k]] for i, k in _CROSSED]
 
 
-def _newton_step(values: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """Newton's step from the likelihood at a pool, along its axes both ways, and along pairs.
+def _inverse_curvature(values: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """Inverse of the second derivatives of the likelihood, from its values about a pool.
 
-    Directions of negative curvature count as positive, so that the step goes down, and none is
-    longer than 1.
+    Directions of negative curvature count as positive; numbers that are held have zeros.
     """
     here, up, down, pairs = values[0], values[1:5], values[5:9], values[9:]
-    slope = (up - down) / (2 * _STEP)
     curvature = np.diag((up + down - 2 * here) / _STEP**2)
     for (i, k), value in zip(_CROSSED, pairs):
         curvature[i, k] = curvature[k, i] = (value - up[i] - up[k] + here) / _STEP**2
     within = np.ix_(free, free)
     bends, axes = np.linalg.eigh(curvature[within])
     bends = np.maximum(np.abs(bends), 1e-3 * np.abs(bends).max() + 1e-12)
-    step = np.zeros(4)
-    step[free] = -axes @ ((axes.T @ slope[free]) / bends)
-    return step / max(1.0, np.abs(step).max())
+    inverse = np.zeros((4, 4))
+    inverse[within] = (axes / bends) @ axes.T
+    return inverse
 
 
 def fit_position_pool(table: LengthTable, one_drop: bool = False) -> PositionPool:
@@ -407,7 +426,10 @@ def fit_position_pool(table: LengthTable, one_drop: bool = False) -> PositionPoo
         for _ in range(_NEWTON_STEPS):
             values, modes = _minus_log_likelihood(jnp.asarray(pool + steps), own, data, largest)
             own = modes[0]
-            newton = _newton_step(np.asarray(values), free)
+            around = np.asarray(values)
+            inverse = _inverse_curvature(around, free)
+            newton = -inverse @ ((around[1:5] - around[5:9]) / (2 * _STEP))
+            newton /= max(1.0, np.abs(newton).max())
             # Of shorter and shorter steps the best; the last stands for none.
             shares = np.asarray([1.0, 0.5, 0.2, 0.05, 0.0])
             tried = np.zeros((len(steps), 4))
@@ -426,6 +448,10 @@ def fit_position_pool(table: LengthTable, one_drop: bool = False) -> PositionPoo
         float(noise),
         int((measured > 0).sum()),
         int(status),
+        (
+            (float(inverse[0, 0]), float(inverse[0, 1])),
+            (float(inverse[1, 0]), float(inverse[1, 1])),
+        ),
     )
 
 
@@ -436,6 +462,11 @@ def fit_series(table: LengthTable, pool: PositionPool) -> SeriesLaws:
       table: The series; a series without a measurement gets the pooled drop, and means nothing.
       pool: Of the same kind of drafter.
     """
+    laws = _series_laws(table, pool)
+    return laws._replace(shifted=tuple(_series_laws(table, other) for other in pool.shifted()))
+
+
+def _series_laws(table: LengthTable, pool: PositionPool) -> SeriesLaws:
     with jax.enable_x64(True):
         data = _data(table, pool.noise, pool.spread)
         solved = _fit_series(
@@ -458,8 +489,8 @@ class LengthPrediction(NamedTuple):
 
     Attributes:
       tokens_per_round: τ.
-      log_error: Standard error of ln τ for a new measurement of weight 1, given the pool: of the
-        two numbers of the series and of the noise.
+      log_error: Standard error of ln τ for a new measurement of weight 1: of the two numbers of the
+        series, of the pooled decay and drop, and of the noise.
     """
 
     tokens_per_round: Float[np.ndarray, " series"]
@@ -489,16 +520,24 @@ def predict_lengths(laws: SeriesLaws, pool: PositionPool, lookahead: int) -> Len
       pool: That they were fitted with.
       lookahead: γ ≥ 1.
     """
+    log_tau, variance = _log_lengths(laws, lookahead)
+    for other in laws.shifted:
+        variance = variance + (_log_lengths(other, lookahead)[0] - log_tau) ** 2
+    return LengthPrediction(np.exp(log_tau), np.sqrt(variance + pool.noise**2))
+
+
+def _log_lengths(laws: SeriesLaws, lookahead: int) -> tuple[np.ndarray, np.ndarray]:
+    """ln τ of each series, and its variance given the pool."""
     with jax.enable_x64(True):
         first = np.asarray(laws.law.first)
         own = _padded(np.stack([np.log(first / (1 - first)), laws.drop], axis=1))[:, :2]
         covariance = _padded(laws.covariance.reshape(-1, 4)).reshape(-1, 2, 2)
         predicted = _predict(
             jnp.asarray(own),
-            jnp.asarray(pool.decay),
+            jnp.asarray(np.asarray(laws.law.decay)[0]),
             jnp.asarray(covariance),
             jnp.asarray(lookahead),
             _largest(lookahead),
         )
     log_tau, variance = (np.asarray(x)[: len(first)] for x in predicted)
-    return LengthPrediction(np.exp(log_tau), np.sqrt(variance + pool.noise**2))
+    return log_tau, variance

@@ -207,11 +207,11 @@ def _pooled(
             if not (others & several).any():
                 continue
             pool = fit_position_pool(table.of_series(others), one_drop)
-            laws = fit_series(small, pool)
+            laws = fit_series(small.only(left_out), pool)
             for column, gamma in enumerate(lookaheads):
                 found = predict_lengths(laws, pool, gamma)
-                tau[left_out, column] = found.tokens_per_round[left_out]
-                error[left_out, column] = found.log_error[left_out]
+                tau[left_out, column] = found.tokens_per_round
+                error[left_out, column] = found.log_error
     return tau, error
 
 
