@@ -67,6 +67,7 @@ def test_a_new_series_is_predicted_from_two_lookaheads(pooled):
     assert np.median(np.abs(error)) < 0.03
 
 
+@pytest.mark.slow
 def test_exact_lengths_give_the_law_back():
     """Without noise, five τ of each of three series give its three numbers."""
     survival, _ = simulated(3)
