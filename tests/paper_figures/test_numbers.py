@@ -115,7 +115,7 @@ def test_everything_is_what_the_code_computes(layout):
         for column in table.columns:
             if table[column].dtype.kind == "f":
                 np.testing.assert_allclose(
-                    table[column], kept[column].astype(float), rtol=1e-5, atol=1e-9, err_msg=name
+                    table[column], pd.to_numeric(kept[column]), rtol=1e-5, atol=1e-9, err_msg=name
                 )
             else:
                 assert list(map(str, table[column])) == list(map(str, kept[column])), (name, column)
