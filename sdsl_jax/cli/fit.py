@@ -29,6 +29,7 @@ TOPICS = (
         ),
     ),
     Topic("acceptance", "For acceptance laws.", ("models", "estimator", "domain", "temperature")),
+    Topic("lengths", "For acceptance by position.", ("leave_out", "given")),
     Topic(
         "estimation",
         "How the law is estimated.",
@@ -38,7 +39,10 @@ TOPICS = (
 
 
 def fit(
-    what: Annotated[Literal["loss", "acceptance"], arg(metavar="loss|acceptance")],
+    what: Annotated[
+        Literal["loss", "acceptance", "lengths", "domains"],
+        arg(metavar="loss|acceptance|lengths|domains"),
+    ],
     /,
     csv: Annotated[Path, arg(metavar="FILE.csv")],
     law: Annotated[Literal["chinchilla", "kaplan"] | None, arg(metavar="chinchilla|kaplan")] = None,
@@ -64,14 +68,21 @@ def fit(
     bootstrap: int = 1000,
     confidence: Annotated[float, arg(metavar="P")] = 0.9,
     seed: int = 0,
+    leave_out: Annotated[str | None, _COLUMN] = None,
+    given: int | None = None,
     json: Flag = False,
 ) -> None:
-    """Fit a loss law, or every acceptance law, to a table, and say what the table cannot tell.
+    """Fit a law to a table, and say what the table cannot tell.
 
     For a loss law, give rows of size, training tokens and loss. For acceptance laws, give the
     acceptance.csv of a study with models.csv beside it, or a table with the columns draft_params,
     draft_loss, target_params, target_loss and alpha (draft_tokens and draft_id are optional). Sizes
     and tokens may be written 125M, 4.2B, 1e9 or "13,000,000,000".
+
+    Two kinds of fit read published tables, with a row for each draft (method, draft, target), domain
+    and lookahead: gamma, and acceptance_length (tokens per round, bonus included), survival or alpha.
+    "lengths" fits acceptance by position and predicts tokens per round at larger lookaheads;
+    "domains" fits a partially pooled level of acceptance to each domain.
 
     The JSON that --json prints can be given to --loss-law and --acceptance-law of sdsl predict and
     sdsl codesign.
@@ -109,6 +120,10 @@ def fit(
         bootstrap: Number of bootstrap resamples.
         confidence: Confidence of the intervals.
         seed: Seed of starting points and resamples.
+        leave_out: For lengths: column whose values are left out whole to measure errors; draft if
+            left out.
+        given: For lengths: how many of the smallest lookaheads of a left-out series a law may see; 2
+            if left out.
         json: Print JSON: one object for a loss law; for acceptance laws {"acceptance_laws": [...]},
             the best first.
     """
@@ -128,14 +143,28 @@ def fit(
         "domain": domain,
         "temperature": temperature,
     }
+    of_lengths: dict[str, Any] = {"leave_out": leave_out, "given": given}
+    if what in ("lengths", "domains"):
+        read = of_lengths if what == "lengths" else {}
+        changed = {
+            "huber_delta": huber_delta,
+            "skip_incomplete": skip_incomplete or None,
+            "loss_unit": None if loss_unit == "nats" else loss_unit,
+            "objective": objective or None,
+            "starts": None if starts == 64 else starts,
+            "bootstrap": None if bootstrap == 1000 else bootstrap,
+            "confidence": None if confidence == 0.9 else confidence,
+            "seed": seed or None,
+        }
+        _refuse({} if read else of_lengths, what, "lengths")
+        _refuse(of_loss | of_acceptance | changed, what, "loss or acceptance")
+        _published(what, csv, {k: v for k, v in read.items() if v is not None}, where, json)
+        return
+    _refuse(of_lengths, what, "lengths")
     own, other, kind = of_loss, of_acceptance, "acceptance"
     if what == "acceptance":
         own, other, kind = of_acceptance, of_loss, "loss"
-    unread = ["--" + name.replace("_", "-") for name, value in other.items() if value is not None]
-    require(
-        not unread,
-        f"{', '.join(unread)} can only be given to sdsl fit {kind}, not to sdsl fit {what}.",
-    )
+    _refuse(other, what, kind)
     from sdsl_jax.fitting.fits import AcceptanceFits, fit_acceptance, fit_loss
 
     options = own | {
@@ -156,6 +185,26 @@ def fit(
     else:
         fits = result.fits if isinstance(result, AcceptanceFits) else (result,)
         _print_laws(standard_console(), [fit.record for fit in fits], csv)
+
+
+def _refuse(options: dict[str, Any], what: str, kind: str) -> None:
+    unread = ["--" + name.replace("_", "-") for name, value in options.items() if value is not None]
+    require(
+        not unread,
+        f"{', '.join(unread)} can only be given to sdsl fit {kind}, not to sdsl fit {what}.",
+    )
+
+
+def _published(what: str, csv: Path, options: dict[str, Any], where: str, json: bool) -> None:
+    from sdsl_jax.cli.fit_published import print_domains, print_lengths
+    from sdsl_jax.fitting.acceptance_fits import fit_domains, fit_lengths
+
+    if what == "lengths":
+        lengths = fit_lengths(csv, where=where, **options)
+        print_json(lengths) if json else print_lengths(standard_console(), lengths, csv)
+    else:
+        domains = fit_domains(csv, where=where)
+        print_json(domains) if json else print_domains(standard_console(), domains, csv)
 
 
 def _print_laws(console: Console, laws: list[LawRecord], path: Path) -> None:

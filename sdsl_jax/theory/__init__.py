@@ -49,6 +49,14 @@ from sdsl_jax.theory.lookahead import (
     tokens_per_round,
 )
 from sdsl_jax.theory.optima import DraftOptimum, optimal_draft
+from sdsl_jax.theory.position import (
+    PositionAcceptance,
+    WholeLookahead,
+    best_whole_lookahead,
+    mixed_tokens_per_round,
+    round_shares,
+    tokens_per_round_between,
+)
 from sdsl_jax.theory.presets import (
     BESIROGLU,
     PAPER_PLANE,
@@ -104,6 +112,7 @@ __all__ = [
     "ModelPoint",
     "ParameterCost",
     "PersistentAcceptance",
+    "PositionAcceptance",
     "PowerLaw",
     "Precision",
     "Rounds",
@@ -111,8 +120,10 @@ __all__ = [
     "Sensitivities",
     "Shape",
     "ShapeRule",
+    "WholeLookahead",
     "acceptance_from_tokens_per_round",
     "best_log_speedup",
+    "best_whole_lookahead",
     "coefficients",
     "draws_from_covariance",
     "elasticities",
@@ -123,15 +134,18 @@ __all__ = [
     "lambertw",
     "layers_and_width",
     "linear_law",
+    "mixed_tokens_per_round",
     "optima_of_draws",
     "optimal_draft",
     "optimal_lookahead",
     "optimum_with_elasticities",
     "point_and_draws",
+    "round_shares",
     "rounds_over_sample",
     "sensitivities",
     "solve_branch",
     "speedup",
     "tokens_per_round",
+    "tokens_per_round_between",
     "tokens_per_round_from_survival",
 ]

@@ -87,7 +87,7 @@ def test_every_option_is_explained():
     [
         ("codesign", ["target", "draft", "hardware", "workload", "objective", "law"]),
         ("measure", ["prompt", "decoding", "measurement", "checkpoint", "output"]),
-        ("fit", ["table", "loss", "acceptance", "estimation"]),
+        ("fit", ["table", "loss", "acceptance", "lengths", "estimation"]),
     ],
 )
 def test_help_shows_options_by_topic(sdsl, name, topics):

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -559,3 +560,61 @@ def test_what_all_acceptance_laws_share_is_printed_once(sdsl, tmp_path):
     status, out, _ = sdsl("fit", "acceptance", "--csv", path, *QUICK)
     assert status == 0
     assert out.count("rows are equal to another in both models and α") == 1
+
+
+LENGTHS = """draft,domain,gamma,acceptance_length,topk
+a,chat,1,1.70,1
+a,chat,2,2.12,1
+a,chat,4,2.52,1
+b,chat,1,1.60,1
+b,chat,2,1.92,1
+b,chat,4,2.20,1
+b,code,1,1.80,1
+b,code,2,2.38,1
+b,code,4,3.12,1
+b,code,4,3.50,4
+"""
+
+
+@pytest.mark.slow
+def test_lengths_of_a_published_table(sdsl, tmp_path):
+    """It prints what it left out and how far each law misses."""
+    path = tmp_path / "published.csv"
+    path.write_text(LENGTHS, "utf-8")
+    status, out, err = sdsl("fit", "lengths", "--csv", path)
+    assert (status, err) == (0, "")
+    assert "every draft left out in turn" in out
+    assert "note: 1 rows draft a tree" in out
+    assert "Worst by position: " in out
+
+
+def test_domains_of_a_published_table(sdsl, tmp_path):
+    """Levels as a table and as JSON; three rows are too few to leave a draft of two out."""
+    path = tmp_path / "published.csv"
+    path.write_text(LENGTHS, "utf-8")
+    status, out, err = sdsl("fit", "domains", "--csv", path, "--where", "gamma == 4")
+    assert (status, err) == (0, "")
+    assert "note: 1 rows draft a tree" in out
+    assert re.search(r"code .* 0\.\d+ *│\n", out)
+    status, out, _ = sdsl("fit", "domains", "--csv", path, "--json")
+    assert [row["domain"] for row in json.loads(out)["domains"]] == ["code", "chat"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("lengths", "--given", "0"), "--given is 0; it must be at least 1"),
+        (("domains", "--given", "2"), "--given can only be given to sdsl fit lengths"),
+        (("loss", "--leave-out", "x"), "--leave-out can only be given to sdsl fit lengths"),
+        (("lengths", "--domain", "x"), "can only be given to sdsl fit loss or acceptance"),
+        (("domains", "--bootstrap", "50"), "can only be given to sdsl fit loss or acceptance"),
+        (("lengths", "--where", "gamma == 9"), "keeps none of the 10 rows"),
+    ],
+)
+def test_wrong_lengths_are_one_sentence_and_status_two(sdsl, tmp_path, arguments, message):
+    path = tmp_path / "published.csv"
+    path.write_text(LENGTHS, "utf-8")
+    status, out, err = sdsl("fit", arguments[0], "--csv", path, *arguments[1:])
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
