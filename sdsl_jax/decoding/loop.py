@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sdsl_jax.decoding.drafters import Drafter, Proposal, SharingDrafter
-from sdsl_jax.decoding.lookahead import LookaheadRule
+from sdsl_jax.decoding.lookahead import Candidates, LookaheadRule
 from sdsl_jax.decoding.noise import Noise, round_noise
 from sdsl_jax.decoding.sampling import Sampling, draw, finite_logits, probabilities
 from sdsl_jax.decoding.verification import VERIFICATIONS, Verdict, Verification
@@ -184,6 +184,7 @@ class _Drafts(NamedTuple):
       tokens: Drafted tokens.
       probs: Distribution that each was drawn from.
       counts: Drafts of each row.
+      survival: Product of the confidences of each row's drafts.
       drafting: Rows that may take more.
       finite: Whether the logits behind every proposal so far were finite.
     """
@@ -191,6 +192,7 @@ class _Drafts(NamedTuple):
     tokens: Int[Array, "B G"]
     probs: Float[Array, "B G V"]
     counts: Int[Array, " B"]
+    survival: Float[Array, " B"]
     drafting: Bool[Array, " B"]
     finite: Bool[Array, ""]
 
@@ -223,12 +225,22 @@ def _draft(
     def add_draft(drafts: _Drafts, proposal: Proposal, number: Array | int) -> _Drafts:
         """Decides first which rows draft on, and draws after that."""
         asking = drafts.drafting & (number < max_drafts)
-        going = asking & proposal.available & rule.keep_drafting(proposal.confidence)
+        survival = drafts.survival * proposal.confidence
+        candidates = Candidates(
+            asking & proposal.available,
+            proposal.confidence,
+            survival,
+            drafts.counts,
+            jnp.asarray(number),
+            max_drafts,
+        )
+        going = candidates.asking & rule.keep_drafting(candidates, G)
         drawn = draw(proposal.probs, noise.drafts[:, number])
         return _Drafts(
             drafts.tokens.at[:, number].set(drawn),
             drafts.probs.at[:, number].set(proposal.probs),
             drafts.counts + going,
+            survival,
             going,
             drafts.finite & (proposal.finite | ~asking).all(),
         )
@@ -245,12 +257,18 @@ def _draft(
         jnp.zeros((B, G), jnp.int32),
         jnp.zeros((B, G, V), jnp.float32),
         jnp.zeros(B, jnp.int32),
+        jnp.ones(B),
         ~rows.done,
         jnp.ones((), bool),
     )
+
+    def unfinished(s: _DraftState) -> Array:
+        left = (s.drafts.drafting & (s.number < max_drafts)).any()
+        return left if rule.budget is None else left & (s.drafts.counts.sum() < rule.budget)
+
     proposal, state = drafter.first(params, state, rows.tokens, rows.lengths, sampling)
     end = jax.lax.while_loop(
-        lambda s: (s.drafts.drafting & (s.number < max_drafts)).any(),
+        unfinished,
         draft_step,
         _DraftState(jnp.int32(1), add_draft(empty, proposal, 0), state),
     )
@@ -269,7 +287,19 @@ def _require_capacity(cache: Any, needed: int) -> None:
 
 
 class _DecodeState(NamedTuple):
-    """State of the speculative loop."""
+    """State of the speculative loop.
+
+    Attributes:
+      rows: The rows.
+      drafter: The drafter's state.
+      target_cache: Keys and values of the target, without those of shared blocks.
+      rule_memory: What the rule remembers.
+      events: What happened so far.
+      blocks: Drafts and distributions so far, if they are kept.
+      finite: Whether all logits so far were finite.
+      rounds: Rounds so far.
+      behind: Plain rounds since the drafter was last asked; None if the rule never pauses.
+    """
 
     rows: _Rows
     drafter: Any
@@ -279,6 +309,7 @@ class _DecodeState(NamedTuple):
     blocks: Blocks | None
     finite: Finite
     rounds: Int[Array, ""]
+    behind: Int[Array, ""] | None
 
 
 @functools.partial(
@@ -312,7 +343,8 @@ def speculative_loop(
     keep_distributions: bool,
     whole_rounds: bool = False,
 ) -> Decoded:
-    """Runs rounds of draft steps, one verify pass and an emission until every row is done.
+    """Runs rounds of draft steps, one verify pass and an emission until every row is done. A round in
+    which the rule lets no row draft is one plain step of the target instead.
 
     `decode.speculate` describes the arguments. With `whole_rounds`, for timing, the loop ends before
     the first round that could stop a row or cut its tokens short.
@@ -331,16 +363,22 @@ def speculative_loop(
     def record(history: Any, now: Any, number: Array) -> Any:
         return jax.tree.map(lambda values, new: values.at[:, number].set(new), history, now)
 
+    def drafts_allowed(s: _DecodeState) -> Array:
+        return jnp.where(s.rows.done, 0, rule.max_drafts(s.rule_memory, G))
+
     def decode_round(s: _DecodeState) -> _DecodeState:
         rows = s.rows
-        starts, active = rows.lengths, ~rows.done
-        max_drafts = jnp.where(active, rule.max_drafts(s.rule_memory, G), 0)
+        starts, active, last = rows.lengths, ~rows.done, rows.lengths - 1
         noise = round_noise(requests.keys, starts, G, V)
+        drafter_state = s.drafter
+        if s.behind is not None:
+            drafter_state = drafter.catch_up(
+                draft_params, drafter_state, rows.tokens, starts, s.behind
+            )
         drafts, drafter_state, proposals = _draft(
-            drafter, draft_params, s.drafter, rows, noise, rule, max_drafts, sampling
+            drafter, draft_params, drafter_state, rows, noise, rule, drafts_allowed(s), sampling
         )
 
-        last = starts - 1
         fed = jnp.concatenate([rows.tokens[every, last][:, None], drafts.tokens], axis=1)
         stream = None
         if drafter.shared_blocks:
@@ -410,7 +448,63 @@ def speculative_loop(
             blocks,
             finite,
             s.rounds + 1,
+            None if s.behind is None else jnp.zeros_like(s.behind),
         )
+
+    def plain_round(s: _DecodeState) -> _DecodeState:
+        """One step of the target, without the drafter: the noise and the outcome of a round whose
+        rows have no drafts."""
+        assert s.behind is not None
+        starts, active, last = s.rows.lengths, ~s.rows.done, s.rows.lengths - 1
+        drafter_state, cache = s.drafter, s.target_cache
+        if drafter.shared_blocks:
+            sharing = cast(SharingDrafter, drafter)
+            shared = sharing.shared_cache(drafter_state)
+            cache = KVCache(*(a + b for a, b in zip(shared, cache)))
+        logits, cache, features = outputs(
+            target,
+            target_params,
+            s.rows.tokens[every, last][:, None],
+            last[:, None],
+            cache,
+            taps=drafter.taps,
+        )
+        if n := drafter.shared_blocks:
+            drafter_state = sharing.with_shared_cache(
+                drafter_state, KVCache(*(part[:n] for part in cache))
+            )
+            cache = KVCache(*(part[n:] for part in cache))
+        if features is not None:
+            drafter_state = drafter.observe(draft_params, drafter_state, last, features)
+        probs = probabilities(logits[:, 0], sampling)
+        drawn = draw(probs, round_noise(requests.keys, starts, 0, V).residual)
+        rows, emitted, reason = emit(s.rows, drawn[:, None], jnp.ones_like(last), requests)
+        # Everything else that is recorded of a round is zero without drafts.
+        events, blocks, at = s.events, s.blocks, s.rounds
+        events = events._replace(
+            start=events.start.at[:, at].set(jnp.where(active, starts, 0)),
+            emitted=events.emitted.at[:, at].set(emitted),
+            stop_reason=events.stop_reason.at[:, at].set(reason),
+        )
+        if blocks is not None:
+            p = jnp.where(active[:, None], probs, 0.0)
+            blocks = blocks._replace(target_probs=blocks.target_probs.at[:, at, 0].set(p))
+        finite = s.finite.target & (finite_logits(logits[:, 0]) | ~active).all()
+        none = jnp.zeros_like(starts)
+        return _DecodeState(
+            rows,
+            drafter_state,
+            cache,
+            rule.update(s.rule_memory, none, none),
+            events,
+            blocks,
+            s.finite._replace(target=finite),
+            s.rounds + 1,
+            s.behind + 1,
+        )
+
+    def either_round(s: _DecodeState) -> _DecodeState:
+        return jax.lax.cond(drafts_allowed(s).any(), decode_round, plain_round, s)
 
     R = max_rounds
     ints = jnp.zeros((B, R), jnp.int32)
@@ -431,6 +525,7 @@ def speculative_loop(
         blocks,
         Finite(jnp.ones((), bool), jnp.ones((), bool)),
         jnp.zeros((), jnp.int32),
+        jnp.zeros((), jnp.int32) if rule.pauses else None,
     )
 
     def unfinished(s: _DecodeState) -> Array:
@@ -438,7 +533,8 @@ def speculative_loop(
             return (s.rows.lengths + G + 1 < requests.max_lengths).all()
         return ~s.rows.done.all()
 
-    end = jax.lax.while_loop(unfinished, decode_round, start)
+    any_round = either_round if rule.pauses else decode_round
+    end = jax.lax.while_loop(unfinished, any_round, start)
     limits = jnp.full(B, limit, jnp.int32) if limited else None
     return Decoded(
         end.rows.tokens,
