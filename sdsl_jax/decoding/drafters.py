@@ -21,7 +21,6 @@ from sdsl_jax.decoding.sampling import Sampling, finite_logits, probabilities
 from sdsl_jax.errors import require
 from sdsl_jax.models import KVCache, ModelConfig, Params, forward, prefill
 
-
 S = TypeVar("S")
 
 # Tokens of a pass that catches up.

@@ -44,18 +44,17 @@ class Candidates(NamedTuple):
 
 @runtime_checkable
 class LookaheadRule(Protocol):
-    """A rule for the lookahead, as a pytree of traced numbers.
-
-    Attributes:
-      pauses: Whether `max_drafts` may be 0. A round in which it is 0 for every row is a plain step.
-      budget: Drafts that all rows of the batch may take together in a round; None for no limit.
-    """
+    """A rule for the lookahead, as a pytree of traced numbers."""
 
     @property
-    def pauses(self) -> bool: ...
+    def pauses(self) -> bool:
+        """Whether `max_drafts` may be 0. A round in which it is 0 for every row is a plain step."""
+        ...
 
     @property
-    def budget(self) -> Int[Array, ""] | int | None: ...
+    def budget(self) -> Int[Array, ""] | int | None:
+        """Drafts that all rows of the batch may take together in a round; None for no limit."""
+        ...
 
     def check(self, max_lookahead: int) -> LookaheadRule:
         """The same rule with canonical types.

@@ -15,98 +15,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from sdsl_jax.decoding.decoded import Blocks, Decoded, Events, Finite
 from sdsl_jax.decoding.drafters import Drafter, Proposal, SharingDrafter
 from sdsl_jax.decoding.lookahead import Candidates, LookaheadRule
 from sdsl_jax.decoding.noise import Noise, round_noise
 from sdsl_jax.decoding.sampling import Sampling, draw, finite_logits, probabilities
 from sdsl_jax.decoding.verification import VERIFICATIONS, Verdict, Verification
 from sdsl_jax.errors import require
-from sdsl_jax.models import KVCache, ModelConfig, forward, outputs
+from sdsl_jax.models import KVCache, ModelConfig, outputs
 
 # Why a row stopped.
 RUNNING, STOP_TOKEN, LENGTH = range(3)
-
-
-class Events(NamedTuple):
-    """What happened in each round of each row, [rows, rounds]; entries after a row's last round are
-    zero.
-
-    Attributes:
-      start: Position of the first token that the round emitted.
-      proposed: Drafts verified, γ. It can be 0 in a round that took place, under a rule that may
-        decline to draft. Near the end of a table of positions, only drafts that both models can
-        judge count as proposed, and only those are kept.
-      verified: Drafts that verification kept, before anything was cut off at a stop.
-      accepted: Drafts kept and emitted. Drafts after a stop do not count.
-      emitted: Tokens emitted: accepted + 1 unless the row stopped first; 0 where the row took no
-        part.
-      expected_accepted: `Verdict.expected_accepted` of each draft, [rows, rounds, γ_max]. Its sum is
-        what `verified` must equal on average.
-      stop_reason: Why the row stopped in this round: 0 it did not, 1 a stop token, 2 its maximum
-        length.
-    """
-
-    start: Int[Array, "B R"]
-    proposed: Int[Array, "B R"]
-    verified: Int[Array, "B R"]
-    accepted: Int[Array, "B R"]
-    emitted: Int[Array, "B R"]
-    expected_accepted: Float[Array, "B R G"]
-    stop_reason: Int[Array, "B R"]
-
-
-class Blocks(NamedTuple):
-    """The drafts of each round and both distributions at their positions; zero where nothing was
-    drafted.
-
-    Attributes:
-      drafts: Drafted tokens.
-      draft_probs: q, the distribution that each was drawn from.
-      target_probs: p at the same positions and at the one after the last.
-    """
-
-    drafts: Int[Array, "B R G"]
-    draft_probs: Float[Array, "B R G V"]
-    target_probs: Float[Array, "B R G+1 V"]
-
-
-class Finite(NamedTuple):
-    """Whether all logits that a run depends on were finite.
-
-    Attributes:
-      target: Logits at every position that was verified or drawn from.
-      draft: Logits behind every proposal.
-    """
-
-    target: Bool[Array, ""]
-    draft: Bool[Array, ""]
-
-
-class Decoded(NamedTuple):
-    """The outcome of a decoding run.
-
-    Attributes:
-      tokens: Prompts followed by the emitted tokens, int32 [B, L]; zeros past a row's length.
-      lengths: Tokens in each row, prompt included, int32 [B].
-      prompt_lengths: Tokens in each prompt, int32 [B].
-      max_lengths: Length at which each row had to stop, int32 [B].
-      events: What happened in each round; None for the autoregressive loop.
-      batch_rounds: Rounds of the whole batch, each as slow as its slowest row.
-      blocks: Drafts and distributions of every round, if they were asked for.
-      finite: Whether the logits were finite; None once that was checked.
-      position_limit: Positions of each row that both models can tell apart; None without a table
-        of positions.
-    """
-
-    tokens: Int[Array, "B L"]
-    lengths: Int[Array, " B"]
-    prompt_lengths: Int[Array, " B"]
-    max_lengths: Int[Array, " B"]
-    events: Events | None
-    batch_rounds: Int[Array, ""]
-    blocks: Blocks | None = None
-    finite: Finite | None = None
-    position_limit: Int[Array, " B"] | None = None
 
 
 class Requests(NamedTuple):
@@ -175,6 +94,40 @@ def verify_rows(
     return jax.vmap(VERIFICATIONS[verification])(
         drafts, q, p, counts, noise.uniforms, noise.residual
     )
+
+
+class _PlainStep(NamedTuple):
+    """One token of each row that is not done: the rows, the target's cache and the features of its
+    taps after it, its distribution, tokens emitted, reasons for stopping, and whether all logits of
+    running rows are finite."""
+
+    rows: _Rows
+    cache: KVCache
+    features: Array | None
+    probs: Float[Array, "B V"]
+    emitted: Int[Array, " B"]
+    reason: Int[Array, " B"]
+    finite: Bool[Array, ""]
+
+
+def _plain_step(
+    target: ModelConfig,
+    params: Any,
+    rows: _Rows,
+    cache: KVCache,
+    requests: Requests,
+    sampling: Sampling,
+    taps: tuple[int, ...] = (),
+) -> _PlainStep:
+    """Draws a token from the target, with the noise of a round without drafts."""
+    last = rows.lengths - 1
+    fed = rows.tokens[jnp.arange(len(last)), last][:, None]
+    logits, cache, features = outputs(target, params, fed, last[:, None], cache, taps=taps)
+    probs = probabilities(logits[:, 0], sampling)
+    drawn = draw(probs, round_noise(requests.keys, rows.lengths, 0, target.ids).residual)
+    finite = (finite_logits(logits[:, 0]) | rows.done).all()
+    rows, emitted, reason = emit(rows, drawn[:, None], jnp.ones_like(last), requests)
+    return _PlainStep(rows, cache, features, probs, emitted, reason, finite)
 
 
 class _Drafts(NamedTuple):
@@ -452,59 +405,59 @@ def speculative_loop(
         )
 
     def plain_round(s: _DecodeState) -> _DecodeState:
-        """One step of the target, without the drafter: the noise and the outcome of a round whose
-        rows have no drafts."""
+        """A round without drafts as one step of the target; the drafter rests."""
         assert s.behind is not None
-        starts, active, last = s.rows.lengths, ~s.rows.done, s.rows.lengths - 1
-        drafter_state, cache = s.drafter, s.target_cache
-        if drafter.shared_blocks:
-            sharing = cast(SharingDrafter, drafter)
-            shared = sharing.shared_cache(drafter_state)
-            cache = KVCache(*(a + b for a, b in zip(shared, cache)))
-        logits, cache, features = outputs(
-            target,
-            target_params,
-            s.rows.tokens[every, last][:, None],
-            last[:, None],
-            cache,
-            taps=drafter.taps,
+        starts, active, at, n = s.rows.lengths, ~s.rows.done, s.rounds, drafter.shared_blocks
+        state, cache = s.drafter, s.target_cache
+        sharing = cast(SharingDrafter, drafter)
+        if n:
+            cache = KVCache(*(a + b for a, b in zip(sharing.shared_cache(state), cache)))
+        step = _plain_step(
+            target, target_params, s.rows, cache, requests, sampling, taps=drafter.taps
         )
-        if n := drafter.shared_blocks:
-            drafter_state = sharing.with_shared_cache(
-                drafter_state, KVCache(*(part[:n] for part in cache))
-            )
-            cache = KVCache(*(part[n:] for part in cache))
-        if features is not None:
-            drafter_state = drafter.observe(draft_params, drafter_state, last, features)
-        probs = probabilities(logits[:, 0], sampling)
-        drawn = draw(probs, round_noise(requests.keys, starts, 0, V).residual)
-        rows, emitted, reason = emit(s.rows, drawn[:, None], jnp.ones_like(last), requests)
+        if n:
+            state = sharing.with_shared_cache(state, KVCache(*(part[:n] for part in step.cache)))
+        if step.features is not None:
+            state = drafter.observe(draft_params, state, starts - 1, step.features)
         # Everything else that is recorded of a round is zero without drafts.
-        events, blocks, at = s.events, s.blocks, s.rounds
-        events = events._replace(
-            start=events.start.at[:, at].set(jnp.where(active, starts, 0)),
-            emitted=events.emitted.at[:, at].set(emitted),
-            stop_reason=events.stop_reason.at[:, at].set(reason),
+        events = s.events._replace(
+            start=s.events.start.at[:, at].set(jnp.where(active, starts, 0)),
+            emitted=s.events.emitted.at[:, at].set(step.emitted),
+            stop_reason=s.events.stop_reason.at[:, at].set(step.reason),
         )
+        blocks = s.blocks
         if blocks is not None:
-            p = jnp.where(active[:, None], probs, 0.0)
+            p = jnp.where(active[:, None], step.probs, 0.0)
             blocks = blocks._replace(target_probs=blocks.target_probs.at[:, at, 0].set(p))
-        finite = s.finite.target & (finite_logits(logits[:, 0]) | ~active).all()
         none = jnp.zeros_like(starts)
         return _DecodeState(
-            rows,
-            drafter_state,
-            cache,
+            step.rows,
+            state,
+            KVCache(*(part[n:] for part in step.cache)),
             rule.update(s.rule_memory, none, none),
             events,
             blocks,
-            s.finite._replace(target=finite),
-            s.rounds + 1,
+            s.finite._replace(target=s.finite.target & step.finite),
+            at + 1,
             s.behind + 1,
         )
 
-    def either_round(s: _DecodeState) -> _DecodeState:
-        return jax.lax.cond(drafts_allowed(s).any(), decode_round, plain_round, s)
+    def unfinished(s: _DecodeState) -> Array:
+        if whole_rounds:
+            return (s.rows.lengths + G + 1 < requests.max_lengths).all()
+        return ~s.rows.done.all()
+
+    def rounds_of_one_kind(s: _DecodeState) -> _DecodeState:
+        """Rounds that draft, then plain ones. `lax.cond` would copy the caches in every round."""
+
+        def drafts(s: _DecodeState) -> Array:
+            return unfinished(s) & drafts_allowed(s).any()
+
+        def pauses(s: _DecodeState) -> Array:
+            return unfinished(s) & ~drafts_allowed(s).any()
+
+        s = jax.lax.while_loop(drafts, decode_round, s)
+        return jax.lax.while_loop(pauses, plain_round, s)
 
     R = max_rounds
     ints = jnp.zeros((B, R), jnp.int32)
@@ -528,13 +481,8 @@ def speculative_loop(
         jnp.zeros((), jnp.int32) if rule.pauses else None,
     )
 
-    def unfinished(s: _DecodeState) -> Array:
-        if whole_rounds:
-            return (s.rows.lengths + G + 1 < requests.max_lengths).all()
-        return ~s.rows.done.all()
-
-    any_round = either_round if rule.pauses else decode_round
-    end = jax.lax.while_loop(unfinished, any_round, start)
+    step = rounds_of_one_kind if rule.pauses else decode_round
+    end = jax.lax.while_loop(unfinished, step, start)
     limits = jnp.full(B, limit, jnp.int32) if limited else None
     return Decoded(
         end.rows.tokens,
@@ -569,21 +517,11 @@ def autoregressive_loop(
     buffer: int,
 ) -> Decoded:
     """Emits one token per step until every row is done; `decode.autoregress` has the arguments."""
-    every = jnp.arange(requests.prompts.shape[0])
     _require_capacity(cache, buffer)
 
     def step(s: _PlainState) -> _PlainState:
-        last = s.rows.lengths - 1
-        logits, cache = forward(
-            target, target_params, s.rows.tokens[every, last][:, None], last[:, None], s.cache
-        )
-        assert cache is not None
-        probs = probabilities(logits[:, 0], sampling)
-        noise = round_noise(requests.keys, s.rows.lengths, 0, target.ids)
-        drawn = draw(probs, noise.residual)
-        finite = s.finite & (finite_logits(logits[:, 0]) | s.rows.done).all()
-        rows, _, _ = emit(s.rows, drawn[:, None], jnp.ones_like(last), requests)
-        return _PlainState(rows, cache, finite, s.steps + 1)
+        now = _plain_step(target, target_params, s.rows, s.cache, requests, sampling)
+        return _PlainState(now.rows, now.cache, s.finite & now.finite, s.steps + 1)
 
     start = _PlainState(
         _begin(requests, buffer), cache, jnp.ones((), bool), jnp.zeros((), jnp.int32)
