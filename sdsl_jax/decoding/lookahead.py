@@ -156,10 +156,12 @@ class AcceptanceCounts(NamedTuple):
 
     Attributes:
       counts: Discounted numbers of accepted and of tested drafts of each row.
+      lookahead: The closed form's γ for these counts, a whole number.
       rounds: Rounds of the run so far, the same in every row.
     """
 
     counts: Float[Array, "2 B"]
+    lookahead: Float[Array, " B"]
     rounds: Int[Array, " B"]
 
 
@@ -229,21 +231,23 @@ class OnlineLookahead(_Memoryless):
 
     def init(self, rows: int) -> AcceptanceCounts:
         """Zero accepted and tested drafts for each row."""
-        return AcceptanceCounts(jnp.zeros((2, rows)), jnp.zeros(rows, jnp.int32))
+        counts = jnp.zeros((2, rows))
+        return AcceptanceCounts(counts, self._lookahead(counts), jnp.zeros(rows, jnp.int32))
 
     def acceptance(self, memory: AcceptanceCounts) -> Float[Array, " B"]:
         """The running estimate of each row's α."""
-        accepted, tested = memory.counts
+        return self._acceptance(memory.counts)
+
+    def _acceptance(self, counts: Float[Array, "2 B"]) -> Float[Array, " B"]:
+        accepted, tested = counts
         return (self.prior_tests * self.prior + accepted) / (self.prior_tests + tested)
 
     def max_drafts(self, memory: AcceptanceCounts, max_lookahead: int) -> Int[Array, " B"]:
         """The closed form's γ, as far as the run's largest lookahead allows; at least 1 in a round
         that probes."""
-        # Costs in plain steps.
-        alpha, step, verify = self.acceptance(memory), *self._costs()
-        best = optimal_lookahead(alpha, step, verify).lookahead_integer
+        best, alpha, costs = memory.lookahead, self.acceptance(memory), self._costs()
         # If γ is cut short, fewer drafts may have to pay for the verify pass than it takes.
-        pays = speedup(alpha, float(max_lookahead), step, verify) > 1
+        pays = speedup(alpha, float(max_lookahead), *costs) > 1
         best = jnp.where(best <= max_lookahead, best, jnp.where(pays, max_lookahead, 0.0))
         probing = memory.rounds % self.probe_every == self.probe_every - 1
         return jnp.maximum(best, jnp.where(probing, 1.0, 0.0)).astype(jnp.int32)
@@ -273,7 +277,16 @@ class OnlineLookahead(_Memoryless):
         """The counts with this round added; discounted in rows that tested a draft."""
         # A row without drafts learns nothing, so it has nothing to forget for.
         kept = jnp.where(tested > 0, self.memory, 1.0)[None] * memory.counts
-        return AcceptanceCounts(kept + jnp.stack([accepted, tested]), memory.rounds + 1)
+        counts = kept + jnp.stack([accepted, tested])
+        # The closed form takes longer than the step of a small model: not in plain rounds.
+        lookahead = jax.lax.cond(
+            (tested > 0).any(), self._lookahead, lambda counts: memory.lookahead, counts
+        )
+        return AcceptanceCounts(counts, lookahead, memory.rounds + 1)
+
+    def _lookahead(self, counts: Float[Array, "2 B"]) -> Float[Array, " B"]:
+        """The closed form's γ for some counts, without an upper limit."""
+        return optimal_lookahead(self._acceptance(counts), *self._costs()).lookahead_integer
 
     def _costs(self) -> tuple[Any, Any]:
         """A draft step and a verify pass in plain steps."""

@@ -257,6 +257,23 @@ def in_pairs(draft, target, rule, samples, verify="token", new=2):
         pytest.param("block", marks=pytest.mark.release),
     ],
 )
+def test_rounds_of_both_kinds_are_lossless(verify):
+    """Pairs whose rows go to 0, often both at once: a plain step, after which the draft catches up."""
+    rule = OnlineLookahead(0.5, prior_tests=0.5, memory=0.8, probe_every=3)
+    p, decoded = in_pairs(model(1, 1), model(2, 2), rule, 20_000, verify)
+    assert p > ALPHA
+    events = jax.tree.map(np.asarray, decoded.events)
+    plain = (events.emitted > 0).any(axis=1) & ~events.proposed.any(axis=1)
+    assert plain.any(axis=1).mean() > 0.1
+
+
+@pytest.mark.parametrize(
+    "verify",
+    [
+        pytest.param("token", marks=pytest.mark.slow),
+        pytest.param("block", marks=pytest.mark.release),
+    ],
+)
 def test_rows_that_share_a_budget_are_jointly_lossless(verify):
     """Each row's lookahead depends on the other's drafts, and yet the two outcomes are independent."""
     p, decoded = in_pairs(model(1, 1), model(2, 2), SharedBudget(3), 20_000, verify)
