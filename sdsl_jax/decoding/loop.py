@@ -314,7 +314,12 @@ def speculative_loop(
     limited = limit < buffer + G
 
     def record(history: Any, now: Any, number: Array) -> Any:
-        return jax.tree.map(lambda values, new: values.at[:, number].set(new), history, now)
+        # A scatter of one row takes several times as long.
+        return jax.tree.map(
+            lambda values, new: jax.lax.dynamic_update_index_in_dim(values, new, number, axis=1),
+            history,
+            now,
+        )
 
     def drafts_allowed(s: _DecodeState) -> Array:
         return jnp.where(s.rows.done, 0, rule.max_drafts(s.rule_memory, G))
@@ -421,14 +426,15 @@ def speculative_loop(
             state = drafter.observe(draft_params, state, starts - 1, step.features)
         # Everything else that is recorded of a round is zero without drafts.
         events = s.events._replace(
-            start=s.events.start.at[:, at].set(jnp.where(active, starts, 0)),
-            emitted=s.events.emitted.at[:, at].set(step.emitted),
-            stop_reason=s.events.stop_reason.at[:, at].set(step.reason),
+            start=record(s.events.start, jnp.where(active, starts, 0), at),
+            emitted=record(s.events.emitted, step.emitted, at),
+            stop_reason=record(s.events.stop_reason, step.reason, at),
         )
         blocks = s.blocks
         if blocks is not None:
-            p = jnp.where(active[:, None], step.probs, 0.0)
-            blocks = blocks._replace(target_probs=blocks.target_probs.at[:, at, 0].set(p))
+            p = jnp.where(active[:, None], step.probs, 0.0)[:, None]
+            p = jnp.pad(p, ((0, 0), (0, G), (0, 0)))
+            blocks = blocks._replace(target_probs=record(blocks.target_probs, p, at))
         none = jnp.zeros_like(starts)
         return _DecodeState(
             step.rows,
