@@ -98,15 +98,14 @@ def verify_rows(
 
 class _PlainStep(NamedTuple):
     """One token of each row that is not done: the rows, the target's cache and the features of its
-    taps after it, its distribution, tokens emitted, reasons for stopping, and whether all logits of
-    running rows are finite."""
+    taps after it, its distribution, tokens emitted, and whether all logits of running rows are
+    finite."""
 
     rows: _Rows
     cache: KVCache
     features: Array | None
     probs: Float[Array, "B V"]
     emitted: Int[Array, " B"]
-    reason: Int[Array, " B"]
     finite: Bool[Array, ""]
 
 
@@ -126,8 +125,8 @@ def _plain_step(
     probs = probabilities(logits[:, 0], sampling)
     drawn = draw(probs, round_noise(requests.keys, rows.lengths, 0, target.ids).residual)
     finite = (finite_logits(logits[:, 0]) | rows.done).all()
-    rows, emitted, reason = emit(rows, drawn[:, None], jnp.ones_like(last), requests)
-    return _PlainStep(rows, cache, features, probs, emitted, reason, finite)
+    rows, emitted, _ = emit(rows, drawn[:, None], jnp.ones_like(last), requests)
+    return _PlainStep(rows, cache, features, probs, emitted, finite)
 
 
 class _Drafts(NamedTuple):
@@ -263,6 +262,20 @@ class _DecodeState(NamedTuple):
     finite: Finite
     rounds: Int[Array, ""]
     behind: Int[Array, ""] | None
+
+
+def _completed(events: Events, rows: _Rows, requests: Requests) -> Events:
+    """The events with where each round started and why each row stopped, from the tokens emitted."""
+    emitted = events.emitted
+    ends = requests.prompt_lengths[:, None] + jnp.cumsum(emitted, axis=1)
+    last_token = rows.tokens[jnp.arange(len(rows.lengths)), rows.lengths - 1]
+    stopped = (last_token[:, None] == requests.stop_tokens[None]).any(axis=1)
+    reason = jnp.where(rows.done, jnp.where(stopped, STOP_TOKEN, LENGTH), RUNNING)[:, None]
+    last_round = (emitted > 0) & (ends == rows.lengths[:, None])
+    return events._replace(
+        start=jnp.where(emitted > 0, ends - emitted, 0),
+        stop_reason=jnp.where(last_round, reason, RUNNING),
+    )
 
 
 @functools.partial(
@@ -424,12 +437,9 @@ def speculative_loop(
             state = sharing.with_shared_cache(state, KVCache(*(part[:n] for part in step.cache)))
         if step.features is not None:
             state = drafter.observe(draft_params, state, starts - 1, step.features)
-        # Everything else that is recorded of a round is zero without drafts.
-        events = s.events._replace(
-            start=record(s.events.start, jnp.where(active, starts, 0), at),
-            emitted=record(s.events.emitted, step.emitted, at),
-            stop_reason=record(s.events.stop_reason, step.reason, at),
-        )
+        # What drafts do is zero without them, and `_completed` adds the rest: on a CPU every array
+        # that is written takes time in the step of a small model.
+        events = s.events._replace(emitted=record(s.events.emitted, step.emitted, at))
         blocks = s.blocks
         if blocks is not None:
             p = jnp.where(active[:, None], step.probs, 0.0)[:, None]
@@ -489,6 +499,8 @@ def speculative_loop(
 
     step = rounds_of_one_kind if rule.pauses else decode_round
     end = jax.lax.while_loop(unfinished, step, start)
+    if rule.pauses:
+        end = end._replace(events=_completed(end.events, end.rows, requests))
     limits = jnp.full(B, limit, jnp.int32) if limited else None
     return Decoded(
         end.rows.tokens,

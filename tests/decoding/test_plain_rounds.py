@@ -62,19 +62,27 @@ def marked(kind):
     return pytest.param(kind, marks=[] if kind in QUICK else slow)
 
 
+@pytest.mark.slow
+def test_rows_stop_alike():
+    """At stop tokens that were drafted, drawn after drafts, and drawn in plain rounds."""
+    test_pauses_change_nothing("independent", stop_tokens=(2,), rounds=1)
+
+
 @pytest.mark.parametrize("kind", [marked(kind) for kind in DRAFTS])
-def test_pauses_change_nothing(kind):
+def test_pauses_change_nothing(kind, rounds=27, **more):
     """The tokens, drafts and chances of a run whose drafter is asked in every round, in ragged rows."""
     table = jnp.asarray(SCHEDULE)
     runs = [
-        speculate(DRAFTS[kind](), model(2, 2), PROMPTS, lookahead=rule, max_lookahead=3, **SETTINGS)
+        speculate(
+            DRAFTS[kind](), model(2, 2), PROMPTS, lookahead=rule, max_lookahead=3, **SETTINGS | more
+        )
         for rule in (Scheduled(table), Awake(table))
     ]
     paused, awake = (jax.tree.map(np.asarray, run) for run in runs)
     np.testing.assert_array_equal(paused.tokens, awake.tokens)
     for name, value in paused.events._asdict().items():
         np.testing.assert_allclose(value, getattr(awake.events, name), atol=1e-5, err_msg=name)
-    assert int(paused.batch_rounds) > 26
+    assert int(paused.batch_rounds) >= rounds
 
 
 def recorded(rule):
