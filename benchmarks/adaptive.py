@@ -1,14 +1,24 @@
 """`python -m benchmarks.adaptive --target DIR --draft DIR`: adaptive lookaheads against the best fixed
-one.
+one, what pauses save, and what a shared budget gains.
 
-Both models are folders that a study wrote. Every rule decodes the same held-out prompts one at a
-time, because rows of a lockstep batch would wait for the slowest one. There are two comparisons:
+Both models are folders that a study wrote. `--parts` chooses among three comparisons.
+
+`rules`: every rule decodes the same held-out prompts one at a time, because rows of a lockstep batch
+would wait for the slowest one, in two ways:
 
 - at given costs: tokens in the time of one verify pass. A round costs one pass whatever its width,
   and `--draft-cost` passes for each draft step. A confidence threshold also pays for the step in
   which the draft falls below it.
 - on the clock: speed-up over plain decoding. Here a varying rule pays for the widest verify pass in
   every round, because a compiled program has one width.
+
+`pauses`, at 1 and 8 rows: a plain round of the speculative loop in plain decoding steps, and the
+speed-up of a draft that does not pay (`--poor`): at a fixed lookahead, under a rule that drafts in
+every round, and under one that goes to 0 and probes. Only the loops are timed, all of them in turn
+on the same prompts; ratios are taken prompt by prompt.
+
+`budget`, in batches of 8 rows: tokens per round of a shared budget of drafts against a fixed
+lookahead that drafts as many. No clock is involved.
 """
 
 from __future__ import annotations
@@ -20,27 +30,39 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from sdsl_jax.checkpoints.model_folder import load_model_folder
-from sdsl_jax.data.prompts import load_prompts
+from sdsl_jax.data.prompts import Prompts, load_prompts
 from sdsl_jax.decoding import (
     ConfidenceThreshold,
     FixedLookahead,
     Model,
     NgramDraft,
     OnlineLookahead,
+    Sampling,
+    SharedBudget,
     autoregress,
+    loop,
     speculate,
 )
+from sdsl_jax.decoding.decode import begin, drafter_of
+from sdsl_jax.decoding.noise import row_keys
 from sdsl_jax.device import device_name
 from sdsl_jax.measurement.events import self_check
 from sdsl_jax.measurement.latency import Step, interleave, time_steps, timed
+from sdsl_jax.statistics import Interval, mean_interval, median_interval
 
 _MOST = 8
 _CHUNK = 64
+# Rows and largest lookahead of `pauses`, rows of `budget`, rounds from probe to probe, and the
+# confidence of intervals.
+_BATCHES, _WIDTH, _ROWS, _PROBE_EVERY, _CONFIDENCE = (1, 8), 4, 8, 16, 0.9
+_PARTS = ("rules", "pauses", "budget")
 
 
 def _rules(draft_cost: float) -> dict[str, tuple[Any, int, bool]]:
@@ -60,14 +82,14 @@ def _at_given_costs(
     """Statistics row by row from batched decoding: a row's rounds do not depend on its batch."""
     emitted = rounds = proposed = steps = 0.0
     checks = []
-    for begin in range(0, len(prompts.lengths), _CHUNK):
-        part = slice(begin, begin + _CHUNK)
+    for first in range(0, len(prompts.lengths), _CHUNK):
+        part = slice(first, first + _CHUNK)
         decoded = speculate(
             draft,
             target,
             prompts.tokens[part],
             prompt_lengths=prompts.lengths[part],
-            rows=np.arange(begin, begin + len(prompts.lengths[part])),
+            rows=np.arange(first, first + len(prompts.lengths[part])),
             lookahead=rule,
             max_lookahead=most,
             new_tokens=new_tokens,
@@ -90,31 +112,169 @@ def _at_given_costs(
     }
 
 
-def main() -> None:
-    """Prints one table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--target", type=Path, required=True)
-    parser.add_argument("--draft", type=Path, required=True)
-    parser.add_argument("--prompts", default="heldout")
-    parser.add_argument("--count", type=int, default=256, help="prompts at given costs")
-    parser.add_argument("--new-tokens", type=int, default=96)
-    parser.add_argument(
-        "--draft-cost", type=float, help="verify passes per draft step; measured if left out"
+def _pauses(
+    target: Model, poor: Model, prompts: Prompts, batch: int, new_tokens: int, repetitions: int
+) -> dict[str, Any]:
+    """What a plain round costs, and what a draft that does not pay costs under each rule."""
+    steps = {
+        "draft": Step(poor, 1, 64, batch),
+        "verify": Step(target, _WIDTH + 1, 64, batch),
+        "plain": Step(target, 1, 64, batch),
+        "catch_up": Step(poor, 16, 64, batch),
+    }
+    measured = time_steps(steps, repetitions=15, confidence=_CONFIDENCE)
+    seconds = {name: interval.estimate for name, interval in measured.items()}
+    plain_step = min(seconds["plain"], seconds["verify"])
+    costs = dict(verify_pass=seconds["verify"], plain_step=plain_step)
+    pausing = OnlineLookahead(seconds["draft"], probe_every=_PROBE_EVERY, **costs)
+    rules = {
+        # Never drafts: every round is a plain one.
+        "plain rounds": OnlineLookahead(
+            1e3 * plain_step, prior=0.01, prior_tests=1e6, probe_every=2**30, **costs
+        ),
+        **{f"fixed γ = {g}": FixedLookahead(g) for g in (1, _WIDTH)},
+        "online, drafts in every round": OnlineLookahead(seconds["draft"], probe_every=1, **costs),
+        f"online, probes every {_PROBE_EVERY}th round": pausing,
+    }
+    drafter, sampling = drafter_of(poor, target, _WIDTH), Sampling().check()
+    width = prompts.tokens.shape[1]
+    buffer = width + new_tokens
+
+    def run(repetition: int, rule: Any) -> tuple[float, Any]:
+        """Seconds of one loop after its prompts, and what it decoded."""
+        of = np.arange(repetition * batch, (repetition + 1) * batch) % len(prompts.lengths)
+        lengths = jnp.asarray(prompts.lengths[of], jnp.int32)
+        requests = loop.Requests(
+            jnp.asarray(prompts.tokens[of], jnp.int32),
+            lengths,
+            lengths + new_tokens,
+            row_keys(0, of),
+            jnp.zeros(0, jnp.int32),
+        )
+        models = (target.params,) if rule is None else (poor.params, target.params)
+        with jax.default_matmul_precision("highest"):
+            state, cache = begin(
+                drafter, poor.params, target, requests.prompts, buffer + _WIDTH + 1
+            )
+            jax.block_until_ready((state, cache))
+            if rule is None:
+                return timed(
+                    lambda: loop.autoregressive_loop(
+                        target.config, *models, requests, sampling, cache, buffer=buffer
+                    )
+                )
+            return timed(
+                lambda: loop.speculative_loop(
+                    drafter, target.config, *models, requests, sampling, rule.check(_WIDTH), state, cache,
+                    verification="token", max_lookahead=_WIDTH, buffer=buffer, max_rounds=new_tokens,
+                    keep_distributions=False,
+                )
+            )  # fmt: skip
+
+    calls = [functools.partial(run, rule=rule) for rule in (None, *rules.values())]
+    for call in calls:
+        call(0)  # compiles
+    random = np.random.default_rng(0)
+    times = [[(s, d.events) for s, d in runs] for runs in interleave(calls, repetitions, random)]
+    plain = np.asarray([s for s, _ in times[0]])
+    results: dict[str, Any] = {"seconds": seconds, "rules": {}}
+    for name, runs in zip(rules, times[1:]):
+        ratio = plain / np.asarray([s for s, _ in runs])
+        events = [jax.tree.map(np.asarray, e) for _, e in runs]
+        tested = sum(np.minimum(e.verified + 1, e.proposed).sum() for e in events)
+        rounds = sum((e.emitted > 0).sum() for e in events)
+        results["rules"][name] = {
+            "speedup": median_interval(ratio, _CONFIDENCE).to_json(),
+            "acceptance": float(sum(e.verified.sum() for e in events) / max(tested, 1)),
+            "lookahead": float(sum(e.proposed.sum() for e in events) / rounds),
+        }
+        if name == "plain rounds":
+            results["plain_round_in_steps"] = median_interval(1 / ratio, _CONFIDENCE).to_json()
+    alpha = results["rules"]["fixed γ = 1"]["acceptance"]
+    results["probe_regret"] = float(pausing.probe_regret(alpha, seconds["catch_up"]))
+    return results
+
+
+def _shared_budget(
+    draft: Model, target: Model, prompts: Prompts, new_tokens: int
+) -> dict[str, dict[str, Any]]:
+    """Tokens per round and drafts per row of a shared budget and of the fixed lookahead that drafts as
+    many, by temperature and lookahead."""
+
+    def per_batch(rule: Any, most: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+        tokens, drafts = [], []
+        for first in range(0, len(prompts.lengths) - _ROWS + 1, _ROWS):
+            part = slice(first, first + _ROWS)
+            decoded = speculate(
+                draft,
+                target,
+                prompts.tokens[part],
+                prompt_lengths=prompts.lengths[part],
+                rows=np.arange(first, first + _ROWS),
+                lookahead=rule,
+                max_lookahead=most,
+                new_tokens=new_tokens,
+                sampling=Sampling(temperature),
+            )
+            events = jax.tree.map(np.asarray, decoded.events)
+            # Rounds in which every row takes part, so that the budget serves as many.
+            whole = (events.emitted > 0).all(axis=0)
+            tokens.append(events.verified[:, whole].mean() + 1)
+            drafts.append(events.proposed[:, whole].mean())
+        return np.asarray(tokens), np.asarray(drafts)
+
+    results: dict[str, dict[str, Any]] = {}
+    for temperature in (1.0, 0.0):
+        for g in (1, 2, 4):
+            fixed, _ = per_batch(FixedLookahead(g), g, temperature)
+            shared, drafts = per_batch(SharedBudget(g * _ROWS), _MOST, temperature)
+            results[f"temperature {temperature:g}, γ = {g}"] = {
+                "fixed_tokens_per_round": mean_interval(fixed, _CONFIDENCE).to_json(),
+                "shared_tokens_per_round": mean_interval(shared, _CONFIDENCE).to_json(),
+                "shared_over_fixed": mean_interval(shared / fixed, _CONFIDENCE).to_json(),
+                "shared_drafts": float(drafts.mean()),
+            }
+    return results
+
+
+def _print_pauses(console: Console, found: dict[str, Any], batch: int) -> None:
+    steps = found["plain_round_in_steps"]
+    costs = {k: v / found["seconds"]["plain"] for k, v in found["seconds"].items()}
+    table = Table(
+        title=f"{batch} rows: a plain round takes {Interval(**steps):.3f} plain steps; draft step "
+        f"{costs['draft']:.2f}, verify pass {costs['verify']:.2f}, 16 tokens to catch up "
+        f"{costs['catch_up']:.2f}"
     )
-    parser.add_argument(
-        "--clock", type=int, default=5, help="prompts on the clock, one at a time; 0 for none"
+    for column in ("rule", "speed-up", "acceptance", "mean γ"):
+        table.add_column(column, justify="left" if column == "rule" else "right")
+    for name, v in found["rules"].items():
+        table.add_row(
+            name,
+            f"{Interval(**v['speedup']):.3f}",
+            f"{v['acceptance']:.3f}",
+            f"{v['lookahead']:.2f}",
+        )
+    console.print(table)
+    console.print(
+        f"Expected loss by probes every {_PROBE_EVERY} rounds: {found['probe_regret']:.1%} of the time."
     )
-    parser.add_argument("--json", type=Path)
-    a = parser.parse_args()
-    loaded = {role: load_model_folder(getattr(a, role)) for role in ("target", "draft")}
+
+
+def _print_budget(console: Console, found: dict[str, dict[str, Any]]) -> None:
+    table = Table(title=f"a budget that {_ROWS} rows share, at equal verify work")
+    for column in ("", "fixed, tokens/round", "shared", "shared over fixed", "drafts per row"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, v in found.items():
+        intervals = (Interval(**value) for key, value in v.items() if key != "shared_drafts")
+        table.add_row(name, *(f"{i:.3f}" for i in intervals), f"{v['shared_drafts']:.2f}")
+    console.print(table)
+
+
+def _rules_part(
+    console: Console, a: argparse.Namespace, loaded: Any, prompts: Prompts
+) -> dict[str, Any]:
+    """Prints how every rule does at given costs and on the clock."""
     target, draft = (loaded[role].model for role in ("target", "draft"))
-    prompts = load_prompts(
-        a.prompts,
-        loaded["target"].tokenizer,
-        count=a.count,
-        max_tokens=32,
-        data=loaded["target"].data,
-    )
     cost = a.draft_cost
     if cost is None:
         steps = {"draft": Step(draft, 1, 64), "verify": Step(target, _MOST // 2 + 1, 64)}
@@ -159,7 +319,6 @@ def main() -> None:
         for name, values in zip(runs, interleave(calls, a.clock)):
             results[name]["clock_speedup"] = statistics.median(values)
 
-    console = Console(width=110)
     best = max(v["tokens_per_pass"] for k, v in results.items() if k.startswith("fixed"))
     table = Table(
         title=f"target {loaded['target'].record.model_id}, draft {loaded['draft'].record.model_id}, "
@@ -188,17 +347,67 @@ def main() -> None:
             f"{v['self_check']:+.2f}",
         )
     console.print(table)
+    return {"draft_cost": cost, "rules": results}
+
+
+def main() -> None:
+    """Prints a table for each part."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--target", type=Path, required=True)
+    parser.add_argument("--draft", type=Path, required=True)
+    parser.add_argument("--prompts", default="heldout")
+    parser.add_argument("--count", type=int, default=256, help="prompts at given costs")
+    parser.add_argument("--new-tokens", type=int, default=96)
+    parser.add_argument(
+        "--draft-cost", type=float, help="verify passes per draft step; measured if left out"
+    )
+    parser.add_argument(
+        "--clock", type=int, default=5, help="prompts on the clock, one at a time; 0 for none"
+    )
+    parser.add_argument(
+        "--parts",
+        default=",".join(_PARTS),
+        help=f"some of {', '.join(_PARTS)}, separated by commas",
+    )
+    parser.add_argument(
+        "--poor", type=Path, help="draft that does not pay, for `pauses`; the draft by default"
+    )
+    parser.add_argument("--repetitions", type=int, default=31, help="timed runs in `pauses`")
+    parser.add_argument("--json", type=Path)
+    a = parser.parse_args()
+    parts = tuple(a.parts.split(","))
+    if strange := {*parts} - {*_PARTS}:
+        parser.error(f"there is no part {', '.join(strange)}; the parts are {', '.join(_PARTS)}")
+    folders = {"target": a.target, "draft": a.draft, "poor": a.poor or a.draft}
+    loaded = {role: load_model_folder(folder) for role, folder in folders.items()}
+    target, draft, poor = (loaded[role].model for role in ("target", "draft", "poor"))
+    prompts = load_prompts(
+        a.prompts,
+        loaded["target"].tokenizer,
+        count=a.count,
+        max_tokens=32,
+        data=loaded["target"].data,
+    )
+    console = Console(width=110)
+    result: dict[str, Any] = {
+        "device": device_name(),
+        "models": {role: loaded[role].record.model_id for role in loaded},
+        "prompts": len(prompts.lengths),
+        "new_tokens": a.new_tokens,
+    }
+    if "rules" in parts:
+        result |= _rules_part(console, a, loaded, prompts)
+    if "pauses" in parts:
+        result["pauses"] = {}
+        for batch in _BATCHES:
+            found = _pauses(target, poor, prompts, batch, a.new_tokens, a.repetitions)
+            _print_pauses(console, found, batch)
+            result["pauses"][f"{batch} rows"] = found
+    if "budget" in parts:
+        result["budget"] = _shared_budget(draft, target, prompts, a.new_tokens)
+        _print_budget(console, result["budget"])
     if a.json:
-        models = {role: loaded[role].record.model_id for role in loaded}
-        result = {
-            "device": device_name(),
-            "models": models,
-            "draft_cost": cost,
-            "prompts": len(prompts.lengths),
-        }
-        a.json.write_text(
-            json.dumps(result | {"new_tokens": a.new_tokens, "rules": results}, indent=1) + "\n"
-        )
+        a.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

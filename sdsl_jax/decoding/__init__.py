@@ -1,11 +1,16 @@
 """Lossless speculative decoding and the autoregressive baseline."""
 
 from sdsl_jax.decoding.decode import autoregress, speculate
+from sdsl_jax.decoding.decoded import Blocks, Decoded, Events
 from sdsl_jax.decoding.drafters import Model, NgramDraft, one_vocabulary
 from sdsl_jax.decoding.exit_drafter import EarlyExit
 from sdsl_jax.decoding.feature_drafter import Head
-from sdsl_jax.decoding.lookahead import ConfidenceThreshold, FixedLookahead, OnlineLookahead
-from sdsl_jax.decoding.loop import Blocks, Decoded, Events
+from sdsl_jax.decoding.lookahead import (
+    ConfidenceThreshold,
+    FixedLookahead,
+    OnlineLookahead,
+    SharedBudget,
+)
 from sdsl_jax.decoding.nested_drafter import NestedDraft, nested_draft
 from sdsl_jax.decoding.sampling import Sampling, draw, probabilities
 from sdsl_jax.decoding.verification import overlap, residual, verify_block, verify_tokens
@@ -23,6 +28,7 @@ __all__ = [
     "NgramDraft",
     "OnlineLookahead",
     "Sampling",
+    "SharedBudget",
     "autoregress",
     "draw",
     "nested_draft",

@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from sdsl_jax.decoding import loop
+from sdsl_jax.decoding.decoded import Decoded, Finite
 from sdsl_jax.decoding.drafters import Drafter, Model, ModelDrafter, NgramDraft
 from sdsl_jax.decoding.exit_drafter import EarlyExit, ExitDrafter, shared_blocks
 from sdsl_jax.decoding.feature_drafter import FeatureDrafter, Head
 from sdsl_jax.decoding.lookahead import FixedLookahead, LookaheadRule
-from sdsl_jax.decoding.loop import Decoded, Finite, Requests
+from sdsl_jax.decoding.loop import Requests
 from sdsl_jax.decoding.nested_drafter import NestedDraft, NestedDrafter
 from sdsl_jax.decoding.noise import row_keys
 from sdsl_jax.decoding.sampling import Sampling

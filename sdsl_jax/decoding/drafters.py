@@ -8,8 +8,9 @@ vocabulary.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,11 @@ from jaxtyping import Array, Bool, Float, Int
 from sdsl_jax.decoding.sampling import Sampling, finite_logits, probabilities
 from sdsl_jax.errors import require
 from sdsl_jax.models import KVCache, ModelConfig, Params, forward, prefill
+
+S = TypeVar("S")
+
+# Tokens of a pass that catches up.
+_CATCH_UP = 16
 
 
 class Model(NamedTuple):
@@ -65,6 +71,35 @@ def model_proposal(logits: Float[Array, "B V"], sampling: Sampling) -> Proposal:
     return Proposal(probabilities(logits, sampling), confidence, available, finite_logits(logits))
 
 
+def read_in_chunks(
+    read: Callable[[S, Int[Array, "B T"], Int[Array, "B T"]], S],
+    state: S,
+    tokens: Int[Array, "B L"],
+    ends: Int[Array, " B"],
+    behind: Int[Array, ""],
+) -> S:
+    """Reads at least the last `behind` tokens of each row before `ends`, a chunk at a time.
+
+    A chunk may reach beyond the end; what it writes there is written again before it is read.
+
+    Args:
+      read: Takes the state, tokens and their positions to the next state.
+      state: The first state.
+      tokens: Token buffer.
+      ends: Position after the last token to read.
+      behind: Tokens to read.
+    """
+    width = min(_CATCH_UP, tokens.shape[1])
+
+    def chunk(carry: tuple[Array, S]) -> tuple[Array, S]:
+        left, state = carry
+        begin = jnp.clip(ends - left, 0, tokens.shape[1] - width)
+        at = begin[:, None] + jnp.arange(width)[None]
+        return left - width, read(state, jnp.take_along_axis(tokens, at, axis=1), at)
+
+    return jax.lax.while_loop(lambda carry: carry[0] > 0, chunk, (behind, state))[1]
+
+
 class Drafter(Protocol):
     """Proposes drafts. Hashable and static under `jit`; parameters are passed in.
 
@@ -104,6 +139,18 @@ class Drafter(Protocol):
     ) -> Any:
         """State after a verify pass over T tokens from position `start` on. What it shows of tokens
         that were rejected must not be used."""
+        ...
+
+    def catch_up(
+        self,
+        params: Any,
+        state: Any,
+        tokens: Int[Array, "B L"],
+        lengths: Int[Array, " B"],
+        behind: Int[Array, ""],
+    ) -> Any:
+        """State after `behind` plain rounds, each of which gave every row a token that the drafter was
+        not asked about; a call of `first` follows."""
         ...
 
     def first(
@@ -146,6 +193,14 @@ class SharingDrafter(Drafter, Protocol):
         which `drawn` is the last and has not been fed yet."""
         ...
 
+    def shared_cache(self, state: Any) -> KVCache:
+        """Keys and values of the shared blocks."""
+        ...
+
+    def with_shared_cache(self, state: Any, cache: KVCache) -> Any:
+        """The state with other keys and values of the shared blocks."""
+        ...
+
 
 @dataclass(frozen=True)
 class ModelDrafter:
@@ -174,6 +229,16 @@ class ModelDrafter:
     def observe(self, params: Params, state: KVCache, start: Array, features: Array) -> KVCache:
         """Nothing changes."""
         return state
+
+    def catch_up(self, params: Params, state: KVCache, tokens, lengths, behind) -> KVCache:
+        """Reads all but the last two tokens, which `first` feeds."""
+
+        def read(cache: KVCache, fed: Array, at: Array) -> KVCache:
+            read = forward(self.config, params, fed, at, cache)[1]
+            assert read is not None
+            return read
+
+        return read_in_chunks(read, state, tokens, lengths - 2, behind)
 
     def first(
         self, params: Params, state: KVCache, tokens, lengths, sampling: Sampling
@@ -242,6 +307,10 @@ class NgramDraft:
 
     def observe(self, params: Any, state: Array, start: Array, features: Array) -> Array:
         """Nothing changes."""
+        return state
+
+    def catch_up(self, params: Any, state: Array, tokens, lengths, behind) -> Array:
+        """Nothing changes: every round looks at the text anew."""
         return state
 
     def first(

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from sdsl_jax.decoding.drafters import Model, Proposal, model_proposal
+from sdsl_jax.decoding.drafters import Model, Proposal, model_proposal, read_in_chunks
 from sdsl_jax.decoding.sampling import Sampling
 from sdsl_jax.models import KVCache, ModelConfig, Params, outputs, prefill
 
@@ -111,6 +111,20 @@ class ExitDrafter:
         """Nothing changes."""
         return state
 
+    def catch_up(
+        self, params: Params, state: ExitState, tokens, lengths, behind: Array
+    ) -> ExitState:
+        """Reads all but the last token, if it has blocks of its own: the target has fed the shared
+        ones."""
+        if self.config.layers == self.shared_blocks:
+            return state
+
+        def read(cache: KVCache, fed: Array, at: Array) -> KVCache:
+            return outputs(self.config, params, fed, at, cache).cache
+
+        cache = read_in_chunks(read, state.cache, tokens, lengths - 1, behind)
+        return state._replace(cache=cache)
+
     def _feed(
         self, params: Params, state: ExitState, tokens: Array, at: Array, number: Array | int
     ) -> tuple[Array, ExitState]:
@@ -146,3 +160,12 @@ class ExitDrafter:
         """Feeds the last draft as well, and gives what the target's other blocks go on from."""
         _, state = self._feed(params, state, drawn, lengths - 1 + number, number)
         return state.streams, state
+
+    def shared_cache(self, state: ExitState) -> KVCache:
+        """Keys and values of the shared blocks."""
+        return KVCache(*(part[: self.shared_blocks] for part in state.cache))
+
+    def with_shared_cache(self, state: ExitState, cache: KVCache) -> ExitState:
+        """The state with other keys and values of the shared blocks."""
+        own = (part[self.shared_blocks :] for part in state.cache)
+        return state._replace(cache=KVCache(*(a + b for a, b in zip(cache, own))))

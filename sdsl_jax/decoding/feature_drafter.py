@@ -8,11 +8,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sdsl_jax.decoding.drafters import Proposal, model_proposal
+from sdsl_jax.decoding.drafters import Proposal, model_proposal, read_in_chunks
 from sdsl_jax.decoding.sampling import Sampling
 from sdsl_jax.models import KVCache, init_cache
 from sdsl_jax.models.feature_head import (
     HeadConfig,
+    HeadOutputs,
     HeadParams,
     feed_hidden,
     head_outputs,
@@ -102,6 +103,28 @@ class FeatureDrafter:
         read = read_features(self.config, params, features.astype(params.read.dtype))
         return state._replace(read=state.read.at[rows, at].set(read, mode="drop"))
 
+    def catch_up(
+        self, params: HeadParams, state: HeadState, tokens, lengths, behind: Array
+    ) -> HeadState:
+        """Reads all but the last `window` tokens, which `first` feeds. Plain rounds have shown it their
+        features."""
+
+        def read(state: HeadState, fed: Array, at: Array) -> HeadState:
+            return state._replace(cache=self._read(params, state, lengths, fed, at).cache)
+
+        return read_in_chunks(read, state, tokens, lengths - self.window, behind)
+
+    def _read(
+        self, params: HeadParams, state: HeadState, lengths: Array, fed: Array, at: Array
+    ) -> HeadOutputs:
+        """Feeds tokens with the target's features of those before them."""
+        before = jnp.take_along_axis(state.read, jnp.maximum(at - 1, 0)[..., None], axis=1)
+        # The first token has no features before it. Beyond the row lies what may be no number at
+        # all, which must not come near the values that attention multiplies by zero.
+        known = (at >= 1) & (at < lengths[:, None])
+        added = jnp.where(known[..., None], before, 0.0)
+        return head_outputs(self.config, params, fed, added, at, state.cache)
+
     def first(
         self, params: HeadParams, state: HeadState, tokens, lengths, sampling: Sampling
     ) -> tuple[Proposal, HeadState]:
@@ -109,12 +132,7 @@ class FeatureDrafter:
         begin = jnp.maximum(lengths - self.window, 0)
         at = begin[:, None] + jnp.arange(self.window)[None]
         fed = jnp.take_along_axis(tokens, jnp.minimum(at, tokens.shape[1] - 1), axis=1)
-        before = jnp.take_along_axis(state.read, jnp.maximum(at - 1, 0)[..., None], axis=1)
-        # The first token has no features before it. Beyond the row lies what may be no number at
-        # all, which must not come near the values that attention multiplies by zero.
-        known = (at >= 1) & (at < lengths[:, None])
-        added = jnp.where(known[..., None], before, 0.0)
-        out = head_outputs(self.config, params, fed, added, at, state.cache)
+        out = self._read(params, state, lengths, fed, at)
         last = (lengths - 1 - begin)[:, None, None]
         logits, hidden = (
             jnp.take_along_axis(x, last, axis=1)[:, 0] for x in (out.logits, out.hidden)

@@ -15,98 +15,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from sdsl_jax.decoding.decoded import Blocks, Decoded, Events, Finite
 from sdsl_jax.decoding.drafters import Drafter, Proposal, SharingDrafter
-from sdsl_jax.decoding.lookahead import LookaheadRule
+from sdsl_jax.decoding.lookahead import Candidates, LookaheadRule
 from sdsl_jax.decoding.noise import Noise, round_noise
 from sdsl_jax.decoding.sampling import Sampling, draw, finite_logits, probabilities
 from sdsl_jax.decoding.verification import VERIFICATIONS, Verdict, Verification
 from sdsl_jax.errors import require
-from sdsl_jax.models import KVCache, ModelConfig, forward, outputs
+from sdsl_jax.models import KVCache, ModelConfig, outputs
 
 # Why a row stopped.
 RUNNING, STOP_TOKEN, LENGTH = range(3)
-
-
-class Events(NamedTuple):
-    """What happened in each round of each row, [rows, rounds]; entries after a row's last round are
-    zero.
-
-    Attributes:
-      start: Position of the first token that the round emitted.
-      proposed: Drafts verified, γ. It can be 0 in a round that took place, under a rule that may
-        decline to draft. Near the end of a table of positions, only drafts that both models can
-        judge count as proposed, and only those are kept.
-      verified: Drafts that verification kept, before anything was cut off at a stop.
-      accepted: Drafts kept and emitted. Drafts after a stop do not count.
-      emitted: Tokens emitted: accepted + 1 unless the row stopped first; 0 where the row took no
-        part.
-      expected_accepted: `Verdict.expected_accepted` of each draft, [rows, rounds, γ_max]. Its sum is
-        what `verified` must equal on average.
-      stop_reason: Why the row stopped in this round: 0 it did not, 1 a stop token, 2 its maximum
-        length.
-    """
-
-    start: Int[Array, "B R"]
-    proposed: Int[Array, "B R"]
-    verified: Int[Array, "B R"]
-    accepted: Int[Array, "B R"]
-    emitted: Int[Array, "B R"]
-    expected_accepted: Float[Array, "B R G"]
-    stop_reason: Int[Array, "B R"]
-
-
-class Blocks(NamedTuple):
-    """The drafts of each round and both distributions at their positions; zero where nothing was
-    drafted.
-
-    Attributes:
-      drafts: Drafted tokens.
-      draft_probs: q, the distribution that each was drawn from.
-      target_probs: p at the same positions and at the one after the last.
-    """
-
-    drafts: Int[Array, "B R G"]
-    draft_probs: Float[Array, "B R G V"]
-    target_probs: Float[Array, "B R G+1 V"]
-
-
-class Finite(NamedTuple):
-    """Whether all logits that a run depends on were finite.
-
-    Attributes:
-      target: Logits at every position that was verified or drawn from.
-      draft: Logits behind every proposal.
-    """
-
-    target: Bool[Array, ""]
-    draft: Bool[Array, ""]
-
-
-class Decoded(NamedTuple):
-    """The outcome of a decoding run.
-
-    Attributes:
-      tokens: Prompts followed by the emitted tokens, int32 [B, L]; zeros past a row's length.
-      lengths: Tokens in each row, prompt included, int32 [B].
-      prompt_lengths: Tokens in each prompt, int32 [B].
-      max_lengths: Length at which each row had to stop, int32 [B].
-      events: What happened in each round; None for the autoregressive loop.
-      batch_rounds: Rounds of the whole batch, each as slow as its slowest row.
-      blocks: Drafts and distributions of every round, if they were asked for.
-      finite: Whether the logits were finite; None once that was checked.
-      position_limit: Positions of each row that both models can tell apart; None without a table
-        of positions.
-    """
-
-    tokens: Int[Array, "B L"]
-    lengths: Int[Array, " B"]
-    prompt_lengths: Int[Array, " B"]
-    max_lengths: Int[Array, " B"]
-    events: Events | None
-    batch_rounds: Int[Array, ""]
-    blocks: Blocks | None = None
-    finite: Finite | None = None
-    position_limit: Int[Array, " B"] | None = None
 
 
 class Requests(NamedTuple):
@@ -177,6 +96,39 @@ def verify_rows(
     )
 
 
+class _PlainStep(NamedTuple):
+    """One token of each row that is not done: the rows, the target's cache and the features of its
+    taps after it, its distribution, tokens emitted, and whether all logits of running rows are
+    finite."""
+
+    rows: _Rows
+    cache: KVCache
+    features: Array | None
+    probs: Float[Array, "B V"]
+    emitted: Int[Array, " B"]
+    finite: Bool[Array, ""]
+
+
+def _plain_step(
+    target: ModelConfig,
+    params: Any,
+    rows: _Rows,
+    cache: KVCache,
+    requests: Requests,
+    sampling: Sampling,
+    taps: tuple[int, ...] = (),
+) -> _PlainStep:
+    """Draws a token from the target, with the noise of a round without drafts."""
+    last = rows.lengths - 1
+    fed = rows.tokens[jnp.arange(len(last)), last][:, None]
+    logits, cache, features = outputs(target, params, fed, last[:, None], cache, taps=taps)
+    probs = probabilities(logits[:, 0], sampling)
+    drawn = draw(probs, round_noise(requests.keys, rows.lengths, 0, target.ids).residual)
+    finite = (finite_logits(logits[:, 0]) | rows.done).all()
+    rows, emitted, _ = emit(rows, drawn[:, None], jnp.ones_like(last), requests)
+    return _PlainStep(rows, cache, features, probs, emitted, finite)
+
+
 class _Drafts(NamedTuple):
     """A round's drafts so far.
 
@@ -184,6 +136,7 @@ class _Drafts(NamedTuple):
       tokens: Drafted tokens.
       probs: Distribution that each was drawn from.
       counts: Drafts of each row.
+      survival: Product of the confidences of each row's drafts.
       drafting: Rows that may take more.
       finite: Whether the logits behind every proposal so far were finite.
     """
@@ -191,6 +144,7 @@ class _Drafts(NamedTuple):
     tokens: Int[Array, "B G"]
     probs: Float[Array, "B G V"]
     counts: Int[Array, " B"]
+    survival: Float[Array, " B"]
     drafting: Bool[Array, " B"]
     finite: Bool[Array, ""]
 
@@ -223,12 +177,22 @@ def _draft(
     def add_draft(drafts: _Drafts, proposal: Proposal, number: Array | int) -> _Drafts:
         """Decides first which rows draft on, and draws after that."""
         asking = drafts.drafting & (number < max_drafts)
-        going = asking & proposal.available & rule.keep_drafting(proposal.confidence)
+        survival = drafts.survival * proposal.confidence
+        candidates = Candidates(
+            asking & proposal.available,
+            proposal.confidence,
+            survival,
+            drafts.counts,
+            jnp.asarray(number),
+            max_drafts,
+        )
+        going = candidates.asking & rule.keep_drafting(candidates, G)
         drawn = draw(proposal.probs, noise.drafts[:, number])
         return _Drafts(
             drafts.tokens.at[:, number].set(drawn),
             drafts.probs.at[:, number].set(proposal.probs),
             drafts.counts + going,
+            survival,
             going,
             drafts.finite & (proposal.finite | ~asking).all(),
         )
@@ -245,12 +209,18 @@ def _draft(
         jnp.zeros((B, G), jnp.int32),
         jnp.zeros((B, G, V), jnp.float32),
         jnp.zeros(B, jnp.int32),
+        jnp.ones(B),
         ~rows.done,
         jnp.ones((), bool),
     )
+
+    def unfinished(s: _DraftState) -> Array:
+        left = (s.drafts.drafting & (s.number < max_drafts)).any()
+        return left if rule.budget is None else left & (s.drafts.counts.sum() < rule.budget)
+
     proposal, state = drafter.first(params, state, rows.tokens, rows.lengths, sampling)
     end = jax.lax.while_loop(
-        lambda s: (s.drafts.drafting & (s.number < max_drafts)).any(),
+        unfinished,
         draft_step,
         _DraftState(jnp.int32(1), add_draft(empty, proposal, 0), state),
     )
@@ -269,7 +239,19 @@ def _require_capacity(cache: Any, needed: int) -> None:
 
 
 class _DecodeState(NamedTuple):
-    """State of the speculative loop."""
+    """State of the speculative loop.
+
+    Attributes:
+      rows: The rows.
+      drafter: The drafter's state.
+      target_cache: Keys and values of the target, without those of shared blocks.
+      rule_memory: What the rule remembers.
+      events: What happened so far.
+      blocks: Drafts and distributions so far, if they are kept.
+      finite: Whether all logits so far were finite.
+      rounds: Rounds so far.
+      behind: Plain rounds since the drafter was last asked; None if the rule never pauses.
+    """
 
     rows: _Rows
     drafter: Any
@@ -279,6 +261,21 @@ class _DecodeState(NamedTuple):
     blocks: Blocks | None
     finite: Finite
     rounds: Int[Array, ""]
+    behind: Int[Array, ""] | None
+
+
+def _completed(events: Events, rows: _Rows, requests: Requests) -> Events:
+    """The events with where each round started and why each row stopped, from the tokens emitted."""
+    emitted = events.emitted
+    ends = requests.prompt_lengths[:, None] + jnp.cumsum(emitted, axis=1)
+    last_token = rows.tokens[jnp.arange(len(rows.lengths)), rows.lengths - 1]
+    stopped = (last_token[:, None] == requests.stop_tokens[None]).any(axis=1)
+    reason = jnp.where(rows.done, jnp.where(stopped, STOP_TOKEN, LENGTH), RUNNING)[:, None]
+    last_round = (emitted > 0) & (ends == rows.lengths[:, None])
+    return events._replace(
+        start=jnp.where(emitted > 0, ends - emitted, 0),
+        stop_reason=jnp.where(last_round, reason, RUNNING),
+    )
 
 
 @functools.partial(
@@ -312,7 +309,8 @@ def speculative_loop(
     keep_distributions: bool,
     whole_rounds: bool = False,
 ) -> Decoded:
-    """Runs rounds of draft steps, one verify pass and an emission until every row is done.
+    """Runs rounds of draft steps, one verify pass and an emission until every row is done. A round in
+    which the rule lets no row draft is one plain step of the target instead.
 
     `decode.speculate` describes the arguments. With `whole_rounds`, for timing, the loop ends before
     the first round that could stop a row or cut its tokens short.
@@ -329,18 +327,29 @@ def speculative_loop(
     limited = limit < buffer + G
 
     def record(history: Any, now: Any, number: Array) -> Any:
-        return jax.tree.map(lambda values, new: values.at[:, number].set(new), history, now)
+        # A scatter of one row takes several times as long.
+        return jax.tree.map(
+            lambda values, new: jax.lax.dynamic_update_index_in_dim(values, new, number, axis=1),
+            history,
+            now,
+        )
+
+    def drafts_allowed(s: _DecodeState) -> Array:
+        return jnp.where(s.rows.done, 0, rule.max_drafts(s.rule_memory, G))
 
     def decode_round(s: _DecodeState) -> _DecodeState:
         rows = s.rows
-        starts, active = rows.lengths, ~rows.done
-        max_drafts = jnp.where(active, rule.max_drafts(s.rule_memory, G), 0)
+        starts, active, last = rows.lengths, ~rows.done, rows.lengths - 1
         noise = round_noise(requests.keys, starts, G, V)
+        drafter_state = s.drafter
+        if s.behind is not None:
+            drafter_state = drafter.catch_up(
+                draft_params, drafter_state, rows.tokens, starts, s.behind
+            )
         drafts, drafter_state, proposals = _draft(
-            drafter, draft_params, s.drafter, rows, noise, rule, max_drafts, sampling
+            drafter, draft_params, drafter_state, rows, noise, rule, drafts_allowed(s), sampling
         )
 
-        last = starts - 1
         fed = jnp.concatenate([rows.tokens[every, last][:, None], drafts.tokens], axis=1)
         stream = None
         if drafter.shared_blocks:
@@ -410,7 +419,61 @@ def speculative_loop(
             blocks,
             finite,
             s.rounds + 1,
+            None if s.behind is None else jnp.zeros_like(s.behind),
         )
+
+    def plain_round(s: _DecodeState) -> _DecodeState:
+        """A round without drafts as one step of the target; the drafter rests."""
+        assert s.behind is not None
+        starts, active, at, n = s.rows.lengths, ~s.rows.done, s.rounds, drafter.shared_blocks
+        state, cache = s.drafter, s.target_cache
+        sharing = cast(SharingDrafter, drafter)
+        if n:
+            cache = KVCache(*(a + b for a, b in zip(sharing.shared_cache(state), cache)))
+        step = _plain_step(
+            target, target_params, s.rows, cache, requests, sampling, taps=drafter.taps
+        )
+        if n:
+            state = sharing.with_shared_cache(state, KVCache(*(part[:n] for part in step.cache)))
+        if step.features is not None:
+            state = drafter.observe(draft_params, state, starts - 1, step.features)
+        # What drafts do is zero without them, and `_completed` adds the rest: on a CPU every array
+        # that is written takes time in the step of a small model.
+        events = s.events._replace(emitted=record(s.events.emitted, step.emitted, at))
+        blocks = s.blocks
+        if blocks is not None:
+            p = jnp.where(active[:, None], step.probs, 0.0)[:, None]
+            p = jnp.pad(p, ((0, 0), (0, G), (0, 0)))
+            blocks = blocks._replace(target_probs=record(blocks.target_probs, p, at))
+        none = jnp.zeros_like(starts)
+        return _DecodeState(
+            step.rows,
+            state,
+            KVCache(*(part[n:] for part in step.cache)),
+            rule.update(s.rule_memory, none, none),
+            events,
+            blocks,
+            s.finite._replace(target=s.finite.target & step.finite),
+            at + 1,
+            s.behind + 1,
+        )
+
+    def unfinished(s: _DecodeState) -> Array:
+        if whole_rounds:
+            return (s.rows.lengths + G + 1 < requests.max_lengths).all()
+        return ~s.rows.done.all()
+
+    def rounds_of_one_kind(s: _DecodeState) -> _DecodeState:
+        """Rounds that draft, then plain ones. `lax.cond` would copy the caches in every round."""
+
+        def drafts(s: _DecodeState) -> Array:
+            return unfinished(s) & drafts_allowed(s).any()
+
+        def pauses(s: _DecodeState) -> Array:
+            return unfinished(s) & ~drafts_allowed(s).any()
+
+        s = jax.lax.while_loop(drafts, decode_round, s)
+        return jax.lax.while_loop(pauses, plain_round, s)
 
     R = max_rounds
     ints = jnp.zeros((B, R), jnp.int32)
@@ -431,14 +494,13 @@ def speculative_loop(
         blocks,
         Finite(jnp.ones((), bool), jnp.ones((), bool)),
         jnp.zeros((), jnp.int32),
+        jnp.zeros((), jnp.int32) if rule.pauses else None,
     )
 
-    def unfinished(s: _DecodeState) -> Array:
-        if whole_rounds:
-            return (s.rows.lengths + G + 1 < requests.max_lengths).all()
-        return ~s.rows.done.all()
-
-    end = jax.lax.while_loop(unfinished, decode_round, start)
+    step = rounds_of_one_kind if rule.pauses else decode_round
+    end = jax.lax.while_loop(unfinished, step, start)
+    if rule.pauses:
+        end = end._replace(events=_completed(end.events, end.rows, requests))
     limits = jnp.full(B, limit, jnp.int32) if limited else None
     return Decoded(
         end.rows.tokens,
@@ -473,21 +535,11 @@ def autoregressive_loop(
     buffer: int,
 ) -> Decoded:
     """Emits one token per step until every row is done; `decode.autoregress` has the arguments."""
-    every = jnp.arange(requests.prompts.shape[0])
     _require_capacity(cache, buffer)
 
     def step(s: _PlainState) -> _PlainState:
-        last = s.rows.lengths - 1
-        logits, cache = forward(
-            target, target_params, s.rows.tokens[every, last][:, None], last[:, None], s.cache
-        )
-        assert cache is not None
-        probs = probabilities(logits[:, 0], sampling)
-        noise = round_noise(requests.keys, s.rows.lengths, 0, target.ids)
-        drawn = draw(probs, noise.residual)
-        finite = s.finite & (finite_logits(logits[:, 0]) | s.rows.done).all()
-        rows, _, _ = emit(s.rows, drawn[:, None], jnp.ones_like(last), requests)
-        return _PlainState(rows, cache, finite, s.steps + 1)
+        now = _plain_step(target, target_params, s.rows, s.cache, requests, sampling)
+        return _PlainState(now.rows, now.cache, s.finite & now.finite, s.steps + 1)
 
     start = _PlainState(
         _begin(requests, buffer), cache, jnp.ones((), bool), jnp.zeros((), jnp.int32)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sdsl_jax.decoding.drafters import Model, Proposal, model_proposal
+from sdsl_jax.decoding.drafters import Model, Proposal, model_proposal, read_in_chunks
 from sdsl_jax.decoding.sampling import Sampling
 from sdsl_jax.errors import require
 from sdsl_jax.models import KVCache, ModelConfig, Params, forward, prefill
@@ -133,6 +133,20 @@ class NestedDrafter:
     ) -> NestedState:
         """Nothing changes."""
         return state
+
+    def catch_up(
+        self, params: NestedParams, state: NestedState, tokens, lengths, behind: Array
+    ) -> NestedState:
+        """The smaller slice reads all but the last `window` tokens, which `first` feeds. The larger one
+        reads what it skipped when a row chooses it."""
+
+        def read(cache: KVCache, fed: Array, at: Array) -> KVCache:
+            read = forward(self.small, params.small, fed, at, cache)[1]
+            assert read is not None
+            return read
+
+        small = read_in_chunks(read, state.small, tokens, lengths - self.window, behind)
+        return state._replace(small=small)
 
     def first(
         self, params: NestedParams, state: NestedState, tokens, lengths, sampling: Sampling

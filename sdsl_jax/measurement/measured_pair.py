@@ -18,6 +18,7 @@ from sdsl_jax.checkpoints.loading import DEFAULT_OPTIONS, LoadOptions, load_mode
 from sdsl_jax.checkpoints.model_folder import LoadedModel
 from sdsl_jax.data.prompts import Prompts, encode_prompts, load_prompts, pad_prompts
 from sdsl_jax.decoding import Head, Model, NgramDraft, Sampling, one_vocabulary
+from sdsl_jax.decoding.lookahead import LookaheadRule
 from sdsl_jax.errors import require
 from sdsl_jax.measurement import pair_records, pair_report, pair_warnings
 from sdsl_jax.measurement.against import NO_ALPHA, DraftComparison, compare_drafts
@@ -295,7 +296,8 @@ class Speculation:
     Attributes:
       texts: The new text of each prompt.
       tokens: The new token ids of each prompt.
-      statistics: Statistics of the run.
+      statistics: Statistics of the run. Under a rule, survival counts rounds with fewer drafts as lost,
+        and the TAR has no meaning.
     """
 
     texts: list[str]
@@ -326,11 +328,12 @@ def speculate(
     draft: AnyModel,
     target: AnyModel,
     prompts: AnyPrompts,
-    lookahead: int = 4,
+    lookahead: int | LookaheadRule = 4,
     new_tokens: int = 96,
     temperature: float = 1.0,
     seed: int = 0,
     *,
+    max_lookahead: int | None = None,
     options: LoadOptions = DEFAULT_OPTIONS,
     progress: Progress | None = None,
     **settings: Any,
@@ -341,10 +344,12 @@ def speculate(
       draft: The drafter: a loaded model, a path to one, or "ngram".
       target: The model whose text is decoded: a loaded model or a path.
       prompts: Strings, or sequences of token ids.
-      lookahead: Drafts per round, γ (num_speculative_tokens).
+      lookahead: Drafts per round, γ (num_speculative_tokens); or a rule of `sdsl_jax.decoding` that
+        chooses them in every round: `OnlineLookahead`, `ConfidenceThreshold`, `SharedBudget`.
       new_tokens: Tokens to generate for each prompt (max_new_tokens); more than the lookahead.
       temperature: Sampling temperature; 0 for greedy decoding.
       seed: Seed of the sampling.
+      max_lookahead: Most drafts of a row in a round; required with a rule, and only then allowed.
       options: How to read published checkpoints.
       progress: Reports progress while models are read.
       **settings: Filters of the sampling (top_k, top_p, min_p), and other fields of `PairSettings`:
@@ -354,16 +359,26 @@ def speculate(
       SdslError: an argument is out of range, a model cannot be read, or the two have different
         tokenizers.
     """
-    how = _settings(_whole_numbers(lookahead), new_tokens, temperature, seed, **settings)
+    rule = lookahead if isinstance(lookahead, LookaheadRule) else None
+    require(
+        (max_lookahead is None) == (rule is None),
+        "a lookahead rule needs max_lookahead, the most drafts of a row in a round."
+        if rule
+        else f"max_lookahead is {max_lookahead}; it belongs to a rule, and the lookahead is {lookahead!r}.",
+    )
+    widest = _whole_numbers(lookahead if rule is None else max_lookahead)
+    how = _settings(widest, new_tokens, temperature, seed, **settings)
     draft_model, target_model = _load_pair(draft, target, options, progress)
     chosen = _as_prompts(prompts, target_model)
-    decoded = decode(*_decoding_pair(draft_model, target_model), chosen, lookahead, how)
+    decoded = decode(
+        *_decoding_pair(draft_model, target_model), chosen, max(widest), how, rule=rule
+    )
     tokens = [
         np.asarray(ids[begin:end])
         for ids, begin, end in zip(decoded.tokens, decoded.prompt_lengths, decoded.lengths)
     ]
     texts = [target_model.tokenizer.decode(ids) for ids in tokens]
-    return Speculation(texts, tokens, summarise(decoded, lookahead, how.confidence))
+    return Speculation(texts, tokens, summarise(decoded, max(widest), how.confidence))
 
 
 def measure_pair(

@@ -26,6 +26,7 @@ from sdsl_jax.decoding import (
     speculate,
 )
 from sdsl_jax.decoding.decode import drafter_of, require_positions
+from sdsl_jax.decoding.lookahead import LookaheadRule
 from sdsl_jax.decoding.verification import Verification
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.events import (
@@ -290,8 +291,9 @@ def decode(
     lookahead: int,
     settings: PairSettings,
     advance: Callable[[], None] = lambda: None,
+    rule: LookaheadRule | None = None,
 ) -> Decoded:
-    """Decodes all prompts at one lookahead, batch by batch.
+    """Decodes all prompts at one lookahead, or by one rule, batch by batch.
 
     Args:
       draft: The drafter.
@@ -300,6 +302,7 @@ def decode(
       lookahead: γ; the verify pass is as wide as the largest lookahead of the settings needs.
       settings: Sampling, verification, seed and batch.
       advance: Called after every batch.
+      rule: Chooses the drafts of each row and round, up to the largest lookahead; None for γ always.
 
     Returns:
       One run with a row per prompt; `batch_rounds` adds up those of the batches.
@@ -313,7 +316,7 @@ def decode(
             target,
             prompts.tokens[numbers],
             prompt_lengths=prompts.lengths[numbers],
-            lookahead=lookahead,
+            lookahead=lookahead if rule is None else rule,
             max_lookahead=max(settings.lookaheads),
             new_tokens=np.where(counts, settings.new_tokens, 0),
             sampling=settings.sampling,

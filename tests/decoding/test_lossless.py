@@ -5,6 +5,7 @@ the decoder passes.
 written so that they fail by many orders of magnitude.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -16,16 +17,19 @@ from benchmarks import lossless
 from benchmarks.lossless import chi_square, covering, decode_ragged, model, outcomes
 from sdsl_jax.decoding import (
     ConfidenceThreshold,
+    Model,
     NgramDraft,
     OnlineLookahead,
     Sampling,
+    SharedBudget,
     drafters,
     loop,
     probabilities,
     speculate,
     verification,
 )
-from sdsl_jax.models import forward
+from sdsl_jax.decoding.noise import row_keys
+from sdsl_jax.models import forward, init_params, prefill
 
 ALPHA = 1e-6 / 50
 PLAIN = Sampling()
@@ -174,26 +178,108 @@ def test_what_follows_a_full_acceptance(lookahead, verify):
 RULES = {
     "confidence": ConfidenceThreshold(SURE),
     "online": OnlineLookahead(draft_step=0.2, prior_tests=1.0, memory=0.8),
+    # Most rows go to 0 now and then, in a ragged batch seldom all at once.
+    "pausing": OnlineLookahead(draft_step=0.5, prior_tests=1.0, memory=0.8, probe_every=2),
+    # One draft a row on average.
+    "shared": SharedBudget(8192),
 }
 
 
 @pytest.mark.parametrize(
     ("rule", "verify"),
-    [pytest.param("online", "block", marks=pytest.mark.slow)]
+    [
+        pytest.param("online", "block", marks=pytest.mark.slow),
+        pytest.param("shared", "token", marks=pytest.mark.slow),
+    ]
     + [
-        pytest.param(*each, marks=pytest.mark.release)
-        for each in (("confidence", "token"), ("confidence", "block"), ("online", "token"))
+        pytest.param(rule, verify, marks=pytest.mark.release)
+        for rule in RULES
+        for verify in ("token", "block")
+        if (rule, verify) not in (("online", "block"), ("shared", "token"))
     ],
 )
 def test_adaptive_lookahead_is_lossless(rule, verify):
     settings = dict(lookahead=RULES[rule], max_lookahead=4, verification=verify)
     assert min(p_values(model(1, 1), model(2, 2), 30_000, **settings)) > ALPHA
+    if rule == "shared":
+        settings["lookahead"] = SharedBudget(64)
     decoded = speculate(model(1, 1), model(2, 2), np.array([[3]] * 64), new_tokens=20, **settings)
     # The rule does vary the lookahead.
     assert (
         len(np.unique(np.asarray(decoded.events.proposed)[np.asarray(decoded.events.emitted) > 0]))
         >= 3
     )
+
+
+def in_pairs(draft, target, rule, samples, verify="token", new=2):
+    """Continuations of pairs of rows with different prompts, each pair a batch of its own, and p of
+    their joint outcomes: the product of the target's own, [samples, 2·new]."""
+    prompts, lengths = jnp.asarray([[3, 0], [1, 0]]), jnp.asarray([1, 2])
+    drafter, G = drafters.ModelDrafter(draft.config), 3
+    buffer = 2 + new
+    state = drafter.start(draft.params, prompts, buffer + G + 1)
+    cache = prefill(target.config, target.params, prompts, capacity=buffer + G + 1)
+    rule = rule.check(G)
+
+    @jax.jit
+    def run(params, numbers, state, cache):
+        def one(number):
+            keys = row_keys(5, 2 * number + jnp.arange(2))
+            stops = jnp.zeros(0, jnp.int32)
+            requests = loop.Requests(prompts, lengths, lengths + new, keys, stops)
+            return loop.speculative_loop(
+                drafter, target.config, params[0], params[1], requests, PLAIN.check(), rule, state, cache,
+                verification=verify, max_lookahead=G, buffer=buffer, max_rounds=new, keep_distributions=False,
+            )  # fmt: skip
+
+        return jax.lax.map(one, numbers)
+
+    numbers = jnp.arange(samples, dtype=jnp.uint32)
+    decoded = run((draft.params, target.params), numbers, state, cache)
+    tokens = np.asarray(decoded.tokens)
+    both = np.concatenate([tokens[:, 0, 1 : 1 + new], tokens[:, 1, 2 : 2 + new]], axis=1)
+    everything = np.asarray(list(np.ndindex(*(lossless.V,) * new)))
+    chances = []
+    for prompt in ([3], [1, 0]):
+        whole = np.concatenate([np.tile(prompt, (len(everything), 1)), everything], axis=1)
+        p = lossless._target_probs(target, whole, len(prompt), PLAIN)
+        chances.append(np.take_along_axis(p, everything[..., None], axis=2)[..., 0].prod(axis=1))
+    first, second = np.indices((len(everything),) * 2).reshape(2, -1)
+    sequences = np.concatenate([everything[first], everything[second]], axis=1)
+    outcome = lossless.Outcomes(sequences, chances[0][first] * chances[1][second])
+    return chi_square(both, outcome), decoded
+
+
+@pytest.mark.parametrize(
+    "verify",
+    [
+        pytest.param("token", marks=pytest.mark.slow),
+        pytest.param("block", marks=pytest.mark.release),
+    ],
+)
+def test_rounds_of_both_kinds_are_lossless(verify):
+    """Pairs whose rows go to 0, often both at once: a plain step, after which the draft catches up."""
+    rule = OnlineLookahead(0.5, prior_tests=0.5, memory=0.8, probe_every=3)
+    p, decoded = in_pairs(model(1, 1), model(2, 2), rule, 20_000, verify)
+    assert p > ALPHA
+    events = jax.tree.map(np.asarray, decoded.events)
+    plain = (events.emitted > 0).any(axis=1) & ~events.proposed.any(axis=1)
+    assert plain.any(axis=1).mean() > 0.1
+
+
+@pytest.mark.parametrize(
+    "verify",
+    [
+        pytest.param("token", marks=pytest.mark.slow),
+        pytest.param("block", marks=pytest.mark.release),
+    ],
+)
+def test_rows_that_share_a_budget_are_jointly_lossless(verify):
+    """Each row's lookahead depends on the other's drafts, and yet the two outcomes are independent."""
+    p, decoded = in_pairs(model(1, 1), model(2, 2), SharedBudget(3), 20_000, verify)
+    assert p > ALPHA
+    drafts = np.asarray(decoded.events.proposed)[:, :, 0]
+    assert {tuple(x.tolist()) for x in np.unique(drafts, axis=0)} >= {(1, 2), (2, 1)}
 
 
 @pytest.mark.parametrize(
@@ -326,6 +412,50 @@ def discarded_draft(monkeypatch):
         return original(rule, drafts, q, p, jnp.minimum(counts, first), noise)
 
     monkeypatch.setattr(loop, "verify_rows", verify_rows)
+
+
+def table_model(probs):
+    """A model whose distribution of the next token depends on the last token alone: row by row
+    `probs`, [V, V]."""
+    config = dataclasses.replace(model(1, 1).config, width=lossless.V)
+    params = jax.tree.map(jnp.zeros_like, init_params(config, jax.random.key(0)))
+    # Blocks that add nothing; the final norm turns the rows of an identity into twice those.
+    params["embedding"].set_value(jnp.eye(lossless.V))
+    params["final_norm"]["scale"].set_value(jnp.ones(lossless.V))
+    params["head"].set_value(jnp.log(jnp.maximum(jnp.asarray(probs), 1e-9)) / 2)
+    return Model(config, params)
+
+
+def look_ahead(monkeypatch):
+    """A schedule that first draws a draft, then ranks it by how sure the drafter is *after* it, and
+    verifies it only if that is high."""
+    original = loop.verify_rows
+
+    def verify_rows(rule, drafts, q, p, counts, noise):
+        sure = q[:, 1].max(axis=-1) > 0.9
+        return original(rule, drafts, q, p, jnp.where(sure, 1, 0), noise)
+
+    monkeypatch.setattr(loop, "verify_rows", verify_rows)
+
+
+@pytest.mark.parametrize("mutate", [None, look_ahead], ids=["right", "looks ahead"])
+@pytest.mark.slow
+def test_a_schedule_must_not_look_ahead(monkeypatch, mutate):
+    """The published counterexample: p = (0.7, 0.3) and q = (0.5, 0.5), where a draft is verified only
+    if it is token 0, because the drafter is sure of what follows that and unsure after token 1. Token
+    0 then comes with probability 0.5 + 0.5·0.7 = 0.85. A rule sees confidences before the draw only."""
+    p, q = [0.7, 0.3, 0, 0], [0.5, 0.5, 0, 0]
+    target, draft = table_model([p] * 4), table_model([[1, 0, 0, 0], q, q, q])
+    fresh_loop(monkeypatch)
+    if mutate is not None:
+        mutate(monkeypatch)
+    settings = dict(lookahead=SharedBudget(16_384), max_lookahead=2)
+    found = decode_ragged(draft, target, 16_384, **settings)[0].sequences
+    value = chi_square(found, outcomes(target, *lossless.PROMPTS[0], PLAIN))
+    expected = 0.7 if mutate is None else 0.85
+    # Five standard errors of a share of 16,384.
+    assert (found[:, 0] == 0).mean() == pytest.approx(expected, abs=5 * 0.46 / 128)
+    assert value > ALPHA if mutate is None else value < ALPHA / 1e3
 
 
 def constant_bonus(monkeypatch):

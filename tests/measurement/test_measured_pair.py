@@ -8,6 +8,7 @@ import pytest
 from published_checkpoints import copy_checkpoint
 
 from sdsl_jax.checkpoints.loading import load_model
+from sdsl_jax.decoding import OnlineLookahead
 from sdsl_jax.errors import SdslError
 from sdsl_jax.measurement import measure_pair, measured_pair, speculate
 from sdsl_jax.measurement.latency import StepCosts
@@ -41,6 +42,20 @@ def test_strings_are_continued_by_the_target(models):
     assert 1 <= run.tokens_per_round <= 3
     assert f"acceptance {run.acceptance:.3f}" in repr(run)
     assert "<table>" in run._repr_html_()
+
+
+def test_a_rule_chooses_the_lookahead(models):
+    draft, target = models
+    settings = dict(new_tokens=8, temperature=0.0)
+    plain = speculate("ngram", target, TEXTS[:3], lookahead=1, **settings)
+    run = speculate(
+        draft, target, TEXTS[:3], lookahead=OnlineLookahead(0.3), max_lookahead=2, **settings
+    )
+    assert run.texts == plain.texts
+    with pytest.raises(SdslError, match="a lookahead rule needs max_lookahead"):
+        speculate(draft, target, TEXTS[:3], lookahead=OnlineLookahead(0.3), **settings)
+    with pytest.raises(SdslError, match="max_lookahead is 2; it belongs to a rule"):
+        speculate(draft, target, TEXTS[:3], lookahead=2, max_lookahead=2, **settings)
 
 
 def test_ids_and_paths_are_taken_as_well(models, monkeypatch):
