@@ -24,6 +24,7 @@ from paper_figures import (
     published_domains,
     published_loads,
     published_positions,
+    published_step_times,
     rules_of_thumb,
     throughput,
     token_dependence,
@@ -89,7 +90,7 @@ PAGES = {
         "published.md",
         published.HEAD,
         ("measured", "predicted"),
-        _by_name(published_loads, published_positions, published_domains),
+        _by_name(published_loads, published_step_times, published_positions, published_domains),
     ),
 }
 FIGURES = PAGES["paper"].figures

@@ -43,6 +43,7 @@ def codesign(
     schedule: Flag = False,
     survival: Annotated[str, arg(metavar="S1,S2,...")] = "",
     records: Annotated[Path | None, arg(metavar="DIR")] = None,
+    mix: Annotated[str, arg(metavar="DOMAIN=SHARE,...")] = "",
     picture: Annotated[Path | None, arg(metavar="FILE.png")] = None,
     kinds: Annotated[str | None, arg(metavar="KINDS")] = None,
     objective_trained: Annotated[str | None, arg(metavar="NAME")] = None,
@@ -67,6 +68,9 @@ def codesign(
         survival: With --schedule, the measured shares of rounds whose first 1, 2, ... drafts are
             all accepted, such as 0.8,0.62,0.47, in place of one acceptance.
         records: With --schedule, a folder of sdsl measure --out that holds survival or acceptance.
+        mix: With --schedule, shares of the generated tokens by domain, such as code=0.5,chat=0.5.
+            Acceptance is then that of each domain: --acceptance code=0.8,chat=0.6, or --records of
+            these domains.
         picture: Draw speed-up over draft size and lookahead to this file; with --schedule, the best
             lookahead over batch and context.
         kinds: Show the best draft of each of these kinds instead: independent, head, parallel-head,
@@ -101,7 +105,7 @@ def codesign(
     if schedule:
         from sdsl_jax.cli.codesign_schedule import print_schedule, schedule_of
 
-        table = schedule_of(problem, survival, records)
+        table = schedule_of(problem, survival, records, mix)
         if picture is not None:
             from sdsl_jax.report.codesign_figure import draw_schedule
 
@@ -112,8 +116,8 @@ def codesign(
             print_schedule(standard_console(), table)
         return
     require(
-        not survival and records is None,
-        "--survival and --records belong to --schedule; otherwise acceptance comes from --acceptance or a law.",
+        not survival and records is None and not mix,
+        "--survival, --records and --mix belong to --schedule; otherwise acceptance comes from --acceptance or a law.",
     )
     if len(problem.batches) > 1:
         require(picture is None, "--picture draws one batch; give --batch one number of rows.")

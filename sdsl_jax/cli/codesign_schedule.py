@@ -24,26 +24,23 @@ _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _CONTEXTS = (512.0, 2048.0, 8192.0)
 
 
-def schedule_of(problem: ProblemFlags, survival: str, records: Path | None) -> Schedule:
+def schedule_of(
+    problem: ProblemFlags, survival: str, records: Path | None, mix: str = ""
+) -> Schedule:
     """The schedule that the flags ask for.
 
     Raises:
       SdslError: No draft is named, acceptance is given twice, or a value is not allowed.
     """
     from sdsl_jax.codesign.problem import Problem
-    from sdsl_jax.codesign.schedule import schedule
+    from sdsl_jax.codesign.schedule import mixed_survival, schedule
+    from sdsl_jax.codesign.serving_problem import with_acceptance
 
     given = [problem.acceptance is not None, bool(survival), records is not None]
     require(
         sum(given) <= 1,
         "acceptance was given several times; give one of --acceptance, --survival and --records.",
     )
-    measured, basis = _survival(survival), "--survival" if survival else ""
-    alpha: Any = problem.acceptance
-    if records is not None:
-        measured, alpha, basis = _of_records(records)
-    elif alpha is not None:
-        basis = "--acceptance"
     draft = problem.draft
     require(
         (draft is not None or problem.file is not None) and problem.candidates is None,
@@ -53,35 +50,88 @@ def schedule_of(problem: ProblemFlags, survival: str, records: Path | None) -> S
     for batch in batches:
         require(batch == int(batch), f"--batch is {batch:g}; it must be a whole number of rows.")
     contexts = problem.contexts or list(_CONTEXTS)
-    # α may be that of a draft which is named but not published: its size then comes from the name.
     asked = Problem(
-        **vars(problem)
-        | {
-            "draft": draft,
-            "batch": batches[0],
-            "context": contexts[0],
-            "acceptance": None,
-        }
+        **vars(problem) | {"batch": batches[0], "context": contexts[0], "acceptance": None}
     ).ready
-    if alpha is not None:
-        value = parse_share(alpha, "--acceptance") if isinstance(alpha, str) else float(alpha)
-        require(0 < value < 1, f"the acceptance is {value:g}; it must lie between 0 and 1.")
-        from sdsl_jax.codesign.serving_problem import with_acceptance
-
-        asked = with_acceptance(asked, value)
-    name = draft if isinstance(draft, str) and not draft[:1].isdigit() else ""
+    measured, basis = _survival(survival), "--survival" if survival else ""
+    if mix:
+        shares = _by_domain(mix, "--mix")
+        domains, where = _of_domains(problem, records)
+        measured = mixed_survival(domains, shares)
+        basis = f"{where}; tokens {', '.join(f'{s:.0%} {name}' for name, s in shares.items())}"
+    else:
+        alpha: Any = problem.acceptance
+        if records is not None:
+            measured, alpha, basis = _of_records(records)
+        elif alpha is not None:
+            basis = "--acceptance"
+        if alpha is not None:
+            asked = with_acceptance(asked, _checked(alpha))
     return schedule(
         asked,
         [int(b) for b in batches],
         contexts,
-        draft=name,
+        draft=draft if isinstance(draft, str) and not draft[:1].isdigit() else "",
         survival=measured,
         basis=basis,
     )
 
 
+def _checked(alpha: Any) -> float:
+    """An acceptance strictly between 0 and 1."""
+    value = parse_share(alpha, "--acceptance") if isinstance(alpha, str) else float(alpha)
+    require(0 < value < 1, f"the acceptance is {value:g}; it must lie between 0 and 1.")
+    return value
+
+
 def _survival(text: str) -> list[float]:
     return [parse_share(part, "--survival") for part in text.split(",") if part.strip()]
+
+
+def _by_domain(text: str, flag: str) -> dict[str, float]:
+    """DOMAIN=SHARE, each domain once."""
+    values: dict[str, float] = {}
+    for part in text.split(","):
+        name, mark, share = (word.strip() for word in part.partition("="))
+        require(
+            name and mark and name not in values,
+            f"{flag} is {text!r}; it must be of the form code=0.5,chat=0.5, each domain once.",
+        )
+        values[name] = parse_share(share, flag)
+    return values
+
+
+def _of_domains(problem: ProblemFlags, records: Path | None) -> tuple[dict[str, list[float]], str]:
+    """Survival of each domain, and where it comes from."""
+    from sdsl_jax.codesign.schedule import MOST_DRAFTS
+
+    if records is None:
+        require(
+            isinstance(problem.acceptance, str) and "=" in problem.acceptance,
+            "--mix needs the acceptance of each domain: --acceptance code=0.8,chat=0.6, or --records of these domains.",
+        )
+        alphas = _by_domain(str(problem.acceptance), "--acceptance")
+        return {
+            name: [_checked(alpha) ** k for k in range(1, MOST_DRAFTS + 1)]
+            for name, alpha in alphas.items()
+        }, f"--acceptance {problem.acceptance}"
+    from sdsl_jax.records import read_table
+
+    rows = read_table(records, "survival", optional=True)
+    pairs = {(row.draft_id, row.target_id, row.temperature) for row in rows}
+    require(
+        len(pairs) == 1,
+        f"{records} holds survival of {len(pairs)} pairs; --mix is for one draft, target and temperature.",
+    )
+    most = min(
+        max(row.lookahead for row in rows if row.domain == domain)
+        for domain in {row.domain for row in rows}
+    )
+    found: dict[str, list[float]] = {}
+    for row in sorted(rows, key=lambda row: row.position):
+        if row.lookahead == most:
+            found.setdefault(row.domain, []).append(row.survival)
+    return found, f"survival at γ = {most} in {records}"
 
 
 def _of_records(folder: Path) -> tuple[list[float], float | None, str]:
@@ -93,7 +143,8 @@ def _of_records(folder: Path) -> tuple[list[float], float | None, str]:
     pairs = sorted({(r.draft_id, r.target_id, r.temperature, r.domain) for r in [*rows, *found]})
     require(
         len(pairs) == 1,
-        f"{folder} holds {len(pairs)} measurements; a schedule is for one draft, target, temperature and domain.",
+        f"{folder} holds {len(pairs)} measurements; a schedule is for one draft, target, temperature and domain "
+        "(several domains: --mix).",
     )
     draft, target, temperature, _ = pairs[0]
     where = f"{folder}: {draft} for {target} at T = {temperature:g}"

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -26,6 +27,7 @@ from sdsl_jax.records.documents import to_json
 from sdsl_jax.theory.arrays import in_numpy
 from sdsl_jax.theory.hardware import Load, overlapped, pass_time, round_time
 from sdsl_jax.theory.lookahead import tokens_per_round
+from sdsl_jax.theory.position import mixed_tokens_per_round
 from sdsl_jax.theory.serving import acceptance, shapes
 
 # Drafts per round that are tried where no survival says how many were measured.
@@ -274,6 +276,34 @@ def schedule(
         sglang=_sglang(spans),
         notes=_notes(spans, survival, tau, experts),
     )
+
+
+def mixed_survival(
+    survival: Mapping[str, Sequence[float]], token_shares: Mapping[str, float]
+) -> list[float]:
+    """The survival of traffic that mixes domains: S_k = τ(k) − τ(k − 1), with τ that of all tokens over
+    all rounds, up to the last position that every domain has.
+
+    Args:
+      survival: S_1 … S_K of each domain.
+      token_shares: Share of the generated tokens of each domain; they sum to 1.
+
+    Raises:
+      SdslError: A domain is missing, or the shares are none.
+    """
+    missing = [name for name in token_shares if name not in survival]
+    require(
+        not missing,
+        f"no acceptance was given of {', '.join(missing)}; it was of {', '.join(survival) or 'none'}.",
+    )
+    most = min(len(survival[name]) for name in token_shares)
+    for name in token_shares:
+        _check_survival(survival[name])
+    taus = np.asarray([[1.0, *(1 + np.cumsum(survival[n][:most]))] for n in token_shares])
+    shares = np.asarray(list(token_shares.values()))
+    with jax.enable_x64(True):
+        tau = [float(mixed_tokens_per_round(jnp.asarray(column), jnp.asarray(shares))) for column in taus.T]
+    return np.diff(tau).tolist()
 
 
 def _check_survival(survival: Sequence[float]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sdsl_jax.codesign.problem import Problem
-from sdsl_jax.codesign.schedule import falling_lookaheads, schedule
+from sdsl_jax.codesign.schedule import falling_lookaheads, mixed_survival, schedule
 from sdsl_jax.errors import SdslError
 from sdsl_jax.theory.hardware import Load, pass_time, resident_bytes, round_time
 from sdsl_jax.theory.lookahead import tokens_per_round
@@ -94,9 +94,36 @@ def test_survival_of_equal_acceptance_is_acceptance(problem):
     assert one.speedup == pytest.approx(other.speedup, rel=1e-12)
 
 
+def test_a_mix_counts_rounds_and_not_acceptance(sdsl, x64):
+    alphas, shares = {"code": 0.9, "chat": 0.5}, {"code": 0.3, "chat": 0.7}
+    mixed = mixed_survival(
+        {name: [alpha**k for k in range(1, 6)] for name, alpha in alphas.items()}, shares
+    )
+    for gamma in range(1, 6):
+        # Of 1,000 tokens each domain needs as many rounds as its own tokens per round say.
+        rounds = sum(1000 * shares[n] / float(tokens_per_round(alphas[n], gamma)) for n in alphas)
+        assert 1 + sum(mixed[:gamma]) == pytest.approx(1000 / rounds, rel=1e-12)
+    assert mixed == sorted(mixed, reverse=True)
+    asked = ["codesign", "--schedule", "--target-params", "8B", "--draft", "600M", "--json"]
+    mix = ["--mix", "code=0.3,chat=0.7", "--acceptance", "code=0.9,chat=0.5"]
+    status, text, _ = sdsl(*asked, *mix)
+    assert status == 0
+    assert json.loads(text)["survival"][:5] == pytest.approx(mixed)
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (["--draft", "125M", "--mix", "code"], "must be of the form code=0.5,chat=0.5"),
+        (["--draft", "125M", "--mix", "code=1"], "--mix needs the acceptance of each domain"),
+        (
+            ["--draft", "125M", "--mix", "code=0.5,chat=0.6", "--acceptance", "code=0.8,chat=0.6"],
+            "sum to 1",
+        ),
+        (
+            ["--draft", "125M", "--mix", "code=0.5,law=0.5", "--acceptance", "code=0.8"],
+            "no acceptance was given of law",
+        ),
         ([], "--schedule is for a draft at hand"),
         (["--draft", "foo/bar"], "the size of the draft foo/bar is unknown here"),
         (["--draft", "125M", "--candidates", "350M"], "--schedule is for a draft at hand"),
