@@ -62,20 +62,12 @@ def marked(kind):
     return pytest.param(kind, marks=[] if kind in QUICK else slow)
 
 
-@pytest.mark.slow
-def test_rows_stop_alike():
-    """At stop tokens that were drafted, drawn after drafts, and drawn in plain rounds."""
-    test_pauses_change_nothing("independent", stop_tokens=(2,), rounds=1)
-
-
-@pytest.mark.parametrize("kind", [marked(kind) for kind in DRAFTS])
-def test_pauses_change_nothing(kind, rounds=27, **more):
-    """The tokens, drafts and chances of a run whose drafter is asked in every round, in ragged rows."""
+def same_when_paused(kind, rounds=27, **more):
+    """Checks that a run has the tokens, drafts and chances of one whose drafter is asked every round."""
     table = jnp.asarray(SCHEDULE)
+    settings = SETTINGS | {"max_lookahead": 3} | more
     runs = [
-        speculate(
-            DRAFTS[kind](), model(2, 2), PROMPTS, lookahead=rule, max_lookahead=3, **SETTINGS | more
-        )
+        speculate(DRAFTS[kind](), model(2, 2), PROMPTS, lookahead=rule, **settings)
         for rule in (Scheduled(table), Awake(table))
     ]
     paused, awake = (jax.tree.map(np.asarray, run) for run in runs)
@@ -83,6 +75,18 @@ def test_pauses_change_nothing(kind, rounds=27, **more):
     for name, value in paused.events._asdict().items():
         np.testing.assert_allclose(value, getattr(awake.events, name), atol=1e-5, err_msg=name)
     assert int(paused.batch_rounds) >= rounds
+
+
+@pytest.mark.parametrize("kind", [marked(kind) for kind in DRAFTS])
+def test_pauses_change_nothing(kind):
+    """In ragged rows, with pauses of one round and of more than a chunk to catch up with."""
+    same_when_paused(kind)
+
+
+@pytest.mark.slow
+def test_rows_stop_alike():
+    """At stop tokens, in rounds of both kinds."""
+    same_when_paused("independent", stop_tokens=(2,), rounds=1)
 
 
 def recorded(rule):
@@ -139,5 +143,5 @@ def test_a_drafter_that_does_not_catch_up_is_found(monkeypatch, kind, drafter):
     monkeypatch.setattr(drafter, "catch_up", lambda self, params, state, *_: state)
     loop.speculative_loop.clear_cache()
     with pytest.raises(AssertionError):
-        test_pauses_change_nothing(kind)
+        same_when_paused(kind)
     loop.speculative_loop.clear_cache()

@@ -44,6 +44,7 @@ def test_strings_are_continued_by_the_target(models):
     assert "<table>" in run._repr_html_()
 
 
+@pytest.mark.slow
 def test_a_rule_chooses_the_lookahead(models):
     draft, target = models
     settings = dict(new_tokens=8, temperature=0.0)
