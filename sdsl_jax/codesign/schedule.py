@@ -302,7 +302,10 @@ def mixed_survival(
     taus = np.asarray([[1.0, *(1 + np.cumsum(survival[n][:most]))] for n in token_shares])
     shares = np.asarray(list(token_shares.values()))
     with jax.enable_x64(True):
-        tau = [float(mixed_tokens_per_round(jnp.asarray(column), jnp.asarray(shares))) for column in taus.T]
+        tau = [
+            float(mixed_tokens_per_round(jnp.asarray(column), jnp.asarray(shares)))
+            for column in taus.T
+        ]
     return np.diff(tau).tolist()
 
 
