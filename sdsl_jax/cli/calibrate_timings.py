@@ -48,12 +48,12 @@ def engines_of_table(timings: Path, hardware: str, engine: str, out: Path | None
     from sdsl_jax.fitting.step_times import fit_step_times, read_step_times
     from sdsl_jax.hardware import load_hardware, save_hardware
 
+    tables = read_step_times(timings)
     require(
         hardware,
         "--timings needs the device that was timed, for what its rows cannot tell; give --hardware, such as h100.",
     )
     device = load_hardware(hardware)
-    tables = read_step_times(timings)
     if engine and len(tables) > 1:
         chosen = [name for name in tables if engine in (name, _slug(name))]
         require(
@@ -99,6 +99,8 @@ def _engine(name: str, label: str, rows: StepTimes, fit: StepTimesFit, file: str
         description=label,
         source=f"sdsl calibrate --timings {file}",
         measured=True,
+        weight_bytes=float(rows.precision.weight_bytes),
+        cache_bytes=float(rows.precision.cache_bytes),
         timings=len(rows.timings),
         models=len(set(rows.models)),
         unseen_median_error=round(fit.unseen.median, 4) if fit.unseen.rows else 0.0,
@@ -111,6 +113,8 @@ def _answer(label: str, rows: StepTimes, fit: StepTimesFit, device: HardwareFile
     return {
         "label": label,
         "models": sorted(set(rows.models)),
+        "weight_bytes": float(rows.precision.weight_bytes),
+        "cache_bytes": float(rows.precision.cache_bytes),
         "coefficients": {key: float(getattr(fit.hardware, key)) for key in fit.fitted},
         "not_told": {
             key: {"value": float(getattr(device.hardware, key)), "why": why}
@@ -144,10 +148,12 @@ def print_engines(console: Console, answer: dict[str, Any]) -> None:
     if answer["file"] is None:
         say(console, "not kept: --out FILE.toml writes the device with its engines.")
     else:
-        first = next(iter(answer["engines"]))
+        first, engine = next(iter(answer["engines"].items()))
+        quantised = engine["weight_bytes"] != 2.0
+        how = f" --weight-bytes {engine['weight_bytes']:g}" if quantised else ""
         say(
             console,
-            f"written to {answer['file']}; use it by --hardware {answer['file']} --engine {first}.",
+            f"written to {answer['file']}; use it by --hardware {answer['file']} --engine {first}{how}.",
         )
 
 
@@ -159,7 +165,7 @@ def _print_engine(console: Console, name: str, engine: dict[str, Any], hardware:
     )
     unseen = engine["unseen"]
     how = (
-        "each half of the rows predicted from the other half"
+        "two halves with loads alike, each predicted from the other"
         if engine["left_out"] == "half"
         else "each row predicted from all others"
     )

@@ -282,7 +282,9 @@ def _of_the_device(problem: ServingProblem, width: float) -> list[str]:
             f"the overheads of {file.name} are assumed, not measured: small drafts depend on them, and sdsl calibrate measures "
             "yours"
         )
-    elif file.precision.weight_bytes != config.target.weight_bytes:
+    if (file.measured or file.engine) and (
+        file.precision.weight_bytes != config.target.weight_bytes
+    ):
         texts.append(
             f"{file.name} was measured with weights of {float(file.precision.weight_bytes):g} bytes, and the target has "
             f"{config.target.weight_bytes:g}"

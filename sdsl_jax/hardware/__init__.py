@@ -97,6 +97,8 @@ class Engine:
       description: The engine, its version and settings, in words.
       source: Where the coefficients come from.
       measured: Whether they were fitted to step times of this engine on this device.
+      weight_bytes: Bytes of a weight that the coefficients hold for.
+      cache_bytes: Bytes of an element of the caches, likewise.
       timings: Number of step times that they were fitted to; 0 where there were none.
       models: Number of different models among them.
       unseen_median_error: Median of |predicted/measured − 1| over step times left out of a fit.
@@ -109,6 +111,8 @@ class Engine:
     description: str
     source: str
     measured: bool
+    weight_bytes: float = 2.0
+    cache_bytes: float = 2.0
     timings: int = 0
     models: int = 0
     unseen_median_error: float = 0.0
@@ -160,6 +164,7 @@ class HardwareFile:
         return dataclasses.replace(
             self,
             hardware=self.hardware._replace(**engine.coefficients),
+            precision=Precision(engine.weight_bytes, engine.cache_bytes),
             source=f"{self.source}; {engine.description}: {engine.source}",
             measured=engine.measured,
             notes=engine.notes,
@@ -208,6 +213,8 @@ class _EngineSection:
     description: str
     source: str
     measured: bool
+    weight_bytes: float = 2.0
+    cache_bytes: float = 2.0
     timings: int = 0
     models: int = 0
     unseen_median_error: float = 0.0
@@ -215,6 +222,7 @@ class _EngineSection:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self):
+        require_fields("engine", self, weight_bytes="(0, 8]", cache_bytes="(0, 8]")
         numbers = ("timings", "models", "unseen_median_error", "unseen_worst_error")
         require_fields("engine", self, **dict.fromkeys(numbers, "[0, inf)"))
         require(

@@ -266,13 +266,15 @@ def _pass_time(hardware: Hardware, shape: Shape, precision: Precision, load: Loa
         + hardware.matrix_seconds * several(tokens)
         + hardware.wide_seconds * several(xp.asarray(load.tokens))
     )
-    cache = cache_bytes(shape, precision, load.batch, load.context)
+    # By position: the slope in the context is then that on its right, at context 0 too.
+    cache = hardware.cache_slowdown * cache_bytes(shape, precision, load.batch, 1.0)
+    of_a_position = roofline(cache, tokens * shape.attention_flops(1.0))
     return (
         xp.asarray(hardware.pass_seconds)
         + started * shape.layers
         + (hardware.token_seconds + hardware.logit_seconds * xp.asarray(shape.vocab_size)) * tokens
         + roofline(weight_bytes(shape, precision, tokens), tokens * shape.matrix_flops())
-        + roofline(hardware.cache_slowdown * cache, tokens * shape.attention_flops(load.context))
+        + load.context * of_a_position
         + communication_seconds(hardware, shape, precision, load)
     )
 
@@ -387,7 +389,8 @@ class DeviceRound(NamedTuple):
     device: HardwareCost
 
     def cost(self, lookahead: Array) -> Array:
-        """Cost of a round with lookahead γ ≥ 1, in target steps; convex in γ, as a pass is in its tokens."""
+        """Cost of a round with lookahead γ ≥ 1, in target steps; convex in γ for dense models, as a pass
+        is in its tokens."""
         verify = self.device.pass_seconds(self.device.target, lookahead + 1)
         return (self.first_pass + lookahead * self.draft_step + verify) / self.target_step
 

@@ -60,6 +60,63 @@ def test_a_table_says_what_it_cannot_tell(published):
     assert all(getattr(graphs.hardware, n) == getattr(H100, n) for n in graphs.not_told)
 
 
+TWO_BYTES = Precision(2.0, 2.0)
+
+
+def made(engine, models, loads, precision=TWO_BYTES, noise=0.003):
+    """Step times of the model itself, with noise."""
+    random = np.random.default_rng(0)
+    return [
+        Timing(
+            shape := published_shape(model),
+            None,
+            width,
+            rows,
+            context,
+            float(pass_time(engine, shape, precision, Load(float(width), float(rows), context)))
+            * np.exp(noise * random.normal()),
+        )
+        for model in models
+        for rows, width, context in loads
+    ]
+
+
+def test_rows_that_are_far_off_need_several_coefficients_at_once():
+    """Four-bit weights on an engine far from its device: no single coefficient is of use."""
+    engine = H100._replace(
+        layer_seconds=2.5e-5,
+        token_seconds=8e-6,
+        wide_seconds=1e-5,
+        cache_slowdown=1.8,
+        bytes_per_second=2.3e12,
+        flops_per_second=4.9e14,
+    )
+    loads = [(b, w, c) for b in (1, 8, 32, 128) for w in (1, 5) for c in (512.0, 8192.0)]
+    precision = Precision(0.5, 2.0)
+    timings = made(engine, ["Llama-3.1-8B"], loads, precision)
+    fit = fit_step_times(timings, precision, H100)
+    assert fit.everything.worst < 0.02
+    assert fit.unseen.median < 0.02
+    assert not fit.warnings
+    # As if the weights had two bytes, the device cannot read them in that time, and it is said.
+    assert any(
+        "weight_bytes" in text for text in fit_step_times(timings, Precision(), H100).warnings
+    )
+
+
+def test_the_order_of_the_rows_makes_no_bad_half():
+    engine = H100._replace(layer_seconds=3.3e-5, token_seconds=7e-6, cache_slowdown=1.5)
+    loads = [(b, 1, c) for b in (1, 4, 8, 16, 24, 32, 48, 64) for c in (0.0, 8192.0)]
+    fit = fit_step_times(made(engine, ["Qwen3-1.7B"], loads), Precision(), H100)
+    assert fit.unseen.worst < 0.03
+    assert "same context" not in " ".join(fit.not_told.values())
+    one = fit_step_times(made(engine, ["Qwen3-1.7B"], loads[::2]), Precision(), H100)
+    assert one.not_told["cache_slowdown"] == "no row has a context"
+    same = [(b, w, 512.0) for b, w, _ in loads[::2]]
+    one = fit_step_times(made(engine, ["Qwen3-1.7B"], same), Precision(), H100)
+    assert "same context" in one.not_told["cache_slowdown"]
+
+
 @pytest.mark.slow
 def test_a_table_of_several_models_gives_back_the_coefficients_it_was_made_with():
     made_with = {
@@ -70,22 +127,9 @@ def test_a_table_of_several_models_gives_back_the_coefficients_it_was_made_with(
         "flops_per_second": 6e14,
         "cache_slowdown": 1.2,
     }
-    engine, noise = H100._replace(**made_with), np.random.default_rng(0)
-    timings = [
-        Timing(
-            shape := published_shape(model),
-            None,
-            width,
-            rows,
-            context,
-            float(pass_time(engine, shape, Precision(), Load(float(width), float(rows), context)))
-            * np.exp(0.01 * noise.normal()),
-        )
-        for model in ("Qwen3-0.6B", "Qwen3-8B", "Qwen2.5-32B")
-        for rows in (1, 8, 64, 256)
-        for width in (1, 4, 8)
-        for context in (512.0, 8192.0)
-    ]
+    loads = [(b, w, c) for b in (1, 8, 64, 256) for w in (1, 4, 8) for c in (512.0, 8192.0)]
+    models = ("Qwen3-0.6B", "Qwen3-8B", "Qwen2.5-32B")
+    timings = made(H100._replace(**made_with), models, loads, noise=0.01)
     fit = fit_step_times(timings, Precision(), H100)
     assert set(fit.fitted) == set(made_with)
     # Noise of 1% in 72 rows: a coefficient that a third of the rows hang on is good to a few percent.
