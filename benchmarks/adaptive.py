@@ -62,6 +62,8 @@ _CHUNK = 64
 # Rows and largest lookahead of `pauses`, rows of `budget`, rounds from probe to probe, and the
 # confidence of intervals.
 _BATCHES, _WIDTH, _ROWS, _PROBE_EVERY, _CONFIDENCE = (1, 8), 4, 8, 16, 0.9
+# Tokens of the runs that compare a plain round with a step.
+_LONG = 512
 _PARTS = ("rules", "pauses", "budget")
 
 
@@ -116,32 +118,31 @@ def _pauses(
     target: Model, poor: Model, prompts: Prompts, batch: int, new_tokens: int, repetitions: int
 ) -> dict[str, Any]:
     """What a plain round costs, and what a draft that does not pay costs under each rule."""
-    steps = {
+    kinds = {
         "draft": Step(poor, 1, 64, batch),
         "verify": Step(target, _WIDTH + 1, 64, batch),
         "plain": Step(target, 1, 64, batch),
         "catch_up": Step(poor, 16, 64, batch),
     }
-    measured = time_steps(steps, repetitions=15, confidence=_CONFIDENCE)
+    measured = time_steps(kinds, repetitions=15, confidence=_CONFIDENCE)
     seconds = {name: interval.estimate for name, interval in measured.items()}
     plain_step = min(seconds["plain"], seconds["verify"])
     costs = dict(verify_pass=seconds["verify"], plain_step=plain_step)
     pausing = OnlineLookahead(seconds["draft"], probe_every=_PROBE_EVERY, **costs)
+    never = OnlineLookahead(
+        1e3 * plain_step, prior=0.01, prior_tests=1e6, probe_every=2**30, **costs
+    )
     rules = {
-        # Never drafts: every round is a plain one.
-        "plain rounds": OnlineLookahead(
-            1e3 * plain_step, prior=0.01, prior_tests=1e6, probe_every=2**30, **costs
-        ),
         **{f"fixed γ = {g}": FixedLookahead(g) for g in (1, _WIDTH)},
         "online, drafts in every round": OnlineLookahead(seconds["draft"], probe_every=1, **costs),
         f"online, probes every {_PROBE_EVERY}th round": pausing,
     }
     drafter, sampling = drafter_of(poor, target, _WIDTH), Sampling().check()
     width = prompts.tokens.shape[1]
-    buffer = width + new_tokens
 
-    def run(repetition: int, rule: Any) -> tuple[float, Any]:
+    def run(repetition: int, rule: Any, new_tokens: int = new_tokens) -> tuple[float, Any]:
         """Seconds of one loop after its prompts, and what it decoded."""
+        buffer = width + new_tokens
         of = np.arange(repetition * batch, (repetition + 1) * batch) % len(prompts.lengths)
         lengths = jnp.asarray(prompts.lengths[of], jnp.int32)
         requests = loop.Requests(
@@ -177,19 +178,27 @@ def _pauses(
     random = np.random.default_rng(0)
     times = [[(s, d.events) for s, d in runs] for runs in interleave(calls, repetitions, random)]
     plain = np.asarray([s for s, _ in times[0]])
-    results: dict[str, Any] = {"seconds": seconds, "rules": {}}
+    # Every round a plain one; in long runs, for the start of a program to count for little.
+    pair = [functools.partial(run, rule=r, new_tokens=_LONG) for r in (None, never)]
+    for call in pair:
+        call(0)
+    steps, rounds = ([s for s, _ in runs] for runs in interleave(pair, repetitions, random))
+    ratio = median_interval(np.asarray(rounds) / np.asarray(steps), _CONFIDENCE)
+    results: dict[str, Any] = {
+        "seconds": seconds,
+        "plain_round_in_steps": ratio.to_json(),
+        "rules": {},
+    }
     for name, runs in zip(rules, times[1:]):
         ratio = plain / np.asarray([s for s, _ in runs])
         events = [jax.tree.map(np.asarray, e) for _, e in runs]
         tested = sum(np.minimum(e.verified + 1, e.proposed).sum() for e in events)
-        rounds = sum((e.emitted > 0).sum() for e in events)
+        took_part = sum((e.emitted > 0).sum() for e in events)
         results["rules"][name] = {
             "speedup": median_interval(ratio, _CONFIDENCE).to_json(),
             "acceptance": float(sum(e.verified.sum() for e in events) / max(tested, 1)),
-            "lookahead": float(sum(e.proposed.sum() for e in events) / rounds),
+            "lookahead": float(sum(e.proposed.sum() for e in events) / took_part),
         }
-        if name == "plain rounds":
-            results["plain_round_in_steps"] = median_interval(1 / ratio, _CONFIDENCE).to_json()
     alpha = results["rules"]["fixed γ = 1"]["acceptance"]
     results["probe_regret"] = float(pausing.probe_regret(alpha, seconds["catch_up"]))
     return results

@@ -157,12 +157,12 @@ class AcceptanceCounts(NamedTuple):
     Attributes:
       counts: Discounted numbers of accepted and of tested drafts of each row.
       lookahead: The closed form's γ for these counts, a whole number.
-      rounds: Rounds of the run so far, the same in every row.
+      rounds: Rounds of the run so far, the same for every row.
     """
 
     counts: Float[Array, "2 B"]
     lookahead: Float[Array, " B"]
-    rounds: Int[Array, " B"]
+    rounds: Int[Array, ""]
 
 
 @jax.tree_util.register_dataclass
@@ -232,7 +232,9 @@ class OnlineLookahead(_Memoryless):
     def init(self, rows: int) -> AcceptanceCounts:
         """Zero accepted and tested drafts for each row."""
         counts = jnp.zeros((2, rows))
-        return AcceptanceCounts(counts, self._lookahead(counts), jnp.zeros(rows, jnp.int32))
+        # All rows are alike. (XLA also struggles to simplify the closed form of so many zeros.)
+        lookahead = jnp.broadcast_to(self._lookahead(counts[:, :1]), (rows,))
+        return AcceptanceCounts(counts, lookahead, jnp.zeros((), jnp.int32))
 
     def acceptance(self, memory: AcceptanceCounts) -> Float[Array, " B"]:
         """The running estimate of each row's α."""
