@@ -93,6 +93,11 @@ def _engine(name: str, label: str, rows: StepTimes, fit: StepTimesFit, file: str
         + " come from step times; everything else is the device's, overheads of rounds and links included.",
         *fit.warnings,
     ]
+    if "no row feeds" in fit.not_told.get("wide_seconds", ""):
+        notes.append(
+            "No step time feeds several tokens to a row: a verify pass is taken to start as a step does, and each of its tokens "
+            "to take as long as a row."
+        )
     return Engine(
         name,
         {key: float(getattr(fit.hardware, key)) for key in fit.fitted},

@@ -43,8 +43,16 @@ def schedule_of(
     )
     draft = problem.draft
     require(
-        (draft is not None or problem.file is not None) and problem.candidates is None,
+        draft is not None or problem.file is not None,
         "--schedule is for a draft at hand; name it by --draft, such as Qwen/Qwen3-0.6B or 125M.",
+    )
+    require(
+        problem.candidates is None,
+        "--schedule is for one draft at hand; --candidates compares several without it.",
+    )
+    require(
+        problem.objective is None and not problem.constraint and problem.variables is None,
+        "--schedule gives the fastest lookahead of every load; it takes no --objective, --constraint or --variables.",
     )
     batches = problem.batches or list(_BATCHES)
     for batch in batches:
@@ -55,8 +63,12 @@ def schedule_of(
     ).ready
     measured, basis = _survival(survival), "--survival" if survival else ""
     if mix:
+        require(
+            not survival,
+            "--survival is of one kind of text; --mix takes --acceptance code=0.8,chat=0.6, or --records of its domains.",
+        )
         shares = _by_domain(mix, "--mix")
-        domains, where = _of_domains(problem, records)
+        domains, where = _of_domains(problem, records, shares)
         measured = mixed_survival(domains, shares)
         basis = f"{where}; tokens {', '.join(f'{s:.0%} {name}' for name, s in shares.items())}"
     else:
@@ -79,6 +91,10 @@ def schedule_of(
 
 def _checked(alpha: Any) -> float:
     """An acceptance strictly between 0 and 1."""
+    require(
+        not isinstance(alpha, str) or "=" not in alpha,
+        f"--acceptance is {alpha!r}; acceptance by domain needs their shares: give --mix code=0.5,chat=0.5.",
+    )
     value = parse_share(alpha, "--acceptance") if isinstance(alpha, str) else float(alpha)
     require(0 < value < 1, f"the acceptance is {value:g}; it must lie between 0 and 1.")
     return value
@@ -101,8 +117,10 @@ def _by_domain(text: str, flag: str) -> dict[str, float]:
     return values
 
 
-def _of_domains(problem: ProblemFlags, records: Path | None) -> tuple[dict[str, list[float]], str]:
-    """Survival of each domain, and where it comes from."""
+def _of_domains(
+    problem: ProblemFlags, records: Path | None, shares: Mapping[str, float]
+) -> tuple[dict[str, list[float]], str]:
+    """Survival of each domain of a mix, and where it comes from."""
     from sdsl_jax.codesign.schedule import MOST_DRAFTS
 
     if records is None:
@@ -117,21 +135,27 @@ def _of_domains(problem: ProblemFlags, records: Path | None) -> tuple[dict[str, 
         }, f"--acceptance {problem.acceptance}"
     from sdsl_jax.records import read_table
 
-    rows = read_table(records, "survival", optional=True)
+    every = read_table(records, "survival", optional=True)
+    held = sorted({row.domain for row in every})
+    missing = [name for name in shares if name not in held]
+    require(
+        not missing,
+        f"{records} holds no survival of {', '.join(missing)}; it holds that of {', '.join(held) or 'none'}.",
+    )
+    rows = [row for row in every if row.domain in shares]
     pairs = {(row.draft_id, row.target_id, row.temperature) for row in rows}
     require(
         len(pairs) == 1,
         f"{records} holds survival of {len(pairs)} pairs; --mix is for one draft, target and temperature.",
     )
-    most = min(
-        max(row.lookahead for row in rows if row.domain == domain)
-        for domain in {row.domain for row in rows}
-    )
-    found: dict[str, list[float]] = {}
+    # Of each domain that of its largest γ, as far as all domains reach.
+    most = {name: max(r.lookahead for r in rows if r.domain == name) for name in shares}
+    found: dict[str, list[float]] = {name: [] for name in shares}
     for row in sorted(rows, key=lambda row: row.position):
-        if row.lookahead == most:
-            found.setdefault(row.domain, []).append(row.survival)
-    return found, f"survival at γ = {most} in {records}"
+        if row.lookahead == most[row.domain]:
+            found[row.domain].append(row.survival)
+    gammas = ", ".join(f"{gamma} ({name})" for name, gamma in most.items())
+    return found, f"survival at γ = {gammas} in {records}"
 
 
 def _of_records(folder: Path) -> tuple[list[float], float | None, str]:
@@ -162,6 +186,7 @@ def _of_records(folder: Path) -> tuple[list[float], float | None, str]:
 
 def print_schedule(console: Console, schedule: Schedule) -> None:
     """Prints the table by batch first, then the cells, then what the engines take."""
+    say(console, f"{schedule.draft} for {schedule.target} on {schedule.device}\n")
     if not any(span.lookahead for span in schedule.spans):
         say(console, "Do not speculate: plain decoding is fastest at every batch and context.")
     else:
@@ -174,12 +199,19 @@ def print_schedule(console: Console, schedule: Schedule) -> None:
         ]
         say(console, "Lookahead by batch")
         console.print(table(None, ("rows", "γ"), spans))
+        lost = schedule.largest_scheduled_loss
+        table_loses = f"at most {lost:.1%} of the best speed-up" if lost >= 5e-4 else "nothing"
+        single = (
+            f"it loses {schedule.single_mean_loss:.1%} on average and {schedule.single_largest_loss:.1%} at worst."
+            if schedule.single_largest_loss >= 5e-4
+            else "it loses nothing either."
+        )
         say(
             console,
-            f"This table loses at most {schedule.largest_scheduled_loss:.1%} of the best speed-up in any cell below. The best "
-            f"single γ is {schedule.single_lookahead}:\nit loses {schedule.single_mean_loss:.1%} on average and "
-            f"{schedule.single_largest_loss:.1%} at worst.",
+            f"This table loses {table_loses} in any cell below. The best single γ is {schedule.single_lookahead}:\n{single}",
         )
+        if any(cell.fits is False for cell in schedule.cells):
+            say(console, f"Batches up to {schedule.spans[-1].last} fit at the shortest context.")
     if schedule.survival:
         shares = ", ".join(f"{s:.3g}" for s in schedule.survival)
         say(console, f"acceptance   survival {shares} ({schedule.basis})")
@@ -203,9 +235,15 @@ def print_schedule(console: Console, schedule: Schedule) -> None:
         from sdsl_jax.codesign.schedule import vllm_option
 
         say(console, f"vLLM         {vllm_option(schedule.vllm)}")
-        say(console, f"SGLang       {json.dumps(schedule.sglang)}")
+        say(
+            console,
+            f"SGLang       {json.dumps(schedule.sglang)} for EAGLE heads; a draft model: --speculative-num-steps "
+            f"{schedule.single_lookahead}",
+        )
     for note in schedule.notes:
-        say(console, f"note: {note}")
+        console.print(f"note: {note}", highlight=False, markup=False)
+    for warning in schedule.warnings:
+        console.print(f"warning: {warning}", highlight=False, markup=False)
 
 
 def print_batches(console: Console, answers: Mapping[float, Answer]) -> None:

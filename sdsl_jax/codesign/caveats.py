@@ -61,7 +61,7 @@ def caveats(
       paying_target: Target size from which speculation pays, where there is one.
       cost_alone: Cost of serving the volume without a draft, where a price is known.
     """
-    units, laws = _of_the_laws(problem, solved.design, solved.outcome)
+    units, laws = of_the_laws(problem, solved.design, solved.outcome)
     critical = [
         *problem.memory_errors,
         *_of_the_constraints(problem, solved, whole),
@@ -74,7 +74,7 @@ def caveats(
         *laws,
         *_of_the_experts(problem, solved.design),
         *_of_the_overlap(problem, whole.outcome, float(whole.design.lookahead)),
-        *_of_the_device(problem, draft_width),
+        *of_the_device(problem, draft_width),
         *_of_the_workload(problem, solved.outcome),
         *_of_the_names(problem),
         *_of_the_break_even(problem, paying_target),
@@ -217,7 +217,7 @@ def _of_the_optimum(problem: ServingProblem, solved: Solved, speculates: bool) -
     return texts
 
 
-def _of_the_laws(
+def of_the_laws(
     problem: ServingProblem, design: Design, gives: Outcome
 ) -> tuple[list[str], list[str]]:
     """Sizes and tokens in doubtful units, and all else about the laws."""
@@ -272,7 +272,8 @@ def _of_the_cost(problem: ServingProblem, gives: Outcome, alone: float | None) -
     ]
 
 
-def _of_the_device(problem: ServingProblem, width: float) -> list[str]:
+def of_the_device(problem: ServingProblem, width: float) -> list[str]:
+    """What the times of a device rest on; `width` is that of the draft."""
     file, config = problem.hardware, problem.config
     texts = []
     if file.engine is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -19,16 +19,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from sdsl_jax.codesign.caveats import of_the_device, of_the_laws
 from sdsl_jax.codesign.concurrency import cache_room
+from sdsl_jax.codesign.laws import MEASURED
 from sdsl_jax.codesign.serving_problem import ServingProblem
 from sdsl_jax.config.codesign_problem import LARGEST_LOOKAHEAD
+from sdsl_jax.counts import short_count
 from sdsl_jax.errors import require
 from sdsl_jax.records.documents import to_json
 from sdsl_jax.theory.arrays import in_numpy
-from sdsl_jax.theory.hardware import Load, overlapped, pass_time, round_time
+from sdsl_jax.theory.hardware import Load, pass_time, round_time
 from sdsl_jax.theory.lookahead import tokens_per_round
 from sdsl_jax.theory.position import mixed_tokens_per_round
-from sdsl_jax.theory.serving import acceptance, shapes
+from sdsl_jax.theory.serving import acceptance, outcome, shapes
 
 # Drafts per round that are tried where no survival says how many were measured.
 MOST_DRAFTS = 16
@@ -82,7 +85,9 @@ class Schedule:
     """A table of lookaheads by load.
 
     Attributes:
-      draft: The draft, in words.
+      target: The target, by name or size.
+      draft: The draft, by name or size.
+      device: The devices, and the engine whose overheads count.
       acceptance: α; null where survival was given.
       survival: S_1 … S_K, the share of rounds whose first k drafts are all accepted.
       basis: Where acceptance comes from.
@@ -96,9 +101,12 @@ class Schedule:
       vllm: Value of --speculative-config for vLLM; null where speculation never pays.
       sglang: Content of the file for --speculative-adaptive-config of SGLang; null as above.
       notes: What to know before pasting them, a sentence each.
+      warnings: What the times and the acceptance rest on, a sentence each.
     """
 
+    target: str
     draft: str
+    device: str
     acceptance: float | None
     survival: list[float]
     basis: str
@@ -110,7 +118,8 @@ class Schedule:
     single_largest_loss: float
     vllm: dict[str, Any] | None
     sglang: dict[str, Any] | None
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
+    warnings: list[str]
 
     def to_json(self) -> dict[str, Any]:
         """As `sdsl codesign --schedule --json` prints it."""
@@ -164,7 +173,6 @@ def speedups(
         serving.devices,
         serving.draft_devices,
     )
-    took = took._replace(overlap=serving.overlapped * overlapped(took).overlap)
     gain = tau[:, None, None] * np.asarray(step) / np.asarray(took.seconds)
     return np.where(gamma == 0, 1.0, gain), tau
 
@@ -215,8 +223,21 @@ def schedule(
       basis: Where acceptance comes from; the problem's law if empty.
 
     Raises:
-      SdslError: A batch, a context or a survival is out of range, or nothing fits in memory.
+      SdslError: A batch, a context or a survival is out of range, none of the cells fits in memory, or
+        the problem has limits, variables or overlapped drafting, which a table cannot hold.
     """
+    config = problem.config
+    require(
+        not config.hardware.overlapped,
+        "a schedule is for engines that draft and verify in turn; overlapped drafting is a bound that they do not reach.",
+    )
+    asked = config.constraints.given() | vars(config.objective)
+    asked |= {name: value for name, value in vars(config.variables).items() if name != "lookahead"}
+    others = [name for name, value in asked.items() if value]
+    require(
+        not others,
+        f"a schedule is the fastest lookahead of every load; it takes no {', '.join(others)} as objective, limit or variable.",
+    )
     batches, contexts = sorted(set(batches)), sorted(set(contexts))
     require(
         batches and batches[0] >= 1 and batches[-1] <= LARGEST_BATCH,
@@ -229,16 +250,19 @@ def schedule(
         gains, tau = speedups(problem, every, contexts, survival)
         fits = _fitting(problem, every, contexts)
     allowed = np.ones(gains.shape[1:], bool) if fits is None else fits
+    shown = np.asarray(batches) - 1
+    most = int(every[allowed.any(-1)].max(initial=0))
     require(
-        allowed.any(),
-        "the models do not fit in memory at any of these batches and contexts; give more devices.",
+        allowed[shown].any(),
+        f"the models do not fit in memory at any of these batches and contexts; of contexts of {contexts[0]:,.0f} positions "
+        f"{most} rows fit.",
     )
     # A batch at which no context fits is never run: it has no say in the table.
     value = np.where(allowed, np.log(gains), 0.0).sum(-1)
     experts = float(problem.inputs.serving.target_family.experts) > 1
     table = value.argmax(0) if experts else falling_lookaheads(value)
-    shown = np.asarray(batches) - 1
-    single = int(np.argmax(np.where(allowed[shown], np.log(gains[:, shown]), 0.0).sum((1, 2))))
+    lost = np.where(allowed[shown], 1 - gains[:, shown] / gains[:, shown].max(0), 0.0)
+    single = int(np.argmin(lost.sum((1, 2))))
     cells = []
     for b in shown:
         for c, context in enumerate(contexts):
@@ -257,12 +281,15 @@ def schedule(
                     None if fits is None else bool(fits[b, c]),
                 )
             )
-    counted = [cell for cell in cells if cell.fits is not False] or cells
+    counted = [cell for cell in cells if cell.fits is not False]
     spans = _spans(every, table, np.asarray(allowed.any(-1)))
     serving, design = in_numpy((problem.inputs.serving, problem.inputs.fixed))
     alpha = None if len(survival) else float(np.clip(acceptance(serving, design), 0.0, 1.0))
+    size = float(shapes(serving, design)[0].total_params)
     return Schedule(
-        draft=draft,
+        target=config.target.name or short_count(config.target.params),
+        draft=draft or short_count(size),
+        device=f"{config.hardware.devices} × {problem.hardware.display_name}",
         acceptance=alpha,
         survival=[float(s) for s in survival],
         basis=basis or problem.acceptance.law.about.source,
@@ -275,7 +302,17 @@ def schedule(
         vllm=_vllm(spans, draft, problem.config.hardware.devices),
         sglang=_sglang(spans),
         notes=_notes(spans, survival, tau, experts),
+        warnings=_warnings(problem, from_law=not survival),
     )
+
+
+def _warnings(problem: ServingProblem, from_law: bool) -> list[str]:
+    """What the times rest on, and the acceptance where a law gave it."""
+    serving, design = in_numpy((problem.inputs.serving, problem.inputs.fixed))
+    texts = of_the_device(problem, float(shapes(serving, design)[0].width))
+    if from_law and problem.acceptance.law.about.source != MEASURED:
+        texts += of_the_laws(problem, design, outcome(serving, design))[1]
+    return texts
 
 
 def mixed_survival(
@@ -291,10 +328,10 @@ def mixed_survival(
     Raises:
       SdslError: A domain is missing, or the shares are none.
     """
-    missing = [name for name in token_shares if name not in survival]
     require(
-        not missing,
-        f"no acceptance was given of {', '.join(missing)}; it was of {', '.join(survival) or 'none'}.",
+        set(token_shares) == set(survival),
+        f"the mix is of {', '.join(token_shares)}, and acceptance was given of {', '.join(survival) or 'none'}; both must name "
+        "the same domains.",
     )
     most = min(len(survival[name]) for name in token_shares)
     for name in token_shares:
@@ -306,7 +343,8 @@ def mixed_survival(
             float(mixed_tokens_per_round(jnp.asarray(column), jnp.asarray(shares)))
             for column in taus.T
         ]
-    return np.diff(tau).tolist()
+    # Concave, as a harmonic mean of concave functions is; rounding apart.
+    return np.minimum.accumulate(np.clip(np.diff(tau), 0.0, 1.0)).tolist()
 
 
 def _check_survival(survival: Sequence[float]) -> None:
@@ -397,6 +435,6 @@ def _notes(
             "(documentation of its main branch on dynamic speculative decoding, November 2026)",
             "SGLang takes its table as the file of --speculative-adaptive --speculative-adaptive-config FILE, for EAGLE and "
             "EAGLE3 with --speculative-eagle-topk 1 only (adaptive_spec_params.py of its main branch, November 2026); a draft "
-            "model (STANDALONE) runs at one γ",
+            "model (STANDALONE) has one γ for all loads",
         ]
     return notes

@@ -163,17 +163,17 @@ class ProblemFlags:
       overlapped: Draft the next round while the target verifies, on draft devices beside those of
         the target (one if left out). A round then takes the longer of the two, as if every such
         draft were of use: the best that overlapping can give.
-      batch: Sequences decoded together (max_num_seqs); 1 if left out. The command takes several,
-        such as 1,8,64.
+      batch: Sequences decoded together (max_num_seqs); 1 if left out, with --schedule 1 to 256. The
+        command takes several, such as 1,8,64.
       context: Mean number of tokens in the KV cache of a sequence; from the prompt, or 2048, if left
-        out. The command takes several with --schedule.
+        out; with --schedule several, 512, 2048 and 8192 if left out.
       prompt_tokens: Tokens of a prompt; from the context if left out.
       new_tokens: Tokens generated for a request (max_new_tokens); 256 if left out.
       prefill: Where prompts are prefilled: here (default), on the devices that decode, or elsewhere,
         on others (disaggregated prefill).
       candidates: Draft sizes to compare, such as 125M,350M,1.3B.
-      acceptance: Acceptance probability α, measured with the one candidate; replaces the law. To
-        compare drafts that have an α each, solve once for each (docs/codesign.md).
+      acceptance: Acceptance probability α, measured with the one candidate or draft; replaces the
+        law. To compare drafts that have an α each, solve once for each (docs/codesign.md).
       objective: Metrics to minimise, with weights: seconds_per_token (default),
         cost_per_million_tokens, latency_seconds, ...
       constraint: A metric and the most it may be, such as latency_seconds=2; may be repeated.

@@ -104,6 +104,12 @@ def test_a_mix_counts_rounds_and_not_acceptance(sdsl, x64):
         rounds = sum(1000 * shares[n] / float(tokens_per_round(alphas[n], gamma)) for n in alphas)
         assert 1 + sum(mixed[:gamma]) == pytest.approx(1000 / rounds, rel=1e-12)
     assert mixed == sorted(mixed, reverse=True)
+    level = {"a": [0.9, 0.9, 0.9], "b": [0.9, 0.9, 0.9]}
+    assert mixed_survival(level, {"a": 0.3, "b": 0.7}) == pytest.approx([0.9] * 3)
+    assert (
+        sorted(mixed_survival(level, {"a": 0.3, "b": 0.7}))
+        == mixed_survival(level, {"a": 0.3, "b": 0.7})[::-1]
+    )
     asked = ["codesign", "--schedule", "--target-params", "8B", "--draft", "600M", "--json"]
     mix = ["--mix", "code=0.3,chat=0.7", "--acceptance", "code=0.9,chat=0.5"]
     status, text, _ = sdsl(*asked, *mix)
@@ -122,11 +128,18 @@ def test_a_mix_counts_rounds_and_not_acceptance(sdsl, x64):
         ),
         (
             ["--draft", "125M", "--mix", "code=0.5,law=0.5", "--acceptance", "code=0.8"],
-            "no acceptance was given of law",
+            "both must name the same domains",
         ),
         ([], "--schedule is for a draft at hand"),
         (["--draft", "foo/bar"], "the size of the draft foo/bar is unknown here"),
-        (["--draft", "125M", "--candidates", "350M"], "--schedule is for a draft at hand"),
+        (["--draft", "125M", "--candidates", "350M"], "--schedule is for one draft at hand"),
+        (["--draft", "125M", "--constraint", "latency_seconds=2"], "takes no --objective"),
+        (["--draft", "125M", "--overlapped"], "draft and verify in turn"),
+        (["--draft", "125M", "--acceptance", "a=0.8"], "needs their shares: give --mix"),
+        (
+            ["--draft", "125M", "--batch", "4000", "--context", "8k"],
+            "do not fit in memory at any of these",
+        ),
         (["--draft", "125M", "--survival", "0.5,0.6"], "survival of position 2 is 0.6"),
         (["--draft", "125M", "--survival", "0.5", "--acceptance", "0.7"], "given several times"),
         (["--draft", "125M", "--acceptance", "1"], "acceptance"),
