@@ -358,7 +358,7 @@ def _print_comparison(console: Console, c: DraftComparison) -> None:
     say(console, f"sign flips of whole prompts: {p}")
     if not math.isnan(c.pairing_gain):
         gain = (
-            f"as small an error would take {c.pairing_gain:.1f} times as many prompts"
+            f"on those, as small an error would take {c.pairing_gain:.1f} times as many prompts"
             if c.pairing_gain > 1
             else "on these prompts pairing gains nothing"
         )

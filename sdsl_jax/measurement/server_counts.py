@@ -125,6 +125,11 @@ def report_of_counts(
             lookahead >= gamma,
             f"--lookahead is {lookahead}; {where} counts {gamma} drafts per round.",
         )
+        # vLLM counts every position that it drafts, accepted or not.
+        require(
+            lookahead == gamma or not (server == "vLLM" and survived),
+            f"--lookahead is {lookahead}; {where} has the positions of {gamma} drafts per round.",
+        )
         gamma = lookahead
     require(
         gamma <= LARGEST_LOOKAHEAD,

@@ -549,7 +549,7 @@ def _sglang_convention(
     longest = max((one.length for one in means), default=1.0)
     pairs = [(one.length, one.rate) for one in means if not math.isnan(one.rate)]
     fitting = []
-    for gamma in [lookahead] if lookahead else range(1, 129):
+    for gamma in range(1, 129):
         if longest > gamma + 1 + rounding:
             continue
         for name, bonus in (("vllm_acceptance_rate", 1), ("sglang_old_accept_rate", 0)):
@@ -563,6 +563,14 @@ def _sglang_convention(
         lookahead is None or longest <= lookahead + 1 + rounding,
         f"the lookahead is {lookahead}, and {where} has an accept length of {longest:g}; it must be at most γ + 1.",
     )
+    told = sorted({gamma for gamma, _ in fitting})
+    require(
+        lookahead is None or not told or lookahead in told,
+        f"--lookahead is {lookahead}, and the accept lengths and rates of {where} are those of "
+        f"{', '.join(map(str, told[:4]))}.",
+    )
+    if lookahead is not None:
+        fitting = [one for one in fitting if one[0] == lookahead]
     if len(fitting) == 1:
         return fitting[0]
     if lookahead is not None:

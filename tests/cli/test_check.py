@@ -89,6 +89,11 @@ def test_an_address_is_read_at_metrics(sdsl, monkeypatch):
         ),
         ((FOLDER / "vllm_metrics.txt", "--draft", "d"), "choose from --records"),
         ((FOLDER / "vllm_metrics.txt", "--lookahead", "2"), "counts 3 drafts per round"),
+        ((FOLDER / "vllm_metrics.txt", "--lookahead", "7"), "the positions of 3 drafts per round"),
+        (
+            (FOLDER / "sglang_log.txt", "--lookahead", "7"),
+            "--lookahead is 7, and the accept lengths",
+        ),
         (
             (FOLDER / "vllm_log.txt", "--since", FOLDER / "vllm_log.txt"),
             "--since is for counters",
