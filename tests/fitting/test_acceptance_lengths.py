@@ -175,7 +175,10 @@ TABLE = [
 def test_what_is_left_out_is_named():
     """Columns that are missing, alike in all series or varying within one cannot be left out."""
     for column, message in (
-        ("foo", "has no column foo; its columns that tell one series from another are: draft, domain"),
+        (
+            "foo",
+            "has no column foo; its columns that tell one series from another are: draft, domain",
+        ),
         ("topk", "topk differs between rows of one series"),
         ("domain", "all series have the same domain, 'chat'"),
     ):
