@@ -26,7 +26,7 @@ def _lengths() -> dict[tuple[str, str], dict[int, float]]:
     """τ of each DSpark domain at every γ: that of two γ as measured, others by the law of the other domains."""
     rows = read_acceptance_rows(LOADS, "temperature == 0 and method == 'dspark'")
     lengths = series_of_lengths(rows)
-    domains = np.asarray(lengths.part(rows, "domain"))
+    domains = np.asarray(lengths.part("domain"))
     small, found = lengths.table.smallest(2), {}
     for i, domain in enumerate(domains):
         pool = fit_position_pool(lengths.table.of_series(domains != domain))

@@ -15,7 +15,7 @@ from sdsl_jax.report.style import NAMES, figure, legend_beside, series
 TITLE = "Tokens per round at larger lookaheads"
 CAPTION = (
     "Error of τ at the lookaheads beyond the two smallest of each series, predicted from those two. The law by position takes decay and drop from other drafts "
-    "(SpecBundle: 14 EAGLE-3 heads, 88 series) or from other domains (Apertus: one DSpark head). Left: each point is a series, the bar its median. Right: the Apertus head; hollow points were given."
+    "(SpecBundle: 14 EAGLE-3 heads, 88 series) or from other domains (Apertus: one DSpark head, rows at temperature 0 only). Left: each point is a series, the bar its median. Right: the Apertus head; hollow points were given."
 )
 # Table, rows, and what is left out whole. Apertus has one head with several γ: its domains are left out.
 SOURCES = {

@@ -120,8 +120,8 @@ def fit(
         bootstrap: Number of bootstrap resamples.
         confidence: Confidence of the intervals.
         seed: Seed of starting points and resamples.
-        leave_out: For lengths: column whose values are left out whole to measure errors; draft if
-            left out.
+        leave_out: For lengths: column whose values are left out whole to measure errors, or series for
+            each series by itself. Default: draft, or series in a table of one draft.
         given: For lengths: how many of the smallest lookaheads of a left-out series a law may see; 2
             if left out.
         json: Print JSON: one object for a loss law; for acceptance laws {"acceptance_laws": [...]},

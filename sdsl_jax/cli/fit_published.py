@@ -25,7 +25,7 @@ def print_lengths(console: Console, fits: LengthFits, path: Path) -> None:
                 kind,
                 str(pool.series),
                 f"{firsts[len(firsts) // 2]:.3f}",
-                f"{pool.decay:.2f}",
+                "{:.2f} ({:.2f} to {:.2f})".format(pool.decay, *pool.decay_interval()),
                 f"{floors[len(floors) // 2]:.3f}",
                 f"{pool.drop:+.2f} ± {pool.spread:.2f}",
                 f"{100 * pool.noise:.1f}%",
@@ -36,7 +36,8 @@ def print_lengths(console: Console, fits: LengthFits, path: Path) -> None:
     say(
         console,
         "α of draft k = floor + (first − floor)·(1 − decay)^(k − 1): medians of first and floor;\n"
-        "one decay for each kind of drafter, and a drop of the logit that varies between series by ±.",
+        "one decay for each kind of drafter, with its 90% interval, and a drop of the logit that varies\n"
+        "between series by ±.",
     )
     errors = [
         (
@@ -89,7 +90,10 @@ def print_domains(console: Console, fits: DomainFits, path: Path) -> None:
     )
     parts = [f"{name} {share:.0%}" for name, share in fits.shares.shares.items()]
     unbalanced = "" if fits.shares.balanced else " (the design is not balanced: shares overlap)"
-    say(console, f"Variance of logit α: {', '.join(parts)}{unbalanced}.")
+    if parts:
+        say(console, f"Variance of logit α: {', '.join(parts)}{unbalanced}.")
+    else:
+        say(console, "All rows state the same α: there is no variance to share.")
     spreads = ", ".join(f"{name} {spread:.3f}" for name, spread in fits.fit.spreads.items())
     say(console, f"Spread of the levels in logits: {spreads}; rest {fits.fit.residual:.3f}.")
     if len(fits.fixed) > 1:

@@ -15,6 +15,7 @@ from sdsl_jax.fitting.acceptance_lengths import (
     fit_series,
 )
 from sdsl_jax.fitting.acceptance_rows import (
+    Lengths,
     Levels,
     read_acceptance_rows,
     rows_of_levels,
@@ -39,6 +40,10 @@ from sdsl_jax.fitting.tables import TableSource
 from sdsl_jax.theory import PositionAcceptance, tokens_per_round
 
 _CONFIDENCE = 0.9
+# Widths of 90% intervals beyond which series do not tell decay and drop. Without any series, their
+# priors leave the decay 0.03 to 0.81 and the drop −2.5 to 2.5.
+_WIDE_DECAY, _WIDE_DROP = 0.5, 3.5
+_FEW_SERIES = 4
 
 
 def _stated(row: NamedTuple) -> dict[str, Any]:
@@ -62,8 +67,9 @@ class LengthFits:
       pools: What the series of each kind of drafter have in common.
       laws: Law of each series.
       errors: τ at lookaheads that were not given, of series that the pool did not see.
-      left_out: Column whose values are left out whole for these errors.
-      notes: What was left out in reading the table.
+      left_out: Column whose values are left out whole for these errors; "series" where each series
+        is left out by itself.
+      notes: What was left out in reading the table, and what its series do not tell.
     """
 
     pools: dict[str, PositionPool]
@@ -80,7 +86,14 @@ class LengthFits:
     def to_json(self) -> dict[str, Any]:
         """The JSON object that `sdsl fit lengths --json` prints."""
         return {
-            "pools": {kind: pool._asdict() for kind, pool in self.pools.items()},
+            "pools": {
+                kind: pool._asdict()
+                | {
+                    "decay_interval": pool.decay_interval(_CONFIDENCE),
+                    "drop_interval": pool.drop_interval(_CONFIDENCE),
+                }
+                for kind, pool in self.pools.items()
+            },
             "series": [
                 {"series": [*law.series], "kind": law.kind}
                 | {name: float(value) for name, value in law.law._asdict().items()}
@@ -96,7 +109,7 @@ def fit_lengths(
     table: TableSource,
     *,
     where: str = "",
-    leave_out: str = "draft",
+    leave_out: str | None = None,
     given: int = 2,
     laws: Sequence[str] = (*SINGLE_SERIES_LAWS, *POOLED_LAWS),
 ) -> LengthFits:
@@ -107,25 +120,24 @@ def fit_lengths(
         acceptance_length (bonus token included) or survival, and method, draft, target, domain
         where it has them.
       where: Rows to read, such as "batch == 1".
-      leave_out: Column whose values are left out whole when errors are measured; each series by
-        itself where there is no such column, or one value only.
+      leave_out: Column whose values are left out whole when errors are measured; "series" for each
+        series by itself. If left out, draft where the table states several, and series elsewhere.
       given: Smallest lookaheads of a left-out series that a law may see.
       laws: Laws whose errors are measured.
 
     Raises:
-      SdslError: The table cannot be read, or no series has two lookaheads.
+      SdslError: The table cannot be read, no series has two lookaheads, or the column that is to be
+        left out does not exist, has one value, or differs between rows of one series.
     """
     require(given >= 1, f"--given is {given}; it must be at least 1.")
     rows = read_acceptance_rows(table, where)
     lengths = series_of_lengths(rows)
     series = lengths.table
-    groups = lengths.part(rows, leave_out)
-    notes = list(lengths.notes)
-    if len(set(groups)) < 2:
-        groups, leave_out = list(series.labels), "series"
+    left_out, groups = _left_out(lengths, leave_out)
+    notes, kinds = list(lengths.rows.notes), lengths.kinds
     pools, found = {}, list[SeriesLaw]()
-    for kind in dict.fromkeys(lengths.kinds):
-        mine = np.asarray([k == kind for k in lengths.kinds])
+    for kind in dict.fromkeys(kinds):
+        mine = np.asarray([k == kind for k in kinds])
         own = series.of_series(mine)
         if not ((own.weight > 0).sum(axis=1) >= 2).any():
             notes.append(
@@ -134,6 +146,7 @@ def fit_lengths(
             continue
         pool = pools[kind] = fit_position_pool(own)
         fitted = fit_series(own, pool).law
+        notes += _doubts(kind, pool)
         found += [
             SeriesLaw(
                 tuple(map(str, series.labels[i])),  # type: ignore[call-overload]
@@ -146,8 +159,48 @@ def fit_lengths(
         bool(pools),
         "no series was measured at two lookaheads or more; a law by position needs them.",
     )
-    errors = held_out_lengths(series, lengths.kinds, groups, given, laws)
-    return LengthFits(pools, tuple(found), tuple(errors), leave_out, tuple(notes))
+    errors = held_out_lengths(series, kinds, groups, given, laws)
+    if not errors:
+        notes.append(
+            f"no series has a lookahead beyond the {given} smallest, which laws may see, so that no errors are shown"
+        )
+    return LengthFits(pools, tuple(found), tuple(errors), left_out, tuple(notes))
+
+
+def _left_out(lengths: Lengths, column: str | None) -> tuple[str, Sequence[Hashable]]:
+    """What is left out whole, and its value for each series."""
+    each = "series", lengths.table.labels
+    if column == "series":
+        return each
+    if column is None:
+        drafts = lengths.part("draft") if "draft" in lengths.rows.columns else []
+        return ("draft", drafts) if len(set(drafts)) > 1 else each
+    groups = lengths.part(column)
+    require(
+        len(set(groups)) > 1,
+        f"all series have the same {column}, {groups[0]!r}, and leaving it out leaves none; "
+        "series leaves out each by itself.",
+    )
+    return column, groups
+
+
+def _doubts(kind: str, pool: PositionPool) -> list[str]:
+    """What the series of a kind do not tell of what they have in common, a sentence each."""
+    who = "series" if kind == "all" else f"series of {kind or 'the kind without a name'}"
+    low, high = pool.decay_interval(_CONFIDENCE)
+    least, most = pool.drop_interval(_CONFIDENCE)
+    notes = []
+    if high - low > _WIDE_DECAY or most - least > _WIDE_DROP:
+        notes.append(
+            f"the {who} do not tell decay and drop apart from the prior: 90% intervals are "
+            f"{low:.2f} to {high:.2f} for the decay and {least:+.2f} to {most:+.2f} for the common drop"
+        )
+    if pool.series < _FEW_SERIES:
+        notes.append(
+            f"decay and drop come from {pool.series} {who}; with fewer than {_FEW_SERIES} the spread of the drops is a guess, "
+            "and intervals may be short"
+        )
+    return notes
 
 
 class DomainLevel(NamedTuple):
@@ -240,7 +293,7 @@ def fit_domains(table: TableSource, *, where: str = "") -> DomainFits:
       where: Rows to read.
 
     Raises:
-      SdslError: The table cannot be read, or has fewer than two domains.
+      SdslError: The table cannot be read, has fewer than two domains, or no domain has two rows.
     """
     levels = rows_of_levels(read_acceptance_rows(table, where))
     fit = fit_levels(levels.table)

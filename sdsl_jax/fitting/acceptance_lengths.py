@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable, Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import jax
@@ -40,8 +41,8 @@ _NO_SPREAD = 1e-3
 # ~ N(−1, 1.5²), 0.03 to 0.8, and drop ~ N(0, 1.5²).
 _PRIOR_MIDDLE, _PRIOR_REACH = (-1.0, 0.0), 1.5
 _NEWTON_STEPS, _TOLERANCE = 40, 3e-3
-# Tables are filled up to multiples of so many series and slots.
-_SERIES, _SLOTS = 8, 4
+# Tables are filled up to multiples of so many series and slots, and laws to so many drafts.
+_SERIES, _SLOTS, _DRAFTS = 8, 4, 8
 # Tokens per round this near 1 or γ + 1 have no logit.
 _EDGE = 1e-4
 
@@ -205,6 +206,21 @@ class PositionPool(NamedTuple):
     status: int
     covariance: tuple[tuple[float, float], tuple[float, float]] = ((0.0, 0.0), (0.0, 0.0))
 
+    def decay_interval(self, confidence: float = 0.9) -> tuple[float, float]:
+        """Ends of the interval of the decay, normal in its logit.
+
+        Series that say nothing of the decay leave it its prior's interval, 0.03 to 0.81 at 90%.
+        """
+        reach = NormalDist().inv_cdf(0.5 + confidence / 2) * np.sqrt(self.covariance[0][0])
+        logit = np.log(self.decay / (1 - self.decay))
+        low, high = (1 / (1 + np.exp(-(logit + sign * reach))) for sign in (-1, 1))
+        return float(low), float(high)
+
+    def drop_interval(self, confidence: float = 0.9) -> tuple[float, float]:
+        """Ends of the interval of the common drop; drops of single series vary by `spread` beside it."""
+        reach = NormalDist().inv_cdf(0.5 + confidence / 2) * np.sqrt(self.covariance[1][1])
+        return float(self.drop - reach), float(self.drop + reach)
+
     def shifted(self) -> list[PositionPool]:
         """Pools one standard error away along both axes of what is uncertain of decay and drop."""
         sizes, axes = np.linalg.eigh(np.asarray(self.covariance))
@@ -350,7 +366,7 @@ def _padded(values: np.ndarray) -> np.ndarray:
 
 
 def _largest(lookahead: int) -> int:
-    return lookahead + -lookahead % _SLOTS
+    return lookahead + -lookahead % _DRAFTS
 
 
 def _data(table: LengthTable, noise: float, spread: float) -> _Data:

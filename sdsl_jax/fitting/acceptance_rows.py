@@ -189,19 +189,37 @@ def _survival(table: CsvTable) -> list[list[float]]:
 
 
 class Lengths(NamedTuple):
-    """Tokens per round by series, and what each series is of."""
+    """Tokens per round by series, and the rows that they came from."""
 
     table: LengthTable
-    kinds: list[str]
-    notes: list[str]
+    rows: AcceptanceRows
 
-    def part(self, rows: AcceptanceRows, name: str) -> list[Hashable]:
-        """The cell of a column for each series; the series itself where the table lacks the column."""
-        keys = rows.labels(*SERIES_COLUMNS)
-        if name not in rows.columns:
-            return list(self.table.labels)
-        of = dict(zip(keys, rows.columns[name]))
-        return [of[label] for label in self.table.labels]  # type: ignore[index]
+    def part(self, name: str) -> list[str]:
+        """The cell of a column for each series.
+
+        Raises:
+          SdslError: The table has no such column, or a series has several values of it.
+        """
+        cells: dict[Hashable, set[str]] = {}
+        found = self.rows.columns.get(name, [])
+        for label, cell in zip(self.rows.labels(*SERIES_COLUMNS), found):
+            cells.setdefault(label, set()).add(cell)
+        known = ", ".join(c for c in SERIES_COLUMNS if c in self.rows.columns) or "none"
+        require(
+            bool(cells),
+            f"the table has no column {name}; its columns that tell one series from another are: {known}.",
+        )
+        require(
+            all(len(values) == 1 for values in cells.values()),
+            f"{name} differs between rows of one series; only what a whole series has in common can be left out, "
+            f"and the table's columns that tell one series from another are: {known}.",
+        )
+        return [min(cells[label]) for label in self.table.labels]
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kind of drafter of each series; "all" where the table does not tell kinds apart."""
+        return self.part(KIND) if KIND in self.rows.columns else ["all"] * len(self.table.labels)
 
 
 def series_of_lengths(rows: AcceptanceRows) -> Lengths:
@@ -235,10 +253,7 @@ def series_of_lengths(rows: AcceptanceRows) -> Lengths:
             labels.append(label)
             gammas.append(gamma)
             taus.append(tau)
-    table = length_table(labels, gammas, taus)
-    made = Lengths(table, [], rows.notes)
-    kinds = [str(kind) for kind in made.part(rows, KIND)] if KIND in rows.columns else []
-    return made._replace(kinds=kinds or ["all"] * len(table.labels))
+    return Lengths(length_table(labels, gammas, taus), rows)
 
 
 class Levels(NamedTuple):
@@ -266,7 +281,7 @@ def rows_of_levels(rows: AcceptanceRows) -> Levels:
       rows: Of `read_acceptance_rows`.
 
     Raises:
-      SdslError: There is no column domain, or it has one value only.
+      SdslError: There is no column domain, it has one value only, or no domain has two rows.
     """
     require(
         "domain" in rows.columns, "the table has no column domain, whose levels are to be fitted."
@@ -305,6 +320,11 @@ def rows_of_levels(rows: AcceptanceRows) -> Levels:
     require(
         domains > 1,
         f"the table states the acceptance of {domains} domain{'s' * (domains != 1)}; levels of domains need at least 2.",
+    )
+    require(
+        domains < count,
+        f"the table states one acceptance for each of its {domains} domains; levels need a domain with two rows "
+        "or more, and rows that repeat another one count once.",
     )
     fixed, names = [np.ones(count)], ["level"]
     for name in _KINDS:

@@ -27,6 +27,8 @@ _STEPS, _TOLERANCE = 3000, 1e-5
 # of the variance, for the equations to have one solution where there is no noise.
 _NEGLIGIBLE = 1e-8
 _LEAST_RESIDUAL = 1e-6
+# Logits that differ by less than this are equal: an α inverted from τ is not exact.
+_EQUAL = 1e-6
 
 
 class LevelTable(NamedTuple):
@@ -209,7 +211,8 @@ class VarianceShares(NamedTuple):
     """Shares of the variance of logit α.
 
     Attributes:
-      shares: Share of the sum of squares of each factor's main effect, and "rest" if balanced.
+      shares: Share of the sum of squares of each factor's main effect, and "rest" if balanced;
+        empty where all rows state the same α, so that there is no variance to share.
       balanced: Whether every combination of levels has as many rows. If not, main effects overlap
         and the shares say nothing of a rest.
     """
@@ -223,8 +226,11 @@ def variance_shares(
 ) -> VarianceShares:
     """Sums of squares of main effects over the total, Σ_l n_l(ȳ_l − ȳ)²/Σ(y − ȳ)²."""
     total = float(((logit - logit.mean()) ** 2).sum())
+    varies = float(np.ptp(logit)) > _EQUAL
     shares = {}
     for factor, labels in factors.items():
+        if not varies:
+            break
         block = _indicators(labels, list(dict.fromkeys(labels)))
         means = (block.T @ logit) / block.sum(axis=0)
         shares[factor] = float((block.sum(axis=0) * (means - logit.mean()) ** 2).sum()) / total
@@ -232,7 +238,7 @@ def variance_shares(
     sizes = {cell: cells.count(cell) for cell in cells}
     full = int(np.prod([len(set(labels)) for labels in factors.values()]))
     balanced = len(sizes) == full and len(set(sizes.values())) == 1
-    if balanced:
+    if balanced and varies:
         shares["rest"] = 1 - sum(shares.values())
     return VarianceShares(shares, balanced)
 

@@ -1,5 +1,7 @@
 """Partially pooled levels, against direct computations of the mixed model."""
 
+import json
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -161,6 +163,16 @@ def test_shares_of_variance_of_a_balanced_design():
     assert not variance_shares(y[:5], {f: v[:5] for f, v in factors.items()}).balanced
 
 
+def test_equal_rows_have_no_variance_to_share():
+    """Twice two drafts with the same α: levels of 0, and no shares instead of parts of nothing."""
+    rows = [{"alpha": 0.8, "domain": d, "draft": m} for d in ("code", "chat") for m in "ab"]
+    fits = fit_domains(rows)
+    assert fits.shares.shares == {}
+    assert [level.level for level in fits.domains] == pytest.approx([0, 0], abs=1e-6)
+    json.dumps(fits.to_json(), allow_nan=False)
+
+
+@pytest.mark.slow
 def test_the_published_design():
     """82% of the variance of logit α in DSpark's table is domain, 14% drafter, 1% target; a target left out
     is predicted to 0.012 in α, and to 0.065 without domains."""
@@ -197,7 +209,12 @@ def test_the_logit_plane_with_a_level_for_each_domain():
     [
         ([{"alpha": 0.5}], "has no column domain"),
         ([{"alpha": 0.5, "domain": "a"}] * 4, "of 1 domain; levels of domains need at least 2"),
-        ([{"alpha": 0.5, "domain": d, "method": d} for d in "ab"], "need more rows than that"),
+        ([{"alpha": 0.5, "domain": d} for d in "ab"], "one acceptance for each of its 2 domains"),
+        ([{"alpha": 0.5, "domain": d} for d in "aabb"], "one acceptance for each of its 2 domains"),
+        (
+            [{"alpha": 0.5, "domain": d, "method": m} for d, m in ("aa", "ab", "bc")],
+            "need more rows than that",
+        ),
     ],
 )
 def test_tables_without_levels_are_refused(rows, message):
