@@ -12,6 +12,7 @@ from rich.table import Column
 from tyro.conf import arg
 
 from sdsl_jax.cli.arguments import Flag, whole_numbers
+from sdsl_jax.cli.calibrate_timings import UNITS, engines_of_table, print_engines
 from sdsl_jax.cli.terminal import print_json, say, shown_progress, standard_console, table
 from sdsl_jax.counts import short_count
 from sdsl_jax.errors import require
@@ -74,8 +75,6 @@ def calibrate(
             "--timings reads times that were taken already; it goes with --hardware, --engine, --out and --json only.",
         )
         _require_writable(out)
-        from sdsl_jax.cli.calibrate_timings import engines_of_table, print_engines
-
         fitted_engines = engines_of_table(timings, hardware, engine, out)
         if json:
             print_json(fitted_engines)
@@ -149,22 +148,6 @@ def _require_writable(out: Path | None) -> None:
     require_replaceable(out)
 
 
-# By coefficient: the unit in the table, the factor to it, and the meaning.
-_COEFFICIENTS = {
-    "pass_seconds": ("µs per pass", 1e6, "overhead of any pass"),
-    "layer_seconds": ("µs per layer", 1e6, "overhead of each layer of a pass"),
-    "matrix_seconds": ("µs per layer", 1e6, "overhead of each layer, for more than one token"),
-    "wide_seconds": ("µs per layer", 1e6, "more of it, for more than one token of a row"),
-    "token_seconds": ("µs per token", 1e6, "overhead of each token of a pass"),
-    "logit_seconds": ("ns per logit", 1e9, "overhead of each vocabulary entry per token"),
-    "round_seconds": ("µs per round", 1e6, "overhead of a round, beyond its passes"),
-    "bytes_per_second": ("GB/s", 1e-9, "reading weights and caches"),
-    "flops_per_second": ("GFLOP/s", 1e-9, "arithmetic of wide passes"),
-    "cache_slowdown": ("", 1.0, "time of a cache byte over that of a weight byte"),
-    "sharpness": ("", 1.0, "1: reads and computes in turn; 16: at the same time"),
-}
-
-
 def _answer(rows: list[TimingRecord], fitted: DeviceFit, out: Path | None) -> dict[str, Any]:
     first = rows[0]
     return {
@@ -217,7 +200,7 @@ def _print(console: Console, answer: dict[str, Any]) -> None:
     )
     rows = []
     for key, value in answer["coefficients"].items():
-        unit, factor, meaning = _COEFFICIENTS[key]
+        unit, factor, meaning = UNITS[key]
         low, high = (
             _number(math.inf if value[end] is None else factor * value[end])
             for end in ("low", "high")

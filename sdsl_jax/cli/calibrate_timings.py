@@ -19,16 +19,19 @@ if TYPE_CHECKING:
 
 # More rows than this are not listed one by one.
 _LISTED = 40
-_UNITS = {
-    "layer_seconds": ("µs per layer", 1e6, "overhead of each layer of a pass"),
-    "token_seconds": ("µs per token", 1e6, "overhead of each token in each row"),
-    "wide_seconds": ("µs per layer", 1e6, "more, for several tokens of a row"),
-    "matrix_seconds": ("µs per layer", 1e6, "more, for several tokens in all"),
-    "cache_slowdown": ("", 1.0, "time of a cache byte over that of a weight byte"),
-    "bytes_per_second": ("GB/s", 1e-9, "reading weights"),
-    "flops_per_second": ("TFLOP/s", 1e-12, "arithmetic"),
+# By coefficient: the unit in a table, the factor to it, and the meaning.
+UNITS = {
     "pass_seconds": ("µs per pass", 1e6, "overhead of any pass"),
+    "layer_seconds": ("µs per layer", 1e6, "overhead of each layer of a pass"),
+    "matrix_seconds": ("µs per layer", 1e6, "more of it, for several tokens"),
+    "wide_seconds": ("µs per layer", 1e6, "more of it, for several tokens of a row"),
+    "token_seconds": ("µs per token", 1e6, "overhead of each token in each row"),
     "logit_seconds": ("ns per logit", 1e9, "overhead of each vocabulary entry per token"),
+    "round_seconds": ("µs per round", 1e6, "overhead of a round, beyond its passes"),
+    "bytes_per_second": ("GB/s", 1e-9, "reading weights and caches"),
+    "flops_per_second": ("GFLOP/s", 1e-9, "arithmetic of wide passes"),
+    "cache_slowdown": ("", 1.0, "time of a cache byte over that of a weight byte"),
+    "sharpness": ("", 1.0, "1: reads and computes in turn; 16: at the same time"),
 }
 
 
@@ -99,8 +102,8 @@ def _engine(name: str, label: str, rows: StepTimes, fit: StepTimesFit, file: str
             "to take as long as a row."
         )
     return Engine(
-        name,
-        {key: float(getattr(fit.hardware, key)) for key in fit.fitted},
+        name=name,
+        coefficients={key: float(getattr(fit.hardware, key)) for key in fit.fitted},
         description=label,
         source=f"sdsl calibrate --timings {file}",
         measured=True,
@@ -200,13 +203,13 @@ def _print_engine(console: Console, name: str, engine: dict[str, Any], hardware:
         console.print(table(None, (*words, "measured ms", "left out ms", "error"), listed))
     told = []
     for key, value in engine["coefficients"].items():
-        unit, factor, meaning = _UNITS[key]
+        unit, factor, meaning = UNITS[key]
         told.append((key, f"{factor * value:.4g}", unit, meaning))
     meaning_of = (Column("unit", no_wrap=True), Column("", overflow="fold"))
     console.print(table("Coefficients that the rows tell", ("", "value", *meaning_of), told))
     kept = []
     for key, entry in engine["not_told"].items():
-        unit, factor, _ = _UNITS[key]
+        unit, factor, _ = UNITS[key]
         kept.append((key, f"{factor * entry['value']:.4g}", unit, entry["why"]))
     why = (Column("unit", no_wrap=True), Column("why", overflow="fold"))
     console.print(

@@ -87,13 +87,11 @@ class Calibration:
         require_fields("calibration", self, **numbers)
 
 
-@dataclass(frozen=True)
-class Engine:
-    """A serving engine on a device: coefficients that replace those of the device.
+@dataclass(frozen=True, kw_only=True)
+class EngineFacts:
+    """What a table [engines.NAME] says besides its coefficients.
 
     Attributes:
-      name: Short name, such as vllm-graphs.
-      coefficients: Values by the names of `theory.hardware.Hardware`.
       description: The engine, its version and settings, in words.
       source: Where the coefficients come from.
       measured: Whether they were fitted to step times of this engine on this device.
@@ -106,8 +104,6 @@ class Engine:
       notes: Caveats, a sentence each.
     """
 
-    name: str
-    coefficients: dict[str, float]
     description: str
     source: str
     measured: bool
@@ -118,6 +114,29 @@ class Engine:
     unseen_median_error: float = 0.0
     unseen_worst_error: float = 0.0
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        require_fields("engine", self, weight_bytes="(0, 8]", cache_bytes="(0, 8]")
+        numbers = ("timings", "models", "unseen_median_error", "unseen_worst_error")
+        require_fields("engine", self, **dict.fromkeys(numbers, "[0, inf)"))
+        require(
+            self.measured == (self.timings > 0),
+            f"measured is {str(self.measured).lower()} with {self.timings} timings; an engine is measured by timings, "
+            "and only by them.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine(EngineFacts):
+    """A serving engine on a device: coefficients that replace those of the device.
+
+    Attributes:
+      name: Short name, such as vllm-graphs.
+      coefficients: Values by the names of `theory.hardware.Hardware`.
+    """
+
+    name: str
+    coefficients: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -207,32 +226,6 @@ class _Coefficients:
 
 
 @dataclass(frozen=True)
-class _EngineSection:
-    """A table [engines.NAME], without its coefficients."""
-
-    description: str
-    source: str
-    measured: bool
-    weight_bytes: float = 2.0
-    cache_bytes: float = 2.0
-    timings: int = 0
-    models: int = 0
-    unseen_median_error: float = 0.0
-    unseen_worst_error: float = 0.0
-    notes: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        require_fields("engine", self, weight_bytes="(0, 8]", cache_bytes="(0, 8]")
-        numbers = ("timings", "models", "unseen_median_error", "unseen_worst_error")
-        require_fields("engine", self, **dict.fromkeys(numbers, "[0, inf)"))
-        require(
-            self.measured == (self.timings > 0),
-            f"measured is {str(self.measured).lower()} with {self.timings} timings; an engine is measured by timings, "
-            "and only by them.",
-        )
-
-
-@dataclass(frozen=True)
 class _Precision:
     """The table [precision]."""
 
@@ -314,11 +307,11 @@ def _engine(name: str, table: Any, device: dict[str, float]) -> Engine:
         isinstance(coefficients, dict) and coefficients,
         f"{where}.hardware is missing; it must be a table of coefficients.",
     )
-    section = from_dict(_EngineSection, {k: v for k, v in table.items() if k != "hardware"}, where)
+    section = from_dict(EngineFacts, {k: v for k, v in table.items() if k != "hardware"}, where)
     known = {key: value for key, value in device.items() if math.isfinite(value)}
     from_dict(_Coefficients, known | coefficients, f"{where}.hardware")
     values = {key: float(value) for key, value in coefficients.items()}
-    return Engine(name, values, **vars(section))
+    return Engine(name=name, coefficients=values, **vars(section))
 
 
 def _parse(values: dict[str, Any], what: str) -> HardwareFile:

@@ -102,7 +102,7 @@ def test_help_shows_options_by_topic(sdsl, name, topics):
         (("lookahead", "--cost", "cheap"), "--cost: 'cheap' is no number"),
         (("calibrate", "--threads", "abc"), "--threads: 'abc' is no whole number"),
         (("codesign", "--devices", "1.5"), "--devices: '1.5' is no whole number"),
-        (("codesign", "--batch", "1,8,64"), "--batch: '1,8,64' is no number; give one value"),
+        (("codesign", "--kv-share", "1,8"), "--kv-share: '1,8' is no number; give one value"),
         (
             ("measure", "--target", "t", "--draft", "d", "--top-k", "x"),
             "--top-k: 'x' is no whole number",

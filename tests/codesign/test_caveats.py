@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sdsl_jax.codesign.caveats import _of_the_device, _of_the_workload
+from sdsl_jax.codesign.caveats import _of_the_workload, of_the_device
 from sdsl_jax.codesign.serving_problem import build
 from sdsl_jax.config.problem_flags import load_problem
 
@@ -18,7 +18,7 @@ def test_links_are_assumed_and_heads_are_whole(devices, draft_devices):
     }
     made = build(load_problem(None, sections))
     # 12·l·w² = 1e7 with w = 64·l: 5.9 layers, 376 wide, 5 whole heads.
-    found = _of_the_device(made, 376.0)
+    found = of_the_device(made, 376.0)
     assert any("latency of links between devices of h100 is assumed, 2 µs" in w for w in found) == (
         devices > 1
     )

@@ -119,6 +119,7 @@ def test_on_a_device_with_overheads_no_design_of_a_grid_is_better(x64):
     assert found.path.shape == (150, 2)
 
 
+@pytest.mark.slow
 def test_limits_hold_and_a_multiplier_is_what_a_looser_limit_gains(x64):
     found, _ = check_by_grid(BATCHED, on_h100(60e9, 7.0), 60)
     assert float(found.outcome.latency_seconds) == pytest.approx(7.0, rel=1e-9)
