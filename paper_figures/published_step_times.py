@@ -15,9 +15,9 @@ from sdsl_jax.report.style import figure, legend_beside, series
 
 TITLE = "Step times"
 CAPTION = (
-    "Milliseconds of one forward pass on an H100, by the engine that ran it. Each half of an engine's rows (every other row) is "
-    "predicted from the other half, coefficients and their number included; of three rows each is predicted from the other two. "
-    "Left: measured and predicted. Right: error by context."
+    "Milliseconds of one forward pass on an H100, by the engine that ran it. Two halves of an engine's rows that are alike in load "
+    "predict each other, the choice of coefficients included; of three rows each is predicted from the other two. Left: measured "
+    "and predicted. Right: error by context."
 )
 # Labels of the table, in short.
 _SHORT = {

@@ -43,6 +43,7 @@ def test_taps_are_the_residual_stream(text):
     )
 
 
+@pytest.mark.slow
 def test_a_grafted_head_is_the_plain_model(text):
     """P = Q = 0: every draft has the plain model's logits, and decoding draws the same tokens."""
     target, body, some = model(2, 2), model(1, 1), head()
@@ -77,7 +78,7 @@ def test_the_first_draft_is_told_what_the_target_saw_before_it(text):
 @pytest.mark.parametrize(
     ("window", "parallel", "poison"),
     [
-        (4, 0, np.nan),
+        pytest.param(4, 0, np.nan, marks=pytest.mark.slow),
         (4, 4, np.nan),
         pytest.param(2, 0, np.inf, marks=pytest.mark.slow),
         pytest.param(5, 0, 0.0, marks=pytest.mark.slow),

@@ -51,7 +51,7 @@ def _whole_numbers(w):
     st.sampled_from(["float32", "bfloat16", "int8"]),
     st.booleans(),
 )
-@settings(max_examples=18)
+@settings(max_examples=9)
 def test_it_is_the_product_to_float32_rounding(rows, inner, columns, dtype, transposed):
     """Within D units of rounding of Σ|x·w|, the bound of any order of summation."""
     x, w = random(rows, inner, columns, "float32" if dtype == "int8" else dtype)
