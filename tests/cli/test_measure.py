@@ -291,6 +291,7 @@ def test_the_same_seed_gives_the_same_answer(measure):
     assert one["alpha"] != other["alpha"]
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_printed_once(measure):
     """Quantities of the first table do not come back on another basis in the second."""
     status, out, _ = measure("--replay", "4")

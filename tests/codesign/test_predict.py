@@ -88,6 +88,7 @@ def test_a_covariance_gives_an_interval(tmp_path):
     assert "taken as independent" in answer.interval_basis
 
 
+@pytest.mark.slow
 def test_speculation_that_does_not_pay():
     (answer,) = predict([OPT_30B], *PUBLISHED, draft_overhead=0.9)
     assert answer.speculate is False

@@ -227,6 +227,7 @@ def test_stop_tokens_end_a_row_and_clip_its_counts(draft, target):
     np.testing.assert_array_equal(events.emitted.sum(axis=1), lengths - 3)
 
 
+@pytest.mark.slow
 def test_one_trace_serves_every_lookahead(draft, target, monkeypatch):
     chex.clear_trace_counter()
     once = chex.assert_max_traces(decoding_loop.speculative_loop.__wrapped__, n=1)

@@ -73,6 +73,7 @@ def brute_force(problem: DraftProblem, points=40_001):
     return sizes, np.asarray(best.speedup)
 
 
+@pytest.mark.slow
 @given(LEVEL, SLOPE, OVERHEAD, TARGET, TOKENS, TOKENS)
 def test_optimum_and_intervals_against_brute_force(
     level, slope, overhead, target, tokens, target_tokens
