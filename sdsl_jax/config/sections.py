@@ -81,6 +81,8 @@ class FamilyConfig:
       tie_embeddings: Whether the head is the embedding.
       layers: Blocks of every size; 0 if they follow the aspect ratio. Models of different depths do
         not lie on one line in their size, so a slope in N needs a constant depth.
+      min_layers: Blocks of the smallest sizes, where blocks follow the aspect ratio. Models of one
+        block are worse than their size: a law of all sizes needs at least two.
     """
 
     aspect_ratio: float = 32.0
@@ -89,10 +91,16 @@ class FamilyConfig:
     qk_norm: bool = True
     tie_embeddings: bool = True
     layers: int = 0
+    min_layers: int = 1
 
     def __post_init__(self):
         require_fields(
-            "family", self, aspect_ratio="[1, 1024]", kv_groups="[1, inf)", layers="[0, 1024]"
+            "family",
+            self,
+            aspect_ratio="[1, 1024]",
+            kv_groups="[1, inf)",
+            layers="[0, 1024]",
+            min_layers="[1, 1024]",
         )
         require(
             self.head_dim >= 8 and self.head_dim % 8 == 0,

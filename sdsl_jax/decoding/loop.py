@@ -278,19 +278,20 @@ def _completed(events: Events, rows: _Rows, requests: Requests) -> Events:
     )
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=(
-        "drafter",
-        "target",
-        "verification",
-        "max_lookahead",
-        "buffer",
-        "max_rounds",
-        "keep_distributions",
-        "whole_rounds",
-    ),
+# What a trace of `speculative_loop` is of.
+STATIC_ARGUMENTS = (
+    "drafter",
+    "target",
+    "verification",
+    "max_lookahead",
+    "buffer",
+    "max_rounds",
+    "keep_distributions",
+    "whole_rounds",
 )
+
+
+@functools.partial(jax.jit, static_argnames=STATIC_ARGUMENTS)
 def speculative_loop(
     drafter: Drafter,
     target: ModelConfig,

@@ -88,6 +88,7 @@ def shape_rule(family: FamilyConfig, vocab_size: int, sequence_length: int) -> S
         1 / family.kv_groups,
         tables,
         float(family.layers),
+        min_layers=float(family.min_layers),
     )
 
 
@@ -96,14 +97,14 @@ def member(
 ) -> ModelConfig:
     """The family's model with about `params` non-embedding parameters.
 
-    Layers and width follow the family's aspect ratio, or its number of layers. The hidden size of
+    Layers and width follow the family's aspect ratio and its least layers, or its number of layers. The hidden size of
     the MLP then makes up for what rounding left over. With `whole_heads` all heads have the family's
     size, and the width is a multiple of it.
 
     Raises:
       SdslError: No member is within 10% of `params`.
     """
-    rule = ShapeRule(family.aspect_ratio, 0.0, 0.0, layers=float(family.layers))
+    rule = shape_rule(family, vocab_size, 0)
     layers, width = (float(x) for x in layers_and_width(float(params), rule))
     layers = max(1, round(layers))
     heads = max(1, round(width / family.head_dim))
@@ -131,7 +132,7 @@ def member(
     require(
         abs(size / params - 1) <= SIZE_TOLERANCE,
         f"the family cannot make a model of {params} non-embedding parameters; the nearest it makes has {size}, "
-        f"and sizes from about {SMALLEST_SIZE} up are allowed.",
+        f"and sizes from about {SMALLEST_SIZE * max(layers, family.min_layers)} up are allowed.",
     )
     return config
 

@@ -22,8 +22,8 @@ from sdsl_jax.theory.optima import DraftOptimum, optimal_draft
 
 
 class ShapeRule(NamedTuple):
-    """The continuous rule behind a family of Transformers: a constant aspect ratio and at least one
-    layer, or a constant number of layers.
+    """The continuous rule behind a family of Transformers: a constant aspect ratio and a least number
+    of layers, or a constant number of layers.
 
     Attributes:
       aspect_ratio: Width divided by layers, in the limit of many layers.
@@ -35,6 +35,7 @@ class ShapeRule(NamedTuple):
       layers: Layers of every size; 0 where they follow the aspect ratio.
       experts: Experts of a layer, 1 in a dense model.
       active_experts: Experts that each token passes through.
+      min_layers: Layers of the smallest sizes, where layers follow the aspect ratio.
     """
 
     aspect_ratio: Scalar
@@ -45,6 +46,7 @@ class ShapeRule(NamedTuple):
     layers: Scalar = 0.0
     experts: Scalar = 1.0
     active_experts: Scalar = 1.0
+    min_layers: Scalar = 1.0
 
 
 # One block holds 4·width² attention weights and about 8·width² of a SwiGLU MLP with hidden size
@@ -52,21 +54,22 @@ class ShapeRule(NamedTuple):
 BLOCK_PARAMS_PER_WIDTH_SQUARED = 12.0
 # The share of the MLP among them.
 MLP_SHARE = 8.0 / 12.0
-# The power p of the smooth maximum of 1 and the layers that the aspect ratio asks for; where the
-# two are equal it lies 2**(1/p) - 1 = 9% above them, and elsewhere less.
+# The power p of the smooth maximum of the least layers and those that the aspect ratio asks for;
+# where the two are equal it lies 2**(1/p) - 1 = 9% above them, and elsewhere less.
 _SMOOTH_MAX_POWER = 8.0
 
 
 def layers_and_width(params: Scalar, rule: ShapeRule) -> tuple[Array, Array]:
     """Layers and width (real numbers) of the family member with `params` non-embedding parameters.
 
-    Solves params = 12·layers·width² with width = aspect_ratio·layers, and layers smoothly kept at 1
-    or above; or with the rule's own number of layers.
+    Solves params = 12·layers·width² with width = aspect_ratio·layers, and layers smoothly kept at
+    the rule's least or above; or with the rule's own number of layers.
     """
     xp: Any = namespace(params, rule)
     size = xp.asarray(params)
     unbounded = (size / (BLOCK_PARAMS_PER_WIDTH_SQUARED * rule.aspect_ratio**2)) ** (1 / 3)
-    layers = (1.0 + unbounded**_SMOOTH_MAX_POWER) ** (1 / _SMOOTH_MAX_POWER)
+    least = xp.asarray(rule.min_layers)
+    layers = (least**_SMOOTH_MAX_POWER + unbounded**_SMOOTH_MAX_POWER) ** (1 / _SMOOTH_MAX_POWER)
     layers = xp.where(xp.asarray(rule.layers) > 0, rule.layers, layers)
     return layers, (size / (BLOCK_PARAMS_PER_WIDTH_SQUARED * layers)) ** 0.5
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks.lossless import check_kind, exit_draft, kind_cells, model
-from sdsl_jax.decoding import ConfidenceThreshold, EarlyExit, Model, loop, speculate
+from sdsl_jax.decoding import ConfidenceThreshold, EarlyExit, Model, speculate
 from sdsl_jax.decoding.exit_drafter import ExitDrafter, shared_blocks
 from sdsl_jax.errors import SdslError
 from sdsl_jax.models.cuts import early_exit
@@ -85,11 +85,9 @@ def test_joint_distribution(cell):
 
 
 @pytest.mark.slow
-def test_a_fault_is_found(monkeypatch):
+def test_a_fault_is_found(monkeypatch, fresh_loop):
     """The last draft does not pass the shared blocks before the verify pass."""
     left_out = lambda self, p, state, lengths, drawn, number: (state.streams, state)  # noqa: E731
     monkeypatch.setattr(ExitDrafter, "streams", left_out)
-    loop.speculative_loop.clear_cache()
     with pytest.raises(AssertionError):
         test_sharing_changes_nothing(2, 3)
-    loop.speculative_loop.clear_cache()

@@ -212,14 +212,12 @@ def test_a_fault_is_found(text, monkeypatch, fault):
 
 
 @pytest.mark.slow
-def test_drafts_judged_by_another_distribution_are_found(monkeypatch):
+def test_drafts_judged_by_another_distribution_are_found(monkeypatch, fresh_loop):
     """Verification must use the very array that was drawn from; here it is smoothed a little."""
     verify = loop.verify_rows
 
     def smoothed(verification, drafts, q, p, counts, noise):
         return verify(verification, drafts, 0.8 * q + 0.05, p, counts, noise)
 
-    loop.speculative_loop.clear_cache()
     monkeypatch.setattr(loop, "verify_rows", smoothed)
     assert min(check_kind(KindCell("head", 2, 1.0, "token"), 20_000)) < 1e-9
-    loop.speculative_loop.clear_cache()

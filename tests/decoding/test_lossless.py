@@ -6,7 +6,6 @@ written so that they fail by many orders of magnitude.
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -297,26 +296,6 @@ def test_ngram_drafts_are_lossless(verify):
 # ---- Mutations. Each replaces one piece of the loop, which is then traced anew.
 
 
-def fresh_loop(monkeypatch):
-    """The loop as a new function, so that nothing traced before is used."""
-    original = loop.speculative_loop.__wrapped__
-
-    @functools.wraps(original)
-    def copy(*args, **kwargs):
-        return original(*args, **kwargs)
-
-    static = (
-        "drafter",
-        "target",
-        "verification",
-        "max_lookahead",
-        "buffer",
-        "max_rounds",
-        "keep_distributions",
-    )
-    monkeypatch.setattr(loop, "speculative_loop", jax.jit(copy, static_argnames=static))
-
-
 def shared_key(monkeypatch):
     """Drafts, tests and residuals draw from one key."""
     original = loop.round_noise
@@ -440,13 +419,12 @@ def look_ahead(monkeypatch):
 
 @pytest.mark.parametrize("mutate", [None, look_ahead], ids=["right", "looks ahead"])
 @pytest.mark.slow
-def test_a_schedule_must_not_look_ahead(monkeypatch, mutate):
+def test_a_schedule_must_not_look_ahead(monkeypatch, fresh_loop, mutate):
     """The published counterexample: p = (0.7, 0.3) and q = (0.5, 0.5), where a draft is verified only
     if it is token 0, because the drafter is sure of what follows that and unsure after token 1. Token
     0 then comes with probability 0.5 + 0.5·0.7 = 0.85. A rule sees confidences before the draw only."""
     p, q = [0.7, 0.3, 0, 0], [0.5, 0.5, 0, 0]
     target, draft = table_model([p] * 4), table_model([[1, 0, 0, 0], q, q, q])
-    fresh_loop(monkeypatch)
     if mutate is not None:
         mutate(monkeypatch)
     settings = dict(lookahead=SharedBudget(16_384), max_lookahead=2)
@@ -475,8 +453,7 @@ def constant_bonus(monkeypatch):
     "lookahead",
     [pytest.param(4, marks=pytest.mark.slow), pytest.param(7, marks=pytest.mark.release)],
 )
-def test_a_constant_bonus_token_fails(monkeypatch, lookahead):
-    fresh_loop(monkeypatch)
+def test_a_constant_bonus_token_fails(monkeypatch, fresh_loop, lookahead):
     constant_bonus(monkeypatch)
     assert after_full_acceptance(lookahead, "token", samples=16_384)[0] < ALPHA / 1e3
 
@@ -490,9 +467,8 @@ def negated_target(monkeypatch):
 
 @pytest.mark.release
 @pytest.mark.parametrize("mutate", ["negated_target", "filter_before_temperature"])
-def test_bfloat16_cells_fail_for_a_wrong_target(monkeypatch, mutate):
+def test_bfloat16_cells_fail_for_a_wrong_target(monkeypatch, fresh_loop, mutate):
     """There the reference is what the run recorded, which must itself be the target's."""
-    fresh_loop(monkeypatch)
     globals()[mutate](monkeypatch)
     with pytest.raises(AssertionError, match="recorded p differs"):
         list(lossless.check(lossless.Cell(2, "ragged", 0.7, "top-p", "bfloat16", "token"), 8192))
@@ -524,8 +500,7 @@ MUTATIONS = [
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )
-def test_mutations_of_the_distribution_fail(monkeypatch, mutate, settings):
-    fresh_loop(monkeypatch)
+def test_mutations_of_the_distribution_fail(monkeypatch, fresh_loop, mutate, settings):
     mutate(monkeypatch)
     # Noise used again shows least, for only blocks that follow a dropped draft are touched: there
     # long blocks of a bad draft.
@@ -568,11 +543,10 @@ def stale_draft_cache(monkeypatch):
 
 @pytest.mark.parametrize("mutate", [None, stale_draft_cache], ids=["right", "stale"])
 @pytest.mark.slow
-def test_cached_q_equals_full_forward_q_at_every_drafted_position(monkeypatch, mutate):
+def test_cached_q_equals_full_forward_q_at_every_drafted_position(monkeypatch, fresh_loop, mutate):
     """Also over rounds of different lookahead, rows that stopped, and after full acceptances. A stale cache is far off."""
     draft, target = model(1, 1), model(2, 2)
     prompts = np.random.default_rng(0).integers(0, lossless.V, (6, 4))
-    fresh_loop(monkeypatch)
     if mutate is not None:
         mutate(monkeypatch)
     errors = []
@@ -603,9 +577,8 @@ def dropped_bonus(monkeypatch):
 @pytest.mark.parametrize(
     "mutate", [None, pytest.param(dropped_bonus, marks=pytest.mark.slow)], ids=["right", "dropped"]
 )
-def test_every_round_emits_one_more_than_it_accepts(monkeypatch, mutate):
+def test_every_round_emits_one_more_than_it_accepts(monkeypatch, fresh_loop, mutate):
     prompts = np.random.default_rng(0).integers(0, lossless.V, (6, 4))
-    fresh_loop(monkeypatch)
     if mutate is not None:
         mutate(monkeypatch)
     events = speculate(model(1, 1), model(2, 2), prompts, lookahead=2, new_tokens=30).events

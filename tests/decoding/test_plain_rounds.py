@@ -139,9 +139,14 @@ def test_the_regret_of_a_probe():
         pytest.param("nested", NestedDrafter, marks=pytest.mark.release),
     ],
 )
-def test_a_drafter_that_does_not_catch_up_is_found(monkeypatch, kind, drafter):
-    monkeypatch.setattr(drafter, "catch_up", lambda self, params, state, *_: state)
-    loop.speculative_loop.clear_cache()
+def test_a_drafter_that_does_not_catch_up_is_found(monkeypatch, fresh_loop, kind, drafter):
+    traced = []
+
+    def forgets(self, params, state, *_):
+        traced.append(self)
+        return state
+
+    monkeypatch.setattr(drafter, "catch_up", forgets)
     with pytest.raises(AssertionError):
         same_when_paused(kind)
-    loop.speculative_loop.clear_cache()
+    assert traced

@@ -47,3 +47,15 @@ def test_grouped_queries_share_keys():
     config = member(FamilyConfig(kv_groups=4), 1_000_000, 256)
     assert config.heads % config.kv_heads == 0
     assert config.kv_heads < config.heads
+
+
+def test_the_least_layers():
+    family = FamilyConfig(aspect_ratio=32, min_layers=2)
+    depths = [member(family, size, 256).layers for size in (6_000, 160_000, 330_000, 2_500_000)]
+    assert depths == [2, 2, 3, 6]
+    assert depths[2:] == [member(FamilyConfig(), size, 256).layers for size in (330_000, 2_500_000)]
+    layers, width = layers_and_width(2_000.0, shape_rule(family, 256, 128))
+    assert float(layers) == pytest.approx(2, rel=1e-3)
+    assert float(12 * layers * width**2) == pytest.approx(2_000, rel=1e-5)
+    with pytest.raises(SdslError, match=r"cannot make a model of 600 .*sizes from about 1000 up"):
+        member(family, 600, 256)
