@@ -118,12 +118,14 @@ class LadderConfig:
       draft_tokens: Token budgets of every draft.
       target_params: Sizes of the targets.
       target_tokens: Token budgets of every target.
+      largest_budget_above: Sizes above this have the largest of these budgets only, since a budget of
+        a large model is a long cool-down and a large file; 0 if every size has all of them.
       seeds: Every size is trained with each of these seeds.
       replicate_seeds: Sizes up to `replicate_below` are also trained with these: small models are
         cheap to repeat, and scatter most.
       replicate_below: Largest size to repeat.
       weights: Folder with the trained ladder, or a larger one of the same recipe, such as
-        checkpoints/ladder. If given, nothing is trained.
+        checkpoints/ladder; or several folders that hold it together. If given, nothing is trained.
       given_targets: Folders of ladders trained earlier, by any recipe, on text of the same
         tokenizer. Their targets join the study's own, so that drafts can be trained for a target
         that exists already.
@@ -134,10 +136,11 @@ class LadderConfig:
     draft_tokens: tuple[WholeCount, ...] = ()
     target_params: tuple[WholeCount, ...] = ()
     target_tokens: tuple[WholeCount, ...] = ()
+    largest_budget_above: WholeCount = 0
     seeds: tuple[int, ...] = (0,)
     replicate_seeds: tuple[int, ...] = ()
     replicate_below: WholeCount = 0
-    weights: str = ""
+    weights: str | tuple[str, ...] = ""
     given_targets: tuple[str, ...] = ()
     given_drafts: tuple[str, ...] = ()
 
@@ -158,7 +161,20 @@ class LadderConfig:
         require(
             not shared, f"ladder.replicate_seeds holds {shared}, which ladder.seeds holds already."
         )
-        require_fields("ladder", self, replicate_below="[0, inf)")
+        require_fields("ladder", self, replicate_below="[0, inf)", largest_budget_above="[0, inf)")
+
+    def budgets(self, role: str, params: int) -> tuple[int, ...]:
+        """Token budgets, ascending, of a "draft" or "target" of so many non-embedding parameters, as
+        asked for."""
+        tokens = sorted(getattr(self, f"{role}_tokens"))
+        only_last = 0 < self.largest_budget_above < params
+        return tuple(tokens[-1:] if only_last else tokens)
+
+    @property
+    def weight_folders(self) -> tuple[str, ...]:
+        """The folders of `weights`; none if the ladder is to be trained."""
+        folders = (self.weights,) if isinstance(self.weights, str) else self.weights
+        return tuple(filter(None, folders))
 
 
 @dataclass(frozen=True)

@@ -155,9 +155,7 @@ def held_out(config: StudyConfig) -> list[Rung]:
     for role in ("draft", "target"):
         for size in getattr(config.holdout, f"{role}_params"):
             params = count(member(config.family, size, config.data.vocab_size), 0).nonembedding
-            rungs += [
-                Rung(role, params, tokens) for tokens in getattr(config.ladder, f"{role}_tokens")
-            ]
+            rungs += [Rung(role, params, tokens) for tokens in config.ladder.budgets(role, size)]
     return rungs
 
 

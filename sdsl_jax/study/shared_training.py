@@ -59,7 +59,7 @@ def train_part(
         settings, or training cannot continue.
     """
     require(
-        not config.ladder.weights,
+        not config.ladder.weight_folders,
         f"ladder.weights is {config.ladder.weights!r}: the study takes its models from there and trains none.",
     )
     require_study_folder(folder)

@@ -124,7 +124,7 @@ def _train(study: Study) -> None:
 
     count = 0
     # The models of a part of a study belong to the whole of it.
-    if study.models_folder is None and not study.config.ladder.weights:
+    if study.models_folder is None and not study.config.ladder.weight_folders:
         count = companion_count(plan_rungs(study.config, study.dataset, study.home))
     with companions(study.config, study.home, count):
         models = train_ladder(study.config, study.dataset, study.home, study.progress)

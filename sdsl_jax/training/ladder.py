@@ -125,7 +125,7 @@ def train_ladder(
       SdslError: The family cannot build a size, a file cannot be written, or `ladder.weights` does
         not hold what the study asks for.
     """
-    if config.ladder.weights:
+    if config.ladder.weight_folders:
         return _read_ladder(config, dataset, folder)
     plans = plan_rungs(config, dataset, folder)
     return train_rungs(
@@ -140,22 +140,30 @@ def train_ladder(
 
 def _read_ladder(config: StudyConfig, dataset: Dataset, folder: Path) -> list[ModelRecord]:
     """The records of a ladder trained earlier, with checkpoints relative to the study's folder."""
-    weights = Path(config.ladder.weights)
-    require(
-        weights.is_dir(), f"ladder.weights is {config.ladder.weights!r}, which is not a folder."
-    )
-    plans = plan_rungs(config, dataset, weights)
-    models = [model for plan in plans for model in plan.all_folders]
-    missing = [model for model in models if not model_folder.is_complete(model)]
-    if missing:
+    homes = [Path(each) for each in config.ladder.weight_folders]
+    for home in homes:
+        require(home.is_dir(), f"ladder.weights is {str(home)!r}, which is not a folder.")
+    # By rung, its plan in every folder.
+    plans = list(zip(*(plan_rungs(config, dataset, home) for home in homes)))
+
+    def missing(plan: Plan) -> list[Path]:
+        return [model for model in plan.all_folders if not model_folder.is_complete(model)]
+
+    best = [min(range(len(homes)), key=lambda at: len(missing(each[at]))) for each in plans]
+    lacking = [model for each, at in zip(plans, best) for model in missing(each[at])]
+    if lacking:
+        count = sum(len(each[0].all_folders) for each in plans)
         raise SdslError(
-            f"ladder.weights lacks {len(missing)} of the {len(models)} models that the study asks for, "
-            f"{missing[0]} first: it holds other sizes, budgets or seeds, was trained by another recipe or on "
+            f"ladder.weights lacks {len(lacking)} of the {count} models that the study asks for, "
+            f"{lacking[0]} first: it holds other sizes, budgets or seeds, was trained by another recipe or on "
             "other text, or is damaged."
         )
     return [
-        dataclasses.replace(record, checkpoint=os.path.relpath(weights / record.checkpoint, folder))
-        for record in read_records(config, dataset, plans)
+        dataclasses.replace(
+            record, checkpoint=os.path.relpath(homes[at] / record.checkpoint, folder)
+        )
+        for each, at in zip(plans, best)
+        for record in read_records(config, dataset, [each[at]])
     ]
 
 

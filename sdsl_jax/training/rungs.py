@@ -100,8 +100,7 @@ def rungs(config: StudyConfig) -> list[Rung]:
     ladder = config.ladder
     nested = config.distil.kind == "nested"
     drafts = (max(ladder.draft_params),) if nested else ladder.draft_params
-    sizes = [("draft", n, ladder.draft_tokens) for n in drafts]
-    sizes += [("target", n, ladder.target_tokens) for n in ladder.target_params]
+    sizes = [("draft", n) for n in drafts] + [("target", n) for n in ladder.target_params]
     distil = config.distil
     objectives: dict[str, tuple[ObjectiveName | Literal[""], ...]] = {
         "draft": distil.objectives if distil.active else ("",),
@@ -109,8 +108,8 @@ def rungs(config: StudyConfig) -> list[Rung]:
     }
     kinds: dict[str, DraftKind] = {"draft": distil.kind, "target": ""}
     ladder_rungs = [
-        Rung(role, n, seed, tuple(sorted(tokens)), objective, kinds[role])
-        for role, n, tokens in sizes
+        Rung(role, n, seed, ladder.budgets(role, n), objective, kinds[role])
+        for role, n in sizes
         for objective in objectives[role]
         for seed in (
             *ladder.seeds,

@@ -173,3 +173,28 @@ def test_drafts_of_other_years_are_what_their_records_say(records):
     assert dataclasses.replace(documented.data, test_from_year=2009) == ladder.data
     assert (documented.training, documented.family) == (ladder.training, ladder.family)
     assert {*documented.ladder.draft_params} < {*ladder.ladder.draft_params}
+
+
+def test_several_folders_hold_a_ladder_together(study, tmp_path):
+    """A target above `largest_budget_above` is asked for with its largest budget only."""
+    folders = ("checkpoints/five-million", "checkpoints/ladder")
+    ladder = dataclasses.replace(
+        study.ladder,
+        weights=folders,
+        target_params=(500_000, 5_000_000),
+        largest_budget_above=1_000_000,
+    )
+    asked = dataclasses.replace(study, ladder=ladder)
+    dataset = load_dataset(asked.data)
+    targets = [r for r in train_ladder(asked, dataset, tmp_path) if r.role == "target"]
+    assert [(r.params_nonembedding, round(r.train_tokens / 1e6)) for r in targets] == [
+        *((497_880, round(tokens / 1e6)) for tokens in sorted(study.ladder.target_tokens)),
+        (5_002_592, 12),
+    ]
+    home = (tmp_path / targets[-1].checkpoint).resolve()
+    assert home.is_relative_to(ROOT / "checkpoints" / "five-million")
+    all_budgets = dataclasses.replace(
+        asked, ladder=dataclasses.replace(ladder, largest_budget_above=0)
+    )
+    with pytest.raises(SdslError, match=r"lacks 2 of the \d+ models .*target-5M-s0"):
+        train_ladder(all_budgets, dataset, tmp_path)
