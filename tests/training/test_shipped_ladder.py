@@ -182,13 +182,16 @@ def test_several_folders_hold_a_ladder_together(study, tmp_path):
         study.ladder,
         weights=folders,
         target_params=(500_000, 5_000_000),
+        target_tokens=(3_000_000, 6_000_000, 12_000_000),
         largest_budget_above=1_000_000,
     )
     asked = dataclasses.replace(study, ladder=ladder)
     dataset = load_dataset(asked.data)
     targets = [r for r in train_ladder(asked, dataset, tmp_path) if r.role == "target"]
     assert [(r.params_nonembedding, round(r.train_tokens / 1e6)) for r in targets] == [
-        *((497_880, round(tokens / 1e6)) for tokens in sorted(study.ladder.target_tokens)),
+        (497_880, 3),
+        (497_880, 6),
+        (497_880, 12),
         (5_002_592, 12),
     ]
     home = (tmp_path / targets[-1].checkpoint).resolve()
