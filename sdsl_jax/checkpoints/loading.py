@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from sdsl_jax.checkpoints.identity import identity_of
-from sdsl_jax.checkpoints.interop import is_gguf, open_checkpoint, open_gguf
-from sdsl_jax.checkpoints.interop.gguf import SUFFIX
+from sdsl_jax.checkpoints.interop import open_checkpoint, open_gguf
 from sdsl_jax.checkpoints.interop.settings import CONFIG
 from sdsl_jax.checkpoints.layout import make_layout
 from sdsl_jax.checkpoints.model_folder import (
@@ -30,6 +29,7 @@ from sdsl_jax.data import Dataset
 from sdsl_jax.data.published import NO_TEMPLATE, PublishedTokenizer, chosen_template
 from sdsl_jax.data.tokenizer import fingerprint
 from sdsl_jax.errors import SdslError, require
+from sdsl_jax.gguf_header import SUFFIX, is_gguf
 from sdsl_jax.models import Params, abstract_params, count
 from sdsl_jax.models.weights import WeightStorage, store
 from sdsl_jax.progress import Progress, Silent
