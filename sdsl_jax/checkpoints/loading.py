@@ -32,6 +32,7 @@ from sdsl_jax.errors import SdslError, require
 from sdsl_jax.gguf_header import SUFFIX, is_gguf
 from sdsl_jax.models import Params, abstract_params, count
 from sdsl_jax.models.weights import WeightStorage, store
+from sdsl_jax.package_files import user_path
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import ModelRecord, read_table
 from sdsl_jax.user_files import read_json_object, reading
@@ -72,7 +73,7 @@ def load_model(
     """Reads a trained model of ours, a Hugging Face folder or a GGUF file.
 
     Args:
-      path: Path to the model's folder or GGUF file. A model's name on a hub is refused with the
+      path: Path to the model's folder or GGUF file, also as "package:NAME/PATH". A model's name on a hub is refused with the
         command that downloads it.
       options: How to read a published checkpoint. Our own models are float32 and load onto one
         device; of the options only `weights` applies to them.
@@ -81,7 +82,7 @@ def load_model(
     Raises:
       SdslError: The path holds no model, or the model is damaged.
     """
-    path = Path(path)
+    path = user_path(path)
     require_model_path(path)
     if is_published(path):
         return load_published(path, options, progress)

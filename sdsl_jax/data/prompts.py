@@ -32,6 +32,7 @@ from sdsl_jax.data.published import PublishedTokenizer
 from sdsl_jax.data.shards import TokenArray
 from sdsl_jax.data.tokenizer import Tokenizer, fingerprint
 from sdsl_jax.errors import require
+from sdsl_jax.package_files import user_path
 from sdsl_jax.user_files import read_text
 
 # What `--prompts` may name instead of a file.
@@ -92,7 +93,7 @@ def load_prompts(
     is the beginning of a window.
 
     Args:
-      source: A .txt or .jsonl file; "heldout" for the test split of `data`, or "sotu" for that of
+      source: A .txt or .jsonl file, also as "package:NAME/PATH"; "heldout" for the test split of `data`, or "sotu" for that of
         the embedded corpus.
       tokenizer: Tokenizer of the models that the prompts are for.
       count: Number of prompts; all of them if there are fewer.
@@ -120,7 +121,7 @@ def load_prompts(
             f"file, or {EMBEDDED!r}.",
         )
         return _held_out(source, tokenizer, count, max_tokens, data or DataConfig())
-    path = Path(source)
+    path = user_path(source)
     texts = read_prompts(path, field)
     return encode_prompts(
         [texts[i] for i in spread(len(texts), count)], tokenizer, max_tokens, path.name, len(texts)

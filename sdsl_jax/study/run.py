@@ -13,6 +13,7 @@ from sdsl_jax.data.domains import domain_identity
 from sdsl_jax.digests import file_sha256, json_sha256
 from sdsl_jax.errors import require
 from sdsl_jax.evidence import StudyRecords
+from sdsl_jax.package_files import user_path
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import (
     SCHEMA_VERSION,
@@ -184,7 +185,7 @@ def _key(study: Study, stage: str) -> str:
 def _given_identity(config: StudyConfig) -> list[str]:
     """Identity of the models that a study is given: the records of their ladders."""
     folders = [*config.ladder.given_targets, *config.ladder.given_drafts, config.distil.init_from]
-    tables = [Path(folder) / "records" / "models.csv" for folder in folders if folder]
+    tables = [user_path(folder) / "records" / "models.csv" for folder in folders if folder]
     return [file_sha256(table) if table.exists() else "" for table in tables]
 
 
