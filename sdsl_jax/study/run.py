@@ -10,6 +10,7 @@ from typing import Any
 from sdsl_jax.config import ConditionsConfig, StudyConfig, load_study, to_dict, to_toml
 from sdsl_jax.data import source_digests
 from sdsl_jax.data.domains import domain_identity
+from sdsl_jax.data.study_tokenizer import with_vocabulary
 from sdsl_jax.digests import file_sha256, json_sha256
 from sdsl_jax.errors import require
 from sdsl_jax.evidence import StudyRecords
@@ -58,6 +59,7 @@ def run_study(
         f"the stage {only!r} does not exist; the stages are {', '.join(STAGES)}.",
     )
     config = config if isinstance(config, StudyConfig) else load_study(config)
+    config = with_vocabulary(config)
     folder = Path(folder)
     require_study_folder(folder)
     study = Study(config, folder, progress or Silent())
