@@ -24,7 +24,8 @@ class DataConfig:
         or .parquet files (text may be compressed, as .jsonl.gz), or of folders of them; or
         "hf:owner/name" or "hf:owner/name:config", either with "@revision", for the training split
         of a Hugging Face data set.
-      text_column: Column of .jsonl, .parquet and Hugging Face rows that holds the text.
+      text_column: Column of .jsonl, .parquet and Hugging Face rows that holds the text, or several:
+        the first of them that a row has.
       test_from_year: First year of the embedded corpus's test split.
       validation_fraction: Share of the text for validation.
       test_fraction: Share of the text for testing. Every source but the embedded corpus is cut by
@@ -40,7 +41,7 @@ class DataConfig:
     """
 
     source: str | tuple[str, ...] = "sotu"
-    text_column: str = "text"
+    text_column: str | tuple[str, ...] = "text"
     test_from_year: int = 2009
     validation_fraction: float = 0.05
     test_fraction: float = 0.05
@@ -68,6 +69,7 @@ class DataConfig:
             self.tokenizer != "bpe" or self.vocab_size > 256,
             f"data.vocab_size is {self.vocab_size}; a byte-level BPE needs more than 256 entries.",
         )
+        require(len(self.text_column) > 0, "data.text_column is empty; name at least one column.")
         require(len(self.source) > 0, "data.source is empty; name 'sotu' or at least one file.")
         require(
             not self.adopts_tokenizer or "/" in self.tokenizer or self.tokenizer.endswith(".gguf"),

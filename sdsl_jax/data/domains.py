@@ -16,7 +16,7 @@ from pathlib import Path
 from sdsl_jax.config import DomainConfig
 from sdsl_jax.data.corpus import identity
 from sdsl_jax.data.dataset import Dataset, Text
-from sdsl_jax.data.documents import READERS, SEPARATOR, documents
+from sdsl_jax.data.documents import READERS, SEPARATOR, TextColumn, documents
 from sdsl_jax.data.folders import kind_of, read_folder
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.package_files import PACKAGE, PackageMissing, package_files
@@ -127,7 +127,7 @@ def load_domain(
     return text
 
 
-def _chosen(files: list[Path], column: str, every: int) -> Iterator[str]:
+def _chosen(files: list[Path], column: TextColumn, every: int) -> Iterator[str]:
     """The documents, or every k-th piece of them: pieces that do not follow each other are documents of their own."""
     seen = 0
 
@@ -151,7 +151,7 @@ def _chosen(files: list[Path], column: str, every: int) -> Iterator[str]:
         )
 
 
-def _documents(file: Path, column: str) -> Iterable[Iterable[str]]:
+def _documents(file: Path, column: TextColumn) -> Iterable[Iterable[str]]:
     return documents(file, column, kind=".txt" if kind_of(file) in _PLAIN else "")
 
 
