@@ -9,11 +9,13 @@ measurement on a few hundred windows.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from sdsl_jax.config import DomainConfig
+from sdsl_jax.config import DataConfig, DomainConfig
+from sdsl_jax.data.articles import of_split
 from sdsl_jax.data.corpus import identity
 from sdsl_jax.data.dataset import Dataset, Text
 from sdsl_jax.data.documents import READERS, SEPARATOR, TextColumn, documents
@@ -28,6 +30,7 @@ MOST_BYTES = 1 << 24
 _PIECE_CHARACTERS = 1 << 16
 # Files of a package that are read as plain text.
 _PLAIN = (".txt", ".py", ".md")
+_NO_ARTICLES = DataConfig()
 
 
 class SourceMissing(SdslError):
@@ -95,6 +98,7 @@ def load_domain(
     dataset: Dataset,
     needed: int,
     note: Callable[[str], None] = lambda text: None,
+    data: DataConfig = _NO_ARTICLES,
 ) -> Text:
     """The text of a domain, in the ids of the study's tokenizer.
 
@@ -103,6 +107,7 @@ def load_domain(
       dataset: The study's corpus, for its tokenizer, sequence length and validation split.
       needed: Number of windows that the text must hold.
       note: Receives a sentence if files of a folder are left out.
+      data: The study's corpus as the settings describe it, which says what of a domain is held out.
 
     Raises:
       SourceMissing: The file, the folder or the package is missing.
@@ -112,9 +117,10 @@ def load_domain(
         text = dataset.text(VALIDATION)
     else:
         files = domain_files(domain, note)
-        every = max(1, -(-sum(file.stat().st_size for file in files) // MOST_BYTES))
+        share = data.test_fraction if domain.held_out else 1.0
+        every = max(1, math.ceil(share * sum(file.stat().st_size for file in files) / MOST_BYTES))
         try:
-            content = SEPARATOR.join(_chosen(files, domain.text_column, every))
+            content = SEPARATOR.join(_chosen(files, domain, data, every))
         except SdslError as error:
             raise SdslError(f"the domain {domain.name!r} cannot be read: {error}") from None
         ids = dataset.tokenizer.encode(content)
@@ -127,7 +133,7 @@ def load_domain(
     return text
 
 
-def _chosen(files: list[Path], column: TextColumn, every: int) -> Iterator[str]:
+def _chosen(files: list[Path], domain: DomainConfig, data: DataConfig, every: int) -> Iterator[str]:
     """The documents, or every k-th piece of them: pieces that do not follow each other are documents of their own."""
     seen = 0
 
@@ -142,7 +148,12 @@ def _chosen(files: list[Path], column: TextColumn, every: int) -> Iterator[str]:
             )
             yield piece
 
-    texts = (limited(pieces) for file in files for pieces in _documents(file, column))
+    texts: Iterable[Iterable[str]] = (
+        limited(pieces) for file in files for pieces in _documents(file, domain.text_column)
+    )
+    if domain.held_out:
+        articles = ("".join(pieces) for pieces in of_split(texts, data, "test"))
+        texts = ((text,) for text in dict.fromkeys(articles))
     if every == 1:
         yield from ("".join(pieces) for pieces in texts)
     else:

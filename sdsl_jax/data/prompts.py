@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Int
 
 from sdsl_jax.config import DataConfig
-from sdsl_jax.data.corpus import EMBEDDED
+from sdsl_jax.data.articles import article_split
+from sdsl_jax.data.corpus import EMBEDDED, held_out_name
 from sdsl_jax.data.dataset import load_dataset, spread
 from sdsl_jax.data.documents import (
     BYTE_ORDER_MARK,
@@ -95,7 +96,8 @@ def load_prompts(
 
     Args:
       source: A .txt or .jsonl file, also as "package:NAME/PATH"; "heldout" for the test split of `data`, or "sotu" for that of
-        the embedded corpus.
+        the embedded corpus; "heldout:FILE" for the rows of a file whose articles `data` holds out,
+        each text once.
       tokenizer: Tokenizer of the models that the prompts are for.
       count: Number of prompts; all of them if there are fewer.
       max_tokens: Longest prompt, in tokens.
@@ -122,11 +124,26 @@ def load_prompts(
             f"file, or {EMBEDDED!r}.",
         )
         return _held_out(source, tokenizer, count, max_tokens, data or DataConfig())
-    path = user_path(source)
-    texts = read_prompts(path, field)
+    file = source.removeprefix(f"{HELD_OUT}:")
+    path = user_path(file)
+    texts, domain = read_prompts(path, field), path.name
+    if file != source:
+        texts, domain = _held_out_texts(texts, path, data), f"held-out articles of {path.name}"
     return encode_prompts(
-        [texts[i] for i in spread(len(texts), count)], tokenizer, max_tokens, path.name, len(texts)
+        [texts[i] for i in spread(len(texts), count)], tokenizer, max_tokens, domain, len(texts)
     )
+
+
+def _held_out_texts(texts: list[str], path: Path, data: DataConfig | None) -> list[str]:
+    """The texts whose articles are held out, each once."""
+    if data is None or not data.article:
+        raise SdslError(
+            f"the prompts are held-out articles of {path}, but the model was not trained on text that data.article cuts; name "
+            "the file alone, or 'heldout'."
+        )
+    held_out = [text for text in dict.fromkeys(texts) if article_split(data, text) == "test"]
+    require(held_out, f"none of the {len(texts)} prompts of {path} is of a held-out article.")
+    return held_out
 
 
 def encode_prompts(
@@ -169,13 +186,6 @@ def _held_out(
         windows > 0,
         f"the held-out text has {len(ids)} tokens; it must have more than one sequence of {data.sequence_length}.",
     )
-    domain = (
-        f"sotu since {data.test_from_year}"
-        if data.source == EMBEDDED
-        else f"last {data.test_fraction:.0%} of "
-    )
-    if data.source != EMBEDDED:
-        domain += ", ".join([data.source] if isinstance(data.source, str) else data.source)
     lead = (
         tokenizer.around()[0]
         if isinstance(tokenizer, PublishedTokenizer)
@@ -185,7 +195,7 @@ def _held_out(
     require(width >= 1, f"prompts may have {max_tokens} tokens; special tokens take all of them.")
     starts = [i * data.sequence_length for i in spread(windows, count)]
     rows = [np.concatenate([lead, ids[start : start + width]]) for start in starts]
-    return pad_prompts(rows, domain, windows, 0)._replace(lead=len(lead))
+    return pad_prompts(rows, held_out_name(data), windows, 0)._replace(lead=len(lead))
 
 
 def _test_ids(tokenizer: Tokenizer, data: DataConfig) -> TokenArray | np.ndarray:

@@ -273,6 +273,8 @@ def _settings(config: DataConfig) -> dict[str, Any]:
         for k, v in dataclasses.asdict(config).items()
         if k not in ("source", "shards", "sequence_length")
     }
+    if not config.article:
+        del settings["article"]
     if config.adopts_tokenizer:
         settings["tokenizer"] = adopted_fingerprint(config)
         del settings["vocab_size"]
