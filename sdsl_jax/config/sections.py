@@ -39,7 +39,7 @@ class DataConfig:
         of one article may then stand on both sides of a cut.
       tokenizer: "bytes"; "bpe" for a byte-level BPE learnt from the training split; or the Hugging
         Face folder or GGUF file of a published model, also as "package:NAME/PATH", for that model's
-        tokenizer. Documents then end with the token that ends a text according to the model.
+        tokenizer. Documents then end with its <|endoftext|>, or else with what it says ends a text.
       vocab_size: Entries of the vocabulary; left out, those of a published tokenizer.
       tokenizer_sample_bytes: A BPE is learnt from an even sample of at most about this size.
       sequence_length: Tokens of a training sequence, T.

@@ -13,6 +13,7 @@ from sdsl_jax.config import DataConfig, StudyConfig
 from sdsl_jax.data.gguf_tokenizer import read_gguf_tokenizer
 from sdsl_jax.data.published import TOKENIZER, PublishedTokenizer
 from sdsl_jax.data.tokenizer import (
+    END_OF_DOCUMENT,
     PUBLISHED,
     BPETokenizer,
     ByteTokenizer,
@@ -25,12 +26,16 @@ from sdsl_jax.errors import require
 from sdsl_jax.gguf_header import is_gguf, read_header
 from sdsl_jax.package_files import user_path
 
+# What published models call the token between the documents that they were trained on.
+_DOCUMENT_ENDS = (END_OF_DOCUMENT, "<|end_of_text|>")
+
 
 class AdoptedTokenizer(DocumentTokenizer):
     """The tokenizer of a published model as that of a study. Ids mean what they mean to the model.
 
     Texts get no special tokens around them, and special tokens that a text spells stay text. Only
-    NUL ends a document: it becomes the first of the ids that end a text according to the model.
+    NUL ends a document: it becomes the token that stood between the documents of the model's own
+    training, as far as that is known: see `adopt`.
 
     Attributes:
       kind: "published", as of the model's own.
@@ -65,6 +70,10 @@ def adopt(model: str | Path) -> AdoptedTokenizer:
     """The tokenizer of a published model as that of a study. It is read once a process, unless its
     file changes.
 
+    A document ends with the token <|endoftext|> or <|end_of_text|> if the model has one, else with the
+    first that ends a text according to the model. Chat models name the end of a turn there, after
+    which they expect another turn and no other document.
+
     Args:
       model: A Hugging Face folder or a GGUF file, also as "package:NAME/PATH".
 
@@ -92,11 +101,13 @@ def _adopted(path: Path, gguf: bool, size: int, mtime_ns: int) -> AdoptedTokeniz
     else:
         published = PublishedTokenizer.load(path, special_tokens=False)
         tokenizer, end_ids = published.library, published.end_ids
+    known = [tokenizer.token_to_id(name) for name in _DOCUMENT_ENDS]
+    ends = [number for number in (*known, *end_ids) if number is not None]
     require(
-        len(end_ids) > 0,
+        ends,
         f"the tokenizer of {path} names no token that ends a text, which a study needs between its documents.",
     )
-    return AdoptedTokenizer(tokenizer, end_ids[0])
+    return AdoptedTokenizer(tokenizer, ends[0])
 
 
 def adopted_fingerprint(config: DataConfig) -> list[str | int]:

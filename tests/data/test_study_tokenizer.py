@@ -123,6 +123,18 @@ def test_a_copy_and_a_gguf_file_of_the_model_are_the_same_tokenizer(
     assert fingerprint(PublishedTokenizer(library)) != fingerprint(adopt(model))
 
 
+def test_documents_end_as_in_the_training_of_the_model(model, library):
+    """The end of a turn, which chat models name, is not the end of a document."""
+    assert adopt(model).end_ids == (2,)
+    for name in ("<|end_of_text|>", "<|endoftext|>"):
+        library = Tokenizer.from_str(library.to_str())
+        library.add_special_tokens([name])
+        library.save(str(model / "tokenizer.json"))
+        tokenizer = adopt(model)
+        assert tokenizer.tokens()[tokenizer.end_ids[0]] == name
+        assert len(tokenizer.encode(f"a{name}\0a")) > 4
+
+
 def test_the_size_of_the_vocabulary_follows(config, model):
     study = dataclasses.replace(tiny(), data=dataclasses.replace(config, sequence_length=32))
     found = with_vocabulary(study)
