@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from sdsl_jax.checkpoints import storage
 from sdsl_jax.checkpoints.model_folder import load_model_folder, write_model_folder
-from sdsl_jax.config import DataConfig
+from sdsl_jax.config import DataConfig, load_study
 from sdsl_jax.data import load_dataset
 from sdsl_jax.data.prompts import load_prompts
 from sdsl_jax.data.published import PublishedTokenizer
@@ -22,6 +22,8 @@ from sdsl_jax.data.tokenizer import fingerprint
 from sdsl_jax.errors import SdslError
 from sdsl_jax.models import ModelConfig, count, init_params
 from sdsl_jax.records import ModelRecord
+from sdsl_jax.study import run_study
+from sdsl_jax.training import plan_rungs
 
 TEXTS = [
     f"the house {i} of the people, <|end|> and it's the people's house. " * 3 for i in range(30)
@@ -185,3 +187,26 @@ def test_what_is_no_tokenizer_of_a_study_is_refused(config, model):
     (model / "tokenizer.json").touch()
     with pytest.raises(SdslError, match="names no token that ends a text"):
         load_dataset(config)
+
+
+@pytest.mark.slow
+def test_a_study_trains_on_the_ids_of_the_model(config, model, tmp_path):
+    """Its models have the model's vocabulary, and its settings say so; copies of the text and of the
+    model train nothing anew."""
+    ladder = {"draft_params": [600], "draft_tokens": [1_000], "target_params": [1_200]}
+    ladder |= {"target_tokens": [1_000]}
+    data = {"source": config.source, "tokenizer": str(model), "shards": config.shards}
+    parts = {"validation_fraction": 0.2, "test_fraction": 0.2}
+    study = tiny(data=data | parts, ladder=ladder)
+    records = run_study(study, tmp_path / "study", only="train")
+    assert load_study(tmp_path / "study" / "config.toml").data.vocab_size == 290
+    for record in records.models:
+        loaded = load_model_folder(tmp_path / "study" / record.checkpoint)
+        assert loaded.config.vocab_size == loaded.data.vocab_size == 290
+        assert fingerprint(loaded.tokenizer) == fingerprint(PublishedTokenizer.load(model))
+    made = {path.name for path in (tmp_path / "study" / "checkpoints").iterdir()}
+    copies = {"tokenizer": str(shutil.copytree(model, tmp_path / "copy"))}
+    copies["source"] = str(shutil.copy(config.source, tmp_path / "b.jsonl"))
+    again = tiny(data=data | parts | copies, ladder=ladder)
+    plans = plan_rungs(with_vocabulary(again), load_dataset(again.data), tmp_path)
+    assert {plan.folder.name for plan in plans} == made
