@@ -203,7 +203,8 @@ def _make(config: DataConfig, folder: Path, shard_tokens: int) -> None:
         made_of == _describe_sources(config),
         f"the corpus {config.source} has changed while it was read; start again.",
     )
-    notes += _repeated(made_of, described)
+    if not config.article:  # which counts every text once
+        notes += _repeated(made_of, described)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
