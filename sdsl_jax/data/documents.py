@@ -25,12 +25,16 @@ _COUNTED = 1 << 28
 _BATCH_ROWS = 256
 _NAME = re.compile(r"(?P<path>[^:@\s]+)(:(?P<name>[^@\s]+))?(@(?P<revision>\S+))?")
 
+# The column that holds the text, or several: the first of them that a row has.
+TextColumn = str | tuple[str, ...]
 # A document and where it stands in its file, such as "line 3"; nowhere in particular where it is
 # the whole file.
 _Placed = tuple[str, Iterable[str]]
 
 
-def documents(path: Path, text_column: str = "text", kind: str = "") -> Iterator[Iterable[str]]:
+def documents(
+    path: Path, text_column: TextColumn = "text", kind: str = ""
+) -> Iterator[Iterable[str]]:
     """Documents of one file: a .txt file is one document, a .jsonl or .parquet file has one in each
     row.
 
@@ -38,7 +42,7 @@ def documents(path: Path, text_column: str = "text", kind: str = "") -> Iterator
 
     Args:
       path: Path to the file.
-      text_column: Column of its rows that holds the text.
+      text_column: Column of its rows that holds the text, or several: the first that a row has.
       kind: ".txt", ".jsonl" or ".parquet"; taken from the file's name if omitted.
 
     Raises:
@@ -53,7 +57,7 @@ def documents(path: Path, text_column: str = "text", kind: str = "") -> Iterator
     yield from _without_separators(READERS[kind](path, text_column), f"the corpus file {path}")
 
 
-def hugging_face(name: str, text_column: str) -> Iterator[Iterable[str]]:
+def hugging_face(name: str, text_column: TextColumn) -> Iterator[Iterable[str]]:
     """Documents of the training split of a data set, streamed: "owner/name" or "owner/name:config",
     either with "@revision".
 
@@ -149,11 +153,11 @@ def _without_separators(placed: Iterable[_Placed], what: str) -> Iterator[Iterab
     separators.refuse()
 
 
-def _read_txt(path: Path, _: str) -> Iterator[_Placed]:
+def _read_txt(path: Path, _: TextColumn) -> Iterator[_Placed]:
     yield "", text_pieces(path, "corpus file")
 
 
-def _read_jsonl(path: Path, column: str) -> Iterator[_Placed]:
+def _read_jsonl(path: Path, column: TextColumn) -> Iterator[_Placed]:
     for number, line in _lines(path):
         if line.strip():
             where = f"line {number}"
@@ -161,7 +165,7 @@ def _read_jsonl(path: Path, column: str) -> Iterator[_Placed]:
             yield where, (_row_text(row, column, where, f"corpus file {path}"),)
 
 
-def _read_parquet(path: Path, column: str) -> Iterator[_Placed]:
+def _read_parquet(path: Path, column: TextColumn) -> Iterator[_Placed]:
     import pyarrow
     from pyarrow import parquet
 
@@ -171,17 +175,17 @@ def _read_parquet(path: Path, column: str) -> Iterator[_Placed]:
         require(head.startswith(b"PAR1") or is_ is None, f"the corpus file {path} is {is_}.")
         try:
             with parquet.ParquetFile(opened) as file:
-                _require_text_column(file.schema_arrow, column, path)
-                batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=[column])
-                rows = (text for batch in batches for text in batch.column(0).to_pylist())
-                for number, text in enumerate(rows, 1):
+                columns = _text_columns(file.schema_arrow, column, path)
+                batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=columns)
+                rows = (row for batch in batches for row in batch.to_pylist())
+                for number, row in enumerate(rows, 1):
                     where = f"row {number}"
-                    yield where, (_row_text({column: text}, column, where, f"corpus file {path}"),)
+                    yield where, (_row_text(row, column, where, f"corpus file {path}"),)
         except MemoryError:
             raise
         except UnicodeDecodeError:
             raise SdslError(
-                f"the column {column!r} of the corpus file {path} is not valid UTF-8."
+                f"the column {_named(column)} of the corpus file {path} is not valid UTF-8."
             ) from None
         except pyarrow.ArrowException as error:
             raise SdslError(
@@ -189,22 +193,26 @@ def _read_parquet(path: Path, column: str) -> Iterator[_Placed]:
             ) from None
 
 
-def _require_text_column(schema: Any, column: str, path: Path) -> None:
+def _text_columns(schema: Any, column: TextColumn, path: Path) -> list[str]:
+    """Those of the columns of text that a table has, at least one."""
     names = list(schema.names)
-    _require_text(column in names, column, "the table", f"corpus file {path}", names)
-    require(
-        names.count(column) == 1,
-        f"the corpus file {path} has {names.count(column)} columns called {column!r}.",
-    )
-    kind = schema.field(column).type
-    value = str(getattr(kind, "value_type", kind) if str(kind).startswith("dictionary") else kind)
-    require(
-        value in ("string", "large_string", "string_view"),
-        f"the column {column!r} (text_column) of the corpus file {path} is of the type {kind}; it must hold text.",
-    )
+    columns = [name for name in _columns(column) if name in names]
+    _require_text(columns, column, "the table", f"corpus file {path}", names)
+    for name in columns:
+        require(
+            names.count(name) == 1,
+            f"the corpus file {path} has {names.count(name)} columns called {name!r}.",
+        )
+        kind = schema.field(name).type
+        value = getattr(kind, "value_type", kind) if str(kind).startswith("dictionary") else kind
+        require(
+            str(value) in ("string", "large_string", "string_view"),
+            f"the column {name!r} (text_column) of the corpus file {path} is of the type {kind}; it must hold text.",
+        )
+    return columns
 
 
-READERS: dict[str, Callable[[Path, str], Iterator[_Placed]]] = {
+READERS: dict[str, Callable[[Path, TextColumn], Iterator[_Placed]]] = {
     ".txt": _read_txt,
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
@@ -251,14 +259,23 @@ def parse_row(line: str, where: str) -> Any:
     return parse_json(line, where)
 
 
-def _row_text(row: Any, column: str, where: str, what: str) -> str:
+def _row_text(row: Any, column: TextColumn, where: str, what: str) -> str:
     require(
         isinstance(row, dict),
         f"{where} of the {what} is not a JSON object, one of which must stand in each line.",
     )
-    _require_text(isinstance(row.get(column), str), column, where, what, row)
-    require_characters(row[column], f"{where} of the {what}")
-    return row[column]
+    text: Any = next((row[name] for name in _columns(column) if row.get(name) is not None), None)
+    _require_text(isinstance(text, str), column, where, what, row)
+    require_characters(text, f"{where} of the {what}")
+    return text
+
+
+def _columns(column: TextColumn) -> tuple[str, ...]:
+    return (column,) if isinstance(column, str) else column
+
+
+def _named(column: TextColumn) -> str:
+    return " or ".join(map(repr, _columns(column)))
 
 
 def require_characters(text: str, where: str) -> None:
@@ -276,9 +293,10 @@ def few_names(names: Collection[str]) -> str:
 
 
 def _require_text(
-    condition: bool, column: str, where: str, what: str, names: Collection[str]
+    condition: object, column: TextColumn, where: str, what: str, names: Collection[str]
 ) -> None:
-    has = "" if column in names else f"; it has {few_names(names)}"
+    has = "" if {*_columns(column)} & {*names} else f"; it has {few_names(names)}"
     require(
-        condition, f"{where} of the {what} has no text in the column {column!r} (text_column){has}."
+        condition,
+        f"{where} of the {what} has no text in the column {_named(column)} (text_column){has}.",
     )

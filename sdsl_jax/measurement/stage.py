@@ -15,6 +15,7 @@ import pandas
 from sdsl_jax.checkpoints.loading import load_other_models
 from sdsl_jax.config import HEAD_KINDS, StudyConfig
 from sdsl_jax.data import Dataset, Text
+from sdsl_jax.data.corpus import held_out_name
 from sdsl_jax.data.domains import SourceMissing, domain_files, load_domain
 from sdsl_jax.decoding import Model, Sampling, autoregress, speculate
 from sdsl_jax.device import device_name
@@ -77,9 +78,7 @@ class _Domain(NamedTuple):
 
 def domain(config: StudyConfig) -> str:
     """Name of the study's own contexts: the test split of the corpus."""
-    if config.data.source == "sotu":
-        return f"sotu since {config.data.test_from_year}"
-    return f"last {config.data.test_fraction:.0%} of {config.data.source}"
+    return held_out_name(config.data)
 
 
 def prompts(config: StudyConfig, text: Text, count: int) -> np.ndarray:
@@ -513,7 +512,7 @@ def _domains(config: StudyConfig, dataset: Dataset, progress: Progress) -> list[
     ]
     for each in c.domains:
         try:
-            text = load_domain(each, dataset, m.prompts, progress.note)
+            text = load_domain(each, dataset, m.prompts, progress.note, config.data)
             domains.append(_Domain(each.name, text, (float(m.temperature),)))
         except SourceMissing as error:
             if not each.optional:

@@ -190,3 +190,19 @@ def test_damaged_parquet_is_one_sentence(tmp_path):
     ):
         path.write_bytes(broken)
         refused(path, r"^the corpus file .*[^.\s]\.$")
+
+
+def test_of_several_columns_each_row_gives_the_first_that_it_has(tmp_path):
+    rows = [
+        {"passage": "a", "question": "x"},
+        {"question": "b"},
+        {"passage": None, "question": "c"},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    columns = ("passage", "question")
+    for name in ("a.jsonl", "a.parquet"):
+        assert ["".join(d) for d in documents(tmp_path / name, columns)] == ["a", "b", "c"]
+        assert ["".join(d) for d in documents(tmp_path / name, ("no", "question"))] == list("xbc")
+        with pytest.raises(SdslError, match=r"no text in the column 'no' or 'nor' \(text_column\)"):
+            list(documents(tmp_path / name, ("no", "nor")))

@@ -1,0 +1,54 @@
+"""Text that is held out by article: which split a document belongs to.
+
+Rows of one article may lie far apart in a file, and several may hold the same text. Cut by position,
+such a file holds out text that a model has been trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from itertools import chain
+
+from sdsl_jax.config import DataConfig
+
+# Characters of a document in which its article is looked for.
+_HEAD = 1000
+
+
+def article_split(config: DataConfig, text: str) -> str:
+    """The split of a document: "train", "validation" or "test", by a hash of the name of its article
+    and nothing else.
+
+    Args:
+      config: The corpus; `data.article` says what names an article.
+      text: The document, or its first 1,000 characters.
+    """
+    head = text[:_HEAD]
+    match = re.search(config.article, head)
+    names = (group for group in match.groups() if group is not None) if match else iter(())
+    # A document without a name is known by how it begins.
+    digest = hashlib.sha256(next(names, head).encode()).digest()
+    place = int.from_bytes(digest[:8]) / 2**64
+    if place < config.test_fraction:
+        return "test"
+    return "validation" if place < config.test_fraction + config.validation_fraction else "train"
+
+
+def of_split(
+    texts: Iterable[Iterable[str]], config: DataConfig, split: str
+) -> Iterator[Iterable[str]]:
+    """The documents whose articles belong to a split, each in its pieces."""
+    for pieces in texts:
+        head, pieces = beginning(pieces)
+        if article_split(config, head) == split:
+            yield pieces
+
+
+def beginning(pieces: Iterable[str]) -> tuple[str, Iterator[str]]:
+    """The first characters of a text in pieces, and all of its pieces."""
+    rest, taken = iter(pieces), list[str]()
+    while sum(map(len, taken)) < _HEAD and (piece := next(rest, None)) is not None:
+        taken.append(piece)
+    return "".join(taken)[:_HEAD], chain(taken, rest)
