@@ -40,6 +40,7 @@ from flax import nnx
 from sdsl_jax.decoding import (
     EarlyExit,
     Head,
+    HybridDraft,
     Model,
     NestedDraft,
     NgramDraft,
@@ -49,6 +50,7 @@ from sdsl_jax.decoding import (
     probabilities,
     speculate,
 )
+from sdsl_jax.decoding.decode import Draft
 from sdsl_jax.decoding.drafters import ModelDrafter
 from sdsl_jax.decoding.lookahead import FixedLookahead
 from sdsl_jax.decoding.noise import row_keys
@@ -191,6 +193,11 @@ def nested(threshold: float = 0.6) -> NestedDraft:
     return nested_draft(whole, dataclasses.replace(whole.config, layers=1, hidden=6), threshold)
 
 
+def hybrid(fallback: Any, shortest: int = 1) -> HybridDraft:
+    """N-grams first. In texts of four tokens rows both match and do not, from round to round."""
+    return HybridDraft(NgramDraft(V, max(3, shortest), shortest), fallback)
+
+
 @functools.cache
 def pruned_draft() -> Model:
     """One block and a third of the units of the target of the checks."""
@@ -222,6 +229,8 @@ KINDS: dict[str, Any] = {
     "early-exit-trained": lambda: exit_draft(blocks=2),
     "pruned": pruned_draft,
     "nested": nested,
+    "hybrid": lambda: hybrid(model(1, 1)),
+    "hybrid-head": lambda: hybrid(head()),
 }
 
 
@@ -370,7 +379,7 @@ class Sampled(NamedTuple):
 
 
 def decode_ragged(
-    draft: Model | Head | EarlyExit | NestedDraft | NgramDraft,
+    draft: Draft,
     target: Model,
     samples: int,
     rows: int = 8192,

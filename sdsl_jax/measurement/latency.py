@@ -23,7 +23,7 @@ from jaxtyping import Array
 from sdsl_jax.data.dataset import spread
 from sdsl_jax.data.prompts import Prompts
 from sdsl_jax.decoding import (
-    Head,
+    HybridDraft,
     Model,
     NgramDraft,
     Sampling,
@@ -37,7 +37,7 @@ from sdsl_jax.decoding.decode import broken_logits
 from sdsl_jax.decoding.noise import round_noise, row_keys
 from sdsl_jax.decoding.sampling import finite_logits
 from sdsl_jax.errors import require
-from sdsl_jax.measurement.pair import PairSettings
+from sdsl_jax.measurement.pair import PairDraft, PairSettings
 from sdsl_jax.models import ModelConfig, Params, forward, init_cache
 from sdsl_jax.models.weights import activation_dtype
 from sdsl_jax.progress import Progress, Silent
@@ -220,7 +220,7 @@ class GenerationTimes:
 
 
 def time_generation(
-    draft: Model | Head | NgramDraft,
+    draft: PairDraft,
     target: Model,
     prompts: Prompts,
     settings: PairSettings,
@@ -307,7 +307,8 @@ class StepCosts(NamedTuple):
 
     Attributes:
       target_step: Seconds of one decoding step of the target.
-      draft_step: d, the time of a draft step; None for n-grams and heads.
+      draft_step: d, the time of a draft step, of a hybrid draft that of its fallback; None for n-grams
+        and heads.
       verify_pass: v, the time of a pass over γ + 1 tokens, by γ.
     """
 
@@ -317,15 +318,21 @@ class StepCosts(NamedTuple):
 
     def best_lookahead(self, tokens_per_round: dict[int, float]) -> int:
         """The measured γ with the largest speed-up τ/(γ·d + v)."""
-        draft = self.draft_step or 0.0
-        return max(
-            self.verify_pass,
-            key=lambda g: tokens_per_round[g] / (g * draft + max(self.verify_pass[g], 1.0)),
-        )
+        return max(self.verify_pass, key=lambda g: tokens_per_round[g] / self.round_cost(g))
+
+    def round_cost(self, lookahead: int, drafted: float = 1.0) -> float:
+        """Mean time of a round of one row by these costs alone, s·γ·d + v, in steps of the target.
+
+        Args:
+          lookahead: γ.
+          drafted: s, the share of rounds in which the draft takes its steps. n-grams take none.
+        """
+        draft = drafted * lookahead * (self.draft_step or 0.0)
+        return draft + max(self.verify_pass[lookahead], 1.0)
 
 
 def time_costs(
-    draft: Model | Head | NgramDraft,
+    draft: PairDraft,
     target: Model,
     prompts: Prompts,
     settings: PairSettings,
@@ -339,8 +346,9 @@ def time_costs(
     steps = {"target": Step(target, 1, context)} | {
         f"γ = {g}": Step(target, g + 1, context) for g in settings.lookaheads
     }
-    if isinstance(draft, Model):
-        steps["draft"] = Step(draft, 1, context)
+    stepping = draft.fallback if isinstance(draft, HybridDraft) else draft
+    if isinstance(stepping, Model):
+        steps["draft"] = Step(stepping, 1, context)
     timed_steps = time_steps(steps, repetitions=_REPETITIONS, confidence=settings.confidence)
     seconds = {name: value.estimate for name, value in timed_steps.items()}
     one = seconds["target"]

@@ -17,7 +17,7 @@ import pandas
 from sdsl_jax.checkpoints.loading import DEFAULT_OPTIONS, LoadOptions, load_model
 from sdsl_jax.checkpoints.model_folder import LoadedModel
 from sdsl_jax.data.prompts import Prompts, encode_prompts, load_prompts, pad_prompts
-from sdsl_jax.decoding import Head, Model, NgramDraft, Sampling, one_vocabulary
+from sdsl_jax.decoding import Head, HybridDraft, Model, NgramDraft, Sampling, one_vocabulary
 from sdsl_jax.decoding.lookahead import LookaheadRule
 from sdsl_jax.errors import require
 from sdsl_jax.measurement import pair_records, pair_report, pair_warnings
@@ -30,6 +30,7 @@ from sdsl_jax.measurement.latency import (
     time_generation,
 )
 from sdsl_jax.measurement.pair import (
+    PairDraft,
     PairMeasurement,
     PairSettings,
     Replay,
@@ -89,8 +90,8 @@ class MeasuredPair:
 
     @property
     def acceptance(self) -> Interval:
-        """α: exact, on the target's own samples; for n-grams, accepted per tested draft at the first
-        lookahead."""
+        """α: exact, on the target's own samples; where n-grams draft, accepted per tested draft at the
+        first lookahead."""
         if self.measurement.alpha is not None:
             return self.measurement.alpha
         return self.measurement.lookaheads[0].statistics.per_test
@@ -133,6 +134,8 @@ class MeasuredPair:
                 if value is not None:
                     row |= value.columns(key)
             row |= {"rounds": s.rounds, "self_check": s.self_check}
+            if s.fallback_share is not None:
+                row |= s.fallback_share.columns("fallback_share")
             if self.costs is not None:
                 row["verify_pass"] = self.costs.verify_pass[result.lookahead]
             if result.lookahead in times:
@@ -148,14 +151,20 @@ class MeasuredPair:
             losses = self._losses(role, model)
             return pair_report.ModelReport.of(model, losses and OnPrompts.of(*losses))
 
+        proposer: pair_report.ModelReport | pair_report.NgramReport | pair_report.HybridReport
+        if self.draft is None:
+            proposer = pair_report.NgramReport(NGRAM)
+        else:
+            proposer = describe(self.draft, "draft")
+            if s.ngram_first:
+                proposer = pair_report.HybridReport(self.name.draft_id, s.ngram_first, proposer)
+
         return document(
             PairReport,
             s,
             s.sampling,
             target=describe(self.target, "target"),
-            draft=pair_report.NgramReport(NGRAM)
-            if self.draft is None
-            else describe(self.draft, "draft"),
+            draft=proposer,
             lossless=True,
             how=pair_records.how_measured(s, self.options._asdict()),
             alpha=m.alpha,
@@ -189,7 +198,8 @@ class MeasuredPair:
         if self.costs is None:
             return None
         c, command = self.costs, None
-        if c.draft_step is not None:
+        # The command takes one α for all drafts; those of n-grams and of a model have two.
+        if c.draft_step is not None and not self.settings.ngram_first:
             taus = {
                 r.lookahead: r.statistics.tokens_per_round.estimate
                 for r in self.measurement.lookaheads
@@ -203,7 +213,14 @@ class MeasuredPair:
                     f"--acceptance-length {length} --at-lookahead {best}"
                 )
         passes = [pair_report.VerifyCost(*item) for item in c.verify_pass.items()]
-        return pair_report.CostsReport(c.target_step, c.draft_step, passes, command)
+        rounds = []
+        for result in self.measurement.lookaheads if self.draft is None or c.draft_step else ():
+            s = result.statistics
+            share = 1.0 if s.fallback_share is None else s.fallback_share.estimate
+            cost = c.round_cost(result.lookahead, share)
+            speedup = s.tokens_per_round.estimate / cost
+            rounds.append(pair_report.RoundCost(result.lookahead, cost, speedup))
+        return pair_report.CostsReport(c.target_step, c.draft_step, passes, command, rounds)
 
     def append_to(self, folder: str | Path) -> None:
         """Adds the pair to a folder of records, which `sdsl fit acceptance` reads.
@@ -353,7 +370,7 @@ def speculate(
       options: How to read published checkpoints.
       progress: Reports progress while models are read.
       **settings: Filters of the sampling (top_k, top_p, min_p), and other fields of `PairSettings`:
-        verification, stop_tokens, batch.
+        verification, stop_tokens, batch, ngram_first.
 
     Raises:
       SdslError: an argument is out of range, a model cannot be read, or the two have different
@@ -370,9 +387,8 @@ def speculate(
     how = _settings(widest, new_tokens, temperature, seed, **settings)
     draft_model, target_model = _load_pair(draft, target, options, progress)
     chosen = _as_prompts(prompts, draft_model, target_model)
-    decoded = decode(
-        *_decoding_pair(draft_model, target_model), chosen, max(widest), how, rule=rule
-    )
+    pair = _decoding_pair(draft_model, target_model, how)
+    decoded = decode(*pair, chosen, max(widest), how, rule=rule)
     tokens = [
         np.asarray(ids[begin:end])
         for ids, begin, end in zip(decoded.tokens, decoded.prompt_lengths, decoded.lengths)
@@ -419,7 +435,7 @@ def measure_pair(
       options: How to read published checkpoints.
       progress: Reports progress after every batch.
       **settings: Filters of the sampling (top_k, top_p, min_p), and other fields of `PairSettings`:
-        verification, stop_tokens, batch, confidence.
+        verification, stop_tokens, batch, confidence, ngram_first.
 
     Raises:
       SdslError: an argument is out of range, a model or the prompts cannot be read, or the two have
@@ -483,10 +499,10 @@ def measure_and_record(
     for model in (draft, against):
         if model is not None:
             pair_warnings.require_one_tokenizer(model, target)
-    require(against is None or draft is not None, NO_ALPHA)
+    require(against is None or (draft is not None and not settings.ngram_first), NO_ALPHA)
+    drafter, verifier = _decoding_pair(draft, target, settings)
     if out is not None:
         _prepare(out, draft, target, prompts, settings, options)
-    drafter, verifier = _decoding_pair(draft, target)
     work = drafter, verifier, prompts, settings
     measured = measure_models(*work, progress, against and against.draft)
     comparison = None
@@ -544,6 +560,8 @@ def pair_name(
 ) -> PairName:
     """What identifies a measurement in a folder of records."""
     draft_id = NGRAM if draft is None else draft.record.model_id
+    if settings.ngram_first:
+        draft_id = f"{NGRAM}{settings.ngram_first}+{draft_id}"
     temperature = float(settings.sampling.temperature)
     return PairName(draft_id, target.record.model_id, temperature, prompts.domain)
 
@@ -566,14 +584,27 @@ def _prepare(
 
 
 def _decoding_pair(
-    draft: LoadedModel | None, target: LoadedModel
-) -> tuple[Model | Head | NgramDraft, Model]:
-    """Both models with one vocabulary, as the decoder takes them."""
+    draft: LoadedModel | None, target: LoadedModel, settings: PairSettings
+) -> tuple[PairDraft, Model]:
+    """Both models with one vocabulary, as the decoder takes them, with n-grams first where they are asked
+    for."""
     if draft is None:
+        require(
+            not settings.ngram_first,
+            "n-grams that draft first need a model to fall back on; give one as the draft, or leave out ngram_first "
+            "(--ngram-first).",
+        )
         return NgramDraft(target.config.ids), target.model
+    model: Model | Head
     if draft.head is not None:
-        return Head(draft.head, draft.params), target.model
-    return one_vocabulary(draft.model, target.model)
+        model, verifier = Head(draft.head, draft.params), target.model
+    else:
+        model, verifier = one_vocabulary(draft.model, target.model)
+    if not settings.ngram_first:
+        return model, verifier
+    return HybridDraft(
+        NgramDraft(verifier.config.ids, max(3, settings.ngram_first), settings.ngram_first), model
+    ), verifier
 
 
 def _load_pair(

@@ -18,7 +18,9 @@ from sdsl_jax.data.tokenizer import Tokenizer
 from sdsl_jax.decoding import (
     Decoded,
     Head,
+    HybridDraft,
     Model,
+    NestedDraft,
     NgramDraft,
     Sampling,
     autoregress,
@@ -37,6 +39,7 @@ from sdsl_jax.measurement.events import (
 )
 from sdsl_jax.measurement.greedy import Divergence, first_divergences
 from sdsl_jax.measurement.heads import overlap_after_prompts
+from sdsl_jax.measurement.hybrids import with_ngrams_first
 from sdsl_jax.measurement.overlap import PairOverlap, pairwise_overlap
 from sdsl_jax.measurement.replay import (
     ExpectedRounds,
@@ -54,6 +57,9 @@ from sdsl_jax.statistics import Interval, ratio_interval
 # Other temperatures that a replayed run is asked about, and the memory that its distributions may take.
 _OTHER_TEMPERATURES, _REPLAY_BYTES = (0.0, 0.5, 1.0, 1.5), 2**31
 
+# What can be measured as the draft of a pair.
+PairDraft = Model | Head | NgramDraft | HybridDraft
+
 
 @dataclass(frozen=True)
 class PairSettings:
@@ -68,6 +74,7 @@ class PairSettings:
       seed: Seed of all sampling.
       batch: Prompts decoded at a time. It changes memory and time, and numbers only by rounding.
       confidence: Confidence of the intervals; prompts are their clusters.
+      ngram_first: Shortest n-gram that drafts a round in place of the draft; 0 for the draft alone.
     """
 
     lookaheads: tuple[int, ...] = (1, 2, 4, 8)
@@ -78,6 +85,7 @@ class PairSettings:
     seed: int = 0
     batch: int = 32
     confidence: float = 0.9
+    ngram_first: int = 0
 
     def __post_init__(self):
         require_distinct("the list of lookaheads", self.lookaheads)
@@ -90,6 +98,7 @@ class PairSettings:
         require(0 <= self.seed < 2**31, f"the seed is {self.seed}; it must lie in [0, 2**31).")
         require_in("[1, inf)", "the batch", self.batch)
         require_in("(0, 1)", "the confidence", self.confidence)
+        require_in("[0, inf)", "the shortest n-gram that drafts first", self.ngram_first)
         self.sampling.check()
 
 
@@ -143,14 +152,14 @@ class PairMeasurement(NamedTuple):
 
     Attributes:
       alpha: E Σ_v min(p_v, q_v) over the positions of the target's own samples, of a head for the
-        first draft of a round; None for an n-gram draft.
+        first draft of a round; None where n-grams draft.
       positions: Number of these positions.
-      text: α and both losses on the prompts; None for an n-gram draft, a head, or prompts of one
-        token.
+      text: α and both losses on the prompts; None where n-grams draft, for a head, or for prompts of
+        one token.
       lookaheads: A result for each lookahead, in the order of the settings.
       expected: Token verification in expectation at every γ up to the largest lookahead, from the
         target's samples; empty for an n-gram draft.
-      exact: What α was averaged from, token by token of the samples; None for an n-gram draft.
+      exact: What α was averaged from, token by token of the samples; None where n-grams draft.
       against: The same of another draft, on the same samples; None if there is none.
     """
 
@@ -164,7 +173,7 @@ class PairMeasurement(NamedTuple):
 
 
 def measure_models(
-    draft: Model | Head | NgramDraft,
+    draft: PairDraft,
     target: Model,
     prompts: Prompts,
     settings: PairSettings,
@@ -180,12 +189,13 @@ def measure_models(
       prompts: One row each. A row's randomness depends on the seed and its number, not on its batch.
       settings: How to measure.
       progress: Reports progress after every batch.
-      against: Another draft, which is scored on the same samples and not decoded; none if the draft
-        copies n-grams.
+      against: Another draft, which is scored on the same samples and not decoded; none if n-grams
+        draft.
 
     Raises:
       SdslError: a stop token is not an id of the target, rows exceed a model's table of positions,
-        a head was made for a target of another shape, or logits are not finite.
+        a head was made for a target of another shape, a hybrid draft falls back on a nested one, or
+        logits are not finite.
     """
     progress = progress or Silent()
     if isinstance(draft, Model):
@@ -195,7 +205,7 @@ def measure_models(
             0 <= token < target.config.ids,
             f"the stop token is {token}; it must lie in [0, {target.config.ids - 1}].",
         )
-    models: dict[str, Model | Head] = {"target": target}
+    models: dict[str, Model | Head | HybridDraft] = {"target": target}
     if not isinstance(draft, NgramDraft):
         models["draft"] = draft
     if against is not None:
@@ -216,10 +226,13 @@ def measure_models(
         samples = sample_target(
             target, prompts, settings, lambda: progress.advance(1, "samples of the target")
         )
-        exact = exact_acceptance(draft, target, samples, settings)
-        expected = exact.expected(settings)
+        if isinstance(draft, HybridDraft):
+            expected = _expected_of_hybrid(draft, target, samples, settings)
+        else:
+            exact = exact_acceptance(draft, target, samples, settings)
+            expected = exact.expected(settings)
         progress.advance(batches, "exact acceptance")
-        if against is not None:
+        if against is not None and exact is not None:
             other = exact_acceptance(against, target, samples, settings)
             progress.advance(batches, "exact acceptance of the other draft")
     results = []
@@ -257,7 +270,7 @@ def measure_models(
         )
     progress.finish()
     if exact is None:
-        return PairMeasurement(None, 0, None, tuple(results))
+        return PairMeasurement(None, 0, None, tuple(results), tuple(expected))
     return PairMeasurement(
         exact.alpha, exact.positions, text, tuple(results), tuple(expected), exact, other
     )
@@ -285,7 +298,7 @@ def _in_batches(
 
 
 def decode(
-    draft: Model | Head | NgramDraft,
+    draft: PairDraft,
     target: Model,
     prompts: Prompts,
     lookahead: int,
@@ -503,6 +516,26 @@ def exact_acceptance(
     return ExactAcceptance(alpha, positions, pair, drawn, counted, room)
 
 
+def _expected_of_hybrid(
+    draft: HybridDraft, target: Model, samples: Samples, settings: PairSettings
+) -> list[ExpectedRounds]:
+    """Token verification in expectation, with n-grams where they occur and else the fallback."""
+    require(
+        isinstance(draft.fallback, Model | Head),
+        "the draft to fall back on is a nested one, whose expected rounds are not known; measure one of its slices.",
+    )
+    assert not isinstance(draft.fallback, NestedDraft)
+    fallback = exact_acceptance(draft.fallback, target, samples, settings)
+    mixed = with_ngrams_first(
+        fallback.acceptance,
+        draft.ngrams,
+        samples.tokens,
+        samples.prompt_lengths,
+        max(settings.lookaheads),
+    )
+    return fallback._replace(acceptance=mixed).expected(settings)
+
+
 class Replay(NamedTuple):
     """What a run would have given otherwise, from its stored distributions.
 
@@ -519,7 +552,7 @@ class Replay(NamedTuple):
 
 
 def replay_run(
-    draft: Model | Head | NgramDraft,
+    draft: PairDraft,
     target: Model,
     prompts: Prompts,
     settings: PairSettings,

@@ -104,6 +104,21 @@ class ModelReport:
 
 
 @dataclass(frozen=True)
+class HybridReport:
+    """N-grams with a model to fall back on.
+
+    Attributes:
+      model_id: name of the two in the records
+      ngram_first: shortest n-gram that drafts a round
+      fallback: the model that drafts all other rounds
+    """
+
+    model_id: str
+    ngram_first: int
+    fallback: ModelReport
+
+
+@dataclass(frozen=True)
 class LookaheadReport:
     """One run of the decoder. All but `conventions` count every round, with all that verification
     kept.
@@ -122,6 +137,8 @@ class LookaheadReport:
       conventions: conventions of other tools, over emitted tokens of rounds with room for γ + 1
         tokens
       greedy_divergences: where greedy output is not the target's own; null unless greedy
+      fallback_share: share of rounds that the model drafted, of n-grams with a model to fall back on;
+        null for other drafts
     """
 
     lookahead: int
@@ -136,6 +153,7 @@ class LookaheadReport:
     tests: int
     conventions: dict[str, Interval]
     greedy_divergences: list[Divergence] | None = None
+    fallback_share: Interval | None = None
 
     @classmethod
     def of(cls, result: LookaheadResult) -> LookaheadReport:
@@ -166,21 +184,41 @@ class VerifyCost:
 
 
 @dataclass(frozen=True)
+class RoundCost:
+    """The cost of a round of one row, by the costs of its parts alone. It leaves out what a model reads to
+    catch up after rounds that n-grams drafted.
+
+    Attributes:
+      lookahead: drafts per round, γ
+      target_steps: mean time of a round, s·γ·d + v, where the draft takes its steps in a share s of the
+        rounds, in target steps
+      speedup: τ over this time
+    """
+
+    lookahead: int
+    target_steps: float
+    speedup: float
+
+
+@dataclass(frozen=True)
 class CostsReport:
     """The costs of a round's parts, one row at a time on this machine.
 
     Attributes:
       target_step_seconds: time of one decoding step of the target
-      draft_step: d, time of a draft step in target steps; null for n-grams and heads
+      draft_step: d, time of a draft step in target steps, where n-grams draft first that of the model
+        to fall back on; null for n-grams and heads
       verify_passes: v at each lookahead
-      lookahead_command: the sdsl lookahead command for these costs; null for n-grams and heads, or if
-        every draft was accepted
+      lookahead_command: the sdsl lookahead command for these costs; null where n-grams draft, for
+        heads, or if every draft was accepted
+      rounds: the cost of a round at each lookahead; empty for heads, whose steps are not timed
     """
 
     target_step_seconds: float
     draft_step: float | None
     verify_passes: list[VerifyCost]
     lookahead_command: str | None
+    rounds: list[RoundCost]
 
 
 @dataclass(frozen=True)
@@ -287,7 +325,7 @@ class PairReport:
 
     Attributes:
       target: the model to speed up
-      draft: the model that proposes, or n-grams
+      draft: the model that proposes, n-grams, or n-grams with a model to fall back on
       temperature: sampling temperature of both models
       top_k: filter of the sampling
       top_p: filter of the sampling
@@ -315,7 +353,7 @@ class PairReport:
     """
 
     target: ModelReport
-    draft: ModelReport | NgramReport
+    draft: ModelReport | NgramReport | HybridReport
     temperature: float
     top_k: int | None
     top_p: float | None

@@ -72,6 +72,11 @@ def input_warnings(
             f"the draft has {draft.record.params_total:,} parameters and the target {target.record.params_total:,}: a draft is "
             "usually the smaller of the two."
         )
+    if settings.ngram_first:
+        warnings.append(
+            f"n-grams of at least {settings.ngram_first} tokens draft first: acceptance is a mixture of two drafts, so there is "
+            "no exact α, and no lookahead follows from these figures; measure the model without --ngram-first for its own."
+        )
     if draft is not None and draft.record.data_digest != target.record.data_digest:
         warnings.append(
             "draft and target were trained on different data; text held out from one may have trained the other."

@@ -199,6 +199,58 @@ def test_an_ngram_draft_has_no_exact_acceptance(measure):
     assert "acceptance α" not in out
 
 
+@pytest.mark.slow
+def test_ngrams_draft_first_and_a_model_where_none_matches(measure, tmp_path):
+    out = str(tmp_path / "out")
+    assert measure(out=out)[0] == 0
+    options = {"ngram-first": "2", "timed": "1", "out": out}
+    status, text, err = measure("--json", **options)
+    assert (status, err) == (0, "")
+    answer = json.loads(text)
+    draft = answer["draft"]
+    assert (draft["model_id"], draft["fallback"]["model_id"]) == ("ngram2+model-1-2", "model-1-2")
+    assert answer["alpha"] is None
+    assert any("acceptance is a mixture of two drafts" in w for w in answer["warnings"])
+    costs = answer["costs"]
+    assert costs["lookahead_command"] is None
+    for row, passed, priced in zip(
+        answer["per_lookahead"], costs["verify_passes"], costs["rounds"]
+    ):
+        share, tau = (row[k]["estimate"] for k in ("fallback_share", "tokens_per_round"))
+        assert row["expected_tokens_per_round"]["estimate"] > 1
+        verify = max(1, passed["target_steps"])
+        cost = share * row["lookahead"] * costs["draft_step"] + verify
+        assert priced["target_steps"] == pytest.approx(cost)
+        assert priced["speedup"] == pytest.approx(tau / cost)
+    # Beside the pair without n-grams, whose rounds have one drafter.
+    events = pandas.read_parquet(tmp_path / "out" / "events.parquet")
+    shares = events.groupby(["draft_id", "lookahead"]).drafted_by.mean()
+    assert (shares["model-1-2"] == 0).all()
+    for row in answer["per_lookahead"]:
+        share = shares["ngram2+model-1-2", row["lookahead"]]
+        assert 0 < share == pytest.approx(row["fallback_share"]["estimate"])
+    assert {m.model_id for m in read_table(tmp_path / "out", "models")} == {
+        "model-2-1",
+        "model-1-2",
+    }
+    assert measure(**options)[0] == 2
+    status, text, _ = measure(**options | {"out": str(tmp_path / "other")})
+    assert "ngram2+model-1-2: n-grams of 2 or more tokens, else model-1-2" in text
+    assert "drafted by the model" in text
+    assert "n-grams take no draft step" in text
+
+
+def test_ngrams_that_cannot_draft_first_are_refused(measure, models):
+    for options, message in (
+        ({"draft": "ngram", "ngram-first": "2"}, "need a model to fall back on"),
+        ({"ngram-first": "-1"}, "the shortest n-gram that drafts first is -1"),
+        ({"ngram-first": "1", "against": models["other"]}, "n-grams have none"),
+    ):
+        status, out, err = measure(**options)
+        assert (status, out) == (2, "")
+        assert message in err, err
+
+
 def test_different_tokenizers_are_compared_on_the_text_and_never_decoded(measure, models):
     status, out, err = measure("--retokenised", draft=models["bpe"])
     assert status == 0

@@ -99,7 +99,7 @@ def test_cached_drafts_after_any_rounds_are_the_unrolled_ones(text, window, para
     rows = np.arange(B)
     while int(lengths.max()) + window < LENGTH:
         kept = jnp.asarray(random.integers(0, window, B))
-        proposal, state = drafter.first(some.params, state, buffer, lengths, PLAIN)
+        proposal, state = drafter.first(some.params, state, buffer, lengths, PLAIN, rows >= 0)
         for k in range(1, window + 1):
             # Draft k continues the text up to position n + k − 2, as long as the drafts are of the text.
             expected = jax.nn.softmax(dense[k - 1, rows, lengths + k - 2])
@@ -109,7 +109,7 @@ def test_cached_drafts_after_any_rounds_are_the_unrolled_ones(text, window, para
                 # Those that are rejected are other tokens than the text's.
                 drawn = (text[rows, lengths + k - 1] + (k > kept)) % 4
                 proposal, state = drafter.next(
-                    some.params, state, buffer, lengths, drawn, jnp.int32(k), PLAIN
+                    some.params, state, buffer, lengths, drawn, jnp.int32(k), PLAIN, rows >= 0
                 )
         at = lengths[:, None] - 1 + jnp.arange(window)[None]
         seen = features[rows[:, None], at]

@@ -171,13 +171,18 @@ def matched(tokens, longest=3, shortest=1):
 
 def test_ngrams_are_found_as_a_plain_search_finds_them():
     random = np.random.default_rng(1)
-    first = jax.jit(NgramDraft(6).first)
+    first, asking = jax.jit(NgramDraft(6).first), jnp.ones(1, bool)
     for _ in range(200):
         length = int(random.integers(1, 20))
         tokens = np.zeros(24, np.int32)
         tokens[:length] = random.integers(0, 6, length)
         proposal, source = first(
-            None, jnp.array([-1]), jnp.asarray(tokens)[None], jnp.array([length]), Sampling()
+            None,
+            jnp.array([-1]),
+            jnp.asarray(tokens)[None],
+            jnp.array([length]),
+            Sampling(),
+            asking,
         )
         expected = matched(tokens[:length])
         assert bool(proposal.available[0]) == (expected is not None)

@@ -26,12 +26,12 @@ def dense(slice_, text):
 # Compiled, because each call of `lax.cond` outside of `jit` would be a program of its own.
 @functools.partial(jax.jit, static_argnums=0)
 def first(drafter, params, state, tokens, lengths):
-    return drafter.first(params, state, tokens, lengths, PLAIN)
+    return drafter.first(params, state, tokens, lengths, PLAIN, lengths > 0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def following(drafter, params, state, tokens, lengths, drawn, number):
-    return drafter.next(params, state, tokens, lengths, drawn, number, PLAIN)
+    return drafter.next(params, state, tokens, lengths, drawn, number, PLAIN, lengths > 0)
 
 
 @pytest.mark.parametrize("threshold", [1.1, pytest.param(0.0, marks=pytest.mark.slow)])
@@ -121,8 +121,8 @@ def forgets(monkeypatch):
     """A slice that has rested goes on as if it had read everything."""
     right = NestedDrafter.first
 
-    def up_to_date(self, params, state, tokens, lengths, sampling):
-        return right(self, params, state._replace(seen=lengths - 1), tokens, lengths, sampling)
+    def up_to_date(self, params, state, tokens, lengths, *others):
+        return right(self, params, state._replace(seen=lengths - 1), tokens, lengths, *others)
 
     monkeypatch.setattr(NestedDrafter, "first", up_to_date)
 

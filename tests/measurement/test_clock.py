@@ -3,7 +3,15 @@ import numpy as np
 import pytest
 
 from sdsl_jax.config import StudyConfig, from_dict
-from sdsl_jax.decoding import FixedLookahead, Model, Sampling, loop, speculate
+from sdsl_jax.decoding import (
+    FixedLookahead,
+    HybridDraft,
+    Model,
+    NgramDraft,
+    Sampling,
+    loop,
+    speculate,
+)
 from sdsl_jax.decoding.drafters import ModelDrafter
 from sdsl_jax.errors import SdslError
 from sdsl_jax.measurement.clock import Entrant, cache_slots, time_decoders
@@ -46,6 +54,20 @@ def test_runs_count_what_they_did(pair):
     assert (single.tokens >= 4 * (12 - 3)).all()
     assert cache_slots(entrants[0], 5, 12) == 17
     assert cache_slots(entrants[1], 5, 12) == 20
+
+
+@pytest.mark.slow
+def test_ngrams_with_a_fallback_are_timed(pair):
+    """Their tokens and rounds are those of the decoder, in whole rounds."""
+    draft, target = pair
+    hybrid = HybridDraft(NgramDraft(V, 3, 1), draft)
+    prompts = np.random.default_rng(2).integers(0, V, (2, 4, 5))
+    entrants = [Entrant(target, hybrid, 2), Entrant(target, hybrid, 2, batch=2)]
+    for run, rows in zip(
+        time_decoders(entrants, prompts, new_tokens=12, sampling=Sampling(), seed=0), (1, 2)
+    ):
+        assert (run.tokens >= rows * run.rounds).all()
+        assert (run.tokens <= 3 * rows * run.rounds).all()
 
 
 @pytest.mark.slow

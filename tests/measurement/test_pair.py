@@ -7,7 +7,15 @@ import pytest
 from flax import nnx
 
 from sdsl_jax.data.prompts import Prompts
-from sdsl_jax.decoding import Model, NgramDraft, Sampling, one_vocabulary, overlap, probabilities
+from sdsl_jax.decoding import (
+    HybridDraft,
+    Model,
+    NgramDraft,
+    Sampling,
+    one_vocabulary,
+    overlap,
+    probabilities,
+)
 from sdsl_jax.errors import SdslError
 from sdsl_jax.measurement import latency as generation
 from sdsl_jax.measurement import pair as module
@@ -279,6 +287,28 @@ def test_an_ngram_draft_is_measured_by_the_decoder_alone(pair):
     assert (found.alpha, found.text) == (None, None)
     assert all(result.expected is None for result in found.lookaheads)
     assert found.lookaheads[0].statistics.tokens_per_round.estimate > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_ngrams_first_do_what_the_probabilities_say(pair, temperature):
+    """τ by decoding against τ by the recursion over a mixture, on other samples: five standard errors.
+    Greedy texts are the same, and so is every round."""
+    hybrid = HybridDraft(NgramDraft(V, 3, 2), pair[0])
+    settings = PairSettings(**SETTINGS, sampling=Sampling(temperature))
+    found = measure_models(hybrid, pair[1], ragged(400), settings)
+    assert (found.alpha, found.text, found.exact) == (None, None, None)
+    for result in found.lookaheads:
+        tau, expected = result.statistics.tokens_per_round, result.expected
+        if temperature:
+            assert abs(tau.estimate - expected.estimate) < 5 * np.hypot(error(tau), error(expected))
+            assert abs(result.statistics.self_check) < 5
+        assert result.divergences in (None, [])
+        share = result.statistics.fallback_share
+        events = result.decoded.events
+        ran = np.asarray(events.emitted) > 0
+        assert share.estimate == pytest.approx(events.drafted_by[ran].mean())
+        assert 0.05 < share.estimate < 0.95
 
 
 @pytest.mark.parametrize("rule", ["token", "block"])
