@@ -63,11 +63,12 @@ def count(config: ModelConfig, context: float) -> ModelCounts:
         c.layers * (matrices + rest) + projections + (_norm_params(c) if c.final_norm else 0)
     )
     nonembedding += exit_map + (c.width if c.early_exit else 0)
-    table = c.vocab_size * c.table_width
+    tables = c.embedding_rows * c.table_width
+    if c.early_exit or not c.tie_embeddings:
+        tables += (c.readout_size if c.truncated else c.vocab_size) * c.table_width
     positions = c.max_positions * c.width if c.positions == "learned" else 0
-    readout = (len(c.readout_ids) or c.vocab_size) * c.table_width
-    tables = 1 if c.tie_embeddings and not c.early_exit else 2
-    total = nonembedding + positions + table * tables
+    readout = c.readout_size * c.table_width
+    total = nonembedding + positions + tables
     attention = 4 * context * c.heads * c.head_dim * c.layers
     return ModelCounts(
         nonembedding=nonembedding,

@@ -293,7 +293,7 @@ def later_flops(config: HeadConfig, body: ModelCounts) -> float:
     """
     D = config.body.width
     if config.parallel:
-        return 4.0 * D * D + 2.0 * D * config.body.vocab_size
+        return 4.0 * D * D + 2.0 * D * config.body.readout_size
     return body.flops_per_token + 2.0 * D * D
 
 
