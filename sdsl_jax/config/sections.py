@@ -83,6 +83,10 @@ class FamilyConfig:
         not lie on one line in their size, so a slope in N needs a constant depth.
       min_layers: Blocks of the smallest sizes, where blocks follow the aspect ratio. Models of one
         block are worse than their size: a law of all sizes needs at least two.
+      readout: Every draft size is trained once for each of these K, with tables of the K most
+        frequent ids of the training text, those that end a document among them. It proposes no
+        other id and reads all others as one; its α is at most the target's probability of the K
+        ids. 0 stands for all ids, as does an empty list. Targets have all ids.
     """
 
     aspect_ratio: float = 32.0
@@ -92,6 +96,7 @@ class FamilyConfig:
     tie_embeddings: bool = True
     layers: int = 0
     min_layers: int = 1
+    readout: tuple[WholeCount, ...] = ()
 
     def __post_init__(self):
         require_fields(
@@ -101,7 +106,9 @@ class FamilyConfig:
             kv_groups="[1, inf)",
             layers="[0, 1024]",
             min_layers="[1, 1024]",
+            readout="[0, inf)",
         )
+        require_distinct("family.readout", self.readout, may_be_empty=True)
         require(
             self.head_dim >= 8 and self.head_dim % 8 == 0,
             f"family.head_dim is {self.head_dim}; it must be a positive multiple of 8.",
@@ -507,6 +514,11 @@ class StudyConfig:
                 not kept or bool({*sizes} - {*kept}),
                 f"holdout.{role} holds all of ladder.{role}; some must be left to fit the laws to.",
             )
+        require(
+            not (self.distil.cut and self.readouts != (0,)),
+            f"family.readout is {list(self.family.readout)} and distil.cut {self.distil.cut!r}: only drafts with tables of their "
+            "own can be truncated.",
+        )
         longest = max((*self.clock.lookaheads, *self.clock.batch_lookaheads))
         require(
             not self.clock.lookaheads or longest + 1 < self.measure.new_tokens,
@@ -530,6 +542,11 @@ class StudyConfig:
             f"measure.prompt_tokens + measure.new_tokens is {needed}; it must not exceed data.sequence_length "
             f"({self.data.sequence_length}), the length that the models are trained on.",
         )
+
+    @property
+    def readouts(self) -> tuple[int, ...]:
+        """Ids that drafts propose, 0 for all: every draft size is trained for each."""
+        return self.family.readout or (0,)
 
     @property
     def seen(self) -> StudyConfig:

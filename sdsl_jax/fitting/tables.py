@@ -309,11 +309,15 @@ def _of_one_objective(table: CsvTable, objective: str) -> CsvTable:
     if not all(name in table for name in columns):
         require(not objective, f"{table.path} has no column objective, so that none can be chosen.")
         return table
-    names = [*columns, *(["kind"] if "kind" in table else [])]
-    cells = [["" if is_missing(c) else c for c in table.column(name)] for name in names]
+    names = [*columns, *(name for name in ("kind", "readout") if name in table)]
+    cells: dict[str, list[Any]] = {
+        name: ["" if is_missing(c) else c for c in table.column(name)] for name in names
+    }
+    if "readout" in cells:
+        cells["readout"] = [int(read_number(c) or 0) for c in cells["readout"]]
     kinds = [
-        ModelRecord("", "", 0, 0, 0, 0, 0.0, 0.0, **dict(zip(names, row)))  # type: ignore[arg-type]
-        for row in zip(*cells)
+        ModelRecord("", "", 0, 0, 0, 0, 0.0, 0.0, **dict(zip(names, row)))
+        for row in zip(*cells.values())
     ]
     roles = table.column("role") if "role" in table else ["draft"] * len(kinds)
     trained_for = ["" if role == "target" else kind.trained_for for role, kind in zip(roles, kinds)]

@@ -49,8 +49,8 @@ def pairings(
     config: StudyConfig, models: list[ModelRecord], others: list[ModelRecord]
 ) -> list[list[Pairing]]:
     """Every decoder that `config.clock` asks for, in blocks that run interleaved, each with plain
-    decoding as its first. Where there are drafts of other kinds than models of their own, whatever was
-    not trained on the text alone is timed as well, one seed of each size, by its teacher.
+    decoding as its first. Where there are drafts of other kinds than models of their own, or of truncated
+    readouts, whatever laws are not fitted to is timed as well, one seed of each size, by its teacher.
 
     Blocks are small, so that one process can hold all compiled programs of a block.
 
@@ -60,7 +60,8 @@ def pairings(
       others: The models of `clock.other_models`.
     """
     c = config.clock
-    told = [m for m in models if m.trained_for != "text"] if any(m.kind for m in models) else []
+    apart = any(m.kind or m.readout for m in models)
+    told = [m for m in models if m.trained_for != "text"] if apart else []
     models = [m for m in models if m.trained_for == "text"]
     drafts = sorted(longest_trained(models, "draft"), key=lambda m: m.params_nonembedding)
     targets = sorted(
@@ -98,7 +99,7 @@ def pairings(
         block(target, [draft.model_id], c.lookaheads, 1)
         for target in targets
         for draft in _one_of_each(told)
-        if draft.teacher_digest == target.params_digest
+        if draft.of_text or draft.teacher_digest == target.params_digest
     ]
     return [each for each in blocks if len(each) > 1]
 

@@ -293,7 +293,9 @@ class Transformer(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
         width, table = config.width, config.table_width
-        self.embedding = nnx.Param(_normal(table**-0.5)(rngs.params(), (config.embedding_rows, table)))
+        self.embedding = nnx.Param(
+            _normal(table**-0.5)(rngs.params(), (config.embedding_rows, table))
+        )
         if config.positions == "learned":
             self.positions = nnx.Param(
                 _normal(width**-0.5)(rngs.params(), (config.max_positions, width))

@@ -59,6 +59,7 @@ class ModelRecord:
         and trained on; nested for a slice of a model that was trained together with it
       train_flops: FLOPs of its training and of that of its parents, forward and backward, without
         those of a teacher or of a target that it was cut out of
+      readout: ids that it can propose, the most frequent of its training text; 0 for all
     """
 
     model_id: str
@@ -99,18 +100,24 @@ class ModelRecord:
     parent_digest: str = ""
     kind: str = ""
     train_flops: float = math.nan
+    readout: int = 0
+
+    @property
+    def of_text(self) -> bool:
+        """Whether it is a model of its own that was trained on the text alone, from random weights."""
+        told = self.teacher_digest or self.parent_digest or self.objective not in ("", "ce")
+        return not (told or self.kind)
 
     @property
     def trained_for(self) -> str:
-        """What the model was trained for: "text" from random weights, or else its objective.
+        """What the model was trained for: "text" from random weights, or else its kind and objective;
+        and the ids of a truncated readout, such as "tv of 4096 ids".
 
         One law describes models of one kind: at equal loss, a draft trained for acceptance has more
-        of it, and tokens since a parent are not all its tokens.
+        of it, tokens since a parent are not all its tokens, and a truncated readout bounds it.
         """
-        told = self.teacher_digest or self.parent_digest or self.objective not in ("", "ce")
-        told = told or self.kind
-        kind = f"{self.kind} " if self.kind else ""
-        return kind + self.objective if told else "text"
+        objective = "text" if self.of_text else f"{self.kind} {self.objective}".strip()
+        return objective + (f" of {self.readout} ids" if self.readout else "")
 
     @property
     def training_flops(self) -> float:

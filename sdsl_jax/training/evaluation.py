@@ -133,6 +133,7 @@ def make_record(
         teacher_digest=plan.teacher_digest,
         parent_digest=plan.parent.digest if plan.parent else "",
         kind=plan.rung.kind,
+        readout=plan.rung.readout,
         train_flops=trainer.plan.flops_per_step * steps
         + (plan.parent.train_flops if plan.parent else 0.0),
         **held_out_losses(trainer.config, plan, params, dataset, trainer.recipe.evaluation_windows),

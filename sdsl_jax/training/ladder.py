@@ -59,7 +59,7 @@ def check_ladder(config: StudyConfig) -> None:
                 f"ladder.given_{role} holds {folder!r}, where no trained ladder is: records/models.csv is not there.",
             )
     teacher_digest(config.distil)
-    parent_records(config.distil)
+    parents = parent_records(config.distil)
     sizes = set()
     for rung in rungs(config):
         model = shape(config, rung, config.data.vocab_size)
@@ -91,6 +91,11 @@ def check_ladder(config: StudyConfig) -> None:
         or ("ce" in distil.objectives and distil.text == "corpus"),
         "no draft of the study is trained on the text alone, which its laws are fitted to: set distil.init_from, or add 'ce' to "
         "distil.objective.",
+    )
+    require(
+        0 in config.readouts or any(r.trained_for == "text" for r in parents if r.role == "draft"),
+        f"no draft of the study proposes all ids, which its laws are fitted to: add 0 to family.readout, which is "
+        f"{list(config.family.readout)}, or name such drafts in ladder.given_drafts.",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -60,6 +60,7 @@ class Rung:
       objective: What it is trained for; empty for a model trained on the text alone, from random
         weights.
       kind: What kind of draft it is; empty for a model of its own.
+      readout: Ids that it proposes, the most frequent; 0 for all.
     """
 
     role: str
@@ -68,14 +69,16 @@ class Rung:
     budgets: tuple[int, ...]
     objective: ObjectiveName | Literal[""] = ""
     kind: DraftKind = ""
+    readout: int = 0
 
     @property
     def _trained_for(self) -> str:
-        return "".join(f"-{part}" for part in (self.kind, self.objective) if part)
+        ids = f"{self.readout}ids" if self.readout else ""
+        return "".join(f"-{part}" for part in (ids, self.kind, self.objective) if part)
 
     @property
     def name(self) -> str:
-        """For example draft-14k-s0, or draft-14k-tv-s0."""
+        """For example draft-14k-s0, draft-14k-tv-s0, or draft-14k-4096ids-tv-s0."""
         return f"{self.role}-{compact(self.params)}{self._trained_for}-s{self.seed}"
 
     def model_id(self, budget: int, params: int = 0) -> str:
@@ -108,9 +111,11 @@ def rungs(config: StudyConfig) -> list[Rung]:
         "target": ("",),
     }
     kinds: dict[str, DraftKind] = {"draft": distil.kind, "target": ""}
+    readouts = {"draft": config.readouts, "target": (0,)}
     ladder_rungs = [
-        Rung(role, n, seed, tuple(sorted(tokens)), objective, kinds[role])
+        Rung(role, n, seed, tuple(sorted(tokens)), objective, kinds[role], readout)
         for role, n, tokens in sizes
+        for readout in readouts[role]
         for objective in objectives[role]
         for seed in (
             *ladder.seeds,
@@ -118,7 +123,8 @@ def rungs(config: StudyConfig) -> list[Rung]:
         )
     ]
     return sorted(
-        ladder_rungs, key=lambda rung: (rung.params, rung.role, rung.objective, rung.seed)
+        ladder_rungs,
+        key=lambda rung: (rung.params, rung.role, rung.readout, rung.objective, rung.seed),
     )
 
 
@@ -136,8 +142,16 @@ class Parent(NamedTuple):
     train_flops: float = 0.0
 
 
-def shape(config: StudyConfig, rung: Rung, vocab_size: int) -> ModelConfig:
+def shape(
+    config: StudyConfig, rung: Rung, vocab_size: int, readout_ids: tuple[int, ...] = ()
+) -> ModelConfig:
     """The architecture of a rung; of a head, that of its body.
+
+    Args:
+      config: The study.
+      rung: The rung.
+      vocab_size: Entries of the vocabulary.
+      readout_ids: Ids that it proposes; all if empty.
 
     Raises:
       SdslError: The family cannot build it, or it cannot be cut out of the teacher.
@@ -149,7 +163,8 @@ def shape(config: StudyConfig, rung: Rung, vocab_size: int) -> ModelConfig:
         return pruned_of_size(teacher_architecture(config.distil), rung.params, layers)
     if rung.kind == "nested":
         return nested_of_sizes(config.family, config.ladder.draft_params, vocab_size)[-1]
-    return member(config.family, rung.params, vocab_size)
+    model = member(config.family, rung.params, vocab_size)
+    return replace(model, readout_ids=readout_ids, truncated=bool(readout_ids))
 
 
 class Slice(NamedTuple):
@@ -270,7 +285,8 @@ def plan_rungs(config: StudyConfig, dataset: Dataset, folder: Path) -> list[Plan
     width = teacher_architecture(distil).width if distil.taps else 0
     for rung in rungs(config):
         vocab_size = dataset.tokenizer.vocab_size
-        model = shape(config, rung, vocab_size)
+        ids = dataset.frequent_ids(rung.readout) if rung.readout else ()
+        model = shape(config, rung, vocab_size, ids)
         body = counts = count(model, dataset.sequence_length / 2)
         head = None
         if rung.kind in HEAD_KINDS:
@@ -365,11 +381,12 @@ def _parent(
         return Parent(find_model_folder(path), teacher_digest(config.distil))
     if not config.distil.init_from:
         return None
-    shape = (rung.seed, counts.nonembedding, counts.total, model.layers, model.width)
+    sizes = counts.nonembedding, counts.total, model.layers, model.width
     alike = [
         r
         for r in parents
-        if (r.seed, r.params_nonembedding, r.params_total, r.layers, r.width) == shape
+        if (r.seed, r.readout) == (rung.seed, rung.readout)
+        and (r.params_nonembedding, r.params_total, r.layers, r.width) == sizes
     ]
     most = max((r.train_tokens for r in alike), default=0)
     longest = [r for r in alike if r.train_tokens == most]

@@ -156,7 +156,7 @@ def _kind(c: ModelConfig) -> str:
     llama |= dict(positions="rotary", rotary_dim=0, embedding_width=0, early_exit=False)
     require(
         not c.readout_ids,
-        f"the model computes logits of {len(c.readout_ids)} of its {c.vocab_size} ids; a Llama folder can only hold those of all.",
+        f"the model computes logits of {len(c.readout_ids)} of its {c.vocab_size} ids; a Llama folder can only hold all of them.",
     )
     for name, value in llama.items():
         require(
