@@ -156,7 +156,7 @@ def time_study(
     named = {name for block in blocks for p in block for name in (p.draft, p.target)}
     timed = [r for r in records if r.model_id in named]
     models |= load_models(timed, study)
-    models |= {name: head for name, (head, _) in load_heads(timed, study).items()}
+    models |= {name: head for name, (head, _) in load_heads(timed, study, models).items()}
     exits = {r.model_id for r in timed if r.kind in EXIT_KINDS}
     # Neighbours in the text go to different repetitions.
     starts = (

@@ -124,7 +124,7 @@ def measure_study(
         f"measure.prompts is {m.prompts}; the test split has only {available} sequences to take prompts from.",
     )
     loaded = load_models(records, study)
-    models = by_role(loaded, records)._replace(heads=load_heads(records, study))
+    models = by_role(loaded, records)._replace(heads=load_heads(records, study, loaded))
     # How long a model was trained does not change its speed: one of each shape is timed.
     of_text = [r for r in records if r.trained_for == "text"]
     largest = {

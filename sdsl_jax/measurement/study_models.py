@@ -8,6 +8,7 @@ from typing import NamedTuple
 from sdsl_jax.checkpoints.loading import load_recorded
 from sdsl_jax.config import HEAD_KINDS
 from sdsl_jax.decoding import Head, Model
+from sdsl_jax.decoding.feature_drafter import with_tables
 from sdsl_jax.errors import require
 from sdsl_jax.records import ModelRecord
 
@@ -52,8 +53,15 @@ def by_role(models: dict[str, Model], records: list[ModelRecord]) -> StudyModels
     return StudyModels(of("draft"), of("target"), {})
 
 
-def load_heads(records: list[ModelRecord], study: Path) -> dict[str, tuple[Head, str]]:
+def load_heads(
+    records: list[ModelRecord], study: Path, models: dict[str, Model]
+) -> dict[str, tuple[Head, str]]:
     """The heads among the records, with the names of their targets.
+
+    Args:
+      records: The records.
+      study: The study's folder.
+      models: The loaded models by name, targets among them.
 
     Raises:
       SdslError: The target of a head is none of the study's.
@@ -68,5 +76,6 @@ def load_heads(records: list[ModelRecord], study: Path) -> dict[str, tuple[Head,
             )
             draft = load_recorded(record, study).draft
             assert isinstance(draft, Head)
-            heads[record.model_id] = draft, targets[record.teacher_digest]
+            name = targets[record.teacher_digest]
+            heads[record.model_id] = with_tables(draft, models[name]), name
     return heads

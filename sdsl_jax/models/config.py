@@ -64,7 +64,7 @@ class ModelConfig:
     Attributes:
       vocab_size: Rows of the embedding, unless it is truncated.
       width: Size of the residual stream.
-      layers: Number of blocks.
+      layers: Number of blocks; 0 for a head on its target's tables that is one matrix.
       heads: Number of query heads.
       kv_heads: Number of key-value heads.
       head_dim: Size of a head.
@@ -134,8 +134,8 @@ class ModelConfig:
 
     def __post_init__(self):
         for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "hidden"):
-            value = getattr(self, name)
-            require(value >= 1, f"the model's {name} is {value}; it must be at least 1.")
+            value, least = getattr(self, name), int(name != "layers")
+            require(value >= least, f"the model's {name} is {value}; it must be at least {least}.")
         require(
             self.heads % self.kv_heads == 0,
             f"{self.heads} query heads cannot share {self.kv_heads} key-value heads.",
