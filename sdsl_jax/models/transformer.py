@@ -21,7 +21,15 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from sdsl_jax.models.config import ModelConfig
-from sdsl_jax.models.kernels import along_last, attend, linear, logits, rotary_tables, rotate
+from sdsl_jax.models.kernels import (
+    along_last,
+    attend,
+    linear,
+    logits,
+    never,
+    rotary_tables,
+    rotate,
+)
 from sdsl_jax.models.weights import activation_dtype, lookup
 
 Rotation = tuple[Array, Array]  # cosines and sines of the positions
@@ -344,16 +352,13 @@ class Transformer(nnx.Module):
             rows = rows[ids] if c.tie_embeddings else rows[:, ids]
         logits_BTV = logits(x_BTE, rows, c.tie_embeddings)
         if c.readout_ids:
-            lowest = jnp.finfo(logits_BTV.dtype).min / 2
-            whole = jnp.full((*logits_BTV.shape[:-1], c.vocab_size), lowest, logits_BTV.dtype)
+            dtype = logits_BTV.dtype
+            whole = jnp.full((*logits_BTV.shape[:-1], c.vocab_size), never(dtype), dtype)
             logits_BTV = whole.at[..., ids].set(logits_BTV)
         if c.ids > c.vocab_size:
-            # Finite, so that nothing turns into 0 · ∞; ids without a row are clipped to the last
-            # one where they come in.
+            # Ids without a row are clipped to the last one where they come in.
             beyond = [(0, 0), (0, 0), (0, c.ids - c.vocab_size)]
-            logits_BTV = jnp.pad(
-                logits_BTV, beyond, constant_values=jnp.finfo(logits_BTV.dtype).min / 2
-            )
+            logits_BTV = jnp.pad(logits_BTV, beyond, constant_values=never(logits_BTV.dtype))
         return logits_BTV
 
     def __call__(
