@@ -148,6 +148,31 @@ def open_bytes(path: str | Path) -> BinaryIO:
     )
 
 
+def read_bytes(path: Path, offset: int, size: int, name: str) -> bytearray:
+    """Some bytes of a file.
+
+    Args:
+      path: Path to the file.
+      offset: Position of the first byte.
+      size: Number of bytes.
+      name: Tensor that they belong to, for messages.
+
+    Raises:
+      SdslError: The file ends too early.
+    """
+    data = bytearray(size)
+    buffer = memoryview(data)
+    with reading(path), open(path, "rb", buffering=0) as file:
+        file.seek(offset)
+        filled = 0
+        while filled < size:  # file systems of a network may bring less than was asked for
+            brought = file.readinto(buffer[filled:])
+            if not brought:
+                raise SdslError(f"the file {path} became shorter while the tensor {name} was read.")
+            filled += brought
+    return data
+
+
 def text_pieces(path: str | Path, what: str, newlines: bool = True) -> Iterator[str]:
     """The text of a file in pieces, decompressed and without its byte-order mark.
 

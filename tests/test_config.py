@@ -80,7 +80,7 @@ def test_an_override_that_is_not_one():
         ({"family": {"qk_norm": 1}}, "family.qk_norm is 1; it must be true or false"),
         (
             {"data": {"tokenizer": "words"}},
-            "data.tokenizer is 'words'; it must be one of 'bytes', 'bpe'",
+            "data.tokenizer is 'words'; it must be 'bytes', 'bpe', or the path of a published model",
         ),
         ({"data": {"vocab_size": 100}}, "byte tokenizer has exactly 256"),
         ({"data": {"source": 3}}, "data.source is 3; it must be a string or an array of strings"),

@@ -21,7 +21,7 @@ import numpy as np
 
 from sdsl_jax.checkpoints.model_folder import LoadedModel
 from sdsl_jax.data.published import PublishedTokenizer
-from sdsl_jax.data.tokenizer import Tokenizer
+from sdsl_jax.data.tokenizer import PROBE, Tokenizer, rules
 from sdsl_jax.models import ModelConfig
 
 # 64-bit numbers in a row, and rows processed together: they stay in a core's cache.
@@ -73,13 +73,6 @@ def array_digest(array: np.ndarray) -> bytes:
 
 
 _KIND = "model-v2"
-# Every pre-tokenizer cuts it in its own way, and every normaliser changes it: digits, contractions,
-# white space, scripts.
-_PROBE = (
-    "  The year 2024's 1,234,567.89 things: it'll DON'T\t\tstop—naïve Ünïcode \ufb01 ½ \u2163 e\u0301\r\n\n\n"
-    "def f(x):\n        return {x_1: [-x**2]}  # != <|endoftext|> </s>\n"
-    "北京 こんにちは 안녕 привет مرحبا हिन्दी ไทย \U0001f642\U0001f469\u200d\U0001f4bb   end  "
-)
 
 
 def identity_of(config: ModelConfig, arrays: Mapping[str, bytes], tokenizer: Tokenizer) -> str:
@@ -95,29 +88,11 @@ def identity_of(config: ModelConfig, arrays: Mapping[str, bytes], tokenizer: Tok
     for name in sorted(arrays):
         digest.update(f"\n{name} ".encode() + arrays[name])
     digest.update(json.dumps(sorted(tokenizer.tokens().items())).encode())
-    digest.update(json.dumps(_rules(tokenizer)).encode())
+    digest.update(json.dumps(rules(tokenizer)).encode())
     published = isinstance(tokenizer, PublishedTokenizer)
-    probed = tokenizer.encode_as_published(_PROBE) if published else tokenizer.encode(_PROBE)  # type: ignore[attr-defined]
+    probed = tokenizer.encode_as_published(PROBE) if published else tokenizer.encode(PROBE)  # type: ignore[attr-defined]
     digest.update(np.asarray(probed, np.int64).tobytes())
     return f"{_KIND}:{digest.hexdigest()}"
-
-
-def _rules(tokenizer: Tokenizer) -> list[Any]:
-    """How a tokenizer joins characters and which tokens it cuts out first; the same for one
-    tokenizer, whichever program wrote its file.
-    """
-    text = tokenizer.text()
-    values = {"model": {}, "added_tokens": []} if text is None else json.loads(text)
-    model = values["model"]
-    merges = [
-        merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or []
-    ]
-    scores = model["vocab"] if isinstance(model.get("vocab"), list) else []
-    added = [
-        [token[name] for name in ("content", "lstrip", "rstrip", "single_word")]
-        for token in values["added_tokens"]
-    ]
-    return [bool(model.get("ignore_merges")), merges, scores, sorted(added)]
 
 
 def identity(model: LoadedModel) -> str:

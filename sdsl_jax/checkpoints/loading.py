@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from sdsl_jax.checkpoints.identity import identity_of
-from sdsl_jax.checkpoints.interop import is_gguf, open_checkpoint, open_gguf
-from sdsl_jax.checkpoints.interop.gguf import SUFFIX
+from sdsl_jax.checkpoints.interop import open_checkpoint, open_gguf
 from sdsl_jax.checkpoints.interop.settings import CONFIG
 from sdsl_jax.checkpoints.layout import make_layout
 from sdsl_jax.checkpoints.model_folder import (
@@ -30,8 +29,10 @@ from sdsl_jax.data import Dataset
 from sdsl_jax.data.published import NO_TEMPLATE, PublishedTokenizer, chosen_template
 from sdsl_jax.data.tokenizer import fingerprint
 from sdsl_jax.errors import SdslError, require
+from sdsl_jax.gguf_header import SUFFIX, is_gguf
 from sdsl_jax.models import Params, abstract_params, count
 from sdsl_jax.models.weights import WeightStorage, store
+from sdsl_jax.package_files import user_path
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import ModelRecord, read_table
 from sdsl_jax.user_files import read_json_object, reading
@@ -72,7 +73,7 @@ def load_model(
     """Reads a trained model of ours, a Hugging Face folder or a GGUF file.
 
     Args:
-      path: Path to the model's folder or GGUF file. A model's name on a hub is refused with the
+      path: Path to the model's folder or GGUF file, also as "package:NAME/PATH". A model's name on a hub is refused with the
         command that downloads it.
       options: How to read a published checkpoint. Our own models are float32 and load onto one
         device; of the options only `weights` applies to them.
@@ -81,7 +82,7 @@ def load_model(
     Raises:
       SdslError: The path holds no model, or the model is damaged.
     """
-    path = Path(path)
+    path = user_path(path)
     require_model_path(path)
     if is_published(path):
         return load_published(path, options, progress)

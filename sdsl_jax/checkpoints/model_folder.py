@@ -2,7 +2,7 @@
 
     model-<step>/
       params/          the weights (Orbax)
-      tokenizer.json   of a BPE; bytes need none
+      tokenizer.json   of a BPE or a published model; bytes need none
       model.json       the architecture, the tokenizer, and the text the model was trained on
       record.json      the model's row of `models.csv`; written last, so a folder that has it is complete
 
@@ -21,7 +21,14 @@ import numpy as np
 from sdsl_jax.checkpoints import storage
 from sdsl_jax.config import DataConfig, from_dict, to_dict
 from sdsl_jax.counts import short_count
-from sdsl_jax.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, fingerprint
+from sdsl_jax.data.study_tokenizer import AdoptedTokenizer
+from sdsl_jax.data.tokenizer import (
+    PUBLISHED,
+    BPETokenizer,
+    ByteTokenizer,
+    Tokenizer,
+    fingerprint,
+)
 from sdsl_jax.decoding import Head, Model
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models import ModelConfig, Params, abstract_params, count
@@ -163,7 +170,7 @@ def _describe(
     text = tokenizer.text()
     if text is not None:
         write_text(folder / TOKENIZER, text)
-    description = {
+    description: dict[str, Any] = {
         "format": FORMAT,
         "version": version,
         "architecture": config.description(),
@@ -175,6 +182,8 @@ def _describe(
         # Where the corpus is kept differs between machines.
         "data": to_dict(dataclasses.replace(data, shards="")),
     }
+    if tokenizer.kind == PUBLISHED:
+        description["tokenizer"]["end_id"] = tokenizer.end_ids[0]
     if head is not None:
         description["head"] = {k: v for k, v in head.description().items() if k != "body"}
     write_json(folder / MODEL, description)
@@ -336,8 +345,8 @@ def _part(cls: type, values: Any, folder: Path, name: str) -> Any:
 def _load_tokenizer(folder: Path, values: Any) -> Tokenizer:
     path, kind = folder / MODEL, values.get("kind") if isinstance(values, dict) else values
     require(
-        kind in ("bytes", "bpe"),
-        f"the file {path} is damaged: its tokenizer is of the kind {kind!r}, which must be 'bytes' or 'bpe'.",
+        kind in ("bytes", "bpe", PUBLISHED),
+        f"the file {path} is damaged: its tokenizer is of the kind {kind!r}, which must be 'bytes', 'bpe' or {PUBLISHED!r}.",
     )
     if kind == "bytes":
         return ByteTokenizer()
@@ -345,7 +354,16 @@ def _load_tokenizer(folder: Path, values: Any) -> Tokenizer:
         (folder / TOKENIZER).exists(),
         f"the model folder {folder} is incomplete: it lacks {TOKENIZER}, its vocabulary.",
     )
-    tokenizer = BPETokenizer.load(folder / TOKENIZER)
+    tokenizer: Tokenizer
+    if kind == PUBLISHED:
+        end_id = values.get("end_id")
+        require(
+            isinstance(end_id, int) and end_id >= 0,
+            f"the file {path} is damaged: its tokenizer has the end_id {end_id!r}.",
+        )
+        tokenizer = AdoptedTokenizer.load(folder / TOKENIZER, end_id)
+    else:
+        tokenizer = BPETokenizer.load(folder / TOKENIZER)
     require(
         fingerprint(tokenizer) == values.get("fingerprint"),
         f"the tokenizer {folder / TOKENIZER} is not the one that {path} was written with; it was changed or damaged.",

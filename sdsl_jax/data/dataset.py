@@ -15,8 +15,9 @@ from jaxtyping import Int
 from sdsl_jax.config import DataConfig
 from sdsl_jax.data.corpus import sources
 from sdsl_jax.data.shards import TokenArray, check_shard
+from sdsl_jax.data.study_tokenizer import open_tokenizer
 from sdsl_jax.data.tokenised import TOKENIZER, prepare, read_manifest, shards_of
-from sdsl_jax.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, fingerprint
+from sdsl_jax.data.tokenizer import Tokenizer, fingerprint
 from sdsl_jax.errors import require
 
 # To read and digest so many bytes takes less than half a second.
@@ -178,9 +179,7 @@ def load_dataset(config: DataConfig, *, note: Callable[[str], None] | None = Non
         (note or unheard.append)(text)
     for text in unheard:
         warnings.warn(text, stacklevel=2)
-    tokenizer: Tokenizer = (
-        ByteTokenizer() if config.tokenizer == "bytes" else BPETokenizer.load(folder / TOKENIZER)
-    )
+    tokenizer = open_tokenizer(config, folder / TOKENIZER)
     require(
         fingerprint(tokenizer) == manifest["tokenizer"]["fingerprint"],
         f"the tokenizer {folder / TOKENIZER} is damaged: it is not the one of the manifest beside it; delete the folder and the "

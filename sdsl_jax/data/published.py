@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from sdsl_jax.data.chat_template import ChatTemplate
-from sdsl_jax.data.tokenizer import EncodedPrompt, LibraryTokenizer, read_tokenizer
+from sdsl_jax.data.tokenizer import PUBLISHED, EncodedPrompt, LibraryTokenizer, read_tokenizer
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.user_files import read_json_object, read_text
 
@@ -36,7 +36,7 @@ class PublishedTokenizer(LibraryTokenizer):
       warnings: What a reader should know about how its files were read, one sentence each.
     """
 
-    kind = "published"
+    kind = PUBLISHED
     warnings: tuple[str, ...] = ()
 
     def __init__(

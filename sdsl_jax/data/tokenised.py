@@ -27,7 +27,8 @@ from sdsl_jax.config import DataConfig
 from sdsl_jax.data.corpus import Span, identity, is_file, read_pieces, sources, write_text
 from sdsl_jax.data.folders import listed
 from sdsl_jax.data.shards import Shard, id_type, write_shards
-from sdsl_jax.data.tokenizer import Tokenizer, fingerprint, make_tokenizer
+from sdsl_jax.data.study_tokenizer import adopted_fingerprint, make_tokenizer
+from sdsl_jax.data.tokenizer import Tokenizer, fingerprint
 from sdsl_jax.digests import file_sha256, json_sha256
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.records import read_json, write_json
@@ -265,13 +266,17 @@ def _sample(text: Path, span: Span, limit: int) -> Iterator[str]:
 
 def _settings(config: DataConfig) -> dict[str, Any]:
     """The settings that decide the ids: all but where they are kept and how they are cut into
-    sequences.
+    sequences. A published tokenizer is known by its fingerprint, wherever it lies.
     """
-    return {
+    settings = {
         k: v
         for k, v in dataclasses.asdict(config).items()
         if k not in ("source", "shards", "sequence_length")
     }
+    if config.adopts_tokenizer:
+        settings["tokenizer"] = adopted_fingerprint(config)
+        del settings["vocab_size"]
+    return settings
 
 
 def _describe_sources(config: DataConfig) -> list[tuple[str, list[str | int]]]:

@@ -1,4 +1,6 @@
-"""Text to ids and back: bytes, or a byte-level BPE trained on the training split."""
+"""Text to ids and back: what a tokenizer is; bytes, and a byte-level BPE trained on the training
+split.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +8,32 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from sdsl_jax.config import DataConfig
 from sdsl_jax.data.corpus import SEPARATOR
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.user_files import read_text
 
 END_OF_DOCUMENT = "<|endoftext|>"
-# Ends a document in every one of our tokenizers: NUL among the bytes, the special token of a BPE.
+# Ends a document in the tokenizers that a study makes: NUL among the bytes, the special token of a BPE.
 END_ID = 0
+# Kind of the tokenizers of published models.
+PUBLISHED = "published"
 # More than any vocabulary has.
 _MOST_IDS = 1 << 24
+
+
+# Every pre-tokenizer cuts it in its own way, and every normaliser changes it: digits, contractions,
+# white space, scripts.
+PROBE = (
+    "  The year 2024's 1,234,567.89 things: it'll DON'T\t\tstop—naïve Ünïcode \ufb01 ½ \u2163 e\u0301\r\n\n\n"
+    "def f(x):\n        return {x_1: [-x**2]}  # != <|endoftext|> </s>\n"
+    "北京 こんにちは 안녕 привет مرحبا हिन्दी ไทย \U0001f642\U0001f469\u200d\U0001f4bb   end  "
+)
 
 
 class EncodedPrompt(NamedTuple):
@@ -39,8 +51,7 @@ class EncodedPrompt(NamedTuple):
 
 
 class Tokenizer(Protocol):
-    """What the rest of the package needs of a tokenizer. In all of ours, id 0 (`END_ID`) ends a
-    document.
+    """What the rest of the package needs of a tokenizer.
 
     Attributes:
       kind: "bytes" or "bpe", as in `data.tokenizer`, or "published".
@@ -98,19 +109,44 @@ def same_tokens(a: Tokenizer, b: Tokenizer) -> bool:
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """The kind of one of our tokenizers and the SHA-256 of its vocabulary and merges. Equal
+    """The kind of a tokenizer and the SHA-256 of what decides the ids of a text: of a BPE of ours its
+    vocabulary and merges; of a published one its tokens, its rules and the ids of probes. Equal
     fingerprints map texts to the same ids.
 
     The file itself is not digested, because its form changes between versions of the library that
-    writes it.
+    writes it. Nor are special tokens around texts and chat templates, which are a user's choice.
     """
     text = tokenizer.text()
     if text is None:
         return tokenizer.kind
-    model = json.loads(text)["model"]
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    content = json.dumps([sorted(model["vocab"].items(), key=lambda item: item[1]), merges])
-    return f"{tokenizer.kind}:{hashlib.sha256(content.encode()).hexdigest()}"
+    if isinstance(tokenizer, LibraryTokenizer) and tokenizer.kind == PUBLISHED:
+        tokens = sorted(tokenizer.tokens().items())
+        # The probe begins with a space, beside which a prefix of one would go unseen.
+        probed = [ids.tolist() for ids in tokenizer.encode_literal([PROBE, "a"])]
+        parts = [tokens, rules(tokenizer), probed]
+    else:
+        model = json.loads(text)["model"]
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        parts = [sorted(model["vocab"].items(), key=lambda item: item[1]), merges]
+    return f"{tokenizer.kind}:{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
+
+
+def rules(tokenizer: Tokenizer) -> list[Any]:
+    """How a tokenizer joins characters and which tokens it cuts out first; the same for one
+    tokenizer, whichever program wrote its file.
+    """
+    text = tokenizer.text()
+    values = {"model": {}, "added_tokens": []} if text is None else json.loads(text)
+    model = values["model"]
+    merges = [
+        merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or []
+    ]
+    scores = model["vocab"] if isinstance(model.get("vocab"), list) else []
+    added = [
+        [token[name] for name in ("content", "lstrip", "rstrip", "single_word")]
+        for token in values["added_tokens"]
+    ]
+    return [bool(model.get("ignore_merges")), merges, scores, sorted(added)]
 
 
 class ByteTokenizer:
@@ -166,6 +202,21 @@ class LibraryTokenizer:
     def __init__(self, tokenizer: HuggingFaceTokenizer):
         self._tokenizer = tokenizer
 
+    @property
+    def library(self) -> HuggingFaceTokenizer:
+        """The library's own object."""
+        return self._tokenizer
+
+    def encode_literal(self, texts: list[str]) -> list[np.ndarray]:
+        """Ids of each text, int32 [tokens], with nothing around it. Special tokens that a text
+        spells, such as <|endoftext|>, stay text.
+        """
+        before = self._tokenizer.encode_special_tokens
+        self._tokenizer.encode_special_tokens = True
+        encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        self._tokenizer.encode_special_tokens = before
+        return [np.asarray(each.ids, np.int32) for each in encoded]
+
     def tokens(self) -> dict[int, str]:
         """The token of each id."""
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
@@ -180,16 +231,54 @@ class LibraryTokenizer:
         return self._tokenizer.to_str(pretty=True)
 
 
-class BPETokenizer(LibraryTokenizer):
+class DocumentTokenizer(LibraryTokenizer):
+    """A tokenizer of documents joined by NUL, which becomes the id that ends a document.
+
+    NUL alone ends a document: a text about tokenizers may spell the token.
+
+    Args:
+      tokenizer: The library's tokenizer.
+      end_id: Id that ends a document.
+    """
+
+    def __init__(self, tokenizer: HuggingFaceTokenizer, end_id: int):
+        super().__init__(tokenizer)
+        self.end_ids: tuple[int, ...] = (end_id,)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of a text, int32 [tokens]. NUL becomes the end-of-document id; special tokens spelled
+        out stay text.
+        """
+        end = np.asarray(self.end_ids, np.int32)
+        pieces = self.encode_literal(text.split(SEPARATOR))
+        return np.concatenate([x for piece in pieces for x in (piece, end)][:-1])
+
+    def encode_prompt(self, text: str, longest: int) -> EncodedPrompt:
+        """The last ids of a text."""
+        return _last(self.encode(text), longest)
+
+    def decode(self, ids: np.ndarray) -> str:
+        """The text of some ids, with NUL where a document ends, so that `encode` gives the ids of a
+        text again.
+        """
+        ids, (end,) = np.asarray(ids, np.int64), self.end_ids
+        parts = np.split(ids, np.flatnonzero(ids == end))
+        texts = [part[part != end].tolist() for part in parts]
+        return SEPARATOR.join(self._tokenizer.decode_batch(texts, skip_special_tokens=False))
+
+    def special_ids(self) -> set[int]:
+        """The end of a document, and the tokens that the file calls special."""
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        return {*self.end_ids, *(number for number, token in added if token.special)}
+
+
+class BPETokenizer(DocumentTokenizer):
     """Byte-level BPE of the `tokenizers` library."""
 
     kind = "bpe"
-    end_ids: tuple[int, ...] = (END_ID,)
 
     def __init__(self, tokenizer: HuggingFaceTokenizer):
-        super().__init__(tokenizer)
-        # NUL alone ends a document: a text about tokenizers may spell the symbol.
-        self._tokenizer.encode_special_tokens = True
+        super().__init__(tokenizer, END_ID)
         self.vocab_size = tokenizer.get_vocab_size()
 
     @classmethod
@@ -221,32 +310,6 @@ class BPETokenizer(LibraryTokenizer):
                 f"data.vocab_size is {vocab_size}; the training text yields a BPE of only {size} entries."
             )
         return cls(tokenizer)
-
-    def encode(self, text: str) -> np.ndarray:
-        """Ids of a text, int32 [tokens]. NUL becomes the end-of-document id; the symbol spelled out
-        stays text.
-        """
-        pieces = self._tokenizer.encode_batch(text.split(SEPARATOR))
-        return np.concatenate(
-            [x for p in pieces for x in (np.asarray(p.ids, np.int32), np.zeros(1, np.int32))][:-1]
-        )
-
-    def encode_prompt(self, text: str, longest: int) -> EncodedPrompt:
-        """The last ids of a text."""
-        return _last(self.encode(text), longest)
-
-    def decode(self, ids: np.ndarray) -> str:
-        """The text of some ids, with NUL where a document ends, so that `encode` gives the ids of a
-        text again.
-        """
-        ids = np.asarray(ids, np.int64)
-        parts = np.split(ids, np.flatnonzero(ids == END_ID))
-        texts = [part[part != END_ID].tolist() for part in parts]
-        return SEPARATOR.join(self._tokenizer.decode_batch(texts, skip_special_tokens=False))
-
-    def special_ids(self) -> set[int]:
-        """The end of a document."""
-        return {END_ID}
 
     @classmethod
     def load(cls, path: Path) -> BPETokenizer:
@@ -303,10 +366,3 @@ def hugging_face_json(tokenizer: Tokenizer) -> tuple[str, str | None]:
     converted.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     converted.decoder = decoders.ByteLevel()
     return converted.to_str(pretty=True), tokenizer.tokens()[END_ID]
-
-
-def make_tokenizer(config: DataConfig, train_texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer that the settings ask for. A BPE is trained on the training split alone."""
-    if config.tokenizer == "bytes":
-        return ByteTokenizer()
-    return BPETokenizer.train(train_texts, config.vocab_size)

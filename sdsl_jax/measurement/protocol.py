@@ -29,6 +29,7 @@ from sdsl_jax.measurement.pair import PairSettings
 from sdsl_jax.measurement.pair_report import RetokenisedReport
 from sdsl_jax.measurement.pair_warnings import share_tokens
 from sdsl_jax.measurement.retokenised import prompt_losses, retokenised_acceptance
+from sdsl_jax.package_files import user_path
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import (
     read_json,
@@ -102,7 +103,7 @@ def run_protocol(
     require(checkpoints.is_dir(), f"the folder of checkpoints {checkpoints} does not exist.")
     require_records_folder(out, pair_records.WRITTEN, mark=SETTINGS)
     out.mkdir(parents=True, exist_ok=True)
-    _require_same_settings(config, Path(prompts), out)
+    _require_same_settings(config, user_path(prompts), out)
     absent = [
         m.folder for m in (*config.targets, *config.drafts) if not (checkpoints / m.folder).is_dir()
     ]

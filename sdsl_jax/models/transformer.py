@@ -21,7 +21,15 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from sdsl_jax.models.config import ModelConfig
-from sdsl_jax.models.kernels import along_last, attend, linear, logits, rotary_tables, rotate
+from sdsl_jax.models.kernels import (
+    along_last,
+    attend,
+    linear,
+    logits,
+    never,
+    rotary_tables,
+    rotate,
+)
 from sdsl_jax.models.weights import activation_dtype, lookup, outputs_of
 
 Rotation = tuple[Array, Array]  # cosines and sines of the positions
@@ -353,17 +361,15 @@ class Transformer(nnx.Module):
         logits_BTV = logits(x_BTE, rows, c.tie_embeddings)
         if c.readout_ids:
             # The last row of a truncated embedding is no id's.
-            logits_BTV = logits_BTV[..., : len(ids)]
-            lowest = jnp.finfo(logits_BTV.dtype).min / 2
-            whole = jnp.full((*logits_BTV.shape[:-1], c.vocab_size), lowest, logits_BTV.dtype)
-            logits_BTV = whole.at[..., ids].set(logits_BTV)
-        if c.ids > c.vocab_size:
-            # Finite, so that nothing turns into 0 · ∞; ids without a row are clipped to the last
-            # one where they come in.
-            beyond = [(0, 0), (0, 0), (0, c.ids - c.vocab_size)]
-            logits_BTV = jnp.pad(
-                logits_BTV, beyond, constant_values=jnp.finfo(logits_BTV.dtype).min / 2
+            logits_BTV, dtype = logits_BTV[..., : len(ids)], logits_BTV.dtype
+            whole = jnp.full((*logits_BTV.shape[:-1], c.vocab_size), never(dtype), dtype)
+            logits_BTV = whole.at[..., ids].set(
+                logits_BTV, unique_indices=True, indices_are_sorted=True
             )
+        if c.ids > c.vocab_size:
+            # Ids without a row are clipped to the last one where they come in.
+            beyond = [(0, 0), (0, 0), (0, c.ids - c.vocab_size)]
+            logits_BTV = jnp.pad(logits_BTV, beyond, constant_values=never(logits_BTV.dtype))
         return logits_BTV
 
     def __call__(

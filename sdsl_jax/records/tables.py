@@ -20,7 +20,8 @@ class ModelRecord:
       params_total: all parameters
       train_tokens: tokens trained on, repetitions counted; since its parent, if it has one
       seed: seed of initialisation and data order
-      loss_nats: cross-entropy on the test split, nats per token
+      loss_nats: cross-entropy on the test split, nats per token; of a truncated readout over the
+        tokens that the model can give
       perplexity: exp(loss_nats)
       params_digest: SHA-256 over the parameters in canonical order; of a published model,
         configuration, all weights and tokenizer, after the kind of digest and a colon
@@ -422,7 +423,8 @@ class LossRecord:
     Attributes:
       model_id: model
       domain: text
-      loss_nats: cross-entropy, nats per token
+      loss_nats: cross-entropy, nats per token; of a truncated readout over the tokens that the model
+        can give
       loss_nats_low: lower end of its interval, windows as clusters
       loss_nats_high: upper end of its interval
       entropy_nats: mean entropy of the model's own next-token distributions there

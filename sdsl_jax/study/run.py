@@ -10,9 +10,11 @@ from typing import Any
 from sdsl_jax.config import ConditionsConfig, StudyConfig, load_study, to_dict, to_toml
 from sdsl_jax.data import source_digests
 from sdsl_jax.data.domains import domain_identity
+from sdsl_jax.data.study_tokenizer import with_vocabulary
 from sdsl_jax.digests import file_sha256, json_sha256
 from sdsl_jax.errors import require
 from sdsl_jax.evidence import StudyRecords
+from sdsl_jax.package_files import user_path
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import (
     SCHEMA_VERSION,
@@ -57,6 +59,7 @@ def run_study(
         f"the stage {only!r} does not exist; the stages are {', '.join(STAGES)}.",
     )
     config = config if isinstance(config, StudyConfig) else load_study(config)
+    config = with_vocabulary(config)
     folder = Path(folder)
     require_study_folder(folder)
     study = Study(config, folder, progress or Silent())
@@ -184,7 +187,7 @@ def _key(study: Study, stage: str) -> str:
 def _given_identity(config: StudyConfig) -> list[str]:
     """Identity of the models that a study is given: the records of their ladders."""
     folders = [*config.ladder.given_targets, *config.ladder.given_drafts, config.distil.init_from]
-    tables = [Path(folder) / "records" / "models.csv" for folder in folders if folder]
+    tables = [user_path(folder) / "records" / "models.csv" for folder in folders if folder]
     return [file_sha256(table) if table.exists() else "" for table in tables]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sdsl_jax.config import StudyConfig, to_toml
+from sdsl_jax.data.study_tokenizer import with_vocabulary
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.processes import is_primary
 from sdsl_jax.progress import Progress, Silent
@@ -63,6 +64,7 @@ def train_part(
         f"ladder.weights is {config.ladder.weights!r}: the study takes its models from there and trains none.",
     )
     require_study_folder(folder)
+    config = with_vocabulary(config)
     study = Study(config, folder, progress or Silent())
     plans = plan_rungs(config, study.dataset, folder)
     chosen = select(plans, patterns, part)

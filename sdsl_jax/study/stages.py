@@ -14,6 +14,7 @@ from sdsl_jax.config import StudyConfig, to_toml
 from sdsl_jax.data import Dataset, load_dataset
 from sdsl_jax.errors import require
 from sdsl_jax.evidence import StudyRecords
+from sdsl_jax.package_files import user_path
 from sdsl_jax.progress import Progress
 from sdsl_jax.records import (
     ClockRecord,
@@ -150,7 +151,7 @@ def _given_models(study: Study, own: list[ModelRecord]) -> list[ModelRecord]:
     ladder, distil = study.config.ladder, study.config.distil
     records: list[ModelRecord] = []
     for role in ("target", "draft"):
-        for folder in map(Path, getattr(ladder, f"given_{role}s")):
+        for folder in map(user_path, getattr(ladder, f"given_{role}s")):
             given = load_other_models(
                 folder,
                 f"ladder.given_{role}s",

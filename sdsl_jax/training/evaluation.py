@@ -48,7 +48,8 @@ def held_out_losses(
 ) -> dict[str, Any]:
     """The columns of a record that depend on the number of evaluation windows, by name.
 
-    The loss of a head is that of its first draft, which has seen its target's features.
+    The loss of a head is that of its first draft, which has seen its target's features; that of a
+    truncated readout is over the tokens that the model can give.
     """
     losses_of: Callable[[np.ndarray], Any]
     if plan.head is None:
@@ -64,7 +65,9 @@ def held_out_losses(
     test: Interval = mean_interval(losses, 0.9)
 
     def bits(nats: float, split: str) -> float:
-        return nats / math.log(2) / dataset.bytes_per_token[split]
+        # What a truncated readout rules out would take infinitely many.
+        whole = not plan.model.readout_ids
+        return nats / math.log(2) / dataset.bytes_per_token[split] if whole else math.nan
 
     return {
         "loss_nats": test.estimate,

@@ -23,6 +23,7 @@ from sdsl_jax.errors import Diverged, SdslError, require
 from sdsl_jax.models import count
 from sdsl_jax.models.cuts import cut, leading
 from sdsl_jax.models.weights import WeightStorage, store
+from sdsl_jax.package_files import user_path
 from sdsl_jax.processes import (
     any_process,
     barrier,
@@ -55,7 +56,7 @@ def check_ladder(config: StudyConfig) -> None:
     for role in ("targets", "drafts"):
         for folder in getattr(config.ladder, f"given_{role}"):
             require(
-                (Path(folder) / "records" / "models.csv").exists(),
+                (user_path(folder) / "records" / "models.csv").exists(),
                 f"ladder.given_{role} holds {folder!r}, where no trained ladder is: records/models.csv is not there.",
             )
     teacher_digest(config.distil)
@@ -72,7 +73,9 @@ def check_ladder(config: StudyConfig) -> None:
     drafts = sum(len(rung.budgets) for rung in rungs(config) if rung.role == "draft")
     budgets = {*ladder.draft_tokens, *ladder.target_tokens}
     if ladder.given_drafts:
-        given = [r for f in ladder.given_drafts for r in read_table(Path(f) / "records", "models")]
+        given = [
+            r for f in ladder.given_drafts for r in read_table(user_path(f) / "records", "models")
+        ]
         of_text = [r for r in given if r.role == "draft" and r.trained_for == "text"]
         require(
             len(of_text) >= 4,

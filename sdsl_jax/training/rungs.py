@@ -30,6 +30,7 @@ from sdsl_jax.models.cuts import (
     pruned_of_size,
 )
 from sdsl_jax.models.feature_head import HeadConfig, head_counts, later_flops
+from sdsl_jax.package_files import user_path
 from sdsl_jax.records import ModelRecord, read_table
 from sdsl_jax.seeds import derive_seed
 from sdsl_jax.training.schedule import Schedule, make_schedule
@@ -371,7 +372,7 @@ def _parent(
       SdslError: There is none, or there are several.
     """
     if rung.kind in (*EXIT_KINDS, "pruned"):
-        path = Path(config.distil.teacher)
+        path = user_path(config.distil.teacher)
         rounded = config.training.stored_weights == "bfloat16"
         require(
             rung.kind == "pruned" or not rounded or stored_weights(path) == "bfloat16",

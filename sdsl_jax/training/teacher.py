@@ -45,6 +45,7 @@ from sdsl_jax.digests import file_sha256, json_sha256
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models import ModelConfig, Params, outputs
 from sdsl_jax.models.feature_head import normalised_features
+from sdsl_jax.package_files import user_path
 from sdsl_jax.progress import Progress
 from sdsl_jax.records import ModelRecord, read_json, whole_file, write_json
 from sdsl_jax.seeds import derive_seed
@@ -163,7 +164,7 @@ def teacher_digest(distil: DistilConfig) -> str:
 
 
 def _teacher_folder(distil: DistilConfig) -> Path:
-    path = Path(distil.teacher)
+    path = user_path(distil.teacher)
     require(
         not is_published(path),
         f"distil.teacher is {distil.teacher!r}, a published model; only models that a study trained can be teachers, because "

@@ -14,9 +14,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from sdsl_jax.checkpoints.interop import export_llama, open_checkpoint, open_gguf, rounded
-from sdsl_jax.checkpoints.interop.gguf import read_gguf_tokenizer
 from sdsl_jax.checkpoints.interop.settings import GGUF_LLAMA, Fields, require_settings
 from sdsl_jax.checkpoints.loading import LoadOptions, load_published
+from sdsl_jax.data.gguf_tokenizer import read_gguf_tokenizer
 from sdsl_jax.decoding import Model, NgramDraft, Sampling, autoregress, speculate
 from sdsl_jax.errors import SdslError
 from sdsl_jax.models import ModelConfig, forward, init_params

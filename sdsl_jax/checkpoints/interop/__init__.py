@@ -6,11 +6,10 @@ They need safetensors and gguf, the extras `interop` and `gguf`.
 
 from sdsl_jax.checkpoints.interop.checkpoint import open_checkpoint
 from sdsl_jax.checkpoints.interop.export import export_llama
-from sdsl_jax.checkpoints.interop.gguf import is_gguf, open_gguf, rounded
+from sdsl_jax.checkpoints.interop.gguf import open_gguf, rounded
 
 __all__ = [
     "export_llama",
-    "is_gguf",
     "open_checkpoint",
     "open_gguf",
     "rounded",

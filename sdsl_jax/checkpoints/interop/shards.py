@@ -11,7 +11,7 @@ import numpy as np
 
 from sdsl_jax.checkpoints.interop.settings import Fields, printable
 from sdsl_jax.errors import SdslError, require
-from sdsl_jax.user_files import other_kind, parse_json, read_json_object, reading
+from sdsl_jax.user_files import other_kind, parse_json, read_bytes, read_json_object, reading
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Types that weights are read from, by their names in a file.
@@ -57,36 +57,8 @@ class Tensor(NamedTuple):
         """
         dtype, shape = np.dtype(_READABLE[self.kind]), self.shape[1:]
         size = dtype.itemsize * math.prod(shape)
-        return (
-            read_bytes(self.file, self.offset + start * size, count * size, self.name)
-            .view(dtype)
-            .reshape(count, *shape)
-        )
-
-
-def read_bytes(path: Path, offset: int, size: int, name: str) -> np.ndarray:
-    """Some bytes of a file.
-
-    Args:
-      path: Path to the file.
-      offset: Position of the first byte.
-      size: Number of bytes.
-      name: Tensor that they belong to, for messages.
-
-    Raises:
-      SdslError: The file ends too early.
-    """
-    values = np.empty(size, np.uint8)
-    buffer = values.data
-    with reading(path), open(path, "rb", buffering=0) as file:
-        file.seek(offset)
-        filled = 0
-        while filled < size:  # file systems of a network may bring less than was asked for
-            brought = file.readinto(buffer[filled:])
-            if not brought:
-                raise SdslError(f"the file {path} became shorter while the tensor {name} was read.")
-            filled += brought
-    return values
+        data = read_bytes(self.file, self.offset + start * size, count * size, self.name)
+        return np.frombuffer(data, dtype).reshape(count, *shape)
 
 
 class Readable(Protocol):

@@ -10,16 +10,15 @@ import math
 import re
 import struct
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
 
-from sdsl_jax.checkpoints.interop.settings import shown
-from sdsl_jax.checkpoints.interop.shards import read_bytes
 from sdsl_jax.errors import SdslError, require
-from sdsl_jax.user_files import other_kind, reading
+from sdsl_jax.user_files import other_kind, read_bytes, reading
 
-MAGIC = b"GGUF"
+SUFFIX, MAGIC = ".gguf", b"GGUF"
 _VERSIONS = (2, 3)
 # struct's letters for the types of numbers, by their ids in a file.
 _NUMBERS = {
@@ -73,8 +72,11 @@ class GGUFTensor(NamedTuple):
         from gguf import dequantize
 
         row = math.prod(self.shape[1:])
-        raw = read_bytes(
-            self.file, self.offset + self.size(start * row), self.size(count * row), self.name
+        raw = np.frombuffer(
+            read_bytes(
+                self.file, self.offset + self.size(start * row), self.size(count * row), self.name
+            ),
+            np.uint8,
         )
         return dequantize(raw.reshape(1, -1), self.kind).reshape(count, *self.shape[1:])
 
@@ -158,6 +160,19 @@ class _Reader:
             if inner == _STRING
             else list(self.numbers(_NUMBERS[inner], length))
         )
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path is a GGUF file, by its name, or by its first bytes where a store names files
+    by digest.
+    """
+    if path.suffix.lower() == SUFFIX:
+        return True
+    with reading(path):
+        if not path.is_file():
+            return False
+        with open(path, "rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
 
 
 def read_header(path: Path) -> Header:
