@@ -258,10 +258,17 @@ ObjectiveName = Literal["ce", "kl", "reverse-kl", "js", "tv", "log-acceptance", 
 
 
 DraftKind = Literal[
-    "", "head", "parallel-head", "early-exit", "early-exit-trained", "pruned", "nested"
+    "",
+    "head",
+    "parallel-head",
+    "table-head",
+    "early-exit",
+    "early-exit-trained",
+    "pruned",
+    "nested",
 ]
 # Kinds that can do nothing without their target, and kinds that hold its first blocks.
-HEAD_KINDS = ("head", "parallel-head")
+HEAD_KINDS = ("head", "parallel-head", "table-head")
 EXIT_KINDS = ("early-exit", "early-exit-trained")
 
 
@@ -287,6 +294,9 @@ class DistilConfig:
         for the whole vocabulary up to 512 entries and 64 above.
       taps: Blocks of the teacher, counted from 1, whose outputs drafts read beside the text: heads on
         hidden states. Without any, drafts are models of their own.
+      tables: "own", or "target" for heads that take embedding, last norm and readout from the teacher.
+        Such a head reads the teacher's last block and starts from a closed form; `draft_params`
+        says how many blocks it has, from none on, and counts no table.
       unrolled: Drafts of a round that a head is trained for, at least the largest lookahead in use.
       parallel: Whether one pass of a head gives all its drafts, `unrolled` of them, instead of a pass
         for each.
@@ -310,6 +320,7 @@ class DistilConfig:
     prompt_tokens: int = 16
     top: int = 0
     taps: tuple[int, ...] = ()
+    tables: Literal["own", "target"] = "own"
     unrolled: int = 4
     parallel: bool = False
     cut: Literal["", "early-exit", "pruned", "nested"] = ""
@@ -347,6 +358,11 @@ class DistilConfig:
             "distil.parallel needs distil.taps, and distil.unrolled of at least 2.",
         )
         require(
+            self.tables == "own" or (len(self.taps) == 1 and not (self.parallel or self.init_from)),
+            "distil.tables is 'target': distil.taps must name the teacher's last block alone, and distil.parallel and "
+            "distil.init_from must be left out.",
+        )
+        require(
             self.teacher or self.cut not in ("early-exit", "pruned"),
             f"distil.cut is {self.cut!r}, a part of the teacher, which needs distil.teacher.",
         )
@@ -375,6 +391,8 @@ class DistilConfig:
     @property
     def kind(self) -> DraftKind:
         """What kind of draft is trained; empty for models of their own."""
+        if self.tables == "target":
+            return "table-head"
         if self.taps:
             return "parallel-head" if self.parallel else "head"
         return "early-exit-trained" if self.trained_blocks else self.cut

@@ -43,7 +43,7 @@ from jaxtyping import Array, Float, Int
 
 from sdsl_jax.errors import require
 from sdsl_jax.models.config import ModelConfig
-from sdsl_jax.models.family import ModelCounts, norm_params
+from sdsl_jax.models.family import SIZE_TOLERANCE, ModelCounts, count, norm_params
 from sdsl_jax.models.kernels import linear
 from sdsl_jax.models.transformer import (
     AttendBy,
@@ -208,6 +208,35 @@ def table_body(target: ModelConfig, blocks: int, readout_ids: tuple[int, ...] = 
     return dataclasses.replace(
         target, layers=blocks, readout_ids=readout_ids, truncated=bool(readout_ids), logit_size=0
     )
+
+
+def table_head_of_size(
+    target: ModelConfig, params: int, readout_ids: tuple[int, ...] = ()
+) -> HeadConfig:
+    """The head on its target's tables with about so many parameters, tables not counted.
+
+    Args:
+      target: The target.
+      params: Parameters.
+      readout_ids: Ids that the head proposes; all if empty.
+
+    Raises:
+      SdslError: None is within 10%, or no head can be on the target's tables.
+    """
+    heads = [
+        HeadConfig(
+            table_body(target, n, readout_ids), target.width, (target.layers,), on_tables=True
+        )
+        for n in range(target.layers + 1)
+    ]
+    sizes = [head_counts(head, count(head.body, 0)).nonembedding for head in heads]
+    nearest = int(np.argmin(np.abs(np.subtract(sizes, params))))
+    require(
+        abs(sizes[nearest] / params - 1) <= SIZE_TOLERANCE,
+        f"a head on the target's tables of {params:g} parameters cannot be made: without blocks it has {sizes[0]:,}, and each "
+        f"block adds {sizes[1] - sizes[0]:,}.",
+    )
+    return heads[nearest]
 
 
 def tables_of(config: HeadConfig, target: ModelConfig, params: Params) -> Tables:

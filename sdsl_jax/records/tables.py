@@ -54,7 +54,8 @@ class ModelRecord:
       teacher_digest: params_digest of the target whose probabilities it learnt from
       parent_digest: params_digest of the model that its training started from
       kind: what kind of draft it is: empty for a model of its own; head for one that reads its
-        target's hidden states, parallel-head if one pass of it gives all drafts; early-exit for the
+        target's hidden states, parallel-head if one pass of it gives all drafts, table-head if
+        embedding and readout are its target's and not counted; early-exit for the
         target's first blocks with a readout of their own, early-exit-trained if the last of these
         blocks is trained as well; pruned for what was cut out of the target
         and trained on; nested for a slice of a model that was trained together with it

@@ -17,6 +17,7 @@ from sdsl_jax.checkpoints import storage
 from sdsl_jax.checkpoints.model_folder import PARAMS
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset
+from sdsl_jax.decoding.feature_drafter import Head, with_tables
 from sdsl_jax.device import device_name
 from sdsl_jax.models import Params
 from sdsl_jax.records import ModelRecord
@@ -56,8 +57,9 @@ def held_out_losses(
         losses_of = functools.partial(window_losses, params, model=plan.model)
     else:
         target = load_teacher(config, dataset).model
+        head = with_tables(Head(plan.head, params), target)
         losses_of = functools.partial(
-            head_window_losses, params, target.params, model=plan.head, target=target.config
+            head_window_losses, head.params, target.params, model=head.config, target=target.config
         )
     validation, losses = (
         evaluate(losses_of, dataset.text(s).windows(windows)) for s in ("validation", "test")

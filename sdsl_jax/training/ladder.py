@@ -22,6 +22,7 @@ from sdsl_jax.data import Dataset
 from sdsl_jax.errors import Diverged, SdslError, require
 from sdsl_jax.models import count
 from sdsl_jax.models.cuts import cut, leading
+from sdsl_jax.models.feature_head import head_counts
 from sdsl_jax.models.weights import WeightStorage, store
 from sdsl_jax.package_files import user_path
 from sdsl_jax.processes import (
@@ -34,10 +35,19 @@ from sdsl_jax.processes import (
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import ModelRecord, read_table, write_json, write_table
 from sdsl_jax.training.claims import Claim, ClaimLost, Owner, acquire
+from sdsl_jax.training.closed_form import start_steps
 from sdsl_jax.training.evaluation import held_out_losses, make_record
 from sdsl_jax.training.loop import RungTrainer
 from sdsl_jax.training.metrics import check_tensorboard
-from sdsl_jax.training.rungs import Plan, data_seed, parent_records, plan_rungs, rungs, shape
+from sdsl_jax.training.rungs import (
+    Plan,
+    data_seed,
+    head_of,
+    parent_records,
+    plan_rungs,
+    rungs,
+    shape,
+)
 from sdsl_jax.training.schedule import make_schedule
 from sdsl_jax.training.teacher import TeacherCache, open_teacher, teacher_digest
 
@@ -64,7 +74,10 @@ def check_ladder(config: StudyConfig) -> None:
     sizes = set()
     for rung in rungs(config):
         model = shape(config, rung, config.data.vocab_size)
-        size = count(model, 0).nonembedding
+        sizes_of_rung = count(model, 0)
+        if head := head_of(config, rung, model, model.width):
+            sizes_of_rung = head_counts(head, sizes_of_rung)
+        size = sizes_of_rung.nonembedding
         make_schedule(config.training, size, rung.budgets, config.data.sequence_length)
         sizes.add(size)
     ladder, distil = config.ladder, config.distil
@@ -83,6 +96,11 @@ def check_ladder(config: StudyConfig) -> None:
             "with the drafts that the others started from as well.",
         )
         return
+    require(
+        distil.tables == "own",
+        "no draft of the study is trained on the text alone, which its laws are fitted to: name such drafts in "
+        "ladder.given_drafts.",
+    )
     require(
         drafts >= 4 and len(sizes) >= 4 and len(budgets) >= 2,
         f"the ladder has {drafts} drafts, {len(sizes)} different sizes and {len(budgets)} token budgets; the laws need at "
@@ -270,8 +288,10 @@ def _teacher(
         return None
     orders: dict[tuple[int, int], int] = {}
     for plan in left:
-        order = data_seed(config, plan.rung), plan.batch
-        orders[order] = max(orders.get(order, 0), plan.schedule.ends[-1])
+        order, steps = (data_seed(config, plan.rung), plan.batch), plan.schedule.ends[-1]
+        if plan.head is not None and plan.head.on_tables:
+            steps = max(steps, start_steps(plan.batch))
+        orders[order] = max(orders.get(order, 0), steps)
     seen = [dataset.seen_windows(*order, steps) for order, steps in orders.items()]
     return open_teacher(config, dataset, np.concatenate(seen), progress)
 

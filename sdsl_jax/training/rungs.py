@@ -29,10 +29,16 @@ from sdsl_jax.models.cuts import (
     nested_of_sizes,
     pruned_of_size,
 )
-from sdsl_jax.models.feature_head import HeadConfig, head_counts, later_flops
+from sdsl_jax.models.feature_head import (
+    HeadConfig,
+    head_counts,
+    later_flops,
+    table_head_of_size,
+)
 from sdsl_jax.package_files import user_path
 from sdsl_jax.records import ModelRecord, read_table
 from sdsl_jax.seeds import derive_seed
+from sdsl_jax.training.closed_form import START_WINDOWS
 from sdsl_jax.training.schedule import Schedule, make_schedule
 from sdsl_jax.training.teacher import teacher_architecture, teacher_digest
 
@@ -159,6 +165,8 @@ def shape(
     """
     if rung.kind in EXIT_KINDS:
         return exit_of_size(teacher_architecture(config.distil), rung.params)
+    if rung.kind == "table-head":
+        return table_head_of_size(_last_tapped(config), rung.params, readout_ids).body
     if rung.kind == "pruned":
         layers = config.family.layers
         return pruned_of_size(teacher_architecture(config.distil), rung.params, layers)
@@ -166,6 +174,37 @@ def shape(
         return nested_of_sizes(config.family, config.ladder.draft_params, vocab_size)[-1]
     model = member(config.family, rung.params, vocab_size)
     return replace(model, readout_ids=readout_ids, truncated=bool(readout_ids))
+
+
+def _last_tapped(config: StudyConfig) -> ModelConfig:
+    """The teacher's architecture, of whose blocks the last is read.
+
+    Raises:
+      SdslError: It is another one.
+    """
+    teacher = teacher_architecture(config.distil)
+    require(
+        config.distil.taps == (teacher.layers,),
+        f"distil.tables is 'target' and distil.taps {list(config.distil.taps)}; it must be [{teacher.layers}], the last block of "
+        "the teacher: the head predicts what its last norm and readout take.",
+    )
+    return teacher
+
+
+def head_of(config: StudyConfig, rung: Rung, body: ModelConfig, width: int) -> HeadConfig | None:
+    """What makes a rung a head on the teacher's hidden states; None for other models.
+
+    Args:
+      config: The study.
+      rung: The rung.
+      body: Architecture of its body.
+      width: Width of the teacher.
+    """
+    if rung.kind not in HEAD_KINDS:
+        return None
+    distil = config.distil
+    parallel = distil.unrolled if distil.parallel else 0
+    return HeadConfig(body, width, distil.taps, parallel, on_tables=distil.tables == "target")
 
 
 class Slice(NamedTuple):
@@ -239,6 +278,9 @@ class Plan(NamedTuple):
             later = later_flops(self.head, count(self.model, self.context))
             forward += (self.unrolled - 1) * later
         frozen = 0.0
+        if self.head is not None and self.head.on_tables:
+            # A readout that is not trained passes its gradient on, and has none itself.
+            frozen = self.unrolled * self.model.width * self.model.readout_size
         if self.frozen_blocks > 0:
             readout = 2.0 * self.model.width * (self.model.width + self.model.vocab_size)
             frozen = (each - readout) * self.frozen_blocks / self.model.layers
@@ -289,10 +331,7 @@ def plan_rungs(config: StudyConfig, dataset: Dataset, folder: Path) -> list[Plan
         ids = dataset.frequent_ids(rung.readout) if rung.readout else ()
         model = shape(config, rung, vocab_size, ids)
         body = counts = count(model, dataset.sequence_length / 2)
-        head = None
-        if rung.kind in HEAD_KINDS:
-            parallel = distil.unrolled if distil.parallel else 0
-            head = HeadConfig(model, width, distil.taps, parallel)
+        head = head_of(config, rung, model, width)
         if head is not None:
             counts = head_counts(head, body)
         schedule = make_schedule(
@@ -424,7 +463,8 @@ def _tag(config: StudyConfig, plan: Plan, dataset: Dataset) -> str:
         identity["distil"] = [rung.objective, plan.parent.digest if plan.parent else ""]
     if plan.head is not None:
         unrolled = [config.distil.unrolled, config.distil.draft_decay]
-        identity["head"] = [plan.head.description(), *unrolled]
+        start = [START_WINDOWS] if plan.head.on_tables else []
+        identity["head"] = [plan.head.description(), *unrolled, *start]
     if plan.slices:
         identity["slices"] = [each.model.description() for each in plan.slices]
     if plan.frozen_blocks >= 0:

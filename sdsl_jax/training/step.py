@@ -13,7 +13,13 @@ from jaxtyping import Array, Bool, Float, Int
 from sdsl_jax.config import TrainingConfig
 from sdsl_jax.models import ModelConfig, Params, forward, outputs
 from sdsl_jax.models.cuts import Nested, SharedTrunk
-from sdsl_jax.models.feature_head import HeadConfig, HeadParams, unrolled
+from sdsl_jax.models.feature_head import (
+    AnyHeadParams,
+    HeadConfig,
+    TableHeadParams,
+    Tables,
+    unrolled,
+)
 from sdsl_jax.models.kernels import token_losses
 from sdsl_jax.training.objectives import (
     TEXT,
@@ -109,6 +115,7 @@ def train_step(
     state: TrainState,
     batch: Int[Array, "B T+1"] | DistilBatch,
     learning_rate: Float[Array, ""] | float,
+    tables: Tables | None = None,
     *,
     model: ModelConfig | HeadConfig | Nested | SharedTrunk,
     config: StepConfig,
@@ -120,6 +127,8 @@ def train_step(
       batch: Windows of tokens, position t predicting token t + 1; with the teacher's distributions
         where the objective compares with them. Nothing of the teacher is differentiated.
       learning_rate: Learning rate of this step.
+      tables: What a head on its target's tables takes from the target, in the type of the
+        computation; not differentiated.
       model: Architecture. The objective of a nested model is the mean over its slices and itself.
       config: Recipe and objective. With `skip_nonfinite`, a loss, objective or gradient that is
         not finite changes nothing but the step count.
@@ -148,6 +157,8 @@ def train_step(
         if known.features is None:
             raise ValueError("a head is trained on batches with its target's features")
         features = known.features.astype(config.compute_dtype)
+        if tables is not None:
+            params = TableHeadParams(params, tables)
         return unrolled(model, params, fed, features, config.objective.drafts)
 
     def mean(values: Float[Array, "*K B T"]) -> Float[Array, ""]:
@@ -232,7 +243,7 @@ def _window_means(
 
 @functools.partial(jax.jit, static_argnames=("model", "target"))
 def head_window_losses(
-    params: HeadParams,
+    params: AnyHeadParams,
     target_params: Params,
     tokens: Int[Array, "B T+1"],
     *,
