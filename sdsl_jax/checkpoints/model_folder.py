@@ -261,6 +261,24 @@ def load_model_folder(path: Path) -> LoadedModel:
       SdslError: The path does not mean a single model, or a part of it is missing, damaged or of a
         later version.
     """
+    opened = open_model_folder(path)
+    config, head = opened.config, opened.head
+    like = abstract_head(head) if head else abstract_params(config)
+    if stored_weights(opened.folder) == "bfloat16":
+        like = jax.eval_shape(lambda params: store(params, "bfloat16"), like)
+    params = storage.restore_params(opened.folder / PARAMS, like, opened.record.params_digest)
+    return opened._replace(params=jax.tree.map(lambda x: x.astype(np.float32), params))
+
+
+def open_model_folder(path: Path) -> LoadedModel:
+    """A trained model without its weights: its `params` are None.
+
+    Args:
+      path: As of `load_model_folder`.
+
+    Raises:
+      SdslError: As `load_model_folder`, but for damaged weights.
+    """
     folder = find_model_folder(Path(path))
     missing = [name for name in (RECORD, PARAMS, MODEL) if not (folder / name).exists()]
     require(
@@ -288,24 +306,7 @@ def load_model_folder(path: Path) -> LoadedModel:
         record.params_total == total,
         f"the model folder {folder} is damaged: {MODEL} describes {total} parameters, and {RECORD} {record.params_total}.",
     )
-    like = abstract_head(head) if head else abstract_params(config)
-    if _VERSIONS[values["version"]] == "bfloat16":
-        like = jax.eval_shape(lambda params: store(params, "bfloat16"), like)
-    params = storage.restore_params(folder / PARAMS, like, record.params_digest)
-    params = jax.tree.map(lambda x: x.astype(np.float32), params)
-    return LoadedModel(config, params, tokenizer, record, data, folder, head=head)
-
-
-def read_architecture(path: Path) -> ModelConfig:
-    """The architecture of a trained model, without its weights.
-
-    Raises:
-      SdslError: The path does not mean a single model, or its description is missing or damaged.
-    """
-    folder = find_model_folder(path)
-    with reading(folder, "model folder"):
-        values = _read_description(folder)
-        return _part(ModelConfig, values["architecture"], folder, "architecture")
+    return LoadedModel(config, None, tokenizer, record, data, folder, head=head)
 
 
 def stored_weights(path: Path) -> str:

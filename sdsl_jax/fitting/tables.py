@@ -154,6 +154,8 @@ def read_loss_table(
     frame, notes = _chosen_rows(open_table(source, "models.csv"), choice, needed)
     notes += _of_the_name(loss_column, choice.loss_unit)
     frame = _of_one_objective(frame, choice.objective)
+    if tokens_column == "train_tokens" and not flops_column:
+        frame = _of_known_training(frame, notes)
     if "epochs" in frame:
         epochs = [read_number(cell) for cell in frame.column("epochs")]
         worn = np.asarray([value is not None and value > max_epochs for value in epochs])
@@ -296,6 +298,17 @@ def _chosen_rows(
             )
             table = table.rows_where(whole)
     return table, notes
+
+
+def _of_known_training(table: CsvTable, notes: list[str]) -> CsvTable:
+    """The rows of a record table but those of published models, whose `train_tokens` is 0."""
+    if "params_digest" not in table:
+        return table
+    unknown = np.asarray([read_number(cell) == 0 for cell in table.column("train_tokens")])
+    if unknown.all() or not unknown.any():
+        return table
+    notes.append(f"{unknown.sum()} of {len(table)} rows are left out: their training is not known")
+    return table.rows_where(~unknown)
 
 
 def _of_one_objective(table: CsvTable, objective: str) -> CsvTable:

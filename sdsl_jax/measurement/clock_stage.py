@@ -18,7 +18,7 @@ from sdsl_jax.device import device_name
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.clock import Entrant, cache_slots, time_decoders
 from sdsl_jax.measurement.stage import prompts
-from sdsl_jax.measurement.study_models import load_heads, load_models
+from sdsl_jax.measurement.study_models import aligned, load_heads, load_models
 from sdsl_jax.measurement.threads import computing_threads
 from sdsl_jax.progress import Progress
 from sdsl_jax.records import ClockRecord, ModelRecord, RunRecord, longest_trained
@@ -157,6 +157,7 @@ def time_study(
     timed = [r for r in records if r.model_id in named]
     models |= load_models(timed, study)
     models |= {name: head for name, (head, _) in load_heads(timed, study, models).items()}
+    models = aligned(models)
     exits = {r.model_id for r in timed if r.kind in EXIT_KINDS}
     # Neighbours in the text go to different repetitions.
     starts = (
@@ -239,7 +240,7 @@ def clock_pair(
       SdslError: a checkpoint is missing or damaged.
     """
     m, repetitions = config.measure, config.codesign.clock_repetitions
-    models = load_models([draft, target], study)
+    models = aligned(load_models([draft, target], study))
     pair = models[target.model_id], models[draft.model_id]
     count = repetitions * config.clock.prompts * m.latency_batch
     fast, plain = time_decoders(

@@ -124,7 +124,8 @@ def measure_study(
         f"measure.prompts is {m.prompts}; the test split has only {available} sequences to take prompts from.",
     )
     loaded = load_models(records, study)
-    models = by_role(loaded, records)._replace(heads=load_heads(records, study, loaded))
+    heads = load_heads(records, study, loaded)
+    models = by_role(loaded, records)._replace(heads=heads).aligned
     # How long a model was trained does not change its speed: one of each shape is timed.
     of_text = [r for r in records if r.trained_for == "text"]
     largest = {
@@ -473,7 +474,7 @@ def measure_conditions(
     own = load_models(records, study)
     other_records, others = load_other_drafts(config, dataset, study)
     drafts, targets, _ = by_role(own, records)
-    models = StudyModels(drafts | others, targets, {})
+    models = StudyModels(drafts | others, targets, {}).aligned
     progress.start("conditions", sum(_units(config, each, models) for each in domains))
     rows: list[AcceptanceRecord] = []
     losses: list[LossRecord] = []

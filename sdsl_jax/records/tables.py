@@ -18,7 +18,8 @@ class ModelRecord:
       role: draft or target
       params_nonembedding: parameters other than embedding and head
       params_total: all parameters
-      train_tokens: tokens trained on, repetitions counted; since its parent, if it has one
+      train_tokens: tokens trained on, repetitions counted; since its parent, if it has one; 0 of a
+        published model, where they are not known
       seed: seed of initialisation and data order
       loss_nats: cross-entropy on the test split, nats per token; of a truncated readout over the
         tokens that the model can give
@@ -45,8 +46,9 @@ class ModelRecord:
       data_wait_share: share of the other train_seconds in which the device waited for a batch
       spikes: steps whose loss was a spike
       skipped_steps: steps that changed nothing, their loss or gradient not being finite
-      data_digest: SHA-256 over the tokenised corpus and its splits
-      device: device trained on
+      data_digest: SHA-256 over the tokenised corpus and its splits; of a published model, of the
+        corpus that its losses are of
+      device: device trained on; of a published model, that its losses were measured on
       versions: versions of python, jax and flax
       checkpoint: folder of the weights, relative to the study's folder
       objective: what the model was trained for, such as tv; empty for the text alone, from random
@@ -120,6 +122,12 @@ class ModelRecord:
         """
         objective = "text" if self.of_text else f"{self.kind} {self.objective}".strip()
         return objective + (f" of {self.readout} ids" if self.readout else "")
+
+    @property
+    def training_is_known(self) -> bool:
+        """Whether a law of size and data can hold for it: of published models the tokens are not on
+        record."""
+        return self.train_tokens > 0
 
     @property
     def training_flops(self) -> float:

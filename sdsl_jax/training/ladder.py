@@ -17,6 +17,7 @@ import numpy as np
 
 from sdsl_jax.checkpoints import model_folder, storage
 from sdsl_jax.checkpoints.layout import make_layout
+from sdsl_jax.checkpoints.loading import is_published, open_model, require_same_text
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.errors import Diverged, SdslError, require
@@ -60,13 +61,17 @@ def check_ladder(config: StudyConfig) -> None:
 
     Raises:
       SdslError: The family cannot build a size, two budgets are less than a step apart, there are
-        too few models, a folder of `ladder.given_targets` or `ladder.given_drafts` holds no ladder, or
-        `distil.teacher` is no model.
+        too few models, a folder of `ladder.given_targets` or `ladder.given_drafts` holds no ladder
+        (nor, of targets, a published model), or `distil.teacher` is no model.
     """
     for role in ("targets", "drafts"):
         for folder in getattr(config.ladder, f"given_{role}"):
+            path = user_path(folder)
+            if role == "targets" and path.exists() and is_published(path):
+                open_model(path)
+                continue
             require(
-                (user_path(folder) / "records" / "models.csv").exists(),
+                (path / "records" / "models.csv").exists(),
                 f"ladder.given_{role} holds {folder!r}, where no trained ladder is: records/models.csv is not there.",
             )
     teacher_digest(config.distil)
@@ -118,6 +123,21 @@ def check_ladder(config: StudyConfig) -> None:
         f"no draft of the study proposes all ids, which its laws are fitted to: add 0 to family.readout, which is "
         f"{list(config.family.readout)}, or name such drafts in ladder.given_drafts.",
     )
+
+
+def check_given(config: StudyConfig, dataset: Dataset) -> None:
+    """Checks before training that the teacher and the published models of `ladder.given_targets` read
+    the study's text.
+
+    Raises:
+      SdslError: One has another tokenizer or a shorter context.
+    """
+    given = {f"the target {name}": user_path(name) for name in config.ladder.given_targets}
+    given = {called: path for called, path in given.items() if is_published(path)}
+    if config.distil.teacher:
+        given[f"the teacher {config.distil.teacher}"] = user_path(config.distil.teacher)
+    for called, path in given.items():
+        require_same_text(open_model(path), dataset, called)
 
 
 class Outcome(NamedTuple):

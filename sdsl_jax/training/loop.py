@@ -25,7 +25,7 @@ import numpy as np
 
 from sdsl_jax.checkpoints import storage
 from sdsl_jax.checkpoints.layout import Layout
-from sdsl_jax.checkpoints.model_folder import load_model_folder
+from sdsl_jax.checkpoints.loading import load_model
 from sdsl_jax.config import EXIT_KINDS, StudyConfig, TrainingConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.errors import Diverged, SdslError, require
@@ -165,7 +165,7 @@ class RungTrainer:
         if parent is None:
             params = init_params(self.plan.model, jax.random.key(seed))
         else:
-            loaded = load_model_folder(parent.folder)
+            loaded = load_model(parent.folder)
             cut_out = rung.kind in (*EXIT_KINDS, "pruned")
             require(
                 loaded.record.params_digest == parent.digest

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from sdsl_jax.checkpoints.loading import is_published, open_model
 from sdsl_jax.checkpoints.model_folder import find_model_folder, stored_weights
 from sdsl_jax.config import (
     EXIT_KINDS,
@@ -163,13 +164,18 @@ def shape(
     Raises:
       SdslError: The family cannot build it, or it cannot be cut out of the teacher.
     """
-    if rung.kind in EXIT_KINDS:
-        return exit_of_size(teacher_architecture(config.distil), rung.params)
     if rung.kind == "table-head":
         return table_head_of_size(_last_tapped(config), rung.params, readout_ids).body
-    if rung.kind == "pruned":
-        layers = config.family.layers
-        return pruned_of_size(teacher_architecture(config.distil), rung.params, layers)
+    if rung.kind in (*EXIT_KINDS, "pruned"):
+        teacher = teacher_architecture(config.distil)
+        require(
+            teacher.vocab_size == vocab_size,
+            f"distil.teacher has a table of {teacher.vocab_size:,} rows and the study's tokenizer {vocab_size:,} "
+            "entries; a draft that is cut out of the teacher needs as many of both.",
+        )
+        if rung.kind in EXIT_KINDS:
+            return exit_of_size(teacher, rung.params)
+        return pruned_of_size(teacher, rung.params, config.family.layers)
     if rung.kind == "nested":
         return nested_of_sizes(config.family, config.ladder.draft_params, vocab_size)[-1]
     model = member(config.family, rung.params, vocab_size)
@@ -414,11 +420,11 @@ def _parent(
         path = user_path(config.distil.teacher)
         rounded = config.training.stored_weights == "bfloat16"
         require(
-            rung.kind == "pruned" or not rounded or stored_weights(path) == "bfloat16",
+            rung.kind == "pruned" or not rounded or _is_rounded(path),
             f"training.stored_weights is 'bfloat16' and the teacher {path} is stored in float32: rounded, the blocks of an early "
             'exit would not be the teacher\'s any more. Set training.stored_weights = "float32".',
         )
-        return Parent(find_model_folder(path), teacher_digest(config.distil))
+        return Parent(open_model(path).folder, teacher_digest(config.distil))
     if not config.distil.init_from:
         return None
     sizes = counts.nonembedding, counts.total, model.layers, model.width
@@ -439,6 +445,10 @@ def _parent(
     parent = longest[0]
     folder = find_model_folder(Path(config.distil.init_from) / parent.checkpoint)
     return Parent(folder, parent.params_digest, parent.training_flops)
+
+
+def _is_rounded(path: Path) -> bool:
+    return not is_published(path) and stored_weights(path) == "bfloat16"
 
 
 def _tag(config: StudyConfig, plan: Plan, dataset: Dataset) -> str:
